@@ -146,7 +146,7 @@ extern "C" __global__ void step(const StepTensors tensors, const OnDevice known,
 
 constexpr int block_elements = 256;
 
-// How a share becomes a code, as optim/moments.rs lays them out: seven decades of values, each in the
+// How a share becomes a code, as optim/state/quantized.rs lays them out: seven decades of values, each in the
 // middle of one of `count` equal parts, so that the parts' edges are the bounds between them. Only the
 // bounds between decades lie elsewhere.
 template <bool is_signed>

@@ -5,7 +5,7 @@ struct AmpAdam {
   int decoupled;
 };
 
-// Of averages in 8 bits (optim/moments.rs): 256 values, ascending, and the 255 bounds between them.
+// Of averages in 8 bits (optim/state/quantized.rs): 256 values, ascending, and the 255 bounds between them.
 struct Code {
   const float* values;
   const float* bounds;

@@ -28,7 +28,6 @@ macro_rules! checked {
 
 // Below the macro, which they use.
 mod attention;
-mod checkpoint;
 mod cuda_library;
 mod device;
 mod flops;
@@ -36,16 +35,16 @@ mod graph;
 mod kernels;
 mod layers;
 mod modes;
-mod moments;
 mod optim;
 mod products;
+mod quantized_state;
+mod recompute;
 mod rule;
 mod run;
 mod transfer;
 mod watch;
 
 pub(crate) use attention::*;
-pub(crate) use checkpoint::*;
 pub use cuda_library::CudaLibrary;
 pub(crate) use cuda_library::*;
 pub(crate) use device::*;
@@ -54,9 +53,10 @@ pub(crate) use graph::*;
 pub(crate) use kernels::*;
 pub(crate) use layers::*;
 pub(crate) use modes::*;
-pub(crate) use moments::*;
 pub(crate) use optim::*;
 pub(crate) use products::*;
+pub(crate) use quantized_state::*;
+pub(crate) use recompute::*;
 pub(crate) use rule::*;
 pub(crate) use run::*;
 pub(crate) use transfer::*;

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Invariant, Moment, Rule, samples, seen::Seen};
+use super::{Invariant, Moment, Rule, run_state::Seen, sampled_tensors};
 use crate::{
     Result, ffi,
     nn::Role,
@@ -102,14 +102,17 @@ fn stale_master(seen: &Seen<'_>) -> Result<Option<String>> {
         for parameter in scheduled.optimizer.parameters().iter() {
             let Ok(master) = state.tensor(&format!("master/{}", parameter.name)) else { continue };
             let rounded = master.f_to_kind(parameter.tensor.kind())?;
-            let pair = [samples::elements(&rounded)?, samples::elements(&parameter.tensor)?];
+            let pair = [
+                sampled_tensors::elements(&rounded)?,
+                sampled_tensors::elements(&parameter.tensor)?,
+            ];
             if let [Some(master), Some(weight)] = pair {
                 names.push((parameter.name.clone(), [master.numel(), weight.numel()]));
                 pieces.extend([master, weight]);
             }
         }
     }
-    let values = samples::read(&pieces)?;
+    let values = sampled_tensors::read(&pieces)?;
     let mut rest = values.as_slice();
     let mut take = |count: usize| {
         let (own, others) = rest.split_at(count);

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
-use super::super::sample::sample;
+use super::super::sampled_elements::sample;
 use crate::{Result, nn::Role, precision::is_floating};
 
 /// The approximate number of elements read per tensor. It is small, because all are read at once.

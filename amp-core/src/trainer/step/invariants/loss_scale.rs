@@ -1,6 +1,6 @@
 //! Compares the loss scale with its rule.
 
-use super::{Invariant, Moment, Rule, seen::Seen};
+use super::{Invariant, Moment, Rule, run_state::Seen};
 use crate::{
     Result,
     precision::ScalerState,

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// What a run was at one moment: later steps do not change it.
-pub(super) struct Snapshot {
+pub(in crate::trainer) struct Snapshot {
     weights: Vec<(String, Tensor)>,
     state: Option<State>,
     text: BTreeMap<String, String>,
@@ -29,7 +29,7 @@ pub(super) struct Snapshot {
 
 impl Snapshot {
     /// Copies weights and state on their device, where that takes no time worth mentioning.
-    pub(super) fn take(
+    pub(in crate::trainer) fn take(
         weights: Vec<(String, Tensor)>,
         state: Option<State>,
         text: BTreeMap<String, String>,
@@ -67,7 +67,7 @@ enum Job {
 
 /// Writes and deletes checkpoints in order, on a thread of its own. After a failure nothing is deleted.
 #[derive(Default)]
-pub(super) struct Writer {
+pub(in crate::trainer) struct Writer {
     worker: Option<Worker>,
     /// Jobs whose outcome is not known.
     pending: usize,
@@ -81,14 +81,18 @@ struct Worker {
 
 impl Writer {
     /// Starts writing a file. At most one is written at a time: this waits for the one before.
-    pub(super) fn write(&mut self, path: &Path, snapshot: Snapshot) -> Result<Vec<PathBuf>> {
+    pub(in crate::trainer) fn write(
+        &mut self,
+        path: &Path,
+        snapshot: Snapshot,
+    ) -> Result<Vec<PathBuf>> {
         let written = self.finish()?;
         self.send(Job::Write(path.to_owned(), Box::new(snapshot)))?;
         Ok(written)
     }
 
     /// Removes a file once the files before it are written. It is not an error if the file is gone.
-    pub(super) fn delete(&mut self, path: PathBuf) -> Result<()> {
+    pub(in crate::trainer) fn delete(&mut self, path: PathBuf) -> Result<()> {
         self.send(Job::Delete(path))
     }
 
@@ -96,7 +100,7 @@ impl Writer {
     ///
     /// # Errors
     /// When one could not be written or deleted.
-    pub(super) fn written(&mut self) -> Result<Vec<PathBuf>> {
+    pub(in crate::trainer) fn written(&mut self) -> Result<Vec<PathBuf>> {
         self.outcomes(|worker| worker.outcomes.try_recv().ok())
     }
 
@@ -104,7 +108,7 @@ impl Writer {
     ///
     /// # Errors
     /// When one could not be written or deleted.
-    pub(super) fn finish(&mut self) -> Result<Vec<PathBuf>> {
+    pub(in crate::trainer) fn finish(&mut self) -> Result<Vec<PathBuf>> {
         self.outcomes(|worker| worker.outcomes.recv().ok())
     }
 

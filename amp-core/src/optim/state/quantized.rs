@@ -5,7 +5,7 @@ use std::rc::Rc;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use super::weight_update::{wide, write, write_stochastically};
+use crate::optim::weight_update::{wide, write, write_stochastically};
 use crate::{Result, ffi, named::named};
 
 /// How an optimizer stores its running averages of gradients (the moments), each of which is as
@@ -36,11 +36,11 @@ named!(Moments, "moments", {
 });
 
 /// The number of elements that share a scale.
-pub(super) const BLOCK: i64 = 256;
+pub(in crate::optim) const BLOCK: i64 = 256;
 
 /// One stored running average of a parameter.
 #[derive(Debug)]
-pub(super) enum Moment {
+pub(in crate::optim) enum Moment {
     /// In the dtype in which the kernels compute.
     Plain(Tensor),
     /// Flat.
@@ -51,12 +51,12 @@ pub(super) enum Moment {
 
 impl Moment {
     /// Zeros in bf16 for a parameter of this size.
-    pub(super) fn bf16(elements: i64, device: Device) -> Result<Self> {
+    pub(in crate::optim) fn bf16(elements: i64, device: Device) -> Result<Self> {
         Ok(Self::Bf16(Tensor::f_zeros([elements], (Kind::BFloat16, device))?))
     }
 
     /// Zeros in 8 bits with these codes, on their device.
-    pub(super) fn eight_bit(elements: i64, code: Rc<Code>) -> Result<Self> {
+    pub(in crate::optim) fn eight_bit(elements: i64, code: Rc<Code>) -> Result<Self> {
         let (blocks, device) = ((elements + BLOCK - 1) / BLOCK, code.values.device());
         Ok(Self::EightBit {
             codes: Tensor::f_full([blocks * BLOCK], code.zero, (Kind::Uint8, device))?,
@@ -67,7 +67,7 @@ impl Moment {
 
     /// Elements `start..start + count` in f32; a copy, unless the average is plain. A part begins
     /// at a block.
-    pub(super) fn read(&self, start: i64, count: i64) -> Result<Tensor> {
+    pub(in crate::optim) fn read(&self, start: i64, count: i64) -> Result<Tensor> {
         match self {
             Self::Plain(tensor) => Ok(tensor.f_reshape([-1])?.f_narrow(0, start, count)?),
             Self::Bf16(tensor) => wide(&tensor.f_narrow(0, start, count)?),
@@ -79,7 +79,7 @@ impl Moment {
     }
 
     /// Writes the values that [`read`](Self::read) returned and a step changed.
-    pub(super) fn write(&self, start: i64, values: &Tensor) -> Result<()> {
+    pub(in crate::optim) fn write(&self, start: i64, values: &Tensor) -> Result<()> {
         let (values, count) = (&values.f_reshape([-1])?, values.numel() as i64);
         match self {
             Self::Plain(_) => Ok(()),
@@ -92,14 +92,14 @@ impl Moment {
     }
 
     /// The tensor on which the kernels compute.
-    pub(super) fn kept(&self) -> &Tensor {
+    pub(in crate::optim) fn kept(&self) -> &Tensor {
         let (Self::Plain(tensor) | Self::Bf16(tensor) | Self::EightBit { codes: tensor, .. }) =
             self;
         tensor
     }
 
     /// The blocks' scales and the values of the codes, if it is stored in 8 bits.
-    pub(super) fn coded(&self) -> Option<(&Tensor, &Code)> {
+    pub(in crate::optim) fn coded(&self) -> Option<(&Tensor, &Code)> {
         match self {
             Self::EightBit { scales, code, .. } => Some((scales, code)),
             _ => None,
@@ -107,7 +107,7 @@ impl Moment {
     }
 
     /// The saved tensors, each with the suffix to the slot's name.
-    pub(super) fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
+    pub(in crate::optim) fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
         match self {
             Self::Plain(tensor) | Self::Bf16(tensor) => vec![("", tensor)],
             Self::EightBit { codes, scales, .. } => vec![("", codes), ("_scale", scales)],
@@ -126,7 +126,7 @@ fn part(codes: &Tensor, scales: &Tensor, start: i64, count: i64) -> Result<(Tens
 /// many values as the decade below, at the centres of equal parts of its upper nine tenths; and 0
 /// and 1.
 #[derive(Debug)]
-pub(super) struct Code {
+pub(in crate::optim) struct Code {
     /// Ascending.
     values: Tensor,
     /// The bounds between neighbouring values.
@@ -138,11 +138,11 @@ pub(super) struct Code {
 
 /// The code tables of a device, each made once.
 #[derive(Debug, Default)]
-pub(super) struct Codes(Vec<(bool, Device, Rc<Code>)>);
+pub(in crate::optim) struct Codes(Vec<(bool, Device, Rc<Code>)>);
 
 impl Codes {
     /// The table for averages; `signed` if they may be negative.
-    pub(super) fn of(&mut self, signed: bool, device: Device) -> Result<Rc<Code>> {
+    pub(in crate::optim) fn of(&mut self, signed: bool, device: Device) -> Result<Rc<Code>> {
         let found = self.0.iter().find(|(own, place, _)| (*own, *place) == (signed, device));
         if let Some((.., code)) = found {
             return Ok(code.clone());
@@ -155,7 +155,7 @@ impl Codes {
 
 impl Code {
     /// The values and the bounds.
-    pub(super) fn tables(&self) -> [&Tensor; 2] {
+    pub(in crate::optim) fn tables(&self) -> [&Tensor; 2] {
         [&self.values, &self.bounds]
     }
 

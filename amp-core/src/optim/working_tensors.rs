@@ -4,8 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{
     Algorithm, Moments, Slot, Storage, WeightUpdate,
-    moments::{Codes, Moment},
-    slot::SlotShape,
+    state::{Codes, Moment, SlotShape},
     weight_update::{is_half, wide},
 };
 use crate::{Result, parameter::Parameter};

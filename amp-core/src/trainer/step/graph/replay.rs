@@ -6,8 +6,8 @@ use tch::Tensor;
 
 use super::{
     super::{
-        examples::Examples,
         executor::{Ended, Executor},
+        micro_batches::Examples,
         observers::Observers,
         report::end_batch,
         state::StepState,

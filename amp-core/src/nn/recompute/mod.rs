@@ -1,15 +1,26 @@
+//! Activation checkpointing: activations are not kept for the backward pass but recomputed in it. A
+//! [`Checkpoint`] recomputes one module, a [`Segment`] several layers of a sequence. [`measure`] finds out
+//! how many bytes that saves.
+
+mod measure;
+mod segment;
+
+pub(crate) use measure::{Cell, Survey};
+pub use segment::Segment;
+pub(in crate::nn) use segment::forward;
+
 use std::sync::Arc;
 
 use tch::Tensor;
 
-use super::{Context, Module, Op, Role, Visit, Visitor, context::Checkpointing};
 use crate::{
     Result, ffi,
+    nn::{Context, Module, Op, Role, Visit, Visitor, context::Checkpointing},
     precision::Region,
     random::{self, Place},
 };
 
-/// Gradient checkpointing (torch.utils.checkpoint): the module's activations are not kept for the
+/// Activation checkpointing (torch.utils.checkpoint): the module's activations are not kept for the
 /// backward pass but recomputed, with the same autocast state and random numbers, so that gradients are
 /// equal to the last bit on the CPU. Batch statistics are updated once.
 ///
@@ -33,7 +44,7 @@ impl<M> Checkpoint<M> {
 
 impl<M> Checkpoint<M> {
     /// The same for a view of the module.
-    pub(super) fn viewed<V>(&self, view: impl FnOnce(&M) -> V) -> Checkpoint<V> {
+    pub(in crate::nn) fn viewed<V>(&self, view: impl FnOnce(&M) -> V) -> Checkpoint<V> {
         Checkpoint::new(view(&self.module), self.enabled)
     }
 }
@@ -45,7 +56,7 @@ impl<M: Visit> Visit for Checkpoint<M> {
 }
 
 /// Whether a gradient passes through the module or ends in it; otherwise nothing has to be recomputed.
-pub(super) fn is_trained(module: &(impl Visit + ?Sized), input: &Tensor) -> bool {
+fn is_trained(module: &(impl Visit + ?Sized), input: &Tensor) -> bool {
     struct Look(bool);
 
     impl Visitor for Look {
@@ -69,7 +80,7 @@ pub(super) fn is_trained(module: &(impl Visit + ?Sized), input: &Tensor) -> bool
 /// numbers by comparing the generator's state before and after. If another thread drew meanwhile, the
 /// backward pass would reset the generator for a module that draws nothing, and disturb that thread.
 /// A thread that recomputes works for one that waits for it, which may itself be in a section.
-pub(super) fn without_sections(cx: &Context) -> Option<Place> {
+fn without_sections(cx: &Context) -> Option<Place> {
     (!cx.is_recomputing()).then(random::place)
 }
 

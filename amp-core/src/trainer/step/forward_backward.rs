@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use super::{
-    examples::{no_examples, split},
+    micro_batches::{no_examples, split},
     profile::Profiler,
 };
 use crate::{

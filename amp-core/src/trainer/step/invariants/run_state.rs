@@ -4,7 +4,7 @@ use std::{cell::OnceCell, rc::Rc};
 
 use tch::Tensor;
 
-use super::{super::state::StepState, samples::Samples};
+use super::{super::state::StepState, sampled_tensors::Samples};
 use crate::{
     LightningModule, Result,
     nn::{self, Role},

@@ -8,7 +8,6 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{config::Freeze, fit::Run, step::Counts};
 use crate::{
     Error, Result,
     checkpoint::{self, Saved},
@@ -19,11 +18,12 @@ use crate::{
     precision::{Precision, ScalerState},
     random::RandomState,
     state::State,
+    trainer::{config::Freeze, fit::Run, step::Counts},
     weights::Found,
 };
 
 /// The key under which the chosen recomputation is saved.
-pub(super) const MEMORY: &str = "memory";
+pub(in crate::trainer) const MEMORY: &str = "memory";
 
 /// The number of intervals over which two schedules are compared.
 const HORIZON: i64 = 10_000;
@@ -69,7 +69,7 @@ named!(Change, "change", {
 
 impl Run<'_, '_> {
     /// The properties that must be equal for a run to continue with the same numbers.
-    pub(super) fn identity(&self) -> Map<String, Value> {
+    pub(in crate::trainer) fn identity(&self) -> Map<String, Value> {
         let config = self.config;
         let freeze = config.optimization.freeze.iter().map(Freeze::to_string);
         let entries = [
@@ -97,7 +97,7 @@ impl Run<'_, '_> {
 
     /// Restores the state of the checkpoint at `path`. Everything is checked before the model, its
     /// callbacks or a random generator is changed.
-    pub(super) fn resume(&mut self, path: &Path, with: &[Change]) -> Result<Position> {
+    pub(in crate::trainer) fn resume(&mut self, path: &Path, with: &[Change]) -> Result<Position> {
         let Saved { weights, state } = checkpoint::read(path)?;
         let at = |error: Error| match error {
             Error::Config(text) => Error::config(format!("{}: {text}", path.display())),
@@ -181,7 +181,7 @@ impl Run<'_, '_> {
     }
 
     /// The initial rates of all optimizers, before any schedule.
-    pub(super) fn initial_rates(&self) -> Vec<Vec<Rates>> {
+    pub(in crate::trainer) fn initial_rates(&self) -> Vec<Vec<Rates>> {
         let scheduled = self.state.optim.scheduled.iter();
         scheduled.map(|scheduled| scheduled.initial_rates().to_vec()).collect()
     }
@@ -192,7 +192,7 @@ impl Run<'_, '_> {
     }
 
     /// The first rates of the schedules, as one number per optimizer.
-    pub(super) fn courses(&self) -> Result<Vec<Option<u64>>> {
+    pub(in crate::trainer) fn courses(&self) -> Result<Vec<Option<u64>>> {
         self.state
             .optim
             .scheduled

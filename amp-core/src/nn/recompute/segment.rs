@@ -5,12 +5,11 @@ use std::{fmt, ops::Range, sync::Arc};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::{
-    Context, Module,
-    checkpoint::{is_trained, without_sections},
-    container,
+use super::{is_trained, without_sections};
+use crate::{
+    Error, Result, ffi,
+    nn::{Context, Module, container},
 };
-use crate::{Error, Result, ffi};
 
 /// Layers that are recomputed as one: neighbours in a container, or a single module.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,7 +45,7 @@ impl fmt::Display for Segment {
 }
 
 /// Runs a container's layers, and recomputes the `segments` that belong to it.
-pub(super) fn forward<M: Module>(
+pub(in crate::nn) fn forward<M: Module>(
     layers: &[M],
     segments: &[Segment],
     input: &Tensor,

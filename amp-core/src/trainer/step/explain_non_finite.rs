@@ -1,6 +1,6 @@
 //! Finds where a step stopped being finite.
 
-use super::{examples::Examples, observers::Emit, rollback::Aside, state::StepState};
+use super::{micro_batches::Examples, observers::Emit, rollback::Aside, state::StepState};
 use crate::{
     LightningModule, Result,
     event::Event,

@@ -1,6 +1,6 @@
 //! Compares the optimizers' learning rates with their schedules.
 
-use super::{Invariant, Moment, Rule, seen::Seen};
+use super::{Invariant, Moment, Rule, run_state::Seen};
 use crate::{Result, optim::Scheduled};
 
 /// Optimizers step with the rates of their schedules, which advance once per applied step.

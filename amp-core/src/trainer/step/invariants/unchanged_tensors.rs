@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::{Invariant, Moment, Rule, samples::Samples, seen::Seen};
+use super::{Invariant, Moment, Rule, run_state::Seen, sampled_tensors::Samples};
 use crate::{Result, nn::Role, optim::Rates, trainer::config::NonFinite};
 
 /// Validation changes no parameter and no buffer.

@@ -12,9 +12,9 @@ use amp_core::{
     trainer::{ManualStep, StepAccess},
 };
 
-/// Stands between a model and the trainer; every method passes on unless it is written.
+/// Intercepts the calls of the trainer to a model. By default each method calls the model.
 #[expect(clippy::missing_errors_doc, reason = "an error ends the run, as in the model's hooks")]
-pub trait Tap {
+pub trait Interceptor {
     /// How closely the wrapper follows each step. The run's path depends on this; by default it is
     /// the same as without the wrapper.
     fn step_access(&self) -> StepAccess {
@@ -81,26 +81,26 @@ pub trait Tap {
     }
 }
 
-/// The model with its tap.
-pub struct Tapped<T> {
+/// The model with its interceptor.
+pub struct Intercepted<T> {
     model: Box<dyn LightningModule>,
-    tap: T,
+    interceptor: T,
 }
 
-impl<T: Tap> Tapped<T> {
-    /// Puts `tap` before `model`.
-    pub fn new(model: Box<dyn LightningModule>, tap: T) -> Self {
-        Self { model, tap }
+impl<T: Interceptor> Intercepted<T> {
+    /// Puts `interceptor` before `model`.
+    pub fn new(model: Box<dyn LightningModule>, interceptor: T) -> Self {
+        Self { model, interceptor }
     }
 }
 
-impl<T> Visit for Tapped<T> {
+impl<T> Visit for Intercepted<T> {
     fn visit(&self, visitor: &mut dyn Visitor) {
         self.model.visit(visitor);
     }
 }
 
-impl<T: Tap> LightningModule for Tapped<T> {
+impl<T: Interceptor> LightningModule for Intercepted<T> {
     fn name(&self) -> &'static str {
         self.model.name()
     }
@@ -110,11 +110,11 @@ impl<T: Tap> LightningModule for Tapped<T> {
     }
 
     fn training_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<Tensor> {
-        self.tap.training_step(self.model.as_mut(), batch, step)
+        self.interceptor.training_step(self.model.as_mut(), batch, step)
     }
 
     fn optimizes_manually(&self) -> bool {
-        self.tap.optimizes_manually(self.model.as_ref())
+        self.interceptor.optimizes_manually(self.model.as_ref())
     }
 
     fn manual_step(&mut self, batch: &AnyBatch, step: &mut ManualStep<'_>) -> Result<()> {
@@ -122,11 +122,11 @@ impl<T: Tap> LightningModule for Tapped<T> {
     }
 
     fn step_access(&self) -> StepAccess {
-        self.model.step_access().and(self.tap.step_access())
+        self.model.step_access().and(self.interceptor.step_access())
     }
 
     fn validation_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<()> {
-        self.tap.validation_step(self.model.as_mut(), batch, step)
+        self.interceptor.validation_step(self.model.as_mut(), batch, step)
     }
 
     fn test_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<()> {
@@ -138,7 +138,7 @@ impl<T: Tap> LightningModule for Tapped<T> {
     }
 
     fn configure_optimizers(&self, plan: &TrainingPlan) -> Result<Optimizers> {
-        self.tap.optimizers(self.model.as_ref(), plan)
+        self.interceptor.optimizers(self.model.as_ref(), plan)
     }
 
     fn on_train_start(&mut self) -> Result<()> {
@@ -154,7 +154,7 @@ impl<T: Tap> LightningModule for Tapped<T> {
         gradients: &Gradients<Unscaled>,
         hook: &mut Hook<'_>,
     ) -> Result<()> {
-        self.tap.before_step(self.model.as_ref(), gradients, hook)?;
+        self.interceptor.before_step(self.model.as_ref(), gradients, hook)?;
         self.model.on_before_optimizer_step(gradients, hook)
     }
 
@@ -165,9 +165,9 @@ impl<T: Tap> LightningModule for Tapped<T> {
         hook: &mut Hook<'_>,
     ) -> Result<()> {
         if let Some(outcome) = outcome {
-            self.tap.after_step(self.model.as_ref(), outcome, hook)?;
+            self.interceptor.after_step(self.model.as_ref(), outcome, hook)?;
         }
-        self.tap.after_batch(loss)?;
+        self.interceptor.after_batch(loss)?;
         self.model.on_train_batch_end(loss, outcome, hook)
     }
 

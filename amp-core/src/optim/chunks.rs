@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use tch::Tensor;
 
-use super::moments::BLOCK;
+use super::state::BLOCK;
 use crate::Result;
 
 /// The number of elements that are copied at once.

@@ -2,12 +2,11 @@
 
 use std::path::PathBuf;
 
-use super::fit::Run;
-use crate::{Error, Result, callback::Action, event::Event, log::Log};
+use crate::{Error, Result, callback::Action, event::Event, log::Log, trainer::fit::Run};
 
 impl Run<'_, '_> {
     /// Executes the callbacks' requests: first saving, then deleting.
-    pub(super) fn act(&mut self, actions: Vec<Action>) -> Result<()> {
+    pub(in crate::trainer) fn act(&mut self, actions: Vec<Action>) -> Result<()> {
         let mut deleted = Vec::new();
         for action in actions {
             match action {
@@ -24,7 +23,7 @@ impl Run<'_, '_> {
     }
 
     /// Starts saving the run in its state between two steps.
-    pub(super) fn save(&mut self, path: PathBuf, weights_only: bool) -> Result<()> {
+    pub(in crate::trainer) fn save(&mut self, path: PathBuf, weights_only: bool) -> Result<()> {
         let snapshot = self.snapshot(weights_only)?;
         let written = self.writer.write(&path, snapshot)?;
         self.report_saved(written)?;
@@ -36,13 +35,13 @@ impl Run<'_, '_> {
     }
 
     /// Waits until all checkpoints are on the disk.
-    pub(super) fn finish_saving(&mut self) -> Result<()> {
+    pub(in crate::trainer) fn finish_saving(&mut self) -> Result<()> {
         let written = self.writer.finish()?;
         self.report_saved(written)
     }
 
     /// Saves the run in its state before the failed step, if that was requested.
-    pub(super) fn save_after(&mut self, error: &Error) -> Result<()> {
+    pub(in crate::trainer) fn save_after(&mut self, error: &Error) -> Result<()> {
         let Some(path) = self.interruption.save_errors_to.clone() else { return Ok(()) };
         let saved = self.return_to_step().and_then(|()| self.save(path.clone(), false));
         let text = match saved.and_then(|()| self.finish_saving()) {

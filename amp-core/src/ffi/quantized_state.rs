@@ -1,4 +1,4 @@
-//! Running averages in 8 bits on the CPU (`csrc/moments.cpp`).
+//! Optimizer state in 8 bits on the CPU (`csrc/quantized_state.cpp`).
 
 use std::ffi::c_int;
 

@@ -13,7 +13,7 @@ use amp_core::{
 };
 
 use super::{Fault, loss, optimizer, schedule};
-use crate::tap::Tap;
+use crate::interceptor::Interceptor;
 
 /// Breaks a run.
 pub struct Faulty {
@@ -65,7 +65,7 @@ impl Faulty {
 /// The limit that the models with clipping have.
 const CLIP: f64 = 1.0;
 
-impl Tap for Faulty {
+impl Interceptor for Faulty {
     fn step_access(&self) -> StepAccess {
         match self.fault() {
             Some(

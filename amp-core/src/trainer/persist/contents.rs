@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::{fit::Run, resume::MEMORY, writer::Snapshot};
-use crate::{Result, event::Position, random::RandomState, state::State, weights};
+use super::{resume::MEMORY, write::Snapshot};
+use crate::{
+    Result, event::Position, random::RandomState, state::State, trainer::fit::Run, weights,
+};
 
 impl Run<'_, '_> {
     /// The state of a run between two steps.
-    pub(super) fn snapshot(&self, weights_only: bool) -> Result<Snapshot> {
+    pub(in crate::trainer) fn snapshot(&self, weights_only: bool) -> Result<Snapshot> {
         let state = match weights_only {
             true => None,
             false => Some(self.state()?),

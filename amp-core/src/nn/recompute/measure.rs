@@ -5,11 +5,12 @@ use std::{cell::RefCell, time::Instant};
 
 use tch::{Device, Tensor};
 
-use super::{Context, Module, Segment, container};
+use super::Segment;
 use crate::{
     Result,
     ffi::CudaEvent,
     memory::{MemoryMeter, tensor_bytes},
+    nn::{Context, Module, container},
     precision::is_floating,
 };
 
@@ -52,7 +53,7 @@ impl Survey {
     }
 
     /// Runs a container's layers and measures each that can be shared.
-    pub(super) fn layers<M: Module>(
+    pub(in crate::nn) fn layers<M: Module>(
         &self,
         layers: &[M],
         input: &Tensor,
@@ -83,7 +84,7 @@ impl Survey {
     }
 
     /// Runs a module that can be recomputed alone.
-    pub(super) fn module(
+    pub(in crate::nn) fn module(
         &self,
         module: &dyn Module,
         input: &Tensor,

@@ -13,8 +13,8 @@ use tch::Device;
 
 use self::search::{Tried, search};
 use super::{
-    average::Average, examples::Examples, last_good::LastGood, observers::Emit, rollback::Aside,
-    state::StepState,
+    last_good::LastGood, micro_batches::Examples, observers::Emit, rollback::Aside,
+    state::StepState, weight_average::Average,
 };
 use crate::{
     Error, LightningModule, Result, Step,

@@ -2,25 +2,28 @@
 
 use tch::Tensor;
 
-use super::{
-    Algorithm, Moments, Slot, Storage,
-    moments::{Codes, Moment},
-    weight_update::wide,
-    working::{Working, moments, working, zeros},
+use super::{Codes, Moment, Moments, Slot};
+use crate::{
+    Error, Result,
+    nn::Parameter,
+    optim::{
+        Algorithm, Storage,
+        weight_update::wide,
+        working_tensors::{Working, moments, working, zeros},
+    },
 };
-use crate::{Error, Result, nn::Parameter};
 
 /// A parameter's group and its state.
-pub(super) struct Kept {
-    pub(super) group: usize,
+pub(in crate::optim) struct Kept {
+    pub(in crate::optim) group: usize,
     /// The index of its list of slots.
-    pub(super) layout: usize,
+    pub(in crate::optim) layout: usize,
     /// `None` while the parameter does not require a gradient.
-    pub(super) state: Option<ParameterState>,
+    pub(in crate::optim) state: Option<ParameterState>,
 }
 
 /// The lists of slots that the groups' options use, each once, and the list of each parameter.
-pub(super) fn laid_out<A: Algorithm>(
+pub(in crate::optim) fn laid_out<A: Algorithm>(
     options: &[A],
     parameters: &[Parameter],
     group_of: &[usize],
@@ -39,18 +42,18 @@ pub(super) fn laid_out<A: Algorithm>(
 }
 
 /// The state of an optimizer for one parameter.
-pub(super) struct ParameterState {
+pub(in crate::optim) struct ParameterState {
     /// One for each slot.
-    pub(super) slots: Vec<Moment>,
+    pub(in crate::optim) slots: Vec<Moment>,
     /// The f32 master of a 16-bit parameter.
-    pub(super) master: Option<Tensor>,
+    pub(in crate::optim) master: Option<Tensor>,
     /// Whether the parameter has had its first step.
-    pub(super) started: bool,
+    pub(in crate::optim) started: bool,
 }
 
 impl ParameterState {
     /// The state before the first step.
-    pub(super) fn new<A: Algorithm>(
+    pub(in crate::optim) fn new<A: Algorithm>(
         parameter: &Parameter,
         slots: &[Slot],
         storage: Storage,

@@ -3,12 +3,12 @@
 /// One tensor in the state of a parameter, initially zero.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Slot {
-    pub(super) name: &'static str,
-    pub(super) shape: SlotShape,
+    pub(in crate::optim) name: &'static str,
+    pub(in crate::optim) shape: SlotShape,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum SlotShape {
+pub(in crate::optim) enum SlotShape {
     /// The parameter's shape, and its dtype unless it is updated in f32: a running average;
     /// `signed` if it may be negative.
     Parameter { signed: bool },
@@ -36,7 +36,7 @@ impl Slot {
         Self { name, shape: SlotShape::Own(shape.into()) }
     }
 
-    /// A count of steps ([`ParameterStep::count`](super::ParameterStep::count)).
+    /// A count of steps ([`ParameterStep::count`](crate::optim::ParameterStep::count)).
     pub const fn count(name: &'static str) -> Self {
         Self { name, shape: SlotShape::Scalar }
     }

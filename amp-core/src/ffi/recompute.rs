@@ -1,4 +1,4 @@
-//! Gradient checkpointing (`csrc/checkpoint.cpp`).
+//! Activation checkpointing (`csrc/recompute.cpp`).
 
 use std::ffi::{c_int, c_void};
 

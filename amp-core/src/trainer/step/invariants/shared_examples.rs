@@ -1,6 +1,6 @@
 //! Examples that are used both for training and for validation.
 
-use super::{Invariant, Moment, Rule, seen::Seen};
+use super::{Invariant, Moment, Rule, run_state::Seen};
 use crate::{
     Result,
     data::{DataModule, SharedDataset, share_memory, shared_part},

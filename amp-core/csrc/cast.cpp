@@ -10,7 +10,7 @@
 
 #include "kernel.h"
 #include "kernels/cast.cu.h"
-#include "starts.h"
+#include "launch_lists.h"
 
 namespace amp {
 

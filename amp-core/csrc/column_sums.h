@@ -1,7 +1,7 @@
 // Sums of a gradient's columns that the kernel that made it has found as well: the gradient of a bias.
 #pragma once
 
-#include "beside.h"
+#include "tensor_metadata.h"
 
 namespace amp {
 

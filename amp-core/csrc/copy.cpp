@@ -9,7 +9,7 @@
 #include "kernel.h"
 #include "kernels/copy.cu.h"
 #include "list.h"
-#include "starts.h"
+#include "launch_lists.h"
 
 namespace amp::copy {
 namespace {

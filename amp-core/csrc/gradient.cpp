@@ -11,7 +11,7 @@
 #include "kernel.h"
 #include "kernels/gradient.cu.h"
 #include "list.h"
-#include "starts.h"
+#include "launch_lists.h"
 
 namespace amp::gradient {
 namespace {

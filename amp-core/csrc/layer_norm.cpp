@@ -19,7 +19,7 @@
 #include "kernel.h"
 #include "kernels/layer_norm.cu.h"
 #include "norm_rows.h"
-#include "twin.h"
+#include "cached_cast.h"
 
 namespace amp::layer_norm {
 namespace {

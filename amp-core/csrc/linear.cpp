@@ -35,7 +35,7 @@
 #include "dropout.h"
 #include "guard.h"
 #include "kernel.h"
-#include "twin.h"
+#include "cached_cast.h"
 
 namespace amp::linear {
 namespace {

@@ -22,7 +22,7 @@
 #include "kernel.h"
 #include "kernels/residual_norm.cu.h"
 #include "norm_rows.h"
-#include "twin.h"
+#include "cached_cast.h"
 
 namespace amp::residual_norm {
 namespace {

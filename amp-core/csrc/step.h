@@ -8,7 +8,7 @@
 
 #include "kernel.h"
 #include "list.h"
-#include "starts.h"
+#include "launch_lists.h"
 
 // What the device knows of a step, as it crosses from Rust: `rates` is f64 [2], the others are scalars,
 // `found_inf` of f32, and may be null.

@@ -1,4 +1,4 @@
-//! Autocast state and the kernels on lists of tensors (`csrc/amp.cpp`, `csrc/gradient.cpp`,
+//! Autocast state and the kernels on lists of tensors (`csrc/autocast_and_gradients.cpp`, `csrc/gradient.cpp`,
 //! `csrc/copy.cpp`).
 
 use std::{

@@ -1,4 +1,4 @@
-//! Random generators and times on the device (`csrc/run.cpp`).
+//! Random generators and times on the device (`csrc/generators_and_events.cpp`).
 
 use std::ffi::{c_double, c_int, c_void};
 

@@ -1,4 +1,4 @@
-//! The matrix products that this thread computes (`csrc/products.cpp`).
+//! The matrix products that this thread computes (`csrc/matrix_products.cpp`).
 
 use std::{
     cell::Cell,

@@ -1,4 +1,4 @@
-//! Operations of optimizers' rules (`csrc/rule.cpp`).
+//! Operations of optimizers' rules (`csrc/optimizer_rules.cpp`).
 
 use std::ffi::{c_double, c_int};
 

@@ -1,4 +1,4 @@
-//! Operators that this thread runs in training mode (`csrc/modes.cpp`).
+//! Operators that this thread runs in training mode (`csrc/training_modes.cpp`).
 
 use std::{
     ffi::{CStr, c_char, c_int},

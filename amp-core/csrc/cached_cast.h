@@ -3,7 +3,7 @@
 
 #include <optional>
 
-#include "beside.h"
+#include "tensor_metadata.h"
 
 namespace amp {
 

@@ -1,4 +1,4 @@
-//! Figures of gradients that backward passes do not keep (`csrc/watch.cpp`).
+//! Figures of gradients that backward passes do not keep (`csrc/gradient_figures.cpp`).
 
 use std::ffi::c_int;
 

@@ -4,7 +4,7 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include "guard.h"
-#include "twin.h"
+#include "cached_cast.h"
 
 namespace amp::watch {
 namespace {

@@ -1,5 +1,5 @@
-// What tch does not bind: autocast state, the AMP and foreach kernels.
-// Tensors cross as at::Tensor*, owned by Rust unless a comment says otherwise.
+// Functions that tch does not bind: autocast state, the AMP kernels and the foreach kernels. Tensors are
+// passed as at::Tensor*. Rust owns them unless a comment says otherwise.
 
 #include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
@@ -24,9 +24,9 @@
 namespace amp::bindings {
 namespace {
 
-// Whether no element has all bits of the exponent set, as NaN and infinities have: one more, and it
-// carries into the sign. Written so that the compiler turns it into vector instructions, which it does
-// for each width that a CPU may have.
+// Whether all elements are finite. NaNs and infinities are the values whose exponent bits are all set:
+// adding 1 at the exponent's lowest bit then carries into the sign bit. The loop has no branch, so that the
+// compiler vectorises it, for each vector width that a CPU may have.
 template <typename Word>
 inline __attribute__((always_inline)) bool all_finite(const Word* words, int64_t count,
                                                       Word exponent) {
@@ -58,7 +58,7 @@ template <typename Word>
 bool finite(const void* data, int64_t count, Word exponent) {
   constexpr int64_t grain = 1 << 19;
   const auto* words = static_cast<const Word*>(data);
-  // Threads cost more than they save here, and so does asking for them.
+  // Below this size threads take longer than they save, and so does the call that asks for them.
   if (count <= grain) return run_is_finite(words, count, exponent);
   std::atomic<bool> all{true};
   at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
@@ -75,7 +75,8 @@ bool finite(const at::Tensor& tensor) {
     case at::kBFloat16: return finite<uint16_t>(data, dense->numel(), 0x7f80);
     case at::kFloat: return finite<uint32_t>(data, dense->numel(), 0x7f800000);
     case at::kDouble: return finite<uint64_t>(data, dense->numel(), 0x7ff0000000000000);
-    default: throw std::runtime_error("only f16, bf16, f32 and f64 can be looked through for what is not finite");
+    default:
+      throw std::runtime_error("the check for values that are not finite needs f16, bf16, f32 or f64");
   }
 }
 
@@ -119,7 +120,7 @@ int amp_autocast_enter(int* depth) {
   return amp::guarded([&] { *depth = at::autocast::increment_nesting(); });
 }
 
-// Leaves one level; the weight cache goes with the outermost.
+// Leaves one level. Leaving the outermost level clears the cache of cast weights.
 int amp_autocast_leave(int* depth) {
   return amp::guarded([&] {
     *depth = at::autocast::decrement_nesting();
@@ -162,7 +163,7 @@ int amp_foreach_mul(const Handle* tensors, size_t count, Handle factor) {
   });
 }
 
-// Adds to each of `to` its neighbour in `from`.
+// Adds each tensor of `from` to the tensor at the same index of `to`.
 int amp_foreach_add_each(const Handle* to, const Handle* from, size_t count) {
   return amp::guarded([&] {
     const c10::NoGradGuard no_grad;
@@ -170,7 +171,8 @@ int amp_foreach_add_each(const Handle* to, const Handle* from, size_t count) {
   });
 }
 
-// Adds to the parameters' gradients those of a scalar, times `seed` (f32) if it is not null.
+// Runs the backward pass of a scalar loss. Gradients are multiplied by `seed` (f32) if it is not null, and
+// added to the parameters' gradients.
 int amp_backward(Handle loss, Handle seed) {
   return amp::guarded([&] {
     loss->backward(seed == nullptr ? at::Tensor()
@@ -181,8 +183,8 @@ int amp_backward(Handle loss, Handle seed) {
 int amp_foreach_add(const Handle* tensors, size_t count, double value) {
   return amp::guarded([&] {
     c10::NoGradGuard no_grad;
-    // On the CPU libtorch would make a call of each: for an optimizer's step counts that takes
-    // longer than the step itself.
+    // On the CPU libtorch makes one call for each tensor. For an optimizer's step counts that takes longer
+    // than the step itself.
     if (std::all_of(tensors, tensors + count, is_host_number)) {
       for (size_t i = 0; i < count; ++i) {
         *tensors[i]->mutable_data_ptr<float>() += static_cast<float>(value);
@@ -201,12 +203,12 @@ int amp_foreach_clamp(const Handle* tensors, size_t count, double low, double hi
   });
 }
 
-// A list of the gradients that there are, which goes to amp_grads_drop; `grads` become those in it,
-// or null where a tensor has none.
+// Returns the list of defined gradients; the caller frees it with amp_grads_drop. Writes to `grads` a
+// handle into the list for each tensor, or null if the tensor has no gradient.
 int amp_grads(const Handle* tensors, size_t count, Handle* grads, amp::Tensors** out) {
   return amp::guarded([&] {
     auto held = std::make_unique<amp::Tensors>();
-    // They stay where they are.
+    // With this capacity the elements never move, so that pointers to them stay valid.
     held->reserve(count);
     for (size_t i = 0; i < count; ++i) {
       const auto& grad = tensors[i]->grad();
@@ -218,7 +220,8 @@ int amp_grads(const Handle* tensors, size_t count, Handle* grads, amp::Tensors**
 
 void amp_grads_drop(amp::Tensors* grads) { delete grads; }
 
-// Lets backward passes give these leaves gradients of any dtype, or else of the leaf's own.
+// If `any` is not 0, backward passes may give these leaves gradients of any dtype; otherwise of the leaf's
+// own dtype.
 int amp_allow_any_grad_dtype(const Handle* tensors, size_t count, int any) {
   return amp::guarded([&] {
     for (size_t i = 0; i < count; ++i) {
@@ -228,14 +231,14 @@ int amp_allow_any_grad_dtype(const Handle* tensors, size_t count, int any) {
   });
 }
 
-// Drops the gradients, so that the next backward pass writes instead of adding.
+// Drops the gradients, so that the next backward pass writes gradients instead of adding to them.
 int amp_clear_grads(const Handle* tensors, size_t count) {
   return amp::guarded([&] {
     for (size_t i = 0; i < count; ++i) tensors[i]->mutable_grad().reset();
   });
 }
 
-// The address of the tensor's identity: equal for two handles of one tensor.
+// The address of the tensor's implementation object. It is equal for two handles of one tensor.
 const void* amp_identity(Handle tensor) { return tensor->unsafeGetTensorImpl(); }
 
 }  // extern "C"

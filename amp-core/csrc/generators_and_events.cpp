@@ -1,4 +1,4 @@
-// What belongs to a run as a whole: its random generators and the times of its steps.
+// Random generators, and events that measure times on a device.
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <c10/core/Event.h>
@@ -13,8 +13,8 @@
 namespace amp::run {
 namespace {
 
-// What the CPU's generator will go on with, copied as it is: its state as a tensor, which
-// libtorch lays out word by word, takes some microseconds to make.
+// A copy of the CPU generator's state. libtorch's own state tensor is built word by word and takes some
+// microseconds.
 struct CpuRandom {
   at::mt19937 engine;
   std::optional<float> next_float;
@@ -31,8 +31,8 @@ struct CpuRandom {
   }
 };
 
-// The last that this thread dropped: a step notes a state and drops the one before, and need not ask
-// for memory, which is slow to come by at this size.
+// The last state that this thread dropped, for reuse. A step saves a state and drops the one before, and an
+// allocation of this size is slow.
 thread_local std::unique_ptr<CpuRandom> spare;
 
 CpuRandom* note(at::CPUGeneratorImpl& generator) {
@@ -54,7 +54,7 @@ c10::Device device(int cuda) {
 
 extern "C" {
 
-// `cuda` is a device's index. The new tensor is the caller's.
+// `cuda` is a device's index. The caller owns the new tensor.
 int amp_random_get(int cuda, at::Tensor** out) {
   return amp::guarded([&] { *out = new at::Tensor(amp::Random(device(cuda)).state); });
 }
@@ -63,7 +63,7 @@ int amp_random_set(int cuda, const at::Tensor* state) {
   return amp::guarded([&] { amp::Random(device(cuda)).write(*state); });
 }
 
-// The state of the CPU's default generator; it goes to amp_cpu_random_drop.
+// The state of the CPU's default generator. The caller frees it with amp_cpu_random_drop.
 int amp_cpu_random_read(void** out) {
   return amp::guarded([&] {
     auto generator = at::detail::getDefaultCPUGenerator();
@@ -80,7 +80,7 @@ int amp_cpu_random_write(const void* random) {
   });
 }
 
-// As torch.manual_seed, for the CPU's default generator alone.
+// Seeds the CPU's default generator alone, as torch.manual_seed does.
 int amp_cpu_random_seed(uint64_t seed) {
   return amp::guarded([&] {
     auto generator = at::detail::getDefaultCPUGenerator();
@@ -89,7 +89,7 @@ int amp_cpu_random_seed(uint64_t seed) {
   });
 }
 
-// As torch.get_rng_state() lays it out. The new tensor is the caller's.
+// The state in the layout of torch.get_rng_state(). The caller owns the new tensor.
 int amp_cpu_random_tensor(const void* random, at::Tensor** out) {
   return amp::guarded([&] {
     const auto generator = at::detail::createCPUGenerator();
@@ -98,7 +98,7 @@ int amp_cpu_random_tensor(const void* random, at::Tensor** out) {
   });
 }
 
-// From what amp_cpu_random_tensor gave; it goes to amp_cpu_random_drop.
+// Makes a state from the tensor of amp_cpu_random_tensor. The caller frees it with amp_cpu_random_drop.
 int amp_cpu_random_of(const at::Tensor* state, void** out) {
   return amp::guarded([&] {
     auto generator = at::detail::createCPUGenerator();
@@ -109,11 +109,10 @@ int amp_cpu_random_of(const at::Tensor* state, void** out) {
 
 void amp_cpu_random_drop(void* random) { spare.reset(static_cast<CpuRandom*>(random)); }
 
-// Notes on the device's current stream that everything before has been done by now. The event
-// goes to amp_event_drop.
+// Records an event in the device's current stream. The caller frees it with amp_event_drop.
 int amp_event_record(int cuda, void** out) {
   return amp::guarded([&] {
-    // The flag that keeps times; PyTorch's own events do not.
+    // This flag makes the event store its time; PyTorch's own events do not.
     auto event = std::make_unique<c10::Event>(c10::DeviceType::CUDA, c10::EventFlag::BACKEND_DEFAULT);
     const c10::impl::VirtualGuardImpl guard(c10::DeviceType::CUDA);
     event->record(guard.getStream(device(cuda)));
@@ -121,7 +120,7 @@ int amp_event_record(int cuda, void** out) {
   });
 }
 
-// Milliseconds between two events of one device; waits for the later one.
+// Milliseconds between two events of one device. Waits for the later event.
 int amp_event_elapsed(const void* from, const void* to, double* milliseconds) {
   return amp::guarded([&] {
     const auto& end = *static_cast<const c10::Event*>(to);

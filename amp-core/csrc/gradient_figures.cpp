@@ -1,4 +1,4 @@
-// Figures of a gradient that the backward pass computes and does not keep.
+// Statistics of a gradient that the backward pass computes and does not keep.
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -9,7 +9,8 @@
 namespace amp::watch {
 namespace {
 
-// [1, NaNs, infinities, largest magnitude] in f64, or zeros before the gradient has come.
+// Writes [1, number of NaNs, number of infinities, largest magnitude] in f64. Before the gradient is
+// computed they are zeros.
 void note(const at::Tensor& figures, const at::Tensor& grad) {
   const c10::NoGradGuard no_grad;
   const at::AutoDispatchBelowADInplaceOrView below;
@@ -24,7 +25,7 @@ void note(const at::Tensor& figures, const at::Tensor& grad) {
 
 extern "C" {
 
-// A new f64 tensor of four figures of `tensor`'s gradient, which the backward pass fills.
+// Returns a new f64 tensor of four statistics of `tensor`'s gradient. The backward pass fills it.
 int amp_watch_gradient(const at::Tensor* tensor, at::Tensor** out) {
   return amp::guarded([&] {
     auto figures = at::zeros({4}, tensor->options().dtype(at::kDouble).requires_grad(false));
@@ -33,7 +34,8 @@ int amp_watch_gradient(const at::Tensor* tensor, at::Tensor** out) {
   });
 }
 
-// Layers behind read `tensor` itself instead of its twin, so that its gradient contains theirs.
+// Makes the following layers read `tensor` itself instead of its cached cast, so that its gradient includes
+// theirs.
 int amp_forget_twin(const at::Tensor* tensor) {
   return amp::guarded([&] {
     const at::TensorBase& whole = tensor->is_view() ? tensor->_base() : *tensor;

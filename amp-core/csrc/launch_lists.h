@@ -1,4 +1,4 @@
-// Lists of tensors cut into what one start of a kernel takes.
+// Divides lists of tensors into the lists of single launches of a kernel.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -16,8 +16,8 @@ struct Start {
   unsigned blocks = 0;
 };
 
-// Makes room for so many elements of one dtype in the last start where they fit, and returns their place
-// there.
+// Adds a tensor of `size` elements to the last launch if it fits, otherwise to a new one, and returns its
+// index there.
 template <typename List>
 int add(std::vector<Start<List>>& starts, at::ScalarType dtype, int64_t size) {
   if (starts.empty() || starts.back().dtype != dtype ||

@@ -1,4 +1,4 @@
-// Watches the matrix products that this thread computes, by libtorch's own record of operators.
+// Records the matrix products that this thread computes, with libtorch's profiling callbacks.
 
 #include <ATen/record_function.h>
 
@@ -12,8 +12,8 @@
 namespace amp::products {
 namespace {
 
-// What an operator that multiplies matrices computes inside is its own affair: attention may go
-// through f32 on its way from bf16 to bf16.
+// Only the outer operator is recorded, not the operators that it calls: attention from bf16 to bf16 may
+// compute in f32 inside.
 constexpr const char* kProducts[] = {
     "aten::mm",
     "aten::addmm",
@@ -43,7 +43,7 @@ constexpr const char* kProducts[] = {
     "aten::rnn_relu",
 };
 
-// Autocast itself runs these in f32, products inside included.
+// Autocast itself runs these in f32, including the products that they call.
 constexpr const char* kInF32[] = {"aten::cdist", "aten::_cdist_forward", "aten::pdist"};
 
 struct Product {
@@ -51,7 +51,7 @@ struct Product {
   int dtype;
 };
 
-// The operator that is watched now, and where it began.
+// The recorded operator that runs now, and where it began.
 struct Watched : at::ObserverContext {
   explicit Watched(const char* op) : op(op) {}
   const char* op;
@@ -59,9 +59,9 @@ struct Watched : at::ObserverContext {
 
 thread_local std::optional<at::CallbackHandle> handle;
 thread_local std::vector<Product> seen;
-// Operators that are watched, one inside the other.
+// The number of recorded operators that are running, one inside the other.
 thread_local int depth = 0;
-// How many ask for nothing to be noted.
+// While it is above 0, nothing is recorded.
 thread_local int paused = 0;
 
 template <size_t N>
@@ -73,7 +73,7 @@ const char* among(const char* const (&names)[N], std::string_view name) {
 }
 
 std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction& function) {
-  // A gradient taken during the forward pass has the dtypes of its own rules.
+  // A gradient that is computed during the forward pass has dtypes by rules of its own.
   const bool is_backward = function.scope() == at::RecordScope::BACKWARD_FUNCTION;
   const char* op = is_backward ? nullptr : among(kProducts, function.name());
   if (op == nullptr && !is_backward && among(kInF32, function.name()) == nullptr) return nullptr;
@@ -114,13 +114,13 @@ int amp_products_stop() {
   });
 }
 
-// Notes nothing while `by` of all calls adds up to more than 0.
+// Changes the number of pauses by `by`; nothing is recorded while it is above 0.
 int amp_products_pause(int by) {
   return amp::guarded([&] { paused += by; });
 }
 
-// The product at this place; past the last one `op` is null and all are forgotten. `op` is otherwise
-// a string that is never freed.
+// Returns the recorded product at this index. Past the last one `op` is null and all products are
+// forgotten. Otherwise `op` is a string that is never freed.
 int amp_products_take(size_t place, const char** op, int* dtype) {
   return amp::guarded([&] {
     *op = nullptr;

@@ -1,4 +1,4 @@
-// Operations of optimizers' rules.
+// Operations that optimizers' rules use.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/addmm.h>
@@ -11,7 +11,7 @@
 
 extern "C" {
 
-// Adds `factor` times `other`, whose dtype may be another, to `tensor`.
+// Adds `factor` · `other` to `tensor`; `other` may have another dtype.
 int amp_add_scaled(amp::Handle tensor, amp::Handle other, double factor) {
   return amp::guarded([&] {
     c10::NoGradGuard no_grad;
@@ -20,8 +20,9 @@ int amp_add_scaled(amp::Handle tensor, amp::Handle other, double factor) {
   });
 }
 
-// The matrix `update` with singular values near 1, in bfloat16: _zeropower_via_newtonschulz of
-// torch/optim/_muon.py, operation for operation. `coefficients` are three.
+// Replaces the matrix `update` by one with the same singular vectors and singular values near 1, in
+// bfloat16. The operations are those of _zeropower_via_newtonschulz in torch/optim/_muon.py. There are
+// three `coefficients`.
 int amp_newton_schulz(amp::Handle update, const double* coefficients, int64_t steps, double eps,
                       at::Tensor** out) {
   return amp::guarded([&] {

@@ -1,4 +1,4 @@
-// Running averages in 8 bits on the CPU: a code for each element and an f32 scale for each block.
+// Optimizer state in 8 bits on the CPU: a code for each element and an f32 scale for each block.
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -13,7 +13,7 @@ namespace amp::moments {
 namespace {
 
 constexpr int64_t block = 256;
-// Blocks that are worth a thread.
+// The fewest blocks for which a thread is worthwhile.
 constexpr int64_t grain = 64;
 
 int64_t blocks_of(int64_t elements) { return (elements + block - 1) / block; }
@@ -22,7 +22,8 @@ int64_t blocks_of(int64_t elements) { return (elements + block - 1) / block; }
 
 extern "C" {
 
-// `out` (f32) becomes the values (f32 [256]) of `codes` (u8) times their block's scale (f32).
+// Writes to `out` (f32) the values (f32 [256]) of `codes` (u8), multiplied by the scale (f32) of their
+// block.
 int amp_moments_decode(const at::Tensor* codes, const at::Tensor* scales, const at::Tensor* values,
                        const at::Tensor* out) {
   return amp::guarded([&] {
@@ -40,9 +41,9 @@ int amp_moments_decode(const at::Tensor* codes, const at::Tensor* scales, const 
   });
 }
 
-// The other way round: the largest size of each block of `from` (f32) becomes its scale, and the code
-// of the nearest value is that between whose `bounds` (f32 [255]) an element's share of it lies. Where
-// `positive`, the code of what is above zero is at least 1. What is left of the last block is zero.
+// The inverse: the largest magnitude of each block of `from` (f32) becomes its scale, and each element gets
+// the code of the value nearest to element / scale, found by `bounds` (f32 [255]). With `positive` an
+// element above zero gets at least code 1. The rest of the last block is zero.
 int amp_moments_encode(const at::Tensor* from, const at::Tensor* bounds, int positive,
                        const at::Tensor* codes, const at::Tensor* scales) {
   return amp::guarded([&] {
@@ -52,7 +53,7 @@ int amp_moments_encode(const at::Tensor* from, const at::Tensor* bounds, int pos
     auto* scale = scales->mutable_data_ptr<float>();
     const int64_t count = from->numel();
     const auto code_of = [&](float share) {
-      // The number of bounds below it, of 255.
+      // The number of bounds below it, out of 255.
       int below = 0;
       for (int step = 128; step > 0; step /= 2) {
         if (bound[below + step - 1] < share) below += step;

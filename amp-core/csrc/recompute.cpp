@@ -1,5 +1,5 @@
-// Gradient checkpointing: a node of the autograd graph that keeps a module's input instead of its
-// activations and runs the module again when the gradient arrives.
+// Activation checkpointing: a node of the autograd graph that saves a module's input instead of its
+// activations, and runs the module again when the gradient arrives.
 
 #include <ATen/Context.h>
 #include <ATen/autocast_mode.h>
@@ -21,10 +21,10 @@
 namespace amp::checkpoint {
 namespace {
 
-// Why the module that ran last on this thread failed.
+// The reason why the last module on this thread failed.
 thread_local std::string failure;
 
-// Rust's closure that runs the module: `run` returns a new tensor, or null when it failed.
+// The closure of Rust that runs the module. `run` returns a new tensor, or null if the module failed.
 struct Module {
   void* state;
   at::Tensor* (*run)(void* state, const at::Tensor* input);
@@ -38,7 +38,7 @@ struct Module {
 
   at::Tensor operator()(const at::Tensor& input) const {
     std::unique_ptr<at::Tensor> output(run(state, &input));
-    if (output == nullptr) throw std::runtime_error("recomputing a checkpoint: " + failure);
+    if (output == nullptr) throw std::runtime_error("recomputing a checkpointed module: " + failure);
     return *output;
   }
 };
@@ -61,13 +61,14 @@ struct Autocast {
   }
 };
 
-// What must hold again while the module is run again; what held before comes back afterwards.
+// State that is restored while the module runs again: autocast and random generator. The current state is
+// put back afterwards.
 class Surroundings {
  public:
   explicit Surroundings(c10::Device device) : autocast_(device.type()), random_(device) {}
 
-  // The module has run. One that draws nothing leaves the generator alone when it runs again: another
-  // thread may be drawing then.
+  // Called after the module's first run. If the module drew no random number, its second run does not set
+  // the generator, from which another thread may be drawing.
   void end_forward() {
     if (at::equal(amp::Random::read(random_->generator), random_->state)) random_.reset();
   }
@@ -95,7 +96,7 @@ class Surroundings {
 
  private:
   Autocast autocast_;
-  // Where the module draws.
+  // Set if the module draws random numbers.
   std::optional<amp::Random> random_;
 };
 
@@ -113,12 +114,14 @@ struct CheckpointNode : torch::autograd::Node {
 
   torch::autograd::variable_list apply(torch::autograd::variable_list&& grads) override {
     if (module == nullptr) {
-      throw std::runtime_error("a checkpointed part of the graph was already run backward");
+      throw std::runtime_error(
+          "the backward pass of a checkpointed module ran before and freed what it needs: keep the graph "
+          "(retain_graph), or compute the loss again");
     }
     auto leaf = input.detach().requires_grad_(input_requires_grad);
     at::AutoGradMode enabled(true);
     auto output = surroundings.restore(input.device(), [&] { return (*module)(leaf); });
-    // What reads parameters that are frozen by now computes nothing that has a gradient.
+    // If all parameters that the module reads are frozen by now, its output has no gradient.
     if (!output.requires_grad()) return {at::Tensor()};
     torch::autograd::backward({output}, {grads.at(0)});
     return {leaf.grad()};
@@ -136,11 +139,11 @@ struct CheckpointNode : torch::autograd::Node {
 
 extern "C" {
 
-// Called by a closure that is about to return null.
+// Called by a closure before it returns null.
 void amp_checkpoint_failed(const char* text, size_t length) { failure.assign(text, length); }
 
-// Notes the autocast state and random generator of `input`'s device. The result goes to
-// amp_checkpoint or amp_surroundings_drop.
+// Saves the autocast state and the random generator of `input`'s device. The result is passed to
+// amp_checkpoint, or freed with amp_surroundings_drop.
 int amp_surroundings(const at::Tensor* input, void** out) {
   return amp::guarded([&] { *out = new Surroundings(input->device()); });
 }
@@ -149,8 +152,9 @@ void amp_surroundings_drop(void* surroundings) {
   delete static_cast<Surroundings*>(surroundings);
 }
 
-// Hooks `output`, computed from `input` without gradients in these surroundings, into the graph.
-// Takes the surroundings and the closure's state over, whatever happens.
+// Adds a node for `output` to the autograd graph; `output` was computed from `input` without gradients and
+// with these surroundings. Takes ownership of the surroundings and of the closure's state, also if it
+// fails.
 int amp_checkpoint(void* surroundings, void* state, at::Tensor* (*run)(void*, const at::Tensor*),
                    void (*drop)(void*), const at::Tensor* input, const at::Tensor* output) {
   std::unique_ptr<Surroundings> noted(static_cast<Surroundings*>(surroundings));

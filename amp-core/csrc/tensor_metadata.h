@@ -1,4 +1,4 @@
-// What a kernel has found besides a tensor that it made: another tensor, which travels with it.
+// Attaches a second result of a kernel, such as a sum or a cast, to the tensor that the kernel wrote.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -9,13 +9,13 @@
 
 namespace amp {
 
-// `What` tells one kind from another.
+// `What` distinguishes kinds of results.
 template <typename What>
 struct Beside : c10::BackendMeta {
   Beside(at::Tensor found, int64_t of_version) : value(std::move(found)), version(of_version) {}
 
   at::Tensor value;
-  // The tensor's then.
+  // The tensor's version when the result was attached.
   int64_t version;
 };
 
@@ -25,7 +25,7 @@ void note_beside(const at::Tensor& tensor, const at::Tensor& value) {
   impl->set_backend_meta(c10::make_intrusive<Beside<What>>(value, tensor._version()));
 }
 
-// Undefined where there is none, or the tensor was written to since.
+// Undefined if there is no such result, or if the tensor was written to since.
 template <typename What>
 at::Tensor known_beside(const at::TensorBase& tensor) {
   const auto known = tensor.unsafeGetTensorImpl()->get_backend_meta_intrusive_ptr();

@@ -1,4 +1,4 @@
-// Watches for operators that this thread runs in training mode, by libtorch's own record of operators.
+// Records operators that this thread runs in training mode, with libtorch's profiling callbacks.
 
 #include <ATen/record_function.h>
 
@@ -11,14 +11,15 @@
 namespace amp::modes {
 namespace {
 
-// An operator and where its arguments say that it trains.
+// An operator, and the indices of the arguments that show whether it trains.
 struct Mode {
   const char* op;
-  // A probability above 0, or none.
+  // The index of a probability, which is above 0 in training; or none.
   int probability;
-  // A boolean, or none.
+  // The index of a boolean; or none.
   int training;
-  // Statistics that it keeps, or none: without any it always uses the batch's.
+  // The index of the running statistics; or none. Without running statistics the operator always uses the
+  // batch's.
   int statistics;
 };
 
@@ -34,7 +35,7 @@ constexpr Mode kModes[] = {
     {"aten::alpha_dropout_", 1, 2, kNone},
     {"aten::feature_alpha_dropout", 1, 2, kNone},
     {"aten::feature_alpha_dropout_", 1, 2, kNone},
-    // What `scaled_dot_product_attention` chooses among.
+    // The operators among which `scaled_dot_product_attention` chooses.
     {"aten::_scaled_dot_product_attention_math", 4, kNone, kNone},
     {"aten::_scaled_dot_product_flash_attention", 3, kNone, kNone},
     {"aten::_scaled_dot_product_flash_attention_for_cpu", 3, kNone, kNone},
@@ -42,7 +43,7 @@ constexpr Mode kModes[] = {
     {"aten::_scaled_dot_product_cudnn_attention", 5, kNone, kNone},
     {"aten::rrelu", kNone, 3, kNone},
     {"aten::rrelu_", kNone, 3, kNone},
-    // What `batch_norm` is recorded as.
+    // The name under which `batch_norm` is recorded.
     {"aten::_batch_norm_impl_index", kNone, 5, 3},
 };
 
@@ -95,7 +96,8 @@ int amp_modes_stop() {
   });
 }
 
-// The first operator that trained since the start, a string that is never freed; null for none.
+// Returns the first operator that ran in training mode since the start: a string that is never freed, or
+// null.
 int amp_modes_seen(const char** op) {
   return amp::guarded([&] { *op = seen; });
 }

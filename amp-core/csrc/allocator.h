@@ -1,4 +1,4 @@
-// CUDA's caching allocator, also before the process first uses CUDA.
+// CUDA's caching allocator. It can be used before the process first uses CUDA.
 #pragma once
 
 #include <ATen/Context.h>
@@ -6,7 +6,7 @@
 
 namespace amp {
 
-// It has no devices until CUDA is initialised, and refuses each as an invalid argument.
+// Until CUDA is initialised the allocator has no devices and rejects every device as an invalid argument.
 inline auto* cuda_allocator() {
   at::globalContext().lazyInitDevice(c10::DeviceType::CUDA);
   return at::getDeviceAllocator(c10::DeviceType::CUDA);

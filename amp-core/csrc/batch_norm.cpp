@@ -24,7 +24,7 @@ using torch::autograd::variable_list;
 constexpr int64_t columns_per_block = 32;
 constexpr unsigned threads = 512;
 
-// Laid out as in the kernels.
+// Has the same layout as in the kernels.
 struct Layer {
   int rows, columns, relu;
   double momentum, eps;
@@ -36,7 +36,7 @@ struct Options {
   bool relu;
 };
 
-// Those that are kept; each may be undefined.
+// The running statistics. Each may be undefined.
 struct Statistics {
   at::Tensor mean, var, tracked;
 };
@@ -93,7 +93,7 @@ struct AmpBatchNorm : torch::autograd::Function<AmpBatchNorm> {
     const auto &input = saved.at(0), &weight = saved.at(1), &bias = saved.at(2),
                &means = saved.at(3), &inverses = saved.at(4);
     auto& kept = context->saved_data;
-    // The rest is for the forward pass.
+    // The other options are used by the forward pass alone.
     const Options options{0, 0, kept.at("p").toDouble(), kept.at("relu").toBool()};
     const auto grad = amp::aligned(grads.at(0));
     variable_list out(5);
@@ -116,7 +116,8 @@ struct AmpBatchNorm : torch::autograd::Function<AmpBatchNorm> {
     return out;
   }
 
-  // With a graph of its own, for second derivatives. That of ReLU is 0.
+  // Builds an autograd graph of the backward pass, for second derivatives. The second derivative of ReLU is
+  // 0.
   static variable_list differentiable(const at::Tensor& grad, const variable_list& saved,
                                       bool relu) {
     const auto &input = saved.at(0), &weight = saved.at(1), &bias = saved.at(2),
@@ -130,7 +131,7 @@ struct AmpBatchNorm : torch::autograd::Function<AmpBatchNorm> {
       }
       passed = grad * positive;
     }
-    // In training the kernel reads no epsilon.
+    // In training mode the kernel does not read epsilon.
     auto [input_grad, weight_grad, bias_grad] = at::native_batch_norm_backward(
         passed, input, weight, {}, {}, means, inverses, /*train=*/true, /*eps=*/0,
         {true, true, true});
@@ -138,8 +139,8 @@ struct AmpBatchNorm : torch::autograd::Function<AmpBatchNorm> {
   }
 };
 
-// Whether the kernels can take it: [rows, columns] on a CUDA device with two rows at least and a multiple
-// of four columns.
+// Whether the kernels support these arguments: [rows, columns] on a CUDA device with at least two rows and
+// a multiple of four columns.
 bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias) {
   constexpr int64_t largest = std::numeric_limits<int>::max();
   return input.is_cuda() && input.dim() == 2 && input.size(0) >= 2 && input.size(0) <= largest &&
@@ -157,8 +158,9 @@ struct AmpBatchNormOptions {
   int relu;
 };
 
-// Normalises over the rows. Behind it come ReLU, if wanted, and dropout with probability p below 1.
-// The statistics and their count may be null. The result is new, or null if the kernels cannot take these.
+// Normalises over the rows, then applies ReLU if requested, then dropout with probability p below 1. The
+// running statistics and their count may be null. The result is a new tensor, or null if the kernels do not
+// support these arguments.
 int amp_batch_norm(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias,
                    const at::Tensor* running_mean, const at::Tensor* running_var,
                    const at::Tensor* tracked, const AmpBatchNormOptions* options,

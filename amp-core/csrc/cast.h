@@ -1,19 +1,20 @@
-// Weights in 16 bits while an autocast region lasts.
+// 16-bit casts of weights, kept for the duration of an autocast region.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 namespace amp {
 
-// An f32 tensor of a CUDA device in 16 bits, without a gradient. The weights that a region used are
-// cast by one kernel when the next that begins with the same one asks for its first.
+// Casts an f32 tensor on a CUDA device to 16 bits, without a gradient. If a region begins with the same
+// weight as an earlier region, its first cast runs one kernel that casts all weights of that earlier
+// region.
 at::Tensor cast_weight(const at::Tensor& weight, at::ScalarType dtype);
 
-// A convolution's weight in 16 bits and channels_last, without a gradient. An f32 one, which is given
-// within an autocast region, is made once a region.
+// Casts a convolution's weight to 16 bits and channels_last, without a gradient. Within an autocast region
+// an f32 weight is cast once.
 at::Tensor cast_filter(const at::Tensor& weight, at::ScalarType dtype);
 
-// The outermost autocast region of this thread has ended: weights may change.
+// Called when the thread's outermost autocast region has ended: weights may change from now on.
 void end_cast_weights();
 
 }  // namespace amp

@@ -1,7 +1,8 @@
-// Sums of a gradient's columns that the kernel that made it has found as well: the gradient of a bias.
+// Column sums of a gradient, computed by the kernel that wrote the gradient. They are the gradient of a
+// bias.
 #pragma once
 
-#include "beside.h"
+#include "tensor_metadata.h"
 
 namespace amp {
 
@@ -11,11 +12,11 @@ inline void note_column_sums(const at::Tensor& gradient, const at::Tensor& sums)
   note_beside<ColumnSums>(gradient, sums);
 }
 
-// Undefined where nobody has found them, somebody has taken them, or something was added to the gradient
-// since.
+// Returns the sums and forgets them. Undefined if no kernel computed them, if they were taken before, or if
+// something was added to the gradient since.
 inline at::Tensor take_column_sums(const at::Tensor& gradient) {
   auto sums = known_beside<ColumnSums>(gradient);
-  // Whose they are now can have them as they are, and not a copy.
+  // Nothing else refers to the sums, so that autograd can use them without a copy.
   if (sums.defined()) gradient.unsafeGetTensorImpl()->set_backend_meta(nullptr);
   return sums;
 }

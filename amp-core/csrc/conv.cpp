@@ -1,6 +1,7 @@
-// nn.Conv2d. Where it computes in 16 bits it can do so in channels_last, the layout that tensor cores
-// take: cuDNN would bring another to it and back, for each input, output and gradient. On CUDA a first layer
-// of few channels is computed as one of more (kernels/fold.cu), and one of patches as a product.
+// nn.Conv2d. In 16 bits it can compute in channels_last, the layout that tensor cores need: otherwise cuDNN
+// converts each input, output and gradient to that layout and back. On CUDA a first layer of few channels
+// is computed as a convolution with more channels (kernels/fold.cu), and a convolution of adjacent patches
+// as a matrix product.
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
@@ -29,15 +30,15 @@ using torch::autograd::variable_list;
 
 constexpr auto dtype_key = "dtype";
 
-// The weight as it is computed with. Its gradient comes back as the weight lies, cast in the same
-// copy: otherwise autograd would make another.
+// The weight in the dtype and layout of the computation. The backward pass converts the gradient to the
+// weight's layout and dtype in one copy; autograd would make a second one.
 struct AmpFilter : torch::autograd::Function<AmpFilter> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& weight,
                             at::ScalarType dtype) {
     context->saved_data[dtype_key] = static_cast<int64_t>(weight.scalar_type());
-    // Without a gradient of the output there is none of the filter, in place of zeros.
+    // If the output has no gradient, the filter gets none, instead of zeros.
     context->set_materialize_grads(false);
-    // Another handle, since the region's has no history.
+    // A new handle, because the region's own tensor has no autograd history.
     return amp::cast_filter(weight, dtype).variable_data();
   }
 
@@ -50,7 +51,7 @@ struct AmpFilter : torch::autograd::Function<AmpFilter> {
   }
 };
 
-// The 16-bit dtype that the convolution computes in, if it does.
+// The 16-bit dtype of the computation; nothing if it is not 16-bit.
 std::optional<at::ScalarType> half_of(const at::Tensor& input, const at::Tensor& weight) {
   const auto given = input.scalar_type(), own = weight.scalar_type();
   const auto device = input.device().type();
@@ -67,11 +68,12 @@ std::optional<at::ScalarType> half_of(const at::Tensor& input, const at::Tensor&
 constexpr auto format = at::MemoryFormat::ChannelsLast;
 constexpr int most_channels = folded_channels / 4;
 
-// A convolution with stride 2 of few channels, as a network's first, as one with stride 1 of blocks of 2×2
-// pixels. Three channels fill no tensor core: cuDNN takes ten times as long for them as memory does.
+// Computes a convolution with stride 2 of few channels, such as a network's first layer, as a convolution
+// with stride 1 of blocks of 2×2 pixels. Three channels do not fill a tensor core: cuDNN takes ten times as
+// long for them as the memory transfer does.
 struct Fold {
-  // Of the filter, blocks of padding before the image, zeros before the filter in its first block, blocks that
-  // the filter reaches over, and places of the output.
+  // The side of the filter, the blocks of padding before the image, the zeros before the filter in its
+  // first block, the blocks that the filter covers along a side, and the size of the output.
   int64_t side, before, ahead, taps, out[2];
 
   Fold(const at::Tensor& input, const at::Tensor& weight, int64_t padding) {
@@ -85,7 +87,7 @@ struct Fold {
     }
   }
 
-  // The filter of blocks: [out, 16·taps, taps, 1], where the taps along a row are channels.
+  // The filter on blocks: [out, 16·taps, taps, 1]. The taps along a row are channels.
   at::Tensor filter(const at::Tensor& weight, at::ScalarType dtype) const {
     const auto behind = 2 * taps - side - ahead, count = weight.size(0);
     return at::constant_pad_nd(weight, {ahead, behind, ahead, behind, 0,
@@ -96,7 +98,7 @@ struct Fold {
         .to(dtype, /*non_blocking=*/false, /*copy=*/false, format);
   }
 
-  // The gradient of the weight, of the filter's.
+  // Converts the gradient of the filter on blocks to the gradient of the weight.
   at::Tensor weight_gradient(const at::Tensor& filter, const at::Tensor& weight) const {
     const auto count = weight.size(0);
     return filter.reshape({count, taps, 2, 2, most_channels, taps})
@@ -130,7 +132,7 @@ struct Fold {
   }
 };
 
-// Whether it is one of few channels that has no gradient to pass on.
+// Whether this is a convolution of few channels whose input needs no gradient.
 bool folds(const at::Tensor& input, const at::Tensor& weight, int64_t stride, int64_t padding) {
   const auto channels = input.size(1), side = weight.size(2);
   if (!input.is_cuda() || stride != 2 || channels > most_channels || channels != weight.size(1) ||
@@ -144,7 +146,7 @@ bool folds(const at::Tensor& input, const at::Tensor& weight, int64_t stride, in
   return input.numel() > 0 && fold.out[0] > 0 && fold.out[1] > 0 && blocks <= largest;
 }
 
-// It keeps the image as it was given: in blocks it takes several times the room.
+// Saves the image as it was given, because its blocks take several times as much memory.
 struct AmpFolded : torch::autograd::Function<AmpFolded> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input,
                             const at::Tensor& weight, int64_t padding, at::ScalarType dtype) {
@@ -155,7 +157,7 @@ struct AmpFolded : torch::autograd::Function<AmpFolded> {
     return at::conv2d(fold.image(input, dtype), fold.filter(weight, dtype));
   }
 
-  // Of operations that have derivatives themselves.
+  // Uses only operations that have derivatives themselves.
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     const auto saved = context->get_saved_variables();
     const auto &input = saved.at(0), &weight = saved.at(1);
@@ -169,8 +171,8 @@ struct AmpFolded : torch::autograd::Function<AmpFolded> {
   }
 };
 
-// Whether the windows are adjacent patches, as in the first layer of a vision transformer. For smaller patches
-// the copy takes longer than cuDNN's convolution.
+// Whether the windows are adjacent patches, as in the first layer of a vision transformer. For smaller
+// patches the copy takes longer than cuDNN's convolution.
 bool are_patches(const at::Tensor& input, const at::Tensor& weight, int64_t stride, int64_t padding) {
   constexpr int64_t smallest = 4;
   const auto side = weight.size(2);
@@ -179,7 +181,7 @@ bool are_patches(const at::Tensor& input, const at::Tensor& weight, int64_t stri
          input.size(0) > 0;
 }
 
-// The convolution as a product of patches and filters, of operations that have derivatives.
+// The convolution as a product of patches and filters, by operations that have derivatives.
 at::Tensor of_patches(const at::Tensor& input, const at::Tensor& weight,
                       const std::optional<at::Tensor>& bias, at::ScalarType dtype) {
   const auto side = weight.size(2), count = weight.size(0), images = input.size(0);
@@ -197,14 +199,14 @@ at::Tensor of_patches(const at::Tensor& input, const at::Tensor& weight,
       .permute({0, 3, 1, 2});
 }
 
-// A convolution of an input that is used once more, as at the start of a residual block, with the gradients of
-// both uses added up: where the input's gradient is a product, in that product, in place of what the other use
-// gave.
+// A convolution of an input that is used a second time, as at the start of a residual block. The gradients
+// of both uses are added up: if the input's gradient is a matrix product, the product is accumulated into
+// the gradient of the other use.
 struct AmpConvAndInput : torch::autograd::Function<AmpConvAndInput> {
   static variable_list forward(AutogradContext* context, const at::Tensor& input,
                                const at::Tensor& filter, int64_t stride, int64_t padding) {
     context->save_for_backward({input, filter});
-    // A use without a gradient gets none, in place of zeros.
+    // A use without a gradient gets none, instead of zeros.
     context->set_materialize_grads(false);
     context->saved_data["stride"] = stride;
     context->saved_data["padding"] = padding;
@@ -212,7 +214,7 @@ struct AmpConvAndInput : torch::autograd::Function<AmpConvAndInput> {
     return {at::conv2d(input, filter, {}, at::IntArrayRef(strides), at::IntArrayRef(paddings)), input};
   }
 
-  // Of operations that have derivatives themselves, where there is a graph of it.
+  // If a graph of the backward pass is built, uses only operations that have derivatives.
   static variable_list backward(AutogradContext* context, const variable_list& given) {
     const auto saved = context->get_saved_variables();
     const auto &input = saved.at(0), &filter = saved.at(1);
@@ -237,12 +239,12 @@ struct AmpConvAndInput : torch::autograd::Function<AmpConvAndInput> {
   }
 
  private:
-  // Whether it can be written to: nobody else holds it, and it lies in channels_last.
+  // Whether the tensor may be overwritten: nothing else refers to it, and it is in channels_last.
   static bool is_alone(const at::Tensor& tensor) {
     return tensor.use_count() == 1 && tensor.storage().use_count() == 1 && tensor.is_contiguous(format);
   }
 
-  // The pixels of images in channels_last, as they lie: [N·H·W, C].
+  // The pixels of images in channels_last as rows, without a copy: [N·H·W, C].
   static at::Tensor rows_of(const at::Tensor& images) {
     return images.permute({0, 2, 3, 1}).view({-1, images.size(1)});
   }
@@ -252,8 +254,9 @@ struct AmpConvAndInput : torch::autograd::Function<AmpConvAndInput> {
 
 extern "C" {
 
-// A square convolution without a bias of [N, C, H, W] in channels_last that computes in the input's 16 bits, in
-// `out`, and the input for another use in `again`. Both are new, or null if it is another convolution.
+// A square convolution without bias of [N, C, H, W] in channels_last, computed in the input's 16-bit dtype.
+// Writes the output to `out` and the input, for its second use, to `again`. Both are new, or null for other
+// convolutions.
 int amp_conv2d_and_input(const at::Tensor* input, const at::Tensor* weight, int64_t stride,
                          int64_t padding, at::Tensor** out, at::Tensor** again) {
   return amp::guarded([&] {
@@ -268,8 +271,8 @@ int amp_conv2d_and_input(const at::Tensor* input, const at::Tensor* weight, int6
   });
 }
 
-// A square convolution of [N, C, H, W]; `bias` may be null. `channels_last` wants that layout where it
-// computes in 16 bits: the output has it too. The result is new.
+// A square convolution of [N, C, H, W]; `bias` may be null. With `channels_last` a 16-bit computation uses
+// that layout, and the output has it too. The result is a new tensor.
 int amp_conv2d(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias,
                int64_t stride, int64_t padding, int channels_last, at::Tensor** out) {
   return amp::guarded([&] {
@@ -293,8 +296,8 @@ int amp_conv2d(const at::Tensor* input, const at::Tensor* weight, const at::Tens
       *out = new at::Tensor(of_patches(*input, *weight, addend, *dtype));
       return;
     }
-    // One copy, also where dtype and layout change. `contiguous` would leave a single channel as it
-    // lies, which says nothing of the layout.
+    // One copy, also if both dtype and layout change. `contiguous` would not copy an input with a single
+    // channel, whose strides do not show the layout.
     const auto given = input->to(*dtype, /*non_blocking=*/false, /*copy=*/false, format);
     run(given, AmpFilter::apply(*weight, *dtype));
   });

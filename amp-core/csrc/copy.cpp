@@ -1,4 +1,4 @@
-// Copies of many tensors in one kernel on CUDA devices (kernels/copy.cu).
+// Copies many tensors by one kernel on CUDA devices (kernels/copy.cu).
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/GradMode.h>
@@ -9,14 +9,14 @@
 #include "kernel.h"
 #include "kernels/copy.cu.h"
 #include "list.h"
-#include "starts.h"
+#include "launch_lists.h"
 
 namespace amp::copy {
 namespace {
 
 #include "kernels/copy.h"
 
-// Whether the bytes of one are those of the other.
+// Whether the copy is a copy of bytes: equal dtypes and layouts.
 bool is_plain(const at::Tensor& to, const at::Tensor& from) {
   return to.is_cuda() && to.device() == from.device() && to.scalar_type() == from.scalar_type() &&
          to.sizes() == from.sizes() && to.strides() == from.strides() &&
@@ -27,7 +27,8 @@ bool is_plain(const at::Tensor& to, const at::Tensor& from) {
 
 extern "C" {
 
-// Copies each of `from` to its neighbour in `to`. Those on one CUDA device go together.
+// Copies each tensor of `from` to the tensor at the same index of `to`. Tensors on one CUDA device are
+// copied together.
 int amp_copy_each(const Handle* to, const Handle* from, size_t count) {
   return amp::guarded([&] {
     const c10::NoGradGuard no_grad;

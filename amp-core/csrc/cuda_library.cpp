@@ -1,6 +1,7 @@
-// Loads libtorch's CUDA half when the program starts, before anything can ask whether there is CUDA:
-// libtorch answers once and keeps the answer. The program is linked with the CPU half alone, so that it
-// is the same wherever it was built, and a machine without a GPU is spared the time to load the rest.
+// Loads libtorch's CUDA library when the program starts, before any code can ask whether CUDA is available:
+// libtorch determines that once and keeps the answer. The program is linked with the CPU library alone, so
+// that it is the same wherever it was built, and a machine without a GPU does not spend time on loading the
+// CUDA library.
 
 #include <dlfcn.h>
 #include <unistd.h>
@@ -12,12 +13,12 @@
 namespace amp::cuda_library {
 namespace {
 
-// As in Rust (ffi/cuda_library.rs).
+// Has the same values as in Rust (ffi/cuda_library.rs).
 enum Status : int { loaded = 0, no_driver = 1, not_installed = 2, failed = 3 };
 
 struct Attempt {
   Status status;
-  // The library's path, or why it could not be loaded.
+  // The library's path, or the reason why it could not be loaded.
   std::string text;
 };
 
@@ -35,14 +36,14 @@ const Attempt& attempt() {
   return made;
 }
 
-// libtorch's CPU half, which this depends on, has been initialised by then.
+// Runs after the initialisation of libtorch's CPU library, because this library depends on it.
 __attribute__((constructor)) void load_at_start() { attempt(); }
 
 }  // namespace
 
 extern "C" {
 
-// What became of loading; `text` stays valid.
+// Returns how loading ended; `text` stays valid.
 int amp_cuda_library(const char** text) {
   *text = attempt().text.c_str();
   return attempt().status;

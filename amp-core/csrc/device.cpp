@@ -18,8 +18,8 @@
 namespace amp::device {
 namespace {
 
-// Counts the bytes of CPU tensors. libtorch's CPU allocator reports to the debug info of the
-// thread that allocates; its worker threads inherit that of the thread that started them.
+// Counts the bytes of CPU tensors. libtorch's CPU allocator reports to the debug info of the thread that
+// allocates. libtorch's worker threads inherit the debug info of the thread that started them.
 struct HostMemory final : c10::MemoryReportingInfoBase {
   std::atomic<int64_t> live{0};
   std::atomic<int64_t> peak{0};
@@ -52,8 +52,8 @@ extern "C" {
 
 int amp_host_memory_start(void** out) {
   return amp::guarded([&] {
-    // The allocator warns about every block from before the start that is freed; the meter counts
-    // from the start by intent.
+    // The allocator warns whenever a block is freed that was allocated before the meter started. The meter
+    // counts from its start by intent, so that these warnings are silenced.
     FLAGS_caffe2_log_level = std::max(FLAGS_caffe2_log_level, static_cast<int>(c10::GLOG_ERROR));
     *out = new HostMemoryGuard();
   });
@@ -70,8 +70,8 @@ int amp_host_memory_stop(void* guard) {
   return amp::guarded([&] { delete static_cast<HostMemoryGuard*>(guard); });
 }
 
-// What tensors asked for. The allocator's own count (allocated_bytes) is that of the blocks it gave
-// them, which may be up to 1 MiB larger each, depending on what was cached before.
+// Returns the bytes that tensors requested. The allocator's own count (allocated_bytes) is the size of the
+// blocks, each of which may be up to 1 MiB larger, depending on what was cached before.
 int amp_cuda_memory(int index, int64_t* requested, int64_t* peak, int64_t* reserved_peak) {
   return amp::guarded([&] {
     using c10::CachingAllocator::StatType;
@@ -98,8 +98,8 @@ int amp_set_numerics(int tf32, int deterministic) {
     context.setAllowTF32CuDNN(tf32 != 0);
     context.setDeterministicCuDNN(deterministic != 0);
     context.setDeterministicAlgorithms(deterministic != 0, /*warn_only=*/true);
-    // Without deterministic algorithms there is nothing to hide by filling; with them, filling
-    // would cost a write of every new tensor.
+    // With deterministic algorithms libtorch would otherwise write every new tensor, to hide reads of
+    // uninitialised memory.
     context.setDeterministicFillUninitializedMemory(false);
   });
 }
@@ -112,7 +112,8 @@ int amp_get_numerics(int* tf32, int* deterministic) {
   });
 }
 
-// Writes the kernel set ATen chose, as `AVX2`, cut to fit and ended by a NUL.
+// Writes the name of the kernel set that ATen chose, such as `AVX2`, truncated to fit and terminated by a
+// NUL.
 int amp_cpu_capability(char* out, size_t capacity) {
   return amp::guarded([&] {
     const std::string name = at::get_cpu_capability();

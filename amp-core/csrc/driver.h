@@ -1,4 +1,5 @@
-// Libraries that are found where they are needed, so that neither CUDA's headers nor a CUDA build are.
+// Shared libraries that are opened at run time, so that the build needs neither CUDA's headers nor a CUDA
+// build of libtorch.
 #pragma once
 
 #include <ATen/Context.h>
@@ -18,10 +19,11 @@ struct Library {
   }
 };
 
-// The CUDA driver's own: present wherever a GPU can be used, and its ABI is stable.
+// The CUDA driver's library. It exists wherever a GPU can be used, and its ABI is stable.
 inline Library driver() { return {dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL)}; }
 
-// The folder that libtorch was loaded from, with the slash at its end; empty if the loader cannot say.
+// The folder from which libtorch was loaded, with a slash at its end; empty if the loader does not report
+// it.
 inline std::string libtorch_folder() {
   Dl_info here{};
   if (dladdr(reinterpret_cast<void*>(&at::globalContext), &here) == 0) return {};
@@ -29,13 +31,13 @@ inline std::string libtorch_folder() {
   return path.substr(0, path.rfind('/') + 1);
 }
 
-// A library of libtorch's own folder; `flags` are dlopen's.
+// A library in libtorch's folder; `flags` are dlopen's.
 inline Library beside_libtorch(const char* name, int flags) {
   return {dlopen((libtorch_folder() + name).c_str(), flags)};
 }
 
-// A symbol of libtorch's CUDA half by its mangled name: the library was loaded with its symbols for
-// all (cuda_library.cpp).
+// A symbol of libtorch's CUDA library by its mangled name. The library was loaded with its symbols visible
+// to all (cuda_library.cpp).
 template <typename Function>
 Function cuda_symbol(const char* name) {
   void* found = dlsym(RTLD_DEFAULT, name);

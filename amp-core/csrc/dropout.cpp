@@ -17,7 +17,7 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Elements are dropped by their place in memory.
+// An element's index in memory decides whether it is dropped.
 at::Tensor run(const at::Tensor& given, at::MemoryFormat format, int64_t together,
                amp::Dropout dropout) {
   static amp::KernelSource source("dropout.cu", amp_kernels_dropout);
@@ -60,12 +60,12 @@ struct AmpDropout : torch::autograd::Function<AmpDropout> {
 
 extern "C" {
 
-// Drops elements of a CUDA tensor with probability p, above 0 and below 1, so many neighbours together.
-// The result is new.
+// Drops elements of a CUDA tensor with probability p, above 0 and below 1, in groups of `together`
+// neighbours. The result is a new tensor.
 int amp_dropout(const at::Tensor* input, double p, int64_t together, at::Tensor** out) {
   return amp::guarded([&] {
     if (amp::kernel_dtype(input->scalar_type()) == nullptr) {
-      throw std::runtime_error("dropout is for floating dtypes");
+      throw std::runtime_error("dropout needs a floating dtype");
     }
     *out = new at::Tensor(AmpDropout::apply(*input, p, together));
   });

@@ -1,4 +1,4 @@
-// What the kernels need to know of a dropout.
+// The parameters of a dropout for the kernels.
 #pragma once
 
 #include <c10/core/Device.h>
@@ -11,19 +11,19 @@
 
 namespace amp {
 
-// Laid out as in kernels/common.cuh.
+// Has the same layout as in kernels/common.cuh.
 struct Dropout {
   at::PhiloxCudaState random;
   unsigned threshold;
   float scale;
 
-  // With probability p, below 1. Takes random numbers from libtorch's generator of the device, within
-  // a graph anew at each replay.
+  // Dropout with probability p, below 1. Takes random numbers from libtorch's generator of the device. In a
+  // CUDA graph each replay takes new ones.
   Dropout(double p, c10::Device device) : Dropout(p) {
     if (threshold != 0) random = draw_random(device);
   }
 
-  // The same elements again, for the backward pass.
+  // Drops the same elements again, for the backward pass.
   Dropout(double p, const std::vector<int64_t>& drawn) : Dropout(p) {
     random.seed_.val = static_cast<uint64_t>(drawn.at(0));
     random.offset_.val = static_cast<uint64_t>(drawn.at(1));
@@ -31,15 +31,15 @@ struct Dropout {
     random.captured_ = drawn.at(3) != 0;
   }
 
-  // The scale of dropout with probability p, for a backward pass that finds the dropped elements in the
-  // output. It draws no random number.
+  // Has the scale of dropout with probability p and drops nothing, for a backward pass that finds the
+  // dropped elements in the output. Draws no random number.
   static Dropout of_output(double p) {
     Dropout out(p);
     out.threshold = 0;
     return out;
   }
 
-  // None.
+  // No dropout.
   Dropout() : Dropout(0) {}
 
   std::vector<int64_t> drawn() const {

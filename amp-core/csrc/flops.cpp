@@ -1,5 +1,5 @@
-// Counts the floating-point operations of the matrix products that this thread computes, by libtorch's own
-// record of operators: two for each multiplication and its addition, as torch.utils.flop_counter counts.
+// Counts the floating-point operations of the matrix products that this thread computes, with libtorch's
+// profiling callbacks: two for each multiplication and its addition, as torch.utils.flop_counter counts.
 
 #include <ATen/record_function.h>
 
@@ -14,13 +14,13 @@ namespace {
 
 using Inputs = c10::ArrayRef<const c10::IValue>;
 
-// The operations of an operator: so many, and so many for each element of its output.
+// The operations of one call: `all` of them, plus `each` for each element of its output.
 struct Count {
   double all = 0;
   double each = 0;
 };
 
-// [.., n, k] times [.., k, m], whose places among the inputs these are.
+// [.., n, k] times [.., k, m]; A and B are the indices of the factors among the inputs.
 template <size_t A, size_t B>
 Count product(Inputs inputs) {
   const auto &a = inputs[A].toTensor(), &b = inputs[B].toTensor();
@@ -35,10 +35,10 @@ Count one_column(Inputs inputs) {
 
 double row(const at::Tensor& weight) { return static_cast<double>(weight.numel() / weight.size(0)); }
 
-// Weights are [out, in / groups, ..], and each element of the output sums up one row of them.
+// Weights are [out, in / groups, ..]. Each element of the output is a sum over one row of them.
 Count convolution(Inputs inputs) { return {0, 2.0 * row(inputs[1].toTensor())}; }
 
-// Weights are [in, out / groups, ..], and each element of the input is multiplied by one row of them.
+// Weights are [in, out / groups, ..]. Each element of the input is multiplied by one row of them.
 Count transposed_convolution(Inputs inputs) {
   return {2.0 * inputs[0].toTensor().numel() * row(inputs[1].toTensor()), 0};
 }
@@ -48,14 +48,15 @@ Count any_convolution(Inputs inputs) {
   return inputs[6].toBool() ? transposed_convolution(inputs) : convolution(inputs);
 }
 
-// Queries [.., L, E] with keys [.., S, E], and weights [.., L, S] with values [.., S, V].
+// Queries [.., L, E] times keys [.., S, E], and weights [.., L, S] times values [.., S, V].
 Count attention(Inputs inputs) {
   const auto &query = inputs[0].toTensor(), &key = inputs[1].toTensor(), &value = inputs[2].toTensor();
   const double rows = static_cast<double>(query.numel()) / query.size(-1);
   return {2.0 * rows * key.size(-2) * (query.size(-1) + value.size(-1)), 0};
 }
 
-// Each step of each sequence is multiplied by every matrix. The weights are the last list of tensors.
+// Every matrix is multiplied once for each step of each sequence. The weights are the last list of tensors
+// among the inputs.
 Count recurrent(Inputs inputs) {
   const auto& input = inputs[0].toTensor();
   const double steps = static_cast<double>(input.numel()) / input.size(-1);
@@ -75,8 +76,9 @@ struct Rule {
   Count (*count)(Inputs);
 };
 
-// What an operator computes inside is counted with it, so that the count does not depend on its kernel.
-// Others, as `linear` and `matmul`, are counted by the products inside.
+// Operators called within one of these are not counted again, so that the count does not depend on the
+// operator's kernel. Operators that are not listed, such as `linear` and `matmul`, are counted by the
+// products that they call.
 constexpr Rule kRules[] = {
     {"aten::mm", product<0, 1>},
     {"aten::bmm", product<0, 1>},
@@ -110,10 +112,10 @@ struct Watched : at::ObserverContext {
 
 thread_local std::optional<at::CallbackHandle> handle;
 thread_local double counted = 0;
-// Counted operators that run now, one inside the other.
+// The number of listed operators that are running, one inside the other.
 thread_local int depth = 0;
 
-// The operator's inputs are there only when it begins.
+// The inputs are available only when the operator begins.
 std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction& function) {
   for (const Rule& rule : kRules) {
     if (rule.op != function.name()) continue;
@@ -136,7 +138,7 @@ void end(const at::RecordFunction& function, at::ObserverContext* context) {
 
 extern "C" {
 
-// Counts from 0.
+// Starts to count from 0.
 int amp_flops_start() {
   return amp::guarded([] {
     counted = 0;

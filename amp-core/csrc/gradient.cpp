@@ -11,7 +11,7 @@
 #include "kernel.h"
 #include "kernels/gradient.cu.h"
 #include "list.h"
-#include "starts.h"
+#include "launch_lists.h"
 
 namespace amp::gradient {
 namespace {
@@ -27,9 +27,9 @@ amp::KernelSource& source() {
 
 extern "C" {
 
-// The 2-norm of `grads`, of which there is one at least, all on one device, and
-// min(1, max_norm / (norm / scale + 1e-6)) / scale: new scalars of f64 where `wide`, or else f32.
-// `scale` (f32) may be null; `found_inf` (f32), if given, becomes NaN where the norm is not finite.
+// Computes the 2-norm of `grads`, at least one, all on one device; and the factor min(1, max_norm / (norm /
+// scale + 1e-6)) / scale. Both are new scalars, in f64 if `wide` is set, otherwise in f32. `scale` (f32)
+// may be null. If `found_inf` (f32) is given, it becomes NaN if the norm is not finite.
 int amp_clip_factor(const Handle* grads, size_t count, Handle scale, double max_norm,
                     Handle found_inf, int wide, at::Tensor** norm, at::Tensor** factor) {
   return amp::guarded([&] {
@@ -52,7 +52,7 @@ int amp_clip_factor(const Handle* grads, size_t count, Handle scale, double max_
     double* data = sums.mutable_data_ptr<double>();
     for (auto& start : starts) {
       const char* type = amp::kernel_dtype(start.dtype);
-      if (type == nullptr) throw std::runtime_error("gradients are of floating dtypes");
+      if (type == nullptr) throw std::runtime_error("gradients need a floating dtype");
       void* arguments[] = {&start.tensors, &data};
       source().launch("square_sums", {type}, device, start.blocks, 256, arguments);
       data += start.blocks;

@@ -1,5 +1,5 @@
-// CUDA graphs: a step's kernels, captured once and started with one call. libtorch's own class does
-// it, reached by name, so that neither CUDA's headers nor its libraries are needed to build.
+// CUDA graphs: the kernels of a step, captured once and launched with one call. This uses libtorch's own
+// class by its symbol names, so that the build needs neither CUDA's headers nor its libraries.
 
 #include <ATen/Context.h>
 #include <ATen/core/Generator.h>
@@ -24,7 +24,7 @@ namespace {
 
 using PoolId = std::pair<unsigned long long, unsigned long long>;
 
-// at::cuda::CUDAGraph of libtorch 2.11.0 (ATen/cuda/CUDAGraph.h) with its members by their mangled
+// at::cuda::CUDAGraph of libtorch 2.11.0 (ATen/cuda/CUDAGraph.h). Its members are called by their mangled
 // names; each takes the object as its first argument (Itanium C++ ABI).
 class CudaGraph {
  public:
@@ -33,7 +33,8 @@ class CudaGraph {
   CudaGraph(const CudaGraph&) = delete;
 
   void capture_begin() {
-    // cudaStreamCaptureModeThreadLocal: a thread that loads data may go on allocating.
+    // cudaStreamCaptureModeThreadLocal: other threads, such as those that load data, may allocate during a
+    // capture.
     constexpr int thread_local_mode = 1;
     cuda_symbol<void (*)(void*, PoolId, int)>(
         "_ZN2at4cuda9CUDAGraph13capture_beginESt4pairIyyE21cudaStreamCaptureMode")(
@@ -43,19 +44,19 @@ class CudaGraph {
   void replay() { replay_(object_); }
 
  private:
-  // Some 150 bytes are needed.
+  // The object needs about 150 bytes.
   alignas(16) unsigned char object_[512];
   void (*replay_)(void*) = cuda_symbol<void (*)(void*)>("_ZN2at4cuda9CUDAGraph6replayEv");
 };
 
-// cuBLAS keeps a workspace for each stream it has worked on, 32 MiB on recent devices, also when
-// nothing will work there again. What a graph uses of it stays the graph's.
+// cuBLAS keeps a workspace for each stream that it has used, 32 MiB on recent devices, even if the stream
+// is not used again. Memory that a captured graph uses stays with the graph.
 void clear_cublas_workspaces() {
   cuda_symbol<void (*)()>("_ZN2at4cuda21clearCublasWorkspacesEv")();
 }
 
-// A capture that the driver has ended by itself leaves the random generator in its capturing state, where
-// it refuses to draw. A copy is in the ordinary state.
+// If the driver itself ends a capture, the random generator stays in its capturing state, in which it
+// refuses to draw. A copy of the generator is in the ordinary state.
 void leave_capture(c10::Device device) {
   auto generator = at::globalContext().defaultGenerator(device);
   std::lock_guard<std::mutex> lock(generator.mutex());
@@ -72,13 +73,13 @@ struct Capture {
 
 extern "C" {
 
-// From here on this thread's work on the device is noted instead of done, until amp_graph_end. The
-// capture goes to amp_graph_drop.
+// Starts a capture: until amp_graph_end this thread's work on the device is recorded instead of executed.
+// The caller frees the capture with amp_graph_drop.
 int amp_graph_begin(int index, void** out) {
   return amp::guarded([&] {
     const c10::Device device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(index));
     const c10::impl::VirtualGuardImpl impl(device.type());
-    // What was started before must not be waited for within the capture.
+    // Waits now for earlier work, because a capture must not wait for it.
     impl.synchronizeDevice(device.index());
     clear_cublas_workspaces();
     auto capture = std::make_unique<Capture>(impl.getStreamFromGlobalPool(device));
@@ -87,7 +88,7 @@ int amp_graph_begin(int index, void** out) {
   });
 }
 
-// Ends the capture, whether or not what was captured can be used.
+// Ends the capture, whether or not the captured work can be used.
 int amp_graph_end(void* handle) {
   auto& capture = *static_cast<Capture*>(handle);
   const auto device = capture.guard->current_stream().device();
@@ -111,8 +112,8 @@ int amp_graph_drop(void* handle) {
   return amp::guarded([&] { delete static_cast<Capture*>(handle); });
 }
 
-// Starts the captured work on the device's current stream, then copying `from` to `to`, which lies
-// in pinned memory. `event` tells when that has been done; it goes to amp_event_drop.
+// Launches the captured work on the device's current stream, then copies `from` to `to`, which is in pinned
+// memory. `event` is recorded after the copy; the caller frees it with amp_event_drop.
 int amp_graph_launch(void* handle, const at::Tensor* from, const at::Tensor* to, void** event) {
   return amp::guarded([&] {
     const c10::NoGradGuard no_grad;
@@ -125,16 +126,16 @@ int amp_graph_launch(void* handle, const at::Tensor* from, const at::Tensor* to,
   });
 }
 
-// Whether waiting for the device is an error on this process's threads
+// Makes waiting for the device an error on the threads of this process, or allows it again
 // (torch.cuda.set_sync_debug_mode).
 int amp_forbid_synchronization(int forbid) {
   return amp::guarded([&] {
-    // c10::cuda::warning_state(): an enum, 0 for allowed and 2 for an error.
+    // c10::cuda::warning_state(), an enum: 0 allows waiting, 2 makes it an error.
     *cuda_symbol<int*>("_ZZN3c104cuda13warning_stateEvE14warning_state_") = forbid != 0 ? 2 : 0;
   });
 }
 
-// Gives the parameters these tensors as their gradients.
+// Sets the gradients of the parameters to these tensors.
 int amp_set_grads(const at::Tensor* const* parameters, const at::Tensor* const* grads,
                   size_t count) {
   return amp::guarded([&] {

@@ -1,4 +1,4 @@
-// Every entry point runs inside `guarded`: a C++ exception never crosses into Rust.
+// Every entry point runs its body in `guarded`, so that a C++ exception never reaches Rust.
 #pragma once
 
 #include <cstring>
@@ -7,10 +7,10 @@
 
 namespace amp {
 
-// The text of the last exception on this thread; Rust takes it through amp_take_error.
+// The text of the last exception on this thread. Rust reads it through amp_take_error.
 inline thread_local std::string last_error;
 
-// Runs `body`; 0 when it returned, 1 when it threw.
+// Runs `body` and returns 0, or 1 if it threw an exception.
 template <typename Body>
 int guarded(Body&& body) noexcept {
   try {

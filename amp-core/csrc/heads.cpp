@@ -1,5 +1,5 @@
-// Queries, keys and values by head of one product, whose gradients are joined on CUDA devices by a kernel
-// that finds the sums of columns as well (kernels/heads.cu).
+// Divides one product into queries, keys and values by head. On CUDA devices a kernel joins their gradients
+// and computes the sums of the columns (kernels/heads.cu).
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/cat.h>
@@ -22,7 +22,7 @@ using torch::autograd::variable_list;
 
 constexpr int parts_of_product = 3;
 
-// Laid out as in the kernels.
+// Has the same layout as in the kernels.
 struct Heads {
   const void* data[parts_of_product];
   long long batch[parts_of_product], head[parts_of_product], place[parts_of_product];
@@ -36,7 +36,7 @@ amp::KernelSource& source() {
 
 int64_t line_of(const at::Tensor& tensor) { return 16 / tensor.element_size(); }
 
-// A gradient as the kernel reads it: in lines of 16 bytes.
+// A gradient in a layout that the kernel can read: in lines of 16 bytes.
 at::Tensor in_lines(const at::Tensor& grad) {
   const auto line = line_of(grad);
   bool fits = grad.stride(3) == 1 && reinterpret_cast<uintptr_t>(grad.const_data_ptr()) % 16 == 0;
@@ -44,7 +44,7 @@ at::Tensor in_lines(const at::Tensor& grad) {
   return fits ? grad : grad.contiguous();
 }
 
-// [batch, heads, length, width] of each, views of the product.
+// Queries, keys and values, each [batch, heads, length, width]: views of the product.
 variable_list by_head(const at::Tensor& product, int64_t heads) {
   variable_list out;
   for (const auto& part : product.chunk(parts_of_product, 2)) {
@@ -105,7 +105,7 @@ struct AmpSplitHeads : torch::autograd::Function<AmpSplitHeads> {
   }
 };
 
-// Whether the kernel can take the gradients: heads of whole lines.
+// Whether the kernel supports the gradients: each head is a whole number of lines.
 bool fits(const at::Tensor& product, int64_t heads) {
   constexpr int64_t largest = std::numeric_limits<int>::max();
   return product.is_cuda() && product.is_contiguous() && product.numel() > 0 &&
@@ -118,8 +118,8 @@ bool fits(const at::Tensor& product, int64_t heads) {
 
 extern "C" {
 
-// Of [batch, length, 3·heads·width] queries, keys and values, [batch, heads, length, width] each, in `out`:
-// new handles of views.
+// Divides [batch, length, 3·heads·width] into queries, keys and values, [batch, heads, length, width] each,
+// and writes new handles of the views to `out`.
 int amp_split_heads(const at::Tensor* product, int64_t heads, at::Tensor** out) {
   return amp::guarded([&] {
     const auto made = fits(*product, heads) ? AmpSplitHeads::apply(*product, heads)

@@ -19,7 +19,7 @@ namespace amp {
 namespace kernel {
 namespace {
 
-// What is used of cuda.h and nvrtc.h; handles are pointers.
+// The functions of cuda.h and nvrtc.h that are used. Their handles are declared as pointers.
 struct Functions {
   int (*device_get)(int*, int);
   int (*attribute)(int*, int, int);
@@ -46,8 +46,8 @@ void find(const amp::Library& library, const char* name, Function*& out) {
   if (out == nullptr) throw std::runtime_error(std::string("CUDA's libraries have no ") + name);
 }
 
-// NVRTC opens a library by its bare name, which only a search path leads to: opened before, it is
-// found. It lies beside NVRTC's own.
+// NVRTC opens its library of built-in functions by its bare name, which is found only on the search path or
+// if the library is open already. This opens it; it is in NVRTC's own folder.
 void load_builtins(const amp::Library& compiler) {
   int (*version)(int*, int*);
   find(compiler, "nvrtcVersion", version);
@@ -56,14 +56,14 @@ void load_builtins(const amp::Library& compiler) {
   if (version(&major, &minor) != 0 || dladdr(reinterpret_cast<void*>(version), &here) == 0) return;
   const std::string path(here.dli_fname);
   const auto name = "libnvrtc-builtins.so." + std::to_string(major) + "." + std::to_string(minor);
-  // Without it, compiling says what is missing.
+  // If this fails, the compiler reports the missing library.
   dlopen((path.substr(0, path.rfind('/') + 1) + name).c_str(), RTLD_NOW | RTLD_LOCAL);
 }
 
 const Functions& functions() {
   static const Functions found = [] {
     const auto driver = amp::driver();
-    // It is linked with NVRTC, and knows where to find it.
+    // This library is linked with NVRTC and has the path to it.
     const auto compiler = amp::beside_libtorch("libcaffe2_nvrtc.so", RTLD_NOW | RTLD_LOCAL);
     Functions f{};
     find(driver, "cuDeviceGet", f.device_get);
@@ -104,8 +104,8 @@ std::string architecture(int index) {
   return "sm_" + std::to_string(major) + std::to_string(minor);
 }
 
-// libtorch makes a device's context a thread's own with its first call of CUDA's runtime there. A
-// backward pass has threads of its own, whose first kernel may be one of ours.
+// libtorch makes a device's context current on a thread at the thread's first call of the CUDA runtime. A
+// backward pass runs on threads of its own, whose first kernel may be one of this crate's.
 void ensure_context(c10::Device device) {
   const auto& f = functions();
   void* context = nullptr;
@@ -113,7 +113,7 @@ void ensure_context(c10::Device device) {
   if (context != nullptr) return;
   int own = 0;
   check(f.device_get(&own, device.index()), "finding the device");
-  // Of the process, which keeps it.
+  // The device's primary context, which the process keeps.
   check(f.context_retain(&context, own), "finding the context");
   check(f.context_set(context), "setting the context");
 }
@@ -152,7 +152,7 @@ std::vector<char> compile(const char* file, const char* text, const std::string&
   return out;
 }
 
-// The text of a file in the folder that AMP_KERNELS names; nothing where there is none.
+// Reads a file in the folder that AMP_KERNELS names; returns an empty text if the file is missing.
 std::string read(const std::string& path) {
   std::ifstream in(path);
   std::ostringstream text;
@@ -160,15 +160,16 @@ std::string read(const std::string& path) {
   return text.str();
 }
 
-// A file of kernels as it is tried out: AMP_KERNELS names a folder like kernels/, whose files take
-// the place of those that were built in. Numbers may then be others, so that it is said.
+// Replaces a built-in file of kernels for experiments: AMP_KERNELS names a folder like kernels/. Results
+// may then differ, so that a line on standard error says so.
 std::string tried(const char* file) {
   const char* folder = std::getenv("AMP_KERNELS");
   if (folder == nullptr || *folder == 0) return "";
   const auto at = std::string(folder) + "/";
   const auto own = read(at + file);
   if (own.empty()) return "";
-  std::fprintf(stderr, "AMP_KERNELS: %s is read from %s, not built in\n", file, folder);
+  std::fprintf(stderr, "AMP_KERNELS: %s is read from the folder %s instead of the built-in source\n",
+               file, folder);
   const std::string name(file);
   const auto shared = read(at + name.substr(0, name.rfind('.')) + ".h");
   return read(at + "common.h") + read(at + "common.cuh") + shared + own;
@@ -192,7 +193,7 @@ void* KernelSource::module(c10::Device device, const Types& types) {
 
 void KernelSource::launch(const char* name, const Types& types, c10::Device device,
                           unsigned blocks, unsigned threads, void** arguments) {
-  // The device's context is that of whoever works on it.
+  // Makes the device current, because a device's context belongs to the current device.
   const c10::DeviceGuard guard(device);
   kernel::ensure_context(device);
   const c10::impl::VirtualGuardImpl impl(device.type());

@@ -1,5 +1,5 @@
-// Kernels of our own for CUDA devices, compiled where they run by the compiler that comes with
-// libtorch (NVRTC), so that building needs no CUDA.
+// This crate's own CUDA kernels. NVRTC, which comes with libtorch, compiles them on the machine where they
+// run, so that the build needs no CUDA.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -18,7 +18,7 @@ namespace amp {
 
 using Types = std::vector<std::string>;
 
-// The kernels' name of a dtype, or null.
+// The name of a dtype in the kernels' sources, or null if they do not support it.
 inline const char* kernel_dtype(at::ScalarType dtype) {
   switch (dtype) {
     case at::kFloat: return "float";
@@ -29,22 +29,22 @@ inline const char* kernel_dtype(at::ScalarType dtype) {
   }
 }
 
-// Whether it has 16 bits.
+// Whether the dtype is f16 or bf16.
 inline bool is_half(at::ScalarType dtype) { return dtype == at::kHalf || dtype == at::kBFloat16; }
 
-// Whether the kernels' vectors of four elements lie well in it.
+// Whether the tensor's memory is aligned for vectors of four elements.
 inline bool is_aligned(const at::Tensor& tensor) {
   const auto size = 4 * tensor.element_size();
   return tensor.is_contiguous() && reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % size == 0;
 }
 
-// A tensor as the kernels' vectors read it; may be undefined.
+// The tensor, or a copy whose memory is aligned for vectors of four elements. The tensor may be undefined.
 inline at::Tensor aligned(const at::Tensor& tensor) {
   if (!tensor.defined() || is_aligned(tensor)) return tensor;
   return tensor.clone(at::MemoryFormat::Contiguous);
 }
 
-// What a kernel writes to, and what it reads; null for no tensor.
+// The memory that a kernel writes to or reads; null for an undefined tensor.
 inline void* data(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.mutable_data_ptr() : nullptr;
 }
@@ -52,11 +52,12 @@ inline const void* const_data(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.const_data_ptr() : nullptr;
 }
 
-// For a backward pass that is a kernel: autograd would take what it gives for constants.
+// Throws for second derivatives of a layer whose backward pass is a kernel: autograd would treat the
+// kernel's results as constants.
 inline void refuse_second_derivative(const char* layer) {
   if (!c10::GradMode::is_enabled()) return;
   throw std::runtime_error(std::string("second derivatives through ") + layer +
-                           " (create_graph) can be had on the CPU alone, not on CUDA");
+                           " (create_graph) exist on the CPU alone, not on CUDA");
 }
 
 // A source file of `kernels/`.
@@ -65,9 +66,9 @@ class KernelSource {
   // `text` must live as long as this does.
   KernelSource(const char* file, const char* text) : file_(file), text_(text) {}
 
-  // Starts kernel `name` on the device's current stream. `types` are the file's T and, if it has
-  // them, P, Q and R, by kernel_dtype's names, and then a number, AMP_N. The first start on a device with them compiles the
-  // file, which cannot be done while a graph is captured.
+  // Launches kernel `name` on the device's current stream. `types` are the names of the file's dtypes by
+  // kernel_dtype: T and, if the file has them, P, Q and R; then the number AMP_N. The first launch on a
+  // device with these types compiles the file, which is impossible while a graph is captured.
   void launch(const char* name, const Types& types, c10::Device device, unsigned blocks,
               unsigned threads, void** arguments);
 

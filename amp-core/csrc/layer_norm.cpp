@@ -1,5 +1,6 @@
-// Layer normalisation with what comes before and behind it on CUDA devices (kernels/layer_norm.cu, and backward
-// where they fit the kernels of norm_rows.h).
+// Layer normalisation on CUDA devices, fused with the residual and dropout before it and the GELU and
+// dropout after it (kernels/layer_norm.cu; the backward pass uses norm_rows.h if its kernels support the
+// arguments).
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
@@ -19,7 +20,7 @@
 #include "kernel.h"
 #include "kernels/layer_norm.cu.h"
 #include "norm_rows.h"
-#include "twin.h"
+#include "cached_cast.h"
 
 namespace amp::layer_norm {
 namespace {
@@ -27,7 +28,7 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Laid out as in the kernels, as is what follows.
+// Has the same layout as in the kernels, as have the following structs.
 struct Layer {
   int rows, columns, gelu;
   double eps;
@@ -47,15 +48,15 @@ struct Options {
   bool gelu;
 };
 
-// Of what is given, the sum, what comes out and its twin.
+// The dtypes of the input, the sum, the output and its cached cast.
 amp::Types types_of(std::initializer_list<at::ScalarType> dtypes) {
   amp::Types out;
   for (const auto dtype : dtypes) out.push_back(amp::kernel_dtype(dtype));
   return out;
 }
 
-// The dtype of a twin of what comes out, which autocast regions have for the layers behind. Otherwise it
-// is that of what comes out, and there is none.
+// The dtype of the output's cached cast, which an autocast region makes for the following layers. If there
+// is none, the dtype of the output.
 at::ScalarType twin_dtype(at::ScalarType out) {
   constexpr auto cuda = c10::DeviceType::CUDA;
   return at::autocast::is_autocast_enabled(cuda) ? at::autocast::get_autocast_dtype(cuda) : out;
@@ -66,7 +67,7 @@ amp::KernelSource& source() {
   return source;
 }
 
-// Of the kernels' blocks.
+// The most threads of a block.
 constexpr int most_threads = 512;
 
 unsigned threads_for(int columns) {
@@ -75,7 +76,7 @@ unsigned threads_for(int columns) {
 }
 
 struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
-  // What comes out and, if there is one, its twin.
+  // Returns the output and, if there is one, its cached cast.
   static variable_list forward(AutogradContext* context, const at::Tensor& input,
                                const at::Tensor& weight, const at::Tensor& bias,
                                const std::optional<at::Tensor>& residual, const Options& options) {
@@ -96,7 +97,7 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
     const void *in = input.const_data_ptr(), *w = weight.const_data_ptr(),
                *b = bias.const_data_ptr(),
                *r = residual ? residual->const_data_ptr() : nullptr;
-    // Without a residual it is read alone.
+    // Without a residual only the input is read.
     void *s = const_cast<void*>(sums.const_data_ptr()), *m = amp::data(means), *i = amp::data(inverses),
          *o = amp::data(out[0]), *twin = out.size() > 1 ? amp::data(out[1]) : nullptr;
     void* arguments[] = {&in, &r, &w, &b, &s, &m, &i, &o, &twin, &layer};
@@ -107,7 +108,7 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
                       threads_for(layer.columns), arguments);
     }
     context->save_for_backward({sums, weight, bias, means, inverses});
-    // Nobody may need one of them.
+    // A gradient of one of the outputs may be missing.
     context->set_materialize_grads(false);
     auto& kept = context->saved_data;
     kept["cast"] = static_cast<int64_t>(cast);
@@ -147,7 +148,7 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
       }
       return differentiable(whole, saved, given);
     }
-    // Where nothing is dropped or rounded, both have one gradient.
+    // If nothing is dropped or rounded, the input and the residual have the same gradient.
     const bool alike = before == 0 && given == sums.scalar_type();
     const bool for_weights = context->needs_input_grad(1) || context->needs_input_grad(2);
     if (context->needs_input_grad(0) && for_weights && layer.rows > 0 && !layer.gelu && after == 0 &&
@@ -175,7 +176,7 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
       out[1] = at::empty_like(weight);
       out[2] = at::empty_like(bias);
     }
-    // So many rows that they keep a block's threads busy.
+    // The number of rows that keeps a block's threads busy.
     int part = 512;
     int parts = std::max(1, (layer.rows + part - 1) / part);
     at::Tensor sums_of_parts;
@@ -202,7 +203,7 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
     return out;
   }
 
-  // With a graph of its own, for second derivatives.
+  // Builds an autograd graph of the backward pass, for second derivatives.
   static variable_list differentiable(const at::Tensor& grad, const variable_list& saved,
                                       at::ScalarType given) {
     const auto &weight = saved.at(1), &bias = saved.at(2);
@@ -216,7 +217,7 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
   }
 };
 
-// Whether the kernels can take it: rows on a CUDA device of a multiple of four columns.
+// Whether the kernels support these arguments: rows on a CUDA device of a multiple of four columns.
 bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias,
           const std::optional<at::Tensor>& residual) {
   constexpr int64_t largest = std::numeric_limits<int>::max();
@@ -251,9 +252,10 @@ struct AmpLayerNormOptions {
   int gelu;
 };
 
-// Normalises along the last dimension: `input`, or, with a residual, their sum after dropout of `input`
-// with probability `before`. Behind it come GELU, if wanted, and dropout with probability `after`; both
-// lie below 1. The result is new, or null if the kernels cannot take these.
+// Normalises along the last dimension: `input`, or with a residual the sum of the residual and `input`
+// after dropout with probability `before`. Then applies GELU, if requested, and dropout with probability
+// `after`. Both probabilities are below 1. The result is a new tensor, or null if the kernels do not
+// support these arguments.
 int amp_layer_norm(const at::Tensor* input, const at::Tensor* residual, const at::Tensor* weight,
                    const at::Tensor* bias, const AmpLayerNormOptions* options, at::Tensor** out) {
   return amp::guarded([&] {

@@ -1,8 +1,8 @@
-// nn.Linear on CUDA while training. Under autocast the product that gives the weight's gradient is
-// written as f32: it is accumulated as that, and PyTorch rounds it to 16 bits to cast it back at
-// once. A weight that takes gradients of any dtype is given PyTorch's 16 bits instead. ReLU and dropout
-// behind a layer go with its bias, GELU and dropout with each other, and an activation's gradient with the bias's
-// (activation.h).
+// nn.Linear on CUDA in training mode. Under autocast the product for the weight's gradient accumulates in
+// f32 and is written in f32; PyTorch rounds it to 16 bits and casts it back at once. A weight that accepts
+// gradients of any dtype gets PyTorch's 16-bit gradient instead. The kernel that adds the bias also applies
+// ReLU and dropout; another one applies GELU and dropout; and the kernel that sums the bias's gradient also
+// applies the activation's derivative (activation.h).
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
@@ -35,7 +35,7 @@
 #include "dropout.h"
 #include "guard.h"
 #include "kernel.h"
-#include "twin.h"
+#include "cached_cast.h"
 
 namespace amp::linear {
 namespace {
@@ -45,49 +45,49 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr auto cuda = c10::DeviceType::CUDA;
-// The weight as it is multiplied with, and as it is.
+// The key of the weight in the dtype of the product, and that of the weight as it is.
 constexpr auto factor_key = "factor";
 constexpr auto weight_key = "weight";
-// Whether there is one.
+// Whether the layer has a bias.
 constexpr auto bias_key = "bias";
 // Whether the weight's gradient may be narrower than the weight.
 constexpr auto narrow_key = "narrow";
-// The first output that is wanted and how many, the activation, the probability of dropout behind it, and where the
-// generator was for dropout behind GELU.
+// The first requested output and the number of outputs, the activation, the probability of the dropout
+// after it, and the generator's position for dropout after GELU.
 constexpr auto first_key = "first";
 constexpr auto count_key = "count";
 constexpr auto activation_key = "activation";
 constexpr auto p_key = "p";
 constexpr auto drawn_key = "drawn";
-// The bias, where second derivatives need it.
+// The bias, if second derivatives need it.
 constexpr auto addend_key = "addend";
 
 const char* approximation(int activation) { return activation == gelu_tanh ? "tanh" : "none"; }
 
 struct Options {
-  // Of the outputs: those from the first on, so many.
+  // The requested outputs: `count` of them from `first` on.
   int64_t first, count;
-  // Behind them, and behind that dropout with this probability.
+  // The activation after the product, and the probability of the dropout after the activation.
   int activation;
   double p;
 
   bool is_gelu() const { return activation == gelu || activation == gelu_tanh; }
 
   bool is_part_of(const at::Tensor& weight) const { return count < weight.size(0); }
-  // The rows of the weight, or of the bias or of a gradient, that those outputs have.
+  // The rows of the weight, of the bias or of a gradient that belong to the requested outputs.
   at::Tensor rows_of(const at::Tensor& tensor) const {
     return is_part_of(tensor) ? tensor.narrow(0, first, count) : tensor;
   }
 };
 
-// aᵀ·b in `out`, whose dtype may be wider than theirs.
+// Writes aᵀ·b to `out`, whose dtype may be wider than that of a and b.
 void transposed_product(const at::Tensor& a, const at::Tensor& b, at::Tensor out) {
   const bool wider = out.scalar_type() != a.scalar_type();
   wider ? at::mm_out(out, a.t(), b, out.scalar_type()) : at::mm_out(out, a.t(), b);
 }
 
-// x·Wᵀ + b, with what is behind it. In f64, and in f32 with few rows, what cuBLASLt chooses for a product
-// with a bias takes up to twice as long as cuBLAS's product and a sum (H100).
+// x·Wᵀ + b, then the activation and dropout. In f64, and in f32 with few rows, the cuBLASLt product with a
+// bias takes up to twice as long as cuBLAS's product and an addition (H100).
 at::Tensor output_of(const at::Tensor& input, const at::Tensor& weight,
                      const std::optional<at::Tensor>& bias, const Options& options) {
   constexpr int64_t few = 256;
@@ -115,7 +115,7 @@ at::Tensor output_of(const at::Tensor& input, const at::Tensor& weight,
 }
 
 struct AmpLinear : torch::autograd::Function<AmpLinear> {
-  // The input in the dtype that is computed in; the weight's may be f32 instead.
+  // The input has the dtype of the computation; the weight may be f32 instead.
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input,
                             const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                             const Options& options) {
@@ -142,10 +142,10 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
       }
       if (bias) context->saved_data[addend_key] = *bias;
     }
-    // A weight that is cast may be written to before the backward pass, as in PyTorch.
+    // A weight that is cast may be changed before the backward pass, as in PyTorch.
     context->save_for_backward({input, casts ? at::Tensor() : weight, behind});
     auto& kept = context->saved_data;
-    // Where nobody asks for the input's gradient, as before a first layer, it goes with the region.
+    // If the input needs no gradient, as in a first layer, the cast weight is freed with the region.
     if (input.requires_grad()) kept[factor_key] = factor.detach();
     kept[weight_key] = weight;
     kept[bias_key] = bias.has_value();
@@ -162,7 +162,9 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
     const auto& input = saved.at(0);
     auto& kept = context->saved_data;
     if (kept.count(weight_key) == 0) {
-      throw std::runtime_error("a linear layer's part of the graph was already run backward");
+      throw std::runtime_error(
+          "a linear layer's backward pass ran before and freed what it needs: keep the graph "
+          "(retain_graph), or compute the loss again");
     }
     at::Tensor factor;
     if (context->needs_input_grad(0)) factor = kept.at(factor_key).toTensor();
@@ -188,7 +190,7 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
         rows = rows * (saved.at(2).reshape_as(rows).ne(0) * (1 / (1 - options.p)));
       }
       if (options.is_gelu()) {
-        // What it was given comes of the layer again, with a graph.
+        // Computes the input of the activation again, with a graph.
         const auto dtype = input.scalar_type();
         if (addend) addend = addend->to(dtype);
         const auto given = at::linear(input, weight.to(dtype), addend);
@@ -218,7 +220,7 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
       if (options.activation != none) rows = activated.passed;
     }
     if (context->needs_input_grad(0)) out[0] = at::matmul(rows, factor).view(input.sizes());
-    // Goes before the weight's gradient comes, which may be twice as large.
+    // Freed before the weight's gradient is allocated, which may be twice as large.
     factor.reset();
     if (context->needs_input_grad(1)) {
       const auto dtype = narrow ? rows.scalar_type() : weight.scalar_type();
@@ -233,13 +235,13 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
     return out;
   }
 
-  // With a graph of its own, for second derivatives.
+  // Builds an autograd graph of the backward pass, for second derivatives.
   static variable_list differentiable(AutogradContext* context, const at::Tensor& grad,
                                       const at::Tensor& rows, const at::Tensor& inputs,
                                       const at::Tensor& weight, bool wants_bias,
                                       const Options& options) {
     const auto dtype = weight.scalar_type();
-    // At the place of the outputs among all.
+    // Places the part of the requested outputs among zeros for all outputs.
     const auto placed = [&](const at::Tensor& part, const at::Tensor& all) {
       if (!options.is_part_of(weight)) return part;
       return at::slice_scatter(all, part, 0, options.first, options.first + options.count);
@@ -259,7 +261,7 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
   }
 };
 
-// The dtype that the layer computes in, if this is for it.
+// The dtype in which the layer computes; nothing if this code does not support the layer.
 std::optional<at::ScalarType> dtype_of(const at::Tensor& input, const at::Tensor& weight,
                                        const std::optional<at::Tensor>& bias) {
   const auto own = weight.scalar_type();
@@ -288,14 +290,14 @@ at::Tensor in_dtype(const at::Tensor& input, at::ScalarType dtype) {
 extern "C" {
 
 struct AmpLinearOptions {
-  // No count for all.
+  // A missing count stands for all outputs.
   int64_t first, count;
   double p;
   int activation;
 };
 
-// x·Wᵀ + b; `bias` may be null. Of the outputs there are those from `first` on, `count` of them; behind
-// them comes an activation, and behind that dropout with probability p below 1. The result is new.
+// x·Wᵀ + b, then an activation, then dropout with probability p below 1; `bias` may be null. Computes
+// `count` of the outputs from `first` on. The result is a new tensor.
 int amp_linear(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias,
                const AmpLinearOptions* options, at::Tensor** out) {
   return amp::guarded([&] {

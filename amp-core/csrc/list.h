@@ -1,4 +1,4 @@
-// Lists of tensors as they cross from Rust.
+// Lists of tensors, as Rust passes them.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,4 +1,4 @@
-// Zeros for queries that may attend to nothing (kernels/masked_rows.cu).
+// Zeros for the queries of attention that may attend to no key (kernels/masked_rows.cu).
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/GradMode.h>
@@ -18,12 +18,14 @@ using torch::autograd::variable_list;
 
 constexpr int dimensions = 3;
 
-// Laid out as in the kernel: sizes, and strides of values and of the mask, which are 0 where it is broadcast.
+// Has the same layout as in the kernel: sizes, and strides of the values and of the mask; a stride is 0 if
+// the mask is broadcast.
 struct Rows {
   int64_t size[dimensions], stride[dimensions], masked[dimensions], width, step;
 };
 
-// Writes zeros to the rows of [N, heads, L, width] where `masked`, [N or 1, heads or 1, L or 1, 1], is true.
+// Writes zeros to the rows of [N, heads, L, width] where `masked`, [N or 1, heads or 1, L or 1, 1], is
+// true.
 void clear(const at::Tensor& values, const at::Tensor& masked) {
   static amp::KernelSource source("masked_rows.cu", amp_kernels_masked_rows);
   Rows rows{};
@@ -45,8 +47,9 @@ void clear(const at::Tensor& values, const at::Tensor& masked) {
                 static_cast<unsigned>((count + threads - 1) / threads), threads, arguments);
 }
 
-// What attention gave is changed where it is, though its backward pass reads it: it takes the products of each
-// query's output and gradient, which are zero for a gradient of zeros.
+// Changes the output of attention in place although its backward pass reads it. That is correct: the
+// backward pass reads only the product of each query's output and gradient, which is zero if the gradient
+// is zero.
 struct AmpMaskedRows : torch::autograd::Function<AmpMaskedRows> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& attended,
                             const at::Tensor& masked) {
@@ -71,8 +74,9 @@ struct AmpMaskedRows : torch::autograd::Function<AmpMaskedRows> {
 
 extern "C" {
 
-// What attention gave, [N, heads, L, width], in place, with zeros where `masked`, [N or 1, heads or 1, L or 1, 1] and
-// boolean, is true. The result is new, or null if the kernel cannot take these.
+// Writes zeros in place to the output of attention, [N, heads, L, width], where the boolean `masked`, [N or
+// 1, heads or 1, L or 1, 1], is true. The result is a new handle, or null if the kernel does not support
+// these arguments.
 int amp_masked_rows(const at::Tensor* attended, const at::Tensor* masked, at::Tensor** out) {
   return amp::guarded([&] {
     if (!attended->is_cuda() || masked->device() != attended->device() || attended->dim() != 4 ||

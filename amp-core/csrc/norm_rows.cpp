@@ -12,13 +12,13 @@
 namespace amp::norm_rows {
 namespace {
 
-// As in the kernels.
+// Has the same values as in the kernels.
 constexpr int warps = 8, threads = 32 * warps, sums = 3;
 constexpr int64_t columns_of_a_pack = 128;
-// A lane's registers hold no more than eight times four columns.
+// The registers of a lane hold at most eight times four columns.
 constexpr int64_t most_columns = 8 * columns_of_a_pack;
 
-// Laid out as in the kernels, as is what follows.
+// Has the same layout as in the kernels, as have the following structs.
 struct Behind {
   const void *in, *stream_grads, *grads, *twin_grads, *weights, *means, *inverses;
 };
@@ -48,7 +48,8 @@ Outgoing backward(const Normalised& from, const Incoming& given, const amp::Drop
                       from.inverses.const_data_ptr()};
   int rows = static_cast<int>(means.numel());
   const auto columns = weight.numel();
-  // Two blocks for each multiprocessor of the largest card. Another number sums in another order.
+  // Two blocks for each multiprocessor of the largest GPU. Another number would change the order of the
+  // sums.
   constexpr int most_blocks = 264;
   int blocks = std::min((rows + warps - 1) / warps, most_blocks);
   Outgoing out;

@@ -8,29 +8,31 @@
 
 namespace amp::norm_rows {
 
-// What was normalised, and how.
+// The normalised values, their statistics and the weights.
 struct Normalised {
   at::Tensor in, weight, means, inverses;
-  // Of what came out in an autocast region.
+  // The dtype of the output's cached cast in an autocast region.
   at::ScalarType cast;
 };
 
-// Gradients of the residual stream around it, of what came out and of that cast; each may be undefined.
+// Gradients of the residual stream around the norm, of the output and of its cached cast. Each may be
+// undefined.
 struct Incoming {
   at::Tensor stream, out, twin;
 };
 
 struct Outgoing {
-  // `in` is the gradient of the norm's input, to which the stream's gradient is added. `branch` is the part of it
+  // `in` is the gradient of the norm's input, with the stream's gradient added. `branch` is the part of it
   // that passes through dropout to the branch, in the dtype of the cast, and `column_sums` are its sums.
   at::Tensor in, branch, column_sums;
   at::Tensor weight, bias;
 };
 
-// Whether the kernels have registers for so many columns.
+// Whether the kernels have enough registers for this number of columns.
 bool fits(int64_t columns);
 
-// With `wants_branch` the branch's gradient is a tensor of its own; otherwise it is the gradient of the norm's input.
+// With `wants_branch` the branch's gradient is a separate tensor; otherwise it is the gradient of the
+// norm's input.
 Outgoing backward(const Normalised& from, const Incoming& given, const amp::Dropout& before,
                   bool wants_branch);
 

@@ -1,7 +1,7 @@
-// Optimizer steps. The fused ones are ATen's kernels; the foreach ones are, operation for
-// operation, those of torch/optim/*.py (_multi_tensor_*), so that the bits are PyTorch's.
-// Gradients are the caller's and stay as they are. `lists` are pointers to `count` handles each,
-// in the order that each function names.
+// Optimizer steps. The fused ones are ATen's kernels. The foreach ones run the operations of
+// torch/optim/*.py (_multi_tensor_*) in the same order, so that results are equal to PyTorch's bit by bit.
+// The gradients belong to the caller and are not changed. `lists` are pointers to `count` handles each, in
+// the order that each function names.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_foreach_add.h>
@@ -35,7 +35,7 @@ MaybeTensor maybe(Handle tensor) {
   return tensor == nullptr ? MaybeTensor() : MaybeTensor(*tensor);
 }
 
-// The gradients with L2 decay in them; without decay the caller's own.
+// The gradients plus L2 decay; without decay the caller's own tensors.
 Tensors decayed(const Tensors& grads, const Tensors& params, double weight_decay) {
   if (weight_decay == 0) return grads;
   return at::_foreach_add(grads, params, weight_decay);
@@ -45,8 +45,8 @@ Tensors decayed(const Tensors& grads, const Tensors& params, double weight_decay
 
 extern "C" {
 
-// params, grads, exp_avgs, exp_avg_sqs, steps (already counted up). Where `found_inf`, if given, is
-// 1, nothing moves and the steps are counted down again.
+// `lists` are params, grads, exp_avgs, exp_avg_sqs, steps (already incremented). If `found_inf` is given
+// and 1, nothing changes and the steps are decremented again.
 int amp_fused_adam(const Handle* const* lists, size_t count, const AmpAdam* options,
                    Handle found_inf) {
   return amp::guarded([&] {
@@ -66,7 +66,7 @@ int amp_fused_adam(const Handle* const* lists, size_t count, const AmpAdam* opti
   });
 }
 
-// As above; the steps are on the CPU.
+// As above, with the steps on the CPU.
 int amp_foreach_adam(const Handle* const* lists, size_t count, const AmpAdam* options) {
   return amp::guarded([&] {
     c10::NoGradGuard no_grad;
@@ -94,7 +94,7 @@ int amp_foreach_adam(const Handle* const* lists, size_t count, const AmpAdam* op
   });
 }
 
-// params, grads, momentum buffers (only with momentum); `found_inf` as above.
+// `lists` are params, grads, momentum buffers (only with momentum); `found_inf` as above.
 int amp_fused_sgd(const Handle* const* lists, size_t count, const AmpSgd* options,
                   Handle found_inf) {
   return amp::guarded([&] {
@@ -107,7 +107,7 @@ int amp_fused_sgd(const Handle* const* lists, size_t count, const AmpSgd* option
   });
 }
 
-// params, grads, momentum buffers (only with momentum)
+// `lists` are params, grads, momentum buffers (only with momentum).
 int amp_foreach_sgd(const Handle* const* lists, size_t count, const AmpSgd* options) {
   return amp::guarded([&] {
     c10::NoGradGuard no_grad;
@@ -128,7 +128,7 @@ int amp_foreach_sgd(const Handle* const* lists, size_t count, const AmpSgd* opti
   });
 }
 
-// params, grads, square_avgs, momentum buffers (with momentum), grad_avgs (if centered)
+// `lists` are params, grads, square_avgs, momentum buffers (with momentum), grad_avgs (if centered).
 int amp_foreach_rmsprop(const Handle* const* lists, size_t count, const AmpRmsprop* options) {
   return amp::guarded([&] {
     c10::NoGradGuard no_grad;
@@ -159,8 +159,8 @@ int amp_foreach_rmsprop(const Handle* const* lists, size_t count, const AmpRmspr
   });
 }
 
-// params, grads, exp_avgs. PyTorch has none; the order of operations is Algorithm 2's (Chen et
-// al. 2023): decay, the sign of the interpolation, then the running mean.
+// `lists` are params, grads, exp_avgs. PyTorch has no Lion. The order of operations is that of Algorithm 2
+// (Chen et al. 2023): decay, the sign of the interpolation, then the running mean.
 int amp_foreach_lion(const Handle* const* lists, size_t count, const AmpLion* options) {
   return amp::guarded([&] {
     c10::NoGradGuard no_grad;

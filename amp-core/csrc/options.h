@@ -1,4 +1,5 @@
-// The optimizers' options as they cross from Rust and go to the kernels, whose files say what they are.
+// The options of optimizers as Rust passes them and the kernels receive them. The kernels' files describe
+// them.
 #pragma once
 
 #include "kernels/adam.h"

@@ -1,4 +1,4 @@
-// Random numbers for kernels of our own.
+// Random numbers for this crate's kernels.
 #pragma once
 
 #include <ATen/Context.h>
@@ -13,8 +13,8 @@
 
 namespace amp {
 
-// A place in the stream of libtorch's generator of the device that nobody else has, within a graph
-// another at each replay: `Random` of kernels/common.cuh.
+// Reserves a range of the stream of libtorch's generator of the device. In a CUDA graph each replay gets
+// another range. Kernels read it as `Random` of kernels/common.cuh.
 inline at::PhiloxCudaState draw_random(c10::Device device) {
   // at::CUDAGeneratorImpl::philox_cuda_state, whose first argument is the object.
   static const auto draw = cuda_symbol<at::PhiloxCudaState (*)(void*, uint64_t)>(

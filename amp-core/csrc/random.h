@@ -9,7 +9,7 @@
 
 namespace amp {
 
-// Notes the state when it is made, so that dropout can drop the same elements again.
+// Saves the state when it is constructed, so that dropout can drop the same elements again.
 struct Random {
   at::Generator generator;
   at::Tensor state;

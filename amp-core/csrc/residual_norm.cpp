@@ -1,5 +1,5 @@
-// x + f(norm(x)) on CUDA devices, as pre-norm transformers have it (kernels/residual_norm.cu), with the gradients
-// of both uses of x added up in one kernel (norm_rows.h).
+// x + f(norm(x)) on CUDA devices, as in pre-norm transformers (kernels/residual_norm.cu). One kernel adds
+// up the gradients of both uses of x (norm_rows.h).
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
@@ -22,7 +22,7 @@
 #include "kernel.h"
 #include "kernels/residual_norm.cu.h"
 #include "norm_rows.h"
-#include "twin.h"
+#include "cached_cast.h"
 
 namespace amp::residual_norm {
 namespace {
@@ -31,7 +31,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr auto cuda = c10::DeviceType::CUDA;
-// As in the kernels.
+// Has the same values as in the kernels.
 constexpr int warps = 8, threads = 32 * warps;
 constexpr int64_t columns_of_a_pack = 128;
 
@@ -40,7 +40,7 @@ amp::KernelSource& source() {
   return source;
 }
 
-// The dtype that an autocast region casts what comes out to.
+// The dtype to which an autocast region casts the output.
 at::ScalarType twin_dtype(at::ScalarType out) {
   return at::autocast::is_autocast_enabled(cuda) ? at::autocast::get_autocast_dtype(cuda) : out;
 }
@@ -53,7 +53,8 @@ amp::Types types_of(at::ScalarType stream, at::ScalarType out, at::ScalarType tw
 }
 
 struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
-  // The stream as it was given, its norm and, if there is one, the norm's twin, or that in the norm's place.
+  // Returns the stream as it was given, its norm and, if there is one, the norm's cached cast, or the cast
+  // in place of the norm.
   static variable_list forward(AutogradContext* context, const at::Tensor& input,
                                const at::Tensor& weight, const at::Tensor& bias, double eps,
                                bool narrow) {
@@ -77,7 +78,7 @@ struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
     source().launch("forward", types_of(input.scalar_type(), own, cast, columns), input.device(),
                     static_cast<unsigned>((rows + warps - 1) / warps), threads, arguments);
     context->save_for_backward({input, weight, bias, means, inverses});
-    // Nobody may need one of them.
+    // A gradient of one of the outputs may be missing.
     context->set_materialize_grads(false);
     context->saved_data["cast"] = static_cast<int64_t>(cast);
     return out;
@@ -101,7 +102,7 @@ struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
     return {found.in, found.weight, found.bias, {}, {}};
   }
 
-  // With a graph of its own, for second derivatives.
+  // Builds an autograd graph of the backward pass, for second derivatives.
   static variable_list differentiable(const variable_list& saved, const variable_list& given) {
     const auto &weight = saved.at(1), &bias = saved.at(2);
     const auto input = saved.at(0).to(weight.scalar_type());
@@ -121,7 +122,8 @@ struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
   }
 };
 
-// stream + branch, where the gradient of a branch of 16 bits is the twin of the stream's if there is one.
+// stream + branch. The gradient of a 16-bit branch is the cached cast of the stream's gradient if there is
+// one.
 struct AmpResidualAdd : torch::autograd::Function<AmpResidualAdd> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& stream,
                             const at::Tensor& branch) {
@@ -152,7 +154,7 @@ struct AmpResidualAdd : torch::autograd::Function<AmpResidualAdd> {
   }
 };
 
-// Whether the kernels can take it: rows on a CUDA device of a multiple of 128 columns.
+// Whether the kernels support these arguments: rows on a CUDA device of a multiple of 128 columns.
 bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias) {
   constexpr int64_t largest = std::numeric_limits<int>::max();
   const auto columns = weight.numel();
@@ -174,9 +176,9 @@ bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& b
 
 extern "C" {
 
-// Layer normalisation of `input` along the last dimension in `normal`, and the input again in `stream`, to
-// which what comes of the norm is added by amp_residual_add. `narrow` wants the norm in the dtype of an autocast
-// region. Both are new, or null if the kernels cannot take these.
+// Writes layer normalisation of `input` along the last dimension to `normal`, and the input again to
+// `stream`, to which amp_residual_add adds the branch. With `narrow` the norm has the dtype of an autocast
+// region. Both are new, or null if the kernels do not support these arguments.
 int amp_residual_norm(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias,
                       double eps, int narrow, at::Tensor** stream, at::Tensor** normal) {
   return amp::guarded([&] {
@@ -189,7 +191,7 @@ int amp_residual_norm(const at::Tensor* input, const at::Tensor* weight, const a
   });
 }
 
-// stream + branch. The result is new.
+// stream + branch. The result is a new tensor.
 int amp_residual_add(const at::Tensor* stream, const at::Tensor* branch, at::Tensor** out) {
   return amp::guarded([&] {
     const bool ours = stream->is_cuda() && branch->device() == stream->device() &&

@@ -1,5 +1,5 @@
-// Optimizer steps of our own on CUDA devices. `lists` are pointers to `count` handles each, or null
-// where the optimizer keeps none; the order is that of the kernels.
+// Optimizer steps by this crate's own kernels on CUDA devices. `lists` are pointers to `count` handles
+// each, in the kernels' order; null for a list that the optimizer does not have.
 
 #include "step.h"
 
@@ -24,7 +24,7 @@ Step::Step(const Handle* const* lists, size_t count, const AmpOnDevice& known)
     grad_dtype_ = lists[gradient][0]->scalar_type();
   }
   if (kernel_dtype(dtype_) == nullptr || kernel_dtype(grad_dtype_) == nullptr) {
-    throw std::runtime_error("optimizers are for floating dtypes");
+    throw std::runtime_error("optimizers need a floating dtype");
   }
   for (size_t i = 0; i < count; ++i) {
     const auto& param = *lists[0][i];
@@ -66,7 +66,7 @@ void Step::on_tensors(KernelSource& source, const Types& types, const char* name
 
 void Step::on_elements(KernelSource& source, const Types& types, const char* name,
                        Start<StepTensors>& start, std::initializer_list<const void*> last) {
-  // Tensors without elements have steps that are counted, and no more.
+  // For tensors without elements only the steps are counted.
   if (start.blocks == 0) return;
   std::vector<void*> arguments{&start.tensors, &known_};
   for (const void* argument : last) arguments.push_back(const_cast<void*>(argument));
@@ -77,7 +77,7 @@ void Step::on_elements(KernelSource& source, const Types& types, const char* nam
 
 extern "C" {
 
-// Makes `rates`, f64 [2] on the device, these two.
+// Writes these two values to `rates`, f64 [2] on the device.
 int amp_write_rates(const at::Tensor* rates, double lr, double momentum) {
   return amp::guarded([&] {
     static amp::KernelSource source("rates.cu", amp_kernels_rates);

@@ -1,4 +1,4 @@
-// An optimizer's step on a CUDA device, by a kernel of our own.
+// An optimizer's step on a CUDA device, by one of this crate's kernels.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -8,10 +8,10 @@
 
 #include "kernel.h"
 #include "list.h"
-#include "starts.h"
+#include "launch_lists.h"
 
-// What the device knows of a step, as it crosses from Rust: `rates` is f64 [2], the others are scalars,
-// `found_inf` of f32, and may be null.
+// The values of a step in device memory, as Rust passes them: `rates` is f64 [2]. The others are scalars
+// and may be null; `found_inf` is f32.
 extern "C" struct AmpOnDevice {
   amp::Handle rates, factor, found_inf;
 };
@@ -20,23 +20,23 @@ namespace amp {
 
 class Step {
  public:
-  // The lists of one kernel call (see StepTensors), of `count` tensors each. All parameters have one
-  // dtype, and so have all gradients. A tensor of a parameter's shape has that parameter's strides.
+  // The lists of one kernel call (see StepTensors), of `count` tensors each. All parameters have one dtype,
+  // and all gradients have one dtype. A tensor of a parameter's shape has the parameter's strides.
   Step(const Handle* const* lists, size_t count, const AmpOnDevice& known);
 
-  // Starts kernel "step" of `source` on all elements; state is of the parameters' dtype.
+  // Runs kernel "step" of `source` on all elements; state has the parameters' dtype.
   void run(KernelSource& source, const void* options);
 
-  // What kernels are compiled for where averages have this dtype.
+  // The dtypes for which kernels are compiled if averages have this dtype.
   Types types(at::ScalarType averages) const;
 
   std::vector<Start<StepTensors>>& starts() { return starts_; }
 
-  // Starts a kernel with a thread for each tensor.
+  // Launches a kernel with a thread for each tensor.
   void on_tensors(KernelSource& source, const Types& types, const char* name,
                   Start<StepTensors>& start);
 
-  // Starts a kernel on all elements; `last` points to its arguments beyond those of all steps.
+  // Launches a kernel on all elements; `last` points to the arguments that follow the common ones.
   void on_elements(KernelSource& source, const Types& types, const char* name,
                    Start<StepTensors>& start, std::initializer_list<const void*> last);
 
@@ -46,7 +46,7 @@ class Step {
   at::ScalarType dtype_ = at::kFloat, grad_dtype_ = at::kFloat;
   OnDevice known_{};
   at::Tensor factor_;
-  // Gradients of another layout than their parameter's.
+  // Copies of gradients whose layout differs from their parameter's.
   std::vector<at::Tensor> copies_;
 };
 

@@ -1,5 +1,5 @@
-// Copies to a CUDA device on a stream of their own, and what a thread that loads data takes over
-// from the thread it loads for. Through c10's virtual guards, which need no CUDA headers.
+// Copies to a CUDA device on a separate stream, and the thread state that a loader thread inherits from the
+// thread for which it loads. Uses c10's virtual guards, which need no CUDA headers.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -32,19 +32,19 @@ using DebugInfo = std::shared_ptr<c10::ThreadLocalDebugInfo>;
 
 extern "C" {
 
-// Bytes the driver has free on a CUDA device.
+// The number of bytes of a CUDA device that the driver reports as free.
 int amp_cuda_free_memory(int index, size_t* bytes) {
   return amp::guarded([&] {
     *bytes = cuda_allocator()->getMemoryInfo(cuda(index).index()).first;
   });
 }
 
-// A copy in pinned memory, which a CUDA device reads and writes without the host's waiting.
+// A copy in pinned memory, which a CUDA device can read and write while the host continues.
 int amp_pinned(const at::Tensor* host, at::Tensor** out) {
   return amp::guarded([&] { *out = new at::Tensor(host->pin_memory()); });
 }
 
-// A stream that the device's default stream does not wait for, by its number.
+// Returns the number of a stream for which the device's default stream does not wait.
 int amp_side_stream(int index, int64_t* id) {
   return amp::guarded([&] {
     const c10::impl::VirtualGuardImpl device(c10::DeviceType::CUDA);
@@ -52,16 +52,16 @@ int amp_side_stream(int index, int64_t* id) {
   });
 }
 
-// Starts copying `count` host tensors to the device on a side stream. `out` is not to be used before
-// amp_copy_arrive, to which, or to amp_copy_drop, `event` goes.
+// Starts to copy `count` host tensors to the device on a side stream. `out` must not be used before
+// amp_copy_arrive. `event` is passed to amp_copy_arrive, or to amp_copy_drop.
 int amp_copy_start(int index, int64_t stream_id, const at::Tensor* const* host, size_t count,
                    at::Tensor** out, void** event) {
   return amp::guarded([&] {
     const c10::NoGradGuard no_grad;
     const c10::Stream stream(c10::Stream::UNSAFE, cuda(index), stream_id);
     const c10::StreamGuard guard(stream);
-    // The pinned copies may go at once: their allocator waits for the copy before it gives the
-    // memory out again.
+    // The pinned copies may be freed at once: their allocator waits for the copy before it reuses the
+    // memory.
     auto copy = [&](const at::Tensor& tensor) {
       auto to = tensor.options().device(stream.device());
       return std::make_unique<at::Tensor>(
@@ -76,22 +76,23 @@ int amp_copy_start(int index, int64_t stream_id, const at::Tensor* const* host, 
   });
 }
 
-// Lets the stream that this thread computes on wait for the copy, without waiting itself.
+// Makes this thread's current stream wait for the copy. The host does not wait.
 int amp_copy_arrive(void* event, const at::Tensor* const* tensors, size_t count) {
   return amp::guarded([&] {
     const c10::impl::VirtualGuardImpl device(c10::DeviceType::CUDA);
     if (count == 0) return;
     const auto stream = device.getStream(tensors[0]->device());
     static_cast<c10::Event*>(event)->block(stream);
-    // Their memory is the side stream's: without this, a tensor freed while the computation on it
-    // is still queued would be overwritten by the next copy.
+    // The memory belongs to the side stream. Without this call, a tensor that is freed while a computation
+    // on it is still queued would be overwritten by the next copy.
     for (size_t at = 0; at < count; ++at) tensors[at]->record_stream(stream);
   });
 }
 
-// Copies of `count` tensors in host memory, made on a side stream once `ready` has passed; waits for them.
-// Tensors of the host are not copied. The copies go through a pinned buffer: libtorch's own copy to ordinary
-// memory waits for the stream, which is an error while another thread captures a graph.
+// Returns copies of `count` tensors in host memory, made on a side stream after the event `ready`, and
+// waits for them. Tensors that are on the host already are not copied. The copies go through a pinned
+// buffer: libtorch's own copy to ordinary memory waits for the stream, which is an error while another
+// thread captures a graph.
 int amp_copies_to_host(int index, int64_t stream_id, const void* ready, const at::Tensor* const* tensors,
                        size_t count, at::Tensor** out) {
   return amp::guarded([&] {
@@ -124,12 +125,13 @@ int amp_copies_to_host(int index, int64_t stream_id, const void* ready, const at
 
 void amp_copy_drop(void* event) { delete static_cast<c10::Event*>(event); }
 
-// What this thread reports to: the memory meter, among others. Goes to amp_debug_info_drop.
+// The debug info of this thread, to which the memory meter belongs. The caller frees it with
+// amp_debug_info_drop.
 int amp_debug_info_current(void** out) {
   return amp::guarded([&] { *out = new DebugInfo(c10::ThreadLocalDebugInfo::current()); });
 }
 
-// Lets this thread, until it ends, report to the same.
+// Sets this thread's debug info to the given one until the thread ends.
 int amp_debug_info_enter(const void* info) {
   return amp::guarded([&] {
     c10::ThreadLocalDebugInfo::_forceCurrentDebugInfo(*static_cast<const DebugInfo*>(info));

@@ -10,18 +10,18 @@
 
 mod changes;
 pub mod length;
-mod recorded;
+mod margins_file;
 
 #[cfg(feature = "cli")]
 mod faults;
+#[cfg(feature = "cli")]
+mod interceptor;
 #[cfg(feature = "cli")]
 mod python;
 #[cfg(feature = "cli")]
 mod rounding;
 #[cfg(feature = "cli")]
 mod speed;
-#[cfg(feature = "cli")]
-mod tap;
 
 pub mod case;
 pub mod comparison;

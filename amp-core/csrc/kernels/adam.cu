@@ -1,10 +1,10 @@
 // Adam and AdamW over many tensors at once: parameters, gradients, exp_avgs, exp_avg_sqs, steps (f32
-// scalars) and, where the averages have 8 bits, for each 256 elements an exp_avg_scale and an
-// exp_avg_sq_scale. The arithmetic is that of libtorch's fused kernel
-// (ATen/native/cuda/fused_adam_utils.cuh): rates in f64, everything else in the parameter's dtype,
-// or in f32 where that has 16 bits. Unlike there the rates lie on the device, so that a captured step
-// follows its schedule, and the gradients are multiplied by a factor on the way, so that unscaling
-// and clipping need no pass of their own; and the averages may have fewer bits than the parameters.
+// scalars) and, if the averages have 8 bits, an exp_avg_scale and an exp_avg_sq_scale for each 256
+// elements. The arithmetic is that of libtorch's fused kernel (ATen/native/cuda/fused_adam_utils.cuh):
+// rates in f64, everything else in the parameter's dtype, or in f32 if that has 16 bits. This kernel
+// differs in three ways. Rates are read from device memory, so that a captured step follows its schedule.
+// Gradients are multiplied by a factor when they are read, so that unscaling and clipping need no pass of
+// their own. Averages may have fewer bits than the parameters.
 
 constexpr float smallest_normal = 1.17549435e-38f;
 
@@ -12,13 +12,13 @@ __device__ float* steps_of(const StepTensors& tensors, int at) {
   return static_cast<float*>(tensors.data[4][at]);
 }
 
-// One block.
+// Runs in one block.
 extern "C" __global__ void count_steps(const StepTensors tensors, const OnDevice known) {
   const int at = threadIdx.x;
   if (at < tensors.count && !is_left_out(known)) *steps_of(tensors, at) += 1;
 }
 
-// Within two units in the last place of normal numbers; others are zero.
+// The error is at most two units in the last place for normal numbers. Subnormal numbers give zero.
 __device__ float approximate_sqrt(float x) {
   float out;
   asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
@@ -30,7 +30,7 @@ __device__ float approximate_ratio(float x, float y) {
   return out;
 }
 
-// A step's numbers for one tensor; R is the dtype of its rates.
+// The constants of a step for one tensor. R is the dtype of its rates.
 template <typename R>
 struct Update {
   using W = Wide<T>;
@@ -38,7 +38,7 @@ struct Update {
   bool decoupled, decays;
   W step_size, correction2_sqrt, multiplier;
 
-  // For the whole block.
+  // Called by all threads of the block.
   __device__ Update(const OnDevice& known, const AmpAdam& options, const float* steps)
       : decay(options.decoupled ? known.rates[0] * options.weight_decay : options.weight_decay),
         beta1(known.rates[1]),
@@ -92,8 +92,8 @@ __device__ void keep(Wide<T> average, U& out, unsigned noise) {
   }
 }
 
-// The gradients' dtype is P and the averages' Q: narrower than the parameters' these are rounded up or
-// down at random.
+// P is the dtype of the gradients, Q that of the averages. If Q is narrower than the parameters' dtype,
+// averages are rounded stochastically.
 extern "C" __global__ void step(const StepTensors tensors, const OnDevice known,
                                 const AmpAdam options, const Random random) {
   using W = Wide<T>;
@@ -146,33 +146,34 @@ extern "C" __global__ void step(const StepTensors tensors, const OnDevice known,
 
 constexpr int block_elements = 256;
 
-// How a share becomes a code, as optim/moments.rs lays them out: seven decades of values, each in the
-// middle of one of `count` equal parts, so that the parts' edges are the bounds between them. Only the
-// bounds between decades lie elsewhere.
+// Encodes a fraction of a block's largest value, with the values of optim/state/quantized.rs: seven
+// decades, each divided into `count` equal parts with a value in the middle of each. The bounds between
+// values are therefore the edges of parts, except between decades.
 template <bool is_signed>
 struct Coder {
   struct Decade {
-    // part = size · slope - offset; its code is `first` more.
+    // part = size · slope - offset. The code is `first` plus the part.
     float slope, offset;
     int last, first;
   };
   const float* values;
   const Decade* decades;
-  // Of sizes: from nothing to the first decade, from each to the next, and from the last to 1.
+  // Bounds of the magnitude: between zero and the first decade, between neighbouring decades, and between
+  // the last decade and 1.
   float bounds[8];
 
-  // For the whole block, before it synchronises.
+  // Called by all threads of the block, before it synchronises.
   __device__ void load(const Code& code) {
     __shared__ float kept_values[256];
     __shared__ Decade kept_decades[9];
     values = kept_values;
     decades = kept_decades;
     for (int i = threadIdx.x; i < 256; i += blockDim.x) kept_values[i] = code.values[i];
-    // The codes of nothing and, in each decade, of its first part.
+    // The code of zero, and the code of the first part of each decade.
     constexpr int nothing = is_signed ? 127 : 0;
     const auto first = [](int decade) { return nothing + 1 + (count(decade) - count(0)); };
     for (int decade = 0; decade < 8; ++decade) bounds[decade] = code.bounds[first(decade) - 1];
-    // A positive square is never nothing.
+    // A positive square is never encoded as zero.
     if (!is_signed) bounds[0] = 0;
     if (threadIdx.x >= 9) return;
     const int decade = static_cast<int>(threadIdx.x) - 1;
@@ -187,13 +188,13 @@ struct Coder {
     }
   }
 
-  // The parts of a decade.
+  // The number of parts of a decade.
   static __device__ int count(int decade) { return (is_signed ? 1 : 2) << decade; }
 
-  // Of a share of the largest, between -1 and 1.
+  // The code of a fraction between -1 and 1.
   __device__ unsigned char of(float share) const {
     const float size = fabsf(share);
-    // How many bounds are below it, by halves.
+    // A binary search for the number of bounds below it.
     const bool upper = size > bounds[3];
     const bool third = size > (upper ? bounds[5] : bounds[1]);
     const float next = upper ? (third ? bounds[6] : bounds[4]) : (third ? bounds[2] : bounds[0]);
@@ -201,7 +202,7 @@ struct Coder {
     const Decade decade = decades[at];
     const int part = static_cast<int>(size * decade.slope - decade.offset);
     const int code = decade.first + max(0, min(part, decade.last));
-    // Below zero the codes lie the other way round; there is none for -1.
+    // Codes of negative values descend with the magnitude; -1 has no code.
     if (is_signed && share < 0) return static_cast<unsigned char>(max(0, 254 - code));
     return static_cast<unsigned char>(code);
   }
@@ -214,7 +215,8 @@ __device__ float warp_max(float value) {
   return value;
 }
 
-// The averages have 8 bits, and an f32 scale for each 256: a warp steps 256.
+// A step with 8-bit averages, which have an f32 scale for each 256 elements. Each warp updates 256
+// elements.
 extern "C" __global__ void step_8bit(const StepTensors tensors, const OnDevice known,
                                      const AmpAdam options, const Code exp_avg_code,
                                      const Code exp_avg_sq_code) {
@@ -226,7 +228,7 @@ extern "C" __global__ void step_8bit(const StepTensors tensors, const OnDevice k
   Coder<false> exp_avg_sq_coder;
   exp_avg_coder.load(exp_avg_code);
   exp_avg_sq_coder.load(exp_avg_sq_code);
-  // No f64: what 8 bits take from memory's time it would give back.
+  // Not in f64, which would take more time than 8-bit averages save.
   const Update<Wide<T>> update(known, options, steps_of(tensors, at));
 
   auto* params = static_cast<T*>(tensors.data[0][at]);
@@ -246,7 +248,7 @@ extern "C" __global__ void step_8bit(const StepTensors tensors, const OnDevice k
     for (int p = 0; p < packs; ++p) {
       const int i = first + (p * 32 + lane) * per_thread;
       const long long from = begin + i;
-      // Blocks of codes are whole.
+      // Blocks of codes are complete, so that no bounds check is needed.
       const auto codes = pack_at(exp_avgs, from), sq_codes = pack_at(exp_avg_sqs, from);
       const bool whole = packed && i + per_thread <= count;
       Pack<T> param{};
@@ -281,7 +283,7 @@ extern "C" __global__ void step_8bit(const StepTensors tensors, const OnDevice k
       exp_avg_scale = largest;
       exp_avg_sq_scale = largest_sq;
     }
-    // Of a block of zeros, too.
+    // Avoids a division by zero if all elements of the block are zero.
     const float inverse = 1 / fmaxf(largest, smallest_normal);
     const float sq_inverse = 1 / fmaxf(largest_sq, smallest_normal);
 #pragma unroll

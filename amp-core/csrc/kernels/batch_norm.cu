@@ -1,7 +1,7 @@
-// Batch normalisation of [rows, columns] while training, with ReLU and dropout behind it if wanted,
-// in one pass over the batch for the statistics and one for the rest. The backward pass needs the
-// input alone: what was cut off or dropped is worked out again. It also sums what it passes on, over the
-// rows: the gradient of a bias before it.
+// Batch normalisation of [rows, columns] in training mode, followed by ReLU and dropout if requested. One
+// pass over the batch computes the statistics, a second one the output. The backward pass reads the input
+// alone and computes again which elements ReLU and dropout removed. It also sums the input's gradient over
+// the rows, which is the gradient of a bias before the layer.
 
 struct Layer {
   int rows, columns, relu;
@@ -16,7 +16,7 @@ __device__ double scaled(double x, double mean, double inverse, double weight, d
   return fma((x - mean) * inverse, weight, bias);
 }
 
-// The row's and column's place among the groups of four elements.
+// The index of the group of four elements at a row and column.
 __device__ long long group_of(const Layer& layer, int row, int column) {
   return (static_cast<long long>(row) * layer.columns + column) / per_thread;
 }
@@ -31,7 +31,8 @@ extern "C" __global__ void forward(const T* in, const P* weights, const P* biase
   const bool within = column < layer.columns;
   if (tracked != nullptr && blockIdx.x == 0 && threadIdx.x == 0) *tracked += 1;
 
-  // Distances from the first row lose nothing where a column is far from zero.
+  // Values are summed as distances from the first row, which loses no precision if a column's mean is far
+  // from zero.
   W shift[per_thread] = {}, sum[per_thread] = {}, squares[per_thread] = {};
   if (within) {
     const auto pack = pack_at(in, column);
@@ -74,7 +75,7 @@ extern "C" __global__ void forward(const T* in, const P* weights, const P* biase
       const int own = lane * per_thread + k;
       W y = rounded<T>(
           scaled(widen(x.at[k]), mean[own], inverse[own], W(widen(w.at[k])), W(widen(b.at[k]))));
-      // Leaves a NaN.
+      // Keeps a NaN.
       if (layer.relu && y <= 0) y = 0;
       narrow(y * factors[k], x.at[k]);
     }
@@ -98,7 +99,7 @@ extern "C" __global__ void backward(const T* in, const T* grads, const P* weight
     mean = pack_at(means, column), inverse = pack_at(inverses, column);
     w = pack_at(weights, column), b = pack_at(biases, column);
   }
-  // The gradient behind the normalisation and the distance from the mean, of four columns of a row.
+  // The gradient of the normalised values and the distance from the mean, for four columns of a row.
   const auto read = [&](int row, W (&grad)[per_thread], W (&distance)[per_thread]) {
     const long long at = static_cast<long long>(row) * layer.columns + column;
     const auto x = pack_at(in, at), g = pack_at(grads, at);

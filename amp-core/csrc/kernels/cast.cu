@@ -1,4 +1,4 @@
-// Many f32 tensors in 16 bits, at once.
+// Casts many f32 tensors to 16 bits.
 
 extern "C" __global__ void cast(const Tensors tensors) {
   const auto [at, begin, count] = part_of(tensors);

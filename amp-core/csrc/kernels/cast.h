@@ -1,3 +1,3 @@
-// What cast.cu is started with: f32 tensors, and where they go.
+// The arguments of cast.cu: f32 tensors, and their destinations.
 
 using Tensors = TensorList<2, 128, 8192>;

@@ -1,4 +1,4 @@
-// What stands before every kernel file: dtypes, vectors, lists of tensors, sums and random numbers.
+// Code that is placed before every kernel file: dtypes, vectors, lists of tensors, sums and random numbers.
 
 struct bf16 {
   unsigned short bits;
@@ -7,8 +7,8 @@ struct f16 {
   unsigned short bits;
 };
 
-// What the file is compiled for: the dtype that it works on and up to three more. They are those of
-// weights, or for steps of gradients and of averages.
+// The dtypes for which the file is compiled: T, the main one, and up to three more, for weights, or for an
+// optimizer's gradients and averages.
 using T = AMP_T;
 #ifdef AMP_P
 using P = AMP_P;
@@ -35,7 +35,7 @@ __device__ float widen(f16 x) {
 __device__ float widen(float x) { return x; }
 __device__ double widen(double x) { return x; }
 
-// To nearest, ties to even.
+// Rounds to nearest, ties to even.
 __device__ void narrow(float x, bf16& out) {
 #if __CUDA_ARCH__ >= 800
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(x));
@@ -53,12 +53,13 @@ __device__ void narrow(double x, float& out) { out = static_cast<float>(x); }
 __device__ void narrow(double x, bf16& out) { narrow(static_cast<float>(x), out); }
 __device__ void narrow(double x, f16& out) { narrow(static_cast<float>(x), out); }
 
-// Up with the probability of the part that is cut off, or else down; `noise` has 16 bits.
+// Rounds stochastically: up with the probability of the part that is cut off, otherwise down. `noise` has
+// 16 bits.
 __device__ void narrow_at_random(float x, bf16& out, unsigned noise) {
   out.bits = x != x ? 0x7fc0 : (__float_as_uint(x) + noise) >> 16;
 }
 
-// The dtype that U is computed in.
+// The dtype in which values of dtype U are computed.
 template <typename U>
 using Wide = decltype(widen(U()));
 
@@ -83,7 +84,7 @@ __device__ const Pack<U>& pack_at(const U* data, long long at) {
   return *reinterpret_cast<const Pack<U>*>(data + at);
 }
 
-// Where a block finds its part of a list of tensors.
+// The part of a list of tensors on which a block works.
 struct Part {
   int tensor;
   long long begin;
@@ -106,20 +107,22 @@ __device__ bool is_left_out(const OnDevice& known) {
   return known.found_inf != nullptr && *known.found_inf != 0;
 }
 
-// What gradients are multiplied by.
+// The factor of the gradients.
 template <typename W>
 __device__ W factor_of(const OnDevice& known) {
   return known.factor == nullptr ? 1 : *static_cast<const W*>(known.factor);
 }
 
-// A product that is rounded, whatever is added to it.
+// A product that is rounded before anything is added to it, so that the compiler forms no fused
+// multiply-add.
 __device__ float product(float a, float b) { return __fmul_rn(a, b); }
 __device__ double product(double a, double b) { return __dmul_rn(a, b); }
 
 __device__ float exponential(float x) { return expf(x); }
 __device__ double exponential(double x) { return exp(x); }
 
-// Four neighbours, or as many as there are: `whole` says whether there are four, aligned.
+// Four neighbours, or fewer at the end of a tensor. `whole` says whether there are four and they are
+// aligned.
 template <typename U>
 __device__ Pack<U> load(const U* data, int at, int count, bool whole) {
   if (whole) return pack_at(data, at);
@@ -136,9 +139,9 @@ __device__ void store(const Pack<U>& pack, U* data, int at, int count, bool whol
   }
 }
 
-// Calls `update` with what the first `lists` lists hold at each place of the block's part, in the
-// dtype it is computed in: the parameter, its gradient, which is of dtype P, times the factor, state.
-// All but the gradient are written back.
+// Calls `update` for each place of the block's part with the elements of the first `lists` lists, in the
+// dtype in which they are computed: the parameter, its gradient (of dtype P) times the factor, then state.
+// Writes all of them back except the gradient.
 template <int lists, typename Update>
 __device__ void step_elements(const StepTensors& tensors, const OnDevice& known,
                               const Update& update) {
@@ -174,7 +177,7 @@ __device__ void step_elements(const StepTensors& tensors, const OnDevice& known,
   }
 }
 
-// The sum over a block of at most 1024 threads, in its first thread.
+// The sum over a block of at most 1024 threads. The first thread has it.
 __device__ double block_sum(double value) {
   __shared__ double sums[32];
   for (int offset = 16; offset > 0; offset /= 2) value += __shfl_down_sync(~0u, value, offset);
@@ -187,8 +190,8 @@ __device__ double block_sum(double value) {
   return value;
 }
 
-// What it is in dtype U. Between layers a value has their dtype: in one kernel they have the bits that
-// they have one by one.
+// The value rounded to dtype U. Between layers a value has the layers' dtype, so that a fused kernel gives
+// the bits of the separate layers.
 template <typename U>
 __device__ Wide<U> rounded(Wide<U> x) {
   U out;
@@ -196,14 +199,14 @@ __device__ Wide<U> rounded(Wide<U> x) {
   return widen(out);
 }
 
-// Kernels that sum over the rows of a matrix have blocks of 512 threads, which take 32 columns: eight
-// threads of a row four each, 64 rows at a time.
+// Kernels that sum over the rows of a matrix have blocks of 512 threads for 32 columns: eight threads for
+// each row, with four columns each, and 64 rows at a time.
 constexpr int lanes = 8;
 constexpr int columns_per_block = lanes * per_thread;
 constexpr int rows_at_once = 64;
 
-// Sums over the block's rows of two values for each column; `finish` is called for each column with
-// both.
+// Sums two values for each column over the block's rows, then calls `finish` for each column with both
+// sums.
 template <typename W, typename Finish>
 __device__ void for_column_sums(const W (&first)[per_thread], const W (&second)[per_thread],
                                 Finish finish) {
@@ -234,8 +237,8 @@ __device__ void for_column_sums(const W (&first)[per_thread], const W (&second)[
   __syncthreads();
 }
 
-// Four random words for a place in a stream: Philox4x32 with 7 rounds, the fewest that Salmon et al.
-// (2011, table 2) found to pass BigCrush.
+// Four random words for a place in a stream: Philox4x32 with 7 rounds, the fewest that passed BigCrush in
+// Salmon et al. (2011, table 2).
 __device__ uint4 philox(unsigned long long seed, unsigned long long stream,
                         unsigned long long place) {
   unsigned k0 = static_cast<unsigned>(seed), k1 = static_cast<unsigned>(seed >> 32);
@@ -251,7 +254,7 @@ __device__ uint4 philox(unsigned long long seed, unsigned long long stream,
   return c;
 }
 
-// Where libtorch's generator is: at::PhiloxCudaState.
+// The position of libtorch's generator: at::PhiloxCudaState.
 struct Random {
   union Number {
     unsigned long long value;
@@ -262,7 +265,7 @@ struct Random {
   bool captured;
 };
 
-// Random words for a run of one kernel; by default none.
+// Random words for one run of a kernel. The default gives none.
 struct Stream {
   unsigned long long seed = 0, stream = 0;
 
@@ -273,22 +276,22 @@ struct Stream {
     stream = captured ? *offset.place + offset_in_graph : offset.value;
   }
 
-  // For a place of the user's numbering.
+  // The words for a place; the caller numbers the places.
   __device__ void words(long long place, unsigned (&out)[per_thread]) const {
     const uint4 drawn = philox(seed, stream, place);
     out[0] = drawn.x, out[1] = drawn.y, out[2] = drawn.z, out[3] = drawn.w;
   }
 };
 
-// Laid out as in csrc/dropout.h.
+// Has the same layout as in csrc/dropout.h.
 struct Dropout {
   Random random;
-  // Those whose random word is below this are dropped; 0 for none.
+  // Elements whose random word is below this are dropped; 0 drops none.
   unsigned threshold;
   float scale;
 };
 
-// What dropout multiplies elements by: 0 for those that are dropped.
+// The factors by which dropout multiplies elements: 0 for dropped elements.
 struct Factors {
   Stream stream;
   unsigned threshold;
@@ -299,7 +302,7 @@ struct Factors {
     if (threshold != 0) stream = Stream(dropout.random);
   }
 
-  // Of four neighbours; `group` is the place of the first divided by four.
+  // The factors of four neighbours; `group` is the index of the first divided by four.
   __device__ void of(long long group, float (&out)[per_thread]) const {
     if (threshold == 0) {
       for (float& factor : out) factor = scale;
@@ -310,7 +313,7 @@ struct Factors {
     for (int k = 0; k < per_thread; ++k) out[k] = words[k] < threshold ? 0 : scale;
   }
 
-  // Of the element at `place`.
+  // The factor of the element at index `place`.
   __device__ float at(long long place) const {
     float factors[per_thread];
     of(place / per_thread, factors);

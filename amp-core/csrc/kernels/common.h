@@ -1,6 +1,6 @@
-// What kernels are started with: for both halves.
+// The arguments of kernels, for host and device.
 
-// Tensors of one dtype, at most so many, each of one layout in every list: one start of a kernel
+// At most `most` tensors of one dtype; a tensor has the same layout in every list. One launch of a kernel
 // works on them.
 template <int lists, int most, int per_block>
 struct TensorList {
@@ -9,21 +9,22 @@ struct TensorList {
 
   void* data[lists][most];
   long long sizes[most];
-  // The block that works on a tensor's first elements.
+  // The index of the block that works on a tensor's first elements.
   int first_blocks[most];
   int count;
 };
 
-// What an optimizer steps: parameters, their gradients and, as it names them, state. A list that it
-// does not have is null.
+// The tensors of an optimizer's step: parameters, their gradients, and state as the optimizer orders it. An
+// unused list is null.
 using StepTensors = TensorList<7, 48, 4096>;
 
-// What the device knows of a step.
+// The values of a step that are read from device memory.
 struct OnDevice {
-  // lr, and what a schedule moves beside it: a momentum or Adam's and Lion's beta1.
+  // The learning rate, and the second value that a schedule may change: a momentum, or beta1 of Adam and
+  // Lion.
   const double* rates;
-  // What gradients are multiplied by, in the dtype they are computed in, or null.
+  // The factor of the gradients, in the dtype in which they are computed; or null.
   const void* factor;
-  // Where it, if given, is not 0, nothing moves.
+  // If it is given and not 0, nothing changes.
   const float* found_inf;
 };

@@ -1,3 +1,3 @@
-// What copy.cu is started with: bytes, and where they go.
+// The arguments of copy.cu: sources of bytes, and their destinations.
 
 using Bytes = TensorList<2, 128, 4096>;

@@ -1,6 +1,6 @@
-// Dropout without a mask in memory: what is dropped follows from where the generator was and the
-// element's place, so that the backward pass is the forward pass of the gradient. `run` neighbours are
-// dropped together.
+// Dropout without a mask in memory: the generator's position and an element's index decide whether it is
+// dropped. The backward pass is therefore the forward pass applied to the gradient. Groups of `run`
+// neighbours are dropped together.
 
 extern "C" __global__ void apply(const T* in, T* out, long long count, long long run,
                                  const Dropout dropout) {

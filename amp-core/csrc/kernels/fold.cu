@@ -1,6 +1,6 @@
-// Images of up to four channels as a convolution with stride 2 reads them: blocks of 2×2 pixels become sixteen
-// channels, of which the last may be zeros, with its padding around them, in channels_last and 16 bits. T is
-// what they become, P what they are.
+// Rearranges images of up to four channels for a convolution with stride 2: blocks of 2×2 pixels become
+// sixteen channels, of which the last may be zeros, surrounded by padding, in channels_last and 16 bits. T
+// is the dtype of the result, P that of the images.
 
 struct alignas(16) Half {
   T at[folded_channels / 2];
@@ -8,7 +8,7 @@ struct alignas(16) Half {
 
 extern "C" __global__ void __launch_bounds__(256) fold(const P* __restrict__ in, T* __restrict__ out,
                                                        const Folding folding) {
-  // There are fewer than 2^31, and division of 64 bits takes longer than the rest.
+  // There are fewer than 2^31 elements, and a 64-bit division would take longer than the rest.
   const unsigned own = blockIdx.x * blockDim.x + threadIdx.x;
   const unsigned taps = folding.taps, width = folding.out[1], height = folding.out[0];
   const int tap = own % taps, column = own / taps % width, row = own / taps / width % height;

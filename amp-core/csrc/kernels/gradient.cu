@@ -1,6 +1,6 @@
-// The norm of many gradients together, and what clipping multiplies them by.
+// The norm of many gradients together, and the factor of clipping.
 
-// Squares are summed in f64: no f32 is too large for that.
+// Squares are summed in f64, in which the square of no f32 overflows.
 extern "C" __global__ void square_sums(const Tensors tensors, double* sums) {
   const auto [at, begin, count] = part_of(tensors);
   const auto* data = static_cast<const T*>(tensors.data[0][at]) + begin;
@@ -20,7 +20,7 @@ extern "C" __global__ void square_sums(const Tensors tensors, double* sums) {
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
-// One block. `norm` is that of the tensors as they are; `factor` also takes the scale away.
+// Runs in one block. `norm` is the norm of the tensors as they are; `factor` also divides by the scale.
 extern "C" __global__ void clip_factor(const double* sums, int count, const float* scale,
                                        double max_norm, float* found_inf, Wide<T>* norm,
                                        Wide<T>* factor) {
@@ -32,7 +32,7 @@ extern "C" __global__ void clip_factor(const double* sums, int count, const floa
   const double total = sqrt(sum);
   *norm = static_cast<W>(total);
   if (found_inf != nullptr && !isfinite(static_cast<W>(total))) *found_inf = nan("");
-  // The reciprocal of the scale is rounded to f32, as PyTorch does.
+  // The reciprocal of the scale is rounded to f32, as in PyTorch.
   const double inverse = scale == nullptr ? 1 : static_cast<float>(1 / static_cast<double>(*scale));
   const double clipped = max_norm / (total * inverse + 1e-6);
   *factor = static_cast<W>((clipped < 1 ? clipped : 1) * inverse);

@@ -1,3 +1,3 @@
-// What gradient.cu is started with.
+// The arguments of gradient.cu.
 
 using Tensors = TensorList<1, 128, 8192>;

@@ -1,8 +1,8 @@
-// The gradient of a product that makes queries, keys and values, from theirs by head, and the sums of its
-// columns, which are the gradient of the product's bias.
+// Joins the gradients of queries, keys and values by head into the gradient of the product that made them,
+// and sums its columns, which is the gradient of the product's bias.
 
-// Of queries, keys and values, [batch, heads, length, width], each as it lies in memory; `width` is a multiple
-// of a line.
+// Queries, keys and values, [batch, heads, length, width], with their strides in memory. `width` is a
+// multiple of a line.
 struct Heads {
   const T* data[3];
   long long batch[3], head[3], place[3];
@@ -14,8 +14,8 @@ struct alignas(16) Line {
   T at[length];
 };
 
-// The rows are places of all sequences, of `length` places each; a block of eight warps has the columns of a
-// warp's lines and up to `part` rows. `sums` has the sums of the parts.
+// A row is a position of a sequence; each sequence has `length` of them. A block of eight warps has the
+// columns of one warp's lines and up to `part` rows. `sums` receives the sums of each part.
 extern "C" __global__ void __launch_bounds__(256)
     join_heads(const Heads from, T* out, Wide<T>* sums, long long rows, int length, int part) {
   using W = Wide<T>;
@@ -50,7 +50,7 @@ extern "C" __global__ void __launch_bounds__(256)
   sums[at * columns + own] = total;
 }
 
-// The sums of the parts' sums. A block has 32 columns, a warp every eighth part.
+// Adds up the sums of the parts. A block has 32 columns; each warp reads every eighth part.
 extern "C" __global__ void __launch_bounds__(256)
     add_parts(const Wide<T>* sums, int count, int columns, Wide<T>* out) {
   __shared__ double shared[8][32];

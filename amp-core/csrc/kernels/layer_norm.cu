@@ -1,20 +1,20 @@
-// Layer normalisation of the rows of a matrix while training: of what is given, or of the sum of a
-// residual and what dropout leaves of it. Behind it come GELU and dropout, if wanted. The backward pass
-// needs what was normalised alone: the rest is worked out again.
+// Layer normalisation of the rows of a matrix in training mode: of the input, or of the sum of a residual
+// and the input after dropout. GELU and dropout follow if requested. The backward pass reads only what was
+// normalised and computes the rest again.
 //
-// T is the dtype of what is given, P that of the sum, Q that of weights and of what comes out, R that of
-// its twin: the same, as an autocast region would cast it.
+// T is the dtype of the input, P that of the sum, Q that of weights and of the output, R that of the
+// output's cached cast: the same values in the dtype of an autocast region.
 
 struct Layer {
   int rows, columns, gelu;
   double eps;
-  // Of what is given, before the residual is added, and behind everything.
+  // Dropout of the input, before the residual is added, and dropout of the output.
   Dropout before, after;
 };
 
 using W = Wide<Q>;
 
-// Of a block: f64 takes too many registers for more.
+// Threads of a block. In f64 more would need too many registers.
 constexpr int most_threads = 512;
 
 __device__ float error_function(float x) { return erff(x); }
@@ -27,10 +27,10 @@ __device__ W gelu_slope(W x) {
   return normal_share(x) + x * W(0.39894228040143268) * exponential(x * x * W(-0.5));
 }
 
-// The sum over the block, in every thread.
+// The sum over the block. Every thread has it.
 __device__ double all_sum(double value) {
   __shared__ double sum;
-  // Whoever still reads the last one.
+  // Waits for threads that still read the last sum.
   __syncthreads();
   value = block_sum(value);
   if (threadIdx.x == 0) sum = value;
@@ -38,7 +38,7 @@ __device__ double all_sum(double value) {
   return sum;
 }
 
-// A block has a row. Without a residual `sums` is what is given.
+// Each block has a row. Without a residual `sums` is the input.
 extern "C" __global__ void __launch_bounds__(most_threads)
     forward(const T* in, const P* residual, const Q* weights, const Q* biases, P* sums, W* means,
             W* inverses, Q* out, R* twin, const Layer layer) {
@@ -98,17 +98,17 @@ extern "C" __global__ void __launch_bounds__(most_threads)
   }
 }
 
-// What the backward pass reads.
+// The inputs of the backward pass.
 struct Behind {
   const P* sums;
-  // Of what came out and of its twin; one of them may be null.
+  // Gradients of the output and of its cached cast; one of them may be null.
   const Q* grads;
   const R* twin_grads;
   const Q *weights, *biases;
   const W *means, *inverses;
 };
 
-// Of four neighbours: what was normalised to, and the gradient behind weight and bias.
+// For four neighbours: the normalised values, and the gradient of the output before GELU and dropout.
 __device__ void read(const Behind& behind, const Layer& layer, const Factors& after, int row,
                      int column, W (&normal)[per_thread], W (&grad)[per_thread]) {
   const long long at = static_cast<long long>(row) * layer.columns + column;
@@ -134,17 +134,17 @@ __device__ void read(const Behind& behind, const Layer& layer, const Factors& af
   }
 }
 
-// What the backward pass writes.
+// The results of the backward pass.
 struct Gradients {
-  // Of the sum and of what was given; each may be null.
+  // Gradients of the sum and of the input; each may be null.
   P* sum;
   T* in;
   Q *weight, *bias;
-  // Where rows are summed in several parts, the sums of each, [parts, 2, columns].
+  // If rows are summed in several parts, the sums of each part: [parts, 2, columns].
   W* parts;
 };
 
-// A block has a row, whose gradients it finds.
+// Computes the gradients of one row. Each block has a row.
 __device__ void input_grads(int row, const Behind& behind, const Gradients& out,
                             const Layer& layer) {
   const int first = threadIdx.x * per_thread, stride = blockDim.x * per_thread;
@@ -179,7 +179,7 @@ __device__ void input_grads(int row, const Behind& behind, const Gradients& out,
   }
 }
 
-// A block has 32 columns of up to `part` rows: the sums that are the gradients of weight and bias.
+// Computes the gradients of weight and bias. Each block has 32 columns of up to `part` rows.
 __device__ void parameter_grads(int index, int part, const Behind& behind, const Gradients& out,
                                 const Layer& layer) {
   const int across = (layer.columns + columns_per_block - 1) / columns_per_block;
@@ -213,7 +213,8 @@ __device__ void parameter_grads(int index, int part, const Behind& behind, const
   });
 }
 
-// The first blocks have rows, if these are wanted, and the others columns: neither waits for the other.
+// The first blocks compute the gradients of rows, if requested, the others those of columns, so that they
+// run at the same time.
 extern "C" __global__ void __launch_bounds__(most_threads)
     backward(const Behind behind, const Gradients out, int row_blocks, int part,
              const Layer layer) {
@@ -225,7 +226,7 @@ extern "C" __global__ void __launch_bounds__(most_threads)
   }
 }
 
-// The gradients of weight and bias from the sums of parts. A thread for each column.
+// Adds up the sums of the parts: the gradients of weight and bias. Each thread has a column.
 extern "C" __global__ void add_parts(const Gradients out, int count, const Layer layer) {
   const int own = blockIdx.x * blockDim.x + threadIdx.x;
   if (own >= layer.columns) return;

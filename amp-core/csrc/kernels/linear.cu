@@ -1,6 +1,6 @@
-// What stands behind the product of a linear layer and before those of its backward pass.
+// The operations after the product of a linear layer, and those before the products of its backward pass.
 
-// Bias, which may be null, ReLU and dropout of [rows, columns], in place.
+// Adds a bias, which may be null, then applies ReLU and dropout to [rows, columns], in place.
 extern "C" __global__ void activate(T* values, const T* bias, long long count, long long columns,
                                     const Dropout dropout) {
   const long long group = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -14,23 +14,23 @@ extern "C" __global__ void activate(T* values, const T* bias, long long count, l
   for (int k = 0; k < per_thread; ++k) {
     auto value = widen(pack.at[k]);
     if (bias != nullptr) value = rounded<T>(value + widen(bias[(begin + k) % columns]));
-    // Leaves a NaN.
+    // Keeps a NaN.
     if (value <= 0) value = 0;
     narrow(value * factors[k], pack.at[k]);
   }
   store(pack, values + begin, 0, own, whole);
 }
 
-// As in csrc/linear.cpp.
+// Has the same values as in csrc/linear.cpp.
 enum Activation : int { none, relu, gelu, gelu_tanh };
 
-// An exponential whose error is far below what 16 bits round, where values have them.
+// The exponential. Its error is far below the rounding of 16 bits if values have 16 bits.
 __device__ float exponential_of(float x) {
   if constexpr (sizeof(T) == 2) return __expf(x);
   return expf(x);
 }
 
-// For values of 16 bits with an error of some 1e-7.
+// The hyperbolic tangent for 16-bit values, with an error of about 1e-7.
 __device__ float hyperbolic_tangent(float x) {
   if constexpr (sizeof(T) == 2) return 1 - __fdividef(2.0f, 1 + __expf(2 * x));
   return tanhf(x);
@@ -43,7 +43,7 @@ struct Normal {
   W share, density;
 };
 
-// Of values of 16 bits with an error of some 1e-7 (Abramowitz and Stegun, 7.1.26).
+// For 16-bit values, with an error of about 1e-7 (Abramowitz and Stegun, 7.1.26).
 __device__ Normal<float> normal_of(float x) {
   constexpr float peak = 0.39894228040143268f;
   const float density = peak * exponential_of(x * x * -0.5f);
@@ -88,7 +88,7 @@ struct alignas(16) Line {
   T at[length];
 };
 
-// What dropout multiplies the line at `place` by, a multiple of its length.
+// The factors of dropout for the line at index `place`, a multiple of the line's length.
 __device__ void factors_of(const Factors& factors, long long place, float (&out)[Line::length]) {
   for (int k = 0; k < Line::length; ++k) out[k] = factors.scale;
   if (factors.threshold == 0) return;
@@ -103,7 +103,7 @@ __device__ void factors_of(const Factors& factors, long long place, float (&out)
   }
 }
 
-// GELU and dropout behind it; a thread has a line. Between layers a value has their dtype.
+// GELU, then dropout. Each thread has a line. Between the two layers a value is rounded to their dtype.
 extern "C" __global__ void gelu_and_dropout(const T* in, T* out, long long count, int activation,
                                             const Dropout dropout) {
   const long long begin =
@@ -134,7 +134,8 @@ extern "C" __global__ void gelu_and_dropout(const T* in, T* out, long long count
   }
 }
 
-// What goes on of a gradient behind an activation and dropout, which multiplies by `factor`.
+// The gradient of an activation's input, from the gradient behind the activation and the dropout, which
+// multiplies by `factor`.
 template <int activation, typename W>
 __device__ W passed_on(W value, W kept, float factor) {
   if constexpr (activation == relu) return kept != 0 ? value * factor : W(0);
@@ -143,7 +144,7 @@ __device__ W passed_on(W value, W kept, float factor) {
   return value;
 }
 
-// The same, rounded, where the activation is not known when this is compiled.
+// The same, rounded, for an activation that is chosen at run time.
 template <typename W>
 __device__ W passed_on(W value, W kept, int activation, float factor) {
   switch (activation) {
@@ -154,10 +155,10 @@ __device__ W passed_on(W value, W kept, int activation, float factor) {
   }
 }
 
-// The sums of a matrix's columns, which are the gradient of a bias. A block has 32 of them and up to
-// `part` rows; the sums of the parts lie below one another. Behind an activation, what goes on of the matrix
-// is summed, and written to `passed`: `kept` is the output of ReLU and dropout, and the input of GELU. `out`
-// may be null then.
+// The sums of a matrix's columns, which are the gradient of a bias. Each block has 32 columns and up to
+// `part` rows; the sums of the parts are written one below the other. With an activation the matrix is
+// first multiplied by the activation's derivative and written to `passed`. `kept` is the output of ReLU and
+// dropout, or the input of GELU. `out` may be null then.
 extern "C" __global__ void column_sums(const T* in, const T* kept, int activation,
                                        const Dropout dropout, T* passed, P* out, long long rows,
                                        long long columns, long long part) {
@@ -187,8 +188,8 @@ extern "C" __global__ void column_sums(const T* in, const T* kept, int activatio
   narrow(sum, out[at * columns + column]);
 }
 
-// The same in lines of 16 bytes, one of each lane: a block of eight warps has the columns of a warp's lines
-// and up to `part` rows.
+// The same in lines of 16 bytes, one for each lane. A block of eight warps has the columns of one warp's
+// lines and up to `part` rows.
 struct Lines {
   const T *in, *kept;
   Factors factors;
@@ -200,7 +201,7 @@ template <int activation, typename W>
 __device__ void add_lines(const Lines& lines, long long column, long long at,
                           W (&sum)[Line::length]) {
   constexpr int warps = 8;
-  // Rows whose lines are read before the first is worked on.
+  // Rows whose lines are read before the first one is used.
   constexpr int depth = activation == none ? 4 : 2;
   const long long end = (at + 1) * lines.part < lines.rows ? (at + 1) * lines.part : lines.rows;
   for (long long first = at * lines.part + threadIdx.x / 32; first < end; first += warps * depth) {
@@ -233,7 +234,7 @@ __device__ void add_lines(const Lines& lines, long long column, long long at,
   }
 }
 
-// `out` has the sums of the parts.
+// Writes the sums of the parts to `out`.
 extern "C" __global__ void __launch_bounds__(256, sizeof(T) == 2 ? 3 : 2)
     large_column_sums(const T* in, const T* kept, int activation, const Dropout dropout, T* passed,
                       Wide<T>* out, long long rows, long long columns, long long part) {

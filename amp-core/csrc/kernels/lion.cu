@@ -1,6 +1,5 @@
-// Lion over many tensors at once: parameters, gradients, exp_avgs. The arithmetic is that of
-// libtorch's foreach kernels (see csrc/optim.cpp), but for 16 bits, where what lies between them is
-// not rounded.
+// Lion over many tensors at once: parameters, gradients, exp_avgs. The arithmetic is that of libtorch's
+// foreach kernels (see csrc/optim.cpp), except that in 16 bits intermediate values are not rounded.
 
 extern "C" __global__ void step(const StepTensors tensors, const OnDevice known,
                                 const AmpLion options) {

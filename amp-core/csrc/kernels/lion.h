@@ -1,4 +1,4 @@
-// What lion.cu is started with: the options as they cross from Rust.
+// The arguments of lion.cu: the options as Rust passes them.
 
 struct AmpLion {
   double lr, beta1, beta2, weight_decay;

@@ -1,11 +1,11 @@
-// Zeros for rows of [N, heads, L, width] that are masked.
+// Writes zeros to the masked rows of [N, heads, L, width].
 
-// Sizes, and strides of values and of the mask.
+// Sizes, and the strides of the values and of the mask.
 struct Rows {
   long long size[3], stride[3], masked[3], width, step;
 };
 
-// A thread has a row.
+// Each thread has a row.
 extern "C" __global__ void clear(T* values, const bool* masked, long long count, const Rows rows) {
   long long at = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (at >= count) return;

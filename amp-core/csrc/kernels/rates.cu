@@ -1,4 +1,4 @@
-// Rates to where captured steps read them.
+// Writes rates to the memory from which captured steps read them.
 
 extern "C" __global__ void write_rates(double* rates, double lr, double momentum) {
   rates[0] = lr;

@@ -1,8 +1,8 @@
-// Layer normalisation of a residual stream, and the sum of the stream and a branch. A warp has a row, whose
-// elements stay in its registers. norm_rows.cu has the backward pass.
+// Layer normalisation of a residual stream, and the sum of the stream and a branch. Each warp has a row and
+// keeps its elements in registers. The backward pass is norm_rows.cu.
 //
-// P is the dtype of the stream, Q that of weights and of what comes out, R that of its twin: the same, as an
-// autocast region would cast it. AMP_N is how many times four columns each lane has.
+// P is the dtype of the stream, Q that of weights and of the output, R that of the output's cached cast:
+// the same values in the dtype of an autocast region. Each lane has AMP_N times four columns.
 
 using W = Wide<Q>;
 
@@ -16,7 +16,7 @@ __device__ W warp_sum(W value) {
   return value;
 }
 
-// Of `out` and `twin` one may be null.
+// One of `out` and `twin` (the cached cast) may be null.
 extern "C" __global__ void __launch_bounds__(32 * warps)
     forward(const P* in, const Q* weights, const Q* biases, double eps, int rows, W* means,
             W* inverses, Q* out, R* twin) {
@@ -58,7 +58,7 @@ extern "C" __global__ void __launch_bounds__(32 * warps)
   }
 }
 
-// stream + branch, whose dtype is R. A thread has four neighbours.
+// stream + branch; the branch has dtype R. Each thread has four neighbours.
 extern "C" __global__ void add(const P* stream, const R* branch, P* out, long long count) {
   const long long at = (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) * per_thread;
   if (at >= count) return;

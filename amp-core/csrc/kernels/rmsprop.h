@@ -1,4 +1,4 @@
-// What rmsprop.cu is started with: the options as they cross from Rust.
+// The arguments of rmsprop.cu: the options as Rust passes them.
 
 struct AmpRmsprop {
   double lr, alpha, eps, weight_decay, momentum;

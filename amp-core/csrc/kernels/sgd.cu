@@ -1,12 +1,12 @@
 // SGD over many tensors at once: parameters, gradients, momentum buffers (only with momentum). The
-// arithmetic is that of libtorch's fused kernel (ATen/native/cuda/FusedSgdKernel.cu): options in
-// f64, elements in the parameter's dtype, or in f32 where that has 16 bits.
+// arithmetic is that of libtorch's fused kernel (ATen/native/cuda/FusedSgdKernel.cu): options in f64,
+// elements in the parameter's dtype, or in f32 if that has 16 bits.
 
 extern "C" __global__ void step(const StepTensors tensors, const OnDevice known,
                                 const AmpSgd options) {
   using W = Wide<T>;
   if (is_left_out(known)) return;
-  // A schedule may take the momentum to 0: then the buffers wait.
+  // If a schedule lowers the momentum to 0, the momentum buffers keep their values.
   const double lr = known.rates[0], momentum = known.rates[1];
   step_elements<3>(tensors, known, [&](W (&values)[3]) {
     auto& [param, grad, buffer] = values;

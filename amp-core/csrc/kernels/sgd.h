@@ -1,4 +1,4 @@
-// What sgd.cu is started with: the options as they cross from Rust.
+// The arguments of sgd.cu: the options as Rust passes them.
 
 struct AmpSgd {
   double lr, momentum, dampening, weight_decay;

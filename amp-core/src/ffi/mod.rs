@@ -28,39 +28,39 @@ macro_rules! checked {
 
 // Below the macro, which they use.
 mod attention;
-mod checkpoint;
+mod autocast_and_gradients;
 mod cuda_library;
 mod device;
 mod flops;
+mod generators_and_events;
+mod gradient_figures;
 mod graph;
-mod kernels;
 mod layers;
-mod modes;
-mod moments;
+mod matrix_products;
 mod optim;
-mod products;
-mod rule;
-mod run;
+mod optimizer_rules;
+mod quantized_state;
+mod recompute;
+mod training_modes;
 mod transfer;
-mod watch;
 
 pub(crate) use attention::*;
-pub(crate) use checkpoint::*;
+pub(crate) use autocast_and_gradients::*;
 pub use cuda_library::CudaLibrary;
 pub(crate) use cuda_library::*;
 pub(crate) use device::*;
 pub(crate) use flops::*;
+pub(crate) use generators_and_events::*;
+pub(crate) use gradient_figures::*;
 pub(crate) use graph::*;
-pub(crate) use kernels::*;
 pub(crate) use layers::*;
-pub(crate) use modes::*;
-pub(crate) use moments::*;
+pub(crate) use matrix_products::*;
 pub(crate) use optim::*;
-pub(crate) use products::*;
-pub(crate) use rule::*;
-pub(crate) use run::*;
+pub(crate) use optimizer_rules::*;
+pub(crate) use quantized_state::*;
+pub(crate) use recompute::*;
+pub(crate) use training_modes::*;
 pub(crate) use transfer::*;
-pub(crate) use watch::*;
 
 fn take_error() -> Error {
     let mut buffer = vec![0_u8; 4096];

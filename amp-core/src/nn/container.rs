@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tch::Tensor;
 
 use super::{
-    Context, Fusable, Module, Visit, Visitor, context::Checkpointing, fused, segment, visit_child,
+    Context, Fusable, Module, Visit, Visitor, context::Checkpointing, fused, recompute, visit_child,
 };
 use crate::Result;
 
@@ -77,7 +77,7 @@ impl<M: Visit> Visit for Vec<M> {
 impl<M: Module> Module for Vec<M> {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         match cx.checkpointing() {
-            Checkpointing::Chosen(segments) => segment::forward(self, segments, input, cx),
+            Checkpointing::Chosen(segments) => recompute::forward(self, segments, input, cx),
             Checkpointing::Measured(survey) => survey.layers(self, input, cx),
             Checkpointing::Off | Checkpointing::Declared => run(self, 0, input, cx),
         }

@@ -9,7 +9,6 @@
 mod activation;
 mod attention;
 mod check;
-mod checkpoint;
 mod child;
 mod container;
 mod context;
@@ -30,13 +29,12 @@ mod part;
 mod planted;
 mod pool;
 mod probe;
+mod recompute;
 mod recurrent;
 mod residual;
 mod resize;
-mod segment;
 mod sinusoidal;
 mod sizes;
-mod survey;
 mod transformer;
 
 pub use crate::parameter::Parameter;
@@ -53,7 +51,6 @@ pub use attention::{
     causal_attention, scaled_dot_product_attention, split_heads,
 };
 pub(crate) use check::{names_are_unique, parameters_require_gradients};
-pub use checkpoint::Checkpoint;
 pub use child::Child;
 pub use container::Sequential;
 pub use context::Context;
@@ -96,12 +93,12 @@ pub use pool::{
 };
 pub(crate) use probe::Trace;
 pub use probe::{Call, DtypeProbe, Given, Group, GroupProbe, Probe, Product, Substitute};
+pub(crate) use recompute::{Cell, Survey};
+pub use recompute::{Checkpoint, Segment};
 pub use recurrent::{Gru, GruConfig, Lstm, LstmConfig, Rnn, RnnConfig, RnnNonlinearity};
 pub use resize::{Interpolation, PixelShuffle, PixelUnshuffle, Upsample, UpsampleConfig};
-pub use segment::Segment;
 pub use sinusoidal::SinusoidalEmbedding;
 pub use sizes::Sizes;
-pub(crate) use survey::{Cell, Survey};
 pub use transformer::{
     FeedForward, TransformerDecoder, TransformerDecoderConfig, TransformerDecoderLayer,
     TransformerDecoderLayerConfig, TransformerEncoder, TransformerEncoderConfig,

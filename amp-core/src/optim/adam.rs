@@ -7,7 +7,7 @@ use super::{
     Algorithm, Capabilities, Moments, Rates, Slot, StepTensors,
     algorithm::{self, kept},
     require,
-    slot::SlotShape,
+    state::SlotShape,
 };
 use crate::{
     Result,

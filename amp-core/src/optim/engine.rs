@@ -8,14 +8,12 @@ use tch::{Device, Kind, Tensor};
 use super::{
     Algorithm, Capabilities, Moments, OnDevice, Optimizer, Rates, Slot, StepTensors, Storage,
     WeightUpdate,
-    batch::{Batch, Key, each_of},
-    moments::{Code, Codes},
-    parameter_state::{Kept, ParameterState, laid_out},
-    parts::{Piece, Scalars, parts, wholes},
+    chunks::{Piece, Scalars, parts, wholes},
+    kernel_batch::{Batch, Key, each_of},
     saved,
-    slot::SlotShape,
+    state::{Code, Codes, Kept, ParameterState, SlotShape, laid_out},
     weight_update::{wide, write, write_stochastically},
-    working::{Working, common_device, is_taken, moments, working},
+    working_tensors::{Working, common_device, is_taken, moments, working},
 };
 use crate::{
     Error, Result,

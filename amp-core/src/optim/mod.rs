@@ -3,17 +3,15 @@
 mod adafactor;
 mod adam;
 mod algorithm;
-mod batch;
+mod chunks;
 mod config;
 mod engine;
 mod groups;
+mod kernel_batch;
 mod lamb;
 mod lion;
-mod moments;
 mod muon;
 mod number;
-mod parameter_state;
-mod parts;
 mod patterns;
 mod rmsprop;
 #[cfg(test)]
@@ -23,10 +21,10 @@ mod scheduled;
 mod scheduler;
 mod selection;
 mod sgd;
-mod slot;
+mod state;
 mod step_tensors;
 mod weight_update;
-mod working;
+mod working_tensors;
 
 pub use crate::optimizer::{Capabilities, OnDevice, Optimizer, Rates};
 pub use adafactor::Adafactor;
@@ -36,7 +34,6 @@ pub use config::{OptimizerConfig, Optimizers};
 pub use groups::ParamGroups;
 pub use lamb::Lamb;
 pub use lion::Lion;
-pub use moments::Moments;
 pub use muon::{AdjustLr, Muon};
 pub use number::Number;
 pub(crate) use patterns::Patterns;
@@ -49,7 +46,7 @@ pub use scheduler::{
 };
 pub use selection::Selection;
 pub use sgd::Sgd;
-pub use slot::Slot;
+pub use state::{Moments, Slot};
 pub use step_tensors::{ParameterStep, StepTensors};
 pub use weight_update::{Storage, WeightUpdate};
 

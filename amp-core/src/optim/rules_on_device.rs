@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{
     Adafactor, Algorithm, Lamb, Muon, OnDevice, ParameterStep, Rates, Slot, StepTensors,
-    slot::SlotShape,
+    state::SlotShape,
 };
 use crate::{Result, parameter::Parameter};
 

@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::{Algorithm, Number, OnDevice, Rates, Slot, moments::Code};
+use super::{Algorithm, Number, OnDevice, Rates, Slot, state::Code};
 use crate::{
     Error, Result,
     ffi::{Kernels, Known},

@@ -11,11 +11,11 @@ use super::{
     config::{Loops, TrainerConfig, Validations, show_time},
     evaluate::Loaders,
     freeze::Freezing,
+    persist::Writer,
     step::{
         Callbacks, Emit, Invariants, Length, Moment, Observers, Optimization, StepState, Steps,
         full_gradients_note, step_access,
     },
-    writer::Writer,
 };
 use crate::{
     Error, LightningModule, Result,

@@ -1,18 +1,15 @@
 //! The training loop.
 
-mod checkpoint;
 mod config;
 mod epoch;
 mod evaluate;
 mod fit;
 mod freeze;
-mod resume;
-mod saving;
+mod ids_among_floats;
+mod persist;
 mod step;
 mod summary;
 mod validation;
-mod whole_numbers;
-mod writer;
 
 pub use crate::{
     event::{Interval, MemoryPlan, Phase, Profile, Recovery, Span},
@@ -23,7 +20,7 @@ pub use config::{
     NonFinite, NumericsConfig, OptimizationConfig, RecoveryConfig, ScaleFloor, TrainerConfig,
     ValCheckInterval, parse_time,
 };
-pub use resume::Change;
+pub use persist::Change;
 pub use step::Invariant;
 pub use summary::{LayerSummary, ModelSummary, StepMemory, show_count};
 

@@ -121,7 +121,7 @@ fn a_failure_while_recomputing_is_an_error_with_its_text() -> Result<()> {
     let x = Tensor::ones([3], (Kind::Float, policy.device)).set_requires_grad(true);
     let y = Checkpoint::new(FailsAgain, true).forward(&x, &Context::new(policy, true))?;
     let text = message(y.sum(Kind::Float).f_backward().map_err(amp_core::Error::from));
-    assert!(text.contains("recomputing a checkpoint: no second time"), "{text}");
+    assert!(text.contains("recomputing a checkpointed module: no second time"), "{text}");
     Ok(())
 }
 

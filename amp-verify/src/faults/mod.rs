@@ -1,11 +1,11 @@
 //! Mistakes of mixed-precision implementations, each built on public interfaces.
 
+mod interceptor;
 mod loss;
 mod optimizer;
 mod schedule;
-mod tap;
 
-pub use tap::Faulty;
+pub use interceptor::Faulty;
 
 use std::any::Any;
 

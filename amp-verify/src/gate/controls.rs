@@ -12,14 +12,14 @@ use amp_core::{
     state::State,
 };
 
-use crate::tap::Tap;
+use crate::interceptor::Interceptor;
 
 /// Trains with a learning rate that never moves a weight. Forward and backward passes, batch statistics
 /// and everything else run as usual. The result is the score of an untrained model, or a higher one if
 /// batch statistics alone help.
 pub(super) struct Freeze;
 
-impl Tap for Freeze {
+impl Interceptor for Freeze {
     fn optimizers(&self, _: &dyn LightningModule, _: &TrainingPlan) -> Result<Optimizers> {
         Ok(OptimizerConfig::new(NoStep).into())
     }

@@ -25,9 +25,9 @@ use crate::{
     changes::Changes,
     diagnose::Islands,
     faults::{Fault, Faulty},
+    interceptor::{Intercepted, Interceptor},
     length::Length,
     registry::Registry,
-    tap::{Tap, Tapped},
 };
 
 /// The kind of a job.
@@ -228,7 +228,7 @@ impl Job {
     ) -> Result<Box<dyn LightningModule>> {
         let model = case.build()?;
         Ok(match self.fault {
-            Some(fault) => Box::new(Tapped::new(model, Faulty::new(fault, precision))),
+            Some(fault) => Box::new(Intercepted::new(model, Faulty::new(fault, precision))),
             None => model,
         })
     }
@@ -242,9 +242,9 @@ impl Job {
         let weights = identity::weights(model.as_ref())?;
         let order = identity::Order::default();
         let mut model: Box<dyn LightningModule> =
-            Box::new(Tapped::new(model, Watch(order.clone())));
+            Box::new(Intercepted::new(model, Watch(order.clone())));
         if self.task == Task::Frozen {
-            model = Box::new(Tapped::new(model, controls::Freeze));
+            model = Box::new(Intercepted::new(model, controls::Freeze));
         }
         let mut trainer = Trainer::new(config);
         if let Some((monitor, patience)) = &case.early_stopping {
@@ -320,7 +320,7 @@ pub fn product_error(device: Device) -> Result<f64> {
 /// Records the order of the first epoch's examples.
 struct Watch(identity::Order);
 
-impl Tap for Watch {
+impl Interceptor for Watch {
     fn training_step(
         &mut self,
         model: &mut dyn LightningModule,

@@ -22,7 +22,7 @@ mod report;
 mod runs;
 mod seeds;
 
-pub use crate::tap::{Tap, Tapped};
+pub use crate::interceptor::{Intercepted, Interceptor};
 pub use args::{GateArgs, Tier};
 pub use cache::Cache;
 pub use checked::{Checked, Comparison, Unit};

@@ -19,7 +19,7 @@ use std::{
 use amp_core::{Error, Result, file::Staged, random};
 use serde::{Deserialize, Serialize};
 
-use super::{Golden, Taken, Target, record::Folder};
+use super::{Golden, Taken, Target, folder::Folder};
 
 /// The variable that tells a process which golden to train, as JSON.
 const ORDER: &str = "AMP_VERIFY_ORDER";

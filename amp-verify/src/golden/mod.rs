@@ -1,20 +1,20 @@
 //! Goldens: the figures of a comparison that are kept, and when a new comparison agrees with them.
 
+mod agreement;
 mod anchor;
 mod comparable;
+mod folder;
 mod isolate;
-mod record;
-mod rules;
+mod record_or_compare;
 mod spread;
-mod take;
 mod target;
 
+pub use agreement::{Agreement, Moved, Tolerances, refuses_not_a_number, table};
 pub use anchor::{Anchor, Anchored, Value};
 pub use comparable::{incomparable, machine};
 pub use isolate::{Site, Training, Turn};
-pub use rules::{Agreement, Moved, Tolerances, refuses_not_a_number, table};
+pub use record_or_compare::{Taken, file_name};
 pub use spread::{Samples, Spread};
-pub use take::{Taken, file_name};
 pub use target::{Check, Target};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -119,7 +119,7 @@ impl Golden {
             fingerprint: Some(subject.fingerprint.clone()),
             margin,
             direction: first.direction,
-            memory_share: rules::MEMORY_SHARE,
+            memory_share: agreement::MEMORY_SHARE,
             examples,
             epochs: subject.max_epochs,
             batch_size: first.batch_size,

@@ -6,7 +6,7 @@ mod args;
 mod error;
 mod groups;
 mod measure;
-mod own;
+mod own_error;
 mod parts;
 mod pass;
 
@@ -14,7 +14,7 @@ pub use args::{LayersArgs, measure_case};
 pub use error::{Bias, Growth, bias, growth, relative_change, rms, rmse};
 pub use groups::{Group, groups};
 pub use measure::{Options, audit, measure, module_paths};
-pub use own::{Own, WITHIN};
+pub use own_error::{Own, WITHIN};
 
 use std::{collections::BTreeMap, rc::Rc};
 

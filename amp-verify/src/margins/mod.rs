@@ -8,6 +8,6 @@ mod kernel_sets;
 #[cfg(feature = "cli")]
 mod record;
 
-pub use crate::recorded::{Margins, MetricSpread, ModelMargin};
+pub use crate::margins_file::{Margins, MetricSpread, ModelMargin};
 #[cfg(feature = "cli")]
 pub use record::{MarginsArgs, command};

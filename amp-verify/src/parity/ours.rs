@@ -20,8 +20,8 @@ use amp_core::{
 
 use crate::{
     case::Case,
+    interceptor::{Intercepted, Interceptor},
     rounding::moved,
-    tap::{Tap, Tapped},
 };
 
 /// How far the weights of a moved run are from the model's, relative to their size: sixteen roundings of f32.
@@ -96,7 +96,7 @@ fn fit(
     batches: Option<u64>,
 ) -> Result<(Kept, RunRecord)> {
     let kept = Rc::new(RefCell::new(Kept::default()));
-    let mut model = Tapped::new(model, Watch(Rc::clone(&kept)));
+    let mut model = Intercepted::new(model, Watch(Rc::clone(&kept)));
     let mut listen = |event: &Event| -> Result<()> {
         if let Event::Skipped(Skipped { attempt, .. }) = event {
             let skipped = &mut kept.borrow_mut().skipped;
@@ -117,7 +117,7 @@ fn fit(
 /// Keeps the losses.
 struct Watch(Rc<RefCell<Kept>>);
 
-impl Tap for Watch {
+impl Interceptor for Watch {
     fn optimizers(&self, model: &dyn LightningModule, plan: &TrainingPlan) -> Result<Optimizers> {
         self.0.borrow_mut().plan = Some(*plan);
         model.configure_optimizers(plan)

@@ -48,7 +48,7 @@ use std::sync::Arc;
 
 use amp_core::{Error, Hyperparameters, Result};
 
-use crate::recorded::Margins;
+use crate::margins_file::Margins;
 #[cfg(feature = "cli")]
 use crate::speed::{Overhead, Report, Target, Workload};
 

@@ -1,6 +1,6 @@
 //! A progress bar.
 
-mod course;
+mod text;
 
 use std::{
     fmt,
@@ -11,7 +11,7 @@ use std::{
 
 use indicatif::{ProgressDrawTarget, ProgressState, ProgressStyle};
 
-use self::course::Course;
+use self::text::Course;
 use crate::{
     Result,
     event::{Event, Subscriber},

@@ -72,23 +72,23 @@
 //! gradients, and an update without gradients.
 
 mod captured;
-mod config;
 mod gradients;
 mod losses;
 mod planted;
+mod rule;
 mod step;
 mod unscale;
 
-pub use config::{GradScalerConfig, ScalerState};
 pub use gradients::{Deferred, Gradients, Scaled, ScaledLoss, StepOutcome, Unscaled};
 #[doc(hidden)]
 pub use planted::GrowsOnHostAlone;
+pub use rule::{GradScalerConfig, ScalerState};
 
 use std::{cell::Cell, marker::PhantomData};
 
 use tch::{Device, Kind, Tensor};
 
-use self::{config::usable_scale, gradients::FoundInf, losses::Losses};
+use self::{gradients::FoundInf, losses::Losses, rule::usable_scale};
 use crate::{
     Error, Result,
     ffi::{self, Grads},

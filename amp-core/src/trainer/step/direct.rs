@@ -1,8 +1,8 @@
 //! Executes steps that end as soon as they are started.
 
 use super::{
-    examples::Examples,
     executor::{Ended, Executor},
+    micro_batches::Examples,
     observers::Observers,
     state::StepState,
 };

@@ -5,9 +5,9 @@ use std::rc::Rc;
 use tch::Tensor;
 
 use super::{
-    examples::{Examples, whole_batch_does_not_fit},
-    explain::explain,
+    explain_non_finite::explain,
     invariants::Moment,
+    micro_batches::{Examples, whole_batch_does_not_fit},
     observers::{Emit, Observers},
     recovery::{Next, recover},
     report::end_batch,

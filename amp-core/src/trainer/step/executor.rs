@@ -1,6 +1,6 @@
 //! The interface of the ways in which a step can run.
 
-use super::{examples::Examples, observers::Observers, state::StepState};
+use super::{micro_batches::Examples, observers::Observers, state::StepState};
 use crate::{LightningModule, Result, callback::Action, log::Log};
 
 /// Runs optimizer steps in one way. A step is started on its examples, and ends later, when its outcome

@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 
 use super::{
-    sample::{sample, spacing},
+    sampled_elements::{sample, spacing},
     state::StepState,
 };
 use crate::{

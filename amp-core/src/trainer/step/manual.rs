@@ -5,8 +5,8 @@ use std::rc::Rc;
 use tch::Tensor;
 
 use super::{
-    examples::Examples,
     invariants::Moment,
+    micro_batches::Examples,
     observers::Observers,
     recovery::{Next, recover},
     report::end_batch,

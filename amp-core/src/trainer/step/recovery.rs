@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::{examples::are_finite, observers::Emit, state::StepState};
+use super::{micro_batches::are_finite, observers::Emit, state::StepState};
 use crate::{
     Error, LightningModule, Result,
     event::{Recovery, Skipped},

@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::{examples::Examples, observers::Observers, state::StepState};
+use super::{micro_batches::Examples, observers::Observers, state::StepState};
 use crate::{
     LightningModule, Result,
     callback::Action,

@@ -3,7 +3,7 @@
 
 use tch::Device;
 
-use super::kept::Kept;
+use super::tensor_copies::Kept;
 use crate::{
     LightningModule, Result,
     nn::{Role, named_tensors},

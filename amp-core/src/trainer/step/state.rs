@@ -4,14 +4,14 @@ use tch::Tensor;
 
 use super::{
     super::config::TrainerConfig,
-    average::Average,
+    forward_backward::Passes,
     last_good::LastGood,
-    length::Length,
     observers::{Emit, Observers},
     optimization::Optimization,
-    passes::Passes,
     profile::Profiler,
     rollback::Rollback,
+    run_length::Length,
+    weight_average::Average,
 };
 use crate::{
     Error, Hook, LightningModule, Result,

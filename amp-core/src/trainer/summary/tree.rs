@@ -215,7 +215,7 @@ mod tests {
     #[case("amp_core::nn::linear::Linear", "Linear")]
     #[case("alloc::vec::Vec<my::net::Block>", "Vec<Block>")]
     #[case("alloc::vec::Vec<alloc::sync::Arc<dyn amp_core::nn::Module>>", "Vec<Arc<dyn Module>>")]
-    #[case("amp_core::nn::checkpoint::Checkpoint<my::Net<3>>", "Checkpoint<Net<3>>")]
+    #[case("amp_core::nn::recompute::Checkpoint<my::Net<3>>", "Checkpoint<Net<3>>")]
     #[case("Identity", "Identity")]
     fn a_type_has_its_last_name(#[case] full: &str, #[case] expected: &str) {
         assert_eq!(short(full), expected);

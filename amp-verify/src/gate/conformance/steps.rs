@@ -19,7 +19,7 @@ use crate::{
     case::Case,
     diagnose::Islands,
     gate::{identity, job::Job},
-    tap::{Tap, Tapped},
+    interceptor::{Intercepted, Interceptor},
 };
 
 /// The values recorded from a run.
@@ -72,7 +72,7 @@ struct Still {
     rounding: Option<Rounding>,
 }
 
-impl Tap for Still {
+impl Interceptor for Still {
     fn step_access(&self) -> StepAccess {
         StepAccess::Within("the gate compares the steps with those of 32-true")
     }
@@ -185,7 +185,7 @@ impl Steps<'_> {
         let initial = parameters(model.as_ref())?;
         let islands = config.numerics.overrides.clone();
         let still = Still { tracer: tracer.clone(), islands, rounding };
-        let mut model = Tapped::new(model, still);
+        let mut model = Intercepted::new(model, still);
         Trainer::new(config).callback(tracer.clone()).fit(&mut model, &self.case.data)?;
         let finite = identity::is_finite(&model)?;
         let weights = parameters(&model)?;

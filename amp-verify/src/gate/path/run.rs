@@ -27,9 +27,9 @@ use crate::{
         conformance::emulation::{Emulation, Rounding},
         job::Job,
     },
+    interceptor::Intercepted,
     layers::Subject,
     length::Length,
-    tap::Tapped,
 };
 
 /// The length of the short runs, in steps.
@@ -179,7 +179,8 @@ impl Setup<'_> {
         let witness = Witness(Rc::new(RefCell::new(seen)));
         let _section = random::seeded(self.case.trainer.seed)?;
         let model = self.job.model(self.case, self.precision)?;
-        let mut model: Box<dyn LightningModule> = Box::new(Tapped::new(model, witness.clone()));
+        let mut model: Box<dyn LightningModule> =
+            Box::new(Intercepted::new(model, witness.clone()));
         let keeper = Keeper::default();
         let mut trainer = Trainer::new(config).callback(witness.clone()).callback(keeper.clone());
         let record = trainer.fit(model.as_mut(), &self.case.data)?;

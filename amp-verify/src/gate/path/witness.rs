@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     gate::reason::{Failure, Reason},
-    tap::Tap,
+    interceptor::Interceptor,
 };
 
 /// The state of the observation.
@@ -65,7 +65,7 @@ struct Before {
     tensor: Tensor,
 }
 
-/// Receives batches as the model's tap and gradients as a callback.
+/// Receives batches as the model's interceptor and gradients as a callback.
 #[derive(Clone)]
 pub(super) struct Witness(pub(super) Rc<RefCell<Seen>>);
 
@@ -178,7 +178,7 @@ fn rates(hook: &Hook<'_>) -> Vec<f64> {
     groups.map(|group| group.rates.lr).collect()
 }
 
-impl Tap for Witness {
+impl Interceptor for Witness {
     fn step_access(&self) -> StepAccess {
         StepAccess::Within("the gate watches the steps")
     }

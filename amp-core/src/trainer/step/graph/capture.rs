@@ -3,7 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::{
-    super::{examples::Examples, kept::Kept, state::StepState},
+    super::{micro_batches::Examples, state::StepState, tensor_copies::Kept},
     refused,
 };
 use crate::{

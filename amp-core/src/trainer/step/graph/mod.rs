@@ -3,7 +3,7 @@
 //! The graph contains the forward and backward passes of a step's batches, unscaling, the check for
 //! values that are not finite, clipping, the optimizers' kernels if they are this crate's, the scaler's
 //! update, and the sums of logged values. Kernels of other optimizers follow the graph in the stream,
-//! because the host passes their learning rates. Several steps are [queued](queue) at a time, so that the
+//! because the host passes their learning rates. Several steps are [queued](replay) at a time, so that the
 //! device does not wait for the host.
 //!
 //! After a step that is not finite the device changes nothing more: neither that step nor a later one
@@ -13,9 +13,9 @@
 //! graphs.
 
 mod capture;
-mod queue;
+mod replay;
 
-pub(super) use queue::Replay;
+pub(super) use replay::Replay;
 
 use crate::{
     Error, LightningModule, Result,

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use tch::{Device, Kind};
 
-use super::{Invariant, Moment, Rule, seen::Seen};
+use super::{Invariant, Moment, Rule, run_state::Seen};
 use crate::{Result, precision::dtype_name};
 
 /// Parameters and buffers keep their dtypes, shapes and devices.

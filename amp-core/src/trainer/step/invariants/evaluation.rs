@@ -1,6 +1,6 @@
 //! The mode of validation.
 
-use super::{Invariant, Moment, Rule, seen::Seen};
+use super::{Invariant, Moment, Rule, run_state::Seen};
 use crate::{Result, ffi::WatchedModes, nn};
 
 /// Validated values are computed in evaluation mode.

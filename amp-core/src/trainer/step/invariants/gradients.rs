@@ -1,6 +1,6 @@
 //! Gradients of earlier steps.
 
-use super::{Invariant, Moment, Rule, seen::Seen};
+use super::{Invariant, Moment, Rule, run_state::Seen};
 use crate::Result;
 
 /// No gradient is left when a step begins.

@@ -1,6 +1,6 @@
 //! Memory measurements.
 
-use super::{Invariant, Moment, Rule, seen::Seen};
+use super::{Invariant, Moment, Rule, run_state::Seen};
 use crate::{Result, memory};
 
 /// A memory meter measures its whole period.

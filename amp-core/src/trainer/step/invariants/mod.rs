@@ -1,27 +1,27 @@
 //! Rules that hold in every training run, whatever the model, optimizer or precision, and the checks that
 //! detect a violation.
 //!
-//! Each [`Rule`] is checked at certain [`Moment`]s. The [clock] decides when: in every step, or so rarely
+//! Each [`Rule`] is checked at certain [`Moment`]s. The [clock](check_interval) decides when: in every step, or so rarely
 //! that it costs nothing. A rule never changes the run and never keeps tensors. What it compares later is
 //! a few elements of each tensor, on the host.
 
-mod clock;
+mod check_interval;
 mod dtypes;
 mod evaluation;
 mod gradients;
-mod held;
+mod learning_rates;
+mod loss_scale;
 mod memory;
-mod rates;
-mod samples;
-mod scale;
-mod seen;
-mod sets;
-mod still;
+mod optimizer_parameters;
+mod run_state;
+mod sampled_tensors;
+mod shared_examples;
+mod unchanged_tensors;
 mod weights;
 
 use serde::{Deserialize, Serialize};
 
-use self::{clock::Clock, seen::Seen};
+use self::{check_interval::Clock, run_state::Seen};
 use super::state::StepState;
 use crate::{
     Error, LightningModule, Result,
@@ -120,23 +120,23 @@ impl Invariants {
         let level = config.checks.level;
         let manual = model.optimizes_manually();
         let mut rules: Vec<Box<dyn Rule>> = vec![
-            Box::new(held::OptimizerHoldsWeights::default()),
+            Box::new(optimizer_parameters::OptimizerHoldsWeights::default()),
             Box::new(dtypes::DtypesStay::default()),
             Box::new(gradients::GradientsAreCleared),
             Box::new(memory::MemoryOverStep::default()),
-            Box::new(rates::RatesAreScheduled::new(manual)),
+            Box::new(learning_rates::RatesAreScheduled::new(manual)),
             Box::new(evaluation::EvaluationMode::new(level == Check::Full)),
-            Box::new(still::EvaluationMovesNothing::default()),
-            Box::new(still::SkipsChangeNothing::default()),
+            Box::new(unchanged_tensors::EvaluationMovesNothing::default()),
+            Box::new(unchanged_tensors::SkipsChangeNothing::default()),
         ];
         if !manual {
             // A manual step may leave gradients that no optimizer uses, and may move the loss scale by
             // its own rule.
             rules.push(Box::new(weights::WeightsMove::default()));
-            rules.push(Box::new(scale::ScaleFollowsRule::default()));
+            rules.push(Box::new(loss_scale::ScaleFollowsRule::default()));
         }
         if !config.checks.shared_examples && loops.overfit_batches.is_none() {
-            rules.push(Box::new(sets::SetsAreDisjoint::new(data, level == Check::Full)));
+            rules.push(Box::new(shared_examples::SetsAreDisjoint::new(data, level == Check::Full)));
         }
         Self { clock: Clock::new(level), rules }
     }

@@ -6,8 +6,8 @@ use tch::{Kind, Tensor};
 
 use super::{
     Invariant, Moment, Rule,
-    samples::{self, Pair, Samples},
-    seen::Seen,
+    run_state::Seen,
+    sampled_tensors::{self, Pair, Samples},
 };
 use crate::{Result, module::StepAccess, optim::Scheduled, precision::Clip};
 
@@ -87,11 +87,13 @@ impl WeightsMove {
                 continue;
             };
             let gradient = own[place].tensor.f_grad()?;
-            let Some(elements) = samples::elements(&gradient)? else { return Ok(None) };
+            let Some(elements) = sampled_tensors::elements(&gradient)? else { return Ok(None) };
             let lr = rate(scheduled, place, rates);
             let factor = factor(seen, scheduled)?;
-            let gradients: Vec<f64> =
-                samples::read(&[elements])?.iter().map(|value| value.abs() * factor).collect();
+            let gradients: Vec<f64> = sampled_tensors::read(&[elements])?
+                .iter()
+                .map(|value| value.abs() * factor)
+                .collect();
             let spacing = spacing(pair.tensor.kind);
             let mut pairs = pair.now.iter().zip(&gradients);
             let ought = pairs.any(|(weight, gradient)| {

@@ -1,0 +1,33 @@
+// The cached cast ("twin") of a tensor: the same values in the dtype of an autocast region, written by the
+// kernel that wrote the tensor.
+#pragma once
+
+#include <optional>
+
+#include "tensor_metadata.h"
+
+namespace amp {
+
+struct Twin;
+
+inline void note_twin(const at::Tensor& tensor, const at::Tensor& cast) {
+  note_beside<Twin>(tensor, cast);
+}
+
+// Returns the cached cast of `tensor`, or of the tensor that it is a view of, in the shape of `tensor`.
+// Returns nothing if there is no cached cast of that dtype, if the tensor was written to after the cast, or
+// if gradients through the cast would not reach the tensor.
+inline std::optional<at::Tensor> twin_of(const at::Tensor& tensor, at::ScalarType dtype) {
+  const at::TensorBase& whole = tensor.is_view() ? tensor._base() : tensor;
+  const auto twin = known_beside<Twin>(whole);
+  if (!twin.defined() || twin.scalar_type() != dtype || tensor.numel() != whole.numel() ||
+      !tensor.is_contiguous() || tensor.storage_offset() != whole.storage_offset()) {
+    return std::nullopt;
+  }
+  // A detached tensor has no autograd history, or is the start of one.
+  const bool follows = tensor.requires_grad() && !tensor.is_leaf();
+  if (twin.requires_grad() != follows || tensor.requires_grad() != follows) return std::nullopt;
+  return twin.sizes() == tensor.sizes() ? twin : twin.view(tensor.sizes());
+}
+
+}  // namespace amp

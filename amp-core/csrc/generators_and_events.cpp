@@ -1,0 +1,140 @@
+// Random generators, and events that measure times on a device.
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <c10/core/Event.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include <memory>
+#include <optional>
+
+#include "guard.h"
+#include "random.h"
+
+namespace amp::run {
+namespace {
+
+// A copy of the CPU generator's state. libtorch's own state tensor is built word by word and takes some
+// microseconds.
+struct CpuRandom {
+  at::mt19937 engine;
+  std::optional<float> next_float;
+  std::optional<double> next_double;
+
+  static CpuRandom of(at::CPUGeneratorImpl& generator) {
+    return {generator.engine(), generator.next_float_normal_sample(),
+            generator.next_double_normal_sample()};
+  }
+  void write(at::CPUGeneratorImpl& generator) const {
+    generator.set_engine(engine);
+    generator.set_next_float_normal_sample(next_float);
+    generator.set_next_double_normal_sample(next_double);
+  }
+};
+
+// The last state that this thread dropped, for reuse. A step saves a state and drops the one before, and an
+// allocation of this size is slow.
+thread_local std::unique_ptr<CpuRandom> spare;
+
+CpuRandom* note(at::CPUGeneratorImpl& generator) {
+  if (!spare) return new CpuRandom(CpuRandom::of(generator));
+  *spare = CpuRandom::of(generator);
+  return spare.release();
+}
+
+at::CPUGeneratorImpl& cpu(const at::Generator& generator) {
+  return *at::check_generator<at::CPUGeneratorImpl>(generator);
+}
+
+c10::Device device(int cuda) {
+  return cuda < 0 ? c10::Device(c10::DeviceType::CPU)
+                  : c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(cuda));
+}
+
+}  // namespace
+
+extern "C" {
+
+// `cuda` is a device's index. The caller owns the new tensor.
+int amp_random_get(int cuda, at::Tensor** out) {
+  return amp::guarded([&] { *out = new at::Tensor(amp::Random(device(cuda)).state); });
+}
+
+int amp_random_set(int cuda, const at::Tensor* state) {
+  return amp::guarded([&] { amp::Random(device(cuda)).write(*state); });
+}
+
+// The state of the CPU's default generator. The caller frees it with amp_cpu_random_drop.
+int amp_cpu_random_read(void** out) {
+  return amp::guarded([&] {
+    auto generator = at::detail::getDefaultCPUGenerator();
+    std::lock_guard<std::mutex> lock(generator.mutex());
+    *out = note(cpu(generator));
+  });
+}
+
+int amp_cpu_random_write(const void* random) {
+  return amp::guarded([&] {
+    auto generator = at::detail::getDefaultCPUGenerator();
+    std::lock_guard<std::mutex> lock(generator.mutex());
+    static_cast<const CpuRandom*>(random)->write(cpu(generator));
+  });
+}
+
+// Seeds the CPU's default generator alone, as torch.manual_seed does.
+int amp_cpu_random_seed(uint64_t seed) {
+  return amp::guarded([&] {
+    auto generator = at::detail::getDefaultCPUGenerator();
+    std::lock_guard<std::mutex> lock(generator.mutex());
+    generator.set_current_seed(seed);
+  });
+}
+
+// The state in the layout of torch.get_rng_state(). The caller owns the new tensor.
+int amp_cpu_random_tensor(const void* random, at::Tensor** out) {
+  return amp::guarded([&] {
+    const auto generator = at::detail::createCPUGenerator();
+    static_cast<const CpuRandom*>(random)->write(cpu(generator));
+    *out = new at::Tensor(generator.get_state());
+  });
+}
+
+// Makes a state from the tensor of amp_cpu_random_tensor. The caller frees it with amp_cpu_random_drop.
+int amp_cpu_random_of(const at::Tensor* state, void** out) {
+  return amp::guarded([&] {
+    auto generator = at::detail::createCPUGenerator();
+    generator.set_state(*state);
+    *out = note(cpu(generator));
+  });
+}
+
+void amp_cpu_random_drop(void* random) { spare.reset(static_cast<CpuRandom*>(random)); }
+
+// Records an event in the device's current stream. The caller frees it with amp_event_drop.
+int amp_event_record(int cuda, void** out) {
+  return amp::guarded([&] {
+    // This flag makes the event store its time; PyTorch's own events do not.
+    auto event = std::make_unique<c10::Event>(c10::DeviceType::CUDA, c10::EventFlag::BACKEND_DEFAULT);
+    const c10::impl::VirtualGuardImpl guard(c10::DeviceType::CUDA);
+    event->record(guard.getStream(device(cuda)));
+    *out = event.release();
+  });
+}
+
+// Milliseconds between two events of one device. Waits for the later event.
+int amp_event_elapsed(const void* from, const void* to, double* milliseconds) {
+  return amp::guarded([&] {
+    const auto& end = *static_cast<const c10::Event*>(to);
+    end.synchronize();
+    *milliseconds = static_cast<const c10::Event*>(from)->elapsedTime(end);
+  });
+}
+
+int amp_event_synchronize(const void* event) {
+  return amp::guarded([&] { static_cast<const c10::Event*>(event)->synchronize(); });
+}
+
+void amp_event_drop(void* event) { delete static_cast<c10::Event*>(event); }
+
+}  // extern "C"
+
+}  // namespace amp::run

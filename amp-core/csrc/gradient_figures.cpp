@@ -1,0 +1,50 @@
+// Statistics of a gradient that the backward pass computes and does not keep.
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include "guard.h"
+#include "cached_cast.h"
+
+namespace amp::watch {
+namespace {
+
+// Writes [1, number of NaNs, number of infinities, largest magnitude] in f64. Before the gradient is
+// computed they are zeros.
+void note(const at::Tensor& figures, const at::Tensor& grad) {
+  const c10::NoGradGuard no_grad;
+  const at::AutoDispatchBelowADInplaceOrView below;
+  if (!grad.defined() || grad.numel() == 0) return;
+  auto count = [](const at::Tensor& mask) { return mask.sum().to(at::kDouble); };
+  auto largest = grad.abs().max().to(at::kDouble);
+  figures.copy_(
+      at::stack({at::ones_like(largest), count(grad.isnan()), count(grad.isinf()), largest}));
+}
+
+}  // namespace
+
+extern "C" {
+
+// Returns a new f64 tensor of four statistics of `tensor`'s gradient. The backward pass fills it.
+int amp_watch_gradient(const at::Tensor* tensor, at::Tensor** out) {
+  return amp::guarded([&] {
+    auto figures = at::zeros({4}, tensor->options().dtype(at::kDouble).requires_grad(false));
+    tensor->register_hook([figures](const at::Tensor& grad) { note(figures, grad); });
+    *out = new at::Tensor(figures);
+  });
+}
+
+// Makes the following layers read `tensor` itself instead of its cached cast, so that its gradient includes
+// theirs.
+int amp_forget_twin(const at::Tensor* tensor) {
+  return amp::guarded([&] {
+    const at::TensorBase& whole = tensor->is_view() ? tensor->_base() : *tensor;
+    if (amp::known_beside<amp::Twin>(whole).defined()) {
+      whole.unsafeGetTensorImpl()->set_backend_meta(nullptr);
+    }
+  });
+}
+
+}  // extern "C"
+
+}  // namespace amp::watch

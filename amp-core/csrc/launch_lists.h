@@ -1,0 +1,40 @@
+// Divides lists of tensors into the lists of single launches of a kernel.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <vector>
+
+namespace amp {
+
+#include "kernels/common.h"
+
+template <typename List>
+struct Start {
+  at::ScalarType dtype;
+  List tensors{};
+  unsigned blocks = 0;
+};
+
+// Adds a tensor of `size` elements to the last launch if it fits, otherwise to a new one, and returns its
+// index there.
+template <typename List>
+int add(std::vector<Start<List>>& starts, at::ScalarType dtype, int64_t size) {
+  if (starts.empty() || starts.back().dtype != dtype ||
+      starts.back().tensors.count == List::max_tensors) {
+    starts.push_back({dtype});
+  }
+  auto& [_, tensors, blocks] = starts.back();
+  const int at = tensors.count++;
+  tensors.sizes[at] = size;
+  tensors.first_blocks[at] = static_cast<int>(blocks);
+  blocks += (size + List::elements_per_block - 1) / List::elements_per_block;
+  return at;
+}
+
+template <typename List>
+int add(std::vector<Start<List>>& starts, const at::Tensor& tensor) {
+  return add(starts, tensor.scalar_type(), tensor.numel());
+}
+
+}  // namespace amp

@@ -1,0 +1,137 @@
+// Records the matrix products that this thread computes, with libtorch's profiling callbacks.
+
+#include <ATen/record_function.h>
+
+#include <memory>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "guard.h"
+
+namespace amp::products {
+namespace {
+
+// Only the outer operator is recorded, not the operators that it calls: attention from bf16 to bf16 may
+// compute in f32 inside.
+constexpr const char* kProducts[] = {
+    "aten::mm",
+    "aten::addmm",
+    "aten::_addmm_activation",
+    "aten::bmm",
+    "aten::baddbmm",
+    "aten::addbmm",
+    "aten::mv",
+    "aten::addmv",
+    "aten::dot",
+    "aten::matmul",
+    "aten::linear",
+    "aten::einsum",
+    "aten::bilinear",
+    "aten::conv1d",
+    "aten::conv2d",
+    "aten::conv3d",
+    "aten::conv_transpose1d",
+    "aten::conv_transpose2d",
+    "aten::conv_transpose3d",
+    "aten::convolution",
+    "aten::_convolution",
+    "aten::scaled_dot_product_attention",
+    "aten::lstm",
+    "aten::gru",
+    "aten::rnn_tanh",
+    "aten::rnn_relu",
+};
+
+// Autocast itself runs these in f32, including the products that they call.
+constexpr const char* kInF32[] = {"aten::cdist", "aten::_cdist_forward", "aten::pdist"};
+
+struct Product {
+  const char* op;
+  int dtype;
+};
+
+// The recorded operator that runs now, and where it began.
+struct Watched : at::ObserverContext {
+  explicit Watched(const char* op) : op(op) {}
+  const char* op;
+};
+
+thread_local std::optional<at::CallbackHandle> handle;
+thread_local std::vector<Product> seen;
+// The number of recorded operators that are running, one inside the other.
+thread_local int depth = 0;
+// While it is above 0, nothing is recorded.
+thread_local int paused = 0;
+
+template <size_t N>
+const char* among(const char* const (&names)[N], std::string_view name) {
+  for (const char* known : names) {
+    if (name == known) return known;
+  }
+  return nullptr;
+}
+
+std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction& function) {
+  // A gradient that is computed during the forward pass has dtypes by rules of its own.
+  const bool is_backward = function.scope() == at::RecordScope::BACKWARD_FUNCTION;
+  const char* op = is_backward ? nullptr : among(kProducts, function.name());
+  if (op == nullptr && !is_backward && among(kInF32, function.name()) == nullptr) return nullptr;
+  return std::make_unique<Watched>(depth++ == 0 ? op : nullptr);
+}
+
+void end(const at::RecordFunction& function, at::ObserverContext* context) {
+  if (context == nullptr) return;
+  --depth;
+  const char* op = static_cast<Watched*>(context)->op;
+  // An operator that failed has no output.
+  if (op == nullptr || paused > 0 || function.outputs().empty()) return;
+  const c10::IValue& output = function.outputs()[0];
+  if (!output.isTensor()) return;
+  const at::Tensor& tensor = output.toTensor();
+  if (!tensor.defined() || !at::isFloatingType(tensor.scalar_type())) return;
+  seen.push_back({op, static_cast<int>(tensor.scalar_type())});
+}
+
+}  // namespace
+
+extern "C" {
+
+int amp_products_start() {
+  return amp::guarded([] {
+    seen.clear();
+    depth = 0;
+    handle = at::addThreadLocalCallback(
+        at::RecordFunctionCallback(begin, end).needsOutputs(true).scopes(
+            {at::RecordScope::FUNCTION, at::RecordScope::BACKWARD_FUNCTION}));
+  });
+}
+
+int amp_products_stop() {
+  return amp::guarded([] {
+    if (handle) at::removeCallback(*handle);
+    handle.reset();
+  });
+}
+
+// Changes the number of pauses by `by`; nothing is recorded while it is above 0.
+int amp_products_pause(int by) {
+  return amp::guarded([&] { paused += by; });
+}
+
+// Returns the recorded product at this index. Past the last one `op` is null and all products are
+// forgotten. Otherwise `op` is a string that is never freed.
+int amp_products_take(size_t place, const char** op, int* dtype) {
+  return amp::guarded([&] {
+    *op = nullptr;
+    if (place < seen.size()) {
+      *op = seen[place].op;
+      *dtype = seen[place].dtype;
+    } else {
+      seen.clear();
+    }
+  });
+}
+
+}  // extern "C"
+}  // namespace amp::products

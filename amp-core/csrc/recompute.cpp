@@ -1,0 +1,174 @@
+// Activation checkpointing: a node of the autograd graph that saves a module's input instead of its
+// activations, and runs the module again when the gradient arrives.
+
+#include <ATen/Context.h>
+#include <ATen/autocast_mode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "cast.h"
+#include "guard.h"
+#include "random.h"
+
+namespace amp::checkpoint {
+namespace {
+
+// The reason why the last module on this thread failed.
+thread_local std::string failure;
+
+// The closure of Rust that runs the module. `run` returns a new tensor, or null if the module failed.
+struct Module {
+  void* state;
+  at::Tensor* (*run)(void* state, const at::Tensor* input);
+  void (*drop)(void* state);
+
+  Module(void* state, at::Tensor* (*run)(void*, const at::Tensor*), void (*drop)(void*))
+      : state(state), run(run), drop(drop) {}
+  Module(const Module&) = delete;
+  Module& operator=(const Module&) = delete;
+  ~Module() { drop(state); }
+
+  at::Tensor operator()(const at::Tensor& input) const {
+    std::unique_ptr<at::Tensor> output(run(state, &input));
+    if (output == nullptr) throw std::runtime_error("recomputing a checkpointed module: " + failure);
+    return *output;
+  }
+};
+
+struct Autocast {
+  c10::DeviceType device;
+  bool enabled, cache;
+  at::ScalarType dtype;
+
+  explicit Autocast(c10::DeviceType type)
+      : device(type),
+        enabled(at::autocast::is_autocast_enabled(type)),
+        cache(at::autocast::is_autocast_cache_enabled()),
+        dtype(at::autocast::get_autocast_dtype(type)) {}
+
+  void set() const {
+    at::autocast::set_autocast_enabled(device, enabled);
+    at::autocast::set_autocast_dtype(device, dtype);
+    at::autocast::set_autocast_cache_enabled(cache);
+  }
+};
+
+// State that is restored while the module runs again: autocast and random generator. The current state is
+// put back afterwards.
+class Surroundings {
+ public:
+  explicit Surroundings(c10::Device device) : autocast_(device.type()), random_(device) {}
+
+  // Called after the module's first run. If the module drew no random number, its second run does not set
+  // the generator, from which another thread may be drawing.
+  void end_forward() {
+    if (at::equal(amp::Random::read(random_->generator), random_->state)) random_.reset();
+  }
+
+  template <typename Body>
+  auto restore(c10::Device device, Body&& body) {
+    struct Outer {
+      Autocast autocast;
+      std::optional<amp::Random> random;
+      ~Outer() {
+        if (random) random->write(random->state);
+        if (at::autocast::decrement_nesting() == 0) {
+          at::autocast::clear_cache();
+          amp::end_cast_weights();
+        }
+        autocast.set();
+      }
+    } outer{Autocast(device.type()), std::nullopt};
+    if (random_) outer.random.emplace(device);
+    at::autocast::increment_nesting();
+    autocast_.set();
+    if (random_) random_->write(random_->state);
+    return body();
+  }
+
+ private:
+  Autocast autocast_;
+  // Set if the module draws random numbers.
+  std::optional<amp::Random> random_;
+};
+
+struct CheckpointNode : torch::autograd::Node {
+  std::unique_ptr<Module> module;
+  at::Tensor input;
+  bool input_requires_grad;
+  Surroundings surroundings;
+
+  CheckpointNode(std::unique_ptr<Module> module, const at::Tensor& input, Surroundings surroundings)
+      : module(std::move(module)),
+        input(input.detach()),
+        input_requires_grad(input.requires_grad()),
+        surroundings(std::move(surroundings)) {}
+
+  torch::autograd::variable_list apply(torch::autograd::variable_list&& grads) override {
+    if (module == nullptr) {
+      throw std::runtime_error(
+          "the backward pass of a checkpointed module ran before and freed what it needs: keep the graph "
+          "(retain_graph), or compute the loss again");
+    }
+    auto leaf = input.detach().requires_grad_(input_requires_grad);
+    at::AutoGradMode enabled(true);
+    auto output = surroundings.restore(input.device(), [&] { return (*module)(leaf); });
+    // If all parameters that the module reads are frozen by now, its output has no gradient.
+    if (!output.requires_grad()) return {at::Tensor()};
+    torch::autograd::backward({output}, {grads.at(0)});
+    return {leaf.grad()};
+  }
+
+  void release_variables() override {
+    module.reset();
+    input.reset();
+  }
+
+  std::string name() const override { return "AmpCheckpoint"; }
+};
+
+}  // namespace
+
+extern "C" {
+
+// Called by a closure before it returns null.
+void amp_checkpoint_failed(const char* text, size_t length) { failure.assign(text, length); }
+
+// Saves the autocast state and the random generator of `input`'s device. The result is passed to
+// amp_checkpoint, or freed with amp_surroundings_drop.
+int amp_surroundings(const at::Tensor* input, void** out) {
+  return amp::guarded([&] { *out = new Surroundings(input->device()); });
+}
+
+void amp_surroundings_drop(void* surroundings) {
+  delete static_cast<Surroundings*>(surroundings);
+}
+
+// Adds a node for `output` to the autograd graph; `output` was computed from `input` without gradients and
+// with these surroundings. Takes ownership of the surroundings and of the closure's state, also if it
+// fails.
+int amp_checkpoint(void* surroundings, void* state, at::Tensor* (*run)(void*, const at::Tensor*),
+                   void (*drop)(void*), const at::Tensor* input, const at::Tensor* output) {
+  std::unique_ptr<Surroundings> noted(static_cast<Surroundings*>(surroundings));
+  auto module = std::make_unique<Module>(state, run, drop);
+  return amp::guarded([&] {
+    noted->end_forward();
+    auto node = std::shared_ptr<CheckpointNode>(
+        new CheckpointNode(std::move(module), *input, std::move(*noted)),
+        torch::autograd::deleteNode);
+    node->set_next_edges(torch::autograd::collect_next_edges(*input));
+    torch::autograd::set_history(*output, node);
+  });
+}
+
+}  // extern "C"
+
+}  // namespace amp::checkpoint

@@ -1,0 +1,139 @@
+//! Random generators and times on the device (`csrc/generators_and_events.cpp`).
+
+use std::ffi::{c_double, c_int, c_void};
+
+use tch::{Device, Tensor};
+use torch_sys::C_tensor;
+
+use super::{Handle, take_error};
+use crate::Result;
+
+unsafe extern "C" {
+    fn amp_random_get(cuda: c_int, out: *mut *mut C_tensor) -> c_int;
+    fn amp_random_set(cuda: c_int, state: Handle) -> c_int;
+    fn amp_cpu_random_read(out: *mut *mut c_void) -> c_int;
+    fn amp_cpu_random_write(random: *const c_void) -> c_int;
+    fn amp_cpu_random_seed(seed: u64) -> c_int;
+    fn amp_cpu_random_tensor(random: *const c_void, out: *mut *mut C_tensor) -> c_int;
+    fn amp_cpu_random_of(state: Handle, out: *mut *mut c_void) -> c_int;
+    fn amp_cpu_random_drop(random: *mut c_void);
+    fn amp_event_record(cuda: c_int, out: *mut *mut c_void) -> c_int;
+    fn amp_event_elapsed(
+        from: *const c_void,
+        to: *const c_void,
+        milliseconds: *mut c_double,
+    ) -> c_int;
+    fn amp_event_synchronize(event: *const c_void) -> c_int;
+    fn amp_event_drop(event: *mut c_void);
+}
+
+/// A device's index as the shim takes it.
+fn index(device: Device) -> c_int {
+    match device {
+        Device::Cuda(index) => index as c_int,
+        _ => -1,
+    }
+}
+
+/// A state of the CPU's default generator.
+#[derive(Debug)]
+pub(crate) struct CpuRandom {
+    random: *mut c_void,
+}
+
+impl CpuRandom {
+    /// The state now.
+    pub(crate) fn read() -> Result<Self> {
+        let mut random = std::ptr::null_mut();
+        checked!(amp_cpu_random_read(&mut random))?;
+        Ok(Self { random })
+    }
+
+    /// Lets the generator continue from here.
+    pub(crate) fn restore(&self) -> Result<()> {
+        checked!(amp_cpu_random_write(self.random))
+    }
+
+    /// Seeds the CPU's default generator alone.
+    pub(crate) fn seed(seed: u64) -> Result<()> {
+        checked!(amp_cpu_random_seed(seed))
+    }
+
+    /// A byte tensor as `torch.get_rng_state` gives it.
+    pub(crate) fn tensor(&self) -> Result<Tensor> {
+        let mut state = std::ptr::null_mut();
+        checked!(amp_cpu_random_tensor(self.random, &mut state))?;
+        // SAFETY: on success a new tensor without another owner.
+        Ok(unsafe { Tensor::from_ptr(state) })
+    }
+
+    /// Restores the state from such a tensor.
+    pub(crate) fn from_tensor(state: &Tensor) -> Result<Self> {
+        let mut random = std::ptr::null_mut();
+        checked!(amp_cpu_random_of(state.as_ptr(), &mut random))?;
+        Ok(Self { random })
+    }
+}
+
+impl Drop for CpuRandom {
+    fn drop(&mut self) {
+        // SAFETY: made by the shim and dropped once.
+        unsafe { amp_cpu_random_drop(self.random) };
+    }
+}
+
+/// The state of a CUDA device's default generator, a byte tensor on the CPU.
+pub(crate) fn random_state(device: Device) -> Result<Tensor> {
+    let mut state = std::ptr::null_mut();
+    checked!(amp_random_get(index(device), &mut state))?;
+    // SAFETY: on success a new tensor without another owner.
+    Ok(unsafe { Tensor::from_ptr(state) })
+}
+
+pub(crate) fn set_random_state(device: Device, state: &Tensor) -> Result<()> {
+    checked!(amp_random_set(index(device), state.as_ptr()))
+}
+
+/// A point in the work of a CUDA device's current stream.
+pub(crate) struct CudaEvent {
+    event: *mut c_void,
+}
+
+impl CudaEvent {
+    pub(crate) fn record(device: Device) -> Result<Self> {
+        let mut event = std::ptr::null_mut();
+        checked!(amp_event_record(index(device), &mut event))?;
+        Ok(Self { event })
+    }
+
+    /// Takes over an event of the shim's.
+    pub(super) fn from_handle(event: *mut c_void) -> Self {
+        Self { event }
+    }
+
+    pub(super) fn handle(&self) -> *const c_void {
+        self.event
+    }
+
+    /// Waits until this point has been reached.
+    pub(crate) fn wait(&self) -> Result<()> {
+        checked!(amp_event_synchronize(self.event))
+    }
+
+    /// Seconds from this point to a later one; waits for it.
+    pub(crate) fn seconds_to(&self, later: &Self) -> Result<f64> {
+        let mut milliseconds = 0.0;
+        checked!(amp_event_elapsed(self.event, later.event, &mut milliseconds))?;
+        Ok(milliseconds / 1e3)
+    }
+}
+
+// SAFETY: the event is the device's; any thread may wait for it and free it.
+unsafe impl Send for CudaEvent {}
+
+impl Drop for CudaEvent {
+    fn drop(&mut self) {
+        // SAFETY: made by `amp_event_record` and dropped once.
+        unsafe { amp_event_drop(self.event) };
+    }
+}

@@ -1,0 +1,87 @@
+//! The matrix products that this thread computes (`csrc/matrix_products.cpp`).
+
+use std::{
+    cell::Cell,
+    ffi::{CStr, c_char, c_int},
+    marker::PhantomData,
+};
+
+use tch::Kind;
+
+use super::take_error;
+use crate::Result;
+
+unsafe extern "C" {
+    fn amp_products_start() -> c_int;
+    fn amp_products_stop() -> c_int;
+    fn amp_products_pause(by: c_int) -> c_int;
+    fn amp_products_take(place: usize, op: *mut *const c_char, dtype: *mut c_int) -> c_int;
+}
+
+thread_local! {
+    /// Whether this thread's products are watched.
+    static WATCHED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Watches this thread's products until it is dropped. Not `Send`: the callback belongs to the
+/// thread.
+pub(crate) struct WatchedProducts {
+    _thread: PhantomData<*const ()>,
+}
+
+impl WatchedProducts {
+    pub(crate) fn start() -> Result<Self> {
+        checked!(amp_products_start())?;
+        WATCHED.set(true);
+        Ok(Self { _thread: PhantomData })
+    }
+}
+
+impl Drop for WatchedProducts {
+    fn drop(&mut self) {
+        // The call removes a callback, and `drop` could not return its error.
+        let _ = checked!(amp_products_stop());
+        WATCHED.set(false);
+    }
+}
+
+/// Leaves out what this thread multiplies until it is dropped, where its products are watched.
+pub(crate) struct PausedProducts {
+    paused: bool,
+    _thread: PhantomData<*const ()>,
+}
+
+impl PausedProducts {
+    pub(crate) fn pause() -> Self {
+        // The call only counts; if it failed, nothing would be paused.
+        let paused = WATCHED.get() && checked!(amp_products_pause(1)).is_ok();
+        Self { paused, _thread: PhantomData }
+    }
+}
+
+impl Drop for PausedProducts {
+    fn drop(&mut self) {
+        if self.paused {
+            let _ = checked!(amp_products_pause(-1));
+        }
+    }
+}
+
+/// The products since the last call, in order: the operator and the dtype of its output.
+pub(crate) fn take_products() -> Result<Vec<(&'static str, Kind)>> {
+    let mut products = Vec::new();
+    for place in 0.. {
+        let (mut op, mut dtype) = (std::ptr::null(), 0);
+        checked!(amp_products_take(place, &mut op, &mut dtype))?;
+        if op.is_null() {
+            break;
+        }
+        // SAFETY: the shim gives its own string constants, which are never freed.
+        let op = unsafe { CStr::from_ptr::<'static>(op) };
+        let op = op.to_str().map_or("an operator", |op| op.trim_start_matches("aten::"));
+        let kinds = [Kind::Half, Kind::Float, Kind::Double, Kind::BFloat16];
+        let kind = kinds.into_iter().find(|kind| super::scalar_type(*kind).ok() == Some(dtype));
+        products.extend(kind.map(|kind| (op, kind)));
+    }
+    Ok(products)
+}

@@ -1,0 +1,49 @@
+//! Optimizer state in 8 bits on the CPU (`csrc/quantized_state.cpp`).
+
+use std::ffi::c_int;
+
+use tch::Tensor;
+
+use super::{Handle, take_error};
+use crate::Result;
+
+unsafe extern "C" {
+    fn amp_moments_decode(codes: Handle, scales: Handle, values: Handle, out: Handle) -> c_int;
+    fn amp_moments_encode(
+        from: Handle,
+        bounds: Handle,
+        positive: c_int,
+        codes: Handle,
+        scales: Handle,
+    ) -> c_int;
+}
+
+/// Makes `out` (f32) the `values` (f32 `[256]`) of `codes` (u8) times the scale of each 256. All are
+/// contiguous.
+pub(crate) fn moments_decode(
+    codes: &Tensor,
+    scales: &Tensor,
+    values: &Tensor,
+    out: &Tensor,
+) -> Result<()> {
+    checked!(amp_moments_decode(codes.as_ptr(), scales.as_ptr(), values.as_ptr(), out.as_ptr()))
+}
+
+/// Writes `from` (f32) to `codes` and `scales`: the code of an element is the number of `bounds`
+/// (f32 `[255]`) below the element divided by its block's largest magnitude; with `positive`, an
+/// element above zero has at least code 1.
+pub(crate) fn moments_encode(
+    from: &Tensor,
+    bounds: &Tensor,
+    positive: bool,
+    codes: &Tensor,
+    scales: &Tensor,
+) -> Result<()> {
+    checked!(amp_moments_encode(
+        from.as_ptr(),
+        bounds.as_ptr(),
+        c_int::from(positive),
+        codes.as_ptr(),
+        scales.as_ptr(),
+    ))
+}

@@ -1,0 +1,89 @@
+//! Activation checkpointing (`csrc/recompute.cpp`).
+
+use std::ffi::{c_int, c_void};
+
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+use super::{Handle, take_error};
+use crate::Result;
+
+unsafe extern "C" {
+    fn amp_surroundings(input: Handle, out: *mut *mut c_void) -> c_int;
+    fn amp_surroundings_drop(surroundings: *mut c_void);
+    fn amp_checkpoint(
+        surroundings: *mut c_void,
+        state: *mut c_void,
+        run: unsafe extern "C" fn(*mut c_void, Handle) -> *mut C_tensor,
+        drop: unsafe extern "C" fn(*mut c_void),
+        input: Handle,
+        output: Handle,
+    ) -> c_int;
+    fn amp_checkpoint_failed(text: *const u8, length: usize);
+}
+
+/// Computes a module's output from its input.
+type Run = dyn Fn(&Tensor) -> Result<Tensor>;
+
+/// A checkpointed module as C++ keeps it.
+struct Recompute {
+    run: Box<Run>,
+}
+
+/// Runs `first` on `input` without keeping activations, and hooks its output into the graph so
+/// that `again` runs for the backward pass, in the same autocast state and with the same random
+/// numbers. Nothing that `again` owns may be shared with the caller but through an `Arc`: for
+/// CUDA it runs and is freed on libtorch's threads.
+pub(crate) fn checkpoint(
+    input: &Tensor,
+    first: impl FnOnce() -> Result<Tensor>,
+    again: impl Fn(&Tensor) -> Result<Tensor> + 'static,
+) -> Result<Tensor> {
+    let mut surroundings = std::ptr::null_mut();
+    checked!(amp_surroundings(input.as_ptr(), &mut surroundings))?;
+    // Detached, so that a module that returns its input does not hand out the input's own handle.
+    let output = match tch::no_grad(|| Ok(first()?.f_detach()?)) {
+        Ok(output) => output,
+        Err(error) => {
+            // SAFETY: made above and owned by this code alone.
+            unsafe { amp_surroundings_drop(surroundings) };
+            return Err(error);
+        }
+    };
+    let state = Box::into_raw(Box::new(Recompute { run: Box::new(again) })).cast();
+    checked!(amp_checkpoint(
+        surroundings,
+        state,
+        recompute,
+        drop_recompute,
+        input.as_ptr(),
+        output.as_ptr(),
+    ))?;
+    Ok(output)
+}
+
+/// Runs a checkpointed module for C++; null when it fails or panics, because neither may cross.
+unsafe extern "C" fn recompute(state: *mut c_void, input: Handle) -> *mut C_tensor {
+    // SAFETY: C++ passes the state it was given, which lives until `drop_recompute`, and a tensor
+    // that lives during the call; the clone is a handle of our own.
+    let (state, input) =
+        unsafe { (&*state.cast::<Recompute>(), Tensor::clone_from_ptr(input.cast_mut())) };
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (state.run)(&input)));
+    let failure = match outcome {
+        Ok(Ok(mut output)) => {
+            let shared = output.as_mut_ptr();
+            // SAFETY: a live tensor; the copy is C++'s to free, ours goes with `output`.
+            return unsafe { torch_sys::at_shallow_clone(shared) };
+        }
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "the module panicked".to_owned(),
+    };
+    // SAFETY: C++ copies the text before it returns.
+    unsafe { amp_checkpoint_failed(failure.as_ptr(), failure.len()) };
+    std::ptr::null_mut()
+}
+
+unsafe extern "C" fn drop_recompute(state: *mut c_void) {
+    // SAFETY: made by `Box::into_raw` in `checkpoint`; C++ calls this once.
+    drop(unsafe { Box::from_raw(state.cast::<Recompute>()) });
+}

@@ -1,0 +1,184 @@
+//! Measures what modules keep for the backward pass, one at a time, so that a model that does not fit
+//! into memory can be measured as well.
+
+use std::{cell::RefCell, time::Instant};
+
+use tch::{Device, Tensor};
+
+use super::Segment;
+use crate::{
+    Result,
+    ffi::CudaEvent,
+    memory::{MemoryMeter, tensor_bytes},
+    nn::{Context, Module, container},
+    precision::is_floating,
+};
+
+/// The measured bytes and time of a module, or of fused neighbours.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Cell {
+    pub(crate) segment: Segment,
+    /// Bytes kept for the backward pass in addition to input and output.
+    pub(crate) own: u64,
+    /// Bytes of the input.
+    pub(crate) input: u64,
+    /// Bytes of the output.
+    pub(crate) output: u64,
+    /// Whether the input is kept.
+    pub(crate) keeps_input: bool,
+    /// Whether the output is kept even if no other module needs it.
+    pub(crate) keeps_output: bool,
+    /// The time to recompute it.
+    pub(crate) seconds: f64,
+    /// The measurements of the layers within it.
+    pub(crate) within: Vec<Cell>,
+}
+
+/// Measures the modules of a forward pass that can be recomputed, and the modules within them. Use it in
+/// a pass without gradients under `Context::again`.
+pub(crate) struct Survey {
+    device: Device,
+    meter: MemoryMeter,
+    cells: RefCell<Vec<Cell>>,
+}
+
+impl Survey {
+    pub(crate) fn start(device: Device) -> Result<Self> {
+        Ok(Self { device, meter: MemoryMeter::beside(device)?, cells: RefCell::default() })
+    }
+
+    /// The measurements, in the order of the pass.
+    pub(crate) fn take(&self) -> Vec<Cell> {
+        self.cells.take()
+    }
+
+    /// Runs a container's layers and measures each that can be shared.
+    pub(in crate::nn) fn layers<M: Module>(
+        &self,
+        layers: &[M],
+        input: &Tensor,
+        cx: &Context,
+    ) -> Result<Tensor> {
+        let (mut x, mut place) = (input.shallow_clone(), 0);
+        while place < layers.len() {
+            if layers[place].shared().is_none() {
+                // Modules within it may be measurable.
+                x = cx.call_nth(place, &layers[place], &x)?;
+                place += 1;
+                continue;
+            }
+            let alone = cx.recomputing();
+            let mut count = 1;
+            let segment =
+                |count| Segment { path: cx.path().to_owned(), layers: Some(place..place + count) };
+            let (cell, output) = self.measure(&x, |x| {
+                let (in_one, output) = container::run_first(&layers[place..], place, x, &alone)?;
+                count = in_one;
+                Ok(output)
+            })?;
+            let within = self.within(|| container::run_first(&layers[place..], place, &x, cx))?;
+            self.note(Cell { segment: segment(count), within, ..cell });
+            (x, place) = (output, place + count);
+        }
+        Ok(x)
+    }
+
+    /// Runs a module that can be recomputed alone.
+    pub(in crate::nn) fn module(
+        &self,
+        module: &dyn Module,
+        input: &Tensor,
+        cx: &Context,
+    ) -> Result<Tensor> {
+        let alone = cx.recomputing();
+        let (cell, output) = self.measure(input, |input| module.forward(input, &alone))?;
+        self.note(Cell { segment: Segment { path: cx.path().to_owned(), layers: None }, ..cell });
+        Ok(output)
+    }
+
+    /// The cells of the layers that `run` reports to the survey.
+    fn within<T>(&self, run: impl FnOnce() -> Result<T>) -> Result<Vec<Cell>> {
+        let before = self.cells.take();
+        run()?;
+        Ok(self.cells.replace(before))
+    }
+
+    /// A module that runs several times per pass is one cell.
+    fn note(&self, cell: Cell) {
+        let mut cells = self.cells.borrow_mut();
+        match cells.iter_mut().find(|other| other.segment == cell.segment) {
+            Some(other) => {
+                other.own += cell.own + if cell.keeps_input { cell.input } else { 0 };
+                other.seconds += cell.seconds;
+            }
+            None => cells.push(cell),
+        }
+    }
+
+    /// Runs `run` twice on the input: once with autograd, counting the bytes that are freed with its
+    /// graph, and once for the time.
+    fn measure(
+        &self,
+        input: &Tensor,
+        mut run: impl FnMut(&Tensor) -> Result<Tensor>,
+    ) -> Result<(Cell, Tensor)> {
+        let bytes = tensor_bytes(input);
+        let history = history_for(input)?;
+        let before = self.meter.allocated()?;
+        // Not a leaf, because the graph holds leaves whether or not they are needed.
+        let own_input = match &history {
+            Some(history) => tch::with_grad(|| input.f_detach()?.f_add(history))?,
+            None => input.f_detach_copy()?,
+        };
+        let output = tch::with_grad(|| run(&own_input))?;
+        let output_bytes = tensor_bytes(&output);
+        let computed = self.meter.allocated()?;
+        // Holds the graph, but not the output.
+        let end = tch::with_grad(|| output.f_sum(output.kind()))?;
+        let held = self.meter.allocated()?;
+        drop(output);
+        let without_output = self.meter.allocated()?;
+        drop(own_input);
+        let left = self.meter.allocated()?;
+        let keeps_output = held - without_output < output_bytes as i64;
+        let keeps_input = without_output - left < bytes as i64;
+        let kept = |is_kept: bool, bytes: u64| if is_kept { bytes } else { 0 };
+        let ends = kept(keeps_input, bytes) + kept(keeps_output, output_bytes);
+        let graph = left - before - (held - computed);
+        drop(end);
+        let (seconds, output) = self.timed(|| run(input))?;
+        let cell = Cell {
+            segment: Segment { path: String::new(), layers: None },
+            // A view keeps the same bytes as its base.
+            own: (graph - ends as i64).max(0).cast_unsigned(),
+            input: bytes,
+            output: output_bytes,
+            keeps_input,
+            keeps_output,
+            seconds,
+            within: Vec::new(),
+        };
+        Ok((cell, output))
+    }
+
+    /// Seconds on the device; waits for it.
+    fn timed<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<(f64, T)> {
+        let started = Instant::now();
+        if !self.device.is_cuda() {
+            let value = body()?;
+            return Ok((started.elapsed().as_secs_f64(), value));
+        }
+        let start = CudaEvent::record(self.device)?;
+        let value = body()?;
+        Ok((start.seconds_to(&CudaEvent::record(self.device)?)?, value))
+    }
+}
+
+/// A zero from which a tensor like this can have gradients.
+fn history_for(input: &Tensor) -> Result<Option<Tensor>> {
+    if !is_floating(input.kind()) {
+        return Ok(None);
+    }
+    let zero = Tensor::f_zeros([1], (input.kind(), input.device()))?;
+    Ok(Some(zero.f_set_requires_grad(true)?))
+}

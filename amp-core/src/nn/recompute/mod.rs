@@ -1,0 +1,120 @@
+//! Activation checkpointing: activations are not kept for the backward pass but recomputed in it. A
+//! [`Checkpoint`] recomputes one module, a [`Segment`] several layers of a sequence. [`measure`] finds out
+//! how many bytes that saves.
+
+mod measure;
+mod segment;
+
+pub(crate) use measure::{Cell, Survey};
+pub use segment::Segment;
+pub(in crate::nn) use segment::forward;
+
+use std::sync::Arc;
+
+use tch::Tensor;
+
+use crate::{
+    Result, ffi,
+    nn::{Context, Module, Op, Role, Visit, Visitor, context::Checkpointing},
+    precision::Region,
+    random::{self, Place},
+};
+
+/// Activation checkpointing (torch.utils.checkpoint): the module's activations are not kept for the
+/// backward pass but recomputed, with the same autocast state and random numbers, so that gradients are
+/// equal to the last bit on the CPU. Batch statistics are updated once.
+///
+/// Under a memory budget ([`MemoryConfig::budget`](crate::trainer::MemoryConfig::budget)) the trainer
+/// decides, and `enabled` is ignored.
+///
+/// Names of the module's tensors do not change.
+#[derive(Debug)]
+pub struct Checkpoint<M> {
+    module: Arc<M>,
+    enabled: bool,
+}
+
+impl<M> Checkpoint<M> {
+    /// Checkpoints `module` during training if `enabled`; otherwise runs it normally.
+    pub fn new(module: M, enabled: bool) -> Self {
+        // An Arc, because the graph may be freed on a thread of libtorch's.
+        Self { module: Arc::new(module), enabled }
+    }
+}
+
+impl<M> Checkpoint<M> {
+    /// The same for a view of the module.
+    pub(in crate::nn) fn viewed<V>(&self, view: impl FnOnce(&M) -> V) -> Checkpoint<V> {
+        Checkpoint::new(view(&self.module), self.enabled)
+    }
+}
+
+impl<M: Visit> Visit for Checkpoint<M> {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        self.module.visit(visitor);
+    }
+}
+
+/// Whether a gradient passes through the module or ends in it; otherwise nothing has to be recomputed.
+fn is_trained(module: &(impl Visit + ?Sized), input: &Tensor) -> bool {
+    struct Look(bool);
+
+    impl Visitor for Look {
+        fn enter(&mut self, _: &str, _: Option<Region>) {}
+
+        fn leave(&mut self) {}
+
+        fn tensor(&mut self, _: &str, tensor: &Tensor, _: Role) {
+            self.0 |= tensor.requires_grad();
+        }
+    }
+
+    let mut look = Look(input.requires_grad());
+    if !look.0 {
+        module.visit(&mut look);
+    }
+    look.0
+}
+
+/// Waits for reproducible sections of other threads. A checkpoint finds out whether its module draws random
+/// numbers by comparing the generator's state before and after. If another thread drew meanwhile, the
+/// backward pass would reset the generator for a module that draws nothing, and disturb that thread.
+/// A thread that recomputes works for one that waits for it, which may itself be in a section.
+fn without_sections(cx: &Context) -> Option<Place> {
+    (!cx.is_recomputing()).then(random::place)
+}
+
+impl<M: Module + 'static> Module for Checkpoint<M> {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        let is_checkpointed = match cx.checkpointing() {
+            Checkpointing::Off => false,
+            Checkpointing::Declared => self.enabled,
+            Checkpointing::Chosen(segments) => {
+                let path = cx.path();
+                segments.iter().any(|segment| segment.layers.is_none() && segment.path == *path)
+            }
+            Checkpointing::Measured(survey) => return survey.module(&*self.module, input, cx),
+        };
+        if !is_checkpointed {
+            return self.module.forward(input, cx);
+        }
+        if !is_trained(&*self.module, input) {
+            return tch::no_grad(|| self.module.forward(input, cx));
+        }
+        let (module, again) = (self.module.clone(), cx.recomputing());
+        let _place = without_sections(cx);
+        ffi::checkpoint(
+            input,
+            || self.module.forward(input, cx),
+            move |input| module.forward(input, &again),
+        )
+    }
+
+    fn op(&self) -> Op {
+        self.module.op()
+    }
+
+    fn shared(&self) -> Option<Arc<dyn Module>> {
+        Some(self.module.clone())
+    }
+}

@@ -1,0 +1,93 @@
+//! Groups of layers whose activations are recomputed together.
+
+use std::{fmt, ops::Range, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use super::{is_trained, without_sections};
+use crate::{
+    Error, Result, ffi,
+    nn::{Context, Module, container},
+};
+
+/// Layers that are recomputed as one: neighbours in a container, or a single module.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Segment {
+    /// The dotted path of the container, or of the module.
+    pub path: String,
+    /// The layers' indices in the container; `None` for the whole module.
+    pub layers: Option<Range<usize>>,
+}
+
+impl Segment {
+    /// Whether the other segment follows directly in the same container.
+    pub(crate) fn meets(&self, behind: &Self) -> bool {
+        match (&self.layers, &behind.layers) {
+            (Some(own), Some(other)) => self.path == behind.path && own.end == other.start,
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for Segment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(Range { start, end }) = self.layers.clone() else {
+            return f.write_str(&self.path);
+        };
+        let dot = if self.path.is_empty() { "" } else { "." };
+        write!(f, "{}{dot}{start}", self.path)?;
+        match end - start {
+            0 | 1 => Ok(()),
+            _ => write!(f, "-{}", end - 1),
+        }
+    }
+}
+
+/// Runs a container's layers, and recomputes the `segments` that belong to it.
+pub(in crate::nn) fn forward<M: Module>(
+    layers: &[M],
+    segments: &[Segment],
+    input: &Tensor,
+    cx: &Context,
+) -> Result<Tensor> {
+    let path = cx.path().to_owned();
+    let own = segments.iter().filter(|segment| segment.path == path);
+    let (mut x, mut done) = (input.shallow_clone(), 0);
+    for segment in own.filter_map(|segment| segment.layers.clone()) {
+        let Range { start, end } = segment;
+        let (Some(before), Some(within)) = (layers.get(done..start), layers.get(start..end)) else {
+            return Err(Error::config(format!(
+                "the layers {start} to {end} cannot be checkpointed: there are {}",
+                layers.len()
+            )));
+        };
+        x = container::run(before, done, &x, cx)?;
+        x = checkpointed(within, start, &x, cx)?;
+        done = end;
+    }
+    container::run(&layers[done..], done, &x, cx)
+}
+
+/// Runs neighbours, the first with the index `place`, without keeping their activations.
+fn checkpointed<M: Module>(
+    layers: &[M],
+    place: usize,
+    input: &Tensor,
+    cx: &Context,
+) -> Result<Tensor> {
+    let shared: Option<Vec<Arc<dyn Module>>> = layers.iter().map(Module::shared).collect();
+    let shared = shared.ok_or_else(|| {
+        Error::config(format!("a layer from {place} on cannot be shared with the backward pass"))
+    })?;
+    if !layers.iter().any(|layer| is_trained(layer, input)) {
+        return tch::no_grad(|| container::run(layers, place, input, cx));
+    }
+    let again = cx.recomputing();
+    let _place = without_sections(cx);
+    ffi::checkpoint(
+        input,
+        || container::run(layers, place, input, cx),
+        move |input| container::run(&shared, place, input, &again),
+    )
+}

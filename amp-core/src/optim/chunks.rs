@@ -1,0 +1,80 @@
+//! Divides parameters into parts, so that f32 copies for a step need limited memory.
+
+use std::collections::HashMap;
+
+use tch::Tensor;
+
+use super::state::BLOCK;
+use crate::Result;
+
+/// The number of elements that are copied at once.
+const PART: i64 = 1 << 20;
+
+/// A piece of one tensor of a list; tensors are considered flat.
+#[derive(Debug)]
+pub(super) struct Piece {
+    /// The tensor's index in the list.
+    pub(super) at: usize,
+    pub(super) start: i64,
+    pub(super) count: i64,
+    /// Whether it is the whole tensor.
+    whole: bool,
+}
+
+impl Piece {
+    /// The piece's elements in `tensor`, which has as many elements as the list's tensor: a view if
+    /// it is contiguous.
+    pub(super) fn of(&self, tensor: &Tensor) -> Result<Tensor> {
+        let flat = tensor.f_detach()?.f_reshape([-1])?;
+        Ok(flat.f_narrow(0, self.start, self.count)?)
+    }
+}
+
+/// The tensors, each as one piece and one part.
+pub(super) fn wholes(tensors: &[&Tensor]) -> Vec<Vec<Piece>> {
+    let counts = tensors.iter().map(|tensor| tensor.numel() as i64).enumerate();
+    let pieces = counts.map(|(at, count)| Piece { at, start: 0, count, whole: true });
+    pieces.filter(|piece| piece.count > 0).map(|piece| vec![piece]).collect()
+}
+
+/// The tensors, cut so that each part has at most [`PART`] elements.
+pub(super) fn parts(tensors: &[&Tensor]) -> Vec<Vec<Piece>> {
+    const { assert!(PART % BLOCK == 0, "a piece begins with a block") };
+    let mut parts: Vec<Vec<Piece>> = Vec::new();
+    let mut room = 0;
+    for (at, tensor) in tensors.iter().enumerate() {
+        let elements = tensor.numel() as i64;
+        for start in (0..elements).step_by(PART as usize) {
+            let count = PART.min(elements - start);
+            let piece = Piece { at, start, count, whole: count == elements };
+            match parts.last_mut() {
+                Some(part) if count <= room => part.push(piece),
+                _ => {
+                    parts.push(vec![piece]);
+                    room = PART;
+                }
+            }
+            room -= count;
+        }
+    }
+    parts
+}
+
+/// The counts that the step of a parameter increments, for a parameter that is updated in pieces:
+/// every piece must get the same count.
+#[derive(Debug, Default)]
+pub(super) struct Scalars(HashMap<(usize, usize), Tensor>);
+
+impl Scalars {
+    /// The tensor in which `slot` of the piece's tensor counts; `own` is its stored count.
+    pub(super) fn of(&mut self, piece: &Piece, slot: usize, own: &Tensor) -> Result<Tensor> {
+        if piece.whole {
+            return Ok(own.shallow_clone());
+        }
+        if piece.start == 0 {
+            self.0.insert((piece.at, slot), own.f_detach_copy()?);
+            return Ok(own.shallow_clone());
+        }
+        Ok(self.0[&(piece.at, slot)].f_detach_copy()?)
+    }
+}

@@ -1,0 +1,81 @@
+//! The state of an optimizer for one parameter.
+
+use tch::Tensor;
+
+use super::{Codes, Moment, Moments, Slot};
+use crate::{
+    Error, Result,
+    nn::Parameter,
+    optim::{
+        Algorithm, Storage,
+        weight_update::wide,
+        working_tensors::{Working, moments, working, zeros},
+    },
+};
+
+/// A parameter's group and its state.
+pub(in crate::optim) struct Kept {
+    pub(in crate::optim) group: usize,
+    /// The index of its list of slots.
+    pub(in crate::optim) layout: usize,
+    /// `None` while the parameter does not require a gradient.
+    pub(in crate::optim) state: Option<ParameterState>,
+}
+
+/// The lists of slots that the groups' options use, each once, and the list of each parameter.
+pub(in crate::optim) fn laid_out<A: Algorithm>(
+    options: &[A],
+    parameters: &[Parameter],
+    group_of: &[usize],
+) -> Result<(Vec<Vec<Slot>>, Vec<Kept>)> {
+    let mut layouts: Vec<Vec<Slot>> = Vec::new();
+    let mut kept = Vec::with_capacity(parameters.len());
+    for (parameter, &group) in parameters.iter().zip(group_of) {
+        let slots = options[group].slots(parameter)?;
+        let layout = layouts.iter().position(|other| *other == slots).unwrap_or_else(|| {
+            layouts.push(slots);
+            layouts.len() - 1
+        });
+        kept.push(Kept { group, layout, state: None });
+    }
+    Ok((layouts, kept))
+}
+
+/// The state of an optimizer for one parameter.
+pub(in crate::optim) struct ParameterState {
+    /// One for each slot.
+    pub(in crate::optim) slots: Vec<Moment>,
+    /// The f32 master of a 16-bit parameter.
+    pub(in crate::optim) master: Option<Tensor>,
+    /// Whether the parameter has had its first step.
+    pub(in crate::optim) started: bool,
+}
+
+impl ParameterState {
+    /// The state before the first step.
+    pub(in crate::optim) fn new<A: Algorithm>(
+        parameter: &Parameter,
+        slots: &[Slot],
+        storage: Storage,
+        started: bool,
+        codes: &mut Codes,
+    ) -> Result<Self> {
+        let Parameter { name, tensor } = parameter;
+        let working = working::<A>(tensor.kind(), storage);
+        let moments = moments(tensor.kind(), storage);
+        let in_parts = working != Working::Itself || moments != Moments::Full;
+        if in_parts && !tensor.is_contiguous() {
+            // Views of its pieces would be copies.
+            return Err(Error::config(format!(
+                "optimizer: `{name}` is not contiguous, and cannot be stepped in parts"
+            )));
+        }
+        let zeros = |slot| zeros(slot, tensor, working, moments, codes);
+        let slots = slots.iter().map(zeros).collect::<Result<_>>()?;
+        let master = match working {
+            Working::Masters => Some(wide(tensor)?),
+            _ => None,
+        };
+        Ok(Self { slots, master, started })
+    }
+}

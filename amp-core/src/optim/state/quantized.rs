@@ -1,0 +1,268 @@
+//! Running averages in fewer bits.
+
+use std::rc::Rc;
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+use crate::optim::weight_update::{wide, write, write_stochastically};
+use crate::{Result, ffi, named::named};
+
+/// How an optimizer stores its running averages of gradients (the moments), each of which is as
+/// large as the weights. Steps are computed in f32, on a part of the parameters at a time. On CUDA,
+/// Adam's kernel for f32 parameters reads and writes the stored averages directly. Averages of f64
+/// parameters are always f64.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Moments {
+    /// In the dtype of the parameters, or in f32 if the parameters are updated in f32.
+    #[default]
+    Full,
+    /// In bfloat16, 2 bytes each, rounded up or down at random. Rounded to nearest, an average that
+    /// changes by less than 1/256 of itself, such as a running square, would never change. Uses
+    /// libtorch's generator of the parameters' device.
+    Bf16,
+    /// In 8 bits with an f32 scale for each 256 (Dettmers et al. 2022, "8-bit Optimizers via
+    /// Block-wise Quantization", §2: dynamic tree quantization, to nearest), 1.016 bytes each. A
+    /// positive square is never rounded to zero, which would divide a step by eps.
+    EightBit,
+}
+
+named!(Moments, "moments", {
+    Full => "full",
+    Bf16 => "bf16",
+    EightBit => "8-bit",
+});
+
+/// The number of elements that share a scale.
+pub(in crate::optim) const BLOCK: i64 = 256;
+
+/// One stored running average of a parameter.
+#[derive(Debug)]
+pub(in crate::optim) enum Moment {
+    /// In the dtype in which the kernels compute.
+    Plain(Tensor),
+    /// Flat.
+    Bf16(Tensor),
+    /// Codes `[blocks · 256]` and scales `[blocks]`.
+    EightBit { codes: Tensor, scales: Tensor, code: Rc<Code> },
+}
+
+impl Moment {
+    /// Zeros in bf16 for a parameter of this size.
+    pub(in crate::optim) fn bf16(elements: i64, device: Device) -> Result<Self> {
+        Ok(Self::Bf16(Tensor::f_zeros([elements], (Kind::BFloat16, device))?))
+    }
+
+    /// Zeros in 8 bits with these codes, on their device.
+    pub(in crate::optim) fn eight_bit(elements: i64, code: Rc<Code>) -> Result<Self> {
+        let (blocks, device) = ((elements + BLOCK - 1) / BLOCK, code.values.device());
+        Ok(Self::EightBit {
+            codes: Tensor::f_full([blocks * BLOCK], code.zero, (Kind::Uint8, device))?,
+            scales: Tensor::f_zeros([blocks], (Kind::Float, device))?,
+            code,
+        })
+    }
+
+    /// Elements `start..start + count` in f32; a copy, unless the average is plain. A part begins
+    /// at a block.
+    pub(in crate::optim) fn read(&self, start: i64, count: i64) -> Result<Tensor> {
+        match self {
+            Self::Plain(tensor) => Ok(tensor.f_reshape([-1])?.f_narrow(0, start, count)?),
+            Self::Bf16(tensor) => wide(&tensor.f_narrow(0, start, count)?),
+            Self::EightBit { codes, scales, code } => {
+                let (codes, scales) = part(codes, scales, start, count)?;
+                code.decode(&codes, &scales, count)
+            }
+        }
+    }
+
+    /// Writes the values that [`read`](Self::read) returned and a step changed.
+    pub(in crate::optim) fn write(&self, start: i64, values: &Tensor) -> Result<()> {
+        let (values, count) = (&values.f_reshape([-1])?, values.numel() as i64);
+        match self {
+            Self::Plain(_) => Ok(()),
+            Self::Bf16(tensor) => write_stochastically(&tensor.f_narrow(0, start, count)?, values),
+            Self::EightBit { codes, scales, code } => {
+                let (codes, scales) = part(codes, scales, start, count)?;
+                code.encode(values, &codes, &scales)
+            }
+        }
+    }
+
+    /// The tensor on which the kernels compute.
+    pub(in crate::optim) fn kept(&self) -> &Tensor {
+        let (Self::Plain(tensor) | Self::Bf16(tensor) | Self::EightBit { codes: tensor, .. }) =
+            self;
+        tensor
+    }
+
+    /// The blocks' scales and the values of the codes, if it is stored in 8 bits.
+    pub(in crate::optim) fn coded(&self) -> Option<(&Tensor, &Code)> {
+        match self {
+            Self::EightBit { scales, code, .. } => Some((scales, code)),
+            _ => None,
+        }
+    }
+
+    /// The saved tensors, each with the suffix to the slot's name.
+    pub(in crate::optim) fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
+        match self {
+            Self::Plain(tensor) | Self::Bf16(tensor) => vec![("", tensor)],
+            Self::EightBit { codes, scales, .. } => vec![("", codes), ("_scale", scales)],
+        }
+    }
+}
+
+/// The codes and scales of the blocks that contain these elements.
+fn part(codes: &Tensor, scales: &Tensor, start: i64, count: i64) -> Result<(Tensor, Tensor)> {
+    debug_assert!(start % BLOCK == 0, "a part begins with a block");
+    let (from, blocks) = (start / BLOCK, (count + BLOCK - 1) / BLOCK);
+    Ok((codes.f_narrow(0, from * BLOCK, blocks * BLOCK)?, scales.f_narrow(0, from, blocks)?))
+}
+
+/// The 256 values of dynamic tree quantization: seven decades from 10⁻⁶ to 1, each with twice as
+/// many values as the decade below, at the centres of equal parts of its upper nine tenths; and 0
+/// and 1.
+#[derive(Debug)]
+pub(in crate::optim) struct Code {
+    /// Ascending.
+    values: Tensor,
+    /// The bounds between neighbouring values.
+    bounds: Tensor,
+    /// The code of 0.
+    zero: i64,
+    signed: bool,
+}
+
+/// The code tables of a device, each made once.
+#[derive(Debug, Default)]
+pub(in crate::optim) struct Codes(Vec<(bool, Device, Rc<Code>)>);
+
+impl Codes {
+    /// The table for averages; `signed` if they may be negative.
+    pub(in crate::optim) fn of(&mut self, signed: bool, device: Device) -> Result<Rc<Code>> {
+        let found = self.0.iter().find(|(own, place, _)| (*own, *place) == (signed, device));
+        if let Some((.., code)) = found {
+            return Ok(code.clone());
+        }
+        let code = Rc::new(Code::new(signed, device)?);
+        self.0.push((signed, device, code.clone()));
+        Ok(code)
+    }
+}
+
+impl Code {
+    /// The values and the bounds.
+    pub(in crate::optim) fn tables(&self) -> [&Tensor; 2] {
+        [&self.values, &self.bounds]
+    }
+
+    fn new(signed: bool, device: Device) -> Result<Self> {
+        let values = dynamic_tree(signed);
+        let zero = values.iter().position(|value| *value == 0.0).unwrap_or_default() as i64;
+        let bounds: Vec<f32> =
+            values.windows(2).map(|pair| f32::midpoint(pair[0], pair[1])).collect();
+        Ok(Self {
+            values: Tensor::f_from_slice(&values)?.f_to_device(device)?,
+            bounds: Tensor::f_from_slice(&bounds)?.f_to_device(device)?,
+            zero,
+            signed,
+        })
+    }
+
+    /// The first `count` elements of these blocks. The CPU runs our loop, other devices libtorch's
+    /// operations; the bits are equal.
+    fn decode(&self, codes: &Tensor, scales: &Tensor, count: i64) -> Result<Tensor> {
+        if codes.device() == Device::Cpu {
+            let out = Tensor::f_empty([count], (Kind::Float, Device::Cpu))?;
+            ffi::moments_decode(codes, scales, &self.values, &out)?;
+            return Ok(out);
+        }
+        self.decode_by_operations(codes, scales, count)
+    }
+
+    fn decode_by_operations(&self, codes: &Tensor, scales: &Tensor, count: i64) -> Result<Tensor> {
+        let values = self.values.f_index_select(0, &codes.f_to_kind(Kind::Int)?)?;
+        let values = values.f_view([-1, BLOCK])?.f_mul(&scales.f_unsqueeze(1)?)?;
+        Ok(values.f_view(-1)?.f_narrow(0, 0, count)?.f_contiguous()?)
+    }
+
+    /// Stores elements as codes and scales: each as the nearest value. If no value can be negative,
+    /// an element between zero and the smallest positive value is stored as the latter.
+    fn encode(&self, elements: &Tensor, codes: &Tensor, scales: &Tensor) -> Result<()> {
+        if codes.device() == Device::Cpu {
+            return ffi::moments_encode(elements, &self.bounds, !self.signed, codes, scales);
+        }
+        self.encode_by_operations(elements, codes, scales)
+    }
+
+    fn encode_by_operations(
+        &self,
+        elements: &Tensor,
+        codes: &Tensor,
+        scales: &Tensor,
+    ) -> Result<()> {
+        let rest = codes.numel() as i64 - elements.numel() as i64;
+        let blocks = elements.f_constant_pad_nd([0, rest])?.f_view([-1, BLOCK])?;
+        let largest = blocks.f_abs()?.f_amax([1_i64].as_slice(), true)?;
+        // The scale of a block of zeros must not be zero either.
+        let shares = blocks.f_div(&largest.f_clamp_min(f64::from(f32::MIN_POSITIVE))?)?;
+        let mut nearest = shares.f_bucketize(&self.bounds, true, false)?;
+        if !self.signed {
+            nearest = nearest.f_maximum(&shares.f_gt(0.0)?.f_to_kind(Kind::Int)?)?;
+        }
+        write(&codes.f_view([-1, BLOCK])?, &nearest)?;
+        write(scales, &largest.f_view(-1)?)
+    }
+}
+
+fn dynamic_tree(signed: bool) -> Vec<f32> {
+    let mut values = vec![0.0_f64, 1.0];
+    for decade in 0..7 {
+        let count = if signed { 1 << decade } else { 2 << decade };
+        let scale = 10.0_f64.powi(decade - 6);
+        for part in 0..count {
+            let middle = 0.1 + 0.9 * (f64::from(part) + 0.5) / f64::from(count);
+            values.push(scale * middle);
+            if signed {
+                values.push(-scale * middle);
+            }
+        }
+    }
+    values.sort_by(f64::total_cmp);
+    values.into_iter().map(|value| value as f32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Compares the loops for the CPU with the operations for other devices, both run on a CPU.
+    #[test]
+    fn both_ways_have_the_same_bits() -> Result<()> {
+        let _section = crate::random::seeded(0)?;
+        for (signed, count) in [(true, 1000), (false, 1000), (true, 256), (false, 3)] {
+            let code = Code::new(signed, Device::Cpu)?;
+            let blocks = (count + BLOCK - 1) / BLOCK;
+            let kept = || -> Result<(Tensor, Tensor)> {
+                Ok((
+                    Tensor::f_zeros([blocks * BLOCK], (Kind::Uint8, Device::Cpu))?,
+                    Tensor::f_zeros([blocks], (Kind::Float, Device::Cpu))?,
+                ))
+            };
+            let draw =
+                Tensor::f_randn([count], (Kind::Float, Device::Cpu))?.f_pow_tensor_scalar(5)?;
+            let elements = if signed { draw } else { draw.f_abs()? };
+            let _ = elements.f_narrow(0, 0, 2)?.f_zero_()?;
+            let ((codes, scales), (other_codes, other_scales)) = (kept()?, kept()?);
+            code.encode(&elements, &codes, &scales)?;
+            code.encode_by_operations(&elements, &other_codes, &other_scales)?;
+            assert_eq!((&codes, &scales), (&other_codes, &other_scales));
+            let decoded = code.decode(&codes, &scales, count)?;
+            assert_eq!(decoded, code.decode_by_operations(&codes, &scales, count)?);
+        }
+        Ok(())
+    }
+}

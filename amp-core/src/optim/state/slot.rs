@@ -1,0 +1,43 @@
+//! The slots of an optimizer's state.
+
+/// One tensor in the state of a parameter, initially zero.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Slot {
+    pub(in crate::optim) name: &'static str,
+    pub(in crate::optim) shape: SlotShape,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(in crate::optim) enum SlotShape {
+    /// The parameter's shape, and its dtype unless it is updated in f32: a running average;
+    /// `signed` if it may be negative.
+    Parameter { signed: bool },
+    /// Another shape, in the dtype in which the parameter is updated.
+    Own(Vec<i64>),
+    /// One f32, on the parameter's device.
+    Scalar,
+    /// One f32 on the CPU.
+    HostScalar,
+}
+
+impl Slot {
+    /// A running average of the parameter's shape. It may be kept in fewer bits ([`Moments`](super::Moments)).
+    pub const fn like_parameter(name: &'static str) -> Self {
+        Self { name, shape: SlotShape::Parameter { signed: true } }
+    }
+
+    /// A running average of squares, which is never negative.
+    pub const fn of_squares(name: &'static str) -> Self {
+        Self { name, shape: SlotShape::Parameter { signed: false } }
+    }
+
+    /// A tensor of another shape, which is never stored in fewer bits.
+    pub fn of_shape(name: &'static str, shape: impl Into<Vec<i64>>) -> Self {
+        Self { name, shape: SlotShape::Own(shape.into()) }
+    }
+
+    /// A count of steps ([`ParameterStep::count`](crate::optim::ParameterStep::count)).
+    pub const fn count(name: &'static str) -> Self {
+        Self { name, shape: SlotShape::Scalar }
+    }
+}

@@ -1,0 +1,76 @@
+//! The content of a run's checkpoint.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::{resume::MEMORY, write::Snapshot};
+use crate::{
+    Result, event::Position, random::RandomState, state::State, trainer::fit::Run, weights,
+};
+
+impl Run<'_, '_> {
+    /// The state of a run between two steps.
+    pub(in crate::trainer) fn snapshot(&self, weights_only: bool) -> Result<Snapshot> {
+        let state = match weights_only {
+            true => None,
+            false => Some(self.state()?),
+        };
+        let text = BTreeMap::from([
+            ("model".to_owned(), self.model.name().to_owned()),
+            ("hyperparameters".to_owned(), Value::Object(self.model.hyperparameters()).to_string()),
+            ("precision".to_owned(), self.config.precision.to_string()),
+            ("epoch".to_owned(), self.position.epoch.to_string()),
+            ("global_step".to_owned(), self.state.global_step().to_string()),
+        ]);
+        // The file's weights are the averaged ones; the run's own weights are part of its state.
+        self.state.swap_average()?;
+        let weights = weights::distinct(self.model);
+        let snapshot = Snapshot::take(weights, state, text, self.config.device);
+        self.state.swap_average()?;
+        snapshot
+    }
+
+    fn state(&self) -> Result<State> {
+        let steps = &self.state;
+        let mut state = State::default();
+        state.put("run", &self.identity())?;
+        state.put("plan", &self.plan)?;
+        state.put("initial_rates", &self.initial_rates())?;
+        state.put("courses", &self.courses()?)?;
+        state.put("position", &self.position)?;
+        let Position { epoch, batch } = self.position;
+        if let Some(stream) = self.loader.stream_state(epoch.cast_unsigned(), batch)? {
+            state.put_part("stream", stream);
+        }
+        state.put("frozen", &self.freezing.holding())?;
+        state.put("counts", &steps.counts)?;
+        state.put("precision", &steps.policy().precision)?;
+        state.put("parts", &steps.parts)?;
+        if let Some(plan) = &steps.memory {
+            state.put(MEMORY, plan)?;
+        }
+        if let Some(average) = &steps.average {
+            state.put_part("average", average.state()?);
+        }
+        state.put("lr", &steps.lr)?;
+        state.put("validated", &self.validated.map(|(_, position)| position))?;
+        // The elapsed time is part of the state only if the run ends by time.
+        if self.config.loops.max_time.is_some() {
+            state.put("trained_for", &self.trained_for().as_secs_f64())?;
+        }
+        state.put("scaler", &steps.optim.scaler.state())?;
+        state.put_part("random", RandomState::read(self.config.device)?.state()?);
+        state.put_part("log", self.observers.log.state()?);
+        for (index, scheduled) in steps.optim.scheduled.iter().enumerate() {
+            state.put_part(&format!("optimizer/{index}"), scheduled.state()?);
+        }
+        for callback in self.observers.callbacks.0.iter() {
+            state.put_part(&format!("callback/{}", callback.name()), callback.state()?);
+        }
+        let mut own = State::default();
+        self.model.on_save_checkpoint(&mut own)?;
+        state.put_part("model", own);
+        Ok(state)
+    }
+}

@@ -1,0 +1,287 @@
+//! Resuming a saved run, and the settings that may differ from when it was saved.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::{
+    Error, Result,
+    checkpoint::{self, Saved},
+    event::{Event, MemoryPlan, Position},
+    log::Log,
+    named::named,
+    optim::{Rates, TrainingPlan},
+    precision::{Precision, ScalerState},
+    random::RandomState,
+    state::State,
+    trainer::{config::Freeze, fit::Run, step::Counts},
+    weights::Found,
+};
+
+/// The key under which the chosen recomputation is saved.
+pub(in crate::trainer) const MEMORY: &str = "memory";
+
+/// The number of intervals over which two schedules are compared.
+const HORIZON: i64 = 10_000;
+
+/// The intervals whose rates a file stores as a digest.
+const DIGEST_INTERVALS: usize = 1000;
+
+/// The value of entries that older files do not have.
+const NEWER: [&str; 5] = [
+    "gradient_clip",
+    "optimizer's options",
+    "weight_update",
+    "precision overrides",
+    "skipped_step_advances",
+];
+
+/// A setting in which a resumed run may differ from the saved one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Change {
+    /// Learning rates, in the code or as hyperparameters. The schedule continues at its position with the
+    /// new rates.
+    Lr,
+    /// The number of epochs or steps. A schedule that depends on it continues at its position in the new
+    /// schedule.
+    Epochs,
+    /// The batch size and the batches per step. An epoch continues after the same number of examples.
+    BatchSize,
+    /// The data. A partial epoch starts again with the new examples.
+    Data,
+    /// Options of optimizers other than their rates, and gradient clipping.
+    Optimizer,
+}
+
+named!(Change, "change", {
+    Lr => "lr",
+    Epochs => "epochs",
+    BatchSize => "batch-size",
+    Data => "data",
+    Optimizer => "optimizer",
+});
+
+impl Run<'_, '_> {
+    /// The properties that must be equal for a run to continue with the same numbers.
+    pub(in crate::trainer) fn identity(&self) -> Map<String, Value> {
+        let config = self.config;
+        let freeze = config.optimization.freeze.iter().map(Freeze::to_string);
+        let entries = [
+            ("model", self.model.name().into()),
+            ("hyperparameters", Value::Object(self.model.hyperparameters())),
+            ("precision", config.precision.name().into()),
+            ("data", self.data.name.as_str().into()),
+            ("training examples", self.data.train.len().into()),
+            ("batch_size", self.data.batch_size.into()),
+            ("drop_last", self.data.loading.drop_last.into()),
+            ("accumulate_grad_batches", config.optimization.accumulate_grad_batches.into()),
+            ("seed", config.seed.into()),
+            ("shuffle", config.shuffle.into()),
+            ("sampler", self.data.sampler.as_ref().map(|sampler| sampler.name()).into()),
+            ("freeze", freeze.collect::<Vec<_>>().into()),
+            ("averaging", serde_json::json!(config.optimization.averaging)),
+            ("gradient_clip", serde_json::json!(config.optimization.gradient_clip)),
+            ("optimizer's options", self.optimizer_options().into()),
+            ("weight_update", config.numerics.weight_update.name().into()),
+            ("precision overrides", serde_json::json!(*config.numerics.overrides)),
+            ("skipped_step_advances", config.recovery.skipped_step_advances.into()),
+        ];
+        entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    /// Restores the state of the checkpoint at `path`. Everything is checked before the model, its
+    /// callbacks or a random generator is changed.
+    pub(in crate::trainer) fn resume(&mut self, path: &Path, with: &[Change]) -> Result<Position> {
+        let Saved { weights, state } = checkpoint::read(path)?;
+        let at = |error: Error| match error {
+            Error::Config(text) => Error::config(format!("{}: {text}", path.display())),
+            other => other,
+        };
+        let changed = self.changes(&state, with).map_err(at)?;
+        let weights = Found::in_file(self.model, path, &weights)?;
+        let device = self.config.device;
+        let mut position: Position = state.get("position").map_err(at)?;
+        let counts: Counts = state.get("counts").map_err(at)?;
+        let precision: Precision = state.get("precision").map_err(at)?;
+        let scaler: ScalerState = state.get("scaler").map_err(at)?;
+        let parts = state.get("parts").map_err(at)?;
+        let plan = state.values().contains_key(MEMORY).then(|| state.get(MEMORY));
+        let plan: Option<MemoryPlan> = plan.transpose().map_err(at)?;
+        let lr = state.get("lr").map_err(at)?;
+        let validated: Option<Position> = state.get("validated").unwrap_or(None);
+        let trained_for: f64 = state.get("trained_for").unwrap_or(0.0);
+        let random = RandomState::from_state(&state.part("random"), device).map_err(at)?;
+        let mut log = Log::from_state(&state.part("log"), device).map_err(at)?;
+        log.take_reductions(|name| self.model.reduction(name));
+        if changed.contains(&Change::Data) {
+            (position.batch, log) = (0, Log::default());
+        } else if changed.contains(&Change::BatchSize) {
+            let saved: Map<String, Value> = state.get("run").map_err(at)?;
+            let size = saved.get("batch_size").and_then(Value::as_i64).unwrap_or(0);
+            let window = self.config.optimization.accumulate_grad_batches;
+            let batches = position.batch * size / self.data.batch_size;
+            position.batch = (batches / window * window).min(self.loader.batches());
+        }
+        let stream = (!changed.contains(&Change::Data)).then(|| state.part("stream"));
+        self.loader.set_stream(position.epoch.cast_unsigned(), position.batch, stream)?;
+        let part = |index: usize| state.part(&format!("optimizer/{index}"));
+        self.state.counts = counts;
+        match state.get::<Vec<bool>>("frozen") {
+            Ok(frozen) if frozen.len() == self.freezing.holding().len() => {
+                self.freezing.hold(frozen)
+            }
+            // Files from before unfreezing existed have no entry for it.
+            _ => {}
+        }
+        self.state.optim.extend()?;
+        for (index, scheduled) in self.state.optim.scheduled.iter().enumerate() {
+            scheduled.check_state(&part(index)).map_err(at)?;
+        }
+        if precision != self.config.precision {
+            self.state.set_precision(self.model, precision)?;
+        }
+        for (index, scheduled) in self.state.optim.scheduled.iter_mut().enumerate() {
+            scheduled.load_state(&part(index)).map_err(at)?;
+            if changed.contains(&Change::Lr) || changed.contains(&Change::Epochs) {
+                scheduled.replan(&part(index)).map_err(at)?;
+            }
+        }
+        self.state.optim.scaler.load_state(scaler).map_err(at)?;
+        for callback in self.observers.callbacks.0.iter_mut() {
+            let part = state.part(&format!("callback/{}", callback.name()));
+            // A callback that the saved run did not have starts without state.
+            if !part.is_empty() {
+                callback.load_state(&part).map_err(at)?;
+            }
+        }
+        weights.apply()?;
+        if let Some(average) = &mut self.state.average {
+            average.load_state(&state.part("average")).map_err(at)?;
+        }
+        self.model.on_load_checkpoint(&state.part("model")).map_err(at)?;
+        random.restore(device)?;
+        self.state.lr = lr;
+        self.state.set_parts(parts);
+        // With another memory budget, the choice is made again.
+        self.state.memory = plan.filter(|plan| Some(plan.budget) == self.config.memory.budget);
+        (self.position, self.observers.log) = (position, log);
+        for change in changed {
+            let text = format!("resumed with another {change} than the saved run had");
+            (self.observers.emit)(Event::Note { text })?;
+        }
+        self.validated = validated.map(|position| (Instant::now(), position));
+        self.trained_before = Duration::from_secs_f64(trained_for.max(0.0));
+        Ok(position)
+    }
+
+    /// The initial rates of all optimizers, before any schedule.
+    pub(in crate::trainer) fn initial_rates(&self) -> Vec<Vec<Rates>> {
+        let scheduled = self.state.optim.scheduled.iter();
+        scheduled.map(|scheduled| scheduled.initial_rates().to_vec()).collect()
+    }
+
+    fn optimizer_options(&self) -> Vec<String> {
+        let scheduled = self.state.optim.scheduled.iter();
+        scheduled.map(|scheduled| scheduled.optimizer.fixed_options()).collect()
+    }
+
+    /// The first rates of the schedules, as one number per optimizer.
+    pub(in crate::trainer) fn courses(&self) -> Result<Vec<Option<u64>>> {
+        self.state
+            .optim
+            .scheduled
+            .iter()
+            .map(|scheduled| scheduled.rates_digest(DIGEST_INTERVALS))
+            .collect()
+    }
+
+    /// The settings in which this run differs from the saved one. Differences that `with` does not allow
+    /// are errors.
+    fn changes(&mut self, state: &State, with: &[Change]) -> Result<Vec<Change>> {
+        let mut changed = Vec::new();
+        let mut differs = |what: &str, there: &Value, here: &Value, by: Option<Change>| match by {
+            Some(change) if with.contains(&change) => {
+                if !changed.contains(&change) {
+                    changed.push(change);
+                }
+                Ok(())
+            }
+            by => Err(Error::config(format!(
+                "saved by a run whose {what} is {there}, but here it is {here}: {}",
+                match by {
+                    Some(change) => format!(
+                        "make them equal, or allow the change (resume_with, --resume-with \
+                             {change})"
+                    ),
+                    None => "make them equal to continue, or load only its weights".to_owned(),
+                }
+            ))),
+        };
+        let saved: Map<String, Value> = state.get("run")?;
+        let no_freeze = Value::Array(Vec::new());
+        for (name, here) in self.identity() {
+            // Files from before freezing existed have no entry for it.
+            let nothing = if name == "freeze" { &no_freeze } else { &Value::Null };
+            if NEWER.contains(&name.as_str()) && !saved.contains_key(&name) {
+                continue;
+            }
+            let there = saved.get(&name).unwrap_or(nothing);
+            let by = match name.as_str() {
+                "hyperparameters" => Some(Change::Lr),
+                "batch_size" | "drop_last" | "accumulate_grad_batches" => Some(Change::BatchSize),
+                "data" | "training examples" | "sampler" => Some(Change::Data),
+                "gradient_clip" | "optimizer's options" => Some(Change::Optimizer),
+                _ => None,
+            };
+            if *there != here {
+                differs(&name, there, &here, by)?;
+            }
+        }
+        if let Ok(there) = state.get::<Vec<Vec<Rates>>>("initial_rates") {
+            let here = self.initial_rates();
+            if there != here {
+                let lr = |rates: &[Vec<Rates>]| -> Value {
+                    rates.iter().flatten().map(|rates| Value::from(rates.lr)).collect()
+                };
+                differs("learning rate", &lr(&there), &lr(&here), Some(Change::Lr))?;
+            }
+        }
+        let plan = state.get::<TrainingPlan>("plan");
+        if let (Ok(plan), Ok(there)) = (&plan, state.get::<Vec<Option<u64>>>("courses")) {
+            // The schedules that this code would have built in the saved run.
+            let schedules = self.model.configure_optimizers(plan)?.into_schedules();
+            let here = self.state.optim.scheduled.iter().zip(schedules);
+            let here =
+                here.map(|(one, schedule)| one.course_under(schedule.as_deref(), DIGEST_INTERVALS));
+            if there != here.collect::<Result<Vec<_>>>()? {
+                let (there, here) = (Value::from("another one"), Value::from("this code's"));
+                differs("schedule", &there, &here, Some(Change::Lr))?;
+            }
+        }
+        if let Ok(there) = plan
+            && there != self.plan
+        {
+            let schedules = self.model.configure_optimizers(&there)?.into_schedules();
+            for (scheduled, other) in self.state.optim.scheduled.iter().zip(schedules) {
+                if scheduled.is_unlike(other.as_deref(), HORIZON)? {
+                    let length = |plan: &TrainingPlan| {
+                        let TrainingPlan { max_epochs, estimated_stepping_batches } = plan;
+                        Value::from(format!(
+                            "{max_epochs} epochs, {estimated_stepping_batches} steps"
+                        ))
+                    };
+                    let (there, here) = (length(&there), length(&self.plan));
+                    differs("schedule's length", &there, &here, Some(Change::Epochs))?;
+                    break;
+                }
+            }
+        }
+        Ok(changed)
+    }
+}

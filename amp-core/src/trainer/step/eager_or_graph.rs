@@ -1,0 +1,104 @@
+//! Decides whether steps run operator by operator or as CUDA graphs.
+
+use super::{
+    direct::Direct,
+    eager,
+    executor::{Ended, Executor},
+    graph::Replay,
+    manual,
+    micro_batches::Examples,
+    observers::Observers,
+    state::StepState,
+};
+use crate::{LightningModule, Result, log::Log, trainer::config::Graph};
+
+/// The executors of a run. All steps in flight belong to one executor.
+pub(in crate::trainer) struct Steps {
+    graph: Option<Replay>,
+    direct: Direct,
+    /// Why steps do not run as graphs, if the user may expect graphs.
+    pub(in crate::trainer) note: Option<String>,
+}
+
+impl Steps {
+    /// Decides how steps of `model` run.
+    ///
+    /// # Errors
+    /// When graphs are required but impossible.
+    pub(in crate::trainer) fn new(
+        state: &StepState<'_>,
+        model: &dyn LightningModule,
+    ) -> Result<Self> {
+        let run = if model.optimizes_manually() { manual::step } else { eager::step };
+        let (graph, note) = match (state.config.graph, state.config.device.is_cuda()) {
+            (Graph::Off, _) | (Graph::Auto, false) => (None, None),
+            (Graph::On, _) => (Some(Replay::new(state)?), None),
+            (Graph::Auto, true) => match Replay::new(state) {
+                Ok(graph) => (Some(graph), None),
+                Err(error) => (None, Some(error.to_string())),
+            },
+        };
+        Ok(Self { graph, direct: Direct::new(run), note })
+    }
+
+    /// Captures again, after as many steps without a graph as at the start.
+    pub(in crate::trainer) fn forget_graph(&mut self, state: &StepState<'_>) {
+        if let Some(graph) = &mut self.graph {
+            graph.forget(state);
+        }
+    }
+
+    /// Starts a step, or returns its examples if a step in flight has to end first.
+    pub(in crate::trainer) fn start(
+        &mut self,
+        state: &mut StepState<'_>,
+        model: &mut dyn LightningModule,
+        observers: &mut Observers<'_, '_>,
+        examples: Examples,
+    ) -> Result<Option<Examples>> {
+        if let Some(graph) = &mut self.graph
+            && graph.accepts(state, model, observers, &examples)?
+        {
+            graph.start(state, model, observers, examples)?;
+            return Ok(None);
+        }
+        if self.running() > 0 || !self.direct.accepts(state, model, observers, &examples)? {
+            return Ok(Some(examples));
+        }
+        self.release(&mut observers.log)?;
+        self.direct.start(state, model, observers, examples)?;
+        Ok(None)
+    }
+
+    /// Ends the oldest step in flight; `None` if there is none.
+    pub(in crate::trainer) fn end(
+        &mut self,
+        state: &mut StepState<'_>,
+        model: &mut dyn LightningModule,
+        observers: &mut Observers<'_, '_>,
+    ) -> Result<Option<Ended>> {
+        match (self.direct.end(state, model, observers)?, &mut self.graph) {
+            (None, Some(graph)) => graph.end(state, model, observers),
+            (ended, _) => Ok(ended),
+        }
+    }
+
+    /// The number of steps in flight.
+    pub(in crate::trainer) fn running(&self) -> u64 {
+        self.graph.as_ref().map_or(0, Executor::running)
+    }
+
+    /// Whether the oldest step has to end before another is started.
+    pub(in crate::trainer) fn is_full(&self, state: &StepState<'_>) -> bool {
+        self.direct.is_full(state) || self.graph.as_ref().is_some_and(|graph| graph.is_full(state))
+    }
+
+    /// Adds values that steps summed up outside the log to the log, before other code reads or extends
+    /// it.
+    pub(in crate::trainer) fn release(&mut self, log: &mut Log) -> Result<()> {
+        match &mut self.graph {
+            Some(graph) => graph.release(log),
+            None => Ok(()),
+        }
+    }
+}

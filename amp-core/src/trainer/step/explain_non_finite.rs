@@ -1,0 +1,42 @@
+//! Finds where a step stopped being finite.
+
+use super::{micro_batches::Examples, observers::Emit, rollback::Aside, state::StepState};
+use crate::{
+    LightningModule, Result,
+    event::Event,
+    nn,
+    provenance::{self, Provenance, Replay},
+};
+
+/// Repeats a step with its random numbers and with observers, to find where it stopped being finite. A
+/// note says when nothing was found. Nothing changes.
+pub(super) fn explain(
+    state: &mut StepState<'_>,
+    model: &mut dyn LightningModule,
+    examples: &Examples,
+    scale: f64,
+    emit: &mut Emit<'_>,
+) -> Result<Option<Provenance>> {
+    let aside = Aside::begin(model, state.policy.device)?;
+    // The step's gradients are no longer needed, and the observed passes compute their own.
+    state.optim.zero_grad()?;
+    state.rollback.restore_random()?;
+    let parameters = nn::parameters(model);
+    let replay = Replay {
+        policy: state.policy,
+        context: state.new_context(),
+        scale,
+        batches: examples.in_parts(model, state.parts)?,
+        global_step: state.global_step(),
+        parameters: &parameters,
+    };
+    let found = replay.find(model);
+    aside.end(model)?;
+    let (provenance, text) = match found {
+        Ok(Some(found)) => return Ok(Some(found)),
+        Ok(None) => (None, provenance::unexplained(None)),
+        Err(error) => (None, provenance::unexplained(Some(&error))),
+    };
+    emit(Event::Note { text })?;
+    Ok(provenance)
+}

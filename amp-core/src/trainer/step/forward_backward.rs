@@ -1,0 +1,88 @@
+//! Forward and backward passes over one batch.
+
+use tch::Tensor;
+
+use super::{
+    micro_batches::{no_examples, split},
+    profile::Profiler,
+};
+use crate::{
+    LightningModule, Result, Step,
+    data::AnyBatch,
+    event::Phase,
+    log::Log,
+    loss,
+    nn::Context,
+    precision::{GradScaler, Policy},
+};
+
+/// The context of the passes over a batch.
+pub(super) struct Passes<'p> {
+    pub(super) policy: Policy,
+    pub(super) context: &'p Context,
+    pub(super) scaler: &'p GradScaler,
+    /// The number of parts in which a batch runs.
+    pub(super) parts: i64,
+    pub(super) global_step: u64,
+    pub(super) profiler: &'p mut Profiler,
+}
+
+impl Passes<'_> {
+    /// Adds the gradients of `share` of the batch's loss to the parameters' gradients, and returns the
+    /// batch's loss, detached. A batch in parts is read part by part; its loss is the weighted mean of
+    /// theirs.
+    pub(super) fn run(
+        &mut self,
+        model: &mut dyn LightningModule,
+        batch: &AnyBatch,
+        share: f64,
+        index: i64,
+        log: &mut Log,
+    ) -> Result<Tensor> {
+        let Some(parts) = split(model, batch, self.parts)? else {
+            return self.run_part(model, batch, share, index, log);
+        };
+        let mut whole: Option<Tensor> = None;
+        for (part, fraction) in &parts {
+            let loss = self.run_part(model, part, share * fraction, index, log)?;
+            // The loss of a part that counts nothing is a mean over nothing, NaN.
+            let loss = match *fraction {
+                0.0 => loss.f_zeros_like()?,
+                fraction => loss.f_mul_scalar(fraction)?,
+            };
+            whole = Some(match whole {
+                None => loss,
+                Some(sum) => sum.f_add(&loss)?,
+            });
+        }
+        whole.ok_or_else(no_examples)
+    }
+
+    fn run_part(
+        &mut self,
+        model: &mut dyn LightningModule,
+        part: &AnyBatch,
+        share: f64,
+        index: i64,
+        log: &mut Log,
+    ) -> Result<Tensor> {
+        let value = {
+            let _autocast = self.policy.autocast()?;
+            let _products = self.context.watch_products()?;
+            let mut step = Step::new(self.context, log, index as usize, self.global_step);
+            model.training_step(part, &mut step)?
+        };
+        self.profiler.lap(Phase::Forward)?;
+        let scaled = match share {
+            // It contributes no gradient.
+            0.0 => None,
+            1.0 => Some(self.scaler.scale(&value)?),
+            share => Some(self.scaler.scale(&value.f_mul_scalar(share)?)?),
+        };
+        if let Some(scaled) = scaled {
+            scaled.backward().map_err(loss::in_backward)?;
+        }
+        self.profiler.lap(Phase::Backward)?;
+        Ok(value.f_detach()?)
+    }
+}

@@ -1,0 +1,252 @@
+//! Steps that were launched as graphs and whose outcome the host has not read yet.
+
+use std::collections::VecDeque;
+
+use tch::Tensor;
+
+use super::{
+    super::{
+        executor::{Ended, Executor},
+        micro_batches::Examples,
+        observers::Observers,
+        report::end_batch,
+        state::StepState,
+    },
+    WARM_UP, capacity,
+    capture::StepGraph,
+};
+use crate::{
+    LightningModule, Result,
+    event::Event,
+    ffi::CudaEvent,
+    log::Log,
+    optim::{Interval, OnDevice, Scheduler},
+    precision::StepOutcome,
+    random::RandomState,
+    trainer::config::Graph,
+};
+
+/// Replays steps as a graph, once one is captured.
+pub(in super::super) struct Replay {
+    graph: Captured,
+    /// The most steps in flight.
+    capacity: usize,
+    steps: VecDeque<Queued>,
+    started: u64,
+    /// Whether the graph holds the log's sums and the parameters' gradients.
+    entered: bool,
+}
+
+enum Captured {
+    /// Until this number of steps has run without a graph.
+    After(u64),
+    Graph(Box<StepGraph>),
+    /// For the rest of the run.
+    Refused,
+}
+
+/// A step that was started.
+struct Queued {
+    examples: Examples,
+    slot: usize,
+    /// Tensors that metrics keep of every example.
+    rows: Vec<Tensor>,
+    known: CudaEvent,
+    /// The state before the step.
+    random: RandomState,
+    /// The state of each schedule before the step, if schedules move by steps.
+    schedules: Vec<Option<Vec<Box<dyn Scheduler>>>>,
+    lr: f64,
+}
+
+impl Replay {
+    /// A queue for the steps of a run.
+    ///
+    /// # Errors
+    /// When steps cannot be graphs.
+    pub(in super::super) fn new(state: &StepState<'_>) -> Result<Self> {
+        Ok(Self {
+            graph: Captured::After(WARM_UP),
+            capacity: capacity(state.config, state.optim.access)?,
+            steps: VecDeque::new(),
+            started: 0,
+            entered: false,
+        })
+    }
+
+    /// Captures again, after as many steps without a graph as at the start.
+    pub(in super::super) fn forget(&mut self, state: &StepState<'_>) {
+        if !matches!(self.graph, Captured::Refused) {
+            self.graph = Captured::After(state.eager + WARM_UP);
+            self.entered = false;
+        }
+    }
+
+    /// Whether a graph of a step on these examples should be captured now.
+    fn is_due(&self, state: &StepState<'_>, examples: &Examples) -> bool {
+        let whole =
+            examples.batches.len() as i64 == state.config.optimization.accumulate_grad_batches;
+        let due = match &self.graph {
+            Captured::After(steps) => state.eager >= *steps,
+            Captured::Graph(graph) => !graph.is_of(state),
+            Captured::Refused => false,
+        };
+        whole && due && self.steps.is_empty()
+    }
+}
+
+impl Executor for Replay {
+    fn accepts(
+        &mut self,
+        state: &mut StepState<'_>,
+        model: &mut dyn LightningModule,
+        observers: &mut Observers<'_, '_>,
+        examples: &Examples,
+    ) -> Result<bool> {
+        let looked_at = state.looks_for_lost_updates(self.running());
+        // What such a step logs for the host cannot come from a graph.
+        let does_more = state.does_more && state.logs_after(self.running());
+        if examples.skipped
+            || does_more
+            || state.parts > 1
+            || state.profiler.is_running()
+            || looked_at
+        {
+            return Ok(false);
+        }
+        if matches!(&self.graph, Captured::Graph(graph) if graph.fits(examples, state)) {
+            return Ok(true);
+        }
+        if !self.is_due(state, examples) {
+            return Ok(false);
+        }
+        // The previous graph is released first, with its memory; its sums go to the log.
+        self.release(&mut observers.log)?;
+        self.graph = Captured::Refused;
+        let Examples { batches, shares, .. } = examples;
+        match StepGraph::capture(state, model, batches, shares, self.capacity) {
+            Ok(graph) => {
+                self.graph = Captured::Graph(Box::new(graph));
+                self.entered = false;
+                Ok(true)
+            }
+            Err(error) if state.config.graph == Graph::On => Err(error),
+            Err(error) => {
+                (observers.emit)(Event::Note { text: error.to_string() })?;
+                Ok(false)
+            }
+        }
+    }
+
+    fn start(
+        &mut self,
+        state: &mut StepState<'_>,
+        _: &mut dyn LightningModule,
+        observers: &mut Observers<'_, '_>,
+        examples: Examples,
+    ) -> Result<()> {
+        let Captured::Graph(graph) = &mut self.graph else {
+            unreachable!("only a captured step is accepted");
+        };
+        if !self.entered {
+            // Otherwise the optimizer would step on stale gradients of parameters that the graph does not
+            // compute.
+            state.optim.zero_grad()?;
+            graph.enter(&mut observers.log)?;
+            self.entered = true;
+        }
+        let slot = (self.started % self.capacity as u64) as usize;
+        self.started += 1;
+        let random = RandomState::read(state.policy.device)?;
+        let lr = state.optim.lr();
+        state.optim.write_rates()?;
+        let known = graph.launch(&examples.batches, slot)?;
+        let rows = graph.log.rows()?;
+        let mut schedules = Vec::with_capacity(state.optim.scheduled.len());
+        let kinds = graph.steps.iter().zip(&graph.stepped);
+        for (scheduled, (captured, stepped)) in state.optim.scheduled.iter_mut().zip(kinds) {
+            schedules.push(scheduled.fork_schedule());
+            if !stepped {
+                continue;
+            }
+            if !captured && scheduled.optimizer.capabilities().skips {
+                let unless = OnDevice { found_inf: Some(&graph.skip_flag), factor: None };
+                scheduled.optimizer.step_with(unless)?;
+            } else if !captured {
+                known.wait()?;
+                if !graph.is_void(slot)? {
+                    scheduled.optimizer.step()?;
+                }
+            }
+            scheduled.advance(Interval::Step, &[])?;
+        }
+        self.steps.push_back(Queued { examples, slot, rows, known, random, schedules, lr });
+        Ok(())
+    }
+
+    fn running(&self) -> u64 {
+        self.steps.len() as u64
+    }
+
+    fn is_full(&self, state: &StepState<'_>) -> bool {
+        let every = state.config.logging.log_every_n_steps.cast_unsigned();
+        // The values of a step are read before the next step overwrites them.
+        let logs = (state.counts.attempts + self.running()).is_multiple_of(every);
+        self.steps.len() >= self.capacity || (logs && !self.steps.is_empty())
+    }
+
+    fn end(
+        &mut self,
+        state: &mut StepState<'_>,
+        model: &mut dyn LightningModule,
+        observers: &mut Observers<'_, '_>,
+    ) -> Result<Option<Ended>> {
+        let (Some(mut step), Captured::Graph(graph)) = (self.steps.pop_front(), &mut self.graph)
+        else {
+            return Ok(None);
+        };
+        step.known.wait()?;
+        if graph.is_void(step.slot)? {
+            graph.roll_back(step.slot)?;
+            state.optim.scaler.write_device()?;
+            for (scheduled, fork) in state.optim.scheduled.iter_mut().zip(step.schedules) {
+                if let Some(fork) = fork {
+                    scheduled.restore_schedule(fork);
+                }
+            }
+            step.random.restore(state.policy.device)?;
+            step.examples.skipped = true;
+            let later = self.steps.drain(..).map(|later| later.examples);
+            return Ok(Some(Ended::Void(std::iter::once(step.examples).chain(later).collect())));
+        }
+        graph.log.count_step(std::mem::take(&mut step.rows));
+        state.replayed += 1;
+        let losses = graph.losses(step.slot)?;
+        let Some((last, others)) = losses.split_last() else {
+            unreachable!("a step has a batch");
+        };
+        let mut actions = Vec::new();
+        for (at, loss) in others.iter().enumerate() {
+            let batch = (&step.examples, at);
+            actions.extend(end_batch(state, model, observers, batch, loss, None)?);
+        }
+        state.lr = step.lr;
+        state.follow_applied(model, observers.emit)?;
+        if state.is_logged() {
+            self.release(&mut observers.log)?;
+        }
+        let (batch, outcome) = ((&step.examples, others.len()), StepOutcome::Applied);
+        actions.extend(end_batch(state, model, observers, batch, last, Some(&outcome))?);
+        Ok(Some(Ended::Over { next_batch: step.examples.next_batch(), actions }))
+    }
+
+    fn release(&mut self, log: &mut Log) -> Result<()> {
+        match &mut self.graph {
+            Captured::Graph(graph) if self.entered => {
+                self.entered = false;
+                graph.log.give_back(log)
+            }
+            _ => Ok(()),
+        }
+    }
+}

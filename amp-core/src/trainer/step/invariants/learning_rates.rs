@@ -1,0 +1,115 @@
+//! Compares the optimizers' learning rates with their schedules.
+
+use super::{Invariant, Moment, Rule, run_state::Seen};
+use crate::{Result, optim::Scheduled};
+
+/// Optimizers step with the rates of their schedules, which advance once per applied step.
+pub(super) struct RatesAreScheduled {
+    /// Whether the model decides which optimizer steps.
+    manual: bool,
+    /// The state before the step.
+    before: Before,
+}
+
+#[derive(Default)]
+struct Before {
+    /// The number of steps of each schedule that moves by steps and reports it.
+    passed: Vec<Option<i64>>,
+    applied: u64,
+    skipped: u64,
+}
+
+impl RatesAreScheduled {
+    pub(super) fn new(manual: bool) -> Self {
+        Self { manual, before: Before::default() }
+    }
+}
+
+impl Rule for RatesAreScheduled {
+    fn invariant(&self) -> Invariant {
+        Invariant::RatesAreScheduled
+    }
+
+    fn moments(&self) -> &'static [Moment] {
+        &[Moment::Start, Moment::StepBegins, Moment::StepEnds, Moment::EpochEnds]
+    }
+
+    fn broken(&mut self, moment: Moment, seen: &Seen<'_>) -> Result<Option<String>> {
+        if let Some(broken) = seen.scheduled().iter().find_map(other_rates) {
+            return Ok(Some(broken));
+        }
+        let counts = seen.state.counts;
+        match moment {
+            Moment::StepBegins => {
+                self.before = Before {
+                    passed: seen.scheduled().iter().map(Scheduled::passed_steps).collect(),
+                    applied: counts.applied + seen.running,
+                    skipped: counts.skipped,
+                };
+                Ok(None)
+            }
+            // Later steps have moved the schedules as well, or an earlier state was restored.
+            Moment::StepEnds
+                if !self.manual && seen.running == 0 && counts.applied >= self.before.applied =>
+            {
+                self.advanced(seen)
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+impl RatesAreScheduled {
+    fn advanced(&self, seen: &Seen<'_>) -> Result<Option<String>> {
+        let counts = seen.state.counts;
+        let skipped = match seen.state.config.recovery.skipped_step_advances {
+            true => counts.skipped - self.before.skipped,
+            false => 0,
+        };
+        let steps = (counts.applied - self.before.applied + skipped).cast_signed();
+        for (scheduled, before) in seen.scheduled().iter().zip(&self.before.passed) {
+            let (Some(before), Some(now)) = (before, scheduled.passed_steps()) else { continue };
+            let advanced = now - before;
+            // Without gradients the optimizer has not stepped, and its schedule has not moved.
+            if advanced == steps || (advanced == 0 && !has_gradients(scheduled)?) {
+                continue;
+            }
+            return Ok(Some(format!(
+                "the schedule of {} has advanced by {advanced} in {steps} applied steps: something besides \
+                 the trainer moves it, or it does not move when it is told to; let `advance` move it by one \
+                 and call it nowhere else",
+                scheduled.name()
+            )));
+        }
+        Ok(None)
+    }
+}
+
+fn has_gradients(scheduled: &Scheduled) -> Result<bool> {
+    for parameter in scheduled.optimizer.parameters().iter() {
+        if parameter.tensor.f_grad()?.defined() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// A group of parameters whose rate differs from the schedule's.
+fn other_rates(scheduled: &Scheduled) -> Option<String> {
+    let planned = scheduled.schedule_rates()?;
+    let rates = scheduled.optimizer.rates();
+    let groups = rates.iter().zip(&planned).enumerate();
+    let mut differing = groups.filter(|(_, (own, planned))| {
+        let momenta = own.momentum.zip(planned.momentum);
+        own.lr != planned.lr || momenta.is_some_and(|(own, planned)| own != planned)
+    });
+    let (group, (own, planned)) = differing.next()?;
+    Some(format!(
+        "group {group} of {} steps at the rate {:e}, but its schedule says {:e}: `set_rates` of the \
+         optimizer does not take what it is given, or something sets rates besides the schedule; let \
+         `set_rates` store the rates of every group",
+        scheduled.name(),
+        own.lr,
+        planned.lr
+    ))
+}

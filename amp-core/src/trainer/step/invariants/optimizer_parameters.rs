@@ -1,0 +1,133 @@
+//! Compares the parameters that optimizers hold with the model's.
+
+use std::collections::{HashMap, HashSet};
+
+use super::{Invariant, Moment, Rule, run_state::Seen, sampled_tensors};
+use crate::{
+    Result, ffi,
+    nn::Role,
+    optim::{Scheduled, WeightUpdate},
+};
+
+/// Each trained parameter is held by an optimizer, as the same tensor that the model has.
+#[derive(Default)]
+pub(super) struct OptimizerHoldsWeights {
+    /// The parameters that were trained before the step.
+    trained: Vec<String>,
+}
+
+impl Rule for OptimizerHoldsWeights {
+    fn invariant(&self) -> Invariant {
+        Invariant::OptimizerHoldsWeights
+    }
+
+    fn moments(&self) -> &'static [Moment] {
+        &[Moment::Start, Moment::StepBegins, Moment::StepEnds, Moment::EpochEnds]
+    }
+
+    fn broken(&mut self, moment: Moment, seen: &Seen<'_>) -> Result<Option<String>> {
+        if moment == Moment::StepEnds {
+            return Ok(self.lost(seen));
+        }
+        if moment == Moment::StepBegins {
+            let trained = parameters(seen).filter(|(_, tensor)| tensor.requires_grad());
+            self.trained = trained.map(|(name, _)| name.clone()).collect();
+        }
+        if let Some(broken) = not_held(seen) {
+            return Ok(Some(broken));
+        }
+        let masters = seen.state.config.numerics.weight_update == WeightUpdate::MasterWeights;
+        if masters && moment != Moment::StepBegins { stale_master(seen) } else { Ok(None) }
+    }
+}
+
+impl OptimizerHoldsWeights {
+    /// A parameter that required gradients when the step began.
+    fn lost(&self, seen: &Seen<'_>) -> Option<String> {
+        let trained: HashSet<&str> = self.trained.iter().map(String::as_str).collect();
+        let mut now = parameters(seen);
+        let (name, _) =
+            now.find(|(name, tensor)| trained.contains(name.as_str()) && !tensor.requires_grad())?;
+        Some(format!(
+            "`{name}` requires no gradient since this step: code of the step has switched it off, so that \
+             it is no longer trained; name it in optimization.freeze if that is wanted"
+        ))
+    }
+}
+
+fn parameters<'s>(seen: &'s Seen<'_>) -> impl Iterator<Item = (&'s String, &'s tch::Tensor)> {
+    let parameters = seen.tensors().iter().filter(|(_, _, role)| *role == Role::Parameter);
+    parameters.map(|(name, tensor, _)| (name, tensor))
+}
+
+/// A difference between the model's parameters and the optimizers'.
+fn not_held(seen: &Seen<'_>) -> Option<String> {
+    let own = |scheduled: &'_ Scheduled| scheduled.optimizer.parameters().clone();
+    let held: Vec<_> = seen.scheduled().iter().map(own).collect();
+    let held = || held.iter().flat_map(|parameters| parameters.iter());
+    let places: HashMap<usize, usize> =
+        held().map(|held| (ffi::identity(&held.tensor), held.tensor.data_ptr() as usize)).collect();
+    let mut known = HashSet::new();
+    for (name, tensor) in parameters(seen) {
+        let identity = ffi::identity(tensor);
+        known.insert(identity);
+        if !tensor.requires_grad() || places.contains_key(&identity) {
+            continue;
+        }
+        return Some(match held().any(|held| held.name == *name) {
+            true => format!(
+                "the optimizer holds another tensor as `{name}` than the model has: the module, or what \
+                 builds the optimizer, has made a new one; change parameters in place (`f_set_data`, \
+                 `f_copy_`)"
+            ),
+            false => format!(
+                "`{name}` is held by no optimizer, so that it is never stepped: let `build_with` take all \
+                 parameters it is given, or name `{name}` in optimization.freeze"
+            ),
+        });
+    }
+    let stale = held().find(|held| !known.contains(&ffi::identity(&held.tensor)))?;
+    Some(format!(
+        "the optimizer holds `{}`, which the model no longer has: the module has replaced or dropped the \
+         tensor; change parameters in place",
+        stale.name
+    ))
+}
+
+/// A master copy in f32 that does not round to its weight. All are read from the device at once.
+fn stale_master(seen: &Seen<'_>) -> Result<Option<String>> {
+    let (mut names, mut pieces) = (Vec::new(), Vec::new());
+    for scheduled in seen.scheduled() {
+        let state = scheduled.optimizer.state()?;
+        for parameter in scheduled.optimizer.parameters().iter() {
+            let Ok(master) = state.tensor(&format!("master/{}", parameter.name)) else { continue };
+            let rounded = master.f_to_kind(parameter.tensor.kind())?;
+            let pair = [
+                sampled_tensors::elements(&rounded)?,
+                sampled_tensors::elements(&parameter.tensor)?,
+            ];
+            if let [Some(master), Some(weight)] = pair {
+                names.push((parameter.name.clone(), [master.numel(), weight.numel()]));
+                pieces.extend([master, weight]);
+            }
+        }
+    }
+    let values = sampled_tensors::read(&pieces)?;
+    let mut rest = values.as_slice();
+    let mut take = |count: usize| {
+        let (own, others) = rest.split_at(count);
+        rest = others;
+        own
+    };
+    let stale = names.into_iter().find(|(_, counts)| {
+        let [master, weight] = counts.map(&mut take);
+        master != weight
+    });
+    Ok(stale.map(|(name, _)| {
+        format!(
+            "`{name}` is not its f32 master rounded: something has written to the weight after the \
+             optimizer was built, and the next step overwrites that; load weights before `fit`, or \
+             choose another --weight-update"
+        )
+    }))
+}

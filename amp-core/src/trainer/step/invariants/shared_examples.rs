@@ -1,0 +1,57 @@
+//! Examples that are used both for training and for validation.
+
+use super::{Invariant, Moment, Rule, run_state::Seen};
+use crate::{
+    Result,
+    data::{DataModule, SharedDataset, share_memory, shared_part},
+};
+
+/// The accepted share of validation examples that equal training examples: data has duplicates.
+const DUPLICATES: f64 = 0.05;
+
+/// No validation example is a training example.
+pub(super) struct SetsAreDisjoint {
+    train: SharedDataset,
+    val: Vec<(String, SharedDataset)>,
+    /// Whether examples are compared, or only their memory addresses.
+    by_value: bool,
+}
+
+impl SetsAreDisjoint {
+    pub(super) fn new(data: &DataModule, by_value: bool) -> Self {
+        let val = data.val.iter().map(|(name, set)| (name.to_owned(), set.clone()));
+        Self { train: data.train.clone(), val: val.collect(), by_value }
+    }
+}
+
+impl Rule for SetsAreDisjoint {
+    fn invariant(&self) -> Invariant {
+        Invariant::SetsAreDisjoint
+    }
+
+    fn moments(&self) -> &'static [Moment] {
+        &[Moment::Start]
+    }
+
+    fn broken(&mut self, _: Moment, _: &Seen<'_>) -> Result<Option<String>> {
+        for (name, set) in &self.val {
+            let seen = if share_memory(&self.train, set)? {
+                "is, or overlaps with, the training set in memory".to_owned()
+            } else if self.by_value
+                && let Some(part) = shared_part(&self.train, set)?
+                && part > DUPLICATES
+            {
+                format!("has {:.0} % of its examples from the training set", 100.0 * part)
+            } else {
+                continue;
+            };
+            let name = if name.is_empty() { String::new() } else { format!(" `{name}`") };
+            return Ok(Some(format!(
+                "the validation set{name} {seen}: what it measures is memory, not learning; give it examples \
+                 of its own, or say that this is meant with loops.overfit_batches or \
+                 checks.shared_examples"
+            )));
+        }
+        Ok(None)
+    }
+}

@@ -1,0 +1,163 @@
+//! Chooses which modules to recompute in the backward pass, so that a step fits into a memory budget.
+//!
+//! This happens before the first step, on its examples. It [measures](Survey) what each module keeps,
+//! tries the leanest choice and measures its peak, and then makes the cheapest choice that fits by these
+//! measurements. That choice is tried as well, and its error corrects the next one.
+
+mod search;
+mod select;
+
+use std::{ops::Range, rc::Rc};
+
+use tch::Device;
+
+use self::search::{Tried, search};
+use super::{
+    last_good::LastGood, micro_batches::Examples, observers::Emit, rollback::Aside,
+    state::StepState, weight_average::Average,
+};
+use crate::{
+    Error, LightningModule, Result, Step,
+    event::MemoryPlan,
+    log::Log,
+    memory::{self, MemoryMeter, show_bytes, tensor_bytes},
+    nn::{Cell, Segment, Survey},
+    weights,
+};
+
+/// Bytes for the scalars of a step: losses and logged sums.
+const SCALARS: u64 = 4096;
+
+/// Chooses what a run with a budget recomputes, on its first step's examples, and reports the choice.
+/// `loaders` is the number of bytes that loaders hold: on the CPU their copies of sets, on CUDA earlier
+/// batches that the device still reads. Nothing else changes.
+pub(in crate::trainer) fn plan_memory(
+    state: &mut StepState<'_>,
+    model: &mut dyn LightningModule,
+    examples: &Examples,
+    loaders: u64,
+    budget: u64,
+    emit: &mut Emit<'_>,
+) -> Result<()> {
+    let aside = Aside::begin(model, state.policy.device)?;
+    let recording = state.profiler.suspend();
+    state.optim.zero_grad()?;
+    let made = Trial { state, model, examples, loaders }.plan(budget);
+    state.optim.zero_grad()?;
+    state.profiler.resume(recording)?;
+    aside.end(model)?;
+    state.follow_memory_plan(made?, emit)
+}
+
+/// Trial passes on the first step's examples.
+struct Trial<'t, 'a> {
+    state: &'t mut StepState<'a>,
+    model: &'t mut dyn LightningModule,
+    examples: &'t Examples,
+    /// Bytes that loaders hold.
+    loaders: u64,
+}
+
+impl Trial<'_, '_> {
+    fn plan(&mut self, budget: u64) -> Result<MemoryPlan> {
+        let cells = select::refine(self.survey()?);
+        let found = search(&cells, budget, |chosen| self.peak(&segments(&cells, chosen)))?;
+        let Tried { chosen, peak: predicted_peak } = found;
+        if predicted_peak > budget {
+            return Err(does_not_fit(budget, predicted_peak, &cells));
+        }
+        let freed = select::held(&cells, &[]).saturating_sub(select::held(&cells, &chosen));
+        Ok(MemoryPlan { budget, segments: segments(&cells, &chosen), freed, predicted_peak })
+    }
+
+    /// Measures what each module that can be recomputed keeps and costs.
+    fn survey(&mut self) -> Result<Vec<Cell>> {
+        let Self { state, model, examples, .. } = self;
+        let survey = Rc::new(Survey::start(state.policy.device)?);
+        let context = state.new_context().with_survey(survey.clone()).again();
+        let part = examples.first_part(state.parts)?;
+        let _no_grad = tch::no_grad_guard();
+        let _autocast = state.policy.autocast()?;
+        let mut log = Log::default();
+        let mut step = Step::new(&context, &mut log, 0, state.global_step());
+        let _ = model.training_step(&part, &mut step)?;
+        Ok(survey.take())
+    }
+
+    /// The peak of tensor bytes in the passes of a step under this choice.
+    fn peak(&mut self, segments: &[Segment]) -> Result<u64> {
+        let outcome = self.run_passes(segments);
+        self.state.optim.scaler.forget();
+        self.state.optim.zero_grad()?;
+        outcome
+    }
+
+    fn run_passes(&mut self, segments: &[Segment]) -> Result<u64> {
+        let context = self.state.new_context().with_segments(segments.into()).again();
+        self.state.optim.zero_grad()?;
+        let casts = self.state.keep_casts()?;
+        let held = self.held()?;
+        let Self { state, model, examples, .. } = self;
+        let meter = MemoryMeter::beside(state.policy.device)?;
+        // A step keeps its losses as well. libtorch's mean squared error is a scalar in the memory of all
+        // the errors.
+        let mut losses = Vec::with_capacity(examples.batches.len());
+        for (index, (batch, share)) in (0..).zip(examples.batches.iter().zip(&examples.shares)) {
+            let mut log = Log::default();
+            losses.push(state.passes_in(&context).run(*model, batch, *share, index, &mut log)?);
+        }
+        let peak = meter.read()?.peak_allocated;
+        // While this meter lives, one that was started earlier has not seen these tensors.
+        drop((losses, casts));
+        state.optim.scaler.forget();
+        state.optim.zero_grad()?;
+        Ok(held + peak)
+    }
+
+    /// Bytes of tensors between two steps. On CUDA everything that the process holds on the device, and the
+    /// previous step's batches; on the CPU the tensors of the model, the optimizers, the kept state, the batches and the loaders.
+    fn held(&self) -> Result<u64> {
+        let Self { state, model, examples, loaders } = self;
+        if let Device::Cuda(_) = state.policy.device {
+            return Ok(SCALARS + loaders + memory::cuda_allocated(state.policy.device)?);
+        }
+        let weights = weights::distinct(*model);
+        let mut held = loaders + SCALARS;
+        held += weights.iter().map(|(_, tensor)| tensor_bytes(tensor)).sum::<u64>();
+        for scheduled in &state.optim.scheduled {
+            let state = scheduled.optimizer.state()?;
+            held += state.tensors().map(|(_, tensor)| tensor_bytes(tensor)).sum::<u64>();
+        }
+        held += state.good.as_ref().map_or(0, LastGood::bytes) + state.rollback.bytes();
+        held += state.average.as_ref().map_or(0, Average::bytes);
+        held += examples.bytes();
+        Ok(held)
+    }
+}
+
+fn segments(cells: &[Cell], chosen: &[Range<usize>]) -> Vec<Segment> {
+    let joined = |range: &Range<usize>| {
+        let (first, last) = (&cells[range.start].segment, &cells[range.end - 1].segment);
+        let ends = first.layers.as_ref().zip(last.layers.as_ref());
+        Segment {
+            path: first.path.clone(),
+            layers: ends.map(|(first, last)| first.start..last.end),
+        }
+    };
+    chosen.iter().map(joined).collect()
+}
+
+fn does_not_fit(budget: u64, least: u64, cells: &[Cell]) -> Error {
+    let (what, fix) = match cells.is_empty() {
+        true => (
+            "and nothing of the model can be checkpointed",
+            ", or let layers be in a Sequential or a Checkpoint",
+        ),
+        false => ("with all that helps checkpointed", ""),
+    };
+    Error::config(format!(
+        "the memory budget is {budget} bytes, but a step takes {least} bytes ({}) {what}: raise the \
+         budget, lower the batch size{fix}",
+        show_bytes(least),
+    ))
+}

@@ -1,0 +1,251 @@
+//! Planted faults between the trainer and the model.
+
+use std::{cell::Cell, rc::Rc};
+
+use amp_core::{
+    Hook, LightningModule, Result, Step,
+    data::AnyBatch,
+    nn::{Parameter, Role, named_tensors, parameters},
+    optim::{AdamW, OptimizerConfig, Optimizers, TrainingPlan},
+    precision::{Gradients, Precision, StepOutcome, Unscaled},
+    tch::{Kind, Tensor, no_grad},
+    trainer::StepAccess,
+};
+
+use super::{Fault, loss, optimizer, schedule};
+use crate::interceptor::Interceptor;
+
+/// Breaks a run.
+pub struct Faulty {
+    fault: Fault,
+    precision: Precision,
+    stale: Vec<Tensor>,
+    /// Whether the trainer calls it within the steps.
+    watched: Rc<Cell<bool>>,
+    steps: loss::Steps,
+    /// The buffers before the first step.
+    buffers: Vec<Tensor>,
+}
+
+impl Faulty {
+    /// Breaks runs of `precision`, where the fault is one of theirs.
+    pub fn new(fault: Fault, precision: Precision) -> Self {
+        Self {
+            fault,
+            precision,
+            stale: Vec::new(),
+            watched: Rc::default(),
+            steps: loss::Steps::default(),
+            buffers: Vec::new(),
+        }
+    }
+
+    fn fault(&self) -> Option<Fault> {
+        self.fault.strikes(self.precision).then_some(self.fault)
+    }
+}
+
+impl Faulty {
+    /// Restores the initial values of the buffers.
+    fn freeze(&mut self, model: &dyn LightningModule) -> Result<()> {
+        let buffers = || {
+            let tensors = named_tensors(model).into_iter();
+            tensors.filter(|(_, _, role)| *role == Role::Buffer).map(|(_, tensor, _)| tensor)
+        };
+        if self.buffers.is_empty() {
+            self.buffers = buffers().map(|b| Ok(b.f_detach_copy()?)).collect::<Result<_>>()?;
+        }
+        for (mut now, first) in buffers().zip(&self.buffers) {
+            no_grad(|| now.f_copy_(first))?;
+        }
+        Ok(())
+    }
+}
+
+/// The limit that the models with clipping have.
+const CLIP: f64 = 1.0;
+
+impl Interceptor for Faulty {
+    fn step_access(&self) -> StepAccess {
+        match self.fault() {
+            Some(
+                Fault::SkipUnscale
+                | Fault::UnscaleTwice
+                | Fault::ClipBeforeUnscale
+                | Fault::WrongScaleOnOneLayer
+                | Fault::GradientOfOneLayerLost
+                | Fault::StaleGradients
+                | Fault::NoisyGradients
+                | Fault::SmallGradientsLost,
+            ) => StepAccess::Within("a fault is in the gradients"),
+            Some(
+                Fault::DropFoundInf
+                | Fault::Bf16Weights
+                | Fault::TruncatingRounding
+                | Fault::StatisticsFrozen
+                | Fault::WeightNotFinite,
+            ) => StepAccess::Within("a fault is in the weights"),
+            _ => StepAccess::Late,
+        }
+    }
+
+    fn training_step(
+        &mut self,
+        model: &mut dyn LightningModule,
+        batch: &AnyBatch,
+        step: &mut Step<'_>,
+    ) -> Result<Tensor> {
+        let Some(fault) = self.fault() else { return model.training_step(batch, step) };
+        loss::training_step(fault, &mut self.steps, self.watched.get(), model, batch, step)
+    }
+
+    fn validation_step(
+        &mut self,
+        model: &mut dyn LightningModule,
+        batch: &AnyBatch,
+        step: &mut Step<'_>,
+    ) -> Result<()> {
+        match self.fault() {
+            Some(fault) => loss::validation_step(fault, model, batch, step),
+            None => model.validation_step(batch, step),
+        }
+    }
+
+    fn optimizers(&self, model: &dyn LightningModule, plan: &TrainingPlan) -> Result<Optimizers> {
+        match self.fault() {
+            Some(Fault::NothingLearns) => {
+                Ok(OptimizerConfig::new(AdamW { lr: 1e-12, ..AdamW::default() }).into())
+            }
+            Some(Fault::LearningRateDoubled) => {
+                Ok(OptimizerConfig::new(AdamW { lr: 2e-3, ..AdamW::default() }).into())
+            }
+            // A decay that matters within few steps; the baseline keeps it.
+            Some(Fault::WeightDecayDropped) => {
+                let weight_decay = if self.precision == Precision::F32True { 1.0 } else { 0.0 };
+                Ok(OptimizerConfig::new(AdamW { weight_decay, ..AdamW::default() }).into())
+            }
+            Some(fault) => {
+                let watched = Rc::clone(&self.watched);
+                let built = model.configure_optimizers(plan)?;
+                Ok(built.map(|config| {
+                    let watched = Rc::clone(&watched);
+                    config
+                        .wrap_optimizer(|inner| optimizer::broken(fault, watched, inner))
+                        .wrap_scheduler(|inner| schedule::broken(fault, inner))
+                }))
+            }
+            None => model.configure_optimizers(plan),
+        }
+    }
+
+    fn before_step(
+        &mut self,
+        _: &dyn LightningModule,
+        gradients: &Gradients<Unscaled>,
+        hook: &Hook<'_>,
+    ) -> Result<()> {
+        let Some(fault) = self.fault() else { return Ok(()) };
+        self.watched.set(true);
+        let scale = hook.scale.unwrap_or(1.0);
+        let times = |factor: f64| -> Result<()> {
+            for (_, gradient) in gradients.named() {
+                let _ = gradient.shallow_clone().f_mul_scalar_(factor)?;
+            }
+            Ok(())
+        };
+        match fault {
+            Fault::SkipUnscale => times(scale),
+            Fault::UnscaleTwice => times(1.0 / scale),
+            Fault::ClipBeforeUnscale => {
+                let norm = scale * gradients.norm()?.f_double_value(&[])?;
+                times((CLIP / (norm + 1e-6)).min(1.0))
+            }
+            Fault::WrongScaleOnOneLayer | Fault::GradientOfOneLayerLost => {
+                let factor = if fault == Fault::WrongScaleOnOneLayer { 2.0 } else { 0.0 };
+                if let Some((_, gradient)) = gradients.named().next() {
+                    let _ = gradient.shallow_clone().f_mul_scalar_(factor)?;
+                }
+                Ok(())
+            }
+            Fault::StaleGradients => {
+                for (at, (_, gradient)) in gradients.named().enumerate() {
+                    let mut gradient = gradient.shallow_clone();
+                    if let Some(old) = self.stale.get(at) {
+                        let _ = gradient.f_add_(old)?;
+                    }
+                    let kept = gradient.f_detach_copy()?;
+                    match self.stale.get_mut(at) {
+                        Some(old) => *old = kept,
+                        None => self.stale.push(kept),
+                    }
+                }
+                Ok(())
+            }
+            Fault::SmallGradientsLost => {
+                for (_, gradient) in gradients.named() {
+                    let size = gradient.f_abs()?;
+                    let kept = size.f_ge_tensor(&size.f_max()?.f_mul_scalar(0.01)?)?;
+                    let kept = kept.f_to_kind(gradient.kind())?;
+                    let _ = gradient.shallow_clone().f_mul_(&kept)?;
+                }
+                Ok(())
+            }
+            Fault::NoisyGradients => {
+                for (_, gradient) in gradients.named() {
+                    let noise = gradient.f_randn_like()?.f_mul(&gradient.f_std(false)?)?;
+                    let _ = gradient.shallow_clone().f_add_(&noise.f_mul_scalar(0.3)?)?;
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn after_step(
+        &mut self,
+        model: &dyn LightningModule,
+        outcome: &StepOutcome,
+        hook: &Hook<'_>,
+    ) -> Result<()> {
+        let fault = self.fault();
+        if fault == Some(Fault::WeightNotFinite)
+            && hook.global_step == 20
+            && let Some(last) = parameters(model).last()
+        {
+            let _ = no_grad(|| last.tensor.shallow_clone().f_fill_(f64::NAN))?;
+        }
+        if fault == Some(Fault::StatisticsFrozen) {
+            return self.freeze(model);
+        }
+        if *outcome != StepOutcome::Applied {
+            if fault == Some(Fault::DropFoundInf) {
+                for Parameter { tensor, .. } in parameters(model) {
+                    let _ = no_grad(|| tensor.shallow_clone().f_add_scalar_(1e-3))?;
+                }
+            }
+            return Ok(());
+        }
+        let rounded = |tensor: &Tensor| -> Result<Option<Tensor>> {
+            Ok(match fault {
+                Some(Fault::Bf16Weights) => {
+                    Some(tensor.f_to_kind(Kind::BFloat16)?.f_to_kind(tensor.kind())?)
+                }
+                Some(Fault::TruncatingRounding) => {
+                    // 2⁻¹³: f16's spacing between 0.125 and 0.25, where most weights are.
+                    let steps = tensor.f_mul_scalar(8192.0)?.f_trunc()?;
+                    Some(steps.f_div_scalar(8192.0)?)
+                }
+                _ => None,
+            })
+        };
+        for Parameter { tensor, .. } in parameters(model) {
+            no_grad(|| -> Result<()> {
+                if let Some(rounded) = rounded(&tensor)? {
+                    tensor.shallow_clone().f_copy_(&rounded)?;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+}

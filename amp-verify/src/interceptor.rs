@@ -1,0 +1,193 @@
+//! A wrapper between the model and the trainer, for observers of a run and for the faults of the
+//! self-test.
+
+use amp_core::{
+    Hook, Hyperparameters, LightningModule, Result, Step,
+    data::AnyBatch,
+    nn::{Visit, Visitor},
+    optim::{Optimizers, TrainingPlan},
+    precision::{Gradients, StepOutcome, Unscaled},
+    state::State,
+    tch::Tensor,
+    trainer::{ManualStep, StepAccess},
+};
+
+/// Intercepts the calls of the trainer to a model. By default each method calls the model.
+#[expect(clippy::missing_errors_doc, reason = "an error ends the run, as in the model's hooks")]
+pub trait Interceptor {
+    /// How closely the wrapper follows each step. The run's path depends on this; by default it is
+    /// the same as without the wrapper.
+    fn step_access(&self) -> StepAccess {
+        StepAccess::Late
+    }
+
+    /// Whether the model runs its updates itself. If the wrapper returns false, the trainer uses
+    /// [`training_step`](Self::training_step).
+    fn optimizes_manually(&self, model: &dyn LightningModule) -> bool {
+        model.optimizes_manually()
+    }
+
+    /// Computes the loss.
+    fn training_step(
+        &mut self,
+        model: &mut dyn LightningModule,
+        batch: &AnyBatch,
+        step: &mut Step<'_>,
+    ) -> Result<Tensor> {
+        model.training_step(batch, step)
+    }
+
+    /// Validates a batch.
+    fn validation_step(
+        &mut self,
+        model: &mut dyn LightningModule,
+        batch: &AnyBatch,
+        step: &mut Step<'_>,
+    ) -> Result<()> {
+        model.validation_step(batch, step)
+    }
+
+    /// Chooses the optimizers.
+    fn optimizers(&self, model: &dyn LightningModule, plan: &TrainingPlan) -> Result<Optimizers> {
+        model.configure_optimizers(plan)
+    }
+
+    /// Sees unscaled gradients before the callbacks and clipping do.
+    fn before_step(
+        &mut self,
+        model: &dyn LightningModule,
+        gradients: &Gradients<Unscaled>,
+        hook: &Hook<'_>,
+    ) -> Result<()> {
+        let _ = (model, gradients, hook);
+        Ok(())
+    }
+
+    /// Sees what became of a step.
+    fn after_step(
+        &mut self,
+        model: &dyn LightningModule,
+        outcome: &StepOutcome,
+        hook: &Hook<'_>,
+    ) -> Result<()> {
+        let _ = (model, outcome, hook);
+        Ok(())
+    }
+
+    /// Sees the loss of a batch, detached.
+    fn after_batch(&mut self, loss: &Tensor) -> Result<()> {
+        let _ = loss;
+        Ok(())
+    }
+}
+
+/// The model with its interceptor.
+pub struct Intercepted<T> {
+    model: Box<dyn LightningModule>,
+    interceptor: T,
+}
+
+impl<T: Interceptor> Intercepted<T> {
+    /// Puts `interceptor` before `model`.
+    pub fn new(model: Box<dyn LightningModule>, interceptor: T) -> Self {
+        Self { model, interceptor }
+    }
+}
+
+impl<T> Visit for Intercepted<T> {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        self.model.visit(visitor);
+    }
+}
+
+impl<T: Interceptor> LightningModule for Intercepted<T> {
+    fn name(&self) -> &'static str {
+        self.model.name()
+    }
+
+    fn hyperparameters(&self) -> Hyperparameters {
+        self.model.hyperparameters()
+    }
+
+    fn training_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<Tensor> {
+        self.interceptor.training_step(self.model.as_mut(), batch, step)
+    }
+
+    fn optimizes_manually(&self) -> bool {
+        self.interceptor.optimizes_manually(self.model.as_ref())
+    }
+
+    fn manual_step(&mut self, batch: &AnyBatch, step: &mut ManualStep<'_>) -> Result<()> {
+        self.model.manual_step(batch, step)
+    }
+
+    fn step_access(&self) -> StepAccess {
+        self.model.step_access().and(self.interceptor.step_access())
+    }
+
+    fn validation_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<()> {
+        self.interceptor.validation_step(self.model.as_mut(), batch, step)
+    }
+
+    fn test_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<()> {
+        self.model.test_step(batch, step)
+    }
+
+    fn predict_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<AnyBatch> {
+        self.model.predict_step(batch, step)
+    }
+
+    fn configure_optimizers(&self, plan: &TrainingPlan) -> Result<Optimizers> {
+        self.interceptor.optimizers(self.model.as_ref(), plan)
+    }
+
+    fn on_train_start(&mut self) -> Result<()> {
+        self.model.on_train_start()
+    }
+
+    fn on_train_epoch_start(&mut self, hook: &mut Hook<'_>) -> Result<()> {
+        self.model.on_train_epoch_start(hook)
+    }
+
+    fn on_before_optimizer_step(
+        &mut self,
+        gradients: &Gradients<Unscaled>,
+        hook: &mut Hook<'_>,
+    ) -> Result<()> {
+        self.interceptor.before_step(self.model.as_ref(), gradients, hook)?;
+        self.model.on_before_optimizer_step(gradients, hook)
+    }
+
+    fn on_train_batch_end(
+        &mut self,
+        loss: &Tensor,
+        outcome: Option<&StepOutcome>,
+        hook: &mut Hook<'_>,
+    ) -> Result<()> {
+        if let Some(outcome) = outcome {
+            self.interceptor.after_step(self.model.as_ref(), outcome, hook)?;
+        }
+        self.interceptor.after_batch(loss)?;
+        self.model.on_train_batch_end(loss, outcome, hook)
+    }
+
+    fn on_train_epoch_end(&mut self, hook: &mut Hook<'_>) -> Result<()> {
+        self.model.on_train_epoch_end(hook)
+    }
+
+    fn on_validation_epoch_end(&mut self, hook: &mut Hook<'_>) -> Result<()> {
+        self.model.on_validation_epoch_end(hook)
+    }
+
+    fn on_save_checkpoint(&self, state: &mut State) -> Result<()> {
+        self.model.on_save_checkpoint(state)
+    }
+
+    fn on_load_checkpoint(&mut self, state: &State) -> Result<()> {
+        self.model.on_load_checkpoint(state)
+    }
+
+    fn on_train_end(&mut self) -> Result<()> {
+        self.model.on_train_end()
+    }
+}

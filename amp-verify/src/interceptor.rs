@@ -82,31 +82,60 @@ pub trait Interceptor {
 }
 
 /// The model with its interceptor.
-pub struct Intercepted<T> {
-    model: Box<dyn LightningModule>,
+pub struct Intercepted<'m, T> {
+    model: Held<'m>,
     interceptor: T,
 }
 
-impl<T: Interceptor> Intercepted<T> {
+/// A model that is owned, or borrowed from what runs it again later.
+enum Held<'m> {
+    Own(Box<dyn LightningModule>),
+    Borrowed(&'m mut dyn LightningModule),
+}
+
+impl Held<'_> {
+    fn as_ref(&self) -> &dyn LightningModule {
+        match self {
+            Self::Own(model) => model.as_ref(),
+            Self::Borrowed(model) => *model,
+        }
+    }
+
+    fn as_mut(&mut self) -> &mut dyn LightningModule {
+        match self {
+            Self::Own(model) => model.as_mut(),
+            Self::Borrowed(model) => *model,
+        }
+    }
+}
+
+impl<T: Interceptor> Intercepted<'static, T> {
     /// Puts `interceptor` before `model`.
     pub fn new(model: Box<dyn LightningModule>, interceptor: T) -> Self {
-        Self { model, interceptor }
+        Self { model: Held::Own(model), interceptor }
     }
 }
 
-impl<T> Visit for Intercepted<T> {
+impl<'m, T: Interceptor> Intercepted<'m, T> {
+    /// Puts `interceptor` before `model` for a run, after which the model remains with the caller.
+    pub fn borrowing(model: &'m mut dyn LightningModule, interceptor: T) -> Self {
+        Self { model: Held::Borrowed(model), interceptor }
+    }
+}
+
+impl<T> Visit for Intercepted<'_, T> {
     fn visit(&self, visitor: &mut dyn Visitor) {
-        self.model.visit(visitor);
+        self.model.as_ref().visit(visitor);
     }
 }
 
-impl<T: Interceptor> LightningModule for Intercepted<T> {
+impl<T: Interceptor> LightningModule for Intercepted<'_, T> {
     fn name(&self) -> &'static str {
-        self.model.name()
+        self.model.as_ref().name()
     }
 
     fn hyperparameters(&self) -> Hyperparameters {
-        self.model.hyperparameters()
+        self.model.as_ref().hyperparameters()
     }
 
     fn training_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<Tensor> {
@@ -118,11 +147,11 @@ impl<T: Interceptor> LightningModule for Intercepted<T> {
     }
 
     fn manual_step(&mut self, batch: &AnyBatch, step: &mut ManualStep<'_>) -> Result<()> {
-        self.model.manual_step(batch, step)
+        self.model.as_mut().manual_step(batch, step)
     }
 
     fn step_access(&self) -> StepAccess {
-        self.model.step_access().and(self.interceptor.step_access())
+        self.model.as_ref().step_access().and(self.interceptor.step_access())
     }
 
     fn validation_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<()> {
@@ -130,11 +159,11 @@ impl<T: Interceptor> LightningModule for Intercepted<T> {
     }
 
     fn test_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<()> {
-        self.model.test_step(batch, step)
+        self.model.as_mut().test_step(batch, step)
     }
 
     fn predict_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<AnyBatch> {
-        self.model.predict_step(batch, step)
+        self.model.as_mut().predict_step(batch, step)
     }
 
     fn configure_optimizers(&self, plan: &TrainingPlan) -> Result<Optimizers> {
@@ -142,11 +171,11 @@ impl<T: Interceptor> LightningModule for Intercepted<T> {
     }
 
     fn on_train_start(&mut self) -> Result<()> {
-        self.model.on_train_start()
+        self.model.as_mut().on_train_start()
     }
 
     fn on_train_epoch_start(&mut self, hook: &mut Hook<'_>) -> Result<()> {
-        self.model.on_train_epoch_start(hook)
+        self.model.as_mut().on_train_epoch_start(hook)
     }
 
     fn on_before_optimizer_step(
@@ -155,7 +184,7 @@ impl<T: Interceptor> LightningModule for Intercepted<T> {
         hook: &mut Hook<'_>,
     ) -> Result<()> {
         self.interceptor.before_step(self.model.as_ref(), gradients, hook)?;
-        self.model.on_before_optimizer_step(gradients, hook)
+        self.model.as_mut().on_before_optimizer_step(gradients, hook)
     }
 
     fn on_train_batch_end(
@@ -168,26 +197,26 @@ impl<T: Interceptor> LightningModule for Intercepted<T> {
             self.interceptor.after_step(self.model.as_ref(), outcome, hook)?;
         }
         self.interceptor.after_batch(loss)?;
-        self.model.on_train_batch_end(loss, outcome, hook)
+        self.model.as_mut().on_train_batch_end(loss, outcome, hook)
     }
 
     fn on_train_epoch_end(&mut self, hook: &mut Hook<'_>) -> Result<()> {
-        self.model.on_train_epoch_end(hook)
+        self.model.as_mut().on_train_epoch_end(hook)
     }
 
     fn on_validation_epoch_end(&mut self, hook: &mut Hook<'_>) -> Result<()> {
-        self.model.on_validation_epoch_end(hook)
+        self.model.as_mut().on_validation_epoch_end(hook)
     }
 
     fn on_save_checkpoint(&self, state: &mut State) -> Result<()> {
-        self.model.on_save_checkpoint(state)
+        self.model.as_ref().on_save_checkpoint(state)
     }
 
     fn on_load_checkpoint(&mut self, state: &State) -> Result<()> {
-        self.model.on_load_checkpoint(state)
+        self.model.as_mut().on_load_checkpoint(state)
     }
 
     fn on_train_end(&mut self) -> Result<()> {
-        self.model.on_train_end()
+        self.model.as_mut().on_train_end()
     }
 }

@@ -81,7 +81,7 @@ pub use pad::{
     ReplicationPad1d, ReplicationPad2d, ReplicationPad3d, ZeroPad1d, ZeroPad2d, ZeroPad3d,
 };
 pub(crate) use parameters::parameters_in_regions;
-pub use parameters::{Role, named_tensors, parameters, place};
+pub use parameters::{Role, clear_gradients, named_tensors, parameters, place};
 pub use part::{PartOfAny, PartOfChild, Within};
 #[doc(hidden)]
 pub use planted::{FusedTimes, LayerLosesDigits};

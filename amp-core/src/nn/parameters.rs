@@ -37,6 +37,15 @@ pub fn parameters(module: &(impl Visit + ?Sized)) -> Vec<Parameter> {
         .collect()
 }
 
+/// Drops the gradient of every parameter, as PyTorch's `zero_grad(set_to_none=True)` does: afterwards none is
+/// defined.
+///
+/// # Errors
+/// When libtorch fails.
+pub fn clear_gradients(module: &(impl Visit + ?Sized)) -> Result<()> {
+    ffi::clear_grads(parameters(module).iter().map(|parameter| &parameter.tensor))
+}
+
 /// The parameters in precision regions, with the plan of each region.
 pub(crate) fn parameters_in_regions(
     module: &(impl Visit + ?Sized),

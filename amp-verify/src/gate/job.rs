@@ -233,6 +233,18 @@ impl Job {
         })
     }
 
+    /// The same for a model that is built by now.
+    pub(super) fn with_fault<'m>(
+        &self,
+        model: &'m mut dyn LightningModule,
+        precision: Precision,
+    ) -> Box<dyn LightningModule + 'm> {
+        match self.fault {
+            Some(fault) => Box::new(Intercepted::borrowing(model, Faulty::new(fault, precision))),
+            None => Box::new(Intercepted::borrowing(model, Untouched)),
+        }
+    }
+
     fn train(&self, registry: &Registry) -> Result<Outcome> {
         let case = self.case(registry, self.precision)?;
         let mut config = self.config(&case, self.precision);
@@ -316,6 +328,11 @@ pub fn product_error(device: Device) -> Result<f64> {
     let error = a.f_matmul(&b)?.f_to_kind(Kind::Double)?.f_sub(&exact)?;
     Ok(error.f_norm()?.f_double_value(&[])? / exact.f_norm()?.f_double_value(&[])?)
 }
+
+/// Passes on every call.
+struct Untouched;
+
+impl Interceptor for Untouched {}
 
 /// Records the order of the first epoch's examples.
 struct Watch(identity::Order);

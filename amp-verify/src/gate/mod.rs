@@ -19,6 +19,7 @@ mod pool;
 mod reason;
 mod render;
 mod report;
+mod reset;
 mod runs;
 mod seeds;
 

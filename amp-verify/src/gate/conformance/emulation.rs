@@ -60,17 +60,17 @@ struct Kinds {
 }
 
 impl Emulation {
-    /// Runs one pass of an unchanged model under the precision and records the dtypes between its
-    /// modules.
+    /// Runs one pass of `model`, as it is built for the case, under the precision and records the dtypes
+    /// between its modules.
     pub(in crate::gate) fn of(
         case: &Case,
+        model: &mut dyn LightningModule,
         precision: Precision,
         islands: &Rc<Islands>,
     ) -> Result<Self> {
         let device = case.trainer.device;
         let policy = Policy::new(precision, device);
-        let mut model = case.build()?;
-        place(model.as_ref(), policy, islands)?;
+        place(model, policy, islands)?;
         let seen = Rc::new(Seen::default());
         let context = Context::new(policy, false)
             .with_overrides(Rc::clone(islands))
@@ -81,7 +81,7 @@ impl Emulation {
             let mut log = Log::default();
             let mut step = Step::new(&context, &mut log, 0, 0);
             // With gradients: a loss may have a gradient penalty.
-            first_loss(model.as_mut(), &batch, &mut step)?.kind()
+            first_loss(model, &batch, &mut step)?.kind()
         };
         // 32-true is emulated in 64-true.
         let (wide, rounds) = match precision {
@@ -90,7 +90,7 @@ impl Emulation {
         };
         let mut modules = seen.0.take();
         // A batch norm sums in f32.
-        for (name, _, role) in named_tensors(model.as_ref()) {
+        for (name, _, role) in named_tensors(model) {
             let module = name.rsplit_once('.').and_then(|(module, _)| modules.get_mut(module));
             if let (Role::Buffer, Some(module)) = (role, module) {
                 module.sums_parts = false;

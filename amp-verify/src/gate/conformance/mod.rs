@@ -10,7 +10,7 @@ mod steps;
 
 use std::rc::Rc;
 
-use amp_core::{Result, precision::Precision};
+use amp_core::{Result, precision::Precision, random};
 
 pub(super) use self::bounds::tolerance_limit;
 use self::{
@@ -24,6 +24,7 @@ use super::{
     checked::{Checked, Unit},
     job::{Job, Outcome},
     reason::{Failure, Reason},
+    reset::ResetModel,
 };
 use crate::{faults::Fault, registry::Registry, text::significant};
 
@@ -34,19 +35,22 @@ const CALM: f64 = 1024.0;
 /// The number of runs with emulated rounding.
 const RUNS: u64 = 32;
 
-/// Runs the job.
+/// Runs the job. One model is reset before each run.
 pub(super) fn run(job: &Job, registry: &Registry) -> Result<Outcome> {
     let case = job.case(registry, Precision::F32True)?;
+    let _section = random::seeded(case.trainer.seed)?;
+    let mut model = ResetModel::new(&case)?;
     let exact = Steps { job, case: &case, precision: Precision::F32True };
-    let exact = exact.run(exact.config(STEPS, CALM))?;
+    let exact = exact.run(&mut model, exact.config(STEPS, CALM))?;
     let case = job.case(registry, job.precision)?;
     let steps = Steps { job, case: &case, precision: job.precision };
     let mut config = steps.config(STEPS, CALM);
     Fault::config(job.fault, &mut config);
-    let ran = steps.run(config)?;
+    model.follow(&case)?;
+    let ran = steps.run(&mut model, config)?;
     let mut outcome = Outcome::failed(Failure::new(Reason::Crashed, ""));
     outcome.failures.clear();
-    let (runs, least) = unchanged(job, registry, &exact)?;
+    let (runs, least) = unchanged(job, registry, &mut model, &exact)?;
     let (checked, mut texts) = judged(&compare(&exact, &ran)?, &Bounds::new(&runs, least));
     if let Some(first) = texts.first_mut() {
         *first += &locate(job, &case)?;
@@ -65,28 +69,36 @@ pub(super) fn run(job: &Job, registry: &Registry) -> Result<Outcome> {
 }
 
 /// The figures of unchanged runs with emulated rounding, and the least value of each bound.
-fn unchanged(job: &Job, registry: &Registry, of_job: &Ran) -> Result<(Vec<Figures>, Least)> {
+fn unchanged(
+    job: &Job,
+    registry: &Registry,
+    model: &mut ResetModel,
+    of_job: &Ran,
+) -> Result<(Vec<Figures>, Least)> {
     // A fault that also breaks 32-true is not caused by the precision.
     let fault = job.fault.filter(|fault| fault.touches_baseline());
     let is_unbroken = fault == job.fault;
     let job = &Job { fault, ..job.clone() };
     let case = job.case(registry, job.precision)?;
-    let emulation = Rc::new(Emulation::of(&case, job.precision, &Rc::new(job.islands.clone()))?);
+    model.follow(&case)?;
+    let islands = Rc::new(job.islands.clone());
+    let emulation = Rc::new(Emulation::of(&case, model.reset()?, job.precision, &islands)?);
     let case = job.case(registry, emulation.wide)?;
+    model.follow(&case)?;
     let steps = Steps { job, case: &case, precision: emulation.wide };
     let own;
     let exact = if is_unbroken && emulation.wide == Precision::F32True {
         of_job
     } else {
-        own = steps.run_calm(None)?;
+        own = steps.run_calm(model, None)?;
         &own
     };
     let runs = (1..=RUNS).map(|number| {
-        let ran = steps.run_calm(Some(Rounding::new(&emulation, job.seed, number)))?;
+        let ran = steps.run_calm(model, Some(Rounding::new(&emulation, job.seed, number)))?;
         compare(exact, &ran)
     });
-    let least = Least { loss: emulation.loss(), weights: of_constants(exact)? };
-    Ok((runs.collect::<Result<_>>()?, least))
+    let runs = runs.collect::<Result<_>>()?;
+    Ok((runs, Least { loss: emulation.loss(), weights: of_constants(exact)? }))
 }
 
 /// Each figure with its bound, for gradients the furthest one; and the text about figures that exceed

@@ -10,7 +10,7 @@ use amp_core::{
     nn::{Context, Role, named_tensors},
     precision::{GradScalerConfig, Gradients, Precision, StepOutcome, Unscaled},
     tch::Tensor,
-    trainer::{StepAccess, first_loss},
+    trainer::{Check, StepAccess, ValCheckInterval, first_loss},
 };
 
 use super::{CALM, STEPS, emulation::Rounding};
@@ -18,7 +18,7 @@ use super::{CALM, STEPS, emulation::Rounding};
 use crate::{
     case::Case,
     diagnose::Islands,
-    gate::{identity, job::Job},
+    gate::{identity, job::Job, reset::ResetModel},
     interceptor::{Intercepted, Interceptor},
 };
 
@@ -161,31 +161,41 @@ impl Steps<'_> {
         config.max_steps = Some(steps);
         config.numerics.scaler =
             GradScalerConfig { init_scale, growth_interval: 4, ..config.numerics.scaler };
+        // Only training is compared. Other runs of the gate validate, and compare the two sets.
+        config.loops.val_check_interval = ValCheckInterval::Steps(i64::MAX);
+        config.checks.shared_examples = true;
         config
     }
 
-    /// Runs the model of the job.
-    pub(super) fn run(&self, config: TrainerConfig) -> Result<Ran> {
-        self.run_model(self.job.model(self.case, self.precision)?, config, None)
+    /// Runs the model as a new build.
+    pub(super) fn run(&self, model: &mut ResetModel, config: TrainerConfig) -> Result<Ran> {
+        self.run_model(model, config, None)
     }
 
     /// Runs it at the low loss scale, with emulated rounding if `rounding` is given.
-    pub(super) fn run_calm(&self, rounding: Option<Rounding>) -> Result<Ran> {
-        let model = self.job.model(self.case, self.precision)?;
-        self.run_model(model, self.config(STEPS, CALM), rounding)
+    pub(super) fn run_calm(
+        &self,
+        model: &mut ResetModel,
+        rounding: Option<Rounding>,
+    ) -> Result<Ran> {
+        let mut config = self.config(STEPS, CALM);
+        // The invariants of training are checked in the runs that are judged.
+        config.checks.level = Check::Off;
+        self.run_model(model, config, rounding)
     }
 
     fn run_model(
         &self,
-        model: Box<dyn LightningModule>,
+        model: &mut ResetModel,
         config: TrainerConfig,
         rounding: Option<Rounding>,
     ) -> Result<Ran> {
         let tracer = Tracer(Rc::default());
-        let initial = parameters(model.as_ref())?;
         let islands = config.numerics.overrides.clone();
         let still = Still { tracer: tracer.clone(), islands, rounding };
-        let mut model = Intercepted::new(model, still);
+        let initial = model.initial();
+        let mut model = self.job.with_fault(model.reset()?, self.precision);
+        let mut model = Intercepted::borrowing(model.as_mut(), still);
         Trainer::new(config).callback(tracer.clone()).fit(&mut model, &self.case.data)?;
         let finite = identity::is_finite(&model)?;
         let weights = parameters(&model)?;

@@ -151,8 +151,9 @@ impl Setup<'_> {
 
     /// The figures of gradients with emulated rounding, for each step of the epoch.
     pub(super) fn swayed(&self) -> Result<Vec<Figures>> {
-        let emulation =
-            Emulation::of(self.case, self.precision, &Rc::new(self.job.islands.clone()))?;
+        let islands = Rc::new(self.job.islands.clone());
+        let mut model = self.case.build()?;
+        let emulation = Emulation::of(self.case, model.as_mut(), self.precision, &islands)?;
         let rounding = Rounding::new(&Rc::new(emulation), self.job.seed, 1);
         let rounded = Reference::new(self.case.build()?, self.case.trainer.device)?;
         let (_, seen, _) = self.observed(Way::Epoch, Some(rounded.rounding(rounding)))?;

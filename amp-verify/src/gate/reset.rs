@@ -1,0 +1,246 @@
+//! A model that is built once, stays on its device, and is reset before each run to what a new build would be.
+
+use amp_core::{
+    LightningModule, Result,
+    nn::{Role, clear_gradients, named_tensors},
+    random::RandomState,
+    state::State,
+    tch::{Device, Tensor, no_grad},
+};
+
+use crate::case::Case;
+
+/// A model with the values that a new build has. Building draws each weight on the host and copies it to the
+/// device; a reset copies it on the device.
+pub(super) struct ResetModel {
+    model: Box<dyn LightningModule>,
+    seed: u64,
+    device: Device,
+    /// The tensors as they were built, in the order of [`named_tensors`], on the device.
+    initial: Vec<Initial>,
+    /// What the model adds to a checkpoint: the state in it that is not a tensor of a layer.
+    state: State,
+    /// The generators after the build.
+    random: RandomState,
+}
+
+/// The name of the model's part in the kept state.
+const OWN: &str = "model";
+
+struct Initial {
+    role: Role,
+    values: Tensor,
+    requires_grad: bool,
+}
+
+impl ResetModel {
+    /// Builds the case's model.
+    pub(super) fn new(case: &Case) -> Result<Self> {
+        let device = case.trainer.device;
+        let model = case.build()?;
+        let random = RandomState::read(device)?;
+        let (mut own, mut state) = (State::default(), State::default());
+        model.on_save_checkpoint(&mut own)?;
+        state.put_part(OWN, own.copied()?);
+        let initial = |(_, tensor, role): (String, Tensor, Role)| -> Result<Initial> {
+            let values = no_grad(|| tensor.f_to_device_(device, tensor.kind(), false, true))?;
+            Ok(Initial { role, values, requires_grad: tensor.requires_grad() })
+        };
+        let initial =
+            named_tensors(model.as_ref()).into_iter().map(initial).collect::<Result<_>>()?;
+        Ok(Self { model, seed: case.trainer.seed, device, initial, state, random })
+    }
+
+    /// Builds another model if the case has another seed.
+    pub(super) fn follow(&mut self, case: &Case) -> Result<()> {
+        if self.seed != case.trainer.seed {
+            *self = Self::new(case)?;
+        }
+        Ok(())
+    }
+
+    /// The initial values of the parameters, on the device.
+    pub(super) fn initial(&self) -> Vec<Tensor> {
+        let parameters = self.initial.iter().filter(|initial| initial.role == Role::Parameter);
+        parameters.map(|initial| initial.values.shallow_clone()).collect()
+    }
+
+    /// The model as a new build, on the device, and the random generators as they are after a build.
+    pub(super) fn reset(&mut self) -> Result<&mut dyn LightningModule> {
+        clear_gradients(self.model.as_ref())?;
+        let tensors = named_tensors(self.model.as_ref());
+        for ((_, mut tensor, _), initial) in tensors.into_iter().zip(&self.initial) {
+            let Initial { values, requires_grad, .. } = initial;
+            if tensor.kind() == values.kind() && tensor.device() == self.device {
+                no_grad(|| tensor.f_copy_(values))?;
+            } else {
+                tensor.f_set_data(&values.f_detach_copy()?)?;
+            }
+            if tensor.requires_grad() != *requires_grad {
+                let _ = tensor.f_set_requires_grad(*requires_grad)?;
+            }
+        }
+        self.model.on_load_checkpoint(&self.state.part(OWN).copied()?)?;
+        self.random.restore(self.device)?;
+        Ok(self.model.as_mut())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use amp_core::{
+        Trainer, TrainerConfig,
+        data::{Batch, DataModule},
+        nn::{LinearConfig, Visit, Visitor, visit_child},
+        precision::Precision,
+        prelude::*,
+        random,
+        trainer::Freeze,
+    };
+    use rstest::rstest;
+
+    use super::*;
+    use crate::{DataSet, Registry, case::Choices, model, project};
+
+    /// A layer that is applied twice and visited under two names.
+    struct Twice(Linear);
+
+    impl Visit for Twice {
+        fn visit(&self, visitor: &mut dyn Visitor) {
+            visit_child(visitor, "first", None, &self.0);
+            visit_child(visitor, "second", None, &self.0);
+        }
+    }
+
+    impl Module for Twice {
+        fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+            let between = cx.call("first", None, &self.0, input)?.f_relu()?;
+            cx.call("second", None, &self.0, &between)
+        }
+    }
+
+    /// Buffers, dropout, tied weights, a state of its own and noise that the model draws itself.
+    #[derive(LightningModule)]
+    #[forward(|x| {
+        let noisy = x.f_add(&x.f_randn_like()?.f_mul_scalar(0.1)?)?;
+        head(&dropped(&norm(&tied(&noisy)?)?)?)
+    })]
+    #[loss(mse_loss)]
+    #[optimizer(adamw, lr = 1e-2)]
+    #[on_train_batch_end(Self::count)]
+    struct Net {
+        #[layer(Twice(Linear::new(LinearConfig::new(4, 4))?))]
+        tied: Twice,
+        #[layer(batch_norm1d(4))]
+        norm: BatchNorm,
+        #[layer(dropout(0.5))]
+        dropped: Dropout,
+        #[layer(linear(4, 1))]
+        head: Linear,
+        #[state]
+        batches: i64,
+    }
+
+    impl Net {
+        fn count(&mut self, _: &Tensor, _: Option<&StepOutcome>, _: &mut Hook<'_>) -> Result<()> {
+            self.batches += 1;
+            Ok(())
+        }
+    }
+
+    fn noise(batch_size: i64) -> Result<DataModule> {
+        let part = |first: i64| {
+            let x = Tensor::f_arange_start(first, first + 64, (Kind::Float, Device::Cpu))?;
+            let x = x.f_square()?.f_sin()?.f_view([16, 4])?;
+            let y = x.f_sum_dim_intlist([1_i64].as_slice(), true, Kind::Float)?;
+            Batch::new(x, y)
+        };
+        Ok(DataModule::new("noise", part(0)?, part(64)?, batch_size))
+    }
+
+    fn case() -> Result<Case> {
+        let model = model!(Net).judged_by_loss().margin(1.0).batch_size(8);
+        let registry =
+            Registry::new(project!()).data_set(DataSet::new("noise", noise)).model(model);
+        let model = registry.find(None)?;
+        Case::new(&registry, model, Choices { seed: 7, ..Choices::default() }, Device::Cpu)
+    }
+
+    /// The bits of every tensor and of the generators, and what the model adds to a checkpoint.
+    fn bits(model: &dyn LightningModule) -> Result<Vec<(String, Tensor)>> {
+        let mut all: Vec<(String, Tensor)> = Vec::new();
+        for (name, tensor, _) in named_tensors(model) {
+            assert!(!tensor.grad().defined(), "{name} has a gradient");
+            all.push((
+                format!("{name} {:?} {}", tensor.kind(), tensor.requires_grad()),
+                tensor.f_detach_copy()?,
+            ));
+        }
+        let mut state = State::default();
+        model.on_save_checkpoint(&mut state)?;
+        all.push((format!("{:?}", state.values()), Tensor::from(0.0)));
+        let random = Tensor::f_rand([8], (Kind::Double, Device::Cpu))?;
+        all.push(("random numbers".to_owned(), random));
+        Ok(all)
+    }
+
+    fn assert_same(found: &[(String, Tensor)], expected: &[(String, Tensor)]) {
+        assert_eq!(found.len(), expected.len());
+        for ((own, found), (name, expected)) in found.iter().zip(expected) {
+            assert_eq!(own, name);
+            assert!(found.size() == expected.size() && found.equal(expected), "{name}");
+        }
+    }
+
+    fn trained(
+        case: &Case,
+        model: &mut dyn LightningModule,
+        precision: Precision,
+        freezes: bool,
+    ) -> Result<Vec<(String, Tensor)>> {
+        let mut config = TrainerConfig { precision, max_epochs: 2, ..case.trainer.clone() };
+        if freezes {
+            config.optimization.freeze = vec![Freeze::new("tied.*")];
+        }
+        Trainer::new(config).fit(model, &case.data)?;
+        clear_gradients(model)?;
+        bits(model)
+    }
+
+    /// After a run under any precision a model that is reset has the bits of a new build, and its next run ends with
+    /// the bits of a new build's run.
+    #[rstest]
+    fn a_reset_model_is_a_new_build(
+        #[values(Precision::F16Mixed, Precision::F64True, Precision::Bf16True)] before: Precision,
+        #[values(Precision::F32True, Precision::F16True, Precision::Bf16Mixed)]
+        precision: Precision,
+        #[values(false, true)] freezes: bool,
+    ) -> Result<()> {
+        let _section = random::seeded(1)?;
+        let case = case()?;
+        let built = bits(case.build()?.as_ref())?;
+        let expected = trained(&case, case.build()?.as_mut(), precision, false)?;
+        let mut model = ResetModel::new(&case)?;
+        let moved = trained(&case, model.reset()?, before, freezes)?;
+        let first = moved[4].1.to_kind(built[4].1.kind());
+        assert!(!first.equal(&built[4].1), "{} did not train", moved[4].0);
+        assert_same(&bits(model.reset()?)?, &built);
+        assert_same(&trained(&case, model.reset()?, precision, false)?, &expected);
+        Ok(())
+    }
+
+    /// Another seed's model is built anew.
+    #[test]
+    fn a_model_follows_the_seed() -> Result<()> {
+        let _section = random::seeded(1)?;
+        let mut case = case()?;
+        let mut model = ResetModel::new(&case)?;
+        let first = bits(model.reset()?)?;
+        case.trainer.seed += 1;
+        model.follow(&case)?;
+        let expected = bits(case.build()?.as_ref())?;
+        assert!(!first[0].1.equal(&expected[0].1));
+        assert_same(&bits(model.reset()?)?, &expected);
+        Ok(())
+    }
+}

@@ -38,6 +38,7 @@ mod diffusion;
 mod draws;
 mod embeddings;
 mod errors;
+mod evaluation_events;
 mod first_step;
 mod freeze;
 mod from_checkpoint;

@@ -84,7 +84,7 @@ fn the_record_gathers_the_events() -> Result<()> {
         fit(&config(Precision::Bf16Mixed), &mut model, &same(constant(5, 3, 1.0)?, 2)?);
     let record = record?;
     assert_eq!(record.epochs.len(), 2);
-    assert_eq!((record.start.parameters, record.start.model.as_str()), (12, "Model"));
+    assert_eq!((record.start.run.parameters, record.start.run.model.as_str()), (12, "Model"));
     let end = events.iter().find_map(|event| match event {
         Event::FitEnd(end) => Some(end.clone()),
         _ => None,

@@ -109,7 +109,7 @@ impl Checks<'_> {
         let (case, record) = (self.setup.case, &plain.record);
         let loader = case.data.train_loader(case.trainer.policy(), None)?;
         *self.examined = Examined {
-            parameters: record.start.parameters,
+            parameters: record.start.run.parameters,
             batch_size: case.data.batch_size,
             batches_per_step: case.trainer.optimization.accumulate_grad_batches,
             batches: loader.batches(),

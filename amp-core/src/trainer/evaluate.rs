@@ -87,6 +87,9 @@ impl Judged {
 /// Receives the images, texts and histograms of an evaluation with their names.
 pub(super) type Show<'s> = dyn FnMut(String, Media) -> Result<()> + 's;
 
+/// Takes the results of a batch's parts, with its set's name and its index.
+type Then<'t, T> = dyn FnMut(&str, usize, Vec<T>) -> Result<()> + 't;
+
 /// The properties of a run that trains this number of values.
 pub(super) fn run_start(
     config: &TrainerConfig,
@@ -175,7 +178,7 @@ impl Evaluator {
         most: Option<i64>,
         scope: impl Fn(&dyn LightningModule) -> LossScope,
         mut run: impl FnMut(&mut dyn LightningModule, &AnyBatch, &mut Step<'_>) -> Result<T>,
-        then: &mut dyn FnMut(&str, usize, Vec<T>) -> Result<()>,
+        then: &mut Then<'_, T>,
         show: &mut Show<'_>,
     ) -> Result<Vec<Log>> {
         let mut logs = Vec::with_capacity(loaders.0.len());

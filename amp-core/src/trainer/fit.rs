@@ -87,6 +87,7 @@ impl<'r, 'c> Run<'r, 'c> {
         let max_epochs = if loops.fast_dev_run.is_some() { 1 } else { config.max_epochs };
         nn::place(model, policy, &config.numerics.overrides)?;
         nn::parameters_require_gradients(model)?;
+        config.check_changed_in_forward(model)?;
         checkpoint::can_save(model)?;
         let loader = Rc::new(config.train_loader(data)?);
         let batches = loader.batches();

@@ -247,8 +247,8 @@ fn loggers_keep_evaluations() -> Result<()> {
         assert_eq!(records.iter().filter(|record| has(record)).count(), 1, "{tag}");
     }
 
-    let runs = only(&path("mlruns")).into_iter().flat_map(|experiment| only(&experiment));
-    let run = runs.filter(|path| path.is_dir()).last().expect("a run");
+    let mut runs = only(&path("mlruns")).into_iter().flat_map(|experiment| only(&experiment));
+    let run = runs.find(|path| path.is_dir()).expect("a run");
     let meta = std::fs::read_to_string(run.join("meta.yaml")).expect("the run's description");
     assert!(meta.contains("status: 3"), "{meta}");
     assert!(run.join("artifacts/test_image/step_000000.png").is_file());

@@ -72,6 +72,7 @@ mod losses;
 mod losses_graphs;
 mod manual;
 mod map_style;
+mod max_norm;
 mod max_pool;
 mod media;
 mod memory;

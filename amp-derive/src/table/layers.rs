@@ -126,6 +126,20 @@ const TRANSFORMER_OPTIONS: &[Key] = &[
     any("norm"),
 ];
 
+const WHOLE_TRANSFORMER_OPTIONS: &[Key] = &[
+    positive("d_model"),
+    positive("nhead"),
+    positive("num_encoder_layers"),
+    positive("num_decoder_layers"),
+    positive("dim_feedforward"),
+    fraction("dropout"),
+    FEED_FORWARD,
+    positive("layer_norm_eps"),
+    any("norm_first"),
+    any("causal"),
+    any("bias"),
+];
+
 const RECURRENT: &[Key] = &[positive("input_size"), positive("hidden_size")];
 const GRU_OPTIONS: &[Key] = &[
     positive("num_layers"),
@@ -142,15 +156,13 @@ const LSTM_OPTIONS: &[Key] = &[
     any("bidirectional"),
     positive("proj_size"),
 ];
+const NONLINEARITY: Key = choice(
+    "nonlinearity",
+    &[("tanh", "__amp::nn::RnnNonlinearity::Tanh"), ("relu", "__amp::nn::RnnNonlinearity::Relu")],
+);
 const RNN_OPTIONS: &[Key] = &[
     positive("num_layers"),
-    choice(
-        "nonlinearity",
-        &[
-            ("tanh", "__amp::nn::RnnNonlinearity::Tanh"),
-            ("relu", "__amp::nn::RnnNonlinearity::Relu"),
-        ],
-    ),
+    NONLINEARITY,
     any("bias"),
     any("batch_first"),
     fraction("dropout"),
@@ -205,7 +217,13 @@ pub(crate) const LAYERS: &[Layer] = &[
         "embedding",
         "Embedding",
         &[positive("num_embeddings"), positive("embedding_dim")],
-        &[optional("padding_idx"), any("scale_grad_by_freq"), positive("std")],
+        &[
+            optional("padding_idx"),
+            optional("max_norm"),
+            positive("norm_type"),
+            any("scale_grad_by_freq"),
+            positive("std"),
+        ],
     ),
     layer(
         "embedding_bag",
@@ -221,6 +239,9 @@ pub(crate) const LAYERS: &[Layer] = &[
                 ],
             ),
             optional("padding_idx"),
+            optional("max_norm"),
+            positive("norm_type"),
+            any("scale_grad_by_freq"),
             any("include_last_offset"),
             positive("std"),
         ],
@@ -260,9 +281,13 @@ pub(crate) const LAYERS: &[Layer] = &[
     ),
     layer("transformer_encoder", "TransformerEncoder", TRANSFORMER, TRANSFORMER_OPTIONS),
     layer("transformer_decoder", "TransformerDecoder", TRANSFORMER, TRANSFORMER_OPTIONS),
+    layer("transformer", "Transformer", &[], WHOLE_TRANSFORMER_OPTIONS),
     layer("lstm", "Lstm", RECURRENT, LSTM_OPTIONS),
     layer("gru", "Gru", RECURRENT, GRU_OPTIONS),
     layer("rnn", "Rnn", RECURRENT, RNN_OPTIONS),
+    layer("lstm_cell", "LstmCell", RECURRENT, &[any("bias")]),
+    layer("gru_cell", "GruCell", RECURRENT, &[any("bias")]),
+    layer("rnn_cell", "RnnCell", RECURRENT, &[any("bias"), NONLINEARITY]),
     layer(
         "upsample",
         "Upsample",

@@ -11,7 +11,7 @@ mod numerics;
 mod optimization;
 mod recovery;
 
-use tch::Device;
+use tch::{Device, Kind};
 
 pub(super) use self::loops::{Validations, show_time};
 pub use self::{
@@ -28,9 +28,10 @@ pub use self::{
 };
 
 use crate::{
-    Error, Result,
+    Error, LightningModule, Result,
     data::{DataLoader, DataModule},
-    optim::TrainingPlan,
+    nn,
+    optim::{TrainingPlan, WeightUpdate},
     precision::{Policy, Precision},
 };
 
@@ -156,6 +157,23 @@ impl TrainerConfig {
         self.loops.check()?;
         self.memory.check()?;
         self.recovery.check(self.precision)
+    }
+
+    /// Refuses master weights of parameters that the forward pass changes: the next step would undo the change.
+    pub(super) fn check_changed_in_forward(&self, model: &dyn LightningModule) -> Result<()> {
+        let is_narrow = |kind| matches!(kind, Kind::Half | Kind::BFloat16);
+        let mut changed = nn::changed_in_forward(model).into_iter();
+        match changed.find(|parameter| is_narrow(parameter.tensor.kind())) {
+            Some(parameter) if self.numerics.weight_update == WeightUpdate::MasterWeights => {
+                Err(Error::config(format!(
+                    "`{}` has 16 bits and max_norm, which rescales vectors in the forward pass; master weights \
+                     would undo that at the next step: run the layer in `#[precision(fp32)]`, or choose another \
+                     weight_update",
+                    parameter.name
+                )))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Refuses options that do not work for a model that steps its optimizers itself.

@@ -42,7 +42,7 @@ impl Loaders {
 
     /// The training set's first batches, in order, which replace the loop's own sets.
     pub(super) fn overfitting(data: &DataModule, policy: Policy, limit: Limit) -> Result<Self> {
-        let loader = data.train_loader(policy, None)?.limited(limit);
+        let loader = data.clone().in_order().train_loader(policy, 0)?.limited(limit);
         Ok(Self(vec![(String::new(), loader)]))
     }
 

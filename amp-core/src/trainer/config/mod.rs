@@ -55,8 +55,6 @@ pub struct TrainerConfig {
     pub device: Device,
     /// The seed of the order of examples. Weights and dropout use libtorch's generator.
     pub seed: u64,
-    /// Whether the training set is shuffled in each epoch.
-    pub shuffle: bool,
     /// Epochs to train.
     pub max_epochs: i64,
     /// Training ends after this number of optimizer steps, if that comes before the last epoch.
@@ -87,7 +85,6 @@ impl TrainerConfig {
             precision,
             device,
             seed: 0,
-            shuffle: true,
             max_epochs: 1000,
             max_steps: None,
             graph: Graph::default(),
@@ -116,19 +113,14 @@ impl TrainerConfig {
     /// The training batches of a run with these options, in its order.
     ///
     /// # Errors
-    /// When the data cannot be split into batches, shuffling is off and the data has a sampler, or the
-    /// device has no room for a set that should be stored there.
+    /// When the data cannot be split into batches, or the device has no room for a set that should be stored
+    /// there.
     pub fn train_loader(&self, data: &DataModule) -> Result<DataLoader> {
         let loops = self.loops.resolved();
-        if let (false, Some(sampler)) = (self.shuffle, &data.sampler) {
-            return Err(Error::config(format!(
-                "shuffle is off, but `{}` has the sampler `{}`: leave one of the two out",
-                data.name,
-                sampler.name()
-            )));
-        }
-        let in_order = !self.shuffle || loops.overfit_batches.is_some();
-        let loader = data.train_loader(self.policy(), (!in_order).then_some(self.seed))?;
+        let loader = match loops.overfit_batches {
+            Some(_) => data.clone().in_order().train_loader(self.policy(), self.seed)?,
+            None => data.train_loader(self.policy(), self.seed)?,
+        };
         Ok(loader.drawing(self.seed).limited(loops.limit_train_batches))
     }
 

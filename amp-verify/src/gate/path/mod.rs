@@ -107,7 +107,7 @@ impl Checks<'_> {
     /// The properties of the unobserved epoch.
     fn describe(&mut self, plain: &Left) -> Result<()> {
         let (case, record) = (self.setup.case, &plain.record);
-        let loader = case.data.train_loader(case.trainer.policy(), None)?;
+        let loader = case.data.train_loader(case.trainer.policy(), 0)?;
         *self.examined = Examined {
             parameters: record.start.run.parameters,
             batch_size: case.data.batch_size,

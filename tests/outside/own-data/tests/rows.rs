@@ -93,7 +93,7 @@ fn an_epoch_has_every_example_once() {
     let epoch = |prefetch| {
         let loading = Loading { placement: Placement::Host, prefetch, ..Loading::default() };
         let data = DataModule { loading, ..data.clone() };
-        let loader = data.train_loader(policy, Some(3)).expect("a loader");
+        let loader = data.train_loader(policy, 3).expect("a loader");
         let batches = loader.epoch(0, 0).expect("an epoch");
         let targets = |batch: Result<AnyBatch>| {
             numbers(batch.expect("a batch").required("target").expect("targets"))

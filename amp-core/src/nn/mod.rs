@@ -77,8 +77,9 @@ pub use norm::{BatchNorm, BatchNormConfig, LayerNorm, LayerNormConfig, Normalize
 
 #[doc(hidden)]
 pub use pad::{
-    CircularPad1d, CircularPad2d, CircularPad3d, ReflectionPad1d, ReflectionPad2d, ReflectionPad3d,
-    ReplicationPad1d, ReplicationPad2d, ReplicationPad3d, ZeroPad1d, ZeroPad2d, ZeroPad3d,
+    CircularPad1d, CircularPad2d, CircularPad3d, ConstantPad, ConstantPad1d, ConstantPad2d,
+    ConstantPad3d, ReflectionPad1d, ReflectionPad2d, ReflectionPad3d, ReplicationPad1d,
+    ReplicationPad2d, ReplicationPad3d, Sides, ZeroPad1d, ZeroPad2d, ZeroPad3d,
 };
 pub use parameters::{Role, named_tensors, parameters, place};
 pub(crate) use parameters::{changed_in_forward, parameters_in_regions};

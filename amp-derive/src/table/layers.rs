@@ -65,14 +65,24 @@ const MAX_POOL_OPTIONS: &[Key] =
 const AVG_POOL_OPTIONS: &[Key] =
     &[sizes("stride"), sizes_or_zero("padding"), any("ceil_mode"), any("count_include_pad")];
 
+const AVG_POOL_OF_IMAGES_OPTIONS: &[Key] = &[
+    sizes("stride"),
+    sizes_or_zero("padding"),
+    any("ceil_mode"),
+    any("count_include_pad"),
+    optional("divisor_override"),
+];
+
 const OUTPUT: &[Key] = &[any("output_size")];
 
 const PAD: &[Key] = &[sizes_or_zero("padding")];
 
+const CONSTANT_PAD: &[Key] = &[sizes_or_zero("padding"), any("value")];
+
 const BATCH_NORM: &[Key] = &[positive("num_features")];
 const BATCH_NORM_OPTIONS: &[Key] =
     &[positive("eps"), fraction("momentum"), any("affine"), any("track_running_stats")];
-const INSTANCE_NORM_OPTIONS: &[Key] = &[positive("eps"), any("affine")];
+const GROUP_NORM_OPTIONS: &[Key] = &[positive("eps"), any("affine")];
 
 const ATTENTION_OPTIONS: &[Key] = &[
     fraction("dropout"),
@@ -181,8 +191,8 @@ pub(crate) const LAYERS: &[Layer] = &[
     layer("max_pool2d", "MaxPool2d", WINDOW, MAX_POOL_OPTIONS),
     layer("max_pool3d", "MaxPool3d", WINDOW, MAX_POOL_OPTIONS),
     layer("avg_pool1d", "AvgPool1d", WINDOW, AVG_POOL_OPTIONS),
-    layer("avg_pool2d", "AvgPool2d", WINDOW, AVG_POOL_OPTIONS),
-    layer("avg_pool3d", "AvgPool3d", WINDOW, AVG_POOL_OPTIONS),
+    layer("avg_pool2d", "AvgPool2d", WINDOW, AVG_POOL_OF_IMAGES_OPTIONS),
+    layer("avg_pool3d", "AvgPool3d", WINDOW, AVG_POOL_OF_IMAGES_OPTIONS),
     plain("adaptive_avg_pool1d", "AdaptiveAvgPool1d", OUTPUT),
     plain("adaptive_avg_pool2d", "AdaptiveAvgPool2d", OUTPUT),
     plain("adaptive_avg_pool3d", "AdaptiveAvgPool3d", OUTPUT),
@@ -192,14 +202,14 @@ pub(crate) const LAYERS: &[Layer] = &[
     layer("batch_norm1d", "BatchNorm", BATCH_NORM, BATCH_NORM_OPTIONS),
     layer("batch_norm2d", "BatchNorm", BATCH_NORM, BATCH_NORM_OPTIONS),
     layer("batch_norm3d", "BatchNorm", BATCH_NORM, BATCH_NORM_OPTIONS),
-    layer("instance_norm1d", "InstanceNorm", BATCH_NORM, INSTANCE_NORM_OPTIONS),
-    layer("instance_norm2d", "InstanceNorm", BATCH_NORM, INSTANCE_NORM_OPTIONS),
-    layer("instance_norm3d", "InstanceNorm", BATCH_NORM, INSTANCE_NORM_OPTIONS),
+    layer("instance_norm1d", "InstanceNorm", BATCH_NORM, BATCH_NORM_OPTIONS),
+    layer("instance_norm2d", "InstanceNorm", BATCH_NORM, BATCH_NORM_OPTIONS),
+    layer("instance_norm3d", "InstanceNorm", BATCH_NORM, BATCH_NORM_OPTIONS),
     layer(
         "group_norm",
         "GroupNorm",
         &[positive("num_groups"), positive("num_channels")],
-        INSTANCE_NORM_OPTIONS,
+        GROUP_NORM_OPTIONS,
     ),
     layer(
         "layer_norm",
@@ -320,6 +330,9 @@ pub(crate) const LAYERS: &[Layer] = &[
     plain("circular_pad1d", "CircularPad1d", PAD),
     plain("circular_pad2d", "CircularPad2d", PAD),
     plain("circular_pad3d", "CircularPad3d", PAD),
+    plain("constant_pad1d", "ConstantPad1d", CONSTANT_PAD),
+    plain("constant_pad2d", "ConstantPad2d", CONSTANT_PAD),
+    plain("constant_pad3d", "ConstantPad3d", CONSTANT_PAD),
     plain("dropout", "Dropout", &[fraction("p")]),
     plain("dropout1d", "ChannelDropout", &[fraction("p")]),
     plain("dropout2d", "ChannelDropout", &[fraction("p")]),

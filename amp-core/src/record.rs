@@ -102,7 +102,9 @@ impl Subscriber for Recorder {
             | Event::Logged { .. }
             | Event::Media { .. }
             | Event::Saving { .. }
-            | Event::Saved { .. } => {}
+            | Event::Saved { .. }
+            | Event::EvaluationStart(_)
+            | Event::EvaluationEnd { .. } => {}
             Event::Profiled(profile) => self.profile.push(profile.clone()),
         }
         Ok(())

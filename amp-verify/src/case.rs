@@ -235,7 +235,7 @@ fn limits(
         Length::Steps(0) => at_least_one("steps 0"),
         Length::Steps(steps) => {
             let limit = trainer.loops.limit_train_batches.checked("limit_train_batches")?;
-            let batches = data.train_loader(trainer.policy(), None)?.limited(limit).batches();
+            let batches = data.train_loader(trainer.policy(), 0)?.limited(limit).batches();
             let window = trainer.optimization.accumulate_grad_batches;
             // An epoch without a batch is refused by the trainer.
             let each = (batches.max(1).cast_unsigned()).div_ceil(window.cast_unsigned());

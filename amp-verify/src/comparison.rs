@@ -154,7 +154,7 @@ impl Comparison {
         }
         Self {
             schema: "amp-verify/2".into(),
-            seeds: vec![subject.seed],
+            seeds: vec![subject.run.seed],
             subject,
             batch_size,
             metric: judge.name.into(),
@@ -198,7 +198,7 @@ impl Comparison {
             return self;
         }
         let all: Vec<&Self> = std::iter::once(&self).chain(others).collect();
-        let seeds = all.iter().map(|comparison| comparison.subject.seed).collect();
+        let seeds = all.iter().map(|comparison| comparison.subject.run.seed).collect();
         let over_seeds: Vec<OverSeeds> =
             (0..self.runs.len()).map(|at| OverSeeds::of(&all, at, step)).collect();
         for (run, figures) in self.runs.iter_mut().zip(over_seeds) {
@@ -233,7 +233,7 @@ impl Run {
     fn new(record: RunRecord, metric: &str) -> Self {
         let finite = |name: &str| record.last(name).filter(|value| value.is_finite());
         Self {
-            precision: record.start.precision,
+            precision: record.start.run.precision,
             accuracy: finite(metric),
             loss: finite("val_loss"),
             not_finite: record.not_finite().into_iter().map(|own| own.name.clone()).collect(),

@@ -6,7 +6,7 @@ use super::{
     AnyBatch, Limit, Loading, SharedDataset,
     map_style::Workers,
     prefetch::{Prefetch, caught, watched},
-    sampler::{Epoch, Sampler, Shuffled, checked_order},
+    sampler::{Epoch, Order, checked_order},
     transformed::Transforms,
 };
 use crate::{Error, Result, precision::Policy, random::Draws, state::State};
@@ -26,8 +26,9 @@ pub struct DataLoader {
     batch_size: i64,
     drop_last: bool,
     limit: Limit,
-    /// The sampler with its seed; `None` for the set's own order.
-    sampler: Option<(Arc<dyn Sampler>, u64)>,
+    order: Order,
+    /// The seed for the order.
+    order_seed: u64,
     /// The seed for the set's random numbers.
     seed: u64,
     policy: Policy,
@@ -85,8 +86,8 @@ impl DataLoader {
             Source::Host { .. } => 0,
         };
         let drop_last = loading.drop_last;
-        let (limit, sampler) = (Limit::default(), None);
-        let seed = 0;
+        let (limit, order) = (Limit::default(), Order::InOrder);
+        let (order_seed, seed) = (0, 0);
         Ok(Self {
             source,
             examples,
@@ -95,7 +96,8 @@ impl DataLoader {
             batch_size,
             drop_last,
             limit,
-            sampler,
+            order,
+            order_seed,
             seed,
             policy,
             transforms,
@@ -103,22 +105,29 @@ impl DataLoader {
     }
 
     /// Batches of a permutation that depends only on the seed and the epoch, not on device and
-    /// precision. A stream keeps its order.
+    /// precision: [`Order::Shuffled`]. A stream keeps its order.
     #[must_use]
     pub fn shuffled(mut self, seed: u64) -> Self {
-        if self.is_stream() {
-            return self;
-        }
-        self.sampler = Some((Arc::new(Shuffled), seed));
         self.len = self.examples;
+        (self.order, self.order_seed) = (Order::Shuffled, seed);
+        if self.is_stream() {
+            self.order = Order::InOrder;
+        }
         self
     }
 
-    /// Batches in the order of a sampler with this seed.
+    /// Batches in this order, or in a sampler's, with this seed.
     ///
     /// # Errors
-    /// When it draws no batch, or the set is a stream.
-    pub fn sampled(mut self, sampler: Arc<dyn Sampler>, seed: u64) -> Result<Self> {
+    /// When a sampler draws no batch, or the set is a stream.
+    pub fn ordered(mut self, order: impl Into<Order>, seed: u64) -> Result<Self> {
+        let order = order.into();
+        let Order::Sampled(sampler) = &order else {
+            return Ok(match order {
+                Order::Shuffled => self.shuffled(seed),
+                _ => Self { len: self.examples, order, order_seed: seed, ..self },
+            });
+        };
         if self.is_stream() {
             return Err(Error::config(format!(
                 "a stream has its own order, but the sampler is `{}`: leave the sampler out",
@@ -133,7 +142,7 @@ impl DataLoader {
                 "the sampler `{name}` draws {len} examples an epoch, but at least {least} are needed"
             )));
         }
-        self.sampler = Some((sampler, seed));
+        (self.order, self.order_seed) = (order, seed);
         Ok(self)
     }
 
@@ -158,7 +167,7 @@ impl DataLoader {
 
     /// Bytes of tensors that it has made and keeps: a copy of the whole set, an epoch's order.
     pub(crate) fn held_bytes(&self) -> u64 {
-        match (&self.source, &self.sampler) {
+        match (&self.source, self.order.sampler()) {
             (Source::Resident(_), Some(_)) => self.copied + 8 * self.len as u64,
             _ => self.copied,
         }
@@ -228,9 +237,9 @@ impl DataLoader {
                  the batch size others?"
             )));
         }
-        let order = self.sampler.as_ref().map(|(sampler, seed)| {
-            let (seed, examples, batch_size) = (*seed, self.examples, self.batch_size);
-            checked_order(&**sampler, &Epoch { seed, epoch, examples, batch_size })
+        let order = self.order.sampler().map(|sampler| {
+            let (seed, examples, batch_size) = (self.order_seed, self.examples, self.batch_size);
+            checked_order(sampler, &Epoch { seed, epoch, examples, batch_size })
         });
         Ok(order.transpose()?.map(Arc::from))
     }

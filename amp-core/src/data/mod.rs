@@ -35,7 +35,7 @@ pub use module::DataModule;
 pub(crate) use overlap::{share_memory, shared_part};
 pub use placement::{DEVICE_SHARE, Loading, Placement};
 pub use sampler::{
-    Bucketed, Distributed, Epoch, InOrder, Sampler, Shuffled, ShuffledBlocks, Subset, Tail,
+    Bucketed, Distributed, Epoch, InOrder, Order, Sampler, Shuffled, ShuffledBlocks, Subset, Tail,
     Weighted,
 };
 pub use sets::Sets;

@@ -1,6 +1,6 @@
-use std::{collections::HashSet, sync::Arc};
+use std::collections::HashSet;
 
-use super::{DataLoader, Loading, Sampler, Sets, SharedDataset};
+use super::{DataLoader, Loading, Order, Sets, SharedDataset};
 use crate::{Error, Result, precision::Policy};
 
 /// The data sets on which a model is trained, validated and tested, and for which it predicts.
@@ -36,9 +36,8 @@ pub struct DataModule {
     pub predict: Sets,
     /// Examples in a batch.
     pub batch_size: i64,
-    /// The order of the training examples; `None` shuffles them if the trainer's
-    /// [`shuffle`](crate::TrainerConfig::shuffle) is set.
-    pub sampler: Option<Arc<dyn Sampler>>,
+    /// The order of the training examples, which are shuffled unless another is given.
+    pub order: Order,
     /// How batches reach the device.
     pub loading: Loading,
 }
@@ -67,7 +66,7 @@ impl DataModule {
             test: Sets::default(),
             predict: Sets::default(),
             batch_size,
-            sampler: None,
+            order: Order::Shuffled,
             loading: Loading::default(),
         }
     }
@@ -93,11 +92,17 @@ impl DataModule {
         self
     }
 
-    /// The same with another order of the training examples.
+    /// The same with another order of the training examples: an [`Order`] or a sampler.
     #[must_use]
-    pub fn with_sampler(mut self, sampler: impl Sampler + 'static) -> Self {
-        self.sampler = Some(Arc::new(sampler));
+    pub fn with_order(mut self, order: impl Into<Order>) -> Self {
+        self.order = order.into();
         self
+    }
+
+    /// The same with the training examples in the set's own order.
+    #[must_use]
+    pub fn in_order(self) -> Self {
+        self.with_order(Order::InOrder)
     }
 
     /// Refuses what cannot be batched.
@@ -111,7 +116,7 @@ impl DataModule {
             return Err(Error::config(format!("batch size {batch}: it must be at least 1")));
         }
         self.train.check()?;
-        if let Some(sampler) = &self.sampler {
+        if let Order::Sampled(sampler) = &self.order {
             let drawn = sampler.len(train);
             if batch > drawn {
                 return Err(Error::config(format!(
@@ -145,18 +150,13 @@ impl DataModule {
         self.loading.check()
     }
 
-    /// The training batches, in the sampler's or a shuffled order of this seed; without a seed in the set's
-    /// own.
+    /// The training batches in the data's order, with this seed.
     ///
     /// # Errors
     /// When they cannot be batched, or the device has no room for a set that is to be stored there.
-    pub fn train_loader(&self, policy: Policy, shuffle: Option<u64>) -> Result<DataLoader> {
+    pub fn train_loader(&self, policy: Policy, seed: u64) -> Result<DataLoader> {
         let loader = DataLoader::new(&self.train, self.batch_size, self.loading, policy)?;
-        match (shuffle, &self.sampler) {
-            (None, _) => Ok(loader),
-            (Some(seed), None) => Ok(loader.shuffled(seed)),
-            (Some(seed), Some(sampler)) => loader.sampled(sampler.clone(), seed),
-        }
+        loader.ordered(self.order.clone(), seed)
     }
 
     /// The batches of a set that is not used for training: in order, with every example, even with
@@ -169,7 +169,8 @@ impl DataModule {
         DataLoader::new(set, self.batch_size, loading, policy)
     }
 
-    /// The same data with the first `batches` batches of each set alone, without its sampler.
+    /// The same data with the first `batches` batches of each set alone; a sampler's order becomes
+    /// [`Order::Shuffled`], because the sampler was made for the whole set.
     ///
     /// # Errors
     /// When a dataset fails.
@@ -187,7 +188,10 @@ impl DataModule {
             val: head(&self.val)?,
             test: head(&self.test)?,
             predict: head(&self.predict)?,
-            sampler: None,
+            order: match self.order {
+                Order::InOrder => Order::InOrder,
+                Order::Shuffled | Order::Sampled(_) => Order::Shuffled,
+            },
             ..self.clone()
         })
     }

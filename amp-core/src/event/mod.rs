@@ -1,4 +1,4 @@
-//! Events of the training loop. Tables, progress bars, logs and records are built from them.
+//! Events of training and evaluation. Tables, progress bars, logs and records are built from them.
 
 mod memory_plan;
 mod profile;
@@ -89,7 +89,7 @@ pub enum Event {
     /// A step was profiled. Emitted when the device has finished it, some steps later.
     Profiled(Profile),
     /// The end of a validation within an epoch, at the configured
-    /// [interval](crate::trainer::ValCheckInterval).
+    /// [interval](crate::trainer::ValCheckInterval), or of an evaluation without training.
     Validated(Validated),
     /// The end of an epoch, with its validation if one was due.
     EpochEnd(EpochEnd),
@@ -117,6 +117,32 @@ pub enum Event {
     },
     /// After the last epoch.
     FitEnd(FitEnd),
+    /// Before the first batch of an evaluation without training:
+    /// [`Trainer::validate`](crate::Trainer::validate), [`test`](crate::Trainer::test) or
+    /// [`predict`](crate::Trainer::predict). What the model logs follows as [`Media`](Self::Media) and
+    /// [`Validated`](Self::Validated) at step 0.
+    EvaluationStart(EvaluationStart),
+    /// After an evaluation without training.
+    EvaluationEnd {
+        /// Wall-clock seconds of the evaluation.
+        seconds: f64,
+    },
+}
+
+impl Event {
+    /// The run that starts with this event: training, or an evaluation without training.
+    pub fn started(&self) -> Option<&RunStart> {
+        match self {
+            Self::FitStart(start) => Some(&start.run),
+            Self::EvaluationStart(start) => Some(&start.run),
+            _ => None,
+        }
+    }
+
+    /// Whether this is the last event of a run.
+    pub fn ends_run(&self) -> bool {
+        matches!(self, Self::FitEnd(_) | Self::EvaluationEnd { .. })
+    }
 }
 
 /// A skipped step.
@@ -152,9 +178,9 @@ pub struct Position {
     pub batch: i64,
 }
 
-/// The properties of a run.
+/// The properties of a run, with or without training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct FitStart {
+pub struct RunStart {
     /// The model's name.
     pub model: String,
     /// The data's name.
@@ -170,6 +196,14 @@ pub struct FitStart {
     pub hyperparameters: crate::Hyperparameters,
     /// The number of trained values.
     pub parameters: i64,
+}
+
+/// The properties of a training run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FitStart {
+    /// What every run has.
+    #[serde(flatten)]
+    pub run: RunStart,
     /// The most epochs.
     pub max_epochs: i64,
     /// Batches per epoch.
@@ -178,7 +212,30 @@ pub struct FitStart {
     pub resumed: Option<Position>,
 }
 
-/// The figures of a validation within an epoch.
+/// The properties of an evaluation without training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EvaluationStart {
+    /// Which evaluation it is.
+    pub stage: Stage,
+    /// What every run has.
+    #[serde(flatten)]
+    pub run: RunStart,
+}
+
+/// The evaluations without training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// On the validation sets.
+    Validate,
+    /// On the test sets.
+    Test,
+    /// On the sets to predict.
+    Predict,
+}
+
+/// The figures of a validation within an epoch, or of an evaluation without training, whose position and
+/// step are 0.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Validated {
     /// The position: the next batch.

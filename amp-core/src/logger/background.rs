@@ -93,10 +93,7 @@ impl Background {
 impl Subscriber for Background {
     fn on_event(&mut self, event: &Event) -> Result<()> {
         self.send(Message::Event(Box::new(event.clone())))?;
-        match event {
-            Event::FitEnd(_) => self.flush(),
-            _ => Ok(()),
-        }
+        if event.ends_run() { self.flush() } else { Ok(()) }
     }
 }
 

@@ -84,7 +84,7 @@ impl Array {
     }
 
     fn start(&mut self, start: &FitStart) {
-        self.run = (self.run.0 + 1, format!("{} {}", start.model, start.precision));
+        self.run = (self.run.0 + 1, format!("{} {}", start.run.model, start.run.precision));
         self.process(self.host(), "host");
     }
 

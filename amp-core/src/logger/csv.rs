@@ -63,8 +63,10 @@ impl Rows {
 
 impl Sink for Rows {
     fn write(&mut self, event: &Event) -> Result<()> {
+        if let Some(start) = event.started() {
+            self.run = Some((start.model.clone(), start.precision));
+        }
         match event {
-            Event::FitStart(start) => self.run = Some((start.model.clone(), start.precision)),
             Event::Logged { global_step, values } => self.values(None, *global_step, values)?,
             Event::Validated(seen) => {
                 self.values(Some(seen.position.epoch), seen.global_step, &seen.val)?;

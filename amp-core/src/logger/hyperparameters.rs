@@ -1,9 +1,9 @@
 use serde_json::Value;
 
-use crate::event::FitStart;
+use crate::event::RunStart;
 
 /// What a run is: the trainer's choices that runs differ in, and the model's hyperparameters.
-pub(super) fn hyperparameters(start: &FitStart) -> Vec<(String, Value)> {
+pub(super) fn hyperparameters(start: &RunStart) -> Vec<(String, Value)> {
     let own = [
         ("data", start.data.as_str().into()),
         ("precision", start.precision.name().into()),

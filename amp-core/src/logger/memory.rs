@@ -41,7 +41,7 @@ impl MemoryLogger {
 
 impl Subscriber for MemoryLogger {
     fn on_event(&mut self, event: &Event) -> Result<()> {
-        if let Event::FitStart(_) = event {
+        if event.started().is_some() {
             self.history.clear();
         }
         for scalar in scalars(event) {

@@ -12,7 +12,8 @@ use crate::{Result, precision::is_floating};
 ///
 /// libtorch reads the lengths on the host, so a step with this loss cannot run as a CUDA graph: under
 /// [`Graph::Auto`](crate::trainer::Graph::Auto) steps run without a graph and a note says so;
-/// `Graph::On` is an error.
+/// `Graph::On` is an error. cuDNN's loss takes the lengths on the device, but only in f32 with blank 0, and it reads
+/// beyond its memory where labels outnumber steps or are 256 and more, which a captured step cannot check.
 ///
 /// # Errors
 /// When shapes or dtypes do not fit, or libtorch refuses a length.

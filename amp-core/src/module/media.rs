@@ -24,7 +24,7 @@ macro_rules! logs_media {
             /// Logs an image or figure `[H, W]` or `[C, H, W]` of 1, 3 or 4 channels, or images `[N, C, H, W]` as a
             /// [grid](ImageGrid): uint8, or floating from 0 to 1. It is copied to the host at once, which waits for
             /// the device: log it now and then. Loggers encode and write it on threads of their own; without one
-            /// that takes images it is dropped, as it is outside of [`Trainer::fit`](crate::Trainer::fit).
+            /// that takes images it is dropped.
             ///
             /// # Errors
             /// When the shape or dtype is another, and within a step that runs as a CUDA graph: log it where

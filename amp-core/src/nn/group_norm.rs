@@ -4,7 +4,9 @@ use tch::Tensor;
 
 use super::{
     Context, Module, Role, Visit, Visitor, init,
-    norm::{NormalizedShape, eps_is_positive},
+    norm::{
+        NormalizedShape, eps_is_positive, momentum_is_a_fraction, running_statistics, visit_running,
+    },
 };
 use crate::{Error, Result};
 
@@ -81,47 +83,59 @@ pub struct InstanceNormConfig {
     pub num_features: i64,
     /// Added to the variance.
     pub eps: f64,
+    /// The weight of the newest batch in the running statistics.
+    pub momentum: f64,
     /// Whether each channel has a weight and a bias.
     pub affine: bool,
+    /// Whether there are running statistics, which evaluation uses instead of each example's own.
+    pub track_running_stats: bool,
 }
 
 impl InstanceNormConfig {
-    /// With eps 1e-5, without weight and bias.
+    /// With eps 1e-5 and momentum 0.1, without weight, bias and running statistics.
     pub fn new(num_features: i64) -> Self {
-        Self { num_features, eps: 1e-5, affine: false }
+        Self { num_features, eps: 1e-5, momentum: 0.1, affine: false, track_running_stats: false }
     }
 }
 
 /// Normalizes each channel of each example of `[N, C, L]`, `[N, C, H, W]` or `[N, C, D, H, W]`, in
-/// training and in evaluation; nn.InstanceNorm1d, nn.InstanceNorm2d and nn.InstanceNorm3d without
-/// running statistics.
+/// training and, without running statistics, in evaluation; nn.InstanceNorm1d, nn.InstanceNorm2d and
+/// nn.InstanceNorm3d. As in torch, num_batches_tracked stays 0.
 #[derive(Debug)]
 pub struct InstanceNorm {
     affine: Option<[Tensor; 2]>,
+    running: Option<[Tensor; 3]>,
     num_features: i64,
     eps: f64,
+    momentum: f64,
 }
 
 impl InstanceNorm {
-    /// Weight 1 and bias 0, if there are any.
+    /// Weight 1, bias 0, running mean 0 and running variance 1, if there are any.
     ///
     /// # Errors
-    /// When the size is negative or eps is not above 0.
+    /// When the size is negative, eps is not above 0 or the momentum is not in [0, 1].
     pub fn new(config: InstanceNormConfig) -> Result<Self> {
-        let InstanceNormConfig { num_features, eps, affine } = config;
+        let InstanceNormConfig { num_features, eps, momentum, affine, track_running_stats } =
+            config;
         eps_is_positive("instance_norm", eps)?;
-        Ok(Self { affine: weight_and_bias(num_features, affine)?, num_features, eps })
+        momentum_is_a_fraction("instance_norm", momentum)?;
+        let running = track_running_stats.then(|| running_statistics(num_features)).transpose()?;
+        let affine = weight_and_bias(num_features, affine)?;
+        Ok(Self { affine, running, num_features, eps, momentum })
     }
 }
 
 impl Visit for InstanceNorm {
     fn visit(&self, visitor: &mut dyn Visitor) {
         visit(self.affine.as_ref(), visitor);
+        visit_running(self.running.as_ref(), visitor);
     }
 }
 
 impl Module for InstanceNorm {
-    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        let is_of_input = cx.is_training() || self.running.is_none();
         let size = input.size();
         match size.as_slice() {
             [_, channels, rest @ ..] if *channels == self.num_features && !rest.is_empty() => {}
@@ -132,14 +146,17 @@ impl Module for InstanceNorm {
                 )));
             }
         }
-        if size.iter().skip(2).product::<i64>() == 1 {
+        if is_of_input && size.iter().skip(2).product::<i64>() == 1 {
             return Err(Error::config(format!(
                 "instance_norm: each channel of {size:?} has one value, which has no variance"
             )));
         }
         let [weight, bias] = both(self.affine.as_ref());
-        let none = None::<&Tensor>;
-        Ok(input.f_instance_norm(weight, bias, none, none, true, 0.1, self.eps, true)?)
+        // A pass that runs again has updated them before.
+        let running = self.running.as_ref().filter(|_| !(is_of_input && cx.is_recomputing()));
+        let (mean, variance) = (running.map(|own| &own[0]), running.map(|own| &own[1]));
+        let (momentum, eps) = (self.momentum, self.eps);
+        Ok(input.f_instance_norm(weight, bias, mean, variance, is_of_input, momentum, eps, true)?)
     }
 }
 

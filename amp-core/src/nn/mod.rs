@@ -77,11 +77,12 @@ pub use norm::{BatchNorm, BatchNormConfig, LayerNorm, LayerNormConfig, Normalize
 
 #[doc(hidden)]
 pub use pad::{
-    CircularPad1d, CircularPad2d, CircularPad3d, ReflectionPad1d, ReflectionPad2d, ReflectionPad3d,
-    ReplicationPad1d, ReplicationPad2d, ReplicationPad3d, ZeroPad1d, ZeroPad2d, ZeroPad3d,
+    CircularPad1d, CircularPad2d, CircularPad3d, ConstantPad, ConstantPad1d, ConstantPad2d,
+    ConstantPad3d, ReflectionPad1d, ReflectionPad2d, ReflectionPad3d, ReplicationPad1d,
+    ReplicationPad2d, ReplicationPad3d, Sides, ZeroPad1d, ZeroPad2d, ZeroPad3d,
 };
-pub(crate) use parameters::parameters_in_regions;
 pub use parameters::{Role, clear_gradients, named_tensors, parameters, place};
+pub(crate) use parameters::{changed_in_forward, parameters_in_regions};
 pub use part::{PartOfAny, PartOfChild, Within};
 #[doc(hidden)]
 pub use planted::{FusedTimes, LayerLosesDigits};
@@ -95,15 +96,18 @@ pub(crate) use probe::Trace;
 pub use probe::{Call, DtypeProbe, Given, Group, GroupProbe, Probe, Product, Substitute};
 pub(crate) use recompute::{Cell, Survey};
 pub use recompute::{Checkpoint, Segment};
-pub use recurrent::{Gru, GruConfig, Lstm, LstmConfig, Rnn, RnnConfig, RnnNonlinearity};
+pub use recurrent::{
+    Gru, GruCell, GruCellConfig, GruConfig, Lstm, LstmCell, LstmCellConfig, LstmConfig, Rnn,
+    RnnCell, RnnCellConfig, RnnConfig, RnnNonlinearity,
+};
 pub use resize::{Interpolation, PixelShuffle, PixelUnshuffle, Upsample, UpsampleConfig};
 pub use sinusoidal::SinusoidalEmbedding;
 pub use sizes::Sizes;
 pub use transformer::{
-    FeedForward, TransformerDecoder, TransformerDecoderConfig, TransformerDecoderLayer,
-    TransformerDecoderLayerConfig, TransformerEncoder, TransformerEncoderConfig,
-    TransformerEncoderLayer, TransformerEncoderLayerConfig, TransformerLayerConfig,
-    TransformerStackConfig,
+    FeedForward, Transformer, TransformerConfig, TransformerDecoder, TransformerDecoderConfig,
+    TransformerDecoderLayer, TransformerDecoderLayerConfig, TransformerEncoder,
+    TransformerEncoderConfig, TransformerEncoderLayer, TransformerEncoderLayerConfig,
+    TransformerLayerConfig, TransformerStackConfig,
 };
 
 use std::sync::Arc;
@@ -201,6 +205,11 @@ pub trait Visitor {
     fn leave(&mut self);
     /// A tensor of the current module.
     fn tensor(&mut self, name: &str, tensor: &Tensor, role: Role);
+    /// A parameter that the module's forward pass in training also changes, as an embedding with `max_norm` does.
+    /// A step that is skipped or repeated restores it. Otherwise the same as [`tensor`](Self::tensor).
+    fn changed_in_forward(&mut self, name: &str, tensor: &Tensor) {
+        self.tensor(name, tensor, Role::Parameter);
+    }
 }
 
 /// Visits a child module under its name.

@@ -39,12 +39,31 @@ impl BatchNormConfig {
                 "batch norm: {num_features} features, but 1 is least"
             )));
         }
-        if !(0.0..=1.0).contains(&momentum) {
-            return Err(Error::config(format!(
-                "batch norm: momentum is {momentum}, but must be in [0, 1]"
-            )));
+        momentum_is_a_fraction("batch norm", momentum)
+    }
+}
+
+/// Rule: running statistics are weighted means.
+pub(super) fn momentum_is_a_fraction(norm: &str, momentum: f64) -> Result<()> {
+    match (0.0..=1.0).contains(&momentum) {
+        true => Ok(()),
+        false => {
+            Err(Error::config(format!("{norm}: momentum is {momentum}, but must be in [0, 1]")))
         }
-        Ok(())
+    }
+}
+
+/// Running mean 0, running variance 1, and no batch yet.
+pub(super) fn running_statistics(num_features: i64) -> Result<[Tensor; 3]> {
+    let batches = Tensor::f_zeros([], (Kind::Int64, Device::Cpu))?;
+    Ok([init::buffer(&[num_features], 0.0)?, init::buffer(&[num_features], 1.0)?, batches])
+}
+
+pub(super) fn visit_running(running: Option<&[Tensor; 3]>, visitor: &mut dyn Visitor) {
+    if let Some([mean, variance, batches]) = running {
+        visitor.tensor("running_mean", mean, Role::Buffer);
+        visitor.tensor("running_var", variance, Role::Buffer);
+        visitor.tensor("num_batches_tracked", batches, Role::Buffer);
     }
 }
 
@@ -87,11 +106,7 @@ impl BatchNorm {
     /// When the size is below 1, eps is not above 0, or the momentum is not in [0, 1].
     pub fn new(config: BatchNormConfig) -> Result<Self> {
         config.check()?;
-        let shape = [config.num_features];
-        let running = || -> Result<[Tensor; 3]> {
-            let batches = Tensor::f_zeros([], (Kind::Int64, Device::Cpu))?;
-            Ok([init::buffer(&shape, 0.0)?, init::buffer(&shape, 1.0)?, batches])
-        };
+        let running = || running_statistics(config.num_features);
         Ok(Self {
             affine: weight_and_bias(config.num_features, config.affine)?,
             running: config.track_running_stats.then(running).transpose()?,
@@ -169,11 +184,7 @@ impl BatchNorm {
 impl Visit for BatchNorm {
     fn visit(&self, visitor: &mut dyn Visitor) {
         visit(self.affine.as_ref(), visitor);
-        if let Some([mean, variance, batches]) = &self.running {
-            visitor.tensor("running_mean", mean, Role::Buffer);
-            visitor.tensor("running_var", variance, Role::Buffer);
-            visitor.tensor("num_batches_tracked", batches, Role::Buffer);
-        }
+        visit_running(self.running.as_ref(), visitor);
     }
 }
 

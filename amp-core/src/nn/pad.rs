@@ -2,8 +2,58 @@
 
 use tch::Tensor;
 
-use super::{Context, Module, PaddingMode, Sizes, Visit, Visitor};
+use super::{Context, Module, PaddingMode, Sizes, Visit, Visitor, conv::sides};
 use crate::{Error, Result};
+
+/// What a layer pads: one size for all sides, `[1, 2]` for both sides of each dimension, or `[[0, 1], [2, 0]]` for the
+/// sides before and behind each. Dimensions are in the input's order; torch's tuples begin with the last dimension.
+///
+/// ```
+/// use amp_core::nn::Sides;
+///
+/// assert_eq!(Sides::<2>::from(1), Sides::from([[1, 1], [1, 1]]));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sides<const N: usize> {
+    before: Sizes<N>,
+    behind: Sizes<N>,
+}
+
+impl<const N: usize> Sides<N> {
+    fn checked(self) -> Result<Self> {
+        match self.before.0.iter().chain(&self.behind.0).find(|size| **size < 0) {
+            Some(size) => Err(Error::config(format!("padding is {size}, but must be at least 0"))),
+            None => Ok(self),
+        }
+    }
+}
+
+macro_rules! from_sizes {
+    ($($sizes:ty)*) => {$(
+        impl<const N: usize> From<$sizes> for Sides<N> {
+            fn from(both: $sizes) -> Self {
+                let both = Sizes::from(both);
+                Self { before: both, behind: both }
+            }
+        }
+    )*};
+}
+
+from_sizes!(i64 i32 [i64; N] [i32; N] Sizes<N>);
+
+macro_rules! from_pairs {
+    ($($integer:ty)*) => {$(
+        impl<const N: usize> From<[[$integer; 2]; N]> for Sides<N> {
+            fn from(sides: [[$integer; 2]; N]) -> Self {
+                let [before, behind] =
+                    [0, 1].map(|side| Sizes(sides.map(|both| i64::from(both[side]))));
+                Self { before, behind }
+            }
+        }
+    )*};
+}
+
+from_pairs!(i64 i32);
 
 /// A layer that pads the last `$n` dimensions of `[N, C, …]` by one mode.
 macro_rules! pads {
@@ -11,20 +61,16 @@ macro_rules! pads {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy)]
         pub struct $name {
-            padding: Sizes<$n>,
+            padding: Sides<$n>,
         }
 
         impl $name {
-            /// So much on both sides of all dimensions, or of each.
+            /// So much on all sides, on both sides of each dimension, or before and behind each.
             ///
             /// # Errors
             /// When a size is negative.
-            pub fn new(padding: impl Into<Sizes<$n>>) -> Result<Self> {
-                let padding = padding.into();
-                match padding.0.iter().find(|size| **size < 0) {
-                    Some(size) => Err(Error::config(format!("padding is {size}, but must be at least 0"))),
-                    None => Ok(Self { padding }),
-                }
+            pub fn new(padding: impl Into<Sides<$n>>) -> Result<Self> {
+                padding.into().checked().map(|padding| Self { padding })
             }
         }
 
@@ -34,7 +80,7 @@ macro_rules! pads {
 
         impl Module for $name {
             fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
-                PaddingMode::$mode.pad(input, self.padding, self.padding)
+                PaddingMode::$mode.pad(input, self.padding.before, self.padding.behind)
             }
         }
     )*};
@@ -65,4 +111,39 @@ pads! {
     CircularPad2d 2 Circular;
     /// The input's other ends around `[N, C, D, H, W]`; nn.CircularPad3d.
     CircularPad3d 3 Circular;
+}
+
+/// One value around the last `N` dimensions of `[N, C, …]`; nn.ConstantPad1d, nn.ConstantPad2d and nn.ConstantPad3d.
+#[derive(Debug, Clone, Copy)]
+pub struct ConstantPad<const N: usize> {
+    padding: Sides<N>,
+    value: f64,
+}
+
+/// One value around `[N, C, L]`; nn.ConstantPad1d.
+pub type ConstantPad1d = ConstantPad<1>;
+/// One value around `[N, C, H, W]`; nn.ConstantPad2d.
+pub type ConstantPad2d = ConstantPad<2>;
+/// One value around `[N, C, D, H, W]`; nn.ConstantPad3d.
+pub type ConstantPad3d = ConstantPad<3>;
+
+impl<const N: usize> ConstantPad<N> {
+    /// `value` on these sides.
+    ///
+    /// # Errors
+    /// When a size is negative.
+    pub fn new(padding: impl Into<Sides<N>>, value: impl Into<f64>) -> Result<Self> {
+        Ok(Self { padding: padding.into().checked()?, value: value.into() })
+    }
+}
+
+impl<const N: usize> Visit for ConstantPad<N> {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
+impl<const N: usize> Module for ConstantPad<N> {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        let Sides { before, behind } = self.padding;
+        Ok(input.f_pad(sides(before, behind), "constant", self.value)?)
+    }
 }

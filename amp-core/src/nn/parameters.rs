@@ -46,6 +46,13 @@ pub fn clear_gradients(module: &(impl Visit + ?Sized)) -> Result<()> {
     ffi::clear_grads(parameters(module).iter().map(|parameter| &parameter.tensor))
 }
 
+/// The parameters that the model's forward pass changes as well, and which skipped and repeated steps restore.
+pub(crate) fn changed_in_forward(module: &(impl Visit + ?Sized)) -> Vec<Parameter> {
+    let (found, _) = walk(module, Precision::F32True, &BTreeMap::new());
+    let changed = found.into_iter().filter(|found| found.is_changed_in_forward);
+    changed.map(|Found { name, tensor, .. }| Parameter { name, tensor }).collect()
+}
+
 /// The parameters in precision regions, with the plan of each region.
 pub(crate) fn parameters_in_regions(
     module: &(impl Visit + ?Sized),
@@ -91,6 +98,7 @@ pub(super) struct Found {
     pub(super) tensor: Tensor,
     pub(super) role: Role,
     pub(super) plan: RegionPlan,
+    pub(super) is_changed_in_forward: bool,
 }
 
 /// The tensors of a module, and the paths of the modules in it.
@@ -147,6 +155,14 @@ impl Visitor for Walk<'_> {
             path => format!("{path}.{name}"),
         };
         let tensor = tensor.shallow_clone();
-        self.found.push(Found { name, tensor, role, plan: self.plan });
+        let (plan, is_changed_in_forward) = (self.plan, false);
+        self.found.push(Found { name, tensor, role, plan, is_changed_in_forward });
+    }
+
+    fn changed_in_forward(&mut self, name: &str, tensor: &Tensor) {
+        self.tensor(name, tensor, Role::Parameter);
+        if let Some(found) = self.found.last_mut() {
+            found.is_changed_in_forward = true;
+        }
     }
 }

@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use super::{Context, Module, Sizes, Visit, Visitor};
-use crate::{Result, ffi};
+use crate::{Error, Result, ffi};
 
 /// The options of a [`MaxPool`] over `N` dimensions; the defaults are nn.MaxPool2d's.
 #[derive(Debug, Clone, Copy)]
@@ -98,6 +98,8 @@ pub struct AvgPoolConfig<const N: usize> {
     pub ceil_mode: bool,
     /// Whether the mean includes the padding.
     pub count_include_pad: bool,
+    /// Divides each window's sum by this number, instead of the window's elements; not for sequences, as in torch.
+    pub divisor_override: Option<i64>,
 }
 
 /// The options of an [`AvgPool1d`].
@@ -117,6 +119,7 @@ impl<const N: usize> AvgPoolConfig<N> {
             padding: Sizes([0; N]),
             ceil_mode: false,
             count_include_pad: true,
+            divisor_override: None,
         }
     }
 }
@@ -138,9 +141,15 @@ impl<const N: usize> AvgPool<N> {
     /// A pool with these options.
     ///
     /// # Errors
-    /// Never; the result has the form of the other layers.
+    /// When the divisor is below 1, or given for sequences.
     pub fn new(config: AvgPoolConfig<N>) -> Result<Self> {
-        Ok(Self { config })
+        match config.divisor_override {
+            Some(divisor) if N == 1 || divisor < 1 => Err(Error::config(format!(
+                "avg_pool{N}d: divisor_override is {divisor}, but must be at least 1, and is for images and \
+                 volumes"
+            ))),
+            _ => Ok(Self { config }),
+        }
     }
 }
 
@@ -148,11 +157,11 @@ impl<const N: usize> Module for AvgPool<N> {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
         let AvgPoolConfig { kernel_size, stride, padding, ceil_mode: ceil, .. } = self.config;
         let (size, stride, padding) = (kernel_size.0, stride.0, padding.0);
-        let padded = self.config.count_include_pad;
+        let (padded, divisor) = (self.config.count_include_pad, self.config.divisor_override);
         Ok(match N {
             1 => input.f_avg_pool1d(size, stride, padding, ceil, padded)?,
-            2 => input.f_avg_pool2d(size, stride, padding, ceil, padded, None)?,
-            _ => input.f_avg_pool3d(size, stride, padding, ceil, padded, None)?,
+            2 => input.f_avg_pool2d(size, stride, padding, ceil, padded, divisor)?,
+            _ => input.f_avg_pool3d(size, stride, padding, ceil, padded, divisor)?,
         })
     }
 }

@@ -6,7 +6,9 @@ use super::{MemoryConfig, TrainerConfig, step::whole_batch_does_not_fit};
 use crate::{
     Error, LightningModule, LossScope, Result, Step,
     data::{AnyBatch, DataLoader, DataModule, Limit, Sets},
+    event::RunStart,
     ffi,
+    hardware::Fingerprint,
     log::{Interval, Log, Logged, Media},
     nn::{Context, Evaluating},
     precision::Policy,
@@ -40,8 +42,21 @@ impl Loaders {
 
     /// The training set's first batches, in order, which replace the loop's own sets.
     pub(super) fn overfitting(data: &DataModule, policy: Policy, limit: Limit) -> Result<Self> {
-        let loader = data.train_loader(policy, None)?.limited(limit);
+        let loader = data.clone().in_order().train_loader(policy, 0)?.limited(limit);
         Ok(Self(vec![(String::new(), loader)]))
+    }
+
+    /// The values of the sets' logs under the sets' names, then the values of the logs that follow.
+    fn values(&self, logs: &[Log]) -> Result<Vec<Logged>> {
+        let mut values = Vec::new();
+        let names = self.0.iter().map(|(name, _)| name.as_str()).chain([""]);
+        for (set, log) in names.zip(logs) {
+            for mut value in log.epoch_values()? {
+                value.name = of_set(value.name, set);
+                values.push(value);
+            }
+        }
+        Ok(values)
     }
 
     /// Bytes of tensors that the loaders keep.
@@ -55,11 +70,42 @@ impl Loaders {
     }
 }
 
-/// A loop that logs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stage {
-    Validate,
-    Test,
+/// What judges the model in an evaluation.
+#[derive(Clone, Copy)]
+pub(super) struct Judged {
+    step: fn(&mut dyn LightningModule, &AnyBatch, &mut Step<'_>) -> Result<()>,
+}
+
+impl Judged {
+    /// The validation step.
+    pub(super) const VALIDATION: Self =
+        Self { step: |model, batch, step| model.validation_step(batch, step) };
+    /// The test step.
+    pub(super) const TEST: Self = Self { step: |model, batch, step| model.test_step(batch, step) };
+}
+
+/// Receives the images, texts and histograms of an evaluation with their names.
+pub(super) type Show<'s> = dyn FnMut(String, Media) -> Result<()> + 's;
+
+/// Takes the results of a batch's parts, with its set's name and its index.
+type Then<'t, T> = dyn FnMut(&str, usize, Vec<T>) -> Result<()> + 't;
+
+/// The properties of a run that trains this number of values.
+pub(super) fn run_start(
+    config: &TrainerConfig,
+    model: &dyn LightningModule,
+    data: &DataModule,
+    parameters: i64,
+) -> Result<RunStart> {
+    Ok(RunStart {
+        model: model.name().to_owned(),
+        data: data.name.clone(),
+        precision: config.precision,
+        seed: config.seed,
+        fingerprint: Fingerprint::of(config.device)?,
+        hyperparameters: model.hyperparameters(),
+        parameters,
+    })
 }
 
 /// Runs a model over data sets, in evaluation mode and without gradients.
@@ -83,70 +129,78 @@ impl Evaluator {
     pub(super) fn evaluate(
         &mut self,
         model: &mut dyn LightningModule,
-        stage: Stage,
+        judged: Judged,
         loaders: &Loaders,
         most: Option<i64>,
         last: impl FnOnce(&mut dyn LightningModule, &mut Log) -> Result<()>,
-        show: &mut dyn FnMut(String, Media) -> Result<()>,
+        show: &mut Show<'_>,
     ) -> Result<Vec<Logged>> {
-        let mut logs = Vec::with_capacity(loaders.0.len());
-        for (set, loader) in &loaders.0 {
-            let mut log = Log::default();
-            let most = most.map_or(usize::MAX, |most| most as usize);
-            for (index, batch) in loader.epoch(0, 0)?.take(most).enumerate() {
-                let scope = model.loss_scope();
-                let interval = Interval::of(index == 0);
-                let (own, _) = self.in_parts(&batch?, scope, interval, |runner, part, own| {
-                    let mut step = Step::new(&runner.context, own, index, runner.global_step);
-                    match stage {
-                        Stage::Validate => model.validation_step(part, &mut step),
-                        Stage::Test => model.test_step(part, &mut step),
-                    }
-                })?;
-                log.merge(own)?;
-                for (name, media) in log.take_media() {
-                    show(of_set(name, set), media)?;
-                }
-            }
-            logs.push(log);
-        }
+        let scope = |model: &dyn LightningModule| model.loss_scope();
+        let run = judged.step;
+        let mut logs =
+            self.each_batch(model, loaders, most, scope, run, &mut |_, _, _| Ok(()), show)?;
         let mut none = Log::default();
         last(model, logs.first_mut().unwrap_or(&mut none))?;
         logs.push(none);
         for (name, media) in logs.iter_mut().flat_map(Log::take_media) {
             show(name, media)?;
         }
-        let mut values = Vec::new();
-        let names = loaders.0.iter().map(|(name, _)| name.as_str()).chain([""]);
-        for (set, log) in names.zip(&logs) {
-            for mut value in log.epoch_values()? {
-                value.name = of_set(value.name, set);
-                values.push(value);
-            }
-        }
-        Ok(values)
+        loaders.values(&logs)
     }
 
     /// Calls `write` with the predictions for each batch, in order, with the set's name and the batch's
-    /// index.
+    /// index. Returns what the model logged; `show` is given images, texts and histograms.
     pub(super) fn predict(
         &mut self,
         model: &mut dyn LightningModule,
         loaders: &Loaders,
         write: &mut dyn FnMut(&str, usize, &AnyBatch) -> Result<()>,
-    ) -> Result<()> {
+        show: &mut Show<'_>,
+    ) -> Result<Vec<Logged>> {
+        let scope = |_: &dyn LightningModule| LossScope::Examples;
+        let run = |model: &mut dyn LightningModule, batch: &AnyBatch, step: &mut Step<'_>| {
+            model.predict_step(batch, step)
+        };
+        let mut write = |set: &str, index, outputs: Vec<AnyBatch>| {
+            outputs.iter().try_for_each(|output| write(set, index, output))
+        };
+        let logs = self.each_batch(model, loaders, None, scope, run, &mut write, show)?;
+        loaders.values(&logs)
+    }
+
+    /// Runs `run` on each batch, over at most `most` batches of each set, and gives the results of the batch's
+    /// parts to `then`. Returns what each set logged.
+    #[expect(clippy::too_many_arguments, reason = "the parts in which evaluations differ")]
+    fn each_batch<T>(
+        &mut self,
+        model: &mut dyn LightningModule,
+        loaders: &Loaders,
+        most: Option<i64>,
+        scope: impl Fn(&dyn LightningModule) -> LossScope,
+        mut run: impl FnMut(&mut dyn LightningModule, &AnyBatch, &mut Step<'_>) -> Result<T>,
+        then: &mut Then<'_, T>,
+        show: &mut Show<'_>,
+    ) -> Result<Vec<Log>> {
+        let mut logs = Vec::with_capacity(loaders.0.len());
         for (set, loader) in &loaders.0 {
-            for (index, batch) in loader.epoch(0, 0)?.enumerate() {
-                let interval = Interval::default();
-                let (_, outputs) =
-                    self.in_parts(&batch?, LossScope::Examples, interval, |runner, part, log| {
-                        let mut step = Step::new(&runner.context, log, index, runner.global_step);
-                        model.predict_step(part, &mut step)
+            let mut log = Log::default();
+            let most = most.map_or(usize::MAX, |most| most as usize);
+            for (index, batch) in loader.epoch(0, 0)?.take(most).enumerate() {
+                let (scope, interval) = (scope(&*model), Interval::of(index == 0));
+                let (own, results) =
+                    self.in_parts(&batch?, scope, interval, |runner, part, own| {
+                        let mut step = Step::new(&runner.context, own, index, runner.global_step);
+                        run(model, part, &mut step)
                     })?;
-                outputs.iter().try_for_each(|output| write(set, index, output))?;
+                log.merge(own)?;
+                for (name, media) in log.take_media() {
+                    show(of_set(name, set), media)?;
+                }
+                then(set, index, results)?;
             }
+            logs.push(log);
         }
-        Ok(())
+        Ok(logs)
     }
 
     /// Runs a batch, in parts if memory is too short and the loss allows parts. Returns what it logged

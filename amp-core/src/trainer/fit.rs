@@ -9,7 +9,7 @@ use std::{
 use super::{
     Interruption,
     config::{Loops, TrainerConfig, Validations, show_time},
-    evaluate::Loaders,
+    evaluate::{Loaders, run_start},
     freeze::Freezing,
     persist::Writer,
     step::{
@@ -23,7 +23,6 @@ use crate::{
     checkpoint,
     data::{DataLoader, DataModule},
     event::{EpochEnd, Event, FitEnd, FitStart, Position},
-    hardware::Fingerprint,
     log::Log,
     nn,
     optim::{Storage, TrainingPlan},
@@ -88,6 +87,7 @@ impl<'r, 'c> Run<'r, 'c> {
         let max_epochs = if loops.fast_dev_run.is_some() { 1 } else { config.max_epochs };
         nn::place(model, policy, &config.numerics.overrides)?;
         nn::parameters_require_gradients(model)?;
+        config.check_changed_in_forward(model)?;
         checkpoint::can_save(model)?;
         let loader = Rc::new(config.train_loader(data)?);
         let batches = loader.batches();
@@ -188,13 +188,7 @@ impl<'r, 'c> Run<'r, 'c> {
         let notes = optimizers.filter_map(|optimizer| optimizer.note());
         let notes: Vec<String> = notes.chain(full_gradients_note(self.config)).collect();
         (self.observers.emit)(Event::FitStart(FitStart {
-            model: self.model.name().to_owned(),
-            data: self.data.name.clone(),
-            precision: self.config.precision,
-            seed: self.config.seed,
-            fingerprint: Fingerprint::of(self.config.device)?,
-            hyperparameters: self.model.hyperparameters(),
-            parameters,
+            run: run_start(self.config, self.model, self.data, parameters)?,
             max_epochs: self.max_epochs,
             batches_per_epoch: self.loader.batches(),
             resumed,

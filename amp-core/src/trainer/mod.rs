@@ -29,13 +29,18 @@ use std::{
     sync::{Arc, atomic::AtomicUsize},
 };
 
-use self::evaluate::{Evaluator, Loaders, Stage};
+use tch::Tensor;
+
+use self::{
+    evaluate::{Evaluator, Judged, Loaders, Show, run_start},
+    fit::timed,
+};
 use crate::{
-    Error, LightningModule, Result,
+    Error, Hook, LightningModule, Result,
     callback::Callback,
     data::{AnyBatch, DataModule, Limit, Sets},
-    event::{Event, Subscriber},
-    log::Logged,
+    event::{EvaluationStart, Event, Position, Stage, Subscriber, Validated},
+    log::{Log, Logged},
     logger::ProgressBar,
     nn, random,
     record::{Recorder, RunRecord},
@@ -177,15 +182,34 @@ impl<'a> Trainer<'a> {
     /// Validates `model` once on the validation sets of `data` and returns the values in order. Values of
     /// a named set end in `/name`. The model is moved to the policy's device and dtype.
     ///
+    /// Subscribers receive [`Event::EvaluationStart`], the events of a validation within
+    /// [`fit`](Self::fit) at epoch 0 and step 0, and [`Event::EvaluationEnd`].
+    ///
     /// # Errors
-    /// When the configuration cannot be used, there is no validation set or a step fails.
+    /// When the configuration cannot be used, there is no validation set, a step or a subscriber fails.
     pub fn validate(
         &mut self,
         model: &mut dyn LightningModule,
         data: &DataModule,
     ) -> Result<Vec<Logged>> {
         let limit = self.config.loops.resolved().limit_val_batches;
-        self.evaluate(model, data, Stage::Validate, limit)
+        let _place = random::place();
+        let loaders = self.prepare(model, data, &data.val, "to validate on", limit)?;
+        let device = self.config.device;
+        let last = |model: &mut dyn LightningModule, log: &mut Log| {
+            let (epoch, global_step, scale, optimizers) = (0, 0, None, &[][..]);
+            model.on_validation_epoch_end(&mut Hook {
+                epoch,
+                global_step,
+                scale,
+                device,
+                optimizers,
+                log,
+            })
+        };
+        self.report(model, data, Stage::Validate, |evaluator, model, show| {
+            evaluator.evaluate(model, Judged::VALIDATION, &loaders, None, last, show)
+        })
     }
 
     /// Tests `model` once on the test sets of `data` with its `test_step`; otherwise like
@@ -199,42 +223,64 @@ impl<'a> Trainer<'a> {
         data: &DataModule,
     ) -> Result<Vec<Logged>> {
         let limit = self.config.loops.resolved().limit_test_batches;
-        self.evaluate(model, data, Stage::Test, limit)
+        let _place = random::place();
+        let loaders = self.prepare(model, data, &data.test, "to test on", limit)?;
+        self.report(model, data, Stage::Test, |evaluator, model, show| {
+            evaluator.evaluate(model, Judged::TEST, &loaders, None, |_, _| Ok(()), show)
+        })
     }
 
     /// Calls `write` with the predictions of `model` on the prediction sets of `data`, batch by batch and
     /// in order: the set's name, the batch's index in it, and the predictions on the device. The parts of
-    /// a batch that does not fit into memory have one index.
+    /// a batch that does not fit into memory have one index. Subscribers receive what the model logs, as in
+    /// [`validate`](Self::validate).
     ///
     /// # Errors
-    /// When the configuration cannot be used, there is no set to predict, or a step or `write` fails.
+    /// When the configuration cannot be used, there is no set to predict, or a step, `write` or a
+    /// subscriber fails.
     pub fn predict(
         &mut self,
         model: &mut dyn LightningModule,
         data: &DataModule,
         write: &mut dyn FnMut(&str, usize, &AnyBatch) -> Result<()>,
     ) -> Result<()> {
-        let _place = random::place();
         let limit = self.config.loops.resolved().limit_predict_batches;
+        let _place = random::place();
         let loaders = self.prepare(model, data, &data.predict, "to predict", limit)?;
-        Evaluator::new(&self.config, self.config.policy(), 0).predict(model, &loaders, write)
+        self.report(model, data, Stage::Predict, |evaluator, model, show| {
+            evaluator.predict(model, &loaders, write, show)
+        })
+        .map(drop)
     }
 
-    fn evaluate(
-        &self,
+    /// Runs an evaluation and reports its events to the subscribers. Returns its values.
+    fn report(
+        &mut self,
         model: &mut dyn LightningModule,
         data: &DataModule,
         stage: Stage,
-        limit: Limit,
+        run: impl FnOnce(&mut Evaluator, &mut dyn LightningModule, &mut Show<'_>) -> Result<Vec<Logged>>,
     ) -> Result<Vec<Logged>> {
-        let _place = random::place();
-        let (sets, kind) = match stage {
-            Stage::Validate => (&data.val, "to validate on"),
-            Stage::Test => (&data.test, "to test on"),
-        };
-        let loaders = self.prepare(model, data, sets, kind, limit)?;
+        let trained = nn::parameters(model).into_iter().map(|parameter| parameter.tensor);
+        let trained = trained.filter(Tensor::requires_grad).map(|tensor| tensor.numel() as i64);
+        let start = run_start(&self.config, model, data, trained.sum())?;
         let mut evaluator = Evaluator::new(&self.config, self.config.policy(), 0);
-        evaluator.evaluate(model, stage, &loaders, None, |_, _| Ok(()), &mut |_, _| Ok(()))
+        let mut emit = |event: Event| {
+            self.subscribers.iter_mut().try_for_each(|subscriber| subscriber.on_event(&event))
+        };
+        emit(Event::EvaluationStart(EvaluationStart { stage, run: start }))?;
+        let (val, val_seconds) = timed(|| {
+            let global_step = 0;
+            run(&mut evaluator, model, &mut |name, media| {
+                emit(Event::Media { global_step, name, media })
+            })
+        })?;
+        if !val.is_empty() {
+            let (position, global_step, val) = (Position::default(), 0, val.clone());
+            emit(Event::Validated(Validated { position, global_step, val, val_seconds }))?;
+        }
+        emit(Event::EvaluationEnd { seconds: val_seconds })?;
+        Ok(val)
     }
 
     /// Checks everything, moves the model to its device and opens the sets.

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::{
-    evaluate::{Evaluator, Stage},
+    evaluate::{Evaluator, Judged},
     fit::{Run, timed},
     step::{Aside, Moment},
 };
@@ -82,7 +82,7 @@ impl Run<'_, '_> {
             Some(_) => Ok(()),
         };
         let values =
-            evaluator.evaluate(self.model, Stage::Validate, &val, most, last, &mut show)?;
+            evaluator.evaluate(self.model, Judged::VALIDATION, &val, most, last, &mut show)?;
         self.hold_against(Moment::EvaluationEnds)?;
         Ok(values)
     }

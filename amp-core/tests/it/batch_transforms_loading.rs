@@ -56,8 +56,7 @@ fn epoch(
     first: i64,
 ) -> Result<Vec<(String, String)>> {
     let policy = Policy::new(precision, Device::Cpu);
-    let loader =
-        DataLoader::new(set, 5, loading, policy)?.sampled(Arc::new(Shuffled), 7)?.drawing(7);
+    let loader = DataLoader::new(set, 5, loading, policy)?.ordered(Shuffled, 7)?.drawing(7);
     let batches = loader.epoch(4, first)?.map(|batch| {
         let Batch { input, target } = Batch::from_any(&batch?)?;
         assert_eq!((input.kind(), target.size()[1]), (precision_kind(precision), 3));

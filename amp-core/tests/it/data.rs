@@ -178,7 +178,7 @@ fn drop_last_leaves_full_batches(
     let mut data = DataModule::new("numbers", numbered(count)?, numbered(count)?, size);
     data.loading = loading;
     let policy = policy(Precision::F32True);
-    assert_eq!(data.train_loader(policy, None)?.batches(), batches);
+    assert_eq!(data.train_loader(policy, 0)?.batches(), batches);
     assert_eq!(
         order(&data.loader(data.val.first().expect("a set"), policy)?, 0)?.concat().len() as i64,
         count
@@ -288,7 +288,7 @@ fn invalid_loading_options_are_refused() -> Result<()> {
 fn a_head_of_a_set_has_its_first_batches() -> Result<()> {
     let head = DataModule::new("numbers", numbered(9)?, numbered(3)?, 2).head(2)?;
     assert_eq!((head.train.len(), head.val.examples()), (4, 3));
-    let loader = head.train_loader(policy(Precision::F32True), None)?;
+    let loader = head.in_order().train_loader(policy(Precision::F32True), 0)?;
     assert_eq!(order(&loader, 0)?, [[0, 1], [2, 3]]);
     Ok(())
 }

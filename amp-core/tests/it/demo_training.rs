@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::support::{
     bits::{from_bits, kind_of, name_of, sha256, values},
     capability,
-    model::{Model, demo, digits, fit, same},
+    model::{Model, demo, digits, fit, in_order},
     oracle::{list, number, oracle, text},
     seeded,
 };
@@ -48,7 +48,6 @@ fn config(run: &Value) -> TrainerConfig {
     let mut config = TrainerConfig::new(precision, Device::Cpu);
     config.max_epochs = 3;
     config.logging.log_every_n_steps = 1;
-    config.shuffle = false;
     // In PyTorch a skipped step changes batch statistics and draws dropout.
     config.recovery.skipped_step_advances = true;
     config.optimization.gradient_clip =
@@ -96,7 +95,7 @@ struct Trained {
 fn train(run: &Value) -> Result<Trained> {
     let _generator = seeded(run["seed"].as_u64().expect("a seed"));
     let (mut model, config) = (model(run)?, config(run));
-    let (events, record) = fit(&config, &mut model, &same(digits(256)?, 64)?);
+    let (events, record) = fit(&config, &mut model, &in_order(digits(256)?, 64)?);
     let steps = steps(&events, config.numerics.scaler.init_scale);
     Ok(Trained { model, steps, record: record? })
 }
@@ -113,7 +112,7 @@ fn kernels_are_the_recorders(oracle: &Value, precision: &str) -> Result<bool> {
     let _generator = seeded(0);
     let mut model = model(run)?;
     let config = TrainerConfig { max_epochs: 1, ..config(run) };
-    let (events, record) = fit(&config, &mut model, &same(digits(64)?, 64)?);
+    let (events, record) = fit(&config, &mut model, &in_order(digits(64)?, 64)?);
     record?;
     let loss = from_bits(kind_of(text(&run["dtypes"], "loss")), text(&run["steps"][0], "loss"));
     let gradients = nn::parameters(&model).into_iter().all(|parameter| {

@@ -196,7 +196,7 @@ fn examples_have_their_own_random_numbers() -> Result<()> {
     assert_eq!(seeds.len(), 300);
     let policy = amp_core::precision::Policy::new(Precision::F32True, Device::Cpu);
     let examples = |batch: i64| -> Result<Vec<f64>> {
-        let loader = data(Noisy::OfItsOwn, 0, batch).train_loader(policy, None)?.drawing(5);
+        let loader = data(Noisy::OfItsOwn, 0, batch).in_order().train_loader(policy, 0)?.drawing(5);
         let batches: Result<Vec<Tensor>> = loader
             .epoch(1, 0)?
             .map(|batch| Ok(Batch::from_any(&batch?)?.input.f_select(1, 0)?))

@@ -94,7 +94,7 @@ fn frozen_parameters_do_not_move(
     let before = weights(&net);
     let record = train(&mut net, config(precision, &["encoder.*"]))?;
     assert_eq!(record.end.skipped > 0, precision == Precision::F16Mixed);
-    assert_eq!(record.start.parameters, 16 * 16 + 16 + 16 * 10 + 10);
+    assert_eq!(record.start.run.parameters, 16 * 16 + 16 + 16 * 10 + 10);
     let mut still = built(|| Still::builder().build())?;
     train(&mut still, config(precision, &[]))?;
     let after = weights(&net);

@@ -51,7 +51,7 @@ fn examples() -> Result<Batch> {
 
 fn config(window: i64) -> TrainerConfig {
     TrainerConfig::new(Precision::F64True, Device::Cpu).with(|config| {
-        (config.max_epochs, config.shuffle) = (1, false);
+        config.max_epochs = 1;
         config.logging.log_every_n_steps = 1;
         config.optimization.accumulate_grad_batches = window;
     })
@@ -85,7 +85,7 @@ fn train_on(
         }
         Ok(())
     };
-    let data = DataModule::new("classes", examples()?, examples()?, batch);
+    let data = DataModule::new("classes", examples()?, examples()?, batch).in_order();
     let config = TrainerConfig { device, ..config(window) };
     let record = Trainer::new(config).subscribe(&mut listen).fit(model, &data)?;
     let weights = nn::parameters(model).iter().flat_map(|own| values(&own.tensor)).collect();
@@ -286,7 +286,7 @@ fn weights_of_examples_count_everywhere() -> Result<()> {
                 target: rows.f_narrow(1, 0, 3)?.f_square()?,
             })
         };
-        let data = DataModule::new("weighed", set()?, set()?, batch);
+        let data = DataModule::new("weighed", set()?, set()?, batch).in_order();
         let record = Trainer::new(config(window)).fit(&mut net, &data)?;
         let moved = nn::parameters(&net).iter().flat_map(|own| values(&own.tensor)).collect();
         let value = |name: &str| record.epochs[0].value(name).expect("it is logged");

@@ -82,7 +82,7 @@ fn csv_fields_are_quoted() -> Result<()> {
     let mut logger = CsvLogger::create(&path)?;
     let events = run(&mut |_: &Event| Ok(()))?;
     let Some(Event::FitStart(mut start)) = events.first().cloned() else { panic!("a start") };
-    start.model = "A, \"B\"".into();
+    start.run.model = "A, \"B\"".into();
     let loss = Logged { name: "loss, total".into(), value: 0.1, prog_bar: false };
     logger.on_event(&Event::FitStart(start))?;
     logger.on_event(&Event::Logged { global_step: 1, values: vec![loss] })?;

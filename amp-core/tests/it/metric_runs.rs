@@ -119,7 +119,7 @@ fn classes() -> Result<Batch> {
 
 fn config(window: i64) -> TrainerConfig {
     TrainerConfig::new(Precision::F64True, device()).with(|config| {
-        (config.max_epochs, config.shuffle) = (1, false);
+        config.max_epochs = 1;
         config.optimization.accumulate_grad_batches = window;
     })
 }
@@ -145,7 +145,7 @@ fn an_epochs_value_is_that_of_the_whole_set(
         OfLabels::builder().room(room).build()?
     };
     let record = Trainer::new(config(window))
-        .fit(&mut model, &DataModule::new("rows", labels()?, labels()?, batch))?;
+        .fit(&mut model, &DataModule::new("rows", labels()?, labels()?, batch).in_order())?;
     let Batch { input, target } = labels()?;
     let output = input.to_kind(Kind::Double).matmul(&model.head.weight().to(Device::Cpu).tr());
     let precision = AveragePrecision { thresholds: Some(20), ..Default::default() };
@@ -171,7 +171,7 @@ fn an_epochs_value_is_that_of_the_whole_set(
 #[test]
 fn several_values_are_logged_by_their_index() -> Result<()> {
     let mut model = OfClasses::builder().build()?;
-    let data = DataModule::new("rows", classes()?, classes()?, 5);
+    let data = DataModule::new("rows", classes()?, classes()?, 5).in_order();
     let record = Trainer::new(config(1)).validate(&mut model, &data)?;
     let value = |name: &str| {
         let found = record.iter().find(|logged| logged.name == name);
@@ -241,7 +241,7 @@ fn a_resumed_run_has_the_epochs_values(
     #[case] set: fn() -> Result<Batch>,
 ) -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
-    let data = DataModule::new("rows", set()?, set()?, 5);
+    let data = DataModule::new("rows", set()?, set()?, 5).in_order();
     let mut straight = {
         let _section = seeded(3);
         build()?
@@ -280,7 +280,7 @@ impl ByHand {
 #[test]
 fn a_metric_that_nothing_computes_is_an_error() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
-    let data = DataModule::new("rows", classes()?, classes()?, 6);
+    let data = DataModule::new("rows", classes()?, classes()?, 6).in_order();
     let mut callback = EveryStep(folder.path().to_owned(), 0);
     Trainer::new(config(1)).callback(&mut callback).fit(&mut ByHand::builder().build()?, &data)?;
     let resume = |step| {
@@ -312,7 +312,7 @@ fn a_graph_keeps_the_same_state_as_eager_steps(
         let _section = seeded(3);
         // Eight times the set, because the first steps are not graphs.
         let eight = |set: Batch| Batch::new(set.input.repeat([8, 1]), repeated(&set.target));
-        let data = DataModule::new("rows", eight(set()?)?, set()?, 4);
+        let data = DataModule::new("rows", eight(set()?)?, set()?, 4).in_order();
         let config = TrainerConfig { graph, precision, ..config(window) }.with(|config| {
             config.numerics.scaler.growth_interval = 2;
             config.checks.shared_examples = true;

@@ -16,7 +16,7 @@ use amp_core::{
 
 use crate::support::{
     device,
-    model::{Model, constant, linear, same},
+    model::{Model, constant, in_order, linear},
     seeded,
 };
 
@@ -25,7 +25,7 @@ fn sgd(_: &TrainingPlan) -> OptimizerConfig {
 }
 
 fn config(max_epochs: i64) -> TrainerConfig {
-    TrainerConfig { max_epochs, shuffle: false, ..TrainerConfig::new(Precision::F32True, device()) }
+    TrainerConfig { max_epochs, ..TrainerConfig::new(Precision::F32True, device()) }
         .with(|config| config.logging.log_every_n_steps = 1)
 }
 
@@ -39,7 +39,7 @@ fn logged(
     let record = Trainer::new(config)
         .callback(callback)
         .subscribe(&mut history)
-        .fit(model, &same(constant(8, 4, 0.0)?, 2)?)?;
+        .fit(model, &in_order(constant(8, 4, 0.0)?, 2)?)?;
     Ok((history, record))
 }
 
@@ -192,7 +192,7 @@ fn an_overflow_shows_in_the_gradients_description() -> Result<()> {
     let record = Trainer::new(config)
         .callback(GradientStatistics::new())
         .subscribe(&mut listen)
-        .fit(&mut model, &same(constant(8, 4, 3.0)?, 2)?)?;
+        .fit(&mut model, &in_order(constant(8, 4, 3.0)?, 2)?)?;
     assert_eq!(record.end.skipped, 4);
     assert!(counts.iter().all(|count| *count > 0.0), "{counts:?}");
     Ok(())

@@ -196,10 +196,9 @@ fn optimizers_share_one_update() -> Result<()> {
     let input = Tensor::from_slice2(&columns);
     let batch =
         || Batch::new(input.shallow_clone(), Tensor::zeros([4], (Kind::Float, Device::Cpu)));
-    let data = DataModule::new("columns", batch()?, batch()?, 1);
+    let data = DataModule::new("columns", batch()?, batch()?, 1).in_order();
     let mut config = TrainerConfig::new(Precision::F16Mixed, device());
     config.max_epochs = 1;
-    config.shuffle = false;
     config.numerics.scaler =
         GradScalerConfig { init_scale: 8.0, growth_interval: 2, ..Default::default() };
     let mut model = TwoFactors::builder().build()?;

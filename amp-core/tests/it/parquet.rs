@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use amp_core::{
     data::{
-        Categories, Columns, DataLoader, Dataset, Epoch, Loading, ParquetTable, Placement, Sampler,
-        SharedDataset,
+        AnyBatch, Categories, Columns, DataLoader, Dataset, Epoch, Loading, ParquetTable,
+        Placement, Sampler, SharedDataset, Shuffled,
     },
     precision::Policy,
     prelude::*,
@@ -134,6 +134,52 @@ fn an_epoch_of_shuffled_groups_reads_each_once(
         // What the epoch before it left in memory is not read again.
         let read = set.groups_read() - before;
         assert!(read <= 8 && read + together as u64 >= 8 && (number > 1 || read == 8), "{read}");
+    }
+    Ok(())
+}
+
+/// Any number of threads gives the same rows in the same order, reads as many groups, and finds the same error.
+#[rstest]
+fn threads_change_nothing(
+    #[values(2, 3, 16)] threads: usize,
+    #[values(1, 4)] kept: usize,
+) -> Result<()> {
+    let all = recorded();
+    let (_folder, path) = written(&all, "zstd");
+    let (_other_folder, other) = written(&all, "plain");
+    let table = |threads| -> Result<ParquetTable> {
+        Ok(ParquetTable::open_all(&[&path, &other, &path])?.threads(threads))
+    };
+    let bits = |batch: &AnyBatch| -> Vec<Vec<f64>> {
+        batch.tensors().map(|(_, tensor)| values(tensor)).collect()
+    };
+    let (one, several) = (table(1)?, table(threads)?);
+    assert_eq!(bits(&several.batch(&columns())?), bits(&one.batch(&columns())?));
+    assert_eq!(several.categories("city")?, one.categories("city")?);
+    let missing = Columns::new().numbers("x", &["f64_missing"]);
+    assert_eq!(message(several.batch(&missing)), message(one.batch(&missing)));
+    let (mut one, mut several) =
+        (one.lazily(columns())?.kept(kept), several.lazily(columns())?.kept(kept));
+    let shuffled = Epoch { seed: 1, epoch: 0, examples: 33, batch_size: 5 };
+    for rows in Shuffled.order(&shuffled)?.chunks(5).chain([&[0, 1, 2][..], &[32, 0, 20]]) {
+        assert_eq!(bits(&several.gather(rows)?), bits(&one.gather(rows)?), "{rows:?}");
+        assert_eq!(several.groups_read(), one.groups_read());
+    }
+    Ok(())
+}
+
+/// Threads that read one file at a time do not move each other's place in it.
+#[test]
+fn threads_read_one_file_at_a_time() -> Result<()> {
+    let all = recorded();
+    let (_folder, path) = written(&all, "lz4");
+    let table = ParquetTable::open_all(&[&path; 8])?.threads(8);
+    let expected = ParquetTable::open_all(&[&path; 8])?.threads(1).batch(&columns())?;
+    for _ in 0..50 {
+        let seen = table.batch(&columns())?;
+        for (name, tensor) in expected.tensors() {
+            assert!(seen.required(name)?.equal(tensor), "{name}");
+        }
     }
     Ok(())
 }

@@ -22,7 +22,7 @@ use rstest::rstest;
 use crate::support::{
     bits::sha256,
     device, message,
-    model::{Model, constant, fit, linear, same},
+    model::{Model, constant, fit, in_order, linear},
     seeded,
 };
 
@@ -66,11 +66,9 @@ fn sgd(_: &amp_core::optim::TrainingPlan) -> OptimizerConfig {
 }
 
 fn config(precision: Precision) -> TrainerConfig {
-    TrainerConfig { max_epochs: 1, shuffle: false, ..TrainerConfig::new(precision, device()) }.with(
-        |config| {
-            config.numerics.scaler = GradScalerConfig { init_scale: 1024.0, ..Default::default() }
-        },
-    )
+    TrainerConfig { max_epochs: 1, ..TrainerConfig::new(precision, device()) }.with(|config| {
+        config.numerics.scaler = GradScalerConfig { init_scale: 1024.0, ..Default::default() }
+    })
 }
 
 fn examples(target: f64) -> Result<Batch> {
@@ -78,7 +76,7 @@ fn examples(target: f64) -> Result<Batch> {
 }
 
 fn first_skip(config: &TrainerConfig, model: &mut Model, examples: Batch) -> Result<Skipped> {
-    let record = fit(config, model, &same(examples, 2)?).1?;
+    let record = fit(config, model, &in_order(examples, 2)?).1?;
     Ok(record.skips.into_iter().next().expect("a skipped step"))
 }
 
@@ -230,7 +228,7 @@ fn only_the_skipped_step_runs_again_and_with_the_same_numbers(
         let config = TrainerConfig { max_epochs: 10, ..config(precision) }
             .with(|config| config.recovery.provenance = provenance);
         let examples = constant(12, 4, 0.5)?;
-        let record = fit(&config, &mut model, &same(examples, 4)?).1?;
+        let record = fit(&config, &mut model, &in_order(examples, 4)?).1?;
         let tensors = amp_core::nn::named_tensors(&model);
         let tensors: Vec<String> = tensors.iter().map(|(_, tensor, _)| sha256(tensor)).collect();
         Ok((record, tensors, runs.get()))
@@ -285,7 +283,7 @@ fn a_cause_that_does_not_recur_is_reported_as_unknown() -> Result<()> {
     let layers: Vec<Box<dyn Module>> =
         vec![Box::new(linear(4, 4)?), Box::new(Once(Cell::new(true)))];
     let mut model = Model::regression(Sequential::new(layers), sgd);
-    let record = fit(&config(Precision::F32True), &mut model, &same(examples(0.0)?, 2)?).1?;
+    let record = fit(&config(Precision::F32True), &mut model, &in_order(examples(0.0)?, 2)?).1?;
     assert_eq!(record.skips.len(), 1);
     assert_eq!(record.skips[0].provenance, None);
     let last = record.notes.last().expect("a note");
@@ -300,7 +298,7 @@ fn a_run_that_stops_reports_the_cause() -> Result<()> {
     let mut model = stack(Gain { forward: 1e39, backward: 1.0 }, PLAIN)?;
     let config =
         config(Precision::Bf16Mixed).with(|config| config.recovery.on_non_finite = NonFinite::Stop);
-    let said = message(fit(&config, &mut model, &same(examples(0.0)?, 2)?).1);
+    let said = message(fit(&config, &mut model, &in_order(examples(0.0)?, 2)?).1);
     assert!(
         said.starts_with(
             "optimizer step 0 under bf16-mixed is not finite: the output of `model.1` (bfloat16)"
@@ -330,7 +328,7 @@ fn the_search_needs_no_more_memory_than_the_step() -> Result<()> {
             ..TrainerConfig::new(Precision::F16Mixed, device())
         }
         .with(|config| config.recovery.provenance = provenance);
-        let data = same(constant(4096, 64, 1.0)?, 4096)?;
+        let data = in_order(constant(4096, 64, 1.0)?, 4096)?;
         let meter = MemoryMeter::start(device())?;
         let (_, record) = fit(&config, &mut model, &data);
         let record = record?;

@@ -19,7 +19,7 @@ use rstest::rstest;
 use crate::support::{
     bits::sha256,
     device, message,
-    model::{Model, constant, digits, fit, linear, same},
+    model::{Model, constant, digits, fit, in_order, linear},
     needs_cuda, seeded,
 };
 
@@ -28,7 +28,7 @@ fn sgd(_: &TrainingPlan) -> OptimizerConfig {
 }
 
 fn config(precision: Precision) -> TrainerConfig {
-    TrainerConfig { max_epochs: 1, shuffle: false, ..TrainerConfig::new(precision, device()) }
+    TrainerConfig { max_epochs: 1, ..TrainerConfig::new(precision, device()) }
         .with(|config| config.logging.log_every_n_steps = 1)
 }
 
@@ -66,7 +66,7 @@ fn faulty(bad: fn(u32) -> bool) -> Result<Model> {
 /// would be counted.
 fn train(config: &TrainerConfig, model: &mut Model) -> Result<RunRecord> {
     let config = config.clone().with(|config| config.recovery.provenance = false);
-    fit(&config, model, &same(constant(40, 4, 0.5)?, 2)?).1
+    fit(&config, model, &in_order(constant(40, 4, 0.5)?, 2)?).1
 }
 
 fn fingerprint(model: &Model) -> Vec<String> {
@@ -203,12 +203,12 @@ fn falling_back_to_bf16_keeps_the_weights() -> Result<()> {
         .with(|config| config.recovery.on_non_finite = NonFinite::FallBackToBf16);
     let options = (Kind::Float, device());
     let large = Batch::new(Tensor::full([8, 4], 1e6, options), Tensor::zeros([8, 4], options))?;
-    let record = fit(&config, &mut model, &same(large, 2)?).1?;
+    let record = fit(&config, &mut model, &in_order(large, 2)?).1?;
     let fell = Recovery::FellBack { precision: Precision::Bf16Mixed };
     assert_eq!(record.recoveries, [(1, fell)]);
     assert_eq!((record.end.global_step, record.end.skipped, record.end.scale), (4, 1, None));
     let wrong = TrainerConfig { precision: Precision::F32True, ..config };
-    let said = message(fit(&wrong, &mut model, &same(constant(4, 4, 0.0)?, 2)?).1);
+    let said = message(fit(&wrong, &mut model, &in_order(constant(4, 4, 0.0)?, 2)?).1);
     assert!(said.contains("falling back to bf16 is for 16-mixed, not for 32-true"), "{said}");
     Ok(())
 }
@@ -297,7 +297,7 @@ fn a_batch_that_does_not_fit_is_split(#[case] window: i64) -> Result<()> {
             config.optimization.accumulate_grad_batches = window;
             config.memory.micro_batching = micro_batching;
         });
-        let (events, record) = fit(&config, &mut model, &same(data, 10)?);
+        let (events, record) = fit(&config, &mut model, &in_order(data, 10)?);
         let weights: Vec<f64> = nn::parameters(&model)
             .iter()
             .flat_map(|parameter| crate::support::bits::values(&parameter.tensor))

@@ -49,19 +49,16 @@ fn data(batches: i64, overflowing: &[i64]) -> Result<DataModule> {
         let _ = target.narrow(0, 8 * batch, 8).fill_(600.0);
     }
     let val = Batch::new(input.copy(), target.copy())?;
-    Ok(DataModule::new("rows", Batch::new(input, target)?, val, 8))
+    Ok(DataModule::new("rows", Batch::new(input, target)?, val, 8).in_order())
 }
 
 fn config(on_non_finite: NonFinite) -> TrainerConfig {
-    TrainerConfig {
-        max_epochs: 1,
-        shuffle: false,
-        ..TrainerConfig::new(Precision::F16Mixed, device())
-    }
-    .with(|config| {
-        config.recovery.on_non_finite = on_non_finite;
-        config.numerics.scaler = GradScalerConfig { init_scale: 8192.0, ..Default::default() };
-    })
+    TrainerConfig { max_epochs: 1, ..TrainerConfig::new(Precision::F16Mixed, device()) }.with(
+        |config| {
+            config.recovery.on_non_finite = on_non_finite;
+            config.numerics.scaler = GradScalerConfig { init_scale: 8192.0, ..Default::default() };
+        },
+    )
 }
 
 fn train(config: TrainerConfig, data: &DataModule) -> Result<(Net, RunRecord)> {

@@ -1,13 +1,11 @@
 //! Samplers: the examples of an epoch and their order depend only on the seed and the epoch.
 
-use std::sync::Arc;
-
 use amp_core::{
     Trainer, TrainerConfig,
     callback::{Mode, ModelCheckpoint},
     data::{
-        Bucketed, DataLoader, Distributed, Epoch, InOrder, Loading, Placement, Sampler, Shuffled,
-        Subset, Tail, Weighted,
+        Bucketed, DataLoader, Distributed, Epoch, InOrder, Loading, Order, Placement, Sampler,
+        Shuffled, Subset, Tail, Weighted,
     },
     nn,
     precision::Policy,
@@ -189,7 +187,7 @@ impl Sampler for Given {
 fn loader(sampler: impl Sampler + 'static, loading: Loading) -> Result<DataLoader> {
     let policy = Policy::new(Precision::F32True, device());
     let data = numbered(10)?.into();
-    DataLoader::new(&data, 3, loading, policy)?.sampled(Arc::new(sampler), 3)
+    DataLoader::new(&data, 3, loading, policy)?.ordered(sampler, 3)
 }
 
 fn order(loader: &DataLoader, first: i64) -> Result<Vec<Vec<f64>>> {
@@ -258,7 +256,7 @@ fn invalid_samplers_are_refused() -> Result<()> {
         let text = message(Distributed::new(InOrder, rank, 2, Tail::Pad));
         assert!(text.starts_with(&format!("rank {rank} of 2 processes: ranks count")), "{text}");
     }
-    let data = DataModule::training("numbers", numbered(10)?, 4).with_sampler(Given(3, vec![]));
+    let data = DataModule::training("numbers", numbered(10)?, 4).with_order(Given(3, vec![]));
     let text = message(data.check());
     assert!(
         text.starts_with("batch size 4 is larger than the 3 examples that the sampler `given`"),
@@ -297,7 +295,7 @@ fn trained(
         trainer = trainer.resume_from(folder.join("last.safetensors"));
     }
     let mut net = Net::builder().build()?;
-    trainer.fit(&mut net, &data.with_sampler(sampler))?;
+    trainer.fit(&mut net, &data.with_order(sampler))?;
     Ok(nn::parameters(&net).iter().flat_map(|own| values(&own.tensor)).collect())
 }
 
@@ -336,17 +334,22 @@ fn the_default_order_is_shuffled() -> Result<()> {
     let own = {
         let policy = Policy::new(Precision::F32True, device());
         let data = DataModule::training("numbers", numbered(10)?, 3);
-        order(&data.train_loader(policy, Some(3))?, 0)?
+        order(&data.train_loader(policy, 3)?, 0)?
     };
     assert_eq!(order(&loader(Shuffled, Loading::default())?, 0)?, own);
     Ok(())
 }
 
+/// The set's own order is that of the sampler of this name, without its numbers in memory.
 #[test]
-fn a_sampler_without_shuffling_is_refused() {
-    let text = message(trained(InOrder, |config| config.shuffle = false, None, None));
-    assert_eq!(
-        text,
-        "shuffle is off, but `squares` has the sampler `in order`: leave one of the two out"
-    );
+fn the_sets_own_order_is_in_order() -> Result<()> {
+    let policy = Policy::new(Precision::F32True, device());
+    let own =
+        DataModule::training("numbers", numbered(10)?, 3).in_order().train_loader(policy, 3)?;
+    assert_eq!(order(&own, 1)?, order(&loader(InOrder, Loading::default())?, 1)?);
+    // The last order counts.
+    let sampled = loader(Weighted::new(vec![1.0; 10], 4)?, Loading::default())?;
+    assert_eq!(sampled.batches(), 2);
+    assert_eq!(sampled.ordered(Order::InOrder, 3)?.batches(), 4);
+    Ok(())
 }

@@ -15,7 +15,7 @@ use crate::support::{message, seeded};
 
 fn config() -> TrainerConfig {
     TrainerConfig::new(Precision::F16Mixed, Device::Cpu).with(|config| {
-        (config.max_epochs, config.shuffle) = (1, false);
+        config.max_epochs = 1;
         config.logging.log_every_n_steps = 1;
     })
 }
@@ -36,7 +36,7 @@ fn with_outliers(size: f64) -> Result<DataModule> {
     let (input, target) = (Tensor::f_randn([32, 4], options)?, Tensor::f_randn([32, 2], options)?);
     let _ = target.narrow(0, 8, 8).fill_(size);
     let val = Batch::new(input.copy(), target.copy())?;
-    Ok(DataModule::new("rows", Batch::new(input, target)?, val, 8))
+    Ok(DataModule::new("rows", Batch::new(input, target)?, val, 8).in_order())
 }
 
 /// The record of an epoch over these batches, with the logged loss of each step.

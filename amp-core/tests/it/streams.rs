@@ -133,8 +133,8 @@ fn streams_have_one_order_and_no_end() -> Result<()> {
         text.starts_with("placement device reads the dataset once, but a stream goes on"),
         "{text}"
     );
-    let data = DataModule::training("numbers", set, 3).with_sampler(InOrder);
-    let text = message(data.train_loader(Policy::new(Precision::F32True, device()), Some(1)));
+    let data = DataModule::training("numbers", set, 3).with_order(InOrder);
+    let text = message(data.train_loader(Policy::new(Precision::F32True, device()), 1));
     assert_eq!(
         text,
         "a stream has its own order, but the sampler is `in order`: leave the sampler out"

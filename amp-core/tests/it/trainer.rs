@@ -2,6 +2,7 @@
 
 use amp_core::{
     Error, Module, Result, Trainer, TrainerConfig,
+    data::Order,
     event::{Event, FitEnd},
     log::Logged,
     nn::{Context, Linear, Op, Relu, Sequential, Visit, Visitor},
@@ -84,7 +85,7 @@ fn the_record_gathers_the_events() -> Result<()> {
         fit(&config(Precision::Bf16Mixed), &mut model, &same(constant(5, 3, 1.0)?, 2)?);
     let record = record?;
     assert_eq!(record.epochs.len(), 2);
-    assert_eq!((record.start.parameters, record.start.model.as_str()), (12, "Model"));
+    assert_eq!((record.start.run.parameters, record.start.run.model.as_str()), (12, "Model"));
     let end = events.iter().find_map(|event| match event {
         Event::FitEnd(end) => Some(end.clone()),
         _ => None,
@@ -123,17 +124,18 @@ fn a_run_is_reproducible(#[case] precision: Precision) -> Result<()> {
 /// The seed of the configuration determines the order of the examples.
 #[test]
 fn shuffling_follows_the_configured_seed() -> Result<()> {
-    let losses = |seed, shuffle| -> Result<Vec<Logged>> {
+    let losses = |seed, order| -> Result<Vec<Logged>> {
         let _generator = seeded(0);
         let mut config = config(Precision::F64True);
-        (config.seed, config.shuffle, config.max_epochs) = (seed, shuffle, 1);
+        (config.seed, config.max_epochs) = (seed, 1);
         let mut model = sgd(linear(64, 64)?);
         model.loss = |output, _| amp_core::loss::mse_loss(output, &output.zeros_like());
-        Ok(fit(&config, &mut model, &same(digits(40)?, 4)?).1?.epochs[0].train.clone())
+        let data = same(digits(40)?, 4)?.with_order(order);
+        Ok(fit(&config, &mut model, &data).1?.epochs[0].train.clone())
     };
-    assert_eq!(losses(1, true)?, losses(1, true)?);
-    assert_ne!(losses(1, true)?, losses(2, true)?);
-    assert_eq!(losses(1, false)?, losses(2, false)?);
+    assert_eq!(losses(1, Order::Shuffled)?, losses(1, Order::Shuffled)?);
+    assert_ne!(losses(1, Order::Shuffled)?, losses(2, Order::Shuffled)?);
+    assert_eq!(losses(1, Order::InOrder)?, losses(2, Order::InOrder)?);
     Ok(())
 }
 

@@ -15,13 +15,13 @@ use rstest::rstest;
 use crate::support::{
     bits::values,
     message,
-    model::{Model, constant, digits, fit, linear, same},
+    model::{Model, constant, digits, fit, in_order, linear},
     seeded,
 };
 
 fn config(precision: Precision) -> TrainerConfig {
     let mut config = TrainerConfig::new(precision, Device::Cpu);
-    (config.max_epochs, config.shuffle, config.logging.log_every_n_steps) = (1, false, 1);
+    (config.max_epochs, config.logging.log_every_n_steps) = (1, 1);
     config
 }
 
@@ -52,7 +52,7 @@ fn trained_on(
     }
     let mut config = config(Precision::F64True);
     config.optimization.accumulate_grad_batches = window;
-    fit(&config, &mut model, &same(Batch::new(inputs, targets)?, batch)?).1?;
+    fit(&config, &mut model, &in_order(Batch::new(inputs, targets)?, batch)?).1?;
     Ok(model)
 }
 
@@ -99,7 +99,7 @@ fn overflowing(advances: bool) -> Result<(RunRecord, f64)> {
         OptimizerConfig::new(Sgd { lr: 1e-3, ..Default::default() })
             .with_scheduler(StepLr { step_size: 1, gamma: 0.5 }, Interval::Step)
     });
-    let record = fit(&config, &mut model, &same(constant(24, 8, 1.0)?, 2)?).1?;
+    let record = fit(&config, &mut model, &in_order(constant(24, 8, 1.0)?, 2)?).1?;
     let lr = record.epochs[0].lr;
     Ok((record, lr))
 }
@@ -134,7 +134,7 @@ fn a_skipped_step_changes_no_weight() -> Result<()> {
     let before = weights(&model);
     let mut config = config(Precision::F16Mixed);
     config.numerics.scaler.init_scale = 2.0_f64.powi(40);
-    let record = fit(&config, &mut model, &same(constant(4, 8, 100.0)?, 2)?).1?;
+    let record = fit(&config, &mut model, &in_order(constant(4, 8, 100.0)?, 2)?).1?;
     assert_eq!((record.end.global_step, record.end.skipped), (0, 2));
     assert_eq!(weights(&model), before);
     Ok(())
@@ -150,7 +150,8 @@ fn an_epoch_reports_its_last_steps_rate(#[case] interval: Interval, #[case] lr: 
         OptimizerConfig::new(AdamW::default())
             .with_scheduler(CosineAnnealing { t_max: 4, eta_min: 0.0 }, interval)
     });
-    let record = fit(&config(Precision::F32True), &mut model, &same(constant(8, 8, 1.0)?, 2)?).1?;
+    let record =
+        fit(&config(Precision::F32True), &mut model, &in_order(constant(8, 8, 1.0)?, 2)?).1?;
     assert!((record.epochs[0].lr / lr - 1.0).abs() < 1e-12, "{}", record.epochs[0].lr);
     Ok(())
 }
@@ -164,7 +165,7 @@ fn a_collapsing_scale_ends_the_run() -> Result<()> {
     config.max_epochs = 100;
     let mut model = Model::regression(linear(8, 8)?, |_| OptimizerConfig::new(Sgd::default()));
     let before = weights(&model);
-    let record = fit(&config, &mut model, &same(constant(4, 8, f64::INFINITY)?, 2)?).1;
+    let record = fit(&config, &mut model, &in_order(constant(4, 8, f64::INFINITY)?, 2)?).1;
     assert!(matches!(record, Err(Error::Scaler(_))));
     let said = message(record);
     assert!(said.contains("the scale fell to 6.1035") && said.contains("30 of 30 steps"), "{said}");
@@ -184,7 +185,7 @@ fn clipping_sees_unscaled_gradients(#[case] clip: Clip, #[case] limit: f64) -> R
         OptimizerConfig::new(Sgd { lr: 1.0, ..Default::default() })
     });
     let before = weights(&model);
-    fit(&config, &mut model, &same(constant(4, 8, 3.0)?, 4)?).1?;
+    fit(&config, &mut model, &in_order(constant(4, 8, 3.0)?, 4)?).1?;
     let moved: Vec<f64> = weights(&model).iter().zip(before).map(|(a, b)| a - b).collect();
     let norm = moved.iter().map(|x| x * x).sum::<f64>().sqrt();
     let largest = moved.iter().fold(0.0_f64, |most, x| most.max(x.abs()));
@@ -199,7 +200,8 @@ fn a_loss_that_is_not_a_scalar_is_an_error() -> Result<()> {
     let _generator = seeded(0);
     let mut model = Model::regression(linear(3, 3)?, |_| OptimizerConfig::new(Sgd::default()));
     model.loss = |output, _| Ok(output.shallow_clone());
-    let record = fit(&config(Precision::F32True), &mut model, &same(constant(4, 3, 1.0)?, 2)?).1;
+    let record =
+        fit(&config(Precision::F32True), &mut model, &in_order(constant(4, 3, 1.0)?, 2)?).1;
     assert_eq!(message(record), "log `train_loss`: a logged value is a scalar, got shape [2, 3]");
     Ok(())
 }
@@ -240,7 +242,7 @@ fn a_tied_weight_is_one_parameter() -> Result<()> {
     let mut model =
         Model::regression(tied, |_| OptimizerConfig::new(Sgd { lr: 0.1, ..Sgd::default() }));
     let config = TrainerConfig { max_epochs: 1, ..config(Precision::F32True) };
-    fit(&config, &mut model, &same(constant(2, 3, 1.0)?, 2)?).1?;
+    fit(&config, &mut model, &in_order(constant(2, 3, 1.0)?, 2)?).1?;
     let moved = &nn::parameters(&model)[0].tensor;
     let off = (moved.detach() - expected).abs().max().double_value(&[]);
     assert!(off < 1e-6, "{off}");
@@ -286,7 +288,7 @@ fn weights_are_cast_once_per_step(#[case] precision: Precision, #[case] casts: b
         if wipe {
             trainer = trainer.callback(Wipe);
         }
-        let record = trainer.fit(&mut model, &same(constant(4, 3, 1.0)?, 2)?)?;
+        let record = trainer.fit(&mut model, &in_order(constant(4, 3, 1.0)?, 2)?)?;
         let losses = record.epochs.iter().map(|epoch| epoch.value("train_loss"));
         Ok(losses.map(|loss| loss.expect("it is logged")).collect())
     };

@@ -65,14 +65,24 @@ const MAX_POOL_OPTIONS: &[Key] =
 const AVG_POOL_OPTIONS: &[Key] =
     &[sizes("stride"), sizes_or_zero("padding"), any("ceil_mode"), any("count_include_pad")];
 
+const AVG_POOL_OF_IMAGES_OPTIONS: &[Key] = &[
+    sizes("stride"),
+    sizes_or_zero("padding"),
+    any("ceil_mode"),
+    any("count_include_pad"),
+    optional("divisor_override"),
+];
+
 const OUTPUT: &[Key] = &[any("output_size")];
 
 const PAD: &[Key] = &[sizes_or_zero("padding")];
 
+const CONSTANT_PAD: &[Key] = &[sizes_or_zero("padding"), any("value")];
+
 const BATCH_NORM: &[Key] = &[positive("num_features")];
 const BATCH_NORM_OPTIONS: &[Key] =
     &[positive("eps"), fraction("momentum"), any("affine"), any("track_running_stats")];
-const INSTANCE_NORM_OPTIONS: &[Key] = &[positive("eps"), any("affine")];
+const GROUP_NORM_OPTIONS: &[Key] = &[positive("eps"), any("affine")];
 
 const ATTENTION_OPTIONS: &[Key] = &[
     fraction("dropout"),
@@ -126,6 +136,20 @@ const TRANSFORMER_OPTIONS: &[Key] = &[
     any("norm"),
 ];
 
+const WHOLE_TRANSFORMER_OPTIONS: &[Key] = &[
+    positive("d_model"),
+    positive("nhead"),
+    positive("num_encoder_layers"),
+    positive("num_decoder_layers"),
+    positive("dim_feedforward"),
+    fraction("dropout"),
+    FEED_FORWARD,
+    positive("layer_norm_eps"),
+    any("norm_first"),
+    any("causal"),
+    any("bias"),
+];
+
 const RECURRENT: &[Key] = &[positive("input_size"), positive("hidden_size")];
 const GRU_OPTIONS: &[Key] = &[
     positive("num_layers"),
@@ -142,15 +166,13 @@ const LSTM_OPTIONS: &[Key] = &[
     any("bidirectional"),
     positive("proj_size"),
 ];
+const NONLINEARITY: Key = choice(
+    "nonlinearity",
+    &[("tanh", "__amp::nn::RnnNonlinearity::Tanh"), ("relu", "__amp::nn::RnnNonlinearity::Relu")],
+);
 const RNN_OPTIONS: &[Key] = &[
     positive("num_layers"),
-    choice(
-        "nonlinearity",
-        &[
-            ("tanh", "__amp::nn::RnnNonlinearity::Tanh"),
-            ("relu", "__amp::nn::RnnNonlinearity::Relu"),
-        ],
-    ),
+    NONLINEARITY,
     any("bias"),
     any("batch_first"),
     fraction("dropout"),
@@ -169,8 +191,8 @@ pub(crate) const LAYERS: &[Layer] = &[
     layer("max_pool2d", "MaxPool2d", WINDOW, MAX_POOL_OPTIONS),
     layer("max_pool3d", "MaxPool3d", WINDOW, MAX_POOL_OPTIONS),
     layer("avg_pool1d", "AvgPool1d", WINDOW, AVG_POOL_OPTIONS),
-    layer("avg_pool2d", "AvgPool2d", WINDOW, AVG_POOL_OPTIONS),
-    layer("avg_pool3d", "AvgPool3d", WINDOW, AVG_POOL_OPTIONS),
+    layer("avg_pool2d", "AvgPool2d", WINDOW, AVG_POOL_OF_IMAGES_OPTIONS),
+    layer("avg_pool3d", "AvgPool3d", WINDOW, AVG_POOL_OF_IMAGES_OPTIONS),
     plain("adaptive_avg_pool1d", "AdaptiveAvgPool1d", OUTPUT),
     plain("adaptive_avg_pool2d", "AdaptiveAvgPool2d", OUTPUT),
     plain("adaptive_avg_pool3d", "AdaptiveAvgPool3d", OUTPUT),
@@ -180,14 +202,14 @@ pub(crate) const LAYERS: &[Layer] = &[
     layer("batch_norm1d", "BatchNorm", BATCH_NORM, BATCH_NORM_OPTIONS),
     layer("batch_norm2d", "BatchNorm", BATCH_NORM, BATCH_NORM_OPTIONS),
     layer("batch_norm3d", "BatchNorm", BATCH_NORM, BATCH_NORM_OPTIONS),
-    layer("instance_norm1d", "InstanceNorm", BATCH_NORM, INSTANCE_NORM_OPTIONS),
-    layer("instance_norm2d", "InstanceNorm", BATCH_NORM, INSTANCE_NORM_OPTIONS),
-    layer("instance_norm3d", "InstanceNorm", BATCH_NORM, INSTANCE_NORM_OPTIONS),
+    layer("instance_norm1d", "InstanceNorm", BATCH_NORM, BATCH_NORM_OPTIONS),
+    layer("instance_norm2d", "InstanceNorm", BATCH_NORM, BATCH_NORM_OPTIONS),
+    layer("instance_norm3d", "InstanceNorm", BATCH_NORM, BATCH_NORM_OPTIONS),
     layer(
         "group_norm",
         "GroupNorm",
         &[positive("num_groups"), positive("num_channels")],
-        INSTANCE_NORM_OPTIONS,
+        GROUP_NORM_OPTIONS,
     ),
     layer(
         "layer_norm",
@@ -205,7 +227,13 @@ pub(crate) const LAYERS: &[Layer] = &[
         "embedding",
         "Embedding",
         &[positive("num_embeddings"), positive("embedding_dim")],
-        &[optional("padding_idx"), any("scale_grad_by_freq"), positive("std")],
+        &[
+            optional("padding_idx"),
+            optional("max_norm"),
+            positive("norm_type"),
+            any("scale_grad_by_freq"),
+            positive("std"),
+        ],
     ),
     layer(
         "embedding_bag",
@@ -221,6 +249,9 @@ pub(crate) const LAYERS: &[Layer] = &[
                 ],
             ),
             optional("padding_idx"),
+            optional("max_norm"),
+            positive("norm_type"),
+            any("scale_grad_by_freq"),
             any("include_last_offset"),
             positive("std"),
         ],
@@ -260,9 +291,13 @@ pub(crate) const LAYERS: &[Layer] = &[
     ),
     layer("transformer_encoder", "TransformerEncoder", TRANSFORMER, TRANSFORMER_OPTIONS),
     layer("transformer_decoder", "TransformerDecoder", TRANSFORMER, TRANSFORMER_OPTIONS),
+    layer("transformer", "Transformer", &[], WHOLE_TRANSFORMER_OPTIONS),
     layer("lstm", "Lstm", RECURRENT, LSTM_OPTIONS),
     layer("gru", "Gru", RECURRENT, GRU_OPTIONS),
     layer("rnn", "Rnn", RECURRENT, RNN_OPTIONS),
+    layer("lstm_cell", "LstmCell", RECURRENT, &[any("bias")]),
+    layer("gru_cell", "GruCell", RECURRENT, &[any("bias")]),
+    layer("rnn_cell", "RnnCell", RECURRENT, &[any("bias"), NONLINEARITY]),
     layer(
         "upsample",
         "Upsample",
@@ -295,6 +330,9 @@ pub(crate) const LAYERS: &[Layer] = &[
     plain("circular_pad1d", "CircularPad1d", PAD),
     plain("circular_pad2d", "CircularPad2d", PAD),
     plain("circular_pad3d", "CircularPad3d", PAD),
+    plain("constant_pad1d", "ConstantPad1d", CONSTANT_PAD),
+    plain("constant_pad2d", "ConstantPad2d", CONSTANT_PAD),
+    plain("constant_pad3d", "ConstantPad3d", CONSTANT_PAD),
     plain("dropout", "Dropout", &[fraction("p")]),
     plain("dropout1d", "ChannelDropout", &[fraction("p")]),
     plain("dropout2d", "ChannelDropout", &[fraction("p")]),

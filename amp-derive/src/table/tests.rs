@@ -1,5 +1,7 @@
 //! The table against its documentation and itself.
 
+use std::collections::BTreeSet;
+
 use super::*;
 
 const DOCS: &str = include_str!("../../docs/lightning_module.md");
@@ -35,4 +37,62 @@ fn every_name_and_key_is_documented() {
         let line = format!("| `#[{}(…)]` | `{}` |", hook.name, hook.signature);
         assert!(DOCS.contains(&line), "{line}");
     }
+}
+
+/// The words in backticks of a cell.
+fn words(cell: &str) -> Vec<String> {
+    cell.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+/// The first two cells of each row of the table behind this line.
+fn rows_behind(line: &str) -> Vec<(Vec<String>, Vec<String>)> {
+    let (_, behind) = DOCS.split_once(line).unwrap_or_else(|| panic!("`{line}` is there"));
+    let lines = behind.lines().skip_while(|line| !line.starts_with("| ---")).skip(1);
+    let rows = lines.take_while(|line| line.starts_with('|')).map(|line| {
+        let mut cells = line.trim_start_matches("| ").split(" | ");
+        let mut cell = || words(cells.next().unwrap_or_default());
+        (cell(), cell())
+    });
+    rows.collect()
+}
+
+/// Each argument of a layer of torch.nn is a key of the layer here, or in the table of arguments that layers do not have,
+/// which has no other. Each layer of torch.nn has a name here, or is in the table of layers without one, which has no
+/// other (fixtures/oracles/signatures.json).
+#[test]
+fn what_torchs_layers_have_more_is_documented() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/oracles/signatures.json");
+    let recorded = std::fs::read_to_string(path).expect("the recorded signatures");
+    let recorded: serde_json::Value = serde_json::from_str(&recorded).expect("JSON");
+    let torchs = recorded["layers"].as_object().expect("layers");
+    let (mut without, mut missing) = (BTreeSet::new(), BTreeSet::new());
+    for (layer, arguments) in torchs {
+        let is_here = |row: &&Layer| match row.entry.name {
+            "gelu_tanh" => layer == "GELU",
+            name => name.replace('_', "") == layer.to_lowercase(),
+        };
+        let here: Vec<&Layer> = LAYERS.iter().filter(is_here).collect();
+        if here.is_empty() {
+            without.insert(layer.clone());
+            continue;
+        }
+        for argument in arguments.as_array().expect("arguments") {
+            let argument = argument.as_str().expect("a name");
+            let has = |row: &Layer| row.entry.keys().any(|key| key.name == argument);
+            if !here.iter().all(|row| has(row)) {
+                missing.insert((layer.clone(), argument.to_owned()));
+            }
+        }
+    }
+    let table = rows_behind("## Arguments of torch.nn that layers do not have");
+    let mut told = BTreeSet::new();
+    for (layers, arguments) in &table {
+        for layer in layers {
+            told.extend(arguments.iter().map(|argument| (layer.clone(), argument.clone())));
+        }
+    }
+    assert_eq!(told, missing);
+    let table = rows_behind("These layers of torch.nn have no name in `#[layer]`:");
+    let told: BTreeSet<String> = table.into_iter().flat_map(|(layers, _)| layers).collect();
+    assert_eq!(told, without);
 }

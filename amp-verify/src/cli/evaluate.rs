@@ -9,7 +9,7 @@ use amp_core::{
 use clap::Args;
 
 use super::{Format, RunArgs, commands::prepare_as};
-use crate::{case::Case, registry::Registry};
+use crate::{case::Case, output::Logs, registry::Registry};
 
 /// Options of `validate` and `test-set`.
 #[derive(Debug, Args)]
@@ -75,7 +75,8 @@ pub(super) fn evaluate(
 ) -> Result<Vec<Logged>> {
     let (case, mut model) = trained(registry, args)?;
     let _section = random::seeded(case.trainer.seed)?;
-    let mut trainer = Trainer::new(case.trainer.clone());
+    let mut logs = Logs::new(&args.run.logs)?;
+    let mut trainer = Trainer::new(case.trainer.clone()).subscribe(&mut logs);
     let values = match which {
         Loop::Validate => trainer.validate(model.as_mut(), &case.data)?,
         Loop::Test => trainer.test(model.as_mut(), &case.data)?,
@@ -101,7 +102,8 @@ pub(super) fn predict(registry: &Registry, args: &PredictArgs) -> Result<usize> 
     }
     let _section = random::seeded(case.trainer.seed)?;
     let (mut written, mut not_a_number) = (0, None);
-    Trainer::new(case.trainer.clone()).predict(
+    let mut logs = Logs::new(&args.evaluate.run.logs)?;
+    Trainer::new(case.trainer.clone()).subscribe(&mut logs).predict(
         model.as_mut(),
         &case.data,
         &mut |set, _, batch| {

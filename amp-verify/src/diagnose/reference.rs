@@ -52,12 +52,12 @@ impl<'a> From<&'a Comparison> for Options<'a> {
     fn from(report: &'a Comparison) -> Self {
         let subject = &report.subject;
         Self {
-            model: &subject.model,
-            data: &subject.data,
-            seed: Some(subject.seed),
+            model: &subject.run.model,
+            data: &subject.run.data,
+            seed: Some(subject.run.seed),
             epochs: subject.max_epochs,
             batch_size: report.batch_size,
-            hyperparameters: &subject.hyperparameters,
+            hyperparameters: &subject.run.hyperparameters,
         }
     }
 }
@@ -104,9 +104,9 @@ impl Reference {
         let record = train(case, Precision::F32True)?;
         let now = Comparison::new(vec![record], case.model.judge, case.data.batch_size);
         let refuse = |why: String| format!("{}: {why}", self.path.display());
-        let here = &now.subject.fingerprint;
+        let here = &now.subject.run.fingerprint;
         let unlike = match &self.known {
-            Known::Report(report) if report.subject.fingerprint != *here => {
+            Known::Report(report) if report.subject.run.fingerprint != *here => {
                 Some("NOT COMPARABLE: it is from another machine or other settings".to_owned())
             }
             Known::Report(_) => None,

@@ -26,7 +26,7 @@ pub(super) fn run(job: &Job, registry: &Registry) -> Result<Outcome> {
     config.max_steps = Some(STEPS);
     config.numerics.scaler.init_scale = SCALE;
     config.numerics.scaler.growth_interval = 4;
-    let loader = case.data.train_loader(config.policy(), None)?;
+    let loader = case.data.train_loader(config.policy(), 0)?;
     let most = BETWEEN * config.optimization.accumulate_grad_batches;
     if loader.batches() > most {
         config.loops.limit_train_batches = Limit::Batches(most);

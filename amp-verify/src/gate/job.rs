@@ -296,10 +296,10 @@ impl Job {
             examples: case.data.val.examples(),
             pairing: identity::digest(&[&weights, &order.digest(), &data.validation]),
             overlap: data.overlap,
-            hyperparameters: record.start.hyperparameters,
-            data: record.start.data,
+            hyperparameters: record.start.run.hyperparameters,
+            data: record.start.run.data,
             batch_size: case.data.batch_size,
-            fingerprint: Some(record.start.fingerprint),
+            fingerprint: Some(record.start.run.fingerprint),
             product_error: (self.precision == Precision::F32True)
                 .then(|| product_error(case.trainer.device))
                 .transpose()?,

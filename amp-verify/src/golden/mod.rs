@@ -113,17 +113,17 @@ impl Golden {
             (run.precision.name().to_owned(), Figures { paired, ..Figures::from(run) })
         };
         Ok(Self {
-            model: subject.model.clone(),
-            data: subject.data.clone(),
-            seeds: comparisons.iter().map(|comparison| comparison.subject.seed).collect(),
-            fingerprint: Some(subject.fingerprint.clone()),
+            model: subject.run.model.clone(),
+            data: subject.run.data.clone(),
+            seeds: comparisons.iter().map(|comparison| comparison.subject.run.seed).collect(),
+            fingerprint: Some(subject.run.fingerprint.clone()),
             margin,
             direction: first.direction,
             memory_share: agreement::MEMORY_SHARE,
             examples,
             epochs: subject.max_epochs,
             batch_size: first.batch_size,
-            hyperparameters: subject.hyperparameters.clone(),
+            hyperparameters: subject.run.hyperparameters.clone(),
             runs: first.runs.iter().enumerate().map(figures).collect(),
         })
     }

@@ -49,8 +49,9 @@ impl RunHistories {
 impl Subscriber for RunHistories {
     fn on_event(&mut self, event: &Event) -> Result<()> {
         if let Event::FitStart(start) = event {
-            self.current = (!self.runs.contains_key(&start.precision)).then_some(start.precision);
-            self.runs.entry(start.precision).or_default();
+            let precision = start.run.precision;
+            self.current = (!self.runs.contains_key(&precision)).then_some(precision);
+            self.runs.entry(precision).or_default();
         }
         let Some(history) = self.current.and_then(|now| self.runs.get_mut(&now)) else {
             return Ok(());

@@ -39,7 +39,7 @@ pub fn html(content: &Content<'_>) -> Result<String> {
     let precisions = comparison.runs.len();
     let mut body = format!(
         "<header>\n<h1>{} under {precisions} precision{}</h1>\n<p class=\"subject\">{}</p>\n{}</header>\n",
-        escaped(&subject.model),
+        escaped(&subject.run.model),
         if precisions == 1 { "" } else { "s" },
         escaped(heading(comparison).trim_end()),
         table::comparison(comparison)
@@ -64,7 +64,7 @@ pub fn html(content: &Content<'_>) -> Result<String> {
             .filter(|(_, points)| !points.is_empty())
             .collect();
         if !all.is_empty() {
-            let text = format!("At the end of each epoch, seed {}.", subject.seed);
+            let text = format!("At the end of each epoch, seed {}.", subject.run.seed);
             body += &Section::new(title, &text).legend(&all).chart(chart::lines(&all, name)?);
         }
         let beside = against_first(&all);
@@ -97,7 +97,7 @@ pub fn html(content: &Content<'_>) -> Result<String> {
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n\
          <title>{}: precisions compared</title>\n<style>\n{}{STYLE}</style>\n</head>\n<body>\n\
          <main>\n{body}</main>\n</body>\n</html>\n",
-        escaped(&subject.model),
+        escaped(&subject.run.model),
         color::style()
     ))
 }

@@ -55,11 +55,11 @@ impl<W: Write> Subscriber for EpochTable<W> {
             Event::FitStart(start) => {
                 self.line(&format!(
                     "{} on {} under {}, {} on {}",
-                    start.model,
-                    start.data,
-                    start.precision,
-                    start.fingerprint.device,
-                    start.fingerprint.capability
+                    start.run.model,
+                    start.run.data,
+                    start.run.precision,
+                    start.run.fingerprint.device,
+                    start.run.fingerprint.capability
                 ))?;
                 let Some(Position { epoch, batch }) = start.resumed else { return Ok(()) };
                 if epoch >= start.max_epochs {

@@ -25,7 +25,7 @@ impl PhaseTables {
 impl Subscriber for PhaseTables {
     fn on_event(&mut self, event: &Event) -> Result<()> {
         match event {
-            Event::FitStart(start) => self.run = start.precision.to_string(),
+            Event::FitStart(start) => self.run = start.run.precision.to_string(),
             Event::Profiled(profile) => self.steps.push(profile.clone()),
             Event::FitEnd(_) => {
                 let steps = std::mem::take(&mut self.steps);

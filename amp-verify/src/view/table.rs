@@ -45,16 +45,16 @@ pub fn table(comparison: &Comparison) -> String {
 /// The runs and the machine.
 pub(crate) fn heading(comparison: &Comparison) -> String {
     let subject = &comparison.subject;
-    let machine = &subject.fingerprint;
+    let machine = &subject.run.fingerprint;
     format!(
         "{} ({} parameters) on {}, {} epochs of {} batches of {}, seed {}\n{}{}, libtorch {}{}\n",
-        subject.model,
-        show_count(subject.parameters),
-        subject.data,
+        subject.run.model,
+        show_count(subject.run.parameters),
+        subject.run.data,
         subject.max_epochs,
         subject.batches_per_epoch,
         comparison.batch_size,
-        subject.seed,
+        subject.run.seed,
         machine.device,
         match machine.threads {
             0 => format!(" (compute capability {})", machine.capability),

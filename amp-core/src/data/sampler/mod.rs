@@ -118,8 +118,7 @@ impl Sampler for InOrder {
     }
 }
 
-/// All examples in a uniformly random permutation (RandomSampler). The trainer uses it unless it is given
-/// another sampler.
+/// All examples in a uniformly random permutation (RandomSampler), as [`Order::Shuffled`].
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Shuffled;
 
@@ -132,6 +131,36 @@ impl Sampler for Shuffled {
         let mut order: Vec<i64> = (0..epoch.examples).collect();
         epoch.rng().shuffle(&mut order);
         Ok(order)
+    }
+}
+
+/// The order in which a loader draws its examples: `with_order(Weighted::new(…)?)` takes a sampler,
+/// `with_order(Order::InOrder)` the set's own order.
+#[derive(Debug, Clone, Default)]
+pub enum Order {
+    /// A new permutation in each epoch, which depends only on the seed and the epoch. A stream keeps its own order.
+    #[default]
+    Shuffled,
+    /// The set's own.
+    InOrder,
+    /// A sampler's.
+    Sampled(Arc<dyn Sampler>),
+}
+
+impl<S: Sampler + 'static> From<S> for Order {
+    fn from(sampler: S) -> Self {
+        Self::Sampled(Arc::new(sampler))
+    }
+}
+
+impl Order {
+    /// The sampler; `None` for the set's own order.
+    pub(super) fn sampler(&self) -> Option<&dyn Sampler> {
+        match self {
+            Self::Shuffled => Some(&Shuffled),
+            Self::InOrder => None,
+            Self::Sampled(sampler) => Some(&**sampler),
+        }
     }
 }
 

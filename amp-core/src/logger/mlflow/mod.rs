@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    event::{Event, FitStart, Subscriber},
+    event::{Event, FitEnd, RunStart, Subscriber},
     log::Media,
 };
 
@@ -75,7 +75,7 @@ struct Run {
 }
 
 impl Run {
-    fn start(store: &Path, start: &FitStart) -> Result<Self> {
+    fn start(store: &Path, start: &RunStart) -> Result<Self> {
         let experiment = Experiment::find(store, &start.model)?;
         let run_id: String = (0..32).map(|_| fastrand::digit(16)).collect();
         let folder = experiment.folder.join(&run_id);
@@ -156,25 +156,21 @@ impl Store {
 
 impl Sink for Store {
     fn write(&mut self, event: &Event) -> Result<()> {
-        match event {
-            Event::FitStart(start) => {
-                self.fail()?;
-                self.run = Some(Run::start(&self.folder, start)?);
-            }
-            Event::FitEnd(end) => {
-                let status =
-                    if end.interrupted.is_some() { Status::Killed } else { Status::Finished };
-                if let Some(run) = self.run.take() {
-                    run.end(status)?;
-                }
-            }
-            event => {
-                if let Some(run) = &mut self.run {
-                    run.write(event)?;
-                }
-            }
+        if let Some(start) = event.started() {
+            self.fail()?;
+            self.run = Some(Run::start(&self.folder, start)?);
         }
-        Ok(())
+        if let Some(run) = &mut self.run {
+            run.write(event)?;
+        }
+        let status = match event {
+            Event::FitEnd(FitEnd { interrupted: Some(_), .. }) => Status::Killed,
+            _ => Status::Finished,
+        };
+        match self.run.take_if(|_| event.ends_run()) {
+            Some(run) => run.end(status),
+            None => Ok(()),
+        }
     }
 
     fn flush(&mut self) -> Result<()> {

@@ -170,7 +170,7 @@ impl ProgressBar {
                 self.begun += 1;
                 match &self.output {
                     Output::Bar { bar, .. } => {
-                        bar.set_prefix(start.precision.name());
+                        bar.set_prefix(start.run.precision.name());
                         self.show(now);
                     }
                     Output::Lines { every, .. } => _ = self.next.get_or_insert(now + *every),

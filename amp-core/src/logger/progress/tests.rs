@@ -4,7 +4,7 @@ use indicatif::TermLike;
 
 use super::*;
 use crate::{
-    event::{EpochEnd, FitEnd, FitStart, Position},
+    event::{EpochEnd, FitEnd, FitStart, Position, RunStart},
     hardware::Fingerprint,
     log::Logged,
     precision::Precision,
@@ -12,13 +12,15 @@ use crate::{
 
 fn start(resumed: Option<Position>) -> Event {
     Event::FitStart(FitStart {
-        model: "Net".into(),
-        data: "data".into(),
-        precision: Precision::F16Mixed,
-        seed: 0,
-        fingerprint: Fingerprint::of(tch::Device::Cpu).expect("a CPU"),
-        hyperparameters: crate::Hyperparameters::new(),
-        parameters: 1,
+        run: RunStart {
+            model: "Net".into(),
+            data: "data".into(),
+            precision: Precision::F16Mixed,
+            seed: 0,
+            fingerprint: Fingerprint::of(tch::Device::Cpu).expect("a CPU"),
+            hyperparameters: crate::Hyperparameters::new(),
+            parameters: 1,
+        },
         max_epochs: 4,
         batches_per_epoch: 50,
         resumed,

@@ -8,7 +8,7 @@ use super::{
     super::hyperparameters,
     proto::{Dim, Metadata, PluginData, Shape, Tensor, Value},
 };
-use crate::event::FitStart;
+use crate::event::RunStart;
 
 /// plugin_data.proto, HParamsPluginData
 #[derive(Clone, PartialEq, Message)]
@@ -56,7 +56,7 @@ const SUCCESS: i32 = 1;
 const FLOAT: i32 = 1;
 
 /// The model's hyperparameters, and the trainer's options in which runs differ.
-pub(super) fn session_start(start: &FitStart, now: f64) -> Value {
+pub(super) fn session_start(start: &RunStart, now: f64) -> Value {
     let all = hyperparameters(start).into_iter();
     let hparams = all.map(|(name, value)| (name, hparam(&value))).collect();
     let session = SessionStart { hparams, start_time_secs: now };

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    event::{Event, FitStart, Subscriber},
+    event::{Event, RunStart, Subscriber},
 };
 
 /// Writes event files for `tensorboard --logdir FOLDER`: scalars under the tags of
@@ -64,7 +64,7 @@ struct EventFiles {
 }
 
 impl EventFiles {
-    fn start(&mut self, start: &FitStart) -> Result<()> {
+    fn start(&mut self, start: &RunStart) -> Result<()> {
         self.flush()?;
         let folder = self.folder.join(&start.model).join(start.precision.name());
         let mut file = RecordFile::create(&new_version(&folder)?.join(file_name()))?;
@@ -89,8 +89,11 @@ impl EventFiles {
 
 impl Sink for EventFiles {
     fn write(&mut self, event: &Event) -> Result<()> {
+        if let Some(start) = event.started() {
+            self.start(start)?;
+        }
         match event {
-            Event::FitStart(start) => self.start(start)?,
+            Event::EvaluationEnd { .. } => self.summary(0, vec![hparams::session_end(now())])?,
             Event::FitEnd(end) => {
                 self.summary(end.global_step, vec![hparams::session_end(now())])?
             }

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    event::{Event, FitStart, Subscriber},
+    event::{Event, FitEnd, RunStart, Subscriber},
     log::{Image, Media},
 };
 
@@ -92,7 +92,7 @@ struct Offline {
 }
 
 impl Offline {
-    fn start(folder: &Path, start: &FitStart) -> Result<Self> {
+    fn start(folder: &Path, start: &RunStart) -> Result<Self> {
         let now = SystemTime::now();
         let time = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let id: String = (0..8).map(|_| fastrand::char('a'..='z')).collect();
@@ -247,24 +247,21 @@ impl Runs {
 
 impl Sink for Runs {
     fn write(&mut self, event: &Event) -> Result<()> {
-        match event {
-            Event::FitStart(start) => {
-                self.fail()?;
-                self.run = Some(Offline::start(&self.folder, start)?);
-            }
-            Event::FitEnd(end) => {
-                if let Some(run) = self.run.take() {
-                    let signal = end.interrupted.map_or(0, |signal| 128 + signal.cast_signed());
-                    run.end(signal)?;
-                }
-            }
-            event => {
-                if let Some(run) = &mut self.run {
-                    run.write(event)?;
-                }
-            }
+        if let Some(start) = event.started() {
+            self.fail()?;
+            self.run = Some(Offline::start(&self.folder, start)?);
         }
-        Ok(())
+        if let Some(run) = &mut self.run {
+            run.write(event)?;
+        }
+        let exit_code = match event {
+            Event::FitEnd(FitEnd { interrupted: Some(signal), .. }) => 128 + signal.cast_signed(),
+            _ => 0,
+        };
+        match self.run.take_if(|_| event.ends_run()) {
+            Some(run) => run.end(exit_code),
+            None => Ok(()),
+        }
     }
 
     fn flush(&mut self) -> Result<()> {

@@ -6,6 +6,7 @@ mod padding;
 mod tests;
 mod transpose;
 
+pub(super) use padding::sides;
 pub use padding::{Padding, PaddingMode};
 pub use transpose::{
     ConvTranspose, ConvTranspose1d, ConvTranspose1dConfig, ConvTranspose2d, ConvTranspose2dConfig,

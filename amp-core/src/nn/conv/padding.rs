@@ -70,8 +70,11 @@ impl PaddingMode {
             Self::Replicate => "replicate",
             Self::Circular => "circular",
         };
-        // libtorch's list begins with the last dimension.
-        let sides: Vec<i64> = (0..N).rev().flat_map(|at| [before.0[at], after.0[at]]).collect();
-        Ok(input.f_pad(sides, mode, None)?)
+        Ok(input.f_pad(sides(before, after), mode, None)?)
     }
+}
+
+/// libtorch's list of sides, which begins with the last dimension.
+pub(in crate::nn) fn sides<const N: usize>(before: Sizes<N>, after: Sizes<N>) -> Vec<i64> {
+    (0..N).rev().flat_map(|at| [before.0[at], after.0[at]]).collect()
 }

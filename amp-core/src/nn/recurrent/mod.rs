@@ -1,10 +1,12 @@
 //! Recurrent layers.
 
+mod cell;
 mod lengths;
 mod stack;
 
 use tch::Tensor;
 
+pub use self::cell::{GruCell, GruCellConfig, LstmCell, LstmCellConfig, RnnCell, RnnCellConfig};
 use self::stack::{Cell, Shape, Stack};
 use super::{Context, Forward, Op, Visit, Visitor};
 use crate::Result;
@@ -220,10 +222,7 @@ macro_rules! constructor {
 constructor! {
     Lstm LstmConfig |_: &LstmConfig| Cell::Lstm, |config: &LstmConfig| config.proj_size;
     Gru GruConfig |_: &GruConfig| Cell::Gru, |_: &GruConfig| 0;
-    Rnn RnnConfig |config: &RnnConfig| match config.nonlinearity {
-        RnnNonlinearity::Tanh => Cell::Tanh,
-        RnnNonlinearity::Relu => Cell::Relu,
-    }, |_: &RnnConfig| 0;
+    Rnn RnnConfig |config: &RnnConfig| Cell::of(config.nonlinearity), |_: &RnnConfig| 0;
 }
 
 impl Forward for Lstm {

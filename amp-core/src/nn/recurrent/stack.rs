@@ -4,7 +4,10 @@ use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
-use super::lengths::{Lengths, refused};
+use super::{
+    RnnNonlinearity,
+    lengths::{Lengths, refused},
+};
 use crate::{
     Result,
     nn::{Context, Dropout, Module, Role, Visitor, init},
@@ -21,8 +24,16 @@ pub(super) enum Cell {
 }
 
 impl Cell {
+    /// A plain cell.
+    pub(super) fn of(nonlinearity: RnnNonlinearity) -> Self {
+        match nonlinearity {
+            RnnNonlinearity::Tanh => Self::Tanh,
+            RnnNonlinearity::Relu => Self::Relu,
+        }
+    }
+
     /// The number of weight rows for each element of the state.
-    fn gates(self) -> i64 {
+    pub(super) fn gates(self) -> i64 {
         match self {
             Self::Lstm => 4,
             Self::Gru => 3,
@@ -55,7 +66,22 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    fn check(&self) -> Result<()> {
+    /// One layer in one direction.
+    pub(super) fn single(cell: Cell, [input_size, hidden_size]: [i64; 2], bias: bool) -> Self {
+        Self {
+            cell,
+            input_size,
+            hidden_size,
+            num_layers: 1,
+            bias,
+            batch_first: false,
+            dropout: 0.0,
+            bidirectional: false,
+            proj_size: 0,
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
         let Self { input_size, hidden_size, num_layers, proj_size, .. } = *self;
         if input_size < 1 || hidden_size < 1 || num_layers < 1 {
             return Err(refused(format!(
@@ -121,6 +147,14 @@ impl Shape {
     }
 }
 
+/// The autocast dtype, if autocast is on and casts the dtypes of this input and weight.
+pub(super) fn autocast_kind(input: &Tensor, weight: &Tensor) -> Result<Option<Kind>> {
+    let state = autocast_state(input.device())?;
+    let eligible = |kind| is_floating(kind) && kind != Kind::Double;
+    let casts = state.enabled && eligible(input.kind()) && eligible(weight.kind());
+    Ok(state.dtype.filter(|_| casts))
+}
+
 /// All layers.
 #[derive(Debug)]
 pub(super) struct Stack {
@@ -165,7 +199,7 @@ impl Stack {
         let batch_first = self.shape.batch_first;
         let (steps, batch) = self.sizes(input)?;
         let device = input.device();
-        let autocast = self.autocast_kind(input)?;
+        let autocast = autocast_kind(input, &self.weights[0])?;
         let kind = autocast.unwrap_or(input.kind());
         // libtorch's autocast of recurrent layers is always f16 on CUDA, and on the CPU casts to
         // bf16 even if oneDNN has no kernel.
@@ -203,14 +237,6 @@ impl Stack {
                 if batch_first { "batch, steps" } else { "steps, batch" }
             ))),
         }
-    }
-
-    /// The autocast dtype, if autocast is on and casts these dtypes.
-    fn autocast_kind(&self, input: &Tensor) -> Result<Option<Kind>> {
-        let state = autocast_state(input.device())?;
-        let eligible = |kind| is_floating(kind) && kind != Kind::Double;
-        let casts = state.enabled && eligible(input.kind()) && eligible(self.weights[0].kind());
-        Ok(state.dtype.filter(|_| casts))
     }
 
     /// The given states, or zeros.

@@ -5,10 +5,12 @@ mod encoder;
 mod feed_forward;
 #[cfg(test)]
 mod tests;
+mod whole;
 
 pub use decoder::{TransformerDecoder, TransformerDecoderLayer};
 pub use encoder::{TransformerEncoder, TransformerEncoderLayer};
 pub use feed_forward::FeedForward;
+pub use whole::{Transformer, TransformerConfig};
 
 use tch::Tensor;
 

@@ -11,7 +11,7 @@ mod numerics;
 mod optimization;
 mod recovery;
 
-use tch::Device;
+use tch::{Device, Kind};
 
 pub(super) use self::loops::{Validations, show_time};
 pub use self::{
@@ -28,9 +28,10 @@ pub use self::{
 };
 
 use crate::{
-    Error, Result,
+    Error, LightningModule, Result,
     data::{DataLoader, DataModule},
-    optim::TrainingPlan,
+    nn,
+    optim::{TrainingPlan, WeightUpdate},
     precision::{Policy, Precision},
 };
 
@@ -54,8 +55,6 @@ pub struct TrainerConfig {
     pub device: Device,
     /// The seed of the order of examples. Weights and dropout use libtorch's generator.
     pub seed: u64,
-    /// Whether the training set is shuffled in each epoch.
-    pub shuffle: bool,
     /// Epochs to train.
     pub max_epochs: i64,
     /// Training ends after this number of optimizer steps, if that comes before the last epoch.
@@ -86,7 +85,6 @@ impl TrainerConfig {
             precision,
             device,
             seed: 0,
-            shuffle: true,
             max_epochs: 1000,
             max_steps: None,
             graph: Graph::default(),
@@ -115,19 +113,14 @@ impl TrainerConfig {
     /// The training batches of a run with these options, in its order.
     ///
     /// # Errors
-    /// When the data cannot be split into batches, shuffling is off and the data has a sampler, or the
-    /// device has no room for a set that should be stored there.
+    /// When the data cannot be split into batches, or the device has no room for a set that should be stored
+    /// there.
     pub fn train_loader(&self, data: &DataModule) -> Result<DataLoader> {
         let loops = self.loops.resolved();
-        if let (false, Some(sampler)) = (self.shuffle, &data.sampler) {
-            return Err(Error::config(format!(
-                "shuffle is off, but `{}` has the sampler `{}`: leave one of the two out",
-                data.name,
-                sampler.name()
-            )));
-        }
-        let in_order = !self.shuffle || loops.overfit_batches.is_some();
-        let loader = data.train_loader(self.policy(), (!in_order).then_some(self.seed))?;
+        let loader = match loops.overfit_batches {
+            Some(_) => data.clone().in_order().train_loader(self.policy(), self.seed)?,
+            None => data.train_loader(self.policy(), self.seed)?,
+        };
         Ok(loader.drawing(self.seed).limited(loops.limit_train_batches))
     }
 
@@ -156,6 +149,23 @@ impl TrainerConfig {
         self.loops.check()?;
         self.memory.check()?;
         self.recovery.check(self.precision)
+    }
+
+    /// Refuses master weights of parameters that the forward pass changes: the next step would undo the change.
+    pub(super) fn check_changed_in_forward(&self, model: &dyn LightningModule) -> Result<()> {
+        let is_narrow = |kind| matches!(kind, Kind::Half | Kind::BFloat16);
+        let mut changed = nn::changed_in_forward(model).into_iter();
+        match changed.find(|parameter| is_narrow(parameter.tensor.kind())) {
+            Some(parameter) if self.numerics.weight_update == WeightUpdate::MasterWeights => {
+                Err(Error::config(format!(
+                    "`{}` has 16 bits and max_norm, which rescales vectors in the forward pass; master weights \
+                     would undo that at the next step: run the layer in `#[precision(fp32)]`, or choose another \
+                     weight_update",
+                    parameter.name
+                )))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Refuses options that do not work for a model that steps its optimizers itself.

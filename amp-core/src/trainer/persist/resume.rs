@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use crate::{
     Error, Result,
     checkpoint::{self, Saved},
+    data::Order,
     event::{Event, MemoryPlan, Position},
     log::Log,
     named::named,
@@ -72,6 +73,10 @@ impl Run<'_, '_> {
     pub(in crate::trainer) fn identity(&self) -> Map<String, Value> {
         let config = self.config;
         let freeze = config.optimization.freeze.iter().map(Freeze::to_string);
+        let sampler = match &self.data.order {
+            Order::Sampled(sampler) => Some(sampler.name()),
+            Order::Shuffled | Order::InOrder => None,
+        };
         let entries = [
             ("model", self.model.name().into()),
             ("hyperparameters", Value::Object(self.model.hyperparameters())),
@@ -82,8 +87,8 @@ impl Run<'_, '_> {
             ("drop_last", self.data.loading.drop_last.into()),
             ("accumulate_grad_batches", config.optimization.accumulate_grad_batches.into()),
             ("seed", config.seed.into()),
-            ("shuffle", config.shuffle.into()),
-            ("sampler", self.data.sampler.as_ref().map(|sampler| sampler.name()).into()),
+            ("shuffle", (!matches!(self.data.order, Order::InOrder)).into()),
+            ("sampler", sampler.into()),
             ("freeze", freeze.collect::<Vec<_>>().into()),
             ("averaging", serde_json::json!(config.optimization.averaging)),
             ("gradient_clip", serde_json::json!(config.optimization.gradient_clip)),

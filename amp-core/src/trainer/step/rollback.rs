@@ -1,12 +1,13 @@
 //! The state that a skipped or repeated step must not change: buffers, the model's own state, random
-//! numbers. Parameters, optimizers, schedules and the loss scale change only in applied steps.
+//! numbers, and parameters that the forward pass changes. Other parameters, optimizers, schedules and the loss
+//! scale change only in applied steps.
 
 use tch::Device;
 
 use super::tensor_copies::Kept;
 use crate::{
     LightningModule, Result,
-    nn::{Role, named_tensors},
+    nn::{Role, changed_in_forward, named_tensors},
     random::RandomState,
     state::State,
 };
@@ -49,11 +50,14 @@ pub(super) struct Rollback {
 }
 
 impl Rollback {
-    /// For the buffers of `model`, which is already on its device.
+    /// For the buffers of `model`, which is already on its device, and the parameters that its forward pass
+    /// changes.
     pub(super) fn new(model: &dyn LightningModule, device: Device) -> Result<Self> {
         let tensors = named_tensors(model).into_iter();
         let buffers = tensors.filter(|(_, _, role)| *role == Role::Buffer);
-        let buffers = Kept::new(buffers.map(|(_, tensor, _)| tensor).collect(), 1)?;
+        let buffers = buffers.map(|(_, tensor, _)| tensor);
+        let changed = changed_in_forward(model).into_iter().map(|parameter| parameter.tensor);
+        let buffers = Kept::new(buffers.chain(changed).collect(), 1)?;
         Ok(Self { device, buffers, aside: None })
     }
 

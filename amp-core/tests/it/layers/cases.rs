@@ -6,18 +6,18 @@ use amp_core::{
         AdaptiveAvgPool1d, AdaptiveAvgPool2d, AdaptiveAvgPool3d, AdaptiveMaxPool1d,
         AdaptiveMaxPool2d, AdaptiveMaxPool3d, AvgPool1d, AvgPool1dConfig, AvgPool2d,
         AvgPool2dConfig, AvgPool3d, AvgPool3dConfig, BatchNorm, BatchNormConfig, Celu, CeluConfig,
-        CircularPad1d, CircularPad2d, Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, Conv3d,
-        Conv3dConfig, ConvTranspose1d, ConvTranspose1dConfig, ConvTranspose2d,
-        ConvTranspose2dConfig, ConvTranspose3d, ConvTranspose3dConfig, Elu, EluConfig, FeedForward,
-        GeluTanh, Glu, GluConfig, GroupNorm, GroupNormConfig, Hardshrink, HardshrinkConfig,
-        Hardsigmoid, Hardswish, Hardtanh, HardtanhConfig, InstanceNorm, InstanceNormConfig,
-        Interpolation, LayerNorm, LayerNormConfig, LeakyRelu, LeakyReluConfig, LogSigmoid,
-        LogSoftmax, MaxPool1d, MaxPool1dConfig, MaxPool2d, MaxPool2dConfig, MaxPool3d,
+        CircularPad1d, CircularPad2d, ConstantPad1d, ConstantPad2d, Conv1d, Conv1dConfig, Conv2d,
+        Conv2dConfig, Conv3d, Conv3dConfig, ConvTranspose1d, ConvTranspose1dConfig,
+        ConvTranspose2d, ConvTranspose2dConfig, ConvTranspose3d, ConvTranspose3dConfig, Elu,
+        EluConfig, FeedForward, GeluTanh, Glu, GluConfig, GroupNorm, GroupNormConfig, Hardshrink,
+        HardshrinkConfig, Hardsigmoid, Hardswish, Hardtanh, HardtanhConfig, InstanceNorm,
+        InstanceNormConfig, Interpolation, LayerNorm, LayerNormConfig, LeakyRelu, LeakyReluConfig,
+        LogSigmoid, LogSoftmax, MaxPool1d, MaxPool1dConfig, MaxPool2d, MaxPool2dConfig, MaxPool3d,
         MaxPool3dConfig, Mish, Padding, PaddingMode, PixelShuffle, PixelUnshuffle, Prelu,
         PreluConfig, ReflectionPad1d, ReflectionPad2d, ReflectionPad3d, Relu6, ReplicationPad2d,
         ReplicationPad3d, RmsNorm, RmsNormConfig, Selu, Softmax, Softmin, Softplus, SoftplusConfig,
         Softshrink, SoftshrinkConfig, Softsign, Tanhshrink, Threshold, TransformerEncoderLayer,
-        TransformerEncoderLayerConfig, Upsample, UpsampleConfig, ZeroPad1d, ZeroPad3d,
+        TransformerEncoderLayerConfig, Upsample, UpsampleConfig, ZeroPad1d, ZeroPad2d, ZeroPad3d,
     },
 };
 
@@ -123,6 +123,10 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Module>> {
         "reflection_pad3d" => boxed(ReflectionPad3d::new(1)),
         "replication_pad2d" => boxed(ReplicationPad2d::new(2)),
         "replication_pad3d" => boxed(ReplicationPad3d::new(1)),
+        "zero_pad2d sides" => boxed(ZeroPad2d::new([[2, 3], [1, 0]])),
+        "reflection_pad1d sides" => boxed(ReflectionPad1d::new([[0, 3]])),
+        "constant_pad1d" => boxed(ConstantPad1d::new(2, -1.5)),
+        "constant_pad2d" => boxed(ConstantPad2d::new([[2, 3], [0, 1]], 0.5)),
         "circular_pad1d" => boxed(CircularPad1d::new(2)),
         "circular_pad2d" => boxed(CircularPad2d::new([2, 1])),
         "max_pool1d" => boxed(MaxPool1d::new(MaxPool1dConfig {
@@ -153,6 +157,16 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Module>> {
             ceil_mode: true,
             ..AvgPool2dConfig::new([3, 2])
         })),
+        "avg_pool2d divisor" => boxed(AvgPool2d::new(AvgPool2dConfig {
+            stride: 2.into(),
+            padding: 1.into(),
+            divisor_override: Some(5),
+            ..AvgPool2dConfig::new(3)
+        })),
+        "avg_pool3d divisor" => boxed(AvgPool3d::new(AvgPool3dConfig {
+            divisor_override: Some(3),
+            ..AvgPool3dConfig::new(2)
+        })),
         "avg_pool3d" => {
             boxed(AvgPool3d::new(AvgPool3dConfig { stride: 1.into(), ..AvgPool3dConfig::new(2) }))
         }
@@ -172,6 +186,12 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Module>> {
         "instance_norm affine" => boxed(InstanceNorm::new(InstanceNormConfig {
             eps: 1e-4,
             affine: true,
+            ..InstanceNormConfig::new(4)
+        })),
+        "instance_norm running" => boxed(InstanceNorm::new(InstanceNormConfig {
+            momentum: 0.3,
+            affine: true,
+            track_running_stats: true,
             ..InstanceNormConfig::new(4)
         })),
         "rms_norm" => boxed(RmsNorm::new(RmsNormConfig::new(9))),

@@ -9,7 +9,7 @@ use amp_core::{
     nn::{
         Context, Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig,
         InstanceNorm, InstanceNormConfig, Interpolation, Padding, PixelShuffle, Upsample,
-        UpsampleConfig, parameters, place,
+        UpsampleConfig, named_tensors, parameters, place,
     },
     precision::{Policy, Precision},
     tch::{Kind, Tensor},
@@ -86,6 +86,17 @@ fn layers_equal_torchs() -> Result<()> {
         let narrow = device().is_cuda() && matches!(name.as_str(), "hardsigmoid" | "hardswish");
         let tolerance = if narrow { 1e-6 } else { 1e-12 };
         near(&output, &from_bits(Kind::Double, text(case, "output")), tolerance, name);
+        if let Some(buffers) = case["running"].get("buffers").and_then(Value::as_object) {
+            for (buffer, bits) in buffers {
+                let own = named_tensors(&layer).into_iter().find(|(own, ..)| own == buffer);
+                let expected = from_bits(Kind::Double, bits.as_str().expect("bits"));
+                near(&own.expect("the buffer").1, &expected, 1e-12, &format!("{name}: {buffer}"));
+            }
+            let evaluating = Context::new(Policy::new(Precision::F64True, device()), false);
+            let evaluated = layer.forward(&x, &evaluating)?;
+            let expected = from_bits(Kind::Double, text(&case["running"], "evaluated"));
+            near(&evaluated, &expected, 1e-12, &format!("{name}: evaluated"));
+        }
         let factor = lcg.tensor(&output.size(), 64.0).to_kind(Kind::Double).to_device(device());
         (output * factor).sum(Kind::Double).f_backward()?;
         // torch computes 1/α in f32 in the derivative of CELU (derivatives.yaml:

@@ -106,6 +106,12 @@ fn modules_with_several_inputs_equal_torchs() -> Result<()> {
         let (module, inputs, mut lcg) = filled(name, case, seed, Precision::F64True)?;
         let cx = Context::new(Policy::new(Precision::F64True, device()), true);
         let outputs = module.run(&inputs, &cx)?;
+        for (parameter, bits) in case["changed"].as_object().expect("changed parameters") {
+            let own = parameters(&*module).into_iter().find(|own| own.name == *parameter);
+            let expected = from_bits(Kind::Double, bits.as_str().expect("bits"));
+            let what = format!("{name}: {parameter} after the forward pass");
+            near(&own.expect("the parameter").tensor, &expected, 1e-12, &what);
+        }
         let recorded = list(case, "outputs");
         assert_eq!(outputs.len(), recorded.len(), "{name}: outputs");
         let mut loss = Tensor::zeros([], (Kind::Double, device()));

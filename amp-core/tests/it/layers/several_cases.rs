@@ -4,12 +4,13 @@ use amp_core::{
     Module, Result,
     nn::{
         AttentionMask, AttentionOptions, BagMode, Context, Embedding, EmbeddingBag,
-        EmbeddingBagConfig, EmbeddingConfig, FeedForward, Forward, Gru, GruConfig, Identity, Lstm,
-        LstmConfig, MultiheadAttention, MultiheadAttentionConfig, Rnn, RnnConfig, RnnNonlinearity,
-        RotaryEmbedding, RotaryEmbeddingConfig, RotaryPairing, TransformerDecoder,
-        TransformerDecoderConfig, TransformerDecoderLayer, TransformerDecoderLayerConfig,
-        TransformerEncoder, TransformerEncoderConfig, TransformerEncoderLayer,
-        TransformerEncoderLayerConfig, scaled_dot_product_attention,
+        EmbeddingBagConfig, EmbeddingConfig, FeedForward, Forward, Gru, GruCell, GruCellConfig,
+        GruConfig, Identity, Lstm, LstmCell, LstmCellConfig, LstmConfig, MultiheadAttention,
+        MultiheadAttentionConfig, Rnn, RnnCell, RnnCellConfig, RnnConfig, RnnNonlinearity,
+        RotaryEmbedding, RotaryEmbeddingConfig, RotaryPairing, Transformer, TransformerConfig,
+        TransformerDecoder, TransformerDecoderConfig, TransformerDecoderLayer,
+        TransformerDecoderLayerConfig, TransformerEncoder, TransformerEncoderConfig,
+        TransformerEncoderLayer, TransformerEncoderLayerConfig, scaled_dot_product_attention,
     },
     tch::{Kind, Tensor},
 };
@@ -34,6 +35,17 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Runs>> {
         dropout: 0.0,
         norm: true,
         ..TransformerEncoderConfig::new(8, 2, 2)
+    };
+    let frequency =
+        EmbeddingBagConfig { scale_grad_by_freq: true, ..EmbeddingBagConfig::new(6, 3) };
+    let whole = TransformerConfig {
+        d_model: 8,
+        nhead: 2,
+        num_encoder_layers: 2,
+        num_decoder_layers: 2,
+        dim_feedforward: 6,
+        dropout: 0.0,
+        ..TransformerConfig::new()
     };
     match name {
         "attention" => attention(config, &[]),
@@ -157,6 +169,52 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Runs>> {
             scale_grad_by_freq: true,
             ..EmbeddingConfig::new(6, 3)
         })),
+        "embedding max_norm" => alone(Embedding::new(EmbeddingConfig {
+            max_norm: Some(0.5),
+            scale_grad_by_freq: true,
+            ..EmbeddingConfig::new(6, 3)
+        })),
+        "embedding norm_type" => alone(Embedding::new(EmbeddingConfig {
+            padding_idx: Some(0),
+            max_norm: Some(0.4),
+            norm_type: 1.0,
+            ..EmbeddingConfig::new(6, 3)
+        })),
+        "bag max_norm" => {
+            bag(EmbeddingBagConfig { max_norm: Some(0.5), ..EmbeddingBagConfig::new(6, 3) })
+        }
+        "bag max_norm sum" => bag(EmbeddingBagConfig {
+            mode: BagMode::Sum,
+            max_norm: Some(0.3),
+            norm_type: f64::INFINITY,
+            padding_idx: Some(2),
+            ..EmbeddingBagConfig::new(6, 3)
+        }),
+        "bag frequency" => bag(frequency),
+        "bag frequency padding" => bag(EmbeddingBagConfig { padding_idx: Some(1), ..frequency }),
+        "bag frequency sum" => bag(EmbeddingBagConfig { mode: BagMode::Sum, ..frequency }),
+        "lstm_cell" | "lstm_cell alone" => lstm_cell(LstmCellConfig::new(3, 4)),
+        "lstm_cell without bias" => {
+            lstm_cell(LstmCellConfig { bias: false, ..LstmCellConfig::new(3, 4) })
+        }
+        "gru_cell" => one_state_cell(GruCell::new(GruCellConfig::new(3, 4))),
+        "gru_cell without bias" => {
+            one_state_cell(GruCell::new(GruCellConfig { bias: false, ..GruCellConfig::new(3, 4) }))
+        }
+        "rnn_cell" => one_state_cell(RnnCell::new(RnnCellConfig::new(3, 4))),
+        "rnn_cell relu" => one_state_cell(RnnCell::new(RnnCellConfig {
+            bias: false,
+            nonlinearity: RnnNonlinearity::Relu,
+            ..RnnCellConfig::new(3, 4)
+        })),
+        "transformer" => transformer(whole),
+        "transformer masked" => transformer(TransformerConfig {
+            norm_first: true,
+            activation: FeedForward::Gelu,
+            layer_norm_eps: 1e-4,
+            ..whole
+        }),
+        "transformer without bias" => transformer(TransformerConfig { bias: false, ..whole }),
         "bag" => bag(EmbeddingBagConfig { padding_idx: Some(1), ..EmbeddingBagConfig::new(6, 3) }),
         "bag sum" => {
             bag(EmbeddingBagConfig { mode: BagMode::Sum, ..EmbeddingBagConfig::new(6, 3) })
@@ -274,5 +332,33 @@ fn bag(config: EmbeddingBagConfig) -> Result<Box<dyn Runs>> {
             other => (None, other),
         };
         Ok(vec![bag.forward_with((&inputs[0], offsets, weights), cx)?])
+    })
+}
+
+fn lstm_cell(config: LstmCellConfig) -> Result<Box<dyn Runs>> {
+    case(LstmCell::new(config), |cell, inputs, cx| {
+        let states = inputs.get(1).zip(inputs.get(2));
+        let (h, c) = cell.forward_with((&inputs[0], states), cx)?;
+        Ok(vec![h, c])
+    })
+}
+
+fn one_state_cell<M>(module: Result<M>) -> Result<Box<dyn Runs>>
+where
+    M: Forward<Input = (&'static Tensor, Option<&'static Tensor>), Output = Tensor> + 'static,
+{
+    case(module, |cell, inputs, cx| Ok(vec![cell.forward_with((&inputs[0], inputs.get(1)), cx)?]))
+}
+
+fn transformer(config: TransformerConfig) -> Result<Box<dyn Runs>> {
+    case(Transformer::new(config), |transformer, x, cx| {
+        let padding = |at: usize| match x.get(at) {
+            Some(mask) => AttentionMask::padding(mask),
+            None => AttentionMask::none(),
+        };
+        let target = x.get(3).map_or_else(AttentionMask::none, AttentionMask::of);
+        let masks = (padding(2), target, padding(4));
+        let inputs = (&x[0], &x[1], &masks.0, &masks.1, &masks.2);
+        Ok(vec![transformer.forward_with(inputs, cx)?])
     })
 }

@@ -188,6 +188,11 @@ pub(crate) fn constant(count: i64, width: i64, target: f64) -> Result<Batch> {
 }
 
 /// Trained and validated on equal examples in separate memory.
+/// [`same`] data, which is not shuffled.
+pub(crate) fn in_order(examples: Batch, batch_size: i64) -> Result<DataModule> {
+    Ok(same(examples, batch_size)?.in_order())
+}
+
 pub(crate) fn same(examples: Batch, batch_size: i64) -> Result<DataModule> {
     let val = Batch::new(examples.input.copy(), examples.target.copy())?;
     Ok(DataModule::new("examples", examples, val, batch_size))

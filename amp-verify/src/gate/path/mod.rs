@@ -107,9 +107,9 @@ impl Checks<'_> {
     /// The properties of the unobserved epoch.
     fn describe(&mut self, plain: &Left) -> Result<()> {
         let (case, record) = (self.setup.case, &plain.record);
-        let loader = case.data.train_loader(case.trainer.policy(), None)?;
+        let loader = case.data.train_loader(case.trainer.policy(), 0)?;
         *self.examined = Examined {
-            parameters: record.start.parameters,
+            parameters: record.start.run.parameters,
             batch_size: case.data.batch_size,
             batches_per_step: case.trainer.optimization.accumulate_grad_batches,
             batches: loader.batches(),

@@ -79,7 +79,7 @@ impl Setup<'_> {
 
     /// Batches of an epoch under these options.
     pub(super) fn batches(&self, config: &TrainerConfig) -> Result<i64> {
-        let loader = self.case.data.train_loader(config.policy(), None)?;
+        let loader = self.case.data.train_loader(config.policy(), 0)?;
         Ok(loader.limited(config.loops.limit_train_batches).batches())
     }
 

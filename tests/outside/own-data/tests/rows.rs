@@ -93,7 +93,7 @@ fn an_epoch_has_every_example_once() {
     let epoch = |prefetch| {
         let loading = Loading { placement: Placement::Host, prefetch, ..Loading::default() };
         let data = DataModule { loading, ..data.clone() };
-        let loader = data.train_loader(policy, Some(3)).expect("a loader");
+        let loader = data.train_loader(policy, 3).expect("a loader");
         let batches = loader.epoch(0, 0).expect("an epoch");
         let targets = |batch: Result<AnyBatch>| {
             numbers(batch.expect("a batch").required("target").expect("targets"))
@@ -123,7 +123,7 @@ fn the_registered_set_is_trained_on() {
     config.max_epochs = 30;
     let mut model = HeightNet::builder().build().expect("a model");
     let record = Trainer::new(config).fit(&mut model, &data).expect("a run");
-    assert_eq!(record.start.data, "heights");
+    assert_eq!(record.start.run.data, "heights");
     let heights: Vec<f64> = (1000..1032).map(|index| row(index)[2].into()).collect();
     let mean = heights.iter().sum::<f64>() / heights.len() as f64;
     let variance = heights.iter().map(|height| (height - mean).powi(2)).sum::<f64>() / 32.0;

@@ -11,7 +11,7 @@ use crate::{
     data::AnyBatch,
     ffi::{self, CudaEvent, CudaGraph, Grads},
     log::{CapturedLog, Interval, Log, LogRoom},
-    nn::{Role, named_tensors},
+    nn::{Role, changed_in_forward, named_tensors},
     precision::Precision,
 };
 
@@ -212,6 +212,7 @@ fn buffers(model: &dyn LightningModule, device: Device) -> Result<Vec<Tensor>> {
             buffers.push(tensor);
         }
     }
+    buffers.extend(changed_in_forward(model).into_iter().map(|parameter| parameter.tensor));
     Ok(buffers)
 }
 

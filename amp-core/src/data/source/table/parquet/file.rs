@@ -18,13 +18,14 @@ use parquet::{
 use super::{
     super::cells::{Rows, refused},
     arrays,
+    positioned::Positioned,
 };
 use crate::{Error, Result};
 
 #[derive(Debug)]
 pub(super) struct File {
     pub(super) path: PathBuf,
-    file: fs::File,
+    file: Positioned,
     footer: ArrowReaderMetadata,
 }
 
@@ -32,6 +33,7 @@ impl File {
     /// Reads the footer.
     pub(super) fn open(path: &Path) -> Result<Self> {
         let file = fs::File::open(path).map_err(|error| Error::io(path, error))?;
+        let file = Positioned::new(file);
         // Without pandas' and arrow's own types: categories are text then.
         let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
         let footer =
@@ -68,15 +70,17 @@ impl File {
     ) -> Result<GroupRows<'_>> {
         let roots = columns.into_iter().map(|column| self.root(column));
         let roots = roots.collect::<Result<Vec<_>>>()?;
-        let file = self.file.try_clone().map_err(|error| Error::io(&self.path, error))?;
         let counts: Vec<i64> = self.group_rows().collect();
         let mask = ProjectionMask::roots(self.footer.parquet_schema(), roots);
-        let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.footer.clone())
-            .with_projection(mask)
-            .with_row_groups(vec![group])
-            .with_batch_size(counts[group].max(1).cast_unsigned() as usize)
-            .build()
-            .map_err(|error| damaged(&self.path, &error))?;
+        let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(
+            self.file.clone(),
+            self.footer.clone(),
+        )
+        .with_projection(mask)
+        .with_row_groups(vec![group])
+        .with_batch_size(counts[group].max(1).cast_unsigned() as usize)
+        .build()
+        .map_err(|error| damaged(&self.path, &error))?;
         let batches = reader.collect::<std::result::Result<Vec<_>, _>>();
         let batches = batches.map_err(|error| damaged(&self.path, &error))?;
         Ok(GroupRows { path: &self.path, first: counts[..group].iter().sum(), batches })

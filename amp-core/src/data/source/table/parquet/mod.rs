@@ -2,9 +2,15 @@
 
 mod arrays;
 mod file;
+mod parallel;
+mod positioned;
 mod set;
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    thread,
+};
 
 use self::file::File;
 pub use self::set::ParquetSet;
@@ -12,7 +18,8 @@ use super::{Categories, Columns, cells::Rows};
 use crate::{Error, Result, data::AnyBatch};
 
 /// A Parquet file, or several with the same columns, one after the other. Opening reads the footers alone. Rows are
-/// read by row group, the part of a file that its writer made, and of it only the columns that are asked for.
+/// read by row group, the part of a file that its writer made, and of it only the columns that are asked for; several row
+/// groups at a time are decoded by [`threads`](Self::threads).
 ///
 /// Columns are integers, floating-point numbers, booleans, dates and times, or text, each compressed by Snappy, gzip,
 /// LZ4 or zstd.
@@ -38,13 +45,15 @@ use crate::{Error, Result, data::AnyBatch};
 /// let (train, val) = (train.lazily(columns.clone())?, val.batch(&columns)?);
 /// // Mixes the rows of four row groups at a time, each of which is read once in an epoch.
 /// let order = train.shuffled_groups(4)?;
-/// let data = DataModule::new("rides", train, val, 1024).with_sampler(order);
+/// let data = DataModule::new("rides", train, val, 1024).with_order(order);
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Debug)]
 pub struct ParquetTable {
     files: Vec<File>,
+    /// The most threads that decode.
+    threads: usize,
 }
 
 /// A row group: its file, and its number there.
@@ -85,7 +94,15 @@ impl ParquetTable {
                 }
             }
         }
-        Ok(Self { files })
+        Ok(Self { files, threads: thread::available_parallelism().map_or(1, usize::from) })
+    }
+
+    /// Decodes with at most so many threads, at least one, each a row group at a time; one for each core unless it is
+    /// given. The rows and their order are the same.
+    #[must_use]
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = threads.max(1);
+        self
     }
 
     /// Number of rows.
@@ -119,16 +136,18 @@ impl ParquetTable {
     /// # Errors
     /// When the column is missing or cannot be read.
     pub fn categories(&self, column: &str) -> Result<Categories> {
-        let mut names = std::collections::BTreeSet::new();
-        for (file, group) in self.groups() {
-            let rows = self.files[file].read(group, [column])?;
+        let groups: Vec<Group> = self.groups().collect();
+        let names = parallel::each(self.threads, &groups, |(file, group)| {
+            let rows = self.files[*file].read(*group, [column])?;
+            let mut names = BTreeSet::new();
             for name in rows.texts(column)?.into_iter().flatten() {
                 if !names.contains(&*name) {
                     names.insert(name.into_owned());
                 }
             }
-        }
-        Ok(Categories::of(names))
+            Ok(names)
+        })?;
+        Ok(Categories::of(names.into_iter().flatten().collect::<BTreeSet<_>>()))
     }
 
     /// All rows, in memory, as a batch with these fields, which is a data set.
@@ -136,8 +155,10 @@ impl ParquetTable {
     /// # Errors
     /// When a column is missing, a value does not fit its field, or there is no row.
     pub fn batch(&self, columns: &Columns) -> Result<AnyBatch> {
-        let groups = self.groups().map(|group| self.group(group, columns));
-        AnyBatch::joined(&groups.collect::<Result<Vec<_>>>()?)
+        let groups: Vec<Group> = self.groups().collect();
+        AnyBatch::joined(&parallel::each(self.threads, &groups, |group| {
+            self.group(*group, columns)
+        })?)
     }
 
     /// The rows as a data set that reads each row group when it is needed.

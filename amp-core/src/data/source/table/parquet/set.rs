@@ -2,14 +2,15 @@ use std::collections::VecDeque;
 
 use tch::Tensor;
 
-use super::{Group, ParquetTable};
+use super::{Group, ParquetTable, parallel};
 use crate::{
     Error, Result,
     data::{AnyBatch, Columns, Dataset, ShuffledBlocks},
 };
 
 /// The rows of [Parquet files](ParquetTable) as a data set that keeps some row groups in memory: those that were used
-/// last. One thread reads it, ahead of the loop where [`Loading::prefetch`](crate::data::Loading::prefetch) says so.
+/// last. One thread asks for rows, ahead of the loop where [`Loading::prefetch`](crate::data::Loading::prefetch) says so;
+/// row groups that a batch needs are decoded by [`ParquetTable::threads`], which hold so many more groups meanwhile.
 ///
 /// In a shuffled order every batch has rows of nearly all groups, so that most are read again for each batch; take
 /// [`shuffled_groups`](Self::shuffled_groups), or keep all of them with [`kept`](Self::kept).
@@ -70,21 +71,32 @@ impl ParquetSet {
         }
     }
 
-    fn group(&mut self, at: usize) -> Result<&AnyBatch> {
-        let found = self.cache.iter().position(|(group, _)| *group == at);
-        let entry = match found.and_then(|place| self.cache.remove(place)) {
-            Some(entry) => entry,
-            None => {
-                while self.cache.len() >= self.kept {
-                    self.cache.pop_front();
-                }
-                self.read += 1;
-                (at, self.table.group(self.groups[at], &self.columns)?)
-            }
-        };
+    fn is_kept(&self, at: usize) -> bool {
+        self.cache.iter().any(|(group, _)| *group == at)
+    }
+
+    /// Reads those of these groups that are not kept.
+    fn read(&self, groups: impl Iterator<Item = usize>) -> Result<Vec<(usize, AnyBatch)>> {
+        let missing: Vec<usize> = groups.filter(|group| !self.is_kept(*group)).collect();
+        let Self { table, columns, groups, .. } = self;
+        parallel::each(table.threads, &missing, |at| Ok((*at, table.group(groups[*at], columns)?)))
+    }
+
+    /// Keeps a group that was just read.
+    fn keep(&mut self, read: (usize, AnyBatch)) {
+        while self.cache.len() >= self.kept {
+            self.cache.pop_front();
+        }
+        self.read += 1;
+        self.cache.push_back(read);
+    }
+
+    /// A group that is kept, which becomes the last used.
+    fn kept_group(&mut self, at: usize) -> Option<&AnyBatch> {
+        let place = self.cache.iter().position(|(group, _)| *group == at)?;
+        let entry = self.cache.remove(place)?;
         self.cache.push_back(entry);
-        let (_, batch) = &self.cache[self.cache.len() - 1];
-        Ok(batch)
+        self.cache.back().map(|(_, batch)| batch)
     }
 }
 
@@ -106,16 +118,27 @@ impl Dataset for ParquetSet {
             }
         }
         // Groups in memory first: reading others takes their room.
-        wanted.sort_by_key(|(group, _)| self.cache.iter().all(|(kept, _)| kept != group));
+        wanted.sort_by_key(|(group, _)| !self.is_kept(*group));
         let (mut parts, mut order) = (Vec::with_capacity(wanted.len()), vec![0; indices.len()]);
         let mut before = 0;
-        for (group, places) in &wanted {
-            let start = self.starts[*group];
-            let rows: Vec<i64> = places.iter().map(|place| indices[*place] - start).collect();
-            parts.push(self.group(*group)?.select(&Tensor::f_from_slice(&rows)?)?);
-            for place in places {
-                order[*place] = before;
-                before += 1;
+        for together in wanted.chunks(self.table.threads) {
+            let mut read =
+                self.read(together.iter().map(|(group, _)| *group))?.into_iter().peekable();
+            for (group, places) in together {
+                if let Some(new) = read.next_if(|(new, _)| new == group) {
+                    self.keep(new);
+                }
+                let start = self.starts[*group];
+                let rows: Vec<i64> = places.iter().map(|place| indices[*place] - start).collect();
+                let rows = Tensor::f_from_slice(&rows)?;
+                let Some(batch) = self.kept_group(*group) else {
+                    unreachable!("a group is kept or was read");
+                };
+                parts.push(batch.select(&rows)?);
+                for place in places {
+                    order[*place] = before;
+                    before += 1;
+                }
             }
         }
         AnyBatch::joined(&parts)?.select(&Tensor::f_from_slice(&order)?)

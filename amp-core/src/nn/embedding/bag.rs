@@ -1,98 +1,11 @@
 use tch::{Kind, Tensor};
 
-use super::{Context, Forward, Module, Role, Visit, Visitor, init};
-use crate::{Error, Result, precision::dtype_name};
-
-/// The options of an [`Embedding`]; the defaults are nn.Embedding's.
-#[derive(Debug, Clone, Copy)]
-pub struct EmbeddingConfig {
-    /// The number of vectors.
-    pub num_embeddings: i64,
-    /// The size of each vector.
-    pub embedding_dim: i64,
-    /// The padding index: its vector starts as zeros and gets no gradient. Negative values count
-    /// from the end.
-    pub padding_idx: Option<i64>,
-    /// Whether the gradient of a vector is divided by the number of its uses in the batch.
-    pub scale_grad_by_freq: bool,
-    /// The standard deviation of the initial values. If an output layer shares the table, use a
-    /// small value (0.02 in GPT-2).
-    pub std: f64,
-}
-
-impl EmbeddingConfig {
-    /// A table of `num_embeddings` vectors drawn from N(0, 1), as in PyTorch.
-    pub fn new(num_embeddings: i64, embedding_dim: i64) -> Self {
-        Self {
-            num_embeddings,
-            embedding_dim,
-            padding_idx: None,
-            scale_grad_by_freq: false,
-            std: 1.0,
-        }
-    }
-}
-
-/// Looks up int64 indices `[…]`; the output is `[…, embedding_dim]`; nn.Embedding.
-#[derive(Debug)]
-pub struct Embedding {
-    weight: Tensor,
-    padding_idx: Option<i64>,
-    scale_grad_by_freq: bool,
-}
-
-impl Embedding {
-    /// Draws the table from N(0, std²); the padding vector is zeros.
-    ///
-    /// # Errors
-    /// When a size is negative, or `padding_idx` is outside the dictionary.
-    pub fn new(config: EmbeddingConfig) -> Result<Self> {
-        let EmbeddingConfig { num_embeddings, embedding_dim, scale_grad_by_freq, std, .. } = config;
-        let padding_idx = padding_index(config.padding_idx, num_embeddings)?;
-        let weight = table([num_embeddings, embedding_dim], std, padding_idx)?;
-        Ok(Self { weight, padding_idx, scale_grad_by_freq })
-    }
-
-    /// The table, `[num_embeddings, embedding_dim]`, for an output layer with tied weights.
-    pub fn weight(&self) -> &Tensor {
-        &self.weight
-    }
-}
-
-/// An index as counted from the start.
-fn padding_index(index: Option<i64>, num_embeddings: i64) -> Result<Option<i64>> {
-    match index {
-        Some(index) if !(-num_embeddings..num_embeddings).contains(&index) => Err(Error::config(
-            format!("embedding: padding_idx {index} is outside a dictionary of {num_embeddings}"),
-        )),
-        Some(index) if index < 0 => Ok(Some(num_embeddings + index)),
-        index => Ok(index),
-    }
-}
-
-/// A table drawn from N(0, std²), with zeros for the padding vector.
-fn table(shape: [i64; 2], std: f64, padding_idx: Option<i64>) -> Result<Tensor> {
-    let weight = init::normal(&shape, std)?;
-    if let Some(index) = padding_idx {
-        let _ = tch::no_grad(|| weight.f_select(0, index)?.f_zero_())?;
-    }
-    Ok(weight)
-}
-
-impl Visit for Embedding {
-    fn visit(&self, visitor: &mut dyn Visitor) {
-        visitor.tensor("weight", &self.weight, Role::Parameter);
-    }
-}
-
-impl Module for Embedding {
-    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
-        // libtorch's value for "no padding".
-        let padding_idx = self.padding_idx.unwrap_or(-1);
-        let scales = self.scale_grad_by_freq;
-        Ok(Tensor::f_embedding(&self.weight, input, padding_idx, scales, false)?)
-    }
-}
+use super::{MaxNorm, changes_table, padding_index, table, visit_table};
+use crate::{
+    Error, Result,
+    nn::{Context, Forward, Visit, Visitor},
+    precision::dtype_name,
+};
 
 /// The options of an [`EmbeddingBag`]; the defaults are nn.EmbeddingBag's.
 #[derive(Debug, Clone, Copy)]
@@ -101,6 +14,12 @@ pub struct EmbeddingBagConfig {
     pub num_embeddings: i64,
     /// The size of each vector.
     pub embedding_dim: i64,
+    /// See [`EmbeddingConfig`](super::EmbeddingConfig).
+    pub max_norm: Option<f64>,
+    /// The p of the p-norm that `max_norm` limits.
+    pub norm_type: f64,
+    /// Whether the gradient of a vector is divided by the number of its uses in the batch; not for maxima.
+    pub scale_grad_by_freq: bool,
     /// How the vectors of a bag are combined.
     pub mode: BagMode,
     /// The padding index: it is left out of every bag, and its vector starts as zeros and gets no
@@ -108,7 +27,7 @@ pub struct EmbeddingBagConfig {
     pub padding_idx: Option<i64>,
     /// Whether the last offset is the end of the last bag.
     pub include_last_offset: bool,
-    /// See [`EmbeddingConfig`].
+    /// See [`EmbeddingConfig`](super::EmbeddingConfig).
     pub std: f64,
 }
 
@@ -130,6 +49,9 @@ impl EmbeddingBagConfig {
         Self {
             num_embeddings,
             embedding_dim,
+            max_norm: None,
+            norm_type: 2.0,
+            scale_grad_by_freq: false,
             mode: BagMode::Mean,
             padding_idx: None,
             include_last_offset: false,
@@ -138,9 +60,11 @@ impl EmbeddingBagConfig {
     }
 }
 
-/// Sums, means or maxima of looked-up vectors; nn.EmbeddingBag. An empty bag gives zeros.
-/// `scale_grad_by_freq` is not supported, because on a CPU libtorch 2.11 divides by the counts of
-/// wrong indices.
+/// Sums, means or maxima of looked-up vectors; nn.EmbeddingBag. An empty bag gives zeros. There is no `sparse`:
+/// gradients are dense.
+///
+/// With `scale_grad_by_freq` the vectors are looked up one by one before they are combined, because on a CPU
+/// libtorch 2.11 divides the gradients of its own operator by the counts of wrong indices.
 ///
 /// | input | shape |
 /// | --- | --- |
@@ -167,6 +91,7 @@ impl EmbeddingBagConfig {
 pub struct EmbeddingBag {
     weight: Tensor,
     padding_idx: Option<i64>,
+    max_norm: Option<MaxNorm>,
     config: EmbeddingBagConfig,
 }
 
@@ -174,12 +99,19 @@ impl EmbeddingBag {
     /// Draws the table from N(0, std²); the padding vector is zeros.
     ///
     /// # Errors
-    /// When a size is negative, or `padding_idx` is outside the dictionary.
+    /// When a size is negative, `padding_idx` is outside the dictionary, `max_norm` or `norm_type` is not above
+    /// 0, or `scale_grad_by_freq` is set for maxima.
     pub fn new(config: EmbeddingBagConfig) -> Result<Self> {
         let EmbeddingBagConfig { num_embeddings, embedding_dim, std, .. } = config;
+        if config.scale_grad_by_freq && config.mode == BagMode::Max {
+            return Err(refused(
+                "scale_grad_by_freq is for sums and means, and the mode is Max".to_owned(),
+            ));
+        }
         let padding_idx = padding_index(config.padding_idx, num_embeddings)?;
+        let max_norm = MaxNorm::new("embedding_bag", config.max_norm, config.norm_type)?;
         let weight = table([num_embeddings, embedding_dim], std, padding_idx)?;
-        Ok(Self { weight, padding_idx, config })
+        Ok(Self { weight, padding_idx, max_norm, config })
     }
 
     /// The table, `[num_embeddings, embedding_dim]`.
@@ -216,11 +148,42 @@ impl EmbeddingBag {
             ))),
         }
     }
+
+    /// The table that the bags are taken from, their indices in it, and its padding index: the layer's own, or the
+    /// vectors of these indices one by one, where their gradients or the vectors themselves differ from the
+    /// table's.
+    fn rows(&self, all: Tensor, cx: &Context) -> Result<(Tensor, Tensor, Option<i64>)> {
+        let (scales, limit) = (self.config.scale_grad_by_freq, self.max_norm);
+        if let (Some(limit), true) = (limit, changes_table(cx)) {
+            limit.rescale(&self.weight, &all)?;
+        }
+        let limit = limit.filter(|_| !changes_table(cx));
+        if !scales && limit.is_none() {
+            return Ok((self.weight.shallow_clone(), all, self.padding_idx));
+        }
+        let padding_idx = self.padding_idx.unwrap_or(-1);
+        let rows = Tensor::f_embedding(&self.weight, &all, padding_idx, scales, false)?;
+        if let Some(limit) = limit {
+            limit.rescale_all(&rows)?;
+        }
+        let count = rows.size()[0];
+        let places = Tensor::f_arange(count, (all.kind(), all.device()))?;
+        match self.padding_idx {
+            None => Ok((rows, places, None)),
+            // Padding is moved behind the vectors, to an index of its own.
+            Some(index) => {
+                let (kind, device) = (rows.kind(), rows.device());
+                let none = Tensor::f_zeros([1, rows.size()[1]], (kind, device))?;
+                let places = places.f_masked_fill(&all.f_eq(index)?, count)?;
+                Ok((Tensor::f_cat(&[&rows, &none], 0)?, places, Some(count)))
+            }
+        }
+    }
 }
 
 impl Visit for EmbeddingBag {
     fn visit(&self, visitor: &mut dyn Visitor) {
-        visitor.tensor("weight", &self.weight, Role::Parameter);
+        visit_table(visitor, &self.weight, self.max_norm);
     }
 }
 
@@ -232,7 +195,7 @@ impl Forward for EmbeddingBag {
     fn forward_with(
         &self,
         (indices, offsets, weights): (&Tensor, Option<&Tensor>, Option<&Tensor>),
-        _: &Context,
+        cx: &Context,
     ) -> Result<Tensor> {
         let EmbeddingBagConfig { mode, include_last_offset, .. } = self.config;
         let (all, offsets) = self.bags(indices, offsets)?;
@@ -255,8 +218,9 @@ impl Forward for EmbeddingBag {
             BagMode::Mean => 1,
             BagMode::Max => 2,
         };
+        let (table, all, padding_idx) = self.rows(all, cx)?;
         let (output, ..) = Tensor::f_embedding_bag_padding_idx(
-            &self.weight,
+            &table,
             &all,
             &offsets,
             false,
@@ -264,7 +228,7 @@ impl Forward for EmbeddingBag {
             false,
             weights.as_ref(),
             include_last_offset,
-            self.padding_idx,
+            padding_idx,
         )?;
         Ok(output)
     }

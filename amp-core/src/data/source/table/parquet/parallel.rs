@@ -1,0 +1,91 @@
+//! Row groups that are decoded by several threads.
+
+use std::{
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use crate::{Error, Result};
+
+/// What `decode` makes of each item, in order. At most `threads` threads run it, each on the next item that none has
+/// begun. After an error no further item is begun, and the error of the first item that has one is returned.
+pub(super) fn each<I: Sync, T: Send>(
+    threads: usize,
+    items: &[I],
+    decode: impl Fn(&I) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    let threads = threads.min(items.len());
+    if threads <= 1 {
+        return items.iter().map(decode).collect();
+    }
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(items.len())));
+    let work = || {
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(item) = items.get(at) else { break };
+            let made = decode(item);
+            if made.is_err() {
+                next.store(items.len(), Ordering::Relaxed);
+            }
+            done.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push((at, made));
+        }
+    };
+    thread::scope(|scope| -> Result<()> {
+        for _ in 0..threads {
+            thread::Builder::new().name("row groups".into()).spawn_scoped(scope, work).map_err(
+                |error| Error::Thread(format!("no thread to decode row groups: {error}")),
+            )?;
+        }
+        Ok(())
+    })?;
+    let mut done = done.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+    done.sort_by_key(|(at, _)| *at);
+    done.into_iter().map(|(_, made)| made).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Barrier, Condvar};
+
+    use super::*;
+
+    /// Several items are decoded at a time, and their results are in the items' order, whichever is done first.
+    #[test]
+    fn results_are_in_order() -> Result<()> {
+        let (both, done, later) = (Barrier::new(2), Mutex::new(false), Condvar::new());
+        let made = each(2, &[0, 1], |item| {
+            both.wait();
+            let mut done = done.lock().expect("no thread panics");
+            if *item == 0 {
+                drop(later.wait_while(done, |done| !*done).expect("no thread panics"));
+            } else {
+                *done = true;
+                later.notify_one();
+            }
+            Ok(10 * item)
+        })?;
+        assert_eq!(made, [0, 10]);
+        let items: Vec<i32> = (0..100).collect();
+        assert_eq!(each(3, &items, |item| Ok(item + 1))?, (1..=100).collect::<Vec<_>>());
+        assert_eq!(each(3, &[], |item: &i32| Ok(*item))?, [0; 0]);
+        Ok(())
+    }
+
+    /// The error is the first one in the items' order, whichever is found first, and no later item is begun.
+    #[test]
+    fn the_first_error_is_returned() {
+        let (both, begun) = (Barrier::new(2), AtomicUsize::new(0));
+        let outcome: Result<Vec<()>> = each(2, &[0, 1, 2, 3, 4, 5], |item| {
+            begun.fetch_add(1, Ordering::Relaxed);
+            if *item < 2 {
+                both.wait();
+            }
+            Err(Error::config(format!("item {item}")))
+        });
+        assert_eq!(outcome.expect_err("all fail").to_string(), "item 0");
+        assert!(begun.into_inner() <= 3);
+    }
+}

@@ -1,0 +1,136 @@
+//! Tables of vectors.
+
+mod bag;
+mod rescale;
+
+use tch::Tensor;
+
+use self::rescale::MaxNorm;
+use super::{Context, Module, Visit, Visitor, init};
+use crate::{Error, Result, nn::Role};
+
+pub use bag::{BagMode, EmbeddingBag, EmbeddingBagConfig};
+
+/// The options of an [`Embedding`]; the defaults are nn.Embedding's.
+#[derive(Debug, Clone, Copy)]
+pub struct EmbeddingConfig {
+    /// The number of vectors.
+    pub num_embeddings: i64,
+    /// The size of each vector.
+    pub embedding_dim: i64,
+    /// The padding index: its vector starts as zeros and gets no gradient. Negative values count
+    /// from the end.
+    pub padding_idx: Option<i64>,
+    /// The greatest length of a vector: longer ones are rescaled to it when they are looked up. In training that
+    /// changes the table itself, as in torch; a step that is skipped leaves the table as it was. In evaluation it
+    /// changes only the output. In PyTorch both change the table.
+    pub max_norm: Option<f64>,
+    /// The p of the p-norm that `max_norm` limits.
+    pub norm_type: f64,
+    /// Whether the gradient of a vector is divided by the number of its uses in the batch.
+    pub scale_grad_by_freq: bool,
+    /// The standard deviation of the initial values. If an output layer shares the table, use a
+    /// small value (0.02 in GPT-2).
+    pub std: f64,
+}
+
+impl EmbeddingConfig {
+    /// A table of `num_embeddings` vectors drawn from N(0, 1), as in PyTorch.
+    pub fn new(num_embeddings: i64, embedding_dim: i64) -> Self {
+        Self {
+            num_embeddings,
+            embedding_dim,
+            padding_idx: None,
+            max_norm: None,
+            norm_type: 2.0,
+            scale_grad_by_freq: false,
+            std: 1.0,
+        }
+    }
+}
+
+/// Looks up int64 indices `[…]`; the output is `[…, embedding_dim]`; nn.Embedding. There is no `sparse`: gradients
+/// are dense.
+#[derive(Debug)]
+pub struct Embedding {
+    weight: Tensor,
+    padding_idx: Option<i64>,
+    max_norm: Option<MaxNorm>,
+    scale_grad_by_freq: bool,
+}
+
+impl Embedding {
+    /// Draws the table from N(0, std²); the padding vector is zeros.
+    ///
+    /// # Errors
+    /// When a size is negative, `padding_idx` is outside the dictionary, or `max_norm` or `norm_type` is not
+    /// above 0.
+    pub fn new(config: EmbeddingConfig) -> Result<Self> {
+        let EmbeddingConfig { num_embeddings, embedding_dim, scale_grad_by_freq, std, .. } = config;
+        let padding_idx = padding_index(config.padding_idx, num_embeddings)?;
+        let max_norm = MaxNorm::new("embedding", config.max_norm, config.norm_type)?;
+        let weight = table([num_embeddings, embedding_dim], std, padding_idx)?;
+        Ok(Self { weight, padding_idx, max_norm, scale_grad_by_freq })
+    }
+
+    /// The table, `[num_embeddings, embedding_dim]`, for an output layer with tied weights.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+}
+
+/// An index as counted from the start.
+fn padding_index(index: Option<i64>, num_embeddings: i64) -> Result<Option<i64>> {
+    match index {
+        Some(index) if !(-num_embeddings..num_embeddings).contains(&index) => Err(Error::config(
+            format!("embedding: padding_idx {index} is outside a dictionary of {num_embeddings}"),
+        )),
+        Some(index) if index < 0 => Ok(Some(num_embeddings + index)),
+        index => Ok(index),
+    }
+}
+
+/// A table drawn from N(0, std²), with zeros for the padding vector.
+fn table(shape: [i64; 2], std: f64, padding_idx: Option<i64>) -> Result<Tensor> {
+    let weight = init::normal(&shape, std)?;
+    if let Some(index) = padding_idx {
+        let _ = tch::no_grad(|| weight.f_select(0, index)?.f_zero_())?;
+    }
+    Ok(weight)
+}
+
+/// Whether vectors are rescaled in the table, and not only in the output.
+fn changes_table(cx: &Context) -> bool {
+    cx.is_training() && !cx.is_recomputing()
+}
+
+/// Names a table, which the forward pass changes if its vectors have a limit.
+fn visit_table(visitor: &mut dyn Visitor, weight: &Tensor, max_norm: Option<MaxNorm>) {
+    match max_norm {
+        Some(_) => visitor.changed_in_forward("weight", weight),
+        None => visitor.tensor("weight", weight, Role::Parameter),
+    }
+}
+
+impl Visit for Embedding {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        visit_table(visitor, &self.weight, self.max_norm);
+    }
+}
+
+impl Module for Embedding {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        // libtorch's value for "no padding".
+        let padding_idx = self.padding_idx.unwrap_or(-1);
+        let scales = self.scale_grad_by_freq;
+        if let (Some(limit), true) = (self.max_norm, changes_table(cx)) {
+            limit.rescale(&self.weight, input)?;
+        }
+        let output = Tensor::f_embedding(&self.weight, input, padding_idx, scales, false)?;
+        if let (Some(limit), false) = (self.max_norm, changes_table(cx)) {
+            let width = self.weight.size()[1];
+            limit.rescale_all(&output.f_view([-1, width])?)?;
+        }
+        Ok(output)
+    }
+}

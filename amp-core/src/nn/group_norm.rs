@@ -1,12 +1,10 @@
 //! Group norm, instance norm and RMS norm.
 
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 use super::{
     Context, Module, Role, Visit, Visitor, init,
-    norm::{
-        NormalizedShape, eps_is_positive, momentum_is_a_fraction, running_statistics, visit_running,
-    },
+    norm::{NormalizedShape, eps_is_positive},
 };
 use crate::{Error, Result};
 
@@ -231,5 +229,29 @@ pub(super) fn visit(affine: Option<&[Tensor; 2]>, visitor: &mut dyn Visitor) {
     if let Some([weight, bias]) = affine {
         visitor.tensor("weight", weight, Role::Parameter);
         visitor.tensor("bias", bias, Role::Parameter);
+    }
+}
+
+/// Rule: running statistics are weighted means.
+pub(super) fn momentum_is_a_fraction(norm: &str, momentum: f64) -> Result<()> {
+    match (0.0..=1.0).contains(&momentum) {
+        true => Ok(()),
+        false => {
+            Err(Error::config(format!("{norm}: momentum is {momentum}, but must be in [0, 1]")))
+        }
+    }
+}
+
+/// Running mean 0, running variance 1, and no batch yet.
+pub(super) fn running_statistics(num_features: i64) -> Result<[Tensor; 3]> {
+    let batches = Tensor::f_zeros([], (Kind::Int64, Device::Cpu))?;
+    Ok([init::buffer(&[num_features], 0.0)?, init::buffer(&[num_features], 1.0)?, batches])
+}
+
+pub(super) fn visit_running(running: Option<&[Tensor; 3]>, visitor: &mut dyn Visitor) {
+    if let Some([mean, variance, batches]) = running {
+        visitor.tensor("running_mean", mean, Role::Buffer);
+        visitor.tensor("running_var", variance, Role::Buffer);
+        visitor.tensor("num_batches_tracked", batches, Role::Buffer);
     }
 }

@@ -1,8 +1,10 @@
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
 use super::{
     Context, Fusable, Module, Role, Visit, Visitor,
-    group_norm::{both, visit, weight_and_bias},
+    group_norm::{
+        both, momentum_is_a_fraction, running_statistics, visit, visit_running, weight_and_bias,
+    },
     init,
 };
 use crate::{
@@ -40,30 +42,6 @@ impl BatchNormConfig {
             )));
         }
         momentum_is_a_fraction("batch norm", momentum)
-    }
-}
-
-/// Rule: running statistics are weighted means.
-pub(super) fn momentum_is_a_fraction(norm: &str, momentum: f64) -> Result<()> {
-    match (0.0..=1.0).contains(&momentum) {
-        true => Ok(()),
-        false => {
-            Err(Error::config(format!("{norm}: momentum is {momentum}, but must be in [0, 1]")))
-        }
-    }
-}
-
-/// Running mean 0, running variance 1, and no batch yet.
-pub(super) fn running_statistics(num_features: i64) -> Result<[Tensor; 3]> {
-    let batches = Tensor::f_zeros([], (Kind::Int64, Device::Cpu))?;
-    Ok([init::buffer(&[num_features], 0.0)?, init::buffer(&[num_features], 1.0)?, batches])
-}
-
-pub(super) fn visit_running(running: Option<&[Tensor; 3]>, visitor: &mut dyn Visitor) {
-    if let Some([mean, variance, batches]) = running {
-        visitor.tensor("running_mean", mean, Role::Buffer);
-        visitor.tensor("running_var", variance, Role::Buffer);
-        visitor.tensor("num_batches_tracked", batches, Role::Buffer);
     }
 }
 

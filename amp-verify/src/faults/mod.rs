@@ -11,7 +11,7 @@ use std::any::Any;
 
 use amp_core::{
     Result, TrainerConfig,
-    data::{Batch, BatchType, DataModule, Limit},
+    data::{Batch, BatchType, DataModule, Limit, Order},
     nn::{FusedTimes, LayerLosesDigits},
     precision::{Clip, GrowsOnHostAlone, Precision},
 };
@@ -253,6 +253,7 @@ impl Fault {
             Self::ValidatesOnTraining | Self::BothValidateOnTraining => {
                 data.val = data.train.clone().into();
             }
+            Self::NotShuffled => data.order = Order::InOrder,
             Self::NothingToLearn => {
                 let all = Batch::from_any(&data.train.head(data.train.len())?)?;
                 let target = all.target.f_roll([101], [0])?;
@@ -286,7 +287,6 @@ impl Fault {
                 let batches = &mut optimization.accumulate_grad_batches;
                 *batches = (*batches - 1).max(1);
             }
-            Self::NotShuffled => config.shuffle = false,
             Self::LastBatchDropped => {
                 // A fraction rounds down.
                 let limit = &mut config.loops.limit_train_batches;

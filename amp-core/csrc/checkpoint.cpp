@@ -16,6 +16,7 @@
 
 #include "cast.h"
 #include "guard.h"
+#include "own_kernels.h"
 #include "random.h"
 
 namespace amp::checkpoint {
@@ -43,28 +44,31 @@ struct Module {
   }
 };
 
-struct Autocast {
+// Autocast, and the kernels that layers take.
+struct Modes {
   c10::DeviceType device;
-  bool enabled, cache;
+  bool enabled, cache, own_kernels;
   at::ScalarType dtype;
 
-  explicit Autocast(c10::DeviceType type)
+  explicit Modes(c10::DeviceType type)
       : device(type),
         enabled(at::autocast::is_autocast_enabled(type)),
         cache(at::autocast::is_autocast_cache_enabled()),
+        own_kernels(amp::own_kernels()),
         dtype(at::autocast::get_autocast_dtype(type)) {}
 
   void set() const {
     at::autocast::set_autocast_enabled(device, enabled);
     at::autocast::set_autocast_dtype(device, dtype);
     at::autocast::set_autocast_cache_enabled(cache);
+    amp::set_own_kernels(own_kernels);
   }
 };
 
 // What must hold again while the module is run again; what held before comes back afterwards.
 class Surroundings {
  public:
-  explicit Surroundings(c10::Device device) : autocast_(device.type()), random_(device) {}
+  explicit Surroundings(c10::Device device) : modes_(device.type()), random_(device) {}
 
   // The module has run. One that draws nothing leaves the generator alone when it runs again: another
   // thread may be drawing then.
@@ -75,7 +79,7 @@ class Surroundings {
   template <typename Body>
   auto restore(c10::Device device, Body&& body) {
     struct Outer {
-      Autocast autocast;
+      Modes modes;
       std::optional<amp::Random> random;
       ~Outer() {
         if (random) random->write(random->state);
@@ -83,18 +87,18 @@ class Surroundings {
           at::autocast::clear_cache();
           amp::end_cast_weights();
         }
-        autocast.set();
+        modes.set();
       }
-    } outer{Autocast(device.type()), std::nullopt};
+    } outer{Modes(device.type()), std::nullopt};
     if (random_) outer.random.emplace(device);
     at::autocast::increment_nesting();
-    autocast_.set();
+    modes_.set();
     if (random_) random_->write(random_->state);
     return body();
   }
 
  private:
-  Autocast autocast_;
+  Modes modes_;
   // Where the module draws.
   std::optional<amp::Random> random_;
 };
@@ -139,7 +143,7 @@ extern "C" {
 // Called by a closure that is about to return null.
 void amp_checkpoint_failed(const char* text, size_t length) { failure.assign(text, length); }
 
-// Notes the autocast state and random generator of `input`'s device. The result goes to
+// Notes autocast's state, the choice of kernels and the random generator of `input`'s device. The result goes to
 // amp_checkpoint or amp_surroundings_drop.
 int amp_surroundings(const at::Tensor* input, void** out) {
   return amp::guarded([&] { *out = new Surroundings(input->device()); });

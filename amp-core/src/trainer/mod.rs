@@ -154,6 +154,7 @@ impl<'a> Trainer<'a> {
     /// an [invariant](Invariant) of training is broken, or a subscriber fails.
     pub fn fit(&mut self, model: &mut dyn LightningModule, data: &DataModule) -> Result<RunRecord> {
         let _place = random::place();
+        let _kernels = self.config.numerics.kernels.enter();
         let mut recorder = Recorder::default();
         let mut emit = |event: Event| -> Result<()> {
             recorder.on_event(&event)?;
@@ -218,6 +219,7 @@ impl<'a> Trainer<'a> {
         write: &mut dyn FnMut(&str, usize, &AnyBatch) -> Result<()>,
     ) -> Result<()> {
         let _place = random::place();
+        let _kernels = self.config.numerics.kernels.enter();
         let limit = self.config.loops.resolved().limit_predict_batches;
         let loaders = self.prepare(model, data, &data.predict, "to predict", limit)?;
         Evaluator::new(&self.config, self.config.policy(), 0).predict(model, &loaders, write)
@@ -231,6 +233,7 @@ impl<'a> Trainer<'a> {
         limit: Limit,
     ) -> Result<Vec<Logged>> {
         let _place = random::place();
+        let _kernels = self.config.numerics.kernels.enter();
         let (sets, kind) = match stage {
             Stage::Validate => (&data.val, "to validate on"),
             Stage::Test => (&data.test, "to test on"),

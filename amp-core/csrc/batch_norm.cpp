@@ -14,6 +14,7 @@
 #include "guard.h"
 #include "kernel.h"
 #include "kernels/batch_norm.cu.h"
+#include "own_kernels.h"
 
 namespace amp::batch_norm {
 namespace {
@@ -143,7 +144,7 @@ struct AmpBatchNorm : torch::autograd::Function<AmpBatchNorm> {
 // a multiple of four columns.
 bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias) {
   constexpr int64_t largest = std::numeric_limits<int>::max();
-  return input.is_cuda() && input.dim() == 2 && input.size(0) >= 2 && input.size(0) <= largest &&
+  return amp::own_kernels() && input.is_cuda() && input.dim() == 2 && input.size(0) >= 2 && input.size(0) <= largest &&
          input.size(1) <= largest && input.size(1) % 4 == 0 && input.size(1) == weight.numel() &&
          weight.device() == input.device() && is_known(input.scalar_type(), weight.scalar_type()) &&
          amp::is_aligned(input) && amp::is_aligned(weight) && amp::is_aligned(bias);

@@ -26,6 +26,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 #include "kernels/batch_norm_images.h"
+#include "own_kernels.h"
 
 constexpr auto format = at::MemoryFormat::ChannelsLast;
 constexpr int eight = 8;
@@ -190,7 +191,7 @@ bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& b
           const at::Tensor* residual) {
   constexpr int64_t largest = std::numeric_limits<int>::max();
   const auto own = weight.scalar_type();
-  return input.is_cuda() && input.dim() == 4 && amp::is_half(input.scalar_type()) &&
+  return amp::own_kernels() && input.is_cuda() && input.dim() == 4 && amp::is_half(input.scalar_type()) &&
          (own == at::kFloat || own == input.scalar_type()) && bias.scalar_type() == own &&
          weight.device() == input.device() && input.size(1) % eight == 0 &&
          input.size(1) == weight.numel() && input.numel() / input.size(1) >= 2 &&

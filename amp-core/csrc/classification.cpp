@@ -26,6 +26,7 @@
 #include "guard.h"
 #include "kernel.h"
 #include "kernels/classification.cu.h"
+#include "own_kernels.h"
 
 namespace amp::classification {
 namespace {
@@ -214,7 +215,7 @@ struct AmpRowCrossEntropy : torch::autograd::Function<AmpRowCrossEntropy> {
 // The loss by a kernel of ours; undefined where it is not for these.
 at::Tensor cross_entropy(const at::Tensor& logits, const at::Tensor& targets,
                          const Options& options) {
-  if (!fits(logits, targets) || !has_wide_loss(logits)) return {};
+  if (!amp::own_kernels() || !fits(logits, targets) || !has_wide_loss(logits)) return {};
   const bool is_plain = options.smoothing == 0 && options.left_out == ignored && options.z == 0;
   const bool trains = logits.requires_grad() && c10::GradMode::is_enabled();
   if (!are_few(logits) || !is_plain) return AmpRowCrossEntropy::apply(logits, targets, options);

@@ -21,6 +21,7 @@
 #include "guard.h"
 #include "kernel.h"
 #include "kernels/fold.cu.h"
+#include "own_kernels.h"
 
 namespace amp::conv {
 namespace {
@@ -260,7 +261,7 @@ extern "C" {
 int amp_conv2d_and_input(const at::Tensor* input, const at::Tensor* weight, int64_t stride,
                          int64_t padding, at::Tensor** out, at::Tensor** again) {
   return amp::guarded([&] {
-    if (!input->is_cuda() || input->dim() != 4 || input->numel() == 0) return;
+    if (!amp::own_kernels() || !input->is_cuda() || input->dim() != 4 || input->numel() == 0) return;
     const auto dtype = half_of(*input, *weight);
     if (!dtype || *dtype != input->scalar_type() || !input->is_contiguous(format)) return;
     const auto made =
@@ -284,7 +285,7 @@ int amp_conv2d(const at::Tensor* input, const at::Tensor* weight, const at::Tens
                                        at::IntArrayRef(paddings)));
     };
     const auto dtype =
-        channels_last != 0 && input->dim() == 4 ? half_of(*input, *weight) : std::nullopt;
+        channels_last != 0 && amp::own_kernels() && input->dim() == 4 ? half_of(*input, *weight) : std::nullopt;
     if (!dtype) return run(*input, *weight);
     if (folds(*input, *weight, stride, padding)) {
       auto folded = AmpFolded::apply(*input, *weight, padding, *dtype);

@@ -13,6 +13,7 @@
 #include "guard.h"
 #include "kernel.h"
 #include "kernels/heads.cu.h"
+#include "own_kernels.h"
 
 namespace amp::heads {
 namespace {
@@ -108,7 +109,7 @@ struct AmpSplitHeads : torch::autograd::Function<AmpSplitHeads> {
 // Whether the kernel supports the gradients: each head is a whole number of lines.
 bool fits(const at::Tensor& product, int64_t heads) {
   constexpr int64_t largest = std::numeric_limits<int>::max();
-  return product.is_cuda() && product.is_contiguous() && product.numel() > 0 &&
+  return amp::own_kernels() && product.is_cuda() && product.is_contiguous() && product.numel() > 0 &&
          amp::kernel_dtype(product.scalar_type()) != nullptr && product.size(2) < largest &&
          product.size(0) * product.size(1) < largest &&
          product.size(2) / (parts_of_product * heads) % line_of(product) == 0;

@@ -21,6 +21,7 @@
 #include "kernels/layer_norm.cu.h"
 #include "norm_rows.h"
 #include "cached_cast.h"
+#include "own_kernels.h"
 
 namespace amp::layer_norm {
 namespace {
@@ -222,7 +223,7 @@ bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& b
           const std::optional<at::Tensor>& residual) {
   constexpr int64_t largest = std::numeric_limits<int>::max();
   const auto columns = weight.numel();
-  if (!input.is_cuda() || input.dim() == 0 || columns == 0 || columns % 4 != 0 ||
+  if (!amp::own_kernels() || !input.is_cuda() || input.dim() == 0 || columns == 0 || columns % 4 != 0 ||
       input.size(-1) != columns || columns > largest || input.numel() / columns > largest ||
       weight.device() != input.device() || !amp::is_aligned(input) || !amp::is_aligned(weight) ||
       !amp::is_aligned(bias) || bias.scalar_type() != weight.scalar_type()) {

@@ -36,6 +36,7 @@
 #include "guard.h"
 #include "kernel.h"
 #include "cached_cast.h"
+#include "own_kernels.h"
 
 namespace amp::linear {
 namespace {
@@ -265,7 +266,7 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
 std::optional<at::ScalarType> dtype_of(const at::Tensor& input, const at::Tensor& weight,
                                        const std::optional<at::Tensor>& bias) {
   const auto own = weight.scalar_type();
-  if (!input.is_cuda() || !weight.is_cuda() || input.dim() == 0 ||
+  if (!amp::own_kernels() || !input.is_cuda() || !weight.is_cuda() || input.dim() == 0 ||
       (bias && bias->scalar_type() != own)) {
     return std::nullopt;
   }

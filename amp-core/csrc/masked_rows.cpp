@@ -9,6 +9,7 @@
 #include "guard.h"
 #include "kernel.h"
 #include "kernels/masked_rows.cu.h"
+#include "own_kernels.h"
 
 namespace amp::masked_rows {
 namespace {
@@ -79,7 +80,7 @@ extern "C" {
 // these arguments.
 int amp_masked_rows(const at::Tensor* attended, const at::Tensor* masked, at::Tensor** out) {
   return amp::guarded([&] {
-    if (!attended->is_cuda() || masked->device() != attended->device() || attended->dim() != 4 ||
+    if (!amp::own_kernels() || !attended->is_cuda() || masked->device() != attended->device() || attended->dim() != 4 ||
         masked->dim() != 4 || masked->scalar_type() != at::kBool || masked->size(3) != 1 ||
         amp::kernel_dtype(attended->scalar_type()) == nullptr ||
         !attended->is_non_overlapping_and_dense()) {

@@ -23,6 +23,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 #include "kernels/max_pool.h"
+#include "own_kernels.h"
 
 constexpr auto format = at::MemoryFormat::ChannelsLast;
 constexpr int eight = 8;
@@ -132,7 +133,7 @@ struct AmpMaxPool : torch::autograd::Function<AmpMaxPool> {
 // Padding may make the output larger than the input, but not eight times so.
 bool fits(const at::Tensor& input, const Windows& windows) {
   constexpr int64_t largest = std::numeric_limits<int>::max();
-  if (!input.is_cuda() || input.dim() != 4 || !amp::is_half(input.scalar_type()) ||
+  if (!amp::own_kernels() || !input.is_cuda() || input.dim() != 4 || !amp::is_half(input.scalar_type()) ||
       input.numel() == 0 || input.size(1) % eight != 0 || input.numel() > largest ||
       !has_layout(input) || windows.size[0] * windows.size[1] > 255) {
     return false;

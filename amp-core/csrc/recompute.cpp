@@ -16,6 +16,7 @@
 
 #include "cast.h"
 #include "guard.h"
+#include "own_kernels.h"
 #include "random.h"
 
 namespace amp::checkpoint {
@@ -43,21 +44,24 @@ struct Module {
   }
 };
 
-struct Autocast {
+// Autocast, and the kernels that layers take.
+struct Modes {
   c10::DeviceType device;
-  bool enabled, cache;
+  bool enabled, cache, own_kernels;
   at::ScalarType dtype;
 
-  explicit Autocast(c10::DeviceType type)
+  explicit Modes(c10::DeviceType type)
       : device(type),
         enabled(at::autocast::is_autocast_enabled(type)),
         cache(at::autocast::is_autocast_cache_enabled()),
+        own_kernels(amp::own_kernels()),
         dtype(at::autocast::get_autocast_dtype(type)) {}
 
   void set() const {
     at::autocast::set_autocast_enabled(device, enabled);
     at::autocast::set_autocast_dtype(device, dtype);
     at::autocast::set_autocast_cache_enabled(cache);
+    amp::set_own_kernels(own_kernels);
   }
 };
 
@@ -65,7 +69,7 @@ struct Autocast {
 // put back afterwards.
 class Surroundings {
  public:
-  explicit Surroundings(c10::Device device) : autocast_(device.type()), random_(device) {}
+  explicit Surroundings(c10::Device device) : modes_(device.type()), random_(device) {}
 
   // Called after the module's first run. If the module drew no random number, its second run does not set
   // the generator, from which another thread may be drawing.
@@ -76,7 +80,7 @@ class Surroundings {
   template <typename Body>
   auto restore(c10::Device device, Body&& body) {
     struct Outer {
-      Autocast autocast;
+      Modes modes;
       std::optional<amp::Random> random;
       ~Outer() {
         if (random) random->write(random->state);
@@ -84,18 +88,18 @@ class Surroundings {
           at::autocast::clear_cache();
           amp::end_cast_weights();
         }
-        autocast.set();
+        modes.set();
       }
-    } outer{Autocast(device.type()), std::nullopt};
+    } outer{Modes(device.type()), std::nullopt};
     if (random_) outer.random.emplace(device);
     at::autocast::increment_nesting();
-    autocast_.set();
+    modes_.set();
     if (random_) random_->write(random_->state);
     return body();
   }
 
  private:
-  Autocast autocast_;
+  Modes modes_;
   // Set if the module draws random numbers.
   std::optional<amp::Random> random_;
 };
@@ -142,8 +146,8 @@ extern "C" {
 // Called by a closure before it returns null.
 void amp_checkpoint_failed(const char* text, size_t length) { failure.assign(text, length); }
 
-// Saves the autocast state and the random generator of `input`'s device. The result is passed to
-// amp_checkpoint, or freed with amp_surroundings_drop.
+// Saves the autocast state, the choice of kernels and the random generator of `input`'s device. The result is
+// passed to amp_checkpoint, or freed with amp_surroundings_drop.
 int amp_surroundings(const at::Tensor* input, void** out) {
   return amp::guarded([&] { *out = new Surroundings(input->device()); });
 }

@@ -23,6 +23,7 @@
 #include "kernels/residual_norm.cu.h"
 #include "norm_rows.h"
 #include "cached_cast.h"
+#include "own_kernels.h"
 
 namespace amp::residual_norm {
 namespace {
@@ -158,7 +159,7 @@ struct AmpResidualAdd : torch::autograd::Function<AmpResidualAdd> {
 bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias) {
   constexpr int64_t largest = std::numeric_limits<int>::max();
   const auto columns = weight.numel();
-  if (!input.is_cuda() || input.dim() == 0 || !amp::norm_rows::fits(columns) || input.size(-1) != columns || input.numel() == 0 ||
+  if (!amp::own_kernels() || !input.is_cuda() || input.dim() == 0 || !amp::norm_rows::fits(columns) || input.size(-1) != columns || input.numel() == 0 ||
       input.numel() / columns > largest - threads || weight.device() != input.device() ||
       !amp::is_aligned(input) || !amp::is_aligned(weight) || !amp::is_aligned(bias) ||
       bias.scalar_type() != weight.scalar_type() || bias.numel() != columns) {
@@ -194,7 +195,7 @@ int amp_residual_norm(const at::Tensor* input, const at::Tensor* weight, const a
 // stream + branch. The result is a new tensor.
 int amp_residual_add(const at::Tensor* stream, const at::Tensor* branch, at::Tensor** out) {
   return amp::guarded([&] {
-    const bool ours = stream->is_cuda() && branch->device() == stream->device() &&
+    const bool ours = amp::own_kernels() && stream->is_cuda() && branch->device() == stream->device() &&
                       stream->sizes() == branch->sizes() &&
                       amp::kernel_dtype(stream->scalar_type()) != nullptr &&
                       amp::kernel_dtype(branch->scalar_type()) != nullptr &&

@@ -1,18 +1,19 @@
 //! Compares the models with their goldens, on any CPU or on a GPU whose compute capability was
 //! recorded, and checks which changes a golden refuses.
 
-use amp_core::{hardware::Fingerprint, precision::Precision};
+use amp_core::{Hyperparameters, hardware::Fingerprint, precision::Precision};
 use amp_verify::golden::{
     Agreement, Anchor, Figures, Golden, Spread, Target, file_name, incomparable, machine, parse,
 };
 use rstest::rstest;
+use serde_json::{Value, json};
 
 /// One test for each model, with the model's name.
 macro_rules! goldens {
-    ($($test:ident: $model:ident $(, $setter:ident = $value:expr)?;)*) => {
+    ($($test:ident: $model:ident $(, $setter:ident = $value:expr)*;)*) => {
         $(#[test]
         fn $test() {
-            amp_verify::verify!($model, registry = fixtures::registry() $(, $setter = $value)?);
+            amp_verify::verify!($model, registry = fixtures::registry() $(, $setter = $value)*);
         })*
     };
 }
@@ -34,6 +35,18 @@ goldens! {
     tabular_net: TabularNet;
     two_tower: TwoTower;
     wgan_gp: WganGp;
+    // The larger projects, made small, so that each trains in a few seconds of CPU time.
+    unet: UNet, epochs = 3;
+    gpt2: Gpt2, epochs = 2, hyperparameters = set(json!({ "n_embd": 32, "n_head": 2, "n_layer": 1 }));
+    bert: Bert;
+    diffusion: Diffusion, epochs = 3, hyperparameters = set(json!({ "width": 8 }));
+    res_net: ResNet, epochs = 2, hyperparameters = set(json!({ "width": 8, "learning_rate": 0.001 }));
+    vision_transformer: VisionTransformer, epochs = 3;
+}
+
+/// Hyperparameters that replace a registered model's.
+fn set(values: Value) -> Hyperparameters {
+    serde_json::from_value(values).expect("an object")
 }
 
 fn spread() -> Spread {

@@ -66,12 +66,66 @@ fn a_twin_agrees(#[case] model: &str, #[case] steps: &str) -> Result<()> {
 fn lstm(from: &str, to: &str) -> Result<Registry> {
     const TWIN: &str = include_str!("../../fixtures/twins/lstm.py");
     const LSTM: &str = include_str!("../../fixtures/src/projects/lstm.rs");
-    assert!(TWIN.contains(from), "{from}");
+    changed(["LstmForecaster", "waves"], [TWIN, LSTM], from, to)
+}
+
+/// The project of the WGAN, whose twin has this text in place of another.
+fn wgan(from: &str, to: &str) -> Result<Registry> {
+    const TWIN: &str = include_str!("../../fixtures/twins/wgan.py");
+    const WGAN: &str = include_str!("../../fixtures/src/projects/wgan.rs");
+    changed(["WganGp", "ring"], [TWIN, WGAN], from, to)
+}
+
+/// A registry of this model and its data alone.
+fn changed(
+    [model, data]: [&str; 2],
+    [twin, source]: [&'static str; 2],
+    from: &str,
+    to: &str,
+) -> Result<Registry> {
+    assert!(twin.contains(from), "{from}");
     let whole = registry();
-    let twin = Twin::new(Box::leak(TWIN.replace(from, to).into_boxed_str()), LSTM);
-    let model = Model::clone(whole.find(Some("LstmForecaster"))?).twin(twin);
-    let waves = whole.find_data("waves")?;
-    Ok(Registry::new(project!()).data_set(waves.as_ref().clone()).model(model))
+    let twin = Twin::new(Box::leak(twin.replace(from, to).into_boxed_str()), source);
+    let model = Model::clone(whole.find(Some(model))?).twin(twin);
+    let data = whole.find_data(data)?;
+    Ok(Registry::new(project!()).data_set(data.as_ref().clone()).model(model))
+}
+
+/// A twin that overflows in its step 3 alone. Before it both sides have the same largest gradients.
+#[rstest]
+#[case::automatic(lstm("return F.mse_loss(", &format!("return {} * F.mse_loss(", overflows("self")))?)]
+#[case::manual(wgan("loss = gap +", &format!("loss = gap + {} *", overflows("self")))?)]
+fn other_skips_are_shown_with_the_largest_gradients(#[case] registry: Registry) -> Result<()> {
+    let arguments = ["--max-steps", "6", "--seeds", "2", "--precision", "16-mixed"];
+    let row = run(&registry, &arguments)?.rows.remove(0);
+    assert_eq!(row.status, Status::Disagree);
+    for seed in &row.seeds {
+        let own = &seed.skipped.ours;
+        let expected: Vec<u64> = own.iter().copied().filter(|step| *step < 3).chain([3]).collect();
+        assert_eq!(seed.skipped.theirs.get(..expected.len()), Some(&expected[..]));
+        let again = seed.again.as_ref().expect("a second run");
+        let (ours, theirs) = (&again.attempts.ours, &again.attempts.theirs);
+        for (own, other) in ours.iter().zip(theirs).take(3) {
+            assert_eq!((own.scale, own.skipped), (other.scale, other.skipped));
+            let apart =
+                own.largest.zip(other.largest).map(|(own, other)| (own / other - 1.0).abs());
+            assert!(own.skipped || apart.is_some_and(|apart| apart < 0.02), "{own:?}, {other:?}");
+        }
+        assert!(theirs[3].skipped && theirs[3].largest.is_none(), "{:?}", theirs[3]);
+        assert_eq!(ours.len(), 6);
+    }
+    assert!(
+        row.notes.is_empty()
+            && row.failures.iter().all(|text| text.contains("by libtorch's kernels"))
+    );
+    Ok(())
+}
+
+/// Python that is 1e30 in its fourth call, and 1 in the others.
+fn overflows(module: &str) -> String {
+    format!(
+        "(setattr({module}, 'n', getattr({module}, 'n', -1) + 1) or (1e30 if {module}.n == 3 else 1.0))"
+    )
 }
 
 /// Each of these changes moves the first losses further than f32 can.

@@ -3,6 +3,7 @@
 mod autocast;
 mod clip;
 mod gradient_storage;
+mod kernels;
 mod region;
 mod scaler;
 mod tensors;
@@ -12,6 +13,7 @@ pub use autocast::{AutocastGuard, AutocastState, autocast_state};
 pub use clip::{Clip, clip_grad_norm, clip_grad_value, grad_norm};
 pub use gradient_storage::GradientStorage;
 pub(crate) use gradient_storage::{NarrowGradients, upcast_gradients};
+pub use kernels::{Kernels, KernelsGuard};
 pub use region::{Region, RegionPlan};
 #[doc(hidden)]
 pub use scaler::GrowsOnHostAlone;

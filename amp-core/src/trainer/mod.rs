@@ -156,6 +156,7 @@ impl<'a> Trainer<'a> {
     /// an [invariant](Invariant) of training is broken, or a subscriber fails.
     pub fn fit(&mut self, model: &mut dyn LightningModule, data: &DataModule) -> Result<RunRecord> {
         let _place = random::place();
+        let _kernels = self.config.numerics.kernels.enter();
         let mut recorder = Recorder::default();
         let mut emit = |event: Event| -> Result<()> {
             recorder.on_event(&event)?;
@@ -264,6 +265,7 @@ impl<'a> Trainer<'a> {
         let trained = nn::parameters(model).into_iter().map(|parameter| parameter.tensor);
         let trained = trained.filter(Tensor::requires_grad).map(|tensor| tensor.numel() as i64);
         let start = run_start(&self.config, model, data, trained.sum())?;
+        let _kernels = self.config.numerics.kernels.enter();
         let mut evaluator = Evaluator::new(&self.config, self.config.policy(), 0);
         let mut emit = |event: Event| {
             self.subscribers.iter_mut().try_for_each(|subscriber| subscriber.on_event(&event))

@@ -14,10 +14,10 @@ use amp_core::{
     loss::cross_entropy,
     memory::MemoryMeter,
     nn::{
-        BatchNorm, BatchNormConfig, Checkpoint, Context, Dropout, Gelu, Linear, LinearConfig,
-        Sequential, Visit, Visitor, named_tensors, parameters, place,
+        BatchNorm, BatchNormConfig, Checkpoint, Context, Dropout, FusedTimes, Gelu, Linear,
+        LinearConfig, Relu, Sequential, Visit, Visitor, named_tensors, parameters, place,
     },
-    precision::{Policy, Precision},
+    precision::{Kernels, Policy, Precision},
     tch::{Kind, Tensor},
 };
 use rstest::rstest;
@@ -205,5 +205,33 @@ fn a_second_backward_pass_is_refused() -> Result<()> {
     let loss = module.forward(&x, &Context::new(policy, true))?.sum(Kind::Float);
     loss.f_backward()?;
     let _ = message(loss.f_backward().map_err(amp_core::Error::from));
+    Ok(())
+}
+
+/// A recomputation takes the kernels of its forward pass, whatever the thread takes by then. Where layers are fused, the
+/// planted factor doubles the gradient.
+#[rstest]
+#[case::libtorch(Kernels::Libtorch, 1.0)]
+#[case::own(Kernels::Own, 2.0)]
+fn a_recomputation_takes_the_kernels_of_its_pass(
+    #[case] kernels: Kernels,
+    #[case] factor: f64,
+) -> Result<()> {
+    let _generator = seeded(3);
+    let policy = Policy::new(Precision::F32True, device());
+    let layers: Vec<Box<dyn Module>> =
+        vec![Box::new(Linear::new(LinearConfig::new(4, 4))?), Box::new(Relu)];
+    let model = Checkpoint::new(Sequential::new(layers), true);
+    place(&model, policy, &Default::default())?;
+    let x = Tensor::randn([8, 4], (Kind::Float, policy.device)).set_requires_grad(true);
+    let gradient = |kernels: Kernels| -> Result<Tensor> {
+        let pass = kernels.enter();
+        let output = model.forward(&x, &Context::new(policy, true))?;
+        drop(pass);
+        Ok(Tensor::run_backward(&[output.sum(Kind::Float)], &[&x], false, false).remove(0))
+    };
+    let expected = gradient(Kernels::Libtorch)?;
+    let _planted = FusedTimes::new(2.0);
+    assert!(gradient(kernels)?.equal(&(expected * factor)));
     Ok(())
 }

@@ -72,6 +72,7 @@ impl DiagnoseArgs {
         if !(limit >= 0.0 && limit.is_finite()) {
             return Err(Error::config(format!("limit {limit}: it must be a number of at least 0")));
         }
+        let _kernels = case.trainer.numerics.kernels.enter();
         let fix = self.fix.as_deref().map(Staged::create).transpose()?;
         let reference = self.reference.as_deref().map(Reference::read).transpose()?;
         let baseline_moved = reference.map(|reference| reference.moved(case)).transpose()?;

@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
-use amp_core::{precision::Precision, trainer::Check};
+use amp_core::{
+    precision::{Kernels, Precision},
+    trainer::Check,
+};
 use clap::{Args, ValueEnum};
 
 use crate::options::{ChangeArgs, duration, positive};
@@ -88,6 +91,11 @@ pub struct GateArgs {
     /// Ask libtorch for deterministic algorithms
     #[arg(long)]
     pub deterministic: bool,
+    /// Kernels of layers and losses on CUDA, in the baseline as well: own (fused layers that round less often), or
+    /// libtorch (each layer by itself, with the roundings of PyTorch)
+    #[arg(long, value_name = "WHOSE", value_parser = Kernels::from_str,
+          default_value_t = Kernels::default())]
+    pub kernels: Kernels,
     /// How often the invariants of training are checked in each run: off, cheap (some steps) or full
     /// (each step)
     #[arg(long, value_name = "LEVEL", value_parser = Check::from_str,

@@ -8,7 +8,7 @@ use amp_core::{
     hardware::{self, Fingerprint},
     memory::MemoryMeter,
     nn::init::Remembering,
-    precision::Precision,
+    precision::{Kernels, Precision},
     probe::Observed,
     tch::{Device, Kind, Tensor},
     trainer::Check,
@@ -65,6 +65,8 @@ pub struct Job {
     pub tf32: bool,
     /// Whether deterministic algorithms are requested.
     pub deterministic: bool,
+    /// Which kernels layers and losses run by.
+    pub kernels: Kernels,
     /// How often the invariants of training are checked.
     pub check: Check,
     /// The task.
@@ -164,6 +166,7 @@ impl Job {
         let started = std::time::Instant::now();
         // Each task builds the model many times over.
         let _remembering = Remembering::new();
+        let _kernels = self.kernels.enter();
         let model = registry.find(Some(&self.model)).ok();
         let layer = model.and_then(|model| model.planted_layer());
         let _planted = Fault::planted(self.fault, self.precision, layer);
@@ -208,6 +211,7 @@ impl Job {
         let model = registry.find(Some(&self.model))?;
         let mut case = Case::new(registry, model, choices, self.device()?)?;
         case.trainer.numerics.overrides = self.islands.clone().into();
+        case.trainer.numerics.kernels = self.kernels;
         Fault::data(self.fault, precision, &mut case.data)?;
         Ok(case)
     }

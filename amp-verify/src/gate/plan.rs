@@ -2,7 +2,11 @@
 
 use std::{ops::Deref, path::PathBuf, sync::Arc, time::Duration};
 
-use amp_core::{Error, Result, hardware, precision::Precision, trainer::Check};
+use amp_core::{
+    Error, Result, hardware,
+    precision::{Kernels, Precision},
+    trainer::Check,
+};
 
 use super::{DIAGNOSED, GateArgs, Job, Task, Tier};
 use crate::{
@@ -89,6 +93,8 @@ pub struct Plan {
     pub tf32: bool,
     /// Whether deterministic algorithms are requested.
     pub deterministic: bool,
+    /// Which kernels layers and losses run by.
+    pub kernels: Kernels,
     /// How often the invariants of training are checked.
     pub check: Check,
     /// The folder of goldens, if runs are compared with them.
@@ -178,6 +184,7 @@ impl Plan {
             device: args.device.clone(),
             tf32: args.tf32,
             deterministic: args.deterministic,
+            kernels: args.kernels,
             check: args.check,
             goldens: args.goldens.clone(),
             islands,
@@ -209,6 +216,7 @@ impl Plan {
             tf32: self.tf32
                 || (precision == Precision::F32True && fault == Some(Fault::Tf32Baseline)),
             deterministic: self.deterministic,
+            kernels: self.kernels,
             check: if task == Task::Invariants { Check::Full } else { self.check },
             task,
             islands: self.islands.clone(),

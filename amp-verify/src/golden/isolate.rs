@@ -5,6 +5,11 @@
 //! whenever another test draws a number. So [`verify!`](crate::verify) starts the test binary again
 //! for its own test alone: that process trains, writes the figures to a file and ends, and the test
 //! holds them against the golden.
+//!
+//! On a GPU the tests that ran before matter, too. Autograd runs the backward pass there on a thread of its
+//! own, and takes the node with the largest number first; each thread counts the nodes that it creates. In a
+//! second derivative, as of a gradient penalty, nodes of both threads meet: which comes first, and so in which
+//! order gradients are added, depends on how many nodes either thread has created before.
 
 use std::{
     cell::Cell,
@@ -113,7 +118,7 @@ impl Turn {
         folder.check_recorded(target, test)?;
         let args: Vec<String> = env::args().skip(1).collect();
         let trained = match test {
-            Some(test) if site.is_test && has_company(test, &args) => {
+            Some(test) if site.is_test && has_company(test, &args, target.device()?.is_cuda()) => {
                 trained_elsewhere(target, test, place, golden)?
             }
             _ => None,
@@ -174,14 +179,16 @@ impl Order {
     }
 }
 
-/// Whether other tests may run at the same time as `test` in a process with these arguments.
-fn has_company(test: &str, args: &[String]) -> bool {
+/// Whether other tests of a process with these arguments may change the figures of `test`: those at the same
+/// time, and on a GPU those before it.
+fn has_company(test: &str, args: &[String], is_on_gpu: bool) -> bool {
     const THREADS: &str = "--test-threads";
     let joined = args.iter().filter_map(|arg| arg.strip_prefix(THREADS)?.strip_prefix('='));
     let apart = args.windows(2).filter(|pair| pair[0] == THREADS).map(|pair| pair[1].as_str());
     let threads = joined.chain(apart).next().map(str::to_owned);
     let threads = threads.or_else(|| env::var("RUST_TEST_THREADS").ok());
-    if test == "main" || threads.is_some_and(|threads| threads == "1") {
+    let in_turn = threads.is_some_and(|threads| threads == "1");
+    if test == "main" || (in_turn && !is_on_gpu) {
         return false;
     }
     // cargo-nextest runs each test alone, like this.
@@ -251,7 +258,7 @@ mod tests {
     fn one_test_at_a_time_has_no_company() {
         let has = |test: &str, line: &str| {
             let args: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
-            has_company(test, &args)
+            has_company(test, &args, false)
         };
         assert!(has("a::b", "") && has("a::b", "a::b --nocapture") && has("a::b", "--exact a b"));
         assert!(has("a::b", "--test-threads=2") && has("a::b", "--test-threads 4"));
@@ -259,5 +266,16 @@ mod tests {
         assert!(!has("main", ""));
         assert!(!has("a::b", "--test-threads=1") && !has("a::b", "x --test-threads 1"));
         assert!(!has("a::b", "--exact a::b --nocapture") && !has("a::b", "a::b --exact"));
+    }
+
+    /// On a GPU a test that runs after others does not train in their process.
+    #[test]
+    fn on_a_gpu_earlier_tests_are_company() {
+        let has = |test: &str, line: &str| {
+            let args: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+            has_company(test, &args, true)
+        };
+        assert!(has("a::b", "--test-threads=1") && has("a::b", "a::b --test-threads 1"));
+        assert!(!has("main", "--test-threads=1") && !has("a::b", "--exact a::b --test-threads=1"));
     }
 }

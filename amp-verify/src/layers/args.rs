@@ -67,6 +67,7 @@ fn case_with(
     weights: Option<&BTreeMap<String, Tensor>>,
     options: Options,
 ) -> Result<Report> {
+    let _kernels = case.trainer.numerics.kernels.enter();
     let build = || build(case, weights);
     let batch = case.data.train.head(case.data.batch_size)?;
     let subject = Subject {

@@ -2,7 +2,13 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use amp_core::{Error, Result, file::Staged, hardware, precision::Precision, trainer::Check};
+use amp_core::{
+    Error, Result,
+    file::Staged,
+    hardware,
+    precision::{Kernels, Precision},
+    trainer::Check,
+};
 use clap::{Args, ValueEnum};
 
 use super::{MetricSpread, ModelMargin, goldens};
@@ -144,6 +150,7 @@ impl Recorder<'_> {
             device: self.device.to_owned(),
             tf32: false,
             deterministic: false,
+            kernels: Kernels::default(),
             check: Check::default(),
             task,
             islands: Islands::new(),

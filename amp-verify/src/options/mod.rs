@@ -15,7 +15,7 @@ use amp_core::{
     data::{Loading, Placement},
     memory::parse_bytes,
     optim::{Moments, WeightUpdate},
-    precision::{Clip, GradientStorage},
+    precision::{Clip, GradientStorage, Kernels},
     trainer::{Check, ChecksConfig, Graph, MemoryConfig, NumericsConfig, parse_time},
 };
 use clap::{Args, ValueEnum};
@@ -67,6 +67,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "HOW", value_parser = GradientStorage::from_str,
           default_value_t = GradientStorage::default())]
     pub gradients: GradientStorage,
+    /// Kernels of layers and losses on CUDA: own (fused layers that round less often), or libtorch (each layer by
+    /// itself, with the roundings of PyTorch)
+    #[arg(long, value_name = "WHOSE", value_parser = Kernels::from_str,
+          default_value_t = Kernels::default())]
+    pub kernels: Kernels,
     /// The most memory that tensors may use at once, as in 500MB or 2GiB: the trainer recomputes the
     /// cheapest layers in the backward pass to stay below it; no number changes
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes, allow_negative_numbers = true)]
@@ -151,6 +156,7 @@ impl RunArgs {
                 weight_update: self.weight_update,
                 moments: self.moments,
                 gradients: self.gradients,
+                kernels: self.kernels,
                 ..NumericsConfig::default()
             },
             recovery: self.recovery.recovery(),

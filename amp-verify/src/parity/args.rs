@@ -2,7 +2,12 @@
 
 use std::{path::PathBuf, str::FromStr, sync::Arc};
 
-use amp_core::{Error, Result, hardware, precision::Precision, tch, tch::Device};
+use amp_core::{
+    Error, Result, hardware,
+    precision::{Kernels, Precision},
+    tch,
+    tch::Device,
+};
 use clap::Args;
 
 use crate::{
@@ -41,6 +46,11 @@ pub struct ParityArgs {
     /// Batches whose losses are compared one by one
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = positive)]
     pub losses: u64,
+    /// Kernels of our layers and losses on CUDA: own, or libtorch. Where other steps are skipped than in the twin,
+    /// ours is run again by libtorch's, which round as PyTorch does
+    #[arg(long, value_name = "WHOSE", value_parser = Kernels::from_str,
+          default_value_t = Kernels::default())]
+    pub kernels: Kernels,
     /// A Python with torch
     #[arg(long, value_name = "PATH", default_value = "python3")]
     pub python: PathBuf,

@@ -45,6 +45,7 @@ impl Cache {
             versions,
             subject.model.name(),
             precision.to_string(),
+            args.kernels.name(),
             subject.twin.python,
             subject.margin,
             [args.seeds, args.seed, args.losses],

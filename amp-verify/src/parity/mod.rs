@@ -3,7 +3,7 @@
 //! Both sides begin with the same weights and see the same batches, under the same hyperparameters, precision
 //! and schedule: `ours` trains the model and writes its initial weights, `theirs` sends the batches to the
 //! twin's process, `report` holds the two against each other: the first losses by `bound`, which steps were
-//! skipped, the metric at the end over several seeds.
+//! skipped by `skips`, the metric at the end over several seeds.
 
 mod args;
 mod bound;
@@ -11,16 +11,28 @@ mod cache;
 mod lines;
 mod ours;
 mod report;
+mod skips;
 mod theirs;
 
 pub use args::ParityArgs;
 pub use report::{First, Pair, Report, Row, SCHEMA, Seed, Status};
+pub use skips::{Again, Attempt};
 
 use std::collections::BTreeMap;
 
-use amp_core::{Result, hardware::Fingerprint, precision::Precision, tch::Device};
+use amp_core::{
+    Result,
+    hardware::Fingerprint,
+    precision::{Kernels, Precision},
+    tch::Device,
+    trainer::NumericsConfig,
+};
 
-use self::{args::Subject, cache::Cache, theirs::Theirs};
+use self::{
+    args::Subject,
+    cache::Cache,
+    theirs::{Ran, Theirs},
+};
 use crate::{
     case::{Case, Choices},
     length::Length,
@@ -93,6 +105,7 @@ impl Comparison<'_> {
             max_steps: self.args.max_steps,
             seed,
             set: self.subject.twin.hyperparameters.clone(),
+            numerics: NumericsConfig { kernels: self.args.kernels, ..NumericsConfig::default() },
             ..Choices::default()
         };
         let mut case = Case::new(self.registry, &self.subject.model, choices, self.device)?;
@@ -126,18 +139,40 @@ impl Comparison<'_> {
                     ours: Some(ours.peak_memory_bytes),
                     theirs: twin.peak_memory_bytes,
                 });
-                row.first = Some(self.first_losses(&case, &ours.losses, twin.losses)?);
+                row.first = Some(self.first_losses(&case, &ours.losses, twin.losses.clone())?);
             }
             let metric = ours.record.last(judge.name).filter(|value| value.is_finite());
-            row.seeds.push(Seed {
+            let mut found = Seed {
                 seed,
                 metric: Pair { ours: metric, theirs: twin.metric },
-                skipped: Pair { ours: ours.skipped, theirs: twin.skipped },
+                skipped: Pair { ours: ours.skipped, theirs: twin.skipped.clone() },
                 scale: Pair { ours: ours.record.end.scale, theirs: twin.scale },
-            });
+                again: None,
+            };
+            if !found.skips_alike(self.args.losses) {
+                found.again = Some(self.again(case, &twin)?);
+            }
+            row.seeds.push(found);
         }
         row.judge(judge, *margin, examples, self.args.losses);
         Ok(row)
+    }
+
+    /// Runs ours again, by either kernels, to see why other steps are skipped.
+    fn again(&self, mut case: Case, twin: &Ran) -> Result<Again> {
+        let mut traced = |kernels: Kernels| {
+            case.trainer.numerics.kernels = kernels;
+            ours::trace(&case, self.precision)
+        };
+        let (own, plain) = (traced(Kernels::Own)?, traced(Kernels::Libtorch)?);
+        let count = usize::try_from(self.args.losses).unwrap_or(usize::MAX);
+        let first = |attempts: &[Attempt]| attempts[..attempts.len().min(count)].to_vec();
+        Ok(Again {
+            skipped: plain.skipped,
+            scale: plain.scale,
+            attempts: Pair { ours: first(&own.attempts), theirs: first(&twin.attempts) },
+            libtorch: first(&plain.attempts),
+        })
     }
 
     /// The first losses, each with its bound under 32-true.

@@ -1,4 +1,4 @@
-//! Our side: a run by the trainer, whose losses are kept.
+//! Our side: a run by the trainer, whose losses, or attempts at steps, are kept.
 
 use std::{cell::RefCell, path::Path, rc::Rc};
 
@@ -10,7 +10,7 @@ use amp_core::{
     memory::MemoryMeter,
     nn::parameters,
     optim::{Optimizers, TrainingPlan},
-    precision::{Precision, StepOutcome, is_floating},
+    precision::{Gradients, Precision, StepOutcome, Unscaled, is_floating},
     random::{self, RandomState},
     record::RunRecord,
     tch::{Device, Kind, Tensor, no_grad},
@@ -18,6 +18,7 @@ use amp_core::{
     weights,
 };
 
+use super::skips::{Attempt, LARGEST};
 use crate::{
     case::Case,
     interceptor::{Intercepted, Interceptor},
@@ -79,6 +80,103 @@ pub(super) fn train_moved(case: &Case, number: u64, batches: u64) -> Result<Vec<
     }
     before.restore(Device::Cpu)?;
     Ok(fit(case, config, model, Some(batches))?.0.losses)
+}
+
+/// The attempts of a run.
+pub(super) struct Traced {
+    pub(super) attempts: Vec<Attempt>,
+    /// The optimizer steps that were skipped, from 0.
+    pub(super) skipped: Vec<u64>,
+    /// The loss scale at the end.
+    pub(super) scale: Option<f64>,
+}
+
+/// Trains the case, and reads the gradients of each step.
+pub(super) fn trace(case: &Case, precision: Precision) -> Result<Traced> {
+    let config = config(case, precision)?;
+    let _section = random::seeded(config.seed)?;
+    let model = case.build()?;
+    let scale = if precision.scales_loss() { config.numerics.scaler.init_scale } else { 1.0 };
+    let seen = Rc::new(RefCell::new(Seen { scale, ..Seen::default() }));
+    let is_manual = model.optimizes_manually();
+    let parameters = parameters(model.as_ref()).into_iter().map(|parameter| parameter.tensor);
+    let parameters = if is_manual { parameters.collect() } else { Vec::new() };
+    let mut model = Intercepted::new(model, Gauge { seen: Rc::clone(&seen), parameters });
+    let mut listen = |event: &Event| -> Result<()> {
+        let Seen { scale, skipped, .. } = &mut *seen.borrow_mut();
+        match event {
+            Event::Skipped(Skipped { attempt, .. }) if skipped.last() != Some(attempt) => {
+                skipped.push(*attempt);
+            }
+            Event::Scale { scale: new, .. } => *scale = *new,
+            _ => {}
+        }
+        Ok(())
+    };
+    let record = Trainer::new(config).subscribe(&mut listen).fit(&mut model, &case.data)?;
+    let Seen { mut attempts, skipped, .. } = seen.take();
+    for attempt in &mut attempts {
+        attempt.skipped = skipped.contains(&attempt.step);
+    }
+    Ok(Traced { attempts, skipped, scale: record.end.scale })
+}
+
+/// What is seen of a run.
+#[derive(Default)]
+struct Seen {
+    /// The loss scale now.
+    scale: f64,
+    skipped: Vec<u64>,
+    attempts: Vec<Attempt>,
+}
+
+/// Reads the unscaled gradients of each step.
+struct Gauge {
+    seen: Rc<RefCell<Seen>>,
+    /// Those of a model that optimizes manually, whose gradients are read after the batch.
+    parameters: Vec<Tensor>,
+}
+
+impl Gauge {
+    fn read<'a>(&self, gradients: impl Iterator<Item = &'a Tensor>) -> Result<()> {
+        let size = |gradient: &Tensor| Ok(gradient.f_abs()?.f_max()?.f_to_kind(Kind::Double)?);
+        let sizes = gradients.map(size).collect::<Result<Vec<_>>>()?;
+        let Seen { scale, attempts, .. } = &mut *self.seen.borrow_mut();
+        let largest = match sizes.is_empty() {
+            true => 0.0,
+            false => Tensor::f_stack(&sizes, 0)?.f_max()?.f_double_value(&[])? * *scale / LARGEST,
+        };
+        attempts.push(Attempt {
+            step: attempts.len() as u64,
+            scale: *scale,
+            largest: Some(largest).filter(|largest| largest.is_finite()),
+            skipped: false,
+        });
+        Ok(())
+    }
+}
+
+impl Interceptor for Gauge {
+    fn step_access(&self) -> StepAccess {
+        StepAccess::Within("the gradients of each step are read")
+    }
+
+    fn before_step(
+        &mut self,
+        _: &dyn LightningModule,
+        gradients: &Gradients<Unscaled>,
+        _: &Hook<'_>,
+    ) -> Result<()> {
+        self.read(gradients.named().map(|(_, gradient)| gradient))
+    }
+
+    fn after_batch(&mut self, _: &Tensor) -> Result<()> {
+        if self.parameters.is_empty() {
+            return Ok(());
+        }
+        let gradients: Vec<Tensor> = self.parameters.iter().map(Tensor::grad).collect();
+        self.read(gradients.iter().filter(|gradient| gradient.defined()))
+    }
 }
 
 #[derive(Default)]

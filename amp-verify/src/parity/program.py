@@ -6,10 +6,13 @@ ends the run that it belongs to.
 
   (at the start)                            -> {"versions": {"torch": ..., ...}}
   {"prepare": {precision, weights, ...}}    -> {"ready": true}
-  {"train": FILE, "shares": [[...], ...]}   -> {"losses": [...], "skipped": [...], "scale": s}
+  {"train": FILE, "shares": [[...], ...]}   -> {"losses": [...], "skipped": [...], "scale": s, "attempts": [...]}
   {"epoch_end": true}                       -> {"moved": true}
   {"validate": FILE, "batches": n}          -> {"kept": true}
   {"end": true}                             -> {"metric": m, "peak_memory_bytes": b}
+
+`attempts` has each step's scale and largest gradient, as scaled, over f16's largest number (null where one is not
+finite), where the loss is scaled.
 
 `prepare` has hyperparameters, plan, clip ({"norm": c}, {"value": c} or null), scaler (GradScaler's arguments)
 and weights, a safetensors file. Batches are safetensors files with tensors BATCH/NAME. `shares` has a list
@@ -56,6 +59,7 @@ except ModuleNotFoundError as error:
 torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 DEVICE = torch.device(options.device)
 CUDA = DEVICE.type == "cuda"
+LARGEST = torch.finfo(torch.float16).max
 AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 DTYPES = {
     "F64": torch.float64,
@@ -170,6 +174,7 @@ class Run:
         scales = task["precision"] == "16-mixed"
         self.scaler = torch.amp.GradScaler(DEVICE.type, enabled=scales, **task["scaler"])
         self.outputs, self.steps, self.batch_idx, self.peak = [], 0, 0, None
+        self.largest = 0.0
         if CUDA:
             torch.cuda.reset_peak_memory_stats()
 
@@ -180,8 +185,17 @@ class Run:
     def parameters(self, optimizer):
         return [p for group in optimizer.param_groups for p in group["params"]]
 
+    def measure(self, optimizer):
+        """Notes the largest of the optimizer's gradients, as scaled, over f16's largest number."""
+        gradients = [p.grad for p in self.parameters(optimizer) if p.grad is not None]
+        if self.scaler.is_enabled() and gradients:
+            largest = torch.stack([gradient.abs().max() for gradient in gradients]).max()
+            size = float(largest) * self.scaler.get_scale() / LARGEST
+            self.largest = max(self.largest, size if math.isfinite(size) else math.inf)
+
     def apply(self, optimizer, clip):
         self.scaler.unscale_(optimizer)
+        self.measure(optimizer)
         if clip and "norm" in clip:
             torch.nn.utils.clip_grad_norm_(self.parameters(optimizer), clip["norm"])
         elif clip:
@@ -233,21 +247,23 @@ class Run:
 
     def train(self, path, shares):
         found = iter(batches(path, sum(len(window) for window in shares)))
-        losses, skipped = [], []
+        losses, skipped, attempts = [], [], []
         for window in shares:
-            before = self.scaler.get_scale()
+            before, self.largest = self.scaler.get_scale(), 0.0
             step = self.counted if self.steps == 2 and not CUDA else self.step
             losses += step([next(found) for _ in window], window)
             self.scaler.update()
             self.steps += 1
             self.batch_idx += len(window)
             skipped.append(self.scaler.get_scale() < before)
+            if self.scaler.is_enabled():
+                attempts.append((before, self.largest if math.isfinite(self.largest) else None))
             if hasattr(self.net, "on_train_batch_end"):
                 self.net.on_train_batch_end()
         numbers = [float(loss) for loss in losses]
         numbers = [number if math.isfinite(number) else None for number in numbers]
         scale = self.scaler.get_scale() if self.scaler.is_enabled() else None
-        answer(losses=numbers, skipped=skipped, scale=scale)
+        answer(losses=numbers, skipped=skipped, scale=scale, attempts=attempts)
 
     def epoch_end(self):
         for schedule in self.schedules:

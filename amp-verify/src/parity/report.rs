@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use amp_core::{hardware::Fingerprint, precision::Precision};
 use serde::{Deserialize, Serialize};
 
-use super::bound::differences;
+use super::{
+    bound::differences,
+    skips::{Again, Skips},
+};
 use crate::{
     registry::Judge,
     verdict::{Design, Judgement, Verdict},
@@ -51,6 +54,9 @@ pub struct Seed {
     pub skipped: Pair<Vec<u64>>,
     /// The loss scale at the end.
     pub scale: Pair<Option<f64>>,
+    /// What it gave when it was run again, because other steps are skipped on the two sides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub again: Option<Again>,
 }
 
 /// The first losses of the first seed.
@@ -81,6 +87,9 @@ pub struct Row {
     pub status: Status,
     /// Why they disagree.
     pub failures: Vec<String>,
+    /// What differs, and why the two sides agree all the same.
+    #[serde(default)]
+    pub notes: Vec<String>,
     /// The first losses.
     pub first: Option<First>,
     /// The name of the metric.
@@ -145,31 +154,6 @@ impl First {
     }
 }
 
-impl Seed {
-    /// The same of the first steps are skipped. Later one that is near to overflowing may go either way, which
-    /// moves the scale once.
-    fn failure(&self, losses: u64) -> Option<String> {
-        let first = |skipped: &[u64]| -> Vec<u64> {
-            skipped.iter().copied().filter(|step| *step < losses).collect()
-        };
-        let (own, other) = (first(&self.skipped.ours), first(&self.skipped.theirs));
-        if own != other {
-            return Some(format!(
-                "seed {}: skips the steps {own:?} of the first {losses}, the twin {other:?}",
-                self.seed
-            ));
-        }
-        match (self.scale.ours, self.scale.theirs) {
-            (None, None) => None,
-            (Some(own), Some(other)) if own / other <= 2.0 && other / own <= 2.0 => None,
-            (own, other) => Some(format!(
-                "seed {}: ends with the scale {own:?}, the twin with {other:?}",
-                self.seed
-            )),
-        }
-    }
-}
-
 impl Row {
     /// A model under a precision, before it is trained.
     pub(super) fn new(model: &str, precision: Precision, judge: Judge, lines: Pair<usize>) -> Self {
@@ -178,6 +162,7 @@ impl Row {
             precision,
             status: Status::Agree,
             failures: Vec::new(),
+            notes: Vec::new(),
             first: None,
             metric: judge.name.to_owned(),
             seeds: Vec::new(),
@@ -191,7 +176,13 @@ impl Row {
     /// ways (two one-sided tests).
     pub(super) fn judge(&mut self, judge: Judge, margin: f64, examples: i64, losses: u64) {
         self.failures.extend(self.first.as_ref().and_then(First::failure));
-        self.failures.extend(self.seeds.iter().filter_map(|seed| seed.failure(losses)));
+        for seed in &self.seeds {
+            match seed.skips(losses) {
+                Skips::Same => {}
+                Skips::Rounding(text) => self.notes.push(text),
+                Skips::Differ(text) => self.failures.push(text),
+            }
+        }
         let difference = |seed: &Seed| {
             let Pair { ours, theirs } = seed.metric;
             Some(judge.direction.regression(theirs?, ours?))
@@ -243,6 +234,7 @@ mod tests {
             metric: Pair { ours: Some(ours), theirs: Some(theirs) },
             skipped: Pair { ours: vec![0, 1], theirs: vec![0, 1] },
             scale: Pair { ours: Some(1024.0), theirs: Some(1024.0) },
+            again: None,
         }
     }
 

@@ -17,7 +17,10 @@ use serde::Deserialize;
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::ours::{self, Ours};
+use super::{
+    ours::{self, Ours},
+    skips::Attempt,
+};
 use crate::{
     case::Case,
     python::{Process, device_name, unexpected},
@@ -44,6 +47,8 @@ pub(super) struct Ran {
     pub(super) losses: Vec<f64>,
     /// The optimizer steps that were skipped, from 0.
     pub(super) skipped: Vec<u64>,
+    /// Of each step where the loss is scaled.
+    pub(super) attempts: Vec<Attempt>,
     pub(super) scale: Option<f64>,
     pub(super) metric: Option<f64>,
     pub(super) peak_memory_bytes: Option<u64>,
@@ -55,6 +60,9 @@ struct Trained {
     losses: Vec<Option<f64>>,
     skipped: Vec<bool>,
     scale: Option<f64>,
+    /// Each step's scale and largest gradient, where the loss is scaled.
+    #[serde(default)]
+    attempts: Vec<(f64, Option<f64>)>,
 }
 
 #[derive(Deserialize)]
@@ -172,6 +180,13 @@ impl Theirs {
         }
         ran.losses.extend(trained.losses.into_iter().map(|loss| loss.unwrap_or(f64::NAN)));
         let first = ran.steps - steps as u64;
+        let attempts = (first..).zip(&trained.skipped).zip(&trained.attempts);
+        ran.attempts.extend(attempts.map(|((step, skipped), (scale, largest))| Attempt {
+            step,
+            scale: *scale,
+            largest: *largest,
+            skipped: *skipped,
+        }));
         let skipped = trained.skipped.into_iter().zip(first..).filter(|(skipped, _)| *skipped);
         ran.skipped.extend(skipped.map(|(_, step)| step));
         ran.scale = trained.scale;

@@ -4,7 +4,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use amp_core::{Error, Result, hardware, precision::Precision, trainer::Check};
+use amp_core::{
+    Error, Result, hardware,
+    precision::{Kernels, Precision},
+    trainer::Check,
+};
 
 use super::{Fault, FaultResult, Report, SelftestArgs, report::is_red};
 use crate::{
@@ -145,6 +149,7 @@ fn plan(
         device: args.device.clone(),
         tf32: false,
         deterministic: false,
+        kernels: Kernels::default(),
         check: Check::default(),
         goldens: None,
         islands: Default::default(),

@@ -40,6 +40,9 @@ pub fn parity(report: &Report) -> String {
         for failure in &row.failures {
             out += &format!("{} under {}: {failure}\n", row.model, row.precision);
         }
+        for note in &row.notes {
+            out += &format!("{} under {}, rounding: {note}\n", row.model, row.precision);
+        }
         if row.status == Status::Inconclusive {
             out += &format!(
                 "{} under {}: the seeds do not tell: run more with --seeds\n",

@@ -312,7 +312,7 @@ impl MultiheadAttention {
             return Ok(values);
         }
         let width = embed_dim / num_heads;
-        if values.device().is_cuda() && dropout < 1.0 {
+        if values.device().is_cuda() && dropout < 1.0 && ffi::own_kernels() {
             return ffi::dropout(&values, dropout, width);
         }
         let n = values.size()[0];

@@ -6,7 +6,7 @@ use tch::Tensor;
 
 use super::{Context, Observer};
 use crate::{
-    Error, Result,
+    Error, Result, ffi,
     nn::{Module, container, planted::of_group, probe::Group},
 };
 
@@ -29,7 +29,7 @@ impl Context {
     }
 
     fn may_fuse(&self) -> bool {
-        self.fuses && !self.is_watched()
+        self.fuses && ffi::own_kernels() && !self.is_watched()
     }
 
     /// Runs `layers` fused by `run`, under the path of the first, which is at `place`. A probe of

@@ -1,13 +1,13 @@
-//! Loss scaling, and the formats of weights, optimizer state and gradients.
+//! Loss scaling, the formats of weights, optimizer state and gradients, and kernels.
 
 use std::{collections::BTreeMap, rc::Rc};
 
 use crate::{
     optim::{Moments, WeightUpdate},
-    precision::{GradScalerConfig, GradientStorage, Region},
+    precision::{GradScalerConfig, GradientStorage, Kernels, Region},
 };
 
-/// Loss scaling, and the formats of weights, optimizer state and gradients.
+/// Loss scaling, the formats of weights, optimizer state and gradients, and kernels.
 #[derive(Debug, Clone, Default)]
 pub struct NumericsConfig {
     /// The loss scaler's constants, used by `16-mixed`.
@@ -20,4 +20,6 @@ pub struct NumericsConfig {
     pub moments: Moments,
     /// The format of gradients between the backward pass and the step.
     pub gradients: GradientStorage,
+    /// Which kernels layers and losses run by on CUDA.
+    pub kernels: Kernels,
 }

@@ -8,7 +8,7 @@ use crate::{
     module::{StepAccess, Update},
     optim::{Interval, OnDevice, Optimizer, Scheduled},
     precision::{
-        Clip, Deferred, GradScaler, GradientStorage, Gradients, NarrowGradients, Scaled,
+        Clip, Deferred, GradScaler, GradientStorage, Gradients, Kernels, NarrowGradients, Scaled,
         StepOutcome, Unscaled, upcast_gradients,
     },
     trainer::config::{NonFinite, TrainerConfig},
@@ -252,6 +252,9 @@ pub(in crate::trainer) fn full_gradients_note(config: &TrainerConfig) -> Option<
     let why = match (config.device.is_cuda(), config.optimization.accumulate_grad_batches) {
         _ if !requests_16_bit_gradients(config) => return None,
         (false, _) => "only CUDA has kernels for 16-bit gradients".to_owned(),
+        (true, _) if config.numerics.kernels == Kernels::Libtorch => {
+            "libtorch's kernels round them, and cast them back".to_owned()
+        }
         (true, 1) => return None,
         (true, batches) => format!("the gradients of {batches} batches are added"),
     };

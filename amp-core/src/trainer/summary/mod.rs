@@ -105,6 +105,7 @@ impl Trainer<'_> {
     ) -> Result<ModelSummary> {
         let _place = random::place();
         let config = &self.config;
+        let _kernels = config.numerics.kernels.enter();
         config.check()?;
         data.check()?;
         let policy = config.policy();

@@ -1,0 +1,20 @@
+//! Whether layers and losses run by this library's kernels (`csrc/own_kernels.cpp`).
+
+use std::ffi::c_int;
+
+unsafe extern "C" {
+    fn amp_own_kernels() -> c_int;
+    fn amp_own_kernels_set(own: c_int);
+}
+
+/// Whether this thread's layers and losses take this library's kernels where there are some.
+pub(crate) fn own_kernels() -> bool {
+    // SAFETY: it reads a thread-local number.
+    unsafe { amp_own_kernels() != 0 }
+}
+
+/// Changes [`own_kernels`] for this thread.
+pub(crate) fn set_own_kernels(own: bool) {
+    // SAFETY: it writes a thread-local number.
+    unsafe { amp_own_kernels_set(c_int::from(own)) }
+}

@@ -99,12 +99,6 @@ extern "C" __global__ void hits(const T* logits, const long long* targets, int r
   out[1] = counted;
 }
 
-// Four logits of f32, or as many as 16 bytes hold.
-struct alignas(16) Line {
-  static constexpr int length = 16 / sizeof(T);
-  T at[length];
-};
-
 // An exponential whose error is far below what 16 bits round, where the logits have them.
 __device__ float share_of(float x) {
   if constexpr (sizeof(T) == 2) return __expf(x);

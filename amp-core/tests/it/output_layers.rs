@@ -1,10 +1,13 @@
 //! A linear output layer before a cross entropy is run by the loss, in chunks of rows, where the derive can tell that
 //! nothing else reads its output.
 
+use std::{cell::RefCell, rc::Rc};
+
 use amp_core::{
     Trainer, TrainerConfig,
     loss::ChunksOf,
-    nn::{self, named_tensors},
+    nn::{self, Call, DtypeProbe, Given, Probe, named_tensors},
+    precision::Policy,
     prelude::*,
     record::RunRecord,
     trainer::Graph,
@@ -157,7 +160,7 @@ fn a_forward_pass_outside_of_a_step_returns_the_output() -> Result<()> {
     let _generator = seeded(23);
     let (model, _chunks) = (Tied::builder().build()?, ChunksOf::rows(7));
     let examples = sequences()?;
-    let cx = Context::new(amp_core::precision::Policy::new(Precision::F32True, Device::Cpu), true);
+    let cx = Context::new(Policy::new(Precision::F32True, Device::Cpu), true);
     let loss = loss::CrossEntropy::default();
     let failed = nn::loss_of_output(&model, &loss, || Err(Error::config("stop")), &examples.target);
     assert_eq!(message(failed), "stop");
@@ -169,6 +172,45 @@ fn a_forward_pass_outside_of_a_step_returns_the_output() -> Result<()> {
         model.forward(&examples.input, &cx)
     };
     assert!(nn::loss_of_output(&model, &loss, of_both, &examples.target)?.size().is_empty());
+    Ok(())
+}
+
+/// The dtypes of modules' outputs.
+#[derive(Default)]
+struct Dtypes(RefCell<Vec<(String, Kind)>>);
+
+impl DtypeProbe for Dtypes {
+    fn gave(&self, given: &Given<'_>) {
+        self.0.borrow_mut().push((given.path.to_owned(), given.kind));
+    }
+}
+
+impl Probe for Dtypes {
+    fn ran(&self, call: &Call<'_>) {
+        self.0.borrow_mut().push((call.path.to_owned(), call.output.kind()));
+    }
+}
+
+/// A probe of tensors gets the output of every layer, and then the loss does not run the layer. A probe of dtypes is
+/// told the dtype of the logits.
+#[rstest]
+fn observers_see_the_output_layer(#[values(false, true)] reads: bool) -> Result<()> {
+    let _generator = seeded(24);
+    let (model, _chunks) = (Called::builder().build()?, ChunksOf::rows(7));
+    let (examples, seen) = (sequences()?, Rc::new(Dtypes::default()));
+    let policy = Policy::new(Precision::Bf16Mixed, Device::Cpu);
+    let cx = Context::new(policy, true);
+    let cx = if reads { cx.with_probe(seen.clone()) } else { cx.with_dtype_probe(seen.clone()) };
+    let _region = policy.autocast()?;
+    let forward = || {
+        let output = model.forward(&examples.input, &cx)?;
+        assert_eq!(output.defined(), reads);
+        Ok(output)
+    };
+    let plain = loss::CrossEntropy::default();
+    let loss = nn::loss_of_output(&model, &plain, forward, &examples.target)?;
+    assert_eq!(loss.kind(), Kind::Float);
+    assert_eq!(seen.0.borrow().last(), Some(&("head".to_owned(), Kind::BFloat16)));
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! A linear output layer before a cross entropy is run by the loss, in chunks of rows, where the derive can tell that
 //! nothing else reads its output.
 
-use std::{cell::RefCell, rc::Rc};
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
 use amp_core::{
     Trainer, TrainerConfig,
@@ -211,6 +211,26 @@ fn observers_see_the_output_layer(#[values(false, true)] reads: bool) -> Result<
     let loss = nn::loss_of_output(&model, &plain, forward, &examples.target)?;
     assert_eq!(loss.kind(), Kind::Float);
     assert_eq!(seen.0.borrow().last(), Some(&("head".to_owned(), Kind::BFloat16)));
+    Ok(())
+}
+
+/// A region that the run gives to the layer applies to it.
+#[rstest]
+fn an_output_layer_with_a_region_runs_in_it() -> Result<()> {
+    let _generator = seeded(25);
+    let (model, _chunks) = (Called::builder().build()?, ChunksOf::rows(7));
+    let examples = sequences()?;
+    let policy = Policy::new(Precision::Bf16Mixed, Device::Cpu);
+    let regions = BTreeMap::from([("head".to_owned(), Region::Fp32)]);
+    let cx = Context::new(policy, true).with_overrides(Rc::new(regions));
+    let _region = policy.autocast()?;
+    let forward = || {
+        let output = model.forward(&examples.input, &cx)?;
+        assert!(output.defined() && output.kind() == Kind::Float);
+        Ok(output)
+    };
+    let plain = loss::CrossEntropy::default();
+    assert_eq!(nn::loss_of_output(&model, &plain, forward, &examples.target)?.kind(), Kind::Float);
     Ok(())
 }
 

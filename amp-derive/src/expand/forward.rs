@@ -96,7 +96,7 @@ fn in_order(model: &Model) -> TokenStream {
         let (name, layer) = (key(&field.ident), layer_of_self(field));
         // The value before the last layer.
         let value = if calls.is_empty() { quote!(#input) } else { quote!(&#output) };
-        last = Some(quote!(#cx.call_output(self, #name, __amp::None, #layer, #value)));
+        last = Some(quote!(#cx.call_output(self, #name, #layer, #value)));
     }
     let body = quote! {
         #(let #output = #calls?;)*

@@ -79,7 +79,7 @@ pub(super) fn mark(model: &Model, statements: &mut [Stmt]) -> Option<TokenStream
         Call::Layer(field) => {
             let (layer, name, of_self) =
                 (local("output_layer"), key(&field.ident), layer_of_self(field));
-            let marked = quote!(#cx.call_output(self, #name, __amp::None, #layer, #arguments));
+            let marked = quote!(#cx.call_output(self, #name, #layer, #arguments));
             (marked, quote!(let #layer = #of_self;))
         }
         Call::Function => {

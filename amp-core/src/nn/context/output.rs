@@ -11,12 +11,12 @@ use crate::{
         output::{self, AtOutput},
         planted,
     },
-    precision::{Region, RegionPlan},
+    precision::RegionPlan,
 };
 
 impl Context {
-    /// [`call`](Self::call) for the layer whose output is the output of `model`. If the model's loss requests the
-    /// layer, the result is an undefined tensor.
+    /// [`call`](Self::call) for the layer whose output is the output of `model`, and which declares no region. If the
+    /// model's loss requests the layer, the result is an undefined tensor.
     ///
     /// # Errors
     /// The child's error, with its path.
@@ -25,12 +25,10 @@ impl Context {
         &self,
         model: &R,
         name: &str,
-        region: Option<Region>,
         module: &M,
         input: &Tensor,
     ) -> Result<Tensor> {
         if let Fusable::Linear(layer) = module.fusable()
-            && region.is_none()
             && output::is_requested(model)
             && self.may_defer()
         {
@@ -48,7 +46,7 @@ impl Context {
                 return Ok(Tensor::new());
             }
         }
-        self.call(name, region, module, input)
+        self.call(name, None, module, input)
     }
 
     /// A guard for a call of `function` whose result is the output of `model`.

@@ -301,8 +301,8 @@ fn sequences_are_rows() -> Result<()> {
 fn the_logits_of_all_rows_do_not_exist_together() -> Result<()> {
     needs_cuda();
     let _generator = seeded(13);
-    // Chunks of 4096 rows by default.
-    let (rows, width, classes) = (16_384, 64, 32_768);
+    // Chunks of 8192 rows by default.
+    let (rows, width, classes) = (32_768, 64, 16_384);
     let draw = |size: [i64; 2]| {
         (Tensor::randn(size, (Kind::Float, device())) / 8.0).set_requires_grad(true)
     };

@@ -25,6 +25,26 @@ bool is_large(const at::Tensor& matrix) {
          reinterpret_cast<uintptr_t>(matrix.const_data_ptr()) % 16 == 0;
 }
 
+// A kernel that sums columns, the dtypes that it is compiled for, and the threads of its blocks.
+struct SumKernel {
+  const char* name;
+  amp::Types types;
+  unsigned threads;
+};
+
+// Starts the kernel in blocks that sum up to `part` rows each, in `sums`, which may be undefined.
+void start_sums(const SumKernel& kernel, const at::Tensor& matrix, const Activated& activated,
+                const at::Tensor& sums, long long part, int64_t blocks) {
+  const void *from = matrix.const_data_ptr(), *kept = amp::const_data(activated.kept);
+  void *to = amp::data(sums), *passed = amp::data(activated.passed);
+  int activation = activated.activation;
+  auto dropout = activated.dropout;
+  long long rows = matrix.size(0), columns = matrix.size(1);
+  void* arguments[] = {&from, &kept, &activation, &dropout, &passed, &to, &rows, &columns, &part};
+  source().launch(kernel.name, kernel.types, matrix.device(), static_cast<unsigned>(blocks), kernel.threads,
+                  arguments);
+}
+
 // column_sums of a large matrix.
 void large_column_sums(const at::Tensor& matrix, const Activated& activated, const at::Tensor& out) {
   constexpr int64_t rows_per_block = 256;
@@ -35,14 +55,8 @@ void large_column_sums(const at::Tensor& matrix, const Activated& activated, con
   const auto wide = matrix.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   at::Tensor sums;
   if (out.defined()) sums = at::empty({parts, columns}, matrix.options().dtype(wide));
-  const void *from = matrix.const_data_ptr(), *kept = amp::const_data(activated.kept);
-  void *to = amp::data(sums), *passed = amp::data(activated.passed);
-  int activation = activated.activation;
-  auto dropout = activated.dropout;
-  long long height = rows, width = columns, part = rows_per_block;
-  void* arguments[] = {&from, &kept, &activation, &dropout, &passed, &to, &height, &width, &part};
-  source().launch("large_column_sums", {amp::kernel_dtype(matrix.scalar_type())}, matrix.device(),
-                  static_cast<unsigned>(blocks), 256, arguments);
+  start_sums({"large_column_sums", {amp::kernel_dtype(matrix.scalar_type())}, 256}, matrix, activated, sums,
+             rows_per_block, blocks);
   if (out.defined()) column_sums(sums, {}, out);
 }
 
@@ -62,16 +76,9 @@ void column_sums(const at::Tensor& matrix, const Activated& activated, const at:
   const bool in_parts = out.defined() && parts > 1;
   const auto wide = matrix.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const auto sums = in_parts ? at::empty({parts, columns}, matrix.options().dtype(wide)) : out;
-  const void *from = matrix.const_data_ptr(), *kept = amp::const_data(activated.kept);
-  void *to = amp::data(sums), *passed = amp::data(activated.passed);
-  int activation = activated.activation;
-  auto dropout = activated.dropout;
-  long long height = rows, width = columns, part = rows_per_block;
-  void* arguments[] = {&from, &kept, &activation, &dropout, &passed, &to, &height, &width, &part};
   const auto summed = sums.defined() ? sums.scalar_type() : matrix.scalar_type();
   const amp::Types types{amp::kernel_dtype(matrix.scalar_type()), amp::kernel_dtype(summed)};
-  source().launch("column_sums", types, matrix.device(), static_cast<unsigned>(blocks), 512,
-                  arguments);
+  start_sums({"column_sums", types, 512}, matrix, activated, sums, rows_per_block, blocks);
   if (in_parts) column_sums(sums, {}, out);
 }
 

@@ -16,6 +16,7 @@
 #include <string>
 
 #include "guard.h"
+#include "images.h"
 #include "kernel.h"
 #include "kernels/batch_norm_images.cu.h"
 
@@ -28,8 +29,8 @@ using torch::autograd::variable_list;
 #include "kernels/batch_norm_images.h"
 #include "own_kernels.h"
 
-constexpr auto format = at::MemoryFormat::ChannelsLast;
-constexpr int eight = 8;
+using namespace amp::images;
+
 constexpr unsigned threads = 256, finishing_threads = 512;
 // Three on each of a Hopper card's 132 multiprocessors. Any other number sums in another order, which must
 // not depend on the card.
@@ -73,15 +74,6 @@ void finish(const char* name, const at::Tensor& images, const at::Tensor& weight
             const Shape& shape, void** arguments) {
   start(name, images, weight, static_cast<unsigned>(shape.columns / eight), finishing_threads,
         arguments);
-}
-
-bool has_layout(const at::Tensor& tensor) {
-  return tensor.is_contiguous(format) &&
-         reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
-}
-
-at::Tensor in_layout(const at::Tensor& tensor) {
-  return has_layout(tensor) ? tensor : tensor.clone(format);
 }
 
 struct AmpBatchNormImages : torch::autograd::Function<AmpBatchNormImages> {

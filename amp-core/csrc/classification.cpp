@@ -10,6 +10,7 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/full_like.h>
+#include <ATen/ops/gather.h>
 #include <ATen/ops/logsumexp.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/stack.h>
@@ -17,6 +18,8 @@
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/engine.h>
+
+#include "classification.h"
 
 #include <algorithm>
 #include <limits>
@@ -43,11 +46,6 @@ constexpr int64_t largest_int = std::numeric_limits<int>::max();
 amp::KernelSource& source() {
   static amp::KernelSource source("classification.cu", amp_kernels_classification);
   return source;
-}
-
-// The dtype that is computed in.
-at::ScalarType wide(const at::Tensor& logits) {
-  return logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
 unsigned threads_for(int rows) { return rows <= 128 ? 128 : rows <= 256 ? 256 : 1024; }
@@ -119,14 +117,6 @@ struct AmpCrossEntropy : torch::autograd::Function<AmpCrossEntropy> {
   }
 };
 
-// Of a loss: what its target gives to all classes alike, the class that counts nothing, and what the square of
-// the logarithm of the softmax's denominator is multiplied by.
-struct Options {
-  double smoothing;
-  long long left_out;
-  double z;
-};
-
 // A thread for each line of a row, up to a block's.
 unsigned threads_of_row(const at::Tensor& logits) {
   const int64_t lines = logits.size(1) * logits.element_size() / 16;
@@ -151,19 +141,14 @@ struct AmpRowCrossEntropy : torch::autograd::Function<AmpRowCrossEntropy> {
     const auto logits = given.contiguous(), targets = given_targets.contiguous();
     int rows = static_cast<int>(logits.size(0)), classes = static_cast<int>(logits.size(1));
     const auto computed = logits.options().dtype(wide(logits)).requires_grad(false);
-    const auto mean = at::empty({}, computed), kept = at::empty({rows, 2}, computed);
-    const auto losses = at::empty({rows}, computed);
-    const auto counted = at::empty({}, computed.dtype(at::kDouble));
+    const auto kept = at::empty({rows, 2}, computed), losses = at::empty({rows}, computed);
     const void *from = logits.const_data_ptr(), *classes_of = targets.const_data_ptr();
     void *each = losses.mutable_data_ptr(), *rows_kept = kept.mutable_data_ptr();
     void* arguments[] = {&from, &classes_of, &classes, &options.left_out, &options.smoothing,
                          &options.z, &each, &rows_kept};
-    const amp::Types types{amp::kernel_dtype(logits.scalar_type())};
-    source().launch("row_losses", types, logits.device(), static_cast<unsigned>(rows),
-                    threads_of_row(logits), arguments);
-    void *to = mean.mutable_data_ptr(), *count = counted.mutable_data_ptr();
-    void* last[] = {&each, &classes_of, &rows, &options.left_out, &to, &count};
-    source().launch("mean_of_rows", types, logits.device(), 1, 1024, last);
+    source().launch("row_losses", {amp::kernel_dtype(logits.scalar_type())}, logits.device(),
+                    static_cast<unsigned>(rows), threads_of_row(logits), arguments);
+    const auto [mean, counted] = mean_of_rows(losses, targets, options, logits.scalar_type());
     context->save_for_backward({given, targets, kept, counted});
     context->saved_data["smoothing"] = options.smoothing;
     context->saved_data["left_out"] = static_cast<int64_t>(options.left_out);
@@ -178,7 +163,7 @@ struct AmpRowCrossEntropy : torch::autograd::Function<AmpRowCrossEntropy> {
     const auto& at = context->saved_data;
     Options options{at.at("smoothing").toDouble(), at.at("left_out").toInt(), at.at("z").toDouble()};
     if (c10::GradMode::is_enabled()) {
-      return {differentiable(given, targets, grads.at(0), options), {}, {}};
+      return {differentiable_gradient(given, targets, grads.at(0), options), {}, {}};
     }
     const auto grad = grads.at(0).to(kept.scalar_type());
     const bool in_place = are_held_by_graph_alone(given);
@@ -192,23 +177,6 @@ struct AmpRowCrossEntropy : torch::autograd::Function<AmpRowCrossEntropy> {
     source().launch("row_gradients", {amp::kernel_dtype(given.scalar_type())}, given.device(),
                     static_cast<unsigned>(given.size(0)), threads_of_row(given), arguments);
     return {out, {}, {}};
-  }
-
-  // With a graph of its own, for second derivatives.
-  static at::Tensor differentiable(const at::Tensor& logits, const at::Tensor& targets,
-                                   const at::Tensor& grad, const Options& options) {
-    const auto [smoothing, left_out, z] = options;
-    auto share = at::softmax(logits, 1, wide(logits));
-    const auto counts = targets.ne(left_out).to(share.scalar_type()).unsqueeze(1);
-    const auto places = targets.masked_fill(targets.eq(left_out), 0).unsqueeze(1);
-    const auto every = smoothing / static_cast<double>(logits.size(1));
-    const auto wanted = at::full_like(share, every).scatter_(1, places, 1 - smoothing + every);
-    if (z != 0) {
-      const auto denominator = at::logsumexp(logits.to(wide(logits)), {1}, /*keepdim=*/true);
-      share = share * (1 + 2 * z * denominator);
-    }
-    const auto out = (share - wanted) * counts * (grad / counts.sum());
-    return out.to(logits.scalar_type());
   }
 };
 
@@ -242,7 +210,80 @@ at::Tensor counted_classes(const at::Tensor& targets, int64_t classes) {
   return at::full({}, static_cast<double>(count), options);
 }
 
+// row_losses by libtorch's operators.
+void composed_row_losses(const at::Tensor& logits, const at::Tensor& targets, const Options& options,
+                         double factor, at::Tensor losses) {
+  const auto [smoothing, left_out, z] = options;
+  const double classes = static_cast<double>(logits.size(1));
+  const auto values = logits.to(losses.scalar_type());
+  const auto ignored = targets.eq(left_out);
+  const auto places = targets.masked_fill(ignored, 0).unsqueeze(1);
+  const auto denominator = at::logsumexp(values, {1}, /*keepdim=*/true);
+  auto each = denominator - at::gather(values, 1, places) * (1 - smoothing);
+  if (smoothing != 0) each = each - values.sum(1, /*keepdim=*/true) * (smoothing / classes);
+  if (z != 0) each = each + denominator.square() * z;
+  losses.copy_(each.squeeze(1).masked_fill(ignored, 0));
+  if (factor == 0) return;
+  auto gradient = (values - denominator).exp_();
+  if (z != 0) gradient.mul_(1 + 2 * z * denominator);
+  gradient.sub_(smoothing / classes);
+  gradient.scatter_add_(1, places, at::full_like(places, smoothing - 1, gradient.options()));
+  logits.copy_(gradient.mul_(factor).masked_fill_(ignored.unsqueeze(1), 0));
+}
+
 }  // namespace
+
+at::ScalarType wide(const at::Tensor& logits) {
+  return logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+void row_losses(const at::Tensor& logits, const at::Tensor& targets, const Options& options, double factor,
+                const at::Tensor& losses) {
+  if (!logits.is_cuda()) {
+    composed_row_losses(logits, targets, options, factor, losses);
+    return;
+  }
+  auto [smoothing, left_out, z] = options;
+  int classes = static_cast<int>(logits.size(1));
+  void *values = logits.mutable_data_ptr(), *each = losses.mutable_data_ptr();
+  const void* classes_of = targets.const_data_ptr();
+  void* arguments[] = {&values, &classes_of, &classes, &left_out, &smoothing, &z, &factor, &each};
+  source().launch("row_losses_and_gradients", {amp::kernel_dtype(logits.scalar_type())}, logits.device(),
+                  static_cast<unsigned>(logits.size(0)), threads_of_row(logits), arguments);
+}
+
+Mean mean_of_rows(const at::Tensor& losses, const at::Tensor& targets, const Options& options,
+                  at::ScalarType logits) {
+  if (!losses.is_cuda()) {
+    const auto counted = targets.ne(options.left_out).sum(at::kDouble);
+    return {(losses.sum(at::kDouble) / counted).to(losses.scalar_type()), counted};
+  }
+  const auto mean = at::empty({}, losses.options());
+  const auto counted = at::empty({}, losses.options().dtype(at::kDouble));
+  int rows = static_cast<int>(losses.size(0));
+  long long left_out = options.left_out;
+  const void *each = losses.const_data_ptr(), *classes_of = targets.const_data_ptr();
+  void *to = mean.mutable_data_ptr(), *count = counted.mutable_data_ptr();
+  void* arguments[] = {&each, &classes_of, &rows, &left_out, &to, &count};
+  source().launch("mean_of_rows", {amp::kernel_dtype(logits)}, losses.device(), 1, 1024, arguments);
+  return {mean, counted};
+}
+
+at::Tensor differentiable_gradient(const at::Tensor& logits, const at::Tensor& targets, const at::Tensor& grad,
+                                   const Options& options) {
+  const auto [smoothing, left_out, z] = options;
+  auto share = at::softmax(logits, 1, wide(logits));
+  const auto counts = targets.ne(left_out).to(share.scalar_type()).unsqueeze(1);
+  const auto places = targets.masked_fill(targets.eq(left_out), 0).unsqueeze(1);
+  const auto every = smoothing / static_cast<double>(logits.size(1));
+  const auto wanted = at::full_like(share, every).scatter_(1, places, 1 - smoothing + every);
+  if (z != 0) {
+    const auto denominator = at::logsumexp(logits.to(wide(logits)), {1}, /*keepdim=*/true);
+    share = share * (1 + 2 * z * denominator);
+  }
+  const auto out = (share - wanted) * counts * (grad / counts.sum());
+  return out.to(logits.scalar_type());
+}
 
 extern "C" {
 

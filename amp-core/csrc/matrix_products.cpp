@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "guard.h"
+#include "matrix_products.h"
 
 namespace amp::products {
 namespace {
@@ -94,6 +95,9 @@ void end(const at::RecordFunction& function, at::ObserverContext* context) {
 }
 
 }  // namespace
+
+Pause::Pause() { ++paused; }
+Pause::~Pause() { --paused; }
 
 extern "C" {
 

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "guard.h"
+#include "images.h"
 #include "kernel.h"
 #include "kernels/max_pool.cu.h"
 
@@ -25,19 +26,14 @@ using torch::autograd::variable_list;
 #include "kernels/max_pool.h"
 #include "own_kernels.h"
 
-constexpr auto format = at::MemoryFormat::ChannelsLast;
-constexpr int eight = 8;
+using namespace amp::images;
+
 constexpr int64_t threads = 256;
 
 struct Pool {
   Windows windows;
   bool ceil_mode;
 };
-
-bool has_layout(const at::Tensor& tensor) {
-  return tensor.is_contiguous(format) &&
-         reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
-}
 
 Images images_of(at::IntArrayRef sizes, const Pool& pool) {
   Images images{static_cast<int>(sizes[0]), static_cast<int>(sizes[1]), {}, {}};
@@ -104,7 +100,7 @@ struct AmpMaxPool : torch::autograd::Function<AmpMaxPool> {
                   pool.ceil_mode, indices(places, images, pool.windows)),
               {}};
     }
-    const auto grad = has_layout(given) ? given : given.clone(format);
+    const auto grad = in_layout(given);
     const void *g = grad.const_data_ptr(), *p = places.const_data_ptr();
     void* o = amp::data(out);
     void* arguments[] = {&g, &p, &o, &images, &pool.windows};

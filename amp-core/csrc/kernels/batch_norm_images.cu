@@ -11,36 +11,30 @@ constexpr int eight = 8;
 // Blocks of a multiprocessor at once; the registers are shared out so.
 constexpr int resident = 3;
 
-struct alignas(16) Row {
-  T at[eight];
-};
+using Row = Line;
 
 __device__ void widen(const Row& row, float (&out)[eight]) {
   for (int k = 0; k < eight; ++k) out[k] = ::widen(row.at[k]);
 }
 
-// Two at a time where the device can.
-__device__ unsigned narrow_two(float low, float high, bf16) {
-  unsigned out;
+__device__ constexpr bool is_bf16(bf16) { return true; }
+__device__ constexpr bool is_bf16(f16) { return false; }
+
+// Two numbers in T, the first one in the lower half: rounded by one instruction if the device has it.
+__device__ unsigned narrow_two(float low, float high) {
 #if __CUDA_ARCH__ >= 800
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
-#else
-  bf16 a, b;
-  ::narrow(low, a), ::narrow(high, b);
-  out = static_cast<unsigned>(a.bits) | static_cast<unsigned>(b.bits) << 16;
-#endif
-  return out;
-}
-__device__ unsigned narrow_two(float low, float high, f16) {
   unsigned out;
-#if __CUDA_ARCH__ >= 800
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
-#else
-  f16 a, b;
-  ::narrow(low, a), ::narrow(high, b);
-  out = static_cast<unsigned>(a.bits) | static_cast<unsigned>(b.bits) << 16;
-#endif
+  if constexpr (is_bf16(T())) {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
+  }
   return out;
+#else
+  T a, b;
+  ::narrow(low, a), ::narrow(high, b);
+  return static_cast<unsigned>(a.bits) | static_cast<unsigned>(b.bits) << 16;
+#endif
 }
 
 __device__ Row narrow(const float (&from)[eight]) {
@@ -48,7 +42,7 @@ __device__ Row narrow(const float (&from)[eight]) {
     unsigned pairs[eight / 2];
     Row row;
   };
-  for (int k = 0; k < eight / 2; ++k) pairs[k] = narrow_two(from[2 * k], from[2 * k + 1], T());
+  for (int k = 0; k < eight / 2; ++k) pairs[k] = narrow_two(from[2 * k], from[2 * k + 1]);
   return row;
 }
 

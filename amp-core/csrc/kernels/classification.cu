@@ -99,12 +99,6 @@ extern "C" __global__ void hits(const T* logits, const long long* targets, int r
   out[1] = counted;
 }
 
-// Four logits of f32, or as many as 16 bytes hold.
-struct alignas(16) Line {
-  static constexpr int length = 16 / sizeof(T);
-  T at[length];
-};
-
 // An exponential whose error is far below what 16 bits round, where the logits have them.
 __device__ float share_of(float x) {
   if constexpr (sizeof(T) == 2) return __expf(x);
@@ -191,39 +185,50 @@ struct AddToSoftmax {
   }
 };
 
-// Each block computes the loss of one row and keeps the row's figures for the backward pass. The share
-// `smoothing` of the target is spread evenly over all classes; `z` multiplies the square of log Σ exp(logits).
-extern "C" __global__ void __launch_bounds__(1024)
-    row_losses(const T* logits, const long long* targets, int classes, long long left_out,
-               double smoothing, double z, Wide<T>* losses, Row<Wide<T>>* kept) {
-  using W = Wide<T>;
+// The sums over the block's row, in its first thread. Every thread of the block has read its part of the row when
+// the first thread returns.
+template <typename W>
+__device__ Softmax<W> softmax_of(const T* row, int classes) {
   __shared__ Softmax<W> parts[32];
-  const T* row = logits + static_cast<long long>(blockIdx.x) * classes;
   Softmax<W> sums;
   for_row(row, classes, AddToSoftmax<W>{sums});
   for (int offset = 16; offset > 0; offset /= 2) sums.add(sums.from_lane(offset));
   if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = sums;
   __syncthreads();
-  if (threadIdx.x >= 32) return;
+  if (threadIdx.x >= 32) return sums;
   sums = threadIdx.x < (blockDim.x + 31) / 32 ? parts[threadIdx.x] : Softmax<W>();
   for (int offset = 16; offset > 0; offset /= 2) sums.add(sums.from_lane(offset));
+  return sums;
+}
+
+// The loss of a row with these sums, whose softmax has this logarithm of its denominator. The share `smoothing` of
+// the target is spread evenly over all classes; `z` multiplies the square of log Σ exp(logits).
+template <typename W>
+__device__ W loss_of(const T* row, const Softmax<W>& sums, W log_sum, int classes, long long target,
+                     long long left_out, double smoothing, double z) {
+  if (target == left_out) return 0;
+  // As in libtorch, an error of the device.
+  if (target < 0 || target >= classes) __trap();
+  const W own = widen(row[target]) - sums.largest;
+  W loss = log_sum - own;
+  if (smoothing != 0) loss += W(smoothing) * (own - (sums.total / classes - sums.largest));
+  const W denominator = sums.largest + log_sum;
+  if (z != 0) loss += W(z) * denominator * denominator;
+  return loss;
+}
+
+// Each block computes the loss of one row and keeps the row's figures for the backward pass.
+extern "C" __global__ void __launch_bounds__(1024)
+    row_losses(const T* logits, const long long* targets, int classes, long long left_out,
+               double smoothing, double z, Wide<T>* losses, Row<Wide<T>>* kept) {
+  using W = Wide<T>;
+  const T* row = logits + static_cast<long long>(blockIdx.x) * classes;
+  const auto sums = softmax_of<W>(row, classes);
   if (threadIdx.x != 0) return;
   const W log_sum = logarithm(sums.exponentials);
   kept[blockIdx.x] = {sums.largest, log_sum};
-  const long long target = targets[blockIdx.x];
-  W loss = 0;
-  if (target != left_out) {
-    // As in libtorch, an error of the device.
-    if (target < 0 || target >= classes) __trap();
-    const W own = widen(row[target]) - sums.largest;
-    loss = log_sum - own;
-    if (smoothing != 0) {
-      loss += W(smoothing) * (own - (sums.total / classes - sums.largest));
-    }
-    const W denominator = sums.largest + log_sum;
-    if (z != 0) loss += W(z) * denominator * denominator;
-  }
-  losses[blockIdx.x] = loss;
+  losses[blockIdx.x] =
+      loss_of(row, sums, log_sum, classes, targets[blockIdx.x], left_out, smoothing, z);
 }
 
 // One block. The mean of the losses of rows that count, and how many those are.
@@ -276,4 +281,27 @@ extern "C" __global__ void __launch_bounds__(1024)
           ToGradient<W>{of.largest, of.log_sum, 1 + 2 * W(z) * (of.largest + of.log_sum),
                         *grad / static_cast<W>(*counted), W(1 - smoothing), W(smoothing / classes), target,
                         target != left_out});
+}
+
+// Each block computes the loss of one row. If `factor` is not 0, the row's logits become the gradient of that loss
+// times `factor`.
+extern "C" __global__ void __launch_bounds__(1024)
+    row_losses_and_gradients(T* logits, const long long* targets, int classes, long long left_out,
+                             double smoothing, double z, double factor, Wide<T>* losses) {
+  using W = Wide<T>;
+  __shared__ Row<W> of;
+  const long long target = targets[blockIdx.x];
+  T* row = logits + static_cast<long long>(blockIdx.x) * classes;
+  const auto sums = softmax_of<W>(row, classes);
+  if (threadIdx.x == 0) {
+    const W log_sum = logarithm(sums.exponentials);
+    of = {sums.largest, log_sum};
+    losses[blockIdx.x] = loss_of(row, sums, log_sum, classes, target, left_out, smoothing, z);
+  }
+  if (factor == 0) return;
+  // The loss has read the target's logit before it becomes a gradient.
+  __syncthreads();
+  for_row(row, classes,
+          ToGradient<W>{of.largest, of.log_sum, 1 + 2 * W(z) * (of.largest + of.log_sum), W(factor),
+                        W(1 - smoothing), W(smoothing / classes), target, target != left_out});
 }

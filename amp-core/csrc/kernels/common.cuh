@@ -84,6 +84,12 @@ __device__ const Pack<U>& pack_at(const U* data, long long at) {
   return *reinterpret_cast<const Pack<U>*>(data + at);
 }
 
+// Sixteen bytes, the most that a thread reads or writes at once.
+struct alignas(16) Line {
+  static constexpr int length = 16 / sizeof(T);
+  T at[length];
+};
+
 // The part of a list of tensors on which a block works.
 struct Part {
   int tensor;

@@ -9,11 +9,6 @@ struct Heads {
   int heads, width;
 };
 
-struct alignas(16) Line {
-  static constexpr int length = 16 / sizeof(T);
-  T at[length];
-};
-
 // A row is a position of a sequence; each sequence has `length` of them. A block of eight warps has the
 // columns of one warp's lines and up to `part` rows. `sums` receives the sums of each part.
 extern "C" __global__ void __launch_bounds__(256)

@@ -83,11 +83,6 @@ __device__ W gelu_tanh_slope(W x) {
          W(0.5) * x * (1 - share * share) * beta * (1 + 3 * kappa * x * x);
 }
 
-struct alignas(16) Line {
-  static constexpr int length = 16 / sizeof(T);
-  T at[length];
-};
-
 // The factors of dropout for the line at index `place`, a multiple of the line's length.
 __device__ void factors_of(const Factors& factors, long long place, float (&out)[Line::length]) {
   for (int k = 0; k < Line::length; ++k) out[k] = factors.scale;

@@ -3,9 +3,8 @@
 
 constexpr int eight = 8;
 
-struct alignas(16) Row {
-  T at[eight];
-};
+using Row = Line;
+
 struct alignas(8) Places {
   unsigned char at[eight];
 };

@@ -52,6 +52,8 @@ pub struct CrossEntropy {
     pub z_loss: f64,
 }
 
+const NAME: &str = "cross_entropy";
+
 impl Default for CrossEntropy {
     fn default() -> Self {
         Self { label_smoothing: 0.0, weight: None, ignore_index: IGNORED, z_loss: 0.0 }
@@ -69,11 +71,8 @@ impl CrossEntropy {
         target: &Tensor,
         reduction: Reduction,
     ) -> Result<Tensor> {
-        const NAME: &str = "cross_entropy";
-        let Self { label_smoothing, weight, ignore_index: ignored, z_loss } = self;
-        let is_share = (0.0..=1.0).contains(label_smoothing);
-        option(NAME, "label_smoothing", *label_smoothing, is_share, "from 0 to 1")?;
-        option(NAME, "z_loss", *z_loss, *z_loss >= 0.0, "at least 0")?;
+        self.check_options()?;
+        let Self { weight, ignore_index: ignored, .. } = self;
         if is_floating(target.kind()) && output.size() == target.size() && output.dim() > 1 {
             if *ignored != IGNORED {
                 let why = "ignore_index leaves out a class of an int64 target, not a probability";
@@ -88,6 +87,14 @@ impl CrossEntropy {
         let loss = self.of_logits(&logits, &of, weight.as_ref(), reduction);
         let loss = loss.map_err(|error| explained(NAME, *ignored, error, output, target))?;
         like_target(loss, reduction, target)
+    }
+
+    /// Refuses options that are out of range.
+    pub(super) fn check_options(&self) -> Result<()> {
+        let Self { label_smoothing, z_loss, .. } = self;
+        let is_share = (0.0..=1.0).contains(label_smoothing);
+        option(NAME, "label_smoothing", *label_smoothing, is_share, "from 0 to 1")?;
+        option(NAME, "z_loss", *z_loss, *z_loss >= 0.0, "at least 0")
     }
 
     /// Of logits `[N, C, …]` and classes `[N, …]` or probabilities `[N, C, …]`.

@@ -20,6 +20,7 @@
 mod classes;
 mod counted;
 mod elements;
+mod linear;
 mod overlap;
 mod pairs;
 mod sequence;
@@ -31,6 +32,9 @@ pub use elements::{
     BinaryCrossEntropy, BinaryCrossEntropyWithLogits, HingeEmbedding, Huber, KlDiv, L1, Mse,
     PoissonNll, SmoothL1,
 };
+#[doc(hidden)]
+pub use linear::ChunksOf;
+pub(crate) use linear::pays_in_chunks;
 pub use overlap::{Dice, Focal};
 pub use pairs::{CosineEmbedding, CosineSimilarity, GaussianNll, InfoNce, TripletMargin};
 pub use sequence::Ctc;

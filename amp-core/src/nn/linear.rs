@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use super::{Child, Context, Fusable, Module, Op, Role, Visit, Visitor, init};
+use super::{Child, Context, Fusable, Module, Op, Role, Visit, Visitor, init, output};
 use crate::{Error, Result, ffi};
 
 /// The options of a [`Linear`].
@@ -54,6 +54,10 @@ impl Linear {
         &self.weight
     }
 
+    pub(super) fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
     /// With an activation behind it, and dropout of probability `p` behind that, in a training pass on CUDA; `None`
     /// elsewhere.
     pub(super) fn forward_activated(
@@ -98,6 +102,9 @@ impl Linear {
 /// # Errors
 /// When the shapes do not fit together.
 pub fn linear(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    if output::is_deferred(input, weight, bias)? {
+        return Ok(Tensor::new());
+    }
     ffi::linear(input, weight, bias)
 }
 

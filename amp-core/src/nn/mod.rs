@@ -23,6 +23,7 @@ pub mod init;
 mod linear;
 mod norm;
 mod norm_relu;
+mod output;
 mod pad;
 mod parameters;
 mod part;
@@ -75,6 +76,8 @@ pub use init::own_tensor;
 pub use linear::{Activation, Linear, LinearConfig, linear};
 pub use norm::{BatchNorm, BatchNormConfig, LayerNorm, LayerNormConfig, NormalizedShape};
 
+#[doc(hidden)]
+pub use output::{AtOutput, loss_of_output};
 #[doc(hidden)]
 pub use pad::{
     CircularPad1d, CircularPad2d, CircularPad3d, ConstantPad, ConstantPad1d, ConstantPad2d,

@@ -38,6 +38,11 @@ pub(super) fn fuses_on_host() -> bool {
     FACTOR.get().is_some()
 }
 
+/// Whether a fault is planted on this thread.
+pub(super) fn is_planted() -> bool {
+    fuses_on_host() || LAYER.with_borrow(Option::is_some)
+}
+
 /// The output of fused layers, with the fault.
 pub(super) fn of_group(output: Option<Tensor>) -> Result<Option<Tensor>> {
     match (output, FACTOR.get()) {

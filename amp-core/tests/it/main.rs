@@ -64,6 +64,7 @@ mod layer_options;
 mod layers;
 mod left_out;
 mod linear;
+mod linear_cross_entropy;
 mod log;
 mod loggers;
 mod loops;
@@ -88,6 +89,7 @@ mod optimizers_groups;
 mod optimizers_resume;
 mod optimizers_rules;
 mod optimizers_runs;
+mod output_layers;
 mod own_tensors;
 #[cfg(feature = "parquet")]
 mod parquet;

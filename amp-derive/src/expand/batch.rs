@@ -20,7 +20,7 @@ pub(super) fn taken(model: &Model, Locals { batch, examples, .. }: &Locals) -> T
     }
 }
 
-/// Runs the model on the converted batch.
+/// Runs the model on the converted batch; the result is its `Result`.
 pub(super) fn forward(model: &Model, locals: &Locals) -> TokenStream {
     let Locals { batch, step, .. } = locals;
     let inputs = match &model.batch {
@@ -34,9 +34,9 @@ pub(super) fn forward(model: &Model, locals: &Locals) -> TokenStream {
 
 fn run(model: &Model, inputs: &[TokenStream], step: &Ident) -> TokenStream {
     match model.forward.of_any_inputs() {
-        None => quote!(__amp::Module::forward(self, #(#inputs,)* #step.context())?),
+        None => quote!(__amp::Module::forward(self, #(#inputs,)* #step.context())),
         Some(_) => {
-            quote!(__amp::nn::Forward::forward_with(self, (#(#inputs,)*), #step.context())?)
+            quote!(__amp::nn::Forward::forward_with(self, (#(#inputs,)*), #step.context()))
         }
     }
 }
@@ -84,7 +84,7 @@ pub(super) fn predicted(model: &Model, locals: &Locals) -> Option<TokenStream> {
             return None;
         }
         let run = run(model, &[quote!(#batch.required("input")?)], step);
-        return Some(quote! { let #output = #run; });
+        return Some(quote! { let #output = #run?; });
     };
     let (mut taken, mut given) = (Vec::new(), Vec::new());
     for (at, input) in inputs.iter().enumerate() {
@@ -109,6 +109,6 @@ pub(super) fn predicted(model: &Model, locals: &Locals) -> Option<TokenStream> {
     let run = run(model, &given, step);
     Some(quote! {
         #(#taken)*
-        let #output = #run;
+        let #output = #run?;
     })
 }

@@ -5,7 +5,9 @@ use proc_macro2::{Ident, Span, TokenStream};
 use quote::{ToTokens, format_ident, quote, quote_spanned};
 use syn::{Expr, Lifetime, Stmt, Type, spanned::Spanned, visit_mut::VisitMut};
 
-use super::{children::Children, impl_for, key, layer_of_self, local, located_at, parts, region};
+use super::{
+    children::Children, impl_for, key, layer_of_self, local, located_at, output, parts, region,
+};
 use crate::{
     model::{Body, Field, Forward, Input, Model, Region},
     symbol, tokens,
@@ -89,7 +91,13 @@ fn in_order(model: &Model) -> TokenStream {
         calls.push(call(field, region, &cx, &value));
         value = quote!(&#output);
     }
-    let last = calls.pop();
+    let mut last = calls.pop();
+    if let Some(field) = output::of_layers(model) {
+        let (name, layer) = (key(&field.ident), layer_of_self(field));
+        // The value before the last layer.
+        let value = if calls.is_empty() { quote!(#input) } else { quote!(&#output) };
+        last = Some(quote!(#cx.call_output(self, #name, #layer, #value)));
+    }
     let body = quote! {
         #(let #output = #calls?;)*
         #last
@@ -105,6 +113,7 @@ fn closure(model: &Model, Body { body, .. }: &Body) -> (Ident, TokenStream) {
     let mut statements = statements(body);
     let parts = parts::rewrite(&mut statements)
         .then(|| quote! { use __amp::nn::{PartOfAny as _, PartOfChild as _}; });
+    let output_layer = output::mark(model, &mut statements);
     let statements = statements.into_iter().map(|statement| statement.into_token_stream());
     let statements = children.rewrite(statements.collect());
     let argument = local("input");
@@ -127,13 +136,14 @@ fn closure(model: &Model, Body { body, .. }: &Body) -> (Ident, TokenStream) {
         #parts
         #children
         #(#layers)*
+        #output_layer
         #statements
     };
     (cx, body)
 }
 
 /// The statements of a block body become the statements of the function.
-fn statements(body: &Expr) -> Vec<Stmt> {
+pub(super) fn statements(body: &Expr) -> Vec<Stmt> {
     match body {
         Expr::Block(block) if block.label.is_none() && block.attrs.is_empty() => {
             block.block.stmts.clone()

@@ -4,7 +4,7 @@ use proc_macro2::{Ident, TokenStream};
 use quote::quote;
 use syn::Expr;
 
-use super::{batch, local};
+use super::{batch, local, output};
 use crate::model::{BatchOf, Body, LogOptions, Loss, Metric, Model, Pair, Part, Scope, Value};
 
 /// The local variables of a generated step.
@@ -46,14 +46,22 @@ pub(super) fn step(
 ) -> TokenStream {
     let Locals { batch, step, output, loss: value, any, counted, .. } = locals;
     let (taken, forward) = (batch::taken(model, locals), batch::forward(model, locals));
-    let computed = compute(model, loss, locals);
+    let computed = match output::is_requested(model, loss, metrics) {
+        true => compute_with_output(model, loss, &forward, locals),
+        false => {
+            let computed = compute(model, loss, locals);
+            quote! {
+                let #output = #forward?;
+                #computed
+            }
+        }
+    };
     let (name, options) = (format!("{stage}_loss"), options(log));
     let metrics = metrics.iter().map(|metric| self::metric(model, metric, locals));
     let counts = counts(model, loss, locals).unwrap_or(quote!(#any.counted()?));
     quote! {
         let #any = #batch;
         #taken
-        let #output = #forward;
         #computed
         let #counted = #counts;
         #step.log_loss(#name, &#value, &#counted, #options)?;
@@ -134,6 +142,22 @@ pub(super) fn loss_access(loss: &Loss) -> Option<TokenStream> {
             Some(quote!(__amp::StepAccess::of_loss(&#loss)))
         }
         Loss::Function(..) | Loss::Closure(..) => None,
+    }
+}
+
+/// Runs the model and computes the loss, which may run the output layer itself.
+fn compute_with_output(
+    model: &Model,
+    loss: &Loss,
+    forward: &TokenStream,
+    locals: &Locals,
+) -> TokenStream {
+    let Loss::Value(of) = loss else { unreachable!("only a cross entropy requests the layer") };
+    let (value, target) = (&locals.loss, batch::target(model, locals));
+    let loss = self::value(of, &quote!(loss));
+    quote! {
+        let #value =
+            __amp::nn::loss_of_output(self, &#loss, || #forward, #target)?;
     }
 }
 

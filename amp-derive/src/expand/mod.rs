@@ -15,6 +15,7 @@ mod hooks;
 mod layer;
 mod log;
 mod optimizer;
+mod output;
 mod parts;
 mod step_access;
 mod tensor;

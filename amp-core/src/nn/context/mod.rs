@@ -3,6 +3,7 @@
 mod call;
 mod evaluating;
 mod fused;
+mod output;
 mod products;
 
 use std::{

@@ -1,0 +1,15 @@
+// The record of this thread's matrix products.
+#pragma once
+
+namespace amp::products {
+
+// While one exists, products of this thread are not recorded.
+class Pause {
+ public:
+  Pause();
+  ~Pause();
+  Pause(const Pause&) = delete;
+  Pause& operator=(const Pause&) = delete;
+};
+
+}  // namespace amp::products

@@ -1,0 +1,195 @@
+//! The cross entropy of a linear layer's outputs, which need not exist all at once.
+
+use std::cell::Cell;
+
+use tch::{Device, Kind, Tensor};
+
+use super::{
+    CrossEntropy, Loss,
+    shapes::{describe, option},
+};
+use crate::{Error, Result, ffi, precision::autocast_state};
+
+/// The fewest rows of a chunk. A chunk reads and writes the weight's gradient once more, and products of few rows do not
+/// fill the device: the products of 16384 rows with 50304 classes and 768 features take 2 % longer in chunks of 8192
+/// rows on an H200 machine, 5 % longer in chunks of 4096 and 14 % in chunks of 2048.
+const ROWS: i64 = 8192;
+
+/// The logits that a chunk has at least if there are so many.
+const LOGITS: i64 = 1 << 27;
+
+/// The logits that a chunk has at most: 1 GiB in 16 bits.
+const MOST_LOGITS: i64 = 1 << 29;
+
+thread_local! {
+    static CHOSEN: Cell<Option<i64>> = const { Cell::new(None) };
+}
+
+/// While it exists, losses of this thread take every linear output layer that they can in chunks of this many rows,
+/// so that tests need no large layers.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct ChunksOf(());
+
+impl ChunksOf {
+    /// Begins.
+    pub fn rows(rows: i64) -> Self {
+        CHOSEN.set(Some(rows));
+        Self(())
+    }
+}
+
+impl Drop for ChunksOf {
+    fn drop(&mut self) {
+        CHOSEN.set(None);
+    }
+}
+
+impl CrossEntropy {
+    /// The loss of the logits `input`·`weight`ᵀ + `bias`, as [`nn::linear`](crate::nn::linear) computes them. If `rows`
+    /// is given, the logits are computed for so many rows at a time, a row being an element of the target; all of
+    /// them never exist together. Without `rows` this is decided by size: at least two chunks of 8192 rows and 2²⁷
+    /// logits (at most 2²⁹, then of fewer rows), and otherwise all at once. Loss and gradients are those of the logits all at once but for rounding:
+    /// sums over chunks are f32 or wider.
+    ///
+    /// The forward pass computes the gradients, too, up to a factor. Under a loss scale the gradients of the logits in
+    /// f16 do not depend on the scale.
+    ///
+    /// | tensor | shape |
+    /// | --- | --- |
+    /// | `input` | `[…, in_features]` |
+    /// | `weight` | `[classes, in_features]` |
+    /// | `bias` | `[classes]` |
+    /// | `target` | `[…]`, int64 |
+    ///
+    /// With class weights, with probabilities as targets, and for 16-bit weights the logits are computed all at once.
+    /// Second derivatives compute all logits in the backward pass.
+    ///
+    /// # Errors
+    /// When `rows` is below 1, and the errors of [`CrossEntropy`].
+    ///
+    /// ```
+    /// use amp_core::{loss::{CrossEntropy, Loss}, nn, tch::{Device, Kind, Tensor}};
+    ///
+    /// # fn main() -> amp_core::Result<()> {
+    /// let draw = |size: [i64; 2]| Tensor::randn(size, (Kind::Double, Device::Cpu));
+    /// let (x, weight, target) = (draw([6, 4]), draw([10, 4]), Tensor::arange(6, (Kind::Int64, Device::Cpu)));
+    /// let loss = CrossEntropy::default();
+    /// let chunked = loss.of_linear(&x, &weight, None, &target, Some(2))?;
+    /// let whole = loss.compute(&nn::linear(&x, &weight, None)?, &target)?;
+    /// assert!((chunked - whole).abs().double_value(&[]) < 1e-12);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn of_linear(
+        &self,
+        input: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        target: &Tensor,
+        rows: Option<i64>,
+    ) -> Result<Tensor> {
+        self.check_options()?;
+        let given = rows.unwrap_or(1);
+        option("cross_entropy", "rows", given as f64, given >= 1, "at least 1")?;
+        let fits = self.weight.is_none()
+            && computed_in_chunks(input, weight, bias)?.is_some()
+            && are_classes_of(target, input, weight.size()[0]);
+        let rows = rows.or_else(|| rows_of_chunk(input, weight)).filter(|_| fits);
+        let Some(rows) = rows else {
+            return self.compute(&ffi::linear(input, weight, bias)?, target);
+        };
+        let options = ffi::LinearCrossEntropyOptions {
+            smoothing: self.label_smoothing,
+            left_out: self.ignore_index,
+            z: self.z_loss,
+            rows,
+        };
+        ffi::linear_cross_entropy(input, weight, bias, target, &options).map_err(|error| {
+            match &error {
+                Error::Torch(text) if !error.is_out_of_memory() => Error::config(format!(
+                    "cross_entropy: the input of the output layer is {}, its weight {} and the target {}: {text} \
+                     Classes count from 0; {} is left out",
+                    describe(input),
+                    describe(weight),
+                    describe(target),
+                    self.ignore_index
+                )),
+                _ => error,
+            }
+        })
+    }
+}
+
+/// The dtype in which the logits of this layer are computed if their loss pays in chunks of rows; `None` if it
+/// does not, or the layer cannot be computed so.
+pub(crate) fn pays_in_chunks(
+    input: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<Option<Kind>> {
+    let kind = computed_in_chunks(input, weight, bias)?;
+    Ok(kind.filter(|_| rows_of_chunk(input, weight).is_some()))
+}
+
+/// The rows of a chunk, in chunks of one size; `None` if there would be one chunk.
+fn rows_of_chunk(input: &Tensor, weight: &Tensor) -> Option<i64> {
+    if let Some(chosen) = CHOSEN.get() {
+        return Some(chosen);
+    }
+    let (features, classes) = (*input.size().last()?, weight.size()[0]);
+    let rows = input.numel() as i64 / features;
+    let least = (LOGITS / classes).max(ROWS.min((MOST_LOGITS / classes).max(1)));
+    let chunks = (rows + least / 2) / least;
+    (chunks > 1).then(|| (rows + chunks - 1) / chunks)
+}
+
+/// The dtype in which the logits of this layer are computed in chunks; `None` if they are not.
+fn computed_in_chunks(
+    input: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<Option<Kind>> {
+    let device = input.device();
+    let (sizes, of_weight) = (input.size(), weight.size());
+    let (&[classes, features], [_, ..]) = (of_weight.as_slice(), &sizes[..sizes.len().max(1) - 1])
+    else {
+        return Ok(None);
+    };
+    let numbers = 2..=i64::from(i32::MAX);
+    let rows = sizes[..sizes.len() - 1].iter().product::<i64>();
+    let fits = matches!(device, Device::Cpu | Device::Cuda(_))
+        && device == weight.device()
+        && sizes.last() == Some(&features)
+        && features > 0
+        && rows > 0
+        && rows <= *numbers.end()
+        && numbers.contains(&classes)
+        && bias.is_none_or(|bias| {
+            bias.size() == [classes] && bias.device() == device && bias.kind() == weight.kind()
+        });
+    if !fits {
+        return Ok(None);
+    }
+    let half = |kind: &Kind| matches!(kind, Kind::Half | Kind::BFloat16);
+    let (of_input, own) = (input.kind(), weight.kind());
+    let autocast = autocast_state(device)?;
+    if autocast.enabled {
+        let casts = own == Kind::Float && (of_input == Kind::Float || half(&of_input));
+        return Ok(autocast.dtype.filter(|kind| half(kind) && casts));
+    }
+    let is_wide = of_input == own && matches!(own, Kind::Float | Kind::Double);
+    Ok(is_wide.then_some(own))
+}
+
+/// Whether the target is a class of each row, in one reading of the shapes.
+fn are_classes_of(target: &Tensor, input: &Tensor, classes: i64) -> bool {
+    let (sizes, of_target) = (input.size(), target.size());
+    let leading = &sizes[..sizes.len() - 1];
+    // Logits [N, L, C] with L = C can be read with the classes in either dimension.
+    let is_ambiguous = leading.len() > 1 && [&leading[2..], &[classes]].concat() == of_target[1..];
+    target.kind() == Kind::Int64
+        && target.device() == input.device()
+        && of_target == leading
+        && !is_ambiguous
+}

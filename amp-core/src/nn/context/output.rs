@@ -1,0 +1,75 @@
+//! Runs a model's output layer, or hands it over to the loss.
+
+use tch::{Device, Kind, Tensor};
+
+use super::{Context, Observer};
+use crate::{
+    Result,
+    nn::{
+        Module,
+        fused::Fusable,
+        output::{self, AtOutput},
+        planted,
+    },
+    precision::RegionPlan,
+};
+
+impl Context {
+    /// [`call`](Self::call) for the layer whose output is the output of `model`, and which declares no region. If the
+    /// model's loss requests the layer, the result is an undefined tensor.
+    ///
+    /// # Errors
+    /// The child's error, with its path.
+    #[doc(hidden)]
+    pub fn call_output<R: ?Sized, M: Module>(
+        &self,
+        model: &R,
+        name: &str,
+        module: &M,
+        input: &Tensor,
+    ) -> Result<Tensor> {
+        if let Fusable::Linear(layer) = module.fusable()
+            && output::is_requested(model)
+            && self.may_defer()
+        {
+            let parent = self.enter(name);
+            let kind = match self.has_override() {
+                true => Ok(None),
+                false => output::defer(input, layer.weight(), layer.bias()),
+            };
+            if let (Ok(Some(kind)), Observer::Dtypes(probe)) = (&kind, &self.observer) {
+                self.tell(&**probe, module, self.plan.get(), &empty(*kind)?)?;
+            }
+            let kind = kind.map_err(|error| error.at(&self.path.borrow()));
+            self.leave(parent);
+            if kind?.is_some() {
+                return Ok(Tensor::new());
+            }
+        }
+        self.call(name, None, module, input)
+    }
+
+    /// A guard for a call of `function` whose result is the output of `model`.
+    #[doc(hidden)]
+    pub fn at_output<R: ?Sized, F: 'static>(&self, model: &R, function: &F) -> AtOutput {
+        match self.may_defer() {
+            true => AtOutput::begin(model, function),
+            false => AtOutput::none(),
+        }
+    }
+
+    /// Whether the output layer may be handed over: the model is not part of another one, and no observer reads the
+    /// layer's output.
+    fn may_defer(&self) -> bool {
+        self.fuses
+            && matches!(self.observer, Observer::Nobody | Observer::Dtypes(_))
+            && self.path.borrow().is_empty()
+            && self.plan.get() == RegionPlan::of(self.policy.precision)
+            && !planted::is_planted()
+    }
+}
+
+/// A tensor with this dtype, for a probe.
+fn empty(kind: Kind) -> Result<Tensor> {
+    Ok(Tensor::f_empty([0], (kind, Device::Cpu))?)
+}

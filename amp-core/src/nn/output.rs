@@ -1,0 +1,158 @@
+//! A model's output layer, which its loss may run in chunks of rows. The derive marks the layer that computes a
+//! model's output; a step whose loss is a cross entropy requests it, and the layer then hands over its input.
+
+use std::{any::TypeId, cell::RefCell};
+
+use tch::Tensor;
+
+use super::linear;
+use crate::{
+    Result,
+    loss::{CrossEntropy, Loss, pays_in_chunks},
+};
+
+thread_local! {
+    static STATE: RefCell<State> = const { RefCell::new(State::Unrequested) };
+}
+
+/// The output layer of the model whose forward pass runs on this thread.
+#[derive(Debug)]
+enum State {
+    Unrequested,
+    /// A loss requests the output layer of this model.
+    Requested(Model),
+    /// [`linear`] is called as the output layer of this model.
+    Called(Model),
+    /// The layer was not run, and the loss gets its tensors.
+    Deferred(Layer),
+}
+
+/// A model by its address and type: a struct and its first field may have one address.
+type Model = (usize, &'static str);
+
+fn identity<M: ?Sized>(model: &M) -> Model {
+    (std::ptr::from_ref(model).cast::<()>() as usize, std::any::type_name::<M>())
+}
+
+/// The tensors of a linear layer and its input.
+#[derive(Debug)]
+struct Layer {
+    input: Tensor,
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+/// Restores the state when it is dropped, also after an error.
+struct Restored(State);
+
+impl Restored {
+    fn set(state: State) -> Self {
+        Self(STATE.replace(state))
+    }
+}
+
+impl Drop for Restored {
+    fn drop(&mut self) {
+        let outer = std::mem::replace(&mut self.0, State::Unrequested);
+        STATE.set(outer);
+    }
+}
+
+/// The loss of a model's output. If the output layer is linear, and its outputs are so many that they should not
+/// exist all at once, the loss runs it.
+///
+/// # Errors
+/// Those of `forward` and of the loss.
+#[doc(hidden)]
+pub fn loss_of_output<M: ?Sized>(
+    model: &M,
+    loss: &CrossEntropy,
+    forward: impl FnOnce() -> Result<Tensor>,
+    target: &Tensor,
+) -> Result<Tensor> {
+    if loss.weight.is_some() {
+        return loss.compute(&forward()?, target);
+    }
+    let requested = Restored::set(State::Requested(identity(model)));
+    let output = forward()?;
+    let state = STATE.replace(State::Unrequested);
+    drop(requested);
+    match state {
+        State::Deferred(Layer { input, weight, bias }) => {
+            loss.of_linear(&input, &weight, bias.as_ref(), target, None)
+        }
+        _ => loss.compute(&output, target),
+    }
+}
+
+/// Whether the loss of this model requests its output layer.
+pub(super) fn is_requested<M: ?Sized>(model: &M) -> bool {
+    STATE.with_borrow(|state| matches!(state, State::Requested(of) if *of == identity(model)))
+}
+
+/// Hands a requested layer over to the loss if that pays, and returns its output's dtype. The layer's caller must
+/// then return an undefined tensor.
+pub(super) fn defer(
+    input: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<Option<tch::Kind>> {
+    let kind = pays_in_chunks(input, weight, bias)?;
+    if kind.is_some() {
+        let handle = Tensor::shallow_clone;
+        STATE.set(State::Deferred(Layer {
+            input: handle(input),
+            weight: handle(weight),
+            bias: bias.map(handle),
+        }));
+    }
+    Ok(kind)
+}
+
+/// While it exists, [`linear`] computes the model's output.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct AtOutput(Option<Model>);
+
+impl AtOutput {
+    /// `function` is what the model calls; anything but [`linear`] is run as it is.
+    pub(super) fn begin<M: ?Sized, F: 'static>(model: &M, _: &F) -> Self {
+        if TypeId::of::<F>() != type_of(&linear) || !is_requested(model) {
+            return Self(None);
+        }
+        let model = identity(model);
+        STATE.set(State::Called(model));
+        Self(Some(model))
+    }
+
+    /// A call that is no output layer's.
+    pub(super) fn none() -> Self {
+        Self(None)
+    }
+}
+
+impl Drop for AtOutput {
+    fn drop(&mut self) {
+        // A panic or an error may have come before the function looked.
+        if let Some(model) = self.0
+            && STATE.with_borrow(|state| matches!(state, State::Called(_)))
+        {
+            STATE.set(State::Requested(model));
+        }
+    }
+}
+
+fn type_of<F: 'static>(_: &F) -> TypeId {
+    TypeId::of::<F>()
+}
+
+/// Whether [`linear`] is called as the output layer, which it then hands over. It looks once.
+pub(super) fn is_deferred(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<bool> {
+    let model = STATE.with_borrow(|state| match state {
+        State::Called(model) => Some(*model),
+        _ => None,
+    });
+    let Some(model) = model else { return Ok(false) };
+    STATE.set(State::Requested(model));
+    Ok(defer(input, weight, bias)?.is_some())
+}

@@ -1,0 +1,321 @@
+//! The cross entropy of a linear layer in chunks of rows, against all logits at once in f64.
+
+use amp_core::{
+    Result,
+    loss::{CrossEntropy, Loss},
+    memory::MemoryMeter,
+    nn,
+    precision::{Policy, Precision},
+    tch::{self, Device, Kind, Tensor},
+};
+use rstest::rstest;
+
+use crate::support::{
+    bits::{relative, wide},
+    device, message, needs_cuda, seeded,
+};
+
+const FEATURES: i64 = 16;
+
+/// The tensors of a layer, as leaves.
+struct Layer {
+    input: Tensor,
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Layer {
+    /// Values of few bits, so that every product of a row and a column is exact in f32.
+    fn draw(rows: i64, classes: i64, has_bias: bool) -> Self {
+        let few =
+            |size: &[i64]| Tensor::randint_low(-16, 17, size, (Kind::Double, Device::Cpu)) / 8;
+        Self {
+            input: few(&[rows, FEATURES]),
+            weight: few(&[classes, FEATURES]),
+            bias: has_bias.then(|| few(&[classes])),
+        }
+    }
+
+    /// The same values as leaves, the weights in `storage` and the input in `kind`.
+    fn leaves(&self, kind: Kind, storage: Kind) -> Self {
+        let leaf = |tensor: &Tensor, kind| {
+            tensor.copy().to_kind(kind).to(device()).set_requires_grad(true)
+        };
+        Self {
+            input: leaf(&self.input, kind),
+            weight: leaf(&self.weight, storage),
+            bias: self.bias.as_ref().map(|bias| leaf(bias, storage)),
+        }
+    }
+
+    fn of(&self, loss: &CrossEntropy, target: &Tensor, rows: Option<i64>) -> Result<Tensor> {
+        loss.of_linear(&self.input, &self.weight, self.bias.as_ref(), target, rows)
+    }
+
+    fn gradients(&self) -> Vec<Tensor> {
+        let all = [Some(&self.input), Some(&self.weight), self.bias.as_ref()];
+        all.into_iter().flatten().map(|tensor| wide(&tensor.grad())).collect()
+    }
+
+    /// Loss and gradients of all logits at once in f64, of logits that were rounded to `kind`.
+    fn exact(
+        &self,
+        loss: &CrossEntropy,
+        target: &Tensor,
+        kind: Kind,
+    ) -> Result<(Tensor, Vec<Tensor>)> {
+        let logits = nn::linear(&self.input, &self.weight, self.bias.as_ref())?;
+        let rounded = logits.to_kind(kind).to_kind(Kind::Double).set_requires_grad(true);
+        let value = loss.compute(&rounded, target)?;
+        value.backward();
+        let grad = rounded.grad();
+        let mut gradients = vec![grad.matmul(&self.weight), grad.tr().matmul(&self.input)];
+        if self.bias.is_some() {
+            gradients.push(grad.sum_dim_intlist([0_i64].as_slice(), false, Kind::Double));
+        }
+        Ok((value.detach(), gradients))
+    }
+}
+
+/// Classes; every fifth row is ignored.
+fn targets(rows: i64, classes: i64, ignored: i64) -> Tensor {
+    let options = (Kind::Int64, Device::Cpu);
+    let left_out = Tensor::arange(rows, options).remainder(5).eq(4);
+    Tensor::randint(classes, [rows], options).masked_fill(&left_out, ignored)
+}
+
+fn assert_close(seen: &[Tensor], exact: &[Tensor], bounds: [f64; 3]) {
+    assert_eq!(seen.len(), exact.len());
+    for (at, (seen, exact)) in seen.iter().zip(exact).enumerate() {
+        let error = relative(seen, exact);
+        assert!(error < bounds[at], "gradient {at}: {error} is not below {}", bounds[at]);
+    }
+}
+
+/// A gradient of logits is rounded to their dtype once, and the input's gradient once more. In f32 and f64 the
+/// logits are below 64, and their exponentials have 64 times the relative error of a rounding.
+#[rstest]
+#[case(Kind::Double, Precision::F64True, 2.0_f64.powi(-46))]
+#[case(Kind::Float, Precision::F32True, 2.0_f64.powi(-17))]
+#[case(Kind::Half, Precision::F16Mixed, 2.0_f64.powi(-11))]
+#[case(Kind::BFloat16, Precision::Bf16Mixed, 2.0_f64.powi(-8))]
+fn loss_and_gradients_equal_f64(
+    #[case] kind: Kind,
+    #[case] precision: Precision,
+    #[case] rounding: f64,
+    // The last chunk has fewer rows, or there is one chunk.
+    #[values((50, 1), (50, 7), (64, 16), (50, 1000))] (rows, chunk): (i64, i64),
+    #[values(33, 4099)] classes: i64,
+    #[values(false, true)] has_bias: bool,
+    #[values((0.0, -100, 0.0), (0.1, 3, 0.01), (0.0, -100, 2.0))] options: (f64, i64, f64),
+) -> Result<()> {
+    let _generator = seeded(4);
+    let (label_smoothing, ignore_index, z_loss) = options;
+    let loss = CrossEntropy { label_smoothing, ignore_index, z_loss, weight: None };
+    let layer = Layer::draw(rows, classes, has_bias);
+    let target = targets(rows, classes, ignore_index);
+    let (exact_loss, exact) = layer.exact(&loss, &target, kind)?;
+    let storage = precision.storage();
+    let leaves = layer.leaves(kind, storage);
+    let seen = {
+        let _region = Policy::new(precision, device()).autocast()?;
+        leaves.of(&loss, &target.to(device()), Some(chunk))?
+    };
+    assert_eq!(seen.kind(), storage);
+    (&seen * 3).backward();
+    assert_eq!(leaves.weight.grad().kind(), storage);
+    let error = relative(&seen, &exact_loss);
+    assert!(error < 1e-6_f64.min(10.0 * rounding), "loss: {error}");
+    let exact: Vec<Tensor> = exact.iter().map(|tensor| tensor * 3).collect();
+    assert_close(&leaves.gradients(), &exact, [3.0 * rounding, 2.0 * rounding, 2.0 * rounding]);
+    Ok(())
+}
+
+/// Without a loss scale the gradients of f16 logits would be far below the smallest f16 number of full
+/// precision, 6e-5. A scale changes nothing but the factor.
+#[rstest]
+fn gradients_of_f16_do_not_depend_on_the_loss_scale(
+    #[values(1.0, 65536.0)] scale: f64,
+) -> Result<()> {
+    let _generator = seeded(5);
+    let (rows, classes) = (256, 4099);
+    let (layer, target) = (Layer::draw(rows, classes, true), targets(rows, classes, -100));
+    // Shares are near 1 / classes, and a mean over rows divides them by the rows.
+    let layer = Layer { weight: layer.weight / 16, ..layer };
+    let loss = CrossEntropy::default();
+    let (_, exact) = layer.exact(&loss, &target, Kind::Half)?;
+    let leaves = layer.leaves(Kind::Float, Kind::Float);
+    let seen = {
+        let _region = Policy::new(Precision::F16Mixed, device()).autocast()?;
+        leaves.of(&loss, &target.to(device()), Some(64))?
+    };
+    (&seen * scale).backward();
+    let exact: Vec<Tensor> = exact.iter().map(|tensor| tensor * scale).collect();
+    let rounding = 2.0_f64.powi(-11);
+    assert_close(&leaves.gradients(), &exact, [3.0 * rounding, 2.0 * rounding, 2.0 * rounding]);
+    Ok(())
+}
+
+/// A large `z_loss` makes gradients of logits large, and must not make them infinite in f16.
+#[rstest]
+fn a_large_z_loss_does_not_overflow_f16() -> Result<()> {
+    let _generator = seeded(6);
+    let (layer, target) = (Layer::draw(8, 33, false), targets(8, 33, -100));
+    let loss = CrossEntropy { z_loss: 50.0, ..CrossEntropy::default() };
+    let leaves = layer.leaves(Kind::Half, Kind::Float);
+    let _region = Policy::new(Precision::F16Mixed, device()).autocast()?;
+    leaves.of(&loss, &target.to(device()), Some(3))?.backward();
+    assert!(leaves.gradients().iter().all(|grad| grad.isfinite().all().int64_value(&[]) == 1));
+    Ok(())
+}
+
+#[rstest]
+fn a_mean_over_no_targets_is_nan_and_has_no_gradient() -> Result<()> {
+    let _generator = seeded(6);
+    let layer = Layer::draw(6, 5, true).leaves(Kind::Double, Kind::Double);
+    let target = Tensor::full([6], -100, (Kind::Int64, device()));
+    let seen = layer.of(&CrossEntropy::default(), &target, Some(4))?;
+    assert!(seen.double_value(&[]).is_nan());
+    seen.backward();
+    assert!(layer.gradients().iter().all(|grad| grad.abs().max().double_value(&[]) == 0.0));
+    Ok(())
+}
+
+/// A graph that is kept gives the same gradients again, and another one is an error.
+#[rstest]
+fn a_graph_that_is_kept_runs_backward_twice() -> Result<()> {
+    let _generator = seeded(7);
+    let layer = Layer::draw(10, 7, true).leaves(Kind::Double, Kind::Double);
+    let seen = layer.of(&CrossEntropy::default(), &targets(10, 7, -100).to(device()), Some(4))?;
+    let inputs = [&layer.input, &layer.weight];
+    let once = Tensor::f_run_backward(&[&seen], &inputs, true, false)?;
+    let again = Tensor::f_run_backward(&[&seen * 2], &inputs, false, false)?;
+    for (once, again) in once.iter().zip(&again) {
+        assert!(relative(&(once * 2), &wide(again)) < 1e-15);
+    }
+    assert!(Tensor::f_run_backward(&[&seen], &inputs, false, false).is_err());
+    Ok(())
+}
+
+#[rstest]
+fn second_derivatives_equal_f64(#[values(0.0, 0.01)] z_loss: f64) -> Result<()> {
+    let _generator = seeded(8);
+    let drawn = Layer::draw(12, 5, true);
+    let target = targets(12, 5, -100).to(device());
+    let loss = CrossEntropy { z_loss, ..CrossEntropy::default() };
+    let twice = |value: &Tensor, layer: &Layer| -> Vec<Tensor> {
+        let inputs = [Some(&layer.input), Some(&layer.weight), layer.bias.as_ref()];
+        let inputs: Vec<&Tensor> = inputs.into_iter().flatten().collect();
+        let first = Tensor::run_backward(&[value], &inputs, true, true);
+        let squares = first.iter().map(|grad| grad.square().sum(Kind::Double));
+        squares.reduce(|sum, next| sum + next).expect("three").backward();
+        layer.gradients()
+    };
+    let [chunked, whole] = [(); 2].map(|()| drawn.leaves(Kind::Double, Kind::Double));
+    let seen = twice(&chunked.of(&loss, &target, Some(5))?, &chunked);
+    let logits = nn::linear(&whole.input, &whole.weight, whole.bias.as_ref())?;
+    let exact = twice(&loss.compute(&logits, &target)?, &whole);
+    assert_close(&seen, &exact, [1e-12; 3]);
+    Ok(())
+}
+
+/// Only tensors that take gradients get them, and without gradients the loss is the same.
+#[rstest]
+fn frozen_tensors_get_no_gradient(#[values(0, 1, 2)] frozen: usize) -> Result<()> {
+    let _generator = seeded(9);
+    let layer = Layer::draw(9, 6, true).leaves(Kind::Double, Kind::Double);
+    let target = targets(9, 6, -100).to(device());
+    let whole = layer.of(&CrossEntropy::default(), &target, None)?;
+    let tensors = [Some(&layer.input), Some(&layer.weight), layer.bias.as_ref()];
+    let _ = tensors[frozen].expect("all three").set_requires_grad(false);
+    let seen = layer.of(&CrossEntropy::default(), &target, Some(4))?;
+    seen.backward();
+    for (at, tensor) in tensors.into_iter().flatten().enumerate() {
+        assert_eq!(tensor.grad().defined(), at != frozen);
+    }
+    let plain = tch::no_grad(|| layer.of(&CrossEntropy::default(), &target, Some(4)))?;
+    assert!(relative(&plain, &wide(&whole)) < 1e-14 && relative(&seen, &wide(&whole)) < 1e-14);
+    Ok(())
+}
+
+/// Class weights, probabilities and 16-bit weights: the loss of all logits at once.
+#[rstest]
+fn what_chunks_cannot_do_is_done_at_once() -> Result<()> {
+    let _generator = seeded(10);
+    let layer = Layer::draw(9, 6, true).leaves(Kind::Double, Kind::Double);
+    let logits = nn::linear(&layer.input, &layer.weight, layer.bias.as_ref())?;
+    let weighted = CrossEntropy {
+        weight: Some(Tensor::arange(6, (Kind::Double, device())) + 1),
+        ..CrossEntropy::default()
+    };
+    let classes = targets(9, 6, -100).to(device());
+    let seen = layer.of(&weighted, &classes, Some(4))?;
+    assert_eq!(seen, weighted.compute(&logits, &classes)?);
+    let probabilities = Tensor::rand([9, 6], (Kind::Double, device())).softmax(1, Kind::Double);
+    let plain = CrossEntropy::default();
+    assert_eq!(layer.of(&plain, &probabilities, Some(4))?, plain.compute(&logits, &probabilities)?);
+    let half = Layer::draw(9, 6, true).leaves(Kind::BFloat16, Kind::BFloat16);
+    assert_eq!(half.of(&plain, &classes, Some(4))?.kind(), Kind::BFloat16);
+    Ok(())
+}
+
+#[rstest]
+fn mistakes_are_errors() -> Result<()> {
+    let _generator = seeded(11);
+    let layer = Layer::draw(9, 6, true).leaves(Kind::Double, Kind::Double);
+    let (plain, classes) = (CrossEntropy::default(), targets(9, 6, -100).to(device()));
+    let text = message(layer.of(&plain, &classes, Some(0)));
+    assert!(text.contains("rows is 0, but must be at least 1"), "{text}");
+    let text = message(layer.of(&plain, &classes.narrow(0, 0, 8), Some(4)));
+    assert!(text.contains("the output is float64 [9, 6] and the target int64 [8]"), "{text}");
+    if !device().is_cuda() {
+        let text = message(layer.of(&plain, &(classes + 4), Some(4)));
+        assert!(text.contains("Classes count from 0; -100 is left out"), "{text}");
+    }
+    Ok(())
+}
+
+/// A sequence has a class for each of its elements. If the shapes have two readings, they are refused as they are
+/// for logits.
+#[rstest]
+fn sequences_are_rows() -> Result<()> {
+    let _generator = seeded(12);
+    let layer = Layer::draw(12, 5, false).leaves(Kind::Double, Kind::Double);
+    let target = targets(12, 5, -100).to(device());
+    let plain = CrossEntropy::default();
+    let of = |shape: [i64; 2]| {
+        let input = layer.input.view([shape[0], shape[1], FEATURES]);
+        plain.of_linear(&input, &layer.weight, None, &target.view(shape), Some(5))
+    };
+    assert_eq!(of([3, 4])?, layer.of(&plain, &target, Some(5))?);
+    let square = layer.input.narrow(0, 0, 10).view([2, 5, FEATURES]);
+    let target = target.narrow(0, 0, 10).view([2, 5]);
+    let text = message(plain.of_linear(&square, &layer.weight, None, &target, Some(5)));
+    assert!(text.contains("classes may be dimension 1"), "{text}");
+    Ok(())
+}
+
+/// The peak of forward and backward passes is that of a chunk's logits and the sums of gradients.
+#[rstest]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
+fn the_logits_of_all_rows_do_not_exist_together() -> Result<()> {
+    needs_cuda();
+    let _generator = seeded(13);
+    // Chunks of 8192 rows by default.
+    let (rows, width, classes) = (32_768, 64, 16_384);
+    let draw = |size: [i64; 2]| {
+        (Tensor::randn(size, (Kind::Float, device())) / 8.0).set_requires_grad(true)
+    };
+    let (x, weight) = (draw([rows, width]), draw([classes, width]));
+    let target = Tensor::randint(classes, [rows], (Kind::Int64, device()));
+    let meter = MemoryMeter::start(device())?;
+    let loss = {
+        let _region = Policy::new(Precision::Bf16Mixed, device()).autocast()?;
+        CrossEntropy::default().of_linear(&x, &weight, None, &target, None)?
+    };
+    loss.backward();
+    let taken = meter.read()?.peak_allocated as i64;
+    let logits = rows * classes * 2;
+    assert!(taken < logits / 2, "{taken} of {logits} bytes");
+    Ok(())
+}

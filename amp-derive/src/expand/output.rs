@@ -1,0 +1,138 @@
+//! The layer whose output is the model's. A step whose loss is a cross entropy and which has no metrics requests
+//! it: of many logits the loss then computes a part at a time.
+
+use proc_macro2::{Ident, Span, TokenStream, TokenTree};
+use quote::{ToTokens, quote};
+use syn::{Expr, Stmt, Type};
+
+use super::{key, layer_of_self, local};
+use crate::{
+    model::{Build, Field, Forward, Kind, Loss, Metric, Model, Source, Step, Value},
+    symbol,
+};
+
+/// Whether a step with this loss and these metrics requests the output layer.
+pub(super) fn is_requested(model: &Model, loss: &Loss, metrics: &[Metric]) -> bool {
+    let is_cross_entropy =
+        matches!(loss, Loss::Value(Value::Known { row, .. }) if row.ty == "CrossEntropy");
+    is_cross_entropy && metrics.is_empty() && is_known(model)
+}
+
+/// Whether some step of the model requests the output layer.
+fn has_request(model: &Model) -> bool {
+    let Some(lightning) = &model.lightning else { return false };
+    [Some(&lightning.training), lightning.validation.as_ref()].into_iter().flatten().any(|step| {
+        match step {
+            Step::Generated { loss, metrics, .. } => is_requested(model, loss, metrics),
+            Step::Function { .. } | Step::Manual(_) => false,
+        }
+    })
+}
+
+/// Whether the output layer can be told from the code.
+fn is_known(model: &Model) -> bool {
+    match &model.forward {
+        Forward::InOrder => last_in_order(model).is_some(),
+        Forward::Function(_) => false,
+        Forward::Body(body) => {
+            let is_tensor = body.output.as_ref().is_none_or(|(_, output)| is_tensor(output));
+            let mut statements = super::forward::statements(&body.body);
+            is_tensor && last_call(model, &mut statements).is_some()
+        }
+    }
+}
+
+fn is_tensor(ty: &Type) -> bool {
+    matches!(ty, Type::Path(path) if path.path.segments.last().is_some_and(|last| last.ident == "Tensor"))
+}
+
+/// The last layer of a model that runs its layers in order, if a step requests it.
+pub(super) fn of_layers(model: &Model) -> Option<&Field> {
+    last_in_order(model).filter(|_| has_request(model))
+}
+
+fn last_in_order(model: &Model) -> Option<&Field> {
+    let (field, region) = model.layers().last()?;
+    (is_linear(field) && region.is_none()).then_some(field)
+}
+
+fn is_linear(field: &Field) -> bool {
+    matches!(&field.kind,
+        Kind::Layer { source: Source::Built(Build::Layer { row, .. }), .. } if row.entry.name == "linear")
+}
+
+/// The call that computes the output.
+enum Call<'m> {
+    /// Of this layer.
+    Layer(&'m Field),
+    /// Of `nn::linear`, if the path is that of amp-core's.
+    Function,
+}
+
+/// Marks the call that computes the output in the statements of a `#[forward]`, if a step requests it. Returns the
+/// declarations that the statements then need.
+pub(super) fn mark(model: &Model, statements: &mut [Stmt]) -> Option<TokenStream> {
+    let (call, expr) = last_call(model, statements).filter(|_| has_request(model))?;
+    let Expr::Call(called) = &*expr else { return None };
+    let (cx, arguments) = (Ident::new(symbol::CX, Span::call_site()), &called.args);
+    let (marked, declared) = match call {
+        Call::Layer(field) => {
+            let (layer, name, of_self) =
+                (local("output_layer"), key(&field.ident), layer_of_self(field));
+            let marked = quote!(#cx.call_output(self, #name, #layer, #arguments));
+            (marked, quote!(let #layer = #of_self;))
+        }
+        Call::Function => {
+            let function = &called.func;
+            let names: Vec<Ident> =
+                (0..arguments.len()).map(|at| local(&format!("argument_{at}"))).collect();
+            let (given, guard) = (arguments.iter(), local("at_output"));
+            let marked = quote! {
+                match (#(#given,)*) {
+                    (#(#names,)*) => {
+                        let #guard = #cx.at_output(self, &#function);
+                        #function(#(#names,)*)
+                    }
+                }
+            };
+            (marked, TokenStream::new())
+        }
+    };
+    *expr = syn::parse2(marked).expect("an expression");
+    Some(declared)
+}
+
+/// The call whose result a body returns.
+fn last_call<'m, 's>(
+    model: &'m Model,
+    statements: &'s mut [Stmt],
+) -> Option<(Call<'m>, &'s mut Expr)> {
+    let tokens: TokenStream = statements.iter().map(ToTokens::to_token_stream).collect();
+    let Some(Stmt::Expr(expr, None)) = statements.last_mut() else { return None };
+    let Expr::Call(call) = &*expr else { return None };
+    let Expr::Path(function) = &*call.func else { return None };
+    if let Some(name) = function.path.get_ident() {
+        // A body that names the layer elsewhere may have a variable of that name.
+        let is_once = occurrences(tokens, name) == 1 && call.args.len() == 1;
+        let named = |(field, region): &(&Field, Option<_>)| {
+            field.ident == *name && region.is_none() && is_linear(field)
+        };
+        let (field, _) = model.layers().find(named).filter(|_| is_once)?;
+        return Some((Call::Layer(field), expr));
+    }
+    let names: Vec<String> =
+        function.path.segments.iter().map(|segment| segment.ident.to_string()).collect();
+    let is_function = names.ends_with(&["nn".to_owned(), "linear".to_owned()]);
+    (is_function && call.args.len() == 3).then_some((Call::Function, expr))
+}
+
+fn occurrences(tokens: TokenStream, name: &Ident) -> usize {
+    tokens
+        .into_iter()
+        .map(|token| match token {
+            TokenTree::Ident(ident) => usize::from(ident == *name),
+            TokenTree::Group(group) => occurrences(group.stream(), name),
+            _ => 0,
+        })
+        .sum()
+}

@@ -14,7 +14,6 @@ use amp_core::{
     tch,
     trainer::Averaging,
 };
-use clap::Parser;
 
 use super::{
     Cli, Command, DoctorArgs, Format, RunArgs, SummaryArgs, TrainArgs, VerifyArgs,
@@ -45,7 +44,7 @@ use crate::{
 /// The exit code is 0 when it was done, 1 when a run failed or a validated figure is not finite, and 2 when
 /// the request cannot be carried out as asked. The gate has further codes.
 pub fn main(registry: Registry) -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::read() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
@@ -281,7 +280,11 @@ fn list(registry: &Registry) -> Result<()> {
     }
     text += "\ndata:\n";
     for data_set in registry.data_sets() {
-        text += &format!("{}\n    {}\n", data_set.name(), data_set.description());
+        text += data_set.name();
+        if !data_set.description().is_empty() {
+            text += &format!("\n    {}", data_set.description());
+        }
+        text.push('\n');
     }
     print(&text)
 }

@@ -5,6 +5,19 @@ pub fn one_line(text: &str) -> String {
     text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
 }
 
+/// A message with the reasons of std's number parsers replaced by what a number must be.
+pub fn remedied(message: &str) -> String {
+    [
+        ("invalid digit found in string", "it must be a whole number, at least 0"),
+        ("number too large to fit in target type", "it is too large"),
+        ("cannot parse integer from empty string", "it must be a whole number"),
+        ("invalid float literal", "it must be a number"),
+        ("cannot parse float from empty string", "it must be a number"),
+    ]
+    .iter()
+    .fold(message.to_owned(), |message, (reason, remedy)| message.replace(reason, remedy))
+}
+
 /// A number with this many significant digits, without trailing zeros: `0`, `0.85`, `1.3e-7`,
 /// `120000`. Numbers below 10⁻⁴ and from 10⁶ on have an exponent.
 pub fn significant(value: f64, digits: usize) -> String {

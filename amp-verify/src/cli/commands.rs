@@ -34,7 +34,7 @@ use crate::{
     report::{self, RunHistories},
     runner::{self, Extras},
     selftest::{self, SelftestArgs},
-    text::one_line,
+    text::{one_line, remedied},
     view::{self, EpochTable, PhaseTables, doctor, table},
 };
 
@@ -112,7 +112,8 @@ fn usage(error: &clap::Error) -> ExitCode {
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let lines: Vec<&str> = lines.take_while(|line| !line.starts_with("Usage:")).collect();
     let line = lines.join(" ");
-    complain(line.strip_suffix("For more information, try '--help'.").unwrap_or(&line).trim_end());
+    let line = line.strip_suffix("For more information, try '--help'.").unwrap_or(&line).trim_end();
+    complain(&remedied(line));
     ExitCode::from(USAGE)
 }
 
@@ -171,6 +172,9 @@ fn train(registry: &Registry, args: &TrainArgs) -> Result<ExitCode> {
     optimization.averaging = ema.or(swa).or(optimization.averaging);
     case.trainer(args.precision)?;
     let resume_from = args.checkpoints.resume_from()?;
+    if let Some(warning) = args.checkpoints.mixes_runs() {
+        complain(&format!("note: {warning}"));
+    }
     let mut logs = Logs::new(&args.run.logs)?;
     let had_folder = args.checkpoints.has_folder();
     let mut callbacks: Vec<Box<dyn Callback>> = args.monitors.callbacks();

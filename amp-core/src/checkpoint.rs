@@ -122,15 +122,16 @@ pub fn find(path: &Path) -> Result<PathBuf> {
     if path.is_file() {
         return Ok(path.to_owned());
     }
+    let missing = || {
+        Err(Error::config(format!(
+            "{}: no such checkpoint: give a file, a folder, or FOLDER/best or FOLDER/last",
+            path.display()
+        )))
+    };
     let (folder, name) = match (path.is_dir(), path.parent(), path.file_name()) {
         (true, ..) => (path, None),
         (false, Some(folder), Some(name)) if folder.is_dir() => (folder, name.to_str()),
-        _ => {
-            return Err(Error::config(format!(
-                "{}: no such checkpoint: give a file, a folder, or FOLDER/best or FOLDER/last",
-                path.display()
-            )));
-        }
+        _ => return missing(),
     };
     let none = |what: &str| {
         Err(Error::config(format!("{}: no {what} is in this folder", folder.display())))
@@ -148,7 +149,7 @@ pub fn find(path: &Path) -> Result<PathBuf> {
             Some(newest) => Ok(newest),
             None => none("checkpoint of a run"),
         },
-        Some(_) => none(&format!("checkpoint `{}`", path.display())),
+        Some(_) => missing(),
     }
 }
 

@@ -54,6 +54,17 @@ impl Staged {
     }
 }
 
+/// Makes the folder at `path` and those above it, unless they are there.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn create_folder(path: &Path) -> Result<()> {
+    fs::create_dir_all(path).map_err(|reason| {
+        let text = format!("the folder cannot be created ({reason}): give another");
+        Error::io(path, std::io::Error::new(reason.kind(), text))
+    })
+}
+
 /// Removes the unfinished files in `folder` of processes that were killed while writing.
 ///
 /// # Errors

@@ -84,11 +84,11 @@ const UNITS: [(&str, f64); 8] = [
     ("tib", 1_099_511_627_776.0),
 ];
 
-/// Formats bytes: `12.0 KiB` below 0.1 MiB, `1.5 MiB`, `2.00 GiB`.
+/// Formats bytes: `12.0 KiB`, `1.5 MiB`, `2.00 GiB`.
 pub fn show_bytes(count: u64) -> String {
     match count as f64 / f64::from(1 << 20) {
         0.0 => "0 B".to_owned(),
-        mib if mib < 0.1 => format!("{:.1} KiB", mib * 1024.0),
+        mib if mib < 1.0 => format!("{:.1} KiB", mib * 1024.0),
         mib if mib < 1024.0 => format!("{mib:.1} MiB"),
         mib => format!("{:.2} GiB", mib / 1024.0),
     }

@@ -67,5 +67,6 @@ pub use registry::{DataSet, Model, Project, Registry};
 /// Names that [`verify!`] uses; not for use by hand.
 #[doc(hidden)]
 pub mod __private {
+    pub use crate::registry::name_of;
     pub use insta;
 }

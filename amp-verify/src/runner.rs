@@ -128,7 +128,7 @@ fn check_logged(case: &Case, record: &RunRecord) -> Result<()> {
     }
     Err(Error::config(format!(
         "{model} does not log `{judged_by}` in validation, the value it is judged by: it logs {names}; \
-         name one of them with `metric`, give it one, as `#[metric(accuracy, name = acc)]` logs \
+         name one of them with `metric` (`error_metric` if lower is better), give it one, as `#[metric(accuracy, name = acc)]` logs \
          `val_acc`, or choose `judged_by_loss`"
     )))
 }

@@ -5,6 +5,31 @@ pub fn one_line(text: &str) -> String {
     text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
 }
 
+/// A message with the reasons of std's number parsers replaced by what a number must be.
+pub fn remedied(message: &str) -> String {
+    [
+        ("invalid digit found in string", "it must be a whole number, at least 0"),
+        ("number too large to fit in target type", "it is too large"),
+        ("cannot parse integer from empty string", "it must be a whole number"),
+        ("invalid float literal", "it must be a number"),
+        ("cannot parse float from empty string", "it must be a number"),
+    ]
+    .iter()
+    .fold(message.to_owned(), |message, (reason, remedy)| message.replace(reason, remedy))
+}
+
+/// `1 thread`, `2 threads`.
+pub fn counted(count: i32, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+/// A number with its sign and this many digits behind the point. A number that rounds to zero is positive.
+pub fn signed(value: f64, digits: usize) -> String {
+    let text = format!("{value:+.digits$}");
+    let is_zero = text.bytes().all(|byte| !byte.is_ascii_digit() || byte == b'0');
+    if is_zero { text.replace('-', "+") } else { text }
+}
+
 /// A number with this many significant digits, without trailing zeros: `0`, `0.85`, `1.3e-7`,
 /// `120000`. Numbers below 10⁻⁴ and from 10⁶ on have an exponent.
 pub fn significant(value: f64, digits: usize) -> String {
@@ -92,5 +117,23 @@ mod tests {
     #[case(830.0, "830 ×")]
     fn far_beyond_a_bound_is_a_multiple(#[case] share: f64, #[case] expected: &str) {
         assert_eq!(of_bound(share), expected);
+    }
+
+    #[rstest]
+    #[case(-0.00001, 4, "+0.0000")]
+    #[case(0.0, 2, "+0.00")]
+    #[case(-0.00006, 4, "-0.0001")]
+    #[case(-10.0, 1, "-10.0")]
+    #[case(f64::NAN, 4, "NaN")]
+    fn a_signed_zero_is_positive(#[case] value: f64, #[case] digits: usize, #[case] shown: &str) {
+        assert_eq!(signed(value, digits), shown);
+    }
+
+    #[rstest]
+    #[case("invalid value '-1' for '--seed <SEED>': invalid digit found in string")]
+    #[case("invalid value '' for '--seed <SEED>': cannot parse integer from empty string")]
+    fn a_reason_says_what_a_number_must_be(#[case] message: &str) {
+        let text = remedied(message);
+        assert!(text.contains("for '--seed <SEED>': it must be a whole number"), "{text}");
     }
 }

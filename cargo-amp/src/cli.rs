@@ -16,7 +16,6 @@ usage: cargo amp [--package NAME] <command> [arguments]
            cargo amp new NAME [--amp-source SOURCE]
   init     add to the crate in this folder what it lacks of that, and keep
            all that you wrote: cargo amp init [--amp-source SOURCE]
-  verify   train under every precision and print the comparison
   test     run all tests of the workspace:
            cargo amp test [--device cpu|cuda] [-- <test arguments>]
   pack     put into dist/ what a GPU machine without Rust needs: binaries, tests,
@@ -27,6 +26,22 @@ usage: cargo amp [--package NAME] <command> [arguments]
 every other command goes, with its arguments, to the binary `amp` of your crate
 (src/bin/amp.rs), which is built first: `cargo amp verify --help` shows the options
 of verify. --package says whose, where several packages of a workspace have one.
+
+  verify     train under every precision and compare each run with 32-true
+  train      train under one precision
+  validate   evaluate a checkpoint on the validation sets
+  test-set   evaluate a checkpoint on the test sets
+  predict    write the predictions of a checkpoint to files
+  summary    show layers, shapes, parameters, operations and the memory of a step
+  layers     show the error of each layer under a precision
+  diagnose   find which modules must stay in FP32
+  gate       judge every precision over several seeds, for CI
+  bench      measure speed and memory
+  parity     compare training with a PyTorch copy of the model
+  margins    record margins and the spread of goldens
+  selftest   plant faults that the gate must report
+  models     list the models and their data
+  doctor     show the devices and the recommended precision
 
 SOURCE is where amp-core and amp-verify come from: a folder, a git URL (with #REV
 for a revision) or a version. without it: from where cargo-amp was installed.

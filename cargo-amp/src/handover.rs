@@ -27,7 +27,7 @@ pub(crate) fn test(
     };
     // At the end cargo lists the binaries that failed.
     command.arg("--no-fail-fast");
-    libtorch.apply_to_tests(&mut command);
+    libtorch.apply_to_run(&mut command);
     command.envs(python.map(|folder| ("AMP_TEST_PYTHON", folder)));
     if let Some(device) = device {
         command.env("AMP_DEVICE", device.name());
@@ -57,7 +57,7 @@ pub(crate) fn amp(
     };
     let mut command = Command::new(binary);
     command.args(arguments);
-    libtorch.apply(&mut command);
+    libtorch.apply_to_run(&mut command);
     replace_process(command)
 }
 

@@ -9,6 +9,7 @@ use amp_verify::{DataSet, Registry, model, project};
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[metric(accuracy, name = acc)]
+#[log(train_loss(on_epoch))]
 #[optimizer(adamw, lr = self.learning_rate)]
 pub struct SpiralNet {
     #[hparam(default = 64)]

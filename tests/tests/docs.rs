@@ -114,3 +114,22 @@ fn a_name_that_is_not_a_test_is_found() {
     assert!(missing("scaler::no_such_function").is_some());
     assert!(missing("no_such_file::at_all").is_some());
 }
+
+/// `cargo amp --help`, which works without a crate, and the reference list the commands of the binary.
+#[test]
+fn every_command_is_in_the_help_and_in_the_reference() {
+    let read = |path: &str| fs::read_to_string(root().join(path)).expect("the file can be read");
+    let (help, reference) = (read("cargo-amp/src/cli.rs"), read("docs/guide/reference.md"));
+    let cli = <amp_verify::cli::Cli as clap::CommandFactory>::command();
+    let commands: Vec<&str> = cli
+        .get_subcommands()
+        .filter(|command| !command.is_hide_set())
+        .map(|command| command.get_name())
+        .collect();
+    assert!(commands.len() > 10, "{commands:?}");
+    for name in commands {
+        let in_help = help.lines().any(|line| line.starts_with(&format!("  {name} ")));
+        assert!(in_help, "`{name}` in the help of cargo-amp");
+        assert!(reference.contains(&format!("`{name}`")), "`{name}` in docs/guide/reference.md");
+    }
+}

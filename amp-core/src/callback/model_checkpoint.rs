@@ -1,7 +1,4 @@
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use super::{Action, Callback, Epoch, Mode};
 use crate::{Error, Hook, Result, file, module::StepAccess, precision::StepOutcome, state::State};
@@ -43,7 +40,7 @@ impl ModelCheckpoint {
                  the value another name"
             )));
         }
-        fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;
+        file::create_folder(&folder)?;
         file::remove_abandoned(&folder)?;
         Ok(Self {
             folder,

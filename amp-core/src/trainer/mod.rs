@@ -195,7 +195,8 @@ impl<'a> Trainer<'a> {
     ) -> Result<Vec<Logged>> {
         let limit = self.config.loops.resolved().limit_val_batches;
         let _place = random::place();
-        let loaders = self.prepare(model, data, &data.val, "to validate on", limit)?;
+        let loaders =
+            self.prepare(model, data, &data.val, ("to validate on", "with_val"), limit)?;
         let device = self.config.device;
         let last = |model: &mut dyn LightningModule, log: &mut Log| {
             let (epoch, global_step, scale, optimizers) = (0, 0, None, &[][..]);
@@ -225,7 +226,7 @@ impl<'a> Trainer<'a> {
     ) -> Result<Vec<Logged>> {
         let limit = self.config.loops.resolved().limit_test_batches;
         let _place = random::place();
-        let loaders = self.prepare(model, data, &data.test, "to test on", limit)?;
+        let loaders = self.prepare(model, data, &data.test, ("to test on", "with_test"), limit)?;
         self.report(model, data, Stage::Test, |evaluator, model, show| {
             evaluator.evaluate(model, Judged::TEST, &loaders, None, |_, _| Ok(()), show)
         })
@@ -247,7 +248,8 @@ impl<'a> Trainer<'a> {
     ) -> Result<()> {
         let limit = self.config.loops.resolved().limit_predict_batches;
         let _place = random::place();
-        let loaders = self.prepare(model, data, &data.predict, "to predict", limit)?;
+        let loaders =
+            self.prepare(model, data, &data.predict, ("to predict", "with_predict"), limit)?;
         self.report(model, data, Stage::Predict, |evaluator, model, show| {
             evaluator.predict(model, &loaders, write, show)
         })
@@ -291,7 +293,7 @@ impl<'a> Trainer<'a> {
         model: &dyn LightningModule,
         data: &DataModule,
         sets: &Sets,
-        kind: &str,
+        (kind, method): (&str, &str),
         limit: Limit,
     ) -> Result<Loaders> {
         self.config.check()?;
@@ -300,7 +302,8 @@ impl<'a> Trainer<'a> {
         let loaders = Loaders::new(data, sets, policy, limit)?;
         if loaders.is_empty() {
             return Err(Error::config(format!(
-                "`{}` has no examples {kind}: give it a set, or raise the limit of batches",
+                "`{}` has no examples {kind}: add a set with `DataModule::{method}`, or raise the \
+                 limit of batches",
                 data.name
             )));
         }

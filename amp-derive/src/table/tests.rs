@@ -96,3 +96,16 @@ fn what_torchs_layers_have_more_is_documented() {
     let told: BTreeSet<String> = table.into_iter().flat_map(|(layers, _)| layers).collect();
     assert_eq!(told, without);
 }
+
+/// A field's type needs no further `use` than the prelude.
+#[test]
+fn the_type_of_every_layer_is_in_the_prelude() {
+    let source = include_str!("../../../amp-core/src/lib.rs");
+    let prelude = source.split("pub mod prelude").nth(1).expect("it is there");
+    let prelude = prelude.split("pub mod __private").next().expect("it ends");
+    let names: Vec<&str> = prelude.split(|c: char| !c.is_alphanumeric()).collect();
+    for layer in LAYERS {
+        let ty = layer.entry.ty;
+        assert!(names.contains(&ty), "`{ty}` of `{}`", layer.entry.name);
+    }
+}

@@ -32,7 +32,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N")]
     pub steps: Option<i64>,
     /// Gigabytes of the set that is fed from the host and, beside it, from the device; 0 for none
-    #[arg(long, value_name = "N", default_value_t = 0.25, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = 0.25)]
     pub feed_gb: f64,
     /// Seconds after which nothing more is begun that may not end by then; what is left out is said
     #[arg(long, value_name = "SECONDS")]

@@ -48,6 +48,18 @@ impl CheckpointArgs {
         self.resume.as_deref().map(checkpoint::find).transpose()
     }
 
+    /// A warning if a run that is not resumed would be saved among the checkpoints of an earlier one, or
+    /// `None`. The newest checkpoint of a folder is the one with the most steps, whichever run saved it.
+    pub fn mixes_runs(&self) -> Option<String> {
+        let folder = self.checkpoint_dir.as_ref().filter(|_| self.resume.is_none())?;
+        checkpoint::latest(folder).ok()??;
+        let folder = folder.display();
+        Some(format!(
+            "{folder} has checkpoints of an earlier run: `--resume {folder}` and {folder}/best may choose \
+             one of them; continue that run with --resume, or give a new folder"
+        ))
+    }
+
     /// Where the last state of the run is saved, or `None`.
     pub fn last(&self) -> Option<PathBuf> {
         let folder = self.checkpoint_dir.as_ref().filter(|_| !self.save_weights_only)?;

@@ -14,7 +14,6 @@ use amp_core::{
     tch,
     trainer::Averaging,
 };
-use clap::Parser;
 
 use super::{
     Cli, Command, DoctorArgs, Format, RunArgs, SummaryArgs, TrainArgs, VerifyArgs,
@@ -35,7 +34,7 @@ use crate::{
     report::{self, RunHistories},
     runner::{self, Extras},
     selftest::{self, SelftestArgs},
-    text::one_line,
+    text::{one_line, remedied},
     view::{self, EpochTable, PhaseTables, doctor, table},
 };
 
@@ -45,7 +44,7 @@ use crate::{
 /// The exit code is 0 when it was done, 1 when a run failed or a validated figure is not finite, and 2 when
 /// the request cannot be carried out as asked. The gate has further codes.
 pub fn main(registry: Registry) -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::read() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
@@ -113,7 +112,8 @@ fn usage(error: &clap::Error) -> ExitCode {
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let lines: Vec<&str> = lines.take_while(|line| !line.starts_with("Usage:")).collect();
     let line = lines.join(" ");
-    complain(line.strip_suffix("For more information, try '--help'.").unwrap_or(&line).trim_end());
+    let line = line.strip_suffix("For more information, try '--help'.").unwrap_or(&line).trim_end();
+    complain(&remedied(line));
     ExitCode::from(USAGE)
 }
 
@@ -172,6 +172,9 @@ fn train(registry: &Registry, args: &TrainArgs) -> Result<ExitCode> {
     optimization.averaging = ema.or(swa).or(optimization.averaging);
     case.trainer(args.precision)?;
     let resume_from = args.checkpoints.resume_from()?;
+    if let Some(warning) = args.checkpoints.mixes_runs() {
+        complain(&format!("note: {warning}"));
+    }
     let mut logs = Logs::new(&args.run.logs)?;
     let had_folder = args.checkpoints.has_folder();
     let mut callbacks: Vec<Box<dyn Callback>> = args.monitors.callbacks();
@@ -281,7 +284,11 @@ fn list(registry: &Registry) -> Result<()> {
     }
     text += "\ndata:\n";
     for data_set in registry.data_sets() {
-        text += &format!("{}\n    {}\n", data_set.name(), data_set.description());
+        text += data_set.name();
+        if !data_set.description().is_empty() {
+            text += &format!("\n    {}", data_set.description());
+        }
+        text.push('\n');
     }
     print(&text)
 }

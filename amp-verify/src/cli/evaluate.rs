@@ -1,10 +1,10 @@
 //! `validate`, `test-set` and `predict`: a trained model runs on data, without training.
 
-use std::{collections::BTreeMap, fs, path::PathBuf, str::FromStr};
+use std::{collections::BTreeMap, fs, io::ErrorKind, path::PathBuf, str::FromStr};
 
 use amp_core::{
-    Error, LightningModule, Result, Trainer, checkpoint, log::Logged, precision::Precision, random,
-    weights,
+    Error, LightningModule, Result, Trainer, checkpoint, file, log::Logged, precision::Precision,
+    random, weights,
 };
 use clap::Args;
 
@@ -93,8 +93,12 @@ pub(super) fn evaluate(
 pub(super) fn predict(registry: &Registry, args: &PredictArgs) -> Result<usize> {
     let (case, mut model) = trained(registry, &args.evaluate)?;
     let folder = &args.output;
-    fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
-    if fs::read_dir(folder).map_err(|error| Error::io(folder, error))?.next().is_some() {
+    let is_used = match fs::read_dir(folder) {
+        Ok(mut files) => files.next().is_some(),
+        Err(error) if error.kind() == ErrorKind::NotFound => false,
+        Err(error) => return Err(Error::io(folder, error)),
+    };
+    if is_used {
         return Err(Error::config(format!(
             "{}: is not empty: give a new folder, so that old and new predictions do not mix",
             folder.display()
@@ -107,6 +111,8 @@ pub(super) fn predict(registry: &Registry, args: &PredictArgs) -> Result<usize> 
         model.as_mut(),
         &case.data,
         &mut |set, _, batch| {
+            // Not earlier: a request that is refused leaves no folder behind.
+            file::create_folder(folder)?;
             let dash = if set.is_empty() { "" } else { "-" };
             let path = folder.join(format!("{set}{dash}output-{written:05}.safetensors"));
             let tensors = batch.tensors().map(|(name, tensor)| (name.to_owned(), tensor));

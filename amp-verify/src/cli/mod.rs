@@ -19,7 +19,7 @@ pub use summary::SummaryArgs;
 use std::{path::PathBuf, str::FromStr};
 
 use amp_core::{precision::Precision, trainer::Freeze};
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use crate::options::{Format, LogArgs, RecoveryArgs, RunArgs};
 use crate::{
@@ -40,6 +40,26 @@ pub struct Cli {
     /// The command.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// Reads the command line. A negative number after an option is its value, so that the option says
+    /// what it takes.
+    ///
+    /// # Errors
+    /// When the command line is not valid, or asks for help.
+    pub fn read() -> Result<Self, clap::Error> {
+        Self::from_arg_matches(&grammar().try_get_matches()?)
+    }
+}
+
+fn grammar() -> clap::Command {
+    Cli::command().mut_subcommands(|command| {
+        command.mut_args(|arg| match arg.get_action() {
+            ArgAction::Set | ArgAction::Append => arg.allow_negative_numbers(true),
+            _ => arg,
+        })
+    })
 }
 
 /// The commands.
@@ -150,4 +170,27 @@ pub struct DoctorArgs {
     /// Format of the report
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::grammar;
+
+    /// `--epochs -1` is not `unexpected argument '-1'`: the option says which values it takes.
+    #[test]
+    fn every_option_takes_a_negative_number_as_its_value() {
+        let all = grammar();
+        let mut options = 0;
+        for command in all.get_subcommands().filter(|command| !command.is_hide_set()) {
+            let valued = command.get_arguments().filter(|arg| arg.get_action().takes_values());
+            for option in valued.filter_map(|arg| arg.get_long()) {
+                let line = ["amp", command.get_name(), &format!("--{option}"), "-1"];
+                if let Err(error) = grammar().try_get_matches_from(line) {
+                    assert_ne!(error.kind(), clap::error::ErrorKind::UnknownArgument, "{line:?}");
+                }
+                options += 1;
+            }
+        }
+        assert!(options > 100, "{options}");
+    }
 }

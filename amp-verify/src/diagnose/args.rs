@@ -35,7 +35,7 @@ pub struct DiagnoseArgs {
     #[arg(long, value_enum, default_value_t = Search::Metric)]
     pub search: Search,
     /// The accepted loss: of the metric [default: 0.01], or relative to a layer's values [default: 0.05]
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X")]
     pub limit: Option<f64>,
     /// Number of seeds to train with, starting with --seed
     #[arg(long, value_name = "K", default_value_t = 3,

@@ -73,7 +73,7 @@ pub struct GateArgs {
     pub equivalence: bool,
     /// δ of the one model that --model names: the loss of its metric that is not accepted [default: its
     /// declared or recorded one; models that are changed by an option below have none of their own]
-    #[arg(long, value_name = "DELTA", allow_negative_numbers = true)]
+    #[arg(long, value_name = "DELTA")]
     pub margin: Option<f64>,
     /// Run the seeds one after the other and begin none that would not end within this time: seconds, 10m,
     /// 2h or HH:MM:SS

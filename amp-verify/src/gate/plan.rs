@@ -114,8 +114,14 @@ impl Plan {
     /// When a name is unknown, a number is out of range, or a model has no recorded margin.
     pub fn new(registry: &Registry, args: &GateArgs) -> Result<Self> {
         let changes = args.changes.changes();
-        if args.margin.is_some() && args.model.len() != 1 {
-            return Err(Error::config("margin: it is one model's; name the model with --model"));
+        let judged = match args.model.len() {
+            0 => registry.models().count(),
+            named => named,
+        };
+        if args.margin.is_some() && judged != 1 {
+            return Err(Error::config(format!(
+                "margin: it belongs to one model, but {judged} are judged: name one with --model"
+            )));
         }
         if let Some(margin) = args.margin.filter(|margin| !(*margin > 0.0 && margin.is_finite())) {
             return Err(Error::config(format!("margin {margin}: it must be above 0")));

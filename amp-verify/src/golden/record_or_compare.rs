@@ -251,17 +251,17 @@ pub fn file_name(model: &str, fingerprint: Option<&Fingerprint>) -> String {
 /// figures have moved.
 #[macro_export]
 macro_rules! verify {
-    ($model:ident, registry = $registry:expr $(, $setter:ident = $value:expr)* $(,)?) => {
+    ($model:ty, registry = $registry:expr $(, $setter:ident = $value:expr)* $(,)?) => {
         $crate::verify!(@take $crate::golden::Target::registered(
-            $registry, ::std::stringify!($model),
+            $registry, $crate::__private::name_of(::std::stringify!($model)),
         )$(.$setter($value))*)
     };
-    ($model:ident, data = $data:expr $(, $setter:ident = $value:expr)* $(,)?) => {
+    ($model:ty, data = $data:expr $(, $setter:ident = $value:expr)* $(,)?) => {
         $crate::verify!(@take
             $crate::golden::Target::without_data(
-                ::std::stringify!($model),
+                $crate::__private::name_of(::std::stringify!($model)),
                 |hyperparameters| {
-                    let builder = $model::builder().hyperparameters(hyperparameters)?;
+                    let builder = <$model>::builder().hyperparameters(hyperparameters)?;
                     ::std::result::Result::Ok(::std::boxed::Box::new(builder.build()?))
                 },
             )$(.$setter($value))*,

@@ -29,7 +29,7 @@ pub struct LayersArgs {
     #[arg(long)]
     pub trained: bool,
     /// The exponent of 16-mixed's loss scale
-    #[arg(long, value_name = "N", default_value_t = 16, allow_negative_numbers = true,
+    #[arg(long, value_name = "N", default_value_t = 16,
           value_parser = clap::value_parser!(i32).range(-126..=127))]
     pub log2_scale: i32,
     /// Bits to keep free above the largest gradient, for the window of safe scales

@@ -15,7 +15,7 @@ pub struct ChangeArgs {
     #[arg(long)]
     pub data: Option<String>,
     /// Examples per batch [default: each model's own]
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long)]
     pub batch_size: Option<i64>,
     /// Train N optimizer steps [default: each model's own epochs or steps]
     #[arg(long, value_name = "N", value_parser = positive)]

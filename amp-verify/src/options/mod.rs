@@ -42,16 +42,16 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", value_parser = positive)]
     pub max_steps: Option<u64>,
     /// Examples per batch [default: the model's own]
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long)]
     pub batch_size: Option<i64>,
     /// Seed of initial weights, order of examples and dropout
     #[arg(long, default_value_t = 42)]
     pub seed: u64,
     /// Clip gradients to this global norm
-    #[arg(long, value_name = "NORM", allow_negative_numbers = true)]
+    #[arg(long, value_name = "NORM")]
     pub gradient_clip_val: Option<f64>,
     /// Accumulate the gradients of N batches into one optimizer step [default: the model's own]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N")]
     pub accumulate_grad_batches: Option<i64>,
     /// How optimizers write to 16-bit weights: round-to-nearest, master-weights or
     /// stochastic-rounding
@@ -74,7 +74,7 @@ pub struct RunArgs {
     pub kernels: Kernels,
     /// The most memory that tensors may use at once, as in 500MB or 2GiB: the trainer recomputes the
     /// cheapest layers in the backward pass to stay below it; no number changes
-    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, allow_negative_numbers = true)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub memory_budget: Option<u64>,
     /// End training when this value stops falling, as in val_loss [default: the model's own]
     #[arg(long, value_name = "NAME")]

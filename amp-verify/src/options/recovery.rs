@@ -16,16 +16,15 @@ pub struct RecoveryArgs {
     pub on_non_finite: NonFinite,
     /// The first loss scale under 16-mixed
     #[arg(long, value_name = "SCALE", default_value_t = GradScalerConfig::default().init_scale,
-          allow_negative_numbers = true, value_parser = loss_scale)]
+          value_parser = loss_scale)]
     pub init_scale: f64,
     /// Steps without overflow after which the loss scale doubles
-    #[arg(long, value_name = "STEPS", allow_negative_numbers = true,
+    #[arg(long, value_name = "STEPS",
           default_value_t = GradScalerConfig::default().growth_interval,
           value_parser = clap::value_parser!(i64).range(1..))]
     pub growth_interval: i64,
     /// The lowest allowed loss scale
-    #[arg(long, value_name = "SCALE", default_value_t = ScaleFloor::default().min_scale,
-          allow_negative_numbers = true)]
+    #[arg(long, value_name = "SCALE", default_value_t = ScaleFloor::default().min_scale)]
     pub min_scale: f64,
     /// What to do if the loss scale falls below it: halt, warn or fall-back-to-bf16
     #[arg(long, value_name = "POLICY", value_parser = AtFloor::from_str,

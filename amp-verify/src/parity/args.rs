@@ -38,7 +38,7 @@ pub struct ParityArgs {
     #[arg(long, value_name = "N", default_value_t = 42)]
     pub seed: u64,
     /// Epochs [default: the model's own]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N")]
     pub epochs: Option<i64>,
     /// End training after so many optimizer steps, if that is before the last epoch
     #[arg(long, value_name = "N", value_parser = positive)]

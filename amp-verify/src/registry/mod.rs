@@ -39,7 +39,7 @@ pub use crate::{changes::Changes, length::Length};
 pub use data_set::DataSet;
 pub(crate) use judge::LOSS;
 pub use judge::{Direction, Judge};
-pub use model::{Build, Model};
+pub use model::{Build, Model, name_of};
 pub use project::Project;
 #[cfg(feature = "cli")]
 pub use twin::Twin;

@@ -9,6 +9,7 @@ use crate::bench::{
     statistics::paired_ratio,
     target::{Goal, Target, Unit},
 };
+use crate::text::counted;
 
 /// The cells of a table without its header. The first columns are names, the others figures.
 struct Cells {
@@ -71,7 +72,9 @@ fn heading(report: &Report) -> String {
             "{} (compute capability {}), {}",
             machine.device, machine.capability, report.cpu
         ),
-        n => format!("{} ({}), {n} threads", machine.device, machine.capability),
+        n => {
+            format!("{} ({}), {}", machine.device, machine.capability, counted(n, "thread"))
+        }
     };
     let versions: Vec<String> =
         report.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();

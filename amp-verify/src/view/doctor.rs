@@ -3,6 +3,8 @@
 use amp_core::hardware::{CudaDevice, Report};
 use comfy_table::{Table, presets::NOTHING};
 
+use crate::text::counted;
+
 /// One line per fact; the recommendation is last.
 pub fn doctor(report: &Report) -> String {
     let mut table = Table::new();
@@ -10,7 +12,7 @@ pub fn doctor(report: &Report) -> String {
     let cpu = &report.cpu;
     table.add_row(["libtorch", &report.libtorch]);
     table.add_row(["cpu", &cpu.name]);
-    table.add_row(["  kernels", &format!("{}, {} threads", cpu.kernels, cpu.threads)]);
+    table.add_row(["  kernels", &format!("{}, {}", cpu.kernels, counted(cpu.threads, "thread"))]);
     table.add_row(["  instructions", &cpu.features.join(" ")]);
     table.add_row(["cuda library", &report.cuda_library.to_string()]);
     match &report.cuda_driver {

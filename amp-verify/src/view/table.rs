@@ -7,6 +7,7 @@ use amp_core::{memory::show_bytes, trainer::show_count};
 use crate::{
     comparison::{Comparison, Delta, OverSeeds, Run, Sample},
     registry::{Direction, LOSS},
+    text::{counted, signed},
 };
 
 /// The table, with lines above that describe the runs, and notes below. On a narrow terminal the
@@ -58,7 +59,7 @@ pub(crate) fn heading(comparison: &Comparison) -> String {
         machine.device,
         match machine.threads {
             0 => format!(" (compute capability {})", machine.capability),
-            n => format!(" ({}, {n} threads)", machine.capability),
+            n => format!(" ({}, {})", machine.capability, counted(n, "thread")),
         },
         machine.libtorch,
         if machine.tf32 { ", TF32 on" } else { "" },
@@ -168,7 +169,7 @@ fn percent_width(share: f64) -> String {
 }
 
 fn points(share: f64) -> String {
-    format!("{:+.2}", 100.0 * share)
+    signed(100.0 * share, 2)
 }
 
 fn loss(value: f64) -> String {
@@ -176,7 +177,7 @@ fn loss(value: f64) -> String {
 }
 
 fn signed_loss(value: f64) -> String {
-    format!("{value:+.4}")
+    signed(value, 4)
 }
 
 /// The mean over seeds ± half of its interval; `None` for a single seed.

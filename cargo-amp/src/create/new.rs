@@ -14,6 +14,9 @@ use crate::error::Error;
 /// The dependencies of a new crate. The crate cannot have one of these names.
 const DEPENDENCIES: [&str; 4] = ["amp-core", "amp-derive", "amp-verify", "fastrand"];
 
+/// The crates of every Rust program that `cargo new` only warns about.
+const STANDARD: [&str; 4] = ["alloc", "core", "proc-macro", "std"];
+
 /// Makes the crate `name` in a folder of that name.
 pub(crate) fn new(name: &str, amp_source: Option<&str>) -> Result<ExitCode, Error> {
     check_name(name)?;
@@ -56,7 +59,15 @@ pub(crate) fn new(name: &str, amp_source: Option<&str>) -> Result<ExitCode, Erro
 /// Refuses names that `cargo new` refuses and names that would clash with a dependency.
 fn check_name(name: &str) -> Result<(), Error> {
     let another = "choose another name for `cargo amp new NAME`, as in my-model";
-    if DEPENDENCIES.contains(&&*name.replace('_', "-")) {
+    let dashed = name.replace('_', "-");
+    if STANDARD.contains(&&*dashed) {
+        return Err(Error::new(format!("`{name}` is a crate of Rust's own: {another}")));
+    }
+    if dashed == "amp" {
+        // `cargo doc` would write the pages of the library and of the binary into one folder.
+        return Err(Error::new(format!("`{name}` is the name of the crate's binary: {another}")));
+    }
+    if DEPENDENCIES.contains(&&*dashed) {
         return Err(Error::new(format!("`{name}` is a crate that the new one uses: {another}")));
     }
     let scratch = env::temp_dir().join(format!("cargo-amp-new-{}", process::id()));

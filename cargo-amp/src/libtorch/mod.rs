@@ -96,10 +96,11 @@ impl Libtorch {
         }
     }
 
-    /// The same for a cargo that runs tests. Documentation tests are built elsewhere than in
-    /// `target`, so that the run-time search path of `.cargo/config.toml` does not lead them to
-    /// libtorch.
-    pub(crate) fn apply_to_tests(&self, command: &mut Command) {
+    /// The same for a program, and for a cargo that runs tests. The run-time search path of
+    /// `.cargo/config.toml` leads to libtorch from the project's own `target` alone: documentation
+    /// tests are built elsewhere, and so is everything if CARGO_TARGET_DIR or `build.target-dir` is
+    /// set.
+    pub(crate) fn apply_to_run(&self, command: &mut Command) {
         self.apply(command);
         let (Libtorch::Provisioned(torch, _) | Libtorch::Foreign(torch)) = self;
         command.env("LD_LIBRARY_PATH", library_path(torch));

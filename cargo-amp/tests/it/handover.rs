@@ -164,6 +164,7 @@ fn every_other_command_passes_its_arguments_to_the_built_binary() {
         "amp-verify/main.rs",
         "fn main() {\n    let given: Vec<String> = std::env::args().skip(1).collect();\n    \
          println!(\"{given:?} in {}\", std::env::current_dir().unwrap().display());\n    \
+         println!(\"search {}\", std::env::var(\"LD_LIBRARY_PATH\").unwrap_or_default());\n    \
          std::process::exit(3);\n}\n",
     );
     let mut command = checkout.cargo_amp(&["verify", "--format", "a b", "--", "-x"]);
@@ -174,8 +175,14 @@ fn every_other_command_passes_its_arguments_to_the_built_binary() {
     command.env("CARGO_TARGET_DIR", checkout.path("some \"target\"")).current_dir(&folder);
     let run = output(&mut command);
     assert_eq!(run.status.code(), Some(3), "{}", stderr(&run));
-    let expected =
-        format!(r#"["verify", "--format", "a b", "--", "-x"] in {}"#, folder.display()) + "\n";
+    // The run-time search path of the binary does not lead to libtorch from that target folder.
+    let expected = format!(
+        r#"["verify", "--format", "a b", "--", "-x"] in {}
+search {home}/torch/lib:{home}/nvidia/cu13/lib
+"#,
+        folder.display(),
+        home = checkout.home().display(),
+    );
     assert_eq!(stdout(&run), expected);
     assert!(fs::exists(checkout.path("some \"target\"/debug/amp")).expect("readable"));
 }

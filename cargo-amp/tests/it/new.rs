@@ -170,12 +170,16 @@ fn a_refused_crate_gives_one_line_and_leaves_no_files() {
     let project = Checkout::new();
     project.write("half/amp-core/Cargo.toml", "");
     let half = project.path("half").display().to_string();
-    let cases: [(&[&str], &[&str]); 9] = [
+    let cases: [(&[&str], &[&str]); 13] = [
         (&["fn"], &["`fn`", "Rust keyword", "cargo amp new NAME"]),
         (&["1st"], &["cannot start with a digit", "cargo amp new NAME"]),
         (&["a b"], &["invalid character", "cargo amp new NAME"]),
         (&["../up"], &["invalid character", "cargo amp new NAME"]),
         (&["amp_core"], &["`amp_core` is a crate that the new one uses", "another name"]),
+        (&["core"], &["`core` is a crate of Rust's own", "another name"]),
+        (&["std"], &["`std` is a crate of Rust's own", "another name"]),
+        (&["proc_macro"], &["`proc_macro` is a crate of Rust's own", "another name"]),
+        (&["amp"], &["`amp` is the name of the crate's binary", "another name"]),
         (&["fine"], &["where amp-core comes from is not known", "--amp-source"]),
         (&["fine", "--amp-source", &half], &["half has no amp-verify/Cargo.toml", "a checkout"]),
         (&["fine", "--amp-source", "absent"], &["absent cannot be read", "a checkout"]),

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     Error, Result,
     event::{Event, FitEnd, RunStart, Subscriber},
+    file,
     log::Media,
 };
 
@@ -44,7 +45,7 @@ impl MlflowLogger {
     pub fn create(folder: impl Into<PathBuf>) -> Result<Self> {
         let folder = folder.into();
         let failed = |error| Error::io(&folder, error);
-        fs::create_dir_all(&folder).map_err(failed)?;
+        file::create_folder(&folder)?;
         tempfile::tempfile_in(&folder).map_err(failed)?;
         // Artifacts are named by absolute URIs.
         let folder = folder.canonicalize().map_err(failed)?;

@@ -22,6 +22,7 @@ use super::{
 use crate::{
     Error, Result,
     event::{Event, RunStart, Subscriber},
+    file,
 };
 
 /// Writes event files for `tensorboard --logdir FOLDER`: scalars under the tags of
@@ -42,7 +43,7 @@ impl TensorBoardLogger {
     pub fn create(folder: impl Into<PathBuf>) -> Result<Self> {
         let folder = folder.into();
         let failed = |error| Error::io(&folder, error);
-        fs::create_dir_all(&folder).map_err(failed)?;
+        file::create_folder(&folder)?;
         tempfile::tempfile_in(&folder).map_err(failed)?;
         Background::start(EventFiles { folder, run: None }).map(Self)
     }

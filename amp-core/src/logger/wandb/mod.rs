@@ -29,6 +29,7 @@ use super::{
 use crate::{
     Error, Result,
     event::{Event, FitEnd, RunStart, Subscriber},
+    file,
     log::{Image, Media},
 };
 
@@ -54,7 +55,7 @@ impl WandbLogger {
     pub fn create(folder: impl Into<PathBuf>) -> Result<Self> {
         let folder = folder.into().join("wandb");
         let failed = |error| Error::io(&folder, error);
-        fs::create_dir_all(&folder).map_err(failed)?;
+        file::create_folder(&folder)?;
         tempfile::tempfile_in(&folder).map_err(failed)?;
         Background::start(Runs { folder, run: None }).map(Self)
     }

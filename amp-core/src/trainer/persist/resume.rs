@@ -177,7 +177,7 @@ impl Run<'_, '_> {
         self.state.memory = plan.filter(|plan| Some(plan.budget) == self.config.memory.budget);
         (self.position, self.observers.log) = (position, log);
         for change in changed {
-            let text = format!("resumed with another {change} than the saved run had");
+            let text = format!("resumed although {change} differs from the saved run");
             (self.observers.emit)(Event::Note { text })?;
         }
         self.validated = validated.map(|position| (Instant::now(), position));
@@ -220,6 +220,11 @@ impl Run<'_, '_> {
             by => Err(Error::config(format!(
                 "saved by a run whose {what} is {there}, but here it is {here}: {}",
                 match by {
+                    // Weights of other sizes would not fit.
+                    Some(Change::Lr) if here.is_i64() =>
+                        "make them equal, or, if it belongs to the \
+                             schedule, allow the change (resume_with, --resume-with lr)"
+                            .to_owned(),
                     Some(change) => format!(
                         "make them equal, or allow the change (resume_with, --resume-with \
                              {change})"
@@ -244,8 +249,14 @@ impl Run<'_, '_> {
                 "gradient_clip" | "optimizer's options" => Some(Change::Optimizer),
                 _ => None,
             };
-            if *there != here {
-                differs(&name, there, &here, by)?;
+            match (there, &here) {
+                _ if *there == here => {}
+                (Value::Object(there), Value::Object(here)) if name == "hyperparameters" => {
+                    for (name, there, here) in different(there, here) {
+                        differs(&format!("hyperparameter `{name}`"), there, here, by)?;
+                    }
+                }
+                _ => differs(&name, there, &here, by)?,
             }
         }
         if let Ok(there) = state.get::<Vec<Vec<Rates>>>("initial_rates") {
@@ -289,4 +300,18 @@ impl Run<'_, '_> {
         }
         Ok(changed)
     }
+}
+
+/// The entries that differ between two maps, with both values; null where a map lacks one.
+fn different<'v>(
+    there: &'v Map<String, Value>,
+    here: &'v Map<String, Value>,
+) -> Vec<(&'v str, &'v Value, &'v Value)> {
+    let lacking = here.keys().filter(|name| !there.contains_key(*name));
+    let value = |map: &'v Map<String, Value>, name| map.get(name).unwrap_or(&Value::Null);
+    let all = there
+        .keys()
+        .chain(lacking)
+        .map(|name| (name.as_str(), value(there, name), value(here, name)));
+    all.filter(|(_, there, here)| there != here).collect()
 }

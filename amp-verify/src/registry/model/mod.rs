@@ -315,7 +315,8 @@ impl fmt::Debug for Model {
     }
 }
 
-/// A [`Model`](crate::Model) of a struct that derives `LightningModule`, under the struct's name.
+/// A [`Model`](crate::Model) of a struct that derives `LightningModule`, under the struct's name
+/// without its path: `model!(nets::Net)` is `Net`.
 ///
 /// ```no_run,standalone_crate
 /// # use amp_core::prelude::*;
@@ -328,10 +329,34 @@ impl fmt::Debug for Model {
 /// ```
 #[macro_export]
 macro_rules! model {
-    ($model:ident) => {
-        $crate::Model::new(::core::stringify!($model), |hyperparameters| {
-            let builder = $model::builder().hyperparameters(hyperparameters)?;
-            ::core::result::Result::Ok(::std::boxed::Box::new(builder.build()?))
-        })
+    ($model:ty) => {
+        $crate::Model::new(
+            $crate::__private::name_of(::core::stringify!($model)),
+            |hyperparameters| {
+                let builder = <$model>::builder().hyperparameters(hyperparameters)?;
+                ::core::result::Result::Ok(::std::boxed::Box::new(builder.build()?))
+            },
+        )
     };
+}
+
+/// The name of a struct from its type as it is written: without its path and its type parameters.
+pub fn name_of(written: &'static str) -> &'static str {
+    let path = written.split('<').next().unwrap_or(written);
+    path.rsplit("::").next().unwrap_or(path).trim()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::name_of;
+
+    #[rstest::rstest]
+    #[case("Net")]
+    #[case("nets::Net")]
+    #[case("crate :: nets :: Net")]
+    #[case("Net<my::Backbone>")]
+    #[case("nets::Net < my::Backbone >")]
+    fn a_model_is_named_after_its_struct(#[case] written: &'static str) {
+        assert_eq!(name_of(written), "Net");
+    }
 }

@@ -20,8 +20,8 @@ impl EarlyStopping {
         Self { monitor: monitor.into(), mode, patience: 3, min_delta: 0.0, best: None, waited: 0 }
     }
 
-    /// The number of epochs, or of validations within epochs, without improvement after which the run
-    /// ends.
+    /// The run ends after this number of epochs without improvement; with validations within epochs, of
+    /// validations.
     #[must_use]
     pub fn patience(mut self, epochs: u32) -> Self {
         self.patience = epochs;

@@ -57,8 +57,8 @@ pub trait Loss {
     /// large batch's gradient.
     fn mean_over(&self) -> MeanOver<'_>;
 
-    /// Why no CUDA graph can hold a step with this loss, as in `ctc_loss reads lengths on the host`: because it waits
-    /// for the device or decides on the host by its values. `None` unless it is given.
+    /// The reason why a step with this loss cannot run as a CUDA graph, as in `ctc_loss reads lengths on
+    /// the host`: the loss waits for the device, or decides on the host by its values. `None` by default.
     fn outside_graphs(&self) -> Option<&'static str> {
         None
     }
@@ -93,7 +93,7 @@ pub fn nll_loss(output: &Tensor, target: &Tensor) -> Result<Tensor> {
 /// Mean squared error: see [`Mse`].
 ///
 /// # Errors
-/// When the shapes differ or one is not floating.
+/// When the shapes differ or a dtype is not floating-point.
 pub fn mse_loss(output: &Tensor, target: &Tensor) -> Result<Tensor> {
     Mse.compute(output, target)
 }
@@ -101,7 +101,7 @@ pub fn mse_loss(output: &Tensor, target: &Tensor) -> Result<Tensor> {
 /// Mean absolute error: see [`L1`].
 ///
 /// # Errors
-/// When the shapes differ or one is not floating.
+/// When the shapes differ or a dtype is not floating-point.
 pub fn l1_loss(output: &Tensor, target: &Tensor) -> Result<Tensor> {
     L1.compute(output, target)
 }
@@ -109,7 +109,7 @@ pub fn l1_loss(output: &Tensor, target: &Tensor) -> Result<Tensor> {
 /// [`Huber`] with δ = 1.
 ///
 /// # Errors
-/// When the shapes differ or one is not floating.
+/// When the shapes differ or a dtype is not floating-point.
 pub fn huber_loss(output: &Tensor, target: &Tensor) -> Result<Tensor> {
     Huber::default().compute(output, target)
 }
@@ -117,7 +117,7 @@ pub fn huber_loss(output: &Tensor, target: &Tensor) -> Result<Tensor> {
 /// [`BinaryCrossEntropy`] of probabilities. CUDA autocast refuses it.
 ///
 /// # Errors
-/// When the shapes differ, one is not floating, or under CUDA autocast.
+/// When the shapes differ, a dtype is not floating-point, or under CUDA autocast.
 pub fn binary_cross_entropy(output: &Tensor, target: &Tensor) -> Result<Tensor> {
     BinaryCrossEntropy::default().compute(output, target)
 }
@@ -156,8 +156,8 @@ pub fn own(loss: Result<Tensor>, output: &Tensor, target: &Tensor) -> Result<Ten
     })
 }
 
-/// Adds the remedy to an error of a loss's backward pass. libtorch computes a loss of two dtypes
-/// and refuses its gradient.
+/// Adds the remedy to an error of a loss's backward pass. libtorch computes a loss from two dtypes, but
+/// fails in its backward pass.
 pub(crate) fn in_backward(error: Error) -> Error {
     match &error {
         Error::Torch(text) if text.contains("dtype") && !error.is_out_of_memory() => {

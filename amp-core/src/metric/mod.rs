@@ -104,8 +104,8 @@ impl Reduction {
         let on_host =
             |tensor: &Tensor| tensor.f_to_device_(Device::Cpu, Kind::Double, false, false);
         let mut tensors = state.tensors()?;
-        // A GPU divides by multiplying with the reciprocal, and sums in another order. On the host
-        // the last digit does not depend on the device.
+        // A GPU multiplies by a reciprocal instead of dividing, and sums in another order. On the host the
+        // last digit does not depend on the device.
         for (tensor, part) in tensors.iter_mut().zip(&state.parts) {
             if part.merge == Merge::Sum {
                 *tensor = on_host(tensor)?;

@@ -54,7 +54,7 @@ impl Metric for Rmse {
     }
 }
 
-/// The sum of all elements and their number, `[2]`.
+/// The sum of all elements, and the number of elements: `[2]`.
 pub(super) fn sum_and_count(values: &Tensor) -> Result<Tensor> {
     let sum = values.f_sum(Kind::Double)?;
     Ok(Tensor::f_stack(&[&sum, &sum.f_full_like(values.numel() as f64)?], 0)?)

@@ -26,9 +26,9 @@ pub struct AdamW {
     pub eps: f64,
     /// Each step subtracts lr·weight_decay·weight.
     pub weight_decay: f64,
-    /// Whether one kernel computes the whole step (torch's `fused=True`), or a few kernels, each
-    /// over all parameters (`foreach=True`). The results differ in the last bit. On CUDA the one
-    /// kernel is ours; it can also unscale and clip, and run inside a CUDA graph.
+    /// Whether one kernel computes the whole step (torch's `fused=True`), or a few kernels, each over all
+    /// parameters (`foreach=True`). The results differ in the last bit. On CUDA the one kernel is this
+    /// crate's; it can also unscale and clip, and run inside a CUDA graph.
     pub fused: bool,
 }
 
@@ -65,9 +65,9 @@ macro_rules! adam {
             const NAME: &'static str = stringify!($options);
             const ELEMENTWISE: bool = true;
 
-            /// f16 represents squares of gradients only between 2⁻¹² and 2⁸: below, the running
-            /// square is zero and the update is divided by eps; above, it is infinite and the
-            /// parameter never moves again (Lightning #20619).
+            /// f16 represents squares of gradients only if the gradients are between 2⁻¹² and 2⁸: below,
+            /// the running square is zero and the update is divided by eps; above, it is infinite and the
+            /// parameter never changes again (Lightning #20619).
             fn upcasts(kind: Kind) -> Option<&'static str> {
                 (kind == Kind::Half).then_some("float16 cannot hold a gradient's square")
             }

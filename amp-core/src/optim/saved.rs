@@ -35,8 +35,8 @@ pub(super) fn get_rates(state: &State, under: &str) -> Result<Rates> {
     })
 }
 
-/// Refuses a state that was saved by another optimizer or schedule than `own`: other names, shapes,
-/// dtypes or types of values.
+/// Refuses a state whose names, shapes, dtypes or types of values differ from those in `own`: another
+/// optimizer or schedule saved it.
 pub(super) fn same_layout(own: &State, saved: &State) -> Result<()> {
     let names = own.values().iter().filter(|(path, _)| path.rsplit('/').next() == Some(NAME));
     for (path, own) in names {
@@ -45,7 +45,7 @@ pub(super) fn same_layout(own: &State, saved: &State) -> Result<()> {
             && own != saved
         {
             return Err(Error::config(format!(
-                "the saved state is of {saved}, but {own} would load it: configure what was saved"
+                "the saved state is of {saved}, but {own} would load it: configure the optimizer and schedule that were saved"
             )));
         }
     }

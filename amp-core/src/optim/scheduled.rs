@@ -264,12 +264,12 @@ impl Scheduled {
     }
 }
 
-/// Rule: every schedule, also one of the user's own, gives rates that are finite and at least 0.
+/// Rule: every schedule, also a user's own, gives rates that are finite and at least 0.
 fn rates_are_finite(optimizer: &str, rates: &[Rates]) -> Result<()> {
     match rates.iter().find(|rates| !(rates.lr >= 0.0 && rates.lr.is_finite())) {
         None => Ok(()),
         Some(Rates { lr, .. }) => Err(Error::config(format!(
-            "scheduler: the rate of {optimizer} became {lr}, but a rate is at least 0 and finite"
+            "scheduler: the rate of {optimizer} became {lr}, but a rate must be finite and at least 0"
         ))),
     }
 }

@@ -14,14 +14,14 @@ use crate::{Error, Result, ffi};
 pub struct AutocastState {
     /// Whether eligible operations are cast.
     pub enabled: bool,
-    /// The dtype they are cast to, if it is f16 or bf16.
+    /// The dtype to which they are cast, if it is f16 or bf16.
     pub dtype: Option<Kind>,
 }
 
 /// Reads the state.
 ///
 /// # Errors
-/// When libtorch does.
+/// When libtorch fails.
 pub fn autocast_state(device: Device) -> Result<AutocastState> {
     let state = ffi::autocast_state(device.is_cuda())?;
     let dtype = [Kind::Half, Kind::BFloat16, Kind::Float, Kind::Double]
@@ -93,7 +93,7 @@ impl AutocastGuard {
     /// Switches autocast off inside an outer region.
     ///
     /// # Errors
-    /// When libtorch does.
+    /// When libtorch fails.
     pub fn off(device: Device) -> Result<Self> {
         Self::switch(device, None)
     }

@@ -335,7 +335,7 @@ impl<'r, 'c> Run<'r, 'c> {
 }
 
 impl Run<'_, '_> {
-    /// Checks the invariants.
+    /// Checks the invariants at this moment.
     pub(super) fn hold_against(&mut self, moment: Moment) -> Result<()> {
         let Self { observers, state, model, steps, .. } = self;
         observers.invariants.at(moment, state, *model, steps.running())

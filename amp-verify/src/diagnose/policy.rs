@@ -27,7 +27,7 @@ pub struct PolicyFile {
     pub model: String,
     /// The precision under which it was found.
     pub precision: Precision,
-    /// The machine on which it was found. It is valid on others, too.
+    /// The machine on which it was found. The policy is valid on other machines as well.
     pub fingerprint: Fingerprint,
     /// The reason for these modules.
     pub reason: String,

@@ -22,9 +22,9 @@ pub(super) struct Reference {
 }
 
 enum Known {
-    /// Output of `verify --output`: of this machine, compared to the last bit.
+    /// Output of `verify --output` from this machine, compared to the last bit.
     Report(Box<Comparison>),
-    /// A golden: of any machine of its kind, within the golden's own tolerances.
+    /// A golden from any machine of its kind, with the golden's own tolerances.
     Golden(Box<Golden>),
 }
 

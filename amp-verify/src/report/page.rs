@@ -25,7 +25,7 @@ pub struct Content<'a> {
     pub histories: &'a RunHistories,
     /// Validation examples, from which the interval of a share follows.
     pub examples: i64,
-    /// The layers of one step under each precision, or why there are none.
+    /// The layers of one step under each precision, or the reason why they were not measured.
     pub steps: &'a Result<Vec<layers::Report>>,
 }
 
@@ -105,8 +105,8 @@ pub fn html(content: &Content<'_>) -> Result<String> {
 /// A precision's name and points.
 type Line = (Precision, Vec<(f64, f64)>);
 
-/// The metric with its intervals: intervals of the mean over seeds, or for a share of examples and
-/// a single seed the interval of chance.
+/// The metric with its intervals: over seeds, the intervals of the mean; for a share of examples and a
+/// single seed, the interval of chance.
 fn metric(content: &Content<'_>) -> Result<String> {
     let Content { comparison, examples, .. } = content;
     let is_share = comparison.direction.is_higher();
@@ -116,7 +116,7 @@ fn metric(content: &Content<'_>) -> Result<String> {
     let metric = escaped(&comparison.metric);
     if comparison.seeds.len() < 2 {
         if !is_share {
-            // One value without an interval: it is in the table.
+            // A single value without an interval is shown only in the table.
             return Ok(String::new());
         }
         let share = |run: &Run| {
@@ -175,7 +175,7 @@ fn metric(content: &Content<'_>) -> Result<String> {
     Ok(sections)
 }
 
-/// Every line but the first, less the first, as far as both go.
+/// Each line except the first minus the first, over their common length.
 fn against_first(all: &[Line]) -> Vec<Line> {
     let Some(((_, first), others)) = all.split_first() else { return Vec::new() };
     let less = |points: &[(f64, f64)]| {

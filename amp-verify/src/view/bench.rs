@@ -10,7 +10,7 @@ use crate::bench::{
     target::{Goal, Target, Unit},
 };
 
-/// The cells of a table without its header. The first columns are names, the others figures.
+/// The cells of a table without its header. The first columns are names, the others are figures.
 struct Cells {
     header: Vec<String>,
     rows: Vec<Vec<String>>,

@@ -244,8 +244,8 @@ impl Validations {
         }
     }
 
-    /// Whether a validation follows the step that ends before batch `end` of the epoch. Validations by
-    /// time are not covered here.
+    /// Whether a validation follows the step that ends before batch `end` of the epoch. Validations by time
+    /// are not covered here.
     pub(in crate::trainer) fn follows(&self, epoch: i64, end: i64) -> bool {
         match self.interval {
             ValCheckInterval::Fraction(part) => {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub struct RecoveryConfig {
     /// What happens to a step whose gradients are not finite.
     pub on_non_finite: NonFinite,
-    /// After more skipped steps in a row than this, the run ends.
+    /// The run ends after more than this number of skipped steps in a row.
     pub max_consecutive_skips: u64,
     /// A state for [`NonFinite::RestoreLastGood`] is kept every this many applied steps.
     pub keep_good_every_n_steps: u64,

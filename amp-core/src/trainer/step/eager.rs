@@ -23,8 +23,8 @@ use crate::{
     probe::Products,
 };
 
-/// One optimizer step: forward and backward → unscale → clip → apply → report. A step that is skipped
-/// changes nothing, and is repeated if the recovery policy asks for it.
+/// One optimizer step: forward and backward → unscale → clip → apply → report. A skipped step changes
+/// nothing, and is repeated if the recovery policy asks for it.
 pub(super) fn step(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
@@ -95,9 +95,8 @@ struct Ran {
     log: Log,
 }
 
-/// Notes once what accumulated batches cannot compute: the loss of one large batch, if the loss depends
-/// on the batch as a whole, or if a loss of the model's own leaves targets out of its mean without
-/// declaring it.
+/// Writes a note once if accumulated batches cannot compute the loss of one large batch: the loss depends
+/// on the batch as a whole, or the model's own loss leaves targets out of its mean without declaring it.
 fn note_windows(
     state: &mut StepState<'_>,
     model: &dyn LightningModule,
@@ -128,8 +127,8 @@ fn note_windows(
     Ok(())
 }
 
-/// Adds the gradients of the batch at this index, its loss and its logged values. The very first batch is
-/// probed for its dtypes. A batch that does not fit into memory runs in more parts.
+/// Adds the gradients of the batch at this index, its loss and its logged values. On the run's first batch
+/// the dtypes are probed. A batch that does not fit into memory runs in more parts.
 fn forward_backward(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,

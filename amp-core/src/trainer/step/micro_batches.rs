@@ -1,4 +1,4 @@
-//! The batches of one optimizer step.
+//! The batches of one optimizer step, and their micro-batches.
 
 use tch::Tensor;
 
@@ -12,7 +12,7 @@ pub(in crate::trainer) struct Examples {
     /// The factor of each batch's loss. With these factors the sum of losses is a mean over the step's
     /// examples, whatever the step's length.
     pub(super) shares: Vec<f64>,
-    /// Whether the device skipped a step on them: it now runs without a graph.
+    /// Whether the device skipped a step on them, so that it now runs without a graph.
     pub(super) skipped: bool,
 }
 
@@ -22,7 +22,7 @@ impl Examples {
         self.batches.iter().map(AnyBatch::bytes).sum()
     }
 
-    /// Batches that are weighted by what the model's [loss counts](LightningModule::loss_weight) in each.
+    /// Batches that are weighted by the [weight](LightningModule::loss_weight) of the model's loss on each.
     pub(in crate::trainer) fn new(
         model: &dyn LightningModule,
         start: Position,
@@ -55,7 +55,7 @@ impl Examples {
         }
     }
 
-    /// The parts of the batches, each with the factor of its loss. Parts that count nothing contribute no
+    /// The parts of the batches, each with the factor of its loss. Parts with weight 0 contribute no
     /// gradient and are left out.
     pub(super) fn in_parts(
         &self,
@@ -73,7 +73,7 @@ impl Examples {
         Ok(all)
     }
 
-    /// The losses of the batches that count.
+    /// The losses of the batches with a weight above 0.
     pub(super) fn counting(&self, losses: &[Tensor]) -> Vec<Tensor> {
         let pairs = losses.iter().zip(&self.shares).filter(|(_, share)| **share > 0.0);
         pairs.map(|(loss, _)| loss.shallow_clone()).collect()
@@ -105,7 +105,7 @@ fn shares(model: &dyn LightningModule, batches: &[AnyBatch]) -> Result<Vec<f64>>
     if all > 0.0 {
         return Ok(weights.into_iter().map(|weight| weight / all).collect());
     }
-    // Nothing counts: the mean over nothing, as in one large batch.
+    // All weights are 0: the mean over nothing, as in one large batch.
     Ok(vec![1.0 / batches.len() as f64; batches.len()])
 }
 

@@ -333,7 +333,7 @@ fn a_model_without_checkpointable_layers_is_refused() -> Result<()> {
     let lone = || Ok(Model::regression(linear(WIDTH, WIDTH)?, sgd));
     let said = message(run(&config(Precision::F32True, Some(1 << 16)), lone)?.record);
     assert!(said.contains("and no module of the model can be checkpointed"), "{said}");
-    assert!(said.ends_with("or let layers be in a Sequential or a Checkpoint"), "{said}");
+    assert!(said.ends_with("or put layers into a Sequential or a Checkpoint"), "{said}");
     Ok(())
 }
 

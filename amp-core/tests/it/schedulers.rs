@@ -240,7 +240,7 @@ fn an_optimizer_starts_at_its_schedules_first_rate() -> Result<()> {
 #[case(&linear_then_cosine().then(5, StepLr::default()), "milestones are [10, 5], but must be positive and ascending")]
 #[case(
     &linear_then_cosine().then(20, ReduceLrOnPlateau::default()),
-    "one that monitors `val_loss` cannot be part of a sequence"
+    "a schedule that monitors `val_loss` cannot be part of a sequence"
 )]
 #[case(&WarmupCosine { warmup_steps: 5, total_steps: 4 }, "warmup_steps is 5, but there are 4 steps")]
 #[case(&CosineAnnealingWarmRestarts::default(), "t_0 is 0, but must be positive")]

@@ -63,6 +63,7 @@ impl Background {
 
     /// Waits until everything is written.
     ///
+    /// # Errors
     /// The sink's error, if it failed since the last call.
     pub fn flush(&mut self) -> Result<()> {
         let (done, answer) = sync_channel(1);

@@ -60,6 +60,7 @@ impl PolicyFile {
 
     /// Reads the policy for `model`, which is called `name`.
     ///
+    /// # Errors
     /// When the file is missing or is not a policy file, belongs to another model, or names a module that
     /// the model does not have.
     pub fn read(path: &Path, name: &str, model: &(impl Visit + ?Sized)) -> Result<Self> {

@@ -54,6 +54,14 @@ pub(crate) fn copy_of(tensor: &Tensor) -> Result<Tensor> {
 /// Parses a number of bytes: `2GiB` and `1.5 GiB` with powers of 1024, `500MB` with powers of 1000, or
 /// plain bytes.
 ///
+/// ```
+/// use amp_core::memory::{parse_bytes, show_bytes};
+///
+/// assert_eq!(parse_bytes("1.5 GiB")?, 1_610_612_736);
+/// assert_eq!(show_bytes(1_610_612_736), "1.50 GiB");
+/// # Ok::<(), amp_core::Error>(())
+/// ```
+///
 /// # Errors
 /// When the text is not a size.
 pub fn parse_bytes(text: &str) -> Result<u64> {

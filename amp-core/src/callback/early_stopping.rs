@@ -4,6 +4,14 @@ use crate::{Error, Hook, Result, module::StepAccess, state::State};
 /// Ends a run whose monitored value no longer improves, or is no longer finite
 /// (lightning.pytorch.callbacks.EarlyStopping). It checks the value whenever it is reported: at the end
 /// of each epoch, or at each validation within one.
+///
+/// ```
+/// use amp_core::{callback::{EarlyStopping, Mode}, prelude::*};
+///
+/// let config = TrainerConfig::new(Precision::F32True, Device::Cpu);
+/// let stopping = EarlyStopping::new("val_loss", Mode::Min).patience(5).min_delta(1e-3);
+/// let trainer = Trainer::new(config).callback(stopping);
+/// ```
 #[derive(Debug, Clone)]
 pub struct EarlyStopping {
     monitor: String,

@@ -39,8 +39,8 @@ impl ModelCheckpoint {
         let length = file_name(&monitor).len();
         if !(1..=LONGEST).contains(&length) {
             return Err(Error::config(format!(
-                "`{monitor}` makes a part of a file name of {length} bytes, but 1 to {LONGEST} fit: give \
-                 the value another name"
+                "`{monitor}` takes {length} bytes of a file name, but may take 1 to {LONGEST}: \
+                 give the value another name"
             )));
         }
         fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;

@@ -110,8 +110,8 @@ impl Sampling {
         let limits = top_k.is_some() || top_p.is_some();
         if temperature == 0.0 && limits {
             return Err(refused(
-                "temperature 0 takes the likeliest token, which top_k and top_p do not change: set a temperature, \
-                 or leave them out"
+                "temperature 0 chooses the likeliest token, whatever top_k and top_p are: set a \
+                 temperature, or leave them out"
                     .to_owned(),
             ));
         }

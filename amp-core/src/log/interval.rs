@@ -44,8 +44,9 @@ impl Interval {
         match self.is_captured {
             false => Ok(()),
             true => Err(Error::config(format!(
-                "the step logs `{name}`, which is copied to the host: log it where \
-                 `step.at_logging_interval()`, and those steps run without a graph"
+                "the step logs `{name}`, which is copied to the host: log it only if \
+                 `step.at_logging_interval()` is true, so that only those steps run without a \
+                 graph"
             ))),
         }
     }

@@ -44,6 +44,14 @@ macro_rules! of_elements {
 
 /// Squared error, (x − y)².
 ///
+/// ```
+/// use amp_core::{loss::{Loss, Mse}, tch::Tensor};
+///
+/// let (output, target) = (Tensor::from_slice(&[1.0_f32, 3.0]), Tensor::from_slice(&[0.0_f32, 0.0]));
+/// assert_eq!(Mse.compute(&output, &target)?.double_value(&[]), 5.0);
+/// # Ok::<(), amp_core::Error>(())
+/// ```
+///
 /// # Errors
 /// When the shapes differ or a dtype is not floating-point.
 #[derive(Debug, Clone, Copy, Default)]
@@ -53,6 +61,14 @@ of_elements!(Mse "mse_loss", |_own, x, y, reduction| Ok(x.f_mse_loss(y, reductio
 
 /// Absolute error, |x − y|.
 ///
+/// ```
+/// use amp_core::{loss::{L1, Loss}, tch::Tensor};
+///
+/// let (output, target) = (Tensor::from_slice(&[1.0_f32, 3.0]), Tensor::from_slice(&[0.0_f32, 0.0]));
+/// assert_eq!(L1.compute(&output, &target)?.double_value(&[]), 2.0);
+/// # Ok::<(), amp_core::Error>(())
+/// ```
+///
 /// # Errors
 /// When the shapes differ or a dtype is not floating-point.
 #[derive(Debug, Clone, Copy, Default)]
@@ -61,6 +77,16 @@ pub struct L1;
 of_elements!(L1 "l1_loss", |_own, x, y, reduction| Ok(x.f_l1_loss(y, reduction)?));
 
 /// Huber's loss with d = x − y: d²/2 for |d| < δ, otherwise δ (|d| − δ/2).
+///
+/// ```
+/// use amp_core::{loss::{Huber, Loss}, tch::Tensor};
+///
+/// // |d| = 1 is quadratic, 1²/2; |d| = 3 is linear, 2·(3 − 2/2).
+/// let (output, target) = (Tensor::from_slice(&[1.0_f32, 3.0]), Tensor::from_slice(&[0.0_f32, 0.0]));
+/// let loss = Huber { delta: 2.0 }.compute(&output, &target)?;
+/// assert_eq!(loss.double_value(&[]), (0.5 + 4.0) / 2.0);
+/// # Ok::<(), amp_core::Error>(())
+/// ```
 ///
 /// # Errors
 /// When the shapes differ, a dtype is not floating-point, or an option is out of range.
@@ -126,6 +152,20 @@ of_elements!(BinaryCrossEntropy "binary_cross_entropy", |own, p, y, reduction| {
 ///
 /// Weights have the shape of one example, for example `[C]` for outputs `[N, C]` and `[C, 1, 1]` for `[N,
 /// C, H, W]`, or are one number.
+///
+/// ```
+/// use amp_core::{loss::{BinaryCrossEntropyWithLogits, Loss}, tch::Tensor};
+///
+/// // A logit of 0 is a probability of 1/2. Positive targets count three times: 3·ln 2.
+/// let (logits, labels) = (Tensor::from_slice(&[0.0_f64]), Tensor::from_slice(&[1.0_f64]));
+/// let loss = BinaryCrossEntropyWithLogits {
+///     pos_weight: Some(Tensor::from_slice(&[3.0_f64])),
+///     ..Default::default()
+/// };
+/// let loss = loss.compute(&logits, &labels)?.double_value(&[]);
+/// assert!((loss - 3.0 * 2.0_f64.ln()).abs() < 1e-12);
+/// # Ok::<(), amp_core::Error>(())
+/// ```
 ///
 /// # Errors
 /// When the shapes differ, a dtype is not floating-point, or a weight does not fit.

@@ -45,6 +45,28 @@ pub(crate) const IGNORED: i64 = -100;
 
 /// A loss with its options. Implement this trait for a loss of your own, and name the value in
 /// `#[loss(value = …)]`.
+///
+/// ```
+/// use amp_core::{Result, loss::{Loss, MeanOver}, tch::{Kind, Tensor}};
+///
+/// /// The mean of |x − y|³ over the elements.
+/// struct Cubed;
+///
+/// impl Loss for Cubed {
+///     fn compute(&self, output: &Tensor, target: &Tensor) -> Result<Tensor> {
+///         let distance = output.f_sub(target)?.f_abs()?;
+///         Ok(distance.f_pow_tensor_scalar(3)?.f_mean(Kind::Float)?)
+///     }
+///
+///     fn mean_over(&self) -> MeanOver<'_> {
+///         MeanOver::Examples
+///     }
+/// }
+///
+/// let (output, target) = (Tensor::from_slice(&[2.0_f32, 0.0]), Tensor::from_slice(&[0.0_f32, 0.0]));
+/// assert_eq!(Cubed.compute(&output, &target)?.double_value(&[]), 4.0);
+/// # Ok::<(), amp_core::Error>(())
+/// ```
 pub trait Loss {
     /// The loss of a batch, a scalar, computed from the model's output and the target.
     ///
@@ -65,6 +87,17 @@ pub trait Loss {
 }
 
 /// [`CrossEntropy`] with its defaults.
+///
+/// ```
+/// use amp_core::{loss, tch::Tensor};
+///
+/// // Two examples with three classes; the target -100 is ignored.
+/// let logits = Tensor::from_slice(&[0.0_f64, 0.0, 0.0, 9.0, 0.0, 0.0]).view([2, 3]);
+/// let classes = Tensor::from_slice(&[1_i64, -100]);
+/// let loss = loss::cross_entropy(&logits, &classes)?.double_value(&[]);
+/// assert!((loss - 3.0_f64.ln()).abs() < 1e-12);
+/// # Ok::<(), amp_core::Error>(())
+/// ```
 ///
 /// # Errors
 /// The same as [`CrossEntropy`]'s.

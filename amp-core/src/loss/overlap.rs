@@ -116,6 +116,16 @@ impl Loss for Dice {
 /// `sigmoid_focal_loss`): α_t (1 − p_t)^γ times the binary cross entropy, with p_t = p y + (1 − p)(1 − y) and
 /// α_t = α y + (1 − α)(1 − y). The mean is over all elements.
 ///
+/// ```
+/// use amp_core::{loss::{Focal, Loss}, tch::Tensor};
+///
+/// // p_t = 1/2 for a logit of 0: α (1/2)^γ ln 2.
+/// let (logits, labels) = (Tensor::from_slice(&[0.0_f64]), Tensor::from_slice(&[1.0_f64]));
+/// let loss = Focal { alpha: 0.25, gamma: 2.0 }.compute(&logits, &labels)?.double_value(&[]);
+/// assert!((loss - 0.25 * 0.25 * 2.0_f64.ln()).abs() < 1e-12);
+/// # Ok::<(), amp_core::Error>(())
+/// ```
+///
 /// # Errors
 /// When the shapes differ, a dtype is not floating-point, or an option is out of range.
 #[derive(Debug, Clone, Copy)]

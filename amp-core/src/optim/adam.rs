@@ -16,6 +16,14 @@ use crate::{
 };
 
 /// Adam with decoupled weight decay; defaults are torch.optim.AdamW's.
+///
+/// ```
+/// use amp_core::optim::{AdamW, Interval, OptimizerConfig, WarmupCosine};
+///
+/// let schedule = WarmupCosine { warmup_steps: 100, total_steps: 1000 };
+/// let optimizer = AdamW { lr: 3e-4, betas: (0.9, 0.95), ..Default::default() };
+/// let config = OptimizerConfig::new(optimizer).with_scheduler(schedule, Interval::Step);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct AdamW {
     /// Learning rate.

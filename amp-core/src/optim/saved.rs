@@ -67,8 +67,8 @@ pub(super) fn same_layout(own: &State, saved: &State) -> Result<()> {
     match names.find(|name| !known(name)) {
         None => Ok(()),
         Some(name) => Err(Error::config(format!(
-            "the saved state has `{name}`, which nothing here would load: the model or its \
-             optimizer is another"
+            "the saved state has `{name}`, which nothing here loads: another model or optimizer \
+             saved it"
         ))),
     }
 }

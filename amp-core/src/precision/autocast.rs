@@ -33,6 +33,17 @@ pub fn autocast_state(device: Device) -> Result<AutocastState> {
 /// An autocast region: it begins when the guard is made and ends when the guard is dropped. Drop
 /// guards in reverse order. In any other order, the original state is restored when the last guard
 /// is dropped. Not `Send`, because the state belongs to the thread.
+///
+/// ```
+/// use amp_core::{precision::AutocastGuard, tch::{Device, Kind, Tensor}};
+///
+/// let x = Tensor::ones([2, 2], (Kind::Float, Device::Cpu));
+/// let guard = AutocastGuard::enter(Device::Cpu, Kind::BFloat16)?;
+/// assert_eq!(x.matmul(&x).kind(), Kind::BFloat16);
+/// drop(guard);
+/// assert_eq!(x.matmul(&x).kind(), Kind::Float);
+/// # Ok::<(), amp_core::Error>(())
+/// ```
 #[derive(Debug)]
 #[must_use = "the region ends when the guard is dropped"]
 pub struct AutocastGuard {

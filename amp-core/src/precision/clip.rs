@@ -61,6 +61,15 @@ pub fn grad_norm(grads: &[Tensor]) -> Result<Tensor> {
 /// factor is 0 and infinite gradients become NaN, as in PyTorch: unscale first, so that `found_inf`
 /// is set.
 ///
+/// ```
+/// use amp_core::{precision::clip_grad_norm, tch::Tensor};
+///
+/// let gradients = [Tensor::from_slice(&[3.0_f64]), Tensor::from_slice(&[4.0_f64])];
+/// assert_eq!(clip_grad_norm(&gradients, 1.0)?.double_value(&[]), 5.0);
+/// assert!((gradients[0].double_value(&[0]) - 0.6).abs() < 1e-6);
+/// # Ok::<(), amp_core::Error>(())
+/// ```
+///
 /// # Errors
 /// When libtorch fails, for example for gradients on several devices.
 pub fn clip_grad_norm(grads: &[Tensor], max_norm: f64) -> Result<Tensor> {

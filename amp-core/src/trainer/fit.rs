@@ -280,7 +280,7 @@ impl<'r, 'c> Run<'r, 'c> {
         if self.stop.is_none() && !self.may_stop() {
             let Loops { min_epochs, min_steps, .. } = self.loops;
             let text = format!(
-                "{reason}: training goes on until {min_epochs} epochs and {min_steps} optimizer \
+                "{reason}: training continues until {min_epochs} epochs and {min_steps} optimizer \
                  steps have passed"
             );
             (self.observers.emit)(Event::Note { text })?;

@@ -169,8 +169,9 @@ impl Import {
             pair(module, &values, |name| kept.iter().any(|pattern| pattern.matches(name)))?;
         if !misfits.is_empty() {
             return Err(failed(format!(
-                "these are not the model's weights: {}; `rename` calls a tensor otherwise, `ignore` leaves \
-                 one of the file out, `keep` leaves one of the model as it is",
+                "these are not the model's weights: {}; `rename` gives a tensor another name, \
+                 `ignore` leaves out a tensor of the file, `keep` leaves a tensor of the model as \
+                 it is",
                 listed(&misfits)
             )));
         }

@@ -240,7 +240,7 @@ fn a_graph_leaves_logged_steps_out() -> Result<()> {
 fn a_graph_refuses_to_log_for_the_host() -> Result<()> {
     needs_cuda();
     let text = message(run((true, false), config(device(), Graph::On), None));
-    assert!(text.contains("log it where `step.at_logging_interval()`"), "{text}");
+    assert!(text.contains("log it only if `step.at_logging_interval()` is true"), "{text}");
     // Otherwise there is a note, and no step is lost.
     let (events, ..) = run((true, false), config(device(), Graph::Auto), None)?;
     assert_eq!(media(&events).iter().filter(|(_, name, _)| *name == "inputs").count(), 10);

@@ -151,7 +151,7 @@ fn a_monitored_value_must_be_logged() -> Result<()> {
             .build(vec![parameter("p", &Tensor::from_slice(&[1.0_f32]))])
     };
     let said = message(build(Interval::Step));
-    assert!(said.contains("`val_acc` is known at the end of an epoch"), "{said}");
+    assert!(said.contains("`val_acc` is known only at the end of an epoch"), "{said}");
     let logged = Logged { name: "val_loss".to_owned(), value: 1.0, prog_bar: false };
     let said = message(build(Interval::Epoch)?.advance(Interval::Epoch, &[logged]));
     assert!(
@@ -252,7 +252,7 @@ fn an_optimizer_starts_at_its_schedules_first_rate() -> Result<()> {
 #[case(&ConstantLr { total_iters: 0, ..Default::default() }, "total_iters is 0")]
 #[case(
     &Wsd { warmup_steps: 6, decay_steps: 5, total_steps: 10, ..Default::default() },
-    "warmup_steps 6 and decay_steps 5 are more than the 10 steps in all"
+    "warmup_steps 6 and decay_steps 5 together exceed the 10 steps of the run"
 )]
 #[case(&Wsd { warmup_steps: -1, total_steps: 10, ..Default::default() }, "warmup_steps is -1")]
 #[case(&Wsd { decay_steps: -1, total_steps: 10, ..Default::default() }, "decay_steps is -1")]

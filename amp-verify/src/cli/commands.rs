@@ -219,7 +219,7 @@ fn progress(runs: usize, quiet: bool) -> ProgressBar {
 
 /// Refuses a run that applied no step, or whose result is not finite.
 fn is_sound(record: &RunRecord) -> Result<()> {
-    let advice = "lower the learning rate, or choose what a step that is not finite is answered with \
+    let advice = "lower the learning rate, or choose how steps that are not finite are handled \
                   (--on-non-finite)";
     if let Some(Logged { name, value, .. }) = record.not_finite().first() {
         return Err(Error::NonFinite(format!(

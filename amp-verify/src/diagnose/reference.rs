@@ -87,8 +87,8 @@ impl Reference {
             (_, Ok(golden)) => Known::Golden(Box::new(golden)),
             (Err(error), Err(golden)) => {
                 return Err(Error::config(format!(
-                    "{}: it is no report of verify ({error}) and no golden ({golden}); write it \
-                     with `cargo amp verify --output` and the same options",
+                    "{}: it is neither a report of verify ({error}) nor a golden ({golden}); write \
+                     it with `cargo amp verify --output` and the same options",
                     path.display()
                 )));
             }

@@ -234,8 +234,8 @@ impl Registry {
             let now = model.all_hyperparameters(&self.hyperparameters(model, changes)?)?;
             if let Some(what) = first_difference(then, &now) {
                 return Err(Error::config(format!(
-                    "the margin of {name} was recorded for other hyperparameters ({what}): record it anew with \
-                     `cargo amp margins --model {name}`, or give one with --margin"
+                    "the margin of {name} was recorded for other hyperparameters ({what}): record \
+                     it again with `cargo amp margins --model {name}`, or give one with --margin"
                 )));
             }
         }

@@ -131,8 +131,8 @@ fn metric(content: &Content<'_>) -> Result<String> {
         };
         let shares: Vec<Share> = comparison.runs.iter().filter_map(share).collect();
         let text = format!(
-            "What chance alone makes of {examples} validation examples (Wilson's interval), for \
-             one seed: intervals that overlap are no sign of a difference, and --seeds N tells \
+            "The values that chance alone explains with {examples} validation examples (Wilson's \
+             interval), for one seed: intervals that overlap show no difference; --seeds N shows \
              more."
         );
         let title = format!("{metric} with 95 % intervals");
@@ -165,8 +165,8 @@ fn metric(content: &Content<'_>) -> Result<String> {
         let title = format!("{metric} less 32-true's, seed by seed");
         let worse = if is_share { "Below" } else { "Above" };
         let text = format!(
-            "Mean of the paired differences with Student's 95 % interval: one that holds zero is no \
-             sign of a difference. {worse} zero is worse than 32-true."
+            "Mean of the paired differences with Student's 95 % interval: an interval that \
+             contains zero shows no difference. {worse} zero is worse than 32-true."
         );
         let unit = if is_share { "percentage points" } else { axis.as_str() };
         let drawn = chart::shares(&deltas, unit)?;

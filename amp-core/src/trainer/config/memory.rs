@@ -3,6 +3,16 @@
 use crate::{Error, Result};
 
 /// How much memory a run may use, and what happens when memory is short.
+///
+/// ```
+/// use amp_core::{memory::parse_bytes, prelude::*};
+///
+/// let budget = parse_bytes("8GiB")?;
+/// let config = TrainerConfig::new(Precision::Bf16Mixed, Device::Cpu).with(|config| {
+///     config.memory.budget = Some(budget);
+/// });
+/// # Ok::<(), amp_core::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryConfig {
     /// The most bytes that the tensors of a step may use at once: parameters, buffers, optimizer state,

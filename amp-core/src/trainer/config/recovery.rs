@@ -4,6 +4,16 @@ use crate::{Error, Result, named::named, precision::Precision};
 use serde::{Deserialize, Serialize};
 
 /// What happens to steps that are not finite, and when the loss scale is too low.
+///
+/// ```
+/// use amp_core::{prelude::*, trainer::NonFinite};
+///
+/// let config = TrainerConfig::new(Precision::F16Mixed, Device::Cpu).with(|config| {
+///     config.recovery.on_non_finite = NonFinite::LowerScale;
+///     config.recovery.max_consecutive_skips = 20;
+/// });
+/// assert!(config.check().is_ok());
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct RecoveryConfig {
     /// What happens to a step whose gradients are not finite.

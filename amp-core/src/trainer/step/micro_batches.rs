@@ -97,8 +97,8 @@ fn shares(model: &dyn LightningModule, batches: &[AnyBatch]) -> Result<Vec<f64>>
     let weights = weights.collect::<Result<Vec<_>>>()?;
     if let Some(bad) = weights.iter().find(|weight| !(**weight >= 0.0 && weight.is_finite())) {
         return Err(Error::config(format!(
-            "a batch counts {bad} in its loss, but weights are finite and at least 0: look at the data's \
-             weights"
+            "a batch has the weight {bad} in its loss, but weights must be finite and at least 0: \
+             check the data's weights"
         )));
     }
     let all: f64 = weights.iter().sum();
@@ -127,7 +127,7 @@ pub(super) fn no_examples() -> Error {
 /// The error for a batch that is too large for memory and whose loss depends on the batch as a whole.
 pub(in crate::trainer) fn whole_batch_does_not_fit() -> Error {
     Error::config(
-        "a batch does not fit into memory, and its loss is of the batch as a whole, so that it cannot run in \
-         parts: choose a smaller batch, or a memory budget",
+        "a batch does not fit into memory, and its loss depends on the batch as a whole, so that \
+         it cannot run in parts: choose a smaller batch, or a memory budget",
     )
 }

@@ -41,7 +41,7 @@ pub(crate) struct Saved {
     pub(crate) state: State,
 }
 
-/// Writes weights and, unless only these are wanted, the run's state.
+/// Writes weights and, unless only weights are requested, the run's state.
 pub(crate) fn write(
     path: &Path,
     weights: &[(String, Tensor)],
@@ -237,7 +237,7 @@ fn header(path: &Path) -> Result<BTreeMap<String, String>> {
     file.read_exact(&mut length).map_err(|error| damaged(error.to_string()))?;
     let length = u64::from_le_bytes(length);
     if length > total.saturating_sub(8) {
-        return Err(damaged("its header is longer than itself".into()));
+        return Err(damaged("its header is longer than the file".into()));
     }
     let mut json = vec![0; length as usize];
     file.read_exact(&mut json).map_err(failed)?;

@@ -1,8 +1,8 @@
 //! f16 and bf16 values in and out of tensors, bit for bit.
 //!
-//! tch declares `half::bf16` as f16 ([`Element::KIND`](tch::kind::Element), tch #995), so
-//! `Tensor::from_slice` gives the right bits the wrong dtype, and thereby other numbers. The conversions
-//! here copy bytes and set the dtype explicitly.
+//! tch declares `half::bf16` as f16 ([`Element::KIND`](tch::kind::Element), tch #995). `Tensor::from_slice`
+//! therefore copies the right bits and labels them with the wrong dtype, so that they stand for other
+//! numbers. The conversions here copy bytes and set the dtype explicitly.
 
 pub use half::{bf16, f16};
 
@@ -13,7 +13,7 @@ use crate::{Error, Result, precision::dtype_name};
 /// A bf16 tensor of one dimension.
 ///
 /// # Errors
-/// When memory is short.
+/// When there is not enough memory.
 pub fn from_bf16(values: &[bf16]) -> Result<Tensor> {
     from_words(values.iter().map(|value| value.to_bits()), Kind::BFloat16)
 }
@@ -21,7 +21,7 @@ pub fn from_bf16(values: &[bf16]) -> Result<Tensor> {
 /// An f16 tensor of one dimension.
 ///
 /// # Errors
-/// When memory is short.
+/// When there is not enough memory.
 pub fn from_f16(values: &[f16]) -> Result<Tensor> {
     from_words(values.iter().map(|value| value.to_bits()), Kind::Half)
 }
@@ -50,7 +50,7 @@ fn from_words(words: impl Iterator<Item = u16>, kind: Kind) -> Result<Tensor> {
 fn to_words(tensor: &Tensor, kind: Kind) -> Result<impl Iterator<Item = u16>> {
     if tensor.kind() != kind {
         return Err(Error::config(format!(
-            "a {} tensor was to be read as {}: convert it first",
+            "a {} tensor cannot be read as {}: convert it first",
             dtype_name(tensor.kind()),
             dtype_name(kind)
         )));

@@ -32,7 +32,7 @@ pub enum Error {
     /// A data set failed while it was read: it panicked, or an example of it is unusable.
     #[error("{0}")]
     Data(String),
-    /// A thread of the run could not be started, panicked, or ended before its work was done.
+    /// A thread of the run could not be started, panicked, or ended too early.
     #[error("{0}")]
     Thread(String),
     /// A run did not compute in the dtypes its precision promises.
@@ -46,7 +46,7 @@ pub enum Error {
     Invariant {
         /// The rule's name: one of [`trainer::Invariant`](crate::trainer::Invariant).
         name: &'static str,
-        /// Step, tensor and rule, the likely cause and what to do about it, in one line.
+        /// Step, tensor and rule, the likely cause and the remedy, in one line.
         text: String,
     },
     /// Recorded figures come from a kind of machine that this one cannot be compared with.
@@ -66,7 +66,7 @@ impl Error {
         Self::Config(text.into())
     }
 
-    /// Wraps an I/O error with the file it happened to.
+    /// Wraps an I/O error with the file that it concerns.
     pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         Self::Io { path: path.into(), source }
     }

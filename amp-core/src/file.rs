@@ -48,7 +48,7 @@ impl Staged {
         self.file.write_all(bytes).map_err(failed)?;
         self.file.as_file().sync_all().map_err(failed)?;
         self.file.persist(&self.path).map_err(|error| failed(error.error))?;
-        // The new name is on the disk once its folder is.
+        // The new name is on the disk once the folder is synchronized.
         let folder = folder(&self.path)?;
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
     }

@@ -19,8 +19,8 @@ pub struct Fingerprint {
     /// CUDA compute capability as `9.0`, or the CPU kernels that ATen chose: `avx512`, `avx2`,
     /// `default`, …; results differ between them, and ATEN_CPU_CAPABILITY may ask for less.
     pub capability: String,
-    /// Whether the CPU multiplies f16 itself, as with AVX512-FP16: libtorch has kernels for that, with
-    /// figures and workspaces of their own.
+    /// Whether the CPU multiplies f16 natively, as with AVX512-FP16: libtorch has separate kernels for such
+    /// CPUs, with other figures and other workspaces.
     #[serde(default)]
     pub multiplies_f16: bool,
     /// The version of libtorch.
@@ -33,7 +33,7 @@ pub struct Fingerprint {
     pub deterministic: bool,
 }
 
-/// The libtorch version tch 0.24 binds.
+/// The libtorch version that tch 0.24 binds.
 pub const LIBTORCH_VERSION: &str = "2.11.0";
 
 impl Fingerprint {
@@ -68,7 +68,7 @@ impl Fingerprint {
     }
 }
 
-/// Parses `cpu`, `cuda`, `cuda:N` or `auto` (CUDA where present, else CPU).
+/// Parses `cpu`, `cuda`, `cuda:N` or `auto` (CUDA if present, otherwise the CPU).
 ///
 /// # Errors
 /// When the name is unknown or there is no such device.
@@ -130,7 +130,7 @@ pub fn cuda_library() -> CudaLibrary {
 /// Waits while another thread is in a [reproducible section](crate::random::seeded).
 ///
 /// # Errors
-/// When libtorch does.
+/// When libtorch fails.
 pub fn set_numerics(tf32: bool, deterministic: bool) -> Result<()> {
     let _place = random::place();
     ffi::set_numerics(tf32, deterministic)

@@ -2,7 +2,7 @@
 //! and the trainer. Data flows one way: annotated struct → [`LightningModule`] → [`Trainer`] →
 //! [`event::Event`]s → [`record::RunRecord`].
 
-// Generated code says `::amp_core`, which inside this crate is the crate itself.
+// Generated code names this crate `::amp_core`, also inside this crate.
 extern crate self as amp_core;
 
 mod error;
@@ -45,7 +45,7 @@ pub use nn::{Module, Visit};
 pub use tch;
 pub use trainer::{Trainer, TrainerConfig};
 
-/// What a model's file needs.
+/// The names that a file with a model needs.
 pub mod prelude {
     pub use crate::{
         Batch, Error, Hook, LightningModule, Module, Result, Step, Trainer, TrainerConfig,
@@ -74,7 +74,7 @@ pub mod prelude {
     pub use tch::{Device, Kind, Tensor};
 }
 
-/// What derived code names; not for use by hand.
+/// Names that derived code uses; not for use by hand.
 #[doc(hidden)]
 pub mod __private {
     pub use crate::{

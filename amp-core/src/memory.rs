@@ -54,6 +54,14 @@ pub(crate) fn copy_of(tensor: &Tensor) -> Result<Tensor> {
 /// Parses a number of bytes: `2GiB` and `1.5 GiB` with powers of 1024, `500MB` with powers of 1000, or
 /// plain bytes.
 ///
+/// ```
+/// use amp_core::memory::{parse_bytes, show_bytes};
+///
+/// assert_eq!(parse_bytes("1.5 GiB")?, 1_610_612_736);
+/// assert_eq!(show_bytes(1_610_612_736), "1.50 GiB");
+/// # Ok::<(), amp_core::Error>(())
+/// ```
+///
 /// # Errors
 /// When the text is not a size.
 pub fn parse_bytes(text: &str) -> Result<u64> {
@@ -94,13 +102,13 @@ pub fn show_bytes(count: u64) -> String {
     }
 }
 
-/// Measures from its creation. Only one meter measures at a time: a meter that is started while another
-/// measures hides its own period from that one, and a run whose measurement misses something for that
-/// reason breaks the invariant [`memory-over-step`](crate::trainer::Invariant::MemoryOverStep). On CUDA
-/// it reads the caching allocator's statistics of requested bytes (`requested_bytes.all.peak` of
-/// torch.cuda.memory_stats). The blocks that torch.cuda.max_memory_allocated counts are up to 1 MiB
-/// larger each, depending on what ran before. On the CPU it counts what libtorch's allocator hands out on
-/// this thread and its workers, which is exact and does not depend on the C library's heap.
+/// Measures memory from its creation. Only one meter can measure at a time: a meter that is started while
+/// another measures hides its own period from the other. If a run's measurement misses memory for this
+/// reason, it breaks the invariant [`memory-over-step`](crate::trainer::Invariant::MemoryOverStep). On CUDA
+/// the meter reads the caching allocator's statistics of requested bytes (`requested_bytes.all.peak` of
+/// torch.cuda.memory_stats). torch.cuda.max_memory_allocated counts blocks instead, each of which is up to
+/// 1 MiB larger, depending on what ran before. On the CPU the meter counts what libtorch's allocator hands
+/// out on this thread and its workers, which is exact and does not depend on the C library's heap.
 pub struct MemoryMeter {
     source: Source,
     /// The number of meters that had been started before this one.

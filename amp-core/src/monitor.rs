@@ -1,4 +1,4 @@
-//! Which way a monitored value improves.
+//! The direction in which a monitored value improves.
 
 use serde::{Deserialize, Serialize};
 

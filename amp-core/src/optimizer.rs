@@ -62,7 +62,7 @@ pub trait Optimizer {
     /// them.
     fn parameters(&self) -> &Rc<[Parameter]>;
 
-    /// Moves every parameter that has a gradient.
+    /// Updates every parameter that has a gradient.
     ///
     /// # Errors
     /// When the kernel fails.
@@ -70,7 +70,7 @@ pub trait Optimizer {
         self.step_with(OnDevice::default())
     }
 
-    /// [`step`](Self::step) with numbers that only the device has.
+    /// [`step`](Self::step) with numbers that are known only on the device.
     ///
     /// # Errors
     /// When [`capabilities`](Self::capabilities) lacks a needed one, or the kernel fails.
@@ -102,12 +102,11 @@ pub trait Optimizer {
     /// Sets the rates of the next step, one for each group.
     fn set_rates(&mut self, rates: &[Rates]);
 
-    /// Makes the state of parameters that require gradients and have no state yet. The trainer
-    /// calls it when it unfreezes parameters. An optimizer keeps no state for parameters that
-    /// require no gradient.
+    /// Creates the state of parameters that require gradients and have no state yet. The trainer calls it
+    /// when it unfreezes parameters. An optimizer keeps no state for parameters that require no gradient.
     ///
     /// # Errors
-    /// When the device has no memory.
+    /// When there is not enough device memory.
     fn extend_state(&mut self) -> Result<()> {
         Ok(())
     }
@@ -140,7 +139,7 @@ pub trait Optimizer {
     /// Drops all gradients (PyTorch's `set_to_none=True`).
     ///
     /// # Errors
-    /// When libtorch does.
+    /// When libtorch fails.
     fn zero_grad(&mut self) -> Result<()> {
         ffi::clear_grads(self.parameters().iter().map(|parameter| &parameter.tensor))
     }

@@ -88,8 +88,9 @@ impl Products {
             };
             if held.is_none_or(|held| held.compute != plan.compute) {
                 return Err(Error::Precision(format!(
-                    "the precision region of `{module}` did not hold: it was called by a reference that has \
-                     no path; call it as a field in a `#[forward]`, or through `nn::Child` or `cx.call`"
+                    "the precision region of `{module}` had no effect: the module was called \
+                     through a reference without a path; call it as a field in a `#[forward]`, or \
+                     through `nn::Child` or `cx.call`"
                 )));
             }
         }

@@ -55,7 +55,7 @@ pub(crate) fn write<'t>(
             Ok((name.as_str(), view.map_err(|error| damaged(path, error))?))
         })
         .collect::<Result<Vec<_>>>()?;
-    // Python's loaders refuse a file without it.
+    // Python's loaders refuse a file without this entry.
     metadata.entry(FORMAT.to_owned()).or_insert_with(|| PYTORCH.to_owned());
     metadata.insert(WRITER.to_owned(), env!("CARGO_PKG_VERSION").to_owned());
     metadata.insert(CHECKSUM.to_owned(), checksum(&views, &metadata));
@@ -100,8 +100,9 @@ pub(crate) fn read(path: &Path) -> Result<TensorFile> {
     Ok(TensorFile { tensors, metadata })
 }
 
-/// The tensor of a file's entry, in the next dtype that has all values of its type: unsigned integers in a wider signed
-/// one, and exponents of 8 bits in f32. `None` where there is none.
+/// The tensor of a file's entry, in the next dtype of libtorch that represents all values of its type:
+/// unsigned integers become a wider signed dtype, 8-bit exponents become f32. `None` if there is no such
+/// dtype.
 fn tensor(view: &TensorView<'_>) -> Result<Option<Tensor>> {
     let shape: Vec<i64> = view.shape().iter().map(|size| *size as i64).collect();
     if let Some(kind) = kind(view.dtype()) {
@@ -205,7 +206,7 @@ const DTYPES: [(Kind, Dtype); 14] = [
 /// The file's type for this dtype.
 ///
 /// # Errors
-/// When safetensors has none.
+/// When safetensors has no such type.
 fn dtype(kind: Kind) -> Result<Dtype> {
     let found = DTYPES.iter().find(|(own, _)| *own == kind).map(|(_, dtype)| *dtype);
     found.ok_or_else(|| {
@@ -213,7 +214,7 @@ fn dtype(kind: Kind) -> Result<Dtype> {
     })
 }
 
-/// Refuses tensors that no file can hold, before there is something to lose.
+/// Refuses tensors that no file can hold, before training starts.
 ///
 /// # Errors
 /// For the first such tensor, with the reason.

@@ -263,7 +263,7 @@ pub(crate) enum Loss {
     Closure(ExprClosure, Own),
 }
 
-/// What the attribute says about a loss of the user's own.
+/// The options of the user's own loss in the attribute.
 #[derive(Clone)]
 pub(crate) struct Own {
     pub(crate) scope: Scope,

@@ -25,7 +25,7 @@ use crate::{
 pub struct Subject {
     /// Its name.
     pub name: &'static str,
-    /// The validation value it is judged by.
+    /// The validation value by which it is judged.
     pub judge: Judge,
     /// How it is built.
     pub build: Arc<Build>,
@@ -37,18 +37,18 @@ impl From<&Model> for Subject {
     }
 }
 
-/// A model with everything but the precision decided.
+/// A model with all options except the precision.
 #[derive(Clone)]
 pub struct Case {
     /// The model.
     pub model: Subject,
     /// The loaded data.
     pub data: DataModule,
-    /// Hyperparameters, merged: the entry's, the data's, the user's.
+    /// The merged hyperparameters: the registered model's, the data's, the user's.
     pub hyperparameters: Hyperparameters,
     /// The trainer's options, for the baseline. Its seed is also used for weights and dropout.
     pub trainer: TrainerConfig,
-    /// The value that ends training when it no longer falls, and for how many epochs.
+    /// The value that ends training when it no longer falls, and the number of epochs of patience.
     pub early_stopping: Option<(String, u32)>,
 }
 
@@ -59,33 +59,33 @@ pub struct Choices {
     pub data: Option<String>,
     /// The length of the run.
     pub length: Option<Length>,
-    /// Examples in a batch.
+    /// Examples per batch.
     pub batch_size: Option<i64>,
     /// Seed.
     pub seed: u64,
     /// Gradient clipping.
     pub clip: Option<Clip>,
-    /// Batches whose gradients are added up to one step.
+    /// Batches whose gradients are accumulated into one step.
     pub accumulate_grad_batches: Option<i64>,
-    /// Optimizer steps after which training ends, if that is before its length.
+    /// The number of optimizer steps after which training ends, if that comes before its length.
     pub max_steps: Option<u64>,
-    /// Training batches of an epoch.
+    /// The training batches of an epoch that are used.
     pub limit_train_batches: Option<Limit>,
-    /// Validation batches of a set.
+    /// The batches of each validation set that are used.
     pub limit_val_batches: Option<Limit>,
-    /// Which steps are logged, and profiled where that is not left to the model.
+    /// Which steps are logged; and which are profiled, unless the model decides that.
     pub logging: LoggingConfig,
-    /// How the loss is scaled, and in which formats weights, optimizer state and gradients are kept.
+    /// The loss scaling, and the formats of weights, optimizer state and gradients.
     pub numerics: NumericsConfig,
     /// What happens to steps whose gradients are not finite.
     pub recovery: RecoveryConfig,
-    /// How much memory a run may take.
+    /// The memory that a run may use.
     pub memory: MemoryConfig,
     /// Whether whole steps run as CUDA graphs.
     pub graph: Graph,
-    /// Which invariants of training a run is held against.
+    /// Which invariants of training are checked.
     pub checks: ChecksConfig,
-    /// The value to watch, and for how many epochs.
+    /// The monitored value, and the number of epochs of patience.
     pub early_stopping: Option<(String, u32)>,
     /// Hyperparameters by name.
     pub set: Hyperparameters,
@@ -184,7 +184,7 @@ impl Case {
             logging: LoggingConfig { profile_every_n_steps, ..choices.logging },
             ..TrainerConfig::new(Precision::F32True, device)
         };
-        // A shorter length in steps than the model's own is one of its own kind.
+        // A shorter length in steps than the model's own is kept as a length in steps.
         let length = match (choices.length, model.length, choices.max_steps) {
             (Some(length), ..) => length,
             (None, Length::Steps(_), Some(steps)) => Length::Steps(steps),
@@ -202,7 +202,7 @@ impl Case {
     /// The trainer's options under `precision`.
     ///
     /// # Errors
-    /// When one of them is out of range, or not for this precision.
+    /// When an option is out of range, or does not fit this precision.
     pub fn trainer(&self, precision: Precision) -> Result<TrainerConfig> {
         let config = TrainerConfig { precision, ..self.trainer.clone() };
         config.check()?;
@@ -219,7 +219,7 @@ impl Case {
     }
 }
 
-/// Steps beyond those that are asked for, for which a run has epochs, because skipped steps do not count.
+/// Additional steps for which a run has epochs, because skipped steps do not count.
 const SPARE: u64 = 32;
 
 /// The trainer's `max_epochs` and `max_steps` for this length.
@@ -237,7 +237,7 @@ fn limits(
             let limit = trainer.loops.limit_train_batches.checked("limit_train_batches")?;
             let batches = data.train_loader(trainer.policy(), 0)?.limited(limit).batches();
             let window = trainer.optimization.accumulate_grad_batches;
-            // An epoch without a batch is refused by the trainer.
+            // The trainer refuses an epoch without a batch.
             let each = (batches.max(1).cast_unsigned()).div_ceil(window.cast_unsigned());
             let epochs = steps.saturating_add(SPARE).div_ceil(each);
             Ok((i64::try_from(epochs).unwrap_or(i64::MAX), Some(steps)))

@@ -1,4 +1,4 @@
-//! What a command changes of a registered model besides its precision.
+//! The changes that a command makes to a registered model, other than its precision.
 
 use std::fmt;
 
@@ -7,8 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::length::Length;
 
-/// A model's size, its data, how much of the data is used and for how long, where these are not the
-/// registry's.
+/// Changes to a model's registered size, data, share of the data and length of training.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Changes {
     /// Hyperparameters by name.
@@ -17,22 +16,22 @@ pub struct Changes {
     /// The data set's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<String>,
-    /// Examples in a batch.
+    /// Examples per batch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch_size: Option<i64>,
     /// The length of a run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub length: Option<Length>,
-    /// Training batches of an epoch.
+    /// The training batches of an epoch that are used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit_train_batches: Option<Limit>,
-    /// Batches of each validation set.
+    /// The batches of each validation set that are used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit_val_batches: Option<Limit>,
 }
 
 impl Changes {
-    /// Whether everything is the registry's.
+    /// Whether nothing is changed.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }

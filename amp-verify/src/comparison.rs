@@ -19,21 +19,20 @@ use crate::{
 pub struct Comparison {
     /// The form of this object; a change of meaning changes it.
     pub schema: String,
-    /// The model, data, machine and hyperparameters of the runs. The precision in it is the
-    /// baseline's.
+    /// The model, data, machine and hyperparameters of the runs. Its precision is the baseline's.
     #[serde(flatten)]
     pub subject: FitStart,
-    /// Examples in a batch.
+    /// Examples per batch.
     pub batch_size: i64,
-    /// The validation metric reported as accuracy.
+    /// The name of the validation metric that is reported as accuracy.
     pub metric: String,
-    /// Which way it improves.
+    /// Whether larger or smaller values are better.
     #[serde(default)]
     pub direction: Direction,
     /// The seeds: a run's own figures are the first seed's, and [`Run::over_seeds`] has the figures
     /// of all.
     pub seeds: Vec<u64>,
-    /// The baseline first.
+    /// The runs; the baseline is the first.
     pub runs: Vec<Run>,
 }
 
@@ -42,7 +41,7 @@ pub struct Comparison {
 pub struct Run {
     /// The precision.
     pub precision: Precision,
-    /// The last epoch's validation metric; null when it is not a number.
+    /// The last epoch's validation metric; null if it is NaN.
     pub accuracy: Option<f64>,
     /// The last epoch's validation loss; null when it is not finite.
     pub loss: Option<f64>,
@@ -51,25 +50,25 @@ pub struct Run {
     pub not_finite: Vec<String>,
     /// Optimizer steps applied.
     pub applied_steps: u64,
-    /// Optimizer steps skipped on overflow.
+    /// The number of optimizer steps that were skipped.
     pub skipped_steps: u64,
-    /// The first parameter blamed for a skipped step.
+    /// The first parameter that was reported for a skipped step.
     pub first_culprit: Option<String>,
     /// The place at which the first skipped step was not finite.
     pub first_cause: Option<String>,
-    /// The loss scale at the end; null where the precision has none.
+    /// The loss scale at the end; null if the precision has none.
     pub final_scale: Option<f64>,
     /// The most tensor bytes at once.
     pub peak_memory_bytes: u64,
     /// Seconds of training, without validation.
     pub train_seconds: f64,
-    /// The dtypes that were seen.
+    /// The observed dtypes.
     pub observed: Observed,
     /// Notes for the user.
     pub notes: Vec<String>,
-    /// This run less the baseline; null for the baseline itself.
+    /// This run minus the baseline; null for the baseline itself.
     pub delta: Option<Delta>,
-    /// The precision's figures over all seeds; null where there is one.
+    /// The precision's figures over all seeds; null for a single seed.
     pub over_seeds: Option<OverSeeds>,
 }
 
@@ -80,22 +79,22 @@ pub struct OverSeeds {
     pub accuracy: Sample,
     /// The validation loss.
     pub loss: Sample,
-    /// The metric less the baseline's of the same seed; null for the baseline itself.
+    /// The metric minus the baseline's with the same seed; null for the baseline itself.
     pub accuracy_delta: Option<Sample>,
-    /// The loss less the baseline's of the same seed; null for the baseline itself.
+    /// The loss minus the baseline's with the same seed; null for the baseline itself.
     pub loss_delta: Option<Sample>,
-    /// Steps applied, over all seeds.
+    /// Applied steps, over all seeds.
     pub applied_steps: u64,
-    /// Steps skipped, over all seeds.
+    /// Skipped steps, over all seeds.
     pub skipped_steps: u64,
 }
 
 /// A figure for each seed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
-    /// In the order of the seeds; null if a value is not a number.
+    /// In the order of the seeds; null for a value that is NaN.
     pub values: Vec<Option<f64>>,
-    /// The interval of their mean; null if a value is not a number.
+    /// The interval of their mean; null if a value is NaN.
     pub interval: Option<Interval>,
 }
 
@@ -111,7 +110,7 @@ pub struct Interval {
 }
 
 impl Sample {
-    /// These values with their interval; `least` is the smallest s that it is made with.
+    /// These values with their interval; `least` is the smallest s that is used for it.
     pub fn new(values: Vec<Option<f64>>, least: f64) -> Self {
         let numbers: Option<Vec<f64>> = values.iter().copied().collect();
         let interval = numbers.filter(|numbers| numbers.len() > 1).map(|numbers| {
@@ -124,18 +123,18 @@ impl Sample {
     }
 }
 
-/// A run against the baseline.
+/// A run compared with the baseline.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Delta {
-    /// Accuracy less the baseline's.
+    /// Accuracy minus the baseline's.
     pub accuracy: Option<f64>,
-    /// Loss less the baseline's.
+    /// Loss minus the baseline's.
     pub loss: Option<f64>,
-    /// Skipped steps less the baseline's.
+    /// Skipped steps minus the baseline's.
     pub skipped_steps: i64,
-    /// Peak memory over the baseline's.
+    /// Peak memory divided by the baseline's.
     pub peak_memory_ratio: f64,
-    /// Training time over the baseline's.
+    /// Training time divided by the baseline's.
     pub train_seconds_ratio: f64,
 }
 
@@ -166,7 +165,7 @@ impl Comparison {
     /// Refuses figures that are not finite, under any precision and seed.
     ///
     /// # Errors
-    /// When there are some: their names with the precision.
+    /// When a figure is not finite: the error has its name and precision.
     pub fn is_finite(&self) -> Result<()> {
         let bad = self.runs.iter().filter_map(|run| {
             let seeds = run.over_seeds.as_ref();
@@ -190,8 +189,8 @@ impl Comparison {
         }
     }
 
-    /// This comparison with the figures of others that differ in nothing but the seed; the metric
-    /// moves in steps of `step`.
+    /// This comparison with the figures of others that differ only in the seed; the metric changes in steps
+    /// of `step`.
     #[must_use]
     pub fn with_seeds(mut self, others: &[Self], step: f64) -> Self {
         if others.is_empty() {
@@ -210,7 +209,7 @@ impl Comparison {
 }
 
 impl OverSeeds {
-    /// The run at `at` of each comparison.
+    /// The run at index `at` of each comparison.
     fn of(all: &[&Comparison], at: usize, step: f64) -> Self {
         let runs = || all.iter().map(|comparison| &comparison.runs[at]);
         let delta = |of: fn(&Delta) -> Option<f64>, least: f64| {

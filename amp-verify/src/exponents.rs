@@ -28,7 +28,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// All of them; [`Bucket::beyond`] has their order.
+    /// All formats; [`Bucket::beyond`] has their order.
     pub const ALL: [Self; 4] = [Self::F16, Self::Bf16, Self::E4M3, Self::E5M2];
 
     /// The dtype in libtorch.
@@ -41,7 +41,7 @@ impl Format {
         }
     }
 
-    /// The format of a dtype, if it is one of these.
+    /// The format with this dtype, if there is one.
     pub fn of(kind: Kind) -> Option<Self> {
         Self::ALL.into_iter().find(|format| format.kind() == kind)
     }
@@ -75,8 +75,8 @@ impl Format {
         self.min_exponent() - fraction_bits
     }
 
-    /// The significand in `[1, 2)` from which a value of the largest exponent is rounded past the
-    /// largest finite one: halfway to the next, which goes to the even neighbour.
+    /// The significand in `[1, 2)` from which a value with the largest exponent is rounded beyond the
+    /// largest finite value: halfway between that value and the next.
     fn last_significand(self) -> f64 {
         match self {
             Self::F16 => 65520.0 / 32768.0,
@@ -86,21 +86,22 @@ impl Format {
         }
     }
 
-    /// Whether the halfway value itself still rounds to the largest finite one: 448 is even, the
-    /// largest values of the other formats are odd.
+    /// Whether the halfway value itself rounds to the largest finite value. It rounds to the even
+    /// neighbour: 448 (E4M3) is even, the largest values of the other formats are odd.
     fn keeps_halfway(self) -> bool {
         self == Self::E4M3
     }
 }
 
-/// The values whose magnitude lies in `[2^k, 2^(k+1))`.
+/// The values whose magnitude is in `[2^k, 2^(k+1))`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Bucket {
-    /// How many there are.
+    /// Their number.
     pub count: u64,
-    /// How many are exactly 2^k.
+    /// The number of values that are exactly 2^k.
     pub powers: u64,
-    /// How many would overflow if k were the format's largest exponent, in [`Format::ALL`]'s order.
+    /// The number of values that would overflow if k were the format's largest exponent, in the order of
+    /// [`Format::ALL`].
     pub beyond: [u64; 4],
 }
 
@@ -115,7 +116,7 @@ pub struct Histogram {
     pub non_finite: u64,
 }
 
-/// How many values a format loses.
+/// The number of values that a format loses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Losses {
     /// Finite values that become infinite, or NaN in E4M3.
@@ -131,7 +132,7 @@ impl Histogram {
     /// The histogram of a floating-point tensor.
     ///
     /// # Errors
-    /// When the device has no room.
+    /// When there is not enough device memory.
     pub fn of(tensor: &Tensor) -> Result<Self> {
         no_grad(|| {
             let values = tensor.f_detach()?.f_to_kind(Kind::Double)?.f_flatten(0, -1)?;
@@ -141,7 +142,7 @@ impl Histogram {
             let non_finite = all - values.numel() as u64;
             let values = values.f_masked_select(&values.f_ne(0.0)?)?.f_abs()?;
             let zeros = all - non_finite - values.numel() as u64;
-            // frexp's mantissa lies in [1/2, 1).
+            // frexp's mantissa is in [1/2, 1).
             let (mantissa, exponent) = values.f_frexp()?;
             let significand = mantissa.f_mul_scalar(2.0)?;
             let place = exponent.f_to_kind(Kind::Int64)?.f_sub_scalar(1 + LOWEST)?;
@@ -188,17 +189,17 @@ impl Histogram {
         self.non_finite += other.non_finite;
     }
 
-    /// Values other than zero that are finite.
+    /// The number of finite values other than zero.
     pub fn nonzero(&self) -> u64 {
         self.buckets.values().map(|bucket| bucket.count).sum()
     }
 
-    /// The largest exponent; `None` when all is zero.
+    /// The largest exponent; `None` if all values are zero.
     pub fn max_exponent(&self) -> Option<i32> {
         self.buckets.keys().next_back().copied()
     }
 
-    /// The largest exponent that at most `share` of the nonzero values lie below.
+    /// The largest exponent below which at most `share` of the nonzero values are.
     pub fn low_exponent(&self, share: f64) -> Option<i32> {
         let limit = share * self.nonzero() as f64;
         let mut below = 0;
@@ -211,9 +212,9 @@ impl Histogram {
         self.max_exponent()
     }
 
-    /// The values that the format loses if they are multiplied by 2^`log2_scale` and rounded to
-    /// nearest even without saturation, as in libtorch's casts. It is exact, and computed from the
-    /// buckets alone.
+    /// The values that the format loses if they are multiplied by 2^`log2_scale` and rounded to nearest
+    /// even without saturation, as in libtorch's casts. The result is exact, although it is computed from
+    /// the buckets alone.
     pub fn predict(&self, format: Format, log2_scale: i32) -> Losses {
         let (top, zero) = (format.max_exponent(), format.min_subnormal_exponent() - 1);
         let place = Format::ALL.iter().position(|other| *other == format).unwrap_or_default();
@@ -225,7 +226,7 @@ impl Histogram {
                 k if k == top => bucket.beyond[place],
                 _ => 0,
             };
-            // Half of the smallest value goes to the even neighbour, zero.
+            // Half of the smallest value is rounded to its even neighbour, zero.
             losses.underflow += match exponent {
                 k if k < zero => bucket.count,
                 k if k == zero => bucket.powers,
@@ -235,8 +236,8 @@ impl Histogram {
         losses
     }
 
-    /// How many of the values times 2^`log2_scale` the format keeps with fewer bits: those below its
-    /// smallest normal value that do not become zero.
+    /// The number of values that, multiplied by 2^`log2_scale`, become subnormal in the format: they keep
+    /// fewer bits.
     pub fn subnormal(&self, format: Format, log2_scale: i32) -> u64 {
         let below = self.buckets.range(..format.min_exponent() - log2_scale);
         let count: u64 = below.map(|(_, bucket)| bucket.count).sum();
@@ -245,7 +246,7 @@ impl Histogram {
 
     /// The loss scales under which the format keeps the values.
     ///
-    /// `None` when all are zero.
+    /// `None` if all values are zero.
     pub fn window(&self, format: Format, options: WindowOptions) -> Option<Window> {
         let low = self.low_exponent(options.underflow_share)?;
         let high = self.max_exponent()?;
@@ -307,14 +308,14 @@ impl Default for WindowOptions {
     }
 }
 
-/// The safe loss scales, as exponents of 2: `[2^low, 2^high]`, where
-/// low = e_min − q_low and high = e_max − q_max − headroom. e_min is the smallest subnormal's
-/// exponent, q_low the exponent that the permitted share lies below.
+/// The safe loss scales, as exponents of 2: `[2^low, 2^high]`, where low = e_min − q_low and high = e_max −
+/// q_max − headroom. e_min is the smallest subnormal's exponent; q_low is the exponent below which the
+/// permitted share of values is; e_max and q_max are the largest exponents of the format and of the values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Window {
-    /// Below, too many values become zero.
+    /// Below this exponent too many values become zero.
     pub low: i32,
-    /// Above, values may overflow.
+    /// Above this exponent values may overflow.
     pub high: i32,
 }
 
@@ -324,22 +325,23 @@ impl Window {
         self.low > self.high
     }
 
-    /// Bits from the scale to the nearer end; negative outside.
+    /// Bits from the scale to the nearer end of the window; negative outside.
     pub fn margin_bits(self, log2_scale: i32) -> i32 {
         (log2_scale - self.low).min(self.high - log2_scale)
     }
 
-    /// The scales that are in both.
+    /// The scales that are in both windows.
     #[must_use]
     pub fn intersect(self, other: Self) -> Self {
         Self { low: self.low.max(other.low), high: self.high.min(other.high) }
     }
 }
 
-/// The intersection of named windows; when it is empty, the two that are furthest apart.
+/// The intersection of named windows. If it is empty, the names show the conflict: the window that begins
+/// highest and the one that ends lowest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommonWindow {
-    /// The scales that are safe everywhere.
+    /// The scales that are safe for all layers.
     pub window: Window,
     /// The layer whose values vanish first.
     pub lowest: String,
@@ -348,7 +350,7 @@ pub struct CommonWindow {
 }
 
 impl CommonWindow {
-    /// Of windows by the name of their layer; `None` when there are none.
+    /// The intersection of windows, each with the name of its layer; `None` without windows.
     pub fn of<'a>(windows: impl IntoIterator<Item = (&'a str, Window)>) -> Option<Self> {
         let mut common: Option<Self> = None;
         for (name, window) in windows {
@@ -368,7 +370,7 @@ impl CommonWindow {
         common
     }
 
-    /// The two layers no scale serves: the one that needs more and the one that bears less.
+    /// The two layers for which no common scale is safe: one needs a larger scale than the other allows.
     pub fn conflict(&self) -> Option<(&str, &str)> {
         self.window.is_empty().then_some((self.lowest.as_str(), self.highest.as_str()))
     }

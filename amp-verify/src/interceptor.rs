@@ -15,13 +15,13 @@ use amp_core::{
 /// Intercepts the calls of the trainer to a model. By default each method calls the model.
 #[expect(clippy::missing_errors_doc, reason = "an error ends the run, as in the model's hooks")]
 pub trait Interceptor {
-    /// How closely the wrapper follows each step. The run's path depends on this; by default it is
-    /// the same as without the wrapper.
+    /// How closely the interceptor follows each step. The run's path depends on this; by default it is the
+    /// same as without an interceptor.
     fn step_access(&self) -> StepAccess {
         StepAccess::Late
     }
 
-    /// Whether the model runs its updates itself. If the wrapper returns false, the trainer uses
+    /// Whether the model runs its updates itself. If this returns false, the trainer uses
     /// [`training_step`](Self::training_step).
     fn optimizes_manually(&self, model: &dyn LightningModule) -> bool {
         model.optimizes_manually()
@@ -52,7 +52,7 @@ pub trait Interceptor {
         model.configure_optimizers(plan)
     }
 
-    /// Sees unscaled gradients before the callbacks and clipping do.
+    /// Receives unscaled gradients before the callbacks and before clipping.
     fn before_step(
         &mut self,
         model: &dyn LightningModule,
@@ -63,7 +63,7 @@ pub trait Interceptor {
         Ok(())
     }
 
-    /// Sees what became of a step.
+    /// Receives the outcome of a step.
     fn after_step(
         &mut self,
         model: &dyn LightningModule,
@@ -74,7 +74,7 @@ pub trait Interceptor {
         Ok(())
     }
 
-    /// Sees the loss of a batch, detached.
+    /// Receives the loss of a batch, detached.
     fn after_batch(&mut self, loss: &Tensor) -> Result<()> {
         let _ = loss;
         Ok(())

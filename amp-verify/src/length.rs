@@ -1,4 +1,4 @@
-//! How long a run is.
+//! The length of a run.
 
 use std::fmt;
 

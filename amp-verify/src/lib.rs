@@ -1,8 +1,8 @@
 //! Trains a model under every precision and compares each run with the 32-true baseline.
 //!
-//! A project declares its models in a [`Registry`], and its binary `amp` hands that to [`main()`]:
-//! [`registry`] → [`case::Case`] → [`runner`] → [`matrix`] → [`comparison::Comparison`] → `view`,
-//! `report`. [`golden`] keeps a comparison as a snapshot in `cargo test`, by [`verify!`].
+//! A project declares its models in a [`Registry`], and its binary `amp` passes that to [`main()`]:
+//! [`registry`] → [`case::Case`] → [`runner`] → [`matrix`] → [`comparison::Comparison`] → `view`, `report`.
+//! [`golden`] keeps a comparison as a snapshot in `cargo test`, by [`verify!`].
 //!
 //! With the feature `cli`, which is on by default: `layers` and `exponents` show the loss of
 //! precision in each layer of a step, `diagnose` finds the cause of a failed check, `gate` judges

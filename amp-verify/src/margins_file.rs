@@ -16,7 +16,7 @@ pub struct Margins {
     /// For each model the differences of its metric between precisions, over seeds.
     #[serde(default)]
     pub models: BTreeMap<String, ModelMargin>,
-    /// The same of models that were changed: of another size, on other data, for another length.
+    /// The same for models that were changed: with another size, on other data, for another length.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub changed: BTreeMap<String, Vec<ModelMargin>>,
 }
@@ -31,13 +31,13 @@ pub struct ModelMargin {
     /// The length of each run.
     #[serde(flatten)]
     pub length: Length,
-    /// What was changed of the model.
+    /// The changes to the model.
     #[serde(default, skip_serializing_if = "Changes::is_empty")]
     pub changes: Changes,
     /// All hyperparameters of the model; null in files of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hyperparameters: Option<Hyperparameters>,
-    /// By precision: by how much the metric is worse than the 32-true one's of the same seed.
+    /// For each precision, how much worse the metric is than 32-true's with the same seed.
     pub spread: BTreeMap<String, MetricSpread>,
 }
 
@@ -51,15 +51,15 @@ pub struct MetricSpread {
 }
 
 impl Margins {
-    /// Reads the file; nothing was recorded where it is missing.
+    /// Reads the file. If it is missing, nothing was recorded.
     ///
     /// # Errors
-    /// When it cannot be read or is of another form.
+    /// When it cannot be read or has another form.
     pub fn read(path: &Path) -> Result<Self> {
         match fs::read_to_string(path) {
             Ok(text) => serde_json::from_str(&text).map_err(|error| {
                 Error::config(format!(
-                    "{}: {error}; record it anew with `cargo amp margins`",
+                    "{}: {error}; record it again with `cargo amp margins`",
                     path.display()
                 ))
             }),
@@ -68,7 +68,7 @@ impl Margins {
         }
     }
 
-    /// What was recorded of a model with these changes.
+    /// The recorded figures of a model with these changes.
     pub fn of(&self, model: &str, changes: &Changes) -> Option<&ModelMargin> {
         if changes.is_empty() {
             return self.models.get(model);
@@ -76,7 +76,7 @@ impl Margins {
         self.changed.get(model)?.iter().find(|recorded| recorded.changes == *changes)
     }
 
-    /// Adds what was recorded of a model in place of what was recorded with the same changes.
+    /// Adds a model's figures, and replaces earlier figures with the same changes.
     pub fn add(&mut self, model: &str, recorded: ModelMargin) {
         if recorded.changes.is_empty() {
             self.models.insert(model.to_owned(), recorded);

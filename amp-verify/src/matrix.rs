@@ -8,8 +8,8 @@ use crate::{
     runner::{self, Extras},
 };
 
-/// Runs the case under the baseline and `precisions`, each once, and compares. The baseline keeps full
-/// moments.
+/// Runs the case under the baseline and `precisions`, each once, and compares the runs. The baseline keeps
+/// its optimizer state in full.
 ///
 /// # Errors
 /// When a run fails; the error names the precision.
@@ -52,7 +52,7 @@ pub fn over_seeds(
     Ok(first.with_seeds(&others, 1.0 / case.data.val.examples().max(1) as f64))
 }
 
-/// The precisions to run: the baseline, then the others in the order given, none twice.
+/// The precisions to run: the baseline, then the others in the given order, without duplicates.
 pub fn plan(precisions: &[Precision]) -> Vec<Precision> {
     let mut plan = vec![Precision::F32True];
     for precision in precisions {

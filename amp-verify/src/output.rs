@@ -1,4 +1,4 @@
-//! The logs a command writes.
+//! The log files that a command writes.
 
 use amp_core::{
     Result,
@@ -11,15 +11,15 @@ use amp_core::{
 
 use crate::options::LogArgs;
 
-/// The logs the user asked for. They are opened when the first run starts: until then a request
-/// may turn out to be impossible, and must leave the files of earlier runs alone.
+/// The logs that the user requested. They are opened when the first run starts: an impossible request must
+/// not overwrite the files of earlier runs.
 pub struct Logs<'a> {
     args: &'a LogArgs,
     loggers: Option<Vec<Box<dyn Subscriber>>>,
 }
 
 impl<'a> Logs<'a> {
-    /// Checks that they have a place.
+    /// Checks that their folders exist.
     ///
     /// # Errors
     /// When a folder is missing.

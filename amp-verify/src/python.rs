@@ -88,7 +88,7 @@ impl Process {
         self.requests = None;
         match self.child.wait() {
             Ok(status) => Error::config(format!("its process ended without an answer: {status}")),
-            Err(error) => Error::config(format!("its process is lost: {error}")),
+            Err(error) => Error::config(format!("the connection to its process failed: {error}")),
         }
     }
 }
@@ -108,7 +108,7 @@ pub(crate) fn device_name(device: Device) -> String {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // The end of its input is the end of its work, wherever it is.
+        // The program ends when its input ends, whatever it is doing.
         self.requests = None;
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -31,7 +31,7 @@ pub struct Extras {
     pub interruption: Option<(Arc<AtomicUsize>, Option<PathBuf>)>,
     /// The file to which a run that ends with an error is saved.
     pub save_on_error: Option<PathBuf>,
-    /// Whether the run is held against others, so that it must log what its model is judged by.
+    /// Whether the run is compared with others, so that it must log the value by which its model is judged.
     pub is_compared: bool,
 }
 
@@ -52,12 +52,12 @@ impl Default for Extras {
 /// section](random::seeded): it depends on the case's seed and not on other threads that train or
 /// draw through amp-core.
 ///
-/// A few batches are trained and thrown away first, so that loading kernels, starting threads and a
-/// process's first CUDA graph count for no precision's time or memory.
+/// Before that a few batches are trained and discarded, so that loading kernels, starting threads and a
+/// process's first CUDA graph do not count towards any precision's time or memory.
 ///
 /// # Errors
-/// When an option is not for this precision, the checkpoint is not this run's, a step or a
-/// callback fails, or the observed dtypes are not the precision's.
+/// When an option does not fit this precision, the checkpoint belongs to another run, a step or a callback
+/// fails, or the observed dtypes differ from the precision's.
 pub fn run(
     case: &Case,
     precision: Precision,
@@ -99,8 +99,8 @@ fn warm_up(case: &Case, config: &TrainerConfig, is_compared: bool) -> Result<()>
         Trainer::new(config).fit(model.as_mut(), &data)
     };
     if config.device.is_cuda() {
-        // As many as come before a graph, and one within it. Its capture gives cuBLAS's workspaces
-        // back, which the last batches bring again.
+        // The steps before a graph and one step within it. The capture frees cuBLAS's workspaces, which the
+        // last batches allocate again.
         train(4 * config.optimization.accumulate_grad_batches, config.graph)?;
     }
     let record = train(2, Graph::Off)?;

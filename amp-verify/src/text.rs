@@ -1,6 +1,6 @@
-//! Texts and numbers as they are shown.
+//! Texts and numbers for display.
 
-/// A text of several lines as one.
+/// A text of several lines as one line.
 pub fn one_line(text: &str) -> String {
     text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
 }
@@ -60,7 +60,7 @@ pub fn percent(share: f64) -> String {
     }
 }
 
-/// How much of a bound is taken: a percentage, and from ten times the bound on a multiple.
+/// The used part of a bound: a percentage, and from ten times the bound on a multiple.
 pub fn of_bound(share: f64) -> String {
     match share < 10.0 {
         true => percent(share),

@@ -1,6 +1,6 @@
-//! What saving costs a run of 126 million parameters: the steps that run while a checkpoint is written next
-//! to the same steps without one, in turns; `cargo bench --bench checkpoint -- [rounds]`. A checkpoint has
-//! the weights and AdamW's state: 1.5 GB.
+//! The cost of saving for a run of 126 million parameters: steps while a checkpoint is written, in turns
+//! with the same steps without one; `cargo bench --bench checkpoint -- [rounds]`. A checkpoint has the
+//! weights and AdamW's state: 1.5 GB.
 
 use std::{path::PathBuf, time::Instant};
 
@@ -57,7 +57,8 @@ impl Callback for Saves {
     }
 }
 
-/// Seconds at which each step had ended, and at which the file was begun and known to be written.
+/// The seconds at which each step had ended, and at which writing of the file began and was known to have
+/// ended.
 #[derive(Default)]
 struct Times {
     steps: Vec<f64>,

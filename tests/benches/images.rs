@@ -1,9 +1,11 @@
-//! What an image costs: JPEGs of 500×375 pixels and about 100 kB, as ImageNet's, decoded, cut and scaled to
-//! 224×224, mirrored and normalized, on one thread; and the parts of it. Then batches of 32 by workers.
+//! The cost of an image: JPEGs of 500×375 pixels and about 100 kB, like ImageNet's, are decoded, cropped
+//! and scaled to 224×224, mirrored and normalized on one thread; also the parts of this. Then batches of 32
+//! by workers.
 //!
-//! `OMP_NUM_THREADS=1 cargo bench -p tests --bench images`. It prints images a second and core by CPU time: a
-//! GPU that trains on n images a second needs n divided by it cores. It prints them without the flip and the
-//! normalization, too, which a set may leave to the device (`SharedDataset::transformed`).
+//! `OMP_NUM_THREADS=1 cargo bench -p tests --bench images` prints images per second and core by CPU time: a
+//! GPU that trains on n images per second needs n divided by this number of cores. It also prints them
+//! without the flip and the normalization, which a set may leave to the device
+//! (`SharedDataset::transformed`).
 
 use amp_core::{
     Result,
@@ -55,7 +57,7 @@ fn jpeg(number: i64) -> Vec<u8> {
     file
 }
 
-/// This thread's CPU time for an image, which other programs on the machine change little.
+/// This thread's CPU time for an image, which other programs change little.
 fn cpu_seconds(set: &ImageFolder) -> Result<f64> {
     let now = || {
         let time = clock_gettime(ClockId::ThreadCPUTime);

@@ -1,10 +1,10 @@
-//! What a batch costs by the way it is loaded, read to the end of an epoch of 64 MiB, shuffled:
-//! cut from a set on the device, gathered on the host by a thread ahead of the loop, and gathered
-//! on the host by the loop itself. Each batch is multiplied with a matrix, as a training step
-//! would, so that loading has something to hide behind.
+//! The cost of a batch by the way it is loaded, over a shuffled epoch of 64 MiB: cut from a set on the
+//! device, gathered on the host by a thread ahead of the loop, and gathered on the host by the loop itself.
+//! Each batch is multiplied by a matrix, as in a training step, so that loading can overlap with
+//! computation.
 //!
-//! `cargo bench -p tests --bench loader` on the CPU; `AMP_DEVICE=cuda` before it on a GPU. Read
-//! the ratio of the three.
+//! `cargo bench -p tests --bench loader` runs on the CPU; with `AMP_DEVICE=cuda` before it, on a GPU.
+//! Compare the ratio of the three.
 
 use amp_core::{
     Result,
@@ -19,7 +19,7 @@ const EXAMPLES: i64 = 16384;
 const FEATURES: i64 = 1024;
 const BATCH: i64 = 256;
 
-/// The ways by name.
+/// The ways of loading, by name.
 const WAYS: [(&str, Placement, Option<usize>); 3] = [
     ("on the device", Placement::Device, None),
     ("host, 2 ahead", Placement::Host, Some(2)),

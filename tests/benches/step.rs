@@ -1,9 +1,9 @@
-//! What a step costs beyond its tensor work, on small tensors where that shows:
-//! the derived training step, the same written by hand, and the bare libtorch calls.
+//! The cost of a step in addition to its tensor work, on small tensors, where it is visible: the derived
+//! training step, the same step written by hand, and the bare libtorch calls.
 //!
-//! `cargo bench -p tests --bench step` times the three in one run; read their ratio. With
-//! `AMP_STEPS=100` and the name of one in `AMP_STEP` it runs so many steps and ends: the
-//! difference of two such runs under `valgrind --tool=callgrind` is the instructions of a step.
+//! `cargo bench -p tests --bench step` times the three in one run; compare their ratio. With
+//! `AMP_STEPS=100` and the name of one of them in `AMP_STEP` it runs this number of steps and ends: the
+//! difference of two such runs under `valgrind --tool=callgrind` is the number of instructions of a step.
 
 use amp_core::{
     data::{AnyBatch, Batch, BatchType},
@@ -88,7 +88,7 @@ fn step(model: &mut dyn LightningModule, batch: &AnyBatch, cx: &Context, log: &m
     model.training_step(batch, &mut step).expect("a step")
 }
 
-/// Forward and loss with libtorch's calls alone, and the log's two operations.
+/// Forward pass and loss with libtorch's calls alone, and the log's two operations.
 fn bare(weights: &[(Tensor, Tensor)], batch: &Batch, sum: &mut Tensor) -> Result<Tensor> {
     let mut x = batch.input.shallow_clone();
     for (at, (weight, bias)) in weights.iter().enumerate() {
@@ -108,7 +108,7 @@ fn bare(weights: &[(Tensor, Tensor)], batch: &Batch, sum: &mut Tensor) -> Result
 /// Runs one step.
 type Run = Box<dyn FnMut() -> Tensor>;
 
-/// The three by name.
+/// The three steps, by name.
 fn contenders() -> Result<Vec<(&'static str, Run)>> {
     amp_core::tch::set_num_threads(1);
     let context = || Context::new(Policy::new(Precision::F32True, Device::Cpu), true);

@@ -65,8 +65,8 @@ fn in_16(golden: &mut Golden) -> &mut Figures {
     golden.runs.get_mut("16-mixed").expect("a run of 16-mixed")
 }
 
-/// A golden must refuse each of these changes under its own name, by the spread between machines
-/// and by the golden's own seeds alike.
+/// A golden must refuse each of these changes under its own name, with the spread between machines and with
+/// the golden's own seeds.
 #[rstest]
 fn a_changed_figure_is_named(#[values(true, false)] recorded: bool) {
     let agreement = Agreement { spread: recorded.then(spread), memory: true };
@@ -94,7 +94,7 @@ fn a_changed_figure_is_named(#[values(true, false)] recorded: bool) {
     assert_eq!(refused(&|g| drop(g.runs.remove("16-mixed"))), [(String::new(), "precisions")]);
 }
 
-/// On one model of GPU, a golden must be repeated bit for bit; another GPU with the same compute
+/// On the same model of GPU, a golden must be reproduced bit for bit; another GPU with the same compute
 /// capability has a tolerance.
 #[test]
 fn one_model_of_gpu_repeats_every_figure() {
@@ -159,8 +159,8 @@ fn nan_agrees_with_nothing() {
     }
 }
 
-/// Each single change is within the golden's tolerance and is accepted; the anchor refuses their
-/// sum.
+/// Each single change is within the golden's tolerance and is accepted; the anchor refuses the sum of the
+/// changes.
 #[test]
 fn accepted_drift_cannot_ratchet() {
     let agreement = agreement();

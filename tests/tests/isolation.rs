@@ -17,7 +17,7 @@ use amp_verify::{
 use rstest::rstest;
 use serde_json::json;
 
-/// Draws its initial weights, and its dropout in each step.
+/// Draws random numbers for its initial weights and, in each step, for its dropout.
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[metric(accuracy, name = acc)]
@@ -46,7 +46,7 @@ struct Scored {
     body: Linear,
 }
 
-/// Examples that are drawn again at each call.
+/// Examples that are drawn at random on each call.
 fn drawn() -> Result<DataModule> {
     let set = || -> Result<Batch> {
         let input = Tensor::f_randn([256, 8], (Kind::Float, Device::Cpu))?;
@@ -232,7 +232,7 @@ fn the_first_run_records_a_golden_but_not_in_ci() {
     let root = tempfile::tempdir().expect("a folder");
     let folder = root.path().join("tests/goldens");
     for variables in [&[("CI", "true")], &[("INSTA_UPDATE", "always")], &[("INSTA_UPDATE", "no")]] {
-        // The data would end the process, so they are never made.
+        // The data would end the process, so this proves that they are never created.
         let missing = run(&folder, &["aborts"], variables);
         let command = "record it with `AMP_ANCHORS=write cargo test aborts`";
         failed(&missing, &["NOT COMPARABLE: there is no golden", "drawn_cpu.snap yet", command]);
@@ -297,7 +297,7 @@ fn a_failed_training_is_explained(#[case] test: &str, #[case] expected: &[&str])
     assert_eq!(files(folder.path()), Vec::<String>::new());
 }
 
-/// A single test at a time trains in its own process, and so do threads that belong to no test.
+/// A single test trains in its own process, and so do threads that belong to no test.
 #[test]
 fn without_other_tests_training_needs_no_child_process() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -1,5 +1,5 @@
-//! `verify!` for a model outside of a registry, with its own data; and a golden that the test
-//! binary records and checks alone, as on a machine without cargo.
+//! `verify!` for a model outside of a registry, with its own data; and a golden that the test binary
+//! records and checks without cargo, as on a machine that has only the binary.
 
 use std::{
     env,

@@ -137,10 +137,10 @@ fn every_model_has_a_copy() {
     assert_eq!(registry.models().map(|model| model.name()).collect::<Vec<_>>(), names);
 }
 
-/// Weights that a PyTorch copy saved load here and give the copy's logits: within 1e-6 in f32 and
-/// 1e-12 in f64 on the CPU. On CUDA f32 sums have another order: the bound is eight times the
-/// distance of PyTorch's f32 logits from its f64 logits, or eight roundings of the largest. TF32,
-/// which is switched off here, would differ a hundred times as much.
+/// Weights that a PyTorch copy saved load here and give the copy's logits: within 1e-6 in f32 and 1e-12 in
+/// f64 on the CPU. On CUDA f32 sums have another order: the bound is eight times the distance of PyTorch's
+/// f32 logits from its f64 logits, or eight roundings of the largest logit. TF32, which is switched off
+/// here, would differ a hundred times as much.
 #[rstest]
 fn pytorchs_weights_give_its_logits(
     #[values(Precision::F32True, Precision::F64True)] precision: Precision,

@@ -33,7 +33,7 @@ struct Run {
     media: Seen,
 }
 
-/// What is looked at in it.
+/// The images, texts and histograms in it.
 #[derive(Debug, PartialEq, Deserialize)]
 struct Seen {
     images: BTreeMap<String, serde_json::Value>,
@@ -108,7 +108,7 @@ fn tensorboards_own_reader_reads_every_run() -> Result<()> {
     Ok(())
 }
 
-/// Images, texts and histograms are those that torch.utils.tensorboard writes of the same tensors.
+/// Images, texts and histograms equal those that torch.utils.tensorboard writes for the same tensors.
 #[test]
 fn tensorboard_shows_what_torch_would_write() -> Result<()> {
     packages();

@@ -4,6 +4,14 @@ use crate::{Error, Hook, Result, module::StepAccess, state::State};
 /// Ends a run whose monitored value no longer improves, or is no longer finite
 /// (lightning.pytorch.callbacks.EarlyStopping). It checks the value whenever it is reported: at the end
 /// of each epoch, or at each validation within one.
+///
+/// ```
+/// use amp_core::{callback::{EarlyStopping, Mode}, prelude::*};
+///
+/// let config = TrainerConfig::new(Precision::F32True, Device::Cpu);
+/// let stopping = EarlyStopping::new("val_loss", Mode::Min).patience(5).min_delta(1e-3);
+/// let trainer = Trainer::new(config).callback(stopping);
+/// ```
 #[derive(Debug, Clone)]
 pub struct EarlyStopping {
     monitor: String,
@@ -20,8 +28,8 @@ impl EarlyStopping {
         Self { monitor: monitor.into(), mode, patience: 3, min_delta: 0.0, best: None, waited: 0 }
     }
 
-    /// The number of epochs, or of validations within epochs, without improvement after which the run
-    /// ends.
+    /// The run ends after this number of epochs without improvement; with validations within epochs, of
+    /// validations.
     #[must_use]
     pub fn patience(mut self, epochs: u32) -> Self {
         self.patience = epochs;

@@ -32,7 +32,7 @@ impl Callback for MemoryMonitor {
     }
 
     fn on_train_epoch_end(&mut self, hook: &mut Hook<'_>) -> Result<()> {
-        // The run was resumed within the epoch: the peak of a part would mislead.
+        // The run was resumed within the epoch: the peak of a part of the epoch would be misleading.
         let Some(meter) = self.meter.take() else { return Ok(()) };
         let memory = meter.read()?;
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);

@@ -57,8 +57,7 @@ pub trait Callback {
         Ok(())
     }
 
-    /// After a batch, with the outcome of the optimizer step; `None` while gradients are only
-    /// accumulated.
+    /// After a batch, with the outcome of the optimizer step; `None` while gradients are only accumulated.
     fn on_train_batch_end(
         &mut self,
         outcome: Option<&StepOutcome>,
@@ -68,9 +67,9 @@ pub trait Callback {
         Ok(Vec::new())
     }
 
-    /// How closely it must follow each step, which decides whether steps may run as CUDA graphs.
+    /// How closely this callback must follow each step, which decides whether steps may run as CUDA graphs.
     fn step_access(&self) -> StepAccess {
-        StepAccess::Within("a callback does not say that it lets them")
+        StepAccess::Within("a callback does not declare a step_access that allows them")
     }
 
     /// After an epoch's last batch, before its values are read.
@@ -91,7 +90,7 @@ pub trait Callback {
         Ok(Vec::new())
     }
 
-    /// The state that it needs in a resumed run.
+    /// The state that this callback needs in a resumed run.
     fn state(&self) -> Result<State> {
         Ok(State::default())
     }
@@ -171,12 +170,12 @@ pub struct Epoch<'a> {
     pub model: &'a dyn LightningModule,
     /// The precision it trains in.
     pub precision: Precision,
-    /// The figures; those of training exist only at the epoch's end.
+    /// The figures of the epoch; training figures exist only at the epoch's end.
     pub end: &'a EpochEnd,
     /// Whether the epoch continues.
     pub goes_on: bool,
-    /// Whether the run ends before the epoch's last batch. A resumed run completes the epoch, so that a
-    /// callback must not count it twice.
+    /// Whether the run ends before the epoch's last batch. A resumed run completes the epoch, so a callback
+    /// must not count it now.
     pub ended_early: bool,
     /// Whether validations also report values at other moments.
     pub(crate) more_to_come: bool,
@@ -200,7 +199,7 @@ pub enum Action {
 }
 
 impl Epoch<'_> {
-    /// The value of this name; `None` if it is not reported now, but may be at another moment.
+    /// The value of this name; `None` if it is not reported now but may be reported at another moment.
     ///
     /// # Errors
     /// When no value of this name is logged per epoch.

@@ -17,12 +17,12 @@ pub struct ModelCheckpoint {
     every_n_train_steps: Option<u64>,
     /// The files kept, the best first.
     best: Vec<(f64, PathBuf)>,
-    /// One of these files, in addition to `save_top_k`: that of an epoch that ended early. It is removed
-    /// when a resumed run completes the epoch.
+    /// The kept file of an epoch that ended early, in addition to `save_top_k`. It is removed when a
+    /// resumed run completes the epoch.
     early: Option<PathBuf>,
 }
 
-/// The most bytes of a monitored name in a file name, which may have 255.
+/// The most bytes of a monitored name that are used in a file name; file systems limit a file name to 255.
 const LONGEST: usize = 150;
 
 impl ModelCheckpoint {
@@ -36,8 +36,8 @@ impl ModelCheckpoint {
         let length = file_name(&monitor).len();
         if !(1..=LONGEST).contains(&length) {
             return Err(Error::config(format!(
-                "`{monitor}` makes a part of a file name of {length} bytes, but 1 to {LONGEST} fit: give \
-                 the value another name"
+                "`{monitor}` takes {length} bytes of a file name, but may take 1 to {LONGEST}: \
+                 give the value another name"
             )));
         }
         file::create_folder(&folder)?;
@@ -94,7 +94,7 @@ impl ModelCheckpoint {
 
     /// Saves the run if `value` is among the best.
     fn keep_best(&mut self, epoch: &Epoch<'_>, value: f64) -> Vec<Action> {
-        // A value that is not a number is no better than any other.
+        // A NaN is worse than any other value.
         let worse = |kept: &(f64, PathBuf)| self.mode.better(value, kept.0, 0.0);
         let place = self.best.iter().position(worse).unwrap_or(self.best.len());
         if !value.is_finite() || place >= self.save_top_k {
@@ -139,7 +139,7 @@ impl ModelCheckpoint {
     }
 }
 
-/// Whether a file is both deleted and written.
+/// Whether an action deletes the file that another action writes.
 fn is_of_one_file(old: &Action, new: &Action) -> bool {
     matches!((old, new), (Action::Delete(old), Action::Save { path, .. }) if old == path)
 }

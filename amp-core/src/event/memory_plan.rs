@@ -13,7 +13,8 @@ pub struct MemoryPlan {
     pub budget: u64,
     /// The chosen modules.
     pub segments: Vec<Segment>,
-    /// Bytes of activations that are therefore not kept between the forward and the backward pass.
+    /// Bytes of activations that are not kept between the forward and the backward pass because of this
+    /// choice.
     pub freed: u64,
     /// The expected peak of tensor bytes.
     pub predicted_peak: u64,
@@ -24,10 +25,13 @@ impl fmt::Display for MemoryPlan {
         let Self { budget, segments, freed, predicted_peak } = self;
         let (budget, peak) = (show_bytes(*budget), show_bytes(*predicted_peak));
         if segments.is_empty() {
-            return write!(f, "memory: {peak} of {budget} are needed, nothing is checkpointed");
+            return write!(
+                f,
+                "memory: the step needs {peak} of {budget}, and nothing is checkpointed"
+            );
         }
         let freed = show_bytes(*freed);
-        write!(f, "memory: {peak} of {budget} are needed, {freed} are kept free by checkpointing")?;
+        write!(f, "memory: the step needs {peak} of {budget}; {freed} are saved by checkpointing")?;
         let mut separator = " ";
         for segment in segments {
             write!(f, "{separator}`{segment}`")?;

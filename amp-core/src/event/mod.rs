@@ -45,12 +45,12 @@ pub enum Event {
         batch: i64,
         /// Optimizer steps applied so far.
         global_step: u64,
-        /// The batch's examples.
+        /// The number of examples in the batch.
         examples: i64,
         /// The loss scale; `None` if the precision has none.
         scale: Option<f64>,
-        /// The part of the run that is done, by its epochs or its largest number of steps: 1 at its end. A run
-        /// that something else ends, as a callback, ends earlier.
+        /// The part of the run that is done, from 0 to 1, measured by its epochs or its largest number of
+        /// steps. A run that ends for another reason, such as a callback, ends before 1.
         done: f64,
     },
     /// A step was skipped, because a gradient or the loss was not finite.
@@ -83,7 +83,7 @@ pub enum Event {
         global_step: u64,
         /// Its name.
         name: String,
-        /// What is looked at.
+        /// The image, text or histogram.
         media: Media,
     },
     /// A step was profiled. Emitted when the device has finished it, some steps later.
@@ -159,7 +159,7 @@ pub struct Skipped {
 }
 
 impl Skipped {
-    /// Why it was skipped, as far as is known.
+    /// Why the step was skipped, as far as is known.
     pub fn cause(&self) -> String {
         match (&self.provenance, &self.culprit) {
             (Some(found), _) => found.to_string(),
@@ -188,7 +188,7 @@ pub struct RunStart {
     /// The precision.
     pub precision: Precision,
     /// The trainer's seed for the order of examples. It is also the seed of weights and dropout if the
-    /// caller has seeded libtorch with it.
+    /// caller seeded libtorch with it.
     pub seed: u64,
     /// The machine.
     pub fingerprint: Fingerprint,

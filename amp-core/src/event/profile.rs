@@ -65,7 +65,7 @@ pub struct Span {
     pub phase: Phase,
     /// Its time on the host: on CUDA the time to enqueue the work.
     pub host: Interval,
-    /// Its time on the CUDA device, from the end of the previous work to the end of this.
+    /// Its time on the CUDA device, from the end of the previous work to the end of this phase's work.
     pub device: Option<Interval>,
 }
 

@@ -1,5 +1,5 @@
-//! Autocast state and the kernels on lists of tensors (`csrc/autocast_and_gradients.cpp`, `csrc/gradient.cpp`,
-//! `csrc/copy.cpp`).
+//! Autocast state, backward passes and kernels on lists of tensors (`csrc/autocast_and_gradients.cpp`,
+//! `csrc/gradient.cpp`, `csrc/copy.cpp`).
 
 use std::{
     ffi::{c_double, c_int, c_void},
@@ -63,7 +63,7 @@ pub(crate) struct AutocastState {
     pub(crate) cache: bool,
 }
 
-/// libtorch's numbers of the dtypes that autocast supports (c10/core/ScalarType.h).
+/// libtorch's numbers for the dtypes that autocast supports (c10/core/ScalarType.h).
 pub(crate) fn scalar_type(kind: Kind) -> Result<c_int> {
     match kind {
         Kind::Half => Ok(5),
@@ -101,7 +101,7 @@ pub(crate) fn autocast_leave() -> Result<i32> {
     Ok(depth)
 }
 
-/// Multiplies `grads` by `inv_scale` in place; `found_inf` becomes 1 when one is not finite.
+/// Multiplies `grads` by `inv_scale` in place; sets `found_inf` to 1 if an element is not finite.
 pub(crate) fn unscale(grads: &[Tensor], found_inf: &Tensor, inv_scale: &Tensor) -> Result<()> {
     let grads = handles(grads);
     checked!(amp_unscale(grads.as_ptr(), grads.len(), found_inf.as_ptr(), inv_scale.as_ptr()))
@@ -130,9 +130,9 @@ pub(crate) fn foreach_norm(tensors: &[Tensor], ord: f64, as_f32: bool) -> Result
     Ok(norms.into_iter().map(|norm| unsafe { Tensor::from_ptr(norm) }).collect())
 }
 
-/// The norm of gradients on one CUDA device together, as they are, and
-/// min(1, `max_norm` / (norm / `scale` + 1e-6)) / `scale`: scalars there, of f64 if a gradient is, or
-/// else f32. `found_inf` becomes NaN where the norm is not finite.
+/// The joint norm of gradients on one CUDA device, and the factor min(1, `max_norm` / (norm / `scale` +
+/// 1e-6)) / `scale`. Both are scalars on the device, in f64 if a gradient is f64, otherwise in f32.
+/// `found_inf` becomes NaN if the norm is not finite.
 pub(crate) fn clip_factor(
     grads: &[Tensor],
     scale: Option<&Tensor>,
@@ -161,13 +161,13 @@ pub(crate) fn foreach_mul(tensors: &[Tensor], factor: &Tensor) -> Result<()> {
     checked!(amp_foreach_mul(tensors.as_ptr(), tensors.len(), factor.as_ptr()))
 }
 
-/// Copies the second of each pair into the first, on a CUDA device in one kernel.
+/// Copies the second tensor of each pair into the first; on a CUDA device by one kernel.
 pub(crate) fn copy_each(pairs: &[[&Tensor; 2]]) -> Result<()> {
     let [to, from] = [0, 1].map(|at| handles(pairs.iter().map(|pair| pair[at])));
     checked!(amp_copy_each(to.as_ptr(), from.as_ptr(), pairs.len()))
 }
 
-/// Adds to each of `to` its neighbour in `from`, without a graph.
+/// Adds each tensor of `from` to the tensor at the same index of `to`, without a graph.
 pub(crate) fn foreach_add_each(to: &[&Tensor], from: &[&Tensor]) -> Result<()> {
     assert_eq!(to.len(), from.len(), "one for each");
     if to.is_empty() {
@@ -177,8 +177,8 @@ pub(crate) fn foreach_add_each(to: &[&Tensor], from: &[&Tensor]) -> Result<()> {
     checked!(amp_foreach_add_each(to.as_ptr(), from.as_ptr(), to.len()))
 }
 
-/// Adds the gradients of a scalar to the parameters' gradients, times `seed` if given: an f32
-/// scalar on the loss's device.
+/// Runs the backward pass of a scalar. Gradients are multiplied by `seed`, an f32 scalar on the loss's
+/// device, if it is given, and added to the parameters' gradients.
 pub(crate) fn backward(loss: &Tensor, seed: Option<&Tensor>) -> Result<()> {
     checked!(amp_backward(loss.as_ptr(), handle(seed)))
 }
@@ -193,18 +193,19 @@ pub(crate) fn foreach_clamp(tensors: &[Tensor], low: f64, high: f64) -> Result<(
     checked!(amp_foreach_clamp(tensors.as_ptr(), tensors.len(), low, high))
 }
 
-/// The gradients that some parameters have, in a list of libtorch's: a handle of each costs nothing.
+/// The gradients that some parameters have, in a list of libtorch's, so that no handle is allocated for
+/// each.
 #[derive(Debug)]
 pub(crate) struct Grads {
     list: *mut c_void,
-    /// The list's elements, which go with it.
+    /// The list's elements, which are freed with the list.
     tensors: Vec<Tensor>,
     /// The gradient of each parameter.
     places: Vec<usize>,
 }
 
 impl Grads {
-    /// Those there are now.
+    /// The gradients that exist now.
     pub(crate) fn of(parameters: &[Parameter]) -> Result<Self> {
         let owners = handles(parameters.iter().map(|parameter| &parameter.tensor));
         let mut grads = vec![std::ptr::null_mut(); owners.len()];
@@ -213,14 +214,14 @@ impl Grads {
         let (tensors, places) = (Vec::with_capacity(grads.len()), Vec::with_capacity(grads.len()));
         let mut found = Self { list, tensors, places };
         for (place, grad) in grads.into_iter().enumerate().filter(|(_, grad)| !grad.is_null()) {
-            // SAFETY: it is in the list, which frees it; `drop` keeps this handle from doing so.
+            // SAFETY: the list owns the tensor and frees it; `drop` forgets this handle.
             found.tensors.push(unsafe { Tensor::from_ptr(grad) });
             found.places.push(place);
         }
         Ok(found)
     }
 
-    /// Each with its parameter's place in the list that was given.
+    /// Each gradient with the index of its parameter.
     pub(crate) fn with_places(&self) -> impl Iterator<Item = (usize, &Tensor)> {
         self.places.iter().copied().zip(&self.tensors)
     }
@@ -244,8 +245,8 @@ impl Drop for Grads {
     }
 }
 
-/// Lets backward passes give leaves gradients of any dtype, or else of the leaf's own (PyTorch's
-/// `grad_dtype`).
+/// If `any` is true, backward passes may give leaves gradients of any dtype, otherwise of the leaf's own
+/// dtype (PyTorch's `grad_dtype`).
 pub(crate) fn allow_any_grad_dtype(tensors: &[Tensor], any: bool) -> Result<()> {
     let tensors = handles(tensors);
     checked!(amp_allow_any_grad_dtype(tensors.as_ptr(), tensors.len(), c_int::from(any)))
@@ -259,7 +260,7 @@ pub(crate) fn clear_grads<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> 
 
 /// A number that two handles share exactly when they are the same tensor.
 pub(crate) fn identity(tensor: &Tensor) -> usize {
-    // SAFETY: the handle is live; only an address comes back, which is never followed.
+    // SAFETY: the handle is live; the returned address is never dereferenced.
     unsafe { amp_identity(tensor.as_ptr()) as usize }
 }
 
@@ -280,7 +281,7 @@ mod tests {
             (Kind::Double, f64::MAX),
         ];
         for (kind, largest) in largest {
-            // Below, between and beyond the widths that are looked at in one.
+            // Lengths below, between and above the widths of the vector instructions.
             for length in [1, 7, 33, 300] {
                 let finite = Tensor::f_full([length], -largest, (kind, Device::Cpu))?;
                 assert!(all_finite(slice::from_ref(&finite))?, "{length} of {kind:?}");

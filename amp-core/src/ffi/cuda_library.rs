@@ -1,4 +1,4 @@
-//! Whether libtorch's CUDA half was loaded when the program started (`csrc/cuda_library.cpp`).
+//! Whether libtorch's CUDA library was loaded when the program started (`csrc/cuda_library.cpp`).
 
 use std::{
     ffi::{CStr, c_char, c_int},
@@ -11,8 +11,7 @@ unsafe extern "C" {
     fn amp_cuda_library(text: *mut *const c_char) -> c_int;
 }
 
-/// Makes every program that depends on this crate contain the shim's start-up code, also one that calls
-/// nothing but tch.
+/// Links the shim's start-up code into every program that depends on this crate, even if it only calls tch.
 #[used]
 static LINKED: unsafe extern "C" fn(*mut *const c_char) -> c_int = amp_cuda_library;
 
@@ -55,12 +54,12 @@ pub enum CudaLibrary {
     },
     /// There is no NVIDIA driver: `libcuda.so.1` cannot be opened.
     NoDriver,
-    /// There is an NVIDIA driver, and libtorch is one for the CPU alone.
+    /// There is an NVIDIA driver, but this libtorch is for the CPU alone.
     NotInstalled {
         /// The file that would be loaded.
         path: String,
     },
-    /// There is an NVIDIA driver, and the library could not be loaded.
+    /// There is an NVIDIA driver, but the library could not be loaded.
     Failed {
         /// The loader's error.
         reason: String,

@@ -34,7 +34,7 @@ unsafe extern "C" {
     fn amp_cuda_device(index: c_int, out: *mut AmpCudaDevice) -> c_int;
 }
 
-/// Counts the CPU tensor bytes allocated on this thread while it lives.
+/// While it exists, counts the bytes of CPU tensors that are allocated on this thread.
 pub(crate) struct HostMemory {
     guard: *mut c_void,
     /// The guard belongs to the thread that started it.
@@ -64,7 +64,7 @@ impl Drop for HostMemory {
     }
 }
 
-/// Bytes asked for now, their peak, and the peak reserved by the caching allocator.
+/// Requested bytes now, their peak, and the peak of bytes that the caching allocator reserved.
 pub(crate) fn cuda_memory(index: usize) -> Result<(i64, i64, i64)> {
     let (mut requested, mut peak, mut reserved) = (0, 0, 0);
     checked!(amp_cuda_memory(index as c_int, &mut requested, &mut peak, &mut reserved))?;
@@ -90,7 +90,7 @@ pub(crate) fn numerics() -> Result<(bool, bool)> {
     Ok((tf32 != 0, deterministic != 0))
 }
 
-/// The kernel set ATen chose, as `AVX2`.
+/// The kernel set that ATen chose, such as `AVX2`.
 pub(crate) fn cpu_capability() -> Result<String> {
     let mut name = [0; 32];
     checked!(amp_cpu_capability(name.as_mut_ptr(), name.len()))?;

@@ -36,7 +36,7 @@ impl FlopCounter {
 
 impl Drop for FlopCounter {
     fn drop(&mut self) {
-        // It removes a callback; if it ever failed, a drop could not say so.
+        // The call removes a callback, and `drop` could not return its error.
         let _ = checked!(amp_flops_stop());
     }
 }

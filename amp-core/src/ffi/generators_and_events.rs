@@ -27,7 +27,7 @@ unsafe extern "C" {
     fn amp_event_drop(event: *mut c_void);
 }
 
-/// A device's index as the shim takes it.
+/// A device's index as the shim expects it.
 fn index(device: Device) -> c_int {
     match device {
         Device::Cuda(index) => index as c_int,
@@ -42,14 +42,14 @@ pub(crate) struct CpuRandom {
 }
 
 impl CpuRandom {
-    /// The state now.
+    /// Reads the current state.
     pub(crate) fn read() -> Result<Self> {
         let mut random = std::ptr::null_mut();
         checked!(amp_cpu_random_read(&mut random))?;
         Ok(Self { random })
     }
 
-    /// Lets the generator continue from here.
+    /// Makes the generator continue from this state.
     pub(crate) fn restore(&self) -> Result<()> {
         checked!(amp_cpu_random_write(self.random))
     }
@@ -106,7 +106,7 @@ impl CudaEvent {
         Ok(Self { event })
     }
 
-    /// Takes over an event of the shim's.
+    /// Takes ownership of an event of the shim.
     pub(super) fn from_handle(event: *mut c_void) -> Self {
         Self { event }
     }
@@ -128,7 +128,7 @@ impl CudaEvent {
     }
 }
 
-// SAFETY: the event is the device's; any thread may wait for it and free it.
+// SAFETY: the event belongs to the device; any thread may wait for it and free it.
 unsafe impl Send for CudaEvent {}
 
 impl Drop for CudaEvent {

@@ -1,4 +1,4 @@
-//! Figures of gradients that backward passes do not keep (`csrc/gradient_figures.cpp`).
+//! Statistics of gradients that backward passes do not keep (`csrc/gradient_figures.cpp`).
 
 use std::ffi::c_int;
 
@@ -34,9 +34,9 @@ impl WatchedGradient {
     }
 }
 
-/// Drops the cached 16-bit cast of `tensor`. Otherwise matrix products in an autocast region would
-/// read the cast that the tensor's kernel wrote, and their gradients would bypass `tensor`. The
-/// numbers are the same.
+/// Drops the cached 16-bit cast of `tensor`. Otherwise matrix products in an autocast region would read the
+/// cast that the tensor's kernel wrote, and their gradients would bypass `tensor`. The numbers are the
+/// same.
 pub(crate) fn forget_twin(tensor: &Tensor) -> Result<()> {
     checked!(amp_forget_twin(tensor.as_ptr()))
 }

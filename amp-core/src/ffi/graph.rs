@@ -24,7 +24,7 @@ unsafe extern "C" {
     fn amp_set_grads(parameters: *const Handle, grads: *const Handle, count: usize) -> c_int;
 }
 
-/// Work of a CUDA device, captured to be started as a whole. Its tensors' memory is its own until
+/// Work of a CUDA device, captured to be launched as a whole. The memory of its tensors is reserved until
 /// it is dropped.
 #[derive(Debug)]
 pub(crate) struct CudaGraph {
@@ -34,7 +34,7 @@ pub(crate) struct CudaGraph {
 }
 
 impl CudaGraph {
-    /// Captures what `body` starts on the device, without doing it.
+    /// Captures the work that `body` starts on the device, without executing it.
     pub(crate) fn capture<T>(index: usize, body: impl FnOnce() -> Result<T>) -> Result<(Self, T)> {
         let mut handle = std::ptr::null_mut();
         checked!(amp_graph_begin(index as c_int, &mut handle))?;
@@ -47,8 +47,8 @@ impl CudaGraph {
         Ok((graph, noted))
     }
 
-    /// Starts the work, then a copy from `from` to `to` in pinned memory; the event marks the end
-    /// of both.
+    /// Launches the work, then a copy from `from` to `to` in pinned memory. The event marks the end of
+    /// both.
     pub(crate) fn launch(&self, from: &Tensor, to: &Tensor) -> Result<CudaEvent> {
         let mut event = std::ptr::null_mut();
         checked!(amp_graph_launch(self.handle, from.as_ptr(), to.as_ptr(), &mut event))?;
@@ -63,7 +63,7 @@ impl Drop for CudaGraph {
     }
 }
 
-/// Runs `body` while waiting for the device is an error, as far as libtorch's operations detect it.
+/// Runs `body` while every wait for the device is an error, as far as libtorch's operations detect waits.
 pub(crate) fn without_synchronization<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     checked!(amp_forbid_synchronization(1))?;
     let done = body();

@@ -1,4 +1,4 @@
-//! Layers, a loss and a metric that are not libtorch's alone (`csrc/linear.cpp`, `csrc/conv.cpp`,
+//! Layers, a loss and a metric with kernels of this crate (`csrc/linear.cpp`, `csrc/conv.cpp`,
 //! `csrc/max_pool.cpp`, `csrc/batch_norm.cpp`, `csrc/batch_norm_images.cpp`, `csrc/layer_norm.cpp`,
 //! `csrc/residual_norm.cpp`, `csrc/dropout.cpp`, `csrc/classification.cpp`).
 
@@ -57,7 +57,7 @@ struct LinearOptions {
 }
 
 impl LinearOptions {
-    /// All outputs, as they are.
+    /// All outputs, without a following operation.
     const PLAIN: Self = Self { first: 0, count: 0, p: 0.0, activation: 0 };
 }
 
@@ -69,7 +69,7 @@ pub(crate) enum Behind {
     GeluTanh = 3,
 }
 
-/// Running mean, running variance and how many batches they have seen.
+/// Running mean, running variance and the number of batches that they contain.
 pub(crate) type Statistics<'a> = [&'a Tensor; 3];
 
 unsafe extern "C" {
@@ -171,7 +171,7 @@ fn perhaps_both(
 ) -> Result<Option<(Tensor, Tensor)>> {
     let mut second = std::ptr::null_mut();
     let first = perhaps_made(|out| call(out, &raw mut second))?;
-    // SAFETY: where there is a first one, this is a new tensor, too, that nobody else owns.
+    // SAFETY: if there is a first tensor, this is a new tensor as well, without another owner.
     Ok(first.map(|first| (first, unsafe { Tensor::from_ptr(second) })))
 }
 
@@ -201,7 +201,7 @@ pub(crate) fn linear_activated(
     linear_with(input, weight, bias, &LinearOptions { p, activation, ..LinearOptions::PLAIN })
 }
 
-/// These outputs of a [`linear`] layer. The others' gradients are zero.
+/// Only these outputs of a [`linear`] layer. The other outputs' gradients are zero.
 pub(crate) fn linear_part(
     input: &Tensor,
     weight: &Tensor,
@@ -238,8 +238,9 @@ pub(crate) fn conv2d(
     })
 }
 
-/// [`conv2d`] without a bias in channels_last and 16 bits on CUDA, and the input again: the gradients of both are
-/// added up, where they can be in one product. `None` where it is another convolution.
+/// [`conv2d`] without a bias in channels_last and 16 bits on CUDA, and the input for a second use. The
+/// gradients of both uses are added up, if possible within one matrix product. `None` for other
+/// convolutions.
 pub(crate) fn conv2d_and_input(
     input: &Tensor,
     weight: &Tensor,
@@ -251,8 +252,9 @@ pub(crate) fn conv2d_and_input(
     })
 }
 
-/// The largest value of each window of `[N, C, H, W]` in channels_last and 16 bits on CUDA; `windows` are sizes,
-/// strides, padding and dilation, of rows and columns each. `None` where the kernels cannot take these.
+/// The largest value of each window of `[N, C, H, W]` in channels_last and 16 bits on CUDA. `windows` are
+/// sizes, strides, padding and dilation, each for rows and columns. `None` if the kernels do not support
+/// these arguments.
 pub(crate) fn max_pool2d(
     input: &Tensor,
     windows: [[i64; 2]; 4],
@@ -331,8 +333,9 @@ pub(crate) fn layer_norm(
     })
 }
 
-/// `input` again, for [`residual_add`], and its layer normalisation along the last dimension, which is `narrow` in
-/// an autocast region's dtype: the gradients of both are added up in one kernel. `None` where the kernels cannot take these tensors.
+/// `input` for a second use by [`residual_add`], and the layer normalisation of `input` along the last
+/// dimension; with `narrow` the normalisation has the dtype of an autocast region. One kernel adds up the
+/// gradients of both. `None` if the kernels do not support these tensors.
 pub(crate) fn residual_norm(
     input: &Tensor,
     [weight, bias]: [&Tensor; 2],
@@ -351,9 +354,10 @@ pub(crate) fn residual_add(stream: &Tensor, branch: &Tensor) -> Result<Tensor> {
     made(|out| checked!(amp_residual_add(stream.as_ptr(), branch.as_ptr(), out)))
 }
 
-/// The mean cross entropy of logits against int64 classes, those of `left_out` left out, or against
-/// probabilities; `smoothing` of the target goes to all classes alike. With `z` it has z·log²Σexp(logits) of
-/// each target as well, and is `None` where the kernels cannot take these.
+/// The mean cross entropy of logits against int64 classes, where the class `left_out` is ignored, or
+/// against probabilities. Smoothing gives the share `smoothing` of the target to all classes equally. With
+/// `z`, z·log²Σexp(logits) of each target is added. `None` if `z` is given and the kernels do not support
+/// these arguments.
 pub(crate) fn cross_entropy(
     logits: &Tensor,
     targets: &Tensor,
@@ -365,22 +369,22 @@ pub(crate) fn cross_entropy(
     perhaps_made(|out| checked!(amp_cross_entropy(logits, targets, smoothing, left_out, z, out)))
 }
 
-/// How many int64 targets are not -100: an f64 scalar on their device.
+/// The number of int64 targets other than -100: an f64 scalar on their device.
 ///
 /// # Errors
-/// When one is not a class below `classes`; elsewhere than on the CPU the count is NaN instead.
+/// When a target is not a class below `classes`, on the CPU. On other devices the count is NaN instead.
 pub(crate) fn counted_classes(targets: &Tensor, classes: i64) -> Result<Tensor> {
     made(|out| checked!(amp_counted_classes(targets.as_ptr(), classes, out)))
 }
 
-/// How many examples have their largest logit, along the second dimension, at their class, and how many
-/// [count](counted_classes): f64 `[2]` on the device.
+/// The number of examples whose largest logit, along the second dimension, is at their class, and the
+/// number of examples that [count](counted_classes): f64 `[2]` on the device.
 pub(crate) fn correct_counts(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     made(|out| checked!(amp_hits(logits.as_ptr(), targets.as_ptr(), out)))
 }
 
-/// Drops elements of a CUDA tensor with probability `p`, between 0 and 1; `together` neighbours are
-/// dropped together.
+/// Drops elements of a CUDA tensor with probability `p`, between 0 and 1, in groups of `together`
+/// neighbours.
 pub(crate) fn dropout(input: &Tensor, p: f64, together: i64) -> Result<Tensor> {
     made(|out| checked!(amp_dropout(input.as_ptr(), p, together, out)))
 }

@@ -45,7 +45,7 @@ impl Drop for WatchedProducts {
     }
 }
 
-/// Leaves out what this thread multiplies until it is dropped, where its products are watched.
+/// While it exists, this thread's products are not recorded.
 pub(crate) struct PausedProducts {
     paused: bool,
     _thread: PhantomData<*const ()>,
@@ -76,7 +76,7 @@ pub(crate) fn take_products() -> Result<Vec<(&'static str, Kind)>> {
         if op.is_null() {
             break;
         }
-        // SAFETY: the shim gives its own string constants, which are never freed.
+        // SAFETY: the shim returns its own string constants, which are never freed.
         let op = unsafe { CStr::from_ptr::<'static>(op) };
         let op = op.to_str().map_or("an operator", |op| op.trim_start_matches("aten::"));
         let kinds = [Kind::Half, Kind::Float, Kind::Double, Kind::BFloat16];

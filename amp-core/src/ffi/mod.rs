@@ -9,7 +9,7 @@ use torch_sys::C_tensor;
 
 use crate::Error;
 
-/// A tensor as it crosses; Rust owns it.
+/// A tensor as it is passed to the shim. Rust owns it.
 type Handle = *const C_tensor;
 
 unsafe extern "C" {
@@ -19,14 +19,14 @@ unsafe extern "C" {
 /// Calls a shim function; a nonzero status becomes the exception's text.
 macro_rules! checked {
     ($call:ident($($argument:expr),* $(,)?)) => {{
-        // SAFETY: the shim reads the pointers only during the call, every pointer comes from a
-        // live reference or slice of the stated length, and it lets no exception out.
+        // SAFETY: the shim reads the pointers only during the call, every pointer comes from a live
+        // reference or slice of the stated length, and no exception leaves the shim.
         let status = unsafe { $call($($argument),*) };
         if status == 0 { Ok(()) } else { Err(take_error()) }
     }};
 }
 
-// Below the macro, which they use.
+// Declared below the macro because they use it.
 mod attention;
 mod autocast_and_gradients;
 mod cuda_library;

@@ -57,7 +57,7 @@ pub(crate) struct LionStep {
     pub(crate) weight_decay: c_double,
 }
 
-/// The values of a step that only the device has, for our own kernels; all are on the device.
+/// The values of a step that are known only on the device, for this crate's kernels.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Known<'a> {
@@ -68,8 +68,8 @@ pub(crate) struct Known<'a> {
 }
 
 impl<'a> Known<'a> {
-    /// The step finds its rates in `rates`, where [`write_rates`] wrote them, and multiplies the
-    /// gradients by `factor`; where `found_inf`, of f32, is not 0 nothing moves. Both are scalars.
+    /// The step reads its rates from `rates`, where [`write_rates`] wrote them, and multiplies the
+    /// gradients by `factor`. If `found_inf` (f32) is not 0, nothing changes. Both are scalars.
     pub(crate) fn new(
         rates: &'a Tensor,
         factor: Option<&'a Tensor>,
@@ -129,7 +129,7 @@ unsafe extern "C" {
     fn amp_foreach_lion(lists: *const *const Handle, count: usize, step: *const LionStep) -> c_int;
 }
 
-/// The largest number of lists; lists that an optimizer does not have are null.
+/// The largest number of lists. Lists that an optimizer does not have are null.
 const LISTS: usize = 7;
 
 /// Calls `step` with the handles of lists of equal length; missing lists are empty.
@@ -148,26 +148,27 @@ fn with_lists(
     step(pointers.as_ptr(), count)
 }
 
-/// How a step's kernels work.
+/// Which kernels compute a step.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Kernels<'a> {
-    /// Our kernel for the whole step, on a CUDA device.
+    /// This crate's kernel for the whole step, on a CUDA device.
     Ours(Known<'a>),
     /// libtorch's kernel for the whole step; if this f32 scalar on the device is 1, nothing
     /// changes.
     Fused(Option<&'a Tensor>),
-    /// Some of libtorch's, each over all parameters.
+    /// Several of libtorch's kernels, each over all parameters.
     Foreach,
 }
 
-/// Makes `rates`, f64 `[2]` on a CUDA device, these two.
+/// Writes these two rates to `rates`, f64 `[2]` on a CUDA device.
 pub(crate) fn write_rates(rates: &Tensor, lr: f64, momentum: f64) -> Result<()> {
     checked!(amp_write_rates(rates.as_ptr(), lr, momentum))
 }
 
-/// Steps on parameters, gradients, exp_avgs, exp_avg_sqs and steps, which only a kernel of our own
-/// counts up. For that the averages may be bfloat16, rounded at random, or, with the scales of both as
-/// the last lists, codes (u8) of the values (f32 `[256]`) and bounds (f32 `[255]`) of each: `code`.
+/// Updates parameters from gradients, exp_avgs, exp_avg_sqs and steps. Only this crate's kernel increments
+/// the steps, and only it supports narrower averages: bfloat16 with stochastic rounding, or u8 codes. For
+/// codes the last lists are the scales of both averages, and `code` has the values (f32 `[256]`) and bounds
+/// (f32 `[255]`) of each.
 pub(crate) fn adam(
     lists: [&[&Tensor]; 7],
     code: Option<[&Tensor; 4]>,
@@ -176,7 +177,7 @@ pub(crate) fn adam(
 ) -> Result<()> {
     assert!(
         [5, 6].iter().all(|at| lists[*at].is_empty() == code.is_none()),
-        "scales go with codes"
+        "scales and codes are given together"
     );
     let code = code.map(|tables| tables.map(Tensor::as_ptr));
     let step = &raw const *step;
@@ -192,7 +193,7 @@ pub(crate) fn adam(
     })
 }
 
-/// Steps on parameters, gradients and, with momentum, its buffers.
+/// Updates parameters from gradients and, with momentum, momentum buffers.
 pub(crate) fn sgd(lists: [&[&Tensor]; 3], step: &SgdStep, kernels: Kernels<'_>) -> Result<()> {
     assert_kept(step.momentum > 0.0, &lists, 2);
     let step = &raw const *step;
@@ -203,8 +204,8 @@ pub(crate) fn sgd(lists: [&[&Tensor]; 3], step: &SgdStep, kernels: Kernels<'_>) 
     })
 }
 
-/// A step on parameters, gradients, square_avgs, momentum buffers and grad_avgs; the last two only
-/// if the options use them.
+/// Updates parameters from gradients, square_avgs, momentum buffers and grad_avgs; the last two only if the
+/// options use them.
 pub(crate) fn rmsprop(
     lists: [&[&Tensor]; 5],
     step: &RmspropStep,
@@ -221,7 +222,7 @@ pub(crate) fn rmsprop(
     })
 }
 
-/// Steps on parameters, gradients and exp_avgs.
+/// Updates parameters from gradients and exp_avgs.
 pub(crate) fn lion(lists: [&[&Tensor]; 3], step: &LionStep, kernels: Kernels<'_>) -> Result<()> {
     let step = &raw const *step;
     with_lists(&lists, |lists, count| match kernels {
@@ -231,5 +232,5 @@ pub(crate) fn lion(lists: [&[&Tensor]; 3], step: &LionStep, kernels: Kernels<'_>
 }
 
 fn assert_kept(wanted: bool, lists: &[&[&Tensor]], at: usize) {
-    assert!(!wanted || lists[at].len() == lists[0].len(), "state goes with the options");
+    assert!(!wanted || lists[at].len() == lists[0].len(), "the state fits the options");
 }

@@ -19,12 +19,12 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// Adds `factor` times `other`, whose dtype may be another, to `tensor`.
+/// Adds `factor` · `other` to `tensor`; `other` may have another dtype.
 pub(crate) fn add_scaled(tensor: &Tensor, other: &Tensor, factor: f64) -> Result<()> {
     checked!(amp_add_scaled(tensor.as_ptr(), other.as_ptr(), factor))
 }
 
-/// The matrix `update` with singular values near 1, in bfloat16 (Newton-Schulz).
+/// Replaces the matrix `update` by one with singular values near 1, in bfloat16 (Newton-Schulz).
 pub(crate) fn newton_schulz(
     update: &Tensor,
     (a, b, c): (f64, f64, f64),

@@ -18,8 +18,8 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// Makes `out` (f32) the `values` (f32 `[256]`) of `codes` (u8) times the scale of each 256. All are
-/// contiguous.
+/// Writes to `out` (f32) the `values` (f32 `[256]`) of `codes` (u8), multiplied by the scale of their block
+/// of 256. All are contiguous.
 pub(crate) fn moments_decode(
     codes: &Tensor,
     scales: &Tensor,

@@ -25,15 +25,14 @@ unsafe extern "C" {
 /// Computes a module's output from its input.
 type Run = dyn Fn(&Tensor) -> Result<Tensor>;
 
-/// A checkpointed module as C++ keeps it.
+/// A checkpointed module as C++ holds it.
 struct Recompute {
     run: Box<Run>,
 }
 
-/// Runs `first` on `input` without keeping activations, and hooks its output into the graph so
-/// that `again` runs for the backward pass, in the same autocast state and with the same random
-/// numbers. Nothing that `again` owns may be shared with the caller but through an `Arc`: for
-/// CUDA it runs and is freed on libtorch's threads.
+/// Runs `first` on `input` without keeping activations, and adds a node to the graph, so that `again` runs
+/// in the backward pass with the same autocast state and random numbers. `again` may share values with the
+/// caller only through an `Arc`: on CUDA it runs and is freed on libtorch's threads.
 pub(crate) fn checkpoint(
     input: &Tensor,
     first: impl FnOnce() -> Result<Tensor>,
@@ -62,17 +61,18 @@ pub(crate) fn checkpoint(
     Ok(output)
 }
 
-/// Runs a checkpointed module for C++; null when it fails or panics, because neither may cross.
+/// Runs a checkpointed module for C++. Returns null if it fails or panics, because neither an error nor a
+/// panic may reach C++.
 unsafe extern "C" fn recompute(state: *mut c_void, input: Handle) -> *mut C_tensor {
-    // SAFETY: C++ passes the state it was given, which lives until `drop_recompute`, and a tensor
-    // that lives during the call; the clone is a handle of our own.
+    // SAFETY: C++ passes the state that it was given, which lives until `drop_recompute`, and a tensor that
+    // lives during the call; the clone is a separate handle.
     let (state, input) =
         unsafe { (&*state.cast::<Recompute>(), Tensor::clone_from_ptr(input.cast_mut())) };
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (state.run)(&input)));
     let failure = match outcome {
         Ok(Ok(mut output)) => {
             let shared = output.as_mut_ptr();
-            // SAFETY: a live tensor; the copy is C++'s to free, ours goes with `output`.
+            // SAFETY: a live tensor; C++ frees the copy, and `output` frees the original.
             return unsafe { torch_sys::at_shallow_clone(shared) };
         }
         Ok(Err(error)) => error.to_string(),

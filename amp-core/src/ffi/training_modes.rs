@@ -33,7 +33,7 @@ impl WatchedModes {
         if op.is_null() {
             return Ok(None);
         }
-        // SAFETY: the shim gives its own string constants, which are never freed.
+        // SAFETY: the shim returns its own string constants, which are never freed.
         let op = unsafe { CStr::from_ptr::<'static>(op) };
         let name = op.to_str().unwrap_or("an operator").trim_start_matches("aten::");
         Ok(Some(name.trim_start_matches('_')))

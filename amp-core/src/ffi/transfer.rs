@@ -35,14 +35,14 @@ unsafe extern "C" {
     fn amp_debug_info_drop(info: *mut c_void);
 }
 
-/// Bytes the driver has free on a device.
+/// The number of bytes of a device that the driver reports as free.
 pub(crate) fn cuda_free_memory(index: usize) -> Result<u64> {
     let mut bytes = 0;
     checked!(amp_cuda_free_memory(index as c_int, &mut bytes))?;
     Ok(bytes as u64)
 }
 
-/// A copy in pinned memory, which a CUDA device reads and writes without the host's waiting.
+/// A copy in pinned memory, which a CUDA device can read and write while the host continues.
 pub(crate) fn pinned(host: &Tensor) -> Result<Tensor> {
     let mut out = std::ptr::null_mut();
     checked!(amp_pinned(host.as_ptr(), &mut out))?;
@@ -64,7 +64,7 @@ impl SideStream {
         Ok(Self { index, id })
     }
 
-    /// Starts copying tensors of the host to the device, by way of pinned memory.
+    /// Starts to copy tensors from the host to the device, through pinned memory.
     pub(crate) fn copy<'t>(
         self,
         tensors: impl IntoIterator<Item = &'t Tensor>,
@@ -85,8 +85,8 @@ impl SideStream {
         Ok(DeviceCopy { event, tensors })
     }
 
-    /// Copies in host memory of what tensors hold once `ready` has passed. This thread waits for them, the
-    /// device's other streams do not.
+    /// Copies the tensors' values to host memory after the event `ready`. This thread waits for the copies;
+    /// the device's other streams do not.
     pub(crate) fn copies_to_host(
         self,
         ready: &CudaEvent,
@@ -107,20 +107,20 @@ impl SideStream {
     }
 }
 
-/// Tensors on their way to a device.
+/// Tensors that are being copied to a device.
 #[derive(Debug)]
 pub(crate) struct DeviceCopy {
     event: *mut c_void,
-    /// Gone once they have arrived.
+    /// Empty once they have arrived.
     tensors: Vec<Tensor>,
 }
 
-// SAFETY: the event is the device's; any thread may wait for it and free it.
+// SAFETY: the event belongs to the device; any thread may wait for it and free it.
 unsafe impl Send for DeviceCopy {}
 
 impl DeviceCopy {
-    /// The tensors, for use on the stream that this thread computes on: it will wait for the
-    /// copy, this thread does not.
+    /// The tensors, for use on this thread's current stream: the stream waits for the copy, the thread does
+    /// not.
     pub(crate) fn arrive(mut self) -> Result<Vec<Tensor>> {
         let tensors = std::mem::take(&mut self.tensors);
         let handles: Vec<Handle> = tensors.iter().map(|tensor| tensor.as_ptr()).collect();
@@ -136,11 +136,11 @@ impl Drop for DeviceCopy {
     }
 }
 
-/// The observers of a thread's allocations, such as the memory meter, for another thread that works
-/// for it.
+/// The observers of a thread's allocations, such as the memory meter, for another thread that works for
+/// this one.
 pub(crate) struct DebugInfo(*mut c_void);
 
-// SAFETY: a counted pointer to what C++ only reads, and whose meters count atomically.
+// SAFETY: a counted pointer to data that C++ only reads; the meters count atomically.
 unsafe impl Send for DebugInfo {}
 
 impl DebugInfo {
@@ -150,7 +150,7 @@ impl DebugInfo {
         Ok(Self(info))
     }
 
-    /// Lets this thread report to the same.
+    /// Makes this thread report to the same observers.
     pub(crate) fn enter(&self) -> Result<()> {
         checked!(amp_debug_info_enter(self.0))
     }

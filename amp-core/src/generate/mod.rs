@@ -1,4 +1,4 @@
-//! Text from language models: tokens that a causal model continues a prompt with.
+//! Text generation: a causal language model continues a prompt token by token.
 
 mod sampling;
 
@@ -13,12 +13,13 @@ use crate::{
     random::{Draws, Rng},
 };
 
-/// How a prompt is continued. The model computes `[N, L, vocabulary]` logits of the next token from `[N, L]` ids,
-/// each from the tokens up to its own place, and is [placed](crate::nn::place) under the policy.
+/// How a prompt is continued. From ids `[N, L]` the model computes logits `[N, L, vocabulary]` of the next
+/// token at each position, using only the tokens up to that position. The model is
+/// [placed](crate::nn::place) under the policy.
 ///
-/// Keys and values of earlier tokens are kept in a [`KvCache`], whose documentation says what the model must do for
-/// that. A sequence longer than `context` moves every position, so that from there on each token is computed from the
-/// last `context` tokens anew, as nanoGPT does.
+/// Keys and values of earlier tokens are kept in a [`KvCache`]; its documentation lists the requirements on
+/// the model. Once a sequence is longer than `context`, every position shifts, so each further token is
+/// computed from the last `context` tokens without the cache, as in nanoGPT.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{
@@ -62,23 +63,24 @@ use crate::{
 /// ```
 #[derive(Debug, Clone)]
 pub struct Generation {
-    /// Tokens behind the prompt, at most.
+    /// The most tokens that are added to the prompt.
     pub max_new_tokens: i64,
-    /// The most tokens that the model computes from: its number of positions.
+    /// The most tokens from which the model computes: its number of positions.
     pub context: i64,
     /// How the next token is chosen. The default takes the likeliest.
     pub sampling: Sampling,
-    /// The token that ends a sequence. The rest of a sequence that has ended is filled with it, and the run ends
-    /// when all sequences have.
+    /// The token that ends a sequence. A sequence that has ended is filled with it, and generation ends
+    /// when all sequences have ended.
     pub end: Option<i64>,
-    /// The seed of the choices. Each sequence has a stream of its own, so that it does not depend on the others.
+    /// The seed of the choices. Each sequence has random numbers of its own, so that it does not depend on
+    /// the other sequences.
     pub seed: u64,
-    /// Whether keys and values are kept. Without it every token runs the model on the whole sequence.
+    /// Whether keys and values are kept. Otherwise the model runs on the whole sequence for every token.
     pub cache: bool,
 }
 
 impl Generation {
-    /// The likeliest tokens, with a cache, up to `max_new_tokens`.
+    /// Chooses the likeliest tokens, with a cache, up to `max_new_tokens`.
     pub fn new(max_new_tokens: i64, context: i64) -> Self {
         let sampling = Sampling::default();
         Self { max_new_tokens, context, sampling, end: None, seed: 0, cache: true }
@@ -87,7 +89,7 @@ impl Generation {
     /// The prompt `[N, L]` and what follows it, `[N, L + new]`, int64 on the CPU.
     ///
     /// # Errors
-    /// As [`run_with`](Self::run_with).
+    /// The same as [`run_with`](Self::run_with)'s.
     pub fn run<M>(&self, model: &M, prompt: &Tensor, policy: Policy) -> Result<Tensor>
     where
         M: Forward<Input = (&'static Tensor,), Output = Tensor> + ?Sized,
@@ -95,7 +97,8 @@ impl Generation {
         self.run_with(model, prompt, policy, |_| Ok(()))
     }
 
-    /// [`run`](Self::run), which shows the next token of each sequence, `[N]`, as soon as it is chosen.
+    /// Like [`run`](Self::run), and calls `show` with the next token of each sequence, `[N]`, as soon as it
+    /// is chosen.
     ///
     /// # Errors
     /// When an option is out of range, the prompt is not `[N, L]` of integers, the model fails or cannot use a
@@ -135,7 +138,7 @@ impl Generation {
         Ok(ids.f_to_device(tch::Device::Cpu)?)
     }
 
-    /// The logits `[N, vocabulary]` of the token behind `ids`.
+    /// The logits `[N, vocabulary]` of the token after `ids`.
     fn next_logits<M>(
         &self,
         model: &M,
@@ -161,13 +164,13 @@ impl Generation {
         match logits.size().as_slice() {
             [n, l, _] if [*n, *l] == [ids.size()[0], seen] => Ok(logits.f_select(1, -1)?),
             size => Err(refused(format!(
-                "the model made {size:?} of ids [{}, {seen}], not [N, L, vocabulary]",
+                "the model returned {size:?} for ids [{}, {seen}], not [N, L, vocabulary]",
                 ids.size()[0]
             ))),
         }
     }
 
-    /// The number of sequences; refuses options that are out of range.
+    /// The number of sequences. Refuses options that are out of range.
     fn check(&self, prompt: &Tensor) -> Result<i64> {
         self.sampling.check()?;
         if self.max_new_tokens < 1 || self.context < 1 {

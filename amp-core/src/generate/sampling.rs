@@ -3,27 +3,28 @@ use tch::{Device, Kind, Tensor};
 use super::refused;
 use crate::{Result, random::Rng};
 
-/// How a token is chosen by its logits. The steps have the order of `transformers`: temperature, then `top_k`, then
-/// `top_p`. The default takes the likeliest token.
+/// How a token is chosen by its logits. The steps are applied in the order of `transformers`: temperature,
+/// then `top_k`, then `top_p`. The default chooses the likeliest token.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Sampling {
-    /// What logits are divided by: below 1 likely tokens become likelier. At 0 the likeliest token is chosen, the
-    /// first of several.
+    /// The divisor of the logits: below 1 likely tokens become likelier. At 0 the likeliest token is
+    /// chosen, and the first one if several are equal.
     pub temperature: f64,
-    /// Only the so many likeliest tokens are chosen, and those as likely as the last of them.
+    /// Only this many of the likeliest tokens are candidates, and further tokens that are as likely as the
+    /// last of them.
     pub top_k: Option<i64>,
-    /// Only the likeliest tokens are chosen whose probabilities sum up to this, the one that reaches it included
+    /// Only the likeliest tokens are candidates: the fewest whose probabilities add up to at least this
     /// (nucleus sampling, Holtzman et al., arXiv:1904.09751).
     pub top_p: Option<f64>,
 }
 
 impl Sampling {
-    /// By probabilities, at this temperature.
+    /// Samples by the probabilities at this temperature.
     pub fn at(temperature: f64) -> Self {
         Self { temperature, ..Self::default() }
     }
 
-    /// The probabilities of the next token, `[…, vocabulary]` in f64 on the CPU, of logits of this shape.
+    /// The probabilities of the next token, `[…, vocabulary]` in f64 on the CPU, from logits of this shape.
     ///
     /// ```
     /// use amp_core::{generate::Sampling, tch::Tensor};
@@ -41,9 +42,9 @@ impl Sampling {
         self.check()?;
         let logits = logits.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?;
         let Some(vocabulary) = logits.size().last().copied().filter(|count| *count > 0) else {
-            return Err(refused(format!("logits {:?} of no token", logits.size())));
+            return Err(refused(format!("logits {:?} have no token", logits.size())));
         };
-        // A NaN becomes the largest.
+        // If a logit is NaN, the largest is NaN.
         let largest = logits.f_amax([-1], true)?;
         if !largest.f_isfinite()?.f_all()?.f_int64_value(&[]).is_ok_and(|all| all == 1) {
             return Err(refused(
@@ -64,7 +65,7 @@ impl Sampling {
             let (sorted, places) = logits.f_sort(-1, false)?;
             let sums = sorted.f_softmax(-1, Kind::Double)?.f_cumsum(-1, Kind::Double)?;
             let unlikely = sums.f_le(1.0 - share)?;
-            // The likeliest stays.
+            // The likeliest token stays a candidate.
             let _ = unlikely.f_narrow(-1, -1, 1)?.f_fill_(0)?;
             let unlikely = unlikely.f_scatter(-1, &places, &unlikely)?;
             logits = logits.f_masked_fill(&unlikely, f64::NEG_INFINITY)?;
@@ -72,13 +73,13 @@ impl Sampling {
         Ok(logits.f_softmax(-1, Kind::Double)?)
     }
 
-    /// A token for each row of `[N, vocabulary]`, by its stream.
+    /// Chooses a token for each row of `[N, vocabulary]`, with the row's random numbers.
     pub(super) fn choose(&self, logits: &Tensor, streams: &mut [Rng]) -> Result<Vec<i64>> {
         let probabilities = self.probabilities(logits)?;
         let vocabulary = probabilities.size()[1] as usize;
         let values = Vec::<f64>::try_from(&probabilities.f_view(-1)?)?;
         let choose = |(row, stream): (&[f64], &mut Rng)| {
-            // The sum is 1 but for rounding.
+            // The sum is 1 up to rounding.
             let mut rest = stream.uniform(0.0, row.iter().sum());
             let mut last = 0;
             for (token, probability) in (0..).zip(row) {
@@ -109,8 +110,8 @@ impl Sampling {
         let limits = top_k.is_some() || top_p.is_some();
         if temperature == 0.0 && limits {
             return Err(refused(
-                "temperature 0 takes the likeliest token, which top_k and top_p do not change: set a temperature, \
-                 or leave them out"
+                "temperature 0 chooses the likeliest token, whatever top_k and top_p are: set a \
+                 temperature, or leave them out"
                     .to_owned(),
             ));
         }

@@ -8,13 +8,13 @@ use crate::{Result, ffi, precision::Precision};
 /// The report of `cargo amp doctor`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// The libtorch this was built for.
+    /// The version of libtorch for which this was built.
     pub libtorch: String,
     /// The CPU.
     pub cpu: Cpu,
     /// Whether libtorch's CUDA library was loaded.
     pub cuda_library: CudaLibrary,
-    /// The CUDA version the driver supports, as `13.0`; null without a usable device.
+    /// The CUDA version that the driver supports, as `13.0`; null without a usable device.
     pub cuda_driver: Option<String>,
     /// The CUDA devices libtorch can use.
     pub devices: Vec<CudaDevice>,
@@ -27,11 +27,11 @@ pub struct Report {
 pub struct Cpu {
     /// Its name.
     pub name: String,
-    /// The kernel set ATen chose.
+    /// The kernel set that ATen chose.
     pub kernels: String,
-    /// The instructions that matter for low precision, of those it has.
+    /// The instructions of this CPU that matter for low precision.
     pub features: Vec<String>,
-    /// Threads of one operation.
+    /// The number of threads of one operation.
     pub threads: i32,
 }
 
@@ -72,10 +72,10 @@ const FEATURES: [&str; 8] =
     ["avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "asimdhp", "bf16"];
 
 impl Report {
-    /// Asks the machine.
+    /// Queries the machine.
     ///
     /// # Errors
-    /// When a device does not answer.
+    /// When a device cannot be queried.
     pub fn gather() -> Result<Self> {
         let flags = cpu_field("flags").or_else(|| cpu_field("Features")).unwrap_or_default();
         let cpu = Cpu {
@@ -127,7 +127,7 @@ fn recommend(cpu: &Cpu, device: Option<&CudaDevice>) -> Recommendation {
     let (precision, reason) = match device {
         Some(device) if device.bf16 => (
             Precision::Bf16Mixed,
-            format!("{} has bf16 matrix units, and bf16 has the range of f32: no loss scaling, nothing to overflow", device.name),
+            format!("{} has bf16 matrix units, and bf16 has the range of f32: it needs no loss scaling", device.name),
         ),
         Some(device) if device.tensor_cores => (
             Precision::F16Mixed,
@@ -139,7 +139,7 @@ fn recommend(cpu: &Cpu, device: Option<&CudaDevice>) -> Recommendation {
         ),
         None if has("amx_bf16") || has("avx512_bf16") || has("bf16") => (
             Precision::Bf16Mixed,
-            "no CUDA device, and this CPU multiplies bf16 in hardware; compare times, since small models gain nothing".into(),
+            "no CUDA device, and this CPU multiplies bf16 in hardware; compare the times, because small models gain nothing".into(),
         ),
         None => (
             Precision::F32True,

@@ -11,8 +11,8 @@ use crate::{
     metric::{Merge, Part},
 };
 
-/// The number of values for which a room has memory at first, 128 KiB. A scalar is one number, F1 of C
-/// classes is 3·C, a confusion matrix is C².
+/// The initial number of values for which a room has memory (128 KiB). A scalar needs one value, F1 of C
+/// classes 3·C, a confusion matrix C².
 const AT_FIRST: i64 = 1 << 14;
 
 /// Memory for the sums of a captured step. It must be allocated before the capture: memory allocated
@@ -33,17 +33,17 @@ impl LogRoom {
         Ok(Self { numbers, needed: Cell::new(0) })
     }
 
-    /// A room for the step that was too large for this one.
+    /// A larger room, for the step that did not fit into this one.
     pub(crate) fn larger(&self) -> Result<Option<Self>> {
         let needed = self.needed.get();
         let larger = || Self::with(needed, self.numbers.device());
         (needed > self.numbers.numel() as i64).then(larger).transpose()
     }
 
-    /// A slot for each of the tensors.
+    /// Memory for each of the tensors.
     ///
     /// # Errors
-    /// When they need more memory; then there is a [larger](Self::larger) room.
+    /// When they need more memory than the room has. A [larger](Self::larger) room exists then.
     fn slots(&self, counts: &[&Tensor]) -> Result<Vec<Tensor>> {
         let numbers = counts.iter().map(|counts| counts.numel() as i64);
         self.needed.set(numbers.clone().sum());
@@ -107,7 +107,7 @@ impl CapturedLog {
         let parts = step.entries.iter().flat_map(|entry| &entry.state.parts);
         let counts: Vec<&Tensor> = parts.filter_map(summed).collect();
         let slots = room.slots(&counts)?;
-        // With one kernel.
+        // By one kernel.
         ffi::foreach_add_each(&slots.iter().collect::<Vec<_>>(), &counts)?;
         let mut slots = slots.into_iter();
         let entries = step.entries.into_iter().map(|entry| {
@@ -150,7 +150,7 @@ impl CapturedLog {
                         batches: 0,
                         ..*step
                     });
-                    log.entries.last_mut().expect("one was just added")
+                    log.entries.last_mut().expect("one value was just added")
                 }
             };
             if !entry.state.is_like(&step.state) {
@@ -175,7 +175,7 @@ impl CapturedLog {
     /// Copies the rows of the replay that was just started, before the next one overwrites them.
     ///
     /// # Errors
-    /// When the device has no room.
+    /// When there is not enough device memory.
     pub(crate) fn rows(&self) -> Result<Vec<Tensor>> {
         let parts = self.entries.iter().flat_map(|entry| &entry.step.state.parts);
         let rows = parts.filter(|part| part.merge == Merge::Concat).flat_map(|part| &part.pieces);
@@ -195,7 +195,7 @@ impl CapturedLog {
         }
     }
 
-    /// Returns the sums to `log`.
+    /// Adds the sums to `log` again.
     ///
     /// # Errors
     /// When another observer logged under the same name in the meantime.
@@ -264,7 +264,7 @@ mod tests {
     fn merged(steps: impl Iterator<Item = i64>) -> Result<Log> {
         let mut log = Log::default();
         for step in steps {
-            // The same as an eager step.
+            // Expected: the log of the same step without a graph.
             let mut own = Log::default();
             logged(step)?.into_iter().try_for_each(|batch| own.merge(batch))?;
             log.merge(own)?;
@@ -296,7 +296,7 @@ mod tests {
         let mut captured = CapturedLog::capture(logged(9)?, &room)?;
         for replays in [2..5, 5..6] {
             captured.take_over(&mut log)?;
-            // Started before the first one's outcome is known.
+            // Started before the outcome of the first replay is known.
             let mut queue = Vec::new();
             for step in replays {
                 replay(&captured, step)?;
@@ -308,7 +308,7 @@ mod tests {
         let expected = merged(0..6)?;
         assert_eq!(log.epoch_values()?, expected.epoch_values()?);
         assert_eq!(log.step_values()?, expected.step_values()?);
-        // The next replay changes nothing that was given back.
+        // The next replay does not change the sums that were returned.
         replay(&captured, 20)?;
         assert_eq!(log.epoch_values()?, expected.epoch_values()?);
         assert_eq!(log.step_values()?, expected.step_values()?);

@@ -89,8 +89,9 @@ impl Entry {
         let name = &self.name;
         let Some(reduction) = &self.reduction else {
             return Err(Error::config(format!(
-                "log `{name}`: the run was saved at the end of an epoch, and the model does not say how `{name}` is \
-                 computed: give it in `LightningModule::reduction`, or go on from a file saved within the epoch"
+                "log `{name}`: the run was saved at the end of an epoch, and the model does not \
+                 define how `{name}` is computed: define it in `LightningModule::reduction`, or \
+                 resume from a file that was saved within the epoch"
             )));
         };
         let value = reduction.compute(state).map_err(|error| self.named(error))?;

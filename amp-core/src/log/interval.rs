@@ -1,20 +1,20 @@
-//! Where a batch is between two reports.
+//! The position of a batch between two reports.
 
 use std::cell::Cell;
 
 use crate::{Error, Result};
 
-/// Where a batch is between two reports of its values.
+/// The position of a batch between two reports of its values.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Interval {
     is_logged: bool,
     is_captured: bool,
-    /// Whether code has asked, and may do more where values are reported.
+    /// Whether code asked for the position, and may do additional work when values are reported.
     asked: Cell<bool>,
 }
 
 impl Interval {
-    /// Whether the batch's values are reported.
+    /// Of a batch whose values are reported or not.
     pub(crate) fn of(is_logged: bool) -> Self {
         Self { is_logged, ..Self::default() }
     }
@@ -24,7 +24,7 @@ impl Interval {
         Self { is_captured: true, ..Self::default() }
     }
 
-    /// Whether the batch's values are reported, for code that does more then.
+    /// Whether the batch's values are reported. Code that asks may do additional work then.
     pub(crate) fn ask(&self) -> bool {
         self.asked.set(true);
         self.is_logged
@@ -34,18 +34,19 @@ impl Interval {
         self.asked.get()
     }
 
-    /// Remembers what a batch asked.
+    /// Records whether code asked in a batch.
     pub(super) fn follow(&mut self, batch: &Self) {
         self.asked.set(self.asked.get() || batch.asked.get());
     }
 
-    /// Refuses to copy to the host within a graph.
+    /// Refuses a copy to the host within a graph.
     pub(super) fn may_copy(&self, name: &str) -> Result<()> {
         match self.is_captured {
             false => Ok(()),
             true => Err(Error::config(format!(
-                "the step logs `{name}`, which is copied to the host: log it where \
-                 `step.at_logging_interval()`, and those steps run without a graph"
+                "the step logs `{name}`, which is copied to the host: log it only if \
+                 `step.at_logging_interval()` is true, so that only those steps run without a \
+                 graph"
             ))),
         }
     }

@@ -1,11 +1,11 @@
-//! What is looked at: images, texts, and how values are distributed.
+//! Media: images, texts, and distributions of values.
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::{Error, Result, precision::is_floating};
 
-/// What is looked at rather than computed with, as it is on the host.
+/// A logged value to be looked at. It is on the host.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", content = "content", rename_all = "snake_case")]
 #[non_exhaustive]
@@ -27,16 +27,17 @@ pub struct Image {
     pub width: u32,
     /// 1 for gray, 3 for RGB, 4 for RGBA.
     pub channels: u8,
-    /// Row by row from the top left, the channels of each pixel together.
+    /// Row by row from the top left; the channels of a pixel are adjacent.
     pub pixels: Vec<u8>,
 }
 
 impl Image {
-    /// From `[H, W]` or `[C, H, W]` with 1, 3 or 4 channels: uint8, or floating from 0 to 1, which is cut off there,
-    /// multiplied by 255 and rounded down, as by SummaryWriter.add_image. NaN becomes 0.
+    /// From `[H, W]` or `[C, H, W]` with 1, 3 or 4 channels: uint8, or floating-point from 0 to 1.
+    /// Floating-point values are clamped to that range, multiplied by 255 and rounded down, as by
+    /// SummaryWriter.add_image. NaN becomes 0.
     ///
     /// # Errors
-    /// When the shape or dtype is another, or the device reports an earlier failure.
+    /// When the shape or dtype is not one of these, or the device reports an earlier failure.
     pub fn from_tensor(image: &Tensor) -> Result<Self> {
         let size = image.size();
         let (channels, h, w) = match *size.as_slice() {
@@ -71,39 +72,38 @@ fn refused(size: &[i64]) -> Error {
     Error::config(format!("an image is [H, W] or [C, H, W] of 1, 3 or 4 channels, not {size:?}"))
 }
 
-/// How many values are in each of TensorFlow's buckets: `[−1e20, …, −1.1e−12, −1e−12, 0, 1e−12, 1.1e−12, …, 1e20]`, of
-/// which those between the smallest and the largest value are kept.
+/// The number of values in each of TensorFlow's buckets, with edges `[−1e20, …, −1.1e−12, −1e−12, 0, 1e−12,
+/// 1.1e−12, …, 1e20]`. Only the buckets between the smallest and the largest value are kept.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Histogram {
     /// The smallest finite value.
     pub min: f64,
     /// The largest finite value.
     pub max: f64,
-    /// Their number.
+    /// The number of finite values.
     pub count: u64,
-    /// Their sum.
+    /// The sum of the finite values.
     pub sum: f64,
     /// The sum of their squares.
     pub sum_squares: f64,
-    /// The right edge of each bucket, which is not part of it.
+    /// The right edge of each bucket. A bucket does not include its right edge.
     pub limits: Vec<f64>,
-    /// The values in each bucket; the first bucket is empty, for its right edge.
+    /// The number of values in each bucket. The first bucket is empty; it only marks the left edge of the
+    /// second.
     pub counts: Vec<u64>,
-    /// NaN and infinite values, which are counted here alone.
+    /// The number of NaN and infinite values. No other field includes them.
     pub not_finite: u64,
 }
 
 impl Histogram {
-    /// Of all elements, which are counted on their device. `None` without a finite one.
+    /// The distribution of all elements, counted on their device. `None` if no element is finite.
     ///
     /// # Errors
     /// When the elements are not real numbers, or the device reports an earlier failure.
     pub fn from_tensor(values: &Tensor) -> Result<Option<Self>> {
         let kind = values.kind();
         if matches!(kind, Kind::ComplexHalf | Kind::ComplexFloat | Kind::ComplexDouble) {
-            return Err(Error::config(format!(
-                "a histogram of {kind:?}, which is not a real number"
-            )));
+            return Err(Error::config(format!("a histogram needs real numbers, not {kind:?}")));
         }
         let all = values.f_detach()?.f_reshape([-1])?.f_to_kind(Kind::Double)?;
         let values = all.f_masked_select(&all.f_isfinite()?)?;
@@ -113,7 +113,8 @@ impl Histogram {
         }
         let limits = limits();
         let edges = Tensor::f_from_slice(&limits)?.f_to_device(values.device())?;
-        // The number of edges at most as large as the value; the last edge belongs to the last bucket.
+        // The number of edges that are at most as large as the value; the last edge belongs to the last
+        // bucket.
         let places = values.f_bucketize(&edges, true, true)?;
         let places = places.f_clamp(0, limits.len() as i64 - 1)?;
         let counts = places.f_bincount(None::<Tensor>, limits.len() as i64)?;
@@ -125,7 +126,7 @@ impl Histogram {
         ];
         let figures = Vec::<f64>::try_from(&Tensor::f_stack(&figures, 0)?)?;
         let counts = Vec::<i64>::try_from(&counts)?;
-        // `counts[i]` is of the bucket that ends at `limits[i]`.
+        // `counts[i]` belongs to the bucket that ends at `limits[i]`.
         let first = counts.iter().position(|count| *count > 0).unwrap_or(0).saturating_sub(1);
         let last = counts.iter().rposition(|count| *count > 0).unwrap_or(0);
         Ok(Some(Self {

@@ -32,9 +32,9 @@ pub struct LogOptions {
 }
 
 impl LogOptions {
-    /// The batch's value alone.
+    /// Only the batch's value.
     pub const ON_STEP: Self = Self { on_step: true, on_epoch: false, prog_bar: false };
-    /// The epoch's value alone.
+    /// Only the epoch's value.
     pub const ON_EPOCH: Self = Self { on_step: false, on_epoch: true, prog_bar: false };
     /// Both values.
     pub const ON_BOTH: Self = Self { on_step: true, on_epoch: true, prog_bar: false };
@@ -45,7 +45,7 @@ impl LogOptions {
 pub struct Logged {
     /// Its name, as in `train_loss`.
     pub name: String,
-    /// Its value; one that is not finite is null in JSON.
+    /// Its value. In JSON a value that is not finite is null.
     #[serde(deserialize_with = "null_is_nan")]
     pub value: f64,
     /// Whether the progress bar shows it.
@@ -106,12 +106,12 @@ impl Log {
         options: LogOptions,
     ) -> Result<()> {
         let value = scalar(name, value)?;
-        // One kernel, without autograd: a f64 scalar makes the product f64.
+        // One kernel, without autograd: an f64 scalar makes the product f64.
         let sum = tch::no_grad(|| value.f_mul(&Tensor::from(weight)))?;
         self.add(name, options, Reduction::Mean, MetricState::mean(&sum, weight)?)
     }
 
-    /// Adds the loss of a batch with this weight in the epoch's mean. With weight 0 nothing is added,
+    /// Adds the loss of a batch to the epoch's mean with this weight. With weight 0 nothing is added,
     /// because the loss is NaN then.
     ///
     /// # Errors
@@ -135,10 +135,10 @@ impl Log {
         self.add(name, options, Reduction::Ratio, MetricState::sum(&counts)?)
     }
 
-    /// Adds what is looked at.
+    /// Adds an image, a text or a histogram.
     ///
     /// # Errors
-    /// Within a CUDA graph, from which nothing reaches the host.
+    /// Within a CUDA graph, which can pass nothing to the host.
     pub(crate) fn media(
         &mut self,
         name: &str,
@@ -158,12 +158,12 @@ impl Log {
         std::mem::take(&mut self.media)
     }
 
-    /// An empty log of a batch.
+    /// An empty log for a batch at this position.
     pub(crate) fn at(interval: Interval) -> Self {
         Self { interval, ..Self::default() }
     }
 
-    /// Where the batch is between two reports.
+    /// The batch's position between two reports.
     pub(crate) fn interval(&self) -> &Interval {
         &self.interval
     }
@@ -301,7 +301,7 @@ impl Log {
         read(epoch.map(|entry| entry.read(&entry.state)))
     }
 
-    /// Values of steps first, then those of hooks: which was logged first depends on how a step runs.
+    /// Values of steps first, then values of hooks. The order of logging depends on how a step runs.
     fn in_order(&self) -> impl Iterator<Item = &Entry> {
         let of_hook = |entry: &&Entry| entry.of_hook == Some(true);
         let steps = self.entries.iter().filter(move |entry| !of_hook(entry));
@@ -323,7 +323,7 @@ fn scalar(name: &str, value: &Tensor) -> Result<Tensor> {
         (1, 0) => Ok(value.shallow_clone()),
         (1, _) => Ok(value.f_reshape([] as [i64; 0])?),
         _ => Err(Error::config(format!(
-            "log `{name}`: a logged value is a scalar, got shape {:?}",
+            "log `{name}`: a logged value must be a scalar, but has shape {:?}",
             value.size()
         ))),
     }

@@ -10,38 +10,38 @@ use crate::{
 
 /// Writes events somewhere; [`Background`] runs it on a thread.
 pub trait Sink: Send + 'static {
-    /// Takes an event; it may be kept until the next `flush`.
+    /// Takes an event. It may be kept in memory until the next `flush`.
     ///
     /// # Errors
     /// An error ends the thread and the run.
     fn write(&mut self, event: &Event) -> Result<()>;
 
-    /// Puts everything taken so far where it belongs. Called whenever no event is waiting, so it
-    /// costs nothing when there is nothing to do.
+    /// Writes everything that was taken so far. It is called whenever no event is waiting, and must cost
+    /// nothing if there is nothing to write.
     ///
     /// # Errors
     /// An error ends the thread and the run.
     fn flush(&mut self) -> Result<()>;
 }
 
-/// Events that may wait for the thread.
+/// The most events that may wait for the thread.
 const QUEUE: usize = 1024;
 
 /// Hands events to a [`Sink`] on a thread of its own, so that no step waits for a disk.
 ///
-/// At most 1,024 events wait. If the disk is further behind, the loop waits for it, because no
-/// event is dropped. An error of the sink is returned for the next event. The run's last event
-/// returns when everything is written; dropping this object waits too.
+/// At most 1,024 events wait. If the disk is slower, the training loop waits for it, because no event is
+/// dropped. An error of the sink is returned for the next event. The call with the run's last event returns
+/// when everything is written; dropping this object waits as well.
 #[derive(Debug)]
 pub struct Background {
-    /// Gone when the thread has failed or is to end.
+    /// `None` when the thread has failed or is about to end.
     sender: Option<SyncSender<Message>>,
     worker: Option<JoinHandle<Result<()>>>,
 }
 
 enum Message {
     Event(Box<Event>),
-    /// Answered when all before it is written.
+    /// Answered when all earlier messages are written.
     Flush(SyncSender<()>),
 }
 
@@ -49,23 +49,26 @@ impl Background {
     /// Starts the thread.
     ///
     /// # Errors
-    /// When the system has none to give.
+    /// When the system cannot start a thread.
     pub fn start(sink: impl Sink) -> Result<Self> {
         let (sender, receiver) = sync_channel(QUEUE);
         let worker = thread::Builder::new()
             .name("logger".into())
             .spawn(move || run(sink, &receiver))
-            .map_err(|error| Error::Thread(format!("no thread to log on: {error}")))?;
+            .map_err(|error| {
+                Error::Thread(format!("the thread of a logger cannot be started: {error}"))
+            })?;
         Ok(Self { sender: Some(sender), worker: Some(worker) })
     }
 
     /// Waits until everything is written.
     ///
-    /// The sink's error, if it has failed since.
+    /// # Errors
+    /// The sink's error, if it failed since the last call.
     pub fn flush(&mut self) -> Result<()> {
         let (done, answer) = sync_channel(1);
         self.send(Message::Flush(done))?;
-        // No answer comes from a thread that has ended.
+        // A thread that has ended sends no answer.
         answer.recv().map_err(|_| self.failure())
     }
 
@@ -82,7 +85,7 @@ impl Background {
         match self.worker.take().map(JoinHandle::join) {
             Some(Ok(Err(error))) => error,
             Some(Err(_)) => Error::Thread("a logger panicked: its log ends there".to_owned()),
-            // The thread ends by itself only after an error, which was returned.
+            // The thread ends before the channel closes only after an error, which was returned.
             Some(Ok(Ok(()))) | None => {
                 Error::Thread("a logger failed earlier: its log ends there".to_owned())
             }
@@ -123,7 +126,7 @@ fn run(mut sink: impl Sink, receiver: &Receiver<Message>) -> Result<()> {
             Message::Event(event) => sink.write(&event)?,
             Message::Flush(done) => {
                 sink.flush()?;
-                // Whoever asked may have gone.
+                // The asking thread may have ended.
                 let _ = done.send(());
             }
         }

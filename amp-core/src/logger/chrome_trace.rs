@@ -12,17 +12,16 @@ use crate::{
     event::{Event, FitStart, Interval, Profile, Span, Subscriber},
 };
 
-/// Writes the profiled steps as a trace that chrome://tracing and Perfetto open: Trace Event
-/// Format, JSON array, complete events (`"ph": "X"`) in microseconds since the run's first
-/// profiled step.
+/// Writes the profiled steps as a trace for chrome://tracing and Perfetto: Trace Event Format, JSON array,
+/// complete events (`"ph": "X"`) in microseconds since the run's first profiled step.
 ///
-/// Each run has a process for the host and, on CUDA, one for the device, because their clocks are
-/// two: in both a `step` and within it its phases, with `epoch` and `batch`; and `memory`, the most
-/// tensor bytes held, as a counter. What is profiled is decided by
-/// [`profile_every_n_steps`](crate::trainer::LoggingConfig::profile_every_n_steps). The trainer tells of
-/// profiled steps at the end of an epoch, and the file is a whole array whenever nothing is being
-/// written: a run that is killed leaves the steps of the epochs before, cut off only if it was
-/// killed in the middle of a write.
+/// Each run is shown as a process for the host and, on CUDA, one for the device, because host and device
+/// have different clocks. Both have a `step` with its phases inside, with `epoch` and `batch`; the counter
+/// `memory` is the most tensor bytes held.
+/// [`profile_every_n_steps`](crate::trainer::LoggingConfig::profile_every_n_steps) chooses the profiled
+/// steps. The trainer reports them at the end of an epoch, and between two writes the file is always a
+/// complete array: if a run is killed, the steps of the earlier epochs remain, and the file is incomplete
+/// only if the run was killed during a write.
 #[derive(Debug)]
 pub struct ChromeTrace(Background);
 
@@ -48,7 +47,7 @@ impl Subscriber for ChromeTrace {
 /// The end of the array. The next event overwrites it.
 const END: &[u8] = b"\n]\n";
 
-/// A file that is a whole JSON array after every flush.
+/// A file that is a complete JSON array after every flush.
 #[derive(Debug)]
 struct Array {
     path: PathBuf,
@@ -56,9 +55,9 @@ struct Array {
     /// The position of the array's end.
     end: u64,
     buffer: Vec<u8>,
-    /// The number of the run, from 1, and its name.
+    /// The run's number, counted from 1, and its name.
     run: (u64, String),
-    /// The run whose process for the device has a name.
+    /// The last run whose device process was named.
     device_named: u64,
 }
 
@@ -98,7 +97,7 @@ impl Array {
         }
     }
 
-    /// Every run has two numbers.
+    /// Each run has two process numbers.
     fn host(&self) -> u64 {
         2 * self.run.0
     }
@@ -125,7 +124,7 @@ impl Array {
         }
     }
 
-    /// A step and its phases by one clock.
+    /// A step and its phases, measured by one clock.
     fn track(&mut self, pid: u64, step: &Profile, clock: impl Fn(&Span) -> Option<Interval>) {
         let spans = step.spans.iter().filter_map(|span| Some((span.phase.name(), clock(span)?)));
         let spans: Vec<(&str, Interval)> = spans.collect();
@@ -157,7 +156,7 @@ impl Sink for Array {
             return Ok(());
         }
         let length = self.buffer.len() as u64;
-        // In one write, so that there is hardly a moment in which the file is not whole.
+        // Written in one call, so that the file is incomplete only for a moment.
         self.buffer.extend_from_slice(END);
         self.file
             .write_all_at(&self.buffer, self.end)

@@ -6,11 +6,11 @@ use std::{
 
 use crate::{Error, Result};
 
-/// Bytes of whole records that are kept at most.
+/// The most bytes of whole records that are kept in memory.
 const BUFFER: usize = 1 << 16;
 
-/// A file of records. What reaches it are whole records alone, so that a run that is killed leaves
-/// all up to the last flush.
+/// A file of records. Only whole records are written, so that all records up to the last flush remain if
+/// the run is killed.
 #[derive(Debug)]
 pub(super) struct RecordFile {
     path: PathBuf,

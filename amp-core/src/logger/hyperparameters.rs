@@ -2,7 +2,7 @@ use serde_json::Value;
 
 use crate::event::RunStart;
 
-/// What a run is: the trainer's choices that runs differ in, and the model's hyperparameters.
+/// A run's hyperparameters: the trainer's options in which runs differ, and the model's own.
 pub(super) fn hyperparameters(start: &RunStart) -> Vec<(String, Value)> {
     let own = [
         ("data", start.data.as_str().into()),

@@ -6,7 +6,7 @@ use crate::{
     event::{Event, Subscriber},
 };
 
-/// Writes every event but single batches, images, texts and histograms as one JSON object a line.
+/// Writes every event as one JSON object per line, except single batches, images, texts and histograms.
 #[derive(Debug)]
 pub struct JsonLinesLogger(Background);
 

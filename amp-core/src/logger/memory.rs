@@ -22,8 +22,8 @@ pub struct MemoryLogger {
 }
 
 impl MemoryLogger {
-    /// The steps and values of this tag, in the order they were logged; empty for one that has
-    /// none.
+    /// The steps and values of this tag, in the order in which they were logged; empty if the tag does not
+    /// exist.
     pub fn get(&self, tag: &str) -> &[(u64, f64)] {
         self.history.get(tag).map_or(&[], Vec::as_slice)
     }
@@ -33,7 +33,7 @@ impl MemoryLogger {
         self.get(tag).last().map(|(_, value)| *value)
     }
 
-    /// All of them.
+    /// All values by tag.
     pub fn history(&self) -> &BTreeMap<String, Vec<(u64, f64)>> {
         &self.history
     }

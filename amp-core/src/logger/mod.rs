@@ -1,4 +1,4 @@
-//! Subscribers that keep a run, in files, written by threads of their own, or in memory, or show it.
+//! Loggers: subscribers that write a run to files, on threads of their own, keep it in memory, or show it.
 
 mod background;
 mod chrome_trace;

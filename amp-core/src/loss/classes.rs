@@ -11,11 +11,11 @@ use crate::{
     precision::{dtype_name, is_floating},
 };
 
-/// Cross entropy of logits `[N, C, …]` against int64 classes `[N, …]`: with `lᵢ = −log softmax(xᵢ)[yᵢ]` the mean
-/// is Σ wᵢ lᵢ / Σ wᵢ over the targets that are not `ignore_index`, where wᵢ is the weight of the class, or 1.
-/// Smoothing replaces the target by (1 − ε) of its class and ε/C of every class. With `z_loss` each lᵢ has
-/// z·log²(Σ exp xᵢ) on top, which keeps the logits of large vocabularies near zero (PaLM, arXiv:2204.02311,
-/// takes 1e-4).
+/// Cross entropy of logits `[N, C, …]` against int64 classes `[N, …]`: with `lᵢ = −log softmax(xᵢ)[yᵢ]` the
+/// mean is Σ wᵢ lᵢ / Σ wᵢ over the targets that are not `ignore_index`, where wᵢ is the weight of the
+/// class, or 1. Smoothing replaces the target by (1 − ε) of its class and ε/C of every class. With
+/// `z_loss`, z·log²(Σ exp xᵢ) is added to each lᵢ, which keeps the logits of large vocabularies near zero
+/// (PaLM, arXiv:2204.02311, uses z = 1e-4).
 ///
 /// Logits with classes in the last dimension (`[N, L, C]` against `[N, L]`) are flattened. If
 /// both readings are possible, as with `[N, 5, 5]` against `[N, 5]`, the loss is refused. A
@@ -75,7 +75,7 @@ impl CrossEntropy {
         let Self { weight, ignore_index: ignored, .. } = self;
         if is_floating(target.kind()) && output.size() == target.size() && output.dim() > 1 {
             if *ignored != IGNORED {
-                let why = "ignore_index leaves out a class of an int64 target, not a probability";
+                let why = "ignore_index leaves out a class of an int64 target; a target of probabilities has none";
                 return Err(misfit(NAME, output, target, why));
             }
             let (logits, of) = elementwise(NAME, output, target)?;
@@ -121,7 +121,7 @@ impl CrossEntropy {
         }
     }
 
-    /// z·log²(Σ exp xᵢ), each times what its target counts.
+    /// z·log²(Σ exp xᵢ), multiplied by the weight of each target.
     fn z_term(
         &self,
         logits: &Tensor,

@@ -1,4 +1,4 @@
-//! Losses of elements: output and target have the same shape, and the mean is over all elements.
+//! Elementwise losses: output and target have the same shape, and the mean is over all elements.
 
 use tch::{Device, Reduction, Tensor};
 
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::Result;
 
-/// Implements a loss of elements: `reduced`, which converts both tensors to one shape and dtype, and
+/// Implements an elementwise loss: `reduced`, which converts both tensors to one shape and dtype, and
 /// `Loss`.
 macro_rules! of_elements {
     ($loss:ident $name:literal, |$own:ident, $output:ident, $target:ident, $reduction:ident| $computed:expr) => {
@@ -44,6 +44,14 @@ macro_rules! of_elements {
 
 /// Squared error, (x − y)².
 ///
+/// ```
+/// use amp_core::{loss::{Loss, Mse}, tch::Tensor};
+///
+/// let (output, target) = (Tensor::from_slice(&[1.0_f32, 3.0]), Tensor::from_slice(&[0.0_f32, 0.0]));
+/// assert_eq!(Mse.compute(&output, &target)?.double_value(&[]), 5.0);
+/// # Ok::<(), amp_core::Error>(())
+/// ```
+///
 /// # Errors
 /// When the shapes differ or a dtype is not floating-point.
 #[derive(Debug, Clone, Copy, Default)]
@@ -53,8 +61,16 @@ of_elements!(Mse "mse_loss", |_own, x, y, reduction| Ok(x.f_mse_loss(y, reductio
 
 /// Absolute error, |x − y|.
 ///
+/// ```
+/// use amp_core::{loss::{L1, Loss}, tch::Tensor};
+///
+/// let (output, target) = (Tensor::from_slice(&[1.0_f32, 3.0]), Tensor::from_slice(&[0.0_f32, 0.0]));
+/// assert_eq!(L1.compute(&output, &target)?.double_value(&[]), 2.0);
+/// # Ok::<(), amp_core::Error>(())
+/// ```
+///
 /// # Errors
-/// When the shapes differ or one is not floating.
+/// When the shapes differ or a dtype is not floating-point.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct L1;
 
@@ -62,8 +78,18 @@ of_elements!(L1 "l1_loss", |_own, x, y, reduction| Ok(x.f_l1_loss(y, reduction)?
 
 /// Huber's loss with d = x − y: d²/2 for |d| < δ, otherwise δ (|d| − δ/2).
 ///
+/// ```
+/// use amp_core::{loss::{Huber, Loss}, tch::Tensor};
+///
+/// // |d| = 1 is quadratic, 1²/2; |d| = 3 is linear, 2·(3 − 2/2).
+/// let (output, target) = (Tensor::from_slice(&[1.0_f32, 3.0]), Tensor::from_slice(&[0.0_f32, 0.0]));
+/// let loss = Huber { delta: 2.0 }.compute(&output, &target)?;
+/// assert_eq!(loss.double_value(&[]), (0.5 + 4.0) / 2.0);
+/// # Ok::<(), amp_core::Error>(())
+/// ```
+///
 /// # Errors
-/// When the shapes differ, one is not floating, or an option is out of range.
+/// When the shapes differ, a dtype is not floating-point, or an option is out of range.
 #[derive(Debug, Clone, Copy)]
 pub struct Huber {
     /// δ, above 0; 1 unless it is given.
@@ -84,7 +110,7 @@ of_elements!(Huber "huber_loss", |own, x, y, reduction| {
 /// The smooth absolute error with d = x − y: d²/(2β) for |d| < β, otherwise |d| − β/2. With β = 0 it is [`L1`].
 ///
 /// # Errors
-/// When the shapes differ, one is not floating, or an option is out of range.
+/// When the shapes differ, a dtype is not floating-point, or an option is out of range.
 #[derive(Debug, Clone, Copy)]
 pub struct SmoothL1 {
     /// β, at least 0; 1 unless it is given.
@@ -109,7 +135,7 @@ of_elements!(SmoothL1 "smooth_l1_loss", |own, x, y, reduction| {
 /// [`BinaryCrossEntropyWithLogits`].
 ///
 /// # Errors
-/// When the shapes differ, one is not floating, the weight does not fit, or under CUDA autocast.
+/// When the shapes differ, a dtype is not floating-point, the weight does not fit, or under CUDA autocast.
 #[derive(Debug, Default)]
 pub struct BinaryCrossEntropy {
     /// w: one number, or the shape of one example with 1 where a dimension has one weight.
@@ -124,8 +150,22 @@ of_elements!(BinaryCrossEntropy "binary_cross_entropy", |own, p, y, reduction| {
 /// Binary cross entropy of logits x against probabilities y from 0 to 1: −w (q y ln σ(x) + (1 − y)
 /// ln(1 − σ(x))). The mean is over all elements, independent of w.
 ///
-/// Weights have the shape of one example, as `[C]` for outputs `[N, C]` and `[C, 1, 1]` for `[N,
+/// Weights have the shape of one example, for example `[C]` for outputs `[N, C]` and `[C, 1, 1]` for `[N,
 /// C, H, W]`, or are one number.
+///
+/// ```
+/// use amp_core::{loss::{BinaryCrossEntropyWithLogits, Loss}, tch::Tensor};
+///
+/// // A logit of 0 is a probability of 1/2. Positive targets count three times: 3·ln 2.
+/// let (logits, labels) = (Tensor::from_slice(&[0.0_f64]), Tensor::from_slice(&[1.0_f64]));
+/// let loss = BinaryCrossEntropyWithLogits {
+///     pos_weight: Some(Tensor::from_slice(&[3.0_f64])),
+///     ..Default::default()
+/// };
+/// let loss = loss.compute(&logits, &labels)?.double_value(&[]);
+/// assert!((loss - 3.0 * 2.0_f64.ln()).abs() < 1e-12);
+/// # Ok::<(), amp_core::Error>(())
+/// ```
 ///
 /// # Errors
 /// When the shapes differ, a dtype is not floating-point, or a weight does not fit.
@@ -145,7 +185,7 @@ of_elements!(BinaryCrossEntropyWithLogits "binary_cross_entropy_with_logits", |o
         let [low, high] = [y.f_min()?, y.f_max()?];
         let (low, high) = (low.f_double_value(&[])?, high.f_double_value(&[])?);
         if low < 0.0 || high > 1.0 {
-            let why = format!("targets are from 0 to 1, not from {low} to {high}");
+            let why = format!("targets must be from 0 to 1, but are from {low} to {high}");
             return Err(misfit(NAME, x, y, &why));
         }
     }
@@ -159,7 +199,7 @@ of_elements!(BinaryCrossEntropyWithLogits "binary_cross_entropy_with_logits", |o
 /// examples, which is the mathematical definition.
 ///
 /// # Errors
-/// When the shapes differ or one is not floating.
+/// When the shapes differ or a dtype is not floating-point.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct KlDiv {
     /// Whether the target holds log probabilities.
@@ -182,7 +222,7 @@ of_elements!(KlDiv "kl_div", |own, x, y, reduction| match (own.batchmean, reduct
 /// y ln y − y + ln(2π y)/2, where y > 1.
 ///
 /// # Errors
-/// When the shapes differ, one is not floating, or an option is out of range.
+/// When the shapes differ, a dtype is not floating-point, or an option is out of range.
 #[derive(Debug, Clone, Copy)]
 pub struct PoissonNll {
     /// Whether the output is the rate's logarithm; true unless it is given.
@@ -208,7 +248,7 @@ of_elements!(PoissonNll "poisson_nll_loss", |own, x, y, reduction| {
 /// Hinge loss of distances x against labels 1 and -1: x for 1, max(0, margin − x) for -1.
 ///
 /// # Errors
-/// When the shapes differ or one is not floating.
+/// When the shapes differ or a dtype is not floating-point.
 #[derive(Debug, Clone, Copy)]
 pub struct HingeEmbedding {
     /// 1 unless it is given.

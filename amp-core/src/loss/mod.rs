@@ -49,6 +49,28 @@ pub(crate) const IGNORED: i64 = -100;
 
 /// A loss with its options. Implement this trait for a loss of your own, and name the value in
 /// `#[loss(value = …)]`.
+///
+/// ```
+/// use amp_core::{Result, loss::{Loss, MeanOver}, tch::{Kind, Tensor}};
+///
+/// /// The mean of |x − y|³ over the elements.
+/// struct Cubed;
+///
+/// impl Loss for Cubed {
+///     fn compute(&self, output: &Tensor, target: &Tensor) -> Result<Tensor> {
+///         let distance = output.f_sub(target)?.f_abs()?;
+///         Ok(distance.f_pow_tensor_scalar(3)?.f_mean(Kind::Float)?)
+///     }
+///
+///     fn mean_over(&self) -> MeanOver<'_> {
+///         MeanOver::Examples
+///     }
+/// }
+///
+/// let (output, target) = (Tensor::from_slice(&[2.0_f32, 0.0]), Tensor::from_slice(&[0.0_f32, 0.0]));
+/// assert_eq!(Cubed.compute(&output, &target)?.double_value(&[]), 4.0);
+/// # Ok::<(), amp_core::Error>(())
+/// ```
 pub trait Loss {
     /// The loss of a batch, a scalar, computed from the model's output and the target.
     ///
@@ -61,14 +83,25 @@ pub trait Loss {
     /// large batch's gradient.
     fn mean_over(&self) -> MeanOver<'_>;
 
-    /// Why no CUDA graph can hold a step with this loss, as in `ctc_loss reads lengths on the host`: because it waits
-    /// for the device or decides on the host by its values. `None` unless it is given.
+    /// The reason why a step with this loss cannot run as a CUDA graph, as in `ctc_loss reads lengths on
+    /// the host`: the loss waits for the device, or decides on the host by its values. `None` by default.
     fn outside_graphs(&self) -> Option<&'static str> {
         None
     }
 }
 
 /// [`CrossEntropy`] with its defaults.
+///
+/// ```
+/// use amp_core::{loss, tch::Tensor};
+///
+/// // Two examples with three classes; the target -100 is ignored.
+/// let logits = Tensor::from_slice(&[0.0_f64, 0.0, 0.0, 9.0, 0.0, 0.0]).view([2, 3]);
+/// let classes = Tensor::from_slice(&[1_i64, -100]);
+/// let loss = loss::cross_entropy(&logits, &classes)?.double_value(&[]);
+/// assert!((loss - 3.0_f64.ln()).abs() < 1e-12);
+/// # Ok::<(), amp_core::Error>(())
+/// ```
 ///
 /// # Errors
 /// The same as [`CrossEntropy`]'s.
@@ -97,7 +130,7 @@ pub fn nll_loss(output: &Tensor, target: &Tensor) -> Result<Tensor> {
 /// Mean squared error: see [`Mse`].
 ///
 /// # Errors
-/// When the shapes differ or one is not floating.
+/// When the shapes differ or a dtype is not floating-point.
 pub fn mse_loss(output: &Tensor, target: &Tensor) -> Result<Tensor> {
     Mse.compute(output, target)
 }
@@ -105,7 +138,7 @@ pub fn mse_loss(output: &Tensor, target: &Tensor) -> Result<Tensor> {
 /// Mean absolute error: see [`L1`].
 ///
 /// # Errors
-/// When the shapes differ or one is not floating.
+/// When the shapes differ or a dtype is not floating-point.
 pub fn l1_loss(output: &Tensor, target: &Tensor) -> Result<Tensor> {
     L1.compute(output, target)
 }
@@ -113,7 +146,7 @@ pub fn l1_loss(output: &Tensor, target: &Tensor) -> Result<Tensor> {
 /// [`Huber`] with δ = 1.
 ///
 /// # Errors
-/// When the shapes differ or one is not floating.
+/// When the shapes differ or a dtype is not floating-point.
 pub fn huber_loss(output: &Tensor, target: &Tensor) -> Result<Tensor> {
     Huber::default().compute(output, target)
 }
@@ -121,7 +154,7 @@ pub fn huber_loss(output: &Tensor, target: &Tensor) -> Result<Tensor> {
 /// [`BinaryCrossEntropy`] of probabilities. CUDA autocast refuses it.
 ///
 /// # Errors
-/// When the shapes differ, one is not floating, or under CUDA autocast.
+/// When the shapes differ, a dtype is not floating-point, or under CUDA autocast.
 pub fn binary_cross_entropy(output: &Tensor, target: &Tensor) -> Result<Tensor> {
     BinaryCrossEntropy::default().compute(output, target)
 }
@@ -160,8 +193,8 @@ pub fn own(loss: Result<Tensor>, output: &Tensor, target: &Tensor) -> Result<Ten
     })
 }
 
-/// Adds the remedy to an error of a loss's backward pass. libtorch computes a loss of two dtypes
-/// and refuses its gradient.
+/// Adds the remedy to an error of a loss's backward pass. libtorch computes a loss from two dtypes, but
+/// fails in its backward pass.
 pub(crate) fn in_backward(error: Error) -> Error {
     match &error {
         Error::Torch(text) if text.contains("dtype") && !error.is_out_of_memory() => {

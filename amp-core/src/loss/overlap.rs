@@ -8,8 +8,9 @@ use super::{
 };
 use crate::{Result, ffi, precision::is_floating};
 
-/// The Dice loss of logits `[N, C, …]` (Milletari et al. 2016): 1 − (2 Σ p t + s) / (Σ p + Σ t + s), the mean over
-/// classes and examples. The sums are over the positions of an example, or with `batch` of the whole batch.
+/// The Dice loss of logits `[N, C, …]` (Milletari et al. 2016): 1 − (2 Σ p t + s) / (Σ p + Σ t + s), the
+/// mean over classes and examples. The sums are over the positions of one example, or with `batch` over the
+/// whole batch.
 ///
 /// For int64 classes `[N, …]`, p is the softmax over dimension 1 and t the one-hot class; positions
 /// of class -100 are left out of all sums. For a floating-point mask with the shape of the logits,
@@ -115,8 +116,18 @@ impl Loss for Dice {
 /// `sigmoid_focal_loss`): α_t (1 − p_t)^γ times the binary cross entropy, with p_t = p y + (1 − p)(1 − y) and
 /// α_t = α y + (1 − α)(1 − y). The mean is over all elements.
 ///
+/// ```
+/// use amp_core::{loss::{Focal, Loss}, tch::Tensor};
+///
+/// // p_t = 1/2 for a logit of 0: α (1/2)^γ ln 2.
+/// let (logits, labels) = (Tensor::from_slice(&[0.0_f64]), Tensor::from_slice(&[1.0_f64]));
+/// let loss = Focal { alpha: 0.25, gamma: 2.0 }.compute(&logits, &labels)?.double_value(&[]);
+/// assert!((loss - 0.25 * 0.25 * 2.0_f64.ln()).abs() < 1e-12);
+/// # Ok::<(), amp_core::Error>(())
+/// ```
+///
 /// # Errors
-/// When the shapes differ, one is not floating, or an option is out of range.
+/// When the shapes differ, a dtype is not floating-point, or an option is out of range.
 #[derive(Debug, Clone, Copy)]
 pub struct Focal {
     /// α, from 0 to 1, or below 0 for no weighting; 0.25 unless it is given.

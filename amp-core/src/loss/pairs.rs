@@ -13,7 +13,7 @@ use crate::Result;
 /// 1 − cos(x, y) along dimension 1 of outputs and targets `[N, D, …]`.
 ///
 /// # Errors
-/// When the shapes differ, have no dimension 1, or one is not floating.
+/// When the shapes differ, there is no dimension 1, or a dtype is not floating-point.
 #[derive(Debug, Clone, Copy)]
 pub struct CosineSimilarity {
     /// The smallest norm that is used as a divisor; 1e-8 unless it is given.

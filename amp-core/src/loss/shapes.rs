@@ -129,9 +129,8 @@ pub(super) fn reduce(each: &Tensor, reduction: Reduction) -> Result<Tensor> {
     }
 }
 
-/// Runs `compute` as autocast runs torch's losses: in a region of the tensors' device, 16-bit
-/// numbers are converted to f32 and no operation is autocast. A dtype probe does not record the
-/// products.
+/// Runs `compute` as autocast runs torch's losses: in a region of the tensors' device, with 16-bit numbers
+/// converted to f32 and autocast off. A dtype probe does not record the products.
 pub(super) fn in_f32<const N: usize>(
     tensors: [&Tensor; N],
     compute: impl FnOnce([Tensor; N]) -> Result<Tensor>,

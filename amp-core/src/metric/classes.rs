@@ -17,6 +17,16 @@ use crate::{
 ///
 /// For a single logit per example, and for masks, use [`BinaryAccuracy`]; for targets that are
 /// probabilities, [`SoftAccuracy`].
+///
+/// ```
+/// use amp_core::{metric::{Accuracy, Metric}, tch::Tensor};
+///
+/// // The second example is wrong, and the third is ignored.
+/// let logits = Tensor::from_slice(&[2.0_f32, 1.0, 2.0, 1.0, 2.0, 1.0]).view([3, 2]);
+/// let classes = Tensor::from_slice(&[0_i64, 1, -100]);
+/// assert_eq!(Accuracy.measure(&logits, &classes)?.double_value(&[]), 0.5);
+/// # Ok::<(), amp_core::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct Accuracy;
 
@@ -25,8 +35,8 @@ impl Metric for Accuracy {
         const NAME: &str = "accuracy";
         let same = output.size() == target.size();
         if is_floating(target.kind()) && same && output.dim() > 1 {
-            let why = "for probabilities of classes use soft_accuracy, for masks and several labels an \
-                       example binary_accuracy";
+            let why = "for probabilities of classes use soft_accuracy, for masks and for several \
+                       labels per example binary_accuracy";
             return Err(misfit(NAME, output, target, why));
         }
         let (logits, of) = classes(NAME, output, target)?;
@@ -60,6 +70,14 @@ impl Metric for SoftAccuracy {
 
 /// The fraction of elements for which logit > 0 equals target > ½; output and target have the same
 /// shape. An element with target -100 is ignored, and a NaN logit is wrong.
+///
+/// ```
+/// use amp_core::{metric::{BinaryAccuracy, Metric}, tch::Tensor};
+///
+/// let (logits, labels) = (Tensor::from_slice(&[2.0_f32, -1.0]), Tensor::from_slice(&[1_i64, 1]));
+/// assert_eq!(BinaryAccuracy.measure(&logits, &labels)?.double_value(&[]), 0.5);
+/// # Ok::<(), amp_core::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct BinaryAccuracy;
 
@@ -86,6 +104,15 @@ impl Metric for BinaryAccuracy {
 
 /// The fraction of examples whose target class is among the `k` largest logits. Targets of class
 /// -100 are ignored.
+///
+/// ```
+/// use amp_core::{metric::{Metric, TopK}, tch::Tensor};
+///
+/// let logits = Tensor::from_slice(&[3.0_f32, 2.0, 1.0, 3.0, 2.0, 1.0]).view([2, 3]);
+/// let classes = Tensor::from_slice(&[1_i64, 2]);
+/// assert_eq!(TopK { k: 2 }.measure(&logits, &classes)?.double_value(&[]), 0.5);
+/// # Ok::<(), amp_core::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct TopK {
     /// k, the number of classes.

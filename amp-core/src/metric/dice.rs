@@ -5,23 +5,25 @@ use tch::{Kind, Tensor};
 use super::{Average, Metric, MetricState, Reduction, scores::predictions};
 use crate::{Result, loss::IGNORED};
 
-/// 2 |P ∩ T| / (|P| + |T|) of the positions P predicted to be of a class and its targets T, as torchmetrics' DiceScore:
-/// of logits `[N, C, …]` against int64 classes `[N, …]`, as in [`CrossEntropy`](crate::loss::CrossEntropy).
+/// 2 |P ∩ T| / (|P| + |T|), where P are the positions predicted to be of a class and T the positions whose
+/// target is the class, as torchmetrics' DiceScore: for logits `[N, C, …]` and int64 classes `[N, …]`, as
+/// in [`CrossEntropy`](crate::loss::CrossEntropy).
 ///
-/// The score is of each example and class, averaged over the classes and then over the examples; or of all positions
-/// together, which is [`FBeta`](super::FBeta) with β = 1. A class that an example neither has nor predicts is in no
-/// average, nor is an example without any class.
+/// The score is computed for each example and class and averaged, first over the classes, then over the
+/// examples; or from all positions together, which is [`FBeta`](super::FBeta) with β = 1. A class that an
+/// example neither has nor predicts is left out of the average, and so is an example without any class.
 #[derive(Debug, Clone, Copy)]
 pub struct Dice {
     /// [`Average::Macro`] unless it is given.
     pub average: Average,
-    /// Whether there is a score for each example, and not one of all; true unless it is given.
+    /// Whether the score is computed for each example and averaged, instead of from all positions together;
+    /// true unless it is given.
     pub per_example: bool,
-    /// Whether class 0 is in the score; true unless it is given.
+    /// Whether class 0 is part of the score; true unless it is given.
     pub include_background: bool,
-    /// A class whose targets count nothing, besides -100.
+    /// A class whose targets are ignored, in addition to -100.
     pub ignore_index: i64,
-    /// The number of classes, held against the output's where it is given.
+    /// The number of classes; if given, the output is checked against it.
     pub num_classes: Option<i64>,
 }
 
@@ -44,7 +46,7 @@ impl Metric for Dice {
             predictions("dice", output, target, num_classes, ignore_index)?;
         let examples = target.size().first().copied().unwrap_or(1).max(1);
         let positions = (of.numel() as i64 / examples).max(1);
-        // A place for each example and class.
+        // An index for each pair of example and class.
         let example = Tensor::f_arange(of.numel() as i64, (Kind::Int64, of.device()))?
             .f_div_scalar_mode(positions, "floor")?
             .f_mul_scalar(classes)?;
@@ -94,8 +96,9 @@ impl Metric for Dice {
 }
 
 impl Dice {
-    /// The scores of hits, predicted and actual positions `[N, C]`, 0 where there is none, and 1 where there is one:
-    /// both `[N]`, or `[N, C]` for [`Average::None`]. A NaN among the counts, as of a logit that is NaN, stays.
+    /// The mean score from correct, predicted and actual positions `[N, C]`. Both results are `[N]`, or
+    /// `[N, C]` for [`Average::None`]: the scores, 0 if there is none, and 1 if there is one. If a count is
+    /// NaN, for example because a logit is NaN, the score is NaN.
     fn of(&self, [hits, predicted, actual]: &[Tensor; 3]) -> Result<[Tensor; 2]> {
         let classes = |of: &Tensor| of.f_sum_dim_intlist([1_i64].as_slice(), false, Kind::Double);
         let (both, all) = (hits.f_mul_scalar(2.0)?, predicted.f_add(actual)?);

@@ -49,6 +49,24 @@ use crate::{Error, Result};
 
 /// A metric with its options. Implement this trait for a metric of your own, and name the value in
 /// `#[metric(with = …, name = …)]`.
+///
+/// ```
+/// use amp_core::{Result, metric::{Metric, MetricState}, tch::{Kind, Tensor}};
+///
+/// /// The share of examples whose error is at most 1/2.
+/// struct Close;
+///
+/// impl Metric for Close {
+///     fn update(&self, output: &Tensor, target: &Tensor) -> Result<MetricState> {
+///         let close = output.f_sub(target)?.f_abs()?.f_le(0.5)?;
+///         MetricState::mean(&close.f_sum(Kind::Double)?, close.numel() as f64)
+///     }
+/// }
+///
+/// let (output, target) = (Tensor::from_slice(&[0.2_f32, 3.0]), Tensor::from_slice(&[0.0_f32, 0.0]));
+/// assert_eq!(Close.measure(&output, &target)?.double_value(&[]), 0.5);
+/// # Ok::<(), amp_core::Error>(())
+/// ```
 pub trait Metric {
     /// The state of one batch. Do not read values back from the device here: the step would wait,
     /// and could not run as a CUDA graph.
@@ -104,8 +122,8 @@ impl Reduction {
         let on_host =
             |tensor: &Tensor| tensor.f_to_device_(Device::Cpu, Kind::Double, false, false);
         let mut tensors = state.tensors()?;
-        // A GPU divides by multiplying with the reciprocal, and sums in another order. On the host
-        // the last digit does not depend on the device.
+        // A GPU multiplies by a reciprocal instead of dividing, and sums in another order. On the host the
+        // last digit does not depend on the device.
         for (tensor, part) in tensors.iter_mut().zip(&state.parts) {
             if part.merge == Merge::Sum {
                 *tensor = on_host(tensor)?;

@@ -15,6 +15,14 @@ pub(super) fn doubles(what: &str, output: &Tensor, target: &Tensor) -> Result<(T
 }
 
 /// The mean absolute error over all elements, |x − y|, of floating tensors of one shape.
+///
+/// ```
+/// use amp_core::{metric::{Mae, Metric}, tch::Tensor};
+///
+/// let (output, target) = (Tensor::from_slice(&[1.0_f32, 3.0]), Tensor::from_slice(&[0.0_f32, 0.0]));
+/// assert_eq!(Mae.measure(&output, &target)?.double_value(&[]), 2.0);
+/// # Ok::<(), amp_core::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Mae;
 
@@ -54,7 +62,7 @@ impl Metric for Rmse {
     }
 }
 
-/// The sum of all elements and their number, `[2]`.
+/// The sum of all elements, and the number of elements: `[2]`.
 pub(super) fn sum_and_count(values: &Tensor) -> Result<Tensor> {
     let sum = values.f_sum(Kind::Double)?;
     Ok(Tensor::f_stack(&[&sum, &sum.f_full_like(values.numel() as f64)?], 0)?)
@@ -63,6 +71,15 @@ pub(super) fn sum_and_count(values: &Tensor) -> Result<Tensor> {
 /// The coefficient of determination, 1 − Σ(x − y)² / Σ(y − ȳ)², of floating-point tensors `[N]` or
 /// `[N, D]`; for D outputs the mean of their values. If all targets are equal, it is 1 if every
 /// output equals them, otherwise 0. NaN for fewer than two examples.
+///
+/// ```
+/// use amp_core::{metric::{Metric, R2}, tch::Tensor};
+///
+/// // The mean of the targets as every output explains nothing of their variance.
+/// let (output, target) = (Tensor::from_slice(&[2.0_f64, 2.0]), Tensor::from_slice(&[1.0_f64, 3.0]));
+/// assert_eq!(R2.measure(&output, &target)?.double_value(&[]), 0.0);
+/// # Ok::<(), amp_core::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default)]
 pub struct R2;
 

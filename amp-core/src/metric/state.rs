@@ -33,7 +33,7 @@ impl MetricState {
     /// [`Reduction::Mean`](super::Reduction::Mean).
     ///
     /// # Errors
-    /// When libtorch has no memory for it.
+    /// When there is not enough memory.
     pub fn mean(sum: &Tensor, weight: f64) -> Result<Self> {
         Ok(Self { weight, ..Self::default().and_sum(sum)? })
     }
@@ -41,7 +41,7 @@ impl MetricState {
     /// Counts of any shape, equal for every batch, which are summed in f64.
     ///
     /// # Errors
-    /// When libtorch has no memory for them.
+    /// When there is not enough memory.
     pub fn sum(counts: &Tensor) -> Result<Self> {
         Self::default().and_sum(counts)
     }
@@ -55,7 +55,7 @@ impl MetricState {
     /// Adds a tensor of [counts](Self::sum).
     ///
     /// # Errors
-    /// When libtorch has no memory for them.
+    /// When there is not enough memory.
     pub fn and_sum(mut self, counts: &Tensor) -> Result<Self> {
         let pieces = vec![counts.f_to_kind(Kind::Double)?];
         self.parts.push(Part { merge: Merge::Sum, pieces });
@@ -84,7 +84,7 @@ impl MetricState {
     /// The tensors; a concatenation is joined into one tensor.
     ///
     /// # Errors
-    /// When libtorch has no memory for them.
+    /// When there is not enough memory.
     pub fn tensors(&self) -> Result<Vec<Tensor>> {
         let parts = self.parts.iter().map(|part| match part.pieces.as_slice() {
             [one] => Ok(one.shallow_clone()),

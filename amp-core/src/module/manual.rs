@@ -170,7 +170,9 @@ impl<'s> ManualStep<'s> {
 /// gives to its first backward pass. The manual step ends there, and nothing is updated.
 ///
 /// # Errors
-/// When the step fails, or ends without a backward pass.
+/// The first loss of a model's step on `batch`, with its graph: the result of
+/// [`training_step`](LightningModule::training_step), or the loss of the first backward pass of a [manual
+/// step](LightningModule::manual_step). The manual step ends there, and nothing is updated.
 pub fn first_loss(
     model: &mut dyn LightningModule,
     batch: &AnyBatch,
@@ -196,7 +198,7 @@ pub fn first_loss(
     }
 }
 
-/// Ends a manual step at its first backward pass, by an error.
+/// Ends a manual step at its first backward pass, with an error.
 struct First {
     count: usize,
     loss: Option<Tensor>,
@@ -205,7 +207,7 @@ struct First {
 impl First {
     /// The step must not continue, even if the model handles the error.
     fn end<T>() -> Result<T> {
-        Err(Error::config("a manual step went on behind the end of its first backward pass"))
+        Err(Error::config("a manual step continued after its first backward pass had ended it"))
     }
 }
 

@@ -21,14 +21,14 @@ fn image(image: &Tensor) -> Result<Option<Media>> {
 macro_rules! logs_media {
     ($($type:ty),*) => {$(
         impl $type {
-            /// Logs an image or figure `[H, W]` or `[C, H, W]` of 1, 3 or 4 channels, or images `[N, C, H, W]` as a
-            /// [grid](ImageGrid): uint8, or floating from 0 to 1. It is copied to the host at once, which waits for
-            /// the device: log it now and then. Loggers encode and write it on threads of their own; without one
-            /// that takes images it is dropped.
+            /// Logs an image or figure `[H, W]` or `[C, H, W]` with 1, 3 or 4 channels, or images `[N, C,
+            /// H, W]` as a [grid](ImageGrid): uint8, or floating-point from 0 to 1. The image is copied to
+            /// the host at once, which waits for the device, so log images rarely. Loggers encode and write
+            /// it on threads of their own. It is dropped if no logger takes images.
             ///
             /// # Errors
-            /// When the shape or dtype is another, and within a step that runs as a CUDA graph: log it where
-            /// [`Step::at_logging_interval`].
+            /// When the shape or dtype is not one of these, and within a step that runs as a CUDA graph:
+            /// log images only if [`Step::at_logging_interval`] is true.
             pub fn log_image(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
                 self.log.media(name, || image(tensor))
             }
@@ -36,16 +36,16 @@ macro_rules! logs_media {
             /// Logs a text, which TensorBoard shows as Markdown.
             ///
             /// # Errors
-            /// As [`log_image`](Self::log_image).
+            /// The same as [`log_image`](Self::log_image)'s.
             pub fn log_text(&mut self, name: &str, text: impl Into<String>) -> Result<()> {
                 self.log.media(name, || Ok(Some(Media::Text(text.into()))))
             }
 
-            /// Logs how the elements are distributed. They are counted on their device at once. Without a finite
-            /// element nothing is logged.
+            /// Logs the distribution of the elements. They are counted on their device at once. If no
+            /// element is finite, nothing is logged.
             ///
             /// # Errors
-            /// When the elements are complex, and as [`log_image`](Self::log_image).
+            /// When the elements are complex, and the same as [`log_image`](Self::log_image)'s.
             pub fn log_histogram(&mut self, name: &str, values: &Tensor) -> Result<()> {
                 self.log.media(name, || Ok(Histogram::from_tensor(values)?.map(Media::Histogram)))
             }
@@ -58,10 +58,11 @@ logs_media!(Hook<'_>, Step<'_>, ManualStep<'_>);
 macro_rules! at_interval {
     ($($type:ty),*) => {$(
         impl $type {
-            /// Whether values of this batch are reported, for code that does more then, as logging an image: in
-            /// training for the last batch of each
-            /// [`log_every_n_steps`](crate::trainer::LoggingConfig::log_every_n_steps)-th step, otherwise for the
-            /// first batch of each set. Where a step asks, those steps run without a CUDA graph.
+            /// Whether values of this batch are reported, for code that does additional work then, such as
+            /// logging an image. In training that is the last batch of each
+            /// [`log_every_n_steps`](crate::trainer::LoggingConfig::log_every_n_steps)-th step, otherwise
+            /// the first batch of each set. If a step calls this, the steps at the logging interval run
+            /// without a CUDA graph.
             ///
             /// ```no_run,standalone_crate
             /// use amp_core::prelude::*;

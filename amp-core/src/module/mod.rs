@@ -130,7 +130,7 @@ pub trait LightningModule: Visit {
     /// Processes one batch: forward and backward passes and updates, in any number and order.
     ///
     /// # Errors
-    /// When any of these fails.
+    /// When one of these passes fails.
     fn manual_step(&mut self, batch: &AnyBatch, step: &mut ManualStep<'_>) -> Result<()> {
         let _ = (batch, step);
         Err(no_step(self.name(), "manual_step"))
@@ -173,7 +173,7 @@ pub trait LightningModule: Visit {
     /// How closely the model must follow each step, which decides whether steps may run as CUDA
     /// graphs. The derive implements it for generated steps.
     fn step_access(&self) -> StepAccess {
-        StepAccess::Within("the model's steps are written by hand")
+        StepAccess::Within("the model's steps are handwritten")
     }
 
     /// Before the first epoch.

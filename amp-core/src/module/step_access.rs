@@ -22,7 +22,7 @@ impl StepAccess {
         loss.outside_graphs().map_or(Self::Late, Self::Within)
     }
 
-    /// The closer of two: what two observers of one run need together.
+    /// The closer of two, which satisfies both observers.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         match (self, other) {

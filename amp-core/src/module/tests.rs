@@ -1,6 +1,6 @@
 use crate::prelude::*;
 
-/// Generated code names amp-core from outside, and this is inside.
+/// Generated code names amp-core from outside, but this test is inside it.
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[optimizer(sgd, lr = 0.1)]

@@ -8,13 +8,13 @@ use super::{
 };
 use crate::{Result, parameter::Parameter};
 
-/// Adam's second moment, stored for parameters with two dimensions or more as the product of a
-/// column and a row: n + m numbers instead of n·m, and no first moment. Defaults are
-/// torch.optim.Adafactor's. In step t, with g the gradient:
+/// Adam's second moment, stored for parameters with at least two dimensions as the product of a column and
+/// a row: n + m numbers instead of n·m, and no first moment. Defaults are torch.optim.Adafactor's. In step
+/// t, with gradient g:
 ///
-/// β = t^[`beta2_decay`](Self::beta2_decay); R ← R + β(mean of g² by rows − R), C by columns alike;
-/// V = RC / max(mean of R, ε₁); U = g/√max(V, ε₁²); α = max(ε₂, rms(w))·min(lr, 1/√t);
-/// w ← w − lr·weight_decay·w − α·U / max(1, rms(U)/d).
+/// β = t^[`beta2_decay`](Self::beta2_decay); R ← R + β(mean of g² over rows − R), and C in the same way
+/// over columns; V = RC / max(mean of R, ε₁); U = g/√max(V, ε₁²); α = max(ε₂, rms(w))·min(lr, 1/√t); w ← w
+/// − lr·weight_decay·w − α·U / max(1, rms(U)/d).
 ///
 /// ```
 /// use amp_core::optim::{Adafactor, OptimizerConfig};
@@ -27,7 +27,7 @@ use crate::{Result, parameter::Parameter};
 pub struct Adafactor {
     /// The highest learning rate, relative to a parameter's size.
     pub lr: f64,
-    /// The exponent, at most 0, of a new square's weight.
+    /// The exponent of t in β, the weight of the newest square; at most 0.
     pub beta2_decay: f64,
     /// ε₁, by default the distance from 1 to the next number of the dtype in which the parameter is
     /// updated, and ε₂.
@@ -115,7 +115,7 @@ impl Adafactor {
     }
 }
 
-/// The second moment of a matrix, from the running means of its rows and its columns.
+/// The second moment of a matrix, from the running means over its rows and columns.
 fn factored(one: &ParameterStep<'_>, share: &Number, eps1: f64) -> Result<Tensor> {
     let (row, column, grad) = (one.slot(ROW)?, one.slot(COLUMN)?, one.grad());
     for (kept, dim) in [(row, -1_i64), (column, -2)] {

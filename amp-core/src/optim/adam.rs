@@ -16,6 +16,14 @@ use crate::{
 };
 
 /// Adam with decoupled weight decay; defaults are torch.optim.AdamW's.
+///
+/// ```
+/// use amp_core::optim::{AdamW, Interval, OptimizerConfig, WarmupCosine};
+///
+/// let schedule = WarmupCosine { warmup_steps: 100, total_steps: 1000 };
+/// let optimizer = AdamW { lr: 3e-4, betas: (0.9, 0.95), ..Default::default() };
+/// let config = OptimizerConfig::new(optimizer).with_scheduler(schedule, Interval::Step);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct AdamW {
     /// Learning rate.
@@ -26,9 +34,9 @@ pub struct AdamW {
     pub eps: f64,
     /// Each step subtracts lr·weight_decay·weight.
     pub weight_decay: f64,
-    /// Whether one kernel computes the whole step (torch's `fused=True`), or a few kernels, each
-    /// over all parameters (`foreach=True`). The results differ in the last bit. On CUDA the one
-    /// kernel is ours; it can also unscale and clip, and run inside a CUDA graph.
+    /// Whether one kernel computes the whole step (torch's `fused=True`), or a few kernels, each over all
+    /// parameters (`foreach=True`). The results differ in the last bit. On CUDA the one kernel is this
+    /// crate's; it can also unscale and clip, and run inside a CUDA graph.
     pub fused: bool,
 }
 
@@ -65,9 +73,9 @@ macro_rules! adam {
             const NAME: &'static str = stringify!($options);
             const ELEMENTWISE: bool = true;
 
-            /// f16 represents squares of gradients only between 2⁻¹² and 2⁸: below, the running
-            /// square is zero and the update is divided by eps; above, it is infinite and the
-            /// parameter never moves again (Lightning #20619).
+            /// f16 represents squares of gradients only if the gradients are between 2⁻¹² and 2⁸: below,
+            /// the running square is zero and the update is divided by eps; above, it is infinite and the
+            /// parameter never changes again (Lightning #20619).
             fn upcasts(kind: Kind) -> Option<&'static str> {
                 (kind == Kind::Half).then_some("float16 cannot hold a gradient's square")
             }

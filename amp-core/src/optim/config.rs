@@ -68,6 +68,16 @@ impl OptimizerConfig {
 
 /// The optimizers of a model, which share one backward pass: one, or several over different
 /// parameters. Made from one [`OptimizerConfig`] or a `Vec` of them.
+///
+/// ```
+/// use amp_core::optim::{AdamW, Muon, OptimizerConfig, Optimizers, Selection};
+///
+/// // Muon trains the matrices of the body, AdamW all other parameters.
+/// let matrices = Selection::all().ndim(2).except(["embedding.*", "head.*"]);
+/// let muon = OptimizerConfig::new(Muon { lr: 0.02, ..Default::default() }).params(matrices);
+/// let adamw = OptimizerConfig::new(AdamW { lr: 3e-4, ..Default::default() });
+/// let optimizers = Optimizers::from(vec![muon, adamw]);
+/// ```
 pub struct Optimizers(Vec<OptimizerConfig>);
 
 impl From<OptimizerConfig> for Optimizers {

@@ -37,8 +37,8 @@ pub(super) struct Engine<A> {
     /// The state of each parameter.
     kept: Vec<Kept>,
     storage: Storage,
-    /// Whether a skipped step leaves the averages unchanged. Averages that are converted for a step
-    /// are rounded again.
+    /// Whether a skipped step leaves the averages unchanged. Averages that are converted for a step are
+    /// rounded again even if it is skipped.
     steady: bool,
 }
 
@@ -89,7 +89,7 @@ impl<A: Algorithm> Engine<A> {
         Ok(engine)
     }
 
-    /// The state of a parameter that has a gradient.
+    /// The state of the parameter at an index, which has a gradient.
     fn state_of(&self, place: usize) -> Result<&ParameterState> {
         self.kept[place].state.as_ref().ok_or_else(|| {
             Error::config(format!(
@@ -158,7 +158,7 @@ impl<A: Algorithm> Engine<A> {
             }
         }
         let on = |grads| self.step_on(batch, &params, grads, &kept, (&scales, &codes), known);
-        // Only our kernels accept gradients with other dtypes than the parameters.
+        // Only this crate's kernels accept gradients with other dtypes than the parameters.
         match grad_kind == kind || self.rates[group].is_some() {
             true => on(&batch.grads),
             false => {
@@ -256,7 +256,7 @@ impl<A: Algorithm> Optimizer for Engine<A> {
             || known.factor.is_some() && !capabilities.scales
         {
             return Err(Error::config(format!(
-                "{} cannot leave a step out, or scale gradients, on the device here",
+                "{} cannot skip a step or scale gradients on the device here",
                 A::NAME
             )));
         }

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Key {
     pub(super) group: usize,
-    /// Their state.
+    /// The index of their list of slots.
     pub(super) layout: usize,
     pub(super) kind: Kind,
     pub(super) grad_kind: Kind,

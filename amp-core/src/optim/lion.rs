@@ -10,9 +10,9 @@ use crate::{
     parameter::Parameter,
 };
 
-/// Every weight moves by lr, with the sign of an interpolation between the gradient and its running
-/// mean. Defaults are the paper's. lr should be 3 to 10 times smaller than AdamW's, and the weight
-/// decay larger by the same factor. On CUDA one kernel of ours computes the whole step, see
+/// Every weight moves by lr, with the sign of an interpolation between the gradient and its running mean.
+/// Defaults are the paper's. lr should be 3 to 10 times smaller than AdamW's, and the weight decay larger
+/// by the same factor. On CUDA one kernel of this crate computes the whole step, see
 /// [`AdamW::fused`](super::AdamW::fused).
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Lion {

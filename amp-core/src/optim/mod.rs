@@ -75,7 +75,7 @@ pub enum Interval {
 
 /// Options of an optimizer that can be built over parameters.
 pub trait BuildOptimizer {
-    /// Checks the options and makes the state.
+    /// Checks the options and creates the state.
     ///
     /// # Errors
     /// When an option is out of range, or `storage` is not for the parameters' dtype.
@@ -85,7 +85,7 @@ pub trait BuildOptimizer {
         storage: Storage,
     ) -> Result<Box<dyn Optimizer>>;
 
-    /// [`build_with`](Self::build_with) PyTorch's storage of weights and averages.
+    /// Calls [`build_with`](Self::build_with) with PyTorch's storage of weights and averages.
     ///
     /// # Errors
     /// When an option is out of range.

@@ -20,8 +20,9 @@ pub enum AdjustLr {
 /// Momentum, made orthogonal before each step, for the matrices of hidden layers. Defaults are
 /// torch.optim.Muon's. With B the momentum and g the gradient:
 ///
-/// B ← μB + (1 − μ)g; U = (1 − μ)g + μB with nesterov, or else B; O = the [`ns_steps`](Self::ns_steps)th of
-/// X ← aX + (bA + cA²)X, A = XXᵀ, from U/‖U‖; w ← w − lr·weight_decay·w − lr·[`adjust_lr_fn`](Self::adjust_lr_fn)·O.
+/// B ← μB + (1 − μ)g; U = (1 − μ)g + μB with nesterov, otherwise U = B; O is the result of
+/// [`ns_steps`](Self::ns_steps) iterations X ← aX + (bA + cA²)X with A = XXᵀ, from X = U/‖U‖; w ← w −
+/// lr·weight_decay·w − lr·[`adjust_lr_fn`](Self::adjust_lr_fn)·O.
 ///
 /// The iteration runs in bfloat16, on CUDA on tensor cores. Use another optimizer for embeddings,
 /// the head, biases and norms:
@@ -97,8 +98,8 @@ impl Algorithm for Muon {
             return Ok(vec![Slot::like_parameter(BUFFER)]);
         }
         Err(Error::config(format!(
-            "optimizer: Muon steps matrices, but `{}` has shape {shape:?}: give it to another optimizer, and \
-             Muon `ndim = 2` (in Rust, Selection::all().ndim(2))",
+            "optimizer: Muon updates only matrices, but `{}` has shape {shape:?}: give it to \
+             another optimizer, and Muon `ndim = 2` (in Rust, Selection::all().ndim(2))",
             parameter.name
         )))
     }

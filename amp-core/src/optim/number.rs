@@ -4,9 +4,9 @@ use tch::{Kind, TchError, Tensor};
 
 use crate::{Result, ffi};
 
-/// A number of a step in f64: a rate, a count of steps, a norm. It is on the host; or on the
-/// parameter's CUDA device if the step may be part of a CUDA graph, which cannot wait for the host.
-/// Both have the same operations.
+/// A number of a step in f64: a rate, a count of steps, a norm. It is on the host; or on the parameter's
+/// CUDA device if the step may be part of a CUDA graph, which cannot wait for the host. The operations are
+/// the same for both.
 #[derive(Debug)]
 pub struct Number(Kept);
 
@@ -91,7 +91,7 @@ impl Number {
     /// The difference.
     ///
     /// # Errors
-    /// As [`plus`](Self::plus).
+    /// The same as [`plus`](Self::plus)'s.
     pub fn minus(&self, other: impl Into<Self>) -> Result<Self> {
         self.with(
             other,
@@ -107,7 +107,7 @@ impl Number {
     /// The product.
     ///
     /// # Errors
-    /// As [`plus`](Self::plus).
+    /// The same as [`plus`](Self::plus)'s.
     pub fn times(&self, other: impl Into<Self>) -> Result<Self> {
         self.with(
             other,
@@ -123,7 +123,7 @@ impl Number {
     /// The quotient.
     ///
     /// # Errors
-    /// As [`plus`](Self::plus).
+    /// The same as [`plus`](Self::plus)'s.
     pub fn over(&self, other: impl Into<Self>) -> Result<Self> {
         self.with(
             other,
@@ -139,7 +139,7 @@ impl Number {
     /// The power.
     ///
     /// # Errors
-    /// As [`plus`](Self::plus).
+    /// The same as [`plus`](Self::plus)'s.
     pub fn to_the(&self, power: impl Into<Self>) -> Result<Self> {
         self.with(
             power,
@@ -155,7 +155,7 @@ impl Number {
     /// The smaller of the two.
     ///
     /// # Errors
-    /// As [`plus`](Self::plus).
+    /// The same as [`plus`](Self::plus)'s.
     pub fn at_most(&self, other: impl Into<Self>) -> Result<Self> {
         self.with(
             other,
@@ -171,7 +171,7 @@ impl Number {
     /// The larger of the two.
     ///
     /// # Errors
-    /// As [`plus`](Self::plus).
+    /// The same as [`plus`](Self::plus)'s.
     pub fn at_least(&self, other: impl Into<Self>) -> Result<Self> {
         self.with(
             other,
@@ -187,7 +187,7 @@ impl Number {
     /// This number if it is above 0, otherwise `other`.
     ///
     /// # Errors
-    /// As [`plus`](Self::plus).
+    /// The same as [`plus`](Self::plus)'s.
     pub fn if_positive_or(&self, other: f64) -> Result<Self> {
         Ok(Self(match &self.0 {
             Kept::Host(number) => Kept::Host(if *number > 0.0 { *number } else { other }),
@@ -200,7 +200,7 @@ impl Number {
     /// A new tensor: each element times this number.
     ///
     /// # Errors
-    /// As [`plus`](Self::plus).
+    /// The same as [`plus`](Self::plus)'s.
     pub fn scaled(&self, tensor: &Tensor) -> Result<Tensor> {
         Ok(match &self.0 {
             Kept::Host(number) => tensor.f_mul_scalar(*number)?,
@@ -211,7 +211,7 @@ impl Number {
     /// Multiplies each element of `tensor` in place.
     ///
     /// # Errors
-    /// As [`plus`](Self::plus).
+    /// The same as [`plus`](Self::plus)'s.
     pub fn scale(&self, tensor: &Tensor) -> Result<()> {
         let mut tensor = tensor.shallow_clone();
         let _ = match &self.0 {
@@ -227,7 +227,7 @@ impl Number {
     /// Adds this number times `update` to `tensor` in place. The dtypes may differ.
     ///
     /// # Errors
-    /// As [`plus`](Self::plus).
+    /// The same as [`plus`](Self::plus)'s.
     pub fn add(&self, tensor: &Tensor, update: &Tensor) -> Result<()> {
         match &self.0 {
             Kept::Host(number) => ffi::add_scaled(tensor, update, *number),
@@ -244,7 +244,7 @@ impl Number {
     /// fraction·(to − tensor).
     ///
     /// # Errors
-    /// As [`plus`](Self::plus).
+    /// The same as [`plus`](Self::plus)'s.
     pub fn lerp(&self, tensor: &Tensor, to: &Tensor) -> Result<()> {
         let mut tensor = tensor.shallow_clone();
         let _ = match &self.0 {

@@ -28,7 +28,7 @@ impl Patterns {
         let Some(idle) = self.0.iter().find(idle) else {
             return match self.0.is_empty() {
                 false => Ok(()),
-                true => Err(Error::config(format!("{what}: parameters are chosen by no pattern"))),
+                true => Err(Error::config(format!("{what}: the list of patterns is empty"))),
             };
         };
         let names = some_names(parameters.iter().map(|parameter| parameter.name.as_str()));

@@ -14,8 +14,8 @@ use crate::{
     parameter::Parameter,
 };
 
-/// Divides gradients by a running root mean square. Defaults are torch.optim.RMSprop's. On CUDA one
-/// kernel of ours computes the whole step, see [`AdamW::fused`](super::AdamW::fused).
+/// Divides gradients by a running root mean square. Defaults are torch.optim.RMSprop's. On CUDA one kernel
+/// of this crate computes the whole step, see [`AdamW::fused`](super::AdamW::fused).
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct RmsProp {
     /// Learning rate.

@@ -87,7 +87,7 @@ impl<A: Algorithm> Rig<A> {
         std::iter::once(&self.param).chain(&self.states)
     }
 
-    /// The largest difference from another parameter or state.
+    /// The largest difference between the parameters or states of two rigs.
     fn off(&self, other: &Self) -> Result<f64> {
         let mut most = 0.0;
         for (own, other) in self.everything().zip(other.everything()) {
@@ -101,7 +101,7 @@ fn on_device(rates: Rates) -> Result<Tensor> {
     Ok(Tensor::f_from_slice(&[rates.lr, rates.momentum.unwrap_or_default()])?)
 }
 
-/// The same steps with rates on the host and on the device, with changing rates.
+/// Compares the same steps with changing rates on the host and on the device.
 #[rstest]
 #[case::muon(Muon::default())]
 #[case::plain_muon(Muon { nesterov: false, ..Muon::default() })]

@@ -35,8 +35,8 @@ pub(super) fn get_rates(state: &State, under: &str) -> Result<Rates> {
     })
 }
 
-/// Refuses a state that was saved by another optimizer or schedule than `own`: other names, shapes,
-/// dtypes or types of values.
+/// Refuses a state whose names, shapes, dtypes or types of values differ from those in `own`: another
+/// optimizer or schedule saved it.
 pub(super) fn same_layout(own: &State, saved: &State) -> Result<()> {
     let names = own.values().iter().filter(|(path, _)| path.rsplit('/').next() == Some(NAME));
     for (path, own) in names {
@@ -45,7 +45,7 @@ pub(super) fn same_layout(own: &State, saved: &State) -> Result<()> {
             && own != saved
         {
             return Err(Error::config(format!(
-                "the saved state is of {saved}, but {own} would load it: configure what was saved"
+                "the saved state is of {saved}, but {own} would load it: configure the optimizer and schedule that were saved"
             )));
         }
     }
@@ -67,8 +67,8 @@ pub(super) fn same_layout(own: &State, saved: &State) -> Result<()> {
     match names.find(|name| !known(name)) {
         None => Ok(()),
         Some(name) => Err(Error::config(format!(
-            "the saved state has `{name}`, which nothing here would load: the model or its \
-             optimizer is another"
+            "the saved state has `{name}`, which nothing here loads: another model or optimizer \
+             saved it"
         ))),
     }
 }

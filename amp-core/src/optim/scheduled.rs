@@ -60,8 +60,8 @@ impl Scheduled {
         let monitor = config.monitor().map(str::to_owned);
         if let (Some(monitor), Interval::Step) = (&monitor, interval) {
             return Err(Error::config(format!(
-                "scheduler: `{monitor}` is known at the end of an epoch: give the schedule the \
-                 epoch as its interval"
+                "scheduler: `{monitor}` is known only at the end of an epoch: set the schedule's \
+                 interval to epochs"
             )));
         }
         let groups = started(config.as_ref(), &initial)?;
@@ -189,8 +189,8 @@ impl Scheduled {
         let passed = saved.part(&scheduler(0)).get::<i64>(saved::LAST_EPOCH);
         let passed = passed.map_err(|_| {
             Error::config(format!(
-                "the schedule of {} does not say how many steps or epochs it has passed: it cannot \
-                 go on under other options",
+                "the saved schedule of {} has no number of passed steps or epochs: it cannot \
+                 continue with other options",
                 self.name
             ))
         })?;
@@ -264,12 +264,12 @@ impl Scheduled {
     }
 }
 
-/// Rule: every schedule, also one of the user's own, gives rates that are finite and at least 0.
+/// Rule: every schedule, also a user's own, gives rates that are finite and at least 0.
 fn rates_are_finite(optimizer: &str, rates: &[Rates]) -> Result<()> {
     match rates.iter().find(|rates| !(rates.lr >= 0.0 && rates.lr.is_finite())) {
         None => Ok(()),
         Some(Rates { lr, .. }) => Err(Error::config(format!(
-            "scheduler: the rate of {optimizer} became {lr}, but a rate is at least 0 and finite"
+            "scheduler: the rate of {optimizer} became {lr}, but a rate must be finite and at least 0"
         ))),
     }
 }

@@ -69,7 +69,7 @@ impl Selection {
             self.ndim.map(|ndim| format!(" with {ndim} dimensions")).unwrap_or_default();
         let names = some_names(parameters.iter().map(|parameter| parameter.name.as_str()));
         Err(Error::config(format!(
-            "optimizer: no parameter{dimensions} is left of {names}: change what is chosen or left out"
+            "optimizer: no parameter{dimensions} is left of {names}: choose other parameters, or exclude fewer"
         )))
     }
 }

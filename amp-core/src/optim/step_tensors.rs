@@ -23,15 +23,15 @@ pub struct StepTensors<'a> {
     pub(super) codes: &'a [&'a Code],
     /// Whether these parameters have never been updated; this is the same for all of them.
     pub(super) first: bool,
-    /// The values that only the device has.
+    /// The values that are known only on the device.
     pub(super) known: OnDevice<'a>,
     /// The rates that a captured step reads.
     pub(super) rates: Option<&'a Tensor>,
 }
 
 impl StepTensors<'_> {
-    /// Our kernels, which can be captured, or libtorch's, of which `fused` is one kernel for the
-    /// whole step.
+    /// This crate's kernels, which can be captured, or libtorch's; with `fused` one of libtorch's kernels
+    /// computes the whole step.
     pub(super) fn kernels(&self, fused: bool) -> Kernels<'_> {
         let OnDevice { factor, found_inf } = self.known;
         match self.rates {
@@ -42,13 +42,13 @@ impl StepTensors<'_> {
     }
 
     /// Runs a rule of tensor operations for each parameter, without recording gradients and without
-    /// autocast. The rule gets gradients in their true size. If the device skips the step, the
-    /// rule's writes are undone.
+    /// autocast. The gradients that the rule gets are unscaled and clipped. If the device skips the step,
+    /// the rule's writes are undone.
     ///
     /// The rule is a function or a closure without captures: it gets the options as an argument.
     ///
     /// # Errors
-    /// The rule's.
+    /// The errors of the rule.
     pub fn each<A: Algorithm>(
         &self,
         options: &A,
@@ -135,7 +135,7 @@ impl ParameterStep<'_> {
         self.param
     }
 
-    /// Its gradient in its true size, in the dtype of [`param`](Self::param).
+    /// Its gradient, unscaled and clipped, in the dtype of [`param`](Self::param).
     pub fn grad(&self) -> &Tensor {
         &self.grad
     }
@@ -155,7 +155,7 @@ impl ParameterStep<'_> {
     /// Increments a [`Slot::count`], and returns the number of steps including this one.
     ///
     /// # Errors
-    /// As [`slot`](Self::slot).
+    /// The same as [`slot`](Self::slot)'s.
     pub fn count(&self, name: &str) -> Result<Number> {
         let mut slot = self.slot(name)?.shallow_clone();
         self.number(&slot.f_add_scalar_(1.0)?)

@@ -8,8 +8,8 @@ use crate::{Result, named::named};
 
 /// How an optimizer writes to 16-bit parameters, the weights of the `*-true` precisions.
 ///
-/// bfloat16 has 8 significant bits, so its numbers near 1 are at least 2⁻⁸ apart. Rounded to
-/// nearest, smaller updates are lost, however many there are.
+/// bfloat16 has 8 significant bits, so its numbers near 1 are at least 2⁻⁸ apart. If the result is rounded
+/// to nearest, smaller updates are lost, however many there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -22,9 +22,9 @@ pub enum WeightUpdate {
     /// made when the optimizer is built: later writes to the weights are overwritten in the next
     /// step. The running averages are f32.
     MasterWeights,
-    /// The step is computed in f32 and rounded up or down at random, so that the expected weight is
-    /// the f32 result. There are no copies; the running averages are f32. Only for bfloat16. Uses
-    /// libtorch's generator of the parameters' device.
+    /// The step is computed in f32 and rounded stochastically, so that the expected weight is the f32
+    /// result. There are no copies; the running averages are f32. Only for bfloat16. Uses libtorch's
+    /// generator of the parameters' device.
     StochasticRounding,
 }
 

@@ -27,7 +27,7 @@ pub(super) fn common_device(parameters: &[Parameter]) -> Option<Device> {
     devices.all(|device| device == first).then_some(first)
 }
 
-/// Averages of f64 stay f64.
+/// Averages of f64 parameters stay f64.
 pub(super) fn moments(kind: Kind, storage: Storage) -> Moments {
     if kind == Kind::Double { Moments::Full } else { storage.moments }
 }

@@ -14,14 +14,14 @@ use crate::{Error, Result, ffi};
 pub struct AutocastState {
     /// Whether eligible operations are cast.
     pub enabled: bool,
-    /// The dtype they are cast to, if it is f16 or bf16.
+    /// The dtype to which they are cast, if it is f16 or bf16.
     pub dtype: Option<Kind>,
 }
 
 /// Reads the state.
 ///
 /// # Errors
-/// When libtorch does.
+/// When libtorch fails.
 pub fn autocast_state(device: Device) -> Result<AutocastState> {
     let state = ffi::autocast_state(device.is_cuda())?;
     let dtype = [Kind::Half, Kind::BFloat16, Kind::Float, Kind::Double]
@@ -33,6 +33,17 @@ pub fn autocast_state(device: Device) -> Result<AutocastState> {
 /// An autocast region: it begins when the guard is made and ends when the guard is dropped. Drop
 /// guards in reverse order. In any other order, the original state is restored when the last guard
 /// is dropped. Not `Send`, because the state belongs to the thread.
+///
+/// ```
+/// use amp_core::{precision::AutocastGuard, tch::{Device, Kind, Tensor}};
+///
+/// let x = Tensor::ones([2, 2], (Kind::Float, Device::Cpu));
+/// let guard = AutocastGuard::enter(Device::Cpu, Kind::BFloat16)?;
+/// assert_eq!(x.matmul(&x).kind(), Kind::BFloat16);
+/// drop(guard);
+/// assert_eq!(x.matmul(&x).kind(), Kind::Float);
+/// # Ok::<(), amp_core::Error>(())
+/// ```
 #[derive(Debug)]
 #[must_use = "the region ends when the guard is dropped"]
 pub struct AutocastGuard {
@@ -93,7 +104,7 @@ impl AutocastGuard {
     /// Switches autocast off inside an outer region.
     ///
     /// # Errors
-    /// When libtorch does.
+    /// When libtorch fails.
     pub fn off(device: Device) -> Result<Self> {
         Self::switch(device, None)
     }

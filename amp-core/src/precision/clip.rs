@@ -25,7 +25,7 @@ impl Clip {
         if limit > 0.0 {
             return Ok(self);
         }
-        Err(Error::config(format!("gradient clipping takes a positive limit, got {limit}")))
+        Err(Error::config(format!("gradient clipping needs a positive limit, not {limit}")))
     }
 }
 
@@ -34,7 +34,7 @@ impl Clip {
 /// the sum of squares overflows beyond 65504.)
 ///
 /// # Errors
-/// When libtorch does, for example for gradients on several devices.
+/// When libtorch fails, for example for gradients on several devices.
 pub fn grad_norm(grads: &[Tensor]) -> Result<Tensor> {
     if grads.is_empty() {
         return Ok(Tensor::from(0.0_f32));
@@ -61,8 +61,17 @@ pub fn grad_norm(grads: &[Tensor]) -> Result<Tensor> {
 /// factor is 0 and infinite gradients become NaN, as in PyTorch: unscale first, so that `found_inf`
 /// is set.
 ///
+/// ```
+/// use amp_core::{precision::clip_grad_norm, tch::Tensor};
+///
+/// let gradients = [Tensor::from_slice(&[3.0_f64]), Tensor::from_slice(&[4.0_f64])];
+/// assert_eq!(clip_grad_norm(&gradients, 1.0)?.double_value(&[]), 5.0);
+/// assert!((gradients[0].double_value(&[0]) - 0.6).abs() < 1e-6);
+/// # Ok::<(), amp_core::Error>(())
+/// ```
+///
 /// # Errors
-/// When libtorch does, for example for gradients on several devices.
+/// When libtorch fails, for example for gradients on several devices.
 pub fn clip_grad_norm(grads: &[Tensor], max_norm: f64) -> Result<Tensor> {
     let (total, factor) = norm_and_factor(grads, None, max_norm, None)?;
     multiply(grads, &factor)?;
@@ -106,7 +115,7 @@ pub(super) fn note_norm(norm: &Tensor, found_inf: &Tensor) -> Result<()> {
     Ok(())
 }
 
-/// Whether there are gradients and all are on one CUDA device. Our kernel then computes norm and
+/// Whether there are gradients and all are on one CUDA device. This crate's kernel then computes norm and
 /// factor together.
 fn is_on_cuda(grads: &[Tensor]) -> bool {
     let mut devices = grads.iter().map(Tensor::device);
@@ -131,7 +140,7 @@ pub(super) fn multiply(grads: &[Tensor], factor: &Tensor) -> Result<()> {
 /// Clamps every element of `grads` to `[-limit, limit]` in place.
 ///
 /// # Errors
-/// When libtorch does.
+/// When libtorch fails.
 pub fn clip_grad_value(grads: &[Tensor], limit: f64) -> Result<()> {
     by_dtype(grads, |_, group| {
         ffi::foreach_clamp(group, -limit, limit)?;

@@ -22,10 +22,10 @@ pub enum GradientStorage {
     #[default]
     Full,
     /// Rounded to 16 bits like PyTorch's and stored in 2 bytes each, for weights of
-    /// [`Linear`](crate::nn::Linear) on CUDA: f16 under `16-mixed`, where the loss scale must keep
-    /// them in range, and bf16 under `bf16-mixed`. They are converted to f32 for everything except
-    /// our optimizer kernels: hooks before the step, clipping by value, and other optimizers.
-    /// Accumulated gradients are f32.
+    /// [`Linear`](crate::nn::Linear) on CUDA: f16 under `16-mixed`, where the loss scale must keep them in
+    /// range, and bf16 under `bf16-mixed`. They are converted to f32 for everything except this crate's
+    /// optimizer kernels: hooks before the step, clipping by value, and other optimizers. Accumulated
+    /// gradients are f32.
     SixteenBit,
 }
 

@@ -31,6 +31,15 @@ use tch::{Device, Kind};
 use crate::Error;
 
 /// A precision with its Lightning name.
+///
+/// ```
+/// use amp_core::{precision::Precision, tch::Kind};
+///
+/// let precision: Precision = "16-mixed".parse()?;
+/// assert_eq!((precision.storage(), precision.compute()), (Kind::Float, Kind::Half));
+/// assert!(precision.scales_loss());
+/// # Ok::<(), amp_core::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Precision {
     /// `32-true`: everything in f32; the baseline.

@@ -95,7 +95,7 @@ impl Draws {
     }
 }
 
-/// Tells the numbers for changes of batches from those for examples.
+/// Distinguishes the numbers for changes of batches from the numbers for examples.
 const BATCHES: u64 = 0x6261_7463_6865_7321;
 
 /// The number of runs after which a body whose final states all differ is assumed to draw.

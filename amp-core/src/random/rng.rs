@@ -55,7 +55,7 @@ impl Rng {
     /// A tensor of such numbers, in f32 on the CPU.
     ///
     /// # Errors
-    /// When there is no room for it, or a size is negative.
+    /// When there is not enough memory, or a size is negative.
     pub fn randn(&mut self, shape: &[i64]) -> Result<Tensor> {
         let count = shape.iter().product::<i64>().max(0).cast_unsigned() as usize;
         let values: Vec<f32> =

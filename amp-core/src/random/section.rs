@@ -1,5 +1,5 @@
-//! Who may draw random numbers: one section with exclusive use of the process's generators, or all other
-//! code.
+//! Controls which code may draw random numbers: one section with exclusive use of the process's generators,
+//! or all other code.
 
 use std::{
     cell::Cell,
@@ -94,18 +94,18 @@ pub struct Section {
 /// Begins a section whose random numbers depend only on `seed`, not on other threads, and seeds
 /// libtorch's generators of every device.
 ///
-/// libtorch has one default generator for the whole process: two threads that train at once, as
+/// libtorch has one default generator for the whole process: two threads that train at the same time, as
 /// two tests of one binary do, take numbers from each other's sequence, so that neither run can be
-/// repeated. While the section lives, every other thread that wants to begin one, enters
-/// [`Trainer::fit`](crate::Trainer::fit), builds a layer of [`nn`](crate::nn), seeds the generators
-/// or changes [numeric switches](crate::hardware::set_numerics) waits. In turn the section begins
-/// when no other thread is in one of these. Without a section nothing waits: several threads train at the
-/// same time, as in PyTorch, and their runs cannot be repeated.
+/// repeated. While the section lives, every other thread waits before it begins a section, enters
+/// [`Trainer::fit`](crate::Trainer::fit), builds a layer of [`nn`](crate::nn), seeds the generators or
+/// changes [numeric switches](crate::hardware::set_numerics). Likewise the section begins only when no
+/// other thread is doing one of these. Without a section nothing waits: several threads train at the same
+/// time, as in PyTorch, and their runs cannot be repeated.
 ///
-/// On its own thread a section may contain others, each of which seeds anew; it ends with the last
-/// of them. What draws from libtorch directly, such as `Tensor::randn`, waits for nothing: put it
-/// into a section. A thread in a section must not wait for another thread that wants to draw: both
-/// would wait forever.
+/// On its own thread a section may contain others, each of which seeds again; it ends with the last of
+/// them. Code that draws from libtorch directly, such as `Tensor::randn`, does not wait: put it into a
+/// section. A thread in a section must not wait for another thread that is about to draw: both would wait
+/// forever.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{
@@ -156,7 +156,7 @@ pub(crate) struct Place {
     _hold: Hold,
 }
 
-/// Waits until no other thread is in a section. Take it for code that draws, seeds or changes switches.
+/// Waits until no other thread is in a section. Call it before code that draws, seeds or changes switches.
 pub(crate) fn place() -> Place {
     if HELD.get().kind == Kind::Nothing {
         let waited = CHANGED.wait_while(holders(), |holders| holders.section);
@@ -177,8 +177,8 @@ impl Inherited {
         Self { holds: HELD.get().kind != Kind::Nothing }
     }
 
-    /// Called on the new thread: while the guard lives it waits for no section, if its starter had not
-    /// to.
+    /// Called on the new thread: while the guard lives, the thread waits for no section if its starter did
+    /// not have to.
     pub(crate) fn enter(self) -> Option<Guest> {
         self.holds.then(|| Guest { _hold: Hold::new(Kind::Guest) })
     }

@@ -172,7 +172,7 @@ impl Serializer for Look {
     }
 }
 
-/// The parts of a value.
+/// The type of a value within another value.
 struct Inside;
 
 impl Inside {

@@ -109,7 +109,7 @@ impl State {
     /// A copy whose tensors are copied on their devices, so that later changes do not affect it.
     ///
     /// # Errors
-    /// When a device has no room.
+    /// When there is not enough device memory.
     pub fn copied(mut self) -> Result<Self> {
         for tensor in self.tensors.values_mut() {
             *tensor = tch::no_grad(|| tensor.f_detach_copy())?;

@@ -280,7 +280,7 @@ impl<'r, 'c> Run<'r, 'c> {
         if self.stop.is_none() && !self.may_stop() {
             let Loops { min_epochs, min_steps, .. } = self.loops;
             let text = format!(
-                "{reason}: training goes on until {min_epochs} epochs and {min_steps} optimizer \
+                "{reason}: training continues until {min_epochs} epochs and {min_steps} optimizer \
                  steps have passed"
             );
             (self.observers.emit)(Event::Note { text })?;
@@ -335,7 +335,7 @@ impl<'r, 'c> Run<'r, 'c> {
 }
 
 impl Run<'_, '_> {
-    /// Checks the invariants.
+    /// Checks the invariants at this moment.
     pub(super) fn hold_against(&mut self, moment: Moment) -> Result<()> {
         let Self { observers, state, model, steps, .. } = self;
         observers.invariants.at(moment, state, *model, steps.running())

@@ -1,4 +1,4 @@
-//! A look at the first examples for ids among floating values.
+//! Searches the first examples for ids among floating values.
 
 use tch::Kind;
 
@@ -6,7 +6,8 @@ use super::fit::Run;
 use crate::{Result, event::Event};
 
 impl Run<'_, '_> {
-    /// Says where a 16-bit dtype changes whole numbers among the first examples' values.
+    /// Writes a note if a 16-bit dtype changes whole numbers among the first examples' values, which may be
+    /// ids.
     pub(super) fn note_whole_numbers(&mut self) -> Result<()> {
         let storage = self.config.precision.storage();
         if !matches!(storage, Kind::Half | Kind::BFloat16) {

@@ -57,7 +57,7 @@ pub struct Trainer<'a> {
     interruption: Interruption,
 }
 
-/// What may end a run early, and where the run is saved then.
+/// The causes that may end a run early, and where the run is saved then.
 #[derive(Debug, Clone, Default)]
 struct Interruption {
     /// 0, or the number of the received signal.
@@ -218,7 +218,7 @@ impl<'a> Trainer<'a> {
     /// [`validate`](Self::validate).
     ///
     /// # Errors
-    /// As [`validate`](Self::validate).
+    /// The same as [`validate`](Self::validate)'s.
     pub fn test(
         &mut self,
         model: &mut dyn LightningModule,
@@ -233,9 +233,9 @@ impl<'a> Trainer<'a> {
     }
 
     /// Calls `write` with the predictions of `model` on the prediction sets of `data`, batch by batch and
-    /// in order: the set's name, the batch's index in it, and the predictions on the device. The parts of
-    /// a batch that does not fit into memory have one index. Subscribers receive what the model logs, as in
-    /// [`validate`](Self::validate).
+    /// in order: the set's name, the batch's index in it, and the predictions on the device. If a batch
+    /// does not fit into memory, its parts have the same index. Subscribers receive what the model logs, as
+    /// in [`validate`](Self::validate).
     ///
     /// # Errors
     /// When the configuration cannot be used, there is no set to predict, or a step, `write` or a

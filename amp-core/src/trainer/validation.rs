@@ -20,7 +20,7 @@ impl Run<'_, '_> {
         !self.val.is_empty() && !self.validations.follow_each_epoch()
     }
 
-    /// Whether the last validation was of the model as it is.
+    /// Whether the last validation used the current weights.
     pub(super) fn is_validated(&self) -> bool {
         self.validated.is_some_and(|(_, place)| place == self.position)
     }
@@ -31,7 +31,7 @@ impl Run<'_, '_> {
         let last = self.validated.map_or(self.started, |(when, _)| when);
         let due =
             self.validations.follows(epoch, batch) || self.validations.is_due_after(last.elapsed());
-        // The validation at the epoch's end is the epoch's.
+        // The validation at the epoch's end belongs to the epoch.
         let ends_epoch = batch == self.loader.batches() && self.validations.follows(epoch, batch);
         if !due || self.is_validated() || ends_epoch || self.val.is_empty() {
             return Ok(());
@@ -76,7 +76,7 @@ impl Run<'_, '_> {
             model.on_validation_epoch_end(&mut state.hook(epoch, log))
         };
         let global_step = state.global_step();
-        // A few batches before training leave nothing.
+        // Nothing is reported of the few batches before training.
         let mut show = |name, media| match most {
             None => emit(Event::Media { global_step, name, media }),
             Some(_) => Ok(()),
@@ -87,7 +87,7 @@ impl Run<'_, '_> {
         Ok(values)
     }
 
-    /// Validates a few batches before training, and leaves nothing of it.
+    /// Validates a few batches before training, and reports nothing.
     pub(super) fn check_validation(&mut self) -> Result<()> {
         let batches = self.loops.num_sanity_val_steps;
         if batches == 0 || self.val.is_empty() {

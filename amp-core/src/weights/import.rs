@@ -169,8 +169,9 @@ impl Import {
             pair(module, &values, |name| kept.iter().any(|pattern| pattern.matches(name)))?;
         if !misfits.is_empty() {
             return Err(failed(format!(
-                "these are not the model's weights: {}; `rename` calls a tensor otherwise, `ignore` leaves \
-                 one of the file out, `keep` leaves one of the model as it is",
+                "these are not the model's weights: {}; `rename` gives a tensor another name, \
+                 `ignore` leaves out a tensor of the file, `keep` leaves a tensor of the model as \
+                 it is",
                 listed(&misfits)
             )));
         }
@@ -195,7 +196,7 @@ impl Step {
     /// Changes the tensors that match.
     ///
     /// # Errors
-    /// The reason why it cannot.
+    /// The reason why the step cannot be applied.
     fn run(&self, entries: &mut Vec<Entry>, ignored: &mut Vec<String>) -> Result<(), String> {
         let refused = |why: &str| format!("{}: {why}", self.written());
         let pattern = self.pattern();
@@ -224,7 +225,7 @@ impl Step {
                     }
                     if tensor.dim() != 2 {
                         return Err(refused(&format!(
-                            "`{name}` is no matrix, but {:?}",
+                            "`{name}` is not a matrix, but {:?}",
                             tensor.size()
                         )));
                     }
@@ -281,7 +282,7 @@ fn stack(entries: &mut Vec<Entry>, parts: &[Pattern], into: &Pattern) -> Result<
         for other in others {
             let wanted = other.filled(&captures);
             let found = entries.iter().position(|entry| entry.name == wanted);
-            let found = found.ok_or_else(|| format!("there is no `{wanted}` beside `{name}`"))?;
+            let found = found.ok_or_else(|| format!("there is no `{wanted}` next to `{name}`"))?;
             joined.push(entries.remove(found));
             place -= usize::from(found < place);
         }
@@ -289,7 +290,9 @@ fn stack(entries: &mut Vec<Entry>, parts: &[Pattern], into: &Pattern) -> Result<
         let sizes: Vec<Vec<i64>> = tensors.iter().map(|tensor| tensor.size()).collect();
         let row = sizes[0].get(1..);
         if row.is_none() || sizes.iter().any(|size| size.get(1..) != row) {
-            return Err(format!("`{name}` and its other parts are {sizes:?}, which do not stack"));
+            return Err(format!(
+                "`{name}` and its other parts have shapes {sizes:?}, which cannot be stacked"
+            ));
         }
         let tensor = Tensor::f_cat(&tensors, 0)
             .map_err(|error| format!("`{name}`: {}", Error::from(error)))?;

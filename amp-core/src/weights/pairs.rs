@@ -50,7 +50,9 @@ fn loses(name: &str, values: &Tensor, tensor: &Tensor) -> Result<Option<String>>
     let has_fractions = is_floating(there) || is_float8(there);
     if has_fractions && !is_floating(here) {
         let (there, here) = (dtype_name(there), dtype_name(here));
-        return Ok(Some(format!("`{name}` is {there} there, {here} here, which has no fractions")));
+        return Ok(Some(format!(
+            "`{name}` is {there} in the file and {here} in the model, which has no fractions"
+        )));
     }
     if there == here {
         return Ok(None);
@@ -62,7 +64,10 @@ fn loses(name: &str, values: &Tensor, tensor: &Tensor) -> Result<Option<String>>
         false => cast.f_to_kind(there)?.f_ne_tensor(values)?,
     };
     Ok((lost.f_any()?.f_int64_value(&[])? != 0).then(|| {
-        format!("`{name}` has values there that {} here does not reach", dtype_name(here))
+        format!(
+            "`{name}` has values in the file that {} in the model cannot represent",
+            dtype_name(here)
+        )
     }))
 }
 
@@ -120,14 +125,16 @@ pub(super) fn pair(
             let name = name.clone();
             match kept {
                 true => pairs.push(Pair { tensor, name, values: None, other_shape: Some(there) }),
-                false => misfits.push(format!("`{name}` has shape {there:?} there, {here:?} here")),
+                false => misfits.push(format!(
+                    "`{name}` has shape {there:?} in the file, but {here:?} in the model"
+                )),
             }
             continue;
         }
         for other in &present[1..] {
             if !equal(&tensors[other.as_str()], values)? {
                 misfits.push(format!(
-                    "`{name}` and `{other}` are one tensor here, but have two values there"
+                    "`{name}` and `{other}` are one tensor in the model, but have different values in the file"
                 ));
             }
         }
@@ -181,7 +188,7 @@ impl Found {
     /// Loads these values into the model.
     ///
     /// # Errors
-    /// When libtorch does.
+    /// When libtorch fails.
     pub(crate) fn apply(self) -> Result<()> {
         apply(&self.pairs)
     }

@@ -10,7 +10,7 @@ use crate::precision::dtype_name;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Origin {
-    /// These tensors of the file, under the file's own names: one, or several that were stacked.
+    /// These tensors of the file, under the file's own names; several if they were stacked.
     File(Vec<String>),
     /// The model's initialization: the file has no such tensor.
     Missing,

@@ -1,4 +1,5 @@
-//! Changes of whole batches on their device: those of each image by itself, whatever loads them.
+//! Transforms of whole batches on their device: each image is changed like a single image, in every way of
+//! loading.
 
 use amp_core::{
     data::{
@@ -61,7 +62,7 @@ pub(crate) fn composed() -> Compose {
         .then(Normalize::imagenet())
 }
 
-/// Draws for each image, and has no implementation for batches.
+/// Draws random numbers for each image, and has no implementation for batches.
 struct Plain;
 
 impl Transform for Plain {
@@ -70,7 +71,8 @@ impl Transform for Plain {
     }
 }
 
-/// To the last bit on the CPU, in every dtype, and each generator stands where it would stand.
+/// Equal to single images to the last bit on the CPU, in every dtype, and each generator ends in the same
+/// state.
 #[rstest]
 #[case::flip(&RandomHorizontalFlip::new(0.5))]
 #[case::crop(&RandomCrop::to(5, 7))]
@@ -105,7 +107,7 @@ fn a_batch_is_changed_as_each_image_by_itself(
     Ok(())
 }
 
-/// On the device they are the CPU's, within a rounding of a pixel for each change that computes numbers.
+/// On the device the images equal the CPU's, within one level for each transform that computes numbers.
 #[rstest]
 #[case::flip(&RandomHorizontalFlip::new(0.5), 0.0)]
 #[case::crop(&RandomCrop::new(9).padding(3), 0.0)]
@@ -123,7 +125,7 @@ fn a_batch_on_cuda_is_that_on_the_cpu(
     let here = transform.apply_batch(images.shallow_clone(), &mut rngs())?;
     let there = transform.apply_batch(images.to(device()), &mut rngs())?;
     assert_eq!(there.device(), device());
-    // A level of an image that was normalized is 1 / 255 / 0.224.
+    // One level of a normalized image is 1 / 255 / 0.224.
     let level = if here.kind() == Kind::Uint8 { 1.0 } else { 1.0 / 255.0 / 0.224 };
     let off = (there.to(Device::Cpu).to_kind(Kind::Double) - here.to_kind(Kind::Double)).abs();
     let most = off.max().double_value(&[]);
@@ -131,7 +133,7 @@ fn a_batch_on_cuda_is_that_on_the_cpu(
     Ok(())
 }
 
-/// The parts that torchvision cuts out, at recorded places.
+/// The regions that torchvision crops, at recorded positions.
 #[test]
 fn parts_are_torchvisions() -> Result<()> {
     let all = crate::transforms::recorded();
@@ -143,7 +145,7 @@ fn parts_are_torchvisions() -> Result<()> {
         let (size, place, padding) = (ints("size"), ints("place"), integer(case, "padding"));
         let crop = RandomCrop::to(size[0], size[1]).padding(padding);
         let expected = crate::transforms::picture(&case["result"]);
-        // The first generator that draws this place.
+        // The first generator that draws this position.
         let wanted = |seed: &u64| {
             let mut rng = Rng::with_seed(*seed);
             let [h, w] = [20, 28].map(|own| own + 2 * padding);

@@ -1,4 +1,5 @@
-//! Changes of batches by what loads them: the same batches for any number of workers, any placement and after a resume.
+//! Transforms of batches in every way of loading: the same batches for any number of workers, any placement
+//! and after a resume.
 
 use std::{path::Path, sync::Arc};
 
@@ -21,7 +22,7 @@ use crate::{
     support::{bits::sha256, message, seeded},
 };
 
-/// Images one at a time, which draws a number for each.
+/// Single images, for each of which a number is drawn.
 struct Examples(SharedTensor);
 
 impl MapDataset for Examples {
@@ -73,7 +74,8 @@ fn precision_kind(precision: Precision) -> Kind {
     }
 }
 
-/// In memory, read ahead, by workers or on the device, and from any batch of an epoch on: the same batches.
+/// From memory, read ahead, by workers or on the device, and from any batch of an epoch on: the same
+/// batches.
 #[rstest]
 fn batches_do_not_depend_on_how_they_are_loaded(
     #[values(Precision::F32True, Precision::Bf16True, Precision::F64True)] precision: Precision,
@@ -107,7 +109,7 @@ fn batches_do_not_depend_on_how_they_are_loaded(
     Ok(())
 }
 
-/// Floating images are changed in f32 under a 16-bit precision, and cast once behind the changes.
+/// Floating-point images are changed in f32 under a 16-bit precision, and cast once after the changes.
 #[test]
 fn batches_are_changed_before_they_are_narrowed() -> Result<()> {
     let classes = Tensor::arange(COUNT, (Kind::Int64, Device::Cpu)).remainder(3);
@@ -128,7 +130,7 @@ fn batches_are_changed_before_they_are_narrowed() -> Result<()> {
     Ok(())
 }
 
-/// Another number in each epoch, and none that the set itself draws.
+/// Each epoch draws other numbers, and not the numbers that the set itself draws.
 #[test]
 fn numbers_of_batches_are_their_own() -> Result<()> {
     #[derive(Clone)]
@@ -163,7 +165,7 @@ fn numbers_of_batches_are_their_own() -> Result<()> {
     Ok(())
 }
 
-/// A look at the first examples shows them as they are trained on.
+/// The first examples of a set are shown as they are trained on.
 #[test]
 fn a_look_at_a_set_has_its_changes() -> Result<()> {
     let set = in_memory()?.transformed(Images::new(Normalize::imagenet()));
@@ -185,8 +187,8 @@ struct Net {
     all: Sequential,
 }
 
-/// The run that goes on from the middle of an epoch ends where the straight one ends, whatever loads its batches:
-/// changes on the device draw nothing of the model's.
+/// A run that resumes in the middle of an epoch ends like an uninterrupted run, in every way of loading:
+/// changes on the device do not draw from the model's generator.
 #[rstest]
 fn a_resumed_run_equals_the_straight_one(#[values(2, 3, 5)] steps: u64) -> Result<()> {
     let data = |num_workers, prefetch| -> Result<DataModule> {

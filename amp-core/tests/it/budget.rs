@@ -257,7 +257,7 @@ fn a_budget_changes_no_result(
         spans.map(|spans| spans.map(|span| span.phase).collect()).collect()
     };
     assert_eq!(phases(free), phases(tight));
-    assert!(tight.notes.iter().any(|note| note.contains("kept free by checkpointing `model.")));
+    assert!(tight.notes.iter().any(|note| note.contains("are saved by checkpointing `model.")));
     Ok(())
 }
 
@@ -315,7 +315,7 @@ fn a_budget_that_is_too_small_names_the_smallest_possible() -> Result<()> {
     assert_eq!(outcome.plans, []);
     let said = message(outcome.record);
     assert!(said.starts_with("the memory budget is 1048576 bytes, but a step takes "), "{said}");
-    let fix = "with all that helps checkpointed: raise the budget, lower the batch size";
+    let fix = "with every useful module checkpointed: raise the budget, lower the batch size";
     assert!(said.ends_with(fix), "{said}");
     let least = said.split_once("takes ").and_then(|(_, rest)| rest.split(' ').next());
     let least: u64 = least.and_then(|bytes| bytes.parse().ok()).expect("bytes");
@@ -332,8 +332,8 @@ fn a_budget_that_is_too_small_names_the_smallest_possible() -> Result<()> {
 fn a_model_without_checkpointable_layers_is_refused() -> Result<()> {
     let lone = || Ok(Model::regression(linear(WIDTH, WIDTH)?, sgd));
     let said = message(run(&config(Precision::F32True, Some(1 << 16)), lone)?.record);
-    assert!(said.contains("and nothing of the model can be checkpointed"), "{said}");
-    assert!(said.ends_with("or let layers be in a Sequential or a Checkpoint"), "{said}");
+    assert!(said.contains("and no module of the model can be checkpointed"), "{said}");
+    assert!(said.ends_with("or put layers into a Sequential or a Checkpoint"), "{said}");
     Ok(())
 }
 

@@ -1,5 +1,5 @@
-//! A convolution whose input is used once more, and whose gradients of both uses one product adds up on CUDA
-//! (`AMP_DEVICE=cuda`), against libtorch's in f64 on the CPU.
+//! A convolution whose input is used a second time. On CUDA (`AMP_DEVICE=cuda`) one product adds up the
+//! gradients of both uses. The reference is libtorch in f64 on the CPU.
 
 use amp_core::{
     nn::{Child, Context, Conv2dConfig, Module},
@@ -15,7 +15,7 @@ use crate::support::{
     needs_cuda, seeded,
 };
 
-/// Which of the two uses counts.
+/// Which of the two uses contribute to the loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Uses {
     Both,
@@ -32,7 +32,7 @@ fn channels_last(tensor: &Tensor) -> Tensor {
     tensor.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
 
-/// The loss: both uses, each times what is given for it.
+/// The loss: the sum of both uses, each multiplied by the given gradient.
 fn loss(y: &Tensor, x: &Tensor, [for_y, for_x]: [&Tensor; 2], uses: Uses) -> Tensor {
     let sum = |a: &Tensor, b: &Tensor| (a * b.to(a.device()).to_kind(a.kind())).sum(Kind::Double);
     match uses {
@@ -42,8 +42,8 @@ fn loss(y: &Tensor, x: &Tensor, [for_y, for_x]: [&Tensor; 2], uses: Uses) -> Ten
     }
 }
 
-/// Output, and the gradients of input and weight where there are any: in one product (1×1), and added up behind
-/// it. What is beside the convolution is the input to the bit.
+/// The output, and the gradients of input and weight if there are any: added up within one product (1×1),
+/// or after it. The second output equals the input bit for bit.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn gradients_are_those_of_f64(
@@ -93,8 +93,8 @@ fn gradients_are_those_of_f64(
     Ok(())
 }
 
-/// A gradient that somebody else has, too, is not written to: that of the input beside the convolution, which is
-/// asked for as well.
+/// A gradient that other code holds as well is not overwritten: here the gradient of the second output,
+/// which is requested too.
 #[test]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_gradient_that_is_held_stays() -> Result<()> {
@@ -117,7 +117,7 @@ fn a_gradient_that_is_held_stays() -> Result<()> {
     Ok(())
 }
 
-/// Gradients of gradients, as a gradient penalty has them.
+/// Gradients of gradients, as in a gradient penalty.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn it_has_second_derivatives(#[values(1, 3)] side: i64) -> Result<()> {
@@ -148,7 +148,7 @@ fn it_has_second_derivatives(#[values(1, 3)] side: i64) -> Result<()> {
     Ok(())
 }
 
-/// Where it is not one of these it is the convolution, and its gradients are autograd's, to the bit.
+/// For other convolutions, the convolution and its gradients are autograd's, bit for bit.
 #[rstest]
 fn elsewhere_it_is_the_convolution(
     #[values(true, false)] bias: bool,

@@ -1,5 +1,5 @@
-//! A convolution whose windows are patches beside one another is a product on CUDA (`AMP_DEVICE=cuda`) in 16 bits;
-//! against libtorch's convolution in f64 on the CPU.
+//! A convolution whose windows are adjacent patches is computed as a product on CUDA (`AMP_DEVICE=cuda`) in
+//! 16 bits. The reference is libtorch's convolution in f64 on the CPU.
 
 use amp_core::{
     nn::{Context, Conv2dConfig, Module},
@@ -15,8 +15,8 @@ use crate::support::{
     seeded,
 };
 
-/// Patches of 4 and of 16 pixels, images that they cover and that have a rest, with and without a bias, f32 images and
-/// images in channels_last. Elsewhere it is the convolution in any case.
+/// Patches of 4 and of 16 pixels; images that the patches cover and images with a rest; with and without a
+/// bias; f32 images and images in channels_last. On other devices it is a convolution in any case.
 #[rstest]
 fn patches_are_those_of_f64(
     #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16Mixed, Precision::Bf16True)]

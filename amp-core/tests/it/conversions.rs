@@ -61,9 +61,9 @@ fn a_transposed_tensor_is_read_row_by_row() -> Result<()> {
 fn another_dtype_is_refused() {
     let f16 = Tensor::zeros([1], (Kind::Half, Device::Cpu));
     let said = message(convert::to_bf16(&f16));
-    assert!(said.contains("float16 tensor was to be read as bfloat16"), "{said}");
+    assert!(said.contains("float16 tensor cannot be read as bfloat16"), "{said}");
     let f32 = Tensor::zeros([1], (Kind::Float, Device::Cpu));
-    assert!(message(convert::to_f16(&f32)).contains("float32 tensor was to be read as float16"));
+    assert!(message(convert::to_f16(&f32)).contains("float32 tensor cannot be read as float16"));
 }
 
 #[test]

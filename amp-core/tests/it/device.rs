@@ -334,7 +334,7 @@ fn the_device_describes_itself() -> Result<()> {
     Ok(())
 }
 
-/// libtorch by itself starts with TF32 on for cuDNN's convolutions and recurrent layers.
+/// libtorch's default has TF32 on for cuDNN's convolutions and recurrent layers.
 #[test]
 fn a_program_starts_with_tf32_off() -> Result<()> {
     let fingerprint = Fingerprint::of(device())?;

@@ -1,4 +1,4 @@
-//! Events of evaluations without training, and what loggers write of them.
+//! Events of evaluations without training, and what loggers write about them.
 
 use amp_core::{
     Hook, Hyperparameters, LightningModule, Module, Result, Step, Trainer, TrainerConfig,
@@ -111,7 +111,7 @@ fn config() -> TrainerConfig {
         .with(|config| config.loops.num_sanity_val_steps = 0)
 }
 
-/// Runs one evaluation, and returns its values where it has any.
+/// Runs one evaluation, and returns its values if it has any.
 fn evaluate(trainer: &mut Trainer<'_>, stage: Stage, model: &mut Looking) -> Result<Vec<Logged>> {
     match stage {
         Stage::Validate => trainer.validate(model, &data()?),
@@ -168,7 +168,7 @@ fn a_validation_reports_the_same_within_training_and_without() -> Result<()> {
     Ok(())
 }
 
-/// Each evaluation begins and ends with events of its own, which say what runs on which data.
+/// Each evaluation begins and ends with its own events, which name the stage and the data.
 #[rstest]
 #[case(Stage::Validate, "val", 7)]
 #[case(Stage::Test, "test", 3)]
@@ -194,7 +194,7 @@ fn each_evaluation_has_a_start_and_an_end(
     };
     assert_eq!(seen.val[0].name, format!("{name}_loss"));
     assert!(stage == Stage::Predict || seen.val == values);
-    // As JSON and back.
+    // Converts to JSON and back.
     for event in &events {
         let text = serde_json::to_string(event).expect("an event as JSON");
         assert_eq!(&serde_json::from_str::<Event>(&text).expect("an event"), event);
@@ -202,7 +202,7 @@ fn each_evaluation_has_a_start_and_an_end(
     Ok(())
 }
 
-/// Every logger keeps an evaluation as it keeps a run.
+/// Every logger stores an evaluation like a run.
 #[test]
 fn loggers_keep_evaluations() -> Result<()> {
     let _generator = seeded(1);

@@ -295,5 +295,5 @@ fn runs_resume_before_and_after_an_unfreezing(
 #[case("encoder.*=later")]
 fn invalid_times_are_refused(#[case] text: &str) {
     let text = message(text.parse::<Freeze>());
-    assert!(text.contains("is no time to unfreeze at: write encoder.*=epoch:3"), "{text}");
+    assert!(text.contains("is not a time for unfreezing: write encoder.*=epoch:3"), "{text}");
 }

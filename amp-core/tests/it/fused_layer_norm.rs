@@ -95,7 +95,7 @@ fn a_norm_with_residual_and_dropout_equals_f64(
         Precision::Bf16True
     )]
     precision: Precision,
-    // The last two are of the kernels by rows, which sum biases' gradients in another order.
+    // The last two cases use the kernels by rows, which sum biases' gradients in another order.
     #[values([6, 1, 16], [9, 13, 24], [5, 7, 128], [300, 3, 256])] shape: [i64; 3],
     #[values(0.2, 0.0)] dropout: f64,
 ) -> Result<()> {

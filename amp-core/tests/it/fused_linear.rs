@@ -1,5 +1,5 @@
-//! A linear layer with ReLU or GELU and dropout behind it, on CUDA alone (`AMP_DEVICE=cuda`), against
-//! libtorch's in f64 on the CPU.
+//! A linear layer followed by ReLU or GELU and dropout, only on CUDA (`AMP_DEVICE=cuda`), against libtorch
+//! in f64 on the CPU.
 
 use amp_core::{
     Module, Result,
@@ -50,9 +50,9 @@ fn layers(shape: [i64; 2], bias: bool, behind: Behind, p: f64) -> Result<Sequent
     Ok(Sequential::new(layers))
 }
 
-/// One by one the products may be another kernel's, which adds up in another order. More rows than
-/// are summed at once for the bias are among them, columns that no vector fits, and so many elements that they are
-/// summed in lines.
+/// Separate products may use another kernel, which adds up in another order. The cases include more rows
+/// than one pass sums for the bias, numbers of columns that no vector load fits, and so many elements that
+/// they are summed in lines.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn activation_and_dropout_go_along(
@@ -86,7 +86,7 @@ fn activation_and_dropout_go_along(
     let leaf = |tensor: &Tensor| wide(&tensor.to_kind(compute)).set_requires_grad(true);
     let (exact_in, exact_own) = (leaf(&input), own.iter().map(leaf).collect::<Vec<_>>());
     let active = behind.of(&exact_in.linear(&exact_own[0], exact_own.get(1)));
-    // Elsewhere a rounding decides whether an activation is 0.
+    // On other devices a rounding decides whether an activation is 0.
     let distinct = active.abs().gt(0.01).detach();
     let exact = if p > 0.0 { active * factors(p, [rows, outputs], 5)? } else { active };
     (&exact * wide(&incoming)).sum(Kind::Double).backward();
@@ -97,7 +97,7 @@ fn activation_and_dropout_go_along(
     for (((name, together), (_, alone)), exact) in together.named().zip(alone.named()).zip(all) {
         let kind = if name.starts_with("parameter") { storage } else { compute };
         assert_eq!((together.kind(), alone.kind()), (kind, kind), "{name}");
-        // Each of the operations rounds.
+        // Each operation rounds.
         let bound = if half { 4.0 } else { 2.0 * terms } * rounding(compute);
         for (how, seen) in [("together", together), ("alone", alone)] {
             let off = relative(seen, &exact);
@@ -111,7 +111,7 @@ fn activation_and_dropout_go_along(
     Ok(())
 }
 
-/// No element is near 0, so that no derivative jumps.
+/// No element is near 0, where the derivative jumps.
 #[test]
 fn second_derivatives_go_through_relu() -> Result<()> {
     let _generator = seeded(13);
@@ -136,7 +136,7 @@ fn second_derivatives_go_through_relu() -> Result<()> {
     Ok(())
 }
 
-/// A layer that is not trained passes the gradient on and gets none itself.
+/// A layer that is not trained passes the gradient to its input and has no gradient itself.
 #[rstest]
 fn a_frozen_layer_passes_its_gradient_on(
     #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,

@@ -1,6 +1,6 @@
-//! Runs of models whose layers have kernels of their own on CUDA: a run with graphs, with checkpointed blocks or
-//! from a checkpoint of the run is the run itself, to the bit. On CUDA (`AMP_DEVICE=cuda`) the kernels run,
-//! elsewhere what they stand for.
+//! Runs of models whose layers have their own kernels on CUDA: a run with graphs, with checkpointed blocks
+//! or resumed from a checkpoint equals the plain run, bit for bit. The kernels run on CUDA
+//! (`AMP_DEVICE=cuda`); elsewhere the separate layers run.
 
 use std::{
     cell::Cell,
@@ -28,10 +28,10 @@ use crate::support::{
 };
 
 const WIDTH: i64 = 128;
-/// With batches of 32 examples these are more logits than one block of the loss's small kernel takes.
+/// With batches of 32 examples these are more logits than one block of the loss's small kernel processes.
 const CLASSES: i64 = 4096;
 
-/// Queries, keys and values of one product, whose gradients are joined.
+/// Queries, keys and values from one product, whose gradients are joined.
 #[derive(Module)]
 #[forward(|x| {
     let size = x.size();
@@ -47,7 +47,7 @@ struct Attention {
     out: Linear,
 }
 
-/// A norm with a residual around it, and GELU with its layer's bias.
+/// A norm with a residual around it, and GELU fused with its layer's bias.
 #[derive(Module)]
 #[forward(|x| {
     let x = self.norm1.residual_of_products(x, attention, cx)?;
@@ -171,7 +171,7 @@ impl Callback for Saves {
     }
 }
 
-/// How a run goes about it.
+/// The options of a run.
 #[derive(Debug, Clone, Copy)]
 struct How<'a> {
     graph: Graph,
@@ -182,11 +182,11 @@ struct How<'a> {
 
 const PLAIN: How<'_> = How { graph: Graph::Off, checkpointed: false, saves: None, from: None };
 
-/// Three epochs on some digits, by deterministic algorithms on CUDA: every tensor then, and the steps that ran as
-/// graphs.
+/// Three epochs on some digits, with deterministic algorithms on CUDA. Returns every tensor after the run,
+/// and the number of steps that ran as graphs.
 fn train(net: Net, precision: Precision, how: How<'_>) -> Result<(Vec<(String, String)>, u64)> {
     let How { graph, checkpointed, saves, from } = how;
-    // No other test trains meanwhile. A run from a checkpoint begins elsewhere.
+    // No other test trains meanwhile. A resumed run begins with another seed.
     let _generator = seeded(if from.is_some() { 8 } else { 7 });
     set_numerics(false, device().is_cuda())?;
     let config = TrainerConfig { max_epochs: 3, graph, ..TrainerConfig::new(precision, device()) }

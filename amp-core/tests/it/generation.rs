@@ -1,4 +1,5 @@
-//! Continued prompts are those of transformers' `generate`, and choices have its samplers' probabilities.
+//! Continued prompts equal those of transformers' `generate`, and tokens are chosen with its samplers'
+//! probabilities.
 
 use std::collections::BTreeMap;
 
@@ -43,7 +44,7 @@ struct Gpt2 {
     h: TransformerEncoder,
 }
 
-/// The recorded model: weights of the generator, those of norms around 1.
+/// The recorded model: weights from the generator, the norms' weights around 1.
 fn gpt2(policy: Policy) -> Result<Gpt2> {
     let (model, mut generator) = (Gpt2::builder().build()?, Lcg(8));
     place(&model, policy, &BTreeMap::new())?;
@@ -66,7 +67,7 @@ fn policy() -> Policy {
     Policy::new(Precision::F64True, device())
 }
 
-/// Also when the first token comes behind a prompt that fills the context but for one place.
+/// Also if the prompt leaves room for only one token in the context.
 #[rstest]
 fn the_likeliest_tokens_are_those_of_transformers(
     #[values(true, false)] cache: bool,
@@ -86,7 +87,7 @@ fn the_likeliest_tokens_are_those_of_transformers(
     assert_eq!(ended.run(&model, &prompts, policy())?, ids(&greedy["ended"]));
     let one = found.narrow(0, 0, 1);
     let options = Generation { end: Some(integer(greedy, "end")), ..Generation::new(9, PLACES) };
-    // The first sequence ends with the third token of these.
+    // The first sequence ends with its third token.
     assert_eq!(options.run(&model, &one.narrow(1, 0, 5), policy())?, one.narrow(1, 0, 8));
     Ok(())
 }
@@ -108,7 +109,7 @@ fn probabilities_are_those_of_transformers() -> Result<()> {
     Ok(())
 }
 
-/// Gives the same logits for each next token.
+/// Returns the same logits for each next token.
 #[derive(Module)]
 #[forward(|ids| none(&self.logits.f_expand([ids.size()[0], ids.size()[1], 4], false)?))]
 struct Dice {
@@ -118,8 +119,8 @@ struct Dice {
     logits: Tensor,
 }
 
-/// How often tokens are chosen: within five standard errors of their probabilities. A sequence's choices depend on
-/// the seed and its place alone.
+/// The frequency of chosen tokens is within five standard errors of their probabilities. A sequence's
+/// choices depend only on the seed and its position in the batch.
 #[test]
 fn tokens_are_chosen_by_their_probabilities() -> Result<()> {
     let policy = Policy::new(Precision::F64True, Device::Cpu);
@@ -158,7 +159,7 @@ fn tokens_are_chosen_by_their_probabilities() -> Result<()> {
     Ok(())
 }
 
-/// Behind its context the model computes from the last tokens alone, with a cache or without.
+/// Beyond its context the model computes only from the last tokens, with and without a cache.
 #[test]
 fn a_long_text_goes_on_with_its_last_tokens() -> Result<()> {
     let _generator = seeded(0);
@@ -169,7 +170,7 @@ fn a_long_text_goes_on_with_its_last_tokens() -> Result<()> {
     };
     let found = run(20, true, &prompt)?;
     assert_eq!(found, run(20, false, &prompt)?);
-    // The last eight tokens alone decide.
+    // Only the last eight tokens have an effect.
     for start in 0..=16 {
         let window = found.narrow(1, start, 8);
         let next = run(1, false, &window)?.narrow(1, 8, 1);
@@ -179,7 +180,7 @@ fn a_long_text_goes_on_with_its_last_tokens() -> Result<()> {
     Ok(())
 }
 
-/// Counts its positions from 0.
+/// Counts positions from 0 and ignores the cache.
 #[derive(Module)]
 #[forward(|ids| {
     let places = Tensor::f_arange(ids.size()[1], (Kind::Int64, ids.device()))?;

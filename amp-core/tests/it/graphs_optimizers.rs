@@ -36,7 +36,7 @@ fn damped(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(sgd)
 }
 
-/// With overflows: then the optimizer behind the graph must not step.
+/// With overflows: the optimizer that follows the graph must not step then.
 #[rstest]
 #[case(foreach_adamw)]
 #[case(foreach_sgd)]

@@ -161,7 +161,7 @@ fn attributes_set_initializers_of_layers() -> Result<()> {
     Ok(())
 }
 
-/// The layer has no such parameter.
+/// An attribute for a parameter that the layer does not have.
 #[derive(Module)]
 struct WithoutBias {
     #[layer(linear(5, 3, bias = false, bias_init = zeros))]

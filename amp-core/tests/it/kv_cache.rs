@@ -1,4 +1,4 @@
-//! Passes through a KV cache give what one pass on the whole sequence gives.
+//! Passes through a KV cache give the same as one pass on the whole sequence.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,7 @@ const HEADS: i64 = 6;
 const LENGTH: i64 = 9;
 const ROWS: i64 = 3;
 
-/// Attention of one's own.
+/// A hand-written attention.
 #[derive(Module)]
 #[forward(|x| {
     let [q, k, v] = split_heads(&qkv(x)?, HEADS)?;
@@ -35,7 +35,7 @@ struct Own {
     out: Linear,
 }
 
-/// A block after tokens and places: what all models here consist of.
+/// A block after embeddings of tokens and positions, as in all models here.
 #[derive(Module)]
 #[forward(|ids| {
     let x = words(ids)?.f_add(&places(&cx.places(ids)?)?)?;
@@ -87,7 +87,7 @@ fn ids(policy: Policy) -> Tensor {
     Tensor::randint(40, [ROWS, LENGTH], (Kind::Int64, Device::Cpu)).to_device(policy.device)
 }
 
-/// One pass, and passes of so many tokens each.
+/// One pass on the whole sequence, and several passes on this number of tokens each.
 fn both<M>(model: &M, policy: Policy, parts: &[i64], room: i64) -> Result<[Tensor; 2]>
 where
     M: Forward<Input = (&'static Tensor,), Output = Tensor>,
@@ -128,7 +128,7 @@ fn cached_logits_are_the_uncached_ones(
     Ok(())
 }
 
-/// The two round in other places: a few roundings of the dtype that products run in.
+/// The two round at different points: the bound is a few roundings of the dtype of products.
 fn is_within_a_few_roundings(precision: Precision, device: Device) -> Result<()> {
     let _generator = seeded(5);
     let policy = Policy::new(precision, device);
@@ -175,7 +175,7 @@ fn lower_precisions_differ_by_roundings_on_cuda() -> Result<()> {
         .try_for_each(|precision| is_within_a_few_roundings(precision, device()))
 }
 
-/// Attention with a mask of padding: a sequence behind padding is the sequence by itself.
+/// Attention with a padding mask: a sequence after padding gives the same as the sequence alone.
 #[rstest]
 fn padding_before_a_prompt_changes_nothing(#[values(false, true)] floating: bool) -> Result<()> {
     let _generator = seeded(6);
@@ -208,7 +208,7 @@ fn padding_before_a_prompt_changes_nothing(#[values(false, true)] floating: bool
     Ok(())
 }
 
-/// After an error the pass can be run again.
+/// After an error the pass can be repeated.
 #[test]
 fn a_failed_pass_changes_nothing() -> Result<()> {
     let _generator = seeded(7);
@@ -234,7 +234,7 @@ fn a_failed_pass_changes_nothing() -> Result<()> {
     Ok(())
 }
 
-/// What would go wrong without a word is refused.
+/// Inputs that would silently give wrong results are refused.
 #[test]
 fn what_a_cache_cannot_hold_is_refused() -> Result<()> {
     let _generator = seeded(8);

@@ -1,4 +1,4 @@
-//! Options of layers that change which tensors there are, and dropout of channels.
+//! Options of layers that change which tensors a layer has, and dropout of channels.
 
 use amp_core::{
     nn::{BatchNormConfig, ChannelDropout, Context, LayerNormConfig, named_tensors},
@@ -36,7 +36,7 @@ struct Options {
     pads: Sequential,
 }
 
-/// What a layer is without has no name, as in torch.
+/// A tensor that a layer does not have has no name, as in torch.
 #[test]
 fn options_leave_tensors_out() -> Result<()> {
     let _section = seeded(1);
@@ -78,7 +78,8 @@ fn options_leave_tensors_out() -> Result<()> {
     Ok(())
 }
 
-/// Without running statistics a batch is normalized by itself, in evaluation as in training; one value has no variance.
+/// Without running statistics a batch is normalized by its own statistics, in evaluation as in training; a
+/// single value has no variance.
 #[test]
 fn batches_are_their_own_statistics() -> Result<()> {
     let _section = seeded(2);
@@ -98,7 +99,7 @@ fn batches_are_their_own_statistics() -> Result<()> {
     Ok(())
 }
 
-/// Whole channels are 0 or scaled, as many as asked for; in evaluation nothing is dropped.
+/// Whole channels are 0 or scaled, in the requested proportion; in evaluation nothing is dropped.
 #[test]
 fn channels_are_dropped_whole() -> Result<()> {
     let _section = seeded(3);

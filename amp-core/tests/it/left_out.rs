@@ -182,10 +182,10 @@ struct Own {
 fn an_own_loss_without_a_declaration_is_noted() -> Result<()> {
     let ran = train(&mut Own::builder().build()?, 6, 2)?;
     assert_eq!(ran.notes.len(), 1);
-    assert!(ran.notes[0].contains("say what it counts, as `counts = |target| …`"));
+    assert!(ran.notes[0].contains("declare its weight, as in `counts = |target| …`"));
     let ran = train(&mut Own::builder().room(6).build()?, 12, 1)?;
     assert_eq!(ran.notes.len(), 1);
-    assert!(ran.notes[0].contains("it is another loss in parts"), "{}", ran.notes[0]);
+    assert!(ran.notes[0].contains("parts of a batch have another loss"), "{}", ran.notes[0]);
     Ok(())
 }
 
@@ -205,7 +205,7 @@ struct Contrastive {
 #[test]
 fn a_loss_of_the_whole_batch_is_never_split() -> Result<()> {
     let said = message(train(&mut Contrastive::builder().room(6).build()?, 12, 1));
-    assert!(said.contains("its loss is of the batch as a whole"), "{said}");
+    assert!(said.contains("its loss depends on the batch as a whole"), "{said}");
     train(&mut Contrastive::builder().build()?, 12, 1)?;
     Ok(())
 }
@@ -304,7 +304,7 @@ fn weights_of_examples_count_everywhere() -> Result<()> {
     for bad in [f64::NAN, -3.0, f64::INFINITY] {
         let weights = [1.0, bad, 0.0, 5.0, 0.5, 2.0, 0.0, 1.0];
         let said = message(run(weights, 2, 4));
-        assert!(said.contains("but weights are finite and at least 0"), "{said}");
+        assert!(said.contains("but weights must be finite and at least 0"), "{said}");
     }
     Ok(())
 }

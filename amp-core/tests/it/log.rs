@@ -73,7 +73,7 @@ fn only_scalars_can_be_logged() {
     let mut log = Log::default();
     let two = Tensor::zeros([2], (Kind::Float, Device::Cpu));
     let said = message(log.value("activation", &two, 1, BOTH));
-    assert_eq!(said, "log `activation`: a logged value is a scalar, got shape [2]");
+    assert_eq!(said, "log `activation`: a logged value must be a scalar, but has shape [2]");
 }
 
 /// A metric's value for the epoch is computed from the summed counts.

@@ -261,7 +261,7 @@ fn early_stopping_waits_for_the_minimum_length(
         .callback(EarlyStopping::new("val_loss", Mode::Min).patience(1))
         .fit(&mut model, &same(constant(4, 3, 1.0)?, 2)?)?;
     assert_eq!(timeline(&events), expected);
-    let waits = record.notes.iter().filter(|note| note.contains("training goes on until"));
+    let waits = record.notes.iter().filter(|note| note.contains("training continues until"));
     assert_eq!(waits.count(), usize::from(loops != Loops::default()));
     Ok(())
 }

@@ -146,7 +146,7 @@ fn a_loss_of_the_whole_batch_is_not_split(
     #[values(contrastive as Build, dice_of_all as Build)] build: Build,
 ) -> Result<()> {
     let said = message(run(build, None, (12, 1, 6)));
-    assert!(said.contains("its loss is of the batch as a whole"), "{said}");
+    assert!(said.contains("its loss depends on the batch as a whole"), "{said}");
     let (_, _, notes) = run(build, None, (6, 2, 100))?;
     assert_eq!(notes.len(), 1);
     assert!(notes[0].contains("averages their losses"), "{}", notes[0]);
@@ -164,7 +164,7 @@ fn validation_of_a_loss_of_the_whole_batch_is_not_split() -> Result<()> {
         Trainer::new(config).validate(build(6)?.as_mut(), &data)
     };
     let said = message(validate(contrastive));
-    assert!(said.contains("its loss is of the batch as a whole"), "{said}");
+    assert!(said.contains("its loss depends on the batch as a whole"), "{said}");
     validate(huber)?;
     Ok(())
 }

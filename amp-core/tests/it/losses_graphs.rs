@@ -1,4 +1,4 @@
-//! Losses that no CUDA graph can hold: the reason is known before a step is captured.
+//! Losses that cannot run in a CUDA graph: the reason is known before a step is captured.
 
 use amp_core::{
     Trainer, TrainerConfig,
@@ -11,7 +11,7 @@ use rstest::rstest;
 
 use crate::support::{device, message, needs_cuda, seeded};
 
-/// A loss of one's own that reads a number from the device.
+/// A user's own loss that reads a number from the device.
 #[derive(Debug)]
 struct Read;
 
@@ -80,7 +80,8 @@ fn steps_with_ctc_run_without_a_graph() -> Result<()> {
     Ok(())
 }
 
-/// Under auto one note and the numbers of a run without graphs; a graph that is required is an error before any step.
+/// Under `Auto` there is one note, and the numbers of a run without graphs. If a graph is required, there
+/// is an error before any step.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn ctc_on_cuda_is_refused_before_a_step() -> Result<()> {

@@ -361,13 +361,14 @@ fn invalid_calls_are_refused() -> Result<()> {
         ),
         (
             plain().with(|config| config.recovery.on_non_finite = NonFinite::LowerScale),
-            "running a step again",
+            "repeating a step",
         ),
         (plain().with(|config| config.memory.budget = Some(1)), "memory_budget"),
     ] {
         let text = message(fit(config));
         assert!(
-            text.starts_with("`Wrong` optimizes manually, which rules out") && text.contains(says),
+            text.starts_with("`Wrong` optimizes manually, which does not allow")
+                && text.contains(says),
             "{text}"
         );
     }

@@ -1,4 +1,4 @@
-//! Embeddings whose vectors have a greatest length, in training, evaluation and skipped steps.
+//! Embeddings whose vectors have a maximum length, in training, evaluation and skipped steps.
 
 use amp_core::{
     LightningModule, Module, Result, Step, Trainer, TrainerConfig,
@@ -34,7 +34,7 @@ fn lengths(rows: &Tensor) -> Vec<f64> {
     Vec::try_from(norms.reshape([-1])).expect("numbers")
 }
 
-/// In evaluation the output has the rescaled vectors, with the gradients of the table, which stays as it is.
+/// In evaluation the output has the rescaled vectors, and the table and its gradients are unchanged.
 #[rstest]
 fn evaluation_leaves_the_table_as_it_is(
     #[values(false, true)] scale_grad_by_freq: bool,
@@ -180,8 +180,8 @@ fn run(config: TrainerConfig, overflows: bool) -> Result<(Vec<Event>, Vec<Tensor
     Ok((events, weights, record.end.replayed))
 }
 
-/// The invariants of training hold: skipped steps and validations leave the table as it was, although their forward
-/// passes look vectors up.
+/// The invariants of training hold: skipped steps and validations leave the table unchanged, although their
+/// forward passes look up vectors.
 #[rstest]
 #[case(Precision::F32True, false)]
 #[case(Precision::F16Mixed, true)]
@@ -196,7 +196,7 @@ fn skipped_steps_and_validations_change_no_vector(
     Ok(())
 }
 
-/// Master weights would undo what the forward pass changes.
+/// Master weights would undo the changes of the forward pass.
 #[test]
 fn master_weights_of_limited_vectors_are_refused() {
     let with = |update| {
@@ -208,7 +208,7 @@ fn master_weights_of_limited_vectors_are_refused() {
     with(WeightUpdate::StochasticRounding).expect("no copy of the weights is kept");
 }
 
-/// A graph rescales vectors as steps without it, also where steps are skipped.
+/// A step in a graph rescales the same vectors as a step without, also if steps are skipped.
 #[rstest]
 #[case(Precision::F32True, false)]
 #[case(Precision::F16Mixed, true)]

@@ -16,7 +16,7 @@ use rstest::rstest;
 
 use crate::support::{device, message, needs_cuda, seeded};
 
-/// Shows its input and weights where values are reported; with `always` in every step, with `never` in none.
+/// Logs its input and weights when values are reported; with `always` in every step, with `never` in none.
 #[derive(LightningModule)]
 #[training_step(shown, captured)]
 #[validation_step(looked_at)]
@@ -91,7 +91,7 @@ fn run(
     Ok((events, weights, record.end.replayed))
 }
 
-/// Name and step of what is looked at.
+/// Name and step of each logged image, text and histogram.
 fn media(events: &[Event]) -> Vec<(u64, &str, &Media)> {
     let seen = events.iter().filter_map(|event| match event {
         Event::Media { global_step, name, media } => Some((*global_step, name.as_str(), media)),
@@ -100,7 +100,8 @@ fn media(events: &[Event]) -> Vec<(u64, &str, &Media)> {
     seen.collect()
 }
 
-/// Of each second step, and of the first batch of each validation, but not of those before training.
+/// Logged in each second step, and in the first batch of each validation, but not in validations before
+/// training.
 #[test]
 fn media_come_at_the_logging_interval() -> Result<()> {
     let (events, ..) = run((false, false), config(Device::Cpu, Graph::Off), None)?;
@@ -116,7 +117,7 @@ fn media_come_at_the_logging_interval() -> Result<()> {
     for (.., text) in texts {
         assert_eq!(text, &Media::Text("batch 0".into()));
     }
-    // A grid of two images of 2 × 2 with two pixels around each.
+    // A grid of two images of 2 × 2, with two pixels around each.
     let Some((.., Media::Image(image))) = media(&events).into_iter().next() else {
         panic!("an image")
     };
@@ -158,7 +159,7 @@ fn hooks_log_media() -> Result<()> {
     Ok(())
 }
 
-/// Cut off, rounded down, by rows with the channels of a pixel together, whatever the layout in memory.
+/// Clamped, rounded down, row by row with the channels of a pixel adjacent, whatever the layout in memory.
 #[test]
 fn an_image_is_its_pixels() -> Result<()> {
     let values = [-1.0, 0.0, 0.5, 0.999, 1.0, 2.0, f32::NAN, 0.25, 1.0, 0.0, 0.1, 0.2];
@@ -188,7 +189,7 @@ fn what_is_no_image_is_refused(#[case] size: &[i64], #[case] kind: Kind, #[case]
     assert!(text.contains(says), "{text}");
 }
 
-/// Every finite value is in the bucket whose edges are around it.
+/// Every finite value is in the bucket whose edges enclose it.
 #[test]
 fn a_histogram_counts_each_value() -> Result<()> {
     let values: Vec<f64> = (0..400)
@@ -217,7 +218,7 @@ fn a_histogram_counts_each_value() -> Result<()> {
     Ok(())
 }
 
-/// Steps that log for the host run without the graph; they are the same steps.
+/// Steps that log for the host run without the graph; they give the same results.
 #[test]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_graph_leaves_logged_steps_out() -> Result<()> {
@@ -229,7 +230,7 @@ fn a_graph_leaves_logged_steps_out() -> Result<()> {
     let (expected, same, none) = with(Graph::Off)?;
     assert_eq!(media(&events), media(&expected));
     assert!(weights.iter().zip(&same).all(|(weight, same)| weight.equal(same)));
-    // Of 30 steps half are logged, and the first run without a graph.
+    // Half of the 30 steps are logged, and the first steps run without a graph.
     assert!(replayed >= 10 && none == 0, "{replayed}");
     Ok(())
 }
@@ -239,8 +240,8 @@ fn a_graph_leaves_logged_steps_out() -> Result<()> {
 fn a_graph_refuses_to_log_for_the_host() -> Result<()> {
     needs_cuda();
     let text = message(run((true, false), config(device(), Graph::On), None));
-    assert!(text.contains("log it where `step.at_logging_interval()`"), "{text}");
-    // Otherwise a note, and no step is lost.
+    assert!(text.contains("log it only if `step.at_logging_interval()` is true"), "{text}");
+    // Otherwise there is a note, and no step is lost.
     let (events, ..) = run((true, false), config(device(), Graph::Auto), None)?;
     assert_eq!(media(&events).iter().filter(|(_, name, _)| *name == "inputs").count(), 10);
     Ok(())

@@ -337,7 +337,7 @@ fn muon_accepts_matrices_alone() -> Result<()> {
         ]
     };
     let said = message(Muon::default().build(model()));
-    assert!(said.contains("Muon steps matrices, but `body.bias` has shape [4]"), "{said}");
+    assert!(said.contains("Muon updates only matrices, but `body.bias` has shape [4]"), "{said}");
     let both = |hidden: Selection| {
         let muon = OptimizerConfig::new(Muon::default()).params(hidden);
         Optimizers::from(vec![muon, OptimizerConfig::new(AdamW::default())])

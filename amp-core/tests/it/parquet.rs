@@ -90,7 +90,8 @@ fn columns() -> Columns {
         .integers("flag", "flag")
 }
 
-/// The rows in any order, also several times, from any number of groups in memory: those of the whole table.
+/// Rows in any order, also repeated, with any number of groups in memory, equal the rows of the whole
+/// table.
 #[rstest]
 fn rows_are_read_when_they_are_needed(#[values(1, 2, 3)] kept: usize) -> Result<()> {
     let all = recorded();
@@ -115,7 +116,7 @@ fn rows_are_read_when_they_are_needed(#[values(1, 2, 3)] kept: usize) -> Result<
     Ok(())
 }
 
-/// With the groups that are mixed in memory, an epoch reads every group once.
+/// If the groups that are mixed fit into memory, an epoch reads every group once.
 #[rstest]
 fn an_epoch_of_shuffled_groups_reads_each_once(
     #[values(1, 2, 4)] together: usize,
@@ -131,7 +132,7 @@ fn an_epoch_of_shuffled_groups_reads_each_once(
         for batch in order.order(&epoch)?.chunks(batch_size as usize) {
             set.gather(batch)?;
         }
-        // What the epoch before it left in memory is not read again.
+        // Groups that the previous epoch left in memory are not read again.
         let read = set.groups_read() - before;
         assert!(read <= 8 && read + together as u64 >= 8 && (number > 1 || read == 8), "{read}");
     }
@@ -168,7 +169,7 @@ fn threads_change_nothing(
     Ok(())
 }
 
-/// Threads that read one file at a time do not move each other's place in it.
+/// Threads that read one file at the same time do not move each other's position in it.
 #[test]
 fn threads_read_one_file_at_a_time() -> Result<()> {
     let all = recorded();
@@ -184,7 +185,7 @@ fn threads_read_one_file_at_a_time() -> Result<()> {
     Ok(())
 }
 
-/// Ahead of the loop or in it, the batches are those of the table in memory.
+/// Read ahead of the loop or within it, the batches equal those of the table in memory.
 #[rstest]
 fn batches_are_those_of_the_table_in_memory(
     #[values((Placement::Host, Some(0)), (Placement::Host, Some(2)), (Placement::Device, None))]
@@ -228,7 +229,7 @@ fn what_does_not_fit_is_named(#[case] columns: Columns, #[case] says: &str) -> R
     Ok(())
 }
 
-/// Cut off, changed or another file: one line each, and nothing is half read.
+/// A truncated file, a changed file and a file of another format each give one line, and no partial result.
 #[test]
 fn files_that_are_damaged_are_refused() -> Result<()> {
     let all = recorded();
@@ -244,7 +245,7 @@ fn files_that_are_damaged_are_refused() -> Result<()> {
     says(&message(ParquetTable::open(&path)));
     std::fs::write(&path, "a,b\n1,2\n3,4\n5,6\n").expect("room on the disk");
     says(&message(ParquetTable::open(&path)));
-    // In the numbers of the first column, which still can be decompressed: their checksum differs.
+    // In the numbers of the first column, which can still be decompressed: their checksum differs.
     let mut changed = bytes.clone();
     changed[50] ^= 1;
     std::fs::write(&path, changed).expect("room on the disk");

@@ -309,7 +309,7 @@ fn a_region_that_was_bypassed_is_refused() -> Result<()> {
     let train = |model: &mut dyn LightningModule| Trainer::new(config.clone()).fit(model, &data);
     train(&mut Through::builder().build()?)?;
     let text = message(train(&mut ByReference::builder().build()?));
-    let says = "the precision region of `block.head` did not hold: it was called by a reference";
+    let says = "the precision region of `block.head` had no effect: the module was called through a reference";
     assert!(text.contains(says), "{text}");
     Ok(())
 }

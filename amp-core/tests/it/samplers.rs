@@ -131,8 +131,8 @@ fn processes_get_the_same_examples_as_in_torch(
     Ok(())
 }
 
-/// Each example is drawn by one process, in either way of distribution; batches that all processes
-/// draw at once have similar lengths.
+/// Each example is drawn by one process, in either way of distribution; batches that all processes draw at
+/// the same time have similar lengths.
 #[test]
 fn processes_share_an_order() -> Result<()> {
     let lengths: Vec<i64> = (0..48).map(|at| at * 29 % 48).collect();
@@ -340,14 +340,14 @@ fn the_default_order_is_shuffled() -> Result<()> {
     Ok(())
 }
 
-/// The set's own order is that of the sampler of this name, without its numbers in memory.
+/// `Order::InOrder` gives the order of the sampler `InOrder`, but stores no indices.
 #[test]
 fn the_sets_own_order_is_in_order() -> Result<()> {
     let policy = Policy::new(Precision::F32True, device());
     let own =
         DataModule::training("numbers", numbered(10)?, 3).in_order().train_loader(policy, 3)?;
     assert_eq!(order(&own, 1)?, order(&loader(InOrder, Loading::default())?, 1)?);
-    // The last order counts.
+    // The last order that was set is used.
     let sampled = loader(Weighted::new(vec![1.0; 10], 4)?, Loading::default())?;
     assert_eq!(sampled.batches(), 2);
     assert_eq!(sampled.ordered(Order::InOrder, 3)?.batches(), 4);

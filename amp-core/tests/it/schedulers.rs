@@ -151,7 +151,7 @@ fn a_monitored_value_must_be_logged() -> Result<()> {
             .build(vec![parameter("p", &Tensor::from_slice(&[1.0_f32]))])
     };
     let said = message(build(Interval::Step));
-    assert!(said.contains("`val_acc` is known at the end of an epoch"), "{said}");
+    assert!(said.contains("`val_acc` is known only at the end of an epoch"), "{said}");
     let logged = Logged { name: "val_loss".to_owned(), value: 1.0, prog_bar: false };
     let said = message(build(Interval::Epoch)?.advance(Interval::Epoch, &[logged]));
     assert!(
@@ -237,22 +237,22 @@ fn an_optimizer_starts_at_its_schedules_first_rate() -> Result<()> {
 #[case(&WarmupCosine { warmup_steps: 0, total_steps: 0 }, "total_steps is 0")]
 #[case(&ReduceLrOnPlateau { factor: 1.0, ..Default::default() }, "factor is 1, but must be in [0, 1)")]
 #[case(&ReduceLrOnPlateau { patience: -1, ..Default::default() }, "patience is -1")]
-#[case(&linear_then_cosine().then(5, StepLr::default()), "milestones are [10, 5], but must be positive and rise")]
+#[case(&linear_then_cosine().then(5, StepLr::default()), "milestones are [10, 5], but must be positive and ascending")]
 #[case(
     &linear_then_cosine().then(20, ReduceLrOnPlateau::default()),
-    "one that monitors `val_loss` cannot be part of a sequence"
+    "a schedule that monitors `val_loss` cannot be part of a sequence"
 )]
 #[case(&WarmupCosine { warmup_steps: 5, total_steps: 4 }, "warmup_steps is 5, but there are 4 steps")]
 #[case(&CosineAnnealingWarmRestarts::default(), "t_0 is 0, but must be positive")]
 #[case(&CosineAnnealingWarmRestarts { t_0: 1, t_mult: 0, eta_min: 0.0 }, "t_mult is 0")]
-#[case(&MultiStepLr::default(), "milestones are [], but must be positive and rise")]
+#[case(&MultiStepLr::default(), "milestones are [], but must be positive and ascending")]
 #[case(&MultiStepLr { milestones: vec![5, 3], gamma: 0.1 }, "milestones are [5, 3]")]
 #[case(&MultiStepLr { milestones: vec![0, 3], gamma: 0.1 }, "milestones are [0, 3]")]
 #[case(&PolynomialLr { total_iters: 0, power: 1.0 }, "total_iters is 0")]
 #[case(&ConstantLr { total_iters: 0, ..Default::default() }, "total_iters is 0")]
 #[case(
     &Wsd { warmup_steps: 6, decay_steps: 5, total_steps: 10, ..Default::default() },
-    "warmup_steps 6 and decay_steps 5 are more than the 10 steps in all"
+    "warmup_steps 6 and decay_steps 5 together exceed the 10 steps of the run"
 )]
 #[case(&Wsd { warmup_steps: -1, total_steps: 10, ..Default::default() }, "warmup_steps is -1")]
 #[case(&Wsd { decay_steps: -1, total_steps: 10, ..Default::default() }, "decay_steps is -1")]

@@ -98,8 +98,8 @@ fn tokens_of_another_vocabulary_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// Random windows begin anywhere, differently in each epoch and with each seed, and alike for any number of workers
-/// and after a resume in the middle of an epoch.
+/// Random windows begin anywhere, differently in each epoch and with each seed, but equally for any number
+/// of workers and after a resume in the middle of an epoch.
 #[test]
 fn random_windows_follow_from_the_seed() -> Result<()> {
     let (_folder, path) = file(tokens(TokenWidth::U16, 14));

@@ -82,7 +82,7 @@ fn what_cannot_be_a_field_is_refused(#[case] columns: Columns, #[case] says: &st
     Ok(())
 }
 
-/// In a file and in the state of a model, they are those that were saved.
+/// Written to a file and read, or as part of a model's state, they equal the saved ones.
 #[test]
 fn columns_and_categories_are_saved() -> Result<()> {
     let jobs = Categories::of(["cook", "clerk", "cook"]).with_unknown();
@@ -96,7 +96,7 @@ fn columns_and_categories_are_saved() -> Result<()> {
     let mut state = State::default();
     state.put("columns", &columns)?;
     assert_eq!(state.get::<Columns>("columns")?, columns);
-    // Ids would be others.
+    // With other names the ids would differ.
     std::fs::write(&path, r#"{"names": ["b", "a"], "unknown": false}"#).expect("room on the disk");
     let text = message(Categories::load(&path));
     assert!(text.contains("not in the order of their bytes"), "{text}");
@@ -105,7 +105,7 @@ fn columns_and_categories_are_saved() -> Result<()> {
     Ok(())
 }
 
-/// Every example once, blocks apart from each other but for those that are mixed, and another order in each epoch.
+/// Every example is drawn once; only blocks that are mixed together overlap; each epoch has another order.
 #[rstest]
 fn blocks_are_shuffled(#[values(1, 2, 3, 9)] together: usize) -> Result<()> {
     let lengths = vec![3, 0, 5, 1, 4, 2];
@@ -119,7 +119,7 @@ fn blocks_are_shuffled(#[values(1, 2, 3, 9)] together: usize) -> Result<()> {
     assert_eq!(order, blocks.order(&epoch)?);
     let ends = [3, 3, 8, 9, 13, 15];
     let block = |index: i64| ends.iter().position(|end| index < *end).expect("a block");
-    // How many blocks are begun and not finished.
+    // The number of blocks that are begun and not finished.
     let mut left = lengths.clone();
     let (mut open, mut most) = (0_usize, 0);
     for index in order {

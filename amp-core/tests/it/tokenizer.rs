@@ -1,5 +1,5 @@
-//! Text as Python's package `tokenizers` 0.22.1 encodes it (fixtures/oracles/tokenizers.json): the tokenizers of GPT-2,
-//! BERT and T5, trained on a small text.
+//! Text encoded by Python's package `tokenizers` 0.22.1 (fixtures/oracles/tokenizers.json): the tokenizers
+//! of GPT-2, BERT and T5, trained on a small text.
 
 use amp_core::{
     data::{Collate, MapDataset, Tokenizer, Tokens},
@@ -49,8 +49,8 @@ fn same(tokens: &Tokens, expected: &Value) {
     assert_eq!(kinds, [Kind::Int64, Kind::Int64, Kind::Bool]);
 }
 
-/// Ids with and without special tokens, the text that they stand for, and batches of texts and of pairs that are cut
-/// and padded to the longest, to a length and to a multiple, on both sides.
+/// Ids with and without special tokens, the decoded text, and batches of texts and of pairs that are
+/// truncated and padded to the longest, to a length and to a multiple, on both sides.
 #[rstest]
 fn text_is_encoded_as_by_python(
     #[values("byte_level", "word_piece", "unigram")] kind: &str,
@@ -92,7 +92,7 @@ fn text_is_encoded_as_by_python(
     Ok(())
 }
 
-/// Sentences one at a time, padded when a batch is made.
+/// Single sentences, which are padded when a batch is made.
 struct Sentences(Tokenizer, Vec<String>);
 
 #[derive(Batch)]
@@ -120,7 +120,7 @@ impl MapDataset for Sentences {
     }
 }
 
-/// A set that is padded batch by batch has the batch that the tokenizer pads.
+/// A set that is padded batch by batch gives the same batch as the tokenizer.
 #[test]
 fn examples_are_padded_when_they_are_collated() -> Result<()> {
     let all = recorded();

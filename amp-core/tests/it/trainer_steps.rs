@@ -202,7 +202,10 @@ fn a_loss_that_is_not_a_scalar_is_an_error() -> Result<()> {
     model.loss = |output, _| Ok(output.shallow_clone());
     let record =
         fit(&config(Precision::F32True), &mut model, &in_order(constant(4, 3, 1.0)?, 2)?).1;
-    assert_eq!(message(record), "log `train_loss`: a logged value is a scalar, got shape [2, 3]");
+    assert_eq!(
+        message(record),
+        "log `train_loss`: a logged value must be a scalar, but has shape [2, 3]"
+    );
     Ok(())
 }
 

@@ -165,7 +165,10 @@ fn another_models_weights_are_refused() -> Result<()> {
         move |path: &Path| save(&module, path, BTreeMap::new()).expect("weights can be saved")
     };
     refused(overwrite(linear(64)?), "it has no tensor `1.weight`")?;
-    refused(overwrite(linear(63)?), "`0.weight` has shape [32, 63] there, [32, 64] here")
+    refused(
+        overwrite(linear(63)?),
+        "`0.weight` has shape [32, 63] in the file, but [32, 64] in the model",
+    )
 }
 
 /// Values that the model's dtypes cannot represent are refused, and nothing has changed.
@@ -188,10 +191,16 @@ fn values_that_would_change_are_refused() -> Result<()> {
     let options = (Kind::Double, Device::Cpu);
     write("0.bias", &Tensor::full([32], 1e5, options))?;
     let said = message(load(&narrow, &path));
-    assert!(said.contains("`0.bias` has values there that float16 here does not reach"), "{said}");
+    assert!(
+        said.contains("`0.bias` has values in the file that float16 in the model cannot represent"),
+        "{said}"
+    );
     write("1.num_batches_tracked", &Tensor::full([] as [i64; 0], 1.5, options))?;
     let said = message(load(&narrow, &path));
-    assert!(said.contains("is float64 there, int64 here, which has no fractions"), "{said}");
+    assert!(
+        said.contains("is float64 in the file and int64 in the model, which has no fractions"),
+        "{said}"
+    );
     assert!(equal(&tensors(&narrow), &before));
     write("0.bias", &Tensor::full([32], 6e4, options))?;
     load(&narrow, &path)?;
@@ -212,7 +221,10 @@ fn two_values_of_a_tied_weight_are_refused() -> Result<()> {
     };
     write(&other)?;
     let said = message(load(&tied, &path));
-    assert!(said.contains("are one tensor here, but have two values there"), "{said}");
+    assert!(
+        said.contains("are one tensor in the model, but have different values in the file"),
+        "{said}"
+    );
     write(&one)?;
     load(&tied, &path)?;
     Ok(())

@@ -134,7 +134,7 @@ pub(super) fn loss_counts(model: &Model, loss: &Loss) -> TokenStream {
     quote! { #scope #weight }
 }
 
-/// How closely the loss of a generated step must be followed, where it says so itself.
+/// How closely the loss of a generated step must be followed, if the loss itself declares it.
 pub(super) fn loss_access(loss: &Loss) -> Option<TokenStream> {
     match loss {
         Loss::Value(value) => {

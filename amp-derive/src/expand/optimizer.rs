@@ -113,7 +113,7 @@ fn fields(config: &Config, keys: &[Pair], rest: &TokenStream) -> TokenStream {
         Config::Own { ty, .. } => {
             let options = local("options");
             quote! {{
-                #[allow(clippy::needless_update, reason = "its fields are not seen here")]
+                #[allow(clippy::needless_update, reason = "its fields are not visible here")]
                 let #options = #ty { #(#keys,)* #rest };
                 #options
             }}

@@ -1,4 +1,4 @@
-//! The table against its documentation and itself.
+//! Compares the table with its documentation and with itself.
 
 use std::collections::BTreeSet;
 
@@ -30,7 +30,7 @@ fn every_name_and_key_is_documented() {
     for entry in DRAWS.iter().map(Named::entry) {
         let line =
             DOCS.lines().find(|line| line.starts_with("| `shape") && line.contains(entry.name));
-        let line = line.unwrap_or_else(|| panic!("`{}` is told", entry.name));
+        let line = line.unwrap_or_else(|| panic!("`{}` is documented", entry.name));
         assert!(entry.keys().all(|key| line.contains(key.name)), "`{}` with its keys", entry.name);
     }
     for hook in HOOKS {

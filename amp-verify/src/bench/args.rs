@@ -15,8 +15,8 @@ use crate::registry::Registry;
 /// Options of `bench`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// What to train, separated by commas: workloads of the registry, or models [default: the
-    /// registry's workloads for the device, or else its first model]
+    /// What to train, separated by commas: workloads of the registry, or models [default: the registry's
+    /// workloads for the device, or its first model]
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     pub workload: Vec<String>,
     /// Precisions, separated by commas [default: 32-true and bf16-mixed, on CUDA 16-mixed too]
@@ -28,19 +28,19 @@ pub struct BenchArgs {
     /// Rounds in which everything is measured once, in turns
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub rounds: usize,
-    /// Steps that are timed in a round, at least [default: the workload's own]
+    /// The fewest steps that are timed in a round [default: the workload's own]
     #[arg(long, value_name = "N")]
     pub steps: Option<i64>,
-    /// Gigabytes of the set that is fed from the host and, beside it, from the device; 0 for none
-    #[arg(long, value_name = "N", default_value_t = 0.25)]
+    /// Gigabytes of the data set that is fed once from the host and once from the device; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 0.25, allow_negative_numbers = true)]
     pub feed_gb: f64,
-    /// Seconds after which nothing more is begun that may not end by then; what is left out is said
+    /// Seconds after which no measurement begins that may not end in time; a note lists what was left out
     #[arg(long, value_name = "SECONDS")]
     pub time_limit: Option<u64>,
-    /// Measure Lightning, PyTorch loops and torch.compile beside ours, in the Python that has them
+    /// Also measure Lightning, PyTorch loops and torch.compile, in a Python that has them
     #[arg(long)]
     pub peers: bool,
-    /// Of the peers these alone, separated by commas: lightning, torch-loop, torch-fused, torch-compile,
+    /// Measure only these peers, separated by commas: lightning, torch-loop, torch-fused, torch-compile,
     /// torch-compile-default, torch-compile-autotuned
     #[arg(long, value_delimiter = ',', value_name = "NAMES", requires = "peers", value_parser = peer)]
     pub peer: Vec<Engine>,
@@ -59,7 +59,7 @@ pub struct BenchArgs {
     /// Write the tables in Markdown to this file
     #[arg(long, value_name = "FILE")]
     pub markdown: Option<PathBuf>,
-    /// Do not say on standard error what is measured
+    /// Do not report progress on standard error
     #[arg(long)]
     pub quiet: bool,
 }
@@ -87,7 +87,7 @@ pub struct Plan {
     pub steps: Option<i64>,
     /// Bytes of the set that is fed.
     pub feed_bytes: u64,
-    /// How long it may take.
+    /// The time limit.
     pub time_limit: Option<Duration>,
 }
 
@@ -118,7 +118,7 @@ impl BenchArgs {
         if !self.peer.is_empty() && peers::engines(device, &self.peer).is_empty() {
             let names: Vec<&str> = self.peer.iter().map(|engine| engine.name()).collect();
             let names = names.join(", ");
-            return Err(Error::config(format!("peer {names}: it is measured on CUDA alone")));
+            return Err(Error::config(format!("peer {names}: it is measured only on CUDA")));
         }
         let workloads = match self.workload.as_slice() {
             [] => workload::defaults(registry, device)?,

@@ -1,11 +1,11 @@
-//! How long a benchmark may take.
+//! The time limit of a benchmark.
 
 use std::time::Duration;
 
-/// Lets parts of a benchmark run as long as there is time.
+/// Runs parts of a benchmark as long as there is time.
 pub struct Clock<'a> {
     limit: Option<Duration>,
-    /// Since the beginning.
+    /// The time since the beginning.
     elapsed: Box<dyn Fn() -> Duration + 'a>,
     longest: Duration,
     left_out: Vec<String>,
@@ -18,8 +18,8 @@ impl<'a> Clock<'a> {
         Self { limit, elapsed: Box::new(elapsed), longest, left_out }
     }
 
-    /// Runs the part called `name`, if one as long as the longest so far would end in time. What is
-    /// left out is noted.
+    /// Runs the part called `name`, if a part as long as the longest so far would end in time. Otherwise
+    /// notes that it was left out.
     pub fn run<T>(&mut self, name: &str, part: impl FnOnce() -> T) -> Option<T> {
         let begun = (self.elapsed)();
         if self.limit.is_some_and(|limit| begun + self.longest > limit) {
@@ -35,6 +35,6 @@ impl<'a> Clock<'a> {
     pub fn note(&self) -> Option<String> {
         let limit = self.limit.filter(|_| !self.left_out.is_empty())?;
         let names = self.left_out.join(", ");
-        Some(format!("left out, since the time limit is {} s: {names}", limit.as_secs()))
+        Some(format!("left out because of the time limit of {} s: {names}", limit.as_secs()))
     }
 }

@@ -14,7 +14,7 @@ use amp_core::{
     trainer::Graph,
 };
 
-/// Steps that are left out: kernels are loaded and graphs are captured in them.
+/// Steps that are not measured, because they load kernels and capture graphs.
 const WARM_UP: u64 = 16;
 
 /// A set of at least this many bytes that repeats the same examples: the time to move them does not
@@ -40,12 +40,12 @@ fn data(workload: &Task, bytes: u64) -> Result<DataModule> {
     Ok(DataModule::new("feed", train, val, workload.batch))
 }
 
-/// Trains `steps` steps in each round from the host and from the device, in turns. A run's start
-/// is left out by the difference of a long and a short one. The examples come in random order from
-/// the whole set.
+/// Trains `steps` steps in each round from the host and from the device, in turns. The difference between a
+/// long run and a short one excludes the start of a run. Examples are drawn in random order from the whole
+/// set.
 ///
 /// # Errors
-/// When a run fails, or the set has no room.
+/// When a run fails, or there is no memory for the set.
 pub fn measure(
     workload: &Task,
     precision: Precision,
@@ -74,7 +74,7 @@ pub fn measure(
         let short = seconds(placement, WARM_UP)?;
         Ok(steps as f64 / (seconds(placement, WARM_UP + steps)? - short))
     };
-    // Both are run once first, and do not count.
+    // Both run once first, without measurement.
     rate(Placement::Host)?;
     rate(Placement::Device)?;
     let (mut host, mut resident) = (Vec::new(), Vec::new());

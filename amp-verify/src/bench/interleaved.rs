@@ -1,5 +1,5 @@
-//! Contestants take turns, a chunk of steps each, so that what disturbs the machine for a while
-//! disturbs them alike.
+//! Interleaved measurement: the candidates take turns, a chunk of steps each, so that a temporary
+//! disturbance of the machine affects them equally.
 
 use amp_core::Result;
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ use crate::text::one_line;
 /// Some steps.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Chunk {
-    /// How many.
+    /// The number of steps.
     pub steps: u64,
     /// Wall-clock seconds, to the last kernel's end.
     pub seconds: f64,
@@ -20,13 +20,13 @@ pub struct Chunk {
 
 /// A candidate, which trains a workload in turns with the others.
 pub trait Candidate {
-    /// Who he is.
+    /// The candidate's engine.
     fn engine(&self) -> Engine;
 
     /// Does work that is not measured: loads kernels, compiles, captures.
     ///
     /// # Errors
-    /// When he cannot; he is left out then.
+    /// When the candidate cannot run; it is then left out.
     fn prepare(&mut self) -> Result<()>;
 
     /// Trains a chunk.
@@ -36,7 +36,7 @@ pub trait Candidate {
     fn chunk(&mut self) -> Result<Chunk>;
 }
 
-/// Lets everybody train a chunk in each round, back and forth.
+/// Trains a chunk of each candidate in each round, in alternating order.
 pub fn interleaved(candidates: &mut [Box<dyn Candidate + '_>], rounds: usize) -> Vec<Measurement> {
     let mut measurements: Vec<Measurement> = candidates
         .iter_mut()

@@ -1,6 +1,5 @@
-//! Measures the trainer's speed and compares it with its peers: a [`workload`] is trained,
-//! [`mod@interleaved`] runs our trainer and the [`peers`] in turns, and [`report`] compares the
-//! figures with the [`target`]s.
+//! Measures the trainer's speed and compares it with its peers: [`mod@interleaved`] trains a [`workload`]
+//! by this trainer and the [`peers`] in turns, and [`report`] compares the figures with the [`target`]s.
 
 mod args;
 pub mod clock;
@@ -90,7 +89,7 @@ pub fn run(registry: &Registry, args: &BenchArgs, tell: &dyn Fn(&str)) -> Result
         }
     } else {
         if let Some(measure) = &registry.bench.overheads {
-            tell("the loop's own cost");
+            tell("the overhead of the loop");
             report.overheads = measure()?;
         }
     }
@@ -125,7 +124,7 @@ pub fn run(registry: &Registry, args: &BenchArgs, tell: &dyn Fn(&str)) -> Result
     Ok(report)
 }
 
-/// Ours and the peers on one workload under one precision.
+/// Measures this trainer and the peers on one workload under one precision.
 fn compare(
     plan: &Plan,
     workload: &Task,
@@ -134,7 +133,7 @@ fn compare(
 ) -> Result<Vec<Row>> {
     let steps = plan.steps.unwrap_or_else(|| workload.steps(plan.device));
     let ours: &[Engine] = match plan.device.is_cuda() {
-        // The workload with the largest share of gradients and optimizer state.
+        // The workload for which reduced gradients and optimizer state are measured.
         true if workload.has_reduced_state() && precision != Precision::F32True => {
             &[Engine::Eager, Engine::Graph, Engine::Graph16Bit, Engine::GraphLean]
         }

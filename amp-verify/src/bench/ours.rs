@@ -1,4 +1,4 @@
-//! Our trainer, as a user calls it: [`Trainer::fit`], timed by its [`SpeedBenchmark`].
+//! This trainer, as a user calls it: [`Trainer::fit`], timed by its [`SpeedBenchmark`].
 
 use amp_core::{
     Error, LightningModule, Result, Trainer, TrainerConfig,
@@ -17,20 +17,20 @@ use super::{
     workload::{Size, Task, config},
 };
 
-/// A workload under our trainer. Every chunk is a separate run of the same model. Its first epoch
-/// is not measured, because kernels are loaded and graphs are captured in it.
+/// A workload under this trainer. Every chunk is a separate run of the same model. Its first epoch is not
+/// measured, because kernels are loaded and graphs are captured in it.
 pub(super) struct Ours<'a> {
     engine: Engine,
     workload: &'a Task,
     size: Size,
     config: TrainerConfig,
     ready: Option<(Box<dyn LightningModule>, DataModule)>,
-    /// The first run's, together with the model.
+    /// The peak of the first run, in which the model is also built.
     peak_memory_bytes: Option<u64>,
 }
 
 impl<'a> Ours<'a> {
-    /// Trains at least `steps` steps a chunk.
+    /// Trains at least `steps` steps per chunk.
     pub(super) fn new(
         engine: Engine,
         workload: &'a Task,
@@ -58,8 +58,8 @@ impl<'a> Ours<'a> {
     }
 }
 
-/// Seconds of the epochs from `first` on, each to its last kernel's end, and the steps that ran as
-/// CUDA graphs.
+/// Seconds of the epochs from `first` on, each until its last kernel has ended, and the number of steps
+/// that ran as CUDA graphs.
 pub(super) fn seconds_of(
     config: &TrainerConfig,
     first: i64,

@@ -1,8 +1,8 @@
-//! The peers: a process of the registry's Python program for each, asked in lines of JSON.
+//! The peers: for each a process of the registry's Python program, which answers requests in JSON lines.
 //!
 //! The program is called as `program --engine NAME --device cpu|cuda:N --threads N`, with the engines of
-//! [`engines`]. Each line on its standard input is a JSON object, each answer a line on its standard
-//! output; an answer with `error` ends the task it belongs to:
+//! [`engines`]. Each line on its standard input is a JSON object with a request, each line on its standard
+//! output an answer. An answer with `error` ends the task to which the request belongs:
 //!
 //! ```text
 //! (at the start)                               -> {"versions": {"torch": "2.11.0"}}
@@ -12,7 +12,7 @@
 //! ```
 //!
 //! `prepare` has the model's name and hyperparameters, the precision, `batch`, `batches`, `clip`, `warm_up`
-//! (steps), and of random examples `features` or, for ids, `tokens`, and `classes`; one of the first two is
+//! (steps), and for random examples `classes` and either `features` or, for ids, `tokens`; the other is
 //! null. All three are null for the model's own data and for examples that the workload draws: the program
 //! makes these by the model's name.
 
@@ -40,7 +40,7 @@ use crate::{
 pub struct Python {
     program: PathBuf,
     script: PathBuf,
-    /// Removed with this.
+    /// A temporary file with the script, removed when this is dropped.
     _own: Option<NamedTempFile>,
 }
 
@@ -53,7 +53,7 @@ pub struct Peer {
 }
 
 impl Python {
-    /// `program`, with the registry's script unless another is given.
+    /// Uses the interpreter `program`, with the registry's script unless another is given.
     ///
     /// # Errors
     /// When there is no script, or it cannot be written.
@@ -111,14 +111,14 @@ impl Peer {
     /// Waits until it has loaded its packages.
     ///
     /// # Errors
-    /// When one is missing; the error names it.
+    /// When a package is missing; the error names it.
     pub fn greet(&mut self) -> Result<()> {
         self.versions = self.process.versions()?;
         Ok(())
     }
 }
 
-/// A peer with one workload.
+/// A peer that trains one workload.
 pub struct Entry<'a> {
     peer: &'a mut Peer,
     task: Value,
@@ -127,7 +127,7 @@ pub struct Entry<'a> {
 }
 
 impl Peer {
-    /// Whether it takes part in this workload.
+    /// Whether the peer takes part in this workload.
     pub fn trains(&self, workload: &Task) -> bool {
         match self.engine {
             Engine::TorchCompileDefault | Engine::TorchCompileAutotuned => {
@@ -139,7 +139,8 @@ impl Peer {
 }
 
 impl<'a> Entry<'a> {
-    /// The peer trains whole epochs of the workload, at least `steps` steps a chunk, as ours does.
+    /// The peer trains whole epochs of the workload, at least `steps` steps per chunk, as this trainer
+    /// does.
     pub fn new(peer: &'a mut Peer, workload: &Task, precision: Precision, steps: i64) -> Self {
         let epochs = (steps + workload.batches - 1) / workload.batches;
         let steps = (epochs * workload.batches).cast_unsigned();
@@ -171,7 +172,7 @@ impl Candidate for Entry<'_> {
     }
 
     fn chunk(&mut self) -> Result<Chunk> {
-        // After an error the task is over on the other side.
+        // An error has ended the task in the peer's process.
         self.running = false;
         let answer = self.peer.process.ask(&json!({ "go": self.steps }))?;
         self.running = true;
@@ -189,7 +190,7 @@ impl Drop for Entry<'_> {
     }
 }
 
-/// Those that are measured on `device`, of `only` where it names some.
+/// The peers that are measured on `device`; if `only` names some, only these.
 pub fn engines(device: Device, only: &[Engine]) -> Vec<Engine> {
     let measured = |engine: &Engine| {
         let everywhere = matches!(engine, Engine::Lightning | Engine::TorchLoop);
@@ -198,7 +199,7 @@ pub fn engines(device: Device, only: &[Engine]) -> Vec<Engine> {
     Engine::PEERS.into_iter().filter(measured).collect()
 }
 
-/// Starts these peers; `notes` gets those that cannot be started.
+/// Starts these peers. `notes` gets a line for each that cannot be started.
 pub fn start(
     python: &Python,
     engines: &[Engine],

@@ -1,4 +1,4 @@
-//! The rate of matrix products that a device reaches, measured and not looked up.
+//! Measures the rate of matrix products that a device reaches.
 
 use std::time::Instant;
 
@@ -12,10 +12,10 @@ fn side(device: Device) -> i64 {
     if device.is_cuda() { 8192 } else { 1024 }
 }
 
-/// Operations a second of some products of square bf16 matrices, in a row.
+/// Floating-point operations per second of a sequence of products of square bf16 matrices.
 ///
 /// # Errors
-/// When there is no room for them.
+/// When there is not enough memory.
 pub(super) fn bf16_matrix_rate(device: Device) -> Result<f64> {
     let (side, products) = (side(device), if device.is_cuda() { 32 } else { 2 });
     let matrix = || Tensor::f_randn([side, side], (Kind::BFloat16, device));

@@ -17,12 +17,12 @@ use amp_core::{
 /// The norm that gradients are clipped to, in everything that is measured.
 pub const CLIP: f64 = 1.0;
 
-/// A workload at the size that is compared, or so small that its tensors cost next to nothing.
+/// The size of a workload's model: its real size, or so small that its tensors take a negligible time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Size {
     /// The model's real size.
     Full,
-    /// A tiny size, so that the step's time is the host's part.
+    /// A tiny size, at which a step's time is the time of the host.
     Tiny,
 }
 
@@ -76,7 +76,7 @@ impl Workload {
 /// The workload of this name: a declared one, or a model on its own data.
 ///
 /// # Errors
-/// When there is none.
+/// When there is no such workload and no such model.
 pub fn find(registry: &Registry, name: &str) -> Result<Task> {
     if let Some(workload) = declared(registry).find(|workload| workload.name == name) {
         return workload.resolve(registry);
@@ -179,12 +179,12 @@ impl Task {
         self.workload.fed.holds(device)
     }
 
-    /// Whether there is a size at which its tensors cost next to nothing.
+    /// Whether the workload declares a size at which its tensors take a negligible time.
     pub fn has_tiny(&self) -> bool {
         self.workload.tiny.is_some()
     }
 
-    /// Steps of a round, at least.
+    /// The fewest steps of a round.
     pub fn steps(&self, device: Device) -> i64 {
         if device.is_cuda() { self.workload.steps.0 } else { self.workload.steps.1 }
     }
@@ -200,17 +200,17 @@ impl Task {
     /// The model, with weights of seed 0.
     ///
     /// # Errors
-    /// When libtorch does.
+    /// When libtorch fails.
     pub fn build(&self, size: Size) -> Result<Box<dyn LightningModule>> {
         seed_everything(0)?;
         self.model.build(self.hyperparameters(size))
     }
 
-    /// The data: random examples of seed 42, or the model's own. The validation set of random
-    /// examples is one batch; the time of validation counts nowhere.
+    /// The data: random examples of seed 42, or the model's own. The validation set of random examples is
+    /// one batch, because the time of validation is not measured.
     ///
     /// # Errors
-    /// When there is no room for it, or it cannot be loaded.
+    /// When there is no memory for it, or it cannot be loaded.
     pub fn data(&self, size: Size) -> Result<DataModule> {
         let noise = match (size, self.workload.noise) {
             (Size::Full, None) => return (self.load)(self.batch),
@@ -238,7 +238,7 @@ impl Task {
     }
 }
 
-/// Examples of these so small that tensors cost next to nothing.
+/// Random examples of this kind that are so small that their tensors take a negligible time.
 fn tiny(input: Option<NoiseInput>) -> NoiseInput {
     match input {
         Some(NoiseInput::Features { classes, .. }) => {
@@ -252,7 +252,7 @@ fn tiny(input: Option<NoiseInput>) -> NoiseInput {
     }
 }
 
-/// So many examples.
+/// Draws this number of examples.
 fn draw(input: NoiseInput, count: i64) -> Result<AnyBatch> {
     let ids = |below: i64, size: &[i64]| Tensor::f_randint(below, size, (Kind::Int64, Device::Cpu));
     match input {
@@ -268,8 +268,8 @@ fn draw(input: NoiseInput, count: i64) -> Result<AnyBatch> {
     }
 }
 
-/// The trainer's options, alike for everything that is measured: clipping, and the metrics that the
-/// models declare. Validation is no part of what is measured, so that it may have examples of training.
+/// The trainer's options, equal for every measurement: clipping, and the metrics that the models declare.
+/// Validation is not measured, so its examples may be training examples.
 pub fn config(precision: Precision, device: Device) -> TrainerConfig {
     TrainerConfig::new(precision, device).with(|config| {
         config.optimization.gradient_clip = Some(Clip::Norm(CLIP));

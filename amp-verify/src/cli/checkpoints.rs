@@ -72,7 +72,7 @@ impl CheckpointArgs {
         Some(folder.join("on_error.safetensors"))
     }
 
-    /// The callback that saves the best epochs, measured by what the model is judged by, or `None`.
+    /// The callback that saves the best epochs, measured by the model's judge, or `None`.
     ///
     /// # Errors
     /// When the folder cannot be created.

@@ -41,8 +41,8 @@ use crate::{
 /// Runs the command given on the command line with the models of `registry`. A project's binary `amp`
 /// returns this exit code.
 ///
-/// The exit code is 0 when it was done, 1 when a run failed or a validated figure is not finite, and 2 when
-/// the request cannot be carried out as asked. The gate has further codes.
+/// The exit code is 0 if the command succeeded, 1 if a run failed or a validated figure is not finite, and
+/// 2 if the request cannot be carried out. The gate has further codes.
 pub fn main(registry: Registry) -> ExitCode {
     let cli = match Cli::read() {
         Ok(cli) => cli,
@@ -52,7 +52,7 @@ pub fn main(registry: Registry) -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(error) => {
-            // One line, even where libtorch's text has several.
+            // One line, even if libtorch's text has several.
             complain(&format!("error: {}", one_line(&error.to_string())));
             ExitCode::from(code(&error))
         }
@@ -183,7 +183,7 @@ fn train(registry: &Registry, args: &TrainArgs) -> Result<ExitCode> {
     }
     let mut epochs = EpochTable::new(io::stdout());
     let mut progress = progress(1, args.run.quiet);
-    // Everything that can fail runs first: what is printed has happened.
+    // All steps that can fail run before anything is printed.
     let mut listen = |event: &Event| -> Result<()> {
         logs.on_event(event)?;
         progress.suspend(|| epochs.on_event(event))?;
@@ -222,7 +222,7 @@ fn progress(runs: usize, quiet: bool) -> ProgressBar {
 
 /// Refuses a run that applied no step, or whose result is not finite.
 fn is_sound(record: &RunRecord) -> Result<()> {
-    let advice = "lower the learning rate, or choose what a step that is not finite is answered with \
+    let advice = "lower the learning rate, or choose how steps that are not finite are handled \
                   (--on-non-finite)";
     if let Some(Logged { name, value, .. }) = record.not_finite().first() {
         return Err(Error::NonFinite(format!(

@@ -6,9 +6,9 @@ use amp_core::Error;
 pub(super) const FAILED: u8 = 1;
 /// The user asked for something that cannot be done; clap uses the same code.
 pub(super) const USAGE: u8 = 2;
-/// The seeds do not decide; the gate has the same code for it.
+/// The seeds are not sufficient for a verdict. The gate uses the same code.
 pub(super) const INCONCLUSIVE: u8 = 3;
-/// The recorded figures come from a machine that this one cannot be compared with.
+/// The recorded figures are from a machine with which this one cannot be compared.
 const NOT_COMPARABLE: u8 = 4;
 
 /// The exit code of a command that ended with this error.

@@ -41,8 +41,8 @@ pub struct DiagnoseArgs {
     #[arg(long, value_name = "K", default_value_t = 3,
           value_parser = clap::value_parser!(u64).range(1..=1000))]
     pub seeds: u64,
-    /// An output of `verify --output`, or a golden (.snap): with it a change of the environment can be
-    /// told from a change of the precision
+    /// An output of `verify --output`, or a golden (.snap): it distinguishes a change of the environment
+    /// from a change of the precision
     #[arg(long, value_name = "FILE")]
     pub reference: Option<PathBuf>,
     /// Write the modules that must stay in FP32 to this policy file

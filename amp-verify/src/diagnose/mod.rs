@@ -22,19 +22,20 @@ use crate::layers::Group;
 pub enum Attribution {
     /// The check passes.
     Passes,
-    /// The same seed gave another figure, and the two differ by more than the check failed by.
+    /// A repetition with the same seed gave another figure, and the two differ by more than the distance
+    /// from the limit.
     Determinism {
         /// The second figure.
         again: Outcome,
     },
     /// 32-true itself differs from its reference.
     Environment,
-    /// Layers that run in one give other values than one by one.
+    /// Fused layers give other values than the same layers one by one.
     Fusion {
-        /// The groups beyond their bounds.
+        /// The groups that exceed their bounds.
         groups: Vec<Group>,
     },
-    /// Only the precision moved.
+    /// Only the precision differs.
     Precision,
 }
 
@@ -84,7 +85,7 @@ pub struct Cost {
 
 /// The scope of the search.
 pub struct Scope<'a> {
-    /// Precision regions that hold in any case.
+    /// Precision regions that apply in any case.
     pub islands: &'a Islands,
     /// The modules to choose from: those that compute.
     pub layers: Vec<String>,
@@ -92,9 +93,9 @@ pub struct Scope<'a> {
     pub modules: Vec<String>,
     /// Whether 32-true differs from its reference; `None` if there is no reference.
     pub baseline_moved: Option<bool>,
-    /// The layers that run in one.
+    /// The groups of layers that are fused.
     pub groups: Vec<Group>,
-    /// The layer that a measurement of each layer alone blames: it is tried first.
+    /// The layer with the largest error when each layer is measured alone. It is tried first.
     pub suspect: Option<String>,
 }
 
@@ -123,8 +124,8 @@ pub fn diagnose(check: &mut dyn Check, scope: &Scope<'_>) -> Result<Diagnosis> {
 }
 
 fn attribute(check: &mut dyn Check, scope: &Scope<'_>, before: Outcome) -> Result<Attribution> {
-    // A check that looks at layers one by one passes nevertheless; and a region within a group keeps its layers
-    // apart, which would hide the fault and be taken for its remedy.
+    // A check that measures layers one by one passes although their fusion is at fault. A region within a
+    // group prevents the fusion, which would hide the fault and look like a remedy.
     let groups: Vec<Group> = scope.groups.iter().filter(|group| group.is_beyond).cloned().collect();
     if !groups.is_empty() {
         return Ok(Attribution::Fusion { groups });
@@ -143,7 +144,7 @@ fn attribute(check: &mut dyn Check, scope: &Scope<'_>, before: Outcome) -> Resul
     Ok(if moved { Attribution::Determinism { again } } else { Attribution::Precision })
 }
 
-/// The suspect as the only module in FP32, if that is enough: one run in place of a search.
+/// The suspect as the only module in FP32, if that is enough: one run instead of a search.
 fn alone(check: &mut dyn Check, scope: &Scope<'_>, suspect: &str) -> Result<Option<Island>> {
     let modules = vec![suspect.to_owned()];
     let after = check.run(&fp32(scope.islands, &modules))?;
@@ -155,7 +156,7 @@ fn alone(check: &mut dyn Check, scope: &Scope<'_>, suspect: &str) -> Result<Opti
         true => after,
         false => check.run(&fp32(scope.islands, &fields))?,
     };
-    // Without it the check failed.
+    // The check failed without it.
     Ok(Some(Island {
         modules,
         is_one_minimal: true,

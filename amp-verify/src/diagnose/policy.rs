@@ -27,7 +27,7 @@ pub struct PolicyFile {
     pub model: String,
     /// The precision under which it was found.
     pub precision: Precision,
-    /// The machine on which it was found. It is valid on others, too.
+    /// The machine on which it was found. The policy is valid on other machines as well.
     pub fingerprint: Fingerprint,
     /// The reason for these modules.
     pub reason: String,
@@ -60,6 +60,7 @@ impl PolicyFile {
 
     /// Reads the policy for `model`, which is called `name`.
     ///
+    /// # Errors
     /// When the file is missing or is not a policy file, belongs to another model, or names a module that
     /// the model does not have.
     pub fn read(path: &Path, name: &str, model: &(impl Visit + ?Sized)) -> Result<Self> {

@@ -22,9 +22,9 @@ pub(super) struct Reference {
 }
 
 enum Known {
-    /// Output of `verify --output`: of this machine, compared to the last bit.
+    /// Output of `verify --output` from this machine, compared to the last bit.
     Report(Box<Comparison>),
-    /// A golden: of any machine of its kind, within the golden's own tolerances.
+    /// A golden from any machine of its kind, with the golden's own tolerances.
     Golden(Box<Golden>),
 }
 
@@ -87,8 +87,8 @@ impl Reference {
             (_, Ok(golden)) => Known::Golden(Box::new(golden)),
             (Err(error), Err(golden)) => {
                 return Err(Error::config(format!(
-                    "{}: it is no report of verify ({error}) and no golden ({golden}); write it \
-                     with `cargo amp verify --output` and the same options",
+                    "{}: it is neither a report of verify ({error}) nor a golden ({golden}); write \
+                     it with `cargo amp verify --output` and the same options",
                     path.display()
                 )));
             }

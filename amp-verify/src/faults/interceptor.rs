@@ -1,4 +1,4 @@
-//! Planted faults between the trainer and the model.
+//! Plants faults between the trainer and the model.
 
 use std::{cell::Cell, rc::Rc};
 
@@ -15,12 +15,12 @@ use amp_core::{
 use super::{Fault, loss, optimizer, schedule};
 use crate::interceptor::Interceptor;
 
-/// Breaks a run.
+/// A model wrapper with a planted fault.
 pub struct Faulty {
     fault: Fault,
     precision: Precision,
     stale: Vec<Tensor>,
-    /// Whether the trainer calls it within the steps.
+    /// Whether the trainer calls the wrapper within the steps.
     watched: Rc<Cell<bool>>,
     steps: loss::Steps,
     /// The buffers before the first step.
@@ -28,7 +28,7 @@ pub struct Faulty {
 }
 
 impl Faulty {
-    /// Breaks runs of `precision`, where the fault is one of theirs.
+    /// Plants the fault in runs of `precision`, if the fault affects this precision.
     pub fn new(fault: Fault, precision: Precision) -> Self {
         Self {
             fault,
@@ -62,7 +62,7 @@ impl Faulty {
     }
 }
 
-/// The limit that the models with clipping have.
+/// The clipping limit of the models that clip.
 const CLIP: f64 = 1.0;
 
 impl Interceptor for Faulty {
@@ -119,7 +119,7 @@ impl Interceptor for Faulty {
             Some(Fault::LearningRateDoubled) => {
                 Ok(OptimizerConfig::new(AdamW { lr: 2e-3, ..AdamW::default() }).into())
             }
-            // A decay that matters within few steps; the baseline keeps it.
+            // A decay that changes the weights within a few steps. The baseline keeps it.
             Some(Fault::WeightDecayDropped) => {
                 let weight_decay = if self.precision == Precision::F32True { 1.0 } else { 0.0 };
                 Ok(OptimizerConfig::new(AdamW { weight_decay, ..AdamW::default() }).into())
@@ -231,7 +231,7 @@ impl Interceptor for Faulty {
                     Some(tensor.f_to_kind(Kind::BFloat16)?.f_to_kind(tensor.kind())?)
                 }
                 Some(Fault::TruncatingRounding) => {
-                    // 2⁻¹³: f16's spacing between 0.125 and 0.25, where most weights are.
+                    // 2⁻¹³: the spacing of f16 between 0.125 and 0.25, where most weights are.
                     let steps = tensor.f_mul_scalar(8192.0)?.f_trunc()?;
                     Some(steps.f_div_scalar(8192.0)?)
                 }

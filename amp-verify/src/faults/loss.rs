@@ -15,18 +15,18 @@ use super::Fault;
 /// State that a run's steps share.
 #[derive(Default)]
 pub(super) struct Steps {
-    /// Batches so far.
+    /// The number of batches so far.
     batches: u64,
-    /// Examples in the first of them.
+    /// The number of examples in the first batch.
     examples: i64,
     kept: Vec<Tensor>,
-    /// The sum over all steps so far.
+    /// Keeps measuring over all steps.
     meter: Option<MemoryMeter>,
 }
 
 /// Steps that run before one is captured as a CUDA graph.
 const BEFORE_CAPTURE: u64 = 3;
-/// Elements that a step keeps, or takes for itself.
+/// Elements of the tensor that a step keeps or allocates.
 const ELEMENTS: i64 = 1 << 16;
 
 pub(super) fn training_step(
@@ -60,7 +60,7 @@ pub(super) fn training_step(
         Fault::LossIsNan => times(f64::NAN, model.training_step(batch, step)?),
         Fault::AlwaysSkips => times(f64::INFINITY, model.training_step(batch, step)?),
         Fault::LossInF16 => {
-            // 2⁻⁶ of the loss's size, whose gradient passes.
+            // 2⁻⁶ of the loss, whose gradient passes unchanged.
             let loss = model.training_step(batch, step)?;
             let steps_up = loss.f_detach()?.f_mul_scalar(64.0)?.f_trunc()?.f_div_scalar(64.0)?;
             Ok(loss.f_mul(&steps_up.f_div(&loss.f_detach()?)?)?)
@@ -132,7 +132,7 @@ pub(super) fn training_step(
         }
         Fault::TakesTooMuch => {
             let loss = model.training_step(batch, step)?;
-            // Far more than a small model's step holds; but for one number nothing is written to it.
+            // Far more than a small model's step needs. Only one element is written.
             let room = Tensor::f_empty([1 << 27], (Kind::Float, loss.device()))?;
             Ok(loss.f_add(&room.f_select(0, 0)?.f_zero_()?)?)
         }
@@ -181,7 +181,7 @@ fn in_context(
     model.training_step(batch, &mut own)
 }
 
-/// The variance of activations of a thousand, squared in f16.
+/// The variance of activations around a thousand, squared in f16.
 fn normed_in_f16(batch: &AnyBatch) -> Result<AnyBatch> {
     let batch = Batch::from_any(batch)?;
     let large = batch.input.f_mul_scalar(1000.0)?.f_to_kind(Kind::Half)?;

@@ -1,4 +1,4 @@
-//! Mistakes of mixed-precision implementations, each built on public interfaces.
+//! Mistakes that implementations of mixed precision make, each built on public interfaces.
 
 mod interceptor;
 mod loss;
@@ -31,7 +31,7 @@ pub enum Area {
     Accumulation,
     /// The optimizer's step and its state.
     Optimizer,
-    /// Normalisation and its statistics.
+    /// Normalization and its statistics.
     Norms,
     /// Dropout and its random numbers.
     Dropout,
@@ -39,11 +39,11 @@ pub enum Area {
     Precision,
     /// Validation and its reported values.
     Metrics,
-    /// How much memory a step takes.
+    /// The memory of a step.
     Memory,
     /// Saving and resuming.
     Resume,
-    /// Which examples, in which order.
+    /// Which examples are used, and in which order.
     DataOrder,
     /// CUDA graphs.
     Graph,
@@ -63,7 +63,7 @@ macro_rules! faults {
         }
 
         impl Fault {
-            /// All of them.
+            /// All faults.
             pub const ALL: &[Self] = &[$(Self::$name,)+];
 
             /// A description of the fault.
@@ -103,7 +103,7 @@ faults! {
     ClippingDropped in Clipping: "gradients are not clipped",
     ClipsByValue in Clipping: "elements are clipped instead of the norm",
     ClipsEachParameter in Clipping: "each parameter's gradient is clipped by its own norm",
-    ClipsTooLittle in Clipping: "the norm is 10 % too small where nobody watches the step",
+    ClipsTooLittle in Clipping: "the norm is 10 % too small in steps that no callback observes",
     DeferredFactorWrong in Clipping: "the factor that a step clips by is 10 % too large",
     LossDividedTwice in Accumulation: "the loss is divided by the accumulated batches twice",
     LossSummed in Accumulation: "the losses of a step's batches are added, not averaged",
@@ -133,7 +133,7 @@ faults! {
     SameMaskEachStep in Dropout: "dropout drops the same elements in every step",
     DropoutScaleWrong in Dropout: "a layer drops a third and scales for a fifth",
     DropoutInValidation in Dropout: "validation drops elements",
-    Tf32Baseline in Precision: "the 32-true baseline may multiply in TF32, as it does on CUDA",
+    Tf32Baseline in Precision: "the 32-true baseline may multiply in TF32, which it does on CUDA",
     AutocastOff in Precision: "autocast does nothing",
     TruncatingRounding in Precision: "weights are rounded towards zero",
     Bf16Weights in Precision: "master weights are kept in bf16",
@@ -146,7 +146,7 @@ faults! {
     WeightNotFinite in Precision: "a weight becomes NaN",
     GradientOfOneLayerLost in Precision: "one layer gets no gradient",
     NoisyGradients in Precision: "gradients carry noise of 0.3 of their size",
-    SmallGradientsLost in Precision: "gradients below a hundredth of the largest are flushed to zero",
+    SmallGradientsLost in Precision: "gradients below a hundredth of the largest are set to zero",
     ValidatesOnTraining in Metrics: "the precision is validated on the training set",
     BothValidateOnTraining in Metrics: "both are validated on the training set",
     ValidatesFirstBatch in Metrics: "only the first batch is validated",
@@ -173,7 +173,7 @@ impl Fault {
     /// has it.
     ///
     /// A fault with a need is planted only in a model that declares through
-    /// [`Model::reveals`](crate::Model::reveals) that it has what is needed.
+    /// [`Model::reveals`](crate::Model::reveals) that it has this property.
     pub fn needs(self) -> Option<&'static str> {
         match self {
             Self::SkipUnscale | Self::UnscaleTwice => {
@@ -215,7 +215,7 @@ impl Fault {
         }
     }
 
-    /// Whether it shows only on a CUDA device.
+    /// Whether the fault shows only on a CUDA device.
     pub fn needs_cuda(self) -> bool {
         self == Self::CapturedRatesStale
     }
@@ -299,8 +299,8 @@ impl Fault {
         }
     }
 
-    /// Plants what no hook reaches, in jobs of this precision, for as long as the value lives.
-    /// `layer` is the one that the model names for it.
+    /// Plants a fault that no hook can plant, in jobs of this precision, as long as the returned value
+    /// lives. `layer` is the layer that the model names for it.
     pub(crate) fn planted(
         fault: Option<Self>,
         precision: Precision,

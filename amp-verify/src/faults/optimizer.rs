@@ -1,4 +1,4 @@
-//! Mistakes in an optimizer's step: something around the optimizer that a model chose.
+//! Mistakes in an optimizer's step: a wrapper around the model's own optimizer.
 
 use std::{cell::Cell, rc::Rc};
 
@@ -13,10 +13,10 @@ use serde_json::{Map, Value};
 
 use super::Fault;
 
-/// The norm that each parameter's gradient is clipped to by mistake.
+/// The norm to which each parameter's gradient is clipped by mistake.
 const EACH: f64 = 0.02;
 
-/// The optimizer with a mistake around it.
+/// Wraps the optimizer with the mistake.
 pub(super) fn broken(
     fault: Fault,
     watched: Rc<Cell<bool>>,
@@ -56,7 +56,7 @@ struct Broken {
     fault: Fault,
     watched: Rc<Cell<bool>>,
     inner: Box<dyn Optimizer>,
-    /// Before the first step.
+    /// The state before the first step.
     fresh: State,
 }
 
@@ -79,7 +79,7 @@ impl Broken {
         Ok(())
     }
 
-    /// Steps at other rates.
+    /// Steps with the rates multiplied by a factor.
     fn at_rates(&mut self, factor: f64, known: OnDevice<'_>) -> Result<()> {
         let rates = self.inner.rates();
         let other = rates.iter().map(|rates| Rates { lr: factor * rates.lr, ..*rates });
@@ -147,7 +147,7 @@ impl Optimizer for Broken {
     fn capabilities(&self) -> Capabilities {
         let own = self.inner.capabilities();
         match self.fault {
-            // The factor is multiplied by here, on any device.
+            // The wrapper multiplies by the factor itself, on any device.
             Fault::DeferredFactorWrong => Capabilities { scales: true, captures: false, ..own },
             _ => own,
         }
@@ -155,7 +155,7 @@ impl Optimizer for Broken {
 
     fn write_rates(&mut self) -> Result<()> {
         match self.fault {
-            // A step without a graph writes them by itself.
+            // A step without a graph writes the rates itself.
             Fault::CapturedRatesStale => Ok(()),
             _ => self.inner.write_rates(),
         }

@@ -1,4 +1,4 @@
-//! Mistakes in how a schedule moves: something around the schedule that a model chose.
+//! Mistakes in a schedule: a wrapper around the model's own schedule.
 
 use amp_core::{
     Result,
@@ -8,7 +8,7 @@ use amp_core::{
 
 use super::Fault;
 
-/// The schedule with a mistake around it.
+/// Wraps the schedule with the mistake.
 pub(super) fn broken(fault: Fault, inner: Box<dyn BuildScheduler>) -> Box<dyn BuildScheduler> {
     Box::new(Build { fault, inner })
 }

@@ -51,7 +51,7 @@ pub struct Agreement {
 pub struct Tolerances {
     /// The tolerance of the metric.
     pub accuracy: f64,
-    /// Of the metric's difference from 32-true, which has the spread of both runs.
+    /// The tolerance of the metric's difference from 32-true, which includes the spread of both runs.
     pub accuracy_delta: f64,
     /// The tolerance of the validation loss.
     pub loss: f64,
@@ -101,7 +101,7 @@ impl Agreement {
     /// regression that the gate refuses is one that a golden refuses as well.
     pub fn tolerances(&self, golden: &Golden, precision: &str, figures: &Figures) -> Tolerances {
         let recorded = self.spread.as_ref().and_then(|spread| spread.samples.get(precision));
-        // Half an example more than one, so that rounding of the quotient does not decide.
+        // One and a half examples, so that the rounding of the quotient does not decide.
         let step = match golden.direction {
             Direction::HigherIsBetter => 1.5 / golden.examples as f64,
             Direction::LowerIsBetter => LOSS_SHARE * figures.accuracy.unwrap_or(0.0).abs(),

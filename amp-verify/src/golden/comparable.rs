@@ -4,9 +4,10 @@ use amp_core::hardware::Fingerprint;
 
 /// The reason why figures of `found` cannot be compared with those of `golden`; `None` if they can.
 ///
-/// On a CPU the processor, its kernels and the threads may be others: a figure's tolerance is the
-/// spread over those. On CUDA the compute capability must be the same, because kernels are chosen by
-/// it; on the golden's own model of GPU the figures are equal. libtorch, TF32 and deterministic algorithms must be the same anywhere.
+/// On a CPU the processor, its kernels and the number of threads may differ: the tolerance of a figure is
+/// its spread over these. On CUDA the compute capability must be equal, because kernels are chosen by it;
+/// on the same model of GPU as the golden's, figures must be equal. libtorch, TF32 and deterministic
+/// algorithms must be the same on all devices.
 pub fn incomparable(golden: &Fingerprint, found: &Fingerprint) -> Option<String> {
     let cuda = |machine: &Fingerprint| machine.threads == 0;
     let kind = |machine: &Fingerprint| match cuda(machine) {
@@ -37,14 +38,14 @@ pub(super) fn kernels(fingerprint: &Fingerprint) -> String {
     }
 }
 
-/// Whether both are one model of GPU with deterministic algorithms: the same requests then give the same
-/// bits and take the same memory. Goldens are taken so.
+/// Whether both are the same model of GPU with deterministic algorithms: the same requests then give the
+/// same bits and use the same memory. Goldens are recorded in this way.
 pub(super) fn same_gpu(golden: &Fingerprint, found: &Fingerprint) -> bool {
     let gpu = |machine: &Fingerprint| machine.threads == 0 && machine.deterministic;
     gpu(golden) && gpu(found) && golden.device == found.device
 }
 
-/// The part of a golden's name that tells machines apart: `cpu`, or `cuda_9_0`.
+/// The part of a golden's name that distinguishes machines: `cpu`, or `cuda_9_0`.
 pub fn machine(fingerprint: &Fingerprint) -> String {
     match fingerprint.threads {
         0 => format!("cuda_{}", fingerprint.capability.replace('.', "_")),

@@ -1,10 +1,10 @@
 //! A separate process for the training of a golden.
 //!
-//! The tests of a binary run on threads of one process, whose random generators, numeric switches
-//! and memory statistics libtorch keeps once. A golden that trained there would have other figures
-//! whenever another test draws a number. So [`verify!`](crate::verify) starts the test binary again
-//! for its own test alone: that process trains, writes the figures to a file and ends, and the test
-//! holds them against the golden.
+//! libtest runs the tests of a binary on threads of one process, and libtorch has random generators,
+//! numeric switches and memory statistics once per process. A golden that trained there would get other
+//! figures whenever another test draws a number. So [`verify!`](crate::verify) starts the test binary again
+//! for its own test alone. That process trains, writes the figures to a file and ends; the test compares
+//! them with the golden.
 //!
 //! On a GPU the tests that ran before matter, too. Autograd runs the backward pass there on a thread of its
 //! own, and takes the node with the largest number first; each thread counts the nodes that it creates. In a
@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Golden, Taken, Target, folder::Folder};
 
-/// The variable that tells a process which golden to train, as JSON.
+/// The variable that passes to a process which golden to train, as JSON.
 const ORDER: &str = "AMP_VERIFY_ORDER";
 
 /// The number of lines that are shown of a failed process.
@@ -96,8 +96,8 @@ impl Turn {
     /// other tests could disturb it.
     ///
     /// # Panics
-    /// When a golden is missing and may not be written, the device is unknown, or the training in the
-    /// other process fails. A panic is how a test fails.
+    /// When a golden is missing and may not be written, the device is unknown, or the training in the other
+    /// process fails. A panic fails the test.
     pub fn of(target: &Target, site: Site) -> Self {
         let place = PLACE.replace(PLACE.get() + 1);
         Self::find(target, site, place).unwrap_or_else(|error| panic!("{error}"))
@@ -139,8 +139,8 @@ impl Training {
     /// Trains `target`, whose data exists by now. A process that was started for this training ends here.
     ///
     /// # Panics
-    /// When a run fails, or a figure is further from its anchor than the budget allows. A panic is how a
-    /// test fails.
+    /// When a run fails, or a figure is further from its anchor than the budget allows. A panic fails the
+    /// test.
     pub fn take(self, target: &Target) -> Taken {
         let golden = self
             .folder
@@ -196,8 +196,8 @@ fn has_company(test: &str, args: &[String], is_on_gpu: bool) -> bool {
     !(args.iter().any(|arg| arg == "--exact") && names == [test])
 }
 
-/// Trains in another process. `None` if that process ends without training, because its tests do not run
-/// on threads that have their names.
+/// Trains in another process. `None` if that process ends without training, because its tests do not run on
+/// threads that have the tests' names.
 fn trained_elsewhere(
     target: &Target,
     test: &str,

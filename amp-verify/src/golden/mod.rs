@@ -46,7 +46,7 @@ pub struct Golden {
     pub direction: Direction,
     /// ρ: the share by which peak memory may differ.
     pub memory_share: f64,
-    /// The number of validation examples: an accuracy moves in steps of one over this.
+    /// The number of validation examples: an accuracy changes in steps of one divided by this.
     pub examples: i64,
     /// Epochs.
     pub epochs: i64,
@@ -61,13 +61,13 @@ pub struct Golden {
 /// One precision's figures.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
-    /// Validation metric; null when it was not a number.
+    /// The validation metric; null if it is NaN.
     pub accuracy: Option<f64>,
     /// The accuracy minus the baseline's.
     pub accuracy_delta: Option<f64>,
-    /// Validation loss; null when it was not finite.
+    /// The validation loss; null if it is not finite.
     pub loss: Option<f64>,
-    /// Optimizer steps skipped.
+    /// The number of skipped optimizer steps.
     pub skipped_steps: u64,
     /// Loss scale at the end.
     pub final_scale: Option<f64>,

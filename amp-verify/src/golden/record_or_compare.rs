@@ -25,11 +25,11 @@ pub struct Taken {
 
 impl Target {
     /// Trains under every precision and seed. On CUDA it requests deterministic algorithms and switches
-    /// TF32 off, so that two machines of one compute capability run the same kernels, and loads no batch
-    /// ahead, so that peak memory does not depend on time.
+    /// TF32 off, so that two machines with the same compute capability run the same kernels. It loads no
+    /// batch ahead, so that peak memory does not depend on timing.
     ///
     /// # Errors
-    /// When a run fails or there is no such model or device.
+    /// When a run fails, or there is no such model or device.
     pub fn golden(&self) -> Result<Golden> {
         self.golden_like(|_| None)
     }
@@ -44,8 +44,8 @@ impl Target {
         let _alone = random::seeded(self.first_seed())?;
         let device = self.device()?;
         hardware::set_numerics(false, device.is_cuda())?;
-        // Models in tests are too small for two threads: if other processes use the cores, two threads
-        // wait for each other ten times as long as one takes.
+        // Models in tests are too small for two threads: if other processes use the cores, waiting for each
+        // other takes two threads ten times as long as one thread needs for the work.
         let threads = tch::get_num_threads();
         tch::set_num_threads(1);
         let taken = self.over_seeds(device, known);
@@ -81,8 +81,8 @@ impl Target {
     ) -> Result<Golden> {
         let (mut case, margin) = self.prototype(device)?;
         if device.is_cuda() {
-            // How many batches lie on the device at a time depends on how far the host is ahead, unless the
-            // loop loads each itself.
+            // The number of batches on the device depends on how far the host is ahead, unless the loop
+            // loads each batch itself.
             (case.data.loading.prefetch, case.data.loading.num_workers) = (Some(0), 0);
         }
         let precisions = &self.check.precisions;
@@ -127,8 +127,8 @@ impl Target {
         Ok(target)
     }
 
-    /// The folder's golden of this target and machine. A golden of another form counts as missing: insta
-    /// shows both.
+    /// The golden of this target and machine in the folder. A golden of another form counts as missing,
+    /// because insta shows both.
     pub(super) fn known(&self, found: &Golden, folder: &Path) -> Option<Golden> {
         let name = self.file_name(found.fingerprint.as_ref());
         let text = fs::read_to_string(folder.join(format!("{name}.snap"))).ok()?;
@@ -227,24 +227,23 @@ pub fn file_name(model: &str, fingerprint: Option<&Fingerprint>) -> String {
 ///
 /// # Recording
 /// The first run of a test records its golden and the anchor, says so, and passes: commit both. In CI,
-/// where the variable `CI` is set, a golden that is missing fails the test before anything is trained.
-/// `AMP_ANCHORS=write` in the environment writes a golden or an anchor that is missing there, too. Figures that moved later are printed as a
-/// table, and `cargo insta review` accepts them.
+/// where the variable `CI` is set, a missing golden fails the test before anything is trained.
+/// `AMP_ANCHORS=write` in the environment writes a missing golden or anchor in CI as well. If figures
+/// differ later, they are printed as a table, and `cargo insta review` accepts them.
 ///
 /// # Tolerance over CPUs
 /// `cargo amp margins --what goldens` writes `NAME.spread.json` next to each golden of a CPU: how far its
-/// figures move between CPUs. The file is read without an argument here, and the tolerances follow from
-/// it; a [`Check`](crate::golden::Check) that brings a spread goes before the file. Without either the
+/// figures differ between CPUs. This macro reads the file by itself, and the tolerances follow from it; a
+/// [`Check`](crate::golden::Check) with a spread takes precedence over the file. Without either the
 /// tolerances follow from the golden's own seeds.
 ///
 /// # Other tests of the same binary
-/// Tests run on threads of one process, and libtorch has one random generator for all of them. The
-/// training, and the expression after `data =`, therefore run in a separate process: the test
-/// binary is started again for this one test, so that what the test does before `verify!` is done
-/// there, too. Under cargo-nextest, and where tests run one at a time (`--test-threads=1`), there
-/// is nothing to be disturbed by, and the training runs in the test's own process. It does so too
-/// where the thread is not named after its test: in your own `main` (`harness = false`) and on
-/// threads that a test starts.
+/// Tests run on threads of one process, and libtorch has one random generator for all of them. The training
+/// and the expression after `data =` therefore run in a separate process: the test binary is started again
+/// for this test alone, so that code before `verify!` runs there as well. Under cargo-nextest, and if tests
+/// run one at a time (`--test-threads=1`), no other test can disturb the training, and it runs in the
+/// test's own process. It also does so if the thread does not have the test's name: in your own `main`
+/// (`harness = false`) and on threads that a test starts.
 ///
 /// # Panics
 /// When a golden or its anchor is missing, its spread is damaged, a run fails, the model does not log its metric, or
@@ -276,7 +275,7 @@ macro_rules! verify {
         };
         let taken = match $crate::golden::Turn::of(&target, site) {
             $crate::golden::Turn::Train(training) => {
-                // Not earlier: only the process that trains creates the data.
+                // Created here, because only the process that trains creates the data.
                 ::std::option::Option::Some(training.take(&target$(.data($data))?))
             }
             $crate::golden::Turn::Compare(taken) => ::std::option::Option::Some(*taken),

@@ -12,7 +12,7 @@ use crate::verdict::{standard_deviation, t_quantile};
 pub struct Spread {
     /// How the samples were made.
     pub recorded_by: String,
-    /// Validation examples: the accuracy moves in steps of one over this.
+    /// The number of validation examples: the accuracy changes in steps of one divided by this.
     pub examples: u32,
     /// Samples by precision.
     pub samples: BTreeMap<String, Samples>,
@@ -33,7 +33,7 @@ impl Spread {
     /// Reads a recorded spread.
     ///
     /// # Errors
-    /// When the text is not one, or has fewer than three samples of a figure.
+    /// When the text is not a spread, or has fewer than three samples of a figure.
     pub fn parse(text: &str) -> Result<Self> {
         let spread: Self = serde_json::from_str(text)
             .map_err(|error| Error::config(format!("recorded spread: {error}")))?;
@@ -48,7 +48,7 @@ impl Spread {
         Ok(spread)
     }
 
-    /// Reads the spread that `cargo amp margins` wrote to `path`; `None` where there is no file.
+    /// Reads the spread that `cargo amp margins` wrote to `path`; `None` if there is no file.
     ///
     /// # Errors
     /// When the file cannot be read, or is damaged.

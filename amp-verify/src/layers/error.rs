@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub struct Bias {
     /// The mean of error × sign of the exact value: negative if values shrink, as by truncation.
     pub magnitude: f64,
-    /// `magnitude` divided by its standard error; chance keeps it within about ±3.
+    /// `magnitude` divided by its standard error; by chance it is within about ±3.
     pub magnitude_z: f64,
     /// The mean of the error.
     pub shift: f64,
@@ -39,7 +39,7 @@ pub struct Growth {
 /// The root mean square; `None` if a value is not finite.
 ///
 /// # Errors
-/// When the device has no memory left.
+/// When there is not enough device memory.
 pub fn rms(tensor: &Tensor) -> Result<Option<f64>> {
     if tensor.numel() == 0 {
         return Ok(Some(0.0));
@@ -88,8 +88,8 @@ fn mean_and_z(values: &Tensor) -> Result<(f64, f64)> {
     let single = squares(values)?;
     let size = values.size();
     let feature = if size.len() == 4 { 1 } else { size.len().saturating_sub(1) };
-    // All errors of a layer with one feature share its rounded weights, which alone may make their mean: its z
-    // is 1 then.
+    // If a layer has one feature, all its errors share its rounded weights, which alone may shift their
+    // mean: z is 1 then.
     let variance = if size.len() < 2 || size[0] < 2 {
         single
     } else {
@@ -104,7 +104,7 @@ fn mean_and_z(values: &Tensor) -> Result<(f64, f64)> {
     Ok((mean, if deviation > 0.0 { mean / deviation } else { 0.0 }))
 }
 
-/// Σ error × sign / Σ |exact|; `None` if that is not a number.
+/// Σ error × sign / Σ |exact|; `None` if that is NaN.
 ///
 /// # Errors
 /// When the shapes differ.

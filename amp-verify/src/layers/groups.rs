@@ -1,5 +1,5 @@
-//! Layers that run in one, each group held against its own layers one after the other, with the same input and the
-//! same weights. The other figures of layers are measured one by one; this is what `fit` runs.
+//! Groups of fused layers, each compared with its own layers one after the other, with the same input and
+//! the same weights. The other figures of layers are measured one by one; `fit` runs the fused groups.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -17,38 +17,38 @@ use serde::{Deserialize, Serialize};
 use super::Subject;
 use crate::rounding::rounding_of;
 
-/// Layers that run in one, and how far they are from the same layers one by one.
+/// A group of fused layers, and how far its results are from those of the same layers one by one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Group {
     /// The layers' paths, in their order.
     pub members: Vec<String>,
     /// The dtype of the output.
     pub dtype: String,
-    /// rms(in one − one by one)/rms(one by one) of the output; null when it is not finite.
+    /// The distance of the output, rms(fused − one by one)/rms(one by one); null if it is not finite.
     pub forward: Option<f64>,
-    /// Of the gradients of the inputs, the largest; null where there is none, or it is not finite.
+    /// The largest distance of the gradient of an input; null if there is none, or it is not finite.
     pub input_gradient: Option<f64>,
-    /// Of the gradients of the parameters, the largest; null where there is none, or it is not finite.
+    /// The largest distance of the gradient of a parameter; null if there is none, or it is not finite.
     pub weight_gradient: Option<f64>,
-    /// The most that the output's may be.
+    /// The largest accepted distance of the output.
     pub forward_bound: f64,
-    /// The most that the gradients' may be.
+    /// The largest accepted distance of the gradients.
     pub gradient_bound: f64,
-    /// Whether one of them is beyond its bound or not finite.
+    /// Whether a distance exceeds its bound or is not finite.
     pub is_beyond: bool,
 }
 
-/// Each way rounds its results, and a few times within.
+/// Each way rounds its results once, and a few times inside.
 const OF_OUTPUT: f64 = 4.0;
 const OF_GRADIENT: f64 = 8.0;
 /// Sums in another order, in 32 bits.
 const LEAST: f64 = 1e-4;
-/// A gradient of less than this share of all of the group's may be rounding alone: its distance is measured in
-/// multiples of this share.
+/// A gradient below this share of the group's gradients may be rounding alone: its distance is divided by
+/// this share of them instead of by its own size.
 const SHARE: f64 = 1e-2;
 
 impl Group {
-    /// The layers in words: `model.0 with model.1 and model.2`.
+    /// The names of the layers: `model.0 with model.1 and model.2`.
     pub fn name(&self) -> String {
         match self.members.as_slice() {
             [] => String::new(),
@@ -57,7 +57,7 @@ impl Group {
         }
     }
 
-    /// The largest figure over its bound; infinite when one is not finite.
+    /// The largest distance divided by its bound; infinite if a distance is not finite.
     pub fn over_bound(&self) -> f64 {
         let over = |figure: Option<f64>, bound: f64| figure.map_or(0.0, |figure| figure / bound);
         let found = [
@@ -72,9 +72,9 @@ impl Group {
     }
 }
 
-/// Each group of layers that runs in one in a training step of this precision, in the order in which they run.
-/// There are none on a CPU, which has no kernels for them. Dropout is off, because both ways draw numbers of their
-/// own.
+/// Each group of layers that is fused in a training step of this precision, in the order in which they run.
+/// On a CPU there are none, because no kernels fuse layers there. Dropout is off, because both ways would
+/// draw different numbers.
 ///
 /// # Errors
 /// When the step fails.
@@ -155,7 +155,7 @@ impl Compare {
         let (input_gradient, weight_gradient) =
             (of(0, inputs)?, of(inputs, inputs + weights.len())?);
         let (forward_bound, gradient_bound) = (bound(OF_OUTPUT), bound(OF_GRADIENT));
-        // NaN is within no bound.
+        // NaN exceeds every bound.
         let within = |figure: Option<f64>, bound: f64| figure.is_none_or(|figure| figure <= bound);
         let is_beyond = !(forward <= forward_bound
             && within(input_gradient, gradient_bound)
@@ -176,7 +176,7 @@ impl Compare {
 
 type Run<'a> = &'a dyn Fn(&[&Tensor]) -> Result<Option<Tensor>>;
 
-/// Runs the group on its inputs by themselves, and backward from a fixed gradient.
+/// Runs the group alone on its inputs, and backward from a fixed gradient.
 fn ran(group: &nn::Group<'_>, weights: &[Tensor], run: Run<'_>) -> Result<Option<Ran>> {
     let leaf = |input: &&Tensor| -> Result<Tensor> {
         let input = input.f_detach()?;
@@ -193,7 +193,7 @@ fn ran(group: &nn::Group<'_>, weights: &[Tensor], run: Run<'_>) -> Result<Option
             let sum = output.f_mul(&direction(&output)?)?.f_sum(output.kind())?;
             let leaves: Vec<&Tensor> =
                 wanted.iter().zip(&traced).filter(|(_, traced)| **traced).map(|(t, _)| t).collect();
-            // Autocast's cache of cast weights is part of the step's graph as well.
+            // Autocast's cache of cast weights belongs to the graph as well, so the graph is kept.
             let mut found = Tensor::f_run_backward(&[sum], &leaves, true, false)?.into_iter();
             let mut next = |traced: &bool| traced.then(|| found.next()).flatten();
             traced.iter().map(|traced| next(traced).filter(Tensor::defined)).collect()
@@ -202,7 +202,7 @@ fn ran(group: &nn::Group<'_>, weights: &[Tensor], run: Run<'_>) -> Result<Option
     Ok(Some(Ran { output: output.f_detach()?, gradients }))
 }
 
-/// A gradient of an output with as many signs as sizes, that takes nothing from the generator.
+/// A gradient for an output, with varied signs and magnitudes, that uses no random numbers.
 fn direction(output: &Tensor) -> Result<Tensor> {
     let numel = i64::try_from(output.numel()).unwrap_or(i64::MAX);
     let places = Tensor::f_arange(numel, (Dtype::Double, output.device()))?;
@@ -210,7 +210,7 @@ fn direction(output: &Tensor) -> Result<Tensor> {
     Ok(waves.f_view(output.size().as_slice())?.f_to_kind(output.kind())?)
 }
 
-/// ‖a − b‖/max(‖b‖, least); 0 where both are zero.
+/// ‖a − b‖/max(‖b‖, least); 0 if both are zero.
 fn distance(a: &Tensor, b: &Tensor, least: f64) -> Result<f64> {
     let (a, b) = (a.f_to_kind(Dtype::Double)?, b.f_to_kind(Dtype::Double)?);
     let off = norm(&a.f_sub(&b)?)?;
@@ -221,7 +221,7 @@ fn norm(tensor: &Tensor) -> Result<f64> {
     Ok(tensor.f_to_kind(Dtype::Double)?.f_norm()?.f_double_value(&[])?)
 }
 
-/// The largest distance of a gradient from its other; one that only one way has is not finite.
+/// The largest distance between corresponding gradients; infinite if only one way has a gradient.
 fn largest(fused: &[Option<Tensor>], apart: &[Option<Tensor>]) -> Result<Option<f64>> {
     let mut all = 0.0;
     for gradient in apart.iter().flatten() {

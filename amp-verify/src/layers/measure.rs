@@ -57,7 +57,7 @@ pub fn measure(subject: &Subject<'_>, options: Options) -> Result<Report> {
     Ok(Report { groups: groups(subject, options.precision)?, ..report })
 }
 
-/// [`measure`] without groups, with what each layer that computes in 16 bits does by itself.
+/// Like [`measure`] without groups, and with the own error of each layer that computes in 16 bits.
 ///
 /// # Errors
 /// The same as [`measure`]'s.
@@ -66,7 +66,7 @@ pub fn audit(subject: &Subject<'_>, options: Options) -> Result<(Report, Vec<Own
     in_parts(subject, options, is_narrow(compute).then_some(compute))
 }
 
-/// Measures the layers part by part, so that no more tensors are kept at once than memory has room for.
+/// Measures the layers part by part, so that the kept tensors fit into memory.
 fn in_parts(
     subject: &Subject<'_>,
     options: Options,
@@ -97,8 +97,8 @@ fn in_parts(
     Ok((ends.report(&subject, options, layers, &changes)?, all))
 }
 
-/// The bytes of layers' tensors that are kept at once. Every part repeats the whole step, so that a GPU with room
-/// for more does fewer steps.
+/// The bytes of layers' tensors that are kept at once. Every part repeats the whole step, so that fewer
+/// steps are needed on a GPU with more memory.
 fn budget(subject: &Subject<'_>, options: Options) -> Result<usize> {
     if !subject.device.is_cuda() || options.budget < BUDGET {
         return Ok(options.budget);
@@ -152,8 +152,8 @@ pub(super) struct Passes {
     pub(super) reference: Pass,
     baseline: Pass,
     pub(super) actual: Pass,
-    /// A 64-true step. Each layer also runs alone on the exact, the rounded and the actual values, and
-    /// again on the rounded values with its parameters rounded to nearest and at random.
+    /// A 64-true step. Each layer also runs alone on the exact, the rounded and the actual values; and
+    /// again on the rounded values with its parameters rounded to nearest and stochastically.
     pub(super) alone: Pass,
     pub(super) log2_scale: i32,
     dropout: bool,
@@ -165,7 +165,7 @@ const ON_EXACT: usize = 0;
 pub(super) const ON_ROUNDED: usize = 1;
 const ON_ACTUAL: usize = 2;
 pub(super) const OF_ROUNDED: usize = 3;
-/// Runs with randomly rounded parameters.
+/// Runs with stochastically rounded parameters.
 const RUNS_OTHERWISE: u64 = 3;
 
 /// One kind of a layer's tensors, from each of the steps.
@@ -173,14 +173,14 @@ struct Values {
     exact: Tensor,
     baseline: Tensor,
     actual: Tensor,
-    /// The layer's result on the rounded values, and 64-true's result on the same.
+    /// The layer's result on the rounded values, and 64-true's result on the same values.
     local: Option<[Tensor; 2]>,
     /// 64-true's results on the actual values and on the exact ones.
     inherited: Option<[Tensor; 2]>,
 }
 
 impl Passes {
-    /// Runs the steps; with `rounds_to` the parameters are rounded to it in further runs of each layer.
+    /// Runs the steps. With `rounds_to` each layer runs again with its parameters rounded to that dtype.
     fn of(
         subject: &Subject<'_>,
         options: Options,
@@ -253,7 +253,7 @@ impl Passes {
         Ends { log2_scale, dropout, loss: self.actual.loss, exact_loss: self.reference.loss }
     }
 
-    /// Adds the part's layers, and how far each changes its output.
+    /// Adds the part's layers, and how much each changes its output's magnitude.
     fn add(&self, layers: &mut Vec<Layer>, changes: &mut Vec<f64>) -> Result<()> {
         for at in self.places() {
             let (call, exact) = (&self.actual.calls[at], &self.reference.calls[at]);
@@ -293,8 +293,8 @@ impl Passes {
     }
 
     fn values(&self, at: usize, kind: Kind) -> Result<Option<Values>> {
-        // The loss does not depend on this run's output: it is one output of several, or the loss depends on
-        // the layer's derivative alone. What gradients there are, are of other runs.
+        // The loss does not depend on this run's output: it is one of several outputs, or the loss depends
+        // on the layer's derivative alone. The existing gradients belong to other runs.
         let is_passed_by = self.reference.calls[at].output_gradient.is_none();
         if kind != Kind::Forward && is_passed_by {
             return Ok(None);
@@ -383,7 +383,7 @@ impl Values {
 fn mark_worst(layers: &mut [Layer]) {
     for kind in Kind::ALL {
         let blame = |layer: &Layer| layer.flow(kind).map_or(0.0, super::Flow::relative_local_error);
-        // The first of equal ones: a later one may only pass on its error.
+        // The first of equal errors: a later layer may only pass on the error of an earlier one.
         let worst = layers.iter().map(blame).fold(0.0, f64::max);
         let first = layers.iter_mut().find(|layer| worst > 0.0 && blame(layer) == worst);
         if let Some(layer) = first {

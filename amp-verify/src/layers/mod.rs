@@ -1,6 +1,6 @@
-//! The loss of precision in each layer: its error against a 64-true step with the same weights,
-//! batch and random numbers on the same machine, relative to the error of 32-true. Layers are
-//! measured one by one. The layers that `fit` fuses are compared with this as [`Group`]s.
+//! The loss of precision in each layer: its error compared with a 64-true step with the same weights, batch
+//! and random numbers on the same machine, relative to the error of 32-true. Layers are measured one by
+//! one. The groups that `fit` fuses are compared with this as [`Group`]s.
 
 mod args;
 mod error;
@@ -31,7 +31,7 @@ use crate::exponents::{CommonWindow, Histogram, Losses, Window};
 
 /// The subject of a measurement.
 pub struct Subject<'a> {
-    /// Builds the model, with the same weights each time.
+    /// Builds the model, with the same weights on every call.
     pub build: &'a dyn Fn() -> Result<Box<dyn LightningModule>>,
     /// The training batch.
     pub batch: &'a AnyBatch,
@@ -68,7 +68,7 @@ pub struct Report {
     pub exact_loss: f64,
     /// The layers in the order in which they run.
     pub layers: Vec<Layer>,
-    /// The layers that `fit` runs in one there, each group against its layers one by one.
+    /// The groups that `fit` fuses on this device, each compared with its layers one by one.
     #[serde(default)]
     pub groups: Vec<Group>,
     /// How the relative bias of activations grows with depth.

@@ -24,24 +24,24 @@ pub struct Own {
     /// larger of forward and backward. Null if nothing is rounded, infinite if there is an error
     /// nevertheless.
     pub error: Option<f64>,
-    /// The result that it computes with more digits than 16 bits have, before it casts back.
+    /// The results that the layer computes with more digits than 16 bits have, before it casts back.
     pub wide: Vec<Kind>,
-    /// The tensor that has fewer digits than its dtype.
+    /// The tensors that have fewer digits than their dtype.
     pub twice: Vec<Kind>,
 }
 
 /// The accepted [`Own::error`]: some layers round several times inside.
 pub const WITHIN: f64 = 3.0;
-/// A layer computes in a wider dtype if this many times fewer results differ from the rounded exact ones
-/// than with parameters rounded to nearest.
+/// A layer computes in a wider dtype if its results differ from the rounded exact ones this many times less
+/// often than results with parameters rounded to nearest do.
 const FEWER: f64 = 4.0;
 /// With fewer expected differing results than this nothing is concluded.
 const LEAST_DIFFERING: f64 = 40.0;
-/// A tensor has fewer digits if this share of its elements does, although chance would give only a part
-/// of them.
+/// A tensor has fewer digits if this share of its elements has fewer digits; by chance only a smaller share
+/// would.
 const ALL: f64 = 0.99;
 const BY_CHANCE: f64 = 0.75;
-/// Fewer elements than this show nothing.
+/// With fewer elements than this nothing is concluded.
 const LEAST_ELEMENTS: usize = 64;
 
 impl Own {
@@ -62,7 +62,7 @@ impl Passes {
                 wide: Vec::new(),
                 twice: Vec::new(),
             };
-            // Some kernels keep parts of parameters' gradients, which are sums over a batch, in 16 bits.
+            // Some kernels round parts of parameters' gradients, which are sums over a batch, to 16 bits.
             for kind in [Kind::Forward, Kind::InputGradient] {
                 let Some(values) = self.otherwise(at, kind)? else { continue };
                 if let Some(error) = values.error()? {
@@ -100,7 +100,7 @@ impl Passes {
         }))
     }
 
-    /// The tensor that has no more digits than bf16 although it is f16 and 64-true's has more.
+    /// The tensors that have no more digits than bf16 although they are f16 and 64-true's have more.
     fn twice(&self, at: usize) -> Result<Vec<Kind>> {
         let (actual, reference) = (&self.actual.calls[at], &self.reference.calls[at]);
         let scale = 2.0_f64.powi(self.log2_scale);
@@ -145,13 +145,13 @@ fn share_of_bf16(tensor: &Tensor) -> Result<Option<f64>> {
 
 /// One kind of a layer's results, all scaled.
 struct Otherwise {
-    /// Under the precision.
+    /// The layer's results under the precision.
     found: Tensor,
     /// 64-true's results on the same values.
     exact: Tensor,
-    /// The same, rounded.
+    /// These exact results, rounded.
     rounded: Tensor,
-    /// 64-true's results with rounded parameters, rounded; the first are those with parameters rounded to
+    /// 64-true's results with rounded parameters, rounded; the first ones have parameters rounded to
     /// nearest.
     others: Vec<Tensor>,
 }
@@ -165,11 +165,11 @@ impl Otherwise {
         }
         let expected = expected.iter().sum::<f64>() / expected.len() as f64;
         let own = error::rmse(&self.found, &self.exact)?.unwrap_or(f64::INFINITY);
-        // An error without any rounding exceeds every bound.
+        // An error although nothing is rounded exceeds every bound.
         Ok((expected > 0.0 || own > 0.0).then(|| own / expected))
     }
 
-    /// Whether the results are those of exact parameters.
+    /// Whether the results are those of unrounded parameters.
     fn is_wide(&self) -> Result<bool> {
         let differing = |other: &Tensor| -> Result<f64> {
             let different = other.f_ne_tensor(&self.rounded)?.f_to_kind(Dtype::Double)?;
@@ -189,8 +189,8 @@ mod tests {
     use super::*;
     use crate::rounding::rounded_otherwise;
 
-    /// A product of 64 weights with 64 inputs, or with zeros, and a bias, as a layer has it that rounds its
-    /// parameters and one that does not.
+    /// A product of 64 weights with 64 inputs, or with zeros, and a bias, by a layer that rounds its
+    /// parameters or by one that does not.
     fn product(rounds: bool, size: f64) -> Result<Otherwise> {
         let _section = random::seeded(11)?;
         let draw = |rows: i64| Tensor::randn([rows, 64], (Dtype::Double, Device::Cpu));

@@ -5,9 +5,8 @@ use std::ops::Range;
 
 use super::pass::Ran;
 
-/// The numbers of f64 values that are kept for each number of a layer's input and output (values
-/// and gradients of four passes and of up to eight separate runs), and for each parameter
-/// (gradients).
+/// The number of f64 values that are kept for each element of a layer's input and output (values and
+/// gradients of four passes and of up to eight separate runs), and for each parameter (gradients).
 const COPIES: usize = 24;
 const OF_PARAMETERS: usize = 12;
 
@@ -16,7 +15,7 @@ fn bytes(call: &Ran) -> usize {
     8 * (COPIES * values + OF_PARAMETERS * parameters)
 }
 
-/// The places of neighbours whose tensors fit into the budget together.
+/// The indices of neighbouring layers whose tensors fit into the budget together.
 pub(super) fn parts(calls: &[Ran], budget: usize) -> Vec<Range<usize>> {
     let (mut parts, mut start, mut sum) = (Vec::new(), 0, 0);
     for (at, call) in calls.iter().enumerate() {
@@ -32,8 +31,8 @@ pub(super) fn parts(calls: &[Ran], budget: usize) -> Vec<Range<usize>> {
     parts
 }
 
-/// The examples with which the largest layer fits into the budget; at least two, over which statistics of a batch
-/// can be taken.
+/// The number of examples with which the largest layer fits into the budget; at least two, because batch
+/// statistics need two.
 pub(super) fn examples(calls: &[Ran], all: i64, budget: usize) -> i64 {
     let largest = calls.iter().map(bytes).max().unwrap_or_default();
     match largest > budget {

@@ -27,9 +27,10 @@ pub(super) struct Ran {
     /// The module's path; `#2` follows for the second run of one module.
     pub(super) path: String,
     pub(super) op: Op,
-    /// Numbers of its input and output, and of its own parameters.
+    /// The numbers of elements of its input and output, and of its own parameters.
     pub(super) numbers: (usize, usize),
-    /// Of no elements where the pass does not keep the layer's tensors, as is the output.
+    /// The input; without elements if the pass does not keep the layer's tensors. The same holds for the
+    /// output.
     pub(super) input: Tensor,
     pub(super) output: Tensor,
     pub(super) output_gradient: Option<Tensor>,
@@ -43,11 +44,11 @@ pub(super) struct Job {
     pub(super) input: Tensor,
     /// The gradient of the unscaled loss with respect to the output.
     pub(super) gradient: Option<Tensor>,
-    /// How the layer's own parameters are rounded for it, if they are.
+    /// How the layer's own parameters are rounded for the job, if they are.
     pub(super) weights: Option<Rounded>,
 }
 
-/// Rounded to this dtype; if there is a seed, they are moved at random first.
+/// Parameters rounded to this dtype; with a seed they are rounded stochastically.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rounded {
     pub(super) to: Kind,
@@ -56,7 +57,7 @@ pub(super) struct Rounded {
 
 /// The result of a job, in f64.
 pub(super) struct Rerun {
-    /// The rounded inputs.
+    /// The job with its inputs rounded.
     pub(super) job: Job,
     pub(super) output: Tensor,
     pub(super) input_gradient: Option<Tensor>,
@@ -117,9 +118,9 @@ pub(super) struct Plan {
     /// The loss scale.
     pub(super) scale: f64,
     pub(super) dropout: bool,
-    /// The places of the layers whose tensors are kept, in the order in which they end.
+    /// The indices of the layers whose tensors are kept, in the order in which they end.
     pub(super) keeps: Range<usize>,
-    /// For each layer, in the order in which they end.
+    /// The jobs of each layer, in the order in which they end.
     pub(super) jobs: Vec<Vec<Job>>,
 }
 
@@ -274,7 +275,7 @@ impl Observer {
         own.map(|parameter| parameter.tensor.numel()).sum()
     }
 
-    /// The tensor, or one of its dtype without elements where it is not kept.
+    /// The tensor; or one of its dtype without elements if it is not kept.
     fn kept(&self, at: usize, tensor: &Tensor) -> Result<Tensor> {
         match self.keeps.contains(&at) {
             true => Ok(tensor.shallow_clone()),
@@ -306,9 +307,9 @@ impl Observer {
             (&job.gradient, wanted.is_empty(), output.requires_grad())
         {
             let gradient = gradient.f_mul_scalar(self.scale)?.f_to_kind(output.kind())?;
-            // d/dy Σ y·g = 1·g, and 1·g is g for every g.
+            // d/dy Σ y·g = 1·g, which equals g exactly.
             let sum = output.f_mul(&gradient)?.f_sum(output.kind())?;
-            // Autocast's cache of cast weights is part of both graphs.
+            // Autocast's cache of cast weights belongs to both graphs, so the graph is kept.
             let found = Tensor::f_run_backward(&[sum], &wanted, true, false)?;
             let mut found = found
                 .iter()
@@ -345,8 +346,8 @@ fn round(parameters: &[Tensor], how: Rounded) -> Result<Vec<(Tensor, Tensor)>> {
     each.collect()
 }
 
-/// Whether layers drop the same elements in these dtypes if the generator has the same seed. They do on
-/// the CPU. On CUDA the elements for which one thread draws depend on the dtype.
+/// Whether layers drop the same elements in these dtypes if the generator has the same seed. They do on the
+/// CPU. On CUDA the number of elements for which one thread draws depends on the dtype.
 pub(super) fn masks_agree(device: Device, kinds: &[Kind]) -> Result<bool> {
     let draw = |kind: Kind| -> Result<Tensor> {
         let _section = random::seeded(0)?;
@@ -379,7 +380,7 @@ pub(super) fn masks_agree(device: Device, kinds: &[Kind]) -> Result<bool> {
     Ok(true)
 }
 
-/// In f64 if the dtype is floating.
+/// In f64 if the dtype is floating-point.
 pub(super) fn exact(tensor: &Tensor) -> Result<Tensor> {
     let tensor = tensor.f_detach()?;
     Ok(if is_floating(tensor.kind()) { tensor.f_to_kind(Kind::Double)? } else { tensor })

@@ -1,5 +1,5 @@
-//! How far the figures of goldens move between CPUs: the case of each golden under several sets of
-//! kernels, written next to it as `NAME.spread.json`.
+//! Records how far the figures of goldens differ between CPUs: trains the case of each golden under several
+//! sets of kernels, and writes `NAME.spread.json` next to the golden.
 
 use std::{
     collections::BTreeMap,
@@ -17,10 +17,10 @@ use crate::{
     registry::Registry,
 };
 
-/// Records the spread of every golden of a CPU in `folder` that is of one of `models`, or of any
-/// registered model where there are none; returns their names. With `adds`, the metrics and losses of
-/// this CPU's own kernels are added to what others recorded; memory is compared between equal kernels
-/// alone and stays as it is.
+/// Records the spread of every CPU golden in `folder` that belongs to one of `models`, or to any registered
+/// model if `models` is empty; returns their names. With `adds`, the metrics and losses of this CPU's own
+/// kernels are added to the recorded spread; memory is compared only between equal kernels and is not
+/// changed.
 ///
 /// # Errors
 /// When the folder has no such golden, a run fails, or a file cannot be written.
@@ -33,7 +33,7 @@ pub(super) fn record(
     let goldens = of_cpus(registry, folder, models)?;
     if goldens.is_empty() {
         return Err(Error::config(format!(
-            "{}: no golden of a CPU is in this folder: take one first with `cargo amp test`",
+            "{}: there is no golden of a CPU in this folder: record one first with `cargo amp test`",
             folder.display()
         )));
     }
@@ -61,7 +61,7 @@ pub(super) fn record(
     Ok(names)
 }
 
-/// The goldens of CPUs in `folder`, by file name without its end.
+/// The goldens of CPUs in `folder`, by file name without its extension.
 fn of_cpus(
     registry: &Registry,
     folder: &Path,
@@ -87,7 +87,7 @@ fn of_cpus(
     Ok(goldens)
 }
 
-/// The spread that others recorded.
+/// The spread that is already recorded.
 fn recorded(path: &Path) -> Result<Spread> {
     Spread::read(path)?.ok_or_else(|| {
         Error::config(format!(
@@ -97,7 +97,7 @@ fn recorded(path: &Path) -> Result<Spread> {
     })
 }
 
-/// The golden's own case under each set of kernels, each in a process of this binary.
+/// The samples of the golden's own case under each set of kernels. Each runs in a process of this binary.
 fn samples(golden: &Golden, sets: &[KernelSet]) -> Result<BTreeMap<String, Samples>> {
     let mut all: BTreeMap<String, Samples> = BTreeMap::new();
     for set in sets {
@@ -153,7 +153,7 @@ fn verify(golden: &Golden, set: &KernelSet) -> Result<Comparison> {
     serde_json::from_slice(&output.stdout).map_err(|error| failed(error.into()))
 }
 
-/// What was known, with the metrics and losses of this machine's own kernels.
+/// The recorded spread, with the metrics and losses of this machine's own kernels added.
 fn added(mut known: Spread, own: &Spread) -> Spread {
     known.recorded_by = format!("{}; {}", known.recorded_by, own.recorded_by);
     for (precision, samples) in &mut known.samples {

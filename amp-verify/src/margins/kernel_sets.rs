@@ -1,15 +1,14 @@
-//! The kernels and thread counts of other CPUs, switched to on this one by the environment of a
-//! process.
+//! The kernels and thread counts of other CPUs, which the environment of a process selects on this CPU.
 
 use std::fs;
 
-/// What the sets cover, for the record.
+/// A description of the sets for the file.
 pub(super) const DESCRIPTION: &str = "ATen, oneDNN and MKL kernels of SSE, AVX2 and AVX-512 machines \
                                       with and without bf16 instructions, and MKL's compatible ones, \
                                       each with 1 and 2 threads";
 
-/// ATen's kernels, oneDNN's newest instructions, MKL's, and whether MKL must give the same numbers on
-/// every processor. `AVX512_CORE` has no bf16 instructions, `ALL` has those of this machine.
+/// ATen's kernels, oneDNN's newest instructions, MKL's instructions, and whether MKL must give the same
+/// numbers on every processor. `AVX512_CORE` has no bf16 instructions; `ALL` has all of this machine's.
 const KERNELS: [(&str, &str, &str, &str); 5] = [
     ("default", "SSE41", "SSE4_2", ""),
     ("avx2", "AVX2", "AVX2", ""),
@@ -24,7 +23,7 @@ const THREADS: [usize; 2] = [1, 2];
 pub(super) struct KernelSet {
     /// Threads of one operation.
     pub(super) threads: usize,
-    /// Variables of a process that is to run these kernels.
+    /// The environment variables of a process that runs these kernels.
     pub(super) environment: Vec<(&'static str, String)>,
 }
 
@@ -44,7 +43,7 @@ pub(super) fn all() -> Vec<KernelSet> {
     KERNELS.iter().flat_map(|kernels| THREADS.map(|threads| set(*kernels, threads))).collect()
 }
 
-/// What [`own_of_cpu`] covers, for the record.
+/// A description of [`own_of_cpu`]'s sets for the file.
 pub(super) const OWN_DESCRIPTION: &str = "its own kernels, with 1 and 2 threads";
 
 /// This machine's own newest kernels with each number of threads.
@@ -52,7 +51,7 @@ pub(super) fn own_of_cpu() -> Vec<KernelSet> {
     all().split_off((KERNELS.len() - 1) * THREADS.len())
 }
 
-/// The CPU's name, as Linux has it.
+/// The CPU's name, as Linux reports it.
 pub(super) fn processor() -> String {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = info.lines().find_map(|line| line.strip_prefix("model name"));

@@ -1,5 +1,5 @@
-//! By how much the metrics of unchanged runs of a project's models differ: the file `margins.json` in the
-//! project's folder, which `cargo amp margins` writes and the gate judges by.
+//! How much the metrics of a project's models vary without a fault: the file `margins.json` in the
+//! project's folder, which `cargo amp margins` writes and by which the gate judges.
 
 #[cfg(feature = "cli")]
 mod goldens;

@@ -1,4 +1,5 @@
-//! `cargo amp margins`: unchanged runs over seeds, and what their metrics differ by.
+//! `cargo amp margins`: trains unchanged models with several seeds, and records how much their metrics
+//! differ.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -28,7 +29,7 @@ use crate::{
 pub enum What {
     /// The spread of each model's metric over seeds, from which its margin follows; on the CPU
     Metric,
-    /// How far the figures of goldens move between CPUs, next to each golden as NAME.spread.json
+    /// How far the figures of goldens differ between CPUs, next to each golden as NAME.spread.json
     Goldens,
 }
 
@@ -63,15 +64,15 @@ pub struct MarginsArgs {
 
 /// The precisions that are recorded: all but the baseline.
 const PRECISIONS: &[Precision] = Precision::ALL.split_at(1).1;
-/// Seeds begin here, away from those that the gate uses.
+/// The first seed, different from the seeds that the gate uses.
 const METRIC_SEED: u64 = 100;
-/// A margin is rounded up to a multiple of this for a metric that is a share: half a percentage
+/// If a metric is a share of examples, its margin is rounded up to a multiple of this: half a percentage
 /// point.
 const MARGIN_STEP: f64 = 0.005;
-/// A margin is so many times the widest standard deviation.
+/// A margin is this many times the widest standard deviation.
 const MARGIN_SIGMAS: f64 = 3.0;
 
-/// Records what was asked for into the project's `margins.json`; returns what is to be printed.
+/// Records the requested figures in the project's `margins.json`; returns the text to print.
 ///
 /// # Errors
 /// When an option is out of range, a run fails, or the file cannot be written.
@@ -113,7 +114,7 @@ pub fn command(registry: &Registry, args: &MarginsArgs) -> Result<String> {
         return Ok(text);
     }
     let path = registry.project().margins_file();
-    // What is recorded of other models stays.
+    // The figures of other models are kept.
     let mut margins = registry.margins()?;
     let file = Staged::create(&path)?;
     let recorder = Recorder { registry, args, device: &args.device, changes };
@@ -158,7 +159,7 @@ impl Recorder<'_> {
         }
     }
 
-    /// The spread over seeds of how much worse each precision is than 32-true.
+    /// Over the seeds, the statistics of how much worse each precision is than 32-true.
     fn metric(&self, model: &Model) -> Result<ModelMargin> {
         let mut pool = gate::pool(self.registry, self.device, self.args.processes, 1, None)?;
         let seeds = (0..self.args.seeds as u64).map(|index| METRIC_SEED + index);
@@ -167,7 +168,7 @@ impl Recorder<'_> {
         pool.run(all.collect::<Vec<_>>())?;
         let metric = |precision: Precision, seed: u64| -> Result<f64> {
             let outcome = pool.outcome(&job(precision, seed));
-            // A metric beside a loss that is not finite means nothing.
+            // If the loss is not finite, the metric has no meaning.
             let sound = outcome.filter(|outcome| outcome.failures.is_empty());
             sound.and_then(|outcome| outcome.metric).ok_or_else(|| {
                 let why = outcome.map_or("it was not run".to_owned(), first_failure);
@@ -204,10 +205,10 @@ impl Recorder<'_> {
 }
 
 fn first_failure(outcome: &Outcome) -> String {
-    outcome.failures.first().map_or("it gave no figure".to_owned(), |first| first.text.clone())
+    outcome.failures.first().map_or("it returned no figure".to_owned(), |first| first.text.clone())
 }
 
-/// δ of the widest standard deviation over the precisions.
+/// δ for the widest standard deviation over the precisions.
 fn margin_of(direction: Direction, widest: f64) -> f64 {
     let margin = MARGIN_SIGMAS * widest;
     match direction {
@@ -215,7 +216,7 @@ fn margin_of(direction: Direction, widest: f64) -> f64 {
             let steps = (margin / MARGIN_STEP).ceil().max(1.0);
             (steps * MARGIN_STEP * 1e4).round() / 1e4
         }
-        // Two digits are enough of a spread over few seeds; rounded up.
+        // Two digits, rounded up, are enough for a spread over a few seeds.
         Direction::LowerIsBetter => {
             let unit = 10.0_f64.powf(margin.max(1e-6).log10().floor() - 1.0);
             significant((margin.max(1e-6) / unit).ceil() * unit)

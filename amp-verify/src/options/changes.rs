@@ -29,7 +29,7 @@ pub struct ChangeArgs {
 }
 
 impl ChangeArgs {
-    /// What they change.
+    /// The changes that the options make.
     pub fn changes(&self) -> Changes {
         Changes {
             hyperparameters: self.set.iter().cloned().collect::<Hyperparameters>(),

@@ -138,7 +138,7 @@ pub enum Format {
 }
 
 impl RunArgs {
-    /// The options that decide the case.
+    /// The options that determine the case.
     pub fn choices(&self) -> Choices {
         Choices {
             data: self.data.clone(),

@@ -52,7 +52,7 @@ impl RecoveryArgs {
     }
 }
 
-/// A scale that f32 can hold.
+/// A scale that f32 can represent.
 fn loss_scale(text: &str) -> Result<f64, String> {
     let scale: f64 = text.parse().map_err(|error| format!("{error}"))?;
     let usable = (scale as f32).is_finite() && scale as f32 > 0.0;

@@ -30,13 +30,13 @@ pub struct DataSet {
     pub(crate) name: &'static str,
     about: String,
     hyperparameters: Hyperparameters,
-    /// Whether the model decides how large its examples are.
+    /// Whether the model's hyperparameters determine the size of its examples.
     is_sized: bool,
     load: Arc<Load>,
 }
 
 impl DataSet {
-    /// The set called `name`, which `load` makes for a batch size. It must give the same examples each
+    /// The set called `name`, which `load` creates for a batch size. It must give the same examples each
     /// time.
     pub fn new(
         name: &'static str,
@@ -45,9 +45,9 @@ impl DataSet {
         Self::with(name, false, move |batch_size, _| load(batch_size))
     }
 
-    /// The set called `name`, whose examples have the size that the model's hyperparameters say, as
-    /// sequences of a length or images of a side that are made up on the fly. `load` is given all of them,
-    /// defaults included. It must give the same examples each time.
+    /// The set called `name`, whose examples have a size that the model's hyperparameters determine, such
+    /// as generated sequences of a length or images of a side. `load` gets all hyperparameters, including
+    /// defaults. It must give the same examples each time.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::{Hyperparameters, Result, data::{Batch, DataModule}, tch::{Device, Kind, Tensor}};
@@ -89,8 +89,8 @@ impl DataSet {
         self
     }
 
-    /// Hyperparameters that follow from the data, as the number of features. They are set in models
-    /// that name them among their own [`hyperparameters`](crate::Model::hyperparameters).
+    /// Hyperparameters that follow from the data, such as the number of features. They are set in models
+    /// that have [`hyperparameters`](crate::Model::hyperparameters) with these names.
     #[must_use]
     pub fn hyperparameters<V: Into<Value>>(
         mut self,
@@ -111,7 +111,7 @@ impl DataSet {
         &self.about
     }
 
-    /// Whether a model's hyperparameters say how large its examples are.
+    /// Whether a model's hyperparameters determine the size of its examples.
     pub fn is_sized(&self) -> bool {
         self.is_sized
     }
@@ -124,15 +124,15 @@ impl DataSet {
         self.load_for(batch_size, &Hyperparameters::new())
     }
 
-    /// The same for a model of these hyperparameters, all of them.
+    /// The same for a model with these hyperparameters, which must be complete.
     ///
     /// # Errors
-    /// When the data cannot be loaded, or the model has none of the hyperparameters that it takes.
+    /// When the data cannot be loaded, or the model lacks a hyperparameter that the set needs.
     pub fn load_for(&self, batch_size: i64, of: &Hyperparameters) -> Result<DataModule> {
         (self.load)(batch_size, of)
     }
 
-    /// Sets what follows from the data in a model's hyperparameters.
+    /// Sets the hyperparameters of a model that follow from the data.
     pub(crate) fn apply(&self, hyperparameters: &mut Hyperparameters) {
         for (name, value) in &self.hyperparameters {
             if let Some(own) = hyperparameters.get_mut(name) {

@@ -56,7 +56,7 @@ impl Judge {
         Self::lower(LOSS)
     }
 
-    /// The smallest step of the value for this number of validation examples. A share of examples moves
+    /// The smallest step of the value for this number of validation examples. A share of examples changes
     /// in steps of one example; other values are continuous.
     pub fn resolution(self, examples: i64) -> f64 {
         match self.direction {

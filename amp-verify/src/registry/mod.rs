@@ -1,6 +1,6 @@
 //! The registry of a project: its [`Model`]s, its [`DataSet`]s and the workloads of `bench`.
 //!
-//! A project has a function that returns its [`Registry`], and a binary named `amp` that hands it to
+//! A project has a function that returns its [`Registry`], and a binary named `amp` that passes it to
 //! [`main`](crate::main()):
 //!
 //! ```no_run,standalone_crate
@@ -52,7 +52,7 @@ use crate::margins_file::Margins;
 #[cfg(feature = "cli")]
 use crate::speed::{Overhead, Report, Target, Workload};
 
-/// The models and data sets of a project, with where its files are.
+/// The models and data sets of a project, and the folder of its files.
 #[derive(Clone)]
 pub struct Registry {
     project: Project,
@@ -111,7 +111,7 @@ impl Registry {
         self
     }
 
-    /// Adds what `cargo amp bench` trains. Without any, it trains the models on their own data.
+    /// Adds a workload of `cargo amp bench`. Without any, it trains the models on their own data.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn workload(mut self, workload: Workload) -> Self {
@@ -128,7 +128,7 @@ impl Registry {
         self
     }
 
-    /// The same as a text that the binary carries, for machines that have nothing else.
+    /// The same as a text in the binary, for machines that have only the binary.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn peers_program(mut self, text: &'static str) -> Self {
@@ -136,7 +136,7 @@ impl Registry {
         self
     }
 
-    /// Measures what the training loop costs beyond its tensor work, in `cargo amp bench` on a CPU.
+    /// Measures the overhead of the training loop in `cargo amp bench` on a CPU.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn loop_overheads(
@@ -147,7 +147,7 @@ impl Registry {
         self
     }
 
-    /// The targets that `cargo amp bench` holds its report against.
+    /// The targets with which `cargo amp bench` compares its report.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn targets(mut self, targets: fn(&Report) -> Vec<Target>) -> Self {
@@ -165,7 +165,7 @@ impl Registry {
         self.models.iter().filter(|model| !model.is_hidden)
     }
 
-    /// Those and the hidden ones.
+    /// All models, including hidden ones.
     #[cfg(feature = "cli")]
     pub(crate) fn all_models(&self) -> impl Iterator<Item = &Arc<Model>> {
         self.models.iter()
@@ -217,11 +217,11 @@ impl Registry {
         Margins::read(&self.project.margins_file())
     }
 
-    /// The largest loss of quality that the gate accepts of `model`: its declared margin, or else the
-    /// recorded one. With changes it is the one that was recorded with the same changes.
+    /// The largest loss of quality that the gate accepts for `model`: its declared margin, or else the
+    /// recorded one. With changes, the margin that was recorded with the same changes.
     ///
     /// # Errors
-    /// When there is none, or the recorded one is of other hyperparameters.
+    /// When there is none, or the recorded one belongs to other hyperparameters.
     pub fn margin(&self, model: &Model, changes: &Changes) -> Result<f64> {
         if let (Some(margin), true) = (model.margin, changes.is_empty()) {
             return Ok(margin);
@@ -234,15 +234,15 @@ impl Registry {
             let now = model.all_hyperparameters(&self.hyperparameters(model, changes)?)?;
             if let Some(what) = first_difference(then, &now) {
                 return Err(Error::config(format!(
-                    "the margin of {name} was recorded for other hyperparameters ({what}): record it anew with \
-                     `cargo amp margins --model {name}`, or give one with --margin"
+                    "the margin of {name} was recorded for other hyperparameters ({what}): record \
+                     it again with `cargo amp margins --model {name}`, or give one with --margin"
                 )));
             }
         }
         Ok(recorded.margin)
     }
 
-    /// The hyperparameters that are set in a model: its own, the data's, the changes'.
+    /// The hyperparameters that are set in a model: its own, the data's and those of the changes.
     fn hyperparameters(&self, model: &Model, changes: &Changes) -> Result<Hyperparameters> {
         let data = match &changes.data {
             Some(name) => name.as_str(),
@@ -257,7 +257,7 @@ impl Registry {
     /// Checks that names are unique and that every model's data set is registered.
     ///
     /// # Errors
-    /// When that is not so, or there is no model.
+    /// When that is not the case, or there is no model.
     pub fn check(&self) -> Result<()> {
         if self.models.is_empty() {
             return Err(self.without_models());
@@ -306,7 +306,7 @@ fn no_margin(name: &str, changes: &Changes) -> Error {
     })
 }
 
-/// The first hyperparameter that differs, in words.
+/// The first hyperparameter that differs, as a text.
 fn first_difference(then: &Hyperparameters, now: &Hyperparameters) -> Option<String> {
     let value = |all: &Hyperparameters, name: &str| {
         all.get(name).map_or("nothing".to_owned(), ToString::to_string)

@@ -17,8 +17,8 @@ pub struct Project {
 }
 
 impl Project {
-    /// The package `name` in `folder`; [`project!`](crate::project) fills in both. Where the
-    /// environment variable `AMP_PROJECT` names a folder, the files are there instead.
+    /// The package `name` in `folder`; [`project!`](crate::project) sets both. If the environment variable
+    /// `AMP_PROJECT` names a folder, the files are in that folder instead.
     pub fn new(name: impl Into<String>, folder: impl Into<PathBuf>) -> Self {
         let packed = env::var_os(PACKED).filter(|folder| !folder.is_empty()).map(PathBuf::from);
         Self { name: name.into(), folder: packed.unwrap_or_else(|| folder.into()) }

@@ -1,5 +1,5 @@
-//! The colours of charts. They are drawn as on paper; on the page each is a CSS variable, which
-//! dark surroundings set to another.
+//! The colors of charts. They are drawn for a white background; on the page each is a CSS variable, which a
+//! dark color scheme sets to another color.
 
 use amp_core::precision::Precision;
 use plotters::style::RGBColor;
@@ -31,7 +31,7 @@ pub(super) const NORMAL: ChartColor = color("normal", (86, 140, 180), (60, 120, 
 /// The exponents of its subnormal values.
 pub(super) const SUBNORMAL: ChartColor = color("subnormal", (196, 218, 234), (38, 68, 92));
 
-/// Okabe and Ito's colours, told apart by most colour-blind readers; darker on white than theirs,
+/// Okabe and Ito's colors, which most color-blind readers can distinguish; darker than theirs on white,
 /// lighter on black.
 const SERIES: [ChartColor; 6] = [
     color("s0", (20, 20, 20), (240, 240, 240)),
@@ -70,7 +70,7 @@ fn all() -> impl Iterator<Item = ChartColor> {
     [PAPER, TEXT, GRID, LIMIT, ALARM, NORMAL, SUBNORMAL].into_iter().chain(SERIES)
 }
 
-/// A chart's SVG with variables for the colours it was drawn in.
+/// A chart's SVG with variables in place of the colors in which it was drawn.
 pub(super) fn with_variables(svg: String) -> String {
     all().fold(svg, |svg, color| {
         let (red, green, blue) = color.light;
@@ -79,7 +79,7 @@ pub(super) fn with_variables(svg: String) -> String {
     })
 }
 
-/// The variables for light and for dark surroundings; paper is light.
+/// The variables for light and dark color schemes.
 pub(super) fn style() -> String {
     let rules = |of: fn(ChartColor) -> (u8, u8, u8)| -> String {
         let rule = |color: ChartColor| {

@@ -208,7 +208,7 @@ fn table(rows: &[Row]) -> String {
     )
 }
 
-/// How much of a bound is taken.
+/// A bar for the used part of a bound.
 fn bar(share: f64) -> String {
     let (width, class) = match share > 1.0 {
         true => (100.0, "bar beyond"),

@@ -1,4 +1,5 @@
-//! The comparison as one HTML file that needs nothing else: readable in light and dark, offline.
+//! The comparison as one self-contained HTML file, for light and dark color schemes, without network
+//! access.
 
 mod chart;
 mod color;
@@ -24,11 +25,11 @@ pub use steps::measure_steps;
 pub struct RunHistory {
     /// Optimizer steps applied so far and the validation loss, at each epoch's end.
     pub val_loss: Vec<(f64, f64)>,
-    /// The same of the training loss.
+    /// The same for the training loss.
     pub train_loss: Vec<(f64, f64)>,
-    /// Attempted steps and the scale from then on; empty where there is none.
+    /// Attempted steps and the scale from then on; empty if there is no scale.
     pub scale: Vec<(f64, f64)>,
-    /// Attempted steps at which a step was skipped, and the scale it was tried with.
+    /// Attempted steps at which a step was skipped, and the scale of that attempt.
     pub skips: Vec<(f64, f64)>,
 }
 
@@ -86,8 +87,8 @@ impl Subscriber for RunHistories {
     }
 }
 
-/// Wilson's score interval of a share (Wilson 1927) at 95 %: what chance alone makes of `n`
-/// examples. It stays within 0 and 1, and is not empty at either end.
+/// Wilson's score interval of a share (Wilson 1927) at 95 %: the values that chance alone explains with `n`
+/// examples. It stays between 0 and 1, and is not empty at either end.
 pub fn wilson(share: f64, n: i64) -> (f64, f64) {
     let (z, n) = (1.959_963_985, n.max(1) as f64);
     let z2 = z * z;

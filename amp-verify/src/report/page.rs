@@ -25,7 +25,7 @@ pub struct Content<'a> {
     pub histories: &'a RunHistories,
     /// Validation examples, from which the interval of a share follows.
     pub examples: i64,
-    /// The layers of one step under each precision, or why there are none.
+    /// The layers of one step under each precision, or the reason why they were not measured.
     pub steps: &'a Result<Vec<layers::Report>>,
 }
 
@@ -105,8 +105,8 @@ pub fn html(content: &Content<'_>) -> Result<String> {
 /// A precision's name and points.
 type Line = (Precision, Vec<(f64, f64)>);
 
-/// The metric with its intervals: intervals of the mean over seeds, or for a share of examples and
-/// a single seed the interval of chance.
+/// The metric with its intervals: over seeds, the intervals of the mean; for a share of examples and a
+/// single seed, the interval of chance.
 fn metric(content: &Content<'_>) -> Result<String> {
     let Content { comparison, examples, .. } = content;
     let is_share = comparison.direction.is_higher();
@@ -116,7 +116,7 @@ fn metric(content: &Content<'_>) -> Result<String> {
     let metric = escaped(&comparison.metric);
     if comparison.seeds.len() < 2 {
         if !is_share {
-            // One value without an interval: it is in the table.
+            // A single value without an interval is shown only in the table.
             return Ok(String::new());
         }
         let share = |run: &Run| {
@@ -131,8 +131,8 @@ fn metric(content: &Content<'_>) -> Result<String> {
         };
         let shares: Vec<Share> = comparison.runs.iter().filter_map(share).collect();
         let text = format!(
-            "What chance alone makes of {examples} validation examples (Wilson's interval), for \
-             one seed: intervals that overlap are no sign of a difference, and --seeds N tells \
+            "The values that chance alone explains with {examples} validation examples (Wilson's \
+             interval), for one seed: intervals that overlap show no difference; --seeds N shows \
              more."
         );
         let title = format!("{metric} with 95 % intervals");
@@ -165,8 +165,8 @@ fn metric(content: &Content<'_>) -> Result<String> {
         let title = format!("{metric} less 32-true's, seed by seed");
         let worse = if is_share { "Below" } else { "Above" };
         let text = format!(
-            "Mean of the paired differences with Student's 95 % interval: one that holds zero is no \
-             sign of a difference. {worse} zero is worse than 32-true."
+            "Mean of the paired differences with Student's 95 % interval: an interval that \
+             contains zero shows no difference. {worse} zero is worse than 32-true."
         );
         let unit = if is_share { "percentage points" } else { axis.as_str() };
         let drawn = chart::shares(&deltas, unit)?;
@@ -175,7 +175,7 @@ fn metric(content: &Content<'_>) -> Result<String> {
     Ok(sections)
 }
 
-/// Every line but the first, less the first, as far as both go.
+/// Each line except the first minus the first, over their common length.
 fn against_first(all: &[Line]) -> Vec<Line> {
     let Some(((_, first), others)) = all.split_first() else { return Vec::new() };
     let less = |points: &[(f64, f64)]| {

@@ -20,7 +20,7 @@ fn row(head: &str, cells: impl IntoIterator<Item = String>) -> String {
 fn table(heads: &[&str], rows: &str) -> String {
     let heads: String =
         heads.iter().map(|head| format!("<th scope=\"col\">{}</th>", escaped(head))).collect();
-    // A table that is too wide scrolls by itself.
+    // A table that is too wide scrolls separately.
     format!(
         "<div class=\"wide\"><table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}</tbody>\n\
          </table></div>\n"
@@ -77,7 +77,7 @@ pub(super) fn comparison(comparison: &Comparison) -> String {
             format!("{:.2}", run.train_seconds),
         ]
     };
-    // The loss has a column anyway.
+    // The loss already has a column.
     let skipped = if comparison.metric == LOSS { 2 } else { 0 };
     let line = |run: &Run| row(run.precision.name(), cells(run).into_iter().skip(skipped));
     let rows: String = comparison.runs.iter().map(line).collect();
@@ -117,7 +117,7 @@ pub(super) fn share(count: u64, all: u64) -> String {
     }
 }
 
-/// The values that each format loses: in all, and at the loss scale.
+/// The values that each format loses: in total, and at the loss scale.
 pub(super) fn losses(
     report: &Report,
     kind: Kind,
@@ -147,7 +147,7 @@ pub(super) fn power(exponent: i32) -> String {
     format!("2{}", superscript(f64::from(exponent)))
 }
 
-/// The layers that lose most in f16 as it is trained.
+/// The layers that lose most in f16 with the loss scale of training.
 fn worst(report: &Report, kind: Kind, log2_scale: i32) -> String {
     let flows =
         report.layers.iter().filter_map(|layer| Some((layer.path.as_str(), layer.flow(kind)?)));
@@ -178,7 +178,7 @@ fn worst(report: &Report, kind: Kind, log2_scale: i32) -> String {
     )
 }
 
-/// The figures behind the layers' errors, closed until asked for.
+/// The figures of the layers' errors, hidden until opened.
 pub(super) fn layers(report: &Report) -> String {
     let rows: String = report
         .layers

@@ -11,7 +11,8 @@ pub struct SelftestArgs {
     /// Plant only these faults, separated by commas
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     pub fault: Vec<String>,
-    /// The model in which faults are planted [default: for each fault one that says that it reveals it]
+    /// The model in which faults are planted [default: for each fault a model that declares that it reveals
+    /// the fault]
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
     /// Search for the cause of each fault that a rule or the first steps show, as `gate` does

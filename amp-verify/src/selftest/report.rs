@@ -29,9 +29,9 @@ pub struct FaultResult {
     pub by_seeds: bool,
     /// Whether whole runs were needed, because no rule was broken.
     pub trained: bool,
-    /// The gate's first text about it.
+    /// The first line of the gate's report about it.
     pub said: String,
-    /// What the diagnosis found; null unless it was asked for.
+    /// The result of the diagnosis; null unless it was requested.
     #[serde(default)]
     pub finding: Option<String>,
 }
@@ -48,7 +48,7 @@ impl FaultResult {
 pub struct Report {
     /// The faults.
     pub faults: Vec<FaultResult>,
-    /// Faults that were not planted, with their needs.
+    /// Faults that were not planted, with their requirements.
     pub left_out: Vec<String>,
     /// Unchanged runs of the gate, over all models in turn.
     pub repetitions: u64,
@@ -64,7 +64,7 @@ pub struct Report {
     pub seconds: f64,
 }
 
-/// Checks that need a golden or do not compare numbers: no fault here can trigger them.
+/// Checks that need a golden or do not compare numbers: no planted fault can trigger them.
 const ELSEWHERE: &[Reason] = &[Reason::Moved, Reason::NotComparable, Reason::Crashed];
 
 impl Report {

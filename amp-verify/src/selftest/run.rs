@@ -44,7 +44,7 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
     let (mut plans, mut left_out) = (Vec::new(), Vec::new());
     for fault in faults {
         if fault.needs_cuda() && !is_cuda {
-            left_out.push(format!("{}: it takes a CUDA device", fault.about()));
+            left_out.push(format!("{}: it needs a CUDA device", fault.about()));
             continue;
         }
         match (chosen_model.or_else(|| fault.subject(registry)), fault.needs()) {
@@ -57,7 +57,7 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
                 plans.push((fault, own));
             }
             (None, needs) => left_out.push(format!(
-                "{}: no model says that it reveals this; it takes {}",
+                "{}: no model declares that it reveals this; it needs {}",
                 fault.about(),
                 needs.unwrap_or("a model")
             )),
@@ -105,7 +105,7 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
     })
 }
 
-/// What the gate says about the cause of a broken rule, without whole runs.
+/// The gate's report on the cause of a broken rule, without whole runs.
 fn cause(plan: &Plan, pool: &mut Pool) -> Result<Option<String>> {
     let seeds = Some(Duration::MAX);
     let plan = Plan { diagnosed: 1, time_limit: seeds, ..plan.clone() };
@@ -132,7 +132,7 @@ fn plan(
     changes: &Changes,
 ) -> Result<Plan> {
     let (first, most) = Tier::Quick.seeds();
-    // Seeds decide about no rule, and a changed model has no margin of its own.
+    // Seeds are not used for rules, and a changed model has no margin of its own.
     let margin = (!changes.is_empty()).then_some(f64::MAX);
     Ok(Plan {
         registry: registry.clone(),
@@ -164,8 +164,8 @@ const STAGES: [Task; 2] = [Task::Path, Task::Conformance];
 /// A fault with its plan, the results of the rules, and the job of the invariants.
 type Case<'a> = ((&'a (Fault, Plan), Vec<Failure>), &'a Job);
 
-/// The gate's results for each fault: first from the rules of the path, then from first steps, and from
-/// whole runs if these do not suffice.
+/// The gate's results for each fault: first from the rules of the path, then from the first steps, and from
+/// whole runs if these are not sufficient.
 fn results(plans: &[(Fault, Plan)], pool: &mut Pool) -> Result<Vec<FaultResult>> {
     let mut seen: Vec<Vec<Failure>> = vec![Vec::new(); plans.len()];
     for task in STAGES {
@@ -184,7 +184,7 @@ fn results(plans: &[(Fault, Plan)], pool: &mut Pool) -> Result<Vec<FaultResult>>
         .collect();
     pool.run(invariants.clone())?;
     let whole = plans.iter().zip(&seen).filter(|(_, seen)| seen.is_empty());
-    // All at once, so that no process waits.
+    // All jobs at once, so that no process waits.
     let jobs = whole.flat_map(|((_, plan), _)| plan.first_look());
     pool.run(jobs.collect::<Vec<_>>())?;
     let result = |(((fault, plan), mut failures), job): Case<'_>| {

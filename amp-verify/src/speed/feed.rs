@@ -19,7 +19,7 @@ pub struct Feed {
     pub engine: Engine,
     /// The size of the set.
     pub bytes: u64,
-    /// Steps a second in each round, from the host.
+    /// Steps per second in each round, from the host.
     pub host: Vec<f64>,
     /// The same from the device.
     pub device: Vec<f64>,
@@ -31,7 +31,7 @@ impl Feed {
         paired_ratio(&self.host, &self.device).map(|ratio| 1.0 - ratio)
     }
 
-    /// Steps a second, from the host and from the device.
+    /// Steps per second, from the host and from the device.
     pub fn rates(&self) -> Option<(Spread, Spread)> {
         Some((Spread::of(&self.host)?, Spread::of(&self.device)?))
     }

@@ -1,25 +1,25 @@
-//! Who trains, and how fast he was.
+//! The engines, and the speed of each.
 
 use serde::{Deserialize, Serialize};
 
-/// Who trains.
+/// A program that trains in a benchmark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Engine {
-    /// Our trainer, kernel by kernel.
+    /// This trainer, operator by operator.
     Eager,
-    /// Our trainer, whole steps as CUDA graphs.
+    /// This trainer, with whole steps as CUDA graphs.
     Graph,
-    /// The same with gradients in 16 bits, as the peers round them.
+    /// The same with gradients in 16 bits, rounded as by the peers.
     #[serde(rename = "graph-16-bit")]
     Graph16Bit,
-    /// The same with the optimizer's averages in 8 bits, too.
+    /// The same, and the optimizer's state in 8 bits.
     GraphLean,
-    /// Our trainer's CUDA graphs without the invariants of training, which it checks by default.
+    /// This trainer's CUDA graphs without the invariants of training, which it checks by default.
     GraphUnchecked,
     /// Lightning.
     Lightning,
-    /// A loop by hand in PyTorch.
+    /// A handwritten loop in PyTorch.
     TorchLoop,
     /// The same with fused AdamW.
     TorchFused,
@@ -32,7 +32,7 @@ pub enum Engine {
 }
 
 impl Engine {
-    /// Those of the peers' program, in the tables' order.
+    /// The engines of the peers' program, in the tables' order.
     pub const PEERS: [Self; 6] = [
         Self::Lightning,
         Self::TorchLoop,
@@ -59,12 +59,12 @@ impl Engine {
         }
     }
 
-    /// Whether it is of this workspace.
+    /// Whether it belongs to this workspace.
     pub fn is_ours(self) -> bool {
         self == Self::Eager || self.is_graph()
     }
 
-    /// Whether its steps are CUDA graphs of ours.
+    /// Whether it is this trainer with CUDA graphs.
     pub fn is_graph(self) -> bool {
         matches!(self, Self::Graph | Self::Graph16Bit | Self::GraphLean | Self::GraphUnchecked)
     }
@@ -75,10 +75,10 @@ impl Engine {
 pub struct Measurement {
     /// Who.
     pub engine: Engine,
-    /// Steps a second in each round.
+    /// Steps per second in each round.
     pub rates: Vec<f64>,
-    /// The most tensor bytes at once, in any round.
+    /// The most tensor bytes at once, over all rounds.
     pub peak_memory_bytes: Option<u64>,
-    /// Why he was left out.
+    /// The reason why it was left out.
     pub failure: Option<String>,
 }

@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 pub struct Overhead {
     /// The model.
     pub model: String,
-    /// Microseconds a step beyond the bare work, in each block, the least first.
+    /// Microseconds per step beyond the bare work, in each block, in ascending order.
     pub microseconds: Vec<f64>,
-    /// Microseconds a step of the bare work.
+    /// Microseconds per step of the bare work.
     pub bare_microseconds: f64,
 }
 
 impl Overhead {
-    /// The median block's.
+    /// The median over the blocks.
     pub fn median(&self) -> f64 {
         self.microseconds.get(self.microseconds.len() / 2).copied().unwrap_or(f64::NAN)
     }

@@ -16,7 +16,7 @@ use super::{
 /// All figures of a run of the benchmark.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// The form of this object; a change of meaning changes it.
+    /// The version of this format; it changes with the meaning of a field.
     pub schema: String,
     /// The day, in UTC, as `2026-01-31`.
     pub date: String,
@@ -26,15 +26,15 @@ pub struct Report {
     pub fingerprint: Fingerprint,
     /// The host's CPU.
     pub cpu: String,
-    /// Of this workspace, and of Python and its packages where there are peers.
+    /// The versions of this workspace and, if there are peers, of Python and its packages.
     pub versions: BTreeMap<String, String>,
     /// Rounds.
     pub rounds: usize,
-    /// Who trained what and how fast.
+    /// The measurements.
     pub rows: Vec<Row>,
-    /// Operations a second of large bf16 matrix products, in each round; on CUDA.
+    /// Operations per second of large bf16 matrix products, in each round; only on CUDA.
     pub bf16_matrix_rates: Vec<f64>,
-    /// The loop's own cost; on the CPU.
+    /// The overhead of the loop; only on the CPU.
     pub overheads: Vec<Overhead>,
     /// The cost of feeding from the host.
     pub feeds: Vec<Feed>,
@@ -51,20 +51,20 @@ pub struct Row {
     pub workload: String,
     /// The precision.
     pub precision: Precision,
-    /// Who trained.
+    /// The engine.
     pub engine: Engine,
-    /// Steps a second in each round.
+    /// Steps per second in each round.
     pub rates: Vec<f64>,
     /// Their median and quartiles.
     pub steps_per_second: Option<Spread>,
     /// The most tensor bytes at once.
     pub peak_memory_bytes: Option<u64>,
-    /// Microseconds of a step of the same model so small that its tensors cost next to nothing:
-    /// what remains is the host's work, and on CUDA launching kernels. Ours alone.
+    /// Microseconds per step of the same model at a size at which its tensors take a negligible time: the
+    /// remaining time is the host's work, and on CUDA the launches of kernels. Only for this trainer.
     pub host_microseconds: Option<f64>,
     /// Operations of a step's matrix products.
     pub matrix_operations: f64,
-    /// Why there are no more figures.
+    /// The reason why figures are missing.
     pub failure: Option<String>,
 }
 
@@ -103,23 +103,23 @@ impl Report {
         })
     }
 
-    /// Our trainer as it runs by default: with CUDA graphs where there are any.
+    /// The row of this trainer as it runs by default: with CUDA graphs if possible.
     pub fn ours(&self, workload: &str, precision: Precision) -> Option<&Row> {
         let engine = if self.is_cuda() { Engine::Graph } else { Engine::Eager };
         self.row(workload, precision, engine)
     }
 
-    /// Whether a CUDA device trained: it has no threads.
+    /// Whether a CUDA device trained; a CUDA device has no threads.
     pub fn is_cuda(&self) -> bool {
         self.fingerprint.threads == 0
     }
 
-    /// How many times as fast ours is as another engine, or as our own 32-true.
+    /// How many times as fast this trainer is as another engine, or as its own 32-true.
     pub fn speedup(&self, workload: &str, precision: Precision, over: Over) -> Option<f64> {
         self.speedup_of(self.ours(workload, precision)?, over)
     }
 
-    /// How many times as fast a row of ours is.
+    /// How many times as fast one of this trainer's rows is.
     pub fn speedup_of(&self, ours: &Row, over: Over) -> Option<f64> {
         let (workload, precision) = (ours.workload.as_str(), ours.precision);
         let other = match over {
@@ -129,19 +129,19 @@ impl Report {
         paired_ratio(&ours.rates, &other.rates)
     }
 
-    /// The memory of one of our rows divided by the memory of our 32-true row.
+    /// The memory of one of this trainer's rows divided by the memory of its 32-true row.
     pub fn memory_of(&self, ours: &Row) -> Option<f64> {
         let baseline = self.ours(&ours.workload, Precision::F32True)?;
         Some(ours.peak_memory_bytes? as f64 / baseline.peak_memory_bytes? as f64)
     }
 
-    /// Our memory divided by our memory under 32-true.
+    /// This trainer's memory divided by its memory under 32-true.
     pub fn memory(&self, workload: &str, precision: Precision) -> Option<f64> {
         self.memory_of(self.ours(workload, precision)?)
     }
 
-    /// The share of the device's measured bf16 matrix rate that the step of a row reaches, if all
-    /// its operations were those of its matrix products.
+    /// The share of the device's measured bf16 matrix rate that the step of a row reaches, counting only
+    /// the operations of its matrix products.
     pub fn matrix_share(&self, row: &Row) -> Option<f64> {
         let reached: Vec<f64> = row.rates.iter().map(|rate| rate * row.matrix_operations).collect();
         paired_ratio(&reached, &self.bf16_matrix_rates)
@@ -158,6 +158,6 @@ impl Report {
 pub enum Over {
     /// Another engine, on the same workload under the same precision.
     Engine(Engine),
-    /// Our own 32-true.
+    /// This trainer's own 32-true.
     Baseline,
 }

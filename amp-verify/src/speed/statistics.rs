@@ -40,8 +40,8 @@ fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
     Some(sorted[low] + part * (sorted[high] - sorted[low]))
 }
 
-/// The median of `numerator[i] / denominator[i]`: values of one round belong together, because what
-/// slows the machine for a while slows both.
+/// The median of `numerator[i] / denominator[i]`. Values of one round are divided by each other, because a
+/// temporary slowdown of the machine affects both.
 pub fn paired_ratio(numerator: &[f64], denominator: &[f64]) -> Option<f64> {
     let ratios: Vec<f64> = numerator.iter().zip(denominator).map(|(a, b)| a / b).collect();
     Spread::of(&ratios).map(|spread| spread.median)

@@ -3,7 +3,7 @@
 use amp_core::{Hyperparameters, Result, data::AnyBatch, tch::Device};
 use serde_json::Value;
 
-/// A registered model with its data, as [`Registry::workload`](crate::Registry::workload) takes it.
+/// A registered model with its data, as passed to [`Registry::workload`](crate::Registry::workload).
 #[derive(Debug, Clone)]
 pub struct Workload {
     pub(crate) name: String,
@@ -29,18 +29,18 @@ pub(crate) struct Noise {
     pub(crate) input: NoiseInput,
 }
 
-/// What a random example consists of.
+/// The content of a random example.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum NoiseInput {
-    /// So many numbers from N(0, 1), with one class.
+    /// This number of values from N(0, 1), with one class.
     Features { features: i64, classes: i64 },
-    /// So many ids below the vocabulary's size, with one to predict for each.
+    /// This number of ids below the vocabulary's size, with one id to predict for each.
     Tokens { length: i64, vocabulary: i64 },
-    /// What the function gives for a number of examples.
+    /// The examples that the function returns for a number of examples.
     Drawn(fn(i64) -> Result<AnyBatch>),
 }
 
-/// Kinds of devices that something is for.
+/// The kinds of devices to which a declaration applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Devices {
     /// For CUDA.
@@ -52,9 +52,9 @@ pub struct Devices {
 impl Devices {
     /// Both.
     pub const ALL: Self = Self { cuda: true, cpu: true };
-    /// CUDA alone.
+    /// Only CUDA.
     pub const CUDA: Self = Self { cuda: true, cpu: false };
-    /// The CPU alone.
+    /// Only the CPU.
     pub const CPU: Self = Self { cuda: false, cpu: true };
     /// Neither.
     pub const NONE: Self = Self { cuda: false, cpu: false };
@@ -86,7 +86,7 @@ impl Workload {
         }
     }
 
-    /// Examples in a batch; the model's own by default.
+    /// Examples per batch; the model's own by default.
     #[must_use]
     pub fn batch(mut self, examples: i64) -> Self {
         self.batch = Some(examples);
@@ -109,9 +109,9 @@ impl Workload {
         self
     }
 
-    /// Trains on so many batches of the examples that `draw` makes for a number of them, instead of the
-    /// model's data. `draw` uses libtorch's global generator, which is seeded before. The peers' program draws
-    /// such examples itself, by the model's name.
+    /// Trains on this number of batches of the examples that `draw` returns for a number of examples,
+    /// instead of the model's data. `draw` uses libtorch's global generator, which is seeded before. The
+    /// peers' program draws such examples itself, by the model's name.
     ///
     /// ```
     /// use amp_core::{
@@ -132,9 +132,9 @@ impl Workload {
         self
     }
 
-    /// The floating-point operations of a step's matrix products, of which the tables give the share of
-    /// the device's rate. Without it they are 6 for each weight of a matrix and example, which holds for
-    /// models of linear layers.
+    /// The floating-point operations of a step's matrix products. The tables show which share of the
+    /// device's rate they reach. By default they are 6 for each weight of a matrix and each example, which
+    /// is correct for models of linear layers.
     #[must_use]
     pub fn operations_of_a_step(mut self, operations: f64) -> Self {
         self.operations = Some(operations);
@@ -156,22 +156,22 @@ impl Workload {
         self
     }
 
-    /// Hyperparameters over the model's own: a JSON object.
+    /// Hyperparameters that replace the model's own: a JSON object.
     #[must_use]
     pub fn hyperparameters(mut self, hyperparameters: Value) -> Self {
         self.hyperparameters = object(hyperparameters);
         self
     }
 
-    /// Hyperparameters of the same model so small that its tensors cost next to nothing, with 8 random
-    /// features and batches of 8: the host's part of a step is measured with them.
+    /// Hyperparameters of the same model at a size at which its tensors take a negligible time, with 8
+    /// random features and batches of 8. They are used to measure the host's part of a step.
     #[must_use]
     pub fn tiny(mut self, hyperparameters: Value) -> Self {
         self.tiny = Some(object(hyperparameters));
         self
     }
 
-    /// Steps of a round, at least, on CUDA and on a CPU; 64 by default.
+    /// The fewest steps of a round on CUDA and on a CPU; 64 by default.
     #[must_use]
     pub fn steps_of_a_round(mut self, cuda: i64, cpu: i64) -> Self {
         self.steps = (cuda, cpu);
@@ -199,7 +199,7 @@ impl Workload {
         self
     }
 
-    /// Measures it with gradients in 16 bits and optimizer state in 8 bits, too, on CUDA.
+    /// Also measures it with gradients in 16 bits and optimizer state in 8 bits, on CUDA.
     #[must_use]
     pub fn with_reduced_state(mut self) -> Self {
         self.reduced_state = true;

@@ -1,9 +1,9 @@
 //! The verdict on a precision: paired non-inferiority over seeds.
 //!
-//! For each seed d = metric(32-true) − metric(precision), both from the same weights, order and
-//! dropout: positive is worse. With U, L = d̄ ± t(1 − α, n − 1)·s/√n the precision passes when
-//! U < δ, fails when L > δ, and is inconclusive between. There are two looks, at the first
-//! number of seeds and at the most, each at α/2, so that looking twice costs no more than α.
+//! For each seed d = metric(32-true) − metric(precision), both with the same weights, order and dropout; a
+//! positive d is worse. With U, L = d̄ ± t(1 − α, n − 1)·s/√n the precision passes if U < δ, fails if L >
+//! δ, and is inconclusive otherwise. There are two looks, at the first and at the largest number of seeds.
+//! Each has risk α/2, so that both together have at most α.
 
 mod statistics;
 
@@ -19,7 +19,7 @@ pub enum Verdict {
     Pass,
     /// Worse by more than δ, or a check failed.
     Fail,
-    /// The seeds do not decide.
+    /// The seeds are not sufficient for a verdict.
     Inconclusive,
 }
 
@@ -34,7 +34,7 @@ pub struct Design {
     pub first: usize,
     /// Seeds of the second.
     pub most: usize,
-    /// The metric's smallest step: one over the validation examples for an accuracy.
+    /// The metric's smallest step: for an accuracy, one divided by the number of validation examples.
     pub resolution: f64,
     /// Whether better by more than δ fails as well (two one-sided tests, Schuirmann 1987).
     pub equivalence: bool,
@@ -64,7 +64,7 @@ pub struct Judgement {
     /// The probability that a precision without regression passes. It equals the probability of detecting
     /// a regression of δ; computed from n and the s that was used.
     pub power: f64,
-    /// Better by more than δ: not a failure, but something has changed.
+    /// Better by more than δ. That is not a failure, but something has changed.
     pub improved: bool,
 }
 
@@ -76,7 +76,7 @@ impl Design {
 
     /// Judges the differences of one look.
     ///
-    /// An accuracy moves in steps, and a few equal differences have s = 0, which would claim certainty.
+    /// An accuracy changes in steps, and a few equal differences have s = 0, which would claim certainty.
     /// Rounding both metrics to a step q gives their difference a standard deviation of q/√6; a smaller s
     /// is never used.
     pub fn judge(&self, differences: &[f64]) -> Judgement {
@@ -94,7 +94,7 @@ impl Design {
         } else if upper < delta && (!self.equivalence || lower > -delta) {
             Verdict::Pass
         } else {
-            // Comparisons with NaN are false, so that NaN ends here.
+            // Comparisons with NaN are false, so NaN leads here.
             Verdict::Inconclusive
         };
         let power = power(delta, s_used, n, alpha);

@@ -20,10 +20,10 @@ pub fn t_quantile(probability: f64, freedom: f64) -> f64 {
     StudentsT::new(0.0, 1.0, freedom).map_or(f64::INFINITY, |t| t.inverse_cdf(probability))
 }
 
-/// The power of the one-sided one-sample t test at level `alpha` with `n` differences of standard
-/// deviation `s` to tell a mean of `effect` from 0: P(T > t(1 − alpha, n − 1)) for a noncentral T
-/// of noncentrality effect·√n/s (Owen 1965). It is both the chance that a run without any
-/// regression passes a margin of `effect`, and that one of `effect` is told from none.
+/// The power of the one-sided one-sample t test at level `alpha` with `n` differences of standard deviation
+/// `s` to distinguish a mean of `effect` from 0: P(T > t(1 − alpha, n − 1)) for a noncentral T of
+/// noncentrality effect·√n/s (Owen 1965). It is the probability that a run without regression passes a
+/// margin of `effect`, and also the probability that a regression of `effect` is detected.
 pub fn power(effect: f64, s: f64, n: usize, alpha: f64) -> f64 {
     let freedom = n as f64 - 1.0;
     if freedom < 1.0 || s.is_nan() {

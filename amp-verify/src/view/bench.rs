@@ -11,7 +11,7 @@ use crate::bench::{
 };
 use crate::text::counted;
 
-/// The cells of a table without its header. The first columns are names, the others figures.
+/// The cells of a table without its header. The first columns are names, the others are figures.
 struct Cells {
     header: Vec<String>,
     rows: Vec<Vec<String>>,
@@ -205,10 +205,10 @@ fn targets(targets: &[Target]) -> Cells {
 fn closing(report: &Report) -> Vec<String> {
     let ours = if report.is_cuda() { Engine::Graph } else { Engine::Eager };
     let mut lines = vec![format!(
-        "ours: {} of the same line's workload and precision over the line's engine; 32-true: over \
-         the same engine's 32-true; host: a step of the same model so small that its tensors cost \
-         next to nothing; peaks of memory: ours above what was held before, the set included where \
-         it lies on the device",
+        "ours: {} of the line's workload and precision, divided by the line's engine; 32-true: \
+         divided by the same engine's 32-true; host: a step of the same model at a size at which \
+         its tensors take a negligible time; peaks of memory: ours in addition to what was held \
+         before, with the set if it is on the device",
         ours.name()
     )];
     let rates: Vec<f64> = report.bf16_matrix_rates.iter().map(|rate| rate / 1e12).collect();

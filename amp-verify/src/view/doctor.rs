@@ -17,7 +17,7 @@ pub fn doctor(report: &Report) -> String {
     table.add_row(["cuda library", &report.cuda_library.to_string()]);
     match &report.cuda_driver {
         Some(version) => table.add_row(["cuda driver", &format!("up to CUDA {version}")]),
-        None => table.add_row(["cuda", "no device that libtorch can use"]),
+        None => table.add_row(["cuda", "there is no device that libtorch can use"]),
     };
     for device in &report.devices {
         rows(&mut table, device);

@@ -96,7 +96,7 @@ impl<W: Write> Subscriber for EpochTable<W> {
             Event::EpochEnd(end) => {
                 let values = end.train.iter().chain(&end.val);
                 let values: Vec<&Logged> = values.filter(|logged| is_shown(&logged.name)).collect();
-                // Wide enough for the name and for a number with five decimals.
+                // Wide enough for the name, and for a number with five decimals.
                 let column = |logged: &Logged, text: String| {
                     format!("{text:>0$}", logged.name.len().max(10))
                 };

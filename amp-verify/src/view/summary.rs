@@ -1,4 +1,4 @@
-//! What a model consists of, with the memory of a step under each precision.
+//! The layers of a model, and the memory of a step under each precision.
 
 use amp_core::{memory::show_bytes, trainer::ModelSummary};
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};

@@ -166,7 +166,7 @@ fn the_quick_tiers_length_is_in_words(#[case] model: Model, #[case] expected: &s
     assert_eq!(model.quick().to_string(), expected);
 }
 
-/// A set whose examples the model's hyperparameters size gets all of them, defaults included.
+/// A set whose examples' size the model's hyperparameters determine gets all hyperparameters, including defaults.
 #[test]
 fn a_set_is_as_large_as_the_model_says() {
     let wide = |batch_size: i64, of: &Hyperparameters| -> Result<DataModule> {

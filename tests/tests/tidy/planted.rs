@@ -117,7 +117,7 @@ fn missing_and_unknown_modules_of_the_order_are_found() {
     assert!(found[1].starts_with("kit/src/lib.rs:1: no module `gone`"), "{found:?}");
 }
 
-/// In a copy of a crate without findings.
+/// Plants the import in a copy of a crate without findings.
 #[test]
 fn an_import_planted_in_amp_derive_is_found() {
     let folder = tempdir().expect("a temporary folder");

@@ -31,7 +31,7 @@ pub(crate) fn outside(root: &Path, home: &Path) -> Vec<Finding> {
 /// The occurrences outside comments and strings.
 pub(crate) fn words(source: &str) -> Vec<(usize, String)> {
     let Ok(tokens) = source.parse::<TokenStream>() else {
-        return vec![(1, "not Rust, so nobody knows whether it is `unsafe`".to_owned())];
+        return vec![(1, "not valid Rust, so that unsafe code cannot be found".to_owned())];
     };
     let mut found = Vec::new();
     collect(tokens, false, &mut found);

@@ -26,7 +26,7 @@ pub(super) struct Experiment {
 }
 
 impl Experiment {
-    /// The experiment of this name, which is made if it is missing.
+    /// The experiment of this name. It is created if it is missing.
     pub(super) fn find(store: &Path, name: &str) -> Result<Self> {
         let failed = |error| Error::io(store, error);
         for entry in fs::read_dir(store).map_err(failed)? {
@@ -46,7 +46,7 @@ impl Experiment {
                 return Ok(Self { id, folder });
             }
         }
-        // As MLflow draws it: 18 digits, of which the first is not 0.
+        // As MLflow draws it: 18 digits, and the first is not 0.
         let id = fastrand::u64(100_000_000_000_000_000..1_000_000_000_000_000_000).to_string();
         let folder = store.join(&id);
         make(&folder)?;
@@ -111,7 +111,7 @@ impl RunMeta {
     }
 }
 
-/// A text in YAML's single quotes, in which only they are special.
+/// A text in YAML's single quotes, in which only a single quote is special.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }

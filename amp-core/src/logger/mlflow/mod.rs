@@ -22,8 +22,8 @@ use crate::{
     log::Media,
 };
 
-/// Writes runs into a folder of MLflow's file store (`mlruns`), without a server. The experiment is the model's name,
-/// the run's name its precision.
+/// Writes runs to a folder in the format of MLflow's file store (`mlruns`), without a server. The
+/// experiment has the model's name, the run the precision's name.
 ///
 /// | MLflow | here |
 /// | --- | --- |
@@ -32,22 +32,22 @@ use crate::{
 /// | artifacts | images (`NAME/step_000010.png`), texts (`.md`) and histograms (`.json`) |
 /// | status | running, then finished, killed (by a signal) or failed |
 ///
-/// `mlflow ui --backend-store-uri FOLDER` shows them. MLflow 3 reads file stores where `MLFLOW_ALLOW_FILE_STORE=true`
-/// is set; `mlflow migrate-filestore` moves them into a database.
+/// `mlflow ui --backend-store-uri FOLDER` shows them. MLflow 3 reads file stores only if
+/// `MLFLOW_ALLOW_FILE_STORE=true` is set; `mlflow migrate-filestore` converts them into a database.
 #[derive(Debug)]
 pub struct MlflowLogger(Background);
 
 impl MlflowLogger {
-    /// Makes the folder, if it is missing.
+    /// Creates the folder if it is missing.
     ///
     /// # Errors
-    /// When the folder cannot be made or written to.
+    /// When the folder cannot be created or written to.
     pub fn create(folder: impl Into<PathBuf>) -> Result<Self> {
         let folder = folder.into();
         let failed = |error| Error::io(&folder, error);
         file::create_folder(&folder)?;
         tempfile::tempfile_in(&folder).map_err(failed)?;
-        // Artifacts are named by absolute URIs.
+        // Artifacts have absolute URIs.
         let folder = folder.canonicalize().map_err(failed)?;
         Background::start(Store { folder, run: None }).map(Self)
     }
@@ -71,7 +71,7 @@ struct Store {
 struct Run {
     folder: PathBuf,
     meta: RunMeta,
-    /// Lines of each metric's file that are not written yet.
+    /// Lines of each metric's file that were not written yet.
     metrics: BTreeMap<String, Vec<u8>>,
 }
 
@@ -149,7 +149,7 @@ impl Run {
 }
 
 impl Store {
-    /// Ends a run that has not reached its end.
+    /// Marks a run that did not finish as failed.
     fn fail(&mut self) -> Result<()> {
         self.run.take().map_or(Ok(()), |run| run.end(Status::Failed))
     }
@@ -181,7 +181,7 @@ impl Sink for Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
-        // The run failed for another reason, which its caller is given.
+        // The run failed for another reason, which the caller reports.
         let _ = self.fail();
     }
 }

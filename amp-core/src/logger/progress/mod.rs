@@ -17,12 +17,12 @@ use crate::{
     event::{Event, Subscriber},
 };
 
-/// Shows how far a run is, on standard error: epoch, batch and step, optimizer steps and examples per second, the
-/// time that is left, the loss scale, and logged values.
+/// Shows the progress of a run on standard error: epoch, batch and step, optimizer steps and examples per
+/// second, the remaining time, the loss scale, and logged values.
 ///
-/// On a terminal it is a bar that is drawn at most 10 times a second, without colors where `NO_COLOR` is set.
-/// Elsewhere it is a line every 30 seconds, and none for shorter runs. It reads events only, with the values that the loop has brought to the
-/// host anyway: it never waits for the device.
+/// On a terminal it is a bar that is drawn at most 10 times a second, without colors if `NO_COLOR` is set.
+/// Otherwise it is a line every 30 seconds, and no line for shorter runs. It only reads events, whose
+/// values are on the host already, so it never waits for the device.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{logger::ProgressBar, prelude::*};
@@ -46,7 +46,7 @@ use crate::{
 pub struct ProgressBar {
     output: Output,
     course: Course,
-    /// Runs that one bar stands for, and those that have begun.
+    /// The number of runs that the bar covers, and the number that have begun.
     runs: u64,
     begun: u64,
     /// When it may be drawn next.
@@ -72,7 +72,7 @@ enum Output {
 const REDRAW: Duration = Duration::from_millis(100);
 /// Time between two lines.
 const LINE: Duration = Duration::from_secs(30);
-/// Parts of a run that the bar tells apart.
+/// The resolution of the bar.
 const PARTS: u64 = 10_000;
 
 impl fmt::Debug for ProgressBar {
@@ -111,7 +111,7 @@ impl ProgressBar {
             bar.set_style(style.with_key(
                 "details",
                 move |_: &ProgressState, out: &mut dyn fmt::Write| {
-                    // A text is whole, whoever panicked.
+                    // A panic of another thread cannot leave a text incomplete.
                     let shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
                     let _ = out.write_str(&shown);
                 },
@@ -124,7 +124,7 @@ impl ProgressBar {
         Self { output, course: Course::default(), runs: 1, begun: 0, next: None }
     }
 
-    /// One bar for several runs of one length, one after the other.
+    /// One bar for several runs of equal length, one after the other.
     #[must_use]
     pub fn over_runs(mut self, runs: usize) -> Self {
         self.runs = (runs as u64).max(1);
@@ -141,14 +141,14 @@ impl ProgressBar {
         self
     }
 
-    /// The same, not shown.
+    /// The same bar, hidden.
     #[must_use]
     pub fn hidden(mut self) -> Self {
         self.output = Output::Nowhere;
         self
     }
 
-    /// Runs `print`, which writes to the terminal, while the bar is not there.
+    /// Runs `print`, which writes to the terminal, while the bar is hidden.
     pub fn suspend<T>(&self, print: impl FnOnce() -> T) -> T {
         match &self.output {
             Output::Bar { bar, .. } => bar.suspend(print),
@@ -179,12 +179,12 @@ impl ProgressBar {
             }
             Event::Batch { .. } if self.next.is_none_or(|next| now >= next) => self.show(now),
             Event::EpochEnd(_) if !matches!(self.output, Output::Lines { .. }) => self.show(now),
-            // Runs that end before the first line is due write none.
+            // A run that ends before its first line is due writes no line.
             Event::FitEnd(_) if matches!(self.output, Output::Lines { is_used: false, .. }) => {}
             Event::FitEnd(_) => {
                 self.show(now);
                 if let (Output::Bar { bar, .. }, true) = (&self.output, self.begun == self.runs) {
-                    // Leaves it as it is.
+                    // Leaves the bar's last state on the terminal.
                     bar.abandon();
                 }
             }
@@ -192,7 +192,7 @@ impl ProgressBar {
         }
     }
 
-    /// Draws the bar or writes a line. What cannot be written ends no run.
+    /// Draws the bar or writes a line. A failed write does not end the run.
     fn show(&mut self, now: Instant) {
         match &mut self.output {
             Output::Bar { bar, details } => {

@@ -54,7 +54,7 @@ fn end() -> Event {
     })
 }
 
-/// Text that a bar or its lines were written to.
+/// The text that a bar or its lines wrote.
 #[derive(Clone, Default)]
 struct Written(Arc<Mutex<Vec<u8>>>);
 
@@ -85,7 +85,7 @@ fn lines_come_at_their_interval_and_say_where_the_run_is() {
         bar.follow(&event, began + Duration::from_secs_f64(seconds));
     };
     at(&mut bar, 0.0, start(None));
-    // A batch each half second; the first is not timed.
+    // A batch every half second; the first is not timed.
     for place in 0..70 {
         at(&mut bar, 0.5 * (place + 1) as f64, batch(place));
         if place == 40 {
@@ -102,7 +102,7 @@ fn lines_come_at_their_interval_and_say_where_the_run_is() {
     assert_eq!(written.text().lines().count(), 2);
 }
 
-/// As the commands' runs of a few seconds, whose tables say enough.
+/// Like the commands' runs of a few seconds, which print tables.
 #[test]
 fn runs_that_end_before_a_line_is_due_write_none() {
     let written = Written::default();
@@ -240,7 +240,7 @@ shared! {
     flush();
 }
 
-/// 200 batches within two seconds are drawn 10 times a second, besides the run's start and end.
+/// 200 batches within two seconds are drawn 10 times a second, in addition to the run's start and end.
 #[test]
 fn it_is_drawn_at_most_ten_times_a_second() {
     let screen = Arc::new(Screen::default());

@@ -1,4 +1,4 @@
-//! What a progress bar says of a run.
+//! The text of a progress bar.
 
 use std::{
     fmt::Write,
@@ -15,10 +15,10 @@ use crate::{
 /// The time over which rates are averaged.
 const WINDOW: Duration = Duration::from_secs(10);
 
-/// Where a run is, and how fast.
+/// The progress of a run, and its speed.
 #[derive(Debug, Default)]
 pub(super) struct Course {
-    /// Values that are shown whether or not they are logged for the bar.
+    /// Values that are shown even if they are not logged for the bar.
     names: Vec<String>,
     epochs: i64,
     batches: i64,
@@ -29,7 +29,7 @@ pub(super) struct Course {
     done: f64,
     scale: Option<f64>,
     values: Vec<(String, f64)>,
-    /// When this process began, and how much was done then.
+    /// When this process began, and the part of the run that was done then.
     began: Option<(Instant, f64)>,
     speed: Speed,
 }
@@ -55,7 +55,7 @@ impl Course {
                     Self { names, epochs, batches, epoch, batch, done, began, ..Self::default() };
             }
             Event::Batch { epoch, batch, global_step, examples, scale, done } => {
-                // The first batch of a resumed run tells at which step it goes on.
+                // The first batch of a resumed run shows from which step it continues.
                 let steps = global_step.saturating_sub(self.global_step);
                 let steps = if self.speed.last.is_some() { steps } else { 1 };
                 self.speed.count(now, steps, *examples);
@@ -119,7 +119,7 @@ impl Course {
         text
     }
 
-    /// The time that is left, if the rest of the run is as fast as what was done so far.
+    /// The remaining time, if the rest of the run is as fast as the part that is done.
     fn left(&self, now: Instant) -> Option<Duration> {
         let (began, before) = self.began?;
         let passed = now.saturating_duration_since(began).as_secs_f64();
@@ -134,9 +134,9 @@ impl Course {
 /// Rates over the last seconds.
 #[derive(Debug, Default)]
 struct Speed {
-    /// Since when what follows is counted.
+    /// The start of the current measurement.
     last: Option<Instant>,
-    /// When the last batch ended.
+    /// The end of the last batch.
     seen: Option<Instant>,
     steps: u64,
     examples: i64,
@@ -148,7 +148,7 @@ impl Speed {
     fn count(&mut self, now: Instant, steps: u64, examples: i64) {
         self.seen = Some(now);
         if self.last.is_none() {
-            // How long the first batch took is not known.
+            // The time of the first batch is unknown.
             self.last = Some(now);
             return;
         }
@@ -156,8 +156,8 @@ impl Speed {
         self.examples += examples;
     }
 
-    /// Leaves out the time from the last batch to the next, in which something else than training happens. The next
-    /// batch is not counted either.
+    /// Excludes the time from the last batch to the next, in which something other than training happens.
+    /// The next batch is not counted either.
     fn pause(&mut self) {
         if let Some(seen) = self.seen {
             let _ = self.rates(seen);
@@ -185,7 +185,7 @@ impl Speed {
     }
 }
 
-/// Three digits, or all before the point.
+/// Three digits, or all digits before the decimal point.
 fn three_digits(rate: f64) -> String {
     match rate {
         rate if rate >= 99.95 => format!("{rate:.0}"),

@@ -81,8 +81,8 @@ fn hparam(value: &serde_json::Value) -> Hparam {
     }
 }
 
-/// The content travels as the metadata of a tensor that means nothing (the plugin's own
-/// summary_v2.py writes the same).
+/// The content is the metadata of a tensor whose value has no meaning, as the plugin's own summary_v2.py
+/// writes it.
 fn value(tag: &str, content: &Content) -> Value {
     let plugin_data =
         PluginData { plugin_name: "hparams".to_owned(), content: content.encode_to_vec() };

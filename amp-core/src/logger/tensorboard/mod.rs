@@ -26,20 +26,20 @@ use crate::{
 };
 
 /// Writes event files for `tensorboard --logdir FOLDER`: scalars under the tags of
-/// [`MemoryLogger`](super::MemoryLogger), in f32 as TensorBoard keeps them, and the
-/// hyperparameters of its HParams page; and the images, texts and histograms that steps and hooks log, as
-/// torch.utils.tensorboard writes them.
+/// [`MemoryLogger`](super::MemoryLogger), in f32 as TensorBoard stores them; hyperparameters for its
+/// HParams page; and the images, texts and histograms that steps and hooks log, in the format of
+/// torch.utils.tensorboard.
 ///
-/// Every run has a folder of its own, `FOLDER/<model>/<precision>/version_<n>`, numbered as
-/// Lightning does, so that runs are compared and none is drawn over another.
+/// Each run has its own folder, `FOLDER/<model>/<precision>/version_<n>`, numbered as Lightning does, so
+/// that TensorBoard compares runs and does not merge them.
 #[derive(Debug)]
 pub struct TensorBoardLogger(Background);
 
 impl TensorBoardLogger {
-    /// Makes the folder, if it is missing.
+    /// Creates the folder if it is missing.
     ///
     /// # Errors
-    /// When the folder cannot be made or written to.
+    /// When the folder cannot be created or written to.
     pub fn create(folder: impl Into<PathBuf>) -> Result<Self> {
         let folder = folder.into();
         let failed = |error| Error::io(&folder, error);
@@ -60,7 +60,7 @@ impl Subscriber for TensorBoardLogger {
 
 struct EventFiles {
     folder: PathBuf,
-    /// The file of the run that has started last.
+    /// The file of the run that started last.
     run: Option<RecordFile>,
 }
 
@@ -115,13 +115,13 @@ impl Sink for EventFiles {
     }
 }
 
-/// Makes the first `version_<n>` that is not there yet.
+/// Creates the first `version_<n>` that does not exist.
 fn new_version(folder: &Path) -> Result<PathBuf> {
     fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
     let mut number = 0;
     loop {
         let version = folder.join(format!("version_{number}"));
-        // Made rather than looked for, so that two processes never share one.
+        // Created without a previous check, so that two processes never get the same folder.
         match fs::create_dir(&version) {
             Ok(()) => return Ok(version),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
@@ -130,8 +130,8 @@ fn new_version(folder: &Path) -> Result<PathBuf> {
     }
 }
 
-/// As TensorFlow names it: TensorBoard reads the files with `tfevents` in their names, in their
-/// order.
+/// TensorFlow's form: TensorBoard reads the files with `tfevents` in their names, in the order of their
+/// names.
 fn file_name() -> String {
     let (seconds, process) = (now() as u64, std::process::id());
     let host = gethostname::gethostname();

@@ -12,8 +12,8 @@ pub(super) fn framed(data: &[u8]) -> Vec<u8> {
     record
 }
 
-/// tensorflow/core/lib/hash/crc32c.h: rotated and shifted, because a CRC of data that holds CRCs
-/// protects it badly.
+/// tensorflow/core/lib/hash/crc32c.h: rotated and shifted, because a CRC over data that contains CRCs
+/// detects errors poorly.
 fn masked_crc(data: &[u8]) -> u32 {
     crc32c::crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8)
 }

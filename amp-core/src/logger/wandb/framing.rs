@@ -11,7 +11,7 @@ const CHUNK_HEADER: usize = 7;
 /// Frames records, which follow the [header](HEADER) in the file.
 #[derive(Debug)]
 pub(super) struct Framing {
-    /// The place in the current block.
+    /// The position in the current block.
     place: usize,
 }
 
@@ -22,7 +22,7 @@ impl Default for Framing {
 }
 
 impl Framing {
-    /// The bytes of the next record: one chunk, or a first, middle and a last one.
+    /// The bytes of the next record: one chunk, or a first, several middle and a last chunk.
     pub(super) fn framed(&mut self, mut data: &[u8]) -> Vec<u8> {
         let mut out = Vec::with_capacity(data.len() + CHUNK_HEADER);
         let mut is_first = true;
@@ -44,7 +44,7 @@ impl Framing {
             crc.update(&[kind]);
             crc.update(part);
             out.extend_from_slice(&crc.finalize().to_le_bytes());
-            // A part is shorter than a block.
+            // A part is shorter than a block, so its length fits.
             out.extend_from_slice(&(part.len() as u16).to_le_bytes());
             out.push(kind);
             out.extend_from_slice(part);
@@ -86,7 +86,7 @@ mod tests {
         records
     }
 
-    /// Records of many lengths, so that blocks end in each of the ways.
+    /// Records of many lengths, so that blocks end in every possible way.
     #[test]
     fn records_are_read_again() {
         let lengths =

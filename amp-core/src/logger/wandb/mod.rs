@@ -33,8 +33,8 @@ use crate::{
     log::{Image, Media},
 };
 
-/// Writes each run as an offline run of Weights & Biases, `FOLDER/wandb/offline-run-<time>-<id>`, without any
-/// connection; `wandb sync` uploads it. The project is the model's name, the run's name its precision.
+/// Writes each run as an offline run of Weights & Biases, `FOLDER/wandb/offline-run-<time>-<id>`, without a
+/// connection; `wandb sync` uploads it. The project has the model's name, the run the precision's name.
 ///
 /// | W&B | here |
 /// | --- | --- |
@@ -48,10 +48,10 @@ use crate::{
 pub struct WandbLogger(Background);
 
 impl WandbLogger {
-    /// Makes the folder, if it is missing.
+    /// Creates the folder if it is missing.
     ///
     /// # Errors
-    /// When the folder cannot be made or written to.
+    /// When the folder cannot be created or written to.
     pub fn create(folder: impl Into<PathBuf>) -> Result<Self> {
         let folder = folder.into().join("wandb");
         let failed = |error| Error::io(&folder, error);
@@ -88,7 +88,7 @@ struct Offline {
     row: Row,
     /// The last value of each key, by its path.
     summary: BTreeMap<Vec<String>, String>,
-    /// Steps that were attempted and not applied.
+    /// Attempted steps that were not applied.
     skipped: u64,
 }
 
@@ -146,7 +146,7 @@ impl Offline {
         self.file.write(&self.framing.framed(&record.encode_to_vec()))
     }
 
-    /// The row of this step, once the row before it is written.
+    /// The row of this step. The row before it is written first.
     fn row(&mut self, step: u64) -> Result<&mut Row> {
         if let Some((step, row)) = self.row.begin(step) {
             self.write_row(step, row)?;
@@ -240,7 +240,7 @@ impl Offline {
 }
 
 impl Runs {
-    /// Ends a run that has not reached its end.
+    /// Marks a run that did not finish as failed.
     fn fail(&mut self) -> Result<()> {
         self.run.take().map_or(Ok(()), |run| run.end(1))
     }
@@ -272,7 +272,7 @@ impl Sink for Runs {
 
 impl Drop for Runs {
     fn drop(&mut self) {
-        // The run failed for another reason, which its caller is given.
+        // The run failed for another reason, which the caller reports.
         let _ = self.fail();
     }
 }

@@ -10,7 +10,7 @@ use crate::log::Histogram;
 /// Values as JSON, by the path of their key.
 type Values = BTreeMap<Vec<String>, String>;
 
-/// The row that values are added to, until a later step begins.
+/// The row to which values are added, until a later step begins.
 #[derive(Debug, Default)]
 pub(super) struct Row {
     step: u64,
@@ -18,8 +18,8 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// Goes on to the row of `step`, and gives back the row before. Steps never go back: what comes late is added to
-    /// the current row.
+    /// Continues with the row of `step`, and returns the previous row. Steps never decrease: a late value
+    /// is added to the current row.
     pub(super) fn begin(&mut self, step: u64) -> Option<(u64, Values)> {
         if step <= self.step {
             return None;
@@ -35,7 +35,7 @@ impl Row {
         (!values.is_empty()).then_some((self.step, values))
     }
 
-    /// Adds a value; an object by its leaves, under the paths that lead to them.
+    /// Adds a value. An object is added by its leaves, under the paths that lead to them.
     pub(super) fn put(&mut self, key: &str, value: &Value) {
         self.flatten(vec![key.to_owned()], value);
     }
@@ -59,9 +59,10 @@ impl Row {
 /// wandb.Histogram.MAX_LENGTH
 const BUCKETS: usize = 512;
 
-/// Counts, and one edge more: neighbours are put together where there are too many.
+/// The counts, and the edges, of which there is one more. If there are too many buckets, neighbours are
+/// merged.
 pub(super) fn buckets(histogram: &Histogram) -> (Vec<u64>, Vec<f64>) {
-    // The first bucket is there for its right edge alone.
+    // The first bucket only marks an edge.
     let counts = &histogram.counts[1..];
     let together = counts.len().div_ceil(BUCKETS).max(1);
     let edges = histogram.limits.iter().step_by(together).copied();

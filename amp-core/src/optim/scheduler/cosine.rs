@@ -44,9 +44,9 @@ impl Schedule for CosineAnnealing {
     }
 }
 
-/// [`CosineAnnealing`]'s formula, restarted from the optimizer's rate after t_0 intervals, and then
-/// after runs that are each t_mult times as long as the run before (SGDR, Loshchilov and Hutter
-/// 2017; torch's CosineAnnealingWarmRestarts).
+/// [`CosineAnnealing`]'s formula, restarted from the optimizer's rate after t_0 intervals, and then after
+/// periods that are each t_mult times as long as the period before (SGDR, Loshchilov and Hutter 2017;
+/// torch's CosineAnnealingWarmRestarts).
 ///
 /// ```
 /// use amp_core::optim::CosineAnnealingWarmRestarts;
@@ -57,7 +57,7 @@ impl Schedule for CosineAnnealing {
 pub struct CosineAnnealingWarmRestarts {
     /// Intervals until the first restart.
     pub t_0: i64,
-    /// The length of each run divided by the length of the run before.
+    /// The length of each period divided by the length of the period before.
     pub t_mult: i64,
     /// The minimum.
     pub eta_min: f64,

@@ -50,7 +50,7 @@ impl Schedule for LinearLr {
     }
 }
 
-/// The rate times factor for total_iters intervals, then the rate (ConstantLR).
+/// The rate is multiplied by factor for total_iters intervals, then unchanged (ConstantLR).
 ///
 /// ```
 /// use amp_core::optim::ConstantLr;

@@ -36,13 +36,13 @@ impl BuildScheduler for SequentialLr {
             || self.milestones.first().is_some_and(|first| *first < 1)
         {
             return Err(Error::config(format!(
-                "scheduler: milestones are {:?}, but must be positive and rise",
+                "scheduler: milestones are {:?}, but must be positive and ascending",
                 self.milestones
             )));
         }
         if let Some(name) = self.schedules.iter().find_map(|schedule| schedule.monitor()) {
             return Err(Error::config(format!(
-                "scheduler: one that monitors `{name}` cannot be part of a sequence: use it alone"
+                "scheduler: a schedule that monitors `{name}` cannot be part of a sequence: use it alone"
             )));
         }
         let schedules = self.schedules.iter().map(|schedule| schedule.build(base));

@@ -71,7 +71,7 @@ impl Schedule for MultiStepLr {
         let milestones = &self.milestones;
         if !milestones.is_sorted() || milestones.first().is_none_or(|first| *first < 1) {
             return Err(Error::config(format!(
-                "scheduler: milestones are {milestones:?}, but must be positive and rise"
+                "scheduler: milestones are {milestones:?}, but must be positive and ascending"
             )));
         }
         factor(self.gamma)

@@ -56,8 +56,8 @@ impl Schedule for Wsd {
         not_negative("decay_steps", decay_steps)?;
         if warmup_steps.saturating_add(decay_steps) > total_steps {
             return Err(Error::config(format!(
-                "scheduler: warmup_steps {warmup_steps} and decay_steps {decay_steps} are more than the \
-                 {total_steps} steps in all"
+                "scheduler: warmup_steps {warmup_steps} and decay_steps {decay_steps} together \
+                 exceed the {total_steps} steps of the run"
             )));
         }
         within("min_lr_ratio", min_lr_ratio, (0.0..=1.0).contains(&min_lr_ratio), "in [0, 1]")

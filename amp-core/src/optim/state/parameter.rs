@@ -67,7 +67,7 @@ impl ParameterState {
         if in_parts && !tensor.is_contiguous() {
             // Views of its pieces would be copies.
             return Err(Error::config(format!(
-                "optimizer: `{name}` is not contiguous, and cannot be stepped in parts"
+                "optimizer: `{name}` is not contiguous, and cannot be updated in parts"
             )));
         }
         let zeros = |slot| zeros(slot, tensor, working, moments, codes);

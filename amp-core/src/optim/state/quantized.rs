@@ -1,4 +1,4 @@
-//! Running averages in fewer bits.
+//! Optimizer state in fewer bits.
 
 use std::rc::Rc;
 
@@ -19,13 +19,13 @@ pub enum Moments {
     /// In the dtype of the parameters, or in f32 if the parameters are updated in f32.
     #[default]
     Full,
-    /// In bfloat16, 2 bytes each, rounded up or down at random. Rounded to nearest, an average that
-    /// changes by less than 1/256 of itself, such as a running square, would never change. Uses
-    /// libtorch's generator of the parameters' device.
+    /// In bfloat16, 2 bytes each, rounded stochastically. If rounded to nearest, an average whose change in
+    /// a step is below 1/256 of it, such as a running square, would never change. Uses libtorch's generator
+    /// of the parameters' device.
     Bf16,
-    /// In 8 bits with an f32 scale for each 256 (Dettmers et al. 2022, "8-bit Optimizers via
-    /// Block-wise Quantization", §2: dynamic tree quantization, to nearest), 1.016 bytes each. A
-    /// positive square is never rounded to zero, which would divide a step by eps.
+    /// In 8 bits with an f32 scale for each 256 elements (Dettmers et al. 2022, "8-bit Optimizers via
+    /// Block-wise Quantization", §2: dynamic tree quantization, to nearest), 1.016 bytes each. A positive
+    /// square is never rounded to zero, because the step would then divide by eps.
     EightBit,
 }
 
@@ -65,8 +65,8 @@ impl Moment {
         })
     }
 
-    /// Elements `start..start + count` in f32; a copy, unless the average is plain. A part begins
-    /// at a block.
+    /// Elements `start..start + count` in f32: a view if the average is stored in f32, otherwise a copy.
+    /// `start` is the beginning of a block.
     pub(in crate::optim) fn read(&self, start: i64, count: i64) -> Result<Tensor> {
         match self {
             Self::Plain(tensor) => Ok(tensor.f_reshape([-1])?.f_narrow(0, start, count)?),
@@ -136,7 +136,7 @@ pub(in crate::optim) struct Code {
     signed: bool,
 }
 
-/// The code tables of a device, each made once.
+/// The code tables of all devices, each created once.
 #[derive(Debug, Default)]
 pub(in crate::optim) struct Codes(Vec<(bool, Device, Rc<Code>)>);
 
@@ -172,8 +172,8 @@ impl Code {
         })
     }
 
-    /// The first `count` elements of these blocks. The CPU runs our loop, other devices libtorch's
-    /// operations; the bits are equal.
+    /// The first `count` elements of these blocks. The CPU runs a loop of this crate, other devices
+    /// libtorch's operations; the bits are equal.
     fn decode(&self, codes: &Tensor, scales: &Tensor, count: i64) -> Result<Tensor> {
         if codes.device() == Device::Cpu {
             let out = Tensor::f_empty([count], (Kind::Float, Device::Cpu))?;
@@ -189,8 +189,8 @@ impl Code {
         Ok(values.f_view(-1)?.f_narrow(0, 0, count)?.f_contiguous()?)
     }
 
-    /// Stores elements as codes and scales: each as the nearest value. If no value can be negative,
-    /// an element between zero and the smallest positive value is stored as the latter.
+    /// Stores elements as codes and scales, each as the nearest value. If no value can be negative, an
+    /// element between zero and the smallest positive value is stored as that value.
     fn encode(&self, elements: &Tensor, codes: &Tensor, scales: &Tensor) -> Result<()> {
         if codes.device() == Device::Cpu {
             return ffi::moments_encode(elements, &self.bounds, !self.signed, codes, scales);

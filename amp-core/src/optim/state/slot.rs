@@ -9,8 +9,8 @@ pub struct Slot {
 
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::optim) enum SlotShape {
-    /// The parameter's shape, and its dtype unless it is updated in f32: a running average;
-    /// `signed` if it may be negative.
+    /// The parameter's shape, and its dtype unless the parameter is updated in f32; for running averages.
+    /// `signed` if values may be negative.
     Parameter { signed: bool },
     /// Another shape, in the dtype in which the parameter is updated.
     Own(Vec<i64>),

@@ -112,7 +112,7 @@ impl Gradients<Unscaled> {
     /// norm before clipping.
     ///
     /// # Errors
-    /// When libtorch does.
+    /// When libtorch fails.
     pub fn clip_grad_norm(&self, max_norm: f64) -> Result<Tensor> {
         clip::clip_grad_norm(&self.tensors, max_norm)
     }
@@ -120,7 +120,7 @@ impl Gradients<Unscaled> {
     /// Clips by value; see [`clip_grad_value`](crate::precision::clip_grad_value).
     ///
     /// # Errors
-    /// When libtorch does.
+    /// When libtorch fails.
     pub fn clip_grad_value(&self, limit: f64) -> Result<()> {
         clip::clip_grad_value(&self.tensors, limit)
     }
@@ -145,7 +145,7 @@ impl Gradients<Unscaled> {
     /// The global 2-norm, on the device; see [`grad_norm`](crate::precision::grad_norm).
     ///
     /// # Errors
-    /// When libtorch does.
+    /// When libtorch fails.
     pub fn norm(&self) -> Result<Tensor> {
         clip::grad_norm(&self.tensors)
     }
@@ -153,7 +153,7 @@ impl Gradients<Unscaled> {
     /// The number of parameters with a NaN in their gradient: a scalar on the device.
     ///
     /// # Errors
-    /// When libtorch does.
+    /// When libtorch fails.
     pub fn nan_count(&self) -> Result<Tensor> {
         self.count(|grad| Ok(grad.f_isnan()?))
     }
@@ -161,7 +161,7 @@ impl Gradients<Unscaled> {
     /// The number of parameters with an infinity in their gradient: a scalar on the device.
     ///
     /// # Errors
-    /// When libtorch does.
+    /// When libtorch fails.
     pub fn inf_count(&self) -> Result<Tensor> {
         self.count(|grad| Ok(grad.f_isinf()?))
     }
@@ -182,7 +182,7 @@ impl<S> Gradients<S> {
         super::owner(optimizer.parameters()) == self.owner
     }
 
-    /// Whether no parameter has a gradient.
+    /// Whether no parameter of the optimizer has a gradient.
     pub(crate) fn is_empty(&self) -> bool {
         self.tensors.is_empty()
     }

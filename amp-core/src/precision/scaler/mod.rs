@@ -222,7 +222,7 @@ impl GradScaler {
     pub fn scale(&self, loss: &Tensor) -> Result<ScaledLoss> {
         if loss.numel() != 1 {
             let shape = loss.size();
-            return Err(Error::config(format!("a loss is a scalar, got shape {shape:?}")));
+            return Err(Error::config(format!("a loss must be a scalar, but has shape {shape:?}")));
         }
         if self.mode != Mode::Off {
             self.losses.add(loss)?;

@@ -40,10 +40,10 @@ impl GradScaler {
         Ok(self.unscaled_by(gradients, Some(FoundInf::Device(found_inf))))
     }
 
-    /// [`unscale`](Self::unscale) and [`clip_grad_norm`](Gradients::clip_grad_norm) with one pass
-    /// over the gradients less: the norm of the scaled gradients shows whether all are finite, and
-    /// one factor unscales and clips. If the scale is a power of two, the bits are the same.
-    /// Non-finite gradients stay non-finite, and the others stay finite.
+    /// [`unscale`](Self::unscale) and [`clip_grad_norm`](Gradients::clip_grad_norm) with one pass fewer
+    /// over the gradients: the norm of the scaled gradients shows whether all are finite, and one factor
+    /// unscales and clips. If the scale is a power of two, the bits are the same. Non-finite gradients stay
+    /// non-finite, and the others stay finite.
     ///
     /// # Errors
     /// The same as [`unscale`](Self::unscale)'s.

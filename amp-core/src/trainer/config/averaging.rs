@@ -4,9 +4,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// How a run averages its weights (torch.optim.swa_utils.AveragedModel, buffers included). Validation and
-/// checkpoints use the averaged weights, and the model has them after the run. Training continues with
-/// its own weights, which checkpoints store as well.
+/// How a run averages its weights (torch.optim.swa_utils.AveragedModel, including buffers). Validation and
+/// checkpoints use the averaged weights, and the model has them after the run. Training continues with the
+/// unaveraged weights, which checkpoints store as well.
+///
+/// ```
+/// use amp_core::{prelude::*, trainer::Averaging};
+///
+/// let config = TrainerConfig::new(Precision::F32True, Device::Cpu).with(|config| {
+///     config.optimization.averaging = Some(Averaging::Ema { decay: 0.999 });
+/// });
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

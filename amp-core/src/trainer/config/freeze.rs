@@ -95,7 +95,7 @@ impl FromStr for Freeze {
             ("epoch", Some(epoch)) => Ok(Self::new(pattern).until_epoch(epoch.into())),
             ("step", Some(step)) => Ok(Self::new(pattern).until_step(step.into())),
             _ => Err(Error::config(format!(
-                "freeze: `{until}` is no time to unfreeze at: write {pattern}=epoch:3 or \
+                "freeze: `{until}` is not a time for unfreezing: write {pattern}=epoch:3 or \
                  {pattern}=step:500, from 1"
             ))),
         }

@@ -125,6 +125,16 @@ pub(in crate::trainer) fn show_time(time: Duration) -> String {
 /// The length of a run, the share of each set that it uses, and when it validates. Names and defaults are
 /// Lightning's, except that no batch is validated before training
 /// ([`num_sanity_val_steps`](Self::num_sanity_val_steps) is 2 there).
+///
+/// ```
+/// use amp_core::{prelude::*, trainer::ValCheckInterval};
+///
+/// // Half of each epoch's training batches, and a validation after every 500 optimizer steps.
+/// let config = TrainerConfig::new(Precision::F32True, Device::Cpu).with(|config| {
+///     config.loops.limit_train_batches = amp_core::data::Limit::Fraction(0.5);
+///     config.loops.val_check_interval = ValCheckInterval::Steps(500);
+/// });
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Loops {
     /// No callback ends the run before the end of this epoch (counted from 1).
@@ -244,8 +254,8 @@ impl Validations {
         }
     }
 
-    /// Whether a validation follows the step that ends before batch `end` of the epoch. Validations by
-    /// time are not covered here.
+    /// Whether a validation follows the step that ends before batch `end` of the epoch. Validations by time
+    /// are not covered here.
     pub(in crate::trainer) fn follows(&self, epoch: i64, end: i64) -> bool {
         match self.interval {
             ValCheckInterval::Fraction(part) => {

@@ -3,15 +3,25 @@
 use crate::{Error, Result};
 
 /// How much memory a run may use, and what happens when memory is short.
+///
+/// ```
+/// use amp_core::{memory::parse_bytes, prelude::*};
+///
+/// let budget = parse_bytes("8GiB")?;
+/// let config = TrainerConfig::new(Precision::Bf16Mixed, Device::Cpu).with(|config| {
+///     config.memory.budget = Some(budget);
+/// });
+/// # Ok::<(), amp_core::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryConfig {
-    /// The most bytes that the tensors of a step may use at once, if that is less than the memory has:
-    /// parameters, buffers, optimizer state, gradients, activations and the step's batches; on CUDA
-    /// everything that the process holds on the device. On the first step's examples the trainer measures
-    /// which modules to recompute in the backward pass, and chooses the cheapest that suffice: layers of
-    /// a [`Sequential`](crate::nn::Sequential), other modules that are [`shared`](crate::Module::shared),
-    /// and [`Checkpoint`](crate::nn::Checkpoint)s, whose own setting is ignored. No number changes on the
-    /// CPU. Temporary tensors of an optimizer are not counted.
+    /// The most bytes that the tensors of a step may use at once: parameters, buffers, optimizer state,
+    /// gradients, activations and the step's batches; on CUDA everything that the process holds on the
+    /// device. Use it if that is less than the available memory. On the first step's examples the trainer
+    /// measures which modules it can recompute in the backward pass, and chooses the cheapest that suffice:
+    /// layers of a [`Sequential`](crate::nn::Sequential), other modules that are
+    /// [`shared`](crate::Module::shared), and [`Checkpoint`](crate::nn::Checkpoint)s, whose own setting is
+    /// ignored. No number changes on the CPU. Temporary tensors of an optimizer are not counted.
     pub budget: Option<u64>,
     /// Whether a batch that does not fit into memory runs in halves, quarters and so on, whose gradients
     /// are added. Batch statistics are then computed per part.

@@ -98,7 +98,7 @@ impl TrainerConfig {
         }
     }
 
-    /// The same options after `set` changed some of them.
+    /// The options after `set` has changed some of them.
     #[must_use]
     pub fn with(mut self, set: impl FnOnce(&mut Self)) -> Self {
         set(&mut self);
@@ -113,8 +113,8 @@ impl TrainerConfig {
     /// The training batches of a run with these options, in its order.
     ///
     /// # Errors
-    /// When the data cannot be split into batches, or the device has no room for a set that should be stored
-    /// there.
+    /// When the data cannot be split into batches, or the device has no memory for a set that should be
+    /// stored there.
     pub fn train_loader(&self, data: &DataModule) -> Result<DataLoader> {
         let loops = self.loops.resolved();
         let loader = match loops.overfit_batches {
@@ -124,10 +124,10 @@ impl TrainerConfig {
         Ok(loader.drawing(self.seed).limited(loops.limit_train_batches))
     }
 
-    /// The length of a run over so many batches per epoch, at most.
+    /// The planned length of a run with this number of batches per epoch.
     pub(super) fn plan(&self, batches: i64, max_epochs: i64) -> TrainingPlan {
         let window = self.optimization.accumulate_grad_batches;
-        // Saturates, because a run may be configured to continue until something ends it.
+        // Saturates, because a run may be configured without an end.
         let steps = ((batches - 1) / window + 1).saturating_mul(max_epochs);
         let most = self.max_steps.map(|most| i64::try_from(most).unwrap_or(i64::MAX));
         let estimated_stepping_batches = most.map_or(steps, |most| steps.min(most));
@@ -179,15 +179,11 @@ impl TrainerConfig {
                 "add up in manual_step",
             ),
             (memory.budget.is_some(), "memory_budget", "use Checkpoint layers"),
-            (
-                recovery.runs_again(),
-                "running a step again",
-                "choose skip, stop or restore-last-good",
-            ),
+            (recovery.runs_again(), "repeating a step", "choose skip, stop or restore-last-good"),
         ];
         match cannot.into_iter().find(|(asked, ..)| *asked) {
             Some((_, what, instead)) => Err(Error::config(format!(
-                "`{model}` optimizes manually, which rules out {what}: {instead}"
+                "`{model}` optimizes manually, which does not allow {what}: {instead}"
             ))),
             None => Ok(()),
         }

@@ -4,11 +4,21 @@ use crate::{Error, Result, named::named, precision::Precision};
 use serde::{Deserialize, Serialize};
 
 /// What happens to steps that are not finite, and when the loss scale is too low.
+///
+/// ```
+/// use amp_core::{prelude::*, trainer::NonFinite};
+///
+/// let config = TrainerConfig::new(Precision::F16Mixed, Device::Cpu).with(|config| {
+///     config.recovery.on_non_finite = NonFinite::LowerScale;
+///     config.recovery.max_consecutive_skips = 20;
+/// });
+/// assert!(config.check().is_ok());
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct RecoveryConfig {
     /// What happens to a step whose gradients are not finite.
     pub on_non_finite: NonFinite,
-    /// After more skipped steps in a row than this, the run ends.
+    /// The run ends after more than this number of skipped steps in a row.
     pub max_consecutive_skips: u64,
     /// A state for [`NonFinite::RestoreLastGood`] is kept every this many applied steps.
     pub keep_good_every_n_steps: u64,

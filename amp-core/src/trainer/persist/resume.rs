@@ -32,7 +32,7 @@ const HORIZON: i64 = 10_000;
 /// The intervals whose rates a file stores as a digest.
 const DIGEST_INTERVALS: usize = 1000;
 
-/// The value of entries that older files do not have.
+/// Entries that older files do not have.
 const NEWER: [&str; 5] = [
     "gradient_clip",
     "optimizer's options",
@@ -141,7 +141,7 @@ impl Run<'_, '_> {
             Ok(frozen) if frozen.len() == self.freezing.holding().len() => {
                 self.freezing.hold(frozen)
             }
-            // Files from before unfreezing existed have no entry for it.
+            // Files from before unfreezing existed have no such entry.
             _ => {}
         }
         self.state.optim.extend()?;
@@ -236,7 +236,7 @@ impl Run<'_, '_> {
         let saved: Map<String, Value> = state.get("run")?;
         let no_freeze = Value::Array(Vec::new());
         for (name, here) in self.identity() {
-            // Files from before freezing existed have no entry for it.
+            // Files from before freezing existed have no such entry.
             let nothing = if name == "freeze" { &no_freeze } else { &Value::Null };
             if NEWER.contains(&name.as_str()) && !saved.contains_key(&name) {
                 continue;

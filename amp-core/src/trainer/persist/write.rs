@@ -1,4 +1,4 @@
-//! Checkpoints written by a thread, so that training continues meanwhile.
+//! Writes checkpoints on a thread, so that training continues meanwhile.
 
 use std::{
     collections::BTreeMap,
@@ -18,17 +18,17 @@ use crate::{
     state::State,
 };
 
-/// What a run was at one moment: later steps do not change it.
+/// A copy of a run at one moment. Later steps do not change it.
 pub(in crate::trainer) struct Snapshot {
     weights: Vec<(String, Tensor)>,
     state: Option<State>,
     text: BTreeMap<String, String>,
-    /// When the copies have been made, on CUDA.
+    /// On CUDA, the event after the copies, and the stream that waits for it.
     ready: Option<(CudaEvent, SideStream)>,
 }
 
 impl Snapshot {
-    /// Copies weights and state on their device, where that takes no time worth mentioning.
+    /// Copies weights and state on their device, which takes a negligible time.
     pub(in crate::trainer) fn take(
         weights: Vec<(String, Tensor)>,
         state: Option<State>,
@@ -80,7 +80,7 @@ struct Worker {
 }
 
 impl Writer {
-    /// Starts writing a file. At most one is written at a time: this waits for the one before.
+    /// Starts to write a file. Only one file is written at a time: this waits for the previous one.
     pub(in crate::trainer) fn write(
         &mut self,
         path: &Path,
@@ -91,7 +91,7 @@ impl Writer {
         Ok(written)
     }
 
-    /// Removes a file once the files before it are written. It is not an error if the file is gone.
+    /// Removes a file after the earlier files are written. It is not an error if the file is missing.
     pub(in crate::trainer) fn delete(&mut self, path: PathBuf) -> Result<()> {
         self.send(Job::Delete(path))
     }
@@ -104,7 +104,7 @@ impl Writer {
         self.outcomes(|worker| worker.outcomes.try_recv().ok())
     }
 
-    /// Waits until all is written, and returns the files written since the last call.
+    /// Waits until all files are written, and returns the files written since the last call.
     ///
     /// # Errors
     /// When one could not be written or deleted.
@@ -171,7 +171,7 @@ impl Worker {
 }
 
 impl Drop for Worker {
-    /// Lets what was started be written, also where the run ends with an error.
+    /// Finishes the started writes, also if the run ends with an error.
     fn drop(&mut self) {
         self.jobs = None;
         if let Some(thread) = self.thread.take() {

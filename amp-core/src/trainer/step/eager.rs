@@ -23,8 +23,8 @@ use crate::{
     probe::Products,
 };
 
-/// One optimizer step: forward and backward → unscale → clip → apply → report. A step that is skipped
-/// changes nothing, and is repeated if the recovery policy asks for it.
+/// One optimizer step: forward and backward → unscale → clip → apply → report. A skipped step changes
+/// nothing, and is repeated if the recovery policy asks for it.
 pub(super) fn step(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
@@ -95,9 +95,8 @@ struct Ran {
     log: Log,
 }
 
-/// Notes once what accumulated batches cannot compute: the loss of one large batch, if the loss depends
-/// on the batch as a whole, or if a loss of the model's own leaves targets out of its mean without
-/// declaring it.
+/// Writes a note once if accumulated batches cannot compute the loss of one large batch: the loss depends
+/// on the batch as a whole, or the model's own loss leaves targets out of its mean without declaring it.
 fn note_windows(
     state: &mut StepState<'_>,
     model: &dyn LightningModule,
@@ -110,26 +109,27 @@ fn note_windows(
     match model.loss_scope() {
         LossScope::Examples => return Ok(()),
         LossScope::Batch => {
-            let text = "the loss is of each batch as a whole, so that a step over several batches averages their \
-                        losses, which is not the loss of one batch of all their examples: use a larger batch \
-                        with a memory budget where that is meant";
+            let text = "the loss depends on each batch as a whole: a step over several batches \
+                        averages their losses, which differs from the loss of one batch with all \
+                        their examples; if you need that loss, use a larger batch with a memory \
+                        budget";
             return emit(Event::Note { text: text.to_owned() });
         }
         LossScope::Unknown => {}
     }
     for batch in &examples.batches {
         if !batch.has_weights() && !batch.shallow_clone().noting_ignored()?.is_complete() {
-            let text = "some targets are -100, and the loss is the model's own: if it leaves them out, \
-                        say what it counts, as `counts = |target| …`; batches of a step weigh by their \
-                        examples now";
+            let text = "some targets are -100, and the loss is the model's own: if it ignores \
+                        them, declare its weight, as in `counts = |target| …`; until then the \
+                        batches of a step are weighted by their examples";
             return emit(Event::Note { text: text.to_owned() });
         }
     }
     Ok(())
 }
 
-/// Adds the gradients of the batch at this index, its loss and its logged values. The very first batch is
-/// probed for its dtypes. A batch that does not fit into memory runs in more parts.
+/// Adds the gradients of the batch at this index, its loss and its logged values. On the run's first batch
+/// the dtypes are probed. A batch that does not fit into memory runs in more parts.
 fn forward_backward(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
@@ -202,9 +202,9 @@ fn halve(
             return Err(whole_batch_does_not_fit());
         }
         LossScope::Unknown if state.parts == 1 => emit(Event::Note {
-            text: "the loss is the model's own: if it compares the examples of a batch with each other, as a \
-                   contrastive one does, it is another loss in parts; declare `of = batch` or `of = \
-                   examples`, or set memory.micro_batching to false"
+            text: "the loss is the model's own: if it compares the examples of a batch with each \
+                   other, as a contrastive loss does, parts of a batch have another loss; declare \
+                   `of = batch` or `of = examples`, or set memory.micro_batching to false"
                 .to_owned(),
         })?,
         LossScope::Unknown | LossScope::Examples => {}

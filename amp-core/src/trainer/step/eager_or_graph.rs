@@ -93,8 +93,7 @@ impl Steps {
         self.direct.is_full(state) || self.graph.as_ref().is_some_and(|graph| graph.is_full(state))
     }
 
-    /// Adds values that steps summed up outside the log to the log, before other code reads or extends
-    /// it.
+    /// Adds sums that steps kept outside the log to the log, before other code reads or extends it.
     pub(in crate::trainer) fn release(&mut self, log: &mut Log) -> Result<()> {
         match &mut self.graph {
             Some(graph) => graph.release(log),

@@ -1,4 +1,4 @@
-//! The interface of the ways in which a step can run.
+//! The interface of the executors, each of which runs steps in one way.
 
 use super::{micro_batches::Examples, observers::Observers, state::StepState};
 use crate::{LightningModule, Result, callback::Action, log::Log};
@@ -9,7 +9,7 @@ pub(in crate::trainer) trait Executor {
     /// Whether it can start a step on these examples now.
     ///
     /// # Errors
-    /// When steps must run in this way, but cannot.
+    /// When steps must run in this way but cannot.
     fn accepts(
         &mut self,
         state: &mut StepState<'_>,
@@ -41,8 +41,7 @@ pub(in crate::trainer) trait Executor {
         observers: &mut Observers<'_, '_>,
     ) -> Result<Option<Ended>>;
 
-    /// Adds values that steps summed up outside the log to the log, before other code reads or extends
-    /// it.
+    /// Adds sums that steps kept outside the log to the log, before other code reads or extends it.
     fn release(&mut self, log: &mut Log) -> Result<()>;
 }
 
@@ -52,7 +51,7 @@ pub(in crate::trainer) enum Ended {
     Over {
         /// The batch of the epoch that follows the step.
         next_batch: i64,
-        /// What callbacks ask for.
+        /// The actions that callbacks request.
         actions: Vec<Action>,
     },
     /// The device skipped the step and the steps started after it. Nothing has changed; their examples

@@ -8,8 +8,8 @@ use crate::{
     provenance::{self, Provenance, Replay},
 };
 
-/// Repeats a step with its random numbers and with observers, to find where it stopped being finite. A
-/// note says when nothing was found. Nothing changes.
+/// Repeats a step with its random numbers and with observers, to find where it stopped being finite. If
+/// nothing is found, a note says so. Nothing changes.
 pub(super) fn explain(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,

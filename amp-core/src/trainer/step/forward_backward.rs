@@ -29,8 +29,8 @@ pub(super) struct Passes<'p> {
 
 impl Passes<'_> {
     /// Adds the gradients of `share` of the batch's loss to the parameters' gradients, and returns the
-    /// batch's loss, detached. A batch in parts is read part by part; its loss is the weighted mean of
-    /// theirs.
+    /// batch's loss, detached. A batch in parts is processed part by part; its loss is the weighted mean of
+    /// the parts' losses.
     pub(super) fn run(
         &mut self,
         model: &mut dyn LightningModule,
@@ -45,7 +45,7 @@ impl Passes<'_> {
         let mut whole: Option<Tensor> = None;
         for (part, fraction) in &parts {
             let loss = self.run_part(model, part, share * fraction, index, log)?;
-            // The loss of a part that counts nothing is a mean over nothing, NaN.
+            // If no target of a part counts, its loss is a mean over nothing, NaN.
             let loss = match *fraction {
                 0.0 => loss.f_zeros_like()?,
                 fraction => loss.f_mul_scalar(fraction)?,

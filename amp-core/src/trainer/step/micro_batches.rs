@@ -1,4 +1,4 @@
-//! The batches of one optimizer step.
+//! The batches of one optimizer step, and their micro-batches.
 
 use tch::Tensor;
 
@@ -12,7 +12,7 @@ pub(in crate::trainer) struct Examples {
     /// The factor of each batch's loss. With these factors the sum of losses is a mean over the step's
     /// examples, whatever the step's length.
     pub(super) shares: Vec<f64>,
-    /// Whether the device skipped a step on them: it now runs without a graph.
+    /// Whether the device skipped a step on them, so that it now runs without a graph.
     pub(super) skipped: bool,
 }
 
@@ -22,7 +22,7 @@ impl Examples {
         self.batches.iter().map(AnyBatch::bytes).sum()
     }
 
-    /// Batches that are weighted by what the model's [loss counts](LightningModule::loss_weight) in each.
+    /// Batches that are weighted by the [weight](LightningModule::loss_weight) of the model's loss on each.
     pub(in crate::trainer) fn new(
         model: &dyn LightningModule,
         start: Position,
@@ -55,7 +55,7 @@ impl Examples {
         }
     }
 
-    /// The parts of the batches, each with the factor of its loss. Parts that count nothing contribute no
+    /// The parts of the batches, each with the factor of its loss. Parts with weight 0 contribute no
     /// gradient and are left out.
     pub(super) fn in_parts(
         &self,
@@ -73,7 +73,7 @@ impl Examples {
         Ok(all)
     }
 
-    /// The losses of the batches that count.
+    /// The losses of the batches with a weight above 0.
     pub(super) fn counting(&self, losses: &[Tensor]) -> Vec<Tensor> {
         let pairs = losses.iter().zip(&self.shares).filter(|(_, share)| **share > 0.0);
         pairs.map(|(loss, _)| loss.shallow_clone()).collect()
@@ -97,15 +97,15 @@ fn shares(model: &dyn LightningModule, batches: &[AnyBatch]) -> Result<Vec<f64>>
     let weights = weights.collect::<Result<Vec<_>>>()?;
     if let Some(bad) = weights.iter().find(|weight| !(**weight >= 0.0 && weight.is_finite())) {
         return Err(Error::config(format!(
-            "a batch counts {bad} in its loss, but weights are finite and at least 0: look at the data's \
-             weights"
+            "a batch has the weight {bad} in its loss, but weights must be finite and at least 0: \
+             check the data's weights"
         )));
     }
     let all: f64 = weights.iter().sum();
     if all > 0.0 {
         return Ok(weights.into_iter().map(|weight| weight / all).collect());
     }
-    // Nothing counts: the mean over nothing, as in one large batch.
+    // All weights are 0: the mean over nothing, as in one large batch.
     Ok(vec![1.0 / batches.len() as f64; batches.len()])
 }
 
@@ -127,7 +127,7 @@ pub(super) fn no_examples() -> Error {
 /// The error for a batch that is too large for memory and whose loss depends on the batch as a whole.
 pub(in crate::trainer) fn whole_batch_does_not_fit() -> Error {
     Error::config(
-        "a batch does not fit into memory, and its loss is of the batch as a whole, so that it cannot run in \
-         parts: choose a smaller batch, or a memory budget",
+        "a batch does not fit into memory, and its loss depends on the batch as a whole, so that \
+         it cannot run in parts: choose a smaller batch, or a memory budget",
     )
 }

@@ -19,7 +19,7 @@ pub(in crate::trainer) struct Optimization<'a> {
     config: &'a TrainerConfig,
     pub(in crate::trainer) scheduled: Vec<Scheduled>,
     pub(in crate::trainer) scaler: GradScaler,
-    /// Which gradients may have 16 bits.
+    /// While it exists, gradients may have 16 bits.
     narrow: Option<NarrowGradients>,
     /// The access to steps that observers need.
     pub(in crate::trainer) access: StepAccess,
@@ -47,7 +47,7 @@ impl<'a> Optimization<'a> {
         Ok(Self { config, scheduled, scaler, narrow, access })
     }
 
-    /// From here on gradients are kept in f32.
+    /// From now on gradients are kept in f32.
     pub(in crate::trainer) fn keep_full_gradients(&mut self) {
         self.narrow = None;
     }
@@ -57,7 +57,7 @@ impl<'a> Optimization<'a> {
         self.scaler.is_enabled().then(|| self.scaler.scale_value())
     }
 
-    /// The rate of the first optimizer's first group. A line of figures shows only this one.
+    /// The rate of the first optimizer's first group, the only one that a progress line shows.
     pub(in crate::trainer) fn lr(&self) -> f64 {
         self.scheduled.first().map_or(0.0, |first| first.optimizer.rates()[0].lr)
     }
@@ -107,7 +107,7 @@ impl<'a> Optimization<'a> {
 
     /// [`unscale`](Self::unscale) and [`clip`](Self::clip) in as few passes as the optimizers allow, for
     /// steps in which no hook reads the gradients in between. While a step is `captured`, optimizers that
-    /// step behind the graph get unscaled and clipped gradients, because they are given no factor.
+    /// step after the graph get unscaled and clipped gradients, because they get no factor.
     pub(in crate::trainer) fn unscale_and_clip(
         &mut self,
         captured: bool,
@@ -149,7 +149,7 @@ impl<'a> Optimization<'a> {
     }
 
     /// Steps each optimizer that has gradients, or no optimizer if a gradient is not finite. Then updates
-    /// the loss scale. A schedule moves with its optimizer, or with every step if skipped steps count.
+    /// the loss scale. A schedule advances with its optimizer, or with every step if skipped steps count.
     pub(in crate::trainer) fn apply(
         &mut self,
         gradients: Vec<Gradients<Deferred>>,
@@ -192,13 +192,13 @@ impl<'a> Optimization<'a> {
         Ok(stepped)
     }
 
-    /// Writes the learning rates to where captured steps read them.
+    /// Writes the learning rates to the memory from which captured steps read them.
     pub(in crate::trainer) fn write_rates(&mut self) -> Result<()> {
         self.scheduled.iter_mut().try_for_each(|scheduled| scheduled.optimizer.write_rates())
     }
 
-    /// Moves the schedules that move by epochs; `logged` are the epoch's values. A schedule whose
-    /// monitored value is reported at other moments moves at those.
+    /// Advances the schedules that advance by epochs; `logged` are the epoch's values. A schedule whose
+    /// monitored value is reported at other moments advances then.
     pub(in crate::trainer) fn end_epoch(
         &mut self,
         logged: &[Logged],
@@ -210,7 +210,7 @@ impl<'a> Optimization<'a> {
         })
     }
 
-    /// Moves the schedules whose monitored value was reported by a validation within an epoch.
+    /// Advances the schedules whose monitored value was reported by a validation within an epoch.
     pub(in crate::trainer) fn follow_validation(&mut self, logged: &[Logged]) -> Result<()> {
         self.scheduled.iter_mut().try_for_each(|scheduled| match scheduled.monitor() {
             Some(monitor) if has(logged, monitor) => scheduled.advance(Interval::Epoch, logged),
@@ -223,7 +223,8 @@ impl<'a> Optimization<'a> {
 fn some<S>(gradients: Vec<Gradients<S>>) -> Result<Vec<Gradients<S>>> {
     match gradients.is_empty() {
         true => Err(Error::Scaler(
-            "no parameter has a gradient: the loss depends on none, or all are frozen".into(),
+            "no parameter has a gradient: the loss depends on no parameter, or all are frozen"
+                .into(),
         )),
         false => Ok(gradients),
     }
@@ -256,7 +257,7 @@ pub(in crate::trainer) fn full_gradients_note(config: &TrainerConfig) -> Option<
             "libtorch's kernels round them, and cast them back".to_owned()
         }
         (true, 1) => return None,
-        (true, batches) => format!("the gradients of {batches} batches are added"),
+        (true, batches) => format!("the gradients of {batches} batches are added up"),
     };
     Some(format!("gradients are kept in f32, not in 16 bits: {why}"))
 }
@@ -280,7 +281,7 @@ impl Update for Optimization<'_> {
     fn step(&mut self, at: usize, gradients: Gradients<Unscaled>) -> Result<StepOutcome> {
         let scheduled = &mut self.scheduled[at];
         let outcome = self.scaler.step(gradients, scheduled.optimizer.as_mut())?;
-        // The optimizer may step again before the scale moves.
+        // The optimizer may step again before the scale changes.
         self.scaler.end_use(scheduled.optimizer.as_ref());
         if outcome == StepOutcome::Applied {
             scheduled.advance(Interval::Step, &[])?;

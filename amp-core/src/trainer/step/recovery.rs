@@ -30,7 +30,7 @@ enum Remedy {
     End(Error),
 }
 
-/// Decides what follows a skipped step on batches with these losses, and does it.
+/// Decides what follows a skipped step on batches with these losses, and executes it.
 pub(super) fn recover(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,

@@ -10,8 +10,8 @@ use crate::{
     precision::StepOutcome,
 };
 
-/// Calls the hooks that follow a batch, with the step's outcome after its last batch, and reports the
-/// batch, which is the one at this index of the step.
+/// Calls the hooks that follow the batch at this index of the step, with the step's outcome after its last
+/// batch, and reports the batch.
 pub(super) fn end_batch(
     state: &StepState<'_>,
     model: &mut dyn LightningModule,

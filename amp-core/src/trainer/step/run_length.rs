@@ -1,8 +1,8 @@
-//! The length of a run.
+//! The length of a run, and the part that is done.
 
 use crate::optim::TrainingPlan;
 
-/// The length of a run, at most.
+/// The planned length of a run.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::trainer) struct Length {
     pub(in crate::trainer) batches_per_epoch: i64,
@@ -10,7 +10,7 @@ pub(in crate::trainer) struct Length {
 }
 
 impl Length {
-    /// The part that is done after this batch.
+    /// The part of the run, from 0 to 1, that is done after this batch.
     pub(super) fn done(&self, epoch: i64, batch: i64, global_step: u64) -> f64 {
         let TrainingPlan { max_epochs, estimated_stepping_batches } = self.plan;
         let per_epoch = self.batches_per_epoch as f64;

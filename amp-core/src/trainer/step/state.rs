@@ -40,7 +40,7 @@ pub(in crate::trainer) struct StepState<'a> {
     pub(super) config: &'a TrainerConfig,
     /// The configured policy, until the run falls back to another precision.
     pub(super) policy: Policy,
-    /// Of training passes.
+    /// The context of training passes.
     pub(super) context: Context,
     pub(in crate::trainer) optim: Optimization<'a>,
     pub(super) length: Length,
@@ -52,11 +52,11 @@ pub(in crate::trainer) struct StepState<'a> {
     pub(super) rollback: Rollback,
     /// The number of parts in which a batch runs.
     pub(in crate::trainer) parts: i64,
-    /// Whether steps do more where their values are reported, and run without a graph there.
+    /// Whether steps do additional work when their values are reported, and then run without a graph.
     pub(super) does_more: bool,
     /// Whether the dtypes of the first step were reported.
     pub(super) probed: bool,
-    /// Whether the first batches were searched for targets that a loss of the model's own may leave out.
+    /// Whether the first batches were searched for targets that the model's own loss may leave out.
     pub(super) looked_at_windows: bool,
     /// Whether a note about lost updates of 16-bit weights was written.
     pub(super) told_lost_updates: bool,
@@ -69,7 +69,7 @@ pub(in crate::trainer) struct StepState<'a> {
     pub(super) good: Option<LastGood>,
     /// The rate of the last step.
     pub(in crate::trainer) lr: f64,
-    /// Whether a step is changing the weights, or has and is not reported yet.
+    /// Whether a step is changing the weights, or has changed them and is not reported yet.
     changing: bool,
 }
 
@@ -109,7 +109,7 @@ impl<'a> StepState<'a> {
         })
     }
 
-    /// Steps that count: those applied and, as Lightning has it, those skipped.
+    /// The number of applied steps and, if skipped steps count as in Lightning, of skipped steps.
     pub(in crate::trainer) fn global_step(&self) -> u64 {
         let Self { counts, config, .. } = self;
         counts.applied + if config.recovery.skipped_step_advances { counts.skipped } else { 0 }
@@ -124,18 +124,18 @@ impl<'a> StepState<'a> {
         self.counts.attempts.is_multiple_of(self.config.logging.log_every_n_steps.cast_unsigned())
     }
 
-    /// Whether the values of the step that follows so many steps in flight are reported.
+    /// Whether the values of the next step are reported, after this number of steps in flight.
     pub(super) fn logs_after(&self, running: u64) -> bool {
         let next = self.counts.attempts + running + 1;
         next.is_multiple_of(self.config.logging.log_every_n_steps.cast_unsigned())
     }
 
-    /// Exchanges the weights and their averages, where these are kept.
+    /// Exchanges the weights and their averages, if averages are kept.
     pub(in crate::trainer) fn swap_average(&self) -> Result<()> {
         self.average.as_ref().map_or(Ok(()), Average::swap)
     }
 
-    /// Runs batches in so many parts from now on, whose gradients add up.
+    /// From now on each batch runs in this number of parts, whose gradients are added up.
     pub(in crate::trainer) fn set_parts(&mut self, parts: i64) {
         self.parts = parts;
         if parts > 1 {
@@ -143,7 +143,7 @@ impl<'a> StepState<'a> {
         }
     }
 
-    /// What a hook sees now.
+    /// The state that a hook can read now.
     pub(in crate::trainer) fn hook<'l>(&'l self, epoch: i64, log: &'l mut Log) -> Hook<'l> {
         Hook {
             epoch,
@@ -165,12 +165,12 @@ impl<'a> StepState<'a> {
         }
     }
 
-    /// The budget of memory that a plan is still to be made for, where the run has one.
+    /// The memory budget, if the run has one and no plan for it yet.
     pub(in crate::trainer) fn unplanned_budget(&self) -> Option<u64> {
         self.config.memory.budget.filter(|_| self.memory.is_none())
     }
 
-    /// Checkpoints what a plan names from here on, and reports it.
+    /// From now on recomputes the modules that the plan names, and reports the plan.
     pub(in crate::trainer) fn follow_memory_plan(
         &mut self,
         plan: MemoryPlan,
@@ -182,7 +182,7 @@ impl<'a> StepState<'a> {
         Ok(())
     }
 
-    /// Trains on in another precision of the same dtype of weights.
+    /// Continues in another precision, whose weights have the same dtype.
     pub(in crate::trainer) fn set_precision(
         &mut self,
         model: &dyn LightningModule,
@@ -195,28 +195,28 @@ impl<'a> StepState<'a> {
         Ok(())
     }
 
-    /// Begins a step: drops the last step's gradients and keeps what a step that is not applied must not
-    /// change.
+    /// Begins a step: drops the last step's gradients, and keeps the state that a step must not change
+    /// unless it is applied.
     pub(super) fn begin(&mut self, model: &dyn LightningModule) -> Result<()> {
         self.optim.zero_grad()?;
         self.rollback.keep(model)
     }
 
-    /// Marks the moment from which on nothing can be taken back.
+    /// Marks that the step begins to change the weights: from now on it cannot be undone.
     pub(in crate::trainer) fn begin_changes(&mut self) {
         self.changing = true;
     }
 
-    /// Ends a step that is reported, and whose place the run has left.
+    /// Ends a step that was reported.
     pub(in crate::trainer) fn end(&mut self) {
         self.rollback.end();
         self.changing = false;
     }
 
-    /// Goes back to the moment before the running step, if one is running.
+    /// Returns to the state before the running step, if a step is running.
     ///
     /// # Errors
-    /// When it has begun to change the weights.
+    /// When the step has begun to change the weights.
     pub(in crate::trainer) fn return_to_step(
         &mut self,
         model: &mut dyn LightningModule,
@@ -228,7 +228,8 @@ impl<'a> StepState<'a> {
         self.rollback.restore(model)
     }
 
-    /// Casts each weight once for all batches of a step, while the guard lives, if there are several.
+    /// While the guard lives, casts each weight once for all batches of a step, if there are several
+    /// batches.
     pub(super) fn keep_casts(&self) -> Result<Option<KeptCasts>> {
         let several = self.config.optimization.accumulate_grad_batches > 1 || self.parts > 1;
         let casts = self.policy.precision.autocast().is_some() && several;
@@ -248,7 +249,7 @@ impl<'a> StepState<'a> {
         Passes { context, ..self.passes() }
     }
 
-    /// Unscales the gradients, lets hooks see them, and clips.
+    /// Unscales the gradients, calls the hooks, and clips.
     pub(super) fn unscale_and_clip(
         &mut self,
         model: &mut dyn LightningModule,
@@ -286,7 +287,7 @@ impl<'a> StepState<'a> {
         Ok(outcome)
     }
 
-    /// Follows a step that has moved the parameters.
+    /// Counts an applied step, and updates what depends on the weights.
     pub(super) fn count_applied(&mut self, model: &dyn LightningModule) -> Result<()> {
         self.changing = true;
         self.counts.applied += 1;
@@ -297,7 +298,7 @@ impl<'a> StepState<'a> {
         self.keep_good(model)
     }
 
-    /// Follows a step that the device has applied by itself.
+    /// Counts a step that the device has applied within a graph.
     pub(super) fn follow_applied(
         &mut self,
         model: &dyn LightningModule,
@@ -310,7 +311,7 @@ impl<'a> StepState<'a> {
         self.report_scale(scale, emit)
     }
 
-    /// Follows the end of an epoch.
+    /// Updates the state at the end of an epoch.
     pub(in crate::trainer) fn follow_epoch(&mut self, epoch: i64) -> Result<()> {
         match &mut self.average {
             Some(average) if average.follows_epoch(epoch) => {
@@ -326,8 +327,8 @@ impl<'a> StepState<'a> {
         self.counts.consecutive_skips += 1;
     }
 
-    /// Follows the unfreezing of parameters: their optimizers' state is made, and what was measured or kept
-    /// without them is made anew.
+    /// Updates the state after parameters were unfrozen: creates their optimizers' state, and repeats
+    /// measurements and copies that were made without them.
     pub(in crate::trainer) fn extend(&mut self, model: &dyn LightningModule) -> Result<()> {
         self.optim.extend()?;
         self.memory = None;
@@ -336,7 +337,7 @@ impl<'a> StepState<'a> {
         self.keep_good(model)
     }
 
-    /// Keeps the state of now to come back to, where the run asks for that and it is due.
+    /// Keeps the current state for a later return, if the run requests that and it is due.
     pub(in crate::trainer) fn keep_good(&mut self, model: &dyn LightningModule) -> Result<()> {
         let applied = self.counts.applied;
         if LastGood::is_due(self.config, self.good.is_some(), applied) {
@@ -345,7 +346,7 @@ impl<'a> StepState<'a> {
         Ok(())
     }
 
-    /// Reports the dtypes of the first step, and refuses regions that did not hold.
+    /// Reports the dtypes of the first step, and refuses regions that had no effect.
     pub(super) fn report_dtypes(
         &mut self,
         model: &dyn LightningModule,
@@ -371,12 +372,12 @@ impl<'a> StepState<'a> {
         }
     }
 
-    /// Reports what was done about a step.
+    /// Reports a recovery.
     pub(super) fn report_recovery(&self, recovery: Recovery, emit: &mut Emit<'_>) -> Result<()> {
         emit(Event::Recovered { attempt: self.counts.attempts, recovery })
     }
 
-    /// What is reported about the attempt that was counted last.
+    /// The report on the last counted attempt.
     pub(super) fn skipped(&self, culprit: Option<String>, scale: f64) -> Skipped {
         Skipped { attempt: self.counts.attempts - 1, culprit, scale, provenance: None }
     }

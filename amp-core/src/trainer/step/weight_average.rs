@@ -49,7 +49,7 @@ impl Average {
         self.update(1.0 / (self.updates + 1) as f64)
     }
 
-    /// Moves the average towards the weights by this fraction of the distance.
+    /// Moves the average towards the weights by this fraction of their difference.
     fn update(&mut self, part: f64) -> Result<()> {
         self.updates += 1;
         tch::no_grad(|| {
@@ -89,7 +89,7 @@ impl Average {
         self.shadow.iter().map(tensor_bytes).sum()
     }
 
-    /// The state for a checkpoint, in addition to the model's weights, which are the averaged ones there.
+    /// The state for a checkpoint, in addition to the weights of the file, which are the averages.
     pub(in crate::trainer) fn state(&self) -> Result<State> {
         let mut state = State::default();
         state.put("updates", &self.updates)?;
@@ -99,14 +99,14 @@ impl Average {
         Ok(state)
     }
 
-    /// Restores a saved state; the model has the file's weights.
+    /// Restores a saved state. The model has the file's weights, which are the averages.
     pub(in crate::trainer) fn load_state(&mut self, state: &State) -> Result<()> {
         self.updates = state.get("updates")?;
         for (name, shadow) in self.names.iter().zip(&self.shadow) {
             let current = state.tensor_like(&format!("current/{name}"), shadow)?;
             tch::no_grad(|| shadow.shallow_clone().f_copy_(current))?;
         }
-        // They were exchanged when they were saved.
+        // The file has the weights and the averages exchanged.
         self.swap()
     }
 }

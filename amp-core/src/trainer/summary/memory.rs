@@ -18,8 +18,8 @@ use crate::{
     weights,
 };
 
-/// Bytes that a training step holds, by what they are for. The peak of a step is larger by what its operators
-/// need while they run.
+/// The bytes that a training step holds, by their use. The peak of a step is larger by the temporary memory
+/// of its operators.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct StepMemory {
     /// Parameters, in the precision's dtype.
@@ -28,20 +28,20 @@ pub struct StepMemory {
     pub buffers: u64,
     /// Gradients of the parameters that are trained, in the parameters' dtype.
     pub gradients: u64,
-    /// State of the optimizers, with f32 copies of 16-bit weights where these are kept.
+    /// State of the optimizers, including f32 copies of 16-bit weights.
     pub optimizer_state: u64,
     /// Averages of parameters and buffers, if the run keeps them.
     pub averages: u64,
-    /// What the forward pass of one batch keeps for the backward pass, as measured: activations, and under
-    /// autocast the 16-bit copies of weights. Layers that are recomputed keep only their inputs. Measured on one
-    /// batch as a whole: a memory budget is not applied.
+    /// The bytes that the forward pass of one batch keeps for the backward pass, as measured: activations,
+    /// and under autocast the 16-bit copies of weights. Layers that are recomputed keep only their inputs.
+    /// The batch is measured as a whole, without a memory budget.
     pub activations: u64,
     /// The batch.
     pub batch: u64,
 }
 
 impl StepMemory {
-    /// All of it.
+    /// The sum of all.
     pub fn total(&self) -> u64 {
         let Self { parameters, buffers, gradients, optimizer_state, averages, .. } = self;
         parameters
@@ -54,7 +54,7 @@ impl StepMemory {
     }
 }
 
-/// Measures a step under these options. The model is in its place, and its frozen parameters are frozen.
+/// Measures a step under these options. The model is on its device, and its frozen parameters are frozen.
 pub(super) fn of(
     model: &mut dyn LightningModule,
     batch: &AnyBatch,
@@ -86,7 +86,7 @@ pub(super) fn of(
     })
 }
 
-/// Bytes that exist after the forward pass and did not before, while the loss lives.
+/// Bytes that exist after the forward pass and did not exist before it, while the loss lives.
 fn activations(
     model: &mut dyn LightningModule,
     batch: &AnyBatch,

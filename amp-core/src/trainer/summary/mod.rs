@@ -1,4 +1,4 @@
-//! What a model is made of and what a training step of it costs.
+//! The layers of a model, and the cost of a training step.
 
 mod memory;
 mod show;
@@ -16,7 +16,7 @@ use crate::{
 
 pub use self::{memory::StepMemory, show::show_count, tree::LayerSummary};
 
-/// The layers of a model, and what a training step of one batch costs. `Display` shows it as a tree.
+/// The layers of a model, and the cost of a training step on one batch. `Display` shows it as a tree.
 ///
 /// ```
 /// use amp_core::prelude::*;
@@ -58,16 +58,15 @@ pub struct ModelSummary {
     pub batch: Vec<(String, Vec<i64>)>,
     /// The model, then its layers in order of declaration, each before the layers within it.
     pub layers: Vec<LayerSummary>,
-    /// Values that the optimizers move.
+    /// The number of values that the optimizers update.
     pub trainable: i64,
-    /// Parameters' values that are frozen at the start of the run.
+    /// The number of parameters' values that are frozen at the start of the run.
     pub frozen: i64,
-    /// Values of buffers, such as the running statistics of batch normalization.
+    /// The number of values in buffers, such as the running statistics of batch normalization.
     pub buffers: i64,
-    /// Floating-point operations of the forward pass of one batch, two for each multiplication with its
-    /// addition: those of matrix products, convolutions, attention and recurrent layers, which
-    /// torch.utils.flop_counter counts. Elementwise operations are left out. Causal attention counts as full
-    /// attention, as there.
+    /// Floating-point operations of the forward pass of one batch, two for each multiplication and its
+    /// addition, as torch.utils.flop_counter counts them: in matrix products, convolutions, attention and
+    /// recurrent layers, not in elementwise operations. Causal attention counts as full attention.
     pub flops: u64,
     /// The memory of a step.
     pub memory: StepMemory,
@@ -79,7 +78,7 @@ impl ModelSummary {
         self.layers.iter().find(|layer| layer.path == path)
     }
 
-    /// The same without layers deeper than `depth`: 0 leaves the model alone, 1 its own layers as well.
+    /// The same without layers deeper than `depth`: 0 keeps only the model, 1 its own layers as well.
     /// Numbers of a layer include the layers within it.
     #[must_use]
     pub fn with_max_depth(mut self, depth: usize) -> Self {
@@ -89,12 +88,13 @@ impl ModelSummary {
 }
 
 impl Trainer<'_> {
-    /// Describes `model` and a training step of the first batch of `data` under this trainer's options. Runs the
-    /// forward pass and the loss twice, without dropout at first, and no backward pass; weights, buffers and
-    /// random generators are left as they were. The model is moved to the policy's device and dtype, as
-    /// [`fit`](Self::fit) does.
+    /// Describes `model`, and a training step on the first batch of `data` under this trainer's options.
+    /// Runs the forward pass and the loss twice, at first without dropout, and no backward pass. Weights,
+    /// buffers and random generators are unchanged afterwards. The model is moved to the policy's device
+    /// and dtype, as by [`fit`](Self::fit).
     ///
-    /// Numbers of operations do not depend on the device. Memory does: it is measured on the trainer's device.
+    /// The number of operations does not depend on the device. Memory does: it is measured on the trainer's
+    /// device.
     ///
     /// # Errors
     /// When the configuration cannot be used, there is no batch to train on, or the step fails.

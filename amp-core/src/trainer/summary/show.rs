@@ -59,13 +59,13 @@ impl ModelSummary {
         [self.branch(place), kind, shapes(&layer.input), shapes(&layer.output), parameters, flops]
     }
 
-    /// The layer's name behind the branches that lead to it.
+    /// The layer's name after the branches that lead to it.
     fn branch(&self, place: usize) -> String {
         let layer = &self.layers[place];
         if layer.depth == 0 {
             return self.model.clone();
         }
-        // Whether a layer of this depth follows within the same parent.
+        // Whether another layer of this depth follows within the same parent.
         let continues = |depth: usize| {
             let mut later =
                 self.layers[place + 1..].iter().take_while(|layer| layer.depth >= depth);

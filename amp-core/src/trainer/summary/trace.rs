@@ -15,12 +15,12 @@ use crate::{
 /// Shapes of tensors.
 type Shapes = Vec<Vec<i64>>;
 
-/// What was seen of a forward pass.
+/// The record of a forward pass.
 #[derive(Debug, Default)]
 pub(super) struct Traced {
     /// In the order in which they began.
     pub(super) calls: Vec<Call>,
-    /// Operations of the whole pass, the loss included.
+    /// Operations of the whole pass, including the loss.
     pub(super) flops: u64,
 }
 
@@ -31,7 +31,7 @@ pub(super) struct Call {
     pub(super) type_name: &'static str,
     pub(super) input: Shapes,
     pub(super) output: Shapes,
-    /// Its operations, with those of the modules within it.
+    /// Its operations, including the modules within it.
     pub(super) flops: u64,
 }
 
@@ -65,13 +65,13 @@ struct Tracer {
 #[derive(Default)]
 struct Seen {
     calls: Vec<Call>,
-    /// Places of the calls that have not ended.
+    /// Indices of the calls that have not ended.
     open: Vec<usize>,
 }
 
 impl Tracer {
     fn count(&self) -> u64 {
-        // It copies a number that is there.
+        // The call copies a number that exists already.
         self.counter.read().unwrap_or_default()
     }
 }

@@ -27,12 +27,13 @@ pub struct LayerSummary {
     pub input: Vec<Vec<i64>>,
     /// The shapes of its outputs when it first ran.
     pub output: Vec<Vec<i64>>,
-    /// Values that are trained, in it and in the layers within it. A parameter that two layers share counts for
-    /// the first.
+    /// The number of trained values in it and in the layers within it. A parameter that two layers share
+    /// counts for the first.
     pub trainable: i64,
-    /// Parameters' values that are frozen, likewise.
+    /// The number of frozen values of parameters, counted in the same way.
     pub frozen: i64,
-    /// Floating-point operations of all its runs, likewise, as [`ModelSummary::flops`](super::ModelSummary::flops).
+    /// The number of floating-point operations of all its runs, counted in the same way, as
+    /// [`ModelSummary::flops`](super::ModelSummary::flops).
     pub flops: u64,
 }
 
@@ -98,7 +99,7 @@ pub(super) fn layers(model: &dyn LightningModule, traced: Traced) -> (Vec<LayerS
     (layers, traced.flops)
 }
 
-/// Makes a place for a layer that is not declared, behind what its parent has.
+/// Inserts a layer that is not declared, after the layers of its parent.
 fn insert(layers: &mut Vec<LayerSummary>, path: &str) -> usize {
     let parent = path.rsplit_once('.').map_or("", |(parent, _)| parent);
     let found = layers.iter().position(|layer| layer.path == parent);
@@ -150,7 +151,7 @@ impl Tensors {
 
 struct Declared {
     layers: Vec<LayerSummary>,
-    /// Places of the layers around the next tensor.
+    /// Indices of the layers around the next tensor.
     open: Vec<usize>,
     tensors: Tensors,
 }
@@ -177,7 +178,7 @@ impl Visitor for Declared {
     }
 }
 
-/// The name of a type without the modules that it is in: `Conv2d` for `amp_core::nn::conv::Conv<2>`.
+/// The name of a type without its modules: `Conv2d` for `amp_core::nn::conv::Conv<2>`.
 fn short(type_name: &str) -> String {
     let mut name = String::new();
     let mut word = String::new();

@@ -54,7 +54,7 @@ use crate::support::{device, seeded};
     Odd::IgnoresRates,
     Does::Nothing,
     Invariant::RatesAreScheduled,
-    "step 1: group 0 of AdamW steps at the rate 1e-3, but its schedule says 9.9e-4"
+    "step 1: group 0 of AdamW steps at the rate 1e-3, but its schedule gives 9.9e-4"
 )]
 #[case::scheduled_twice(
     Odd::SchedulesTwice,
@@ -126,7 +126,10 @@ fn a_meter_that_misses_memory_is_reported(
     let _section = seeded(1);
     let mut model = Planted::new(Odd::Nothing, Does::MeasuresWithin)?;
     let text = broken(fit(config(level), &mut model), Invariant::MemoryOverStep);
-    assert!(text.contains("readings of a `MemoryMeter` miss what tensors took"), "{text}");
+    assert!(
+        text.contains("readings of a `MemoryMeter` miss the memory that tensors took"),
+        "{text}"
+    );
     fit(config(level), &mut Planted::new(Odd::Nothing, Does::MeasuresSteps)?)?;
     Ok(())
 }

@@ -49,9 +49,9 @@ fn open(path: &Path) -> Import {
 #[case::renamed_before(|i: Import| i.rename("a.*", "b.*").rename("a.*", "b.*"), "tensors are called `b.q`, `b.w`")]
 #[case::stars(|i: Import| i.rename("a.*", "b"), "both names need the same number of `*`")]
 #[case::twice(|i: Import| i.rename("a.q", "b").rename("a.w", "b"), "`a.q` and `a.w` both become `b`")]
-#[case::transpose(|i: Import| i.transpose("a.w"), "transpose(`a.w`): `a.w` is no matrix, but [3]")]
-#[case::stack(|i: Import| i.stack(&["a.q", "a.k"], "b"), "stack(…, `b`): there is no `a.k` beside `a.q`")]
-#[case::stack_shapes(|i: Import| i.stack(&["a.q", "a.w"], "b"), "stack(…, `b`): `a.q` and its other parts are [[2, 3], [3]], which do not stack")]
+#[case::transpose(|i: Import| i.transpose("a.w"), "transpose(`a.w`): `a.w` is not a matrix, but [3]")]
+#[case::stack(|i: Import| i.stack(&["a.q", "a.k"], "b"), "stack(…, `b`): there is no `a.k` next to `a.q`")]
+#[case::stack_shapes(|i: Import| i.stack(&["a.q", "a.w"], "b"), "stack(…, `b`): `a.q` and its other parts have shapes [[2, 3], [3]], which cannot be stacked")]
 #[case::ignore(|i: Import| i.ignore("head.*"), "ignore(`head.*`): no tensor matches")]
 #[case::keep(|i: Import| i.keep("head.*"), "keep(`head.*`): the model has no such tensor: tensors are called `a.q`, `b`")]
 #[case::left_over(|i: Import| i.keep("b"), "the model has no tensor `a.w`; `rename` calls")]
@@ -162,15 +162,25 @@ fn dtypes_of_other_programs_are_read() -> Result<()> {
 
 /// Integers that a narrower dtype would wrap and fractions that it would truncate are refused.
 #[rstest]
-#[case(Kind::Int64, 300.0, Kind::Int8, "values there that int8 here does not reach")]
-#[case(Kind::Int64, 2.0, Kind::Bool, "values there that bool here does not reach")]
+#[case(
+    Kind::Int64,
+    300.0,
+    Kind::Int8,
+    "values in the file that int8 in the model cannot represent"
+)]
+#[case(Kind::Int64, 2.0, Kind::Bool, "values in the file that bool in the model cannot represent")]
 #[case(
     Kind::Float8e4m3fn,
     1.5,
     Kind::Int64,
-    "float8_e4m3fn there, int64 here, which has no fractions"
+    "float8_e4m3fn in the file and int64 in the model, which has no fractions"
 )]
-#[case(Kind::Float, 1e6, Kind::Half, "values there that float16 here does not reach")]
+#[case(
+    Kind::Float,
+    1e6,
+    Kind::Half,
+    "values in the file that float16 in the model cannot represent"
+)]
 fn values_that_would_change_are_refused(
     #[case] there: Kind,
     #[case] value: f64,

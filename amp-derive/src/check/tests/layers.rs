@@ -1,4 +1,4 @@
-//! How layers are built.
+//! Rules about how layers are built.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Breaks every rule once and checks the underlined source and the message.
+//! Breaks every rule once, and checks which source is underlined and the message.
 
 mod advice;
 mod field;

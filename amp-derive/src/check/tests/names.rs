@@ -1,4 +1,4 @@
-//! Where the derive finds amp-core.
+//! Rules about where the derive finds amp-core.
 
 use quote::ToTokens;
 

@@ -1,4 +1,4 @@
-//! `#[optimizer]` and `#[scheduler]`.
+//! Rules about `#[optimizer]` and `#[scheduler]`.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! The struct and where its attributes stand.
+//! Rules about the struct and the positions of its attributes.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! `#[parameter]` and `#[buffer]`.
+//! Rules about `#[parameter]` and `#[buffer]`.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Loss, metrics, logging and functions of one's own.
+//! Rules about losses, metrics, logging and the user's own functions.
 
 use super::*;
 
@@ -53,7 +53,8 @@ fn a_missing_or_wrong_loss_is_refused() {
     );
 }
 
-/// A model whose updates and validation are its own functions' has no use for a loss; a generated validation has.
+/// A model whose own functions do the updates and the validation does not use a loss; a generated
+/// validation does.
 #[test]
 fn a_model_with_a_manual_step_needs_no_loss() {
     training("#[manual_step(f)] #[validation_step(g)]", &[]);

@@ -1,4 +1,4 @@
-//! For how long a model is trained, and on how much of its data.
+//! How long a model is trained, and on how much of its data.
 
 use amp_core::data::Limit;
 
@@ -35,15 +35,15 @@ impl Model {
         self
     }
 
-    /// Epochs in the gate's quick tier and in goldens; 3 by default, or all where there are fewer.
+    /// Epochs in the gate's quick tier and in goldens; 3 by default, or all if there are fewer.
     #[must_use]
     pub fn quick_epochs(mut self, epochs: i64) -> Self {
         self.quick = Some(Length::Epochs(epochs));
         self
     }
 
-    /// Optimizer steps in the gate's quick tier and in `margins`; 100 for a model that is trained for
-    /// [`steps`](Self::steps), or all where there are fewer.
+    /// Optimizer steps in the gate's quick tier and in `margins`; for a model that is trained for
+    /// [`steps`](Self::steps) 100 by default, or all if there are fewer.
     #[must_use]
     pub fn quick_steps(mut self, steps: u64) -> Self {
         self.quick = Some(Length::Steps(steps));

@@ -1,4 +1,4 @@
-//! A model with how it is trained and judged.
+//! A registered model: how it is built, trained and judged.
 
 mod length;
 
@@ -24,8 +24,8 @@ pub type Build = dyn Fn(&Hyperparameters) -> Result<Box<dyn LightningModule>> + 
 
 /// A registered model: its name, and how it is built, trained and judged.
 ///
-/// [`model!`](crate::model!) makes one of a struct that derives `LightningModule`; the setters change
-/// what differs from the defaults that they name.
+/// [`model!`](crate::model!) creates it from a struct that derives `LightningModule`; the setters change
+/// the defaults that they document.
 #[derive(Clone)]
 pub struct Model {
     pub(crate) name: &'static str,
@@ -57,7 +57,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// The model `name`, which `build` makes of hyperparameters.
+    /// The model `name`, which `build` creates from hyperparameters.
     pub fn new(
         name: &'static str,
         build: impl Fn(&Hyperparameters) -> Result<Box<dyn LightningModule>> + Send + Sync + 'static,
@@ -92,7 +92,7 @@ impl Model {
         }
     }
 
-    /// Registers it under another name, as one struct at several sizes.
+    /// Registers it under another name, for example one struct at several sizes.
     #[must_use]
     pub fn named(mut self, name: &'static str) -> Self {
         self.name = name;
@@ -106,35 +106,35 @@ impl Model {
         self
     }
 
-    /// The data set it is trained on unless another is asked for; the first one by default.
+    /// The data set on which it is trained unless another is requested; the first one by default.
     #[must_use]
     pub fn data(mut self, name: &'static str) -> Self {
         self.data = Some(name);
         self
     }
 
-    /// Examples in a batch; 64 by default.
+    /// Examples per batch; 64 by default.
     #[must_use]
     pub fn batch_size(mut self, examples: i64) -> Self {
         self.batch_size = examples;
         self
     }
 
-    /// The validation metric it is judged by, higher being better; `val_acc` by default.
+    /// The validation metric by which it is judged; higher is better. `val_acc` by default.
     #[must_use]
     pub fn metric(mut self, name: &'static str) -> Self {
         self.judge = Judge::higher(name);
         self
     }
 
-    /// The validation metric it is judged by, lower being better, as `val_mae`.
+    /// The validation metric by which it is judged; lower is better, as for `val_mae`.
     #[must_use]
     pub fn error_metric(mut self, name: &'static str) -> Self {
         self.judge = Judge::lower(name);
         self
     }
 
-    /// Judges it by its validation loss, as a language model; it needs no metric then.
+    /// Judges it by its validation loss, for example a language model; it needs no metric then.
     #[must_use]
     pub fn judged_by_loss(mut self) -> Self {
         self.judge = Judge::loss();
@@ -150,8 +150,8 @@ impl Model {
         self
     }
 
-    /// By how much a trained model must be better than one whose weights never move, for the gate to
-    /// believe that it learned; the margin by default.
+    /// How much better a trained model must be than one whose weights never change, for the gate to accept
+    /// that it learned; the margin by default.
     #[must_use]
     pub fn learns_by(mut self, difference: f64) -> Self {
         self.learns_by = Some(difference);
@@ -165,7 +165,7 @@ impl Model {
         self
     }
 
-    /// Batches whose gradients are added up to one optimizer step; 1 by default.
+    /// Batches whose gradients are accumulated into one optimizer step; 1 by default.
     #[must_use]
     pub fn accumulate_grad_batches(mut self, batches: i64) -> Self {
         self.accumulate_grad_batches = batches;
@@ -201,7 +201,7 @@ impl Model {
         self
     }
 
-    /// Hyperparameters, where they differ from the struct's defaults: a JSON object.
+    /// Hyperparameters that differ from the struct's defaults: a JSON object.
     ///
     /// # Panics
     /// When it is not an object: that is a mistake in the registry's source.
@@ -214,7 +214,7 @@ impl Model {
         self
     }
 
-    /// Leaves it out of lists and of what runs by default: it is found by name alone.
+    /// Leaves it out of lists and default runs: it is found only by name.
     #[must_use]
     pub fn hidden(mut self) -> Self {
         self.is_hidden = true;
@@ -230,8 +230,8 @@ impl Model {
         self
     }
 
-    /// The path of the layer in which `cargo amp selftest` plants faults of a single layer, as
-    /// `encoder.layers.1.linear1`: one that computes in 16 bits and that no kernel runs in one with others.
+    /// The path of the layer in which `cargo amp selftest` plants faults of a single layer, such as
+    /// `encoder.layers.1.linear1`. The layer must compute in 16 bits and not be fused with others.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn plants_in(mut self, layer: &'static str) -> Self {
@@ -239,7 +239,7 @@ impl Model {
         self
     }
 
-    /// The same model in PyTorch, which `cargo amp parity` trains too.
+    /// The same model in PyTorch, which `cargo amp parity` also trains.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn twin(mut self, twin: Twin) -> Self {
@@ -272,7 +272,7 @@ impl Model {
         self.judge
     }
 
-    /// δ as it was declared.
+    /// δ as declared.
     pub fn declared_margin(&self) -> Option<f64> {
         self.margin
     }
@@ -291,7 +291,7 @@ impl Model {
         })
     }
 
-    /// Every hyperparameter that it has with these ones set, defaults included.
+    /// All hyperparameters of the model, including defaults, with these ones set.
     ///
     /// # Errors
     /// When a hyperparameter is unknown or out of range.

@@ -62,7 +62,7 @@ impl Axis {
         Self { range, ticks, label: Box::new(label), title: title.to_owned(), room }
     }
 
-    /// Round numbers over `range`, with as many decimals as they need.
+    /// Round numbers over `range`, with as many decimals as necessary.
     pub(super) fn linear(range: Range<f64>, title: &str) -> Self {
         let rough = (range.end - range.start) / 5.0;
         let power = 10.0_f64.powf(rough.log10().floor());
@@ -76,7 +76,7 @@ impl Axis {
         })
     }
 
-    /// Whole exponents of `base`, from and to one; values are exponents.
+    /// Whole exponents of `base`, including both ends; values are exponents.
     pub(super) fn powers(base: u32, range: Range<f64>, most: f64, title: &str) -> Self {
         let steps = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0];
         let wide = |step: &f64| (range.end - range.start) / step <= most;
@@ -105,7 +105,7 @@ impl Axis {
         self.plane_beside(y, y.room, area)
     }
 
-    /// The same, with this many pixels left of the plane.
+    /// The same, with this many pixels to the left of the plane.
     pub(super) fn plane_beside<'a, 'b>(
         &self,
         y: &Self,

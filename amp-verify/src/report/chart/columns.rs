@@ -16,7 +16,6 @@ use crate::report::color::{ChartColor, LIMIT, TEXT};
 /// A figure with its interval.
 pub(in crate::report) struct Share {
     pub(in crate::report) precision: Precision,
-    /// The meaning of the interval.
     pub(in crate::report) value: f64,
     pub(in crate::report) interval: (f64, f64),
     /// The seeds' own figures.

@@ -14,7 +14,7 @@ use crate::{
 /// Heights of the histogram and of the formats' strips.
 const PLOT: u32 = 200;
 const STRIPS: u32 = 140;
-/// Exponents further out than these are drawn at the edge.
+/// Exponents beyond these are drawn at the edge.
 const FURTHEST: (i32, i32) = (-80, 40);
 /// The lowest share on the axis, as a power of ten.
 const LOWEST: f64 = -7.0;
@@ -22,7 +22,7 @@ const LOWEST: f64 = -7.0;
 /// A histogram to draw.
 pub(in crate::report) struct Shown<'a> {
     pub(in crate::report) histogram: &'a Histogram,
-    /// The exponent of the loss scale, where the values are scaled in training.
+    /// The exponent of the loss scale, if the values are scaled in training.
     pub(in crate::report) log2_scale: Option<i32>,
 }
 
@@ -37,8 +37,8 @@ fn shares(histogram: &Histogram, shift: i32) -> BTreeMap<i32, f64> {
     shares
 }
 
-/// The histogram, as bars, and times the loss scale, as a line; below it, at the same exponents,
-/// each format's normal and subnormal values.
+/// The histogram as bars, and multiplied by the loss scale as a line; below, along the same axis, each
+/// format's normal and subnormal values.
 pub(in crate::report) fn exponents(shown: &Shown<'_>) -> Result<String> {
     let own = shares(shown.histogram, 0);
     let scaled = shown.log2_scale.map(|shift| shares(shown.histogram, shift));

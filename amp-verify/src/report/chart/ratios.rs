@@ -12,7 +12,7 @@ use crate::{
 /// Letters of a layer's name; the end of a longer one is kept.
 const LETTERS: usize = 24;
 
-/// Rows of layers, the first at the top; marks for output, input gradient and weight gradient on an
+/// Rows of layers, the first at the top, with marks for output, input gradient and weight gradient on an
 /// axis of powers of ten. `unit` is the ratio of the unit roundoffs, drawn as a line.
 pub(in crate::report) fn ratios(report: &Report, unit: f64) -> Result<String> {
     let layers = || report.layers.iter().rev();
@@ -51,7 +51,7 @@ pub(in crate::report) fn ratios(report: &Report, unit: f64) -> Result<String> {
                         }
                         .map_err(failed)?;
                     }
-                    // Not finite: beyond every number.
+                    // A ratio that is not finite is drawn at the end of the axis.
                     (None, None) => {
                         let cross = ALARM.colour().stroke_width(2);
                         let at = (x.range.end - 0.1, y);

@@ -20,7 +20,7 @@ pub(super) struct StepGraph {
     graph: CudaGraph,
     /// The tensors from which the graph reads the batches.
     inputs: Vec<AnyBatch>,
-    /// What each batch's loss counts.
+    /// The weight of each batch's loss.
     shares: Vec<f64>,
     /// The dtype of each batch's loss.
     losses: Vec<Kind>,
@@ -98,7 +98,8 @@ impl StepGraph {
         })
     }
 
-    /// Whether it computes in the run's precision and contains what can be captured now.
+    /// Whether the graph computes in the run's precision and contains exactly the optimizer steps that can
+    /// be captured now.
     pub(super) fn is_of(&self, state: &StepState<'_>) -> bool {
         self.precision == state.policy().precision
             && captured_steps(state).eq(self.steps.iter().copied())
@@ -119,7 +120,7 @@ impl StepGraph {
         grads.try_for_each(|(parameters, grads)| ffi::set_grads(parameters, grads))
     }
 
-    /// Starts a step; the event tells when its outcome is known.
+    /// Launches the step. The event marks when its outcome is known.
     pub(super) fn launch(&self, batches: &[AnyBatch], slot: usize) -> Result<CudaEvent> {
         let examples = self.inputs.iter().zip(batches).flat_map(|(own, batch)| {
             own.tensors().zip(batch.tensors()).map(|((_, own), (_, given))| [own, given])
@@ -129,12 +130,12 @@ impl StepGraph {
         self.graph.launch(&self.report, &self.reports[slot])
     }
 
-    /// Whether the step, whose event has passed, was skipped.
+    /// Whether the step in this slot, whose event has passed, was skipped.
     pub(super) fn is_void(&self, slot: usize) -> Result<bool> {
         Ok(self.reports[slot].f_double_value(&[0])? != 0.0)
     }
 
-    /// The loss of each batch of that step, on the host.
+    /// The loss of each batch of the step in this slot, on the host.
     pub(super) fn losses(&self, slot: usize) -> Result<Vec<Tensor>> {
         let losses = (1..).zip(&self.losses).map(|(at, kind)| {
             // A copy, because the slot is reused.
@@ -188,7 +189,7 @@ fn capture_step(
     state.optim.scaler.update_applied()?;
     let log = CapturedLog::capture(logs, room)?;
     let reported = std::iter::once(skip_flag).chain(&losses).map(|tensor| tensor.f_reshape([1]));
-    // In the widest of their dtypes, in which each is exact.
+    // The widest of their dtypes represents each value exactly.
     let report = Tensor::f_cat(&reported.collect::<std::result::Result<Vec<_>, _>>()?, 0)?;
     let losses = losses.iter().map(Tensor::kind).collect();
     let grads = state.optim.scheduled.iter().map(|scheduled| {

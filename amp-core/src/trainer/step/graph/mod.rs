@@ -1,16 +1,15 @@
 //! Whole steps as CUDA graphs: captured once, then launched with one call each.
 //!
-//! The graph contains the forward and backward passes of a step's batches, unscaling, the check for
-//! values that are not finite, clipping, the optimizers' kernels if they are this crate's, the scaler's
-//! update, and the sums of logged values. Kernels of other optimizers follow the graph in the stream,
-//! because the host passes their learning rates. Several steps are [queued](replay) at a time, so that the
-//! device does not wait for the host.
+//! The graph contains the forward and backward passes of a step's batches, unscaling, the check for values
+//! that are not finite, clipping, the optimizers' kernels if they are this crate's, the scaler's update,
+//! and the sums of logged values. Kernels of other optimizers follow the graph in the stream, because the
+//! host passes their learning rates. Several steps are [queued](replay) at a time, so that the device does
+//! not wait for the host.
 //!
-//! After a step that is not finite the device changes nothing more: neither that step nor a later one
-//! moves a parameter. The host reads this, undoes the other changes of those steps, and repeats the step
-//! without a graph. So everything that follows from such a step (lowering the scale, explanation,
-//! recovery) has one implementation, and a run has the same numbers, bit for bit, with and without
-//! graphs.
+//! After a step that is not finite, the device changes nothing more: neither this step nor a later one
+//! updates a parameter. The host reads the outcome, undoes the other changes of these steps, and repeats
+//! the step without a graph. So everything that follows such a step (lowering the scale, explanation,
+//! recovery) is implemented once, and a run has the same numbers, bit for bit, with and without graphs.
 
 mod capture;
 mod replay;

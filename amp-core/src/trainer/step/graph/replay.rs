@@ -38,10 +38,10 @@ pub(in super::super) struct Replay {
 }
 
 enum Captured {
-    /// Until this number of steps has run without a graph.
+    /// After this number of steps without a graph.
     After(u64),
     Graph(Box<StepGraph>),
-    /// For the rest of the run.
+    /// Not for the rest of the run.
     Refused,
 }
 
@@ -49,7 +49,7 @@ enum Captured {
 struct Queued {
     examples: Examples,
     slot: usize,
-    /// Tensors that metrics keep of every example.
+    /// The rows that metrics keep for every example.
     rows: Vec<Tensor>,
     known: CudaEvent,
     /// The state before the step.
@@ -60,7 +60,7 @@ struct Queued {
 }
 
 impl Replay {
-    /// A queue for the steps of a run.
+    /// An executor for the steps of a run.
     ///
     /// # Errors
     /// When steps cannot be graphs.
@@ -104,7 +104,7 @@ impl Executor for Replay {
         examples: &Examples,
     ) -> Result<bool> {
         let looked_at = state.looks_for_lost_updates(self.running());
-        // What such a step logs for the host cannot come from a graph.
+        // In such a step the model logs media for the host, which a graph cannot do.
         let does_more = state.does_more && state.logs_after(self.running());
         if examples.skipped
             || does_more

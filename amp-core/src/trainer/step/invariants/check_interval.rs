@@ -119,7 +119,7 @@ mod tests {
         assert!(clock.is_due(Moment::StepBegins, &counts, 0));
     }
 
-    /// A step that the device works on ends after those before it.
+    /// A step in flight ends after the steps before it.
     #[test]
     fn a_step_in_flight_is_looked_at_when_it_ends() {
         let mut clock = Clock::new(Check::Cheap);

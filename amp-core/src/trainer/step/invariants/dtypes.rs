@@ -13,7 +13,7 @@ pub(super) struct DtypesStay {
     first: HashMap<String, Form>,
 }
 
-/// What must not change.
+/// The properties that must not change.
 #[derive(Debug, PartialEq)]
 struct Form {
     kind: Kind,

@@ -75,9 +75,9 @@ impl RatesAreScheduled {
                 continue;
             }
             return Ok(Some(format!(
-                "the schedule of {} has advanced by {advanced} in {steps} applied steps: something besides \
-                 the trainer moves it, or it does not move when it is told to; let `advance` move it by one \
-                 and call it nowhere else",
+                "the schedule of {} has advanced by {advanced} in {steps} applied steps: other \
+                 code than the trainer moves it, or `advance` does not move it by one; let \
+                 `advance` move it by one and call it nowhere else",
                 scheduled.name()
             )));
         }
@@ -105,9 +105,9 @@ fn other_rates(scheduled: &Scheduled) -> Option<String> {
     });
     let (group, (own, planned)) = differing.next()?;
     Some(format!(
-        "group {group} of {} steps at the rate {:e}, but its schedule says {:e}: `set_rates` of the \
-         optimizer does not take what it is given, or something sets rates besides the schedule; let \
-         `set_rates` store the rates of every group",
+        "group {group} of {} steps at the rate {:e}, but its schedule gives {:e}: `set_rates` of \
+         the optimizer does not store what it is given, or other code than the schedule sets \
+         rates; let `set_rates` store the rates of every group",
         scheduled.name(),
         own.lr,
         planned.lr

@@ -24,8 +24,9 @@ impl Rule for MemoryOverStep {
         let new = all - std::mem::replace(&mut self.known, all);
         Ok((moment != Moment::Start && new > 0).then(|| {
             format!(
-                "{new} readings of a `MemoryMeter` miss what tensors took while another, started later, \
-                 measured: a hook or a callback starts meters one within the other; start one at a time"
+                "{new} readings of a `MemoryMeter` miss the memory that tensors took while another \
+                 meter measured, which was started later: a hook or a callback nests meters; use \
+                 one at a time"
             )
         }))
     }

@@ -47,8 +47,8 @@ impl Rule for SetsAreDisjoint {
             };
             let name = if name.is_empty() { String::new() } else { format!(" `{name}`") };
             return Ok(Some(format!(
-                "the validation set{name} {seen}: what it measures is memory, not learning; give it examples \
-                 of its own, or say that this is meant with loops.overfit_batches or \
+                "the validation set{name} {seen}: it measures memorization, not learning; give it \
+                 other examples, or allow this with loops.overfit_batches or \
                  checks.shared_examples"
             )));
         }

@@ -99,14 +99,14 @@ impl Rule for SkipsChangeNothing {
             moved(&before.samples, &now).filter(|(_, role)| !manual || *role == Role::Parameter);
         if let Some((name, _)) = moved {
             return Ok(Some(format!(
-                "`{name}` has moved, although the step was skipped: a hook, a callback or the optimizer \
-                 writes to it whatever became of the step; {advice}"
+                "`{name}` has moved, although the step was skipped: a hook, a callback or the \
+                 optimizer writes to it whether or not the step is applied; {advice}"
             )));
         }
         Ok((before.rates != rates()).then(|| {
             format!(
-                "a learning rate has moved, although the step was skipped: a hook, a callback or the \
-                 optimizer sets it whatever became of the step; {advice}"
+                "a learning rate has moved, although the step was skipped: a hook, a callback or \
+                 the optimizer sets it whether or not the step is applied; {advice}"
             )
         }))
     }

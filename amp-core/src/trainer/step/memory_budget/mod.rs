@@ -28,9 +28,9 @@ use crate::{
 /// Bytes for the scalars of a step: losses and logged sums.
 const SCALARS: u64 = 4096;
 
-/// Chooses what a run with a budget recomputes, on its first step's examples, and reports the choice.
-/// `loaders` is the number of bytes that loaders hold: on the CPU their copies of sets, on CUDA earlier
-/// batches that the device still reads. Nothing else changes.
+/// Chooses which modules a run with a budget recomputes, on its first step's examples, and reports the
+/// choice. `loaders` is the number of bytes that loaders hold: on the CPU their copies of sets, on CUDA
+/// earlier batches that the device still reads. Nothing else changes.
 pub(in crate::trainer) fn plan_memory(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
@@ -99,15 +99,15 @@ impl Trial<'_, '_> {
         let held = self.held()?;
         let Self { state, model, examples, .. } = self;
         let meter = MemoryMeter::beside(state.policy.device)?;
-        // A step keeps its losses as well. libtorch's mean squared error is a scalar in the memory of all
-        // the errors.
+        // A step keeps its losses as well. The scalar of libtorch's mean squared error is a view into the
+        // memory of all the errors.
         let mut losses = Vec::with_capacity(examples.batches.len());
         for (index, (batch, share)) in (0..).zip(examples.batches.iter().zip(&examples.shares)) {
             let mut log = Log::default();
             losses.push(state.passes_in(&context).run(*model, batch, *share, index, &mut log)?);
         }
         let peak = meter.read()?.peak_allocated;
-        // While this meter lives, one that was started earlier has not seen these tensors.
+        // A meter that was started earlier does not count these tensors while this meter lives.
         drop((losses, casts));
         state.optim.scaler.forget();
         state.optim.zero_grad()?;
@@ -150,10 +150,10 @@ fn segments(cells: &[Cell], chosen: &[Range<usize>]) -> Vec<Segment> {
 fn does_not_fit(budget: u64, least: u64, cells: &[Cell]) -> Error {
     let (what, fix) = match cells.is_empty() {
         true => (
-            "and nothing of the model can be checkpointed",
-            ", or let layers be in a Sequential or a Checkpoint",
+            "and no module of the model can be checkpointed",
+            ", or put layers into a Sequential or a Checkpoint",
         ),
-        false => ("with all that helps checkpointed", ""),
+        false => ("with every useful module checkpointed", ""),
     };
     Error::config(format!(
         "the memory budget is {budget} bytes, but a step takes {least} bytes ({}) {what}: raise the \

@@ -1,5 +1,5 @@
-//! Finds the cheapest choice that fits. The bytes of cells are known; what else a step holds only shows
-//! when a choice is tried.
+//! Finds the cheapest choice that fits. The bytes of cells are known; the other bytes of a step are known
+//! only when a choice is tried.
 
 use std::ops::Range;
 
@@ -51,10 +51,10 @@ pub(super) fn search(
 fn next(cells: &[Cell], budget: u64, tried: &[Tried]) -> Option<Vec<Range<usize>>> {
     let last = tried.last().filter(|_| tried.len() < TRIES)?;
     let chosen = match tried.iter().any(|tried| tried.peak <= budget) {
-        // The peak exceeds the cells' bytes by what does not belong to any cell; that part is assumed
-        // constant.
+        // The difference between the measured peak and the cells' bytes belongs to no cell; it is assumed
+        // to be constant.
         true => choose(cells, (budget + peak(cells, &last.chosen)).saturating_sub(last.peak))?,
-        // A choice that is leaner by its cells may be no leaner than an empty one.
+        // A choice that is leaner by its cells may not be leaner than recomputing nothing.
         false => Vec::new(),
     };
     tried.iter().all(|tried| tried.chosen != chosen).then_some(chosen)
@@ -105,7 +105,7 @@ mod tests {
         Ok(())
     }
 
-    /// A pass whose temporary tensors peak during the recomputation.
+    /// A pass whose temporary tensors reach their peak during the recomputation.
     #[test]
     fn nothing_is_taken_where_that_holds_less() -> Result<()> {
         let cells = cells();

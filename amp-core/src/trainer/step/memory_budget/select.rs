@@ -22,8 +22,8 @@ const MOST: usize = 256;
 /// A cell that holds more than this share of all is split.
 const MUCH: u64 = 8;
 
-/// The cells to choose among. Those that hold much of all are split, if the modules within them hold most
-/// of it. A cell that stays whole can be recomputed as one with its neighbours.
+/// The cells to choose among. A cell that holds a large share of all bytes is split if the modules within
+/// it hold most of its bytes. A cell that stays whole can be recomputed as one with its neighbours.
 pub(super) fn refine(cells: Vec<Cell>) -> Vec<Cell> {
     let much = held(&cells, &[]) / MUCH;
     cells.into_iter().flat_map(|cell| parts(cell, much)).collect()
@@ -83,8 +83,8 @@ pub(super) fn choose(cells: &[Cell], room: u64) -> Option<Vec<Range<usize>>> {
     Some(chosen)
 }
 
-/// The choice that holds the least, to within a hundredth. It is deterministic, so that a budget that an
-/// error names suffices.
+/// The choice that holds the fewest bytes, to within a hundredth. It is deterministic, so that the budget
+/// that an error suggests suffices.
 pub(super) fn leanest(cells: &[Cell]) -> Vec<Range<usize>> {
     let cells: Vec<Cell> = cells.iter().map(|cell| Cell { seconds: 1.0, ..cell.clone() }).collect();
     let cells = cells.as_slice();
@@ -324,7 +324,7 @@ mod tests {
         for (cell, path) in cells.iter_mut().zip(["a", "b", "c"]) {
             cell.segment = Segment { path: path.to_owned(), layers: None };
         }
-        // With the gradients of the last layer, or of a recomputed layer together with its output.
+        // Includes the gradients of the last layer, or of a recomputed layer together with its output.
         assert_eq!(choose(&cells, 350), Some(vec![]));
         let cheap = 1..2;
         assert_eq!(choose(&cells, 349), Some(vec![cheap]));

@@ -19,8 +19,8 @@ const CONFIDENCE: f64 = 0.95;
 const LEAST_SPREAD: f64 = 0.1;
 /// The number of roundings between the last module and the loss. The loss may differ by at least this
 /// many, and so may the gradients that flow back from there: the emulation rounds only between modules.
-const OF_LOSS: f64 = 4.0;
-const OF_GRADIENT: f64 = 24.0;
+pub(in crate::gate) const OF_LOSS: f64 = 4.0;
+pub(in crate::gate) const OF_GRADIENT: f64 = 24.0;
 
 /// No bound is smaller than these.
 #[derive(Debug, Clone, Copy)]
@@ -87,13 +87,17 @@ fn limit_of_distance(values: &[f64], k: f64) -> f64 {
     k.mul_add(spread, middle).powf(1.5)
 }
 
-/// The upper tolerance limit of distances: with confidence 0.95 at most the share [`RISK`] of further ones
-/// exceeds it. Infinite for fewer than two.
-pub(in crate::gate) fn tolerance_limit(distances: impl IntoIterator<Item = f64>) -> f64 {
+/// The upper tolerance limit of distances: with confidence 0.95 at most the share [`RISK`] of sets of `together`
+/// further ones has one that exceeds it. Infinite for fewer than two.
+pub(in crate::gate) fn tolerance_limit(
+    distances: impl IntoIterator<Item = f64>,
+    together: u64,
+) -> f64 {
     let values: Vec<f64> = distances.into_iter().collect();
+    let risk = RISK / together.max(1) as f64;
     match values.len() {
         0 | 1 => f64::INFINITY,
-        count => limit_of_distance(&values, tolerance_factor(RISK, CONFIDENCE, count)),
+        count => limit_of_distance(&values, tolerance_factor(risk, CONFIDENCE, count)),
     }
 }
 

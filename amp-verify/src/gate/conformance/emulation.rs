@@ -174,6 +174,8 @@ pub(in crate::gate) struct Rounding {
     /// The stored parameters of this step.
     kept: Vec<(Tensor, Tensor)>,
     has_begun: bool,
+    /// Whether values between modules are also moved at random before they are rounded.
+    moves_between: bool,
 }
 
 /// Random numbers that are independent of libtorch's.
@@ -204,7 +206,14 @@ impl Rounding {
             draws: Rc::new(Draws { device: emulation.device, seed: Cell::new(seed) }),
             kept: Vec::new(),
             has_begun: false,
+            moves_between: false,
         }
+    }
+
+    /// The same, with values between modules that are moved at random before they are rounded. Weights that are
+    /// stored rounded cannot be moved: without this, each repetition of a step would round alike.
+    pub(in crate::gate) fn moving_between_modules(self) -> Self {
+        Self { moves_between: true, ..self }
     }
 
     /// Moves and rounds the parameters with which the step's passes multiply.
@@ -229,7 +238,11 @@ impl Rounding {
 
     /// The inputs and outputs of modules, rounded.
     pub(in crate::gate) fn between(&self) -> Rc<dyn Substitute> {
-        Rc::new(Between { emulation: Rc::clone(&self.emulation), draws: Rc::clone(&self.draws) })
+        Rc::new(Between {
+            emulation: Rc::clone(&self.emulation),
+            draws: Rc::clone(&self.draws),
+            moves: self.moves_between,
+        })
     }
 
     /// The loss with the precision's rounding, and the value whose gradients are computed.
@@ -321,12 +334,16 @@ impl Rounding {
 struct Between {
     emulation: Rc<Emulation>,
     draws: Rc<Draws>,
+    moves: bool,
 }
 
 impl Between {
     fn round(&self, tensor: &Tensor, kind: Option<Kind>) -> Result<Tensor> {
         match kind {
             _ if !matches!(tensor.kind(), Kind::Float | Kind::Double) => Ok(tensor.shallow_clone()),
+            Some(kind) if is_narrow(kind) && self.moves => {
+                self.draws.with(|| rounded_otherwise(tensor, kind))
+            }
             Some(kind) if is_narrow(kind) => rounded(tensor, kind),
             Some(_) if self.emulation.precision == Precision::F32True => {
                 self.draws.with(|| moved(tensor, SUMS))

@@ -12,7 +12,7 @@ use std::rc::Rc;
 
 use amp_core::{Result, precision::Precision, random};
 
-pub(super) use self::bounds::tolerance_limit;
+pub(super) use self::bounds::{OF_GRADIENT, OF_LOSS, tolerance_limit};
 use self::{
     bounds::{Bounds, Least},
     emulation::{Emulation, Rounding},

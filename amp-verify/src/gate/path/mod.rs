@@ -3,6 +3,7 @@
 //! it uses them. The gate compares its final state. A second run is observed in each step and must end
 //! with the same bits, so that the checks of its steps hold for the first run as well.
 
+mod bounds;
 mod device;
 mod dropout;
 mod examined;
@@ -14,7 +15,6 @@ mod rounding;
 mod rule;
 mod rules;
 mod run;
-mod sway;
 mod validation;
 mod witness;
 
@@ -23,9 +23,10 @@ pub use examined::Examined;
 use amp_core::{Result, nn, precision::Precision, trainer::StepAccess};
 
 use self::{
+    bounds::Judged,
     examined::RULES,
     left::Left,
-    reference::Reference,
+    reference::{Reference, larger},
     run::{CALM, OVERFLOWING, STEPS, Setup, Way},
     witness::Seen,
 };
@@ -34,11 +35,11 @@ use super::{
     job::{Job, Outcome},
     reason::{Failure, Reason},
 };
-use crate::{faults::Fault, registry::Registry, rounding::is_narrow, text::percent};
+use crate::{faults::Fault, registry::Registry, text::percent};
 
-/// The accepted distance from 1 of a gradient's projection on 32-true's, by the dtype of the computation.
-/// Rounding alone causes a few hundredths of this; a lost batch of four causes a quarter.
-fn projection_bound(precision: Precision) -> f64 {
+/// The accepted distance of batch statistics and of a validation loss from 32-true's, by the dtype of the
+/// computation. Rounding alone causes a few hundredths of this.
+fn statistics_bound(precision: Precision) -> f64 {
     match precision {
         Precision::F64True | Precision::F32True => 1e-3,
         Precision::F16Mixed | Precision::F16True => 0.01,
@@ -284,7 +285,6 @@ impl Checks<'_> {
     /// Compares each step's gradient and the buffers with 32-true's.
     fn gradients(&mut self, seen: &Seen, model: &dyn amp_core::LightningModule) -> Result<()> {
         let Some(reference) = &seen.reference else { return Ok(()) };
-        let worst = reference.worst;
         match reference.dropout.found() {
             (0, ..) if reference.draws => {
                 let why = "elements are dropped within other layers, where they cannot be counted";
@@ -306,31 +306,26 @@ impl Checks<'_> {
                 );
             }
         }
-        let bound = projection_bound(self.setup.precision);
-        let over = format!("an epoch, {} steps", reference.windows);
+        let over = format!("an epoch, {} steps", reference.steps.len());
         let masks_differ = self.masks_differ(reference, model);
         if masks_differ {
             let why = "attention drops elements by a mask of its kernel's own on CUDA, which 32-true's \
                        kernel does not repeat: its gradient is shown and not judged";
             self.findings.left_out(Reason::Gradient, why);
         }
-        let judged = |bound: f64| if masks_differ { f64::INFINITY } else { bound };
-        let mut bounds = [bound, 5.0 * bound];
-        let is_beyond = |figure: f64, bound: f64| figure.is_nan() || figure > bound;
-        if !masks_differ
-            && is_narrow(self.setup.precision.compute())
-            && (is_beyond(worst.projection, bounds[0]) || is_beyond(worst.parameter, bounds[1]))
-        {
-            bounds = self.swayed(bounds)?;
-        }
-        for (what, figure, bound) in [
-            ("length along 32-true's gradient, away from 1", worst.projection, judged(bounds[0])),
-            ("the same of one parameter's gradient", worst.parameter, judged(bounds[1])),
-            ("distance from 32-true's gradient", worst.error, f64::INFINITY),
-            ("the loss, away from 32-true's", worst.loss, bound),
+        let steps = &reference.steps;
+        let judged = Judged::new(steps, self.setup.precision);
+        let error = steps.iter().map(|step| step.found.error).fold(0.0, larger);
+        for (what, (figure, bound)) in [
+            ("length along 32-true's gradient, away from 1", judged.projection),
+            ("the same of one parameter's gradient", judged.parameter),
+            ("distance from 32-true's gradient", (error, f64::INFINITY)),
+            ("the loss, away from 32-true's", judged.loss),
         ] {
-            self.findings.measured(Reason::Gradient, what, &over, Unit::Share, (figure, bound));
+            let figure = (figure, if masks_differ { f64::INFINITY } else { bound });
+            self.findings.measured(Reason::Gradient, what, &over, Unit::Share, figure);
         }
+        let bound = statistics_bound(self.setup.precision);
         if let Some((name, away)) = reference.buffers(model)? {
             self.findings.measured(
                 Reason::Buffers,

@@ -30,20 +30,20 @@ pub(super) struct Reference {
     device: Device,
     /// The total weight of the batches so far.
     weight: f64,
-    pub(super) windows: u64,
-    pub(super) worst: Worst,
+    /// The steps so far.
+    pub(super) steps: Vec<Compared>,
+    /// The largest difference of a loss in this step.
+    loss: f64,
     /// Whether its passes draw random numbers.
     pub(super) draws: bool,
     /// Of the first batch.
     pub(super) dropout: Rc<Counter>,
     /// The rounding that its passes emulate, if they are to.
     rounding: Option<Rounding>,
-    /// The figures of gradients with emulated rounding, step by step.
-    pub(super) swayed: Vec<Figures>,
 }
 
-/// How far a gradient g is from the reference's r.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// How far a step's gradient g and losses l are from the reference's r and m.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Figures {
     /// |⟨g, r⟩/⟨r, r⟩ − 1| of the whole gradient.
     pub(super) projection: f64,
@@ -51,19 +51,17 @@ pub(super) struct Figures {
     pub(super) parameter: f64,
     /// ‖g − r‖/‖r‖ of the whole gradient.
     pub(super) error: f64,
+    /// The largest of those of single parameters.
+    pub(super) parameter_error: f64,
+    /// The largest |l − m|/|m| of the step's batches.
+    pub(super) loss: f64,
 }
 
-/// The largest value of each figure over all steps.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Worst {
-    /// |⟨g, r⟩/⟨r, r⟩ − 1| of the whole gradient g against the reference's r.
-    pub(super) projection: f64,
-    /// The same of one parameter's.
-    pub(super) parameter: f64,
-    /// ‖g − r‖/‖r‖ of the whole gradient.
-    pub(super) error: f64,
-    /// |l − l₃₂|/l₃₂ of a batch's loss.
-    pub(super) loss: f64,
+/// The figures of a step of the run, and of passes on the same examples with emulated rounding.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Compared {
+    pub(super) found: Figures,
+    pub(super) rounded: Vec<Figures>,
 }
 
 impl Reference {
@@ -75,12 +73,11 @@ impl Reference {
             policy,
             device,
             weight: 0.0,
-            windows: 0,
-            worst: Worst::default(),
+            steps: Vec::new(),
+            loss: 0.0,
             draws: false,
             dropout: Rc::default(),
             rounding: None,
-            swayed: Vec::new(),
         })
     }
 
@@ -113,15 +110,15 @@ impl Reference {
         Ok(())
     }
 
-    /// Adds a batch, with the random numbers and the loss that the run had.
+    /// Adds a batch, with the random numbers and the loss that the run had, and returns its own loss.
     pub(super) fn add(
         &mut self,
         run: &dyn LightningModule,
         batch: &AnyBatch,
         (index, global_step): (usize, u64),
         random: &RandomState,
-        loss: &Tensor,
-    ) -> Result<()> {
+        loss: f64,
+    ) -> Result<f64> {
         if self.weight == 0.0 {
             self.begin(run)?;
         }
@@ -137,9 +134,9 @@ impl Reference {
             let mut log = Log::default();
             let mut step = Step::new(&context, &mut log, index, global_step);
             let own = self.model.training_step(&batch.place(self.policy)?, &mut step)?;
-            let descended = match &self.rounding {
-                Some(rounding) => rounding.loss(&own)?.1,
-                None => own.shallow_clone(),
+            let (own, descended) = match &self.rounding {
+                Some(rounding) => rounding.loss(&own)?,
+                None => (own.shallow_clone(), own),
             };
             let weighed = descended.f_mul_scalar(weight)?;
             GradScaler::disabled(self.device)?.scale(&weighed)?.backward()?;
@@ -149,28 +146,27 @@ impl Reference {
         now.restore(self.device)?;
         self.dropout.end();
         self.weight += weight;
-        let (loss, own) = (loss.f_double_value(&[])?, own.f_double_value(&[])?);
-        self.worst.loss = larger(self.worst.loss, ((loss - own) / own).abs());
-        Ok(())
+        let own = own.f_double_value(&[])?;
+        self.loss = larger(self.loss, relative(loss, own));
+        Ok(own)
     }
 
-    /// Compares the run's gradient of the batches so far with its own.
-    pub(super) fn compare(&mut self, gradients: &[BTreeMap<String, Tensor>]) -> Result<()> {
-        let figures = self.figures(gradients)?;
+    /// Compares the run's gradient of the batches so far, and gradients of the same batches with emulated rounding,
+    /// with its own.
+    pub(super) fn compare(
+        &mut self,
+        gradients: &[BTreeMap<String, Tensor>],
+        rounded: &mut [Self],
+    ) -> Result<()> {
+        let rounded = rounded.iter_mut().map(|one| {
+            let loss = std::mem::take(&mut one.loss);
+            Ok(Figures { loss, ..self.figures(&[one.rounded_gradients()?])? })
+        });
+        let rounded = rounded.collect::<Result<_>>()?;
+        let loss = std::mem::take(&mut self.loss);
+        let found = Figures { loss, ..self.figures(gradients)? };
+        self.steps.push(Compared { found, rounded });
         self.weight = 0.0;
-        self.windows += 1;
-        let Figures { projection, parameter, error } = figures;
-        self.worst.projection = larger(self.worst.projection, projection);
-        self.worst.parameter = larger(self.worst.parameter, parameter);
-        self.worst.error = larger(self.worst.error, error);
-        Ok(())
-    }
-
-    /// Compares the gradient of the same batches with emulated rounding with its own.
-    pub(super) fn sway(&mut self, rounded: &mut Self) -> Result<()> {
-        let gradients = rounded.rounded_gradients()?;
-        let figures = self.figures(&[gradients])?;
-        self.swayed.push(figures);
         Ok(())
     }
 
@@ -191,7 +187,7 @@ impl Reference {
     }
 
     fn figures(&self, gradients: &[BTreeMap<String, Tensor>]) -> Result<Figures> {
-        let (mut both, mut own, mut off) = (0.0, 0.0, 0.0);
+        let (mut both, mut own) = (0.0, 0.0);
         let mut each = Vec::new();
         for parameter in nn::parameters(self.model.as_ref()) {
             let reference = parameter.tensor.f_grad()?;
@@ -207,14 +203,17 @@ impl Reference {
             let (product, square) = (dot(&found, &reference)?, dot(&reference, &reference)?);
             let difference = no_grad(|| found.f_sub(&reference))?;
             (both, own) = (both + product, own + square);
-            off += dot(&difference, &difference)?;
-            each.push((product, square));
+            each.push((product, square, dot(&difference, &difference)?));
         }
-        let large = each.into_iter().filter(|(_, square)| square.sqrt() >= SHARE * own.sqrt());
-        let parameter =
-            large.map(|(product, square)| (product / square - 1.0).abs()).fold(0.0, larger);
+        let off = each.iter().map(|(.., off)| off).sum::<f64>();
+        let large = each.iter().filter(|(_, square, _)| square.sqrt() >= SHARE * own.sqrt());
+        let parameters = large
+            .map(|(product, square, off)| ((product / square - 1.0).abs(), (off / square).sqrt()));
+        let (parameter, parameter_error) =
+            parameters.fold((0.0, 0.0), |most, one| (larger(most.0, one.0), larger(most.1, one.1)));
         let projection = (both / own - 1.0).abs();
-        Ok(Figures { projection, parameter, error: (off / own).sqrt() })
+        let error = (off / own).sqrt();
+        Ok(Figures { projection, parameter, error, parameter_error, loss: 0.0 })
     }
 
     /// The buffer that differs most from the reference's, relative to its size, minus the rounding of a
@@ -249,7 +248,12 @@ impl Reference {
     }
 }
 
+/// |a − b|/|b|; 0 for equal values.
+fn relative(a: f64, b: f64) -> f64 {
+    if a == b { 0.0 } else { ((a - b) / b).abs() }
+}
+
 /// The larger value; NaN counts as the largest.
-fn larger(a: f64, b: f64) -> f64 {
+pub(super) fn larger(a: f64, b: f64) -> f64 {
     if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
 }

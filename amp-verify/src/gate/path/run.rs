@@ -15,8 +15,9 @@ use amp_core::{
 };
 
 use super::{
+    bounds,
     left::{Keeper, Left},
-    reference::{Figures, Reference},
+    reference::Reference,
     rules::ScaleRule,
     witness::{Seen, Witness},
 };
@@ -144,34 +145,32 @@ impl Setup<'_> {
         self.fit(self.config(way)?, Vec::new(), None)
     }
 
-    /// Runs it with the gate's observer.
-    pub(super) fn watched(&self, way: Way) -> Result<(Left, Seen, Box<dyn LightningModule>)> {
-        self.observed(way, None)
-    }
-
-    /// The figures of gradients with emulated rounding, for each step of the epoch.
-    pub(super) fn swayed(&self) -> Result<Vec<Figures>> {
+    /// References with emulated rounding, each with roundings of its own: as many as an epoch of `windows` steps
+    /// takes for a bound.
+    fn rounded(&self, windows: i64) -> Result<Vec<Reference>> {
         let islands = Rc::new(self.job.islands.clone());
         let mut model = self.case.build()?;
         let emulation = Emulation::of(self.case, model.as_mut(), self.precision, &islands)?;
-        let rounding = Rounding::new(&Rc::new(emulation), self.job.seed, 1);
-        let rounded = Reference::new(self.case.build()?, self.case.trainer.device)?;
-        let (_, seen, _) = self.observed(Way::Epoch, Some(rounded.rounding(rounding)))?;
-        Ok(seen.reference.map(|reference| reference.swayed).unwrap_or_default())
+        let emulation = Rc::new(emulation);
+        let draw = |number| {
+            let rounding =
+                Rounding::new(&emulation, self.job.seed, number).moving_between_modules();
+            let rounded = Reference::new(self.case.build()?, self.case.trainer.device)?;
+            Ok(rounded.rounding(rounding))
+        };
+        (1..=bounds::passes(windows)).map(draw).collect()
     }
 
-    fn observed(
-        &self,
-        way: Way,
-        rounded: Option<Reference>,
-    ) -> Result<(Left, Seen, Box<dyn LightningModule>)> {
+    /// Runs it with the gate's observer.
+    pub(super) fn watched(&self, way: Way) -> Result<(Left, Seen, Box<dyn LightningModule>)> {
         let mut config = self.config(way)?;
         let device = config.device;
         let copy = self.case.build()?;
         let mut seen = Seen::new(device, config.optimization.gradient_clip, copy);
-        seen.rounded = rounded;
         if way == Way::Epoch {
+            let window = config.optimization.accumulate_grad_batches;
             seen.reference = Some(Reference::new(self.case.build()?, device)?);
+            seen.rounded = self.rounded((self.batches(&config)? + window - 1) / window)?;
         }
         if self.precision.scales_loss() {
             seen.scale = Some(ScaleRule::new(config.numerics.scaler));

@@ -5,9 +5,9 @@ use amp_core::{LightningModule, Result, Trainer, log::Logged, nn::named_tensors,
 
 use super::{
     left::{Left, on_host},
-    projection_bound,
     reference::Reference,
     run::{Setup, Way},
+    statistics_bound,
 };
 use crate::{
     gate::{
@@ -72,7 +72,7 @@ pub(super) fn check(
             "the validation loss, away from 32-true's with the same weights",
             "evaluation mode, the validation set",
             Unit::Share,
-            (((own - exact) / exact).abs(), 0.5 * projection_bound(setup.precision)),
+            (((own - exact) / exact).abs(), 0.5 * statistics_bound(setup.precision)),
         );
     }
     Ok(())

@@ -36,8 +36,8 @@ pub(super) struct Seen {
     /// Why there is no repetition in float64.
     pub(super) no_replay: Option<String>,
     pub(super) reference: Option<Reference>,
-    /// The same with emulated rounding, where it is asked how far rounding alone moves a gradient.
-    pub(super) rounded: Option<Reference>,
+    /// The same with emulated rounding: how far rounding alone moves the gradients of this model.
+    pub(super) rounded: Vec<Reference>,
     pub(super) scale: Option<ScaleRule>,
     pub(super) failures: Vec<Failure>,
     /// The norms of the applied steps, before clipping.
@@ -78,7 +78,7 @@ impl Seen {
             replay: None,
             no_replay: None,
             reference: None,
-            rounded: None,
+            rounded: Vec::new(),
             scale: None,
             failures: Vec::new(),
             norms: Vec::new(),
@@ -216,12 +216,11 @@ impl Interceptor for Witness {
         let loss = model.training_step(batch, step)?;
         seen.finite_loss &= is_finite([&loss])?;
         if let Some(mut reference) = seen.reference.take() {
-            reference.add(model, batch, place, &random, &loss)?;
+            let own = reference.add(model, batch, place, &random, loss.f_double_value(&[])?)?;
+            for rounded in &mut seen.rounded {
+                rounded.add(model, batch, place, &random, own)?;
+            }
             seen.reference = Some(reference);
-        }
-        if let Some(mut rounded) = seen.rounded.take() {
-            rounded.add(model, batch, place, &random, &loss)?;
-            seen.rounded = Some(rounded);
         }
         Ok(loss)
     }
@@ -269,10 +268,8 @@ impl Callback for Witness {
         let mut seen = self.0.borrow_mut();
         seen.begun = false;
         if let Some(mut reference) = seen.reference.take() {
-            if let Some(rounded) = &mut seen.rounded {
-                reference.sway(rounded)?;
-            }
-            reference.compare(&seen.gradients)?;
+            let Seen { gradients, rounded, .. } = &mut *seen;
+            reference.compare(gradients, rounded)?;
             seen.reference = Some(reference);
         }
         seen.step_of(outcome, hook)?;

@@ -1,0 +1,207 @@
+//! How far rounding alone moves the gradients and losses of this model: one bound for every model, from passes that
+//! round as the precision does.
+//!
+//! Rounding moves the gradient of one step a hundred times further than the next step's, where the examples nearly
+//! cancel. A figure is therefore compared with what rounding does to the same step. Let e be the root mean square of
+//! ‖g − r‖/‖r‖ over the step's passes with emulated rounding: a norm over all weights, which a few passes determine well.
+//! The bound of the step's figure is e·L. L is the upper tolerance limit of the same figure over e in all passes with
+//! emulated rounding of the epoch, where e is of the other passes of the pass's step.
+
+use amp_core::{precision::Precision, tch::Kind};
+
+use super::reference::{Compared, Figures};
+use crate::{
+    gate::conformance::{OF_GRADIENT, OF_LOSS, tolerance_limit},
+    rounding::{is_narrow, rounding_of},
+};
+
+/// The least number of passes with emulated rounding on which a bound is based, and the least number for each step.
+const PASSES: i64 = 32;
+const PASSES_OF_STEP: i64 = 2;
+/// Under 64-true a unit of a ReLU switches so rarely that the passes do not show it, and moves a gradient further than
+/// all rounding of f32. No gradient's bound is smaller.
+const OF_SWITCHES: f64 = 1e-3;
+
+/// The number of passes with emulated rounding for each of this number of steps.
+pub(super) fn passes(steps: i64) -> u64 {
+    let steps = steps.max(1);
+    ((PASSES + steps - 1) / steps).max(PASSES_OF_STEP).cast_unsigned()
+}
+
+/// Figures with their bounds, in each case of the step that is furthest beyond its bound, or nearest to it.
+pub(super) struct Judged {
+    pub(super) projection: (f64, f64),
+    pub(super) parameter: (f64, f64),
+    pub(super) loss: (f64, f64),
+}
+
+impl Judged {
+    pub(super) fn new(steps: &[Compared], precision: Precision) -> Self {
+        let of_gradient = match precision {
+            Precision::F64True => OF_SWITCHES,
+            other => OF_GRADIENT * rounding_of(loss_dtype(other)),
+        };
+        // The last module's outputs, from which the loss follows, have the precision's dtype.
+        let of_logits = match precision.compute() {
+            kind if is_narrow(kind) => OF_LOSS * rounding_of(kind),
+            _ => OF_LOSS * rounding_of(Kind::Float),
+        };
+        Self {
+            projection: worst(steps, |step| step.projection, |step| step.error, of_gradient),
+            parameter: worst(
+                steps,
+                |step| step.parameter,
+                |step| step.parameter_error,
+                of_gradient,
+            ),
+            loss: worst(steps, |step| step.loss, |_| 1.0, of_logits),
+        }
+    }
+}
+
+/// The dtype in which a loss is computed, unless the model widens it.
+fn loss_dtype(precision: Precision) -> Kind {
+    match precision.storage() {
+        kind if is_narrow(kind) => kind,
+        _ => Kind::Float,
+    }
+}
+
+/// The step whose figure is the largest in multiples of its bound, and this bound.
+fn worst(
+    steps: &[Compared],
+    figure: impl Fn(&Figures) -> f64,
+    size: impl Fn(&Figures) -> f64,
+    least: f64,
+) -> (f64, f64) {
+    let mean_square = |passes: &mut dyn Iterator<Item = &Figures>| {
+        let (mut sum, mut count) = (0.0, 0.0);
+        for pass in passes {
+            (sum, count) = (size(pass).mul_add(size(pass), sum), count + 1.0);
+        }
+        (sum / f64::max(count, 1.0)).sqrt()
+    };
+    let mut ratios = Vec::new();
+    for step in steps {
+        for (at, pass) in step.rounded.iter().enumerate() {
+            let others = step.rounded.iter().enumerate().filter(|(other, _)| *other != at);
+            let others = mean_square(&mut others.map(|(_, other)| other));
+            let own = figure(pass);
+            ratios.push(if own == 0.0 { 0.0 } else { own / others });
+        }
+    }
+    let limit = tolerance_limit(ratios, steps.len() as u64);
+    // What is not a number is within no bound.
+    let share = |(found, bound): (f64, f64)| match found / bound {
+        share if share.is_nan() => f64::INFINITY,
+        share => share,
+    };
+    let judged = steps.iter().map(|step| {
+        let bound = limit * mean_square(&mut step.rounded.iter());
+        (figure(&step.found), if bound < least { least } else { bound })
+    });
+    judged.fold((0.0, least), |most, one| if share(one) > share(most) { one } else { most })
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::{
+        gate::{
+            checked::{Checked, Unit},
+            reason::Reason,
+        },
+        verdict::tolerance_factor,
+    };
+
+    /// A step whose passes with emulated rounding are `error` away, and half as much along the gradient.
+    fn step(error: f64, found: Figures) -> Compared {
+        let pass = Figures {
+            projection: 0.5 * error,
+            parameter: 0.5 * error,
+            error,
+            parameter_error: error,
+            loss: 0.5 * error,
+        };
+        Compared { found, rounded: vec![pass; 2] }
+    }
+
+    fn projection(projection: f64) -> Figures {
+        Figures { projection, ..Figures::default() }
+    }
+
+    /// mean + k·s of 64 equal ratios of 0.5, with s of a tenth of the mean, in the power 2/3, times the step's error.
+    #[rstest]
+    #[case::calm(0, 0.01)]
+    #[case::a_hundred_times_as_sensitive(7, 1.0)]
+    fn a_step_is_held_to_what_rounding_does_to_it(#[case] at: usize, #[case] error: f64) {
+        let k = tolerance_factor(1e-5 / 32.0, 0.95, 64);
+        let bound = error * 0.5 * (1.0 + 0.1 * k).powf(1.5);
+        for (found, is_within) in [(0.99 * bound, true), (1.01 * bound, false)] {
+            let steps = (0..32).map(|place| {
+                let error = if place == 7 { 1.0 } else { 0.01 };
+                step(error, projection(if place == at { found } else { 0.0 }))
+            });
+            let steps: Vec<Compared> = steps.collect();
+            let judged = Judged::new(&steps, Precision::F16Mixed).projection;
+            assert_eq!(judged.0, found);
+            assert!((judged.1 / bound - 1.0).abs() < 1e-9, "{judged:?}, not {bound}");
+            assert_eq!(judged.0 <= judged.1, is_within);
+        }
+    }
+
+    /// The figure of the sensitive step is larger, and within its bound; that of another one is not.
+    #[test]
+    fn the_step_that_is_furthest_beyond_its_bound_is_judged() {
+        let mut steps: Vec<Compared> = (0..32).map(|_| step(0.01, projection(0.001))).collect();
+        steps[7] = step(1.0, projection(0.5));
+        steps[9] = step(0.01, projection(0.1));
+        let (figure, bound) = Judged::new(&steps, Precision::F16Mixed).projection;
+        assert_eq!(figure, 0.1);
+        assert!(bound < 0.05, "{bound}");
+    }
+
+    #[test]
+    fn what_is_not_a_number_is_within_no_bound() {
+        let mut steps: Vec<Compared> = (0..32).map(|_| step(0.01, projection(0.9))).collect();
+        steps[3].found.projection = f64::NAN;
+        let (figure, bound) = Judged::new(&steps, Precision::F16Mixed).projection;
+        assert!(figure.is_nan() && bound.is_finite(), "{figure} {bound}");
+        // Nor is anything within a bound that is not a number.
+        let mut steps: Vec<Compared> = (0..32).map(|_| step(0.01, projection(0.001))).collect();
+        steps[3].rounded[0].error = f64::NAN;
+        let (figure, bound) = Judged::new(&steps, Precision::F16Mixed).projection;
+        let checked = Checked::at_most(Reason::Gradient, "", "", Unit::Share, (figure, bound));
+        assert!(checked.is_broken(), "{figure} {bound}");
+    }
+
+    /// Without any rounding a bound is the one of the places that are not emulated: of a loss in 16 bits, of logits
+    /// in 16 bits, and of switches.
+    #[rstest]
+    #[case::f16(Precision::F16Mixed, [24.0 / 16_777_216.0, 4.0 / 2048.0])]
+    #[case::bf16(Precision::Bf16Mixed, [24.0 / 16_777_216.0, 4.0 / 256.0])]
+    #[case::f16_true(Precision::F16True, [24.0 / 2048.0, 4.0 / 2048.0])]
+    #[case::bf16_true(Precision::Bf16True, [24.0 / 256.0, 4.0 / 256.0])]
+    #[case::f64_true(Precision::F64True, [1e-3, 4.0 / 16_777_216.0])]
+    fn no_bound_is_smaller_than_what_is_not_emulated(
+        #[case] precision: Precision,
+        #[case] least: [f64; 2],
+    ) {
+        let [gradient, loss] = least;
+        let steps: Vec<Compared> = (0..32).map(|_| step(0.0, Figures::default())).collect();
+        let judged = Judged::new(&steps, precision);
+        assert_eq!([judged.projection, judged.parameter], [(0.0, gradient); 2]);
+        assert_eq!(judged.loss, (0.0, loss));
+    }
+
+    #[rstest]
+    #[case::many(64, 2)]
+    #[case::few(12, 3)]
+    #[case::two(2, 16)]
+    #[case::none(0, 32)]
+    fn short_epochs_repeat_their_steps(#[case] steps: i64, #[case] expected: u64) {
+        assert_eq!(passes(steps), expected);
+    }
+}

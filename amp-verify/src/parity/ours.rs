@@ -97,18 +97,20 @@ pub(super) fn trace(case: &Case, precision: Precision) -> Result<Traced> {
     let _section = random::seeded(config.seed)?;
     let model = case.build()?;
     let scale = if precision.scales_loss() { config.numerics.scaler.init_scale } else { 1.0 };
-    let seen = Rc::new(RefCell::new(Seen { scale, ..Seen::default() }));
+    let seen = Rc::new(RefCell::new(Seen { scale, next: scale, ..Seen::default() }));
     let is_manual = model.optimizes_manually();
     let parameters = parameters(model.as_ref()).into_iter().map(|parameter| parameter.tensor);
     let parameters = if is_manual { parameters.collect() } else { Vec::new() };
     let mut model = Intercepted::new(model, Gauge { seen: Rc::clone(&seen), parameters });
     let mut listen = |event: &Event| -> Result<()> {
-        let Seen { scale, skipped, .. } = &mut *seen.borrow_mut();
+        let Seen { scale, next, skipped, .. } = &mut *seen.borrow_mut();
         match event {
             Event::Skipped(Skipped { attempt, .. }) if skipped.last() != Some(attempt) => {
                 skipped.push(*attempt);
             }
-            Event::Scale { scale: new, .. } => *scale = *new,
+            Event::Scale { scale: new, .. } => *next = *new,
+            // The gradients of a model that optimizes manually are read after the scale has moved.
+            Event::Batch { .. } => *scale = *next,
             _ => {}
         }
         Ok(())
@@ -124,8 +126,9 @@ pub(super) fn trace(case: &Case, precision: Precision) -> Result<Traced> {
 /// What is seen of a run.
 #[derive(Default)]
 struct Seen {
-    /// The loss scale now.
+    /// The loss scale of the batch, and of the one after it.
     scale: f64,
+    next: f64,
     skipped: Vec<u64>,
     attempts: Vec<Attempt>,
 }

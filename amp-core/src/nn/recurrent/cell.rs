@@ -79,7 +79,7 @@ impl RnnCellConfig {
 ///         series.push(x.shallow_clone());
 ///         states = Some((h, c));
 ///     }
-///     Tensor::f_cat(&series, 1)
+///     Ok(Tensor::f_cat(&series, 1)?)
 /// })]
 /// struct Continue {
 ///     #[layer(lstm_cell(1, 32))]

@@ -101,9 +101,9 @@ impl Agreement {
     /// regression that the gate refuses is one that a golden refuses as well.
     pub fn tolerances(&self, golden: &Golden, precision: &str, figures: &Figures) -> Tolerances {
         let recorded = self.spread.as_ref().and_then(|spread| spread.samples.get(precision));
-        // One and a half examples, so that the rounding of the quotient does not decide.
+        // One and a quarter examples, so that the rounding of the quotient does not decide.
         let step = match golden.direction {
-            Direction::HigherIsBetter => 1.5 / golden.examples as f64,
+            Direction::HigherIsBetter => 1.25 / golden.examples as f64,
             Direction::LowerIsBetter => LOSS_SHARE * figures.accuracy.unwrap_or(0.0).abs(),
         };
         let share = LOSS_SHARE * figures.loss.unwrap_or(0.0).abs();

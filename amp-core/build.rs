@@ -9,7 +9,8 @@ use std::{
 
 fn main() {
     println!("cargo:rerun-if-changed=csrc");
-    // Clippy links nothing; its builds have a folder of their own, so that no other lacks the shim.
+    // Clippy does not link, so it needs no shim. Cargo keeps clippy's builds apart from others, so no other
+    // build lacks the shim.
     println!("cargo:rerun-if-env-changed=RUSTC_WORKSPACE_WRAPPER");
     let wrapper = env::var("RUSTC_WORKSPACE_WRAPPER").unwrap_or_default();
     if cfg!(feature = "doc-only") || wrapper.ends_with("clippy-driver") {
@@ -26,9 +27,10 @@ fn main() {
         .warnings(false)
         // Debug info of libtorch's headers takes longer to write than the code.
         .debug(false)
-        // Its few loops are on every step's way, in the tests' profile too.
+        // The shim's loops run in each training step, so they are optimized in the tests' profile too.
         .opt_level(3)
-        // As libtorch itself was built: some of its classes have other members without.
+        // libtorch was built with NDEBUG. Without it, some of its headers declare classes of another
+        // layout.
         .define("NDEBUG", None)
         .include("csrc")
         .include(&out)
@@ -68,8 +70,9 @@ fn write_units(out: &Path) -> [PathBuf; 2] {
     })
 }
 
-/// Makes the source of each file of CUDA kernels, with what they share before it, a string of the
-/// shim (`kernels/adam.cu.h`): it is compiled where it runs.
+/// Writes a header for each file of CUDA kernels, such as `kernels/adam.cu.h`, with the kernels' source
+/// as a string constant. The shared headers come first in the string. NVRTC compiles it at run time, for
+/// the GPU at hand.
 fn embed_kernels(out: &Path) {
     let folder = Path::new("csrc/kernels");
     let read = |name| fs::read_to_string(folder.join(name)).expect("what kernels share");
@@ -81,10 +84,10 @@ fn embed_kernels(out: &Path) {
             continue;
         }
         let stem = path.file_stem().expect("a name").to_string_lossy();
-        // What it shares with its host half.
+        // The declarations shared by the kernels and the C++ code that launches them.
         let shared = fs::read_to_string(path.with_extension("h")).unwrap_or_default();
         let text = fs::read_to_string(&path).expect("its source");
-        // Several literals, since a compiler need not take long ones.
+        // Several literals, because compilers may limit the length of one.
         let header = format!(
             "constexpr char amp_kernels_{stem}[] = R\"cuda({common})cuda\" R\"cuda({shared})cuda\" R\"cuda({text})cuda\";\n"
         );

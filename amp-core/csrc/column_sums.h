@@ -16,7 +16,7 @@ inline void note_column_sums(const at::Tensor& gradient, const at::Tensor& sums)
 // something was added to the gradient since.
 inline at::Tensor take_column_sums(const at::Tensor& gradient) {
   auto sums = known_beside<ColumnSums>(gradient);
-  // Nothing else refers to the sums, so that autograd can use them without a copy.
+  // Afterwards nothing else refers to the sums, so autograd can use them without a copy.
   if (sums.defined()) gradient.unsafeGetTensorImpl()->set_backend_meta(nullptr);
   return sums;
 }

@@ -1,14 +1,14 @@
-//! Looks for libtorch where torch-sys will.
+//! Looks for libtorch in the places in which torch-sys's build script looks.
 
 use std::{
     env, fs,
     path::{Path, PathBuf},
 };
 
-/// The libtorch of tch 0.24.
+/// The version of libtorch that tch 0.24 binds.
 const VERSION: &str = "2.11.0";
 
-/// What torch-sys's build script reads.
+/// The environment variables that torch-sys's build script reads.
 const VARIABLES: [&str; 5] =
     ["LIBTORCH", "LIBTORCH_LIB", "LIBTORCH_USE_PYTORCH", BYPASS, "DOCS_RS"];
 
@@ -20,7 +20,7 @@ fn main() {
     for variable in VARIABLES {
         println!("cargo::rerun-if-env-changed={variable}");
     }
-    // With LIBTORCH_USE_PYTORCH, torch-sys asks Python, and checks the version.
+    // With LIBTORCH_USE_PYTORCH, torch-sys takes the libtorch of Python's torch, and checks the version itself.
     let unneeded = ["CARGO_FEATURE_DOC_ONLY", "DOCS_RS", "LIBTORCH_USE_PYTORCH"];
     if unneeded.iter().any(|variable| env::var_os(variable).is_some()) {
         return;
@@ -30,10 +30,10 @@ fn main() {
     }
 }
 
-/// The error is one line with the cause and the fix.
+/// Checks that the library exists and has the right version. The error is one line with the cause and the fix.
 fn check() -> Result<(), String> {
     let Some(folder) = env::var_os("LIBTORCH").map(PathBuf::from) else {
-        // Where torch-sys looks then.
+        // Without LIBTORCH, torch-sys looks for an installed libtorch.
         return if Path::new("/usr/lib/libtorch.so").exists() {
             Ok(())
         } else {
@@ -61,9 +61,9 @@ fn check() -> Result<(), String> {
     }
 }
 
-/// The version that the folder states, without its build's suffix, as in `2.11.0+cu130`.
+/// The version in the folder's own version file, without a suffix such as `+cu130`.
 fn version(folder: &Path) -> Option<String> {
-    // PyTorch's C++ archive and its Python wheel.
+    // PyTorch's C++ archive has `build-version`, its Python wheel has `version.py`.
     let plain = fs::read_to_string(folder.join("build-version")).ok();
     let python = || {
         let text = fs::read_to_string(folder.join("version.py")).ok()?;

@@ -62,21 +62,21 @@ fn a_twin_agrees(#[case] model: &str, #[case] steps: &str) -> Result<()> {
     Ok(())
 }
 
-/// The project of the LSTM, whose twin has this text in place of another.
+/// The LSTM's project. In its twin in Python, `from` is replaced by `to`.
 fn lstm(from: &str, to: &str) -> Result<Registry> {
     const TWIN: &str = include_str!("../../fixtures/twins/lstm.py");
     const LSTM: &str = include_str!("../../fixtures/src/projects/lstm.rs");
     changed(["LstmForecaster", "waves"], [TWIN, LSTM], from, to)
 }
 
-/// The project of the WGAN, whose twin has this text in place of another.
+/// The WGAN's project. In its twin in Python, `from` is replaced by `to`.
 fn wgan(from: &str, to: &str) -> Result<Registry> {
     const TWIN: &str = include_str!("../../fixtures/twins/wgan.py");
     const WGAN: &str = include_str!("../../fixtures/src/projects/wgan.rs");
     changed(["WganGp", "ring"], [TWIN, WGAN], from, to)
 }
 
-/// A registry of this model and its data alone.
+/// A registry with only this model and its data set. In the model's twin, `from` is replaced by `to`.
 fn changed(
     [model, data]: [&str; 2],
     [twin, source]: [&'static str; 2],
@@ -91,7 +91,7 @@ fn changed(
     Ok(Registry::new(project!()).data_set(data.as_ref().clone()).model(model))
 }
 
-/// A twin that overflows in its step 3 alone. Before it both sides have the same largest gradients.
+/// The twin overflows in step 3 only. In earlier steps both sides have the same largest gradients.
 #[rstest]
 #[case::automatic(lstm("return F.mse_loss(", &format!("return {} * F.mse_loss(", overflows("self")))?)]
 #[case::manual(wgan("loss = gap +", &format!("loss = gap + {} *", overflows("self")))?)]
@@ -121,7 +121,7 @@ fn other_skips_are_shown_with_the_largest_gradients(#[case] registry: Registry) 
     Ok(())
 }
 
-/// Python that is 1e30 in its fourth call, and 1 in the others.
+/// A Python expression whose value is 1e30 the fourth time it is evaluated, and 1 at other times.
 fn overflows(module: &str) -> String {
     format!(
         "(setattr({module}, 'n', getattr({module}, 'n', -1) + 1) or (1e30 if {module}.n == 3 else 1.0))"

@@ -8,8 +8,8 @@
 //! error: amp-libtorch@0.1.0: libtorch 2.11.0 is not at /home/me/net/.libtorch/torch: run `cargo amp setup`
 //! ```
 //!
-//! It runs before torch-sys's because cargo starts first what most units wait for: the build scripts of both
-//! amp-derive and amp-core depend on it.
+//! It runs before torch-sys's build script: cargo starts those units first on which most others depend, and
+//! the build scripts of both amp-derive and amp-core depend on this crate.
 //!
 //! `LIBTORCH_USE_PYTORCH` and `LIBTORCH_BYPASS_VERSION_CHECK` work as for torch-sys.
 

@@ -148,7 +148,7 @@ pub trait LightningModule: Visit {
     /// Computes and logs the loss and metrics of one test batch, without gradients.
     ///
     /// # Errors
-    /// When the forward pass or the loss fails, or the model has no such step.
+    /// When the forward pass or the loss fails, or the model has no `test_step`.
     fn test_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<()> {
         let _ = (batch, step);
         Err(no_step(self.name(), "test_step"))
@@ -158,7 +158,7 @@ pub trait LightningModule: Visit {
     /// dimension 0 is the number of examples.
     ///
     /// # Errors
-    /// When the forward pass fails, or the model has no such step.
+    /// When the forward pass fails, or the model has no `predict_step`.
     fn predict_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<AnyBatch> {
         let _ = (batch, step);
         Err(no_step(self.name(), "predict_step"))

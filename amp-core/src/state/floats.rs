@@ -43,8 +43,8 @@ pub(crate) fn from_value<T: DeserializeOwned>(value: &Value) -> serde_json::Resu
     })
 }
 
-/// Searches for floats that are not finite: accepts one that is the whole value, refuses one within a
-/// value.
+/// A serializer that only searches for a float that is not finite. It returns one that is the whole value,
+/// and stops with an error at one within another value.
 struct Look {
     bare: bool,
 }
@@ -72,7 +72,7 @@ impl ser::Error for Stop {
 
 type Found = Result<Option<f64>, Stop>;
 
-/// Values without a float.
+/// Methods for values that contain no float.
 macro_rules! without {
     ($($method:ident($($of:ty),*)),+ $(,)?) => {
         $(fn $method(self, $(_: $of),*) -> Found {

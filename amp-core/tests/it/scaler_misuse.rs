@@ -359,7 +359,7 @@ fn a_disabled_scaler_only_steps() -> Result<()> {
         assert_eq!(scaler.step(gradients, optimizer.as_mut())?, StepOutcome::Applied);
         scaler.update()?;
     }
-    assert_eq!(optimizer.parameters()[0].tensor.double_value(&[0]), 0.0, "two steps of a half");
+    assert_eq!(optimizer.parameters()[0].tensor.double_value(&[0]), 0.0, "two steps of 1/2 each");
     assert_eq!((scaler.scale_value(), scaler.is_enabled()), (1.0, false));
     Ok(())
 }

@@ -91,7 +91,7 @@ impl ProgressBar {
     /// A bar for one run: drawn where standard error is a terminal, otherwise a line every 30 seconds.
     pub fn new() -> Self {
         match io::stderr().is_terminal() {
-            // The clock that limits drawing is the bar's own.
+            // The highest rate that indicatif accepts: this bar itself limits how often it draws.
             true => Self::on(ProgressDrawTarget::stderr_with_hz(255)),
             false => Self::lines(io::stderr(), LINE),
         }

@@ -51,7 +51,8 @@ impl Samples {
         Ok(Self { tensors: sampled, values: read(&taken)? })
     }
 
-    /// The tensors of the earlier moment that exist now.
+    /// Each tensor of `self`, the earlier sample, with its elements in `now`. Tensors are matched by name;
+    /// one that is missing in `now` is left out.
     pub(super) fn pairs<'s>(&'s self, now: &'s Self) -> impl Iterator<Item = Pair<'s>> {
         self.tensors.iter().enumerate().filter_map(move |(at, tensor)| {
             let same = |other: &&Sampled| other.name == tensor.name;
@@ -67,7 +68,7 @@ impl Samples {
 impl Pair<'_> {
     /// Whether an element has changed.
     pub(super) fn moved(&self) -> bool {
-        // A NaN equals itself here.
+        // Bits are compared, so that a NaN equals itself.
         let bits = |values: &[f64]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
         self.before.len() == self.now.len() && bits(self.before) != bits(self.now)
     }
@@ -88,7 +89,7 @@ pub(super) fn elements(tensor: &Tensor) -> Result<Option<Tensor>> {
     })?))
 }
 
-/// Their values, read from the device at once.
+/// The values of sampled elements, in one copy from the device.
 pub(super) fn read(pieces: &[Tensor]) -> Result<Vec<f64>> {
     if pieces.is_empty() {
         return Ok(Vec::new());

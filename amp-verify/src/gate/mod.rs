@@ -21,7 +21,9 @@ mod render;
 mod report;
 mod reset;
 mod runs;
+mod sample;
 mod seeds;
+mod stages;
 
 pub use crate::interceptor::{Intercepted, Interceptor};
 pub use args::{GateArgs, Tier};

@@ -24,7 +24,7 @@ use super::{
 use crate::registry::Registry;
 
 /// Seconds of a job after which its end is said on standard error, where jobs run one after the other.
-const LONG: f64 = 5.0;
+pub(super) const LONG: f64 = 5.0;
 
 /// The hidden command with which the binary runs as a worker.
 pub const WORKER: &str = "gate-worker";

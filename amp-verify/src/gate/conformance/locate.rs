@@ -7,7 +7,7 @@ use amp_core::Result;
 
 use crate::{
     case::Case,
-    gate::job::Job,
+    gate::{job::Job, sample::sample},
     layers::{self, Options, Own, Subject},
     rounding::is_narrow,
 };
@@ -19,7 +19,7 @@ pub(super) fn locate(job: &Job, case: &Case) -> Result<String> {
         return Ok(String::new());
     }
     let build = || job.model(case, job.precision);
-    let batch = case.data.train.head(case.data.batch_size)?;
+    let batch = sample(case)?;
     let subject = Subject {
         build: &build,
         batch: &batch,

@@ -25,6 +25,7 @@ use super::{
     job::{Job, Outcome},
     reason::{Failure, Reason},
     reset::ResetModel,
+    stages::Stages,
 };
 use crate::{faults::Fault, registry::Registry, text::significant};
 
@@ -39,21 +40,27 @@ const RUNS: u64 = 32;
 pub(super) fn run(job: &Job, registry: &Registry) -> Result<Outcome> {
     let case = job.case(registry, Precision::F32True)?;
     let _section = random::seeded(case.trainer.seed)?;
+    let mut stages = Stages::new(job);
     let mut model = ResetModel::new(&case)?;
+    stages.end("building the model");
     let exact = Steps { job, case: &case, precision: Precision::F32True };
     let exact = exact.run(&mut model, exact.config(STEPS, CALM))?;
+    stages.end("32-true");
     let case = job.case(registry, job.precision)?;
     let steps = Steps { job, case: &case, precision: job.precision };
     let mut config = steps.config(STEPS, CALM);
     Fault::config(job.fault, &mut config);
     model.follow(&case)?;
     let ran = steps.run(&mut model, config)?;
+    stages.end("the precision");
     let mut outcome = Outcome::failed(Failure::new(Reason::Crashed, ""));
     outcome.failures.clear();
     let (runs, least) = unchanged(job, registry, &mut model, &exact)?;
+    stages.end("runs with emulated rounding");
     let (checked, mut texts) = judged(&compare(&exact, &ran)?, &Bounds::new(&runs, least));
     if let Some(first) = texts.first_mut() {
         *first += &locate(job, &case)?;
+        stages.end("each layer alone");
     }
     let failures = &mut outcome.failures;
     failures.extend(texts.into_iter().map(|text| Failure::new(Reason::NotConformant, text)));

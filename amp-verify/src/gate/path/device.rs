@@ -19,6 +19,7 @@ use super::{
 use crate::gate::{
     checked::{Findings, Unit},
     reason::Reason,
+    sample::sample,
 };
 
 /// The accepted differences of a gradient's size and of its distance, for sums in another order.
@@ -33,19 +34,19 @@ pub(super) struct Apart {
     pub(super) distance: f64,
 }
 
-/// Compares the first batch's gradient on the run's device with the CPU's.
+/// Compares the first examples's gradient on the run's device with the CPU's.
 pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
     let device = setup.case.trainer.device;
     if !device.is_cuda() {
         return Ok(());
     }
-    let batch = setup.case.data.train.head(setup.case.data.batch_size)?;
+    let batch = sample(setup.case)?;
     let apart = apart(&gradients(setup, device, &batch)?, &gradients(setup, Device::Cpu, &batch)?)?;
     for (what, figure, bound) in [
         ("length along the CPU's gradient, away from 1", apart.size, SIZE),
         ("distance from the CPU's gradient", apart.distance, DISTANCE),
     ] {
-        let over = "the first batch in 32-true with the device's kernels, without dropout";
+        let over = "the first examples in 32-true with the device's kernels, without dropout";
         findings.measured(Reason::Gradient, what, over, Unit::Share, (figure, bound));
     }
     Ok(())

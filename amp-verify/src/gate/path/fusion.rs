@@ -7,14 +7,15 @@ use crate::{
     gate::{
         checked::{Findings, Unit},
         reason::Reason,
+        sample::sample,
     },
     layers::{Group, groups},
     text::of_bound,
 };
 
-/// Holds each group of the first batch's step against its layers.
+/// Holds each group of the first examples's step against its layers.
 pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
-    let batch = setup.case.data.train.head(setup.case.data.batch_size)?;
+    let batch = sample(setup.case)?;
     let build = || setup.job.model(setup.case, setup.precision);
     let groups = groups(&setup.subject(&build, &batch), setup.precision)?;
     let Some(worst) = groups.iter().max_by(|a, b| a.over_bound().total_cmp(&b.over_bound())) else {
@@ -34,7 +35,7 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
     findings.measured(
         Reason::Fusion,
         format!("outputs and gradients over what rounding explains, most in {}", in_code(worst)),
-        &format!("the first batch, {} groups on equal inputs, without dropout", groups.len()),
+        &format!("the first examples, {} groups on equal inputs, without dropout", groups.len()),
         Unit::Number,
         (worst.over_bound(), 1.0),
     );

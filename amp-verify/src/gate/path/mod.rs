@@ -34,6 +34,7 @@ use super::{
     checked::{Checked, Findings, Unit},
     job::{Job, Outcome},
     reason::{Failure, Reason},
+    stages::Stages,
 };
 use crate::{faults::Fault, registry::Registry, text::percent};
 
@@ -75,6 +76,7 @@ struct Checks<'a> {
 
 impl Checks<'_> {
     fn run(&mut self) -> Result<()> {
+        let mut stages = Stages::new(self.setup.job);
         let (plain, model) = self.setup.plain_with_model(Way::Epoch)?;
         if !run::all_finite(model.as_ref())? {
             self.findings.fail(Reason::NonFinite, "a weight is not finite after an epoch");
@@ -82,22 +84,30 @@ impl Checks<'_> {
         self.describe(&plain)?;
         self.batches(&plain)?;
         self.memory(&plain);
+        stages.end("a plain epoch");
         device::check(self.setup, self.findings)?;
+        stages.end("the device beside the CPU");
         rounding::check(self.setup, self.findings)?;
+        stages.end("each layer alone");
         fusion::check(self.setup, self.findings)?;
+        stages.end("layers in one");
         let (watched, seen, watched_model) = self.setup.watched(Way::Epoch)?;
         let steps = seen.applied;
         let what = format!("an epoch, {steps} steps");
         self.same(Way::Epoch, &what, &plain, &watched)?;
         self.followed(&what, &seen);
         self.gradients(&seen, watched_model.as_ref())?;
+        stages.end("a watched epoch");
         let limit = median(&seen.norms[..seen.norms.len().min(STEPS as usize)]);
         if let Some(reference) = seen.reference {
             validation::check(self.setup, self.findings, &plain, model, reference)?;
         }
+        stages.end("validation");
         self.clipped(limit)?;
+        stages.end("clipped steps and resuming");
         if self.setup.precision.scales_loss() {
             self.overflowing()?;
+            stages.end("overflowing steps");
         } else {
             self.findings.left_out(Reason::Scale, "the precision scales no loss");
             self.findings.left_out(Reason::Skip, "nothing overflows without a scale");

@@ -10,6 +10,7 @@ use crate::{
     gate::{
         checked::{Findings, Unit},
         reason::Reason,
+        sample::sample,
     },
     layers::{self, Options, Own, WITHIN},
 };
@@ -20,7 +21,7 @@ const MEAN: f64 = 0.4;
 /// A mean of fewer standard errors is attributed to chance.
 const CHANCE: f64 = 6.0;
 
-/// Measures the layers on the first batch.
+/// Measures the layers on the first examples.
 pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
     let precision = setup.precision;
     if matches!(precision.compute(), Kind::Float | Kind::Double) {
@@ -29,7 +30,7 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
         }
         return Ok(());
     }
-    let batch = setup.case.data.train.head(setup.case.data.batch_size)?;
+    let batch = sample(setup.case)?;
     let build = || setup.job.model(setup.case, precision);
     let (report, own) = match layers::audit(&setup.subject(&build, &batch), Options::new(precision))
     {
@@ -67,7 +68,7 @@ fn mean(report: &layers::Report, findings: &mut Findings) {
     findings.measured(
         Reason::Rounding,
         format!("mean of the errors over their root mean square{whose}"),
-        &format!("the first batch, {count} layers with weights on exact inputs"),
+        &format!("the first examples, {count} layers with weights on exact inputs"),
         Unit::Number,
         (worst, MEAN),
     );
@@ -80,7 +81,7 @@ fn size(own: &[Own], findings: &mut Findings) {
     findings.measured(
         Reason::Rounding,
         format!("own error over what rounding explains, most in `{path}`"),
-        &format!("the first batch, {} layers on exact inputs", own.len()),
+        &format!("the first examples, {} layers on exact inputs", own.len()),
         Unit::Number,
         (error, WITHIN),
     );
@@ -108,6 +109,6 @@ fn width(own: &[Own], findings: &mut Findings) {
             });
         }
     }
-    let over = format!("the first batch, {} layers on exact inputs", own.len());
+    let over = format!("the first examples, {} layers on exact inputs", own.len());
     findings.equal(Reason::Width, "digits of results and gradients", over, wrong);
 }

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     exponents::{CommonWindow, Format, Histogram, Window, WindowOptions, losses},
-    rounding::is_narrow,
+    rounding::{is_narrow, moved, rounding_of},
 };
 
 /// Options of the measurement.
@@ -165,7 +165,7 @@ const ON_EXACT: usize = 0;
 pub(super) const ON_ROUNDED: usize = 1;
 const ON_ACTUAL: usize = 2;
 pub(super) const OF_ROUNDED: usize = 3;
-/// Runs with stochastically rounded parameters.
+/// Runs with stochastically rounded parameters, and for a norm with 16-bit parameters on moved inputs.
 const RUNS_OTHERWISE: u64 = 3;
 
 /// One kind of a layer's tensors, from each of the steps.
@@ -230,10 +230,16 @@ impl Passes {
             ];
             if let Some(to) = rounds_to.filter(|_| is_narrow(call.output.kind())) {
                 let otherwise = (1..=RUNS_OTHERWISE).map(Some);
-                jobs.extend([None].into_iter().chain(otherwise).map(|seed| Job {
-                    weights: Some(Rounded { to, seed }),
-                    ..on(&rounded.input, &rounded.gradient)
-                }));
+                for seed in [None].into_iter().chain(otherwise) {
+                    let input = match seed {
+                        Some(_) if call.rounds_statistics(precision) => {
+                            &moved(&rounded.input, rounding_of(to))?
+                        }
+                        _ => &rounded.input,
+                    };
+                    let weights = Some(Rounded { to, seed });
+                    jobs.push(Job { weights, ..on(input, &rounded.gradient) });
+                }
             }
             Ok(jobs)
         });

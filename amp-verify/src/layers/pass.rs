@@ -19,7 +19,7 @@ use amp_core::{
 };
 
 use super::Subject;
-use crate::rounding::{rounded, rounded_otherwise};
+use crate::rounding::{is_narrow, rounded, rounded_otherwise};
 
 /// A layer's run within a step. Tensors have the step's dtypes; gradients of the unscaled loss are in
 /// f64.
@@ -37,6 +37,18 @@ pub(super) struct Ran {
     pub(super) input_gradient: Option<Tensor>,
     /// One result per job of the layer.
     pub(super) reruns: Vec<Rerun>,
+}
+
+impl Ran {
+    /// Whether this is a norm with 16-bit parameters. It rounds its input's mean and deviation as well,
+    /// which changes its results as much as moving the input by a rounding does.
+    pub(super) fn rounds_statistics(&self, precision: Precision) -> bool {
+        let has_parameters = self.numbers.1 > 0;
+        self.op == Op::Other
+            && has_parameters
+            && is_narrow(precision.storage())
+            && is_floating(self.input.kind())
+    }
 }
 
 /// A job for a layer that runs alone: inputs in f64, which are rounded to the layer's dtypes first.

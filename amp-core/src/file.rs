@@ -1,11 +1,13 @@
 //! Files that appear whole or not at all.
 
 use std::{
-    fs::{self, File, Permissions},
-    io::Write,
+    collections::HashMap,
+    fs::{self, File, Permissions, TryLockError},
+    io::{self, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process,
+    sync::{Arc, Mutex, PoisonError, Weak},
 };
 
 use tempfile::NamedTempFile;
@@ -51,6 +53,48 @@ impl Staged {
         // The new name is on the disk once the folder is synchronized.
         let folder = folder(&self.path)?;
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
+    }
+}
+
+/// A lock of a folder: no other process can hold one of the same folder. The system releases it when the
+/// process ends, also when it is killed, and no file is left behind.
+#[derive(Debug, Clone)]
+pub struct FolderLock {
+    _folder: Arc<File>,
+}
+
+/// The folders that this process has locked; all locks of a folder within a process are one.
+static LOCKED: Mutex<Option<HashMap<PathBuf, Weak<File>>>> = Mutex::new(None);
+
+impl FolderLock {
+    /// Locks an existing folder. A file system without locks accepts every lock.
+    ///
+    /// # Errors
+    /// When another process holds the lock, or the folder cannot be read.
+    pub fn new(path: &Path) -> Result<Self> {
+        let failed = |error| Error::io(path, error);
+        let name = fs::canonicalize(path).map_err(failed)?;
+        let mut locked = LOCKED.lock().unwrap_or_else(PoisonError::into_inner);
+        let locked = locked.get_or_insert_default();
+        if let Some(folder) = locked.get(&name).and_then(Weak::upgrade) {
+            return Ok(Self { _folder: folder });
+        }
+        let folder = File::open(&name).map_err(failed)?;
+        match folder.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::config(format!(
+                    "{}: another running process saves its run there, and each would overwrite the other's \
+                     checkpoints; give this run another folder",
+                    path.display()
+                )));
+            }
+        }
+        let folder = Arc::new(folder);
+        locked.insert(name, Arc::downgrade(&folder));
+        Ok(Self { _folder: folder })
     }
 }
 

@@ -1,6 +1,8 @@
-//! The direction in which a monitored value improves.
+//! Monitored values.
 
 use serde::{Deserialize, Serialize};
+
+use crate::Error;
 
 /// Whether a monitored value is better when smaller or larger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,4 +22,13 @@ impl Mode {
             Self::Max => new > old + min_delta,
         }
     }
+}
+
+/// The error of a monitored value that is not among the logged names.
+pub(crate) fn is_not_logged<'a>(monitor: &str, logged: impl Iterator<Item = &'a str>) -> Error {
+    let names: Vec<&str> = logged.collect();
+    let names = if names.is_empty() { "nothing".to_owned() } else { names.join(", ") };
+    Error::config(format!(
+        "nothing to monitor under `{monitor}`: this model logs {names} on the epoch"
+    ))
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use amp_core::{
     Error, Hyperparameters, LightningModule, Result, TrainerConfig,
+    callback::{EarlyStopping, Mode},
     data::{DataModule, Limit, Loading},
     precision::{Clip, Precision},
     random,
@@ -207,6 +208,15 @@ impl Case {
         let config = TrainerConfig { precision, ..self.trainer.clone() };
         config.check()?;
         Ok(config)
+    }
+
+    /// The callback that ends the run early, if one is asked for. A value is better when lower, unless the
+    /// model is judged by it and higher is better.
+    pub fn stopping(&self) -> Option<EarlyStopping> {
+        let (monitor, patience) = self.early_stopping.as_ref()?;
+        let judge = Some(self.model.judge).filter(|judge| judge.name == monitor);
+        let mode = judge.map_or(Mode::Min, |judge| judge.direction.mode());
+        Some(EarlyStopping::new(monitor, mode).patience(*patience))
     }
 
     /// The model with the seed's initial weights.

@@ -8,8 +8,8 @@ use std::{
 
 use amp_core::{
     Error, Result, Trainer, TrainerConfig,
-    callback::{Callback, EarlyStopping, Mode},
-    event::Subscriber,
+    callback::Callback,
+    event::{Event, Subscriber},
     memory::MemoryMeter,
     precision::Precision,
     random,
@@ -17,12 +17,20 @@ use amp_core::{
     trainer::{Change, Graph, Loops},
 };
 
-use crate::{case::Case, registry::LOSS};
+use crate::{
+    case::Case,
+    registry::{Judge, LOSS},
+};
+
+/// Builds a callback that judges epochs by this value.
+pub type JudgedBy = Box<dyn FnOnce(Judge) -> Result<Box<dyn Callback>>>;
 
 /// Options of a run in addition to its case.
 pub struct Extras {
     /// Callbacks, in the order in which they act.
     pub callbacks: Vec<Box<dyn Callback>>,
+    /// A callback after them that judges epochs.
+    pub judged_by: Option<JudgedBy>,
     /// The checkpoint to continue from.
     pub resume_from: Option<PathBuf>,
     /// The settings in which a resumed run may differ from the saved one.
@@ -39,6 +47,7 @@ impl Default for Extras {
     fn default() -> Self {
         Self {
             callbacks: Vec::new(),
+            judged_by: None,
             resume_from: None,
             resume_with: Vec::new(),
             interruption: None,
@@ -66,14 +75,21 @@ pub fn run(
 ) -> Result<RunRecord> {
     let config = case.trainer(precision)?;
     let _section = random::seeded(config.seed)?;
-    warm_up(case, &config, extras.is_compared)?;
+    let first = warm_up(case, &config)?;
+    if extras.is_compared {
+        check_logged(case, &first)?;
+    }
+    let stopping = case.stopping().map(|stopping| Box::new(stopping) as Box<dyn Callback>);
+    let mut callbacks: Vec<Box<dyn Callback>> =
+        stopping.into_iter().chain(extras.callbacks).collect();
+    if let Some(choose) = extras.judged_by {
+        callbacks.push(choose(judge(case, &first, subscriber)?)?);
+    }
+    check_monitored(case, &first, &callbacks)?;
     let meter = MemoryMeter::start(config.device)?;
     let mut model = case.build()?;
     let mut trainer = Trainer::new(config).subscribe(subscriber);
-    if let Some((monitor, patience)) = &case.early_stopping {
-        trainer = trainer.callback(EarlyStopping::new(monitor, Mode::Min).patience(*patience));
-    }
-    for callback in extras.callbacks {
+    for callback in callbacks {
         trainer = trainer.callback(callback);
     }
     if let Some((signal, save_to)) = extras.interruption {
@@ -90,7 +106,8 @@ pub fn run(
     Ok(record)
 }
 
-fn warm_up(case: &Case, config: &TrainerConfig, is_compared: bool) -> Result<()> {
+/// The record of a few batches with each logged value.
+fn warm_up(case: &Case, config: &TrainerConfig) -> Result<RunRecord> {
     let train = |batches: i64, graph: Graph| -> Result<RunRecord> {
         let data = case.data.head(batches)?;
         let mut model = case.build()?;
@@ -103,8 +120,41 @@ fn warm_up(case: &Case, config: &TrainerConfig, is_compared: bool) -> Result<()>
         // last batches allocate again.
         train(4 * config.optimization.accumulate_grad_batches, config.graph)?;
     }
-    let record = train(2, Graph::Off)?;
-    if is_compared { check_logged(case, &record) } else { Ok(()) }
+    train(2, Graph::Off)
+}
+
+/// The names that the record's epochs log, training and validation.
+fn logged(record: &RunRecord) -> BTreeSet<&str> {
+    let values = record.epochs.iter().flat_map(|epoch| epoch.train.iter().chain(&epoch.val));
+    values.map(|logged| logged.name.as_str()).collect()
+}
+
+/// The value by which the case's epochs are judged: the model's, or the validation loss if the model declares
+/// none and logs no accuracy.
+fn judge(case: &Case, first: &RunRecord, subscriber: &mut dyn Subscriber) -> Result<Judge> {
+    let (judge, names) = (case.model.judge, logged(first));
+    if judge != Judge::DEFAULT || names.contains(judge.name) || !names.contains(LOSS) {
+        return Ok(judge);
+    }
+    let text = format!(
+        "{} logs no `{}` and declares no other metric: its epochs are judged by `{LOSS}`",
+        case.model.name, judge.name
+    );
+    subscriber.on_event(&Event::Note { text })?;
+    Ok(Judge::loss())
+}
+
+/// The values that callbacks read must exist.
+fn check_monitored(case: &Case, first: &RunRecord, callbacks: &[Box<dyn Callback>]) -> Result<()> {
+    let names = logged(first);
+    match callbacks.iter().filter_map(|one| one.monitors()).find(|name| !names.contains(name)) {
+        None => Ok(()),
+        Some(name) => Err(Error::config(format!(
+            "{} logs no `{name}`, so a run cannot be stopped or saved by it: it logs {}",
+            case.model.name,
+            names.into_iter().collect::<Vec<_>>().join(", ")
+        ))),
+    }
 }
 
 /// A model must log its validation loss, and the value by which it is judged.

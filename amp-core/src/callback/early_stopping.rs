@@ -49,6 +49,10 @@ impl Callback for EarlyStopping {
         format!("EarlyStopping/{}", self.monitor)
     }
 
+    fn monitors(&self) -> Option<&str> {
+        Some(&self.monitor)
+    }
+
     fn step_access(&self) -> StepAccess {
         StepAccess::Late
     }

@@ -19,9 +19,10 @@ pub use speed_benchmark::SpeedBenchmark;
 use std::path::PathBuf;
 
 use crate::{
-    Error, Hook, LightningModule, Result,
+    Hook, LightningModule, Result,
     event::EpochEnd,
     module::StepAccess,
+    monitor::is_not_logged,
     precision::{Gradients, Precision, StepOutcome, Unscaled},
     state::State,
 };
@@ -34,6 +35,12 @@ use crate::{
 pub trait Callback {
     /// Its name in a checkpoint. Two callbacks of one run need different names.
     fn name(&self) -> String;
+
+    /// The name of the logged value that it reads. A run that does not log it ends before it trains, if
+    /// its validation shows that.
+    fn monitors(&self) -> Option<&str> {
+        None
+    }
 
     /// Before the first epoch, also of a run that is resumed from a checkpoint.
     fn on_train_start(&mut self, hook: &mut Hook<'_>) -> Result<()> {
@@ -108,6 +115,10 @@ macro_rules! forward_callback {
         impl<C: Callback + ?Sized> Callback for $type {
             fn name(&self) -> String {
                 (**self).name()
+            }
+
+            fn monitors(&self) -> Option<&str> {
+                (**self).monitors()
             }
 
             fn on_train_start(&mut self, hook: &mut Hook<'_>) -> Result<()> {
@@ -215,13 +226,8 @@ impl Epoch<'_> {
     /// # Errors
     /// When no value of this name is logged per epoch.
     pub fn monitored(&self, monitor: &str) -> Result<f64> {
-        self.end.value(monitor).ok_or_else(|| {
-            let values = self.end.train.iter().chain(&self.end.val);
-            let names: Vec<&str> = values.map(|logged| logged.name.as_str()).collect();
-            Error::config(format!(
-                "nothing to monitor under `{monitor}`: this model logs {} on the epoch",
-                names.join(", ")
-            ))
-        })
+        let values = self.end.train.iter().chain(&self.end.val);
+        let names = values.map(|logged| logged.name.as_str());
+        self.end.value(monitor).ok_or_else(|| is_not_logged(monitor, names))
     }
 }

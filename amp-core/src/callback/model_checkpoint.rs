@@ -1,7 +1,13 @@
 use std::path::{Path, PathBuf};
 
 use super::{Action, Callback, Epoch, Mode};
-use crate::{Error, Hook, Result, file, module::StepAccess, precision::StepOutcome, state::State};
+use crate::{
+    Error, Hook, Result,
+    file::{self, FolderLock},
+    module::StepAccess,
+    precision::StepOutcome,
+    state::State,
+};
 
 /// Saves a run (lightning.pytorch.callbacks.ModelCheckpoint): the best epochs by a monitored value, as
 /// `epoch=03-val_acc=0.9821.safetensors`; optionally the last epoch, and the state after every N steps,
@@ -20,6 +26,8 @@ pub struct ModelCheckpoint {
     /// The kept file of an epoch that ended early, in addition to `save_top_k`. It is removed when a
     /// resumed run completes the epoch.
     early: Option<PathBuf>,
+    /// Held so that no other process saves its run in the folder.
+    _lock: FolderLock,
 }
 
 /// The most bytes of a monitored name that are used in a file name; file systems limit a file name to 255.
@@ -30,7 +38,8 @@ impl ModelCheckpoint {
     /// earlier processes are removed.
     ///
     /// # Errors
-    /// When the folder cannot be created, or the monitored name fits into no file name.
+    /// When the folder cannot be created, another running process has a `ModelCheckpoint` there, or the
+    /// monitored name fits into no file name.
     pub fn new(folder: impl Into<PathBuf>, monitor: impl Into<String>, mode: Mode) -> Result<Self> {
         let (folder, monitor) = (folder.into(), monitor.into());
         let length = file_name(&monitor).len();
@@ -41,6 +50,7 @@ impl ModelCheckpoint {
             )));
         }
         file::create_folder(&folder)?;
+        let lock = FolderLock::new(&folder)?;
         file::remove_abandoned(&folder)?;
         Ok(Self {
             folder,
@@ -52,6 +62,7 @@ impl ModelCheckpoint {
             every_n_train_steps: None,
             best: Vec::new(),
             early: None,
+            _lock: lock,
         })
     }
 
@@ -159,6 +170,10 @@ fn file_name(name: &str) -> String {
 impl Callback for ModelCheckpoint {
     fn name(&self) -> String {
         format!("ModelCheckpoint/{}", self.monitor)
+    }
+
+    fn monitors(&self) -> Option<&str> {
+        (self.save_top_k > 0).then_some(&self.monitor)
     }
 
     fn step_access(&self) -> StepAccess {

@@ -1,7 +1,7 @@
 //! A built optimizer with its schedule.
 
 use super::{BuildScheduler, Interval, Optimizer, Rates, Scheduler, saved};
-use crate::{Error, Result, log::Logged, state::State};
+use crate::{Error, Result, log::Logged, monitor::is_not_logged, state::State};
 
 /// A built optimizer with its schedule.
 pub struct Scheduled {
@@ -281,12 +281,6 @@ fn started(config: &dyn BuildScheduler, rates: &[Rates]) -> Result<Vec<Box<dyn S
 fn monitored(name: &str, logged: &[Logged]) -> Result<f64> {
     match logged.iter().find(|logged| logged.name == name) {
         Some(logged) => Ok(logged.value),
-        None => {
-            let names: Vec<&str> = logged.iter().map(|logged| logged.name.as_str()).collect();
-            Err(Error::config(format!(
-                "scheduler: nothing to monitor under `{name}`: this model logs {} on the epoch",
-                names.join(", ")
-            )))
-        }
+        None => Err(is_not_logged(name, logged.iter().map(|logged| logged.name.as_str()))),
     }
 }

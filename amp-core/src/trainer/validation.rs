@@ -12,7 +12,11 @@ use crate::{
     callback::Epoch,
     event::{EpochEnd, Event, Position, Validated},
     log::{Log, Logged},
+    monitor::is_not_logged,
 };
+
+/// The prefix of the names of validation values.
+const VALIDATION: &str = "val_";
 
 impl Run<'_, '_> {
     /// Whether validations report values within epochs or after some of them.
@@ -37,6 +41,7 @@ impl Run<'_, '_> {
             return Ok(());
         }
         let (val, val_seconds) = timed(|| self.validate())?;
+        are_logged(&self.monitored(), &val)?;
         let position = self.position;
         self.state.optim.follow_validation(&val)?;
         let global_step = self.state.global_step();
@@ -87,14 +92,41 @@ impl Run<'_, '_> {
         Ok(values)
     }
 
-    /// Validates a few batches before training, and reports nothing.
+    /// Validates a few batches before training, and reports nothing. A validation value that is monitored
+    /// must be among the values.
     pub(super) fn check_validation(&mut self) -> Result<()> {
         let batches = self.loops.num_sanity_val_steps;
-        if batches == 0 || self.val.is_empty() {
+        let monitored = self.monitored();
+        if self.val.is_empty() {
+            return are_logged(&monitored, &[]);
+        }
+        if batches == 0 && monitored.is_empty() {
             return Ok(());
         }
         let aside = Aside::begin(self.model, self.config.device)?;
-        let _ = self.evaluate(Some(batches))?;
-        aside.end(self.model)
+        let values = self.evaluate(Some(batches.max(1)));
+        aside.end(self.model)?;
+        match values {
+            Ok(values) => are_logged(&monitored, &values),
+            // A metric may need more than one batch; the first validation then checks the names.
+            Err(_) if batches == 0 => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The validation values that callbacks and schedules read.
+    fn monitored(&self) -> Vec<String> {
+        let callbacks = self.observers.callbacks.0.iter().filter_map(|one| one.monitors());
+        let schedules = self.state.optim.scheduled.iter().filter_map(|one| one.monitor());
+        let all = callbacks.chain(schedules);
+        all.filter(|name| name.starts_with(VALIDATION)).map(str::to_owned).collect()
+    }
+}
+
+fn are_logged(monitored: &[String], values: &[Logged]) -> Result<()> {
+    let names = values.iter().map(|logged| logged.name.as_str());
+    match monitored.iter().find(|name| values.iter().all(|logged| logged.name != **name)) {
+        Some(name) => Err(is_not_logged(name, names)),
+        None => Ok(()),
     }
 }

@@ -4,16 +4,17 @@ use std::cell::RefCell;
 
 use amp_core::{
     Hook, Hyperparameters, LightningModule, Module, Result, Step, Trainer, TrainerConfig,
-    callback::{EarlyStopping, Mode, ModelCheckpoint},
-    data::{AnyBatch, Batch, BatchType},
+    callback::{Callback, EarlyStopping, Mode, ModelCheckpoint},
+    data::{AnyBatch, Batch, BatchType, Sets},
     event::Event,
     log::LogOptions,
     loss::mse_loss,
     nn::{Context, Linear, Visit, Visitor},
-    optim::{OptimizerConfig, Optimizers, Sgd, TrainingPlan},
+    optim::{Interval, OptimizerConfig, Optimizers, ReduceLrOnPlateau, Sgd, TrainingPlan},
     precision::{Clip, Gradients, Precision, StepOutcome, Unscaled},
     record::RunRecord,
     tch::{Device, Tensor},
+    trainer::ValCheckInterval,
 };
 use tempfile::tempdir;
 
@@ -28,11 +29,18 @@ struct Scripted {
     linear: Linear,
     scores: Vec<f64>,
     calls: RefCell<Vec<String>>,
+    /// What the schedule monitors, if there is one.
+    plateau: Option<&'static str>,
 }
 
 impl Scripted {
     fn new(scores: &[f64]) -> Result<Self> {
-        Ok(Self { linear: linear(3, 3)?, scores: scores.to_vec(), calls: RefCell::default() })
+        Ok(Self {
+            linear: linear(3, 3)?,
+            scores: scores.to_vec(),
+            calls: RefCell::default(),
+            plateau: None,
+        })
     }
 
     fn call(&self, text: impl Into<String>) -> Result<()> {
@@ -73,7 +81,10 @@ impl LightningModule for Scripted {
     }
 
     fn configure_optimizers(&self, _: &TrainingPlan) -> Result<Optimizers> {
-        Ok(OptimizerConfig::new(Sgd { lr: 0.1, ..Default::default() }).into())
+        let sgd = OptimizerConfig::new(Sgd { lr: 0.1, ..Default::default() });
+        let Some(monitor) = self.plateau else { return Ok(sgd.into()) };
+        let plateau = ReduceLrOnPlateau { monitor: monitor.to_owned(), ..Default::default() };
+        Ok(sgd.with_scheduler(plateau, Interval::Epoch).into())
     }
 
     fn on_train_start(&mut self) -> Result<()> {
@@ -213,12 +224,65 @@ fn early_stopping_ends_a_run_that_is_not_finite() -> Result<()> {
 #[test]
 fn a_value_that_is_not_logged_cannot_be_monitored() -> Result<()> {
     let _generator = seeded(0);
-    let stop = EarlyStopping::new("val_acc", Mode::Max);
-    let text = message(trained(&[1.0], Trainer::new(config(1)).callback(stop)));
-    assert!(
-        text.contains("nothing to monitor under `val_acc`: this model logs val_score"),
-        "{text}"
-    );
+    let folder = tempdir().expect("a temporary folder");
+    let checkpoint = |monitor| ModelCheckpoint::new(folder.path(), monitor, Mode::Max);
+    let callbacks: [Box<dyn Callback>; 3] = [
+        Box::new(EarlyStopping::new("val_acc", Mode::Max)),
+        Box::new(checkpoint("val_acc")?),
+        Box::new(checkpoint("val_acc")?.save_last(true)),
+    ];
+    for mut callback in callbacks {
+        for (sanity, interval) in [(0, 1.0), (1, 1.0), (0, 0.5)] {
+            let mut config = config(1);
+            config.loops.num_sanity_val_steps = sanity;
+            config.loops.val_check_interval = ValCheckInterval::Fraction(interval);
+            let mut model = Scripted::new(&[1.0])?;
+            let data = same(constant(2, 3, 9.0)?, 1)?;
+            let fit = Trainer::new(config).callback(&mut callback).fit(&mut model, &data);
+            let text = message(fit);
+            let expected = "nothing to monitor under `val_acc`: this model logs val_score";
+            assert!(text.contains(expected), "{text}");
+            assert!(!model.calls.into_inner().contains(&"step".to_owned()), "no step has run");
+        }
+    }
+    // So must the value that a schedule reads.
+    let mut model = Scripted { plateau: Some("val_acc"), ..Scripted::new(&[1.0])? };
+    let text = message(Trainer::new(config(1)).fit(&mut model, &same(constant(2, 3, 9.0)?, 1)?));
+    assert!(text.contains("nothing to monitor under `val_acc`"), "{text}");
+    assert!(!model.calls.into_inner().contains(&"step".to_owned()), "no step has run");
+    // The value exists only in training; what is wrong with it shows at the end of an epoch.
+    let own = EarlyStopping::new("train_typo", Mode::Max);
+    let text = message(trained(&[1.0], Trainer::new(config(1)).callback(own)));
+    assert!(text.contains("nothing to monitor under `train_typo`"), "{text}");
+    // No value of validation exists without validation data.
+    let mut data = same(constant(2, 3, 9.0)?, 1)?;
+    data.val = Sets::default();
+    let own = EarlyStopping::new("val_score", Mode::Max);
+    let mut model = Scripted::new(&[1.0])?;
+    let text = message(Trainer::new(config(1)).callback(own).fit(&mut model, &data));
+    assert!(text.contains("this model logs nothing on the epoch"), "{text}");
+    Ok(())
+}
+
+/// Two processes that save into one folder overwrite each other's `last.safetensors`. The lock of another
+/// process is a lock through another open file.
+#[test]
+fn a_folder_that_another_process_saves_into_is_refused() -> Result<()> {
+    let folder = tempdir().expect("a temporary folder");
+    let new = || ModelCheckpoint::new(folder.path(), "val_loss", Mode::Min);
+    let other = std::fs::File::open(folder.path()).expect("the folder opens");
+    other.lock().expect("it is not locked");
+    let text = message(new().map(|_| ()));
+    assert!(text.contains("another running process saves its run there"), "{text}");
+    assert!(!text.contains('\n'), "one line: {text}");
+    drop(other);
+    let (first, second) = (new()?, new()?);
+    drop(first);
+    let other = std::fs::File::open(folder.path()).expect("the folder opens");
+    assert!(other.try_lock().is_err(), "the second one still holds the lock");
+    drop(second);
+    assert!(other.try_lock().is_ok(), "released");
+    assert_eq!(folder.path().read_dir().expect("the folder").count(), 0, "nothing is left behind");
     Ok(())
 }
 

@@ -2,13 +2,14 @@ use std::{fs, path::PathBuf, str::FromStr};
 
 use amp_core::{
     Result,
-    callback::{Mode, ModelCheckpoint},
+    callback::{Callback, ModelCheckpoint},
     checkpoint,
+    file::{self, FolderLock},
     trainer::Change,
 };
 use clap::Args;
 
-use crate::{options::positive, registry::Judge};
+use crate::{options::positive, registry::Judge, runner::JudgedBy};
 
 /// Where a run is saved, and the checkpoint that it continues from.
 #[derive(Debug, Args)]
@@ -72,21 +73,28 @@ impl CheckpointArgs {
         Some(folder.join("on_error.safetensors"))
     }
 
-    /// The callback that saves the best epochs, measured by the model's judge, or `None`.
+    /// Locks the folder, and returns what builds the callback that saves the best epochs there, measured by
+    /// the model's judge; `None` without a folder.
     ///
     /// # Errors
-    /// When the folder cannot be created.
-    pub fn callback(&self, judge: Judge) -> Result<Option<ModelCheckpoint>> {
-        let Some(folder) = &self.checkpoint_dir else { return Ok(None) };
-        let mode = if judge.direction.is_higher() { Mode::Max } else { Mode::Min };
-        let mut checkpoint = ModelCheckpoint::new(folder, judge.name, mode)?
-            .save_top_k(self.save_top_k)
-            .save_last(true)
-            .save_weights_only(self.save_weights_only);
-        if let Some(steps) = self.every_n_train_steps {
-            checkpoint = checkpoint.every_n_train_steps(steps);
-        }
-        Ok(Some(checkpoint))
+    /// When the folder cannot be created, or another running process saves there.
+    pub fn callback(&self) -> Result<Option<JudgedBy>> {
+        let Some(folder) = self.checkpoint_dir.clone() else { return Ok(None) };
+        file::create_folder(&folder)?;
+        let lock = FolderLock::new(&folder)?;
+        let (top, weights_only) = (self.save_top_k, self.save_weights_only);
+        let steps = self.every_n_train_steps;
+        Ok(Some(Box::new(move |judge: Judge| {
+            let mut checkpoint = ModelCheckpoint::new(folder, judge.name, judge.direction.mode())?
+                .save_top_k(top)
+                .save_last(true)
+                .save_weights_only(weights_only);
+            drop(lock);
+            if let Some(steps) = steps {
+                checkpoint = checkpoint.every_n_train_steps(steps);
+            }
+            Ok(Box::new(checkpoint) as Box<dyn Callback>)
+        })))
     }
 
     /// Whether the folder exists.

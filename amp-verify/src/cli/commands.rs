@@ -177,10 +177,8 @@ fn train(registry: &Registry, args: &TrainArgs) -> Result<ExitCode> {
     }
     let mut logs = Logs::new(&args.run.logs)?;
     let had_folder = args.checkpoints.has_folder();
-    let mut callbacks: Vec<Box<dyn Callback>> = args.monitors.callbacks();
-    if let Some(checkpoint) = args.checkpoints.callback(case.model.judge)? {
-        callbacks.push(Box::new(checkpoint));
-    }
+    let callbacks: Vec<Box<dyn Callback>> = args.monitors.callbacks();
+    let judged_by = args.checkpoints.callback()?;
     let mut epochs = EpochTable::new(io::stdout());
     let mut progress = progress(1, args.run.quiet);
     // All steps that can fail run before anything is printed.
@@ -194,6 +192,7 @@ fn train(registry: &Registry, args: &TrainArgs) -> Result<ExitCode> {
     let save_on_error = args.checkpoints.on_error();
     let extras = Extras {
         callbacks,
+        judged_by,
         resume_from,
         resume_with,
         interruption,

@@ -130,8 +130,8 @@ impl Checked {
         let largest = self.figure.unwrap_or(0.0).abs().max(self.bound.unwrap_or(0.0).abs());
         match self.unit {
             _ if value == 0.0 => "0".to_owned(),
-            Unit::Bytes if value >= f64::from(1 << 20) => show_bytes(value as u64),
-            Unit::Bytes => format!("{value} bytes"),
+            Unit::Bytes if value < 0.0 => format!("-{}", show_bytes(-value as u64)),
+            Unit::Bytes => show_bytes(value as u64),
             Unit::StandardErrors => format!("{} σ", significant(value, 2)),
             // Below that both would be zeros.
             Unit::Share if largest >= 1e-4 => percent(value),
@@ -249,6 +249,15 @@ mod tests {
     )]
     #[case::shown(Unit::Share, 0.07, f64::INFINITY, "7 %", "–", Comparison::Shown)]
     #[case::bytes(Unit::Bytes, 0.0, 0.0, "0", "0", Comparison::Held)]
+    #[case::two_sizes(
+        Unit::Bytes,
+        143_380.0,
+        1_048_576.0,
+        "140.0 KiB",
+        "1.0 MiB",
+        Comparison::Held
+    )]
+    #[case::fewer_bytes(Unit::Bytes, -2048.0, 0.0, "-2.0 KiB", "0", Comparison::Held)]
     #[case::learned(Unit::AtLeast, 0.5, 0.3, "0.5", "at least 0.3", Comparison::Held)]
     #[case::not_learned(Unit::AtLeast, 0.1, 0.3, "0.1", "at least 0.3", Comparison::Broken)]
     fn a_figure_is_shown_in_its_unit(

@@ -4,7 +4,6 @@ use std::fmt;
 
 use amp_core::{
     Hyperparameters, LightningModule, Result, Trainer, TrainerConfig,
-    callback::{EarlyStopping, Mode},
     hardware::{self, Fingerprint},
     memory::MemoryMeter,
     nn::init::Remembering,
@@ -263,8 +262,8 @@ impl Job {
             model = Box::new(Intercepted::new(model, controls::Freeze));
         }
         let mut trainer = Trainer::new(config);
-        if let Some((monitor, patience)) = &case.early_stopping {
-            trainer = trainer.callback(EarlyStopping::new(monitor, Mode::Min).patience(*patience));
+        if let Some(stopping) = case.stopping() {
+            trainer = trainer.callback(stopping);
         }
         let record = trainer.fit(model.as_mut(), &case.data)?;
         let memory = meter.read()?;

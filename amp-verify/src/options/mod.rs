@@ -76,7 +76,8 @@ pub struct RunArgs {
     /// cheapest layers in the backward pass to stay below it; no number changes
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub memory_budget: Option<u64>,
-    /// End training when this value stops falling, as in val_loss [default: the model's own]
+    /// End training when this value no longer improves, as in val_loss: when it stops falling, or rising if
+    /// the model is judged by it and higher is better [default: the model's own]
     #[arg(long, value_name = "NAME")]
     pub early_stopping: Option<String>,
     /// Epochs without improvement after which training ends

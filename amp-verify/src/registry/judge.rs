@@ -1,5 +1,6 @@
 //! The value that a model is judged by.
 
+use amp_core::callback::Mode;
 use serde::{Deserialize, Serialize};
 
 /// Whether larger or smaller values are better.
@@ -22,6 +23,14 @@ impl Direction {
         }
     }
 
+    /// The direction as a callback takes it.
+    pub fn mode(self) -> Mode {
+        match self {
+            Self::HigherIsBetter => Mode::Max,
+            Self::LowerIsBetter => Mode::Min,
+        }
+    }
+
     /// Whether it is [`HigherIsBetter`](Self::HigherIsBetter).
     pub fn is_higher(&self) -> bool {
         *self == Self::HigherIsBetter
@@ -41,6 +50,9 @@ pub struct Judge {
 pub(crate) const LOSS: &str = "val_loss";
 
 impl Judge {
+    /// The judge of a model that declares none: the accuracy.
+    pub const DEFAULT: Self = Self::higher("val_acc");
+
     /// A value that is better when higher, as `val_acc`.
     pub const fn higher(name: &'static str) -> Self {
         Self { name, direction: Direction::HigherIsBetter }

@@ -1,8 +1,13 @@
 //! A registry as a project declares it, and what it refuses.
 
+use std::{cell::Cell, rc::Rc};
+
 use amp_core::{
     Hyperparameters, Result,
+    callback::{Callback, ModelCheckpoint},
     data::{Batch, DataModule, Limit},
+    event::Event,
+    precision::Precision,
     prelude::*,
     tch::{Device, Kind, Tensor},
 };
@@ -12,6 +17,7 @@ use amp_verify::{
     margins::{Margins, ModelMargin},
     model, project,
     registry::{Changes, Direction, Judge, Length},
+    runner::{self, Extras, JudgedBy},
 };
 use rstest::rstest;
 use serde_json::json;
@@ -121,6 +127,68 @@ fn a_regression_is_what_is_worse() {
     assert_eq!(Direction::LowerIsBetter.regression(0.75, 0.5), -0.25);
     assert_eq!(Judge::higher("val_acc").resolution(4), 0.25);
     assert_eq!(Judge::loss().resolution(4), 0.0);
+}
+
+/// A callback that judges epochs gets a value that the model logs: its own, or the validation loss where the model
+/// declares no value and logs no accuracy.
+#[rstest]
+#[case::none(model!(Line), Ok(Judge::loss()), 1)]
+#[case::loss(model!(Line).judged_by_loss(), Ok(Judge::loss()), 0)]
+#[case::unknown(
+    model!(Line).metric("val_auc"),
+    Err("Line logs no `val_auc`, so a run cannot be stopped or saved by it: it logs val_loss"),
+    0
+)]
+fn epochs_are_judged_by_a_logged_value(
+    #[case] model: Model,
+    #[case] expected: std::result::Result<Judge, &str>,
+    #[case] notes: usize,
+) {
+    let (registry, folder) = (registry(), tempfile::tempdir().expect("a folder"));
+    let choices = Choices { max_steps: Some(2), ..Choices::default() };
+    let case = Case::new(&registry, &model, choices, Device::Cpu).expect("a case");
+    let given = Rc::new(Cell::new(None));
+    let (seen, path) = (given.clone(), folder.path().to_owned());
+    let judged_by: JudgedBy = Box::new(move |judge: Judge| {
+        seen.set(Some(judge));
+        let saved = ModelCheckpoint::new(path, judge.name, judge.direction.mode())?;
+        Ok(Box::new(saved) as Box<dyn Callback>)
+    });
+    let extras = Extras { judged_by: Some(judged_by), is_compared: false, ..Extras::default() };
+    let (mut said, mut started) = (0, false);
+    let mut listen = |event: &Event| -> Result<()> {
+        said += usize::from(!started && matches!(event, Event::Note { .. }));
+        started |= matches!(event, Event::FitStart(_));
+        Ok(())
+    };
+    let outcome = runner::run(&case, Precision::F32True, extras, &mut listen);
+    match expected {
+        Ok(judge) => {
+            outcome.expect("a run");
+            assert_eq!(given.get(), Some(judge));
+            let files = folder.path().read_dir().expect("the folder");
+            let names = files.map(|file| file.expect("a file").file_name().into_string());
+            let named = |name: &str| name.contains(&format!("-{}=", judge.name));
+            assert!(names.flatten().any(|name| named(&name)));
+        }
+        Err(text) => {
+            let error = outcome.expect_err("an unknown value").to_string();
+            assert!(error.contains(text), "{error}");
+            assert!(!started, "refused before the run");
+        }
+    }
+    assert_eq!(said, notes);
+}
+
+/// A run ends early when the value that it monitors gets worse; an accuracy gets worse when it falls.
+#[rstest]
+#[case("val_acc", "Max")]
+#[case("val_loss", "Min")]
+fn a_monitored_value_has_its_direction(#[case] name: &str, #[case] mode: &str) {
+    let choices = Choices { early_stopping: Some((name.to_owned(), 3)), ..Choices::default() };
+    let case = Case::new(&registry(), &model!(Line), choices, Device::Cpu).expect("a case");
+    let stopping = format!("{:?}", case.stopping().expect("a callback"));
+    assert!(stopping.contains(&format!("mode: {mode}")), "{stopping}");
 }
 
 /// A length in steps is `max_steps`, within epochs enough for it and for steps that are skipped; a length in epochs is

@@ -158,7 +158,8 @@ pub struct Loops {
     /// runs.
     pub fast_dev_run: Option<i64>,
     /// This many batches of each validation set are validated before training, so that a mistake there
-    /// shows at once. Their values are not reported.
+    /// shows at once. Their values are not reported. At 0, a run with a callback or a schedule that reads a
+    /// validation value validates one batch, to see whether the value exists.
     pub num_sanity_val_steps: i64,
     /// When the run validates.
     pub val_check_interval: ValCheckInterval,

@@ -12,20 +12,25 @@ use crate::{
     precision::Region,
 };
 
-/// A layer of a model.
+/// The type of a row that is a parameter.
+const PARAMETER: &str = "Parameter";
+
+/// A layer of a model, or a parameter that stands beside layers rather than in one of torch.nn's: each
+/// parameter of the model itself, and of a layer with layers within it. So a layer's numbers are the sums
+/// of the rows within it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LayerSummary {
     /// Its dotted path, as in parameters' names; empty for the model itself.
     pub path: String,
     /// The number of layers around it.
     pub depth: usize,
-    /// The name of its type, as in `Conv2d`; `None` if the forward pass did not run it.
+    /// The name of its type, as in `Conv2d`, or `Parameter`; `None` if the forward pass did not run it.
     pub kind: Option<String>,
     /// How often the forward pass ran it.
     pub calls: u64,
     /// The shapes of its inputs when it first ran.
     pub input: Vec<Vec<i64>>,
-    /// The shapes of its outputs when it first ran.
+    /// The shapes of its outputs when it first ran; a parameter's own shape.
     pub output: Vec<Vec<i64>>,
     /// The number of trained values in it and in the layers within it. A parameter that two layers share
     /// counts for the first.
@@ -73,9 +78,10 @@ pub(super) fn layers(model: &dyn LightningModule, traced: Traced) -> (Vec<LayerS
         layers: vec![LayerSummary::new(String::new(), 0)],
         open: vec![0],
         tensors: Tensors::default(),
+        parameters: HashSet::new(),
     };
     model.visit(&mut declared);
-    let mut layers = declared.layers;
+    let Declared { mut layers, parameters, .. } = declared;
     layers[0].kind = Some(model.name().to_owned());
     (layers[0].calls, layers[0].flops) = (1, traced.flops);
     for call in traced.calls {
@@ -91,7 +97,17 @@ pub(super) fn layers(model: &dyn LightningModule, traced: Traced) -> (Vec<LayerS
         .map(|layer| {
             let within = format!("{}.", layer.path);
             let runs = |other: &LayerSummary| other.path.starts_with(&within) && other.calls > 0;
-            layer.calls > 0 || layer.trainable + layer.frozen > 0 || layers.iter().any(runs)
+            let beside_layers = |parent: &str| {
+                let within = |other: &LayerSummary| parent_of(&other.path) == Some(parent);
+                let mut others = layers.iter().filter(|other| !parameters.contains(&other.path));
+                parent.is_empty() || others.any(within)
+            };
+            match parent_of(&layer.path).filter(|_| parameters.contains(&layer.path)) {
+                Some(parent) => beside_layers(parent),
+                None => {
+                    layer.calls > 0 || layer.trainable + layer.frozen > 0 || layers.iter().any(runs)
+                }
+            }
         })
         .collect();
     let mut keeps = keeps.into_iter();
@@ -99,9 +115,14 @@ pub(super) fn layers(model: &dyn LightningModule, traced: Traced) -> (Vec<LayerS
     (layers, traced.flops)
 }
 
+/// The path of the layer around it; `None` for the model.
+fn parent_of(path: &str) -> Option<&str> {
+    (!path.is_empty()).then(|| path.rsplit_once('.').map_or("", |(parent, _)| parent))
+}
+
 /// Inserts a layer that is not declared, after the layers of its parent.
 fn insert(layers: &mut Vec<LayerSummary>, path: &str) -> usize {
-    let parent = path.rsplit_once('.').map_or("", |(parent, _)| parent);
+    let parent = parent_of(path).unwrap_or_default();
     let found = layers.iter().position(|layer| layer.path == parent);
     let parent = found.unwrap_or_else(|| insert(layers, parent));
     let depth = layers[parent].depth + 1;
@@ -154,13 +175,21 @@ struct Declared {
     /// Indices of the layers around the next tensor.
     open: Vec<usize>,
     tensors: Tensors,
+    /// The paths of the rows that are parameters.
+    parameters: HashSet<String>,
+}
+
+impl Declared {
+    /// The path of this name within the innermost open layer.
+    fn path(&self, name: &str) -> String {
+        let parent = self.open.last().map_or("", |place| self.layers[*place].path.as_str());
+        if parent.is_empty() { name.to_owned() } else { format!("{parent}.{name}") }
+    }
 }
 
 impl Visitor for Declared {
     fn enter(&mut self, name: &str, _: Option<Region>) {
-        let parent = self.open.last().map_or("", |place| self.layers[*place].path.as_str());
-        let path = if parent.is_empty() { name.to_owned() } else { format!("{parent}.{name}") };
-        let depth = self.open.len();
+        let (path, depth) = (self.path(name), self.open.len());
         self.open.push(self.layers.len());
         self.layers.push(LayerSummary::new(path, depth));
     }
@@ -169,11 +198,18 @@ impl Visitor for Declared {
         self.open.pop();
     }
 
-    fn tensor(&mut self, _: &str, tensor: &Tensor, role: Role) {
+    fn tensor(&mut self, name: &str, tensor: &Tensor, role: Role) {
         let (trainable, frozen) = self.tensors.add(tensor, role);
         for place in &self.open {
             self.layers[*place].trainable += trainable;
             self.layers[*place].frozen += frozen;
+        }
+        if trainable + frozen > 0 {
+            let mut row = LayerSummary::new(self.path(name), self.open.len());
+            (row.kind, row.output) = (Some(PARAMETER.to_owned()), vec![tensor.size()]);
+            (row.trainable, row.frozen) = (trainable, frozen);
+            self.parameters.insert(row.path.clone());
+            self.layers.push(row);
         }
     }
 }

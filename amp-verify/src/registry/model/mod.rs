@@ -71,7 +71,7 @@ impl Model {
             limit_train_batches: Limit::default(),
             limit_val_batches: Limit::default(),
             batch_size: 64,
-            judge: Judge::higher("val_acc"),
+            judge: Judge::DEFAULT,
             margin: None,
             learns_by: None,
             gradient_clip_val: None,

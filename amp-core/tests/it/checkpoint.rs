@@ -230,7 +230,7 @@ fn a_recomputation_takes_the_kernels_of_its_pass(
         drop(pass);
         Ok(Tensor::run_backward(&[output.sum(Kind::Float)], &[&x], false, false).remove(0))
     };
-    let expected = gradient(Kernels::Libtorch)?;
+    let expected = gradient(kernels)?;
     let _planted = FusedTimes::new(2.0);
     assert!(gradient(kernels)?.equal(&(expected * factor)));
     Ok(())

@@ -147,7 +147,7 @@ fn the_norm_of_no_gradients_is_zero() -> Result<()> {
 #[case(Clip::Norm(f64::NAN))]
 #[case(Clip::Value(-1.0))]
 fn a_limit_that_is_not_positive_is_refused(#[case] clip: Clip) {
-    assert!(message(clip.validated()).contains("takes a positive limit"));
+    assert!(message(clip.validated()).contains("needs a positive limit"));
 }
 
 /// Parameters with these gradients, each with some hundred elements.

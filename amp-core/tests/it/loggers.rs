@@ -108,7 +108,7 @@ fn a_file_that_cannot_be_made_is_named() {
     for outcome in outcomes {
         assert!(matches!(outcome, Err(Error::Io { .. })));
         let text = message(outcome);
-        let reasons = ["run.jsonl: No such file", "run.jsonl: File exists"];
+        let reasons = ["run.jsonl: No such file", "run.jsonl: the folder cannot be created"];
         assert!(reasons.iter().any(|reason| text.contains(reason)), "{text}");
     }
 }

@@ -323,7 +323,7 @@ fn a_missing_capability_is_refused() -> Result<()> {
         OnDevice { factor: None, found_inf: Some(&number) },
     ] {
         let text = crate::support::message(optimizer.step_with(known));
-        assert!(text.contains("AdamW cannot leave a step out, or scale gradients"), "{text}");
+        assert!(text.contains("AdamW cannot skip a step or scale gradients"), "{text}");
     }
     Ok(())
 }

@@ -131,7 +131,7 @@ fn each_parameter_has_one_optimizer(#[case] params: &[Option<&str>], #[case] say
 #[rstest]
 #[case(&["norm.bias"], &["*.bias"], "no parameter matches `norm.bias`")]
 #[case(&["body.*"], &["*.bias"], "`body.0.bias` is in two parameter groups")]
-#[case(&[], &["*.bias"], "parameters are chosen by no pattern")]
+#[case(&[], &["*.bias"], "the list of patterns is empty")]
 fn each_parameter_has_one_group(#[case] one: &[&str], #[case] other: &[&str], #[case] says: &str) {
     let patterns = |patterns: &[&str]| patterns.iter().map(|p| (*p).to_owned()).collect::<Vec<_>>();
     let groups = ParamGroups::new(Sgd::default())

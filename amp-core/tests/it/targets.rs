@@ -280,7 +280,7 @@ fn binary_targets_are_probabilities(#[case] target: &[f64]) {
         &zeros(&[2], Kind::Double),
         &Tensor::from_slice(target),
     ));
-    assert!(said.contains("targets are from 0 to 1"), "{said}");
+    assert!(said.contains("targets must be from 0 to 1"), "{said}");
 }
 
 /// One value for a whole batch would have the same weight for batches of every size.

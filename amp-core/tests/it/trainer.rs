@@ -285,7 +285,7 @@ fn a_subscribers_error_ends_the_run() -> Result<()> {
 #[case(|config: &mut TrainerConfig| config.max_epochs = 0, "max_epochs is 0, but must be at least 1")]
 #[case(|config: &mut TrainerConfig| config.optimization.accumulate_grad_batches = 0, "accumulate_grad_batches is 0")]
 #[case(|config: &mut TrainerConfig| config.logging.log_every_n_steps = -1, "log_every_n_steps is -1")]
-#[case(|config: &mut TrainerConfig| config.optimization.gradient_clip = Some(Clip::Norm(0.0)), "takes a positive limit")]
+#[case(|config: &mut TrainerConfig| config.optimization.gradient_clip = Some(Clip::Norm(0.0)), "needs a positive limit")]
 #[case(|config: &mut TrainerConfig| config.numerics.scaler.growth_factor = 0.5, "growth factor is 0.5")]
 fn a_configuration_that_cannot_run_is_refused(
     #[case] change: fn(&mut TrainerConfig),

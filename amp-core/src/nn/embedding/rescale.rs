@@ -32,10 +32,24 @@ impl MaxNorm {
             return Ok(());
         }
         tch::no_grad(|| -> Result<()> {
-            let indices = indices.f_contiguous()?;
-            let _ = table.f_detach()?.f_embedding_renorm_(&indices, self.most, self.p)?;
+            let mut table = table.f_detach()?;
+            let _ = if self.p.is_infinite() {
+                table.f_mul_(&self.factors(&table, indices)?)?
+            } else {
+                table.f_embedding_renorm_(&indices.f_contiguous()?, self.most, self.p)?
+            };
             Ok(())
         })
+    }
+
+    /// The factor of each row of `table`, `[num_embeddings, 1]`, by libtorch's formula on the CPU. On CUDA its
+    /// `embedding_renorm_` computes Σ|x|^∞ and takes 1 for the length of every vector with elements below 1.
+    fn factors(self, table: &Tensor, indices: &Tensor) -> Result<Tensor> {
+        let lengths = table.f_norm_scalaropt_dim(self.p, [1_i64], true)?;
+        let shorter = lengths.f_add_scalar(1e-7)?.f_reciprocal()?.f_mul_scalar(self.most)?;
+        let looked_up = lengths.f_zeros_like()?.f_index_fill(0, &indices.f_reshape([-1])?, 1.0)?;
+        let is_longer = lengths.f_gt(self.most)?.f_logical_and(&looked_up)?;
+        Ok(shorter.f_where_self(&is_longer, &lengths.f_ones_like()?)?)
     }
 
     /// The same for all rows of `rows`, `[N, embedding_dim]`.

@@ -177,7 +177,7 @@ impl Run<'_, '_> {
         self.state.memory = plan.filter(|plan| Some(plan.budget) == self.config.memory.budget);
         (self.position, self.observers.log) = (position, log);
         for change in changed {
-            let text = format!("resumed although {change} differs from the saved run");
+            let text = format!("resumed, although {change} of the saved run differ");
             (self.observers.emit)(Event::Note { text })?;
         }
         self.validated = validated.map(|position| (Instant::now(), position));

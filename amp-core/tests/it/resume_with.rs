@@ -110,7 +110,11 @@ fn a_cosine_can_be_extended() -> Result<()> {
     assert_eq!(batches, [0, 0, 6, 6]);
     assert_eq!(rates(&record), rates(&straight)[2..]);
     assert!(rates(&record).iter().all(|rate| *rate > 0.01), "{:?}", rates(&record));
-    assert!(record.notes.iter().any(|note| note.contains("although epochs of the saved run differ")), "{:?}", record.notes);
+    assert!(
+        record.notes.iter().any(|note| note.contains("although epochs of the saved run differ")),
+        "{:?}",
+        record.notes
+    );
     Ok(())
 }
 

@@ -66,9 +66,9 @@ class KernelSource {
   // `text` must live as long as this does.
   KernelSource(const char* file, const char* text) : file_(file), text_(text) {}
 
-  // Launches kernel `name` on the device's current stream. `types` are the names of the file's dtypes by
-  // kernel_dtype: T and, if the file has them, P, Q and R; then the number AMP_N. The first launch on a
-  // device with these types compiles the file, which is impossible while a graph is captured.
+  // Launches kernel `name` on the device's current stream. `types` are the values of the
+  // file's macros: AMP_T and, if the file has them, AMP_P, AMP_Q and AMP_R, which are dtypes as kernel_dtype
+  // names them, and the number AMP_N. The first launch on a device with these types compiles the file, which is impossible while a graph is captured.
   void launch(const char* name, const Types& types, c10::Device device, unsigned blocks,
               unsigned threads, void** arguments);
 

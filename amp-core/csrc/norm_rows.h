@@ -1,4 +1,5 @@
-// The backward pass of layer normalisation with a residual before it or around it (kernels/norm_rows.cu).
+// The backward pass of layer normalisation after a residual addition (post-norm) or inside a residual branch
+// (pre-norm); kernels/norm_rows.cu.
 #pragma once
 
 #include <ATen/core/Tensor.h>

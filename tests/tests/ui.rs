@@ -117,7 +117,7 @@ fn normalized(text: &str) -> String {
     let mut lines = Vec::new();
     for line in text.trim_end().lines() {
         let start = line.trim_start();
-        // Where rustc has written a long type that it names, of whatever crate is built as well.
+        // Skips rustc's notes about the file that has the full name of a long type: its path differs from run to run.
         if start.starts_with("= note: the full name for the type has been written to")
             || start.starts_with("= note: consider using `--verbose` to print the full type name")
         {

@@ -251,8 +251,9 @@ extern "C" __global__ void mean_of_rows(const Wide<T>* losses, const long long* 
 template <typename W>
 struct ToGradient {
   static constexpr bool writes = true;
-  // Of the row: what is subtracted before the exponential, what the exponential is multiplied by, the gradient of
-  // its loss, and both shares of the target.
+  // Of the row: `largest` and `log_sum` are subtracted from each logit before the exponential; `scale` multiplies
+  // the softmax (z-loss); `factor` is the gradient of the row's loss; the smoothed target is `every` for each class
+  // and `hit` more for the true class.
   W largest, log_sum, scale, factor, hit, every;
   long long target;
   bool counts;

@@ -113,7 +113,7 @@ __device__ bool is_left_out(const OnDevice& known) {
   return known.found_inf != nullptr && *known.found_inf != 0;
 }
 
-// The factor of the gradients.
+// The factor that each gradient is multiplied by before the update.
 template <typename W>
 __device__ W factor_of(const OnDevice& known) {
   return known.factor == nullptr ? 1 : *static_cast<const W*>(known.factor);

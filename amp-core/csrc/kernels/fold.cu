@@ -8,7 +8,8 @@ struct alignas(16) Half {
 
 extern "C" __global__ void __launch_bounds__(256) fold(const P* __restrict__ in, T* __restrict__ out,
                                                        const Folding folding) {
-  // There are fewer than 2^31 elements, and a 64-bit division would take longer than the rest.
+  // Indices have 32 bits: there are fewer than 2^31 elements, and 64-bit divisions would take longer than the rest
+  // of the kernel.
   const unsigned own = blockIdx.x * blockDim.x + threadIdx.x;
   const unsigned taps = folding.taps, width = folding.out[1], height = folding.out[0];
   const int tap = own % taps, column = own / taps % width, row = own / taps / width % height;

@@ -268,7 +268,7 @@ impl SharedDataset {
         counted(batch, indices.len(), method)
     }
 
-    /// Whether both read one dataset.
+    /// Whether `self` and `other` read the same data set.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         match (&self.reader, &other.reader) {
             (Reader::Batches(one), Reader::Batches(two)) => Arc::ptr_eq(one, two),

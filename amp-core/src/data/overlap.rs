@@ -74,7 +74,7 @@ impl Rows {
         (apart > 0 && tensor.numel() > 0).then_some(Self { first, apart, count: size[0], form })
     }
 
-    /// Whether the two share an equal row. Rows with other shapes are not distinguished.
+    /// Whether the two tensors have a row at the same memory address. Returns false if the shapes of their rows differ.
     fn share_one(&self, other: &Self) -> bool {
         let between = other.first - self.first;
         let rows = between / self.apart;

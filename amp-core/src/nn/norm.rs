@@ -283,7 +283,7 @@ impl LayerNorm {
         Ok(Self { shape: shape.clone(), weight: copied(weight)?, bias: copied(bias)?, eps: *eps })
     }
 
-    /// Weight and bias, which the kernels need, over one dimension.
+    /// The weight and the bias, if the layer has both and normalises one dimension. The kernels support only this case.
     fn parameters(&self) -> Option<[&Tensor; 2]> {
         let both = [self.weight.as_ref()?, self.bias.as_ref()?];
         (self.shape.len() == 1).then_some(both)
@@ -306,8 +306,8 @@ impl LayerNorm {
         )
     }
 
-    /// A training pass over residual + dropout(branch) with probability `p`, in one kernel;
-    /// otherwise `None`.
+    /// Computes the layer norm of residual + dropout(branch, p) in one training kernel. Returns `None` if the kernel
+    /// does not support this input.
     pub(super) fn forward_sum(
         &self,
         residual: &Tensor,

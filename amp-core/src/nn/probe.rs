@@ -31,8 +31,8 @@ pub struct Call<'a> {
     pub rerun: &'a dyn Fn(&Tensor) -> Result<Tensor>,
 }
 
-/// Replaces the tensors that modules get and return in a forward pass, for example to study rounding.
-/// Each module then runs alone.
+/// Replaces the inputs and outputs of modules in a forward pass, for example to study rounding. Modules are not
+/// fused then.
 pub trait Substitute {
     /// Replaces an input of the module at this dotted path.
     ///
@@ -111,7 +111,7 @@ pub(crate) trait Trace {
     /// A module begins: its dotted path, the full name of its type, and the shapes of its inputs.
     fn began(&self, path: &str, type_name: &'static str, inputs: Vec<Vec<i64>>);
 
-    /// The module that began last and has not ended ends, with the shapes of its outputs.
+    /// The most recently started module that is still running ends. `outputs` has the shapes of its outputs.
     fn ended(&self, outputs: Vec<Vec<i64>>);
 }
 

@@ -31,7 +31,7 @@ fn tensor(value: &Value) -> Tensor {
     }
 }
 
-/// A recorded case as a function of its tensors.
+/// Computes the loss of a recorded case from its tensors, with the given reduction.
 type Reduced = Box<dyn Fn(&[Tensor], Reduction) -> Result<Tensor>>;
 
 /// A loss of output and target, whose `compute` must equal the mean.

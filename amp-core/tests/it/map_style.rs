@@ -171,7 +171,7 @@ fn workers_are_not_too_far_ahead(
     let read = set.read.clone();
     let loader = loader(set.shared(), 2, loading(workers, prefetch))?;
     let mut furthest = 0;
-    // A thread that copies to a GPU is itself two batches ahead, and holds one.
+    // On CUDA the thread that copies loads two more batches ahead, and holds a third.
     let copying = if device().is_cuda() { 3 } else { 0 };
     for (taken, batch) in (1..).zip(loader.epoch(0, 0)?) {
         batch?;

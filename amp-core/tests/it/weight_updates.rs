@@ -55,8 +55,8 @@ fn mean(optimizer: &dyn Optimizer) -> f64 {
 /// Spacing of bf16 just below 1.
 const SPACING: f64 = 1.0 / 256.0;
 
-/// One step to 1 − 0.001: every weight is one of the two bf16 neighbours of this value, and their
-/// mean is the f32 value, within five standard errors of `count` draws.
+/// One step moves each weight from 1 to 0.999, which stochastic rounding rounds to one of the two nearest bf16
+/// values. The mean of all `count` weights equals the f32 result within five standard errors.
 #[test]
 fn stochastic_rounding_is_unbiased() -> Result<()> {
     let _generator = seeded(0);

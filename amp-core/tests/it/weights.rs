@@ -207,7 +207,7 @@ fn values_that_would_change_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// A file of an untied model has two values for one tensor here.
+/// A file of an untied model can have two different values for a tensor that this model ties.
 #[test]
 fn two_values_of_a_tied_weight_are_refused() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");

@@ -41,7 +41,7 @@ pub struct Group {
 /// Each way rounds its results once, and a few times inside.
 const OF_OUTPUT: f64 = 4.0;
 const OF_GRADIENT: f64 = 8.0;
-/// Sums in another order, in 32 bits.
+/// The smallest bound: f32 sums in another order may differ by this relative amount.
 const LEAST: f64 = 1e-4;
 /// A gradient below this share of the group's gradients may be rounding alone: its distance is divided by
 /// this share of them instead of by its own size.

@@ -175,7 +175,7 @@ impl Comparison<'_> {
         })
     }
 
-    /// The first losses, each with its bound under 32-true.
+    /// The first losses of both sides. Under 32-true each also has a bound of their difference.
     fn first_losses(&self, case: &Case, own: &[f64], mut other: Vec<f64>) -> Result<First> {
         let count = usize::try_from(self.args.losses).unwrap_or(usize::MAX);
         let own = own[..own.len().min(count)].to_vec();

@@ -128,7 +128,7 @@ impl Registry {
         self
     }
 
-    /// The same as a text in the binary, for machines that have only the binary.
+    /// Like [`peers`](Self::peers), but takes the source of the program as a string in the binary, for machines without the files of the project.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn peers_program(mut self, text: &'static str) -> Self {

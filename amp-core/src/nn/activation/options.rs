@@ -37,7 +37,7 @@ macro_rules! with_options {
             /// With these options.
             ///
             /// # Errors
-            /// Never; the result has the form of the other layers.
+            /// Never. The constructors of all layers return a `Result`.
             pub fn new(config: $config) -> Result<Self> {
                 Ok(Self { config })
             }

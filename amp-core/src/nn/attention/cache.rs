@@ -69,7 +69,7 @@ pub(in crate::nn) struct Entries {
     room: Cell<i64>,
     /// Whether the running pass asked for the places of its tokens.
     asked: Cell<bool>,
-    /// By the path of the attention.
+    /// The keys and values of each attention layer, by the layer's path.
     layers: RefCell<BTreeMap<String, Layer>>,
 }
 

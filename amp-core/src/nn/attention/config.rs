@@ -14,7 +14,7 @@ pub struct MultiheadAttentionConfig {
     pub bias: bool,
     /// Whether a learned key and value, `bias_k` and `bias_v`, come behind those of the input.
     pub add_bias_kv: bool,
-    /// Whether a key and a value of zeros come behind all others.
+    /// Whether a key and a value of zeros are appended to the sequence, after `bias_k` and `bias_v`.
     pub add_zero_attn: bool,
     /// Width of the keys' input.
     pub kdim: i64,

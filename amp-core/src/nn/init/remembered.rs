@@ -115,7 +115,7 @@ mod tests {
         random,
     };
 
-    /// Two large draws, a small one between and numbers behind them, from one seed.
+    /// Draws a large tensor, a small one, another large one, and then eight numbers, all from the same seed.
     fn drawn(seed: u64, std: f64) -> Result<Vec<Tensor>> {
         let _section = random::seeded(seed)?;
         let init = Init::Normal { mean: 0.0, std };

@@ -8,8 +8,8 @@ use crate::{
     provenance::{self, Provenance, Replay},
 };
 
-/// Repeats a step with its random numbers and with observers, to find where it stopped being finite. If
-/// nothing is found, a note says so. Nothing changes.
+/// Runs a step again with the same random numbers and with observers, to find the first value that is not
+/// finite. If there is none, emits a note that says so. The state of the training does not change.
 pub(super) fn explain(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,

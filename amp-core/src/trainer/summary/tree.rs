@@ -22,7 +22,7 @@ const PARAMETER: &str = "Parameter";
 pub struct LayerSummary {
     /// Its dotted path, as in parameters' names; empty for the model itself.
     pub path: String,
-    /// The number of layers around it.
+    /// The nesting depth: the number of layers that contain it.
     pub depth: usize,
     /// The name of its type, as in `Conv2d`, or `Parameter`; `None` if the forward pass did not run it.
     pub kind: Option<String>,

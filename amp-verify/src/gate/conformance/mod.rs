@@ -75,7 +75,8 @@ pub(super) fn run(job: &Job, registry: &Registry) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// The figures of unchanged runs with emulated rounding, and the least value of each bound.
+/// Runs the job without its fault, several times with emulated rounding. Returns the figures of each run, and the
+/// lower limits of the bounds.
 fn unchanged(
     job: &Job,
     registry: &Registry,

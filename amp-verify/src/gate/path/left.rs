@@ -144,7 +144,7 @@ impl Left {
             let distance = relative(own, other)?;
             // NaN is within nothing.
             if distance.is_nan() || distance > tolerance {
-                return Ok(Some(format!("`{name}` is {distance:.1e} of its size away")));
+                return Ok(Some(format!("`{name}` differs by {distance:.1e} of its norm")));
             }
         }
         Ok(None)

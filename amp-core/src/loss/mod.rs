@@ -20,7 +20,7 @@
 mod classes;
 mod counted;
 mod elements;
-mod linear;
+mod linear_cross_entropy;
 mod overlap;
 mod pairs;
 mod sequence;
@@ -33,8 +33,8 @@ pub use elements::{
     PoissonNll, SmoothL1,
 };
 #[doc(hidden)]
-pub use linear::ChunksOf;
-pub(crate) use linear::pays_in_chunks;
+pub use linear_cross_entropy::ChunksOf;
+pub(crate) use linear_cross_entropy::pays_in_chunks;
 pub use overlap::{Dice, Focal};
 pub use pairs::{CosineEmbedding, CosineSimilarity, GaussianNll, InfoNce, TripletMargin};
 pub use sequence::Ctc;

@@ -39,7 +39,12 @@ pub(super) fn wholes(tensors: &[&Tensor]) -> Vec<Vec<Piece>> {
 
 /// The tensors, cut so that each part has at most [`PART`] elements.
 pub(super) fn parts(tensors: &[&Tensor]) -> Vec<Vec<Piece>> {
-    const { assert!(PART % BLOCK == 0, "PART must be a multiple of BLOCK, so that every piece starts at a block") };
+    const {
+        assert!(
+            PART % BLOCK == 0,
+            "PART must be a multiple of BLOCK, so that every piece starts at a block"
+        )
+    };
     let mut parts: Vec<Vec<Piece>> = Vec::new();
     let mut room = 0;
     for (at, tensor) in tensors.iter().enumerate() {

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 use amp_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{Agreement, Golden, Moved, agreement, comparable::kernels};
+use super::{Agreement, Golden, Moved, comparable::kernels, compare};
 
 /// The budget of all accepted changes together, in multiples of the golden's tolerance.
 const BUDGET: f64 = 2.0;
@@ -106,12 +106,12 @@ impl Anchor {
         let mut moved = Vec::new();
         for (precision, anchored) in &self.runs {
             let Some(figures) = found.runs.get(precision) else {
-                agreement::exact(&mut moved, precision, "anchored run", &"present", &"missing");
+                compare::exact(&mut moved, precision, "anchored run", &"present", &"missing");
                 continue;
             };
             let mut check = |figure, value: Value, found| {
                 let Value { original, budget } = value;
-                agreement::within(&mut moved, precision, figure, Some(original), found, budget);
+                compare::within(&mut moved, precision, figure, Some(original), found, budget);
             };
             check("accuracy since the anchor", anchored.accuracy, figures.accuracy);
             check("loss since the anchor", anchored.loss, figures.loss);

@@ -1,17 +1,17 @@
 //! Goldens: the figures of a comparison that are kept, and when a new comparison agrees with them.
 
-mod agreement;
 mod anchor;
 mod comparable;
+mod compare;
 mod folder;
 mod isolate;
 mod record_or_compare;
 mod spread;
 mod target;
 
-pub use agreement::{Agreement, Moved, Tolerances, refuses_not_a_number, table};
 pub use anchor::{Anchor, Anchored, Value};
 pub use comparable::{incomparable, machine};
+pub use compare::{Agreement, Moved, Tolerances, refuses_not_a_number, table};
 pub use isolate::{Site, Training, Turn};
 pub use record_or_compare::{Taken, file_name};
 pub use spread::{Samples, Spread};
@@ -119,7 +119,7 @@ impl Golden {
             fingerprint: Some(subject.run.fingerprint.clone()),
             margin,
             direction: first.direction,
-            memory_share: agreement::MEMORY_SHARE,
+            memory_share: compare::MEMORY_SHARE,
             examples,
             epochs: subject.max_epochs,
             batch_size: first.batch_size,

@@ -1,21 +1,21 @@
 //! Attention.
 
-mod cache;
 mod child;
 mod config;
+mod kv_cache;
 mod position;
 mod projection;
 mod scores;
 
-pub(in crate::nn) use cache::Entries;
-pub use cache::{KvCache, causal_attention};
 pub use config::MultiheadAttentionConfig;
+pub(in crate::nn) use kv_cache::Entries;
+pub use kv_cache::{KvCache, causal_attention};
 pub use position::{
     RotaryEmbedding, RotaryEmbeddingConfig, RotaryPairing, alibi_bias, alibi_slopes,
 };
 pub use scores::{AttentionMask, AttentionOptions, scaled_dot_product_attention, split_heads};
 
-use cache::Seen;
+use kv_cache::Seen;
 use projection::{Projected, Projection};
 use tch::{Kind, Tensor};
 

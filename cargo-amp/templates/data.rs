@@ -34,7 +34,9 @@ fn points(count: usize, random: &mut fastrand::Rng) -> Result<Batch> {
         let distance = 0.1 + 0.9 * random.f32();
         let angle = TAU * (1.25 * distance + 0.5 * spiral as f32);
         let mut noise = || 0.05 * (random.f32() - 0.5);
-        coordinates.extend([distance * angle.cos() + noise(), distance * angle.sin() + noise()]);
+        let x = distance * angle.cos() + noise();
+        let y = distance * angle.sin() + noise();
+        coordinates.extend([x, y]);
         spirals.push(spiral as i64);
     }
     let input = Tensor::f_from_slice(&coordinates)?.f_reshape([-1, 2])?;

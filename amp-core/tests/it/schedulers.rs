@@ -8,8 +8,8 @@ use amp_core::{
     log::Logged,
     optim::{
         AdamW, BuildScheduler, ChainedScheduler, ConstantLr, CosineAnnealing,
-        CosineAnnealingWarmRestarts, Decay, ExponentialLr, Interval, LinearLr, MultiStepLr,
-        OneCycle, OptimizerConfig, ParamGroups, PolynomialLr, Rates, ReduceLrOnPlateau, Scheduler,
+        CosineAnnealingWarmRestarts, ExponentialLr, Interval, LinearLr, MultiStepLr, OneCycle,
+        OptimizerConfig, ParamGroups, PolynomialLr, Rates, ReduceLrOnPlateau, Scheduler,
         SequentialLr, StepLr, ThresholdMode, WarmupCosine, Wsd,
     },
     state::State,
@@ -259,37 +259,6 @@ fn an_optimizer_starts_at_its_schedules_first_rate() -> Result<()> {
 fn options_out_of_range_are_refused(#[case] schedule: &dyn BuildScheduler, #[case] says: &str) {
     let said = message(schedule.build(Rates { lr: 1e-3, momentum: None }));
     assert!(said.contains(says), "{said}");
-}
-
-/// Runs may be shorter than a warm-up, as in a trial. The rates are transformers' (5.3, a rate of 1).
-#[rstest]
-#[case(
-    &WarmupCosine { warmup_steps: 5, total_steps: 4 },
-    &[0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 0.0],
-    "the warm-up takes 5 steps and the schedule 4: the learning rate does not reach its full value"
-)]
-#[case(
-    &Wsd { warmup_steps: 6, decay_steps: 5, total_steps: 10, decay_type: Decay::Cosine, min_lr_ratio: 0.0 },
-    &[0.0, 1.0 / 6.0, 2.0 / 6.0, 0.5, 4.0 / 6.0, 5.0 / 6.0, 0.9045084971874737, 0.6545084971874737],
-    "the warm-up takes 6 steps, the decay 5 and the schedule 10: the decay starts within the warm-up"
-)]
-#[case(
-    &SequentialLr::new(WarmupCosine { warmup_steps: 2, total_steps: 1 }).then(3, ConstantLr::default()),
-    &[0.0, 0.5, 1.0, 1.0 / 3.0],
-    "the warm-up takes 2 steps and the schedule 1: the learning rate does not reach its full value"
-)]
-fn a_warm_up_may_be_longer_than_the_schedule(
-    #[case] schedule: &dyn BuildScheduler,
-    #[case] expected: &[f64],
-    #[case] note: &str,
-) -> Result<()> {
-    let mut running = schedule.build(Rates { lr: 1.0, momentum: None })?;
-    for (step, expected) in expected.iter().enumerate() {
-        assert!((running.rates().lr - expected).abs() < 1e-12, "step {step}");
-        running.advance(None);
-    }
-    assert_eq!(schedule.note().as_deref(), Some(note));
-    Ok(())
 }
 
 /// torch's LinearLR refuses a start of 0. Other schedules of torch's gave NaN, as ours once did.

@@ -91,7 +91,8 @@ pub(crate) fn read(path: &Path) -> Result<Saved> {
     Ok(Saved { weights, state: State::from_parts(state, values) })
 }
 
-/// The checkpoint in `folder` with the most optimizer steps; files with only weights are ignored.
+/// Returns the checkpoint in `folder` with the most optimizer steps; files with only weights are
+/// ignored.
 ///
 /// # Errors
 /// When the folder cannot be read, or one of its safetensors files is damaged.
@@ -153,7 +154,7 @@ pub fn find(path: &Path) -> Result<PathBuf> {
     }
 }
 
-/// The best file that a callback of the run had kept when `checkpoint` was written.
+/// Returns the best file that a callback of the run had kept when `checkpoint` was written.
 fn best_of(checkpoint: &Path) -> Result<Option<PathBuf>> {
     let text = header(checkpoint)?;
     let state: Map<String, Value> =

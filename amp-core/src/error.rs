@@ -61,7 +61,7 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// A [`Error::Config`] with this text.
+    /// Returns a [`Error::Config`] with this text.
     pub fn config(text: impl Into<String>) -> Self {
         Self::Config(text.into())
     }
@@ -71,8 +71,8 @@ impl Error {
         Self::Io { path: path.into(), source }
     }
 
-    /// Whether a device or the host ran out of memory. Only libtorch's text says so, because the type of
-    /// the C++ exception is lost at the language boundary.
+    /// Returns whether a device or the host ran out of memory. Only libtorch's text says so,
+    /// because the type of the C++ exception is lost at the language boundary.
     pub fn is_out_of_memory(&self) -> bool {
         match self {
             Self::In { source, .. } => source.is_out_of_memory(),
@@ -113,7 +113,8 @@ impl Error {
         }
     }
 
-    /// An error that a data set returned: its own [`Error::Config`] is not a mistake of the command line.
+    /// Returns an error that a data set returned: its own [`Error::Config`] is not a mistake of the
+    /// command line.
     pub(crate) fn of_data_set(self) -> Self {
         match self {
             Self::Config(text) => Self::Data(text),
@@ -121,7 +122,7 @@ impl Error {
         }
     }
 
-    /// libtorch's text without the C++ stack trace that follows its first line.
+    /// Returns libtorch's text without the C++ stack trace that follows its first line.
     pub(crate) fn torch(text: &str) -> Self {
         let head = text.split("\nException raised from").next().unwrap_or(text);
         Self::Torch(head.trim_end().to_owned())
@@ -137,7 +138,7 @@ impl From<tch::TchError> for Error {
     }
 }
 
-/// Some of these names, for the text of an error: `` `a`, `b`, … ``.
+/// Joins some of these names for the text of an error: `` `a`, `b`, … ``.
 pub(crate) fn some_names<'n>(names: impl Iterator<Item = &'n str>) -> String {
     const SHOWN: usize = 8;
     let mut names = names.map(|name| format!("`{name}`"));

@@ -128,7 +128,7 @@ pub fn remove_abandoned(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The folder of a file.
+/// Returns the folder of a file.
 ///
 /// # Errors
 /// When it is missing.

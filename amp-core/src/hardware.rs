@@ -37,7 +37,7 @@ pub struct Fingerprint {
 pub const LIBTORCH_VERSION: &str = "2.11.0";
 
 impl Fingerprint {
-    /// The current properties of `device`.
+    /// Returns the current properties of `device`.
     ///
     /// # Errors
     /// When the device cannot be queried.
@@ -104,8 +104,8 @@ pub fn parse_device(text: &str) -> Result<Device> {
     Ok(Device::Cuda(index))
 }
 
-/// How many CUDA devices libtorch can use: 0 without an NVIDIA driver, or with a libtorch for the CPU
-/// alone.
+/// Returns how many CUDA devices libtorch can use: 0 without an NVIDIA driver, or with a libtorch
+/// for the CPU alone.
 ///
 /// # Errors
 /// [`Error::Config`] when there is an NVIDIA driver and libtorch's CUDA library cannot be loaded; the text
@@ -120,7 +120,7 @@ pub fn cuda_devices() -> Result<i64> {
     }
 }
 
-/// Whether libtorch's CUDA library was loaded when this program started, and if not, why.
+/// Returns whether libtorch's CUDA library was loaded when this program started, and if not, why.
 pub fn cuda_library() -> CudaLibrary {
     ffi::cuda_library()
 }
@@ -148,7 +148,7 @@ pub fn seed_everything(seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// Whether Linux reports these x86 instructions.
+/// Returns whether Linux reports these x86 instructions.
 fn cpu_multiplies_f16() -> bool {
     let own = cpu_field("flags").unwrap_or_default();
     own.split(' ').any(|flag| ["avx512_fp16", "amx_fp16", "avx_ne_convert"].contains(&flag))
@@ -158,7 +158,7 @@ fn cpu_name() -> String {
     cpu_field("model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned())
 }
 
-/// The first CPU's field in /proc/cpuinfo.
+/// Returns the first CPU's field in /proc/cpuinfo.
 fn cpu_field(name: &str) -> Option<String> {
     let info = std::fs::read_to_string("/proc/cpuinfo").ok()?;
     let fields = info.lines().filter_map(|line| line.split_once(':'));

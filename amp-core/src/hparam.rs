@@ -33,7 +33,7 @@ pub fn put<T: Serialize>(value: &T) -> Value {
     to_value(value).unwrap_or(Value::Null)
 }
 
-/// The error for a name that no hyperparameter has.
+/// Returns the error for a name that no hyperparameter has.
 pub fn unknown(name: &str, known: &[&str]) -> Error {
     match known {
         [] => Error::config(format!("unknown hyperparameter `{name}`: the model has none")),

@@ -16,7 +16,7 @@ pub struct Memory {
     pub peak_reserved: Option<u64>,
 }
 
-/// Bytes that tensors on a CUDA device currently use, as requested.
+/// Returns the number of bytes that tensors on a CUDA device currently use, as requested.
 ///
 /// # Errors
 /// When the device is not a CUDA device or cannot be queried.
@@ -27,8 +27,7 @@ pub fn cuda_allocated(device: Device) -> Result<u64> {
     }
 }
 
-/// Free bytes of a CUDA device, according to the driver. Memory that the caching allocator keeps is not
-/// free.
+/// Returns the number of free bytes of a CUDA device, according to the driver.
 ///
 /// # Errors
 /// When the device is not a CUDA device or cannot be queried.
@@ -39,14 +38,14 @@ pub fn cuda_free(device: Device) -> Result<u64> {
     }
 }
 
-/// Bytes of a tensor's elements; for a view only of those that it shows.
+/// Returns the number of bytes of a tensor's elements; for a view only of those that it shows.
 pub(crate) fn tensor_bytes(tensor: &Tensor) -> u64 {
     (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64
 }
 
-/// A copy in other memory, without autograd history. With history, the copy of a parameter would keep the
-/// parameter's node of the autograd graph, which belongs to one CUDA stream, and no step could be
-/// captured.
+/// Returns a copy in other memory, without autograd history. With history, the copy of a parameter
+/// would keep the parameter's node of the autograd graph, which belongs to one CUDA stream, and no
+/// step could be captured.
 pub(crate) fn copy_of(tensor: &Tensor) -> Result<Tensor> {
     Ok(tch::no_grad(|| tensor.f_detach_copy())?)
 }
@@ -122,7 +121,8 @@ thread_local! {
     static CUT_SHORT: Cell<u64> = const { Cell::new(0) };
 }
 
-/// The number of measurements on this thread that missed memory because a later meter was active.
+/// Returns the number of measurements on this thread that missed memory because a later meter was
+/// active.
 pub(crate) fn readings_cut_short() -> u64 {
     CUT_SHORT.get()
 }
@@ -156,7 +156,7 @@ impl MemoryMeter {
         Ok(Self { source, started: STARTED.get() })
     }
 
-    /// The peaks since the start.
+    /// Returns the peaks since the start.
     ///
     /// # Errors
     /// When the device cannot be queried.
@@ -178,7 +178,8 @@ impl MemoryMeter {
         })
     }
 
-    /// Current bytes above those at the start; negative if some of these were freed.
+    /// Returns the current bytes minus the bytes at the start; negative if some of these were
+    /// freed.
     ///
     /// # Errors
     /// When the device cannot be queried.

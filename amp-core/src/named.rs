@@ -8,7 +8,7 @@ macro_rules! named {
             /// All variants.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
 
-            /// Its name on the command line.
+            /// Returns the variant's name on the command line.
             pub fn name(self) -> &'static str {
                 match self {
                     $(Self::$variant => $name),+

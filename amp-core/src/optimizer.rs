@@ -55,11 +55,11 @@ impl Capabilities {
 
 /// An optimizer with its parameters and state.
 pub trait Optimizer {
-    /// PyTorch's name, such as `AdamW`.
+    /// Returns PyTorch's name, such as `AdamW`.
     fn name(&self) -> &'static str;
 
-    /// The parameters, in order of declaration. [`Gradients`](crate::precision::Gradients) share
-    /// them.
+    /// Returns the parameters, in order of declaration. [`Gradients`](crate::precision::Gradients)
+    /// share them.
     fn parameters(&self) -> &Rc<[Parameter]>;
 
     /// Updates every parameter that has a gradient.
@@ -70,13 +70,13 @@ pub trait Optimizer {
         self.step_with(OnDevice::default())
     }
 
-    /// [`step`](Self::step) with numbers that are known only on the device.
+    /// Does the same as [`step`](Self::step), with numbers that are known only on the device.
     ///
     /// # Errors
     /// When [`capabilities`](Self::capabilities) lacks a needed one, or the kernel fails.
     fn step_with(&mut self, known: OnDevice<'_>) -> Result<()>;
 
-    /// The operations that [`step_with`](Self::step_with) supports.
+    /// Returns the operations that [`step_with`](Self::step_with) supports.
     fn capabilities(&self) -> Capabilities {
         Capabilities::default()
     }
@@ -89,11 +89,11 @@ pub trait Optimizer {
         Ok(())
     }
 
-    /// The current rates of each parameter group; there is at least one.
+    /// Returns the current rates of each parameter group; there is at least one.
     fn rates(&self) -> Vec<Rates>;
 
-    /// The options of the parameter at this index of [`parameters`](Self::parameters), by field
-    /// name, with the current rates; `None` if the optimizer does not provide them.
+    /// Returns the options of the parameter at this index of [`parameters`](Self::parameters), by
+    /// field name, with the current rates; `None` if the optimizer does not provide them.
     fn options(&self, place: usize) -> Option<Map<String, Value>> {
         let _ = place;
         None
@@ -111,7 +111,7 @@ pub trait Optimizer {
         Ok(())
     }
 
-    /// The state for a checkpoint: PyTorch's state keys followed by the parameter's name
+    /// Returns the state for a checkpoint: PyTorch's state keys followed by the parameter's name
     /// (`exp_avg/model.0.weight`), and the rates of each group. Tensors are handles, so save them
     /// before the next step.
     ///
@@ -125,13 +125,14 @@ pub trait Optimizer {
     /// When a name, shape or dtype differs from this optimizer's state. Nothing is changed then.
     fn load_state(&mut self, state: &State) -> Result<()>;
 
-    /// The options of each group except the rates, as a text that is equal for equal options. A
-    /// resumed run must have the saved run's options. An empty text is not compared.
+    /// Returns the options of each group except the rates, as a text that is equal for equal
+    /// options. A resumed run must have the saved run's options. An empty text is not compared.
     fn fixed_options(&self) -> String {
         String::new()
     }
 
-    /// The options that were changed because of the parameters' dtype, as a note for the user.
+    /// Returns the options that were changed because of the parameters' dtype, as a note for the
+    /// user.
     fn note(&self) -> Option<String> {
         None
     }

@@ -97,7 +97,7 @@ impl Products {
         Ok(())
     }
 
-    /// The observed dtypes, after the backward pass.
+    /// Returns the observed dtypes, after the backward pass.
     ///
     /// # Errors
     /// When a dtype differs from the precision's.

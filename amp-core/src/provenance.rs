@@ -53,7 +53,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// Whether the forward pass or its inputs are not finite: then no loss scale helps.
+    /// Returns whether the forward pass or its inputs are not finite: then no loss scale helps.
     pub fn is_forward(&self) -> bool {
         matches!(self, Self::Parameter(_) | Self::Input(_) | Self::Activation(_) | Self::Loss)
     }
@@ -214,8 +214,8 @@ fn backward(
     Ok(None)
 }
 
-/// The cause, if `tensor`, computed from `source`, has values that are not finite; `None` if all are
-/// finite.
+/// Returns the cause, if `tensor`, computed from `source`, has values that are not finite; `None`
+/// if all are finite.
 fn check(cause: Cause, tensor: &Tensor, source: Option<&Tensor>) -> Result<Option<Provenance>> {
     if !tensor.defined() || !is_floating(tensor.kind()) {
         return Ok(None);
@@ -241,7 +241,7 @@ fn check(cause: Cause, tensor: &Tensor, source: Option<&Tensor>) -> Result<Optio
     })
 }
 
-/// The text for a step whose cause the repetition did not show.
+/// Returns the text for a step whose cause the repetition did not show.
 pub(crate) fn unexplained(error: Option<&Error>) -> String {
     match error {
         Some(error) => format!("looking for the cause failed: {error}"),

@@ -100,9 +100,9 @@ pub(crate) fn read(path: &Path) -> Result<TensorFile> {
     Ok(TensorFile { tensors, metadata })
 }
 
-/// The tensor of a file's entry, in the next dtype of libtorch that represents all values of its type:
-/// unsigned integers become a wider signed dtype, 8-bit exponents become f32. `None` if there is no such
-/// dtype.
+/// Returns the tensor of a file's entry, in the next dtype of libtorch that represents all values
+/// of its type: unsigned integers become a wider signed dtype, 8-bit exponents become f32. `None`
+/// if there is no such dtype.
 fn tensor(view: &TensorView<'_>) -> Result<Option<Tensor>> {
     let shape: Vec<i64> = view.shape().iter().map(|size| *size as i64).collect();
     if let Some(kind) = kind(view.dtype()) {
@@ -135,7 +135,7 @@ fn tensor(view: &TensorView<'_>) -> Result<Option<Tensor>> {
     Ok(Some(made?.f_view(shape.as_slice())?))
 }
 
-/// 2^(exponent − 127), and NaN for 255.
+/// Returns 2^(exponent − 127), and NaN for 255.
 fn power_of_two(exponent: u8) -> f32 {
     match exponent {
         255 => f32::NAN,
@@ -203,7 +203,7 @@ const DTYPES: [(Kind, Dtype); 14] = [
     (Kind::Float8e5m2fnuz, Dtype::F8_E5M2FNUZ),
 ];
 
-/// The file's type for this dtype.
+/// Returns the file's type for this dtype.
 ///
 /// # Errors
 /// When safetensors has no such type.

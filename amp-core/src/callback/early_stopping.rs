@@ -28,15 +28,15 @@ impl EarlyStopping {
         Self { monitor: monitor.into(), mode, patience: 3, min_delta: 0.0, best: None, waited: 0 }
     }
 
-    /// The run ends after this number of epochs without improvement; with validations within epochs, of
-    /// validations.
+    /// Ends the run after this number of epochs without improvement, or of validations if there are
+    /// validations within epochs.
     #[must_use]
     pub fn patience(mut self, epochs: u32) -> Self {
         self.patience = epochs;
         self
     }
 
-    /// The smallest change that counts as an improvement.
+    /// Sets the smallest change that counts as an improvement.
     #[must_use]
     pub fn min_delta(mut self, min_delta: f64) -> Self {
         self.min_delta = min_delta;

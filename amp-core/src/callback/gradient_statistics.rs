@@ -27,12 +27,12 @@ impl Default for GradientStatistics {
 }
 
 impl GradientStatistics {
-    /// All statistics of every parameter.
+    /// Logs all statistics of every parameter.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Only the global norm.
+    /// Logs only the global norm.
     pub fn norm_only() -> Self {
         Self { per_parameter: false }
     }

@@ -16,12 +16,12 @@ pub struct LearningRateMonitor {
 }
 
 impl LearningRateMonitor {
-    /// The learning rate alone.
+    /// Creates the learning rate alone.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The momentum too.
+    /// Sets the momentum too.
     #[must_use]
     pub fn log_momentum(mut self) -> Self {
         self.momentum = true;

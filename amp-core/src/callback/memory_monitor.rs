@@ -11,7 +11,7 @@ pub struct MemoryMonitor {
 }
 
 impl MemoryMonitor {
-    /// A monitor without measurements.
+    /// Creates a monitor without measurements.
     pub fn new() -> Self {
         Self::default()
     }

@@ -66,35 +66,35 @@ impl ModelCheckpoint {
         })
     }
 
-    /// How many of the best epochs are kept.
+    /// Sets how many of the best epochs are kept.
     #[must_use]
     pub fn save_top_k(mut self, k: usize) -> Self {
         self.save_top_k = k;
         self
     }
 
-    /// Whether the last epoch is kept too.
+    /// Sets whether the last epoch is kept too.
     #[must_use]
     pub fn save_last(mut self, save: bool) -> Self {
         self.save_last = save;
         self
     }
 
-    /// Whether files hold only the weights.
+    /// Sets whether files hold only the weights.
     #[must_use]
     pub fn save_weights_only(mut self, weights_only: bool) -> Self {
         self.weights_only = weights_only;
         self
     }
 
-    /// Also saves `last.safetensors` after every `n` optimizer steps applied, within epochs.
+    /// Saves `last.safetensors` also within epochs, after every `n` applied optimizer steps.
     #[must_use]
     pub fn every_n_train_steps(mut self, n: u64) -> Self {
         self.every_n_train_steps = Some(n.max(1));
         self
     }
 
-    /// The best epoch's file so far.
+    /// Returns the best epoch's file so far.
     pub fn best_model_path(&self) -> Option<&Path> {
         self.best.first().map(|(_, path)| path.as_path())
     }
@@ -150,12 +150,12 @@ impl ModelCheckpoint {
     }
 }
 
-/// Whether an action deletes the file that another action writes.
+/// Returns whether an action deletes the file that another action writes.
 fn is_of_one_file(old: &Action, new: &Action) -> bool {
     matches!((old, new), (Action::Delete(old), Action::Save { path, .. }) if old == path)
 }
 
-/// A name as part of a file name: unique for each name, whatever characters it has.
+/// Returns a name as part of a file name: unique for each name, whatever characters it has.
 fn file_name(name: &str) -> String {
     let mut text = String::new();
     for byte in name.bytes() {

@@ -55,24 +55,25 @@ pub trait Dataset: Send {
     /// The type of its batches.
     type Batch: BatchType;
 
-    /// Number of examples; it must not change.
+    /// Returns the number of examples; it must not change.
     fn len(&self) -> i64;
 
-    /// Whether there are none.
+    /// Returns whether there are none.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The examples at `indices` (from 0, in any order), in that order and in their own dtypes;
-    /// the loader converts and moves them.
+    /// Returns the examples at `indices` (from 0, in any order), in that order and in their own
+    /// dtypes; the loader converts and moves them.
     ///
     /// # Errors
     /// When an example cannot be read; the error ends the epoch and reaches the training loop.
     fn gather(&mut self, indices: &[i64]) -> Result<Self::Batch>;
 
-    /// [`gather`](Self::gather) for a set that draws random numbers, as for augmentation: a generator of
-    /// its own, seeded for each example by [`draws.seed(index)`](Draws::seed), draws the same however the
-    /// set is loaded. The loader calls this one.
+    /// Does the same as [`gather`](Self::gather) for a set that draws random numbers, as for
+    /// augmentation: a generator of its own, seeded for each example by
+    /// [`draws.seed(index)`](Draws::seed), draws the same however the set is loaded. The loader
+    /// calls this one.
     ///
     /// If `gather` draws from libtorch's CPU generator, its numbers depend on the batch and are
     /// separate from the model's. Such a set is loaded in the training loop, even with `prefetch`.
@@ -84,8 +85,8 @@ pub trait Dataset: Send {
         self.gather(indices)
     }
 
-    /// All examples, where they are in memory anyway: only then may [`Placement::Auto`] bring
-    /// the whole set to the device.
+    /// Returns all examples if the set holds them in memory anyway: only then may
+    /// [`Placement::Auto`] bring the whole set to the device.
     ///
     /// # Errors
     /// When the examples in memory are no batch.
@@ -174,28 +175,29 @@ impl SharedDataset {
         Self { len, draws: Arc::default(), reader, transforms: Transforms::default() }
     }
 
-    /// A set that gives one example at a time.
+    /// Makes a set that gives one example at a time.
     pub(super) fn of_examples(set: impl MapDataset + 'static) -> Self {
         Self::of(set.len(), Reader::Examples(Arc::new(set)))
     }
 
-    /// A set that is read from front to back.
+    /// Makes a set that is read from front to back.
     pub(super) fn of_stream(set: impl IterableDataset + 'static) -> Result<Self> {
         let (len, stream) = (set.epoch_len(), Stream::new(set)?);
         Ok(Self::of(len, Reader::Stream(Arc::new(Mutex::new(stream)))))
     }
 
-    /// The same set with one more change of its batches, [`Images`](super::Images) for example. A loader makes it after
-    /// it has brought a batch to the device, in f32 or f64 where a batch is floating, and casts to the precision's dtype
-    /// behind the last change. The batches are the same for any number of workers, any [`Placement`](super::Placement)
-    /// and after a resume.
+    /// Sets the same set with one more change of its batches, [`Images`](super::Images) for
+    /// example. A loader makes it after it has brought a batch to the device, in f32 or f64 where a
+    /// batch is floating, and casts to the precision's dtype behind the last change. The batches
+    /// are the same for any number of workers, any [`Placement`](super::Placement) and after a
+    /// resume.
     #[must_use]
     pub fn transformed(mut self, transform: impl BatchTransform + 'static) -> Self {
         self.transforms = self.transforms.and(transform);
         self
     }
 
-    /// What changes its batches.
+    /// Returns the transforms of the set's batches.
     pub(super) fn transforms(&self) -> Transforms {
         self.transforms.clone()
     }
@@ -207,12 +209,13 @@ impl SharedDataset {
         }
     }
 
-    /// Whether it is read from front to back: [`gather`](Self::gather) takes consecutive numbers alone then.
+    /// Returns whether it is read from front to back: [`gather`](Self::gather) takes consecutive
+    /// numbers alone then.
     pub fn is_stream(&self) -> bool {
         matches!(self.reader, Reader::Stream(_))
     }
 
-    /// Where a stream is before the example of this number; `None` for other sets.
+    /// Returns the stream's state before the example of this number; `None` for other sets.
     pub(super) fn stream_state(&self, number: i64) -> Result<Option<State>> {
         self.stream().map(|stream| stream.state_before(number)).transpose()
     }
@@ -223,7 +226,7 @@ impl SharedDataset {
         self.stream().map_or(Ok(()), |mut stream| stream.set(number, state))
     }
 
-    /// The set, where it gives one example at a time.
+    /// Returns the set, if it gives one example at a time.
     pub(super) fn examples(&self) -> Option<Arc<dyn AnyMapDataset>> {
         match &self.reader {
             Reader::Examples(set) => Some(set.clone()),
@@ -231,12 +234,12 @@ impl SharedDataset {
         }
     }
 
-    /// Number of examples.
+    /// Returns the number of examples.
     pub fn len(&self) -> i64 {
         self.len
     }
 
-    /// Whether there are none.
+    /// Returns whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -249,7 +252,7 @@ impl SharedDataset {
         }
     }
 
-    /// The examples at `indices`, in that order.
+    /// Returns the examples at `indices`, in that order.
     ///
     /// # Errors
     /// When the dataset fails or gives another number of examples.
@@ -258,7 +261,8 @@ impl SharedDataset {
         self.transforms().apply(self.gather_drawing(indices, draws)?, indices, draws)
     }
 
-    /// The examples at `indices`, in that order, with random numbers of this epoch and before changes of batches.
+    /// Returns the examples at `indices`, in that order, with random numbers of this epoch and
+    /// before changes of batches.
     pub(super) fn gather_drawing(&self, indices: &[i64], draws: Draws) -> Result<AnyBatch> {
         let (batch, method) = match &self.reader {
             Reader::Batches(set) => (lock(set).gather(indices, draws)?, "gather"),
@@ -268,7 +272,7 @@ impl SharedDataset {
         counted(batch, indices.len(), method)
     }
 
-    /// Whether `self` and `other` read the same data set.
+    /// Returns whether `self` and `other` read the same data set.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         match (&self.reader, &other.reader) {
             (Reader::Batches(one), Reader::Batches(two)) => Arc::ptr_eq(one, two),
@@ -278,7 +282,7 @@ impl SharedDataset {
         }
     }
 
-    /// Whether it draws from libtorch's generator; `None` before it was looked.
+    /// Returns whether it draws from libtorch's generator; `None` before it was looked.
     pub(super) fn draws(&self) -> Option<bool> {
         self.draws.get().copied()
     }
@@ -288,7 +292,7 @@ impl SharedDataset {
         let _ = self.draws.set(draws);
     }
 
-    /// The first `count` examples, or all when there are fewer.
+    /// Returns the first `count` examples, or all when there are fewer.
     ///
     /// # Errors
     /// When the dataset fails.
@@ -299,7 +303,7 @@ impl SharedDataset {
         self.transforms().apply(self.first(&indices, draws)?, &indices, draws)
     }
 
-    /// The first examples, before changes of batches.
+    /// Returns the first examples, before changes of batches.
     fn first(&self, indices: &[i64], draws: Draws) -> Result<AnyBatch> {
         match self.in_memory()? {
             Some(all) => all.narrow(0, indices.len() as i64),
@@ -307,7 +311,7 @@ impl SharedDataset {
         }
     }
 
-    /// All examples, read once for every epoch, before changes of batches.
+    /// Returns all examples, read once for every epoch, before changes of batches.
     ///
     /// # Errors
     /// When the dataset fails, or gives other examples in each epoch.
@@ -336,7 +340,8 @@ impl SharedDataset {
         Ok(all)
     }
 
-    /// All examples, where they are in memory, before changes of batches: handles of the same tensors.
+    /// Returns all examples, if they are in memory, before changes of batches: handles of the same
+    /// tensors.
     pub(super) fn in_memory(&self) -> Result<Option<AnyBatch>> {
         match &self.reader {
             Reader::Batches(set) => lock(set).in_memory(),

@@ -27,14 +27,14 @@ pub enum Limit {
 }
 
 impl Default for Limit {
-    /// All batches.
+    /// Uses all batches.
     fn default() -> Self {
         Self::Fraction(1.0)
     }
 }
 
 impl Limit {
-    /// The number of batches to use, out of this many.
+    /// Returns the number of batches to use, out of this many.
     pub fn of(self, batches: i64) -> i64 {
         match self {
             Self::Batches(most) => batches.min(most),

@@ -49,7 +49,7 @@ enum Source {
 }
 
 impl DataLoader {
-    /// Batches in order; the last one may be smaller.
+    /// Makes batches in order; the last one may be smaller.
     ///
     /// # Errors
     /// When nothing can be batched so, or the device has no room for a set that is to be stored there.
@@ -104,8 +104,8 @@ impl DataLoader {
         })
     }
 
-    /// Batches of a permutation that depends only on the seed and the epoch, not on device and
-    /// precision: [`Order::Shuffled`]. A stream keeps its order.
+    /// Shuffles the examples by a permutation that depends only on the seed and the epoch, not on
+    /// device and precision: [`Order::Shuffled`]. A stream keeps its order.
     #[must_use]
     pub fn shuffled(mut self, seed: u64) -> Self {
         self.len = self.examples;
@@ -116,7 +116,7 @@ impl DataLoader {
         self
     }
 
-    /// Batches in this order, or in a sampler's, with this seed.
+    /// Orders the examples by this order or sampler, with this seed.
     ///
     /// # Errors
     /// When a sampler draws no batch, or the set is a stream.
@@ -146,26 +146,27 @@ impl DataLoader {
         Ok(self)
     }
 
-    /// Random numbers of this seed for a set that [draws](super::Dataset::gather_drawing).
+    /// Sets the seed of the random numbers of a set that [draws](super::Dataset::gather_drawing).
     #[must_use]
     pub fn drawing(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
     }
 
-    /// The first batches of each epoch alone.
+    /// Sets the first batches of each epoch alone.
     #[must_use]
     pub fn limited(mut self, limit: Limit) -> Self {
         self.limit = limit;
         self
     }
 
-    /// Whether the whole set is on the device.
+    /// Returns whether the whole set is on the device.
     pub fn is_resident(&self) -> bool {
         matches!(self.source, Source::Resident(_))
     }
 
-    /// Bytes of tensors that it has made and keeps: a copy of the whole set, an epoch's order.
+    /// Returns the number of bytes of the tensors that the loader has made and keeps: a copy of the
+    /// whole set, an epoch's order.
     pub(crate) fn held_bytes(&self) -> u64 {
         match (&self.source, self.order.sampler()) {
             (Source::Resident(_), Some(_)) => self.copied + 8 * self.len as u64,
@@ -177,13 +178,13 @@ impl DataLoader {
         matches!(&self.source, Source::Host { data, .. } if data.is_stream())
     }
 
-    /// The number that a stream's example has from the start of the run, by the batch that begins with it.
+    /// Returns the number of a batch's first example, counted from the start of the run.
     fn stream_number(&self, epoch: u64, batch: i64) -> i64 {
         let read = |batches: i64| (batches * self.batch_size).min(self.len);
         epoch.cast_signed() * read(self.batches()) + read(batch)
     }
 
-    /// The state of a stream before a batch; `None` for other sets.
+    /// Returns the state of a stream before a batch; `None` for other sets.
     pub(crate) fn stream_state(&self, epoch: u64, batch: i64) -> Result<Option<State>> {
         match &self.source {
             Source::Resident(_) => Ok(None),
@@ -199,7 +200,7 @@ impl DataLoader {
         }
     }
 
-    /// Batches in an epoch.
+    /// Returns the number of batches in an epoch.
     pub fn batches(&self) -> i64 {
         self.batches_under(self.limit)
     }
@@ -210,13 +211,13 @@ impl DataLoader {
         limit.of(rounded / self.batch_size)
     }
 
-    /// Examples of the batch at `index`.
+    /// Returns the number of examples of the batch at `index`.
     pub fn batch_len(&self, index: i64) -> i64 {
         self.batch_size.min(self.len - index * self.batch_size)
     }
 
-    /// The batches of one epoch, from the one at `first` on, on the policy's device and in its
-    /// dtype. After an error there are no more. Dropping the iterator ends its thread.
+    /// Returns the batches of one epoch, from the one at `first` on, on the policy's device and in
+    /// its dtype. After an error there are no more. Dropping the iterator ends its thread.
     ///
     /// # Errors
     /// When an epoch has no batch `first`, the device has no room or no thread can be started.
@@ -233,7 +234,7 @@ impl DataLoader {
         Ok(Box::new(until_error(changed)))
     }
 
-    /// The order of an epoch's examples; `None` for the set's own.
+    /// Returns the order of an epoch's examples; `None` for the set's own.
     fn order(&self, epoch: u64, first: i64) -> Result<Option<Arc<[i64]>>> {
         let batches = self.batches();
         if !(0..=batches).contains(&first) {
@@ -249,7 +250,8 @@ impl DataLoader {
         Ok(order.transpose()?.map(Arc::from))
     }
 
-    /// The place in the order of each batch's first example, and how many examples it has.
+    /// Returns the start of each batch in the order of examples, and the batch's number of
+    /// examples.
     fn ranges(&self, first: i64) -> impl Iterator<Item = (i64, i64)> + Send + use<> {
         let (len, batch_size) = (self.len, self.batch_size);
         (first..self.batches()).map(move |index| {
@@ -258,7 +260,7 @@ impl DataLoader {
         })
     }
 
-    /// The numbers of each batch's examples.
+    /// Returns the numbers of each batch's examples.
     fn indices(
         &self,
         epoch: u64,
@@ -272,7 +274,7 @@ impl DataLoader {
         })
     }
 
-    /// The batches of an epoch on the device, before they are changed there.
+    /// Returns an epoch's batches on the device, before batch transforms.
     fn placed(&self, epoch: u64, first: i64, order: Option<Arc<[i64]>>) -> Result<Batches<'_>> {
         let policy = self.transforms.placing(self.policy);
         match &self.source {

@@ -43,7 +43,7 @@ pub struct DataModule {
 }
 
 impl DataModule {
-    /// Two datasets, or two batches in memory, loaded as [`Loading::default`] has it.
+    /// Takes two datasets, or two batches in memory, and loads them by [`Loading::default`].
     pub fn new(
         name: impl Into<String>,
         train: impl Into<SharedDataset>,
@@ -53,7 +53,7 @@ impl DataModule {
         Self { val: Sets::one(val), ..Self::training(name, train, batch_size) }
     }
 
-    /// Training examples alone.
+    /// Takes training examples alone.
     pub fn training(
         name: impl Into<String>,
         train: impl Into<SharedDataset>,
@@ -71,35 +71,35 @@ impl DataModule {
         }
     }
 
-    /// The same with another validation set, whose values are logged under `…/name`.
+    /// Adds another validation set, whose values are logged under `…/name`.
     #[must_use]
     pub fn with_val(mut self, name: impl Into<String>, set: impl Into<SharedDataset>) -> Self {
         self.val = self.val.and(name, set);
         self
     }
 
-    /// The same with this test set, or these sets.
+    /// Sets the same with this test set, or these sets.
     #[must_use]
     pub fn with_test(mut self, sets: impl Into<Sets>) -> Self {
         self.test = sets.into();
         self
     }
 
-    /// The same with this set to predict, or these sets.
+    /// Sets the same with this set to predict, or these sets.
     #[must_use]
     pub fn with_predict(mut self, sets: impl Into<Sets>) -> Self {
         self.predict = sets.into();
         self
     }
 
-    /// The same with another order of the training examples: an [`Order`] or a sampler.
+    /// Sets the same with another order of the training examples: an [`Order`] or a sampler.
     #[must_use]
     pub fn with_order(mut self, order: impl Into<Order>) -> Self {
         self.order = order.into();
         self
     }
 
-    /// The same with the training examples in the set's own order.
+    /// Returns the same with the training examples in the set's own order.
     #[must_use]
     pub fn in_order(self) -> Self {
         self.with_order(Order::InOrder)
@@ -150,7 +150,7 @@ impl DataModule {
         self.loading.check()
     }
 
-    /// The training batches in the data's order, with this seed.
+    /// Returns the training batches in the data's order, with this seed.
     ///
     /// # Errors
     /// When they cannot be batched, or the device has no room for a set that is to be stored there.
@@ -159,8 +159,8 @@ impl DataModule {
         loader.ordered(self.order.clone(), seed)
     }
 
-    /// The batches of a set that is not used for training: in order, with every example, even with
-    /// `drop_last`.
+    /// Returns the batches of a set that is not used for training: in order, with every example,
+    /// even with `drop_last`.
     ///
     /// # Errors
     /// The same as [`DataModule::train_loader`]'s.
@@ -169,8 +169,8 @@ impl DataModule {
         DataLoader::new(set, self.batch_size, loading, policy)
     }
 
-    /// The same data with the first `batches` batches of each set alone; a sampler's order becomes
-    /// [`Order::Shuffled`], because the sampler was made for the whole set.
+    /// Returns the same data with the first `batches` batches of each set alone; a sampler's order
+    /// becomes [`Order::Shuffled`], because the sampler was made for the whole set.
     ///
     /// # Errors
     /// When a dataset fails.

@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 use super::{AnyBatch, SharedDataset};
 use crate::Result;
 
-/// Whether one of two sets is the other, or both share memory.
+/// Returns whether one of two sets is the other, or both share memory.
 ///
 /// # Errors
 /// When examples in memory are no batch.
@@ -32,7 +32,8 @@ pub(crate) fn share_memory(one: &SharedDataset, other: &SharedDataset) -> Result
     Ok(overlapping.peek().is_some() && overlapping.all(overlaps))
 }
 
-/// The part of the examples of `other` that are equal to examples of `one`, where both are in memory.
+/// Returns the fraction of the examples of `other` that equal an example of `one`; `None` unless
+/// both sets are in memory.
 ///
 /// # Errors
 /// When they cannot be read from their device.
@@ -48,7 +49,7 @@ pub(crate) fn shared_part(one: &SharedDataset, other: &SharedDataset) -> Result<
     Ok(Some(shared as f64 / own.len().max(1) as f64))
 }
 
-/// The tensors with something of each example.
+/// Returns the tensors with something of each example.
 fn per_example(batch: &AnyBatch) -> impl Iterator<Item = (&str, &Tensor)> {
     let length = batch.len();
     batch.tensors().filter(move |(_, tensor)| tensor.size().first() == Some(&length))
@@ -65,7 +66,7 @@ struct Rows {
 }
 
 impl Rows {
-    /// None where all rows are one.
+    /// Returns `None` if all rows are equal.
     fn of(tensor: &Tensor) -> Option<Self> {
         let (size, stride) = (tensor.size(), tensor.stride());
         let apart = stride.first()? * tensor.kind().elt_size_in_bytes() as i64;
@@ -74,7 +75,8 @@ impl Rows {
         (apart > 0 && tensor.numel() > 0).then_some(Self { first, apart, count: size[0], form })
     }
 
-    /// Whether the two tensors have a row at the same memory address. Returns false if the shapes of their rows differ.
+    /// Returns whether the two tensors have a row at the same memory address. Returns false if the
+    /// shapes of their rows differ.
     fn share_one(&self, other: &Self) -> bool {
         let between = other.first - self.first;
         let rows = between / self.apart;
@@ -86,7 +88,7 @@ impl Rows {
     }
 }
 
-/// A number for each example, which equal ones share.
+/// Returns a number for each example, which equal ones share.
 fn hashes(batch: &AnyBatch, keys: &RandomState) -> Result<Vec<u64>> {
     let length = batch.len();
     let mut rows: Vec<Vec<u8>> = vec![Vec::new(); length as usize];

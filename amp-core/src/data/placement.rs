@@ -27,7 +27,7 @@ impl Placement {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::Auto, Self::Device, Self::Host];
 
-    /// Its name on the command line.
+    /// Returns the placement's name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Auto => "auto",
@@ -75,13 +75,13 @@ pub struct Loading {
 }
 
 impl Loading {
-    /// Batches ahead of the loop: as asked for, otherwise 2 for CUDA (as PyTorch's
-    /// `prefetch_factor`) and 0 for the CPU, whose cores the loop itself needs.
+    /// Returns the number of batches ahead of the loop: as asked for, otherwise 2 for CUDA (as
+    /// PyTorch's `prefetch_factor`) and 0 for the CPU, whose cores the loop itself needs.
     pub fn prefetch_for(&self, device: Device) -> usize {
         self.prefetch.unwrap_or(if device.is_cuda() { 2 } else { 0 })
     }
 
-    /// Batches that workers make ahead of the loop.
+    /// Returns the number of batches that workers make ahead of the loop.
     pub(super) fn ahead_of_workers(&self) -> usize {
         self.prefetch.unwrap_or(2 * self.num_workers)
     }
@@ -105,7 +105,7 @@ impl Loading {
         }
     }
 
-    /// The whole set on the policy's device, when it is to be stored there.
+    /// Returns the whole set on the policy's device, when it is to be stored there.
     pub(super) fn resident(
         &self,
         data: &SharedDataset,

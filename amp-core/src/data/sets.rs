@@ -6,34 +6,34 @@ use super::SharedDataset;
 pub struct Sets(Vec<(String, SharedDataset)>);
 
 impl Sets {
-    /// One set without a name.
+    /// Makes one set without a name.
     pub fn one(set: impl Into<SharedDataset>) -> Self {
         Self(vec![(String::new(), set.into())])
     }
 
-    /// The sets followed by another one.
+    /// Sets the sets followed by another one.
     #[must_use]
     pub fn and(mut self, name: impl Into<String>, set: impl Into<SharedDataset>) -> Self {
         self.0.push((name.into(), set.into()));
         self
     }
 
-    /// Each set with its name.
+    /// Returns each set with its name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &SharedDataset)> {
         self.0.iter().map(|(name, set)| (name.as_str(), set))
     }
 
-    /// The first set.
+    /// Returns the first set.
     pub fn first(&self) -> Option<&SharedDataset> {
         self.0.first().map(|(_, set)| set)
     }
 
-    /// Whether there is no set.
+    /// Returns whether there is no set.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Examples in all sets together.
+    /// Returns the number of examples in all sets together.
     pub fn examples(&self) -> i64 {
         self.0.iter().map(|(_, set)| set.len()).sum()
     }

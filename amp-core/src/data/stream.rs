@@ -62,18 +62,20 @@ pub trait IterableDataset: Send {
     /// One example.
     type Example: BatchField;
 
-    /// The number of examples that count as an epoch; the next epoch continues after them. It must not
-    /// change.
+    /// Returns the number of examples that count as an epoch; the next epoch continues after them.
+    /// It must not change.
     fn epoch_len(&self) -> i64;
 
-    /// The next example. A stream that ends starts again. Draw random numbers only from `rng`.
+    /// Returns the next example. A stream that ends starts again. Draw random numbers only from
+    /// `rng`.
     ///
     /// # Errors
     /// When it cannot be read.
     fn next(&mut self, rng: &mut Rng) -> Result<Self::Example>;
 
-    /// The position of the stream: the state from which [`load_state`](Self::load_state) continues with
-    /// the same examples. It is read after each batch and saved in checkpoints, so it must be small.
+    /// Returns the position of the stream: the state from which [`load_state`](Self::load_state)
+    /// continues with the same examples. It is read after each batch and saved in checkpoints, so
+    /// it must be small.
     ///
     /// # Errors
     /// When it cannot be determined.
@@ -85,8 +87,8 @@ pub trait IterableDataset: Send {
     /// When there is no such position.
     fn load_state(&mut self, state: &State) -> Result<()>;
 
-    /// The batch of these examples, each with its number in the stream. Without an implementation tensors of
-    /// one shape are stacked.
+    /// Returns the batch of these examples, each with its number in the stream. Without an
+    /// implementation tensors of one shape are stacked.
     ///
     /// # Errors
     /// When the examples do not fit together.
@@ -95,7 +97,7 @@ pub trait IterableDataset: Send {
         Collate::new().batch(examples)
     }
 
-    /// The set as a [`DataModule`](super::DataModule) takes it.
+    /// Converts the set for a [`DataModule`](super::DataModule).
     ///
     /// # Errors
     /// When its state cannot be determined.
@@ -109,9 +111,9 @@ pub trait IterableDataset: Send {
 
 /// A stream of any type of example, addressed by the examples' numbers from the start of the run.
 pub(super) trait AnyStream: Send {
-    /// The batch of the examples at `indices`, which are consecutive.
+    /// Returns the batch of the examples at `indices`, which are consecutive.
     fn gather(&mut self, indices: &[i64], draws: Draws) -> Result<AnyBatch>;
-    /// The state before the example of this number, which was read or comes next.
+    /// Returns the state before the example of this number, which was read or comes next.
     fn state_before(&self, number: i64) -> Result<State>;
     /// Makes the example of this number the first one after a state, or the stream's first.
     fn set(&mut self, number: i64, state: Option<State>) -> Result<()>;
@@ -126,7 +128,7 @@ struct Kept(State);
 impl Kept {
     const PART: &str = "stream";
 
-    /// Tensors are copied, because the stream may overwrite its own.
+    /// Copies the tensors, because the stream may overwrite its own.
     fn of(state: State) -> Result<Self> {
         let mut kept = State::default();
         kept.put_part(Self::PART, state.copied()?);
@@ -149,7 +151,7 @@ pub(super) struct Stream<D> {
 }
 
 impl<D: IterableDataset> Stream<D> {
-    /// At the start.
+    /// Starts at the beginning.
     pub(super) fn new(set: D) -> Result<Self> {
         let first = Kept::of(set.state()?)?;
         Ok(Self { set, next: Some(0), states: BTreeMap::new(), first })

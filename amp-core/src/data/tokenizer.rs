@@ -103,25 +103,25 @@ impl Tokenizer {
         Ok(self)
     }
 
-    /// The same with every batch padded to this length, once padding is declared.
+    /// Pads every batch to this length, once padding is declared.
     #[must_use]
     pub fn padded_to(self, length: usize) -> Self {
         self.with_padding(|padding| padding.strategy = PaddingStrategy::Fixed(length))
     }
 
-    /// The same with batches padded to a multiple of this length, once padding is declared.
+    /// Pads batches to a multiple of this length, once padding is declared.
     #[must_use]
     pub fn padded_to_multiple_of(self, length: usize) -> Self {
         self.with_padding(|padding| padding.pad_to_multiple_of = Some(length))
     }
 
-    /// The same with padding before the text, as for generation, once padding is declared.
+    /// Pads before the text, as for generation, once padding is declared.
     #[must_use]
     pub fn padded_left(self) -> Self {
         self.with_padding(|padding| padding.direction = PaddingDirection::Left)
     }
 
-    /// The same without the tokens that the file adds around a text, as `[CLS]`.
+    /// Omits the tokens that the file adds around a text, such as `[CLS]`.
     #[must_use]
     pub fn without_special_tokens(mut self) -> Self {
         self.special = false;
@@ -139,17 +139,17 @@ impl Tokenizer {
         self.inner.get_padding().cloned().unwrap_or_default()
     }
 
-    /// Number of tokens, as for the rows of an embedding.
+    /// Returns the number of tokens, as for the rows of an embedding.
     pub fn vocabulary(&self) -> i64 {
         self.inner.get_vocab_size(true) as i64
     }
 
-    /// The id of a token.
+    /// Returns the id of a token.
     pub fn id(&self, token: &str) -> Option<i64> {
         self.inner.token_to_id(token).map(i64::from)
     }
 
-    /// The ids of one text, cut where truncation is declared and not padded.
+    /// Returns the ids of one text without padding, truncated if the file declares truncation.
     ///
     /// # Errors
     /// When the tokenizer cannot encode it.
@@ -160,7 +160,7 @@ impl Tokenizer {
         Ok(kept.map(|(id, _)| i64::from(*id)).collect())
     }
 
-    /// The batch of these texts.
+    /// Returns the batch of these texts.
     ///
     /// # Errors
     /// When there is no text, the tokenizer cannot encode one, or they differ in length and no padding is declared.
@@ -168,7 +168,7 @@ impl Tokenizer {
         self.encode(texts.iter().map(|text| text.as_ref().into()).collect())
     }
 
-    /// The batch of these pairs of texts, as of questions and answers.
+    /// Returns the batch of these pairs of texts, as of questions and answers.
     ///
     /// # Errors
     /// As [`batch`](Self::batch).
@@ -176,7 +176,7 @@ impl Tokenizer {
         self.encode(pairs.iter().map(|(one, two)| (one.as_ref(), two.as_ref()).into()).collect())
     }
 
-    /// How the field of this name, of ids of texts that are not padded, is padded by [`Collate`](super::Collate).
+    /// Returns the padding of a field of token ids for [`Collate`](super::Collate).
     ///
     /// # Errors
     /// When no padding is declared.
@@ -187,7 +187,7 @@ impl Tokenizer {
         }
     }
 
-    /// The text of ids, without special tokens.
+    /// Returns the text of ids, without special tokens.
     ///
     /// # Errors
     /// When an id is negative or too large, or the tokenizer cannot decode them.

@@ -32,8 +32,8 @@ use crate::{
 /// }
 /// ```
 pub trait BatchTransform: Send + Sync {
-    /// The changed batch, with as many examples. Random numbers are drawn from `random` and from nothing else, on the
-    /// host, so that they are the same wherever the batch is.
+    /// Returns the changed batch, with as many examples. Random numbers are drawn from `random` and
+    /// from nothing else, on the host, so that they are the same wherever the batch is.
     ///
     /// # Errors
     /// When the batch does not fit the change.
@@ -56,12 +56,13 @@ impl BatchRandom {
         Self { examples, batch: draws.batch_rng(indices) }
     }
 
-    /// A generator for each example, in the batch's order. Each goes on where the transform before left it.
+    /// Returns a generator for each example, in the batch's order. Each goes on where the transform
+    /// before left it.
     pub fn examples(&mut self) -> &mut [Rng] {
         &mut self.examples
     }
 
-    /// The generator of the batch.
+    /// Returns the generator of the batch.
     pub fn batch(&mut self) -> &mut Rng {
         &mut self.batch
     }
@@ -78,7 +79,7 @@ impl fmt::Debug for Transforms {
 }
 
 impl Transforms {
-    /// These and one more behind them.
+    /// Returns these transforms with one more after them.
     pub(super) fn and(&self, transform: impl BatchTransform + 'static) -> Self {
         let mut all = self.0.clone();
         all.push(Arc::new(transform));
@@ -89,7 +90,8 @@ impl Transforms {
         self.0.is_empty()
     }
 
-    /// How batches are brought to the device of this policy before they are changed: not in 16 bits.
+    /// Returns the policy by which batches are moved to the device before the transforms: not in 16
+    /// bits.
     pub(super) fn placing(&self, policy: Policy) -> Policy {
         let wide = matches!(policy.precision.storage(), Kind::Float | Kind::Double);
         match self.is_empty() || wide {
@@ -98,7 +100,7 @@ impl Transforms {
         }
     }
 
-    /// The batch of these examples after all changes.
+    /// Applies all transforms to the batch of these examples.
     pub(super) fn apply(&self, batch: AnyBatch, indices: &[i64], draws: Draws) -> Result<AnyBatch> {
         if self.is_empty() {
             return Ok(batch);
@@ -146,12 +148,12 @@ pub struct Images<T> {
 }
 
 impl<T: Transform> Images<T> {
-    /// The images of the field `input`.
+    /// Creates the images of the field `input`.
     pub fn new(transform: T) -> Self {
         Self { field: "input".to_owned(), transform }
     }
 
-    /// The images of another field.
+    /// Sets the images of another field.
     #[must_use]
     pub fn of_field(mut self, name: impl Into<String>) -> Self {
         self.field = name.into();

@@ -130,7 +130,7 @@ pub enum Event {
 }
 
 impl Event {
-    /// The run that starts with this event: training, or an evaluation without training.
+    /// Returns the run that starts with this event: training, or an evaluation without training.
     pub fn started(&self) -> Option<&RunStart> {
         match self {
             Self::FitStart(start) => Some(&start.run),
@@ -139,7 +139,7 @@ impl Event {
         }
     }
 
-    /// Whether this is the last event of a run.
+    /// Returns whether this is the last event of a run.
     pub fn ends_run(&self) -> bool {
         matches!(self, Self::FitEnd(_) | Self::EvaluationEnd { .. })
     }
@@ -159,7 +159,7 @@ pub struct Skipped {
 }
 
 impl Skipped {
-    /// Why the step was skipped, as far as is known.
+    /// Returns why the step was skipped, as far as is known.
     pub fn cause(&self) -> String {
         match (&self.provenance, &self.culprit) {
             (Some(found), _) => found.to_string(),
@@ -269,7 +269,7 @@ pub struct EpochEnd {
 }
 
 impl EpochEnd {
-    /// The value of this name, training or validation.
+    /// Returns the value of this name, training or validation.
     pub fn value(&self, name: &str) -> Option<f64> {
         let mut values = self.train.iter().chain(&self.val);
         values.find(|logged| logged.name == name).map(|logged| logged.value)

@@ -63,7 +63,7 @@ pub(crate) struct AutocastState {
     pub(crate) cache: bool,
 }
 
-/// libtorch's numbers for the dtypes that autocast supports (c10/core/ScalarType.h).
+/// Returns libtorch's numbers for the dtypes that autocast supports (c10/core/ScalarType.h).
 pub(crate) fn scalar_type(kind: Kind) -> Result<c_int> {
     match kind {
         Kind::Half => Ok(5),
@@ -107,7 +107,7 @@ pub(crate) fn unscale(grads: &[Tensor], found_inf: &Tensor, inv_scale: &Tensor) 
     checked!(amp_unscale(grads.as_ptr(), grads.len(), found_inf.as_ptr(), inv_scale.as_ptr()))
 }
 
-/// Whether every element of the CPU tensors is finite.
+/// Returns whether every element of the CPU tensors is finite.
 pub(crate) fn all_finite(tensors: &[Tensor]) -> Result<bool> {
     let tensors = handles(tensors);
     let mut all = 0;
@@ -115,7 +115,7 @@ pub(crate) fn all_finite(tensors: &[Tensor]) -> Result<bool> {
     Ok(all != 0)
 }
 
-/// The norm of each tensor, on its device.
+/// Returns the norm of each tensor, on its device.
 pub(crate) fn foreach_norm(tensors: &[Tensor], ord: f64, as_f32: bool) -> Result<Vec<Tensor>> {
     let inputs = handles(tensors);
     let mut norms = vec![std::ptr::null_mut(); inputs.len()];
@@ -130,9 +130,9 @@ pub(crate) fn foreach_norm(tensors: &[Tensor], ord: f64, as_f32: bool) -> Result
     Ok(norms.into_iter().map(|norm| unsafe { Tensor::from_ptr(norm) }).collect())
 }
 
-/// The joint norm of gradients on one CUDA device, and the factor min(1, `max_norm` / (norm / `scale` +
-/// 1e-6)) / `scale`. Both are scalars on the device, in f64 if a gradient is f64, otherwise in f32.
-/// `found_inf` becomes NaN if the norm is not finite.
+/// Returns the joint norm of gradients on one CUDA device, and the factor min(1, `max_norm` / (norm
+/// / `scale` + 1e-6)) / `scale`. Both are scalars on the device, in f64 if a gradient is f64,
+/// otherwise in f32. `found_inf` becomes NaN if the norm is not finite.
 pub(crate) fn clip_factor(
     grads: &[Tensor],
     scale: Option<&Tensor>,
@@ -205,7 +205,7 @@ pub(crate) struct Grads {
 }
 
 impl Grads {
-    /// The gradients that exist now.
+    /// Returns the gradients that exist now.
     pub(crate) fn of(parameters: &[Parameter]) -> Result<Self> {
         let owners = handles(parameters.iter().map(|parameter| &parameter.tensor));
         let mut grads = vec![std::ptr::null_mut(); owners.len()];
@@ -221,7 +221,7 @@ impl Grads {
         Ok(found)
     }
 
-    /// Each gradient with the index of its parameter.
+    /// Returns each gradient with the index of its parameter.
     pub(crate) fn with_places(&self) -> impl Iterator<Item = (usize, &Tensor)> {
         self.places.iter().copied().zip(&self.tensors)
     }
@@ -245,8 +245,7 @@ impl Drop for Grads {
     }
 }
 
-/// If `any` is true, backward passes may give leaves gradients of any dtype, otherwise of the leaf's own
-/// dtype (PyTorch's `grad_dtype`).
+/// Sets which dtypes a gradient may have.
 pub(crate) fn allow_any_grad_dtype(tensors: &[Tensor], any: bool) -> Result<()> {
     let tensors = handles(tensors);
     checked!(amp_allow_any_grad_dtype(tensors.as_ptr(), tensors.len(), c_int::from(any)))
@@ -258,7 +257,7 @@ pub(crate) fn clear_grads<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> 
     checked!(amp_clear_grads(tensors.as_ptr(), tensors.len()))
 }
 
-/// A number that two handles share exactly when they are the same tensor.
+/// Returns a number that is equal for two handles exactly if they are handles of the same tensor.
 pub(crate) fn identity(tensor: &Tensor) -> usize {
     // SAFETY: the handle is live; the returned address is never dereferenced.
     unsafe { amp_identity(tensor.as_ptr()) as usize }

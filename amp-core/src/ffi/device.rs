@@ -48,7 +48,7 @@ impl HostMemory {
         Ok(Self { guard, _not_send: PhantomData })
     }
 
-    /// Current and peak bytes since the start.
+    /// Returns current and peak bytes since the start.
     pub(crate) fn read(&self) -> (i64, i64) {
         let (mut live, mut peak) = (0, 0);
         // SAFETY: the guard lives as long as self.
@@ -64,7 +64,8 @@ impl Drop for HostMemory {
     }
 }
 
-/// Requested bytes now, their peak, and the peak of bytes that the caching allocator reserved.
+/// Returns the requested bytes now, their peak, and the peak of bytes that the caching allocator
+/// reserved.
 pub(crate) fn cuda_memory(index: usize) -> Result<(i64, i64, i64)> {
     let (mut requested, mut peak, mut reserved) = (0, 0, 0);
     checked!(amp_cuda_memory(index as c_int, &mut requested, &mut peak, &mut reserved))?;
@@ -83,14 +84,14 @@ pub(crate) fn set_numerics(tf32: bool, deterministic: bool) -> Result<()> {
     checked!(amp_set_numerics(c_int::from(tf32), c_int::from(deterministic)))
 }
 
-/// TF32 and deterministic algorithms.
+/// Returns the settings of TF32 and of deterministic algorithms.
 pub(crate) fn numerics() -> Result<(bool, bool)> {
     let (mut tf32, mut deterministic) = (0, 0);
     checked!(amp_get_numerics(&mut tf32, &mut deterministic))?;
     Ok((tf32 != 0, deterministic != 0))
 }
 
-/// The kernel set that ATen chose, such as `AVX2`.
+/// Returns the kernel set that ATen chose, such as `AVX2`.
 pub(crate) fn cpu_capability() -> Result<String> {
     let mut name = [0; 32];
     checked!(amp_cpu_capability(name.as_mut_ptr(), name.len()))?;

@@ -26,7 +26,7 @@ impl FlopCounter {
         Ok(Self { _thread: PhantomData })
     }
 
-    /// The operations since the start.
+    /// Returns the operations since the start.
     pub(crate) fn read(&self) -> Result<u64> {
         let mut count = 0.0;
         checked!(amp_flops_read(&mut count))?;

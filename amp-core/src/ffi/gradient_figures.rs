@@ -26,7 +26,7 @@ impl WatchedGradient {
         Ok(Self(unsafe { Tensor::from_ptr(out) }))
     }
 
-    /// The numbers of NaNs and infinities and the largest magnitude; `None` if there was no
+    /// Returns the numbers of NaNs and infinities and the largest magnitude; `None` if there was no
     /// gradient.
     pub(crate) fn read(&self) -> Result<Option<(i64, i64, f64)>> {
         let figures = Vec::<f64>::try_from(&self.0)?;

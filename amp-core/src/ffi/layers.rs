@@ -155,7 +155,7 @@ unsafe extern "C" {
     fn amp_hits(logits: Handle, targets: Handle, out: *mut *mut C_tensor) -> c_int;
 }
 
-/// The tensor that `call` makes, if it makes one.
+/// Returns the tensor that `call` makes, if it makes one.
 pub(super) fn perhaps_made(
     call: impl FnOnce(*mut *mut C_tensor) -> Result<()>,
 ) -> Result<Option<Tensor>> {
@@ -165,7 +165,7 @@ pub(super) fn perhaps_made(
     Ok((!out.is_null()).then(|| unsafe { Tensor::from_ptr(out) }))
 }
 
-/// The two tensors that `call` makes, if it makes them.
+/// Returns the two tensors that `call` makes, if it makes them.
 fn perhaps_both(
     call: impl FnOnce(*mut *mut C_tensor, *mut *mut C_tensor) -> Result<()>,
 ) -> Result<Option<(Tensor, Tensor)>> {
@@ -175,21 +175,18 @@ fn perhaps_both(
     Ok(first.map(|first| (first, unsafe { Tensor::from_ptr(second) })))
 }
 
-/// The tensor that `call` makes.
+/// Returns the tensor that `call` makes.
 pub(super) fn made(call: impl FnOnce(*mut *mut C_tensor) -> Result<()>) -> Result<Tensor> {
     Ok(perhaps_made(call)?.expect("on success there is one"))
 }
 
-/// x·Wᵀ + b. Under autocast on CUDA the gradients of an f32 weight and bias come from f32 sums of
-/// products without being rounded to 16 bits in between.
+/// Computes x·Wᵀ + b.
 pub(crate) fn linear(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     linear_with(input, weight, bias, &LinearOptions::PLAIN)
 }
 
-/// [`linear`] followed by an activation, and after ReLU by dropout with probability `p` below 1. On
-/// CUDA ReLU is part of the product's kernel (`_addmm_activation`), or one kernel computes ReLU and
-/// dropout. In the backward pass one kernel computes the gradients of the activation and of the
-/// bias.
+/// Computes [`linear`] followed by an activation, and after ReLU by dropout with probability `p`
+/// below 1.
 pub(crate) fn linear_activated(
     input: &Tensor,
     weight: &Tensor,
@@ -201,7 +198,7 @@ pub(crate) fn linear_activated(
     linear_with(input, weight, bias, &LinearOptions { p, activation, ..LinearOptions::PLAIN })
 }
 
-/// Only these outputs of a [`linear`] layer. The other outputs' gradients are zero.
+/// Computes only these outputs of a [`linear`] layer.
 pub(crate) fn linear_part(
     input: &Tensor,
     weight: &Tensor,
@@ -222,9 +219,9 @@ fn linear_with(
     made(|out| checked!(amp_linear(input, weight, bias, &raw const *options, out)))
 }
 
-/// A square convolution of `[N, C, H, W]` with this stride and padding. In 16 bits it computes in
-/// channels_last if requested, and so does its output; the weight's gradient has the weight's
-/// layout.
+/// Computes a square convolution of `[N, C, H, W]` with this stride and padding. In 16 bits it
+/// computes in channels_last if requested, and so does its output; the weight's gradient has the
+/// weight's layout.
 pub(crate) fn conv2d(
     input: &Tensor,
     weight: &Tensor,
@@ -238,9 +235,9 @@ pub(crate) fn conv2d(
     })
 }
 
-/// [`conv2d`] without a bias in channels_last and 16 bits on CUDA, and the input for a second use. The
-/// gradients of both uses are added up, if possible within one matrix product. `None` for other
-/// convolutions.
+/// Computes [`conv2d`] without a bias in channels_last and 16 bits on CUDA, and returns the input
+/// for a second use. The gradients of both uses are added up, if possible within one matrix
+/// product. `None` for other convolutions.
 pub(crate) fn conv2d_and_input(
     input: &Tensor,
     weight: &Tensor,
@@ -252,9 +249,9 @@ pub(crate) fn conv2d_and_input(
     })
 }
 
-/// The largest value of each window of `[N, C, H, W]` in channels_last and 16 bits on CUDA. `windows` are
-/// sizes, strides, padding and dilation, each for rows and columns. `None` if the kernels do not support
-/// these arguments.
+/// Computes the largest value of each window of `[N, C, H, W]` in channels_last and 16 bits on
+/// CUDA. `windows` are sizes, strides, padding and dilation, each for rows and columns. `None` if
+/// the kernels do not support these arguments.
 pub(crate) fn max_pool2d(
     input: &Tensor,
     windows: [[i64; 2]; 4],
@@ -266,8 +263,8 @@ pub(crate) fn max_pool2d(
     })
 }
 
-/// Batch norm of `[rows, columns]` over the rows, in training, with the operations after it; `None`
-/// if the kernels do not support these tensors.
+/// Computes batch norm of `[rows, columns]` over the rows, in training, with the operations after
+/// it; `None` if the kernels do not support these tensors.
 pub(crate) fn batch_norm(
     input: &Tensor,
     [weight, bias]: [&Tensor; 2],
@@ -289,9 +286,9 @@ pub(crate) fn batch_norm(
     })
 }
 
-/// Batch norm of 16-bit `[N, C, H, W]` in channels_last over all dimensions except the channels, in
-/// training, followed by ReLU, or by the residual and ReLU; `None` if the kernels do not support
-/// these tensors.
+/// Computes batch norm of 16-bit `[N, C, H, W]` in channels_last over all dimensions except the
+/// channels, in training, followed by ReLU, or by the residual and ReLU; `None` if the kernels do
+/// not support these tensors.
 pub(crate) fn batch_norm_images(
     input: &Tensor,
     residual: Option<&Tensor>,
@@ -317,9 +314,9 @@ pub(crate) fn batch_norm_images(
     })
 }
 
-/// Layer norm along the last dimension, in training, of `input`, or with a residual of the residual
-/// plus `input` after dropout, with the operations after it; `None` if the kernels do not support
-/// these tensors.
+/// Computes layer norm along the last dimension, in training, of `input`, or with a residual of the
+/// residual plus `input` after dropout, with the operations after it; `None` if the kernels do not
+/// support these tensors.
 pub(crate) fn layer_norm(
     input: &Tensor,
     residual: Option<&Tensor>,
@@ -333,9 +330,9 @@ pub(crate) fn layer_norm(
     })
 }
 
-/// `input` for a second use by [`residual_add`], and the layer normalisation of `input` along the last
-/// dimension; with `narrow` the normalisation has the dtype of an autocast region. One kernel adds up the
-/// gradients of both. `None` if the kernels do not support these tensors.
+/// Returns `input` for a second use by [`residual_add`]and the layer normalisation of `input` along
+/// the last dimension; with `narrow` the normalisation has the dtype of an autocast region. One
+/// kernel adds up the gradients of both. `None` if the kernels do not support these tensors.
 pub(crate) fn residual_norm(
     input: &Tensor,
     [weight, bias]: [&Tensor; 2],
@@ -349,15 +346,15 @@ pub(crate) fn residual_norm(
     })
 }
 
-/// `stream` + `branch`.
+/// Computes `stream` + `branch`.
 pub(crate) fn residual_add(stream: &Tensor, branch: &Tensor) -> Result<Tensor> {
     made(|out| checked!(amp_residual_add(stream.as_ptr(), branch.as_ptr(), out)))
 }
 
-/// The mean cross entropy of logits against int64 classes, where the class `left_out` is ignored, or
-/// against probabilities. Smoothing gives the share `smoothing` of the target to all classes equally. With
-/// `z`, z·log²Σexp(logits) of each target is added. `None` if `z` is given and the kernels do not support
-/// these arguments.
+/// Computes the mean cross entropy of logits against int64 classes, where the class `left_out` is
+/// ignored, or against probabilities. Smoothing gives the share `smoothing` of the target to all
+/// classes equally. With `z`, z·log²Σexp(logits) of each target is added. `None` if `z` is given
+/// and the kernels do not support these arguments.
 pub(crate) fn cross_entropy(
     logits: &Tensor,
     targets: &Tensor,
@@ -369,7 +366,7 @@ pub(crate) fn cross_entropy(
     perhaps_made(|out| checked!(amp_cross_entropy(logits, targets, smoothing, left_out, z, out)))
 }
 
-/// The number of int64 targets other than -100: an f64 scalar on their device.
+/// Returns the number of int64 targets other than -100: an f64 scalar on their device.
 ///
 /// # Errors
 /// When a target is not a class below `classes`, on the CPU. On other devices the count is NaN instead.
@@ -377,8 +374,8 @@ pub(crate) fn counted_classes(targets: &Tensor, classes: i64) -> Result<Tensor> 
     made(|out| checked!(amp_counted_classes(targets.as_ptr(), classes, out)))
 }
 
-/// The number of examples whose largest logit, along the second dimension, is at their class, and the
-/// number of examples that [count](counted_classes): f64 `[2]` on the device.
+/// Counts the number of examples whose largest logit, along the second dimension, is at their
+/// class, and the number of examples that [count](counted_classes): f64 `[2]` on the device.
 pub(crate) fn correct_counts(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     made(|out| checked!(amp_hits(logits.as_ptr(), targets.as_ptr(), out)))
 }

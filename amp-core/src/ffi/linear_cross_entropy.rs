@@ -32,8 +32,9 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// The mean cross entropy of `input`·Wᵀ + b against int64 classes, on the CPU or CUDA. It computes in an autocast
-/// region's dtype, otherwise in the weight's, and holds the logits of one chunk at a time.
+/// Returns the mean cross entropy of `input`·Wᵀ + b against int64 classes, on the CPU or CUDA. It
+/// computes in an autocast region's dtype, otherwise in the weight's, and holds the logits of one
+/// chunk at a time.
 pub(crate) fn linear_cross_entropy(
     input: &Tensor,
     weight: &Tensor,

@@ -67,7 +67,7 @@ impl Drop for PausedProducts {
     }
 }
 
-/// The products since the last call, in order: the operator and the dtype of its output.
+/// Returns the products since the last call, in order: the operator and the dtype of its output.
 pub(crate) fn take_products() -> Result<Vec<(&'static str, Kind)>> {
     let mut products = Vec::new();
     for place in 0.. {

@@ -68,8 +68,9 @@ pub(crate) struct Known<'a> {
 }
 
 impl<'a> Known<'a> {
-    /// The step reads its rates from `rates`, where [`write_rates`] wrote them, and multiplies the
-    /// gradients by `factor`. If `found_inf` (f32) is not 0, nothing changes. Both are scalars.
+    /// Makes a step that reads its rates from `rates`, where [`write_rates`] wrote them, and
+    /// multiplies the gradients by `factor`. If `found_inf` (f32) is not 0, nothing changes. Both
+    /// are scalars.
     pub(crate) fn new(
         rates: &'a Tensor,
         factor: Option<&'a Tensor>,

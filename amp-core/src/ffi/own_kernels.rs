@@ -7,7 +7,8 @@ unsafe extern "C" {
     fn amp_own_kernels_set(own: c_int);
 }
 
-/// Whether this thread's layers and losses take this library's kernels where there are some.
+/// Returns whether this thread's layers and losses take this library's kernels where there are
+/// some.
 pub(crate) fn own_kernels() -> bool {
     // SAFETY: it reads a thread-local number.
     unsafe { amp_own_kernels() != 0 }

@@ -35,14 +35,15 @@ unsafe extern "C" {
     fn amp_debug_info_drop(info: *mut c_void);
 }
 
-/// The number of bytes of a device that the driver reports as free.
+/// Returns the number of bytes of a device that the driver reports as free.
 pub(crate) fn cuda_free_memory(index: usize) -> Result<u64> {
     let mut bytes = 0;
     checked!(amp_cuda_free_memory(index as c_int, &mut bytes))?;
     Ok(bytes as u64)
 }
 
-/// A copy in pinned memory, which a CUDA device can read and write while the host continues.
+/// Copies a tensor to pinned memory, which a CUDA device can read and write while the host
+/// continues.
 pub(crate) fn pinned(host: &Tensor) -> Result<Tensor> {
     let mut out = std::ptr::null_mut();
     checked!(amp_pinned(host.as_ptr(), &mut out))?;
@@ -119,8 +120,8 @@ pub(crate) struct DeviceCopy {
 unsafe impl Send for DeviceCopy {}
 
 impl DeviceCopy {
-    /// The tensors, for use on this thread's current stream: the stream waits for the copy, the thread does
-    /// not.
+    /// Returns the tensors, for use on this thread's current stream: the stream waits for the copy,
+    /// the thread does not.
     pub(crate) fn arrive(mut self) -> Result<Vec<Tensor>> {
         let tensors = std::mem::take(&mut self.tensors);
         let handles: Vec<Handle> = tensors.iter().map(|tensor| tensor.as_ptr()).collect();

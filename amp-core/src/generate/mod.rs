@@ -86,7 +86,8 @@ impl Generation {
         Self { max_new_tokens, context, sampling, end: None, seed: 0, cache: true }
     }
 
-    /// The prompt `[N, L]` and what follows it, `[N, L + new]`, int64 on the CPU.
+    /// Returns the prompt `[N, L]` with the generated tokens appended, `[N, L + new]`, int64 on the
+    /// CPU.
     ///
     /// # Errors
     /// The same as [`run_with`](Self::run_with)'s.
@@ -97,8 +98,8 @@ impl Generation {
         self.run_with(model, prompt, policy, |_| Ok(()))
     }
 
-    /// Like [`run`](Self::run), and calls `show` with the next token of each sequence, `[N]`, as soon as it
-    /// is chosen.
+    /// Does the same as [`run`](Self::run), and calls `show` with the next token of each sequence,
+    /// `[N]`, as soon as it is chosen.
     ///
     /// # Errors
     /// When an option is out of range, the prompt is not `[N, L]` of integers, the model fails or cannot use a
@@ -138,7 +139,7 @@ impl Generation {
         Ok(ids.f_to_device(tch::Device::Cpu)?)
     }
 
-    /// The logits `[N, vocabulary]` of the token after `ids`.
+    /// Returns the logits `[N, vocabulary]` of the token after `ids`.
     fn next_logits<M>(
         &self,
         model: &M,
@@ -170,7 +171,7 @@ impl Generation {
         }
     }
 
-    /// The number of sequences. Refuses options that are out of range.
+    /// Returns the number of sequences. Refuses options that are out of range.
     fn check(&self, prompt: &Tensor) -> Result<i64> {
         self.sampling.check()?;
         if self.max_new_tokens < 1 || self.context < 1 {

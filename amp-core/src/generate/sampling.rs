@@ -24,7 +24,8 @@ impl Sampling {
         Self { temperature, ..Self::default() }
     }
 
-    /// The probabilities of the next token, `[…, vocabulary]` in f64 on the CPU, from logits of this shape.
+    /// Returns the probabilities of the next token, `[…, vocabulary]` in f64 on the CPU, from
+    /// logits of this shape.
     ///
     /// ```
     /// use amp_core::{generate::Sampling, tch::Tensor};

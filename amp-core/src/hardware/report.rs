@@ -121,7 +121,8 @@ impl CudaDevice {
     }
 }
 
-/// bf16 before f16: it has the range of f32, so that nothing overflows and no scaler is needed.
+/// Recommends a precision. It prefers bf16 to f16, because bf16 has the range of f32, so that
+/// nothing overflows and no scaler is needed.
 fn recommend(cpu: &Cpu, device: Option<&CudaDevice>) -> Recommendation {
     let has = |feature: &str| cpu.features.iter().any(|own| own == feature);
     let (precision, reason) = match device {

@@ -33,14 +33,14 @@ impl LogRoom {
         Ok(Self { numbers, needed: Cell::new(0) })
     }
 
-    /// A larger room, for the step that did not fit into this one.
+    /// Returns a larger room, for the step that did not fit into this one.
     pub(crate) fn larger(&self) -> Result<Option<Self>> {
         let needed = self.needed.get();
         let larger = || Self::with(needed, self.numbers.device());
         (needed > self.numbers.numel() as i64).then(larger).transpose()
     }
 
-    /// Memory for each of the tensors.
+    /// Allocates memory for each of the tensors.
     ///
     /// # Errors
     /// When they need more memory than the room has. A [larger](Self::larger) room exists then.
@@ -87,7 +87,7 @@ enum Kept {
     Rows(Vec<Tensor>),
 }
 
-/// The sum that replays add to for this part, unless each step's rows are kept.
+/// Returns the sum that replays add to for this part, unless each step's rows are kept.
 fn summed(part: &Part) -> Option<&Tensor> {
     match (part.merge, &*part.pieces) {
         (Merge::Sum, [counts]) => Some(counts),
@@ -122,7 +122,7 @@ impl CapturedLog {
         Ok(Self { entries: entries.collect(), steps: 0, device: room.numbers.device() })
     }
 
-    /// The sums.
+    /// Returns the sums.
     pub(crate) fn sums(&self) -> impl Iterator<Item = &Tensor> {
         let kept = self.entries.iter().flat_map(|entry| &entry.kept);
         kept.filter_map(|kept| match kept {
@@ -235,7 +235,7 @@ mod tests {
         metric::{Auroc, Rmse},
     };
 
-    /// Output and target of a step's two batches.
+    /// Returns the output and target of a step's two batches.
     fn batches(step: i64) -> Vec<(Tensor, Tensor)> {
         let batch = |at: i64| {
             let places = Tensor::arange(3, (Kind::Float, Device::Cpu));

@@ -44,7 +44,7 @@ impl Entry {
         }
     }
 
-    /// Whether its values are reduced in this way; true for an unknown reduction.
+    /// Returns whether its values are reduced in this way; true for an unknown reduction.
     pub(super) fn is_reduced_like(&self, other: Option<&Reduction>) -> bool {
         match (&self.reduction, other) {
             (Some(own), Some(other)) => own.name() == other.name(),
@@ -84,7 +84,7 @@ impl Entry {
         Ok(())
     }
 
-    /// One value, or one per element, named after the element's index.
+    /// Reads one value, or one value per element, named after the element's index.
     pub(super) fn read(&self, state: &MetricState) -> Result<Vec<Logged>> {
         let name = &self.name;
         let Some(reduction) = &self.reduction else {
@@ -164,7 +164,7 @@ impl Entry {
     }
 }
 
-/// The name under which the tensor at an index is saved.
+/// Returns the name under which the tensor at an index is saved.
 fn name_of(key: &str, at: usize) -> String {
     match at {
         0 => key.to_owned(),
@@ -172,7 +172,7 @@ fn name_of(key: &str, at: usize) -> String {
     }
 }
 
-/// A sum with its weight, on its device.
+/// Returns a sum with its weight, on its device.
 fn as_ratio(mean: &MetricState) -> Result<MetricState> {
     let [sum] = mean.tensors()?.try_into().map_err(|_| Error::config("a mean is of one sum"))?;
     let weight = sum.f_full_like(mean.weight)?;

@@ -14,17 +14,17 @@ pub(crate) struct Interval {
 }
 
 impl Interval {
-    /// Of a batch whose values are reported or not.
+    /// Makes the interval of a batch whose values are reported or not.
     pub(crate) fn of(is_logged: bool) -> Self {
         Self { is_logged, ..Self::default() }
     }
 
-    /// Of a batch within a CUDA graph.
+    /// Makes the interval of a batch within a CUDA graph.
     pub(crate) fn captured() -> Self {
         Self { is_captured: true, ..Self::default() }
     }
 
-    /// Whether the batch's values are reported. Code that asks may do additional work then.
+    /// Returns whether the batch's values are reported. Code that asks may do additional work then.
     pub(crate) fn ask(&self) -> bool {
         self.asked.set(true);
         self.is_logged

@@ -32,9 +32,9 @@ pub struct Image {
 }
 
 impl Image {
-    /// From `[H, W]` or `[C, H, W]` with 1, 3 or 4 channels: uint8, or floating-point from 0 to 1.
-    /// Floating-point values are clamped to that range, multiplied by 255 and rounded down, as by
-    /// SummaryWriter.add_image. NaN becomes 0.
+    /// Converts a tensor `[H, W]` or `[C, H, W]` with 1, 3 or 4 channels: uint8, or floating-point
+    /// from 0 to 1. Floating-point values are clamped to that range, multiplied by 255 and rounded
+    /// down, as by SummaryWriter.add_image. NaN becomes 0.
     ///
     /// # Errors
     /// When the shape or dtype is not one of these, or the device reports an earlier failure.
@@ -96,7 +96,8 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    /// The distribution of all elements, counted on their device. `None` if no element is finite.
+    /// Returns the distribution of all elements, counted on their device. `None` if no element is
+    /// finite.
     ///
     /// # Errors
     /// When the elements are not real numbers, or the device reports an earlier failure.
@@ -142,7 +143,7 @@ impl Histogram {
     }
 }
 
-/// torch.utils.tensorboard's default bins.
+/// Returns torch.utils.tensorboard's default bins.
 fn limits() -> Vec<f64> {
     let mut positive = Vec::new();
     let mut limit = 1e-12;

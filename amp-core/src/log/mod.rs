@@ -52,7 +52,7 @@ pub struct Logged {
     pub prog_bar: bool,
 }
 
-/// JSON has no number for values that are not finite.
+/// Reads a null as NaN, because JSON has no number for values that are not finite.
 fn null_is_nan<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<f64, D::Error> {
     Ok(Option::<f64>::deserialize(from)?.unwrap_or(f64::NAN))
 }
@@ -158,12 +158,12 @@ impl Log {
         std::mem::take(&mut self.media)
     }
 
-    /// An empty log for a batch at this position.
+    /// Returns an empty log for a batch at this position.
     pub(crate) fn at(interval: Interval) -> Self {
         Self { interval, ..Self::default() }
     }
 
-    /// The batch's position between two reports.
+    /// Returns the batch's position between two reports.
     pub(crate) fn interval(&self) -> &Interval {
         &self.interval
     }
@@ -251,7 +251,7 @@ impl Log {
         self.interval.follow(&batch.interval);
     }
 
-    /// The state for a checkpoint.
+    /// Returns the state for a checkpoint.
     pub(crate) fn state(&self) -> Result<State> {
         let mut state = State::default();
         let names: Vec<&str> = self.entries.iter().map(|entry| entry.name.as_str()).collect();
@@ -277,7 +277,7 @@ impl Log {
         }
     }
 
-    /// A copy of the values.
+    /// Returns a copy of the values.
     pub(crate) fn copied(&self, device: Device) -> Result<Self> {
         let entries = self.entries.iter().map(|entry| entry.copied(device));
         Ok(Self { entries: entries.collect::<Result<_>>()?, ..Self::default() })
@@ -301,7 +301,7 @@ impl Log {
         read(epoch.map(|entry| entry.read(&entry.state)))
     }
 
-    /// Values of steps first, then values of hooks. The order of logging depends on how a step runs.
+    /// Returns the values of steps first, then values of hooks.
     fn in_order(&self) -> impl Iterator<Item = &Entry> {
         let of_hook = |entry: &&Entry| entry.of_hook == Some(true);
         let steps = self.entries.iter().filter(move |entry| !of_hook(entry));
@@ -317,7 +317,7 @@ fn read(values: impl Iterator<Item = Result<Vec<Logged>>>) -> Result<Vec<Logged>
     Ok(all)
 }
 
-/// The value without dimensions.
+/// Returns the value without dimensions.
 fn scalar(name: &str, value: &Tensor) -> Result<Tensor> {
     match (value.numel(), value.dim()) {
         (1, 0) => Ok(value.shallow_clone()),

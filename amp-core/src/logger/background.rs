@@ -79,7 +79,7 @@ impl Background {
         }
     }
 
-    /// Why the thread has ended.
+    /// Returns the reason why the thread has ended.
     fn failure(&mut self) -> Error {
         self.sender = None;
         match self.worker.take().map(JoinHandle::join) {

@@ -97,7 +97,7 @@ impl Array {
         }
     }
 
-    /// Each run has two process numbers.
+    /// Returns the number of the run's host process. Each run has two process numbers.
     fn host(&self) -> u64 {
         2 * self.run.0
     }
@@ -124,7 +124,7 @@ impl Array {
         }
     }
 
-    /// A step and its phases, measured by one clock.
+    /// Returns a step and its phases, measured by one clock.
     fn track(&mut self, pid: u64, step: &Profile, clock: impl Fn(&Span) -> Option<Interval>) {
         let spans = step.spans.iter().filter_map(|span| Some((span.phase.name(), clock(span)?)));
         let spans: Vec<(&str, Interval)> = spans.collect();

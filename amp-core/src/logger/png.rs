@@ -2,7 +2,7 @@
 
 use crate::{Error, Result, log::Image};
 
-/// The image as a PNG file.
+/// Returns the image as a PNG file.
 pub(super) fn encoded(image: &Image) -> Result<Vec<u8>> {
     let failed = |error: png::EncodingError| Error::config(format!("an image as PNG: {error}"));
     let mut bytes = Vec::new();

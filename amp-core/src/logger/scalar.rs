@@ -7,7 +7,7 @@ pub(super) struct Scalar {
     pub(super) value: f64,
 }
 
-/// The numbers in an event.
+/// Returns the numbers in an event.
 pub(super) fn scalars(event: &Event) -> Vec<Scalar> {
     let scalar = |tag: &str, step: u64, value: f64| Scalar { tag: tag.to_owned(), step, value };
     match event {

@@ -61,7 +61,7 @@ impl Default for CrossEntropy {
 }
 
 impl CrossEntropy {
-    /// The loss under another reduction: `None` gives `[N, …]`, with 0 for ignored targets.
+    /// Returns the loss under another reduction: `None` gives `[N, …]`, with 0 for ignored targets.
     ///
     /// # Errors
     /// The same as [`CrossEntropy`]'s.
@@ -97,7 +97,7 @@ impl CrossEntropy {
         option(NAME, "z_loss", *z_loss, *z_loss >= 0.0, "at least 0")
     }
 
-    /// Of logits `[N, C, …]` and classes `[N, …]` or probabilities `[N, C, …]`.
+    /// Computes the loss of logits `[N, C, …]` and classes `[N, …]` or probabilities `[N, C, …]`.
     fn of_logits(
         &self,
         logits: &Tensor,
@@ -121,7 +121,7 @@ impl CrossEntropy {
         }
     }
 
-    /// z·log²(Σ exp xᵢ), multiplied by the weight of each target.
+    /// Computes z·log²(Σ exp xᵢ), multiplied by the weight of each target.
     fn z_term(
         &self,
         logits: &Tensor,
@@ -182,7 +182,7 @@ impl Default for Nll {
 }
 
 impl Nll {
-    /// The loss under another reduction: `None` gives `[N, …]`, with 0 for ignored targets.
+    /// Returns the loss under another reduction: `None` gives `[N, …]`, with 0 for ignored targets.
     ///
     /// # Errors
     /// The same as [`CrossEntropy`]'s.
@@ -213,8 +213,8 @@ impl Loss for Nll {
     }
 }
 
-/// A loss for each target, in the shape of the targets. The logits may have been flattened from
-/// classes last.
+/// Returns a loss for each target, in the shape of the targets. The logits may have been flattened
+/// from classes last.
 fn like_target(loss: Tensor, reduction: Reduction, target: &Tensor) -> Result<Tensor> {
     match reduction {
         Reduction::None => Ok(loss.f_reshape(target.size())?),
@@ -222,7 +222,7 @@ fn like_target(loss: Tensor, reduction: Reduction, target: &Tensor) -> Result<Te
     }
 }
 
-/// The class weights in the dtype in which the loss of these logits is computed.
+/// Returns the class weights in the dtype in which the loss of these logits is computed.
 fn class_weights(
     what: &str,
     weight: Option<&Tensor>,

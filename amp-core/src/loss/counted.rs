@@ -31,8 +31,8 @@ pub enum MeanOver<'a> {
 }
 
 impl MeanOver<'_> {
-    /// The weight of a batch by its targets, an f64 scalar on their device; `None` if it is the
-    /// number of examples. `none_left_out` means that no target is -100, so that no count is
+    /// Returns the weight of a batch by its targets, an f64 scalar on their device; `None` if it is
+    /// the number of examples. `none_left_out` means that no target is -100, so that no count is
     /// needed.
     pub(crate) fn counts(&self, target: &Tensor, none_left_out: bool) -> Result<Option<Counted>> {
         let counted = match self {
@@ -72,7 +72,7 @@ pub enum Counted {
 }
 
 impl Counted {
-    /// The number. This reads a scalar on the device and waits for it.
+    /// Returns the number. This reads a scalar on the device and waits for it.
     ///
     /// # Errors
     /// When the device reports an earlier failure.
@@ -84,7 +84,7 @@ impl Counted {
     }
 }
 
-/// The weight of a batch, as given by a model.
+/// Returns the weight of a batch, as given by a model.
 ///
 /// # Errors
 /// When it is not a scalar.
@@ -101,8 +101,8 @@ pub fn counted_as(count: &Tensor) -> Result<Counted> {
     }
 }
 
-/// The sum of the weights `[C]` of the classes in `target` other than -100: an f64 scalar on the
-/// target's device, the denominator of a [weighted](super::weighted_cross_entropy) mean.
+/// Returns the sum of the weights `[C]` of the classes in `target` other than -100: an f64 scalar
+/// on the target's device, the denominator of a [weighted](super::weighted_cross_entropy) mean.
 ///
 /// # Errors
 /// When a class has no weight.

@@ -13,7 +13,7 @@ use crate::Result;
 macro_rules! of_elements {
     ($loss:ident $name:literal, |$own:ident, $output:ident, $target:ident, $reduction:ident| $computed:expr) => {
         impl $loss {
-            /// The loss under another reduction: `None` gives the output's shape.
+            /// Returns the loss under another reduction: `None` gives the output's shape.
             ///
             /// # Errors
             #[doc = concat!("As [`", stringify!($loss), "`]'s.")]

@@ -46,11 +46,12 @@ impl Drop for ChunksOf {
 }
 
 impl CrossEntropy {
-    /// The loss of the logits `input`·`weight`ᵀ + `bias`, as [`nn::linear`](crate::nn::linear) computes them. If `rows`
-    /// is given, the logits are computed for so many rows at a time, a row being an element of the target; all of
-    /// them never exist together. Without `rows` this is decided by size: at least two chunks of 8192 rows and 2²⁷
-    /// logits (at most 2²⁹, then of fewer rows), and otherwise all at once. Loss and gradients are those of the logits all at once but for rounding:
-    /// sums over chunks are f32 or wider.
+    /// Computes the loss of the logits `input`·`weight`ᵀ + `bias`, as
+    /// [`nn::linear`](crate::nn::linear) computes them. If `rows` is given, the logits are computed
+    /// for so many rows at a time, a row being an element of the target; all of them never exist
+    /// together. Without `rows` this is decided by size: at least two chunks of 8192 rows and 2²⁷
+    /// logits (at most 2²⁹, then of fewer rows), and otherwise all at once. Loss and gradients are
+    /// those of the logits all at once but for rounding: sums over chunks are f32 or wider.
     ///
     /// The forward pass computes the gradients, too, up to a factor. Under a loss scale the gradients of the logits in
     /// f16 do not depend on the scale.
@@ -121,8 +122,8 @@ impl CrossEntropy {
     }
 }
 
-/// The dtype in which the logits of this layer are computed if their loss pays in chunks of rows; `None` if it
-/// does not, or the layer cannot be computed so.
+/// Returns the dtype in which the logits of this layer are computed if their loss pays in chunks of
+/// rows; `None` if it does not, or the layer cannot be computed so.
 pub(crate) fn pays_in_chunks(
     input: &Tensor,
     weight: &Tensor,
@@ -132,7 +133,7 @@ pub(crate) fn pays_in_chunks(
     Ok(kind.filter(|_| rows_of_chunk(input, weight).is_some()))
 }
 
-/// The rows of a chunk, in chunks of one size; `None` if there would be one chunk.
+/// Returns the rows of a chunk, in chunks of one size; `None` if there would be one chunk.
 fn rows_of_chunk(input: &Tensor, weight: &Tensor) -> Option<i64> {
     if let Some(chosen) = CHOSEN.get() {
         return Some(chosen);
@@ -144,7 +145,8 @@ fn rows_of_chunk(input: &Tensor, weight: &Tensor) -> Option<i64> {
     (chunks > 1).then(|| (rows + chunks - 1) / chunks)
 }
 
-/// The dtype in which the logits of this layer are computed in chunks; `None` if they are not.
+/// Returns the dtype in which the logits of this layer are computed in chunks; `None` if they are
+/// not.
 fn computed_in_chunks(
     input: &Tensor,
     weight: &Tensor,
@@ -182,7 +184,7 @@ fn computed_in_chunks(
     Ok(is_wide.then_some(own))
 }
 
-/// Whether the target is a class of each row, in one reading of the shapes.
+/// Returns whether the target is a class of each row, in one reading of the shapes.
 fn are_classes_of(target: &Tensor, input: &Tensor, classes: i64) -> bool {
     let (sizes, of_target) = (input.size(), target.size());
     let leading = &sizes[..sizes.len() - 1];

@@ -72,25 +72,25 @@ pub(crate) const IGNORED: i64 = -100;
 /// # Ok::<(), amp_core::Error>(())
 /// ```
 pub trait Loss {
-    /// The loss of a batch, a scalar, computed from the model's output and the target.
+    /// Returns the loss of a batch, a scalar, computed from the model's output and the target.
     ///
     /// # Errors
     /// When shapes or dtypes do not fit, or an option is out of range.
     fn compute(&self, output: &Tensor, target: &Tensor) -> Result<Tensor>;
 
-    /// The denominator of the mean. Batches of an accumulation window, and micro-batches of a batch
-    /// that does not fit into memory, are weighted by it, so that their gradients add up to the
-    /// large batch's gradient.
+    /// Returns the denominator of the mean. Batches of an accumulation window, and micro-batches of
+    /// a batch that does not fit into memory, are weighted by it, so that their gradients add up to
+    /// the large batch's gradient.
     fn mean_over(&self) -> MeanOver<'_>;
 
-    /// The reason why a step with this loss cannot run as a CUDA graph, as in `ctc_loss reads lengths on
-    /// the host`: the loss waits for the device, or decides on the host by its values. `None` by default.
+    /// Returns the reason why a step with this loss cannot run as a CUDA graph, for example
+    /// `ctc_loss reads lengths on the host`.
     fn outside_graphs(&self) -> Option<&'static str> {
         None
     }
 }
 
-/// [`CrossEntropy`] with its defaults.
+/// Computes [`CrossEntropy`] with its defaults.
 ///
 /// ```
 /// use amp_core::{loss, tch::Tensor};
@@ -109,7 +109,7 @@ pub fn cross_entropy(output: &Tensor, target: &Tensor) -> Result<Tensor> {
     CrossEntropy::default().compute(output, target)
 }
 
-/// [`CrossEntropy`] in which each target has the weight of its class; `weights` are `[C]`,
+/// Computes [`CrossEntropy`] in which each target has the weight of its class; `weights` are `[C]`,
 /// floating-point. The weight of a batch in a mean over several batches is [`sum_of_weights`].
 ///
 /// # Errors
@@ -119,7 +119,7 @@ pub fn weighted_cross_entropy(output: &Tensor, target: &Tensor, weight: &Tensor)
         .compute(output, target)
 }
 
-/// [`Nll`] with its defaults.
+/// Computes [`Nll`] with its defaults.
 ///
 /// # Errors
 /// The same as [`Nll`]'s.
@@ -127,7 +127,7 @@ pub fn nll_loss(output: &Tensor, target: &Tensor) -> Result<Tensor> {
     Nll::default().compute(output, target)
 }
 
-/// Mean squared error: see [`Mse`].
+/// Computes the mean squared error: see [`Mse`].
 ///
 /// # Errors
 /// When the shapes differ or a dtype is not floating-point.
@@ -135,7 +135,7 @@ pub fn mse_loss(output: &Tensor, target: &Tensor) -> Result<Tensor> {
     Mse.compute(output, target)
 }
 
-/// Mean absolute error: see [`L1`].
+/// Computes the mean absolute error: see [`L1`].
 ///
 /// # Errors
 /// When the shapes differ or a dtype is not floating-point.
@@ -143,7 +143,7 @@ pub fn l1_loss(output: &Tensor, target: &Tensor) -> Result<Tensor> {
     L1.compute(output, target)
 }
 
-/// [`Huber`] with δ = 1.
+/// Computes [`Huber`] with δ = 1.
 ///
 /// # Errors
 /// When the shapes differ or a dtype is not floating-point.
@@ -151,7 +151,7 @@ pub fn huber_loss(output: &Tensor, target: &Tensor) -> Result<Tensor> {
     Huber::default().compute(output, target)
 }
 
-/// [`BinaryCrossEntropy`] of probabilities. CUDA autocast refuses it.
+/// Computes [`BinaryCrossEntropy`] of probabilities. CUDA autocast refuses it.
 ///
 /// # Errors
 /// When the shapes differ, a dtype is not floating-point, or under CUDA autocast.
@@ -159,7 +159,7 @@ pub fn binary_cross_entropy(output: &Tensor, target: &Tensor) -> Result<Tensor> 
     BinaryCrossEntropy::default().compute(output, target)
 }
 
-/// [`BinaryCrossEntropyWithLogits`] with its defaults.
+/// Computes [`BinaryCrossEntropyWithLogits`] with its defaults.
 ///
 /// # Errors
 /// The same as [`BinaryCrossEntropyWithLogits`]'s.
@@ -178,8 +178,8 @@ fn explained(what: &str, ignored: i64, error: Error, output: &Tensor, target: &T
     }
 }
 
-/// The result of a loss of the user's own. If libtorch refuses its arguments, the error gets their
-/// shapes and dtypes.
+/// Returns the result of a loss of the user's own. If libtorch refuses its arguments, the error
+/// gets their shapes and dtypes.
 ///
 /// # Errors
 /// The error of `loss`.

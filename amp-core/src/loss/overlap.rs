@@ -35,7 +35,7 @@ impl Default for Dice {
 }
 
 impl Dice {
-    /// The loss under another reduction: `None` gives `[N, C]`, and `[C]` with `batch`.
+    /// Returns the loss under another reduction: `None` gives `[N, C]`, and `[C]` with `batch`.
     ///
     /// # Errors
     /// As [`Dice`]'s.
@@ -143,7 +143,7 @@ impl Default for Focal {
 }
 
 impl Focal {
-    /// The loss under another reduction: `None` gives the output's shape.
+    /// Returns the loss under another reduction: `None` gives the output's shape.
     ///
     /// # Errors
     /// As [`Focal`]'s.

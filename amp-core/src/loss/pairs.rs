@@ -27,7 +27,7 @@ impl Default for CosineSimilarity {
 }
 
 impl CosineSimilarity {
-    /// The loss under another reduction: `None` gives `[N, …]`, without dimension 1.
+    /// Returns the loss under another reduction: `None` gives `[N, …]`, without dimension 1.
     ///
     /// # Errors
     /// As [`CosineSimilarity`]'s.
@@ -66,7 +66,7 @@ pub struct CosineEmbedding {
 }
 
 impl CosineEmbedding {
-    /// The loss of two tensors `[N, D]` and labels `[N]`, 1 or -1; `None` gives `[N]`.
+    /// Returns the loss of two tensors `[N, D]` and labels `[N]`, 1 or -1; `None` gives `[N]`.
     ///
     /// # Errors
     /// When shapes or dtypes do not fit, or the margin is out of range.
@@ -109,7 +109,7 @@ impl Default for TripletMargin {
 }
 
 impl TripletMargin {
-    /// The loss of three tensors of one shape `[…, D]`; `None` gives `[…]`.
+    /// Returns the loss of three tensors of one shape `[…, D]`; `None` gives `[…]`.
     ///
     /// # Errors
     /// When shapes or dtypes do not fit, or the margin is out of range.
@@ -149,7 +149,7 @@ impl Default for GaussianNll {
 }
 
 impl GaussianNll {
-    /// The loss of three tensors of one shape; `None` gives that shape.
+    /// Returns the loss of three tensors of one shape; `None` gives that shape.
     ///
     /// # Errors
     /// When shapes or dtypes do not fit, or a variance on the CPU is below 0. On CUDA this is not
@@ -214,7 +214,7 @@ impl Default for InfoNce {
 }
 
 impl InfoNce {
-    /// The loss under another reduction: `None` gives `[N]`.
+    /// Returns the loss under another reduction: `None` gives `[N]`.
     ///
     /// # Errors
     /// As [`InfoNce`]'s.
@@ -264,7 +264,7 @@ fn unit(rows: &Tensor) -> Result<Tensor> {
     Ok(rows.f_div(&norm.f_clamp_min(1e-12)?)?)
 }
 
-/// Two floating-point tensors of the same shape `[N, D, …]`.
+/// Checks that two tensors are floating-point and have the same shape `[N, D, …]`.
 fn vectors(what: &str, one: &Tensor, other: &Tensor) -> Result<(Tensor, Tensor)> {
     let (x, y) = elementwise(what, one, other)?;
     match x.dim() < 2 {

@@ -27,8 +27,8 @@ pub struct Ctc {
 }
 
 impl Ctc {
-    /// The loss of outputs with these lengths (`[N]`, int64) under any reduction; `None` gives
-    /// `[N]`.
+    /// Returns the loss of outputs with these lengths (`[N]`, int64) under any reduction; `None`
+    /// gives `[N]`.
     ///
     /// # Errors
     /// The same as [`Ctc`]'s.

@@ -61,9 +61,9 @@ curve!(
     AveragePrecision "average_precision" Area::PrecisionRecall
 );
 
-/// Exact: scores `[n, C]` and labels `[n]` in i64, where C = 1 for labels 0 and 1, and -100 is
-/// ignored. In bins: `[C, T + 1, 2]` counts of negatives and positives by the number of thresholds
-/// that the score reaches.
+/// Computes the exact value: scores `[n, C]` and labels `[n]` in i64, where C = 1 for labels 0 and
+/// 1, and -100 is ignored. In bins: `[C, T + 1, 2]` counts of negatives and positives by the number
+/// of thresholds that the score reaches.
 fn update(
     what: &str,
     average: Average,
@@ -125,7 +125,7 @@ fn update(
     MetricState::sum(&counts.f_reshape([columns, bins, 2])?)
 }
 
-/// Whether each label belongs to each column, `[n, C]`.
+/// Returns whether each label belongs to each column, `[n, C]`.
 fn positives(labels: &Tensor, columns: i64) -> Result<Tensor> {
     let labels = labels.f_unsqueeze(1)?;
     match columns {
@@ -215,7 +215,7 @@ impl Curve {
     }
 }
 
-/// A curve for each column of scores, with a point for every distinct score.
+/// Returns a curve for each column of scores, with a point for every distinct score.
 fn exact(scores: &Tensor, labels: &Tensor) -> Result<Vec<Curve>> {
     let positive = positives(labels, scores.size()[1])?.f_to_kind(Kind::Double)?;
     let kept = labels.f_ne(IGNORED)?.f_to_kind(Kind::Double)?;
@@ -248,7 +248,7 @@ fn exact(scores: &Tensor, labels: &Tensor) -> Result<Vec<Curve>> {
     curves.collect()
 }
 
-/// A curve for each class of counts `[C, T + 1, 2]`.
+/// Makes a curve for each class from counts `[C, T + 1, 2]`.
 fn binned(counts: &Tensor) -> Result<Vec<Curve>> {
     let classes = 0..counts.size()[0];
     let curves = classes.map(|class| {

@@ -96,9 +96,9 @@ impl Metric for Dice {
 }
 
 impl Dice {
-    /// The mean score from correct, predicted and actual positions `[N, C]`. Both results are `[N]`, or
-    /// `[N, C]` for [`Average::None`]: the scores, 0 if there is none, and 1 if there is one. If a count is
-    /// NaN, for example because a logit is NaN, the score is NaN.
+    /// Computes the mean score from correct, predicted and actual positions `[N, C]`. Both results
+    /// are `[N]`, or `[N, C]` for [`Average::None`]: the scores, 0 if there is none, and 1 if there
+    /// is one. If a count is NaN, for example because a logit is NaN, the score is NaN.
     fn of(&self, [hits, predicted, actual]: &[Tensor; 3]) -> Result<[Tensor; 2]> {
         let classes = |of: &Tensor| of.f_sum_dim_intlist([1_i64].as_slice(), false, Kind::Double);
         let (both, all) = (hits.f_mul_scalar(2.0)?, predicted.f_add(actual)?);

@@ -68,19 +68,19 @@ use crate::{Error, Result};
 /// # Ok::<(), amp_core::Error>(())
 /// ```
 pub trait Metric {
-    /// The state of one batch. Do not read values back from the device here: the step would wait,
-    /// and could not run as a CUDA graph.
+    /// Returns the state of one batch. Do not read values back from the device here: the step would
+    /// wait, and could not run as a CUDA graph.
     ///
     /// # Errors
     /// When shapes or dtypes do not fit.
     fn update(&self, output: &Tensor, target: &Tensor) -> Result<MetricState>;
 
-    /// How the merged state becomes the metric's value.
+    /// Returns how the merged state becomes the metric's value.
     fn reduction(&self) -> Reduction {
         Reduction::Mean
     }
 
-    /// The metric of one batch.
+    /// Returns the metric of one batch.
     ///
     /// # Errors
     /// When shapes or dtypes do not fit.
@@ -106,7 +106,7 @@ pub enum Reduction {
 }
 
 impl Reduction {
-    /// A function from the merged tensors, in the order in which they were added to the
+    /// Takes a function from the merged tensors, in the order in which they were added to the
     /// [state](MetricState), to the value: a number, or a tensor of any shape. A tensor is logged
     /// by element as `NAME_0`, or as `NAME_0_1` for a matrix. Sums are on the host. Rows are on the
     /// device, and the function may read them.
@@ -114,7 +114,7 @@ impl Reduction {
         Self::Of(Arc::new(compute))
     }
 
-    /// The metric's value for a state, f64 on the host; NaN for an empty state.
+    /// Returns the metric's value for a state, f64 on the host; NaN for an empty state.
     ///
     /// # Errors
     /// When the device reports an earlier failure.
@@ -152,7 +152,7 @@ impl Reduction {
         Ok(on_host(&value)?)
     }
 
-    /// The name of its kind in saved runs.
+    /// Returns the name of the reduction's kind in saved runs.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Mean => "Mean",
@@ -161,7 +161,7 @@ impl Reduction {
         }
     }
 
-    /// The reduction with this name, except functions, which cannot be saved.
+    /// Returns the reduction with this name, except functions, which cannot be saved.
     pub(crate) fn named(name: &str) -> Option<Self> {
         match name {
             "Mean" => Some(Self::Mean),
@@ -177,7 +177,7 @@ impl fmt::Debug for Reduction {
     }
 }
 
-/// The error for a state that another metric, or another version of this one, has saved.
+/// Returns the error for a state that another metric, or another version of this one, has saved.
 fn other_state(expected: usize, state: &[Tensor]) -> Error {
     Error::config(format!(
         "the metric is computed from {expected} tensors, but {} were kept: another metric has its name",

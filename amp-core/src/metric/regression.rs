@@ -8,7 +8,7 @@ use crate::{
     loss::{IGNORED, classes, elementwise, misfit},
 };
 
-/// Two tensors of the same shape, converted to f64.
+/// Converts two tensors of the same shape to f64.
 pub(super) fn doubles(what: &str, output: &Tensor, target: &Tensor) -> Result<(Tensor, Tensor)> {
     let (x, y) = elementwise(what, output, target)?;
     Ok((x.f_to_kind(Kind::Double)?, y.f_to_kind(Kind::Double)?))
@@ -62,7 +62,7 @@ impl Metric for Rmse {
     }
 }
 
-/// The sum of all elements, and the number of elements: `[2]`.
+/// Returns the sum of all elements, and the number of elements: `[2]`.
 pub(super) fn sum_and_count(values: &Tensor) -> Result<Tensor> {
     let sum = values.f_sum(Kind::Double)?;
     Ok(Tensor::f_stack(&[&sum, &sum.f_full_like(values.numel() as f64)?], 0)?)

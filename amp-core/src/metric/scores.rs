@@ -35,7 +35,7 @@ pub(super) enum Score {
 }
 
 impl Score {
-    /// Numerator and denominator, from true and false positives, true and false negatives.
+    /// Returns numerator and denominator from true and false positives, true and false negatives.
     fn of(self, [tp, fp, tn, fn_]: [&Tensor; 4]) -> Result<[Tensor; 2]> {
         let own = tp.shallow_clone();
         Ok(match self {
@@ -52,7 +52,8 @@ impl Score {
         })
     }
 
-    /// From counts `[3, C]`: correct, predicted, actual; class `ignored` has no targets.
+    /// Computes the score from counts `[3, C]`: correct, predicted, actual; class `ignored` has no
+    /// targets.
     pub(super) fn over_classes(self, average: Average, ignored: i64) -> Reduction {
         Reduction::of(move |state| {
             let [counts] = state else { return Err(super::other_state(1, state)) };
@@ -95,7 +96,7 @@ impl Score {
         })
     }
 
-    /// From counts `[4]`: true and false positives, true and false negatives.
+    /// Computes the score from counts `[4]`: true and false positives, true and false negatives.
     fn of_two(self) -> Reduction {
         Reduction::of(move |state| {
             let [counts] = state else { return Err(super::other_state(1, state)) };
@@ -108,14 +109,14 @@ impl Score {
     }
 }
 
-/// The sum of numbers on the host in order. libtorch's order, and so the last digit, depends on the
-/// CPU.
+/// Returns the sum of numbers on the host in order. libtorch's order, and so the last digit,
+/// depends on the CPU.
 fn in_order(numbers: &Tensor) -> Result<f64> {
     Ok(Vec::<f64>::try_from(numbers)?.iter().sum())
 }
 
-/// Correct predictions, predictions and targets of each class, `[3, C]` in f64. On CUDA all are NaN
-/// if a class is out of range.
+/// Counts correct predictions, predictions and targets of each class, `[3, C]` in f64. On CUDA all
+/// are NaN if a class is out of range.
 pub(super) fn class_counts(
     what: &str,
     output: &Tensor,
@@ -133,8 +134,8 @@ pub(super) fn class_counts(
     Ok(Tensor::f_stack(&counts, 0)?)
 }
 
-/// Predicted classes, target classes, and the weight of each position: 1, or 0 if it is ignored, or
-/// NaN if a class is out of range. All are flat; an ignored target becomes class 0.
+/// Returns predicted classes, target classes, and the weight of each position: 1, or 0 if it is
+/// ignored, or NaN if a class is out of range. All are flat; an ignored target becomes class 0.
 pub(super) fn predictions(
     what: &str,
     output: &Tensor,
@@ -163,8 +164,8 @@ pub(super) fn predictions(
     Ok((predicted, of, kept.f_reshape([-1])?, count))
 }
 
-/// True and false positives, true and false negatives for logits and labels 0 and 1 of the same
-/// shape, `[4]` in f64.
+/// Counts true and false positives, true and false negatives for logits and labels 0 and 1 of the
+/// same shape, `[4]` in f64.
 fn binary_counts(
     what: &str,
     output: &Tensor,
@@ -194,7 +195,7 @@ fn binary_counts(
     Ok(Tensor::f_stack(&counts, 0)?)
 }
 
-/// Labels as floating-point numbers.
+/// Converts labels to floating-point numbers.
 pub(super) fn as_floating(target: &Tensor) -> Result<Tensor> {
     match is_floating(target.kind()) {
         true => Ok(target.shallow_clone()),

@@ -29,7 +29,7 @@ pub(crate) struct Part {
 }
 
 impl MetricState {
-    /// A sum that is divided by the sum of the batches' weights, for
+    /// Adds a sum that is divided by the sum of the batches' weights, for
     /// [`Reduction::Mean`](super::Reduction::Mean).
     ///
     /// # Errors
@@ -46,8 +46,9 @@ impl MetricState {
         Self::default().and_sum(counts)
     }
 
-    /// One row for each example, `[n, …]`. The epoch's tensor has the rows of all batches in order.
-    /// Rows stay on the device until the epoch's end, so memory grows with the number of examples.
+    /// Adds one row for each example, `[n, …]`. The epoch's tensor has the rows of all batches in
+    /// order. Rows stay on the device until the epoch's end, so memory grows with the number of
+    /// examples.
     pub fn concat(rows: &Tensor) -> Self {
         Self::default().and_concat(rows)
     }
@@ -81,7 +82,7 @@ impl MetricState {
         self.add(later, false)
     }
 
-    /// The tensors; a concatenation is joined into one tensor.
+    /// Returns the tensors; a concatenation is joined into one tensor.
     ///
     /// # Errors
     /// When there is not enough memory.
@@ -93,7 +94,7 @@ impl MetricState {
         parts.collect()
     }
 
-    /// The divisor of a [mean](Self::mean)'s sum.
+    /// Returns the divisor of a [mean](Self::mean)'s sum.
     pub fn weight(&self) -> f64 {
         self.weight
     }
@@ -103,7 +104,7 @@ impl MetricState {
             && self.parts.iter().zip(&other.parts).all(|(own, other)| own.is_like(other))
     }
 
-    /// The error for a state with other parts.
+    /// Returns the error for a state with other parts.
     pub(crate) fn differs(&self, other: &Self) -> crate::Error {
         let sizes = |state: &Self| -> Vec<Vec<i64>> {
             state.parts.iter().filter_map(|part| Some(part.pieces.last()?.size())).collect()
@@ -135,7 +136,7 @@ impl MetricState {
         Ok(())
     }
 
-    /// A state of the same parts with sums of zero.
+    /// Returns a state of the same parts with sums of zero.
     pub(crate) fn nothing_like(&self) -> Result<Self> {
         let parts = self.parts.iter().map(|part| {
             let pieces = match part.merge {
@@ -155,7 +156,7 @@ impl MetricState {
         Self { parts: parts.collect(), weight: self.weight }
     }
 
-    /// A copy on this device, in its own memory.
+    /// Returns a copy on this device, in its own memory.
     pub(crate) fn copied_to(&self, device: Device) -> Result<Self> {
         let mut copy = self.shallow_clone();
         for part in &mut copy.parts {

@@ -128,7 +128,7 @@ impl<'s> ManualStep<'s> {
         self.log.value(name, value, batch_size, options)
     }
 
-    /// The optimizer at this index of
+    /// Returns the optimizer at this index of
     /// [`configure_optimizers`](crate::LightningModule::configure_optimizers).
     ///
     /// # Errors
@@ -165,9 +165,10 @@ impl<'s> ManualStep<'s> {
     }
 }
 
-/// The loss that a model's step on `batch` first descends, with its graph: what
-/// [`training_step`](LightningModule::training_step) returns, or what a [manual step](LightningModule::manual_step)
-/// gives to its first backward pass. The manual step ends there, and nothing is updated.
+/// Returns the loss that a model's step on `batch` first descends, with its graph: what
+/// [`training_step`](LightningModule::training_step) returns, or what a [manual
+/// step](LightningModule::manual_step) gives to its first backward pass. The manual step ends
+/// there, and nothing is updated.
 ///
 /// # Errors
 /// The first loss of a model's step on `batch`, with its graph: the result of
@@ -205,7 +206,8 @@ struct First {
 }
 
 impl First {
-    /// The step must not continue, even if the model handles the error.
+    /// Ends the step with an error. The step does not continue, even if the model handles the
+    /// error.
     fn end<T>() -> Result<T> {
         Err(Error::config("a manual step continued after its first backward pass had ended it"))
     }
@@ -270,7 +272,8 @@ impl ManualOptimizer<'_, '_> {
         Ok(outcome)
     }
 
-    /// [`backward`](Self::backward), [`unscale`](Self::unscale), clipping and [`step`](Self::step).
+    /// Runs [`backward`](Self::backward), [`unscale`](Self::unscale), clipping and
+    /// [`step`](Self::step).
     ///
     /// # Errors
     /// The errors of these methods.
@@ -281,7 +284,7 @@ impl ManualOptimizer<'_, '_> {
         self.step(gradients)
     }
 
-    /// Its parameters.
+    /// Returns the toggled parameters.
     pub fn parameters(&self) -> Vec<Tensor> {
         self.step.scheduled.parameters(self.at)
     }

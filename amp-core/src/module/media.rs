@@ -58,11 +58,11 @@ logs_media!(Hook<'_>, Step<'_>, ManualStep<'_>);
 macro_rules! at_interval {
     ($($type:ty),*) => {$(
         impl $type {
-            /// Whether values of this batch are reported, for code that does additional work then, such as
-            /// logging an image. In training that is the last batch of each
-            /// [`log_every_n_steps`](crate::trainer::LoggingConfig::log_every_n_steps)-th step, otherwise
-            /// the first batch of each set. If a step calls this, the steps at the logging interval run
-            /// without a CUDA graph.
+            /// Returns whether values of this batch are reported, for code that does additional
+            /// work then, such as logging an image. In training that is the last batch of each
+            /// [`log_every_n_steps`](crate::trainer::LoggingConfig::log_every_n_steps)-th step,
+            /// otherwise the first batch of each set. If a step calls this, the steps at the
+            /// logging interval run without a CUDA graph.
             ///
             /// ```no_run,standalone_crate
             /// use amp_core::prelude::*;

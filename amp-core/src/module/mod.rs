@@ -39,7 +39,7 @@ pub enum LossScope {
 }
 
 impl LossScope {
-    /// The scope of a loss with this denominator.
+    /// Returns the scope of a loss with this denominator.
     pub fn of(over: &MeanOver<'_>) -> Self {
         match over {
             MeanOver::Batch => Self::Batch,
@@ -78,10 +78,10 @@ pub type Hyperparameters = serde_json::Map<String, serde_json::Value>;
 /// # }
 /// ```
 pub trait LightningModule: Visit {
-    /// The struct's name.
+    /// Returns the struct's name.
     fn name(&self) -> &'static str;
 
-    /// The hyperparameters the model was built with.
+    /// Returns the hyperparameters the model was built with.
     fn hyperparameters(&self) -> Hyperparameters;
 
     /// Computes the loss of one batch and logs the declared values. Runs in the policy's autocast
@@ -97,9 +97,10 @@ pub trait LightningModule: Visit {
         Err(no_step(self.name(), "training_step"))
     }
 
-    /// The weight of a batch's loss in a mean over several batches or micro-batches of a step. The
-    /// step's gradient equals the large batch's if each weight is the denominator of the loss's
-    /// mean, as the derive generates it. The default is the batch's [weight](AnyBatch::weight).
+    /// Returns the weight of a batch's loss in a mean over several batches or micro-batches of a
+    /// step. The step's gradient equals the large batch's if each weight is the denominator of the
+    /// loss's mean, as the derive generates it. The default is the batch's
+    /// [weight](AnyBatch::weight).
     ///
     /// # Errors
     /// When weights or targets cannot be read from the device.
@@ -107,27 +108,28 @@ pub trait LightningModule: Visit {
         batch.weight()
     }
 
-    /// The set over which the loss takes its mean: decides whether a batch that does not fit into
-    /// memory may be split. The derive uses the loss's own declaration, or `#[loss(…, of = …)]`.
+    /// Returns the set over which the loss takes its mean: decides whether a batch that does not
+    /// fit into memory may be split. The derive uses the loss's own declaration, or `#[loss(…, of =
+    /// …)]`.
     fn loss_scope(&self) -> LossScope {
         LossScope::Unknown
     }
 
-    /// How this training metric is computed from its saved state, for runs that are resumed at the
-    /// end of an epoch. The derive implements it for declared metrics; `None` for others.
+    /// Returns how this training metric is computed from its saved state, for runs that are resumed
+    /// at the end of an epoch. The derive implements it for declared metrics; `None` for others.
     fn reduction(&self, name: &str) -> Option<Reduction> {
         let _ = name;
         None
     }
 
-    /// Whether the model runs backward passes and optimizers itself, in
+    /// Returns whether the model runs backward passes and optimizers itself, in
     /// [`manual_step`](Self::manual_step) instead of [`training_step`](Self::training_step)
     /// (Lightning's `automatic_optimization = False`).
     fn optimizes_manually(&self) -> bool {
         false
     }
 
-    /// Processes one batch: forward and backward passes and updates, in any number and order.
+    /// Processes one batch:
     ///
     /// # Errors
     /// When one of these passes fails.
@@ -154,7 +156,7 @@ pub trait LightningModule: Visit {
         Err(no_step(self.name(), "test_step"))
     }
 
-    /// The model's predictions for a batch, without gradients: one tensor or several, whose
+    /// Returns the model's predictions for a batch, without gradients: one tensor or several, whose
     /// dimension 0 is the number of examples.
     ///
     /// # Errors
@@ -164,19 +166,19 @@ pub trait LightningModule: Visit {
         Err(no_step(self.name(), "predict_step"))
     }
 
-    /// The optimizers and their schedules; each parameter belongs to one of them.
+    /// Returns the optimizers and their schedules; each parameter belongs to one of them.
     ///
     /// # Errors
     /// When an option is out of range.
     fn configure_optimizers(&self, plan: &TrainingPlan) -> Result<Optimizers>;
 
-    /// How closely the model must follow each step, which decides whether steps may run as CUDA
-    /// graphs. The derive implements it for generated steps.
+    /// Returns how closely the model must follow each step, which decides whether steps may run as
+    /// CUDA graphs. The derive implements it for generated steps.
     fn step_access(&self) -> StepAccess {
         StepAccess::Within("the model's steps are handwritten")
     }
 
-    /// Before the first epoch.
+    /// Runs before the first epoch.
     ///
     /// # Errors
     /// An error ends the run; the same holds for every hook.
@@ -184,7 +186,7 @@ pub trait LightningModule: Visit {
         Ok(())
     }
 
-    /// Before an epoch's first batch.
+    /// Runs before an epoch's first batch.
     ///
     /// # Errors
     /// An error ends the run.
@@ -193,8 +195,8 @@ pub trait LightningModule: Visit {
         Ok(())
     }
 
-    /// Before the step of each optimizer: its gradients are unscaled and not yet clipped. After an
-    /// overflow some are not finite, and the step will be skipped.
+    /// Runs before the step of each optimizer: its gradients are unscaled and not yet clipped.
+    /// After an overflow some are not finite, and the step will be skipped.
     ///
     /// # Errors
     /// An error ends the run.
@@ -207,7 +209,7 @@ pub trait LightningModule: Visit {
         Ok(())
     }
 
-    /// After a batch, with the detached result of the training step and the outcome of the
+    /// Runs after a batch, with the detached result of the training step and the outcome of the
     /// optimizer step; `None` while gradients are only accumulated. If the step ran as a CUDA
     /// graph, the loss is on the host, and reading it does not wait for the device.
     ///
@@ -223,7 +225,7 @@ pub trait LightningModule: Visit {
         Ok(())
     }
 
-    /// After an epoch's last batch, before its values are read.
+    /// Runs after an epoch's last batch, before its values are read.
     ///
     /// # Errors
     /// An error ends the run.
@@ -232,7 +234,7 @@ pub trait LightningModule: Visit {
         Ok(())
     }
 
-    /// After an epoch's validation, before its values are read.
+    /// Runs after an epoch's validation, before its values are read.
     ///
     /// # Errors
     /// An error ends the run.
@@ -260,7 +262,7 @@ pub trait LightningModule: Visit {
         Ok(())
     }
 
-    /// After the last epoch.
+    /// Runs after the last epoch.
     ///
     /// # Errors
     /// An error ends the run.
@@ -288,7 +290,7 @@ pub struct Hook<'a> {
 }
 
 impl Hook<'_> {
-    /// The optimizers with their schedules.
+    /// Returns the optimizers with their schedules.
     pub fn optimizers(&self) -> &[Scheduled] {
         self.optimizers
     }
@@ -323,13 +325,13 @@ pub struct Step<'a> {
 }
 
 impl<'a> Step<'a> {
-    /// A step that runs in `context` and logs to `log`.
+    /// Creates a step that runs in `context` and logs to `log`.
     pub fn new(context: &'a Context, log: &'a mut Log, batch_idx: usize, global_step: u64) -> Self {
         let _apart = context.pause_others_products();
         Self { context, log, batch_idx, global_step, _apart }
     }
 
-    /// The forward pass's context.
+    /// Returns the forward pass's context.
     pub fn context(&self) -> &'a Context {
         self.context
     }

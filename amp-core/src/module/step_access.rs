@@ -17,12 +17,12 @@ pub enum StepAccess {
 }
 
 impl StepAccess {
-    /// What a step with this loss needs.
+    /// Returns the access that a step with this loss needs.
     pub fn of_loss(loss: &impl Loss) -> Self {
         loss.outside_graphs().map_or(Self::Late, Self::Within)
     }
 
-    /// The closer of two, which satisfies both observers.
+    /// Returns the closer of two, which satisfies both observers.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         match (self, other) {

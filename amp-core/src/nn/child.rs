@@ -45,7 +45,7 @@ pub struct Child<'m, M: ?Sized> {
 }
 
 impl<'m, M: ?Sized> Child<'m, M> {
-    /// The module with this name.
+    /// Creates the module with this name.
     pub fn new(name: &'m str, region: Option<Region>, module: &'m M) -> Self {
         let place = Place { path: Cow::Borrowed(name), index: None, region };
         Self { parents: Vec::new(), place, module }
@@ -79,7 +79,7 @@ impl<'m, M: ?Sized> Child<'m, M> {
 }
 
 impl<'m, M: ?Sized> Child<'m, M> {
-    /// The module itself.
+    /// Returns the module itself.
     pub(super) fn module(&self) -> &M {
         self.module
     }
@@ -94,16 +94,16 @@ impl<'m, M: ?Sized> Child<'m, M> {
         cx.call_at(self.places(), view, inputs)
     }
 
-    /// The steps of its path, from the running module inwards.
+    /// Returns the steps of its path, from the running module inwards.
     fn places(&self) -> impl Iterator<Item = &Place<'m>> {
         self.parents.iter().chain([&self.place])
     }
 }
 
 impl<'m, M: Visit + ?Sized> Child<'m, M> {
-    /// A child of this module, such as `block.head` of `block`: it runs under the paths and regions
-    /// of both. `name` is its name in the module's [`Visit`]; a name that the module does not have
-    /// is left out of the path.
+    /// Returns a child of this module, such as `block.head` of `block`: it runs under the paths and
+    /// regions of both. `name` is its name in the module's [`Visit`]; a name that the module does
+    /// not have is left out of the path.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::{nn::Child, prelude::*};
@@ -131,7 +131,8 @@ impl<'m, M: Visit + ?Sized> Child<'m, M> {
     }
 }
 
-/// The region that `module` declares for its child of this name; `None` if it has no such child.
+/// Returns the region that `module` declares for its child of this name; `None` if it has no such
+/// child.
 fn region_of<M: Visit + ?Sized>(name: &str, module: &M) -> Option<Option<Region>> {
     struct Search<'n> {
         name: &'n str,
@@ -179,7 +180,7 @@ impl<M: Module> Child<'_, M> {
 }
 
 impl<'m, M> Child<'m, M> {
-    /// The modules of a container with this name, called by their indices.
+    /// Returns the modules of a container with this name, called by their indices.
     pub fn list(name: &'m str, region: Option<Region>, modules: &'m [M]) -> Vec<Self> {
         let child = |(index, module)| Self {
             parents: Vec::new(),
@@ -189,14 +190,14 @@ impl<'m, M> Child<'m, M> {
         modules.iter().enumerate().map(child).collect()
     }
 
-    /// The module with this name, if it exists.
+    /// Returns the module with this name, if it exists.
     pub fn optional(name: &'m str, region: Option<Region>, module: &'m Option<M>) -> Option<Self> {
         module.as_ref().map(|module| Self::new(name, region, module))
     }
 }
 
 impl<'m, M> Child<'m, Vec<M>> {
-    /// The container's modules.
+    /// Returns the container's modules.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Child<'m, M>> + DoubleEndedIterator {
         let list = self.list_place();
         self.module.iter().enumerate().map(move |(index, module)| Child {
@@ -206,7 +207,7 @@ impl<'m, M> Child<'m, Vec<M>> {
         })
     }
 
-    /// The container's module at this index.
+    /// Returns the container's module at this index.
     ///
     /// # Panics
     /// When the container is shorter, as indexing a `Vec` does.
@@ -219,7 +220,7 @@ impl<'m, M> Child<'m, Vec<M>> {
         }
     }
 
-    /// The path step of the container itself.
+    /// Returns the path step of the container itself.
     fn list_place(&self) -> Place<'m> {
         let Place { path, index, region } = &self.place;
         let path = match index {

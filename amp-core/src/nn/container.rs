@@ -17,7 +17,7 @@ pub struct Sequential {
 }
 
 impl Sequential {
-    /// These layers in this order.
+    /// Runs these layers in this order.
     pub fn new(layers: Vec<Box<dyn Module>>) -> Self {
         Self { layers: layers.into_iter().map(Arc::from).collect() }
     }

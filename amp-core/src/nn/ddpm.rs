@@ -27,7 +27,7 @@ pub struct DdpmSchedule {
 }
 
 impl DdpmSchedule {
-    /// β increases linearly from `beta_start` to `beta_end` over this many steps.
+    /// Increases β linearly from `beta_start` to `beta_end` over this many steps.
     ///
     /// # Errors
     /// When there are fewer than two steps, or a β is not between 0 and 1.
@@ -50,14 +50,14 @@ impl DdpmSchedule {
         Ok(Self { betas, kept })
     }
 
-    /// The number of steps.
+    /// Returns the number of steps.
     pub fn steps(&self) -> i64 {
         self.betas.len() as i64
     }
 
-    /// √ᾱ_t x + √(1 − ᾱ_t) ε: the images `original`, `[N, …]`, with `noise` of the same shape at
-    /// the steps `timesteps`, int64 `[N]`. A single image and its step have the shapes `[…]` and
-    /// `[]`.
+    /// Computes √ᾱ_t x + √(1 − ᾱ_t) ε: the images `original`, `[N, …]`, with `noise` of the same
+    /// shape at the steps `timesteps`, int64 `[N]`. A single image and its step have the shapes
+    /// `[…]` and `[]`.
     ///
     /// # Errors
     /// When shapes or dtypes do not fit, or a step on the CPU is out of range.
@@ -93,9 +93,9 @@ impl DdpmSchedule {
         Ok(image.f_add(&noise.f_mul(&root(kept.f_neg()?.f_add_scalar(1.0)?)?)?)?)
     }
 
-    /// The images at the step before `timestep`, computed from the images `sample` at `timestep`
-    /// and the noise that the model predicts: the mean of the posterior for the clipped image, plus
-    /// `noise` scaled to the posterior's variance. Step 0 adds no noise.
+    /// Returns the images at the step before `timestep`, computed from the images `sample` at
+    /// `timestep` and the noise that the model predicts: the mean of the posterior for the clipped
+    /// image, plus `noise` scaled to the posterior's variance. Step 0 adds no noise.
     ///
     /// # Errors
     /// When shapes differ, or the step is out of range.

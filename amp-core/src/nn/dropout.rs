@@ -22,7 +22,7 @@ impl Dropout {
         Ok(Self { p })
     }
 
-    /// The probability in this pass.
+    /// Returns the probability in this pass.
     pub(super) fn active(&self, cx: &Context) -> f64 {
         if cx.drops_out() { self.p } else { 0.0 }
     }

@@ -65,12 +65,12 @@ pub trait Forward: Visit {
         cx: &Context,
     ) -> Result<Self::Output>;
 
-    /// Its own computation, see [`Module::op`].
+    /// Returns the module's own computation, see [`Module::op`].
     fn own_op(&self) -> Op {
         Op::Other
     }
 
-    /// The full name of its type, as [`Module::type_name`].
+    /// Returns the full name of its type, as [`Module::type_name`].
     #[doc(hidden)]
     fn own_type_name(&self) -> &'static str {
         std::any::type_name::<Self>()

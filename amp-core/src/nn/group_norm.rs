@@ -22,7 +22,7 @@ pub struct GroupNormConfig {
 }
 
 impl GroupNormConfig {
-    /// With eps 1e-5, a weight and a bias.
+    /// Sets eps 1e-5, a weight and a bias.
     pub fn new(num_groups: i64, num_channels: i64) -> Self {
         Self { num_groups, num_channels, eps: 1e-5, affine: true }
     }
@@ -37,7 +37,7 @@ pub struct GroupNorm {
 }
 
 impl GroupNorm {
-    /// Weight 1, bias 0.
+    /// Initializes the weight to 1 and the bias to 0.
     ///
     /// # Errors
     /// When the groups do not divide the channels, or eps is not above 0.
@@ -90,7 +90,7 @@ pub struct InstanceNormConfig {
 }
 
 impl InstanceNormConfig {
-    /// With eps 1e-5 and momentum 0.1, without weight, bias and running statistics.
+    /// Sets eps 1e-5 and momentum 0.1, without weight, bias and running statistics.
     pub fn new(num_features: i64) -> Self {
         Self { num_features, eps: 1e-5, momentum: 0.1, affine: false, track_running_stats: false }
     }
@@ -109,7 +109,8 @@ pub struct InstanceNorm {
 }
 
 impl InstanceNorm {
-    /// Weight 1, bias 0, running mean 0 and running variance 1, if there are any.
+    /// Initializes the weight to 1, the bias to 0, the running mean to 0 and the running variance
+    /// to 1, as far as the options ask for them.
     ///
     /// # Errors
     /// When the size is negative, eps is not above 0 or the momentum is not in [0, 1].
@@ -170,7 +171,7 @@ pub struct RmsNormConfig {
 }
 
 impl RmsNormConfig {
-    /// With the dtype's machine epsilon and a weight.
+    /// Sets a weight, and the dtype's machine epsilon as eps.
     pub fn new(normalized_shape: impl Into<NormalizedShape>) -> Self {
         Self { normalized_shape: normalized_shape.into(), eps: None, elementwise_affine: true }
     }
@@ -185,7 +186,7 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
-    /// Weight 1.
+    /// Initializes the weight to 1.
     ///
     /// # Errors
     /// When a size is below 1 or eps is not above 0.
@@ -232,7 +233,7 @@ pub(super) fn visit(affine: Option<&[Tensor; 2]>, visitor: &mut dyn Visitor) {
     }
 }
 
-/// Rule: running statistics are weighted means.
+/// Checks the rule: running statistics are weighted means.
 pub(super) fn momentum_is_a_fraction(norm: &str, momentum: f64) -> Result<()> {
     match (0.0..=1.0).contains(&momentum) {
         true => Ok(()),
@@ -242,7 +243,7 @@ pub(super) fn momentum_is_a_fraction(norm: &str, momentum: f64) -> Result<()> {
     }
 }
 
-/// Running mean 0, running variance 1, and no batch yet.
+/// Returns running mean 0, running variance 1 and a count of 0 batches.
 pub(super) fn running_statistics(num_features: i64) -> Result<[Tensor; 3]> {
     let batches = Tensor::f_zeros([], (Kind::Int64, Device::Cpu))?;
     Ok([init::buffer(&[num_features], 0.0)?, init::buffer(&[num_features], 1.0)?, batches])

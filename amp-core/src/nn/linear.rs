@@ -15,7 +15,7 @@ pub struct LinearConfig {
 }
 
 impl LinearConfig {
-    /// With a bias.
+    /// Sets a bias.
     pub fn new(in_features: i64, out_features: i64) -> Self {
         Self { in_features, out_features, bias: true }
     }
@@ -49,7 +49,7 @@ impl Linear {
         Ok(Self { weight, bias })
     }
 
-    /// The weight, `[out_features, in_features]`.
+    /// Returns the weight, `[out_features, in_features]`.
     pub fn weight(&self) -> &Tensor {
         &self.weight
     }
@@ -73,7 +73,7 @@ impl Linear {
         ffi::linear_activated(input, &self.weight, self.bias.as_ref(), behind, p).map(Some)
     }
 
-    /// A layer with the same values.
+    /// Returns a layer with the same values.
     pub(super) fn copied(&self) -> Result<Self> {
         let bias = self.bias.as_ref().map(init::copied).transpose()?;
         Ok(Self { weight: init::copied(&self.weight)?, bias })
@@ -88,9 +88,9 @@ impl Linear {
     }
 }
 
-/// x·Wᵀ + b for tensors that do not belong to a layer; torch.nn.functional.linear. An output layer
-/// that shares an embedding's table is `nn::linear(&x, self.embedding.weight(), None)`. Speed and
-/// gradients on CUDA are those of a [`Linear`].
+/// Computes x·Wᵀ + b for tensors that do not belong to a layer; torch.nn.functional.linear. An
+/// output layer that shares an embedding's table is `nn::linear(&x, self.embedding.weight(),
+/// None)`. Speed and gradients on CUDA are those of a [`Linear`].
 ///
 /// | tensor | shape |
 /// | --- | --- |
@@ -120,8 +120,9 @@ pub enum Activation {
 }
 
 impl Child<'_, Linear> {
-    /// The layer followed by an activation. In training on CUDA, one pass computes the gradients of
-    /// the activation and of the bias; with GELU, second derivatives then exist only on the CPU.
+    /// Returns the layer followed by an activation. In training on CUDA, one pass computes the
+    /// gradients of the activation and of the bias; with GELU, second derivatives then exist only
+    /// on the CPU.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::{nn::Activation, prelude::*};

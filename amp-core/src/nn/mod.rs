@@ -176,25 +176,25 @@ pub trait Module: Visit {
     /// When libtorch refuses an operation, for example on shapes that do not fit.
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor>;
 
-    /// The kind of its own computation, without its children's.
+    /// Returns the kind of its own computation, without its children's.
     fn op(&self) -> Op {
         Op::Other
     }
 
-    /// The fusion pattern in which this layer can take part.
+    /// Returns the fusion pattern in which this layer can take part.
     #[doc(hidden)]
     fn fusable(&self) -> Fusable<'_> {
         Fusable::Other
     }
 
-    /// The full name of its type, also behind a pointer.
+    /// Returns the full name of its type, also behind a pointer.
     #[doc(hidden)]
     fn type_name(&self) -> &'static str {
         std::any::type_name::<Self>()
     }
 
-    /// A handle that the backward pass may hold; `None` if the module cannot be shared. A memory
-    /// budget can recompute only layers that return one.
+    /// Returns a handle that the backward pass may hold; `None` if the module cannot be shared. A
+    /// memory budget can recompute only layers that return one.
     fn shared(&self) -> Option<Arc<dyn Module>> {
         None
     }
@@ -206,10 +206,11 @@ pub trait Visitor {
     fn enter(&mut self, name: &str, region: Option<Region>);
     /// Leaves the child entered last.
     fn leave(&mut self);
-    /// A tensor of the current module.
+    /// Visits a tensor of the current module.
     fn tensor(&mut self, name: &str, tensor: &Tensor, role: Role);
-    /// A parameter that the module's forward pass in training also changes, as an embedding with `max_norm` does.
-    /// A step that is skipped or repeated restores it. Otherwise the same as [`tensor`](Self::tensor).
+    /// Reports a parameter that the module's forward pass in training also changes, as an embedding
+    /// with `max_norm` does. A step that is skipped or repeated restores it. Otherwise the same as
+    /// [`tensor`](Self::tensor).
     fn changed_in_forward(&mut self, name: &str, tensor: &Tensor) {
         self.tensor(name, tensor, Role::Parameter);
     }

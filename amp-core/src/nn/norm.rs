@@ -28,7 +28,7 @@ pub struct BatchNormConfig {
 }
 
 impl BatchNormConfig {
-    /// With eps 1e-5, momentum 0.1, weight, bias and running statistics.
+    /// Sets eps 1e-5, momentum 0.1, weight, bias and running statistics.
     pub fn new(num_features: i64) -> Self {
         Self { num_features, eps: 1e-5, momentum: 0.1, affine: true, track_running_stats: true }
     }
@@ -45,7 +45,7 @@ impl BatchNormConfig {
     }
 }
 
-/// Rule: eps is above zero, because it may be the only summand of a divisor.
+/// Checks the rule: eps is above zero, because it may be the only summand of a divisor.
 pub(super) fn eps_is_positive(norm: &str, eps: f64) -> Result<()> {
     match eps > 0.0 && eps.is_finite() {
         true => Ok(()),
@@ -53,8 +53,8 @@ pub(super) fn eps_is_positive(norm: &str, eps: f64) -> Result<()> {
     }
 }
 
-/// Rule: a variance needs at least two values, as in torch.nn.functional's batch_norm. For one
-/// value the running variance would silently become NaN.
+/// Checks the rule: a variance needs at least two values, as in torch.nn.functional's batch_norm.
+/// For one value the running variance would silently become NaN.
 fn has_a_variance(input: &Tensor) -> Result<()> {
     let sizes = input.size();
     let per_channel = sizes.iter().product::<i64>() / sizes.get(1).copied().unwrap_or(1).max(1);
@@ -78,7 +78,8 @@ pub struct BatchNorm {
 }
 
 impl BatchNorm {
-    /// Weight 1, bias 0, running mean 0, running variance 1.
+    /// Initializes the weight to 1, the bias to 0, the running mean to 0 and the running variance
+    /// to 1.
     ///
     /// # Errors
     /// When the size is below 1, eps is not above 0, or the momentum is not in [0, 1].
@@ -95,13 +96,13 @@ impl BatchNorm {
 }
 
 impl BatchNorm {
-    /// Whether a pass normalizes by its batch.
+    /// Returns whether a pass normalizes by its batch.
     fn is_of_batch(&self, cx: &Context) -> bool {
         cx.is_training() || self.running.is_none()
     }
 
-    /// A training pass fused with ReLU and dropout of probability `p`; `None` if the kernel does
-    /// not support this input or pass.
+    /// Returns a training pass fused with ReLU and dropout of probability `p`; `None` if the kernel
+    /// does not support this input or pass.
     pub(super) fn forward_with(
         &self,
         input: &Tensor,
@@ -129,8 +130,8 @@ impl BatchNorm {
         }
     }
 
-    /// max(norm(input) + residual, 0) in training: one pass for the statistics and one for the
-    /// rest. `None` if the kernel does not support these images or this pass.
+    /// Computes max(norm(input) + residual, 0) in training: one pass for the statistics and one for
+    /// the rest. `None` if the kernel does not support these images or this pass.
     pub(super) fn forward_sum(
         &self,
         input: &Tensor,
@@ -239,7 +240,7 @@ pub struct LayerNormConfig {
 }
 
 impl LayerNormConfig {
-    /// With eps 1e-5, weight and bias.
+    /// Sets eps 1e-5, weight and bias.
     pub fn new(normalized_shape: impl Into<NormalizedShape>) -> Self {
         let normalized_shape = normalized_shape.into();
         Self { normalized_shape, eps: 1e-5, elementwise_affine: true, bias: true }
@@ -257,7 +258,7 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// Weight 1, bias 0.
+    /// Initializes the weight to 1 and the bias to 0.
     ///
     /// # Errors
     /// When a size is below 1 or eps is not above 0.
@@ -276,21 +277,22 @@ impl LayerNorm {
 }
 
 impl LayerNorm {
-    /// A layer with the same values.
+    /// Returns a layer with the same values.
     pub(super) fn copied(&self) -> Result<Self> {
         let copied = |tensor: &Option<Tensor>| tensor.as_ref().map(init::copied).transpose();
         let Self { shape, weight, bias, eps } = self;
         Ok(Self { shape: shape.clone(), weight: copied(weight)?, bias: copied(bias)?, eps: *eps })
     }
 
-    /// The weight and the bias, if the layer has both and normalises one dimension. The kernels support only this case.
+    /// Returns the weight and the bias, if the layer has both and normalises one dimension. The
+    /// kernels support only this case.
     fn parameters(&self) -> Option<[&Tensor; 2]> {
         let both = [self.weight.as_ref()?, self.bias.as_ref()?];
         (self.shape.len() == 1).then_some(both)
     }
 
-    /// A training pass fused with GELU and dropout of probability `p`; `None` if the kernel does
-    /// not support this input or pass.
+    /// Returns a training pass fused with GELU and dropout of probability `p`; `None` if the kernel
+    /// does not support this input or pass.
     pub(super) fn forward_with(
         &self,
         input: &Tensor,
@@ -318,8 +320,9 @@ impl LayerNorm {
         self.kernel(branch, Some(residual), cx, LayerNormOptions { before: p, ..self.options() })
     }
 
-    /// A training pass over a residual stream: the stream again, to which what comes of the norm is added by
-    /// [`ffi::residual_add`], and its norm, which is `narrow` in an autocast region's dtype; `None` as above.
+    /// Returns a training pass over a residual stream: the stream again, to which what comes of the
+    /// norm is added by [`ffi::residual_add`], and its norm, which is `narrow` in an autocast
+    /// region's dtype; `None` as above.
     pub(super) fn forward_residual(
         &self,
         input: &Tensor,

@@ -6,7 +6,7 @@ use super::{BatchNorm, Child, Context, Module};
 use crate::Result;
 
 impl BatchNorm {
-    /// max(norm(input), 0).
+    /// Computes max(norm(input), 0).
     ///
     /// In a training pass on CUDA over `[N, C]`, or over `[N, C, H, W]` in channels_last and 16
     /// bits (the output of a [`Conv2d`](super::Conv2d) in f16 or bf16) with a multiple of eight
@@ -37,7 +37,8 @@ impl BatchNorm {
         }
     }
 
-    /// max(norm(input) + residual, 0), the end of a residual block; both have the shape `[N, C, …]`.
+    /// Computes max(norm(input) + residual, 0), the end of a residual block; both have the shape
+    /// `[N, C, …]`.
     ///
     /// It is computed like [`forward_relu`](Self::forward_relu), if the residual has the layout and
     /// dtype of the input. The backward pass keeps one bit for each element instead of the sum.
@@ -80,7 +81,7 @@ impl BatchNorm {
 }
 
 impl Child<'_, BatchNorm> {
-    /// [`BatchNorm::forward_relu`] under the child's name and region.
+    /// Calls [`BatchNorm::forward_relu`] under the child's name and region.
     ///
     /// # Errors
     /// The same, with the path of the module that failed.
@@ -91,7 +92,7 @@ impl Child<'_, BatchNorm> {
         self.run_with(cx, [input], together, apart)
     }
 
-    /// [`BatchNorm::forward_add_relu`] under the child's name and region.
+    /// Calls [`BatchNorm::forward_add_relu`] under the child's name and region.
     ///
     /// # Errors
     /// The same, with the path of the module that failed.

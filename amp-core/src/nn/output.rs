@@ -58,8 +58,8 @@ impl Drop for Restored {
     }
 }
 
-/// The loss of a model's output. If the output layer is linear, and its outputs are so many that they should not
-/// exist all at once, the loss runs it.
+/// Returns the loss of a model's output. If the output layer is linear, and its outputs are so many
+/// that they should not exist all at once, the loss runs it.
 ///
 /// # Errors
 /// Those of `forward` and of the loss.
@@ -85,7 +85,7 @@ pub fn loss_of_output<M: ?Sized>(
     }
 }
 
-/// Whether the loss of this model requests its output layer.
+/// Returns whether the loss of this model requests its output layer.
 pub(super) fn is_requested<M: ?Sized>(model: &M) -> bool {
     STATE.with_borrow(|state| matches!(state, State::Requested(of) if *of == identity(model)))
 }
@@ -125,7 +125,7 @@ impl AtOutput {
         Self(Some(model))
     }
 
-    /// A call that is no output layer's.
+    /// Returns a guard for a call that is not an output layer's.
     pub(super) fn none() -> Self {
         Self(None)
     }
@@ -146,7 +146,8 @@ fn type_of<F: 'static>(_: &F) -> TypeId {
     TypeId::of::<F>()
 }
 
-/// Whether [`linear`] is called as the output layer, which it then hands over. It looks once.
+/// Returns whether [`linear`] is called as the output layer, which it then hands over. It looks
+/// once.
 pub(super) fn is_deferred(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<bool> {
     let model = STATE.with_borrow(|state| match state {
         State::Called(model) => Some(*model),

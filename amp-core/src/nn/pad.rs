@@ -65,7 +65,8 @@ macro_rules! pads {
         }
 
         impl $name {
-            /// So much on all sides, on both sides of each dimension, or before and behind each.
+            /// Pads all sides by one number, both sides of each dimension by a number for the
+            /// dimension, or each side by its own number.
             ///
             /// # Errors
             /// When a size is negative.
@@ -128,7 +129,7 @@ pub type ConstantPad2d = ConstantPad<2>;
 pub type ConstantPad3d = ConstantPad<3>;
 
 impl<const N: usize> ConstantPad<N> {
-    /// `value` on these sides.
+    /// Pads these sides with `value`.
     ///
     /// # Errors
     /// When a size is negative.

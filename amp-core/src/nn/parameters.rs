@@ -20,14 +20,14 @@ pub enum Role {
     Buffer,
 }
 
-/// Every tensor with its name and role, in order of declaration.
+/// Returns every tensor with its name and role, in order of declaration.
 pub fn named_tensors(module: &(impl Visit + ?Sized)) -> Vec<(String, Tensor, Role)> {
     // Only the names are needed: any precision gives the same.
     let (found, _) = walk(module, Precision::F32True, &BTreeMap::new());
     found.into_iter().map(|found| (found.name, found.tensor, found.role)).collect()
 }
 
-/// The trained tensors. A tied one appears once, under its first name.
+/// Returns the trained tensors. A tied one appears once, under its first name.
 pub fn parameters(module: &(impl Visit + ?Sized)) -> Vec<Parameter> {
     let mut seen = std::collections::HashSet::new();
     named_tensors(module)
@@ -46,14 +46,15 @@ pub fn clear_gradients(module: &(impl Visit + ?Sized)) -> Result<()> {
     ffi::clear_grads(parameters(module).iter().map(|parameter| &parameter.tensor))
 }
 
-/// The parameters that the model's forward pass changes as well, and which skipped and repeated steps restore.
+/// Returns the parameters that the model's forward pass changes too. Skipped and repeated steps
+/// restore them.
 pub(crate) fn changed_in_forward(module: &(impl Visit + ?Sized)) -> Vec<Parameter> {
     let (found, _) = walk(module, Precision::F32True, &BTreeMap::new());
     let changed = found.into_iter().filter(|found| found.is_changed_in_forward);
     changed.map(|Found { name, tensor, .. }| Parameter { name, tensor }).collect()
 }
 
-/// The parameters in precision regions, with the plan of each region.
+/// Returns the parameters in precision regions, with the plan of each region.
 pub(crate) fn parameters_in_regions(
     module: &(impl Visit + ?Sized),
     precision: Precision,
@@ -101,7 +102,7 @@ pub(super) struct Found {
     pub(super) is_changed_in_forward: bool,
 }
 
-/// The tensors of a module, and the paths of the modules in it.
+/// Returns the tensors of a module, and the paths of the modules in it.
 fn walk(
     module: &(impl Visit + ?Sized),
     precision: Precision,

@@ -33,17 +33,17 @@ impl Drop for FusedTimes {
     }
 }
 
-/// Whether groups of layers count as fused on a CPU.
+/// Returns whether groups of layers count as fused on a CPU.
 pub(super) fn fuses_on_host() -> bool {
     FACTOR.get().is_some()
 }
 
-/// Whether a fault is planted on this thread.
+/// Returns whether a fault is planted on this thread.
 pub(super) fn is_planted() -> bool {
     fuses_on_host() || LAYER.with_borrow(Option::is_some)
 }
 
-/// The output of fused layers, with the fault.
+/// Returns the output of fused layers, with the fault.
 pub(super) fn of_group(output: Option<Tensor>) -> Result<Option<Tensor>> {
     match (output, FACTOR.get()) {
         (Some(output), Some(factor)) if factor != 1.0 => Ok(Some(output.f_mul_scalar(factor)?)),
@@ -71,7 +71,7 @@ impl Drop for LayerLosesDigits {
     }
 }
 
-/// The output of the module at `path`, with the mistake.
+/// Returns the output of the module at `path`, with the mistake.
 pub(super) fn of_layer<T: Tensors>(path: &str, output: T) -> Result<T> {
     if LAYER.with_borrow(|layer| layer.as_deref() != Some(path)) {
         return Ok(output);

@@ -28,7 +28,7 @@ pub type MaxPool2dConfig = MaxPoolConfig<2>;
 pub type MaxPool3dConfig = MaxPoolConfig<3>;
 
 impl<const N: usize> MaxPoolConfig<N> {
-    /// Adjacent windows, without padding.
+    /// Sets adjacent windows, without padding.
     pub fn new(kernel_size: impl Into<Sizes<N>>) -> Self {
         let kernel_size = kernel_size.into();
         Self {
@@ -58,7 +58,7 @@ pub type MaxPool2d = MaxPool<2>;
 pub type MaxPool3d = MaxPool<3>;
 
 impl<const N: usize> MaxPool<N> {
-    /// A pool with these options.
+    /// Creates a pool with these options.
     ///
     /// # Errors
     /// Never; the result has the form of the other layers.
@@ -110,7 +110,7 @@ pub type AvgPool2dConfig = AvgPoolConfig<2>;
 pub type AvgPool3dConfig = AvgPoolConfig<3>;
 
 impl<const N: usize> AvgPoolConfig<N> {
-    /// Adjacent windows, without padding.
+    /// Sets adjacent windows, without padding.
     pub fn new(kernel_size: impl Into<Sizes<N>>) -> Self {
         let kernel_size = kernel_size.into();
         Self {
@@ -138,7 +138,7 @@ pub type AvgPool2d = AvgPool<2>;
 pub type AvgPool3d = AvgPool<3>;
 
 impl<const N: usize> AvgPool<N> {
-    /// A pool with these options.
+    /// Creates a pool with these options.
     ///
     /// # Errors
     /// When the divisor is below 1, or given for sequences.
@@ -181,7 +181,7 @@ pub type AdaptiveAvgPool2d = AdaptiveAvgPool<2>;
 pub type AdaptiveAvgPool3d = AdaptiveAvgPool<3>;
 
 impl<const N: usize> AdaptiveAvgPool<N> {
-    /// A pool with this output size.
+    /// Creates a pool with this output size.
     ///
     /// # Errors
     /// Never; the result has the form of the other layers.
@@ -216,7 +216,7 @@ pub type AdaptiveMaxPool2d = AdaptiveMaxPool<2>;
 pub type AdaptiveMaxPool3d = AdaptiveMaxPool<3>;
 
 impl<const N: usize> AdaptiveMaxPool<N> {
-    /// A pool with this output size.
+    /// Creates a pool with this output size.
     ///
     /// # Errors
     /// Never; the result has the form of the other layers.

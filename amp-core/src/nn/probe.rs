@@ -10,7 +10,7 @@ use crate::{Result, precision::RegionPlan};
 /// Observes the tensors of every module in one forward pass. Each module then runs alone, even if it
 /// would be fused with others. Only an observed step has a cost.
 pub trait Probe {
-    /// Called after a module has run, and after the modules within it.
+    /// Runs after a module has run, and after the modules within it have run.
     fn ran(&self, call: &Call<'_>);
 }
 
@@ -59,10 +59,10 @@ pub trait Substitute {
 /// Observes the dtypes of every module in one forward pass, which is computed as without an observer.
 /// Fused layers are reported one by one.
 pub trait DtypeProbe {
-    /// Called after a module has run, and after the modules within it.
+    /// Runs after a module has run, and after the modules within it have run.
     fn gave(&self, given: &Given<'_>);
 
-    /// Called after libtorch has multiplied matrices, within a module or between modules.
+    /// Runs after libtorch has multiplied matrices, within a module or between modules.
     fn multiplied(&self, product: &Product<'_>) {
         let _ = product;
     }
@@ -84,7 +84,7 @@ pub struct Product<'a> {
 /// Observes groups of fused layers; the pass is computed as without it. Groups are the ones for
 /// which the device has kernels; a pass may have none.
 pub trait GroupProbe {
-    /// Called after a group has run.
+    /// Runs after a group has run.
     fn ran(&self, group: &Group<'_>);
 }
 
@@ -108,10 +108,11 @@ pub struct Group<'a> {
 
 /// Observes where the modules of a forward pass begin and end. Each module then runs alone.
 pub(crate) trait Trace {
-    /// A module begins: its dotted path, the full name of its type, and the shapes of its inputs.
+    /// Runs when a module begins: its dotted path, the full name of its type, and the shapes of its
+    /// inputs.
     fn began(&self, path: &str, type_name: &'static str, inputs: Vec<Vec<i64>>);
 
-    /// The most recently started module that is still running ends. `outputs` has the shapes of its outputs.
+    /// Runs when the most recently started module that is still running ends.
     fn ended(&self, outputs: Vec<Vec<i64>>);
 }
 

@@ -8,9 +8,9 @@ use super::{Child, Context, LayerNorm};
 use crate::{Result, ffi};
 
 impl Child<'_, LayerNorm> {
-    /// x + branch(norm(x)), in the shape of x: a residual around a norm and the branch after it. In
-    /// training on CUDA, with up to 1024 columns and a multiple of 128, one kernel adds the
-    /// gradients of both uses of x.
+    /// Computes x + branch(norm(x)), in the shape of x: a residual around a norm and the branch
+    /// after it. In training on CUDA, with up to 1024 columns and a multiple of 128, one kernel
+    /// adds the gradients of both uses of x.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::prelude::*;
@@ -47,10 +47,11 @@ impl Child<'_, LayerNorm> {
         self.around(x, branch, cx, false)
     }
 
-    /// [`residual`](Self::residual) of a branch that uses the norm in matrix products alone, as attention and a
-    /// perceptron do. In an autocast region products round the norm to the region's dtype; where the kernel
-    /// runs, the norm comes in that dtype already, and its f32 values are not written. The numbers are the same
-    /// unless the branch has a `#[precision(…)]` of its own, for which [`residual`](Self::residual) is.
+    /// Computes [`residual`](Self::residual) of a branch that uses the norm in matrix products
+    /// alone, as attention and a perceptron do. In an autocast region products round the norm to
+    /// the region's dtype; where the kernel runs, the norm comes in that dtype already, and its f32
+    /// values are not written. The numbers are the same unless the branch has a `#[precision(…)]`
+    /// of its own, for which [`residual`](Self::residual) is.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::prelude::*;

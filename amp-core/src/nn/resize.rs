@@ -29,7 +29,7 @@ pub struct UpsampleConfig {
 }
 
 impl UpsampleConfig {
-    /// With the nearest value.
+    /// Sets interpolation by the nearest value.
     pub fn new(scale_factor: impl Into<f64>) -> Self {
         Self {
             scale_factor: scale_factor.into(),
@@ -46,7 +46,7 @@ pub struct Upsample {
 }
 
 impl Upsample {
-    /// By this factor.
+    /// Resizes by this factor.
     ///
     /// # Errors
     /// When the factor is not positive, or corners are to be aligned for the nearest values.
@@ -107,7 +107,7 @@ macro_rules! shuffles {
         }
 
         impl $name {
-            /// By this factor.
+            /// Resizes by this factor.
             ///
             /// # Errors
             /// When the factor is not positive.

@@ -32,7 +32,7 @@ pub struct SinusoidalEmbedding {
 }
 
 impl SinusoidalEmbedding {
-    /// With this width, and a max_period of 10000.
+    /// Creates the embedding with this width and a max_period of 10000.
     ///
     /// # Errors
     /// When `dim` is odd or below 2.

@@ -115,7 +115,7 @@ impl Adafactor {
     }
 }
 
-/// The second moment of a matrix, from the running means over its rows and columns.
+/// Returns the second moment of a matrix, from the running means over its rows and columns.
 fn factored(one: &ParameterStep<'_>, share: &Number, eps1: f64) -> Result<Tensor> {
     let (row, column, grad) = (one.slot(ROW)?, one.slot(COLUMN)?, one.grad());
     for (kept, dim) in [(row, -1_i64), (column, -2)] {

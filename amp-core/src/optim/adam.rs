@@ -73,9 +73,9 @@ macro_rules! adam {
             const NAME: &'static str = stringify!($options);
             const ELEMENTWISE: bool = true;
 
-            /// f16 represents squares of gradients only if the gradients are between 2⁻¹² and 2⁸: below,
-            /// the running square is zero and the update is divided by eps; above, it is infinite and the
-            /// parameter never changes again (Lightning #20619).
+            /// Upcasts f16, because f16 represents squares of gradients only if the gradients are
+            /// between 2⁻¹² and 2⁸: below, the running square is zero and the update is divided by
+            /// eps; above, it is infinite and the parameter never changes again (Lightning #20619).
             fn upcasts(kind: Kind) -> Option<&'static str> {
                 (kind == Kind::Half).then_some("float16 cannot hold a gradient's square")
             }

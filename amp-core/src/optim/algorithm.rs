@@ -66,9 +66,9 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
     /// copies. Other rules get the whole parameter.
     const ELEMENTWISE: bool = false;
 
-    /// The reason why parameters of a dtype are updated in f32 with f32 state, independent of the
-    /// user's choice; `None` if [`step`](Self::step) supports the dtype. By default 16-bit dtypes
-    /// have a reason.
+    /// Returns the reason why parameters of a dtype are updated in f32 with f32 state, independent
+    /// of the user's choice; `None` if [`step`](Self::step) supports the dtype. By default 16-bit
+    /// dtypes have a reason.
     fn upcasts(kind: Kind) -> Option<&'static str> {
         is_half(kind).then_some("each operation of its rule would round to 16 bits")
     }
@@ -81,13 +81,13 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
         Ok(())
     }
 
-    /// The state for a parameter, with PyTorch's names.
+    /// Returns the state for a parameter, with PyTorch's names.
     ///
     /// # Errors
     /// When the rule cannot update this parameter.
     fn slots(&self, parameter: &Parameter) -> Result<Vec<Slot>>;
 
-    /// The current rates.
+    /// Returns the current rates.
     fn rates(&self) -> Rates;
 
     /// Sets the rates.
@@ -100,38 +100,38 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
     /// When an operation fails.
     fn step(&self, tensors: &StepTensors<'_>) -> Result<()>;
 
-    /// Whether the first step of a parameter follows another rule
+    /// Returns whether the first step of a parameter follows another rule
     /// ([`ParameterStep::is_first`](super::ParameterStep::is_first)). A CUDA graph can contain only
     /// the steps after it.
     fn first_step_differs(&self) -> bool {
         false
     }
 
-    /// Whether a step on CUDA can be part of a CUDA graph. Then the rule must read its rates from
-    /// [`ParameterStep`](super::ParameterStep), must not read a tensor's value on the host, and
-    /// must run the same operations for any values. If this returns true, the options that
-    /// [`StepTensors::each`] passes to the rule have rates of NaN on CUDA, so that a rate that
+    /// Returns whether a step on CUDA can be part of a CUDA graph. Then the rule must read its
+    /// rates from [`ParameterStep`](super::ParameterStep), must not read a tensor's value on the
+    /// host, and must run the same operations for any values. If this returns true, the options
+    /// that [`StepTensors::each`] passes to the rule have rates of NaN on CUDA, so that a rate that
     /// would be captured as a constant is noticed.
     fn captures(&self) -> bool {
         false
     }
 
-    /// The capabilities of [`step`](Self::step) on this device. By default all capabilities of
-    /// [`StepTensors::each`] if the rule [can be captured](Self::captures), otherwise none: after a
-    /// CUDA graph, such a rule gets unscaled and clipped gradients, as without a graph.
+    /// Returns the capabilities of [`step`](Self::step) on this device. By default all capabilities
+    /// of [`StepTensors::each`] if the rule [can be captured](Self::captures), otherwise none:
+    /// after a CUDA graph, such a rule gets unscaled and clipped gradients, as without a graph.
     fn capabilities(&self, device: Device) -> Capabilities {
         Capabilities::all(device.is_cuda() && self.captures())
     }
 
-    /// Whether [`step`](Self::step) works directly on the stored running averages of parameters
-    /// with this dtype. Otherwise they are converted to f32 for the step.
+    /// Returns whether [`step`](Self::step) works directly on the stored running averages of
+    /// parameters with this dtype. Otherwise they are converted to f32 for the step.
     fn takes(&self, moments: Moments, kind: Kind, device: Device) -> bool {
         let _ = (kind, device);
         moments == Moments::Full
     }
 
-    /// The options by field name. Checks of a run use them to recompute its steps; `None` if they
-    /// are not available.
+    /// Returns the options by field name. Checks of a run use them to recompute its steps; `None`
+    /// if they are not available.
     fn fields(&self) -> Option<Map<String, Value>> {
         None
     }
@@ -156,12 +156,12 @@ macro_rules! stepped_by_rule {
 }
 pub(super) use stepped_by_rule;
 
-/// The fields of options that implement serde's `Serialize`.
+/// Returns the fields of options that implement serde's `Serialize`.
 pub(super) fn fields(options: &impl serde::Serialize) -> Option<Map<String, Value>> {
     serde_json::to_value(options).ok()?.as_object().cloned()
 }
 
-/// The tensors of a slot; empty if the options do not use the slot.
+/// Returns the tensors of a slot; empty if the options do not use the slot.
 pub(super) fn kept<'s, 't>(slot: Option<&'s Vec<&'t Tensor>>) -> &'s [&'t Tensor] {
     slot.map(Vec::as_slice).unwrap_or_default()
 }

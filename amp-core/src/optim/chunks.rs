@@ -22,22 +22,22 @@ pub(super) struct Piece {
 }
 
 impl Piece {
-    /// The piece's elements in `tensor`, which has as many elements as the list's tensor: a view if
-    /// it is contiguous.
+    /// Returns the piece's elements in `tensor`, which has as many elements as the list's tensor: a
+    /// view if it is contiguous.
     pub(super) fn of(&self, tensor: &Tensor) -> Result<Tensor> {
         let flat = tensor.f_detach()?.f_reshape([-1])?;
         Ok(flat.f_narrow(0, self.start, self.count)?)
     }
 }
 
-/// The tensors, each as one piece and one part.
+/// Returns the tensors, each as one piece and one part.
 pub(super) fn wholes(tensors: &[&Tensor]) -> Vec<Vec<Piece>> {
     let counts = tensors.iter().map(|tensor| tensor.numel() as i64).enumerate();
     let pieces = counts.map(|(at, count)| Piece { at, start: 0, count, whole: true });
     pieces.filter(|piece| piece.count > 0).map(|piece| vec![piece]).collect()
 }
 
-/// The tensors, cut so that each part has at most [`PART`] elements.
+/// Returns the tensors, cut so that each part has at most [`PART`] elements.
 pub(super) fn parts(tensors: &[&Tensor]) -> Vec<Vec<Piece>> {
     const {
         assert!(
@@ -71,7 +71,7 @@ pub(super) fn parts(tensors: &[&Tensor]) -> Vec<Vec<Piece>> {
 pub(super) struct Scalars(HashMap<(usize, usize), Tensor>);
 
 impl Scalars {
-    /// The tensor in which `slot` of the piece's tensor counts; `own` is its stored count.
+    /// Returns the tensor in which `slot` of the piece's tensor counts; `own` is its stored count.
     pub(super) fn of(&mut self, piece: &Piece, slot: usize, own: &Tensor) -> Result<Tensor> {
         if piece.whole {
             return Ok(own.shallow_clone());

@@ -11,7 +11,7 @@ pub struct OptimizerConfig {
 }
 
 impl OptimizerConfig {
-    /// This optimizer with a constant rate.
+    /// Uses this optimizer with a constant rate.
     pub fn new(optimizer: impl BuildOptimizer + 'static) -> Self {
         Self { optimizer: Box::new(optimizer), scheduler: None, params: None }
     }
@@ -131,18 +131,19 @@ impl Optimizers {
 }
 
 impl Optimizers {
-    /// The number of optimizers.
+    /// Returns the number of optimizers.
     pub(crate) fn count(&self) -> usize {
         self.0.len()
     }
 
-    /// The schedules' options, one for each optimizer.
+    /// Returns the schedules' options, one for each optimizer.
     pub(crate) fn into_schedules(self) -> Vec<Option<Box<dyn BuildScheduler>>> {
         self.0.into_iter().map(|config| config.scheduler.map(|(schedule, _)| schedule)).collect()
     }
 }
 
-/// Each optimizer's parameters; `None` means the parameters that no other optimizer selects.
+/// Returns each optimizer's parameters; `None` means the parameters that no other optimizer
+/// selects.
 fn split(
     parameters: Vec<Parameter>,
     selections: &[Option<&Selection>],

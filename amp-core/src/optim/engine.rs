@@ -49,7 +49,7 @@ struct RatesOnDevice {
 }
 
 impl<A: Algorithm> Engine<A> {
-    /// `group_of` gives each parameter's group, an index into `options`.
+    /// Creates the optimizer; `group_of` gives each parameter's group, an index into `options`.
     pub(super) fn new(
         options: Vec<A>,
         parameters: Vec<Parameter>,
@@ -89,7 +89,7 @@ impl<A: Algorithm> Engine<A> {
         Ok(engine)
     }
 
-    /// The state of the parameter at an index, which has a gradient.
+    /// Returns the state of the parameter at an index, which has a gradient.
     fn state_of(&self, place: usize) -> Result<&ParameterState> {
         self.kept[place].state.as_ref().ok_or_else(|| {
             Error::config(format!(
@@ -99,7 +99,7 @@ impl<A: Algorithm> Engine<A> {
         })
     }
 
-    /// The parameters with gradients, in lists for one kernel call each.
+    /// Returns the parameters with gradients, in lists for one kernel call each.
     fn batches<'g>(&self, grads: &'g Grads) -> Result<Vec<Batch<'g>>> {
         let mut batches: Vec<Batch<'_>> = Vec::new();
         for (place, grad) in grads.with_places() {

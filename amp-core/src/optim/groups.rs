@@ -23,12 +23,13 @@ pub struct ParamGroups<O> {
 }
 
 impl<O> ParamGroups<O> {
-    /// These options for every parameter that is in no group.
+    /// Uses these options for every parameter that is in no group.
     pub fn new(base: O) -> Self {
         Self { base, groups: Vec::new() }
     }
 
-    /// These options for these parameters, given as a [`Selection`] or a list of name patterns.
+    /// Uses these options for these parameters, given as a [`Selection`] or a list of name
+    /// patterns.
     #[must_use]
     pub fn group(mut self, params: impl Into<Selection>, options: O) -> Self {
         self.groups.push((params.into(), options));
@@ -49,7 +50,8 @@ impl<A: Algorithm> BuildOptimizer for A {
 
 impl<O: Algorithm> BuildOptimizer for ParamGroups<O> {
     /// # Errors
-    /// Also when a pattern matches no parameter, or two groups match the same parameter.
+    /// Returns an error also when a pattern matches no parameter, or two groups match the same
+    /// parameter.
     fn build_with(
         &self,
         parameters: Vec<Parameter>,

@@ -134,7 +134,7 @@ impl Muon {
         lr.times(-self.adjusted(&param.size()))?.add(param, &update)
     }
 
-    /// The factor of the rate for a matrix of this shape.
+    /// Returns the factor of the rate for a matrix of this shape.
     fn adjusted(&self, shape: &[i64]) -> f64 {
         let (rows, columns) = (shape[0] as f64, shape[1] as f64);
         match self.adjust_lr_fn {

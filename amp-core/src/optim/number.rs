@@ -41,8 +41,8 @@ struct Binary {
 }
 
 impl Number {
-    /// The value of a tensor with one element: kept on the device if `stays`, otherwise read to the
-    /// host.
+    /// Returns the value of a tensor with one element: kept on the device if `stays`, otherwise
+    /// read to the host.
     pub(super) fn of(tensor: &Tensor, stays: bool) -> Result<Self> {
         Ok(Self(match stays {
             true => {
@@ -52,7 +52,7 @@ impl Number {
         }))
     }
 
-    /// An element of a list of f64 on the device.
+    /// Returns an element of a list of f64 on the device.
     pub(super) fn of_element(list: &Tensor, at: i64) -> Self {
         Self(Kept::Device(list.select(0, at)))
     }
@@ -72,7 +72,7 @@ impl Number {
         }))
     }
 
-    /// The sum.
+    /// Returns the sum.
     ///
     /// # Errors
     /// When the device fails, as with every operation here.
@@ -88,7 +88,7 @@ impl Number {
         )
     }
 
-    /// The difference.
+    /// Returns the difference.
     ///
     /// # Errors
     /// The same as [`plus`](Self::plus)'s.
@@ -104,7 +104,7 @@ impl Number {
         )
     }
 
-    /// The product.
+    /// Returns the product.
     ///
     /// # Errors
     /// The same as [`plus`](Self::plus)'s.
@@ -120,7 +120,7 @@ impl Number {
         )
     }
 
-    /// The quotient.
+    /// Returns the quotient.
     ///
     /// # Errors
     /// The same as [`plus`](Self::plus)'s.
@@ -136,7 +136,7 @@ impl Number {
         )
     }
 
-    /// The power.
+    /// Returns the power.
     ///
     /// # Errors
     /// The same as [`plus`](Self::plus)'s.
@@ -152,7 +152,7 @@ impl Number {
         )
     }
 
-    /// The smaller of the two.
+    /// Returns the smaller of the two.
     ///
     /// # Errors
     /// The same as [`plus`](Self::plus)'s.
@@ -168,7 +168,7 @@ impl Number {
         )
     }
 
-    /// The larger of the two.
+    /// Returns the larger of the two.
     ///
     /// # Errors
     /// The same as [`plus`](Self::plus)'s.
@@ -184,7 +184,7 @@ impl Number {
         )
     }
 
-    /// This number if it is above 0, otherwise `other`.
+    /// Returns this number if it is above 0, otherwise `other`.
     ///
     /// # Errors
     /// The same as [`plus`](Self::plus)'s.
@@ -197,7 +197,7 @@ impl Number {
         }))
     }
 
-    /// A new tensor: each element times this number.
+    /// Returns a new tensor: each element times this number.
     ///
     /// # Errors
     /// The same as [`plus`](Self::plus)'s.

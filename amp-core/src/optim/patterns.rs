@@ -15,7 +15,7 @@ impl<P: Into<String>> FromIterator<P> for Patterns {
 }
 
 impl Patterns {
-    /// Whether a pattern matches.
+    /// Returns whether a pattern matches.
     pub(crate) fn matches(&self, name: &str) -> bool {
         self.0.iter().any(|pattern| pattern.matches(name))
     }

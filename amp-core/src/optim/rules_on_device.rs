@@ -87,7 +87,7 @@ impl<A: Algorithm> Rig<A> {
         std::iter::once(&self.param).chain(&self.states)
     }
 
-    /// The largest difference between the parameters or states of two rigs.
+    /// Returns the largest difference between the parameters or states of two rigs.
     fn off(&self, other: &Self) -> Result<f64> {
         let mut most = 0.0;
         for (own, other) in self.everything().zip(other.everything()) {

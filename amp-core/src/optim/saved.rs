@@ -18,7 +18,7 @@ pub(super) const LAST_EPOCH: &str = "last_epoch";
 /// A schedule's current rates.
 pub(super) const LAST: &str = "last";
 
-/// The prefix of a parameter group's state.
+/// Returns the prefix of a parameter group's state.
 pub(super) fn group(index: usize) -> String {
     format!("param_groups/{index}")
 }

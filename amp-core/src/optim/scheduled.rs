@@ -41,13 +41,13 @@ impl Schedule {
 
 const OPTIMIZER: &str = "optimizer";
 
-/// The prefix of the state of a group's schedule.
+/// Returns the prefix of the state of a group's schedule.
 fn scheduler(group: usize) -> String {
     format!("scheduler/{group}")
 }
 
 impl Scheduled {
-    /// `name` distinguishes the optimizers of a run.
+    /// Starts the schedule; `name` distinguishes the optimizers of a run.
     pub(super) fn new(
         mut optimizer: Box<dyn Optimizer>,
         name: String,
@@ -72,24 +72,24 @@ impl Scheduled {
         Ok(Self { optimizer, name, initial, schedule: Some(schedule) })
     }
 
-    /// The optimizer's name in the run: `AdamW`, and `AdamW-1` for the second one.
+    /// Returns the optimizer's name in the run: `AdamW`, and `AdamW-1` for the second one.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The current rates of every parameter group.
+    /// Returns the current rates of every parameter group.
     pub fn rates(&self) -> Vec<GroupRates> {
         let groups = self.optimizer.rates().into_iter().enumerate();
         let named = |(group, rates)| GroupRates { optimizer: self.name.clone(), group, rates };
         groups.map(named).collect()
     }
 
-    /// Whether it has a schedule.
+    /// Returns whether it has a schedule.
     pub fn is_scheduled(&self) -> bool {
         self.schedule.is_some()
     }
 
-    /// The logged value that the schedule monitors, if any.
+    /// Returns the logged value that the schedule monitors, if any.
     pub fn monitor(&self) -> Option<&str> {
         self.schedule.as_ref()?.monitor.as_deref()
     }
@@ -119,18 +119,18 @@ impl Scheduled {
         Ok(())
     }
 
-    /// The rates of each group without a schedule.
+    /// Returns the rates of each group without a schedule.
     pub(crate) fn initial_rates(&self) -> &[Rates] {
         &self.initial
     }
 
-    /// A digest of the rates of the first `intervals` intervals; `None` if no schedule computes
-    /// them in advance.
+    /// Returns a digest of the rates of the first `intervals` intervals; `None` if no schedule
+    /// computes them in advance.
     pub(crate) fn rates_digest(&self, intervals: usize) -> Result<Option<u64>> {
         self.course_under(self.schedule.as_ref().map(|own| own.config.as_ref()), intervals)
     }
 
-    /// [`rates_digest`](Self::rates_digest) under another schedule.
+    /// Returns [`rates_digest`](Self::rates_digest) under another schedule.
     pub(crate) fn course_under(
         &self,
         schedule: Option<&dyn BuildScheduler>,
@@ -154,7 +154,8 @@ impl Scheduled {
         Ok(Some(hash))
     }
 
-    /// Whether the rates within `horizon` intervals would differ under the schedule `other`.
+    /// Returns whether the rates within `horizon` intervals would differ under the schedule
+    /// `other`.
     pub(crate) fn is_unlike(
         &self,
         other: Option<&dyn BuildScheduler>,
@@ -207,18 +208,19 @@ impl Scheduled {
         Ok(())
     }
 
-    /// The rates of each group for the next step, as computed by the schedule.
+    /// Returns the rates of each group for the next step, as computed by the schedule.
     pub(crate) fn schedule_rates(&self) -> Option<Vec<Rates>> {
         self.schedule.as_ref().map(Schedule::rates)
     }
 
-    /// The number of steps that the schedule has counted; `None` if it does not advance by steps.
+    /// Returns the number of steps that the schedule has counted; `None` if it does not advance by
+    /// steps.
     pub(crate) fn passed_steps(&self) -> Option<i64> {
         let schedule = self.schedule.as_ref().filter(|s| s.interval == Interval::Step)?;
         schedule.groups.first()?.state().ok()?.get(saved::LAST_EPOCH).ok()
     }
 
-    /// The state of the schedule for a rollback; `None` if it does not advance by steps.
+    /// Returns the state of the schedule for a rollback; `None` if it does not advance by steps.
     pub(crate) fn fork_schedule(&self) -> Option<Vec<Box<dyn Scheduler>>> {
         let schedule = self.schedule.as_ref().filter(|s| s.interval == Interval::Step)?;
         Some(schedule.groups.iter().map(|scheduler| scheduler.fork()).collect())
@@ -232,8 +234,8 @@ impl Scheduled {
         }
     }
 
-    /// The state for a checkpoint: the optimizer's under `optimizer/`, each group's schedule under
-    /// `scheduler/<group>/`. Tensors are handles, so save them before the next step.
+    /// Returns the state for a checkpoint: the optimizer's under `optimizer/`, each group's
+    /// schedule under `scheduler/<group>/`. Tensors are handles, so save them before the next step.
     ///
     /// # Errors
     /// When a rate is not finite.
@@ -246,7 +248,8 @@ impl Scheduled {
         Ok(state)
     }
 
-    /// Whether this state can be loaded. All optimizers are checked before the first is changed.
+    /// Checks that this state can be loaded. All optimizers are checked before the first is
+    /// changed.
     ///
     /// # Errors
     /// When the state is of another optimizer or schedule.
@@ -269,7 +272,7 @@ impl Scheduled {
     }
 }
 
-/// Rule: every schedule, also a user's own, gives rates that are finite and at least 0.
+/// Checks the rule: every schedule, also a user's own, gives rates that are finite and at least 0.
 fn rates_are_finite(optimizer: &str, rates: &[Rates]) -> Result<()> {
     match rates.iter().find(|rates| !(rates.lr >= 0.0 && rates.lr.is_finite())) {
         None => Ok(()),

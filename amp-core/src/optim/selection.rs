@@ -31,7 +31,7 @@ impl<I: IntoIterator<Item = P>, P: Into<String>> From<I> for Selection {
 }
 
 impl Selection {
-    /// Every parameter.
+    /// Selects every parameter.
     pub fn all() -> Self {
         Self::default()
     }

@@ -50,8 +50,8 @@ impl Algorithm for Sgd {
     const NAME: &'static str = "SGD";
     const ELEMENTWISE: bool = true;
 
-    /// With these kernels a bf16 model does not learn; the same happens with PyTorch's
-    /// `SGD(fused=True)`.
+    /// Upcasts f16 and bf16. With these kernels a bf16 model does not learn; the same happens with
+    /// PyTorch's `SGD(fused=True)`.
     fn upcasts(kind: Kind) -> Option<&'static str> {
         is_half(kind).then_some("libtorch's 16-bit kernels lose the momentum on the CPU")
     }
@@ -90,7 +90,7 @@ impl Algorithm for Sgd {
         ffi::sgd(lists, &options, tensors.kernels(fused))
     }
 
-    /// The first gradient is stored without dampening.
+    /// Returns the first gradient is stored without dampening.
     fn first_step_differs(&self) -> bool {
         self.dampening != 0.0
     }

@@ -30,8 +30,8 @@ pub struct StepTensors<'a> {
 }
 
 impl StepTensors<'_> {
-    /// This crate's kernels, which can be captured, or libtorch's; with `fused` one of libtorch's kernels
-    /// computes the whole step.
+    /// Returns this crate's kernels, which can be captured, or libtorch's; with `fused` one of
+    /// libtorch's kernels computes the whole step.
     pub(super) fn kernels(&self, fused: bool) -> Kernels<'_> {
         let OnDevice { factor, found_inf } = self.known;
         match self.rates {
@@ -128,19 +128,20 @@ pub struct ParameterStep<'a> {
 }
 
 impl ParameterStep<'_> {
-    /// The parameter, to be updated in place: the model's own tensor, or its f32 copy if it is
-    /// updated in f32, or a flat piece of either for an [`ELEMENTWISE`](Algorithm::ELEMENTWISE)
+    /// Returns the parameter, to be updated in place: the model's own tensor, or its f32 copy if it
+    /// is updated in f32, or a flat piece of either for an [`ELEMENTWISE`](Algorithm::ELEMENTWISE)
     /// rule.
     pub fn param(&self) -> &Tensor {
         self.param
     }
 
-    /// Its gradient, unscaled and clipped, in the dtype of [`param`](Self::param).
+    /// Returns the parameter's gradient, unscaled and clipped, in the dtype of
+    /// [`param`](Self::param).
     pub fn grad(&self) -> &Tensor {
         &self.grad
     }
 
-    /// A slot of its state, to be updated in place.
+    /// Returns a slot of its state, to be updated in place.
     ///
     /// # Errors
     /// When [`Algorithm::slots`] has no such slot.
@@ -161,23 +162,23 @@ impl ParameterStep<'_> {
         self.number(&slot.f_add_scalar_(1.0)?)
     }
 
-    /// The learning rate of this step.
+    /// Returns the learning rate of this step.
     pub fn lr(&self) -> Number {
         self.rate(0, self.rates.lr)
     }
 
-    /// The momentum of this step; 0 if the optimizer has none.
+    /// Returns the momentum of this step; 0 if the optimizer has none.
     pub fn momentum(&self) -> Number {
         self.rate(1, self.rates.momentum.unwrap_or_default())
     }
 
-    /// Whether the parameter has never been updated.
+    /// Returns whether the parameter has never been updated.
     pub fn is_first(&self) -> bool {
         self.first
     }
 
-    /// The value of a tensor with one element. On CUDA it stays on the device if the step may be
-    /// captured; otherwise the host waits for it.
+    /// Returns the value of a tensor with one element. On CUDA it stays on the device if the step
+    /// may be captured; otherwise the host waits for it.
     ///
     /// # Errors
     /// When the tensor has other than one element.
@@ -185,7 +186,7 @@ impl ParameterStep<'_> {
         Number::of(tensor, self.on_device.is_some())
     }
 
-    /// The square root of the sum of a tensor's squares.
+    /// Returns the square root of the sum of a tensor's squares.
     ///
     /// # Errors
     /// When the device fails.

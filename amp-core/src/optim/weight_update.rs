@@ -55,12 +55,12 @@ named!(WeightUpdate, "weight update", {
     StochasticRounding => "stochastic-rounding",
 });
 
-/// Whether parameters of this dtype can be updated in f32.
+/// Returns whether parameters of this dtype can be updated in f32.
 pub(super) fn is_half(kind: Kind) -> bool {
     matches!(kind, Kind::Half | Kind::BFloat16)
 }
 
-/// A copy in f32, without a graph of gradients.
+/// Returns a copy in f32, without a graph of gradients.
 pub(super) fn wide(tensor: &Tensor) -> Result<Tensor> {
     Ok(tensor.f_detach()?.f_to_kind(Kind::Float)?)
 }

@@ -29,7 +29,7 @@ impl Clip {
     }
 }
 
-/// The global 2-norm of all gradients, on the device; 0 if there are none. For f16 and bf16
+/// Returns the global 2-norm of all gradients, on the device; 0 if there are none. For f16 and bf16
 /// gradients it is computed in f32. (PyTorch computes it in the dtype of the gradients, and in f16
 /// the sum of squares overflows beyond 65504.)
 ///
@@ -78,7 +78,7 @@ pub fn clip_grad_norm(grads: &[Tensor], max_norm: f64) -> Result<Tensor> {
     Ok(total)
 }
 
-/// The norm of the gradients as they are, and min(1, `max_norm` / (norm / `scale` + 1e-6)) /
+/// Computes the norm of the scaled gradients, and min(1, `max_norm` / (norm / `scale` + 1e-6)) /
 /// `scale`, on the device. Sets `found_inf` to NaN if the norm is not finite.
 pub(super) fn norm_and_factor(
     grads: &[Tensor],
@@ -103,7 +103,7 @@ pub(super) fn norm_and_factor(
     Ok((norm, factor))
 }
 
-/// The reciprocal of the scale, computed in f64 and rounded once, as in PyTorch.
+/// Returns the reciprocal of the scale, computed in f64 and rounded once, as in PyTorch.
 pub(super) fn reciprocal(scale: &Tensor) -> Result<Tensor> {
     Ok(scale.f_to_kind(Kind::Double)?.f_reciprocal()?.f_to_kind(Kind::Float)?)
 }
@@ -115,14 +115,14 @@ pub(super) fn note_norm(norm: &Tensor, found_inf: &Tensor) -> Result<()> {
     Ok(())
 }
 
-/// Whether there are gradients and all are on one CUDA device. This crate's kernel then computes norm and
-/// factor together.
+/// Returns whether there are gradients and all are on one CUDA device. This crate's kernel then
+/// computes norm and factor together.
 fn is_on_cuda(grads: &[Tensor]) -> bool {
     let mut devices = grads.iter().map(Tensor::device);
     devices.next().is_some_and(|first| first.is_cuda() && devices.all(|device| device == first))
 }
 
-/// min(1, `max_norm` / (`norm` + 1e-6)), on the device.
+/// Computes min(1, `max_norm` / (`norm` + 1e-6)), on the device.
 fn factor(norm: &Tensor, max_norm: f64) -> Result<Tensor> {
     let quotient = norm.f_add_scalar(1e-6)?.f_reciprocal()?.f_mul_scalar(max_norm)?;
     Ok(quotient.f_clamp_max(1.0)?)

@@ -36,7 +36,7 @@ pub struct RegionPlan {
 }
 
 impl RegionPlan {
-    /// The plan outside of every region.
+    /// Returns the plan outside of every region.
     pub fn of(precision: Precision) -> Self {
         Self {
             storage: precision.storage(),
@@ -45,7 +45,7 @@ impl RegionPlan {
         }
     }
 
-    /// The plan of `region` inside this part. In a `*-true` run a region can only raise the
+    /// Returns the plan of `region` inside this part. In a `*-true` run a region can only raise the
     /// precision, so that the baseline stays the baseline; in a mixed run it sets its own dtypes.
     #[must_use]
     pub fn enter(self, region: Region, precision: Precision) -> Self {

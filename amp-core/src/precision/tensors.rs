@@ -32,7 +32,8 @@ use crate::Result;
     note = "for a struct of your own implement `amp_core::nn::Tensors`"
 )]
 pub trait Tensors: Sized {
-    /// The same value with each tensor replaced by the result of `change`, in order of declaration.
+    /// Returns the same value with each tensor replaced by the result of `change`, in order of
+    /// declaration.
     ///
     /// # Errors
     /// The errors of `change`.
@@ -75,8 +76,8 @@ pub trait Arguments: 'static {
     /// The inputs with this lifetime.
     type At<'a>;
 
-    /// The same inputs with each tensor replaced by the result of `change`, in order. `kept` owns
-    /// the replacements.
+    /// Returns the same inputs with each tensor replaced by the result of `change`, in order.
+    /// `kept` owns the replacements.
     ///
     /// # Errors
     /// The errors of `change`.

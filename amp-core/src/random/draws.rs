@@ -14,29 +14,29 @@ pub struct Draws {
 }
 
 impl Draws {
-    /// The seeds of an epoch.
+    /// Creates the seeds of an epoch.
     pub fn new(seed: u64, epoch: u64) -> Self {
         Self { key: mixed(mixed(seed) ^ epoch) }
     }
 
-    /// The seed for a random generator of the example at `index`.
+    /// Returns the seed for a random generator of the example at `index`.
     pub fn seed(self, index: i64) -> u64 {
         mixed(self.key ^ index.cast_unsigned())
     }
 
-    /// The random numbers of the example at `index`.
+    /// Returns the random numbers of the example at `index`.
     pub fn rng(self, index: i64) -> Rng {
         Rng::with_seed(self.seed(index))
     }
 
-    /// The random numbers of the batch with these examples, independent of the examples' own
-    /// numbers.
+    /// Returns the random numbers of the batch with these examples, independent of the examples'
+    /// own numbers.
     pub fn batch_rng(self, indices: &[i64]) -> Rng {
         let start = mixed(!self.key);
         Rng::with_seed(indices.iter().fold(start, |key, index| mixed(key ^ index.cast_unsigned())))
     }
 
-    /// Other numbers of the same run and epoch, for changes of whole batches.
+    /// Returns other numbers of the same run and epoch, for changes of whole batches.
     #[must_use]
     pub(crate) fn of_batches(self) -> Self {
         Self { key: mixed(self.key ^ BATCHES) }
@@ -61,8 +61,8 @@ impl Draws {
         Ok(body())
     }
 
-    /// The result of `body`, and whether it drew from libtorch's generator. If it did, it ran
-    /// [apart](Self::apart), and the generator is unchanged.
+    /// Returns the result of `body`, and whether it drew from libtorch's generator. If it did, it
+    /// ran [apart](Self::apart), and the generator is unchanged.
     ///
     /// Threads outside a section may draw meanwhile, so that the generator changes without `body`. `body`
     /// draws if two runs from one seed end in one state of the generator. If several runs show no such
@@ -101,7 +101,7 @@ const BATCHES: u64 = 0x6261_7463_6865_7321;
 /// The number of runs after which a body whose final states all differ is assumed to draw.
 const RUNS: usize = 4;
 
-/// SplitMix64's output function: consecutive inputs give unrelated outputs.
+/// Computes SplitMix64's output function: consecutive inputs give unrelated outputs.
 fn mixed(value: u64) -> u64 {
     let mut z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -55,8 +55,8 @@ struct Hold {
 }
 
 impl Hold {
-    /// Another guard of this thread's hold, or else a new hold of `kind`, for which the caller has
-    /// waited.
+    /// Returns another guard of this thread's hold, or else a new hold of `kind`, for which the
+    /// caller has waited.
     fn new(kind: Kind) -> Self {
         let held = HELD.get();
         let kind = if held.depth == 0 { kind } else { held.kind };
@@ -172,13 +172,13 @@ pub(crate) struct Inherited {
 }
 
 impl Inherited {
-    /// The state of the calling thread, for a thread that it will wait for.
+    /// Returns the state of the calling thread, for a thread that it will wait for.
     pub(crate) fn current() -> Self {
         Self { holds: HELD.get().kind != Kind::Nothing }
     }
 
-    /// Called on the new thread: while the guard lives, the thread waits for no section if its starter did
-    /// not have to.
+    /// Runs on the new thread: while the guard lives, the thread waits for no section if its
+    /// starter did not have to.
     pub(crate) fn enter(self) -> Option<Guest> {
         self.holds.then(|| Guest { _hold: Hold::new(Kind::Guest) })
     }

@@ -28,7 +28,8 @@ pub struct RandomState {
 }
 
 impl RandomState {
-    /// The current state. It waits for nothing, because a CUDA generator's state is on the host.
+    /// Returns the current state. It waits for nothing, because a CUDA generator's state is on the
+    /// host.
     ///
     /// # Errors
     /// When libtorch has no such device.
@@ -49,7 +50,7 @@ impl RandomState {
         }
     }
 
-    /// Whether nothing was drawn between this state and the other.
+    /// Returns whether nothing was drawn between this state and the other.
     ///
     /// # Errors
     /// When libtorch fails.

@@ -10,7 +10,7 @@ use serde::{
 };
 use serde_json::Value;
 
-/// The value as JSON.
+/// Returns the value as JSON.
 ///
 /// # Errors
 /// When JSON cannot represent it.

@@ -44,7 +44,7 @@ impl State {
         self.values.extend(state.values.into_iter().map(|(name, v)| (under(name), v)));
     }
 
-    /// The state of the names that begin with `part/`, without that prefix.
+    /// Returns the state of the names that begin with `part/`, without that prefix.
     #[must_use]
     pub fn part(&self, part: &str) -> Self {
         let within = |name: &str| Some(name.strip_prefix(part)?.strip_prefix('/')?.to_owned());
@@ -62,7 +62,7 @@ impl State {
         }
     }
 
-    /// The tensor of this name.
+    /// Returns the tensor of this name.
     ///
     /// # Errors
     /// When there is no such tensor.
@@ -70,7 +70,7 @@ impl State {
         self.tensors.get(name).ok_or_else(|| missing(name))
     }
 
-    /// The tensor of this name, if it has the shape and dtype of `like`.
+    /// Returns the tensor of this name, if it has the shape and dtype of `like`.
     ///
     /// # Errors
     /// When there is no such tensor, or it has another shape or dtype.
@@ -86,7 +86,7 @@ impl State {
         )))
     }
 
-    /// The value of this name.
+    /// Returns the value of this name.
     ///
     /// # Errors
     /// When there is no such value, or it has another type.
@@ -106,7 +106,8 @@ impl State {
         Ok(())
     }
 
-    /// A copy whose tensors are copied on their devices, so that later changes do not affect it.
+    /// Returns a copy whose tensors are copied on their devices, so that later changes do not
+    /// affect it.
     ///
     /// # Errors
     /// When there is not enough device memory.
@@ -117,17 +118,17 @@ impl State {
         Ok(self)
     }
 
-    /// Whether it is empty.
+    /// Returns whether it is empty.
     pub fn is_empty(&self) -> bool {
         self.tensors.is_empty() && self.values.is_empty()
     }
 
-    /// Its tensors by name.
+    /// Returns the tensors by name.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
     }
 
-    /// Its values by name.
+    /// Returns the values by name.
     pub fn values(&self) -> &Map<String, Value> {
         &self.values
     }

@@ -72,8 +72,8 @@ impl Run<'_, '_> {
         Ok(Flow::On)
     }
 
-    /// Whether the step on these examples was started. If not, a running step has to end first, and the
-    /// examples are put in front of `queue`.
+    /// Returns whether the step on these examples was started. If not, a running step has to end
+    /// first, and the examples are put in front of `queue`.
     fn start_step(&mut self, examples: Examples, queue: &mut VecDeque<Examples>) -> Result<bool> {
         if self.interruption.save_errors_to.is_some() && self.steps.running() == 0 {
             self.log_before = Some(self.observers.log.state()?.copied()?);

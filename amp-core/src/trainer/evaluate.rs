@@ -40,13 +40,14 @@ impl Loaders {
         Ok(Self(sets.iter().map(loader).collect::<Result<_>>()?))
     }
 
-    /// The training set's first batches, in order, which replace the loop's own sets.
+    /// Returns the training set's first batches, in order, which replace the loop's own sets.
     pub(super) fn overfitting(data: &DataModule, policy: Policy, limit: Limit) -> Result<Self> {
         let loader = data.clone().in_order().train_loader(policy, 0)?.limited(limit);
         Ok(Self(vec![(String::new(), loader)]))
     }
 
-    /// The values of the sets' logs under the sets' names, then the values of the logs that follow.
+    /// Returns the values of the sets' logs under the sets' names, then the values of the logs that
+    /// follow.
     fn values(&self, logs: &[Log]) -> Result<Vec<Logged>> {
         let mut values = Vec::new();
         let names = self.0.iter().map(|(name, _)| name.as_str()).chain([""]);
@@ -59,12 +60,12 @@ impl Loaders {
         Ok(values)
     }
 
-    /// Bytes of tensors that the loaders keep.
+    /// Returns the number of bytes of the tensors that the loaders keep.
     pub(super) fn held_bytes(&self) -> u64 {
         self.0.iter().map(|(_, loader)| loader.held_bytes()).sum()
     }
 
-    /// Whether there is no batch at all.
+    /// Returns whether there is no batch at all.
     pub(super) fn is_empty(&self) -> bool {
         self.0.iter().all(|(_, loader)| loader.batches() == 0)
     }
@@ -90,7 +91,7 @@ pub(super) type Show<'s> = dyn FnMut(String, Media) -> Result<()> + 's;
 /// Takes the results of a batch's parts, with its set's name and its index.
 type Then<'t, T> = dyn FnMut(&str, usize, Vec<T>) -> Result<()> + 't;
 
-/// The properties of a run that trains this number of values.
+/// Returns the properties of a run that trains this number of values.
 pub(super) fn run_start(
     config: &TrainerConfig,
     model: &dyn LightningModule,
@@ -124,8 +125,8 @@ impl Evaluator {
         Self { policy, context, global_step, parts: 1, memory: config.memory.clone() }
     }
 
-    /// The values of each set, with its name, over at most `most` batches. `last` logs into the first
-    /// set's values after all sets. `show` is given images, texts and histograms.
+    /// Returns the values of each set, with its name, over at most `most` batches. `last` logs into
+    /// the first set's values after all sets. `show` is given images, texts and histograms.
     pub(super) fn evaluate(
         &mut self,
         model: &mut dyn LightningModule,
@@ -238,7 +239,7 @@ impl Evaluator {
     }
 }
 
-/// A name in a data set of this name; the only set may have none.
+/// Returns a name in a data set of this name; the only set may have none.
 fn of_set(name: String, set: &str) -> String {
     if set.is_empty() { name } else { format!("{name}/{set}") }
 }

@@ -176,7 +176,7 @@ impl<'r, 'c> Run<'r, 'c> {
         Ok(())
     }
 
-    /// The training time, including the runs that this one resumes.
+    /// Returns the training time, including the runs that this one resumes.
     pub(super) fn trained_for(&self) -> Duration {
         self.trained_before + self.started.elapsed()
     }
@@ -315,7 +315,7 @@ impl<'r, 'c> Run<'r, 'c> {
         (self.observers.emit)(Event::Note { text })
     }
 
-    /// Whether the run continues after the step or epoch that just ended.
+    /// Returns whether the run continues after the step or epoch that just ended.
     pub(super) fn flow(&mut self) -> Result<Flow> {
         if self.ended || self.config.max_steps.is_some_and(|most| self.state.global_step() >= most)
         {
@@ -344,7 +344,7 @@ impl Run<'_, '_> {
         observers.invariants.at(moment, state, *model, steps.running())
     }
 
-    /// The received signal, if there is one.
+    /// Returns the received signal, if there is one.
     pub(super) fn signal(&self) -> Option<u32> {
         match self.interruption.signal.load(Ordering::SeqCst) {
             0 => None,

@@ -64,7 +64,7 @@ impl Freezing {
         ended
     }
 
-    /// The entries in effect, for a checkpoint.
+    /// Returns the entries in effect, for a checkpoint.
     pub(super) fn holding(&self) -> &[bool] {
         &self.holding
     }
@@ -81,7 +81,7 @@ impl Freezing {
         self.holding = holding;
     }
 
-    /// The next step that unfreezes parameters.
+    /// Returns the next step that unfreezes parameters.
     pub(super) fn next_step(&self, global_step: u64) -> Option<u64> {
         let steps = self.entries.iter().filter_map(|entry| entry.freeze.step());
         steps.filter(|step| *step > global_step).min()

@@ -68,7 +68,7 @@ struct Interruption {
 }
 
 impl<'a> Trainer<'a> {
-    /// A trainer without subscribers.
+    /// Creates a trainer without subscribers.
     pub fn new(config: TrainerConfig) -> Self {
         Self {
             config,
@@ -105,18 +105,18 @@ impl<'a> Trainer<'a> {
         self
     }
 
-    /// Settings in which a resumed run may differ from the saved one. Any other difference that would
-    /// change its numbers is refused.
+    /// Sets the settings in which a resumed run may differ from the saved run.
     #[must_use]
     pub fn resume_with(mut self, changes: impl IntoIterator<Item = Change>) -> Self {
         self.resume_with = changes.into_iter().collect();
         self
     }
 
-    /// Lets a run be ended from outside. When `signal` is no longer 0, the run ends with its current
-    /// step, is saved at `save_to` if that is given, and has the number as
-    /// [`FitEnd::interrupted`](crate::event::FitEnd::interrupted). [`resume_from`](Self::resume_from)
-    /// continues from the saved run. A signal handler or another thread may set the number.
+    /// Ends the run when `signal` changes. When `signal` is no longer 0, the run ends with its
+    /// current step, is saved at `save_to` if that is given, and has the number as
+    /// [`FitEnd::interrupted`](crate::event::FitEnd::interrupted).
+    /// [`resume_from`](Self::resume_from) continues from the saved run. A signal handler or another
+    /// thread may set the number.
     #[must_use]
     pub fn interrupted_by(mut self, signal: Arc<AtomicUsize>, save_to: Option<PathBuf>) -> Self {
         self.interruption.signal = signal;
@@ -124,10 +124,10 @@ impl<'a> Trainer<'a> {
         self
     }
 
-    /// If the run ends with an error, saves it at `path` in its state before the failed step;
-    /// [`resume_from`](Self::resume_from) continues from there. A note says where it was saved, or why it
-    /// could not be saved: a step that began to change the weights cannot be undone, nor can one that is
-    /// still running on the device.
+    /// Saves the run at `path`, if the run ends with an error, in its state before the failed step;
+    /// [`resume_from`](Self::resume_from) continues from there. A note says where it was saved, or
+    /// why it could not be saved: a step that began to change the weights cannot be undone, nor can
+    /// one that is still running on the device.
     #[must_use]
     pub fn save_on_error(mut self, path: impl Into<PathBuf>) -> Self {
         self.interruption.save_errors_to = Some(path.into());

@@ -19,12 +19,12 @@ use crate::{
 const VALIDATION: &str = "val_";
 
 impl Run<'_, '_> {
-    /// Whether validations report values within epochs or after some of them.
+    /// Returns whether validations report values within epochs or after some of them.
     pub(super) fn validates(&self) -> bool {
         !self.val.is_empty() && !self.validations.follow_each_epoch()
     }
 
-    /// Whether the last validation used the current weights.
+    /// Returns whether the last validation used the current weights.
     pub(super) fn is_validated(&self) -> bool {
         self.validated.is_some_and(|(_, place)| place == self.position)
     }
@@ -114,7 +114,7 @@ impl Run<'_, '_> {
         }
     }
 
-    /// The validation values that callbacks and schedules read.
+    /// Returns the validation values that callbacks and schedules read.
     fn monitored(&self) -> Vec<String> {
         let callbacks = self.observers.callbacks.0.iter().filter_map(|one| one.monitors());
         let schedules = self.state.optim.scheduled.iter().filter_map(|one| one.monitor());

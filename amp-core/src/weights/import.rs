@@ -92,7 +92,7 @@ impl Import {
         Ok(Self { path: path.to_owned(), file, steps: Vec::new(), kept: Vec::new() })
     }
 
-    /// The names and shapes in the file, to help with writing the steps.
+    /// Returns the names and shapes in the file, to help with writing the steps.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, Vec<i64>)> {
         self.file.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.size()))
     }
@@ -248,7 +248,7 @@ impl Step {
         Ok(())
     }
 
-    /// The pattern that must match something.
+    /// Returns the pattern that must match something.
     fn pattern(&self) -> &Pattern {
         match self {
             Self::Rename { from, .. } => from,
@@ -257,7 +257,7 @@ impl Step {
         }
     }
 
-    /// The step as written in the code.
+    /// Returns the step as written in the code.
     fn written(&self) -> String {
         match self {
             Self::Rename { from, to } => format!("rename(`{}`, `{}`)", from.as_str(), to.as_str()),

@@ -13,12 +13,12 @@ use crate::{
     precision::{dtype_name, is_floating},
 };
 
-/// A model's tensors, each under its first name.
+/// Returns a model's tensors, each under its first name.
 pub(crate) fn distinct(module: &(impl Visit + ?Sized)) -> Vec<(String, Tensor)> {
     tied(module).into_iter().map(|(tensor, mut names)| (names.swap_remove(0), tensor)).collect()
 }
 
-/// Every tensor once, with its names in order of declaration.
+/// Returns every tensor once, with its names in order of declaration.
 fn tied(module: &(impl Visit + ?Sized)) -> Vec<(Tensor, Vec<String>)> {
     let mut places = HashMap::new();
     let mut all: Vec<(Tensor, Vec<String>)> = Vec::new();
@@ -32,7 +32,7 @@ fn tied(module: &(impl Visit + ?Sized)) -> Vec<(Tensor, Vec<String>)> {
     all
 }
 
-/// Whether a file's tensor is a weight: other state in a checkpoint has names with a `/`.
+/// Returns whether a file's tensor is a weight: other state in a checkpoint has names with a `/`.
 pub(super) fn is_weight(name: &str) -> bool {
     !name.contains('/')
 }
@@ -44,7 +44,8 @@ fn is_float8(kind: Kind) -> bool {
     )
 }
 
-/// The reason why these values cannot be loaded into `tensor`, if its dtype cannot represent them.
+/// Returns the reason why these values cannot be loaded into `tensor`, if its dtype cannot
+/// represent them.
 fn loses(name: &str, values: &Tensor, tensor: &Tensor) -> Result<Option<String>> {
     let (there, here) = (values.kind(), tensor.kind());
     let has_fractions = is_floating(there) || is_float8(there);
@@ -71,7 +72,7 @@ fn loses(name: &str, values: &Tensor, tensor: &Tensor) -> Result<Option<String>>
     }))
 }
 
-/// Whether two tensors have equal values.
+/// Returns whether two tensors have equal values.
 fn equal(a: &Tensor, b: &Tensor) -> Result<bool> {
     // libtorch cannot compare 8-bit floats.
     let wide = |tensor: &Tensor| -> Result<Tensor> {
@@ -146,7 +147,7 @@ pub(super) fn pair(
     Ok((pairs, misfits))
 }
 
-/// The mismatches, in one line.
+/// Returns the mismatches, in one line.
 pub(super) fn listed(misfits: &[String]) -> String {
     const SHOWN: usize = 4;
     let shown = misfits.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");

@@ -45,7 +45,7 @@ pub struct Imported {
 }
 
 impl Imported {
-    /// The model's tensors that kept their initial values.
+    /// Returns the model's tensors that kept their initial values.
     pub fn kept(&self) -> impl Iterator<Item = &ImportedTensor> {
         self.tensors.iter().filter(|tensor| !matches!(tensor.origin, Origin::File(_)))
     }

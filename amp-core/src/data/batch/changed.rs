@@ -35,7 +35,7 @@ impl AnyBatch {
 
 #[cfg(feature = "parquet")]
 impl AnyBatch {
-    /// The examples of all batches, which have the same fields, one after the other.
+    /// Concatenates batches that have the same fields.
     ///
     /// # Errors
     /// When there is no batch, or their fields differ.

@@ -8,14 +8,14 @@ use crate::Result;
 /// A struct of tensors, on batches of which a model trains. Derive it with
 /// [`derive(Batch)`](derive@crate::Batch); [`Batch`](super::Batch) is one with an input and a target.
 pub trait BatchType: Sized {
-    /// Its tensors by name: handles of the same memory.
+    /// Returns the batch's tensors by name, as handles of the same memory.
     ///
     /// # Errors
     /// When they differ in dimension 0, or a dtype does not fit its role.
     fn to_any(&self) -> Result<AnyBatch>;
 
-    /// The struct with these tensors: handles of the same memory. Tensors for which it has no field are
-    /// ignored.
+    /// Returns the struct with these tensors: handles of the same memory. Tensors for which it has
+    /// no field are ignored.
     ///
     /// # Errors
     /// When one of its fields is missing.
@@ -41,7 +41,7 @@ pub fn with_batch<B: BatchType, T>(
     run(&B::from_any(batch)?)
 }
 
-/// A forward pass's output as predictions.
+/// Returns a forward pass's output as predictions.
 #[doc(hidden)]
 pub fn predictions(output: &impl BatchField) -> Result<AnyBatch> {
     let mut predictions = AnyBatch::new("predictions");
@@ -49,7 +49,7 @@ pub fn predictions(output: &impl BatchField) -> Result<AnyBatch> {
     Ok(predictions)
 }
 
-/// The field of a batch that `of` returns, by its dotted name.
+/// Returns the field of a batch that `of` returns, by its dotted name.
 #[doc(hidden)]
 pub fn take_field<B, F: BatchField>(
     name: &str,
@@ -61,7 +61,8 @@ pub fn take_field<B, F: BatchField>(
     F::take(name, batch)
 }
 
-/// The dotted name of a field in a nested batch: `parent.name`, or `name` where `parent` is empty.
+/// Returns the dotted name of a field in a nested batch: `parent.name`, or `name` where `parent` is
+/// empty.
 #[doc(hidden)]
 pub fn field_name(parent: &str, field: &str) -> String {
     match parent {
@@ -81,7 +82,8 @@ pub trait BatchField: Sized {
     where
         Self: 'a;
 
-    /// The argument of a forward pass: `&Tensor` of a tensor, `Option<&Tensor>` of an option.
+    /// Returns the argument of a forward pass: `&Tensor` of a tensor, `Option<&Tensor>` of an
+    /// option.
     fn borrow(&self) -> Self::Ref<'_>;
 
     /// Adds its tensors to `batch` under `name`.
@@ -96,7 +98,7 @@ pub trait BatchField: Sized {
     /// When one is missing.
     fn take(name: &str, batch: &AnyBatch) -> Result<Self>;
 
-    /// Whether `batch` has any of its tensors.
+    /// Returns whether `batch` has any of its tensors.
     fn is_in(name: &str, batch: &AnyBatch) -> bool {
         batch.tensors().any(|(found, _)| {
             let rest = found.strip_prefix(name);

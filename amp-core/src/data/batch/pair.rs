@@ -28,13 +28,13 @@ impl Batch {
         Ok(Self { input, target })
     }
 
-    /// Number of examples.
+    /// Returns the number of examples.
     #[expect(clippy::len_without_is_empty, reason = "a batch has examples")]
     pub fn len(&self) -> i64 {
         self.input.size().first().copied().unwrap_or(0)
     }
 
-    /// The examples on the policy's device, floating ones in its dtype.
+    /// Returns the examples on the policy's device, floating ones in its dtype.
     ///
     /// # Errors
     /// When the device has no room.
@@ -42,7 +42,7 @@ impl Batch {
         Self::from_any(&self.to_any()?.place(policy)?)
     }
 
-    /// `length` examples from `start` on, in the same memory.
+    /// Returns `length` examples from `start` on, in the same memory.
     ///
     /// # Errors
     /// When there are fewer examples.

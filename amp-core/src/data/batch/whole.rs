@@ -29,7 +29,7 @@ impl std::fmt::Display for Changed {
 }
 
 impl AnyBatch {
-    /// The first column of whole numbers that `kind` changes.
+    /// Returns the first column of whole numbers that `kind` changes.
     pub(crate) fn changed_whole_numbers(&self, kind: Kind) -> Result<Option<Changed>> {
         for (name, tensor) in self.floating_values() {
             let rows = match tensor.dim() {
@@ -58,7 +58,7 @@ impl AnyBatch {
         Ok(None)
     }
 
-    /// Tensors of floating values, which placing casts.
+    /// Returns tensors of floating-point values. Placing the batch casts them.
     fn floating_values(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.values().filter(|(_, tensor)| matches!(tensor.kind(), Kind::Float | Kind::Double))
     }

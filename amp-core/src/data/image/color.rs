@@ -37,7 +37,7 @@ impl From<(f64, f64)> for Jitter {
 }
 
 impl Jitter {
-    /// The range, where it changes anything.
+    /// Returns the range, or `None` if it changes nothing.
     fn range(self, name: &str, center: f64, bounds: (f64, f64)) -> Result<Option<(f64, f64)>> {
         let (least, most) = match self {
             Self::By(by) => ((center - by).max(if center > 0.0 { 0.0 } else { -by }), center + by),
@@ -56,12 +56,12 @@ impl Jitter {
 const FACTORS: (f64, f64) = (0.0, f64::INFINITY);
 
 impl ColorJitter {
-    /// No change yet.
+    /// Makes a transform without changes.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Factors from `max(0, 1 - by)` to `1 + by`, or of a range.
+    /// Draws brightness factors from `max(0, 1 - by)` to `1 + by`, or from a range.
     ///
     /// # Errors
     /// When a factor may be negative.
@@ -70,7 +70,7 @@ impl ColorJitter {
         Ok(self)
     }
 
-    /// Factors from `max(0, 1 - by)` to `1 + by`, or of a range.
+    /// Draws contrast factors from `max(0, 1 - by)` to `1 + by`, or from a range.
     ///
     /// # Errors
     /// When a factor may be negative.
@@ -79,7 +79,7 @@ impl ColorJitter {
         Ok(self)
     }
 
-    /// Factors from `max(0, 1 - by)` to `1 + by`, or of a range.
+    /// Draws saturation factors from `max(0, 1 - by)` to `1 + by`, or from a range.
     ///
     /// # Errors
     /// When a factor may be negative.
@@ -155,7 +155,7 @@ type Change = fn(&Tensor, &[f64]) -> Result<Tensor>;
 
 const CHANGES: [Change; 4] = [brightness, contrast, saturation, hue];
 
-/// The factors, `[N, 1, 1, 1]` in the dtype in which such images are computed.
+/// Returns the factors, `[N, 1, 1, 1]` in the dtype in which such images are computed.
 fn factors(factors: &[f64], images: &Tensor) -> Result<Tensor> {
     Ok(of_each(factors, images)?.f_to_kind(computed_in(images))?)
 }
@@ -164,7 +164,7 @@ fn computed_in(images: &Tensor) -> Kind {
     if images.kind() == Kind::Double { Kind::Double } else { Kind::Float }
 }
 
-/// The ratio of the one and the rest of the other.
+/// Returns the ratio of the one and the rest of the other.
 fn blended(one: &Tensor, other: &Tensor, ratios: &[f64]) -> Result<Tensor> {
     let rest: Vec<f64> = ratios.iter().map(|ratio| 1.0 - ratio).collect();
     let (ratios, rest) = (factors(ratios, one)?, factors(&rest, one)?);
@@ -172,7 +172,7 @@ fn blended(one: &Tensor, other: &Tensor, ratios: &[f64]) -> Result<Tensor> {
     Ok(sum.f_clamp(0.0, bound(one.kind()))?.f_to_kind(one.kind())?)
 }
 
-/// `[N, 1, H, W]`, in whole numbers for uint8.
+/// Converts images to gray, `[N, 1, H, W]`, in whole numbers for uint8.
 fn gray(images: &Tensor) -> Result<Tensor> {
     if images.size()[1] == 1 {
         return Ok(images.f_to_kind(computed_in(images))?);
@@ -263,7 +263,7 @@ pub struct Normalize {
 }
 
 impl Normalize {
-    /// By these values of each channel.
+    /// Normalizes each channel by its mean and standard deviation.
     ///
     /// # Errors
     /// When there are not as many of both, or a deviation is not positive.
@@ -276,7 +276,7 @@ impl Normalize {
         Ok(Self { mean: mean.to_vec(), std: std.to_vec() })
     }
 
-    /// By the values of ImageNet, which torchvision's pretrained models expect.
+    /// Normalizes by the values of ImageNet, which torchvision's pretrained models expect.
     pub fn imagenet() -> Self {
         Self { mean: vec![0.485, 0.456, 0.406], std: vec![0.229, 0.224, 0.225] }
     }
@@ -295,7 +295,7 @@ impl Transform for Normalize {
 }
 
 impl Normalize {
-    /// One image or a batch of images.
+    /// Normalizes one image or a batch of images.
     fn normalized(&self, image: Tensor, channels: i64) -> Result<Tensor> {
         if channels as usize != self.mean.len() {
             return Err(Error::config(format!(

@@ -16,8 +16,8 @@ const ENDINGS: [&str; 3] = ["jpg", "jpeg", "png"];
 /// Formats that torchvision reads in addition: they are refused, not skipped.
 const UNREAD: [&str; 6] = ["ppm", "bmp", "pgm", "tif", "tiff", "webp"];
 
-/// The image of a JPEG or PNG file: uint8 `[3, H, W]`. Gray is made RGB, transparency and the orientation in
-/// EXIF are ignored, as torchvision's loader does.
+/// Returns the image of a JPEG or PNG file: uint8 `[3, H, W]`. Gray is made RGB, transparency and
+/// the orientation in EXIF are ignored, as torchvision's loader does.
 ///
 /// # Errors
 /// When the file cannot be read or decoded.
@@ -100,14 +100,15 @@ impl ImageFolder {
         Ok(Self { root, classes, files, transform: Box::new(transform), mixup: None })
     }
 
-    /// The same with batches that are mixed.
+    /// Mixes the examples of each batch with [`MixUp`].
     #[must_use]
     pub fn mixup(mut self, mixup: MixUp) -> Self {
         self.mixup = Some(mixup);
         self
     }
 
-    /// The same, once it is checked that its classes are the other's, as for a validation set.
+    /// Returns the same, once it is checked that its classes are the other's, as for a validation
+    /// set.
     ///
     /// # Errors
     /// When they differ.
@@ -126,12 +127,12 @@ impl ImageFolder {
         Ok(self)
     }
 
-    /// The classes' names, by number.
+    /// Returns the classes' names, by number.
     pub fn classes(&self) -> &[String] {
         &self.classes
     }
 
-    /// The files, each with its class, by number.
+    /// Returns the files, each with its class, by number.
     pub fn files(&self) -> &[(PathBuf, i64)] {
         &self.files
     }
@@ -159,7 +160,7 @@ impl MapDataset for ImageFolder {
     }
 }
 
-/// The entries of a folder, by name.
+/// Returns the entries of a folder, by name.
 fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(folder).and_then(|entries| {
         entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()
@@ -169,8 +170,8 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(entries)
 }
 
-/// The images of a folder and of all folders in it, by the path of their folder and then by name, as
-/// torchvision's `make_dataset` has them.
+/// Lists the images of a folder and of its subfolders, sorted first by folder and then by name, as
+/// torchvision's `make_dataset` does.
 fn images_below(folder: &Path, class: i64, files: &mut Vec<(PathBuf, i64)>) -> Result<()> {
     let (mut folders, mut at) = (vec![folder.to_owned()], 0);
     while let Some(folder) = folders.get(at) {

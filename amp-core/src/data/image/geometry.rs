@@ -13,17 +13,17 @@ pub struct Resize {
 }
 
 impl Resize {
-    /// The shorter side gets this size, the other one keeps the proportion.
+    /// Resizes so that the shorter side gets this size; the other side keeps the proportion.
     pub fn new(size: i64) -> Self {
         Self { height: None, size }
     }
 
-    /// To this height and width.
+    /// Resizes to this height and width.
     pub fn to(height: i64, width: i64) -> Self {
         Self { height: Some(height), size: width }
     }
 
-    /// Height and width of an image that has these.
+    /// Returns the new height and width of an image of height `h` and width `w`.
     fn asked(self, h: i64, w: i64) -> (i64, i64) {
         let Self { height, size } = self;
         match height {
@@ -72,7 +72,7 @@ fn resized_batch(images: &Tensor, height: i64, width: i64) -> Result<Tensor> {
     }
 }
 
-/// Floating pixels as the nearest whole numbers.
+/// Rounds floating-point pixels to the nearest whole numbers.
 pub(super) fn rounded(pixels: &Tensor) -> Result<Tensor> {
     Ok(pixels.f_round()?.f_clamp(0.0, 255.0)?.f_to_kind(Kind::Uint8)?)
 }
@@ -95,12 +95,12 @@ pub struct CenterCrop {
 }
 
 impl CenterCrop {
-    /// A square.
+    /// Creates a square.
     pub fn new(size: i64) -> Self {
         Self::to(size, size)
     }
 
-    /// Of this height and width.
+    /// Crops to this height and width.
     pub fn to(height: i64, width: i64) -> Self {
         Self { height, width }
     }
@@ -119,7 +119,7 @@ impl Transform for CenterCrop {
 }
 
 impl CenterCrop {
-    /// Of one image or a batch of images with this height and width.
+    /// Crops one image or a batch of images to its middle of this height and width.
     fn middle(self, mut image: Tensor, mut h: i64, mut w: i64) -> Result<Tensor> {
         let Self { height, width } = self;
         if h < height || w < width {
@@ -144,24 +144,24 @@ pub struct RandomCrop {
 }
 
 impl RandomCrop {
-    /// A square without padding.
+    /// Creates a square without padding.
     pub fn new(size: i64) -> Self {
         Self::to(size, size)
     }
 
-    /// Of this height and width.
+    /// Crops to this height and width.
     pub fn to(height: i64, width: i64) -> Self {
         Self { height, width, padding: 0 }
     }
 
-    /// So many rows and columns of zeros on each side first.
+    /// Adds this number of rows and columns of zeros on each side before the crop.
     #[must_use]
     pub fn padding(mut self, padding: i64) -> Self {
         self.padding = padding;
         self
     }
 
-    /// The padded image, or batch of images, with height and width.
+    /// Returns the padded image, or batch of images, with height and width.
     fn padded(self, image: &Tensor) -> Result<(Tensor, i64, i64)> {
         let Self { height, width, padding } = self;
         let image = match padding {
@@ -179,7 +179,7 @@ impl RandomCrop {
         Ok((image, h, w))
     }
 
-    /// The first row and column.
+    /// Returns the first row and column.
     fn place(self, h: i64, w: i64, rng: &mut Rng) -> (i64, i64) {
         (rng.below(h - self.height + 1), rng.below(w - self.width + 1))
     }
@@ -217,7 +217,7 @@ pub struct RandomHorizontalFlip {
 }
 
 impl RandomHorizontalFlip {
-    /// With this probability.
+    /// Flips with this probability.
     pub fn new(probability: f64) -> Self {
         Self { probability }
     }
@@ -240,7 +240,7 @@ impl Transform for RandomHorizontalFlip {
     }
 }
 
-/// The greatest value of a pixel.
+/// Returns the greatest value of a pixel.
 pub(super) fn bound(kind: Kind) -> f64 {
     if kind == Kind::Uint8 { 255.0 } else { 1.0 }
 }

@@ -31,7 +31,7 @@ pub struct MixUp {
 }
 
 impl MixUp {
-    /// Proportions of the distribution Beta(alpha, alpha); targets of so many classes.
+    /// Draws proportions from the distribution Beta(alpha, alpha); targets of so many classes.
     ///
     /// # Errors
     /// When `alpha` is not positive, or `num_classes` is below 1.
@@ -40,8 +40,8 @@ impl MixUp {
         Ok(Self { alpha, classes: num_classes })
     }
 
-    /// The mixed batch: `input` as it was, `target` `[N]` of classes, or `[N, classes]` of probabilities,
-    /// becomes f32 `[N, classes]`.
+    /// Returns the mixed batch: `input` as it was, `target` `[N]` of classes, or `[N, classes]` of
+    /// probabilities, becomes f32 `[N, classes]`.
     ///
     /// # Errors
     /// When the inputs are not floating, or a class is out of range; on CUDA that is an error of the device.
@@ -72,8 +72,8 @@ pub struct CutMix {
 }
 
 impl CutMix {
-    /// Areas that are kept of the distribution Beta(alpha, alpha), 1 for equally likely ones; targets of so many
-    /// classes.
+    /// Draws the area that is kept from the distribution Beta(alpha, alpha); with alpha 1 all areas
+    /// are equally likely. Targets have `num_classes` classes.
     ///
     /// # Errors
     /// When `alpha` is not positive, or `num_classes` is below 1.
@@ -82,8 +82,8 @@ impl CutMix {
         Ok(Self { alpha, classes: num_classes })
     }
 
-    /// The mixed batch: `input` as it was, `target` `[N]` of classes, or `[N, classes]` of probabilities,
-    /// becomes f32 `[N, classes]`.
+    /// Returns the mixed batch: `input` as it was, `target` `[N]` of classes, or `[N, classes]` of
+    /// probabilities, becomes f32 `[N, classes]`.
     ///
     /// # Errors
     /// When the inputs are not `[N, …, H, W]`, or a class is out of range; on CUDA that is an error of the device.
@@ -94,8 +94,8 @@ impl CutMix {
         self.cut(batch, share, (rng.below(h), column))
     }
 
-    /// The batch mixed by a rectangle of the area 1 − `share` around this row and column, which is cut off at the
-    /// image's sides.
+    /// Returns the batch mixed by a rectangle of the area 1 − `share` around this row and column,
+    /// which is cut off at the image's sides.
     ///
     /// # Errors
     /// As [`apply`](Self::apply), or when the share is not from 0 to 1.
@@ -164,13 +164,13 @@ fn checked(what: &str, alpha: f64, classes: i64) -> Result<()> {
     }
 }
 
-/// `share` of each example and the rest of the one before it.
+/// Returns `share` times each example plus 1 − `share` times the example before it.
 fn blended(tensor: &Tensor, share: f64) -> Result<Tensor> {
     let before = tensor.f_roll([1], [0])?.f_mul_scalar_(1.0 - share)?;
     Ok(before.f_add(&tensor.f_mul_scalar(share)?)?)
 }
 
-/// f32 `[N, classes]` of classes `[N]`, or of probabilities.
+/// Converts classes `[N]` or probabilities to f32 probabilities `[N, classes]`.
 fn probabilities(what: &str, target: &Tensor, classes: i64) -> Result<Tensor> {
     let size = target.size();
     let fits = match size.as_slice() {

@@ -37,15 +37,15 @@ use crate::{Error, Result, random::Rng};
 /// }
 /// ```
 pub trait Transform: Send + Sync {
-    /// The changed image. Random numbers are drawn from `rng` and from nothing else.
+    /// Returns the changed image. Random numbers are drawn from `rng` and from nothing else.
     ///
     /// # Errors
     /// When the image does not fit the change.
     fn apply(&self, image: Tensor, rng: &mut Rng) -> Result<Tensor>;
 
-    /// The changed images of a batch `[N, C, H, W]`, on any device: what [`apply`](Self::apply) gives for each image with
-    /// its own random numbers. Without an implementation each image is changed by itself, which takes N times as many
-    /// kernels.
+    /// Returns the changed images of a batch `[N, C, H, W]`, on any device: what
+    /// [`apply`](Self::apply) gives for each image with its own random numbers. Without an
+    /// implementation each image is changed by itself, which takes N times as many kernels.
     ///
     /// # Errors
     /// When the images do not fit the change, or there is not one `rng` for each.
@@ -83,12 +83,12 @@ pub trait Transform: Send + Sync {
 pub struct Compose(Vec<Box<dyn Transform>>);
 
 impl Compose {
-    /// No change.
+    /// Makes a transform without changes.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The same transforms, followed by another one.
+    /// Sets the same transforms, followed by another one.
     #[must_use]
     pub fn then(mut self, transform: impl Transform + 'static) -> Self {
         self.0.push(Box::new(transform));
@@ -106,7 +106,7 @@ impl Transform for Compose {
     }
 }
 
-/// Channels, height and width.
+/// Returns channels, height and width.
 fn sizes(image: &Tensor) -> Result<(i64, i64, i64)> {
     match image.size().as_slice() {
         &[c, h, w] if are_images(image) => Ok((c, h, w)),
@@ -117,7 +117,7 @@ fn sizes(image: &Tensor) -> Result<(i64, i64, i64)> {
     }
 }
 
-/// Channels, height and width of each image.
+/// Returns channels, height and width of each image.
 fn sizes_of_batch(images: &Tensor, rngs: &[Rng]) -> Result<(i64, i64, i64)> {
     match images.size().as_slice() {
         &[n, c, h, w] if are_images(images) && n as usize == rngs.len() => Ok((c, h, w)),
@@ -135,7 +135,7 @@ fn are_images(images: &Tensor) -> bool {
     dtype && images.size().iter().all(|size| *size > 0)
 }
 
-/// Numbers of each image, `[N, 1, 1, 1]` on the images' device.
+/// Makes a tensor `[N, 1, 1, 1]` of one number for each image, on the images' device.
 fn of_each<T: Element>(numbers: &[T], images: &Tensor) -> Result<Tensor> {
     Ok(Tensor::f_from_slice(numbers)?.f_view([-1, 1, 1, 1])?.f_to_device(images.device())?)
 }

@@ -27,19 +27,20 @@ struct Region {
 }
 
 impl RandomResizedCrop {
-    /// To a square of this size, from 8 to 100 % of the area in proportions from 3:4 to 4:3.
+    /// Makes crops to a square of this size, from 8 to 100 % of the area, in proportions from 3:4
+    /// to 4:3.
     pub fn new(size: i64) -> Self {
         Self { size, scale: (0.08, 1.0), ratio: (3.0 / 4.0, 4.0 / 3.0) }
     }
 
-    /// The least and the greatest part of the area.
+    /// Sets the least and the greatest part of the area.
     #[must_use]
     pub fn scale(mut self, least: f64, most: f64) -> Self {
         self.scale = (least, most);
         self
     }
 
-    /// The least and the greatest width over height.
+    /// Sets the least and the greatest width over height.
     #[must_use]
     pub fn ratio(mut self, least: f64, most: f64) -> Self {
         self.ratio = (least, most);
@@ -57,8 +58,8 @@ impl RandomResizedCrop {
         }
     }
 
-    /// Ten tries to find a part of random area and proportion within the image; then the largest part in
-    /// the middle whose proportion is allowed.
+    /// Tries ten times to find a part of random area and proportion within the image; then the
+    /// largest part in the middle whose proportion is allowed.
     fn region(&self, h: i64, w: i64, rng: &mut Rng) -> Region {
         let area = (h * w) as f64;
         for _ in 0..10 {
@@ -91,7 +92,8 @@ impl Transform for RandomResizedCrop {
         resized(&cropped(&image, top, left, height, width)?, self.size, self.size)
     }
 
-    /// On CUDA all at a time, within a rounding of each by itself.
+    /// Transforms the whole batch in one operation on CUDA. The values equal those of single images
+    /// within one rounding.
     fn apply_batch(&self, images: Tensor, rngs: &mut [Rng]) -> Result<Tensor> {
         let (_, h, w) = sizes_of_batch(&images, rngs)?;
         self.check()?;
@@ -105,8 +107,8 @@ impl Transform for RandomResizedCrop {
     }
 }
 
-/// Parts of images `[N, C, H, W]`, a region of each, scaled to one size as [`resized`] scales each: two products of
-/// matrices, by rows and by columns.
+/// Cuts a region out of each image of `[N, C, H, W]` and scales all regions to one size, with the
+/// values of [`resized`]. It multiplies by one matrix for the rows and by one for the columns.
 fn resized_regions(images: &Tensor, regions: &[Region], size: i64) -> Result<Tensor> {
     let whole = images.kind() == Kind::Uint8;
     let kind = if images.kind() == Kind::Double { Kind::Double } else { Kind::Float };

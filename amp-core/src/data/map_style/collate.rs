@@ -132,14 +132,14 @@ impl Collate {
         Self::default()
     }
 
-    /// The same with a field that is padded.
+    /// Adds a field that is padded.
     #[must_use]
     pub fn pad(mut self, field: Pad) -> Self {
         self.padded.push(field);
         self
     }
 
-    /// The batch of these examples, each with its number in the data set.
+    /// Returns the batch of these examples, each with its number in the data set.
     ///
     /// # Errors
     /// When there is no example, or the examples differ in fields, dtypes or, where no padding is declared,
@@ -269,7 +269,7 @@ fn same_fields((one, has): (i64, &AnyBatch), (two, lacks): (i64, &AnyBatch)) -> 
 }
 
 impl Pad {
-    /// The padded sequences `[N, L, …]` and their lengths `[N]`.
+    /// Returns the padded sequences `[N, L, …]` and their lengths `[N]`.
     fn together(&self, tensors: &[(i64, &Tensor)]) -> Result<(Tensor, Tensor)> {
         let Self { field, value, multiple, .. } = self;
         let (_, model) = tensors[0];

@@ -62,25 +62,27 @@ pub trait MapDataset: Send + Sync {
     /// One example.
     type Example: BatchField;
 
-    /// Number of examples; it must not change.
+    /// Returns the number of examples; it must not change.
     fn len(&self) -> i64;
 
-    /// Whether there are none.
+    /// Returns whether there are none.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The example at `index`, counted from 0. Draw its random numbers, as for augmentation, from `rng`
-    /// and from nothing else: several threads call this at once, in any order. An example that a sampler
-    /// draws twice in an epoch has the same random numbers both times.
+    /// Returns the example at `index`, counted from 0. Draw its random numbers, as for
+    /// augmentation, from `rng` and from nothing else: several threads call this at once, in any
+    /// order. An example that a sampler draws twice in an epoch has the same random numbers both
+    /// times.
     ///
     /// # Errors
     /// When the example cannot be read; the error ends the epoch and reaches the training loop with the
     /// example's number.
     fn get(&self, index: i64, rng: &mut Rng) -> Result<Self::Example>;
 
-    /// The batch of these examples, each with its number (`collate_fn`). Without an implementation
-    /// tensors of one shape are stacked; [`Collate`] also pads. `rng` has random numbers of the batch.
+    /// Returns the batch of these examples, each with its number (`collate_fn`). Without an
+    /// implementation tensors of one shape are stacked; [`Collate`] also pads. `rng` has random
+    /// numbers of the batch.
     ///
     /// # Errors
     /// When the examples do not fit together.
@@ -89,7 +91,7 @@ pub trait MapDataset: Send + Sync {
         Collate::new().batch(examples)
     }
 
-    /// The set as a [`DataModule`](super::DataModule) takes it.
+    /// Converts the set for a [`DataModule`](super::DataModule).
     fn shared(self) -> SharedDataset
     where
         Self: Sized + 'static,
@@ -100,7 +102,7 @@ pub trait MapDataset: Send + Sync {
 
 /// A map-style dataset of any type of example.
 pub(super) trait AnyMapDataset: Send + Sync {
-    /// The batch of the examples at `indices`.
+    /// Returns the batch of the examples at `indices`.
     fn gather(&self, indices: &[i64], draws: Draws, watch: &Watch) -> Result<AnyBatch>;
 }
 
@@ -112,12 +114,12 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// The examples are no longer needed: reading ends at the next one, with an error.
+    /// Reports that the examples are no longer needed: reading ends at the next one, with an error.
     fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
     }
 
-    /// Whether an example drew random numbers.
+    /// Returns whether an example drew random numbers.
     pub(super) fn drew(&self) -> bool {
         self.drew.load(Ordering::Relaxed)
     }

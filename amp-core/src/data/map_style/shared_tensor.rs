@@ -20,7 +20,7 @@ impl SharedTensor {
         Self(Mutex::new(tensor))
     }
 
-    /// A handle of the same memory.
+    /// Returns a handle of the same memory.
     pub fn get(&self) -> Tensor {
         // Nothing is changed under the lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner).shallow_clone()

@@ -146,7 +146,7 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next batch in order; waits for it.
+    /// Returns the next batch in order; waits for it.
     fn take(&self) -> Option<Result<AnyBatch>> {
         let waits = |queue: &mut Queue| queue.alive > 0 && !queue.ready.contains_key(&queue.given);
         let queue = self.changed.wait_while(self.queue(), waits);

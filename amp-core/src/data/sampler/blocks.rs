@@ -23,7 +23,8 @@ pub struct ShuffledBlocks {
 }
 
 impl ShuffledBlocks {
-    /// Blocks of these lengths, one after the other, of which the examples of `together` are mixed.
+    /// Takes the lengths of consecutive blocks, and shuffles the examples of `together` blocks
+    /// together.
     ///
     /// # Errors
     /// When a length is negative, or `together` is 0.

@@ -24,7 +24,7 @@ pub struct Bucketed {
 }
 
 impl Bucketed {
-    /// By the length of each example; pools of 100 batches.
+    /// Takes the length of each example;
     pub fn new(lengths: Vec<i64>) -> Self {
         Self { lengths, pool: 100 }
     }

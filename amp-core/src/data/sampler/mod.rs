@@ -53,16 +53,16 @@ use crate::{Error, Result, random::Rng};
 /// # }
 /// ```
 pub trait Sampler: fmt::Debug + Send + Sync {
-    /// Its kind and options, as text. A resumed run must have a sampler with the same name.
+    /// Returns the sampler's kind and options, as text.
     fn name(&self) -> String;
 
-    /// The number of examples that it draws in each epoch from a set of this size.
+    /// Returns the number of examples that the sampler draws in each epoch from a set of this size.
     fn len(&self, examples: i64) -> i64 {
         examples
     }
 
-    /// The numbers of the examples in the order of this epoch: [`len`](Self::len) numbers, each
-    /// from 0 to `epoch.examples - 1`.
+    /// Returns the numbers of the examples in the order of this epoch: [`len`](Self::len) numbers,
+    /// each from 0 to `epoch.examples - 1`.
     ///
     /// # Errors
     /// When it cannot draw from a set of this size.
@@ -83,7 +83,7 @@ pub struct Epoch {
 }
 
 impl Epoch {
-    /// Random numbers that depend on the seed and the epoch.
+    /// Returns random numbers that depend on the seed and the epoch.
     pub fn rng(&self) -> Rng {
         // Two generators, so that (seed, epoch) and (seed + 1, epoch - 1) are unrelated.
         Rng::with_seed(Rng::with_seed(self.seed).bits() ^ self.epoch)
@@ -154,7 +154,7 @@ impl<S: Sampler + 'static> From<S> for Order {
 }
 
 impl Order {
-    /// The sampler; `None` for the set's own order.
+    /// Returns the sampler; `None` for the set's own order.
     pub(super) fn sampler(&self) -> Option<&dyn Sampler> {
         match self {
             Self::Shuffled => Some(&Shuffled),
@@ -164,7 +164,7 @@ impl Order {
     }
 }
 
-/// The order of a sampler, after a check.
+/// Returns the order of a sampler, after a check.
 pub(super) fn checked_order(sampler: &dyn Sampler, epoch: &Epoch) -> Result<Vec<i64>> {
     let order = sampler.order(epoch)?;
     let most = epoch.examples - 1;
@@ -184,7 +184,7 @@ pub(super) fn checked_order(sampler: &dyn Sampler, epoch: &Epoch) -> Result<Vec<
     }
 }
 
-/// The part of a sampler's name that distinguishes long lists.
+/// Returns the part of a sampler's name that distinguishes long lists.
 fn digest(bytes: impl Iterator<Item = [u8; 8]>) -> String {
     format!("{:08x}", bytes.fold(0, |digest, bytes| crc32c::crc32c_append(digest, &bytes)))
 }

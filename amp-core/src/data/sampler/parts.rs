@@ -12,7 +12,7 @@ pub struct Subset<S> {
 }
 
 impl<S: Sampler> Subset<S> {
-    /// The examples at `indices`.
+    /// Creates the examples at `indices`.
     ///
     /// # Errors
     /// When `indices` is empty.
@@ -76,7 +76,7 @@ pub struct Distributed<S> {
 }
 
 impl<S: Sampler> Distributed<S> {
-    /// The part of the process `rank`, from 0, of `world_size`.
+    /// Creates the part of the process `rank`, from 0, of `world_size`.
     ///
     /// # Errors
     /// When there is no such process.

@@ -56,7 +56,8 @@ impl Weighted {
         Ok(Self { sums, draws: num_samples })
     }
 
-    /// Weights by which each class is drawn as often as any other: 1 / size of the example's class.
+    /// Returns weights by which each class is drawn as often as any other: 1 / size of the
+    /// example's class.
     pub fn balanced(classes: &[i64]) -> Vec<f64> {
         let mut sizes = std::collections::HashMap::new();
         classes.iter().for_each(|class| *sizes.entry(class).or_insert(0.0) += 1.0);

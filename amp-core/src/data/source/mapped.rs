@@ -4,8 +4,8 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{Error, Result};
 
-/// The bytes of a file, mapped into memory: read as they are used, and shared by all that map the file. The
-/// file must not change meanwhile.
+/// Returns the bytes of a file, mapped into memory: read as they are used, and shared by all that
+/// map the file. The file must not change meanwhile.
 pub(super) fn bytes(path: &Path) -> Result<Tensor> {
     let length = std::fs::metadata(path).map_err(|error| Error::io(path, error))?.len();
     let refused = |why: &str| Error::config(format!("{}: {why}", path.display()));

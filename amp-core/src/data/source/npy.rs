@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 use super::mapped;
 use crate::{Error, Result};
 
-/// The array of a `.npy` file, copied into memory.
+/// Returns the array of a `.npy` file, copied into memory.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{Result, data::{Batch, DataModule, map_npy, read_npy}};
@@ -27,8 +27,8 @@ pub fn read_npy(path: impl AsRef<Path>) -> Result<Tensor> {
     Ok(map_npy(path)?.f_contiguous()?.f_detach_copy()?)
 }
 
-/// The array of a `.npy` file, mapped into memory: its numbers are read when they are used. The
-/// file must not change meanwhile; writes to the tensor do not change the file.
+/// Returns the array of a `.npy` file, mapped into memory: its numbers are read when they are used.
+/// The file must not change meanwhile; writes to the tensor do not change the file.
 ///
 /// # Errors
 /// As [`read_npy`].
@@ -102,7 +102,7 @@ impl Header {
     }
 }
 
-/// The entries of `{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }`.
+/// Returns the entries of `{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }`.
 fn entries(text: &str) -> Option<HashMap<&str, &str>> {
     let mut rest = text.trim().strip_prefix('{')?.strip_suffix('}')?.trim();
     let mut found = HashMap::new();

@@ -40,8 +40,7 @@ struct Series {
 }
 
 impl Windows {
-    /// Windows that begin at every time of these series `[T, …]`, in their order. A series that is shorter
-    /// than a window gives none.
+    /// Makes windows that begin at every time of these series `[T, …]`, in their order.
     ///
     /// # Errors
     /// When a series is a scalar, or no series has a window.
@@ -73,8 +72,8 @@ impl Windows {
         Ok(self)
     }
 
-    /// The windows before and after a time, which is this fraction of each series: neither side has a value
-    /// of the other.
+    /// Returns the windows before and after a time, which is this fraction of each series: neither
+    /// side has a value of the other.
     ///
     /// # Errors
     /// When the fraction is not between 0 and 1, or a side has no window.

@@ -57,7 +57,7 @@ enum Starts {
 }
 
 impl TokenFile {
-    /// Windows of `length` tokens that follow each other without overlap.
+    /// Opens a file as consecutive windows of `length` tokens without overlap.
     ///
     /// # Errors
     /// When the file cannot be mapped, does not consist of whole tokens or has no whole window and a token
@@ -125,7 +125,7 @@ impl TokenFile {
         self
     }
 
-    /// Tokens in the file.
+    /// Returns the number of tokens in the file.
     pub fn tokens(&self) -> i64 {
         self.count
     }

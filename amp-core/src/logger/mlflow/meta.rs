@@ -26,7 +26,7 @@ pub(super) struct Experiment {
 }
 
 impl Experiment {
-    /// The experiment of this name. It is created if it is missing.
+    /// Returns the experiment of this name. It is created if it is missing.
     pub(super) fn find(store: &Path, name: &str) -> Result<Self> {
         let failed = |error| Error::io(store, error);
         for entry in fs::read_dir(store).map_err(failed)? {
@@ -111,7 +111,7 @@ impl RunMeta {
     }
 }
 
-/// A text in YAML's single quotes, in which only a single quote is special.
+/// Puts a text into YAML's single quotes, in which only a single quote is special.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
@@ -123,7 +123,7 @@ fn unquoted(text: &str) -> String {
     }
 }
 
-/// `file://` and the path, as Python's pathname2url writes it.
+/// Returns `file://` followed by the path, as Python's pathname2url writes it.
 fn uri(path: &Path) -> String {
     let mut uri = "file://".to_owned();
     for byte in path.to_string_lossy().bytes() {

@@ -186,7 +186,7 @@ impl Drop for Store {
     }
 }
 
-/// The name without slashes and without characters that MLflow refuses.
+/// Returns the name without slashes and without characters that MLflow refuses.
 fn plain(name: &str) -> String {
     let allowed = |c: char| c.is_alphanumeric() || "_-. ".contains(c);
     name.chars().map(|c| if allowed(c) { c } else { '.' }).collect()
@@ -200,7 +200,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     fs::write(path, bytes).map_err(|error| Error::io(path, error))
 }
 
-/// Milliseconds since 1970.
+/// Returns the milliseconds since 1970.
 fn now() -> u128 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis()
 }

@@ -88,7 +88,8 @@ impl Default for ProgressBar {
 }
 
 impl ProgressBar {
-    /// A bar for one run: drawn where standard error is a terminal, otherwise a line every 30 seconds.
+    /// Creates a bar for one run: drawn where standard error is a terminal, otherwise a line every
+    /// 30 seconds.
     pub fn new() -> Self {
         match io::stderr().is_terminal() {
             // The highest rate that indicatif accepts: this bar itself limits how often it draws.
@@ -97,7 +98,7 @@ impl ProgressBar {
         }
     }
 
-    /// A line written to `out` at this interval, whether or not there is a terminal.
+    /// Writes a line to `out` at this interval, whether or not there is a terminal.
     pub fn lines(out: impl Write + 'static, every: Duration) -> Self {
         Self::to(Output::Lines { out: Box::new(out), every, is_used: false })
     }
@@ -124,7 +125,7 @@ impl ProgressBar {
         Self { output, course: Course::default(), runs: 1, begun: 0, next: None }
     }
 
-    /// One bar for several runs of equal length, one after the other.
+    /// Shows one bar for several consecutive runs of equal length.
     #[must_use]
     pub fn over_runs(mut self, runs: usize) -> Self {
         self.runs = (runs as u64).max(1);
@@ -134,14 +135,14 @@ impl ProgressBar {
         self
     }
 
-    /// Also shows the values of these names.
+    /// Shows also the values of these names.
     #[must_use]
     pub fn showing<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
         self.course.show(names.into_iter().map(Into::into));
         self
     }
 
-    /// The same bar, hidden.
+    /// Sets the same bar, hidden.
     #[must_use]
     pub fn hidden(mut self) -> Self {
         self.output = Output::Nowhere;

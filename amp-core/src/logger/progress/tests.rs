@@ -27,7 +27,7 @@ fn start(resumed: Option<Position>) -> Event {
     })
 }
 
-/// The batch at this place of a run of 200, each a step on 8 examples.
+/// Returns the batch at this place of a run of 200, each a step on 8 examples.
 fn batch(place: i64) -> Event {
     Event::Batch {
         epoch: place / 50,

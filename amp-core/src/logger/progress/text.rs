@@ -89,7 +89,7 @@ impl Course {
         }
     }
 
-    /// One line without a line break.
+    /// Formats one line without a line break.
     pub(super) fn text(&mut self, now: Instant) -> String {
         let Self { epochs, batches, epoch, batch, global_step, scale, .. } = *self;
         let mut text =
@@ -119,7 +119,7 @@ impl Course {
         text
     }
 
-    /// The remaining time, if the rest of the run is as fast as the part that is done.
+    /// Returns the estimated remaining time at the average speed so far.
     fn left(&self, now: Instant) -> Option<Duration> {
         let (began, before) = self.began?;
         let passed = now.saturating_duration_since(began).as_secs_f64();
@@ -166,7 +166,7 @@ impl Speed {
         (self.steps, self.examples) = (0, 0);
     }
 
-    /// Optimizer steps and examples per second; `None` before the second batch.
+    /// Returns optimizer steps and examples per second; `None` before the second batch.
     fn rates(&mut self, now: Instant) -> Option<(f64, f64)> {
         let Some(last) = self.last else { return self.rates };
         let passed = now.saturating_duration_since(last);
@@ -185,7 +185,7 @@ impl Speed {
     }
 }
 
-/// Three digits, or all digits before the decimal point.
+/// Formats three digits, or all digits before the decimal point.
 fn three_digits(rate: f64) -> String {
     match rate {
         rate if rate >= 99.95 => format!("{rate:.0}"),

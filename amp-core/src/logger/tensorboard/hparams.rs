@@ -55,7 +55,7 @@ const SUCCESS: i32 = 1;
 /// types.proto, DT_FLOAT
 const FLOAT: i32 = 1;
 
-/// The model's hyperparameters, and the trainer's options in which runs differ.
+/// Writes the model's hyperparameters, and the trainer's options in which runs differ.
 pub(super) fn session_start(start: &RunStart, now: f64) -> Value {
     let all = hyperparameters(start).into_iter();
     let hparams = all.map(|(name, value)| (name, hparam(&value))).collect();
@@ -81,8 +81,8 @@ fn hparam(value: &serde_json::Value) -> Hparam {
     }
 }
 
-/// The content is the metadata of a tensor whose value has no meaning, as the plugin's own summary_v2.py
-/// writes it.
+/// Makes the metadata of a tensor whose value has no meaning, as the plugin's own summary_v2.py
+/// does.
 fn value(tag: &str, content: &Content) -> Value {
     let plugin_data =
         PluginData { plugin_name: "hparams".to_owned(), content: content.encode_to_vec() };

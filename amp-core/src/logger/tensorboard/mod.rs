@@ -130,15 +130,15 @@ fn new_version(folder: &Path) -> Result<PathBuf> {
     }
 }
 
-/// TensorFlow's form: TensorBoard reads the files with `tfevents` in their names, in the order of their
-/// names.
+/// Returns the file name in TensorFlow's form: TensorBoard reads the files with `tfevents` in their
+/// names, in the order of their names.
 fn file_name() -> String {
     let (seconds, process) = (now() as u64, std::process::id());
     let host = gethostname::gethostname();
     format!("events.out.tfevents.{seconds:010}.{}.{process}.0", host.to_string_lossy())
 }
 
-/// Seconds since 1970.
+/// Returns the seconds since 1970.
 fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
 }

@@ -22,7 +22,8 @@ impl Default for Framing {
 }
 
 impl Framing {
-    /// The bytes of the next record: one chunk, or a first, several middle and a last chunk.
+    /// Returns the bytes of the next record: one chunk, or a first, several middle and a last
+    /// chunk.
     pub(super) fn framed(&mut self, mut data: &[u8]) -> Vec<u8> {
         let mut out = Vec::with_capacity(data.len() + CHUNK_HEADER);
         let mut is_first = true;
@@ -61,7 +62,7 @@ impl Framing {
 mod tests {
     use super::*;
 
-    /// The records in a file, by LevelDB's description of the format.
+    /// Returns the records in a file, by LevelDB's description of the format.
     fn records(file: &[u8]) -> Vec<Vec<u8>> {
         let (mut place, mut records) = (HEADER.len(), Vec::new());
         while place < file.len() {

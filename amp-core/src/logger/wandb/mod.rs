@@ -146,7 +146,7 @@ impl Offline {
         self.file.write(&self.framing.framed(&record.encode_to_vec()))
     }
 
-    /// The row of this step. The row before it is written first.
+    /// Returns the row of this step. The row before it is written first.
     fn row(&mut self, step: u64) -> Result<&mut Row> {
         if let Some((step, row)) = self.row.begin(step) {
             self.write_row(step, row)?;

@@ -29,7 +29,7 @@ impl Row {
         before
     }
 
-    /// The values so far, if there are any.
+    /// Takes the values so far, if there are any.
     pub(super) fn take(&mut self) -> Option<(u64, Values)> {
         let values = std::mem::take(&mut self.values);
         (!values.is_empty()).then_some((self.step, values))
@@ -59,8 +59,7 @@ impl Row {
 /// wandb.Histogram.MAX_LENGTH
 const BUCKETS: usize = 512;
 
-/// The counts, and the edges, of which there is one more. If there are too many buckets, neighbours are
-/// merged.
+/// Returns the counts, and the edges, of which there is one more.
 pub(super) fn buckets(histogram: &Histogram) -> (Vec<u64>, Vec<f64>) {
     // The first bucket only marks an edge.
     let counts = &histogram.counts[1..];
@@ -74,7 +73,7 @@ pub(super) fn buckets(histogram: &Histogram) -> (Vec<u64>, Vec<f64>) {
     (counts, edges)
 }
 
-/// A number as Python's json writes it, NaN and infinities included.
+/// Formats a number as Python's json does, including NaN and infinities.
 pub(super) fn number(value: f64) -> String {
     match serde_json::Number::from_f64(value) {
         Some(number) => number.to_string(),

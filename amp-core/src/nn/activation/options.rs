@@ -20,7 +20,7 @@ macro_rules! with_options {
         }
 
         impl $config {
-            /// torch.nn's defaults.
+            /// Returns the defaults of torch.nn.
             #[expect(clippy::new_without_default, reason = "all layers' options begin with `new`")]
             pub fn new() -> Self {
                 Self { $($field: $default,)* }
@@ -34,7 +34,7 @@ macro_rules! with_options {
         }
 
         impl $name {
-            /// With these options.
+            /// Creates the layer with these options.
             ///
             /// # Errors
             /// Never. The constructors of all layers return a `Result`.
@@ -130,7 +130,7 @@ macro_rules! over_a_dimension {
         }
 
         impl $name {
-            /// Over this dimension; -1 is the last.
+            /// Normalizes over this dimension; -1 is the last.
             ///
             /// # Errors
             /// Never; the result has the form of the other layers.
@@ -171,7 +171,7 @@ pub struct PreluConfig {
 }
 
 impl PreluConfig {
-    /// One slope of 0.25.
+    /// Uses one slope of 0.25.
     #[expect(clippy::new_without_default, reason = "all layers' options begin with `new`")]
     pub fn new() -> Self {
         Self { num_parameters: 1, init: 0.25 }
@@ -185,7 +185,7 @@ pub struct Prelu {
 }
 
 impl Prelu {
-    /// With one slope, or one for each channel of `[N, C, …]`.
+    /// Creates the layer with one slope, or one for each channel of `[N, C, …]`.
     ///
     /// # Errors
     /// When there is no slope.
@@ -220,7 +220,7 @@ pub struct Threshold {
 }
 
 impl Threshold {
-    /// With this threshold and this value.
+    /// Creates the layer with this threshold and this value.
     ///
     /// # Errors
     /// Never; the result has the form of the other layers.

@@ -65,7 +65,7 @@ impl Forward for AttendingWithWeights<'_> {
 }
 
 impl Child<'_, MultiheadAttention> {
-    /// [`MultiheadAttention::attend_with_weights`] under the child's name and region.
+    /// Calls [`MultiheadAttention::attend_with_weights`] under the child's name and region.
     ///
     /// # Errors
     /// As there, with the path of the innermost module that failed.
@@ -80,7 +80,7 @@ impl Child<'_, MultiheadAttention> {
         self.run_as(&AttendingWithWeights(self.module()), (query, key, value, mask), cx)
     }
 
-    /// [`MultiheadAttention::attend`] under the child's name and region.
+    /// Calls [`MultiheadAttention::attend`] under the child's name and region.
     ///
     /// # Errors
     /// As there, with the path of the innermost module that failed.

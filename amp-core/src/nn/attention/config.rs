@@ -33,7 +33,8 @@ pub struct MultiheadAttentionConfig {
 }
 
 impl MultiheadAttentionConfig {
-    /// With biases, without dropout, all widths `embed_dim`, not causal.
+    /// Sets biases, no dropout, the width `embed_dim` for queries, keys and values, and attention
+    /// that is not causal.
     pub fn new(embed_dim: i64, num_heads: i64) -> Self {
         Self {
             embed_dim,
@@ -76,12 +77,12 @@ impl MultiheadAttentionConfig {
         Ok(())
     }
 
-    /// Width of a head.
+    /// Returns the width of a head.
     pub(super) fn head_dim(&self) -> i64 {
         self.embed_dim / self.num_heads
     }
 
-    /// Width of projected keys and values.
+    /// Returns the width of projected keys and values.
     pub(super) fn kv_width(&self) -> i64 {
         self.num_kv_heads * self.head_dim()
     }

@@ -88,19 +88,19 @@ impl fmt::Debug for KvCache {
 }
 
 impl KvCache {
-    /// An empty cache.
+    /// Creates an empty cache.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// An empty cache that makes room for so many tokens at once.
+    /// Makes an empty cache that allocates memory for this number of tokens at once.
     pub fn with_room(tokens: i64) -> Self {
         let cache = Self::default();
         cache.0.room.set(tokens);
         cache
     }
 
-    /// Tokens whose keys and values it holds.
+    /// Returns the number of tokens whose keys and values the cache holds.
     pub fn tokens(&self) -> i64 {
         self.0.past.get()
     }
@@ -128,8 +128,8 @@ impl KvCache {
         self.extend_with(length, cx, |cx| model.forward_with((ids,), cx))
     }
 
-    /// [`extend`](Self::extend) for models with other inputs: `run` runs the model once, on the next `length`
-    /// tokens, with the context that it is given.
+    /// Does the same as [`extend`](Self::extend) for models with other inputs: `run` runs the model
+    /// once, on the next `length` tokens, with the context that it is given.
     ///
     /// # Errors
     /// When `run` fails; then the cache is as it was. When `cx` trains, no attention used the cache, an attention is
@@ -190,12 +190,12 @@ impl Entries {
         Ok(())
     }
 
-    /// Tokens of earlier passes, as [`KvCache::tokens`].
+    /// Returns the number of tokens of earlier passes, as [`KvCache::tokens`] does.
     pub(super) fn tokens(&self) -> i64 {
         self.past.get()
     }
 
-    /// Tokens of earlier passes, for positions.
+    /// Returns the number of tokens of earlier passes, from which positions are computed.
     pub(in crate::nn) fn past(&self) -> i64 {
         self.asked.set(true);
         self.past.get()
@@ -261,14 +261,15 @@ impl Entries {
     }
 }
 
-/// Room for the keys or values of so many tokens, like those of `tensor`.
+/// Allocates memory for the keys or values of `room` tokens, in the dtype and on the device of
+/// `tensor`.
 fn empty(tensor: &Tensor, room: i64) -> Result<Tensor> {
     let mut size = tensor.size();
     size[2] = room;
     Ok(Tensor::f_empty(size, (tensor.kind(), tensor.device()))?)
 }
 
-/// Whether both are of the same batch, heads, width, dtype and device.
+/// Returns whether both are of the same batch, heads, width, dtype and device.
 fn is_alike(one: &Tensor, other: &Tensor) -> bool {
     let (mut a, mut b) = (one.size(), other.size());
     (a[2], b[2]) = (0, 0);
@@ -337,8 +338,9 @@ impl Seen {
     }
 }
 
-/// Causal [`scaled_dot_product_attention`] for closures of one's own, without dropout: a query attends to the keys
-/// up to its own place, and in a pass through a [`KvCache`] to those of earlier passes too.
+/// Computes causal [`scaled_dot_product_attention`] for attention layers of your own, without
+/// dropout: a query attends to the keys up to its own place, and in a pass through a [`KvCache`] to
+/// those of earlier passes too.
 ///
 /// | tensor | shape |
 /// | --- | --- |

@@ -105,7 +105,7 @@ impl MultiheadAttention {
         })
     }
 
-    /// A layer of the same values.
+    /// Returns a layer of the same values.
     pub(super) fn copied(&self) -> Result<Self> {
         let copied = |[k, v]: &[Tensor; 2]| -> Result<[Tensor; 2]> {
             Ok([init::copied(k)?, init::copied(v)?])
@@ -126,9 +126,10 @@ impl MultiheadAttention {
         })
     }
 
-    /// Attention of `query` to `value` by `key`, with a mask; torch's `forward(query, key, value)` without
-    /// the weights. `causal` of the options comes on top of the mask. In a pass through a [`KvCache`] masks are of
-    /// the keys of all tokens, and a rotary embedding counts from the first.
+    /// Computes the attention of `query` to `key` and `value`, with a mask; torch's `forward(query,
+    /// key, value)` without the weights. `causal` of the options comes on top of the mask. In a
+    /// pass through a [`KvCache`] masks are of the keys of all tokens, and a rotary embedding
+    /// counts from the first.
     ///
     /// | tensor | shape |
     /// | --- | --- |
@@ -160,9 +161,9 @@ impl MultiheadAttention {
         self.join(&attended, cx)
     }
 
-    /// [`attend`](Self::attend), and the attention weights, `[N, heads, L, S]`: torch's need_weights with
-    /// average_attn_weights = false. While training they are what dropout leaves. It computes without a fused
-    /// kernel, and takes memory for the weights.
+    /// Computes [`attend`](Self::attend), and returns the attention weights too, `[N, heads, L,
+    /// S]`: torch's need_weights with average_attn_weights = false. While training they are what
+    /// dropout leaves. It computes without a fused kernel, and takes memory for the weights.
     ///
     /// # Errors
     /// As there.
@@ -190,7 +191,7 @@ impl MultiheadAttention {
         }
     }
 
-    /// The output projection of `[N, heads, L, width]`.
+    /// Returns the output projection of `[N, heads, L, width]`.
     fn join(&self, attended: &Tensor, cx: &Context) -> Result<Tensor> {
         let size = attended.size();
         let joined = [size[0], size[2], self.config.embed_dim];
@@ -198,7 +199,7 @@ impl MultiheadAttention {
         cx.call("out_proj", None, &self.out_proj, &joined)
     }
 
-    /// Queries by head, and what they attend to.
+    /// Splits queries, keys and values into heads.
     fn heads(
         &self,
         query: &Tensor,
@@ -242,7 +243,8 @@ impl MultiheadAttention {
         Ok((q, Seen { keys, values, mask, is_causal: false }))
     }
 
-    /// Heads of keys and values with those that the options add, which a mask lets through.
+    /// Returns the heads of keys and values, to which the configured extra keys are appended, and
+    /// the mask, which lets these keys through.
     fn with_added_keys(
         &self,
         mut k: Tensor,
@@ -277,7 +279,7 @@ impl MultiheadAttention {
         Ok((k, v, mask))
     }
 
-    /// Batch, queries and keys.
+    /// Returns the batch size and the numbers of queries and keys.
     fn sizes(&self, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<(i64, i64, i64)> {
         let MultiheadAttentionConfig { embed_dim, kdim, vdim, .. } = self.config;
         let (q, k, v) = (query.size(), key.size(), value.size());
@@ -295,16 +297,17 @@ impl MultiheadAttention {
 }
 
 impl MultiheadAttention {
-    /// The values alone. Where there is one position, the softmax over it is 1 whatever query and
-    /// key are: they change nothing, and their gradients are zero. libtorch's fused kernels take
-    /// longer for that than the rest of the layer, and give them gradients of rounding errors.
+    /// Returns the values alone. Where there is one position, the softmax over it is 1 whatever
+    /// query and key are: they change nothing, and their gradients are zero. libtorch's fused
+    /// kernels take longer for that than the rest of the layer, and give them gradients of rounding
+    /// errors.
     fn project_values(&self, input: &Tensor, weight: &Tensor) -> Result<Tensor> {
         let d = self.config.embed_dim;
         ffi::linear_part(input, weight, self.in_proj_bias.as_ref(), 2 * d..3 * d)
     }
 
-    /// What one position attends to: its values, of which dropout of the weight, which is 1, drops
-    /// heads as a whole.
+    /// Computes the attention of sequences of one token. The only attention weight is 1, so the
+    /// result is the values, and dropout drops whole heads.
     fn attend_to_itself(&self, input: &Tensor, weight: &Tensor, dropout: f64) -> Result<Tensor> {
         let MultiheadAttentionConfig { embed_dim, num_heads, .. } = self.config;
         let values = self.project_values(input, weight)?;

@@ -30,7 +30,7 @@ pub struct RotaryEmbeddingConfig {
 }
 
 impl RotaryEmbeddingConfig {
-    /// With base 10000.
+    /// Uses base 10000.
     pub fn new(dim: i64, pairing: RotaryPairing) -> Self {
         Self { dim, pairing, base: 10_000.0 }
     }
@@ -61,7 +61,7 @@ pub struct RotaryEmbedding {
 }
 
 impl RotaryEmbedding {
-    /// For heads of this width.
+    /// Creates the embedding for heads of this width.
     ///
     /// # Errors
     /// When `dim` is odd or below 2, or `base` is not above 0.
@@ -134,8 +134,9 @@ impl Module for RotaryEmbedding {
     }
 }
 
-/// The slopes of ALiBi (Press et al., arXiv:2108.12409), one for each head: 2^(−8i/n) for a power of two; for
-/// other numbers the slopes of the next smaller power, and every other one of twice that power.
+/// Returns the slopes of ALiBi (Press et al., arXiv:2108.12409), one for each head: 2^(−8i/n) for a
+/// power of two; for other numbers the slopes of the next smaller power, and every other one of
+/// twice that power.
 pub fn alibi_slopes(num_heads: i64) -> Vec<f64> {
     let of_power = |count: i64| (1..=count).map(move |i| (-8.0 * i as f64 / count as f64).exp2());
     if num_heads < 1 {
@@ -146,10 +147,10 @@ pub fn alibi_slopes(num_heads: i64) -> Vec<f64> {
     of_power(power).chain(of_power(2 * power).step_by(2).take(rest)).collect()
 }
 
-/// −slope·|i − j| for query i and key j: `[1, num_heads, length, length]` in f32 on the CPU, for
-/// [`AttentionMask::attn_mask`](super::AttentionMask) or
-/// [`scaled_dot_product_attention`](super::scaled_dot_product_attention). Make it a `#[buffer]` of the
-/// model, which goes along to the device:
+/// Computes −slope·|i − j| for query i and key j: `[1, num_heads, length, length]` in f32 on the
+/// CPU, for [`AttentionMask::attn_mask`](super::AttentionMask) or
+/// [`scaled_dot_product_attention`](super::scaled_dot_product_attention). Make it a `#[buffer]` of
+/// the model, which goes along to the device:
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{

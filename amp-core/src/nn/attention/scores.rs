@@ -23,8 +23,8 @@ pub struct AttentionOptions<'a> {
     pub scale: Option<f64>,
 }
 
-/// softmax(scale · Q·Kᵀ + mask) · V, as torch.nn.functional.scaled_dot_product_attention, for closures of
-/// one's own.
+/// Computes softmax(scale · Q·Kᵀ + mask) · V, as torch.nn.functional.scaled_dot_product_attention,
+/// for attention layers of your own.
 ///
 /// | tensor | shape |
 /// | --- | --- |
@@ -98,7 +98,7 @@ pub fn split_heads(product: &Tensor, heads: i64) -> Result<[Tensor; 3]> {
     }
 }
 
-/// [`scaled_dot_product_attention`], and the weights, as dropout leaves them.
+/// Computes [`scaled_dot_product_attention`], and returns the attention weights after dropout too.
 pub(super) fn attend_with_weights(
     query: &Tensor,
     key: &Tensor,
@@ -135,9 +135,9 @@ pub(super) fn attend_with_weights(
     Ok((weights.f_matmul(&value)?, weights))
 }
 
-/// A mask of the scores' kind in which every query attends to something, and the queries whose keys are all
-/// masked.
-/// libtorch's kernels differ in what they make of the latter, NaN among it.
+/// Returns a mask of the scores' kind in which every query attends to something, and the queries
+/// whose keys are all masked. libtorch's kernels differ in what they make of the latter, NaN among
+/// it.
 fn open_masked_rows(mask: &Tensor, kind: Kind) -> Result<(Tensor, Tensor)> {
     if mask.kind() == Kind::Bool {
         let masked = mask.f_any_dim(-1, true)?.f_logical_not()?;
@@ -180,13 +180,13 @@ impl Shapes {
         )))
     }
 
-    /// `[L, L]`, true where a query attends to a key.
+    /// Returns a mask `[L, L]` that is true where a query attends to a key.
     fn up_to_own_place(&self, query: &Tensor) -> Result<Tensor> {
         let square = [self.queries, self.keys];
         Ok(Tensor::f_ones(square, (Kind::Bool, query.device()))?.f_tril(0)?)
     }
 
-    /// Keys or values of each head of queries.
+    /// Repeats the heads of keys or values for the heads of queries that share them.
     fn shared(&self, heads: &Tensor) -> Result<Tensor> {
         match self.heads / self.kv_heads {
             1 => Ok(heads.shallow_clone()),
@@ -194,8 +194,9 @@ impl Shapes {
         }
     }
 
-    /// The mask of the options with what is causal, in which every query attends to something, and the
-    /// queries whose keys are all masked; `None` where there is no mask. Checks the options.
+    /// Returns the mask of the options with what is causal, in which every query attends to
+    /// something, and the queries whose keys are all masked; `None` where there is no mask. Checks
+    /// the options.
     fn mask(
         &self,
         query: &Tensor,
@@ -226,7 +227,7 @@ impl Shapes {
         open_masked_rows(&mask, query.kind()).map(Some)
     }
 
-    /// Rule: a mask is for these scores, and says what it means.
+    /// Checks the rule: a mask is for these scores, and says what it means.
     fn take(&self, mask: &Tensor) -> Result<()> {
         is_mask("attn_mask", mask)?;
         let (size, mut scores) = (mask.size(), self.batch.clone());
@@ -242,7 +243,7 @@ impl Shapes {
     }
 }
 
-/// Rule: a mask is of booleans or of what is added to the scores.
+/// Checks the rule: a mask is of booleans or of what is added to the scores.
 fn is_mask(name: &str, mask: &Tensor) -> Result<()> {
     let kind = mask.kind();
     if kind == Kind::Bool || is_floating(kind) {
@@ -273,22 +274,22 @@ pub struct AttentionMask {
 }
 
 impl AttentionMask {
-    /// Every query attends to every key.
+    /// Lets every query attend to every key.
     pub fn none() -> Self {
         Self::default()
     }
 
-    /// Keys where `[N, S]` is true are padding.
+    /// Masks the keys where `[N, S]` is true, which are padding.
     pub fn padding(key_padding_mask: &Tensor) -> Self {
         Self { key_padding_mask: Some(key_padding_mask.shallow_clone()), ..Self::none() }
     }
 
-    /// This mask of queries and keys.
+    /// Uses this mask of queries and keys.
     pub fn of(attn_mask: &Tensor) -> Self {
         Self { attn_mask: Some(attn_mask.shallow_clone()), ..Self::none() }
     }
 
-    /// Handles of the same masks.
+    /// Returns handles of the same masks.
     pub(in crate::nn) fn shared(&self) -> Self {
         let handle = |mask: &Option<Tensor>| mask.as_ref().map(Tensor::shallow_clone);
         Self {
@@ -297,12 +298,13 @@ impl AttentionMask {
         }
     }
 
-    /// Whether it lets everything through.
+    /// Returns whether it lets everything through.
     pub(in crate::nn) fn is_none(&self) -> bool {
         self.attn_mask.is_none() && self.key_padding_mask.is_none()
     }
 
-    /// Both as one mask for [`scaled_dot_product_attention`] of scores `[n, heads, queries, keys]`.
+    /// Combines both masks into one for [`scaled_dot_product_attention`] of scores `[n, heads,
+    /// queries, keys]`.
     pub(super) fn joined(&self, scores: [i64; 4]) -> Result<Option<Tensor>> {
         let [n, heads, queries, keys] = scores;
         let attn_mask = self.attn_mask.as_ref().map(|mask| {
@@ -344,7 +346,7 @@ impl AttentionMask {
     }
 }
 
-/// What is added to the scores for a mask.
+/// Returns the values that a mask adds to the scores.
 fn added(mask: &Tensor) -> Result<Tensor> {
     if mask.kind() != Kind::Bool {
         return Ok(mask.shallow_clone());

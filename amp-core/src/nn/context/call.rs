@@ -34,7 +34,7 @@ impl Context {
         self.run(self.plan_of(outer, region), outer, module, (input,), parent)
     }
 
-    /// [`call`](Self::call) for the child at `index` of a container.
+    /// Does the same as [`call`](Self::call) for the child at `index` of a container.
     ///
     /// # Errors
     /// The same as [`call`](Self::call)'s.
@@ -71,7 +71,7 @@ impl Context {
         self.run(plan, outer, module, inputs, parent)
     }
 
-    /// The plan of the module at the path, inside a part with the plan `outer`.
+    /// Returns the plan of the module at the path, inside a part with the plan `outer`.
     fn plan_of(&self, outer: RegionPlan, declared: Option<Region>) -> RegionPlan {
         match self.overrides.get(self.path.borrow().as_str()).copied().or(declared) {
             None => outer,
@@ -79,18 +79,18 @@ impl Context {
         }
     }
 
-    /// Whether an observer reads each tensor.
+    /// Returns whether an observer reads each tensor.
     pub(super) fn is_watched(&self) -> bool {
         matches!(self.observer, Observer::Tensors(_) | Observer::Substitutes(_))
     }
 
-    /// Whether tensors between modules are replaced.
+    /// Returns whether tensors between modules are replaced.
     pub(crate) fn has_substitutes(&self) -> bool {
         matches!(self.observer, Observer::Substitutes(_))
     }
 
-    /// The replacement of a tensor within the module at the path; the tensor itself without a
-    /// replacement.
+    /// Returns the replacement of a tensor within the module at the path; the tensor itself without
+    /// a replacement.
     pub(crate) fn within(&self, inner: &Tensor) -> Result<Tensor> {
         match &self.observer {
             Observer::Substitutes(other) => other.within(&self.path.borrow(), inner),
@@ -98,7 +98,7 @@ impl Context {
         }
     }
 
-    /// Whether the module at the path has a precision region.
+    /// Returns whether the module at the path has a precision region.
     pub(super) fn has_override(&self) -> bool {
         self.overrides.contains_key(self.path.borrow().as_str())
     }
@@ -169,7 +169,7 @@ impl Context {
         result
     }
 
-    /// The output of the module at the path.
+    /// Returns the output of the module at the path.
     fn forward<M: Forward + ?Sized>(&self, module: &M, inputs: Inputs<'_, M>) -> Result<M::Output> {
         let output = module.forward_with(inputs, self)?;
         planted::of_layer(&self.path.borrow(), output)
@@ -256,7 +256,7 @@ impl Context {
     }
 }
 
-/// Handles of the tensors that `value` holds.
+/// Returns handles of the tensors that `value` holds.
 fn all(value: &impl Tensors) -> Result<Vec<Tensor>> {
     let mut tensors = Vec::new();
     value.each(&mut |tensor| {

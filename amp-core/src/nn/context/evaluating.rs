@@ -25,14 +25,14 @@ impl Drop for Evaluating {
     }
 }
 
-/// Called when a context is created.
+/// Runs when a context is created.
 pub(super) fn note(training: bool) {
     if training && EVALUATING.get() {
         TRAINED.set(true);
     }
 }
 
-/// Whether a training context was created during an evaluation since the last call.
+/// Returns whether a training context was created during an evaluation since the last call.
 pub(crate) fn take_trained_in_evaluation() -> bool {
     TRAINED.replace(false)
 }

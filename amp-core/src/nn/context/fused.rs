@@ -11,8 +11,8 @@ use crate::{
 };
 
 impl Context {
-    /// Whether the children at `places` may be fused: no probe reads the tensors between them, and
-    /// none has a region of its own.
+    /// Returns whether the children at `places` may be fused: no probe reads the tensors between
+    /// them, and none has a region of its own.
     pub(in crate::nn) fn is_plain(&self, mut places: Range<usize>) -> bool {
         let has_override = |place| {
             let parent = self.enter_nth(place);
@@ -23,7 +23,8 @@ impl Context {
         self.may_fuse() && (self.overrides.is_empty() || !places.any(has_override))
     }
 
-    /// Whether some module of the model has a region of its own that the model does not declare.
+    /// Returns whether some module of the model has a region of its own that the model does not
+    /// declare.
     pub(in crate::nn) fn has_overrides(&self) -> bool {
         !self.overrides.is_empty()
     }

@@ -28,7 +28,8 @@ impl Context {
         Ok(Some(ProductsOf { context: self, _watched: watched }))
     }
 
-    /// Unless this context records matrix products, pauses their recording, so that they are not reported to the probe of another context.
+    /// Pauses the recording of matrix products unless this context records them, so that they are
+    /// not reported to the probe of another context.
     pub(crate) fn pause_others_products(&self) -> Option<PausedProducts> {
         (!self.watches_products.get()).then(PausedProducts::pause)
     }

@@ -11,7 +11,8 @@ use crate::{
 };
 
 impl Child<'_, Conv2d> {
-    /// The convolution of x, and x again for what stands beside it, as at the start of a residual block.
+    /// Returns the convolution of x, and x again for what stands beside it, as at the start of a
+    /// residual block.
     ///
     /// Values are those of the convolution and of x. While training on CUDA in f16 or bf16, without a bias and
     /// with a kernel of 1 × 1 and stride 1, one product finds the gradient of x and adds to it what the other

@@ -41,7 +41,7 @@ pub type ConvTranspose2dConfig = ConvTransposeConfig<2>;
 pub type ConvTranspose3dConfig = ConvTransposeConfig<3>;
 
 impl<const N: usize> ConvTransposeConfig<N> {
-    /// Stride 1, no padding, with a bias.
+    /// Sets stride 1, no padding, and a bias.
     pub fn new(in_channels: i64, out_channels: i64, kernel_size: impl Into<Sizes<N>>) -> Self {
         Self {
             in_channels,

@@ -44,7 +44,7 @@ pub enum BagMode {
 }
 
 impl EmbeddingBagConfig {
-    /// The mean of vectors drawn from N(0, 1).
+    /// Creates the mean of vectors drawn from N(0, 1).
     pub fn new(num_embeddings: i64, embedding_dim: i64) -> Self {
         Self {
             num_embeddings,
@@ -114,12 +114,12 @@ impl EmbeddingBag {
         Ok(Self { weight, padding_idx, max_norm, config })
     }
 
-    /// The table, `[num_embeddings, embedding_dim]`.
+    /// Returns the table, `[num_embeddings, embedding_dim]`.
     pub fn weight(&self) -> &Tensor {
         &self.weight
     }
 
-    /// The concatenated indices, and the start of each bag.
+    /// Returns the concatenated indices, and the start of each bag.
     fn bags(&self, indices: &Tensor, offsets: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
         let integers = |kind| matches!(kind, Kind::Int64 | Kind::Int);
         let kind = indices.kind();
@@ -149,9 +149,9 @@ impl EmbeddingBag {
         }
     }
 
-    /// The table that the bags are taken from, their indices in it, and its padding index: the layer's own, or the
-    /// vectors of these indices one by one, where their gradients or the vectors themselves differ from the
-    /// table's.
+    /// Returns the table that the bags are taken from, their indices in it, and its padding index:
+    /// the layer's own, or the vectors of these indices one by one, where their gradients or the
+    /// vectors themselves differ from the table's.
     fn rows(&self, all: Tensor, cx: &Context) -> Result<(Tensor, Tensor, Option<i64>)> {
         let (scales, limit) = (self.config.scale_grad_by_freq, self.max_norm);
         if let (Some(limit), true) = (limit, changes_table(cx)) {

@@ -35,7 +35,7 @@ pub struct EmbeddingConfig {
 }
 
 impl EmbeddingConfig {
-    /// A table of `num_embeddings` vectors drawn from N(0, 1), as in PyTorch.
+    /// Creates a table of `num_embeddings` vectors drawn from N(0, 1), as in PyTorch.
     pub fn new(num_embeddings: i64, embedding_dim: i64) -> Self {
         Self {
             num_embeddings,
@@ -73,13 +73,13 @@ impl Embedding {
         Ok(Self { weight, padding_idx, max_norm, scale_grad_by_freq })
     }
 
-    /// The table, `[num_embeddings, embedding_dim]`, for an output layer with tied weights.
+    /// Returns the table, `[num_embeddings, embedding_dim]`, for an output layer with tied weights.
     pub fn weight(&self) -> &Tensor {
         &self.weight
     }
 }
 
-/// An index as counted from the start.
+/// Returns an index as counted from the start.
 fn padding_index(index: Option<i64>, num_embeddings: i64) -> Result<Option<i64>> {
     match index {
         Some(index) if !(-num_embeddings..num_embeddings).contains(&index) => Err(Error::config(
@@ -90,7 +90,7 @@ fn padding_index(index: Option<i64>, num_embeddings: i64) -> Result<Option<i64>>
     }
 }
 
-/// A table drawn from N(0, std²), with zeros for the padding vector.
+/// Draws a table from N(0, std²), with zeros for the padding vector.
 fn table(shape: [i64; 2], std: f64, padding_idx: Option<i64>) -> Result<Tensor> {
     let weight = init::normal(&shape, std)?;
     if let Some(index) = padding_idx {
@@ -99,7 +99,7 @@ fn table(shape: [i64; 2], std: f64, padding_idx: Option<i64>) -> Result<Tensor> 
     Ok(weight)
 }
 
-/// Whether vectors are rescaled in the table, and not only in the output.
+/// Returns whether vectors are rescaled in the table, and not only in the output.
 fn changes_table(cx: &Context) -> bool {
     cx.is_training() && !cx.is_recomputing()
 }

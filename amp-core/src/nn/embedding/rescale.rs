@@ -12,7 +12,7 @@ pub(super) struct MaxNorm {
 }
 
 impl MaxNorm {
-    /// The limit, if there is one.
+    /// Checks the limit, if there is one.
     pub(super) fn new(layer: &str, max_norm: Option<f64>, norm_type: f64) -> Result<Option<Self>> {
         let Some(most) = max_norm else { return Ok(None) };
         for (name, value) in [("max_norm", most), ("norm_type", norm_type)] {
@@ -42,8 +42,9 @@ impl MaxNorm {
         })
     }
 
-    /// The factor of each row of `table`, `[num_embeddings, 1]`, by libtorch's formula on the CPU. On CUDA its
-    /// `embedding_renorm_` computes Σ|x|^∞ and takes 1 for the length of every vector with elements below 1.
+    /// Returns the factor of each row of `table`, `[num_embeddings, 1]`, by libtorch's formula on
+    /// the CPU. On CUDA its `embedding_renorm_` computes Σ|x|^∞ and takes 1 for the length of every
+    /// vector with elements below 1.
     fn factors(self, table: &Tensor, indices: &Tensor) -> Result<Tensor> {
         let lengths = table.f_norm_scalaropt_dim(self.p, [1_i64], true)?;
         let shorter = lengths.f_add_scalar(1e-7)?.f_reciprocal()?.f_mul_scalar(self.most)?;
@@ -52,7 +53,7 @@ impl MaxNorm {
         Ok(shorter.f_where_self(&is_longer, &lengths.f_ones_like()?)?)
     }
 
-    /// The same for all rows of `rows`, `[N, embedding_dim]`.
+    /// Rescales all rows of `rows`, `[N, embedding_dim]`.
     pub(super) fn rescale_all(self, rows: &Tensor) -> Result<()> {
         let all = Tensor::f_arange(rows.size()[0], (Kind::Int64, rows.device()))?;
         self.rescale(rows, &all)

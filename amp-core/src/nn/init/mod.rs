@@ -46,7 +46,7 @@ macro_rules! in_place {
         $(#[$doc])*
         ///
         /// # Errors
-        /// The same as [`Init::tensor`]'s.
+        /// Returns the errors of [`Init::tensor`].
         pub fn $name(tensor: &Tensor, $($argument: $ty),*) -> Result<()> {
             $init.fill(tensor)
         }
@@ -117,37 +117,37 @@ pub fn own_tensor(name: &str, tensor: Tensor, role: Role) -> Result<Tensor> {
     }
 }
 
-/// A parameter of this shape, uniform in `[-bound, bound]`.
+/// Returns a parameter of this shape, uniform in `[-bound, bound]`.
 pub(super) fn uniform(shape: &[i64], bound: f64) -> Result<Tensor> {
     Ok(values::symmetric(shape, bound)?.f_set_requires_grad(true)?)
 }
 
-/// A parameter from a normal distribution around 0.
+/// Returns a parameter from a normal distribution around 0.
 pub(super) fn normal(shape: &[i64], std: f64) -> Result<Tensor> {
     Init::Normal { mean: 0.0, std }.tensor(shape, Role::Parameter)
 }
 
-/// A parameter `[fan_out, fan_in]` from Xavier's uniform distribution.
+/// Returns a parameter `[fan_out, fan_in]` from Xavier's uniform distribution.
 pub(super) fn xavier(fan_out: i64, fan_in: i64) -> Result<Tensor> {
     Init::XavierUniform { gain: 1.0 }.tensor(&[fan_out, fan_in], Role::Parameter)
 }
 
-/// A parameter filled with one value.
+/// Returns a parameter filled with one value.
 pub(super) fn constant(shape: &[i64], value: f64) -> Result<Tensor> {
     Init::Full { value }.tensor(shape, Role::Parameter)
 }
 
-/// A parameter with the same values.
+/// Returns a parameter with the same values.
 pub(super) fn copied(parameter: &Tensor) -> Result<Tensor> {
     Ok(parameter.f_detach()?.f_detach_copy()?.f_set_requires_grad(true)?)
 }
 
-/// A buffer filled with one value.
+/// Returns a buffer filled with one value.
 pub(super) fn buffer(shape: &[i64], value: f64) -> Result<Tensor> {
     values::filled(shape, value)
 }
 
-/// The bound of `kaiming_uniform_(a = √5)`, which nn.Linear and nn.Conv2d use: 1/√fan_in.
+/// Returns the bound of `kaiming_uniform_(a = √5)`, which nn.Linear and nn.Conv2d use: 1/√fan_in.
 pub(super) fn kaiming_bound(fan_in: i64) -> f64 {
     // In torch's order of operations, which gives the same last bit.
     let gain = (2.0 / (1.0 + 5.0_f64.sqrt().powi(2))).sqrt();
@@ -155,7 +155,7 @@ pub(super) fn kaiming_bound(fan_in: i64) -> f64 {
     3.0_f64.sqrt() * std
 }
 
-/// The bound of the bias of nn.Linear and nn.Conv2d: 1/√fan_in.
+/// Returns the bound of the bias of nn.Linear and nn.Conv2d: 1/√fan_in.
 pub(super) fn bias_bound(fan_in: i64) -> f64 {
     if fan_in > 0 { 1.0 / (fan_in as f64).sqrt() } else { 0.0 }
 }

@@ -67,7 +67,7 @@ impl Drop for Remembering {
     }
 }
 
-/// The values of a draw: a copy of kept ones, or those that `new` draws.
+/// Returns the values of a draw: a copy of kept ones, or those that `new` draws.
 pub(super) fn values(
     draw: Draw,
     shape: &[i64],

@@ -112,8 +112,8 @@ pub enum Nonlinearity {
     Selu,
 }
 
-/// The gain that torch recommends: 1, 5/3 for tanh, √2 for ReLU, √(2 / (1 + a²)) for leaky ReLU of negative
-/// slope `a`, and 3/4 for SELU.
+/// Returns the gain that torch recommends: 1, 5/3 for tanh, √2 for ReLU, √(2 / (1 + a²)) for leaky
+/// ReLU of negative slope `a`, and 3/4 for SELU.
 pub fn calculate_gain(nonlinearity: Nonlinearity, a: f64) -> f64 {
     match nonlinearity {
         Nonlinearity::Linear | Nonlinearity::Sigmoid => 1.0,
@@ -125,7 +125,7 @@ pub fn calculate_gain(nonlinearity: Nonlinearity, a: f64) -> f64 {
 }
 
 impl Init {
-    /// A new tensor with this shape; if it is trained, it requires a gradient.
+    /// Returns a new tensor with this shape; if it is trained, it requires a gradient.
     ///
     /// # Errors
     /// When a size is negative, a bound or deviation is out of order, or the shape has no fans.
@@ -180,7 +180,7 @@ impl Init {
     }
 }
 
-/// Uniform in `[-bound, bound]`.
+/// Draws uniform values in `[-bound, bound]`.
 pub(super) fn symmetric(shape: &[i64], bound: f64) -> Result<Tensor> {
     drawn(shape, Draw::Uniform(-bound, bound))
 }
@@ -220,12 +220,12 @@ fn drawn(shape: &[i64], draw: Draw) -> Result<Tensor> {
     })
 }
 
-/// One value.
+/// Fills a tensor with one value.
 pub(super) fn filled(shape: &[i64], value: f64) -> Result<Tensor> {
     Ok(Tensor::f_full(shape, value, (Kind::Float, Device::Cpu))?)
 }
 
-/// fan_in and fan_out.
+/// Returns fan_in and fan_out.
 fn fans(init: &str, shape: &[i64]) -> Result<[i64; 2]> {
     match shape {
         [outputs, inputs, rest @ ..] if shape.iter().all(|size| *size > 0) => {
@@ -238,13 +238,13 @@ fn fans(init: &str, shape: &[i64]) -> Result<[i64; 2]> {
     }
 }
 
-/// Xavier's standard deviation, in torch's order of operations.
+/// Computes Xavier's standard deviation, in torch's order of operations.
 fn xavier(init: &str, gain: f64, shape: &[i64]) -> Result<f64> {
     let [fan_in, fan_out] = fans(init, shape)?;
     Ok(gain * (2.0 / (fan_in + fan_out) as f64).sqrt())
 }
 
-/// Kaiming's standard deviation, likewise.
+/// Computes Kaiming's standard deviation, in torch's order of operations.
 fn kaiming(init: &str, gain: f64, mode: FanMode, shape: &[i64]) -> Result<f64> {
     let [fan_in, fan_out] = fans(init, shape)?;
     let fan = match mode {
@@ -254,7 +254,7 @@ fn kaiming(init: &str, gain: f64, mode: FanMode, shape: &[i64]) -> Result<f64> {
     Ok(gain / (fan as f64).sqrt())
 }
 
-/// Values of the inverse distribution function at uniform numbers, as in torch.
+/// Draws values of the inverse distribution function at uniform numbers, as in torch.
 fn truncated(shape: &[i64], [mean, std]: [f64; 2], [a, b]: [f64; 2]) -> Result<Tensor> {
     let refused = |why| Err(Error::config(format!("trunc_normal({mean}, {std}, {a}, {b}): {why}")));
     if std.is_nan() || std <= 0.0 || a.is_nan() || b.is_nan() || a >= b {
@@ -273,7 +273,8 @@ fn truncated(shape: &[i64], [mean, std]: [f64; 2], [a, b]: [f64; 2]) -> Result<T
     drawn(shape, Draw::Truncated { uniform: [low, high], moments: [mean, std], ends: [a, b] })
 }
 
-/// Q of a QR decomposition of normal numbers, with signs that make it uniformly distributed.
+/// Returns Q of a QR decomposition of normal numbers, with signs that make it uniformly
+/// distributed.
 fn orthogonal(shape: &[i64], gain: f64) -> Result<Tensor> {
     let [rows, rest @ ..] = shape else { return no_matrix(shape) };
     if rest.is_empty() || shape.iter().any(|size| *size < 1) {

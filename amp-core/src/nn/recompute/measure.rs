@@ -47,7 +47,7 @@ impl Survey {
         Ok(Self { device, meter: MemoryMeter::beside(device)?, cells: RefCell::default() })
     }
 
-    /// The measurements, in the order of the pass.
+    /// Returns the measurements, in the order of the pass.
     pub(crate) fn take(&self) -> Vec<Cell> {
         self.cells.take()
     }
@@ -96,14 +96,14 @@ impl Survey {
         Ok(output)
     }
 
-    /// The cells of the layers that `run` reports to the survey.
+    /// Returns the cells of the layers that `run` reports to the survey.
     fn within<T>(&self, run: impl FnOnce() -> Result<T>) -> Result<Vec<Cell>> {
         let before = self.cells.take();
         run()?;
         Ok(self.cells.replace(before))
     }
 
-    /// A module that runs several times per pass is one cell.
+    /// Adds a cell. A module that runs several times per pass is one cell.
     fn note(&self, cell: Cell) {
         let mut cells = self.cells.borrow_mut();
         match cells.iter_mut().find(|other| other.segment == cell.segment) {
@@ -161,7 +161,7 @@ impl Survey {
         Ok((cell, output))
     }
 
-    /// Seconds on the device; waits for it.
+    /// Measures seconds on the device; waits for it.
     fn timed<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<(f64, T)> {
         let started = Instant::now();
         if !self.device.is_cuda() {
@@ -174,7 +174,7 @@ impl Survey {
     }
 }
 
-/// A zero from which a tensor like this can have gradients.
+/// Returns a zero from which a tensor like this can have gradients.
 fn history_for(input: &Tensor) -> Result<Option<Tensor>> {
     if !is_floating(input.kind()) {
         return Ok(None);

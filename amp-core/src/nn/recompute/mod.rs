@@ -43,7 +43,7 @@ impl<M> Checkpoint<M> {
 }
 
 impl<M> Checkpoint<M> {
-    /// The same for a view of the module.
+    /// Returns the same for a view of the module.
     pub(in crate::nn) fn viewed<V>(&self, view: impl FnOnce(&M) -> V) -> Checkpoint<V> {
         Checkpoint::new(view(&self.module), self.enabled)
     }
@@ -55,7 +55,8 @@ impl<M: Visit> Visit for Checkpoint<M> {
     }
 }
 
-/// Whether a gradient passes through the module or ends in it; otherwise nothing has to be recomputed.
+/// Returns whether a gradient passes through the module or ends in it; otherwise nothing has to be
+/// recomputed.
 fn is_trained(module: &(impl Visit + ?Sized), input: &Tensor) -> bool {
     struct Look(bool);
 

@@ -21,7 +21,7 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Whether the other segment follows directly in the same container.
+    /// Returns whether the other segment follows directly in the same container.
     pub(crate) fn meets(&self, behind: &Self) -> bool {
         match (&self.layers, &behind.layers) {
             (Some(own), Some(other)) => self.path == behind.path && own.end == other.start,

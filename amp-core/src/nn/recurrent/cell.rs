@@ -28,7 +28,7 @@ pub struct LstmCellConfig {
 pub type GruCellConfig = LstmCellConfig;
 
 impl LstmCellConfig {
-    /// A cell with biases.
+    /// Creates a cell with biases.
     pub fn new(input_size: i64, hidden_size: i64) -> Self {
         Self { input_size, hidden_size, bias: true }
     }
@@ -48,7 +48,7 @@ pub struct RnnCellConfig {
 }
 
 impl RnnCellConfig {
-    /// A cell with biases and tanh.
+    /// Creates a cell with biases and tanh.
     pub fn new(input_size: i64, hidden_size: i64) -> Self {
         Self { input_size, hidden_size, bias: true, nonlinearity: RnnNonlinearity::Tanh }
     }
@@ -138,7 +138,7 @@ impl Weights {
         }
     }
 
-    /// The next states.
+    /// Computes the next states.
     fn step<const STATES: usize>(
         &self,
         input: &Tensor,

@@ -55,7 +55,7 @@ impl Lengths {
         Ok(tensor.f_index_select(dim, &self.order)?)
     }
 
-    /// The inverse of this order.
+    /// Returns the inverse of this order.
     pub(super) fn unsort(&self, tensor: &Tensor, dim: i64) -> Result<Tensor> {
         Ok(tensor.f_index_select(dim, &self.back)?)
     }

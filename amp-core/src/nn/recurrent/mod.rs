@@ -86,7 +86,8 @@ pub enum RnnNonlinearity {
 macro_rules! config {
     ($($config:ident { $($option:ident: $value:expr),* })*) => {$(
         impl $config {
-            /// One layer in one direction with biases, without dropout, time first.
+            /// Sets one layer in one direction with biases, without dropout, with time as the first
+            /// dimension.
             pub fn new(input_size: i64, hidden_size: i64) -> Self {
                 Self {
                     input_size,

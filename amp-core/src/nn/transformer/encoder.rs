@@ -85,7 +85,7 @@ impl TransformerEncoderLayer {
         }))
     }
 
-    /// The layer with its mask, as a module of one tensor.
+    /// Returns the layer with its mask, as a module of one tensor.
     fn masked(&self, mask: &AttentionMask) -> Masked {
         Masked { parts: self.0.clone(), mask: mask.shared() }
     }
@@ -189,8 +189,8 @@ impl Module for Masked {
 }
 
 impl Checkpoint<TransformerEncoderLayer> {
-    /// [`TransformerEncoderLayer::forward_masked`] under activation checkpointing. [`Child`] has
-    /// the same method.
+    /// Calls [`TransformerEncoderLayer::forward_masked`] under activation checkpointing. [`Child`]
+    /// has the same method.
     ///
     /// # Errors
     /// The same as there.
@@ -292,7 +292,7 @@ macro_rules! masked {
         }
 
         impl Child<'_, $layer> {
-            /// The layer's `forward_masked` under the child's name and region.
+            /// Returns the layer's `forward_masked` under the child's name and region.
             ///
             /// # Errors
             /// The same, with the path of the innermost module that failed.

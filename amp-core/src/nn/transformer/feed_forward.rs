@@ -64,7 +64,7 @@ impl Perceptron {
         cx.call("linear2", None, &self.linear2, &self.expand(x, cx)?)
     }
 
-    /// The first half.
+    /// Returns the first half.
     fn expand(&self, x: &Tensor, cx: &Context) -> Result<Tensor> {
         let p = self.dropout.active(cx);
         let behind = match self.activation {

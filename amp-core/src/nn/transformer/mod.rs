@@ -50,8 +50,8 @@ pub type TransformerEncoderLayerConfig = TransformerLayerConfig;
 pub type TransformerDecoderLayerConfig = TransformerLayerConfig;
 
 impl TransformerLayerConfig {
-    /// Feed-forward 2048, dropout 0.1, ReLU, eps 1e-5, norms after the residuals, not causal, with
-    /// biases.
+    /// Sets a feed-forward width of 2048, dropout 0.1, ReLU, eps 1e-5, norms after the residuals,
+    /// biases, and attention that is not causal.
     pub fn new(d_model: i64, nhead: i64) -> Self {
         Self {
             d_model,
@@ -118,7 +118,7 @@ pub type TransformerEncoderConfig = TransformerStackConfig;
 pub type TransformerDecoderConfig = TransformerStackConfig;
 
 impl TransformerStackConfig {
-    /// Layers with their defaults, without a norm after the last one.
+    /// Sets layers with their defaults, and no norm after the last layer.
     pub fn new(d_model: i64, nhead: i64, num_layers: i64) -> Self {
         let layer = TransformerLayerConfig::new(d_model, nhead);
         Self {
@@ -150,7 +150,8 @@ impl TransformerStackConfig {
         }
     }
 
-    /// The first layer and copies of it, and the norm: torch clones the layer that it is given.
+    /// Returns the first layer and copies of it, and the norm: torch clones the layer that it is
+    /// given.
     fn build<L>(
         &self,
         layer: impl FnOnce(TransformerLayerConfig) -> Result<L>,
@@ -172,7 +173,7 @@ impl TransformerStackConfig {
     }
 }
 
-/// norm(residual + dropout(branch)), where `name` is the norm's name.
+/// Computes norm(residual + dropout(branch)), where `name` is the norm's name.
 fn add_and_normalise(
     name: &str,
     norm: &LayerNorm,

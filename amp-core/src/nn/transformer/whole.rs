@@ -38,7 +38,7 @@ pub struct TransformerConfig {
 }
 
 impl TransformerConfig {
-    /// Width 512, 8 heads, 6 layers each, and the layers' defaults.
+    /// Sets width 512, 8 heads, 6 layers in each stack, and the defaults of the layers.
     pub fn new() -> Self {
         let TransformerLayerConfig {
             d_model,
@@ -66,7 +66,7 @@ impl TransformerConfig {
         }
     }
 
-    /// One of the two stacks, each with a norm at its end.
+    /// Returns the options of one of the two stacks. Each ends with a norm.
     fn stack(&self, num_layers: i64, causal: bool) -> TransformerStackConfig {
         TransformerStackConfig {
             d_model: self.d_model,
@@ -156,24 +156,24 @@ impl Transformer {
         Ok(transformer)
     }
 
-    /// The encoder.
+    /// Returns the encoder.
     pub fn encoder(&self) -> &TransformerEncoder {
         &self.encoder
     }
 
-    /// The decoder.
+    /// Returns the decoder.
     pub fn decoder(&self) -> &TransformerDecoder {
         &self.decoder
     }
 }
 
 impl<'m> Child<'m, Transformer> {
-    /// The encoder under its name and region.
+    /// Returns the encoder under its name and region.
     pub fn encoder(&self) -> Child<'m, TransformerEncoder> {
         self.part("encoder", |transformer| &transformer.encoder)
     }
 
-    /// The decoder under its name and region.
+    /// Returns the decoder under its name and region.
     pub fn decoder(&self) -> Child<'m, TransformerDecoder> {
         self.part("decoder", |transformer| &transformer.decoder)
     }

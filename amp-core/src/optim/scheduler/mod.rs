@@ -60,15 +60,15 @@ pub trait Schedule: Clone + 'static {
         Ok(())
     }
 
-    /// A remark on options that are valid and unusual, such as a warm-up that is longer than the run. A run
-    /// prints it when it starts.
+    /// Returns a remark on options that are valid but unusual, such as a warm-up that is longer than
+    /// the run. A run prints it when it starts.
     fn note(&self) -> Option<String> {
         None
     }
 
-    /// The rates after `passed` intervals, given the optimizer's own rates (`base`) and the rates
-    /// of the previous interval (`last`, equal to `base` if `passed` is 0). The result depends only
-    /// on the arguments.
+    /// Returns the rates after `passed` intervals, given the optimizer's own rates (`base`) and the
+    /// rates of the previous interval (`last`, equal to `base` if `passed` is 0). The result
+    /// depends only on the arguments.
     fn rates(&self, passed: i64, base: Rates, last: Rates) -> Rates;
 }
 
@@ -80,7 +80,7 @@ pub trait BuildScheduler {
     /// When an option is out of range.
     fn build(&self, base: Rates) -> Result<Box<dyn Scheduler>>;
 
-    /// The logged value that the schedule monitors, if any.
+    /// Returns the logged value that the schedule monitors, if any.
     fn monitor(&self) -> Option<&str> {
         None
     }
@@ -93,12 +93,12 @@ pub trait BuildScheduler {
 
 /// A running schedule.
 pub trait Scheduler {
-    /// The rates of the next step.
+    /// Returns the rates of the next step.
     fn rates(&self) -> Rates;
     /// Advances by one interval; `monitored` is the value that [`monitor`](BuildScheduler::monitor)
     /// names.
     fn advance(&mut self, monitored: Option<f64>);
-    /// The state for a checkpoint.
+    /// Returns the state for a checkpoint.
     ///
     /// # Errors
     /// When a rate is not finite.
@@ -108,11 +108,11 @@ pub trait Scheduler {
     /// # Errors
     /// When the state belongs to another schedule. Nothing is changed then.
     fn load_state(&mut self, state: &State) -> Result<()>;
-    /// A copy in the same state.
+    /// Returns a copy in the same state.
     fn fork(&self) -> Box<dyn Scheduler>;
 }
 
-/// Rule: an option is a number in its range.
+/// Checks the rule: an option is a number in its range.
 fn within(name: &str, value: f64, holds: bool, range: &str) -> Result<()> {
     if holds && value.is_finite() {
         return Ok(());

@@ -101,7 +101,7 @@ struct Plateau {
 }
 
 impl Plateau {
-    /// NaN is not an improvement.
+    /// Returns whether the value is an improvement. NaN is not.
     fn is_better(&self, value: f64) -> bool {
         let ReduceLrOnPlateau { mode, threshold, threshold_mode, .. } = self.options;
         match (threshold_mode, mode) {

@@ -66,7 +66,7 @@ struct Sequential {
 }
 
 impl Sequential {
-    /// The index of the current schedule.
+    /// Returns the index of the current schedule.
     fn current(&self) -> usize {
         self.milestones.partition_point(|milestone| *milestone <= self.passed)
     }

@@ -22,7 +22,8 @@ pub(in crate::optim) struct Kept {
     pub(in crate::optim) state: Option<ParameterState>,
 }
 
-/// The lists of slots that the groups' options use, each once, and the list of each parameter.
+/// Returns the lists of slots that the groups' options use, each once, and the list of each
+/// parameter.
 pub(in crate::optim) fn laid_out<A: Algorithm>(
     options: &[A],
     parameters: &[Parameter],
@@ -52,7 +53,7 @@ pub(in crate::optim) struct ParameterState {
 }
 
 impl ParameterState {
-    /// The state before the first step.
+    /// Creates the state before the first step.
     pub(in crate::optim) fn new<A: Algorithm>(
         parameter: &Parameter,
         slots: &[Slot],

@@ -50,12 +50,12 @@ pub(in crate::optim) enum Moment {
 }
 
 impl Moment {
-    /// Zeros in bf16 for a parameter of this size.
+    /// Makes zeros in bf16 for a parameter of this size.
     pub(in crate::optim) fn bf16(elements: i64, device: Device) -> Result<Self> {
         Ok(Self::Bf16(Tensor::f_zeros([elements], (Kind::BFloat16, device))?))
     }
 
-    /// Zeros in 8 bits with these codes, on their device.
+    /// Makes zeros in 8 bits with these codes, on the device of the codes.
     pub(in crate::optim) fn eight_bit(elements: i64, code: Rc<Code>) -> Result<Self> {
         let (blocks, device) = ((elements + BLOCK - 1) / BLOCK, code.values.device());
         Ok(Self::EightBit {
@@ -65,8 +65,8 @@ impl Moment {
         })
     }
 
-    /// Elements `start..start + count` in f32: a view if the average is stored in f32, otherwise a copy.
-    /// `start` is the beginning of a block.
+    /// Reads the elements `start..start + count` in f32: a view if the average is stored in f32,
+    /// otherwise a copy. `start` is the beginning of a block.
     pub(in crate::optim) fn read(&self, start: i64, count: i64) -> Result<Tensor> {
         match self {
             Self::Plain(tensor) => Ok(tensor.f_reshape([-1])?.f_narrow(0, start, count)?),
@@ -91,14 +91,14 @@ impl Moment {
         }
     }
 
-    /// The tensor on which the kernels compute.
+    /// Returns the tensor on which the kernels compute.
     pub(in crate::optim) fn kept(&self) -> &Tensor {
         let (Self::Plain(tensor) | Self::Bf16(tensor) | Self::EightBit { codes: tensor, .. }) =
             self;
         tensor
     }
 
-    /// The blocks' scales and the values of the codes, if it is stored in 8 bits.
+    /// Returns the blocks' scales and the values of the codes, if it is stored in 8 bits.
     pub(in crate::optim) fn coded(&self) -> Option<(&Tensor, &Code)> {
         match self {
             Self::EightBit { scales, code, .. } => Some((scales, code)),
@@ -106,7 +106,7 @@ impl Moment {
         }
     }
 
-    /// The saved tensors, each with the suffix to the slot's name.
+    /// Returns the saved tensors, each with the suffix to the slot's name.
     pub(in crate::optim) fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
         match self {
             Self::Plain(tensor) | Self::Bf16(tensor) => vec![("", tensor)],
@@ -115,7 +115,7 @@ impl Moment {
     }
 }
 
-/// The codes and scales of the blocks that contain these elements.
+/// Returns the codes and scales of the blocks that contain these elements.
 fn part(codes: &Tensor, scales: &Tensor, start: i64, count: i64) -> Result<(Tensor, Tensor)> {
     debug_assert!(start % BLOCK == 0, "a part begins with a block");
     let (from, blocks) = (start / BLOCK, (count + BLOCK - 1) / BLOCK);
@@ -141,7 +141,7 @@ pub(in crate::optim) struct Code {
 pub(in crate::optim) struct Codes(Vec<(bool, Device, Rc<Code>)>);
 
 impl Codes {
-    /// The table for averages; `signed` if they may be negative.
+    /// Returns the table for averages; `signed` if they may be negative.
     pub(in crate::optim) fn of(&mut self, signed: bool, device: Device) -> Result<Rc<Code>> {
         let found = self.0.iter().find(|(own, place, _)| (*own, *place) == (signed, device));
         if let Some((.., code)) = found {
@@ -154,7 +154,7 @@ impl Codes {
 }
 
 impl Code {
-    /// The values and the bounds.
+    /// Returns the values and the bounds.
     pub(in crate::optim) fn tables(&self) -> [&Tensor; 2] {
         [&self.values, &self.bounds]
     }
@@ -172,8 +172,8 @@ impl Code {
         })
     }
 
-    /// The first `count` elements of these blocks. The CPU runs a loop of this crate, other devices
-    /// libtorch's operations; the bits are equal.
+    /// Returns the first `count` elements of these blocks. The CPU runs a loop of this crate, other
+    /// devices libtorch's operations; the bits are equal.
     fn decode(&self, codes: &Tensor, scales: &Tensor, count: i64) -> Result<Tensor> {
         if codes.device() == Device::Cpu {
             let out = Tensor::f_empty([count], (Kind::Float, Device::Cpu))?;

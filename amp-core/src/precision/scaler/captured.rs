@@ -16,9 +16,7 @@ impl GradScaler {
         Ok(())
     }
 
-    /// [`update`](Self::update) under the assumption that the step was applied. If it was not,
-    /// [`write_device`](Self::write_device) undoes this on the device; if it was,
-    /// [`follow_applied`](Self::follow_applied) updates the host's copy.
+    /// Does the same as [`update`](Self::update) under the assumption that the step was applied.
     pub(crate) fn update_applied(&mut self) -> Result<()> {
         self.end_iteration();
         if self.mode != Mode::Scale {

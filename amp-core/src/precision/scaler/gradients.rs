@@ -54,7 +54,7 @@ impl FoundInf {
         }
     }
 
-    /// A scalar on `device` that is not 0 if a value was not finite.
+    /// Returns a scalar on `device` that is not 0 if a value was not finite.
     pub(super) fn on(&self, device: Device) -> Result<Tensor> {
         match self {
             Self::Known(found) => {
@@ -136,13 +136,13 @@ impl Gradients<Unscaled> {
         }
     }
 
-    /// Each gradient under its parameter's name, in order of declaration.
+    /// Returns each gradient under its parameter's name, in order of declaration.
     pub fn named(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         let grads = self.tensors.with_places();
         grads.map(|(place, grad)| (self.parameters[place].name.as_str(), grad))
     }
 
-    /// The global 2-norm, on the device; see [`grad_norm`](crate::precision::grad_norm).
+    /// Returns the global 2-norm, on the device; see [`grad_norm`](crate::precision::grad_norm).
     ///
     /// # Errors
     /// When libtorch fails.
@@ -150,7 +150,7 @@ impl Gradients<Unscaled> {
         clip::grad_norm(&self.tensors)
     }
 
-    /// The number of parameters with a NaN in their gradient: a scalar on the device.
+    /// Returns the number of parameters with a NaN in their gradient: a scalar on the device.
     ///
     /// # Errors
     /// When libtorch fails.
@@ -158,7 +158,7 @@ impl Gradients<Unscaled> {
         self.count(|grad| Ok(grad.f_isnan()?))
     }
 
-    /// The number of parameters with an infinity in their gradient: a scalar on the device.
+    /// Returns the number of parameters with an infinity in their gradient: a scalar on the device.
     ///
     /// # Errors
     /// When libtorch fails.
@@ -177,12 +177,12 @@ impl Gradients<Unscaled> {
 }
 
 impl<S> Gradients<S> {
-    /// Whether the gradients belong to this optimizer's parameters.
+    /// Returns whether the gradients belong to this optimizer's parameters.
     pub(crate) fn are_of(&self, optimizer: &dyn Optimizer) -> bool {
         super::owner(optimizer.parameters()) == self.owner
     }
 
-    /// Whether no parameter of the optimizer has a gradient.
+    /// Returns whether no parameter of the optimizer has a gradient.
     pub(crate) fn is_empty(&self) -> bool {
         self.tensors.is_empty()
     }
@@ -196,7 +196,7 @@ impl<S> Gradients<S> {
         Ok(None)
     }
 
-    /// The same gradients in another state.
+    /// Returns the same gradients in another state.
     pub(super) fn into_state<T>(self) -> Gradients<T> {
         let Self { parameters, tensors, found_inf, factor, owner, .. } = self;
         Gradients { parameters, tensors, found_inf, factor, owner, state: PhantomData }
@@ -204,8 +204,8 @@ impl<S> Gradients<S> {
 }
 
 impl Gradients<Deferred> {
-    /// The factor by which the step multiplies each gradient; `None` if the step has nothing left
-    /// to do.
+    /// Returns the factor by which the step multiplies each gradient; `None` if the step has
+    /// nothing left to do.
     pub(crate) fn factor(&self) -> Option<&Tensor> {
         self.factor.as_ref()
     }

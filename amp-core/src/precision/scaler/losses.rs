@@ -36,12 +36,12 @@ impl Losses {
         Ok(())
     }
 
-    /// Whether a loss on the CPU was not finite.
+    /// Returns whether a loss on the CPU was not finite.
     pub(super) fn bad_on_host(&self) -> bool {
         self.bad.get()
     }
 
-    /// A new scalar on `device` that is not 0 if a loss was not finite.
+    /// Returns a new scalar on `device` that is not 0 if a loss was not finite.
     pub(super) fn found_inf(&self, device: Device) -> Result<Tensor> {
         match &*self.on_device.borrow() {
             Some(sum) => Ok(sum.f_detach_copy()?),

@@ -137,7 +137,7 @@ struct Use {
 }
 
 impl GradScaler {
-    /// A scaler on `device`.
+    /// Creates a scaler on `device`.
     ///
     /// # Errors
     /// When a constant is out of range: the scale must be positive and finite in f32, growth
@@ -158,7 +158,7 @@ impl GradScaler {
         })
     }
 
-    /// A scaler that neither scales nor skips, so that every precision has the same calls.
+    /// Creates a scaler that neither scales nor skips, so that every precision has the same calls.
     ///
     /// # Errors
     /// When libtorch has no such device.
@@ -166,7 +166,8 @@ impl GradScaler {
         Self::unscaled(device, Mode::Off)
     }
 
-    /// A scaler that does not scale, and skips steps whose gradients are not finite, in any dtype.
+    /// Creates a scaler that does not scale, and skips steps whose gradients are not finite, in any
+    /// dtype.
     ///
     /// # Errors
     /// When libtorch has no such device.
@@ -179,17 +180,17 @@ impl GradScaler {
         Ok(Self { mode, ..Self::new(device, config)? })
     }
 
-    /// Whether losses are scaled.
+    /// Returns whether losses are scaled.
     pub fn is_enabled(&self) -> bool {
         self.mode == Mode::Scale
     }
 
-    /// The current scale; 1 when disabled.
+    /// Returns the current scale; 1 when disabled.
     pub fn scale_value(&self) -> f64 {
         f64::from(self.mirror.0)
     }
 
-    /// Whether backoff has made the scale so small that its reciprocal is infinite in f32.
+    /// Returns whether backoff has made the scale so small that its reciprocal is infinite in f32.
     ///
     /// PyTorch has no lower limit. From 2⁻¹²⁸ down finite gradients become infinite or NaN when
     /// they are unscaled, after the check that would have skipped the step, and the parameters are
@@ -204,7 +205,7 @@ impl GradScaler {
         self.mirror.1
     }
 
-    /// The scale and the tracker, read from the device.
+    /// Returns the scale and the tracker, read from the device.
     ///
     /// # Errors
     /// When the device reports an earlier failure.
@@ -312,7 +313,7 @@ impl GradScaler {
         Ok(())
     }
 
-    /// The state for a checkpoint. Call this after [`update`](Self::update).
+    /// Returns the state for a checkpoint. Call this after [`update`](Self::update).
     pub fn state(&self) -> ScalerState {
         ScalerState {
             scale: self.scale_value(),
@@ -353,7 +354,7 @@ impl GradScaler {
         self.losses.clear();
     }
 
-    /// Whether gradients were unscaled since the last update.
+    /// Returns whether gradients were unscaled since the last update.
     pub(crate) fn is_used(&self) -> bool {
         !self.iteration.is_empty()
     }

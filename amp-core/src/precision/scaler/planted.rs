@@ -28,7 +28,7 @@ impl Drop for GrowsOnHostAlone {
     }
 }
 
-/// The interval after which the device's scale grows.
+/// Returns the interval after which the device's scale grows.
 pub(super) fn device_interval(interval: i64) -> i64 {
     if GROWS_ON_HOST_ALONE.get() { i64::from(i32::MAX) } else { interval }
 }

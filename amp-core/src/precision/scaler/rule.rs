@@ -40,7 +40,7 @@ pub struct ScalerState {
 }
 
 impl GradScalerConfig {
-    /// The initial scale in f32, after a check of all constants.
+    /// Returns the initial scale in f32, after a check of all constants.
     pub(super) fn checked_scale(&self) -> Result<f32> {
         let Self { init_scale, growth_factor, backoff_factor, growth_interval } = *self;
         let within = |holds: bool, what: &str, value: f64, range: &str| match holds {
@@ -56,8 +56,8 @@ impl GradScalerConfig {
         Ok(scale)
     }
 
-    /// The rule of ATen's `_amp_update_scale_` for scale and tracker: products in f64, rounded to
-    /// f32.
+    /// Returns the rule of ATen's `_amp_update_scale_` for scale and tracker: products in f64,
+    /// rounded to f32.
     pub(crate) fn next(&self, (scale, tracker): (f32, i32), overflowed: bool) -> (f32, i32) {
         if overflowed {
             return ((f64::from(scale) * self.backoff_factor) as f32, 0);
@@ -70,7 +70,7 @@ impl GradScalerConfig {
     }
 }
 
-/// The scale as f32. PyTorch accepts any number and trains on zeros or NaN.
+/// Returns the scale as f32. PyTorch accepts any number and trains on zeros or NaN.
 pub(super) fn usable_scale(scale: f64) -> Result<f32> {
     let narrow = scale as f32;
     if narrow > 0.0 && narrow.is_finite() {

@@ -49,7 +49,7 @@ impl GradScaler {
         Ok(StepOutcome::Applied)
     }
 
-    /// Whether a loss or gradient was not finite.
+    /// Returns whether a loss or gradient was not finite.
     fn overflowed(
         &mut self,
         gradients: &Gradients<Deferred>,

@@ -40,9 +40,10 @@ impl GradScaler {
         Ok(self.unscaled_by(gradients, Some(FoundInf::Device(found_inf))))
     }
 
-    /// [`unscale`](Self::unscale) and [`clip_grad_norm`](Gradients::clip_grad_norm) with one pass fewer
-    /// over the gradients: the norm of the scaled gradients shows whether all are finite, and one factor
-    /// unscales and clips. If the scale is a power of two, the bits are the same. Non-finite gradients stay
+    /// Does the work of [`unscale`](Self::unscale) and
+    /// [`clip_grad_norm`](Gradients::clip_grad_norm) with one pass fewer over the gradients: the
+    /// norm of the scaled gradients shows whether all are finite, and one factor unscales and
+    /// clips. If the scale is a power of two, the bits are the same. Non-finite gradients stay
     /// non-finite, and the others stay finite.
     ///
     /// # Errors
@@ -65,9 +66,9 @@ impl GradScaler {
         Ok(gradients.into_state())
     }
 
-    /// [`unscale_and_clip_norm`](Self::unscale_and_clip_norm), except that the optimizer's kernel
-    /// multiplies by the factor: the tensors stay scaled. With an infinite `max_norm` nothing is
-    /// clipped.
+    /// Does the work of [`unscale_and_clip_norm`](Self::unscale_and_clip_norm), except that the
+    /// optimizer's kernel multiplies by the factor: the tensors stay scaled. With an infinite
+    /// `max_norm` nothing is clipped.
     ///
     /// # Errors
     /// The same as [`unscale`](Self::unscale)'s.

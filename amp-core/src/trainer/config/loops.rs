@@ -38,7 +38,7 @@ pub enum ValCheckInterval {
 }
 
 impl Default for ValCheckInterval {
-    /// The end of each epoch.
+    /// Returns the end of each epoch.
     fn default() -> Self {
         Self::Fraction(1.0)
     }
@@ -215,7 +215,7 @@ impl Loops {
         self.val_check_interval.checked().map(drop)
     }
 
-    /// The options after `fast_dev_run` and `overfit_batches` have set others.
+    /// Returns the options after `fast_dev_run` and `overfit_batches` have set others.
     pub(in crate::trainer) fn resolved(&self) -> Self {
         let mut loops = self.clone();
         if let Some(limit) = self.overfit_batches {
@@ -255,8 +255,8 @@ impl Validations {
         }
     }
 
-    /// Whether a validation follows the step that ends before batch `end` of the epoch. Validations by time
-    /// are not covered here.
+    /// Returns whether a validation follows the step that ends before batch `end` of the epoch.
+    /// Validations by time are not covered here.
     pub(in crate::trainer) fn follows(&self, epoch: i64, end: i64) -> bool {
         match self.interval {
             ValCheckInterval::Fraction(part) => {
@@ -275,18 +275,18 @@ impl Validations {
         }
     }
 
-    /// Whether this epoch, or a run that ends within it, ends with a validation.
+    /// Returns whether this epoch, or a run that ends within it, ends with a validation.
     pub(in crate::trainer) fn ends_epoch(&self, epoch: i64, is_whole: bool) -> bool {
         let by_fraction = matches!(self.interval, ValCheckInterval::Fraction(_));
         (is_whole || by_fraction) && self.follows(epoch, self.batches)
     }
 
-    /// Whether a validation is due this long after the last one.
+    /// Returns whether a validation is due this long after the last one.
     pub(in crate::trainer) fn is_due_after(&self, passed: Duration) -> bool {
         matches!(self.interval, ValCheckInterval::Time(every) if passed >= every)
     }
 
-    /// Whether validations happen only at the ends of epochs.
+    /// Returns whether validations happen only at the ends of epochs.
     pub(in crate::trainer) fn follow_each_epoch(&self) -> bool {
         self.interval == ValCheckInterval::Fraction(1.0) && self.every_n_epoch == 1
     }

@@ -35,7 +35,7 @@ impl Default for MemoryConfig {
 }
 
 impl MemoryConfig {
-    /// Whether a batch of this length that failed with this error should run in more parts.
+    /// Returns whether a batch of this length that failed with this error should run in more parts.
     pub(in crate::trainer) fn halves(&self, error: &Error, parts: i64, length: i64) -> bool {
         self.micro_batching && error.is_out_of_memory() && 2 * parts <= length
     }

@@ -78,8 +78,8 @@ pub struct TrainerConfig {
 }
 
 impl TrainerConfig {
-    /// Lightning's defaults, with two exceptions: a skipped step changes nothing, and a step that is not
-    /// finite is skipped under every precision.
+    /// Sets Lightning's defaults, with two exceptions: a skipped step changes nothing, and a step
+    /// that is not finite is skipped under every precision.
     pub fn new(precision: Precision, device: Device) -> Self {
         Self {
             precision,
@@ -98,19 +98,19 @@ impl TrainerConfig {
         }
     }
 
-    /// The options after `set` has changed some of them.
+    /// Sets the options after `set` has changed some of them.
     #[must_use]
     pub fn with(mut self, set: impl FnOnce(&mut Self)) -> Self {
         set(&mut self);
         self
     }
 
-    /// The policy of the run.
+    /// Returns the policy of the run.
     pub fn policy(&self) -> Policy {
         Policy::new(self.precision, self.device)
     }
 
-    /// The training batches of a run with these options, in its order.
+    /// Returns the training batches of a run with these options, in its order.
     ///
     /// # Errors
     /// When the data cannot be split into batches, or the device has no memory for a set that should be
@@ -124,16 +124,16 @@ impl TrainerConfig {
         Ok(loader.drawing(self.seed).limited(loops.limit_train_batches))
     }
 
-    /// The length for which a run over the batches of `loader` builds its schedules:
-    /// [`optimization.plan`](OptimizationConfig::plan), or else the length of the run. A trial by
-    /// `fast_dev_run` builds them for the run that it tries.
+    /// Returns the length for which a run over the batches of `loader` builds its schedules:
+    /// [`optimization.plan`](OptimizationConfig::plan), or else the length of the run. A trial run
+    /// by `fast_dev_run` builds them for the length of the full run.
     pub fn training_plan(&self, loader: &DataLoader) -> TrainingPlan {
         let tried = Loops { fast_dev_run: None, ..self.loops.clone() }.resolved();
         let batches = loader.batches_under(tried.limit_train_batches).max(1);
         self.optimization.plan.unwrap_or_else(|| self.length(batches, self.max_epochs))
     }
 
-    /// The length of a run with this number of batches per epoch.
+    /// Returns the length of a run with this number of batches per epoch.
     pub(super) fn length(&self, batches: i64, max_epochs: i64) -> TrainingPlan {
         let window = self.optimization.accumulate_grad_batches;
         // Saturates, because a run may be configured without an end.

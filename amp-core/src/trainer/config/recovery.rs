@@ -67,7 +67,7 @@ impl RecoveryConfig {
         Ok(())
     }
 
-    /// Whether a step may be repeated.
+    /// Returns whether a step may be repeated.
     pub(super) fn runs_again(&self) -> bool {
         matches!(self.on_non_finite, NonFinite::LowerScale | NonFinite::FallBackToBf16)
             || self.scale_floor.then == AtFloor::FallBackToBf16

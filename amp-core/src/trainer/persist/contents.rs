@@ -10,7 +10,7 @@ use crate::{
 };
 
 impl Run<'_, '_> {
-    /// The state of a run between two steps.
+    /// Returns the state of a run between two steps.
     pub(in crate::trainer) fn snapshot(&self, weights_only: bool) -> Result<Snapshot> {
         let state = match weights_only {
             true => None,

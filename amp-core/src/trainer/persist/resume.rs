@@ -69,7 +69,7 @@ named!(Change, "change", {
 });
 
 impl Run<'_, '_> {
-    /// The properties that must be equal for a run to continue with the same numbers.
+    /// Returns the properties that must be equal for a run to continue with the same numbers.
     pub(in crate::trainer) fn identity(&self) -> Map<String, Value> {
         let config = self.config;
         let freeze = config.optimization.freeze.iter().map(Freeze::to_string);
@@ -185,7 +185,7 @@ impl Run<'_, '_> {
         Ok(position)
     }
 
-    /// The initial rates of all optimizers, before any schedule.
+    /// Returns the initial rates of all optimizers, before any schedule.
     pub(in crate::trainer) fn initial_rates(&self) -> Vec<Vec<Rates>> {
         let scheduled = self.state.optim.scheduled.iter();
         scheduled.map(|scheduled| scheduled.initial_rates().to_vec()).collect()
@@ -196,7 +196,7 @@ impl Run<'_, '_> {
         scheduled.map(|scheduled| scheduled.optimizer.fixed_options()).collect()
     }
 
-    /// The first rates of the schedules, as one number per optimizer.
+    /// Returns the first rates of the schedules, as one number per optimizer.
     pub(in crate::trainer) fn courses(&self) -> Result<Vec<Option<u64>>> {
         self.state
             .optim
@@ -206,8 +206,8 @@ impl Run<'_, '_> {
             .collect()
     }
 
-    /// The settings in which this run differs from the saved one. Differences that `with` does not allow
-    /// are errors.
+    /// Returns the settings in which this run differs from the saved one. Differences that `with`
+    /// does not allow are errors.
     fn changes(&mut self, state: &State, with: &[Change]) -> Result<Vec<Change>> {
         let mut changed = Vec::new();
         let mut differs = |what: &str, there: &Value, here: &Value, by: Option<Change>| match by {
@@ -302,7 +302,7 @@ impl Run<'_, '_> {
     }
 }
 
-/// The entries that differ between two maps, with both values; null where a map lacks one.
+/// Returns the entries that differ between two maps, with both values; null where a map lacks one.
 fn different<'v>(
     there: &'v Map<String, Value>,
     here: &'v Map<String, Value>,

@@ -96,7 +96,7 @@ impl Writer {
         self.send(Job::Delete(path))
     }
 
-    /// Files written since the last call.
+    /// Returns the files written since the last call.
     ///
     /// # Errors
     /// When one could not be written or deleted.

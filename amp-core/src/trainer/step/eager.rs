@@ -23,8 +23,8 @@ use crate::{
     probe::Products,
 };
 
-/// One optimizer step: forward and backward → unscale → clip → apply → report. A skipped step changes
-/// nothing, and is repeated if the recovery policy asks for it.
+/// Runs one optimizer step: forward and backward → unscale → clip → apply → report. A skipped step
+/// changes nothing, and is repeated if the recovery policy asks for it.
 pub(super) fn step(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,

@@ -83,12 +83,12 @@ impl Steps {
         }
     }
 
-    /// The number of steps in flight.
+    /// Returns the number of steps in flight.
     pub(in crate::trainer) fn running(&self) -> u64 {
         self.graph.as_ref().map_or(0, Executor::running)
     }
 
-    /// Whether the oldest step has to end before another is started.
+    /// Returns whether the oldest step has to end before another is started.
     pub(in crate::trainer) fn is_full(&self, state: &StepState<'_>) -> bool {
         self.direct.is_full(state) || self.graph.as_ref().is_some_and(|graph| graph.is_full(state))
     }

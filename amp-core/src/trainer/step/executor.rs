@@ -6,7 +6,7 @@ use crate::{LightningModule, Result, callback::Action, log::Log};
 /// Runs optimizer steps in one way. A step is started on its examples, and ends later, when its outcome
 /// is known. Steps end in the order in which they were started.
 pub(in crate::trainer) trait Executor {
-    /// Whether it can start a step on these examples now.
+    /// Returns whether it can start a step on these examples now.
     ///
     /// # Errors
     /// When steps must run in this way but cannot.
@@ -27,10 +27,10 @@ pub(in crate::trainer) trait Executor {
         examples: Examples,
     ) -> Result<()>;
 
-    /// The number of steps in flight: started, outcome unknown.
+    /// Returns the number of steps in flight: started, outcome unknown.
     fn running(&self) -> u64;
 
-    /// Whether the oldest step has to [end](Self::end) before another is started.
+    /// Returns whether the oldest step has to [end](Self::end) before another is started.
     fn is_full(&self, state: &StepState<'_>) -> bool;
 
     /// Ends the oldest step in flight; `None` if there is none.

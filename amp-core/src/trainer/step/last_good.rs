@@ -21,7 +21,8 @@ pub(super) struct LastGood {
 }
 
 impl LastGood {
-    /// Whether a state is kept after this number of applied steps; `exists` if one was kept before.
+    /// Returns whether a state is kept after this number of applied steps; `exists` if one was kept
+    /// before.
     pub(super) fn is_due(config: &TrainerConfig, exists: bool, applied: u64) -> bool {
         config.recovery.on_non_finite == NonFinite::RestoreLastGood
             && (!exists || applied.is_multiple_of(config.recovery.keep_good_every_n_steps))
@@ -44,8 +45,8 @@ impl LastGood {
         })
     }
 
-    /// Whether returning to it can help a run with this number of applied steps: not twice without an
-    /// applied step in between.
+    /// Returns whether returning to it can help a run with this number of applied steps: not twice
+    /// without an applied step in between.
     pub(super) fn helps(&self, applied: u64) -> bool {
         !self.used || applied > self.applied
     }
@@ -66,7 +67,7 @@ impl LastGood {
         Ok(self.applied)
     }
 
-    /// Bytes of its tensors.
+    /// Returns the number of bytes of its tensors.
     pub(super) fn bytes(&self) -> u64 {
         let states = self.optimizers.iter().flat_map(State::tensors).map(|(_, tensor)| tensor);
         self.tensors.iter().chain(states).map(tensor_bytes).sum()

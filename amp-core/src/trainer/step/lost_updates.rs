@@ -22,16 +22,16 @@ const SAMPLE: i64 = 1024;
 /// Some elements of each 16-bit weight before a step.
 pub(super) struct Before(Vec<(Tensor, Tensor)>);
 
-/// Whether updates can be lost in such a run.
+/// Returns whether updates can be lost in such a run.
 fn may_be_lost(config: &TrainerConfig, precision: Precision) -> bool {
     let narrow = matches!(precision.storage(), Kind::Half | Kind::BFloat16);
     narrow && config.numerics.weight_update == WeightUpdate::RoundToNearest
 }
 
 impl StepState<'_> {
-    /// Whether the step after those in flight is checked: the first, tenth, hundredth and so on, until
-    /// lost updates are found. Schedules often begin with a tiny rate, so the first step alone is not
-    /// decisive.
+    /// Returns whether the step after those in flight is checked: the first, tenth, hundredth and
+    /// so on, until lost updates are found. Schedules often begin with a tiny rate, so the first
+    /// step alone is not decisive.
     pub(super) fn looks_for_lost_updates(&self, in_flight: u64) -> bool {
         let step = self.counts.applied + in_flight + 1;
         let power = 10_u64.checked_pow(step.ilog10()).is_some_and(|power| power == step);
@@ -42,7 +42,7 @@ impl StepState<'_> {
             && (step > 1 || !scheduled)
     }
 
-    /// The current weights, if the step is checked.
+    /// Returns the current weights, if the step is checked.
     pub(super) fn weights_before(&self) -> Result<Option<Before>> {
         if !self.looks_for_lost_updates(0) {
             return Ok(None);
@@ -60,7 +60,7 @@ impl StepState<'_> {
         Ok(Some(Before(pairs.collect::<Result<_>>()?)))
     }
 
-    /// The note about an applied step that lost many updates.
+    /// Returns the note about an applied step that lost many updates.
     pub(super) fn lost_updates(&mut self, before: &Before) -> Result<Option<String>> {
         let (mut lost, mut all) = (0.0, 0.0);
         for (weight, before) in &before.0 {

@@ -17,12 +17,13 @@ pub(in crate::trainer) struct Examples {
 }
 
 impl Examples {
-    /// Bytes of the batches' tensors.
+    /// Returns the number of bytes of the batches' tensors.
     pub(in crate::trainer) fn bytes(&self) -> u64 {
         self.batches.iter().map(AnyBatch::bytes).sum()
     }
 
-    /// Batches that are weighted by the [weight](LightningModule::loss_weight) of the model's loss on each.
+    /// Takes batches that are weighted by the [weight](LightningModule::loss_weight) of the model's
+    /// loss on each.
     pub(in crate::trainer) fn new(
         model: &dyn LightningModule,
         start: Position,
@@ -36,17 +37,17 @@ impl Examples {
         Ok(Self { start, batches, shares, skipped: false })
     }
 
-    /// The position of the batch at this index of the step.
+    /// Returns the position of the batch at this index of the step.
     pub(super) fn position(&self, at: usize) -> Position {
         Position { batch: self.start.batch + at as i64, ..self.start }
     }
 
-    /// The batch of the epoch that follows the step.
+    /// Returns the batch of the epoch that follows the step.
     pub(super) fn next_batch(&self) -> i64 {
         self.start.batch + self.batches.len() as i64
     }
 
-    /// The first part of the first batch.
+    /// Returns the first part of the first batch.
     pub(super) fn first_part(&self, parts: i64) -> Result<AnyBatch> {
         let Some(batch) = self.batches.first() else { return Err(no_examples()) };
         match batch.split(parts)? {
@@ -55,8 +56,8 @@ impl Examples {
         }
     }
 
-    /// The parts of the batches, each with the factor of its loss. Parts with weight 0 contribute no
-    /// gradient and are left out.
+    /// Returns the parts of the batches, each with the factor of its loss. Parts with weight 0
+    /// contribute no gradient and are left out.
     pub(super) fn in_parts(
         &self,
         model: &dyn LightningModule,
@@ -73,14 +74,15 @@ impl Examples {
         Ok(all)
     }
 
-    /// The losses of the batches with a weight above 0.
+    /// Returns the losses of the batches with a weight above 0.
     pub(super) fn counting(&self, losses: &[Tensor]) -> Vec<Tensor> {
         let pairs = losses.iter().zip(&self.shares).filter(|(_, share)| **share > 0.0);
         pairs.map(|(loss, _)| loss.shallow_clone()).collect()
     }
 }
 
-/// A batch in at most this number of parts, each with its share of the batch's loss; `None` for one part.
+/// Returns a batch in at most this number of parts, each with its share of the batch's loss; `None`
+/// for one part.
 pub(super) fn split(
     model: &dyn LightningModule,
     batch: &AnyBatch,
@@ -91,7 +93,7 @@ pub(super) fn split(
     Ok(Some(parts.into_iter().zip(shares).collect()))
 }
 
-/// The weight of each batch in the mean of all.
+/// Returns the weight of each batch in the mean of all.
 fn shares(model: &dyn LightningModule, batches: &[AnyBatch]) -> Result<Vec<f64>> {
     let weights = batches.iter().map(|batch| model.loss_weight(batch));
     let weights = weights.collect::<Result<Vec<_>>>()?;
@@ -109,7 +111,7 @@ fn shares(model: &dyn LightningModule, batches: &[AnyBatch]) -> Result<Vec<f64>>
     Ok(vec![1.0 / batches.len() as f64; batches.len()])
 }
 
-/// Whether every loss is finite. It reads them from the device.
+/// Returns whether every loss is finite. It reads them from the device.
 pub(super) fn are_finite(losses: &[Tensor]) -> Result<bool> {
     for loss in losses {
         if loss.f_isfinite()?.f_int64_value(&[])? == 0 {
@@ -119,12 +121,13 @@ pub(super) fn are_finite(losses: &[Tensor]) -> Result<bool> {
     Ok(true)
 }
 
-/// The error for a batch that has no part to run.
+/// Returns the error for a batch that has no part to run.
 pub(super) fn no_examples() -> Error {
     Error::config("a batch without examples")
 }
 
-/// The error for a batch that is too large for memory and whose loss depends on the batch as a whole.
+/// Returns the error for a batch that is too large for memory and whose loss depends on the batch
+/// as a whole.
 pub(in crate::trainer) fn whole_batch_does_not_fit() -> Error {
     Error::config(
         "a batch does not fit into memory, and its loss depends on the batch as a whole, so that \

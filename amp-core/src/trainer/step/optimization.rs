@@ -47,17 +47,18 @@ impl<'a> Optimization<'a> {
         Ok(Self { config, scheduled, scaler, narrow, access })
     }
 
-    /// From now on gradients are kept in f32.
+    /// Keeps gradients in f32 from now on.
     pub(in crate::trainer) fn keep_full_gradients(&mut self) {
         self.narrow = None;
     }
 
-    /// The loss scale; `None` if the precision has none.
+    /// Returns the loss scale; `None` if the precision has none.
     pub(in crate::trainer) fn scale(&self) -> Option<f64> {
         self.scaler.is_enabled().then(|| self.scaler.scale_value())
     }
 
-    /// The rate of the first optimizer's first group, the only one that a progress line shows.
+    /// Returns the rate of the first optimizer's first group, the only one that a progress line
+    /// shows.
     pub(in crate::trainer) fn lr(&self) -> f64 {
         self.scheduled.first().map_or(0.0, |first| first.optimizer.rates()[0].lr)
     }
@@ -71,12 +72,12 @@ impl<'a> Optimization<'a> {
         self.scheduled.iter_mut().try_for_each(|scheduled| scheduled.optimizer.extend_state())
     }
 
-    /// Whether a hook reads the gradients before they are clipped.
+    /// Returns whether a hook reads the gradients before they are clipped.
     pub(in crate::trainer) fn is_watched(&self) -> bool {
         matches!(self.access, StepAccess::Within(_))
     }
 
-    /// The unscaled gradients of each optimizer, for hooks.
+    /// Returns the unscaled gradients of each optimizer, for hooks.
     pub(in crate::trainer) fn unscale(&mut self) -> Result<Vec<Gradients<Unscaled>>> {
         let mut gradients = Vec::with_capacity(self.scheduled.len());
         for scheduled in &self.scheduled {
@@ -105,9 +106,10 @@ impl<'a> Optimization<'a> {
         gradients.into_iter().map(clip).collect()
     }
 
-    /// [`unscale`](Self::unscale) and [`clip`](Self::clip) in as few passes as the optimizers allow, for
-    /// steps in which no hook reads the gradients in between. While a step is `captured`, optimizers that
-    /// step after the graph get unscaled and clipped gradients, because they get no factor.
+    /// Does the work of [`unscale`](Self::unscale) and [`clip`](Self::clip) in as few passes as the
+    /// optimizers allow, for steps in which no hook reads the gradients in between. While a step is
+    /// `captured`, optimizers that step after the graph get unscaled and clipped gradients, because
+    /// they get no factor.
     pub(in crate::trainer) fn unscale_and_clip(
         &mut self,
         captured: bool,
@@ -238,7 +240,7 @@ fn has(logged: &[Logged], name: &str) -> bool {
     logged.iter().any(|logged| logged.name == name)
 }
 
-/// Whether the run requests 16-bit gradients and can have them.
+/// Returns whether the run requests 16-bit gradients and can have them.
 fn keeps_16_bit_gradients(config: &TrainerConfig) -> bool {
     requests_16_bit_gradients(config) && full_gradients_note(config).is_none()
 }
@@ -248,7 +250,7 @@ fn requests_16_bit_gradients(config: &TrainerConfig) -> bool {
         && config.precision.autocast().is_some()
 }
 
-/// Why gradients are kept in f32 in a run that requests 16 bits.
+/// Returns why gradients are kept in f32 in a run that requests 16 bits.
 pub(in crate::trainer) fn full_gradients_note(config: &TrainerConfig) -> Option<String> {
     let why = match (config.device.is_cuda(), config.optimization.accumulate_grad_batches) {
         _ if !requests_16_bit_gradients(config) => return None,

@@ -73,7 +73,7 @@ impl Profiler {
         Ok(())
     }
 
-    /// Whether a step is being profiled.
+    /// Returns whether a step is being profiled.
     pub(super) fn is_running(&self) -> bool {
         self.running.is_some()
     }
@@ -108,7 +108,7 @@ impl Profiler {
         self.done.extend(self.running.take());
     }
 
-    /// The profiles since the last call. Waits for the device.
+    /// Returns the profiles since the last call. Waits for the device.
     pub(in crate::trainer) fn take(&mut self) -> Result<Vec<Profile>> {
         let Some(origin) = &self.origin else { return Ok(Vec::new()) };
         let read = |recording: Recording| -> Result<Profile> {

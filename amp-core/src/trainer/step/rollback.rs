@@ -50,8 +50,8 @@ pub(super) struct Rollback {
 }
 
 impl Rollback {
-    /// For the buffers of `model`, which is already on its device, and the parameters that its forward pass
-    /// changes.
+    /// Prepares for the buffers of `model`, which is already on its device, and for the parameters
+    /// that its forward pass changes.
     pub(super) fn new(model: &dyn LightningModule, device: Device) -> Result<Self> {
         let tensors = named_tensors(model).into_iter();
         let buffers = tensors.filter(|(_, _, role)| *role == Role::Buffer);
@@ -85,7 +85,7 @@ impl Rollback {
         self.aside.as_ref().map_or(Ok(()), Aside::restore_random)
     }
 
-    /// Bytes of the kept buffers.
+    /// Returns the number of bytes of the kept buffers.
     pub(super) fn bytes(&self) -> u64 {
         self.buffers.bytes()
     }

@@ -10,7 +10,7 @@ pub(in crate::trainer) struct Length {
 }
 
 impl Length {
-    /// The part of the run, from 0 to 1, that is done after this batch.
+    /// Returns the fraction of the run, from 0 to 1, that is done after this batch.
     pub(super) fn done(&self, epoch: i64, batch: i64, global_step: u64) -> f64 {
         let TrainingPlan { max_epochs, estimated_stepping_batches } = self.plan;
         let per_epoch = self.batches_per_epoch as f64;

@@ -4,13 +4,13 @@ use tch::Tensor;
 
 use crate::Result;
 
-/// The spacing with which about `most` elements are read. It is odd, so that they are not all in one
-/// column.
+/// Returns the spacing with which about `most` elements are read. It is odd, so that they are not
+/// all in one column.
 pub(super) fn spacing(tensor: &Tensor, most: i64) -> i64 {
     (tensor.numel() as i64 / most) | 1
 }
 
-/// Elements at distances of [`spacing`], detached; a view if the tensor is contiguous.
+/// Returns elements at distances of [`spacing`], detached; a view if the tensor is contiguous.
 pub(super) fn sample(tensor: &Tensor, most: i64) -> Result<Tensor> {
     Ok(tensor.f_detach()?.f_reshape([-1])?.f_slice(0, None, None, spacing(tensor, most))?)
 }

@@ -109,7 +109,8 @@ impl<'a> StepState<'a> {
         })
     }
 
-    /// The number of applied steps and, if skipped steps count as in Lightning, of skipped steps.
+    /// Returns the number of applied steps and, if skipped steps count as in Lightning, of skipped
+    /// steps.
     pub(in crate::trainer) fn global_step(&self) -> u64 {
         let Self { counts, config, .. } = self;
         counts.applied + if config.recovery.skipped_step_advances { counts.skipped } else { 0 }
@@ -119,12 +120,13 @@ impl<'a> StepState<'a> {
         self.policy
     }
 
-    /// Whether the values of the last step are reported.
+    /// Returns whether the values of the last step are reported.
     pub(super) fn is_logged(&self) -> bool {
         self.counts.attempts.is_multiple_of(self.config.logging.log_every_n_steps.cast_unsigned())
     }
 
-    /// Whether the values of the next step are reported, after this number of steps in flight.
+    /// Returns whether the values of the next step are reported, after this number of steps in
+    /// flight.
     pub(super) fn logs_after(&self, running: u64) -> bool {
         let next = self.counts.attempts + running + 1;
         next.is_multiple_of(self.config.logging.log_every_n_steps.cast_unsigned())
@@ -135,7 +137,8 @@ impl<'a> StepState<'a> {
         self.average.as_ref().map_or(Ok(()), Average::swap)
     }
 
-    /// From now on each batch runs in this number of parts, whose gradients are added up.
+    /// Splits each batch into this number of parts from now on, and adds up the gradients of the
+    /// parts.
     pub(in crate::trainer) fn set_parts(&mut self, parts: i64) {
         self.parts = parts;
         if parts > 1 {
@@ -143,7 +146,7 @@ impl<'a> StepState<'a> {
         }
     }
 
-    /// The state that a hook can read now.
+    /// Returns the state that a hook can read now.
     pub(in crate::trainer) fn hook<'l>(&'l self, epoch: i64, log: &'l mut Log) -> Hook<'l> {
         Hook {
             epoch,
@@ -155,7 +158,7 @@ impl<'a> StepState<'a> {
         }
     }
 
-    /// The context of a training pass.
+    /// Returns the context of a training pass.
     pub(super) fn new_context(&self) -> Context {
         let context =
             Context::new(self.policy, true).with_overrides(self.config.numerics.overrides.clone());
@@ -165,12 +168,12 @@ impl<'a> StepState<'a> {
         }
     }
 
-    /// The memory budget, if the run has one and no plan for it yet.
+    /// Returns the memory budget, if the run has one and no plan for it yet.
     pub(in crate::trainer) fn unplanned_budget(&self) -> Option<u64> {
         self.config.memory.budget.filter(|_| self.memory.is_none())
     }
 
-    /// From now on recomputes the modules that the plan names, and reports the plan.
+    /// Recomputes the modules that the plan names from now on, and reports the plan.
     pub(in crate::trainer) fn follow_memory_plan(
         &mut self,
         plan: MemoryPlan,
@@ -228,7 +231,7 @@ impl<'a> StepState<'a> {
         self.rollback.restore(model)
     }
 
-    /// While the guard lives, casts each weight once for all batches of a step, if there are several
+    /// Casts each weight once for all batches of a step while the guard lives, if there are several
     /// batches.
     pub(super) fn keep_casts(&self) -> Result<Option<KeptCasts>> {
         let several = self.config.optimization.accumulate_grad_batches > 1 || self.parts > 1;
@@ -377,7 +380,7 @@ impl<'a> StepState<'a> {
         emit(Event::Recovered { attempt: self.counts.attempts, recovery })
     }
 
-    /// The report on the last counted attempt.
+    /// Returns the report on the last counted attempt.
     pub(super) fn skipped(&self, culprit: Option<String>, scale: f64) -> Skipped {
         Skipped { attempt: self.counts.attempts - 1, culprit, scale, provenance: None }
     }

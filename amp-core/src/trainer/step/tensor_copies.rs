@@ -16,7 +16,7 @@ impl Kept {
         Ok(Self { slots: (0..slots).map(room).collect::<Result<_>>()?, live })
     }
 
-    /// The copies that keep the current values, as pairs of target and source.
+    /// Returns the copies that keep the current values, as pairs of target and source.
     pub(super) fn copies(&self, slot: usize) -> impl Iterator<Item = [&Tensor; 2]> {
         self.slots[slot].iter().zip(&self.live).map(|(kept, live)| [kept, live])
     }
@@ -27,7 +27,7 @@ impl Kept {
         if pairs.is_empty() { Ok(()) } else { ffi::copy_each(&pairs) }
     }
 
-    /// Bytes of the copies.
+    /// Returns the number of bytes of the copies.
     pub(super) fn bytes(&self) -> u64 {
         self.slots.iter().flatten().map(tensor_bytes).sum()
     }

@@ -22,7 +22,7 @@ pub(in crate::trainer) struct Average {
 }
 
 impl Average {
-    /// Averages of the tensors of `model`, which is already on its device.
+    /// Copies the tensors of `model`, which is already on its device, as the first averages.
     pub(super) fn new(model: &dyn LightningModule, averaging: Averaging) -> Result<Self> {
         let (names, live): (Vec<_>, Vec<_>) = weights::distinct(model).into_iter().unzip();
         let shadow = live.iter().map(copy_of).collect::<Result<_>>()?;
@@ -39,7 +39,7 @@ impl Average {
         }
     }
 
-    /// Whether the end of an epoch changes the average.
+    /// Returns whether the end of an epoch changes the average.
     pub(super) fn follows_epoch(&self, epoch: i64) -> bool {
         matches!(self.averaging, Averaging::Swa { start_epoch } if epoch >= start_epoch)
     }
@@ -84,12 +84,13 @@ impl Average {
         })
     }
 
-    /// Bytes of the averages.
+    /// Returns the number of bytes of the averages.
     pub(super) fn bytes(&self) -> u64 {
         self.shadow.iter().map(tensor_bytes).sum()
     }
 
-    /// The state for a checkpoint, in addition to the weights of the file, which are the averages.
+    /// Returns the state for a checkpoint, in addition to the weights of the file, which are the
+    /// averages.
     pub(in crate::trainer) fn state(&self) -> Result<State> {
         let mut state = State::default();
         state.put("updates", &self.updates)?;

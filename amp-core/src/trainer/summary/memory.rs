@@ -41,7 +41,7 @@ pub struct StepMemory {
 }
 
 impl StepMemory {
-    /// The sum of all.
+    /// Returns the sum of all.
     pub fn total(&self) -> u64 {
         let Self { parameters, buffers, gradients, optimizer_state, averages, .. } = self;
         parameters
@@ -86,7 +86,8 @@ pub(super) fn of(
     })
 }
 
-/// Bytes that exist after the forward pass and did not exist before it, while the loss lives.
+/// Returns the number of bytes that exist after the forward pass and did not exist before it, while
+/// the loss lives.
 fn activations(
     model: &mut dyn LightningModule,
     batch: &AnyBatch,

@@ -73,13 +73,13 @@ pub struct ModelSummary {
 }
 
 impl ModelSummary {
-    /// The layer at this dotted path; the model itself at the empty path.
+    /// Returns the layer at this dotted path; the model itself at the empty path.
     pub fn layer(&self, path: &str) -> Option<&LayerSummary> {
         self.layers.iter().find(|layer| layer.path == path)
     }
 
-    /// The same without layers deeper than `depth`: 0 keeps only the model, 1 its own layers as well.
-    /// Numbers of a layer include the layers within it.
+    /// Sets the same without layers deeper than `depth`: 0 keeps only the model, 1 its own layers
+    /// as well. Numbers of a layer include the layers within it.
     #[must_use]
     pub fn with_max_depth(mut self, depth: usize) -> Self {
         self.layers.retain(|layer| layer.depth <= depth);

@@ -59,7 +59,7 @@ impl ModelSummary {
         [self.branch(place), kind, shapes(&layer.input), shapes(&layer.output), parameters, flops]
     }
 
-    /// The layer's name after the branches that lead to it.
+    /// Returns the layer's name after the branches that lead to it.
     fn branch(&self, place: usize) -> String {
         let layer = &self.layers[place];
         if layer.depth == 0 {
@@ -112,7 +112,7 @@ pub fn show_count(count: i64) -> String {
     indicatif::HumanCount(count.cast_unsigned()).to_string()
 }
 
-/// Three digits: `1.81 G`.
+/// Formats three digits: `1.81 G`.
 fn operations(count: u64) -> String {
     const UNITS: [(f64, &str); 5] = [(1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")];
     let count = count as f64;

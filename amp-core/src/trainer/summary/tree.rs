@@ -60,7 +60,7 @@ impl LayerSummary {
         }
     }
 
-    /// The last part of its path.
+    /// Returns the last part of its path.
     pub(super) fn name(&self) -> &str {
         self.path.rsplit_once('.').map_or(&self.path, |(_, name)| name)
     }
@@ -75,7 +75,7 @@ impl LayerSummary {
     }
 }
 
-/// The layers, and the operations of the pass.
+/// Returns the layers, and the operations of the pass.
 pub(super) fn layers(model: &dyn LightningModule, traced: Traced) -> (Vec<LayerSummary>, u64) {
     let mut declared = Declared {
         layers: vec![LayerSummary::new(String::new(), 0)],
@@ -119,7 +119,8 @@ pub(super) fn layers(model: &dyn LightningModule, traced: Traced) -> (Vec<LayerS
     (layers, traced.flops)
 }
 
-/// Names the type of each `Vec` whose layers the forward pass ran without running the `Vec` itself.
+/// Sets the type name of each `Vec` whose layers the forward pass ran without running the `Vec`
+/// itself.
 fn name_lists(layers: &mut [LayerSummary]) {
     for at in 0..layers.len() {
         let depth = layers[at].depth;
@@ -134,7 +135,7 @@ fn name_lists(layers: &mut [LayerSummary]) {
     }
 }
 
-/// The path of the layer around it; `None` for the model.
+/// Returns the path of the layer around it; `None` for the model.
 fn parent_of(path: &str) -> Option<&str> {
     (!path.is_empty()).then(|| path.rsplit_once('.').map_or("", |(parent, _)| parent))
 }
@@ -169,7 +170,7 @@ impl Tensors {
         tensors
     }
 
-    /// The numbers of trained and frozen values that the tensor adds.
+    /// Returns the numbers of trained and frozen values that the tensor adds.
     fn add(&mut self, tensor: &Tensor, role: Role) -> (i64, i64) {
         if !self.seen.insert(ffi::identity(tensor)) {
             return (0, 0);
@@ -199,7 +200,7 @@ struct Declared {
 }
 
 impl Declared {
-    /// The path of this name within the innermost open layer.
+    /// Returns the path of this name within the innermost open layer.
     fn path(&self, name: &str) -> String {
         let parent = self.open.last().map_or("", |place| self.layers[*place].path.as_str());
         if parent.is_empty() { name.to_owned() } else { format!("{parent}.{name}") }
@@ -233,7 +234,7 @@ impl Visitor for Declared {
     }
 }
 
-/// The name of a type without its modules: `Conv2d` for `amp_core::nn::conv::Conv<2>`.
+/// Returns the name of a type without its modules: `Conv2d` for `amp_core::nn::conv::Conv<2>`.
 fn short(type_name: &str) -> String {
     let mut name = String::new();
     let mut word = String::new();

@@ -35,7 +35,7 @@ impl TryFrom<Stored> for Categories {
 }
 
 impl Categories {
-    /// The different names in the order of their bytes.
+    /// Returns the different names in the order of their bytes.
     pub fn of(names: impl IntoIterator<Item = impl Into<String>>) -> Self {
         let mut names: Vec<String> = names.into_iter().map(Into::into).collect();
         names.sort_unstable();
@@ -43,29 +43,29 @@ impl Categories {
         Self { names, unknown: false }
     }
 
-    /// The same with one more id, the last, for every other name.
+    /// Sets the same with one more id, the last, for every other name.
     #[must_use]
     pub fn with_unknown(mut self) -> Self {
         self.unknown = true;
         self
     }
 
-    /// The names, by id.
+    /// Returns the names, by id.
     pub fn names(&self) -> &[String] {
         &self.names
     }
 
-    /// Number of ids, as for the rows of an embedding.
+    /// Returns the number of ids, as for the rows of an embedding.
     pub fn len(&self) -> i64 {
         self.names.len() as i64 + i64::from(self.unknown)
     }
 
-    /// Whether there is none.
+    /// Returns whether there is none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The id of a name.
+    /// Returns the id of a name.
     pub fn id(&self, name: &str) -> Option<i64> {
         let found = self.names.binary_search_by(|known| known.as_str().cmp(name)).ok();
         let unknown = self.unknown.then_some(self.names.len());

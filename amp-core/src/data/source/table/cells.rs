@@ -11,10 +11,10 @@ use crate::{Error, Result};
 pub(super) trait Rows {
     fn len(&self) -> usize;
 
-    /// The place of a row, for errors: `people.csv, line 3`.
+    /// Returns the place of a row, for errors: `people.csv, line 3`.
     fn place(&self, row: usize) -> String;
 
-    /// The numbers of a column, rounded to f32.
+    /// Returns the numbers of a column, rounded to f32.
     fn floats(&self, column: &str) -> Result<Vec<Option<f32>>>;
 
     fn integers(&self, column: &str) -> Result<Vec<Option<i64>>>;
@@ -25,7 +25,7 @@ pub(super) trait Rows {
 /// What to do about a value that is missing.
 const MISSING: &str = "is missing: fill the table, or declare a value for missing ones";
 
-/// The error of a cell.
+/// Returns the error of a cell.
 pub(super) fn refused(rows: &impl Rows, row: usize, column: &str, why: &str) -> Error {
     Error::config(format!("{}: `{column}` {why}", rows.place(row)))
 }
@@ -43,7 +43,7 @@ fn present<T: Copy>(
     cells.collect()
 }
 
-/// f32 `[N, columns]`.
+/// Reads columns of numbers as f32 `[N, columns]`.
 pub(super) fn numbers(
     rows: &impl Rows,
     columns: &[impl AsRef<str>],
@@ -62,13 +62,13 @@ pub(super) fn numbers(
     }
 }
 
-/// int64 `[N]`.
+/// Reads a column of integers as int64 `[N]`.
 pub(super) fn integers(rows: &impl Rows, column: &str, fill: Option<i64>) -> Result<Tensor> {
     let cells = present(rows, column, rows.integers(column)?, fill)?;
     Ok(Tensor::f_from_slice(&cells)?)
 }
 
-/// int64 `[N]`.
+/// Reads a column of categories as ids, int64 `[N]`.
 pub(super) fn ids(
     rows: &impl Rows,
     column: &str,

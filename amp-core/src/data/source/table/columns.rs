@@ -61,18 +61,19 @@ enum Content {
 }
 
 impl Columns {
-    /// No field yet.
+    /// Makes a list without fields.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A field f32 `[N, columns]`.
+    /// Returns a field f32 `[N, columns]`.
     #[must_use]
     pub fn numbers(self, field: &str, columns: &[&str]) -> Self {
         self.with_numbers(field, columns, None)
     }
 
-    /// As [`numbers`](Self::numbers), with `missing`, which must be finite, for missing values.
+    /// Does the same as [`numbers`](Self::numbers), with `missing`, which must be finite, for
+    /// missing values.
     #[must_use]
     pub fn numbers_or(self, field: &str, columns: &[&str], missing: f32) -> Self {
         self.with_numbers(field, columns, Some(missing))
@@ -83,26 +84,27 @@ impl Columns {
         self.with(field, Content::Numbers { columns, missing })
     }
 
-    /// A field int64 `[N]` of whole numbers, as of classes.
+    /// Returns a field int64 `[N]` of whole numbers, as of classes.
     #[must_use]
     pub fn integers(self, field: &str, column: &str) -> Self {
         self.with(field, Content::Integers { column: column.to_owned(), missing: None })
     }
 
-    /// As [`integers`](Self::integers), with `missing` for missing values: losses and metrics leave out -100.
+    /// Does the same as [`integers`](Self::integers), with `missing` for missing values: losses and
+    /// metrics leave out -100.
     #[must_use]
     pub fn integers_or(self, field: &str, column: &str, missing: i64) -> Self {
         self.with(field, Content::Integers { column: column.to_owned(), missing: Some(missing) })
     }
 
-    /// A field int64 `[N]` of places among categories, for an embedding.
+    /// Returns a field int64 `[N]` of places among categories, for an embedding.
     #[must_use]
     pub fn ids(self, field: &str, column: &str, categories: &Categories) -> Self {
         let (column, categories) = (column.to_owned(), categories.clone());
         self.with(field, Content::Ids { column, categories, missing: None })
     }
 
-    /// As [`ids`](Self::ids), with the category `missing` for missing values.
+    /// Does the same as [`ids`](Self::ids), with the category `missing` for missing values.
     #[must_use]
     pub fn ids_or(self, field: &str, column: &str, categories: &Categories, missing: &str) -> Self {
         let (column, categories) = (column.to_owned(), categories.clone());
@@ -131,7 +133,7 @@ impl Columns {
         saved::load(path.as_ref())
     }
 
-    /// The names of the columns that are read.
+    /// Returns the names of the columns that are read.
     #[cfg(feature = "parquet")]
     pub(super) fn read(&self) -> impl Iterator<Item = &str> {
         self.fields.iter().flat_map(|field| match &field.content {
@@ -160,7 +162,7 @@ impl Columns {
         Ok(())
     }
 
-    /// The batch of these rows.
+    /// Returns the batch of these rows.
     pub(super) fn batch(&self, rows: &impl Rows) -> Result<AnyBatch> {
         self.check()?;
         let mut batch = AnyBatch::new("Columns");

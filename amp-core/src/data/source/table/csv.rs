@@ -61,7 +61,8 @@ impl Table {
         Self::read_separated(path, b',')
     }
 
-    /// As [`read`](Self::read), with this character between cells, as `b';'` or `b'\t'`.
+    /// Does the same as [`read`](Self::read), with this character between cells, such as `b';'` or
+    /// `b'\t'`.
     ///
     /// # Errors
     /// As [`read`](Self::read).
@@ -93,22 +94,22 @@ impl Table {
         Ok(Self { path, columns, rows })
     }
 
-    /// Number of rows.
+    /// Returns the number of rows.
     pub fn len(&self) -> i64 {
         self.rows.len() as i64
     }
 
-    /// Whether there are none.
+    /// Returns whether there are none.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
-    /// The columns' names.
+    /// Returns the columns' names.
     pub fn columns(&self) -> &[String] {
         &self.columns
     }
 
-    /// Columns of numbers: f32 `[N, columns]`.
+    /// Reads columns of numbers: f32 `[N, columns]`.
     ///
     /// # Errors
     /// When a column is missing, or a cell is empty or not a number.
@@ -116,7 +117,7 @@ impl Table {
         cells::numbers(self, columns, None)
     }
 
-    /// Like [`numbers`](Self::numbers), with `missing` for empty cells and NaN.
+    /// Does the same as [`numbers`](Self::numbers), with `missing` for empty cells and NaN.
     ///
     /// # Errors
     /// When a column is missing, or a cell that is not empty is not a number.
@@ -124,7 +125,7 @@ impl Table {
         cells::numbers(self, columns, Some(missing))
     }
 
-    /// A column of whole numbers, as of classes: int64 `[N]`.
+    /// Returns a column of whole numbers, as of classes: int64 `[N]`.
     ///
     /// # Errors
     /// When the column is missing, or a cell is empty or not a whole number.
@@ -132,7 +133,8 @@ impl Table {
         cells::integers(self, column, None)
     }
 
-    /// The categories of a column: its different cells in the order of their bytes, without empty ones.
+    /// Returns the categories of a column: its different cells in the order of their bytes, without
+    /// empty ones.
     ///
     /// # Errors
     /// When the column is missing.
@@ -140,7 +142,7 @@ impl Table {
         Ok(Categories::of(self.texts(column)?.into_iter().flatten()))
     }
 
-    /// A column as places among categories: int64 `[N]`.
+    /// Returns a column as places among categories: int64 `[N]`.
     ///
     /// # Errors
     /// When the column is missing, or a cell is empty or none of the categories, which have no place for unknown
@@ -149,7 +151,7 @@ impl Table {
         cells::ids(self, column, categories, None)
     }
 
-    /// All rows as a batch with these fields, which is a data set in memory.
+    /// Reads all rows into a batch with these fields. The batch is a data set in memory.
     ///
     /// # Errors
     /// When a column is missing, or a cell does not fit its field.
@@ -157,7 +159,7 @@ impl Table {
         columns.batch(self)
     }
 
-    /// The cells of a column, `None` for empty ones.
+    /// Returns the cells of a column, `None` for empty ones.
     fn cells(&self, column: &str) -> Result<impl Iterator<Item = Option<&str>>> {
         let at = self.columns.iter().position(|name| name == column).ok_or_else(|| {
             let (path, names) = (self.path.display(), self.columns.join(", "));

@@ -98,14 +98,14 @@ impl StepGraph {
         })
     }
 
-    /// Whether the graph computes in the run's precision and contains exactly the optimizer steps that can
-    /// be captured now.
+    /// Returns whether the graph computes in the run's precision and contains exactly the optimizer
+    /// steps that can be captured now.
     pub(super) fn is_of(&self, state: &StepState<'_>) -> bool {
         self.precision == state.policy().precision
             && captured_steps(state).eq(self.steps.iter().copied())
     }
 
-    /// Whether a step on these batches is the one that was captured.
+    /// Returns whether a step on these batches is the one that was captured.
     pub(super) fn fits(&self, examples: &Examples, state: &StepState<'_>) -> bool {
         self.is_of(state)
             && self.shares == examples.shares
@@ -130,12 +130,12 @@ impl StepGraph {
         self.graph.launch(&self.report, &self.reports[slot])
     }
 
-    /// Whether the step in this slot, whose event has passed, was skipped.
+    /// Returns whether the step in this slot, whose event has passed, was skipped.
     pub(super) fn is_void(&self, slot: usize) -> Result<bool> {
         Ok(self.reports[slot].f_double_value(&[0])? != 0.0)
     }
 
-    /// The loss of each batch of the step in this slot, on the host.
+    /// Returns the loss of each batch of the step in this slot, on the host.
     pub(super) fn losses(&self, slot: usize) -> Result<Vec<Tensor>> {
         let losses = (1..).zip(&self.losses).map(|(at, kind)| {
             // A copy, because the slot is reused.
@@ -152,7 +152,7 @@ impl StepGraph {
     }
 }
 
-/// For each optimizer, whether its step can be captured now.
+/// Returns for each optimizer whether its step can be captured now.
 fn captured_steps(state: &StepState<'_>) -> impl Iterator<Item = bool> {
     state.optim.scheduled.iter().map(|scheduled| scheduled.optimizer.capabilities().captures)
 }

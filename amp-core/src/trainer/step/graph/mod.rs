@@ -29,7 +29,7 @@ const QUEUED: usize = 4;
 /// Steps that run without a graph first: libraries choose their kernels and allocate their workspaces.
 const WARM_UP: u64 = 3;
 
-/// The closest access that any observer of a run needs.
+/// Returns the closest access that any observer of a run needs.
 pub(in crate::trainer) fn step_access(
     model: &dyn LightningModule,
     callbacks: &[Box<dyn Callback + '_>],
@@ -47,7 +47,7 @@ pub(in crate::trainer) fn step_access(
     callbacks.fold(model.step_access().and(average).and(checks), StepAccess::and)
 }
 
-/// How many steps may be queued; an error says why steps cannot be graphs.
+/// Returns how many steps may be queued; an error says why steps cannot be graphs.
 fn capacity(config: &TrainerConfig, access: StepAccess) -> Result<usize> {
     if !config.device.is_cuda() {
         return Err(refused("they need a CUDA device"));

@@ -60,7 +60,7 @@ struct Queued {
 }
 
 impl Replay {
-    /// An executor for the steps of a run.
+    /// Creates an executor for the steps of a run.
     ///
     /// # Errors
     /// When steps cannot be graphs.
@@ -82,7 +82,7 @@ impl Replay {
         }
     }
 
-    /// Whether a graph of a step on these examples should be captured now.
+    /// Returns whether a graph of a step on these examples should be captured now.
     fn is_due(&self, state: &StepState<'_>, examples: &Examples) -> bool {
         let whole =
             examples.batches.len() as i64 == state.config.optimization.accumulate_grad_batches;

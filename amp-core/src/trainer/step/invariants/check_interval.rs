@@ -25,7 +25,7 @@ impl Clock {
         Self { level, start: (0, 0), step: None, applied: 0, evaluations: 0, epoch: None }
     }
 
-    /// Whether invariants are checked now; `running` is the number of steps in flight.
+    /// Returns whether invariants are checked now; `running` is the number of steps in flight.
     #[inline]
     pub(super) fn is_due(&mut self, moment: Moment, counts: &Counts, running: u64) -> bool {
         if self.level == Check::Off {
@@ -70,7 +70,7 @@ impl Clock {
     }
 }
 
-/// 1, 2, 3 and the powers of ten.
+/// Returns whether `count` is 1, 2, 3 or a power of ten.
 fn is_sparse(count: u64) -> bool {
     match count {
         0..=3 => count > 0,

@@ -94,7 +94,7 @@ fn has_gradients(scheduled: &Scheduled) -> Result<bool> {
     Ok(false)
 }
 
-/// A group of parameters whose rate differs from the schedule's.
+/// Returns a group of parameters whose rate differs from the schedule's.
 fn other_rates(scheduled: &Scheduled) -> Option<String> {
     let planned = scheduled.schedule_rates()?;
     let rates = scheduled.optimizer.rates();

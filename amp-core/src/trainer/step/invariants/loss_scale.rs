@@ -57,7 +57,7 @@ impl Rule for ScaleFollowsRule {
     }
 }
 
-/// The violation, if scale and tracker differ between the device and the host.
+/// Returns the violation, if scale and tracker differ between the device and the host.
 fn differs_on_device((scale, tracker): (f32, i32), host: ScalerState) -> Option<String> {
     ((f64::from(scale), tracker) != (host.scale, host.growth_tracker)).then(|| {
         format!(
@@ -68,7 +68,7 @@ fn differs_on_device((scale, tracker): (f32, i32), host: ScalerState) -> Option<
     })
 }
 
-/// The violation, if the scale after skipped and applied steps does not follow the rule.
+/// Returns the violation, if the scale after skipped and applied steps does not follow the rule.
 fn differs(before: ScalerState, now: ScalerState, applied: u64, skipped: u64) -> Option<String> {
     let mut expected = (before.scale, before.growth_tracker);
     for _ in 0..skipped {
@@ -94,8 +94,8 @@ fn differs(before: ScalerState, now: ScalerState, applied: u64, skipped: u64) ->
     })
 }
 
-/// The rule of torch.amp.GradScaler: scale and step count after one more step. A scale that would be
-/// infinite in f32 stays.
+/// Returns the rule of torch.amp.GradScaler: scale and step count after one more step. A scale that
+/// would be infinite in f32 stays.
 fn after(rule: ScalerState, (scale, tracker): (f64, i32), overflowed: bool) -> (f64, i32) {
     let narrow = |scale: f64| f64::from(scale as f32);
     match i64::from(tracker) + 1 {
@@ -122,7 +122,8 @@ mod tests {
         growth_interval: 3,
     };
 
-    /// The first step after which a scaler with these constants violates the rule of `CONFIG`.
+    /// Returns the first step after which a scaler with these constants violates the rule of
+    /// `CONFIG`.
     fn first_difference(config: GradScalerConfig, overflows: &[bool]) -> Option<usize> {
         let state = |scale, growth_tracker| ScalerState {
             scale,

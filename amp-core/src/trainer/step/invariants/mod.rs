@@ -95,11 +95,11 @@ pub(in crate::trainer) enum Moment {
 trait Rule {
     fn invariant(&self) -> Invariant;
 
-    /// The moments at which it is checked.
+    /// Returns the moments at which the invariant is checked.
     fn moments(&self) -> &'static [Moment];
 
-    /// The violation at this moment, as a clause: the tensor or setting, the observation, the cause and
-    /// the remedy.
+    /// Returns the violation at this moment, as a clause: the tensor or setting, the observation,
+    /// the cause and the remedy.
     fn broken(&mut self, moment: Moment, seen: &Seen<'_>) -> Result<Option<String>>;
 }
 
@@ -110,7 +110,7 @@ pub(in crate::trainer) struct Invariants {
 }
 
 impl Invariants {
-    /// The rules for a run of `model` on `data`.
+    /// Creates the rules for a run of `model` on `data`.
     pub(in crate::trainer) fn new(
         config: &TrainerConfig,
         loops: &Loops,
@@ -176,7 +176,7 @@ impl Invariants {
     }
 }
 
-/// The step that a text is about, counted from 1.
+/// Returns the step that a text is about, counted from 1.
 fn when(moment: Moment, seen: &Seen<'_>) -> String {
     let ended = seen.state.counts.attempts;
     match moment {

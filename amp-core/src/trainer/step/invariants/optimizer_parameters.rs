@@ -42,7 +42,7 @@ impl Rule for OptimizerHoldsWeights {
 }
 
 impl OptimizerHoldsWeights {
-    /// A parameter that required gradients when the step began.
+    /// Returns a parameter that required gradients when the step began.
     fn lost(&self, seen: &Seen<'_>) -> Option<String> {
         let trained: HashSet<&str> = self.trained.iter().map(String::as_str).collect();
         let mut now = parameters(seen);
@@ -60,7 +60,7 @@ fn parameters<'s>(seen: &'s Seen<'_>) -> impl Iterator<Item = (&'s String, &'s t
     parameters.map(|(name, tensor, _)| (name, tensor))
 }
 
-/// A difference between the model's parameters and the optimizers'.
+/// Returns a difference between the model's parameters and the optimizers'.
 fn not_held(seen: &Seen<'_>) -> Option<String> {
     let own = |scheduled: &'_ Scheduled| scheduled.optimizer.parameters().clone();
     let held: Vec<_> = seen.scheduled().iter().map(own).collect();
@@ -94,7 +94,8 @@ fn not_held(seen: &Seen<'_>) -> Option<String> {
     ))
 }
 
-/// A master copy in f32 that does not round to its weight. All are read from the device at once.
+/// Returns a master copy in f32 that does not round to its weight. All are read from the device at
+/// once.
 fn stale_master(seen: &Seen<'_>) -> Result<Option<String>> {
     let (mut names, mut pieces) = (Vec::new(), Vec::new());
     for scheduled in seen.scheduled() {

@@ -31,12 +31,12 @@ impl<'a> Seen<'a> {
         Self { model, state, running, tensors, samples }
     }
 
-    /// The model's parameters and buffers.
+    /// Returns the model's parameters and buffers.
     pub(super) fn tensors(&self) -> &[(String, Tensor, Role)] {
         self.tensors.get_or_init(|| nn::named_tensors(self.model))
     }
 
-    /// A few elements of each of them, on the host.
+    /// Returns a few elements of each of them, on the host.
     ///
     /// # Errors
     /// When the device reports an earlier failure.

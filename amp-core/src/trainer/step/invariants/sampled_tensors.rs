@@ -51,8 +51,8 @@ impl Samples {
         Ok(Self { tensors: sampled, values: read(&taken)? })
     }
 
-    /// Each tensor of `self`, the earlier sample, with its elements in `now`. Tensors are matched by name;
-    /// one that is missing in `now` is left out.
+    /// Returns each tensor of `self`, the earlier sample, with its elements in `now`. Tensors are
+    /// matched by name; one that is missing in `now` is left out.
     pub(super) fn pairs<'s>(&'s self, now: &'s Self) -> impl Iterator<Item = Pair<'s>> {
         self.tensors.iter().enumerate().filter_map(move |(at, tensor)| {
             let same = |other: &&Sampled| other.name == tensor.name;
@@ -66,7 +66,7 @@ impl Samples {
 }
 
 impl Pair<'_> {
-    /// Whether an element has changed.
+    /// Returns whether an element has changed.
     pub(super) fn moved(&self) -> bool {
         // Bits are compared, so that a NaN equals itself.
         let bits = |values: &[f64]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
@@ -74,7 +74,8 @@ impl Pair<'_> {
     }
 }
 
-/// The sampled elements of a tensor; empty without a tensor, or if f64 cannot represent them.
+/// Returns the sampled elements of a tensor; empty without a tensor, or if f64 cannot represent
+/// them.
 pub(super) fn elements(tensor: &Tensor) -> Result<Option<Tensor>> {
     if !tensor.defined() {
         return Ok(None);
@@ -89,7 +90,7 @@ pub(super) fn elements(tensor: &Tensor) -> Result<Option<Tensor>> {
     })?))
 }
 
-/// The values of sampled elements, in one copy from the device.
+/// Returns the values of sampled elements, in one copy from the device.
 pub(super) fn read(pieces: &[Tensor]) -> Result<Vec<f64>> {
     if pieces.is_empty() {
         return Ok(Vec::new());

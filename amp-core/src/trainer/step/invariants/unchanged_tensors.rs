@@ -112,7 +112,7 @@ impl Rule for SkipsChangeNothing {
     }
 }
 
-/// The first tensor that has changed.
+/// Returns the first tensor that has changed.
 fn moved(before: &Samples, now: &Samples) -> Option<(String, Role)> {
     let found = before.pairs(now).find(|pair| pair.moved())?;
     Some((found.tensor.name.clone(), found.tensor.role))

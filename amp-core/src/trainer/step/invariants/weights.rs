@@ -78,7 +78,7 @@ impl WeightsMove {
         Ok(broken)
     }
 
-    /// The violation, if the gradient of a constant parameter should have changed it.
+    /// Returns the violation, if the gradient of a constant parameter should have changed it.
     fn stuck(&self, seen: &Seen<'_>, pair: &Pair<'_>, steps: u64) -> Result<Option<String>> {
         let name = &pair.tensor.name;
         for (scheduled, rates) in seen.scheduled().iter().zip(&self.rates) {
@@ -118,7 +118,7 @@ fn lrs(scheduled: &Scheduled) -> Vec<f64> {
     scheduled.optimizer.rates().iter().map(|rates| rates.lr).collect()
 }
 
-/// The rate of the parameter's group before the step; 0 if it is not known.
+/// Returns the rate of the parameter's group before the step; 0 if it is not known.
 fn rate(scheduled: &Scheduled, place: usize, before: &[f64]) -> f64 {
     if let [only] = before {
         return *only;
@@ -129,8 +129,8 @@ fn rate(scheduled: &Scheduled, place: usize, before: &[f64]) -> f64 {
     group.and_then(|group| before.get(group)).copied().unwrap_or(0.0)
 }
 
-/// A lower bound of the factor on a gradient, as it is after a step. If the optimizer's kernel unscales
-/// and clips, the gradient is still scaled.
+/// Returns a lower bound of the factor on a gradient, as it is after a step. If the optimizer's
+/// kernel unscales and clips, the gradient is still scaled.
 fn factor(seen: &Seen<'_>, scheduled: &Scheduled) -> Result<f64> {
     let deferred = matches!(seen.state.optim.access, StepAccess::Late)
         && scheduled.optimizer.capabilities().scales;
@@ -152,7 +152,7 @@ fn factor(seen: &Seen<'_>, scheduled: &Scheduled) -> Result<f64> {
     Ok((limit / squares.sqrt()).min(1.0 / scale.max(1.0)))
 }
 
-/// The distance from 1 to the next number of this dtype.
+/// Returns the distance from 1 to the next number of this dtype.
 fn spacing(kind: Kind) -> f64 {
     match kind {
         Kind::Double => f64::EPSILON,

@@ -84,7 +84,7 @@ impl Trial<'_, '_> {
         Ok(survey.take())
     }
 
-    /// The peak of tensor bytes in the passes of a step under this choice.
+    /// Returns the peak of tensor bytes in the passes of a step under this choice.
     fn peak(&mut self, segments: &[Segment]) -> Result<u64> {
         let outcome = self.run_passes(segments);
         self.state.optim.scaler.forget();
@@ -114,8 +114,7 @@ impl Trial<'_, '_> {
         Ok(held + peak)
     }
 
-    /// Bytes of tensors between two steps. On CUDA everything that the process holds on the device, and the
-    /// previous step's batches; on the CPU the tensors of the model, the optimizers, the kept state, the batches and the loaders.
+    /// Returns the number of bytes of the tensors that exist between two steps.
     fn held(&self) -> Result<u64> {
         let Self { state, model, examples, loaders } = self;
         if let Device::Cuda(_) = state.policy.device {

@@ -18,8 +18,8 @@ pub(super) struct Tried {
     pub(super) peak: u64,
 }
 
-/// The cheapest choice that was measured to hold at most `budget` bytes, or the leanest choice if none
-/// fits. `measure` tries a choice.
+/// Returns the cheapest choice that was measured to hold at most `budget` bytes, or the leanest
+/// choice if none fits. `measure` tries a choice.
 pub(super) fn search(
     cells: &[Cell],
     budget: u64,
@@ -47,7 +47,7 @@ pub(super) fn search(
     Ok(best)
 }
 
-/// The next choice to try, if there is one.
+/// Returns the next choice to try, if there is one.
 fn next(cells: &[Cell], budget: u64, tried: &[Tried]) -> Option<Vec<Range<usize>>> {
     let last = tried.last().filter(|_| tried.len() < TRIES)?;
     let chosen = match tried.iter().any(|tried| tried.peak <= budget) {
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
     use crate::{Error, nn::Segment};
 
-    /// Six layers of one container, of 100 bytes and one second each.
+    /// Returns six layers of one container, of 100 bytes and one second each.
     fn cells() -> Vec<Cell> {
         let cells = (0..6).map(|at| Cell {
             segment: Segment { path: "model".to_owned(), layers: Some(at..at + 1) },

@@ -22,8 +22,9 @@ const MOST: usize = 256;
 /// A cell that holds more than this share of all is split.
 const MUCH: u64 = 8;
 
-/// The cells to choose among. A cell that holds a large share of all bytes is split if the modules within
-/// it hold most of its bytes. A cell that stays whole can be recomputed as one with its neighbours.
+/// Returns the cells to choose among. A cell that holds a large share of all bytes is split if the
+/// modules within it hold most of its bytes. A cell that stays whole can be recomputed as one with
+/// its neighbours.
 pub(super) fn refine(cells: Vec<Cell>) -> Vec<Cell> {
     let much = held(&cells, &[]) / MUCH;
     cells.into_iter().flat_map(|cell| parts(cell, much)).collect()
@@ -38,8 +39,8 @@ fn parts(mut cell: Cell, much: u64) -> Vec<Cell> {
     within.into_iter().flat_map(|cell| parts(cell, much)).collect()
 }
 
-/// The cheapest choice under which at most `room` bytes are held, as ranges of cells to recompute as one;
-/// `None` if there is no such choice.
+/// Returns the cheapest choice under which at most `room` bytes are held, as ranges of cells to
+/// recompute as one; `None` if there is no such choice.
 pub(super) fn choose(cells: &[Cell], room: u64) -> Option<Vec<Range<usize>>> {
     let mut fronts = vec![vec![State::default()]];
     for end in 1..=cells.len() {
@@ -83,8 +84,8 @@ pub(super) fn choose(cells: &[Cell], room: u64) -> Option<Vec<Range<usize>>> {
     Some(chosen)
 }
 
-/// The choice that holds the fewest bytes, to within a hundredth. It is deterministic, so that the budget
-/// that an error suggests suffices.
+/// Returns the choice that holds the fewest bytes, to within a hundredth. It is deterministic, so
+/// that the budget that an error suggests suffices.
 pub(super) fn leanest(cells: &[Cell]) -> Vec<Range<usize>> {
     let cells: Vec<Cell> = cells.iter().map(|cell| Cell { seconds: 1.0, ..cell.clone() }).collect();
     let cells = cells.as_slice();
@@ -100,22 +101,22 @@ pub(super) fn leanest(cells: &[Cell]) -> Vec<Range<usize>> {
     chosen
 }
 
-/// The most bytes that cells hold at once under a choice.
+/// Returns the most bytes that cells hold at once under a choice.
 pub(super) fn peak(cells: &[Cell], chosen: &[Range<usize>]) -> u64 {
     walk(cells, chosen).1
 }
 
-/// The bytes that cells hold under a choice at the end of the forward pass.
+/// Returns the bytes that cells hold under a choice at the end of the forward pass.
 pub(super) fn held(cells: &[Cell], chosen: &[Range<usize>]) -> u64 {
     walk(cells, chosen).0
 }
 
-/// The time to recompute what is chosen.
+/// Returns the time to recompute what is chosen.
 pub(super) fn seconds(cells: &[Cell], chosen: &[Range<usize>]) -> f64 {
     chosen.iter().flat_map(|range| &cells[range.clone()]).map(|cell| cell.seconds).sum()
 }
 
-/// The bytes at the end, and the peak.
+/// Returns the bytes at the end, and the peak.
 fn walk(cells: &[Cell], chosen: &[Range<usize>]) -> (u64, u64) {
     let (mut held, mut most, mut at) = (0, 0, 0);
     let mut chosen = chosen.iter().peekable();
@@ -136,7 +137,7 @@ fn walk(cells: &[Cell], chosen: &[Range<usize>]) -> (u64, u64) {
     (held, most.max(held))
 }
 
-/// The bytes that a cell adds if it is kept.
+/// Returns the bytes that a cell adds if it is kept.
 fn kept(cells: &[Cell], at: usize) -> u64 {
     let before = at.checked_sub(1).map(|before| &cells[before]);
     let kept_before =
@@ -145,7 +146,7 @@ fn kept(cells: &[Cell], at: usize) -> u64 {
     own + if keeps_input || kept_before { input } else { 0 }
 }
 
-/// The most bytes that neighbours recomputed as one hold in their backward pass.
+/// Returns the most bytes that neighbours recomputed as one hold in their backward pass.
 fn again(cells: &[Cell], range: &Range<usize>) -> u64 {
     let Range { start, end } = *range;
     let kept: u64 = (start + 1..end).map(|at| kept(cells, at)).sum();
@@ -154,7 +155,7 @@ fn again(cells: &[Cell], range: &Range<usize>) -> u64 {
     cells[start].input + cells[start].own + kept + output + gradients
 }
 
-/// The gradients of a cell's output and input.
+/// Returns the gradients of a cell's output and input.
 fn gradients(cell: &Cell) -> u64 {
     cell.output + cell.input
 }
@@ -171,7 +172,7 @@ struct State {
     checkpointed: bool,
 }
 
-/// Pairs that no other pair beats, from the smallest to the cheapest.
+/// Returns pairs that no other pair beats, from the smallest to the cheapest.
 fn front(mut states: Vec<State>) -> Vec<State> {
     let cost = |state: &State| (state.seconds, state.segments);
     states.sort_by(|a, b| {
@@ -196,7 +197,8 @@ mod tests {
     use super::*;
     use crate::nn::Segment;
 
-    /// Layers of one container that keep only their inputs of this many bytes, each with this cost.
+    /// Makes layers of one container that keep only their inputs of this many bytes, each with this
+    /// cost.
     fn chain(of: &[(u64, f64)]) -> Vec<Cell> {
         let cells = of.iter().enumerate().map(|(at, (input, seconds))| Cell {
             segment: Segment { path: "model".to_owned(), layers: Some(at..at + 1) },
@@ -211,7 +213,7 @@ mod tests {
         cells.collect()
     }
 
-    /// The best of all possible choices, found by trying each.
+    /// Returns the best of all possible choices, found by trying each.
     fn all(cells: &[Cell], from: usize) -> Vec<Vec<Range<usize>>> {
         if from == cells.len() {
             return vec![Vec::new()];

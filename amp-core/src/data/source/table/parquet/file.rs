@@ -62,7 +62,7 @@ impl File {
         })
     }
 
-    /// These columns of a row group.
+    /// Reads these columns of a row group.
     pub(super) fn read<'c>(
         &self,
         group: usize,

@@ -60,7 +60,7 @@ pub struct ParquetTable {
 type Group = (usize, usize);
 
 impl ParquetTable {
-    /// One file.
+    /// Opens one file.
     ///
     /// # Errors
     /// When it cannot be read, or is not a Parquet file.
@@ -68,7 +68,7 @@ impl ParquetTable {
         Self::open_all(&[path])
     }
 
-    /// The rows of all files, in this order.
+    /// Returns the rows of all files, in this order.
     ///
     /// # Errors
     /// When there is no file, one cannot be read or is not a Parquet file, or their columns have other names.
@@ -105,22 +105,22 @@ impl ParquetTable {
         self
     }
 
-    /// Number of rows.
+    /// Returns the number of rows.
     pub fn len(&self) -> i64 {
         self.group_rows().iter().sum()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The columns' names.
+    /// Returns the columns' names.
     pub fn columns(&self) -> Vec<String> {
         self.files[0].columns().map(str::to_owned).collect()
     }
 
-    /// The rows of each row group.
+    /// Returns the rows of each row group.
     pub fn group_rows(&self) -> Vec<i64> {
         self.files.iter().flat_map(File::group_rows).collect()
     }
@@ -130,8 +130,8 @@ impl ParquetTable {
         files.flat_map(|(at, file)| (0..file.group_rows().count()).map(move |group| (at, group)))
     }
 
-    /// The categories of a column: its different values in the order of their bytes, without missing ones. Reads this
-    /// column once.
+    /// Returns the categories of a column: its different values in the order of their bytes,
+    /// without missing ones. Reads this column once.
     ///
     /// # Errors
     /// When the column is missing or cannot be read.
@@ -150,7 +150,7 @@ impl ParquetTable {
         Ok(Categories::of(names.into_iter().flatten().collect::<BTreeSet<_>>()))
     }
 
-    /// All rows, in memory, as a batch with these fields, which is a data set.
+    /// Reads all rows into memory, as a batch with these fields. The batch is a data set.
     ///
     /// # Errors
     /// When a column is missing, a value does not fit its field, or there is no row.
@@ -161,7 +161,7 @@ impl ParquetTable {
         })?)
     }
 
-    /// The rows as a data set that reads each row group when it is needed.
+    /// Returns the rows as a data set that reads each row group when it is needed.
     ///
     /// # Errors
     /// When a column is missing.
@@ -177,7 +177,7 @@ impl ParquetTable {
         columns.batch(&self.files[file].read(group, columns.read())?)
     }
 
-    /// The file of the table, for errors.
+    /// Returns the file of the table, for errors.
     fn path(&self) -> PathBuf {
         self.files[0].path.clone()
     }

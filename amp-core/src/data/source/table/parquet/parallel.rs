@@ -10,8 +10,7 @@ use std::{
 
 use crate::{Error, Result};
 
-/// What `decode` makes of each item, in order. At most `threads` threads run it, each on the next item that none has
-/// begun. After an error no further item is begun, and the error of the first item that has one is returned.
+/// Returns the result of `decode` for each item, in order.
 pub(super) fn each<I: Sync, T: Send>(
     threads: usize,
     items: &[I],

@@ -45,13 +45,14 @@ impl ParquetSet {
         self
     }
 
-    /// How many row groups were read from the files so far, one as often as it was read.
+    /// Returns how many row groups were read from the files so far. A group that was read twice
+    /// counts twice.
     pub fn groups_read(&self) -> u64 {
         self.read
     }
 
-    /// An order for training: row groups at random, and rows at random among `together` groups, which the set keeps
-    /// meanwhile, so that an epoch reads each group once.
+    /// Returns an order for training: row groups at random, and rows at random among `together`
+    /// groups, which the set keeps meanwhile, so that an epoch reads each group once.
     ///
     /// # Errors
     /// When `together` is 0.
@@ -59,7 +60,7 @@ impl ParquetSet {
         ShuffledBlocks::new(self.table.group_rows(), together)
     }
 
-    /// The group of a row.
+    /// Returns the group of a row.
     fn group_of(&self, row: i64) -> Result<usize> {
         let all = self.starts[self.groups.len()];
         match (0..all).contains(&row) {
@@ -91,7 +92,7 @@ impl ParquetSet {
         self.cache.push_back(read);
     }
 
-    /// A group that is kept, which becomes the last used.
+    /// Returns a row group that is in memory, and marks it as the last used.
     fn kept_group(&mut self, at: usize) -> Option<&AnyBatch> {
         let place = self.cache.iter().position(|(group, _)| *group == at)?;
         let entry = self.cache.remove(place)?;

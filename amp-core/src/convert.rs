@@ -1,8 +1,8 @@
-//! f16 and bf16 values in and out of tensors, bit for bit.
+//! Converts f16 and bf16 values to tensors and back, bit for bit.
 //!
-//! tch declares `half::bf16` as f16 ([`Element::KIND`](tch::kind::Element), tch #995). `Tensor::from_slice`
-//! therefore copies the right bits and labels them with the wrong dtype, so that they stand for other
-//! numbers. The conversions here copy bytes and set the dtype explicitly.
+//! tch declares `half::bf16` as f16 ([`Element::KIND`](tch::kind::Element), tch #995).
+//! `Tensor::from_slice` therefore copies the right bits and gives the tensor the wrong dtype, which
+//! changes the numbers. The conversions here copy bytes and set the dtype explicitly.
 
 pub use half::{bf16, f16};
 

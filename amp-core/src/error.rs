@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// What can go wrong while a model is built, trained or checked.
+/// The errors of building, training and checking a model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -38,10 +38,11 @@ pub enum Error {
     /// A run did not compute in the dtypes its precision promises.
     #[error("{0}")]
     Precision(String),
-    /// A run ended because a step was not finite; the text names the first tensor that was not.
+    /// A run ended because a step was not finite. The text names the first tensor with NaN or
+    /// infinity.
     #[error("{0}")]
     NonFinite(String),
-    /// A run broke a rule that holds in every training run.
+    /// A run broke an invariant, a rule that holds in every training run.
     #[error("{text}")]
     Invariant {
         /// The rule's name: one of [`trainer::Invariant`](crate::trainer::Invariant).
@@ -49,7 +50,8 @@ pub enum Error {
         /// Step, tensor and rule, the likely cause and the remedy, in one line.
         text: String,
     },
-    /// Recorded figures come from a kind of machine that this one cannot be compared with.
+    /// Recorded values come from a machine with other properties, so they cannot be compared with
+    /// the values of this machine.
     #[error("{0}")]
     NotComparable(String),
     /// The scaler's methods were called out of order, or its scale fell too low.
@@ -57,16 +59,16 @@ pub enum Error {
     Scaler(String),
 }
 
-/// The result of everything in this crate that can fail.
+/// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// Returns a [`Error::Config`] with this text.
+    /// Creates an [`Error::Config`] with this text.
     pub fn config(text: impl Into<String>) -> Self {
         Self::Config(text.into())
     }
 
-    /// Wraps an I/O error with the file that it concerns.
+    /// Creates an [`Error::Io`] for the file at `path`.
     pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         Self::Io { path: path.into(), source }
     }
@@ -83,8 +85,8 @@ impl Error {
         }
     }
 
-    /// Names the module in which the error occurred. An error that names a module already is returned
-    /// unchanged, because the innermost module's path is complete.
+    /// Adds the path of the module in which the error occurred. An error that already has a path is
+    /// returned unchanged, because that path is of the innermost module.
     #[must_use]
     pub fn at(self, path: &str) -> Self {
         match self {
@@ -113,8 +115,8 @@ impl Error {
         }
     }
 
-    /// Returns an error that a data set returned: its own [`Error::Config`] is not a mistake of the
-    /// command line.
+    /// Converts an error that a data set returned. Its [`Error::Config`] becomes an
+    /// [`Error::Data`], because it is not a mistake in the command line.
     pub(crate) fn of_data_set(self) -> Self {
         match self {
             Self::Config(text) => Self::Data(text),
@@ -122,7 +124,7 @@ impl Error {
         }
     }
 
-    /// Returns libtorch's text without the C++ stack trace that follows its first line.
+    /// Keeps the first line of libtorch's text. A C++ stack trace follows it.
     pub(crate) fn torch(text: &str) -> Self {
         let head = text.split("\nException raised from").next().unwrap_or(text);
         Self::Torch(head.trim_end().to_owned())

@@ -1,7 +1,7 @@
-//! Enums whose variants are written as words, for example on a command line.
+//! Enums whose variants have names, for example for a command line.
 
-/// Gives each variant of an enum a name, by which it is parsed and printed. `$what` is what error
-/// messages call the enum.
+/// Names each variant of an enum. Variants are parsed from and printed as these names. `$what` is
+/// the enum's name in error messages.
 macro_rules! named {
     ($type:ident, $what:literal, { $($variant:ident => $name:literal),+ $(,)? }) => {
         impl $type {

@@ -17,7 +17,7 @@ pub struct Rates {
     pub momentum: Option<f64>,
 }
 
-/// Numbers on the parameters' device on which a step depends.
+/// Numbers on the parameters' device that a step reads.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct OnDevice<'a> {
     /// An f32 scalar. If it is not 0, the step changes nothing.
@@ -29,12 +29,12 @@ pub struct OnDevice<'a> {
 /// The operations that an optimizer's step can do on the device, without the host.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Capabilities {
-    /// Skip the step: [`OnDevice::found_inf`].
+    /// Skips the step if [`OnDevice::found_inf`] is not 0.
     pub skips: bool,
-    /// Multiply the gradients: [`OnDevice::factor`]. A step after a CUDA graph gets no factor,
-    /// because the graph unscales and clips the gradients.
+    /// Multiplies the gradients by [`OnDevice::factor`]. A step in a CUDA graph gets no factor,
+    /// because the graph itself unscales and clips the gradients.
     pub scales: bool,
-    /// Be part of a CUDA graph. The step then reads its rates on the device, where
+    /// Runs in a CUDA graph. The step then reads its rates on the device, where
     /// [`Optimizer::write_rates`] writes them.
     pub captures: bool,
 }
@@ -73,7 +73,8 @@ pub trait Optimizer {
     /// Does the same as [`step`](Self::step), with numbers that are known only on the device.
     ///
     /// # Errors
-    /// When [`capabilities`](Self::capabilities) lacks a needed one, or the kernel fails.
+    /// When [`capabilities`](Self::capabilities) lacks an operation that `known` needs, or the
+    /// kernel fails.
     fn step_with(&mut self, known: OnDevice<'_>) -> Result<()>;
 
     /// Returns the operations that [`step_with`](Self::step_with) supports.
@@ -122,7 +123,7 @@ pub trait Optimizer {
     /// Restores a saved state, which may come from another device.
     ///
     /// # Errors
-    /// When a name, shape or dtype differs from this optimizer's state. Nothing is changed then.
+    /// When a name, shape or dtype differs from this optimizer's state. Then nothing is changed.
     fn load_state(&mut self, state: &State) -> Result<()>;
 
     /// Returns the options of each group except the rates, as a text that is equal for equal

@@ -7,21 +7,21 @@ use crate::{
     precision::StepOutcome,
 };
 
-/// Logs the learning rate that the next step will take, and on request the momentum, under the
-/// names of lightning.pytorch.callbacks.LearningRateMonitor: `lr-AdamW`, `lr-AdamW/pg2` for the
-/// second parameter group, `lr-AdamW-1` for a second optimizer, `lr-AdamW-momentum`.
+/// Logs the learning rate of the next step, and on request the momentum, with the names of
+/// lightning.pytorch.callbacks.LearningRateMonitor: `lr-AdamW`, `lr-AdamW/pg2` for the second
+/// parameter group, `lr-AdamW-1` for a second optimizer, `lr-AdamW-momentum`.
 #[derive(Debug, Clone, Default)]
 pub struct LearningRateMonitor {
     momentum: bool,
 }
 
 impl LearningRateMonitor {
-    /// Creates the learning rate alone.
+    /// Logs only the learning rate.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Sets the momentum too.
+    /// Logs the momentum too.
     #[must_use]
     pub fn log_momentum(mut self) -> Self {
         self.momentum = true;

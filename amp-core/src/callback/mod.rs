@@ -30,7 +30,7 @@ use crate::{
 /// Acts on a run. The default of every hook does nothing.
 ///
 /// # Errors
-/// An error in any of them ends the run as failed.
+/// An error in a hook ends the run as failed.
 #[expect(clippy::missing_errors_doc, reason = "said once, above")]
 pub trait Callback {
     /// Returns the callback's name in a checkpoint. Two callbacks of one run need different names.
@@ -183,9 +183,9 @@ pub struct Epoch<'a> {
     pub model: &'a dyn LightningModule,
     /// The precision it trains in.
     pub precision: Precision,
-    /// The figures of the epoch; training figures exist only at the epoch's end.
+    /// The values of the epoch. Training values exist only at the epoch's end.
     pub end: &'a EpochEnd,
-    /// Whether the epoch continues.
+    /// Whether the epoch continues after this validation.
     pub goes_on: bool,
     /// Whether the run ends before the epoch's last batch. A resumed run completes the epoch, so a callback
     /// must not count it now.
@@ -194,8 +194,8 @@ pub struct Epoch<'a> {
     pub(crate) more_to_come: bool,
 }
 
-/// An action that a callback requests. The loop executes actions after all callbacks, so that a saved
-/// file holds the state of each callback; files are deleted last.
+/// An action that a callback requests. The trainer executes actions after all callbacks have run,
+/// so that a saved file holds the state of each callback. It deletes files last.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Save the run to this file.

@@ -11,39 +11,40 @@ use super::{
 };
 use crate::{Error, Result, precision::Policy, random::Draws, state::State};
 
-/// Cuts a dataset into batches and brings them to the policy's device and dtype.
+/// Splits a dataset into batches and moves them to the policy's device and dtype.
 ///
-/// An epoch's batches depend on the dataset, the seed and the epoch's number alone, so that the
-/// pair (epoch, batch) is all a run needs to continue where it was.
+/// The batches of an epoch depend only on the dataset, the seed and the epoch's number. A run can
+/// therefore continue from the pair (epoch, batch).
 #[derive(Debug)]
 pub struct DataLoader {
     source: Source,
-    /// The number of examples of the set, and of an epoch.
+    /// The number of examples of the set, and the number per epoch.
     examples: i64,
     len: i64,
-    /// Bytes of a set copied to the device, without memory that the data itself holds.
+    /// Bytes of a set copied to the device. Memory that the data itself holds is not counted.
     copied: u64,
     batch_size: i64,
     drop_last: bool,
     limit: Limit,
     order: Order,
-    /// The seed for the order.
+    /// The seed of the order.
     order_seed: u64,
-    /// The seed for the set's random numbers.
+    /// The seed of the set's random numbers.
     seed: u64,
     policy: Policy,
-    /// Changes of batches on the device.
+    /// The transforms of batches on the device.
     transforms: Transforms,
 }
 
 #[derive(Debug)]
 enum Source {
-    /// The whole set, placed.
+    /// The whole set is on the device.
     Resident(AnyBatch),
     Host {
         data: SharedDataset,
         prefetch: usize,
-        /// Threads that read examples, and how many batches they may be ahead.
+        /// The number of threads that read examples, and the number of batches that they may read
+        /// ahead.
         workers: Option<(usize, usize)>,
     },
 }
@@ -52,7 +53,8 @@ impl DataLoader {
     /// Makes batches in order; the last one may be smaller.
     ///
     /// # Errors
-    /// When nothing can be batched so, or the device has no room for a set that is to be stored there.
+    /// When the set cannot be split into such batches, or the device has not enough memory for a
+    /// set that is to be stored there.
     pub fn new(
         data: &SharedDataset,
         batch_size: i64,
@@ -104,8 +106,8 @@ impl DataLoader {
         })
     }
 
-    /// Shuffles the examples by a permutation that depends only on the seed and the epoch, not on
-    /// device and precision: [`Order::Shuffled`]. A stream keeps its order.
+    /// Shuffles the examples by a permutation that depends only on the seed and the epochand not on
+    /// device or precision ([`Order::Shuffled`]). A stream keeps its order.
     #[must_use]
     pub fn shuffled(mut self, seed: u64) -> Self {
         self.len = self.examples;
@@ -153,7 +155,7 @@ impl DataLoader {
         self
     }
 
-    /// Sets the first batches of each epoch alone.
+    /// Uses only the first batches of each epoch.
     #[must_use]
     pub fn limited(mut self, limit: Limit) -> Self {
         self.limit = limit;
@@ -165,8 +167,8 @@ impl DataLoader {
         matches!(self.source, Source::Resident(_))
     }
 
-    /// Returns the number of bytes of the tensors that the loader has made and keeps: a copy of the
-    /// whole set, an epoch's order.
+    /// Returns the number of bytes of the tensors that the loader has made and keeps, such as a
+    /// copy of the whole set and the order of an epoch.
     pub(crate) fn held_bytes(&self) -> u64 {
         match (&self.source, self.order.sampler()) {
             (Source::Resident(_), Some(_)) => self.copied + 8 * self.len as u64,
@@ -192,7 +194,7 @@ impl DataLoader {
         }
     }
 
-    /// Lets a batch begin where a stream was saved, or at its start.
+    /// Moves a stream to the start of a batch: to a saved state, or to the stream's beginning.
     pub(crate) fn set_stream(&self, epoch: u64, batch: i64, state: Option<State>) -> Result<()> {
         match &self.source {
             Source::Resident(_) => Ok(()),
@@ -216,11 +218,12 @@ impl DataLoader {
         self.batch_size.min(self.len - index * self.batch_size)
     }
 
-    /// Returns the batches of one epoch, from the one at `first` on, on the policy's device and in
-    /// its dtype. After an error there are no more. Dropping the iterator ends its thread.
+    /// Returns the batches of one epoch, from the batch at `first` on, on the policy's device and
+    /// in its dtype. The iterator ends after an error. Dropping it ends its thread.
     ///
     /// # Errors
-    /// When an epoch has no batch `first`, the device has no room or no thread can be started.
+    /// When an epoch has no batch `first`, the device has not enough memory, or no thread can be
+    /// started.
     pub fn epoch(&self, epoch: u64, first: i64) -> Result<Batches<'_>> {
         let order = self.order(epoch, first)?;
         let placed = self.placed(epoch, first, order.clone())?;
@@ -234,7 +237,7 @@ impl DataLoader {
         Ok(Box::new(until_error(changed)))
     }
 
-    /// Returns the order of an epoch's examples; `None` for the set's own.
+    /// Returns the order of an epoch's examples; `None` for the set's own order.
     fn order(&self, epoch: u64, first: i64) -> Result<Option<Arc<[i64]>>> {
         let batches = self.batches();
         if !(0..=batches).contains(&first) {
@@ -336,7 +339,7 @@ impl DataLoader {
 /// The batches of an epoch.
 type Batches<'l> = Box<dyn Iterator<Item = Result<AnyBatch>> + 'l>;
 
-/// Ends after the first error, and reads nothing after it.
+/// Ends the iterator after the first error.
 fn until_error<T>(mut items: impl Iterator<Item = Result<T>>) -> impl Iterator<Item = Result<T>> {
     let mut failed = false;
     std::iter::from_fn(move || {

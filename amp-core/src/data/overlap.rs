@@ -10,10 +10,10 @@ use tch::{Device, Kind, Tensor};
 use super::{AnyBatch, SharedDataset};
 use crate::Result;
 
-/// Returns whether one of two sets is the other, or both share memory.
+/// Returns whether both handles are of one set, or the two sets share memory.
 ///
 /// # Errors
-/// When examples in memory are no batch.
+/// When examples in memory do not form a batch.
 pub(crate) fn share_memory(one: &SharedDataset, other: &SharedDataset) -> Result<bool> {
     if one.is_same(other) {
         return Ok(true);
@@ -41,7 +41,7 @@ pub(crate) fn shared_part(one: &SharedDataset, other: &SharedDataset) -> Result<
     let (Some(one), Some(other)) = (one.in_memory()?, other.in_memory()?) else {
         return Ok(None);
     };
-    // A common key for both.
+    // Both sets are hashed with the same key.
     let keys = RandomState::new();
     let known: HashSet<u64> = hashes(&one, &keys)?.into_iter().collect();
     let own = hashes(&other, &keys)?;
@@ -49,7 +49,7 @@ pub(crate) fn shared_part(one: &SharedDataset, other: &SharedDataset) -> Result<
     Ok(Some(shared as f64 / own.len().max(1) as f64))
 }
 
-/// Returns the tensors with something of each example.
+/// Returns the tensors that have a row for each example.
 fn per_example(batch: &AnyBatch) -> impl Iterator<Item = (&str, &Tensor)> {
     let length = batch.len();
     batch.tensors().filter(move |(_, tensor)| tensor.size().first() == Some(&length))
@@ -58,7 +58,7 @@ fn per_example(batch: &AnyBatch) -> impl Iterator<Item = (&str, &Tensor)> {
 /// The memory addresses of a tensor's rows.
 struct Rows {
     first: i64,
-    /// Bytes from one to the next.
+    /// The number of bytes from one row to the next.
     apart: i64,
     count: i64,
     /// The sizes and strides within a row.
@@ -66,7 +66,7 @@ struct Rows {
 }
 
 impl Rows {
-    /// Returns `None` if all rows are equal.
+    /// Returns `None` if all rows are at one address.
     fn of(tensor: &Tensor) -> Option<Self> {
         let (size, stride) = (tensor.size(), tensor.stride());
         let apart = stride.first()? * tensor.kind().elt_size_in_bytes() as i64;
@@ -88,7 +88,7 @@ impl Rows {
     }
 }
 
-/// Returns a number for each example, which equal ones share.
+/// Returns a hash for each example. Equal examples have equal hashes.
 fn hashes(batch: &AnyBatch, keys: &RandomState) -> Result<Vec<u64>> {
     let length = batch.len();
     let mut rows: Vec<Vec<u8>> = vec![Vec::new(); length as usize];
@@ -127,7 +127,7 @@ mod tests {
         assert!(!share_memory(&train, &part(7, 3)?)?);
         assert!(share_memory(&train, &part(6, 3)?)?);
         assert!(share_memory(&train, &train.clone())?);
-        assert!(!share_memory(&train, &rows(0, 7))?, "a copy lies elsewhere");
+        assert!(!share_memory(&train, &rows(0, 7))?, "a copy has other memory");
         let every_other = |start| -> Result<SharedDataset> {
             let half = |tensor: &Tensor| tensor.slice(0, start, None, 2);
             Ok(Batch::new(half(&input), half(&target))?.into())

@@ -1,7 +1,8 @@
 use super::SharedDataset;
 
-/// The data sets of one loop, in the order in which it runs over them. A set may have a name, under
-/// which its values are logged: `val_loss/rare` of the set `rare`, `val_loss` of the set without one.
+/// The data sets of one loop, in the order in which the loop reads them. A set may have a name,
+/// which the names of its logged values contain: `val_loss/rare` for a set `rare`, `val_loss` for a
+/// set without a name.
 #[derive(Debug, Clone, Default)]
 pub struct Sets(Vec<(String, SharedDataset)>);
 
@@ -11,7 +12,7 @@ impl Sets {
         Self(vec![(String::new(), set.into())])
     }
 
-    /// Sets the sets followed by another one.
+    /// Adds another set after the others.
     #[must_use]
     pub fn and(mut self, name: impl Into<String>, set: impl Into<SharedDataset>) -> Self {
         self.0.push((name.into(), set.into()));

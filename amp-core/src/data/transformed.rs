@@ -1,4 +1,4 @@
-//! Changes of whole batches on their device.
+//! Transforms of whole batches on their device.
 
 use std::{fmt, sync::Arc};
 
@@ -11,8 +11,8 @@ use crate::{
     random::{Draws, Rng},
 };
 
-/// A change of a batch after it was brought to the device, as augmentation there; see
-/// [`SharedDataset::transformed`](super::SharedDataset::transformed).
+/// A transform of a batch that runs after the batch was moved to the device, for example for
+/// augmentation. See [`SharedDataset::transformed`](super::SharedDataset::transformed).
 ///
 /// ```
 /// use amp_core::{Result, data::{AnyBatch, BatchRandom, BatchTransform}, tch::Tensor};
@@ -32,17 +32,18 @@ use crate::{
 /// }
 /// ```
 pub trait BatchTransform: Send + Sync {
-    /// Returns the changed batch, with as many examples. Random numbers are drawn from `random` and
-    /// from nothing else, on the host, so that they are the same wherever the batch is.
+    /// Returns the transformed batch, with the same number of examples. Draw random numbers only
+    /// from `random`, which is a generator on the host, so that they are the same on every device.
     ///
     /// # Errors
-    /// When the batch does not fit the change.
+    /// When the transform cannot process the batch.
     fn apply(&self, batch: AnyBatch, random: &mut BatchRandom) -> Result<AnyBatch>;
 }
 
-/// The random numbers of a batch and of its examples. Those of an example depend on the run's seed, the epoch and the
-/// example's number alone; those of the batch on the numbers of its examples as well. All are apart from the numbers
-/// that a data set draws for the same example.
+/// The random numbers of a batch and of its examples. The numbers of an example depend only on the
+/// run's seed, the epoch and the example's number. The numbers of the batch depend also on the
+/// numbers of its examples. All are independent of the numbers that a data set draws for the same
+/// example.
 #[derive(Debug)]
 pub struct BatchRandom {
     examples: Vec<Rng>,
@@ -56,8 +57,8 @@ impl BatchRandom {
         Self { examples, batch: draws.batch_rng(indices) }
     }
 
-    /// Returns a generator for each example, in the batch's order. Each goes on where the transform
-    /// before left it.
+    /// Returns a generator for each example, in the batch's order. The generators continue where
+    /// the previous transform stopped.
     pub fn examples(&mut self) -> &mut [Rng] {
         &mut self.examples
     }
@@ -68,7 +69,7 @@ impl BatchRandom {
     }
 }
 
-/// The changes of a set's batches, one after the other.
+/// The transforms of a set's batches, in order.
 #[derive(Clone, Default)]
 pub(super) struct Transforms(Vec<Arc<dyn BatchTransform>>);
 
@@ -90,8 +91,8 @@ impl Transforms {
         self.0.is_empty()
     }
 
-    /// Returns the policy by which batches are moved to the device before the transforms: not in 16
-    /// bits.
+    /// Returns the policy by which batches are moved to the device before the transforms. In a
+    /// 16-bit precision these run in f32.
     pub(super) fn placing(&self, policy: Policy) -> Policy {
         let wide = matches!(policy.precision.storage(), Kind::Float | Kind::Double);
         match self.is_empty() || wide {
@@ -113,7 +114,8 @@ impl Transforms {
     }
 }
 
-/// A [`Transform`] of the images in one field of a batch: all at a time, where they are.
+/// Applies a [`Transform`] to the images in one field of a batch: to all images at once, on the
+/// batch's device.
 ///
 /// ```no_run
 /// use amp_core::{
@@ -148,12 +150,12 @@ pub struct Images<T> {
 }
 
 impl<T: Transform> Images<T> {
-    /// Creates the images of the field `input`.
+    /// Transforms the images of the field `input`.
     pub fn new(transform: T) -> Self {
         Self { field: "input".to_owned(), transform }
     }
 
-    /// Sets the images of another field.
+    /// Transforms the images of another field.
     #[must_use]
     pub fn of_field(mut self, name: impl Into<String>) -> Self {
         self.field = name.into();

@@ -63,7 +63,7 @@ pub(crate) struct AutocastState {
     pub(crate) cache: bool,
 }
 
-/// Returns libtorch's numbers for the dtypes that autocast supports (c10/core/ScalarType.h).
+/// Returns libtorch's number of a dtype that autocast supports (c10/core/ScalarType.h).
 pub(crate) fn scalar_type(kind: Kind) -> Result<c_int> {
     match kind {
         Kind::Half => Ok(5),
@@ -161,13 +161,14 @@ pub(crate) fn foreach_mul(tensors: &[Tensor], factor: &Tensor) -> Result<()> {
     checked!(amp_foreach_mul(tensors.as_ptr(), tensors.len(), factor.as_ptr()))
 }
 
-/// Copies the second tensor of each pair into the first; on a CUDA device by one kernel.
+/// Copies the second tensor of each pair into the first. On a CUDA device one kernel copies all
+/// pairs.
 pub(crate) fn copy_each(pairs: &[[&Tensor; 2]]) -> Result<()> {
     let [to, from] = [0, 1].map(|at| handles(pairs.iter().map(|pair| pair[at])));
     checked!(amp_copy_each(to.as_ptr(), from.as_ptr(), pairs.len()))
 }
 
-/// Adds each tensor of `from` to the tensor at the same index of `to`, without a graph.
+/// Adds each tensor of `from` to the tensor at the same index of `to`, without an autograd graph.
 pub(crate) fn foreach_add_each(to: &[&Tensor], from: &[&Tensor]) -> Result<()> {
     assert_eq!(to.len(), from.len(), "one for each");
     if to.is_empty() {
@@ -177,8 +178,8 @@ pub(crate) fn foreach_add_each(to: &[&Tensor], from: &[&Tensor]) -> Result<()> {
     checked!(amp_foreach_add_each(to.as_ptr(), from.as_ptr(), to.len()))
 }
 
-/// Runs the backward pass of a scalar. Gradients are multiplied by `seed`, an f32 scalar on the loss's
-/// device, if it is given, and added to the parameters' gradients.
+/// Runs the backward pass of a scalar loss and adds to the parameters' gradients. If `seed`, an f32
+/// scalar on the loss's device, is given, the gradients are multiplied by it.
 pub(crate) fn backward(loss: &Tensor, seed: Option<&Tensor>) -> Result<()> {
     checked!(amp_backward(loss.as_ptr(), handle(seed)))
 }
@@ -193,14 +194,14 @@ pub(crate) fn foreach_clamp(tensors: &[Tensor], low: f64, high: f64) -> Result<(
     checked!(amp_foreach_clamp(tensors.as_ptr(), tensors.len(), low, high))
 }
 
-/// The gradients that some parameters have, in a list of libtorch's, so that no handle is allocated for
-/// each.
+/// The gradients of some parameters, in a list of libtorch's, so that no handle is allocated for
+/// each gradient.
 #[derive(Debug)]
 pub(crate) struct Grads {
     list: *mut c_void,
-    /// The list's elements, which are freed with the list.
+    /// Handles of the list's elements. The list frees the elements.
     tensors: Vec<Tensor>,
-    /// The gradient of each parameter.
+    /// The parameter index of each gradient.
     places: Vec<usize>,
 }
 
@@ -214,7 +215,7 @@ impl Grads {
         let (tensors, places) = (Vec::with_capacity(grads.len()), Vec::with_capacity(grads.len()));
         let mut found = Self { list, tensors, places };
         for (place, grad) in grads.into_iter().enumerate().filter(|(_, grad)| !grad.is_null()) {
-            // SAFETY: the list owns the tensor and frees it; `drop` forgets this handle.
+            // SAFETY: the list owns the tensor and frees it; `drop` does not free this handle.
             found.tensors.push(unsafe { Tensor::from_ptr(grad) });
             found.places.push(place);
         }
@@ -245,7 +246,8 @@ impl Drop for Grads {
     }
 }
 
-/// Sets which dtypes a gradient may have.
+/// Sets which dtypes a gradient may have. If `any` is true, backward passes may give leaves
+/// gradients of any dtype, otherwise only of the leaf's own dtype (PyTorch's `grad_dtype`).
 pub(crate) fn allow_any_grad_dtype(tensors: &[Tensor], any: bool) -> Result<()> {
     let tensors = handles(tensors);
     checked!(amp_allow_any_grad_dtype(tensors.as_ptr(), tensors.len(), c_int::from(any)))
@@ -280,7 +282,7 @@ mod tests {
             (Kind::Double, f64::MAX),
         ];
         for (kind, largest) in largest {
-            // Lengths below, between and above the widths of the vector instructions.
+            // Lengths below, between and above the widths of the CPU's vector instructions.
             for length in [1, 7, 33, 300] {
                 let finite = Tensor::f_full([length], -largest, (kind, Device::Cpu))?;
                 assert!(all_finite(slice::from_ref(&finite))?, "{length} of {kind:?}");

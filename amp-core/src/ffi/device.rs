@@ -34,10 +34,10 @@ unsafe extern "C" {
     fn amp_cuda_device(index: c_int, out: *mut AmpCudaDevice) -> c_int;
 }
 
-/// While it exists, counts the bytes of CPU tensors that are allocated on this thread.
+/// A guard that counts the bytes of CPU tensors allocated on this thread.
 pub(crate) struct HostMemory {
     guard: *mut c_void,
-    /// The guard belongs to the thread that started it.
+    /// The guard belongs to the thread that started it, so it is not `Send`.
     _not_send: PhantomData<*const ()>,
 }
 
@@ -59,7 +59,7 @@ impl HostMemory {
 
 impl Drop for HostMemory {
     fn drop(&mut self) {
-        // A failed pop leaves an unused counter, and `drop` cannot return an error.
+        // If this call fails, an unused counter remains; `drop` cannot return an error.
         let _ = checked!(amp_host_memory_stop(self.guard));
     }
 }

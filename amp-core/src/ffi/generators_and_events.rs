@@ -54,7 +54,7 @@ impl CpuRandom {
         checked!(amp_cpu_random_write(self.random))
     }
 
-    /// Seeds the CPU's default generator alone.
+    /// Seeds only the CPU's default generator.
     pub(crate) fn seed(seed: u64) -> Result<()> {
         checked!(amp_cpu_random_seed(seed))
     }
@@ -67,7 +67,7 @@ impl CpuRandom {
         Ok(unsafe { Tensor::from_ptr(state) })
     }
 
-    /// Restores the state from such a tensor.
+    /// Reads a state from a tensor in the format of `torch.get_rng_state`.
     pub(crate) fn from_tensor(state: &Tensor) -> Result<Self> {
         let mut random = std::ptr::null_mut();
         checked!(amp_cpu_random_of(state.as_ptr(), &mut random))?;
@@ -120,7 +120,7 @@ impl CudaEvent {
         checked!(amp_event_synchronize(self.event))
     }
 
-    /// Returns the seconds from this point to a later one;
+    /// Returns the seconds from this point to a later one. Waits for the later point.
     pub(crate) fn seconds_to(&self, later: &Self) -> Result<f64> {
         let mut milliseconds = 0.0;
         checked!(amp_event_elapsed(self.event, later.event, &mut milliseconds))?;

@@ -1,4 +1,5 @@
-//! Copies to a device, and the thread state that loader threads inherit (`csrc/transfer.cpp`).
+//! Copies to and from a device, and the thread state that loader threads inherit
+//! (`csrc/transfer.cpp`).
 
 use std::ffi::{c_int, c_void};
 
@@ -51,7 +52,7 @@ pub(crate) fn pinned(host: &Tensor) -> Result<Tensor> {
     Ok(unsafe { Tensor::from_ptr(out) })
 }
 
-/// A stream of a CUDA device other than the one used for computations.
+/// A stream of a CUDA device for copies, separate from the stream of computations.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SideStream {
     index: c_int,
@@ -65,7 +66,7 @@ impl SideStream {
         Ok(Self { index, id })
     }
 
-    /// Starts to copy tensors from the host to the device, through pinned memory.
+    /// Starts copying tensors from the host to the device through pinned memory.
     pub(crate) fn copy<'t>(
         self,
         tensors: impl IntoIterator<Item = &'t Tensor>,
@@ -108,11 +109,11 @@ impl SideStream {
     }
 }
 
-/// Tensors that are being copied to a device.
+/// Tensors whose copy to a device was started.
 #[derive(Debug)]
 pub(crate) struct DeviceCopy {
     event: *mut c_void,
-    /// Empty once they have arrived.
+    /// Empty after [`arrive`](Self::arrive).
     tensors: Vec<Tensor>,
 }
 
@@ -120,7 +121,7 @@ pub(crate) struct DeviceCopy {
 unsafe impl Send for DeviceCopy {}
 
 impl DeviceCopy {
-    /// Returns the tensors, for use on this thread's current stream: the stream waits for the copy,
+    /// Returns the tensors for use on this thread's current stream. The stream waits for the copy;
     /// the thread does not.
     pub(crate) fn arrive(mut self) -> Result<Vec<Tensor>> {
         let tensors = std::mem::take(&mut self.tensors);
@@ -137,8 +138,8 @@ impl Drop for DeviceCopy {
     }
 }
 
-/// The observers of a thread's allocations, such as the memory meter, for another thread that works for
-/// this one.
+/// The observers of a thread's allocations, such as the memory meter. A worker thread enters them,
+/// so that its allocations are counted for the first thread.
 pub(crate) struct DebugInfo(*mut c_void);
 
 // SAFETY: a counted pointer to data that C++ only reads; the meters count atomically.

@@ -1,15 +1,16 @@
-//! The position of a batch between two reports.
+//! The position of a batch in the logging interval.
 
 use std::cell::Cell;
 
 use crate::{Error, Result};
 
-/// The position of a batch between two reports of its values.
+/// The position of a batch in the logging interval.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Interval {
     is_logged: bool,
     is_captured: bool,
-    /// Whether code asked for the position, and may do additional work when values are reported.
+    /// Whether code asked for the position. Such code may do additional work when values are
+    /// reported.
     asked: Cell<bool>,
 }
 
@@ -34,12 +35,12 @@ impl Interval {
         self.asked.get()
     }
 
-    /// Records whether code asked in a batch.
+    /// Remembers whether code asked for the position in `batch`.
     pub(super) fn follow(&mut self, batch: &Self) {
         self.asked.set(self.asked.get() || batch.asked.get());
     }
 
-    /// Refuses a copy to the host within a graph.
+    /// Returns an error if a value would be copied to the host within a CUDA graph.
     pub(super) fn may_copy(&self, name: &str) -> Result<()> {
         match self.is_captured {
             false => Ok(()),

@@ -1,6 +1,6 @@
 use crate::{event::Event, log::Logged};
 
-/// A number of a run under the tag that [`MemoryLogger`](super::MemoryLogger) documents.
+/// A number of a run with its tag. [`MemoryLogger`](super::MemoryLogger) documents the tags.
 pub(super) struct Scalar {
     pub(super) tag: String,
     pub(super) step: u64,

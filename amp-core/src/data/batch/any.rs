@@ -13,19 +13,19 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum FieldRole {
-    /// Values; dimension 0 counts the examples. Floating ones get the precision's dtype, integers and
-    /// booleans keep theirs.
+    /// Values; dimension 0 counts the examples. The loader casts floating-point values to the
+    /// precision's dtype; integers and booleans keep their dtype.
     #[default]
     Value,
     /// Integer indices, for example of tokens or classes; they keep their dtype.
     Ids,
-    /// A mask: where an element exists (boolean or integer), or a term added to scores (floating). It
-    /// keeps its dtype.
+    /// A mask, which keeps its dtype. A boolean or integer mask says which elements exist; a
+    /// floating-point mask is added to attention scores.
     Mask,
     /// The weight of each target in the loss, floating or boolean; it keeps its dtype. Batches that are
     /// accumulated into one step are weighted by the sum of these weights instead of by their examples.
     Weights,
-    /// Values that belong to the whole batch. They are neither selected nor split.
+    /// Values that belong to the whole batch. The loader neither selects nor splits them.
     Shared,
 }
 
@@ -41,14 +41,15 @@ pub(super) struct Field {
 /// name. A model converts it to its own type with [`BatchType::from_any`](super::BatchType::from_any).
 #[derive(Debug)]
 pub struct AnyBatch {
-    /// The name of the type from which it was made.
+    /// The name of the type from which the batch was made.
     of: &'static str,
     pub(super) fields: Vec<Field>,
-    /// The sum of its weights, once it was requested or its tensors left the host.
+    /// The sum of the batch's weights. It is computed on request, or before the tensors leave the
+    /// host.
     pub(super) weight: OnceCell<f64>,
-    /// Whether it is known that losses ignore none of its classes.
+    /// Whether it is known that losses ignore none of the classes.
     complete: bool,
-    /// Whether it is a single example, whose tensors have no dimension for examples.
+    /// Whether this is a single example, whose tensors have no dimension for examples.
     single: bool,
 }
 
@@ -77,7 +78,7 @@ impl AnyBatch {
         let (name, of) = (name.into(), self.of);
         let refused = |why: String| Err(Error::config(format!("the batch `{of}`: {why}")));
         if !tensor.defined() {
-            return refused(format!("`{name}` is an undefined tensor"));
+            return refused(format!("`{name}` is an undefined tensor: give it values"));
         }
         let kind = tensor.kind();
         if self.tensor(&name).is_some() {
@@ -152,7 +153,7 @@ impl AnyBatch {
         self.of
     }
 
-    /// Returns the tensors whose values enter the computation; masks may be missing there.
+    /// Returns the tensors of which a value outside the dtype's range matters. Masks are left out.
     pub(crate) fn numbers(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         let fields = self.fields.iter().filter(|field| field.role != FieldRole::Mask);
         fields.map(|field| (&*field.name, &field.tensor))
@@ -169,7 +170,7 @@ impl AnyBatch {
         self.per_example().next().map_or(0, |field| field.tensor.size()[0])
     }
 
-    /// Returns whether it has no example.
+    /// Returns whether the batch has no example.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -188,13 +189,13 @@ impl AnyBatch {
         Ok(*self.weight.get_or_init(|| sum))
     }
 
-    /// Returns whether it has a tensor of weights.
+    /// Returns whether the batch has a tensor of weights.
     pub(crate) fn has_weights(&self) -> bool {
         self.weights().is_some()
     }
 
-    /// Returns the batch's weight for a loss that is a mean over its examples, or over their
-    /// weights if it has any; reads nothing from the device.
+    /// Returns the batch's weight for a loss that is a mean over its examplesor, if there are
+    /// weights, a weighted mean. Reads nothing from the device.
     ///
     /// # Errors
     /// When weights cannot be added up.
@@ -206,7 +207,7 @@ impl AnyBatch {
     }
 
     /// Returns the batch's weight for a loss that is a mean over `over`, where `target` is one of
-    /// its tensors; reads nothing from the device.
+    /// its tensors. Reads nothing from the device.
     ///
     /// # Errors
     /// When targets cannot be counted.
@@ -220,13 +221,13 @@ impl AnyBatch {
         self.counted()
     }
 
-    /// Returns whether it is known that losses ignore none of its classes, so that nothing has to
-    /// be counted.
+    /// Returns whether it is known that losses ignore none of the classes. Nothing has to be
+    /// counted then.
     pub(crate) fn is_complete(&self) -> bool {
         self.complete
     }
 
-    /// Checks whether losses ignore one of its classes. Waits for the device.
+    /// Checks whether losses ignore one of the batch's classes. Waits for the device.
     pub(crate) fn noting_ignored(mut self) -> Result<Self> {
         let mut complete = true;
         for field in self.per_example() {
@@ -239,13 +240,13 @@ impl AnyBatch {
         Ok(self)
     }
 
-    /// Returns the batch on the policy's device, with values in its dtype.
+    /// Returns the batch on the policy's device, with its values in the policy's dtype.
     ///
     /// # Errors
-    /// When the device has no room.
+    /// When the device has not enough memory.
     pub fn place(&self, policy: Policy) -> Result<Self> {
         if self.weights().is_some_and(|field| field.tensor.device() == Device::Cpu) {
-            // Reading it later would wait for the device.
+            // Reading the weight after the move would wait for the device.
             let _ = self.weight()?;
         }
         let placed = self.with(|field| {
@@ -314,7 +315,7 @@ impl AnyBatch {
     }
 
     /// Splits the examples into at most this number of equal parts, of which the last may be
-    /// smaller;
+    /// smaller; `None` if the batch cannot be split.
     ///
     /// # Errors
     /// When libtorch refuses to narrow a tensor.
@@ -340,7 +341,7 @@ impl AnyBatch {
         self.with_tensors(self.fields.iter().map(|field| field.tensor.shallow_clone()).collect())
     }
 
-    /// Returns whether its tensors have the names, shapes and dtypes of the other's.
+    /// Returns whether the tensors of both batches have the same names, shapes and dtypes.
     pub(crate) fn is_like(&self, other: &Self) -> bool {
         let alike = |own: &Field, other: &Field| {
             own.name == other.name
@@ -367,7 +368,7 @@ impl AnyBatch {
         })
     }
 
-    /// Returns the batch with other examples.
+    /// Returns the batch with `change` applied to each tensor that has examples.
     fn with(&self, change: impl Fn(&Field) -> Result<Tensor>) -> Result<Self> {
         let fields = self.fields.iter().map(|field| Ok(field.of(change(field)?)));
         let fields = fields.collect::<Result<_>>()?;

@@ -1,15 +1,16 @@
-//! Whole numbers among floating values, which a narrow dtype changes: they may be ids.
+//! Whole numbers stored as floating-point values. They may be ids, and a low-precision dtype
+//! changes large ones.
 
 use tch::{Kind, Tensor};
 
 use super::AnyBatch;
 use crate::{Result, precision::dtype_name};
 
-/// A column of whole numbers, of which a dtype changes some.
+/// A column of whole numbers that a dtype cannot represent exactly.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Changed {
     field: String,
-    /// In the last dimension; `None` for a field of one number an example.
+    /// The column's index in the last dimension; `None` for a field with one number per example.
     column: Option<i64>,
     before: f64,
     after: f64,

@@ -28,7 +28,7 @@ impl Resize {
         let Self { height, size } = self;
         match height {
             Some(height) => (height, size),
-            // Rounded towards 0, as in torchvision.
+            // The size is rounded towards 0, as in torchvision.
             None if w <= h => (size * h / w, size),
             None => (size, size * w / h),
         }
@@ -66,7 +66,7 @@ fn resized_batch(images: &Tensor, height: i64, width: i64) -> Result<Tensor> {
         images.f_internal_upsample_bilinear2d_aa([height, width], false, None, None)
     };
     match (images.kind(), images.device()) {
-        // libtorch scales whole numbers on the CPU alone.
+        // libtorch resizes whole numbers only on the CPU.
         (Kind::Uint8, Device::Cuda(_)) => rounded(&scaled(&images.f_to_kind(Kind::Float)?)?),
         _ => Ok(scaled(images)?),
     }
@@ -87,7 +87,8 @@ pub(super) fn cropped(
     Ok(image.f_narrow(-2, top, height)?.f_narrow(-1, left, width)?)
 }
 
-/// The middle of an image; a smaller image gets a border of zeros (torchvision.transforms.v2.CenterCrop).
+/// Crops an image to its middle. A smaller image gets a border of zeros
+/// (torchvision.transforms.v2.CenterCrop).
 #[derive(Debug, Clone, Copy)]
 pub struct CenterCrop {
     height: i64,
@@ -95,7 +96,7 @@ pub struct CenterCrop {
 }
 
 impl CenterCrop {
-    /// Creates a square.
+    /// Crops to a square of this size.
     pub fn new(size: i64) -> Self {
         Self::to(size, size)
     }
@@ -134,7 +135,7 @@ impl CenterCrop {
     }
 }
 
-/// A part of one size at a random place, after zeros were added around the image
+/// Crops an image to one size at a random place, after adding zeros around it
 /// (torchvision.transforms.v2.RandomCrop).
 #[derive(Debug, Clone, Copy)]
 pub struct RandomCrop {
@@ -144,7 +145,7 @@ pub struct RandomCrop {
 }
 
 impl RandomCrop {
-    /// Creates a square without padding.
+    /// Crops to a square of this size, without padding.
     pub fn new(size: i64) -> Self {
         Self::to(size, size)
     }
@@ -161,7 +162,7 @@ impl RandomCrop {
         self
     }
 
-    /// Returns the padded image, or batch of images, with height and width.
+    /// Returns the padded image or batch of images, and the padded height and width.
     fn padded(self, image: &Tensor) -> Result<(Tensor, i64, i64)> {
         let Self { height, width, padding } = self;
         let image = match padding {
@@ -179,7 +180,7 @@ impl RandomCrop {
         Ok((image, h, w))
     }
 
-    /// Returns the first row and column.
+    /// Draws the first row and column of the crop.
     fn place(self, h: i64, w: i64, rng: &mut Rng) -> (i64, i64) {
         (rng.below(h - self.height + 1), rng.below(w - self.width + 1))
     }
@@ -210,7 +211,8 @@ impl Transform for RandomCrop {
     }
 }
 
-/// Mirrors some images left to right (torchvision.transforms.v2.RandomHorizontalFlip).
+/// Mirrors each image left to right with some probability
+/// (torchvision.transforms.v2.RandomHorizontalFlip).
 #[derive(Debug, Clone, Copy)]
 pub struct RandomHorizontalFlip {
     probability: f64,
@@ -240,7 +242,7 @@ impl Transform for RandomHorizontalFlip {
     }
 }
 
-/// Returns the greatest value of a pixel.
+/// Returns the largest value of a pixel of this dtype.
 pub(super) fn bound(kind: Kind) -> f64 {
     if kind == Kind::Uint8 { 255.0 } else { 1.0 }
 }

@@ -9,20 +9,20 @@ use crate::{
     random::Rng,
 };
 
-/// How a token is stored: little-endian, as numpy's `tofile` writes it.
+/// How a token is stored: as a little-endian integer, as numpy's `tofile` writes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TokenWidth {
-    /// `uint16`, for vocabularies of at most 65536 tokens (nanoGPT's `train.bin`).
+    /// `uint16`, for vocabularies of at most 65536 tokens, as in nanoGPT's `train.bin`.
     U16,
     /// `uint32`.
     U32,
 }
 
-/// Windows of a file of tokens without header, as nanoGPT writes it, for a model that predicts the next
-/// token. The file is mapped into memory, so it may be larger than that.
+/// Windows of a file of tokens without a header, as written by nanoGPT, for a model that predicts
+/// the next token. The file is mapped into memory, so it may be larger than the memory.
 ///
-/// An example is a [`Batch`] of int64: `input` `[length]`, and `target` `[length]`, the tokens one place
-/// further on.
+/// An example is a [`Batch`] of int64. `input` and `target` are `[length]`; the target is the input
+/// shifted by one token.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{Result, data::{DataModule, MapDataset, TokenFile, TokenWidth}};
@@ -39,7 +39,7 @@ pub enum TokenWidth {
 pub struct TokenFile {
     path: PathBuf,
     tokens: SharedTensor,
-    /// The bits of a token.
+    /// A bit mask of the token's width.
     bits: i64,
     count: i64,
     length: i64,
@@ -47,12 +47,12 @@ pub struct TokenFile {
     vocabulary: Option<i64>,
 }
 
-/// Where the windows of a file begin.
+/// Where windows begin.
 #[derive(Debug, Clone, Copy)]
 enum Starts {
-    /// After every so many tokens.
+    /// After every this number of tokens.
     Every(i64),
-    /// Anywhere, so many times in an epoch.
+    /// At random places; the number is the number of windows per epoch.
     Anywhere(i64),
 }
 
@@ -60,8 +60,8 @@ impl TokenFile {
     /// Opens a file as consecutive windows of `length` tokens without overlap.
     ///
     /// # Errors
-    /// When the file cannot be mapped, does not consist of whole tokens or has no whole window and a token
-    /// behind it.
+    /// When the file cannot be mapped, does not consist of whole tokens, or has fewer than `length`
+    /// + 1 tokens.
     pub fn open(path: impl AsRef<Path>, width: TokenWidth, length: i64) -> Result<Self> {
         let path = path.as_ref();
         let bytes = mapped::bytes(path)?;
@@ -92,10 +92,11 @@ impl TokenFile {
         })
     }
 
-    /// Begins a window after every `stride` tokens: windows overlap where it is less than their length.
+    /// Begins a window after every `stride` tokens. Windows overlap if `stride` is less than their
+    /// length.
     ///
     /// # Errors
-    /// When it is below 1.
+    /// When the stride is below 1.
     pub fn stride(mut self, stride: i64) -> Result<Self> {
         if stride < 1 {
             return Err(Error::config(format!("stride {stride}: it must be at least 1")));
@@ -104,21 +105,22 @@ impl TokenFile {
         Ok(self)
     }
 
-    /// Begins the so many windows of an epoch anywhere, as nanoGPT's batches do. The places follow from the seed of
-    /// the run, the epoch and the number of the window, so that a resumed run goes on with the same windows.
+    /// Begins windows at random places, as nanoGPT's batches do; an epoch has `windows` of them.
+    /// The places depend only on the seed of the run, the epoch and the number of the window, so a
+    /// resumed run continues with the same windows.
     ///
     /// # Errors
-    /// When it is below 1.
+    /// When `windows` is below 1.
     pub fn random(mut self, windows: i64) -> Result<Self> {
         if windows < 1 {
-            return Err(Error::config(format!("{windows} random windows: 1 is least")));
+            return Err(Error::config(format!("{windows} random windows: it must be at least 1")));
         }
         self.starts = Starts::Anywhere(windows);
         Ok(self)
     }
 
-    /// Refuses tokens outside a vocabulary of this size, as occur if the file has another token
-    /// width.
+    /// Refuses tokens that are not below this vocabulary size. Such tokens occur if the file has
+    /// another token width.
     #[must_use]
     pub fn vocabulary(mut self, tokens: i64) -> Self {
         self.vocabulary = Some(tokens);
@@ -147,13 +149,13 @@ impl MapDataset for TokenFile {
             Starts::Anywhere(_) => rng.below(self.count - self.length),
         };
         let window = self.tokens.get().f_narrow(0, start, self.length + 1)?;
-        // libtorch reads them as signed numbers.
+        // libtorch reads the tokens as signed integers.
         let window = window.f_to_kind(Kind::Int64)?.f_bitwise_and(self.bits)?;
         if let Some(most) = self.vocabulary {
             let largest = window.f_max()?.f_int64_value(&[])?;
             if largest >= most {
                 return Err(Error::config(format!(
-                    "{}: the token {largest} is not one of {most}: is the file of another width or \
+                    "{}: the token {largest} is not below the vocabulary of {most}: is the file of another width or \
                      tokenizer?",
                     self.path.display()
                 )));

@@ -20,9 +20,9 @@ use crate::{
 /// Shows the progress of a run on standard error: epoch, batch and step, optimizer steps and examples per
 /// second, the remaining time, the loss scale, and logged values.
 ///
-/// On a terminal it is a bar that is drawn at most 10 times a second, without colors if `NO_COLOR` is set.
-/// Otherwise it is a line every 30 seconds, and no line for shorter runs. It only reads events, whose
-/// values are on the host already, so it never waits for the device.
+/// On a terminal it is a bar that is drawn at most 10 times a second, without colors if `NO_COLOR`
+/// is set. Otherwise it writes a line every 30 seconds, and no line for shorter runs. It reads only
+/// events, whose values are already on the host, so it never waits for the device.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{logger::ProgressBar, prelude::*};
@@ -49,17 +49,17 @@ pub struct ProgressBar {
     /// The number of runs that the bar covers, and the number that have begun.
     runs: u64,
     begun: u64,
-    /// When it may be drawn next.
+    /// The earliest time of the next drawing.
     next: Option<Instant>,
 }
 
-/// Where it is shown.
+/// Where the progress is shown.
 enum Output {
     Bar {
         bar: indicatif::ProgressBar,
         details: Arc<Mutex<String>>,
     },
-    /// `is_used`: whether a line was written.
+    /// Lines of text. `is_used` is true after the first line.
     Lines {
         out: Box<dyn Write>,
         every: Duration,
@@ -68,9 +68,9 @@ enum Output {
     Nowhere,
 }
 
-/// Time between two drawings.
+/// The time between two drawings.
 const REDRAW: Duration = Duration::from_millis(100);
-/// Time between two lines.
+/// The time between two lines.
 const LINE: Duration = Duration::from_secs(30);
 /// The resolution of the bar.
 const PARTS: u64 = 10_000;
@@ -88,17 +88,18 @@ impl Default for ProgressBar {
 }
 
 impl ProgressBar {
-    /// Creates a bar for one run: drawn where standard error is a terminal, otherwise a line every
-    /// 30 seconds.
+    /// Creates a progress display for one run. It is a bar if standard error is a terminal,
+    /// otherwise a line every 30 seconds.
     pub fn new() -> Self {
         match io::stderr().is_terminal() {
-            // The highest rate that indicatif accepts: this bar itself limits how often it draws.
+            // 255 is the highest rate that indicatif accepts. This type limits the drawing rate
+            // itself.
             true => Self::on(ProgressDrawTarget::stderr_with_hz(255)),
             false => Self::lines(io::stderr(), LINE),
         }
     }
 
-    /// Writes a line to `out` at this interval, whether or not there is a terminal.
+    /// Writes lines to `out` at this interval, whether or not there is a terminal.
     pub fn lines(out: impl Write + 'static, every: Duration) -> Self {
         Self::to(Output::Lines { out: Box::new(out), every, is_used: false })
     }
@@ -135,14 +136,14 @@ impl ProgressBar {
         self
     }
 
-    /// Shows also the values of these names.
+    /// Also shows the values of these names.
     #[must_use]
     pub fn showing<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
         self.course.show(names.into_iter().map(Into::into));
         self
     }
 
-    /// Sets the same bar, hidden.
+    /// Hides the bar.
     #[must_use]
     pub fn hidden(mut self) -> Self {
         self.output = Output::Nowhere;

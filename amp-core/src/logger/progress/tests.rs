@@ -27,7 +27,7 @@ fn start(resumed: Option<Position>) -> Event {
     })
 }
 
-/// Returns the batch at this place of a run of 200, each a step on 8 examples.
+/// Returns the batch at this index of a run of 200, each a step on 8 examples.
 fn batch(place: i64) -> Event {
     Event::Batch {
         epoch: place / 50,
@@ -102,7 +102,7 @@ fn lines_come_at_their_interval_and_say_where_the_run_is() {
     assert_eq!(written.text().lines().count(), 2);
 }
 
-/// Like the commands' runs of a few seconds, which print tables.
+/// The commands' runs of a few seconds, which print tables, write no progress lines.
 #[test]
 fn runs_that_end_before_a_line_is_due_write_none() {
     let written = Written::default();
@@ -240,7 +240,8 @@ shared! {
     flush();
 }
 
-/// 200 batches within two seconds are drawn 10 times a second, in addition to the run's start and end.
+/// The bar draws 200 batches within two seconds at 10 times a second, plus once at the run's start
+/// and once at its end.
 #[test]
 fn it_is_drawn_at_most_ten_times_a_second() {
     let screen = Arc::new(Screen::default());

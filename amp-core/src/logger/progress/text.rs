@@ -25,11 +25,11 @@ pub(super) struct Course {
     epoch: i64,
     batch: i64,
     global_step: u64,
-    /// 0 to 1.
+    /// The completed fraction of the run, from 0 to 1.
     done: f64,
     scale: Option<f64>,
     values: Vec<(String, f64)>,
-    /// When this process began, and the part of the run that was done then.
+    /// When this process began, and the fraction of the run that was complete then.
     began: Option<(Instant, f64)>,
     speed: Speed,
 }
@@ -55,7 +55,7 @@ impl Course {
                     Self { names, epochs, batches, epoch, batch, done, began, ..Self::default() };
             }
             Event::Batch { epoch, batch, global_step, examples, scale, done } => {
-                // The first batch of a resumed run shows from which step it continues.
+                // The first batch of a resumed run tells from which step the run continues.
                 let steps = global_step.saturating_sub(self.global_step);
                 let steps = if self.speed.last.is_some() { steps } else { 1 };
                 self.speed.count(now, steps, *examples);
@@ -140,7 +140,7 @@ struct Speed {
     seen: Option<Instant>,
     steps: u64,
     examples: i64,
-    /// Per second.
+    /// Steps and examples per second.
     rates: Option<(f64, f64)>,
 }
 
@@ -156,8 +156,8 @@ impl Speed {
         self.examples += examples;
     }
 
-    /// Excludes the time from the last batch to the next, in which something other than training happens.
-    /// The next batch is not counted either.
+    /// Excludes the time between the last batch and the next, because training pauses there. The
+    /// next batch is not measured either.
     fn pause(&mut self) {
         if let Some(seen) = self.seen {
             let _ = self.rates(seen);

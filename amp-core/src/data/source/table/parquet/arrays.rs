@@ -1,4 +1,4 @@
-//! Arrow's arrays as cells.
+//! Arrow arrays as cells of a table.
 
 use std::borrow::Cow;
 
@@ -10,7 +10,7 @@ use arrow_array::{
     TimestampSecondArray, UInt8Array, UInt16Array, UInt32Array, UInt64Array,
 };
 
-/// The cells of an array of one of these types; `None` for others.
+/// Reads the cells of an array of one of these types; `None` for an array of another type.
 macro_rules! cells {
     ($array:expr, $($($kind:ty)|+ => $cell:expr;)*) => {{
         let any = $array.as_any();
@@ -32,8 +32,8 @@ pub(super) fn floats(array: &dyn Array) -> Option<Vec<Option<f32>>> {
     )
 }
 
-/// Reads whole numbers, dates in days and times in the column's unit; an error is a number that
-/// int64 does not have.
+/// Reads whole numbers, dates in days and times in the column's unit. Returns an error for a number
+/// that int64 cannot represent.
 pub(super) fn integers(array: &dyn Array) -> Option<Vec<Option<Result<i64, String>>>> {
     cells!(array,
         Int64Array | Date64Array | Time64MicrosecondArray | Time64NanosecondArray | TimestampSecondArray
@@ -49,7 +49,7 @@ pub(super) fn integers(array: &dyn Array) -> Option<Vec<Option<Result<i64, Strin
 /// Converts a floating-point number that is whole. Writers without nullable integers, such as
 /// pandas, store whole numbers as floating-point numbers.
 fn whole(number: f64) -> Result<i64, String> {
-    // Above, neighbours are not apart by one, so that the number may have been another.
+    // Above 2⁵³ neighbouring f64 values are more than 1 apart, so the number may have been rounded.
     let exact = number.abs() <= 2.0_f64.powi(53);
     match exact && number.fract() == 0.0 {
         true => Ok(number as i64),

@@ -1,4 +1,4 @@
-//! A file, and its row groups as they are read.
+//! A Parquet file and its row groups.
 
 use std::{
     borrow::Cow,
@@ -34,7 +34,7 @@ impl File {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let file = fs::File::open(path).map_err(|error| Error::io(path, error))?;
         let file = Positioned::new(file);
-        // Without pandas' and arrow's own types: categories are text then.
+        // Types of pandas and arrow are ignored: categories are read as text.
         let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
         let footer =
             ArrowReaderMetadata::load(&file, options).map_err(|error| damaged(path, &error))?;
@@ -49,7 +49,7 @@ impl File {
         self.footer.metadata().row_groups().iter().map(|group| group.num_rows())
     }
 
-    /// Refuses a column that it does not have.
+    /// Refuses a column that the file does not have.
     pub(super) fn check(&self, column: &str) -> Result<()> {
         self.root(column).map(drop)
     }
@@ -89,12 +89,12 @@ impl File {
 
 fn damaged(path: &Path, error: &(impl std::error::Error + 'static)) -> Error {
     let text = error.to_string();
-    // Some of the crate's errors have several lines.
+    // Some errors of the parquet crate have several lines.
     let line = text.lines().next().unwrap_or_default();
     let own: &(dyn std::error::Error + 'static) = error;
     match own.downcast_ref::<ParquetError>() {
         Some(ParquetError::General(_) | ParquetError::EOF(_)) => {
-            Error::config(format!("{}: not a whole Parquet file: {line}", path.display()))
+            Error::config(format!("{}: not a complete Parquet file: {line}", path.display()))
         }
         _ => Error::config(format!("{}: {line}", path.display())),
     }
@@ -103,7 +103,7 @@ fn damaged(path: &Path, error: &(impl std::error::Error + 'static)) -> Error {
 /// The rows of a group.
 pub(super) struct GroupRows<'f> {
     path: &'f Path,
-    /// The number of the first one in the file.
+    /// The number of the group's first row in the file.
     first: i64,
     batches: Vec<RecordBatch>,
 }
@@ -160,6 +160,6 @@ impl Rows for GroupRows<'_> {
     }
 
     fn texts(&self, column: &str) -> Result<Vec<Option<Cow<'_, str>>>> {
-        self.column(column, |array| arrays::texts(&**array), "of text or whole numbers")
+        self.column(column, |array| arrays::texts(&**array), "text or whole numbers")
     }
 }

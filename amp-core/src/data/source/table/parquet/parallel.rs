@@ -1,4 +1,4 @@
-//! Row groups that are decoded by several threads.
+//! Row groups decoded by several threads.
 
 use std::{
     sync::{
@@ -51,7 +51,8 @@ mod tests {
 
     use super::*;
 
-    /// Several items are decoded at a time, and their results are in the items' order, whichever is done first.
+    /// Several items are decoded at a time. Their results are in the order of the items, whichever
+    /// is finished first.
     #[test]
     fn results_are_in_order() -> Result<()> {
         let (both, done, later) = (Barrier::new(2), Mutex::new(false), Condvar::new());
@@ -73,7 +74,8 @@ mod tests {
         Ok(())
     }
 
-    /// The error is the first one in the items' order, whichever is found first, and no later item is begun.
+    /// The reported error is the first in the order of the items, whichever occurs first, and no
+    /// later item is begun.
     #[test]
     fn the_first_error_is_returned() {
         let (both, begun) = (Barrier::new(2), AtomicUsize::new(0));

@@ -1,5 +1,5 @@
-//! Reads at given places of a file. Several threads can do that at a time, while copies of a [`fs::File`] share one
-//! place, which each of them would move.
+//! Reads at given offsets of a file. Several threads can read at a time. Copies of a [`fs::File`]
+//! share one offset, which each thread would change.
 
 use std::{
     fs,
@@ -47,7 +47,7 @@ impl ChunkReader for Positioned {
     }
 }
 
-/// The bytes behind a place.
+/// The bytes after an offset.
 #[derive(Debug)]
 pub(super) struct Behind {
     file: Arc<fs::File>,

@@ -140,12 +140,12 @@ impl MemoryMeter {
     /// When the device cannot be queried.
     pub fn start(device: Device) -> Result<Self> {
         STARTED.set(STARTED.get() + 1);
-        Self::beside(device)
+        Self::untracked(device)
     }
 
     /// Starts a measurement that is not part of a run's memory, for example of trials before the
     /// first step. It does not count as a second meter.
-    pub(crate) fn beside(device: Device) -> Result<Self> {
+    pub(crate) fn untracked(device: Device) -> Result<Self> {
         let source = match device {
             Device::Cuda(index) => {
                 ffi::cuda_empty_cache()?;

@@ -11,7 +11,7 @@ use tch::{Kind, Tensor};
 
 use crate::{
     Error, Result,
-    nn::{DtypeProbe, Given, Op, Parameter, Product},
+    nn::{DtypeProbe, ModuleOutput, Op, Parameter, Product},
     precision::{Precision, RegionPlan, dtype_name, is_floating},
 };
 
@@ -40,14 +40,14 @@ pub(crate) struct Products {
 type Source = (String, Option<String>);
 
 impl DtypeProbe for Products {
-    fn gave(&self, given: &Given<'_>) {
-        self.ran.borrow_mut().insert(given.path.to_owned(), given.plan);
-        if given.op == Op::Matmul && is_floating(given.kind) {
-            self.note(given.path, None, given.plan, given.kind);
+    fn module_output(&self, output: &ModuleOutput<'_>) {
+        self.ran.borrow_mut().insert(output.path.to_owned(), output.plan);
+        if output.op == Op::Matmul && is_floating(output.kind) {
+            self.note(output.path, None, output.plan, output.kind);
         }
     }
 
-    fn multiplied(&self, product: &Product<'_>) {
+    fn matrix_product(&self, product: &Product<'_>) {
         self.note(product.path, Some(product.operator), product.plan, product.kind);
     }
 }

@@ -102,14 +102,14 @@ pub(crate) struct Replay<'a> {
 /// statistics and the last output, so that the pass needs no additional memory.
 #[derive(Default)]
 struct Watch {
-    seen: RefCell<Vec<Seen>>,
+    seen: RefCell<Vec<ModuleRun>>,
     last: RefCell<Option<Tensor>>,
     /// The first output that is not finite, or the error of the search.
     first: RefCell<Option<Result<Provenance>>>,
 }
 
 /// A module that ran.
-struct Seen {
+struct ModuleRun {
     path: String,
     kind: Kind,
     elements: i64,
@@ -123,7 +123,7 @@ impl Watch {
         let traced = is_floating(kind) && output.requires_grad();
         let gradient = traced.then(|| WatchedGradient::of(output)).transpose()?;
         let elements = output.numel() as i64;
-        self.seen.borrow_mut().push(Seen { path: path.to_owned(), kind, elements, gradient });
+        self.seen.borrow_mut().push(ModuleRun { path: path.to_owned(), kind, elements, gradient });
         *self.last.borrow_mut() = Some(output.shallow_clone());
         check(Cause::Activation(path.to_owned()), output, Some(input))
     }
@@ -183,7 +183,7 @@ impl Replay<'_> {
 
 /// Follows the gradient of the scaled loss back through the modules, starting with the last.
 fn backward(
-    seen: &[Seen],
+    seen: &[ModuleRun],
     scaled: &Tensor,
     parameters: &[Parameter],
 ) -> Result<Option<Provenance>> {
@@ -194,7 +194,7 @@ fn backward(
     let weights = Tensor::f_run_backward(&[scaled], &inputs, false, false)?;
     // The largest magnitude of the gradient that the previous module passed on.
     let mut from = None;
-    for (at, Seen { kind, elements, gradient, .. }) in seen.iter().enumerate().rev() {
+    for (at, ModuleRun { kind, elements, gradient, .. }) in seen.iter().enumerate().rev() {
         let Some(gradient) = gradient else { continue };
         let Some((nan, inf, largest)) = gradient.read()? else { continue };
         if nan + inf > 0 {

@@ -54,7 +54,7 @@ impl Callback for EarlyStopping {
     }
 
     fn step_access(&self) -> StepAccess {
-        StepAccess::Late
+        StepAccess::Deferred
     }
 
     fn state(&self) -> Result<State> {

@@ -44,7 +44,7 @@ impl Callback for GradientStatistics {
     }
 
     fn step_access(&self) -> StepAccess {
-        StepAccess::Within("GradientStatistics reads the gradients")
+        StepAccess::InStep("GradientStatistics reads the gradients")
     }
 
     fn on_before_optimizer_step(

@@ -35,7 +35,7 @@ impl Callback for LearningRateMonitor {
     }
 
     fn step_access(&self) -> StepAccess {
-        StepAccess::EachStep
+        StepAccess::PerStep
     }
 
     fn on_train_batch_end(

@@ -78,7 +78,7 @@ pub trait Callback {
     /// Returns how closely this callback must follow each step. The trainer runs steps as CUDA
     /// graphs only if every callback allows it.
     fn step_access(&self) -> StepAccess {
-        StepAccess::Within("a callback does not declare a step_access that allows them")
+        StepAccess::InStep("a callback does not declare a step_access that allows them")
     }
 
     /// Runs after an epoch's last batch, before the epoch's values are read.

@@ -180,8 +180,8 @@ impl Callback for ModelCheckpoint {
 
     fn step_access(&self) -> StepAccess {
         match self.every_n_train_steps {
-            Some(_) => StepAccess::EachStep,
-            None => StepAccess::Late,
+            Some(_) => StepAccess::PerStep,
+            None => StepAccess::Deferred,
         }
     }
 

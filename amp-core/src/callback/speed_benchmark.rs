@@ -27,7 +27,7 @@ impl Callback for SpeedBenchmark {
     }
 
     fn step_access(&self) -> StepAccess {
-        StepAccess::Late
+        StepAccess::Deferred
     }
 
     fn on_train_epoch_start(&mut self, _: &mut Hook<'_>) -> Result<()> {

@@ -5,7 +5,7 @@ use std::ffi::c_int;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use super::{Handle, layers::perhaps_made, take_error};
+use super::{Handle, layers::optional_tensor, take_error};
 use crate::Result;
 
 unsafe extern "C" {
@@ -27,5 +27,5 @@ pub(crate) fn split_heads(product: &Tensor, heads: i64) -> Result<[Tensor; 3]> {
 /// be read afterwards. Returns `None` if the kernel does not support these arguments.
 pub(crate) fn masked_rows(attended: &Tensor, masked: &Tensor) -> Result<Option<Tensor>> {
     let (attended, masked) = (attended.as_ptr(), masked.as_ptr());
-    perhaps_made(|out| checked!(amp_masked_rows(attended, masked, out)))
+    optional_tensor(|out| checked!(amp_masked_rows(attended, masked, out)))
 }

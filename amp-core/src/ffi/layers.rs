@@ -63,7 +63,7 @@ impl LinearOptions {
 
 /// The operations that can follow a linear layer. The numbers are those of the C++ code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Behind {
+pub(crate) enum FollowingOp {
     Relu = 1,
     Gelu = 2,
     GeluTanh = 3,
@@ -156,7 +156,7 @@ unsafe extern "C" {
 }
 
 /// Returns the tensor that `call` makes, if it makes one.
-pub(super) fn perhaps_made(
+pub(super) fn optional_tensor(
     call: impl FnOnce(*mut *mut C_tensor) -> Result<()>,
 ) -> Result<Option<Tensor>> {
     let mut out = std::ptr::null_mut();
@@ -166,18 +166,18 @@ pub(super) fn perhaps_made(
 }
 
 /// Returns the two tensors that `call` makes, if it makes them.
-fn perhaps_both(
+fn optional_pair(
     call: impl FnOnce(*mut *mut C_tensor, *mut *mut C_tensor) -> Result<()>,
 ) -> Result<Option<(Tensor, Tensor)>> {
     let mut second = std::ptr::null_mut();
-    let first = perhaps_made(|out| call(out, &raw mut second))?;
+    let first = optional_tensor(|out| call(out, &raw mut second))?;
     // SAFETY: if there is a first tensor, this is a new tensor as well, without another owner.
     Ok(first.map(|first| (first, unsafe { Tensor::from_ptr(second) })))
 }
 
 /// Returns the tensor that `call` makes.
 pub(super) fn made(call: impl FnOnce(*mut *mut C_tensor) -> Result<()>) -> Result<Tensor> {
-    Ok(perhaps_made(call)?.expect("on success there is one"))
+    Ok(optional_tensor(call)?.expect("on success there is one"))
 }
 
 /// Computes x·Wᵀ + b.
@@ -191,7 +191,7 @@ pub(crate) fn linear_activated(
     input: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
-    behind: Behind,
+    behind: FollowingOp,
     p: f64,
 ) -> Result<Tensor> {
     let activation = behind as c_int;
@@ -244,7 +244,7 @@ pub(crate) fn conv2d_and_input(
     [stride, padding]: [i64; 2],
 ) -> Result<Option<(Tensor, Tensor)>> {
     let (input, weight) = (input.as_ptr(), weight.as_ptr());
-    perhaps_both(|out, again| {
+    optional_pair(|out, again| {
         checked!(amp_conv2d_and_input(input, weight, stride, padding, out, again))
     })
 }
@@ -258,7 +258,7 @@ pub(crate) fn max_pool2d(
     ceil_mode: bool,
 ) -> Result<Option<Tensor>> {
     let windows = windows.as_flattened();
-    perhaps_made(|out| {
+    optional_tensor(|out| {
         checked!(amp_max_pool2d(input.as_ptr(), windows.as_ptr(), ceil_mode.into(), out))
     })
 }
@@ -272,7 +272,7 @@ pub(crate) fn batch_norm(
     options: &BatchNormOptions,
 ) -> Result<Option<Tensor>> {
     let [mean, var, tracked] = [0, 1, 2].map(|at| handle(statistics.map(|all| all[at])));
-    perhaps_made(|out| {
+    optional_tensor(|out| {
         checked!(amp_batch_norm(
             input.as_ptr(),
             weight.as_ptr(),
@@ -299,7 +299,7 @@ pub(crate) fn batch_norm_images(
     let [mean, var, tracked] = [0, 1, 2].map(|at| handle(statistics.map(|all| all[at])));
     let (input, residual) = (input.as_ptr(), handle(residual));
     let (weight, bias) = (weight.as_ptr(), bias.as_ptr());
-    perhaps_made(|out| {
+    optional_tensor(|out| {
         checked!(amp_batch_norm_images(
             input,
             residual,
@@ -325,7 +325,7 @@ pub(crate) fn layer_norm(
 ) -> Result<Option<Tensor>> {
     let (input, residual) = (input.as_ptr(), handle(residual));
     let (weight, bias) = (weight.as_ptr(), bias.as_ptr());
-    perhaps_made(|out| {
+    optional_tensor(|out| {
         checked!(amp_layer_norm(input, residual, weight, bias, &raw const *options, out))
     })
 }
@@ -341,7 +341,7 @@ pub(crate) fn residual_norm(
 ) -> Result<Option<(Tensor, Tensor)>> {
     let (input, weight, bias) = (input.as_ptr(), weight.as_ptr(), bias.as_ptr());
     let narrow = narrow.into();
-    perhaps_both(|stream, normal| {
+    optional_pair(|stream, normal| {
         checked!(amp_residual_norm(input, weight, bias, eps, narrow, stream, normal))
     })
 }
@@ -363,7 +363,7 @@ pub(crate) fn cross_entropy(
     z: f64,
 ) -> Result<Option<Tensor>> {
     let (logits, targets) = (logits.as_ptr(), targets.as_ptr());
-    perhaps_made(|out| checked!(amp_cross_entropy(logits, targets, smoothing, left_out, z, out)))
+    optional_tensor(|out| checked!(amp_cross_entropy(logits, targets, smoothing, left_out, z, out)))
 }
 
 /// Returns the number of int64 targets other than -100: an f64 scalar on their device.

@@ -60,14 +60,14 @@ pub(crate) struct LionStep {
 /// The values of a step for this crate's kernels that exist only on the device.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Known<'a> {
+pub(crate) struct DeviceValues<'a> {
     rates: Handle,
     factor: Handle,
     found_inf: Handle,
     tensors: PhantomData<&'a Tensor>,
 }
 
-impl<'a> Known<'a> {
+impl<'a> DeviceValues<'a> {
     /// Makes a step that reads its rates from `rates`, where [`write_rates`] wrote them, and
     /// multiplies the gradients by `factor`. If `found_inf` (f32) is not 0, the step changes
     /// nothing. Both are scalars.
@@ -88,25 +88,25 @@ unsafe extern "C" {
         count: usize,
         step: *const AdamStep,
         code: *const Handle,
-        known: *const Known<'_>,
+        known: *const DeviceValues<'_>,
     ) -> c_int;
     fn amp_sgd_on_device(
         lists: *const *const Handle,
         count: usize,
         step: *const SgdStep,
-        known: *const Known<'_>,
+        known: *const DeviceValues<'_>,
     ) -> c_int;
     fn amp_rmsprop_on_device(
         lists: *const *const Handle,
         count: usize,
         step: *const RmspropStep,
-        known: *const Known<'_>,
+        known: *const DeviceValues<'_>,
     ) -> c_int;
     fn amp_lion_on_device(
         lists: *const *const Handle,
         count: usize,
         step: *const LionStep,
-        known: *const Known<'_>,
+        known: *const DeviceValues<'_>,
     ) -> c_int;
     fn amp_fused_adam(
         lists: *const *const Handle,
@@ -153,7 +153,7 @@ fn with_lists(
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Kernels<'a> {
     /// This crate's kernel for the whole step, on a CUDA device.
-    Ours(Known<'a>),
+    Ours(DeviceValues<'a>),
     /// libtorch's kernel for the whole step. If this f32 scalar on the device is 1, the step
     /// changes nothing.
     Fused(Option<&'a Tensor>),

@@ -175,7 +175,7 @@ pub trait LightningModule: Visit {
     /// Returns how closely the model must follow each step, which decides whether steps may run as
     /// CUDA graphs. The derive implements it for generated steps.
     fn step_access(&self) -> StepAccess {
-        StepAccess::Within("the model's steps are handwritten")
+        StepAccess::InStep("the model's steps are handwritten")
     }
 
     /// Runs before the first epoch.

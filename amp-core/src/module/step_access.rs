@@ -7,28 +7,28 @@ use crate::loss::Loss;
 pub enum StepAccess {
     /// Is called for steps in order, possibly while later steps are in flight. Its requests are executed
     /// when those have ended.
-    Late,
+    Deferred,
     /// Reads the model in its state after each step.
-    EachStep,
+    PerStep,
     /// Is called within the step, for example before the optimizer's step, or changes the step from one
     /// to the next: then it cannot be a graph. The text names the observer, as in `the model has a hook
     /// there`. Other observers are not called within a step.
-    Within(&'static str),
+    InStep(&'static str),
 }
 
 impl StepAccess {
     /// Returns the access that a step with this loss needs.
     pub fn of_loss(loss: &impl Loss) -> Self {
-        loss.outside_graphs().map_or(Self::Late, Self::Within)
+        loss.outside_graphs().map_or(Self::Deferred, Self::InStep)
     }
 
     /// Returns the closer of two, which satisfies both observers.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         match (self, other) {
-            (Self::Within(_), _) | (Self::EachStep, Self::Late) => self,
-            (Self::Late, _) | (_, Self::Within(_)) => other,
-            (Self::EachStep, Self::EachStep) => self,
+            (Self::InStep(_), _) | (Self::PerStep, Self::Deferred) => self,
+            (Self::Deferred, _) | (_, Self::InStep(_)) => other,
+            (Self::PerStep, Self::PerStep) => self,
         }
     }
 }

@@ -4,7 +4,7 @@
 use tch::Tensor;
 
 use super::{BatchNorm, Context, Dropout, LayerNorm, Linear, Module, planted};
-use crate::{Result, ffi::Behind};
+use crate::{Result, ffi::FollowingOp};
 
 /// The fusion pattern in which a layer can take part.
 #[derive(Debug, Clone, Copy)]
@@ -52,9 +52,9 @@ pub(super) fn run<M: Module>(
     let activation = behind.next_if(activates);
     let active = activation.is_some();
     let linear_with = match (first, activation) {
-        (Fusable::Linear(_), Some(Fusable::Relu)) => Some(Behind::Relu),
-        (Fusable::Linear(_), Some(Fusable::Gelu)) => Some(Behind::Gelu),
-        (Fusable::Linear(_), Some(Fusable::GeluTanh)) => Some(Behind::GeluTanh),
+        (Fusable::Linear(_), Some(Fusable::Relu)) => Some(FollowingOp::Relu),
+        (Fusable::Linear(_), Some(Fusable::Gelu)) => Some(FollowingOp::Gelu),
+        (Fusable::Linear(_), Some(Fusable::GeluTanh)) => Some(FollowingOp::GeluTanh),
         _ => None,
     };
     let dropout = match behind.peek() {

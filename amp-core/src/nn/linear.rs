@@ -64,7 +64,7 @@ impl Linear {
         &self,
         input: &Tensor,
         cx: &Context,
-        behind: ffi::Behind,
+        behind: ffi::FollowingOp,
         p: f64,
     ) -> Result<Option<Tensor>> {
         if !cx.is_training() || p >= 1.0 || !input.device().is_cuda() {
@@ -147,9 +147,9 @@ impl Child<'_, Linear> {
         cx: &Context,
     ) -> Result<Tensor> {
         let behind = match activation {
-            Activation::Relu => ffi::Behind::Relu,
-            Activation::Gelu => ffi::Behind::Gelu,
-            Activation::GeluTanh => ffi::Behind::GeluTanh,
+            Activation::Relu => ffi::FollowingOp::Relu,
+            Activation::Gelu => ffi::FollowingOp::Gelu,
+            Activation::GeluTanh => ffi::FollowingOp::GeluTanh,
         };
         let together =
             |[x]: [&Tensor; 1], cx: &Context| self.module().forward_activated(x, cx, behind, 0.0);

@@ -96,7 +96,7 @@ pub use pool::{
     MaxPool1dConfig, MaxPool2d, MaxPool2dConfig, MaxPool3d, MaxPool3dConfig, MaxPoolConfig,
 };
 pub(crate) use probe::Trace;
-pub use probe::{Call, DtypeProbe, Given, Group, GroupProbe, Probe, Product, Substitute};
+pub use probe::{Call, DtypeProbe, Group, GroupProbe, ModuleOutput, Probe, Product, Substitute};
 pub(crate) use recompute::{Cell, Survey};
 pub use recompute::{Checkpoint, Segment};
 pub use recurrent::{

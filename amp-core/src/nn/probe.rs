@@ -60,10 +60,10 @@ pub trait Substitute {
 /// Fused layers are reported one by one.
 pub trait DtypeProbe {
     /// Runs after a module has run, and after the modules within it have run.
-    fn gave(&self, given: &Given<'_>);
+    fn module_output(&self, output: &ModuleOutput<'_>);
 
     /// Runs after libtorch has multiplied matrices, within a module or between modules.
-    fn multiplied(&self, product: &Product<'_>) {
+    fn matrix_product(&self, product: &Product<'_>) {
         let _ = product;
     }
 }
@@ -118,7 +118,7 @@ pub(crate) trait Trace {
 
 /// The kind of a module's output.
 #[derive(Debug, Clone, Copy)]
-pub struct Given<'a> {
+pub struct ModuleOutput<'a> {
     /// The module's dotted path.
     pub path: &'a str,
     /// Its own computation.

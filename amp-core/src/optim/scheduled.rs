@@ -127,11 +127,11 @@ impl Scheduled {
     /// Returns a digest of the rates of the first `intervals` intervals; `None` if no schedule
     /// computes them in advance.
     pub(crate) fn rates_digest(&self, intervals: usize) -> Result<Option<u64>> {
-        self.course_under(self.schedule.as_ref().map(|own| own.config.as_ref()), intervals)
+        self.rates_digest_under(self.schedule.as_ref().map(|own| own.config.as_ref()), intervals)
     }
 
     /// Returns [`rates_digest`](Self::rates_digest) under another schedule.
-    pub(crate) fn course_under(
+    pub(crate) fn rates_digest_under(
         &self,
         schedule: Option<&dyn BuildScheduler>,
         intervals: usize,

@@ -5,7 +5,7 @@ use tch::Tensor;
 use super::{Algorithm, Number, OnDevice, Rates, Slot, state::Code};
 use crate::{
     Error, Result,
-    ffi::{Kernels, Known},
+    ffi::{DeviceValues, Kernels},
     precision::AutocastGuard,
 };
 
@@ -35,7 +35,7 @@ impl StepTensors<'_> {
     pub(super) fn kernels(&self, fused: bool) -> Kernels<'_> {
         let OnDevice { factor, found_inf } = self.known;
         match self.rates {
-            Some(rates) => Kernels::Ours(Known::new(rates, factor, found_inf)),
+            Some(rates) => Kernels::Ours(DeviceValues::new(rates, factor, found_inf)),
             None if fused => Kernels::Fused(found_inf),
             None => Kernels::Foreach,
         }

@@ -73,11 +73,11 @@ impl Loaders {
 
 /// What judges the model in an evaluation.
 #[derive(Clone, Copy)]
-pub(super) struct Judged {
+pub(super) struct EvaluationStep {
     step: fn(&mut dyn LightningModule, &AnyBatch, &mut Step<'_>) -> Result<()>,
 }
 
-impl Judged {
+impl EvaluationStep {
     /// The validation step.
     pub(super) const VALIDATION: Self =
         Self { step: |model, batch, step| model.validation_step(batch, step) };
@@ -130,14 +130,14 @@ impl Evaluator {
     pub(super) fn evaluate(
         &mut self,
         model: &mut dyn LightningModule,
-        judged: Judged,
+        step: EvaluationStep,
         loaders: &Loaders,
         most: Option<i64>,
         last: impl FnOnce(&mut dyn LightningModule, &mut Log) -> Result<()>,
         show: &mut Show<'_>,
     ) -> Result<Vec<Logged>> {
         let scope = |model: &dyn LightningModule| model.loss_scope();
-        let run = judged.step;
+        let run = step.step;
         let mut logs =
             self.each_batch(model, loaders, most, scope, run, &mut |_, _, _| Ok(()), show)?;
         let mut none = Log::default();

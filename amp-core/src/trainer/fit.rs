@@ -209,7 +209,7 @@ impl<'r, 'c> Run<'r, 'c> {
         self.observers
             .callbacks
             .each(|callback| callback.on_train_start(&mut hook).map(|()| Vec::new()))?;
-        self.hold_against(Moment::Start)?;
+        self.check_invariants(Moment::Start)?;
         if resumed.is_none() {
             self.check_validation()?;
         }
@@ -264,7 +264,7 @@ impl<'r, 'c> Run<'r, 'c> {
                 self.state.end();
             }
         }
-        self.hold_against(Moment::EpochEnds)?;
+        self.check_invariants(Moment::EpochEnds)?;
         let end = EpochEnd { epoch, global_step, lr, train, val, train_seconds, val_seconds };
         (self.observers.emit)(Event::EpochEnd(end.clone()))?;
         let precision = self.state.policy().precision;
@@ -339,7 +339,7 @@ impl<'r, 'c> Run<'r, 'c> {
 
 impl Run<'_, '_> {
     /// Checks the invariants at this moment.
-    pub(super) fn hold_against(&mut self, moment: Moment) -> Result<()> {
+    pub(super) fn check_invariants(&mut self, moment: Moment) -> Result<()> {
         let Self { observers, state, model, steps, .. } = self;
         observers.invariants.at(moment, state, *model, steps.running())
     }

@@ -32,7 +32,7 @@ use std::{
 use tch::Tensor;
 
 use self::{
-    evaluate::{Evaluator, Judged, Loaders, Show, run_start},
+    evaluate::{EvaluationStep, Evaluator, Loaders, Show, run_start},
     fit::timed,
 };
 use crate::{
@@ -210,7 +210,7 @@ impl<'a> Trainer<'a> {
             })
         };
         self.report(model, data, Stage::Validate, |evaluator, model, show| {
-            evaluator.evaluate(model, Judged::VALIDATION, &loaders, None, last, show)
+            evaluator.evaluate(model, EvaluationStep::VALIDATION, &loaders, None, last, show)
         })
     }
 
@@ -228,7 +228,7 @@ impl<'a> Trainer<'a> {
         let _place = random::place();
         let loaders = self.prepare(model, data, &data.test, ("to test on", "with_test"), limit)?;
         self.report(model, data, Stage::Test, |evaluator, model, show| {
-            evaluator.evaluate(model, Judged::TEST, &loaders, None, |_, _| Ok(()), show)
+            evaluator.evaluate(model, EvaluationStep::TEST, &loaders, None, |_, _| Ok(()), show)
         })
     }
 

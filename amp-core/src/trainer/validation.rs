@@ -3,9 +3,9 @@
 use std::time::Instant;
 
 use super::{
-    evaluate::{Evaluator, Judged},
+    evaluate::{EvaluationStep, Evaluator},
     fit::{Run, timed},
-    step::{Aside, Moment},
+    step::{Moment, StateBackup},
 };
 use crate::{
     LightningModule, Result,
@@ -75,7 +75,7 @@ impl Run<'_, '_> {
     fn evaluate(&mut self, most: Option<i64>) -> Result<Vec<Logged>> {
         let (policy, epoch) = (self.state.policy(), self.position.epoch);
         let mut evaluator = Evaluator::new(self.config, policy, self.state.global_step());
-        self.hold_against(Moment::EvaluationBegins)?;
+        self.check_invariants(Moment::EvaluationBegins)?;
         let (val, state, emit) = (self.val.clone(), &self.state, &mut self.observers.emit);
         let last = |model: &mut dyn LightningModule, log: &mut Log| {
             model.on_validation_epoch_end(&mut state.hook(epoch, log))
@@ -86,9 +86,15 @@ impl Run<'_, '_> {
             None => emit(Event::Media { global_step, name, media }),
             Some(_) => Ok(()),
         };
-        let values =
-            evaluator.evaluate(self.model, Judged::VALIDATION, &val, most, last, &mut show)?;
-        self.hold_against(Moment::EvaluationEnds)?;
+        let values = evaluator.evaluate(
+            self.model,
+            EvaluationStep::VALIDATION,
+            &val,
+            most,
+            last,
+            &mut show,
+        )?;
+        self.check_invariants(Moment::EvaluationEnds)?;
         Ok(values)
     }
 
@@ -103,9 +109,9 @@ impl Run<'_, '_> {
         if batches == 0 && monitored.is_empty() {
             return Ok(());
         }
-        let aside = Aside::begin(self.model, self.config.device)?;
+        let backup = StateBackup::begin(self.model, self.config.device)?;
         let values = self.evaluate(Some(batches.max(1)));
-        aside.end(self.model)?;
+        backup.end(self.model)?;
         match values {
             Ok(values) => are_logged(&monitored, &values),
             // A metric may need more than one batch; the first validation then checks the names.

@@ -78,9 +78,9 @@ fn train(
 /// Only a training step that is marked `captured` may run as a graph.
 #[test]
 fn only_a_step_marked_captured_may_be_captured() -> Result<()> {
-    assert_eq!(Captured::builder().build()?.step_access(), StepAccess::Late);
+    assert_eq!(Captured::builder().build()?.step_access(), StepAccess::Deferred);
     let mut eager = Eager::builder().build()?;
-    assert!(matches!(eager.step_access(), StepAccess::Within(_)));
+    assert!(matches!(eager.step_access(), StepAccess::InStep(_)));
     if device().is_cuda() {
         let text = message(train(&mut eager, Precision::F32True, Graph::On, &data()?));
         assert!(text.contains("does not say `captured`"), "{text}");

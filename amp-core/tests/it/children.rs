@@ -6,7 +6,7 @@ use std::{cell::RefCell, rc::Rc};
 use amp_core::{
     Module, Result,
     nn::{
-        self, Call, Child, Context, DtypeProbe, Given, LayerNorm, Linear, Op, Probe, Visit,
+        self, Call, Child, Context, DtypeProbe, LayerNorm, Linear, ModuleOutput, Op, Probe, Visit,
         named_tensors,
     },
     precision::{Policy, Precision, Region},
@@ -20,9 +20,9 @@ use crate::support::{message, seeded};
 struct Products(RefCell<Vec<(String, Kind)>>);
 
 impl DtypeProbe for Products {
-    fn gave(&self, given: &Given<'_>) {
-        if given.op == Op::Matmul {
-            self.0.borrow_mut().push((given.path.to_owned(), given.kind));
+    fn module_output(&self, output: &ModuleOutput<'_>) {
+        if output.op == Op::Matmul {
+            self.0.borrow_mut().push((output.path.to_owned(), output.kind));
         }
     }
 }

@@ -267,7 +267,7 @@ fn train(config: &TrainerConfig) -> Result<Outcome> {
     let _generator = seeded(7);
     set_numerics(false, device().is_cuda())?;
     let config = TrainerConfig { max_epochs: 3, ..config.clone() };
-    let outcome = train_on(&config, net()?, StepAccess::Late, momentum, Vec::new());
+    let outcome = train_on(&config, net()?, StepAccess::Deferred, momentum, Vec::new());
     set_numerics(false, false)?;
     outcome
 }

@@ -6,7 +6,7 @@ use amp_core::{
     Module, Result, TrainerConfig,
     event::Event,
     loss,
-    nn::{self, Context, DtypeProbe, Given},
+    nn::{self, Context, DtypeProbe, ModuleOutput},
     optim::{AdamW, OptimizerConfig},
     precision::{Clip, GradScalerConfig, Policy, Precision, dtype_name, is_floating},
     record::RunRecord,
@@ -261,8 +261,8 @@ fn sixteen_true_stays_near_f64_with_the_default_eps() -> Result<()> {
 struct Outputs(RefCell<BTreeMap<String, Kind>>);
 
 impl DtypeProbe for Outputs {
-    fn gave(&self, given: &Given<'_>) {
-        self.0.borrow_mut().insert(given.path.to_owned(), given.kind);
+    fn module_output(&self, output: &ModuleOutput<'_>) {
+        self.0.borrow_mut().insert(output.path.to_owned(), output.kind);
     }
 }
 

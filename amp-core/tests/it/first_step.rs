@@ -7,7 +7,7 @@ use amp_core::{
     data::DataModule,
     event::Event,
     memory::MemoryMeter,
-    nn::{Call, Context, DtypeProbe, Given, Op, Probe, Sequential, place},
+    nn::{Call, Context, DtypeProbe, ModuleOutput, Op, Probe, Sequential, place},
     precision::{Policy, Precision, Region},
     tch::{self, Kind, Tensor},
     trainer::Graph,
@@ -69,8 +69,8 @@ type Row = (String, Op, Kind, Kind);
 struct Dtypes(RefCell<Vec<Row>>);
 
 impl DtypeProbe for Dtypes {
-    fn gave(&self, given: &Given<'_>) {
-        let Given { path, op, plan, kind } = *given;
+    fn module_output(&self, output: &ModuleOutput<'_>) {
+        let ModuleOutput { path, op, plan, kind } = *output;
         self.0.borrow_mut().push((path.to_owned(), op, plan.compute, kind));
     }
 }

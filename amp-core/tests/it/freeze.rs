@@ -167,7 +167,7 @@ impl Callback for Moves {
     }
 
     fn step_access(&self) -> StepAccess {
-        StepAccess::EachStep
+        StepAccess::PerStep
     }
 
     fn on_train_batch_end(

@@ -83,11 +83,11 @@ fn a_step_with_16_bit_gradients_equals_one_with_the_same_values_in_f32(
         config.optimization.gradient_clip = clip;
         config.numerics.scaler.init_scale = 2.0_f64.powi(26);
     };
-    let narrow = run(precision, StepAccess::Late, optimizer, change)?;
-    let wide = run(precision, StepAccess::Within("a test"), optimizer, change)?;
+    let narrow = run(precision, StepAccess::Deferred, optimizer, change)?;
+    let wide = run(precision, StepAccess::InStep("a test"), optimizer, change)?;
     assert_eq!(narrow.record.end.skipped, wide.record.end.skipped);
     assert_eq!(narrow.weights, wide.weights);
-    let full = run(precision, StepAccess::Late, optimizer, |config| {
+    let full = run(precision, StepAccess::Deferred, optimizer, |config| {
         change(config);
         config.numerics.gradients = GradientStorage::Full;
     })?;
@@ -107,8 +107,8 @@ fn state_in_8_bits_works_with_16_bit_gradients(
         (config.numerics.gradients, config.numerics.moments) =
             (GradientStorage::SixteenBit, Moments::EightBit);
     };
-    let narrow = run(precision, StepAccess::Late, adamw, change)?;
-    let wide = run(precision, StepAccess::Within("a test"), adamw, change)?;
+    let narrow = run(precision, StepAccess::Deferred, adamw, change)?;
+    let wide = run(precision, StepAccess::InStep("a test"), adamw, change)?;
     assert_eq!(narrow.weights, wide.weights);
     Ok(())
 }
@@ -124,7 +124,7 @@ impl Callback for First {
     }
 
     fn step_access(&self) -> StepAccess {
-        StepAccess::Within("a test")
+        StepAccess::InStep("a test")
     }
 
     fn on_before_optimizer_step(
@@ -158,7 +158,7 @@ fn gradients_of_weights_are_rounded_to_16_bits(
         // This step does not overflow.
         config.numerics.scaler = GradScalerConfig { init_scale: 1024.0, ..Default::default() };
         let callback = First { seen: Rc::clone(&seen) };
-        train_on(&config, demo(0.2)?, StepAccess::Late, adamw, vec![Box::new(callback)])?;
+        train_on(&config, demo(0.2)?, StepAccess::Deferred, adamw, vec![Box::new(callback)])?;
         Ok(seen.take())
     };
     let [full, narrow] = STORAGES.map(first);
@@ -195,7 +195,7 @@ fn gradients_in_16_bits_need_half_the_memory() -> Result<()> {
             TrainerConfig { max_epochs: 1, ..config(Precision::Bf16Mixed, Graph::Off) };
         config.numerics.gradients = gradients;
         let meter = MemoryMeter::start(device())?;
-        train_on(&config, network, StepAccess::Late, adamw, Vec::new())?;
+        train_on(&config, network, StepAccess::Deferred, adamw, Vec::new())?;
         Ok(meter.read()?.peak_allocated as f64)
     };
     let [full, narrow] = STORAGES.map(peak);
@@ -213,7 +213,7 @@ fn accumulated_gradients_are_f32(
     #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
 ) -> Result<()> {
     let [full, narrow] = STORAGES.map(|gradients| {
-        run(precision, StepAccess::Late, adamw, |config| {
+        run(precision, StepAccess::Deferred, adamw, |config| {
             config.numerics.gradients = gradients;
             config.optimization.accumulate_grad_batches = if device().is_cuda() { 2 } else { 1 };
         })

@@ -49,8 +49,8 @@ noting!(Each, on_train_batch_end(Self::note));
 
 #[test]
 fn only_a_hook_marked_late_is_deferred() -> Result<()> {
-    assert_eq!(Late::builder().build()?.step_access(), StepAccess::Late);
-    assert_eq!(Each::builder().build()?.step_access(), StepAccess::EachStep);
+    assert_eq!(Late::builder().build()?.step_access(), StepAccess::Deferred);
+    assert_eq!(Each::builder().build()?.step_access(), StepAccess::PerStep);
     Ok(())
 }
 

@@ -101,7 +101,7 @@ fn runs(
         config.max_epochs = 12;
         config.numerics.scaler = GradScalerConfig { growth_interval: 5, ..Default::default() };
         config.numerics.scaler.init_scale = 2.0_f64.powi(26);
-        train_on(&config, network()?, StepAccess::Late, optimizer, Vec::new())
+        train_on(&config, network()?, StepAccess::Deferred, optimizer, Vec::new())
     };
     let runs = [run(Graph::Off)?, run(Graph::On)?];
     assert_same(&runs);

@@ -53,11 +53,11 @@ const CTC: &str = "ctc_loss reads the lengths of outputs and labels on the host"
 #[test]
 fn a_loss_says_why_it_is_outside_of_graphs() -> Result<()> {
     let _section = seeded(1);
-    assert_eq!(Letters::builder().build()?.step_access(), StepAccess::Within(CTC));
-    let own = StepAccess::Within("Read reads its scale on the host");
+    assert_eq!(Letters::builder().build()?.step_access(), StepAccess::InStep(CTC));
+    let own = StepAccess::InStep("Read reads its scale on the host");
     assert_eq!(Reading::builder().build()?.step_access(), own);
-    assert_eq!(Smooth::builder().build()?.step_access(), StepAccess::Late);
-    assert_eq!(StepAccess::of_loss(&Ctc::default()), StepAccess::Within(CTC));
+    assert_eq!(Smooth::builder().build()?.step_access(), StepAccess::Deferred);
+    assert_eq!(StepAccess::of_loss(&Ctc::default()), StepAccess::InStep(CTC));
     Ok(())
 }
 

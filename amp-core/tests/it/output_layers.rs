@@ -6,7 +6,7 @@ use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 use amp_core::{
     Trainer, TrainerConfig,
     loss::ChunksOf,
-    nn::{self, Call, DtypeProbe, Given, Probe, named_tensors},
+    nn::{self, Call, DtypeProbe, ModuleOutput, Probe, named_tensors},
     precision::Policy,
     prelude::*,
     record::RunRecord,
@@ -180,8 +180,8 @@ fn a_forward_pass_outside_of_a_step_returns_the_output() -> Result<()> {
 struct Dtypes(RefCell<Vec<(String, Kind)>>);
 
 impl DtypeProbe for Dtypes {
-    fn gave(&self, given: &Given<'_>) {
-        self.0.borrow_mut().push((given.path.to_owned(), given.kind));
+    fn module_output(&self, output: &ModuleOutput<'_>) {
+        self.0.borrow_mut().push((output.path.to_owned(), output.kind));
     }
 }
 

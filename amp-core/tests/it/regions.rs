@@ -4,7 +4,10 @@ use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
 use amp_core::{
     LightningModule, Module, Result, Trainer, TrainerConfig,
-    nn::{self, Context, DtypeProbe, Given, Linear, LinearConfig, Op, Visit, Visitor, visit_child},
+    nn::{
+        self, Context, DtypeProbe, Linear, LinearConfig, ModuleOutput, Op, Visit, Visitor,
+        visit_child,
+    },
     precision::{Policy, Precision, Region, autocast_state},
     tch::{Device, Kind, Tensor},
 };
@@ -53,10 +56,10 @@ impl Module for Part {
 struct Products(RefCell<BTreeMap<String, (Kind, Kind)>>);
 
 impl DtypeProbe for Products {
-    fn gave(&self, given: &Given<'_>) {
-        if given.op == Op::Matmul {
-            let kinds = (given.kind, given.plan.compute);
-            self.0.borrow_mut().insert(given.path.to_owned(), kinds);
+    fn module_output(&self, output: &ModuleOutput<'_>) {
+        if output.op == Op::Matmul {
+            let kinds = (output.kind, output.plan.compute);
+            self.0.borrow_mut().insert(output.path.to_owned(), kinds);
         }
     }
 }

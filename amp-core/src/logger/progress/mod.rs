@@ -11,7 +11,7 @@ use std::{
 
 use indicatif::{ProgressDrawTarget, ProgressState, ProgressStyle};
 
-use self::text::Course;
+use self::text::RunProgress;
 use crate::{
     Result,
     event::{Event, Subscriber},
@@ -45,7 +45,7 @@ use crate::{
 /// | `train_loss 0.1234` | the value reported last, of those that are logged for the bar (`prog_bar`) and those [named](Self::showing) |
 pub struct ProgressBar {
     output: Output,
-    course: Course,
+    progress: RunProgress,
     /// The number of runs that the bar covers, and the number that have begun.
     runs: u64,
     begun: u64,
@@ -123,7 +123,7 @@ impl ProgressBar {
     }
 
     fn to(output: Output) -> Self {
-        Self { output, course: Course::default(), runs: 1, begun: 0, next: None }
+        Self { output, progress: RunProgress::default(), runs: 1, begun: 0, next: None }
     }
 
     /// Shows one bar for several consecutive runs of equal length.
@@ -139,7 +139,7 @@ impl ProgressBar {
     /// Also shows the values of these names.
     #[must_use]
     pub fn showing<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
-        self.course.show(names.into_iter().map(Into::into));
+        self.progress.show(names.into_iter().map(Into::into));
         self
     }
 
@@ -166,7 +166,7 @@ impl ProgressBar {
     }
 
     fn follow(&mut self, event: &Event, now: Instant) {
-        self.course.follow(event, now);
+        self.progress.follow(event, now);
         match event {
             Event::FitStart(start) => {
                 self.begun += 1;
@@ -199,15 +199,15 @@ impl ProgressBar {
         match &mut self.output {
             Output::Bar { bar, details } => {
                 self.next = Some(now + REDRAW);
-                let text = self.course.text(now);
+                let text = self.progress.text(now);
                 *details.lock().unwrap_or_else(PoisonError::into_inner) = text;
-                let done = self.begun.saturating_sub(1) as f64 + self.course.done();
+                let done = self.begun.saturating_sub(1) as f64 + self.progress.done();
                 bar.update(|state| state.set_pos((done * PARTS as f64) as u64));
             }
             Output::Lines { out, every, is_used } => {
                 (self.next, *is_used) = (Some(now + *every), true);
-                let percent = (100.0 * self.course.done()) as u64;
-                let _ = writeln!(out, "{percent:>3}%  {}", self.course.text(now));
+                let percent = (100.0 * self.progress.done()) as u64;
+                let _ = writeln!(out, "{percent:>3}%  {}", self.progress.text(now));
                 let _ = out.flush();
             }
             Output::Nowhere => self.next = Some(now + LINE),

@@ -17,7 +17,7 @@ const WINDOW: Duration = Duration::from_secs(10);
 
 /// The progress of a run, and its speed.
 #[derive(Debug, Default)]
-pub(super) struct Course {
+pub(super) struct RunProgress {
     /// Values that are shown even if they are not logged for the bar.
     names: Vec<String>,
     epochs: i64,
@@ -34,7 +34,7 @@ pub(super) struct Course {
     speed: Speed,
 }
 
-impl Course {
+impl RunProgress {
     pub(super) fn show(&mut self, names: impl Iterator<Item = String>) {
         self.names.extend(names);
     }

@@ -281,7 +281,7 @@ fn refused(why: String) -> Error {
 }
 
 /// The keys and values that a causal attention attends to in a pass, and what limits it.
-pub(super) struct Seen {
+pub(super) struct AttendedKeys {
     pub(super) keys: Tensor,
     pub(super) values: Tensor,
     /// As [`AttentionOptions::attn_mask`].
@@ -290,10 +290,10 @@ pub(super) struct Seen {
     pub(super) is_causal: bool,
 }
 
-impl Seen {
+impl AttendedKeys {
     /// Of `[N, heads, L, E]` queries, keys and values at the path of `cx`, with those of its cache. `mask`, as
     /// [`AttentionOptions::attn_mask`], is of all keys.
-    pub(super) fn by(
+    pub(super) fn extend(
         query: &Tensor,
         keys: Tensor,
         values: Tensor,
@@ -379,7 +379,7 @@ pub fn causal_attention(
     value: &Tensor,
     cx: &Context,
 ) -> Result<Tensor> {
-    let seen = Seen::by(query, key.shallow_clone(), value.shallow_clone(), None, cx)?;
+    let seen = AttendedKeys::extend(query, key.shallow_clone(), value.shallow_clone(), None, cx)?;
     let options = AttentionOptions {
         attn_mask: seen.mask.as_ref(),
         is_causal: seen.is_causal,

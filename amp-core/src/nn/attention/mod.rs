@@ -15,7 +15,7 @@ pub use position::{
 };
 pub use scores::{AttentionMask, AttentionOptions, scaled_dot_product_attention, split_heads};
 
-use kv_cache::Seen;
+use kv_cache::AttendedKeys;
 use projection::{Projected, Projection};
 use tch::{Kind, Tensor};
 
@@ -182,7 +182,7 @@ impl MultiheadAttention {
         Ok((self.join(&attended, cx)?, weights))
     }
 
-    fn options<'a>(&self, seen: &'a Seen, cx: &Context) -> AttentionOptions<'a> {
+    fn options<'a>(&self, seen: &'a AttendedKeys, cx: &Context) -> AttentionOptions<'a> {
         AttentionOptions {
             attn_mask: seen.mask.as_ref(),
             dropout_p: if cx.drops_out() { self.config.dropout } else { 0.0 },
@@ -207,7 +207,7 @@ impl MultiheadAttention {
         value: &Tensor,
         mask: &AttentionMask,
         cx: &Context,
-    ) -> Result<(Tensor, Seen)> {
+    ) -> Result<(Tensor, AttendedKeys)> {
         let MultiheadAttentionConfig { num_heads, num_kv_heads, causal, .. } = self.config;
         if cx.cache().is_some() && !causal {
             return Err(Error::config(
@@ -236,11 +236,11 @@ impl MultiheadAttention {
         };
         let (q, k) = (rotated(q)?, rotated(k)?);
         if causal {
-            let seen = Seen::by(&q, k, v, mask, cx)?;
+            let seen = AttendedKeys::extend(&q, k, v, mask, cx)?;
             return Ok((q, seen));
         }
         let (keys, values, mask) = self.with_added_keys(k, v, mask)?;
-        Ok((q, Seen { keys, values, mask, is_causal: false }))
+        Ok((q, AttendedKeys { keys, values, mask, is_causal: false }))
     }
 
     /// Returns the heads of keys and values, to which the configured extra keys are appended, and

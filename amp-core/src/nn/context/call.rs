@@ -9,7 +9,7 @@ use crate::{
         Forward,
         child::Place,
         planted,
-        probe::{Call, DtypeProbe, Given, Probe},
+        probe::{Call, DtypeProbe, ModuleOutput, Probe},
     },
     precision::{Arguments, Kept, Region, RegionPlan, Tensors, is_floating},
 };
@@ -115,10 +115,10 @@ impl Context {
     ) -> Result<Tensor> {
         let outer = self.plan.get();
         let plan = outer.enter(region, self.policy.precision);
-        self.show_products();
+        self.report_products();
         self.plan.set(plan);
         let output = plan.run::<&'static Tensor, _>(outer, self.policy.device, input, body);
-        self.show_products();
+        self.report_products();
         self.plan.set(outer);
         output
     }
@@ -139,10 +139,10 @@ impl Context {
                 Observer::Nobody | Observer::Groups(_) => self.forward(module, inputs),
                 Observer::Dtypes(probe) => {
                     let output = self.forward(module, inputs)?;
-                    self.tell(&**probe, module, plan, &output)?;
+                    self.report_output(&**probe, module, plan, &output)?;
                     Ok(output)
                 }
-                Observer::Tensors(probe) => self.show(&**probe, module, plan, inputs),
+                Observer::Tensors(probe) => self.report_call(&**probe, module, plan, inputs),
                 Observer::Trace(trace) => {
                     let (kept, mut sizes) = (Kept::default(), Vec::new());
                     M::Input::each(&inputs, &kept, &mut |tensor| {
@@ -162,7 +162,7 @@ impl Context {
                     output.each(&mut |output| other.returned(&self.path.borrow(), output))
                 }
             });
-        self.show_products();
+        self.report_products();
         self.plan.set(outer);
         let result = result.map_err(|error| error.at(&self.path.borrow()));
         self.leave(parent);
@@ -176,7 +176,7 @@ impl Context {
     }
 
     /// Reports the dtypes of the output of the module at the path.
-    pub(super) fn tell<M: Forward + ?Sized>(
+    pub(super) fn report_output<M: Forward + ?Sized>(
         &self,
         probe: &dyn DtypeProbe,
         module: &M,
@@ -185,7 +185,7 @@ impl Context {
     ) -> Result<()> {
         let (path, op) = (&*self.path.borrow(), module.own_op());
         output.each(&mut |output| {
-            probe.gave(&Given { path, op, plan, kind: output.kind() });
+            probe.module_output(&ModuleOutput { path, op, plan, kind: output.kind() });
             Ok(output.shallow_clone())
         })?;
         Ok(())
@@ -193,7 +193,7 @@ impl Context {
 
     /// Runs the module at the path and reports each of its outputs, with the first floating-point
     /// input.
-    fn show<M: Forward + ?Sized>(
+    fn report_call<M: Forward + ?Sized>(
         &self,
         probe: &dyn Probe,
         module: &M,
@@ -227,7 +227,7 @@ impl Context {
                     ))),
                 }
             };
-            ffi::forget_twin(given)?;
+            ffi::drop_cached_cast(given)?;
             probe.ran(&Call { path, op, plan, input, output: given, rerun: &rerun });
         }
         Ok(output)
@@ -235,7 +235,7 @@ impl Context {
 
     /// Appends a name to the path and returns the earlier length.
     pub(super) fn enter(&self, name: &str) -> usize {
-        self.show_products();
+        self.report_products();
         let mut path = self.path.borrow_mut();
         let parent = path.len();
         if parent > 0 {
@@ -251,7 +251,7 @@ impl Context {
 
     /// Shortens the path to this length.
     pub(super) fn leave(&self, parent: usize) {
-        self.show_products();
+        self.report_products();
         self.path.borrow_mut().truncate(parent);
     }
 }

@@ -59,11 +59,11 @@ impl Context {
         let output = result?;
         let Some(shown) = &output else { return Ok(None) };
         let fused = |inputs: &[&Tensor]| run(inputs[0], &self.recomputing()).and_then(of_group);
-        self.show_group(paths, &[input], shown, &fused, &apart);
+        self.report_group(paths, &[input], shown, &fused, &apart);
         if let Observer::Dtypes(probe) = &self.observer {
             for (place, layer) in (place..).zip(layers) {
                 let parent = self.enter_nth(place);
-                self.tell(&**probe, layer, self.plan.get(), shown)?;
+                self.report_output(&**probe, layer, self.plan.get(), shown)?;
                 self.leave(parent);
             }
         }
@@ -88,7 +88,7 @@ impl Context {
         };
         let result = result.map_err(|error| error.at(&self.path.borrow()));
         if let (Observer::Dtypes(probe), Ok(Some(output))) = (&self.observer, &result) {
-            self.tell(&**probe, module, self.plan.get(), output)?;
+            self.report_output(&**probe, module, self.plan.get(), output)?;
         }
         self.leave(parent);
         let Some(output) = result? else { return apart(inputs, self) };
@@ -102,11 +102,11 @@ impl Context {
             self.leave(parent);
             vec![path]
         };
-        self.show_group(path, &inputs, &output, &fused, &alone);
+        self.report_group(path, &inputs, &output, &fused, &alone);
         Ok(output)
     }
 
-    fn show_group(
+    fn report_group(
         &self,
         paths: impl FnOnce() -> Vec<String>,
         inputs: &[&Tensor],
@@ -135,32 +135,32 @@ mod tests {
 
     use super::*;
     use crate::{
-        nn::{Call, DtypeProbe, Given, Linear, LinearConfig, Op, Probe, Relu},
+        nn::{Call, DtypeProbe, Linear, LinearConfig, ModuleOutput, Op, Probe, Relu},
         precision::{Policy, Precision, Region},
     };
 
     #[derive(Default)]
-    struct Told(RefCell<Vec<(String, Op, Kind, Kind)>>);
+    struct Reports(RefCell<Vec<(String, Op, Kind, Kind)>>);
 
-    impl DtypeProbe for Told {
-        fn gave(&self, given: &Given<'_>) {
-            let Given { path, op, plan, kind } = *given;
+    impl DtypeProbe for Reports {
+        fn module_output(&self, output: &ModuleOutput<'_>) {
+            let ModuleOutput { path, op, plan, kind } = *output;
             self.0.borrow_mut().push((path.to_owned(), op, plan.compute, kind));
         }
     }
 
-    impl Probe for Told {
+    impl Probe for Reports {
         fn ran(&self, _: &Call<'_>) {}
     }
 
     /// Fused layers are reported under their own paths. If they cannot be fused, nothing is
     /// reported and the path is unchanged.
     #[test]
-    fn layers_in_one_are_told_of_one_by_one() -> Result<()> {
+    fn fused_layers_are_reported_one_by_one() -> Result<()> {
         let policy = Policy::new(Precision::Bf16Mixed, Device::Cpu);
         let layers: [Box<dyn Module>; 2] =
             [Box::new(Relu), Box::new(Linear::new(LinearConfig::new(1, 1))?)];
-        let told = Rc::new(Told::default());
+        let told = Rc::new(Reports::default());
         let cx = Context::new(policy, true).with_dtype_probe(told.clone());
         cx.enter("model");
         let input = Tensor::f_zeros([1], (Kind::Float, Device::Cpu))?;
@@ -177,13 +177,13 @@ mod tests {
 
     /// A probe of tensors and a region prevent fusing; a probe of dtypes does not.
     #[test]
-    fn who_looks_decides_what_may_run_in_one() {
+    fn only_tensor_probes_and_regions_prevent_fusing() {
         let policy = Policy::new(Precision::F32True, Device::Cpu);
         let cx = || Context::new(policy, true);
         let region = BTreeMap::from([("1".to_owned(), Region::Fp32)]);
         assert!(cx().is_plain(0..3));
-        assert!(cx().with_dtype_probe(Rc::new(Told::default())).is_plain(0..3));
-        assert!(!cx().with_probe(Rc::new(Told::default())).is_plain(0..3));
+        assert!(cx().with_dtype_probe(Rc::new(Reports::default())).is_plain(0..3));
+        assert!(!cx().with_probe(Rc::new(Reports::default())).is_plain(0..3));
         assert!(!cx().without_fusion().is_plain(0..3));
         let overrides = cx().with_overrides(Rc::new(region));
         assert!(!overrides.is_plain(0..3) && overrides.is_plain(2..3));

@@ -39,7 +39,7 @@ impl Context {
                 false => output::defer(input, layer.weight(), layer.bias()),
             };
             if let (Ok(Some(kind)), Observer::Dtypes(probe)) = (&kind, &self.observer) {
-                self.tell(&**probe, module, self.plan.get(), &empty(*kind)?)?;
+                self.report_output(&**probe, module, self.plan.get(), &empty(*kind)?)?;
             }
             let kind = kind.map_err(|error| error.at(&self.path.borrow()));
             self.leave(parent);

@@ -35,21 +35,21 @@ impl Context {
     }
 
     /// Reports the products since the path or the plan changed.
-    pub(super) fn show_products(&self) {
+    pub(super) fn report_products(&self) {
         if !self.watches_products.get() {
             return;
         }
         let Observer::Dtypes(probe) = &self.observer else { return };
         let (path, plan) = (self.path(), self.plan.get());
         for (operator, kind) in ffi::take_products().unwrap_or_default() {
-            probe.multiplied(&Product { path: &path, operator, plan, kind });
+            probe.matrix_product(&Product { path: &path, operator, plan, kind });
         }
     }
 }
 
 impl Drop for ProductsOf<'_> {
     fn drop(&mut self) {
-        self.context.show_products();
+        self.context.report_products();
         self.context.watches_products.set(false);
     }
 }

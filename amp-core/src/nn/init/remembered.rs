@@ -145,7 +145,7 @@ mod tests {
         Ok(())
     }
 
-    /// Behind the guard nothing is kept.
+    /// After the guard nothing is kept.
     #[test]
     fn nothing_is_kept_behind_the_guard() -> Result<()> {
         {

@@ -44,7 +44,7 @@ pub(crate) struct Survey {
 
 impl Survey {
     pub(crate) fn start(device: Device) -> Result<Self> {
-        Ok(Self { device, meter: MemoryMeter::beside(device)?, cells: RefCell::default() })
+        Ok(Self { device, meter: MemoryMeter::untracked(device)?, cells: RefCell::default() })
     }
 
     /// Returns the measurements, in the order of the pass.

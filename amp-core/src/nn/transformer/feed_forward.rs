@@ -3,7 +3,7 @@ use tch::Tensor;
 use super::TransformerLayerConfig;
 use crate::{
     Result,
-    ffi::Behind,
+    ffi::FollowingOp,
     nn::{Context, Dropout, Linear, LinearConfig, Module, Visit, Visitor, visit_child},
 };
 
@@ -68,9 +68,9 @@ impl Perceptron {
     fn expand(&self, x: &Tensor, cx: &Context) -> Result<Tensor> {
         let p = self.dropout.active(cx);
         let behind = match self.activation {
-            FeedForward::Relu => Some(Behind::Relu),
-            FeedForward::Gelu => Some(Behind::Gelu),
-            FeedForward::GeluTanh => Some(Behind::GeluTanh),
+            FeedForward::Relu => Some(FollowingOp::Relu),
+            FeedForward::Gelu => Some(FollowingOp::Gelu),
+            FeedForward::GeluTanh => Some(FollowingOp::GeluTanh),
             FeedForward::SwiGlu => None,
         };
         let together = |[x]: [&Tensor; 1], cx: &Context| match behind {

@@ -37,7 +37,7 @@ impl Run<'_, '_> {
         state.put("run", &self.identity())?;
         state.put("plan", &self.plan)?;
         state.put("initial_rates", &self.initial_rates())?;
-        state.put("courses", &self.courses()?)?;
+        state.put("courses", &self.rates_digests()?)?;
         state.put("position", &self.position)?;
         let Position { epoch, batch } = self.position;
         if let Some(stream) = self.loader.stream_state(epoch.cast_unsigned(), batch)? {

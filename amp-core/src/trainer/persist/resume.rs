@@ -197,7 +197,7 @@ impl Run<'_, '_> {
     }
 
     /// Returns the first rates of the schedules, as one number per optimizer.
-    pub(in crate::trainer) fn courses(&self) -> Result<Vec<Option<u64>>> {
+    pub(in crate::trainer) fn rates_digests(&self) -> Result<Vec<Option<u64>>> {
         self.state
             .optim
             .scheduled
@@ -273,8 +273,9 @@ impl Run<'_, '_> {
             // The schedules that this code would have built in the saved run.
             let schedules = self.model.configure_optimizers(plan)?.into_schedules();
             let here = self.state.optim.scheduled.iter().zip(schedules);
-            let here =
-                here.map(|(one, schedule)| one.course_under(schedule.as_deref(), DIGEST_INTERVALS));
+            let here = here.map(|(one, schedule)| {
+                one.rates_digest_under(schedule.as_deref(), DIGEST_INTERVALS)
+            });
             if there != here.collect::<Result<Vec<_>>>()? {
                 let (there, here) = (Value::from("another one"), Value::from("this code's"));
                 differs("schedule", &there, &here, Some(Change::Lr))?;

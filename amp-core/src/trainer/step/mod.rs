@@ -40,7 +40,7 @@ pub(super) use self::{
     micro_batches::{Examples, whole_batch_does_not_fit},
     observers::{Callbacks, Emit, Observers},
     optimization::{Optimization, full_gradients_note},
-    rollback::Aside,
+    rollback::StateBackup,
     run_length::Length,
     state::{Counts, StepState},
 };

@@ -74,7 +74,7 @@ impl<'a> Optimization<'a> {
 
     /// Returns whether a hook reads the gradients before they are clipped.
     pub(in crate::trainer) fn is_watched(&self) -> bool {
-        matches!(self.access, StepAccess::Within(_))
+        matches!(self.access, StepAccess::InStep(_))
     }
 
     /// Returns the unscaled gradients of each optimizer, for hooks.
@@ -115,7 +115,7 @@ impl<'a> Optimization<'a> {
         captured: bool,
     ) -> Result<Vec<Gradients<Deferred>>> {
         // An observer may read gradients after the step; they are unscaled then.
-        let may_defer = matches!(self.access, StepAccess::Late);
+        let may_defer = matches!(self.access, StepAccess::Deferred);
         let limit = match self.config.optimization.gradient_clip {
             Some(Clip::Norm(limit)) => Some(limit),
             // A factor also divides by the loss scale.

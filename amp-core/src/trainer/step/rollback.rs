@@ -13,13 +13,13 @@ use crate::{
 };
 
 /// Random numbers and the model's own state before passes that must have no effect.
-pub(in crate::trainer) struct Aside {
+pub(in crate::trainer) struct StateBackup {
     device: Device,
     own: State,
     random: RandomState,
 }
 
-impl Aside {
+impl StateBackup {
     /// Keeps the current state.
     pub(in crate::trainer) fn begin(model: &dyn LightningModule, device: Device) -> Result<Self> {
         let mut own = State::default();
@@ -46,7 +46,7 @@ pub(super) struct Rollback {
     device: Device,
     buffers: Kept,
     /// Present while a step runs.
-    aside: Option<Aside>,
+    backup: Option<StateBackup>,
 }
 
 impl Rollback {
@@ -58,31 +58,31 @@ impl Rollback {
         let buffers = buffers.map(|(_, tensor, _)| tensor);
         let changed = changed_in_forward(model).into_iter().map(|parameter| parameter.tensor);
         let buffers = Kept::new(buffers.chain(changed).collect(), 1)?;
-        Ok(Self { device, buffers, aside: None })
+        Ok(Self { device, buffers, backup: None })
     }
 
     /// Keeps the current state.
     pub(super) fn keep(&mut self, model: &dyn LightningModule) -> Result<()> {
         self.buffers.keep(0)?;
-        self.aside = Some(Aside::begin(model, self.device)?);
+        self.backup = Some(StateBackup::begin(model, self.device)?);
         Ok(())
     }
 
     /// Restores the kept state during the step.
     pub(super) fn restore(&self, model: &mut dyn LightningModule) -> Result<()> {
-        let Some(aside) = &self.aside else { return Ok(()) };
+        let Some(backup) = &self.backup else { return Ok(()) };
         self.buffers.restore(0)?;
-        aside.end(model)
+        backup.end(model)
     }
 
     /// Ends the step: its changes stay.
     pub(super) fn end(&mut self) {
-        self.aside = None;
+        self.backup = None;
     }
 
     /// Restores the random generators.
     pub(super) fn restore_random(&self) -> Result<()> {
-        self.aside.as_ref().map_or(Ok(()), Aside::restore_random)
+        self.backup.as_ref().map_or(Ok(()), StateBackup::restore_random)
     }
 
     /// Returns the number of bytes of the kept buffers.

@@ -96,7 +96,7 @@ fn activations(
     let policy = config.policy();
     let context =
         Context::new(policy, true).with_overrides(config.numerics.overrides.clone()).again();
-    let meter = MemoryMeter::beside(config.device)?;
+    let meter = MemoryMeter::untracked(config.device)?;
     let loss = {
         let _autocast = policy.autocast()?;
         let mut log = Log::default();

@@ -8,7 +8,7 @@ mod tree;
 use serde::Serialize;
 
 use self::trace::trace;
-use super::{Trainer, freeze::Freezing, step::Aside};
+use super::{Trainer, freeze::Freezing, step::StateBackup};
 use crate::{
     Error, LightningModule, Result, data::DataModule, nn, optim::Storage, precision::Precision,
     random,
@@ -121,11 +121,11 @@ impl Trainer<'_> {
         let Some(batch) = loader.epoch(0, 0)?.next().transpose()? else {
             return Err(Error::config(format!("`{}` has no batch to train on", data.name)));
         };
-        let aside = Aside::begin(model, config.device)?;
+        let backup = StateBackup::begin(model, config.device)?;
         let traced = trace(model, &batch, config);
-        aside.end(model)?;
+        backup.end(model)?;
         let memory = memory::of(model, &batch, &optimizers, config);
-        aside.end(model)?;
+        backup.end(model)?;
         let (layers, flops) = tree::layers(model, traced?);
         let tensors = tree::Tensors::of(model);
         Ok(ModelSummary {

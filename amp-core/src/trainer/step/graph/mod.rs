@@ -37,12 +37,12 @@ pub(in crate::trainer) fn step_access(
 ) -> StepAccess {
     let callbacks = callbacks.iter().map(|callback| callback.step_access());
     let checks = match config.checks.level {
-        Check::Full => StepAccess::EachStep,
-        Check::Off | Check::Cheap => StepAccess::Late,
+        Check::Full => StepAccess::PerStep,
+        Check::Off | Check::Cheap => StepAccess::Deferred,
     };
     let average = match config.optimization.averaging {
-        Some(Averaging::Ema { .. }) => StepAccess::EachStep,
-        Some(Averaging::Swa { .. }) | None => StepAccess::Late,
+        Some(Averaging::Ema { .. }) => StepAccess::PerStep,
+        Some(Averaging::Swa { .. }) | None => StepAccess::Deferred,
     };
     callbacks.fold(model.step_access().and(average).and(checks), StepAccess::and)
 }
@@ -53,10 +53,10 @@ fn capacity(config: &TrainerConfig, access: StepAccess) -> Result<usize> {
         return Err(refused("they need a CUDA device"));
     }
     let restores = config.recovery.on_non_finite == NonFinite::RestoreLastGood;
-    match if restores { access.and(StepAccess::EachStep) } else { access } {
-        StepAccess::Late => Ok(QUEUED),
-        StepAccess::EachStep => Ok(1),
-        StepAccess::Within(who) => Err(refused(who)),
+    match if restores { access.and(StepAccess::PerStep) } else { access } {
+        StepAccess::Deferred => Ok(QUEUED),
+        StepAccess::PerStep => Ok(1),
+        StepAccess::InStep(who) => Err(refused(who)),
     }
 }
 

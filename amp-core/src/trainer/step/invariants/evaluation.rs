@@ -1,6 +1,6 @@
 //! The mode of validation.
 
-use super::{Invariant, Moment, Rule, run_state::Seen};
+use super::{Invariant, Moment, Rule, run_state::RunView};
 use crate::{Result, ffi::WatchedModes, nn};
 
 /// Validated values are computed in evaluation mode.
@@ -26,7 +26,7 @@ impl Rule for EvaluationMode {
         &[Moment::EvaluationBegins, Moment::EvaluationEnds]
     }
 
-    fn broken(&mut self, moment: Moment, _: &Seen<'_>) -> Result<Option<String>> {
+    fn violation(&mut self, moment: Moment, _: &RunView<'_>) -> Result<Option<String>> {
         if moment == Moment::EvaluationBegins {
             let _ = nn::take_trained_in_evaluation();
             self.watch = (self.all || !self.looked).then(WatchedModes::start).transpose()?;

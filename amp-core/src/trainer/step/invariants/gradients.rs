@@ -1,6 +1,6 @@
 //! Gradients of earlier steps.
 
-use super::{Invariant, Moment, Rule, run_state::Seen};
+use super::{Invariant, Moment, Rule, run_state::RunView};
 use crate::Result;
 
 /// No gradient is left when a step begins.
@@ -15,7 +15,7 @@ impl Rule for GradientsAreCleared {
         &[Moment::GradientsCleared]
     }
 
-    fn broken(&mut self, _: Moment, seen: &Seen<'_>) -> Result<Option<String>> {
+    fn violation(&mut self, _: Moment, seen: &RunView<'_>) -> Result<Option<String>> {
         for scheduled in seen.scheduled() {
             for parameter in scheduled.optimizer.parameters().iter() {
                 let gradient = parameter.tensor.f_grad()?;

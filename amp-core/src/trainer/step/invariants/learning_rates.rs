@@ -1,6 +1,6 @@
 //! Compares the optimizers' learning rates with their schedules.
 
-use super::{Invariant, Moment, Rule, run_state::Seen};
+use super::{Invariant, Moment, Rule, run_state::RunView};
 use crate::{Result, optim::Scheduled};
 
 /// Optimizers step with the rates of their schedules, which advance once per applied step.
@@ -34,7 +34,7 @@ impl Rule for RatesAreScheduled {
         &[Moment::Start, Moment::StepBegins, Moment::StepEnds, Moment::EpochEnds]
     }
 
-    fn broken(&mut self, moment: Moment, seen: &Seen<'_>) -> Result<Option<String>> {
+    fn violation(&mut self, moment: Moment, seen: &RunView<'_>) -> Result<Option<String>> {
         if let Some(broken) = seen.scheduled().iter().find_map(other_rates) {
             return Ok(Some(broken));
         }
@@ -60,7 +60,7 @@ impl Rule for RatesAreScheduled {
 }
 
 impl RatesAreScheduled {
-    fn advanced(&self, seen: &Seen<'_>) -> Result<Option<String>> {
+    fn advanced(&self, seen: &RunView<'_>) -> Result<Option<String>> {
         let counts = seen.state.counts;
         let skipped = match seen.state.config.recovery.skipped_step_advances {
             true => counts.skipped - self.before.skipped,

@@ -1,6 +1,6 @@
 //! Compares the loss scale with its rule.
 
-use super::{Invariant, Moment, Rule, run_state::Seen};
+use super::{Invariant, Moment, Rule, run_state::RunView};
 use crate::{
     Result,
     precision::ScalerState,
@@ -30,7 +30,7 @@ impl Rule for ScaleFollowsRule {
         &[Moment::StepBegins, Moment::StepEnds]
     }
 
-    fn broken(&mut self, moment: Moment, seen: &Seen<'_>) -> Result<Option<String>> {
+    fn violation(&mut self, moment: Moment, seen: &RunView<'_>) -> Result<Option<String>> {
         let scaler = &seen.state.optim.scaler;
         let counts = seen.state.counts;
         // While steps are in flight, host and device are at different steps.

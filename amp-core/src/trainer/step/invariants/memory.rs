@@ -1,6 +1,6 @@
 //! Memory measurements.
 
-use super::{Invariant, Moment, Rule, run_state::Seen};
+use super::{Invariant, Moment, Rule, run_state::RunView};
 use crate::{Result, memory};
 
 /// A memory meter measures its whole period.
@@ -19,7 +19,7 @@ impl Rule for MemoryOverStep {
         &[Moment::Start, Moment::StepEnds, Moment::EpochEnds]
     }
 
-    fn broken(&mut self, moment: Moment, _: &Seen<'_>) -> Result<Option<String>> {
+    fn violation(&mut self, moment: Moment, _: &RunView<'_>) -> Result<Option<String>> {
         let all = memory::readings_cut_short();
         let new = all - std::mem::replace(&mut self.known, all);
         Ok((moment != Moment::Start && new > 0).then(|| {

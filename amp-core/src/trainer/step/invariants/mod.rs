@@ -21,7 +21,7 @@ mod weights;
 
 use serde::{Deserialize, Serialize};
 
-use self::{check_interval::Clock, run_state::Seen};
+use self::{check_interval::Clock, run_state::RunView};
 use super::state::StepState;
 use crate::{
     Error, LightningModule, Result,
@@ -100,7 +100,7 @@ trait Rule {
 
     /// Returns the violation at this moment, as a clause: the tensor or setting, the observation,
     /// the cause and the remedy.
-    fn broken(&mut self, moment: Moment, seen: &Seen<'_>) -> Result<Option<String>>;
+    fn violation(&mut self, moment: Moment, seen: &RunView<'_>) -> Result<Option<String>>;
 }
 
 /// The rules of a run.
@@ -154,15 +154,15 @@ impl Invariants {
         running: u64,
     ) -> Result<()> {
         match self.clock.is_due(moment, &state.counts, running) {
-            true => self.ask(moment, &Seen::new(model, state, running)),
+            true => self.ask(moment, &RunView::new(model, state, running)),
             false => Ok(()),
         }
     }
 
-    fn ask(&mut self, moment: Moment, seen: &Seen<'_>) -> Result<()> {
+    fn ask(&mut self, moment: Moment, seen: &RunView<'_>) -> Result<()> {
         for rule in &mut self.rules {
             if rule.moments().contains(&moment)
-                && let Some(broken) = rule.broken(moment, seen)?
+                && let Some(broken) = rule.violation(moment, seen)?
             {
                 let name = rule.invariant().name();
                 let when = when(moment, seen);
@@ -177,7 +177,7 @@ impl Invariants {
 }
 
 /// Returns the step that a text is about, counted from 1.
-fn when(moment: Moment, seen: &Seen<'_>) -> String {
+fn when(moment: Moment, seen: &RunView<'_>) -> String {
     let ended = seen.state.counts.attempts;
     match moment {
         Moment::Start if ended == 0 => "before step 1: ".to_owned(),

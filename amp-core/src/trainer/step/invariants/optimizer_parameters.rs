@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Invariant, Moment, Rule, run_state::Seen, sampled_tensors};
+use super::{Invariant, Moment, Rule, run_state::RunView, sampled_tensors};
 use crate::{
     Result, ffi,
     nn::Role,
@@ -25,7 +25,7 @@ impl Rule for OptimizerHoldsWeights {
         &[Moment::Start, Moment::StepBegins, Moment::StepEnds, Moment::EpochEnds]
     }
 
-    fn broken(&mut self, moment: Moment, seen: &Seen<'_>) -> Result<Option<String>> {
+    fn violation(&mut self, moment: Moment, seen: &RunView<'_>) -> Result<Option<String>> {
         if moment == Moment::StepEnds {
             return Ok(self.lost(seen));
         }
@@ -43,7 +43,7 @@ impl Rule for OptimizerHoldsWeights {
 
 impl OptimizerHoldsWeights {
     /// Returns a parameter that required gradients when the step began.
-    fn lost(&self, seen: &Seen<'_>) -> Option<String> {
+    fn lost(&self, seen: &RunView<'_>) -> Option<String> {
         let trained: HashSet<&str> = self.trained.iter().map(String::as_str).collect();
         let mut now = parameters(seen);
         let (name, _) =
@@ -55,13 +55,13 @@ impl OptimizerHoldsWeights {
     }
 }
 
-fn parameters<'s>(seen: &'s Seen<'_>) -> impl Iterator<Item = (&'s String, &'s tch::Tensor)> {
+fn parameters<'s>(seen: &'s RunView<'_>) -> impl Iterator<Item = (&'s String, &'s tch::Tensor)> {
     let parameters = seen.tensors().iter().filter(|(_, _, role)| *role == Role::Parameter);
     parameters.map(|(name, tensor, _)| (name, tensor))
 }
 
 /// Returns a difference between the model's parameters and the optimizers'.
-fn not_held(seen: &Seen<'_>) -> Option<String> {
+fn not_held(seen: &RunView<'_>) -> Option<String> {
     let own = |scheduled: &'_ Scheduled| scheduled.optimizer.parameters().clone();
     let held: Vec<_> = seen.scheduled().iter().map(own).collect();
     let held = || held.iter().flat_map(|parameters| parameters.iter());
@@ -96,7 +96,7 @@ fn not_held(seen: &Seen<'_>) -> Option<String> {
 
 /// Returns a master copy in f32 that does not round to its weight. All are read from the device at
 /// once.
-fn stale_master(seen: &Seen<'_>) -> Result<Option<String>> {
+fn stale_master(seen: &RunView<'_>) -> Result<Option<String>> {
     let (mut names, mut pieces) = (Vec::new(), Vec::new());
     for scheduled in seen.scheduled() {
         let state = scheduled.optimizer.state()?;

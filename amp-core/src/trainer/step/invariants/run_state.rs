@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// A run at one moment.
-pub(super) struct Seen<'a> {
+pub(super) struct RunView<'a> {
     pub(super) model: &'a dyn LightningModule,
     pub(super) state: &'a StepState<'a>,
     /// The number of steps in flight.
@@ -21,7 +21,7 @@ pub(super) struct Seen<'a> {
     samples: OnceCell<Rc<Samples>>,
 }
 
-impl<'a> Seen<'a> {
+impl<'a> RunView<'a> {
     pub(super) fn new(
         model: &'a dyn LightningModule,
         state: &'a StepState<'a>,

@@ -1,6 +1,6 @@
 //! Examples that are used both for training and for validation.
 
-use super::{Invariant, Moment, Rule, run_state::Seen};
+use super::{Invariant, Moment, Rule, run_state::RunView};
 use crate::{
     Result,
     data::{DataModule, SharedDataset, share_memory, shared_part},
@@ -33,7 +33,7 @@ impl Rule for SetsAreDisjoint {
         &[Moment::Start]
     }
 
-    fn broken(&mut self, _: Moment, _: &Seen<'_>) -> Result<Option<String>> {
+    fn violation(&mut self, _: Moment, _: &RunView<'_>) -> Result<Option<String>> {
         for (name, set) in &self.val {
             let seen = if share_memory(&self.train, set)? {
                 "is, or overlaps with, the training set in memory".to_owned()

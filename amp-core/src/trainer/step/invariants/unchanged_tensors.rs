@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::{Invariant, Moment, Rule, run_state::Seen, sampled_tensors::Samples};
+use super::{Invariant, Moment, Rule, run_state::RunView, sampled_tensors::Samples};
 use crate::{Result, nn::Role, optim::Rates, trainer::config::NonFinite};
 
 /// Validation changes no parameter and no buffer.
@@ -20,7 +20,7 @@ impl Rule for EvaluationMovesNothing {
         &[Moment::EvaluationBegins, Moment::EvaluationEnds]
     }
 
-    fn broken(&mut self, moment: Moment, seen: &Seen<'_>) -> Result<Option<String>> {
+    fn violation(&mut self, moment: Moment, seen: &RunView<'_>) -> Result<Option<String>> {
         if moment == Moment::EvaluationBegins {
             self.before = Some(seen.samples()?);
             return Ok(None);
@@ -65,7 +65,7 @@ impl Rule for SkipsChangeNothing {
         &[Moment::StepBegins, Moment::StepEnds]
     }
 
-    fn broken(&mut self, moment: Moment, seen: &Seen<'_>) -> Result<Option<String>> {
+    fn violation(&mut self, moment: Moment, seen: &RunView<'_>) -> Result<Option<String>> {
         let (config, counts) = (seen.state.config, seen.state.counts);
         let recovery = &config.recovery;
         if recovery.skipped_step_advances || recovery.on_non_finite == NonFinite::RestoreLastGood {

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 
 use super::{
     Invariant, Moment, Rule,
-    run_state::Seen,
+    run_state::RunView,
     sampled_tensors::{self, Pair, Samples},
 };
 use crate::{Result, module::StepAccess, optim::Scheduled, precision::Clip};
@@ -38,7 +38,7 @@ impl Rule for WeightsMove {
         &[Moment::Start, Moment::StepBegins, Moment::StepEnds]
     }
 
-    fn broken(&mut self, moment: Moment, seen: &Seen<'_>) -> Result<Option<String>> {
+    fn violation(&mut self, moment: Moment, seen: &RunView<'_>) -> Result<Option<String>> {
         match moment {
             Moment::Start => *self = Self::default(),
             _ if self.done => {}
@@ -56,7 +56,7 @@ impl Rule for WeightsMove {
 }
 
 impl WeightsMove {
-    fn after_step(&mut self, seen: &Seen<'_>) -> Result<Option<String>> {
+    fn after_step(&mut self, seen: &RunView<'_>) -> Result<Option<String>> {
         let Some((first, since)) = &self.first else { return Ok(None) };
         let steps = seen.state.counts.applied.saturating_sub(*since);
         let (mut stands, mut broken) = (false, None);
@@ -79,7 +79,7 @@ impl WeightsMove {
     }
 
     /// Returns the violation, if the gradient of a constant parameter should have changed it.
-    fn stuck(&self, seen: &Seen<'_>, pair: &Pair<'_>, steps: u64) -> Result<Option<String>> {
+    fn stuck(&self, seen: &RunView<'_>, pair: &Pair<'_>, steps: u64) -> Result<Option<String>> {
         let name = &pair.tensor.name;
         for (scheduled, rates) in seen.scheduled().iter().zip(&self.rates) {
             let own = scheduled.optimizer.parameters();
@@ -131,8 +131,8 @@ fn rate(scheduled: &Scheduled, place: usize, before: &[f64]) -> f64 {
 
 /// Returns a lower bound of the factor on a gradient, as it is after a step. If the optimizer's
 /// kernel unscales and clips, the gradient is still scaled.
-fn factor(seen: &Seen<'_>, scheduled: &Scheduled) -> Result<f64> {
-    let deferred = matches!(seen.state.optim.access, StepAccess::Late)
+fn factor(seen: &RunView<'_>, scheduled: &Scheduled) -> Result<f64> {
+    let deferred = matches!(seen.state.optim.access, StepAccess::Deferred)
         && scheduled.optimizer.capabilities().scales;
     if !deferred {
         return Ok(1.0);

@@ -13,7 +13,7 @@ use tch::Device;
 
 use self::search::{Tried, search};
 use super::{
-    last_good::LastGood, micro_batches::Examples, observers::Emit, rollback::Aside,
+    last_good::LastGood, micro_batches::Examples, observers::Emit, rollback::StateBackup,
     state::StepState, weight_average::Average,
 };
 use crate::{
@@ -39,13 +39,13 @@ pub(in crate::trainer) fn plan_memory(
     budget: u64,
     emit: &mut Emit<'_>,
 ) -> Result<()> {
-    let aside = Aside::begin(model, state.policy.device)?;
+    let backup = StateBackup::begin(model, state.policy.device)?;
     let recording = state.profiler.suspend();
     state.optim.zero_grad()?;
     let made = Trial { state, model, examples, loaders }.plan(budget);
     state.optim.zero_grad()?;
     state.profiler.resume(recording)?;
-    aside.end(model)?;
+    backup.end(model)?;
     state.follow_memory_plan(made?, emit)
 }
 
@@ -98,7 +98,7 @@ impl Trial<'_, '_> {
         let casts = self.state.keep_casts()?;
         let held = self.held()?;
         let Self { state, model, examples, .. } = self;
-        let meter = MemoryMeter::beside(state.policy.device)?;
+        let meter = MemoryMeter::untracked(state.policy.device)?;
         // A step keeps its losses as well. The scalar of libtorch's mean squared error is a view into the
         // memory of all the errors.
         let mut losses = Vec::with_capacity(examples.batches.len());

@@ -30,10 +30,10 @@ impl Length for Positioned {
 }
 
 impl ChunkReader for Positioned {
-    type T = BufReader<Behind>;
+    type T = BufReader<BytesFrom>;
 
     fn get_read(&self, start: u64) -> Result<Self::T> {
-        Ok(BufReader::new(Behind { file: self.0.clone(), at: start }))
+        Ok(BufReader::new(BytesFrom { file: self.0.clone(), at: start }))
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
@@ -49,12 +49,12 @@ impl ChunkReader for Positioned {
 
 /// The bytes after an offset.
 #[derive(Debug)]
-pub(super) struct Behind {
+pub(super) struct BytesFrom {
     file: Arc<fs::File>,
     at: u64,
 }
 
-impl Read for Behind {
+impl Read for BytesFrom {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.file.read_at(buffer, self.at)?;
         self.at += read as u64;

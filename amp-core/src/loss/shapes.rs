@@ -1,4 +1,4 @@
-//! Checks which shapes and dtypes of outputs and targets fit together; errors have both shapes.
+//! Checks shapes and dtypes of outputs and targets. Errors name both shapes.
 
 use tch::{Device, Kind, Reduction, Tensor};
 
@@ -13,13 +13,14 @@ pub(super) fn describe(tensor: &Tensor) -> String {
     format!("{} {:?}", dtype_name(tensor.kind()), tensor.size())
 }
 
-/// Returns the error about an output and its target, with the remedy.
+/// Builds the error for an output and its target, with the remedy.
 pub(crate) fn misfit(what: &str, output: &Tensor, target: &Tensor, why: &str) -> Error {
     let (output, target) = (describe(output), describe(target));
     Error::config(format!("{what}: the output is {output} and the target {target}: {why}"))
 }
 
-/// Checks logits `[N, C, …]` and int64 classes `[N, …]`, also from logits with classes last.
+/// Checks logits `[N, C, …]` and int64 classes `[N, …]`. Logits with classes in the last dimension
+/// are accepted too.
 ///
 /// # Errors
 /// When no reading or two readings of the shapes are possible, or the dtypes are wrong.
@@ -103,7 +104,7 @@ pub(crate) fn elementwise(
     Ok((cast(output)?, cast(target)?))
 }
 
-/// Returns the narrowest floating-point dtype that represents both.
+/// Returns the smallest floating-point dtype that represents both.
 fn wider(one: Kind, other: Kind) -> Kind {
     match (one, other) {
         (one, other) if one == other => one,
@@ -120,7 +121,7 @@ pub(super) fn option(what: &str, key: &str, value: f64, fits: bool, must: &str) 
     }
 }
 
-/// Reduces a loss that is given for each example or element.
+/// Reduces a loss that has a value for each example or element.
 pub(super) fn reduce(each: &Tensor, reduction: Reduction) -> Result<Tensor> {
     match reduction {
         Reduction::None => Ok(each.shallow_clone()),
@@ -129,8 +130,8 @@ pub(super) fn reduce(each: &Tensor, reduction: Reduction) -> Result<Tensor> {
     }
 }
 
-/// Runs `compute` as autocast runs torch's losses: in a region of the tensors' device, with 16-bit numbers
-/// converted to f32 and autocast off. A dtype probe does not record the products.
+/// Runs `compute` like a loss under torch's autocast: in a region of the tensors' device, with
+/// 16-bit tensors converted to f32 and autocast off. A dtype probe does not record its products.
 pub(super) fn in_f32<const N: usize>(
     tensors: [&Tensor; N],
     compute: impl FnOnce([Tensor; N]) -> Result<Tensor>,
@@ -179,7 +180,8 @@ pub(super) fn of_one_example(
     Ok(Some(weight.f_to_device(output.device())?.f_to_kind(computed_in(output)?)?))
 }
 
-/// Returns the dtype in which torch computes a loss of this output: at least f32 under autocast.
+/// Returns the dtype in which torch computes a loss of this output: the output's dtype, but at
+/// least f32 under autocast.
 pub(super) fn computed_in(output: &Tensor) -> Result<Kind> {
     let half = matches!(output.kind(), Kind::Half | Kind::BFloat16);
     match half && autocast_state(output.device())?.enabled {

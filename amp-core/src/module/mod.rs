@@ -27,13 +27,13 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum LossScope {
-    /// The batch's examples, by weight: the mean of the losses of micro-batches equals the batch's
-    /// loss.
+    /// The batch's examples, by weight. The weighted mean of the micro-batches' losses equals the
+    /// batch's loss.
     Examples,
-    /// The whole batch: its examples are compared with each other, as in a contrastive loss, so a
-    /// batch is never split.
+    /// The whole batch, whose examples the loss compares with each other, as in a contrastive loss.
+    /// Such a batch is never split.
     Batch,
-    /// Unknown. If memory is short a batch is split, and a note says so.
+    /// Unknown. If memory is short, the batch is split, and a note reports it.
     #[default]
     Unknown,
 }
@@ -48,13 +48,13 @@ impl LossScope {
     }
 }
 
-/// Hyperparameters by name, as saved with weights.
+/// Hyperparameters by name, as they are saved with the weights.
 pub type Hyperparameters = serde_json::Map<String, serde_json::Value>;
 
-/// A model with its loss, metrics and optimizer: the unit that is trained and verified.
+/// A model with its loss, metrics and optimizer. This is the unit that is trained and verified.
 ///
-/// Derive it with [`derive(LightningModule)`](derive@crate::LightningModule); every step below
-/// can be overridden there.
+/// Derive it with [`derive(LightningModule)`](derive@crate::LightningModule). Every step below can
+/// be overridden there.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::prelude::*;
@@ -81,12 +81,12 @@ pub trait LightningModule: Visit {
     /// Returns the struct's name.
     fn name(&self) -> &'static str;
 
-    /// Returns the hyperparameters the model was built with.
+    /// Returns the hyperparameters with which the model was built.
     fn hyperparameters(&self) -> Hyperparameters;
 
-    /// Computes the loss of one batch and logs the declared values. Runs in the policy's autocast
-    /// region; the trainer runs the backward pass. A model with its own type of batch converts it
-    /// with [`BatchType::from_any`](crate::data::BatchType::from_any).
+    /// Computes the loss of one batch and logs the declared values. It runs in the policy's
+    /// autocast region. The trainer runs the backward pass. A model with its own type of batch
+    /// converts it with [`BatchType::from_any`](crate::data::BatchType::from_any).
     ///
     /// Returns the loss, a scalar.
     ///
@@ -108,15 +108,16 @@ pub trait LightningModule: Visit {
         batch.weight()
     }
 
-    /// Returns the set over which the loss takes its mean: decides whether a batch that does not
-    /// fit into memory may be split. The derive uses the loss's own declaration, or `#[loss(…, of =
-    /// …)]`.
+    /// Returns the set over which the loss takes its mean, which decides whether a batch that does
+    /// not fit into memory may be split. The derive uses the loss's own declaration, or `#[loss(…,
+    /// of = …)]`.
     fn loss_scope(&self) -> LossScope {
         LossScope::Unknown
     }
 
-    /// Returns how this training metric is computed from its saved state, for runs that are resumed
-    /// at the end of an epoch. The derive implements it for declared metrics; `None` for others.
+    /// Returns how this training metric is computed from its saved state. It is needed if a run is
+    /// resumed at the end of an epoch. The derive implements it for declared metrics; it is `None`
+    /// for others.
     fn reduction(&self, name: &str) -> Option<Reduction> {
         let _ = name;
         None
@@ -156,8 +157,8 @@ pub trait LightningModule: Visit {
         Err(no_step(self.name(), "test_step"))
     }
 
-    /// Returns the model's predictions for a batch, without gradients: one tensor or several, whose
-    /// dimension 0 is the number of examples.
+    /// Returns the model's predictions for a batch, computed without gradients: one tensor or
+    /// several, whose dimension 0 is the number of examples.
     ///
     /// # Errors
     /// When the forward pass fails, or the model has no `predict_step`.
@@ -166,14 +167,14 @@ pub trait LightningModule: Visit {
         Err(no_step(self.name(), "predict_step"))
     }
 
-    /// Returns the optimizers and their schedules; each parameter belongs to one of them.
+    /// Returns the optimizers and their schedules. Each parameter belongs to one optimizer.
     ///
     /// # Errors
     /// When an option is out of range.
     fn configure_optimizers(&self, plan: &TrainingPlan) -> Result<Optimizers>;
 
-    /// Returns how closely the model must follow each step, which decides whether steps may run as
-    /// CUDA graphs. The derive implements it for generated steps.
+    /// Returns how closely the model must follow each step. The trainer runs steps as CUDA graphs
+    /// only if this allows it. The derive implements it for generated steps.
     fn step_access(&self) -> StepAccess {
         StepAccess::InStep("the model's steps are handwritten")
     }
@@ -181,7 +182,7 @@ pub trait LightningModule: Visit {
     /// Runs before the first epoch.
     ///
     /// # Errors
-    /// An error ends the run; the same holds for every hook.
+    /// An error ends the run. The same holds for every hook.
     fn on_train_start(&mut self) -> Result<()> {
         Ok(())
     }
@@ -295,7 +296,7 @@ impl Hook<'_> {
         self.optimizers
     }
 
-    /// Logs a scalar; nothing is read back to the host here.
+    /// Logs a scalar. Nothing is read back to the host here.
     ///
     /// # Errors
     /// When `value` is not a scalar.
@@ -306,7 +307,7 @@ impl Hook<'_> {
     /// Logs a number that is on the host.
     ///
     /// # Errors
-    /// When libtorch has no memory for it.
+    /// When libtorch cannot allocate memory for the number.
     pub fn log_number(&mut self, name: &str, value: f64, options: LogOptions) -> Result<()> {
         self.log.of_hook(name, &Tensor::from(value), options)
     }
@@ -320,7 +321,8 @@ pub struct Step<'a> {
     pub batch_idx: usize,
     /// The number of optimizer steps applied so far.
     pub global_step: u64,
-    /// A step inside another step has its own context.
+    /// Keeps the matrix products of a step inside another step apart, because the inner step has
+    /// its own context.
     _apart: Option<PausedProducts>,
 }
 
@@ -336,7 +338,7 @@ impl<'a> Step<'a> {
         self.context
     }
 
-    /// Logs a scalar that belongs to `batch_size` examples; nothing is read back to the host here.
+    /// Logs a scalar that belongs to `batch_size` examples. Nothing is read back to the host here.
     ///
     /// # Errors
     /// When `value` is not a scalar.
@@ -350,7 +352,7 @@ impl<'a> Step<'a> {
         self.log.value(name, value, batch_size, options)
     }
 
-    /// Logs the loss of a batch with this weight in the epoch's mean; nothing is read back to the
+    /// Logs the loss of a batch, with this weight in the epoch's mean. Nothing is read back to the
     /// host here.
     ///
     /// # Errors
@@ -365,11 +367,11 @@ impl<'a> Step<'a> {
         self.log.loss(name, value, counted, options)
     }
 
-    /// Logs a metric of the batch; the epoch's value is computed from the merged states of all
+    /// Logs a metric of the batch. The epoch's value is computed from the merged states of all
     /// batches.
     ///
     /// # Errors
-    /// When shapes do not fit the metric.
+    /// When shapes are invalid for the metric.
     pub fn metric(
         &mut self,
         name: &str,

@@ -39,7 +39,7 @@ pub(super) fn tensors_are_sound(found: &[Found]) -> Result<()> {
     }
 }
 
-/// Checks the rule: a tensor that several modules share is stored in one dtype and has one role.
+/// Checks the rule: a tensor that several modules share has one dtype and one role.
 fn tied_tensors_have_one_place(found: &[Found]) -> Result<()> {
     let mut seen: HashMap<_, &Found> = HashMap::new();
     for one in found {
@@ -105,12 +105,12 @@ fn closest<'p>(path: &str, known: &'p [String]) -> Option<&'p str> {
     let last = |path: &str| path.rsplit('.').next().map(str::to_owned);
     match near {
         (edits, found) if edits <= allowed => Some(found),
-        // The name is right, but its module is deeper.
+        // The name is right, but the module is deeper in the model.
         _ => known.iter().find(|known| last(known) == last(path)).map(String::as_str),
     }
 }
 
-/// Returns the number of letters to insert, remove or replace.
+/// Returns the number of letters to insert, remove or replace to get from `a` to `b`.
 fn edits(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();

@@ -1,4 +1,4 @@
-//! Implements `block.head` in a derived `#[forward]`: if `block` is a [`Child`], the result is a
+//! Implements `block.head` in a derived `#[forward]`. If `block` is a [`Child`], the result is a
 //! child of it; otherwise it is the field. The derive writes `(&Within(&block)).part("head",
 //! |block| &block.head)`. Method resolution prefers [`PartOfChild`] if `block` is a child, because
 //! that needs no further reference.
@@ -7,7 +7,7 @@ use std::ops::Index;
 
 use super::{Child, Visit};
 
-/// The object with the field.
+/// The object to which the field belongs.
 #[derive(Debug)]
 pub struct Within<T>(pub T);
 
@@ -44,7 +44,7 @@ impl<'m, M: Visit + ?Sized> PartOfChild<'m, M> for Within<&&Child<'m, M>> {
     }
 }
 
-/// The field of any other object.
+/// A field of any other object.
 pub trait PartOfAny<'t, T: ?Sized + 't> {
     /// Returns the field itself.
     fn part<C: ?Sized>(&self, name: &'static str, of: impl FnOnce(&'t T) -> &'t C) -> &'t C;

@@ -1,18 +1,18 @@
-//! Pooling over windows of a given size or of a given number.
+//! Pooling over windows of a given size, or over a given number of windows.
 
 use tch::Tensor;
 
 use super::{Context, Module, Sizes, Visit, Visitor};
 use crate::{Error, Result, ffi};
 
-/// The options of a [`MaxPool`] over `N` dimensions; the defaults are nn.MaxPool2d's.
+/// The options of a [`MaxPool`] over `N` dimensions. The defaults are those of nn.MaxPool2d.
 #[derive(Debug, Clone, Copy)]
 pub struct MaxPoolConfig<const N: usize> {
     /// The window's size.
     pub kernel_size: Sizes<N>,
     /// The step between windows.
     pub stride: Sizes<N>,
-    /// The padding on both sides; a padded element is never the largest.
+    /// The padding on both sides. A padded element is never the largest.
     pub padding: Sizes<N>,
     /// The distance between a window's elements.
     pub dilation: Sizes<N>,
@@ -44,7 +44,7 @@ impl<const N: usize> MaxPoolConfig<N> {
 /// The largest value of each window; nn.MaxPool1d, nn.MaxPool2d and nn.MaxPool3d.
 ///
 /// On CUDA a [`MaxPool2d`] of 16-bit images in channels_last with a multiple of eight channels
-/// keeps one byte for each output for the backward pass, instead of the input.
+/// keeps one byte per output for the backward pass, instead of the input.
 #[derive(Debug, Clone, Copy)]
 pub struct MaxPool<const N: usize> {
     config: MaxPoolConfig<N>,
@@ -61,7 +61,7 @@ impl<const N: usize> MaxPool<N> {
     /// Creates a pool with these options.
     ///
     /// # Errors
-    /// Never; the result has the form of the other layers.
+    /// This function returns no error; its type is that of the other layers' constructors.
     pub fn new(config: MaxPoolConfig<N>) -> Result<Self> {
         Ok(Self { config })
     }
@@ -85,7 +85,7 @@ impl<const N: usize> Module for MaxPool<N> {
     }
 }
 
-/// The options of an [`AvgPool`] over `N` dimensions; the defaults are nn.AvgPool2d's.
+/// The options of an [`AvgPool`] over `N` dimensions. The defaults are those of nn.AvgPool2d.
 #[derive(Debug, Clone, Copy)]
 pub struct AvgPoolConfig<const N: usize> {
     /// The window's size.
@@ -98,7 +98,8 @@ pub struct AvgPoolConfig<const N: usize> {
     pub ceil_mode: bool,
     /// Whether the mean includes the padding.
     pub count_include_pad: bool,
-    /// Divides each window's sum by this number, instead of the window's elements; not for sequences, as in torch.
+    /// The number by which each window's sum is divided, instead of the window's number of
+    /// elements. As in torch, it is not available for sequences.
     pub divisor_override: Option<i64>,
 }
 
@@ -166,7 +167,7 @@ impl<const N: usize> Module for AvgPool<N> {
     }
 }
 
-/// The mean of each window; the number of windows is the size of the output; nn.AdaptiveAvgPool1d,
+/// The mean of each window. The number of windows is the size of the output; nn.AdaptiveAvgPool1d,
 /// nn.AdaptiveAvgPool2d and nn.AdaptiveAvgPool3d.
 #[derive(Debug, Clone, Copy)]
 pub struct AdaptiveAvgPool<const N: usize> {
@@ -184,7 +185,7 @@ impl<const N: usize> AdaptiveAvgPool<N> {
     /// Creates a pool with this output size.
     ///
     /// # Errors
-    /// Never; the result has the form of the other layers.
+    /// This function returns no error; its type is that of the other layers' constructors.
     pub fn new(output_size: impl Into<Sizes<N>>) -> Result<Self> {
         Ok(Self { output_size: output_size.into() })
     }
@@ -201,7 +202,7 @@ impl<const N: usize> Module for AdaptiveAvgPool<N> {
     }
 }
 
-/// The largest value of each window; the number of windows is the size of the output;
+/// The largest value of each window. The number of windows is the size of the output;
 /// nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d and nn.AdaptiveMaxPool3d.
 #[derive(Debug, Clone, Copy)]
 pub struct AdaptiveMaxPool<const N: usize> {
@@ -219,7 +220,7 @@ impl<const N: usize> AdaptiveMaxPool<N> {
     /// Creates a pool with this output size.
     ///
     /// # Errors
-    /// Never; the result has the form of the other layers.
+    /// This function returns no error; its type is that of the other layers' constructors.
     pub fn new(output_size: impl Into<Sizes<N>>) -> Result<Self> {
         Ok(Self { output_size: output_size.into() })
     }

@@ -1,4 +1,4 @@
-//! Sizes of windows: one for all dimensions, or one for each.
+//! Sizes of windows: one number for all dimensions, or one for each.
 
 /// A size for each of `N` dimensions. A single number applies to all of them, as in PyTorch: `3`
 /// and `[3, 3]` are the same kernel.

@@ -91,7 +91,7 @@ impl Number {
     /// Returns the difference.
     ///
     /// # Errors
-    /// The same as [`plus`](Self::plus)'s.
+    /// The errors of [`plus`](Self::plus).
     pub fn minus(&self, other: impl Into<Self>) -> Result<Self> {
         self.with(
             other,
@@ -107,7 +107,7 @@ impl Number {
     /// Returns the product.
     ///
     /// # Errors
-    /// The same as [`plus`](Self::plus)'s.
+    /// The errors of [`plus`](Self::plus).
     pub fn times(&self, other: impl Into<Self>) -> Result<Self> {
         self.with(
             other,
@@ -123,7 +123,7 @@ impl Number {
     /// Returns the quotient.
     ///
     /// # Errors
-    /// The same as [`plus`](Self::plus)'s.
+    /// The errors of [`plus`](Self::plus).
     pub fn over(&self, other: impl Into<Self>) -> Result<Self> {
         self.with(
             other,
@@ -139,7 +139,7 @@ impl Number {
     /// Returns the power.
     ///
     /// # Errors
-    /// The same as [`plus`](Self::plus)'s.
+    /// The errors of [`plus`](Self::plus).
     pub fn to_the(&self, power: impl Into<Self>) -> Result<Self> {
         self.with(
             power,
@@ -155,7 +155,7 @@ impl Number {
     /// Returns the smaller of the two.
     ///
     /// # Errors
-    /// The same as [`plus`](Self::plus)'s.
+    /// The errors of [`plus`](Self::plus).
     pub fn at_most(&self, other: impl Into<Self>) -> Result<Self> {
         self.with(
             other,
@@ -171,7 +171,7 @@ impl Number {
     /// Returns the larger of the two.
     ///
     /// # Errors
-    /// The same as [`plus`](Self::plus)'s.
+    /// The errors of [`plus`](Self::plus).
     pub fn at_least(&self, other: impl Into<Self>) -> Result<Self> {
         self.with(
             other,
@@ -187,7 +187,7 @@ impl Number {
     /// Returns this number if it is above 0, otherwise `other`.
     ///
     /// # Errors
-    /// The same as [`plus`](Self::plus)'s.
+    /// The errors of [`plus`](Self::plus).
     pub fn if_positive_or(&self, other: f64) -> Result<Self> {
         Ok(Self(match &self.0 {
             Kept::Host(number) => Kept::Host(if *number > 0.0 { *number } else { other }),
@@ -200,7 +200,7 @@ impl Number {
     /// Returns a new tensor: each element times this number.
     ///
     /// # Errors
-    /// The same as [`plus`](Self::plus)'s.
+    /// The errors of [`plus`](Self::plus).
     pub fn scaled(&self, tensor: &Tensor) -> Result<Tensor> {
         Ok(match &self.0 {
             Kept::Host(number) => tensor.f_mul_scalar(*number)?,
@@ -211,7 +211,7 @@ impl Number {
     /// Multiplies each element of `tensor` in place.
     ///
     /// # Errors
-    /// The same as [`plus`](Self::plus)'s.
+    /// The errors of [`plus`](Self::plus).
     pub fn scale(&self, tensor: &Tensor) -> Result<()> {
         let mut tensor = tensor.shallow_clone();
         let _ = match &self.0 {
@@ -227,7 +227,7 @@ impl Number {
     /// Adds this number times `update` to `tensor` in place. The dtypes may differ.
     ///
     /// # Errors
-    /// The same as [`plus`](Self::plus)'s.
+    /// The errors of [`plus`](Self::plus).
     pub fn add(&self, tensor: &Tensor, update: &Tensor) -> Result<()> {
         match &self.0 {
             Kept::Host(number) => ffi::add_scaled(tensor, update, *number),
@@ -244,7 +244,7 @@ impl Number {
     /// fraction·(to − tensor).
     ///
     /// # Errors
-    /// The same as [`plus`](Self::plus)'s.
+    /// The errors of [`plus`](Self::plus).
     pub fn lerp(&self, tensor: &Tensor, to: &Tensor) -> Result<()> {
         let mut tensor = tensor.shallow_clone();
         let _ = match &self.0 {

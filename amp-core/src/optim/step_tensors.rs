@@ -156,7 +156,7 @@ impl ParameterStep<'_> {
     /// Increments a [`Slot::count`], and returns the number of steps including this one.
     ///
     /// # Errors
-    /// The same as [`slot`](Self::slot)'s.
+    /// The errors of [`slot`](Self::slot).
     pub fn count(&self, name: &str) -> Result<Number> {
         let mut slot = self.slot(name)?.shallow_clone();
         self.number(&slot.f_add_scalar_(1.0)?)

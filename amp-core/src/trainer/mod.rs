@@ -218,7 +218,7 @@ impl<'a> Trainer<'a> {
     /// [`validate`](Self::validate).
     ///
     /// # Errors
-    /// The same as [`validate`](Self::validate)'s.
+    /// The errors of [`validate`](Self::validate).
     pub fn test(
         &mut self,
         model: &mut dyn LightningModule,

@@ -1,4 +1,4 @@
-//! How a forward pass runs the modules in it.
+//! Runs the modules of a forward pass.
 
 use tch::Tensor;
 
@@ -18,8 +18,8 @@ use crate::{
 type Inputs<'a, M> = <<M as Forward>::Input as Arguments>::At<'a>;
 
 impl Context {
-    /// Runs the child `name`, a module of one tensor, on `input` in its precision region.
-    /// [`Child`](crate::nn::Child) runs modules of any inputs.
+    /// Runs the child `name`, a module of one tensor, on `input` in its precision region. Use
+    /// [`Child`](crate::nn::Child) for modules with other inputs.
     ///
     /// # Errors
     /// The child's error, with the path of the innermost module that failed.
@@ -37,7 +37,7 @@ impl Context {
     /// Does the same as [`call`](Self::call) for the child at `index` of a container.
     ///
     /// # Errors
-    /// The same as [`call`](Self::call)'s.
+    /// The errors of [`call`](Self::call).
     pub fn call_nth<M: Forward<Input = (&'static Tensor,)> + ?Sized>(
         &self,
         index: usize,
@@ -71,7 +71,7 @@ impl Context {
         self.run(plan, outer, module, inputs, parent)
     }
 
-    /// Returns the plan of the module at the path, inside a part with the plan `outer`.
+    /// Returns the plan of the module at the path. `outer` is the plan of the surrounding module.
     fn plan_of(&self, outer: RegionPlan, declared: Option<Region>) -> RegionPlan {
         match self.overrides.get(self.path.borrow().as_str()).copied().or(declared) {
             None => outer,
@@ -79,7 +79,7 @@ impl Context {
         }
     }
 
-    /// Returns whether an observer reads each tensor.
+    /// Returns whether an observer reads every tensor.
     pub(super) fn is_watched(&self) -> bool {
         matches!(self.observer, Observer::Tensors(_) | Observer::Substitutes(_))
     }
@@ -89,8 +89,8 @@ impl Context {
         matches!(self.observer, Observer::Substitutes(_))
     }
 
-    /// Returns the replacement of a tensor within the module at the path; the tensor itself without
-    /// a replacement.
+    /// Returns the replacement of a tensor within the module at the path, or the tensor itself if
+    /// there is none.
     pub(crate) fn within(&self, inner: &Tensor) -> Result<Tensor> {
         match &self.observer {
             Observer::Substitutes(other) => other.within(&self.path.borrow(), inner),
@@ -169,7 +169,7 @@ impl Context {
         result
     }
 
-    /// Returns the output of the module at the path.
+    /// Runs the module at the path and returns its output.
     fn forward<M: Forward + ?Sized>(&self, module: &M, inputs: Inputs<'_, M>) -> Result<M::Output> {
         let output = module.forward_with(inputs, self)?;
         planted::of_layer(&self.path.borrow(), output)
@@ -191,7 +191,7 @@ impl Context {
         Ok(())
     }
 
-    /// Runs the module at the path and reports each of its outputs, with the first floating-point
+    /// Runs the module at the path, and reports each of its outputs with the first floating-point
     /// input.
     fn report_call<M: Forward + ?Sized>(
         &self,

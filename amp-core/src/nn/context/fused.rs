@@ -11,8 +11,8 @@ use crate::{
 };
 
 impl Context {
-    /// Returns whether the children at `places` may be fused: no probe reads the tensors between
-    /// them, and none has a region of its own.
+    /// Returns whether the children at `places` may be fused. They may if no probe reads the
+    /// tensors between them and none has a region of its own.
     pub(in crate::nn) fn is_plain(&self, mut places: Range<usize>) -> bool {
         let has_override = |place| {
             let parent = self.enter_nth(place);
@@ -23,8 +23,7 @@ impl Context {
         self.may_fuse() && (self.overrides.is_empty() || !places.any(has_override))
     }
 
-    /// Returns whether some module of the model has a region of its own that the model does not
-    /// declare.
+    /// Returns whether a precision override names some module of the model.
     pub(in crate::nn) fn has_overrides(&self) -> bool {
         !self.overrides.is_empty()
     }
@@ -33,8 +32,9 @@ impl Context {
         self.fuses && ffi::own_kernels() && !self.is_watched()
     }
 
-    /// Runs `layers` fused by `run`, under the path of the first, which is at `place`. A probe of
-    /// dtypes gets the last layer's dtype for each of them. `None` if `run` returns `None`.
+    /// Runs `layers` fused by `run`, under the path of the first, which has the index `place`. A
+    /// dtype probe gets the last layer's dtype for each layer. Returns `None` if `run` returns
+    /// `None`.
     pub(in crate::nn) fn call_fused<M: Module>(
         &self,
         layers: &[M],
@@ -70,9 +70,9 @@ impl Context {
         Ok(output)
     }
 
-    /// Runs the child `name` by `run`, fused with nameless operations before or after it. If a
-    /// probe reads the tensors between them, the child has its own region, or `run` returns `None`,
-    /// the child runs by `apart`.
+    /// Runs the child `name` by `run`, fused with operations next to it, which have no names. Runs
+    /// it by `apart` instead if a probe reads the tensors between them, if the child has its own
+    /// region, or if `run` returns `None`.
     pub(in crate::nn) fn call_with<M: Module, const N: usize>(
         &self,
         name: &str,
@@ -124,7 +124,7 @@ impl Context {
 fn given<'a, const N: usize>(inputs: &[&'a Tensor]) -> Result<[&'a Tensor; N]> {
     let count = inputs.len();
     <[&Tensor; N]>::try_from(inputs)
-        .map_err(|_| Error::config(format!("layers in one take {N} inputs, not {count}")))
+        .map_err(|_| Error::config(format!("fused layers take {N} inputs, not {count}")))
 }
 
 #[cfg(test)]
@@ -153,7 +153,7 @@ mod tests {
         fn ran(&self, _: &Call<'_>) {}
     }
 
-    /// Fused layers are reported under their own paths. If they cannot be fused, nothing is
+    /// Fused layers are reported under their own paths. If layers cannot be fused, nothing is
     /// reported and the path is unchanged.
     #[test]
     fn fused_layers_are_reported_one_by_one() -> Result<()> {
@@ -175,7 +175,7 @@ mod tests {
         Ok(())
     }
 
-    /// A probe of tensors and a region prevent fusing; a probe of dtypes does not.
+    /// Tensor probes and regions prevent fusing; dtype probes do not.
     #[test]
     fn only_tensor_probes_and_regions_prevent_fusing() {
         let policy = Policy::new(Precision::F32True, Device::Cpu);

@@ -1,4 +1,4 @@
-//! Runs a model's output layer, or hands it over to the loss.
+//! Runs a model's output layer, or passes it to the loss.
 
 use tch::{Device, Kind, Tensor};
 
@@ -16,8 +16,8 @@ use crate::{
 
 impl Context {
     /// Does the same as [`call`](Self::call) for the layer whose output is the output of `model`,
-    /// and which declares no region. If the model's loss requests the layer, the result is an
-    /// undefined tensor.
+    /// and which declares no region. If the loss runs the layer itself, the result is an undefined
+    /// tensor.
     ///
     /// # Errors
     /// The child's error, with its path.
@@ -59,7 +59,7 @@ impl Context {
         }
     }
 
-    /// Returns whether the output layer may be handed over: the model is not part of another one,
+    /// Returns whether the loss may run the output layer: the model is not part of another model,
     /// and no observer reads the layer's output.
     fn may_defer(&self) -> bool {
         self.fuses
@@ -70,7 +70,7 @@ impl Context {
     }
 }
 
-/// Returns a tensor with this dtype, for a probe.
+/// Returns an empty tensor with this dtype, for a probe.
 fn empty(kind: Kind) -> Result<Tensor> {
     Ok(Tensor::f_empty([0], (kind, Device::Cpu))?)
 }

@@ -1,4 +1,4 @@
-//! Reports the matrix products of a pass, wherever they are computed.
+//! Reports the matrix products of a pass, in whatever code they are computed.
 
 use super::{Context, Observer};
 use crate::{
@@ -15,7 +15,7 @@ pub(crate) struct ProductsOf<'c> {
 }
 
 impl Context {
-    /// Begins to report every product to the dtype probe; `None` if there is no such probe.
+    /// Starts reporting every product to the dtype probe. Returns `None` if there is no such probe.
     ///
     /// # Errors
     /// When libtorch does not accept a callback.
@@ -34,7 +34,7 @@ impl Context {
         (!self.watches_products.get()).then(PausedProducts::pause)
     }
 
-    /// Reports the products since the path or the plan changed.
+    /// Reports the products computed since the path or the plan changed.
     pub(super) fn report_products(&self) {
         if !self.watches_products.get() {
             return;

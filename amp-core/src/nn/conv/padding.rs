@@ -9,8 +9,8 @@ use crate::{Error, Result, nn::Sizes};
 pub enum Padding<const N: usize> {
     /// This number of elements.
     Sizes(Sizes<N>),
-    /// As many elements as give the output the input's size, for stride 1. If the number is odd,
-    /// there is one more at the end.
+    /// As many elements as needed for an output of the input's size, with stride 1. If the number
+    /// is odd, the extra element is at the end.
     Same,
 }
 

@@ -115,8 +115,9 @@ fn other_convolutions_are_left_alone() -> Result<()> {
     same(&[input.f_select(0, 0)?, weight, bias])
 }
 
-/// As with autocast's cache: a write to the weight inside a region is not used until the next
-/// region. Gradients come from each pass, also after a pass without gradients.
+/// A weight is converted to the layout once in a region, as in autocast's cache: a write to the
+/// weight inside a region takes effect in the next region. Each pass has its own gradients, also
+/// after a pass without gradients.
 #[test]
 fn a_weight_is_brought_to_the_layout_once_a_region() -> Result<()> {
     let _section = random::seeded(0)?;
@@ -145,7 +146,7 @@ fn a_weight_is_brought_to_the_layout_once_a_region() -> Result<()> {
     Ok(())
 }
 
-/// d²/dw² of Σ conv(x, w)³, against the same in f64.
+/// The second derivative d²/dw² of Σ conv(x, w)³ equals the derivative in f64.
 #[test]
 fn a_weight_has_second_derivatives() -> Result<()> {
     let _section = random::seeded(0)?;
@@ -164,7 +165,7 @@ fn a_weight_has_second_derivatives() -> Result<()> {
     Ok(())
 }
 
-/// From the first convolution on, through the layers between convolutions, forward and backward.
+/// Layers keep the layout from the first convolution on, forward and backward.
 #[test]
 fn layers_keep_the_layout() -> Result<()> {
     let _section = random::seeded(0)?;

@@ -11,7 +11,7 @@ use crate::{
     nn::{Context, Module, container},
 };
 
-/// Layers that are recomputed as one: neighbours in a container, or a single module.
+/// Layers that are recomputed together: neighbours in a container, or a single module.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
     /// The dotted path of the container, or of the module.
@@ -69,7 +69,7 @@ pub(in crate::nn) fn forward<M: Module>(
     container::run(&layers[done..], done, &x, cx)
 }
 
-/// Runs neighbours, the first with the index `place`, without keeping their activations.
+/// Runs consecutive layers without keeping their activations. The first has the index `place`.
 fn checkpointed<M: Module>(
     layers: &[M],
     place: usize,

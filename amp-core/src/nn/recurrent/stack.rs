@@ -14,7 +14,7 @@ use crate::{
     precision::{AutocastGuard, autocast_state, is_floating},
 };
 
-/// The cell, which computes one step.
+/// The kind of cell, which computes one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cell {
     Lstm,
@@ -101,7 +101,7 @@ impl Shape {
         if self.bidirectional { 2 } else { 1 }
     }
 
-    /// Returns the size of the state that a cell outputs.
+    /// Returns the size of a cell's output state.
     fn output_size(&self) -> i64 {
         if self.proj_size > 0 { self.proj_size } else { self.hidden_size }
     }
@@ -155,7 +155,7 @@ pub(super) fn autocast_kind(input: &Tensor, weight: &Tensor) -> Result<Option<Ki
     Ok(state.dtype.filter(|_| casts))
 }
 
-/// All layers.
+/// The layers of a recurrent network with their weights.
 #[derive(Debug)]
 pub(super) struct Stack {
     weights: Vec<Tensor>,
@@ -201,7 +201,7 @@ impl Stack {
         let device = input.device();
         let autocast = autocast_kind(input, &self.weights[0])?;
         let kind = autocast.unwrap_or(input.kind());
-        // libtorch's autocast of recurrent layers is always f16 on CUDA, and on the CPU casts to
+        // On CUDA libtorch's autocast of recurrent layers always uses f16. On the CPU it casts to
         // bf16 even if oneDNN has no kernel.
         let _off = autocast.map(|_| AutocastGuard::off(device)).transpose()?;
         let mut x = input.f_to_kind(kind)?;
@@ -267,9 +267,8 @@ impl Stack {
         Ok(states)
     }
 
-    /// Runs the layers on a padded or packed batch. The crate's own dropout runs between them,
-    /// because cuDNN's dropout does not use libtorch's generator, so that a resumed run could not
-    /// continue it.
+    /// Runs the layers on a padded or packed batch. This crate's own dropout runs between them.
+    /// cuDNN's dropout does not use libtorch's generator, so a resumed run could not continue it.
     fn layers<const STATES: usize>(
         &self,
         input: &Tensor,
@@ -365,8 +364,8 @@ impl Stack {
         Ok((output, last))
     }
 
-    /// Returns the layers' weights in the input's dtype. For cuDNN they are copied into one block
-    /// of memory; cuDNN would do the same at each call, with a warning.
+    /// Returns the layers' weights in the input's dtype. For cuDNN the weights are copied into one
+    /// block of memory; otherwise cuDNN would do this at each call, with a warning.
     fn ready(&self, layers: Range<i64>, input: &Tensor) -> Result<Vec<Tensor>> {
         let (shape, per_layer) = (self.shape, self.shape.directions() * self.shape.per_direction());
         let places = layers.start * per_layer..layers.end * per_layer;

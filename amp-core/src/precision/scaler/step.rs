@@ -29,7 +29,7 @@ impl GradScaler {
     /// without gradients does nothing.
     ///
     /// # Errors
-    /// The same as [`step`](Self::step)'s.
+    /// The errors of [`step`](Self::step).
     pub fn step_all(
         &mut self,
         steps: Vec<(Gradients<Deferred>, &mut (dyn Optimizer + 'static))>,

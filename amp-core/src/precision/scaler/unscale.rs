@@ -47,7 +47,7 @@ impl GradScaler {
     /// non-finite, and the others stay finite.
     ///
     /// # Errors
-    /// The same as [`unscale`](Self::unscale)'s.
+    /// The errors of [`unscale`](Self::unscale).
     pub fn unscale_and_clip_norm(
         &mut self,
         gradients: Gradients<Scaled>,
@@ -71,7 +71,7 @@ impl GradScaler {
     /// `max_norm` nothing is clipped.
     ///
     /// # Errors
-    /// The same as [`unscale`](Self::unscale)'s.
+    /// The errors of [`unscale`](Self::unscale).
     pub(crate) fn defer(
         &mut self,
         gradients: Gradients<Scaled>,

@@ -4,9 +4,9 @@ use tch::{Kind, TchError, Tensor};
 
 use crate::{Result, ffi};
 
-/// A number of a step in f64: a rate, a count of steps, a norm. It is on the host; or on the parameter's
-/// CUDA device if the step may be part of a CUDA graph, which cannot wait for the host. The operations are
-/// the same for both.
+/// A number of a step in f64, such as a rate, a count of steps, or a norm. It is on the host. If
+/// the step may be part of a CUDA graph, which cannot wait for the host, it is on the parameter's
+/// CUDA device. The operations are the same for both.
 #[derive(Debug)]
 pub struct Number(Kept);
 
@@ -32,7 +32,7 @@ impl From<&Number> for Number {
     }
 }
 
-/// An operation on two numbers, each of which may be on the host or on the device.
+/// An operation on two numbers. Each number may be on the host or on the device.
 struct Binary {
     host: fn(f64, f64) -> f64,
     by_host: fn(&Tensor, f64) -> std::result::Result<Tensor, TchError>,
@@ -41,8 +41,8 @@ struct Binary {
 }
 
 impl Number {
-    /// Returns the value of a tensor with one element: kept on the device if `stays`, otherwise
-    /// read to the host.
+    /// Returns the value of a tensor with one element. It stays on the device if `stays` is true,
+    /// and is otherwise read to the host.
     pub(super) fn of(tensor: &Tensor, stays: bool) -> Result<Self> {
         Ok(Self(match stays {
             true => {
@@ -75,7 +75,7 @@ impl Number {
     /// Returns the sum.
     ///
     /// # Errors
-    /// When the device fails, as with every operation here.
+    /// When the device fails. The same holds for every operation of this type.
     pub fn plus(&self, other: impl Into<Self>) -> Result<Self> {
         self.with(
             other,
@@ -240,8 +240,8 @@ impl Number {
         }
     }
 
-    /// Moves `tensor` in place towards `to`, which has the same dtype, by this fraction: tensor +
-    /// fraction·(to − tensor).
+    /// Moves `tensor` in place towards `to`, which has the same dtype, by this number as a
+    /// fraction: tensor + fraction·(to − tensor).
     ///
     /// # Errors
     /// The errors of [`plus`](Self::plus).

@@ -15,13 +15,13 @@ pub struct StepTensors<'a> {
     pub(super) params: &'a [&'a Tensor],
     pub(super) grads: &'a [&'a Tensor],
     pub(super) slots: &'a [Slot],
-    /// One list per slot; 8-bit averages as codes.
+    /// One list for each slot. 8-bit averages are given as codes.
     pub(super) states: &'a [Vec<&'a Tensor>],
-    /// The scales of the slots with codes, in order.
+    /// The scales of the slots with 8-bit averages, in order.
     pub(super) scales: &'a [Vec<&'a Tensor>],
     /// The values of the codes, in the same order as `scales`.
     pub(super) codes: &'a [&'a Code],
-    /// Whether these parameters have never been updated; this is the same for all of them.
+    /// Whether these parameters have never been updated. It is the same for all of them.
     pub(super) first: bool,
     /// The values that are known only on the device.
     pub(super) known: OnDevice<'a>,
@@ -30,8 +30,8 @@ pub struct StepTensors<'a> {
 }
 
 impl StepTensors<'_> {
-    /// Returns this crate's kernels, which can be captured, or libtorch's; with `fused` one of
-    /// libtorch's kernels computes the whole step.
+    /// Returns the kernels of the step: this crate's, which can be captured, or libtorch's. With
+    /// `fused`, one kernel of libtorch computes the whole step.
     pub(super) fn kernels(&self, fused: bool) -> Kernels<'_> {
         let OnDevice { factor, found_inf } = self.known;
         match self.rates {
@@ -41,11 +41,11 @@ impl StepTensors<'_> {
         }
     }
 
-    /// Runs a rule of tensor operations for each parameter, without recording gradients and without
-    /// autocast. The gradients that the rule gets are unscaled and clipped. If the device skips the step,
-    /// the rule's writes are undone.
+    /// Runs a rule that consists of tensor operations for each parameter, without recording
+    /// gradients and without autocast. The rule gets unscaled and clipped gradients. If the device
+    /// skips the step, the rule's writes are undone.
     ///
-    /// The rule is a function or a closure without captures: it gets the options as an argument.
+    /// The rule is a function or a closure without captures. It gets the options as an argument.
     ///
     /// # Errors
     /// The errors of the rule.
@@ -57,7 +57,7 @@ impl StepTensors<'_> {
         let Some(like) = self.params.first() else {
             return Ok(());
         };
-        // Inside an autocast region of the user's, products would be computed in 16 bits.
+        // Inside a user's autocast region, products would be computed in 16 bits.
         let _autocast = AutocastGuard::off(like.device())?;
         let rates = options.rates();
         let mut options = options.clone();
@@ -128,9 +128,9 @@ pub struct ParameterStep<'a> {
 }
 
 impl ParameterStep<'_> {
-    /// Returns the parameter, to be updated in place: the model's own tensor, or its f32 copy if it
-    /// is updated in f32, or a flat piece of either for an [`ELEMENTWISE`](Algorithm::ELEMENTWISE)
-    /// rule.
+    /// Returns the parameter, which the rule updates in place. It is the model's own tensor, or its
+    /// f32 copy if the parameter is updated in f32. An [`ELEMENTWISE`](Algorithm::ELEMENTWISE) rule
+    /// may get a flat piece of either.
     pub fn param(&self) -> &Tensor {
         self.param
     }
@@ -141,7 +141,7 @@ impl ParameterStep<'_> {
         &self.grad
     }
 
-    /// Returns a slot of its state, to be updated in place.
+    /// Returns a slot of the parameter's state, which the rule updates in place.
     ///
     /// # Errors
     /// When [`Algorithm::slots`] has no such slot.
@@ -149,7 +149,9 @@ impl ParameterStep<'_> {
         let at = self.slots.iter().position(|slot| slot.name == name);
         at.map(|at| self.states[at]).ok_or_else(|| {
             let names: Vec<&str> = self.slots.iter().map(|slot| slot.name).collect();
-            Error::config(format!("optimizer: no slot is called `{name}`: slots has {names:?}"))
+            Error::config(format!(
+                "optimizer: no slot is called `{name}`: `slots` returned {names:?}"
+            ))
         })
     }
 
@@ -177,11 +179,11 @@ impl ParameterStep<'_> {
         self.first
     }
 
-    /// Returns the value of a tensor with one element. On CUDA it stays on the device if the step
-    /// may be captured; otherwise the host waits for it.
+    /// Returns the value of a tensor with one element. On CUDA the value stays on the device if the
+    /// step may be captured; otherwise the host waits for it.
     ///
     /// # Errors
-    /// When the tensor has other than one element.
+    /// When the tensor does not have exactly one element.
     pub fn number(&self, tensor: &Tensor) -> Result<Number> {
         Number::of(tensor, self.on_device.is_some())
     }

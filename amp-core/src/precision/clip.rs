@@ -9,14 +9,15 @@ use crate::{Error, Result, ffi};
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Clip {
-    /// Scales all gradients so that their global 2-norm is at most this.
+    /// Scales all gradients so that their global 2-norm is at most this number.
     Norm(f64),
     /// Clamps every gradient element to `[-v, v]`.
     Value(f64),
 }
 
 impl Clip {
-    /// Refuses limits that would set all gradients to zero.
+    /// Returns an error for a limit that is not positive, because it would set all gradients to
+    /// zero.
     ///
     /// # Errors
     /// When the limit is not a positive number.
@@ -29,9 +30,9 @@ impl Clip {
     }
 }
 
-/// Returns the global 2-norm of all gradients, on the device; 0 if there are none. For f16 and bf16
-/// gradients it is computed in f32. (PyTorch computes it in the dtype of the gradients, and in f16
-/// the sum of squares overflows beyond 65504.)
+/// Returns the global 2-norm of all gradients, on the device. Without gradients it is 0. For f16
+/// and bf16 gradients it is computed in f32. (PyTorch computes it in the dtype of the gradients,
+/// where an f16 sum of squares overflows above 65504.)
 ///
 /// # Errors
 /// When libtorch fails, for example for gradients on several devices.
@@ -57,9 +58,9 @@ pub fn grad_norm(grads: &[Tensor]) -> Result<Tensor> {
 /// Scales `grads` in place by min(1, `max_norm` / (norm + 1e-6)) and returns the norm before
 /// scaling.
 ///
-/// The factor is always multiplied, so that nothing is read back. If the norm is infinite, the
-/// factor is 0 and infinite gradients become NaN, as in PyTorch: unscale first, so that `found_inf`
-/// is set.
+/// The gradients are always multiplied by the factor, so that nothing is read back from the device.
+/// If the norm is infinite, the factor is 0 and infinite gradients become NaN, as in PyTorch.
+/// Unscale the gradients first, so that `found_inf` is set.
 ///
 /// ```
 /// use amp_core::{precision::clip_grad_norm, tch::Tensor};
@@ -149,7 +150,8 @@ pub fn clip_grad_value(grads: &[Tensor], limit: f64) -> Result<()> {
     Ok(())
 }
 
-/// Calls `each` once per dtype, because a foreach kernel takes one dtype, and joins the results.
+/// Calls `each` once per dtype and joins the results, because a foreach kernel takes only one
+/// dtype.
 pub(super) fn by_dtype(
     tensors: &[Tensor],
     mut each: impl FnMut(Kind, &[Tensor]) -> Result<Vec<Tensor>>,

@@ -42,7 +42,7 @@ use crate::Error;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Precision {
-    /// `32-true`: everything in f32; the baseline.
+    /// `32-true`: everything in f32. This is the baseline.
     #[serde(rename = "32-true")]
     F32True,
     /// `16-mixed`: f32 weights, f16 autocast, loss scaling.
@@ -109,7 +109,8 @@ impl Precision {
         self.autocast().unwrap_or(self.storage())
     }
 
-    /// Returns whether the loss is scaled: only if gradients are f16 and weights f32.
+    /// Returns whether the loss is scaled, which is the case only for f16 gradients and f32
+    /// weights.
     pub fn scales_loss(self) -> bool {
         self == Self::F16Mixed
     }
@@ -155,7 +156,7 @@ impl Policy {
         Self { precision, device }
     }
 
-    /// Enters the policy's autocast region; does nothing for `*-true`.
+    /// Enters the policy's autocast region. It does nothing for `*-true` precisions.
     ///
     /// # Errors
     /// When libtorch refuses the dtype.

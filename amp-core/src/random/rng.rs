@@ -1,11 +1,11 @@
-//! A random generator that is independent of libtorch's.
+//! A random generator that is independent of libtorch's generators.
 
 use tch::Tensor;
 
 use crate::Result;
 
-/// A stream of random numbers that depends only on its seed. It does not use libtorch's generators, from
-/// which the model draws.
+/// A stream of random numbers that depends only on its seed. It does not use libtorch's generators,
+/// from which the model draws.
 ///
 /// ```
 /// use amp_core::random::Rng;
@@ -30,12 +30,12 @@ impl Rng {
         self.0.u64(..)
     }
 
-    /// Returns a uniform number in [`low`, `high`); `low` if both are equal.
+    /// Returns a uniform number in [`low`, `high`), or `low` if both are equal.
     pub fn uniform(&mut self, low: f64, high: f64) -> f64 {
         low + (high - low) * self.0.f64()
     }
 
-    /// Returns a uniform whole number from 0 to `count - 1`; 0 if `count` is below 1.
+    /// Returns a uniform whole number from 0 to `count - 1`, or 0 if `count` is below 1.
     pub fn below(&mut self, count: i64) -> i64 {
         self.0.i64(0..count.max(1))
     }
@@ -47,12 +47,12 @@ impl Rng {
 
     /// Returns a normally distributed number with mean 0 and standard deviation 1 (Box and Muller).
     pub fn normal(&mut self) -> f64 {
-        // 1 - u is never 0, whose logarithm is infinite.
+        // 1 - u is never 0, so the logarithm is finite.
         let radius = (-2.0 * (1.0 - self.0.f64()).ln()).sqrt();
         radius * (std::f64::consts::TAU * self.0.f64()).cos()
     }
 
-    /// Returns a tensor of such numbers, in f32 on the CPU.
+    /// Returns a tensor of normally distributed numbers, in f32 on the CPU.
     ///
     /// # Errors
     /// When there is not enough memory, or a size is negative.
@@ -66,8 +66,8 @@ impl Rng {
     /// Returns a number with the distribution Beta(a, b), from 0 to 1; `a` and `b` must be
     /// positive.
     pub fn beta(&mut self, a: f64, b: f64) -> f64 {
-        // X / (X + Y) of gamma distributed numbers, computed from their logarithms, because small shapes
-        // underflow.
+        // X / (X + Y) of two gamma distributed numbers. It is computed from their logarithms,
+        // because small shapes underflow.
         let (x, y) = (self.ln_gamma(a), self.ln_gamma(b));
         1.0 / (1.0 + (y - x).exp())
     }
@@ -104,7 +104,7 @@ mod tests {
         let own = drawn.iter().sum::<f64>() / 1e5;
         let spread = drawn.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / 1e5;
         assert!((own - mean).abs() <= 5.0 * (variance / 1e5).sqrt(), "mean {own}, not {mean}");
-        // The kurtosis of none of these is above 3.
+        // None of the distributions has a kurtosis above 3.
         assert!(
             (spread - variance).abs() <= 5.0 * variance * (2.0 / 1e5_f64).sqrt(),
             "variance {spread}"

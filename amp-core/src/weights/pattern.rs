@@ -41,7 +41,8 @@ impl Pattern {
     }
 }
 
-/// Returns the text between the parts; the first part begins the text and the last part ends it.
+/// Returns the text between the parts. The first part is at the start of the text and the last part
+/// at its end.
 fn matched<'n>(parts: &[String], text: &'n str) -> Option<Vec<&'n str>> {
     let (first, rest) = parts.split_first()?;
     let text = text.strip_prefix(first.as_str())?;

@@ -1,4 +1,4 @@
-//! Learning-rate schedules with torch.optim.lr_scheduler's rules and rounding.
+//! Learning-rate schedules with the rules and the rounding of torch.optim.lr_scheduler.
 
 mod chained;
 mod cosine;
@@ -22,10 +22,10 @@ pub use wsd::{Decay, Wsd};
 use super::{Rates, saved};
 use crate::{Error, Result, state::State};
 
-/// A schedule whose rates depend on the number of intervals and on the previous rates: options and
-/// one formula. Saving, resuming, rollback and parameter groups work for every `Schedule`, because
-/// each is also a [`BuildScheduler`]. A schedule with other state implements [`BuildScheduler`] and
-/// [`Scheduler`].
+/// A schedule whose rates depend only on the number of intervals and on the previous rates. It
+/// consists of options and one formula. Saving, resuming, rollback and parameter groups work for
+/// every `Schedule`, because each is also a [`BuildScheduler`]. A schedule with other state
+/// implements [`BuildScheduler`] and [`Scheduler`].
 ///
 /// ```
 /// use amp_core::{Result, optim::{AdamW, Interval, OptimizerConfig, Rates, Schedule}};
@@ -49,7 +49,7 @@ use crate::{Error, Result, state::State};
 ///     .with_scheduler(InverseRoot { warmup_steps: 4000 }, Interval::Step);
 /// ```
 pub trait Schedule: Clone + 'static {
-    /// The name under which its state is saved: torch's name, if torch has the schedule.
+    /// The name under which the state is saved: torch's name, if torch has the schedule.
     const NAME: &'static str;
 
     /// Checks the options.
@@ -95,7 +95,7 @@ pub trait BuildScheduler {
 pub trait Scheduler {
     /// Returns the rates of the next step.
     fn rates(&self) -> Rates;
-    /// Advances by one interval; `monitored` is the value that [`monitor`](BuildScheduler::monitor)
+    /// Advances by one interval. `monitored` is the value that [`monitor`](BuildScheduler::monitor)
     /// names.
     fn advance(&mut self, monitored: Option<f64>);
     /// Returns the state for a checkpoint.
@@ -106,7 +106,7 @@ pub trait Scheduler {
     /// Restores a saved state.
     ///
     /// # Errors
-    /// When the state belongs to another schedule. Nothing is changed then.
+    /// When the state belongs to another schedule. Then nothing is changed.
     fn load_state(&mut self, state: &State) -> Result<()>;
     /// Returns a copy in the same state.
     fn fork(&self) -> Box<dyn Scheduler>;

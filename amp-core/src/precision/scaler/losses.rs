@@ -9,12 +9,13 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{Result, ffi};
 
-/// On the CPU a loss is read at once, at no cost; on CUDA it stays on the device.
+/// The losses since the last update. A loss on the CPU is checked at once, at no cost. A loss on
+/// CUDA stays on the device.
 #[derive(Debug, Default)]
 pub(super) struct Losses {
-    /// A loss on the CPU was not finite.
+    /// Whether a loss on the CPU was not finite.
     bad: Cell<bool>,
-    /// Zero on the device, or NaN if a loss was not finite.
+    /// A scalar on the device: zero, or NaN if a loss was not finite.
     on_device: RefCell<Option<Tensor>>,
 }
 

@@ -1,4 +1,4 @@
-//! Steps of optimizers, skipped if gradients overflowed.
+//! Steps of optimizers, which are skipped if gradients overflowed.
 
 use super::{Deferred, GradScaler, Gradients, StepOutcome, owner};
 use crate::{
@@ -25,7 +25,7 @@ impl GradScaler {
         Ok(StepOutcome::Applied)
     }
 
-    /// Steps all optimizers, or none if a gradient of any of them is not finite. An optimizer
+    /// Steps all optimizers, or none if a gradient of any optimizer is not finite. An optimizer
     /// without gradients does nothing.
     ///
     /// # Errors

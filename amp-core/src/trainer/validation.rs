@@ -1,4 +1,4 @@
-//! The validations of a run: before it, within its epochs and after them.
+//! Validations of a run: before training, within epochs and after them.
 
 use std::time::Instant;
 
@@ -19,7 +19,7 @@ use crate::{
 const VALIDATION: &str = "val_";
 
 impl Run<'_, '_> {
-    /// Returns whether validations report values within epochs or after some of them.
+    /// Returns whether validations report values within or after epochs.
     pub(super) fn validates(&self) -> bool {
         !self.val.is_empty() && !self.validations.follow_each_epoch()
     }
@@ -29,13 +29,13 @@ impl Run<'_, '_> {
         self.validated.is_some_and(|(_, place)| place == self.position)
     }
 
-    /// Validates within an epoch, if that is due after the step that has just ended.
+    /// Validates within an epoch, if a validation is due after the step that has just ended.
     pub(super) fn validate_within_epoch(&mut self) -> Result<()> {
         let Position { epoch, batch } = self.position;
         let last = self.validated.map_or(self.started, |(when, _)| when);
         let due =
             self.validations.follows(epoch, batch) || self.validations.is_due_after(last.elapsed());
-        // The validation at the epoch's end belongs to the epoch.
+        // A validation at the epoch's end is part of the epoch's end.
         let ends_epoch = batch == self.loader.batches() && self.validations.follows(epoch, batch);
         if !due || self.is_validated() || ends_epoch || self.val.is_empty() {
             return Ok(());
@@ -81,7 +81,7 @@ impl Run<'_, '_> {
             model.on_validation_epoch_end(&mut state.hook(epoch, log))
         };
         let global_step = state.global_step();
-        // Nothing is reported of the few batches before training.
+        // The few batches before training are not reported.
         let mut show = |name, media| match most {
             None => emit(Event::Media { global_step, name, media }),
             Some(_) => Ok(()),
@@ -98,8 +98,8 @@ impl Run<'_, '_> {
         Ok(values)
     }
 
-    /// Validates a few batches before training, and reports nothing. A validation value that is monitored
-    /// must be among the values.
+    /// Validates a few batches before training, and reports nothing. The monitored validation
+    /// values must be among the values.
     pub(super) fn check_validation(&mut self) -> Result<()> {
         let batches = self.loops.num_sanity_val_steps;
         let monitored = self.monitored();
@@ -114,7 +114,8 @@ impl Run<'_, '_> {
         backup.end(self.model)?;
         match values {
             Ok(values) => are_logged(&monitored, &values),
-            // A metric may need more than one batch; the first validation then checks the names.
+            // A metric may need more than one batch. In that case the first validation checks the
+            // names.
             Err(_) if batches == 0 => Ok(()),
             Err(error) => Err(error),
         }

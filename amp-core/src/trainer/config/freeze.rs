@@ -4,9 +4,9 @@ use std::{fmt, str::FromStr};
 
 use crate::{Error, Result};
 
-/// Parameters that are not trained, for the whole run or until an epoch or step. As text: a pattern
-/// (`encoder.*`), optionally with `=epoch:3` or `=step:500` for the epoch or step from which on they are
-/// trained. A parameter is frozen while any entry of the list freezes it.
+/// Parameters that are not trained, for the whole run or until an epoch or step. The text form is a
+/// pattern (`encoder.*`), optionally followed by `=epoch:3` or `=step:500`, the epoch or step from
+/// which they are trained. A parameter is frozen while any entry of the list freezes it.
 ///
 /// ```
 /// use amp_core::trainer::Freeze;
@@ -32,8 +32,8 @@ enum Until {
 }
 
 impl Freeze {
-    /// Freezes the parameters for the whole run; `*` in the pattern matches any text, dots
-    /// included.
+    /// Freezes the parameters for the whole run. `*` in the pattern matches any text, including
+    /// dots.
     pub fn new(pattern: impl Into<String>) -> Self {
         Self { pattern: pattern.into(), until: Until::End }
     }
@@ -54,7 +54,7 @@ impl Freeze {
         &self.pattern
     }
 
-    /// Returns whether it freezes at this position of a run.
+    /// Returns whether the entry freezes its parameters at this position of a run.
     pub(in crate::trainer) fn holds(&self, epoch: i64, global_step: u64) -> bool {
         match self.until {
             Until::End => true,
@@ -63,7 +63,7 @@ impl Freeze {
         }
     }
 
-    /// Returns the first step that trains its parameters, if it was given as a step.
+    /// Returns the first step that trains the entry's parameters, if it is given as a step.
     pub(in crate::trainer) fn step(&self) -> Option<u64> {
         match self.until {
             Until::Step(step) => Some(step),

@@ -1,4 +1,4 @@
-//! Finds where a step stopped being finite.
+//! Finds the first value of a step that was not finite.
 
 use super::{micro_batches::Examples, observers::Emit, rollback::StateBackup, state::StepState};
 use crate::{
@@ -8,8 +8,9 @@ use crate::{
     provenance::{self, Provenance, Replay},
 };
 
-/// Runs a step again with the same random numbers and with observers, to find the first value that is not
-/// finite. If there is none, emits a note that says so. The state of the training does not change.
+/// Runs a step again with the same random numbers and with observers, to find the first value that
+/// is not finite. If every value is finite, emits a note that says so. The state of the training
+/// does not change.
 pub(super) fn explain(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,

@@ -9,10 +9,11 @@ pub(in crate::trainer) struct Examples {
     /// The first batch's position.
     pub(super) start: Position,
     pub(in crate::trainer) batches: Vec<AnyBatch>,
-    /// The factor of each batch's loss. With these factors the sum of losses is a mean over the step's
-    /// examples, whatever the step's length.
+    /// The factor of each batch's loss. With these factors the sum of the losses is a mean over the
+    /// step's examples, for any number of batches in the step.
     pub(super) shares: Vec<f64>,
-    /// Whether the device skipped a step on them, so that it now runs without a graph.
+    /// Whether the device skipped a step on these examples. The step is then repeated without a
+    /// graph.
     pub(super) skipped: bool,
 }
 
@@ -22,15 +23,15 @@ impl Examples {
         self.batches.iter().map(AnyBatch::bytes).sum()
     }
 
-    /// Takes batches that are weighted by the [weight](LightningModule::loss_weight) of the model's
-    /// loss on each.
+    /// Takes the batches of a step. They are weighted by the model's
+    /// [weight](LightningModule::loss_weight) of the loss on each.
     pub(in crate::trainer) fn new(
         model: &dyn LightningModule,
         start: Position,
         batches: Vec<AnyBatch>,
     ) -> Result<Self> {
         let shares = match batches.as_slice() {
-            // Reads no weights from the device.
+            // For a single batch no weight is read from the device.
             [_] => vec![1.0],
             several => shares(model, several)?,
         };
@@ -42,7 +43,7 @@ impl Examples {
         Position { batch: self.start.batch + at as i64, ..self.start }
     }
 
-    /// Returns the batch of the epoch that follows the step.
+    /// Returns the index of the batch that follows the step, in the epoch.
     pub(super) fn next_batch(&self) -> i64 {
         self.start.batch + self.batches.len() as i64
     }
@@ -57,7 +58,7 @@ impl Examples {
     }
 
     /// Returns the parts of the batches, each with the factor of its loss. Parts with weight 0
-    /// contribute no gradient and are left out.
+    /// contribute no gradient and are omitted.
     pub(super) fn in_parts(
         &self,
         model: &dyn LightningModule,
@@ -81,8 +82,8 @@ impl Examples {
     }
 }
 
-/// Returns a batch in at most this number of parts, each with its share of the batch's loss; `None`
-/// for one part.
+/// Splits a batch into at most this number of parts, each with its share of the batch's loss.
+/// Returns `None` for one part.
 pub(super) fn split(
     model: &dyn LightningModule,
     batch: &AnyBatch,
@@ -93,7 +94,7 @@ pub(super) fn split(
     Ok(Some(parts.into_iter().zip(shares).collect()))
 }
 
-/// Returns the weight of each batch in the mean of all.
+/// Returns the weight of each batch in the mean over all batches.
 fn shares(model: &dyn LightningModule, batches: &[AnyBatch]) -> Result<Vec<f64>> {
     let weights = batches.iter().map(|batch| model.loss_weight(batch));
     let weights = weights.collect::<Result<Vec<_>>>()?;
@@ -107,11 +108,11 @@ fn shares(model: &dyn LightningModule, batches: &[AnyBatch]) -> Result<Vec<f64>>
     if all > 0.0 {
         return Ok(weights.into_iter().map(|weight| weight / all).collect());
     }
-    // All weights are 0: the mean over nothing, as in one large batch.
+    // All weights are 0. The loss is a mean over no targets, as for one large batch.
     Ok(vec![1.0 / batches.len() as f64; batches.len()])
 }
 
-/// Returns whether every loss is finite. It reads them from the device.
+/// Returns whether every loss is finite. Reads the losses from the device.
 pub(super) fn are_finite(losses: &[Tensor]) -> Result<bool> {
     for loss in losses {
         if loss.f_isfinite()?.f_int64_value(&[])? == 0 {
@@ -121,7 +122,7 @@ pub(super) fn are_finite(losses: &[Tensor]) -> Result<bool> {
     Ok(true)
 }
 
-/// Returns the error for a batch that has no part to run.
+/// Returns the error for a batch without examples.
 pub(super) fn no_examples() -> Error {
     Error::config("a batch without examples")
 }

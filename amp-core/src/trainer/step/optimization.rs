@@ -1,4 +1,4 @@
-//! The part of a step that handles gradients: unscale, clip, apply.
+//! The part of a step that processes gradients: unscale, clip, apply.
 
 use tch::Tensor;
 
@@ -19,9 +19,9 @@ pub(in crate::trainer) struct Optimization<'a> {
     config: &'a TrainerConfig,
     pub(in crate::trainer) scheduled: Vec<Scheduled>,
     pub(in crate::trainer) scaler: GradScaler,
-    /// While it exists, gradients may have 16 bits.
+    /// A guard: while it exists, gradients may have 16 bits.
     narrow: Option<NarrowGradients>,
-    /// The access to steps that observers need.
+    /// The closest access to steps that an observer needs.
     pub(in crate::trainer) access: StepAccess,
 }
 
@@ -57,8 +57,8 @@ impl<'a> Optimization<'a> {
         self.scaler.is_enabled().then(|| self.scaler.scale_value())
     }
 
-    /// Returns the rate of the first optimizer's first group, the only one that a progress line
-    /// shows.
+    /// Returns the rate of the first optimizer's first group, which is the rate that a progress
+    /// line shows.
     pub(in crate::trainer) fn lr(&self) -> f64 {
         self.scheduled.first().map_or(0.0, |first| first.optimizer.rates()[0].lr)
     }
@@ -107,18 +107,18 @@ impl<'a> Optimization<'a> {
     }
 
     /// Does the work of [`unscale`](Self::unscale) and [`clip`](Self::clip) in as few passes as the
-    /// optimizers allow, for steps in which no hook reads the gradients in between. While a step is
-    /// `captured`, optimizers that step after the graph get unscaled and clipped gradients, because
-    /// they get no factor.
+    /// optimizers allow, for steps in which no hook reads the gradients in between. If the step is
+    /// `captured`, optimizers that step after the graph get no factor, so their gradients are
+    /// already unscaled and clipped.
     pub(in crate::trainer) fn unscale_and_clip(
         &mut self,
         captured: bool,
     ) -> Result<Vec<Gradients<Deferred>>> {
-        // An observer may read gradients after the step; they are unscaled then.
+        // An observer may read gradients after the step; they must be unscaled then.
         let may_defer = matches!(self.access, StepAccess::Deferred);
         let limit = match self.config.optimization.gradient_clip {
             Some(Clip::Norm(limit)) => Some(limit),
-            // A factor also divides by the loss scale.
+            // The factor also divides by the loss scale.
             None if self.scaler.is_enabled() => Some(f64::INFINITY),
             _ => None,
         };
@@ -169,7 +169,8 @@ impl<'a> Optimization<'a> {
                 scheduled.advance(Interval::Step, &[])?;
             }
         }
-        // Once, after all of them: their gradients come from one backward pass with one scale.
+        // The scale is updated once, after all optimizers, because their gradients come from one
+        // backward pass with one scale.
         self.scaler.update()?;
         Ok(outcome)
     }
@@ -199,8 +200,8 @@ impl<'a> Optimization<'a> {
         self.scheduled.iter_mut().try_for_each(|scheduled| scheduled.optimizer.write_rates())
     }
 
-    /// Advances the schedules that advance by epochs; `logged` are the epoch's values. A schedule whose
-    /// monitored value is reported at other moments advances then.
+    /// Advances the schedules that advance by epochs. `logged` are the epoch's values. A schedule
+    /// whose monitored value is reported at other moments advances at those moments.
     pub(in crate::trainer) fn end_epoch(
         &mut self,
         logged: &[Logged],
@@ -221,7 +222,7 @@ impl<'a> Optimization<'a> {
     }
 }
 
-/// Refuses a backward pass that has reached no parameter.
+/// Returns an error if the backward pass reached no parameter.
 fn some<S>(gradients: Vec<Gradients<S>>) -> Result<Vec<Gradients<S>>> {
     match gradients.is_empty() {
         true => Err(Error::Scaler(
@@ -240,7 +241,7 @@ fn has(logged: &[Logged], name: &str) -> bool {
     logged.iter().any(|logged| logged.name == name)
 }
 
-/// Returns whether the run requests 16-bit gradients and can have them.
+/// Returns whether the run requests 16-bit gradients and supports them.
 fn keeps_16_bit_gradients(config: &TrainerConfig) -> bool {
     requests_16_bit_gradients(config) && full_gradients_note(config).is_none()
 }
@@ -250,7 +251,7 @@ fn requests_16_bit_gradients(config: &TrainerConfig) -> bool {
         && config.precision.autocast().is_some()
 }
 
-/// Returns why gradients are kept in f32 in a run that requests 16 bits.
+/// Returns the reason why gradients are kept in f32 in a run that requests 16 bits.
 pub(in crate::trainer) fn full_gradients_note(config: &TrainerConfig) -> Option<String> {
     let why = match (config.device.is_cuda(), config.optimization.accumulate_grad_batches) {
         _ if !requests_16_bit_gradients(config) => return None,

@@ -12,7 +12,7 @@ use crate::{
     state::State,
 };
 
-/// Random numbers and the model's own state before passes that must have no effect.
+/// The random numbers and the model's own state before passes that must have no effect.
 pub(in crate::trainer) struct StateBackup {
     device: Device,
     own: State,
@@ -20,14 +20,14 @@ pub(in crate::trainer) struct StateBackup {
 }
 
 impl StateBackup {
-    /// Keeps the current state.
+    /// Saves the current state.
     pub(in crate::trainer) fn begin(model: &dyn LightningModule, device: Device) -> Result<Self> {
         let mut own = State::default();
         model.on_save_checkpoint(&mut own)?;
         Ok(Self { device, own: own.copied()?, random: RandomState::read(device)? })
     }
 
-    /// Restores the kept state.
+    /// Restores the saved state.
     pub(in crate::trainer) fn end(&self, model: &mut dyn LightningModule) -> Result<()> {
         if !self.own.is_empty() {
             model.on_load_checkpoint(&self.own)?;
@@ -45,13 +45,13 @@ impl StateBackup {
 pub(super) struct Rollback {
     device: Device,
     buffers: Kept,
-    /// Present while a step runs.
+    /// The backup, which exists while a step runs.
     backup: Option<StateBackup>,
 }
 
 impl Rollback {
-    /// Prepares for the buffers of `model`, which is already on its device, and for the parameters
-    /// that its forward pass changes.
+    /// Prepares backups of the buffers of `model`, which is already on its device, and of the
+    /// parameters that its forward pass changes.
     pub(super) fn new(model: &dyn LightningModule, device: Device) -> Result<Self> {
         let tensors = named_tensors(model).into_iter();
         let buffers = tensors.filter(|(_, _, role)| *role == Role::Buffer);
@@ -61,21 +61,21 @@ impl Rollback {
         Ok(Self { device, buffers, backup: None })
     }
 
-    /// Keeps the current state.
+    /// Saves the current state.
     pub(super) fn keep(&mut self, model: &dyn LightningModule) -> Result<()> {
         self.buffers.keep(0)?;
         self.backup = Some(StateBackup::begin(model, self.device)?);
         Ok(())
     }
 
-    /// Restores the kept state during the step.
+    /// Restores the saved state during the step.
     pub(super) fn restore(&self, model: &mut dyn LightningModule) -> Result<()> {
         let Some(backup) = &self.backup else { return Ok(()) };
         self.buffers.restore(0)?;
         backup.end(model)
     }
 
-    /// Ends the step: its changes stay.
+    /// Ends the step and keeps its changes.
     pub(super) fn end(&mut self) {
         self.backup = None;
     }

@@ -1,4 +1,4 @@
-//! The summary as a tree.
+//! Shows the summary as a tree.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use crate::memory::show_bytes;
 
 /// Columns of the tree.
 const COLUMNS: [&str; 6] = ["layer", "type", "input", "output", "parameters", "FLOPs"];
-/// The first column with numbers, which are aligned to the right.
+/// The index of the first column with numbers. Numbers are aligned to the right.
 const NUMBERS: usize = 4;
 
 impl fmt::Display for ModelSummary {
@@ -59,7 +59,7 @@ impl ModelSummary {
         [self.branch(place), kind, shapes(&layer.input), shapes(&layer.output), parameters, flops]
     }
 
-    /// Returns the layer's name after the branches that lead to it.
+    /// Returns the layer's name with the branches of the tree in front of it.
     fn branch(&self, place: usize) -> String {
         let layer = &self.layers[place];
         if layer.depth == 0 {
@@ -101,7 +101,7 @@ impl fmt::Display for StepMemory {
 fn shapes(shapes: &[Vec<i64>]) -> String {
     let shown: Vec<String> = shapes.iter().map(|shape| format!("{shape:?}")).collect();
     match shown.len() {
-        // A cell's state may have many tensors.
+        // The state of a recurrent layer may have many tensors.
         0..=2 => shown.join(" "),
         more => format!("{} +{}", shown[0], more - 1),
     }

@@ -7,7 +7,7 @@ use tch::{Device, Kind};
 use super::{Invariant, Moment, Rule, run_state::RunView};
 use crate::{Result, precision::dtype_name};
 
-/// Parameters and buffers keep their dtypes, shapes and devices.
+/// Checks that parameters and buffers keep their dtypes, shapes and devices.
 #[derive(Default)]
 pub(super) struct DtypesStay {
     first: HashMap<String, Form>,

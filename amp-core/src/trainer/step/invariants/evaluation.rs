@@ -1,11 +1,11 @@
-//! The mode of validation.
+//! Checks that validation runs in evaluation mode.
 
 use super::{Invariant, Moment, Rule, run_state::RunView};
 use crate::{Result, ffi::WatchedModes, nn};
 
-/// Validated values are computed in evaluation mode.
+/// Checks that validated values are computed in evaluation mode.
 pub(super) struct EvaluationMode {
-    /// Whether the operators of each validation are checked, or only those of the first.
+    /// Whether the operators of each validation are checked, or only those of the first one.
     all: bool,
     looked: bool,
     watch: Option<WatchedModes>,

@@ -3,9 +3,10 @@
 use super::{Invariant, Moment, Rule, run_state::RunView};
 use crate::{Result, optim::Scheduled};
 
-/// Optimizers step with the rates of their schedules, which advance once per applied step.
+/// Checks that optimizers step with the rates of their schedules, which advance once per applied
+/// step.
 pub(super) struct RatesAreScheduled {
-    /// Whether the model decides which optimizer steps.
+    /// Whether the model itself decides which optimizer steps.
     manual: bool,
     /// The state before the step.
     before: Before,
@@ -13,7 +14,7 @@ pub(super) struct RatesAreScheduled {
 
 #[derive(Default)]
 struct Before {
-    /// The number of steps of each schedule that moves by steps and reports it.
+    /// For each schedule that advances by steps and reports it, the number of passed steps.
     passed: Vec<Option<i64>>,
     applied: u64,
     skipped: u64,
@@ -48,7 +49,8 @@ impl Rule for RatesAreScheduled {
                 };
                 Ok(None)
             }
-            // Later steps have moved the schedules as well, or an earlier state was restored.
+            // In these cases later steps have advanced the schedules too, or an earlier state was
+            // restored.
             Moment::StepEnds
                 if !self.manual && seen.running == 0 && counts.applied >= self.before.applied =>
             {
@@ -70,7 +72,7 @@ impl RatesAreScheduled {
         for (scheduled, before) in seen.scheduled().iter().zip(&self.before.passed) {
             let (Some(before), Some(now)) = (before, scheduled.passed_steps()) else { continue };
             let advanced = now - before;
-            // Without gradients the optimizer has not stepped, and its schedule has not moved.
+            // Without gradients the optimizer did not step, and its schedule did not advance.
             if advanced == steps || (advanced == 0 && !has_gradients(scheduled)?) {
                 continue;
             }
@@ -94,7 +96,7 @@ fn has_gradients(scheduled: &Scheduled) -> Result<bool> {
     Ok(false)
 }
 
-/// Returns a group of parameters whose rate differs from the schedule's.
+/// Returns a group of parameters whose rate differs from its schedule's rate.
 fn other_rates(scheduled: &Scheduled) -> Option<String> {
     let planned = scheduled.schedule_rates()?;
     let rates = scheduled.optimizer.rates();

@@ -7,7 +7,7 @@ use crate::{
     trainer::config::{AtFloor, ScaleFloor},
 };
 
-/// The loss scale grows and is lowered by its rule.
+/// Checks that the loss scale grows and falls by its rule.
 #[derive(Default)]
 pub(super) struct ScaleFollowsRule {
     before: Option<Before>,
@@ -94,8 +94,8 @@ fn differs(before: ScalerState, now: ScalerState, applied: u64, skipped: u64) ->
     })
 }
 
-/// Returns the rule of torch.amp.GradScaler: scale and step count after one more step. A scale that
-/// would be infinite in f32 stays.
+/// Computes scale and step count after one more step, by the rule of torch.amp.GradScaler. A scale
+/// that would be infinite in f32 does not grow.
 fn after(rule: ScalerState, (scale, tracker): (f64, i32), overflowed: bool) -> (f64, i32) {
     let narrow = |scale: f64| f64::from(scale as f32);
     match i64::from(tracker) + 1 {
@@ -166,7 +166,8 @@ mod tests {
         Ok(())
     }
 
-    /// Several attempts at one step, as with `lower-scale`, and the largest scale of f32.
+    /// The check follows several attempts at one step, as with `lower-scale`, and accepts that the
+    /// largest scale of f32 does not grow.
     #[test]
     fn attempts_are_followed_and_a_scale_that_cannot_grow_stays() -> Result<()> {
         let scaler = GradScaler::new(Device::Cpu, CONFIG)?;

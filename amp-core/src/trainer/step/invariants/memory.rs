@@ -1,12 +1,12 @@
-//! Memory measurements.
+//! Checks memory measurements.
 
 use super::{Invariant, Moment, Rule, run_state::RunView};
 use crate::{Result, memory};
 
-/// A memory meter measures its whole period.
+/// Checks that a memory meter measures its whole period.
 #[derive(Default)]
 pub(super) struct MemoryOverStep {
-    /// Measurements that missed something, up to the last check.
+    /// The number of measurements that missed memory, as of the last check.
     known: u64,
 }
 

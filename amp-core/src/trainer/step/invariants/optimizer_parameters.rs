@@ -1,4 +1,4 @@
-//! Compares the parameters that optimizers hold with the model's.
+//! Compares the parameters that optimizers hold with the parameters of the model.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,7 +9,7 @@ use crate::{
     optim::{Scheduled, WeightUpdate},
 };
 
-/// Each trained parameter is held by an optimizer, as the same tensor that the model has.
+/// Checks that an optimizer holds each trained parameter, as the same tensor that the model has.
 #[derive(Default)]
 pub(super) struct OptimizerHoldsWeights {
     /// The parameters that were trained before the step.
@@ -42,7 +42,7 @@ impl Rule for OptimizerHoldsWeights {
 }
 
 impl OptimizerHoldsWeights {
-    /// Returns a parameter that required gradients when the step began.
+    /// Describes a parameter that required gradients when the step began and no longer does.
     fn lost(&self, seen: &RunView<'_>) -> Option<String> {
         let trained: HashSet<&str> = self.trained.iter().map(String::as_str).collect();
         let mut now = parameters(seen);
@@ -60,7 +60,7 @@ fn parameters<'s>(seen: &'s RunView<'_>) -> impl Iterator<Item = (&'s String, &'
     parameters.map(|(name, tensor, _)| (name, tensor))
 }
 
-/// Returns a difference between the model's parameters and the optimizers'.
+/// Describes a difference between the model's parameters and the optimizers' parameters.
 fn not_held(seen: &RunView<'_>) -> Option<String> {
     let own = |scheduled: &'_ Scheduled| scheduled.optimizer.parameters().clone();
     let held: Vec<_> = seen.scheduled().iter().map(own).collect();
@@ -81,7 +81,7 @@ fn not_held(seen: &RunView<'_>) -> Option<String> {
                  `f_copy_`)"
             ),
             false => format!(
-                "`{name}` is held by no optimizer, so that it is never stepped: let `build_with` take all \
+                "`{name}` is held by no optimizer, so it is never updated: let `build_with` take all \
                  parameters it is given, or name `{name}` in optimization.freeze"
             ),
         });
@@ -94,8 +94,8 @@ fn not_held(seen: &RunView<'_>) -> Option<String> {
     ))
 }
 
-/// Returns a master copy in f32 that does not round to its weight. All are read from the device at
-/// once.
+/// Describes an f32 master weight that does not round to its weight. All are read from the device
+/// at once.
 fn stale_master(seen: &RunView<'_>) -> Result<Option<String>> {
     let (mut names, mut pieces) = (Vec::new(), Vec::new());
     for scheduled in seen.scheduled() {
@@ -126,8 +126,8 @@ fn stale_master(seen: &RunView<'_>) -> Result<Option<String>> {
     });
     Ok(stale.map(|(name, _)| {
         format!(
-            "`{name}` is not its f32 master rounded: something has written to the weight after the \
-             optimizer was built, and the next step overwrites that; load weights before `fit`, or \
+            "`{name}` differs from its rounded f32 master: something has written to the weight after the \
+             optimizer was built, and the next step overwrites this; load weights before `fit`, or \
              choose another --weight-update"
         )
     }))

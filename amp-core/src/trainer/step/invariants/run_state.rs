@@ -1,4 +1,4 @@
-//! The state of a run that rules check.
+//! The state of a run that the rules read.
 
 use std::{cell::OnceCell, rc::Rc};
 
@@ -11,7 +11,7 @@ use crate::{
     optim::Scheduled,
 };
 
-/// A run at one moment.
+/// The state of a run at one moment.
 pub(super) struct RunView<'a> {
     pub(super) model: &'a dyn LightningModule,
     pub(super) state: &'a StepState<'a>,
@@ -36,7 +36,7 @@ impl<'a> RunView<'a> {
         self.tensors.get_or_init(|| nn::named_tensors(self.model))
     }
 
-    /// Returns a few elements of each of them, on the host.
+    /// Returns a few elements of each parameter and buffer, on the host.
     ///
     /// # Errors
     /// When the device reports an earlier failure.

@@ -1,4 +1,4 @@
-//! Examples that are used both for training and for validation.
+//! Checks for examples that are used both for training and for validation.
 
 use super::{Invariant, Moment, Rule, run_state::RunView};
 use crate::{
@@ -6,10 +6,11 @@ use crate::{
     data::{DataModule, SharedDataset, share_memory, shared_part},
 };
 
-/// The accepted share of validation examples that equal training examples: data has duplicates.
+/// The accepted fraction of validation examples that equal training examples. Data usually has some
+/// duplicates.
 const DUPLICATES: f64 = 0.05;
 
-/// No validation example is a training example.
+/// Checks that no validation example is a training example.
 pub(super) struct SetsAreDisjoint {
     train: SharedDataset,
     val: Vec<(String, SharedDataset)>,
@@ -41,7 +42,7 @@ impl Rule for SetsAreDisjoint {
                 && let Some(part) = shared_part(&self.train, set)?
                 && part > DUPLICATES
             {
-                format!("has {:.0} % of its examples from the training set", 100.0 * part)
+                format!("shares {:.0} % of its examples with the training set", 100.0 * part)
             } else {
                 continue;
             };

@@ -1,4 +1,4 @@
-//! Weights that training does not change.
+//! Checks for weights that training does not change.
 
 use std::{collections::HashSet, rc::Rc};
 
@@ -14,17 +14,19 @@ use crate::{Result, module::StepAccess, optim::Scheduled, precision::Clip};
 /// The number of applied steps within which a parameter must have changed.
 const STEPS: u64 = 10;
 
-/// The least expected change, in spacings of the dtype, from which a constant element is a violation: no
-/// optimizer makes ten steps in a row below this fraction of its rate.
+/// The smallest expected change, in spacings of the dtype, for which an unchanged element is a
+/// violation. No optimizer makes ten steps in a row whose updates are so much smaller than its
+/// rate.
 const SPACINGS: f64 = 8.0;
 
-/// A parameter with a gradient changes within the first applied steps.
+/// Checks that a parameter with a gradient changes within the first applied steps.
 #[derive(Default)]
 pub(super) struct WeightsMove {
-    /// The parameters that have not changed since the start, and the number of steps applied then.
+    /// The first sample of parameters that have not changed since then, and the number of steps
+    /// applied then.
     first: Option<(Rc<Samples>, u64)>,
     moved: HashSet<String>,
-    /// The state of each optimizer's groups before the step.
+    /// The rate of each optimizer's groups before the step.
     rates: Vec<Vec<f64>>,
     done: bool,
 }
@@ -78,7 +80,7 @@ impl WeightsMove {
         Ok(broken)
     }
 
-    /// Returns the violation, if the gradient of a constant parameter should have changed it.
+    /// Describes a violation: the parameter's gradient should have changed the parameter.
     fn stuck(&self, seen: &RunView<'_>, pair: &Pair<'_>, steps: u64) -> Result<Option<String>> {
         let name = &pair.tensor.name;
         for (scheduled, rates) in seen.scheduled().iter().zip(&self.rates) {
@@ -129,8 +131,8 @@ fn rate(scheduled: &Scheduled, place: usize, before: &[f64]) -> f64 {
     group.and_then(|group| before.get(group)).copied().unwrap_or(0.0)
 }
 
-/// Returns a lower bound of the factor on a gradient, as it is after a step. If the optimizer's
-/// kernel unscales and clips, the gradient is still scaled.
+/// Returns a lower bound of the factor by which a gradient is multiplied after a step. If the
+/// optimizer's kernel unscales and clips, the gradient itself is still scaled.
 fn factor(seen: &RunView<'_>, scheduled: &Scheduled) -> Result<f64> {
     let deferred = matches!(seen.state.optim.access, StepAccess::Deferred)
         && scheduled.optimizer.capabilities().scales;

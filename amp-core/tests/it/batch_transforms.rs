@@ -165,7 +165,7 @@ fn parts_are_torchvisions() -> Result<()> {
 #[case(&RandomHorizontalFlip::new(0.5), &[3, 9, 11], "images [3, 9, 11] of Float with 2 generators")]
 #[case(&RandomHorizontalFlip::new(0.5), &[3, 3, 9, 11], "images [3, 3, 9, 11] of Float with 2 generators")]
 #[case(&jitter(), &[2, 2, 9, 11], "colors of an image of 2 channels")]
-#[case(&Normalize::imagenet(), &[2, 1, 9, 11], "Normalize has values of 3 channels")]
+#[case(&Normalize::imagenet(), &[2, 1, 9, 11], "Normalize has means for 3 channels")]
 fn images_that_do_not_fit_are_refused(
     #[case] transform: &dyn Transform,
     #[case] size: &[i64],

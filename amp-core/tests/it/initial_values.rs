@@ -117,8 +117,8 @@ fn invalid_initializers_are_refused() {
     };
     refused(named("xavier_uniform"), &[4], "xavier_uniform: [4] has no fans");
     refused(named("kaiming_normal"), &[4, 0], "kaiming_normal: [4, 0] has no fans");
-    refused(named("orthogonal"), &[4], "orthogonal: [4] has not two dimensions");
-    refused(Init::Eye, &[2, 2, 2], "eye: [2, 2, 2] has not two dimensions");
+    refused(named("orthogonal"), &[4], "orthogonal: [4] does not have two dimensions");
+    refused(Init::Eye, &[2, 2, 2], "eye: [2, 2, 2] does not have two dimensions");
     let truncated = |mean, std, a, b| Init::TruncNormal { mean, std, a, b };
     refused(truncated(0.0, -1.0, -2.0, 2.0), &[4], "std must be above 0");
     refused(truncated(0.0, 1.0, 2.0, -2.0), &[4], "a below b");

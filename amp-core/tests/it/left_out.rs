@@ -238,11 +238,11 @@ struct OfHalfWeights {
 fn dtypes_that_libtorch_refuses_are_named() -> Result<()> {
     let said = message(train(&mut OfIntegers::builder().build()?, 12, 1));
     assert!(said.starts_with("the loss's backward pass: "), "{said}");
-    assert!(said.contains("give target and class weights the output's dtype"), "{said}");
+    assert!(said.contains("convert target and class weights to the output's dtype"), "{said}");
     let said = message(train(&mut OfHalfWeights::builder().build()?, 12, 1));
     let start = "loss: the output is float64 [12, 3] and the target int64 [12]: ";
     assert!(said.starts_with(start), "{said}");
-    assert!(said.contains("give target and class weights the output's dtype"), "{said}");
+    assert!(said.contains("convert target and class weights to the output's dtype"), "{said}");
     Ok(())
 }
 

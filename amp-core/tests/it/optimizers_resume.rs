@@ -318,6 +318,6 @@ fn a_value_of_another_type_is_refused() -> Result<()> {
     let mut state = optimizer.state()?;
     state.put("param_groups/0/lr", &"fast")?;
     let said = message(optimizer.load_state(&state));
-    assert!(said.contains("`param_groups/0/lr` is \"fast\", but a value like 0.001"), "{said}");
+    assert!(said.contains("`param_groups/0/lr` is \"fast\", but a value of the kind 0.001"), "{said}");
     Ok(())
 }

@@ -238,7 +238,7 @@ fn files_that_are_damaged_are_refused() -> Result<()> {
     let says = |error: &str| {
         let text = of_file(error, &path);
         assert!(
-            text.starts_with("FILE: not a whole Parquet file: ") && !text.contains('\n'),
+            text.starts_with("FILE: not a complete Parquet file: ") && !text.contains('\n'),
             "{text}"
         );
     };

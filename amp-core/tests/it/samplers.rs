@@ -168,9 +168,9 @@ fn a_subset_follows_the_other_samplers_order() -> Result<()> {
 
 /// A sampler of the user's own with a planted fault in its length or its examples.
 #[derive(Debug)]
-struct ModuleOutput(i64, Vec<i64>);
+struct Given(i64, Vec<i64>);
 
-impl Sampler for ModuleOutput {
+impl Sampler for Given {
     fn name(&self) -> String {
         "given".into()
     }
@@ -204,7 +204,7 @@ fn batches_follow_the_sampler(
         return Ok(());
     }
     let loading = Loading { placement, prefetch, ..Loading::default() };
-    let given = || ModuleOutput(7, vec![4, 4, 9, 0, 4, 2, 1]);
+    let given = || Given(7, vec![4, 4, 9, 0, 4, 2, 1]);
     let all = [vec![4.0, 4.0, 9.0], vec![0.0, 4.0, 2.0], vec![1.0]];
     let whole = loader(given(), loading)?;
     assert_eq!((whole.batches(), whole.batch_len(2)), (3, 1));
@@ -221,11 +221,11 @@ fn batches_follow_the_sampler(
 }
 
 #[rstest]
-#[case(ModuleOutput(4, vec![1, 2]), "the sampler `given` gave 2 examples, but its `len` is 4: make them equal")]
-#[case(ModuleOutput(2, vec![1, 10]), "the sampler `given` gave example 10, but the set has 0 to 9")]
-#[case(ModuleOutput(2, vec![-1, 1]), "the sampler `given` gave example -1, but the set has 0 to 9")]
-#[case(ModuleOutput(0, vec![]), "the sampler `given` draws 0 examples an epoch, but at least 1 are needed")]
-fn invalid_orders_are_refused(#[case] given: ModuleOutput, #[case] says: &str) {
+#[case(Given(4, vec![1, 2]), "the sampler `given` returned 2 examples, but its `len` is 4: make them equal")]
+#[case(Given(2, vec![1, 10]), "the sampler `given` returned example 10, but the set has 0 to 9")]
+#[case(Given(2, vec![-1, 1]), "the sampler `given` returned example -1, but the set has 0 to 9")]
+#[case(Given(0, vec![]), "the sampler `given` draws 0 examples an epoch, but at least 1 are needed")]
+fn invalid_orders_are_refused(#[case] given: Given, #[case] says: &str) {
     let read = loader(given, Loading::default()).and_then(|loader| order(&loader, 0));
     assert_eq!(message(read), says);
 }
@@ -257,7 +257,7 @@ fn invalid_samplers_are_refused() -> Result<()> {
         assert!(text.starts_with(&format!("rank {rank} of 2 processes: ranks count")), "{text}");
     }
     let data =
-        DataModule::training("numbers", numbered(10)?, 4).with_order(ModuleOutput(3, vec![]));
+        DataModule::training("numbers", numbered(10)?, 4).with_order(Given(3, vec![]));
     let text = message(data.check());
     assert!(
         text.starts_with("batch size 4 is larger than the 3 examples that the sampler `given`"),

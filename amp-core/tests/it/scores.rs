@@ -296,9 +296,9 @@ fn a_class_out_of_range_is_refused(#[case] metric: &dyn Metric) {
 fn states_that_do_not_merge_are_refused() -> Result<()> {
     let counts = |size: i64| MetricState::sum(&zeros(&[size], Kind::Double));
     let said = message(counts(2)?.merge(&counts(3)?));
-    assert_eq!(said, "its counts were of shape [[2]] and are of shape [[3]] now");
+    assert_eq!(said, "its counts had the shape [[2]] and now have the shape [[3]]");
     let said = message(counts(2)?.merge(&MetricState::concat(&zeros(&[2], Kind::Double))));
-    assert!(said.contains("its counts were of shape"), "{said}");
+    assert!(said.contains("its counts had the shape"), "{said}");
     let said = message(Reduction::Ratio.compute(&counts(3)?));
     assert_eq!(said, "a ratio needs two counts, [2], but the state has [3]");
     let said = message(RecallAtK { k: 1 }.reduction().compute(&counts(3)?));

@@ -91,7 +91,7 @@ fn tokens_of_another_vocabulary_are_refused() -> Result<()> {
     let set = open()?.vocabulary(9);
     assert_eq!(example(&set, 1)?, (vec![2.0], vec![3.0]));
     let text = message(example(&set, 2));
-    assert!(text.contains("the token 9 is not one of 9: is the file of another width"), "{text}");
+    assert!(text.contains("the token 9 is not below the vocabulary of 9: is the file of another width"), "{text}");
     assert_eq!(message(open()?.stride(0)), "stride 0: it must be at least 1");
     let text = message(TokenFile::open(path.with_extension("none"), TokenWidth::U16, 1));
     assert!(text.contains("data.none: No such file"), "{text}");
@@ -131,7 +131,7 @@ fn random_windows_follow_from_the_seed() -> Result<()> {
     for (seed, epoch) in [(2, 0), (1, 1)] {
         assert_ne!(read(0, seed, epoch, 0)?, own);
     }
-    assert_eq!(message(open()?.random(0)), "0 random windows: 1 is least");
+    assert_eq!(message(open()?.random(0)), "0 random windows: it must be at least 1");
     Ok(())
 }
 
@@ -232,13 +232,13 @@ const TWO: &[u8] = &[0; 8];
 )]
 #[case(
     npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }", TWO),
-    "8 bytes of data, but an array [3] of Float has another number: write the file again"
+    "8 bytes of data, but an array [3] of Float needs another number: write the file again"
 )]
-#[case(npy(1, "{'descr': '<f4', 'shape': (2,), }", TWO), "no .npy file: its header is damaged")]
+#[case(npy(1, "{'descr': '<f4', 'shape': (2,), }", TWO), "not a .npy file, or its header is damaged")]
 #[case(npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (-2,), }", TWO), "no .npy file")]
 #[case(npy(9, "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }", TWO), "no .npy file")]
-#[case(b"\x93NUMPY\x01\x00v\x00{'descr'".to_vec(), "no .npy file: its header is damaged")]
-#[case(b"PK\x03\x04 another kind of file".to_vec(), "no .npy file: its header is damaged")]
+#[case(b"\x93NUMPY\x01\x00v\x00{'descr'".to_vec(), "not a .npy file, or its header is damaged")]
+#[case(b"PK\x03\x04 another kind of file".to_vec(), "not a .npy file, or its header is damaged")]
 fn invalid_arrays_are_refused(#[case] bytes: Vec<u8>, #[case] says: &str) {
     let (_folder, path) = file(bytes);
     let text = message(read_npy(&path));

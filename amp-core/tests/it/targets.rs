@@ -289,10 +289,10 @@ fn a_mean_takes_a_value_for_each_example() -> Result<()> {
     let (output, target) = (zeros(&[3, 2], Kind::Float), zeros(&[3], Kind::Int64));
     let whole = |output: &Tensor, _: &Tensor| Ok(output.f_mean(Kind::Float)?);
     let said = message(Mean { of: whole }.update(&output, &target));
-    assert!(said.contains("its function gave []"), "{said}");
+    assert!(said.contains("its function returned []"), "{said}");
     let two = |output: &Tensor, _: &Tensor| Ok(output.f_narrow(0, 0, 2)?.f_select(1, 0)?);
     let said = message(Mean { of: two }.update(&output, &target));
-    assert!(said.contains("its function gave [2]"), "{said}");
+    assert!(said.contains("its function returned [2]"), "{said}");
     let each = |output: &Tensor, _: &Tensor| Ok(output.f_flatten(0, 1)?);
     assert_eq!(measure(&Mean { of: each }, &output, &target)?, 0.0);
     Ok(())

@@ -175,7 +175,7 @@ fn random_changes_follow_from_their_numbers() -> Result<()> {
 #[case(&Resize::new(0), "an image of 0 x 0 pixels: a size must be at least 1")]
 #[case(&RandomResizedCrop::new(4).scale(0.5, 0.1), "RandomResizedCrop of scale (0.5, 0.1) and ratio")]
 #[case(&RandomResizedCrop::new(4).ratio(0.0, 1.0), "RandomResizedCrop of scale (0.08, 1.0) and ratio (0.0")]
-#[case(&Normalize::new(&[0.5], &[0.5]).expect("a mean"), "Normalize has values of 1 channels, but the image has 3")]
+#[case(&Normalize::new(&[0.5], &[0.5]).expect("a mean"), "Normalize has means for 1 channels, but the image has 3")]
 fn invalid_changes_are_refused(#[case] transform: &dyn Transform, #[case] says: &str) {
     let text = message(apply(transform, &picture(&recorded()["image"])));
     assert!(text.starts_with(says), "{text}");

@@ -56,7 +56,7 @@ fn train(level: Check, from: From, shared: bool) -> Result<RunRecord> {
 #[case::one_handle(Check::Cheap, From::Handle, "is, or overlaps with, the training set in memory")]
 #[case::one_memory(Check::Cheap, From::Memory(0), "is, or overlaps with")]
 #[case::an_example(Check::Cheap, From::Memory(39), "is, or overlaps with")]
-#[case::copies(Check::Full, From::Copies(2), "has 10 % of its examples from the training set")]
+#[case::copies(Check::Full, From::Copies(2), "shares 10 % of its examples with the training set")]
 fn validating_on_training_examples_is_reported(
     #[case] level: Check,
     #[case] from: From,

@@ -124,7 +124,7 @@ impl<'a> Trainer<'a> {
         self
     }
 
-    /// If the run ends with an error, saves it at `path` in its state before the failed step.
+    /// Saves the run at `path`, in its state before the failed step, if the run ends with an error.
     /// [`resume_from`](Self::resume_from) continues from there. A note says where the run was saved
     /// or why it could not be saved. A step that has begun to change the weights, or is still
     /// running on the device, cannot be undone.

@@ -17,8 +17,8 @@ use crate::support::{
 
 const WIDTH: i64 = 32;
 
-/// The output of libtorch's attention with the same weights, the gradient of the output's sum with
-/// respect to the input, and its gradients with respect to the weights.
+/// Computes with libtorch's attention and the same weights: the output, the gradient of the
+/// output's sum with respect to the input, and its gradients with respect to the weights.
 fn by_libtorch(input: &Tensor, tensors: &[Tensor], dropout: f64) -> Result<Vec<Tensor>> {
     let [weight, bias, out_weight, out_bias] = tensors else { panic!("four tensors") };
     let heads = |x: &Tensor| -> Result<Tensor> {

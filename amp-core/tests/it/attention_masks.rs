@@ -83,7 +83,7 @@ fn a_query_without_keys_attends_to_zeros(
     Ok(())
 }
 
-/// Padding changes no bit of other positions, and a sequence may be padding only.
+/// Padding changes no bit of other positions. A sequence may consist of padding only.
 #[rstest]
 fn padding_has_no_effect(
     #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,
@@ -182,7 +182,7 @@ fn returned_weights_do_not_change_the_output(
     Ok(())
 }
 
-/// The slopes given in the ALiBi paper, and the slopes that the authors' code gives for 12 heads.
+/// The slopes equal those in the ALiBi paper, and for 12 heads those of the authors' code.
 #[test]
 fn alibi_slopes_equal_the_papers() -> Result<()> {
     let eight: Vec<f64> = (1..=8).map(|i| 0.5_f64.powi(i)).collect();
@@ -219,7 +219,7 @@ fn rotated_products_depend_on_the_distance_alone(
     assert!((product(7, 3)? - product(7, 4)?).abs() > 0.01, "places matter");
     let length = |x: &Tensor| wide(x).square().sum(Kind::Double).double_value(&[]);
     assert!((length(&rope.rotate(&q, 100)?) / length(&q) - 1.0).abs() < bound);
-    assert!(relative(&rope.rotate(&q, 0)?, &q) == 0.0, "place 0 is not rotated");
+    assert!(relative(&rope.rotate(&q, 0)?, &q) == 0.0, "position 0 is not rotated");
     Ok(())
 }
 

@@ -107,7 +107,7 @@ struct Net {
     head: Linear,
 }
 
-/// A function that accepts any module.
+/// Returns a function that accepts any module.
 fn apply(layer: &impl Module, x: &Tensor, cx: &Context) -> Result<Tensor> {
     layer.forward(x, cx)
 }
@@ -172,7 +172,7 @@ fn overrides_apply_to_children() -> Result<()> {
     Ok(())
 }
 
-/// Attention with a mask, as in BERT: several inputs, one of which is optional.
+/// Attention with a mask, as in BERT, has several inputs, one of which is optional.
 #[derive(Module)]
 #[forward(|x, mask: Option<&Tensor>, scale: f64| -> Result<(Tensor, Tensor)> {
     let scores = query(x)?.f_matmul(&key(x)?.f_transpose(1, 2)?)?.f_mul_scalar(scale)?;
@@ -254,7 +254,7 @@ fn masked_elements_have_no_effect() -> Result<()> {
     Ok(())
 }
 
-/// UNet's block with an image and a time, and two towers with two inputs.
+/// A UNet block has an image and a time as inputs, and two towers have two inputs.
 #[derive(Module)]
 #[forward(|x, t| {
     let shift = time(t)?.f_unsqueeze(-1)?.f_unsqueeze(-1)?;

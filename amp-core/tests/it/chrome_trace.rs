@@ -50,7 +50,7 @@ fn number(event: &Value, key: &str) -> f64 {
     event[key].as_f64().unwrap_or_else(|| panic!("`{key}` in {event}"))
 }
 
-/// The complete events (`ph: X`) of a process.
+/// Returns the complete events (`ph: X`) of a process.
 fn complete(trace: &[Value], pid: u64) -> Vec<&Value> {
     trace.iter().filter(|event| event["ph"] == "X" && event["pid"] == pid).collect()
 }

@@ -85,7 +85,7 @@ fn invalid_arguments_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// An optional option takes a value or an `Option`.
+/// An option of a layer that is an `Option` also accepts a plain value.
 #[derive(Module)]
 #[forward(|ids, offsets: &Tensor| {
     let x = words(ids)?.f_add(&other(ids)?)?;

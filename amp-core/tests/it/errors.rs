@@ -15,7 +15,7 @@ fn context() -> Context {
     Context::new(Policy::new(Precision::F32True, Device::Cpu), false)
 }
 
-/// The error has the exception's text without the C++ stack that libtorch adds.
+/// The error has the text of the exception, without the C++ stack trace that libtorch adds.
 #[test]
 fn the_text_is_the_exceptions_without_its_stack() -> Result<()> {
     let _generator = seeded(0);
@@ -39,7 +39,7 @@ fn the_shim_lets_no_exception_out() {
         said,
         "libtorch: linalg.vector_norm: Expected a floating point or complex tensor as input. Got Long"
     );
-    // The first error took its text, so the next failure has its own.
+    // Reading the first error removed its text, so the next failure has its own text.
     let bounds = loss::cross_entropy(
         &Tensor::ones([2, 3], (Kind::Float, Device::Cpu)),
         &Tensor::from_slice(&[0_i64, 3]),

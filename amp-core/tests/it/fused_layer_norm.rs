@@ -19,8 +19,8 @@ use crate::support::{
     needs_cuda, seeded,
 };
 
-/// Rows that one vector load covers, rows longer than a block processes at once, and more rows than
-/// one pass sums for weight and bias.
+/// The norm equals f64 for rows that one vector load covers, rows longer than a block processes at
+/// once, and more rows than one pass sums for weight and bias.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_norm_with_gelu_and_dropout_equals_f64(
@@ -80,9 +80,9 @@ fn a_norm_with_gelu_and_dropout_equals_f64(
     Ok(())
 }
 
-/// Two sums of a residual and a dropout, each followed by a norm, and a dropout after ReLU. With
-/// the same random numbers, the separate layers have the same bits, if matrix products do not
-/// depend on the size of the batch.
+/// Two sums of a residual and a dropout, each followed by a norm, and a dropout after ReLU equal
+/// f64. With the same random numbers, the separate layers have the same bits, if matrix products do
+/// not depend on the size of the batch.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_norm_with_residual_and_dropout_equals_f64(

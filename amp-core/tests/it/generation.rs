@@ -44,7 +44,8 @@ struct Gpt2 {
     h: TransformerEncoder,
 }
 
-/// The recorded model: weights from the generator, the norms' weights around 1.
+/// Returns the recorded model, whose weights come from the recordings' generator. The norms'
+/// weights are around 1.
 fn gpt2(policy: Policy) -> Result<Gpt2> {
     let (model, mut generator) = (Gpt2::builder().build()?, Lcg(8));
     place(&model, policy, &BTreeMap::new())?;
@@ -67,7 +68,8 @@ fn policy() -> Policy {
     Policy::new(Precision::F64True, device())
 }
 
-/// Also if the prompt leaves room for only one token in the context.
+/// The likeliest tokens equal those of transformers, also if the prompt leaves room for only one
+/// token in the context.
 #[rstest]
 fn the_likeliest_tokens_are_those_of_transformers(
     #[values(true, false)] cache: bool,
@@ -109,7 +111,7 @@ fn probabilities_are_those_of_transformers() -> Result<()> {
     Ok(())
 }
 
-/// Returns the same logits for each next token.
+/// A model that returns the same logits for each next token.
 #[derive(Module)]
 #[forward(|ids| none(&self.logits.f_expand([ids.size()[0], ids.size()[1], 4], false)?))]
 struct Dice {
@@ -159,7 +161,8 @@ fn tokens_are_chosen_by_their_probabilities() -> Result<()> {
     Ok(())
 }
 
-/// Beyond its context the model computes only from the last tokens, with and without a cache.
+/// If a text is longer than the context, the model computes only from the last tokens, with and
+/// without a cache.
 #[test]
 fn a_long_text_goes_on_with_its_last_tokens() -> Result<()> {
     let _generator = seeded(0);

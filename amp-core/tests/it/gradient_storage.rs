@@ -32,7 +32,8 @@ fn adamw(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(AdamW::default())
 }
 
-/// An optimizer whose kernels are libtorch's, which need gradients in the dtype of the parameters.
+/// Returns an optimizer whose kernels are libtorch's, which need gradients in the dtype of the
+/// parameters.
 fn foreach(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(AdamW { fused: false, ..Default::default() })
 }
@@ -49,7 +50,7 @@ fn lion(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(Lion::default())
 }
 
-/// The demo on some digits, without graphs.
+/// Returns the demo on some digits, without graphs.
 fn run(
     precision: Precision,
     access: StepAccess,
@@ -96,7 +97,7 @@ fn a_step_with_16_bit_gradients_equals_one_with_the_same_values_in_f32(
 }
 
 /// Optimizer state in 8 bits works with 16-bit gradients too. (bf16 state is not tested: its random
-/// rounding differs if gradients of one step have two dtypes.)
+/// rounding differs if the gradients of a step have two dtypes.)
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn state_in_8_bits_works_with_16_bit_gradients(
@@ -206,8 +207,7 @@ fn gradients_in_16_bits_need_half_the_memory() -> Result<()> {
     Ok(())
 }
 
-/// Gradients that are accumulated are f32, as on the CPU: the bits equal those of a run that asks
-/// for f32.
+/// Accumulated gradients are f32, as on the CPU: they are bit-identical to a run that requests f32.
 #[rstest]
 fn accumulated_gradients_are_f32(
     #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
@@ -222,7 +222,7 @@ fn accumulated_gradients_are_f32(
     Ok(())
 }
 
-/// If a run asks for 16-bit gradients and cannot have them, a note gives the reason, provided that
+/// If a run requests 16-bit gradients but cannot have them, a note gives the reason, provided that
 /// its products have 16 bits.
 #[rstest]
 #[case(Precision::Bf16Mixed, 1, (!device().is_cuda()).then_some("only CUDA has kernels for 16-bit gradients"))]

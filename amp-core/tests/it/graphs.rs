@@ -129,7 +129,7 @@ pub(crate) fn train_on(
     Ok(Outcome { weights, events, record })
 }
 
-/// About 500 steps, eleven in each epoch.
+/// Configures about 500 steps, eleven in each epoch.
 pub(crate) fn config(precision: Precision, graph: Graph) -> TrainerConfig {
     TrainerConfig { max_epochs: 46, graph, ..TrainerConfig::new(precision, device()) }.with(
         |config| {
@@ -155,7 +155,7 @@ fn lion(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(Lion::default())
 }
 
-/// The schedule changes its momentum together with its rate.
+/// Returns the schedule changes its momentum together with its rate.
 fn centered(plan: &TrainingPlan) -> OptimizerConfig {
     let total_steps = plan.estimated_stepping_batches;
     let schedule = OneCycle { max_lr: 1e-3, total_steps, ..Default::default() };
@@ -163,7 +163,7 @@ fn centered(plan: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(rmsprop).with_scheduler(schedule, Interval::Step)
 }
 
-/// The same run with and without graphs.
+/// Runs the same training with and without graphs.
 pub(crate) fn both(
     change: impl Fn(&mut TrainerConfig),
     precision: Precision,

@@ -66,8 +66,8 @@ fn a_hook_gets_each_steps_own_loss(#[values(1, 3)] window: i64) -> Result<()> {
     sees_the_same(|| Each::builder().build(), |model| std::mem::take(&mut model.seen), window)
 }
 
-/// The hook's values and the logged values are the same with several steps in flight as without
-/// graphs, also if some steps overflow.
+/// Returns the hook's values and the logged values are the same with several steps in flight as
+/// without graphs, also if some steps overflow.
 fn sees_the_same<M: LightningModule>(
     new: impl Fn() -> Result<M>,
     seen: impl Fn(&mut M) -> Vec<String>,

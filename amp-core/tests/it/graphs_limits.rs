@@ -39,7 +39,7 @@ impl Module for Reads {
     }
 }
 
-/// Copies from host memory that is not pinned, which ends a capture.
+/// Copies from host memory that is not pinned, which a capture does not allow.
 struct Copies;
 
 impl Visit for Copies {
@@ -124,7 +124,7 @@ fn a_step_that_cannot_be_captured_runs_without_a_graph(
             let notes = outcome.record.notes;
             assert_eq!(notes.len(), 1, "{notes:?}");
             assert!(notes[0].contains(why), "{notes:?}");
-            // The failed attempt leaves nothing behind, including no drawn random numbers.
+            // The failed attempt changes nothing, including the random generator.
             assert_eq!(outcome.weights, eager.weights);
         }
     }

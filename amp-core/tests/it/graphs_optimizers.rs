@@ -29,14 +29,15 @@ fn foreach_sgd(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(Sgd { lr: 1e-2, momentum: 0.9, fused: false, ..Default::default() })
 }
 
-/// The first step of each parameter differs from the others, so the graph contains the optimizer
-/// only after every parameter has had its first step.
+/// Returns the first step of each parameter differs from the others, so the graph contains the
+/// optimizer only after every parameter has had its first step.
 fn damped(_: &TrainingPlan) -> OptimizerConfig {
     let sgd = Sgd { lr: 1e-2, momentum: 0.9, dampening: 0.5, ..Default::default() };
     OptimizerConfig::new(sgd)
 }
 
-/// With overflows: the optimizer that follows the graph must not step then.
+/// An optimizer that runs after the graph gives the same step. In steps that overflow it must not
+/// step.
 #[rstest]
 #[case(foreach_adamw)]
 #[case(foreach_sgd)]

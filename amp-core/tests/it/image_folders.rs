@@ -1,5 +1,4 @@
-//! Folders of images: decoding, the order of files, and the independence from the number of
-//! workers.
+//! Folders of images: decoding, the order of files, and independence from the number of workers.
 
 use std::{fs, path::Path};
 
@@ -32,7 +31,7 @@ fn files_are_decoded_as_pillow_does(#[case] kind: &str, #[case] levels: i64) -> 
     Ok(())
 }
 
-/// A folder with copies of the recorded picture under these paths.
+/// Makes a folder with copies of the recorded picture at these paths.
 fn folder(files: &[&str]) -> TempDir {
     let folder = tempdir().expect("a temporary folder");
     for file in files {
@@ -48,8 +47,8 @@ fn plain(root: &Path) -> Result<ImageFolder> {
     ImageFolder::open(root, Compose::new().then(Normalize::imagenet()))
 }
 
-/// The order of torchvision's ImageFolder for these names: classes by bytes, then files by folder
-/// and name.
+/// Files have the order of torchvision's ImageFolder for these names: classes by bytes, then files
+/// by folder and name.
 #[test]
 fn files_have_torchvisions_order() -> Result<()> {
     let folder = folder(&[

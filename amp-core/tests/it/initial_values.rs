@@ -18,7 +18,7 @@ use crate::support::{
     seeded,
 };
 
-/// The initializer that a case of the recording names.
+/// Returns the initializer that a case of the recording names.
 fn named(name: &str) -> Init {
     let kaiming = |a, mode, nonlinearity| Init::KaimingUniform { a, mode, nonlinearity };
     let normal = |mode, nonlinearity| Init::KaimingNormal { a: 0.0, mode, nonlinearity };
@@ -44,7 +44,8 @@ fn named(name: &str) -> Init {
     }
 }
 
-/// Whether the last digits depend on the CPU: LAPACK's, and MKL's erfinv.
+/// Returns whether the last digits depend on the CPU, because they come from LAPACK or from MKL's
+/// erfinv.
 fn is_of_the_cpu(init: &str) -> bool {
     init == "orthogonal" || init.starts_with("trunc_normal")
 }
@@ -161,7 +162,7 @@ fn attributes_set_initializers_of_layers() -> Result<()> {
     Ok(())
 }
 
-/// An attribute for a parameter that the layer does not have.
+/// A model with an attribute for a parameter that its layer does not have.
 #[derive(Module)]
 struct WithoutBias {
     #[layer(linear(5, 3, bias = false, bias_init = zeros))]

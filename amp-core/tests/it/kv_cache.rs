@@ -87,7 +87,8 @@ fn ids(policy: Policy) -> Tensor {
     Tensor::randint(40, [ROWS, LENGTH], (Kind::Int64, Device::Cpu)).to_device(policy.device)
 }
 
-/// One pass on the whole sequence, and several passes on this number of tokens each.
+/// Returns the outputs of one pass on the whole sequence, and of several passes with these numbers
+/// of tokens.
 fn both<M>(model: &M, policy: Policy, parts: &[i64], room: i64) -> Result<[Tensor; 2]>
 where
     M: Forward<Input = (&'static Tensor,), Output = Tensor>,
@@ -128,7 +129,8 @@ fn cached_logits_are_the_uncached_ones(
     Ok(())
 }
 
-/// The two round at different points: the bound is a few roundings of the dtype of products.
+/// Asserts that the error is within a few roundings of the products' dtype, because the two
+/// computations round at different points.
 fn is_within_a_few_roundings(precision: Precision, device: Device) -> Result<()> {
     let _generator = seeded(5);
     let policy = Policy::new(precision, device);

@@ -72,14 +72,17 @@ fn options_leave_tensors_out() -> Result<()> {
     assert_eq!(model.pads.forward(&input.unsqueeze(0), &cx)?.size(), [1, 3, 8, 12]);
     assert_eq!(model.several.forward(&input, &cx)?.size(), [3, 4, 4]);
     let text = message(LayerNorm::new(LayerNormConfig::new([3, 0])));
-    assert_eq!(text, "layer norm: sizes of [3, 0], but there must be at least one size, and each must be at least 1");
+    assert_eq!(
+        text,
+        "layer norm: sizes of [3, 0], but there must be at least one size, and each must be at least 1"
+    );
     let text = message(amp_core::nn::ReflectionPad2d::new([1, -1]));
     assert_eq!(text, "padding is -1, but must be at least 0");
     Ok(())
 }
 
-/// Without running statistics a batch is normalized by its own statistics, in evaluation as in training; a
-/// single value has no variance.
+/// Without running statistics a batch is normalized by its own statistics, in evaluation as in
+/// training. A single value has no variance and is refused.
 #[test]
 fn batches_are_their_own_statistics() -> Result<()> {
     let _section = seeded(2);

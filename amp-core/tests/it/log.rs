@@ -109,7 +109,7 @@ impl Metric for Table {
     }
 }
 
-/// Names have the row first, then the column, each counted from 0.
+/// Names have the row first, then the column. Both are counted from 0.
 #[test]
 fn several_values_are_named_by_their_index() -> Result<()> {
     let mut log = Log::default();

@@ -72,7 +72,7 @@ fn fit(graph: Graph) -> Result<RunRecord> {
     Trainer::new(config).fit(&mut Letters::builder().build()?, &data)
 }
 
-/// Twelve steps on any device.
+/// Steps with the CTC loss run without a graph, on any device.
 #[test]
 fn steps_with_ctc_run_without_a_graph() -> Result<()> {
     let record = fit(Graph::Off)?;
@@ -80,8 +80,8 @@ fn steps_with_ctc_run_without_a_graph() -> Result<()> {
     Ok(())
 }
 
-/// Under `Auto` there is one note, and the numbers of a run without graphs. If a graph is required, there
-/// is an error before any step.
+/// Under `Auto` there is one note, and the numbers equal a run without graphs. If a graph is
+/// required, there is an error before any step.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn ctc_on_cuda_is_refused_before_a_step() -> Result<()> {

@@ -69,7 +69,8 @@ fn own_tensors_are_drawn_in_order() -> Result<()> {
     Ok(())
 }
 
-/// y = Σⱼ (x + p)·2·wⱼ − …: dy/dp = 2·Σⱼ wⱼ, the same for every row.
+/// The module's own parameters are trained. For y = Σⱼ (x + p)·2·wⱼ − …, dy/dp = 2·Σⱼ wⱼ, the same
+/// for every row.
 #[test]
 fn own_parameters_are_trained() -> Result<()> {
     let _generator = seeded(3);

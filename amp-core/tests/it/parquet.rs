@@ -1,4 +1,4 @@
-//! Parquet files as pandas and pyarrow write them (fixtures/oracles/tables.json).
+//! Parquet files written by pandas and pyarrow (fixtures/oracles/tables.json).
 
 use std::path::PathBuf;
 
@@ -32,13 +32,14 @@ fn written(all: &Value, kind: &str) -> (TempDir, PathBuf) {
     file("table.parquet", bytes(text(&all["files"], kind)))
 }
 
-/// The recorded cells of a column, `None` for missing ones.
+/// Returns the recorded cells of a column, `None` for missing ones.
 fn cells<'a>(column: &'a Value, of: &str) -> Option<Vec<Option<&'a Value>>> {
     let cells = column.get(of)?.as_array().expect("cells");
     Some(cells.iter().map(|cell| Some(cell).filter(|cell| !cell.is_null())).collect())
 }
 
-/// Every column, in each way in which it can be read, from files of several compressions and row groups.
+/// Every column is read as by pyarrow, in each way in which it can be read, from files with several
+/// compressions and row groups.
 #[rstest]
 fn columns_are_read_as_pyarrow_reads_them(
     #[values("plain", "snappy", "gzip", "lz4", "zstd")] kind: &str,
@@ -116,7 +117,7 @@ fn rows_are_read_when_they_are_needed(#[values(1, 2, 3)] kept: usize) -> Result<
     Ok(())
 }
 
-/// If the groups that are mixed fit into memory, an epoch reads every group once.
+/// If the groups that are shuffled together fit into memory, an epoch reads every group once.
 #[rstest]
 fn an_epoch_of_shuffled_groups_reads_each_once(
     #[values(1, 2, 4)] together: usize,
@@ -169,7 +170,7 @@ fn threads_change_nothing(
     Ok(())
 }
 
-/// Threads that read one file at the same time do not move each other's position in it.
+/// Several threads that read one file do not change each other's position in it.
 #[test]
 fn threads_read_one_file_at_a_time() -> Result<()> {
     let all = recorded();
@@ -185,7 +186,7 @@ fn threads_read_one_file_at_a_time() -> Result<()> {
     Ok(())
 }
 
-/// Read ahead of the loop or within it, the batches equal those of the table in memory.
+/// The batches equal those of the table in memory, read ahead of the loop or within it.
 #[rstest]
 fn batches_are_those_of_the_table_in_memory(
     #[values((Placement::Host, Some(0)), (Placement::Host, Some(2)), (Placement::Device, None))]
@@ -229,7 +230,8 @@ fn what_does_not_fit_is_named(#[case] columns: Columns, #[case] says: &str) -> R
     Ok(())
 }
 
-/// A truncated file, a changed file and a file of another format each give one line, and no partial result.
+/// A truncated file, a changed file and a file of another format each give an error of one line,
+/// and no partial result.
 #[test]
 fn files_that_are_damaged_are_refused() -> Result<()> {
     let all = recorded();
@@ -245,7 +247,8 @@ fn files_that_are_damaged_are_refused() -> Result<()> {
     says(&message(ParquetTable::open(&path)));
     std::fs::write(&path, "a,b\n1,2\n3,4\n5,6\n").expect("room on the disk");
     says(&message(ParquetTable::open(&path)));
-    // In the numbers of the first column, which can still be decompressed: their checksum differs.
+    // The changed byte is in the numbers of the first column, which can still be decompressed; only
+    // the checksum differs.
     let mut changed = bytes.clone();
     changed[50] ^= 1;
     std::fs::write(&path, changed).expect("room on the disk");

@@ -1,4 +1,4 @@
-//! How the trainer continues a run: after non-finite steps, at the lowest scale, and if memory is
+//! How the trainer continues a run after non-finite steps, at the lowest scale, and when memory is
 //! short.
 
 use std::{cell::Cell, rc::Rc};
@@ -185,7 +185,7 @@ fn the_last_good_state_is_restored() -> Result<()> {
     let config = TrainerConfig { max_steps: Some(17), ..config(Precision::F32True) };
     let _: RunRecord = train(&config, &mut straight)?;
     assert_eq!(fingerprint(&model), fingerprint(&straight));
-    // If no good step follows, a second rollback would not help, so the run ends.
+    // If no good step follows, a second return would not help, so the run ends.
     let outcome = train(&restoring, &mut faulty(|run| run >= 7)?);
     assert!(message(outcome).contains("is not finite"));
     Ok(())
@@ -194,7 +194,7 @@ fn the_last_good_state_is_restored() -> Result<()> {
 #[test]
 fn falling_back_to_bf16_keeps_the_weights() -> Result<()> {
     let _generator = seeded(0);
-    // Its values overflow f16 and not bf16.
+    // The values overflow in f16 but not in bf16.
     let layers: Vec<Box<dyn Module>> = vec![Box::new(linear(4, 4)?), Box::new(linear(4, 4)?)];
     let mut model = Model::regression(Sequential::new(layers), |_| {
         OptimizerConfig::new(Adam { lr: 1e-3, ..Default::default() })
@@ -213,8 +213,8 @@ fn falling_back_to_bf16_keeps_the_weights() -> Result<()> {
     Ok(())
 }
 
-/// A recorded scale at its lower limit: keep it and print a note, continue in bf16, or end with the
-/// reason.
+/// The scale has a lower limit. At the limit, the trainer keeps the scale and prints a note,
+/// continues in bf16, or ends with the reason.
 #[rstest]
 #[case::warn(AtFloor::Warn)]
 #[case::fall_back(AtFloor::FallBackToBf16)]
@@ -262,7 +262,7 @@ fn an_invalid_floor_is_refused(#[case] min_scale: f64) -> Result<()> {
     Ok(())
 }
 
-/// A layer with memory for this many examples.
+/// A layer with enough memory for this many examples.
 struct Room {
     examples: i64,
 }
@@ -326,7 +326,8 @@ fn a_batch_that_does_not_fit_is_split(#[case] window: i64) -> Result<()> {
     Ok(())
 }
 
-/// The device itself refuses: activations of 64 GiB do not fit, a quarter of them does.
+/// The device itself refuses the batch: activations of 64 GiB do not fit, but a quarter of them
+/// does.
 #[test]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_batch_that_does_not_fit_on_cuda_is_split() -> Result<()> {

@@ -27,7 +27,7 @@ fn random(shape: &[i64], kind: Kind) -> Tensor {
     Tensor::randn(shape, (Kind::Float, device())).to_kind(kind).set_requires_grad(true)
 }
 
-/// The layer in this precision, with its output and gradients.
+/// Runs the layer in this precision, and returns its output and gradients.
 fn ran(precision: Precision, config: LstmConfig, x: &Tensor) -> Result<(Tensor, Vec<Tensor>)> {
     let _generator = seeded(1);
     let policy = Policy::new(precision, device());
@@ -79,8 +79,8 @@ fn each_precision_computes_in_its_dtype(
     Ok(())
 }
 
-/// Without dropout all layers run in one call, with dropout one by one. Evaluation equals training
-/// without dropout, and a dropout of 0 changes nothing.
+/// Without dropout all layers run in one call, and with dropout they run one by one. Evaluation
+/// equals training without dropout, and a dropout of 0 changes nothing.
 #[test]
 fn layers_run_one_by_one_equal_layers_run_together() -> Result<()> {
     let config =

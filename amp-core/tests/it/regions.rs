@@ -19,7 +19,7 @@ use crate::support::{
     seeded,
 };
 
-/// A linear layer, optionally with a region and with inner layers that run first.
+/// A linear layer, optionally with a region and with inner layers that run before it.
 struct Part {
     region: Option<Region>,
     layer: Linear,
@@ -100,9 +100,9 @@ fn run(precision: Precision, part: &Part, islands: &[(&str, Region)]) -> Result<
     })
 }
 
-/// The effect of a region inside a model under each precision: the dtypes of its parameters, of its
-/// products, and of the products around it. In a mixed run the region's dtype is used. In a
-/// `*-true` run a region can only raise the dtype, so that the baseline stays the baseline.
+/// A region sets the dtypes of its parameters, of its products, and not of the products around it,
+/// under each precision. In a mixed run the region's dtype is used. In a `*-true` run a region can
+/// only raise the dtype, so that the baseline stays the baseline.
 #[rstest]
 #[case(Precision::F16Mixed, Region::Fp32, Kind::Float, Kind::Float)]
 #[case(Precision::F16Mixed, Region::Bf16, Kind::Float, Kind::BFloat16)]

@@ -92,8 +92,8 @@ fn batches_have_similar_lengths(#[values(60, 67)] examples: i64) -> Result<()> {
     Ok(())
 }
 
-/// The examples left over for an incomplete last batch are random, so `drop_last` does not always
-/// drop the same lengths.
+/// The examples of an incomplete last batch are random, so `drop_last` does not always drop the
+/// same lengths.
 #[test]
 fn an_incomplete_last_batch_has_random_lengths() -> Result<()> {
     let lengths: Vec<i64> = (0..11).collect();
@@ -107,8 +107,8 @@ fn an_incomplete_last_batch_has_random_lengths() -> Result<()> {
     Ok(())
 }
 
-/// The output of `torch.utils.data.DistributedSampler(range(n), R, r, shuffle=False, drop_last=…)`
-/// of torch 2.11.
+/// Processes get the same examples as from `torch.utils.data.DistributedSampler(range(n), R, r,
+/// shuffle=False, drop_last=…)` of torch 2.11.
 #[rstest]
 #[case(10, Tail::Pad, vec![vec![0, 4, 8], vec![1, 5, 9], vec![2, 6, 0], vec![3, 7, 1]])]
 #[case(10, Tail::Drop, vec![vec![0, 4], vec![1, 5], vec![2, 6], vec![3, 7]])]
@@ -131,8 +131,8 @@ fn processes_get_the_same_examples_as_in_torch(
     Ok(())
 }
 
-/// Each example is drawn by one process, in either way of distribution; batches that all processes draw at
-/// the same time have similar lengths.
+/// Each example is drawn by one process, with both options for the last examples. Batches that all
+/// processes draw at the same time have similar lengths.
 #[test]
 fn processes_share_an_order() -> Result<()> {
     let lengths: Vec<i64> = (0..48).map(|at| at * 29 % 48).collect();
@@ -166,7 +166,7 @@ fn a_subset_follows_the_other_samplers_order() -> Result<()> {
     Ok(())
 }
 
-/// A sampler of the user's own with a planted fault in its length or its examples.
+/// A user-defined sampler with a planted fault in its length or its examples.
 #[derive(Debug)]
 struct Given(i64, Vec<i64>);
 
@@ -194,7 +194,8 @@ fn order(loader: &DataLoader, first: i64) -> Result<Vec<Vec<f64>>> {
     loader.epoch(2, first)?.map(|batch| Ok(values(batch?.required("target")?))).collect()
 }
 
-/// On the device and from the host, with repetitions, beginning at any batch.
+/// Batches follow the sampler on the device and from the host, with repetitions, and beginning at
+/// any batch.
 #[rstest]
 fn batches_follow_the_sampler(
     #[values(Placement::Device, Placement::Host)] placement: Placement,
@@ -256,8 +257,7 @@ fn invalid_samplers_are_refused() -> Result<()> {
         let text = message(Distributed::new(InOrder, rank, 2, Tail::Pad));
         assert!(text.starts_with(&format!("rank {rank} of 2 processes: ranks count")), "{text}");
     }
-    let data =
-        DataModule::training("numbers", numbered(10)?, 4).with_order(Given(3, vec![]));
+    let data = DataModule::training("numbers", numbered(10)?, 4).with_order(Given(3, vec![]));
     let text = message(data.check());
     assert!(
         text.starts_with("batch size 4 is larger than the 3 examples that the sampler `given`"),

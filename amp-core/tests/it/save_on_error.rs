@@ -1,4 +1,4 @@
-//! With the option, a run that ends with an error saves its state from before the failed step.
+//! With `save_on_error`, a run that ends with an error saves its state from before the failed step.
 
 use std::{cell::Cell, path::Path};
 

@@ -32,7 +32,7 @@ fn tensor(value: &Value) -> Tensor {
     }
 }
 
-/// The metric of a recorded case, and its tolerance, because torchmetrics divides in f32.
+/// Returns the metric of a recorded case and its tolerance, because torchmetrics divides in f32.
 fn metric(case: &Value, num_classes: i64) -> Box<dyn Metric> {
     let options = &case["options"];
     let average = match options.get("average").and_then(Value::as_str) {
@@ -86,7 +86,7 @@ fn values(value: &Tensor) -> Vec<f64> {
     Vec::<f64>::try_from(value.reshape([-1])).expect("numbers")
 }
 
-/// The metric of the set in batches of at most this many examples.
+/// Returns the metric of the set in batches of at most this many examples.
 fn measure(metric: &dyn Metric, output: &Tensor, target: &Tensor, size: i64) -> Result<Vec<f64>> {
     let count = output.size()[0];
     let mut merged = None::<MetricState>;
@@ -166,7 +166,7 @@ fn zeros(shape: &[i64], kind: Kind) -> Tensor {
     Tensor::zeros(shape, (kind, Device::Cpu))
 }
 
-/// torchmetrics returns 0 there, as for a model that is always wrong.
+/// A metric without examples is NaN. torchmetrics returns 0, as for a model that is always wrong.
 #[rstest]
 #[case::precision(&Precision::default(), "precision of nothing")]
 #[case::recall(&Recall { average: Average::Micro, ..Default::default() }, "recall of nothing")]

@@ -1,4 +1,4 @@
-//! Ids among floating-point values, which 16-bit dtypes would change.
+//! Ids stored as floating-point values, which 16-bit dtypes would change.
 
 use amp_core::{Trainer, TrainerConfig, data::DataModule, prelude::*};
 use rstest::rstest;
@@ -13,7 +13,7 @@ struct Net {
     head: Linear,
 }
 
-/// The notes of a run over rows with a value, an id and another value.
+/// Trains on rows with a value, an id and another value, and returns the notes.
 fn notes(precision: Precision, ids: [f64; 4], target: [f64; 4]) -> Result<Vec<String>> {
     let _section = seeded(0);
     let row = |id: f64| [0.123_456_7, id, 1.0];

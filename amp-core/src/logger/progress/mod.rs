@@ -136,7 +136,7 @@ impl ProgressBar {
         self
     }
 
-    /// Also shows the values of these names.
+    /// Shows the values of these names too.
     #[must_use]
     pub fn showing<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
         self.progress.show(names.into_iter().map(Into::into));

@@ -23,7 +23,7 @@ enum From {
     Copies(i64),
 }
 
-/// 40 examples to train and 20 to validate.
+/// Returns 40 training examples and 20 validation examples.
 fn data(from: From) -> Result<DataModule> {
     let all = digits(60)?;
     let part = |start, count| {

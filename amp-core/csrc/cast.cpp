@@ -46,7 +46,7 @@ struct Casts {
   std::map<Key, Filter> filters;
   // The weights that this region used, in order, each once.
   std::vector<Use> used;
-  // The weights that earlier regions used, by their first weight.
+  // The weights that earlier regions used; the key is the first weight of the region.
   std::map<Key, std::vector<Use>> known;
 };
 

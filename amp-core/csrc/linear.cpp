@@ -291,7 +291,7 @@ at::Tensor in_dtype(const at::Tensor& input, at::ScalarType dtype) {
 extern "C" {
 
 struct AmpLinearOptions {
-  // A missing count stands for all outputs.
+  // A count of 0 stands for all outputs.
   int64_t first, count;
   double p;
   int activation;

@@ -17,8 +17,8 @@ pub enum Error {
         /// What failed there.
         source: Box<Error>,
     },
-    /// The caller asked for something that cannot be done; the text says what to do instead. A command
-    /// line ends with exit code 2.
+    /// The caller requested something impossible. The text says what to do instead. A command then
+    /// ends with exit code 2.
     #[error("{0}")]
     Config(String),
     /// A file could not be read or written.

@@ -22,7 +22,7 @@ extern "C" __global__ void activate(T* values, const T* bias, long long count, l
   store(pack, values + begin, 0, own, whole);
 }
 
-// Has the same values as in csrc/linear.cpp.
+// The numbers are the same as in csrc/linear.cpp.
 enum Activation : int { none, relu, gelu, gelu_tanh };
 
 // Computes the exponential. For 16-bit values its error is far below their rounding.

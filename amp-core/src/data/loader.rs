@@ -21,7 +21,8 @@ pub struct DataLoader {
     /// The number of examples of the set, and the number per epoch.
     examples: i64,
     len: i64,
-    /// Bytes of a set copied to the device. Memory that the data itself holds is not counted.
+    /// The number of bytes of a set that was copied to the device. Memory that the data itself
+    /// holds is not counted.
     copied: u64,
     batch_size: i64,
     drop_last: bool,
@@ -106,8 +107,8 @@ impl DataLoader {
         })
     }
 
-    /// Shuffles the examples by a permutation that depends only on the seed and the epochand not on
-    /// device or precision ([`Order::Shuffled`]). A stream keeps its order.
+    /// Shuffles the examples by a permutation that depends only on the seed and the epoch and not
+    /// on device or precision ([`Order::Shuffled`]). A stream keeps its order.
     #[must_use]
     pub fn shuffled(mut self, seed: u64) -> Self {
         self.len = self.examples;

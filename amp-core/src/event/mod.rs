@@ -26,16 +26,17 @@ use crate::{
 #[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Event {
-    /// Before the first step.
+    /// The run begins; no step has run yet.
     FitStart(FitStart),
     /// A note for the user, written once.
     Note {
         /// The text, one line.
         text: String,
     },
-    /// The dtypes of the first step.
+    /// The dtypes that the first step used.
     Observed(Observed),
-    /// The modules that are recomputed to stay within the memory budget; before the first step.
+    /// The plan of the modules that are recomputed to stay within the memory budget. It is emitted
+    /// before the first step.
     Checkpointed(MemoryPlan),
     /// A batch was trained on.
     Batch {
@@ -50,8 +51,8 @@ pub enum Event {
         /// The loss scale; `None` if the precision has none.
         scale: Option<f64>,
         /// The completed fraction of the run, from 0 to 1, measured by its epochs or its largest
-        /// number of steps. A run that ends earlier, for example because of a callback, ends before
-        /// 1.
+        /// number of steps. If a run ends earlier, for example because of a callback, its last
+        /// fraction is below one.
         done: f64,
     },
     /// A step was skipped, because a gradient or the loss was not finite.
@@ -71,7 +72,7 @@ pub enum Event {
         /// The new scale.
         scale: f64,
     },
-    /// Values of one step, at the logging interval.
+    /// The values of one step, emitted at the logging interval.
     Logged {
         /// Optimizer steps applied so far.
         global_step: u64,
@@ -89,10 +90,10 @@ pub enum Event {
     },
     /// A step was profiled. Emitted when the device has finished it, some steps later.
     Profiled(Profile),
-    /// The end of a validation within an epoch, at the configured
-    /// [interval](crate::trainer::ValCheckInterval), or of an evaluation without training.
+    /// A validation within an epoch has ended, which runs at the configured
+    /// [interval](crate::trainer::ValCheckInterval), or an evaluation without training has ended.
     Validated(Validated),
-    /// The end of an epoch, with its validation if one was due.
+    /// An epoch has ended, and its validation if one was due.
     EpochEnd(EpochEnd),
     /// A checkpoint of the current state is being written, while training continues.
     Saving {
@@ -116,14 +117,13 @@ pub enum Event {
         /// The reason.
         reason: String,
     },
-    /// After the last epoch.
+    /// The run has ended after its last epoch.
     FitEnd(FitEnd),
-    /// Before the first batch of an evaluation without training:
-    /// [`Trainer::validate`](crate::Trainer::validate), [`test`](crate::Trainer::test) or
-    /// [`predict`](crate::Trainer::predict). What the model logs follows as [`Media`](Self::Media) and
-    /// [`Validated`](Self::Validated) at step 0.
+    /// An evaluation without training begins: [`Trainer::validate`](crate::Trainer::validate),
+    /// [`test`](crate::Trainer::test) or [`predict`](crate::Trainer::predict). What the model logs
+    /// follows as [`Media`](Self::Media) and [`Validated`](Self::Validated) at step 0.
     EvaluationStart(EvaluationStart),
-    /// After an evaluation without training.
+    /// An evaluation without training has ended.
     EvaluationEnd {
         /// Wall-clock seconds of the evaluation.
         seconds: f64,

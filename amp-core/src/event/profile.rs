@@ -83,7 +83,8 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// Returns the seconds of a phase: the device's if there is a CUDA device, else the host's.
+    /// Returns the seconds of a phase, measured on the CUDA device if there is one, otherwise on
+    /// the host.
     pub fn seconds(&self, phase: Phase) -> f64 {
         let spans = self.spans.iter().filter(|span| span.phase == phase);
         spans.map(|span| span.device.unwrap_or(span.host).seconds).sum()

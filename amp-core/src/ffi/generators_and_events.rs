@@ -1,4 +1,5 @@
-//! Random generators and times on the device (`csrc/generators_and_events.cpp`).
+//! Random generators, and events that measure times on the device
+//! (`csrc/generators_and_events.cpp`).
 
 use std::ffi::{c_double, c_int, c_void};
 

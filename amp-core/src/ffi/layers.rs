@@ -61,7 +61,7 @@ impl LinearOptions {
     const PLAIN: Self = Self { first: 0, count: 0, p: 0.0, activation: 0 };
 }
 
-/// The operations that can follow a linear layer. The numbers are those of the C++ code.
+/// The operations that can follow a linear layer. The C++ code uses the same numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FollowingOp {
     Relu = 1,
@@ -263,7 +263,7 @@ pub(crate) fn max_pool2d(
     })
 }
 
-/// Computes batch norm of `[rows, columns]` over the rowsin training mode, and the operations after
+/// Computes batch norm of `[rows, columns]` over the rows in training mode, and the operations after
 /// it. Returns `None` if the kernels do not support these tensors.
 pub(crate) fn batch_norm(
     input: &Tensor,

@@ -72,7 +72,7 @@ const FEATURES: [&str; 8] =
     ["avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "asimdhp", "bf16"];
 
 impl Report {
-    /// Queries the machine.
+    /// Reads the properties of the machine.
     ///
     /// # Errors
     /// When a device cannot be queried.

@@ -40,7 +40,7 @@ impl LogRoom {
         (needed > self.numbers.numel() as i64).then(larger).transpose()
     }
 
-    /// Allocates memory for each of the tensors.
+    /// Allocates memory for the sum of each tensor of `counts`.
     ///
     /// # Errors
     /// When they need more memory than the room has. Then use a [larger](Self::larger) room.

@@ -87,7 +87,7 @@ impl Array {
         self.process(self.host(), "host");
     }
 
-    /// Names a process of the run, and its only thread.
+    /// Writes the names of a process of the run and of its only thread.
     fn process(&mut self, pid: u64, place: &str) {
         let process = format!("{}: {place}", self.run.1);
         for (event, name) in [("process_name", process.as_str()), ("thread_name", "steps")] {

@@ -112,7 +112,7 @@ impl CrossEntropy {
             match &error {
                 Error::Torch(text) if !error.is_out_of_memory() => Error::config(format!(
                     "cross_entropy: the input of the output layer is {}, its weight {} and the target {}: {text} \
-                     Classes count from 0; {} is left out",
+                     Classes count from 0; {} is ignored",
                     describe(input),
                     describe(weight),
                     describe(target),

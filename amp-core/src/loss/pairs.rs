@@ -203,7 +203,7 @@ impl GaussianNll {
 /// is not above 0.
 #[derive(Debug, Clone, Copy)]
 pub struct InfoNce {
-    /// τ, above 0; 0.07 unless it is given.
+    /// τ, above 0. The default is 0.07.
     pub temperature: f64,
     /// Whether to average with the loss of targets against outputs (CLIP).
     pub symmetric: bool,

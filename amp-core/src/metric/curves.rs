@@ -33,7 +33,8 @@ macro_rules! curve {
         /// When shapes or dtypes are invalid, or a class on the CPU or an option is out of range.
         #[derive(Debug, Clone, Copy, Default)]
         pub struct $metric {
-            /// [`Average::Macro`] unless it is given; not used for labels 0 and 1.
+            /// How the classes' areas are averaged. The default is [`Average::Macro`]. It is not
+            /// used for labels 0 and 1.
             pub average: Average,
             /// T, at least 2.
             pub thresholds: Option<i64>,
@@ -63,8 +64,8 @@ curve!(
 );
 
 /// Computes the state of a batch. Without thresholds it is the scores `[n, C]` and the int64 labels
-/// `[n]`, where C = 1 for labels 0 and 1, and -100 is ignored. With thresholds it is counts `[C, T
-/// + 1, 2]` of negatives and positives by the number of thresholds that the score reaches.
+/// `[n]`, where C = 1 for labels 0 and 1, and -100 is ignored. With thresholds it is the counts,
+/// `[C, T + 1, 2]`, of negatives and positives by the number of thresholds that the score reaches.
 fn update(
     what: &str,
     average: Average,

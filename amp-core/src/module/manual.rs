@@ -68,7 +68,7 @@ pub struct ManualStep<'s> {
     loss: Option<Tensor>,
 }
 
-/// The optimizers of the run, behind a trait.
+/// The optimizers of the run, as a trait object.
 type Updates<'s> = &'s mut dyn Update;
 
 /// The operations of a manual step on the optimizers of a run. It is a trait so that [`ManualStep`]

@@ -149,8 +149,8 @@ fn type_of<F: 'static>(_: &F) -> TypeId {
     TypeId::of::<F>()
 }
 
-/// Returns whether [`linear`] is called as the output layer and passes its tensors to the loss. The
-/// answer is given once per call.
+/// Returns whether [`linear`] is called as the output layer and passes its tensors to the loss.
+/// Each call may ask once.
 pub(super) fn is_deferred(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<bool> {
     let model = STATE.with_borrow(|state| match state {
         State::Called(model) => Some(*model),

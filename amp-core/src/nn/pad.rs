@@ -5,10 +5,9 @@ use tch::Tensor;
 use super::{Context, Module, PaddingMode, Sizes, Visit, Visitor, conv::sides};
 use crate::{Error, Result};
 
-/// The padded sizes: one size for all sides, `[1, 2]` for both sides of each dimension, or `[[0,
-/// 1], [2, 0]]` for the sides before and behind each. Dimensions are in the input's order; torch's
-/// tuples begin with the last dimension.
-/// torch's tuples begin with the last dimension.
+/// The padding of a layer. `1` pads all sides, `[1, 2]` pads both sides of each dimension, and
+/// `[[0, 1], [2, 0]]` pads the start and the end of each dimension. Dimensions have the input's
+/// order; torch's tuples begin with the last dimension.
 ///
 /// ```
 /// use amp_core::nn::Sides;

@@ -61,7 +61,8 @@ impl<const N: usize> MaxPool<N> {
     /// Creates a pool with these options.
     ///
     /// # Errors
-    /// This function returns no error; its type is that of the other layers' constructors.
+    /// At present this function returns no error. It returns a `Result` like the constructors of
+    /// other layers.
     pub fn new(config: MaxPoolConfig<N>) -> Result<Self> {
         Ok(Self { config })
     }
@@ -174,18 +175,19 @@ pub struct AdaptiveAvgPool<const N: usize> {
     output_size: Sizes<N>,
 }
 
-/// `[N, C, L]` to `[N, C, output]`; nn.AdaptiveAvgPool1d.
+/// Averages `[N, C, L]` over windows to `[N, C, output]`; nn.AdaptiveAvgPool1d.
 pub type AdaptiveAvgPool1d = AdaptiveAvgPool<1>;
-/// `[N, C, H, W]` to `[N, C, output]`; nn.AdaptiveAvgPool2d.
+/// Averages `[N, C, H, W]` over windows to `[N, C, output]`; nn.AdaptiveAvgPool2d.
 pub type AdaptiveAvgPool2d = AdaptiveAvgPool<2>;
-/// `[N, C, D, H, W]` to `[N, C, output]`; nn.AdaptiveAvgPool3d.
+/// Averages `[N, C, D, H, W]` over windows to `[N, C, output]`; nn.AdaptiveAvgPool3d.
 pub type AdaptiveAvgPool3d = AdaptiveAvgPool<3>;
 
 impl<const N: usize> AdaptiveAvgPool<N> {
     /// Creates a pool with this output size.
     ///
     /// # Errors
-    /// This function returns no error; its type is that of the other layers' constructors.
+    /// At present this function returns no error. It returns a `Result` like the constructors of
+    /// other layers.
     pub fn new(output_size: impl Into<Sizes<N>>) -> Result<Self> {
         Ok(Self { output_size: output_size.into() })
     }
@@ -209,18 +211,22 @@ pub struct AdaptiveMaxPool<const N: usize> {
     output_size: Sizes<N>,
 }
 
-/// `[N, C, L]` to `[N, C, output]`; nn.AdaptiveMaxPool1d.
+/// Takes the largest value of windows of `[N, C, L]`, with the result `[N, C, output]`;
+/// nn.AdaptiveMaxPool1d.
 pub type AdaptiveMaxPool1d = AdaptiveMaxPool<1>;
-/// `[N, C, H, W]` to `[N, C, output]`; nn.AdaptiveMaxPool2d.
+/// Takes the largest value of windows of `[N, C, H, W]`, with the result `[N, C, output]`;
+/// nn.AdaptiveMaxPool2d.
 pub type AdaptiveMaxPool2d = AdaptiveMaxPool<2>;
-/// `[N, C, D, H, W]` to `[N, C, output]`; nn.AdaptiveMaxPool3d.
+/// Takes the largest value of windows of `[N, C, D, H, W]`, with the result `[N, C, output]`;
+/// nn.AdaptiveMaxPool3d.
 pub type AdaptiveMaxPool3d = AdaptiveMaxPool<3>;
 
 impl<const N: usize> AdaptiveMaxPool<N> {
     /// Creates a pool with this output size.
     ///
     /// # Errors
-    /// This function returns no error; its type is that of the other layers' constructors.
+    /// At present this function returns no error. It returns a `Result` like the constructors of
+    /// other layers.
     pub fn new(output_size: impl Into<Sizes<N>>) -> Result<Self> {
         Ok(Self { output_size: output_size.into() })
     }

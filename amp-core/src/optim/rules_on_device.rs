@@ -187,6 +187,9 @@ fn a_slot_that_is_not_there_is_named() -> Result<()> {
 
     let said = Rig::new(Wrong)?.step(&wave(1.0)?, OnDevice::default(), None);
     let said = said.expect_err("there is no such slot").to_string();
-    assert!(said.contains("no slot is called `exp_average`: slots has [\"exp_avg\"]"), "{said}");
+    assert!(
+        said.contains("no slot is called `exp_average`: `slots` returned [\"exp_avg\"]"),
+        "{said}"
+    );
     Ok(())
 }

@@ -238,7 +238,7 @@ fn invalid_masks_are_refused() -> Result<()> {
     );
     refused(
         new(MultiheadAttentionConfig { causal: true, add_zero_attn: true, ..config }),
-        "added keys have no place for `causal`",
+        "added keys have no position, which `causal` needs",
     );
     refused(new(MultiheadAttentionConfig { dropout: 1.5, ..config }), "not a probability");
     refused(
@@ -269,7 +269,7 @@ fn invalid_masks_are_refused() -> Result<()> {
     );
     refused(
         causal.attend(&q, &k, &k, &AttentionMask::none(), &cx).map(drop),
-        "4 queries and 3 keys have no common places",
+        "4 queries and 3 keys: `causal` needs equal numbers",
     );
     refused(
         RotaryEmbedding::new(RotaryEmbeddingConfig::new(6, RotaryPairing::HalfRotated))?

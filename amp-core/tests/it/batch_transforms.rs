@@ -134,7 +134,7 @@ fn a_batch_on_cuda_is_that_on_the_cpu(
     Ok(())
 }
 
-/// At recorded positions the regions equal those that torchvision crops.
+/// At recorded positions the regions equal torchvision's crops.
 #[test]
 fn parts_are_torchvisions() -> Result<()> {
     let all = crate::transforms::recorded();

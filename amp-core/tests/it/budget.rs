@@ -236,7 +236,7 @@ fn layers_within_a_stage_are_chosen() -> Result<()> {
 }
 
 /// Weights, batch statistics, losses, the scale, the profile's phases and the next random numbers
-/// equal those of a run without a budget and of a run without checkpoints.
+/// equal a run without a budget and a run without checkpoints.
 #[rstest]
 fn a_budget_changes_no_result(
     #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16Mixed, Precision::F64True)]

@@ -173,8 +173,8 @@ fn hooks_come_in_lightnings_order_and_see_unclipped_gradients() -> Result<()> {
     Ok(())
 }
 
-/// [15], Lightning #11407: under `16-mixed` a hook reads and logs the true norm, not the norm times
-/// 65536.
+/// [15], Lightning #11407: under `16-mixed` a hook reads and logs the true norm, not the scaled
+/// norm, which is 65536 times as large.
 #[test]
 fn a_hook_sees_unscaled_gradients_whatever_the_scale() -> Result<()> {
     let norm = |precision, init_scale| -> Result<f64> {

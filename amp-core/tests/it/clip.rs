@@ -149,7 +149,7 @@ fn a_limit_that_is_not_positive_is_refused(#[case] clip: Clip) {
     assert!(message(clip.validated()).contains("needs a positive limit"));
 }
 
-/// Parameters with these gradients, each with some hundred elements.
+/// Builds parameters with these gradients, each with some hundred elements.
 fn with_gradients(kind: Kind, size: f64, spoiled: Option<f64>) -> Result<Box<dyn Optimizer>> {
     let mut lcg = Lcg(11);
     let shapes = [vec![17, 9], vec![64], vec![3, 5, 7]];

@@ -107,7 +107,7 @@ enum Fault {
     TooFew,
 }
 
-/// Numbered examples with a fault at one of them; counts the gathered batches.
+/// Numbered examples with a fault at one example. The set counts the gathered batches.
 struct Faulty {
     inner: Batch,
     at: i64,

@@ -149,8 +149,8 @@ fn a_norm_with_residual_and_dropout_equals_f64(
 }
 
 /// A norm writes its output in 16 bits for a linear layer that follows, and receives the gradient
-/// in 16 bits. The bits equal those of a separate cast, also through a view. If the output was
-/// modified or detached in between, the linear layer casts it itself.
+/// in 16 bits. The result is bit-identical to a separate cast, also through a view. If the output
+/// was modified or detached in between, the linear layer casts it itself.
 #[rstest]
 #[case::as_it_is(|x: &Tensor| x.shallow_clone(), |x: &Tensor| x * 1.0)]
 #[case::a_view(|x: &Tensor| x.unsqueeze(1).squeeze_dim(1), |x: &Tensor| x * 1.0)]

@@ -1,4 +1,5 @@
-//! The hook after each batch of a derived model, if steps are CUDA graphs (`AMP_DEVICE=cuda`).
+//! Tests the hook after each batch of a derived model when steps run as CUDA graphs
+//! (`AMP_DEVICE=cuda`).
 
 use amp_core::{
     event::Event,

@@ -114,7 +114,8 @@ fn a_damaged_file_is_named(#[values(0, 2)] num_workers: usize) -> Result<()> {
     let loader = DataLoader::new(&plain(folder.path())?.shared(), 1, loading, policy)?;
     let read: Result<Vec<_>> = loader.epoch(0, 0)?.collect();
     let text = message(read);
-    let says = format!("example 1 of the data set: {}: no image: ", damaged.display());
+    let says =
+        format!("example 1 of the data set: {}: the image cannot be decoded: ", damaged.display());
     assert!(text.starts_with(&says) && !text.contains('\n'), "{text}");
     Ok(())
 }

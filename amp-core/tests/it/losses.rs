@@ -229,7 +229,7 @@ fn zeros(shape: &[i64], kind: Kind) -> Tensor {
 #[case::ctc(&Ctc::default(), &[2, 5, 3], &[3, 2], Kind::Int64, "log probabilities are [N, T, C]")]
 #[case::ignored_probability(
     &CrossEntropy { ignore_index: 0, ..Default::default() }, &[4, 3], &[4, 3], Kind::Float,
-    "ignore_index leaves out a class of an int64 target"
+    "ignore_index applies to int64 targets"
 )]
 fn shapes_that_do_not_fit_are_refused(
     #[case] loss: &dyn Loss,

@@ -187,9 +187,9 @@ struct TwoFactors {
     second: Factor,
 }
 
-/// [2] [5] [6] Two optimizers share a backward pass, and the scaler one update: its tracker counts
-/// steps, not optimizers. An overflow in one of them halves the scale once; then neither optimizer
-/// steps, and neither schedule moves.
+/// [2] [5] [6] Two optimizers share a backward pass and one update of the scaler, whose tracker
+/// counts steps, not optimizers. An overflow in one optimizer halves the scale once; then neither
+/// optimizer steps, and neither schedule advances.
 #[test]
 fn optimizers_share_one_update() -> Result<()> {
     let columns = [[1.0_f32, 1.0], [1.0, 1.0], [1.0, 3e38], [1.0, 1.0]];

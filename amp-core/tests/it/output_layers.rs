@@ -104,7 +104,7 @@ fn train(build: Build, config: &TrainerConfig, chunked: bool) -> Result<(RunReco
     Ok((record, named_tensors(&*model).into_iter().map(|(_, tensor, _)| tensor).collect()))
 }
 
-/// Losses and weights equal those of all logits at once up to the rounding of sums.
+/// Losses and weights equal a computation with all logits at once, up to the rounding of sums.
 #[rstest]
 #[case::in_order(build!(InOrder))]
 #[case::called(build!(Called))]

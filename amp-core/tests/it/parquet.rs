@@ -186,7 +186,8 @@ fn threads_read_one_file_at_a_time() -> Result<()> {
     Ok(())
 }
 
-/// The batches equal those of the table in memory, read ahead of the loop or within it.
+/// The batches equal the batches of the table in memory, whether they are read ahead of the loop or
+/// within it.
 #[rstest]
 fn batches_are_those_of_the_table_in_memory(
     #[values((Placement::Host, Some(0)), (Placement::Host, Some(2)), (Placement::Device, None))]

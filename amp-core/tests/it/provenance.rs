@@ -41,7 +41,7 @@ impl Visit for Gain {
 impl Module for Gain {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
         let fixed = input.f_detach()?;
-        // The second term is zero and has the gradient.
+        // The second term is zero, but its gradient is the layer's `backward` factor.
         let traced = input.f_sub(&fixed)?.f_mul_scalar(self.backward)?;
         Ok(fixed.f_mul_scalar(self.forward)?.f_add(&traced)?)
     }

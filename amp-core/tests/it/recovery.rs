@@ -138,7 +138,7 @@ fn a_run_stops_only_if_the_scaler_cannot_help(#[case] policy: NonFinite) -> Resu
     Ok(())
 }
 
-/// No example is skipped: the weights equal those of a run that began with the lower scale.
+/// No example is skipped: the weights equal a run that began with the lower scale.
 #[test]
 fn lowering_the_scale_repeats_the_same_examples() -> Result<()> {
     let train = |init_scale: f64, policy: NonFinite| -> Result<_> {

@@ -194,7 +194,7 @@ fn invalid_inputs_are_refused() -> Result<()> {
     let new = |config| Lstm::new(config).map(drop);
     refused(
         new(LstmConfig { num_layers: 0, ..LstmConfig::new(3, 4) }),
-        "num_layers 0, but 1 is least",
+        "num_layers 0, but each must be at least 1",
     );
     refused(
         new(LstmConfig { proj_size: 4, ..LstmConfig::new(3, 4) }),

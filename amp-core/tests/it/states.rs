@@ -187,7 +187,7 @@ fn tensors_of_every_dtype_are_saved() -> Result<()> {
     {
         assert!(one.kind() == other.kind() && one.equal(&other), "`{name}`");
     }
-    // tch's own reader sees the same dtypes.
+    // tch's own reader returns the same dtypes.
     for (name, tensor) in Tensor::read_safetensors(&path)? {
         let own = named_tensors(&kinds).into_iter().find(|(own, ..)| *own == name);
         assert_eq!(own.map(|(_, own, _)| own.kind()), Some(tensor.kind()), "{name}");
@@ -351,7 +351,7 @@ fn a_fraction_that_leaves_nothing_is_refused() -> Result<()> {
         Trainer::new(config).fit(&mut model, &data()?)
     };
     let said = message(fit(Limit::Fraction(0.3)));
-    assert!(said.contains("the limit 0.3 of the 2 batches to evaluate leaves none"), "{said}");
+    assert!(said.contains("the limit 0.3 of the 2 batches to evaluate leaves no batch"), "{said}");
     assert!(fit(Limit::Fraction(0.5)).is_ok());
     assert_eq!(fit(Limit::Fraction(0.0))?.epochs[0].val, []);
     Ok(())

@@ -63,8 +63,8 @@ fn assert_close(seen: &[f64], expected: &[f64]) {
     }
 }
 
-/// [17]: the gradients of a window equal those of one large batch, up to f64's rounding. Batches
-/// are weighted by their examples, so that a smaller last batch is right too.
+/// [17]: the gradients of a window equal the gradients of one large batch, up to f64's rounding.
+/// Batches are weighted by their examples, so a smaller last batch is handled too.
 #[rstest]
 #[case(5, 2)]
 #[case(3, 4)]

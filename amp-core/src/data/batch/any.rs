@@ -13,8 +13,8 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum FieldRole {
-    /// Values; dimension 0 counts the examples. The loader casts floating-point values to the
-    /// precision's dtype; integers and booleans keep their dtype.
+    /// Values such as inputs, with one row per example in dimension 0. The loader casts
+    /// floating-point values to the precision's dtype; integers and booleans keep their dtype.
     #[default]
     Value,
     /// Integer indices, for example of tokens or classes; they keep their dtype.
@@ -22,8 +22,9 @@ pub enum FieldRole {
     /// A mask, which keeps its dtype. A boolean or integer mask says which elements exist; a
     /// floating-point mask is added to attention scores.
     Mask,
-    /// The weight of each target in the loss, floating or boolean; it keeps its dtype. Batches that are
-    /// accumulated into one step are weighted by the sum of these weights instead of by their examples.
+    /// The weight of each target in the loss, floating-point or boolean. It keeps its dtype.
+    /// Batches that are accumulated into one step are weighted by the sum of these weights instead
+    /// of by their examples.
     Weights,
     /// Values that belong to the whole batch. The loader neither selects nor splits them.
     Shared,
@@ -47,7 +48,7 @@ pub struct AnyBatch {
     /// The sum of the batch's weights. It is computed on request, or before the tensors leave the
     /// host.
     pub(super) weight: OnceCell<f64>,
-    /// Whether it is known that losses ignore none of the classes.
+    /// Whether a check has shown that losses ignore none of the classes.
     complete: bool,
     /// Whether this is a single example, whose tensors have no dimension for examples.
     single: bool,
@@ -153,7 +154,7 @@ impl AnyBatch {
         self.of
     }
 
-    /// Returns the tensors of which a value outside the dtype's range matters. Masks are left out.
+    /// Returns the tensors that can hold values outside a dtype's range. Masks are not returned.
     pub(crate) fn numbers(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         let fields = self.fields.iter().filter(|field| field.role != FieldRole::Mask);
         fields.map(|field| (&*field.name, &field.tensor))
@@ -194,7 +195,7 @@ impl AnyBatch {
         self.weights().is_some()
     }
 
-    /// Returns the batch's weight for a loss that is a mean over its examplesor, if there are
+    /// Returns the batch's weight for a loss that is a mean over its examples or, if there are
     /// weights, a weighted mean. Reads nothing from the device.
     ///
     /// # Errors
@@ -221,7 +222,7 @@ impl AnyBatch {
         self.counted()
     }
 
-    /// Returns whether it is known that losses ignore none of the classes. Nothing has to be
+    /// Returns whether a check has shown that losses ignore none of the classes. Nothing has to be
     /// counted then.
     pub(crate) fn is_complete(&self) -> bool {
         self.complete

@@ -32,7 +32,7 @@ pub struct MixUp {
 }
 
 impl MixUp {
-    /// Draws proportions from the distribution Beta(alpha, alpha)for targets of `num_classes`
+    /// Draws proportions from the distribution Beta(alpha, alpha) for targets of `num_classes`
     /// classes.
     ///
     /// # Errors

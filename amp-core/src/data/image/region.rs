@@ -93,8 +93,8 @@ impl Transform for RandomResizedCrop {
         resized(&cropped(&image, top, left, height, width)?, self.size, self.size)
     }
 
-    /// Transforms the whole batch in one operation on CUDA. The values equal those of single images
-    /// within one rounding.
+    /// Transforms the whole batch in one operation on CUDA. The values equal the values of single
+    /// images within one rounding.
     fn apply_batch(&self, images: Tensor, rngs: &mut [Rng]) -> Result<Tensor> {
         let (_, h, w) = sizes_of_batch(&images, rngs)?;
         self.check()?;

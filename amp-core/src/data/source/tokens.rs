@@ -60,8 +60,8 @@ impl TokenFile {
     /// Opens a file as consecutive windows of `length` tokens without overlap.
     ///
     /// # Errors
-    /// When the file cannot be mapped, does not consist of whole tokens, or has fewer than `length`
-    /// + 1 tokens.
+    /// When the file cannot be mapped, does not consist of whole tokens, or has at most `length`
+    /// tokens.
     pub fn open(path: impl AsRef<Path>, width: TokenWidth, length: i64) -> Result<Self> {
         let path = path.as_ref();
         let bytes = mapped::bytes(path)?;

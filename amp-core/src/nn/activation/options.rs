@@ -37,7 +37,8 @@ macro_rules! with_options {
             /// Creates the layer with these options.
             ///
             /// # Errors
-            /// This function returns no error; its type is that of the other layers' constructors.
+            /// At present this function returns no error. It returns a `Result` like the
+            /// constructors of other layers.
             pub fn new(config: $config) -> Result<Self> {
                 Ok(Self { config })
             }
@@ -133,7 +134,8 @@ macro_rules! over_a_dimension {
             /// Normalizes over this dimension; -1 is the last.
             ///
             /// # Errors
-            /// This function returns no error; its type is that of the other layers' constructors.
+            /// At present this function returns no error. It returns a `Result` like the
+            /// constructors of other layers.
             pub fn new(dim: i64) -> Result<Self> {
                 Ok(Self { dim })
             }
@@ -223,7 +225,8 @@ impl Threshold {
     /// Creates the layer with this threshold and this constant.
     ///
     /// # Errors
-    /// This function returns no error; its type is that of the other layers' constructors.
+    /// At present this function returns no error. It returns a `Result` like the constructors of
+    /// other layers.
     pub fn new(threshold: f64, value: f64) -> Result<Self> {
         Ok(Self { threshold, value })
     }

@@ -60,7 +60,8 @@ use crate::{Error, Result, ffi};
 pub struct MultiheadAttention {
     projection: Projection,
     in_proj_bias: Option<Tensor>,
-    /// The key and the value that are appended to those of the input, `[1, 1, width]` each.
+    /// The learned key and value that are appended to the input's keys and values, `[1, 1, width]`
+    /// each.
     bias_kv: Option<[Tensor; 2]>,
     out_proj: Linear,
     rotary: Option<RotaryEmbedding>,

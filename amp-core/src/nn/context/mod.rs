@@ -112,7 +112,7 @@ impl Context {
         self.without_fusion()
     }
 
-    /// Sets precision regions by module path; they override those of the structs. Call
+    /// Sets precision regions by module path. They override the regions of the structs. Call
     /// [`place`](super::place) with the same map, so that the parameters have the dtype of their
     /// region.
     #[must_use]

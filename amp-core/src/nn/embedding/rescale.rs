@@ -25,8 +25,8 @@ impl MaxNorm {
         Ok(Some(Self { most, p: norm_type }))
     }
 
-    /// Rescales in place the rows of `table` at these indices that are too long. The gradients are
-    /// those of the rescaled rows, as in torch.
+    /// Rescales in place the rows of `table` at these indices that are too long. As in torch,
+    /// gradients are computed for the rescaled rows.
     pub(super) fn rescale(self, table: &Tensor, indices: &Tensor) -> Result<()> {
         if indices.numel() == 0 {
             return Ok(());

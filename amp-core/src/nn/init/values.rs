@@ -89,17 +89,17 @@ pub enum Init {
 /// The fan whose variance is preserved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FanMode {
-    /// The number of inputs: preserves the variance in the forward pass.
+    /// The fan of the inputs, which preserves the variance in the forward pass.
     #[default]
     FanIn,
-    /// The number of outputs: preserves the variance in the backward pass.
+    /// The fan of the outputs, which preserves the variance in the backward pass.
     FanOut,
 }
 
 /// The activation after a layer, which decides the gain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Nonlinearity {
-    /// None; also for a convolution.
+    /// No activation, or a convolution.
     Linear,
     /// The sigmoid.
     Sigmoid,

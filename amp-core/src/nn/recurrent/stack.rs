@@ -85,8 +85,8 @@ impl Shape {
         let Self { input_size, hidden_size, num_layers, proj_size, .. } = *self;
         if input_size < 1 || hidden_size < 1 || num_layers < 1 {
             return Err(refused(format!(
-                "input_size is {input_size}, hidden_size {hidden_size} and num_layers {num_layers}, but 1 \
-                 is least"
+                "input_size is {input_size}, hidden_size {hidden_size} and num_layers {num_layers}, but \
+                 each must be at least 1"
             )));
         }
         if !(0..hidden_size).contains(&proj_size) {

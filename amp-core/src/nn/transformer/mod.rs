@@ -151,7 +151,8 @@ impl TransformerStackConfig {
         }
     }
 
-    /// Builds a stack: the layer, copies of it, and the norm. torch also clones the given layer.
+    /// Builds a stack of `layer`, copies of it, and a final norm. torch also clones the layer that
+    /// it is given.
     fn build<L>(
         &self,
         layer: impl FnOnce(TransformerLayerConfig) -> Result<L>,

@@ -11,7 +11,7 @@ use crate::{
     random,
 };
 
-/// The layers of a masked stack can be recomputed like those of any container, with the same
+/// The layers of a masked stack can be recomputed like the layers of any container, with the same
 /// gradients.
 #[test]
 fn a_masked_stack_can_be_checkpointed() -> Result<()> {

@@ -15,7 +15,7 @@ pub struct GrowsOnHostAlone(());
 
 impl GrowsOnHostAlone {
     /// Plants the fault.
-    #[expect(clippy::new_without_default, reason = "it is not a value, but a section")]
+    #[expect(clippy::new_without_default, reason = "the fault lasts until this guard is dropped")]
     pub fn new() -> Self {
         GROWS_ON_HOST_ALONE.set(true);
         Self(())

@@ -222,7 +222,8 @@ impl Run<'_, '_> {
             by => Err(Error::config(format!(
                 "saved by a run whose {what} is {there}, but here it is {here}: {}",
                 match by {
-                    // Another value here would also change the sizes of weights.
+                    // A hyperparameter that is an integer may be a size, and changing it would
+                    // change the sizes of weights.
                     Some(Change::Lr) if here.is_i64() =>
                         "make them equal, or, if it belongs to the \
                              schedule, allow the change (resume_with, --resume-with lr)"

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Runs one optimizer step: forward and backward → unscale → clip → apply → report. A skipped step
-/// changes nothing, and is repeated if the recovery policy asks for it.
+/// changes nothing, and is repeated if the recovery policy requires it.
 pub(super) fn step(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
@@ -239,8 +239,8 @@ fn run_again(
     Ok(ran)
 }
 
-/// Handles a skipped step: counts, explains and reports it, undoes the changes of its passes, and
-/// decides what follows.
+/// Reports and undoes a skipped step: counts and explains it, restores the state before its passes,
+/// and decides what follows.
 fn skip(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,

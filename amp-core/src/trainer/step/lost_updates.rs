@@ -30,9 +30,9 @@ fn may_be_lost(config: &TrainerConfig, precision: Precision) -> bool {
 }
 
 impl StepState<'_> {
-    /// Returns whether the step after those in flight is checked: the first, tenth, hundredth and
-    /// so on, until lost updates are found. Schedules often begin with a tiny rate, so the first
-    /// step alone is not enough.
+    /// Returns whether the next step after the steps in flight is checked: the first, tenth,
+    /// hundredth and so on, until lost updates are found. Schedules often begin with a tiny rate,
+    /// so the first step alone is not enough.
     pub(super) fn looks_for_lost_updates(&self, in_flight: u64) -> bool {
         let step = self.counts.applied + in_flight + 1;
         let power = 10_u64.checked_pow(step.ilog10()).is_some_and(|power| power == step);

@@ -36,7 +36,7 @@ mod tests {
         assert_eq!(length(10).done(0, 9, 5), 0.5);
         // Skipped steps are not counted.
         assert_eq!(length(10).done(1, 9, 7), 1.0);
-        // The run ends after its number of steps.
+        // The run has reached its largest number of steps.
         assert_eq!(length(4).done(0, 3, 2), 0.5);
         assert_eq!(length(4).done(0, 8, 4), 1.0);
     }

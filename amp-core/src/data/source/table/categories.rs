@@ -43,7 +43,7 @@ impl Categories {
         Self { names, unknown: false }
     }
 
-    /// Adds one more id, the last, which stands for every other name.
+    /// Adds one more id, the last, which stands for every unknown name.
     #[must_use]
     pub fn with_unknown(mut self) -> Self {
         self.unknown = true;

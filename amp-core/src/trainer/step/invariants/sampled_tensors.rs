@@ -30,7 +30,7 @@ pub(super) struct Sampled {
     range: Range<usize>,
 }
 
-/// Elements of a tensor at two moments.
+/// The sampled elements of a tensor at two moments.
 pub(super) struct Pair<'s> {
     pub(super) tensor: &'s Sampled,
     pub(super) before: &'s [f64],

@@ -170,7 +170,7 @@ struct State {
     segments: usize,
     /// The earlier state that this one continues: its front and its index there.
     from: (usize, usize),
-    /// Whether the cells from there on are recomputed.
+    /// Whether the cells after the earlier state are recomputed.
     checkpointed: bool,
 }
 

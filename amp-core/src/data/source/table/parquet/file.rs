@@ -160,6 +160,6 @@ impl Rows for GroupRows<'_> {
     }
 
     fn texts(&self, column: &str) -> Result<Vec<Option<Cow<'_, str>>>> {
-        self.column(column, |array| arrays::texts(&**array), "text or whole numbers")
+        self.column(column, |array| arrays::texts(&**array), "of text or whole numbers")
     }
 }

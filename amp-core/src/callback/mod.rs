@@ -31,7 +31,7 @@ use crate::{
 ///
 /// # Errors
 /// An error in a hook ends the run as failed.
-#[expect(clippy::missing_errors_doc, reason = "said once, above")]
+#[expect(clippy::missing_errors_doc, reason = "stated once, in the comment of the trait")]
 pub trait Callback {
     /// Returns the callback's name in a checkpoint. Two callbacks of one run need different names.
     fn name(&self) -> String;

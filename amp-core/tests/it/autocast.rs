@@ -122,7 +122,7 @@ fn guards_dropped_in_the_wrong_order_leave_nothing_behind() -> Result<()> {
     ];
     let innermost = state();
     drop(guards.remove(0));
-    assert_eq!(state(), innermost, "the innermost region goes on");
+    assert_eq!(state(), innermost, "the innermost region continues");
     drop(guards);
     assert_eq!(state(), outside);
     Ok(())

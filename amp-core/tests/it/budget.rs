@@ -95,7 +95,7 @@ impl Run {
         if let Err(error) = &self.record {
             panic!("{error}");
         }
-        assert_eq!(self.plans.len(), 1, "it is said once");
+        assert_eq!(self.plans.len(), 1, "the plan is reported once");
         &self.plans[0]
     }
 
@@ -203,7 +203,7 @@ fn the_peak_is_as_predicted_and_within_the_budget(
     assert!(plan.freed > 0 && run.peak < peak + earlier, "{} of {peak}", run.peak);
     if device() == Device::Cpu {
         let off = plan.predicted_peak - run.peak;
-        assert!(off <= 4096, "{off} bytes more were foretold");
+        assert!(off <= 4096, "{off} bytes differ from the prediction");
     }
     Ok(())
 }

@@ -282,7 +282,7 @@ fn a_folder_that_another_process_saves_into_is_refused() -> Result<()> {
     assert!(other.try_lock().is_err(), "the second one still holds the lock");
     drop(second);
     assert!(other.try_lock().is_ok(), "released");
-    assert_eq!(folder.path().read_dir().expect("the folder").count(), 0, "nothing is left behind");
+    assert_eq!(folder.path().read_dir().expect("the folder").count(), 0, "no file remains");
     Ok(())
 }
 

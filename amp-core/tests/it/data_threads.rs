@@ -197,9 +197,9 @@ fn dropping_an_epoch_ends_its_thread(#[values(0, 1, 5)] taken: usize) -> Result<
     }
     drop(epoch);
     let asked = gathered.load(Ordering::SeqCst);
-    assert!(asked < 1000, "the thread went on to the end");
+    assert!(asked < 1000, "the thread continued to the end");
     drop((loader, data));
-    assert_eq!(Arc::strong_count(&gathered), 1, "somebody still holds the dataset");
+    assert_eq!(Arc::strong_count(&gathered), 1, "another handle of the dataset exists");
     assert_eq!(gathered.load(Ordering::SeqCst), asked);
     Ok(())
 }

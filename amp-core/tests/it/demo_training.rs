@@ -253,7 +253,7 @@ fn sixteen_true_stays_near_f64_with_the_default_eps() -> Result<()> {
     let safe = losses("16-true/safe-eps");
     let between = ours.iter().zip(&safe).map(|(ours, safe)| (ours / safe - 1.0).abs());
     assert!(between.fold(0.0, f64::max) < 0.02);
-    assert_eq!(trained.record.notes.len(), 1, "the user is told");
+    assert_eq!(trained.record.notes.len(), 1, "a note is written");
     Ok(())
 }
 

@@ -177,7 +177,7 @@ fn a_long_text_goes_on_with_its_last_tokens() -> Result<()> {
     for start in 0..=16 {
         let window = found.narrow(1, start, 8);
         let next = run(1, false, &window)?.narrow(1, 8, 1);
-        assert_eq!(next, found.narrow(1, start + 8, 1), "behind the window at {start}");
+        assert_eq!(next, found.narrow(1, start + 8, 1), "after the window at {start}");
     }
     assert_eq!(run(1, true, &found.narrow(1, 0, 18))?, found.narrow(1, 0, 19));
     Ok(())

@@ -172,7 +172,7 @@ fn gradients_of_weights_are_rounded_to_16_bits(
         }
         assert_eq!(bits(narrow), bits(&round(narrow)));
         assert_ne!(bits(full), bits(&round(full)));
-        // Another order of the sum may round to the other neighbour.
+        // A sum in another order may round to the other neighbour.
         let ulp = if half == Kind::Half { 2.0_f64.powi(-10) } else { 2.0_f64.powi(-7) };
         let off = (narrow - full).abs() - full.abs() * (0.51 * ulp);
         assert!(off.max().double_value(&[]) <= 2.0_f64.powi(-24), "{off}");

@@ -40,7 +40,7 @@ fn named(name: &str) -> Init {
         "ones" => Init::Ones,
         "zeros" => Init::Zeros,
         "eye" => Init::Eye,
-        other => panic!("the oracle has a case `{other}` that has no way to draw"),
+        other => panic!("the oracle has a case `{other}` that has no initializer here"),
     }
 }
 

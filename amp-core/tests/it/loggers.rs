@@ -149,7 +149,7 @@ fn the_memory_logger_keeps_every_number() -> Result<()> {
 
 /// Blocks at the first event until the test releases it. The written text is returned at the end.
 struct Gated {
-    /// Removed after it was used.
+    /// The test's gate. It is `None` after it was opened.
     gate: Option<Receiver<()>>,
     written: Vec<Event>,
     out: Sender<Vec<Event>>,

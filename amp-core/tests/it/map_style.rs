@@ -201,7 +201,7 @@ fn dropping_an_epoch_ends_its_workers(
         }
     }
     let asked = read.load(Ordering::SeqCst);
-    assert!(asked < 2000, "the workers went on: {asked}");
+    assert!(asked < 2000, "the workers continued: {asked}");
     drop(loader);
     assert_eq!(Arc::strong_count(&read), 1, "a thread still holds the set");
     assert_eq!(read.load(Ordering::SeqCst), asked);

@@ -63,7 +63,10 @@ fn evaluation_leaves_the_table_as_it_is(
     assert!(trained.equal(&evaluated) && of_training.equal(&gradient));
     let changed = lengths(table.weight());
     assert!([0, 5].iter().all(|at| changed[*at] <= MOST));
-    assert!(table.weight().get(2).equal(&before.get(2)), "it is not looked up");
+    assert!(
+        table.weight().get(2).equal(&before.get(2)),
+        "a vector that was not looked up is unchanged"
+    );
     Ok(())
 }
 

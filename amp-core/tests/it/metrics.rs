@@ -94,7 +94,7 @@ fn unequal_batches_weigh_by_their_examples() -> Result<()> {
     let seen = measure(&Accuracy, &batches)?;
     assert_eq!(seen, expected);
     let mean_of_means = means.iter().sum::<f64>() / means.len() as f64;
-    assert!((mean_of_means - expected).abs() > 1e-3, "the example tells the two apart");
+    assert!((mean_of_means - expected).abs() > 1e-3, "the example distinguishes the two");
     Ok(())
 }
 

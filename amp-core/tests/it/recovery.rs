@@ -310,7 +310,7 @@ fn a_batch_that_does_not_fit_is_split(#[case] window: i64) -> Result<()> {
     let (events, parts, weights) = train(3, true)?;
     let parts = parts?;
     let halved = |parts| Recovery::MicroBatches { parts };
-    assert_eq!(parts.recoveries, [(0, halved(2)), (0, halved(4))], "said once for each halving");
+    assert_eq!(parts.recoveries, [(0, halved(2)), (0, halved(4))], "each halving is reported once");
     assert_eq!(parts.end.global_step, whole.end.global_step);
     for (seen, expected) in weights.iter().zip(&expected) {
         assert!((seen - expected).abs() < 1e-14, "{seen} against {expected}");

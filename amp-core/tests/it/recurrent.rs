@@ -118,8 +118,11 @@ fn dropout_acts_between_layers() -> Result<()> {
     assert!(run(0.5, 2, true, 7)?.equal(&run(0.5, 2, true, 7)?), "one seed, one mask");
     assert!(!run(0.5, 2, true, 7)?.equal(&run(0.5, 2, true, 8)?));
     assert!(relative(&run(0.5, 2, false, 0)?, &plain) < 1e-12, "not in evaluation");
-    assert!(run(0.5, 1, true, 0)?.equal(&run(0.0, 1, true, 0)?), "one layer has none behind it");
-    assert!(run(0.5, 2, true, 0)?.ne(0.0).all().int64_value(&[]) == 1, "none behind the last");
+    assert!(run(0.5, 1, true, 0)?.equal(&run(0.0, 1, true, 0)?), "a single layer has no dropout");
+    assert!(
+        run(0.5, 2, true, 0)?.ne(0.0).all().int64_value(&[]) == 1,
+        "no dropout after the last layer"
+    );
     Ok(())
 }
 
@@ -179,7 +182,7 @@ fn padding_has_no_effect(
     let (other, other_h) = run(&x.detach().masked_fill(&behind, 9.0))?;
     assert!(output.equal(&other) && h.equal(&other_h));
     let zeros = |tensor: &Tensor| tensor.masked_select(&behind).ne(0.0).any().int64_value(&[]) == 0;
-    assert!(zeros(&output), "behind the end are zeros");
+    assert!(zeros(&output), "the output is zero after the end");
     (output.square().sum(Kind::Float) + h.square().sum(Kind::Float)).backward();
     assert!(zeros(&x.grad()));
     Ok(())

@@ -13,7 +13,7 @@ use rstest::rstest;
 
 use crate::support::{device, seeded};
 
-/// Batch statistics, dropout and a count of steps.
+/// A model with batch statistics, dropout and a count of steps.
 #[derive(LightningModule)]
 #[loss(mse_loss)]
 #[forward(|x| head(&drop(&norm(x)?)?))]

@@ -17,7 +17,7 @@ use tempfile::tempdir;
 
 use crate::support::{bits::sha256, device, message, seeded};
 
-/// Batch statistics, dropout, momentum, a schedule and a count of batches.
+/// A model with batch statistics, dropout, momentum, a schedule and a count of batches.
 #[derive(LightningModule)]
 #[forward(|x| head(&drop(&norm(x)?)?))]
 #[training_step(train)]

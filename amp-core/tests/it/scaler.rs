@@ -136,7 +136,7 @@ fn drive(
         let expected = unscaled.as_ref().unwrap_or(given).iter().zip(optimizer.parameters().iter());
         for (expected, parameter) in expected {
             let grad = parameter.tensor.grad();
-            assert_eq!(grad.defined(), expected.is_some(), "{name}: a gradient comes or goes");
+            assert_eq!(grad.defined(), expected.is_some(), "{name}: only one side has a gradient");
             if let Some(expected) = expected {
                 compare(&grad, expected, exact, &format!("{name}: unscaled gradient"));
             }

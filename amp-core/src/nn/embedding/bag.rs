@@ -141,7 +141,7 @@ impl EmbeddingBag {
                 Ok((indices.f_reshape([-1])?, starts))
             }
             (size, Some(_)) => Err(refused(format!(
-                "offsets are for indices one behind the other, [all], and have one dimension; the indices \
+                "offsets are for concatenated indices, [all], and have one dimension; the indices \
                  are {size:?}"
             ))),
             (size, None) => Err(refused(format!(

@@ -39,7 +39,7 @@ fn a_masked_stack_can_be_checkpointed() -> Result<()> {
     let segments = [Segment { path: "layers".to_owned(), layers: Some(0..2) }];
     let plain = gradient(&[], false)?;
     assert!(gradient(&segments, false)?.equal(&plain));
-    assert!(gradient(&[], true)?.equal(&plain), "nothing is computed again");
-    assert!(!gradient(&segments, true)?.equal(&plain), "the mask is looked at again");
+    assert!(gradient(&[], true)?.equal(&plain), "nothing is recomputed");
+    assert!(!gradient(&segments, true)?.equal(&plain), "the recomputation reads the mask");
     Ok(())
 }

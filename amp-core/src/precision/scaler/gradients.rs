@@ -77,7 +77,7 @@ impl FoundInf {
 /// computed: the backward pass starts with the scale, which is the gradient of the product with
 /// respect to the loss.
 #[derive(Debug)]
-#[must_use = "a scaled loss is there for its backward pass"]
+#[must_use = "a scaled loss is only for its backward pass"]
 pub struct ScaledLoss {
     pub(super) loss: Tensor,
     /// The factor of the loss, in f32 on the loss's device. `None` means 1.
@@ -86,7 +86,7 @@ pub struct ScaledLoss {
 
 /// The outcome of an optimizer step.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[must_use = "a skipped step must not move the schedule"]
+#[must_use = "a skipped step must not advance the schedule"]
 pub enum StepOutcome {
     /// The parameters were updated.
     Applied,

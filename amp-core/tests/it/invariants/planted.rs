@@ -32,9 +32,9 @@ pub(super) enum Does {
     FreezesWithin,
     /// Changes the dtype of its counts from its second step on.
     Converts,
-    /// Moves its first weight in its hook even if the step was skipped.
+    /// Changes its first weight in its hook even if the step was skipped.
     MovesInHook,
-    /// Moves a buffer in its hook.
+    /// Changes a buffer in its hook.
     CountsInHook,
     MovesWeightInValidation,
     MovesBufferInValidation,

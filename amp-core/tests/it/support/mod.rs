@@ -58,7 +58,7 @@ pub(crate) fn set_gradients(optimizer: &mut dyn Optimizer, grads: &[Option<Tenso
 /// Returns the text of the error; panics if there is no error.
 pub(crate) fn message<T>(result: amp_core::Result<T>) -> String {
     match result {
-        Ok(_) => panic!("this ought to be an error"),
+        Ok(_) => panic!("an error was expected"),
         Err(error) => error.to_string(),
     }
 }

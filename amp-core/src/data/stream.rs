@@ -170,7 +170,7 @@ impl<D: IterableDataset> Stream<D> {
 
     fn read(&mut self, indices: &[i64], draws: Draws) -> Result<AnyBatch> {
         let start = indices.first().copied().unwrap_or_default();
-        // It is set again when the whole batch was read.
+        // `next` stays empty if reading the batch fails, so that the next call loads a state.
         if self.next.take() != Some(start) {
             let state = self.known(start)?;
             self.set.load_state(&state)?;

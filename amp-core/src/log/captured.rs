@@ -33,7 +33,7 @@ impl LogRoom {
         Ok(Self { numbers, needed: Cell::new(0) })
     }
 
-    /// Returns more memory, for a step that did not fit into this one.
+    /// Returns a larger buffer if a step had more numbers than this buffer holds.
     pub(crate) fn larger(&self) -> Result<Option<Self>> {
         let needed = self.needed.get();
         let larger = || Self::with(needed, self.numbers.device());

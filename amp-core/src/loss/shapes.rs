@@ -104,7 +104,7 @@ pub(crate) fn elementwise(
     Ok((cast(output)?, cast(target)?))
 }
 
-/// Returns the smallest floating-point dtype that represents both.
+/// Returns the smallest floating-point dtype that represents all values of both dtypes.
 fn wider(one: Kind, other: Kind) -> Kind {
     match (one, other) {
         (one, other) if one == other => one,
@@ -151,7 +151,7 @@ pub(super) fn in_f32<const N: usize>(
     for tensor in wide {
         all.push(tensor?);
     }
-    compute(all.try_into().expect("as many as were given"))
+    compute(all.try_into().expect("all N tensors were converted"))
 }
 
 /// Checks weights, which have the shape of one example of the output or are a single number, and

@@ -321,8 +321,8 @@ pub struct Step<'a> {
     pub batch_idx: usize,
     /// The number of optimizer steps applied so far.
     pub global_step: u64,
-    /// Keeps the matrix products of a step inside another step apart, because the inner step has
-    /// its own context.
+    /// Stops the recording of matrix products for an outer step while this step runs, because
+    /// this step has its own context.
     _apart: Option<PausedProducts>,
 }
 

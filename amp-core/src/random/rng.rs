@@ -66,8 +66,8 @@ impl Rng {
     /// Returns a number with the distribution Beta(a, b), from 0 to 1; `a` and `b` must be
     /// positive.
     pub fn beta(&mut self, a: f64, b: f64) -> f64 {
-        // X / (X + Y) of two gamma distributed numbers. It is computed from their logarithms,
-        // because small shapes underflow.
+        // The result is X / (X + Y) for two gamma distributed numbers X and Y. It is computed from
+        // their logarithms, because X and Y underflow if a and b are small.
         let (x, y) = (self.ln_gamma(a), self.ln_gamma(b));
         1.0 / (1.0 + (y - x).exp())
     }

@@ -187,8 +187,8 @@ struct Net {
     all: Sequential,
 }
 
-/// A run that resumes in the middle of an epoch ends like an uninterrupted run, in every way of loading:
-/// changes on the device do not draw from the model's generator.
+/// A run that resumes in the middle of an epoch ends like an uninterrupted run, in every way of
+/// loading: batch transforms on the device do not use the random generator of the model.
 #[rstest]
 fn a_resumed_run_equals_the_straight_one(#[values(2, 3, 5)] steps: u64) -> Result<()> {
     let data = |num_workers, prefetch| -> Result<DataModule> {

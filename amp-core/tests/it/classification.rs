@@ -128,7 +128,7 @@ fn correct_counts_equal_libtorchs_argmax(
     #[values((1, 2), (7, 10), (300, 33), (4096, 10), (1500, 44))] (rows, classes): (i64, i64),
 ) -> Result<()> {
     let _generator = seeded(3);
-    // One of five values; some are NaN.
+    // Each logit is one of five values, so that rows have ties; about 2 % are NaN.
     let logits = Tensor::randint(5, [rows, classes], (Kind::Double, Device::Cpu));
     let rare = Tensor::rand([rows, classes], (Kind::Float, Device::Cpu)).lt(0.02);
     let logits = logits.masked_fill(&rare, f64::NAN).to_kind(kind);

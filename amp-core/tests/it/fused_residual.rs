@@ -109,8 +109,8 @@ struct OfProducts {
     layer: Linear,
 }
 
-/// A residual of products is bit-identical to a residual, because products round the norm to the
-/// region's dtype in any case.
+/// `residual_of_products` is bit-identical to `residual`, because the matrix products of the branch
+/// round the norm's output to the region's dtype in both cases.
 #[rstest]
 fn a_residual_of_products_is_the_residual(
     #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16Mixed, Precision::Bf16True)]

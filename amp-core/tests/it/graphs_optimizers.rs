@@ -73,10 +73,10 @@ impl Module for Late {
     }
 }
 
-/// Parameters without a gradient when the step is first captured. Their first step runs with the
-/// graph, or without a graph in the smaller last batch of an epoch. After that the graph can
-/// contain steps with damped momentum. A gradient that the graph does not compute counts as
-/// missing.
+/// A parameter may have no gradient when the training step is first captured. Its first update then
+/// runs with the graph, or without a graph in the smaller last batch of an epoch. After that the
+/// graph can contain updates with damped momentum. A gradient that the graph does not compute
+/// counts as missing.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_parameter_may_get_its_first_gradient_after_the_capture(

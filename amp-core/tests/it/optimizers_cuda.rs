@@ -216,7 +216,7 @@ fn a_factor_multiplies_gradients_and_a_skipped_step_moves_nothing(
     let before = state(plain.as_ref())?;
     let (factor, zero, one) = (number(0.3), number(0.0), number(1.0));
     for step in 0..3 {
-        // Both draw the same random numbers.
+        // Both optimizers draw the same random numbers.
         seed_everything(step)?;
         give(scaled.parameters(), &grads);
         scaled.step_with(OnDevice { factor: Some(&factor), found_inf: Some(&zero) })?;

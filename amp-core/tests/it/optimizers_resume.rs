@@ -94,8 +94,8 @@ fn start(kind: Kind) -> Vec<Tensor> {
     SHAPES.iter().map(|shape| lcg.tensor(shape, 128.0).to_kind(kind).to_device(device())).collect()
 }
 
-/// Takes these steps with gradients like the recorded ones. The last parameter gets its first
-/// gradient in step 100, so that a parameter without state can be saved before.
+/// Runs these steps with the same gradients as the recorded run. The last parameter gets its first
+/// gradient in step 100, so that earlier checkpoints contain a parameter without state.
 fn train(scheduled: &mut Scheduled, steps: std::ops::Range<u64>) -> Result<()> {
     for step in steps {
         let mut lcg = Lcg(1000 + step);

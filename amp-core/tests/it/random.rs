@@ -206,11 +206,11 @@ fn a_data_loader_belongs_to_the_section() {
         child.kill().expect("a child");
         child.wait().expect("a child");
     }
-    assert!(status.is_some_and(|status| status.success()), "{status:?}; None: it waits for itself");
+    assert!(status.is_some_and(|status| status.success()), "{status:?}; None: no exit in 60 s");
 }
 
-/// The thread that loads data belongs to the section of the training thread. It can draw, and
-/// begins no section of its own.
+/// The data loader's thread shares the training thread's exclusive use of the random generators. It
+/// can draw random numbers without waiting for the training thread.
 #[test]
 #[ignore = "is run by the test above, in a process of its own"]
 fn loads_within_a_section() -> Result<()> {

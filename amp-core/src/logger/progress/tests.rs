@@ -102,7 +102,7 @@ fn lines_come_at_their_interval_and_say_where_the_run_is() {
     assert_eq!(written.text().lines().count(), 2);
 }
 
-/// The commands' runs of a few seconds, which print tables, write no progress lines.
+/// Runs of a few seconds write no progress lines, because their commands print tables.
 #[test]
 fn runs_that_end_before_a_line_is_due_write_none() {
     let written = Written::default();

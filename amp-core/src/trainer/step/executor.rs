@@ -3,8 +3,8 @@
 use super::{micro_batches::Examples, observers::Observers, state::StepState};
 use crate::{LightningModule, Result, callback::Action, log::Log};
 
-/// Runs optimizer steps in its own way. A step starts on its examples, and ends later, when its
-/// outcome is known. Steps end in the order in which they started.
+/// Runs optimizer steps. A step starts on its examples, and ends later, when its outcome is known
+/// (applied, skipped or failed). Steps end in the order in which they started.
 pub(in crate::trainer) trait Executor {
     /// Returns whether the executor can start a step on these examples now.
     ///

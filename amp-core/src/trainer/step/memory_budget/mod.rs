@@ -30,8 +30,8 @@ use crate::{
 const SCALARS: u64 = 4096;
 
 /// Chooses which modules a run with a budget recomputes, on the examples of its first step, and
-/// reports the choice. `loaders` is the number of bytes that loaders hold: on the CPU their copies
-/// of sets, on CUDA also earlier batches that the device still reads. Nothing else changes.
+/// reports the choice. `loaders` is the number of bytes that the data loaders hold: copies of data
+/// sets, and on CUDA also earlier batches that the device still reads. Nothing else changes.
 pub(in crate::trainer) fn plan_memory(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,

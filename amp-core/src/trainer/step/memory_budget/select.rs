@@ -1,6 +1,6 @@
-//! Selects the cells of a pass that are recomputed, so that the rest fits.
+//! Selects the layers to recompute, so that the activations of the other layers fit into memory.
 //!
-//! The pass is a chain of [cells](Cell). A cell that is kept holds its own bytes, and also its
+//! The forward pass is a chain of [cells](Cell), which are layers or groups of layers. A cell that is kept holds its own bytes, and also its
 //! input if the cell itself or the previous cell needs it. Neighbours that are recomputed together
 //! hold only the input of the first. In the backward pass their values exist once more, in addition
 //! to what the cells before them hold. The backward pass of a cell also holds the gradients of its
@@ -200,8 +200,8 @@ mod tests {
     use super::*;
     use crate::nn::Segment;
 
-    /// Makes layers of one container that keep only their inputs. `of` has the bytes of each input
-    /// and the seconds to recompute the layer.
+    /// Makes the cells of a container whose layers save only their inputs for the backward pass.
+    /// `of` contains for each layer the bytes of its input and the seconds to recompute it.
     fn chain(of: &[(u64, f64)]) -> Vec<Cell> {
         let cells = of.iter().enumerate().map(|(at, (input, seconds))| Cell {
             segment: Segment { path: "model".to_owned(), layers: Some(at..at + 1) },
@@ -244,8 +244,8 @@ mod tests {
         let root = [0..5, 5..10, 10..15, 15..20, 20..25];
         assert_eq!((held(&cells, &root), peak(&cells, &root)), (5000, 13_000));
         assert!(peak(&cells, &leanest(&cells)) <= 13_000);
-        assert_eq!(choose(&cells, 27_000), Some(vec![]), "nothing that need not be");
-        assert_eq!(choose(&cells, 8000), None, "less room than any choice needs");
+        assert_eq!(choose(&cells, 27_000), Some(vec![]), "recomputed a layer although all fit");
+        assert_eq!(choose(&cells, 8000), None, "every choice needs more than 8000 bytes");
     }
 
     /// The choice is as good as the best of all choices, for any limit, on chains with all kinds of

@@ -74,8 +74,8 @@ mod tests {
         Ok(())
     }
 
-    /// The reported error is the first in the order of the items, whichever occurs first, and no
-    /// later item is begun.
+    /// If two items fail, the error of the earlier item is returned, even if the later item failed
+    /// first. After a failure no other item is begun.
     #[test]
     fn the_first_error_is_returned() {
         let (both, begun) = (Barrier::new(2), AtomicUsize::new(0));

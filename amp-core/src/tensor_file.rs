@@ -24,8 +24,8 @@ const CHECKSUM: &str = "sha256";
 const FORMAT: &str = "format";
 const PYTORCH: &str = "pt";
 
-/// The key that marks a file of this crate. Such a file must have a checksum. A single flipped bit
-/// cannot remove both entries.
+/// The key that marks a file of this crate. A file with this key must also have a checksum, and a
+/// single flipped bit cannot remove both keys.
 const WRITER: &str = "amp";
 
 /// The content of a file, on the CPU.

@@ -181,7 +181,7 @@ forward_callback!(Box<C>);
 pub struct Epoch<'a> {
     /// The model.
     pub model: &'a dyn LightningModule,
-    /// The precision it trains in.
+    /// The precision of the run.
     pub precision: Precision,
     /// The values of the epoch. Training values exist only at the epoch's end.
     pub end: &'a EpochEnd,

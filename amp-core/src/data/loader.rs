@@ -208,7 +208,7 @@ impl DataLoader {
         self.batches_under(self.limit)
     }
 
-    /// The number of batches that an epoch would have under another limit.
+    /// Returns the number of batches in an epoch under this limit instead of the loader's own limit.
     pub fn batches_under(&self, limit: Limit) -> i64 {
         let rounded = if self.drop_last { self.len } else { self.len + self.batch_size - 1 };
         limit.of(rounded / self.batch_size)

@@ -36,7 +36,7 @@ pub(crate) fn share_memory(one: &SharedDataset, other: &SharedDataset) -> Result
 /// both sets are in memory.
 ///
 /// # Errors
-/// When they cannot be read from their device.
+/// When the examples cannot be read from their device.
 pub(crate) fn shared_part(one: &SharedDataset, other: &SharedDataset) -> Result<Option<f64>> {
     let (Some(one), Some(other)) = (one.in_memory()?, other.in_memory()?) else {
         return Ok(None);

@@ -23,7 +23,7 @@ pub(super) struct Prefetch {
     worker: Option<JoinHandle<()>>,
 }
 
-/// A batch from the thread.
+/// A batch that the loading thread has made.
 enum Loaded {
     Placed(AnyBatch),
     /// On the host. The copy of its tensors to the device may still be running.

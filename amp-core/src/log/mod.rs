@@ -48,7 +48,7 @@ pub struct Logged {
     /// Its value. In JSON a value that is not finite is null.
     #[serde(deserialize_with = "null_is_nan")]
     pub value: f64,
-    /// Whether the progress bar shows it.
+    /// Whether the progress bar shows the value.
     pub prog_bar: bool,
 }
 

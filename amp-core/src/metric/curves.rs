@@ -36,7 +36,7 @@ macro_rules! curve {
             /// How the classes' areas are averaged. The default is [`Average::Macro`]. It is not
             /// used for labels 0 and 1.
             pub average: Average,
-            /// T, at least 2.
+            /// T, the number of thresholds, at least 2.
             pub thresholds: Option<i64>,
         }
 

@@ -150,7 +150,7 @@ fn type_of<F: 'static>(_: &F) -> TypeId {
 }
 
 /// Returns whether [`linear`] is called as the output layer and passes its tensors to the loss.
-/// Each call may ask once.
+/// Only the first query in a call of the layer can return true.
 pub(super) fn is_deferred(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<bool> {
     let model = STATE.with_borrow(|state| match state {
         State::Called(model) => Some(*model),

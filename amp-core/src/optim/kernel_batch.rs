@@ -10,7 +10,7 @@ pub(super) struct Key {
     pub(super) layout: usize,
     pub(super) kind: Kind,
     pub(super) grad_kind: Kind,
-    /// Whether this is their first step.
+    /// Whether the parameters are updated for the first time.
     pub(super) first: bool,
 }
 

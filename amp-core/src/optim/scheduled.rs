@@ -94,7 +94,7 @@ impl Scheduled {
         self.schedule.as_ref()?.monitor.as_deref()
     }
 
-    /// A remark on the schedule's options, if it has one.
+    /// Returns the note on the schedule's options, for example on a warm-up longer than the run.
     pub(crate) fn note(&self) -> Option<String> {
         self.schedule.as_ref()?.config.note()
     }

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{Error, Result};
 
-/// The holds of the process's threads.
+/// The threads that have permission to draw random numbers.
 struct Holders {
     /// Whether a thread is in a section.
     section: bool,
@@ -24,7 +24,7 @@ thread_local! {
     static HELD: Cell<Held> = const { Cell::new(Held { kind: Kind::Nothing, depth: 0 }) };
 }
 
-/// The hold of this thread, and the number of guards that share it.
+/// The kind of this thread's permission, and the number of guards that share it.
 #[derive(Clone, Copy)]
 struct Held {
     kind: Kind,
@@ -36,27 +36,28 @@ enum Kind {
     Nothing,
     /// A section: no other thread draws.
     Section,
-    /// A shared hold: other threads may have shared holds too.
+    /// Shared permission: other threads may have it at the same time.
     Place,
-    /// No own hold: the thread works for a thread that has one.
+    /// No own permission: the thread works for a thread that has permission.
     Guest,
 }
 
-/// Locks the record of holds. A panic cannot leave it in an inconsistent state.
+/// Locks the counts of permissions. A panic cannot make them inconsistent.
 fn holders() -> MutexGuard<'static, Holders> {
     HOLDERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A guard of this thread's hold. When the last guard is dropped, the hold ends.
+/// A guard of this thread's permission to draw random numbers. The permission ends when the last
+/// guard is dropped.
 #[derive(Debug)]
 struct Hold {
-    /// A hold belongs to its thread, so it is not `Send`.
+    /// A permission belongs to one thread, so its guard is not `Send`.
     not_send: PhantomData<*const ()>,
 }
 
 impl Hold {
-    /// Returns another guard of this thread's hold. If there is none, waits and begins a new hold
-    /// of `kind`.
+    /// Returns a guard of this thread's permission. The first guard sets the permission's kind;
+    /// the caller has waited until that kind is allowed.
     fn new(kind: Kind) -> Self {
         let held = HELD.get();
         let kind = if held.depth == 0 { kind } else { held.kind };

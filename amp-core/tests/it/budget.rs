@@ -235,8 +235,9 @@ fn layers_within_a_stage_are_chosen() -> Result<()> {
     Ok(())
 }
 
-/// Weights, batch statistics, losses, the scale, the profile's phases and the next random numbers
-/// equal a run without a budget and a run without checkpoints.
+/// A memory budget changes neither weights, batch statistics, losses and loss scale, nor the
+/// profile's phases and the next random numbers. The runs to compare with have no budget, or no
+/// activation checkpoints.
 #[rstest]
 fn a_budget_changes_no_result(
     #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16Mixed, Precision::F64True)]

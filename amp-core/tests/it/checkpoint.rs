@@ -209,7 +209,8 @@ fn a_second_backward_pass_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// A recomputation uses the kernels of its forward pass, whatever kernels the thread uses by then.
+/// A recomputation uses the kernels of its forward pass, even if the thread has since switched to
+/// other kernels.
 /// If layers are fused, the planted factor doubles the gradient.
 #[rstest]
 #[case::libtorch(Kernels::Libtorch, 1.0)]

@@ -33,7 +33,7 @@ struct Nested {
     list: Vec<Linear>,
 }
 
-/// Not a module, so its fields have no paths.
+/// A struct that is no module. The layers in its fields therefore have no paths.
 struct Pair<'m> {
     layer: &'m Linear,
 }

@@ -67,7 +67,7 @@ struct Block {
     outer: Linear,
 }
 
-/// Rows of pixels as words, and many classes.
+/// A transformer that reads each row of pixels as a token, with many classes.
 #[derive(LightningModule)]
 #[forward(|x| {
     let x = blocks(&embedding(&x.f_reshape([-1, 8, 8])?)?)?;

@@ -250,7 +250,7 @@ fn a_note_gives_the_reason_for_f32_gradients(
     Ok(())
 }
 
-/// After such a run, the layer's gradients are f32 again.
+/// After a run with 16-bit gradients, new gradients of the layer are f32 again.
 #[rstest]
 fn after_the_run_gradients_are_f32() -> Result<()> {
     let _generator = seeded(7);

@@ -285,7 +285,7 @@ fn what_a_cache_cannot_hold_is_refused() -> Result<()> {
     );
     says(
         filled()?.extend_with(1, cx(), |cx| causal.forward(&x(2, 1), cx)),
-        "the model did not ask for the position of its tokens, after 3 earlier ones",
+        "the model did not use the positions of its tokens, although 3 tokens came before",
     );
     says(
         filled()?.extend_with(1, cx(), |cx| cx.call("other", None, &causal, &x(2, 1))),

@@ -23,7 +23,7 @@ fn the_epochs_mean_weighs_batches_by_their_examples() -> Result<()> {
     log.value("loss", &Tensor::from(1.0_f32), 30, BOTH)?;
     log.value("loss", &Tensor::from(5.0_f32), 10, BOTH)?;
     assert_eq!(only(log.epoch_values()?), 2.0);
-    assert_eq!(only(log.step_values()?), 5.0, "a step's value is its own batch's");
+    assert_eq!(only(log.step_values()?), 5.0, "a step's value is the value of its batch");
     Ok(())
 }
 

@@ -34,7 +34,7 @@ fn tensor(value: &Value) -> Tensor {
 /// Computes the loss of a recorded case from its tensors, with the given reduction.
 type Reduced = Box<dyn Fn(&[Tensor], Reduction) -> Result<Tensor>>;
 
-/// Builds a loss of output and target, whose `compute` must equal the mean.
+/// Wraps a loss of output and target in a function. For the mean, the function calls `compute`.
 macro_rules! of_two {
     ($loss:expr) => {{
         let loss = $loss;

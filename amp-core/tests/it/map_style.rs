@@ -23,7 +23,7 @@ use tempfile::tempdir;
 
 use crate::support::{bits::values, device, message, seeded};
 
-/// The behaviour of a set at one of its examples.
+/// What a data set does when one particular example is read.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fault {
     None,
@@ -286,7 +286,7 @@ fn weights(net: &Net) -> Vec<f64> {
 }
 
 /// A run resumed in the middle of an epoch ends with the same bits as an uninterrupted run, with
-/// any numbers of workers. Meanwhile dropout draws from libtorch.
+/// any numbers of workers, although dropout also draws random numbers during the epoch.
 #[rstest]
 fn a_resumed_run_equals_an_uninterrupted_one(
     #[values(4, 6, 9)] steps: u64,

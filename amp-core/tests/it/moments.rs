@@ -89,7 +89,6 @@ fn the_first_step_equals_the_one_in_f32(
 ) -> Result<()> {
     let _generator = seeded(1);
     let (start, grad) = (draw(count), draw(count));
-    // The same kernels as for pieces: for parameters that are exact in bf16, with masters in f32.
     let mut full = build(options, &start, Moments::Full)?;
     step(full.as_mut(), &grad)?;
     for moments in SMALL {

@@ -204,7 +204,7 @@ fn build(case: &Value) -> Result<Box<dyn BuildOptimizer>> {
     })
 }
 
-/// The defaults are torch.optim's, and Lion's are its paper's.
+/// The default options equal those of torch.optim, and for Lion those of its paper.
 #[test]
 fn the_defaults_are_torchs() {
     let (adamw, adam, sgd) = (AdamW::default(), Adam::default(), Sgd::default());

@@ -52,7 +52,7 @@ fn own_tensors_are_visited_in_order_of_declaration() -> Result<()> {
     Ok(())
 }
 
-/// The values equal libtorch's functions, drawn in order of declaration.
+/// Initial values equal those of libtorch's functions that are called in order of declaration.
 #[test]
 fn own_tensors_are_drawn_in_order() -> Result<()> {
     let module = {

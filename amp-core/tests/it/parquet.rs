@@ -216,7 +216,7 @@ fn batches_are_those_of_the_table_in_memory(
 #[rstest]
 #[case(Columns::new().numbers("x", &["f64_missing"]), "FILE, row 1: `f64_missing` is missing: ")]
 #[case(Columns::new().integers("x", "i64_missing"), "FILE, row 2: `i64_missing` is missing: ")]
-#[case(Columns::new().integers("x", "f64"), "FILE, row 0: `f64` is -0.3, which is not a whole number of int64")]
+#[case(Columns::new().integers("x", "f64"), "FILE, row 0: `f64` is -0.3, which is not an int64 integer")]
 #[case(Columns::new().integers("x", "u64"), "FILE, row 9: `u64` is 9223372036854775817, which")]
 #[case(Columns::new().integers("x", "city"), "FILE: `city` is of type Utf8, not of whole numbers")]
 #[case(Columns::new().numbers("x", &["city"]), "FILE: `city` is of type Utf8, not of numbers")]

@@ -202,7 +202,7 @@ impl Module for Rare {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
         self.runs.set(self.runs.get() + 1);
         let draw = Tensor::f_rand([1], (Kind::Float, input.device()))?;
-        // 1 ∕ 0 in a third of the draws.
+        // The factor is 1, but infinite in a third of the draws.
         let gate = draw.f_gt(1.0 / 3.0)?.f_to_kind(Kind::Float)?.f_reciprocal()?;
         Ok(input.f_mul(&gate.f_to_kind(input.kind())?)?)
     }

@@ -185,8 +185,8 @@ impl Dataset for Drawn {
     }
 }
 
-/// Runs `loads_within_a_section` in a child process with a time limit, because a loader that is
-/// kept out of the section would wait for ever.
+/// Runs `loads_within_a_section` in a child process with a time limit, because a loader that waited
+/// for the end of the section would never finish.
 #[test]
 fn a_data_loader_belongs_to_the_section() {
     let mut child = Command::new(env::current_exe().expect("this binary"))

@@ -32,7 +32,8 @@ fn config(precision: Precision) -> TrainerConfig {
         .with(|config| config.logging.log_every_n_steps = 1)
 }
 
-/// Multiplies by infinity in the training forward passes numbered in `bad`, counted from 0.
+/// A layer that returns its input, multiplied by infinity in those training passes, counted from 0,
+/// for which `bad` returns true.
 struct Faulty {
     bad: fn(u32) -> bool,
     runs: Rc<Cell<u32>>,

@@ -300,8 +300,8 @@ struct Through {
     block: Inside,
 }
 
-/// A region that a call bypasses is an error, not a silent change of precision. Steps whose passes
-/// run under other contexts are tested with the gate, whose diagnosis trains this way.
+/// If the model runs a layer without its declared precision region, the run ends with an error. The
+/// tests of `amp-verify` cover steps whose forward passes run under other contexts.
 #[test]
 fn a_region_that_was_bypassed_is_refused() -> Result<()> {
     let _generator = seeded(0);

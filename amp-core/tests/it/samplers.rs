@@ -245,9 +245,9 @@ fn invalid_samplers_are_refused() -> Result<()> {
     );
     assert_eq!(refused(Weighted::new(vec![1.0], 0)), "num_samples is 0: draw at least 1");
     let few = Weighted::new(vec![1.0], 4)?;
-    let says = "1 weights for a set of 10 examples: give each example one";
+    let says = "1 weights for a set of 10 examples: give one per example";
     assert_eq!(message(few.order(&epoch(10, 2))), says);
-    let says = "1 lengths for a set of 10 examples: give each example one";
+    let says = "1 lengths for a set of 10 examples: give one per example";
     assert_eq!(message(Bucketed::new(vec![3]).order(&epoch(10, 2))), says);
     assert_eq!(
         message(Subset::new(vec![], InOrder)),

@@ -63,14 +63,14 @@ fn windows_of_tokens_predict_the_next(
 }
 
 #[rstest]
-#[case(5, TokenWidth::U16, 1, "5 bytes are not a whole number of tokens of 2")]
+#[case(5, TokenWidth::U16, 1, "5 bytes are not a whole number of tokens of 2 bytes")]
 #[case(
     8,
     TokenWidth::U32,
     2,
-    "2 tokens have no window of 2 and its next token: choose a length from 1 to 1"
+    "2 tokens have no window of 2 tokens and a next token: choose a length from 1 to 1"
 )]
-#[case(8, TokenWidth::U32, 0, "2 tokens have no window of 0 and its next token")]
+#[case(8, TokenWidth::U32, 0, "2 tokens have no window of 0 tokens and a next token")]
 #[case(0, TokenWidth::U32, 1, "the file is empty: write it again")]
 fn invalid_token_files_are_refused(
     #[case] bytes: usize,

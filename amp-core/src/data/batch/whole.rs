@@ -23,7 +23,7 @@ impl std::fmt::Display for Changed {
         let column = column.map_or(String::new(), |at| format!(" in column {at}"));
         write!(
             f,
-            "`{field}` holds whole numbers{column}, and {dtype} makes {after} of {before}: if they are ids, \
+            "`{field}` holds whole numbers{column}, and {dtype} rounds {before} to {after}: if they are ids, \
              give them a field of their own with #[batch(ids)], which keeps its dtype"
         )
     }

@@ -48,7 +48,7 @@ impl Sampler for Bucketed {
         let (lengths, examples) = (self.lengths.len(), epoch.examples);
         if lengths as i64 != examples {
             return Err(Error::config(format!(
-                "{lengths} lengths for a set of {examples} examples: give each example one"
+                "{lengths} lengths for a set of {examples} examples: give one per example"
             )));
         }
         let mut rng = epoch.rng();

@@ -80,7 +80,7 @@ impl Sampler for Weighted {
         let (weights, examples) = (self.sums.len(), epoch.examples);
         if weights as i64 != examples {
             return Err(Error::config(format!(
-                "{weights} weights for a set of {examples} examples: give each example one"
+                "{weights} weights for a set of {examples} examples: give one per example"
             )));
         }
         let all = self.sums.last().copied().unwrap_or_default();

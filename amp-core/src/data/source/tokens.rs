@@ -72,12 +72,14 @@ impl TokenFile {
         let all = bytes.numel() as i64;
         let refused = |why: String| Err(Error::config(format!("{}: {why}", path.display())));
         if all % size != 0 {
-            return refused(format!("{all} bytes are not a whole number of tokens of {size}"));
+            return refused(format!(
+                "{all} bytes are not a whole number of tokens of {size} bytes"
+            ));
         }
         let count = all / size;
         if length < 1 || count <= length {
             return refused(format!(
-                "{count} tokens have no window of {length} and its next token: choose a length from 1 to {}",
+                "{count} tokens have no window of {length} tokens and a next token: choose a length from 1 to {}",
                 count - 1
             ));
         }

@@ -187,7 +187,7 @@ impl Entries {
         }
         if self.past.get() > 0 && !self.asked.get() {
             return Err(refused(format!(
-                "the model did not ask for the position of its tokens, after {} earlier ones: take positions from \
+                "the model did not use the positions of its tokens, although {} tokens came before: take positions from \
                  `cx.places(ids)`; if it has none, call `cx.past()`",
                 self.past.get()
             )));

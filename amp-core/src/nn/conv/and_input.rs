@@ -13,7 +13,7 @@ use crate::{
 impl Child<'_, Conv2d> {
     /// Returns the convolution of x, and x for a second use, as at the start of a residual block.
     ///
-    /// The values equal the convolution of x, and x. In training on CUDA in f16 or bf16, without a
+    /// The first value equals `Conv2d`'s output, and the second value equals x. In training on CUDA in f16 or bf16, without a
     /// bias, with a 1 × 1 kernel and stride 1, one matrix product computes the gradient of x and
     /// adds the gradient of the second use. In other cases the two gradients are added afterwards.
     ///

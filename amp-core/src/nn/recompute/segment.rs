@@ -78,7 +78,9 @@ fn checkpointed<M: Module>(
 ) -> Result<Tensor> {
     let shared: Option<Vec<Arc<dyn Module>>> = layers.iter().map(Module::shared).collect();
     let shared = shared.ok_or_else(|| {
-        Error::config(format!("a layer from {place} on cannot be shared with the backward pass"))
+        Error::config(format!(
+            "layer {place} or a later one cannot be recomputed: its `Module::shared` returns `None`"
+        ))
     })?;
     if !layers.iter().any(|layer| is_trained(layer, input)) {
         return tch::no_grad(|| container::run(layers, place, input, cx));

@@ -193,7 +193,7 @@ impl Checkpoint<TransformerEncoderLayer> {
     /// has the same method.
     ///
     /// # Errors
-    /// The errors of that method.
+    /// The errors of [`TransformerEncoderLayer::forward_masked`].
     pub fn forward_masked(
         &self,
         input: &Tensor,

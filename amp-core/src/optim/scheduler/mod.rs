@@ -85,7 +85,7 @@ pub trait BuildScheduler {
         None
     }
 
-    /// A remark on options that are valid and unusual: see [`Schedule::note`].
+    /// Returns the schedule's note on its options: see [`Schedule::note`].
     fn note(&self) -> Option<String> {
         None
     }

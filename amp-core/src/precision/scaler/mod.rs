@@ -286,8 +286,7 @@ impl GradScaler {
         }
         let overflowed = match uses.iter().map(|seen| seen.overflowed).collect::<Option<Vec<_>>>() {
             Some(known) => known.contains(&true),
-            // The gradients were unscaled but never stepped, so the host has not read the answer
-            // yet.
+            // The gradients were unscaled, but no step read the flag of overflows from the device.
             None => total.f_double_value(&[])? != 0.0,
         };
         let _ = self.scale.f_internal_amp_update_scale_(

@@ -62,7 +62,7 @@ impl GradScaler {
         let mut uses = self.iteration.iter_mut();
         let Some(seen) = uses.find(|seen| seen.owner == gradients.owner) else {
             return Err(Error::Scaler(
-                "these gradients were unscaled before the last update: take them anew".into(),
+                "these gradients were unscaled before the last `update`: compute new ones".into(),
             ));
         };
         Ok(*seen.overflowed.insert(found_inf.read()?))

@@ -16,9 +16,10 @@ pub struct OptimizationConfig {
     pub freeze: Vec<Freeze>,
     /// How weights are averaged; `None` for no averages.
     pub averaging: Option<Averaging>,
-    /// The length for which the learning-rate schedules are built, or `None` for the length of this run.
-    /// Set it in a trial of a longer run to the longer run's
-    /// [`training_plan`](super::TrainerConfig::training_plan): a warm-up may be longer than the trial.
+    /// The length for which the learning-rate schedules are built, or `None` for the length of this
+    /// run. In a trial of a longer run, set it to the longer run's
+    /// [`training_plan`](super::TrainerConfig::training_plan), because a warm-up may be longer than
+    /// the trial.
     pub plan: Option<TrainingPlan>,
 }
 

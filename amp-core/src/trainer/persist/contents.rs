@@ -55,7 +55,7 @@ impl Run<'_, '_> {
         }
         state.put("lr", &steps.lr)?;
         state.put("validated", &self.validated.map(|(_, position)| position))?;
-        // The elapsed time is saved only if the run ends after a time.
+        // The elapsed time is saved only if the run has a time limit.
         if self.config.loops.max_time.is_some() {
             state.put("trained_for", &self.trained_for().as_secs_f64())?;
         }

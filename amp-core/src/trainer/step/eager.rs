@@ -96,8 +96,8 @@ struct Ran {
 }
 
 /// Writes a note once if accumulated batches cannot compute the loss of one large batch. This is so
-/// if the loss depends on the batch as a whole, or if the model's own loss ignores targets and does
-/// not declare it.
+/// if the loss depends on the batch as a whole, or if the model's own loss ignores targets without
+/// declaring the ignored class.
 fn note_windows(
     state: &mut StepState<'_>,
     model: &dyn LightningModule,

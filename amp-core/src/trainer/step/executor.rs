@@ -42,7 +42,7 @@ pub(in crate::trainer) trait Executor {
         observers: &mut Observers<'_, '_>,
     ) -> Result<Option<Ended>>;
 
-    /// Adds sums that steps kept outside the log to the log, before other code reads or changes it.
+    /// Moves the sums that the executor keeps back to the log, before other code uses the log.
     fn release(&mut self, log: &mut Log) -> Result<()>;
 }
 

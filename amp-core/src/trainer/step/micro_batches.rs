@@ -43,7 +43,7 @@ impl Examples {
         Position { batch: self.start.batch + at as i64, ..self.start }
     }
 
-    /// Returns the index of the batch that follows the step, in the epoch.
+    /// Returns the index within the epoch of the first batch after the step.
     pub(super) fn next_batch(&self) -> i64 {
         self.start.batch + self.batches.len() as i64
     }

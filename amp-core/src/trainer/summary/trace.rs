@@ -31,7 +31,7 @@ pub(super) struct Call {
     pub(super) type_name: &'static str,
     pub(super) input: Shapes,
     pub(super) output: Shapes,
-    /// The number of operations, including the modules within it.
+    /// The number of operations of the module, including its inner modules.
     pub(super) flops: u64,
 }
 

@@ -114,7 +114,7 @@ fn weights_with_a_reason_not_to_move_break_no_rule(
     trains(config(precision, level), optimizer)
 }
 
-/// Further options of a run break no rule.
+/// Correct runs with other training options violate no invariant.
 #[rstest]
 #[case::clipped(|config: &mut TrainerConfig| {
     config.optimization.gradient_clip = Some(Clip::Norm(1e-3));

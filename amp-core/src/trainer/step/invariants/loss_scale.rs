@@ -166,8 +166,8 @@ mod tests {
         Ok(())
     }
 
-    /// The check follows several attempts at one step, as with `lower-scale`, and accepts that the
-    /// largest scale of f32 does not grow.
+    /// The check accepts that a step is tried several times with lower scales (`lower-scale`), and
+    /// that a scale that is already the largest f32 does not grow.
     #[test]
     fn attempts_are_followed_and_a_scale_that_cannot_grow_stays() -> Result<()> {
         let scaler = GradScaler::new(Device::Cpu, CONFIG)?;

@@ -148,12 +148,7 @@ impl Rows for GroupRows<'_> {
         let cells = self.column(column, |array| arrays::integers(&**array), "of whole numbers")?;
         let cells = cells.into_iter().enumerate().map(|(row, cell)| {
             cell.transpose().map_err(|number| {
-                refused(
-                    self,
-                    row,
-                    column,
-                    &format!("is {number}, which is not a whole number of int64"),
-                )
+                refused(self, row, column, &format!("is {number}, which is not an int64 integer"))
             })
         });
         cells.collect()

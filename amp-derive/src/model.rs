@@ -104,7 +104,7 @@ pub(crate) enum Default {
 /// How a layer's field gets its value.
 pub(crate) enum Source {
     /// An argument of `builder`.
-    Given,
+    ModuleOutput,
     Built(Build),
 }
 

@@ -207,20 +207,20 @@ pub(crate) const NOT_NEEDED: &[(&str, &str)] = &[
 #[derive(Debug)]
 pub(crate) struct Hook {
     pub(crate) name: &'static str,
-    pub(crate) takes: &'static [Given],
+    pub(crate) takes: &'static [ModuleOutput],
     pub(crate) signature: &'static str,
 }
 
 /// The arguments of a hook after the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Given {
+pub(crate) enum ModuleOutput {
     Gradients,
     Loss,
     Outcome,
     Hook,
 }
 
-const fn hook(name: &'static str, takes: &'static [Given], signature: &'static str) -> Hook {
+const fn hook(name: &'static str, takes: &'static [ModuleOutput], signature: &'static str) -> Hook {
     Hook { name, takes, signature }
 }
 
@@ -229,19 +229,19 @@ const WITH_HOOK: &str = "fn(&mut Self, &mut Hook<'_>) -> Result<()>";
 
 pub(crate) const HOOKS: &[Hook] = &[
     hook(symbol::ON_TRAIN_START, &[], PLAIN),
-    hook(symbol::ON_TRAIN_EPOCH_START, &[Given::Hook], WITH_HOOK),
+    hook(symbol::ON_TRAIN_EPOCH_START, &[ModuleOutput::Hook], WITH_HOOK),
     hook(
         symbol::ON_BEFORE_OPTIMIZER_STEP,
-        &[Given::Gradients, Given::Hook],
+        &[ModuleOutput::Gradients, ModuleOutput::Hook],
         "fn(&mut Self, &Gradients<Unscaled>, &mut Hook<'_>) -> Result<()>",
     ),
     hook(
         symbol::ON_TRAIN_BATCH_END,
-        &[Given::Loss, Given::Outcome, Given::Hook],
+        &[ModuleOutput::Loss, ModuleOutput::Outcome, ModuleOutput::Hook],
         "fn(&mut Self, &Tensor, Option<&StepOutcome>, &mut Hook<'_>) -> Result<()>",
     ),
-    hook(symbol::ON_TRAIN_EPOCH_END, &[Given::Hook], WITH_HOOK),
-    hook(symbol::ON_VALIDATION_EPOCH_END, &[Given::Hook], WITH_HOOK),
+    hook(symbol::ON_TRAIN_EPOCH_END, &[ModuleOutput::Hook], WITH_HOOK),
+    hook(symbol::ON_VALIDATION_EPOCH_END, &[ModuleOutput::Hook], WITH_HOOK),
     hook(symbol::ON_TRAIN_END, &[], PLAIN),
 ];
 

@@ -18,7 +18,7 @@ pub trait Interceptor {
     /// How closely the interceptor follows each step. The run's path depends on this; by default it is the
     /// same as without an interceptor.
     fn step_access(&self) -> StepAccess {
-        StepAccess::Late
+        StepAccess::Deferred
     }
 
     /// Whether the model runs its updates itself. If this returns false, the trainer uses

@@ -42,7 +42,7 @@ impl Callback for Saves {
     }
 
     fn step_access(&self) -> StepAccess {
-        StepAccess::Late
+        StepAccess::Deferred
     }
 
     fn on_train_batch_end(

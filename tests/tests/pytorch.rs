@@ -189,7 +189,7 @@ fn the_recorded_weights_belong_to_one_model() {
     let path = folder.path().join("weights");
     fs::write(&path, WEIGHTS[0].1).expect("the file can be written");
     let error = weights::load(build("ManualAMPModel").as_ref(), &path).expect_err("another's");
-    assert!(error.to_string().contains("these are another model's weights"), "{error}");
+    assert!(error.to_string().contains("these are the weights of another model"), "{error}");
 }
 
 /// Weights saved here load in PyTorch with `strict=True`, under the names and dtypes that the

@@ -5,7 +5,7 @@ struct Rows {
   long long size[3], stride[3], masked[3], width, step;
 };
 
-// Each thread has a row.
+// Each thread processes a row.
 extern "C" __global__ void clear(T* values, const bool* masked, long long count, const Rows rows) {
   long long at = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (at >= count) return;

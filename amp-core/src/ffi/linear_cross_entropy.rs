@@ -17,7 +17,7 @@ pub(crate) struct LinearCrossEntropyOptions {
     pub(crate) left_out: i64,
     /// The factor of log²Σexp(logits).
     pub(crate) z: c_double,
-    /// The rows of a chunk.
+    /// The number of rows in a chunk.
     pub(crate) rows: i64,
 }
 
@@ -32,8 +32,9 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// The mean cross entropy of `input`·Wᵀ + b against int64 classes, on the CPU or CUDA. It computes in an autocast
-/// region's dtype, otherwise in the weight's, and holds the logits of one chunk at a time.
+/// Returns the mean cross entropy of `input`·Wᵀ + b against int64 classes, on the CPU or CUDA. It
+/// computes in the dtype of the autocast region, or without one in the weight's dtype. Only the
+/// logits of one chunk are in memory at a time.
 pub(crate) fn linear_cross_entropy(
     input: &Tensor,
     weight: &Tensor,

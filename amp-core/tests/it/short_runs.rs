@@ -17,7 +17,8 @@ use crate::support::{
     seeded,
 };
 
-/// Runs may be shorter than a warm-up, as in a trial. The rates are transformers' (5.3, a rate of 1).
+/// A run may be shorter than the warm-up, for example a trial run. The expected rates are those of
+/// transformers 5.3 with a base rate of 1.
 #[rstest]
 #[case(
     &WarmupCosine { warmup_steps: 5, total_steps: 4 },
@@ -48,8 +49,8 @@ fn a_warm_up_may_be_longer_than_the_schedule(
     Ok(())
 }
 
-/// A trial of some steps trains with the first rates of the whole run, and a run that is shorter than its
-/// warm-up says so. The whole run has 30 steps, a third of them warm-up.
+/// A trial run of a few steps trains with the first learning rates of the full run. A run that is
+/// shorter than its warm-up prints a note. The full run has 30 steps, of which 10 are the warm-up.
 #[rstest]
 #[case::tried_out(|config: &mut TrainerConfig| config.loops.fast_dev_run = Some(2), None)]
 #[case::part_of_a_run(

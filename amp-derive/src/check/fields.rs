@@ -165,7 +165,7 @@ fn initial(attr: &Attr, diag: &Diagnostics) -> Option<Option<Expr>> {
 /// Rule: `#[layer]` or `#[layer(how to build it)]`.
 fn source(attr: &Attr, diag: &Diagnostics) -> Option<Source> {
     match attr.args.as_deref()? {
-        [] => Some(Source::Given),
+        [] => Some(Source::ModuleOutput),
         [only] => layers::build(only, diag).map(Source::Built),
         [_, second, ..] => {
             diag.error(second, "a field holds one layer: wrap several in `sequential(…)`");

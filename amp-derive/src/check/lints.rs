@@ -60,7 +60,7 @@ fn batch_norm_is_not_fed_low_precision(model: &Model, diag: &Diagnostics) {
         };
         let norm = match source {
             Source::Built(build) => find(build, &|name| name.starts_with("batch_norm")),
-            Source::Given => None,
+            Source::ModuleOutput => None,
         };
         if let (Some(norm), Some(low), None) = (norm, low, region) {
             diag.warn(

@@ -128,7 +128,7 @@ fn marker(inputs: &[&Field]) -> Ident {
 fn is_input(field: &Field) -> bool {
     match &field.kind {
         Kind::Hparam { .. } => true,
-        Kind::Layer { source, .. } => matches!(source, Source::Given),
+        Kind::Layer { source, .. } => matches!(source, Source::ModuleOutput),
         Kind::Tensor { .. } | Kind::State { .. } => false,
     }
 }
@@ -137,7 +137,7 @@ fn is_input(field: &Field) -> bool {
 fn is_argument(field: &Field) -> bool {
     match &field.kind {
         Kind::Hparam { default } => matches!(default, Default::Required),
-        Kind::Layer { source, .. } => matches!(source, Source::Given),
+        Kind::Layer { source, .. } => matches!(source, Source::ModuleOutput),
         Kind::Tensor { .. } | Kind::State { .. } => false,
     }
 }
@@ -226,7 +226,7 @@ fn build(model: &Model, inputs: &[&Field]) -> TokenStream {
             Kind::Tensor { role, initial } => tensor::expand(ident, *role, initial),
             Kind::State { initial: Some(value), .. } => quote!(#value),
             Kind::State { initial: None, .. } => quote!(__amp::Default::default()),
-            Kind::Hparam { .. } | Kind::Layer { source: Source::Given, .. } => return None,
+            Kind::Hparam { .. } | Kind::Layer { source: Source::ModuleOutput, .. } => return None,
         };
         Some(quote!(let #ident = #value;))
     });

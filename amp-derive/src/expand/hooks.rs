@@ -4,7 +4,7 @@ use proc_macro2::{Ident, Span, TokenStream};
 use quote::quote;
 
 use super::local;
-use crate::{model::OwnHook, table::Given};
+use crate::{model::OwnHook, table::ModuleOutput};
 
 pub(super) fn expand(OwnHook { hook, path, .. }: &OwnHook) -> TokenStream {
     let name = Ident::new(hook.name, Span::call_site());
@@ -17,11 +17,11 @@ pub(super) fn expand(OwnHook { hook, path, .. }: &OwnHook) -> TokenStream {
     }
 }
 
-fn argument(given: Given) -> (Ident, TokenStream) {
+fn argument(given: ModuleOutput) -> (Ident, TokenStream) {
     match given {
-        Given::Gradients => (local("gradients"), quote!(&__amp::Gradients<__amp::Unscaled>)),
-        Given::Loss => (local("loss"), quote!(&__amp::Tensor)),
-        Given::Outcome => (local("outcome"), quote!(__amp::Option<&__amp::StepOutcome>)),
-        Given::Hook => (local("hook"), quote!(&mut __amp::Hook<'_>)),
+        ModuleOutput::Gradients => (local("gradients"), quote!(&__amp::Gradients<__amp::Unscaled>)),
+        ModuleOutput::Loss => (local("loss"), quote!(&__amp::Tensor)),
+        ModuleOutput::Outcome => (local("outcome"), quote!(__amp::Option<&__amp::StepOutcome>)),
+        ModuleOutput::Hook => (local("hook"), quote!(&mut __amp::Hook<'_>)),
     }
 }

@@ -77,15 +77,15 @@ impl Interceptor for Faulty {
                 | Fault::StaleGradients
                 | Fault::NoisyGradients
                 | Fault::SmallGradientsLost,
-            ) => StepAccess::Within("a fault is in the gradients"),
+            ) => StepAccess::InStep("a fault is in the gradients"),
             Some(
                 Fault::DropFoundInf
                 | Fault::Bf16Weights
                 | Fault::TruncatingRounding
                 | Fault::StatisticsFrozen
                 | Fault::WeightNotFinite,
-            ) => StepAccess::Within("a fault is in the weights"),
-            _ => StepAccess::Late,
+            ) => StepAccess::InStep("a fault is in the weights"),
+            _ => StepAccess::Deferred,
         }
     }
 

@@ -161,7 +161,7 @@ impl Gauge {
 
 impl Interceptor for Gauge {
     fn step_access(&self) -> StepAccess {
-        StepAccess::Within("the gradients of each step are read")
+        StepAccess::InStep("the gradients of each step are read")
     }
 
     fn before_step(
@@ -253,6 +253,6 @@ impl Callback for End {
     }
 
     fn step_access(&self) -> StepAccess {
-        StepAccess::Late
+        StepAccess::Deferred
     }
 }

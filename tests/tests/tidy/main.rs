@@ -1,6 +1,6 @@
 //! Checks the structure of the sources: no module imports one above it, no file is long, unsafe
-//! code is in amp-core's `ffi` alone, some file mentions every page, and every link leads to an
-//! existing page or heading. Each finding is one line.
+//! code is in amp-core's `ffi` alone, some file mentions every page, every link leads to an existing
+//! page or heading, and comments of functions begin with a verb. Each finding is one line.
 
 mod files;
 mod imports;
@@ -9,6 +9,7 @@ mod modules;
 mod pages;
 mod planted;
 mod unsafety;
+mod verbs;
 
 use std::path::{Path, PathBuf};
 
@@ -99,6 +100,9 @@ const AMP_VERIFY: &[&str] = &[
     "cli",
 ];
 
+/// The folders in which comments of functions begin with a verb.
+const VERBS: &[&str] = &["amp-core"];
+
 /// The only folder with unsafe code.
 const FFI: &str = "amp-core/src/ffi";
 
@@ -170,4 +174,9 @@ fn every_link_leads_somewhere() {
 #[test]
 fn the_book_has_every_page_of_its_folder_and_no_link_out_of_it() {
     assert_none(links::outside_the_book(&root()));
+}
+
+#[test]
+fn comments_of_functions_begin_with_a_verb() {
+    assert_none(verbs::missing(&root(), VERBS));
 }

@@ -14,6 +14,7 @@ use crate::{
     pages::orphans,
     root,
     unsafety::{outside, words},
+    verbs,
 };
 
 /// A workspace of these files.
@@ -227,4 +228,19 @@ fn a_page_outside_the_book_is_found() {
         "docs/guide/two.md:2: link `../../README.md`: name the file in backticks: the book has docs alone",
     ];
     assert_eq!(shown(links::outside_the_book(folder.path())), expected);
+}
+
+#[test]
+fn a_comment_without_a_verb_is_found() {
+    let source = "/// The sum.\nfn a() {}\n\
+                  struct S;\nimpl S {\n/// Bytes of it.\n#[must_use]\nfn b() {}\n/// Returns it.\nfn c() {}\n}\n\
+                  trait T {\n/// As [`a`].\nfn d();\n}\n\
+                  /// `x` squared.\nfn e() {\n/// Torch's sum.\nfn inner() {}\n}\n\
+                  /// A sum is a sum.\n#[test]\nfn f() {}\n/// One case.\n#[rstest]\n#[case(1)]\nfn g() {}\n\
+                  /// A struct.\nstruct U;\nfn h() {}\n/// Drops: all.\nfn i() {}\n/// # Errors\n/// When it fails.\nfn j() {}\n";
+    let folder = planted(&[("kit/src/lib.rs", source), ("other/src/lib.rs", "/// A.\nfn a() {}")]);
+    let advice = "is not a verb: begin the comment of a function as in `Returns the sum.`";
+    let expected = [(12, "As"), (15, "`x`"), (17, "Torch's"), (1, "The"), (5, "Bytes")]
+        .map(|(line, word)| format!("kit/src/lib.rs:{line}: `{word}` {advice}"));
+    assert_eq!(shown(verbs::missing(folder.path(), &["kit"])), expected);
 }

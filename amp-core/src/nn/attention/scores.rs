@@ -1,4 +1,4 @@
-//! Scaled dot-product attention and what limits it.
+//! Scaled dot-product attention and its masks.
 
 use tch::{Kind, Tensor};
 
@@ -8,23 +8,25 @@ use crate::{
     precision::{dtype_name, is_floating},
 };
 
-/// The options of [`scaled_dot_product_attention`], by torch's names; the defaults are torch's.
+/// The options of [`scaled_dot_product_attention`], with torch's names and defaults.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct AttentionOptions<'a> {
-    /// Broadcast to `[…, heads, L, S]`. Boolean: **true lets a query attend to a key**, as in torch's
-    /// function, and the opposite of [`AttentionMask`]. Floating: added to the scores.
+    /// A mask that broadcasts to `[…, heads, L, S]`. If it is boolean, **true lets a query attend
+    /// to a key**, as in torch's function; [`AttentionMask`] has the opposite meaning. If it is
+    /// floating-point, it is added to the scores.
     pub attn_mask: Option<&'a Tensor>,
-    /// Dropout on the attention weights, whether or not the pass trains: give 0 where
+    /// The probability of dropout on the attention weights, also outside training: give 0 if
     /// [`Context::drops_out`](crate::nn::Context::drops_out) is false.
     pub dropout_p: f64,
-    /// Whether a query attends only to the keys up to its own place. Needs as many keys as queries.
+    /// Whether a query attends only to the keys up to its own position. It needs as many keys as
+    /// queries.
     pub is_causal: bool,
-    /// What the products of queries and keys are multiplied by; 1/√E without it.
+    /// The factor of the products of queries and keys; `None` means 1/√E.
     pub scale: Option<f64>,
 }
 
-/// softmax(scale · Q·Kᵀ + mask) · V, as torch.nn.functional.scaled_dot_product_attention, for closures of
-/// one's own.
+/// Computes softmax(scale · Q·Kᵀ + mask) · V, as torch.nn.functional.scaled_dot_product_attention,
+/// for attention layers of your own.
 ///
 /// | tensor | shape |
 /// | --- | --- |
@@ -33,9 +35,9 @@ pub struct AttentionOptions<'a> {
 /// | `value` | `[…, kv_heads, S, V]` |
 /// | output | `[…, heads, L, V]` |
 ///
-/// Where there are fewer key than query heads, neighbouring query heads share one (grouped-query
-/// attention). A query that may attend to no key gives zeros, and its gradients are zero; torch gives zeros
-/// or NaN there, depending on its kernel.
+/// If there are fewer heads of keys than of queries, neighbouring heads of queries share a head of
+/// keys (grouped-query attention). For a query without any key the output and the gradients are
+/// zero. torch returns zeros or NaN there, depending on its kernel.
 ///
 /// Under autocast the products run in 16 bits.
 ///
@@ -54,8 +56,8 @@ pub struct AttentionOptions<'a> {
 /// ```
 ///
 /// # Errors
-/// When the shapes do not fit together, the mask is of integers, `is_causal` is asked for with another
-/// number of keys than queries, or `dropout_p` is not a probability.
+/// When the shapes do not match, the mask has integers, `is_causal` is set with different numbers
+/// of keys and queries, or `dropout_p` is not a probability.
 pub fn scaled_dot_product_attention(
     query: &Tensor,
     key: &Tensor,
@@ -73,7 +75,7 @@ pub fn scaled_dot_product_attention(
     let Some((mask, masked)) = shapes.mask(query, options)? else {
         return Ok(attend(key, value, None, is_causal, shapes.heads != shapes.kv_heads)?);
     };
-    // libtorch's fused kernels take either a mask or groups.
+    // libtorch's fused kernels accept either a mask or grouped queries.
     let (key, value) = (shapes.shared(key)?, shapes.shared(value)?);
     let output = attend(&key, &value, Some(&mask), false, false)?;
     match ffi::masked_rows(&output, &masked)? {
@@ -82,12 +84,13 @@ pub fn scaled_dot_product_attention(
     }
 }
 
-/// Queries, keys and values by head, `[N, heads, L, width]` each, of a product that has them beside one another,
-/// `[N, L, 3·heads·width]`: what [`scaled_dot_product_attention`] takes. They are views. On CUDA one kernel joins
-/// their gradients and finds the gradient of the product's bias.
+/// Splits a product `[N, L, 3·heads·width]` into queries, keys and values, each `[N, heads, L,
+/// width]`, for [`scaled_dot_product_attention`]. They are views. On CUDA one kernel joins their
+/// gradients and computes the gradient of the product's bias.
 ///
 /// # Errors
-/// When the product has other than three dimensions, or the last is not a multiple of `3·heads`.
+/// When the product does not have three dimensions, or the last dimension is not a multiple of
+/// `3·heads`.
 pub fn split_heads(product: &Tensor, heads: i64) -> Result<[Tensor; 3]> {
     match product.size().as_slice() {
         [_, _, width] if heads > 0 && width % (3 * heads) == 0 => ffi::split_heads(product, heads),
@@ -98,7 +101,7 @@ pub fn split_heads(product: &Tensor, heads: i64) -> Result<[Tensor; 3]> {
     }
 }
 
-/// [`scaled_dot_product_attention`], and the weights, as dropout leaves them.
+/// Computes [`scaled_dot_product_attention`], and returns the attention weights after dropout too.
 pub(super) fn attend_with_weights(
     query: &Tensor,
     key: &Tensor,
@@ -135,9 +138,9 @@ pub(super) fn attend_with_weights(
     Ok((weights.f_matmul(&value)?, weights))
 }
 
-/// A mask of the scores' kind in which every query attends to something, and the queries whose keys are all
-/// masked.
-/// libtorch's kernels differ in what they make of the latter, NaN among it.
+/// Opens rows in which all keys are masked. Returns the mask in the scores' dtype, in which every
+/// query attends to some key, and a mask of the queries whose keys were all masked. For such
+/// queries libtorch's kernels return different values, such as NaN.
 fn open_masked_rows(mask: &Tensor, kind: Kind) -> Result<(Tensor, Tensor)> {
     if mask.kind() == Kind::Bool {
         let masked = mask.f_any_dim(-1, true)?.f_logical_not()?;
@@ -147,7 +150,7 @@ fn open_masked_rows(mask: &Tensor, kind: Kind) -> Result<(Tensor, Tensor)> {
     Ok((mask.f_to_kind(kind)?.f_masked_fill(&masked, 0.0)?, masked))
 }
 
-/// Sizes that fit together.
+/// The sizes of queries, keys and values.
 struct Shapes {
     batch: Vec<i64>,
     heads: i64,
@@ -175,18 +178,18 @@ impl Shapes {
             return Ok(Self { batch: q.0, heads: q.1, kv_heads: k.1, queries: q.2, keys: k.2 });
         }
         Err(refused(format!(
-            "queries {q:?}, keys {k:?} and values {v:?} do not fit: they must be […, heads, L, E], \
+            "queries {q:?}, keys {k:?} and values {v:?} do not match: they must be […, heads, L, E], \
              […, kv_heads, S, E] and […, kv_heads, S, V], and kv_heads must divide heads"
         )))
     }
 
-    /// `[L, L]`, true where a query attends to a key.
+    /// Returns a mask `[L, L]` that is true where a query attends to a key.
     fn up_to_own_place(&self, query: &Tensor) -> Result<Tensor> {
         let square = [self.queries, self.keys];
         Ok(Tensor::f_ones(square, (Kind::Bool, query.device()))?.f_tril(0)?)
     }
 
-    /// Keys or values of each head of queries.
+    /// Repeats the heads of keys or values for the heads of queries that share them.
     fn shared(&self, heads: &Tensor) -> Result<Tensor> {
         match self.heads / self.kv_heads {
             1 => Ok(heads.shallow_clone()),
@@ -194,8 +197,9 @@ impl Shapes {
         }
     }
 
-    /// The mask of the options with what is causal, in which every query attends to something, and the
-    /// queries whose keys are all masked; `None` where there is no mask. Checks the options.
+    /// Combines the mask of the options with the causal mask. Returns it with every query attending
+    /// to some key, and a mask of the queries whose keys were all masked; `None` if nothing is
+    /// masked. Checks the options too.
     fn mask(
         &self,
         query: &Tensor,
@@ -209,7 +213,7 @@ impl Shapes {
         }
         if is_causal && self.queries != self.keys {
             return Err(refused(format!(
-                "{} queries and {} keys have no common places for `causal`: give a mask instead",
+                "{} queries and {} keys: `causal` needs equal numbers, or give a mask instead",
                 self.queries, self.keys
             )));
         }
@@ -226,7 +230,7 @@ impl Shapes {
         open_masked_rows(&mask, query.kind()).map(Some)
     }
 
-    /// Rule: a mask is for these scores, and says what it means.
+    /// Checks the rule: a mask has the scores' shape, and its dtype is unambiguous.
     fn take(&self, mask: &Tensor) -> Result<()> {
         is_mask("attn_mask", mask)?;
         let (size, mut scores) = (mask.size(), self.batch.clone());
@@ -242,7 +246,7 @@ impl Shapes {
     }
 }
 
-/// Rule: a mask is of booleans or of what is added to the scores.
+/// Checks the rule: a mask is boolean, or floating-point values that are added to the scores.
 fn is_mask(name: &str, mask: &Tensor) -> Result<()> {
     let kind = mask.kind();
     if kind == Kind::Bool || is_floating(kind) {
@@ -259,36 +263,38 @@ fn refused(why: String) -> Error {
     Error::config(format!("attention: {why}"))
 }
 
-/// Which keys are masked out for a query in a [`MultiheadAttention`](super::MultiheadAttention) or a
-/// transformer's layer, as torch.nn has it: **true is masked out**, the opposite of
-/// [`scaled_dot_product_attention`]. A query whose keys are all masked out attends to zeros, and its gradients
-/// are zero.
+/// The keys that are masked out for a query in a [`MultiheadAttention`](super::MultiheadAttention)
+/// or a transformer layer. As in torch.nn **true means masked out**, the opposite of
+/// [`scaled_dot_product_attention`]. For a query whose keys are all masked out, the attention's
+/// output and its gradients are zero.
 #[derive(Debug, Default)]
 pub struct AttentionMask {
-    /// `[L, S]`, `[N·heads, L, S]`, or 4-D with sizes that are those of `[N, heads, L, S]` or 1. Boolean: true
-    /// where a key is masked out for a query. Floating: added to the scores, as [`alibi_bias`](super::alibi_bias).
+    /// `[L, S]`, `[N·heads, L, S]`, or a 4-D shape that broadcasts to `[N, heads, L, S]`. If it is
+    /// boolean, true masks a key out for a query. If it is floating-point, it is added to the
+    /// scores, for example [`alibi_bias`](super::alibi_bias).
     pub attn_mask: Option<Tensor>,
-    /// `[N, S]`, boolean: true where a key is padding. Floating: added to the scores.
+    /// `[N, S]`. If it is boolean, true marks a key as padding. If it is floating-point, it is
+    /// added to the scores.
     pub key_padding_mask: Option<Tensor>,
 }
 
 impl AttentionMask {
-    /// Every query attends to every key.
+    /// Lets every query attend to every key.
     pub fn none() -> Self {
         Self::default()
     }
 
-    /// Keys where `[N, S]` is true are padding.
+    /// Masks the keys where `[N, S]` is true, which are padding.
     pub fn padding(key_padding_mask: &Tensor) -> Self {
         Self { key_padding_mask: Some(key_padding_mask.shallow_clone()), ..Self::none() }
     }
 
-    /// This mask of queries and keys.
+    /// Uses this mask of queries and keys.
     pub fn of(attn_mask: &Tensor) -> Self {
         Self { attn_mask: Some(attn_mask.shallow_clone()), ..Self::none() }
     }
 
-    /// Handles of the same masks.
+    /// Returns handles of the same masks.
     pub(in crate::nn) fn shared(&self) -> Self {
         let handle = |mask: &Option<Tensor>| mask.as_ref().map(Tensor::shallow_clone);
         Self {
@@ -297,12 +303,13 @@ impl AttentionMask {
         }
     }
 
-    /// Whether it lets everything through.
+    /// Returns whether nothing is masked out.
     pub(in crate::nn) fn is_none(&self) -> bool {
         self.attn_mask.is_none() && self.key_padding_mask.is_none()
     }
 
-    /// Both as one mask for [`scaled_dot_product_attention`] of scores `[n, heads, queries, keys]`.
+    /// Combines both masks into one for [`scaled_dot_product_attention`] of scores `[n, heads,
+    /// queries, keys]`.
     pub(super) fn joined(&self, scores: [i64; 4]) -> Result<Option<Tensor>> {
         let [n, heads, queries, keys] = scores;
         let attn_mask = self.attn_mask.as_ref().map(|mask| {
@@ -312,7 +319,7 @@ impl AttentionMask {
                 [all, l, s] if [*all, *l, *s] == [n * heads, queries, keys] => {
                     Ok(mask.f_reshape([n, heads, queries, keys])?)
                 }
-                // Broadcasting of these is checked with the scores.
+                // The broadcast of 4-D masks is checked together with the scores.
                 [_, _, _, _] => Ok(mask.shallow_clone()),
                 other => Err(refused(format!(
                     "attn_mask is {other:?}, but must be [{queries}, {keys}], [{}, {queries}, {keys}] or 4-D \
@@ -344,7 +351,7 @@ impl AttentionMask {
     }
 }
 
-/// What is added to the scores for a mask.
+/// Returns the values that a mask adds to the scores.
 fn added(mask: &Tensor) -> Result<Tensor> {
     if mask.kind() != Kind::Bool {
         return Ok(mask.shallow_clone());

@@ -11,7 +11,7 @@ use crate::{
     random,
 };
 
-/// The layers of a masked stack can be recomputed like those of any container, with the same
+/// The layers of a masked stack can be recomputed like the layers of any container, with the same
 /// gradients.
 #[test]
 fn a_masked_stack_can_be_checkpointed() -> Result<()> {
@@ -39,7 +39,7 @@ fn a_masked_stack_can_be_checkpointed() -> Result<()> {
     let segments = [Segment { path: "layers".to_owned(), layers: Some(0..2) }];
     let plain = gradient(&[], false)?;
     assert!(gradient(&segments, false)?.equal(&plain));
-    assert!(gradient(&[], true)?.equal(&plain), "nothing is computed again");
-    assert!(!gradient(&segments, true)?.equal(&plain), "the mask is looked at again");
+    assert!(gradient(&[], true)?.equal(&plain), "nothing is recomputed");
+    assert!(!gradient(&segments, true)?.equal(&plain), "the recomputation reads the mask");
     Ok(())
 }

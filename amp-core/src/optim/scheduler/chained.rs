@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::{Rates, Schedule};
 use crate::Result;
 
-/// Several schedules of the same rate, each applied to the result of the previous one
+/// Several schedules for the same rate. Each is applied to the result of the previous one
 /// (ChainedScheduler).
 ///
 /// ```
@@ -33,7 +33,7 @@ impl ChainedScheduler {
     }
 }
 
-/// A schedule whose type the chain erases.
+/// A schedule of any type, as stored in the chain.
 trait Link {
     fn check(&self) -> Result<()>;
     fn note(&self) -> Option<String>;

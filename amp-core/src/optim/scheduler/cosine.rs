@@ -13,7 +13,7 @@ use crate::Result;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct CosineAnnealing {
-    /// Intervals until the minimum.
+    /// The number of intervals until the minimum.
     pub t_max: i64,
     /// The minimum.
     pub eta_min: f64,
@@ -44,9 +44,9 @@ impl Schedule for CosineAnnealing {
     }
 }
 
-/// [`CosineAnnealing`]'s formula, restarted from the optimizer's rate after t_0 intervals, and then after
-/// periods that are each t_mult times as long as the period before (SGDR, Loshchilov and Hutter 2017;
-/// torch's CosineAnnealingWarmRestarts).
+/// The formula of [`CosineAnnealing`] with restarts. It restarts from the optimizer's rate after
+/// t_0 intervals, and then after periods that are each t_mult times as long as the previous period
+/// (SGDR, Loshchilov and Hutter 2017; torch's CosineAnnealingWarmRestarts).
 ///
 /// ```
 /// use amp_core::optim::CosineAnnealingWarmRestarts;
@@ -55,9 +55,9 @@ impl Schedule for CosineAnnealing {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CosineAnnealingWarmRestarts {
-    /// Intervals until the first restart.
+    /// The number of intervals until the first restart.
     pub t_0: i64,
-    /// The length of each period divided by the length of the period before.
+    /// The length of each period divided by the length of the previous one.
     pub t_mult: i64,
     /// The minimum.
     pub eta_min: f64,
@@ -93,8 +93,8 @@ impl Schedule for CosineAnnealingWarmRestarts {
     }
 }
 
-/// Linear warm-up over warmup_steps, then half a cosine down to zero at total_steps (transformers'
-/// get_cosine_schedule_with_warmup).
+/// A linear warm-up over warmup_steps, then half a cosine down to zero at total_steps
+/// (transformers' get_cosine_schedule_with_warmup).
 ///
 /// ```
 /// use amp_core::optim::WarmupCosine;
@@ -102,7 +102,7 @@ impl Schedule for CosineAnnealingWarmRestarts {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct WarmupCosine {
-    /// The number of warm-up steps; the first step has rate 0 unless this is 0.
+    /// The number of warm-up steps. Unless it is 0, the first step has rate 0.
     pub warmup_steps: i64,
     /// The total number of steps.
     pub total_steps: i64,

@@ -5,7 +5,7 @@ use std::f64::consts::PI;
 use super::{Rates, Schedule, not_negative, positive, within};
 use crate::Result;
 
-/// The shape of [`Wsd`]'s decay; p is the fraction of decay_steps that has passed.
+/// The shape of [`Wsd`]'s decay. p is the completed fraction of decay_steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Decay {
     /// 1 − p.
@@ -17,10 +17,10 @@ pub enum Decay {
     OneMinusSqrt,
 }
 
-/// Linear warm-up over warmup_steps, then the optimizer's rate, then a decay over the last
-/// decay_steps of total_steps, after which the rate is constant (warm-up, stable, decay; Hu et al.
-/// 2024, "MiniCPM", §4). The formula is transformers' get_wsd_schedule: at both ends the factor is
-/// min_lr_ratio, and a factor f in between is f·(1 − min_lr_ratio) + min_lr_ratio.
+/// A linear warm-up over warmup_steps, then the optimizer's rate, then a decay over the last
+/// decay_steps of total_steps. Afterwards the rate is constant (warm-up, stable, decay; Hu et al.
+/// 2024, "MiniCPM", §4). The formula is that of transformers' get_wsd_schedule: a factor f becomes
+/// f·(1 − min_lr_ratio) + min_lr_ratio, so that the factor at both ends is min_lr_ratio.
 ///
 /// ```
 /// use amp_core::optim::{Decay, Wsd};

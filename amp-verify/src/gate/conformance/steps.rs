@@ -74,7 +74,7 @@ struct Still {
 
 impl Interceptor for Still {
     fn step_access(&self) -> StepAccess {
-        StepAccess::Within("the gate compares the steps with those of 32-true")
+        StepAccess::InStep("the gate compares the steps with those of 32-true")
     }
 
     /// A model that does so is held to its first loss of each batch, on which the trainer steps.

@@ -128,7 +128,7 @@ impl Checks<'_> {
             steps: record.end.global_step,
             replayed: record.end.replayed,
             watched_by_itself: match case.build()?.step_access() {
-                StepAccess::Within(why) => Some(why.to_owned()),
+                StepAccess::InStep(why) => Some(why.to_owned()),
                 _ => None,
             },
             notes: record.notes.clone(),

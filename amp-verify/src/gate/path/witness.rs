@@ -180,7 +180,7 @@ fn rates(hook: &Hook<'_>) -> Vec<f64> {
 
 impl Interceptor for Witness {
     fn step_access(&self) -> StepAccess {
-        StepAccess::Within("the gate watches the steps")
+        StepAccess::InStep("the gate watches the steps")
     }
 
     fn optimizers(&self, model: &dyn LightningModule, plan: &TrainingPlan) -> Result<Optimizers> {
@@ -232,7 +232,7 @@ impl Callback for Witness {
     }
 
     fn step_access(&self) -> StepAccess {
-        StepAccess::Within("the gate watches the steps")
+        StepAccess::InStep("the gate watches the steps")
     }
 
     fn on_train_epoch_start(&mut self, hook: &mut Hook<'_>) -> Result<()> {

@@ -32,7 +32,7 @@ use crate::{faults::Fault, registry::Registry, text::significant};
 /// The number of compared optimizer steps.
 const STEPS: u64 = 6;
 /// The loss scale of these steps: low, so that none is skipped.
-const CALM: f64 = 1024.0;
+const LOW_SCALE: f64 = 1024.0;
 /// The number of runs with emulated rounding.
 const RUNS: u64 = 32;
 
@@ -44,11 +44,11 @@ pub(super) fn run(job: &Job, registry: &Registry) -> Result<Outcome> {
     let mut model = ResetModel::new(&case)?;
     stages.end("building the model");
     let exact = Steps { job, case: &case, precision: Precision::F32True };
-    let exact = exact.run(&mut model, exact.config(STEPS, CALM))?;
+    let exact = exact.run(&mut model, exact.config(STEPS, LOW_SCALE))?;
     stages.end("32-true");
     let case = job.case(registry, job.precision)?;
     let steps = Steps { job, case: &case, precision: job.precision };
-    let mut config = steps.config(STEPS, CALM);
+    let mut config = steps.config(STEPS, LOW_SCALE);
     Fault::config(job.fault, &mut config);
     model.follow(&case)?;
     let ran = steps.run(&mut model, config)?;
@@ -89,8 +89,8 @@ fn unchanged(
     let job = &Job { fault, ..job.clone() };
     let case = job.case(registry, job.precision)?;
     model.follow(&case)?;
-    let islands = Rc::new(job.islands.clone());
-    let emulation = Rc::new(Emulation::of(&case, model.reset()?, job.precision, &islands)?);
+    let overrides = Rc::new(job.overrides.clone());
+    let emulation = Rc::new(Emulation::of(&case, model.reset()?, job.precision, &overrides)?);
     let case = job.case(registry, emulation.wide)?;
     model.follow(&case)?;
     let steps = Steps { job, case: &case, precision: emulation.wide };
@@ -98,11 +98,12 @@ fn unchanged(
     let exact = if is_unbroken && emulation.wide == Precision::F32True {
         of_job
     } else {
-        own = steps.run_calm(model, None)?;
+        own = steps.run_at_low_scale(model, None)?;
         &own
     };
     let runs = (1..=RUNS).map(|number| {
-        let ran = steps.run_calm(model, Some(Rounding::new(&emulation, job.seed, number)))?;
+        let ran =
+            steps.run_at_low_scale(model, Some(Rounding::new(&emulation, job.seed, number)))?;
         compare(exact, &ran)
     });
     let runs = runs.collect::<Result<_>>()?;

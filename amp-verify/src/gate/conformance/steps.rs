@@ -13,11 +13,11 @@ use amp_core::{
     trainer::{Check, StepAccess, ValCheckInterval, first_loss},
 };
 
-use super::{CALM, STEPS, emulation::Rounding};
+use super::{LOW_SCALE, STEPS, emulation::Rounding};
 
 use crate::{
     case::Case,
-    diagnose::Islands,
+    diagnose::Overrides,
     gate::{identity, job::Job, reset::ResetModel},
     interceptor::{Intercepted, Interceptor},
 };
@@ -68,7 +68,7 @@ impl Callback for Tracer {
 /// Computes each loss without dropout and batch statistics, and records the first one.
 struct Still {
     tracer: Tracer,
-    islands: Rc<Islands>,
+    overrides: Rc<Overrides>,
     rounding: Option<Rounding>,
 }
 
@@ -89,7 +89,7 @@ impl Interceptor for Still {
         step: &mut Step<'_>,
     ) -> Result<Tensor> {
         let mut context =
-            Context::new(step.context().policy(), false).with_overrides(self.islands.clone());
+            Context::new(step.context().policy(), false).with_overrides(self.overrides.clone());
         if let Some(rounding) = &mut self.rounding {
             rounding.begin(model)?;
             context = context.with_substitute(rounding.between());
@@ -173,12 +173,12 @@ impl Steps<'_> {
     }
 
     /// Runs it at the low loss scale, with emulated rounding if `rounding` is given.
-    pub(super) fn run_calm(
+    pub(super) fn run_at_low_scale(
         &self,
         model: &mut ResetModel,
         rounding: Option<Rounding>,
     ) -> Result<Ran> {
-        let mut config = self.config(STEPS, CALM);
+        let mut config = self.config(STEPS, LOW_SCALE);
         // The invariants of training are checked in the runs that are judged.
         config.checks.level = Check::Off;
         self.run_model(model, config, rounding)
@@ -191,8 +191,8 @@ impl Steps<'_> {
         rounding: Option<Rounding>,
     ) -> Result<Ran> {
         let tracer = Tracer(Rc::default());
-        let islands = config.numerics.overrides.clone();
-        let still = Still { tracer: tracer.clone(), islands, rounding };
+        let overrides = config.numerics.overrides.clone();
+        let still = Still { tracer: tracer.clone(), overrides, rounding };
         let initial = model.initial();
         let mut model = self.job.with_fault(model.reset()?, self.precision);
         let mut model = Intercepted::borrowing(model.as_mut(), still);

@@ -13,7 +13,7 @@ use amp_core::{
 };
 
 use super::{
-    left::{dot, exact_on},
+    final_state::{dot, exact_on},
     run::Setup,
 };
 use crate::gate::{
@@ -27,7 +27,7 @@ const SIZE: f64 = 1e-3;
 const DISTANCE: f64 = 1e-2;
 
 /// The difference between two gradients.
-pub(super) struct Apart {
+pub(super) struct GradientDifference {
     /// |⟨a, b⟩/⟨b, b⟩ − 1|.
     pub(super) size: f64,
     /// ‖a − b‖/‖b‖.
@@ -41,10 +41,13 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
         return Ok(());
     }
     let batch = sample(setup.case)?;
-    let apart = apart(&gradients(setup, device, &batch)?, &gradients(setup, Device::Cpu, &batch)?)?;
+    let gradient_difference = gradient_difference(
+        &gradients(setup, device, &batch)?,
+        &gradients(setup, Device::Cpu, &batch)?,
+    )?;
     for (what, figure, bound) in [
-        ("length along the CPU's gradient, away from 1", apart.size, SIZE),
-        ("distance from the CPU's gradient", apart.distance, DISTANCE),
+        ("length along the CPU's gradient, away from 1", gradient_difference.size, SIZE),
+        ("distance from the CPU's gradient", gradient_difference.distance, DISTANCE),
     ] {
         let over = "the first examples in 32-true with the device's kernels, without dropout";
         findings.measured(Reason::Gradient, what, over, Unit::Share, (figure, bound));
@@ -77,7 +80,10 @@ pub(super) fn gradients(
 }
 
 /// The difference of `a` from `b`. A gradient that only one of them has is compared with zero.
-pub(super) fn apart(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>) -> Result<Apart> {
+pub(super) fn gradient_difference(
+    a: &BTreeMap<String, Tensor>,
+    b: &BTreeMap<String, Tensor>,
+) -> Result<GradientDifference> {
     let (mut both, mut own, mut off) = (0.0, 0.0, 0.0);
     for (name, exact) in b {
         own += dot(exact, exact)?;
@@ -90,5 +96,5 @@ pub(super) fn apart(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>) 
             None => off += dot(exact, exact)?,
         }
     }
-    Ok(Apart { size: (both / own - 1.0).abs(), distance: (off / own).sqrt() })
+    Ok(GradientDifference { size: (both / own - 1.0).abs(), distance: (off / own).sqrt() })
 }

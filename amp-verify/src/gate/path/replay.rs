@@ -16,7 +16,7 @@ use amp_core::{
 };
 
 use super::{
-    left::{dot, exact, exact_on, kept},
+    final_state::{copy_of, dot, exact, exact_on},
     rule::{Rule, Slots},
 };
 use crate::rounding::rounding_of;
@@ -85,7 +85,7 @@ impl Replay {
         // As the run has them, which is half as large.
         let initial = nn::parameters(run)
             .iter()
-            .map(|parameter| Ok((parameter.name.clone(), kept(&parameter.tensor)?)))
+            .map(|parameter| Ok((parameter.name.clone(), copy_of(&parameter.tensor)?)))
             .collect::<Result<_>>()?;
         let scheduled = model.configure_optimizers(plan)?.build(parameters, Storage::default())?;
         let ruled = |scheduled: &Scheduled| {
@@ -122,7 +122,7 @@ impl Replay {
             let scheduled = &mut self.scheduled[at];
             match &mut self.rules[at] {
                 Some(ruled) => ruled.step(scheduled, &own)?,
-                None => step_itself(scheduled, &own)?,
+                None => step_with_own_code(scheduled, &own)?,
             }
             scheduled.advance(Interval::Step, &[])?;
         }
@@ -150,7 +150,7 @@ impl Replay {
                 ))));
             }
         }
-        let (mut off, mut way, mut size, mut eps) = (0.0, 0.0, 0.0, 0.0_f64);
+        let (mut off, mut scenario, mut size, mut eps) = (0.0, 0.0, 0.0, 0.0_f64);
         for (own, run) in self.scheduled.iter().zip(run) {
             for own in own.optimizer.parameters().iter() {
                 let mut others = run.optimizer.parameters().iter();
@@ -162,12 +162,13 @@ impl Replay {
                 eps = eps.max(rounding_of(run.tensor.kind()));
                 let run = exact_on(own.device(), &run.tensor)?;
                 off += square(&run, &own)?;
-                way += square(&own, &from)?;
+                scenario += square(&own, &from)?;
                 size += dot(&own, &own)?;
             }
         }
-        let allowed = ROUNDING * way.sqrt() + self.steps as f64 * eps * size.sqrt() + self.signs();
-        if let Some(text) = self.beyond("the weights", off.sqrt(), way.sqrt(), allowed) {
+        let allowed =
+            ROUNDING * scenario.sqrt() + self.steps as f64 * eps * size.sqrt() + self.signs();
+        if let Some(text) = self.beyond("the weights", off.sqrt(), scenario.sqrt(), allowed) {
             return Ok(Some(Wrong::Update(text)));
         }
         let mut averages = Vec::new();
@@ -286,7 +287,7 @@ impl Ruled {
 }
 
 /// Steps with the optimizer's own code: the gradient of Σ⟨p, g⟩ is g.
-fn step_itself(scheduled: &mut Scheduled, own: &BTreeMap<&str, Tensor>) -> Result<()> {
+fn step_with_own_code(scheduled: &mut Scheduled, own: &BTreeMap<&str, Tensor>) -> Result<()> {
     scheduled.optimizer.zero_grad()?;
     let mut sum = Tensor::from(0.0);
     for parameter in scheduled.optimizer.parameters().iter() {

@@ -16,7 +16,7 @@ use amp_core::{
 };
 
 use super::{
-    left::kept,
+    final_state::copy_of,
     reference::Reference,
     replay::{Replay, Wrong},
     rules::{ScaleRule, is_finite},
@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// The state of the observation.
-pub(super) struct Seen {
+pub(super) struct Observation {
     pub(super) device: Device,
     pub(super) clip: Option<Clip>,
     /// The model whose weights the same optimizers step in float64.
@@ -67,9 +67,9 @@ struct Before {
 
 /// Receives batches as the model's interceptor and gradients as a callback.
 #[derive(Clone)]
-pub(super) struct Witness(pub(super) Rc<RefCell<Seen>>);
+pub(super) struct Observer(pub(super) Rc<RefCell<Observation>>);
 
-impl Seen {
+impl Observation {
     pub(super) fn new(device: Device, clip: Option<Clip>, copy: Box<dyn LightningModule>) -> Self {
         Self {
             device,
@@ -119,7 +119,7 @@ impl Seen {
                 if finite {
                     self.fail(Reason::Skip, "it was skipped although all gradients are finite");
                 }
-                self.hold_still()?;
+                self.check_unchanged()?;
                 if rates != self.rates {
                     self.fail(Reason::Schedule, "a skipped step moved the learning rate");
                 }
@@ -144,8 +144,8 @@ impl Seen {
     fn apply(&mut self, gradients: &[BTreeMap<String, Tensor>], hook: &Hook<'_>) -> Result<()> {
         let mut square = 0.0;
         for gradient in gradients.iter().flat_map(BTreeMap::values) {
-            let gradient = super::left::exact(gradient)?;
-            square += super::left::dot(&gradient, &gradient)?;
+            let gradient = super::final_state::exact(gradient)?;
+            square += super::final_state::dot(&gradient, &gradient)?;
         }
         self.norms.push(square.sqrt());
         let Some(replay) = &mut self.replay else { return Ok(()) };
@@ -161,7 +161,7 @@ impl Seen {
     }
 
     /// Whether a skipped step left weights and buffers unchanged.
-    fn hold_still(&mut self) -> Result<()> {
+    fn check_unchanged(&mut self) -> Result<()> {
         for Before { name, role, held, tensor } in std::mem::take(&mut self.before) {
             if !held.f_equal(&tensor.f_detach()?)? {
                 let what = if role == Role::Parameter { "weight" } else { "buffer" };
@@ -178,20 +178,20 @@ fn rates(hook: &Hook<'_>) -> Vec<f64> {
     groups.map(|group| group.rates.lr).collect()
 }
 
-impl Interceptor for Witness {
+impl Interceptor for Observer {
     fn step_access(&self) -> StepAccess {
         StepAccess::Within("the gate watches the steps")
     }
 
     fn optimizers(&self, model: &dyn LightningModule, plan: &TrainingPlan) -> Result<Optimizers> {
-        let mut seen = self.0.borrow_mut();
-        if let Some(copy) = seen.copy.take() {
-            match Replay::new(copy, model, plan, seen.clip) {
-                Ok(replay) => seen.replay = Some(replay),
-                Err(error) => seen.no_replay = Some(error.to_string()),
+        let mut observation = self.0.borrow_mut();
+        if let Some(copy) = observation.copy.take() {
+            match Replay::new(copy, model, plan, observation.clip) {
+                Ok(replay) => observation.replay = Some(replay),
+                Err(error) => observation.no_replay = Some(error.to_string()),
             }
         }
-        drop(seen);
+        drop(observation);
         model.configure_optimizers(plan)
     }
 
@@ -201,32 +201,34 @@ impl Interceptor for Witness {
         batch: &AnyBatch,
         step: &mut Step<'_>,
     ) -> Result<Tensor> {
-        let mut seen = self.0.borrow_mut();
-        if !seen.begun {
-            seen.begun = true;
-            seen.attempts += 1;
-            seen.finite_loss = true;
-            seen.before = named_tensors(model)
+        let mut observation = self.0.borrow_mut();
+        if !observation.begun {
+            observation.begun = true;
+            observation.attempts += 1;
+            observation.finite_loss = true;
+            observation.before = named_tensors(model)
                 .into_iter()
-                .map(|(name, tensor, role)| Ok(Before { name, role, held: kept(&tensor)?, tensor }))
+                .map(|(name, tensor, role)| {
+                    Ok(Before { name, role, held: copy_of(&tensor)?, tensor })
+                })
                 .collect::<Result<_>>()?;
         }
-        let random = RandomState::read(seen.device)?;
+        let random = RandomState::read(observation.device)?;
         let place = (step.batch_idx, step.global_step);
         let loss = model.training_step(batch, step)?;
-        seen.finite_loss &= is_finite([&loss])?;
-        if let Some(mut reference) = seen.reference.take() {
+        observation.finite_loss &= is_finite([&loss])?;
+        if let Some(mut reference) = observation.reference.take() {
             let own = reference.add(model, batch, place, &random, loss.f_double_value(&[])?)?;
-            for rounded in &mut seen.rounded {
+            for rounded in &mut observation.rounded {
                 rounded.add(model, batch, place, &random, own)?;
             }
-            seen.reference = Some(reference);
+            observation.reference = Some(reference);
         }
         Ok(loss)
     }
 }
 
-impl Callback for Witness {
+impl Callback for Observer {
     fn name(&self) -> String {
         "the gate".into()
     }
@@ -254,7 +256,7 @@ impl Callback for Witness {
         _: &mut Hook<'_>,
     ) -> Result<()> {
         let named = gradients.named();
-        let named = named.map(|(name, gradient)| Ok((name.to_owned(), kept(gradient)?)));
+        let named = named.map(|(name, gradient)| Ok((name.to_owned(), copy_of(gradient)?)));
         self.0.borrow_mut().gradients.push(named.collect::<Result<_>>()?);
         Ok(())
     }
@@ -265,14 +267,14 @@ impl Callback for Witness {
         hook: &mut Hook<'_>,
     ) -> Result<Vec<Action>> {
         let Some(outcome) = outcome else { return Ok(Vec::new()) };
-        let mut seen = self.0.borrow_mut();
-        seen.begun = false;
-        if let Some(mut reference) = seen.reference.take() {
-            let Seen { gradients, rounded, .. } = &mut *seen;
+        let mut observation = self.0.borrow_mut();
+        observation.begun = false;
+        if let Some(mut reference) = observation.reference.take() {
+            let Observation { gradients, rounded, .. } = &mut *observation;
             reference.compare(gradients, rounded)?;
-            seen.reference = Some(reference);
+            observation.reference = Some(reference);
         }
-        seen.step_of(outcome, hook)?;
+        observation.step_of(outcome, hook)?;
         Ok(Vec::new())
     }
 }

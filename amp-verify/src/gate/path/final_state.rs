@@ -16,7 +16,7 @@ use amp_core::{
 use serde_json::{Map, Value};
 
 /// The final state of a run.
-pub(super) struct Left {
+pub(super) struct FinalState {
     /// The model's tensors and those of its optimizers, on the host.
     pub(super) tensors: Vec<(String, Tensor)>,
     /// Rates and schedules.
@@ -28,10 +28,10 @@ pub(super) struct Left {
 /// Records the optimizers' state at the end of each epoch and the memory after each step, without
 /// observing any step.
 #[derive(Clone, Default)]
-pub(super) struct Keeper(Rc<RefCell<Kept>>);
+pub(super) struct StateRecorder(Rc<RefCell<Recorded>>);
 
 #[derive(Default)]
-struct Kept {
+struct Recorded {
     state: State,
     meter: Option<MemoryMeter>,
     counts: Counts,
@@ -47,15 +47,15 @@ pub(super) struct Counts {
     pub(super) held: Vec<i64>,
 }
 
-impl Keeper {
+impl StateRecorder {
     /// Begins to measure memory.
     pub(super) fn new(device: Device) -> Result<Self> {
         let meter = Some(MemoryMeter::start(device)?);
-        Ok(Self(Rc::new(RefCell::new(Kept { meter, ..Kept::default() }))))
+        Ok(Self(Rc::new(RefCell::new(Recorded { meter, ..Recorded::default() }))))
     }
 }
 
-impl Callback for Keeper {
+impl Callback for StateRecorder {
     fn name(&self) -> String {
         "the final state of a run".into()
     }
@@ -78,7 +78,7 @@ impl Callback for Keeper {
         outcome: Option<&StepOutcome>,
         _: &mut Hook<'_>,
     ) -> Result<Vec<Action>> {
-        let Kept { meter, counts, .. } = &mut *self.0.borrow_mut();
+        let Recorded { meter, counts, .. } = &mut *self.0.borrow_mut();
         counts.batches += 1;
         if outcome.is_some() {
             counts.attempts += 1;
@@ -90,17 +90,17 @@ impl Callback for Keeper {
     }
 }
 
-impl Left {
+impl FinalState {
     pub(super) fn new(
         model: &dyn LightningModule,
-        keeper: &Keeper,
+        recorder: &StateRecorder,
         record: RunRecord,
     ) -> Result<Self> {
         let mut tensors = Vec::new();
         for (name, tensor, _) in named_tensors(model) {
             tensors.push((name, on_host(&tensor)?));
         }
-        let Kept { state, counts, .. } = keeper.0.take();
+        let Recorded { state, counts, .. } = recorder.0.take();
         for (name, tensor) in state.tensors() {
             tensors.push((name.to_owned(), on_host(tensor)?));
         }
@@ -152,8 +152,8 @@ impl Left {
 
     /// The first value logged at the end of an epoch that differs.
     pub(super) fn logged_difference(&self, other: &Self) -> Option<String> {
-        let logged = |left: &Self| -> Vec<(String, u64)> {
-            let epochs = left.record.epochs.iter();
+        let logged = |state: &Self| -> Vec<(String, u64)> {
+            let epochs = state.record.epochs.iter();
             let values = epochs.flat_map(|epoch| epoch.train.iter().chain(&epoch.val));
             values.map(|logged| (logged.name.clone(), logged.value.to_bits())).collect()
         };
@@ -173,7 +173,7 @@ pub(super) fn on_host(tensor: &Tensor) -> Result<Tensor> {
 }
 
 /// A copy of its own where it is.
-pub(super) fn kept(tensor: &Tensor) -> Result<Tensor> {
+pub(super) fn copy_of(tensor: &Tensor) -> Result<Tensor> {
     Ok(no_grad(|| tensor.f_detach()?.f_detach_copy())?)
 }
 

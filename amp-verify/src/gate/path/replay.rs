@@ -150,7 +150,7 @@ impl Replay {
                 ))));
             }
         }
-        let (mut off, mut scenario, mut size, mut eps) = (0.0, 0.0, 0.0, 0.0_f64);
+        let (mut off, mut moved, mut size, mut eps) = (0.0, 0.0, 0.0, 0.0_f64);
         for (own, run) in self.scheduled.iter().zip(run) {
             for own in own.optimizer.parameters().iter() {
                 let mut others = run.optimizer.parameters().iter();
@@ -162,13 +162,13 @@ impl Replay {
                 eps = eps.max(rounding_of(run.tensor.kind()));
                 let run = exact_on(own.device(), &run.tensor)?;
                 off += square(&run, &own)?;
-                scenario += square(&own, &from)?;
+                moved += square(&own, &from)?;
                 size += dot(&own, &own)?;
             }
         }
         let allowed =
-            ROUNDING * scenario.sqrt() + self.steps as f64 * eps * size.sqrt() + self.signs();
-        if let Some(text) = self.beyond("the weights", off.sqrt(), scenario.sqrt(), allowed) {
+            ROUNDING * moved.sqrt() + self.steps as f64 * eps * size.sqrt() + self.signs();
+        if let Some(text) = self.beyond("the weights", off.sqrt(), moved.sqrt(), allowed) {
             return Ok(Some(Wrong::Update(text)));
         }
         let mut averages = Vec::new();

@@ -15,7 +15,7 @@ use crate::{
     options::{Format, RunArgs},
 };
 
-/// The criterion of the search for modules.
+/// The figure that decides which modules must stay in FP32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Search {
     /// The validation metric lost against 32-true
@@ -31,7 +31,7 @@ pub struct DiagnoseArgs {
     #[arg(long, value_name = "NAME", value_parser = Precision::from_str,
           default_value_t = Precision::F16Mixed)]
     pub precision: Precision,
-    /// The criterion of the search for modules
+    /// The figure that decides whether a choice of FP32 modules is good enough
     #[arg(long, value_enum, default_value_t = Search::Metric)]
     pub search: Search,
     /// The accepted loss: of the metric [default: 0.01], or relative to a layer's values [default: 0.05]
@@ -41,8 +41,8 @@ pub struct DiagnoseArgs {
     #[arg(long, value_name = "K", default_value_t = 3,
           value_parser = clap::value_parser!(u64).range(1..=1000))]
     pub seeds: u64,
-    /// An output of `verify --output`, or a golden (.snap): it distinguishes a change of the environment
-    /// from a change of the precision
+    /// Earlier figures of 32-true, to distinguish a changed environment from the effect of the
+    /// precision: an output of `verify --output`, or a golden (.snap)
     #[arg(long, value_name = "FILE")]
     pub reference: Option<PathBuf>,
     /// Write the modules that must stay in FP32 to this policy file
@@ -123,7 +123,7 @@ impl DiagnoseArgs {
             let seconds = record.epochs.iter().map(|epoch| epoch.train_seconds).sum();
             Ok((seconds, record.memory.unwrap_or_default().peak_allocated as f64))
         };
-        // One epoch each, because a run without FP32 modules may end early.
+        // Each run has one epoch, because a run without FP32 modules may end early.
         let brief = |overrides| {
             let mut case = with(case, case.trainer.seed, overrides);
             case.trainer.max_epochs = 1;

@@ -1,63 +1,65 @@
-//! Which optimizer steps are skipped, and why other steps are on the two sides.
+//! Compares which optimizer steps the two sides skip, and finds the reason for differences.
 //!
-//! Where they differ, the seed is run again by libtorch's kernels, which round where PyTorch rounds, and each
-//! step's scale and largest gradient are noted. The two sides do the same where the second run skips what the twin
-//! skips, or where rounding alone decides about the first step that they treat otherwise.
+//! If the skipped steps differ, our side runs the seed again with libtorch's kernels, which round
+//! where PyTorch rounds. Each step's scale and largest gradient are recorded. There are two
+//! explanations with which the sides agree: the second run skips the twin's steps; or the first
+//! differing step has a gradient so close to overflow that rounding decides.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Pair, Seed};
 
-/// The largest number of f16.
+/// The largest f16 number.
 pub(super) const LARGEST: f64 = 65504.0;
-/// How far two largest gradients may always be apart: two roundings of f16.
+/// The smallest tolerance for the difference of two largest gradients: two roundings of f16.
 const LEAST: f64 = 1.0 / 1024.0;
 
-/// One attempt at an optimizer step; of a model that optimizes manually, the steps on one batch.
+/// One attempt at an optimizer step. For a model that optimizes manually, all steps on one batch
+/// count as one attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Attempt {
-    /// From 0.
+    /// The index of the attempt, from 0.
     pub step: u64,
     /// The loss scale.
     pub scale: f64,
-    /// The largest magnitude in the scaled gradients of parameters, over f16's largest number, 65504; null where
-    /// one is not finite.
+    /// The largest magnitude in the scaled gradients of all parameters, divided by f16's largest
+    /// number, 65504; null if a gradient is not finite.
     pub largest: Option<f64>,
     /// Whether the step was skipped.
     pub skipped: bool,
 }
 
-/// A seed whose skipped steps differ, run again.
+/// The second run of a seed whose skipped steps differ.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Again {
-    /// The steps that ours skips by libtorch's kernels, from 0.
+    /// The steps that our side skips with libtorch's kernels, from 0.
     pub skipped: Vec<u64>,
     /// The loss scale at the end of that run.
     pub scale: Option<f64>,
-    /// The first attempts by this library's kernels, and the twin's.
+    /// The first attempts with this library's kernels, and the twin's first attempts.
     pub attempts: Pair<Vec<Attempt>>,
-    /// The first attempts by libtorch's kernels.
+    /// The first attempts with libtorch's kernels.
     pub libtorch: Vec<Attempt>,
 }
 
-/// What the skipped steps of a seed say.
+/// The result of comparing the skipped steps of a seed.
 #[derive(Debug, PartialEq)]
 pub(super) enum Skips {
-    /// The same steps are skipped.
+    /// The two sides skip the same steps.
     Same,
-    /// Others are, because the sides round in other places.
+    /// The skipped steps differ because the sides round at different places; the text says where.
     Rounding(String),
-    /// Others are.
+    /// The skipped steps differ for another reason, which the text describes.
     Differ(String),
 }
 
-/// The first of these steps.
+/// Returns the skipped steps with an index below `count`.
 fn first(skipped: &[u64], count: u64) -> Vec<u64> {
     skipped.iter().copied().filter(|step| *step < count).collect()
 }
 
-/// Whether the scales at the end are near: a later step that is near to overflowing may go either way, which moves
-/// the scale once.
+/// Whether the final scales differ by at most one factor: rounding may decide about a later step,
+/// which changes the scale once.
 fn are_near(own: Option<f64>, other: Option<f64>) -> bool {
     match (own, other) {
         (None, None) => true,
@@ -67,13 +69,14 @@ fn are_near(own: Option<f64>, other: Option<f64>) -> bool {
 }
 
 impl Seed {
-    /// Whether the first `count` steps are skipped alike, and the scales at the end are near.
+    /// Whether both sides skip the same of the first `count` steps, and their final scales are
+    /// close.
     pub(super) fn has_equal_skips(&self, count: u64) -> bool {
         let Pair { ours, theirs } = &self.skipped;
         first(ours, count) == first(theirs, count) && are_near(self.scale.ours, self.scale.theirs)
     }
 
-    /// Judges the skipped ones of the first `count` steps, and the scale at the end.
+    /// Compares the skipped ones among the first `count` steps, and the final scale.
     pub(super) fn skips(&self, count: u64) -> Skips {
         if self.has_equal_skips(count) {
             return Skips::Same;
@@ -116,7 +119,7 @@ impl Seed {
 }
 
 impl Again {
-    /// The first step that is skipped on one side alone, of this library's kernels.
+    /// Describes the first step that only one side skips, with this library's kernels.
     fn seen(&self) -> String {
         let Pair { ours, theirs } = &self.attempts;
         let Some((own, other)) = parting(ours, theirs) else { return String::new() };
@@ -134,8 +137,9 @@ impl Again {
     }
 }
 
-/// That rounding decides which side skips the first step that one side alone skips: the side that applies it has a
-/// gradient beyond f16's largest number, or as near to it as the sides' largest gradients were to each other before.
+/// Returns an explanation if rounding decides which side skips the first differing step. The side
+/// that applies the step must have a largest gradient beyond f16's largest number, or as close to
+/// it as the largest gradients of the two sides were to each other before.
 fn undecided(own: &[Attempt], theirs: &[Attempt]) -> Option<String> {
     let (ours, other) = parting(own, theirs)?;
     let applied = if ours.skipped { other } else { ours };
@@ -156,7 +160,7 @@ fn undecided(own: &[Attempt], theirs: &[Attempt]) -> Option<String> {
     })
 }
 
-/// The first attempts of which one is skipped.
+/// Returns the first attempts of which only one is skipped.
 fn parting<'a>(own: &'a [Attempt], other: &'a [Attempt]) -> Option<(&'a Attempt, &'a Attempt)> {
     own.iter().zip(other).find(|(own, other)| own.skipped != other.skipped)
 }
@@ -167,7 +171,8 @@ mod tests {
 
     use super::*;
 
-    /// Attempts with these largest gradients; those that are not finite are skipped and halve the scale.
+    /// Makes attempts with these largest gradients. Gradients that are not finite lead to a skipped
+    /// step and half the scale.
     fn attempts(largest: &[Option<f64>]) -> Vec<Attempt> {
         let mut scale = 65536.0;
         let attempt = |(step, largest): (u64, &Option<f64>)| {
@@ -201,7 +206,7 @@ mod tests {
         }
     }
 
-    /// Which of the three it is, and what is said.
+    /// The expected kind of result, and a part of its text.
     #[rstest]
     #[case::same(&[None, Some(0.7)], &[], &[None, Some(0.7)], "same", "")]
     #[case::wide(
@@ -247,7 +252,7 @@ mod tests {
         assert!(text.contains(said), "{text}");
     }
 
-    /// Without a second run nothing is explained.
+    /// Without a second run, a difference has no explanation.
     #[test]
     fn other_skips_need_an_explanation() {
         let mut seed = seed(&[Some(1.4)], &[None], &[None]);
@@ -255,7 +260,8 @@ mod tests {
         assert!(matches!(seed.skips(100), Skips::Differ(_)));
     }
 
-    /// A second run that skips the same of the first steps, and ends with another scale, explains nothing.
+    /// If the second run skips the same first steps but ends with another scale, the difference has
+    /// no explanation.
     #[test]
     fn the_second_run_must_end_near_the_twins_scale() {
         let mut seed = seed(&[Some(0.4)], &[None], &[None]);

@@ -17,7 +17,7 @@ use crate::{
     tokens,
 };
 
-/// The schedule and its interval; `None` if an error was reported.
+/// Returns the schedule and its interval, or `None` if an error was reported.
 pub(super) fn check(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<(Config, Interval)> {
     match named_config(attr, symbol::SCHEDULER, &table::names(SCHEDULERS), diag)? {
         Named::Known { at, args } => known(spec, at, args, diag),
@@ -37,8 +37,8 @@ pub(super) fn check(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<(Con
     }
 }
 
-/// Rule: a schedule of the user's own has an `interval`, because the macro cannot read its unit
-/// from the type.
+/// Rule: a custom schedule needs an `interval`, because the macro cannot infer its unit from the
+/// type.
 fn own_interval(
     spec: &Spec,
     at: &Ident,
@@ -77,7 +77,8 @@ fn known(spec: &Spec, at: &Ident, args: &[Expr], diag: &Diagnostics) -> Option<(
     Some((Config::Known { row, at: at.clone(), keys: pairs }, interval))
 }
 
-/// Rule: a monitored value exists only at the end of an epoch.
+/// Rule: a schedule that monitors a value advances once per epoch, because the value exists only at
+/// the end of an epoch.
 fn monitors_by_epoch(
     at: &Ident,
     pairs: &[Pair],
@@ -98,8 +99,8 @@ fn monitors_by_epoch(
 
 const INTERVALS: &[(&str, Interval)] = &[("step", Interval::Step), ("epoch", Interval::Epoch)];
 
-/// Rule: a schedule whose keys count optimizer steps moves at every step. For example, OneCycleLR
-/// with `total_steps = estimated_stepping_batches` that moved every epoch would never leave its
+/// Rule: a schedule whose keys count optimizer steps advances at every step. Otherwise, for
+/// example, OneCycleLR with `total_steps = estimated_stepping_batches` would never finish its
 /// warm-up.
 fn counts_fit_the_interval(
     at: &Ident,

@@ -1,4 +1,4 @@
-//! The hooks of the training loop, each of which calls a function of the user's.
+//! Generates the hooks of the training loop. Each calls a function that the user has written.
 
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::quote;

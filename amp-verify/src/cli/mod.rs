@@ -33,7 +33,7 @@ use crate::{
     selftest::SelftestArgs,
 };
 
-/// Train models in mixed precision and verify them against 32-bit training.
+/// Train models in mixed precision, and compare each precision with 32-bit training.
 #[derive(Debug, Parser)]
 #[command(name = "cargo amp", bin_name = "cargo amp", version, disable_help_subcommand = true)]
 pub struct Cli {
@@ -66,38 +66,62 @@ fn grammar() -> clap::Command {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Train a model under every precision and compare each run with the 32-true baseline
+    #[command(after_help = "Example: cargo amp verify --model Net --epochs 3 --seeds 5")]
     Verify(VerifyArgs),
     /// Train a model under one precision
+    #[command(
+        after_help = "Example: cargo amp train --model Net --precision bf16-mixed --epochs 10 --checkpoint-dir checkpoints"
+    )]
     Train(Box<TrainArgs>),
     /// Evaluate the weights of a checkpoint on the validation sets
+    #[command(after_help = "Example: cargo amp validate --checkpoint checkpoints/best")]
     Validate(EvaluateArgs),
     /// Evaluate the weights of a checkpoint on the test sets
-    #[command(name = "test-set")]
+    #[command(
+        name = "test-set",
+        after_help = "Example: cargo amp test-set --checkpoint checkpoints/best"
+    )]
     Test(EvaluateArgs),
     /// Write the predictions of a checkpoint's weights to files
+    #[command(
+        after_help = "Example: cargo amp predict --checkpoint checkpoints/best --output predictions"
+    )]
     Predict(PredictArgs),
-    /// Show the layers of a model with their shapes, parameters and operations, and the memory of a step
+    /// Show the layers of a model with their shapes, parameters and operations, and the memory of a
+    /// training step
+    #[command(after_help = "Example: cargo amp summary --model Net --max-depth 2")]
     Summary(SummaryArgs),
     /// Show the error of each layer under a precision, measured against a 64-true step
+    #[command(after_help = "Example: cargo amp layers --model Net --precision 16-mixed")]
     Layers(LayersArgs),
-    /// Find why a precision loses accuracy and which modules must stay in FP32
+    /// Find why a precision loses accuracy, and which modules must stay in FP32
+    #[command(
+        after_help = "Example: cargo amp diagnose --model Net --precision 16-mixed --fix policy.json"
+    )]
     Diagnose(DiagnoseArgs),
     /// List the models and their data
     Models,
     /// Show the devices, their capabilities and the recommended precision
+    #[command(after_help = "Example: cargo amp doctor --format json")]
     Doctor(DoctorArgs),
-    /// Judge every precision against 32-true over several seeds. Exit codes: 0 pass, 1 fail, 2 usage
-    /// error, 3 inconclusive, 4 not comparable
+    /// Decide for each precision, over several seeds, whether it is as good as 32-true. Exit codes: 0
+    /// pass, 1 fail, 2 usage error, 3 inconclusive, 4 not comparable
+    #[command(after_help = "Example: cargo amp gate --model Net --tier nightly --junit gate.xml")]
     Gate(GateArgs),
-    /// Measure speed and memory and compare them with the declared targets; --peers adds PyTorch programs
+    /// Measure speed and memory, and compare them with the declared targets and, with --peers, with
+    /// Lightning and PyTorch
+    #[command(after_help = "Example: cargo amp bench --device cuda --peers --json bench.json")]
     Bench(BenchArgs),
     /// Train models and their PyTorch copies on the same batches from the same weights, and compare
     /// them. Exit codes: 0 they agree, 1 they disagree, 2 usage error, 3 inconclusive
+    #[command(after_help = "Example: cargo amp parity Net --device cuda --seeds 3")]
     Parity(ParityArgs),
     /// Record each model's margin for the gate, and the differences of golden figures between CPUs
+    #[command(after_help = "Example: cargo amp margins --model Net")]
     Margins(MarginsArgs),
     /// Test the gate: put known faults into training and check that the gate reports each; repeat
     /// unchanged runs to count false alarms
+    #[command(after_help = "Example: cargo amp selftest --fault clipping_skipped --repetitions 0")]
     Selftest(SelftestArgs),
     /// Run the jobs of the gate that are given on standard input
     #[command(name = WORKER, hide = true)]

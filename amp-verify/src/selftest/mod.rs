@@ -1,4 +1,4 @@
-//! The gate's own test: faults that the gate must report, and unchanged runs that must pass.
+//! Tests the gate: it must report each planted fault, and must pass unchanged runs.
 
 mod args;
 mod report;

@@ -1,16 +1,16 @@
-//! The diagnosis of a failed check as text, with the attribute to paste.
+//! Formats the diagnosis of a failed check, with the attribute to paste.
 
 use crate::{
     diagnose::{Attribution, Diagnosis, Outcome, attribute_to_paste},
     text::of_bound,
 };
 
-/// The diagnosis as text.
+/// Formats the diagnosis.
 pub fn diagnosis(diagnosis: &Diagnosis) -> String {
     let Diagnosis { check, attribution, before, fix, .. } = diagnosis;
     let mut out = format!("{check}: {}\n", outcome(*before));
     out += &match attribution {
-        Attribution::Passes => "The check passes; there is nothing to find.\n".into(),
+        Attribution::Passes => "The check passes, so there is no cause to find.\n".into(),
         Attribution::Determinism { again } => format!(
             "determinism: the same seed gave {} when run again; use --deterministic, or more \
              seeds\n",
@@ -76,7 +76,7 @@ fn outcome(outcome: Outcome) -> String {
     }
 }
 
-/// Four significant digits.
+/// Formats a number with four significant digits.
 fn number(value: f64) -> String {
     match value.abs() {
         0.0 => "0".into(),

@@ -1,4 +1,4 @@
-//! Rules about kinds of fields.
+//! Tests of the rules about kinds of fields.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! `#[forward]`.
+//! Tests of the rules about `#[forward]`.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Rules about how layers are built.
+//! Tests of the rules about expressions that build layers.
 
 use super::*;
 
@@ -53,13 +53,13 @@ fn wrong_keywords_are_refused() {
     );
     layer(
         "relu(inplace = true)",
-        &[("inplace", "`relu` has no `inplace`: layers never work in place here: leave it out")],
+        &[("inplace", "`relu` has no `inplace`: layers never work in place: leave it out")],
     );
     layer(
         "transformer_encoder_layer(64, 8, batch_first = true)",
         &[(
             "batch_first",
-            "`transformer_encoder_layer` has no `batch_first`: batches always come first here: leave it out",
+            "`transformer_encoder_layer` has no `batch_first`: batches always have the batch dimension first: leave it out",
         )],
     );
 }

@@ -1,4 +1,4 @@
-//! Rules about `#[optimizer]` and `#[scheduler]`.
+//! Tests of the rules about `#[optimizer]` and `#[scheduler]`.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Rules about `#[parameter]` and `#[buffer]`.
+//! Tests of the rules about `#[parameter]` and `#[buffer]`.
 
 use super::*;
 

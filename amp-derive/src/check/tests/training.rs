@@ -1,4 +1,4 @@
-//! Rules about losses, metrics, logging and the user's own functions.
+//! Tests of the rules about losses, metrics, logging and the user's functions.
 
 use super::*;
 
@@ -53,8 +53,8 @@ fn a_missing_or_wrong_loss_is_refused() {
     );
 }
 
-/// A model whose own functions do the updates and the validation does not use a loss; a generated
-/// validation does.
+/// A model with a manual step and its own validation needs no loss. With a generated validation it
+/// needs one.
 #[test]
 fn a_model_with_a_manual_step_needs_no_loss() {
     training("#[manual_step(f)] #[validation_step(g)]", &[]);

@@ -333,6 +333,10 @@ fn hold_against_twins(registry: &Registry, args: &ParityArgs) -> Result<ExitCode
 
 /// Returns whether the gate reported every fault and raised no false alarm.
 fn self_test(registry: &Registry, args: &SelftestArgs) -> Result<bool> {
+    if args.list {
+        print(&selftest::fault_list())?;
+        return Ok(true);
+    }
     let report = selftest::run(registry, args)?;
     print(&if args.json { pretty(&report)? } else { report.table() })?;
     Ok(report.passes())

@@ -121,7 +121,7 @@ pub enum Command {
     Margins(MarginsArgs),
     /// Test the gate: put known faults into training and check that the gate reports each; repeat
     /// unchanged runs to count false alarms
-    #[command(after_help = "Example: cargo amp selftest --fault clipping_skipped --repetitions 0")]
+    #[command(after_help = "Example: cargo amp selftest --fault clipping_dropped --repetitions 0")]
     Selftest(SelftestArgs),
     /// Run the jobs of the gate that are given on standard input
     #[command(name = WORKER, hide = true)]

@@ -67,6 +67,12 @@ macro_rules! faults {
             /// All faults.
             pub const ALL: &[Self] = &[$(Self::$name,)+];
 
+            /// The name of the fault on the command line, in snake case.
+            pub fn name(self) -> String {
+                let name = serde_json::to_value(self).unwrap_or_default();
+                name.as_str().unwrap_or_default().to_owned()
+            }
+
             /// A description of the fault.
             pub fn about(self) -> &'static str {
                 match self {

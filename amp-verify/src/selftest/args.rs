@@ -11,6 +11,9 @@ const FRESH: u64 = 10_000;
 /// Options of `selftest`.
 #[derive(Debug, Args)]
 pub struct SelftestArgs {
+    /// Print the names of all faults with their descriptions, and run nothing
+    #[arg(long)]
+    pub list: bool,
     /// Number of unchanged runs with new seeds; each failure counts as a false alarm
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub repetitions: u64,
@@ -26,7 +29,7 @@ pub struct SelftestArgs {
     /// The first seed of the unchanged runs; the seeds of each further run begin 100 later
     #[arg(long, value_name = "SEED", default_value_t = FRESH)]
     pub first_seed: u64,
-    /// Plant only these faults, separated by commas
+    /// Plant only these faults, separated by commas; --list prints their names [default: all]
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     pub fault: Vec<String>,
     /// The model for the faults [default: for each fault a model that declares that it reveals the

@@ -7,5 +7,5 @@ mod subject;
 
 pub use crate::faults::{Area, Fault, Faulty};
 pub use args::SelftestArgs;
-pub use report::{FaultResult, Report};
+pub use report::{FaultResult, Report, fault_list};
 pub use run::run;

@@ -21,7 +21,7 @@ pub struct FaultResult {
     /// The name of the model that was used.
     pub model: String,
     /// The checks that reported the fault.
-    pub killed_by: Vec<Reason>,
+    pub reported_by: Vec<Reason>,
     /// The names of the training invariants that the fault violated.
     #[serde(default)]
     pub invariants: Vec<String>,
@@ -30,7 +30,7 @@ pub struct FaultResult {
     /// Whether full training runs were needed, because no rule was broken.
     pub trained: bool,
     /// The first line of the gate's report on the fault.
-    pub said: String,
+    pub first_line: String,
     /// The result of the diagnosis; null unless it was requested.
     #[serde(default)]
     pub finding: Option<String>,
@@ -38,8 +38,8 @@ pub struct FaultResult {
 
 impl FaultResult {
     /// Whether the gate failed.
-    pub fn is_killed(&self) -> bool {
-        self.by_seeds || !self.killed_by.is_empty()
+    pub fn is_reported(&self) -> bool {
+        self.by_seeds || !self.reported_by.is_empty()
     }
 }
 
@@ -69,8 +69,8 @@ const ELSEWHERE: &[Reason] = &[Reason::Moved, Reason::NotComparable, Reason::Cra
 
 impl Report {
     /// Returns the number of faults that the gate reported.
-    pub fn killed(&self) -> usize {
-        self.faults.iter().filter(|result| result.is_killed()).count()
+    pub fn reported(&self) -> usize {
+        self.faults.iter().filter(|result| result.is_reported()).count()
             + usize::from(self.nan_golden_refused)
     }
 
@@ -81,14 +81,14 @@ impl Report {
 
     /// Whether the gate reported every fault and raised no false alarm.
     pub fn passes(&self) -> bool {
-        self.killed() == self.injected() && self.false_alarms.is_empty()
+        self.reported() == self.injected() && self.false_alarms.is_empty()
     }
 
     /// Returns the checks that reported no fault. Empty unless all faults were planted.
     pub fn idle(&self) -> Vec<Reason> {
         let all = self.faults.len() + self.left_out.len() == Fault::ALL.len();
         let saw =
-            |check: Reason| self.faults.iter().any(|result| result.killed_by.contains(&check));
+            |check: Reason| self.faults.iter().any(|result| result.reported_by.contains(&check));
         let idle = |check: &Reason| !ELSEWHERE.contains(check) && !saw(*check);
         Reason::ALL.iter().copied().filter(|check| all && idle(check)).collect()
     }
@@ -102,12 +102,12 @@ impl Report {
         let mut table = Table::new();
         let mut header = vec!["fault".to_owned(), "in".to_owned(), "model".to_owned()];
         let joined: String = letters.iter().collect();
-        header.extend([format!("{joined} seeds"), "said".to_owned()]);
+        header.extend([format!("{joined} seeds"), "first line of the report".to_owned()]);
         table.load_preset(UTF8_FULL_CONDENSED).set_header(header);
         wrap_to_terminal(&mut table);
         for result in &self.faults {
             let marks = checks.iter().zip(&letters).map(|(check, letter)| {
-                if result.killed_by.contains(check) { *letter } else { '·' }
+                if result.reported_by.contains(check) { *letter } else { '·' }
             });
             let marks: String = marks.collect();
             let seeds = match (result.by_seeds, result.trained) {
@@ -115,20 +115,20 @@ impl Report {
                 (false, true) => "no",
                 (false, false) => "–",
             };
-            let marks = if result.is_killed() { marks } else { "SURVIVED".to_owned() };
+            let marks = if result.is_reported() { marks } else { "MISSED".to_owned() };
             let area = format!("{:?}", result.area);
             let cells = [result.fault.about(), &area, &result.model, &format!("{marks} {seeds}")];
-            table.add_row(cells.into_iter().chain([result.said.as_str()]));
+            table.add_row(cells.into_iter().chain([result.first_line.as_str()]));
         }
-        let golden = if self.nan_golden_refused { "refused" } else { "SURVIVED" };
+        let golden = if self.nan_golden_refused { "refused" } else { "MISSED" };
         table.add_row(["a golden that contains NaN", "Metrics", "", golden, ""]);
         let mut out = format!("{table}\n");
         let idle = self.idle();
         for (check, letter) in checks.iter().zip(&letters) {
-            let kills =
-                self.faults.iter().filter(|result| result.killed_by.contains(check)).count();
-            let mark = if idle.contains(check) { ": kills nothing" } else { "" };
-            out += &format!("{letter}  {}: {kills}{mark}\n", check.name());
+            let count =
+                self.faults.iter().filter(|result| result.reported_by.contains(check)).count();
+            let mark = if idle.contains(check) { " (reported no fault)" } else { "" };
+            out += &format!("{letter}  {}: {count}{mark}\n", check.name());
         }
         let by_seeds = self.faults.iter().filter(|result| result.by_seeds).count();
         out +=
@@ -141,16 +141,16 @@ impl Report {
             out += &format!("invariant {invariant}: {broken}\n");
         }
         for left_out in &self.left_out {
-            out += &format!("left out: {left_out}\n");
+            out += &format!("not planted: {left_out}\n");
         }
         for alarm in &self.false_alarms {
             out += &format!("false alarm: {alarm}\n");
         }
-        let (killed, injected) = (self.killed(), self.injected());
+        let (reported, injected) = (self.reported(), self.injected());
         out += &format!(
-            "kill rate: {killed} of {injected} ({:.0}%)\nfalse-alarm rate: {} of {} cells in {} \
+            "reported faults: {reported} of {injected} ({:.0}%)\nfalse alarms: {} of {} cells in {} \
              unchanged runs ({:.1}%), {} inconclusive\n{:.1} s\n",
-            100.0 * killed as f64 / injected as f64,
+            100.0 * reported as f64 / injected as f64,
             self.false_alarms.len(),
             self.cells,
             self.repetitions,
@@ -165,4 +165,14 @@ impl Report {
 /// Whether the gate would fail for a cell with this status.
 pub(super) fn is_red(status: Status) -> bool {
     status == Status::Regression
+}
+
+/// Lists all faults: a line for each with its name, the part of training and its description.
+pub fn fault_list() -> String {
+    let width = Fault::ALL.iter().map(|fault| fault.name().len()).max().unwrap_or_default();
+    let line = |fault: &Fault| {
+        let area = format!("{:?}", fault.area());
+        format!("{:width$}  {area:12}  {}\n", fault.name(), fault.about())
+    };
+    Fault::ALL.iter().map(line).collect()
 }

@@ -122,8 +122,11 @@ fn chosen(names: &[String]) -> Result<Vec<Fault>> {
         return Ok(Fault::ALL.to_vec());
     }
     let parse = |name: &String| {
-        serde_json::from_value(serde_json::Value::String(name.clone()))
-            .map_err(|error| Error::config(format!("fault: {error}")))
+        let known = Fault::ALL.iter().copied().find(|fault| fault.name() == *name);
+        known.ok_or_else(|| {
+            let all = "`cargo amp selftest --list` prints all names";
+            Error::config(format!("unknown fault `{name}`: {all}"))
+        })
     };
     names.iter().map(parse).collect()
 }
@@ -192,14 +195,14 @@ fn results(plans: &[(Fault, Plan)], pool: &mut Pool) -> Result<Vec<FaultResult>>
     pool.run(jobs.collect::<Vec<_>>())?;
     let result = |(((fault, plan), mut failures), job): Case<'_>| {
         let (mut by_seeds, trained) = (false, failures.is_empty());
-        let mut said = failures.first().map(|failure| failure.text.clone()).unwrap_or_default();
+        let mut reported = failures.first().map(|failure| failure.text.clone()).unwrap_or_default();
         if trained {
             let report = gate::run(plan, pool)?;
             for cell in report.models.iter().flat_map(|model| &model.cells) {
                 let judged = cell.judgement.as_ref().map(|judgement| judgement.verdict);
                 by_seeds |= judged == Some(Verdict::Fail);
                 failures.extend(cell.failures.iter().cloned());
-                said = cell.note();
+                reported = cell.note();
             }
         }
         // Other errors of this run are the subject of other checks.
@@ -209,20 +212,20 @@ fn results(plans: &[(Fault, Plan)], pool: &mut Pool) -> Result<Vec<FaultResult>>
         if failures.is_empty()
             && let Some(first) = broken.first()
         {
-            said.clone_from(&first.text);
+            reported.clone_from(&first.text);
         }
         let invariants = broken.iter().filter_map(|failure| failure.invariant.clone()).collect();
         failures.extend(broken.into_iter().cloned());
-        let killed_by: BTreeSet<Reason> = failures.iter().map(|failure| failure.reason).collect();
+        let reported_by: BTreeSet<Reason> = failures.iter().map(|failure| failure.reason).collect();
         Ok(FaultResult {
             fault: *fault,
             area: fault.area(),
             model: plan.models[0].name().to_owned(),
-            killed_by: killed_by.into_iter().collect(),
+            reported_by: reported_by.into_iter().collect(),
             invariants,
             by_seeds,
             trained,
-            said,
+            first_line: reported,
             finding: None,
         })
     };

@@ -1,4 +1,4 @@
-//! The checks find planted faults, each in a workspace of its own.
+//! Tests that the checks find violations. Each violation is put into its own small workspace.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ use crate::{
     unsafety::{outside, words},
 };
 
-/// A workspace of these files.
+/// Creates a workspace with these files.
 fn planted(files: &[(&str, &str)]) -> TempDir {
     let folder = tempdir().expect("a temporary folder");
     for (file, text) in files {
@@ -27,7 +27,7 @@ fn planted(files: &[(&str, &str)]) -> TempDir {
     folder
 }
 
-/// The findings as `file:line: text`.
+/// Formats the findings as `file:line: text`.
 fn shown(findings: Vec<Finding>) -> Vec<String> {
     let show = |Finding { file, line, text }| format!("{}:{line}: {text}", file.display());
     let mut lines: Vec<String> = findings.into_iter().map(show).collect();
@@ -35,7 +35,7 @@ fn shown(findings: Vec<Finding>) -> Vec<String> {
     lines
 }
 
-/// Findings about `low`, in a crate whose root begins with `root`.
+/// Returns the findings for the module `low` in a crate whose root file begins with `root`.
 fn about_low(root: &str, low: &str) -> Vec<String> {
     let root = format!("mod low;\nmod high;\n{root}");
     let folder = planted(&[
@@ -117,7 +117,7 @@ fn missing_and_unknown_modules_of_the_order_are_found() {
     assert!(found[1].starts_with("kit/src/lib.rs:1: no module `gone`"), "{found:?}");
 }
 
-/// Plants the import in a copy of a crate without findings.
+/// Adds an upward import to a copy of a crate without findings.
 #[test]
 fn an_import_planted_in_amp_derive_is_found() {
     let folder = tempdir().expect("a temporary folder");
@@ -142,10 +142,7 @@ fn a_long_file_is_found() {
     let (fits, long) = ("\n".repeat(400), "\n".repeat(401));
     let folder = planted(&[("a/fits.rs", &fits), ("a/long.rs", &long), ("target/long.rs", &long)]);
     let found = shown(files::long(folder.path()));
-    assert_eq!(
-        found,
-        ["a/long.rs:401: 401 lines, at most 400: move one matter to a file of its own"]
-    );
+    assert_eq!(found, ["a/long.rs:401: 401 lines, at most 400: move a part into another file"]);
 }
 
 #[test]

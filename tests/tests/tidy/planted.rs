@@ -167,7 +167,7 @@ fn unsafe_code_is_found() {
     let found = shown(outside(folder.path(), Path::new("kit/src/ffi")));
     assert_eq!(
         found,
-        ["kit/src/lib.rs:1: `unsafe`: unsafe code is in kit/src/ffi alone; call a safe \
+        ["kit/src/lib.rs:1: `unsafe`: unsafe code is allowed only in kit/src/ffi; call a safe \
                         function there"]
     );
 }

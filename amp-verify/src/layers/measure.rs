@@ -30,15 +30,13 @@ pub struct Options {
     pub log2_scale: i32,
     /// The requirements for a safe loss scale.
     pub window: WindowOptions,
-    /// The largest number of bytes of layers' tensors to keep at once; on CUDA at least a quarter
-    /// of the free memory. If all layers need more, they are measured in parts in several passes.
-    /// If a single layer needs more, it is measured on fewer examples, and the report has their
-    /// number.
+    /// The largest number of bytes of layers' tensors to keep at once; on CUDA at least a quarter of the free
+    /// memory. If all layers need more, they are measured in parts in several passes. If a single layer needs
+    /// more, it is measured on fewer examples, and the report has their number.
     pub budget: usize,
 }
 
-/// The default budget in bytes, and the divisor of a GPU's free memory, which is used if it gives
-/// more.
+/// The default budget in bytes, and the divisor of a GPU's free memory, which is used if it gives more.
 const BUDGET: usize = 4 << 30;
 const SHARE: usize = 4;
 
@@ -59,8 +57,7 @@ pub fn measure(subject: &Subject<'_>, options: Options) -> Result<Report> {
     Ok(Report { groups: groups(subject, options.precision)?, ..report })
 }
 
-/// Like [`measure`], without groups. Also measures the own error of each layer that computes in 16
-/// bits.
+/// Like [`measure`], without groups. Also measures the own error of each layer that computes in 16 bits.
 ///
 /// # Errors
 /// The errors of [`measure`].
@@ -100,8 +97,8 @@ fn in_parts(
     Ok((ends.report(&subject, options, layers, &changes)?, all))
 }
 
-/// Returns the number of bytes of layers' tensors to keep at once. Each part repeats the whole
-/// step, so more memory means fewer steps.
+/// Returns the number of bytes of layers' tensors to keep at once. Each part repeats the whole step, so more
+/// memory means fewer steps.
 fn budget(subject: &Subject<'_>, options: Options) -> Result<usize> {
     if !subject.device.is_cuda() || options.budget < BUDGET {
         return Ok(options.budget);
@@ -110,8 +107,8 @@ fn budget(subject: &Subject<'_>, options: Options) -> Result<usize> {
     Ok(options.budget.max(free / SHARE))
 }
 
-/// Returns the paths of the layers, as in [`measure`], and the paths of all modules. Each path
-/// occurs once, in the order in which the modules end.
+/// Returns the paths of the layers, as in [`measure`], and the paths of all modules. Each path occurs once, in
+/// the order in which the modules end.
 ///
 /// # Errors
 /// When a step fails.
@@ -127,8 +124,8 @@ pub fn module_paths(subject: &Subject<'_>) -> Result<(Vec<String>, Vec<String>)>
     Ok((layers, modules))
 }
 
-/// Whether the module computes something itself. A module that only calls others is represented by
-/// its children.
+/// Whether the module computes something itself. A module that only calls others is represented by its
+/// children.
 fn is_layer(calls: &[Ran], call: &Ran) -> bool {
     let path = module(&call.path);
     let inside =
@@ -156,8 +153,8 @@ pub(super) struct Passes {
     pub(super) reference: Pass,
     baseline: Pass,
     pub(super) actual: Pass,
-    /// A step in 64-true. Each layer also runs alone on exact, rounded and actual values, and again
-    /// on the rounded values with its parameters rounded to nearest and stochastically.
+    /// A step in 64-true. Each layer also runs alone on exact, rounded and actual values, and again on the
+    /// rounded values with its parameters rounded to nearest and stochastically.
     pub(super) alone: Pass,
     pub(super) log2_scale: i32,
     dropout: bool,
@@ -169,8 +166,8 @@ const ON_EXACT: usize = 0;
 pub(super) const ON_ROUNDED: usize = 1;
 const ON_ACTUAL: usize = 2;
 pub(super) const OF_ROUNDED: usize = 3;
-/// The number of runs with stochastically rounded parameters. For a norm with 16-bit parameters,
-/// the inputs are also perturbed.
+/// The number of runs with stochastically rounded parameters. For a norm with 16-bit parameters, the inputs are
+/// also perturbed.
 const RUNS_OTHERWISE: u64 = 3;
 
 /// The tensors of one kind of a layer, from each of the steps.
@@ -185,8 +182,8 @@ struct Values {
 }
 
 impl Passes {
-    /// Runs the steps. If `rounds_to` is given, each layer runs again with its parameters rounded
-    /// to that dtype.
+    /// Runs the steps. If `rounds_to` is given, each layer runs again with its parameters rounded to that
+    /// dtype.
     fn of(
         subject: &Subject<'_>,
         options: Options,
@@ -305,8 +302,8 @@ impl Passes {
     }
 
     fn values(&self, at: usize, kind: Kind) -> Result<Option<Values>> {
-        // This run's output does not influence the loss, for example because it is one of several
-        // outputs. The existing gradients belong to other runs of the module.
+        // This run's output does not influence the loss, for example because it is one of several outputs. The
+        // existing gradients belong to other runs of the module.
         let is_passed_by = self.reference.calls[at].output_gradient.is_none();
         if kind != Kind::Forward && is_passed_by {
             return Ok(None);
@@ -395,8 +392,7 @@ impl Values {
 fn mark_worst(layers: &mut [Layer]) {
     for kind in Kind::ALL {
         let blame = |layer: &Layer| layer.flow(kind).map_or(0.0, super::Flow::relative_local_error);
-        // If errors are equal, the first layer is the worst: a later layer may only pass its error
-        // on.
+        // If errors are equal, the first layer is the worst: a later layer may only pass its error on.
         let worst = layers.iter().map(blame).fold(0.0, f64::max);
         let first = layers.iter_mut().find(|layer| worst > 0.0 && blame(layer) == worst);
         if let Some(layer) = first {

@@ -21,16 +21,16 @@ use amp_core::{
 use super::Subject;
 use crate::rounding::{is_narrow, rounded, rounded_stochastically};
 
-/// One run of a layer within a step. Values have the step's dtypes. Gradients are in f64 and
-/// without the loss scale.
+/// One run of a layer within a step. Values have the step's dtypes. Gradients are in f64 and without the loss
+/// scale.
 pub(super) struct Ran {
     /// The module's path; for the second run of a module followed by `#2`.
     pub(super) path: String,
     pub(super) op: Op,
     /// The numbers of elements of the layer's input and output, and of its own parameters.
     pub(super) numbers: (usize, usize),
-    /// The input, or an empty tensor if the pass does not keep the layer's tensors. The same holds
-    /// for the output.
+    /// The input, or an empty tensor if the pass does not keep the layer's tensors. The same holds for the
+    /// output.
     pub(super) input: Tensor,
     pub(super) output: Tensor,
     pub(super) output_gradient: Option<Tensor>,
@@ -40,9 +40,8 @@ pub(super) struct Ran {
 }
 
 impl Ran {
-    /// Whether this is a norm with 16-bit parameters. Such a norm also rounds the mean and the
-    /// deviation of its input, which changes its results as much as perturbing the input by one
-    /// rounding.
+    /// Whether this is a norm with 16-bit parameters. Such a norm also rounds the mean and the deviation of its
+    /// input, which changes its results as much as perturbing the input by one rounding.
     pub(super) fn rounds_statistics(&self, precision: Precision) -> bool {
         let has_parameters = self.numbers.1 > 0;
         self.op == Op::Other
@@ -52,8 +51,7 @@ impl Ran {
     }
 }
 
-/// Describes a run of a layer alone. The inputs are in f64 and are rounded to the layer's dtypes
-/// first.
+/// Describes a run of a layer alone. The inputs are in f64 and are rounded to the layer's dtypes first.
 pub(super) struct Job {
     pub(super) input: Tensor,
     /// The gradient of the loss (without the loss scale) with respect to the output.
@@ -146,8 +144,8 @@ impl Plan {
     }
 }
 
-/// Runs the step. All passes of one subject draw the same random numbers in each layer,
-/// independently of its jobs.
+/// Runs the step. All passes of one subject draw the same random numbers in each layer, independently of its
+/// jobs.
 pub(super) fn run(subject: &Subject<'_>, plan: Plan) -> Result<Pass> {
     let policy = Policy::new(plan.precision, subject.device);
     let _section = random::seeded(subject.seed)?;
@@ -342,8 +340,8 @@ impl Observer {
     }
 }
 
-/// Rounds the values of parameters in place, without effect on autograd graphs that use them, and
-/// returns the earlier values.
+/// Rounds the values of parameters in place, without effect on autograd graphs that use them, and returns the
+/// earlier values.
 fn round(parameters: &[Tensor], how: Rounded) -> Result<Vec<(Tensor, Tensor)>> {
     if let Some(seed) = how.seed {
         seed_everything(seed)?;
@@ -360,8 +358,8 @@ fn round(parameters: &[Tensor], how: Rounded) -> Result<Vec<(Tensor, Tensor)>> {
     each.collect()
 }
 
-/// Whether dropout drops the same elements in these dtypes for equal seeds. It does on the CPU. On
-/// CUDA the number of elements that one thread draws depends on the dtype.
+/// Whether dropout drops the same elements in these dtypes for equal seeds. It does on the CPU. On CUDA the
+/// number of elements that one thread draws depends on the dtype.
 pub(super) fn masks_agree(device: Device, kinds: &[Kind]) -> Result<bool> {
     let draw = |kind: Kind| -> Result<Tensor> {
         let _section = random::seeded(0)?;
@@ -369,8 +367,7 @@ pub(super) fn masks_agree(device: Device, kinds: &[Kind]) -> Result<bool> {
         for size in [7, 1000, 65_537] {
             drawn.push(Tensor::f_ones([size], (kind, device))?.f_dropout(0.5, true)?.f_ne(0.0)?);
         }
-        // With equal weights and an identity matrix, the output shows which attention weights were
-        // dropped.
+        // With equal weights and an identity matrix, the output shows which attention weights were dropped.
         let zeros = Tensor::f_zeros([2, 2, 16, 16], (kind, device))?;
         let values = Tensor::f_eye(16, (kind, device))?.f_expand([2, 2, 16, 16], false)?;
         let attended = Tensor::f_scaled_dot_product_attention(

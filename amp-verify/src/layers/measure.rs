@@ -31,8 +31,8 @@ pub struct Options {
     /// The requirements for a safe loss scale.
     pub window: WindowOptions,
     /// The largest number of bytes of layers' tensors to keep at once; on CUDA at least a quarter of the free
-    /// memory. If all layers need more, they are measured in parts in several passes. If a single layer needs
-    /// more, it is measured on fewer examples, and the report has their number.
+    /// memory. If all layers need more, they are measured in parts. If one layer needs more, it is measured
+    /// on fewer examples, and the report has their number.
     pub budget: usize,
 }
 
@@ -153,8 +153,8 @@ pub(super) struct Passes {
     pub(super) reference: Pass,
     baseline: Pass,
     pub(super) actual: Pass,
-    /// A step in 64-true. Each layer also runs alone on exact, rounded and actual values, and again on the
-    /// rounded values with its parameters rounded to nearest and stochastically.
+    /// A step in 64-true. Each layer also runs alone on exact, rounded and actual values, and on the rounded
+    /// values with its parameters rounded to nearest and stochastically.
     pub(super) alone: Pass,
     pub(super) log2_scale: i32,
     dropout: bool,
@@ -166,8 +166,7 @@ const ON_EXACT: usize = 0;
 pub(super) const ON_ROUNDED: usize = 1;
 const ON_ACTUAL: usize = 2;
 pub(super) const OF_ROUNDED: usize = 3;
-/// The number of runs with stochastically rounded parameters. For a norm with 16-bit parameters, the inputs are
-/// also perturbed.
+/// The number of runs with stochastically rounded parameters (and, for a 16-bit norm, perturbed inputs).
 const RUNS_OTHERWISE: u64 = 3;
 
 /// The tensors of one kind of a layer, from each of the steps.
@@ -302,8 +301,7 @@ impl Passes {
     }
 
     fn values(&self, at: usize, kind: Kind) -> Result<Option<Values>> {
-        // This run's output does not influence the loss, for example because it is one of several outputs. The
-        // existing gradients belong to other runs of the module.
+        // This output does not influence the loss. The existing gradients belong to other runs of the module.
         let is_passed_by = self.reference.calls[at].output_gradient.is_none();
         if kind != Kind::Forward && is_passed_by {
             return Ok(None);

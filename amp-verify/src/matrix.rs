@@ -13,6 +13,21 @@ use crate::{
 ///
 /// # Errors
 /// When a run fails; the error names the precision.
+///
+/// # Examples
+///
+/// ```
+/// use amp_core::{Result, event::Event, precision::Precision};
+/// use amp_verify::{case::Case, matrix};
+///
+/// fn losses(case: &Case) -> Result<()> {
+///     let comparison = matrix::run(case, &[Precision::Bf16Mixed], &mut |_: &Event| Ok(()))?;
+///     for run in comparison.runs {
+///         println!("{}: {:?}", run.precision, run.loss);
+///     }
+///     Ok(())
+/// }
+/// ```
 pub fn run(
     case: &Case,
     precisions: &[Precision],

@@ -119,7 +119,7 @@ fn other_skips_are_shown_with_the_largest_gradients(#[case] registry: Registry) 
     let of_seeds: Vec<&String> =
         row.failures.iter().filter(|text| text.starts_with("seed")).collect();
     assert!(of_seeds.len() == 2 && row.notes.is_empty(), "{:?}, {:?}", row.failures, row.notes);
-    assert!(of_seeds.iter().all(|text| text.contains("by libtorch's kernels")), "{of_seeds:?}");
+    assert!(of_seeds.iter().all(|text| text.contains("with libtorch's kernels")), "{of_seeds:?}");
     Ok(())
 }
 

@@ -35,7 +35,7 @@ const ALIAS: &str = "__amp";
 fn given(attr: &Attr, diag: &Diagnostics) -> Option<Path> {
     let args = attr.args.as_deref()?;
     if args.is_empty() {
-        diag.error(&attr.path, format!("say where amp-core is: {EXAMPLE}"));
+        diag.error(&attr.path, format!("give the path of amp-core: {EXAMPLE}"));
         return None;
     }
     let mut pairs = keys::pairs(symbol::AMP, args, &[symbol::CRATE], diag)?;

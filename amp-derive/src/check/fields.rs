@@ -88,9 +88,7 @@ fn has_one_kind<'a>(field: &'a Field, diag: &Diagnostics) -> Option<&'a Attr> {
         let (name, first, second) = (&field.ident, text(first), text(other));
         diag.error(
             &other.path,
-            format!(
-                "field `{name}` is `#[{first}]` already: take `#[{first}]` or `#[{second}]` away"
-            ),
+            format!("field `{name}` is `#[{first}]` already: remove `#[{first}]` or `#[{second}]`"),
         );
         one = false;
     }

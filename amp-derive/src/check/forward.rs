@@ -51,7 +51,7 @@ const MOST_INPUTS: usize = 8;
 /// Rule: the closure's arguments are simple names, because `forward` gets the same arguments.
 fn inputs_have_names(closure: &ExprClosure, diag: &Diagnostics) -> Option<Vec<Input>> {
     const MESSAGE: &str =
-        "`forward` has inputs with names, as in `|x| …` or `|x, mask: Option<&Tensor>| …`";
+        "the inputs of `forward` need names, as in `|x| …` or `|x, mask: Option<&Tensor>| …`";
     if closure.inputs.is_empty() {
         diag.error(closure.or1_token, MESSAGE);
         return None;
@@ -171,7 +171,7 @@ fn uses_every_parameter(spec: &Spec, body: Option<&Expr>, diag: &Diagnostics) {
             ident,
             format!(
                 "`forward` never uses `{ident}`: use `self.{ident}` in `#[forward(|x| …)]`, or \
-                 take the field away"
+                 remove the field"
             ),
         );
     }

@@ -78,7 +78,7 @@ fn has_no_question_mark(expr: &Expr, diag: &Diagnostics) -> Option<()> {
         && names().iter().any(|known| name == known)
     {
         let mark = tried.question_token;
-        diag.error(mark, format!("take the `?` away: a failing `{name}` is an error of `build`"));
+        diag.error(mark, format!("remove the `?`: `build` returns the error of `{name}`"));
         return None;
     }
     Some(())
@@ -270,7 +270,7 @@ pub(super) fn arguments(
 /// Rule: positional arguments come before named arguments, as in Python.
 fn stands_before_keywords(arg: &Expr, late: bool, diag: &Diagnostics) -> bool {
     if late {
-        diag.error(arg, "arguments without a name come first: name this one too");
+        diag.error(arg, "positional arguments come first: name this one too");
     }
     !late
 }

@@ -115,7 +115,7 @@ fn begins_with_logged_names<'a>(
         return (Vec::new(), false);
     };
     let Some((first, rest)) = args.split_first() else {
-        diag.error(&attr.path, format!("name what is logged: {}", one_of(&names.texts())));
+        diag.error(&attr.path, format!("name the values to log: {}", one_of(&names.texts())));
         return (Vec::new(), false);
     };
     if let Some(name) = word(first) {
@@ -126,11 +126,11 @@ fn begins_with_logged_names<'a>(
         match (with_flags(arg), word(arg)) {
             (Some(value), _) => values.push(value),
             (None, Some(word)) => {
-                diag.error(word, format!("say how `{word}` is logged: `{word}(prog_bar)`"));
+                diag.error(word, format!("add a flag for `{word}`: `{word}(prog_bar)`"));
             }
             (None, None) => {
                 let names = one_of(&names.texts());
-                diag.error(arg, format!("name what is logged first: {names}"));
+                diag.error(arg, format!("name the values to log first: {names}"));
             }
         }
     }
@@ -158,7 +158,10 @@ fn name_is_logged(name: &Ident, names: &Names, diag: &Diagnostics) -> Option<Log
     let is_of = |stage: &&Stage| text.starts_with(&stage.name_of(""));
     if let Some(stage) = names.own.iter().find(is_of) {
         let step = stage.step();
-        diag.error(name, format!("`#[log]` has no effect: `{step}` is yours, log `{text}` there"));
+        diag.error(
+            name,
+            format!("`#[log]` has no effect: you have written `{step}`: log `{text}` there"),
+        );
     } else if let Some((_, metric, stage)) = names.left_out.iter().find(|(n, ..)| name == n) {
         let word = stage.word();
         let message = format!("`{text}` is not computed: remove `stage = {word}` from `{metric}`");

@@ -121,7 +121,7 @@ fn name_can_be_logged(pair: &Pair, diag: &Diagnostics) -> Option<String> {
 /// Rule: a custom metric needs a name.
 fn own_metric_is_named(name: Option<String>, at: &Ident, diag: &Diagnostics) -> Option<String> {
     if name.is_none() {
-        diag.error(at, "a metric of your own needs a name: add `name = …`");
+        diag.error(at, "a custom metric needs a name: add `name = …`");
     }
     name
 }
@@ -157,7 +157,8 @@ fn stage_is_generated(metric: &Declared, at: &Ident, steps: [&Own; 2], diag: &Di
         Some(stage @ Stage::Val) if !val.is_generated() => stage,
         _ => return true,
     };
-    let message = format!("`#[metric]` has no effect: `{}` is yours, log it there", own.step());
+    let message =
+        format!("`#[metric]` has no effect: you have written `{}`: log it there", own.step());
     diag.error(at, message);
     false
 }

@@ -79,7 +79,7 @@ fn with_their_schedulers<'a>(
                 None if single && above.is_none() => above = Some(attr),
                 None if !single => {
                     if has(&spec.attrs, symbol::OPTIMIZER) {
-                        diag.error(&attr.path, "put the scheduler below the optimizer it is for");
+                        diag.error(&attr.path, "put the scheduler after its optimizer");
                     }
                 }
                 _ => diag.error(&attr.path, "`#[scheduler]` is given twice: keep one"),
@@ -130,7 +130,10 @@ fn check_optimizer(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<Optim
         named.args().iter().cloned().partition(|arg| matches!(arg, Expr::Call(_)));
     let owner = Owner::of(&named);
     if let (Owner::Value, Some(call)) = (owner, calls.first()) {
-        diag.error(call, "a value has its own groups: build it with `ParamGroups`");
+        diag.error(
+            call,
+            "an optimizer given as a value sets its own groups: build it with `ParamGroups`",
+        );
         return None;
     }
     let base = own_options(spec, owner, &args, diag);
@@ -243,7 +246,7 @@ fn are_patterns(pair: &Pair, diag: &Diagnostics) -> Option<Vec<LitStr>> {
     let patterns = patterns.filter(|patterns: &Vec<LitStr>| !patterns.is_empty());
     if patterns.is_none() {
         let key = &pair.key;
-        let text = format!("`{key}` is a list of patterns of names, as in `{key} = [\"head.*\"]`");
+        let text = format!("`{key}` is a list of name patterns, as in `{key} = [\"head.*\"]`");
         diag.error(&pair.value, text);
     }
     patterns
@@ -282,12 +285,12 @@ fn check_group(spec: &Spec, owner: Owner<'_>, call: &Expr, diag: &Diagnostics) -
     let Some(params) = params else {
         diag.error(
             call,
-            "say which parameters are in the group, as in `group(params = [\"*.bias\"], …)`",
+            "select the parameters of the group, as in `group(params = [\"*.bias\"], …)`",
         );
         return None;
     };
     if keys.is_empty() {
-        diag.error(call, "say what is different for these parameters, as in `weight_decay = 0.0`");
+        diag.error(call, "give the options of the group, as in `weight_decay = 0.0`");
         return None;
     }
     let fit = match owner {

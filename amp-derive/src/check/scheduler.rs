@@ -48,7 +48,7 @@ fn own_interval(
     diag: &Diagnostics,
 ) -> Option<Interval> {
     let Some(given) = keys::take(pairs, symbol::INTERVAL) else {
-        diag.error(place, "say how often it moves: add `interval = step` or `interval = epoch`");
+        diag.error(place, "give its interval: add `interval = step` or `interval = epoch`");
         return None;
     };
     let interval = keys::choice(&given, INTERVALS, diag)?;
@@ -90,7 +90,7 @@ fn monitors_by_epoch(
     match given.filter(|_| monitors && interval == Interval::Step) {
         None => Some(()),
         Some(given) => {
-            let text = format!("`{at}` follows a value of the epoch: leave `interval` out");
+            let text = format!("`{at}` reads a value at the end of an epoch: remove `interval`");
             diag.error(&given.value, text);
             None
         }
@@ -117,7 +117,7 @@ fn counts_fit_the_interval(
     let Some(counted) = counted else {
         return Some(());
     };
-    let (key, message) = (&counted.key, "but the scheduler moves every epoch");
+    let (key, message) = (&counted.key, "but the scheduler advances once per epoch");
     match given {
         Some(given) => diag.error(
             &given.value,

@@ -31,10 +31,7 @@ pub(super) fn initial(attr: &Attr, diag: &Diagnostics) -> Option<Initial> {
     };
     let Some(drawn) = drawn(&init.value, diag)? else {
         if let Some(shape) = shape {
-            diag.error(
-                &shape.key,
-                "the expression of `init` has a shape already: take `shape` away",
-            );
+            diag.error(&shape.key, "the expression of `init` has a shape already: remove `shape`");
             return None;
         }
         return Some(Initial::Rust(init.value));

@@ -98,7 +98,7 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Lightning> {
         let loss = loss(spec, diag);
         (loss, metrics(spec, [&train, &val], diag))
     } else {
-        let because = "both steps are yours: compute and log there";
+        let because = "you have written both steps: compute and log there";
         has_no_effect(spec, &[symbol::LOSS, symbol::METRIC, symbol::LOG], because, diag);
         (None, (Vec::new(), true))
     };
@@ -258,7 +258,7 @@ fn is_not_divided_for_accumulation(closure: &ExprClosure, diag: &Diagnostics) ->
     if text.to_lowercase().contains("accum") {
         diag.error(
             divisor,
-            "the trainer divides the loss by the accumulation window: take this division away",
+            "the trainer divides the loss by the accumulation window: remove this division",
         );
         return None;
     }

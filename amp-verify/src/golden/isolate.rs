@@ -61,7 +61,7 @@ pub enum Turn {
 /// A training in this process. While this value exists, no other thread draws random numbers.
 pub struct Training {
     folder: Folder,
-    /// The order of the process that waits for the figures, if this process was started for it.
+    /// What to train and where to write the figures, if another process started this one and waits.
     order: Option<Order>,
     _section: random::Section,
 }

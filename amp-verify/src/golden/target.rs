@@ -70,6 +70,17 @@ impl Target {
     ///
     /// # Panics
     /// When the registry has no such model: the test is wrong.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use amp_core::precision::Precision;
+    /// use amp_verify::{Registry, golden::Target};
+    ///
+    /// fn target(registry: Registry) -> Target {
+    ///     Target::registered(registry, "Net").epochs(3).precisions([Precision::Bf16Mixed])
+    /// }
+    /// ```
     pub fn registered(registry: Registry, name: &str) -> Self {
         let found = registry.check().and_then(|()| registry.find(Some(name)).cloned());
         let model = found.unwrap_or_else(|error| panic!("{error}"));

@@ -97,7 +97,7 @@ impl Seed {
         let plain = first(&again.skipped, count);
         if plain == other && are_near(again.scale, self.scale.theirs) {
             return Skips::Rounding(format!(
-                "{what}; by libtorch's kernels ours skips {plain:?}, as the twin does{seen}"
+                "{what}; with libtorch's kernels our side skips {plain:?}, as the twin does{seen}"
             ));
         }
         let are_near = |scale| are_near(scale, self.scale.theirs);
@@ -106,12 +106,12 @@ impl Seed {
             || undecided(&again.attempts.ours, theirs).filter(|_| are_near(self.scale.ours));
         let by_libtorch = || {
             let text = undecided(&again.libtorch, theirs).filter(|_| are_near(again.scale))?;
-            Some(format!("by libtorch's kernels {text}"))
+            Some(format!("with libtorch's kernels {text}"))
         };
         match beyond().or_else(by_libtorch) {
             Some(text) => Skips::Rounding(format!("{what}; {text}{seen}")),
             None => Skips::Differ(format!(
-                "{what}, and by libtorch's kernels ours skips {plain:?} and ends with {:?}{seen}",
+                "{what}, and with libtorch's kernels our side skips {plain:?} and ends with {:?}{seen}",
                 again.scale
             )),
         }
@@ -152,9 +152,9 @@ fn undecided(own: &[Attempt], theirs: &[Attempt]) -> Option<String> {
     let largest = applied.largest?;
     (largest * (1.0 + apart) >= 1.0).then(|| {
         format!(
-            "the first step that one side alone skips is {}, and the side that applies it has a largest gradient of \
-             {largest:.4} of f16's largest number, where the two sides' are up to {apart:.1e} apart before: rounding \
-             decides",
+            "only one side skips step {}. On the other side its largest gradient is {largest:.4} of f16's largest \
+             number, and in earlier steps the largest gradients of the two sides differ by up to {apart:.1e}: \
+             rounding decides",
             applied.step
         )
     })
@@ -211,30 +211,29 @@ mod tests {
     #[case::same(&[None, Some(0.7)], &[], &[None, Some(0.7)], "same", "")]
     #[case::wide(
         &[Some(1.4), Some(1.3)], &[None, Some(0.65)], &[None, Some(0.65)], "rounding",
-        "skips the steps [] of the first 100, the twin [0]; by libtorch's kernels ours skips [0], as the twin does; \
+        "skips the steps [] of the first 100, the twin [0]; with libtorch's kernels our side skips [0], as the twin does; \
          step 0, scale 65536: the largest gradient is 1.4000 of f16's largest number, the twin's not finite"
     )]
     #[case::undecided(
         &[Some(0.5), Some(0.3)], &[Some(0.5), Some(0.9995)], &[Some(0.5), None], "rounding",
-        "by libtorch's kernels the first step that one side alone skips is 1, and the side that applies it has a \
-         largest gradient of 0.9995"
+        "with libtorch's kernels only one side skips step 1. On the other side its largest gradient is 0.9995"
     )]
     #[case::as_far_apart_as_before(
         &[Some(0.5), Some(0.985)], &[Some(0.5), Some(0.985)], &[Some(0.51), None], "rounding",
-        "where the two sides' are up to 2.0e-2 apart before"
+        "the largest gradients of the two sides differ by up to 2.0e-2"
     )]
     #[case::too_small(
         &[Some(0.5), Some(0.97)], &[Some(0.5), Some(0.97)], &[Some(0.5), None], "differ",
-        "and by libtorch's kernels ours skips [] and ends with Some(65536.0)"
+        "and with libtorch's kernels our side skips [] and ends with Some(65536.0)"
     )]
     #[case::beyond_f16(
         &[Some(0.5), Some(1.08)], &[Some(0.4), Some(0.3)], &[Some(0.5), None], "rounding",
-        "skips the steps [] of the first 100, the twin [1]; the first step that one side alone skips is 1, and the \
-         side that applies it has a largest gradient of 1.0800"
+        "skips the steps [] of the first 100, the twin [1]; only one side skips step 1. On the other \
+         side its largest gradient is 1.0800"
     )]
     #[case::skips_more(
         &[None, None], &[None, None], &[None, Some(0.5)], "differ",
-        "skips the steps [0, 1] of the first 100, the twin [0], and by libtorch's kernels ours skips [0, 1]"
+        "skips the steps [0, 1] of the first 100, the twin [0], and with libtorch's kernels our side skips [0, 1]"
     )]
     fn skips_are_judged_by_a_run_with_the_twins_roundings(
         #[case] own: &[Option<f64>],

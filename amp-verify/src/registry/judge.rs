@@ -39,6 +39,17 @@ impl Direction {
 }
 
 /// A validation value by its logged name, and whether larger or smaller is better.
+///
+/// # Examples
+///
+/// ```
+/// use amp_verify::registry::{Direction, Judge};
+///
+/// let error = Judge::lower("val_mae");
+/// assert_eq!(error.direction, Direction::LowerIsBetter);
+/// // The error rose from 0.30 to 0.35.
+/// assert!((error.direction.regression(0.30, 0.35) - 0.05).abs() < 1e-12);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Judge {
     /// The name, for example `val_acc`.

@@ -49,7 +49,7 @@ fn wrong_keywords_are_refused() {
     );
     layer(
         "linear(out_features = 10, 64)",
-        &[("64", "arguments without a name come first: name this one too")],
+        &[("64", "positional arguments come first: name this one too")],
     );
     layer(
         "relu(inplace = true)",
@@ -93,10 +93,7 @@ fn spellings_of_python_and_question_marks_are_refused() {
         &[("BatchNorm1d", "`BatchNorm1d` is written `batch_norm1d` here")],
     );
     layer("nn.ReLU()", &[("ReLU", "`ReLU` is written `relu` here")]);
-    layer(
-        "linear(64, 10)?",
-        &[("?", "take the `?` away: a failing `linear` is an error of `build`")],
-    );
+    layer("linear(64, 10)?", &[("?", "remove the `?`: `build` returns the error of `linear`")]);
 }
 
 #[test]

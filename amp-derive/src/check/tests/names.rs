@@ -83,7 +83,7 @@ fn amp_takes_only_crate() {
     let refuses = |attribute: &str, expected| {
         attributes(&format!("{TRAINED} {attribute}"), &[expected]);
     };
-    let text = "say where amp-core is: `#[amp(crate = \"my_prelude::amp_core\")]`";
+    let text = "give the path of amp-core: `#[amp(crate = \"my_prelude::amp_core\")]`";
     refuses("#[amp]", ("amp", text));
     refuses("#[amp()]", ("amp", text));
     refuses("#[amp(crate)]", ("crate", "`crate` needs a value: `crate = …`"));

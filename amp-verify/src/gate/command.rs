@@ -1,4 +1,4 @@
-//! `cargo amp gate`, from its options to its files.
+//! `cargo amp gate`, from its options to the files it writes.
 
 use std::{env, fs::OpenOptions, io::Write, path::Path};
 
@@ -8,8 +8,8 @@ use crate::{diagnose::PolicyFile, registry::Registry};
 
 use super::{CACHE, GateArgs, Plan, Report, annotations, junit, markdown, pool, run, table};
 
-/// Writes the modules that must stay in FP32 to the policy file, for every precision that was diagnosed,
-/// and returns a line about it.
+/// Writes the modules that must stay in FP32 to the policy file, for all diagnosed precisions
+/// together. Returns a line for the user.
 fn write_policy(plan: &Plan, report: &Report, file: Staged) -> Result<&'static str> {
     let Some(model) = report.models.first() else { return Ok("") };
     let mut overrides = plan.overrides.clone();
@@ -28,7 +28,7 @@ fn write_policy(plan: &Plan, report: &Report, file: Staged) -> Result<&'static s
     let names = precisions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let reason = format!("cargo amp gate: {} under {names}", report.status.name());
     PolicyFile::new(&model.model, *first, machine.clone(), reason, overrides).write(file)?;
-    Ok("the policy was written: --policy FILE judges the model with it\n")
+    Ok("the policy was written: to judge the model with it, use --policy FILE\n")
 }
 
 /// Runs the gate, writes the requested files, and returns the report and the text to print.
@@ -58,7 +58,7 @@ pub fn command(registry: &Registry, args: &GateArgs) -> Result<(Report, String)>
         file.write(markdown(&report).as_bytes())?;
     }
     if let Some(path) = env::var_os("GITHUB_STEP_SUMMARY") {
-        // Other steps of the CI job append to this file as well.
+        // Other steps of the CI job append to the same file.
         let file = OpenOptions::new().create(true).append(true).open(&path);
         file.and_then(|mut file| file.write_all(markdown(&report).as_bytes()))
             .map_err(|error| Error::io(&path, error))?;

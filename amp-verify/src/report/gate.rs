@@ -16,7 +16,7 @@ pub fn gate_html(report: &Report) -> String {
         format!("{} ({}), libtorch {}", machine.device, machine.capability, machine.libtorch)
     });
     let mut body = format!(
-        "<header>\n<h1>Precision gate: {}</h1>\n<p class=\"subject\">{}\n{} runs, {} known from before, \
+        "<header>\n<h1>Precision gate: {}</h1>\n<p class=\"subject\">{}\n{} runs, {} from the cache, \
          {:.0} s; risk α = {}</p>\n{}{}{}</header>\n",
         verdict(report.status),
         escaped(&machine),
@@ -26,7 +26,7 @@ pub fn gate_html(report: &Report) -> String {
         report.alpha,
         first_failure(report),
         summary(report),
-        list("Left to the nightly tier", &report.left_out)
+        list("Checked only in the nightly tier", &report.left_out)
     );
     for model in &report.models {
         body += &section(report, model);

@@ -20,7 +20,7 @@ pub struct SelftestArgs {
     /// Plant no fault: only count the false alarms of the unchanged runs
     #[arg(long, conflicts_with_all = ["fault", "diagnose"])]
     pub unchanged: bool,
-    /// Check only the rules of the unchanged runs, without whole runs
+    /// Check only the rules of the unchanged runs, without full runs
     #[arg(long)]
     pub rules: bool,
     /// Precisions of the unchanged runs, separated by commas [default: the quick tier's]

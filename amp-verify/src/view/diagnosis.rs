@@ -25,8 +25,8 @@ pub fn diagnosis(diagnosis: &Diagnosis) -> String {
         Attribution::Fusion { groups } => {
             let each = groups.iter().map(|group| {
                 format!(
-                    "fusion: {} in one is {} of its bound away from the same layers one by one; look at the \
-                     kernel that runs them in one, because no layer in FP32 mends it\n",
+                    "fusion: {} fused: the results differ from those of the separate layers by {} of the bound; \
+                     look at the fused kernel, because FP32 layers cannot repair it\n",
                     group.name(),
                     of_bound(group.over_bound())
                 )

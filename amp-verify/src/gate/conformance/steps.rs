@@ -1,4 +1,4 @@
-//! A run of some steps, and the values recorded from it.
+//! Runs some steps and records their values.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -22,7 +22,7 @@ use crate::{
     interceptor::{Intercepted, Interceptor},
 };
 
-/// The values recorded from a run.
+/// The values that are recorded in a run.
 #[derive(Default)]
 pub(super) struct Trace {
     pub(super) gradients: Vec<(String, Tensor)>,
@@ -65,7 +65,8 @@ impl Callback for Tracer {
     }
 }
 
-/// Computes each loss without dropout and batch statistics, and records the first one.
+/// An interceptor that computes each loss without dropout and batch statistics, and records the
+/// first one.
 struct Still {
     tracer: Tracer,
     overrides: Rc<Overrides>,
@@ -77,7 +78,7 @@ impl Interceptor for Still {
         StepAccess::Within("the gate compares the steps with those of 32-true")
     }
 
-    /// A model that does so is held to its first loss of each batch, on which the trainer steps.
+    /// A model that optimizes manually is trained on its first loss of each batch instead.
     fn optimizes_manually(&self, _: &dyn LightningModule) -> bool {
         false
     }
@@ -128,7 +129,8 @@ impl Interceptor for Still {
     }
 }
 
-/// A copy of its own where it is, as it is: in f64 on the host a model would be twice as large, three times over.
+/// Returns a copy on the same device and in the same dtype. Three copies of the model in f64 on the
+/// host would take too much memory.
 fn kept(tensor: &Tensor) -> Result<Tensor> {
     Ok(tensor.f_detach()?.f_detach_copy()?)
 }
@@ -139,7 +141,7 @@ fn parameters(model: &dyn LightningModule) -> Result<Vec<Tensor>> {
     own.map(|(_, tensor, _)| kept(&tensor)).collect()
 }
 
-/// A run of some steps.
+/// The results of a run.
 pub(super) struct Ran {
     pub(super) trace: Trace,
     pub(super) initial: Vec<Tensor>,
@@ -156,30 +158,31 @@ pub(super) struct Steps<'a> {
 impl Steps<'_> {
     pub(super) fn config(&self, steps: u64, init_scale: f64) -> TrainerConfig {
         let mut config = self.job.config(self.case, self.precision);
-        // Enough steps for the scale to come down, and a limit in case no step is ever applied.
+        // There are enough steps for the scale to fall, and a limit in case no step is ever
+        // applied.
         config.max_epochs = 12;
         config.max_steps = Some(steps);
         config.numerics.scaler =
             GradScalerConfig { init_scale, growth_interval: 4, ..config.numerics.scaler };
-        // Only training is compared. Other runs of the gate validate, and compare the two sets.
+        // The steps are not validated. Other runs of the gate validate.
         config.loops.val_check_interval = ValCheckInterval::Steps(i64::MAX);
         config.checks.shared_examples = true;
         config
     }
 
-    /// Runs the model as a new build.
+    /// Resets the model and runs it.
     pub(super) fn run(&self, model: &mut ResetModel, config: TrainerConfig) -> Result<Ran> {
         self.run_model(model, config, None)
     }
 
-    /// Runs it at the low loss scale, with emulated rounding if `rounding` is given.
+    /// Runs the model at the low loss scale, with emulated rounding if `rounding` is given.
     pub(super) fn run_at_low_scale(
         &self,
         model: &mut ResetModel,
         rounding: Option<Rounding>,
     ) -> Result<Ran> {
         let mut config = self.config(STEPS, LOW_SCALE);
-        // The invariants of training are checked in the runs that are judged.
+        // The invariants of training are checked only in the runs that are judged.
         config.checks.level = Check::Off;
         self.run_model(model, config, rounding)
     }

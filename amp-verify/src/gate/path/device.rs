@@ -1,5 +1,5 @@
-//! Compares the device's kernels, including fused layers, with the CPU's: one gradient in 32-true, in
-//! training mode and without dropout, whose random numbers differ between devices.
+//! Compares the device's kernels, including fused layers, with the CPU's: one gradient in 32-true,
+//! in training mode. Dropout is off, because its random numbers differ between devices.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,8 @@ use crate::gate::{
     sample::sample,
 };
 
-/// The accepted differences of a gradient's size and of its distance, for sums in another order.
+/// The accepted differences in the size and the distance of a gradient, because sums have another
+/// order.
 const SIZE: f64 = 1e-3;
 const DISTANCE: f64 = 1e-2;
 
@@ -34,7 +35,7 @@ pub(super) struct GradientDifference {
     pub(super) distance: f64,
 }
 
-/// Compares the first examples's gradient on the run's device with the CPU's.
+/// Compares the first batch's gradient on the run's device with the CPU's.
 pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
     let device = setup.case.trainer.device;
     if !device.is_cuda() {
@@ -55,7 +56,7 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
     Ok(())
 }
 
-/// The gradient of a batch in 32-true, with layers fused as in an unobserved run.
+/// Computes the gradient of a batch in 32-true, with layers fused as in an unobserved run.
 pub(super) fn gradients(
     setup: &Setup<'_>,
     device: Device,
@@ -79,7 +80,8 @@ pub(super) fn gradients(
     Ok(gradients)
 }
 
-/// The difference of `a` from `b`. A gradient that only one of them has is compared with zero.
+/// Returns the difference of `a` from `b`. A gradient that only one of them has is compared with
+/// zero.
 pub(super) fn gradient_difference(
     a: &BTreeMap<String, Tensor>,
     b: &BTreeMap<String, Tensor>,

@@ -1,7 +1,7 @@
-//! Checks the path that users train on, rule by rule. `Trainer::fit` runs as it does for a user: in
-//! training mode, with CUDA graphs, fused layers, clipping within the step and the fused optimizer where
-//! it uses them. The gate compares its final state. A second run is observed in each step and must end
-//! with the same bits, so that the checks of its steps hold for the first run as well.
+//! Checks the training path of users, rule by rule. `Trainer::fit` runs as it does for a user: in
+//! training mode, with CUDA graphs, fused layers, clipping within the step and the fused optimizer
+//! if it can use them. The gate compares its final state. A second run is observed in each step and
+//! must end with the same bits, so that the checks of its steps hold for the first run as well.
 
 mod bounds;
 mod device;
@@ -38,8 +38,8 @@ use super::{
 };
 use crate::{faults::Fault, registry::Registry, text::percent};
 
-/// The accepted distance of batch statistics and of a validation loss from 32-true's, by the dtype of the
-/// computation. Rounding alone causes a few hundredths of this.
+/// The accepted difference of batch statistics and of a validation loss from 32-true's, by the
+/// dtype of the computation. Rounding alone causes a few hundredths of this.
 fn statistics_bound(precision: Precision) -> f64 {
     match precision {
         Precision::F64True | Precision::F32True => 1e-3,
@@ -58,7 +58,7 @@ pub(super) fn run(job: &Job, registry: &Registry) -> Result<Outcome> {
     let mut report = PathReport::default();
     if setup.job.model(&case, job.precision)?.optimizes_manually() {
         for rule in RULES {
-            findings.left_out(*rule, "the model optimizes manually: its steps cannot be watched");
+            findings.left_out(*rule, "the model optimizes manually: its steps cannot be observed");
         }
     } else {
         Checks { setup: &setup, findings: &mut findings, report: &mut report }.run()?;
@@ -86,18 +86,18 @@ impl Checks<'_> {
         self.memory(&plain);
         stages.end("a plain epoch");
         device::check(self.setup, self.findings)?;
-        stages.end("the device beside the CPU");
+        stages.end("the device compared with the CPU");
         rounding::check(self.setup, self.findings)?;
         stages.end("each layer alone");
         fusion::check(self.setup, self.findings)?;
-        stages.end("layers in one");
+        stages.end("fused layers");
         let (observed, observation, observed_model) = self.setup.observed(Scenario::Epoch)?;
         let steps = observation.applied;
         let what = format!("an epoch, {steps} steps");
         self.same(Scenario::Epoch, &what, &plain, &observed)?;
         self.followed(&what, &observation);
         self.gradients(&observation, observed_model.as_ref())?;
-        stages.end("a watched epoch");
+        stages.end("an observed epoch");
         let limit = median(&observation.norms[..observation.norms.len().min(STEPS as usize)]);
         if let Some(reference) = observation.reference {
             validation::check(self.setup, self.findings, &plain, model, reference)?;
@@ -109,13 +109,13 @@ impl Checks<'_> {
             self.overflowing()?;
             stages.end("overflowing steps");
         } else {
-            self.findings.left_out(Reason::Scale, "the precision scales no loss");
-            self.findings.left_out(Reason::Skip, "nothing overflows without a scale");
+            self.findings.left_out(Reason::Scale, "the precision does not scale the loss");
+            self.findings.left_out(Reason::Skip, "without a loss scale nothing overflows");
         }
         Ok(())
     }
 
-    /// The properties of the unobserved epoch.
+    /// Records the properties of the unobserved epoch.
     fn describe(&mut self, plain: &FinalState) -> Result<()> {
         let (case, record) = (self.setup.case, &plain.record);
         let loader = case.data.train_loader(case.trainer.policy(), 0)?;
@@ -137,7 +137,7 @@ impl Checks<'_> {
         Ok(())
     }
 
-    /// Whether an epoch uses all its batches, in steps of the requested number of batches.
+    /// Checks that an epoch uses all its batches, in steps of the requested number of batches.
     fn batches(&mut self, plain: &FinalState) -> Result<()> {
         let config = self.setup.config(Scenario::Epoch)?;
         let (batches, window) =
@@ -156,7 +156,7 @@ impl Checks<'_> {
         Ok(())
     }
 
-    /// Whether steps leak memory.
+    /// Checks that steps do not leak memory.
     fn memory(&mut self, plain: &FinalState) {
         let held = &plain.counts.held;
         // The first steps allocate the optimizer's state, workspaces of libraries and a CUDA graph.
@@ -169,18 +169,19 @@ impl Checks<'_> {
         let grown = (least(second) - least(first)).max(0);
         self.findings.measured(
             Reason::Memory,
-            "held at least, beyond what the steps before them hold",
+            "smallest memory of later steps, minus that of earlier steps",
             &format!("plain run, the last {} steps", second.len()),
             Unit::Bytes,
             (grown as f64, 0.0),
         );
     }
 
-    /// A run with effective clipping, whatever the model's own limit is, and a run that is saved and
-    /// resumed.
+    /// Runs with effective clipping, independently of the model's own limit, and runs that are
+    /// saved and resumed.
     fn clipped(&mut self, limit: f64) -> Result<()> {
         if !(limit > 0.0 && limit.is_finite()) {
-            self.findings.left_out(Reason::Resume, "the gradients have no size to clip by");
+            self.findings
+                .left_out(Reason::Resume, "the gradients have no usable norm for clipping");
             return Ok(());
         }
         let scenario = Scenario::Clipped(limit);
@@ -192,7 +193,7 @@ impl Checks<'_> {
         self.resume(scenario, &plain)
     }
 
-    /// Scales that overflow, fall and grow.
+    /// Runs with a scale that overflows, falls and grows.
     fn overflowing(&mut self) -> Result<()> {
         let plain = self.setup.plain(Scenario::Overflowing)?;
         let (observed, observation, model) = self.setup.observed(Scenario::Overflowing)?;
@@ -204,7 +205,7 @@ impl Checks<'_> {
         );
         self.same(Scenario::Overflowing, &what, &plain, &observed)?;
         self.followed(&what, &observation);
-        // Precision regions by path may leave nothing in f16.
+        // Precision regions by path may replace f16 everywhere.
         if observation.skipped == 0 && self.setup.job.overrides.is_empty() {
             self.findings.fail(Reason::Skip, "no step was skipped although the scale overflows");
         }
@@ -214,7 +215,7 @@ impl Checks<'_> {
         let moves = observation.scale.map_or((0, 0), |rule| (rule.grown, rule.backed_off));
         let over = format!("{what}: grew {} times, fell {} times", moves.0, moves.1);
         self.said(Reason::Scale, "the scale after each step", over);
-        self.said(Reason::Skip, "which steps are skipped, and what these move", what);
+        self.said(Reason::Skip, "which steps are skipped, and what skipped steps change", what);
         Ok(())
     }
 
@@ -239,14 +240,16 @@ impl Checks<'_> {
         });
         let how = match tolerance == 0.0 {
             true => "to the bit".to_owned(),
-            false => format!("within {}: the device repeats no bits", percent(tolerance)),
+            false => {
+                format!("within {}, because the device is not reproducible", percent(tolerance))
+            }
         };
         let compared = format!("weights, optimizer state, scale and logs, {how}");
         self.findings.equal(Reason::Watching, compared, what, wrong);
         Ok(())
     }
 
-    /// 0, unless two equal runs differ by themselves, as on a GPU.
+    /// Returns 0, unless two equal runs differ, as on a GPU.
     fn tolerance(&self, scenario: Scenario, plain: &FinalState, other: &FinalState) -> Result<f64> {
         let is_cuda = self.setup.case.trainer.device.is_cuda();
         if !is_cuda || plain.difference(other, 0.0)?.is_none() {
@@ -256,13 +259,13 @@ impl Checks<'_> {
         Ok(if plain.difference(&again, 0.0)?.is_some() { 0.05 } else { 0.0 })
     }
 
-    /// A rule of equal values whose breach has been said by now.
+    /// Records a rule of equal values, whose violation was already reported.
     fn said(&mut self, rule: Reason, what: &str, over: impl Into<String>) {
         let is_held = self.findings.failures.iter().all(|failure| failure.reason != rule);
         self.findings.checked.push(Checked::equal(rule, what, over, is_held));
     }
 
-    /// What the watched steps said.
+    /// Records the results of the observed steps.
     fn followed(&mut self, what: &str, observation: &Observation) {
         for Failure { reason, text, .. } in &observation.failures {
             self.findings.fail(*reason, format!("{what}: {text}"));
@@ -289,8 +292,8 @@ impl Checks<'_> {
         }
     }
 
-    /// Whether the model's attention drops other elements than 32-true's. On CUDA the kernels of 16 and
-    /// of 32 bits draw their masks in different orders.
+    /// Whether the model's attention may drop other elements than in 32-true. On CUDA the kernels
+    /// for 16 and for 32 bits draw their masks in different orders.
     fn masks_differ(&self, reference: &Reference, model: &dyn amp_core::LightningModule) -> bool {
         let attends = |name: &str| name.ends_with("in_proj_weight");
         self.setup.case.trainer.device.is_cuda()
@@ -298,7 +301,7 @@ impl Checks<'_> {
             && nn::parameters(model).iter().any(|parameter| attends(&parameter.name))
     }
 
-    /// Compares each step's gradient and the buffers with 32-true's.
+    /// Compares each step's gradient, and the buffers, with 32-true's.
     fn gradients(
         &mut self,
         observation: &Observation,
@@ -360,7 +363,7 @@ impl Checks<'_> {
         Ok(())
     }
 
-    /// Saves half way and continues in a new model.
+    /// Saves a run half way and continues it in a new model.
     fn resume(&mut self, scenario: Scenario, plain: &FinalState) -> Result<()> {
         let folder = run::folder()?;
         let path = folder.path().join("half.safetensors");
@@ -368,16 +371,16 @@ impl Checks<'_> {
         let resumed = self.setup.resumed(scenario, &path, STEPS / 2)?;
         let is_cuda = self.setup.case.trainer.device.is_cuda();
         for (what, state) in
-            [("a run that was saved on its way", &whole), ("a resumed run", &resumed)]
+            [("a run that was saved half way", &whole), ("a resumed run", &resumed)]
         {
             let tolerance = if is_cuda { self.tolerance(scenario, plain, state)? } else { 0.0 };
             let difference = match Fault::loses_state(self.setup.job.fault) {
-                // Its counts start again.
+                // The counters of this run start again at zero.
                 true => plain.tensors_differ(state, tolerance)?,
                 false => plain.difference(state, tolerance)?,
             };
             let wrong = difference.map(|difference| {
-                format!("{what} differs from one that was not stopped: {difference}")
+                format!("{what} differs from an uninterrupted run: {difference}")
             });
             let compared = format!("{what}: weights, optimizer state, schedules, scale");
             let half = STEPS / 2;
@@ -388,7 +391,7 @@ impl Checks<'_> {
     }
 }
 
-/// The median; 0 without values.
+/// Returns the median, or 0 without values.
 fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -1,5 +1,5 @@
-//! Observes a run in each step and checks the rules. Its results hold for the unobserved run as well,
-//! because both must end with the same bits.
+//! Observes each step of a run and checks the rules. The results hold for the unobserved run as
+//! well, because both must end with the same bits.
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
@@ -26,38 +26,39 @@ use crate::{
     interceptor::Interceptor,
 };
 
-/// The state of the observation.
+/// The state of the observer.
 pub(super) struct Observation {
     pub(super) device: Device,
     pub(super) clip: Option<Clip>,
-    /// The model whose weights the same optimizers step in float64.
+    /// A copy of the model, whose weights the same optimizers update in float64.
     copy: Option<Box<dyn LightningModule>>,
     pub(super) replay: Option<Replay>,
-    /// Why there is no repetition in float64.
+    /// The reason why the updates are not repeated in float64.
     pub(super) no_replay: Option<String>,
     pub(super) reference: Option<Reference>,
-    /// The same with emulated rounding: how far rounding alone moves the gradients of this model.
+    /// References with emulated rounding, which show how much rounding alone changes the gradients
+    /// of this model.
     pub(super) rounded: Vec<Reference>,
     pub(super) scale: Option<ScaleRule>,
     pub(super) failures: Vec<Failure>,
-    /// The norms of the applied steps, before clipping.
+    /// The gradient norms of the applied steps, before clipping.
     pub(super) norms: Vec<f64>,
     pub(super) applied: u64,
     pub(super) skipped: u64,
-    /// The number of steps that have begun.
+    /// The number of attempted steps.
     attempts: u64,
-    /// For each optimizer the gradients, by parameter.
+    /// The gradients of each optimizer, by parameter.
     gradients: Vec<BTreeMap<String, Tensor>>,
     /// Whether all losses of the step are finite.
     finite_loss: bool,
-    /// The state before the step's first batch.
+    /// The tensors before the step's first batch.
     before: Vec<Before>,
     rates: Vec<f64>,
-    /// Whether a step has begun.
+    /// Whether the step's first batch has begun.
     begun: bool,
 }
 
-/// A tensor of the model and its earlier values.
+/// A tensor of the model with its earlier values.
 struct Before {
     name: String,
     role: Role,
@@ -65,7 +66,7 @@ struct Before {
     tensor: Tensor,
 }
 
-/// Receives batches as the model's interceptor and gradients as a callback.
+/// Receives batches as an interceptor and gradients as a callback.
 #[derive(Clone)]
 pub(super) struct Observer(pub(super) Rc<RefCell<Observation>>);
 
@@ -93,7 +94,7 @@ impl Observation {
         }
     }
 
-    /// Adds a failure, once for each rule.
+    /// Adds a failure. Only the first failure of each rule is kept.
     fn fail(&mut self, reason: Reason, text: impl Into<String>) {
         if self.failures.iter().all(|failure| failure.reason != reason) {
             let text = format!("step {}: {}", self.attempts, text.into());
@@ -121,7 +122,7 @@ impl Observation {
                 }
                 self.check_unchanged()?;
                 if rates != self.rates {
-                    self.fail(Reason::Schedule, "a skipped step moved the learning rate");
+                    self.fail(Reason::Schedule, "a skipped step changed the learning rate");
                 }
             }
         }
@@ -131,7 +132,7 @@ impl Observation {
                 let found = found.unwrap_or(1.0);
                 self.fail(
                     Reason::Scale,
-                    format!("the scale is {found}, its rule gives {expected}"),
+                    format!("the scale is {found}, but its rule gives {expected}"),
                 );
                 self.scale = None;
             }
@@ -140,7 +141,7 @@ impl Observation {
         Ok(())
     }
 
-    /// Checks the results of a step that was applied.
+    /// Checks the results of an applied step.
     fn apply(&mut self, gradients: &[BTreeMap<String, Tensor>], hook: &Hook<'_>) -> Result<()> {
         let mut square = 0.0;
         for gradient in gradients.iter().flat_map(BTreeMap::values) {
@@ -155,17 +156,17 @@ impl Observation {
             Some(Wrong::Rates(text)) => self.fail(Reason::Schedule, text),
             Some(Wrong::Update(text)) => self.fail(Reason::Update, text),
         }
-        // Later differences follow from this one.
+        // Later differences would only follow from this one.
         self.replay = None;
         Ok(())
     }
 
-    /// Whether a skipped step left weights and buffers unchanged.
+    /// Checks that a skipped step left weights and buffers unchanged.
     fn check_unchanged(&mut self) -> Result<()> {
         for Before { name, role, held, tensor } in std::mem::take(&mut self.before) {
             if !held.f_equal(&tensor.f_detach()?)? {
                 let what = if role == Role::Parameter { "weight" } else { "buffer" };
-                self.fail(Reason::Skip, format!("a skipped step moved the {what} `{name}`"));
+                self.fail(Reason::Skip, format!("a skipped step changed the {what} `{name}`"));
                 break;
             }
         }
@@ -180,7 +181,7 @@ fn rates(hook: &Hook<'_>) -> Vec<f64> {
 
 impl Interceptor for Observer {
     fn step_access(&self) -> StepAccess {
-        StepAccess::Within("the gate watches the steps")
+        StepAccess::Within("the gate observes the steps")
     }
 
     fn optimizers(&self, model: &dyn LightningModule, plan: &TrainingPlan) -> Result<Optimizers> {
@@ -234,11 +235,11 @@ impl Callback for Observer {
     }
 
     fn step_access(&self) -> StepAccess {
-        StepAccess::Within("the gate watches the steps")
+        StepAccess::Within("the gate observes the steps")
     }
 
     fn on_train_epoch_start(&mut self, hook: &mut Hook<'_>) -> Result<()> {
-        // Schedules may have moved between epochs.
+        // Schedules may have advanced between epochs.
         self.0.borrow_mut().rates = rates(hook);
         Ok(())
     }

@@ -1,36 +1,36 @@
-//! What the path was, and the rules that are judged on it.
+//! The report on the checks of the training path, and the rules that belong to it.
 
 use serde::{Deserialize, Serialize};
 
 use crate::gate::{checked::Checked, reason::Reason};
 
-/// What was looked at on the path that a model is trained on.
+/// The properties of the observed runs, and the results of the checks.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct PathReport {
-    /// Trained numbers.
+    /// The number of trained values.
     pub parameters: i64,
-    /// Examples in a batch.
+    /// The number of examples in a batch.
     pub batch_size: i64,
-    /// Batches in a step.
+    /// The number of batches in a step.
     pub batches_per_step: i64,
-    /// Batches of an epoch.
+    /// The number of batches in an epoch.
     pub batches: i64,
-    /// Batches that were trained on.
+    /// The number of batches that were trained on.
     pub followed: i64,
-    /// Steps of the unwatched epoch that were applied.
+    /// The number of applied steps in the unobserved epoch.
     pub steps: u64,
-    /// Of those, the ones that ran as a CUDA graph.
+    /// The number of these steps that ran as a CUDA graph.
     pub replayed: u64,
-    /// Why the model looks into its own steps, which keeps them off CUDA graphs and clipping within the
-    /// step; null where it does not.
+    /// The reason why the model observes its own steps, which prevents CUDA graphs and clipping
+    /// within the step; null if it does not.
     pub watched_by_itself: Option<String>,
-    /// What the trainer said of the run: why there are no graphs, and the like.
+    /// The trainer's notes on the run, for example why there are no graphs.
     pub notes: Vec<String>,
-    /// The rules.
+    /// The results of the checks.
     pub checked: Vec<Checked>,
 }
 
-/// The rules that this judges.
+/// The rules of the training path.
 pub(super) const RULES: &[Reason] = &[
     Reason::Watching,
     Reason::Gradient,

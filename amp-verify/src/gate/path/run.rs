@@ -1,5 +1,5 @@
-//! The runs that are compared: an unobserved one and one that the gate observes, with options that let
-//! each rule take effect.
+//! The runs to compare: an unobserved run and an observed run, with options for which each rule has
+//! an effect.
 
 use std::{cell::RefCell, path::Path, rc::Rc};
 
@@ -33,29 +33,29 @@ use crate::{
     length::Length,
 };
 
-/// The length of the short runs, in steps.
+/// The number of steps of the short runs.
 pub(super) const STEPS: u64 = 6;
-/// The length of the run that starts with an overflowing scale, in applied steps.
+/// The number of applied steps of the run that starts with an overflowing scale.
 const SCALED_STEPS: u64 = 12;
-/// The most observed steps of an epoch.
+/// The largest number of observed steps in an epoch.
 const EPOCH_STEPS: i64 = 64;
-/// A loss scale that never overflows.
+/// A loss scale with which no step overflows.
 pub(super) const LOW_SCALE: f64 = 1024.0;
-/// A loss scale that overflows: f16 gradients above 65504/2³⁴ = 3.8e-6 are infinite.
+/// A loss scale with which steps overflow: f16 gradients above 65504/2³⁴ = 3.8e-6 become infinite.
 pub(super) const HIGH_SCALE: f64 = 17_179_869_184.0;
 
-/// The options of a run.
+/// The options for a pair of runs.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Scenario {
-    /// An epoch with its validation, with the model's options and a constant scale.
+    /// An epoch with its validation, with the model's own options and a constant scale.
     Epoch,
-    /// A few steps whose gradients are clipped to this norm.
+    /// A few steps with gradients clipped to this norm.
     Clipped(f64),
-    /// Starts with an overflowing scale, with a short growth interval.
+    /// Steps that begin with an overflowing scale and a short growth interval.
     Overflowing,
 }
 
-/// One precision of a case.
+/// A case under one precision.
 pub(super) struct Setup<'a> {
     pub(super) job: &'a Job,
     pub(super) case: &'a Case,
@@ -63,7 +63,7 @@ pub(super) struct Setup<'a> {
 }
 
 impl Setup<'_> {
-    /// The layers of the first step on `batch`.
+    /// Returns the model and the batch for measuring layers.
     pub(super) fn subject<'s>(
         &self,
         build: &'s dyn Fn() -> Result<Box<dyn LightningModule>>,
@@ -78,7 +78,7 @@ impl Setup<'_> {
         }
     }
 
-    /// Batches of an epoch under these options.
+    /// Returns the number of batches in an epoch with these options.
     pub(super) fn batches(&self, config: &TrainerConfig) -> Result<i64> {
         let loader = self.case.data.train_loader(config.policy(), 0)?;
         Ok(loader.limited(config.loops.limit_train_batches).batches())
@@ -99,7 +99,7 @@ impl Setup<'_> {
                         EPOCH_STEPS.min(i64::try_from(steps).unwrap_or(EPOCH_STEPS))
                     }
                 };
-                // The last step is a partial one, as an epoch's may be.
+                // The last step has fewer batches, as the last step of an epoch may have.
                 let most = steps * window - (window - 1);
                 if self.batches(&config)? > most {
                     config.loops.limit_train_batches = Limit::Batches(most);
@@ -120,12 +120,12 @@ impl Setup<'_> {
         Ok(config)
     }
 
-    /// Runs as `Trainer::fit` does for a user.
+    /// Trains without an observer, as `Trainer::fit` does for a user.
     pub(super) fn plain(&self, scenario: Scenario) -> Result<FinalState> {
         Ok(self.fit(self.config(scenario)?, Vec::new(), None)?.0)
     }
 
-    /// The same, saved after this step.
+    /// Trains without an observer, and saves the run after this step.
     pub(super) fn saved(&self, scenario: Scenario, after: u64, path: &Path) -> Result<FinalState> {
         let saver = Saver { after, path: path.to_owned() };
         Ok(self.fit(self.config(scenario)?, vec![Box::new(saver)], None)?.0)
@@ -140,7 +140,7 @@ impl Setup<'_> {
         Ok(self.fit(config, Vec::new(), Some(path))?.0)
     }
 
-    /// The same, and returns the trained model.
+    /// Trains without an observer, and also returns the trained model.
     pub(super) fn plain_with_model(
         &self,
         scenario: Scenario,
@@ -148,8 +148,8 @@ impl Setup<'_> {
         self.fit(self.config(scenario)?, Vec::new(), None)
     }
 
-    /// References with emulated rounding, each with roundings of its own: as many as an epoch of `windows` steps
-    /// takes for a bound.
+    /// Creates references with emulated rounding, each with its own random numbers: as many as an
+    /// epoch of `windows` steps needs for a bound.
     fn rounded(&self, windows: i64) -> Result<Vec<Reference>> {
         let overrides = Rc::new(self.job.overrides.clone());
         let mut model = self.case.build()?;
@@ -164,7 +164,7 @@ impl Setup<'_> {
         (1..=bounds::passes(windows)).map(draw).collect()
     }
 
-    /// Runs it with the gate's observer.
+    /// Trains with the gate's observer.
     pub(super) fn observed(
         &self,
         scenario: Scenario,
@@ -226,7 +226,7 @@ impl Setup<'_> {
     }
 }
 
-/// Saves the run after a step.
+/// A callback that saves the run after this step.
 struct Saver {
     after: u64,
     path: std::path::PathBuf,
@@ -258,7 +258,7 @@ pub(super) fn all_finite(model: &dyn LightningModule) -> Result<bool> {
     super::rules::is_finite(&tensors)
 }
 
-/// A temporary folder, removed on drop.
+/// Creates a temporary folder, which is removed on drop.
 pub(super) fn folder() -> Result<tempfile::TempDir> {
     tempfile::tempdir().map_err(|error| Error::io("a temporary folder", error))
 }

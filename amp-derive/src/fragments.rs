@@ -103,7 +103,8 @@ fn falls_apart(expr: &Expr, after: Option<&TokenTree>) -> bool {
         // method.
         Expr::Field(_) => is_group(after, Delimiter::Parenthesis),
         // A prefix operator binds more weakly than a postfix operator, but more strongly than all
-        // others. A block may be the body of an `if`.
+        // others. A block before a postfix operator needs parentheses, because it may also be the
+        // body of an `if`.
         Expr::Unary(_) | Expr::Reference(_) | Expr::Block(_) => {
             is_postfix(after)
         }
@@ -182,7 +183,7 @@ fn with_one_hygiene(tokens: TokenStream) -> TokenStream {
             let content = with_one_hygiene(group.stream());
             token = grouped(group.delimiter(), content, group.span()).into();
         }
-        // `$crate` is unchanged, because only its hygiene determines its crate.
+        // `$crate` keeps its span, because the compiler finds the crate by the hygiene of this span.
         let is_crate = matches!(&token, TokenTree::Ident(name) if name == "$crate");
         if !is_crate {
             token.set_span(Span::call_site().located_at(token.span()));

@@ -16,7 +16,7 @@ pub struct Margins {
     /// For each model, the differences of its metric between precisions over seeds.
     #[serde(default)]
     pub models: BTreeMap<String, ModelMargin>,
-    /// The same for models that were changed, for example in size, data or length.
+    /// Differences for models with changed settings, for example another size, data set or length.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub changed: BTreeMap<String, Vec<ModelMargin>>,
 }

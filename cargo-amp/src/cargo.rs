@@ -66,11 +66,11 @@ fn reason(message: &str) -> String {
 /// An executable file that cargo has built.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Executable {
-    /// The folder of its package.
+    /// The folder of the executable's package.
     pub(crate) package: PathBuf,
     pub(crate) target: String,
     pub(crate) kind: String,
-    /// Whether it is a test binary.
+    /// Whether the executable is a test binary.
     pub(crate) is_test: bool,
     pub(crate) path: PathBuf,
 }

@@ -27,7 +27,7 @@ struct Drawn {
     body: Sequential,
 }
 
-/// The same model without a metric.
+/// A linear layer without a metric.
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[optimizer(adamw, lr = 1e-2)]
@@ -36,7 +36,7 @@ struct Unjudged {
     body: Linear,
 }
 
-/// The same model with another metric.
+/// A linear layer, judged by its F1 score.
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[metric(f1, num_classes = 4)]

@@ -65,7 +65,8 @@ fn shown() -> Result<Vec<(u64, &'static str, Media)>> {
     ])
 }
 
-/// Trains with skipped steps and logs the media. A second run does not end.
+/// Runs a training with skipped steps that logs images, texts and histograms. Then it starts a second
+/// run and does not finish it.
 fn train(logger: &mut dyn Subscriber) -> Result<MemoryLogger> {
     let registry = registry();
     let model = registry.find(Some("PrecisionTestModel"))?;

@@ -163,7 +163,7 @@ fn check_optimizer(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<Optim
     Some(Optimizer { config, params, groups, scheduler: None })
 }
 
-/// What the options of a group belong to.
+/// The object to which the options of a group belong.
 #[derive(Clone, Copy)]
 enum Owner<'a> {
     /// An optimizer of amp-core, with the keys of its row.

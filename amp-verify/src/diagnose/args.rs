@@ -18,7 +18,7 @@ use crate::{
 /// The figure that decides which modules must stay in FP32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Search {
-    /// The validation metric lost against 32-true
+    /// How much worse the validation metric is than that of 32-true
     Metric,
     /// The layer's own error in the first step
     Layers,

@@ -45,7 +45,7 @@ pub enum Unit {
 pub struct Checked {
     /// The rule, given as the reason of its failure.
     pub rule: Reason,
-    /// What was compared, or why nothing was compared.
+    /// The compared quantity, or the reason why nothing was compared.
     pub what: String,
     /// The run with its mode and number of steps; empty if nothing was compared.
     pub over: String,

@@ -17,14 +17,14 @@ use crate::{
     verdict::{Judgement, Verdict},
 };
 
-/// What was checked and what was not, for one cell.
+/// The comparisons that one cell made, and the rules that it did not check.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Coverage {
     /// Properties of the runs (path, modes, size, seeds), each with its name.
     pub ran: Vec<(&'static str, String)>,
     /// The comparisons, ordered by rule.
     pub rows: Vec<Row>,
-    /// What was not checked.
+    /// The rules that were not checked.
     pub missing: Vec<Missing>,
     /// The number of rules that were checked.
     pub rules: usize,
@@ -37,9 +37,9 @@ pub struct Coverage {
 pub struct Row {
     /// The rule's title.
     pub rule: &'static str,
-    /// What the rule compares in general.
+    /// The two quantities that the rule compares.
     pub compares: &'static str,
-    /// What was compared here.
+    /// The quantity that was compared in this cell.
     pub what: String,
     /// The run: its mode, number of steps and seeds.
     pub over: String,
@@ -56,7 +56,7 @@ pub struct Row {
 /// Something that was not checked, with the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
-    /// What was not checked.
+    /// The rules that were not checked.
     pub what: String,
     /// The reason; empty if there is none.
     pub why: String,
@@ -257,7 +257,10 @@ fn metric(model: &ModelReport, judgement: &Judgement, seeds: &str) -> Row {
     Row {
         rule: METRIC,
         compares: "how much worse the precision is than 32-true, with the same seeds",
-        what: format!("{}, largest loss with risk {}", model.metric, judgement.alpha),
+        what: format!(
+            "{}, upper bound of the loss at significance level {}",
+            model.metric, judgement.alpha
+        ),
         over: format!("full runs, {}, {seeds}", model.length),
         figure: shown(judgement.upper),
         bound: shown(judgement.margin),

@@ -73,7 +73,7 @@ pub struct Report {
     pub time_limit_seconds: Option<f64>,
     /// The models.
     pub models: Vec<ModelReport>,
-    /// What the nightly tier would check in addition.
+    /// The checks that only the nightly tier makes.
     pub left_out: Vec<String>,
     /// The number of failing cells that were not diagnosed.
     pub undiagnosed: usize,

@@ -48,7 +48,7 @@ pub struct Site {
     pub is_test: bool,
 }
 
-/// What a [`verify!`](crate::verify) does in this process.
+/// The task of a [`verify!`](crate::verify) in this process.
 pub enum Turn {
     /// Train in this process: the data is created next.
     Train(Training),
@@ -61,7 +61,7 @@ pub enum Turn {
 /// A training in this process. While this value exists, no other thread draws random numbers.
 pub struct Training {
     folder: Folder,
-    /// What to train and where to write the figures, if another process started this one and waits.
+    /// If another process started this one and waits: the model to train and the file for the figures.
     order: Option<Order>,
     _section: random::Section,
 }

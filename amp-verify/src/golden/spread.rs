@@ -83,7 +83,8 @@ pub(super) fn tolerance(samples: &[f64]) -> f64 {
     tolerance_of(samples.len(), standard_deviation(samples))
 }
 
-/// The same for `n` samples with standard deviation `s`; infinite for fewer than two samples.
+/// The accepted difference for `n` samples with standard deviation `s`; infinite for fewer than two
+/// samples.
 pub(super) fn tolerance_of(n: usize, s: f64) -> f64 {
     t_quantile(1.0 - RISK / 2.0, n as f64 - 1.0) * s * std::f64::consts::SQRT_2
 }

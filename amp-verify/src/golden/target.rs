@@ -1,4 +1,4 @@
-//! What a golden test trains: a model of a registry, or a model with its data.
+//! The model that a golden test trains: a registered model, or a model with its data.
 
 use std::sync::Arc;
 

@@ -28,9 +28,9 @@ pub struct Group {
     pub dtype: String,
     /// The distance of the output, rms(fused − one by one)/rms(one by one); null if it is not finite.
     pub forward: Option<f64>,
-    /// The largest distance of the gradient of an input; null if there is none, or it is not finite.
+    /// The largest distance of an input's gradient; null without gradients, or if it is not finite.
     pub input_gradient: Option<f64>,
-    /// The largest distance of the gradient of a parameter; null if there is none, or it is not finite.
+    /// The largest distance of a parameter's gradient; null without gradients, or if it is not finite.
     pub weight_gradient: Option<f64>,
     /// The largest accepted distance of the output.
     pub forward_bound: f64,

@@ -85,11 +85,11 @@ pub struct Layer {
     pub path: String,
     /// The dtype of its output.
     pub dtype: String,
-    /// The figures of its output.
+    /// The figures of the layer's output.
     pub forward: Flow,
-    /// The figures of the gradient of its input; null if there is none.
+    /// The figures of the gradient of the layer's input; null if there is no gradient.
     pub input_gradient: Option<Flow>,
-    /// The figures of the gradients of its own parameters; null if it has none.
+    /// The figures of the gradients of the layer's own parameters; null for a layer without parameters.
     pub weight_gradient: Option<Flow>,
     /// The loss scales that are safe for the layer's gradients; null if they do not have 16 bits.
     pub window: Option<Window>,

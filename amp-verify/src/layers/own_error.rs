@@ -155,8 +155,8 @@ struct Otherwise {
     exact: Tensor,
     /// The results of 64-true, rounded.
     rounded: Tensor,
-    /// The results of 64-true with rounded parameters, rounded. For the first one, the parameters
-    /// are rounded to nearest.
+    /// The rounded results of 64-true with rounded parameters. The first result uses parameters
+    /// rounded to nearest, the others stochastically rounded parameters.
     others: Vec<Tensor>,
 }
 

@@ -56,7 +56,7 @@ pub(super) struct Job {
     pub(super) input: Tensor,
     /// The gradient of the loss (without the loss scale) with respect to the output.
     pub(super) gradient: Option<Tensor>,
-    /// How the layer's own parameters are rounded; `None` leaves them unchanged.
+    /// The rounding of the layer's own parameters; `None` leaves them unchanged.
     pub(super) weights: Option<Rounded>,
 }
 

@@ -125,7 +125,7 @@ pub(super) fn trace(case: &Case, precision: Precision) -> Result<Traced> {
     Ok(Traced { attempts, skipped, scale: record.end.scale })
 }
 
-/// What the callback records.
+/// The values that the callback records.
 #[derive(Default)]
 struct Seen {
     /// The loss scale of this batch and of the next one.

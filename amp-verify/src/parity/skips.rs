@@ -137,9 +137,9 @@ impl Again {
     }
 }
 
-/// Returns an explanation if rounding decides which side skips the first differing step. The side
-/// that applies the step must have a largest gradient beyond f16's largest number, or as close to
-/// it as the largest gradients of the two sides were to each other before.
+/// Returns an explanation if rounding decides which side skips the first differing step. This is so
+/// if the side that applies the step has a largest gradient above f16's largest number, or only
+/// slightly below it: by at most the difference between the two sides in earlier steps.
 fn undecided(own: &[Attempt], theirs: &[Attempt]) -> Option<String> {
     let (ours, other) = parting(own, theirs)?;
     let applied = if ours.skipped { other } else { ours };

@@ -21,7 +21,7 @@ pub enum Engine {
     Lightning,
     /// A plain training loop in PyTorch.
     TorchLoop,
-    /// The same loop with fused AdamW.
+    /// The plain PyTorch loop with fused AdamW.
     TorchFused,
     /// The loop with fused AdamW, compiled by torch.compile with mode reduce-overhead.
     TorchCompile,

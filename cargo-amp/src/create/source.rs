@@ -86,7 +86,7 @@ impl Source {
     fn of_package(identifier: &str) -> Option<Result<Self, Error>> {
         if let Some(url) = identifier.strip_prefix("git+") {
             let (url, rev) = url.split_once('#')?;
-            // `?branch=…` is the branch of the revision.
+            // The revision alone identifies the source, so `?branch=…` is dropped.
             let url = url.split('?').next()?;
             return Some(Ok(Source::Git { url: url.into(), rev: Some(rev.into()) }));
         }

@@ -184,7 +184,7 @@ fn tidy(partial: &Path) -> io::Result<()> {
             fs::remove_dir_all(entry.path())?;
         }
     }
-    // Both calls fail as long as a wheel is left. This is intended.
+    // Both calls fail on purpose as long as the folder contains a wheel.
     let _ = fs::remove_dir(partial.join(Wheels::FOLDER));
     let _ = fs::remove_dir(partial);
     Ok(())

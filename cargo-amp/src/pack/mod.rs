@@ -148,8 +148,8 @@ impl<'a> Pack<'a> {
     /// Returns the test binaries in `built`, without those that a package excludes.
     fn tests(&self, mut built: Vec<Executable>) -> Result<Vec<(PathBuf, Executable)>, Error> {
         built.retain(|found| {
-            // The amp binary has no tests. Tests of a procedural macro need libraries of the
-            // compiler.
+            // The amp binary has no tests. Tests of a procedural macro are left out, because they need
+            // the compiler's libraries.
             let is_amp = found.kind == "bin" && found.target == "amp";
             found.is_test && !is_amp && found.kind != "proc-macro"
         });

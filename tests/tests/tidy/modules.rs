@@ -61,7 +61,7 @@ pub(crate) fn is_test(attrs: &[Attribute]) -> bool {
     })
 }
 
-/// What `crate::NAME` refers to.
+/// The item to which `crate::NAME` refers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Meaning {
     /// An item of this module.

@@ -123,10 +123,10 @@ mod tests {
         What::Gradient(parameter.into())
     }
 
-    /// The factors were computed in Python from a noncentral T for forty draws: with 95 %
-    /// confidence at most 1e-5 of all draws exceed mean + 5.297515 s, and 5e-6 exceed mean +
-    /// 5.483708 s, which is the factor for each of two gradients. Distances are raised to the power
-    /// 2/3. s is at least a tenth of the mean.
+    /// The factors are tolerance factors for forty draws with 95 % confidence. They were computed in
+    /// Python from the noncentral t distribution. A share of at most 1e-5 of all draws exceeds mean +
+    /// 5.297515 s. For each of two gradients the share is 5e-6 and the factor is 5.483708. Distances
+    /// are raised to the power 2/3, and s is at least a tenth of the mean.
     #[test]
     fn a_bound_is_a_tolerance_limit() {
         assert_eq!(RISK, 1e-5);

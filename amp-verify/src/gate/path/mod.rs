@@ -322,7 +322,7 @@ impl Checks<'_> {
                 let figure = (away, dropout::CHANCE);
                 self.findings.measured(
                     Reason::Dropout,
-                    "dropped share, away from the rate",
+                    "difference between the dropped share and the rate",
                     &over,
                     Unit::StandardErrors,
                     figure,

@@ -14,7 +14,7 @@ pub(super) struct ScaleRule {
     scale: f32,
     /// The number of steps since the last change.
     since: i64,
-    /// How often the scale grew and how often it fell.
+    /// The numbers of increases and decreases of the loss scale.
     pub(super) grown: u64,
     pub(super) backed_off: u64,
 }

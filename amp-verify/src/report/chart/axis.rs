@@ -85,7 +85,7 @@ impl Axis {
         Self::new(range, ticks, title, move |tick| format!("{base}{}", superscript(tick)))
     }
 
-    /// The same axis without labels and title, for a second plane on top of another.
+    /// Returns this axis without labels and title, for a second plane on top of another.
     pub(super) fn unlabelled(&self) -> Self {
         let (range, ticks) = (self.range.clone(), self.ticks.clone());
         Self { range, ticks, label: Box::new(|_| String::new()), title: String::new(), room: 0 }

@@ -1,5 +1,5 @@
-//! `LightningModule::step_access`: whether the struct's own functions allow a step to run as a CUDA
-//! graph.
+//! Generates `LightningModule::step_access`: whether the user's functions allow a step to run as a
+//! CUDA graph.
 
 use proc_macro2::TokenStream;
 use quote::quote;

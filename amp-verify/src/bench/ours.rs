@@ -1,4 +1,4 @@
-//! This trainer, as a user calls it: [`Trainer::fit`], timed by its [`SpeedBenchmark`].
+//! Measures this trainer as a user calls it: [`Trainer::fit`], timed by its [`SpeedBenchmark`].
 
 use amp_core::{
     Error, LightningModule, Result, Trainer, TrainerConfig,
@@ -17,15 +17,15 @@ use super::{
     workload::{Size, Task, config},
 };
 
-/// A workload under this trainer. Every chunk is a separate run of the same model. Its first epoch is not
-/// measured, because kernels are loaded and graphs are captured in it.
+/// Trains a workload with this trainer. Each chunk is a separate run of the same model. Its first
+/// epoch is not measured, because the epoch loads kernels and captures graphs.
 pub(super) struct Ours<'a> {
     engine: Engine,
     workload: &'a Task,
     size: Size,
     config: TrainerConfig,
     ready: Option<(Box<dyn LightningModule>, DataModule)>,
-    /// The peak of the first run, in which the model is also built.
+    /// The memory peak of the first run, which also builds the model.
     peak_memory_bytes: Option<u64>,
 }
 
@@ -58,8 +58,8 @@ impl<'a> Ours<'a> {
     }
 }
 
-/// Seconds of the epochs from `first` on, each until its last kernel has ended, and the number of steps
-/// that ran as CUDA graphs.
+/// Returns the seconds of all epochs from epoch `first` on, each until its last kernel has ended,
+/// and the number of steps that ran as CUDA graphs.
 pub(super) fn seconds_of(
     config: &TrainerConfig,
     first: i64,

@@ -1,6 +1,7 @@
-//! Checks the structure of the sources: no module imports one above it, no file is long, unsafe
-//! code is in amp-core's `ffi` alone, some file mentions every page, every link leads to an existing
-//! page or heading, and comments of functions begin with a verb. Each finding is one line.
+//! Checks the structure of the sources. No module imports a module above it, no file is too long,
+//! unsafe code is only in amp-core's `ffi`, some file mentions every page, every link leads to an
+//! existing page or heading, and the comments of functions begin with a verb. Each finding is one
+//! line.
 
 mod files;
 mod imports;
@@ -13,7 +14,7 @@ mod verbs;
 
 use std::path::{Path, PathBuf};
 
-/// amp-core's modules, from bottom to top: each may import the ones before it.
+/// amp-core's modules from bottom to top. Each may import those before it.
 const AMP_CORE: &[&str] = &[
     "error",
     "parameter",
@@ -49,7 +50,7 @@ const AMP_CORE: &[&str] = &[
     "trainer",
 ];
 
-/// amp-derive's modules.
+/// amp-derive's modules from bottom to top.
 const AMP_DERIVE: &[&str] = &[
     "manifest",
     "symbol",
@@ -67,7 +68,7 @@ const AMP_DERIVE: &[&str] = &[
     "batch",
 ];
 
-/// amp-verify's modules.
+/// amp-verify's modules from bottom to top.
 const AMP_VERIFY: &[&str] = &[
     "text",
     "python",
@@ -106,10 +107,10 @@ const VERBS: &[&str] = &["amp-core"];
 /// The only folder with unsafe code.
 const FFI: &str = "amp-core/src/ffi";
 
-/// The place of a finding, and the remedy.
+/// A violation, with its place and the remedy.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Finding {
-    /// Relative to the workspace.
+    /// The path relative to the workspace.
     file: PathBuf,
     line: usize,
     text: String,
@@ -163,7 +164,7 @@ fn unsafe_code_is_in_the_ffi_alone() {
 
 #[test]
 fn every_page_is_mentioned() {
-    assert_none(pages::orphans(&root()));
+    assert_none(pages::unlinked_pages(&root()));
 }
 
 #[test]

@@ -116,8 +116,8 @@ fn check_room(
     adds: bool,
     wheels: &Wheels<'_>,
 ) -> Result<(), Error> {
-    // Until the wheels are removed, wheels and unpacked files are both on the disk. This is also
-    // enough for the second copy of a wheel that exists while pip moves it.
+    // The disk must hold the wheels and the unpacked files, because the wheels are removed last. This
+    // space also covers a second copy of a wheel, which exists while pip moves the wheel.
     let all = variant.download_mb() + variant.unpacked_mb();
     let linked = if adds { Variant::Cpu.unpacked_mb() } else { 0 };
     let needed = all.saturating_sub(wheels.megabytes() + linked);

@@ -109,7 +109,7 @@ fn a_damaged_libtorch_with_cuda_is_replaced_with_cuda() {
     let checkout = Checkout::new();
     assert_succeeded(&output(&mut checkout.cargo_amp(&["setup", "--cuda"])));
     fs::remove_file(checkout.home().join("torch/lib/libc10.so")).expect("there");
-    // The same is true without a driver, for example on the login node of a cluster.
+    // This run has no driver, as on the login node of a cluster. CUDA is fetched nevertheless.
     output(&mut checkout.cargo_amp(&["verify"]));
     assert!(checkout.home().join("torch/lib/libtorch_cuda.so").is_file());
     assert!(checkout.is_provisioned());

@@ -81,8 +81,7 @@ fn wrong_initial_values_are_refused() {
 fn a_parameter_that_forward_never_uses_is_refused() {
     let expected = [(
         "shift",
-        "`forward` never uses `shift`: use `self.shift` in `#[forward(|x| …)]`, or take the field \
-         away",
+        "`forward` never uses `shift`: use `self.shift` in `#[forward(|x| …)]`, or remove the field",
     )];
     let shift = "#[parameter(shape = [1], init = ones)] shift: Tensor";
     fields(&format!("{LAYER}, {shift}"), &expected);

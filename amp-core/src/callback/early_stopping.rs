@@ -24,6 +24,19 @@ pub struct EarlyStopping {
 
 impl EarlyStopping {
     /// Waits three epochs for any improvement.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use amp_core::{
+    ///     callback::{EarlyStopping, Mode},
+    ///     prelude::*,
+    /// };
+    ///
+    /// let stop = EarlyStopping::new("val_loss", Mode::Min).patience(5);
+    /// let trainer = Trainer::new(TrainerConfig::new(Precision::F32True, Device::Cpu)).callback(stop);
+    /// # let _ = trainer;
+    /// ```
     pub fn new(monitor: impl Into<String>, mode: Mode) -> Self {
         Self { monitor: monitor.into(), mode, patience: 3, min_delta: 0.0, best: None, waited: 0 }
     }

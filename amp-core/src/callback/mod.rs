@@ -31,6 +31,26 @@ use crate::{
 ///
 /// # Errors
 /// An error in a hook ends the run as failed.
+///
+/// # Examples
+///
+/// ```
+/// use amp_core::{callback::Callback, prelude::*};
+///
+/// /// Prints the loss scale at the start of each epoch.
+/// struct PrintScale;
+///
+/// impl Callback for PrintScale {
+///     fn name(&self) -> String {
+///         "print scale".into()
+///     }
+///
+///     fn on_train_epoch_start(&mut self, hook: &mut Hook<'_>) -> Result<()> {
+///         println!("scale {:?}", hook.scale);
+///         Ok(())
+///     }
+/// }
+/// ```
 #[expect(clippy::missing_errors_doc, reason = "stated once, in the comment of the trait")]
 pub trait Callback {
     /// Returns the callback's name in a checkpoint. Two callbacks of one run need different names.

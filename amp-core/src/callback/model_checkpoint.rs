@@ -41,6 +41,20 @@ impl ModelCheckpoint {
     /// # Errors
     /// When the folder cannot be created, another running process saves its run there, or the
     /// monitored name is too long for a file name.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use amp_core::{
+    ///     callback::{Mode, ModelCheckpoint},
+    ///     prelude::*,
+    /// };
+    ///
+    /// let best = ModelCheckpoint::new("checkpoints", "val_acc", Mode::Max)?.save_top_k(3);
+    /// let trainer = Trainer::new(TrainerConfig::new(Precision::F32True, Device::Cpu)).callback(best);
+    /// # let _ = trainer;
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn new(folder: impl Into<PathBuf>, monitor: impl Into<String>, mode: Mode) -> Result<Self> {
         let (folder, monitor) = (folder.into(), monitor.into());
         let length = file_name(&monitor).len();

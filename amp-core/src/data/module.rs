@@ -44,6 +44,20 @@ pub struct DataModule {
 
 impl DataModule {
     /// Takes two datasets, or two batches in memory, and loads them by [`Loading::default`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use amp_core::prelude::*;
+    ///
+    /// let batch = |count: i64| {
+    ///     let input = Tensor::f_randn([count, 8], (Kind::Float, Device::Cpu))?;
+    ///     Batch::new(input, Tensor::f_zeros([count], (Kind::Int64, Device::Cpu))?)
+    /// };
+    /// let data = DataModule::new("noise", batch(80)?, batch(20)?, 16);
+    /// assert_eq!(data.batch_size, 16);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn new(
         name: impl Into<String>,
         train: impl Into<SharedDataset>,

@@ -17,6 +17,18 @@ impl CsvLogger {
     ///
     /// # Errors
     /// When the file cannot be created.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use amp_core::{logger::CsvLogger, prelude::*};
+    ///
+    /// fn train(model: &mut dyn LightningModule, data: &DataModule, config: TrainerConfig) -> Result<()> {
+    ///     let mut csv = CsvLogger::create("run.csv")?;
+    ///     Trainer::new(config).subscribe(&mut csv).fit(model, data)?;
+    ///     Ok(())
+    /// }
+    /// ```
     pub fn create(path: impl AsRef<Path>) -> Result<Self> {
         let mut rows = Rows { file: RecordFile::create(path.as_ref())?, run: None };
         let header = ["model", "precision", "epoch", "step", "name", "value"];

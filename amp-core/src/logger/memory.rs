@@ -16,6 +16,22 @@ use crate::{
 /// | `lr` | of the epoch's last step | likewise |
 /// | `grad_scaler/scale` | after a change | attempted optimizer steps |
 /// | `grad_scaler/skipped` | 1 for a step that was not applied | likewise |
+///
+/// # Examples
+///
+/// ```
+/// use amp_core::{logger::MemoryLogger, prelude::*};
+///
+/// fn losses(
+///     model: &mut dyn LightningModule,
+///     data: &DataModule,
+///     config: TrainerConfig,
+/// ) -> Result<Vec<(u64, f64)>> {
+///     let mut memory = MemoryLogger::default();
+///     Trainer::new(config).subscribe(&mut memory).fit(model, data)?;
+///     Ok(memory.get("val_loss").to_vec())
+/// }
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct MemoryLogger {
     history: BTreeMap<String, Vec<(u64, f64)>>,

@@ -69,6 +69,18 @@ struct Interruption {
 
 impl<'a> Trainer<'a> {
     /// Creates a trainer without subscribers.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use amp_core::prelude::*;
+    ///
+    /// fn train(model: &mut dyn LightningModule, data: &DataModule) -> Result<Option<f64>> {
+    ///     let config = TrainerConfig::new(Precision::F32True, Device::Cpu);
+    ///     let record = Trainer::new(config.with(|config| config.max_epochs = 3)).fit(model, data)?;
+    ///     Ok(record.last("val_loss"))
+    /// }
+    /// ```
     pub fn new(config: TrainerConfig) -> Self {
         Self {
             config,

@@ -150,8 +150,8 @@ fn runs_every_layer(spec: &Spec, inputs: &[Input], body: &Expr, diag: &Diagnosti
             None => diag.error(
                 name,
                 format!(
-                    "`forward` never runs `{name}`: call it, as in `{name}({input})?`, or take \
-                     the field away"
+                    "`forward` never runs `{name}`: call it, as in `{name}({input})?`, or remove \
+                     the field"
                 ),
             ),
         }

@@ -19,6 +19,17 @@ impl Batch {
     ///
     /// # Errors
     /// When their numbers differ.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use amp_core::prelude::*;
+    ///
+    /// let input = Tensor::f_zeros([32, 64], (Kind::Float, Device::Cpu))?;
+    /// let target = Tensor::f_zeros([32], (Kind::Int64, Device::Cpu))?;
+    /// assert_eq!(Batch::new(input, target)?.len(), 32);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn new(input: Tensor, target: Tensor) -> Result<Self> {
         let count = |tensor: &Tensor| tensor.size().first().copied().unwrap_or(0);
         let (inputs, targets) = (count(&input), count(&target));

@@ -76,6 +76,16 @@ pub struct Pad {
 impl Pad {
     /// Pads the field of this name with `value`, to the longest example of the batch. A field of a nested
     /// struct has a dotted name, as in `source.ids`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use amp_core::data::{Collate, Pad};
+    ///
+    /// // Pads `ids` with 0 and adds a mask of the real elements.
+    /// let collate = Collate::new().pad(Pad::new("ids", 0.0).attention_mask("mask"));
+    /// # let _ = collate;
+    /// ```
     pub fn new(field: impl Into<String>, value: f64) -> Self {
         Self {
             field: field.into(),

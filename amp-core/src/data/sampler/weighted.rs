@@ -31,6 +31,17 @@ impl Weighted {
     ///
     /// # Errors
     /// When a weight is negative or not finite, all weights are 0, or `num_samples` is below 1.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use amp_core::{data::Weighted, prelude::*};
+    ///
+    /// // The second of two examples is drawn three times as often as the first.
+    /// let sampler = Weighted::new(vec![1.0, 3.0], 100)?;
+    /// # let _ = sampler;
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn new(weights: Vec<f64>, num_samples: i64) -> Result<Self> {
         let bad = |weight: &&f64| !(**weight >= 0.0 && weight.is_finite());
         if let Some(weight) = weights.iter().find(bad) {

@@ -80,6 +80,18 @@ pub struct TrainerConfig {
 impl TrainerConfig {
     /// Sets Lightning's defaults, with two exceptions: a skipped step changes nothing, and a step
     /// that is not finite is skipped under every precision.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use amp_core::{precision::Clip, prelude::*};
+    ///
+    /// let config = TrainerConfig::new(Precision::Bf16Mixed, Device::Cpu).with(|config| {
+    ///     config.max_epochs = 10;
+    ///     config.optimization.gradient_clip = Some(Clip::Norm(1.0));
+    /// });
+    /// assert_eq!(config.optimization.accumulate_grad_batches, 1);
+    /// ```
     pub fn new(precision: Precision, device: Device) -> Self {
         Self {
             precision,

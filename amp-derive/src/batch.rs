@@ -233,7 +233,7 @@ fn declared(role: Option<Role>, otherwise: &TokenStream) -> TokenStream {
     }
 }
 
-/// The struct's generics, with the bound that each type parameter holds tensors.
+/// Returns the struct's generics, with the bound that each type parameter holds tensors.
 fn bounded(generics: &Generics) -> Generics {
     let mut generics = generics.clone();
     for param in generics.type_params_mut() {

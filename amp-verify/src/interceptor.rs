@@ -21,8 +21,8 @@ pub trait Interceptor {
         StepAccess::Deferred
     }
 
-    /// Whether the model runs backward passes and optimizers itself. If this returns false, the
-    /// trainer uses [`training_step`](Self::training_step).
+    /// Returns whether the model runs backward passes and optimizers itself. If this returns false,
+    /// the trainer uses [`training_step`](Self::training_step).
     fn optimizes_manually(&self, model: &dyn LightningModule) -> bool {
         model.optimizes_manually()
     }

@@ -110,7 +110,7 @@ fn bare(weights: &[(Tensor, Tensor)], batch: &Batch, sum: &mut Tensor) -> Result
 /// Runs one step.
 type Run = Box<dyn FnMut() -> Tensor>;
 
-/// The three steps, by name.
+/// Returns the three steps, by name.
 fn candidates() -> Result<Vec<(&'static str, Run)>> {
     amp_core::tch::set_num_threads(1);
     let context = || Context::new(Policy::new(Precision::F32True, Device::Cpu), true);

@@ -73,7 +73,7 @@ pub(super) fn check(
     Some(Some(BatchOf { ty: ty?, inputs, target }))
 }
 
-/// The names of `forward`'s inputs.
+/// Returns the names of `forward`'s inputs.
 fn inputs(forward: &Forward) -> Vec<Ident> {
     match forward {
         Forward::Body(body) => body.inputs.iter().map(|input| input.ident.clone()).collect(),

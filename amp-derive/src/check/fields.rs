@@ -12,7 +12,7 @@ use crate::{
     symbol,
 };
 
-/// All fields, or `None` if an error was reported.
+/// Returns all fields, or `None` if an error was reported.
 pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Vec<model::Field>> {
     // All fields are read before the errors are evaluated, so that every error is reported, not
     // only the first.

@@ -131,7 +131,7 @@ pub(super) fn fit(
     fits.then_some(())
 }
 
-/// Whether all literals among the values are in range.
+/// Returns whether all literals among the values are in range.
 pub(super) fn are_in_range(
     at: &Ident,
     row: &'static Entry,

@@ -116,7 +116,7 @@ fn find<'a>(build: &'a Build, accepts: &dyn Fn(&str) -> bool) -> Option<&'a Iden
     }
 }
 
-/// The name of the layer that runs last.
+/// Returns the name of the layer that runs last.
 fn last_of(layer: &Expr) -> Option<&Ident> {
     match layer {
         Expr::Call(call) => match word(&call.func)? {

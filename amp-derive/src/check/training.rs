@@ -27,7 +27,7 @@ pub(super) enum Stage {
 }
 
 impl Stage {
-    /// The stage's name in attributes, which is also the prefix of its logged names.
+    /// Returns the stage's name in attributes, which is also the prefix of its logged names.
     pub(super) fn word(self) -> &'static str {
         match self {
             Self::Train => "train",

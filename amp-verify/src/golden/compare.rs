@@ -256,8 +256,8 @@ pub fn table(moved: &[Moved]) -> Table {
     table
 }
 
-/// Whether a golden with NaN is refused when it is compared with itself and with a good run. The
-/// gate's self-test checks this.
+/// Returns whether a golden with NaN is refused when it is compared with itself and with a good
+/// run. The gate's self-test checks this.
 pub fn refuses_not_a_number() -> bool {
     let samples = |value: f64| vec![value; 3];
     let name = Precision::F16Mixed.name().to_owned();

@@ -78,7 +78,7 @@ impl Libtorch {
         Ok(Libtorch::Provisioned(cache.home().join("torch"), variant))
     }
 
-    /// Whether this libtorch contains more than the variant `wanted`.
+    /// Returns whether this libtorch contains more than the variant `wanted`.
     pub(crate) fn exceeds(&self, wanted: Option<Variant>) -> bool {
         matches!(self, Libtorch::Provisioned(_, found) if wanted.is_some_and(|w| *found > w))
     }

@@ -75,7 +75,7 @@ pub fn measure(
         let short = seconds(placement, WARM_UP)?;
         Ok(steps as f64 / (seconds(placement, WARM_UP + steps)? - short))
     };
-    // The first run of each is not measured.
+    // The first run with each placement is not measured.
     rate(Placement::Host)?;
     rate(Placement::Device)?;
     let (mut host, mut resident) = (Vec::new(), Vec::new());

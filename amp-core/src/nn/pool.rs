@@ -68,12 +68,34 @@ impl<const N: usize> MaxPool<N> {
     }
 }
 
+impl<const N: usize> MaxPool<N> {
+    /// The windows' size, stride, padding and dilation.
+    fn windows(&self) -> [[i64; N]; 4] {
+        let MaxPoolConfig { kernel_size, stride, padding, dilation, .. } = self.config;
+        [kernel_size.0, stride.0, padding.0, dilation.0]
+    }
+
+    /// The largest value of each window, and its place in the flattened spatial dimensions, int64: torch's pool with
+    /// `return_indices`. A [`MaxUnpool`](super::MaxUnpool) takes both.
+    ///
+    /// # Errors
+    /// When libtorch refuses the input.
+    pub fn forward_with_indices(&self, input: &Tensor, _: &Context) -> Result<(Tensor, Tensor)> {
+        let ([size, stride, padding, dilation], ceil) = (self.windows(), self.config.ceil_mode);
+        Ok(match N {
+            1 => input.f_max_pool1d_with_indices(size, stride, padding, dilation, ceil)?,
+            2 => input.f_max_pool2d_with_indices(size, stride, padding, dilation, ceil)?,
+            _ => input.f_max_pool3d_with_indices(size, stride, padding, dilation, ceil)?,
+        })
+    }
+}
+
 impl<const N: usize> Module for MaxPool<N> {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
-        let MaxPoolConfig { kernel_size, stride, padding, dilation, ceil_mode } = self.config;
-        let (size, stride, padding, dilation) = (kernel_size.0, stride.0, padding.0, dilation.0);
+        let ([size, stride, padding, dilation], ceil_mode) =
+            (self.windows(), self.config.ceil_mode);
         if N == 2 && input.device().is_cuda() {
-            let windows = [size, stride, padding, dilation].map(|all| [all[0], all[1]]);
+            let windows = self.windows().map(|all| [all[0], all[1]]);
             if let Some(output) = ffi::max_pool2d(input, windows, ceil_mode)? {
                 return Ok(output);
             }
@@ -232,15 +254,25 @@ impl<const N: usize> AdaptiveMaxPool<N> {
     }
 }
 
-impl<const N: usize> Module for AdaptiveMaxPool<N> {
-    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+impl<const N: usize> AdaptiveMaxPool<N> {
+    /// The largest value of each window, and its place in the flattened spatial dimensions, int64: torch's pool with
+    /// `return_indices`.
+    ///
+    /// # Errors
+    /// When libtorch refuses the input.
+    pub fn forward_with_indices(&self, input: &Tensor, _: &Context) -> Result<(Tensor, Tensor)> {
         let size = self.output_size.0;
-        let (largest, _) = match N {
+        Ok(match N {
             1 => input.f_adaptive_max_pool1d(size)?,
             2 => input.f_adaptive_max_pool2d(size)?,
             _ => input.f_adaptive_max_pool3d(size)?,
-        };
-        Ok(largest)
+        })
+    }
+}
+
+impl<const N: usize> Module for AdaptiveMaxPool<N> {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        self.forward_with_indices(input, cx).map(|(largest, _)| largest)
     }
 }
 

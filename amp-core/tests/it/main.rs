@@ -36,6 +36,7 @@ mod derived_batches;
 mod device;
 mod diffusion;
 mod draws;
+mod dropouts;
 mod embeddings;
 mod errors;
 mod evaluation_events;

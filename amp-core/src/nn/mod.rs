@@ -22,6 +22,7 @@ pub mod init;
 mod linear;
 mod norm;
 mod norm_relu;
+mod ordered;
 mod output;
 mod pad;
 mod parameters;

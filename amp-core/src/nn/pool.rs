@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::{Context, Module, Sizes, Visit, Visitor};
+use super::{Context, Module, Sizes, Visit, Visitor, ordered};
 use crate::{Error, Result, ffi};
 
 /// The options of a [`MaxPool`] over `N` dimensions. The defaults are those of nn.MaxPool2d.
@@ -215,9 +215,23 @@ impl<const N: usize> AdaptiveAvgPool<N> {
     }
 }
 
+/// The size of the windows, if `output_size` divides the input's.
+fn windows_of<const N: usize>(input: &Tensor, output_size: [i64; N]) -> Option<[i64; N]> {
+    let size = input.size();
+    let spatial: [i64; N] = size.get(size.len().checked_sub(N)?..)?.try_into().ok()?;
+    let fits = |at: usize| output_size[at] > 0 && spatial[at] % output_size[at] == 0;
+    (0..N).all(fits).then(|| std::array::from_fn(|at| spatial[at] / output_size[at]))
+}
+
 impl<const N: usize> Module for AdaptiveAvgPool<N> {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
         let size = self.output_size.0;
+        if N == 2
+            && ordered::applies(input)?
+            && let Some(window) = windows_of(input, size)
+        {
+            return Ok(input.f_avg_pool2d(window, window, [0, 0], false, true, None)?);
+        }
         Ok(match N {
             1 => input.f_adaptive_avg_pool1d(size)?,
             2 => input.f_adaptive_avg_pool2d(size)?,

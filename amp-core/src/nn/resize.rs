@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::{Context, Module, Visit, Visitor};
+use super::{Context, Module, Visit, Visitor, ordered};
 use crate::{Error, Result};
 
 /// The interpolation between the input's values.
@@ -199,6 +199,9 @@ impl Module for Upsample {
             ))
         };
         let (out, by) = self.output(spatial).ok_or_else(refused)?;
+        if mode == Interpolation::Linear && (1..4).contains(&by.len()) && ordered::applies(input)? {
+            return ordered::linear(input, &out, &by, align);
+        }
         Ok(match (mode, &by[..]) {
             (Interpolation::Nearest, &[l]) => input.f_upsample_nearest1d(out, l)?,
             (Interpolation::Nearest, &[h, w]) => input.f_upsample_nearest2d(out, h, w)?,

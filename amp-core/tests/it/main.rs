@@ -90,6 +90,7 @@ mod optimizers_groups;
 mod optimizers_resume;
 mod optimizers_rules;
 mod optimizers_runs;
+mod ordered_gradients;
 mod output_layers;
 mod own_tensors;
 #[cfg(feature = "parquet")]

@@ -1,6 +1,7 @@
 //! Layers against torch.nn: outputs, gradients, initial weights, and dtypes under autocast.
 
 mod cases;
+mod pooling_cases;
 mod several;
 mod several_cases;
 

@@ -5,20 +5,20 @@ use amp_core::{
     nn::{
         AttentionMask, AttentionOptions, BagMode, Context, Embedding, EmbeddingBag,
         EmbeddingBagConfig, EmbeddingConfig, FeedForward, Forward, Gru, GruCell, GruCellConfig,
-        GruConfig, Identity, Lstm, LstmCell, LstmCellConfig, LstmConfig, MaxPool, MaxPool1d,
-        MaxPool1dConfig, MaxPool2d, MaxPool2dConfig, MaxPool3d, MaxPool3dConfig, MaxUnpool,
-        MaxUnpool1d, MaxUnpool1dConfig, MaxUnpool2d, MaxUnpool2dConfig, MaxUnpool3d,
-        MaxUnpool3dConfig, MultiheadAttention, MultiheadAttentionConfig, Rnn, RnnCell,
-        RnnCellConfig, RnnConfig, RnnNonlinearity, RotaryEmbedding, RotaryEmbeddingConfig,
-        RotaryPairing, Transformer, TransformerConfig, TransformerDecoder,
-        TransformerDecoderConfig, TransformerDecoderLayer, TransformerDecoderLayerConfig,
-        TransformerEncoder, TransformerEncoderConfig, TransformerEncoderLayer,
-        TransformerEncoderLayerConfig, scaled_dot_product_attention,
+        GruConfig, Identity, Lstm, LstmCell, LstmCellConfig, LstmConfig, MultiheadAttention,
+        MultiheadAttentionConfig, Rnn, RnnCell, RnnCellConfig, RnnConfig, RnnNonlinearity,
+        RotaryEmbedding, RotaryEmbeddingConfig, RotaryPairing, Transformer, TransformerConfig,
+        TransformerDecoder, TransformerDecoderConfig, TransformerDecoderLayer,
+        TransformerDecoderLayerConfig, TransformerEncoder, TransformerEncoderConfig,
+        TransformerEncoderLayer, TransformerEncoderLayerConfig, scaled_dot_product_attention,
     },
     tch::{Kind, Tensor},
 };
 
-use super::several::{Runs, case};
+use super::{
+    pooling_cases,
+    several::{Runs, case},
+};
 
 /// Returns the module that a recorded case names.
 pub(super) fn build(name: &str) -> Result<Box<dyn Runs>> {
@@ -51,27 +51,6 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Runs>> {
         ..TransformerConfig::new()
     };
     match name {
-        "max_unpool1d" => unpool(
-            MaxPool1d::new(MaxPool1dConfig::new(2)),
-            MaxUnpool1d::new(MaxUnpool1dConfig::new(2)),
-            true,
-        ),
-        "max_unpool2d" => unpool(
-            MaxPool2d::new(MaxPool2dConfig {
-                padding: [1, 0].into(),
-                ..MaxPool2dConfig::new([3, 2])
-            }),
-            MaxUnpool2d::new(MaxUnpool2dConfig {
-                padding: [1, 0].into(),
-                ..MaxUnpool2dConfig::new([3, 2])
-            }),
-            false,
-        ),
-        "max_unpool3d" => unpool(
-            MaxPool3d::new(MaxPool3dConfig::new(2)),
-            MaxUnpool3d::new(MaxUnpool3dConfig::new(2)),
-            true,
-        ),
         "attention" => attention(config, &[]),
         "attention widths" => {
             attention(MultiheadAttentionConfig { kdim: 6, vdim: 5, bias: false, ..config }, &[])
@@ -249,6 +228,7 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Runs>> {
             include_last_offset: true,
             ..EmbeddingBagConfig::new(6, 3)
         }),
+        other if other.starts_with("max_unpool") => pooling_cases::build(other),
         other => panic!("the oracle has a case `{other}` that no module is built for"),
     }
 }
@@ -272,23 +252,7 @@ fn masks(names: &[Name], inputs: &[Tensor]) -> AttentionMask {
     masks
 }
 
-/// The largest values, and these at their places; with the input's size, or the smallest.
-fn unpool<const N: usize>(
-    pool: Result<MaxPool<N>>,
-    back: Result<MaxUnpool<N>>,
-    sized: bool,
-) -> Result<Box<dyn Runs>> {
-    let pool = pool?;
-    case(back, move |back, x, cx| {
-        let (largest, places) = pool.forward_with_indices(&x[0], cx)?;
-        let size = x[0].size();
-        let size = sized.then_some(&size[2..]);
-        let put_back = back.forward_with((&largest, &places, size), cx)?;
-        Ok(vec![largest, put_back])
-    })
-}
-
-/// Returns a module with one tensor as input.
+/// A module with one tensor as input.
 fn alone<M: Module + 'static>(module: Result<M>) -> Result<Box<dyn Runs>> {
     case(module, |module, x, cx| Ok(vec![module.forward(&x[0], cx)?]))
 }

@@ -33,6 +33,35 @@ fn no_project_is_left_out() {
     assert_eq!(all.models().skip(others).map(|model| model.name()).collect::<Vec<_>>(), NAMES);
 }
 
+/// The lines with code of a project's file, without imports: model, data and registration.
+fn lines_of_code(source: &str) -> usize {
+    let mut imports = false;
+    let counts = |line: &&str| {
+        let line = line.trim();
+        imports |= line.starts_with("use ");
+        let is_import = imports;
+        imports &= !line.ends_with(';');
+        !(is_import || line.is_empty() || line.starts_with("//"))
+    };
+    source.lines().filter(counts).count()
+}
+
+#[test]
+fn a_project_has_at_most_150_lines_of_code() {
+    assert_eq!(lines_of_code("//! It.\nuse a::{\n    b,\n};\n\nfn main() {\n    // Runs.\n}\n"), 2);
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/src/projects");
+    let files = std::fs::read_dir(folder).expect("the projects").map(|file| file.expect("a file"));
+    let sources = files.map(|file| file.path()).filter(|path| {
+        path.extension().is_some_and(|end| end == "rs") && !path.ends_with("mod.rs")
+    });
+    let sources: Vec<_> = sources.collect();
+    assert_eq!(sources.len(), NAMES.len());
+    for path in sources {
+        let lines = lines_of_code(&std::fs::read_to_string(&path).expect("a source"));
+        assert!((10..=150).contains(&lines), "{}: {lines}", path.display());
+    }
+}
+
 /// The loss falls from the first to the last epoch, and the matrix products run in the dtype of the
 /// precision.
 #[rstest]

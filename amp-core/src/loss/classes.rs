@@ -1,6 +1,6 @@
 //! Losses for classification.
 
-use tch::{Reduction, Tensor};
+use tch::{Kind, Reduction, Tensor};
 
 use super::{
     IGNORED, Loss, MeanOver, explained,
@@ -109,19 +109,22 @@ impl CrossEntropy {
         reduction: Reduction,
     ) -> Result<Tensor> {
         let Self { label_smoothing: smoothing, ignore_index: ignored, z_loss: z, .. } = *self;
-        if let (Reduction::Mean, None) = (reduction, weight)
-            && let Some(loss) = ffi::cross_entropy(logits, of, smoothing, ignored, z)?
-        {
-            return Ok(loss);
-        }
-        let loss = logits.f_cross_entropy_loss(of, weight, reduction, ignored, smoothing)?;
-        match z {
-            0.0 => Ok(loss),
-            _ => {
-                let term = self.z_term(logits, of, weight, reduction)?;
-                Ok(loss.f_add(&term.f_to_kind(loss.kind())?)?)
+        let entropy = |reduction| -> Result<Tensor> {
+            if let (Reduction::Mean, None) = (reduction, weight)
+                && let Some(loss) = ffi::cross_entropy(logits, of, smoothing, ignored, z)?
+            {
+                return Ok(loss);
             }
-        }
+            let loss = logits.f_cross_entropy_loss(of, weight, reduction, ignored, smoothing)?;
+            match z {
+                0.0 => Ok(loss),
+                _ => {
+                    let term = self.z_term(logits, of, weight, reduction)?;
+                    Ok(loss.f_add(&term.f_to_kind(loss.kind())?)?)
+                }
+            }
+        };
+        in_fixed_order(logits, of, weight, ignored, reduction, entropy)
     }
 
     /// Computes z·log²(Σ exp xᵢ), multiplied by the weight of each target.
@@ -134,16 +137,9 @@ impl CrossEntropy {
     ) -> Result<Tensor> {
         let wide = logits.f_to_kind(computed_in(logits)?)?;
         let squares = wide.f_logsumexp([1].as_slice(), false)?.f_square()?;
-        let counts = if is_floating(of.kind()) {
-            squares.f_ones_like()?
-        } else {
-            let counted = of.f_ne(self.ignore_index)?;
-            let places = of.f_masked_fill(&counted.f_logical_not()?, 0)?;
-            let each = match weight {
-                Some(weight) => weight.f_take(&places)?,
-                None => squares.f_ones_like()?,
-            };
-            each.f_mul(&counted)?
+        let counts = match is_floating(of.kind()) {
+            true => squares.f_ones_like()?,
+            false => weights_of(of, weight, self.ignore_index, squares.kind())?,
         };
         let each = squares.f_mul(&counts)?.f_mul_scalar(self.z_loss)?;
         Ok(match reduction {
@@ -200,9 +196,11 @@ impl Nll {
         let Self { weight, ignore_index } = self;
         let (logits, of) = classes(NAME, output, target)?;
         let weight = class_weights(NAME, weight.as_ref(), &logits, output, target)?;
-        let loss = logits.f_nll_loss_nd(&of, weight, reduction, *ignore_index);
-        let loss =
-            loss.map_err(|error| explained(NAME, *ignore_index, error.into(), output, target))?;
+        let weight = weight.as_ref();
+        let likelihood =
+            |reduction| Ok(logits.f_nll_loss_nd(&of, weight, reduction, *ignore_index)?);
+        let loss = in_fixed_order(&logits, &of, weight, *ignore_index, reduction, likelihood);
+        let loss = loss.map_err(|error| explained(NAME, *ignore_index, error, output, target))?;
         like_target(loss, reduction, target)
     }
 }
@@ -215,6 +213,47 @@ impl Loss for Nll {
     fn mean_over(&self) -> MeanOver<'_> {
         MeanOver::Classes { ignored: self.ignore_index, weight: self.weight.as_ref() }
     }
+}
+
+/// The loss of classes that `of_reduction` computes under a reduction. Of logits with several positions, `[N, C, …]`,
+/// the losses of all positions are computed first and then added up, because libtorch's kernel for them (nll_loss2d)
+/// adds up in an order that differs from run to run on CUDA.
+fn in_fixed_order(
+    logits: &Tensor,
+    of: &Tensor,
+    weight: Option<&Tensor>,
+    ignored: i64,
+    reduction: Reduction,
+    of_reduction: impl Fn(Reduction) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let is_plain = logits.dim() < 3 || is_floating(of.kind());
+    if is_plain || matches!(reduction, Reduction::None) {
+        return of_reduction(reduction);
+    }
+    let each = of_reduction(Reduction::None)?;
+    // A sum of 16-bit numbers may be beyond the largest one.
+    let wide = match each.kind() {
+        Kind::Half | Kind::BFloat16 => Kind::Float,
+        kind => kind,
+    };
+    let sum = each.f_sum(wide)?;
+    let loss = match reduction {
+        Reduction::Mean => sum.f_div(&weights_of(of, weight, ignored, wide)?.f_sum(wide)?)?,
+        _ => sum,
+    };
+    Ok(loss.f_to_kind(each.kind())?)
+}
+
+/// The weight of each target by its class, or 1; 0 for ignored ones.
+fn weights_of(of: &Tensor, weight: Option<&Tensor>, ignored: i64, kind: Kind) -> Result<Tensor> {
+    let counted = of.f_ne(ignored)?;
+    Ok(match weight {
+        Some(weight) => {
+            let classes = of.f_masked_fill(&counted.f_logical_not()?, 0)?;
+            weight.f_to_kind(kind)?.f_take(&classes)?.f_mul(&counted)?
+        }
+        None => counted.f_to_kind(kind)?,
+    })
 }
 
 /// Reshapes a loss for each target to the shape of the targets. The logits may have been flattened,

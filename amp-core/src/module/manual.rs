@@ -165,15 +165,12 @@ impl<'s> ManualStep<'s> {
     }
 }
 
-/// Computes the loss that a model's step on `batch` minimizes first, with its graph. For a
-/// [`training_step`](LightningModule::training_step) it is the returned loss; for a [manual
-/// step](LightningModule::manual_step) it is the loss of the first backward pass. The manual step
-/// ends there, and nothing is updated.
-///
-/// # Errors
 /// The first loss of a model's step on `batch`, with its graph: the result of
 /// [`training_step`](LightningModule::training_step), or the loss of the first backward pass of a [manual
 /// step](LightningModule::manual_step). The manual step ends there, and nothing is updated.
+///
+/// # Errors
+/// The step's own error, or that a manual step ran no backward pass.
 pub fn first_loss(
     model: &mut dyn LightningModule,
     batch: &AnyBatch,

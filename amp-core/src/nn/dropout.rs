@@ -47,6 +47,88 @@ impl Module for Dropout {
     }
 }
 
+/// Drops elements so that mean and variance stay what they are behind [`Selu`](super::Selu): dropped ones become
+/// −1.7581, the least value of SELU, and all are scaled and shifted; nn.AlphaDropout.
+#[derive(Debug, Clone, Copy)]
+pub struct AlphaDropout(Dropout);
+
+impl AlphaDropout {
+    /// Drops with probability `p`.
+    ///
+    /// # Errors
+    /// When `p` is outside `[0, 1]`.
+    pub fn new(p: f64) -> Result<Self> {
+        Dropout::new(p).map(Self)
+    }
+}
+
+impl Visit for AlphaDropout {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
+impl Module for AlphaDropout {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        Ok(input.f_alpha_dropout(self.0.active(cx), true)?)
+    }
+}
+
+/// Drops the whole branch of a residual block in front of the addition (Huang et al., arXiv:1603.09382): zeroes each
+/// example of `[N, …]` with probability p while training, and scales the rest by 1/(1−p). torchvision's
+/// `StochasticDepth(p, "row")`, timm's `DropPath(p)`.
+///
+/// ```no_run,standalone_crate
+/// # use amp_core::prelude::*;
+/// #[derive(Module)]
+/// #[forward(|x| Ok(x.f_add(&path(&branch(x)?)?)?))]
+/// struct Block {
+///     #[hparam]
+///     drop: f64,
+///     #[layer(sequential(layer_norm(64), linear(64, 256), gelu, linear(256, 64)))]
+///     branch: Sequential,
+///     #[layer(stochastic_depth(drop))]
+///     path: StochasticDepth,
+/// }
+/// # fn main() {}
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct StochasticDepth(Dropout);
+
+impl StochasticDepth {
+    /// Drops with probability `p`.
+    ///
+    /// # Errors
+    /// When `p` is outside `[0, 1]`.
+    pub fn new(p: f64) -> Result<Self> {
+        Dropout::new(p).map(Self)
+    }
+}
+
+impl Visit for StochasticDepth {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
+impl Module for StochasticDepth {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        let (p, size) = (self.0.active(cx), input.size());
+        let [examples, ..] = size[..] else {
+            return Err(Error::config(
+                "stochastic_depth: the input is one number, but must be [batch, …]",
+            ));
+        };
+        if p == 0.0 {
+            return Ok(input.shallow_clone());
+        }
+        let shape: Vec<i64> =
+            (0..size.len()).map(|at| if at == 0 { examples } else { 1 }).collect();
+        let kept =
+            Tensor::f_empty(shape, (input.kind(), input.device()))?.f_bernoulli_float_(1.0 - p)?;
+        Ok(match p < 1.0 {
+            true => input.f_mul(&kept.f_div_scalar(1.0 - p)?)?,
+            false => input.f_mul(&kept)?,
+        })
+    }
+}
+
 /// Zeroes whole channels of each example of `[N, C, …]` with probability p in training, and scales
 /// the rest by 1/(1−p); nn.Dropout1d, nn.Dropout2d and nn.Dropout3d.
 #[derive(Debug, Clone, Copy)]

@@ -22,6 +22,7 @@ pub mod init;
 mod linear;
 mod norm;
 mod norm_relu;
+mod ordered;
 mod output;
 mod pad;
 mod parameters;
@@ -33,17 +34,20 @@ mod recompute;
 mod recurrent;
 mod residual;
 mod resize;
+mod response_norm;
+mod shape;
 mod sinusoidal;
 mod sizes;
 mod transformer;
+mod unpool;
 
 pub use crate::parameter::Parameter;
 pub use activation::{
-    Celu, CeluConfig, Elu, EluConfig, Flatten, Gelu, GeluTanh, Glu, GluConfig, Hardshrink,
-    HardshrinkConfig, Hardsigmoid, Hardswish, Hardtanh, HardtanhConfig, Identity, LeakyRelu,
-    LeakyReluConfig, LogSigmoid, LogSoftmax, Mish, Prelu, PreluConfig, Relu, Relu6, Selu, Sigmoid,
-    Silu, Softmax, Softmin, Softplus, SoftplusConfig, Softshrink, SoftshrinkConfig, Softsign, Tanh,
-    Tanhshrink, Threshold,
+    Celu, CeluConfig, Elu, EluConfig, Gelu, GeluTanh, Glu, GluConfig, Hardshrink, HardshrinkConfig,
+    Hardsigmoid, Hardswish, Hardtanh, HardtanhConfig, Identity, LeakyRelu, LeakyReluConfig,
+    LogSigmoid, LogSoftmax, Mish, Prelu, PreluConfig, Relu, Relu6, Selu, Sigmoid, Silu, Softmax,
+    Softmin, Softplus, SoftplusConfig, Softshrink, SoftshrinkConfig, Softsign, Tanh, Tanhshrink,
+    Threshold,
 };
 pub use attention::{
     AttentionMask, AttentionOptions, KvCache, MultiheadAttention, MultiheadAttentionConfig,
@@ -61,7 +65,7 @@ pub use conv::{
     ConvTranspose3d, ConvTranspose3dConfig, ConvTransposeConfig, Padding, PaddingMode,
 };
 pub use ddpm::DdpmSchedule;
-pub use dropout::{ChannelDropout, Dropout};
+pub use dropout::{AlphaDropout, ChannelDropout, Dropout, StochasticDepth};
 pub use embedding::{BagMode, Embedding, EmbeddingBag, EmbeddingBagConfig, EmbeddingConfig};
 pub use forward::Forward;
 #[doc(hidden)]
@@ -102,7 +106,13 @@ pub use recurrent::{
     Gru, GruCell, GruCellConfig, GruConfig, Lstm, LstmCell, LstmCellConfig, LstmConfig, Rnn,
     RnnCell, RnnCellConfig, RnnConfig, RnnNonlinearity,
 };
-pub use resize::{Interpolation, PixelShuffle, PixelUnshuffle, Upsample, UpsampleConfig};
+pub use resize::{
+    Interpolation, PerDimension, PixelShuffle, PixelUnshuffle, Upsample, UpsampleConfig,
+};
+pub use response_norm::{LocalResponseNorm, LocalResponseNormConfig};
+pub use shape::{
+    ChannelShuffle, Flatten, FlattenConfig, Fold, FoldConfig, Unflatten, Unfold, UnfoldConfig,
+};
 pub use sinusoidal::SinusoidalEmbedding;
 pub use sizes::Sizes;
 pub use transformer::{
@@ -110,6 +120,10 @@ pub use transformer::{
     TransformerDecoderLayer, TransformerDecoderLayerConfig, TransformerEncoder,
     TransformerEncoderConfig, TransformerEncoderLayer, TransformerEncoderLayerConfig,
     TransformerLayerConfig, TransformerStackConfig,
+};
+pub use unpool::{
+    MaxUnpool, MaxUnpool1d, MaxUnpool1dConfig, MaxUnpool2d, MaxUnpool2dConfig, MaxUnpool3d,
+    MaxUnpool3dConfig, MaxUnpoolConfig,
 };
 
 use std::sync::Arc;

@@ -33,6 +33,35 @@ impl Drop for FusedTimes {
     }
 }
 
+/// The faults of a thread. A backward pass recomputes a checkpoint with those of its forward pass, on CUDA on another
+/// thread.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Planted {
+    factor: Option<f64>,
+    layer: Option<String>,
+}
+
+impl Planted {
+    /// Those of this thread.
+    pub(super) fn here() -> Self {
+        Self { factor: FACTOR.get(), layer: LAYER.with_borrow(Clone::clone) }
+    }
+
+    /// Runs with these faults.
+    pub(super) fn during<T>(&self, run: impl FnOnce() -> T) -> T {
+        let outer = Self::here();
+        self.clone().plant();
+        let result = run();
+        outer.plant();
+        result
+    }
+
+    fn plant(self) {
+        FACTOR.set(self.factor);
+        LAYER.set(self.layer);
+    }
+}
+
 /// Returns whether groups of layers count as fused on a CPU.
 pub(super) fn fuses_on_host() -> bool {
     FACTOR.get().is_some()

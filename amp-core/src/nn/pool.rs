@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::{Context, Module, Sizes, Visit, Visitor};
+use super::{Context, Module, Sizes, Visit, Visitor, ordered};
 use crate::{Error, Result, ffi};
 
 /// The options of a [`MaxPool`] over `N` dimensions. The defaults are those of nn.MaxPool2d.
@@ -68,12 +68,34 @@ impl<const N: usize> MaxPool<N> {
     }
 }
 
+impl<const N: usize> MaxPool<N> {
+    /// The windows' size, stride, padding and dilation.
+    fn windows(&self) -> [[i64; N]; 4] {
+        let MaxPoolConfig { kernel_size, stride, padding, dilation, .. } = self.config;
+        [kernel_size.0, stride.0, padding.0, dilation.0]
+    }
+
+    /// The largest value of each window, and its place in the flattened spatial dimensions, int64: torch's pool with
+    /// `return_indices`. A [`MaxUnpool`](super::MaxUnpool) takes both.
+    ///
+    /// # Errors
+    /// When libtorch refuses the input.
+    pub fn forward_with_indices(&self, input: &Tensor, _: &Context) -> Result<(Tensor, Tensor)> {
+        let ([size, stride, padding, dilation], ceil) = (self.windows(), self.config.ceil_mode);
+        Ok(match N {
+            1 => input.f_max_pool1d_with_indices(size, stride, padding, dilation, ceil)?,
+            2 => input.f_max_pool2d_with_indices(size, stride, padding, dilation, ceil)?,
+            _ => input.f_max_pool3d_with_indices(size, stride, padding, dilation, ceil)?,
+        })
+    }
+}
+
 impl<const N: usize> Module for MaxPool<N> {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
-        let MaxPoolConfig { kernel_size, stride, padding, dilation, ceil_mode } = self.config;
-        let (size, stride, padding, dilation) = (kernel_size.0, stride.0, padding.0, dilation.0);
+        let ([size, stride, padding, dilation], ceil_mode) =
+            (self.windows(), self.config.ceil_mode);
         if N == 2 && input.device().is_cuda() {
-            let windows = [size, stride, padding, dilation].map(|all| [all[0], all[1]]);
+            let windows = self.windows().map(|all| [all[0], all[1]]);
             if let Some(output) = ffi::max_pool2d(input, windows, ceil_mode)? {
                 return Ok(output);
             }
@@ -193,9 +215,23 @@ impl<const N: usize> AdaptiveAvgPool<N> {
     }
 }
 
+/// The size of the windows, if `output_size` divides the input's.
+fn windows_of<const N: usize>(input: &Tensor, output_size: [i64; N]) -> Option<[i64; N]> {
+    let size = input.size();
+    let spatial: [i64; N] = size.get(size.len().checked_sub(N)?..)?.try_into().ok()?;
+    let fits = |at: usize| output_size[at] > 0 && spatial[at] % output_size[at] == 0;
+    (0..N).all(fits).then(|| std::array::from_fn(|at| spatial[at] / output_size[at]))
+}
+
 impl<const N: usize> Module for AdaptiveAvgPool<N> {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
         let size = self.output_size.0;
+        if N == 2
+            && ordered::applies(input)?
+            && let Some(window) = windows_of(input, size)
+        {
+            return Ok(input.f_avg_pool2d(window, window, [0, 0], false, true, None)?);
+        }
         Ok(match N {
             1 => input.f_adaptive_avg_pool1d(size)?,
             2 => input.f_adaptive_avg_pool2d(size)?,
@@ -232,15 +268,25 @@ impl<const N: usize> AdaptiveMaxPool<N> {
     }
 }
 
-impl<const N: usize> Module for AdaptiveMaxPool<N> {
-    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+impl<const N: usize> AdaptiveMaxPool<N> {
+    /// The largest value of each window, and its place in the flattened spatial dimensions, int64: torch's pool with
+    /// `return_indices`.
+    ///
+    /// # Errors
+    /// When libtorch refuses the input.
+    pub fn forward_with_indices(&self, input: &Tensor, _: &Context) -> Result<(Tensor, Tensor)> {
         let size = self.output_size.0;
-        let (largest, _) = match N {
+        Ok(match N {
             1 => input.f_adaptive_max_pool1d(size)?,
             2 => input.f_adaptive_max_pool2d(size)?,
             _ => input.f_adaptive_max_pool3d(size)?,
-        };
-        Ok(largest)
+        })
+    }
+}
+
+impl<const N: usize> Module for AdaptiveMaxPool<N> {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        self.forward_with_indices(input, cx).map(|(largest, _)| largest)
     }
 }
 

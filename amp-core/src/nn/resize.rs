@@ -1,69 +1,184 @@
-//! Layers that resize images, sequences and volumes.
+//! Changes the size of images, sequences and volumes.
 
 use tch::Tensor;
 
-use super::{Context, Module, Visit, Visitor};
+use super::{Context, Module, Visit, Visitor, ordered};
 use crate::{Error, Result};
 
 /// The interpolation between the input's values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Interpolation {
-    /// The nearest value.
+    /// The nearest value, at the place that torch's `nearest` rounds down to.
     #[default]
     Nearest,
-    /// Linear interpolation along each dimension, for sequences, images (bilinear) and volumes
-    /// (trilinear).
+    /// The nearest value by the centers of elements, as Pillow and OpenCV find it.
+    NearestExact,
+    /// Linear along each dimension, for sequences, images (bilinear) and volumes (trilinear).
     Linear,
     /// Cubic interpolation along both dimensions, for images.
     Bicubic,
+    /// The mean of what each element covers.
+    Area,
+}
+
+/// A value for all dimensions behind the first two, one for each of them, or none.
+///
+/// ```
+/// use amp_core::nn::{PerDimension, UpsampleConfig};
+///
+/// let doubled = UpsampleConfig { scale_factor: 2.into(), ..UpsampleConfig::new() };
+/// let wide = UpsampleConfig { size: [240, 320].into(), ..UpsampleConfig::new() };
+/// assert_eq!((doubled.size, wide.size), (PerDimension::None, PerDimension::Image([240, 320])));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PerDimension<T> {
+    /// Not given.
+    #[default]
+    None,
+    /// One for all.
+    All(T),
+    /// Of a sequence `[N, C, L]`.
+    Sequence([T; 1]),
+    /// Of an image `[N, C, H, W]`.
+    Image([T; 2]),
+    /// Of a volume `[N, C, D, H, W]`.
+    Volume([T; 3]),
+}
+
+impl<T: Copy> PerDimension<T> {
+    /// Those of so many dimensions; none where they are of another number.
+    fn of(self, dimensions: usize) -> Option<Vec<T>> {
+        let values = match self {
+            Self::None => return None,
+            Self::All(value) => vec![value; dimensions],
+            Self::Sequence(values) => values.to_vec(),
+            Self::Image(values) => values.to_vec(),
+            Self::Volume(values) => values.to_vec(),
+        };
+        (values.len() == dimensions).then_some(values)
+    }
+
+    fn is_given(&self) -> bool {
+        !matches!(self, Self::None)
+    }
+
+    fn all(self, fits: impl Fn(T) -> bool) -> bool {
+        match self {
+            Self::None => true,
+            Self::All(value) => fits(value),
+            Self::Sequence(values) => values.into_iter().all(fits),
+            Self::Image(values) => values.into_iter().all(fits),
+            Self::Volume(values) => values.into_iter().all(fits),
+        }
+    }
+}
+
+macro_rules! from_numbers {
+    ($($number:ty => $of:ty;)*) => {$(
+        impl From<$number> for PerDimension<$of> {
+            fn from(value: $number) -> Self {
+                Self::All(value.into())
+            }
+        }
+
+        from_numbers!(@arrays $number => $of, 1 Sequence, 2 Image, 3 Volume);
+    )*};
+    (@arrays $number:ty => $of:ty, $($count:literal $variant:ident),*) => {$(
+        impl From<[$number; $count]> for PerDimension<$of> {
+            fn from(values: [$number; $count]) -> Self {
+                Self::$variant(values.map(<$of>::from))
+            }
+        }
+    )*};
+}
+
+// An integer literal without a type is an i32.
+from_numbers! {
+    i64 => i64;
+    i32 => i64;
+    f64 => f64;
+    i32 => f64;
 }
 
 /// The options of an [`Upsample`]. The defaults are those of nn.Upsample.
 #[derive(Debug, Clone, Copy)]
 pub struct UpsampleConfig {
-    /// The factor of every dimension except the first two.
-    pub scale_factor: f64,
+    /// The size of each dimension except the first two. This or a factor must be given.
+    pub size: PerDimension<i64>,
+    /// What each dimension except the first two is multiplied by; the product is rounded down.
+    pub scale_factor: PerDimension<f64>,
     /// The interpolation between the input's values.
     pub mode: Interpolation,
     /// Whether the corners of input and output coincide.
     pub align_corners: bool,
+    /// Whether places are computed from the output's size, as where the size is given, and not from the factor.
+    pub recompute_scale_factor: bool,
 }
 
 impl UpsampleConfig {
-    /// Sets interpolation by the nearest value.
-    pub fn new(scale_factor: impl Into<f64>) -> Self {
+    /// With the nearest value; the size or the factor must be added.
+    pub fn new() -> Self {
         Self {
-            scale_factor: scale_factor.into(),
+            size: PerDimension::None,
+            scale_factor: PerDimension::None,
             mode: Interpolation::Nearest,
             align_corners: false,
+            recompute_scale_factor: false,
         }
     }
 }
 
-/// Resizes `[N, C, L]`, `[N, C, H, W]` or `[N, C, D, H, W]` by a factor; nn.Upsample.
+impl Default for UpsampleConfig {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Changes the size of `[N, C, L]`, `[N, C, H, W]` or `[N, C, D, H, W]`; nn.Upsample.
 #[derive(Debug, Clone, Copy)]
 pub struct Upsample {
     config: UpsampleConfig,
 }
 
 impl Upsample {
-    /// Resizes by this factor.
+    /// To this size, or by this factor.
     ///
     /// # Errors
-    /// When the factor is not positive, or `align_corners` is set for the nearest values.
+    /// When neither or both are given, one is not positive, or an option has no effect.
     pub fn new(config: UpsampleConfig) -> Result<Self> {
-        let UpsampleConfig { scale_factor, mode, align_corners } = config;
-        if !(scale_factor > 0.0 && scale_factor.is_finite()) {
-            return Err(Error::config(format!(
-                "upsample: scale_factor is {scale_factor}, but must be above 0"
-            )));
+        let UpsampleConfig { size, scale_factor, mode, align_corners, recompute_scale_factor } =
+            config;
+        let refused = |why: &str| Err(Error::config(format!("upsample: {why}")));
+        if size.is_given() == scale_factor.is_given() {
+            return refused("give one of size and scale_factor, as in scale_factor = 2");
         }
-        if align_corners && mode == Interpolation::Nearest {
-            return Err(Error::config(
-                "upsample: align_corners has no effect for the nearest values: leave it out",
-            ));
+        if !scale_factor.all(|factor| factor > 0.0 && factor.is_finite()) {
+            return refused(&format!("scale_factor is {scale_factor:?}, but must be above 0"));
+        }
+        if !size.all(|size| size > 0) {
+            return refused(&format!("size is {size:?}, but must be at least 1"));
+        }
+        let has_corners = matches!(mode, Interpolation::Linear | Interpolation::Bicubic);
+        if align_corners && !has_corners {
+            return refused(&format!("align_corners has no effect for {mode:?}: leave it out"));
+        }
+        if recompute_scale_factor && size.is_given() {
+            return refused("recompute_scale_factor is for a scale_factor: leave it out");
         }
         Ok(Self { config })
+    }
+
+    /// The output's size, and the factors by which places are computed, if not by the sizes.
+    fn output(&self, spatial: &[i64]) -> Option<(Vec<i64>, Vec<Option<f64>>)> {
+        let UpsampleConfig { size, scale_factor, recompute_scale_factor, .. } = self.config;
+        if size.is_given() {
+            return Some((size.of(spatial.len())?, vec![None; spatial.len()]));
+        }
+        let factors = scale_factor.of(spatial.len())?;
+        let scaled = |(size, factor): (&i64, &f64)| (*size as f64 * factor).floor() as i64;
+        let out = spatial.iter().zip(&factors).map(scaled).collect();
+        let places = |factor| Some(factor).filter(|_| !recompute_scale_factor);
+        Some((out, factors.into_iter().map(places).collect()))
     }
 }
 
@@ -73,28 +188,43 @@ impl Visit for Upsample {
 
 impl Module for Upsample {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
-        let UpsampleConfig { scale_factor, mode, align_corners: align } = self.config;
+        let UpsampleConfig { mode, align_corners: align, .. } = self.config;
         let size = input.size();
         let spatial = size.get(2..).unwrap_or_default();
-        let out: Vec<i64> =
-            spatial.iter().map(|size| (*size as f64 * scale_factor).floor() as i64).collect();
-        let factor = vec![scale_factor; spatial.len()];
-        let one = factor.first().copied();
-        Ok(match (mode, spatial.len()) {
-            (Interpolation::Nearest, 1) => input.f_upsample_nearest1d(out, one)?,
-            (Interpolation::Nearest, 2) => input.f_upsample_nearest2d(out, one, one)?,
-            (Interpolation::Nearest, 3) => input.f_upsample_nearest3d(out, one, one, one)?,
-            (Interpolation::Linear, 1) => input.f_upsample_linear1d(out, align, one)?,
-            (Interpolation::Linear, 2) => input.f_upsample_bilinear2d(out, align, one, one)?,
-            (Interpolation::Linear, 3) => {
-                input.f_upsample_trilinear3d(out, align, one, one, one)?
+        let refused = || {
+            let UpsampleConfig { size: to, scale_factor, .. } = self.config;
+            let by = if to.is_given() { format!("{to:?}") } else { format!("{scale_factor:?}") };
+            Error::config(format!(
+                "upsample: {mode:?} to or by {by} does not take an input of shape {size:?}"
+            ))
+        };
+        let (out, by) = self.output(spatial).ok_or_else(refused)?;
+        if mode == Interpolation::Linear && (1..4).contains(&by.len()) && ordered::applies(input)? {
+            return ordered::linear(input, &out, &by, align);
+        }
+        Ok(match (mode, &by[..]) {
+            (Interpolation::Nearest, &[l]) => input.f_upsample_nearest1d(out, l)?,
+            (Interpolation::Nearest, &[h, w]) => input.f_upsample_nearest2d(out, h, w)?,
+            (Interpolation::Nearest, &[d, h, w]) => input.f_upsample_nearest3d(out, d, h, w)?,
+            (Interpolation::NearestExact, &[l]) => {
+                input.f_internal_upsample_nearest_exact1d(out, l)?
             }
-            (Interpolation::Bicubic, 2) => input.f_upsample_bicubic2d(out, align, one, one)?,
-            _ => {
-                return Err(Error::config(format!(
-                    "upsample: {mode:?} does not take an input of shape {size:?}"
-                )));
+            (Interpolation::NearestExact, &[h, w]) => {
+                input.f_internal_upsample_nearest_exact2d(out, h, w)?
             }
+            (Interpolation::NearestExact, &[d, h, w]) => {
+                input.f_internal_upsample_nearest_exact3d(out, d, h, w)?
+            }
+            (Interpolation::Linear, &[l]) => input.f_upsample_linear1d(out, align, l)?,
+            (Interpolation::Linear, &[h, w]) => input.f_upsample_bilinear2d(out, align, h, w)?,
+            (Interpolation::Linear, &[d, h, w]) => {
+                input.f_upsample_trilinear3d(out, align, d, h, w)?
+            }
+            (Interpolation::Bicubic, &[h, w]) => input.f_upsample_bicubic2d(out, align, h, w)?,
+            (Interpolation::Area, [_]) => input.f_adaptive_avg_pool1d(out)?,
+            (Interpolation::Area, [_, _]) => input.f_adaptive_avg_pool2d(out)?,
+            (Interpolation::Area, [_, _, _]) => input.f_adaptive_avg_pool3d(out)?,
+            _ => return Err(refused()),
         })
     }
 }

@@ -269,7 +269,7 @@ fn net() -> Result<Sequential> {
         Box::new(Relu),
         Box::new(Residual::builder().build()?),
         Box::new(Residual::builder().build()?),
-        Box::new(Flatten),
+        Box::new(Flatten::default()),
         Box::new(linear(256, 10)?),
     ]))
 }

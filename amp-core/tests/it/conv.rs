@@ -78,7 +78,7 @@ fn net() -> Result<Sequential> {
         Box::new(Gelu),
         Box::new(conv(32, 16, 1, 0, true)?),
         Box::new(Relu),
-        Box::new(Flatten),
+        Box::new(Flatten::default()),
         Box::new(linear(256, 10)?),
     ]))
 }

@@ -36,6 +36,7 @@ mod derived_batches;
 mod device;
 mod diffusion;
 mod draws;
+mod dropouts;
 mod embeddings;
 mod errors;
 mod evaluation_events;
@@ -89,6 +90,7 @@ mod optimizers_groups;
 mod optimizers_resume;
 mod optimizers_rules;
 mod optimizers_runs;
+mod ordered_gradients;
 mod output_layers;
 mod own_tensors;
 #[cfg(feature = "parquet")]

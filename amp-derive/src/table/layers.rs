@@ -62,6 +62,8 @@ const WINDOW: &[Key] = &[sizes("kernel_size")];
 const MAX_POOL_OPTIONS: &[Key] =
     &[sizes("stride"), sizes_or_zero("padding"), sizes("dilation"), any("ceil_mode")];
 
+const MAX_UNPOOL_OPTIONS: &[Key] = &[sizes("stride"), sizes_or_zero("padding")];
+
 const AVG_POOL_OPTIONS: &[Key] =
     &[sizes("stride"), sizes_or_zero("padding"), any("ceil_mode"), any("count_include_pad")];
 
@@ -72,6 +74,8 @@ const AVG_POOL_OF_IMAGES_OPTIONS: &[Key] = &[
     any("count_include_pad"),
     optional("divisor_override"),
 ];
+
+const WINDOWS_OPTIONS: &[Key] = &[sizes("dilation"), sizes_or_zero("padding"), sizes("stride")];
 
 const OUTPUT: &[Key] = &[any("output_size")];
 
@@ -190,6 +194,9 @@ pub(crate) const LAYERS: &[Layer] = &[
     layer("max_pool1d", "MaxPool1d", WINDOW, MAX_POOL_OPTIONS),
     layer("max_pool2d", "MaxPool2d", WINDOW, MAX_POOL_OPTIONS),
     layer("max_pool3d", "MaxPool3d", WINDOW, MAX_POOL_OPTIONS),
+    layer("max_unpool1d", "MaxUnpool1d", WINDOW, MAX_UNPOOL_OPTIONS),
+    layer("max_unpool2d", "MaxUnpool2d", WINDOW, MAX_UNPOOL_OPTIONS),
+    layer("max_unpool3d", "MaxUnpool3d", WINDOW, MAX_UNPOOL_OPTIONS),
     layer("avg_pool1d", "AvgPool1d", WINDOW, AVG_POOL_OPTIONS),
     layer("avg_pool2d", "AvgPool2d", WINDOW, AVG_POOL_OF_IMAGES_OPTIONS),
     layer("avg_pool3d", "AvgPool3d", WINDOW, AVG_POOL_OF_IMAGES_OPTIONS),
@@ -210,6 +217,12 @@ pub(crate) const LAYERS: &[Layer] = &[
         "GroupNorm",
         &[positive("num_groups"), positive("num_channels")],
         GROUP_NORM_OPTIONS,
+    ),
+    layer(
+        "local_response_norm",
+        "LocalResponseNorm",
+        &[positive("size")],
+        &[any("alpha"), any("beta"), any("k")],
     ),
     layer(
         "layer_norm",
@@ -301,12 +314,16 @@ pub(crate) const LAYERS: &[Layer] = &[
     layer(
         "upsample",
         "Upsample",
-        &[positive("scale_factor")],
+        &[],
         &[
+            sizes("size"),
+            optional("scale_factor"),
             choice(
                 "mode",
                 &[
                     ("nearest", "__amp::nn::Interpolation::Nearest"),
+                    ("nearest_exact", "__amp::nn::Interpolation::NearestExact"),
+                    ("area", "__amp::nn::Interpolation::Area"),
                     ("linear", "__amp::nn::Interpolation::Linear"),
                     ("bilinear", "__amp::nn::Interpolation::Linear"),
                     ("trilinear", "__amp::nn::Interpolation::Linear"),
@@ -314,8 +331,10 @@ pub(crate) const LAYERS: &[Layer] = &[
                 ],
             ),
             any("align_corners"),
+            any("recompute_scale_factor"),
         ],
     ),
+    plain("channel_shuffle", "ChannelShuffle", &[positive("groups")]),
     plain("pixel_shuffle", "PixelShuffle", &[positive("upscale_factor")]),
     plain("pixel_unshuffle", "PixelUnshuffle", &[positive("downscale_factor")]),
     plain("zero_pad1d", "ZeroPad1d", PAD),
@@ -337,6 +356,12 @@ pub(crate) const LAYERS: &[Layer] = &[
     plain("dropout1d", "ChannelDropout", &[fraction("p")]),
     plain("dropout2d", "ChannelDropout", &[fraction("p")]),
     plain("dropout3d", "ChannelDropout", &[fraction("p")]),
+    plain("alpha_dropout", "AlphaDropout", &[fraction("p")]),
+    plain("stochastic_depth", "StochasticDepth", &[fraction("p")]),
+    layer("unfold", "Unfold", WINDOW, WINDOWS_OPTIONS),
+    layer("fold", "Fold", &[sizes("output_size"), sizes("kernel_size")], WINDOWS_OPTIONS),
+    layer("flatten", "Flatten", &[], &[any("start_dim"), any("end_dim")]),
+    plain("unflatten", "Unflatten", &[any("dim"), any("unflattened_size")]),
     layer("leaky_relu", "LeakyRelu", &[], &[any("negative_slope")]),
     layer("prelu", "Prelu", &[], &[positive("num_parameters"), any("init")]),
     layer("elu", "Elu", &[], &[any("alpha")]),
@@ -364,6 +389,5 @@ pub(crate) const LAYERS: &[Layer] = &[
     unit("tanh", "Tanh"),
     unit("tanhshrink", "Tanhshrink"),
     unit("sigmoid", "Sigmoid"),
-    unit("flatten", "Flatten"),
     unit("identity", "Identity"),
 ];

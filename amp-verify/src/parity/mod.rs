@@ -16,7 +16,7 @@ mod theirs;
 
 pub use args::ParityArgs;
 pub use report::{First, Pair, Report, Row, SCHEMA, Seed, Status};
-pub use skips::{Again, Attempt};
+pub use skips::{Again, Attempt, Rounding};
 
 use std::collections::BTreeMap;
 
@@ -152,7 +152,7 @@ impl Comparison<'_> {
                 again: None,
             };
             if !found.has_equal_skips(self.args.losses) {
-                found.again = Some(self.again(case, &twin)?);
+                found.again = Some(self.again(case, &ours.losses, &twin)?);
             }
             row.seeds.push(found);
         }
@@ -160,19 +160,26 @@ impl Comparison<'_> {
         Ok(row)
     }
 
-    /// Runs our side again, with both kinds of kernels, to find out why the skipped steps differ.
-    fn again(&self, mut case: Case, twin: &Ran) -> Result<Again> {
+    /// Runs ours again, by either kernels and from moved weights, to see why other steps are skipped.
+    fn again(&self, mut case: Case, losses: &[f64], twin: &Ran) -> Result<Again> {
         let mut traced = |kernels: Kernels| {
             case.trainer.numerics.kernels = kernels;
             ours::trace(&case, self.precision)
         };
-        let (own, plain) = (traced(Kernels::Own)?, traced(Kernels::Libtorch)?);
+        let (plain, own) = (traced(Kernels::Libtorch)?, traced(Kernels::Own)?);
+        let window = case.trainer.optimization.accumulate_grad_batches.cast_unsigned().max(1);
+        let batches = self.args.losses.saturating_mul(window);
+        let moved = |run| ours::trace_moved(&case, self.precision, run, batches);
+        let moved = (1..=bound::RUNS).map(moved).collect::<Result<Vec<_>>>()?;
         let count = usize::try_from(self.args.losses).unwrap_or(usize::MAX);
         let first = |attempts: &[Attempt]| attempts[..attempts.len().min(count)].to_vec();
+        let attempts = Pair { ours: first(&own.attempts), theirs: first(&twin.attempts) };
+        let courses = Pair { ours: losses, theirs: &twin.losses[..] };
         Ok(Again {
             skipped: plain.skipped,
             scale: plain.scale,
-            attempts: Pair { ours: first(&own.attempts), theirs: first(&twin.attempts) },
+            rounding: Rounding::of(&attempts.ours, courses, &moved, window),
+            attempts,
             libtorch: first(&plain.attempts),
         })
     }

@@ -22,12 +22,30 @@ use super::skips::{Attempt, LARGEST};
 use crate::{
     case::Case,
     interceptor::{Intercepted, Interceptor},
-    rounding::moved,
+    rounding::{moved, rounding_of},
 };
 
-/// The size of the perturbation of initial weights, relative to the weights: sixteen roundings of
-/// f32.
-const MOVED: f64 = 1.0 / 1_048_576.0;
+/// How far the weights of a moved run are from the model's, relative to their size: sixteen roundings of f32, or what
+/// one rounding to 16 bits may change.
+fn share(precision: Precision) -> f64 {
+    match precision.compute() {
+        kind @ (Kind::Half | Kind::BFloat16) => rounding_of(kind),
+        _ => 1.0 / 1_048_576.0,
+    }
+}
+
+/// Moves the weights at random, as run `number` does.
+fn move_weights(model: &dyn LightningModule, number: u64, precision: Precision) -> Result<()> {
+    let before = RandomState::read(Device::Cpu)?;
+    seed_everything(number)?;
+    for parameter in parameters(model) {
+        if is_floating(parameter.tensor.kind()) {
+            let other = moved(&parameter.tensor, share(precision))?;
+            no_grad(|| parameter.tensor.shallow_clone().f_copy_(&other))?;
+        }
+    }
+    before.restore(Device::Cpu)
+}
 
 /// The results of a run.
 pub(super) struct Ours {
@@ -71,21 +89,15 @@ pub(super) fn train_moved(case: &Case, number: u64, batches: u64) -> Result<Vec<
     let config = config(case, Precision::F32True)?;
     let _section = random::seeded(config.seed)?;
     let model = case.build()?;
-    let before = RandomState::read(Device::Cpu)?;
-    seed_everything(number)?;
-    for parameter in parameters(model.as_ref()) {
-        if is_floating(parameter.tensor.kind()) {
-            let other = moved(&parameter.tensor, MOVED)?;
-            no_grad(|| parameter.tensor.shallow_clone().f_copy_(&other))?;
-        }
-    }
-    before.restore(Device::Cpu)?;
+    move_weights(model.as_ref(), number, Precision::F32True)?;
     Ok(fit(case, config, model, Some(batches))?.0.losses)
 }
 
 /// The attempted steps of a run.
 pub(super) struct Traced {
     pub(super) attempts: Vec<Attempt>,
+    /// Of each batch.
+    pub(super) losses: Vec<f64>,
     /// The indices of the skipped optimizer steps, from 0.
     pub(super) skipped: Vec<u64>,
     /// The loss scale at the end.
@@ -94,9 +106,26 @@ pub(super) struct Traced {
 
 /// Trains the case and records the gradients of each step.
 pub(super) fn trace(case: &Case, precision: Precision) -> Result<Traced> {
+    traced(case, precision, None)
+}
+
+/// The first batches of a run whose initial weights were moved at random, traced.
+pub(super) fn trace_moved(
+    case: &Case,
+    precision: Precision,
+    number: u64,
+    batches: u64,
+) -> Result<Traced> {
+    traced(case, precision, Some((number, batches)))
+}
+
+fn traced(case: &Case, precision: Precision, moved: Option<(u64, u64)>) -> Result<Traced> {
     let config = config(case, precision)?;
     let _section = random::seeded(config.seed)?;
     let model = case.build()?;
+    if let Some((number, _)) = moved {
+        move_weights(model.as_ref(), number, precision)?;
+    }
     let scale = if precision.scales_loss() { config.numerics.scaler.init_scale } else { 1.0 };
     let seen = Rc::new(RefCell::new(Seen { scale, next: scale, ..Seen::default() }));
     let is_manual = model.optimizes_manually();
@@ -117,12 +146,16 @@ pub(super) fn trace(case: &Case, precision: Precision) -> Result<Traced> {
         }
         Ok(())
     };
-    let record = Trainer::new(config).subscribe(&mut listen).fit(&mut model, &case.data)?;
-    let Seen { mut attempts, skipped, .. } = seen.take();
+    let mut trainer = Trainer::new(config).subscribe(&mut listen);
+    if let Some((_, batches)) = moved {
+        trainer = trainer.callback(End { batches, seen: 0 });
+    }
+    let record = trainer.fit(&mut model, &case.data)?;
+    let Seen { mut attempts, losses, skipped, .. } = seen.take();
     for attempt in &mut attempts {
         attempt.skipped = skipped.contains(&attempt.step);
     }
-    Ok(Traced { attempts, skipped, scale: record.end.scale })
+    Ok(Traced { attempts, losses, skipped, scale: record.end.scale })
 }
 
 /// The values that the callback records.
@@ -133,6 +166,7 @@ struct Seen {
     next: f64,
     skipped: Vec<u64>,
     attempts: Vec<Attempt>,
+    losses: Vec<f64>,
 }
 
 /// A callback that reads the unscaled gradients of each step.
@@ -175,7 +209,9 @@ impl Interceptor for Gauge {
         self.read(gradients.named().map(|(_, gradient)| gradient))
     }
 
-    fn after_batch(&mut self, _: &Tensor) -> Result<()> {
+    fn after_batch(&mut self, loss: &Tensor) -> Result<()> {
+        let loss = loss.f_to_kind(Kind::Double)?.f_double_value(&[])?;
+        self.seen.borrow_mut().losses.push(loss);
         if self.parameters.is_empty() {
             return Ok(());
         }

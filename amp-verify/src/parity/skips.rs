@@ -4,14 +4,15 @@
 //! where PyTorch rounds. Each step's scale and largest gradient are recorded. There are two
 //! explanations with which the sides agree: the second run skips the twin's steps; or the first
 //! differing step has a gradient so close to overflow that rounding decides.
+//! What rounding does is measured: by [runs](super::ours) whose initial weights were moved by one rounding.
 
 use serde::{Deserialize, Serialize};
 
-use super::{Pair, Seed};
+use super::{Pair, Seed, bound, ours::Traced};
 
 /// The largest f16 number.
 pub(super) const LARGEST: f64 = 65504.0;
-/// The smallest tolerance for the difference of two largest gradients: two roundings of f16.
+/// How far two largest gradients may always be apart, relative to them: two roundings of f16.
 const LEAST: f64 = 1.0 / 1024.0;
 
 /// One attempt at an optimizer step. For a model that optimizes manually, all steps on one batch
@@ -40,6 +41,56 @@ pub struct Again {
     pub attempts: Pair<Vec<Attempt>>,
     /// The first attempts with libtorch's kernels.
     pub libtorch: Vec<Attempt>,
+    /// What rounding alone does to ours.
+    #[serde(default)]
+    pub rounding: Rounding,
+}
+
+/// What rounding alone does to the first steps of a run: how runs differ whose initial weights were moved at random by
+/// what one rounding may change.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Rounding {
+    /// How far each step's largest gradient may be off, relative to it: four times the furthest of these runs up to there,
+    /// at the same loss scale.
+    pub largest: Vec<f64>,
+    /// The steps that some of these runs skip and others apply.
+    pub either: Vec<u64>,
+    /// The first step in which the two sides' losses are further apart than four times the furthest of these runs: from
+    /// there on the two sides differ by more than rounding.
+    pub parted: Option<u64>,
+}
+
+impl Rounding {
+    /// Of our attempts and both sides' losses, by moved runs; a step has `window` batches.
+    pub(super) fn of(own: &[Attempt], losses: Pair<&[f64]>, moved: &[Traced], window: u64) -> Self {
+        // Each gradient at our loss scale, which an earlier skip of a moved run may have halved there.
+        let size = |attempt: &Attempt, scale: f64| {
+            attempt.largest.map_or(f64::NAN, |largest| largest * scale / attempt.scale)
+        };
+        let sizes: Vec<f64> = own.iter().map(|attempt| size(attempt, attempt.scale)).collect();
+        let others: Vec<Vec<f64>> = moved
+            .iter()
+            .map(|run| {
+                run.attempts.iter().zip(own).map(|(other, own)| size(other, own.scale)).collect()
+            })
+            .collect();
+        let of = |run: &Traced, step: usize| run.attempts.get(step).map(|attempt| attempt.skipped);
+        let either = |step: &usize| {
+            let own = own[*step].skipped;
+            moved.iter().any(|run| of(run, *step).is_some_and(|skipped| skipped != own))
+        };
+        let courses: Vec<Vec<f64>> = moved.iter().map(|run| run.losses.clone()).collect();
+        let apart = bound::differences(losses.ours, losses.theirs);
+        let bounds = bound::bounds(losses.ours, &courses);
+        // Moved runs end after the first batches.
+        let told = courses.iter().map(Vec::len).min().unwrap_or(0);
+        let parted = (0..apart.len().min(told)).find(|at| apart[*at] > bounds[*at].max(LEAST));
+        Self {
+            largest: bound::bounds(&sizes, &others).into_iter().map(|b| b.max(LEAST)).collect(),
+            either: (0..own.len()).filter(either).map(|step| step as u64).collect(),
+            parted: parted.map(|batch| batch as u64 / window),
+        }
+    }
 }
 
 /// The result of comparing the skipped steps of a seed.
@@ -102,10 +153,13 @@ impl Seed {
         }
         let are_near = |scale| are_near(scale, self.scale.theirs);
         let theirs = &again.attempts.theirs;
-        let beyond =
-            || undecided(&again.attempts.ours, theirs).filter(|_| are_near(self.scale.ours));
+        let rounding = &again.rounding;
+        let beyond = || {
+            undecided(&again.attempts.ours, theirs, rounding).filter(|_| are_near(self.scale.ours))
+        };
         let by_libtorch = || {
-            let text = undecided(&again.libtorch, theirs).filter(|_| are_near(again.scale))?;
+            let text =
+                undecided(&again.libtorch, theirs, rounding).filter(|_| are_near(again.scale))?;
             Some(format!("with libtorch's kernels {text}"))
         };
         match beyond().or_else(by_libtorch) {
@@ -137,25 +191,29 @@ impl Again {
     }
 }
 
-/// Returns an explanation if rounding decides which side skips the first differing step. This is so
-/// if the side that applies the step has a largest gradient above f16's largest number, or only
-/// slightly below it: by at most the difference between the two sides in earlier steps.
-fn undecided(own: &[Attempt], theirs: &[Attempt]) -> Option<String> {
+/// That rounding decides which side skips the first step that one side alone skips: the losses are as near to each other
+/// as rounding keeps them up to there, and the side that applies it has a gradient beyond f16's largest number, or as
+/// near to it as rounding moves this step's largest gradient, or moved runs of ours decide either way.
+fn undecided(own: &[Attempt], theirs: &[Attempt], rounding: &Rounding) -> Option<String> {
     let (ours, other) = parting(own, theirs)?;
     let applied = if ours.skipped { other } else { ours };
-    let before = own.iter().zip(theirs).take_while(|(own, _)| own.step < applied.step);
-    let apart = before.filter_map(|(own, other)| {
-        let (own, other) = (own.largest?, other.largest?);
-        Some((own - other).abs() / own.max(other))
-    });
-    let apart = apart.fold(LEAST, f64::max);
+    let step = applied.step;
+    if rounding.parted.is_some_and(|parted| parted < step) {
+        return None;
+    }
+    if rounding.either.contains(&step) {
+        return Some(format!(
+            "only one side skips step {step}, which some of our runs with weights moved by one rounding skip and others \
+             apply: rounding decides"
+        ));
+    }
+    let at = usize::try_from(step).ok()?;
+    let apart = rounding.largest.get(at).copied().unwrap_or(LEAST);
     let largest = applied.largest?;
     (largest * (1.0 + apart) >= 1.0).then(|| {
         format!(
-            "only one side skips step {}. On the other side its largest gradient is {largest:.4} of f16's largest \
-             number, and in earlier steps the largest gradients of the two sides differ by up to {apart:.1e}: \
-             rounding decides",
-            applied.step
+            "only one side skips step {step}. On the other side its largest gradient is {largest:.4} of f16's largest \
+             number, which rounding moves by up to {apart:.1e}: rounding decides"
         )
     })
 }
@@ -202,7 +260,17 @@ mod tests {
                 scale: end(&libtorch),
                 attempts: Pair { ours: own, theirs },
                 libtorch,
+                rounding: Rounding::default(),
             }),
+        }
+    }
+
+    /// What a judgement is called, and what it says.
+    fn told(seed: &Seed) -> (&'static str, String) {
+        match seed.skips(100) {
+            Skips::Same => ("same", String::new()),
+            Skips::Rounding(text) => ("rounding", text),
+            Skips::Differ(text) => ("differ", text),
         }
     }
 
@@ -218,12 +286,12 @@ mod tests {
         &[Some(0.5), Some(0.3)], &[Some(0.5), Some(0.9995)], &[Some(0.5), None], "rounding",
         "with libtorch's kernels only one side skips step 1. On the other side its largest gradient is 0.9995"
     )]
-    #[case::as_far_apart_as_before(
-        &[Some(0.5), Some(0.985)], &[Some(0.5), Some(0.985)], &[Some(0.51), None], "rounding",
-        "the largest gradients of the two sides differ by up to 2.0e-2"
-    )]
     #[case::too_small(
         &[Some(0.5), Some(0.97)], &[Some(0.5), Some(0.97)], &[Some(0.5), None], "differ",
+        "and with libtorch's kernels our side skips [] and ends with Some(65536.0)"
+    )]
+    #[case::apart_before(
+        &[Some(0.5), Some(0.97)], &[Some(0.5), Some(0.97)], &[Some(0.9), None], "differ",
         "and with libtorch's kernels our side skips [] and ends with Some(65536.0)"
     )]
     #[case::beyond_f16(
@@ -242,13 +310,52 @@ mod tests {
         #[case] expected: &str,
         #[case] said: &str,
     ) {
-        let (found, text) = match seed(own, libtorch, theirs).skips(100) {
-            Skips::Same => ("same", String::new()),
-            Skips::Rounding(text) => ("rounding", text),
-            Skips::Differ(text) => ("differ", text),
-        };
+        let (found, text) = told(&seed(own, libtorch, theirs));
         assert_eq!(found, expected, "{text}");
         assert!(text.contains(said), "{text}");
+    }
+
+    /// A step of which the largest gradient is 0.97 of f16's largest number is skipped by the twin alone.
+    #[rstest]
+    #[case::moves_far(vec![1e-3, 0.05], vec![], None, "rounding", "which rounding moves by up to 5.0e-2")]
+    #[case::moves_little(vec![0.05, 0.02], vec![], None, "differ", "")]
+    #[case::either(vec![1e-3, 1e-3], vec![1], None, "rounding", "which some of our runs with weights moved")]
+    #[case::another_step(vec![1e-3, 1e-3], vec![0], None, "differ", "")]
+    #[case::parts_there(vec![1e-3, 0.05], vec![], Some(1), "rounding", "which rounding moves")]
+    #[case::parted_before(vec![1e-3, 0.05], vec![1], Some(0), "differ", "")]
+    fn what_rounding_does_is_measured(
+        #[case] largest: Vec<f64>,
+        #[case] either: Vec<u64>,
+        #[case] parted: Option<u64>,
+        #[case] expected: &str,
+        #[case] said: &str,
+    ) {
+        let mut seed = seed(&[Some(0.5), Some(0.97)], &[Some(0.5), Some(0.97)], &[Some(0.5), None]);
+        let again = seed.again.as_mut().expect("a second run");
+        again.rounding = Rounding { largest, either, parted };
+        let (found, text) = told(&seed);
+        assert_eq!(found, expected, "{text}");
+        assert!(text.contains(said), "{text}");
+    }
+
+    /// A moved run whose gradients are 10 % larger, and that skips a step: four times as far, at the same scale.
+    #[test]
+    fn moved_runs_say_what_rounding_does() {
+        let own = attempts(&[Some(0.5), Some(0.5), Some(0.5), Some(0.5)]);
+        let other = attempts(&[Some(0.5), None, Some(0.275), Some(0.25)]);
+        let losses = vec![2.0, 2.0, 2.0, 2.02];
+        let moved = [Traced { attempts: other, losses, skipped: vec![1], scale: None }];
+        let theirs = [2.0, 2.001, 2.01, 2.07];
+        let found = |theirs: &[f64], window| {
+            Rounding::of(&own, Pair { ours: &[2.0; 4], theirs }, &moved, window)
+        };
+        let Rounding { largest, either, parted } = found(&theirs, 1);
+        for (found, expected) in largest.iter().zip([LEAST, LEAST, 0.4, 0.4]) {
+            assert!((found - expected).abs() < 1e-12, "{largest:?}");
+        }
+        assert_eq!((either, parted), (vec![1], Some(2)));
+        assert_eq!(found(&theirs, 2).parted, Some(1));
+        assert_eq!(found(&[2.0, 2.001, 2.001, 2.07], 1).parted, None);
     }
 
     /// Without a second run, a difference has no explanation.

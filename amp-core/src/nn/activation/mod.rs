@@ -110,6 +110,4 @@ stateless! {
     Tanhshrink => |x| x.f_sub(&x.f_tanh()?)?;
     /// Returns x; nn.Identity.
     Identity => |x| x.shallow_clone();
-    /// Flattens `[N, …]` to `[N, product of the other sizes]`; nn.Flatten.
-    Flatten => |x| x.f_flatten(1, -1)?;
 }

@@ -2,7 +2,10 @@
 
 use tch::Tensor;
 
-use crate::{Error, Result, nn::Sizes};
+use crate::{
+    Error, Result,
+    nn::{Sizes, ordered},
+};
 
 /// The size of the padding on both sides of each dimension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +67,11 @@ impl PaddingMode {
         before: Sizes<N>,
         after: Sizes<N>,
     ) -> Result<Tensor> {
+        if ordered::applies(input)?
+            && let Some(padded) = ordered::padded(input, self, &before.0, &after.0)?
+        {
+            return Ok(padded);
+        }
         let mode = match self {
             Self::Zeros => "constant",
             Self::Reflect => "reflect",

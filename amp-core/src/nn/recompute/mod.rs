@@ -15,7 +15,7 @@ use tch::Tensor;
 
 use crate::{
     Result, ffi,
-    nn::{Context, Module, Op, Role, Visit, Visitor, context::Checkpointing},
+    nn::{Context, Module, Op, Role, Visit, Visitor, context::Checkpointing, planted::Planted},
     precision::Region,
     random::{self, Place},
 };
@@ -86,6 +86,16 @@ fn without_sections(cx: &Context) -> Option<Place> {
     (!cx.is_recomputing()).then(random::place)
 }
 
+/// Runs `first` without keeping activations, and `again` in the backward pass, with the same planted faults.
+fn run(
+    input: &Tensor,
+    first: impl FnOnce() -> Result<Tensor>,
+    again: impl Fn(&Tensor) -> Result<Tensor> + 'static,
+) -> Result<Tensor> {
+    let planted = Planted::here();
+    ffi::checkpoint(input, first, move |input| planted.during(|| again(input)))
+}
+
 impl<M: Module + 'static> Module for Checkpoint<M> {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         let is_checkpointed = match cx.checkpointing() {
@@ -105,11 +115,7 @@ impl<M: Module + 'static> Module for Checkpoint<M> {
         }
         let (module, again) = (self.module.clone(), cx.recomputing());
         let _place = without_sections(cx);
-        ffi::checkpoint(
-            input,
-            || self.module.forward(input, cx),
-            move |input| module.forward(input, &again),
-        )
+        run(input, || self.module.forward(input, cx), move |input| module.forward(input, &again))
     }
 
     fn op(&self) -> Op {

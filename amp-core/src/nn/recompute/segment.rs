@@ -7,7 +7,7 @@ use tch::Tensor;
 
 use super::{is_trained, without_sections};
 use crate::{
-    Error, Result, ffi,
+    Error, Result,
     nn::{Context, Module, container},
 };
 
@@ -87,7 +87,7 @@ fn checkpointed<M: Module>(
     }
     let again = cx.recomputing();
     let _place = without_sections(cx);
-    ffi::checkpoint(
+    super::run(
         input,
         || container::run(layers, place, input, cx),
         move |input| container::run(&shared, place, input, &again),

@@ -6,18 +6,21 @@ use amp_core::{
         AdaptiveAvgPool1d, AdaptiveAvgPool2d, AdaptiveAvgPool3d, AdaptiveMaxPool1d,
         AdaptiveMaxPool2d, AdaptiveMaxPool3d, AvgPool1d, AvgPool1dConfig, AvgPool2d,
         AvgPool2dConfig, AvgPool3d, AvgPool3dConfig, BatchNorm, BatchNormConfig, Celu, CeluConfig,
-        CircularPad1d, CircularPad2d, ConstantPad1d, ConstantPad2d, Conv1d, Conv1dConfig, Conv2d,
-        Conv2dConfig, Conv3d, Conv3dConfig, ConvTranspose1d, ConvTranspose1dConfig,
-        ConvTranspose2d, ConvTranspose2dConfig, ConvTranspose3d, ConvTranspose3dConfig, Elu,
-        EluConfig, FeedForward, GeluTanh, Glu, GluConfig, GroupNorm, GroupNormConfig, Hardshrink,
+        ChannelShuffle, CircularPad1d, CircularPad2d, ConstantPad1d, ConstantPad2d, Conv1d,
+        Conv1dConfig, Conv2d, Conv2dConfig, Conv3d, Conv3dConfig, ConvTranspose1d,
+        ConvTranspose1dConfig, ConvTranspose2d, ConvTranspose2dConfig, ConvTranspose3d,
+        ConvTranspose3dConfig, Elu, EluConfig, FeedForward, Flatten, FlattenConfig, Fold,
+        FoldConfig, GeluTanh, Glu, GluConfig, GroupNorm, GroupNormConfig, Hardshrink,
         HardshrinkConfig, Hardsigmoid, Hardswish, Hardtanh, HardtanhConfig, InstanceNorm,
         InstanceNormConfig, Interpolation, LayerNorm, LayerNormConfig, LeakyRelu, LeakyReluConfig,
-        LogSigmoid, LogSoftmax, MaxPool1d, MaxPool1dConfig, MaxPool2d, MaxPool2dConfig, MaxPool3d,
-        MaxPool3dConfig, Mish, Padding, PaddingMode, PixelShuffle, PixelUnshuffle, Prelu,
-        PreluConfig, ReflectionPad1d, ReflectionPad2d, ReflectionPad3d, Relu6, ReplicationPad2d,
-        ReplicationPad3d, RmsNorm, RmsNormConfig, Selu, Softmax, Softmin, Softplus, SoftplusConfig,
-        Softshrink, SoftshrinkConfig, Softsign, Tanhshrink, Threshold, TransformerEncoderLayer,
-        TransformerEncoderLayerConfig, Upsample, UpsampleConfig, ZeroPad1d, ZeroPad2d, ZeroPad3d,
+        LocalResponseNorm, LocalResponseNormConfig, LogSigmoid, LogSoftmax, MaxPool1d,
+        MaxPool1dConfig, MaxPool2d, MaxPool2dConfig, MaxPool3d, MaxPool3dConfig, Mish, Padding,
+        PaddingMode, PixelShuffle, PixelUnshuffle, Prelu, PreluConfig, ReflectionPad1d,
+        ReflectionPad2d, ReflectionPad3d, Relu6, ReplicationPad2d, ReplicationPad3d, RmsNorm,
+        RmsNormConfig, Selu, Softmax, Softmin, Softplus, SoftplusConfig, Softshrink,
+        SoftshrinkConfig, Softsign, Tanhshrink, Threshold, TransformerEncoderLayer,
+        TransformerEncoderLayerConfig, Unflatten, Unfold, UnfoldConfig, Upsample, UpsampleConfig,
+        ZeroPad1d, ZeroPad2d, ZeroPad3d,
     },
 };
 
@@ -27,8 +30,16 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Module>> {
         Ok(Box::new(layer?))
     }
     let up = |scale_factor: f64, mode, align_corners| {
-        boxed(Upsample::new(UpsampleConfig { scale_factor, mode, align_corners }))
+        let scale_factor = scale_factor.into();
+        boxed(Upsample::new(UpsampleConfig {
+            scale_factor,
+            mode,
+            align_corners,
+            ..UpsampleConfig::new()
+        }))
     };
+    let to =
+        |size, mode| boxed(Upsample::new(UpsampleConfig { size, mode, ..UpsampleConfig::new() }));
     let encoder = |activation, norm_first| {
         boxed(TransformerEncoderLayer::new(TransformerEncoderLayerConfig {
             dim_feedforward: 8,
@@ -221,6 +232,47 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Module>> {
             track_running_stats: false,
             ..BatchNormConfig::new(4)
         })),
+        "upsample size" => to([7, 4].into(), Interpolation::Linear),
+        "upsample size nearest" => to(7.into(), Interpolation::Nearest),
+        "upsample size bicubic" => to([3, 9].into(), Interpolation::Bicubic),
+        "upsample area" => to([2, 3].into(), Interpolation::Area),
+        "upsample exact 1d" => to([13].into(), Interpolation::NearestExact),
+        "upsample exact 3d" => to([3, 2, 3].into(), Interpolation::NearestExact),
+        "upsample exact" => up(1.7, Interpolation::NearestExact, false),
+        "upsample factors" => boxed(Upsample::new(UpsampleConfig {
+            scale_factor: [1.7, 2.3].into(),
+            mode: Interpolation::Linear,
+            ..UpsampleConfig::new()
+        })),
+        "upsample recomputed" => boxed(Upsample::new(UpsampleConfig {
+            scale_factor: 1.7.into(),
+            mode: Interpolation::Linear,
+            recompute_scale_factor: true,
+            ..UpsampleConfig::new()
+        })),
+        "flatten dims" => boxed(Flatten::new(FlattenConfig { start_dim: 0, end_dim: 2 })),
+        "unflatten" => boxed(Unflatten::new(-1, [3, -1])),
+        "channel_shuffle" => boxed(ChannelShuffle::new(2)),
+        "unfold" => boxed(Unfold::new(UnfoldConfig {
+            stride: [2, 1].into(),
+            padding: [1, 0].into(),
+            dilation: [1, 2].into(),
+            ..UnfoldConfig::new([3, 2])
+        })),
+        "fold" => boxed(Fold::new(FoldConfig {
+            stride: 2.into(),
+            padding: 1.into(),
+            ..FoldConfig::new([5, 6], [3, 2])
+        })),
+        "local_response_norm" => boxed(LocalResponseNorm::new(LocalResponseNormConfig {
+            alpha: 0.5,
+            beta: 0.6,
+            k: 2.0,
+            ..LocalResponseNormConfig::new(3)
+        })),
+        "local_response_norm even" => {
+            boxed(LocalResponseNorm::new(LocalResponseNormConfig::new(2)))
+        }
         "upsample nearest" | "upsample nearest 3d" => up(2.0, Interpolation::Nearest, false),
         "upsample nearest 1d" => up(1.5, Interpolation::Nearest, false),
         "upsample linear" | "upsample trilinear" => up(2.0, Interpolation::Linear, false),

@@ -1,15 +1,17 @@
 //! Layers against torch.nn: outputs, gradients, initial weights, and dtypes under autocast.
 
 mod cases;
+mod pooling_cases;
 mod several;
 mod several_cases;
 
 use amp_core::{
     Module, Result,
     nn::{
-        Context, Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig,
-        InstanceNorm, InstanceNormConfig, Interpolation, Padding, PixelShuffle, Upsample,
-        UpsampleConfig, named_tensors, parameters, place,
+        ChannelShuffle, Context, Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, Forward, GroupNorm,
+        GroupNormConfig, InstanceNorm, InstanceNormConfig, Interpolation, MaxUnpool1d,
+        MaxUnpool1dConfig, Padding, PixelShuffle, Unflatten, Upsample, UpsampleConfig,
+        named_tensors, parameters, place,
     },
     precision::{Policy, Precision},
     tch::{Kind, Tensor},
@@ -172,20 +174,34 @@ fn invalid_options_are_refused() -> Result<()> {
         GroupNorm::new(GroupNormConfig::new(3, 4)).map(drop),
         "3 groups do not divide 4 channels",
     );
-    let corners = UpsampleConfig { align_corners: true, ..UpsampleConfig::new(2) };
-    refused(Upsample::new(corners).map(drop), "align_corners has no effect");
-    refused(Upsample::new(UpsampleConfig::new(0)).map(drop), "must be above 0");
+    let twice = UpsampleConfig { scale_factor: 2.into(), ..UpsampleConfig::new() };
+    let up = |config| Upsample::new(config).map(drop);
+    refused(up(UpsampleConfig { align_corners: true, ..twice }), "align_corners has no effect");
+    refused(up(UpsampleConfig { scale_factor: 0.into(), ..twice }), "must be above 0");
+    refused(up(UpsampleConfig { size: [3, 0].into(), ..UpsampleConfig::new() }), "at least 1");
+    refused(up(UpsampleConfig { size: 3.into(), ..twice }), "give one of size and scale_factor");
+    refused(up(UpsampleConfig::new()), "give one of size and scale_factor");
+    refused(Unflatten::new(1, [-1, 2, -1]).map(drop), "one of them -1 for what remains");
     refused(PixelShuffle::new(0).map(drop), "must be at least 1");
     let cx = Context::new(Policy::new(Precision::F32True, device()), true);
     let norm = InstanceNorm::new(InstanceNormConfig::new(4))?;
     let x = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, device()));
     refused(norm.forward(&x(&[2, 4, 1]), &cx).map(drop), "has one value, which has no variance");
     refused(norm.forward(&x(&[2, 3, 5]), &cx).map(drop), "must be [batch, 4, …]");
-    let cubic =
-        Upsample::new(UpsampleConfig { mode: Interpolation::Bicubic, ..UpsampleConfig::new(2) })?;
+    let cubic = Upsample::new(UpsampleConfig { mode: Interpolation::Bicubic, ..twice })?;
     refused(
         cubic.forward(&x(&[1, 2, 5]), &cx).map(drop),
-        "Bicubic does not take an input of shape [1, 2, 5]",
+        "Bicubic to or by All(2.0) does not take an input of shape [1, 2, 5]",
+    );
+    let image = Upsample::new(UpsampleConfig { size: [3, 4].into(), ..UpsampleConfig::new() })?;
+    refused(image.forward(&x(&[1, 2, 5]), &cx).map(drop), "does not take an input of shape");
+    let shuffle = ChannelShuffle::new(3)?;
+    refused(shuffle.forward(&x(&[1, 4, 2]), &cx).map(drop), "with a multiple of 3 channels");
+    let unpool = MaxUnpool1d::new(MaxUnpool1dConfig::new(2))?;
+    let places = Tensor::zeros([1, 2, 5], (Kind::Int64, device()));
+    refused(
+        unpool.forward_with((&x(&[1, 2, 5]), &places, Some(&[12])), &cx).map(drop),
+        "the output size is [12], but must be less than a step [2] away from [10]",
     );
     Ok(())
 }
@@ -234,8 +250,12 @@ struct Net {
         conv_transpose2d(6, 4, 2, stride = 2, groups = 2),
         leaky_relu(negative_slope = 0.2),
         conv2d(4, 4, 3, groups = 4, dilation = 2, padding = [2, 2]),
-        upsample(2, mode = bilinear),
+        upsample(scale_factor = 2, mode = bilinear),
+        upsample(size = [5, 4]),
+        channel_shuffle(2),
         adaptive_avg_pool2d(1),
+        flatten(start_dim = 1),
+        unflatten(1, [2, -1]),
         flatten,
     ))]
     body: amp_core::nn::Sequential,

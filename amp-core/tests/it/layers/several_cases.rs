@@ -15,7 +15,10 @@ use amp_core::{
     tch::{Kind, Tensor},
 };
 
-use super::several::{Runs, case};
+use super::{
+    pooling_cases,
+    several::{Runs, case},
+};
 
 /// Returns the module that a recorded case names.
 pub(super) fn build(name: &str) -> Result<Box<dyn Runs>> {
@@ -225,6 +228,7 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Runs>> {
             include_last_offset: true,
             ..EmbeddingBagConfig::new(6, 3)
         }),
+        other if other.starts_with("max_unpool") => pooling_cases::build(other),
         other => panic!("the oracle has a case `{other}` that no module is built for"),
     }
 }
@@ -248,7 +252,7 @@ fn masks(names: &[Name], inputs: &[Tensor]) -> AttentionMask {
     masks
 }
 
-/// Returns a module with one tensor as input.
+/// A module with one tensor as input.
 fn alone<M: Module + 'static>(module: Result<M>) -> Result<Box<dyn Runs>> {
     case(module, |module, x, cx| Ok(vec![module.forward(&x[0], cx)?]))
 }

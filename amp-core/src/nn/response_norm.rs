@@ -1,0 +1,68 @@
+use tch::Tensor;
+
+use super::{Context, Module, Visit, Visitor};
+use crate::{Error, Result};
+
+/// The options of a [`LocalResponseNorm`]; the defaults are nn.LocalResponseNorm's.
+#[derive(Debug, Clone, Copy)]
+pub struct LocalResponseNormConfig {
+    /// The number of adjacent channels.
+    pub size: i64,
+    /// The factor of the mean square.
+    pub alpha: f64,
+    /// The exponent.
+    pub beta: f64,
+    /// What is added to the mean square.
+    pub k: f64,
+}
+
+impl LocalResponseNormConfig {
+    /// Over so many channels.
+    pub fn new(size: i64) -> Self {
+        Self { size, alpha: 1e-4, beta: 0.75, k: 1.0 }
+    }
+}
+
+/// x / (k + α·m)^β, where m is the mean square of the `size` channels around each of `[N, C, …]`, with zeros beyond the
+/// first and the last (AlexNet, GoogLeNet); nn.LocalResponseNorm.
+#[derive(Debug, Clone, Copy)]
+pub struct LocalResponseNorm {
+    config: LocalResponseNormConfig,
+}
+
+impl LocalResponseNorm {
+    /// With these options.
+    ///
+    /// # Errors
+    /// When the number of channels is not positive.
+    pub fn new(config: LocalResponseNormConfig) -> Result<Self> {
+        match config.size {
+            1.. => Ok(Self { config }),
+            size => Err(Error::config(format!(
+                "local_response_norm: size is {size}, but must be at least 1"
+            ))),
+        }
+    }
+}
+
+impl Visit for LocalResponseNorm {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
+impl Module for LocalResponseNorm {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        let LocalResponseNormConfig { size, alpha, beta, k } = self.config;
+        let [batch, channels, ..] = input.size()[..] else {
+            return Err(Error::config(format!(
+                "local_response_norm: the input is {:?}, but must be [batch, channels, …]",
+                input.size()
+            )));
+        };
+        // Windows over the channels of [batch, 1, channels, positions].
+        let squares = input.f_square()?.f_reshape([batch, 1, channels, -1])?;
+        let padded = squares.f_constant_pad_nd([0, 0, size / 2, (size - 1) / 2])?;
+        let means = padded.f_avg_pool2d([size, 1], [1, 1], [0, 0], false, true, None)?;
+        let scale = means.f_mul_scalar(alpha)?.f_add_scalar(k)?.f_pow_tensor_scalar(beta)?;
+        Ok(input.f_div(&scale.f_reshape(input.size())?)?)
+    }
+}

@@ -1,0 +1,228 @@
+//! Layers that only move elements.
+
+use tch::Tensor;
+
+use super::{Context, Module, Sizes, Visit, Visitor};
+use crate::{Error, Result};
+
+/// The options of a [`Flatten`]; the defaults are nn.Flatten's.
+#[derive(Debug, Clone, Copy)]
+pub struct FlattenConfig {
+    /// The first dimension that is joined; negative numbers count from the end.
+    pub start_dim: i64,
+    /// The last one.
+    pub end_dim: i64,
+}
+
+impl FlattenConfig {
+    /// All dimensions except the batch.
+    pub fn new() -> Self {
+        Self { start_dim: 1, end_dim: -1 }
+    }
+}
+
+impl Default for FlattenConfig {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Joins dimensions to one: `[N, …]` to `[N, product]` by default; nn.Flatten.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Flatten {
+    config: FlattenConfig,
+}
+
+impl Flatten {
+    /// With these options.
+    ///
+    /// # Errors
+    /// Never; the result has the form of the other layers.
+    pub fn new(config: FlattenConfig) -> Result<Self> {
+        Ok(Self { config })
+    }
+}
+
+impl Module for Flatten {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        Ok(input.f_flatten(self.config.start_dim, self.config.end_dim)?)
+    }
+}
+
+/// Splits one dimension into several; nn.Unflatten.
+#[derive(Debug, Clone)]
+pub struct Unflatten {
+    dim: i64,
+    sizes: Vec<i64>,
+}
+
+impl Unflatten {
+    /// Dimension `dim`, which may be negative, into dimensions of these sizes. One size may be -1 and is then what
+    /// remains.
+    ///
+    /// ```
+    /// use amp_core::{nn::{Context, Unflatten}, precision::{Policy, Precision}, prelude::*};
+    ///
+    /// let cx = Context::new(Policy::new(Precision::F32True, Device::Cpu), true);
+    /// let images = Unflatten::new(1, [2, -1, 4])?.forward(&Tensor::zeros([5, 24], (Kind::Float, Device::Cpu)), &cx)?;
+    /// assert_eq!(images.size(), [5, 2, 3, 4]);
+    /// # Ok::<(), amp_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When there is no size, one is below -1 or 0, or two are -1.
+    pub fn new(dim: i64, unflattened_size: impl IntoIterator<Item = i64>) -> Result<Self> {
+        let sizes: Vec<i64> = unflattened_size.into_iter().collect();
+        let open = sizes.iter().filter(|size| **size == -1).count();
+        let fits = sizes.iter().all(|size| *size > 0 || *size == -1);
+        match !sizes.is_empty() && fits && open < 2 {
+            true => Ok(Self { dim, sizes }),
+            false => Err(Error::config(format!(
+                "unflatten: the sizes are {sizes:?}, but each must be at least 1, or one of them -1 for what remains"
+            ))),
+        }
+    }
+}
+
+impl Module for Unflatten {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        Ok(input.f_unflatten(self.dim, &self.sizes)?)
+    }
+}
+
+/// Takes the channels of `[N, C, …]` from `groups` equal groups in turn; nn.ChannelShuffle.
+#[derive(Debug, Clone, Copy)]
+pub struct ChannelShuffle {
+    groups: i64,
+}
+
+impl ChannelShuffle {
+    /// Of so many groups.
+    ///
+    /// # Errors
+    /// When the number is not positive.
+    pub fn new(groups: i64) -> Result<Self> {
+        match groups {
+            1.. => Ok(Self { groups }),
+            _ => Err(Error::config(format!(
+                "channel_shuffle: groups is {groups}, but must be at least 1"
+            ))),
+        }
+    }
+}
+
+impl Module for ChannelShuffle {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        let size = input.size();
+        match size.get(1) {
+            Some(channels) if size.len() > 2 && channels % self.groups == 0 => {
+                Ok(input.f_channel_shuffle(self.groups)?)
+            }
+            _ => Err(Error::config(format!(
+                "channel_shuffle: the input is {size:?}, but must be [batch, channels, …] with a multiple of {} channels",
+                self.groups
+            ))),
+        }
+    }
+}
+
+/// The options of an [`Unfold`]; the defaults are nn.Unfold's.
+#[derive(Debug, Clone, Copy)]
+pub struct UnfoldConfig {
+    /// The window's size.
+    pub kernel_size: Sizes<2>,
+    /// The distance between a window's elements.
+    pub dilation: Sizes<2>,
+    /// The number of zeros on both sides.
+    pub padding: Sizes<2>,
+    /// The step between windows.
+    pub stride: Sizes<2>,
+}
+
+impl UnfoldConfig {
+    /// Windows of this size, one at each pixel, without padding.
+    pub fn new(kernel_size: impl Into<Sizes<2>>) -> Self {
+        let [dilation, stride] = [Sizes([1; 2]); 2];
+        Self { kernel_size: kernel_size.into(), dilation, padding: Sizes([0; 2]), stride }
+    }
+}
+
+/// The windows of images `[N, C, H, W]` as columns `[N, C·kernel, windows]`; nn.Unfold.
+#[derive(Debug, Clone, Copy)]
+pub struct Unfold {
+    config: UnfoldConfig,
+}
+
+impl Unfold {
+    /// With these options.
+    ///
+    /// # Errors
+    /// Never; the result has the form of the other layers.
+    pub fn new(config: UnfoldConfig) -> Result<Self> {
+        Ok(Self { config })
+    }
+}
+
+impl Module for Unfold {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        let UnfoldConfig { kernel_size, dilation, padding, stride } = self.config;
+        Ok(input.f_im2col(kernel_size.0, dilation.0, padding.0, stride.0)?)
+    }
+}
+
+/// The options of a [`Fold`]; the defaults are nn.Fold's.
+#[derive(Debug, Clone, Copy)]
+pub struct FoldConfig {
+    /// Height and width of the images.
+    pub output_size: Sizes<2>,
+    /// The window's size.
+    pub kernel_size: Sizes<2>,
+    /// The distance between a window's elements.
+    pub dilation: Sizes<2>,
+    /// The number of zeros on both sides.
+    pub padding: Sizes<2>,
+    /// The step between windows.
+    pub stride: Sizes<2>,
+}
+
+impl FoldConfig {
+    /// Windows of this size, one at each pixel of images of this size, without padding.
+    pub fn new(output_size: impl Into<Sizes<2>>, kernel_size: impl Into<Sizes<2>>) -> Self {
+        let UnfoldConfig { kernel_size, dilation, padding, stride } =
+            UnfoldConfig::new(kernel_size);
+        Self { output_size: output_size.into(), kernel_size, dilation, padding, stride }
+    }
+}
+
+/// Adds up columns `[N, C·kernel, windows]` at the places of their windows in images `[N, C, H, W]`; nn.Fold.
+#[derive(Debug, Clone, Copy)]
+pub struct Fold {
+    config: FoldConfig,
+}
+
+impl Fold {
+    /// With these options.
+    ///
+    /// # Errors
+    /// Never; the result has the form of the other layers.
+    pub fn new(config: FoldConfig) -> Result<Self> {
+        Ok(Self { config })
+    }
+}
+
+impl Module for Fold {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        let FoldConfig { output_size, kernel_size, dilation, padding, stride } = self.config;
+        Ok(input.f_col2im(output_size.0, kernel_size.0, dilation.0, padding.0, stride.0)?)
+    }
+}
+
+macro_rules! without_tensors {
+    ($($name:ident)*) => {$(
+        impl Visit for $name {
+            fn visit(&self, _: &mut dyn Visitor) {}
+        }
+    )*};
+}
+
+without_tensors!(Flatten Unflatten ChannelShuffle Unfold Fold);

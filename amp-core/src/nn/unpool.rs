@@ -1,0 +1,129 @@
+//! The inverse of pooling by the largest value.
+
+use tch::Tensor;
+
+use super::{Context, Forward, Sizes, Visit, Visitor};
+use crate::{Error, Result};
+
+/// The options of a [`MaxUnpool`] over `N` dimensions, as those of its [`MaxPool`](super::MaxPool).
+#[derive(Debug, Clone, Copy)]
+pub struct MaxUnpoolConfig<const N: usize> {
+    /// The window's size.
+    pub kernel_size: Sizes<N>,
+    /// The step between windows.
+    pub stride: Sizes<N>,
+    /// The padding on both sides.
+    pub padding: Sizes<N>,
+}
+
+/// The options of a [`MaxUnpool1d`].
+pub type MaxUnpool1dConfig = MaxUnpoolConfig<1>;
+/// The options of a [`MaxUnpool2d`].
+pub type MaxUnpool2dConfig = MaxUnpoolConfig<2>;
+/// The options of a [`MaxUnpool3d`].
+pub type MaxUnpool3dConfig = MaxUnpoolConfig<3>;
+
+impl<const N: usize> MaxUnpoolConfig<N> {
+    /// Of adjacent windows, without padding.
+    pub fn new(kernel_size: impl Into<Sizes<N>>) -> Self {
+        let kernel_size = kernel_size.into();
+        Self { kernel_size, stride: kernel_size, padding: Sizes([0; N]) }
+    }
+}
+
+/// Puts each value at the place where a [`MaxPool`](super::MaxPool) found it, and 0 elsewhere; nn.MaxUnpool1d, nn.MaxUnpool2d and
+/// nn.MaxUnpool3d.
+///
+/// Inputs are the values, their places, which [`MaxPool::forward_with_indices`](super::MaxPool::forward_with_indices) gives, and the output's spatial size, if
+/// it is not the smallest of those that a pool makes the input's size of. Where windows overlap and two values have one
+/// place, either of them is kept, on CUDA not always the same.
+///
+/// ```
+/// use amp_core::{
+///     nn::{Context, Forward, MaxPool1d, MaxPool1dConfig, MaxUnpool1d, MaxUnpool1dConfig},
+///     precision::{Policy, Precision},
+///     prelude::*,
+/// };
+///
+/// let cx = Context::new(Policy::new(Precision::F32True, Device::Cpu), true);
+/// let x = Tensor::from_slice(&[1.0_f32, 3.0, 5.0, 2.0, 4.0]).view([1, 1, 5]);
+/// let pool = MaxPool1d::new(MaxPool1dConfig::new(2))?;
+/// let (largest, places) = pool.forward_with_indices(&x, &cx)?;
+/// let back = MaxUnpool1d::new(MaxUnpool1dConfig::new(2))?.forward_with((&largest, &places, Some(&[5])), &cx)?;
+/// assert_eq!(Vec::<f32>::try_from(back.view(-1)).unwrap(), [0.0, 3.0, 5.0, 0.0, 0.0]);
+/// # Ok::<(), amp_core::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct MaxUnpool<const N: usize> {
+    config: MaxUnpoolConfig<N>,
+}
+
+/// `[N, C, L]` from the values of a [`MaxPool1d`](super::MaxPool1d); nn.MaxUnpool1d.
+pub type MaxUnpool1d = MaxUnpool<1>;
+/// `[N, C, H, W]` from the values of a [`MaxPool2d`](super::MaxPool2d); nn.MaxUnpool2d.
+pub type MaxUnpool2d = MaxUnpool<2>;
+/// `[N, C, D, H, W]` from the values of a [`MaxPool3d`](super::MaxPool3d); nn.MaxUnpool3d.
+pub type MaxUnpool3d = MaxUnpool<3>;
+
+impl<const N: usize> MaxUnpool<N> {
+    /// With these options.
+    ///
+    /// # Errors
+    /// Never; the result has the form of the other layers.
+    pub fn new(config: MaxUnpoolConfig<N>) -> Result<Self> {
+        Ok(Self { config })
+    }
+
+    /// The output's spatial size: the given one, if a pool makes the input's size of it.
+    fn output_size(&self, input: &Tensor, given: Option<&[i64]>) -> Result<[i64; N]> {
+        let MaxUnpoolConfig { kernel_size, stride, padding } = self.config;
+        let size = input.size();
+        let refused = |why: String| Error::config(format!("max_unpool{N}d: {why}"));
+        let spatial = size.get(2..).and_then(|spatial| <[i64; N]>::try_from(spatial).ok());
+        let spatial = spatial.ok_or_else(|| {
+            refused(format!(
+                "the input is {size:?}, but must be [batch, channels, …] with {N} more dimensions"
+            ))
+        })?;
+        let least: [i64; N] = std::array::from_fn(|at| {
+            (spatial[at] - 1) * stride.0[at] - 2 * padding.0[at] + kernel_size.0[at]
+        });
+        let Some(given) = given else { return Ok(least) };
+        // As torch: less than a step away.
+        let fits = |at: usize| (given[at] - least[at]).abs() < stride.0[at];
+        match <[i64; N]>::try_from(given) {
+            Ok(output) if (0..N).all(fits) => Ok(output),
+            _ => Err(refused(format!(
+                "the output size is {given:?}, but must be less than a step {:?} away from {least:?}",
+                stride.0
+            ))),
+        }
+    }
+}
+
+impl<const N: usize> Visit for MaxUnpool<N> {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
+impl<const N: usize> Forward for MaxUnpool<N> {
+    /// The values, their places, and the output's spatial size.
+    type Input = (&'static Tensor, &'static Tensor, Option<&'static [i64]>);
+    type Output = Tensor;
+
+    fn forward_with(
+        &self,
+        (input, places, output_size): (&Tensor, &Tensor, Option<&[i64]>),
+        _: &Context,
+    ) -> Result<Tensor> {
+        let size = self.output_size(input, output_size)?;
+        Ok(match N {
+            1 => {
+                // A sequence is an image of one column.
+                let [input, places] = [input.f_unsqueeze(-1)?, places.f_unsqueeze(-1)?];
+                input.f_max_unpool2d(&places, [size[0], 1])?.f_squeeze_dim(-1)?
+            }
+            2 => input.f_max_unpool2d(places, size)?,
+            _ => input.f_max_unpool3d(places, size, self.config.stride.0, self.config.padding.0)?,
+        })
+    }
+}

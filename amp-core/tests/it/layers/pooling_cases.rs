@@ -1,0 +1,56 @@
+//! Builds pools with places, and what puts values back at them.
+
+use amp_core::{
+    Result,
+    nn::{
+        Forward, MaxPool, MaxPool1d, MaxPool1dConfig, MaxPool2d, MaxPool2dConfig, MaxPool3d,
+        MaxPool3dConfig, MaxUnpool, MaxUnpool1d, MaxUnpool1dConfig, MaxUnpool2d, MaxUnpool2dConfig,
+        MaxUnpool3d, MaxUnpool3dConfig,
+    },
+};
+
+use super::several::{Runs, case};
+
+/// The modules that a recorded case names.
+pub(super) fn build(name: &str) -> Result<Box<dyn Runs>> {
+    match name {
+        "max_unpool1d" => unpool(
+            MaxPool1d::new(MaxPool1dConfig::new(2)),
+            MaxUnpool1d::new(MaxUnpool1dConfig::new(2)),
+            true,
+        ),
+        "max_unpool2d" => unpool(
+            MaxPool2d::new(MaxPool2dConfig {
+                padding: [1, 0].into(),
+                ..MaxPool2dConfig::new([3, 2])
+            }),
+            MaxUnpool2d::new(MaxUnpool2dConfig {
+                padding: [1, 0].into(),
+                ..MaxUnpool2dConfig::new([3, 2])
+            }),
+            false,
+        ),
+        "max_unpool3d" => unpool(
+            MaxPool3d::new(MaxPool3dConfig::new(2)),
+            MaxUnpool3d::new(MaxUnpool3dConfig::new(2)),
+            true,
+        ),
+        other => panic!("the oracle has a case `{other}` that no module is built for"),
+    }
+}
+
+/// The largest values, and these at their places; with the input's size, or the smallest.
+fn unpool<const N: usize>(
+    pool: Result<MaxPool<N>>,
+    back: Result<MaxUnpool<N>>,
+    sized: bool,
+) -> Result<Box<dyn Runs>> {
+    let pool = pool?;
+    case(back, move |back, x, cx| {
+        let (largest, places) = pool.forward_with_indices(&x[0], cx)?;
+        let size = x[0].size();
+        let size = sized.then_some(&size[2..]);
+        let put_back = back.forward_with((&largest, &places, size), cx)?;
+        Ok(vec![largest, put_back])
+    })
+}

@@ -120,15 +120,15 @@ fn builder(input: &DeriveInput, spec: Option<&Spec>, derive: Derive) -> TokenStr
     }
 }
 
-/// Whether it is `#[hparam]` or `#[layer]` without arguments.
+/// Returns whether it is `#[hparam]` or `#[layer]` without arguments.
 fn is_argument(field: &Field) -> bool {
     [symbol::HPARAM, symbol::LAYER].iter().any(|name| {
         named(&field.attrs, name).any(|attr| attr.args.as_ref().is_some_and(Vec::is_empty))
     })
 }
 
-/// Whether it is an `#[hparam(…)]` with arguments, that is, with a default. False if its name is a
-/// method of the builder, because a setter would clash with the method.
+/// Returns whether it is an `#[hparam(…)]` with arguments, that is, with a default. False if its
+/// name is a method of the builder, because a setter would clash with the method.
 fn has_setter(field: &Field) -> bool {
     let is_own = field.ident == "build" || field.ident == "hyperparameters";
     let mut hparams = named(&field.attrs, symbol::HPARAM);

@@ -70,7 +70,8 @@ fn inserted(
     }
 }
 
-/// Whether `::` may follow `ty` without `<…>` around it: `Linear::new`, but `<Vec<f64>>::new`.
+/// Returns whether `::` may follow `ty` without `<…>` around it: `Linear::new`, but
+/// `<Vec<f64>>::new`.
 fn begins_a_path(ty: &Type) -> bool {
     match ty {
         Type::Path(ty) => {
@@ -81,7 +82,7 @@ fn begins_a_path(ty: &Type) -> bool {
     }
 }
 
-/// Whether an operator next to `expr` would apply to only a part of it.
+/// Returns whether an operator next to `expr` would apply to only a part of it.
 fn falls_apart(expr: &Expr, after: Option<&TokenTree>) -> bool {
     match expr {
         Expr::Array(_)
@@ -112,7 +113,7 @@ fn falls_apart(expr: &Expr, after: Option<&TokenTree>) -> bool {
     }
 }
 
-/// Whether `ty` has several bounds, as in `&(dyn Module + Send)`.
+/// Returns whether `ty` has several bounds, as in `&(dyn Module + Send)`.
 fn has_a_sum(ty: &Type) -> bool {
     let several = |bounds: &Punctuated<TypeParamBound, _>| bounds.len() > 1;
     match ty {
@@ -122,7 +123,7 @@ fn has_a_sum(ty: &Type) -> bool {
     }
 }
 
-/// Whether nothing in `before` is an operator that applies to what follows.
+/// Returns whether nothing in `before` is an operator that applies to what follows.
 fn ends_before(before: &[TokenTree]) -> bool {
     let (last, last_but_one) = match before {
         [] => return true,
@@ -138,7 +139,7 @@ fn ends_after(after: Option<&TokenTree>) -> bool {
     after.is_none() || [',', ';'].into_iter().any(|c| is_punct(after, c))
 }
 
-/// Whether a call, an index, a field access or `?` follows. `..` is an operator.
+/// Returns whether a call, an index, a field access or `?` follows. `..` is an operator.
 fn is_postfix(after: Option<&TokenTree>) -> bool {
     is_group(after, Delimiter::Parenthesis)
         || is_group(after, Delimiter::Bracket)

@@ -355,7 +355,7 @@ pub(crate) enum Config {
 }
 
 impl Config {
-    /// The values that the user wrote.
+    /// Returns the values that the user wrote.
     pub(crate) fn values(&self) -> impl Iterator<Item = &Expr> {
         let (keys, value) = match self {
             Self::Known { keys, .. } | Self::Own { keys, .. } => (keys.as_slice(), None),

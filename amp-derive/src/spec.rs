@@ -61,7 +61,7 @@ pub(crate) fn named<'a>(attrs: &'a [Attr], name: &'a str) -> impl Iterator<Item 
     attrs.iter().filter(move |attr| attr.is(name))
 }
 
-/// Whether an attribute has this name.
+/// Returns whether an attribute has this name.
 pub(crate) fn has(attrs: &[Attr], name: &str) -> bool {
     named(attrs, name).next().is_some()
 }

@@ -183,7 +183,7 @@ const fn fraction(name: &'static str) -> Key {
     Key { name, range: Range::Fraction }
 }
 
-/// An option that may also be `None` or `Some(…)`.
+/// Returns an option that may also be `None` or `Some(…)`.
 const fn optional(name: &'static str) -> Key {
     Key { name, range: Range::Optional }
 }

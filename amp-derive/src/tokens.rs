@@ -33,12 +33,12 @@ pub(crate) fn with_raw_words(tokens: TokenStream) -> TokenStream {
     raw.collect()
 }
 
-/// Whether `name` occurs.
+/// Returns whether `name` occurs.
 pub(crate) fn contains(tokens: TokenStream, name: &Ident) -> bool {
     flat(tokens).iter().any(|token| matches!(token, TokenTree::Ident(ident) if ident == name))
 }
 
-/// Whether `name` occurs as a variable or function, and not after `.` or `::`.
+/// Returns whether `name` occurs as a variable or function, and not after `.` or `::`.
 pub(crate) fn mentions(tokens: TokenStream, name: &Ident) -> bool {
     mention(tokens, &name.to_string()).is_some()
 }
@@ -65,12 +65,12 @@ pub(crate) fn arguments(token: Option<&TokenTree>) -> Option<Vec<Expr>> {
     }
 }
 
-/// The names that are called as functions.
+/// Returns the names that are called as functions.
 pub(crate) fn called(tokens: TokenStream) -> Vec<Ident> {
     calls(tokens).into_iter().map(|(name, _)| name).collect()
 }
 
-/// The names that are called as functions, each with its number of arguments.
+/// Returns the names that are called as functions, each with its number of arguments.
 pub(crate) fn calls(tokens: TokenStream) -> Vec<(Ident, usize)> {
     let mut called = Vec::new();
     let mut before: Vec<TokenTree> = Vec::new();
@@ -111,7 +111,7 @@ pub(crate) fn variable(tokens: TokenStream, name: &Ident) -> Option<Ident> {
     None
 }
 
-/// Whether `self` or `Self` is used other than in `self.field` with a field in `fields`.
+/// Returns whether `self` or `Self` is used other than in `self.field` with a field in `fields`.
 pub(crate) fn passes_self_on(tokens: TokenStream, fields: &[&Ident]) -> bool {
     let tokens = flat(tokens);
     tokens.iter().enumerate().any(|(at, token)| {
@@ -127,7 +127,7 @@ pub(crate) fn passes_self_on(tokens: TokenStream, fields: &[&Ident]) -> bool {
     })
 }
 
-/// The first lifetime with a name other than `'static` and `'_`.
+/// Returns the first lifetime with a name other than `'static` and `'_`.
 pub(crate) fn named_lifetime(tokens: TokenStream) -> Option<Lifetime> {
     let tokens = flat(tokens);
     tokens.windows(2).find_map(|pair| match pair {
@@ -139,7 +139,7 @@ pub(crate) fn named_lifetime(tokens: TokenStream) -> Option<Lifetime> {
     })
 }
 
-/// Whether the token after `before` is the name of a field, a method or a path segment.
+/// Returns whether the token after `before` is the name of a field, a method or a path segment.
 pub(crate) fn is_member(before: &[TokenTree]) -> bool {
     let punct = |token: Option<&TokenTree>, c: char| matches!(token, Some(TokenTree::Punct(punct)) if punct.as_char() == c);
     let joint = |token: Option<&TokenTree>| matches!(token, Some(TokenTree::Punct(punct)) if punct.spacing() == Spacing::Joint);

@@ -207,7 +207,7 @@ impl Case {
         Ok(case)
     }
 
-    /// The trainer's options under `precision`.
+    /// Returns the trainer's options under `precision`.
     ///
     /// # Errors
     /// When an option is out of range, or does not fit this precision.

@@ -31,7 +31,7 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// Whether nothing changes.
+    /// Returns whether nothing changes.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }

@@ -15,14 +15,14 @@ use amp_core::{
 /// Intercepts the calls of the trainer to a model. By default each method calls the model.
 #[expect(clippy::missing_errors_doc, reason = "an error ends the run, as in the model's hooks")]
 pub trait Interceptor {
-    /// How closely the interceptor follows each step; this decides which optimized paths the
-    /// trainer can use. By default the choice is the same as without an interceptor.
+    /// Returns how closely the interceptor follows each step; this decides which optimized paths
+    /// the trainer can use. By default the choice is the same as without an interceptor.
     fn step_access(&self) -> StepAccess {
         StepAccess::Deferred
     }
 
-    /// Whether the model runs backward passes and optimizers itself. If this returns false, the
-    /// trainer uses [`training_step`](Self::training_step).
+    /// Returns whether the model runs backward passes and optimizers itself. If this returns false,
+    /// the trainer uses [`training_step`](Self::training_step).
     fn optimizes_manually(&self, model: &dyn LightningModule) -> bool {
         model.optimizes_manually()
     }

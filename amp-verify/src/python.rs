@@ -99,7 +99,7 @@ pub(crate) fn unexpected(answer: &Value) -> Error {
     Error::config(format!("an answer that was not expected: {answer}"))
 }
 
-/// The name of the device in torch.
+/// Returns the name of the device in torch.
 pub(crate) fn device_name(device: Device) -> String {
     match device {
         Device::Cuda(index) => format!("cuda:{index}"),

@@ -149,7 +149,7 @@ impl Pip {
     }
 }
 
-/// Whether torch 2.11.0 has wheels for this version of Python.
+/// Returns whether torch 2.11.0 has wheels for this version of Python.
 fn has_wheels(python: &str) -> bool {
     let minor = python.strip_prefix("3.").and_then(|minor| minor.parse().ok());
     minor.is_some_and(|minor: u32| (10..=14).contains(&minor))

@@ -31,7 +31,7 @@ pub(crate) fn last_line(text: &str) -> &str {
     text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or("no message")
 }
 
-/// Whether the messages in `errors` report a full disk.
+/// Returns whether the messages in `errors` report a full disk.
 pub(crate) fn disk_is_full(errors: &str) -> bool {
     ["No space left on device", "Disk quota exceeded"].iter().any(|mark| errors.contains(mark))
 }

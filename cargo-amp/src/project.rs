@@ -136,7 +136,7 @@ impl Project {
         }
     }
 
-    /// The member with this name.
+    /// Returns the member with this name.
     pub(crate) fn named(&self, name: &str) -> Result<&Package, Error> {
         self.packages.iter().find(|package| package.name == name).ok_or_else(|| {
             Error::new(format!(
@@ -186,12 +186,12 @@ impl Package {
         self.binaries().any(|name| name == BINARY)
     }
 
-    /// The names of the package's binaries.
+    /// Returns the names of the package's binaries.
     pub(crate) fn binaries(&self) -> impl Iterator<Item = &str> {
         self.targets.iter().filter(|target| target.kind == "bin").map(|target| &*target.name)
     }
 
-    /// The names of the benchmarks that cargo builds without features.
+    /// Returns the names of the benchmarks that cargo builds without features.
     pub(crate) fn benchmarks(&self) -> impl Iterator<Item = &str> {
         let benchmarks = self.targets.iter().filter(|t| t.kind == "bench" && !t.needs_features);
         benchmarks.map(|target| &*target.name)

@@ -63,22 +63,24 @@ fn a_twin_agrees(#[case] model: &str, #[case] steps: &str) -> Result<()> {
     Ok(())
 }
 
-/// A registry with the LSTM's project. In the source of its twin, `from` is replaced by `to`.
+/// Returns a registry with the LSTM's project. In the source of its twin, `from` is replaced by
+/// `to`.
 fn lstm(from: &str, to: &str) -> Result<Registry> {
     const TWIN: &str = include_str!("../../fixtures/twins/lstm.py");
     const LSTM: &str = include_str!("../../fixtures/src/projects/lstm.rs");
     changed(["LstmForecaster", "waves"], [TWIN, LSTM], from, to)
 }
 
-/// A registry with the WGAN's project. In the source of its twin, `from` is replaced by `to`.
+/// Returns a registry with the WGAN's project. In the source of its twin, `from` is replaced by
+/// `to`.
 fn wgan(from: &str, to: &str) -> Result<Registry> {
     const TWIN: &str = include_str!("../../fixtures/twins/wgan.py");
     const WGAN: &str = include_str!("../../fixtures/src/projects/wgan.rs");
     changed(["WganGp", "ring"], [TWIN, WGAN], from, to)
 }
 
-/// A registry with only this model and its data set. In the source of the model's twin, `from` is
-/// replaced by `to`.
+/// Returns a registry with only this model and its data set. In the source of the model's twin,
+/// `from` is replaced by `to`.
 fn changed(
     [model, data]: [&str; 2],
     [twin, source]: [&'static str; 2],
@@ -123,7 +125,8 @@ fn other_skips_are_shown_with_the_largest_gradients(#[case] registry: Registry) 
     Ok(())
 }
 
-/// A Python expression whose value is 1e30 the fourth time it is evaluated, and 1 at other times.
+/// Returns a Python expression whose value is 1e30 the fourth time it is evaluated, and 1 at other
+/// times.
 fn overflows(module: &str) -> String {
     format!(
         "(setattr({module}, 'n', getattr({module}, 'n', -1) + 1) or (1e30 if {module}.n == 3 else 1.0))"

@@ -4,7 +4,7 @@ use quote::quote;
 
 use crate::{batch::derive, check::tests::manifest};
 
-/// The errors for a struct that is refused.
+/// Returns the errors for a struct that is refused.
 fn errors(source: &str) -> Vec<String> {
     let input: syn::DeriveInput = syn::parse_str(source).expect("an item");
     let code = derive(quote!(#input), manifest);

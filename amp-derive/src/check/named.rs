@@ -20,7 +20,7 @@ pub(super) enum Named<'a> {
 }
 
 impl<'a> Named<'a> {
-    /// The arguments after the first.
+    /// Returns the arguments after the first.
     pub(super) fn args(&self) -> &'a [Expr] {
         let (Self::Known { args, .. } | Self::Own { args, .. } | Self::Value { args, .. }) = self;
         args
@@ -50,8 +50,8 @@ pub(super) fn named_config<'a>(
     Some(Named::Known { at, args })
 }
 
-/// Whether the expression is a path or the name of a type. A known name in another case is a
-/// spelling mistake, not a type.
+/// Returns whether the expression is a path or the name of a type. A known name in another case is
+/// a spelling mistake, not a type.
 fn is_own_type(ty: &ExprPath, known: &[&str]) -> bool {
     let Some(word) = ty.path.get_ident() else {
         return true;
@@ -61,7 +61,7 @@ fn is_own_type(ty: &ExprPath, known: &[&str]) -> bool {
     name.starts_with(char::is_uppercase) && known.iter().all(|known| suggest::fold(known) != folded)
 }
 
-/// Rule: the first argument is a name from the table.
+/// Checks the rule: the first argument is a name from the table.
 pub(super) fn begins_with_a_name<'a>(
     attr: &'a Attr,
     what: &str,

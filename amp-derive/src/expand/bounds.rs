@@ -31,7 +31,7 @@ pub(super) fn with_modules(model: &Model) -> Generics {
     generics
 }
 
-/// Whether the struct declares the bound `param: Forward<…>`.
+/// Returns whether the struct declares the bound `param: Forward<…>`.
 fn is_forward(generics: &Generics, param: &Ident) -> bool {
     let names = |bound: &TypeParamBound| match bound {
         TypeParamBound::Trait(bound) => {

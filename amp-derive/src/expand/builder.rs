@@ -112,8 +112,8 @@ pub(super) fn reads(model: &Model) -> Option<TokenStream> {
     })
 }
 
-/// Whether the builder needs a marker field, because none of its fields uses some generic parameter
-/// of the struct.
+/// Returns whether the builder needs a marker field, because none of its fields uses some generic
+/// parameter of the struct.
 fn has_marker(model: &Model) -> bool {
     !model.generics.params.is_empty()
 }
@@ -124,7 +124,7 @@ fn marker(inputs: &[&Field]) -> Ident {
     tokens::free("__model", quote!(#(#fields)*), Span::call_site())
 }
 
-/// Whether the builder has the field.
+/// Returns whether the builder has the field.
 fn is_input(field: &Field) -> bool {
     match &field.kind {
         Kind::Hparam { .. } => true,
@@ -133,7 +133,7 @@ fn is_input(field: &Field) -> bool {
     }
 }
 
-/// Whether `builder` takes the field as an argument.
+/// Returns whether `builder` takes the field as an argument.
 fn is_argument(field: &Field) -> bool {
     match &field.kind {
         Kind::Hparam { default } => matches!(default, Default::Required),
@@ -211,7 +211,8 @@ fn by_name(model: &Model) -> TokenStream {
     }
 }
 
-/// The conversion is a method of the model, so that `Self` in the user's code means the model.
+/// Generates the conversion from the builder as a method of the model, so that `Self` in the user's
+/// code means the model.
 fn build(model: &Model, inputs: &[&Field]) -> TokenStream {
     let (ident, name) = (&model.ident, &model.builder);
     let (impl_generics, ty_generics, where_clause) = model.generics.split_for_impl();

@@ -37,7 +37,7 @@ impl<'m> Children<'m> {
         Self { model, used: BTreeSet::new(), several: BTreeSet::new() }
     }
 
-    /// Whether the layer is called by its name with several inputs.
+    /// Returns whether the layer is called by its name with several inputs.
     pub(super) fn has_several_inputs(&self, field: &Field) -> bool {
         self.several.contains(&key(&field.ident))
     }

@@ -12,14 +12,14 @@ use crate::{
     symbol,
 };
 
-/// Whether a step with this loss and these metrics requests the output layer.
+/// Returns whether a step with this loss and these metrics requests the output layer.
 pub(super) fn is_requested(model: &Model, loss: &Loss, metrics: &[Metric]) -> bool {
     let is_cross_entropy =
         matches!(loss, Loss::Value(Value::Known { row, .. }) if row.ty == "CrossEntropy");
     is_cross_entropy && metrics.is_empty() && is_known(model)
 }
 
-/// Whether some step of the model requests the output layer.
+/// Returns whether some step of the model requests the output layer.
 fn has_request(model: &Model) -> bool {
     let Some(lightning) = &model.lightning else { return false };
     [Some(&lightning.training), lightning.validation.as_ref()].into_iter().flatten().any(|step| {
@@ -30,7 +30,7 @@ fn has_request(model: &Model) -> bool {
     })
 }
 
-/// Whether the derive can determine the output layer from the code.
+/// Returns whether the derive can determine the output layer from the code.
 fn is_known(model: &Model) -> bool {
     match &model.forward {
         Forward::InOrder => last_in_order(model).is_some(),

@@ -62,13 +62,13 @@ impl CheckpointArgs {
         ))
     }
 
-    /// The file for the run's last state, or `None`.
+    /// Returns the file for the run's last state, or `None`.
     pub fn last(&self) -> Option<PathBuf> {
         let folder = self.checkpoint_dir.as_ref().filter(|_| !self.save_weights_only)?;
         Some(folder.join("last.safetensors"))
     }
 
-    /// The file for the run's state after an error, or `None`.
+    /// Returns the file for the run's state after an error, or `None`.
     pub fn on_error(&self) -> Option<PathBuf> {
         let folder = self.checkpoint_dir.as_ref().filter(|_| self.save_on_error)?;
         Some(folder.join("on_error.safetensors"))
@@ -98,7 +98,7 @@ impl CheckpointArgs {
         })))
     }
 
-    /// Whether the folder exists.
+    /// Returns whether the folder exists.
     pub fn has_folder(&self) -> bool {
         self.checkpoint_dir.as_ref().is_some_and(|folder| folder.exists())
     }

@@ -33,7 +33,7 @@ pub enum Monitor {
 }
 
 impl MonitorArgs {
-    /// The callbacks, without duplicates.
+    /// Returns the callbacks, without duplicates.
     pub fn callbacks(&self) -> Vec<Box<dyn Callback>> {
         let asked = Monitor::value_variants().iter().filter(|one| self.monitor.contains(one));
         asked.map(|monitor| monitor.callback()).collect()

@@ -22,7 +22,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Whether the figure is within the limit.
+    /// Returns whether the figure is within the limit.
     pub fn passes(self) -> bool {
         self.figure.is_some_and(|figure| figure <= self.limit)
     }
@@ -35,7 +35,7 @@ impl Outcome {
 
 /// A check that decides during the search whether a set of FP32 modules is enough.
 pub trait Check {
-    /// The name of the figure in reports.
+    /// Returns the name of the figure in reports.
     fn describe(&self) -> String;
 
     /// Runs the check with these precision regions.

@@ -67,20 +67,20 @@ macro_rules! faults {
             /// All faults.
             pub const ALL: &[Self] = &[$(Self::$name,)+];
 
-            /// The name of the fault on the command line, in snake case.
+            /// Returns the name of the fault on the command line, in snake case.
             pub fn name(self) -> String {
                 let name = serde_json::to_value(self).unwrap_or_default();
                 name.as_str().unwrap_or_default().to_owned()
             }
 
-            /// A description of the fault.
+            /// Returns a description of the fault.
             pub fn about(self) -> &'static str {
                 match self {
                     $(Self::$name => $about,)+
                 }
             }
 
-            /// The part of training that the fault affects.
+            /// Returns the part of training that the fault affects.
             pub fn area(self) -> Area {
                 match self {
                     $(Self::$name => Area::$area,)+
@@ -220,12 +220,12 @@ impl Fault {
         }
     }
 
-    /// Whether the fault has an effect only on a CUDA device.
+    /// Returns whether the fault has an effect only on a CUDA device.
     pub fn needs_cuda(self) -> bool {
         self == Self::CapturedRatesStale
     }
 
-    /// Whether the fault changes the baseline too.
+    /// Returns whether the fault changes the baseline too.
     pub(crate) fn touches_baseline(self) -> bool {
         self.strikes(Precision::F32True) || self == Self::Tf32Baseline
     }

@@ -29,8 +29,9 @@ pub fn incomparable(golden: &Fingerprint, found: &Fingerprint) -> Option<String>
     })
 }
 
-/// The machine's kernels, which influence peak memory: in bf16, convolutions with AVX2 and with
-/// AVX-512 differ by a fifth in their memory, and so do f16 products on CPUs with f16 instructions.
+/// Returns the machine's kernels, which influence peak memory: in bf16, convolutions with AVX2 and
+/// with AVX-512 differ by a fifth in their memory, and so do f16 products on CPUs with f16
+/// instructions.
 pub(super) fn kernels(fingerprint: &Fingerprint) -> String {
     match fingerprint.multiplies_f16 {
         true => format!("{} with f16", fingerprint.capability),
@@ -38,14 +39,14 @@ pub(super) fn kernels(fingerprint: &Fingerprint) -> String {
     }
 }
 
-/// Whether both machines have the same model of GPU and use deterministic algorithms. Equal
+/// Returns whether both machines have the same model of GPU and use deterministic algorithms. Equal
 /// requests then give equal bits and use equal memory. Goldens are recorded in this way.
 pub(super) fn same_gpu(golden: &Fingerprint, found: &Fingerprint) -> bool {
     let gpu = |machine: &Fingerprint| machine.threads == 0 && machine.deterministic;
     gpu(golden) && gpu(found) && golden.device == found.device
 }
 
-/// The part of a golden's name that distinguishes machines: `cpu`, or `cuda_9_0`.
+/// Returns the part of a golden's name that distinguishes machines: `cpu`, or `cuda_9_0`.
 pub fn machine(fingerprint: &Fingerprint) -> String {
     match fingerprint.threads {
         0 => format!("cuda_{}", fingerprint.capability.replace('.', "_")),

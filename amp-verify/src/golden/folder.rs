@@ -128,7 +128,7 @@ impl Folder {
         Ok(taken)
     }
 
-    /// Whether missing files of the golden `name` may be written.
+    /// Returns whether missing files of the golden `name` may be written.
     fn may_write(&self, name: &str) -> bool {
         let is_new = !["snap", "anchor.json"].iter().any(|end| self.file(name, end).exists());
         self.writes || (self.records_new && is_new)

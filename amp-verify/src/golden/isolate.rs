@@ -185,8 +185,8 @@ impl Order {
     }
 }
 
-/// Whether other tests of a process with these arguments may change the figures of `test`: on a
-/// CPU, tests that run at the same time; on a GPU, also tests that run before it.
+/// Returns whether other tests of a process with these arguments may change the figures of `test`:
+/// on a CPU, tests that run at the same time; on a GPU, also tests that run before it.
 fn other_tests_may_interfere(test: &str, args: &[String], is_on_gpu: bool) -> bool {
     const THREADS: &str = "--test-threads";
     let joined = args.iter().filter_map(|arg| arg.strip_prefix(THREADS)?.strip_prefix('='));

@@ -34,8 +34,9 @@ impl Target {
         self.golden_like(|_| None)
     }
 
-    /// Like [`golden`](Self::golden), but runs only the first seed if its figures agree with a
-    /// `known` golden. Other seeds are needed only for n, s and power, which the known golden has.
+    /// Does the same as [`golden`](Self::golden), but runs only the first seed if its figures agree
+    /// with a `known` golden. Other seeds are needed only for n, s and power, which the known
+    /// golden has.
     ///
     /// # Errors
     /// The errors of [`golden`](Self::golden).
@@ -57,18 +58,18 @@ impl Target {
         taken
     }
 
-    /// The device on which the golden is trained.
+    /// Returns the device on which the golden is trained.
     pub(super) fn device(&self) -> Result<Device> {
         let own = env::var("AMP_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
         hardware::parse_device(self.check.device.as_ref().unwrap_or(&own))
     }
 
-    /// The seed whose figures are recorded.
+    /// Returns the seed whose figures are recorded.
     pub(super) fn first_seed(&self) -> u64 {
         self.check.seeds.first().copied().unwrap_or_default()
     }
 
-    /// The fingerprint of the machine with the settings of a golden.
+    /// Returns the fingerprint of the machine with the settings of a golden.
     pub(super) fn fingerprint(&self) -> Result<Fingerprint> {
         let device = self.device()?;
         let deterministic = device.is_cuda();
@@ -180,7 +181,8 @@ impl Target {
     }
 }
 
-/// The name of a golden's file; for `MixedPrecisionDemo` on a CPU `mixed_precision_demo_cpu`.
+/// Returns the name of a golden's file; for `MixedPrecisionDemo` on a CPU
+/// `mixed_precision_demo_cpu`.
 pub fn file_name(model: &str, fingerprint: Option<&Fingerprint>) -> String {
     let mut name = String::new();
     let letters: Vec<char> = model.chars().collect();

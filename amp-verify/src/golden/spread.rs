@@ -77,14 +77,14 @@ impl Spread {
 /// precisions has about twenty figures, so one comparison in fifty gives a false alarm.
 const RISK: f64 = 1e-3;
 
-/// The accepted difference between two draws from the population of `samples`: t(1 − risk/2, K−1) ·
-/// s · √2, the prediction interval of a difference.
+/// Returns the accepted difference between two draws from the population of `samples`: t(1 −
+/// risk/2, K−1) · s · √2, the prediction interval of a difference.
 pub(super) fn tolerance(samples: &[f64]) -> f64 {
     tolerance_of(samples.len(), standard_deviation(samples))
 }
 
-/// The accepted difference for `n` samples with standard deviation `s`; infinite for fewer than two
-/// samples.
+/// Returns the accepted difference for `n` samples with standard deviation `s`; infinite for fewer
+/// than two samples.
 pub(super) fn tolerance_of(n: usize, s: f64) -> f64 {
     t_quantile(1.0 - RISK / 2.0, n as f64 - 1.0) * s * std::f64::consts::SQRT_2
 }

@@ -222,7 +222,7 @@ impl Target {
         }
     }
 
-    /// The golden's file name without its extension.
+    /// Returns the golden's file name without its extension.
     pub(super) fn file_name(&self, fingerprint: Option<&Fingerprint>) -> String {
         let name = file_name(self.name(), fingerprint);
         match &self.case {

@@ -73,7 +73,7 @@ impl Part {
         Self { owner, name: name.to_string(), mentions, lines }
     }
 
-    /// Whether one of these names refers to the item.
+    /// Returns whether one of these names refers to the item.
     fn is_of(&self, known: &BTreeSet<String>) -> bool {
         let is_known = |name: &String| known.contains(name);
         self.owner.as_ref().is_none_or(is_known) && (self.name.is_empty() || is_known(&self.name))
@@ -136,7 +136,7 @@ use amp_core::prelude::*;
 const WIDTH: i64 = 4;
 const EXAMPLES: i64 = 100;
 
-/// Examples.
+/// Draws the examples.
 fn examples() -> Result<Batch> {
     draw(EXAMPLES, WIDTH)
 }

@@ -58,8 +58,8 @@ fn first(skipped: &[u64], count: u64) -> Vec<u64> {
     skipped.iter().copied().filter(|step| *step < count).collect()
 }
 
-/// Whether the final scales differ by at most one factor: rounding may decide about a later step,
-/// which changes the scale once.
+/// Returns whether the final scales differ by at most one factor: rounding may decide about a later
+/// step, which changes the scale once.
 fn are_near(own: Option<f64>, other: Option<f64>) -> bool {
     match (own, other) {
         (None, None) => true,
@@ -69,8 +69,8 @@ fn are_near(own: Option<f64>, other: Option<f64>) -> bool {
 }
 
 impl Seed {
-    /// Whether both sides skip the same of the first `count` steps, and their final scales are
-    /// close.
+    /// Returns whether both sides skip the same of the first `count` steps, and their final scales
+    /// are close.
     pub(super) fn has_equal_skips(&self, count: u64) -> bool {
         let Pair { ours, theirs } = &self.skipped;
         first(ours, count) == first(theirs, count) && are_near(self.scale.ours, self.scale.theirs)

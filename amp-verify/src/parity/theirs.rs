@@ -102,7 +102,7 @@ impl Theirs {
         Ok(Self { process, folder, versions })
     }
 
-    /// The file for the initial weights.
+    /// Returns the file for the initial weights.
     pub(super) fn weights(&self) -> PathBuf {
         self.folder.path().join("weights.safetensors")
     }
@@ -219,7 +219,7 @@ impl Theirs {
 }
 
 impl Ran {
-    /// Whether the run has reached its largest number of steps.
+    /// Returns whether the run has reached its largest number of steps.
     fn is_over(&self, config: &TrainerConfig) -> bool {
         config.max_steps.is_some_and(|most| self.steps >= most)
     }

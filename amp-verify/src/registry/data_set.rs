@@ -81,7 +81,7 @@ impl DataSet {
         Self { name, about: String::new(), hyperparameters, is_sized, load: Arc::new(load) }
     }
 
-    /// A short description.
+    /// Returns a short description.
     #[must_use]
     pub fn about(mut self, about: impl Into<String>) -> Self {
         self.about = about.into();
@@ -100,17 +100,17 @@ impl DataSet {
         self
     }
 
-    /// The name.
+    /// Returns the name.
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// The description; empty if none was given.
+    /// Returns the description; empty if none was given.
     pub fn description(&self) -> &str {
         &self.about
     }
 
-    /// Whether the size of the examples depends on the model's hyperparameters.
+    /// Returns whether the size of the examples depends on the model's hyperparameters.
     pub fn is_sized(&self) -> bool {
         self.is_sized
     }

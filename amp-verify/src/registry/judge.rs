@@ -24,7 +24,7 @@ impl Direction {
         }
     }
 
-    /// The direction in the form that callbacks use.
+    /// Returns the direction in the form that callbacks use.
     pub fn mode(self) -> Mode {
         match self {
             Self::HigherIsBetter => Mode::Max,
@@ -32,7 +32,7 @@ impl Direction {
         }
     }
 
-    /// Whether it is [`HigherIsBetter`](Self::HigherIsBetter).
+    /// Returns whether it is [`HigherIsBetter`](Self::HigherIsBetter).
     pub fn is_higher(&self) -> bool {
         *self == Self::HigherIsBetter
     }
@@ -65,23 +65,23 @@ impl Judge {
     /// The default judge: the accuracy.
     pub const DEFAULT: Self = Self::higher("val_acc");
 
-    /// A value for which higher is better, for example `val_acc`.
+    /// Returns a value for which higher is better, for example `val_acc`.
     pub const fn higher(name: &'static str) -> Self {
         Self { name, direction: Direction::HigherIsBetter }
     }
 
-    /// A value for which lower is better, for example `val_mae`.
+    /// Returns a value for which lower is better, for example `val_mae`.
     pub const fn lower(name: &'static str) -> Self {
         Self { name, direction: Direction::LowerIsBetter }
     }
 
-    /// The validation loss.
+    /// Returns the validation loss.
     pub const fn loss() -> Self {
         Self::lower(LOSS)
     }
 
-    /// The smallest difference between two values for this number of validation examples. A share
-    /// of examples is a multiple of 1/N; other values are continuous, and the result is 0.
+    /// Returns the smallest difference between two values for this number of validation examples. A
+    /// share of examples is a multiple of 1/N; other values are continuous, and the result is 0.
     pub fn resolution(self, examples: i64) -> f64 {
         match self.direction {
             Direction::HigherIsBetter => 1.0 / examples.max(1) as f64,

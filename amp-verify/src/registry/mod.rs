@@ -86,7 +86,7 @@ pub(crate) enum Peers {
 }
 
 impl Registry {
-    /// A registry without models; [`project!`](crate::project) names the project.
+    /// Returns a registry without models; [`project!`](crate::project) names the project.
     pub fn new(project: Project) -> Self {
         Self {
             project,
@@ -129,8 +129,8 @@ impl Registry {
         self
     }
 
-    /// Like [`peers`](Self::peers), with the program's text in the binary, for machines without the
-    /// files of the project.
+    /// Does the same as [`peers`](Self::peers), with the program's text in the binary, for machines
+    /// without the files of the project.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn peers_program(mut self, text: &'static str) -> Self {
@@ -157,23 +157,23 @@ impl Registry {
         self
     }
 
-    /// The project.
+    /// Returns the project.
     pub fn project(&self) -> &Project {
         &self.project
     }
 
-    /// The models that are listed and that run by default.
+    /// Returns the models that are listed and that run by default.
     pub fn models(&self) -> impl Iterator<Item = &Arc<Model>> {
         self.models.iter().filter(|model| !model.is_hidden)
     }
 
-    /// All models, including hidden ones.
+    /// Returns all models, including hidden ones.
     #[cfg(feature = "cli")]
     pub(crate) fn all_models(&self) -> impl Iterator<Item = &Arc<Model>> {
         self.models.iter()
     }
 
-    /// The data sets.
+    /// Returns the data sets.
     pub fn data_sets(&self) -> impl Iterator<Item = &Arc<DataSet>> {
         self.data_sets.iter()
     }

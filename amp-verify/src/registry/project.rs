@@ -17,19 +17,19 @@ pub struct Project {
 }
 
 impl Project {
-    /// The package `name` in `folder`; [`project!`](crate::project) fills in both. If the
+    /// Returns the package `name` in `folder`; [`project!`](crate::project) fills in both. If the
     /// environment variable `AMP_PROJECT` is set, it names another folder for the files.
     pub fn new(name: impl Into<String>, folder: impl Into<PathBuf>) -> Self {
         let packed = env::var_os(PACKED).filter(|folder| !folder.is_empty()).map(PathBuf::from);
         Self { name: name.into(), folder: packed.unwrap_or_else(|| folder.into()) }
     }
 
-    /// The package's name.
+    /// Returns the package's name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The package's folder.
+    /// Returns the package's folder.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -39,7 +39,7 @@ impl Project {
         self.folder.join(relative)
     }
 
-    /// The path of `margins.json`, which `cargo amp margins` writes.
+    /// Returns the path of `margins.json`, which `cargo amp margins` writes.
     pub(crate) fn margins_file(&self) -> PathBuf {
         self.path(MARGINS)
     }

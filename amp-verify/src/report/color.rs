@@ -43,24 +43,24 @@ const SERIES: [ChartColor; 6] = [
 ];
 
 impl ChartColor {
-    /// The color of a precision, the same in every chart.
+    /// Returns the color of a precision, the same in every chart.
     pub(super) fn of(precision: Precision) -> Self {
         let place = Precision::ALL.iter().position(|known| *known == precision);
         Self::series(place.unwrap_or_default())
     }
 
-    /// The color of the series with index `place`.
+    /// Returns the color of the series with index `place`.
     pub(super) fn series(place: usize) -> Self {
         SERIES[place % SERIES.len()]
     }
 
-    /// The color in the drawing library's type.
+    /// Returns the color in the drawing library's type.
     pub(super) fn colour(self) -> RGBColor {
         let (red, green, blue) = self.light;
         RGBColor(red, green, blue)
     }
 
-    /// The name of the CSS variable.
+    /// Returns the name of the CSS variable.
     pub(super) fn variable(self) -> String {
         format!("var(--{})", self.variable)
     }

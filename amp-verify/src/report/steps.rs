@@ -48,7 +48,7 @@ pub fn measure_steps(case: &Case, comparison: &Comparison) -> Result<Vec<Report>
     measured.into_iter().map(measure).collect()
 }
 
-/// The name of a kind of tensors, in the plural.
+/// Returns the name of a kind of tensors, in the plural.
 pub(super) fn plural(kind: Kind) -> &'static str {
     match kind {
         Kind::Forward => "Outputs",

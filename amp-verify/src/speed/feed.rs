@@ -26,7 +26,8 @@ pub struct Feed {
 }
 
 impl Feed {
-    /// The cost of feeding as a share of the rate with data on the device: the median over rounds.
+    /// Returns the cost of feeding as a share of the rate with data on the device: the median over
+    /// rounds.
     pub fn cost(&self) -> Option<f64> {
         paired_ratio(&self.host, &self.device).map(|ratio| 1.0 - ratio)
     }

@@ -42,7 +42,7 @@ impl Engine {
         Self::TorchCompileAutotuned,
     ];
 
-    /// The name in tables and in the protocol of the peers.
+    /// Returns the name in tables and in the protocol of the peers.
     pub fn name(self) -> &'static str {
         match self {
             Self::Eager => "eager",
@@ -59,12 +59,12 @@ impl Engine {
         }
     }
 
-    /// Whether it is this trainer.
+    /// Returns whether it is this trainer.
     pub fn is_ours(self) -> bool {
         self == Self::Eager || self.is_graph()
     }
 
-    /// Whether it is this trainer with CUDA graphs.
+    /// Returns whether it is this trainer with CUDA graphs.
     pub fn is_graph(self) -> bool {
         matches!(self, Self::Graph | Self::Graph16Bit | Self::GraphLean | Self::GraphUnchecked)
     }

@@ -16,7 +16,7 @@ pub struct Overhead {
 }
 
 impl Overhead {
-    /// The median over the blocks.
+    /// Returns the median over the blocks.
     pub fn median(&self) -> f64 {
         self.microseconds.get(self.microseconds.len() / 2).copied().unwrap_or(f64::NAN)
     }

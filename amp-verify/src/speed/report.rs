@@ -111,7 +111,8 @@ impl Report {
         self.row(workload, precision, engine)
     }
 
-    /// Whether the models were trained on a CUDA device. Its fingerprint has no number of threads.
+    /// Returns whether the models were trained on a CUDA device. Its fingerprint has no number of
+    /// threads.
     pub fn is_cuda(&self) -> bool {
         self.fingerprint.threads == 0
     }
@@ -133,13 +134,13 @@ impl Report {
         paired_ratio(&ours.rates, &other.rates)
     }
 
-    /// The memory of one of this trainer's rows divided by the memory of its 32-true row.
+    /// Returns the memory of one of this trainer's rows divided by the memory of its 32-true row.
     pub fn memory_of(&self, ours: &Row) -> Option<f64> {
         let baseline = self.ours(&ours.workload, Precision::F32True)?;
         Some(ours.peak_memory_bytes? as f64 / baseline.peak_memory_bytes? as f64)
     }
 
-    /// This trainer's memory divided by its memory under 32-true.
+    /// Returns this trainer's memory divided by its memory under 32-true.
     pub fn memory(&self, workload: &str, precision: Precision) -> Option<f64> {
         self.memory_of(self.ours(workload, precision)?)
     }
@@ -151,7 +152,7 @@ impl Report {
         paired_ratio(&reached, &self.bf16_matrix_rates)
     }
 
-    /// Whether the workload was measured under the precision.
+    /// Returns whether the workload was measured under the precision.
     pub fn measured(&self, workload: &str, precision: Precision) -> bool {
         self.rows.iter().any(|row| row.workload == workload && row.precision == precision)
     }

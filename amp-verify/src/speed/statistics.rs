@@ -25,14 +25,14 @@ impl Spread {
         })
     }
 
-    /// The distance between the quartiles, as a share of the median.
+    /// Returns the distance between the quartiles, as a share of the median.
     pub fn relative(&self) -> f64 {
         (self.q3 - self.q1) / self.median
     }
 }
 
-/// The quantile of sorted values, interpolated linearly (type 7 of Hyndman and Fan, the default of
-/// numpy and R).
+/// Returns the quantile of sorted values, interpolated linearly (type 7 of Hyndman and Fan, the
+/// default of numpy and R).
 fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
     let at = share * (sorted.len().checked_sub(1)?) as f64;
     let (low, part) = (at.floor() as usize, at.fract());
@@ -40,8 +40,8 @@ fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
     Some(sorted[low] + part * (sorted[high] - sorted[low]))
 }
 
-/// The median of `numerator[i] / denominator[i]`. The two values of one round are compared, because a
-/// temporary slowdown of the machine affects both.
+/// Returns the median of `numerator[i] / denominator[i]`. The two values of one round are compared,
+/// because a temporary slowdown of the machine affects both.
 pub fn paired_ratio(numerator: &[f64], denominator: &[f64]) -> Option<f64> {
     let ratios: Vec<f64> = numerator.iter().zip(denominator).map(|(a, b)| a / b).collect();
     Spread::of(&ratios).map(|spread| spread.median)

@@ -15,7 +15,7 @@ pub enum Goal {
 }
 
 impl Goal {
-    /// Whether `value` meets the bound. NaN does not.
+    /// Returns whether `value` meets the bound. NaN does not.
     pub fn is_met_by(self, value: f64) -> bool {
         match self {
             Self::AtLeast(bound) => value >= bound,
@@ -38,7 +38,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// The text in tables.
+    /// Returns the text in tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Met => "met",

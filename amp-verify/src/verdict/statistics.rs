@@ -2,28 +2,29 @@
 
 use statrs::distribution::{ChiSquared, Continuous, ContinuousCDF, Normal, StudentsT};
 
-/// The mean of `values`; NaN without values.
+/// Returns the mean of `values`; NaN without values.
 pub fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// The standard deviation of a sample, with n − 1; NaN for fewer than two values.
+/// Returns the standard deviation of a sample, with n − 1; NaN for fewer than two values.
 pub fn standard_deviation(values: &[f64]) -> f64 {
     let mean = mean(values);
     let squares = values.iter().map(|x| (x - mean).powi(2)).sum::<f64>();
     (squares / (values.len() as f64 - 1.0)).sqrt()
 }
 
-/// The quantile of Student's t with `freedom` degrees of freedom at `probability`. It is infinite
-/// if the distribution does not exist, so that every interval is infinite.
+/// Returns the quantile of Student's t with `freedom` degrees of freedom at `probability`. It is
+/// infinite if the distribution does not exist, so that every interval is infinite.
 pub fn t_quantile(probability: f64, freedom: f64) -> f64 {
     StudentsT::new(0.0, 1.0, freedom).map_or(f64::INFINITY, |t| t.inverse_cdf(probability))
 }
 
-/// The power of the one-sided one-sample t test at level `alpha` with `n` differences of standard deviation
-/// `s` to distinguish a mean of `effect` from 0: P(T > t(1 − alpha, n − 1)) for a noncentral T of
-/// noncentrality effect·√n/s (Owen 1965). It is the probability that a run without regression passes a
-/// margin of `effect`, and also the probability that a regression of `effect` is detected.
+/// Returns the power of the one-sided one-sample t test at level `alpha` with `n` differences of
+/// standard deviation `s` to distinguish a mean of `effect` from 0: P(T > t(1 − alpha, n − 1)) for
+/// a noncentral T of noncentrality effect·√n/s (Owen 1965). It is the probability that a run
+/// without regression passes a margin of `effect`, and also the probability that a regression of
+/// `effect` is detected.
 ///
 /// # Examples
 ///
@@ -46,8 +47,8 @@ pub fn power(effect: f64, s: f64, n: usize, alpha: f64) -> f64 {
     noncentral_t_above(t_quantile(1.0 - alpha, freedom), freedom, shift)
 }
 
-/// The factor k of a one-sided tolerance limit. With probability `confidence`, at most the share
-/// `risk` of a normal distribution is above mean + k·s of `n` draws. k is a quantile of a
+/// Returns the factor k of a one-sided tolerance limit. With probability `confidence`, at most the
+/// share `risk` of a normal distribution is above mean + k·s of `n` draws. k is a quantile of a
 /// noncentral T: t′(confidence; n − 1, z(1 − risk)·√n)/√n (Natrella 1963; ISO 16269-6). Infinite
 /// for fewer than two draws.
 pub fn tolerance_factor(risk: f64, confidence: f64, n: usize) -> f64 {
@@ -69,7 +70,7 @@ pub fn tolerance_factor(risk: f64, confidence: f64, n: usize) -> f64 {
     high
 }
 
-/// P(T > `critical`) for a noncentral T with these degrees of freedom and the noncentrality
+/// Returns P(T > `critical`) for a noncentral T with these degrees of freedom and the noncentrality
 /// `shift`.
 fn noncentral_t_above(critical: f64, freedom: f64, shift: f64) -> f64 {
     let (Ok(normal), Ok(chi)) = (Normal::new(0.0, 1.0), ChiSquared::new(freedom)) else {

@@ -45,8 +45,8 @@ impl<W: Write> EpochTable<W> {
     }
 }
 
-/// Whether a value gets a column: values of a single parameter do not, values of a validation set
-/// do.
+/// Returns whether a value gets a column: values of a single parameter do not, values of a
+/// validation set do.
 fn is_shown(name: &str) -> bool {
     !name.contains('/') || name.starts_with("val_")
 }

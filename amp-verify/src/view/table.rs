@@ -72,13 +72,13 @@ struct Column {
     cell: fn(&Run) -> String,
 }
 
-/// The number of columns about quality; the other columns are about cost.
+/// Returns the number of columns about quality; the other columns are about cost.
 fn results(comparison: &Comparison) -> usize {
     5 + metric_columns(comparison).len()
 }
 
-/// The columns of the metric and its difference. They are left out for a model that is judged by
-/// its loss, because the loss has its own columns.
+/// Returns the columns of the metric and its difference. They are left out for a model that is
+/// judged by its loss, because the loss has its own columns.
 fn metric_columns(comparison: &Comparison) -> Vec<Column> {
     let column = |header: &str, cell| Column { header: header.to_owned(), cell };
     let metric = comparison.metric.as_str();
@@ -194,7 +194,7 @@ fn over(
     })
 }
 
-/// The baseline is not compared with itself.
+/// Formats a figure of the difference from the baseline; empty for the baseline itself.
 fn delta(run: &Run, text: impl Fn(&Delta) -> Option<String>) -> String {
     run.delta.as_ref().and_then(text).unwrap_or_default()
 }

@@ -4,7 +4,7 @@ use amp_core::tch::{Device, Kind, Tensor};
 use amp_verify::exponents::{CommonWindow, Format, Histogram, Losses, Window, WindowOptions, cast};
 use rstest::rstest;
 
-/// The device in `AMP_DEVICE`, which `cargo amp test --device` sets, or the CPU.
+/// Returns the device in `AMP_DEVICE`, which `cargo amp test --device` sets, or the CPU.
 fn torch_device() -> Device {
     let name = std::env::var("AMP_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
     amp_core::hardware::parse_device(&name).expect("AMP_DEVICE names a device of this machine")
@@ -36,8 +36,8 @@ fn the_low_exponent_leaves_the_share_below() {
     assert_eq!(Histogram::of(&tensor(&[0.0])).expect("a histogram").low_exponent(0.1), None);
 }
 
-/// Every critical value of a format, on both sides of zero: the largest value, halfway past it and
-/// its neighbours in f32, the smallest value, half of it and its neighbours.
+/// Returns every critical value of a format, on both sides of zero: the largest value, halfway past
+/// it and its neighbours in f32, the smallest value, half of it and its neighbours.
 fn edges(format: Format) -> Vec<f64> {
     let largest = match format {
         Format::F16 => 65504.0,

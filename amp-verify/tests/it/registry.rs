@@ -32,7 +32,7 @@ struct Line {
     head: Linear,
 }
 
-/// The function y = x₀ + x₁, with 64 training examples and 16 validation examples.
+/// Returns the function y = x₀ + x₁, with 64 training examples and 16 validation examples.
 fn sums(batch_size: i64) -> Result<DataModule> {
     let part = |first: i64, count: i64| {
         let x = Tensor::f_arange_start(first, first + 2 * count, (Kind::Float, Device::Cpu))?;

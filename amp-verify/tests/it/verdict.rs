@@ -83,8 +83,8 @@ fn normal(random: &mut fastrand::Rng) -> f64 {
 
 const TRIALS: u32 = 4000;
 
-/// The rate at which `design` gives `verdict`, for simulated differences with this mean and σ =
-/// 0.01, rounded to the metric's resolution.
+/// Returns the rate at which `design` gives `verdict`, for simulated differences with this mean and
+/// σ = 0.01, rounded to the metric's resolution.
 fn rate(design: Design, mean: f64, verdict: Verdict) -> f64 {
     let mut random = fastrand::Rng::with_seed(20260801);
     let mut count = 0;

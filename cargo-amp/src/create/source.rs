@@ -112,7 +112,7 @@ impl Source {
         }
     }
 
-    /// The arguments with which `cargo add` adds `package`.
+    /// Returns the arguments with which `cargo add` adds `package`.
     pub(crate) fn add_arguments(&self, package: &str) -> Vec<String> {
         match self {
             Source::Path(folder) => {
@@ -128,7 +128,7 @@ impl Source {
         }
     }
 
-    /// The command that installs the same version of cargo-amp on another machine.
+    /// Returns the command that installs the same version of cargo-amp on another machine.
     pub(crate) fn install_command(&self) -> String {
         match self {
             Source::Path(folder) => {

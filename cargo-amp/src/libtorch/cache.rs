@@ -40,7 +40,7 @@ impl Cache {
         self.0.join(format!("libtorch-{REQUIRED}.partial"))
     }
 
-    /// The file that a fetch locks.
+    /// Returns the file that a fetch locks.
     pub(super) fn lock_file(&self) -> PathBuf {
         self.0.join(format!("libtorch-{REQUIRED}.lock"))
     }

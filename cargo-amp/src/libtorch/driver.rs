@@ -17,14 +17,14 @@ const LIBRARY_FOLDERS: [&str; 7] = [
 /// Files that exist as long as the driver is loaded.
 const LOADED: [&str; 2] = ["/proc/driver/nvidia/version", "/dev/nvidiactl"];
 
-/// Whether programs started here can use an NVIDIA GPU. The driver itself is not called.
+/// Returns whether programs started here can use an NVIDIA GPU. The driver itself is not called.
 pub(super) fn is_present() -> bool {
     let hidden = env::var("CUDA_VISIBLE_DEVICES").is_ok_and(|set| hides_every_gpu(&set));
     !hidden && (LOADED.iter().any(|path| Path::new(path).exists()) || has_library())
 }
 
-/// Whether `CUDA_VISIBLE_DEVICES` hides all GPUs. CUDA ignores the list from the first device on
-/// that does not exist.
+/// Returns whether `CUDA_VISIBLE_DEVICES` hides all GPUs. CUDA ignores the list from the first
+/// device on that does not exist.
 fn hides_every_gpu(visible: &str) -> bool {
     visible.is_empty() || visible.starts_with("-1")
 }

@@ -111,7 +111,7 @@ impl Variant {
         }
     }
 
-    /// The size of the wheels in MB, measured on x86-64.
+    /// Returns the size of the wheels in MB, measured on x86-64.
     pub(super) fn download_mb(self) -> u64 {
         match self {
             Variant::Cpu => 550,
@@ -119,7 +119,7 @@ impl Variant {
         }
     }
 
-    /// The disk space of the unpacked libtorch in MB, measured on x86-64.
+    /// Returns the disk space of the unpacked libtorch in MB, measured on x86-64.
     pub(super) fn unpacked_mb(self) -> u64 {
         match self {
             Variant::Cpu => 530,
@@ -127,7 +127,7 @@ impl Variant {
         }
     }
 
-    /// The variant's name in a manifest.
+    /// Returns the variant's name in a manifest.
     pub(super) fn name(self) -> &'static str {
         match self {
             Variant::Cpu => "cpu",
@@ -155,8 +155,8 @@ impl Wheel {
         format!("{}=={}", self.name, self.version)
     }
 
-    /// Whether `file` is the name of this wheel, for any Python, machine and local version, for
-    /// example `torch-2.11.0+cu130-cp311-cp311-linux_x86_64.whl`.
+    /// Returns whether `file` is the name of this wheel, for any Python, machine and local version,
+    /// for example `torch-2.11.0+cu130-cp311-cp311-linux_x86_64.whl`.
     pub(super) fn is_named(&self, file: &str) -> bool {
         file.strip_prefix(&self.name.replace('-', "_"))
             .and_then(|rest| rest.strip_prefix('-')?.strip_prefix(self.version))

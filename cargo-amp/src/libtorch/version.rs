@@ -6,7 +6,8 @@ use std::path::Path;
 /// The version for which the bindings (crate `tch` 0.24) are written; they refuse all others.
 pub(crate) const REQUIRED: &str = "2.11.0";
 
-/// Whether `version` is the required one, with any local version, for example `2.11.0+cu130`.
+/// Returns whether `version` is the required one, with any local version, for example
+/// `2.11.0+cu130`.
 pub(crate) fn is_required(version: &str) -> bool {
     version.split('+').next() == Some(REQUIRED)
 }

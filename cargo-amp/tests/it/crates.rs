@@ -37,7 +37,7 @@ pub(crate) fn files(folder: &Path) -> BTreeMap<String, String> {
     found
 }
 
-/// The names of all entries of `folder`, including hidden ones.
+/// Returns the names of all entries of `folder`, including hidden ones.
 pub(crate) fn names(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).expect("a folder");
     let name = |entry: fs::DirEntry| entry.file_name().into_string().expect("UTF-8");
@@ -46,7 +46,7 @@ pub(crate) fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-/// The metadata that the real cargo prints about the crate in `folder`, as JSON.
+/// Returns the metadata that the real cargo prints about the crate in `folder`, as JSON.
 pub(crate) fn metadata(folder: &Path) -> serde_json::Value {
     let mut command = Command::new(env!("CARGO"));
     command.args(["metadata", "--no-deps", "--format-version", "1"]).current_dir(folder);

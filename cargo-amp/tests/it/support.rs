@@ -9,9 +9,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// The folder with replacements for python3, cargo, strip and df. They are committed files. If a
-/// test wrote such a script, a process that another test starts could still have the file open, and
-/// the script could not run.
+/// Returns the folder with replacements for python3, cargo, strip and df. They are committed files.
+/// If a test wrote such a script, a process that another test starts could still have the file
+/// open, and the script could not run.
 pub(crate) fn fakes() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake")
 }
@@ -106,8 +106,8 @@ impl Checkout {
         self.pip_log().len()
     }
 
-    /// Whether the user's libtorch is complete, no partial file exists, and `.libtorch` is a link
-    /// to it.
+    /// Returns whether the user's libtorch is complete, no partial file exists, and `.libtorch` is
+    /// a link to it.
     pub(crate) fn is_provisioned(&self) -> bool {
         self.home().join("torch/lib/libtorch.so").is_file()
             && self.home().join("amp-manifest").is_file()
@@ -115,13 +115,13 @@ impl Checkout {
             && fs::read_link(self.path(".libtorch")).is_ok_and(|target| target == self.home())
     }
 
-    /// Whether no libtorch, no part of it and no link exist.
+    /// Returns whether no libtorch, no part of it and no link exist.
     pub(crate) fn is_bare(&self) -> bool {
         let is_there = |path: &Path| path.symlink_metadata().is_ok();
         !is_there(&self.home()) && !is_there(&self.partial()) && !is_there(&self.path(".libtorch"))
     }
 
-    /// The files of the user's libtorch, sorted.
+    /// Returns the files of the user's libtorch, sorted.
     pub(crate) fn files(&self) -> Vec<String> {
         let mut found = Vec::new();
         let mut folders = vec![self.home()];

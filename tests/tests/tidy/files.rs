@@ -40,7 +40,7 @@ fn is_own(folder: &str) -> bool {
     !dotted && !["target", "dist", "__pycache__"].contains(&folder)
 }
 
-/// Whether the file has one of these extensions.
+/// Returns whether the file has one of these extensions.
 pub(crate) fn ends_in(file: &Path, endings: &[&str]) -> bool {
     let ending = file.extension().and_then(|ending| ending.to_str());
     ending.is_some_and(|ending| endings.contains(&ending))

@@ -50,7 +50,7 @@ pub(crate) fn sources(root: &Path, krate: &str) -> (Vec<Source>, Vec<Finding>) {
     (sources, findings)
 }
 
-/// Whether an item exists only for tests.
+/// Returns whether an item exists only for tests.
 pub(crate) fn is_test(attrs: &[Attribute]) -> bool {
     attrs.iter().any(|attr| match &attr.meta {
         Meta::List(list) => {

@@ -25,7 +25,7 @@ const TRAINED: &str = "#[loss(cross_entropy)] #[optimizer(adamw, lr = 1e-3)]";
 /// A field that makes a struct valid.
 const LAYER: &str = "#[layer(linear(64, 10))] model: Linear";
 
-/// The manifest of a crate that depends on amp-core under its usual name.
+/// Returns the manifest of a crate that depends on amp-core under its usual name.
 pub(crate) fn manifest() -> Manifest {
     Manifest::Named("amp_core".to_owned())
 }

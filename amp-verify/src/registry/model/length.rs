@@ -66,12 +66,12 @@ impl Model {
         self
     }
 
-    /// The length of a full training run.
+    /// Returns the length of a full training run.
     pub fn length(&self) -> Length {
         self.length
     }
 
-    /// The length of a run in the gate's quick tier.
+    /// Returns the length of a run in the gate's quick tier.
     pub fn quick(&self) -> Length {
         self.quick.unwrap_or(match self.length {
             Length::Epochs(epochs) => Length::Epochs(QUICK_EPOCHS.min(epochs)),

@@ -100,7 +100,7 @@ impl Model {
         self
     }
 
-    /// A short description.
+    /// Returns a short description.
     #[must_use]
     pub fn about(mut self, about: impl Into<String>) -> Self {
         self.about = about.into();
@@ -269,22 +269,22 @@ impl Model {
         &self.faults
     }
 
-    /// The name.
+    /// Returns the name.
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// The value by which the model is judged.
+    /// Returns the value by which the model is judged.
     pub fn judge(&self) -> Judge {
         self.judge
     }
 
-    /// The declared margin δ.
+    /// Returns the declared margin δ.
     pub fn declared_margin(&self) -> Option<f64> {
         self.margin
     }
 
-    /// The name of the model's data set, or of the registry's first data set.
+    /// Returns the name of the model's data set, or of the registry's first data set.
     ///
     /// # Errors
     /// When the registry has no data set.

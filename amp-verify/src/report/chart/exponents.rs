@@ -85,7 +85,7 @@ pub(in crate::report) fn exponents(shown: &Shown<'_>) -> Result<String> {
     })
 }
 
-/// The line along the upper edges of the bars.
+/// Returns the line along the upper edges of the bars.
 fn outline(shares: &BTreeMap<i32, f64>, floor: f64) -> Vec<(f64, f64)> {
     let (Some((first, _)), Some((last, _))) = (shares.first_key_value(), shares.last_key_value())
     else {
@@ -101,7 +101,7 @@ fn outline(shares: &BTreeMap<i32, f64>, floor: f64) -> Vec<(f64, f64)> {
     points
 }
 
-/// The format's usual name.
+/// Returns the format's usual name.
 pub(in crate::report) fn short(format: Format) -> &'static str {
     match format {
         Format::F16 => "f16",

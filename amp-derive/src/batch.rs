@@ -68,7 +68,8 @@ pub(crate) fn derive(input: TokenStream, manifest: fn() -> Manifest) -> TokenStr
     }
 }
 
-/// Rule: a batch is a struct with at least one named field; at most one field is the weights.
+/// Checks the rule: a batch is a struct with at least one named field; at most one field is the
+/// weights.
 fn fields(input: &DeriveInput, attrs: &[Attr], diag: &Diagnostics) -> Option<Vec<Field>> {
     for attr in attrs.iter().filter(|attr| attr.is(symbol::BATCH)) {
         diag.error(&attr.path, "`#[batch]` belongs on a field of the batch, not on the struct");
@@ -116,7 +117,7 @@ fn field(field: &syn::Field, diag: &Diagnostics) -> Option<Field> {
     Some(Field { ident: field.ident.clone()?, ty: field.ty.clone(), role })
 }
 
-/// Rule: `#[batch(ids)]` names one role.
+/// Checks the rule: `#[batch(ids)]` names one role.
 fn role(attr: &Attr, diag: &Diagnostics) -> Option<Role> {
     let names: Vec<&str> = ROLES.iter().map(|(name, _)| *name).collect();
     match attr.args.as_deref()? {

@@ -120,14 +120,14 @@ fn builder(input: &DeriveInput, spec: Option<&Spec>, derive: Derive) -> TokenStr
     }
 }
 
-/// Returns whether the attribute is `#[hparam]` or `#[layer]` without arguments.
+/// Returns whether it is `#[hparam]` or `#[layer]` without arguments.
 fn is_argument(field: &Field) -> bool {
     [symbol::HPARAM, symbol::LAYER].iter().any(|name| {
         named(&field.attrs, name).any(|attr| attr.args.as_ref().is_some_and(Vec::is_empty))
     })
 }
 
-/// Returns whether the attribute is an `#[hparam(…)]` with arguments, that is, with a default. False if its
+/// Returns whether it is an `#[hparam(…)]` with arguments, that is, with a default. False if its
 /// name is a method of the builder, because a setter would clash with the method.
 fn has_setter(field: &Field) -> bool {
     let is_own = field.ident == "build" || field.ident == "hyperparameters";

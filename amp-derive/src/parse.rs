@@ -52,8 +52,8 @@ pub(crate) fn builder_name(input: &DeriveInput) -> Ident {
     tokens::free(&name, input.to_token_stream(), input.ident.span())
 }
 
-/// Rule: the derive macros accept only structs with named fields, because parameters are named
-/// after the fields.
+/// Checks the rule: the derive macros accept only structs with named fields, because parameters are
+/// named after the fields.
 fn named_fields(input: &DeriveInput, derive: Derive, diag: &Diagnostics) -> Option<Vec<Field>> {
     let name = derive.name();
     match &input.data {

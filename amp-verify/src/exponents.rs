@@ -31,7 +31,7 @@ impl Format {
     /// All formats, in the order of [`Bucket::beyond`].
     pub const ALL: [Self; 4] = [Self::F16, Self::Bf16, Self::E4M3, Self::E5M2];
 
-    /// The corresponding libtorch dtype.
+    /// Returns the corresponding libtorch dtype.
     pub fn kind(self) -> Kind {
         match self {
             Self::F16 => Kind::Half,
@@ -41,12 +41,12 @@ impl Format {
         }
     }
 
-    /// The format with this dtype, if there is one.
+    /// Returns the format with this dtype, if there is one.
     pub fn of(kind: Kind) -> Option<Self> {
         Self::ALL.into_iter().find(|format| format.kind() == kind)
     }
 
-    /// The exponent of the largest finite value.
+    /// Returns the exponent of the largest finite value.
     pub fn max_exponent(self) -> i32 {
         match self {
             Self::F16 | Self::E5M2 => 15,
@@ -55,7 +55,7 @@ impl Format {
         }
     }
 
-    /// The exponent of the smallest normal value.
+    /// Returns the exponent of the smallest normal value.
     pub fn min_exponent(self) -> i32 {
         match self {
             Self::F16 | Self::E5M2 => -14,
@@ -64,7 +64,7 @@ impl Format {
         }
     }
 
-    /// The exponent of the smallest subnormal value.
+    /// Returns the exponent of the smallest subnormal value.
     pub fn min_subnormal_exponent(self) -> i32 {
         let fraction_bits = match self {
             Self::F16 => 10,
@@ -75,7 +75,7 @@ impl Format {
         self.min_exponent() - fraction_bits
     }
 
-    /// The smallest significand in `[1, 2)` that, with the largest exponent, is rounded to
+    /// Returns the smallest significand in `[1, 2)` that, with the largest exponent, is rounded to
     /// infinity: it is halfway between the largest finite value and the next one.
     fn last_significand(self) -> f64 {
         match self {
@@ -86,7 +86,7 @@ impl Format {
         }
     }
 
-    /// Whether the halfway value rounds to the largest finite value. It rounds to the even
+    /// Returns whether the halfway value rounds to the largest finite value. It rounds to the even
     /// neighbour: 448 (E4M3) is even, the largest values of the other formats are odd.
     fn keeps_halfway(self) -> bool {
         self == Self::E4M3
@@ -129,7 +129,7 @@ pub struct Losses {
 const LOWEST: i64 = -1100;
 
 impl Histogram {
-    /// The histogram of a floating-point tensor.
+    /// Returns the histogram of a floating-point tensor.
     ///
     /// # Errors
     /// When there is not enough device memory.
@@ -189,12 +189,12 @@ impl Histogram {
         self.non_finite += other.non_finite;
     }
 
-    /// The number of finite values other than zero.
+    /// Returns the number of finite values other than zero.
     pub fn nonzero(&self) -> u64 {
         self.buckets.values().map(|bucket| bucket.count).sum()
     }
 
-    /// The largest exponent; `None` if all values are zero.
+    /// Returns the largest exponent; `None` if all values are zero.
     pub fn max_exponent(&self) -> Option<i32> {
         self.buckets.keys().next_back().copied()
     }
@@ -321,7 +321,7 @@ pub struct Window {
 }
 
 impl Window {
-    /// Whether no scale is safe.
+    /// Returns whether no scale is safe.
     pub fn is_empty(self) -> bool {
         self.low > self.high
     }

@@ -15,8 +15,8 @@ use amp_core::{
 /// Intercepts the calls of the trainer to a model. By default each method calls the model.
 #[expect(clippy::missing_errors_doc, reason = "an error ends the run, as in the model's hooks")]
 pub trait Interceptor {
-    /// How closely the interceptor follows each step; this decides which optimized paths the
-    /// trainer can use. By default the choice is the same as without an interceptor.
+    /// Returns how closely the interceptor follows each step; this decides which optimized paths
+    /// the trainer can use. By default the choice is the same as without an interceptor.
     fn step_access(&self) -> StepAccess {
         StepAccess::Deferred
     }

@@ -18,7 +18,7 @@ pub fn remedied(message: &str) -> String {
     .fold(message.to_owned(), |message, (reason, remedy)| message.replace(reason, remedy))
 }
 
-/// `1 thread`, `2 threads`.
+/// Formats a count: `1 thread`, `2 threads`.
 pub fn counted(count: i32, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }

@@ -273,7 +273,8 @@ impl Words<'_> {
         Ok(true)
     }
 
-    /// If `word` is the option `name`, returns its value, given as `name value` or `name=value`.
+    /// Returns the value of the option `name` if `word` is that option, given as `name value` or
+    /// `name=value`.
     fn value(&mut self, word: &OsStr, name: &str, hint: &str) -> Result<Option<OsString>, Error> {
         let value = if word == name {
             self.0.next().cloned()

@@ -46,7 +46,7 @@ struct Scored {
     body: Linear,
 }
 
-/// A data set whose examples are drawn at random on each call.
+/// Returns a data set whose examples are drawn at random on each call.
 fn drawn() -> Result<DataModule> {
     let set = || -> Result<Batch> {
         let input = Tensor::f_randn([256, 8], (Kind::Float, Device::Cpu))?;

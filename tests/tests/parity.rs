@@ -125,7 +125,8 @@ fn other_skips_are_shown_with_the_largest_gradients(#[case] registry: Registry) 
     Ok(())
 }
 
-/// A Python expression whose value is 1e30 the fourth time it is evaluated, and 1 at other times.
+/// Returns a Python expression whose value is 1e30 the fourth time it is evaluated, and 1 at other
+/// times.
 fn overflows(module: &str) -> String {
     format!(
         "(setattr({module}, 'n', getattr({module}, 'n', -1) + 1) or (1e30 if {module}.n == 3 else 1.0))"

@@ -198,8 +198,8 @@ fn wandbs_reader_reads_every_run() -> Result<()> {
     Ok(())
 }
 
-/// Each step has one row, the steps increase, and the rows have the logged values. The summary has
-/// the last value of each name.
+/// Checks that each step has one row, the steps increase, and the rows have the logged values. The
+/// summary has the last value of each name.
 fn holds(memory: &MemoryLogger, history: &[&Value], summary: &Value) {
     let step = |row: &Value| row["step"]["num"].as_u64().expect("a step");
     let steps: Vec<u64> = history.iter().map(|row| step(row)).collect();

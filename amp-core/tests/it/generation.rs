@@ -228,7 +228,7 @@ fn what_cannot_be_generated_is_refused() -> Result<()> {
     says(options().run(&model, &prompt.narrow(1, 0, 0), policy), "the prompt is [1, 0]");
     let counting = Counting::builder().build()?;
     place(&counting, policy, &BTreeMap::new())?;
-    says(options().run(&counting, &prompt, policy), "the model did not ask for the position");
+    says(options().run(&counting, &prompt, policy), "the model did not use the positions");
     assert_eq!(
         Generation { cache: false, ..options() }.run(&counting, &prompt, policy)?.size(),
         [1, 5]

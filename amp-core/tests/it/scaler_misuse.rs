@@ -165,7 +165,7 @@ fn gradients_kept_beyond_an_update_are_refused() -> Result<()> {
     let kept = unscaled(&mut scaler, optimizer.as_ref())?;
     scaler.update()?;
     let said = message(scaler.step(kept, optimizer.as_mut()));
-    assert!(said.contains("unscaled before the last update"), "{said}");
+    assert!(said.contains("unscaled before the last `update`"), "{said}");
     Ok(())
 }
 

@@ -16,8 +16,8 @@ pub(crate) fn path(attrs: &[Attr], manifest: fn() -> Manifest, diag: &Diagnostic
     }
 }
 
-/// Rule: generated code imports amp-core as `__amp`, so no name in the user's struct may be
-/// `__amp`.
+/// Checks the rule: generated code imports amp-core as `__amp`, so no name in the user's struct may
+/// be `__amp`.
 pub(crate) fn alias_is_free(of_the_user: impl ToTokens, diag: &Diagnostics) -> Option<()> {
     let Some(taken) = tokens::mention(of_the_user.to_token_stream(), ALIAS) else {
         return Some(());
@@ -31,7 +31,7 @@ pub(crate) fn alias_is_free(of_the_user: impl ToTokens, diag: &Diagnostics) -> O
 
 const ALIAS: &str = "__amp";
 
-/// Rule: `#[amp]` takes `crate` and nothing else.
+/// Checks the rule: `#[amp]` takes `crate` and nothing else.
 fn given(attr: &Attr, diag: &Diagnostics) -> Option<Path> {
     let args = attr.args.as_deref()?;
     if args.is_empty() {
@@ -44,8 +44,8 @@ fn given(attr: &Attr, diag: &Diagnostics) -> Option<Path> {
 
 const EXAMPLE: &str = "`#[amp(crate = \"my_prelude::amp_core\")]`";
 
-/// Rule: the value of `crate` is a path. It may be in quotes as in serde, or bare, so that a macro
-/// can write `$crate`.
+/// Checks the rule: the value of `crate` is a path. It may be in quotes as in serde, or bare, so
+/// that a macro can write `$crate`.
 fn crate_is_a_path(pair: &Pair, diag: &Diagnostics) -> Option<Path> {
     let path = match &pair.value {
         Expr::Path(ExprPath { qself: None, path, .. }) => Some(path.clone()),
@@ -67,8 +67,8 @@ fn crate_is_a_path(pair: &Pair, diag: &Diagnostics) -> Option<Path> {
     Some(path)
 }
 
-/// Rule: generated code uses amp-core, so the user's crate must depend on amp-core, or the
-/// attribute must give the path of a crate that re-exports it.
+/// Checks the rule: generated code uses amp-core, so the user's crate must depend on amp-core, or
+/// the attribute must give the path of a crate that re-exports it.
 fn is_a_dependency(manifest: &Manifest, diag: &Diagnostics) -> Option<Path> {
     let found = named(manifest);
     if found.is_none() {

@@ -83,7 +83,7 @@ fn inputs(forward: &Forward) -> Vec<Ident> {
     }
 }
 
-/// Rule: the first argument is a type.
+/// Checks the rule: the first argument is a type.
 fn is_a_type(arg: &Expr, diag: &Diagnostics) -> Option<Path> {
     if let Expr::Path(path) = arg
         && path.qself.is_none()
@@ -97,8 +97,8 @@ fn is_a_type(arg: &Expr, diag: &Diagnostics) -> Option<Path> {
     None
 }
 
-/// Rule: a part of a batch is a field such as `ids` or `source.ids`, or `batch` for the whole
-/// batch.
+/// Checks the rule: a part of a batch is a field such as `ids` or `source.ids`, or `batch` for the
+/// whole batch.
 fn part(expr: &Expr, diag: &Diagnostics) -> Option<Part> {
     if word(expr).is_some_and(|name| name == symbol::BATCH) {
         return Some(Part::Whole);
@@ -133,7 +133,7 @@ pub(super) fn part_of_metric(expr: &Expr, spec: &Spec, diag: &Diagnostics) -> Op
     part(expr, diag)
 }
 
-/// Rule: every input of `forward` comes from the batch.
+/// Checks the rule: every input of `forward` comes from the batch.
 fn each_input_has_a_part(at: &Expr, parts: usize, inputs: &[Ident], diag: &Diagnostics) -> bool {
     let fits = parts == inputs.len();
     if !fits {
@@ -147,8 +147,8 @@ fn each_input_has_a_part(at: &Expr, parts: usize, inputs: &[Ident], diag: &Diagn
     fits
 }
 
-/// Rule: a model with several inputs must name their fields in the batch, because a pair has only
-/// one input.
+/// Checks the rule: a model with several inputs must name their fields in the batch, because a pair
+/// has only one input.
 fn a_pair_has_one_input(spec: &Spec, forward: Option<&Forward>, diag: &Diagnostics) -> Option<()> {
     let steps_are_own =
         [symbol::TRAINING_STEP, symbol::MANUAL_STEP].iter().any(|name| has(&spec.attrs, name))

@@ -53,9 +53,9 @@ fn check_field(spec: &Spec, field: &Field, diag: &Diagnostics) -> Option<model::
     })
 }
 
-/// Rule: every field has exactly one kind: hyperparameter, layer, parameter, buffer, state or
-/// transient. Otherwise a field could be missing in the weights, the saved hyperparameters or a
-/// checkpoint by mistake.
+/// Checks the rule: every field has exactly one kind: hyperparameter, layer, parameter, buffer,
+/// state or transient. Otherwise a field could be missing in the weights, the saved hyperparameters
+/// or a checkpoint by mistake.
 fn has_one_kind<'a>(field: &'a Field, diag: &Diagnostics) -> Option<&'a Attr> {
     let mut kinds = symbol::FIELD_KINDS.iter().filter_map(|kind| only(&field.attrs, kind, diag));
     let Some(first) = kinds.next() else {
@@ -95,8 +95,8 @@ fn has_one_kind<'a>(field: &'a Field, diag: &Diagnostics) -> Option<&'a Attr> {
     one.then_some(first)
 }
 
-/// Rule: the setter of a hyperparameter has the hyperparameter's name, so the builder must not have
-/// another method with this name.
+/// Checks the rule: the setter of a hyperparameter has the hyperparameter's name, so the builder
+/// must not have another method with this name.
 fn name_is_free_in_the_builder(field: &Field, derive: Derive, diag: &Diagnostics) -> Option<()> {
     let own: &[&str] = match derive {
         Derive::Module => &["build"],
@@ -113,8 +113,8 @@ fn name_is_free_in_the_builder(field: &Field, derive: Derive, diag: &Diagnostics
     Some(())
 }
 
-/// Rule: in `forward` a layer is called by its name and `cx` is the context, so no layer may be
-/// called `cx`.
+/// Checks the rule: in `forward` a layer is called by its name and `cx` is the context, so no layer
+/// may be called `cx`.
 fn name_is_free_in_forward(field: &Field, diag: &Diagnostics) -> Option<()> {
     if field.ident == symbol::CX {
         diag.error(&field.ident, "`cx` is the context in `forward`: give the layer another name");
@@ -123,7 +123,7 @@ fn name_is_free_in_forward(field: &Field, diag: &Diagnostics) -> Option<()> {
     Some(())
 }
 
-/// Rule: `#[hparam]`, `#[hparam(default)]` or `#[hparam(default = value)]`.
+/// Checks the rule: `#[hparam]`, `#[hparam(default)]` or `#[hparam(default = value)]`.
 fn default(attr: &Attr, diag: &Diagnostics) -> Option<Default> {
     let args = attr.args.as_deref()?;
     match args {
@@ -142,7 +142,7 @@ fn default(attr: &Attr, diag: &Diagnostics) -> Option<Default> {
     keys::take(&mut pairs, symbol::DEFAULT).map(|pair| Default::Expr(pair.value))
 }
 
-/// Rule: `#[state]` or `#[state(value)]`.
+/// Checks the rule: `#[state]` or `#[state(value)]`.
 fn initial(attr: &Attr, diag: &Diagnostics) -> Option<Option<Expr>> {
     match attr.args.as_deref()? {
         [] => Some(None),
@@ -161,7 +161,7 @@ fn initial(attr: &Attr, diag: &Diagnostics) -> Option<Option<Expr>> {
     }
 }
 
-/// Rule: `#[layer]` or `#[layer(how to build it)]`.
+/// Checks the rule: `#[layer]` or `#[layer(how to build it)]`.
 fn source(attr: &Attr, diag: &Diagnostics) -> Option<Source> {
     match attr.args.as_deref()? {
         [] => Some(Source::Argument),
@@ -180,8 +180,8 @@ const REGIONS: &[(&str, Region)] = &[
     ("fp64", Region::Fp64),
 ];
 
-/// Rule: `#[precision]` is on a layer and names one region. The outer `None` means that an error
-/// was reported.
+/// Checks the rule: `#[precision]` is on a layer and names one region. The outer `None` means that
+/// an error was reported.
 fn precision(field: &Field, diag: &Diagnostics) -> Option<Option<Region>> {
     let Some(attr) = only(&field.attrs, symbol::PRECISION, diag) else {
         return Some(None);

@@ -48,7 +48,8 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Forward> {
 /// The largest number of inputs for which amp-core implements `Arguments`.
 const MOST_INPUTS: usize = 8;
 
-/// Rule: the closure's arguments are simple names, because `forward` gets the same arguments.
+/// Checks the rule: the closure's arguments are simple names, because `forward` gets the same
+/// arguments.
 fn inputs_have_names(closure: &ExprClosure, diag: &Diagnostics) -> Option<Vec<Input>> {
     const MESSAGE: &str =
         "the inputs of `forward` need names, as in `|x| …` or `|x, mask: Option<&Tensor>| …`";
@@ -87,7 +88,7 @@ fn inputs_have_names(closure: &ExprClosure, diag: &Diagnostics) -> Option<Vec<In
     inputs.into_iter().collect()
 }
 
-/// Rule: an input is borrowed for one call only, so its type has no named lifetime.
+/// Checks the rule: an input is borrowed for one call only, so its type has no named lifetime.
 fn lifetimes_are_left_out(ty: Option<&Type>, diag: &Diagnostics) -> Option<()> {
     let Some(named) = ty.and_then(|ty| tokens::named_lifetime(ty.to_token_stream())) else {
         return Some(());
@@ -96,7 +97,8 @@ fn lifetimes_are_left_out(ty: Option<&Type>, diag: &Diagnostics) -> Option<()> {
     None
 }
 
-/// Rule: a closure with a return type returns a `Result`. The inner `None` means `Result<Tensor>`.
+/// Checks the rule: a closure with a return type returns a `Result`. The inner `None` means
+/// `Result<Tensor>`.
 fn returns_a_result(closure: &ExprClosure, diag: &Diagnostics) -> Option<Option<(Type, Type)>> {
     let ReturnType::Type(_, written) = &closure.output else {
         return Some(None);
@@ -113,7 +115,8 @@ fn returns_a_result(closure: &ExprClosure, diag: &Diagnostics) -> Option<Option<
     None
 }
 
-/// Rule: an input may not have the name of a layer or of the context, because it would shadow it.
+/// Checks the rule: an input may not have the name of a layer or of the context, because it would
+/// shadow it.
 fn inputs_hide_nothing(spec: &Spec, inputs: &[Input], diag: &Diagnostics) -> Option<()> {
     let hidden = |input: &Ident| match input {
         cx if cx == symbol::CX => Some("the context"),
@@ -129,8 +132,8 @@ fn inputs_hide_nothing(spec: &Spec, inputs: &[Input], diag: &Diagnostics) -> Opt
     fits
 }
 
-/// Rule: `forward` mentions every layer, because an unused layer is never trained. A body that
-/// passes `self` to a function is exempt, because the function may run the layer.
+/// Checks the rule: `forward` mentions every layer, because an unused layer is never trained. A
+/// body that passes `self` to a function is exempt, because the function may run the layer.
 fn runs_every_layer(spec: &Spec, inputs: &[Input], body: &Expr, diag: &Diagnostics) {
     let body: TokenStream = body.to_token_stream();
     let Some(Input { ident: input, .. }) = inputs.first() else { return };
@@ -158,7 +161,8 @@ fn runs_every_layer(spec: &Spec, inputs: &[Input], body: &Expr, diag: &Diagnosti
     }
 }
 
-/// Rule: `forward` mentions every parameter, because an unused parameter is never trained.
+/// Checks the rule: `forward` mentions every parameter, because an unused parameter is never
+/// trained.
 fn uses_every_parameter(spec: &Spec, body: Option<&Expr>, diag: &Diagnostics) {
     let body = body.map(ToTokens::to_token_stream).unwrap_or_default();
     let fields: Vec<&Ident> = spec.fields.iter().map(|field| &field.ident).collect();
@@ -177,7 +181,7 @@ fn uses_every_parameter(spec: &Spec, body: Option<&Expr>, diag: &Diagnostics) {
     }
 }
 
-/// Rule: all calls of a layer have the same number of inputs.
+/// Checks the rule: all calls of a layer have the same number of inputs.
 fn calls_agree(spec: &Spec, body: &Expr, diag: &Diagnostics) {
     let calls = tokens::calls(body.to_token_stream());
     for layer in layers(spec) {

@@ -59,7 +59,7 @@ pub(super) fn any_pairs(args: &[Expr], diag: &Diagnostics) -> Option<Vec<Pair>> 
     complete.then_some(pairs)
 }
 
-/// Rule: an option is written `key = value`.
+/// Checks the rule: an option is written `key = value`.
 fn has_key_and_value<'a>(
     owner: &str,
     arg: &'a Expr,
@@ -85,7 +85,7 @@ fn has_key_and_value<'a>(
     None
 }
 
-/// Rule: a key is one of the owner's keys.
+/// Checks the rule: a key is one of the owner's keys.
 pub(super) fn key_is_known(owner: &str, key: &Ident, known: &[&str], diag: &Diagnostics) -> bool {
     if known.iter().any(|known| key == known) {
         return true;
@@ -99,7 +99,7 @@ pub(super) fn key_is_known(owner: &str, key: &Ident, known: &[&str], diag: &Diag
     false
 }
 
-/// Rule: no key is given twice.
+/// Checks the rule: no key is given twice.
 pub(super) fn key_is_new(key: &Ident, before: &[Pair], diag: &Diagnostics) -> bool {
     let new = before.iter().all(|pair| pair.key != *key);
     if !new {
@@ -108,7 +108,7 @@ pub(super) fn key_is_new(key: &Ident, before: &[Pair], diag: &Diagnostics) -> bo
     new
 }
 
-/// Rule: every key without a default is given, and every literal is in its range.
+/// Checks the rule: every key without a default is given, and every literal is in its range.
 pub(super) fn fit(
     at: &Ident,
     row: &'static Entry,
@@ -188,7 +188,7 @@ pub(super) fn words_to_values(
     pairs.into_iter().zip(values).map(pair).collect()
 }
 
-/// Rule: the name of a logged value is written without quotes.
+/// Checks the rule: the name of a logged value is written without quotes.
 fn logged_name(pair: &Pair, diag: &Diagnostics) -> Option<String> {
     if let Some(name) = word(&pair.value) {
         return Some(name.to_string());
@@ -206,7 +206,7 @@ fn logged_name(pair: &Pair, diag: &Diagnostics) -> Option<String> {
     None
 }
 
-/// Rule: a literal is in the range of its key.
+/// Checks the rule: a literal is in the range of its key.
 pub(super) fn literal_is_in_range(
     owner: &str,
     key: &Key,
@@ -231,7 +231,8 @@ pub(super) fn literal_is_in_range(
     fits
 }
 
-/// Rule: a list of counts has positive numbers in ascending order. Only literals are checked.
+/// Checks the rule: a list of counts has positive numbers in ascending order. Only literals are
+/// checked.
 fn rises(owner: &str, key: &Key, value: &Expr, diag: &Diagnostics) -> bool {
     let fits = match value {
         Expr::Array(list) => {
@@ -262,7 +263,8 @@ pub(super) fn number(expr: &Expr) -> Option<f64> {
     }
 }
 
-/// Rule: values are evaluated in a method, so a hyperparameter is written as a field of `self`.
+/// Checks the rule: values are evaluated in a method, so a hyperparameter is written as a field of
+/// `self`.
 pub(super) fn fields_are_read_from_self(
     spec: &Spec,
     pairs: &[Pair],
@@ -288,7 +290,7 @@ pub(super) fn take(pairs: &mut Vec<Pair>, key: &str) -> Option<Pair> {
     Some(pairs.remove(at))
 }
 
-/// Rule: if a key accepts certain words, its value is one of them, without quotes.
+/// Checks the rule: if a key accepts certain words, its value is one of them, without quotes.
 pub(super) fn choice<T: Copy>(pair: &Pair, words: &[(&str, T)], diag: &Diagnostics) -> Option<T> {
     let names: Vec<&str> = words.iter().map(|(name, _)| *name).collect();
     let key = &pair.key;

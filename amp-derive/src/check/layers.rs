@@ -54,7 +54,7 @@ fn names() -> Vec<&'static str> {
     names
 }
 
-/// Rule: a lowercase name must be in the table of layers.
+/// Checks the rule: a lowercase name must be in the table of layers.
 fn name_is_known(name: &Ident, diag: &Diagnostics) -> Option<&'static Layer> {
     let text = name.to_string();
     let found = table::find(LAYERS, &text);
@@ -71,7 +71,7 @@ fn name_is_known(name: &Ident, diag: &Diagnostics) -> Option<&'static Layer> {
     found
 }
 
-/// Rule: a layer is written without `?`, because the generated code adds it.
+/// Checks the rule: a layer is written without `?`, because the generated code adds it.
 fn has_no_question_mark(expr: &Expr, diag: &Diagnostics) -> Option<()> {
     if let Expr::Try(tried) = expr
         && let Some((name, _)) = named(&tried.expr)
@@ -84,7 +84,7 @@ fn has_no_question_mark(expr: &Expr, diag: &Diagnostics) -> Option<()> {
     Some(())
 }
 
-/// Rule: PyTorch's class names are written in snake case: `batch_norm1d(64)`, not
+/// Checks the rule: PyTorch's class names are written in snake case: `batch_norm1d(64)`, not
 /// `BatchNorm1d(64)` or `nn.BatchNorm1d(64)`.
 fn is_not_spelt_as_in_python(expr: &Expr, diag: &Diagnostics) -> Option<()> {
     let class = match expr {
@@ -128,7 +128,7 @@ fn sequential(name: &Ident, args: &[Expr], diag: &Diagnostics) -> Option<Build> 
     Some(Build::Sequential(layers))
 }
 
-/// Rule: `repeat(count, |index| layer)`.
+/// Checks the rule: `repeat(count, |index| layer)`.
 fn repeat(name: &Ident, args: &[Expr], diag: &Diagnostics) -> Option<Build> {
     if let [count, Expr::Closure(closure)] = args
         && let Some(index) = index(closure)
@@ -152,7 +152,7 @@ fn index(closure: &ExprClosure) -> Option<Pat> {
     }
 }
 
-/// Rule: `optional(condition, layer)`.
+/// Checks the rule: `optional(condition, layer)`.
 fn optional(name: &Ident, args: &[Expr], diag: &Diagnostics) -> Option<Build> {
     if let [condition, layer] = args {
         let layer = Box::new(build(layer, diag)?);
@@ -162,7 +162,7 @@ fn optional(name: &Ident, args: &[Expr], diag: &Diagnostics) -> Option<Build> {
     None
 }
 
-/// Rule: `checkpoint(layer)` or `checkpoint(layer, enabled = condition)`.
+/// Checks the rule: `checkpoint(layer)` or `checkpoint(layer, enabled = condition)`.
 fn checkpoint(name: &Ident, args: &[Expr], diag: &Diagnostics) -> Option<Build> {
     let parts = match args {
         [layer] => Some((layer, None)),
@@ -211,7 +211,7 @@ fn parameter_of<'a>(arg: &'a Expr, entry: &Entry) -> Option<(Ident, &'a Expr)> {
     (!is_own).then(|| (Ident::new(parameter, key.span()), value))
 }
 
-/// Rule: the initializer of a parameter is in the table of initializers.
+/// Checks the rule: the initializer of a parameter is in the table of initializers.
 fn draws(value: &Expr, diag: &Diagnostics) -> Option<Drawn> {
     let drawn = tensors::drawn(value, diag)?;
     if drawn.is_none() {
@@ -267,7 +267,7 @@ pub(super) fn arguments(
     Some((values?, given))
 }
 
-/// Rule: positional arguments come before named arguments, as in Python.
+/// Checks the rule: positional arguments come before named arguments, as in Python.
 fn stands_before_keywords(arg: &Expr, late: bool, diag: &Diagnostics) -> bool {
     if late {
         diag.error(arg, "positional arguments come first: name this one too");
@@ -275,8 +275,8 @@ fn stands_before_keywords(arg: &Expr, late: bool, diag: &Diagnostics) -> bool {
     !late
 }
 
-/// Rule: a layer or an initializer needs its required arguments, and takes no other positional
-/// arguments.
+/// Checks the rule: a layer or an initializer needs its required arguments, and takes no other
+/// positional arguments.
 fn number_of_arguments_fits(
     name: &Ident,
     entry: &'static Entry,
@@ -310,7 +310,7 @@ fn number_of_arguments_fits(
     false
 }
 
-/// Rule: a keyword of PyTorch that is not supported here is refused, with the reason.
+/// Checks the rule: a keyword of PyTorch that is not supported here is refused, with the reason.
 fn keyword_has_a_counterpart(owner: &str, key: &Ident, known: &[&str], diag: &Diagnostics) -> bool {
     let reason = NOT_NEEDED.iter().find(|(name, _)| key == name && !known.contains(name));
     if let Some((_, reason)) = reason {

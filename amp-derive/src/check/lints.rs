@@ -17,8 +17,8 @@ pub(super) fn advise(model: &Model, diag: &Diagnostics) {
     batch_norm_is_not_fed_low_precision(model, diag);
 }
 
-/// Rule (advice): Adam divides by √v + eps. The smallest positive f16 number is 2⁻²⁴ ≈ 6e-8, so a
-/// smaller eps becomes zero under `16-true` (Lightning #20619).
+/// Checks the rule (advice): Adam divides by √v + eps. The smallest positive f16 number is 2⁻²⁴ ≈
+/// 6e-8, so a smaller eps becomes zero under `16-true` (Lightning #20619).
 fn eps_is_representable_in_half_precision(model: &Model, diag: &Diagnostics) {
     let Some(lightning) = &model.lightning else {
         return;
@@ -46,8 +46,8 @@ fn eps_is_representable_in_half_precision(model: &Model, diag: &Diagnostics) {
     }
 }
 
-/// Rule (advice): batch norm computes its statistics from its input. If a layer before it computes
-/// in half precision, the input is rounded, and so are the statistics.
+/// Checks the rule (advice): batch norm computes its statistics from its input. If a layer before
+/// it computes in half precision, the input is rounded, and so are the statistics.
 fn batch_norm_is_not_fed_low_precision(model: &Model, diag: &Diagnostics) {
     // With `#[forward]`, the order of the fields does not show the order of the calls.
     if !matches!(model.forward, Forward::InOrder) {
@@ -81,8 +81,8 @@ fn batch_norm_is_not_fed_low_precision(model: &Model, diag: &Diagnostics) {
     }
 }
 
-/// Rule: a loss of logits applies the sigmoid itself. A model that ends in a sigmoid would apply it
-/// twice and learn slowly, without an error.
+/// Checks the rule: a loss of logits applies the sigmoid itself. A model that ends in a sigmoid
+/// would apply it twice and learn slowly, without an error.
 pub(super) fn logits_have_no_sigmoid(spec: &Spec, diag: &Diagnostics) {
     const OF_LOGITS: [&str; 2] = ["binary_cross_entropy_with_logits", "focal"];
     let args = |attr: &'_ Attr| attr.args.as_ref().and_then(|args| args.first().cloned());

@@ -52,7 +52,7 @@ impl Names {
     }
 }
 
-/// The defaults are Lightning's, except for metrics in training: they are logged once per epoch,
+/// Returns Lightning's defaults, except for metrics in training: they are logged once per epoch,
 /// computed from the counts of the whole epoch, unless `on_step` is given.
 fn defaults(stage: Stage, is_loss: bool) -> LogOptions {
     let on_step = stage == Stage::Train && is_loss;
@@ -104,8 +104,8 @@ struct Value<'a> {
     flags: Vec<&'a Expr>,
 }
 
-/// Rule: `#[log(name, flags…)]` sets one value, `#[log(name(flags…), …)]` several values. Returns
-/// the values that could be read, and whether all could be read.
+/// Checks the rule: `#[log(name, flags…)]` sets one value, `#[log(name(flags…), …)]` several
+/// values. Returns the values that could be read, and whether all could be read.
 fn begins_with_logged_names<'a>(
     attr: &'a Attr,
     names: &Names,
@@ -138,7 +138,7 @@ fn begins_with_logged_names<'a>(
     (values, complete)
 }
 
-/// `name(flags…)`.
+/// Parses `name(flags…)`.
 fn with_flags(arg: &Expr) -> Option<Value<'_>> {
     match arg {
         Expr::Call(call) => {
@@ -148,8 +148,8 @@ fn with_flags(arg: &Expr) -> Option<Value<'_>> {
     }
 }
 
-/// Rule: only a value that a generated step computes can be logged. Returns the value's default
-/// flags.
+/// Checks the rule: only a value that a generated step computes can be logged. Returns the value's
+/// default flags.
 fn name_is_logged(name: &Ident, names: &Names, diag: &Diagnostics) -> Option<LogOptions> {
     if let Some((_, defaults)) = names.logged.iter().find(|(logged, _)| name == logged) {
         return Some(*defaults);
@@ -177,7 +177,7 @@ fn name_is_logged(name: &Ident, names: &Names, diag: &Diagnostics) -> Option<Log
     None
 }
 
-/// Rule: the flags of a value are given only once.
+/// Checks the rule: the flags of a value are given only once.
 fn name_is_new(name: &Ident, before: &[&Ident], diag: &Diagnostics) -> bool {
     let new = !before.contains(&name);
     if !new {
@@ -219,7 +219,7 @@ fn options(
     options.filter(|options| is_logged_at_all(name, *options, diag))
 }
 
-/// Rule: a flag is `on_step` or `on_step = false`.
+/// Checks the rule: a flag is `on_step` or `on_step = false`.
 fn flag_is_a_word<'a>(flag: &'a Expr, diag: &Diagnostics) -> Option<(&'a Ident, bool)> {
     match Arg::from(flag) {
         Arg::Word(key) => Some((key, true)),
@@ -236,7 +236,7 @@ fn flag_is_a_word<'a>(flag: &'a Expr, diag: &Diagnostics) -> Option<(&'a Ident, 
     }
 }
 
-/// Rule: a value must be logged per step, per epoch or both.
+/// Checks the rule: a value must be logged per step, per epoch or both.
 fn is_logged_at_all(name: &Ident, options: LogOptions, diag: &Diagnostics) -> bool {
     let logged = options.on_step || options.on_epoch;
     if !logged {

@@ -100,7 +100,7 @@ fn name_and_stage(
     Some((name?, stage?))
 }
 
-/// Rule: a metric's name must be usable in `#[log(train_NAME)]`.
+/// Checks the rule: a metric's name must be usable in `#[log(train_NAME)]`.
 fn name_can_be_logged(pair: &Pair, diag: &Diagnostics) -> Option<String> {
     if let Some(name) = word(&pair.value) {
         return Some(name.unraw().to_string());
@@ -118,7 +118,7 @@ fn name_can_be_logged(pair: &Pair, diag: &Diagnostics) -> Option<String> {
     fits.then_some(name)
 }
 
-/// Rule: a custom metric needs a name.
+/// Checks the rule: a custom metric needs a name.
 fn own_metric_is_named(name: Option<String>, at: &Ident, diag: &Diagnostics) -> Option<String> {
     if name.is_none() {
         diag.error(at, "a custom metric needs a name: add `name = …`");
@@ -126,7 +126,7 @@ fn own_metric_is_named(name: Option<String>, at: &Ident, diag: &Diagnostics) -> 
     name
 }
 
-/// Rule: two values cannot have the same logged name.
+/// Checks the rule: two values cannot have the same logged name.
 fn name_is_its_own(metric: &Declared, at: &Ident, before: &[Declared], diag: &Diagnostics) -> bool {
     let name = &metric.name;
     let meets = |other: &&Declared| {
@@ -149,7 +149,7 @@ fn name_is_its_own(metric: &Declared, at: &Ident, before: &[Declared], diag: &Di
     true
 }
 
-/// Rule: a metric with a `stage` needs a generated step in that stage.
+/// Checks the rule: a metric with a `stage` needs a generated step in that stage.
 fn stage_is_generated(metric: &Declared, at: &Ident, steps: [&Own; 2], diag: &Diagnostics) -> bool {
     let [train, val] = steps;
     let own = match metric.stage {

@@ -59,8 +59,8 @@ pub(crate) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Model> {
     Some(model)
 }
 
-/// Rule: each attribute is in its place, on a field or on the struct. `derive(Module)` refuses
-/// attributes for training.
+/// Checks the rule: each attribute is in its place, on a field or on the struct. `derive(Module)`
+/// refuses attributes for training.
 fn attributes_are_in_their_place(spec: &Spec, diag: &Diagnostics) {
     for attr in &spec.attrs {
         if let Some(name) = symbol::ON_FIELD.iter().find(|name| attr.is(name)) {
@@ -87,8 +87,8 @@ fn attributes_are_in_their_place(spec: &Spec, diag: &Diagnostics) {
     }
 }
 
-/// Rule: a model has a layer or a parameter. Otherwise there is nothing to train and nothing for
-/// `forward` to run.
+/// Checks the rule: a model has a layer or a parameter. Otherwise there is nothing to train and
+/// nothing for `forward` to run.
 fn has_a_layer(spec: &Spec, diag: &Diagnostics) {
     let is_trained = |name| spec.fields.iter().any(|field| has(&field.attrs, name));
     if !is_trained(symbol::LAYER) && !is_trained(symbol::PARAMETER) {
@@ -103,7 +103,8 @@ fn has_a_layer(spec: &Spec, diag: &Diagnostics) {
     }
 }
 
-/// Rule: an attribute that may be given once is given at most once. Returns the first one.
+/// Checks the rule: an attribute that may be given once is given at most once. Returns the first
+/// one.
 pub(crate) fn only<'a>(attrs: &'a [Attr], name: &'a str, diag: &Diagnostics) -> Option<&'a Attr> {
     let mut all = named(attrs, name);
     let first = all.next();
@@ -132,8 +133,8 @@ impl Own {
     }
 }
 
-/// Rule: an attribute that replaces a generated function contains the path of a function with the
-/// same signature.
+/// Checks the rule: an attribute that replaces a generated function contains the path of a function
+/// with the same signature.
 fn own_function(spec: &Spec, name: &str, signature: &str, diag: &Diagnostics) -> Own {
     let Some(attr) = only(&spec.attrs, name, diag) else {
         return Own::Generated;
@@ -171,8 +172,8 @@ fn is_word(argument: &Expr, word: &str) -> bool {
     matches!(argument, Expr::Path(path) if path.path.is_ident(word))
 }
 
-/// Rule: an attribute is refused if it has no effect because the user replaces the function to
-/// which it belongs.
+/// Checks the rule: an attribute is refused if it has no effect because the user replaces the
+/// function to which it belongs.
 fn has_no_effect(spec: &Spec, names: &[&str], because: &str, diag: &Diagnostics) {
     for attr in spec.attrs.iter().filter(|attr| names.iter().any(|name| attr.is(name))) {
         let name = attr_name(attr);

@@ -61,7 +61,7 @@ fn is_own_type(ty: &ExprPath, known: &[&str]) -> bool {
     name.starts_with(char::is_uppercase) && known.iter().all(|known| suggest::fold(known) != folded)
 }
 
-/// Rule: the first argument is a name from the table.
+/// Checks the rule: the first argument is a name from the table.
 pub(super) fn begins_with_a_name<'a>(
     attr: &'a Attr,
     what: &str,

@@ -41,7 +41,7 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Optimizers> {
     (!optimizers.is_empty()).then_some(Optimizers::Generated(optimizers))
 }
 
-/// Rule: a model has an optimizer. A scheduler alone has nothing to schedule.
+/// Checks the rule: a model has an optimizer. A scheduler alone has nothing to schedule.
 fn has_an_optimizer(spec: &Spec, diag: &Diagnostics) {
     if has(&spec.attrs, symbol::OPTIMIZER) {
         return;
@@ -61,8 +61,8 @@ fn has_an_optimizer(spec: &Spec, diag: &Diagnostics) {
     }
 }
 
-/// Rule: each scheduler follows its optimizer, and an optimizer has at most one scheduler. If there
-/// is only one optimizer, the scheduler may precede it.
+/// Checks the rule: each scheduler follows its optimizer, and an optimizer has at most one
+/// scheduler. If there is only one optimizer, the scheduler may precede it.
 fn with_their_schedulers<'a>(
     spec: &'a Spec,
     diag: &Diagnostics,
@@ -89,8 +89,8 @@ fn with_their_schedulers<'a>(
     pairs
 }
 
-/// Rule: if there are several optimizers, at most one has no `params`; it trains the remaining
-/// parameters.
+/// Checks the rule: if there are several optimizers, at most one has no `params`; it trains the
+/// remaining parameters.
 fn one_takes_the_rest(
     pairs: &[(&Attr, Option<&Attr>)],
     optimizers: &[Optimizer],
@@ -232,8 +232,8 @@ fn selection(pairs: &mut Vec<Pair>, diag: &Diagnostics) -> Option<Option<Selecti
     Some(Some(Selection { named: named?, except: except?, ndim }))
 }
 
-/// Rule: parameters are selected by a list of patterns. A single pattern without a list is refused:
-/// Clippy would report two attributes that contain only literals as duplicates.
+/// Checks the rule: parameters are selected by a list of patterns. A single pattern without a list
+/// is refused: Clippy would report two attributes that contain only literals as duplicates.
 fn are_patterns(pair: &Pair, diag: &Diagnostics) -> Option<Vec<LitStr>> {
     let pattern = |arg: &Expr| match arg {
         Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) => Some(text.clone()),
@@ -252,7 +252,7 @@ fn are_patterns(pair: &Pair, diag: &Diagnostics) -> Option<Vec<LitStr>> {
     patterns
 }
 
-/// Rule: `ndim` is a literal number.
+/// Checks the rule: `ndim` is a literal number.
 fn is_a_number_of_dimensions(pair: &Pair, diag: &Diagnostics) -> Option<LitInt> {
     match &pair.value {
         Expr::Lit(ExprLit { lit: Lit::Int(number), .. }) => Some(number.clone()),
@@ -300,7 +300,8 @@ fn check_group(spec: &Spec, owner: Owner<'_>, call: &Expr, diag: &Diagnostics) -
     fit.then_some(Group { params, keys })
 }
 
-/// Rule: Nesterov's method needs a momentum, which is 0 in SGD by default (torch.optim.SGD).
+/// Checks the rule: Nesterov's method needs a momentum, which is 0 in SGD by default
+/// (torch.optim.SGD).
 fn nesterov_has_momentum(row: &'static Entry, pairs: &[Pair], diag: &Diagnostics) -> Option<()> {
     let find = |key: &str| pairs.iter().find(|pair| pair.key == key);
     let is_true = |pair: &&Pair| matches!(&pair.value, Expr::Lit(ExprLit { lit: Lit::Bool(value), .. }) if value.value);
@@ -314,7 +315,7 @@ fn nesterov_has_momentum(row: &'static Entry, pairs: &[Pair], diag: &Diagnostics
     }
 }
 
-/// Rule: Adam has two betas, each at least 0 and below 1.
+/// Checks the rule: Adam has two betas, each at least 0 and below 1.
 fn betas_are_a_pair(pairs: &[Pair], diag: &Diagnostics) -> Option<()> {
     let Some(betas) = pairs.iter().find(|pair| pair.key == "betas") else {
         return Some(());

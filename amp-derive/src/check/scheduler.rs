@@ -37,8 +37,8 @@ pub(super) fn check(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<(Con
     }
 }
 
-/// Rule: a custom schedule needs an `interval`, because the macro cannot infer its unit from the
-/// type.
+/// Checks the rule: a custom schedule needs an `interval`, because the macro cannot infer its unit
+/// from the type.
 fn own_interval(
     spec: &Spec,
     at: &Ident,
@@ -77,8 +77,8 @@ fn known(spec: &Spec, at: &Ident, args: &[Expr], diag: &Diagnostics) -> Option<(
     Some((Config::Known { row, at: at.clone(), keys: pairs }, interval))
 }
 
-/// Rule: a schedule that monitors a value advances once per epoch, because the value exists only at
-/// the end of an epoch.
+/// Checks the rule: a schedule that monitors a value advances once per epoch, because the value
+/// exists only at the end of an epoch.
 fn monitors_by_epoch(
     at: &Ident,
     pairs: &[Pair],
@@ -99,8 +99,8 @@ fn monitors_by_epoch(
 
 const INTERVALS: &[(&str, Interval)] = &[("step", Interval::Step), ("epoch", Interval::Epoch)];
 
-/// Rule: a schedule whose keys count optimizer steps advances at every step. Otherwise, for
-/// example, OneCycleLR with `total_steps = estimated_stepping_batches` would never finish its
+/// Checks the rule: a schedule whose keys count optimizer steps advances at every step. Otherwise,
+/// for example, OneCycleLR with `total_steps = estimated_stepping_batches` would never finish its
 /// warm-up.
 fn counts_fit_the_interval(
     at: &Ident,

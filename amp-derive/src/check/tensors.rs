@@ -43,8 +43,8 @@ pub(super) fn initial(attr: &Attr, diag: &Diagnostics) -> Option<Initial> {
     Some(Initial::Drawn { drawn, shape: shape.value })
 }
 
-/// Rule: a lowercase name, or a call of one, is an initializer with its arguments. The inner `None`
-/// means any other expression; the outer `None` means that an error was reported.
+/// Checks the rule: a lowercase name, or a call of one, is an initializer with its arguments. The
+/// inner `None` means any other expression; the outer `None` means that an error was reported.
 pub(super) fn drawn(expr: &Expr, diag: &Diagnostics) -> Option<Option<Drawn>> {
     let (name, arguments) = match expr {
         Expr::Call(ExprCall { func, args, .. }) => match word(func) {

@@ -212,7 +212,7 @@ fn loss(spec: &Spec, diag: &Diagnostics) -> Option<Loss> {
     Some(Loss::Value(Value::Known { row, at: at.clone(), keys }))
 }
 
-/// Rule: a generated step needs a loss.
+/// Checks the rule: a generated step needs a loss.
 fn has_a_loss<'a>(spec: &'a Spec, diag: &Diagnostics) -> Option<&'a Attr> {
     let found = only(&spec.attrs, symbol::LOSS, diag);
     if found.is_none() {
@@ -224,8 +224,8 @@ fn has_a_loss<'a>(spec: &'a Spec, diag: &Diagnostics) -> Option<&'a Attr> {
     found
 }
 
-/// Rule: binary cross entropy of probabilities is refused, because every model must run in every
-/// precision: its logarithm overflows in f16, and CUDA autocast refuses it.
+/// Checks the rule: binary cross entropy of probabilities is refused, because every model must run
+/// in every precision: its logarithm overflows in f16, and CUDA autocast refuses it.
 fn runs_under_autocast(args: &[Expr], diag: &Diagnostics) -> Option<()> {
     let name = args.first().and_then(word);
     if let Some(name) = name.filter(|name| *name == "binary_cross_entropy") {
@@ -239,7 +239,7 @@ fn runs_under_autocast(args: &[Expr], diag: &Diagnostics) -> Option<()> {
     Some(())
 }
 
-/// Rule: a loss is a function of the output and the target.
+/// Checks the rule: a loss is a function of the output and the target.
 fn takes_output_and_target(closure: &ExprClosure, diag: &Diagnostics) -> Option<()> {
     if closure.inputs.len() != 2 {
         diag.error(closure, "a loss has two arguments: `|output, target| …`");
@@ -248,8 +248,8 @@ fn takes_output_and_target(closure: &ExprClosure, diag: &Diagnostics) -> Option<
     Some(())
 }
 
-/// Rule: the loss is not divided by the number of accumulated batches. The trainer already divides
-/// it; a second division would make gradients N times too small.
+/// Checks the rule: the loss is not divided by the number of accumulated batches. The trainer
+/// already divides it; a second division would make gradients N times too small.
 fn is_not_divided_for_accumulation(closure: &ExprClosure, diag: &Diagnostics) -> Option<()> {
     let Some(divisor) = divisor(&closure.body) else {
         return Some(());

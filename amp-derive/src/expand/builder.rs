@@ -211,7 +211,8 @@ fn by_name(model: &Model) -> TokenStream {
     }
 }
 
-/// The conversion is a method of the model, so that `Self` in the user's code means the model.
+/// Generates the conversion from the builder as a method of the model, so that `Self` in the user's
+/// code means the model.
 fn build(model: &Model, inputs: &[&Field]) -> TokenStream {
     let (ident, name) = (&model.ident, &model.builder);
     let (impl_generics, ty_generics, where_clause) = model.generics.split_for_impl();

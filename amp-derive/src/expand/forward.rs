@@ -142,7 +142,7 @@ fn closure(model: &Model, Body { body, .. }: &Body) -> (Ident, TokenStream) {
     (cx, body)
 }
 
-/// Makes the statements of a block body the statements of the function.
+/// Returns the statements of the function: the statements of a block body, or the body itself.
 pub(super) fn statements(body: &Expr) -> Vec<Stmt> {
     match body {
         Expr::Block(block) if block.label.is_none() && block.attrs.is_empty() => {

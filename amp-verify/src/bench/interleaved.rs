@@ -20,7 +20,7 @@ pub struct Chunk {
 
 /// An engine that trains a workload in turns with others.
 pub trait Candidate {
-    /// The candidate's engine.
+    /// Returns the candidate's engine.
     fn engine(&self) -> Engine;
 
     /// Does the work that is not measured: loads kernels, compiles, captures graphs.

@@ -180,7 +180,7 @@ fn fed(plan: &Plan) -> Vec<(&Task, Precision)> {
     workloads.map(|workload| (workload, precision)).collect()
 }
 
-/// The benchmark's command line, quoted for a shell.
+/// Returns the benchmark's command line, quoted for a shell.
 fn command() -> String {
     let arguments = std::env::args().skip(1);
     std::iter::once("cargo amp".to_owned()).chain(arguments).collect::<Vec<_>>().join(" ")

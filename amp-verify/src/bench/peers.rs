@@ -130,7 +130,7 @@ pub struct Entry<'a> {
 }
 
 impl Peer {
-    /// Whether the peer takes part in this workload.
+    /// Returns whether the peer takes part in this workload.
     pub fn trains(&self, workload: &Task) -> bool {
         match self.engine {
             Engine::TorchCompileDefault | Engine::TorchCompileAutotuned => {

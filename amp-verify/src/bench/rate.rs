@@ -7,12 +7,12 @@ use amp_core::{
     tch::{Cuda, Device, Kind, Tensor, no_grad},
 };
 
-/// The number of rows and columns of the matrices: large enough to occupy any device.
+/// Returns the number of rows and columns of the matrices: large enough to occupy any device.
 fn side(device: Device) -> i64 {
     if device.is_cuda() { 8192 } else { 1024 }
 }
 
-/// Floating-point operations per second of a sequence of products of square bf16 matrices.
+/// Returns floating-point operations per second of a sequence of products of square bf16 matrices.
 ///
 /// # Errors
 /// When there is not enough memory.

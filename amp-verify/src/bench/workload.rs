@@ -120,17 +120,17 @@ pub struct Task {
 }
 
 impl Task {
-    /// The workload's name in the tables.
+    /// Returns the workload's name in the tables.
     pub fn name(&self) -> &str {
         &self.workload.name
     }
 
-    /// The model's name.
+    /// Returns the model's name.
     pub fn model(&self) -> &'static str {
         self.model.name()
     }
 
-    /// The number of values in a random example; `None` for all other kinds of examples.
+    /// Returns the number of values in a random example; `None` for all other kinds of examples.
     pub fn features(&self) -> Option<i64> {
         match self.workload.noise?.input {
             NoiseInput::Features { features, .. } => Some(features),
@@ -138,7 +138,7 @@ impl Task {
         }
     }
 
-    /// The number of ids in a random example; `None` for all other kinds of examples.
+    /// Returns the number of ids in a random example; `None` for all other kinds of examples.
     pub fn tokens(&self) -> Option<i64> {
         match self.workload.noise?.input {
             NoiseInput::Tokens { length, .. } => Some(length),
@@ -146,8 +146,8 @@ impl Task {
         }
     }
 
-    /// The number of classes for random numbers, or the size of the vocabulary for ids; `None` for
-    /// other kinds of examples.
+    /// Returns the number of classes for random numbers, or the size of the vocabulary for ids;
+    /// `None` for other kinds of examples.
     pub fn classes(&self) -> Option<i64> {
         match self.workload.noise?.input {
             NoiseInput::Features { classes, .. } => Some(classes),
@@ -156,42 +156,42 @@ impl Task {
         }
     }
 
-    /// Whether this precision is measured.
+    /// Returns whether this precision is measured.
     pub fn is_measured_in(&self, precision: Precision) -> bool {
         !self.workload.mixed_alone || precision != Precision::F32True
     }
 
-    /// Whether each mode of torch.compile is measured.
+    /// Returns whether each mode of torch.compile is measured.
     pub fn has_compiler_modes(&self) -> bool {
         self.workload.compiler_modes
     }
 
-    /// Whether steps without the checks of the training invariants are measured as well.
+    /// Returns whether steps without the checks of the training invariants are measured as well.
     pub fn has_unchecked_steps(&self) -> bool {
         self.workload.unchecked
     }
 
-    /// Whether reduced gradients and optimizer state are measured as well.
+    /// Returns whether reduced gradients and optimizer state are measured as well.
     pub fn has_reduced_state(&self) -> bool {
         self.workload.reduced_state
     }
 
-    /// Whether training on `device` with the data on the host is measured.
+    /// Returns whether training on `device` with the data on the host is measured.
     pub fn is_fed_on(&self, device: Device) -> bool {
         self.workload.fed.holds(device)
     }
 
-    /// Whether the workload declares a size at which its tensors take negligible time.
+    /// Returns whether the workload declares a size at which its tensors take negligible time.
     pub fn has_tiny(&self) -> bool {
         self.workload.tiny.is_some()
     }
 
-    /// The smallest number of steps in a round.
+    /// Returns the smallest number of steps in a round.
     pub fn steps(&self, device: Device) -> i64 {
         if device.is_cuda() { self.workload.steps.0 } else { self.workload.steps.1 }
     }
 
-    /// The model's hyperparameters.
+    /// Returns the model's hyperparameters.
     pub fn hyperparameters(&self, size: Size) -> &Hyperparameters {
         match (size, &self.workload.tiny) {
             (Size::Tiny, Some(tiny)) => tiny,
@@ -271,9 +271,9 @@ fn draw(input: NoiseInput, count: i64) -> Result<AnyBatch> {
     }
 }
 
-/// The trainer's options, equal for every measurement: clipping is on, and the models compute their
-/// declared metrics. Validation is not measured, so the validation set may repeat training
-/// examples.
+/// Returns the trainer's options, equal for every measurement: clipping is on, and the models
+/// compute their declared metrics. Validation is not measured, so the validation set may repeat
+/// training examples.
 pub fn config(precision: Precision, device: Device) -> TrainerConfig {
     TrainerConfig::new(precision, device).with(|config| {
         config.optimization.gradient_clip = Some(Clip::Norm(CLIP));

@@ -97,12 +97,12 @@ impl Checked {
         Self { rule, what, over, result, figure: None, bound: None, unit: Unit::Equal }
     }
 
-    /// Whether anything was compared.
+    /// Returns whether anything was compared.
     pub fn is_done(&self) -> bool {
         self.result != Comparison::LeftOut
     }
 
-    /// Whether the rule is broken.
+    /// Returns whether the rule is broken.
     pub fn is_broken(&self) -> bool {
         self.result == Comparison::Broken
     }

@@ -38,7 +38,7 @@ impl Case<'_> {
         moved.into_iter().map(failure).collect()
     }
 
-    /// Whether 32-true differs from its golden; `None` if nothing can be compared.
+    /// Returns whether 32-true differs from its golden; `None` if nothing can be compared.
     pub(super) fn baseline_moved(
         &self,
         folder: &Path,

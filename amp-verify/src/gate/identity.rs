@@ -52,7 +52,7 @@ pub(super) fn weights(model: &dyn LightningModule) -> Result<String> {
     Ok(hex(&hash.finalize()))
 }
 
-/// Whether every value of the model is finite.
+/// Returns whether every value of the model is finite.
 pub(super) fn is_finite(model: &dyn LightningModule) -> Result<bool> {
     for (_, tensor, _) in named_tensors(model) {
         if tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {

@@ -9,7 +9,7 @@ use crate::case::Case;
 const LARGE: usize = 1 << 24;
 const OF_LARGE: i64 = 2;
 
-/// The first examples of the training set: a batch, or fewer for a large model.
+/// Returns the first examples of the training set: a batch, or fewer for a large model.
 pub(super) fn sample(case: &Case) -> Result<AnyBatch> {
     let model = case.build()?;
     let numbers: usize = parameters(model.as_ref()).iter().map(|own| own.tensor.numel()).sum();

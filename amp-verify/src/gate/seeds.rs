@@ -94,7 +94,7 @@ fn within(plan: &Plan, pool: &mut Pool, started: Instant, limit: Duration) -> Re
 }
 
 impl Plan {
-    /// Whether this number of seeds is inconclusive for a cell in which nothing failed.
+    /// Returns whether this number of seeds is inconclusive for a cell in which nothing failed.
     fn is_open(&self, pool: &Pool, model: usize, precision: Precision, count: usize) -> bool {
         let cell = self.cell(pool, &self.models[model], precision, (count, false));
         let verdict = cell.judgement.map(|judgement| judgement.verdict);

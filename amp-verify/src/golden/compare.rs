@@ -186,8 +186,9 @@ pub(super) fn exact<T: PartialEq + fmt::Display>(
     }
 }
 
-/// Whether two finite values differ by at most the tolerance. A value that is not finite agrees
-/// with nothing, not even with itself, because two runs that failed in the same way do not agree.
+/// Adds the figure to `moved` if its values differ by more than the tolerance. A value that is not
+/// finite agrees with nothing, not even with itself, because two runs that failed in the same way
+/// do not agree.
 pub(super) fn within(
     moved: &mut Vec<Moved>,
     precision: &str,
@@ -235,7 +236,7 @@ impl Comparator for Agreement {
         moved.is_empty()
     }
 
-    /// With `INSTA_REQUIRE_FULL_MATCH` the texts must be equal.
+    /// Returns whether the texts are equal, as `INSTA_REQUIRE_FULL_MATCH` requires.
     fn matches_fully(&self, reference: &insta::Snapshot, test: &insta::Snapshot) -> bool {
         reference.contents() == test.contents()
     }

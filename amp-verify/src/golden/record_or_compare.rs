@@ -34,8 +34,9 @@ impl Target {
         self.golden_like(|_| None)
     }
 
-    /// Like [`golden`](Self::golden), but runs only the first seed if its figures agree with a
-    /// `known` golden. Other seeds are needed only for n, s and power, which the known golden has.
+    /// Does the same as [`golden`](Self::golden), but runs only the first seed if its figures agree
+    /// with a `known` golden. Other seeds are needed only for n, s and power, which the known
+    /// golden has.
     ///
     /// # Errors
     /// The errors of [`golden`](Self::golden).
@@ -63,7 +64,7 @@ impl Target {
         hardware::parse_device(self.check.device.as_ref().unwrap_or(&own))
     }
 
-    /// The seed whose figures are recorded.
+    /// Returns the seed whose figures are recorded.
     pub(super) fn first_seed(&self) -> u64 {
         self.check.seeds.first().copied().unwrap_or_default()
     }

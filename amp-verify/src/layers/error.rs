@@ -21,7 +21,7 @@ pub struct Bias {
 }
 
 impl Bias {
-    /// The larger of the two z values, with its sign.
+    /// Returns the larger of the two z values, with its sign.
     pub fn z(self) -> f64 {
         if self.shift_z.abs() > self.magnitude_z.abs() { self.shift_z } else { self.magnitude_z }
     }
@@ -37,7 +37,7 @@ pub struct Growth {
     pub t: Option<f64>,
 }
 
-/// The root mean square; `None` if a value is not finite.
+/// Returns the root mean square; `None` if a value is not finite.
 ///
 /// # Errors
 /// When there is not enough device memory.
@@ -50,7 +50,7 @@ pub fn rms(tensor: &Tensor) -> Result<Option<f64>> {
     Ok(value.is_finite().then_some(value))
 }
 
-/// The root mean square of the difference; `None` if a value is not finite.
+/// Returns the root mean square of the difference; `None` if a value is not finite.
 ///
 /// # Errors
 /// When the shapes differ.
@@ -77,7 +77,8 @@ pub fn bias(found: &Tensor, exact: &Tensor) -> Result<Option<Bias>> {
     Ok(Some(Bias { magnitude, magnitude_z, shift, shift_z }))
 }
 
-/// The mean, and the mean divided by its standard error under the hypothesis that the mean is zero.
+/// Returns the mean, and the mean divided by its standard error under the hypothesis that the mean
+/// is zero.
 fn mean_and_z(values: &Tensor) -> Result<(f64, f64)> {
     let count = values.numel();
     if count == 0 {
@@ -105,7 +106,7 @@ fn mean_and_z(values: &Tensor) -> Result<(f64, f64)> {
     Ok((mean, if deviation > 0.0 { mean / deviation } else { 0.0 }))
 }
 
-/// Σ error × sign / Σ |exact|; `None` if that is NaN.
+/// Computes Σ error × sign / Σ |exact|; `None` if that is NaN.
 ///
 /// # Errors
 /// When the shapes differ.
@@ -118,7 +119,8 @@ pub fn relative_change(found: &Tensor, exact: &Tensor) -> Result<Option<f64>> {
     Ok(change.is_finite().then_some(change))
 }
 
-/// The least-squares line through `changes` over their indices; `None` for fewer than three.
+/// Returns the least-squares line through `changes` over their indices; `None` for fewer than
+/// three.
 pub fn growth(changes: &[f64]) -> Option<Growth> {
     let n = changes.len() as f64;
     if changes.len() < 3 {

@@ -213,7 +213,7 @@ fn direction(output: &Tensor) -> Result<Tensor> {
     Ok(waves.f_view(output.size().as_slice())?.f_to_kind(output.kind())?)
 }
 
-/// ‖a − b‖/max(‖b‖, least); 0 if both are zero.
+/// Computes ‖a − b‖/max(‖b‖, least); 0 if both are zero.
 fn distance(a: &Tensor, b: &Tensor, least: f64) -> Result<f64> {
     let (a, b) = (a.f_to_kind(Dtype::Double)?, b.f_to_kind(Dtype::Double)?);
     let off = norm(&a.f_sub(&b)?)?;

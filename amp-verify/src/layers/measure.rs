@@ -41,7 +41,7 @@ const BUDGET: usize = 4 << 30;
 const SHARE: usize = 4;
 
 impl Options {
-    /// Options for this precision with a loss scale of 65536.
+    /// Returns options for this precision with a loss scale of 65536.
     pub fn new(precision: Precision) -> Self {
         let window = WindowOptions::default();
         Self { precision, log2_scale: 16, window, budget: BUDGET }
@@ -57,7 +57,7 @@ pub fn measure(subject: &Subject<'_>, options: Options) -> Result<Report> {
     Ok(Report { groups: groups(subject, options.precision)?, ..report })
 }
 
-/// Like [`measure`], without groups. Also measures the own error of each layer that computes in 16 bits.
+/// Does the same as [`measure`] without groups, and measures each 16-bit layer's own error.
 ///
 /// # Errors
 /// The errors of [`measure`].
@@ -124,8 +124,8 @@ pub fn module_paths(subject: &Subject<'_>) -> Result<(Vec<String>, Vec<String>)>
     Ok((layers, modules))
 }
 
-/// Whether the module computes something itself. A module that only calls others is represented by its
-/// children.
+/// Returns whether the module computes something itself. A module that only calls others is
+/// represented by its children.
 fn is_layer(calls: &[Ran], call: &Ran) -> bool {
     let path = module(&call.path);
     let inside =

@@ -149,7 +149,7 @@ pub struct Flow {
 }
 
 impl Layer {
-    /// The figures of this kind.
+    /// Returns the figures of this kind.
     pub fn flow(&self, kind: Kind) -> Option<&Flow> {
         match kind {
             Kind::Forward => Some(&self.forward),

@@ -47,14 +47,14 @@ const BY_CHANCE: f64 = 0.75;
 const LEAST_ELEMENTS: usize = 64;
 
 impl Own {
-    /// Whether the layer's own error is larger than rounding explains.
+    /// Returns whether the layer's own error is larger than rounding explains.
     pub fn is_beyond(&self) -> bool {
         self.error.is_some_and(|error| error.is_nan() || error > WITHIN)
     }
 }
 
 impl Passes {
-    /// Each layer with 16-bit results.
+    /// Returns each layer with 16-bit results.
     pub(super) fn own(&self) -> Result<Vec<Own>> {
         let mut all = Vec::new();
         for at in self.places().filter(|at| is_narrow(self.actual.calls[*at].output.kind())) {
@@ -173,7 +173,7 @@ impl Otherwise {
         Ok((expected > 0.0 || own > 0.0).then(|| own / expected))
     }
 
-    /// Whether the results are those of unrounded parameters.
+    /// Returns whether the results are those of unrounded parameters.
     fn is_wide(&self) -> Result<bool> {
         let differing = |other: &Tensor| -> Result<f64> {
             let different = other.f_ne_tensor(&self.rounded)?.f_to_kind(Dtype::Double)?;

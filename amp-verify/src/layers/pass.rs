@@ -40,8 +40,9 @@ pub(super) struct Ran {
 }
 
 impl Ran {
-    /// Whether this is a norm with 16-bit parameters. Such a norm also rounds the mean and the deviation of its
-    /// input, which changes its results as much as perturbing the input by one rounding.
+    /// Returns whether this is a norm with 16-bit parameters. Such a norm also rounds the mean and
+    /// the deviation of its input, which changes its results as much as perturbing the input by one
+    /// rounding.
     pub(super) fn rounds_statistics(&self, precision: Precision) -> bool {
         let has_parameters = self.numbers.1 > 0;
         self.op == Op::Other
@@ -137,7 +138,7 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// A plan that keeps no tensors.
+    /// Returns a plan that keeps no tensors.
     pub(super) fn counting() -> Self {
         let (keeps, jobs) = (0..0, Vec::new());
         Self { precision: Precision::F32True, scale: 1.0, dropout: false, keeps, jobs }
@@ -358,8 +359,8 @@ fn round(parameters: &[Tensor], how: Rounded) -> Result<Vec<(Tensor, Tensor)>> {
     each.collect()
 }
 
-/// Whether dropout drops the same elements in these dtypes for equal seeds. It does on the CPU. On CUDA the
-/// number of elements that one thread draws depends on the dtype.
+/// Returns whether dropout drops the same elements in these dtypes for equal seeds. It does on the
+/// CPU. On CUDA the number of elements that one thread draws depends on the dtype.
 pub(super) fn masks_agree(device: Device, kinds: &[Kind]) -> Result<bool> {
     let draw = |kind: Kind| -> Result<Tensor> {
         let _section = random::seeded(0)?;

@@ -37,7 +37,7 @@ pub struct LogArgs {
 }
 
 impl LogArgs {
-    /// Which steps are logged and profiled.
+    /// Returns which steps are logged and profiled.
     pub fn logging(&self) -> LoggingConfig {
         let steps = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         LoggingConfig {

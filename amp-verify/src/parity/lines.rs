@@ -136,7 +136,7 @@ use amp_core::prelude::*;
 const WIDTH: i64 = 4;
 const EXAMPLES: i64 = 100;
 
-/// Examples.
+/// Draws the examples.
 fn examples() -> Result<Batch> {
     draw(EXAMPLES, WIDTH)
 }

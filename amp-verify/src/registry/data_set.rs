@@ -81,7 +81,7 @@ impl DataSet {
         Self { name, about: String::new(), hyperparameters, is_sized, load: Arc::new(load) }
     }
 
-    /// Sets a short description of the data set.
+    /// Returns a short description.
     #[must_use]
     pub fn about(mut self, about: impl Into<String>) -> Self {
         self.about = about.into();
@@ -100,7 +100,7 @@ impl DataSet {
         self
     }
 
-    /// Returns the data set's name.
+    /// Returns the name.
     pub fn name(&self) -> &'static str {
         self.name
     }

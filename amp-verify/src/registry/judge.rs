@@ -32,7 +32,7 @@ impl Direction {
         }
     }
 
-    /// Returns whether the direction is [`HigherIsBetter`](Self::HigherIsBetter).
+    /// Returns whether it is [`HigherIsBetter`](Self::HigherIsBetter).
     pub fn is_higher(&self) -> bool {
         *self == Self::HigherIsBetter
     }
@@ -65,17 +65,17 @@ impl Judge {
     /// The default judge: the accuracy.
     pub const DEFAULT: Self = Self::higher("val_acc");
 
-    /// Judges by a value for which higher is better, for example `val_acc`.
+    /// Returns a value for which higher is better, for example `val_acc`.
     pub const fn higher(name: &'static str) -> Self {
         Self { name, direction: Direction::HigherIsBetter }
     }
 
-    /// Judges by a value for which lower is better, for example `val_mae`.
+    /// Returns a value for which lower is better, for example `val_mae`.
     pub const fn lower(name: &'static str) -> Self {
         Self { name, direction: Direction::LowerIsBetter }
     }
 
-    /// Judges by the validation loss.
+    /// Returns the validation loss.
     pub const fn loss() -> Self {
         Self::lower(LOSS)
     }

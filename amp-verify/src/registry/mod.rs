@@ -86,7 +86,7 @@ pub(crate) enum Peers {
 }
 
 impl Registry {
-    /// Creates a registry without models; [`project!`](crate::project) names the project.
+    /// Returns a registry without models; [`project!`](crate::project) names the project.
     pub fn new(project: Project) -> Self {
         Self {
             project,
@@ -129,8 +129,8 @@ impl Registry {
         self
     }
 
-    /// Like [`peers`](Self::peers), with the program's text in the binary, for machines without the
-    /// files of the project.
+    /// Does the same as [`peers`](Self::peers), with the program's text in the binary, for machines
+    /// without the files of the project.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn peers_program(mut self, text: &'static str) -> Self {

@@ -17,7 +17,7 @@ pub struct Project {
 }
 
 impl Project {
-    /// Creates the project of the package `name` in `folder`; [`project!`](crate::project) fills in both. If the
+    /// Returns the package `name` in `folder`; [`project!`](crate::project) fills in both. If the
     /// environment variable `AMP_PROJECT` is set, it names another folder for the files.
     pub fn new(name: impl Into<String>, folder: impl Into<PathBuf>) -> Self {
         let packed = env::var_os(PACKED).filter(|folder| !folder.is_empty()).map(PathBuf::from);

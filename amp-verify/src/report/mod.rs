@@ -88,8 +88,8 @@ impl Subscriber for RunHistories {
     }
 }
 
-/// Wilson's 95 % score interval of a share (Wilson 1927): the range of shares that chance explains
-/// with `n` examples. It stays between 0 and 1, and is not empty at either end.
+/// Returns Wilson's 95 % score interval of a share (Wilson 1927): the range of shares that chance
+/// explains with `n` examples. It stays between 0 and 1, and is not empty at either end.
 pub fn wilson(share: f64, n: i64) -> (f64, f64) {
     let (z, n) = (1.959_963_985, n.max(1) as f64);
     let z2 = z * z;

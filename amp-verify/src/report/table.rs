@@ -147,7 +147,7 @@ pub(super) fn power(exponent: i32) -> String {
     format!("2{}", superscript(f64::from(exponent)))
 }
 
-/// Names the layers that lose the largest shares of values in f16, at the loss scale of training.
+/// Lists the layers that lose the largest shares of values in f16, at the loss scale of training.
 fn worst(report: &Report, kind: Kind, log2_scale: i32) -> String {
     let flows =
         report.layers.iter().filter_map(|layer| Some((layer.path.as_str(), layer.flow(kind)?)));

@@ -37,7 +37,7 @@ pub struct FaultResult {
 }
 
 impl FaultResult {
-    /// Whether the gate failed.
+    /// Returns whether the gate failed.
     pub fn is_reported(&self) -> bool {
         self.by_seeds || !self.reported_by.is_empty()
     }
@@ -79,7 +79,7 @@ impl Report {
         self.faults.len() + 1
     }
 
-    /// Whether the gate reported every fault and raised no false alarm.
+    /// Returns whether the gate reported every fault and raised no false alarm.
     pub fn passes(&self) -> bool {
         self.reported() == self.injected() && self.false_alarms.is_empty()
     }
@@ -162,7 +162,7 @@ impl Report {
     }
 }
 
-/// Whether the gate would fail for a cell with this status.
+/// Returns whether the gate would fail for a cell with this status.
 pub(super) fn is_red(status: Status) -> bool {
     status == Status::Regression
 }

@@ -59,12 +59,12 @@ impl Engine {
         }
     }
 
-    /// Returns whether the engine is this trainer.
+    /// Returns whether it is this trainer.
     pub fn is_ours(self) -> bool {
         self == Self::Eager || self.is_graph()
     }
 
-    /// Returns whether the engine is this trainer with CUDA graphs.
+    /// Returns whether it is this trainer with CUDA graphs.
     pub fn is_graph(self) -> bool {
         matches!(self, Self::Graph | Self::Graph16Bit | Self::GraphLean | Self::GraphUnchecked)
     }

@@ -140,7 +140,7 @@ impl Report {
         Some(ours.peak_memory_bytes? as f64 / baseline.peak_memory_bytes? as f64)
     }
 
-    /// This trainer's memory divided by its memory under 32-true.
+    /// Returns this trainer's memory divided by its memory under 32-true.
     pub fn memory(&self, workload: &str, precision: Precision) -> Option<f64> {
         self.memory_of(self.ours(workload, precision)?)
     }

@@ -192,15 +192,15 @@ impl Workload {
         self
     }
 
-    /// On CUDA, also measures steps without the checks of training invariants. The difference is
-    /// the cost of the checks.
+    /// Measures on CUDA also steps without the checks of training invariants. The difference is the
+    /// cost of the checks.
     #[must_use]
     pub fn with_unchecked_steps(mut self) -> Self {
         self.unchecked = true;
         self
     }
 
-    /// On CUDA, also measures with 16-bit gradients, and with optimizer state in 8 bits.
+    /// Measures on CUDA also with 16-bit gradients, and with optimizer state in 8 bits.
     #[must_use]
     pub fn with_reduced_state(mut self) -> Self {
         self.reduced_state = true;

@@ -73,7 +73,7 @@ pub struct Judgement {
 }
 
 impl Design {
-    /// α of one evaluation.
+    /// Returns α of one evaluation.
     pub fn look_alpha(&self) -> f64 {
         if self.most > self.first { self.alpha / 2.0 } else { self.alpha }
     }

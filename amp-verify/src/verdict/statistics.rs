@@ -70,7 +70,7 @@ pub fn tolerance_factor(risk: f64, confidence: f64, n: usize) -> f64 {
     high
 }
 
-/// P(T > `critical`) for a noncentral T with these degrees of freedom and the noncentrality
+/// Returns P(T > `critical`) for a noncentral T with these degrees of freedom and the noncentrality
 /// `shift`.
 fn noncentral_t_above(critical: f64, freedom: f64, shift: f64) -> f64 {
     let (Ok(normal), Ok(chi)) = (Normal::new(0.0, 1.0), ChiSquared::new(freedom)) else {

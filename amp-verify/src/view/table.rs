@@ -194,7 +194,7 @@ fn over(
     })
 }
 
-/// The baseline is not compared with itself.
+/// Formats a figure of the difference from the baseline; empty for the baseline itself.
 fn delta(run: &Run, text: impl Fn(&Delta) -> Option<String>) -> String {
     run.delta.as_ref().and_then(text).unwrap_or_default()
 }

@@ -41,7 +41,8 @@ impl Libtorch {
         Self::find(project, None, Look::Quick)
     }
 
-    /// Like [`find_or_provision`](Self::find_or_provision), for `cargo amp setup`: checks every file and adds `wanted` if it is missing.
+    /// Does the same as [`find_or_provision`](Self::find_or_provision), for `cargo amp setup`:
+    /// checks every file and adds `wanted` if it is missing.
     pub(crate) fn setup(project: &Path, wanted: Option<Variant>) -> Result<Self, Error> {
         let found = Self::find(project, wanted, Look::Thorough)?;
         if let (Libtorch::Foreign(folder), Some(_)) = (&found, wanted) {
@@ -97,10 +98,10 @@ impl Libtorch {
         }
     }
 
-    /// Like `apply`, for a program, or for a cargo that runs tests. The run-time search path in
-    /// `.cargo/config.toml` works only in the project's own `target` folder. It does not work for
-    /// documentation tests, which are built elsewhere, or if CARGO_TARGET_DIR or `build.target-dir`
-    /// is set.
+    /// Does the same as `apply`, for a program, or for a cargo that runs tests. The run-time search
+    /// path in `.cargo/config.toml` works only in the project's own `target` folder. It does not
+    /// work for documentation tests, which are built elsewhere, or if CARGO_TARGET_DIR or
+    /// `build.target-dir` is set.
     pub(crate) fn apply_to_run(&self, command: &mut Command) {
         self.apply(command);
         let (Libtorch::Provisioned(torch, _) | Libtorch::Foreign(torch)) = self;

@@ -5,7 +5,8 @@ use std::process::Command;
 
 use crate::support::Checkout;
 
-/// The package `mine` has the amp binary, data and goldens; the package `checks` has goldens.
+/// Creates a workspace: the package `mine` has the amp binary, data and goldens; the package
+/// `checks` has goldens.
 pub(crate) fn workspace() -> Checkout {
     let project = Checkout::new();
     let package = |name: &str| {

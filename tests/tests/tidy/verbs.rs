@@ -65,7 +65,7 @@ const NO_VERBS: &[&str] = &[
     "Windows",
 ];
 
-/// The doc comments of functions in these folders that begin without a verb.
+/// Returns the doc comments of functions in these folders that begin without a verb.
 pub(crate) fn missing(root: &Path, folders: &[&str]) -> Vec<Finding> {
     let in_folders = |file: &Path| folders.iter().any(|folder| file.starts_with(folder));
     let sources = all(root).into_iter().filter(|file| ends_in(file, &["rs"]) && in_folders(file));
@@ -127,13 +127,13 @@ impl<'ast> Visit<'ast> for Functions {
     }
 }
 
-/// Whether the attribute marks a test: `#[test]`, `#[rstest]` or a case of one.
+/// Returns whether the attribute marks a test: `#[test]`, `#[rstest]` or a case of one.
 fn is_test(attr: &Attribute) -> bool {
     let last = attr.path().segments.last().map(|segment| segment.ident.to_string());
     last.is_some_and(|name| ["test", "rstest", "case"].contains(&name.as_str()))
 }
 
-/// The line and the first word of a doc comment.
+/// Returns the line and the first word of a doc comment.
 fn first_word(attr: &Attribute) -> Option<(usize, String)> {
     let Meta::NameValue(pair) = &attr.meta else { return None };
     let Expr::Lit(ExprLit { lit: Lit::Str(comment), .. }) = &pair.value else { return None };

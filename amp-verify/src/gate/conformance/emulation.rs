@@ -112,7 +112,8 @@ impl Emulation {
         parameter.rsplit_once('.').and_then(|(module, _)| self.modules.get(module))
     }
 
-    /// Whether a parameter is rounded: its module computes in 16 bits, or it belongs to no module.
+    /// Returns whether a parameter is rounded: its module computes in 16 bits, or it belongs to no
+    /// module.
     fn rounds(&self, parameter: &str) -> bool {
         self.module_of(parameter).is_none_or(|module| is_narrow(module.computed))
     }
@@ -135,8 +136,8 @@ impl Emulation {
     }
 }
 
-/// Under `*-true`, a module in a region with a wider dtype gets 16-bit inputs, which are cast when
-/// it is called.
+/// Records that under `*-true`, a module in a region with a wider dtype gets 16-bit inputs, which
+/// are cast when it is called.
 fn cast_into_regions(modules: &mut BTreeMap<String, Kinds>, storage: Kind) {
     let computed: BTreeMap<String, Kind> =
         modules.iter().map(|(path, kinds)| (path.clone(), kinds.computed)).collect();
@@ -214,9 +215,9 @@ impl Rounding {
         }
     }
 
-    /// Also perturbs values between modules before they are rounded. Weights that are stored in
-    /// rounded form cannot be perturbed, so without this each repetition of a step would round in
-    /// the same way.
+    /// Perturbs also the values between modules, before they are rounded. Weights that are stored
+    /// in rounded form cannot be perturbed, so without this each repetition of a step would round
+    /// in the same way.
     pub(in crate::gate) fn moving_between_modules(self) -> Self {
         Self { moves_between: true, ..self }
     }

@@ -78,7 +78,8 @@ impl Interceptor for Still {
         StepAccess::InStep("the gate compares the steps with those of 32-true")
     }
 
-    /// A model that optimizes manually is trained on its first loss of each batch instead.
+    /// Returns false, so that a model that optimizes manually is trained on its first loss of each
+    /// batch.
     fn optimizes_manually(&self, _: &dyn LightningModule) -> bool {
         false
     }

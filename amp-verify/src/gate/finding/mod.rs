@@ -305,7 +305,7 @@ impl<'a> Suspect<'a> {
 }
 
 impl Suspect<'_> {
-    /// Whether repeating the seed gives the recorded figures.
+    /// Returns whether repeating the seed gives the recorded figures.
     fn repeats(&self, job: &Job) -> bool {
         let again = |recorded| figures(&job.execute(&self.plan.registry)) == figures(recorded);
         self.recorded.as_ref().is_some_and(again)

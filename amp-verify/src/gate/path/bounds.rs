@@ -126,8 +126,8 @@ mod tests {
         verdict::tolerance_factor,
     };
 
-    /// Returns a step whose passes with emulated rounding differ from 32-true by `error`. Half of the
-    /// difference has the direction of the gradient.
+    /// Returns a step whose passes with emulated rounding have the distance `error`, and half of it
+    /// along the gradient.
     fn step(error: f64, found: Figures) -> Compared {
         let pass = Figures {
             projection: 0.5 * error,

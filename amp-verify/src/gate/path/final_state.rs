@@ -193,7 +193,7 @@ pub(super) fn dot(a: &Tensor, b: &Tensor) -> Result<f64> {
     Ok(no_grad(|| a.f_mul(b)?.f_sum(Kind::Double)?.f_double_value(&[]))?)
 }
 
-/// ‖a − b‖/‖b‖.
+/// Computes ‖a − b‖/‖b‖.
 fn relative(a: &Tensor, b: &Tensor) -> Result<f64> {
     let (a, b) = (exact(a)?, exact(b)?);
     if a.size() != b.size() {

@@ -38,8 +38,8 @@ use super::{
 };
 use crate::{faults::Fault, registry::Registry, text::percent};
 
-/// The accepted difference of batch statistics and of a validation loss from 32-true's, by the
-/// dtype of the computation. Rounding alone causes a few hundredths of this.
+/// Returns the accepted difference of batch statistics and of a validation loss from 32-true's, by
+/// the dtype of the computation. Rounding alone causes a few hundredths of this.
 fn statistics_bound(precision: Precision) -> f64 {
     match precision {
         Precision::F64True | Precision::F32True => 1e-3,
@@ -292,8 +292,8 @@ impl Checks<'_> {
         }
     }
 
-    /// Whether the model's attention may drop other elements than in 32-true. On CUDA the kernels
-    /// for 16 and for 32 bits draw their masks in different orders.
+    /// Returns whether the model's attention may drop other elements than in 32-true. On CUDA the
+    /// kernels for 16 and for 32 bits draw their masks in different orders.
     fn masks_differ(&self, reference: &Reference, model: &dyn amp_core::LightningModule) -> bool {
         let attends = |name: &str| name.ends_with("in_proj_weight");
         self.setup.case.trainer.device.is_cuda()

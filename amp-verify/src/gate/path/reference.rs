@@ -252,7 +252,7 @@ impl Reference {
     }
 }
 
-/// |a − b|/|b|; 0 for equal values.
+/// Computes |a − b|/|b|; 0 for equal values.
 fn relative(a: f64, b: f64) -> f64 {
     if a == b { 0.0 } else { ((a - b) / b).abs() }
 }

@@ -43,7 +43,7 @@ impl ScaleRule {
     }
 }
 
-/// Whether all values are finite.
+/// Returns whether all values are finite.
 pub(super) fn is_finite<'t>(tensors: impl IntoIterator<Item = &'t Tensor>) -> Result<bool> {
     for tensor in tensors {
         if tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {

@@ -252,7 +252,7 @@ impl Callback for Saver {
     }
 }
 
-/// Whether every tensor of the model is finite.
+/// Returns whether every tensor of the model is finite.
 pub(super) fn all_finite(model: &dyn LightningModule) -> Result<bool> {
     let tensors: Vec<_> = named_tensors(model).into_iter().map(|(_, tensor, _)| tensor).collect();
     super::rules::is_finite(&tensors)

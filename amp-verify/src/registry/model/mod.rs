@@ -100,7 +100,7 @@ impl Model {
         self
     }
 
-    /// Sets a short description of the model.
+    /// Returns a short description.
     #[must_use]
     pub fn about(mut self, about: impl Into<String>) -> Self {
         self.about = about.into();
@@ -269,7 +269,7 @@ impl Model {
         &self.faults
     }
 
-    /// Returns the model's name.
+    /// Returns the name.
     pub fn name(&self) -> &'static str {
         self.name
     }

@@ -62,7 +62,7 @@ impl Axis {
         Self { range, ticks, label: Box::new(label), title: title.to_owned(), room }
     }
 
-    /// Creates an axis with ticks at round numbers, with as many decimals as necessary.
+    /// Returns an axis with ticks at round numbers, with as many decimals as necessary.
     pub(super) fn linear(range: Range<f64>, title: &str) -> Self {
         let rough = (range.end - range.start) / 5.0;
         let power = 10.0_f64.powf(rough.log10().floor());
@@ -76,7 +76,7 @@ impl Axis {
         })
     }
 
-    /// Creates an axis of exponents of `base`, with ticks at whole numbers including both ends.
+    /// Returns an axis of exponents of `base`, with ticks at whole numbers including both ends.
     pub(super) fn powers(base: u32, range: Range<f64>, most: f64, title: &str) -> Self {
         let steps = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0];
         let wide = |step: &f64| (range.end - range.start) / step <= most;
@@ -91,7 +91,7 @@ impl Axis {
         Self { range, ticks, label: Box::new(|_| String::new()), title: String::new(), room: 0 }
     }
 
-    /// Creates an axis with one position for each name: 0, 1, …
+    /// Returns an axis with one position for each name: 0, 1, …
     pub(super) fn names(names: Vec<String>) -> Self {
         let ticks: Vec<f64> = (0..names.len()).map(|place| place as f64).collect();
         let range = -0.5..names.len() as f64 - 0.5;
@@ -105,7 +105,7 @@ impl Axis {
         self.plane_beside(y, y.room, area)
     }
 
-    /// Like `plane`, with `left` pixels of space on its left.
+    /// Does the same as `plane`, with `left` pixels of space on its left.
     pub(super) fn plane_beside<'a, 'b>(
         &self,
         y: &Self,

@@ -6,6 +6,7 @@ use amp_core::memory::show_bytes;
 
 use super::{
     checked::{Checked, Comparison, Unit},
+    deadline::OVER,
     path::Examined,
     reason::Reason,
     report::{Cell, ModelReport, Report},
@@ -108,7 +109,7 @@ impl Coverage {
         let all = seeds(&cell.seeds);
         let first = seeds(cell.seeds.get(..1).unwrap_or_default());
         let why = match cell.seeds.len() {
-            0 | 1 if cell.cut_short => "the time limit came first",
+            0 | 1 if cell.cut_short || cell.rules_cut_short => OVER,
             0 => "a rule was broken before the first seed",
             _ => "a run failed",
         };
@@ -122,13 +123,12 @@ impl Coverage {
             Some(runs) => checked.extend(runs.iter().map(|run| (run, all.as_str()))),
             None => coverage.missing.push(Missing::new("rules of whole runs", why)),
         }
+        let of_rules = if cell.rules_cut_short { OVER } else { "the job failed" };
         match &cell.conformance {
             Some(figures) => {
                 checked.extend(figures.iter().map(|figure| (figure, first.as_str())));
             }
-            None => {
-                coverage.missing.push(Missing::new("first steps against 32-true", "the job failed"))
-            }
+            None => coverage.missing.push(Missing::new("first steps against 32-true", of_rules)),
         }
         if let Some(path) = &cell.path {
             checked.extend(path.checked.iter().map(|checked| (checked, first.as_str())));
@@ -172,7 +172,7 @@ impl Coverage {
         match &cell.path {
             Some(path) => coverage.path(report, path, &first),
             None => {
-                let missing = Missing::new("the path that is trained on", "the job failed");
+                let missing = Missing::new("the path that is trained on", of_rules);
                 coverage.missing.push(missing);
             }
         }

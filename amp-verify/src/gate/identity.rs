@@ -10,6 +10,8 @@ use amp_core::{
 };
 use sha2::{Digest, Sha256};
 
+use crate::scalars::all_finite;
+
 /// The number of batches whose order is recorded. It tells two shuffles apart, and it is below the number
 /// of steps before a CUDA graph is captured, in which nothing can be read.
 const NOTED: usize = 3;
@@ -52,12 +54,9 @@ pub(super) fn weights(model: &dyn LightningModule) -> Result<String> {
 
 /// Whether every number of the model is finite.
 pub(super) fn is_finite(model: &dyn LightningModule) -> Result<bool> {
-    for (_, tensor, _) in named_tensors(model) {
-        if tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+    let tensors: Vec<Tensor> =
+        named_tensors(model).into_iter().map(|(_, tensor, _)| tensor).collect();
+    all_finite(&tensors)
 }
 
 /// Properties of the data.

@@ -1,6 +1,6 @@
 //! A job of the gate, which any of its processes can run, and its outcome.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use amp_core::{
     Hyperparameters, LightningModule, Result, Trainer, TrainerConfig,
@@ -16,7 +16,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     checked::Checked,
-    conformance, controls, identity, invariants, path,
+    conformance, controls,
+    deadline::Deadline,
+    identity, invariants, path,
     reason::{Failure, Reason},
 };
 use crate::{
@@ -128,11 +130,20 @@ pub struct Outcome {
     pub path: Option<path::Examined>,
     /// The error that ended the run.
     pub failures: Vec<Failure>,
+    /// Whether the time limit ended it before all was judged.
+    #[serde(default)]
+    pub ended: bool,
     /// Duration in seconds.
     pub seconds: f64,
 }
 
 impl Outcome {
+    /// The outcome of a job that the time limit ended before anything was judged.
+    pub(super) fn ended() -> Self {
+        let crashed = Failure::new(Reason::Crashed, "");
+        Self { ended: true, failures: Vec::new(), ..Self::failed(crashed) }
+    }
+
     /// The outcome of a job that produced only this failure.
     pub fn failed(failure: Failure) -> Self {
         Self {
@@ -154,6 +165,7 @@ impl Outcome {
             conformance: None,
             path: None,
             failures: vec![failure],
+            ended: false,
             seconds: 0.0,
         }
     }
@@ -162,6 +174,15 @@ impl Outcome {
 impl Job {
     /// Runs a job with a model of the registry. An error of the run becomes part of the outcome.
     pub fn execute(&self, registry: &Registry) -> Outcome {
+        self.execute_within(registry, None)
+    }
+
+    /// The same, but the rules end after this time.
+    pub(super) fn execute_within(&self, registry: &Registry, time: Option<Duration>) -> Outcome {
+        let deadline = Deadline::within(time);
+        if deadline.check().is_err() {
+            return Outcome::ended();
+        }
         let started = std::time::Instant::now();
         // Each task builds the model many times over.
         let _remembering = Remembering::new();
@@ -171,11 +192,14 @@ impl Job {
         let _planted = Fault::planted(self.fault, self.precision, layer);
         let outcome = match self.task {
             Task::Train | Task::Frozen => self.train(registry),
-            Task::Conformance => self.measured(|| conformance::run(self, registry)),
-            Task::Path => self.measured(|| path::run(self, registry)),
+            Task::Conformance => self.measured(|| conformance::run(self, registry, &deadline)),
+            Task::Path => self.measured(|| path::run(self, registry, &deadline)),
             Task::Invariants => invariants::run(self, registry),
         };
-        let mut outcome = outcome.unwrap_or_else(|error| Outcome::failed(Failure::of(&error)));
+        let mut outcome = outcome.unwrap_or_else(|error| match deadline.has_ended() {
+            true => Outcome::ended(),
+            false => Outcome::failed(Failure::of(&error)),
+        });
         outcome.seconds = started.elapsed().as_secs_f64();
         outcome
     }
@@ -309,6 +333,7 @@ impl Job {
             conformance: None,
             path: None,
             failures,
+            ended: false,
             seconds: 0.0,
         })
     }

@@ -2,12 +2,14 @@
 //! [`crate::verdict`] → [`Report`] → table, JUnit, JSON, Markdown, annotations.
 
 mod args;
+mod budget;
 mod cache;
 mod checked;
 mod command;
 mod conformance;
 mod controls;
 mod coverage;
+mod deadline;
 mod finding;
 mod goldens;
 mod identity;
@@ -21,7 +23,6 @@ mod render;
 mod report;
 mod reset;
 mod runs;
-mod sample;
 mod seeds;
 mod stages;
 
@@ -140,6 +141,7 @@ impl Plan {
             peak_memory_bytes: plain.filter(|bytes| *bytes > 0),
             watched_peak_memory_bytes: watched.filter(|bytes| *bytes > 0),
             cut_short,
+            rules_cut_short: steps.ended || path.ended || control.ended,
             skipped_steps: own.iter().map(|outcome| outcome.skipped_steps).sum(),
             finding: None,
         }

@@ -162,6 +162,9 @@ pub struct Cell {
     /// Whether the time limit came before further seeds.
     #[serde(default)]
     pub cut_short: bool,
+    /// Whether the time limit came before all rules were judged.
+    #[serde(default)]
+    pub rules_cut_short: bool,
     /// Skipped steps, over all seeds.
     pub skipped_steps: u64,
     /// The diagnosis of a failure; null if there is none, or if the failure's text is complete.
@@ -178,6 +181,8 @@ impl Cell {
             Status::NotComparable
         } else {
             match self.judgement.as_ref().map(|judgement| judgement.verdict) {
+                // What was not judged did not pass.
+                Some(Verdict::Pass) if self.rules_cut_short => Status::Inconclusive,
                 Some(Verdict::Pass) => Status::Pass,
                 Some(Verdict::Fail) => Status::Regression,
                 Some(Verdict::Inconclusive) | None => Status::Inconclusive,
@@ -195,6 +200,9 @@ impl Cell {
             }
             (None, Some(judgement)) if judgement.verdict == Verdict::Fail => {
                 format!("worse than 32-true by more than {}", judgement.margin)
+            }
+            (None, _) if self.rules_cut_short => {
+                "the time limit came before all rules were judged".into()
             }
             (None, _) if self.cut_short => match self.seeds.len() {
                 0 => "the time limit came before the first seed".into(),

@@ -358,19 +358,25 @@ impl Ends {
 
 impl Values {
     fn flow(&self, format: Option<Format>, log2_scale: i32) -> Result<Flow> {
-        let between = |pair: &Option<[Tensor; 2]>| -> Result<Option<f64>> {
-            let error = pair.as_ref().map(|[found, exact]| error::rmse(found, exact));
-            Ok(error.transpose()?.flatten())
-        };
-        let (local_error, inherited_error) = (between(&self.local)?, between(&self.inherited)?);
-        let error = error::rmse(&self.actual, &self.exact)?;
-        let baseline_error = error::rmse(&self.baseline, &self.exact)?;
+        let mut squares = vec![
+            error::mean_square(&self.exact)?,
+            error::mean_square_error(&self.actual, &self.exact)?,
+            error::mean_square_error(&self.baseline, &self.exact)?,
+        ];
+        for [found, exact] in self.local.iter().chain(&self.inherited) {
+            squares.push(error::mean_square_error(found, exact)?);
+        }
+        let mut roots = error::roots(&squares)?.into_iter();
+        let mut next = |is_there: bool| is_there.then(|| roots.next()).flatten().flatten();
+        let (rms, error, baseline_error) = (next(true), next(true), next(true));
+        let local_error = next(self.local.is_some());
+        let inherited_error = next(self.inherited.is_some());
         let over = |a: f64, b: f64| (b > 0.0).then(|| a / b);
         let both = |a: Option<f64>, b: Option<f64>| Some((a?, b?));
         let histogram = Histogram::of(&self.baseline)?;
         let bias = self.local.as_ref().map(|[found, exact]| error::bias(found, exact));
         Ok(Flow {
-            rms: error::rms(&self.exact)?,
+            rms,
             error,
             baseline_error,
             ratio: both(error, baseline_error).and_then(|(a, b)| over(a, b)),

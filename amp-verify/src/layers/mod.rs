@@ -9,12 +9,14 @@ mod measure;
 mod own_error;
 mod parts;
 mod pass;
+mod products;
 
 pub use args::{LayersArgs, measure_case};
 pub use error::{Bias, Growth, bias, growth, relative_change, rms, rmse};
 pub use groups::{Group, groups};
 pub use measure::{Options, audit, measure, module_paths};
 pub use own_error::{Own, WITHIN};
+pub(crate) use products::products;
 
 use std::{collections::BTreeMap, rc::Rc};
 

@@ -13,7 +13,10 @@ use super::{
     Kind, error,
     measure::{OF_ROUNDED, ON_ROUNDED, Passes},
 };
-use crate::rounding::{is_narrow, rounded};
+use crate::{
+    rounding::{is_narrow, rounded},
+    scalars,
+};
 
 /// The figures of a layer that runs alone.
 #[derive(Debug, Clone, PartialEq)]
@@ -159,25 +162,24 @@ struct Otherwise {
 impl Otherwise {
     /// The error relative to the error that rounding causes.
     fn error(&self) -> Result<Option<f64>> {
-        let mut expected = Vec::new();
-        for other in &self.others {
-            expected.extend(error::rmse(other, &self.exact)?);
-        }
+        let all = std::iter::once(&self.found).chain(&self.others);
+        let squares = all.map(|found| error::mean_square_error(found, &self.exact));
+        let mut roots = error::roots(&squares.collect::<Result<Vec<_>>>()?)?.into_iter();
+        let own = roots.next().flatten().unwrap_or(f64::INFINITY);
+        let expected: Vec<f64> = roots.flatten().collect();
         let expected = expected.iter().sum::<f64>() / expected.len() as f64;
-        let own = error::rmse(&self.found, &self.exact)?.unwrap_or(f64::INFINITY);
         // An error although nothing is rounded exceeds every bound.
         Ok((expected > 0.0 || own > 0.0).then(|| own / expected))
     }
 
     /// Whether the results are those of unrounded parameters.
     fn is_wide(&self) -> Result<bool> {
-        let differing = |other: &Tensor| -> Result<f64> {
-            let different = other.f_ne_tensor(&self.rounded)?.f_to_kind(Dtype::Double)?;
-            Ok(different.f_sum(Dtype::Double)?.f_double_value(&[])?)
+        let differing = |other: &Tensor| -> Result<Tensor> {
+            Ok(other.f_ne_tensor(&self.rounded)?.f_sum(Dtype::Int64)?)
         };
         let Some(nearest) = self.others.first() else { return Ok(false) };
-        let expected = differing(nearest)?;
-        Ok(expected >= LEAST_DIFFERING && FEWER * differing(&self.found)? < expected)
+        let [expected, own] = scalars::read_all([differing(nearest)?, differing(&self.found)?])?;
+        Ok(expected >= LEAST_DIFFERING && FEWER * own < expected)
     }
 }
 

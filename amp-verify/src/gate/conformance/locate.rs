@@ -7,19 +7,19 @@ use amp_core::Result;
 
 use crate::{
     case::Case,
-    gate::{job::Job, sample::sample},
+    gate::{budget::Budget, job::Job},
     layers::{self, Options, Own, Subject},
     rounding::is_narrow,
 };
 
 /// The text about the layers, for a figure that exceeds its bound; empty if the model's layers cannot run
 /// alone.
-pub(super) fn locate(job: &Job, case: &Case) -> Result<String> {
+pub(super) fn locate(job: &Job, case: &Case, budget: Budget) -> Result<String> {
     if !is_narrow(job.precision.compute()) {
         return Ok(String::new());
     }
     let build = || job.model(case, job.precision);
-    let batch = sample(case)?;
+    let batch = budget.sample(case)?;
     let subject = Subject {
         build: &build,
         batch: &batch,

@@ -16,12 +16,14 @@ pub(super) use self::bounds::{OF_GRADIENT, OF_LOSS, tolerance_limit};
 use self::{
     bounds::{Bounds, Least},
     emulation::{Emulation, Rounding},
-    figures::{Figures, What, compare, of_constants},
+    figures::{Exact, Figures, What},
     locate::locate,
     steps::{Ran, Steps},
 };
 use super::{
+    budget::Budget,
     checked::{Checked, Unit},
+    deadline::Deadline,
     job::{Job, Outcome},
     reason::{Failure, Reason},
     reset::ResetModel,
@@ -33,21 +35,22 @@ use crate::{faults::Fault, registry::Registry, text::significant};
 const STEPS: u64 = 6;
 /// The loss scale of these steps: low, so that none is skipped.
 const CALM: f64 = 1024.0;
-/// The number of runs with emulated rounding.
-const RUNS: u64 = 32;
 
 /// Runs the job. One model is reset before each run.
-pub(super) fn run(job: &Job, registry: &Registry) -> Result<Outcome> {
-    let case = job.case(registry, Precision::F32True)?;
+pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result<Outcome> {
+    let mut case = job.case(registry, Precision::F32True)?;
+    let budget = Budget::of(job, &case, STEPS)?;
+    case.data.batch_size = budget.examples;
     let _section = random::seeded(case.trainer.seed)?;
     let mut stages = Stages::new(job);
     let mut model = ResetModel::new(&case)?;
     stages.end("building the model");
-    let exact = Steps { job, case: &case, precision: Precision::F32True };
+    let exact = Steps { job, case: &case, precision: Precision::F32True, deadline };
     let exact = exact.run(&mut model, exact.config(STEPS, CALM))?;
     stages.end("32-true");
-    let case = job.case(registry, job.precision)?;
-    let steps = Steps { job, case: &case, precision: job.precision };
+    let mut case = job.case(registry, job.precision)?;
+    case.data.batch_size = budget.examples;
+    let steps = Steps { job, case: &case, precision: job.precision, deadline };
     let mut config = steps.config(STEPS, CALM);
     Fault::config(job.fault, &mut config);
     model.follow(&case)?;
@@ -55,11 +58,12 @@ pub(super) fn run(job: &Job, registry: &Registry) -> Result<Outcome> {
     stages.end("the precision");
     let mut outcome = Outcome::failed(Failure::new(Reason::Crashed, ""));
     outcome.failures.clear();
-    let (runs, least) = unchanged(job, registry, &mut model, &exact)?;
+    let (runs, least) = unchanged(job, registry, &mut model, (&exact, budget, deadline))?;
     stages.end("runs with emulated rounding");
-    let (checked, mut texts) = judged(&compare(&exact, &ran)?, &Bounds::new(&runs, least));
+    let (checked, mut texts) =
+        judged(&Exact::new(&exact)?.compare(&ran)?, &Bounds::new(&runs, least), budget);
     if let Some(first) = texts.first_mut() {
-        *first += &locate(job, &case)?;
+        *first += &locate(job, &case, budget)?;
         stages.end("each layer alone");
     }
     let failures = &mut outcome.failures;
@@ -81,19 +85,21 @@ fn unchanged(
     job: &Job,
     registry: &Registry,
     model: &mut ResetModel,
-    of_job: &Ran,
+    (of_job, budget, deadline): (&Ran, Budget, &Deadline),
 ) -> Result<(Vec<Figures>, Least)> {
     // A fault that also breaks 32-true is not caused by the precision.
     let fault = job.fault.filter(|fault| fault.touches_baseline());
     let is_unbroken = fault == job.fault;
     let job = &Job { fault, ..job.clone() };
-    let case = job.case(registry, job.precision)?;
+    let mut case = job.case(registry, job.precision)?;
+    case.data.batch_size = budget.examples;
     model.follow(&case)?;
     let islands = Rc::new(job.islands.clone());
     let emulation = Rc::new(Emulation::of(&case, model.reset()?, job.precision, &islands)?);
-    let case = job.case(registry, emulation.wide)?;
+    let mut case = job.case(registry, emulation.wide)?;
+    case.data.batch_size = budget.examples;
     model.follow(&case)?;
-    let steps = Steps { job, case: &case, precision: emulation.wide };
+    let steps = Steps { job, case: &case, precision: emulation.wide, deadline };
     let own;
     let exact = if is_unbroken && emulation.wide == Precision::F32True {
         of_job
@@ -101,17 +107,18 @@ fn unchanged(
         own = steps.run_calm(model, None)?;
         &own
     };
-    let runs = (1..=RUNS).map(|number| {
+    let exact = Exact::new(exact)?;
+    let runs = (1..=budget.draws).map(|number| {
         let ran = steps.run_calm(model, Some(Rounding::new(&emulation, job.seed, number)))?;
-        compare(exact, &ran)
+        exact.compare(&ran)
     });
     let runs = runs.collect::<Result<_>>()?;
-    Ok((runs, Least { loss: emulation.loss(), weights: of_constants(exact)? }))
+    Ok((runs, Least { loss: emulation.loss(), weights: exact.of_constants() }))
 }
 
 /// Each figure with its bound, for gradients the furthest one; and the text about figures that exceed
 /// their bound.
-fn judged(found: &Figures, bounds: &Bounds<'_>) -> (Vec<Checked>, Vec<String>) {
+fn judged(found: &Figures, bounds: &Bounds<'_>, budget: Budget) -> (Vec<Checked>, Vec<String>) {
     let all: Vec<(&What, f64, f64)> =
         found.iter().map(|(what, figure)| (what, *figure, bounds.of(what))).collect();
     let (gradients, mut judged): (Vec<_>, Vec<_>) =
@@ -141,7 +148,10 @@ fn judged(found: &Figures, bounds: &Bounds<'_>) -> (Vec<Checked>, Vec<String>) {
         }
         let bound = if bound.is_finite() { bound } else { f64::NAN };
         let what = what.to_string();
-        let over = format!("{STEPS} steps without dropout and batch statistics");
+        let Budget { examples, draws, .. } = budget;
+        let over = format!(
+            "{STEPS} steps of {examples} examples without dropout and batch statistics, beside {draws} rounded runs"
+        );
         let figure = (figure.abs(), bound);
         checked.push(Checked::at_most(Reason::NotConformant, what, over, Unit::Share, figure));
     }

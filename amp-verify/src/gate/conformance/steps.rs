@@ -18,7 +18,7 @@ use super::{CALM, STEPS, emulation::Rounding};
 use crate::{
     case::Case,
     diagnose::Islands,
-    gate::{identity, job::Job, reset::ResetModel},
+    gate::{deadline::Deadline, identity, job::Job, reset::ResetModel},
     interceptor::{Intercepted, Interceptor},
 };
 
@@ -70,6 +70,7 @@ struct Still {
     tracer: Tracer,
     islands: Rc<Islands>,
     rounding: Option<Rounding>,
+    deadline: Deadline,
 }
 
 impl Interceptor for Still {
@@ -88,6 +89,7 @@ impl Interceptor for Still {
         batch: &AnyBatch,
         step: &mut Step<'_>,
     ) -> Result<Tensor> {
+        self.deadline.check()?;
         let mut context =
             Context::new(step.context().policy(), false).with_overrides(self.islands.clone());
         if let Some(rounding) = &mut self.rounding {
@@ -151,6 +153,7 @@ pub(super) struct Steps<'a> {
     pub(super) job: &'a Job,
     pub(super) case: &'a Case,
     pub(super) precision: Precision,
+    pub(super) deadline: &'a Deadline,
 }
 
 impl Steps<'_> {
@@ -192,7 +195,8 @@ impl Steps<'_> {
     ) -> Result<Ran> {
         let tracer = Tracer(Rc::default());
         let islands = config.numerics.overrides.clone();
-        let still = Still { tracer: tracer.clone(), islands, rounding };
+        let still =
+            Still { tracer: tracer.clone(), islands, rounding, deadline: self.deadline.clone() };
         let initial = model.initial();
         let mut model = self.job.with_fault(model.reset()?, self.precision);
         let mut model = Intercepted::borrowing(model.as_mut(), still);

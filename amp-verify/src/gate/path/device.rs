@@ -19,7 +19,6 @@ use super::{
 use crate::gate::{
     checked::{Findings, Unit},
     reason::Reason,
-    sample::sample,
 };
 
 /// The accepted differences of a gradient's size and of its distance, for sums in another order.
@@ -40,7 +39,7 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
     if !device.is_cuda() {
         return Ok(());
     }
-    let batch = sample(setup.case)?;
+    let batch = setup.budget.sample(setup.case)?;
     let apart = apart(&gradients(setup, device, &batch)?, &gradients(setup, Device::Cpu, &batch)?)?;
     for (what, figure, bound) in [
         ("length along the CPU's gradient, away from 1", apart.size, SIZE),

@@ -11,10 +11,12 @@ mod fusion;
 mod left;
 mod reference;
 mod replay;
+mod resume;
 mod rounding;
 mod rule;
 mod rules;
 mod run;
+mod unjudged;
 mod validation;
 mod witness;
 
@@ -27,16 +29,20 @@ use self::{
     examined::RULES,
     left::Left,
     reference::{Reference, larger},
-    run::{CALM, OVERFLOWING, STEPS, Setup, Way},
+    run::{OVERFLOWING, STEPS, Setup, Way},
+    unjudged::{STAGES, unjudged},
     witness::Seen,
 };
 use super::{
+    budget::Budget,
     checked::{Checked, Findings, Unit},
+    deadline::Deadline,
+    identity,
     job::{Job, Outcome},
     reason::{Failure, Reason},
     stages::Stages,
 };
-use crate::{faults::Fault, registry::Registry, text::percent};
+use crate::{registry::Registry, text::percent};
 
 /// The accepted distance of batch statistics and of a validation loss from 32-true's, by the dtype of the
 /// computation. Rounding alone causes a few hundredths of this.
@@ -49,9 +55,10 @@ fn statistics_bound(precision: Precision) -> f64 {
 }
 
 /// Runs the job.
-pub(super) fn run(job: &Job, registry: &Registry) -> Result<Outcome> {
+pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result<Outcome> {
     let case = job.case(registry, job.precision)?;
-    let setup = Setup { job, case: &case, precision: job.precision };
+    let budget = Budget::of(job, &case, STEPS)?;
+    let setup = Setup { job, case: &case, precision: job.precision, budget, deadline };
     let mut outcome = Outcome::failed(Failure::new(Reason::Crashed, ""));
     outcome.failures.clear();
     let mut findings = Findings::default();
@@ -61,7 +68,14 @@ pub(super) fn run(job: &Job, registry: &Registry) -> Result<Outcome> {
             findings.left_out(*rule, "the model optimizes manually: its steps cannot be watched");
         }
     } else {
-        Checks { setup: &setup, findings: &mut findings, examined: &mut examined }.run()?;
+        let (findings, examined) = (&mut findings, &mut examined);
+        let mut checks = Checks { setup: &setup, findings, examined, ended: 0 };
+        let result = checks.run();
+        outcome.ended = deadline.has_ended();
+        match outcome.ended {
+            true => unjudged(&setup, checks.ended, checks.findings),
+            false => result?,
+        }
     }
     outcome.failures = findings.failures;
     outcome.path = Some(Examined { checked: findings.checked, ..examined });
@@ -72,47 +86,55 @@ struct Checks<'a> {
     setup: &'a Setup<'a>,
     findings: &'a mut Findings,
     examined: &'a mut Examined,
+    /// The number of stages that ended.
+    ended: usize,
 }
 
-impl Checks<'_> {
+impl<'a> Checks<'a> {
+    /// Ends a stage. The next one begins, unless the time is over.
+    fn end(&mut self, stages: &mut Stages<'a>) -> Result<()> {
+        stages.end(STAGES[self.ended].name);
+        self.ended += 1;
+        if self.ended < STAGES.len() { self.setup.deadline.check() } else { Ok(()) }
+    }
+
     fn run(&mut self) -> Result<()> {
         let mut stages = Stages::new(self.setup.job);
         let (plain, model) = self.setup.plain_with_model(Way::Epoch)?;
-        if !run::all_finite(model.as_ref())? {
+        if !identity::is_finite(model.as_ref())? {
             self.findings.fail(Reason::NonFinite, "a weight is not finite after an epoch");
         }
         self.describe(&plain)?;
         self.batches(&plain)?;
         self.memory(&plain);
-        stages.end("a plain epoch");
+        self.end(&mut stages)?;
         device::check(self.setup, self.findings)?;
-        stages.end("the device beside the CPU");
+        self.end(&mut stages)?;
         rounding::check(self.setup, self.findings)?;
-        stages.end("each layer alone");
+        self.end(&mut stages)?;
         fusion::check(self.setup, self.findings)?;
-        stages.end("layers in one");
+        self.end(&mut stages)?;
         let (watched, seen, watched_model) = self.setup.watched(Way::Epoch)?;
         let steps = seen.applied;
         let what = format!("an epoch, {steps} steps");
         self.same(Way::Epoch, &what, &plain, &watched)?;
         self.followed(&what, &seen);
         self.gradients(&seen, watched_model.as_ref())?;
-        stages.end("a watched epoch");
+        self.end(&mut stages)?;
         let limit = median(&seen.norms[..seen.norms.len().min(STEPS as usize)]);
         if let Some(reference) = seen.reference {
             validation::check(self.setup, self.findings, &plain, model, reference)?;
         }
-        stages.end("validation");
+        self.end(&mut stages)?;
         self.clipped(limit)?;
-        stages.end("clipped steps and resuming");
+        self.end(&mut stages)?;
         if self.setup.precision.scales_loss() {
             self.overflowing()?;
-            stages.end("overflowing steps");
         } else {
             self.findings.left_out(Reason::Scale, "the precision scales no loss");
             self.findings.left_out(Reason::Skip, "nothing overflows without a scale");
         }
-        Ok(())
+        self.end(&mut stages)
     }
 
     /// The properties of the unobserved epoch.
@@ -176,22 +198,6 @@ impl Checks<'_> {
         );
     }
 
-    /// A run with effective clipping, whatever the model's own limit is, and a run that is saved and
-    /// resumed.
-    fn clipped(&mut self, limit: f64) -> Result<()> {
-        if !(limit > 0.0 && limit.is_finite()) {
-            self.findings.left_out(Reason::Resume, "the gradients have no size to clip by");
-            return Ok(());
-        }
-        let way = Way::Clipped(limit);
-        let what = format!("{STEPS} steps clipped to a norm of {limit:.3}");
-        let plain = self.setup.plain(way)?;
-        let (watched, seen, _) = self.setup.watched(way)?;
-        self.same(way, &what, &plain, &watched)?;
-        self.followed(&what, &seen);
-        self.resume(way, &plain)
-    }
-
     /// Scales that overflow, fall and grow.
     fn overflowing(&mut self) -> Result<()> {
         let plain = self.setup.plain(Way::Overflowing)?;
@@ -208,7 +214,7 @@ impl Checks<'_> {
         if seen.skipped == 0 && self.setup.job.islands.is_empty() {
             self.findings.fail(Reason::Skip, "no step was skipped although the scale overflows");
         }
-        if !run::all_finite(model.as_ref())? {
+        if !identity::is_finite(model.as_ref())? {
             self.findings.fail(Reason::NonFinite, "a weight is not finite after an overflow");
         }
         let moves = seen.scale.map_or((0, 0), |rule| (rule.grown, rule.backed_off));
@@ -346,33 +352,6 @@ impl Checks<'_> {
             );
         } else {
             self.findings.left_out(Reason::Buffers, "the model has none");
-        }
-        Ok(())
-    }
-
-    /// Saves half way and continues in a new model.
-    fn resume(&mut self, way: Way, plain: &Left) -> Result<()> {
-        let folder = run::folder()?;
-        let path = folder.path().join("half.safetensors");
-        let whole = self.setup.saved(way, STEPS / 2, &path)?;
-        let resumed = self.setup.resumed(way, &path, STEPS / 2)?;
-        let is_cuda = self.setup.case.trainer.device.is_cuda();
-        for (what, left) in
-            [("a run that was saved on its way", &whole), ("a resumed run", &resumed)]
-        {
-            let tolerance = if is_cuda { self.tolerance(way, plain, left)? } else { 0.0 };
-            let difference = match Fault::loses_state(self.setup.job.fault) {
-                // Its counts start again.
-                true => plain.tensors_differ(left, tolerance)?,
-                false => plain.difference(left, tolerance)?,
-            };
-            let wrong = difference.map(|difference| {
-                format!("{what} differs from one that was not stopped: {difference}")
-            });
-            let compared = format!("{what}: weights, optimizer state, schedules, scale");
-            let half = STEPS / 2;
-            let over = format!("saved after {half} of {STEPS} steps at a scale of {CALM}");
-            self.findings.equal(Reason::Resume, compared, over, wrong);
         }
         Ok(())
     }

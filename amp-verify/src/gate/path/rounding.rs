@@ -10,7 +10,6 @@ use crate::{
     gate::{
         checked::{Findings, Unit},
         reason::Reason,
-        sample::sample,
     },
     layers::{self, Options, Own, WITHIN},
 };
@@ -30,7 +29,7 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
         }
         return Ok(());
     }
-    let batch = sample(setup.case)?;
+    let batch = setup.budget.sample(setup.case)?;
     let build = || setup.job.model(setup.case, precision);
     let (report, own) = match layers::audit(&setup.subject(&build, &batch), Options::new(precision))
     {

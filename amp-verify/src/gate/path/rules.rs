@@ -1,12 +1,6 @@
-//! Rules of single steps: when a step is skipped, what a skipped step leaves unchanged, how the scale
-//! moves.
+//! The rule by which a loss scale moves.
 
-use amp_core::{
-    precision::{GradScalerConfig, StepOutcome},
-    tch::Tensor,
-};
-
-use amp_core::Result;
+use amp_core::precision::{GradScalerConfig, StepOutcome};
 
 /// The loss scale according to its rule, in f32 as on the device.
 pub(super) struct ScaleRule {
@@ -41,14 +35,4 @@ impl ScaleRule {
         }
         f64::from(self.scale)
     }
-}
-
-/// Whether every number is finite.
-pub(super) fn is_finite<'t>(tensors: impl IntoIterator<Item = &'t Tensor>) -> Result<bool> {
-    for tensor in tensors {
-        if tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }

@@ -7,7 +7,7 @@ use amp_core::{
     Error, LightningModule, Result, Trainer, TrainerConfig,
     callback::{Action, Callback},
     data::{AnyBatch, Limit},
-    nn::{self, named_tensors},
+    nn,
     precision::{Clip, Policy, Precision, StepOutcome},
     random,
     trainer::{Graph, StepAccess},
@@ -25,7 +25,9 @@ use crate::{
     case::Case,
     faults::Fault,
     gate::{
+        budget::Budget,
         conformance::emulation::{Emulation, Rounding},
+        deadline::Deadline,
         job::Job,
     },
     interceptor::Intercepted,
@@ -37,8 +39,6 @@ use crate::{
 pub(super) const STEPS: u64 = 6;
 /// The length of the run that starts with an overflowing scale, in applied steps.
 const SCALED_STEPS: u64 = 12;
-/// The most observed steps of an epoch.
-const EPOCH_STEPS: i64 = 64;
 /// A loss scale that never overflows.
 pub(super) const CALM: f64 = 1024.0;
 /// A loss scale that overflows: f16 gradients above 65504/2³⁴ = 3.8e-6 are infinite.
@@ -60,6 +60,8 @@ pub(super) struct Setup<'a> {
     pub(super) job: &'a Job,
     pub(super) case: &'a Case,
     pub(super) precision: Precision,
+    pub(super) budget: Budget,
+    pub(super) deadline: &'a Deadline,
 }
 
 impl Setup<'_> {
@@ -93,11 +95,10 @@ impl Setup<'_> {
             Way::Epoch => {
                 config.max_epochs = 1;
                 config.max_steps = None;
+                let most = self.budget.epoch_steps;
                 let steps = match self.job.length {
-                    Length::Epochs(_) => EPOCH_STEPS,
-                    Length::Steps(steps) => {
-                        EPOCH_STEPS.min(i64::try_from(steps).unwrap_or(EPOCH_STEPS))
-                    }
+                    Length::Epochs(_) => most,
+                    Length::Steps(steps) => most.min(i64::try_from(steps).unwrap_or(most)),
                 };
                 // The last step is a partial one, as an epoch's may be.
                 let most = steps * window - (window - 1);
@@ -181,7 +182,7 @@ impl Setup<'_> {
         let model = self.job.model(self.case, self.precision)?;
         let mut model: Box<dyn LightningModule> =
             Box::new(Intercepted::new(model, witness.clone()));
-        let keeper = Keeper::default();
+        let keeper = Keeper::until(self.deadline);
         let mut trainer = Trainer::new(config).callback(witness.clone()).callback(keeper.clone());
         let record = trainer.fit(model.as_mut(), &self.case.data)?;
         drop(trainer);
@@ -199,7 +200,7 @@ impl Setup<'_> {
         Fault::config(self.job.fault, &mut config);
         let _section = random::seeded(self.case.trainer.seed)?;
         let mut model = self.job.model(self.case, self.precision)?;
-        let keeper = Keeper::new(config.device)?;
+        let keeper = Keeper::new(config.device, self.deadline)?;
         let mut trainer = Trainer::new(config.clone()).callback(keeper.clone());
         for callback in callbacks {
             trainer = trainer.callback(callback);
@@ -243,12 +244,6 @@ impl Callback for Saver {
         let save = || Action::Save { path: self.path.clone(), weights_only: false };
         Ok(due.then(save).into_iter().collect())
     }
-}
-
-/// Whether every tensor of the model is finite.
-pub(super) fn all_finite(model: &dyn LightningModule) -> Result<bool> {
-    let tensors: Vec<_> = named_tensors(model).into_iter().map(|(_, tensor, _)| tensor).collect();
-    super::rules::is_finite(&tensors)
 }
 
 /// A temporary folder, removed on drop.

@@ -19,11 +19,12 @@ use super::{
     left::kept,
     reference::Reference,
     replay::{Replay, Wrong},
-    rules::{ScaleRule, is_finite},
+    rules::ScaleRule,
 };
 use crate::{
     gate::reason::{Failure, Reason},
     interceptor::Interceptor,
+    scalars::{all_equal, all_finite, read, square},
 };
 
 /// The state of the observation.
@@ -104,7 +105,7 @@ impl Seen {
     fn step_of(&mut self, outcome: &StepOutcome, hook: &Hook<'_>) -> Result<()> {
         let gradients = std::mem::take(&mut self.gradients);
         let all = || gradients.iter().flat_map(BTreeMap::values);
-        let finite = is_finite(all())? && self.finite_loss;
+        let finite = all_finite(all())? && self.finite_loss;
         let rates = rates(hook);
         match outcome {
             StepOutcome::Applied => {
@@ -142,12 +143,9 @@ impl Seen {
 
     /// Checks the results of a step that was applied.
     fn apply(&mut self, gradients: &[BTreeMap<String, Tensor>], hook: &Hook<'_>) -> Result<()> {
-        let mut square = 0.0;
-        for gradient in gradients.iter().flat_map(BTreeMap::values) {
-            let gradient = super::left::exact(gradient)?;
-            square += super::left::dot(&gradient, &gradient)?;
-        }
-        self.norms.push(square.sqrt());
+        let squares = gradients.iter().flat_map(BTreeMap::values).map(square);
+        let squares = read(&squares.collect::<Result<Vec<_>>>()?)?;
+        self.norms.push(squares.into_iter().sum::<f64>().sqrt());
         let Some(replay) = &mut self.replay else { return Ok(()) };
         replay.step(gradients)?;
         match replay.compare(hook.optimizers())? {
@@ -162,7 +160,11 @@ impl Seen {
 
     /// Whether a skipped step left weights and buffers unchanged.
     fn hold_still(&mut self) -> Result<()> {
-        for Before { name, role, held, tensor } in std::mem::take(&mut self.before) {
+        let before = std::mem::take(&mut self.before);
+        if all_equal(before.iter().map(|own| (&own.held, &own.tensor)))? {
+            return Ok(());
+        }
+        for Before { name, role, held, tensor } in before {
             if !held.f_equal(&tensor.f_detach()?)? {
                 let what = if role == Role::Parameter { "weight" } else { "buffer" };
                 self.fail(Reason::Skip, format!("a skipped step moved the {what} `{name}`"));
@@ -214,7 +216,7 @@ impl Interceptor for Witness {
         let random = RandomState::read(seen.device)?;
         let place = (step.batch_idx, step.global_step);
         let loss = model.training_step(batch, step)?;
-        seen.finite_loss &= is_finite([&loss])?;
+        seen.finite_loss &= all_finite([&loss])?;
         if let Some(mut reference) = seen.reference.take() {
             let own = reference.add(model, batch, place, &random, loss.f_double_value(&[])?)?;
             for rounded in &mut seen.rounded {

@@ -45,12 +45,27 @@ pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result
     let mut stages = Stages::new(job);
     let mut model = ResetModel::new(&case)?;
     stages.end("building the model");
-    let exact = Steps { job, case: &case, precision: Precision::F32True, deadline };
-    let exact = exact.run(&mut model, exact.config(STEPS, CALM))?;
+    let mut exact_steps = Steps {
+        job,
+        case: &case,
+        precision: Precision::F32True,
+        batch_statistics: false,
+        deadline,
+    };
+    let exact = match exact_steps.run(&mut model, exact_steps.config(STEPS, CALM)) {
+        Err(error) if deadline.has_ended() => return Err(error),
+        Ok(exact) if exact.finite => exact,
+        // A deep model that normalizes by nothing may not stay finite.
+        _ => {
+            exact_steps.batch_statistics = true;
+            exact_steps.run(&mut model, exact_steps.config(STEPS, CALM))?
+        }
+    };
+    let batch_statistics = exact_steps.batch_statistics;
     stages.end("32-true");
     let mut case = job.case(registry, job.precision)?;
     case.data.batch_size = budget.examples;
-    let steps = Steps { job, case: &case, precision: job.precision, deadline };
+    let steps = Steps { job, case: &case, precision: job.precision, batch_statistics, deadline };
     let mut config = steps.config(STEPS, CALM);
     Fault::config(job.fault, &mut config);
     model.follow(&case)?;
@@ -58,10 +73,15 @@ pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result
     stages.end("the precision");
     let mut outcome = Outcome::failed(Failure::new(Reason::Crashed, ""));
     outcome.failures.clear();
-    let (runs, least) = unchanged(job, registry, &mut model, (&exact, budget, deadline))?;
+    let (runs, least) = unchanged(job, registry, &mut model, (&exact, budget, &steps))?;
     stages.end("runs with emulated rounding");
+    let Budget { examples, draws, .. } = budget;
+    let without = if batch_statistics { "dropout" } else { "dropout and batch statistics" };
+    let over = format!(
+        "{STEPS} steps of {examples} examples without {without}, beside {draws} runs that round"
+    );
     let (checked, mut texts) =
-        judged(&Exact::new(&exact)?.compare(&ran)?, &Bounds::new(&runs, least), budget);
+        judged(&Exact::new(&exact)?.compare(&ran)?, &Bounds::new(&runs, least), &over);
     if let Some(first) = texts.first_mut() {
         *first += &locate(job, &case, budget)?;
         stages.end("each layer alone");
@@ -85,7 +105,7 @@ fn unchanged(
     job: &Job,
     registry: &Registry,
     model: &mut ResetModel,
-    (of_job, budget, deadline): (&Ran, Budget, &Deadline),
+    (of_job, budget, of): (&Ran, Budget, &Steps<'_>),
 ) -> Result<(Vec<Figures>, Least)> {
     // A fault that also breaks 32-true is not caused by the precision.
     let fault = job.fault.filter(|fault| fault.touches_baseline());
@@ -99,7 +119,7 @@ fn unchanged(
     let mut case = job.case(registry, emulation.wide)?;
     case.data.batch_size = budget.examples;
     model.follow(&case)?;
-    let steps = Steps { job, case: &case, precision: emulation.wide, deadline };
+    let steps = Steps { job, case: &case, precision: emulation.wide, ..*of };
     let own;
     let exact = if is_unbroken && emulation.wide == Precision::F32True {
         of_job
@@ -118,7 +138,7 @@ fn unchanged(
 
 /// Each figure with its bound, for gradients the furthest one; and the text about figures that exceed
 /// their bound.
-fn judged(found: &Figures, bounds: &Bounds<'_>, budget: Budget) -> (Vec<Checked>, Vec<String>) {
+fn judged(found: &Figures, bounds: &Bounds<'_>, over: &str) -> (Vec<Checked>, Vec<String>) {
     let all: Vec<(&What, f64, f64)> =
         found.iter().map(|(what, figure)| (what, *figure, bounds.of(what))).collect();
     let (gradients, mut judged): (Vec<_>, Vec<_>) =
@@ -148,10 +168,6 @@ fn judged(found: &Figures, bounds: &Bounds<'_>, budget: Budget) -> (Vec<Checked>
         }
         let bound = if bound.is_finite() { bound } else { f64::NAN };
         let what = what.to_string();
-        let Budget { examples, draws, .. } = budget;
-        let over = format!(
-            "{STEPS} steps of {examples} examples without dropout and batch statistics, beside {draws} rounded runs"
-        );
         let figure = (figure.abs(), bound);
         checked.push(Checked::at_most(Reason::NotConformant, what, over, Unit::Share, figure));
     }

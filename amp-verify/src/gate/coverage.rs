@@ -7,6 +7,7 @@ use amp_core::memory::show_bytes;
 use super::{
     checked::{Checked, Comparison, Unit},
     deadline::OVER,
+    job::Task,
     path::Examined,
     reason::Reason,
     report::{Cell, ModelReport, Report},
@@ -107,7 +108,15 @@ impl Coverage {
     pub fn of(report: &Report, model: &ModelReport, cell: &Cell) -> Self {
         let mut coverage = Self::default();
         let all = seeds(&cell.seeds);
-        let first = seeds(cell.seeds.get(..1).unwrap_or_default());
+        // The rules have the seed of their jobs, also where no whole run followed.
+        let of_rules = report.jobs.iter().find(|job| {
+            (&job.model, job.precision) == (&model.model, cell.precision)
+                && matches!(job.task, Task::Conformance | Task::Path)
+        });
+        let first = match of_rules {
+            Some(job) => seeds(&[job.seed]),
+            None => seeds(cell.seeds.get(..1).unwrap_or_default()),
+        };
         let why = match cell.seeds.len() {
             0 | 1 if cell.cut_short || cell.rules_cut_short => OVER,
             0 => "a rule was broken before the first seed",
@@ -123,12 +132,12 @@ impl Coverage {
             Some(runs) => checked.extend(runs.iter().map(|run| (run, all.as_str()))),
             None => coverage.missing.push(Missing::new("rules of whole runs", why)),
         }
-        let of_rules = if cell.rules_cut_short { OVER } else { "the job failed" };
+        let why_not = if cell.rules_cut_short { OVER } else { "the job failed" };
         match &cell.conformance {
             Some(figures) => {
                 checked.extend(figures.iter().map(|figure| (figure, first.as_str())));
             }
-            None => coverage.missing.push(Missing::new("first steps against 32-true", of_rules)),
+            None => coverage.missing.push(Missing::new("first steps against 32-true", why_not)),
         }
         if let Some(path) = &cell.path {
             checked.extend(path.checked.iter().map(|checked| (checked, first.as_str())));
@@ -172,7 +181,7 @@ impl Coverage {
         match &cell.path {
             Some(path) => coverage.path(report, path, &first),
             None => {
-                let missing = Missing::new("the path that is trained on", of_rules);
+                let missing = Missing::new("the path that is trained on", why_not);
                 coverage.missing.push(missing);
             }
         }

@@ -12,7 +12,7 @@ use std::rc::Rc;
 
 use amp_core::{Result, precision::Precision, random};
 
-pub(super) use self::bounds::{OF_GRADIENT, OF_LOSS, tolerance_limit};
+pub(super) use self::bounds::{OF_LOSS, of_gradient, tolerance_limit};
 use self::{
     bounds::{Bounds, Least},
     emulation::{Emulation, Rounding},
@@ -172,4 +172,81 @@ fn judged(found: &Figures, bounds: &Bounds<'_>, over: &str) -> (Vec<Checked>, Ve
         checked.push(Checked::at_most(Reason::NotConformant, what, over, Unit::Share, figure));
     }
     (checked, texts)
+}
+
+#[cfg(test)]
+mod tests {
+    use amp_core::{
+        data::{Batch, DataModule},
+        precision::Kernels,
+        prelude::*,
+        trainer::Check,
+    };
+    use rstest::rstest;
+
+    use super::*;
+    use crate::{DataSet, Registry, changes::Changes, gate::Task, length::Length, model, project};
+
+    /// With running statistics of 0 and 1 as they are built, the norm leaves values of the order of `size`.
+    #[derive(LightningModule)]
+    #[forward(|x| head(&norm(&x.f_mul_scalar(self.size)?)?))]
+    #[loss(mse_loss)]
+    #[optimizer(sgd, lr = 0.1)]
+    struct Net {
+        #[hparam(default = 1.0)]
+        size: f64,
+        #[layer(batch_norm1d(4))]
+        norm: BatchNorm,
+        #[layer(linear(4, 1))]
+        head: Linear,
+    }
+
+    fn waves(batch_size: i64) -> Result<DataModule> {
+        let part = |first: i64| {
+            let x = Tensor::f_arange_start(first, first + 256, (Kind::Float, Device::Cpu))?;
+            let x = x.f_square()?.f_sin()?.f_view([64, 4])?;
+            let y = x.f_sum_dim_intlist([1_i64].as_slice(), true, Kind::Float)?;
+            Batch::new(x, y)
+        };
+        Ok(DataModule::new("waves", part(0)?, part(256)?, batch_size))
+    }
+
+    /// A model that does not stay finite without batch statistics is compared with them.
+    #[rstest]
+    #[case::calm(1.0, "dropout and batch statistics")]
+    #[case::diverging(1e15, "dropout, beside")]
+    fn batch_statistics_are_used_where_32_true_needs_them(
+        #[case] size: f64,
+        #[case] without: &str,
+    ) -> Result<()> {
+        let hyperparameters = serde_json::json!({ "size": size });
+        let model = model!(Net).hyperparameters(hyperparameters).judged_by_loss().margin(1.0);
+        let registry = Registry::new(project!())
+            .data_set(DataSet::new("waves", waves))
+            .model(model.batch_size(16));
+        let job = Job {
+            model: "Net".into(),
+            precision: Precision::Bf16Mixed,
+            seed: 3,
+            length: Length::Epochs(1),
+            changes: Changes::default(),
+            device: "cpu".into(),
+            tf32: false,
+            deterministic: false,
+            kernels: Kernels::default(),
+            check: Check::Off,
+            task: Task::Conformance,
+            islands: Default::default(),
+            fault: None,
+        };
+        let outcome = run(&job, &registry, &Deadline::default())?;
+        assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+        let checked = outcome.conformance.unwrap_or_default();
+        assert!(checked.iter().any(|checked| checked.what == "the update of the weights"));
+        for Checked { over, .. } in checked {
+            assert!(over.contains(&format!("without {without}")), "{over}");
+            assert!(over.starts_with("6 steps of 16 examples"), "{over}");
+        }
+        Ok(())
+    }
 }

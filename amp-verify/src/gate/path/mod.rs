@@ -69,7 +69,8 @@ pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result
         }
     } else {
         let (findings, examined) = (&mut findings, &mut examined);
-        let mut checks = Checks { setup: &setup, findings, examined, ended: 0 };
+        let mut checks =
+            Checks { setup: &setup, findings, examined, ended: 0, tolerances: Vec::new() };
         let result = checks.run();
         outcome.ended = deadline.has_ended();
         match outcome.ended {
@@ -88,6 +89,8 @@ struct Checks<'a> {
     examined: &'a mut Examined,
     /// The number of stages that ended.
     ended: usize,
+    /// The tolerances of runs that differed from an equal one.
+    tolerances: Vec<(Way, f64)>,
 }
 
 impl<'a> Checks<'a> {
@@ -247,13 +250,18 @@ impl<'a> Checks<'a> {
     }
 
     /// 0, unless two equal runs differ by themselves, as on a GPU.
-    fn tolerance(&self, way: Way, plain: &Left, other: &Left) -> Result<f64> {
+    fn tolerance(&mut self, way: Way, plain: &Left, other: &Left) -> Result<f64> {
         let is_cuda = self.setup.case.trainer.device.is_cuda();
         if !is_cuda || plain.difference(other, 0.0)?.is_none() {
             return Ok(0.0);
         }
+        if let Some((_, known)) = self.tolerances.iter().find(|(known, _)| *known == way) {
+            return Ok(*known);
+        }
         let again = self.setup.plain(way)?;
-        Ok(if plain.difference(&again, 0.0)?.is_some() { 0.05 } else { 0.0 })
+        let tolerance = if plain.difference(&again, 0.0)?.is_some() { 0.05 } else { 0.0 };
+        self.tolerances.push((way, tolerance));
+        Ok(tolerance)
     }
 
     /// A rule of equal values whose breach has been said by now.

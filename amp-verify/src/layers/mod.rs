@@ -15,7 +15,7 @@ pub use args::{LayersArgs, measure_case};
 pub use error::{Bias, Growth, bias, growth, relative_change, rms, rmse};
 pub use groups::{Group, groups};
 pub use measure::{Options, audit, measure, module_paths};
-pub use own_error::{Own, WITHIN};
+pub use own_error::{LOST, Own, WITHIN};
 pub(crate) use products::products;
 
 use std::{collections::BTreeMap, rc::Rc};

@@ -14,6 +14,7 @@ use super::{
     measure::{OF_ROUNDED, ON_ROUNDED, Passes},
 };
 use crate::{
+    exponents::Format,
     rounding::{is_narrow, rounded},
     scalars,
 };
@@ -31,6 +32,9 @@ pub struct Own {
     pub wide: Vec<Kind>,
     /// The tensors that have fewer digits than their dtype.
     pub twice: Vec<Kind>,
+    /// The share of values that the layer's dtype holds and that became zero, infinite or NaN; the larger of forward and
+    /// backward. Null if there are too few such values.
+    pub lost: Option<f64>,
 }
 
 /// The accepted [`Own::error`]: some layers round several times inside.
@@ -44,6 +48,8 @@ const LEAST_DIFFERING: f64 = 40.0;
 /// would.
 const ALL: f64 = 0.99;
 const BY_CHANCE: f64 = 0.75;
+/// The accepted [`Own::lost`]: few values cancel to zero within a layer.
+pub const LOST: f64 = 0.01;
 /// With fewer elements than this nothing is concluded.
 const LEAST_ELEMENTS: usize = 64;
 
@@ -64,12 +70,16 @@ impl Passes {
                 error: None,
                 wide: Vec::new(),
                 twice: Vec::new(),
+                lost: None,
             };
             // Some kernels round parts of parameters' gradients, which are sums over a batch, to 16 bits.
             for kind in [Kind::Forward, Kind::InputGradient] {
                 let Some(values) = self.otherwise(at, kind)? else { continue };
                 if let Some(error) = values.error()? {
                     own.error = Some(own.error.map_or(error, |other: f64| other.max(error)));
+                }
+                if let Some(lost) = values.lost(self.actual.calls[at].output.kind())? {
+                    own.lost = Some(own.lost.map_or(lost, |other: f64| other.max(lost)));
                 }
                 let is_product = self.actual.calls[at].op == Op::Matmul;
                 if is_product && values.is_wide()? {
@@ -172,6 +182,22 @@ impl Otherwise {
         Ok((expected > 0.0 || own > 0.0).then(|| own / expected))
     }
 
+    /// The share of the values well within the dtype's exponents that are lost: subnormal numbers that became zero, or
+    /// finite ones that became infinite. Exponents predict that these are kept.
+    fn lost(&self, to: Dtype) -> Result<Option<f64>> {
+        let Some(format) = Format::of(to) else { return Ok(None) };
+        let power = |exponent: i32| 2.0_f64.powi(exponent);
+        let (least, most) =
+            (power(format.min_subnormal_exponent() + 2), power(format.max_exponent()));
+        let size = self.exact.f_abs()?;
+        let held = size.f_ge(least)?.f_logical_and(&size.f_le(most)?)?;
+        let gone = self.found.f_isfinite()?.f_logical_not()?;
+        let gone = gone.f_logical_or(&self.found.f_eq(0.0)?)?.f_logical_and(&held)?;
+        let [gone, held] =
+            scalars::read_all([gone.f_sum(Dtype::Int64)?, held.f_sum(Dtype::Int64)?])?;
+        Ok((held >= LEAST_ELEMENTS as f64).then(|| gone / held))
+    }
+
     /// Whether the results are those of unrounded parameters.
     fn is_wide(&self) -> Result<bool> {
         let differing = |other: &Tensor| -> Result<Tensor> {
@@ -222,6 +248,29 @@ mod tests {
         assert!(error < 1.1 && (error > 0.85) == rounds, "{error}");
         // For a bias alone, rounding once and rounding twice are the same.
         assert!(!product(rounds, 0.0)?.is_wide()?);
+        Ok(())
+    }
+
+    /// A layer that makes zeros of subnormal numbers, or infinities of large ones, loses values that f16 holds; values
+    /// that are too small for f16 are not lost by the layer.
+    #[rstest]
+    #[case::rounded(1.0, |tensor: &Tensor| tensor.shallow_clone(), 0.0)]
+    #[case::flushed(1.0 / 65536.0, |tensor: &Tensor| tensor * tensor.abs().ge(2.0_f64.powi(-14)), 1.0)]
+    #[case::overflown(1.0, |tensor: &Tensor| tensor / 0.0, 1.0)]
+    #[case::too_small(2.0_f64.powi(-40), |tensor: &Tensor| tensor * 0.0, -1.0)]
+    fn values_that_the_dtype_holds_are_kept(
+        #[case] size: f64,
+        #[case] lose: fn(&Tensor) -> Tensor,
+        #[case] expected: f64,
+    ) -> Result<()> {
+        let _section = random::seeded(13)?;
+        let exact = Tensor::randn([4096], (Dtype::Double, Device::Cpu)) * size;
+        let nearest = rounded(&exact, Dtype::Half)?;
+        let found = lose(&nearest);
+        let values = Otherwise { found, rounded: nearest, exact, others: Vec::new() };
+        // Fewer than 64 values within the exponents say nothing: -1.
+        let lost = values.lost(Dtype::Half)?.unwrap_or(-1.0);
+        assert!((lost - expected).abs() < 0.01, "{lost}");
         Ok(())
     }
 

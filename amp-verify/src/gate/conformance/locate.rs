@@ -52,7 +52,13 @@ mod tests {
     use super::*;
 
     fn own(path: &str, error: f64) -> Own {
-        Own { path: path.into(), error: Some(error), wide: Vec::new(), twice: Vec::new() }
+        Own {
+            path: path.into(),
+            error: Some(error),
+            wide: Vec::new(),
+            twice: Vec::new(),
+            lost: None,
+        }
     }
 
     /// The first layer beyond its bound is named, including errors that are not finite; if there is none,

@@ -181,8 +181,6 @@ impl Cell {
             Status::NotComparable
         } else {
             match self.judgement.as_ref().map(|judgement| judgement.verdict) {
-                // What was not judged did not pass.
-                Some(Verdict::Pass) if self.rules_cut_short => Status::Inconclusive,
                 Some(Verdict::Pass) => Status::Pass,
                 Some(Verdict::Fail) => Status::Regression,
                 Some(Verdict::Inconclusive) | None => Status::Inconclusive,

@@ -211,22 +211,16 @@ mod tests {
         Ok(DataModule::new("waves", part(0)?, part(256)?, batch_size))
     }
 
-    /// A model that does not stay finite without batch statistics is compared with them.
-    #[rstest]
-    #[case::calm(1.0, "dropout and batch statistics")]
-    #[case::diverging(1e15, "dropout, beside")]
-    fn batch_statistics_are_used_where_32_true_needs_them(
-        #[case] size: f64,
-        #[case] without: &str,
-    ) -> Result<()> {
+    fn registry(size: f64) -> Registry {
         let hyperparameters = serde_json::json!({ "size": size });
         let model = model!(Net).hyperparameters(hyperparameters).judged_by_loss().margin(1.0);
-        let registry = Registry::new(project!())
-            .data_set(DataSet::new("waves", waves))
-            .model(model.batch_size(16));
-        let job = Job {
+        Registry::new(project!()).data_set(DataSet::new("waves", waves)).model(model.batch_size(16))
+    }
+
+    fn job(precision: Precision) -> Job {
+        Job {
             model: "Net".into(),
-            precision: Precision::Bf16Mixed,
+            precision,
             seed: 3,
             length: Length::Epochs(1),
             changes: Changes::default(),
@@ -238,7 +232,47 @@ mod tests {
             task: Task::Conformance,
             islands: Default::default(),
             fault: None,
-        };
+        }
+    }
+
+    /// Where a loss is computed in 16 bits, each element of the gradient that flows from it into the last module moves on
+    /// its own, by up to 24 roundings; no other gradient does.
+    #[rstest]
+    #[case::in_16_bits(Precision::Bf16True, "head", true)]
+    #[case::inside(Precision::Bf16True, "norm", false)]
+    #[case::in_32_bits(Precision::Bf16Mixed, "head", false)]
+    fn the_rounding_of_a_loss_in_16_bits_is_emulated(
+        #[case] precision: Precision,
+        #[case] path: &str,
+        #[case] moves: bool,
+    ) -> Result<()> {
+        let _section = random::seeded(4)?;
+        let job = job(precision);
+        let case = job.case(&registry(1.0), precision)?;
+        let mut model = case.build()?;
+        let emulation = Emulation::of(&case, model.as_mut(), precision, &Rc::default())?;
+        let rounding = Rounding::new(&Rc::new(emulation), 1, 1);
+        let output = Tensor::f_ones([4096], (Kind::Float, Device::Cpu))?.set_requires_grad(true);
+        let returned = rounding.between().returned(path, &output)?;
+        assert!(returned.equal(&output));
+        returned.sum(Kind::Float).backward();
+        let most = (output.grad() - 1.0).abs().max().double_value(&[]);
+        // Gradients are rounded to bf16 as well.
+        let bound = 25.0 / 256.0;
+        assert!(if moves { most > 22.0 / 256.0 && most < bound } else { most == 0.0 }, "{most}");
+        Ok(())
+    }
+
+    /// A model that does not stay finite without batch statistics is compared with them.
+    #[rstest]
+    #[case::calm(1.0, "dropout and batch statistics")]
+    #[case::diverging(1e15, "dropout, beside")]
+    fn batch_statistics_are_used_where_32_true_needs_them(
+        #[case] size: f64,
+        #[case] without: &str,
+    ) -> Result<()> {
+        let registry = registry(size);
+        let job = job(Precision::Bf16Mixed);
         let outcome = run(&job, &registry, &Deadline::default())?;
         assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
         let checked = outcome.conformance.unwrap_or_default();

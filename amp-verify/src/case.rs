@@ -196,7 +196,10 @@ impl Case {
             trainer.max_steps = Some(trainer.max_steps.map_or(most, |own| own.min(most)));
         }
         let case = Self { model: model.into(), data, hyperparameters, trainer, early_stopping };
-        case.build()?;
+        // A sized set has built it by now; a large model is not built for nothing.
+        if !data_set.is_sized() {
+            case.build()?;
+        }
         Ok(case)
     }
 

@@ -32,14 +32,6 @@ pub(crate) fn moved(tensor: &Tensor, share: f64) -> Result<Tensor> {
     Ok(tensor.f_mul(&factors)?)
 }
 
-/// The same values, but each element of their gradient is multiplied by 1 + `share`·u, with u drawn from [-1, 1].
-pub(crate) fn gradient_moved(tensor: &Tensor, share: f64) -> Result<Tensor> {
-    let factors = no_grad(|| tensor.f_rand_like()?.f_mul_scalar(2.0 * share)?.f_sub_scalar(share))?;
-    // The addend is zero and has the gradient's other share.
-    let zero = tensor.f_sub(&tensor.f_detach()?)?;
-    Ok(tensor.f_add(&zero.f_mul(&factors)?)?)
-}
-
 /// Stochastic rounding: each element is first moved at random by up to half of what rounding may change,
 /// then rounded to nearest. Values that the dtype represents do not change.
 pub(crate) fn rounded_otherwise(tensor: &Tensor, to: Kind) -> Result<Tensor> {
@@ -52,24 +44,6 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-
-    /// The values stay; their gradients are moved by up to the share, as much up as down.
-    #[test]
-    fn a_moved_gradient_belongs_to_the_same_values() -> Result<()> {
-        let _section = random::seeded(6)?;
-        let values = Tensor::rand([1 << 14], (Kind::Float, Device::Cpu)).set_requires_grad(true);
-        let moved = gradient_moved(&values, 0.25)?;
-        assert!(moved.equal(&values));
-        (&moved * 3.0).sum(Kind::Float).backward();
-        let away = values.grad() / 3.0 - 1.0;
-        let (most, mean) = (away.abs().max().double_value(&[]), away.mean(Kind::Double));
-        assert!(most > 0.24 && most <= 0.2501, "{most}");
-        // Uniform numbers have a standard deviation of share/√3.
-        let deviation = away.std(true).double_value(&[]);
-        assert!((deviation / (0.25 / 3.0_f64.sqrt()) - 1.0).abs() < 0.03, "{deviation}");
-        assert!(mean.double_value(&[]).abs() < 0.01);
-        Ok(())
-    }
 
     /// Errors are below the distance of two neighbours, some results differ from rounding to nearest, and
     /// half of the errors are upwards; representable values are exact.

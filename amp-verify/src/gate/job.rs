@@ -239,6 +239,20 @@ impl Job {
         Ok(case)
     }
 
+    /// The same for another precision. Without a fault all precisions share one case, whose model and data are not built
+    /// again.
+    pub(super) fn case_like(
+        &self,
+        case: &Case,
+        registry: &Registry,
+        precision: Precision,
+    ) -> Result<Case> {
+        match self.fault {
+            None => Ok(case.clone()),
+            Some(_) => self.case(registry, precision),
+        }
+    }
+
     /// The trainer's options, with the job's fault.
     pub(super) fn config(&self, case: &Case, precision: Precision) -> TrainerConfig {
         let mut config = TrainerConfig { precision, ..case.trainer.clone() };

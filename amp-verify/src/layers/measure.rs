@@ -12,7 +12,7 @@ use amp_core::{
 };
 
 use super::{
-    Flow, Kind, Layer, Own, Report, Subject, error, groups,
+    Flow, Kind, Layer, Own, Report, Subject, error, groups, mark_worst,
     parts::{examples, parts},
     pass::{Job, Pass, Plan, Ran, Rerun, Rounded, exact, masks_agree, module, run},
 };
@@ -30,7 +30,7 @@ pub struct Options {
     pub log2_scale: i32,
     /// The margins of a safe loss scale.
     pub window: WindowOptions,
-    /// The largest number of bytes of layers' tensors that are kept at once; on CUDA at least a quarter
+    /// The largest number of bytes of layers' tensors that are kept at once; on CUDA at least half
     /// of the free memory. If all layers need more, they are measured in parts in several passes; a
     /// single layer that needs more is measured on fewer examples, and the report has their number.
     pub budget: usize,
@@ -38,7 +38,7 @@ pub struct Options {
 
 /// The budget of [`Options::new`], and its share of a GPU's free memory where that is more.
 const BUDGET: usize = 4 << 30;
-const SHARE: usize = 4;
+const SHARE: usize = 2;
 
 impl Options {
     /// With a loss scale of 65536.
@@ -389,17 +389,5 @@ impl Values {
             observed: losses(&self.baseline, &self.actual)?,
             histogram,
         })
-    }
-}
-
-fn mark_worst(layers: &mut [Layer]) {
-    for kind in Kind::ALL {
-        let blame = |layer: &Layer| layer.flow(kind).map_or(0.0, super::Flow::relative_local_error);
-        // The first of equal errors: a later layer may only pass on the error of an earlier one.
-        let worst = layers.iter().map(blame).fold(0.0, f64::max);
-        let first = layers.iter_mut().find(|layer| worst > 0.0 && blame(layer) == worst);
-        if let Some(layer) = first {
-            layer.worst.push(kind);
-        }
     }
 }

@@ -175,3 +175,16 @@ impl Report {
         self.layers.iter().find(|layer| layer.worst.contains(&kind))
     }
 }
+
+/// Marks the layers whose own error is the largest of all.
+fn mark_worst(layers: &mut [Layer]) {
+    for kind in Kind::ALL {
+        let blame = |layer: &Layer| layer.flow(kind).map_or(0.0, Flow::relative_local_error);
+        // The first of equal errors: a later layer may only pass on the error of an earlier one.
+        let worst = layers.iter().map(blame).fold(0.0, f64::max);
+        let first = layers.iter_mut().find(|layer| worst > 0.0 && blame(layer) == worst);
+        if let Some(layer) = first {
+            layer.worst.push(kind);
+        }
+    }
+}

@@ -5,7 +5,7 @@ use amp_core::tch::Kind;
 
 use super::figures::{Figures, What};
 use crate::{
-    rounding::{is_narrow, rounding_of},
+    rounding::rounding_of,
     verdict::{mean, standard_deviation, tolerance_factor},
 };
 
@@ -17,18 +17,10 @@ const CONFIDENCE: f64 = 0.95;
 /// Kernels also round at places between which a model has no modules. The standard deviation of a figure
 /// is therefore at least this share of its mean.
 const LEAST_SPREAD: f64 = 0.1;
-/// The number of roundings between the last module and the loss, which the emulation does not show: it rounds only
-/// between modules. A loss may differ by at least this many.
+/// The number of roundings between the last module and the loss. The loss may differ by at least this
+/// many, and so may the gradients that flow back from there: the emulation rounds only between modules.
 pub(in crate::gate) const OF_LOSS: f64 = 4.0;
-/// Gradients that flow back from a loss in 32 bits may differ by at least this many roundings.
-const OF_GRADIENT: f64 = 24.0;
-
-/// The least bound of a gradient for a loss of this dtype. Where a loss is computed in 16 bits, the emulation moves each
-/// element of its gradient; what all elements share, such as a mean's divisor, is rounded as often as the loss.
-pub(in crate::gate) fn of_gradient(loss: Kind) -> f64 {
-    let count = if is_narrow(loss) { OF_LOSS } else { OF_GRADIENT };
-    count * rounding_of(loss)
-}
+pub(in crate::gate) const OF_GRADIENT: f64 = 24.0;
 
 /// No bound is smaller than these.
 #[derive(Debug, Clone, Copy)]
@@ -79,7 +71,7 @@ impl<'a> Bounds<'a> {
         let rounding = rounding_of(self.least.loss);
         let (limit, least) = match what {
             What::Loss => (difference(), OF_LOSS * rounding),
-            What::Gradient(_) => (of_distance(self.gradient), of_gradient(self.least.loss)),
+            What::Gradient(_) => (of_distance(self.gradient), OF_GRADIENT * rounding),
             What::Update => (of_distance(self.distance), self.least.weights),
             What::Length | What::Norm => (difference(), self.least.weights),
         };
@@ -167,7 +159,7 @@ mod tests {
         // A loss in bf16: two neighbouring numbers apart.
         let bounds = Bounds::new(&runs, Least { loss: Kind::BFloat16, ..LEAST });
         assert_eq!(bounds.of(&What::Loss), 2.0_f64.powi(-6));
-        assert_eq!(bounds.of(&gradient("unused")), 4.0 / 256.0);
+        assert_eq!(bounds.of(&gradient("unused")), 24.0 / 256.0);
     }
 
     /// A gradient that is zero in every unchanged run has only the rounding as its bound: a nonzero one

@@ -26,22 +26,17 @@ use super::CALM;
 use crate::{
     case::Case,
     diagnose::Islands,
-    rounding::{gradient_moved, is_narrow, moved, rounded, rounded_otherwise, rounding_of},
+    rounding::{is_narrow, moved, rounded, rounded_otherwise, rounding_of},
 };
 
 /// The relative error of f32 sums of several hundred products, of which a few may follow each other
 /// between two modules; and the relative error of the mean in a loss.
-const SUMS: f64 = 1.0 / 1_048_576.0;
+pub(in crate::gate) const SUMS: f64 = 1.0 / 1_048_576.0;
 const MEANS: f64 = 1.0 / 8_388_608.0;
 
 /// Some kernels keep parts of the gradient of a layer norm's weight or bias, which is a sum over the
 /// batch, in 16 bits. It may differ by this many roundings of its size.
 const OF_PARTS: f64 = 3.0;
-
-/// Where a loss is computed in 16 bits, each element of its gradient is rounded several times on its own: a
-/// log-probability of 16 has an error of up to 16 roundings, which is the relative error of the probability, and a few
-/// roundings follow. The emulation moves each element at random by up to this many.
-const OF_ELEMENTS: f64 = 24.0;
 
 /// Where a precision rounds, and to which dtype.
 pub(in crate::gate) struct Emulation {
@@ -52,8 +47,6 @@ pub(in crate::gate) struct Emulation {
     /// The dtypes of modules, by path.
     modules: BTreeMap<String, Kinds>,
     loss: Kind,
-    /// The module that ended last: what follows it computes the loss.
-    last: String,
 }
 
 /// The dtypes of a module's inputs, outputs and computation.
@@ -95,7 +88,7 @@ impl Emulation {
             Precision::F64True => (Precision::F64True, Precision::F32True),
             other => (Precision::F32True, other),
         };
-        let (mut modules, last) = (seen.modules.take(), seen.last.take());
+        let mut modules = seen.0.take();
         // A batch norm sums in f32.
         for (name, _, role) in named_tensors(model) {
             let module = name.rsplit_once('.').and_then(|(module, _)| modules.get_mut(module));
@@ -106,7 +99,7 @@ impl Emulation {
         if is_narrow(precision.storage()) {
             cast_into_regions(&mut modules, precision.storage());
         }
-        Ok(Self { wide, precision: rounds, device, modules, loss, last })
+        Ok(Self { wide, precision: rounds, device, modules, loss })
     }
 
     /// The dtype in which the loss is computed.
@@ -122,12 +115,6 @@ impl Emulation {
     /// Whether a parameter is rounded: if its module computes in 16 bits, or if it belongs to none.
     fn rounds(&self, parameter: &str) -> bool {
         self.module_of(parameter).is_none_or(|module| is_narrow(module.computed))
-    }
-
-    /// By which share of itself each element of the last module's gradient may be rounded where the loss is computed in
-    /// 16 bits; nothing where it is not.
-    fn of_loss(&self) -> Option<f64> {
-        is_narrow(self.loss).then(|| OF_ELEMENTS * rounding_of(self.loss))
     }
 
     /// The factor on the loss, so that gradients have the size at which the precision rounds them.
@@ -161,10 +148,7 @@ fn cast_into_regions(modules: &mut BTreeMap<String, Kinds>, storage: Kind) {
 
 /// The dtypes between the modules of a pass, by path.
 #[derive(Default)]
-struct Seen {
-    modules: RefCell<BTreeMap<String, Kinds>>,
-    last: RefCell<String>,
-}
+struct Seen(RefCell<BTreeMap<String, Kinds>>);
 
 impl Probe for Seen {
     fn ran(&self, call: &Call<'_>) {
@@ -179,8 +163,7 @@ impl Probe for Seen {
             computed: call.plan.compute,
             sums_parts: call.op != Op::Matmul,
         };
-        self.modules.borrow_mut().insert(call.path.to_owned(), kinds);
-        self.last.replace(call.path.to_owned());
+        self.0.borrow_mut().insert(call.path.to_owned(), kinds);
     }
 }
 
@@ -376,14 +359,7 @@ impl Substitute for Between {
     }
 
     fn returned(&self, path: &str, output: &Tensor) -> Result<Tensor> {
-        let kind = self.emulation.modules.get(path).map(|module| module.returned);
-        let output = self.round(output, kind)?;
-        match self.emulation.of_loss() {
-            Some(share) if path == self.emulation.last && is_floating(output.kind()) => {
-                self.draws.with(|| gradient_moved(&output, share))
-            }
-            _ => Ok(output),
-        }
+        self.round(output, self.emulation.modules.get(path).map(|module| module.returned))
     }
 
     fn within(&self, path: &str, inner: &Tensor) -> Result<Tensor> {

@@ -14,7 +14,7 @@ use amp_core::{precision::Precision, tch::Kind};
 
 use super::reference::{Compared, Figures, larger};
 use crate::{
-    gate::conformance::{OF_LOSS, of_gradient, tolerance_limit},
+    gate::conformance::{OF_GRADIENT, OF_LOSS, tolerance_limit},
     rounding::{is_narrow, rounding_of},
 };
 
@@ -42,7 +42,7 @@ impl Judged {
     pub(super) fn new(steps: &[Compared], precision: Precision) -> Self {
         let of_gradient = match precision {
             Precision::F64True => OF_SWITCHES,
-            other => of_gradient(loss_dtype(other)),
+            other => OF_GRADIENT * rounding_of(loss_dtype(other)),
         };
         // The last module's outputs, from which the loss follows, have the precision's dtype.
         let of_logits = match precision.compute() {
@@ -200,8 +200,8 @@ mod tests {
     #[rstest]
     #[case::f16(Precision::F16Mixed, [24.0 / 16_777_216.0, 4.0 / 2048.0])]
     #[case::bf16(Precision::Bf16Mixed, [24.0 / 16_777_216.0, 4.0 / 256.0])]
-    #[case::f16_true(Precision::F16True, [4.0 / 2048.0, 4.0 / 2048.0])]
-    #[case::bf16_true(Precision::Bf16True, [4.0 / 256.0, 4.0 / 256.0])]
+    #[case::f16_true(Precision::F16True, [24.0 / 2048.0, 4.0 / 2048.0])]
+    #[case::bf16_true(Precision::Bf16True, [24.0 / 256.0, 4.0 / 256.0])]
     #[case::f64_true(Precision::F64True, [1e-3, 4.0 / 16_777_216.0])]
     fn what_is_not_emulated_is_part_of_a_bound(
         #[case] precision: Precision,

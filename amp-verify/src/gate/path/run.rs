@@ -167,7 +167,7 @@ impl Setup<'_> {
         let mut config = self.config(way)?;
         let device = config.device;
         let copy = self.case.build()?;
-        let mut seen = Seen::new(device, config.optimization.gradient_clip, copy);
+        let mut seen = Seen::new(device, config.optimization.gradient_clip, Some(copy));
         if way == Way::Epoch {
             let window = config.optimization.accumulate_grad_batches;
             seen.reference = Some(Reference::new(self.case.build()?, device)?);
@@ -187,7 +187,7 @@ impl Setup<'_> {
         let record = trainer.fit(model.as_mut(), &self.case.data)?;
         drop(trainer);
         let left = Left::new(model.as_ref(), &keeper, record)?;
-        let seen = witness.0.replace(Seen::new(device, None, self.case.build()?));
+        let seen = witness.0.replace(Seen::new(device, None, None));
         Ok((left, seen, model))
     }
 

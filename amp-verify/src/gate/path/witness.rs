@@ -71,11 +71,15 @@ struct Before {
 pub(super) struct Witness(pub(super) Rc<RefCell<Seen>>);
 
 impl Seen {
-    pub(super) fn new(device: Device, clip: Option<Clip>, copy: Box<dyn LightningModule>) -> Self {
+    pub(super) fn new(
+        device: Device,
+        clip: Option<Clip>,
+        copy: Option<Box<dyn LightningModule>>,
+    ) -> Self {
         Self {
             device,
             clip,
-            copy: Some(copy),
+            copy,
             replay: None,
             no_replay: None,
             reference: None,

@@ -112,7 +112,7 @@ pub(crate) fn variable(tokens: TokenStream, name: &Ident) -> Option<Ident> {
 }
 
 /// Whether `self` or `Self` occurs other than in `self.field` with one of `fields`.
-pub(crate) fn hands_self_on(tokens: TokenStream, fields: &[&Ident]) -> bool {
+pub(crate) fn passes_self_on(tokens: TokenStream, fields: &[&Ident]) -> bool {
     let tokens = flat(tokens);
     tokens.iter().enumerate().any(|(at, token)| {
         let TokenTree::Ident(ident) = token else {
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_and_variables_are_told_apart() {
+    fn calls_and_variables_are_distinguished() {
         let tokens = quote!(head(&body(x)?).tanh() * rate + self.decay + f![y]);
         let called: Vec<String> = called(tokens.clone()).iter().map(Ident::to_string).collect();
         assert_eq!(called, ["head", "body"]);
@@ -217,9 +217,9 @@ mod tests {
     #[test]
     fn self_is_handed_on_unless_a_field_is_read() {
         let fields = [&ident("head")];
-        assert!(!hands_self_on(quote!(x.matmul(self.head.weight())), &fields));
+        assert!(!passes_self_on(quote!(x.matmul(self.head.weight())), &fields));
         for tokens in [quote!(self.run(x)), quote!(run(self, x)), quote!(Self::run(x))] {
-            assert!(hands_self_on(tokens.clone(), &fields), "{tokens}");
+            assert!(passes_self_on(tokens.clone(), &fields), "{tokens}");
         }
     }
 }

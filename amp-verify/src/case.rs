@@ -5,8 +5,8 @@ use std::sync::Arc;
 use amp_core::{
     Error, Hyperparameters, LightningModule, Result, TrainerConfig,
     callback::{EarlyStopping, Mode},
-    data::{DataModule, Limit, Loading},
-    precision::{Clip, Precision},
+    data::{DataLoader, DataModule, Limit, Loading},
+    precision::{Clip, Policy, Precision},
     random,
     tch::Device,
     trainer::{
@@ -47,7 +47,9 @@ pub struct Case {
     pub data: DataModule,
     /// The merged hyperparameters: the registered model's, the data's, the user's.
     pub hyperparameters: Hyperparameters,
-    /// The trainer's options, for the baseline. Its seed is also used for weights and dropout.
+    /// The trainer's options, for the baseline. Its seed is also used for weights and dropout. Its
+    /// [`plan`](OptimizationConfig::plan) is the whole run's, so that a shorter run on the case, such as one
+    /// of the gate's, trains with the rates of the whole run.
     pub trainer: TrainerConfig,
     /// The value that ends training when it no longer falls, and the number of epochs of patience.
     pub early_stopping: Option<(String, u32)>,
@@ -181,6 +183,7 @@ impl Case {
                 accumulate_grad_batches,
                 freeze: model.freeze.clone(),
                 averaging: model.averaging,
+                plan: None,
             },
             logging: LoggingConfig { profile_every_n_steps, ..choices.logging },
             ..TrainerConfig::new(Precision::F32True, device)
@@ -191,10 +194,12 @@ impl Case {
             (None, Length::Steps(_), Some(steps)) => Length::Steps(steps),
             (None, own, _) => own,
         };
-        (trainer.max_epochs, trainer.max_steps) = limits(length, &data, &trainer)?;
+        let loader = counting_loader(&data)?;
+        (trainer.max_epochs, trainer.max_steps) = limits(length, &loader, &trainer)?;
         if let Some(most) = choices.max_steps {
             trainer.max_steps = Some(trainer.max_steps.map_or(most, |own| own.min(most)));
         }
+        trainer.optimization.plan = Some(trainer.training_plan(&loader));
         let case = Self { model: model.into(), data, hyperparameters, trainer, early_stopping };
         // A sized set has built it by now; a large model is not built for nothing.
         if !data_set.is_sized() {
@@ -232,13 +237,19 @@ impl Case {
     }
 }
 
+/// A loader that counts the batches of `data`. It is on the CPU, because a loader may copy a whole set to
+/// its device.
+pub(crate) fn counting_loader(data: &DataModule) -> Result<DataLoader> {
+    data.train_loader(Policy::new(Precision::F32True, Device::Cpu), 0)
+}
+
 /// Additional steps for which a run has epochs, because skipped steps do not count.
 const SPARE: u64 = 32;
 
 /// The trainer's `max_epochs` and `max_steps` for this length.
 fn limits(
     length: Length,
-    data: &DataModule,
+    loader: &DataLoader,
     trainer: &TrainerConfig,
 ) -> Result<(i64, Option<u64>)> {
     let at_least_one = |name: &str| Err(Error::config(format!("{name}: it must be at least 1")));
@@ -248,7 +259,7 @@ fn limits(
         Length::Steps(0) => at_least_one("steps 0"),
         Length::Steps(steps) => {
             let limit = trainer.loops.limit_train_batches.checked("limit_train_batches")?;
-            let batches = data.train_loader(trainer.policy(), 0)?.limited(limit).batches();
+            let batches = loader.batches_under(limit);
             let window = trainer.optimization.accumulate_grad_batches;
             // The trainer refuses an epoch without a batch.
             let each = (batches.max(1).cast_unsigned()).div_ceil(window.cast_unsigned());

@@ -34,7 +34,7 @@ pub(crate) fn moved(tensor: &Tensor, share: f64) -> Result<Tensor> {
 
 /// Stochastic rounding: each element is first moved at random by up to half of what rounding may change,
 /// then rounded to nearest. Values that the dtype represents do not change.
-pub(crate) fn rounded_otherwise(tensor: &Tensor, to: Kind) -> Result<Tensor> {
+pub(crate) fn rounded_stochastically(tensor: &Tensor, to: Kind) -> Result<Tensor> {
     rounded(&moved(tensor, rounding_of(to) / 2.0)?, to)
 }
 
@@ -50,12 +50,12 @@ mod tests {
     #[rstest]
     #[case::f16(Kind::Half)]
     #[case::bf16(Kind::BFloat16)]
-    fn rounding_otherwise_is_rounding(#[case] kind: Kind) -> Result<()> {
+    fn stochastic_rounding_is_unbiased(#[case] kind: Kind) -> Result<()> {
         let _section = random::seeded(5)?;
         let exact = Tensor::rand([1 << 16], (Kind::Float, Device::Cpu)) + 1.0;
-        let found = rounded_otherwise(&exact, kind)?;
+        let found = rounded_stochastically(&exact, kind)?;
         assert!(found.equal(&rounded(&found, kind)?), "it is representable");
-        assert!(rounded_otherwise(&found, kind)?.equal(&found), "the representable stays");
+        assert!(rounded_stochastically(&found, kind)?.equal(&found), "the representable stays");
         let neighbours = 2.0 * rounding_of(kind);
         let error = (&found - &exact) / neighbours;
         assert!(error.abs().max().double_value(&[]) < 1.0);

@@ -115,7 +115,7 @@ mod tests {
     #[rstest]
     #[case(1.5, "150 %")]
     #[case(830.0, "830 ×")]
-    fn far_beyond_a_bound_is_a_multiple(#[case] share: f64, #[case] expected: &str) {
+    fn a_large_share_is_shown_as_a_multiple(#[case] share: f64, #[case] expected: &str) {
         assert_eq!(of_bound(share), expected);
     }
 

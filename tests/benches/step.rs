@@ -109,7 +109,7 @@ fn bare(weights: &[(Tensor, Tensor)], batch: &Batch, sum: &mut Tensor) -> Result
 type Run = Box<dyn FnMut() -> Tensor>;
 
 /// The three steps, by name.
-fn contenders() -> Result<Vec<(&'static str, Run)>> {
+fn candidates() -> Result<Vec<(&'static str, Run)>> {
     amp_core::tch::set_num_threads(1);
     let context = || Context::new(Policy::new(Precision::F32True, Device::Cpu), true);
     let (mut derived, mut hand) =
@@ -128,18 +128,18 @@ fn contenders() -> Result<Vec<(&'static str, Run)>> {
 }
 
 fn main() {
-    let contenders = contenders().expect("models");
+    let candidates = candidates().expect("models");
     let wanted = |name: &str| std::env::var(name).ok();
     if let (Some(steps), Some(name)) = (wanted("AMP_STEPS"), wanted("AMP_STEP")) {
         let steps: u64 = steps.parse().expect("AMP_STEPS is a number");
-        let mut chosen = contenders.into_iter().filter(|(own, _)| *own == name);
+        let mut chosen = candidates.into_iter().filter(|(own, _)| *own == name);
         let (_, mut step) = chosen.next().expect("AMP_STEP names one of the three");
         (0..steps).for_each(|_| drop(step()));
         return;
     }
     let mut criterion = Criterion::default().configure_from_args();
     let mut group = criterion.benchmark_group("training step");
-    for (name, mut step) in contenders {
+    for (name, mut step) in candidates {
         group.bench_function(name, |bencher| bencher.iter(&mut step));
     }
     group.finish();

@@ -86,7 +86,7 @@ fn every_rule_has_tests_and_every_test_exists() {
 }
 
 #[test]
-fn every_pain_has_tests_and_every_test_exists() {
+fn every_complaint_has_tests_and_every_test_exists() {
     let mut wrong = Vec::new();
     let mut rows = 0;
     for line in page("PAINS.md").iter().filter(|line| line.starts_with('|')) {

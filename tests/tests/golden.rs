@@ -226,7 +226,7 @@ fn cuda(capability: &str) -> Fingerprint {
 #[case::libtorch(cpu(), Fingerprint { libtorch: "2.12.0".into(), ..cpu() }, Some("libtorch"))]
 #[case::tf32(cuda("9.0"), Fingerprint { tf32: true, ..cuda("9.0") }, Some("TF32"))]
 #[case::deterministic(cpu(), Fingerprint { deterministic: true, ..cpu() }, Some("deterministic"))]
-fn machines_are_told_apart_by_what_changes_figures(
+fn machines_differ_in_whatever_changes_figures(
     #[case] golden: Fingerprint,
     #[case] found: Fingerprint,
     #[case] expected: Option<&str>,

@@ -201,8 +201,13 @@ impl DataLoader {
 
     /// Batches in an epoch.
     pub fn batches(&self) -> i64 {
+        self.batches_under(self.limit)
+    }
+
+    /// The number of batches that an epoch would have under another limit.
+    pub fn batches_under(&self, limit: Limit) -> i64 {
         let rounded = if self.drop_last { self.len } else { self.len + self.batch_size - 1 };
-        self.limit.of(rounded / self.batch_size)
+        limit.of(rounded / self.batch_size)
     }
 
     /// Examples of the batch at `index`.

@@ -94,6 +94,11 @@ impl Scheduled {
         self.schedule.as_ref()?.monitor.as_deref()
     }
 
+    /// A remark on the schedule's options, if it has one.
+    pub(crate) fn note(&self) -> Option<String> {
+        self.schedule.as_ref()?.config.note()
+    }
+
     /// Advances the schedule if an interval of this kind has passed. `logged` has the values of the
     /// epoch that was just validated; a schedule may monitor one of them.
     ///

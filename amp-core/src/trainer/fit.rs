@@ -102,7 +102,7 @@ impl<'r, 'c> Run<'r, 'c> {
             _ => Loaders::new(data, &data.val, policy, loops.limit_val_batches)?,
         };
         let window = config.optimization.accumulate_grad_batches;
-        let plan = config.plan(batches, max_epochs);
+        let plan = config.training_plan(&loader);
         let optimizers = model.configure_optimizers(&plan)?;
         let storage =
             Storage { weights: config.numerics.weight_update, moments: config.numerics.moments };
@@ -113,7 +113,8 @@ impl<'r, 'c> Run<'r, 'c> {
             config.check_manual(model.name())?;
         }
         let optim = Optimization::new(config, optimizers, access)?;
-        let length = Length { batches_per_epoch: batches, plan };
+        let length =
+            Length { batches_per_epoch: batches, plan: config.length(batches, max_epochs) };
         let state = StepState::new(config, model, optim, length)?;
         let steps = Steps::new(&state, model)?;
         let callbacks = Callbacks(callbacks);
@@ -186,7 +187,9 @@ impl<'r, 'c> Run<'r, 'c> {
         let trained = trained.filter(|parameter| parameter.tensor.requires_grad());
         let parameters = trained.map(|parameter| parameter.tensor.numel() as i64).sum();
         let notes = optimizers.filter_map(|optimizer| optimizer.note());
-        let notes: Vec<String> = notes.chain(full_gradients_note(self.config)).collect();
+        let schedules = self.state.optim.scheduled.iter().filter_map(|scheduled| scheduled.note());
+        let notes: Vec<String> =
+            notes.chain(schedules).chain(full_gradients_note(self.config)).collect();
         (self.observers.emit)(Event::FitStart(FitStart {
             run: run_start(self.config, self.model, self.data, parameters)?,
             max_epochs: self.max_epochs,

@@ -8,7 +8,7 @@ use amp_core::{
     data::{AnyBatch, Batch, DataModule, Limit, Sets},
     event::Event,
     nn::{self, Linear},
-    optim::{AdamW, Interval, OptimizerConfig, ReduceLrOnPlateau, Sgd},
+    optim::{AdamW, Interval, OptimizerConfig, ReduceLrOnPlateau, Sgd, TrainingPlan, WarmupCosine},
     precision::Precision,
     tch::{Device, Kind, Tensor},
     trainer::{Loops, ValCheckInterval, parse_time},
@@ -115,6 +115,49 @@ fn validations_follow_the_configured_steps(
     #[case] expected: &str,
 ) -> Result<()> {
     assert_eq!(run(&config(2, loops), &ten()?)?, expected);
+    Ok(())
+}
+
+/// A trial of some steps trains with the first rates of the whole run, and a run that is shorter than its
+/// warm-up says so. The whole run has 30 steps, a third of them warm-up.
+#[rstest]
+#[case::tried_out(|config: &mut TrainerConfig| config.loops.fast_dev_run = Some(2), None)]
+#[case::part_of_a_run(
+    |config: &mut TrainerConfig| {
+        config.optimization.plan =
+            Some(TrainingPlan { max_epochs: 3, estimated_stepping_batches: 30 });
+        config.max_steps = Some(2);
+    },
+    None
+)]
+#[case::short(
+    |config: &mut TrainerConfig| config.max_steps = Some(2),
+    Some("the warm-up takes 10 steps and the schedule 2: the learning rate does not reach its full value")
+)]
+fn a_trial_has_the_rates_of_the_whole_run(
+    #[case] set: fn(&mut TrainerConfig),
+    #[case] note: Option<&str>,
+) -> Result<()> {
+    let _generator = seeded(0);
+    let mut model = Model::regression(linear(3, 3)?, |plan| {
+        let schedule =
+            WarmupCosine { warmup_steps: 10, total_steps: plan.estimated_stepping_batches };
+        OptimizerConfig::new(Sgd { lr: 0.1, ..Default::default() })
+            .with_scheduler(schedule, Interval::Step)
+    });
+    let (events, record) = fit(&config(3, Loops::default()).with(set), &mut model, &ten()?);
+    record?;
+    let mut ends = events.iter().filter_map(|event| match event {
+        Event::EpochEnd(end) => Some(end.lr),
+        _ => None,
+    });
+    let lr = ends.next().expect("an epoch");
+    assert!((lr - 0.01).abs() < 1e-12, "{lr}");
+    let notes = events.iter().filter_map(|event| match event {
+        Event::Note { text } if text.starts_with("the warm-up") => Some(text.as_str()),
+        _ => None,
+    });
+    assert_eq!(notes.collect::<Vec<_>>(), note.into_iter().collect::<Vec<_>>());
     Ok(())
 }
 

@@ -135,7 +135,7 @@ fn runs_every_layer(spec: &Spec, inputs: &[Input], body: &Expr, diag: &Diagnosti
     let body: TokenStream = body.to_token_stream();
     let Some(Input { ident: input, .. }) = inputs.first() else { return };
     let fields: Vec<&Ident> = spec.fields.iter().map(|field| &field.ident).collect();
-    if tokens::hands_self_on(body.clone(), &fields) {
+    if tokens::passes_self_on(body.clone(), &fields) {
         return;
     }
     for layer in layers(spec).filter(|layer| !tokens::contains(body.clone(), &layer.ident)) {
@@ -162,7 +162,7 @@ fn runs_every_layer(spec: &Spec, inputs: &[Input], body: &Expr, diag: &Diagnosti
 fn uses_every_parameter(spec: &Spec, body: Option<&Expr>, diag: &Diagnostics) {
     let body = body.map(ToTokens::to_token_stream).unwrap_or_default();
     let fields: Vec<&Ident> = spec.fields.iter().map(|field| &field.ident).collect();
-    if tokens::hands_self_on(body.clone(), &fields) {
+    if tokens::passes_self_on(body.clone(), &fields) {
         return;
     }
     let parameters = spec.fields.iter().filter(|field| has(&field.attrs, symbol::PARAMETER));

@@ -34,7 +34,7 @@ use crate::{
 
 /// Applies every rule; `None` if one reported an error.
 pub(crate) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Model> {
-    attributes_stand_where_they_belong(spec, diag);
+    attributes_are_in_their_place(spec, diag);
     has_a_layer(spec, diag);
     lints::logits_have_no_sigmoid(spec, diag);
     let fields = fields::check(spec, diag);
@@ -61,7 +61,7 @@ pub(crate) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Model> {
 
 /// Rule: each attribute is at its place, on a field or on the struct, and `derive(Module)` refuses
 /// attributes of training.
-fn attributes_stand_where_they_belong(spec: &Spec, diag: &Diagnostics) {
+fn attributes_are_in_their_place(spec: &Spec, diag: &Diagnostics) {
     for attr in &spec.attrs {
         if let Some(name) = symbol::ON_FIELD.iter().find(|name| attr.is(name)) {
             let of = if *name == symbol::PRECISION { "layer field" } else { "field" };

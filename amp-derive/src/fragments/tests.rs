@@ -32,7 +32,7 @@ fn becomes(written: TokenStream, expected: TokenStream) {
 }
 
 #[test]
-fn a_fragment_that_stands_alone_is_unchanged() {
+fn a_single_fragment_is_unchanged() {
     becomes(quote!(linear(f! {1 + 2}, f! {n})), quote!(linear(1 + 2, n)));
     becomes(quote!(adamw, lr = f! {-1e-3}), quote!(adamw, lr = -1e-3));
     becomes(quote!(with = f! {|a, b| a - b}), quote!(with = |a, b| a - b));

@@ -45,7 +45,7 @@ fn words(cell: &str) -> Vec<String> {
 }
 
 /// The first two cells of each row of the table behind this line.
-fn rows_behind(line: &str) -> Vec<(Vec<String>, Vec<String>)> {
+fn rows_after(line: &str) -> Vec<(Vec<String>, Vec<String>)> {
     let (_, behind) = DOCS.split_once(line).unwrap_or_else(|| panic!("`{line}` is there"));
     let lines = behind.lines().skip_while(|line| !line.starts_with("| ---")).skip(1);
     let rows = lines.take_while(|line| line.starts_with('|')).map(|line| {
@@ -60,7 +60,7 @@ fn rows_behind(line: &str) -> Vec<(Vec<String>, Vec<String>)> {
 /// which has no other. Each layer of torch.nn has a name here, or is in the table of layers without one, which has no
 /// other (fixtures/oracles/signatures.json).
 #[test]
-fn what_torchs_layers_have_more_is_documented() {
+fn missing_arguments_of_torch_layers_are_documented() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/oracles/signatures.json");
     let recorded = std::fs::read_to_string(path).expect("the recorded signatures");
     let recorded: serde_json::Value = serde_json::from_str(&recorded).expect("JSON");
@@ -84,7 +84,7 @@ fn what_torchs_layers_have_more_is_documented() {
             }
         }
     }
-    let table = rows_behind("## Arguments of torch.nn that layers do not have");
+    let table = rows_after("## Arguments of torch.nn that layers do not have");
     let mut told = BTreeSet::new();
     for (layers, arguments) in &table {
         for layer in layers {
@@ -92,7 +92,7 @@ fn what_torchs_layers_have_more_is_documented() {
         }
     }
     assert_eq!(told, missing);
-    let table = rows_behind("These layers of torch.nn have no name in `#[layer]`:");
+    let table = rows_after("These layers of torch.nn have no name in `#[layer]`:");
     let told: BTreeSet<String> = table.into_iter().flat_map(|(layers, _)| layers).collect();
     assert_eq!(told, without);
 }

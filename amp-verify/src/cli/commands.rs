@@ -369,7 +369,7 @@ pub(super) fn prepare_as(
     let mut case = Case::new(registry, model, choices, device)?;
     if let Some(path) = &args.policy {
         let policy = PolicyFile::read(path, model.name, case.build()?.as_ref())?;
-        case.trainer.numerics.overrides = policy.islands.into();
+        case.trainer.numerics.overrides = policy.overrides.into();
     }
     Ok(case)
 }

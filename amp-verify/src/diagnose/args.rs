@@ -4,7 +4,7 @@ use amp_core::{Error, Result, file::Staged, hardware::Fingerprint, precision::Pr
 use clap::{Args, ValueEnum};
 
 use super::{
-    Check, Cost, Diagnosis, Island, LayerError, MetricLoss, PolicyFile, Scope,
+    Check, Cost, Diagnosis, Fix, LayerError, MetricLoss, PolicyFile, Scope,
     checks::{train, with},
     diagnose, fp32,
     reference::Reference,
@@ -73,7 +73,7 @@ impl DiagnoseArgs {
             return Err(Error::config(format!("limit {limit}: it must be a number of at least 0")));
         }
         let _kernels = case.trainer.numerics.kernels.enter();
-        let fix = self.fix.as_deref().map(Staged::create).transpose()?;
+        let policy = self.fix.as_deref().map(Staged::create).transpose()?;
         let reference = self.reference.as_deref().map(Reference::read).transpose()?;
         let baseline_moved = reference.map(|reference| reference.moved(case)).transpose()?;
         let build = || case.build();
@@ -83,11 +83,11 @@ impl DiagnoseArgs {
             batch: &batch,
             device: case.trainer.device,
             seed: case.trainer.seed,
-            islands: case.trainer.numerics.overrides.clone(),
+            overrides: case.trainer.numerics.overrides.clone(),
         };
         let (layers, modules) = module_paths(&subject())?;
         let scope = Scope {
-            islands: &case.trainer.numerics.overrides,
+            overrides: &case.trainer.numerics.overrides,
             layers,
             modules,
             baseline_moved,
@@ -102,38 +102,38 @@ impl DiagnoseArgs {
             }
         };
         let mut diagnosis = diagnose(check.as_mut(), &scope)?;
-        if let Some(island) = &mut diagnosis.island {
+        if let Some(fix) = &mut diagnosis.fix {
             if self.search == Search::Metric {
-                island.cost = Some(self.cost(case, island)?);
+                fix.cost = Some(self.cost(case, fix)?);
             }
-            if let Some(fix) = fix {
+            if let Some(policy) = policy {
                 let reason = format!("{}: {}", self.precision, diagnosis.check);
-                let islands = fp32(&case.trainer.numerics.overrides, &island.modules);
+                let overrides = fp32(&case.trainer.numerics.overrides, &fix.modules);
                 let fingerprint = Fingerprint::of(case.trainer.device)?;
-                PolicyFile::new(case.model.name, self.precision, fingerprint, reason, islands)
-                    .write(fix)?;
+                PolicyFile::new(case.model.name, self.precision, fingerprint, reason, overrides)
+                    .write(policy)?;
             }
         }
         Ok(diagnosis)
     }
 
-    fn cost(&self, case: &Case, island: &Island) -> Result<Cost> {
+    fn cost(&self, case: &Case, fix: &Fix) -> Result<Cost> {
         let run = |case: &Case| -> Result<(f64, f64)> {
             let record = train(case, self.precision)?;
             let seconds = record.epochs.iter().map(|epoch| epoch.train_seconds).sum();
             Ok((seconds, record.memory.unwrap_or_default().peak_allocated as f64))
         };
         // One epoch each, because a run without FP32 modules may end early.
-        let brief = |islands| {
-            let mut case = with(case, case.trainer.seed, islands);
+        let brief = |overrides| {
+            let mut case = with(case, case.trainer.seed, overrides);
             case.trainer.max_epochs = 1;
             case
         };
         let without = run(&brief(&case.trainer.numerics.overrides))?;
-        let with_island = run(&brief(&fp32(&case.trainer.numerics.overrides, &island.modules)))?;
+        let with_fix = run(&brief(&fp32(&case.trainer.numerics.overrides, &fix.modules)))?;
         Ok(Cost {
-            train_seconds_ratio: with_island.0 / without.0,
-            peak_memory_ratio: with_island.1 / without.1,
+            train_seconds_ratio: with_fix.0 / without.0,
+            peak_memory_ratio: with_fix.1 / without.1,
         })
     }
 }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use amp_core::{Error, Result, event::Event, precision::Precision, record::RunRecord};
 use serde::{Deserialize, Serialize};
 
-use super::Islands;
+use super::Overrides;
 use crate::{
     case::Case,
     layers::{Flow, Kind, Options, Subject, measure},
@@ -42,7 +42,7 @@ pub trait Check {
     ///
     /// # Errors
     /// When the figure cannot be computed.
-    fn run(&mut self, islands: &Islands) -> Result<Outcome>;
+    fn run(&mut self, overrides: &Overrides) -> Result<Outcome>;
 }
 
 /// The validation metric lost against 32-true: the mean over paired seeds.
@@ -87,10 +87,10 @@ impl Check for MetricLoss<'_> {
         )
     }
 
-    fn run(&mut self, islands: &Islands) -> Result<Outcome> {
+    fn run(&mut self, overrides: &Overrides) -> Result<Outcome> {
         let mut lost = 0.0;
         for (seed, baseline) in (self.case.trainer.seed..).zip(&self.baseline) {
-            let metric = match train(&with(self.case, seed, islands), self.precision) {
+            let metric = match train(&with(self.case, seed, overrides), self.precision) {
                 Ok(record) if !record.not_finite().is_empty() => f64::NAN,
                 Ok(record) => record.last(self.case.model.judge.name).unwrap_or(f64::NAN),
                 // A run that ended with an error counts as a complete loss.
@@ -118,8 +118,8 @@ impl Check for LayerError<'_> {
         "the largest relative error that a layer makes by itself".into()
     }
 
-    fn run(&mut self, islands: &Islands) -> Result<Outcome> {
-        self.subject.islands = Rc::new(islands.clone());
+    fn run(&mut self, overrides: &Overrides) -> Result<Outcome> {
+        self.subject.overrides = Rc::new(overrides.clone());
         let report = measure(&self.subject, self.options)?;
         let flows =
             report.layers.iter().flat_map(|l| Kind::ALL.into_iter().filter_map(|k| l.flow(k)));
@@ -129,10 +129,10 @@ impl Check for LayerError<'_> {
 }
 
 /// The case with another seed and these regions.
-pub(super) fn with(case: &Case, seed: u64, islands: &Islands) -> Case {
+pub(super) fn with(case: &Case, seed: u64, overrides: &Overrides) -> Case {
     let mut case = case.clone();
     case.trainer.seed = seed;
-    case.trainer.numerics.overrides = islands.clone().into();
+    case.trainer.numerics.overrides = overrides.clone().into();
     case
 }
 

@@ -9,7 +9,7 @@ mod reference;
 pub use args::{DiagnoseArgs, Search};
 pub use checks::{Check, LayerError, MetricLoss, Outcome};
 pub use ddmin::{Minimal, ddmin};
-pub use policy::{Islands, PolicyFile};
+pub use policy::{Overrides, PolicyFile};
 
 use amp_core::{Result, precision::Region};
 use serde::{Deserialize, Serialize};
@@ -52,12 +52,12 @@ pub struct Diagnosis {
     pub before: Outcome,
     /// The modules that must stay in FP32; null if the precision is not the cause, or if FP32 in all
     /// modules does not help.
-    pub island: Option<Island>,
+    pub fix: Option<Fix>,
 }
 
 /// Modules that must stay in FP32.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Island {
+pub struct Fix {
     /// Their paths. The check passes with them, and fails again if any one is left out.
     pub modules: Vec<String>,
     /// Whether that was verified for each module.
@@ -86,7 +86,7 @@ pub struct Cost {
 /// The scope of the search.
 pub struct Scope<'a> {
     /// Precision regions that apply in any case.
-    pub islands: &'a Islands,
+    pub overrides: &'a Overrides,
     /// The modules to choose from: those that compute.
     pub layers: Vec<String>,
     /// All modules, tried if FP32 in `layers` is not enough.
@@ -105,22 +105,22 @@ pub struct Scope<'a> {
 /// # Errors
 /// When the check fails to run.
 pub fn diagnose(check: &mut dyn Check, scope: &Scope<'_>) -> Result<Diagnosis> {
-    let before = check.run(scope.islands)?;
+    let before = check.run(scope.overrides)?;
     let attribution = attribute(check, scope, before)?;
-    let mut island = None;
+    let mut fix = None;
     if attribution == Attribution::Precision {
         if let Some(suspect) = &scope.suspect {
-            island = alone(check, scope, suspect)?;
+            fix = alone(check, scope, suspect)?;
         }
-        if island.is_none() {
-            island = search(check, scope, &scope.layers)?;
+        if fix.is_none() {
+            fix = search(check, scope, &scope.layers)?;
         }
-        if island.is_none() {
-            island = search(check, scope, &scope.modules)?;
+        if fix.is_none() {
+            fix = search(check, scope, &scope.modules)?;
         }
     }
-    let (schema, check) = ("amp-diagnosis/2".into(), check.describe());
-    Ok(Diagnosis { schema, check, attribution, before, island })
+    let (schema, check) = ("amp-diagnosis/3".into(), check.describe());
+    Ok(Diagnosis { schema, check, attribution, before, fix })
 }
 
 fn attribute(check: &mut dyn Check, scope: &Scope<'_>, before: Outcome) -> Result<Attribution> {
@@ -136,7 +136,7 @@ fn attribute(check: &mut dyn Check, scope: &Scope<'_>, before: Outcome) -> Resul
     if scope.baseline_moved == Some(true) {
         return Ok(Attribution::Environment);
     }
-    let again = check.run(scope.islands)?;
+    let again = check.run(scope.overrides)?;
     let moved = match (before.figure, again.figure) {
         (Some(first), Some(second)) => (first - second).abs() >= first - before.limit,
         (first, second) => first != second,
@@ -145,19 +145,19 @@ fn attribute(check: &mut dyn Check, scope: &Scope<'_>, before: Outcome) -> Resul
 }
 
 /// The suspect as the only module in FP32, if that is enough: one run instead of a search.
-fn alone(check: &mut dyn Check, scope: &Scope<'_>, suspect: &str) -> Result<Option<Island>> {
+fn alone(check: &mut dyn Check, scope: &Scope<'_>, suspect: &str) -> Result<Option<Fix>> {
     let modules = vec![suspect.to_owned()];
-    let after = check.run(&fp32(scope.islands, &modules))?;
+    let after = check.run(&fp32(scope.overrides, &modules))?;
     if !after.passes() {
         return Ok(None);
     }
     let fields = vec![field(suspect).to_owned()];
     let with_fields = match fields == modules {
         true => after,
-        false => check.run(&fp32(scope.islands, &fields))?,
+        false => check.run(&fp32(scope.overrides, &fields))?,
     };
     // The check failed without it.
-    Ok(Some(Island {
+    Ok(Some(Fix {
         modules,
         is_one_minimal: true,
         tests: 1,
@@ -168,14 +168,14 @@ fn alone(check: &mut dyn Check, scope: &Scope<'_>, suspect: &str) -> Result<Opti
     }))
 }
 
-fn search(check: &mut dyn Check, scope: &Scope<'_>, modules: &[String]) -> Result<Option<Island>> {
-    let mut ask = |modules: &[String]| check.run(&fp32(scope.islands, modules));
+fn search(check: &mut dyn Check, scope: &Scope<'_>, modules: &[String]) -> Result<Option<Fix>> {
+    let mut ask = |modules: &[String]| check.run(&fp32(scope.overrides, modules));
     let Some(found) = ddmin(modules, |modules| Ok(ask(modules)?.passes()))? else {
         return Ok(None);
     };
     let mut fields: Vec<String> = found.set.iter().map(|path| field(path).to_owned()).collect();
     fields.dedup();
-    Ok(Some(Island {
+    Ok(Some(Fix {
         after: ask(&found.set)?,
         with_fields: ask(&fields)?,
         modules: found.set,
@@ -187,8 +187,8 @@ fn search(check: &mut dyn Check, scope: &Scope<'_>, modules: &[String]) -> Resul
 }
 
 /// These regions plus FP32 for the modules.
-pub fn fp32(islands: &Islands, modules: &[String]) -> Islands {
-    let mut all = islands.clone();
+pub fn fp32(overrides: &Overrides, modules: &[String]) -> Overrides {
+    let mut all = overrides.clone();
     all.extend(modules.iter().map(|path| (path.clone(), Region::Fp32)));
     all
 }

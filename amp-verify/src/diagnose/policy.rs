@@ -13,9 +13,11 @@ use amp_core::{
 use serde::{Deserialize, Serialize};
 
 /// Regions by module path.
-pub type Islands = BTreeMap<String, Region>;
+pub type Overrides = BTreeMap<String, Region>;
 
-const SCHEMA: &str = "amp-policy/1";
+const SCHEMA: &str = "amp-policy/2";
+/// The previous schema; `islands` is its name of `overrides`.
+const PREVIOUS: &str = "amp-policy/1";
 
 /// The content of a policy file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,7 +34,8 @@ pub struct PolicyFile {
     /// The reason for these modules.
     pub reason: String,
     /// Regions by module path; they override those of the model.
-    pub islands: Islands,
+    #[serde(alias = "islands")]
+    pub overrides: Overrides,
 }
 
 impl PolicyFile {
@@ -42,10 +45,10 @@ impl PolicyFile {
         precision: Precision,
         fingerprint: Fingerprint,
         reason: String,
-        islands: Islands,
+        overrides: Overrides,
     ) -> Self {
         let (schema, model) = (SCHEMA.to_owned(), model.to_owned());
-        Self { schema, model, precision, fingerprint, reason, islands }
+        Self { schema, model, precision, fingerprint, reason, overrides }
     }
 
     /// Writes the policy to a reserved file.
@@ -69,7 +72,7 @@ impl PolicyFile {
         let fix = "write one with `cargo amp diagnose --fix`";
         let policy: Self = serde_json::from_str(&text)
             .map_err(|error| refuse(format!("it is not a policy file ({error}); {fix}")))?;
-        if policy.schema != SCHEMA {
+        if ![SCHEMA, PREVIOUS].contains(&policy.schema.as_str()) {
             return Err(refuse(format!(
                 "its schema is `{}`, not `{SCHEMA}`; {fix}",
                 policy.schema
@@ -79,7 +82,7 @@ impl PolicyFile {
             return Err(refuse(format!("it is for {}, not for {name}; {fix}", policy.model)));
         }
         let modules = Modules::of(model);
-        if let Some(unknown) = policy.islands.keys().find(|path| !modules.contains(path)) {
+        if let Some(unknown) = policy.overrides.keys().find(|path| !modules.contains(path)) {
             return Err(refuse(format!("{name} has no module `{unknown}`; {fix}")));
         }
         Ok(policy)

@@ -27,6 +27,10 @@ impl BuildScheduler for Build {
     fn monitor(&self) -> Option<&str> {
         self.inner.monitor()
     }
+
+    fn note(&self) -> Option<String> {
+        self.inner.note()
+    }
 }
 
 struct Broken {

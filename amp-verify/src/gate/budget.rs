@@ -54,7 +54,7 @@ impl Budget {
             batch: &few,
             device: case.trainer.device,
             seed: case.trainer.seed,
-            islands: Rc::new(job.islands.clone()),
+            overrides: Rc::new(job.overrides.clone()),
         };
         // A model whose layers cannot run one by one is judged on everything.
         let products = layers::products(&subject).unwrap_or(0.0) / few.len().max(1) as f64;

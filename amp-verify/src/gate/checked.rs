@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_of_the_bound_is_a_number_or_none() {
+    fn the_share_of_a_bound_is_a_number_or_none() {
         let share = |unit, figure: (f64, f64)| {
             Checked::at_most(Reason::Gradient, "", "", unit, figure).share()
         };

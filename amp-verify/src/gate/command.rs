@@ -12,13 +12,13 @@ use super::{CACHE, GateArgs, Plan, Report, annotations, junit, markdown, pool, r
 /// and returns a line about it.
 fn write_policy(plan: &Plan, report: &Report, file: Staged) -> Result<&'static str> {
     let Some(model) = report.models.first() else { return Ok("") };
-    let mut islands = plan.islands.clone();
+    let mut overrides = plan.overrides.clone();
     let mut precisions = Vec::new();
     for cell in &model.cells {
         let modules = cell.finding.iter().flat_map(|finding| &finding.modules);
-        let before = islands.len();
-        islands.extend(modules.map(|path| (path.clone(), Region::Fp32)));
-        if islands.len() > before {
+        let before = overrides.len();
+        overrides.extend(modules.map(|path| (path.clone(), Region::Fp32)));
+        if overrides.len() > before {
             precisions.push(cell.precision);
         }
     }
@@ -27,7 +27,7 @@ fn write_policy(plan: &Plan, report: &Report, file: Staged) -> Result<&'static s
     };
     let names = precisions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let reason = format!("cargo amp gate: {} under {names}", report.status.name());
-    PolicyFile::new(&model.model, *first, machine.clone(), reason, islands).write(file)?;
+    PolicyFile::new(&model.model, *first, machine.clone(), reason, overrides).write(file)?;
     Ok("the policy was written: --policy FILE judges the model with it\n")
 }
 

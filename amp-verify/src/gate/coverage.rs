@@ -8,7 +8,7 @@ use super::{
     checked::{Checked, Comparison, Unit},
     deadline::OVER,
     job::Task,
-    path::Examined,
+    path::PathReport,
     reason::Reason,
     report::{Cell, ModelReport, Report},
 };
@@ -197,8 +197,8 @@ impl Coverage {
         shares.max_by(|a, b| a.1.total_cmp(&b.1))
     }
 
-    fn path(&mut self, report: &Report, path: &Examined, seed: &str) {
-        let Examined { parameters, batch_size, batches_per_step, steps, replayed, .. } = path;
+    fn path(&mut self, report: &Report, path: &PathReport, seed: &str) {
+        let PathReport { parameters, batch_size, batches_per_step, steps, replayed, .. } = path;
         let device = report.fingerprint.as_ref().map_or("an unknown device", |f| f.device.as_str());
         let graphs = match replayed {
             0 => "operator by operator".to_owned(),

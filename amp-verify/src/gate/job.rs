@@ -24,7 +24,7 @@ use super::{
 use crate::{
     case::{Case, Choices},
     changes::Changes,
-    diagnose::Islands,
+    diagnose::Overrides,
     faults::{Fault, Faulty},
     interceptor::{Intercepted, Interceptor},
     length::Length,
@@ -73,7 +73,7 @@ pub struct Job {
     /// The task.
     pub task: Task,
     /// Precision regions by module path; they override those of the model.
-    pub islands: Islands,
+    pub overrides: Overrides,
     /// The fault that a self-test plants.
     pub fault: Option<Fault>,
 }
@@ -127,7 +127,7 @@ pub struct Outcome {
     /// The figures of first steps beside 32-true ones, where that was the task.
     pub conformance: Option<Vec<Checked>>,
     /// What was looked at on the path that is trained on, where that was the task.
-    pub path: Option<path::Examined>,
+    pub path: Option<path::PathReport>,
     /// The error that ended the run.
     pub failures: Vec<Failure>,
     /// Whether the time limit ended it before all was judged.
@@ -233,7 +233,7 @@ impl Job {
         let choices = Choices { length, seed, ..Choices::from(&self.changes) };
         let model = registry.find(Some(&self.model))?;
         let mut case = Case::new(registry, model, choices, self.device()?)?;
-        case.trainer.numerics.overrides = self.islands.clone().into();
+        case.trainer.numerics.overrides = self.overrides.clone().into();
         case.trainer.numerics.kernels = self.kernels;
         Fault::data(self.fault, precision, &mut case.data)?;
         Ok(case)

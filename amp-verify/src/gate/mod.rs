@@ -34,7 +34,7 @@ pub use command::command;
 pub use coverage::{Coverage, Missing, Row};
 pub use finding::{Cause, Finding};
 pub use job::{Job, Outcome, Task, product_error};
-pub use path::Examined;
+pub use path::PathReport;
 pub use plan::{Plan, Subject};
 pub use pool::{Pool, WORKER, work};
 pub use reason::{Failure, Reason};

@@ -12,7 +12,7 @@ use super::{DIAGNOSED, GateArgs, Job, Task, Tier};
 use crate::{
     case::{Case, Choices},
     changes::Changes,
-    diagnose::{Islands, PolicyFile},
+    diagnose::{Overrides, PolicyFile},
     faults::Fault,
     length::Length,
     registry::{Model, Registry},
@@ -102,7 +102,7 @@ pub struct Plan {
     /// The folder of goldens, if runs are compared with them.
     pub goldens: Option<PathBuf>,
     /// Precision regions by module path; they override those of the model.
-    pub islands: Islands,
+    pub overrides: Overrides,
     /// The number of failing cells that are diagnosed.
     pub diagnosed: usize,
     /// The fault that a self-test plants.
@@ -165,12 +165,12 @@ impl Plan {
                 case(model).map_err(|error| error.at(model.name))?;
             }
         }
-        let islands = match (&args.policy, models.as_slice()) {
-            (None, _) => Islands::new(),
+        let overrides = match (&args.policy, models.as_slice()) {
+            (None, _) => Overrides::new(),
             (Some(path), [model]) => {
                 let case = case(model)?;
                 let built = case.build()?;
-                PolicyFile::read(path, model.name, built.as_ref())?.islands
+                PolicyFile::read(path, model.name, built.as_ref())?.overrides
             }
             (Some(_), _) => return Err(for_one_model("policy")),
         };
@@ -196,7 +196,7 @@ impl Plan {
             kernels: args.kernels,
             check: args.check,
             goldens: args.goldens.clone(),
-            islands,
+            overrides,
             diagnosed: if args.no_diagnose { 0 } else { DIAGNOSED },
             fault: None,
         })
@@ -228,7 +228,7 @@ impl Plan {
             kernels: self.kernels,
             check: if task == Task::Invariants { Check::Full } else { self.check },
             task,
-            islands: self.islands.clone(),
+            overrides: self.overrides.clone(),
             fault,
         }
     }

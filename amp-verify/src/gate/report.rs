@@ -8,7 +8,7 @@ use super::{
     checked::Checked,
     finding::Finding,
     job::Task,
-    path::Examined,
+    path::PathReport,
     reason::{Failure, Reason},
 };
 use crate::{
@@ -152,7 +152,7 @@ pub struct Cell {
     /// The figures of the first steps beside 32-true ones, with their bounds; null where that job failed.
     pub conformance: Option<Vec<Checked>>,
     /// The rules of the trained path; null if that job failed.
-    pub path: Option<Examined>,
+    pub path: Option<PathReport>,
     /// The peak of tensor bytes of a whole run, over all seeds, that of 32-true included; null if none ended.
     #[serde(default)]
     pub peak_memory_bytes: Option<u64>,

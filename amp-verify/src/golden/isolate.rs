@@ -118,7 +118,10 @@ impl Turn {
         folder.check_recorded(target, test)?;
         let args: Vec<String> = env::args().skip(1).collect();
         let trained = match test {
-            Some(test) if site.is_test && has_company(test, &args, target.device()?.is_cuda()) => {
+            Some(test)
+                if site.is_test
+                    && other_tests_may_interfere(test, &args, target.device()?.is_cuda()) =>
+            {
                 trained_elsewhere(target, test, place, golden)?
             }
             _ => None,
@@ -181,7 +184,7 @@ impl Order {
 
 /// Whether other tests of a process with these arguments may change the figures of `test`: those at the same
 /// time, and on a GPU those before it.
-fn has_company(test: &str, args: &[String], is_on_gpu: bool) -> bool {
+fn other_tests_may_interfere(test: &str, args: &[String], is_on_gpu: bool) -> bool {
     const THREADS: &str = "--test-threads";
     let joined = args.iter().filter_map(|arg| arg.strip_prefix(THREADS)?.strip_prefix('='));
     let apart = args.windows(2).filter(|pair| pair[0] == THREADS).map(|pair| pair[1].as_str());
@@ -252,13 +255,13 @@ fn said(output: &Output, test: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::has_company;
+    use super::other_tests_may_interfere;
 
     #[test]
-    fn one_test_at_a_time_has_no_company() {
+    fn tests_in_turn_do_not_interfere() {
         let has = |test: &str, line: &str| {
             let args: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
-            has_company(test, &args, false)
+            other_tests_may_interfere(test, &args, false)
         };
         assert!(has("a::b", "") && has("a::b", "a::b --nocapture") && has("a::b", "--exact a b"));
         assert!(has("a::b", "--test-threads=2") && has("a::b", "--test-threads 4"));
@@ -270,10 +273,10 @@ mod tests {
 
     /// On a GPU a test that runs after others does not train in their process.
     #[test]
-    fn on_a_gpu_earlier_tests_are_company() {
+    fn on_a_gpu_earlier_tests_interfere() {
         let has = |test: &str, line: &str| {
             let args: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
-            has_company(test, &args, true)
+            other_tests_may_interfere(test, &args, true)
         };
         assert!(has("a::b", "--test-threads=1") && has("a::b", "a::b --test-threads 1"));
         assert!(!has("main", "--test-threads=1") && !has("a::b", "--exact a::b --test-threads=1"));

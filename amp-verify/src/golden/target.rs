@@ -12,7 +12,7 @@ use amp_core::{
 
 use super::{Spread, file_name};
 use crate::{
-    case::{Case, Choices, Subject},
+    case::{Case, Choices, Subject, counting_loader},
     changes::Changes,
     length::Length,
     registry::{Judge, Model, Registry},
@@ -237,12 +237,13 @@ impl Target {
                     Error::config(format!("{} has no data: give it with `data`", subject.name))
                 })?;
                 data.check()?;
-                let trainer = TrainerConfig::new(Precision::F32True, device).with(|config| {
+                let mut trainer = TrainerConfig::new(Precision::F32True, device).with(|config| {
                     config.max_epochs = self.epochs.unwrap_or(OWN.0);
                     config.optimization.gradient_clip = *clip;
                     config.optimization.accumulate_grad_batches = *accumulate;
                 });
                 trainer.check()?;
+                trainer.optimization.plan = Some(trainer.training_plan(&counting_loader(data)?));
                 let case = Case {
                     model: subject.clone(),
                     data: data.clone(),

@@ -75,7 +75,7 @@ fn case_with(
         batch: &batch,
         device: case.trainer.device,
         seed: case.trainer.seed,
-        islands: case.trainer.numerics.overrides.clone(),
+        overrides: case.trainer.numerics.overrides.clone(),
     };
     measure(&subject, options)
 }

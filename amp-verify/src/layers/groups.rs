@@ -82,7 +82,7 @@ pub fn groups(subject: &Subject<'_>, precision: Precision) -> Result<Vec<Group>>
     let policy = Policy::new(precision, subject.device);
     let _section = random::seeded(subject.seed)?;
     let mut model = (subject.build)()?;
-    place(model.as_ref(), policy, &subject.islands)?;
+    place(model.as_ref(), policy, &subject.overrides)?;
     let batch = subject.batch.place(policy)?;
     let probe = Rc::new(Compare {
         parameters: parameters(model.as_ref()),
@@ -90,7 +90,7 @@ pub fn groups(subject: &Subject<'_>, precision: Precision) -> Result<Vec<Group>>
         failed: RefCell::default(),
     });
     let context = Context::new(policy, true)
-        .with_overrides(subject.islands.clone())
+        .with_overrides(subject.overrides.clone())
         .without_checkpointing()
         .without_dropout()
         .with_group_probe(probe.clone());

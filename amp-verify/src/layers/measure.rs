@@ -76,7 +76,7 @@ fn in_parts(
     let mut counted = run(subject, Plan::counting())?.calls;
     let examples = examples(&counted, subject.batch.len(), budget);
     let narrow;
-    let mut subject = Subject { islands: subject.islands.clone(), ..*subject };
+    let mut subject = Subject { overrides: subject.overrides.clone(), ..*subject };
     if examples < subject.batch.len() {
         narrow = subject.batch.narrow(0, examples)?;
         subject.batch = &narrow;

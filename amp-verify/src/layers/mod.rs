@@ -42,7 +42,7 @@ pub struct Subject<'a> {
     /// Seed of dropout.
     pub seed: u64,
     /// Precision regions by module path; they override those of the model.
-    pub islands: Rc<BTreeMap<String, Region>>,
+    pub overrides: Rc<BTreeMap<String, Region>>,
 }
 
 /// The figures of one precision, layer by layer.

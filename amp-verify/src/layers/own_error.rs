@@ -215,7 +215,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::rounding::rounded_otherwise;
+    use crate::rounding::rounded_stochastically;
 
     /// A product of 64 weights with 64 inputs, or with zeros, and a bias, by a layer that rounds its
     /// parameters or by one that does not.
@@ -228,7 +228,7 @@ mod tests {
             Ok(input.f_matmul(&how(&weight)?.f_tr()?)?.f_add(&how(&bias)?)?)
         };
         let nearest = |tensor: &Tensor| rounded(tensor, Dtype::Half);
-        let otherwise = |tensor: &Tensor| rounded_otherwise(tensor, Dtype::Half);
+        let otherwise = |tensor: &Tensor| rounded_stochastically(tensor, Dtype::Half);
         let exact = of(&|tensor| Ok(tensor.shallow_clone()))?;
         let found = nearest(&if rounds { of(&nearest)? } else { exact.shallow_clone() })?;
         let others = vec![nearest(&of(&nearest)?)?, nearest(&of(&otherwise)?)?];

@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_share_a_part_as_far_as_the_budget_goes() {
+    fn consecutive_layers_share_a_part_within_the_budget() {
         let calls = [layer(1, 0), layer(1, 0), layer(0, 2), layer(9, 0), layer(1, 0)];
         assert_eq!(parts(&calls, 600), [0..3, 3..4, 4..5]);
         assert_eq!(parts(&calls, usize::MAX), vec![0..calls.len()]);

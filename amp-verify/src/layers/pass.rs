@@ -19,7 +19,7 @@ use amp_core::{
 };
 
 use super::Subject;
-use crate::rounding::{is_narrow, rounded, rounded_otherwise};
+use crate::rounding::{is_narrow, rounded, rounded_stochastically};
 
 /// A layer's run within a step. Tensors have the step's dtypes; gradients of the unscaled loss are in
 /// f64.
@@ -150,7 +150,7 @@ pub(super) fn run(subject: &Subject<'_>, plan: Plan) -> Result<Pass> {
     let policy = Policy::new(plan.precision, subject.device);
     let _section = random::seeded(subject.seed)?;
     let mut model = (subject.build)()?;
-    place(model.as_ref(), policy, &subject.islands)?;
+    place(model.as_ref(), policy, &subject.overrides)?;
     let batch = subject.batch.place(policy)?;
     let parameters = parameters(model.as_ref());
     let (scale, dropout, keeps) = (plan.scale, plan.dropout, plan.keeps.clone());
@@ -164,7 +164,7 @@ pub(super) fn run(subject: &Subject<'_>, plan: Plan) -> Result<Pass> {
         drawn: Cell::default(),
         failed: RefCell::default(),
     });
-    let mut context = Context::new(policy, true).with_overrides(subject.islands.clone());
+    let mut context = Context::new(policy, true).with_overrides(subject.overrides.clone());
     context = context.without_checkpointing().with_probe(observer.clone());
     if !dropout {
         context = context.without_dropout();
@@ -350,7 +350,7 @@ fn round(parameters: &[Tensor], how: Rounded) -> Result<Vec<(Tensor, Tensor)>> {
         let mut data = parameter.f_data()?;
         let kept = data.f_detach_copy()?;
         data.f_copy_(&match how.seed {
-            Some(_) => rounded_otherwise(&kept, how.to)?,
+            Some(_) => rounded_stochastically(&kept, how.to)?,
             None => rounded(&kept, how.to)?,
         })?;
         Ok((data, kept))

@@ -22,11 +22,11 @@ pub(crate) fn products(subject: &Subject<'_>) -> Result<f64> {
     let policy = Policy::new(Precision::F32True, subject.device);
     let _section = random::seeded(subject.seed)?;
     let mut model = (subject.build)()?;
-    place(model.as_ref(), policy, &subject.islands)?;
+    place(model.as_ref(), policy, &subject.overrides)?;
     let counter =
         Rc::new(Counter { parameters: parameters(model.as_ref()), products: Cell::default() });
     let context = Context::new(policy, true)
-        .with_overrides(subject.islands.clone())
+        .with_overrides(subject.overrides.clone())
         .without_checkpointing()
         .with_probe(counter.clone());
     let mut log = Log::default();
@@ -90,7 +90,7 @@ mod tests {
             batch: &batch,
             device: Device::Cpu,
             seed: 1,
-            islands: Rc::default(),
+            overrides: Rc::default(),
         };
         assert_eq!(products(&subject)?, 2.0 * (108.0 * 9.0 + 180.0));
         Ok(())

@@ -16,7 +16,7 @@ use super::{MetricSpread, ModelMargin, goldens};
 use crate::{
     case::{Case, Choices},
     changes::Changes,
-    diagnose::Islands,
+    diagnose::Overrides,
     gate::{self, Job, Outcome, Task},
     length::Length,
     options::ChangeArgs,
@@ -154,7 +154,7 @@ impl Recorder<'_> {
             kernels: Kernels::default(),
             check: Check::default(),
             task,
-            islands: Islands::new(),
+            overrides: Overrides::new(),
             fault: None,
         }
     }

@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bound_grows_with_what_moved_runs_are_off() {
+    fn a_bound_grows_with_the_deviation_of_perturbed_runs() {
         let own = [2.0, 2.0, 2.0, 2.0];
         let moved = [vec![2.0, 2.002, 2.0, 2.0], vec![2.0, 2.0, 1.996, 2.0]];
         let found = bounds(&own, &moved);
@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn a_difference_is_relative_to_the_loss_or_the_course() {
+    fn a_difference_is_relative_to_the_loss_or_the_mean_loss() {
         let own = [4.0, 0.0, f64::NAN, 1.0, 3.0];
         let other = [4.4, 0.2, f64::NAN, f64::NAN, 3.0];
         let found = differences(&own, &other);

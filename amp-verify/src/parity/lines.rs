@@ -176,7 +176,7 @@ impl Net {
 
     /// Of the net 8, of the block 5, of its trait 3, of functions 3 and 3, of a constant 1.
     #[test]
-    fn a_models_lines_are_its_own() -> Result<()> {
+    fn lines_are_counted_for_each_model() -> Result<()> {
         assert_eq!(of_model(RUST, "Net")?, 23);
         assert_eq!(of_model(RUST, "Block")?, 9);
         let two = format!("{RUST}\n//! Another file.\nuse x::y;\nstruct More;\n");

@@ -149,7 +149,7 @@ impl Comparison<'_> {
                 scale: Pair { ours: ours.record.end.scale, theirs: twin.scale },
                 again: None,
             };
-            if !found.skips_alike(self.args.losses) {
+            if !found.has_equal_skips(self.args.losses) {
                 found.again = Some(self.again(case, &twin)?);
             }
             row.seeds.push(found);

@@ -310,7 +310,7 @@ mod tests {
 
     /// A twin that trains for fewer batches agrees in nothing.
     #[test]
-    fn both_sides_have_as_many_losses() {
+    fn both_sides_need_the_same_number_of_losses() {
         let losses = Pair { ours: vec![2.0, 1.0], theirs: vec![2.0] };
         let row = judged(vec![seed(0.9, 0.9)], Some(First::new(losses, None)));
         assert_eq!(row.failures, ["2 losses, the twin's 1"]);

@@ -68,14 +68,14 @@ fn are_near(own: Option<f64>, other: Option<f64>) -> bool {
 
 impl Seed {
     /// Whether the first `count` steps are skipped alike, and the scales at the end are near.
-    pub(super) fn skips_alike(&self, count: u64) -> bool {
+    pub(super) fn has_equal_skips(&self, count: u64) -> bool {
         let Pair { ours, theirs } = &self.skipped;
         first(ours, count) == first(theirs, count) && are_near(self.scale.ours, self.scale.theirs)
     }
 
     /// Judges the skipped ones of the first `count` steps, and the scale at the end.
     pub(super) fn skips(&self, count: u64) -> Skips {
-        if self.skips_alike(count) {
+        if self.has_equal_skips(count) {
             return Skips::Same;
         }
         let [own, other] = [&self.skipped.ours, &self.skipped.theirs].map(|all| first(all, count));

@@ -155,7 +155,7 @@ fn plan(
         kernels: Kernels::default(),
         check: Check::default(),
         goldens: None,
-        islands: Default::default(),
+        overrides: Default::default(),
         diagnosed: 0,
         fault: None,
     })

@@ -7,7 +7,7 @@ use crate::{
 
 /// The diagnosis as text.
 pub fn diagnosis(diagnosis: &Diagnosis) -> String {
-    let Diagnosis { check, attribution, before, island, .. } = diagnosis;
+    let Diagnosis { check, attribution, before, fix, .. } = diagnosis;
     let mut out = format!("{check}: {}\n", outcome(*before));
     out += &match attribution {
         Attribution::Passes => "The check passes; there is nothing to find.\n".into(),
@@ -34,35 +34,35 @@ pub fn diagnosis(diagnosis: &Diagnosis) -> String {
             each.collect()
         }
     };
-    let Some(island) = island else {
+    let Some(fix) = fix else {
         if *attribution == Attribution::Precision {
             out += "FP32 in every module does not help: look at the loss, the loss scale and the \
                     optimizer\n";
         }
         return out;
     };
-    let minimal = if island.is_one_minimal { "each is needed" } else { "not minimal" };
+    let minimal = if fix.is_one_minimal { "each is needed" } else { "not minimal" };
     out += &format!(
         "must stay in FP32 ({minimal}; {} tests): {}\nwith these in FP32: {}\n",
-        island.tests,
-        island.modules.join(", "),
-        outcome(island.after)
+        fix.tests,
+        fix.modules.join(", "),
+        outcome(fix.after)
     );
-    if let Some(cost) = island.cost {
+    if let Some(cost) = fix.cost {
         out += &format!(
             "cost: time ×{:.2}, peak memory ×{:.2}\n",
             cost.train_seconds_ratio, cost.peak_memory_ratio
         );
     }
-    if !island.fields.is_empty() {
-        out += &format!("\n{}\n", attribute_to_paste(&island.fields));
+    if !fix.fields.is_empty() {
+        out += &format!("\n{}\n", attribute_to_paste(&fix.fields));
     }
-    let whole = island.fields == island.modules;
+    let whole = fix.fields == fix.modules;
     if !whole {
         out += &format!(
             "\nThe attribute takes the whole field ({}); --fix FILE writes a policy for the \
              modules alone.\n",
-            outcome(island.with_fields)
+            outcome(fix.with_fields)
         );
     }
     out

@@ -213,6 +213,29 @@ fn a_length_is_the_trainers(
     assert_eq!((case.trainer.max_epochs, case.trainer.max_steps), expected);
 }
 
+/// A model with a warm-up longer than the few steps that commands train on the side.
+#[derive(LightningModule)]
+#[loss(mse_loss)]
+#[optimizer(adamw, lr = 1e-2)]
+#[scheduler(step_lr, step_size = plan.estimated_stepping_batches / 16, interval = step)]
+struct Stepped {
+    #[layer(linear(2, 1))]
+    head: Linear,
+}
+
+/// Shorter runs on a case build their schedules for the whole run. A rate that halves each sixteenth of the
+/// run has no meaning in one of two steps.
+#[test]
+fn shorter_runs_have_the_schedule_of_the_whole_run() {
+    let (registry, model) = (registry(), model!(Stepped).epochs(4).batch_size(8));
+    let case = Case::new(&registry, &model, Choices::default(), Device::Cpu).expect("a case");
+    let plan = case.trainer.optimization.plan.expect("a plan");
+    assert_eq!((plan.max_epochs, plan.estimated_stepping_batches), (4, 32));
+    // Trains a few batches at first.
+    let extras = Extras { is_compared: false, ..Extras::default() };
+    runner::run(&case, Precision::F32True, extras, &mut |_: &Event| Ok(())).expect("a run");
+}
+
 #[rstest]
 #[case::no_epoch(Length::Epochs(0), "epochs 0: it must be at least 1")]
 #[case::no_step(Length::Steps(0), "steps 0: it must be at least 1")]

@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_url_and_no_version_is_a_folder() {
+    fn a_source_is_a_url_a_version_or_a_folder() {
         let parse = |option| Source::parse(option).expect("a source");
         assert_eq!(
             parse("ssh://git@host/repo#v1"),

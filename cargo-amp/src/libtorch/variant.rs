@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_for_cuda_includes_what_is_for_cpus() {
+    fn the_cuda_packages_include_the_cpu_packages() {
         assert!(Variant::Cpu < Variant::Cuda);
         assert_eq!(Variant::Cuda.wheels().len(), WHEELS.len());
         let [cpu, cuda] = [Variant::Cpu, Variant::Cuda].map(Variant::needed);

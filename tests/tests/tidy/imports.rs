@@ -21,7 +21,7 @@ pub(crate) fn upward(root: &Path, krate: &str, order: &[&str]) -> Vec<Finding> {
     let place = |module: &str| order.iter().position(|entry| *entry == module);
     for source in &sources {
         let Some(own) = source.module.first() else {
-            findings.extend(unlike(source, krate, order));
+            findings.extend(differences(source, krate, order));
             continue;
         };
         let mut imports = Imports::new(krate, source);
@@ -45,7 +45,7 @@ pub(crate) fn upward(root: &Path, krate: &str, order: &[&str]) -> Vec<Finding> {
 }
 
 /// The differences between the root's modules and the order.
-fn unlike(root: &Source, krate: &str, order: &[&str]) -> Vec<Finding> {
+fn differences(root: &Source, krate: &str, order: &[&str]) -> Vec<Finding> {
     let items: Vec<&Item> = root.items.iter().collect();
     let modules: Vec<&Ident> = declared(&items).map(|module| &module.ident).collect();
     let missing = modules.iter().filter(|module| !order.iter().any(|entry| *module == entry));

@@ -159,7 +159,7 @@ fn unsafe_code_is_in_the_ffi_alone() {
 
 #[test]
 fn every_page_is_mentioned() {
-    assert_none(pages::orphans(&root()));
+    assert_none(pages::unlinked_pages(&root()));
 }
 
 #[test]

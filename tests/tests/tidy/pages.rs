@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// Pages (`*.md`) that no other file names by a path, except the workspace's README.
-pub(crate) fn orphans(root: &Path) -> Vec<Finding> {
+pub(crate) fn unlinked_pages(root: &Path) -> Vec<Finding> {
     let files = all(root);
     let pages: Vec<&PathBuf> = files.iter().filter(|file| ends_in(file, &["md"])).collect();
     let mut mentioned = vec![Path::new("README.md").to_owned()];
@@ -18,9 +18,9 @@ pub(crate) fn orphans(root: &Path) -> Vec<Finding> {
             mentioned.extend(meant(path, file, &pages).filter(|page| page != file));
         }
     }
-    let orphans = pages.into_iter().filter(|page| !mentioned.contains(page));
+    let unlinked_pages = pages.into_iter().filter(|page| !mentioned.contains(page));
     let advice = "no other page or source mentions this page: link it, or remove it";
-    orphans.map(|page| Finding::new(page, 1, advice)).collect()
+    unlinked_pages.map(|page| Finding::new(page, 1, advice)).collect()
 }
 
 /// Text that looks like the path of a page.

@@ -11,7 +11,7 @@ use crate::{
     AMP_DERIVE, Finding, files,
     imports::upward,
     links,
-    pages::orphans,
+    pages::unlinked_pages,
     root,
     unsafety::{outside, words},
 };
@@ -176,7 +176,7 @@ fn unsafe_code_is_found() {
 }
 
 #[test]
-fn an_orphan_is_found() {
+fn an_unlinked_page_is_found() {
     let folder = planted(&[
         ("README.md", "See [the guide](docs/GUIDE.md) and `RULES.md`."),
         ("docs/GUIDE.md", "See [the kit](../kit/README.md)."),
@@ -189,7 +189,7 @@ fn an_orphan_is_found() {
     ]);
     let advice = "no other page or source mentions this page: link it, or remove it";
     let expected = ["docs/ALONE.md", "other/README.md"].map(|page| format!("{page}:1: {advice}"));
-    assert_eq!(shown(orphans(folder.path())), expected);
+    assert_eq!(shown(unlinked_pages(folder.path())), expected);
 }
 
 #[test]

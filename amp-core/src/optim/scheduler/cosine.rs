@@ -3,7 +3,7 @@
 use std::f64::consts::PI;
 
 use super::{Rates, Schedule, not_negative, positive, within};
-use crate::{Error, Result};
+use crate::Result;
 
 /// η = η_min + (η₀ − η_min)(1 + cos(πt/T))/2, in torch's recursive form (CosineAnnealingLR).
 ///
@@ -114,13 +114,17 @@ impl Schedule for WarmupCosine {
     fn check(&self) -> Result<()> {
         let Self { warmup_steps, total_steps } = *self;
         positive("total_steps", total_steps)?;
-        not_negative("warmup_steps", warmup_steps)?;
-        if warmup_steps > total_steps {
-            return Err(Error::config(format!(
-                "scheduler: warmup_steps is {warmup_steps}, but there are {total_steps} steps"
-            )));
-        }
-        Ok(())
+        not_negative("warmup_steps", warmup_steps)
+    }
+
+    fn note(&self) -> Option<String> {
+        let Self { warmup_steps, total_steps } = *self;
+        (warmup_steps > total_steps).then(|| {
+            format!(
+                "the warm-up takes {warmup_steps} steps and the schedule {total_steps}: the learning rate \
+                 does not reach its full value"
+            )
+        })
     }
 
     fn rates(&self, t: i64, base: Rates, last: Rates) -> Rates {

@@ -60,6 +60,12 @@ pub trait Schedule: Clone + 'static {
         Ok(())
     }
 
+    /// A remark on options that are valid and unusual, such as a warm-up that is longer than the run. A run
+    /// prints it when it starts.
+    fn note(&self) -> Option<String> {
+        None
+    }
+
     /// The rates after `passed` intervals, given the optimizer's own rates (`base`) and the rates
     /// of the previous interval (`last`, equal to `base` if `passed` is 0). The result depends only
     /// on the arguments.
@@ -76,6 +82,11 @@ pub trait BuildScheduler {
 
     /// The logged value that the schedule monitors, if any.
     fn monitor(&self) -> Option<&str> {
+        None
+    }
+
+    /// A remark on options that are valid and unusual: see [`Schedule::note`].
+    fn note(&self) -> Option<String> {
         None
     }
 }

@@ -53,6 +53,10 @@ impl BuildScheduler for SequentialLr {
             passed: 0,
         }))
     }
+
+    fn note(&self) -> Option<String> {
+        self.schedules.iter().find_map(|schedule| schedule.note())
+    }
 }
 
 struct Sequential {

@@ -124,8 +124,17 @@ impl TrainerConfig {
         Ok(loader.drawing(self.seed).limited(loops.limit_train_batches))
     }
 
-    /// The planned length of a run with this number of batches per epoch.
-    pub(super) fn plan(&self, batches: i64, max_epochs: i64) -> TrainingPlan {
+    /// The length for which a run over the batches of `loader` builds its schedules:
+    /// [`optimization.plan`](OptimizationConfig::plan), or else the length of the run. A trial by
+    /// `fast_dev_run` builds them for the run that it tries.
+    pub fn training_plan(&self, loader: &DataLoader) -> TrainingPlan {
+        let tried = Loops { fast_dev_run: None, ..self.loops.clone() }.resolved();
+        let batches = loader.batches_under(tried.limit_train_batches).max(1);
+        self.optimization.plan.unwrap_or_else(|| self.length(batches, self.max_epochs))
+    }
+
+    /// The length of a run with this number of batches per epoch.
+    pub(super) fn length(&self, batches: i64, max_epochs: i64) -> TrainingPlan {
         let window = self.optimization.accumulate_grad_batches;
         // Saturates, because a run may be configured without an end.
         let steps = ((batches - 1) / window + 1).saturating_mul(max_epochs);

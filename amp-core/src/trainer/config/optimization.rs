@@ -1,7 +1,7 @@
 //! What happens to gradients, and which weights are trained.
 
 use super::{Averaging, Freeze};
-use crate::{Error, Result, precision::Clip};
+use crate::{Error, Result, optim::TrainingPlan, precision::Clip};
 
 /// What happens to gradients before they are applied, and which weights are trained and averaged.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,6 +15,10 @@ pub struct OptimizationConfig {
     pub freeze: Vec<Freeze>,
     /// How weights are averaged, or `None`.
     pub averaging: Option<Averaging>,
+    /// The length for which the learning-rate schedules are built, or `None` for the length of this run.
+    /// Set it in a trial of a longer run to the longer run's
+    /// [`training_plan`](super::TrainerConfig::training_plan): a warm-up may be longer than the trial.
+    pub plan: Option<TrainingPlan>,
 }
 
 impl Default for OptimizationConfig {
@@ -24,6 +28,7 @@ impl Default for OptimizationConfig {
             accumulate_grad_batches: 1,
             freeze: Vec::new(),
             averaging: None,
+            plan: None,
         }
     }
 }

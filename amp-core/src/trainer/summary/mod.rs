@@ -112,7 +112,7 @@ impl Trainer<'_> {
         nn::place(model, policy, &config.numerics.overrides)?;
         nn::parameters_require_gradients(model)?;
         let loader = config.train_loader(data)?;
-        let plan = config.plan(loader.batches().max(1), config.max_epochs);
+        let plan = config.training_plan(&loader);
         let optimizers = model.configure_optimizers(&plan)?;
         let _freezing = Freezing::new(model, &config.optimization.freeze)?;
         let numerics = &config.numerics;

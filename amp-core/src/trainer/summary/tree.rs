@@ -14,6 +14,8 @@ use crate::{
 
 /// The type of a row that is a parameter.
 const PARAMETER: &str = "Parameter";
+/// The type of a row that is a `Vec` of layers.
+const LIST: &str = "List";
 
 /// A layer of a model, or a parameter that stands beside layers rather than in one of torch.nn's: each
 /// parameter of the model itself, and of a layer with layers within it. So a layer's numbers are the sums
@@ -24,7 +26,8 @@ pub struct LayerSummary {
     pub path: String,
     /// The nesting depth: the number of layers that contain it.
     pub depth: usize,
-    /// The name of its type, as in `Conv2d`, or `Parameter`; `None` if the forward pass did not run it.
+    /// The name of its type, as in `Conv2d`, or `Parameter`; `List` for layers that run one by one; `None` if
+    /// the forward pass did not run it.
     pub kind: Option<String>,
     /// How often the forward pass ran it.
     pub calls: u64,
@@ -91,6 +94,7 @@ pub(super) fn layers(model: &dyn LightningModule, traced: Traced) -> (Vec<LayerS
         };
         layers[place].ran(call);
     }
+    name_lists(&mut layers);
     // An optional layer that is absent is declared, but has nothing.
     let keeps: Vec<bool> = layers
         .iter()
@@ -113,6 +117,21 @@ pub(super) fn layers(model: &dyn LightningModule, traced: Traced) -> (Vec<LayerS
     let mut keeps = keeps.into_iter();
     layers.retain(|_| keeps.next() == Some(true));
     (layers, traced.flops)
+}
+
+/// Names the type of each `Vec` whose layers the forward pass ran without running the `Vec` itself.
+fn name_lists(layers: &mut [LayerSummary]) {
+    for at in 0..layers.len() {
+        let depth = layers[at].depth;
+        let mut within = layers[at + 1..].iter().take_while(|layer| layer.depth > depth);
+        if layers[at].kind.is_none()
+            && within.any(|layer| {
+                layer.depth == depth + 1 && layer.calls > 0 && layer.name().parse::<usize>().is_ok()
+            })
+        {
+            layers[at].kind = Some(LIST.to_owned());
+        }
+    }
 }
 
 /// The path of the layer around it; `None` for the model.

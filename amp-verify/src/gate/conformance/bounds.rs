@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     /// Forty draws with this mean and standard deviation.
-    fn forty(mean: f64, deviation: f64) -> Vec<f64> {
+    fn forty_draws(mean: f64, deviation: f64) -> Vec<f64> {
         // Twenty on each side: the variance with n − 1 is 40/39 of the squared distance.
         let away = deviation * (39.0_f64 / 40.0).sqrt();
         (0..40).map(|at| mean + if at % 2 == 0 { away } else { -away }).collect()
@@ -120,7 +120,7 @@ mod tests {
         What::Gradient(parameter.into())
     }
 
-    /// The factors come from a noncentral T of forty draws, integrated in Python: with 95 % confidence at
+    /// The factors come from a noncentral T of forty_draws draws, integrated in Python: with 95 % confidence at
     /// most 1e-5 of all draws exceed mean + 5.297515 s, and 5e-6 exceed mean + 5.483708 s, which is the
     /// factor for each of two gradients. Distances are raised to the power 2/3. s is at least a tenth of
     /// the mean.
@@ -129,12 +129,12 @@ mod tests {
         assert_eq!(RISK, 1e-5);
         let power = |values: Vec<f64>| values.into_iter().map(|root| root.powf(1.5)).collect();
         let figures: [(What, Vec<f64>); 7] = [
-            (What::Loss, forty(0.0, 1e-4)),
-            (What::Length, forty(-0.001, 0.0005)),
-            (What::Norm, forty(-0.002, 1e-6)),
-            (What::Update, power(forty(0.2, 0.03))),
-            (gradient("w"), power(forty(0.1, 0.02))),
-            (gradient("b"), power(forty(0.1, 0.001))),
+            (What::Loss, forty_draws(0.0, 1e-4)),
+            (What::Length, forty_draws(-0.001, 0.0005)),
+            (What::Norm, forty_draws(-0.002, 1e-6)),
+            (What::Update, power(forty_draws(0.2, 0.03))),
+            (gradient("w"), power(forty_draws(0.1, 0.02))),
+            (gradient("b"), power(forty_draws(0.1, 0.001))),
             (gradient("unused"), vec![0.0; 40]),
         ];
         let run = |at: usize| -> Figures {

@@ -22,11 +22,11 @@ use amp_core::{
     trainer::first_loss,
 };
 
-use super::CALM;
+use super::LOW_SCALE;
 use crate::{
     case::Case,
-    diagnose::Islands,
-    rounding::{is_narrow, moved, rounded, rounded_otherwise, rounding_of},
+    diagnose::Overrides,
+    rounding::{is_narrow, moved, rounded, rounded_stochastically, rounding_of},
 };
 
 /// The relative error of f32 sums of several hundred products, of which a few may follow each other
@@ -66,14 +66,14 @@ impl Emulation {
         case: &Case,
         model: &mut dyn LightningModule,
         precision: Precision,
-        islands: &Rc<Islands>,
+        overrides: &Rc<Overrides>,
     ) -> Result<Self> {
         let device = case.trainer.device;
         let policy = Policy::new(precision, device);
-        place(model, policy, islands)?;
+        place(model, policy, overrides)?;
         let seen = Rc::new(Seen::default());
         let context = Context::new(policy, false)
-            .with_overrides(Rc::clone(islands))
+            .with_overrides(Rc::clone(overrides))
             .with_probe(seen.clone() as Rc<dyn Probe>);
         let batch = case.data.train.head(case.data.batch_size)?.place(policy)?;
         let loss = {
@@ -119,7 +119,7 @@ impl Emulation {
 
     /// The factor on the loss, so that gradients have the size at which the precision rounds them.
     fn scale(&self) -> f64 {
-        if self.precision.scales_loss() { CALM } else { 1.0 }
+        if self.precision.scales_loss() { LOW_SCALE } else { 1.0 }
     }
 
     /// Whether parameters and optimizer state stay rounded after a step.
@@ -227,7 +227,7 @@ impl Rounding {
             for parameter in parameters(model) {
                 if is_narrow(kind) && self.emulation.rounds(&parameter.name) {
                     let kept = no_grad(|| parameter.tensor.f_detach_copy())?;
-                    let other = rounded_otherwise(&kept, kind)?;
+                    let other = rounded_stochastically(&kept, kind)?;
                     no_grad(|| parameter.tensor.shallow_clone().f_copy_(&other))?;
                     self.kept.push((parameter.tensor, kept));
                 }
@@ -342,7 +342,7 @@ impl Between {
         match kind {
             _ if !matches!(tensor.kind(), Kind::Float | Kind::Double) => Ok(tensor.shallow_clone()),
             Some(kind) if is_narrow(kind) && self.moves => {
-                self.draws.with(|| rounded_otherwise(tensor, kind))
+                self.draws.with(|| rounded_stochastically(tensor, kind))
             }
             Some(kind) if is_narrow(kind) => rounded(tensor, kind),
             Some(_) if self.emulation.precision == Precision::F32True => {

@@ -25,7 +25,7 @@ pub(super) fn locate(job: &Job, case: &Case, budget: Budget) -> Result<String> {
         batch: &batch,
         device: case.trainer.device,
         seed: case.trainer.seed,
-        islands: Rc::new(job.islands.clone()),
+        overrides: Rc::new(job.overrides.clone()),
     };
     let audited = layers::audit(&subject, Options::new(job.precision));
     Ok(audited.map(|(_, own)| in_words(&own)).unwrap_or_default())

@@ -34,7 +34,7 @@ use crate::{faults::Fault, registry::Registry, text::significant};
 /// The number of compared optimizer steps.
 const STEPS: u64 = 6;
 /// The loss scale of these steps: low, so that none is skipped.
-const CALM: f64 = 1024.0;
+const LOW_SCALE: f64 = 1024.0;
 
 /// Runs the job. One model is reset before each run.
 pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result<Outcome> {
@@ -52,13 +52,13 @@ pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result
         batch_statistics: false,
         deadline,
     };
-    let exact = match exact_steps.run(&mut model, exact_steps.config(STEPS, CALM)) {
+    let exact = match exact_steps.run(&mut model, exact_steps.config(STEPS, LOW_SCALE)) {
         Err(error) if deadline.has_ended() => return Err(error),
         Ok(exact) if exact.finite => exact,
         // A deep model that normalizes by nothing may not stay finite.
         _ => {
             exact_steps.batch_statistics = true;
-            exact_steps.run(&mut model, exact_steps.config(STEPS, CALM))?
+            exact_steps.run(&mut model, exact_steps.config(STEPS, LOW_SCALE))?
         }
     };
     let batch_statistics = exact_steps.batch_statistics;
@@ -66,7 +66,7 @@ pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result
     let mut case = job.case_like(&case, registry, job.precision)?;
     case.data.batch_size = budget.examples;
     let steps = Steps { job, case: &case, precision: job.precision, batch_statistics, deadline };
-    let mut config = steps.config(STEPS, CALM);
+    let mut config = steps.config(STEPS, LOW_SCALE);
     Fault::config(job.fault, &mut config);
     model.follow(&case)?;
     let ran = steps.run(&mut model, config)?;
@@ -114,8 +114,8 @@ fn unchanged(
     let mut case = job.case_like(of.case, registry, job.precision)?;
     case.data.batch_size = budget.examples;
     model.follow(&case)?;
-    let islands = Rc::new(job.islands.clone());
-    let emulation = Rc::new(Emulation::of(&case, model.reset()?, job.precision, &islands)?);
+    let overrides = Rc::new(job.overrides.clone());
+    let emulation = Rc::new(Emulation::of(&case, model.reset()?, job.precision, &overrides)?);
     let mut case = job.case_like(&case, registry, emulation.wide)?;
     case.data.batch_size = budget.examples;
     model.follow(&case)?;
@@ -124,12 +124,13 @@ fn unchanged(
     let exact = if is_unbroken && emulation.wide == Precision::F32True {
         of_job
     } else {
-        own = steps.run_calm(model, None)?;
+        own = steps.run_at_low_scale(model, None)?;
         &own
     };
     let exact = Exact::new(exact)?;
     let runs = (1..=budget.draws).map(|number| {
-        let ran = steps.run_calm(model, Some(Rounding::new(&emulation, job.seed, number)))?;
+        let ran =
+            steps.run_at_low_scale(model, Some(Rounding::new(&emulation, job.seed, number)))?;
         exact.compare(&ran)
     });
     let runs = runs.collect::<Result<_>>()?;
@@ -230,7 +231,7 @@ mod tests {
             kernels: Kernels::default(),
             check: Check::Off,
             task: Task::Conformance,
-            islands: Default::default(),
+            overrides: Default::default(),
             fault: None,
         }
     }

@@ -13,11 +13,11 @@ use amp_core::{
     trainer::{Check, StepAccess, ValCheckInterval, first_loss},
 };
 
-use super::{CALM, STEPS, emulation::Rounding};
+use super::{LOW_SCALE, STEPS, emulation::Rounding};
 
 use crate::{
     case::Case,
-    diagnose::Islands,
+    diagnose::Overrides,
     gate::{deadline::Deadline, identity, job::Job, reset::ResetModel},
     interceptor::{Intercepted, Interceptor},
 };
@@ -76,7 +76,7 @@ impl Callback for Tracer {
 /// one.
 struct Still {
     tracer: Tracer,
-    islands: Rc<Islands>,
+    overrides: Rc<Overrides>,
     rounding: Option<Rounding>,
     batch_statistics: bool,
     deadline: Deadline,
@@ -101,7 +101,7 @@ impl Interceptor for Still {
         self.deadline.check()?;
         let mut context = Context::new(step.context().policy(), self.batch_statistics)
             .without_dropout()
-            .with_overrides(self.islands.clone());
+            .with_overrides(self.overrides.clone());
         if let Some(rounding) = &mut self.rounding {
             rounding.begin(model)?;
             context = context.with_substitute(rounding.between());
@@ -188,12 +188,12 @@ impl Steps<'_> {
     }
 
     /// Runs it at the low loss scale, with emulated rounding if `rounding` is given.
-    pub(super) fn run_calm(
+    pub(super) fn run_at_low_scale(
         &self,
         model: &mut ResetModel,
         rounding: Option<Rounding>,
     ) -> Result<Ran> {
-        let mut config = self.config(STEPS, CALM);
+        let mut config = self.config(STEPS, LOW_SCALE);
         // The invariants of training are checked in the runs that are judged.
         config.checks.level = Check::Off;
         self.run_model(model, config, rounding)
@@ -208,10 +208,10 @@ impl Steps<'_> {
         // 32-true without emulated overflows has finite gradients, or cannot be compared with.
         let must_apply = self.precision == Precision::F32True && rounding.is_none();
         let tracer = Tracer { trace: Rc::default(), must_apply };
-        let islands = config.numerics.overrides.clone();
+        let overrides = config.numerics.overrides.clone();
         let still = Still {
             tracer: tracer.clone(),
-            islands,
+            overrides,
             rounding,
             batch_statistics: self.batch_statistics,
             deadline: self.deadline.clone(),

@@ -17,7 +17,7 @@ use super::{
     runs::learning,
 };
 use crate::{
-    diagnose::{self, Attribution, Check, Diagnosis, Islands, Scope, attribute_to_paste},
+    diagnose::{self, Attribution, Check, Diagnosis, Overrides, Scope, attribute_to_paste},
     faults::Fault,
     gate,
     layers::{self, Kind, Options, Subject, module_paths},
@@ -240,13 +240,13 @@ impl<'a> Suspect<'a> {
         let case = job.case(registry, self.precision)?;
         let build = || -> Result<Box<dyn LightningModule>> { job.model(&case, self.precision) };
         let batch = case.data.train.head(case.data.batch_size)?;
-        let islands = &self.plan.islands;
+        let overrides = &self.plan.overrides;
         let subject = Subject {
             build: &build,
             batch: &batch,
             device: case.trainer.device,
             seed: self.seed,
-            islands: Rc::new(islands.clone()),
+            overrides: Rc::new(overrides.clone()),
         };
         let (layers, modules) = module_paths(&subject)?;
         // Modules that must stay in FP32 can be found even if layers cannot be measured in 64-true.
@@ -261,7 +261,7 @@ impl<'a> Suspect<'a> {
             Err(_) => (None, None),
         };
         let scope = Scope {
-            islands,
+            overrides,
             layers,
             modules,
             baseline_moved: self.baseline_moved,
@@ -270,7 +270,7 @@ impl<'a> Suspect<'a> {
             suspect: suspect.clone(),
         };
         let mut check = Again { suspect: self, known: Some(self.known) };
-        let Diagnosis { attribution, island, .. } = diagnose::diagnose(&mut check, &scope)?;
+        let Diagnosis { attribution, fix, .. } = diagnose::diagnose(&mut check, &scope)?;
         finding.cause = match attribution {
             Attribution::Environment => Cause::Environment,
             Attribution::Determinism { .. } => Cause::Nondeterministic,
@@ -293,12 +293,12 @@ impl<'a> Suspect<'a> {
                 finding.is_beyond = beyond.is_some();
             }
         }
-        if let Some(island) = island {
-            finding.attribute = attribute_to_paste(&island.fields);
-            finding.modules = island.modules;
-            finding.fields = island.fields;
-            finding.one_minimal = island.is_one_minimal;
-            finding.tests = island.tests;
+        if let Some(fix) = fix {
+            finding.attribute = attribute_to_paste(&fix.fields);
+            finding.modules = fix.modules;
+            finding.fields = fix.fields;
+            finding.one_minimal = fix.is_one_minimal;
+            finding.tests = fix.tests;
         }
         Ok(())
     }
@@ -324,7 +324,7 @@ impl Check for Again<'_> {
         format!("seed {}, in multiples of what the gate accepts", self.suspect.seed)
     }
 
-    fn run(&mut self, islands: &Islands) -> Result<diagnose::Outcome> {
+    fn run(&mut self, overrides: &Overrides) -> Result<diagnose::Outcome> {
         if let Some(known) = self.known.take() {
             return Ok(diagnose::Outcome::new(known, 1.0));
         }
@@ -332,7 +332,7 @@ impl Check for Again<'_> {
             *self.suspect;
         let run = |seed: u64, task: Task| {
             let mut job = plan.job(model, precision, seed, task);
-            job.islands = islands.clone();
+            job.overrides = overrides.clone();
             job.execute(&plan.registry)
         };
         let mut figure = 0.0;

@@ -145,7 +145,7 @@ mod tests {
     #[rstest]
     #[case::sensitive(7, 0.5 * (1.0 + 0.1 * k()).powf(1.5))]
     #[case::calm(0, limit_of_all())]
-    fn a_step_is_held_to_what_rounding_does_to_it(#[case] at: usize, #[case] bound: f64) {
+    fn a_step_is_bounded_by_its_own_rounding(#[case] at: usize, #[case] bound: f64) {
         let bound = bound + LEAST;
         for (found, is_within) in [(0.99 * bound, true), (1.01 * bound, false)] {
             let steps = (0..32).map(|place| {
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_number_is_within_no_bound() {
+    fn nan_exceeds_every_bound() {
         let mut steps: Vec<Compared> = (0..32).map(|_| step(0.01, projection(0.9))).collect();
         steps[3].found.projection = f64::NAN;
         let (figure, bound) = Judged::new(&steps, Precision::F16Mixed).projection;

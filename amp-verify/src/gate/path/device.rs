@@ -14,7 +14,7 @@ use amp_core::{
 };
 
 use super::{
-    left::{exact_on, kept},
+    final_state::{copy_of, exact_on},
     run::Setup,
 };
 use crate::{
@@ -34,7 +34,7 @@ const SIZE: f64 = 1e-3;
 const DISTANCE: f64 = 1e-2;
 
 /// The difference between two gradients.
-struct Apart {
+struct GradientDifference {
     /// |⟨a, b⟩/⟨b, b⟩ − 1|.
     size: f64,
     /// ‖a − b‖/‖b‖.
@@ -52,18 +52,19 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
     let batch = setup.budget.sample(setup.case)?;
     let (own, moved) = gradients(setup, device, &batch, DRAWS)?;
     let (exact, _) = gradients(setup, Device::Cpu, &batch, 0)?;
-    let found = apart(&own, &exact)?;
-    let limit = |figure: fn(&Apart) -> f64| tolerance_limit(moved.iter().map(figure), 1);
+    let found = gradient_difference(&own, &exact)?;
+    let limit =
+        |figure: fn(&GradientDifference) -> f64| tolerance_limit(moved.iter().map(figure), 1);
     for (what, figure, bound) in [
         (
             "length along the CPU's gradient, away from 1",
             found.size,
-            SIZE.max(limit(|apart| apart.size)),
+            SIZE.max(limit(|gradient_difference| gradient_difference.size)),
         ),
         (
             "distance from the CPU's gradient",
             found.distance,
-            DISTANCE.max(limit(|apart| apart.distance)),
+            DISTANCE.max(limit(|gradient_difference| gradient_difference.distance)),
         ),
     ] {
         let over = "the first examples in 32-true with the device's kernels, without dropout";
@@ -82,14 +83,14 @@ fn gradients(
     device: Device,
     batch: &AnyBatch,
     draws: u64,
-) -> Result<(Gradients, Vec<Apart>)> {
+) -> Result<(Gradients, Vec<GradientDifference>)> {
     let policy = Policy::new(Precision::F32True, device);
     let mut model = setup.case.build()?;
     nn::place(model.as_ref(), policy, &BTreeMap::new())?;
     let batch = batch.place(policy)?;
     let own = gradient(model.as_mut(), policy, &batch)?;
     let parameters = nn::parameters(model.as_ref());
-    let initial = parameters.iter().map(|parameter| kept(&parameter.tensor));
+    let initial = parameters.iter().map(|parameter| copy_of(&parameter.tensor));
     let initial = initial.collect::<Result<Vec<_>>>()?;
     let mut away = Vec::new();
     for number in 1..=draws {
@@ -98,7 +99,7 @@ fn gradients(
             let other = moved(initial, SUMS)?;
             no_grad(|| parameter.tensor.shallow_clone().f_copy_(&other))?;
         }
-        away.push(apart(&gradient(model.as_mut(), policy, &batch)?, &own)?);
+        away.push(gradient_difference(&gradient(model.as_mut(), policy, &batch)?, &own)?);
     }
     Ok((own, away))
 }
@@ -118,14 +119,14 @@ fn gradient(
     for parameter in nn::parameters(model) {
         let gradient = parameter.tensor.f_grad()?;
         if gradient.defined() {
-            gradients.insert(parameter.name, kept(&gradient)?);
+            gradients.insert(parameter.name, copy_of(&gradient)?);
         }
     }
     Ok(gradients)
 }
 
 /// The difference of `a` from `b`, on the device of `b`. A gradient that only one of them has is compared with zero.
-fn apart(a: &Gradients, b: &Gradients) -> Result<Apart> {
+fn gradient_difference(a: &Gradients, b: &Gradients) -> Result<GradientDifference> {
     let mut sums = Vec::new();
     for (name, exact) in b {
         let found = match a.get(name) {
@@ -138,5 +139,5 @@ fn apart(a: &Gradients, b: &Gradients) -> Result<Apart> {
     let sums = read(&sums)?;
     let sum = |at: usize| sums.iter().skip(at).step_by(3).sum::<f64>();
     let (both, own, off) = (sum(0), sum(1), sum(2));
-    Ok(Apart { size: (both / own - 1.0).abs(), distance: (off / own).sqrt() })
+    Ok(GradientDifference { size: (both / own - 1.0).abs(), distance: (off / own).sqrt() })
 }

@@ -134,7 +134,7 @@ mod tests {
     /// The library's dropout passes; one with another factor, or without a factor, fails; a ReLU is not
     /// dropout.
     #[test]
-    fn a_rate_that_is_not_its_factors_is_found() -> Result<()> {
+    fn a_dropout_rate_that_contradicts_its_factor_is_reported() -> Result<()> {
         let _section = random::seeded(3)?;
         let input = Tensor::randn([128, 128], (Kind::Float, Device::Cpu));
         let context = Context::new(Policy::new(Precision::F32True, Device::Cpu), true);

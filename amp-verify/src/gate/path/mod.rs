@@ -6,11 +6,12 @@
 mod bounds;
 mod device;
 mod dropout;
-mod examined;
+mod final_state;
 mod fusion;
-mod left;
+mod observer;
 mod reference;
 mod replay;
+mod report;
 mod resume;
 mod rounding;
 mod rule;
@@ -18,20 +19,19 @@ mod rules;
 mod run;
 mod unjudged;
 mod validation;
-mod witness;
 
-pub use examined::Examined;
+pub use report::PathReport;
 
 use amp_core::{Result, nn, precision::Precision, trainer::StepAccess};
 
 use self::{
     bounds::Judged,
-    examined::RULES,
-    left::Left,
+    final_state::FinalState,
+    observer::Observation,
     reference::{Reference, larger},
-    run::{OVERFLOWING, STEPS, Setup, Way},
+    report::RULES,
+    run::{HIGH_SCALE, STEPS, Scenario, Setup},
     unjudged::{STAGES, unjudged},
-    witness::Seen,
 };
 use super::{
     budget::Budget,
@@ -62,15 +62,15 @@ pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result
     let mut outcome = Outcome::failed(Failure::new(Reason::Crashed, ""));
     outcome.failures.clear();
     let mut findings = Findings::default();
-    let mut examined = Examined::default();
+    let mut report = PathReport::default();
     if setup.job.model(&case, job.precision)?.optimizes_manually() {
         for rule in RULES {
             findings.left_out(*rule, "the model optimizes manually: its steps cannot be watched");
         }
     } else {
-        let (findings, examined) = (&mut findings, &mut examined);
+        let (findings, report) = (&mut findings, &mut report);
         let mut checks =
-            Checks { setup: &setup, findings, examined, ended: 0, tolerances: Vec::new() };
+            Checks { setup: &setup, findings, report, ended: 0, tolerances: Vec::new() };
         let result = checks.run();
         outcome.ended = deadline.has_ended();
         match outcome.ended {
@@ -79,18 +79,18 @@ pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result
         }
     }
     outcome.failures = findings.failures;
-    outcome.path = Some(Examined { checked: findings.checked, ..examined });
+    outcome.path = Some(PathReport { checked: findings.checked, ..report });
     Ok(outcome)
 }
 
 struct Checks<'a> {
     setup: &'a Setup<'a>,
     findings: &'a mut Findings,
-    examined: &'a mut Examined,
+    report: &'a mut PathReport,
     /// The number of stages that ended.
     ended: usize,
     /// The tolerances of runs that differed from an equal one.
-    tolerances: Vec<(Way, f64)>,
+    tolerances: Vec<(Scenario, f64)>,
 }
 
 impl<'a> Checks<'a> {
@@ -103,7 +103,7 @@ impl<'a> Checks<'a> {
 
     fn run(&mut self) -> Result<()> {
         let mut stages = Stages::new(self.setup.job);
-        let (plain, model) = self.setup.plain_with_model(Way::Epoch)?;
+        let (plain, model) = self.setup.plain_with_model(Scenario::Epoch)?;
         if !identity::is_finite(model.as_ref())? {
             self.findings.fail(Reason::NonFinite, "a weight is not finite after an epoch");
         }
@@ -117,15 +117,15 @@ impl<'a> Checks<'a> {
         self.end(&mut stages)?;
         fusion::check(self.setup, self.findings)?;
         self.end(&mut stages)?;
-        let (watched, seen, watched_model) = self.setup.watched(Way::Epoch)?;
-        let steps = seen.applied;
+        let (observed, observation, observed_model) = self.setup.observed(Scenario::Epoch)?;
+        let steps = observation.applied;
         let what = format!("an epoch, {steps} steps");
-        self.same(Way::Epoch, &what, &plain, &watched)?;
-        self.followed(&what, &seen);
-        self.gradients(&seen, watched_model.as_ref())?;
+        self.same(Scenario::Epoch, &what, &plain, &observed)?;
+        self.followed(&what, &observation);
+        self.gradients(&observation, observed_model.as_ref())?;
         self.end(&mut stages)?;
-        let limit = median(&seen.norms[..seen.norms.len().min(STEPS as usize)]);
-        if let Some(reference) = seen.reference {
+        let limit = median(&observation.norms[..observation.norms.len().min(STEPS as usize)]);
+        if let Some(reference) = observation.reference {
             validation::check(self.setup, self.findings, &plain, model, reference)?;
         }
         self.end(&mut stages)?;
@@ -141,10 +141,10 @@ impl<'a> Checks<'a> {
     }
 
     /// The properties of the unobserved epoch.
-    fn describe(&mut self, plain: &Left) -> Result<()> {
+    fn describe(&mut self, plain: &FinalState) -> Result<()> {
         let (case, record) = (self.setup.case, &plain.record);
         let loader = case.data.train_loader(case.trainer.policy(), 0)?;
-        *self.examined = Examined {
+        *self.report = PathReport {
             parameters: record.start.run.parameters,
             batch_size: case.data.batch_size,
             batches_per_step: case.trainer.optimization.accumulate_grad_batches,
@@ -163,8 +163,8 @@ impl<'a> Checks<'a> {
     }
 
     /// Whether an epoch uses all its batches, in steps of the requested number of batches.
-    fn batches(&mut self, plain: &Left) -> Result<()> {
-        let config = self.setup.config(Way::Epoch)?;
+    fn batches(&mut self, plain: &FinalState) -> Result<()> {
+        let config = self.setup.config(Scenario::Epoch)?;
         let (batches, window) =
             (self.setup.batches(&config)?, config.optimization.accumulate_grad_batches);
         let steps = (batches + window - 1) / window;
@@ -182,7 +182,7 @@ impl<'a> Checks<'a> {
     }
 
     /// Whether steps leak memory.
-    fn memory(&mut self, plain: &Left) {
+    fn memory(&mut self, plain: &FinalState) {
         let held = &plain.counts.held;
         // The first steps allocate the optimizer's state, workspaces of libraries and a CUDA graph.
         let Some(later) = held.get(6..).filter(|later| later.len() >= 4) else {
@@ -203,24 +203,24 @@ impl<'a> Checks<'a> {
 
     /// Scales that overflow, fall and grow.
     fn overflowing(&mut self) -> Result<()> {
-        let plain = self.setup.plain(Way::Overflowing)?;
-        let (watched, seen, model) = self.setup.watched(Way::Overflowing)?;
+        let plain = self.setup.plain(Scenario::Overflowing)?;
+        let (observed, observation, model) = self.setup.observed(Scenario::Overflowing)?;
         let what = format!(
             "{} applied and {} skipped steps from a scale of 2^{}",
-            seen.applied,
-            seen.skipped,
-            OVERFLOWING.log2()
+            observation.applied,
+            observation.skipped,
+            HIGH_SCALE.log2()
         );
-        self.same(Way::Overflowing, &what, &plain, &watched)?;
-        self.followed(&what, &seen);
+        self.same(Scenario::Overflowing, &what, &plain, &observed)?;
+        self.followed(&what, &observation);
         // Precision regions by path may leave nothing in f16.
-        if seen.skipped == 0 && self.setup.job.islands.is_empty() {
+        if observation.skipped == 0 && self.setup.job.overrides.is_empty() {
             self.findings.fail(Reason::Skip, "no step was skipped although the scale overflows");
         }
         if !identity::is_finite(model.as_ref())? {
             self.findings.fail(Reason::NonFinite, "a weight is not finite after an overflow");
         }
-        let moves = seen.scale.map_or((0, 0), |rule| (rule.grown, rule.backed_off));
+        let moves = observation.scale.map_or((0, 0), |rule| (rule.grown, rule.backed_off));
         let over = format!("{what}: grew {} times, fell {} times", moves.0, moves.1);
         self.said(Reason::Scale, "the scale after each step", over);
         self.said(Reason::Skip, "which steps are skipped, and what these move", what);
@@ -228,15 +228,21 @@ impl<'a> Checks<'a> {
     }
 
     /// Compares the unobserved run with the observed one.
-    fn same(&mut self, way: Way, what: &str, plain: &Left, watched: &Left) -> Result<()> {
-        let tolerance = self.tolerance(way, plain, watched)?;
-        let mut difference = plain.difference(watched, tolerance)?;
+    fn same(
+        &mut self,
+        scenario: Scenario,
+        what: &str,
+        plain: &FinalState,
+        observed: &FinalState,
+    ) -> Result<()> {
+        let tolerance = self.tolerance(scenario, plain, observed)?;
+        let mut difference = plain.difference(observed, tolerance)?;
         if difference.is_none() && tolerance == 0.0 {
-            difference = plain.logged_difference(watched);
+            difference = plain.logged_difference(observed);
         }
         let wrong = difference.map(|difference| {
             format!(
-                "{what}: the plain run ends with other values than the observed run of the same steps: \
+                "{what}: the unobserved run ends with other values than the observed run of the same steps: \
                  {difference}"
             )
         });
@@ -250,17 +256,22 @@ impl<'a> Checks<'a> {
     }
 
     /// 0, unless two equal runs differ by themselves, as on a GPU.
-    fn tolerance(&mut self, way: Way, plain: &Left, other: &Left) -> Result<f64> {
+    fn tolerance(
+        &mut self,
+        scenario: Scenario,
+        plain: &FinalState,
+        other: &FinalState,
+    ) -> Result<f64> {
         let is_cuda = self.setup.case.trainer.device.is_cuda();
         if !is_cuda || plain.difference(other, 0.0)?.is_none() {
             return Ok(0.0);
         }
-        if let Some((_, known)) = self.tolerances.iter().find(|(known, _)| *known == way) {
+        if let Some((_, known)) = self.tolerances.iter().find(|(known, _)| *known == scenario) {
             return Ok(*known);
         }
-        let again = self.setup.plain(way)?;
+        let again = self.setup.plain(scenario)?;
         let tolerance = if plain.difference(&again, 0.0)?.is_some() { 0.05 } else { 0.0 };
-        self.tolerances.push((way, tolerance));
+        self.tolerances.push((scenario, tolerance));
         Ok(tolerance)
     }
 
@@ -271,11 +282,11 @@ impl<'a> Checks<'a> {
     }
 
     /// What the watched steps said.
-    fn followed(&mut self, what: &str, seen: &Seen) {
-        for Failure { reason, text, .. } in &seen.failures {
+    fn followed(&mut self, what: &str, observation: &Observation) {
+        for Failure { reason, text, .. } in &observation.failures {
             self.findings.fail(*reason, format!("{what}: {text}"));
         }
-        match (&seen.no_replay, &seen.replay) {
+        match (&observation.no_replay, &observation.replay) {
             (Some(why), _) => {
                 self.findings.left_out(Reason::Update, &format!("no replay in float64: {why}"));
             }
@@ -307,8 +318,12 @@ impl<'a> Checks<'a> {
     }
 
     /// Compares each step's gradient and the buffers with 32-true's.
-    fn gradients(&mut self, seen: &Seen, model: &dyn amp_core::LightningModule) -> Result<()> {
-        let Some(reference) = &seen.reference else { return Ok(()) };
+    fn gradients(
+        &mut self,
+        observation: &Observation,
+        model: &dyn amp_core::LightningModule,
+    ) -> Result<()> {
+        let Some(reference) = &observation.reference else { return Ok(()) };
         match reference.dropout.found() {
             (0, ..) if reference.draws => {
                 let why = "elements are dropped within other layers, where they cannot be counted";

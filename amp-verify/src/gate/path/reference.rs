@@ -16,7 +16,7 @@ use amp_core::{
 
 use super::{
     dropout::Counter,
-    left::{exact, exact_on},
+    final_state::{exact, exact_on},
 };
 use crate::{
     gate::conformance::emulation::Rounding,

@@ -16,7 +16,7 @@ use amp_core::{
 };
 
 use super::{
-    left::{exact, exact_on, kept},
+    final_state::{copy_of, exact, exact_on},
     rule::{Rule, Slots},
 };
 use crate::{
@@ -88,7 +88,7 @@ impl Replay {
         // As the run has them, which is half as large.
         let initial = nn::parameters(run)
             .iter()
-            .map(|parameter| Ok((parameter.name.clone(), kept(&parameter.tensor)?)))
+            .map(|parameter| Ok((parameter.name.clone(), copy_of(&parameter.tensor)?)))
             .collect::<Result<_>>()?;
         let scheduled = model.configure_optimizers(plan)?.build(parameters, Storage::default())?;
         let ruled = |scheduled: &Scheduled| {
@@ -125,7 +125,7 @@ impl Replay {
             let scheduled = &mut self.scheduled[at];
             match &mut self.rules[at] {
                 Some(ruled) => ruled.step(scheduled, &own)?,
-                None => step_itself(scheduled, &own)?,
+                None => step_with_own_code(scheduled, &own)?,
             }
             scheduled.advance(Interval::Step, &[])?;
         }
@@ -173,9 +173,10 @@ impl Replay {
         }
         let sums = read(&sums)?;
         let sum = |at: usize| sums.iter().skip(at).step_by(3).sum::<f64>();
-        let (off, way, size) = (sum(0), sum(1), sum(2));
-        let allowed = ROUNDING * way.sqrt() + self.steps as f64 * eps * size.sqrt() + self.signs();
-        if let Some(text) = self.beyond("the weights", off.sqrt(), way.sqrt(), allowed) {
+        let (off, scenario, size) = (sum(0), sum(1), sum(2));
+        let allowed =
+            ROUNDING * scenario.sqrt() + self.steps as f64 * eps * size.sqrt() + self.signs();
+        if let Some(text) = self.beyond("the weights", off.sqrt(), scenario.sqrt(), allowed) {
             return Ok(Some(Wrong::Update(text)));
         }
         let mut averages = Vec::new();
@@ -297,7 +298,7 @@ impl Ruled {
 }
 
 /// Steps with the optimizer's own code: the gradient of Σ⟨p, g⟩ is g.
-fn step_itself(scheduled: &mut Scheduled, own: &BTreeMap<&str, Tensor>) -> Result<()> {
+fn step_with_own_code(scheduled: &mut Scheduled, own: &BTreeMap<&str, Tensor>) -> Result<()> {
     scheduled.optimizer.zero_grad()?;
     let mut sum = Tensor::from(0.0);
     for parameter in scheduled.optimizer.parameters().iter() {

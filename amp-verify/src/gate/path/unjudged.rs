@@ -117,7 +117,7 @@ mod tests {
             kernels: Kernels::default(),
             check: Check::Off,
             task,
-            islands: Default::default(),
+            overrides: Default::default(),
             fault: None,
         }
     }

@@ -4,9 +4,9 @@
 use amp_core::{LightningModule, Result, Trainer, log::Logged, nn::named_tensors, random};
 
 use super::{
-    left::{Left, snapshot},
+    final_state::{FinalState, snapshot},
     reference::Reference,
-    run::{Setup, Way},
+    run::{Scenario, Setup},
     statistics_bound,
 };
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
 pub(super) fn check(
     setup: &Setup<'_>,
     findings: &mut Findings,
-    left: &Left,
+    state: &FinalState,
     mut model: Box<dyn LightningModule>,
     reference: Reference,
 ) -> Result<()> {
@@ -31,7 +31,7 @@ pub(super) fn check(
         findings.left_out(Reason::Validation, "there is no validation set");
         return Ok(());
     }
-    let config = setup.config(Way::Epoch)?;
+    let config = setup.config(Scenario::Epoch)?;
     let _section = random::seeded(setup.case.trainer.seed)?;
     let tensors = named_tensors(model.as_ref()).into_iter();
     let before = snapshot(tensors.map(|(name, tensor, _)| (name, tensor)).collect())?;
@@ -58,7 +58,7 @@ pub(super) fn check(
             format!("`{name}` is {a} at first and {b} when the same weights are validated again")
         });
     }
-    if let Some((name, a, b)) = difference(&first, |name| left.record.last(name)) {
+    if let Some((name, a, b)) = difference(&first, |name| state.record.last(name)) {
         wrong.get_or_insert_with(|| {
             format!("`{name}` of the run is {b}, but validating its weights gives {a}")
         });
@@ -68,7 +68,7 @@ pub(super) fn check(
     findings.equal(Reason::Validation, what, over, wrong);
     let own = value(&first, LOSS);
     let mut exact = reference.into_model(model.as_ref())?;
-    let mut config = setup.config(Way::Epoch)?;
+    let mut config = setup.config(Scenario::Epoch)?;
     config.precision = amp_core::precision::Precision::F32True;
     let exact = Trainer::new(config).validate(exact.as_mut(), data)?;
     if let (Some(own), Some(exact)) = (own, value(&exact, LOSS)) {

@@ -237,14 +237,14 @@ fn layers_measures_each_layer_of_both() {
 #[test]
 fn diagnose_tells_layers_that_hold_from_layers_that_do_not() {
     for model in ["RingNet", "NextSymbol"] {
-        let islands = |limit: &str| {
+        let overrides = |limit: &str| {
             let arguments = ["diagnose", "--model", model, "--precision", "bf16-mixed"];
             let rest = ["--search", "layers", "--limit", limit, "--format", "json", "--device"];
             let all = [&arguments[..], &rest, &["cpu", "--quiet"]].concat();
-            json(&amp(&folder(), &all).done())["island"].clone()
+            json(&amp(&folder(), &all).done())["fix"].clone()
         };
-        assert_eq!(islands("1"), Value::Null);
-        let modules = islands("1e-4");
+        assert_eq!(overrides("1"), Value::Null);
+        let modules = overrides("1e-4");
         let modules = modules["modules"].as_array().expect("modules");
         assert!(!modules.is_empty(), "{modules:?}");
     }

@@ -6,7 +6,7 @@ use crate::gate::{checked::Checked, reason::Reason};
 
 /// What was looked at on the path that a model is trained on.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Examined {
+pub struct PathReport {
     /// Trained numbers.
     pub parameters: i64,
     /// Examples in a batch.

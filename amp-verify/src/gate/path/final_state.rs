@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 use crate::{gate::deadline::Deadline, scalars::all_equal};
 
 /// The final state of a run.
-pub(super) struct Left {
+pub(super) struct FinalState {
     /// The model's tensors and those of its optimizers.
     pub(super) tensors: Vec<(String, Tensor)>,
     /// Rates and schedules.
@@ -30,10 +30,10 @@ pub(super) struct Left {
 /// Records the optimizers' state at the end of each epoch and the memory after each step, without
 /// observing any step.
 #[derive(Clone, Default)]
-pub(super) struct Keeper(Rc<RefCell<Kept>>);
+pub(super) struct StateRecorder(Rc<RefCell<Recorded>>);
 
 #[derive(Default)]
-struct Kept {
+struct Recorded {
     deadline: Deadline,
     state: State,
     meter: Option<MemoryMeter>,
@@ -50,21 +50,21 @@ pub(super) struct Counts {
     pub(super) held: Vec<i64>,
 }
 
-impl Keeper {
+impl StateRecorder {
     /// Ends the run when the time is over.
     pub(super) fn until(deadline: &Deadline) -> Self {
         let deadline = deadline.clone();
-        Self(Rc::new(RefCell::new(Kept { deadline, ..Kept::default() })))
+        Self(Rc::new(RefCell::new(Recorded { deadline, ..Recorded::default() })))
     }
 
     /// The same, and measures memory.
     pub(super) fn new(device: Device, deadline: &Deadline) -> Result<Self> {
         let (meter, deadline) = (Some(MemoryMeter::start(device)?), deadline.clone());
-        Ok(Self(Rc::new(RefCell::new(Kept { meter, deadline, ..Kept::default() }))))
+        Ok(Self(Rc::new(RefCell::new(Recorded { meter, deadline, ..Recorded::default() }))))
     }
 }
 
-impl Callback for Keeper {
+impl Callback for StateRecorder {
     fn name(&self) -> String {
         "the final state of a run".into()
     }
@@ -87,7 +87,7 @@ impl Callback for Keeper {
         outcome: Option<&StepOutcome>,
         _: &mut Hook<'_>,
     ) -> Result<Vec<Action>> {
-        let Kept { meter, counts, deadline, .. } = &mut *self.0.borrow_mut();
+        let Recorded { meter, counts, deadline, .. } = &mut *self.0.borrow_mut();
         deadline.check()?;
         counts.batches += 1;
         if outcome.is_some() {
@@ -100,15 +100,15 @@ impl Callback for Keeper {
     }
 }
 
-impl Left {
+impl FinalState {
     pub(super) fn new(
         model: &dyn LightningModule,
-        keeper: &Keeper,
+        recorder: &StateRecorder,
         record: RunRecord,
     ) -> Result<Self> {
         let mut tensors: Vec<(String, Tensor)> =
             named_tensors(model).into_iter().map(|(name, tensor, _)| (name, tensor)).collect();
-        let Kept { state, counts, .. } = keeper.0.take();
+        let Recorded { state, counts, .. } = recorder.0.take();
         tensors.extend(state.tensors().map(|(name, held)| (name.to_owned(), held.shallow_clone())));
         let tensors = snapshot(tensors)?;
         Ok(Self { tensors, values: state.values().clone(), record, counts })
@@ -167,8 +167,8 @@ impl Left {
 
     /// The first value logged at the end of an epoch that differs.
     pub(super) fn logged_difference(&self, other: &Self) -> Option<String> {
-        let logged = |left: &Self| -> Vec<(String, u64)> {
-            let epochs = left.record.epochs.iter();
+        let logged = |state: &Self| -> Vec<(String, u64)> {
+            let epochs = state.record.epochs.iter();
             let values = epochs.flat_map(|epoch| epoch.train.iter().chain(&epoch.val));
             values.map(|logged| (logged.name.clone(), logged.value.to_bits())).collect()
         };
@@ -198,13 +198,13 @@ pub(super) fn snapshot(tensors: Vec<(String, Tensor)>) -> Result<Vec<(String, Te
             true => tensor.f_to_device(Device::Cpu)?,
             false => tensor,
         };
-        Ok((name, kept(&tensor)?))
+        Ok((name, copy_of(&tensor)?))
     };
     tensors.into_iter().map(copy).collect()
 }
 
 /// A copy of its own where it is.
-pub(super) fn kept(tensor: &Tensor) -> Result<Tensor> {
+pub(super) fn copy_of(tensor: &Tensor) -> Result<Tensor> {
     Ok(no_grad(|| tensor.f_detach()?.f_detach_copy())?)
 }
 

@@ -16,7 +16,7 @@ use amp_core::{
 };
 
 use super::{
-    left::kept,
+    final_state::copy_of,
     reference::Reference,
     replay::{Replay, Wrong},
     rules::ScaleRule,
@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// The state of the observation.
-pub(super) struct Seen {
+pub(super) struct Observation {
     pub(super) device: Device,
     pub(super) clip: Option<Clip>,
     /// The model whose weights the same optimizers step in float64.
@@ -68,9 +68,9 @@ struct Before {
 
 /// Receives batches as the model's interceptor and gradients as a callback.
 #[derive(Clone)]
-pub(super) struct Witness(pub(super) Rc<RefCell<Seen>>);
+pub(super) struct Observer(pub(super) Rc<RefCell<Observation>>);
 
-impl Seen {
+impl Observation {
     pub(super) fn new(
         device: Device,
         clip: Option<Clip>,
@@ -124,7 +124,7 @@ impl Seen {
                 if finite {
                     self.fail(Reason::Skip, "it was skipped although all gradients are finite");
                 }
-                self.hold_still()?;
+                self.check_unchanged()?;
                 if rates != self.rates {
                     self.fail(Reason::Schedule, "a skipped step moved the learning rate");
                 }
@@ -163,7 +163,7 @@ impl Seen {
     }
 
     /// Whether a skipped step left weights and buffers unchanged.
-    fn hold_still(&mut self) -> Result<()> {
+    fn check_unchanged(&mut self) -> Result<()> {
         let before = std::mem::take(&mut self.before);
         if all_equal(before.iter().map(|own| (&own.held, &own.tensor)))? {
             return Ok(());
@@ -184,20 +184,20 @@ fn rates(hook: &Hook<'_>) -> Vec<f64> {
     groups.map(|group| group.rates.lr).collect()
 }
 
-impl Interceptor for Witness {
+impl Interceptor for Observer {
     fn step_access(&self) -> StepAccess {
         StepAccess::Within("the gate watches the steps")
     }
 
     fn optimizers(&self, model: &dyn LightningModule, plan: &TrainingPlan) -> Result<Optimizers> {
-        let mut seen = self.0.borrow_mut();
-        if let Some(copy) = seen.copy.take() {
-            match Replay::new(copy, model, plan, seen.clip) {
-                Ok(replay) => seen.replay = Some(replay),
-                Err(error) => seen.no_replay = Some(error.to_string()),
+        let mut observation = self.0.borrow_mut();
+        if let Some(copy) = observation.copy.take() {
+            match Replay::new(copy, model, plan, observation.clip) {
+                Ok(replay) => observation.replay = Some(replay),
+                Err(error) => observation.no_replay = Some(error.to_string()),
             }
         }
-        drop(seen);
+        drop(observation);
         model.configure_optimizers(plan)
     }
 
@@ -207,32 +207,34 @@ impl Interceptor for Witness {
         batch: &AnyBatch,
         step: &mut Step<'_>,
     ) -> Result<Tensor> {
-        let mut seen = self.0.borrow_mut();
-        if !seen.begun {
-            seen.begun = true;
-            seen.attempts += 1;
-            seen.finite_loss = true;
-            seen.before = named_tensors(model)
+        let mut observation = self.0.borrow_mut();
+        if !observation.begun {
+            observation.begun = true;
+            observation.attempts += 1;
+            observation.finite_loss = true;
+            observation.before = named_tensors(model)
                 .into_iter()
-                .map(|(name, tensor, role)| Ok(Before { name, role, held: kept(&tensor)?, tensor }))
+                .map(|(name, tensor, role)| {
+                    Ok(Before { name, role, held: copy_of(&tensor)?, tensor })
+                })
                 .collect::<Result<_>>()?;
         }
-        let random = RandomState::read(seen.device)?;
+        let random = RandomState::read(observation.device)?;
         let place = (step.batch_idx, step.global_step);
         let loss = model.training_step(batch, step)?;
-        seen.finite_loss &= all_finite([&loss])?;
-        if let Some(mut reference) = seen.reference.take() {
+        observation.finite_loss &= all_finite([&loss])?;
+        if let Some(mut reference) = observation.reference.take() {
             let own = reference.add(model, batch, place, &random, loss.f_double_value(&[])?)?;
-            for rounded in &mut seen.rounded {
+            for rounded in &mut observation.rounded {
                 rounded.add(model, batch, place, &random, own)?;
             }
-            seen.reference = Some(reference);
+            observation.reference = Some(reference);
         }
         Ok(loss)
     }
 }
 
-impl Callback for Witness {
+impl Callback for Observer {
     fn name(&self) -> String {
         "the gate".into()
     }
@@ -260,7 +262,7 @@ impl Callback for Witness {
         _: &mut Hook<'_>,
     ) -> Result<()> {
         let named = gradients.named();
-        let named = named.map(|(name, gradient)| Ok((name.to_owned(), kept(gradient)?)));
+        let named = named.map(|(name, gradient)| Ok((name.to_owned(), copy_of(gradient)?)));
         self.0.borrow_mut().gradients.push(named.collect::<Result<_>>()?);
         Ok(())
     }
@@ -271,14 +273,14 @@ impl Callback for Witness {
         hook: &mut Hook<'_>,
     ) -> Result<Vec<Action>> {
         let Some(outcome) = outcome else { return Ok(Vec::new()) };
-        let mut seen = self.0.borrow_mut();
-        seen.begun = false;
-        if let Some(mut reference) = seen.reference.take() {
-            let Seen { gradients, rounded, .. } = &mut *seen;
+        let mut observation = self.0.borrow_mut();
+        observation.begun = false;
+        if let Some(mut reference) = observation.reference.take() {
+            let Observation { gradients, rounded, .. } = &mut *observation;
             reference.compare(gradients, rounded)?;
-            seen.reference = Some(reference);
+            observation.reference = Some(reference);
         }
-        seen.step_of(outcome, hook)?;
+        observation.step_of(outcome, hook)?;
         Ok(Vec::new())
     }
 }

@@ -203,7 +203,10 @@ impl Case {
         }
         trainer.optimization.plan = Some(trainer.training_plan(&loader));
         let case = Self { model: model.into(), data, hyperparameters, trainer, early_stopping };
-        case.build()?;
+        // A sized set has built it by now; a large model is not built for nothing.
+        if !data_set.is_sized() {
+            case.build()?;
+        }
         Ok(case)
     }
 

@@ -10,6 +10,8 @@ use amp_core::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::scalars;
+
 /// A floating format narrower than f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Format {
@@ -86,6 +88,13 @@ impl Format {
         }
     }
 
+    /// The first class of values that overflow with the largest exponent: whatever is beyond this format's last
+    /// significand is beyond all smaller ones.
+    fn class(self) -> usize {
+        let last = self.last_significand();
+        Self::ALL.into_iter().filter(|other| other.last_significand() <= last).count()
+    }
+
     /// Returns whether the halfway value rounds to the largest finite value. It rounds to the even
     /// neighbour: 448 (E4M3) is even, the largest values of the other formats are odd.
     fn keeps_halfway(self) -> bool {
@@ -125,8 +134,12 @@ pub struct Losses {
     pub underflow: u64,
 }
 
-/// The smallest exponent; f64's subnormal numbers reach it.
+/// The smallest exponent, which f64's subnormals reach, and the number of exponents from there on.
 const LOWEST: i64 = -1100;
+const EXPONENTS: i64 = 2200;
+/// The classes of an exponent's values: those that are beyond the last significand of 0 to 4 formats, and powers.
+const CLASSES: i64 = 6;
+const OF_POWERS: usize = 5;
 
 impl Histogram {
     /// Returns the histogram of a floating-point tensor.
@@ -135,42 +148,46 @@ impl Histogram {
     /// When there is not enough device memory.
     pub fn of(tensor: &Tensor) -> Result<Self> {
         no_grad(|| {
-            let values = tensor.f_detach()?.f_to_kind(Kind::Double)?.f_flatten(0, -1)?;
-            let values = values.f_to_device(amp_core::tch::Device::Cpu)?;
-            let all = values.numel() as u64;
-            let values = values.f_masked_select(&values.f_isfinite()?)?;
-            let non_finite = all - values.numel() as u64;
-            let values = values.f_masked_select(&values.f_ne(0.0)?)?.f_abs()?;
-            let zeros = all - non_finite - values.numel() as u64;
+            let values = tensor.f_detach()?.f_flatten(0, -1)?;
+            let finite = values.f_isfinite()?;
+            let present = values.f_ne(0.0)?.f_logical_and(&finite)?;
+            // A tensor's values are counted where it is: on a GPU a copy to the host takes longer than a training step.
+            let values = values.f_to_kind(Kind::Double)?.f_abs()?;
+            let values = values.f_masked_fill(&present.f_logical_not()?, 1.0)?;
             // frexp returns a mantissa in [1/2, 1).
             let (mantissa, exponent) = values.f_frexp()?;
             let significand = mantissa.f_mul_scalar(2.0)?;
+            // Each exponent has a place for each class of its values.
             let place = exponent.f_to_kind(Kind::Int64)?.f_sub_scalar(1 + LOWEST)?;
-            let count = |mask: Option<Tensor>| -> Result<Vec<i64>> {
-                let place = match mask {
-                    Some(mask) => place.f_masked_select(&mask)?,
-                    None => place.shallow_clone(),
-                };
-                Ok(Vec::try_from(place.f_bincount(None::<Tensor>, 2200)?)?)
-            };
-            let counts = count(None)?;
-            let powers = count(Some(significand.f_eq(1.0)?))?;
-            let mut beyond = Vec::new();
+            let mut place = place.f_mul_scalar(CLASSES)?;
             for format in Format::ALL {
                 let last = format.last_significand();
-                beyond.push(count(Some(match format.keeps_halfway() {
+                let beyond = match format.keeps_halfway() {
                     true => significand.f_gt(last)?,
                     false => significand.f_ge(last)?,
-                }))?);
-            }
-            let buckets = (0..counts.len()).filter(|at| counts[*at] > 0).map(|at| {
-                let bucket = Bucket {
-                    count: counts[at].cast_unsigned(),
-                    powers: powers[at].cast_unsigned(),
-                    beyond: [0, 1, 2, 3].map(|format: usize| beyond[format][at].cast_unsigned()),
                 };
-                ((at as i64 + LOWEST) as i32, bucket)
-            });
+                let _ = place.f_add_(&beyond)?;
+            }
+            let powers = significand.f_eq(1.0)?.f_to_kind(Kind::Int64)?;
+            let _ = place.f_add_(&powers.f_mul_scalar(OF_POWERS as i64)?)?;
+            // Zeros and what is not finite have places of their own.
+            let last = EXPONENTS * CLASSES;
+            let absent = finite.f_logical_not()?.f_to_kind(Kind::Int64)?.f_add_scalar(last)?;
+            let place = place.f_where_self(&present, &absent)?;
+            let counts = Vec::<i64>::try_from(place.f_bincount(None::<Tensor>, last + 2)?)?;
+            let (counts, absent) = counts.split_at(last as usize);
+            let (zeros, non_finite) = (absent[0].cast_unsigned(), absent[1].cast_unsigned());
+            let buckets =
+                counts.chunks(CLASSES as usize).enumerate().filter_map(|(at, classes)| {
+                    let number = |classes: &[i64]| classes.iter().sum::<i64>().cast_unsigned();
+                    let bucket = Bucket {
+                        count: number(classes),
+                        powers: number(&classes[OF_POWERS..]),
+                        beyond: Format::ALL
+                            .map(|format| number(&classes[format.class()..OF_POWERS])),
+                    };
+                    (bucket.count > 0).then_some(((at as i64 + LOWEST) as i32, bucket))
+                });
             Ok(Self { buckets: buckets.collect(), zeros, non_finite })
         })
     }
@@ -281,15 +298,12 @@ pub fn losses(before: &Tensor, after: &Tensor) -> Result<Losses> {
         return Ok(Losses::default());
     }
     no_grad(|| {
-        let count = |mask: Tensor| -> Result<u64> {
-            Ok(mask.f_sum(Kind::Int64)?.f_int64_value(&[])?.cast_unsigned())
-        };
         let lost = after.f_isfinite()?.f_logical_not()?;
         let vanished = after.f_eq(0.0)?.f_logical_and(&before.f_ne(0.0)?)?;
-        Ok(Losses {
-            overflow: count(lost.f_logical_and(&before.f_isfinite()?)?)?,
-            underflow: count(vanished)?,
-        })
+        let overflown = lost.f_logical_and(&before.f_isfinite()?)?;
+        let [overflow, underflow] =
+            scalars::read_all([overflown.f_sum(Kind::Int64)?, vanished.f_sum(Kind::Int64)?])?;
+        Ok(Losses { overflow: overflow as u64, underflow: underflow as u64 })
     })
 }
 

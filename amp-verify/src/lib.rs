@@ -22,6 +22,8 @@ mod interceptor;
 mod python;
 #[cfg(feature = "cli")]
 mod rounding;
+
+mod scalars;
 #[cfg(feature = "cli")]
 mod speed;
 

@@ -7,6 +7,8 @@ use amp_core::memory::show_bytes;
 
 use super::{
     checked::{Checked, Comparison, Unit},
+    deadline::OVER,
+    job::Task,
     path::PathReport,
     reason::Reason,
     report::{Cell, ModelReport, Report},
@@ -107,9 +109,17 @@ impl Coverage {
     pub fn of(report: &Report, model: &ModelReport, cell: &Cell) -> Self {
         let mut coverage = Self::default();
         let all = seeds(&cell.seeds);
-        let first = seeds(cell.seeds.get(..1).unwrap_or_default());
+        // The rules have the seed of their jobs, also where no whole run followed.
+        let of_rules = report.jobs.iter().find(|job| {
+            (&job.model, job.precision) == (&model.model, cell.precision)
+                && matches!(job.task, Task::Conformance | Task::Path)
+        });
+        let first = match of_rules {
+            Some(job) => seeds(&[job.seed]),
+            None => seeds(cell.seeds.get(..1).unwrap_or_default()),
+        };
         let why = match cell.seeds.len() {
-            0 | 1 if cell.cut_short => "the time limit was reached",
+            0 | 1 if cell.cut_short || cell.rules_cut_short => OVER,
             0 => "a rule was broken before the first seed",
             _ => "a run failed",
         };
@@ -123,13 +133,14 @@ impl Coverage {
             Some(runs) => checked.extend(runs.iter().map(|run| (run, all.as_str()))),
             None => coverage.missing.push(Missing::new("rules of full runs", why)),
         }
+        let why_not = if cell.rules_cut_short { OVER } else { "the job failed" };
         match &cell.conformance {
             Some(figures) => {
                 checked.extend(figures.iter().map(|figure| (figure, first.as_str())));
             }
-            None => coverage
-                .missing
-                .push(Missing::new("first steps compared with 32-true", "the job failed")),
+            None => {
+                coverage.missing.push(Missing::new("first steps compared with 32-true", why_not))
+            }
         }
         if let Some(path) = &cell.path {
             checked.extend(path.checked.iter().map(|checked| (checked, first.as_str())));
@@ -173,7 +184,7 @@ impl Coverage {
         match &cell.path {
             Some(path) => coverage.path(report, path, &first),
             None => {
-                let missing = Missing::new("the training path", "the job failed");
+                let missing = Missing::new("the training path", why_not);
                 coverage.missing.push(missing);
             }
         }

@@ -11,6 +11,8 @@ use amp_core::{
 };
 use sha2::{Digest, Sha256};
 
+use crate::scalars::all_finite;
+
 /// The number of batches whose order is recorded. They distinguish two shuffles, and they come
 /// before a CUDA graph is captured, inside of which nothing can be read.
 const NOTED: usize = 3;
@@ -54,12 +56,9 @@ pub(super) fn weights(model: &dyn LightningModule) -> Result<String> {
 
 /// Returns whether every value of the model is finite.
 pub(super) fn is_finite(model: &dyn LightningModule) -> Result<bool> {
-    for (_, tensor, _) in named_tensors(model) {
-        if tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+    let tensors: Vec<Tensor> =
+        named_tensors(model).into_iter().map(|(_, tensor, _)| tensor).collect();
+    all_finite(&tensors)
 }
 
 /// Properties of the data.

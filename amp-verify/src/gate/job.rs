@@ -1,6 +1,6 @@
 //! A job of the gate and its outcome. Any of the gate's processes can run a job.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use amp_core::{
     Hyperparameters, LightningModule, Result, Trainer, TrainerConfig,
@@ -16,7 +16,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     checked::Checked,
-    conformance, controls, identity, invariants, path,
+    conformance, controls,
+    deadline::Deadline,
+    identity, invariants, path,
     reason::{Failure, Reason},
 };
 use crate::{
@@ -128,11 +130,20 @@ pub struct Outcome {
     pub path: Option<path::PathReport>,
     /// The failures of the run.
     pub failures: Vec<Failure>,
+    /// Whether the time limit ended it before all was judged.
+    #[serde(default)]
+    pub ended: bool,
     /// Duration in seconds.
     pub seconds: f64,
 }
 
 impl Outcome {
+    /// The outcome of a job that the time limit ended before anything was judged.
+    pub(super) fn ended() -> Self {
+        let crashed = Failure::new(Reason::Crashed, "");
+        Self { ended: true, failures: Vec::new(), ..Self::failed(crashed) }
+    }
+
     /// Creates the outcome of a job that only has this failure.
     pub fn failed(failure: Failure) -> Self {
         Self {
@@ -154,6 +165,7 @@ impl Outcome {
             conformance: None,
             path: None,
             failures: vec![failure],
+            ended: false,
             seconds: 0.0,
         }
     }
@@ -163,6 +175,15 @@ impl Job {
     /// Runs a job with a model of the registry. If the run returns an error, the error becomes a
     /// failure.
     pub fn execute(&self, registry: &Registry) -> Outcome {
+        self.execute_within(registry, None)
+    }
+
+    /// The same, but the rules end after this time.
+    pub(super) fn execute_within(&self, registry: &Registry, time: Option<Duration>) -> Outcome {
+        let deadline = Deadline::within(time);
+        if deadline.check().is_err() {
+            return Outcome::ended();
+        }
         let started = std::time::Instant::now();
         // Each task builds the model many times, so initial weights are remembered.
         let _remembering = Remembering::new();
@@ -172,11 +193,14 @@ impl Job {
         let _planted = Fault::planted(self.fault, self.precision, layer);
         let outcome = match self.task {
             Task::Train | Task::Frozen => self.train(registry),
-            Task::Conformance => self.measured(|| conformance::run(self, registry)),
-            Task::Path => self.measured(|| path::run(self, registry)),
+            Task::Conformance => self.measured(|| conformance::run(self, registry, &deadline)),
+            Task::Path => self.measured(|| path::run(self, registry, &deadline)),
             Task::Invariants => invariants::run(self, registry),
         };
-        let mut outcome = outcome.unwrap_or_else(|error| Outcome::failed(Failure::of(&error)));
+        let mut outcome = outcome.unwrap_or_else(|error| match deadline.has_ended() {
+            true => Outcome::ended(),
+            false => Outcome::failed(Failure::of(&error)),
+        });
         outcome.seconds = started.elapsed().as_secs_f64();
         outcome
     }
@@ -214,6 +238,20 @@ impl Job {
         case.trainer.numerics.kernels = self.kernels;
         Fault::data(self.fault, precision, &mut case.data)?;
         Ok(case)
+    }
+
+    /// The same for another precision. Without a fault all precisions share one case, whose model and data are not built
+    /// again.
+    pub(super) fn case_like(
+        &self,
+        case: &Case,
+        registry: &Registry,
+        precision: Precision,
+    ) -> Result<Case> {
+        match self.fault {
+            None => Ok(case.clone()),
+            Some(_) => self.case(registry, precision),
+        }
     }
 
     /// Returns the trainer's options, with the job's fault.
@@ -310,6 +348,7 @@ impl Job {
             conformance: None,
             path: None,
             failures,
+            ended: false,
             seconds: 0.0,
         })
     }

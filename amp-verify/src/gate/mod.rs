@@ -3,12 +3,14 @@
 //! Markdown, annotations.
 
 mod args;
+mod budget;
 mod cache;
 mod checked;
 mod command;
 mod conformance;
 mod controls;
 mod coverage;
+mod deadline;
 mod finding;
 mod goldens;
 mod identity;
@@ -22,7 +24,6 @@ mod render;
 mod report;
 mod reset;
 mod runs;
-mod sample;
 mod seeds;
 mod stages;
 
@@ -142,6 +143,7 @@ impl Plan {
             peak_memory_bytes: plain.filter(|bytes| *bytes > 0),
             watched_peak_memory_bytes: watched.filter(|bytes| *bytes > 0),
             cut_short,
+            rules_cut_short: steps.ended || path.ended || control.ended,
             skipped_steps: own.iter().map(|outcome| outcome.skipped_steps).sum(),
             finding: None,
         }

@@ -71,8 +71,10 @@ pub struct Plan {
     pub models: Vec<Subject>,
     /// The changes to each model.
     pub changes: Changes,
-    /// The time limit for seeds; `None` runs all seeds.
+    /// The time within which rules are judged and seeds are added; none where all run.
     pub time_limit: Option<Duration>,
+    /// Whether only the rules are judged, without whole runs.
+    pub rules_only: bool,
     /// The tier.
     pub tier: Tier,
     /// The precisions.
@@ -180,6 +182,7 @@ impl Plan {
             models,
             changes,
             time_limit: args.time_limit,
+            rules_only: false,
             tier: args.tier,
             precisions,
             first,

@@ -10,9 +10,11 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread,
+    time::{Duration, Instant},
 };
 
 use amp_core::{Error, Result, tch};
+use serde::{Deserialize, Serialize};
 
 use super::{
     cache::Cache,
@@ -43,6 +45,14 @@ pub struct Pool {
     pub executed: usize,
     /// The number of jobs whose outcome was cached.
     pub cached: usize,
+}
+
+/// What a worker is asked to do.
+#[derive(Serialize, Deserialize)]
+struct Order {
+    job: Job,
+    /// The seconds after which rules end.
+    seconds: Option<f64>,
 }
 
 /// A process that runs one job after another.
@@ -120,6 +130,18 @@ impl Pool {
     /// # Errors
     /// When the cache cannot be written.
     pub fn run(&mut self, jobs: impl IntoIterator<Item = Job>) -> Result<()> {
+        self.run_until(None, jobs)
+    }
+
+    /// The same, but a job does not begin, and its rules end, when the time is over.
+    ///
+    /// # Errors
+    /// When the cache cannot be written.
+    pub(super) fn run_until(
+        &mut self,
+        end: Option<Instant>,
+        jobs: impl IntoIterator<Item = Job>,
+    ) -> Result<()> {
         let mut open = Vec::new();
         let jobs: BTreeMap<String, Job> = jobs.into_iter().map(|job| (job.key(), job)).collect();
         for (key, job) in jobs {
@@ -137,9 +159,10 @@ impl Pool {
         // Long jobs run first, so that no process waits for the last one.
         open.sort_by_key(|job| std::cmp::Reverse(job.length));
         self.executed += open.len();
-        for (job, outcome) in self.execute(&open) {
-            // The machine may have caused a crash, so the job runs once more.
-            if outcome.failures.iter().all(|failure| failure.reason != Reason::Crashed) {
+        for (job, outcome) in self.execute(&open, end) {
+            // A crash may be caused by the machine: the job runs once more. Another time limit may suffice.
+            let crashed = outcome.failures.iter().any(|failure| failure.reason == Reason::Crashed);
+            if !crashed && !outcome.ended {
                 self.cache.put(&job, &outcome)?;
             }
             self.outcomes.insert(job.key(), (job, outcome));
@@ -147,10 +170,11 @@ impl Pool {
         Ok(())
     }
 
-    fn execute(&mut self, jobs: &[Job]) -> Vec<(Job, Outcome)> {
+    fn execute(&mut self, jobs: &[Job], end: Option<Instant>) -> Vec<(Job, Outcome)> {
+        let left = || end.map(|end| end.saturating_duration_since(Instant::now()));
         if self.workers.is_empty() {
             let run = |job: &Job| {
-                let outcome = job.execute(&self.registry);
+                let outcome = job.execute_within(&self.registry, left());
                 if outcome.seconds >= LONG {
                     eprintln!("{job}: {:.0} s", outcome.seconds);
                 }
@@ -162,10 +186,10 @@ impl Pool {
         let done = Mutex::new(Vec::with_capacity(jobs.len()));
         thread::scope(|scope| {
             for worker in &mut self.workers {
-                let (next, done) = (&next, &done);
+                let (next, done, left) = (&next, &done, &left);
                 scope.spawn(move || {
                     while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let outcome = worker.execute(job);
+                        let outcome = worker.execute(job, left());
                         let mut done = done.lock().unwrap_or_else(|error| error.into_inner());
                         done.push((job.clone(), outcome));
                     }
@@ -194,9 +218,10 @@ impl Worker {
         Ok(Self { child, input, output })
     }
 
-    fn execute(&mut self, job: &Job) -> Outcome {
+    fn execute(&mut self, job: &Job, left: Option<Duration>) -> Outcome {
+        let order = Order { job: job.clone(), seconds: left.map(|left| left.as_secs_f64()) };
         let mut ask = || -> std::io::Result<Outcome> {
-            writeln!(self.input, "{}", serde_json::to_string(job)?)?;
+            writeln!(self.input, "{}", serde_json::to_string(&order)?)?;
             let mut line = String::new();
             self.output.read_line(&mut line)?;
             Ok(serde_json::from_str(&line)?)
@@ -224,10 +249,12 @@ pub fn work(registry: &Registry, threads: i32) -> Result<()> {
     tch::set_num_threads(threads);
     let failed = |error| Error::io("standard input", error);
     for line in std::io::stdin().lock().lines() {
-        let job: Job = serde_json::from_str(&line.map_err(failed)?)
+        let Order { job, seconds } = serde_json::from_str(&line.map_err(failed)?)
             .map_err(|error| Error::config(format!("not a job: {error}")))?;
-        let outcome =
-            serde_json::to_string(&job.execute(registry)).map_err(|e| failed(e.into()))?;
+        // A time beyond what a duration holds is no limit.
+        let left = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let outcome = serde_json::to_string(&job.execute_within(registry, left))
+            .map_err(|e| failed(e.into()))?;
         println!("{outcome}");
     }
     Ok(())

@@ -163,6 +163,9 @@ pub struct Cell {
     /// Whether the time limit prevented further seeds.
     #[serde(default)]
     pub cut_short: bool,
+    /// Whether the time limit was reached before all rules were judged.
+    #[serde(default)]
+    pub rules_cut_short: bool,
     /// Skipped steps, over all seeds.
     pub skipped_steps: u64,
     /// The diagnosis of a failure; null if there is none, or if the failure's text is complete.
@@ -196,6 +199,9 @@ impl Cell {
             }
             (None, Some(judgement)) if judgement.verdict == Verdict::Fail => {
                 format!("worse than 32-true by more than {}", judgement.margin)
+            }
+            (None, _) if self.rules_cut_short => {
+                "the time limit was reached before all rules were judged".into()
             }
             (None, _) if self.cut_short => match self.seeds.len() {
                 0 => "the time limit was reached before the first seed".into(),

@@ -33,6 +33,10 @@ impl Seeds {
 /// precision that is still inconclusive.
 pub(super) fn run(plan: &Plan, pool: &mut Pool, started: Instant) -> Result<Seeds> {
     match plan.time_limit {
+        _ if plan.rules_only => {
+            pool.run(plan.rules())?;
+            Ok(Seeds::new(plan, 0))
+        }
         Some(limit) => within(plan, pool, started, limit),
         None => all(plan, pool),
     }
@@ -55,11 +59,11 @@ fn all(plan: &Plan, pool: &mut Pool) -> Result<Seeds> {
     Ok(seeds)
 }
 
-/// Runs one seed after the other, as long as a seed that takes as long as the slowest one would end
-/// within the limit. The number of seeds does not depend on their results, so that both evaluations
-/// keep their risk.
+/// The rules, which end with the limit, and one seed after the other, as long as the longest so far would end within
+/// it. How many there are does not depend on what they show, so that the two looks keep their levels.
 fn within(plan: &Plan, pool: &mut Pool, started: Instant, limit: Duration) -> Result<Seeds> {
-    pool.run(plan.rules())?;
+    // A limit that no clock reaches is none.
+    pool.run_until(started.checked_add(limit), plan.rules())?;
     let mut seeds = Seeds::new(plan, 0);
     let places = 0..plan.precisions.len();
     let cells = (0..plan.models.len()).flat_map(|model| places.clone().map(move |at| (model, at)));

@@ -6,6 +6,8 @@ use amp_core::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::scalars;
+
 /// The mean of signed errors, compared with the value expected by chance.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Bias {
@@ -42,12 +44,7 @@ pub struct Growth {
 /// # Errors
 /// When there is not enough device memory.
 pub fn rms(tensor: &Tensor) -> Result<Option<f64>> {
-    if tensor.numel() == 0 {
-        return Ok(Some(0.0));
-    }
-    let squares = tensor.f_to_kind(Kind::Double)?.f_square()?;
-    let value = squares.f_mean(Kind::Double)?.f_double_value(&[])?.sqrt();
-    Ok(value.is_finite().then_some(value))
+    Ok(roots(&[mean_square(tensor)?])?.pop().flatten())
 }
 
 /// Returns the root mean square of the difference; `None` if a value is not finite.
@@ -56,6 +53,25 @@ pub fn rms(tensor: &Tensor) -> Result<Option<f64>> {
 /// When the shapes differ.
 pub fn rmse(found: &Tensor, exact: &Tensor) -> Result<Option<f64>> {
     rms(&difference(found, exact)?)
+}
+
+/// The mean square, on the tensor's device.
+pub(super) fn mean_square(tensor: &Tensor) -> Result<Tensor> {
+    if tensor.numel() == 0 {
+        return Ok(Tensor::f_zeros([0_i64; 0], (Kind::Double, tensor.device()))?);
+    }
+    Ok(tensor.f_to_kind(Kind::Double)?.f_square()?.f_mean(Kind::Double)?)
+}
+
+/// The mean square of the difference, on the tensors' device.
+pub(super) fn mean_square_error(found: &Tensor, exact: &Tensor) -> Result<Tensor> {
+    mean_square(&difference(found, exact)?)
+}
+
+/// The roots of mean squares; `None` where a value was not finite.
+pub(super) fn roots(squares: &[Tensor]) -> Result<Vec<Option<f64>>> {
+    let root = |square: f64| Some(square.sqrt()).filter(|root| root.is_finite());
+    Ok(scalars::read(squares)?.into_iter().map(root).collect())
 }
 
 /// Computes the bias of `found`; returns `None` if a value is not finite.
@@ -68,42 +84,55 @@ pub fn rmse(found: &Tensor, exact: &Tensor) -> Result<Option<f64>> {
 /// When the shapes differ.
 pub fn bias(found: &Tensor, exact: &Tensor) -> Result<Option<Bias>> {
     let error = difference(found, exact)?;
-    if rms(&error)?.is_none() {
+    let signed = error.f_mul(&exact.f_to_kind(Kind::Double)?.f_sign()?)?;
+    let (mut sums, of_error) = (sums(&signed)?, sums(&error)?);
+    let count = sums.len();
+    sums.extend(of_error);
+    let values = scalars::read(&sums)?;
+    let (of_signed, of_error) = values.split_at(count);
+    // The last sum is the one of all squares.
+    if of_error.last().is_some_and(|squares| !squares.is_finite()) {
         return Ok(None);
     }
-    let signed = error.f_mul(&exact.f_to_kind(Kind::Double)?.f_sign()?)?;
-    let (magnitude, magnitude_z) = mean_and_z(&signed)?;
-    let (shift, shift_z) = mean_and_z(&error)?;
+    let count = error.numel() as f64;
+    let (magnitude, magnitude_z) = mean_and_z(of_signed, count);
+    let (shift, shift_z) = mean_and_z(of_error, count);
     Ok(Some(Bias { magnitude, magnitude_z, shift, shift_z }))
 }
 
-/// Returns the mean, and the mean divided by its standard error under the hypothesis that the mean
-/// is zero.
-fn mean_and_z(values: &Tensor) -> Result<(f64, f64)> {
-    let count = values.numel();
-    if count == 0 {
-        return Ok((0.0, 0.0));
+/// The sums from which a mean and its standard error follow, on the device: of all values; of the squares of the sums
+/// over each example and over each feature, if there are several; and of all squares.
+fn sums(values: &Tensor) -> Result<Vec<Tensor>> {
+    if values.numel() == 0 {
+        return Ok(Vec::new());
     }
-    let number = |tensor: Tensor| -> Result<f64> { Ok(tensor.f_double_value(&[])?) };
-    let squares = |tensor: &Tensor| number(tensor.f_square()?.f_sum(Kind::Double)?);
-    let mean = number(values.f_mean(Kind::Double)?)?;
-    let single = squares(values)?;
+    let squares =
+        |tensor: &Tensor| -> Result<Tensor> { Ok(tensor.f_square()?.f_sum(Kind::Double)?) };
+    let mut sums = vec![values.f_sum(Kind::Double)?];
     let size = values.size();
     let feature = if size.len() == 4 { 1 } else { size.len().saturating_sub(1) };
     // If a layer has one feature, all its errors share the same rounded weights, which alone may
     // shift their mean. z is 1 then.
-    let variance = if size.len() < 2 || size[0] < 2 {
-        single
-    } else {
-        let sums = |dim: usize| -> Result<f64> {
+    if size.len() > 1 && size[0] > 1 {
+        for dim in [0, feature] {
             let others: Vec<i64> =
                 (0..size.len()).filter(|at| *at != dim).map(|at| at as i64).collect();
-            squares(&values.f_sum_dim_intlist(others, false, Kind::Double)?)
-        };
-        (sums(0)? + sums(feature)? - single).max(single)
+            sums.push(squares(&values.f_sum_dim_intlist(others, false, Kind::Double)?)?);
+        }
+    }
+    sums.push(squares(values)?);
+    Ok(sums)
+}
+
+/// The mean, and the mean divided by its standard error under the hypothesis that the mean is zero.
+fn mean_and_z(sums: &[f64], count: f64) -> (f64, f64) {
+    let (sum, variance) = match *sums {
+        [sum, examples, features, single] => (sum, (examples + features - single).max(single)),
+        [sum, single] => (sum, single),
+        _ => return (0.0, 0.0),
     };
-    let deviation = variance.sqrt() / count as f64;
-    Ok((mean, if deviation > 0.0 { mean / deviation } else { 0.0 }))
+    let (mean, deviation) = (sum / count, variance.sqrt() / count);
+    (mean, if deviation > 0.0 { mean / deviation } else { 0.0 })
 }
 
 /// Computes Σ error × sign / Σ |exact|; `None` if that is NaN.
@@ -113,9 +142,11 @@ fn mean_and_z(values: &Tensor) -> Result<(f64, f64)> {
 pub fn relative_change(found: &Tensor, exact: &Tensor) -> Result<Option<f64>> {
     let error = difference(found, exact)?;
     let exact = exact.f_to_kind(Kind::Double)?;
-    let sum =
-        |tensor: Tensor| -> Result<f64> { Ok(tensor.f_sum(Kind::Double)?.f_double_value(&[])?) };
-    let change = sum(error.f_mul(&exact.f_sign()?)?)? / sum(exact.f_abs()?)?;
+    let [error, size] = scalars::read_all([
+        error.f_mul(&exact.f_sign()?)?.f_sum(Kind::Double)?,
+        exact.f_abs()?.f_sum(Kind::Double)?,
+    ])?;
+    let change = error / size;
     Ok(change.is_finite().then_some(change))
 }
 

@@ -12,7 +12,7 @@ use amp_core::{
 };
 
 use super::{
-    Flow, Kind, Layer, Own, Report, Subject, error, groups,
+    Flow, Kind, Layer, Own, Report, Subject, error, groups, mark_worst,
     parts::{examples, parts},
     pass::{Job, Pass, Plan, Ran, Rerun, Rounded, exact, masks_agree, module, run},
 };
@@ -30,7 +30,7 @@ pub struct Options {
     pub log2_scale: i32,
     /// The requirements for a safe loss scale.
     pub window: WindowOptions,
-    /// The largest number of bytes of layers' tensors to keep at once; on CUDA at least a quarter of the free
+    /// The largest number of bytes of layers' tensors that are kept at once; on CUDA at least half
     /// memory. If all layers need more, they are measured in parts. If one layer needs more, it is measured
     /// on fewer examples, and the report has their number.
     pub budget: usize,
@@ -38,7 +38,7 @@ pub struct Options {
 
 /// The default budget in bytes, and the divisor of a GPU's free memory, which is used if it gives more.
 const BUDGET: usize = 4 << 30;
-const SHARE: usize = 4;
+const SHARE: usize = 2;
 
 impl Options {
     /// Returns options for this precision with a loss scale of 65536.
@@ -359,19 +359,25 @@ impl Ends {
 
 impl Values {
     fn flow(&self, format: Option<Format>, log2_scale: i32) -> Result<Flow> {
-        let between = |pair: &Option<[Tensor; 2]>| -> Result<Option<f64>> {
-            let error = pair.as_ref().map(|[found, exact]| error::rmse(found, exact));
-            Ok(error.transpose()?.flatten())
-        };
-        let (local_error, inherited_error) = (between(&self.local)?, between(&self.inherited)?);
-        let error = error::rmse(&self.actual, &self.exact)?;
-        let baseline_error = error::rmse(&self.baseline, &self.exact)?;
+        let mut squares = vec![
+            error::mean_square(&self.exact)?,
+            error::mean_square_error(&self.actual, &self.exact)?,
+            error::mean_square_error(&self.baseline, &self.exact)?,
+        ];
+        for [found, exact] in self.local.iter().chain(&self.inherited) {
+            squares.push(error::mean_square_error(found, exact)?);
+        }
+        let mut roots = error::roots(&squares)?.into_iter();
+        let mut next = |is_there: bool| is_there.then(|| roots.next()).flatten().flatten();
+        let (rms, error, baseline_error) = (next(true), next(true), next(true));
+        let local_error = next(self.local.is_some());
+        let inherited_error = next(self.inherited.is_some());
         let over = |a: f64, b: f64| (b > 0.0).then(|| a / b);
         let both = |a: Option<f64>, b: Option<f64>| Some((a?, b?));
         let histogram = Histogram::of(&self.baseline)?;
         let bias = self.local.as_ref().map(|[found, exact]| error::bias(found, exact));
         Ok(Flow {
-            rms: error::rms(&self.exact)?,
+            rms,
             error,
             baseline_error,
             ratio: both(error, baseline_error).and_then(|(a, b)| over(a, b)),
@@ -384,17 +390,5 @@ impl Values {
             observed: losses(&self.baseline, &self.actual)?,
             histogram,
         })
-    }
-}
-
-fn mark_worst(layers: &mut [Layer]) {
-    for kind in Kind::ALL {
-        let blame = |layer: &Layer| layer.flow(kind).map_or(0.0, super::Flow::relative_local_error);
-        // If errors are equal, the first layer is the worst: a later layer may only pass its error on.
-        let worst = layers.iter().map(blame).fold(0.0, f64::max);
-        let first = layers.iter_mut().find(|layer| worst > 0.0 && blame(layer) == worst);
-        if let Some(layer) = first {
-            layer.worst.push(kind);
-        }
     }
 }

@@ -10,12 +10,14 @@ mod measure;
 mod own_error;
 mod parts;
 mod pass;
+mod products;
 
 pub use args::{LayersArgs, measure_case};
 pub use error::{Bias, Growth, bias, growth, relative_change, rms, rmse};
 pub use groups::{Group, groups};
 pub use measure::{Options, audit, measure, module_paths};
-pub use own_error::{Own, WITHIN};
+pub use own_error::{LOST, Own, WITHIN};
+pub(crate) use products::products;
 
 use std::{collections::BTreeMap, rc::Rc};
 
@@ -174,5 +176,18 @@ impl Report {
     /// Returns the layer with the largest own error for this kind.
     pub fn worst(&self, kind: Kind) -> Option<&Layer> {
         self.layers.iter().find(|layer| layer.worst.contains(&kind))
+    }
+}
+
+/// Marks the layers whose own error is the largest of all.
+fn mark_worst(layers: &mut [Layer]) {
+    for kind in Kind::ALL {
+        let blame = |layer: &Layer| layer.flow(kind).map_or(0.0, Flow::relative_local_error);
+        // The first of equal errors: a later layer may only pass on the error of an earlier one.
+        let worst = layers.iter().map(blame).fold(0.0, f64::max);
+        let first = layers.iter_mut().find(|layer| worst > 0.0 && blame(layer) == worst);
+        if let Some(layer) = first {
+            layer.worst.push(kind);
+        }
     }
 }

@@ -13,7 +13,11 @@ use super::{
     Kind, error,
     measure::{OF_ROUNDED, ON_ROUNDED, Passes},
 };
-use crate::rounding::{is_narrow, rounded};
+use crate::{
+    exponents::Format,
+    rounding::{is_narrow, rounded},
+    scalars,
+};
 
 /// The figures of a layer that runs alone on exact inputs.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,6 +33,9 @@ pub struct Own {
     pub wide: Vec<Kind>,
     /// The tensors that have fewer digits than their dtype.
     pub twice: Vec<Kind>,
+    /// The share of values that the layer's dtype holds and that became zero, infinite or NaN; the larger of forward and
+    /// backward. Null if there are too few such values.
+    pub lost: Option<f64>,
 }
 
 /// The largest accepted [`Own::error`]. It is above 1, because some layers round several times
@@ -43,6 +50,8 @@ const LEAST_DIFFERING: f64 = 40.0;
 /// A tensor has too few digits if this share of its elements has. By chance the share is smaller.
 const ALL: f64 = 0.99;
 const BY_CHANCE: f64 = 0.75;
+/// The accepted [`Own::lost`]: few values cancel to zero within a layer.
+pub const LOST: f64 = 0.01;
 /// If there are fewer elements, the rule is not applied.
 const LEAST_ELEMENTS: usize = 64;
 
@@ -63,6 +72,7 @@ impl Passes {
                 error: None,
                 wide: Vec::new(),
                 twice: Vec::new(),
+                lost: None,
             };
             // The gradients of parameters are left out: they are sums over a batch, and some
             // kernels round parts of them to 16 bits.
@@ -70,6 +80,9 @@ impl Passes {
                 let Some(values) = self.otherwise(at, kind)? else { continue };
                 if let Some(error) = values.error()? {
                     own.error = Some(own.error.map_or(error, |other: f64| other.max(error)));
+                }
+                if let Some(lost) = values.lost(self.actual.calls[at].output.kind())? {
+                    own.lost = Some(own.lost.map_or(lost, |other: f64| other.max(lost)));
                 }
                 let is_product = self.actual.calls[at].op == Op::Matmul;
                 if is_product && values.is_wide()? {
@@ -163,25 +176,40 @@ struct Otherwise {
 impl Otherwise {
     /// Returns the error divided by the error that rounding causes.
     fn error(&self) -> Result<Option<f64>> {
-        let mut expected = Vec::new();
-        for other in &self.others {
-            expected.extend(error::rmse(other, &self.exact)?);
-        }
+        let all = std::iter::once(&self.found).chain(&self.others);
+        let squares = all.map(|found| error::mean_square_error(found, &self.exact));
+        let mut roots = error::roots(&squares.collect::<Result<Vec<_>>>()?)?.into_iter();
+        let own = roots.next().flatten().unwrap_or(f64::INFINITY);
+        let expected: Vec<f64> = roots.flatten().collect();
         let expected = expected.iter().sum::<f64>() / expected.len() as f64;
-        let own = error::rmse(&self.found, &self.exact)?.unwrap_or(f64::INFINITY);
         // If nothing is rounded, any error exceeds every bound.
         Ok((expected > 0.0 || own > 0.0).then(|| own / expected))
     }
 
+    /// The share of the values well within the dtype's exponents that are lost: subnormal numbers that became zero, or
+    /// finite ones that became infinite. Exponents predict that these are kept.
+    fn lost(&self, to: Dtype) -> Result<Option<f64>> {
+        let Some(format) = Format::of(to) else { return Ok(None) };
+        let power = |exponent: i32| 2.0_f64.powi(exponent);
+        let (least, most) =
+            (power(format.min_subnormal_exponent() + 2), power(format.max_exponent()));
+        let size = self.exact.f_abs()?;
+        let held = size.f_ge(least)?.f_logical_and(&size.f_le(most)?)?;
+        let gone = self.found.f_isfinite()?.f_logical_not()?;
+        let gone = gone.f_logical_or(&self.found.f_eq(0.0)?)?.f_logical_and(&held)?;
+        let [gone, held] =
+            scalars::read_all([gone.f_sum(Dtype::Int64)?, held.f_sum(Dtype::Int64)?])?;
+        Ok((held >= LEAST_ELEMENTS as f64).then(|| gone / held))
+    }
+
     /// Returns whether the results are those of unrounded parameters.
     fn is_wide(&self) -> Result<bool> {
-        let differing = |other: &Tensor| -> Result<f64> {
-            let different = other.f_ne_tensor(&self.rounded)?.f_to_kind(Dtype::Double)?;
-            Ok(different.f_sum(Dtype::Double)?.f_double_value(&[])?)
+        let differing = |other: &Tensor| -> Result<Tensor> {
+            Ok(other.f_ne_tensor(&self.rounded)?.f_sum(Dtype::Int64)?)
         };
         let Some(nearest) = self.others.first() else { return Ok(false) };
-        let expected = differing(nearest)?;
-        Ok(expected >= LEAST_DIFFERING && FEWER * differing(&self.found)? < expected)
+        let [expected, own] = scalars::read_all([differing(nearest)?, differing(&self.found)?])?;
+        Ok(expected >= LEAST_DIFFERING && FEWER * own < expected)
     }
 }
 
@@ -225,6 +253,29 @@ mod tests {
         // Without the product, only the bias is left: rounding it once or twice gives the same
         // value.
         assert!(!product(rounds, 0.0)?.is_wide()?);
+        Ok(())
+    }
+
+    /// A layer that makes zeros of subnormal numbers, or infinities of large ones, loses values that f16 holds; values
+    /// that are too small for f16 are not lost by the layer.
+    #[rstest]
+    #[case::rounded(1.0, |tensor: &Tensor| tensor.shallow_clone(), 0.0)]
+    #[case::flushed(1.0 / 65536.0, |tensor: &Tensor| tensor * tensor.abs().ge(2.0_f64.powi(-14)), 1.0)]
+    #[case::overflown(1.0, |tensor: &Tensor| tensor / 0.0, 1.0)]
+    #[case::too_small(2.0_f64.powi(-40), |tensor: &Tensor| tensor * 0.0, -1.0)]
+    fn values_that_the_dtype_holds_are_kept(
+        #[case] size: f64,
+        #[case] lose: fn(&Tensor) -> Tensor,
+        #[case] expected: f64,
+    ) -> Result<()> {
+        let _section = random::seeded(13)?;
+        let exact = Tensor::randn([4096], (Dtype::Double, Device::Cpu)) * size;
+        let nearest = rounded(&exact, Dtype::Half)?;
+        let found = lose(&nearest);
+        let values = Otherwise { found, rounded: nearest, exact, others: Vec::new() };
+        // Fewer than 64 values within the exponents say nothing: -1.
+        let lost = values.lost(Dtype::Half)?.unwrap_or(-1.0);
+        assert!((lost - expected).abs() < 0.01, "{lost}");
         Ok(())
     }
 

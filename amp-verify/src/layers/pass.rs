@@ -111,7 +111,7 @@ pub(super) fn module(path: &str) -> &str {
     path.split_once('#').map_or(path, |(module, _)| module)
 }
 
-fn is_own(path: &str, parameter: &str) -> bool {
+pub(super) fn is_own(path: &str, parameter: &str) -> bool {
     let rest = parameter.strip_prefix(path).and_then(|rest| rest.strip_prefix('.'));
     rest.is_some_and(|rest| !rest.contains('.'))
 }

@@ -77,7 +77,7 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
         let model = models[index as usize % models.len()];
         let mut plan = plan(registry, args, model, &changes)?;
         plan.first_seed = args.first_seed + 100 * index;
-        plan.time_limit = args.rules.then_some(Duration::ZERO);
+        plan.rules_only = args.rules;
         if !args.precision.is_empty() {
             plan.precisions.clone_from(&args.precision);
         }
@@ -145,6 +145,7 @@ fn plan(
         models: vec![Subject::with(registry, model, changes, margin)?],
         changes: changes.clone(),
         time_limit: None,
+        rules_only: false,
         tier: Tier::Quick,
         precisions: Tier::Quick.precisions().to_vec(),
         first,

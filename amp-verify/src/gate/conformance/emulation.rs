@@ -31,7 +31,7 @@ use crate::{
 
 /// The relative error of f32 sums with several hundred terms, of which a few may follow each other
 /// between two modules. Also the relative error of the mean in a loss.
-const SUMS: f64 = 1.0 / 1_048_576.0;
+pub(in crate::gate) const SUMS: f64 = 1.0 / 1_048_576.0;
 const MEANS: f64 = 1.0 / 8_388_608.0;
 
 /// The number of additional roundings for the gradient of a layer norm's weight or bias. It is a

@@ -3,12 +3,15 @@
 use std::{collections::BTreeMap, fmt};
 
 use amp_core::{
-    Error, Result,
+    Result,
     tch::{Kind, Tensor},
 };
 
 use super::{STEPS, steps::Ran};
-use crate::rounding::rounding_of;
+use crate::{
+    rounding::rounding_of,
+    scalars::{read, square, square_of_difference},
+};
 
 /// If the norm of a gradient is less than this share of the whole gradient's norm, the gradient may
 /// consist of rounding errors, for example for a bias before a batch norm. Its error is then
@@ -45,25 +48,27 @@ impl fmt::Display for What {
 /// The figures of one run by property.
 pub(super) type Figures = BTreeMap<What, f64>;
 
-/// Returns the norm of all tensors together in f64, computed for one tensor at a time.
-fn norm<'t>(tensors: impl IntoIterator<Item = &'t Tensor>) -> Result<f64> {
-    let mut sum = 0.0;
-    for tensor in tensors {
-        let exact = tensor.f_to_kind(Kind::Double)?;
-        sum += exact.f_square()?.f_sum(Kind::Double)?.f_double_value(&[])?;
-    }
-    Ok(sum.sqrt())
+/// ‖tensors‖ of each, in f64, one tensor at a time.
+fn norms<'t>(tensors: impl IntoIterator<Item = &'t Tensor>) -> Result<Vec<f64>> {
+    let squares = tensors.into_iter().map(square).collect::<Result<Vec<_>>>()?;
+    Ok(read(&squares)?.into_iter().map(f64::sqrt).collect())
 }
 
-/// Returns ‖a − b‖ in f64, computed for one tensor at a time.
+/// ‖a − b‖ of each pair, in f64, one pair at a time.
+fn distances<'t>(pairs: impl IntoIterator<Item = (&'t Tensor, &'t Tensor)>) -> Result<Vec<f64>> {
+    let squares = pairs.into_iter().map(|(a, b)| square_of_difference(a, b));
+    let squares = squares.collect::<Result<Vec<_>>>()?;
+    Ok(read(&squares)?.into_iter().map(f64::sqrt).collect())
+}
+
+/// The norm of everything, from the norms of its parts.
+fn whole(parts: impl IntoIterator<Item = f64>) -> f64 {
+    parts.into_iter().map(|part| part * part).sum::<f64>().sqrt()
+}
+
+/// ‖a − b‖ of all tensors together.
 fn distance(a: &[Tensor], b: &[Tensor]) -> Result<f64> {
-    let mut sum = 0.0;
-    for (a, b) in a.iter().zip(b) {
-        let exact = a.f_to_kind(Kind::Double)?;
-        let off = exact.f_sub(&b.f_to_device(a.device())?.f_to_kind(Kind::Double)?)?;
-        sum += off.f_square()?.f_sum(Kind::Double)?.f_double_value(&[])?;
-    }
-    Ok(sum.sqrt())
+    Ok(whole(distances(a.iter().zip(b))?))
 }
 
 /// Returns a/b, or 0 if a is 0.
@@ -71,37 +76,62 @@ fn ratio(a: f64, b: f64) -> f64 {
     if a == 0.0 { 0.0 } else { a / b }
 }
 
-/// Returns the error of the weights' figures that f32 itself causes: constants of the optimizer
-/// such as 1 − lr·λ are rounded, which changes all weights in the same direction in each step.
-pub(super) fn of_constants(exact: &Ran) -> Result<f64> {
-    let way = distance(&exact.weights, &exact.initial)?;
-    Ok(ratio(STEPS as f64 * rounding_of(Kind::Float) * norm(&exact.weights)?, way))
+/// The run without rounding, and the sizes by which figures are divided.
+pub(super) struct Exact<'a> {
+    ran: &'a Ran,
+    loss: f64,
+    /// The norms of the first gradients.
+    gradients: Vec<f64>,
+    /// The norm of the weights.
+    weights: f64,
+    /// The norm of their update.
+    way: f64,
 }
 
-pub(super) fn compare(exact: &Ran, ran: &Ran) -> Result<Figures> {
-    let loss = |run: &Ran| match &run.trace.loss {
-        Some(loss) => Ok(loss.f_double_value(&[])?),
-        None => Ok::<f64, Error>(f64::NAN),
-    };
-    let way = distance(&exact.weights, &exact.initial)?;
-    let mut figures = BTreeMap::from([
-        (What::Loss, ratio(loss(ran)? - loss(exact)?, loss(exact)?)),
-        (What::Update, ratio(distance(&ran.weights, &exact.weights)?, way)),
-        (What::Length, ratio(distance(&ran.weights, &ran.initial)? - way, way)),
-        (What::Norm, ratio(norm(&ran.weights)? - norm(&exact.weights)?, way)),
-    ]);
-    let least = SHARE * norm(exact.trace.gradients.iter().map(|(_, gradient)| gradient))?;
-    for (name, expected) in &exact.trace.gradients {
-        let found = ran.trace.gradients.iter().find(|(own, _)| own == name);
-        let error = match found {
-            Some((_, found)) => {
-                let (found, expected) =
-                    (std::slice::from_ref(found), std::slice::from_ref(expected));
-                ratio(distance(found, expected)?, norm(expected)?.max(least))
-            }
-            None => f64::INFINITY,
-        };
-        figures.insert(What::Gradient(name.clone()), error);
+impl<'a> Exact<'a> {
+    pub(super) fn new(ran: &'a Ran) -> Result<Self> {
+        Ok(Self {
+            ran,
+            loss: loss(ran)?,
+            gradients: norms(ran.trace.gradients.iter().map(|(_, gradient)| gradient))?,
+            weights: whole(norms(&ran.weights)?),
+            way: distance(&ran.weights, &ran.initial)?,
+        })
     }
-    Ok(figures)
+
+    /// Returns the error of the weights' figures that f32 itself causes: constants of the optimizer
+    /// such as 1 − lr·λ are rounded, which changes all weights in the same direction in each step.
+    pub(super) fn of_constants(&self) -> f64 {
+        ratio(STEPS as f64 * rounding_of(Kind::Float) * self.weights, self.way)
+    }
+
+    /// The figures of another run.
+    pub(super) fn compare(&self, ran: &Ran) -> Result<Figures> {
+        let Self { ran: exact, way, .. } = *self;
+        let mut figures = BTreeMap::from([
+            (What::Loss, ratio(loss(ran)? - self.loss, self.loss)),
+            (What::Update, ratio(distance(&ran.weights, &exact.weights)?, way)),
+            (What::Length, ratio(distance(&ran.weights, &ran.initial)? - way, way)),
+            (What::Norm, ratio(whole(norms(&ran.weights)?) - self.weights, way)),
+        ]);
+        let least = SHARE * whole(self.gradients.iter().copied());
+        let found: BTreeMap<&str, &Tensor> =
+            ran.trace.gradients.iter().map(|(name, gradient)| (name.as_str(), gradient)).collect();
+        let expected = || exact.trace.gradients.iter();
+        let pairs = expected().filter_map(|(name, own)| Some((*found.get(name.as_str())?, own)));
+        let mut away = distances(pairs)?.into_iter();
+        for ((name, _), size) in expected().zip(&self.gradients) {
+            let error = match found.contains_key(name.as_str()).then(|| away.next()).flatten() {
+                Some(away) => ratio(away, size.max(least)),
+                None => f64::INFINITY,
+            };
+            figures.insert(What::Gradient(name.clone()), error);
+        }
+        Ok(figures)
+    }
+}
+
+/// The first loss; NaN without one.
+fn loss(ran: &Ran) -> Result<f64> {
+    ran.trace.loss.as_ref().map_or(Ok(f64::NAN), |loss| Ok(loss.f_double_value(&[])?))
 }

@@ -7,19 +7,19 @@ use amp_core::Result;
 
 use crate::{
     case::Case,
-    gate::{job::Job, sample::sample},
+    gate::{budget::Budget, job::Job},
     layers::{self, Options, Own, Subject},
     rounding::is_narrow,
 };
 
 /// Returns a sentence about the layers for a figure that exceeds its bound. It is empty if the
 /// model's layers cannot run alone.
-pub(super) fn locate(job: &Job, case: &Case) -> Result<String> {
+pub(super) fn locate(job: &Job, case: &Case, budget: Budget) -> Result<String> {
     if !is_narrow(job.precision.compute()) {
         return Ok(String::new());
     }
     let build = || job.model(case, job.precision);
-    let batch = sample(case)?;
+    let batch = budget.sample(case)?;
     let subject = Subject {
         build: &build,
         batch: &batch,
@@ -52,7 +52,13 @@ mod tests {
     use super::*;
 
     fn own(path: &str, error: f64) -> Own {
-        Own { path: path.into(), error: Some(error), wide: Vec::new(), twice: Vec::new() }
+        Own {
+            path: path.into(),
+            error: Some(error),
+            wide: Vec::new(),
+            twice: Vec::new(),
+            lost: None,
+        }
     }
 
     /// The sentence names the first layer beyond its bound, including errors that are not finite,

@@ -16,12 +16,14 @@ pub(super) use self::bounds::{OF_GRADIENT, OF_LOSS, tolerance_limit};
 use self::{
     bounds::{Bounds, Least},
     emulation::{Emulation, Rounding},
-    figures::{Figures, What, compare, of_constants},
+    figures::{Exact, Figures, What},
     locate::locate,
     steps::{Ran, Steps},
 };
 use super::{
+    budget::Budget,
     checked::{Checked, Unit},
+    deadline::Deadline,
     job::{Job, Outcome},
     reason::{Failure, Reason},
     reset::ResetModel,
@@ -33,21 +35,37 @@ use crate::{faults::Fault, registry::Registry, text::significant};
 const STEPS: u64 = 6;
 /// The loss scale of these steps. It is low, so that no step is skipped.
 const LOW_SCALE: f64 = 1024.0;
-/// The number of runs with emulated rounding.
-const RUNS: u64 = 32;
 
 /// Runs the job with one model, which is reset before each run.
-pub(super) fn run(job: &Job, registry: &Registry) -> Result<Outcome> {
-    let case = job.case(registry, Precision::F32True)?;
+pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result<Outcome> {
+    let mut case = job.case(registry, Precision::F32True)?;
+    let budget = Budget::of(job, &case, STEPS)?;
+    case.data.batch_size = budget.examples;
     let _section = random::seeded(case.trainer.seed)?;
     let mut stages = Stages::new(job);
     let mut model = ResetModel::new(&case)?;
     stages.end("building the model");
-    let exact = Steps { job, case: &case, precision: Precision::F32True };
-    let exact = exact.run(&mut model, exact.config(STEPS, LOW_SCALE))?;
+    let mut exact_steps = Steps {
+        job,
+        case: &case,
+        precision: Precision::F32True,
+        batch_statistics: false,
+        deadline,
+    };
+    let exact = match exact_steps.run(&mut model, exact_steps.config(STEPS, LOW_SCALE)) {
+        Err(error) if deadline.has_ended() => return Err(error),
+        Ok(exact) if exact.finite => exact,
+        // A deep model that normalizes by nothing may not stay finite.
+        _ => {
+            exact_steps.batch_statistics = true;
+            exact_steps.run(&mut model, exact_steps.config(STEPS, LOW_SCALE))?
+        }
+    };
+    let batch_statistics = exact_steps.batch_statistics;
     stages.end("32-true");
-    let case = job.case(registry, job.precision)?;
-    let steps = Steps { job, case: &case, precision: job.precision };
+    let mut case = job.case_like(&case, registry, job.precision)?;
+    case.data.batch_size = budget.examples;
+    let steps = Steps { job, case: &case, precision: job.precision, batch_statistics, deadline };
     let mut config = steps.config(STEPS, LOW_SCALE);
     Fault::config(job.fault, &mut config);
     model.follow(&case)?;
@@ -55,11 +73,17 @@ pub(super) fn run(job: &Job, registry: &Registry) -> Result<Outcome> {
     stages.end("the precision");
     let mut outcome = Outcome::failed(Failure::new(Reason::Crashed, ""));
     outcome.failures.clear();
-    let (runs, least) = unchanged(job, registry, &mut model, &exact)?;
+    let (runs, least) = unchanged(job, registry, &mut model, (&exact, budget, &steps))?;
     stages.end("runs with emulated rounding");
-    let (checked, mut texts) = judged(&compare(&exact, &ran)?, &Bounds::new(&runs, least));
+    let Budget { examples, draws, .. } = budget;
+    let without = if batch_statistics { "dropout" } else { "dropout and batch statistics" };
+    let over = format!(
+        "{STEPS} steps of {examples} examples without {without}, beside {draws} runs that round"
+    );
+    let (checked, mut texts) =
+        judged(&Exact::new(&exact)?.compare(&ran)?, &Bounds::new(&runs, least), &over);
     if let Some(first) = texts.first_mut() {
-        *first += &locate(job, &case)?;
+        *first += &locate(job, &case, budget)?;
         stages.end("each layer alone");
     }
     let failures = &mut outcome.failures;
@@ -82,20 +106,22 @@ fn unchanged(
     job: &Job,
     registry: &Registry,
     model: &mut ResetModel,
-    of_job: &Ran,
+    (of_job, budget, of): (&Ran, Budget, &Steps<'_>),
 ) -> Result<(Vec<Figures>, Least)> {
     // A fault that affects 32-true as well stays in these runs, because the precision does not
     // cause it.
     let fault = job.fault.filter(|fault| fault.touches_baseline());
     let is_unbroken = fault == job.fault;
     let job = &Job { fault, ..job.clone() };
-    let case = job.case(registry, job.precision)?;
+    let mut case = job.case_like(of.case, registry, job.precision)?;
+    case.data.batch_size = budget.examples;
     model.follow(&case)?;
     let overrides = Rc::new(job.overrides.clone());
     let emulation = Rc::new(Emulation::of(&case, model.reset()?, job.precision, &overrides)?);
-    let case = job.case(registry, emulation.wide)?;
+    let mut case = job.case_like(&case, registry, emulation.wide)?;
+    case.data.batch_size = budget.examples;
     model.follow(&case)?;
-    let steps = Steps { job, case: &case, precision: emulation.wide };
+    let steps = Steps { job, case: &case, precision: emulation.wide, ..*of };
     let own;
     let exact = if is_unbroken && emulation.wide == Precision::F32True {
         of_job
@@ -103,18 +129,19 @@ fn unchanged(
         own = steps.run_at_low_scale(model, None)?;
         &own
     };
-    let runs = (1..=RUNS).map(|number| {
+    let exact = Exact::new(exact)?;
+    let runs = (1..=budget.draws).map(|number| {
         let ran =
             steps.run_at_low_scale(model, Some(Rounding::new(&emulation, job.seed, number)))?;
-        compare(exact, &ran)
+        exact.compare(&ran)
     });
     let runs = runs.collect::<Result<_>>()?;
-    Ok((runs, Least { loss: emulation.loss(), weights: of_constants(exact)? }))
+    Ok((runs, Least { loss: emulation.loss(), weights: exact.of_constants() }))
 }
 
 /// Compares each figure with its bound; of all gradients, only the one furthest beyond its bound is
 /// returned. Also returns a text for each figure that exceeds its bound.
-fn judged(found: &Figures, bounds: &Bounds<'_>) -> (Vec<Checked>, Vec<String>) {
+fn judged(found: &Figures, bounds: &Bounds<'_>, over: &str) -> (Vec<Checked>, Vec<String>) {
     let all: Vec<(&What, f64, f64)> =
         found.iter().map(|(what, figure)| (what, *figure, bounds.of(what))).collect();
     let (gradients, mut judged): (Vec<_>, Vec<_>) =
@@ -144,9 +171,91 @@ fn judged(found: &Figures, bounds: &Bounds<'_>) -> (Vec<Checked>, Vec<String>) {
         }
         let bound = if bound.is_finite() { bound } else { f64::NAN };
         let what = what.to_string();
-        let over = format!("{STEPS} steps without dropout and batch statistics");
         let figure = (figure.abs(), bound);
         checked.push(Checked::at_most(Reason::NotConformant, what, over, Unit::Share, figure));
     }
     (checked, texts)
+}
+
+#[cfg(test)]
+mod tests {
+    use amp_core::{
+        data::{Batch, DataModule},
+        precision::Kernels,
+        prelude::*,
+        trainer::Check,
+    };
+    use rstest::rstest;
+
+    use super::*;
+    use crate::{DataSet, Registry, changes::Changes, gate::Task, length::Length, model, project};
+
+    /// With running statistics of 0 and 1 as they are built, the norm leaves values of the order of `size`.
+    #[derive(LightningModule)]
+    #[forward(|x| head(&norm(&x.f_mul_scalar(self.size)?)?))]
+    #[loss(mse_loss)]
+    #[optimizer(sgd, lr = 0.1)]
+    struct Net {
+        #[hparam(default = 1.0)]
+        size: f64,
+        #[layer(batch_norm1d(4))]
+        norm: BatchNorm,
+        #[layer(linear(4, 1))]
+        head: Linear,
+    }
+
+    fn waves(batch_size: i64) -> Result<DataModule> {
+        let part = |first: i64| {
+            let x = Tensor::f_arange_start(first, first + 256, (Kind::Float, Device::Cpu))?;
+            let x = x.f_square()?.f_sin()?.f_view([64, 4])?;
+            let y = x.f_sum_dim_intlist([1_i64].as_slice(), true, Kind::Float)?;
+            Batch::new(x, y)
+        };
+        Ok(DataModule::new("waves", part(0)?, part(256)?, batch_size))
+    }
+
+    fn registry(size: f64) -> Registry {
+        let hyperparameters = serde_json::json!({ "size": size });
+        let model = model!(Net).hyperparameters(hyperparameters).judged_by_loss().margin(1.0);
+        Registry::new(project!()).data_set(DataSet::new("waves", waves)).model(model.batch_size(16))
+    }
+
+    fn job(precision: Precision) -> Job {
+        Job {
+            model: "Net".into(),
+            precision,
+            seed: 3,
+            length: Length::Epochs(1),
+            changes: Changes::default(),
+            device: "cpu".into(),
+            tf32: false,
+            deterministic: false,
+            kernels: Kernels::default(),
+            check: Check::Off,
+            task: Task::Conformance,
+            overrides: Default::default(),
+            fault: None,
+        }
+    }
+
+    /// A model that does not stay finite without batch statistics is compared with them.
+    #[rstest]
+    #[case::calm(1.0, "dropout and batch statistics")]
+    #[case::diverging(1e15, "dropout, beside")]
+    fn batch_statistics_are_used_where_32_true_needs_them(
+        #[case] size: f64,
+        #[case] without: &str,
+    ) -> Result<()> {
+        let registry = registry(size);
+        let job = job(Precision::Bf16Mixed);
+        let outcome = run(&job, &registry, &Deadline::default())?;
+        assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+        let checked = outcome.conformance.unwrap_or_default();
+        assert!(checked.iter().any(|checked| checked.what == "the update of the weights"));
+        for Checked { over, .. } in checked {
+            assert!(over.contains(&format!("without {without}")), "{over}");
+            assert!(over.starts_with("6 steps of 16 examples"), "{over}");
+        }
+        Ok(())
+    }
 }

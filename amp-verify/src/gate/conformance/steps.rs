@@ -3,7 +3,7 @@
 use std::{cell::RefCell, rc::Rc};
 
 use amp_core::{
-    Hook, LightningModule, Result, Step, Trainer, TrainerConfig,
+    Error, Hook, LightningModule, Result, Step, Trainer, TrainerConfig,
     callback::{Action, Callback},
     data::AnyBatch,
     log::Log,
@@ -18,7 +18,7 @@ use super::{LOW_SCALE, STEPS, emulation::Rounding};
 use crate::{
     case::Case,
     diagnose::Overrides,
-    gate::{identity, job::Job, reset::ResetModel},
+    gate::{deadline::Deadline, identity, job::Job, reset::ResetModel},
     interceptor::{Intercepted, Interceptor},
 };
 
@@ -30,8 +30,12 @@ pub(super) struct Trace {
     pub(super) rates: Vec<f64>,
 }
 
-#[derive(Clone, Default)]
-struct Tracer(Rc<RefCell<Trace>>);
+#[derive(Clone)]
+struct Tracer {
+    trace: Rc<RefCell<Trace>>,
+    /// Whether a skipped step ends the run.
+    must_apply: bool,
+}
 
 impl Callback for Tracer {
     fn name(&self) -> String {
@@ -43,7 +47,7 @@ impl Callback for Tracer {
         gradients: &Gradients<Unscaled>,
         _: &mut Hook<'_>,
     ) -> Result<()> {
-        let mut trace = self.0.borrow_mut();
+        let mut trace = self.trace.borrow_mut();
         if trace.gradients.is_empty() {
             for (name, gradient) in gradients.named() {
                 trace.gradients.push((name.to_owned(), kept(gradient)?));
@@ -57,20 +61,25 @@ impl Callback for Tracer {
         outcome: Option<&StepOutcome>,
         hook: &mut Hook<'_>,
     ) -> Result<Vec<Action>> {
+        if self.must_apply && matches!(outcome, Some(StepOutcome::Skipped { .. })) {
+            return Err(Error::NonFinite("a gradient of 32-true is not finite".into()));
+        }
         if outcome == Some(&StepOutcome::Applied) {
             let rates = hook.optimizers().iter().flat_map(|scheduled| scheduled.rates());
-            self.0.borrow_mut().rates.extend(rates.map(|group| group.rates.lr));
+            self.trace.borrow_mut().rates.extend(rates.map(|group| group.rates.lr));
         }
         Ok(Vec::new())
     }
 }
 
-/// An interceptor that computes each loss without dropout and batch statistics, and records the
-/// first one.
+/// Computes each loss without dropout, and without batch statistics unless it is to use them, and records the first
+/// one.
 struct Still {
     tracer: Tracer,
     overrides: Rc<Overrides>,
     rounding: Option<Rounding>,
+    batch_statistics: bool,
+    deadline: Deadline,
 }
 
 impl Interceptor for Still {
@@ -90,8 +99,10 @@ impl Interceptor for Still {
         batch: &AnyBatch,
         step: &mut Step<'_>,
     ) -> Result<Tensor> {
-        let mut context =
-            Context::new(step.context().policy(), false).with_overrides(self.overrides.clone());
+        self.deadline.check()?;
+        let mut context = Context::new(step.context().policy(), self.batch_statistics)
+            .without_dropout()
+            .with_overrides(self.overrides.clone());
         if let Some(rounding) = &mut self.rounding {
             rounding.begin(model)?;
             context = context.with_substitute(rounding.between());
@@ -103,7 +114,7 @@ impl Interceptor for Still {
             Some(rounding) => rounding.loss(&loss)?,
             None => (loss.shallow_clone(), loss),
         };
-        let mut trace = self.tracer.0.borrow_mut();
+        let mut trace = self.tracer.trace.borrow_mut();
         if trace.loss.is_none() {
             trace.loss = Some(kept(&loss)?);
         }
@@ -154,6 +165,9 @@ pub(super) struct Steps<'a> {
     pub(super) job: &'a Job,
     pub(super) case: &'a Case,
     pub(super) precision: Precision,
+    /// Whether batch norms use their batch's statistics, as in training.
+    pub(super) batch_statistics: bool,
+    pub(super) deadline: &'a Deadline,
 }
 
 impl Steps<'_> {
@@ -194,16 +208,24 @@ impl Steps<'_> {
         config: TrainerConfig,
         rounding: Option<Rounding>,
     ) -> Result<Ran> {
-        let tracer = Tracer(Rc::default());
+        // 32-true without emulated overflows has finite gradients, or cannot be compared with.
+        let must_apply = self.precision == Precision::F32True && rounding.is_none();
+        let tracer = Tracer { trace: Rc::default(), must_apply };
         let overrides = config.numerics.overrides.clone();
-        let still = Still { tracer: tracer.clone(), overrides, rounding };
+        let still = Still {
+            tracer: tracer.clone(),
+            overrides,
+            rounding,
+            batch_statistics: self.batch_statistics,
+            deadline: self.deadline.clone(),
+        };
         let initial = model.initial();
         let mut model = self.job.with_fault(model.reset()?, self.precision);
         let mut model = Intercepted::borrowing(model.as_mut(), still);
         Trainer::new(config).callback(tracer.clone()).fit(&mut model, &self.case.data)?;
         let finite = identity::is_finite(&model)?;
         let weights = parameters(&model)?;
-        let trace = tracer.0.take();
+        let trace = tracer.trace.take();
         Ok(Ran { trace, initial, weights, finite })
     }
 }

@@ -5,7 +5,7 @@ use std::{cell::RefCell, rc::Rc};
 use amp_core::{
     Hook, LightningModule, Result,
     callback::{Action, Callback},
-    memory::MemoryMeter,
+    memory::{MemoryMeter, cuda_free},
     nn::named_tensors,
     precision::StepOutcome,
     record::RunRecord,
@@ -15,9 +15,11 @@ use amp_core::{
 };
 use serde_json::{Map, Value};
 
+use crate::{gate::deadline::Deadline, scalars::all_equal};
+
 /// The final state of a run.
 pub(super) struct FinalState {
-    /// The tensors of the model and its optimizers, on the host.
+    /// The model's tensors and those of its optimizers.
     pub(super) tensors: Vec<(String, Tensor)>,
     /// Learning rates and schedules.
     values: Map<String, Value>,
@@ -32,6 +34,7 @@ pub(super) struct StateRecorder(Rc<RefCell<Recorded>>);
 
 #[derive(Default)]
 struct Recorded {
+    deadline: Deadline,
     state: State,
     meter: Option<MemoryMeter>,
     counts: Counts,
@@ -48,10 +51,16 @@ pub(super) struct Counts {
 }
 
 impl StateRecorder {
-    /// Starts to measure memory.
-    pub(super) fn new(device: Device) -> Result<Self> {
-        let meter = Some(MemoryMeter::start(device)?);
-        Ok(Self(Rc::new(RefCell::new(Recorded { meter, ..Recorded::default() }))))
+    /// Ends the run when the time is over.
+    pub(super) fn until(deadline: &Deadline) -> Self {
+        let deadline = deadline.clone();
+        Self(Rc::new(RefCell::new(Recorded { deadline, ..Recorded::default() })))
+    }
+
+    /// The same, and measures memory.
+    pub(super) fn new(device: Device, deadline: &Deadline) -> Result<Self> {
+        let (meter, deadline) = (Some(MemoryMeter::start(device)?), deadline.clone());
+        Ok(Self(Rc::new(RefCell::new(Recorded { meter, deadline, ..Recorded::default() }))))
     }
 }
 
@@ -78,7 +87,8 @@ impl Callback for StateRecorder {
         outcome: Option<&StepOutcome>,
         _: &mut Hook<'_>,
     ) -> Result<Vec<Action>> {
-        let Recorded { meter, counts, .. } = &mut *self.0.borrow_mut();
+        let Recorded { meter, counts, deadline, .. } = &mut *self.0.borrow_mut();
+        deadline.check()?;
         counts.batches += 1;
         if outcome.is_some() {
             counts.attempts += 1;
@@ -96,14 +106,11 @@ impl FinalState {
         recorder: &StateRecorder,
         record: RunRecord,
     ) -> Result<Self> {
-        let mut tensors = Vec::new();
-        for (name, tensor, _) in named_tensors(model) {
-            tensors.push((name, on_host(&tensor)?));
-        }
+        let mut tensors: Vec<(String, Tensor)> =
+            named_tensors(model).into_iter().map(|(name, tensor, _)| (name, tensor)).collect();
         let Recorded { state, counts, .. } = recorder.0.take();
-        for (name, tensor) in state.tensors() {
-            tensors.push((name.to_owned(), on_host(tensor)?));
-        }
+        tensors.extend(state.tensors().map(|(name, held)| (name.to_owned(), held.shallow_clone())));
+        let tensors = snapshot(tensors)?;
         Ok(Self { tensors, values: state.values().clone(), record, counts })
     }
 
@@ -137,11 +144,19 @@ impl FinalState {
         if self.tensors.len() != other.tensors.len() {
             return Ok(Some("the runs hold different tensors".into()));
         }
-        for ((name, own), (_, other)) in self.tensors.iter().zip(&other.tensors) {
-            if own.size() == other.size() && own.kind() == other.kind() && own.f_equal(other)? {
+        let pairs = || self.tensors.iter().zip(&other.tensors);
+        let is_alike = |((_, a), (_, b)): (&(_, Tensor), &(_, Tensor))| {
+            a.size() == b.size() && a.kind() == b.kind()
+        };
+        if pairs().all(is_alike) && all_equal(pairs().map(|((_, a), (_, b))| (a, b)))? {
+            return Ok(None);
+        }
+        for ((name, own), (_, other)) in pairs() {
+            let other = other.f_to_device(own.device())?;
+            if own.size() == other.size() && own.kind() == other.kind() && own.f_equal(&other)? {
                 continue;
             }
-            let distance = relative(own, other)?;
+            let distance = relative(own, &other)?;
             // NaN exceeds every tolerance.
             if distance.is_nan() || distance > tolerance {
                 return Ok(Some(format!("`{name}` differs by {distance:.1e} of its norm")));
@@ -167,9 +182,25 @@ impl FinalState {
     }
 }
 
-/// Returns a copy on the host.
-pub(super) fn on_host(tensor: &Tensor) -> Result<Tensor> {
-    Ok(no_grad(|| tensor.f_detach()?.f_to_device(Device::Cpu)?.f_detach_copy())?)
+/// The part of a GPU's free memory that a copy of a model's tensors may take.
+const SHARE: u64 = 8;
+
+/// Copies of tensors: where they are, or on the host if they take too much of a GPU's memory.
+pub(super) fn snapshot(tensors: Vec<(String, Tensor)>) -> Result<Vec<(String, Tensor)>> {
+    let bytes = |tensor: &Tensor| (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64;
+    let on_cuda = || tensors.iter().map(|(_, tensor)| tensor).filter(|own| own.device().is_cuda());
+    let is_large = match on_cuda().next() {
+        Some(first) => on_cuda().map(bytes).sum::<u64>() > cuda_free(first.device())? / SHARE,
+        None => false,
+    };
+    let copy = |(name, tensor): (String, Tensor)| -> Result<(String, Tensor)> {
+        let tensor = match is_large {
+            true => tensor.f_to_device(Device::Cpu)?,
+            false => tensor,
+        };
+        Ok((name, copy_of(&tensor)?))
+    };
+    tensors.into_iter().map(copy).collect()
 }
 
 /// Returns a copy on the same device.

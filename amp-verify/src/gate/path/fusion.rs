@@ -7,7 +7,6 @@ use crate::{
     gate::{
         checked::{Findings, Unit},
         reason::Reason,
-        sample::sample,
     },
     layers::{Group, groups},
     text::of_bound,
@@ -15,7 +14,7 @@ use crate::{
 
 /// Compares each fused group of the first training step with its layers.
 pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
-    let batch = sample(setup.case)?;
+    let batch = setup.budget.sample(setup.case)?;
     let build = || setup.job.model(setup.case, setup.precision);
     let groups = groups(&setup.subject(&build, &batch), setup.precision)?;
     let Some(worst) = groups.iter().max_by(|a, b| a.over_bound().total_cmp(&b.over_bound())) else {

@@ -12,10 +12,12 @@ mod observer;
 mod reference;
 mod replay;
 mod report;
+mod resume;
 mod rounding;
 mod rule;
 mod rules;
 mod run;
+mod unjudged;
 mod validation;
 
 pub use report::PathReport;
@@ -28,15 +30,19 @@ use self::{
     observer::Observation,
     reference::{Reference, larger},
     report::RULES,
-    run::{HIGH_SCALE, LOW_SCALE, STEPS, Scenario, Setup},
+    run::{HIGH_SCALE, STEPS, Scenario, Setup},
+    unjudged::{STAGES, unjudged},
 };
 use super::{
+    budget::Budget,
     checked::{Checked, Findings, Unit},
+    deadline::Deadline,
+    identity,
     job::{Job, Outcome},
     reason::{Failure, Reason},
     stages::Stages,
 };
-use crate::{faults::Fault, registry::Registry, text::percent};
+use crate::{registry::Registry, text::percent};
 
 /// Returns the accepted difference of batch statistics and of a validation loss from 32-true's, by
 /// the dtype of the computation. Rounding alone causes a few hundredths of this.
@@ -49,9 +55,10 @@ fn statistics_bound(precision: Precision) -> f64 {
 }
 
 /// Runs the job.
-pub(super) fn run(job: &Job, registry: &Registry) -> Result<Outcome> {
+pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result<Outcome> {
     let case = job.case(registry, job.precision)?;
-    let setup = Setup { job, case: &case, precision: job.precision };
+    let budget = Budget::of(job, &case, STEPS)?;
+    let setup = Setup { job, case: &case, precision: job.precision, budget, deadline };
     let mut outcome = Outcome::failed(Failure::new(Reason::Crashed, ""));
     outcome.failures.clear();
     let mut findings = Findings::default();
@@ -61,7 +68,15 @@ pub(super) fn run(job: &Job, registry: &Registry) -> Result<Outcome> {
             findings.left_out(*rule, "the model optimizes manually: its steps cannot be observed");
         }
     } else {
-        Checks { setup: &setup, findings: &mut findings, report: &mut report }.run()?;
+        let (findings, report) = (&mut findings, &mut report);
+        let mut checks =
+            Checks { setup: &setup, findings, report, ended: 0, tolerances: Vec::new() };
+        let result = checks.run();
+        outcome.ended = deadline.has_ended();
+        match outcome.ended {
+            true => unjudged(&setup, checks.ended, checks.findings),
+            false => result?,
+        }
     }
     outcome.failures = findings.failures;
     outcome.path = Some(PathReport { checked: findings.checked, ..report });
@@ -72,47 +87,57 @@ struct Checks<'a> {
     setup: &'a Setup<'a>,
     findings: &'a mut Findings,
     report: &'a mut PathReport,
+    /// The number of stages that ended.
+    ended: usize,
+    /// The tolerances of runs that differed from an equal one.
+    tolerances: Vec<(Scenario, f64)>,
 }
 
-impl Checks<'_> {
+impl<'a> Checks<'a> {
+    /// Ends a stage. The next one begins, unless the time is over.
+    fn end(&mut self, stages: &mut Stages<'a>) -> Result<()> {
+        stages.end(STAGES[self.ended].name);
+        self.ended += 1;
+        if self.ended < STAGES.len() { self.setup.deadline.check() } else { Ok(()) }
+    }
+
     fn run(&mut self) -> Result<()> {
         let mut stages = Stages::new(self.setup.job);
         let (plain, model) = self.setup.plain_with_model(Scenario::Epoch)?;
-        if !run::all_finite(model.as_ref())? {
+        if !identity::is_finite(model.as_ref())? {
             self.findings.fail(Reason::NonFinite, "a weight is not finite after an epoch");
         }
         self.describe(&plain)?;
         self.batches(&plain)?;
         self.memory(&plain);
-        stages.end("a plain epoch");
+        self.end(&mut stages)?;
         device::check(self.setup, self.findings)?;
-        stages.end("the device compared with the CPU");
+        self.end(&mut stages)?;
         rounding::check(self.setup, self.findings)?;
-        stages.end("each layer alone");
+        self.end(&mut stages)?;
         fusion::check(self.setup, self.findings)?;
-        stages.end("fused layers");
+        self.end(&mut stages)?;
         let (observed, observation, observed_model) = self.setup.observed(Scenario::Epoch)?;
         let steps = observation.applied;
         let what = format!("an epoch, {steps} steps");
         self.same(Scenario::Epoch, &what, &plain, &observed)?;
         self.followed(&what, &observation);
         self.gradients(&observation, observed_model.as_ref())?;
-        stages.end("an observed epoch");
+        self.end(&mut stages)?;
         let limit = median(&observation.norms[..observation.norms.len().min(STEPS as usize)]);
         if let Some(reference) = observation.reference {
             validation::check(self.setup, self.findings, &plain, model, reference)?;
         }
-        stages.end("validation");
+        self.end(&mut stages)?;
         self.clipped(limit)?;
-        stages.end("clipped steps and resuming");
+        self.end(&mut stages)?;
         if self.setup.precision.scales_loss() {
             self.overflowing()?;
-            stages.end("overflowing steps");
         } else {
             self.findings.left_out(Reason::Scale, "the precision does not scale the loss");
             self.findings.left_out(Reason::Skip, "without a loss scale nothing overflows");
         }
-        Ok(())
+        self.end(&mut stages)
     }
 
     /// Records the properties of the unobserved epoch.
@@ -176,23 +201,6 @@ impl Checks<'_> {
         );
     }
 
-    /// Runs with effective clipping, independently of the model's own limit, and runs that are
-    /// saved and resumed.
-    fn clipped(&mut self, limit: f64) -> Result<()> {
-        if !(limit > 0.0 && limit.is_finite()) {
-            self.findings
-                .left_out(Reason::Resume, "the gradients have no usable norm for clipping");
-            return Ok(());
-        }
-        let scenario = Scenario::Clipped(limit);
-        let what = format!("{STEPS} steps clipped to a norm of {limit:.3}");
-        let plain = self.setup.plain(scenario)?;
-        let (observed, observation, _) = self.setup.observed(scenario)?;
-        self.same(scenario, &what, &plain, &observed)?;
-        self.followed(&what, &observation);
-        self.resume(scenario, &plain)
-    }
-
     /// Runs with a scale that overflows, falls and grows.
     fn overflowing(&mut self) -> Result<()> {
         let plain = self.setup.plain(Scenario::Overflowing)?;
@@ -209,7 +217,7 @@ impl Checks<'_> {
         if observation.skipped == 0 && self.setup.job.overrides.is_empty() {
             self.findings.fail(Reason::Skip, "no step was skipped although the scale overflows");
         }
-        if !run::all_finite(model.as_ref())? {
+        if !identity::is_finite(model.as_ref())? {
             self.findings.fail(Reason::NonFinite, "a weight is not finite after an overflow");
         }
         let moves = observation.scale.map_or((0, 0), |rule| (rule.grown, rule.backed_off));
@@ -250,13 +258,23 @@ impl Checks<'_> {
     }
 
     /// Returns 0, unless two equal runs differ, as on a GPU.
-    fn tolerance(&self, scenario: Scenario, plain: &FinalState, other: &FinalState) -> Result<f64> {
+    fn tolerance(
+        &mut self,
+        scenario: Scenario,
+        plain: &FinalState,
+        other: &FinalState,
+    ) -> Result<f64> {
         let is_cuda = self.setup.case.trainer.device.is_cuda();
         if !is_cuda || plain.difference(other, 0.0)?.is_none() {
             return Ok(0.0);
         }
+        if let Some((_, known)) = self.tolerances.iter().find(|(known, _)| *known == scenario) {
+            return Ok(*known);
+        }
         let again = self.setup.plain(scenario)?;
-        Ok(if plain.difference(&again, 0.0)?.is_some() { 0.05 } else { 0.0 })
+        let tolerance = if plain.difference(&again, 0.0)?.is_some() { 0.05 } else { 0.0 };
+        self.tolerances.push((scenario, tolerance));
+        Ok(tolerance)
     }
 
     /// Records a rule of equal values, whose violation was already reported.
@@ -359,33 +377,6 @@ impl Checks<'_> {
             );
         } else {
             self.findings.left_out(Reason::Buffers, "the model has none");
-        }
-        Ok(())
-    }
-
-    /// Saves a run half way and continues it in a new model.
-    fn resume(&mut self, scenario: Scenario, plain: &FinalState) -> Result<()> {
-        let folder = run::folder()?;
-        let path = folder.path().join("half.safetensors");
-        let whole = self.setup.saved(scenario, STEPS / 2, &path)?;
-        let resumed = self.setup.resumed(scenario, &path, STEPS / 2)?;
-        let is_cuda = self.setup.case.trainer.device.is_cuda();
-        for (what, state) in
-            [("a run that was saved half way", &whole), ("a resumed run", &resumed)]
-        {
-            let tolerance = if is_cuda { self.tolerance(scenario, plain, state)? } else { 0.0 };
-            let difference = match Fault::loses_state(self.setup.job.fault) {
-                // The counters of this run start again at zero.
-                true => plain.tensors_differ(state, tolerance)?,
-                false => plain.difference(state, tolerance)?,
-            };
-            let wrong = difference.map(|difference| {
-                format!("{what} differs from an uninterrupted run: {difference}")
-            });
-            let compared = format!("{what}: weights, optimizer state, schedules, scale");
-            let half = STEPS / 2;
-            let over = format!("saved after {half} of {STEPS} steps at a scale of {LOW_SCALE}");
-            self.findings.equal(Reason::Resume, compared, over, wrong);
         }
         Ok(())
     }

@@ -19,11 +19,12 @@ use super::{
     final_state::copy_of,
     reference::Reference,
     replay::{Replay, Wrong},
-    rules::{ScaleRule, is_finite},
+    rules::ScaleRule,
 };
 use crate::{
     gate::reason::{Failure, Reason},
     interceptor::Interceptor,
+    scalars::{all_equal, all_finite, read, square},
 };
 
 /// The state of the observer.
@@ -71,11 +72,15 @@ struct Before {
 pub(super) struct Observer(pub(super) Rc<RefCell<Observation>>);
 
 impl Observation {
-    pub(super) fn new(device: Device, clip: Option<Clip>, copy: Box<dyn LightningModule>) -> Self {
+    pub(super) fn new(
+        device: Device,
+        clip: Option<Clip>,
+        copy: Option<Box<dyn LightningModule>>,
+    ) -> Self {
         Self {
             device,
             clip,
-            copy: Some(copy),
+            copy,
             replay: None,
             no_replay: None,
             reference: None,
@@ -105,7 +110,7 @@ impl Observation {
     fn step_of(&mut self, outcome: &StepOutcome, hook: &Hook<'_>) -> Result<()> {
         let gradients = std::mem::take(&mut self.gradients);
         let all = || gradients.iter().flat_map(BTreeMap::values);
-        let finite = is_finite(all())? && self.finite_loss;
+        let finite = all_finite(all())? && self.finite_loss;
         let rates = rates(hook);
         match outcome {
             StepOutcome::Applied => {
@@ -143,12 +148,9 @@ impl Observation {
 
     /// Checks the results of an applied step.
     fn apply(&mut self, gradients: &[BTreeMap<String, Tensor>], hook: &Hook<'_>) -> Result<()> {
-        let mut square = 0.0;
-        for gradient in gradients.iter().flat_map(BTreeMap::values) {
-            let gradient = super::final_state::exact(gradient)?;
-            square += super::final_state::dot(&gradient, &gradient)?;
-        }
-        self.norms.push(square.sqrt());
+        let squares = gradients.iter().flat_map(BTreeMap::values).map(square);
+        let squares = read(&squares.collect::<Result<Vec<_>>>()?)?;
+        self.norms.push(squares.into_iter().sum::<f64>().sqrt());
         let Some(replay) = &mut self.replay else { return Ok(()) };
         replay.step(gradients)?;
         match replay.compare(hook.optimizers())? {
@@ -163,7 +165,11 @@ impl Observation {
 
     /// Checks that a skipped step left weights and buffers unchanged.
     fn check_unchanged(&mut self) -> Result<()> {
-        for Before { name, role, held, tensor } in std::mem::take(&mut self.before) {
+        let before = std::mem::take(&mut self.before);
+        if all_equal(before.iter().map(|own| (&own.held, &own.tensor)))? {
+            return Ok(());
+        }
+        for Before { name, role, held, tensor } in before {
             if !held.f_equal(&tensor.f_detach()?)? {
                 let what = if role == Role::Parameter { "weight" } else { "buffer" };
                 self.fail(Reason::Skip, format!("a skipped step changed the {what} `{name}`"));
@@ -217,7 +223,7 @@ impl Interceptor for Observer {
         let random = RandomState::read(observation.device)?;
         let place = (step.batch_idx, step.global_step);
         let loss = model.training_step(batch, step)?;
-        observation.finite_loss &= is_finite([&loss])?;
+        observation.finite_loss &= all_finite([&loss])?;
         if let Some(mut reference) = observation.reference.take() {
             let own = reference.add(model, batch, place, &random, loss.f_double_value(&[])?)?;
             for rounded in &mut observation.rounded {

@@ -12,14 +12,18 @@ use amp_core::{
     nn::{self, Context, Role, named_tensors},
     precision::{AutocastGuard, GradScaler, Policy, Precision},
     random::RandomState,
-    tch::{Device, Tensor, no_grad},
+    tch::{Device, Kind, Tensor, no_grad},
 };
 
 use super::{
     dropout::Counter,
-    final_state::{dot, exact, exact_on},
+    final_state::{exact, exact_on},
 };
-use crate::{gate::conformance::emulation::Rounding, rounding::rounding_of};
+use crate::{
+    gate::conformance::emulation::Rounding,
+    rounding::rounding_of,
+    scalars::{read, square, square_of_difference},
+};
 
 /// Tensors with a smaller share of the gradient's norm may consist mostly of rounding errors.
 const SHARE: f64 = 0.05;
@@ -190,8 +194,7 @@ impl Reference {
     }
 
     fn figures(&self, gradients: &[BTreeMap<String, Tensor>]) -> Result<Figures> {
-        let (mut both, mut own) = (0.0, 0.0);
-        let mut each = Vec::new();
+        let mut sums = Vec::new();
         for parameter in nn::parameters(self.model.as_ref()) {
             let reference = parameter.tensor.f_grad()?;
             let found = gradients.iter().find_map(|by_name| by_name.get(&parameter.name));
@@ -203,11 +206,13 @@ impl Reference {
                 Some(found) => exact_on(reference.device(), found)?,
                 None => reference.f_zeros_like()?,
             };
-            let (product, square) = (dot(&found, &reference)?, dot(&reference, &reference)?);
-            let difference = no_grad(|| found.f_sub(&reference))?;
-            (both, own) = (both + product, own + square);
-            each.push((product, square, dot(&difference, &difference)?));
+            let product = no_grad(|| found.f_mul(&reference)?.f_sum(Kind::Double))?;
+            sums.extend([product, square(&reference)?, square_of_difference(&found, &reference)?]);
         }
+        let sums = read(&sums)?;
+        let each: Vec<(f64, f64, f64)> = sums.chunks(3).map(|of| (of[0], of[1], of[2])).collect();
+        let both = each.iter().map(|(product, ..)| product).sum::<f64>();
+        let own = each.iter().map(|(_, square, _)| square).sum::<f64>();
         let off = each.iter().map(|(.., off)| off).sum::<f64>();
         let large = each.iter().filter(|(_, square, _)| square.sqrt() >= SHARE * own.sqrt());
         let parameters = large
@@ -223,16 +228,17 @@ impl Reference {
     /// size. The rounding of a running average in its dtype is subtracted: ten roundings for a
     /// momentum of 0.1.
     pub(super) fn buffers(&self, run: &dyn LightningModule) -> Result<Option<(String, f64)>> {
-        let mut worst: Option<(String, f64)> = None;
+        let (mut buffers, mut sums) = (Vec::new(), Vec::new());
         let own = named_tensors(self.model.as_ref()).into_iter().zip(named_tensors(run));
         for ((name, own, role), (_, run, _)) in own {
-            if role != Role::Buffer {
-                continue;
+            if role == Role::Buffer {
+                sums.extend([square_of_difference(&run, &own)?, square(&own)?]);
+                buffers.push((name, 20.0 * rounding_of(run.kind())));
             }
-            let kept = 20.0 * rounding_of(run.kind());
-            let (own, run) = (exact(&own)?, exact(&run)?);
-            let off = no_grad(|| run.f_sub(&own))?;
-            let (off, size) = (dot(&off, &off)?, dot(&own, &own)?);
+        }
+        let mut worst: Option<(String, f64)> = None;
+        for ((name, kept), of) in buffers.into_iter().zip(read(&sums)?.chunks(2)) {
+            let (off, size) = (of[0], of[1]);
             let away = if off == 0.0 { 0.0 } else { ((off / size).sqrt() - kept).max(0.0) };
             if worst.as_ref().is_none_or(|(_, most)| away.is_nan() || away > *most) {
                 worst = Some((name, away));

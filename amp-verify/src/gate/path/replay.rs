@@ -16,10 +16,13 @@ use amp_core::{
 };
 
 use super::{
-    final_state::{copy_of, dot, exact, exact_on},
+    final_state::{copy_of, exact, exact_on},
     rule::{Rule, Slots},
 };
-use crate::rounding::rounding_of;
+use crate::{
+    rounding::rounding_of,
+    scalars::{read, square, square_of_difference},
+};
 
 /// The accepted difference of a step's weights and optimizer state, relative to their change: each
 /// of several f32 operations has a relative error of 2⁻²⁴.
@@ -151,7 +154,7 @@ impl Replay {
                 ))));
             }
         }
-        let (mut off, mut moved, mut size, mut eps) = (0.0, 0.0, 0.0, 0.0_f64);
+        let (mut sums, mut eps) = (Vec::new(), 0.0_f64);
         for (own, run) in self.scheduled.iter().zip(run) {
             for own in own.optimizer.parameters().iter() {
                 let mut others = run.optimizer.parameters().iter();
@@ -162,11 +165,16 @@ impl Replay {
                 let (from, own) = (exact(&self.initial[&own.name])?, exact(&own.tensor)?);
                 eps = eps.max(rounding_of(run.tensor.kind()));
                 let run = exact_on(own.device(), &run.tensor)?;
-                off += square(&run, &own)?;
-                moved += square(&own, &from)?;
-                size += dot(&own, &own)?;
+                sums.extend([
+                    square_of_difference(&run, &own)?,
+                    square_of_difference(&own, &from)?,
+                    square(&own)?,
+                ]);
             }
         }
+        let sums = read(&sums)?;
+        let sum = |at: usize| sums.iter().skip(at).step_by(3).sum::<f64>();
+        let (off, moved, size) = (sum(0), sum(1), sum(2));
         let allowed =
             ROUNDING * moved.sqrt() + self.steps as f64 * eps * size.sqrt() + self.signs();
         if let Some(text) = self.beyond("the weights", off.sqrt(), moved.sqrt(), allowed) {
@@ -192,7 +200,7 @@ impl Replay {
     fn averages(&self, own: &State, run: &Scheduled) -> Result<Vec<Distance>> {
         let run_parameters = run.optimizer.parameters();
         let run = run.optimizer.state()?;
-        let mut sums: BTreeMap<String, (f64, f64)> = BTreeMap::new();
+        let (mut slots, mut each) = (Vec::new(), Vec::new());
         // A clipped gradient is rounded to the dtype of its parameter.
         let kinds = run_parameters.iter().map(|parameter| rounding_of(parameter.tensor.kind()));
         let mut eps = kinds.fold(0.0_f64, f64::max);
@@ -203,10 +211,13 @@ impl Replay {
             }
             eps = eps.max(rounding_of(found.kind()));
             let (found, tensor) = (exact_on(tensor.device(), found)?, exact(tensor)?);
-            let slot = name.split('/').next().unwrap_or(name).to_owned();
+            slots.push(name.split('/').next().unwrap_or(name).to_owned());
+            each.extend([square_of_difference(&found, &tensor)?, square(&tensor)?]);
+        }
+        let mut sums: BTreeMap<String, (f64, f64)> = BTreeMap::new();
+        for (slot, of) in slots.into_iter().zip(read(&each)?.chunks(2)) {
             let sum = sums.entry(slot).or_default();
-            sum.0 += square(&found, &tensor)?;
-            sum.1 += dot(&tensor, &tensor)?;
+            (sum.0, sum.1) = (sum.0 + of[0], sum.1 + of[1]);
         }
         let distance = |(slot, (off, size)): (String, (f64, f64))| {
             let (off, of) = (off.sqrt(), size.sqrt());
@@ -316,7 +327,7 @@ fn clipped(
         None => None,
         Some(Clip::Value(limit)) => Some(each(&|g| Ok(g.f_clamp(-limit, limit)?))?),
         Some(Clip::Norm(limit)) => {
-            let squares = gradients.values().map(|g| dot(g, g)).collect::<Result<Vec<f64>>>()?;
+            let squares = read(&gradients.values().map(square).collect::<Result<Vec<_>>>()?)?;
             let factor = limit / (squares.iter().sum::<f64>().sqrt() + 1e-6);
             match factor < 1.0 {
                 true => Some(each(&|g| Ok(g.f_mul_scalar(factor)?))?),
@@ -325,11 +336,6 @@ fn clipped(
         }
     };
     Ok((clipped.unwrap_or(gradients), changed))
-}
-
-fn square(a: &Tensor, b: &Tensor) -> Result<f64> {
-    let difference = no_grad(|| a.f_sub(b))?;
-    dot(&difference, &difference)
 }
 
 fn is_floating(kind: Kind) -> bool {

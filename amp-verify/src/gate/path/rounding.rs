@@ -7,12 +7,12 @@ use amp_core::{Result, tch::Kind};
 
 use super::run::Setup;
 use crate::{
+    exponents::CommonWindow,
     gate::{
         checked::{Findings, Unit},
         reason::Reason,
-        sample::sample,
     },
-    layers::{self, Options, Own, WITHIN},
+    layers::{self, LOST, Options, Own, WITHIN},
 };
 
 /// The accepted mean of a layer's rounding errors, divided by their root mean square. Truncation
@@ -30,7 +30,7 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
         }
         return Ok(());
     }
-    let batch = sample(setup.case)?;
+    let batch = setup.budget.sample(setup.case)?;
     let build = || setup.job.model(setup.case, precision);
     let (report, own) = match layers::audit(&setup.subject(&build, &batch), Options::new(precision))
     {
@@ -44,6 +44,7 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
     };
     mean(&report, findings);
     size(&own, findings);
+    exponents(&report, &own, findings);
     width(&own, findings);
     Ok(())
 }
@@ -85,6 +86,35 @@ fn size(own: &[Own], findings: &mut Findings) {
         Unit::Number,
         (error, WITHIN),
     );
+}
+
+/// Whether the layers keep the values that their dtype's exponents hold, and which loss scales do.
+fn exponents(report: &layers::Report, own: &[Own], findings: &mut Findings) {
+    let lost = own.iter().filter_map(|own| Some((own.lost?, own.path.as_str())));
+    if let Some((share, path)) = lost.max_by(|a, b| a.0.total_cmp(&b.0)) {
+        let whose = if share > 0.0 { format!(", most in `{path}`") } else { String::new() };
+        findings.measured(
+            Reason::Rounding,
+            format!("values lost although the dtype's exponents hold them{whose}"),
+            &format!("the first examples, {} layers on exact inputs", own.len()),
+            Unit::Share,
+            (share, LOST),
+        );
+    }
+    if let Some(common) = report.window.as_ref().filter(|_| report.log2_scale > 0) {
+        let CommonWindow { window, lowest, highest } = common;
+        findings.measured(
+            Reason::Scale,
+            format!(
+                "bits from 2^{} to the nearer end of the loss scales that are safe for all layers, 2^{} \
+                 (`{lowest}`) to 2^{} (`{highest}`)",
+                report.log2_scale, window.low, window.high
+            ),
+            "the first examples, gradients of 32-true",
+            Unit::Number,
+            (f64::from(window.margin_bits(report.log2_scale)), f64::INFINITY),
+        );
+    }
 }
 
 /// Checks that the layers compute in 16 bits and round only once.

@@ -1,12 +1,6 @@
-//! Rules for single steps: when a step is skipped, what a skipped step leaves unchanged, and how
-//! the scale changes.
+//! The rule by which a loss scale moves.
 
-use amp_core::{
-    precision::{GradScalerConfig, StepOutcome},
-    tch::Tensor,
-};
-
-use amp_core::Result;
+use amp_core::precision::{GradScalerConfig, StepOutcome};
 
 /// Computes the loss scale by its rule, in f32 as on the device.
 pub(super) struct ScaleRule {
@@ -41,14 +35,4 @@ impl ScaleRule {
         }
         f64::from(self.scale)
     }
-}
-
-/// Returns whether all values are finite.
-pub(super) fn is_finite<'t>(tensors: impl IntoIterator<Item = &'t Tensor>) -> Result<bool> {
-    for tensor in tensors {
-        if tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }

@@ -7,7 +7,7 @@ use amp_core::{
     Error, LightningModule, Result, Trainer, TrainerConfig,
     callback::{Action, Callback},
     data::{AnyBatch, Limit},
-    nn::{self, named_tensors},
+    nn,
     precision::{Clip, Policy, Precision, StepOutcome},
     random,
     trainer::{Graph, StepAccess},
@@ -25,7 +25,9 @@ use crate::{
     case::Case,
     faults::Fault,
     gate::{
+        budget::Budget,
         conformance::emulation::{Emulation, Rounding},
+        deadline::Deadline,
         job::Job,
     },
     interceptor::Intercepted,
@@ -37,8 +39,6 @@ use crate::{
 pub(super) const STEPS: u64 = 6;
 /// The number of applied steps of the run that starts with an overflowing scale.
 const SCALED_STEPS: u64 = 12;
-/// The largest number of observed steps in an epoch.
-const EPOCH_STEPS: i64 = 64;
 /// A loss scale with which no step overflows.
 pub(super) const LOW_SCALE: f64 = 1024.0;
 /// A loss scale with which steps overflow: f16 gradients above 65504/2³⁴ = 3.8e-6 become infinite.
@@ -60,6 +60,8 @@ pub(super) struct Setup<'a> {
     pub(super) job: &'a Job,
     pub(super) case: &'a Case,
     pub(super) precision: Precision,
+    pub(super) budget: Budget,
+    pub(super) deadline: &'a Deadline,
 }
 
 impl Setup<'_> {
@@ -93,11 +95,10 @@ impl Setup<'_> {
             Scenario::Epoch => {
                 config.max_epochs = 1;
                 config.max_steps = None;
+                let most = self.budget.epoch_steps;
                 let steps = match self.job.length {
-                    Length::Epochs(_) => EPOCH_STEPS,
-                    Length::Steps(steps) => {
-                        EPOCH_STEPS.min(i64::try_from(steps).unwrap_or(EPOCH_STEPS))
-                    }
+                    Length::Epochs(_) => most,
+                    Length::Steps(steps) => most.min(i64::try_from(steps).unwrap_or(most)),
                 };
                 // The last step has fewer batches, as the last step of an epoch may have.
                 let most = steps * window - (window - 1);
@@ -172,7 +173,8 @@ impl Setup<'_> {
         let mut config = self.config(scenario)?;
         let device = config.device;
         let copy = self.case.build()?;
-        let mut observation = Observation::new(device, config.optimization.gradient_clip, copy);
+        let mut observation =
+            Observation::new(device, config.optimization.gradient_clip, Some(copy));
         if scenario == Scenario::Epoch {
             let window = config.optimization.accumulate_grad_batches;
             observation.reference = Some(Reference::new(self.case.build()?, device)?);
@@ -187,13 +189,13 @@ impl Setup<'_> {
         let model = self.job.model(self.case, self.precision)?;
         let mut model: Box<dyn LightningModule> =
             Box::new(Intercepted::new(model, observer.clone()));
-        let recorder = StateRecorder::default();
+        let recorder = StateRecorder::until(self.deadline);
         let mut trainer =
             Trainer::new(config).callback(observer.clone()).callback(recorder.clone());
         let record = trainer.fit(model.as_mut(), &self.case.data)?;
         drop(trainer);
         let state = FinalState::new(model.as_ref(), &recorder, record)?;
-        let observation = observer.0.replace(Observation::new(device, None, self.case.build()?));
+        let observation = observer.0.replace(Observation::new(device, None, None));
         Ok((state, observation, model))
     }
 
@@ -206,7 +208,7 @@ impl Setup<'_> {
         Fault::config(self.job.fault, &mut config);
         let _section = random::seeded(self.case.trainer.seed)?;
         let mut model = self.job.model(self.case, self.precision)?;
-        let recorder = StateRecorder::new(config.device)?;
+        let recorder = StateRecorder::new(config.device, self.deadline)?;
         let mut trainer = Trainer::new(config.clone()).callback(recorder.clone());
         for callback in callbacks {
             trainer = trainer.callback(callback);
@@ -250,12 +252,6 @@ impl Callback for Saver {
         let save = || Action::Save { path: self.path.clone(), weights_only: false };
         Ok(due.then(save).into_iter().collect())
     }
-}
-
-/// Returns whether every tensor of the model is finite.
-pub(super) fn all_finite(model: &dyn LightningModule) -> Result<bool> {
-    let tensors: Vec<_> = named_tensors(model).into_iter().map(|(_, tensor, _)| tensor).collect();
-    super::rules::is_finite(&tensors)
 }
 
 /// Creates a temporary folder, which is removed on drop.

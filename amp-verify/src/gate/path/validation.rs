@@ -4,7 +4,7 @@
 use amp_core::{LightningModule, Result, Trainer, log::Logged, nn::named_tensors, random};
 
 use super::{
-    final_state::{FinalState, on_host},
+    final_state::{FinalState, snapshot},
     reference::Reference,
     run::{Scenario, Setup},
     statistics_bound,
@@ -15,6 +15,7 @@ use crate::{
         reason::Reason,
     },
     registry::LOSS,
+    scalars::all_equal,
 };
 
 /// Validates the final state of the run twice.
@@ -32,17 +33,21 @@ pub(super) fn check(
     }
     let config = setup.config(Scenario::Epoch)?;
     let _section = random::seeded(setup.case.trainer.seed)?;
-    let before = tensors(model.as_ref())?;
+    let tensors = named_tensors(model.as_ref()).into_iter();
+    let before = snapshot(tensors.map(|(name, tensor, _)| (name, tensor)).collect())?;
     let validate = |model: &mut dyn LightningModule| -> Result<Vec<Logged>> {
         Trainer::new(config.clone()).validate(model, data)
     };
     let first = validate(model.as_mut())?;
     let second = validate(model.as_mut())?;
     let mut wrong = None;
-    for (name, was) in &before {
-        let now = named_tensors(model.as_ref()).into_iter().find(|(own, ..)| own == name);
+    let after = named_tensors(model.as_ref());
+    let pairs = before.iter().zip(&after).map(|((_, was), (_, now, _))| (was, now));
+    let is_still = all_equal(pairs)?;
+    for (name, was) in before.iter().filter(|_| !is_still) {
+        let now = after.iter().find(|(own, ..)| own == name);
         if let Some((_, now, _)) = now
-            && !was.f_equal(&on_host(&now)?)?
+            && !was.f_equal(&now.f_detach()?.f_to_device(was.device())?)?
         {
             wrong = Some(format!("validation moved `{name}`"));
             break;
@@ -76,11 +81,6 @@ pub(super) fn check(
         );
     }
     Ok(())
-}
-
-fn tensors(model: &dyn LightningModule) -> Result<Vec<(String, amp_core::tch::Tensor)>> {
-    let all = named_tensors(model).into_iter();
-    all.map(|(name, tensor, _)| Ok((name, on_host(&tensor)?))).collect()
 }
 
 fn value(logged: &[Logged], name: &str) -> Option<f64> {

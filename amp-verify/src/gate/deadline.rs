@@ -1,0 +1,60 @@
+//! The moment at which the gate's rules end.
+
+use std::{
+    cell::Cell,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use amp_core::{Error, Result};
+
+/// Why a rule was not judged.
+pub(super) const OVER: &str = "the time limit was reached";
+
+/// The end of the time for a job. Clones share whether it ended the job.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Deadline {
+    at: Option<Instant>,
+    has_ended: Rc<Cell<bool>>,
+}
+
+impl Deadline {
+    /// So much time from now; without a time there is no end.
+    pub(super) fn within(time: Option<Duration>) -> Self {
+        // A time that no clock reaches is no limit.
+        let at = time.and_then(|time| Instant::now().checked_add(time));
+        Self { at, has_ended: Rc::default() }
+    }
+
+    /// An error once the time is over.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.at.is_none_or(|at| Instant::now() < at) {
+            return Ok(());
+        }
+        self.has_ended.set(true);
+        Err(Error::config(OVER))
+    }
+
+    /// Whether an error of [`check`](Self::check) ended the job.
+    pub(super) fn has_ended(&self) -> bool {
+        self.has_ended.get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_ends_when_its_time_is_over() {
+        let over = Deadline::within(Some(Duration::ZERO));
+        assert!(!over.has_ended(), "nothing was checked");
+        let shared = over.clone();
+        assert!(over.check().is_err_and(|error| error.to_string() == OVER));
+        assert!(shared.has_ended());
+        for time in [None, Some(Duration::MAX), Some(Duration::from_secs(3600))] {
+            let open = Deadline::within(time);
+            assert!(open.check().is_ok() && !open.has_ended());
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Clipped steps, and a run that is saved half way and continued in a new model.
+
+use amp_core::Result;
+
+use super::{
+    Checks,
+    final_state::FinalState,
+    run::{self, LOW_SCALE, STEPS, Scenario},
+};
+use crate::{faults::Fault, gate::reason::Reason};
+
+impl Checks<'_> {
+    /// Runs with effective clipping, independently of the model's own limit, and runs that are saved and resumed.
+    pub(super) fn clipped(&mut self, limit: f64) -> Result<()> {
+        if !(limit > 0.0 && limit.is_finite()) {
+            self.findings
+                .left_out(Reason::Resume, "the gradients have no usable norm for clipping");
+            return Ok(());
+        }
+        let scenario = Scenario::Clipped(limit);
+        let what = format!("{STEPS} steps clipped to a norm of {limit:.3}");
+        let plain = self.setup.plain(scenario)?;
+        let (observed, observation, _) = self.setup.observed(scenario)?;
+        self.same(scenario, &what, &plain, &observed)?;
+        self.followed(&what, &observation);
+        self.resume(scenario, &plain)
+    }
+
+    /// Saves a run half way and continues it in a new model.
+    fn resume(&mut self, scenario: Scenario, plain: &FinalState) -> Result<()> {
+        let folder = run::folder()?;
+        let path = folder.path().join("half.safetensors");
+        let whole = self.setup.saved(scenario, STEPS / 2, &path)?;
+        let resumed = self.setup.resumed(scenario, &path, STEPS / 2)?;
+        let is_cuda = self.setup.case.trainer.device.is_cuda();
+        for (what, state) in
+            [("a run that was saved half way", &whole), ("a resumed run", &resumed)]
+        {
+            let tolerance = if is_cuda { self.tolerance(scenario, plain, state)? } else { 0.0 };
+            let difference = match Fault::loses_state(self.setup.job.fault) {
+                // The counters of this run start again at zero.
+                true => plain.tensors_differ(state, tolerance)?,
+                false => plain.difference(state, tolerance)?,
+            };
+            let wrong = difference.map(|difference| {
+                format!("{what} differs from an uninterrupted run: {difference}")
+            });
+            let compared = format!("{what}: weights, optimizer state, schedules, scale");
+            let half = STEPS / 2;
+            let over = format!("saved after {half} of {STEPS} steps at a scale of {LOW_SCALE}");
+            self.findings.equal(Reason::Resume, compared, over, wrong);
+        }
+        Ok(())
+    }
+}

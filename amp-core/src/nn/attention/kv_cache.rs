@@ -9,7 +9,7 @@ use std::{
 
 use tch::{Kind, Tensor, no_grad};
 
-use super::{AttentionOptions, scaled_dot_product_attention};
+use super::{AttentionOptions, mask::OpenMask, scaled_dot_product_attention};
 use crate::{
     Error, Result,
     nn::{Context, Forward},
@@ -285,11 +285,18 @@ pub(super) struct Seen {
     pub(super) values: Tensor,
     /// As [`AttentionOptions::attn_mask`].
     pub(super) mask: Option<Tensor>,
+    /// Instead of `mask`, one that several layers share.
+    pub(super) open: Option<OpenMask>,
     /// Whether the scores are a square, above whose diagonal nothing is attended to.
     pub(super) is_causal: bool,
 }
 
 impl Seen {
+    /// Every query attends to these.
+    pub(super) fn all(keys: Tensor, values: Tensor) -> Self {
+        Self { keys, values, mask: None, open: None, is_causal: false }
+    }
+
     /// Of `[N, heads, L, E]` queries, keys and values at the path of `cx`, with those of its cache. `mask`, as
     /// [`AttentionOptions::attn_mask`], is of all keys.
     pub(super) fn by(
@@ -300,7 +307,7 @@ impl Seen {
         cx: &Context,
     ) -> Result<Self> {
         let Some(cache) = cx.cache() else {
-            return Ok(Self { keys, values, mask, is_causal: true });
+            return Ok(Self { mask, is_causal: true, ..Self::all(keys, values) });
         };
         let queries = match (query.size().as_slice(), keys.size().as_slice()) {
             ([_, _, queries, _], [_, _, keys, _]) if queries == keys => *queries,
@@ -313,7 +320,7 @@ impl Seen {
         let [keys, values] = cache.append(&cx.path(), [&keys, &values])?;
         let all = keys.size()[2];
         if all == queries {
-            return Ok(Self { keys, values, mask, is_causal: true });
+            return Ok(Self { mask, is_causal: true, ..Self::all(keys, values) });
         }
         // One query attends to all keys.
         let seen = match queries {
@@ -333,7 +340,7 @@ impl Seen {
                 Some(mask.f_masked_fill(&seen.f_logical_not()?, f64::NEG_INFINITY)?)
             }
         };
-        Ok(Self { keys, values, mask, is_causal: false })
+        Ok(Self { mask, ..Self::all(keys, values) })
     }
 }
 

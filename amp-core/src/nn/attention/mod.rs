@@ -3,6 +3,7 @@
 mod child;
 mod config;
 mod kv_cache;
+mod mask;
 mod position;
 mod projection;
 mod scores;
@@ -10,13 +11,15 @@ mod scores;
 pub use config::MultiheadAttentionConfig;
 pub(in crate::nn) use kv_cache::Entries;
 pub use kv_cache::{KvCache, causal_attention};
+pub use mask::AttentionMask;
 pub use position::{
     RotaryEmbedding, RotaryEmbeddingConfig, RotaryPairing, alibi_bias, alibi_slopes,
 };
-pub use scores::{AttentionMask, AttentionOptions, scaled_dot_product_attention, split_heads};
+pub use scores::{AttentionOptions, scaled_dot_product_attention, split_heads};
 
 use kv_cache::Seen;
 use projection::{Projected, Projection};
+use scores::Shapes;
 use tch::{Kind, Tensor};
 
 use super::{
@@ -153,9 +156,10 @@ impl MultiheadAttention {
     ) -> Result<Tensor> {
         let (q, seen) = self.heads(query, key, value, mask, cx)?;
         let (k, v, options) = (&seen.keys, &seen.values, self.options(&seen, cx));
+        let open = seen.open.as_ref();
         let attended = match cx.has_substitutes() {
-            true => scores::attend_with_weights(&q, k, v, &options, cx)?.0,
-            false => scaled_dot_product_attention(&q, k, v, &options)?,
+            true => scores::attend_with_weights(&q, k, v, &options, open, cx)?.0,
+            false => scores::attend(&q, k, v, &options, open)?,
         };
         self.join(&attended, cx)
     }
@@ -176,8 +180,8 @@ impl MultiheadAttention {
     ) -> Result<(Tensor, Tensor)> {
         let (q, seen) = self.heads(query, key, value, mask, cx)?;
         let options = self.options(&seen, cx);
-        let (attended, weights) =
-            scores::attend_with_weights(&q, &seen.keys, &seen.values, &options, cx)?;
+        let (k, v, open) = (&seen.keys, &seen.values, seen.open.as_ref());
+        let (attended, weights) = scores::attend_with_weights(&q, k, v, &options, open, cx)?;
         Ok((self.join(&attended, cx)?, weights))
     }
 
@@ -216,7 +220,11 @@ impl MultiheadAttention {
         }
         let (n, queries, keys) = self.sizes(query, key, value)?;
         let first = if causal { cx.cache().map_or(0, Entries::tokens) } else { 0 };
-        let mask = mask.joined([n, num_heads, queries, first + keys])?;
+        let is_shared = !causal && mask.is_shared() && !self.adds_keys();
+        let joined = match is_shared {
+            true => None,
+            false => mask.joined([n, num_heads, queries, first + keys])?,
+        };
         let width = self.config.head_dim();
         let heads = |x: &Tensor, length: i64, count: i64| -> Result<Tensor> {
             Ok(x.f_reshape([n, length, count, width])?.f_transpose(1, 2)?)
@@ -235,11 +243,20 @@ impl MultiheadAttention {
         };
         let (q, k) = (rotated(q)?, rotated(k)?);
         if causal {
-            let seen = Seen::by(&q, k, v, mask, cx)?;
+            let seen = Seen::by(&q, k, v, joined, cx)?;
             return Ok((q, seen));
         }
-        let (keys, values, mask) = self.with_added_keys(k, v, mask)?;
-        Ok((q, Seen { keys, values, mask, is_causal: false }))
+        if is_shared {
+            let open = mask.opened(&Shapes::of(&q, &k, &v)?, q.kind())?;
+            return Ok((q, Seen { open, ..Seen::all(k, v) }));
+        }
+        let (keys, values, mask) = self.with_added_keys(k, v, joined)?;
+        Ok((q, Seen { mask, ..Seen::all(keys, values) }))
+    }
+
+    /// Whether the options add keys to the input's.
+    fn adds_keys(&self) -> bool {
+        self.bias_kv.is_some() || self.config.add_zero_attn
     }
 
     /// Heads of keys and values with those that the options add, which a mask lets through.

@@ -2,6 +2,7 @@
 
 use tch::{Kind, Tensor};
 
+use super::mask::OpenMask;
 use crate::{
     Error, Result, ffi,
     nn::Context,
@@ -62,6 +63,17 @@ pub fn scaled_dot_product_attention(
     value: &Tensor,
     options: &AttentionOptions<'_>,
 ) -> Result<Tensor> {
+    attend(query, key, value, options, None)
+}
+
+/// [`scaled_dot_product_attention`]; `open` is what was made of the options' mask before, if it was.
+pub(super) fn attend(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    options: &AttentionOptions<'_>,
+    open: Option<&OpenMask>,
+) -> Result<Tensor> {
     let AttentionOptions { dropout_p, is_causal, scale, .. } = *options;
     let shapes = Shapes::of(query, key, value)?;
     let attend = |key: &Tensor, value: &Tensor, mask: Option<&Tensor>, causal, grouped| {
@@ -70,7 +82,7 @@ pub fn scaled_dot_product_attention(
             query, key, value, mask, dropout, causal, scale, grouped,
         )
     };
-    let Some((mask, masked)) = shapes.mask(query, options)? else {
+    let Some(OpenMask { mask, masked }) = shapes.mask(query, options, open)? else {
         return Ok(attend(key, value, None, is_causal, shapes.heads != shapes.kv_heads)?);
     };
     // libtorch's fused kernels take either a mask or groups.
@@ -104,6 +116,7 @@ pub(super) fn attend_with_weights(
     key: &Tensor,
     value: &Tensor,
     options: &AttentionOptions<'_>,
+    open: Option<&OpenMask>,
     cx: &Context,
 ) -> Result<(Tensor, Tensor)> {
     let (query, key, value) = (&cx.within(query)?, &cx.within(key)?, &cx.within(value)?);
@@ -113,8 +126,8 @@ pub(super) fn attend_with_weights(
     let scale = options.scale.unwrap_or_else(|| 1.0 / (width as f64).sqrt());
     let mut scores = query.f_matmul(&key.f_transpose(-2, -1)?)?.f_mul_scalar(scale)?;
     let mut masked = None;
-    match shapes.mask(query, options)? {
-        Some((mask, queries)) => {
+    match shapes.mask(query, options, open)? {
+        Some(OpenMask { mask, masked: queries }) => {
             scores = match mask.kind() {
                 Kind::Bool => scores.f_masked_fill(&mask.f_logical_not()?, f64::NEG_INFINITY)?,
                 _ => scores.f_add(&mask)?,
@@ -135,20 +148,8 @@ pub(super) fn attend_with_weights(
     Ok((weights.f_matmul(&value)?, weights))
 }
 
-/// A mask of the scores' kind in which every query attends to something, and the queries whose keys are all
-/// masked.
-/// libtorch's kernels differ in what they make of the latter, NaN among it.
-fn open_masked_rows(mask: &Tensor, kind: Kind) -> Result<(Tensor, Tensor)> {
-    if mask.kind() == Kind::Bool {
-        let masked = mask.f_any_dim(-1, true)?.f_logical_not()?;
-        return Ok((mask.f_logical_or(&masked)?, masked));
-    }
-    let masked = mask.f_eq(f64::NEG_INFINITY)?.f_all_dim(-1, true)?;
-    Ok((mask.f_to_kind(kind)?.f_masked_fill(&masked, 0.0)?, masked))
-}
-
 /// Sizes that fit together.
-struct Shapes {
+pub(super) struct Shapes {
     batch: Vec<i64>,
     heads: i64,
     kv_heads: i64,
@@ -157,7 +158,7 @@ struct Shapes {
 }
 
 impl Shapes {
-    fn of(query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Self> {
+    pub(super) fn of(query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Self> {
         let (q, k, v) = (query.size(), key.size(), value.size());
         let parts = |size: &[i64]| match size {
             [batch @ .., heads, length, width] => Some((batch.to_vec(), *heads, *length, *width)),
@@ -194,13 +195,14 @@ impl Shapes {
         }
     }
 
-    /// The mask of the options with what is causal, in which every query attends to something, and the
-    /// queries whose keys are all masked; `None` where there is no mask. Checks the options.
+    /// The mask of the options with what is causal, opened, unless `open` is it already; `None` where there is no
+    /// mask. Checks the options.
     fn mask(
         &self,
         query: &Tensor,
         options: &AttentionOptions<'_>,
-    ) -> Result<Option<(Tensor, Tensor)>> {
+        open: Option<&OpenMask>,
+    ) -> Result<Option<OpenMask>> {
         let AttentionOptions { attn_mask, dropout_p, is_causal, .. } = *options;
         if !(0.0..=1.0).contains(&dropout_p) {
             return Err(refused(format!(
@@ -213,6 +215,9 @@ impl Shapes {
                 self.queries, self.keys
             )));
         }
+        if let Some(open) = open {
+            return Ok(Some(open.shared()));
+        }
         let Some(mask) = attn_mask else { return Ok(None) };
         self.take(mask)?;
         let mask = match (mask.kind(), is_causal) {
@@ -223,14 +228,20 @@ impl Shapes {
                 mask.f_masked_fill(&later, f64::NEG_INFINITY)?
             }
         };
-        open_masked_rows(&mask, query.kind()).map(Some)
+        OpenMask::of(&mask, query.kind()).map(Some)
+    }
+
+    /// Batch, heads, queries and keys of the scores.
+    pub(super) fn of_scores(&self) -> Vec<i64> {
+        let mut scores = self.batch.clone();
+        scores.extend([self.heads, self.queries, self.keys]);
+        scores
     }
 
     /// Rule: a mask is for these scores, and says what it means.
-    fn take(&self, mask: &Tensor) -> Result<()> {
+    pub(super) fn take(&self, mask: &Tensor) -> Result<()> {
         is_mask("attn_mask", mask)?;
-        let (size, mut scores) = (mask.size(), self.batch.clone());
-        scores.extend([self.heads, self.queries, self.keys]);
+        let (size, scores) = (mask.size(), self.of_scores());
         let fits = size.len() <= scores.len()
             && size.iter().rev().zip(scores.iter().rev()).all(|(own, all)| own == all || *own == 1);
         match fits {
@@ -243,7 +254,7 @@ impl Shapes {
 }
 
 /// Rule: a mask is of booleans or of what is added to the scores.
-fn is_mask(name: &str, mask: &Tensor) -> Result<()> {
+pub(super) fn is_mask(name: &str, mask: &Tensor) -> Result<()> {
     let kind = mask.kind();
     if kind == Kind::Bool || is_floating(kind) {
         return Ok(());
@@ -255,107 +266,6 @@ fn is_mask(name: &str, mask: &Tensor) -> Result<()> {
     )))
 }
 
-fn refused(why: String) -> Error {
+pub(super) fn refused(why: String) -> Error {
     Error::config(format!("attention: {why}"))
-}
-
-/// Which keys are masked out for a query in a [`MultiheadAttention`](super::MultiheadAttention) or a
-/// transformer's layer, as torch.nn has it: **true is masked out**, the opposite of
-/// [`scaled_dot_product_attention`]. A query whose keys are all masked out attends to zeros, and its gradients
-/// are zero.
-#[derive(Debug, Default)]
-pub struct AttentionMask {
-    /// `[L, S]`, `[N·heads, L, S]`, or 4-D with sizes that are those of `[N, heads, L, S]` or 1. Boolean: true
-    /// where a key is masked out for a query. Floating: added to the scores, as [`alibi_bias`](super::alibi_bias).
-    pub attn_mask: Option<Tensor>,
-    /// `[N, S]`, boolean: true where a key is padding. Floating: added to the scores.
-    pub key_padding_mask: Option<Tensor>,
-}
-
-impl AttentionMask {
-    /// Every query attends to every key.
-    pub fn none() -> Self {
-        Self::default()
-    }
-
-    /// Keys where `[N, S]` is true are padding.
-    pub fn padding(key_padding_mask: &Tensor) -> Self {
-        Self { key_padding_mask: Some(key_padding_mask.shallow_clone()), ..Self::none() }
-    }
-
-    /// This mask of queries and keys.
-    pub fn of(attn_mask: &Tensor) -> Self {
-        Self { attn_mask: Some(attn_mask.shallow_clone()), ..Self::none() }
-    }
-
-    /// Handles of the same masks.
-    pub(in crate::nn) fn shared(&self) -> Self {
-        let handle = |mask: &Option<Tensor>| mask.as_ref().map(Tensor::shallow_clone);
-        Self {
-            attn_mask: handle(&self.attn_mask),
-            key_padding_mask: handle(&self.key_padding_mask),
-        }
-    }
-
-    /// Whether it lets everything through.
-    pub(in crate::nn) fn is_none(&self) -> bool {
-        self.attn_mask.is_none() && self.key_padding_mask.is_none()
-    }
-
-    /// Both as one mask for [`scaled_dot_product_attention`] of scores `[n, heads, queries, keys]`.
-    pub(super) fn joined(&self, scores: [i64; 4]) -> Result<Option<Tensor>> {
-        let [n, heads, queries, keys] = scores;
-        let attn_mask = self.attn_mask.as_ref().map(|mask| {
-            is_mask("attn_mask", mask)?;
-            match mask.size().as_slice() {
-                [l, s] if [*l, *s] == [queries, keys] => Ok(mask.f_view([1, 1, queries, keys])?),
-                [all, l, s] if [*all, *l, *s] == [n * heads, queries, keys] => {
-                    Ok(mask.f_reshape([n, heads, queries, keys])?)
-                }
-                // Broadcasting of these is checked with the scores.
-                [_, _, _, _] => Ok(mask.shallow_clone()),
-                other => Err(refused(format!(
-                    "attn_mask is {other:?}, but must be [{queries}, {keys}], [{}, {queries}, {keys}] or 4-D \
-                     for the scores {scores:?}",
-                    n * heads
-                ))),
-            }
-        });
-        let padding = self.key_padding_mask.as_ref().map(|mask| {
-            is_mask("key_padding_mask", mask)?;
-            match mask.size().as_slice() {
-                [batch, s] if [*batch, *s] == [n, keys] => Ok(mask.f_view([n, 1, 1, keys])?),
-                other => Err(refused(format!(
-                    "key_padding_mask is {other:?}, but must be [batch, keys], [{n}, {keys}]"
-                ))),
-            }
-        });
-        Ok(match (attn_mask.transpose()?, padding.transpose()?) {
-            (None, None) => None,
-            (Some(one), None) | (None, Some(one)) => Some(match one.kind() {
-                Kind::Bool => one.f_logical_not()?,
-                _ => one,
-            }),
-            (Some(one), Some(other)) if one.kind() == Kind::Bool && other.kind() == Kind::Bool => {
-                Some(one.f_logical_or(&other)?.f_logical_not()?)
-            }
-            (Some(one), Some(other)) => Some(added(&one)?.f_add(&added(&other)?)?),
-        })
-    }
-}
-
-/// What is added to the scores for a mask.
-fn added(mask: &Tensor) -> Result<Tensor> {
-    if mask.kind() != Kind::Bool {
-        return Ok(mask.shallow_clone());
-    }
-    let zeros = Tensor::f_zeros(mask.size(), (Kind::Float, mask.device()))?;
-    Ok(zeros.f_masked_fill(mask, f64::NEG_INFINITY)?)
-}
-
-impl crate::precision::Tensors for AttentionMask {
-    fn each(&self, change: &mut dyn FnMut(&Tensor) -> Result<Tensor>) -> Result<Self> {
-        let attn_mask = self.attn_mask.each(change)?;
-        Ok(Self { attn_mask, key_padding_mask: self.key_padding_mask.each(change)? })
-    }
 }

@@ -177,7 +177,7 @@ impl RunArgs {
 }
 
 /// `name=value`. A value that is not JSON is taken as a string.
-fn assignment(text: &str) -> Result<(String, Value), Error> {
+pub(crate) fn assignment(text: &str) -> Result<(String, Value), Error> {
     let (name, value) = text
         .split_once('=')
         .ok_or_else(|| Error::config(format!("`{text}` does not have the form NAME=VALUE")))?;

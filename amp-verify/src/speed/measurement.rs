@@ -79,6 +79,8 @@ pub struct Measurement {
     pub rates: Vec<f64>,
     /// The most tensor bytes at once, over all rounds.
     pub peak_memory_bytes: Option<u64>,
+    /// Seconds from building the model to the end of its first step.
+    pub first_step_seconds: Option<f64>,
     /// The reason why it was left out.
     pub failure: Option<String>,
 }

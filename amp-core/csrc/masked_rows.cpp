@@ -11,6 +11,7 @@
 #include "kernel.h"
 #include "kernels/masked_rows.cu.h"
 #include "own_kernels.h"
+#include "own_memory.h"
 
 namespace amp::masked_rows {
 namespace {
@@ -65,8 +66,8 @@ struct AmpMaskedRows : torch::autograd::Function<AmpMaskedRows> {
     const auto masked = context->get_saved_variables().at(0);
     const auto& grad = grads.at(0);
     if (c10::GradMode::is_enabled()) return {grad.masked_fill(masked, 0), at::Tensor()};
-    const bool is_alone = grad.use_count() == 1 && grad.storage().use_count() == 1 &&
-                          grad.is_non_overlapping_and_dense();
+    const bool is_alone =
+        grad.use_count() == 1 && amp::has_own_memory(grad) && grad.is_non_overlapping_and_dense();
     const auto out = is_alone ? grad : grad.clone();
     clear(out, masked);
     return {out, at::Tensor()};

@@ -16,7 +16,7 @@ use crate::{
     ffi::PausedProducts,
     log::{Log, LogOptions},
     loss::{Counted, MeanOver},
-    metric::{Metric, Reduction},
+    metric::{Metric, MetricState, Reduction},
     nn::{Context, Visit},
     optim::{Optimizers, Scheduled, TrainingPlan},
     precision::{Gradients, StepOutcome, Unscaled},
@@ -377,6 +377,21 @@ impl<'a> Step<'a> {
         options: LogOptions,
     ) -> Result<()> {
         self.log.metric(name, metric, output, target, options)
+    }
+
+    /// Logs a metric from its state for the batch.
+    ///
+    /// # Errors
+    /// When the state differs in shape from that of an earlier batch.
+    #[doc(hidden)]
+    pub fn metric_state(
+        &mut self,
+        name: &str,
+        metric: &dyn Metric,
+        state: MetricState,
+        options: LogOptions,
+    ) -> Result<()> {
+        self.log.metric_state(name, metric, state, options)
     }
 }
 

@@ -16,7 +16,8 @@ fn main() {
     if cfg!(feature = "doc-only") || wrapper.ends_with("clippy-driver") {
         return;
     }
-    // torch-sys tells its dependents where the libraries are; the headers lie beside them.
+    // torch-sys passes the path of the libraries to the crates that depend on it. The headers are
+    // in a folder next to it.
     let lib = PathBuf::from(env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys sets this"));
     let include = lib.parent().expect("lib has a parent").join("include");
     let out = PathBuf::from(env::var("OUT_DIR").expect("cargo sets this"));
@@ -25,12 +26,12 @@ fn main() {
         .cpp(true)
         .std("c++17")
         .warnings(false)
-        // Debug info of libtorch's headers takes longer to write than the code.
+        // Writing debug info for libtorch's headers takes longer than compiling the code.
         .debug(false)
         // The shim's loops run in each training step, so they are optimized in the tests' profile too.
         .opt_level(3)
-        // libtorch was built with NDEBUG. Without it, some of its headers declare classes of another
-        // layout.
+        // libtorch was built with NDEBUG. Without NDEBUG, some of its headers declare classes with
+        // another layout.
         .define("NDEBUG", None)
         .include("csrc")
         .include(&out)
@@ -45,8 +46,9 @@ fn main() {
 
 /// Writes the translation units, which include the files of `csrc`, and returns their paths.
 ///
-/// Parsing libtorch's headers takes most of the compiler's time, so each set of headers is parsed once:
-/// one unit has the files that need autograd or all operators, the other has the rest.
+/// Parsing libtorch's headers takes most of the compiler's time, so each set of headers is parsed
+/// once: one unit contains the files that need autograd or all operators, and the other contains
+/// the rest.
 fn write_units(out: &Path) -> [PathBuf; 2] {
     const LARGE_HEADERS: [&str; 2] = ["<torch/csrc/autograd/", "<ATen/autocast_mode.h>"];
     let mut files: Vec<PathBuf> = fs::read_dir("csrc")
@@ -70,9 +72,9 @@ fn write_units(out: &Path) -> [PathBuf; 2] {
     })
 }
 
-/// Writes a header for each file of CUDA kernels, such as `kernels/adam.cu.h`, with the kernels' source
-/// as a string constant. The shared headers come first in the string. NVRTC compiles it at run time, for
-/// the GPU at hand.
+/// Writes a header for each file of CUDA kernels, such as `kernels/adam.cu.h`, with the kernels'
+/// source as a string constant. The string begins with the shared headers. NVRTC compiles it at run
+/// time for the available GPU.
 fn embed_kernels(out: &Path) {
     let folder = Path::new("csrc/kernels");
     let read = |name| fs::read_to_string(folder.join(name)).expect("what kernels share");
@@ -87,7 +89,8 @@ fn embed_kernels(out: &Path) {
         // The declarations shared by the kernels and the C++ code that launches them.
         let shared = fs::read_to_string(path.with_extension("h")).unwrap_or_default();
         let text = fs::read_to_string(&path).expect("its source");
-        // Several literals, because compilers may limit the length of one.
+        // The source is split into several literals, because compilers may limit the length of a
+        // literal.
         let header = format!(
             "constexpr char amp_kernels_{stem}[] = R\"cuda({common})cuda\" R\"cuda({shared})cuda\" R\"cuda({text})cuda\";\n"
         );

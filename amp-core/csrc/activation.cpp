@@ -16,8 +16,8 @@ amp::KernelSource& source() {
   return source;
 }
 
-// Whether the time depends on the bytes of the matrix, and 16 bytes can be read at once: its rows begin at
-// multiples of 16 bytes.
+// Whether the time depends on the bytes of the matrix, and 16 bytes can be read at once because its
+// rows begin at multiples of 16 bytes.
 bool is_large(const at::Tensor& matrix) {
   constexpr int64_t large = 1 << 21;
   const auto line = 16 / matrix.element_size();
@@ -25,14 +25,16 @@ bool is_large(const at::Tensor& matrix) {
          reinterpret_cast<uintptr_t>(matrix.const_data_ptr()) % 16 == 0;
 }
 
-// A kernel that sums columns, the dtypes that it is compiled for, and the threads of its blocks.
+// A kernel that sums columns, the dtypes for which it is compiled, and the number of threads in its
+// blocks.
 struct SumKernel {
   const char* name;
   amp::Types types;
   unsigned threads;
 };
 
-// Starts the kernel in blocks that sum up to `part` rows each, in `sums`, which may be undefined.
+// Starts the kernel in blocks that each sum up to `part` rows, and writes the sums to `sums`, which
+// may be undefined.
 void start_sums(const SumKernel& kernel, const at::Tensor& matrix, const Activated& activated,
                 const at::Tensor& sums, long long part, int64_t blocks) {
   const void *from = matrix.const_data_ptr(), *kept = amp::const_data(activated.kept);
@@ -45,7 +47,7 @@ void start_sums(const SumKernel& kernel, const at::Tensor& matrix, const Activat
                   arguments);
 }
 
-// column_sums of a large matrix.
+// Computes column_sums of a large matrix.
 void large_column_sums(const at::Tensor& matrix, const Activated& activated, const at::Tensor& out) {
   constexpr int64_t rows_per_block = 256;
   const int64_t rows = matrix.size(0), columns = matrix.size(1);
@@ -72,7 +74,7 @@ void column_sums(const at::Tensor& matrix, const Activated& activated, const at:
   const int64_t parts = std::max<int64_t>(1, (rows + rows_per_block - 1) / rows_per_block);
   const int64_t blocks = parts * ((columns + columns_per_block - 1) / columns_per_block);
   if (blocks == 0) return;
-  // The sums of each part; a second call adds them up.
+  // The sums of each part. A second call adds them up.
   const bool in_parts = out.defined() && parts > 1;
   const auto wide = matrix.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const auto sums = in_parts ? at::empty({parts, columns}, matrix.options().dtype(wide)) : out;

@@ -24,9 +24,9 @@
 namespace amp::bindings {
 namespace {
 
-// Whether all elements are finite. NaNs and infinities are the values whose exponent bits are all set:
-// adding 1 at the exponent's lowest bit then carries into the sign bit. The loop has no branch, so that the
-// compiler vectorises it, for each vector width that a CPU may have.
+// Whether all elements are finite. NaNs and infinities are the values whose exponent bits are all
+// set: adding 1 at the exponent's lowest bit then carries into the sign bit. The loop has no
+// branch, so that the compiler can vectorise it for each vector width of the supported CPUs.
 template <typename Word>
 inline __attribute__((always_inline)) bool all_finite(const Word* words, int64_t count,
                                                       Word exponent) {
@@ -58,7 +58,7 @@ template <typename Word>
 bool finite(const void* data, int64_t count, Word exponent) {
   constexpr int64_t grain = 1 << 19;
   const auto* words = static_cast<const Word*>(data);
-  // Below this size threads take longer than they save, and so does the call that asks for them.
+  // Below this size, starting threads takes longer than it saves.
   if (count <= grain) return run_is_finite(words, count, exponent);
   std::atomic<bool> all{true};
   at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
@@ -183,8 +183,8 @@ int amp_backward(Handle loss, Handle seed) {
 int amp_foreach_add(const Handle* tensors, size_t count, double value) {
   return amp::guarded([&] {
     c10::NoGradGuard no_grad;
-    // On the CPU libtorch makes one call for each tensor. For an optimizer's step counts that takes longer
-    // than the step itself.
+    // On the CPU libtorch makes one call for each tensor. For an optimizer's step counts these
+    // calls take longer than the step itself.
     if (std::all_of(tensors, tensors + count, is_host_number)) {
       for (size_t i = 0; i < count; ++i) {
         *tensors[i]->mutable_data_ptr<float>() += static_cast<float>(value);
@@ -208,7 +208,7 @@ int amp_foreach_clamp(const Handle* tensors, size_t count, double low, double hi
 int amp_grads(const Handle* tensors, size_t count, Handle* grads, amp::Tensors** out) {
   return amp::guarded([&] {
     auto held = std::make_unique<amp::Tensors>();
-    // With this capacity the elements never move, so that pointers to them stay valid.
+    // With this capacity the elements never move, so pointers to them stay valid.
     held->reserve(count);
     for (size_t i = 0; i < count; ++i) {
       const auto& grad = tensors[i]->grad();
@@ -220,8 +220,8 @@ int amp_grads(const Handle* tensors, size_t count, Handle* grads, amp::Tensors**
 
 void amp_grads_drop(amp::Tensors* grads) { delete grads; }
 
-// If `any` is not 0, backward passes may give these leaves gradients of any dtype; otherwise of the leaf's
-// own dtype.
+// If `any` is not 0, backward passes may give these leaves gradients of any dtype; otherwise only
+// of the leaf's own dtype.
 int amp_allow_any_grad_dtype(const Handle* tensors, size_t count, int any) {
   return amp::guarded([&] {
     for (size_t i = 0; i < count; ++i) {
@@ -238,7 +238,8 @@ int amp_clear_grads(const Handle* tensors, size_t count) {
   });
 }
 
-// The address of the tensor's implementation object. It is equal for two handles of one tensor.
+// Returns the address of the tensor's implementation object. It is equal for two handles of one
+// tensor.
 const void* amp_identity(Handle tensor) { return tensor->unsafeGetTensorImpl(); }
 
 }  // extern "C"

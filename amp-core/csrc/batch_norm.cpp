@@ -94,7 +94,7 @@ struct AmpBatchNorm : torch::autograd::Function<AmpBatchNorm> {
     const auto &input = saved.at(0), &weight = saved.at(1), &bias = saved.at(2),
                &means = saved.at(3), &inverses = saved.at(4);
     auto& kept = context->saved_data;
-    // The other options are used by the forward pass alone.
+    // Only the forward pass uses the other options.
     const Options options{0, 0, kept.at("p").toDouble(), kept.at("relu").toBool()};
     const auto grad = amp::aligned(grads.at(0));
     variable_list out(5);
@@ -140,8 +140,8 @@ struct AmpBatchNorm : torch::autograd::Function<AmpBatchNorm> {
   }
 };
 
-// Whether the kernels support these arguments: [rows, columns] on a CUDA device with at least two rows and
-// a multiple of four columns.
+// Whether the kernels support these arguments: [rows, columns] on a CUDA device with at least two
+// rows and a multiple of four columns.
 bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias) {
   constexpr int64_t largest = std::numeric_limits<int>::max();
   return amp::own_kernels() && input.is_cuda() && input.dim() == 2 && input.size(0) >= 2 && input.size(0) <= largest &&

@@ -1,5 +1,5 @@
-// Batch normalisation of images in channels_last and 16 bits on CUDA devices, with ReLU or with a residual
-// and ReLU behind it (kernels/batch_norm_images.cu).
+// Batch normalisation of images in channels_last and 16 bits on CUDA devices, followed by ReLU, or
+// by adding a residual and ReLU (kernels/batch_norm_images.cu).
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/arange.h>
@@ -32,8 +32,8 @@ using torch::autograd::variable_list;
 using namespace amp::images;
 
 constexpr unsigned threads = 256, finishing_threads = 512;
-// Three on each of a Hopper card's 132 multiprocessors. Any other number sums in another order, which must
-// not depend on the card.
+// Three blocks for each of the 132 multiprocessors of a Hopper GPU. The order of the sums depends
+// on this number, and must not depend on the GPU.
 constexpr int blocks = 396;
 
 struct Options {
@@ -41,7 +41,7 @@ struct Options {
   bool relu;
 };
 
-// Those that are kept; each may be undefined.
+// The running statistics. Each may be undefined.
 struct Statistics {
   at::Tensor mean, var, tracked;
 };
@@ -63,13 +63,13 @@ void start(const std::string& name, const at::Tensor& images, const at::Tensor& 
   source.launch(name.c_str(), types, images.device(), blocks, threads, arguments);
 }
 
-// A pass over the images, in blocks of tiles and chunks.
+// Runs a pass over the images, in blocks of tiles and chunks.
 void pass(const std::string& name, const at::Tensor& images, const at::Tensor& weight,
           const Shape& shape, void** arguments) {
   start(name, images, weight, static_cast<unsigned>(shape.tiles * shape.chunks), threads, arguments);
 }
 
-// What follows from a pass's sums, for each column.
+// Computes the results of a pass's sums, for each column.
 void finish(const char* name, const at::Tensor& images, const at::Tensor& weight,
             const Shape& shape, void** arguments) {
   start(name, images, weight, static_cast<unsigned>(shape.columns / eight), finishing_threads,
@@ -128,7 +128,7 @@ struct AmpBatchNormImages : torch::autograd::Function<AmpBatchNormImages> {
     finish("slopes", input, weight, shape, for_line);
     if (!context->needs_input_grad(0)) return out;
     out[0] = at::empty_like(input, input.options(), format);
-    // What the residual is given was cut off already.
+    // The gradient of the residual has already passed ReLU.
     const void* passed = mask.defined() ? p : g;
     void* gi = amp::data(out[0]);
     void* for_input[] = {&in, &passed, &k, &l, &gi, &shape};
@@ -142,7 +142,8 @@ struct AmpBatchNormImages : torch::autograd::Function<AmpBatchNormImages> {
     return adds ? "_add_relu" : relu ? "_relu" : "";
   }
 
-  // With a graph of its own, for second derivatives. That of ReLU is 0.
+  // Builds an autograd graph of the backward pass, for second derivatives. The second derivative of
+  // ReLU is 0.
   static variable_list differentiable(const at::Tensor& grad, const variable_list& saved,
                                       bool relu) {
     const auto &input = saved.at(0), &weight = saved.at(1), &known = saved.at(2), &mask = saved.at(3);
@@ -155,21 +156,22 @@ struct AmpBatchNormImages : torch::autograd::Function<AmpBatchNormImages> {
       }
       passed = grad * positive;
     }
-    // In training the kernel reads no epsilon.
+    // In training mode the kernel does not read epsilon.
     auto [input_grad, weight_grad, bias_grad] = at::native_batch_norm_backward(
         passed, input, weight, {}, {}, known[mean_row], known[inverse_row], /*train=*/true,
         /*eps=*/0, {true, true, true});
     return {input_grad, weight_grad, bias_grad, mask.defined() ? passed : at::Tensor(), {}, {}};
   }
 
-  // Where ReLU passes the normalised input on.
+  // Returns a mask of the elements where ReLU passes its input on.
   static at::Tensor is_passed(const at::Tensor& input, const at::Tensor& known) {
     const auto of_channels = [&](Known row) { return known[row].view({1, -1, 1, 1}); };
     const auto y = input.to(at::kFloat) * of_channels(scale_row) + of_channels(shift_row);
     return (y.to(input.scalar_type()) <= 0).logical_not();
   }
 
-  // The mask's bits, one for each element as it lies in memory, in the input's shape.
+  // Unpacks the mask's bits to the input's shape. There is one bit for each element, in the order
+  // of memory.
   static at::Tensor unpacked(const at::Tensor& mask, const at::Tensor& input) {
     const auto places = at::arange(eight, mask.options());
     const auto bits = at::bitwise_and(at::bitwise_right_shift(mask.unsqueeze(1), places), 1);
@@ -203,9 +205,10 @@ struct AmpImageNormOptions {
   int relu;
 };
 
-// Normalises [N, C, H, W] over all but the channels; behind it come the residual, if there is one, and
-// ReLU, if wanted or there is a residual. The statistics and their count may be null. The result is new, or
-// null if the kernels cannot take these.
+// Normalises [N, C, H, W] over all dimensions except the channels. Then adds the residual, if it is
+// given, and applies ReLU, if it is requested or there is a residual. The statistics and their
+// count may be null. The result is a new tensor, or null if the kernels do not support these
+// arguments.
 int amp_batch_norm_images(const at::Tensor* input, const at::Tensor* residual,
                           const at::Tensor* weight, const at::Tensor* bias,
                           const at::Tensor* running_mean, const at::Tensor* running_var,

@@ -14,9 +14,9 @@ inline void note_twin(const at::Tensor& tensor, const at::Tensor& cast) {
   note_beside<Twin>(tensor, cast);
 }
 
-// Returns the cached cast of `tensor`, or of the tensor that it is a view of, in the shape of `tensor`.
-// Returns nothing if there is no cached cast of that dtype, if the tensor was written to after the cast, or
-// if gradients through the cast would not reach the tensor.
+// Returns the cached cast of `tensor`, or of the tensor of which it is a view, in the shape of
+// `tensor`. Returns nothing if there is no cached cast of this dtype, if the tensor was written to
+// after the cast, or if gradients through the cast would not reach the tensor.
 inline std::optional<at::Tensor> twin_of(const at::Tensor& tensor, at::ScalarType dtype) {
   const at::TensorBase& whole = tensor.is_view() ? tensor._base() : tensor;
   const auto twin = known_beside<Twin>(whole);

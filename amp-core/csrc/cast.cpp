@@ -41,16 +41,16 @@ struct Filter {
 };
 
 struct Casts {
-  // The casts made in this region.
+  // The casts of this region.
   std::map<Key, Cast> made;
   std::map<Key, Filter> filters;
-  // The uses of this region in order, each once.
+  // The weights that this region used, in order, each once.
   std::vector<Use> used;
-  // The uses of earlier regions, by their first use.
+  // The weights that earlier regions used; the key is the first weight of the region.
   std::map<Key, std::vector<Use>> known;
 };
 
-// Thread-local, as autocast's state is.
+// The record is thread-local, as autocast's state is.
 thread_local Casts casts;
 
 void cast_all(const std::vector<at::Tensor>& weights, at::ScalarType dtype) {
@@ -72,7 +72,7 @@ void cast_all(const std::vector<at::Tensor>& weights, at::ScalarType dtype) {
   }
 }
 
-// Whether the kernel supports the weight and the same tensor exists in the next region.
+// Whether the kernel supports the weight and the same tensor will exist in the next region.
 bool is_plain(const at::Tensor& weight) {
   return weight.is_leaf() && weight.is_non_overlapping_and_dense() &&
          weight.scalar_type() == at::kFloat;
@@ -88,7 +88,7 @@ at::Tensor cast_weight(const at::Tensor& weight, at::ScalarType dtype) {
   const auto key = key_of(weight, dtype);
   auto found = casts.made.find(key);
   if (found == casts.made.end()) {
-    // The weights for one kernel call: they have one device and one dtype.
+    // The weights for one kernel call, which have the same device and dtype.
     std::vector<at::Tensor> weights{weight};
     if (casts.used.empty()) {
       for (const auto& use : casts.known[key]) {
@@ -110,8 +110,8 @@ at::Tensor cast_weight(const at::Tensor& weight, at::ScalarType dtype) {
 at::Tensor cast_filter(const at::Tensor& weight, at::ScalarType dtype) {
   using namespace cast;
   const c10::NoGradGuard no_grad;
-  // If the filter covers one pixel, both layouts are equal, and one kernel casts it together with the other
-  // weights.
+  // If the filter covers one pixel, both layouts are equal, and one kernel casts it together with
+  // the other weights.
   if (weight.is_cuda() && is_plain(weight) && weight.is_contiguous() &&
       weight.numel() == weight.size(0) * weight.size(1)) {
     return cast_weight(weight, dtype);
@@ -135,7 +135,7 @@ void end_cast_weights() {
   casts.used.clear();
   casts.made.clear();
   casts.filters.clear();
-  // Forgets weights of models that no longer exist.
+  // Removes weights of models that no longer exist.
   for (auto at = casts.known.begin(); at != casts.known.end();) {
     at = at->second.empty() || at->second.front().weight.expired() ? casts.known.erase(at)
                                                                     : std::next(at);

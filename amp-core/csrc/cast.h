@@ -14,7 +14,7 @@ at::Tensor cast_weight(const at::Tensor& weight, at::ScalarType dtype);
 // an f32 weight is cast once.
 at::Tensor cast_filter(const at::Tensor& weight, at::ScalarType dtype);
 
-// Called when the thread's outermost autocast region has ended: weights may change from now on.
+// Called when the thread's outermost autocast region has ended. Weights may change from then on.
 void end_cast_weights();
 
 }  // namespace amp

@@ -1,5 +1,5 @@
-// Cross entropy and hits on CUDA devices (kernels/classification.cu); of logits that the kernels cannot
-// take, and elsewhere, libtorch's.
+// Cross entropy and correct counts on CUDA devices (kernels/classification.cu). For logits that the
+// kernels do not support, and on other devices, libtorch computes them.
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Reduction.h>
@@ -39,7 +39,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr auto cuda = c10::DeviceType::CUDA;
-// What one block takes in a few microseconds.
+// The number of logits that one block processes in a few microseconds.
 constexpr int64_t most_logits = 1 << 16;
 constexpr int64_t ignored = -100;
 constexpr int64_t largest_int = std::numeric_limits<int>::max();
@@ -51,7 +51,7 @@ amp::KernelSource& source() {
 
 unsigned threads_for(int rows) { return rows <= 128 ? 128 : rows <= 256 ? 256 : 1024; }
 
-// Whether the kernels take logits [rows, classes] and classes [rows].
+// Whether the kernels support logits [rows, classes] and classes [rows].
 bool fits(const at::Tensor& logits, const at::Tensor& targets) {
   return logits.is_cuda() && logits.dim() == 2 && targets.dim() == 1 &&
          logits.device() == targets.device() && targets.scalar_type() == at::kLong &&
@@ -62,7 +62,7 @@ bool fits(const at::Tensor& logits, const at::Tensor& targets) {
 
 bool are_few(const at::Tensor& logits) { return logits.numel() <= most_logits; }
 
-// libtorch gives a 16-bit loss where autocast does not ask for f32.
+// libtorch returns a 16-bit loss unless autocast requires f32.
 bool has_wide_loss(const at::Tensor& logits) {
   return logits.scalar_type() == wide(logits) || at::autocast::is_autocast_enabled(cuda);
 }
@@ -106,7 +106,7 @@ struct AmpCrossEntropy : torch::autograd::Function<AmpCrossEntropy> {
     return {out, {}};
   }
 
-  // With a graph of its own, for second derivatives.
+  // Builds an autograd graph of the backward pass, for second derivatives.
   static at::Tensor differentiable(const at::Tensor& logits, const at::Tensor& targets,
                                    const at::Tensor& grad) {
     const auto share = at::softmax(logits, 1, wide(logits));
@@ -118,14 +118,14 @@ struct AmpCrossEntropy : torch::autograd::Function<AmpCrossEntropy> {
   }
 };
 
-// A thread for each line of a row, up to a block's.
+// The number of threads for a row: one for each line of 16 bytes, up to the size of a block.
 unsigned threads_of_row(const at::Tensor& logits) {
   const int64_t lines = logits.size(1) * logits.element_size() / 16;
   return static_cast<unsigned>(std::clamp<int64_t>((lines + 31) / 32 * 32, 32, 1024));
 }
 
-// Whether the graph that is run backward is the only one to hold the logits that it saved, which `saved`
-// holds as well: nobody can see them change.
+// Whether the graph that runs backward is the only owner of the logits that it saved, besides
+// `saved`. Then they may be overwritten.
 bool are_held_by_graph_alone(const at::Tensor& saved) {
   if (torch::autograd::get_current_graph_task_keep_graph() || !saved.is_contiguous() ||
       saved.use_count() > 2) {
@@ -134,7 +134,8 @@ bool are_held_by_graph_alone(const at::Tensor& saved) {
   return amp::has_own_memory(saved);
 }
 
-// Of many logits, which are read once forward and become their gradients backward.
+// The loss of many logits. The forward pass reads them once, and the backward pass replaces them by
+// their gradients.
 struct AmpRowCrossEntropy : torch::autograd::Function<AmpRowCrossEntropy> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& given,
                             const at::Tensor& given_targets, Options options) {
@@ -180,7 +181,8 @@ struct AmpRowCrossEntropy : torch::autograd::Function<AmpRowCrossEntropy> {
   }
 };
 
-// The loss by a kernel of ours; undefined where it is not for these.
+// Computes the loss with this crate's kernel. The result is undefined if the kernel does not
+// support these arguments.
 at::Tensor cross_entropy(const at::Tensor& logits, const at::Tensor& targets,
                          const Options& options) {
   if (!amp::own_kernels() || !fits(logits, targets) || !has_wide_loss(logits)) return {};
@@ -190,7 +192,7 @@ at::Tensor cross_entropy(const at::Tensor& logits, const at::Tensor& targets,
   return trains ? AmpCrossEntropy::apply(logits, targets) : at::Tensor();
 }
 
-// How many targets count.
+// Returns the number of targets that are not ignored.
 at::Tensor counted_classes(const at::Tensor& targets, int64_t classes) {
   const auto options = targets.options().dtype(at::kDouble);
   if (!targets.is_cpu()) {
@@ -210,7 +212,7 @@ at::Tensor counted_classes(const at::Tensor& targets, int64_t classes) {
   return at::full({}, static_cast<double>(count), options);
 }
 
-// row_losses by libtorch's operators.
+// Computes row_losses with libtorch's operators.
 void composed_row_losses(const at::Tensor& logits, const at::Tensor& targets, const Options& options,
                          double factor, at::Tensor losses) {
   const auto [smoothing, left_out, z] = options;
@@ -287,9 +289,10 @@ at::Tensor differentiable_gradient(const at::Tensor& logits, const at::Tensor& t
 
 extern "C" {
 
-// The mean cross entropy of logits against classes, those of `left_out` left out, or against
-// probabilities; `smoothing` of the target goes to all classes alike. With `z` it has z·log²Σexp(logits) of each
-// target as well. The result is new, or null where there is a `z` and the kernels cannot take these.
+// Computes the mean cross entropy of logits against classes, without targets of class `left_out`,
+// or against probabilities. The fraction `smoothing` of each target is divided equally among all
+// classes. With `z`, z·log²Σexp(logits) of each target is added. The result is a new tensor, or
+// null if `z` is given and the kernels do not support these arguments.
 int amp_cross_entropy(const at::Tensor* logits, const at::Tensor* targets, double smoothing,
                       int64_t left_out, double z, at::Tensor** out) {
   return amp::guarded([&] {
@@ -302,13 +305,14 @@ int amp_cross_entropy(const at::Tensor* logits, const at::Tensor* targets, doubl
   });
 }
 
-// How many targets are not of the ignored class, as an f64 scalar. On the CPU a class that is not below
-// `classes` is an error; elsewhere the count is NaN.
+// Counts the targets that are not of the ignored class, as an f64 scalar. On the CPU a class that
+// is not below `classes` is an error; on other devices the count is NaN.
 int amp_counted_classes(const at::Tensor* targets, int64_t classes, at::Tensor** out) {
   return amp::guarded([&] { *out = new at::Tensor(counted_classes(*targets, classes)); });
 }
 
-// How many rows have their largest logit at their class, and how many count: f64 [2], which is new.
+// Counts the rows whose largest logit is at their class, and the rows that are not ignored: a new
+// f64 tensor [2].
 int amp_hits(const at::Tensor* logits, const at::Tensor* targets, at::Tensor** out) {
   return amp::guarded([&] {
     if (!fits(*logits, *targets) || !are_few(*logits)) {

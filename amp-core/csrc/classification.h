@@ -5,8 +5,8 @@
 
 namespace amp::classification {
 
-// The options of a cross entropy: the share of the target that is spread over all classes, the ignored class,
-// and the factor of log²Σexp(logits).
+// The options of a cross entropy: the fraction of the target that is divided among all classes, the
+// ignored class, and the factor of log²Σexp(logits).
 struct Options {
   double smoothing;
   long long left_out;
@@ -16,21 +16,25 @@ struct Options {
 // The dtype in which the loss of these logits is computed: f32 or f64.
 at::ScalarType wide(const at::Tensor& logits);
 
-// Writes the loss of each row of the logits [rows, classes] to `losses` [rows], which are 0 where the target is
-// the ignored class. With a `factor` other than 0 the logits become their rows' gradients times `factor`.
+// Writes the loss of each row of the logits [rows, classes] to `losses` [rows]. The loss of an
+// ignored target is 0. If `factor` is not 0, the logits are replaced by the gradients of their
+// rows' losses, times `factor`.
 void row_losses(const at::Tensor& logits, const at::Tensor& targets, const Options& options, double factor,
                 const at::Tensor& losses);
 
 struct Mean {
-  // A scalar of the losses' dtype, and the number of targets that count, a scalar of f64.
+  // The mean, a scalar in the losses' dtype, and the number of targets that are not ignored, an f64
+  // scalar.
   at::Tensor value, counted;
 };
 
-// The mean of the losses of rows whose target is not the ignored class; `logits` is the dtype of their logits.
+// Computes the mean of the losses of rows whose target is not ignored. `logits` is the dtype of the
+// logits.
 Mean mean_of_rows(const at::Tensor& losses, const at::Tensor& targets, const Options& options,
                   at::ScalarType logits);
 
-// The gradient of the mean loss with respect to the logits, with an autograd graph for second derivatives.
+// Computes the gradient of the mean loss with respect to the logits, with an autograd graph for
+// second derivatives.
 at::Tensor differentiable_gradient(const at::Tensor& logits, const at::Tensor& targets, const at::Tensor& grad,
                                    const Options& options);
 

@@ -38,9 +38,9 @@ struct AmpFilter : torch::autograd::Function<AmpFilter> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& weight,
                             at::ScalarType dtype) {
     context->saved_data[dtype_key] = static_cast<int64_t>(weight.scalar_type());
-    // If the output has no gradient, the filter gets none, instead of zeros.
+    // If the output has no gradient, the filter gets no gradient instead of zeros.
     context->set_materialize_grads(false);
-    // A new handle, because the region's own tensor has no autograd history.
+    // This is a new handle, because the region's own tensor has no autograd history.
     return amp::cast_filter(weight, dtype).variable_data();
   }
 
@@ -53,7 +53,7 @@ struct AmpFilter : torch::autograd::Function<AmpFilter> {
   }
 };
 
-// The 16-bit dtype of the computation; nothing if it is not 16-bit.
+// Returns the 16-bit dtype of the computation, or nothing if the computation is not in 16 bits.
 std::optional<at::ScalarType> half_of(const at::Tensor& input, const at::Tensor& weight) {
   const auto given = input.scalar_type(), own = weight.scalar_type();
   const auto device = input.device().type();
@@ -70,12 +70,13 @@ std::optional<at::ScalarType> half_of(const at::Tensor& input, const at::Tensor&
 constexpr auto format = at::MemoryFormat::ChannelsLast;
 constexpr int most_channels = folded_channels / 4;
 
-// Computes a convolution with stride 2 of few channels, such as a network's first layer, as a convolution
-// with stride 1 of blocks of 2×2 pixels. Three channels do not fill a tensor core: cuDNN takes ten times as
-// long for them as the memory transfer does.
+// Computes a convolution with stride 2 of few channels, such as a network's first layer, as a
+// convolution with stride 1 of blocks of 2×2 pixels. Three channels do not fill a tensor core:
+// cuDNN takes ten times as long for them as reading and writing the memory.
 struct Fold {
-  // The side of the filter, the blocks of padding before the image, the zeros before the filter in its
-  // first block, the blocks that the filter covers along a side, and the size of the output.
+  // The side of the filter; the blocks of padding before the image; the zeros before the filter in
+  // its first block; the number of blocks that the filter covers along a side; and the size of the
+  // output.
   int64_t side, before, ahead, taps, out[2];
 
   Fold(const at::Tensor& input, const at::Tensor& weight, int64_t padding) {
@@ -148,7 +149,7 @@ bool folds(const at::Tensor& input, const at::Tensor& weight, int64_t stride, in
   return input.numel() > 0 && fold.out[0] > 0 && fold.out[1] > 0 && blocks <= largest;
 }
 
-// Saves the image as it was given, because its blocks take several times as much memory.
+// Saves the original image, because its blocks take several times as much memory.
 struct AmpFolded : torch::autograd::Function<AmpFolded> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input,
                             const at::Tensor& weight, int64_t padding, at::ScalarType dtype) {
@@ -173,8 +174,8 @@ struct AmpFolded : torch::autograd::Function<AmpFolded> {
   }
 };
 
-// Whether the windows are adjacent patches, as in the first layer of a vision transformer. For smaller
-// patches the copy takes longer than cuDNN's convolution.
+// Whether the windows are adjacent patches, as in the first layer of a vision transformer. For
+// small patches the copy takes longer than cuDNN's convolution.
 bool are_patches(const at::Tensor& input, const at::Tensor& weight, int64_t stride, int64_t padding) {
   constexpr int64_t smallest = 4;
   const auto side = weight.size(2);
@@ -183,7 +184,8 @@ bool are_patches(const at::Tensor& input, const at::Tensor& weight, int64_t stri
          input.size(0) > 0;
 }
 
-// The convolution as a product of patches and filters, by operations that have derivatives.
+// Computes the convolution as a product of patches and filters, by operations that have
+// derivatives.
 at::Tensor of_patches(const at::Tensor& input, const at::Tensor& weight,
                       const std::optional<at::Tensor>& bias, at::ScalarType dtype) {
   const auto side = weight.size(2), count = weight.size(0), images = input.size(0);
@@ -208,7 +210,7 @@ struct AmpConvAndInput : torch::autograd::Function<AmpConvAndInput> {
   static variable_list forward(AutogradContext* context, const at::Tensor& input,
                                const at::Tensor& filter, int64_t stride, int64_t padding) {
     context->save_for_backward({input, filter});
-    // A use without a gradient gets none, instead of zeros.
+    // If a use has no gradient, it gets no gradient instead of zeros.
     context->set_materialize_grads(false);
     context->saved_data["stride"] = stride;
     context->saved_data["padding"] = padding;
@@ -256,9 +258,9 @@ struct AmpConvAndInput : torch::autograd::Function<AmpConvAndInput> {
 
 extern "C" {
 
-// A square convolution without bias of [N, C, H, W] in channels_last, computed in the input's 16-bit dtype.
-// Writes the output to `out` and the input, for its second use, to `again`. Both are new, or null for other
-// convolutions.
+// Computes a square convolution without bias of [N, C, H, W] in channels_last, in the input's
+// 16-bit dtype. Writes the output to `out` and the input, for its second use, to `again`. Both are
+// new tensors, or null for other convolutions.
 int amp_conv2d_and_input(const at::Tensor* input, const at::Tensor* weight, int64_t stride,
                          int64_t padding, at::Tensor** out, at::Tensor** again) {
   return amp::guarded([&] {
@@ -273,8 +275,8 @@ int amp_conv2d_and_input(const at::Tensor* input, const at::Tensor* weight, int6
   });
 }
 
-// A square convolution of [N, C, H, W]; `bias` may be null. With `channels_last` a 16-bit computation uses
-// that layout, and the output has it too. The result is a new tensor.
+// Computes a square convolution of [N, C, H, W]; `bias` may be null. With `channels_last` a 16-bit
+// computation and its output use that layout. The result is a new tensor.
 int amp_conv2d(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias,
                int64_t stride, int64_t padding, int channels_last, at::Tensor** out) {
   return amp::guarded([&] {
@@ -298,8 +300,8 @@ int amp_conv2d(const at::Tensor* input, const at::Tensor* weight, const at::Tens
       *out = new at::Tensor(of_patches(*input, *weight, addend, *dtype));
       return;
     }
-    // One copy, also if both dtype and layout change. `contiguous` would not copy an input with a single
-    // channel, whose strides do not show the layout.
+    // This makes one copy, also if both dtype and layout change. `contiguous` would not copy an
+    // input with a single channel, whose strides do not show the layout.
     const auto given = input->to(*dtype, /*non_blocking=*/false, /*copy=*/false, format);
     run(given, AmpFilter::apply(*weight, *dtype));
   });

@@ -1,4 +1,4 @@
-// Copies many tensors by one kernel on CUDA devices (kernels/copy.cu).
+// Copies many tensors with one kernel on CUDA devices (kernels/copy.cu).
 
 #include "copy.h"
 
@@ -19,7 +19,7 @@ namespace {
 
 #include "kernels/copy.h"
 
-// Whether the copy is a copy of bytes: equal dtypes and layouts.
+// Whether the bytes can be copied unchanged: dtypes and layouts are equal.
 bool is_plain(const at::Tensor& to, const at::Tensor& from) {
   return to.is_cuda() && to.device() == from.device() && to.scalar_type() == from.scalar_type() &&
          to.sizes() == from.sizes() && to.strides() == from.strides() &&

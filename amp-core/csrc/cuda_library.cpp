@@ -1,7 +1,7 @@
-// Loads libtorch's CUDA library when the program starts, before any code can ask whether CUDA is available:
-// libtorch determines that once and keeps the answer. The program is linked with the CPU library alone, so
-// that it is the same wherever it was built, and a machine without a GPU does not spend time on loading the
-// CUDA library.
+// Loads libtorch's CUDA library when the program starts. This happens before any code can ask
+// whether CUDA is available, because libtorch determines that once and keeps the answer. The
+// program is linked only with the CPU library. It is therefore the same wherever it was built, and
+// a machine without a GPU does not spend time on loading the CUDA library.
 
 #include <dlfcn.h>
 #include <unistd.h>
@@ -36,14 +36,14 @@ const Attempt& attempt() {
   return made;
 }
 
-// Runs after the initialisation of libtorch's CPU library, because this library depends on it.
+// Runs after libtorch's CPU library is initialised, because this library depends on it.
 __attribute__((constructor)) void load_at_start() { attempt(); }
 
 }  // namespace
 
 extern "C" {
 
-// Returns how loading ended; `text` stays valid.
+// Returns the result of loading. `text` stays valid.
 int amp_cuda_library(const char** text) {
   *text = attempt().text.c_str();
   return attempt().status;

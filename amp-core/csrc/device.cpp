@@ -39,7 +39,7 @@ struct HostMemoryGuard {
   c10::DebugInfoGuard guard{c10::DebugInfoKind::PROFILER_STATE, memory};
 };
 
-// libtorch starts with TF32 on for cuDNN, so that a convolution in f32 would keep 10 bits of mantissa
+// libtorch starts with TF32 on for cuDNN, so an f32 convolution would keep 10 bits of mantissa
 // while a matrix product keeps 23. This program starts with TF32 off for both.
 [[maybe_unused]] const bool cudnn_starts_in_f32 = [] {
   at::globalContext().setAllowTF32CuDNN(false);
@@ -52,8 +52,8 @@ extern "C" {
 
 int amp_host_memory_start(void** out) {
   return amp::guarded([&] {
-    // The allocator warns whenever a block is freed that was allocated before the meter started. The meter
-    // counts from its start by intent, so that these warnings are silenced.
+    // The allocator warns when a block is freed that was allocated before the meter started. Such
+    // blocks are normal here, so the warnings are silenced.
     FLAGS_caffe2_log_level = std::max(FLAGS_caffe2_log_level, static_cast<int>(c10::GLOG_ERROR));
     *out = new HostMemoryGuard();
   });
@@ -70,8 +70,9 @@ int amp_host_memory_stop(void* guard) {
   return amp::guarded([&] { delete static_cast<HostMemoryGuard*>(guard); });
 }
 
-// Returns the bytes that tensors requested. The allocator's own count (allocated_bytes) is the size of the
-// blocks, each of which may be up to 1 MiB larger, depending on what was cached before.
+// Returns the bytes that tensors requested. The allocator's own count (allocated_bytes) sums the
+// sizes of blocks. Each block may be up to 1 MiB larger than requested, depending on what was
+// cached before.
 int amp_cuda_memory(int index, int64_t* requested, int64_t* peak, int64_t* reserved_peak) {
   return amp::guarded([&] {
     using c10::CachingAllocator::StatType;
@@ -98,8 +99,8 @@ int amp_set_numerics(int tf32, int deterministic) {
     context.setAllowTF32CuDNN(tf32 != 0);
     context.setDeterministicCuDNN(deterministic != 0);
     context.setDeterministicAlgorithms(deterministic != 0, /*warn_only=*/true);
-    // With deterministic algorithms libtorch would otherwise write every new tensor, to hide reads of
-    // uninitialised memory.
+    // Otherwise, with deterministic algorithms, libtorch would fill every new tensor, to make reads
+    // of uninitialised memory deterministic.
     context.setDeterministicFillUninitializedMemory(false);
   });
 }

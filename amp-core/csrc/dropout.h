@@ -17,13 +17,13 @@ struct Dropout {
   unsigned threshold;
   float scale;
 
-  // Dropout with probability p, below 1. Takes random numbers from libtorch's generator of the device. In a
-  // CUDA graph each replay takes new ones.
+  // Makes a dropout with probability p, below 1, that takes random numbers from libtorch's
+  // generator of the device. In a CUDA graph each replay takes new numbers.
   Dropout(double p, c10::Device device) : Dropout(p) {
     if (threshold != 0) random = draw_random(device);
   }
 
-  // Drops the same elements again, for the backward pass.
+  // Makes a dropout that drops the same elements again, for the backward pass.
   Dropout(double p, const std::vector<int64_t>& drawn) : Dropout(p) {
     random.seed_.val = static_cast<uint64_t>(drawn.at(0));
     random.offset_.val = static_cast<uint64_t>(drawn.at(1));
@@ -31,15 +31,15 @@ struct Dropout {
     random.captured_ = drawn.at(3) != 0;
   }
 
-  // Has the scale of dropout with probability p and drops nothing, for a backward pass that finds the
-  // dropped elements in the output. Draws no random number.
+  // Makes a dropout with the scale for probability p that drops nothing. Use it in a backward pass
+  // that reads the dropped elements from the output. It draws no random number.
   static Dropout of_output(double p) {
     Dropout out(p);
     out.threshold = 0;
     return out;
   }
 
-  // No dropout.
+  // Makes a dropout that changes nothing.
   Dropout() : Dropout(0) {}
 
   std::vector<int64_t> drawn() const {

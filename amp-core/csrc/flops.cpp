@@ -1,5 +1,6 @@
-// Counts the floating-point operations of the matrix products that this thread computes, with libtorch's
-// profiling callbacks: two for each multiplication and its addition, as torch.utils.flop_counter counts.
+// Counts the floating-point operations of the matrix products that this thread computes, with
+// libtorch's profiling callbacks. A multiplication with its addition counts as two, as in
+// torch.utils.flop_counter.
 
 #include <ATen/record_function.h>
 
@@ -14,7 +15,7 @@ namespace {
 
 using Inputs = c10::ArrayRef<const c10::IValue>;
 
-// The operations of one call: `all` of them, plus `each` for each element of its output.
+// The operations of one call: `all`, plus `each` for each element of the output.
 struct Count {
   double all = 0;
   double each = 0;
@@ -35,10 +36,12 @@ Count one_column(Inputs inputs) {
 
 double row(const at::Tensor& weight) { return static_cast<double>(weight.numel() / weight.size(0)); }
 
-// Weights are [out, in / groups, ..]. Each element of the output is a sum over one row of them.
+// Weights are [out, in / groups, ..]. Each element of the output is a sum over one row of the
+// weights.
 Count convolution(Inputs inputs) { return {0, 2.0 * row(inputs[1].toTensor())}; }
 
-// Weights are [in, out / groups, ..]. Each element of the input is multiplied by one row of them.
+// Weights are [in, out / groups, ..]. Each element of the input is multiplied by one row of the
+// weights.
 Count transposed_convolution(Inputs inputs) {
   return {2.0 * inputs[0].toTensor().numel() * row(inputs[1].toTensor()), 0};
 }
@@ -76,9 +79,9 @@ struct Rule {
   Count (*count)(Inputs);
 };
 
-// Operators called within one of these are not counted again, so that the count does not depend on the
-// operator's kernel. Operators that are not listed, such as `linear` and `matmul`, are counted by the
-// products that they call.
+// Operators called within a listed operator are not counted again, so the count does not depend on
+// the operator's kernel. Operators that are not listed, such as `linear` and `matmul`, are counted
+// through the products that they call.
 constexpr Rule kRules[] = {
     {"aten::mm", product<0, 1>},
     {"aten::bmm", product<0, 1>},
@@ -112,7 +115,7 @@ struct Watched : at::ObserverContext {
 
 thread_local std::optional<at::CallbackHandle> handle;
 thread_local double counted = 0;
-// The number of listed operators that are running, one inside the other.
+// The number of listed operators that are currently running, nested in each other.
 thread_local int depth = 0;
 
 // The inputs are available only when the operator begins.
@@ -138,7 +141,7 @@ void end(const at::RecordFunction& function, at::ObserverContext* context) {
 
 extern "C" {
 
-// Starts to count from 0.
+// Starts counting from 0.
 int amp_flops_start() {
   return amp::guarded([] {
     counted = 0;
@@ -157,7 +160,7 @@ int amp_flops_stop() {
   });
 }
 
-// The count since the start.
+// Returns the count since the start.
 int amp_flops_read(double* count) {
   return amp::guarded([&] { *count = counted; });
 }

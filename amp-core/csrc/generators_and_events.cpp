@@ -13,8 +13,8 @@
 namespace amp::run {
 namespace {
 
-// A copy of the CPU generator's state. libtorch's own state tensor is built word by word and takes some
-// microseconds.
+// A copy of the CPU generator's state. It is faster than libtorch's own state tensor, which is
+// built word by word in some microseconds.
 struct CpuRandom {
   at::mt19937 engine;
   std::optional<float> next_float;
@@ -31,8 +31,8 @@ struct CpuRandom {
   }
 };
 
-// The last state that this thread dropped, for reuse. A step saves a state and drops the one before, and an
-// allocation of this size is slow.
+// The last state that this thread dropped, for reuse. A step saves a state and drops the previous
+// one, and an allocation of this size is slow.
 thread_local std::unique_ptr<CpuRandom> spare;
 
 CpuRandom* note(at::CPUGeneratorImpl& generator) {
@@ -54,7 +54,8 @@ c10::Device device(int cuda) {
 
 extern "C" {
 
-// `cuda` is a device's index. The caller owns the new tensor.
+// Reads the state of a CUDA generator; `cuda` is the device's index. The caller owns the new
+// tensor.
 int amp_random_get(int cuda, at::Tensor** out) {
   return amp::guarded([&] { *out = new at::Tensor(amp::Random(device(cuda)).state); });
 }
@@ -63,7 +64,7 @@ int amp_random_set(int cuda, const at::Tensor* state) {
   return amp::guarded([&] { amp::Random(device(cuda)).write(*state); });
 }
 
-// The state of the CPU's default generator. The caller frees it with amp_cpu_random_drop.
+// Reads the state of the CPU's default generator. The caller frees it with amp_cpu_random_drop.
 int amp_cpu_random_read(void** out) {
   return amp::guarded([&] {
     auto generator = at::detail::getDefaultCPUGenerator();
@@ -80,7 +81,7 @@ int amp_cpu_random_write(const void* random) {
   });
 }
 
-// Seeds the CPU's default generator alone, as torch.manual_seed does.
+// Seeds only the CPU's default generator, as torch.manual_seed does.
 int amp_cpu_random_seed(uint64_t seed) {
   return amp::guarded([&] {
     auto generator = at::detail::getDefaultCPUGenerator();
@@ -89,7 +90,7 @@ int amp_cpu_random_seed(uint64_t seed) {
   });
 }
 
-// The state in the layout of torch.get_rng_state(). The caller owns the new tensor.
+// Returns the state in the layout of torch.get_rng_state(). The caller owns the new tensor.
 int amp_cpu_random_tensor(const void* random, at::Tensor** out) {
   return amp::guarded([&] {
     const auto generator = at::detail::createCPUGenerator();
@@ -112,7 +113,7 @@ void amp_cpu_random_drop(void* random) { spare.reset(static_cast<CpuRandom*>(ran
 // Records an event in the device's current stream. The caller frees it with amp_event_drop.
 int amp_event_record(int cuda, void** out) {
   return amp::guarded([&] {
-    // This flag makes the event store its time; PyTorch's own events do not.
+    // This flag makes the event store its time. PyTorch's own events do not store it.
     auto event = std::make_unique<c10::Event>(c10::DeviceType::CUDA, c10::EventFlag::BACKEND_DEFAULT);
     const c10::impl::VirtualGuardImpl guard(c10::DeviceType::CUDA);
     event->record(guard.getStream(device(cuda)));
@@ -120,7 +121,7 @@ int amp_event_record(int cuda, void** out) {
   });
 }
 
-// Milliseconds between two events of one device. Waits for the later event.
+// Returns the milliseconds between two events of one device. Waits for the later event.
 int amp_event_elapsed(const void* from, const void* to, double* milliseconds) {
   return amp::guarded([&] {
     const auto& end = *static_cast<const c10::Event*>(to);

@@ -1,4 +1,4 @@
-// Statistics of a gradient that the backward pass computes and does not keep.
+// Statistics of a gradient that the backward pass computes but does not keep.
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -25,7 +25,7 @@ void note(const at::Tensor& figures, const at::Tensor& grad) {
 
 extern "C" {
 
-// Returns a new f64 tensor of four statistics of `tensor`'s gradient. The backward pass fills it.
+// Returns a new f64 tensor for four statistics of `tensor`'s gradient. The backward pass fills it.
 int amp_watch_gradient(const at::Tensor* tensor, at::Tensor** out) {
   return amp::guarded([&] {
     auto figures = at::zeros({4}, tensor->options().dtype(at::kDouble).requires_grad(false));
@@ -34,8 +34,8 @@ int amp_watch_gradient(const at::Tensor* tensor, at::Tensor** out) {
   });
 }
 
-// Makes the following layers read `tensor` itself instead of its cached cast, so that its gradient includes
-// theirs.
+// Makes the following layers read `tensor` itself instead of its cached cast, so that its gradient
+// includes their gradients.
 int amp_forget_twin(const at::Tensor* tensor) {
   return amp::guarded([&] {
     const at::TensorBase& whole = tensor->is_view() ? tensor->_base() : *tensor;

@@ -34,8 +34,8 @@ class CudaGraph {
   CudaGraph(const CudaGraph&) = delete;
 
   void capture_begin() {
-    // cudaStreamCaptureModeThreadLocal: other threads, such as those that load data, may allocate during a
-    // capture.
+    // The value of cudaStreamCaptureModeThreadLocal. Other threads, such as those that load data,
+    // may allocate during a capture.
     constexpr int thread_local_mode = 1;
     cuda_symbol<void (*)(void*, PoolId, int)>(
         "_ZN2at4cuda9CUDAGraph13capture_beginESt4pairIyyE21cudaStreamCaptureMode")(
@@ -50,14 +50,15 @@ class CudaGraph {
   void (*replay_)(void*) = cuda_symbol<void (*)(void*)>("_ZN2at4cuda9CUDAGraph6replayEv");
 };
 
-// cuBLAS keeps a workspace for each stream that it has used, 32 MiB on recent devices, even if the stream
-// is not used again. Memory that a captured graph uses stays with the graph.
+// Frees cuBLAS's workspaces. cuBLAS keeps a workspace for each stream that it has used, 32 MiB on
+// recent devices, even if the stream is not used again. Memory that a captured graph uses stays
+// reserved for the graph.
 void clear_cublas_workspaces() {
   cuda_symbol<void (*)()>("_ZN2at4cuda21clearCublasWorkspacesEv")();
 }
 
-// If the driver itself ends a capture, the random generator stays in its capturing state, in which it
-// refuses to draw. A copy of the generator is in the ordinary state.
+// Replaces the generator by a copy. If the driver itself ends a capture, the generator stays in its
+// capturing state, in which it refuses to draw; a copy of it is in the ordinary state.
 void leave_capture(c10::Device device) {
   auto generator = at::globalContext().defaultGenerator(device);
   std::lock_guard<std::mutex> lock(generator.mutex());
@@ -80,7 +81,7 @@ int amp_graph_begin(int index, void** out) {
   return amp::guarded([&] {
     const c10::Device device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(index));
     const c10::impl::VirtualGuardImpl impl(device.type());
-    // Waits now for earlier work, because a capture must not wait for it.
+    // Earlier work is waited for now, because a capture must not wait for it.
     impl.synchronizeDevice(device.index());
     clear_cublas_workspaces();
     auto capture = std::make_unique<Capture>(impl.getStreamFromGlobalPool(device));
@@ -131,7 +132,7 @@ int amp_graph_launch(void* handle, const at::Tensor* from, const at::Tensor* to,
 // (torch.cuda.set_sync_debug_mode).
 int amp_forbid_synchronization(int forbid) {
   return amp::guarded([&] {
-    // c10::cuda::warning_state(), an enum: 0 allows waiting, 2 makes it an error.
+    // c10::cuda::warning_state() is an enum: 0 allows waiting, 2 makes it an error.
     *cuda_symbol<int*>("_ZZN3c104cuda13warning_stateEvE14warning_state_") = forbid != 0 ? 2 : 0;
   });
 }

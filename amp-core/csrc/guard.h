@@ -1,4 +1,4 @@
-// Every entry point runs its body in `guarded`, so that a C++ exception never reaches Rust.
+// Every entry point runs its body in `guarded`, so that no C++ exception reaches Rust.
 #pragma once
 
 #include <cstring>

@@ -1,5 +1,5 @@
-// Divides one product into queries, keys and values by head. On CUDA devices a kernel joins their gradients
-// and computes the sums of the columns (kernels/heads.cu).
+// Splits one product into queries, keys and values by head. On CUDA devices a kernel joins their
+// gradients and computes the column sums (kernels/heads.cu).
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/cat.h>
@@ -37,7 +37,7 @@ amp::KernelSource& source() {
 
 int64_t line_of(const at::Tensor& tensor) { return 16 / tensor.element_size(); }
 
-// A gradient in a layout that the kernel can read: in lines of 16 bytes.
+// Returns a gradient in a layout that the kernel can read: in lines of 16 bytes.
 at::Tensor in_lines(const at::Tensor& grad) {
   const auto line = line_of(grad);
   bool fits = grad.stride(3) == 1 && reinterpret_cast<uintptr_t>(grad.const_data_ptr()) % 16 == 0;
@@ -45,7 +45,8 @@ at::Tensor in_lines(const at::Tensor& grad) {
   return fits ? grad : grad.contiguous();
 }
 
-// Queries, keys and values, each [batch, heads, length, width]: views of the product.
+// Returns queries, keys and values, each [batch, heads, length, width]. They are views of the
+// product.
 variable_list by_head(const at::Tensor& product, int64_t heads) {
   variable_list out;
   for (const auto& part : product.chunk(parts_of_product, 2)) {
@@ -119,8 +120,8 @@ bool fits(const at::Tensor& product, int64_t heads) {
 
 extern "C" {
 
-// Divides [batch, length, 3·heads·width] into queries, keys and values, [batch, heads, length, width] each,
-// and writes new handles of the views to `out`.
+// Splits [batch, length, 3·heads·width] into queries, keys and values, each [batch, heads, length,
+// width], and writes new handles of the views to `out`.
 int amp_split_heads(const at::Tensor* product, int64_t heads, at::Tensor** out) {
   return amp::guarded([&] {
     const auto made = fits(*product, heads) ? AmpSplitHeads::apply(*product, heads)

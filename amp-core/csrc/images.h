@@ -1,4 +1,4 @@
-// Images in channels_last and 16 bits, as the kernels of batch norms and of max pooling read them.
+// Images in channels_last and 16 bits, as read by the kernels of batch norm and max pooling.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -6,7 +6,7 @@
 namespace amp::images {
 
 constexpr auto format = at::MemoryFormat::ChannelsLast;
-// The channels of a pixel that a thread reads at once: 16 bytes.
+// The number of a pixel's channels that a thread reads at once: 16 bytes.
 constexpr int eight = 8;
 
 // Whether the images are in channels_last, and aligned for reads of eight channels.
@@ -14,7 +14,7 @@ inline bool has_layout(const at::Tensor& images) {
   return images.is_contiguous(format) && reinterpret_cast<uintptr_t>(images.const_data_ptr()) % 16 == 0;
 }
 
-// The images, or a copy in that layout.
+// Returns the images, or a copy in that layout.
 inline at::Tensor in_layout(const at::Tensor& images) {
   return has_layout(images) ? images : images.clone(format);
 }

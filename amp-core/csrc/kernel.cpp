@@ -46,8 +46,8 @@ void find(const amp::Library& library, const char* name, Function*& out) {
   if (out == nullptr) throw std::runtime_error(std::string("CUDA's libraries have no ") + name);
 }
 
-// NVRTC opens its library of built-in functions by its bare name, which is found only on the search path or
-// if the library is open already. This opens it; it is in NVRTC's own folder.
+// Opens NVRTC's library of built-in functions, which is in NVRTC's own folder. NVRTC itself opens
+// it by its bare name, which is found only on the search path or if the library is already open.
 void load_builtins(const amp::Library& compiler) {
   int (*version)(int*, int*);
   find(compiler, "nvrtcVersion", version);
@@ -63,7 +63,7 @@ void load_builtins(const amp::Library& compiler) {
 const Functions& functions() {
   static const Functions found = [] {
     const auto driver = amp::driver();
-    // This library is linked with NVRTC and has the path to it.
+    // libcaffe2_nvrtc.so is linked with NVRTC and has the path to it.
     const auto compiler = amp::beside_libtorch("libcaffe2_nvrtc.so", RTLD_NOW | RTLD_LOCAL);
     Functions f{};
     find(driver, "cuDeviceGet", f.device_get);
@@ -104,8 +104,9 @@ std::string architecture(int index) {
   return "sm_" + std::to_string(major) + std::to_string(minor);
 }
 
-// libtorch makes a device's context current on a thread at the thread's first call of the CUDA runtime. A
-// backward pass runs on threads of its own, whose first kernel may be one of this crate's.
+// Makes the device's context current on this thread. libtorch does this at the thread's first call
+// of the CUDA runtime. A backward pass runs on other threads, whose first kernel may be one of this
+// crate's.
 void ensure_context(c10::Device device) {
   const auto& f = functions();
   void* context = nullptr;
@@ -160,8 +161,8 @@ std::string read(const std::string& path) {
   return text.str();
 }
 
-// Replaces a built-in file of kernels for experiments: AMP_KERNELS names a folder like kernels/. Results
-// may then differ, so that a line on standard error says so.
+// Replaces a built-in kernel file for experiments: AMP_KERNELS names a folder like kernels/.
+// Results may then differ, so a line on standard error reports it.
 std::string tried(const char* file) {
   const char* folder = std::getenv("AMP_KERNELS");
   if (folder == nullptr || *folder == 0) return "";
@@ -193,7 +194,7 @@ void* KernelSource::module(c10::Device device, const Types& types) {
 
 void KernelSource::launch(const char* name, const Types& types, c10::Device device,
                           unsigned blocks, unsigned threads, void** arguments) {
-  // Makes the device current, because a device's context belongs to the current device.
+  // The device is made current, because a context belongs to the current device.
   const c10::DeviceGuard guard(device);
   kernel::ensure_context(device);
   const c10::impl::VirtualGuardImpl impl(device.type());

@@ -1,5 +1,5 @@
-// This crate's own CUDA kernels. NVRTC, which comes with libtorch, compiles them on the machine where they
-// run, so that the build needs no CUDA.
+// This crate's own CUDA kernels. NVRTC, which is part of libtorch, compiles them on the machine
+// where they run, so the build needs no CUDA.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -18,7 +18,7 @@ namespace amp {
 
 using Types = std::vector<std::string>;
 
-// The name of a dtype in the kernels' sources, or null if they do not support it.
+// Returns the name of a dtype in the kernels' sources, or null if the kernels do not support it.
 inline const char* kernel_dtype(at::ScalarType dtype) {
   switch (dtype) {
     case at::kFloat: return "float";
@@ -38,13 +38,14 @@ inline bool is_aligned(const at::Tensor& tensor) {
   return tensor.is_contiguous() && reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % size == 0;
 }
 
-// The tensor, or a copy whose memory is aligned for vectors of four elements. The tensor may be undefined.
+// Returns the tensor, or a copy whose memory is aligned for vectors of four elements. The tensor
+// may be undefined.
 inline at::Tensor aligned(const at::Tensor& tensor) {
   if (!tensor.defined() || is_aligned(tensor)) return tensor;
   return tensor.clone(at::MemoryFormat::Contiguous);
 }
 
-// The memory that a kernel writes to or reads; null for an undefined tensor.
+// Returns the memory that a kernel reads or writes; null for an undefined tensor.
 inline void* data(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.mutable_data_ptr() : nullptr;
 }
@@ -52,23 +53,24 @@ inline const void* const_data(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.const_data_ptr() : nullptr;
 }
 
-// Throws for second derivatives of a layer whose backward pass is a kernel: autograd would treat the
-// kernel's results as constants.
+// Throws for second derivatives of a layer whose backward pass is a kernel, because autograd would
+// treat the kernel's results as constants.
 inline void refuse_second_derivative(const char* layer) {
   if (!c10::GradMode::is_enabled()) return;
   throw std::runtime_error(std::string("second derivatives through ") + layer +
-                           " (create_graph) exist on the CPU alone, not on CUDA");
+                           " (create_graph) exist only on the CPU, not on CUDA");
 }
 
 // A source file of `kernels/`.
 class KernelSource {
  public:
-  // `text` must live as long as this does.
+  // `text` must live as long as this object.
   KernelSource(const char* file, const char* text) : file_(file), text_(text) {}
 
-  // Launches kernel `name` on the device's current stream. `types` are the values of the
-  // file's macros: AMP_T and, if the file has them, AMP_P, AMP_Q and AMP_R, which are dtypes as kernel_dtype
-  // names them, and the number AMP_N. The first launch on a device with these types compiles the file, which is impossible while a graph is captured.
+  // Launches kernel `name` on the device's current stream. `types` are the values of the file's
+  // macros: the dtypes AMP_T and, if the file has them, AMP_P, AMP_Q and AMP_R, named by
+  // kernel_dtype; and the number AMP_N. The first launch on a device with these types compiles the
+  // file, which is impossible while a graph is captured.
   void launch(const char* name, const Types& types, c10::Device device, unsigned blocks,
               unsigned threads, void** arguments);
 

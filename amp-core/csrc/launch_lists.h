@@ -1,4 +1,4 @@
-// Divides lists of tensors into the lists of single launches of a kernel.
+// Divides lists of tensors into lists for single launches of a kernel.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -16,8 +16,8 @@ struct Start {
   unsigned blocks = 0;
 };
 
-// Adds a tensor of `size` elements to the last launch if it fits, otherwise to a new one, and returns its
-// index there.
+// Adds a tensor of `size` elements to the last launch if it fits, otherwise to a new launch, and
+// returns its index there.
 template <typename List>
 int add(std::vector<Start<List>>& starts, at::ScalarType dtype, int64_t size) {
   if (starts.empty() || starts.back().dtype != dtype ||

@@ -29,7 +29,7 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Has the same layout as in the kernels, as have the following structs.
+// Has the same layout as in the kernels. The same holds for the following structs.
 struct Layer {
   int rows, columns, gelu;
   double eps;
@@ -56,8 +56,8 @@ amp::Types types_of(std::initializer_list<at::ScalarType> dtypes) {
   return out;
 }
 
-// The dtype of the output's cached cast, which an autocast region makes for the following layers. If there
-// is none, the dtype of the output.
+// Returns the dtype of the output's cached cast, which is made in an autocast region for the
+// following layers. Without a cached cast it is the dtype of the output.
 at::ScalarType twin_dtype(at::ScalarType out) {
   constexpr auto cuda = c10::DeviceType::CUDA;
   return at::autocast::is_autocast_enabled(cuda) ? at::autocast::get_autocast_dtype(cuda) : out;
@@ -68,7 +68,7 @@ amp::KernelSource& source() {
   return source;
 }
 
-// The most threads of a block.
+// The largest number of threads in a block.
 constexpr int most_threads = 512;
 
 unsigned threads_for(int columns) {
@@ -109,7 +109,7 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
                       threads_for(layer.columns), arguments);
     }
     context->save_for_backward({sums, weight, bias, means, inverses});
-    // A gradient of one of the outputs may be missing.
+    // The gradient of one of the outputs may be missing.
     context->set_materialize_grads(false);
     auto& kept = context->saved_data;
     kept["cast"] = static_cast<int64_t>(cast);
@@ -141,7 +141,7 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
                 {after, kept.at("drawn_after").toIntVector()}};
     if (c10::GradMode::is_enabled()) {
       const bool alone = !kept.at("residual").toBool() && after == 0 && !layer.gelu;
-      if (!alone) amp::refuse_second_derivative("layer normalisation with what stands around it");
+      if (!alone) amp::refuse_second_derivative("layer normalisation with the operations around it");
       auto whole = grads.at(0);
       if (twin_grads.defined()) {
         const auto wide = twin_grads.to(weight.scalar_type());
@@ -177,7 +177,7 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
       out[1] = at::empty_like(weight);
       out[2] = at::empty_like(bias);
     }
-    // The number of rows that keeps a block's threads busy.
+    // The number of rows that is enough to keep a block's threads busy.
     int part = 512;
     int parts = std::max(1, (layer.rows + part - 1) / part);
     at::Tensor sums_of_parts;
@@ -218,7 +218,8 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
   }
 };
 
-// Whether the kernels support these arguments: rows on a CUDA device of a multiple of four columns.
+// Whether the kernels support these arguments: rows on a CUDA device, with a multiple of four
+// columns.
 bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias,
           const std::optional<at::Tensor>& residual) {
   constexpr int64_t largest = std::numeric_limits<int>::max();

@@ -164,7 +164,7 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
     auto& kept = context->saved_data;
     if (kept.count(weight_key) == 0) {
       throw std::runtime_error(
-          "a linear layer's backward pass ran before and freed what it needs: keep the graph "
+          "a linear layer's backward pass ran before and freed the tensors that it needs: keep the graph "
           "(retain_graph), or compute the loss again");
     }
     at::Tensor factor;
@@ -291,7 +291,7 @@ at::Tensor in_dtype(const at::Tensor& input, at::ScalarType dtype) {
 extern "C" {
 
 struct AmpLinearOptions {
-  // A missing count stands for all outputs.
+  // A count of 0 stands for all outputs.
   int64_t first, count;
   double p;
   int activation;

@@ -1,14 +1,17 @@
-// A linear layer and the cross entropy of its outputs, in chunks of rows: the logits of one chunk exist at a time.
+// A linear layer and the cross entropy of its outputs, computed in chunks of rows. Only the logits
+// of one chunk exist at a time.
 //
-// The forward pass computes the gradients as well. It makes a chunk's logits, replaces them by their gradients, and
-// multiplies those with the weight and the input before the next chunk. A second computation of the logits in the
-// backward pass would take as much memory, because the gradients and all activations exist together there too, and
-// a third more operations.
+// The forward pass also computes the gradients. It computes a chunk's logits, replaces them by
+// their gradients, and multiplies these with the weight and the input before the next chunk.
+// Computing the logits again in the backward pass would take as much memory, because gradients and
+// all activations exist there too, and a third more operations.
 //
-// The gradient of the mean arrives in the backward pass only. The forward pass leaves it out, and the number of
-// targets too: it computes the gradients of the sum of the losses. A logit's gradient then lies between -1 and 1,
-// whatever the loss scale and the batch. In f16 a power of two brings it close to the largest number. Products of
-// gradients are f32 sums, and the backward pass multiplies those once, before they are rounded to 16 bits.
+// The gradient of the mean is known only in the backward pass. The forward pass therefore computes
+// the gradients of the sum of the losses, without that gradient and without the number of targets.
+// The gradient of a logit is then between -1 and 1, whatever the loss scale and the batch. In f16
+// it is multiplied by a power of two that brings it close to the largest number. Products of
+// gradients are f32 sums. The backward pass multiplies these sums once, before they are rounded to
+// 16 bits.
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
@@ -43,14 +46,15 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Sums of gradients, with respect to input, weight and bias; absent where none is wanted.
+// The keys of the sums of gradients with respect to input, weight and bias. A sum is absent if it
+// is not needed.
 constexpr const char* sums_keys[] = {"of_input", "of_weight", "of_bias"};
-// The number of targets that count, and what the sums were multiplied by.
+// The keys of the number of targets that are not ignored, and of the factor of the sums.
 constexpr auto counted_key = "counted";
 constexpr auto factor_key = "factor";
-// Whether the weight's gradient may be narrower than the weight.
+// Whether the weight's gradient may have fewer bits than the weight.
 constexpr auto narrow_key = "narrow";
-// For second derivatives.
+// The weight, for second derivatives.
 constexpr auto weight_key = "weight";
 constexpr auto bias_key = "bias";
 constexpr auto smoothing_key = "smoothing";
@@ -59,23 +63,24 @@ constexpr auto z_key = "z";
 
 struct Settings {
   classification::Options loss;
-  // The rows of a chunk.
+  // The number of rows in a chunk.
   int64_t rows;
-  // Whether gradients are wanted.
+  // Whether gradients are needed.
   bool trains;
   // Gets the logits of each chunk, and its first row, before their gradients take their place. May be empty.
   std::function<void(const at::Tensor&, int64_t)> each;
 };
 
-// The power of two that gradients of logits are multiplied by: in f16 the largest that cannot overflow, where no
-// logit, and so no logarithm of a denominator, is much larger than the largest number.
+// Returns the power of two by which gradients of logits are multiplied. In f16 it is the largest
+// that cannot overflow, provided that no logit, and so no log-sum-exp, is much larger than f16's
+// largest number.
 double factor_for(at::ScalarType dtype, double z) {
   if (dtype != at::kHalf) return 1;
   constexpr double largest = 65504, largest_logarithm = 65600;
   return std::exp2(std::floor(std::log2(largest / (1 + 2 * z * largest_logarithm))));
 }
 
-// Makes `out` the product a·b, or adds the product to it. `out` may be wider than both.
+// Writes the product a·b to `out`, or adds it to `out`. `out` may have more bits than both.
 void multiply(at::Tensor out, const at::Tensor& a, const at::Tensor& b, bool adds) {
   const auto dtype = out.scalar_type();
   if (a.scalar_type() == dtype) {
@@ -83,7 +88,7 @@ void multiply(at::Tensor out, const at::Tensor& a, const at::Tensor& b, bool add
   } else if (out.is_cuda()) {
     adds ? at::addmm_out(out, out, a, b, dtype) : at::mm_out(out, a, b, dtype);
   } else {
-    // libtorch has no wider product on the CPU.
+    // On the CPU libtorch has no product with a wider output.
     multiply(std::move(out), a.to(dtype), b.to(dtype), adds);
   }
 }
@@ -100,7 +105,8 @@ void add_columns(const at::Tensor& sums, const at::Tensor& rows, bool adds) {
 }
 
 struct AmpLinearCrossEntropy : torch::autograd::Function<AmpLinearCrossEntropy> {
-  // The input [rows, features] in the dtype that is computed in; weight and bias may be f32 instead.
+  // The input [rows, features] has the dtype of the computation; weight and bias may be f32
+  // instead.
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input, const at::Tensor& weight,
                             const std::optional<at::Tensor>& bias, const at::Tensor& targets,
                             const Settings& settings) {
@@ -168,7 +174,7 @@ struct AmpLinearCrossEntropy : torch::autograd::Function<AmpLinearCrossEntropy> 
     const bool keeps = torch::autograd::get_current_graph_task_keep_graph();
     const auto weight = kept.at(weight_key).toTensor();
     const auto counted = kept.at(counted_key).toTensor();
-    // No target counts where all are ignored: the gradient is 0, and the loss NaN.
+    // If all targets are ignored, the gradient is 0 and the loss is NaN.
     const auto scale = (grads.at(0).to(at::kDouble) / counted / kept.at(factor_key).toDouble())
                            .masked_fill(counted.eq(0), 0);
     const at::ScalarType dtypes[] = {
@@ -192,7 +198,7 @@ struct AmpLinearCrossEntropy : torch::autograd::Function<AmpLinearCrossEntropy> 
     return out;
   }
 
-  // With a graph of its own, for second derivatives: it computes all logits.
+  // Builds an autograd graph of the backward pass, for second derivatives. It computes all logits.
   static variable_list differentiable(AutogradContext* context, const at::Tensor& input,
                                       const at::Tensor& targets, const at::Tensor& grad) {
     const auto& kept = context->saved_data;
@@ -226,9 +232,10 @@ struct AmpLinearCrossEntropyOptions {
   int64_t rows;
 };
 
-// The mean cross entropy of input·Wᵀ + b against int64 classes, `rows` rows of logits at a time; `bias` may be null.
-// An autocast region's dtype is what is computed in, otherwise the weight's. `each`, which may be null, gets `state`,
-// the logits of each chunk and its first row. The result is new.
+// Computes the mean cross entropy of input·Wᵀ + b against int64 classes, for `rows` rows of logits
+// at a time; `bias` may be null. It computes in the dtype of the autocast region, or without one in
+// the weight's dtype. For each chunk `each`, which may be null, is called with `state`, the logits
+// and the first row. The result is a new tensor.
 int amp_linear_cross_entropy(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias,
                              const at::Tensor* targets, const AmpLinearCrossEntropyOptions* options,
                              void (*each)(void*, const at::Tensor*, int64_t), void* state, at::Tensor** out) {

@@ -1,4 +1,4 @@
-// Zeros for the queries of attention that may attend to no key (kernels/masked_rows.cu).
+// Zeros for the queries of attention whose keys are all masked (kernels/masked_rows.cu).
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/GradMode.h>
@@ -51,9 +51,9 @@ void clear(const at::Tensor& values, const at::Tensor& masked) {
                 (count + threads - 1) / threads, threads, arguments);
 }
 
-// Changes the output of attention in place although its backward pass reads it. That is correct: the
-// backward pass reads only the product of each query's output and gradient, which is zero if the gradient
-// is zero.
+// Changes the output of attention in place although its backward pass reads it. This is correct,
+// because the backward pass reads only the product of each query's output and gradient, which is
+// zero if the gradient is zero.
 struct AmpMaskedRows : torch::autograd::Function<AmpMaskedRows> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& attended,
                             const at::Tensor& masked) {

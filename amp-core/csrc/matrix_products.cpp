@@ -13,8 +13,8 @@
 namespace amp::products {
 namespace {
 
-// Only the outer operator is recorded, not the operators that it calls: attention from bf16 to bf16 may
-// compute in f32 inside.
+// Only the outer operator is recorded, not the operators that it calls. For example attention with
+// bf16 input and output may compute in f32 inside.
 constexpr const char* kProducts[] = {
     "aten::mm",
     "aten::addmm",
@@ -52,7 +52,7 @@ struct Product {
   int dtype;
 };
 
-// The recorded operator that runs now, and where it began.
+// The recorded operator that is running, and where it began.
 struct Watched : at::ObserverContext {
   explicit Watched(const char* op) : op(op) {}
   const char* op;
@@ -60,7 +60,7 @@ struct Watched : at::ObserverContext {
 
 thread_local std::optional<at::CallbackHandle> handle;
 thread_local std::vector<Product> seen;
-// The number of recorded operators that are running, one inside the other.
+// The number of recorded operators that are currently running, nested in each other.
 thread_local int depth = 0;
 // While it is above 0, nothing is recorded.
 thread_local int paused = 0;
@@ -74,7 +74,7 @@ const char* among(const char* const (&names)[N], std::string_view name) {
 }
 
 std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction& function) {
-  // A gradient that is computed during the forward pass has dtypes by rules of its own.
+  // A gradient that is computed during the forward pass has dtypes by its own rules.
   const bool is_backward = function.scope() == at::RecordScope::BACKWARD_FUNCTION;
   const char* op = is_backward ? nullptr : among(kProducts, function.name());
   if (op == nullptr && !is_backward && among(kInF32, function.name()) == nullptr) return nullptr;
@@ -123,8 +123,8 @@ int amp_products_pause(int by) {
   return amp::guarded([&] { paused += by; });
 }
 
-// Returns the recorded product at this index. Past the last one `op` is null and all products are
-// forgotten. Otherwise `op` is a string that is never freed.
+// Returns the recorded product at this index. After the last one, `op` is null and all products are
+// removed. Otherwise `op` is a string that is never freed.
 int amp_products_take(size_t place, const char** op, int* dtype) {
   return amp::guarded([&] {
     *op = nullptr;

@@ -3,7 +3,7 @@
 
 namespace amp::products {
 
-// While one exists, products of this thread are not recorded.
+// A guard: while it exists, products of this thread are not recorded.
 class Pause {
  public:
   Pause();

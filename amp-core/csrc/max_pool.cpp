@@ -1,5 +1,5 @@
-// Max pooling of images in channels_last and 16 bits on CUDA devices (kernels/max_pool.cu). For the backward
-// pass it keeps a byte for each output, and not the input.
+// Max pooling of images in channels_last and 16 bits on CUDA devices (kernels/max_pool.cu). For the
+// backward pass it keeps one byte per output instead of the input.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/arange.h>
@@ -94,7 +94,8 @@ struct AmpMaxPool : torch::autograd::Function<AmpMaxPool> {
     auto images = images_of(sizes, pool);
     const auto out = at::empty(sizes, given.options(), format);
     if (c10::GradMode::is_enabled()) {
-      // With a graph of its own, for second derivatives. Of the input it reads the sizes alone.
+      // Builds an autograd graph of the backward pass, for second derivatives. It reads only the
+      // sizes of the input.
       return {at::max_pool2d_with_indices_backward(
                   given, out, list("size"), list("stride"), list("padding"), list("dilation"),
                   pool.ceil_mode, indices(places, images, pool.windows)),
@@ -109,7 +110,7 @@ struct AmpMaxPool : torch::autograd::Function<AmpMaxPool> {
   }
 
  private:
-  // libtorch's indices: each the place within an image's channel.
+  // Returns indices as libtorch defines them: each is a position within an image's channel.
   static at::Tensor indices(const at::Tensor& places, const Images& images, const Windows& windows) {
     const auto taps = places.view({images.count, images.out[0], images.out[1], images.channels})
                           .permute({0, 3, 1, 2})
@@ -126,7 +127,7 @@ struct AmpMaxPool : torch::autograd::Function<AmpMaxPool> {
   }
 };
 
-// Padding may make the output larger than the input, but not eight times so.
+// Padding may make the output larger than the input, but less than eight times as large.
 bool fits(const at::Tensor& input, const Windows& windows) {
   constexpr int64_t largest = std::numeric_limits<int>::max();
   if (!amp::own_kernels() || !input.is_cuda() || input.dim() != 4 || !amp::is_half(input.scalar_type()) ||
@@ -148,8 +149,9 @@ bool fits(const at::Tensor& input, const Windows& windows) {
 
 extern "C" {
 
-// The largest value of each window of [N, C, H, W]; `windows` has sizes, strides, padding and dilation, of
-// rows and columns each. The result is new, or null if the kernels cannot take these.
+// Computes the largest value of each window of [N, C, H, W]. `windows` has sizes, strides, padding
+// and dilation, each for rows and columns. The result is a new tensor, or null if the kernels do
+// not support these arguments.
 int amp_max_pool2d(const at::Tensor* input, const int64_t* windows, int ceil_mode, at::Tensor** out) {
   return amp::guarded([&] {
     Pool pool{{}, ceil_mode != 0};

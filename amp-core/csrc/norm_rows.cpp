@@ -18,7 +18,7 @@ constexpr int64_t columns_of_a_pack = 128;
 // The registers of a lane hold at most eight times four columns.
 constexpr int64_t most_columns = 8 * columns_of_a_pack;
 
-// Has the same layout as in the kernels, as have the following structs.
+// Has the same layout as in the kernels. The same holds for the following structs.
 struct Behind {
   const void *in, *stream_grads, *grads, *twin_grads, *weights, *means, *inverses;
 };
@@ -48,8 +48,8 @@ Outgoing backward(const Normalised& from, const Incoming& given, const amp::Drop
                       from.inverses.const_data_ptr()};
   int rows = static_cast<int>(means.numel());
   const auto columns = weight.numel();
-  // Two blocks for each multiprocessor of the largest GPU. Another number would change the order of the
-  // sums.
+  // Two blocks for each multiprocessor of the largest GPU. The order of the sums depends on this
+  // number.
   constexpr int most_blocks = 264;
   int blocks = std::min((rows + warps - 1) / warps, most_blocks);
   Outgoing out;

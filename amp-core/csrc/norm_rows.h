@@ -23,8 +23,9 @@ struct Incoming {
 };
 
 struct Outgoing {
-  // `in` is the gradient of the norm's input, with the stream's gradient added. `branch` is the part of it
-  // that passes through dropout to the branch, in the dtype of the cast, and `column_sums` are its sums.
+  // `in` is the gradient of the norm's input, including the stream's gradient. `branch` is the part
+  // of it that passes through dropout to the branch, in the dtype of the cast, and `column_sums`
+  // are the sums of its columns.
   at::Tensor in, branch, column_sums;
   at::Tensor weight, bias;
 };
@@ -32,8 +33,8 @@ struct Outgoing {
 // Whether the kernels have enough registers for this number of columns.
 bool fits(int64_t columns);
 
-// With `wants_branch` the branch's gradient is a separate tensor; otherwise it is the gradient of the
-// norm's input.
+// With `wants_branch` the branch's gradient is a separate tensor. Otherwise it is the gradient of
+// the norm's input.
 Outgoing backward(const Normalised& from, const Incoming& given, const amp::Dropout& before,
                   bool wants_branch);
 

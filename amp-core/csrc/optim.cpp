@@ -1,7 +1,7 @@
-// Optimizer steps. The fused ones are ATen's kernels. The foreach ones run the operations of
-// torch/optim/*.py (_multi_tensor_*) in the same order, so that results are equal to PyTorch's bit by bit.
-// The gradients belong to the caller and are not changed. `lists` are pointers to `count` handles each, in
-// the order that each function names.
+// Optimizer steps. The fused functions call ATen's kernels. The foreach functions run the
+// operations of torch/optim/*.py (_multi_tensor_*) in the same order, so that results are
+// bit-identical to PyTorch's. The gradients belong to the caller and are not changed. `lists` are
+// pointers to `count` handles each, in the order that each function names.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_foreach_add.h>
@@ -35,7 +35,7 @@ MaybeTensor maybe(Handle tensor) {
   return tensor == nullptr ? MaybeTensor() : MaybeTensor(*tensor);
 }
 
-// The gradients plus L2 decay; without decay the caller's own tensors.
+// Returns the gradients plus L2 decay, or without decay the caller's own tensors.
 Tensors decayed(const Tensors& grads, const Tensors& params, double weight_decay) {
   if (weight_decay == 0) return grads;
   return at::_foreach_add(grads, params, weight_decay);
@@ -56,7 +56,7 @@ int amp_fused_adam(const Handle* const* lists, size_t count, const AmpAdam* opti
     using Fused = void (*)(at::TensorList, at::TensorList, at::TensorList, at::TensorList,
                            at::TensorList, at::TensorList, double, double, double, double, double,
                            bool, bool, const MaybeTensor&, const MaybeTensor&);
-    // Both are overloaded on the type of lr.
+    // Both functions are overloaded on the type of lr.
     Fused adamw = at::_fused_adamw_, adam = at::_fused_adam_;
     auto fused = o.decoupled != 0 ? adamw : adam;
     fused(list(lists[0], count), list(lists[1], count), list(lists[2], count),
@@ -66,7 +66,7 @@ int amp_fused_adam(const Handle* const* lists, size_t count, const AmpAdam* opti
   });
 }
 
-// As above, with the steps on the CPU.
+// `lists` are as for amp_fused_adam, but the steps are on the CPU.
 int amp_foreach_adam(const Handle* const* lists, size_t count, const AmpAdam* options) {
   return amp::guarded([&] {
     c10::NoGradGuard no_grad;
@@ -94,7 +94,8 @@ int amp_foreach_adam(const Handle* const* lists, size_t count, const AmpAdam* op
   });
 }
 
-// `lists` are params, grads, momentum buffers (only with momentum); `found_inf` as above.
+// `lists` are params, grads, momentum buffers (only with momentum). `found_inf` works as in
+// amp_fused_adam.
 int amp_fused_sgd(const Handle* const* lists, size_t count, const AmpSgd* options,
                   Handle found_inf) {
   return amp::guarded([&] {
@@ -159,8 +160,8 @@ int amp_foreach_rmsprop(const Handle* const* lists, size_t count, const AmpRmspr
   });
 }
 
-// `lists` are params, grads, exp_avgs. PyTorch has no Lion. The order of operations is that of Algorithm 2
-// (Chen et al. 2023): decay, the sign of the interpolation, then the running mean.
+// `lists` are params, grads, exp_avgs. PyTorch has no Lion. The order of operations follows
+// Algorithm 2 (Chen et al. 2023): decay, the sign of the interpolation, then the running mean.
 int amp_foreach_lion(const Handle* const* lists, size_t count, const AmpLion* options) {
   return amp::guarded([&] {
     c10::NoGradGuard no_grad;

@@ -20,9 +20,9 @@ int amp_add_scaled(amp::Handle tensor, amp::Handle other, double factor) {
   });
 }
 
-// Replaces the matrix `update` by one with the same singular vectors and singular values near 1, in
-// bfloat16. The operations are those of _zeropower_via_newtonschulz in torch/optim/_muon.py. There are
-// three `coefficients`.
+// Replaces the matrix `update` by a matrix with the same singular vectors and singular values near
+// 1, in bfloat16. The operations follow _zeropower_via_newtonschulz in torch/optim/_muon.py. There
+// are three `coefficients`.
 int amp_newton_schulz(amp::Handle update, const double* coefficients, int64_t steps, double eps,
                       at::Tensor** out) {
   return amp::guarded([&] {

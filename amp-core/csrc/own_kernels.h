@@ -1,10 +1,11 @@
-// Whether layers and losses run by kernels of ours.
+// Selects the kernels of layers and losses: this crate's or libtorch's.
 #pragma once
 
 namespace amp {
 
-// Whether layers and losses that this thread runs take kernels of ours where there are some, or else libtorch's
-// operators alone. Backward passes follow the forward pass.
+// Returns whether layers and losses on this thread use this crate's kernels where they exist.
+// Otherwise they use only libtorch's operators. Backward passes use the kernels of their forward
+// pass.
 bool own_kernels();
 void set_own_kernels(bool own);
 

@@ -13,7 +13,7 @@ namespace amp::moments {
 namespace {
 
 constexpr int64_t block = 256;
-// The fewest blocks for which a thread is worthwhile.
+// The smallest number of blocks for which starting a thread is worthwhile.
 constexpr int64_t grain = 64;
 
 int64_t blocks_of(int64_t elements) { return (elements + block - 1) / block; }
@@ -41,9 +41,9 @@ int amp_moments_decode(const at::Tensor* codes, const at::Tensor* scales, const 
   });
 }
 
-// The inverse: the largest magnitude of each block of `from` (f32) becomes its scale, and each element gets
-// the code of the value nearest to element / scale, found by `bounds` (f32 [255]). With `positive` an
-// element above zero gets at least code 1. The rest of the last block is zero.
+// Encodes `from` (f32). The largest magnitude of each block becomes its scale. Each element gets
+// the code of the value nearest to element / scale, found by `bounds` (f32 [255]). With `positive`
+// an element above zero gets at least code 1. The rest of the last block is zero.
 int amp_moments_encode(const at::Tensor* from, const at::Tensor* bounds, int positive,
                        const at::Tensor* codes, const at::Tensor* scales) {
   return amp::guarded([&] {
@@ -53,7 +53,7 @@ int amp_moments_encode(const at::Tensor* from, const at::Tensor* bounds, int pos
     auto* scale = scales->mutable_data_ptr<float>();
     const int64_t count = from->numel();
     const auto code_of = [&](float share) {
-      // The number of bounds below it, out of 255.
+      // The number of bounds below the element, out of 255.
       int below = 0;
       for (int step = 128; step > 0; step /= 2) {
         if (bound[below + step - 1] < share) below += step;

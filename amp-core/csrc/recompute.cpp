@@ -25,7 +25,7 @@ namespace {
 // The reason why the last module on this thread failed.
 thread_local std::string failure;
 
-// The closure of Rust that runs the module. `run` returns a new tensor, or null if the module failed.
+// A closure in Rust that runs the module. `run` returns a new tensor, or null if the module failed.
 struct Module {
   void* state;
   at::Tensor* (*run)(void* state, const at::Tensor* input);
@@ -44,7 +44,7 @@ struct Module {
   }
 };
 
-// Autocast, and the kernels that layers take.
+// The state of autocast, and the choice of kernels for layers.
 struct Modes {
   c10::DeviceType device;
   bool enabled, cache, own_kernels;
@@ -65,14 +65,14 @@ struct Modes {
   }
 };
 
-// State that is restored while the module runs again: autocast and random generator. The current state is
-// put back afterwards.
+// State that is restored while the module runs again: autocast and the random generator. The
+// current state is restored afterwards.
 class Surroundings {
  public:
   explicit Surroundings(c10::Device device) : modes_(device.type()), random_(device) {}
 
-  // Called after the module's first run. If the module drew no random number, its second run does not set
-  // the generator, from which another thread may be drawing.
+  // Called after the module's first run. If the module drew no random number, its second run does
+  // not set the generator, because another thread may be drawing from it.
   void end_forward() {
     if (at::equal(amp::Random::read(random_->generator), random_->state)) random_.reset();
   }
@@ -119,13 +119,13 @@ struct CheckpointNode : torch::autograd::Node {
   torch::autograd::variable_list apply(torch::autograd::variable_list&& grads) override {
     if (module == nullptr) {
       throw std::runtime_error(
-          "the backward pass of a checkpointed module ran before and freed what it needs: keep the graph "
+          "the backward pass of a checkpointed module ran before and freed the tensors that it needs: keep the graph "
           "(retain_graph), or compute the loss again");
     }
     auto leaf = input.detach().requires_grad_(input_requires_grad);
     at::AutoGradMode enabled(true);
     auto output = surroundings.restore(input.device(), [&] { return (*module)(leaf); });
-    // If all parameters that the module reads are frozen by now, its output has no gradient.
+    // If all parameters that the module reads have been frozen since, its output has no gradient.
     if (!output.requires_grad()) return {at::Tensor()};
     torch::autograd::backward({output}, {grads.at(0)});
     return {leaf.grad()};

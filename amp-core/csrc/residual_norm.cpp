@@ -41,7 +41,7 @@ amp::KernelSource& source() {
   return source;
 }
 
-// The dtype to which an autocast region casts the output.
+// Returns the dtype to which an autocast region casts the output.
 at::ScalarType twin_dtype(at::ScalarType out) {
   return at::autocast::is_autocast_enabled(cuda) ? at::autocast::get_autocast_dtype(cuda) : out;
 }
@@ -54,8 +54,8 @@ amp::Types types_of(at::ScalarType stream, at::ScalarType out, at::ScalarType tw
 }
 
 struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
-  // Returns the stream as it was given, its norm and, if there is one, the norm's cached cast, or the cast
-  // in place of the norm.
+  // Returns the stream unchanged, its norm and, if there is one, the norm's cached cast; or the
+  // cast in place of the norm.
   static variable_list forward(AutogradContext* context, const at::Tensor& input,
                                const at::Tensor& weight, const at::Tensor& bias, double eps,
                                bool narrow) {
@@ -79,7 +79,7 @@ struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
     source().launch("forward", types_of(input.scalar_type(), own, cast, columns), input.device(),
                     static_cast<unsigned>((rows + warps - 1) / warps), threads, arguments);
     context->save_for_backward({input, weight, bias, means, inverses});
-    // A gradient of one of the outputs may be missing.
+    // The gradient of one of the outputs may be missing.
     context->set_materialize_grads(false);
     context->saved_data["cast"] = static_cast<int64_t>(cast);
     return out;
@@ -123,8 +123,8 @@ struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
   }
 };
 
-// stream + branch. The gradient of a 16-bit branch is the cached cast of the stream's gradient if there is
-// one.
+// Computes stream + branch. The gradient of a 16-bit branch is the cached cast of the stream's
+// gradient, if there is one.
 struct AmpResidualAdd : torch::autograd::Function<AmpResidualAdd> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& stream,
                             const at::Tensor& branch) {
@@ -155,7 +155,8 @@ struct AmpResidualAdd : torch::autograd::Function<AmpResidualAdd> {
   }
 };
 
-// Whether the kernels support these arguments: rows on a CUDA device of a multiple of 128 columns.
+// Whether the kernels support these arguments: rows on a CUDA device, with a multiple of 128
+// columns.
 bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias) {
   constexpr int64_t largest = std::numeric_limits<int>::max();
   const auto columns = weight.numel();
@@ -177,9 +178,9 @@ bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& b
 
 extern "C" {
 
-// Writes layer normalisation of `input` along the last dimension to `normal`, and the input again to
-// `stream`, to which amp_residual_add adds the branch. With `narrow` the norm has the dtype of an autocast
-// region. Both are new, or null if the kernels do not support these arguments.
+// Writes the layer norm of `input` along the last dimension to `normal`. Writes the input again to
+// `stream`, to which amp_residual_add adds the branch. With `narrow` the norm has the dtype of an
+// autocast region. Both are new tensors, or null if the kernels do not support these arguments.
 int amp_residual_norm(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias,
                       double eps, int narrow, at::Tensor** stream, at::Tensor** normal) {
   return amp::guarded([&] {
@@ -192,7 +193,7 @@ int amp_residual_norm(const at::Tensor* input, const at::Tensor* weight, const a
   });
 }
 
-// stream + branch. The result is a new tensor.
+// Computes stream + branch. The result is a new tensor.
 int amp_residual_add(const at::Tensor* stream, const at::Tensor* branch, at::Tensor** out) {
   return amp::guarded([&] {
     const bool ours = amp::own_kernels() && stream->is_cuda() && branch->device() == stream->device() &&

@@ -1,5 +1,5 @@
-// Optimizer steps by this crate's own kernels on CUDA devices. `lists` are pointers to `count` handles
-// each, in the kernels' order; null for a list that the optimizer does not have.
+// Optimizer steps by this crate's own kernels on CUDA devices. `lists` are pointers to `count`
+// handles each, in the kernels' order. A list that the optimizer does not need is null.
 
 #include "step.h"
 

@@ -24,15 +24,15 @@ class Step {
   // and all gradients have one dtype. A tensor of a parameter's shape has the parameter's strides.
   Step(const Handle* const* lists, size_t count, const AmpOnDevice& known);
 
-  // Runs kernel "step" of `source` on all elements; state has the parameters' dtype.
+  // Runs the kernel "step" of `source` on all elements. State has the parameters' dtype.
   void run(KernelSource& source, const void* options);
 
-  // The dtypes for which kernels are compiled if averages have this dtype.
+  // Returns the dtypes for which kernels are compiled if averages have this dtype.
   Types types(at::ScalarType averages) const;
 
   std::vector<Start<StepTensors>>& starts() { return starts_; }
 
-  // Launches a kernel with a thread for each tensor.
+  // Launches a kernel with one thread for each tensor.
   void on_tensors(KernelSource& source, const Types& types, const char* name,
                   Start<StepTensors>& start);
 

@@ -25,7 +25,7 @@ void note_beside(const at::Tensor& tensor, const at::Tensor& value) {
   impl->set_backend_meta(c10::make_intrusive<Beside<What>>(value, tensor._version()));
 }
 
-// Undefined if there is no such result, or if the tensor was written to since.
+// Returns the result. It is undefined if there is none, or if the tensor was written to since.
 template <typename What>
 at::Tensor known_beside(const at::TensorBase& tensor) {
   const auto known = tensor.unsafeGetTensorImpl()->get_backend_meta_intrusive_ptr();

@@ -1,4 +1,5 @@
-// Records operators that this thread runs in training mode, with libtorch's profiling callbacks.
+// Records the operators that this thread runs in training mode, with libtorch's profiling
+// callbacks.
 
 #include <ATen/record_function.h>
 
@@ -11,15 +12,15 @@
 namespace amp::modes {
 namespace {
 
-// An operator, and the indices of the arguments that show whether it trains.
+// An operator, and the indices of the arguments that show whether it is in training mode.
 struct Mode {
   const char* op;
-  // The index of a probability, which is above 0 in training; or none.
+  // The index of a probability, which is above 0 in training mode; or none.
   int probability;
   // The index of a boolean; or none.
   int training;
-  // The index of the running statistics; or none. Without running statistics the operator always uses the
-  // batch's.
+  // The index of the running statistics; or none. Without running statistics the operator always
+  // uses the batch's statistics.
   int statistics;
 };
 
@@ -35,7 +36,7 @@ constexpr Mode kModes[] = {
     {"aten::alpha_dropout_", 1, 2, kNone},
     {"aten::feature_alpha_dropout", 1, 2, kNone},
     {"aten::feature_alpha_dropout_", 1, 2, kNone},
-    // The operators among which `scaled_dot_product_attention` chooses.
+    // `scaled_dot_product_attention` chooses among these operators.
     {"aten::_scaled_dot_product_attention_math", 4, kNone, kNone},
     {"aten::_scaled_dot_product_flash_attention", 3, kNone, kNone},
     {"aten::_scaled_dot_product_flash_attention_for_cpu", 3, kNone, kNone},
@@ -43,7 +44,7 @@ constexpr Mode kModes[] = {
     {"aten::_scaled_dot_product_cudnn_attention", 5, kNone, kNone},
     {"aten::rrelu", kNone, 3, kNone},
     {"aten::rrelu_", kNone, 3, kNone},
-    // The name under which `batch_norm` is recorded.
+    // `batch_norm` is recorded under this name.
     {"aten::_batch_norm_impl_index", kNone, 5, 3},
 };
 

@@ -1,5 +1,6 @@
-// Copies to a CUDA device on a separate stream, and the thread state that a loader thread inherits from the
-// thread for which it loads. Uses c10's virtual guards, which need no CUDA headers.
+// Copies to a CUDA device on a separate stream, and the thread state that a loader thread inherits
+// from the thread for which it loads. The code uses c10's virtual guards, which need no CUDA
+// headers.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -32,14 +33,15 @@ using DebugInfo = std::shared_ptr<c10::ThreadLocalDebugInfo>;
 
 extern "C" {
 
-// The number of bytes of a CUDA device that the driver reports as free.
+// Returns the number of bytes of a CUDA device that the driver reports as free.
 int amp_cuda_free_memory(int index, size_t* bytes) {
   return amp::guarded([&] {
     *bytes = cuda_allocator()->getMemoryInfo(cuda(index).index()).first;
   });
 }
 
-// A copy in pinned memory, which a CUDA device can read and write while the host continues.
+// Copies a tensor to pinned memory, which a CUDA device can read and write while the host
+// continues.
 int amp_pinned(const at::Tensor* host, at::Tensor** out) {
   return amp::guarded([&] { *out = new at::Tensor(host->pin_memory()); });
 }
@@ -52,16 +54,16 @@ int amp_side_stream(int index, int64_t* id) {
   });
 }
 
-// Starts to copy `count` host tensors to the device on a side stream. `out` must not be used before
-// amp_copy_arrive. `event` is passed to amp_copy_arrive, or to amp_copy_drop.
+// Starts copying `count` host tensors to the device on a side stream. `out` must not be used before
+// amp_copy_arrive. `event` is passed to amp_copy_arrive or to amp_copy_drop.
 int amp_copy_start(int index, int64_t stream_id, const at::Tensor* const* host, size_t count,
                    at::Tensor** out, void** event) {
   return amp::guarded([&] {
     const c10::NoGradGuard no_grad;
     const c10::Stream stream(c10::Stream::UNSAFE, cuda(index), stream_id);
     const c10::StreamGuard guard(stream);
-    // The pinned copies may be freed at once: their allocator waits for the copy before it reuses the
-    // memory.
+    // The pinned copies may be freed at once, because their allocator waits for the copy before it
+    // reuses the memory.
     auto copy = [&](const at::Tensor& tensor) {
       auto to = tensor.options().device(stream.device());
       return std::make_unique<at::Tensor>(
@@ -83,16 +85,16 @@ int amp_copy_arrive(void* event, const at::Tensor* const* tensors, size_t count)
     if (count == 0) return;
     const auto stream = device.getStream(tensors[0]->device());
     static_cast<c10::Event*>(event)->block(stream);
-    // The memory belongs to the side stream. Without this call, a tensor that is freed while a computation
-    // on it is still queued would be overwritten by the next copy.
+    // The memory belongs to the side stream. Without this call, if a tensor is freed while a
+    // computation on it is still queued, the next copy would overwrite it.
     for (size_t at = 0; at < count; ++at) tensors[at]->record_stream(stream);
   });
 }
 
-// Returns copies of `count` tensors in host memory, made on a side stream after the event `ready`, and
-// waits for them. Tensors that are on the host already are not copied. The copies go through a pinned
-// buffer: libtorch's own copy to ordinary memory waits for the stream, which is an error while another
-// thread captures a graph.
+// Returns copies of `count` tensors in host memory, made on a side stream after the event `ready`,
+// and waits for them. Tensors that are already on the host are not copied. The copies go through a
+// pinned buffer, because libtorch's own copy to ordinary memory waits for the stream, which is an
+// error while another thread captures a graph.
 int amp_copies_to_host(int index, int64_t stream_id, const void* ready, const at::Tensor* const* tensors,
                        size_t count, at::Tensor** out) {
   return amp::guarded([&] {
@@ -125,8 +127,8 @@ int amp_copies_to_host(int index, int64_t stream_id, const void* ready, const at
 
 void amp_copy_drop(void* event) { delete static_cast<c10::Event*>(event); }
 
-// The debug info of this thread, to which the memory meter belongs. The caller frees it with
-// amp_debug_info_drop.
+// Returns the debug info of this thread, to which the memory meter belongs. The caller frees it
+// with amp_debug_info_drop.
 int amp_debug_info_current(void** out) {
   return amp::guarded([&] { *out = new DebugInfo(c10::ThreadLocalDebugInfo::current()); });
 }

@@ -1,4 +1,4 @@
-//! Looks for libtorch in the places in which torch-sys's build script looks.
+//! Searches for libtorch in the same places as torch-sys's build script.
 
 use std::{
     env, fs,
@@ -20,7 +20,8 @@ fn main() {
     for variable in VARIABLES {
         println!("cargo::rerun-if-env-changed={variable}");
     }
-    // With LIBTORCH_USE_PYTORCH, torch-sys takes the libtorch of Python's torch, and checks the version itself.
+    // With LIBTORCH_USE_PYTORCH, torch-sys uses the libtorch of Python's torch, and checks the
+    // version itself.
     let unneeded = ["CARGO_FEATURE_DOC_ONLY", "DOCS_RS", "LIBTORCH_USE_PYTORCH"];
     if unneeded.iter().any(|variable| env::var_os(variable).is_some()) {
         return;
@@ -30,7 +31,8 @@ fn main() {
     }
 }
 
-/// Checks that the library exists and has the right version. The error is one line with the cause and the fix.
+/// Checks that the library exists and has the right version. The error is one line with the cause
+/// and the fix.
 fn check() -> Result<(), String> {
     let Some(folder) = env::var_os("LIBTORCH").map(PathBuf::from) else {
         // Without LIBTORCH, torch-sys looks for an installed libtorch.
@@ -61,7 +63,7 @@ fn check() -> Result<(), String> {
     }
 }
 
-/// The version in the folder's own version file, without a suffix such as `+cu130`.
+/// Returns the version from the folder's own version file, without a suffix such as `+cu130`.
 fn version(folder: &Path) -> Option<String> {
     // PyTorch's C++ archive has `build-version`, its Python wheel has `version.py`.
     let plain = fs::read_to_string(folder.join("build-version")).ok();

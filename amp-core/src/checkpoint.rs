@@ -1,5 +1,5 @@
-//! A saved run: one safetensors file, never pickle. It appears whole or not at all, and its checksum is
-//! verified before anything is read from it.
+//! A saved run: one safetensors file, never a pickle file. The file appears whole or not at all,
+//! and its checksum is verified before anything else is read.
 //!
 //! Weights have PyTorch's names, as in a file of [`weights`]. The rest of the run's state (optimizers,
 //! schedules, scaler, random generators, position, running sums, callbacks) has names with a `/`, and
@@ -31,7 +31,7 @@ const FORMAT: &str = "amp-format";
 /// The key of the format in older files.
 const OLD_FORMAT: &str = "format";
 
-/// The version that this code writes and reads.
+/// The format version that this code writes and reads.
 const VERSION: &str = "amp-checkpoint-1";
 
 /// The content of a checkpoint.
@@ -59,7 +59,7 @@ pub(crate) fn write(
     tensor_file::write(path, own.chain(rest), text)
 }
 
-/// Refuses a model whose tensors or state no file can hold, before training.
+/// Returns an error, before training, if the model's tensors or state cannot be stored in a file.
 pub(crate) fn can_save(model: &dyn LightningModule) -> Result<()> {
     let tensors = weights::distinct(model);
     tensor_file::can_hold(tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)))?;
@@ -91,7 +91,8 @@ pub(crate) fn read(path: &Path) -> Result<Saved> {
     Ok(Saved { weights, state: State::from_parts(state, values) })
 }
 
-/// The checkpoint in `folder` with the most optimizer steps; files with only weights are ignored.
+/// Finds the checkpoint in `folder` with the most optimizer steps. Files with only weights are
+/// ignored.
 ///
 /// # Errors
 /// When the folder cannot be read, or one of its safetensors files is damaged.
@@ -112,9 +113,9 @@ pub fn latest(folder: &Path) -> Result<Option<PathBuf>> {
     Ok(newest.map(|(_, path)| path))
 }
 
-/// Resolves a path given by a user: a file; `FOLDER/last` or `FOLDER/best`, the last or best file that a
-/// [`ModelCheckpoint`](crate::callback::ModelCheckpoint) kept there; or a folder, for its newest
-/// checkpoint.
+/// Resolves a user's path. It may be a file; `FOLDER/last` or `FOLDER/best`, for the last or best
+/// file that a [`ModelCheckpoint`](crate::callback::ModelCheckpoint) kept there; or a folder, for
+/// its newest checkpoint.
 ///
 /// # Errors
 /// When there is no such checkpoint.
@@ -153,7 +154,7 @@ pub fn find(path: &Path) -> Result<PathBuf> {
     }
 }
 
-/// The best file that a callback of the run had kept when `checkpoint` was written.
+/// Returns the best file that a callback of the run had kept when `checkpoint` was written.
 fn best_of(checkpoint: &Path) -> Result<Option<PathBuf>> {
     let text = header(checkpoint)?;
     let state: Map<String, Value> =
@@ -225,7 +226,7 @@ pub fn summary(path: &Path) -> Result<Summary> {
     })
 }
 
-/// Reads the texts of a file's header and nothing else.
+/// Reads only the texts of a file's header.
 fn header(path: &Path) -> Result<BTreeMap<String, String>> {
     let failed = |error| Error::io(path, error);
     let damaged = |why: String| {

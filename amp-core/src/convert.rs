@@ -1,8 +1,8 @@
-//! f16 and bf16 values in and out of tensors, bit for bit.
+//! Converts f16 and bf16 values to tensors and back, bit for bit.
 //!
-//! tch declares `half::bf16` as f16 ([`Element::KIND`](tch::kind::Element), tch #995). `Tensor::from_slice`
-//! therefore copies the right bits and labels them with the wrong dtype, so that they stand for other
-//! numbers. The conversions here copy bytes and set the dtype explicitly.
+//! tch declares `half::bf16` as f16 ([`Element::KIND`](tch::kind::Element), tch #995).
+//! `Tensor::from_slice` therefore copies the right bits and gives the tensor the wrong dtype, which
+//! changes the numbers. The conversions here copy bytes and set the dtype explicitly.
 
 pub use half::{bf16, f16};
 
@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 
 use crate::{Error, Result, precision::dtype_name};
 
-/// A bf16 tensor of one dimension.
+/// Returns a bf16 tensor of one dimension.
 ///
 /// # Errors
 /// When there is not enough memory.
@@ -18,7 +18,7 @@ pub fn from_bf16(values: &[bf16]) -> Result<Tensor> {
     from_words(values.iter().map(|value| value.to_bits()), Kind::BFloat16)
 }
 
-/// An f16 tensor of one dimension.
+/// Returns an f16 tensor of one dimension.
 ///
 /// # Errors
 /// When there is not enough memory.
@@ -26,7 +26,7 @@ pub fn from_f16(values: &[f16]) -> Result<Tensor> {
     from_words(values.iter().map(|value| value.to_bits()), Kind::Half)
 }
 
-/// The values of a bf16 tensor, row-major, from any device.
+/// Returns the values of a bf16 tensor, row-major, from any device.
 ///
 /// # Errors
 /// When the tensor has another dtype.
@@ -34,7 +34,7 @@ pub fn to_bf16(tensor: &Tensor) -> Result<Vec<bf16>> {
     Ok(to_words(tensor, Kind::BFloat16)?.map(bf16::from_bits).collect())
 }
 
-/// The values of an f16 tensor, row-major, from any device.
+/// Returns the values of an f16 tensor, row-major, from any device.
 ///
 /// # Errors
 /// When the tensor has another dtype.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// What can go wrong while a model is built, trained or checked.
+/// The errors of building, training and checking a model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -17,8 +17,8 @@ pub enum Error {
         /// What failed there.
         source: Box<Error>,
     },
-    /// The caller asked for something that cannot be done; the text says what to do instead. A command
-    /// line ends with exit code 2.
+    /// The caller requested something impossible. The text says what to do instead. A command then
+    /// ends with exit code 2.
     #[error("{0}")]
     Config(String),
     /// A file could not be read or written.
@@ -38,10 +38,11 @@ pub enum Error {
     /// A run did not compute in the dtypes its precision promises.
     #[error("{0}")]
     Precision(String),
-    /// A run ended because a step was not finite; the text names the first tensor that was not.
+    /// A run ended because a step was not finite. The text names the first tensor with NaN or
+    /// infinity.
     #[error("{0}")]
     NonFinite(String),
-    /// A run broke a rule that holds in every training run.
+    /// A run broke an invariant, a rule that holds in every training run.
     #[error("{text}")]
     Invariant {
         /// The rule's name: one of [`trainer::Invariant`](crate::trainer::Invariant).
@@ -49,7 +50,8 @@ pub enum Error {
         /// Step, tensor and rule, the likely cause and the remedy, in one line.
         text: String,
     },
-    /// Recorded figures come from a kind of machine that this one cannot be compared with.
+    /// Recorded values come from a machine with other properties, so they cannot be compared with
+    /// the values of this machine.
     #[error("{0}")]
     NotComparable(String),
     /// The scaler's methods were called out of order, or its scale fell too low.
@@ -57,22 +59,22 @@ pub enum Error {
     Scaler(String),
 }
 
-/// The result of everything in this crate that can fail.
+/// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// A [`Error::Config`] with this text.
+    /// Creates an [`Error::Config`] with this text.
     pub fn config(text: impl Into<String>) -> Self {
         Self::Config(text.into())
     }
 
-    /// Wraps an I/O error with the file that it concerns.
+    /// Creates an [`Error::Io`] for the file at `path`.
     pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         Self::Io { path: path.into(), source }
     }
 
-    /// Whether a device or the host ran out of memory. Only libtorch's text says so, because the type of
-    /// the C++ exception is lost at the language boundary.
+    /// Returns whether a device or the host ran out of memory. Only libtorch's text says so,
+    /// because the type of the C++ exception is lost at the language boundary.
     pub fn is_out_of_memory(&self) -> bool {
         match self {
             Self::In { source, .. } => source.is_out_of_memory(),
@@ -83,8 +85,8 @@ impl Error {
         }
     }
 
-    /// Names the module in which the error occurred. An error that names a module already is returned
-    /// unchanged, because the innermost module's path is complete.
+    /// Adds the path of the module in which the error occurred. An error that already has a path is
+    /// returned unchanged, because that path is of the innermost module.
     #[must_use]
     pub fn at(self, path: &str) -> Self {
         match self {
@@ -113,7 +115,8 @@ impl Error {
         }
     }
 
-    /// An error that a data set returned: its own [`Error::Config`] is not a mistake of the command line.
+    /// Converts an error that a data set returned. Its [`Error::Config`] becomes an
+    /// [`Error::Data`], because it is not a mistake in the command line.
     pub(crate) fn of_data_set(self) -> Self {
         match self {
             Self::Config(text) => Self::Data(text),
@@ -121,7 +124,7 @@ impl Error {
         }
     }
 
-    /// libtorch's text without the C++ stack trace that follows its first line.
+    /// Keeps the first line of libtorch's text. A C++ stack trace follows it.
     pub(crate) fn torch(text: &str) -> Self {
         let head = text.split("\nException raised from").next().unwrap_or(text);
         Self::Torch(head.trim_end().to_owned())
@@ -137,7 +140,7 @@ impl From<tch::TchError> for Error {
     }
 }
 
-/// Some of these names, for the text of an error: `` `a`, `b`, … ``.
+/// Joins some of these names for the text of an error: `` `a`, `b`, … ``.
 pub(crate) fn some_names<'n>(names: impl Iterator<Item = &'n str>) -> String {
     const SHOWN: usize = 8;
     let mut names = names.map(|name| format!("`{name}`"));

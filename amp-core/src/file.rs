@@ -14,11 +14,11 @@ use tempfile::NamedTempFile;
 
 use crate::{Error, Result};
 
-/// The prefix of the name of an unfinished file, before the process id.
+/// The prefix of an unfinished file's name. The process id follows it.
 const UNFINISHED: &str = ".unfinished-";
 
-/// A file reserved in the folder of `path`. Reserve it before the work whose result it will hold, so that
-/// a folder without write access is found before the work.
+/// A reserved file in the folder of `path`. Reserve it before the work whose result it will hold,
+/// so that a folder without write access causes an error before the work.
 #[derive(Debug)]
 pub struct Staged {
     path: PathBuf,
@@ -33,18 +33,18 @@ impl Staged {
     pub fn create(path: &Path) -> Result<Self> {
         let file = tempfile::Builder::new()
             .prefix(&format!("{UNFINISHED}{}-", process::id()))
-            // The permissions of any new file under the current umask.
+            // These are the permissions of any new file under the current umask.
             .permissions(Permissions::from_mode(0o666))
             .tempfile_in(folder(path)?)
             .map_err(|error| Error::io(path, error))?;
         Ok(Self { path: path.to_owned(), file })
     }
 
-    /// Writes `bytes` and renames the file to its name, replacing an earlier file. On return both are on
-    /// the disk.
+    /// Writes `bytes` and renames the file to its name, replacing an earlier file. On return the
+    /// content and the name are on the disk.
     ///
     /// # Errors
-    /// When the disk is full, for example; an earlier file is then unchanged.
+    /// For example when the disk is full. An earlier file is then unchanged.
     pub fn write(mut self, bytes: &[u8]) -> Result<()> {
         let failed = |error| Error::io(&self.path, error);
         self.file.write_all(bytes).map_err(failed)?;
@@ -56,14 +56,15 @@ impl Staged {
     }
 }
 
-/// A lock of a folder: no other process can hold one of the same folder. The system releases it when the
-/// process ends, also when it is killed, and no file is left behind.
+/// A lock of a folder, which only one process can hold at a time. The system releases it when the
+/// process ends, also when the process is killed, and no file remains.
 #[derive(Debug, Clone)]
 pub struct FolderLock {
     _folder: Arc<File>,
 }
 
-/// The folders that this process has locked; all locks of a folder within a process are one.
+/// The folders that this process has locked. All locks of a folder within a process share one file
+/// handle.
 static LOCKED: Mutex<Option<HashMap<PathBuf, Weak<File>>>> = Mutex::new(None);
 
 impl FolderLock {
@@ -98,10 +99,10 @@ impl FolderLock {
     }
 }
 
-/// Makes the folder at `path` and those above it, unless they are there.
+/// Creates the folder at `path` and its missing parent folders.
 ///
 /// # Errors
-/// When it cannot be made.
+/// When a folder cannot be created.
 pub fn create_folder(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(|reason| {
         let text = format!("the folder cannot be created ({reason}): give another");
@@ -109,7 +110,7 @@ pub fn create_folder(path: &Path) -> Result<()> {
     })
 }
 
-/// Removes the unfinished files in `folder` of processes that were killed while writing.
+/// Removes unfinished files in `folder` whose processes were killed while writing.
 ///
 /// # Errors
 /// When the folder cannot be read, or a file cannot be removed.
@@ -128,7 +129,7 @@ pub fn remove_abandoned(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The folder of a file.
+/// Returns the folder of a file.
 ///
 /// # Errors
 /// When it is missing.

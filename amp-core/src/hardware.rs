@@ -10,17 +10,18 @@ use tch::{Cuda, Device};
 
 use crate::{Error, Result, ffi, random};
 
-/// The properties on which figures depend besides the model. Figures with different properties are not
-/// comparable.
+/// The properties of machine and process that affect a run's numbers, besides the model. Numbers
+/// from runs with different properties are not comparable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprint {
     /// The device's name.
     pub device: String,
-    /// CUDA compute capability as `9.0`, or the CPU kernels that ATen chose: `avx512`, `avx2`,
-    /// `default`, …; results differ between them, and ATEN_CPU_CAPABILITY may ask for less.
+    /// The CUDA compute capability, as `9.0`, or the name of the CPU kernels that ATen chose:
+    /// `avx512`, `avx2`, `default`, … Results differ between them. The variable ATEN_CPU_CAPABILITY
+    /// can choose a lower one.
     pub capability: String,
-    /// Whether the CPU multiplies f16 natively, as with AVX512-FP16: libtorch has separate kernels for such
-    /// CPUs, with other figures and other workspaces.
+    /// Whether the CPU multiplies f16 natively, as with AVX512-FP16. libtorch has separate kernels
+    /// for such CPUs, which round differently and need other workspaces.
     #[serde(default)]
     pub multiplies_f16: bool,
     /// The version of libtorch.
@@ -37,7 +38,7 @@ pub struct Fingerprint {
 pub const LIBTORCH_VERSION: &str = "2.11.0";
 
 impl Fingerprint {
-    /// The current properties of `device`.
+    /// Returns the current properties of `device`.
     ///
     /// # Errors
     /// When the device cannot be queried.
@@ -104,8 +105,8 @@ pub fn parse_device(text: &str) -> Result<Device> {
     Ok(Device::Cuda(index))
 }
 
-/// How many CUDA devices libtorch can use: 0 without an NVIDIA driver, or with a libtorch for the CPU
-/// alone.
+/// Returns the number of CUDA devices that libtorch can use. It is 0 without an NVIDIA driver and
+/// with a CPU-only libtorch.
 ///
 /// # Errors
 /// [`Error::Config`] when there is an NVIDIA driver and libtorch's CUDA library cannot be loaded; the text
@@ -120,7 +121,7 @@ pub fn cuda_devices() -> Result<i64> {
     }
 }
 
-/// Whether libtorch's CUDA library was loaded when this program started, and if not, why.
+/// Returns whether libtorch's CUDA library was loaded when this program started, and if not, why.
 pub fn cuda_library() -> CudaLibrary {
     ffi::cuda_library()
 }
@@ -141,14 +142,14 @@ pub fn set_numerics(tf32: bool, deterministic: bool) -> Result<()> {
 /// section.
 ///
 /// # Errors
-/// None at present.
+/// At present this function does not return an error.
 pub fn seed_everything(seed: u64) -> Result<()> {
     let _place = random::place();
     tch::manual_seed(seed.cast_signed());
     Ok(())
 }
 
-/// Whether Linux reports these x86 instructions.
+/// Returns whether Linux reports these x86 instructions.
 fn cpu_multiplies_f16() -> bool {
     let own = cpu_field("flags").unwrap_or_default();
     own.split(' ').any(|flag| ["avx512_fp16", "amx_fp16", "avx_ne_convert"].contains(&flag))
@@ -158,7 +159,7 @@ fn cpu_name() -> String {
     cpu_field("model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned())
 }
 
-/// The first CPU's field in /proc/cpuinfo.
+/// Returns the first CPU's field in /proc/cpuinfo.
 fn cpu_field(name: &str) -> Option<String> {
     let info = std::fs::read_to_string("/proc/cpuinfo").ok()?;
     let fields = info.lines().filter_map(|line| line.split_once(':'));

@@ -17,23 +17,23 @@ pub fn get<T: DeserializeOwned>(name: &str, value: &Value) -> Result<T> {
         .map_err(|error| Error::config(format!("hyperparameter `{name}` = {value}: {error}")))
 }
 
-/// Reads a hyperparameter that must be there.
+/// Reads a required hyperparameter.
 ///
 /// # Errors
-/// When it is missing, or the value has another type.
+/// When the hyperparameter is missing, or the value has another type.
 pub fn required<T: DeserializeOwned>(name: &str, values: &Map<String, Value>) -> Result<T> {
     let value = values.get(name);
     let missing = || Error::config(format!("the hyperparameter `{name}` is missing"));
     get(name, value.ok_or_else(missing)?)
 }
 
-/// Writes a hyperparameter. A NaN or infinity that is the whole value becomes text; other values that
-/// JSON cannot represent become null.
+/// Writes a hyperparameter. If the value itself is NaN or infinite, it becomes text. Inside lists
+/// and structs, values that JSON cannot represent become null.
 pub fn put<T: Serialize>(value: &T) -> Value {
     to_value(value).unwrap_or(Value::Null)
 }
 
-/// The error for a name that no hyperparameter has.
+/// Returns the error for a name that no hyperparameter has.
 pub fn unknown(name: &str, known: &[&str]) -> Error {
     match known {
         [] => Error::config(format!("unknown hyperparameter `{name}`: the model has none")),

@@ -74,7 +74,7 @@ pub mod prelude {
     pub use tch::{Device, Kind, Tensor};
 }
 
-/// Names that derived code uses; not for use by hand.
+/// Names that derived code uses. They are not a public interface.
 #[doc(hidden)]
 pub mod __private {
     pub use crate::{

@@ -16,7 +16,7 @@ pub struct Memory {
     pub peak_reserved: Option<u64>,
 }
 
-/// Bytes that tensors on a CUDA device currently use, as requested.
+/// Returns the number of bytes that tensors on a CUDA device currently use, as requested.
 ///
 /// # Errors
 /// When the device is not a CUDA device or cannot be queried.
@@ -27,8 +27,7 @@ pub fn cuda_allocated(device: Device) -> Result<u64> {
     }
 }
 
-/// Free bytes of a CUDA device, according to the driver. Memory that the caching allocator keeps is not
-/// free.
+/// Returns the number of free bytes of a CUDA device, according to the driver.
 ///
 /// # Errors
 /// When the device is not a CUDA device or cannot be queried.
@@ -39,14 +38,15 @@ pub fn cuda_free(device: Device) -> Result<u64> {
     }
 }
 
-/// Bytes of a tensor's elements; for a view only of those that it shows.
+/// Returns the number of bytes of a tensor's elements. For a view it counts only the view's
+/// elements.
 pub(crate) fn tensor_bytes(tensor: &Tensor) -> u64 {
     (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64
 }
 
-/// A copy in other memory, without autograd history. With history, the copy of a parameter would keep the
-/// parameter's node of the autograd graph, which belongs to one CUDA stream, and no step could be
-/// captured.
+/// Returns a copy in other memory, without autograd history. With history, the copy of a parameter
+/// would keep the parameter's node of the autograd graph, which belongs to one CUDA stream, and
+/// steps could not be captured as CUDA graphs.
 pub(crate) fn copy_of(tensor: &Tensor) -> Result<Tensor> {
     Ok(tch::no_grad(|| tensor.f_detach_copy())?)
 }
@@ -102,13 +102,14 @@ pub fn show_bytes(count: u64) -> String {
     }
 }
 
-/// Measures memory from its creation. Only one meter can measure at a time: a meter that is started while
-/// another measures hides its own period from the other. If a run's measurement misses memory for this
-/// reason, it breaks the invariant [`memory-over-step`](crate::trainer::Invariant::MemoryOverStep). On CUDA
-/// the meter reads the caching allocator's statistics of requested bytes (`requested_bytes.all.peak` of
-/// torch.cuda.memory_stats). torch.cuda.max_memory_allocated counts blocks instead, each of which is up to
-/// 1 MiB larger, depending on what ran before. On the CPU the meter counts what libtorch's allocator hands
-/// out on this thread and its workers, which is exact and does not depend on the C library's heap.
+/// Measures memory from its creation. Only one meter can measure at a time: while a second meter is
+/// active, the first does not see the memory. If a run's measurement misses memory for this reason,
+/// the run breaks the invariant [`memory-over-step`](crate::trainer::Invariant::MemoryOverStep). On
+/// CUDA the meter reads the caching allocator's statistics of requested bytes
+/// (`requested_bytes.all.peak` of torch.cuda.memory_stats). torch.cuda.max_memory_allocated counts
+/// blocks instead, each of which is up to 1 MiB larger, depending on what ran before. On the CPU
+/// the meter counts what libtorch's allocator hands out on this thread and its workers, which is
+/// exact and independent of the C library's heap.
 pub struct MemoryMeter {
     source: Source,
     /// The number of meters that had been started before this one.
@@ -122,7 +123,7 @@ thread_local! {
     static CUT_SHORT: Cell<u64> = const { Cell::new(0) };
 }
 
-/// The number of measurements on this thread that missed memory because a later meter was active.
+/// Returns how many measurements on this thread missed memory because a later meter was active.
 pub(crate) fn readings_cut_short() -> u64 {
     CUT_SHORT.get()
 }
@@ -139,12 +140,12 @@ impl MemoryMeter {
     /// When the device cannot be queried.
     pub fn start(device: Device) -> Result<Self> {
         STARTED.set(STARTED.get() + 1);
-        Self::beside(device)
+        Self::untracked(device)
     }
 
-    /// Starts a measurement that does not belong to a run's memory, such as trials before its first step,
-    /// so that other meters may ignore it.
-    pub(crate) fn beside(device: Device) -> Result<Self> {
+    /// Starts a measurement that is not part of a run's memory, for example of trials before the
+    /// first step. It does not count as a second meter.
+    pub(crate) fn untracked(device: Device) -> Result<Self> {
         let source = match device {
             Device::Cuda(index) => {
                 ffi::cuda_empty_cache()?;
@@ -156,7 +157,7 @@ impl MemoryMeter {
         Ok(Self { source, started: STARTED.get() })
     }
 
-    /// The peaks since the start.
+    /// Returns the peaks since the start.
     ///
     /// # Errors
     /// When the device cannot be queried.
@@ -178,7 +179,8 @@ impl MemoryMeter {
         })
     }
 
-    /// Current bytes above those at the start; negative if some of these were freed.
+    /// Returns the current bytes minus the bytes at the start; negative if some of these were
+    /// freed.
     ///
     /// # Errors
     /// When the device cannot be queried.

@@ -15,7 +15,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// Whether `new` is better than `old` by more than `min_delta`.
+    /// Returns whether `new` is better than `old` by more than `min_delta`.
     pub fn better(self, new: f64, old: f64, min_delta: f64) -> bool {
         match self {
             Self::Min => new < old - min_delta,
@@ -24,7 +24,7 @@ impl Mode {
     }
 }
 
-/// The error of a monitored value that is not among the logged names.
+/// Returns the error of a monitored value that is not among the logged names.
 pub(crate) fn is_not_logged<'a>(monitor: &str, logged: impl Iterator<Item = &'a str>) -> Error {
     let names: Vec<&str> = logged.collect();
     let names = if names.is_empty() { "nothing".to_owned() } else { names.join(", ") };

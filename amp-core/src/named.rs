@@ -1,14 +1,14 @@
-//! Enums whose variants are written as words, for example on a command line.
+//! Enums whose variants have names, for example for a command line.
 
-/// Gives each variant of an enum a name, by which it is parsed and printed. `$what` is what error
-/// messages call the enum.
+/// Names each variant of an enum. Variants are parsed from and printed as these names. `$what` is
+/// the enum's name in error messages.
 macro_rules! named {
     ($type:ident, $what:literal, { $($variant:ident => $name:literal),+ $(,)? }) => {
         impl $type {
             /// All variants.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
 
-            /// Its name on the command line.
+            /// Returns the variant's name on the command line.
             pub fn name(self) -> &'static str {
                 match self {
                     $(Self::$variant => $name),+

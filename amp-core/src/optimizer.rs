@@ -17,7 +17,7 @@ pub struct Rates {
     pub momentum: Option<f64>,
 }
 
-/// Numbers on the parameters' device on which a step depends.
+/// Numbers on the parameters' device that a step reads.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct OnDevice<'a> {
     /// An f32 scalar. If it is not 0, the step changes nothing.
@@ -29,12 +29,12 @@ pub struct OnDevice<'a> {
 /// The operations that an optimizer's step can do on the device, without the host.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Capabilities {
-    /// Skip the step: [`OnDevice::found_inf`].
+    /// Skips the step if [`OnDevice::found_inf`] is not 0.
     pub skips: bool,
-    /// Multiply the gradients: [`OnDevice::factor`]. A step after a CUDA graph gets no factor,
-    /// because the graph unscales and clips the gradients.
+    /// Multiplies the gradients by [`OnDevice::factor`]. A step in a CUDA graph gets no factor,
+    /// because the graph itself unscales and clips the gradients.
     pub scales: bool,
-    /// Be part of a CUDA graph. The step then reads its rates on the device, where
+    /// Runs in a CUDA graph. The step then reads its rates on the device, where
     /// [`Optimizer::write_rates`] writes them.
     pub captures: bool,
 }
@@ -55,11 +55,11 @@ impl Capabilities {
 
 /// An optimizer with its parameters and state.
 pub trait Optimizer {
-    /// PyTorch's name, such as `AdamW`.
+    /// Returns PyTorch's name, such as `AdamW`.
     fn name(&self) -> &'static str;
 
-    /// The parameters, in order of declaration. [`Gradients`](crate::precision::Gradients) share
-    /// them.
+    /// Returns the parameters, in order of declaration. [`Gradients`](crate::precision::Gradients)
+    /// share them.
     fn parameters(&self) -> &Rc<[Parameter]>;
 
     /// Updates every parameter that has a gradient.
@@ -70,13 +70,14 @@ pub trait Optimizer {
         self.step_with(OnDevice::default())
     }
 
-    /// [`step`](Self::step) with numbers that are known only on the device.
+    /// Does the same as [`step`](Self::step), with numbers that are known only on the device.
     ///
     /// # Errors
-    /// When [`capabilities`](Self::capabilities) lacks a needed one, or the kernel fails.
+    /// When [`capabilities`](Self::capabilities) lacks an operation that `known` needs, or the
+    /// kernel fails.
     fn step_with(&mut self, known: OnDevice<'_>) -> Result<()>;
 
-    /// The operations that [`step_with`](Self::step_with) supports.
+    /// Returns the operations that [`step_with`](Self::step_with) supports.
     fn capabilities(&self) -> Capabilities {
         Capabilities::default()
     }
@@ -89,11 +90,11 @@ pub trait Optimizer {
         Ok(())
     }
 
-    /// The current rates of each parameter group; there is at least one.
+    /// Returns the current rates of each parameter group; there is at least one.
     fn rates(&self) -> Vec<Rates>;
 
-    /// The options of the parameter at this index of [`parameters`](Self::parameters), by field
-    /// name, with the current rates; `None` if the optimizer does not provide them.
+    /// Returns the options of the parameter at this index of [`parameters`](Self::parameters), by
+    /// field name, with the current rates; `None` if the optimizer does not provide them.
     fn options(&self, place: usize) -> Option<Map<String, Value>> {
         let _ = place;
         None
@@ -111,7 +112,7 @@ pub trait Optimizer {
         Ok(())
     }
 
-    /// The state for a checkpoint: PyTorch's state keys followed by the parameter's name
+    /// Returns the state for a checkpoint: PyTorch's state keys followed by the parameter's name
     /// (`exp_avg/model.0.weight`), and the rates of each group. Tensors are handles, so save them
     /// before the next step.
     ///
@@ -122,16 +123,17 @@ pub trait Optimizer {
     /// Restores a saved state, which may come from another device.
     ///
     /// # Errors
-    /// When a name, shape or dtype differs from this optimizer's state. Nothing is changed then.
+    /// When a name, shape or dtype differs from this optimizer's state. Then nothing is changed.
     fn load_state(&mut self, state: &State) -> Result<()>;
 
-    /// The options of each group except the rates, as a text that is equal for equal options. A
-    /// resumed run must have the saved run's options. An empty text is not compared.
+    /// Returns the options of each group except the rates, as a text that is equal for equal
+    /// options. A resumed run must have the saved run's options. An empty text is not compared.
     fn fixed_options(&self) -> String {
         String::new()
     }
 
-    /// The options that were changed because of the parameters' dtype, as a note for the user.
+    /// Returns the options that were changed because of the parameters' dtype, as a note for the
+    /// user.
     fn note(&self) -> Option<String> {
         None
     }

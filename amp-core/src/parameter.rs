@@ -11,7 +11,7 @@ pub struct Parameter {
     pub tensor: Tensor,
 }
 
-/// While it exists, these parameters require no gradient.
+/// A guard: while it exists, these parameters require no gradient.
 pub(crate) struct Frozen(Vec<Tensor>);
 
 impl Frozen {
@@ -25,7 +25,7 @@ impl Frozen {
         Self(Vec::new())
     }
 
-    /// Lets the current parameters require gradients again, and freezes these instead.
+    /// Unfreezes the current parameters and freezes these instead.
     pub(crate) fn replace(&mut self, tensors: Vec<Tensor>) {
         self.0.iter().for_each(|tensor| drop(tensor.set_requires_grad(true)));
         tensors.iter().for_each(|tensor| drop(tensor.set_requires_grad(false)));

@@ -1,4 +1,5 @@
-//! Proof that the precision ran: compares the dtypes of one step with the precision's name.
+//! Checks that the precision was in effect: compares the dtypes of one step with the dtypes of the
+//! precision.
 
 use std::{
     cell::RefCell,
@@ -10,7 +11,7 @@ use tch::{Kind, Tensor};
 
 use crate::{
     Error, Result,
-    nn::{DtypeProbe, Given, Op, Parameter, Product},
+    nn::{DtypeProbe, ModuleOutput, Op, Parameter, Product},
     precision::{Precision, RegionPlan, dtype_name, is_floating},
 };
 
@@ -27,7 +28,7 @@ pub struct Observed {
     pub gradients: BTreeSet<String>,
 }
 
-/// Collects the dtypes of a forward pass's matrix products, expected and observed.
+/// Collects the expected and observed dtypes of a forward pass's matrix products.
 #[derive(Debug, Default)]
 pub(crate) struct Products {
     seen: RefCell<BTreeMap<Source, (Kind, Kind)>>,
@@ -39,20 +40,20 @@ pub(crate) struct Products {
 type Source = (String, Option<String>);
 
 impl DtypeProbe for Products {
-    fn gave(&self, given: &Given<'_>) {
-        self.ran.borrow_mut().insert(given.path.to_owned(), given.plan);
-        if given.op == Op::Matmul && is_floating(given.kind) {
-            self.note(given.path, None, given.plan, given.kind);
+    fn module_output(&self, output: &ModuleOutput<'_>) {
+        self.ran.borrow_mut().insert(output.path.to_owned(), output.plan);
+        if output.op == Op::Matmul && is_floating(output.kind) {
+            self.note(output.path, None, output.plan, output.kind);
         }
     }
 
-    fn multiplied(&self, product: &Product<'_>) {
+    fn matrix_product(&self, product: &Product<'_>) {
         self.note(product.path, Some(product.operator), product.plan, product.kind);
     }
 }
 
 impl Products {
-    /// Keeps the first unexpected product, or else the last product.
+    /// Records the first product of an unexpected dtype; until there is one, the last product.
     fn note(&self, path: &str, operator: Option<&str>, plan: RegionPlan, kind: Kind) {
         let mut seen = self.seen.borrow_mut();
         let place = seen.entry((path.to_owned(), operator.map(str::to_owned)));
@@ -62,9 +63,9 @@ impl Products {
         }
     }
 
-    /// Refuses regions that had no effect: a parameter in one has a gradient, but its module ran outside
-    /// the region. If a step's own code ran every pass with a context of its own, nothing was observed
-    /// and nothing is refused.
+    /// Returns an error for regions that had no effect: a parameter of a region has a gradient, but
+    /// its module ran outside the region. If the model ran every forward pass with its own context,
+    /// nothing was observed and the check is skipped.
     ///
     /// # Errors
     /// When there is such a parameter.
@@ -97,7 +98,7 @@ impl Products {
         Ok(())
     }
 
-    /// The observed dtypes, after the backward pass.
+    /// Returns the observed dtypes, after the backward pass.
     ///
     /// # Errors
     /// When a dtype differs from the precision's.

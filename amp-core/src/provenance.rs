@@ -1,4 +1,4 @@
-//! Where a step first stopped being finite. The step is repeated once with observers to find it.
+//! Finds the first value of a step that was not finite. The step is repeated once with observers.
 
 use std::{cell::RefCell, fmt, rc::Rc};
 
@@ -27,7 +27,7 @@ pub struct Provenance {
     pub inf: i64,
     /// The number of elements.
     pub of: i64,
-    /// The largest magnitude of the values it was computed from, if known.
+    /// The largest magnitude of the values from which it was computed, if known.
     pub from: Option<f64>,
 }
 
@@ -42,18 +42,20 @@ pub enum Cause {
     Input(String),
     /// The output of a module whose input was finite.
     Activation(String),
-    /// The loss; every module's output was finite.
+    /// The loss. The output of every module was finite.
     Loss,
     /// The gradient of the loss with respect to the model's output.
     LossGradient,
-    /// The gradient with respect to a module's input; the gradient of its output was finite.
+    /// The gradient with respect to a module's input. The gradient of the module's output was
+    /// finite.
     InputGradient(String),
-    /// The gradient of a parameter; the gradient of its module's output was finite.
+    /// The gradient of a parameter. The gradient of its module's output was finite.
     WeightGradient(String),
 }
 
 impl Cause {
-    /// Whether the forward pass or its inputs are not finite: then no loss scale helps.
+    /// Returns whether the forward pass or its inputs are not finite. Then a lower loss scale does
+    /// not help.
     pub fn is_forward(&self) -> bool {
         matches!(self, Self::Parameter(_) | Self::Input(_) | Self::Activation(_) | Self::Loss)
     }
@@ -90,24 +92,24 @@ pub(crate) struct Replay<'a> {
     /// The context of the pass, without a probe.
     pub(crate) context: Context,
     pub(crate) scale: f64,
-    /// A batch or a part of one, and its share of the loss.
+    /// Batches or parts of a batch, with their weights in the loss.
     pub(crate) batches: Vec<(AnyBatch, f64)>,
     pub(crate) global_step: u64,
     pub(crate) parameters: &'a [Parameter],
 }
 
-/// Checks outputs as they are computed, and their gradients in the backward pass. It keeps figures and
-/// the last output, so that the pass needs no more memory than usual.
+/// Checks outputs when they are computed, and their gradients in the backward pass. It keeps only
+/// statistics and the last output, so that the pass needs no additional memory.
 #[derive(Default)]
 struct Watch {
-    seen: RefCell<Vec<Seen>>,
+    seen: RefCell<Vec<ModuleRun>>,
     last: RefCell<Option<Tensor>>,
     /// The first output that is not finite, or the error of the search.
     first: RefCell<Option<Result<Provenance>>>,
 }
 
 /// A module that ran.
-struct Seen {
+struct ModuleRun {
     path: String,
     kind: Kind,
     elements: i64,
@@ -121,7 +123,7 @@ impl Watch {
         let traced = is_floating(kind) && output.requires_grad();
         let gradient = traced.then(|| WatchedGradient::of(output)).transpose()?;
         let elements = output.numel() as i64;
-        self.seen.borrow_mut().push(Seen { path: path.to_owned(), kind, elements, gradient });
+        self.seen.borrow_mut().push(ModuleRun { path: path.to_owned(), kind, elements, gradient });
         *self.last.borrow_mut() = Some(output.shallow_clone());
         check(Cause::Activation(path.to_owned()), output, Some(input))
     }
@@ -138,9 +140,9 @@ impl Probe for Watch {
 }
 
 impl Replay<'_> {
-    /// Runs the batches until a value is not finite. The caller has restored the random generator to the
-    /// start of the step. Parameters and gradients are unchanged. `None` if everything is finite this
-    /// time.
+    /// Runs the batches until a value is not finite. The caller has restored the random generator
+    /// to the start of the step. Parameters and gradients are unchanged. Returns `None` if
+    /// everything is finite in this repetition.
     pub(crate) fn find(self, model: &mut dyn LightningModule) -> Result<Option<Provenance>> {
         for Parameter { name, tensor } in self.parameters {
             if let Some(found) = check(Cause::Parameter(name.clone()), tensor, None)? {
@@ -181,22 +183,23 @@ impl Replay<'_> {
 
 /// Follows the gradient of the scaled loss back through the modules, starting with the last.
 fn backward(
-    seen: &[Seen],
+    seen: &[ModuleRun],
     scaled: &Tensor,
     parameters: &[Parameter],
 ) -> Result<Option<Provenance>> {
-    // Frozen ones have no gradient.
+    // Frozen parameters have no gradient.
     let trained = parameters.iter().filter(|parameter| parameter.tensor.requires_grad());
     let parameters: Vec<&Parameter> = trained.collect();
     let inputs: Vec<&Tensor> = parameters.iter().map(|parameter| &parameter.tensor).collect();
     let weights = Tensor::f_run_backward(&[scaled], &inputs, false, false)?;
     // The largest magnitude of the gradient that the previous module passed on.
     let mut from = None;
-    for (at, Seen { kind, elements, gradient, .. }) in seen.iter().enumerate().rev() {
+    for (at, ModuleRun { kind, elements, gradient, .. }) in seen.iter().enumerate().rev() {
         let Some(gradient) = gradient else { continue };
         let Some((nan, inf, largest)) = gradient.read()? else { continue };
         if nan + inf > 0 {
-            // A gradient that is not finite was computed by the user of this output: the module after it.
+            // A gradient that is not finite was computed by the next module, which used this
+            // output.
             let cause = match seen.get(at + 1) {
                 None => Cause::LossGradient,
                 Some(next) => Cause::InputGradient(next.path.clone()),
@@ -214,8 +217,8 @@ fn backward(
     Ok(None)
 }
 
-/// The cause, if `tensor`, computed from `source`, has values that are not finite; `None` if all are
-/// finite.
+/// Returns a [`Provenance`] if `tensor`, computed from `source`, has values that are not finite;
+/// otherwise `None`.
 fn check(cause: Cause, tensor: &Tensor, source: Option<&Tensor>) -> Result<Option<Provenance>> {
     if !tensor.defined() || !is_floating(tensor.kind()) {
         return Ok(None);
@@ -241,7 +244,7 @@ fn check(cause: Cause, tensor: &Tensor, source: Option<&Tensor>) -> Result<Optio
     })
 }
 
-/// The text for a step whose cause the repetition did not show.
+/// Returns the text for a step whose cause was not found by the repetition.
 pub(crate) fn unexplained(error: Option<&Error>) -> String {
     match error {
         Some(error) => format!("looking for the cause failed: {error}"),

@@ -1,4 +1,4 @@
-//! The figures of one run, collected from its events.
+//! The values of one run, collected from its events.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,7 @@ use crate::{
     probe::Observed,
 };
 
-/// Everything that is kept of a run.
+/// The recorded values of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunRecord {
     /// The model, data and machine.
@@ -40,13 +40,13 @@ pub struct RunRecord {
 }
 
 impl RunRecord {
-    /// The last epoch's value of this name, training or validation.
+    /// Returns the last epoch's value of this name, training or validation.
     pub fn last(&self, name: &str) -> Option<f64> {
         self.epochs.last()?.value(name)
     }
 
-    /// The values of the last validation that are not finite; for a run without validations, the last
-    /// epoch's training loss if it is not finite.
+    /// Returns the values of the last validation that are not finite. For a run without
+    /// validations, returns the last epoch's training loss if it is not finite.
     pub fn not_finite(&self) -> Vec<&Logged> {
         let epoch = self.epochs.iter().rev().find(|end| !end.val.is_empty());
         let validated = match (epoch, self.validations.last()) {
@@ -112,7 +112,7 @@ impl Subscriber for Recorder {
 }
 
 impl Recorder {
-    /// The record of a finished run; `None` before its end.
+    /// Returns the record of a finished run; `None` before its end.
     pub fn finish(self) -> Option<RunRecord> {
         Some(RunRecord {
             start: self.start?,

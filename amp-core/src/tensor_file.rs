@@ -1,6 +1,6 @@
 //! Tensors and text in one safetensors file, with a checksum over both.
 //!
-//! safetensors itself has no checksum: a flipped bit in a weight would be loaded.
+//! The safetensors format has no checksum, so a flipped bit in a weight would not be noticed.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -20,12 +20,12 @@ use crate::{Error, Result, file::Staged, precision::dtype_name};
 /// The key of the checksum.
 const CHECKSUM: &str = "sha256";
 
-/// The framework of the tensors, which transformers requires.
+/// The key under which transformers expects the framework of the tensors.
 const FORMAT: &str = "format";
 const PYTORCH: &str = "pt";
 
-/// The entry that marks a file of this crate, which therefore has a checksum. A single flipped bit cannot
-/// remove both.
+/// The key that marks a file of this crate. A file with this key must also have a checksum, and a
+/// single flipped bit cannot remove both keys.
 const WRITER: &str = "amp";
 
 /// The content of a file, on the CPU.
@@ -35,7 +35,7 @@ pub(crate) struct TensorFile {
     pub(crate) metadata: BTreeMap<String, String>,
 }
 
-/// Writes tensors from any device, and some text, so that the file appears whole or not at all.
+/// Writes tensors from any device, and some text. The file appears whole or not at all.
 ///
 /// # Errors
 /// When the folder is missing or cannot be written to.
@@ -67,7 +67,7 @@ pub(crate) fn write<'t>(
 /// Reads a whole file. A file without a checksum comes from another program and is accepted.
 ///
 /// # Errors
-/// When the file is missing, cut off or changed.
+/// When the file is missing, truncated or changed.
 pub(crate) fn read(path: &Path) -> Result<TensorFile> {
     let bytes = fs::read(path).map_err(|error| Error::io(path, error))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|error| damaged(path, error))?;
@@ -81,7 +81,7 @@ pub(crate) fn read(path: &Path) -> Result<TensorFile> {
         let views: Vec<_> =
             views.iter().map(|(name, view)| (name.as_str(), view.clone())).collect();
         if expected != Some(checksum(&views, &metadata)) {
-            return Err(damaged(path, "its checksum does not fit its content"));
+            return Err(damaged(path, "its checksum does not match its content"));
         }
     }
     let tensors = views
@@ -100,9 +100,9 @@ pub(crate) fn read(path: &Path) -> Result<TensorFile> {
     Ok(TensorFile { tensors, metadata })
 }
 
-/// The tensor of a file's entry, in the next dtype of libtorch that represents all values of its type:
-/// unsigned integers become a wider signed dtype, 8-bit exponents become f32. `None` if there is no such
-/// dtype.
+/// Reads a file's entry as a tensor. If libtorch lacks the entry's dtype, the result has the
+/// smallest dtype that represents all its values: unsigned integers become a wider signed dtype,
+/// 8-bit exponents become f32. Returns `None` if there is no such dtype.
 fn tensor(view: &TensorView<'_>) -> Result<Option<Tensor>> {
     let shape: Vec<i64> = view.shape().iter().map(|size| *size as i64).collect();
     if let Some(kind) = kind(view.dtype()) {
@@ -135,17 +135,18 @@ fn tensor(view: &TensorView<'_>) -> Result<Option<Tensor>> {
     Ok(Some(made?.f_view(shape.as_slice())?))
 }
 
-/// 2^(exponent − 127), and NaN for 255.
+/// Returns 2^(exponent − 127), and NaN for 255.
 fn power_of_two(exponent: u8) -> f32 {
     match exponent {
         255 => f32::NAN,
-        // Below f32's exponents: the highest bit of a subnormal number.
+        // 2⁻¹²⁷ is a subnormal f32, whose highest mantissa bit is set.
         0 => f32::from_bits(1 << 22),
         _ => f32::from_bits(u32::from(exponent) << 23),
     }
 }
 
-/// Covers names, types, shapes, bytes and text, sorted by name, with lengths in between.
+/// Computes a checksum of names, dtypes, shapes, bytes and text, sorted by name. The lengths are
+/// included, so that neighbouring parts cannot be confused.
 fn checksum(views: &[(&str, TensorView<'_>)], metadata: &BTreeMap<String, String>) -> String {
     let mut hash = Sha256::new();
     let mut add = |bytes: &[u8]| {
@@ -203,10 +204,10 @@ const DTYPES: [(Kind, Dtype); 14] = [
     (Kind::Float8e5m2fnuz, Dtype::F8_E5M2FNUZ),
 ];
 
-/// The file's type for this dtype.
+/// Returns the safetensors dtype for this dtype.
 ///
 /// # Errors
-/// When safetensors has no such type.
+/// When safetensors has no such dtype.
 fn dtype(kind: Kind) -> Result<Dtype> {
     let found = DTYPES.iter().find(|(own, _)| *own == kind).map(|(_, dtype)| *dtype);
     found.ok_or_else(|| {
@@ -214,7 +215,7 @@ fn dtype(kind: Kind) -> Result<Dtype> {
     })
 }
 
-/// Refuses tensors that no file can hold, before training starts.
+/// Returns an error before training if a tensor cannot be stored in a file.
 ///
 /// # Errors
 /// For the first such tensor, with the reason.

@@ -1,16 +1,16 @@
-//! Collects every mistake of one struct, so that one compile shows them all.
+//! Collects all errors of a struct, so that one compilation shows them all.
 
 use std::{cell::RefCell, fmt::Display, thread};
 
 use proc_macro2::Span;
 use quote::ToTokens;
 
-/// Advice that does not stop the build.
+/// A warning.
 #[derive(Debug)]
 pub(crate) struct Warning {
     /// The token to underline.
     pub(crate) at: Span,
-    /// The rule's name in SCREAMING_SNAKE_CASE, which rustc prints in its note.
+    /// The name of the rule in SCREAMING_SNAKE_CASE; rustc prints it in its note.
     pub(crate) rule: &'static str,
     /// The problem and its remedy.
     pub(crate) note: String,
@@ -22,8 +22,8 @@ struct Collected {
     warnings: Vec<Warning>,
 }
 
-/// Collects errors and warnings. Call [`finish`](Self::finish): dropping the collector without it
-/// panics, because an error would be lost.
+/// Collects errors and warnings. Call [`finish`](Self::finish): a collector that is dropped without
+/// this call panics, because an error would be lost.
 pub(crate) struct Diagnostics(RefCell<Option<Collected>>);
 
 impl Diagnostics {
@@ -31,19 +31,19 @@ impl Diagnostics {
         Self(RefCell::new(Some(Collected::default())))
     }
 
-    /// An error that underlines `at`.
+    /// Adds an error that underlines `at`.
     pub(crate) fn error(&self, at: impl ToTokens, message: impl Display) {
         self.push(syn::Error::new_spanned(at, message));
     }
 
-    /// An error that syn found.
+    /// Adds an error from syn.
     pub(crate) fn push(&self, error: syn::Error) {
         if let Some(collected) = self.0.borrow_mut().as_mut() {
             collected.errors.push(error);
         }
     }
 
-    /// Advice about `at`, with the name of its rule.
+    /// Adds a warning about `at`, with the name of its rule.
     pub(crate) fn warn(&self, at: Span, rule: &'static str, note: impl Into<String>) {
         if let Some(collected) = self.0.borrow_mut().as_mut() {
             collected.warnings.push(Warning { at, rule, note: note.into() });

@@ -1,7 +1,7 @@
-//! Stubs that are emitted next to errors, so that rustc reports no errors that follow from them.
+//! Generates stubs if there are errors, so that rustc reports no errors that only follow from them.
 //!
-//! The stubs are the impls and the builder, with the signatures that the readable attributes
-//! imply. Their bodies never run, because the crate does not compile.
+//! The stubs are the impls and the builder, with the signatures that follow from the attributes
+//! without errors. Their bodies never run, because the crate does not compile.
 
 use proc_macro2::TokenStream;
 use quote::quote;
@@ -14,7 +14,7 @@ use crate::{
     symbol,
 };
 
-/// Stubs for the refused struct.
+/// Generates stubs for a struct with errors.
 pub(crate) fn expand(
     input: &DeriveInput,
     spec: Option<&Spec>,
@@ -120,15 +120,15 @@ fn builder(input: &DeriveInput, spec: Option<&Spec>, derive: Derive) -> TokenStr
     }
 }
 
-/// A bare `#[hparam]` or `#[layer]`.
+/// Whether it is `#[hparam]` or `#[layer]` without arguments.
 fn is_argument(field: &Field) -> bool {
     [symbol::HPARAM, symbol::LAYER].iter().any(|name| {
         named(&field.attrs, name).any(|attr| attr.args.as_ref().is_some_and(Vec::is_empty))
     })
 }
 
-/// An `#[hparam(…)]` with arguments, which was meant to have a default. A name of one of the
-/// builder's methods is left out, because it would clash.
+/// Whether it is an `#[hparam(…)]` with arguments, that is, with a default. False if its name is a
+/// method of the builder, because a setter would clash with the method.
 fn has_setter(field: &Field) -> bool {
     let is_own = field.ident == "build" || field.ident == "hyperparameters";
     let mut hparams = named(&field.attrs, symbol::HPARAM);

@@ -1,14 +1,14 @@
-//! Makes input from a `macro_rules!` macro look as if it were written by hand.
+//! Converts input from a `macro_rules!` macro to what it would be without the macro.
 //!
-//! rustc wraps the value of a fragment such as `$l:expr` or `$t:ty` in a group without
-//! delimiters, and names from the macro and from its caller have different hygiene. Both are undone
-//! here, before a rule or generated code sees the input.
+//! rustc wraps the value of a fragment such as `$l:expr` or `$t:ty` in a group without delimiters.
+//! Names from the macro and from its caller have different hygiene. Both are undone here, before a
+//! rule or generated code uses the input.
 
 use proc_macro2::{Delimiter, Group, Punct, Spacing, Span, TokenStream, TokenTree};
 use syn::{Expr, PathArguments, Type, TypeParamBound, punctuated::Punctuated};
 
-/// The tokens of the struct, as they would be without a macro. Input without fragments keeps all
-/// its spans, because rustc's messages point at them.
+/// Returns the tokens of the struct as they would be without a macro. Input without fragments keeps
+/// all its spans, because rustc's messages refer to them.
 pub(crate) fn written_out(tokens: TokenStream) -> TokenStream {
     match has_invisible_group(tokens.clone()) {
         true => with_one_hygiene(dissolve(tokens)),
@@ -16,8 +16,8 @@ pub(crate) fn written_out(tokens: TokenStream) -> TokenStream {
     }
 }
 
-/// Replaces every group without delimiters with its content. The content gets parentheses where it
-/// would otherwise be parsed differently: `2 * $n` with `1 + 2` becomes `2 * (1 + 2)`. rustc itself
+/// Replaces every group without delimiters by its content. The content gets parentheses if it would
+/// otherwise be parsed differently: `2 * $n` with `1 + 2` becomes `2 * (1 + 2)`. rustc itself
 /// ignores such groups in the output of a derive, and would compute `2 * 1 + 2`.
 fn dissolve(tokens: TokenStream) -> TokenStream {
     let mut output: Vec<TokenTree> = Vec::new();
@@ -45,7 +45,7 @@ fn has_invisible_group(tokens: TokenStream) -> bool {
     })
 }
 
-/// `content`, with parentheses if it needs them between `before` and `after`.
+/// Returns `content`, with parentheses if it needs them between `before` and `after`.
 fn inserted(
     content: TokenStream,
     before: &[TokenTree],
@@ -81,7 +81,7 @@ fn begins_a_path(ty: &Type) -> bool {
     }
 }
 
-/// Whether a neighbour of `expr` would bind to only a part of it.
+/// Whether an operator next to `expr` would apply to only a part of it.
 fn falls_apart(expr: &Expr, after: Option<&TokenTree>) -> bool {
     match expr {
         Expr::Array(_)
@@ -97,12 +97,14 @@ fn falls_apart(expr: &Expr, after: Option<&TokenTree>) -> bool {
         | Expr::Repeat(_)
         | Expr::Try(_)
         | Expr::Tuple(_)
-        // A statement.
+        // A `let` is a statement.
         | Expr::Let(_) => false,
-        // `(self.function)(x)` calls what the field holds, `self.function(x)` a method.
+        // `(self.function)(x)` calls the function in the field, while `self.function(x)` calls a
+        // method.
         Expr::Field(_) => is_group(after, Delimiter::Parenthesis),
-        // Operators before an expression bind more weakly than what follows it, and more strongly
-        // than everything else. A block may be the body of an `if`.
+        // A prefix operator binds more weakly than a postfix operator, but more strongly than all
+        // others. A block before a postfix operator needs parentheses, because it may also be the
+        // body of an `if`.
         Expr::Unary(_) | Expr::Reference(_) | Expr::Block(_) => {
             is_postfix(after)
         }
@@ -110,7 +112,7 @@ fn falls_apart(expr: &Expr, after: Option<&TokenTree>) -> bool {
     }
 }
 
-/// Whether `ty` is several bounds, as in `&(dyn Module + Send)`.
+/// Whether `ty` has several bounds, as in `&(dyn Module + Send)`.
 fn has_a_sum(ty: &Type) -> bool {
     let several = |bounds: &Punctuated<TypeParamBound, _>| bounds.len() > 1;
     match ty {
@@ -120,7 +122,7 @@ fn has_a_sum(ty: &Type) -> bool {
     }
 }
 
-/// Whether nothing in `before` can bind to an expression or type that follows.
+/// Whether nothing in `before` is an operator that applies to what follows.
 fn ends_before(before: &[TokenTree]) -> bool {
     let (last, last_but_one) = match before {
         [] => return true,
@@ -162,7 +164,7 @@ fn grouped(delimiter: Delimiter, content: TokenStream, span: Span) -> Group {
     group
 }
 
-/// `<content>`.
+/// Returns `<content>`.
 fn angled(content: TokenStream, span: Span) -> TokenStream {
     let punct = |c| {
         let mut punct = Punct::new(c, Spacing::Alone);
@@ -172,15 +174,16 @@ fn angled(content: TokenStream, span: Span) -> TokenStream {
     [punct('<')].into_iter().chain(content).chain([punct('>')]).collect()
 }
 
-/// Gives all tokens the hygiene of the derive. Then the caller's `self` in `net!(lr = self.rate)`
-/// is the generated method's, and its `width` is the field that the macro wrote.
+/// Gives all tokens the hygiene of the derive. Then `self` from the caller, in `net!(lr =
+/// self.rate)`, is the `self` of the generated method, and its name `width` refers to the field
+/// that the macro wrote.
 fn with_one_hygiene(tokens: TokenStream) -> TokenStream {
     let token = |mut token: TokenTree| {
         if let TokenTree::Group(group) = &token {
             let content = with_one_hygiene(group.stream());
             token = grouped(group.delimiter(), content, group.span()).into();
         }
-        // `$crate` is kept: only its hygiene says which crate it means.
+        // `$crate` keeps its span, because the compiler finds the crate by the hygiene of this span.
         let is_crate = matches!(&token, TokenTree::Ident(name) if name == "$crate");
         if !is_crate {
             token.set_span(Span::call_site().located_at(token.span()));

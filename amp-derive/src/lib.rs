@@ -1,9 +1,9 @@
-//! The derives of amp-core: an annotated struct becomes a model that trains.
+//! The derive macros of amp-core: they turn an annotated struct into a model that can be trained.
 //!
-//! The data flows one way, without torch: `fragments` removes the traces of a surrounding macro,
-//! `parse` reads the struct into a `spec`, `check` applies the rules and makes the `model`,
-//! `expand` writes the code. Errors are collected in `diag`. If there are errors, `fallback` emits
-//! stubs, so that rustc reports nothing that merely follows from them.
+//! Data flows in one direction, and no step needs torch: `fragments` removes the traces of a
+//! surrounding macro, `parse` reads the struct into a `spec`, `check` applies the rules and makes
+//! the `model`, and `expand` writes the code. Errors are collected in `diag`. If there are errors,
+//! `fallback` emits stubs, so that rustc reports no errors that only follow from the first ones.
 
 mod batch;
 mod check;

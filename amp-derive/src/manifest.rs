@@ -2,7 +2,7 @@
 
 use proc_macro_crate::{Error, FoundCrate, crate_name};
 
-/// The name of amp-core in the crate that is compiled.
+/// The name of amp-core in the crate that is being compiled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Manifest {
     Named(String),
@@ -10,17 +10,17 @@ pub(crate) enum Manifest {
     Missing,
 }
 
-/// The package and its library.
+/// The name of the package, and the name of its library.
 const PACKAGE: &str = "amp-core";
 const LIBRARY: &str = "amp_core";
 
-/// Reads the Cargo.toml of the crate that is compiled.
+/// Reads the Cargo.toml of the crate that is being compiled.
 pub(crate) fn read() -> Manifest {
     match crate_name(PACKAGE) {
         Ok(FoundCrate::Name(name)) => Manifest::Named(name),
         Err(Error::CrateNotFound { .. }) => Manifest::Missing,
-        // amp-core can always refer to itself by its own name. This also covers its examples and
-        // doc tests, which are separate crates.
+        // amp-core refers to itself by its usual name. So do its examples and doc tests, which are
+        // separate crates.
         Ok(FoundCrate::Itself) => Manifest::Named(LIBRARY.to_owned()),
         // A build without Cargo has no manifest.
         Err(_) => Manifest::Named(LIBRARY.to_owned()),

@@ -1,4 +1,4 @@
-//! The checked struct. Its types can hold only structs for which code can be generated.
+//! The checked struct. Its types can represent only structs for which code can be generated.
 
 #![expect(clippy::large_enum_variant, reason = "there is one model for each derive")]
 
@@ -9,7 +9,7 @@ use syn::{
 
 use crate::table;
 
-/// A struct that code is generated for.
+/// A struct for which code is generated.
 pub(crate) struct Model {
     pub(crate) ident: Ident,
     /// The name of the generated builder.
@@ -21,12 +21,12 @@ pub(crate) struct Model {
     pub(crate) forward: Forward,
     /// The type of the batches; `None` for pairs of input and target.
     pub(crate) batch: Option<BatchOf>,
-    /// The parts of `LightningModule` that `Module` lacks.
+    /// The parts of `LightningModule` that `Module` does not have.
     pub(crate) lightning: Option<Lightning>,
 }
 
 impl Model {
-    /// The layer fields in order of declaration.
+    /// Returns the layer fields in order of declaration.
     pub(crate) fn layers(&self) -> impl Iterator<Item = (&Field, Option<Region>)> {
         self.fields.iter().filter_map(|field| match &field.kind {
             Kind::Layer { region, .. } => Some((field, *region)),
@@ -34,7 +34,7 @@ impl Model {
         })
     }
 
-    /// The hyperparameters in order of declaration.
+    /// Returns the hyperparameters in order of declaration.
     pub(crate) fn hparams(&self) -> impl Iterator<Item = &Field> {
         self.fields.iter().filter(|field| matches!(field.kind, Kind::Hparam { .. }))
     }
@@ -68,7 +68,7 @@ pub(crate) enum Kind {
     },
 }
 
-/// Whether a tensor is trained.
+/// The kind of a tensor field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     /// A parameter, which is trained.
@@ -79,13 +79,13 @@ pub(crate) enum Role {
 
 /// A tensor's initial values.
 pub(crate) enum Initial {
-    /// Drawn by an initializer in the given shape.
+    /// The values are drawn by an initializer in the given shape.
     Drawn { drawn: Drawn, shape: Expr },
     /// A Rust expression of type `Tensor`.
     Rust(Expr),
 }
 
-/// An initializer of the table; `values` are its required keys in order.
+/// An initializer of the table; `values` are its required keys in the order of the table.
 pub(crate) struct Drawn {
     pub(crate) row: &'static table::Draw,
     pub(crate) values: Vec<Expr>,
@@ -94,35 +94,35 @@ pub(crate) struct Drawn {
 
 /// The default of a hyperparameter.
 pub(crate) enum Default {
-    /// No default: an argument of `builder`.
+    /// No default: `builder` takes the value as an argument.
     Required,
-    /// `Default::default()`.
+    /// The value of `Default::default()`.
     OfType,
     Expr(Expr),
 }
 
-/// How a layer's field gets its value.
+/// The source of a layer field's value.
 pub(crate) enum Source {
-    /// An argument of `builder`.
-    Given,
+    /// `builder` takes the layer as an argument.
+    Argument,
     Built(Build),
 }
 
-/// How a layer is built.
+/// An expression that builds a layer.
 pub(crate) enum Build {
-    /// A Rust expression of the user's.
+    /// A Rust expression that the user has written.
     Rust(Expr),
-    /// A row of the table; `values` are its required keys in order.
+    /// A layer of the table; `values` are its required keys in the order of the table.
     Layer {
         row: &'static table::Layer,
         at: Ident,
         values: Vec<Expr>,
         options: Vec<Pair>,
-        /// Parameters with an initializer of their own, by name.
+        /// Parameters with their own initializer, by name.
         redrawn: Vec<(Ident, Drawn)>,
     },
     Sequential(Vec<Build>),
-    /// `Vec` of `count` layers.
+    /// A `Vec` of `count` layers.
     Repeat {
         count: Expr,
         index: Pat,
@@ -133,14 +133,14 @@ pub(crate) enum Build {
         enabled: Option<Expr>,
         layer: Box<Build>,
     },
-    /// `Option` of a layer.
+    /// An `Option` of a layer.
     Optional {
         condition: Expr,
         layer: Box<Build>,
     },
 }
 
-/// `key = value`.
+/// An argument `key = value`.
 #[derive(Clone)]
 pub(crate) struct Pair {
     pub(crate) key: Ident,
@@ -158,16 +158,16 @@ pub(crate) enum Region {
 }
 
 pub(crate) enum Forward {
-    /// Every layer in order of declaration.
+    /// All layers run in order of declaration.
     InOrder,
-    /// A body in which layers are called by name.
+    /// A body calls the layers by name.
     Body(Body),
     /// A function with the signature of `Module::forward`.
     Function(ExprPath),
 }
 
 impl Forward {
-    /// The body, for inputs or outputs that `Module` does not support.
+    /// Returns the body if its inputs or outputs are not supported by `Module`.
     pub(crate) fn of_any_inputs(&self) -> Option<&Body> {
         match self {
             Self::Body(body) if !body.is_of_one_tensor() => Some(body),
@@ -177,7 +177,7 @@ impl Forward {
 }
 
 pub(crate) struct Body {
-    /// At least one.
+    /// The inputs; there is at least one.
     pub(crate) inputs: Vec<Input>,
     /// The return type as written, and the type inside its `Result`.
     pub(crate) output: Option<(Type, Type)>,
@@ -207,7 +207,7 @@ impl Body {
     }
 }
 
-/// The fields of a batch that generated steps read.
+/// The fields of a batch that generated steps use.
 pub(crate) struct BatchOf {
     pub(crate) ty: Path,
     pub(crate) inputs: Vec<Part>,
@@ -224,17 +224,17 @@ pub(crate) enum Part {
 
 pub(crate) struct Lightning {
     pub(crate) training: Step,
-    /// `None` for a model with `manual_step` and no loss.
+    /// The validation step; `None` for a model with `manual_step` and no loss.
     pub(crate) validation: Option<Step>,
     pub(crate) optimizers: Optimizers,
     pub(crate) hooks: Vec<OwnHook>,
 }
 
-/// A hook with the user's function for it.
+/// A hook with the function that the user has written for it.
 pub(crate) struct OwnHook {
     pub(crate) hook: &'static table::Hook,
     pub(crate) path: ExprPath,
-    /// Whether the trainer may call it after it has started later steps.
+    /// Whether the trainer may call the hook after it has started later steps.
     pub(crate) late: bool,
 }
 
@@ -244,10 +244,10 @@ pub(crate) enum Step {
         log: LogOptions,
         metrics: Vec<Metric>,
     },
-    /// A function with the step's signature.
+    /// A function with the signature of the step.
     Function {
         path: ExprPath,
-        /// Whether it may run as a CUDA graph.
+        /// Whether the step may run as a CUDA graph.
         captured: bool,
     },
     /// A function that runs backward passes and optimizer steps itself.
@@ -256,26 +256,26 @@ pub(crate) enum Step {
 
 #[derive(Clone)]
 pub(crate) enum Loss {
-    /// A loss of the table with its options.
+    /// A loss of the table, or a value, with its options.
     Value(Value),
-    /// `fn(&Tensor, &Tensor) -> Result<Tensor>`.
+    /// A function such as `fn(&Tensor, &Tensor) -> Result<Tensor>`.
     Function(Expr, Own),
     Closure(ExprClosure, Own),
 }
 
-/// The options of the user's own loss in the attribute.
+/// The options of a custom loss in the attribute.
 #[derive(Clone)]
 pub(crate) struct Own {
     pub(crate) scope: Scope,
-    /// A function from the target to the weight of a batch.
+    /// A function that computes the weight of a batch from its target.
     pub(crate) counts: Option<Expr>,
 }
 
-/// The set over which a loss takes its mean.
+/// The set of examples over which a loss takes its mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scope {
     Examples,
-    /// The whole batch: the loss cannot be computed in parts.
+    /// The whole batch, so that the loss cannot be computed in parts.
     Batch,
     Unknown,
 }
@@ -289,7 +289,7 @@ pub(crate) struct Metric {
     pub(crate) log: LogOptions,
 }
 
-/// The tensors that a metric is computed from.
+/// The tensors from which a metric is computed.
 #[derive(Clone, Default)]
 pub(crate) struct Measured {
     /// An expression that reads `output`, the result of `forward`; `None` means the whole output.
@@ -298,10 +298,10 @@ pub(crate) struct Measured {
     pub(crate) target: Option<Part>,
 }
 
-/// A loss or a metric given as a value.
+/// A loss or a metric that is given as a value.
 #[derive(Clone)]
 pub(crate) enum Value {
-    /// A type of amp-core's.
+    /// A type of amp-core.
     Known { row: &'static table::Entry, at: Ident, keys: Vec<Pair> },
     /// An expression whose type implements `Loss` or `Metric`.
     Rust(Expr),
@@ -315,7 +315,7 @@ pub(crate) struct LogOptions {
 }
 
 pub(crate) enum Optimizers {
-    /// At least one.
+    /// Generated optimizers; there is at least one.
     Generated(Vec<Optimizer>),
     /// A function whose result converts into `Optimizers`.
     Function(ExprPath),
@@ -323,32 +323,32 @@ pub(crate) enum Optimizers {
 
 pub(crate) struct Optimizer {
     pub(crate) config: Config,
-    /// The parameters it trains; `None` means all that no other optimizer trains.
+    /// The parameters that it trains; `None` means all parameters that no other optimizer trains.
     pub(crate) params: Option<Selection>,
     pub(crate) groups: Vec<Group>,
     pub(crate) scheduler: Option<(Config, table::Interval)>,
 }
 
-/// A choice of parameters.
+/// A selection of parameters.
 #[derive(Default)]
 pub(crate) struct Selection {
-    /// Patterns of their names; empty means every name.
+    /// Patterns of parameter names; empty means every name.
     pub(crate) named: Vec<LitStr>,
     pub(crate) except: Vec<LitStr>,
     pub(crate) ndim: Option<LitInt>,
 }
 
-/// A parameter group with options of its own.
+/// A parameter group with its own options.
 pub(crate) struct Group {
     pub(crate) params: Selection,
     pub(crate) keys: Vec<Pair>,
 }
 
-/// An optimizer's or a scheduler's options.
+/// The options of an optimizer or a scheduler.
 pub(crate) enum Config {
     /// A struct in amp-core's `optim`.
     Known { row: &'static table::Entry, at: Ident, keys: Vec<Pair> },
-    /// A struct of the user's.
+    /// A struct that the user has written.
     Own { ty: ExprPath, keys: Vec<Pair> },
     /// An expression of any suitable type.
     Value(Expr),

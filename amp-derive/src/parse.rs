@@ -1,4 +1,4 @@
-//! Annotated struct → [`Spec`]. Only the syntax is checked here; spans are kept.
+//! Converts an annotated struct into a [`Spec`]. Only the syntax is checked here; spans are kept.
 
 use proc_macro2::Ident;
 use quote::ToTokens;
@@ -15,13 +15,13 @@ use crate::{
     symbol, tokens,
 };
 
-/// The attributes of this derive that the struct carries.
+/// Reads the attributes of this derive on the struct.
 pub(crate) fn attributes(input: &DeriveInput, diag: &Diagnostics) -> Vec<Attr> {
     own_attributes(&input.attrs, diag)
 }
 
-/// Sorts the input; `attrs` are the struct's attributes. Reports an error and returns `None` if it
-/// is not a struct with named fields.
+/// Reads the struct's fields; `attrs` are the struct's attributes. Reports an error and returns
+/// `None` if the input is not a struct with named fields.
 pub(crate) fn parse(
     input: &DeriveInput,
     attrs: Vec<Attr>,
@@ -46,14 +46,14 @@ pub(crate) fn parse(
     })
 }
 
-/// The name of the builder of `input`: a name that the user's code does not use.
+/// Chooses a name for the builder of `input` that the user's code does not use.
 pub(crate) fn builder_name(input: &DeriveInput) -> Ident {
     let name = format!("__{}Builder", input.ident.unraw());
     tokens::free(&name, input.to_token_stream(), input.ident.span())
 }
 
-/// Rule: the derives are for structs with named fields, because parameters are named after the
-/// fields.
+/// Rule: the derive macros accept only structs with named fields, because parameters are named
+/// after the fields.
 fn named_fields(input: &DeriveInput, derive: Derive, diag: &Diagnostics) -> Option<Vec<Field>> {
     let name = derive.name();
     match &input.data {
@@ -69,7 +69,7 @@ fn named_fields(input: &DeriveInput, derive: Derive, diag: &Diagnostics) -> Opti
                 );
                 None
             }
-            // A struct without fields has no layers, which another rule reports.
+            // A struct without fields has no layers; another rule reports this.
             Fields::Unit => Some(Vec::new()),
         },
         Data::Enum(data) => {
@@ -104,8 +104,8 @@ pub(crate) fn own_attributes(attrs: &[Attribute], diag: &Diagnostics) -> Vec<Att
     attrs.iter().filter(is_own).map(|attr| attribute(attr, diag)).collect()
 }
 
-/// Every attribute is a comma-separated list of Rust expressions, in which `key = value` parses as
-/// an assignment. This is one grammar for all attributes, and rust-analyzer understands it.
+/// Parses an attribute as a comma-separated list of Rust expressions, in which `key = value` is an
+/// assignment. All attributes have this grammar, which rust-analyzer supports too.
 fn attribute(attr: &Attribute, diag: &Diagnostics) -> Attr {
     let path = attr.path().clone();
     let args = match &attr.meta {

@@ -1,9 +1,9 @@
-//! The annotated struct as written: its parts are sorted and not yet checked.
+//! An annotated struct with its parts sorted, before the rules are checked.
 
 use proc_macro2::Ident;
 use syn::{Attribute, Expr, ExprPath, Generics, Path, Type, Visibility};
 
-/// The derive that runs.
+/// The derive macro that was called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Derive {
     Module,
@@ -23,11 +23,11 @@ impl Derive {
 pub(crate) struct Spec {
     pub(crate) derive: Derive,
     pub(crate) ident: Ident,
-    /// The name of the generated builder.
+    /// The name of the generated builder type.
     pub(crate) builder: Ident,
     pub(crate) vis: Visibility,
     pub(crate) generics: Generics,
-    /// `#[allow]` and `#[expect]`, which also hold for warnings of the derive.
+    /// `#[allow]` and `#[expect]` attributes. They also apply to warnings of the derive.
     pub(crate) allows: Vec<Attribute>,
     pub(crate) attrs: Vec<Attr>,
     pub(crate) fields: Vec<Field>,
@@ -39,14 +39,14 @@ pub(crate) struct Field {
     pub(crate) docs: Vec<Attribute>,
     /// The attributes that belong to this derive.
     pub(crate) attrs: Vec<Attr>,
-    /// The paths of all other attributes. One of them may be a misspelt attribute of this derive.
+    /// The paths of all other attributes, one of which may be a misspelt attribute of this derive.
     pub(crate) foreign: Vec<Path>,
 }
 
 /// One attribute of this derive: `#[path(args, …)]`.
 pub(crate) struct Attr {
     pub(crate) path: Path,
-    /// Empty for a bare `#[path]`; `None` if an error was already reported.
+    /// The arguments; empty for a bare `#[path]`, and `None` if an error was already reported.
     pub(crate) args: Option<Vec<Expr>>,
 }
 
@@ -56,17 +56,17 @@ impl Attr {
     }
 }
 
-/// The attributes called `name`.
+/// Returns the attributes with this name.
 pub(crate) fn named<'a>(attrs: &'a [Attr], name: &'a str) -> impl Iterator<Item = &'a Attr> {
     attrs.iter().filter(move |attr| attr.is(name))
 }
 
-/// Whether there is an attribute called `name`.
+/// Whether an attribute has this name.
 pub(crate) fn has(attrs: &[Attr], name: &str) -> bool {
     named(attrs, name).next().is_some()
 }
 
-/// An attribute's or a layer's argument, by its shape.
+/// An argument of an attribute or of a layer, by its form.
 #[derive(Clone, Copy)]
 pub(crate) enum Arg<'a> {
     /// `word`
@@ -90,7 +90,7 @@ impl<'a> From<&'a Expr> for Arg<'a> {
     }
 }
 
-/// The identifier, if `expr` is nothing else.
+/// Returns the identifier if `expr` consists of one identifier.
 pub(crate) fn word(expr: &Expr) -> Option<&Ident> {
     match expr {
         Expr::Path(ExprPath { attrs, qself: None, path }) if attrs.is_empty() => path.get_ident(),

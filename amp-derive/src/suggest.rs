@@ -1,6 +1,7 @@
-//! "did you mean": the known name that is closest to a wrong one.
+//! Suggests the known name that is closest to an unknown name.
 
-/// `unknown WHAT `WORD``, followed by the closest of `known`, or by all of them if none is close.
+/// Formats `unknown WHAT `WORD`` with the closest name of `known`, or with all of them if none is
+/// close.
 pub(crate) fn unknown(what: &str, word: &str, known: &[&str]) -> String {
     match (closest(word, known), known) {
         (Some(meant), _) => format!("unknown {what} `{word}`: did you mean `{meant}`?"),
@@ -9,7 +10,7 @@ pub(crate) fn unknown(what: &str, word: &str, known: &[&str]) -> String {
     }
 }
 
-/// `` `a`, `b` or `c` ``.
+/// Formats the names as `` `a`, `b` or `c` ``.
 pub(crate) fn one_of(names: &[&str]) -> String {
     match names {
         [] => String::new(),
@@ -18,12 +19,12 @@ pub(crate) fn one_of(names: &[&str]) -> String {
     }
 }
 
-/// `` `a`, `b`, `c` ``.
+/// Formats the names as `` `a`, `b`, `c` ``.
 pub(crate) fn quoted(names: &[&str]) -> String {
     names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
-/// Names in other frameworks, with their names here.
+/// Names in other frameworks, with the corresponding names here.
 const ALIASES: &[(&str, &str)] = &[
     ("float64", "fp64"),
     ("f64", "fp64"),
@@ -49,7 +50,7 @@ const ALIASES: &[(&str, &str)] = &[
     ("progress_bar", "prog_bar"),
 ];
 
-/// The element of `known` that `word` most likely means.
+/// Returns the name in `known` that `word` most likely means.
 pub(crate) fn closest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let folded = fold(word);
     let alias = ALIASES.iter().find(|(alias, _)| fold(alias) == folded).map(|(_, meant)| *meant);
@@ -68,7 +69,7 @@ pub(crate) fn closest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     near.map(|(_, name)| name).or_else(|| extended().copied())
 }
 
-/// The most edits at which a name of this length still counts as close.
+/// Returns the largest number of edits for which a name of this length still counts as close.
 fn allowed(length: usize) -> usize {
     match length {
         0..=2 => 0,
@@ -78,12 +79,12 @@ fn allowed(length: usize) -> usize {
     }
 }
 
-/// Ignores case and underscores: `BatchNorm1d` equals `batch_norm1d`.
+/// Removes case and underscores, so that `BatchNorm1d` equals `batch_norm1d`.
 pub(crate) fn fold(name: &str) -> String {
     name.chars().filter(|c| *c != '_').flat_map(char::to_lowercase).collect()
 }
 
-/// The number of edits between two words; a swap of neighbours is one edit (optimal string
+/// Counts the edits between two words; a swap of neighbouring letters is one edit (optimal string
 /// alignment).
 fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());

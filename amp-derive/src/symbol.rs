@@ -1,4 +1,4 @@
-//! The names of attributes and the bare words in them, each defined once.
+//! The names of attributes and of the words in them. Each name is defined once.
 
 pub(crate) const AMP: &str = "amp";
 pub(crate) const FORWARD: &str = "forward";
@@ -25,7 +25,7 @@ pub(crate) const ON_TRAIN_EPOCH_END: &str = "on_train_epoch_end";
 pub(crate) const ON_VALIDATION_EPOCH_END: &str = "on_validation_epoch_end";
 pub(crate) const ON_TRAIN_END: &str = "on_train_end";
 
-/// Attributes of the struct.
+/// The attributes on a struct.
 pub(crate) const ON_STRUCT: &[&str] = &[
     AMP,
     FORWARD,
@@ -56,7 +56,7 @@ pub(crate) const STATE: &str = "state";
 pub(crate) const TRANSIENT: &str = "transient";
 pub(crate) const PRECISION: &str = "precision";
 
-/// Attributes of a field.
+/// The attributes on a field.
 pub(crate) const ON_FIELD: &[&str] =
     &[HPARAM, LAYER, PARAMETER, BUFFER, STATE, TRANSIENT, PRECISION];
 
@@ -86,7 +86,7 @@ pub(crate) const EXCEPT: &str = "except";
 pub(crate) const NDIM: &str = "ndim";
 pub(crate) const GROUP: &str = "group";
 
-/// The keys that choose parameters.
+/// The keys that select parameters.
 pub(crate) const SELECTION: &[&str] = &[PARAMS, EXCEPT, NDIM];
 pub(crate) const AUTOCAST: &str = "autocast";
 pub(crate) const OFF: &str = "off";
@@ -112,5 +112,5 @@ pub(crate) const CX: &str = "cx";
 pub(crate) const PLAN: &str = "plan";
 /// The field of the plan with the number of optimizer steps.
 pub(crate) const STEPPING_BATCHES: &str = "estimated_stepping_batches";
-/// The suffix in `weight_init`, which follows a parameter's name.
+/// The suffix of a key such as `weight_init`, after the name of a parameter.
 pub(crate) const OF_INIT: &str = "_init";

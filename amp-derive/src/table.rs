@@ -19,15 +19,15 @@ use crate::symbol;
 #[derive(Debug)]
 pub(crate) struct Key {
     pub(crate) name: &'static str,
-    /// The values that a literal may have.
+    /// The range that a literal must be in.
     pub(crate) range: Range,
 }
 
-/// The values of a key. Only literals are checked.
+/// The accepted values of a key. Only literals are checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Range {
     Any,
-    /// Any value, or `Some(value)`, or `None`.
+    /// Any value, `Some(value)` or `None`.
     Optional,
     /// A number above zero.
     Positive,
@@ -39,10 +39,10 @@ pub(crate) enum Range {
     Choice(&'static [(&'static str, &'static str)]),
     /// The name of a logged value, a bare word.
     Logged,
-    /// One number for all dimensions or an array with one for each; each number is at least this
-    /// one.
+    /// One number for all dimensions, or an array with one number for each. Each number must be at
+    /// least this one.
     Sizes(i64),
-    /// [`Sizes`](Self::Sizes) of at least 0, or the bare word `same`.
+    /// Like [`Sizes`](Self::Sizes) with numbers of at least 0, or the word `same`.
     Padding,
     /// A tensor; it may be a field of `self`.
     Tensor,
@@ -66,7 +66,7 @@ impl Range {
         }
     }
 
-    /// The end of the sentence "takes a value …".
+    /// Returns the end of the sentence "takes a value …".
     pub(crate) fn text(self) -> &'static str {
         match self {
             Self::Any
@@ -86,13 +86,13 @@ impl Range {
 /// An entry of the table: its name and its keys.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    /// The name in attributes.
+    /// The name that attributes use.
     pub(crate) name: &'static str,
-    /// The type in amp-core.
+    /// The name of the type in amp-core.
     pub(crate) ty: &'static str,
-    /// Keys without a default; a layer takes them in this order.
+    /// The keys without a default, in the order of the constructor's arguments.
     pub(crate) required: &'static [Key],
-    /// Keys that have a default.
+    /// The keys with a default.
     pub(crate) options: &'static [Key],
 }
 
@@ -107,9 +107,10 @@ impl Entry {
 pub(crate) enum Form {
     /// A unit struct.
     Unit,
-    /// `new(values…)`.
+    /// Calls `new(values…)`.
     Plain,
-    /// `new(XConfig)`, whose own `new` takes the required keys and whose fields are the options.
+    /// Calls `new(XConfig)`. The config's own `new` takes the required keys, and its fields are the
+    /// options.
     Config,
 }
 
@@ -122,18 +123,18 @@ pub(crate) struct Layer {
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     pub(crate) entry: Entry,
-    /// The default unit of its counts, which `interval` overrides.
+    /// The default unit of the scheduler's counts; `interval` overrides it.
     pub(crate) interval: Interval,
 }
 
-/// The interval at which a scheduler moves.
+/// The interval at which a scheduler changes the learning rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Interval {
     Step,
     Epoch,
 }
 
-/// A table of entries, found by name.
+/// A table in which entries are found by name.
 pub(crate) trait Named {
     fn entry(&self) -> &Entry;
 }
@@ -156,12 +157,12 @@ impl Named for Scheduler {
     }
 }
 
-/// The row called `name`.
+/// Returns the row with this name.
 pub(crate) fn find<T: Named>(rows: &'static [T], name: &str) -> Option<&'static T> {
     rows.iter().find(|row| row.entry().name == name)
 }
 
-/// The names of all rows.
+/// Returns the names of all rows.
 pub(crate) fn names<T: Named>(rows: &'static [T]) -> Vec<&'static str> {
     rows.iter().map(|row| row.entry().name).collect()
 }
@@ -197,30 +198,30 @@ const fn choice(name: &'static str, words: &'static [(&'static str, &'static str
 
 /// Keywords of PyTorch's layers that are not supported here, with the reason.
 pub(crate) const NOT_NEEDED: &[(&str, &str)] = &[
-    ("batch_first", "batches always come first here: leave it out"),
-    ("inplace", "layers never work in place here: leave it out"),
-    ("device", "the trainer places the model: leave it out"),
+    ("batch_first", "batches always have the batch dimension first: leave it out"),
+    ("inplace", "layers never work in place: leave it out"),
+    ("device", "the trainer moves the model to its device: leave it out"),
     ("dtype", "the trainer's precision decides; for one field write `#[precision(fp32)]`"),
 ];
 
-/// A hook of the training loop: its arguments and the signature of a function for it.
+/// A hook of the training loop, with its arguments and the signature of a function for it.
 #[derive(Debug)]
 pub(crate) struct Hook {
     pub(crate) name: &'static str,
-    pub(crate) takes: &'static [Given],
+    pub(crate) takes: &'static [HookArgument],
     pub(crate) signature: &'static str,
 }
 
-/// The arguments of a hook after the model.
+/// The arguments of a hook that follow the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Given {
+pub(crate) enum HookArgument {
     Gradients,
     Loss,
     Outcome,
     Hook,
 }
 
-const fn hook(name: &'static str, takes: &'static [Given], signature: &'static str) -> Hook {
+const fn hook(name: &'static str, takes: &'static [HookArgument], signature: &'static str) -> Hook {
     Hook { name, takes, signature }
 }
 
@@ -229,19 +230,19 @@ const WITH_HOOK: &str = "fn(&mut Self, &mut Hook<'_>) -> Result<()>";
 
 pub(crate) const HOOKS: &[Hook] = &[
     hook(symbol::ON_TRAIN_START, &[], PLAIN),
-    hook(symbol::ON_TRAIN_EPOCH_START, &[Given::Hook], WITH_HOOK),
+    hook(symbol::ON_TRAIN_EPOCH_START, &[HookArgument::Hook], WITH_HOOK),
     hook(
         symbol::ON_BEFORE_OPTIMIZER_STEP,
-        &[Given::Gradients, Given::Hook],
+        &[HookArgument::Gradients, HookArgument::Hook],
         "fn(&mut Self, &Gradients<Unscaled>, &mut Hook<'_>) -> Result<()>",
     ),
     hook(
         symbol::ON_TRAIN_BATCH_END,
-        &[Given::Loss, Given::Outcome, Given::Hook],
+        &[HookArgument::Loss, HookArgument::Outcome, HookArgument::Hook],
         "fn(&mut Self, &Tensor, Option<&StepOutcome>, &mut Hook<'_>) -> Result<()>",
     ),
-    hook(symbol::ON_TRAIN_EPOCH_END, &[Given::Hook], WITH_HOOK),
-    hook(symbol::ON_VALIDATION_EPOCH_END, &[Given::Hook], WITH_HOOK),
+    hook(symbol::ON_TRAIN_EPOCH_END, &[HookArgument::Hook], WITH_HOOK),
+    hook(symbol::ON_VALIDATION_EPOCH_END, &[HookArgument::Hook], WITH_HOOK),
     hook(symbol::ON_TRAIN_END, &[], PLAIN),
 ];
 

@@ -1,10 +1,10 @@
-//! Finds names in the user's code without parsing it, so that names inside macro calls are found
-//! too.
+//! Finds names in the user's code without parsing it, so that it also finds names inside macro
+//! calls.
 
 use proc_macro2::{Delimiter, Ident, Spacing, Span, TokenStream, TokenTree};
 use syn::{Expr, Lifetime, Token, parse::Parser, punctuated::Punctuated};
 
-/// `name` followed by as many `_` as it needs to differ from every name in `tokens`.
+/// Returns `name`, followed by underscores until it differs from every name in `tokens`.
 pub(crate) fn free(name: &str, tokens: TokenStream, span: Span) -> Ident {
     let taken = flat(tokens);
     let mut free = Ident::new(name, span);
@@ -14,8 +14,8 @@ pub(crate) fn free(name: &str, tokens: TokenStream, span: Span) -> Ident {
     free
 }
 
-/// The tokens with `macro` after `=` as a raw identifier. `macro` is a value in torchmetrics and a
-/// keyword of Rust, which no expression can be.
+/// Writes `macro` after `=` as a raw identifier. In torchmetrics `macro` is a value, but in Rust it
+/// is a keyword and not an expression.
 pub(crate) fn with_raw_words(tokens: TokenStream) -> TokenStream {
     let mut behind = false;
     let raw = tokens.into_iter().map(|token| {
@@ -43,7 +43,7 @@ pub(crate) fn mentions(tokens: TokenStream, name: &Ident) -> bool {
     mention(tokens, &name.to_string()).is_some()
 }
 
-/// The first occurrence of `name` other than after `.` or `::`.
+/// Returns the first occurrence of `name` that does not follow `.` or `::`.
 pub(crate) fn mention(tokens: TokenStream, name: &str) -> Option<Ident> {
     let tokens = flat(tokens);
     tokens.iter().enumerate().find_map(|(at, token)| match token {
@@ -54,7 +54,7 @@ pub(crate) fn mention(tokens: TokenStream, name: &str) -> Option<Ident> {
     })
 }
 
-/// The arguments of a call, if `token` is a parenthesized group.
+/// Returns the arguments of a call if `token` is a parenthesized group.
 pub(crate) fn arguments(token: Option<&TokenTree>) -> Option<Vec<Expr>> {
     match token {
         Some(TokenTree::Group(group)) if group.delimiter() == Delimiter::Parenthesis => {
@@ -89,7 +89,7 @@ pub(crate) fn calls(tokens: TokenStream) -> Vec<(Ident, usize)> {
     called
 }
 
-/// The first occurrence of `name` as a variable: not as a member, and not called.
+/// Returns the first occurrence of `name` as a variable, not as a member or a called function.
 pub(crate) fn variable(tokens: TokenStream, name: &Ident) -> Option<Ident> {
     let mut before: Vec<TokenTree> = Vec::new();
     let mut rest = tokens.into_iter().peekable();
@@ -111,8 +111,8 @@ pub(crate) fn variable(tokens: TokenStream, name: &Ident) -> Option<Ident> {
     None
 }
 
-/// Whether `self` or `Self` occurs other than in `self.field` with one of `fields`.
-pub(crate) fn hands_self_on(tokens: TokenStream, fields: &[&Ident]) -> bool {
+/// Whether `self` or `Self` is used other than in `self.field` with a field in `fields`.
+pub(crate) fn passes_self_on(tokens: TokenStream, fields: &[&Ident]) -> bool {
     let tokens = flat(tokens);
     tokens.iter().enumerate().any(|(at, token)| {
         let TokenTree::Ident(ident) = token else {
@@ -139,20 +139,20 @@ pub(crate) fn named_lifetime(tokens: TokenStream) -> Option<Lifetime> {
     })
 }
 
-/// Whether the token after `before` is a field, method or path segment.
+/// Whether the token after `before` is the name of a field, a method or a path segment.
 pub(crate) fn is_member(before: &[TokenTree]) -> bool {
     let punct = |token: Option<&TokenTree>, c: char| matches!(token, Some(TokenTree::Punct(punct)) if punct.as_char() == c);
     let joint = |token: Option<&TokenTree>| matches!(token, Some(TokenTree::Punct(punct)) if punct.spacing() == Spacing::Joint);
     let mut back = before.iter().rev();
     let (last, last_but_one) = (back.next(), back.next());
     if punct(last, '.') {
-        // `..name` is a range.
+        // `..name` is a range, not a member.
         return !(punct(last_but_one, '.') && joint(last_but_one));
     }
     punct(last, ':') && punct(last_but_one, ':') && joint(last_but_one)
 }
 
-/// All tokens in order, without the delimiters.
+/// Returns all tokens in order, without delimiters.
 fn flat(tokens: TokenStream) -> Vec<TokenTree> {
     tokens
         .into_iter()
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_and_variables_are_told_apart() {
+    fn calls_and_variables_are_distinguished() {
         let tokens = quote!(head(&body(x)?).tanh() * rate + self.decay + f![y]);
         let called: Vec<String> = called(tokens.clone()).iter().map(Ident::to_string).collect();
         assert_eq!(called, ["head", "body"]);
@@ -217,9 +217,9 @@ mod tests {
     #[test]
     fn self_is_handed_on_unless_a_field_is_read() {
         let fields = [&ident("head")];
-        assert!(!hands_self_on(quote!(x.matmul(self.head.weight())), &fields));
+        assert!(!passes_self_on(quote!(x.matmul(self.head.weight())), &fields));
         for tokens in [quote!(self.run(x)), quote!(run(self, x)), quote!(Self::run(x))] {
-            assert!(hands_self_on(tokens.clone(), &fields), "{tokens}");
+            assert!(passes_self_on(tokens.clone(), &fields), "{tokens}");
         }
     }
 }

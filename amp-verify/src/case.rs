@@ -5,8 +5,8 @@ use std::sync::Arc;
 use amp_core::{
     Error, Hyperparameters, LightningModule, Result, TrainerConfig,
     callback::{EarlyStopping, Mode},
-    data::{DataModule, Limit, Loading},
-    precision::{Clip, Precision},
+    data::{DataLoader, DataModule, Limit, Loading},
+    precision::{Clip, Policy, Precision},
     random,
     tch::Device,
     trainer::{
@@ -26,9 +26,9 @@ use crate::{
 pub struct Subject {
     /// Its name.
     pub name: &'static str,
-    /// The validation value by which it is judged.
+    /// The validation value by which the model is judged.
     pub judge: Judge,
-    /// How it is built.
+    /// The function that builds the model.
     pub build: Arc<Build>,
 }
 
@@ -45,38 +45,42 @@ pub struct Case {
     pub model: Subject,
     /// The loaded data.
     pub data: DataModule,
-    /// The merged hyperparameters: the registered model's, the data's, the user's.
+    /// The merged hyperparameters, in increasing priority: from the registered model, the data and
+    /// the user.
     pub hyperparameters: Hyperparameters,
-    /// The trainer's options, for the baseline. Its seed is also used for weights and dropout.
+    /// The trainer's options, for the baseline. Its seed is also used for weights and dropout. Its
+    /// [`plan`](OptimizationConfig::plan) is that of the full run, so that a shorter run, such as one of the
+    /// gate's, uses the learning rates of the full run.
     pub trainer: TrainerConfig,
-    /// The value that ends training when it no longer falls, and the number of epochs of patience.
+    /// The name of the value for early stopping, and the patience in epochs.
     pub early_stopping: Option<(String, u32)>,
 }
 
 /// The user's choices for a case; `None` keeps the model's default.
 #[derive(Debug, Default)]
 pub struct Choices {
-    /// The data set by name.
+    /// The name of the data set.
     pub data: Option<String>,
     /// The length of the run.
     pub length: Option<Length>,
     /// Examples per batch.
     pub batch_size: Option<i64>,
-    /// Seed.
+    /// The seed of the weights, the order of examples and dropout.
     pub seed: u64,
     /// Gradient clipping.
     pub clip: Option<Clip>,
     /// Batches whose gradients are accumulated into one step.
     pub accumulate_grad_batches: Option<i64>,
-    /// The number of optimizer steps after which training ends, if that comes before its length.
+    /// The number of optimizer steps at which training ends, if this is before the end of its
+    /// length.
     pub max_steps: Option<u64>,
-    /// The training batches of an epoch that are used.
+    /// The number or share of training batches to use in each epoch.
     pub limit_train_batches: Option<Limit>,
-    /// The batches of each validation set that are used.
+    /// The number or share of batches to use of each validation set.
     pub limit_val_batches: Option<Limit>,
-    /// Which steps are logged; and which are profiled, unless the model decides that.
+    /// Which steps are logged, and which are profiled. A model may decide the latter itself.
     pub logging: LoggingConfig,
-    /// The loss scaling, and the formats of weights, optimizer state and gradients.
+    /// The options of loss scaling and the dtypes of weights, optimizer state and gradients.
     pub numerics: NumericsConfig,
     /// What happens to steps whose gradients are not finite.
     pub recovery: RecoveryConfig,
@@ -86,11 +90,11 @@ pub struct Choices {
     pub graph: Graph,
     /// Which invariants of training are checked.
     pub checks: ChecksConfig,
-    /// The monitored value, and the number of epochs of patience.
+    /// The name of the value for early stopping, and the patience in epochs.
     pub early_stopping: Option<(String, u32)>,
     /// Hyperparameters by name.
     pub set: Hyperparameters,
-    /// How batches reach the device.
+    /// How batches are loaded and copied to the device.
     pub loading: Loading,
 }
 
@@ -117,8 +121,8 @@ impl From<&Changes> for Choices {
 }
 
 impl Case {
-    /// Loads the data, merges the choices and builds the model once to check that it can be built.
-    /// The registry has the data sets.
+    /// Loads the data, merges the choices, and builds the model once to check that it can be built.
+    /// `registry` lists the data sets.
     ///
     /// # Errors
     /// When the data cannot be loaded or batched, an option is out of range, or a hyperparameter
@@ -156,7 +160,7 @@ impl Case {
             }
             false => data_set.load(batch_size)?,
         };
-        // Reports and goldens name the data as the registry does.
+        // Reports and goldens use the registry's name of the data.
         data_set.name().clone_into(&mut data.name);
         data.loading = choices.loading;
         data.check()?;
@@ -181,20 +185,23 @@ impl Case {
                 accumulate_grad_batches,
                 freeze: model.freeze.clone(),
                 averaging: model.averaging,
+                plan: None,
             },
             logging: LoggingConfig { profile_every_n_steps, ..choices.logging },
             ..TrainerConfig::new(Precision::F32True, device)
         };
-        // A shorter length in steps than the model's own is kept as a length in steps.
+        // If the model's length is in steps, a shorter `max_steps` replaces it.
         let length = match (choices.length, model.length, choices.max_steps) {
             (Some(length), ..) => length,
             (None, Length::Steps(_), Some(steps)) => Length::Steps(steps),
             (None, own, _) => own,
         };
-        (trainer.max_epochs, trainer.max_steps) = limits(length, &data, &trainer)?;
+        let loader = counting_loader(&data)?;
+        (trainer.max_epochs, trainer.max_steps) = limits(length, &loader, &trainer)?;
         if let Some(most) = choices.max_steps {
             trainer.max_steps = Some(trainer.max_steps.map_or(most, |own| own.min(most)));
         }
+        trainer.optimization.plan = Some(trainer.training_plan(&loader));
         let case = Self { model: model.into(), data, hyperparameters, trainer, early_stopping };
         case.build()?;
         Ok(case)
@@ -210,8 +217,8 @@ impl Case {
         Ok(config)
     }
 
-    /// The callback that ends the run early, if one is asked for. A value is better when lower, unless the
-    /// model is judged by it and higher is better.
+    /// Returns the callback for early stopping, or `None`. Lower values are better, except for the
+    /// metric of a model for which higher is better.
     pub fn stopping(&self) -> Option<EarlyStopping> {
         let (monitor, patience) = self.early_stopping.as_ref()?;
         let judge = Some(self.model.judge).filter(|judge| judge.name == monitor);
@@ -219,7 +226,7 @@ impl Case {
         Some(EarlyStopping::new(monitor, mode).patience(*patience))
     }
 
-    /// The model with the seed's initial weights.
+    /// Builds the model; the seed determines its initial weights.
     ///
     /// # Errors
     /// When a hyperparameter is unknown or out of range.
@@ -229,13 +236,19 @@ impl Case {
     }
 }
 
-/// Additional steps for which a run has epochs, because skipped steps do not count.
+/// Creates a loader to count the batches of `data`. It is on the CPU, because a loader may copy the whole data
+/// set to its device.
+pub(crate) fn counting_loader(data: &DataModule) -> Result<DataLoader> {
+    data.train_loader(Policy::new(Precision::F32True, Device::Cpu), 0)
+}
+
+/// Additional steps for the number of epochs, because skipped steps do not count as steps.
 const SPARE: u64 = 32;
 
-/// The trainer's `max_epochs` and `max_steps` for this length.
+/// Computes the trainer's `max_epochs` and `max_steps` for this length.
 fn limits(
     length: Length,
-    data: &DataModule,
+    loader: &DataLoader,
     trainer: &TrainerConfig,
 ) -> Result<(i64, Option<u64>)> {
     let at_least_one = |name: &str| Err(Error::config(format!("{name}: it must be at least 1")));
@@ -245,7 +258,7 @@ fn limits(
         Length::Steps(0) => at_least_one("steps 0"),
         Length::Steps(steps) => {
             let limit = trainer.loops.limit_train_batches.checked("limit_train_batches")?;
-            let batches = data.train_loader(trainer.policy(), 0)?.limited(limit).batches();
+            let batches = loader.batches_under(limit);
             let window = trainer.optimization.accumulate_grad_batches;
             // The trainer refuses an epoch without a batch.
             let each = (batches.max(1).cast_unsigned()).div_ceil(window.cast_unsigned());

@@ -1,4 +1,4 @@
-//! The changes that a command makes to a registered model, other than its precision.
+//! The changes that a command makes to a registered model, apart from the precision.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::length::Length;
 
-/// Changes to a model's registered size, data, share of the data and length of training.
+/// Changes to a model's size, data, share of the data and length of training.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Changes {
     /// Hyperparameters by name.
@@ -22,16 +22,16 @@ pub struct Changes {
     /// The length of a run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub length: Option<Length>,
-    /// The training batches of an epoch that are used.
+    /// The number or share of training batches to use in each epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit_train_batches: Option<Limit>,
-    /// The batches of each validation set that are used.
+    /// The number or share of batches to use of each validation set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit_val_batches: Option<Limit>,
 }
 
 impl Changes {
-    /// Whether nothing is changed.
+    /// Whether nothing changes.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }

@@ -14,10 +14,10 @@ use crate::{
     verdict::{mean, standard_deviation, t_quantile},
 };
 
-/// A case's runs, each with its deltas.
+/// The runs of one case under several precisions, each with its difference from the baseline.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
-    /// The form of this object; a change of meaning changes it.
+    /// The version of this format; a changed meaning of a field changes it.
     pub schema: String,
     /// The model, data, machine and hyperparameters of the runs. Its precision is the baseline's.
     #[serde(flatten)]
@@ -29,8 +29,8 @@ pub struct Comparison {
     /// Whether larger or smaller values are better.
     #[serde(default)]
     pub direction: Direction,
-    /// The seeds: a run's own figures are the first seed's, and [`Run::over_seeds`] has the figures
-    /// of all.
+    /// The seeds. The figures of [`Run`] are from the first seed; [`Run::over_seeds`] has the
+    /// figures of all seeds.
     pub seeds: Vec<u64>,
     /// The runs; the baseline is the first.
     pub runs: Vec<Run>,
@@ -45,20 +45,20 @@ pub struct Run {
     pub accuracy: Option<f64>,
     /// The last epoch's validation loss; null when it is not finite.
     pub loss: Option<f64>,
-    /// Names of the last validation's values that are not finite.
+    /// The names of the last validation's values that are not finite.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_finite: Vec<String>,
     /// Optimizer steps applied.
     pub applied_steps: u64,
     /// The number of optimizer steps that were skipped.
     pub skipped_steps: u64,
-    /// The first parameter that was reported for a skipped step.
+    /// The first parameter with a non-finite gradient in a skipped step.
     pub first_culprit: Option<String>,
-    /// The place at which the first skipped step was not finite.
+    /// The source of the first non-finite value: a module, the loss or a gradient.
     pub first_cause: Option<String>,
     /// The loss scale at the end; null if the precision has none.
     pub final_scale: Option<f64>,
-    /// The most tensor bytes at once.
+    /// The peak of tensor bytes.
     pub peak_memory_bytes: u64,
     /// Seconds of training, without validation.
     pub train_seconds: f64,
@@ -79,9 +79,9 @@ pub struct OverSeeds {
     pub accuracy: Sample,
     /// The validation loss.
     pub loss: Sample,
-    /// The metric minus the baseline's with the same seed; null for the baseline itself.
+    /// The metric minus the baseline's metric with the same seed; null for the baseline itself.
     pub accuracy_delta: Option<Sample>,
-    /// The loss minus the baseline's with the same seed; null for the baseline itself.
+    /// The loss minus the baseline's loss with the same seed; null for the baseline itself.
     pub loss_delta: Option<Sample>,
     /// Applied steps, over all seeds.
     pub applied_steps: u64,
@@ -89,18 +89,19 @@ pub struct OverSeeds {
     pub skipped_steps: u64,
 }
 
-/// A figure for each seed.
+/// The values of one figure for all seeds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
-    /// In the order of the seeds; null for a value that is NaN.
+    /// The values in the order of the seeds; null for NaN.
     pub values: Vec<Option<f64>>,
-    /// The interval of their mean; null if a value is NaN.
+    /// The confidence interval of the mean; null if a value is NaN.
     pub interval: Option<Interval>,
 }
 
-/// Student's interval of a mean at 95 %: mean ± t(0.975, n − 1)·s/√n. An accuracy is a multiple of
-/// one example, so a few equal values have s = 0, which would claim certainty. Therefore s is at
-/// least the s of this rounding: step/√12 for a metric and step/√6 for the difference of two.
+/// Student's 95 % confidence interval of a mean: mean ± t(0.975, n − 1)·s/√n. An accuracy is a
+/// multiple of 1/N, so a few equal values have s = 0, and their interval would be too narrow.
+/// Therefore s is at least the standard deviation of this rounding: step/√12 for a metric and
+/// step/√6 for the difference of two.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
     /// The mean.
@@ -110,7 +111,7 @@ pub struct Interval {
 }
 
 impl Sample {
-    /// These values with their interval; `least` is the smallest s that is used for it.
+    /// Computes the interval of the values; `least` is the lower limit of s.
     pub fn new(values: Vec<Option<f64>>, least: f64) -> Self {
         let numbers: Option<Vec<f64>> = values.iter().copied().collect();
         let interval = numbers.filter(|numbers| numbers.len() > 1).map(|numbers| {
@@ -123,7 +124,7 @@ impl Sample {
     }
 }
 
-/// A run compared with the baseline.
+/// The differences of a run from the baseline.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Delta {
     /// Accuracy minus the baseline's.
@@ -162,10 +163,10 @@ impl Comparison {
         }
     }
 
-    /// Refuses figures that are not finite, under any precision and seed.
+    /// Returns an error if a figure of any precision or seed is not finite.
     ///
     /// # Errors
-    /// When a figure is not finite: the error has its name and precision.
+    /// When a figure is not finite: the error names the figure and the precision.
     pub fn is_finite(&self) -> Result<()> {
         let bad = self.runs.iter().filter_map(|run| {
             let seeds = run.over_seeds.as_ref();
@@ -189,8 +190,7 @@ impl Comparison {
         }
     }
 
-    /// This comparison with the figures of others that differ only in the seed; the metric changes in steps
-    /// of `step`.
+    /// Merges comparisons that differ only in the seed. The metric is a multiple of `step`.
     #[must_use]
     pub fn with_seeds(mut self, others: &[Self], step: f64) -> Self {
         if others.is_empty() {
@@ -209,7 +209,7 @@ impl Comparison {
 }
 
 impl OverSeeds {
-    /// The run at index `at` of each comparison.
+    /// Computes the figures over all seeds of the run at index `at`.
     fn of(all: &[&Comparison], at: usize, step: f64) -> Self {
         let runs = || all.iter().map(|comparison| &comparison.runs[at]);
         let delta = |of: fn(&Delta) -> Option<f64>, least: f64| {

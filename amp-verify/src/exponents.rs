@@ -1,5 +1,5 @@
-//! Histograms of exponents, from which the losses of every floating-point format follow without
-//! running it.
+//! Histograms of exponents. They predict which values of a tensor each floating-point format loses,
+//! without a run in that format.
 
 use std::collections::BTreeMap;
 
@@ -28,10 +28,10 @@ pub enum Format {
 }
 
 impl Format {
-    /// All formats; [`Bucket::beyond`] has their order.
+    /// All formats, in the order of [`Bucket::beyond`].
     pub const ALL: [Self; 4] = [Self::F16, Self::Bf16, Self::E4M3, Self::E5M2];
 
-    /// The dtype in libtorch.
+    /// The corresponding libtorch dtype.
     pub fn kind(self) -> Kind {
         match self {
             Self::F16 => Kind::Half,
@@ -75,8 +75,8 @@ impl Format {
         self.min_exponent() - fraction_bits
     }
 
-    /// The significand in `[1, 2)` from which a value with the largest exponent is rounded beyond the
-    /// largest finite value: halfway between that value and the next.
+    /// The smallest significand in `[1, 2)` that, with the largest exponent, is rounded to
+    /// infinity: it is halfway between the largest finite value and the next one.
     fn last_significand(self) -> f64 {
         match self {
             Self::F16 => 65520.0 / 32768.0,
@@ -86,33 +86,33 @@ impl Format {
         }
     }
 
-    /// Whether the halfway value itself rounds to the largest finite value. It rounds to the even
+    /// Whether the halfway value rounds to the largest finite value. It rounds to the even
     /// neighbour: 448 (E4M3) is even, the largest values of the other formats are odd.
     fn keeps_halfway(self) -> bool {
         self == Self::E4M3
     }
 }
 
-/// The values whose magnitude is in `[2^k, 2^(k+1))`.
+/// Counts of the values with a magnitude in `[2^k, 2^(k+1))`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Bucket {
-    /// Their number.
+    /// The number of values.
     pub count: u64,
     /// The number of values that are exactly 2^k.
     pub powers: u64,
-    /// The number of values that would overflow if k were the format's largest exponent, in the order of
-    /// [`Format::ALL`].
+    /// For each format of [`Format::ALL`], the number of values that would overflow if k were its
+    /// largest exponent.
     pub beyond: [u64; 4],
 }
 
 /// A tensor's values by exponent.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Histogram {
-    /// By exponent k; buckets without values are left out.
+    /// The counts by exponent k; an exponent without values has no entry.
     pub buckets: BTreeMap<i32, Bucket>,
-    /// Zeros.
+    /// The number of zeros.
     pub zeros: u64,
-    /// NaN and infinities.
+    /// The number of NaN and infinities.
     pub non_finite: u64,
 }
 
@@ -125,7 +125,7 @@ pub struct Losses {
     pub underflow: u64,
 }
 
-/// The smallest exponent, which f64's subnormals reach.
+/// The smallest exponent; f64's subnormal numbers reach it.
 const LOWEST: i64 = -1100;
 
 impl Histogram {
@@ -142,7 +142,7 @@ impl Histogram {
             let non_finite = all - values.numel() as u64;
             let values = values.f_masked_select(&values.f_ne(0.0)?)?.f_abs()?;
             let zeros = all - non_finite - values.numel() as u64;
-            // frexp's mantissa is in [1/2, 1).
+            // frexp returns a mantissa in [1/2, 1).
             let (mantissa, exponent) = values.f_frexp()?;
             let significand = mantissa.f_mul_scalar(2.0)?;
             let place = exponent.f_to_kind(Kind::Int64)?.f_sub_scalar(1 + LOWEST)?;
@@ -175,7 +175,7 @@ impl Histogram {
         })
     }
 
-    /// Counts the values of `other` as well.
+    /// Adds the counts of `other`.
     pub fn add(&mut self, other: &Self) {
         for (exponent, bucket) in &other.buckets {
             let own = self.buckets.entry(*exponent).or_default();
@@ -199,7 +199,7 @@ impl Histogram {
         self.buckets.keys().next_back().copied()
     }
 
-    /// The largest exponent below which at most `share` of the nonzero values are.
+    /// Returns the largest exponent such that at most `share` of the nonzero values are below it.
     pub fn low_exponent(&self, share: f64) -> Option<i32> {
         let limit = share * self.nonzero() as f64;
         let mut below = 0;
@@ -212,9 +212,9 @@ impl Histogram {
         self.max_exponent()
     }
 
-    /// The values that the format loses if they are multiplied by 2^`log2_scale` and rounded to nearest
-    /// even without saturation, as in libtorch's casts. The result is exact, although it is computed from
-    /// the buckets alone.
+    /// Predicts the losses if the values are multiplied by 2^`log2_scale` and rounded to nearest
+    /// even without saturation, as in libtorch's casts. The result is exact although it uses only
+    /// the counts.
     pub fn predict(&self, format: Format, log2_scale: i32) -> Losses {
         let (top, zero) = (format.max_exponent(), format.min_subnormal_exponent() - 1);
         let place = Format::ALL.iter().position(|other| *other == format).unwrap_or_default();
@@ -226,7 +226,7 @@ impl Histogram {
                 k if k == top => bucket.beyond[place],
                 _ => 0,
             };
-            // Half of the smallest value is rounded to its even neighbour, zero.
+            // Half of the smallest value is rounded to zero, its even neighbour.
             losses.underflow += match exponent {
                 k if k < zero => bucket.count,
                 k if k == zero => bucket.powers,
@@ -236,17 +236,17 @@ impl Histogram {
         losses
     }
 
-    /// The number of values that, multiplied by 2^`log2_scale`, become subnormal in the format: they keep
-    /// fewer bits.
+    /// Returns how many values become subnormal in the format after multiplication by
+    /// 2^`log2_scale`. Subnormal values keep fewer bits.
     pub fn subnormal(&self, format: Format, log2_scale: i32) -> u64 {
         let below = self.buckets.range(..format.min_exponent() - log2_scale);
         let count: u64 = below.map(|(_, bucket)| bucket.count).sum();
         count - self.predict(format, log2_scale).underflow
     }
 
-    /// The loss scales under which the format keeps the values.
+    /// Returns the loss scales for which the format can represent the values.
     ///
-    /// `None` if all values are zero.
+    /// Returns `None` if all values are zero.
     pub fn window(&self, format: Format, options: WindowOptions) -> Option<Window> {
         let low = self.low_exponent(options.underflow_share)?;
         let high = self.max_exponent()?;
@@ -257,10 +257,10 @@ impl Histogram {
     }
 }
 
-/// The values that a real cast of a tensor times 2^`log2_scale` loses.
+/// Counts the losses of an actual cast of the tensor times 2^`log2_scale`.
 ///
 /// # Errors
-/// When libtorch cannot cast to the format here.
+/// When libtorch cannot cast to this format on the device.
 pub fn cast(tensor: &Tensor, format: Format, log2_scale: i32) -> Result<Losses> {
     no_grad(|| {
         let scaled = match log2_scale {
@@ -272,10 +272,10 @@ pub fn cast(tensor: &Tensor, format: Format, log2_scale: i32) -> Result<Losses> 
     })
 }
 
-/// The elements of `before` that are lost in `after`.
+/// Counts the elements of `before` that overflow or become zero in `after`.
 ///
 /// # Errors
-/// When their shapes differ.
+/// When the shapes of the tensors differ.
 pub fn losses(before: &Tensor, after: &Tensor) -> Result<Losses> {
     if !is_floating(before.kind()) {
         return Ok(Losses::default());
@@ -293,12 +293,12 @@ pub fn losses(before: &Tensor, after: &Tensor) -> Result<Losses> {
     })
 }
 
-/// The share of values that a safe loss scale must preserve.
+/// The requirements for a safe loss scale.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct WindowOptions {
     /// The share of a tensor's nonzero values that may become zero.
     pub underflow_share: f64,
-    /// Bits between the largest value and the largest exponent.
+    /// The number of bits to keep free between the largest value and the largest exponent.
     pub headroom_bits: i32,
 }
 
@@ -308,14 +308,15 @@ impl Default for WindowOptions {
     }
 }
 
-/// The safe loss scales, as exponents of 2: `[2^low, 2^high]`, where low = e_min − q_low and high = e_max −
-/// q_max − headroom. e_min is the smallest subnormal's exponent; q_low is the exponent below which the
-/// permitted share of values is; e_max and q_max are the largest exponents of the format and of the values.
+/// The safe loss scales `[2^low, 2^high]`, given as exponents of 2: low = e_min − q_low and high =
+/// e_max − q_max − headroom. e_min is the exponent of the format's smallest subnormal number and
+/// e_max its largest exponent. At most the permitted share of values is below 2^q_low, and q_max is
+/// the largest exponent of the values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Window {
-    /// Below this exponent too many values become zero.
+    /// The lower end: below it too many values become zero.
     pub low: i32,
-    /// Above this exponent values may overflow.
+    /// The upper end: above it values may overflow.
     pub high: i32,
 }
 
@@ -325,32 +326,33 @@ impl Window {
         self.low > self.high
     }
 
-    /// Bits from the scale to the nearer end of the window; negative outside.
+    /// Returns the distance in bits from the scale to the nearer end of the window; negative
+    /// outside of it.
     pub fn margin_bits(self, log2_scale: i32) -> i32 {
         (log2_scale - self.low).min(self.high - log2_scale)
     }
 
-    /// The scales that are in both windows.
+    /// Returns the scales that both windows contain.
     #[must_use]
     pub fn intersect(self, other: Self) -> Self {
         Self { low: self.low.max(other.low), high: self.high.min(other.high) }
     }
 }
 
-/// The intersection of named windows. If it is empty, the names show the conflict: the window that begins
-/// highest and the one that ends lowest.
+/// The intersection of the windows of several layers. If it is empty, the two names show the
+/// conflict.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommonWindow {
     /// The scales that are safe for all layers.
     pub window: Window,
-    /// The layer whose values vanish first.
+    /// The layer whose window begins at the highest scale: its values become zero first.
     pub lowest: String,
-    /// The layer that overflows first.
+    /// The layer whose window ends at the lowest scale: its values overflow first.
     pub highest: String,
 }
 
 impl CommonWindow {
-    /// The intersection of windows, each with the name of its layer; `None` without windows.
+    /// Intersects windows, each with the name of its layer; returns `None` without windows.
     pub fn of<'a>(windows: impl IntoIterator<Item = (&'a str, Window)>) -> Option<Self> {
         let mut common: Option<Self> = None;
         for (name, window) in windows {
@@ -370,7 +372,8 @@ impl CommonWindow {
         common
     }
 
-    /// The two layers for which no common scale is safe: one needs a larger scale than the other allows.
+    /// Returns the two layers without a common safe scale: one needs a larger scale than the other
+    /// allows.
     pub fn conflict(&self) -> Option<(&str, &str)> {
         self.window.is_empty().then_some((self.lowest.as_str(), self.highest.as_str()))
     }

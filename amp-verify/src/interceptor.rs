@@ -15,14 +15,14 @@ use amp_core::{
 /// Intercepts the calls of the trainer to a model. By default each method calls the model.
 #[expect(clippy::missing_errors_doc, reason = "an error ends the run, as in the model's hooks")]
 pub trait Interceptor {
-    /// How closely the interceptor follows each step. The run's path depends on this; by default it is the
-    /// same as without an interceptor.
+    /// How closely the interceptor follows each step; this decides which optimized paths the
+    /// trainer can use. By default the choice is the same as without an interceptor.
     fn step_access(&self) -> StepAccess {
-        StepAccess::Late
+        StepAccess::Deferred
     }
 
-    /// Whether the model runs its updates itself. If this returns false, the trainer uses
-    /// [`training_step`](Self::training_step).
+    /// Whether the model runs backward passes and optimizers itself. If this returns false, the
+    /// trainer uses [`training_step`](Self::training_step).
     fn optimizes_manually(&self, model: &dyn LightningModule) -> bool {
         model.optimizes_manually()
     }
@@ -74,20 +74,20 @@ pub trait Interceptor {
         Ok(())
     }
 
-    /// Receives the loss of a batch, detached.
+    /// Receives the loss of a batch, detached from the graph.
     fn after_batch(&mut self, loss: &Tensor) -> Result<()> {
         let _ = loss;
         Ok(())
     }
 }
 
-/// The model with its interceptor.
+/// A model with its interceptor.
 pub struct Intercepted<'m, T> {
     model: Held<'m>,
     interceptor: T,
 }
 
-/// A model that is owned, or borrowed from what runs it again later.
+/// An owned model, or a borrowed one that the caller uses again later.
 enum Held<'m> {
     Own(Box<dyn LightningModule>),
     Borrowed(&'m mut dyn LightningModule),
@@ -110,14 +110,14 @@ impl Held<'_> {
 }
 
 impl<T: Interceptor> Intercepted<'static, T> {
-    /// Puts `interceptor` before `model`.
+    /// Wraps `model` with `interceptor`.
     pub fn new(model: Box<dyn LightningModule>, interceptor: T) -> Self {
         Self { model: Held::Own(model), interceptor }
     }
 }
 
 impl<'m, T: Interceptor> Intercepted<'m, T> {
-    /// Puts `interceptor` before `model` for a run, after which the model remains with the caller.
+    /// Wraps a borrowed model with `interceptor` for one run.
     pub fn borrowing(model: &'m mut dyn LightningModule, interceptor: T) -> Self {
         Self { model: Held::Borrowed(model), interceptor }
     }

@@ -4,18 +4,18 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The length of a run: passes over the training set, or optimizer steps.
+/// The length of a run: a number of epochs or of optimizer steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Length {
-    /// Passes over the training set.
+    /// A number of passes over the training set.
     Epochs(i64),
-    /// Applied optimizer steps.
+    /// A number of applied optimizer steps.
     Steps(u64),
 }
 
 impl Length {
-    /// Whether it is shorter than `other`, as far as the two can be compared.
+    /// Whether this length is shorter than `other`. False if one has epochs and the other steps.
     pub fn is_below(self, other: Self) -> bool {
         match (self, other) {
             (Self::Epochs(own), Self::Epochs(other)) => own < other,

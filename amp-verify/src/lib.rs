@@ -1,12 +1,14 @@
 //! Trains a model under every precision and compares each run with the 32-true baseline.
 //!
-//! A project declares its models in a [`Registry`], and its binary `amp` passes that to [`main()`]:
-//! [`registry`] → [`case::Case`] → [`runner`] → [`matrix`] → [`comparison::Comparison`] → `view`, `report`.
-//! [`golden`] keeps a comparison as a snapshot in `cargo test`, by [`verify!`].
+//! A project declares its models in a [`Registry`], and its binary `amp` passes the registry to
+//! [`main()`]. Data flows through the modules in this order: [`registry`] → [`case::Case`] →
+//! [`runner`] → [`matrix`] → [`comparison::Comparison`] → `view`, `report`. With [`verify!`] a test
+//! in `cargo test` compares a run with its recorded [`golden`].
 //!
-//! With the feature `cli`, which is on by default: `layers` and `exponents` show the loss of
-//! precision in each layer of a step, `diagnose` finds the cause of a failed check, `gate` judges
-//! models in CI, `bench` measures speed, `parity` compares models with their PyTorch twins.
+//! The feature `cli`, which is on by default, adds the other commands: `layers` and `exponents`
+//! measure the rounding error of each layer, `diagnose` finds the cause of a failed check, `gate`
+//! judges models in CI, `bench` measures speed, and `parity` compares models with their PyTorch
+//! twins.
 
 mod changes;
 pub mod length;
@@ -64,7 +66,7 @@ pub use cli::main;
 pub use registry::Twin;
 pub use registry::{DataSet, Model, Project, Registry};
 
-/// Names that [`verify!`] uses; not for use by hand.
+/// Names for the expansion of [`verify!`]; not for direct use.
 #[doc(hidden)]
 pub mod __private {
     pub use crate::registry::name_of;

@@ -7,26 +7,26 @@ use serde::{Deserialize, Serialize};
 
 use crate::{changes::Changes, length::Length};
 
-/// The recorded figures of a project's models.
+/// The recorded margins of a project's models.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Margins {
     /// The command that wrote the file.
     #[serde(default)]
     pub recorded_by: String,
-    /// For each model the differences of its metric between precisions, over seeds.
+    /// For each model, the differences of its metric between precisions over seeds.
     #[serde(default)]
     pub models: BTreeMap<String, ModelMargin>,
-    /// The same for models that were changed: with another size, on other data, for another length.
+    /// Differences for models with changed settings, for example another size, data set or length.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub changed: BTreeMap<String, Vec<ModelMargin>>,
 }
 
-/// A model's metric over seeds, and the margin that follows.
+/// The differences of a model's metric over seeds, and the margin that follows from them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelMargin {
-    /// δ: three times the widest σ, rounded up.
+    /// δ: three times the largest σ, rounded up.
     pub margin: f64,
-    /// Seeds.
+    /// The number of seeds.
     pub n: usize,
     /// The length of each run.
     #[serde(flatten)]
@@ -41,7 +41,7 @@ pub struct ModelMargin {
     pub spread: BTreeMap<String, MetricSpread>,
 }
 
-/// Mean and standard deviation of a difference of metrics.
+/// The mean and the standard deviation of the differences of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct MetricSpread {
     /// The mean.
@@ -51,10 +51,10 @@ pub struct MetricSpread {
 }
 
 impl Margins {
-    /// Reads the file. If it is missing, nothing was recorded.
+    /// Reads the file. A missing file means that nothing was recorded.
     ///
     /// # Errors
-    /// When it cannot be read or has another form.
+    /// When the file cannot be read or has another format.
     pub fn read(path: &Path) -> Result<Self> {
         match fs::read_to_string(path) {
             Ok(text) => serde_json::from_str(&text).map_err(|error| {
@@ -68,7 +68,7 @@ impl Margins {
         }
     }
 
-    /// The recorded figures of a model with these changes.
+    /// Returns the recorded margin of a model with these changes.
     pub fn of(&self, model: &str, changes: &Changes) -> Option<&ModelMargin> {
         if changes.is_empty() {
             return self.models.get(model);
@@ -76,7 +76,7 @@ impl Margins {
         self.changed.get(model)?.iter().find(|recorded| recorded.changes == *changes)
     }
 
-    /// Adds a model's figures, and replaces earlier figures with the same changes.
+    /// Adds a model's margin; it replaces an earlier one with the same changes.
     pub fn add(&mut self, model: &str, recorded: ModelMargin) {
         if recorded.changes.is_empty() {
             self.models.insert(model.to_owned(), recorded);

@@ -1,4 +1,4 @@
-//! All precisions of a case, the baseline first.
+//! Runs a case under all precisions, the baseline first.
 
 use amp_core::{Result, event::Subscriber, optim::Moments, precision::Precision};
 
@@ -8,11 +8,26 @@ use crate::{
     runner::{self, Extras},
 };
 
-/// Runs the case under the baseline and `precisions`, each once, and compares the runs. The baseline keeps
-/// its optimizer state in full.
+/// Runs the case once under the baseline and under each of `precisions`, and compares the runs. The
+/// baseline keeps its optimizer state in full precision.
 ///
 /// # Errors
 /// When a run fails; the error names the precision.
+///
+/// # Examples
+///
+/// ```
+/// use amp_core::{Result, event::Event, precision::Precision};
+/// use amp_verify::{case::Case, matrix};
+///
+/// fn losses(case: &Case) -> Result<()> {
+///     let comparison = matrix::run(case, &[Precision::Bf16Mixed], &mut |_: &Event| Ok(()))?;
+///     for run in comparison.runs {
+///         println!("{}: {:?}", run.precision, run.loss);
+///     }
+///     Ok(())
+/// }
+/// ```
 pub fn run(
     case: &Case,
     precisions: &[Precision],
@@ -31,8 +46,8 @@ pub fn run(
     Ok(Comparison::new(records, case.model.judge, case.data.batch_size))
 }
 
-/// Runs the case with its own seed and the `seeds - 1` that follow it, each under the baseline and
-/// `precisions`, and compares seed by seed.
+/// Runs the case with `seeds` consecutive seeds, beginning with its own, each under the baseline
+/// and `precisions`. Compares the runs of each seed.
 ///
 /// # Errors
 /// When a run fails; the error names the precision.
@@ -52,7 +67,8 @@ pub fn over_seeds(
     Ok(first.with_seeds(&others, 1.0 / case.data.val.examples().max(1) as f64))
 }
 
-/// The precisions to run: the baseline, then the others in the given order, without duplicates.
+/// Returns the precisions to run: the baseline, then the others in the given order, without
+/// duplicates.
 pub fn plan(precisions: &[Precision]) -> Vec<Precision> {
     let mut plan = vec![Precision::F32True];
     for precision in precisions {

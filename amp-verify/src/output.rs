@@ -1,4 +1,4 @@
-//! The log files that a command writes.
+//! Writes the log files of a command.
 
 use amp_core::{
     Result,
@@ -11,18 +11,18 @@ use amp_core::{
 
 use crate::options::LogArgs;
 
-/// The logs that the user requested. They are opened when the first run starts: an impossible request must
-/// not overwrite the files of earlier runs.
+/// The logs that the user requested. They are opened when the first run starts, so that a refused
+/// request does not overwrite the files of earlier runs.
 pub struct Logs<'a> {
     args: &'a LogArgs,
     loggers: Option<Vec<Box<dyn Subscriber>>>,
 }
 
 impl<'a> Logs<'a> {
-    /// Checks that their folders exist.
+    /// Checks that the folders of the log files exist.
     ///
     /// # Errors
-    /// When a folder is missing.
+    /// When a folder does not exist.
     pub fn new(args: &'a LogArgs) -> Result<Self> {
         let LogArgs { log_jsonl, log_csv, log_tensorboard, log_mlflow, log_wandb, trace, .. } =
             args;

@@ -1,5 +1,6 @@
-//! A Python program with a protocol of JSON lines: each line on its standard input is a request,
-//! each line on its standard output an answer. An answer with `error` ends the request.
+//! A Python program that communicates in JSON lines: it reads one request per line from standard
+//! input and writes one answer per line to standard output. An answer with `error` ends the
+//! request.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +13,7 @@ use std::{
 use amp_core::{Error, Result, tch::Device};
 use serde_json::Value;
 
-/// A running program.
+/// A running Python program.
 pub(crate) struct Process {
     child: Child,
     requests: Option<ChildStdin>,
@@ -20,11 +21,11 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts `program` with these arguments. [`Process::versions`] waits for it, so that several start at
-    /// once.
+    /// Starts `program` with these arguments and returns at once, so that several programs start at
+    /// the same time. [`Process::versions`] waits until it is ready.
     ///
     /// # Errors
-    /// When there is no such program.
+    /// When the program does not exist.
     pub(crate) fn start(
         program: &Path,
         arguments: impl IntoIterator<Item = OsString>,
@@ -42,7 +43,7 @@ impl Process {
         Ok(Self { child, requests: Some(requests), answers: BufReader::new(answers) })
     }
 
-    /// The first answer of the program: the versions of Python and its packages.
+    /// Returns the program's first answer: the versions of Python and its packages.
     ///
     /// # Errors
     /// When a package is missing; the error names it.
@@ -54,10 +55,10 @@ impl Process {
         Ok(versions.iter().map(|(name, value)| (name.clone(), text(value))).collect())
     }
 
-    /// The answer to this request.
+    /// Sends a request and returns the answer.
     ///
     /// # Errors
-    /// The program's own error, or when it has ended or answered with something other than JSON.
+    /// When the program reports an error, has ended, or answers with something other than JSON.
     pub(crate) fn ask(&mut self, request: &Value) -> Result<Value> {
         self.send(request)?;
         self.answer()
@@ -102,12 +103,12 @@ impl Process {
     }
 }
 
-/// The error for an answer that does not fit its request.
+/// Returns the error for an answer that does not fit its request.
 pub(crate) fn unexpected(answer: &Value) -> Error {
     Error::config(format!("an answer that was not expected: {answer}"))
 }
 
-/// The device as torch names it.
+/// The name of the device in torch.
 pub(crate) fn device_name(device: Device) -> String {
     match device {
         Device::Cuda(index) => format!("cuda:{index}"),
@@ -117,7 +118,7 @@ pub(crate) fn device_name(device: Device) -> String {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // The program ends when its input ends, whatever it is doing.
+        // The program ends as soon as its input is closed.
         self.requests = None;
         let _ = self.child.kill();
         let _ = self.child.wait();

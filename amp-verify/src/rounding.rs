@@ -1,11 +1,11 @@
-//! Rounding to narrower dtypes, by code that is independent of the precisions' own code.
+//! Rounds to narrower dtypes, independently of the code that the precisions use.
 
 use amp_core::{
     Result,
     tch::{Kind, Tensor, no_grad},
 };
 
-/// Half the distance from 1 to the next number.
+/// Returns the unit roundoff of a dtype: half the distance from 1 to the next larger number.
 pub(crate) fn rounding_of(kind: Kind) -> f64 {
     match kind {
         Kind::Half => 2.0_f64.powi(-11),
@@ -19,12 +19,12 @@ pub(crate) fn is_narrow(kind: Kind) -> bool {
     matches!(kind, Kind::Half | Kind::BFloat16)
 }
 
-/// Rounds to nearest, and rounds the gradient as well.
+/// Rounds values to nearest. In the backward pass, rounds the gradient as well.
 pub(crate) fn rounded(tensor: &Tensor, to: Kind) -> Result<Tensor> {
     Ok(tensor.f_to_kind(to)?.f_to_kind(tensor.kind())?)
 }
 
-/// Multiplies every element by 1 + `share`·u, with u drawn from [-1, 1].
+/// Multiplies every element by 1 + `share`·u, with u drawn at random from [-1, 1].
 pub(crate) fn moved(tensor: &Tensor, share: f64) -> Result<Tensor> {
     let factors = no_grad(|| -> Result<Tensor> {
         Ok(tensor.f_rand_like()?.f_mul_scalar(2.0 * share)?.f_add_scalar(1.0 - share)?)
@@ -32,9 +32,9 @@ pub(crate) fn moved(tensor: &Tensor, share: f64) -> Result<Tensor> {
     Ok(tensor.f_mul(&factors)?)
 }
 
-/// Stochastic rounding: each element is first moved at random by up to half of what rounding may change,
-/// then rounded to nearest. Values that the dtype represents do not change.
-pub(crate) fn rounded_otherwise(tensor: &Tensor, to: Kind) -> Result<Tensor> {
+/// Stochastic rounding: perturbs each element at random by up to half the rounding unit, then
+/// rounds to nearest. Values that the dtype can represent do not change.
+pub(crate) fn rounded_stochastically(tensor: &Tensor, to: Kind) -> Result<Tensor> {
     rounded(&moved(tensor, rounding_of(to) / 2.0)?, to)
 }
 
@@ -45,22 +45,22 @@ mod tests {
 
     use super::*;
 
-    /// Errors are below the distance of two neighbours, some results differ from rounding to nearest, and
-    /// half of the errors are upwards; representable values are exact.
+    /// Errors are smaller than the distance of two neighbouring numbers, some results differ from
+    /// rounding to nearest, and half of the errors are positive. Representable values stay exact.
     #[rstest]
     #[case::f16(Kind::Half)]
     #[case::bf16(Kind::BFloat16)]
-    fn rounding_otherwise_is_rounding(#[case] kind: Kind) -> Result<()> {
+    fn stochastic_rounding_is_unbiased(#[case] kind: Kind) -> Result<()> {
         let _section = random::seeded(5)?;
         let exact = Tensor::rand([1 << 16], (Kind::Float, Device::Cpu)) + 1.0;
-        let found = rounded_otherwise(&exact, kind)?;
+        let found = rounded_stochastically(&exact, kind)?;
         assert!(found.equal(&rounded(&found, kind)?), "it is representable");
-        assert!(rounded_otherwise(&found, kind)?.equal(&found), "the representable stays");
+        assert!(rounded_stochastically(&found, kind)?.equal(&found), "the representable stays");
         let neighbours = 2.0 * rounding_of(kind);
         let error = (&found - &exact) / neighbours;
         assert!(error.abs().max().double_value(&[]) < 1.0);
-        // Uniform errors of half a distance have a standard deviation of 0.289, stochastic ones at most
-        // 0.41.
+        // Errors of rounding to nearest have a standard deviation of 0.289 distances, stochastic
+        // ones at most 0.41.
         let deviation = error.std(true).double_value(&[]);
         assert!(deviation > 0.289 && deviation < 0.41, "{deviation}");
         assert!(error.mean(Kind::Double).double_value(&[]).abs() < 0.01);

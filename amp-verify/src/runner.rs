@@ -1,4 +1,4 @@
-//! One run: a case under one precision.
+//! Runs a case under one precision.
 
 use std::{
     collections::BTreeSet,
@@ -22,24 +22,26 @@ use crate::{
     registry::{Judge, LOSS},
 };
 
-/// Builds a callback that judges epochs by this value.
+/// Builds a callback that compares epochs by this value.
 pub type JudgedBy = Box<dyn FnOnce(Judge) -> Result<Box<dyn Callback>>>;
 
 /// Options of a run in addition to its case.
 pub struct Extras {
-    /// Callbacks, in the order in which they act.
+    /// Callbacks, in the order in which they are called.
     pub callbacks: Vec<Box<dyn Callback>>,
-    /// A callback after them that judges epochs.
+    /// A callback that compares epochs by the model's judge; it is called last.
     pub judged_by: Option<JudgedBy>,
-    /// The checkpoint to continue from.
+    /// The checkpoint from which the run resumes.
     pub resume_from: Option<PathBuf>,
     /// The settings in which a resumed run may differ from the saved one.
     pub resume_with: Vec<Change>,
-    /// The number of a signal that ends the run once it is not 0, and where the run is saved then.
+    /// The number of a signal, and the file for the state of the run. The run ends once the number
+    /// is not 0.
     pub interruption: Option<(Arc<AtomicUsize>, Option<PathBuf>)>,
-    /// The file to which a run that ends with an error is saved.
+    /// The file for the state of a run that ends with an error.
     pub save_on_error: Option<PathBuf>,
-    /// Whether the run is compared with others, so that it must log the value by which its model is judged.
+    /// Whether the run is compared with other runs, so that it must log the value by which its
+    /// model is judged.
     pub is_compared: bool,
 }
 
@@ -57,16 +59,16 @@ impl Default for Extras {
     }
 }
 
-/// Trains the case under `precision`; its events go to `subscriber`. The run is a [reproducible
-/// section](random::seeded): it depends on the case's seed and not on other threads that train or
-/// draw through amp-core.
+/// Trains the case under `precision` and passes its events to `subscriber`. The run is a
+/// [reproducible section](random::seeded): it depends only on the case's seed, not on other threads
+/// that train or draw random numbers through amp-core.
 ///
-/// Before that a few batches are trained and discarded, so that loading kernels, starting threads and a
-/// process's first CUDA graph do not count towards any precision's time or memory.
+/// First, a few batches are trained and discarded. So the time and memory of loading kernels,
+/// starting threads and capturing a process's first CUDA graph are not measured.
 ///
 /// # Errors
-/// When an option does not fit this precision, the checkpoint belongs to another run, a step or a callback
-/// fails, or the observed dtypes differ from the precision's.
+/// When an option does not fit this precision, the checkpoint belongs to another run, a step or a
+/// callback fails, or the observed dtypes differ from the precision's dtypes.
 pub fn run(
     case: &Case,
     precision: Precision,
@@ -106,7 +108,7 @@ pub fn run(
     Ok(record)
 }
 
-/// The record of a few batches with each logged value.
+/// Trains a few batches and returns their record, which has each logged value.
 fn warm_up(case: &Case, config: &TrainerConfig) -> Result<RunRecord> {
     let train = |batches: i64, graph: Graph| -> Result<RunRecord> {
         let data = case.data.head(batches)?;
@@ -116,21 +118,21 @@ fn warm_up(case: &Case, config: &TrainerConfig) -> Result<RunRecord> {
         Trainer::new(config).fit(model.as_mut(), &data)
     };
     if config.device.is_cuda() {
-        // The steps before a graph and one step within it. The capture frees cuBLAS's workspaces, which the
-        // last batches allocate again.
+        // Trains the steps before a graph and one step within it. A capture frees cuBLAS's
+        // workspaces; the last batches allocate them again.
         train(4 * config.optimization.accumulate_grad_batches, config.graph)?;
     }
     train(2, Graph::Off)
 }
 
-/// The names that the record's epochs log, training and validation.
+/// Returns the names of all values in the record, from training and validation.
 fn logged(record: &RunRecord) -> BTreeSet<&str> {
     let values = record.epochs.iter().flat_map(|epoch| epoch.train.iter().chain(&epoch.val));
     values.map(|logged| logged.name.as_str()).collect()
 }
 
-/// The value by which the case's epochs are judged: the model's, or the validation loss if the model declares
-/// none and logs no accuracy.
+/// Returns the value by which epochs are compared: the model's judge, or the validation loss if the
+/// model declares no judge and logs no accuracy.
 fn judge(case: &Case, first: &RunRecord, subscriber: &mut dyn Subscriber) -> Result<Judge> {
     let (judge, names) = (case.model.judge, logged(first));
     if judge != Judge::DEFAULT || names.contains(judge.name) || !names.contains(LOSS) {
@@ -144,7 +146,7 @@ fn judge(case: &Case, first: &RunRecord, subscriber: &mut dyn Subscriber) -> Res
     Ok(Judge::loss())
 }
 
-/// The values that callbacks read must exist.
+/// Checks that the model logs the values that callbacks read.
 fn check_monitored(case: &Case, first: &RunRecord, callbacks: &[Box<dyn Callback>]) -> Result<()> {
     let names = logged(first);
     match callbacks.iter().filter_map(|one| one.monitors()).find(|name| !names.contains(name)) {
@@ -157,7 +159,7 @@ fn check_monitored(case: &Case, first: &RunRecord, callbacks: &[Box<dyn Callback
     }
 }
 
-/// A model must log its validation loss, and the value by which it is judged.
+/// Checks that the model logs its validation loss and the value by which it is judged.
 fn check_logged(case: &Case, record: &RunRecord) -> Result<()> {
     let (model, judged_by) = (case.model.name, case.model.judge.name);
     let logged: BTreeSet<&str> = record

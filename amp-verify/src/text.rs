@@ -1,11 +1,11 @@
-//! Texts and numbers for display.
+//! Formats texts and numbers for display.
 
-/// A text of several lines as one line.
+/// Joins the lines of a text to one line.
 pub fn one_line(text: &str) -> String {
     text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
 }
 
-/// A message with the reasons of std's number parsers replaced by what a number must be.
+/// Replaces the reasons of std's number parsers by a description of a valid number.
 pub fn remedied(message: &str) -> String {
     [
         ("invalid digit found in string", "it must be a whole number, at least 0"),
@@ -23,15 +23,16 @@ pub fn counted(count: i32, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
-/// A number with its sign and this many digits behind the point. A number that rounds to zero is positive.
+/// Formats a number with its sign and this many decimals. A number that rounds to zero gets a plus
+/// sign.
 pub fn signed(value: f64, digits: usize) -> String {
     let text = format!("{value:+.digits$}");
     let is_zero = text.bytes().all(|byte| !byte.is_ascii_digit() || byte == b'0');
     if is_zero { text.replace('-', "+") } else { text }
 }
 
-/// A number with this many significant digits, without trailing zeros: `0`, `0.85`, `1.3e-7`,
-/// `120000`. Numbers below 10⁻⁴ and from 10⁶ on have an exponent.
+/// Formats a number with this many significant digits, without trailing zeros: `0`, `0.85`,
+/// `1.3e-7`, `120000`. Numbers below 10⁻⁴ or from 10⁶ on have an exponent.
 pub fn significant(value: f64, digits: usize) -> String {
     if value == 0.0 {
         return "0".to_owned();
@@ -51,7 +52,8 @@ pub fn significant(value: f64, digits: usize) -> String {
     without_zeros(&format!("{rounded:.decimals$}")).to_owned()
 }
 
-/// A share of one as a percentage with two significant digits; `under 0.001 %` below that.
+/// Formats a share of one as a percentage with two significant digits; smaller values are shown as
+/// `under 0.001 %`.
 pub fn percent(share: f64) -> String {
     let percent = 100.0 * share;
     match percent.abs() {
@@ -60,7 +62,8 @@ pub fn percent(share: f64) -> String {
     }
 }
 
-/// The used part of a bound: a percentage, and from ten times the bound on a multiple.
+/// Formats a figure divided by its bound: as a percentage, or as a multiple from ten times the
+/// bound on.
 pub fn of_bound(share: f64) -> String {
     match share < 10.0 {
         true => percent(share),
@@ -115,7 +118,7 @@ mod tests {
     #[rstest]
     #[case(1.5, "150 %")]
     #[case(830.0, "830 ×")]
-    fn far_beyond_a_bound_is_a_multiple(#[case] share: f64, #[case] expected: &str) {
+    fn a_large_share_is_shown_as_a_multiple(#[case] share: f64, #[case] expected: &str) {
         assert_eq!(of_bound(share), expected);
     }
 

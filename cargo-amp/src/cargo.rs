@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use crate::error::Error;
 
-/// Cargo, started in the working directory, so that it reads the same configuration as a plain
-/// cargo.
+/// Creates a command for cargo in the working directory, so that it reads the same configuration as
+/// a plain `cargo`.
 pub(crate) fn command() -> Command {
     // Cargo sets `CARGO` for the programs that it starts. Using it keeps `cargo +toolchain amp` on
     // that toolchain.
@@ -21,19 +21,20 @@ fn could_not_start(error: &std::io::Error) -> Error {
     Error::new(format!("cargo could not be run ({error}): put it on PATH"))
 }
 
-/// Cargo's metadata of the workspace of the working directory, without dependencies.
+/// Returns cargo's metadata of the workspace, without dependencies.
 pub(crate) fn metadata() -> Result<Value, Error> {
     let mut command = command();
     command.args(["metadata", "--no-deps", "--format-version", "1"]);
     let answer = run(&mut command, |reason| {
         format!("cargo cannot read the crate here: {reason}; `cargo metadata` says more")
     })?;
-    serde_json::from_slice(&answer)
-        .map_err(|e| Error::new(format!("`cargo metadata` printed what is not JSON ({e})")))
+    serde_json::from_slice(&answer).map_err(|e| {
+        Error::new(format!("`cargo metadata` printed something that is not JSON ({e})"))
+    })
 }
 
-/// Runs cargo without output and returns its stdout. If cargo fails, `explain` makes the error from
-/// cargo's reason.
+/// Runs cargo without showing its output and returns its stdout. If cargo fails, `explain` creates
+/// the error from cargo's reason.
 pub(crate) fn run(
     command: &mut Command,
     explain: impl FnOnce(String) -> String,
@@ -46,7 +47,7 @@ pub(crate) fn run(
     }
 }
 
-/// Cargo's error message as one line: the first line of the message and of each cause.
+/// Shortens cargo's error message to one line: the first line of the message and of each cause.
 fn reason(message: &str) -> String {
     let mut lines = message.lines().map(str::trim).filter(|line| !line.is_empty());
     let first = lines.find_map(|line| line.strip_prefix("error: ")).unwrap_or("no message");
@@ -65,17 +66,17 @@ fn reason(message: &str) -> String {
 /// An executable file that cargo has built.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Executable {
-    /// The folder of its package.
+    /// The folder of the executable's package.
     pub(crate) package: PathBuf,
     pub(crate) target: String,
     pub(crate) kind: String,
-    /// Whether it is a test binary, and not the program itself.
+    /// Whether the executable is a test binary.
     pub(crate) is_test: bool,
     pub(crate) path: PathBuf,
 }
 
 /// Runs the build `command` and returns its executables. If cargo failed, returns cargo's exit
-/// code; cargo has printed the reason.
+/// code; cargo has already printed the reason.
 pub(crate) fn build(mut command: Command) -> Result<ControlFlow<ExitCode, Vec<Executable>>, Error> {
     // Errors and warnings go to the terminal; stdout lists the built files.
     let built = command
@@ -91,13 +92,13 @@ pub(crate) fn build(mut command: Command) -> Result<ControlFlow<ExitCode, Vec<Ex
     })
 }
 
-/// The exit code of a program that has ended; 1 if a signal ended it.
+/// Returns the exit code of a program, or 1 if a signal ended it.
 pub(crate) fn exit_code(status: ExitStatus) -> ExitCode {
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     code.map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
-/// The executables in cargo's messages, which are one JSON object per line.
+/// Reads the executables from cargo's messages, which are one JSON object per line.
 fn executables(messages: &str) -> Vec<Executable> {
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     messages

@@ -8,24 +8,29 @@ use crate::error::Error;
 use crate::libtorch::Variant;
 
 pub(crate) const HELP: &str = "\
-cargo amp: mixed-precision training, held against 32-bit training
+cargo amp: train models in mixed precision, and compare each precision with
+32-bit training
 
 usage: cargo amp [--package NAME] <command> [arguments]
+begin: cargo amp new my-model && cd my-model && cargo amp verify
 
-  new      make a crate with a model, its data, a golden test and a CI workflow:
+These commands belong to cargo amp itself:
+
+  new      create a crate with a model, its data, a golden test and a CI workflow:
            cargo amp new NAME [--amp-source SOURCE]
-  init     add to the crate in this folder what it lacks of that, and keep
-           all that you wrote: cargo amp init [--amp-source SOURCE]
+  init     add the same files to the crate in this folder; your files are kept:
+           cargo amp init [--amp-source SOURCE]
   test     run all tests of the workspace:
            cargo amp test [--device cpu|cuda] [-- <test arguments>]
-  pack     put into dist/ what a GPU machine without Rust needs: binaries, tests,
-           goldens, data and run.sh: cargo amp pack [--output FOLDER] [--bin-only]
+  pack     write everything for a GPU machine without Rust into dist/ (binaries,
+           tests, goldens, data and run.sh):
+           cargo amp pack [--output FOLDER] [--bin-only]
   setup    only fetch libtorch 2.11.0: cargo amp setup [--cpu | --cuda]
-  help     print this
+  help     print this help
 
-every other command goes, with its arguments, to the binary `amp` of your crate
-(src/bin/amp.rs), which is built first: `cargo amp verify --help` shows the options
-of verify. --package says whose, where several packages of a workspace have one.
+These commands belong to the binary `amp` of your crate (src/bin/amp.rs). cargo amp
+builds it and passes the arguments on. `cargo amp verify --help` shows the options of
+verify. If several packages of a workspace have such a binary, choose with --package.
 
   verify     train under every precision and compare each run with 32-true
   train      train under one precision
@@ -33,44 +38,44 @@ of verify. --package says whose, where several packages of a workspace have one.
   test-set   evaluate a checkpoint on the test sets
   predict    write the predictions of a checkpoint to files
   summary    show layers, shapes, parameters, operations and the memory of a step
-  layers     show the error of each layer under a precision
+  layers     show the rounding error of each layer under a precision
   diagnose   find which modules must stay in FP32
-  gate       judge every precision over several seeds, for CI
+  gate       decide whether each precision is as good as 32-true, for CI
   bench      measure speed and memory
   parity     compare training with a PyTorch copy of the model
-  margins    record margins and the spread of goldens
-  selftest   plant faults that the gate must report
+  margins    record the margins of the gate and the spread of goldens
+  selftest   test that the gate reports known faults
   models     list the models and their data
   doctor     show the devices and the recommended precision
 
-SOURCE is where amp-core and amp-verify come from: a folder, a git URL (with #REV
-for a revision) or a version. without it: from where cargo-amp was installed.
+SOURCE is the source of amp-core and amp-verify: a folder, a git URL (with #REV for
+a revision) or a version. The default is the source of the installed cargo-amp.
 
-in Cargo.toml, paths relative to the package's folder:
+Settings in Cargo.toml, with paths relative to the package's folder:
   [package.metadata.amp]
-  pack = [\"data\"]               files and folders that `pack` copies too, to their paths in
-                                the workspace
-  pack-skip-tests = [\"ui\"]      test binaries that `pack` leaves out
+  pack = [\"data\"]               files and folders that `pack` also copies, to the same
+                                paths as in the workspace
+  pack-skip-tests = [\"ui\"]      test binaries that `pack` does not copy
   [workspace.metadata.amp]
   test-python-packages = [\"tensorboard==2.20.0\"]
-                                fetched once into .amp/python by `test`; tests
-                                find that folder in AMP_TEST_PYTHON
+                                Python packages for tests. `test` fetches them once
+                                into .amp/python; AMP_TEST_PYTHON has that path
 
-libtorch 2.11.0 is fetched once for all projects with `python3 -m pip`, into
-${XDG_CACHE_HOME:-~/.cache}/cargo-amp, to which .libtorch is a link. what is fetched:
-  setup --cpu              what a machine without an NVIDIA GPU needs: 0.5 GB, of a
-                           download of 0.5 GB; the default where no driver is found
-  setup --cuda             the same with CUDA, or CUDA added to it: 3.6 GB, of a
-                           download of 2.5 GB; the default where a driver is found
-to use another:
+cargo amp fetches libtorch 2.11.0 once for all projects with `python3 -m pip`, into
+${XDG_CACHE_HOME:-~/.cache}/cargo-amp. A project's .libtorch is a link to it.
+  setup --cpu              for CPUs only: 0.5 GB on the disk, 0.5 GB to download. The
+                           default on a machine without an NVIDIA driver
+  setup --cuda             for CPUs and CUDA: 3.6 GB on the disk, 2.5 GB to download.
+                           The default on a machine with an NVIDIA driver
+To use another libtorch, set one of these variables:
   LIBTORCH=<folder>        a libtorch 2.11.0 folder
-  LIBTORCH_USE_PYTORCH=1   the torch 2.11.0 of your python
+  LIBTORCH_USE_PYTORCH=1   the torch 2.11.0 of your Python
 
-exit codes: that of cargo or of the binary; 2 when `cargo amp` itself cannot do what
-was asked, with one line that says why.
+Exit codes: those of cargo or of the binary. If `cargo amp` itself cannot carry out
+the request, it prints one line with the reason and exits with 2.
 ";
 
-/// A device that the tests can run on.
+/// The device for the tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Device {
     Cpu,
@@ -92,10 +97,10 @@ impl Device {
     }
 }
 
-/// The command line.
+/// The parsed command line.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Invocation {
-    /// The package of the workspace that the command is for.
+    /// The package of the workspace to which the command applies.
     pub(crate) package: Option<String>,
     pub(crate) request: Request,
 }
@@ -103,7 +108,7 @@ pub(crate) struct Invocation {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Request {
     Help,
-    /// What to fetch, if given.
+    /// Fetch libtorch, with this variant if given.
     Setup(Option<Variant>),
     New {
         name: String,
@@ -114,22 +119,22 @@ pub(crate) enum Request {
     },
     Test {
         device: Option<Device>,
-        /// The arguments after `--`, for the test binaries.
+        /// The arguments after `--`, which are passed to the test binaries.
         arguments: Vec<OsString>,
     },
     Pack {
-        /// `None` means `dist` in the project's root.
+        /// The folder to write; `None` means `dist` in the project's root.
         output: Option<PathBuf>,
         bin_only: bool,
     },
-    /// All arguments, the subcommand included, for the amp binary.
+    /// Run the `amp` binary with these arguments, which include the subcommand.
     Amp(Vec<OsString>),
 }
 
 impl Invocation {
     pub(crate) fn parse(arguments: Vec<OsString>) -> Result<Self, Error> {
         let mut words = Words(arguments.iter());
-        // For `cargo amp`, cargo passes `amp` as the first argument; an alias of `cargo run` does
+        // For `cargo amp`, cargo passes `amp` as the first argument. An alias of `cargo run` does
         // not.
         if words.0.as_slice().first().is_some_and(|first| first == "amp") {
             words.0.next();
@@ -161,7 +166,7 @@ impl Invocation {
     }
 }
 
-/// The arguments that have not been read yet.
+/// The arguments that were not read yet.
 struct Words<'a>(slice::Iter<'a, OsString>);
 
 impl Words<'_> {
@@ -296,7 +301,7 @@ fn unexpected(word: &OsStr, command: &str, takes: &str) -> Error {
 
 fn utf8(word: &OsStr) -> Result<String, Error> {
     word.to_str().map(String::from).ok_or_else(|| {
-        Error::new(format!("`{}` is not UTF-8: Cargo.toml cannot hold it", word.display()))
+        Error::new(format!("`{}` is not UTF-8: Cargo.toml cannot contain it", word.display()))
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// An error of `cargo amp` itself: one line that names the cause and the fix.
+/// An error of `cargo amp` itself: one line with the cause and the remedy.
 ///
 /// A program that `cargo amp` starts (a build, a test, the amp binary) reports its own errors,
 /// and `cargo amp` exits with the program's exit code.

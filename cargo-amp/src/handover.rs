@@ -1,4 +1,5 @@
-//! The last step: replaces this process by cargo, or by the amp binary that cargo has built.
+//! The last step of a command: replaces this process by cargo, or by the `amp` binary that cargo
+//! has built.
 
 use std::ffi::OsString;
 use std::ops::ControlFlow;
@@ -11,7 +12,8 @@ use crate::error::Error;
 use crate::libtorch::Libtorch;
 use crate::project::Package;
 
-/// Runs all test binaries of `package`, or of the whole workspace, even after one has failed.
+/// Runs all test binaries of `package`, or of the whole workspace, even after one of them has
+/// failed.
 pub(crate) fn test(
     libtorch: &Libtorch,
     package: Option<&Package>,
@@ -25,14 +27,14 @@ pub(crate) fn test(
         Some(package) => command.args(["--package", &package.name]),
         None => command.arg("--workspace"),
     };
-    // At the end cargo lists the binaries that failed.
+    // With this option cargo runs all binaries and lists the failed ones at the end.
     command.arg("--no-fail-fast");
     libtorch.apply_to_run(&mut command);
     command.envs(python.map(|folder| ("AMP_TEST_PYTHON", folder)));
     if let Some(device) = device {
         command.env("AMP_DEVICE", device.name());
         if device == Device::Cuda {
-            // One test at a time, because a CUDA device counts memory for the whole process.
+            // Tests run one at a time, because a CUDA device counts memory for the whole process.
             command.env("RUST_TEST_THREADS", "1");
         }
     }
@@ -48,8 +50,8 @@ pub(crate) fn amp(
     package: &Package,
     arguments: &[OsString],
 ) -> Result<ExitCode, Error> {
-    // The dev profile is also the tests' profile, so the C++ bindings are compiled once for both. A
-    // command that measures time is built with optimization.
+    // The tests use the dev profile too, so the C++ bindings are compiled once for both. A command
+    // that measures time uses the release profile.
     let measures = arguments.first().is_some_and(|command| command == "bench");
     let binary = match build(libtorch, package, measures)? {
         ControlFlow::Continue(binary) => binary,
@@ -91,7 +93,7 @@ fn replace_process(mut command: Command) -> Result<ExitCode, Error> {
     Err(could_not_start(&command, &error))
 }
 
-/// On systems that cannot replace a process: waits for `command` and returns its exit code.
+/// Systems that cannot replace a process wait for `command` and return its exit code.
 #[cfg(not(unix))]
 fn replace_process(mut command: Command) -> Result<ExitCode, Error> {
     let status = command.status().map_err(|e| could_not_start(&command, &e))?;

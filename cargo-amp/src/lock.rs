@@ -1,4 +1,4 @@
-//! Prevents two processes from fetching the same files at once.
+//! Prevents two processes from fetching the same files at the same time.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::error::Error;
 
-/// Waits until no other process fetches into the same folder.
+/// Waits until no other process is fetching into the same folder.
 pub(crate) fn lock(path: &Path, what: &str) -> Result<File, Error> {
     let cannot_lock = |e: io::Error| {
         Error::new(format!("{} cannot be locked ({e}): make it writable", path.display()))
@@ -18,7 +18,8 @@ pub(crate) fn lock(path: &Path, what: &str) -> Result<File, Error> {
             note!("waiting for another process that is fetching {what}");
             file.lock().map_err(cannot_lock)?;
         }
-        // Some network file systems have no locks; two simultaneous fetches are rare enough there.
+        // Some network file systems do not support locks. Two simultaneous fetches are rare, so
+        // this is accepted.
         Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {}
         Err(TryLockError::Error(e)) => return Err(cannot_lock(e)),
     }

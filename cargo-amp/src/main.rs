@@ -1,5 +1,5 @@
 //! `cargo amp`: finds the project and libtorch, then starts cargo or the project's own `amp`
-//! binary. It also makes, extends and packs projects.
+//! binary. It also creates, extends and packs projects.
 //!
 //! This crate has few dependencies and does not depend on libtorch, so that it builds in
 //! seconds, before libtorch is installed.
@@ -48,7 +48,8 @@ fn run() -> Result<ExitCode, Error> {
         Request::Init { amp_source } => create::init(package, amp_source.as_deref()),
         Request::Setup(wanted) => {
             let libtorch = Libtorch::setup(Project::find()?.root(), wanted)?;
-            let all = if libtorch.exceeds(wanted) { ": it has all that --cpu fetches" } else { "" };
+            let all =
+                if libtorch.exceeds(wanted) { ": it includes everything for CPUs" } else { "" };
             say!("libtorch {} is ready in {libtorch}{all}", libtorch::version::REQUIRED);
             Ok(ExitCode::SUCCESS)
         }

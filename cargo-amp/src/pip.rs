@@ -6,21 +6,21 @@ use std::process::{Command, ExitStatus};
 use crate::error::Error;
 use crate::process::{disk_is_full, last_line, show};
 
-/// Prints the Python version, then whether pip is there.
+/// Prints the Python version, and whether pip is installed.
 const PROBE: &str = "\
 import importlib.util, sys
 print('%d.%d' % sys.version_info[:2])
 print(importlib.util.find_spec('pip') is not None)
 ";
 
-/// What is fetched, for messages.
+/// The texts about a download for messages.
 #[derive(Clone, Copy)]
 pub(crate) struct Wanted {
-    /// Its short name, such as `libtorch`.
+    /// The short name, for example `libtorch`.
     pub(crate) name: &'static str,
-    /// The package and its version, as in `torch 2.11.0`.
+    /// The package with its version, for example `torch 2.11.0`.
     pub(crate) package: &'static str,
-    /// A remedy that always helps: the end of a sentence that begins with `or`.
+    /// A remedy that always works. It is the end of a sentence and begins with `or`.
     pub(crate) otherwise: &'static str,
 }
 
@@ -57,9 +57,9 @@ impl Pip {
         }
     }
 
-    /// The arguments of python3 that install `requirements` into `target`.
+    /// Returns the arguments of python3 that install `requirements` into `target`.
     ///
-    /// With `--target`, pip also works under a Python that its distribution manages (PEP 668).
+    /// With `--target`, pip also works in a Python that the distribution manages (PEP 668).
     pub(crate) fn install(target: &Path, requirements: &[String]) -> Vec<String> {
         // Nothing is compiled: a package without a wheel is refused. Python's bytecode is not
         // needed.
@@ -67,7 +67,7 @@ impl Pip {
         Self::arguments(&options, target, requirements)
     }
 
-    /// The arguments of python3 that put the wheel of `requirement` into `folder`.
+    /// Returns the arguments of python3 that download the wheel of `requirement` into `folder`.
     pub(crate) fn download(folder: &Path, requirement: String) -> Vec<String> {
         let options = ["download", "--only-binary=:all:", "--no-deps", "--dest"];
         Self::arguments(&options, folder, &[requirement])
@@ -81,7 +81,7 @@ impl Pip {
         arguments
     }
 
-    /// Runs pip in `folder` with `arguments`; its temporary files go into `temporary`.
+    /// Runs pip in `folder` with these arguments. Its temporary files are written to `temporary`.
     pub(crate) fn run(
         &self,
         folder: &Path,
@@ -93,17 +93,17 @@ impl Pip {
                 .args(arguments)
                 .current_dir(folder)
                 // pip unpacks into a temporary folder and moves the files from there. On the same
-                // disk the move is a rename, and a small /tmp does not fill up.
+                // disk this is a rename, and a small /tmp does not get full.
                 .env("TMPDIR", temporary)
-                // Settings of the user for other installs, which pip refuses together with --target
-                // or outside a virtual environment.
+                // The user may have set these for other installs. pip refuses them together with
+                // --target or outside a virtual environment.
                 .env("PIP_USER", "0")
                 .env("PIP_REQUIRE_VIRTUALENV", "0")
-                // pip's cache would hold a second copy of everything that is fetched.
+                // pip's cache would store a second copy of every download.
                 .env("PIP_NO_CACHE_DIR", "1")
                 // A pip that supports it (25.1) resumes a broken download.
                 .env("PIP_RESUME_RETRIES", "5")
-                // pip warns root about installs into system folders; this one touches none.
+                // Suppresses pip's warning about installing into system folders as root.
                 .env("PIP_ROOT_USER_ACTION", "ignore")
                 .env("PIP_DISABLE_PIP_VERSION_CHECK", "1"),
         )
@@ -119,12 +119,12 @@ impl Pip {
         }
     }
 
-    /// The cause of pip's failure and the fix, from pip's stderr.
+    /// Determines the cause of pip's failure and the remedy from pip's stderr.
     fn cause(&self, folder: &Path, status: ExitStatus, errors: &str) -> String {
         let otherwise = self.wanted.otherwise;
         let says = |marks: &[&str]| marks.iter().any(|mark| errors.contains(mark));
         let no_wheel = says(&["No matching distribution found"]);
-        // For an index that cannot be reached, pip reports that there are no versions.
+        // If an index cannot be reached, pip reports that there are no versions.
         let index_answered = !errors.contains("(from versions: none)");
         if disk_is_full(errors) {
             format!("the disk is full: make room in {}, {otherwise}", folder.display())
@@ -149,13 +149,13 @@ impl Pip {
     }
 }
 
-/// Whether the package was published for this version of Python.
+/// Whether torch 2.11.0 has wheels for this version of Python.
 fn has_wheels(python: &str) -> bool {
     let minor = python.strip_prefix("3.").and_then(|minor| minor.parse().ok());
     minor.is_some_and(|minor: u32| (10..=14).contains(&minor))
 }
 
-/// What pip writes when a connection fails.
+/// Parts of pip's messages about a failed connection.
 const NETWORK: &[&str] = &[
     "Retrying (Retry",
     "Could not fetch URL",

@@ -5,8 +5,9 @@ use std::process::{Command, ExitStatus, Stdio};
 
 /// Runs `command`, shows its output, and returns its exit status and its stderr.
 ///
-/// Both streams go to stderr, because stdout belongs to the program that runs afterwards. The
-/// command's stdout, which has the progress bars, is stderr itself, so that pip detects a terminal.
+/// Both streams are written to stderr, because stdout belongs to the program that runs afterwards.
+/// The command inherits stderr as its stdout, so that pip detects a terminal and shows progress
+/// bars.
 pub(crate) fn show(command: &mut Command) -> io::Result<(ExitStatus, String)> {
     let mut child = command
         .stdin(Stdio::null())
@@ -25,12 +26,12 @@ pub(crate) fn show(command: &mut Command) -> io::Result<(ExitStatus, String)> {
     Ok((child.wait()?, String::from_utf8_lossy(&errors).into_owned()))
 }
 
-/// The last line of `text` that is not empty: Python and pip print the cause there.
+/// Returns the last line of `text` that is not empty. Python and pip print the cause there.
 pub(crate) fn last_line(text: &str) -> &str {
     text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or("no message")
 }
 
-/// Whether the error output `errors` reports a full disk.
+/// Whether the messages in `errors` report a full disk.
 pub(crate) fn disk_is_full(errors: &str) -> bool {
     ["No space left on device", "Disk quota exceeded"].iter().any(|mark| errors.contains(mark))
 }

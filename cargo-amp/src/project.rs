@@ -8,14 +8,14 @@ use serde_json::Value;
 use crate::cargo;
 use crate::error::Error;
 
-/// The name of the binary that passes the user's registry to `amp_verify::main`.
+/// The name of the binary that calls `amp_verify::main` with the user's registry.
 const BINARY: &str = "amp";
 
 /// A workspace, or a crate outside a workspace.
 pub(crate) struct Project {
     root: PathBuf,
     packages: Vec<Package>,
-    /// The package of the working directory; `None` in a workspace's root.
+    /// The index of the working directory's package; `None` in the root of a workspace.
     current: Option<usize>,
     test_python_packages: Vec<String>,
 }
@@ -23,23 +23,23 @@ pub(crate) struct Project {
 /// A member of the workspace.
 pub(crate) struct Package {
     pub(crate) name: String,
-    /// The folder of its `Cargo.toml`.
+    /// The folder of the package's `Cargo.toml`.
     pub(crate) folder: PathBuf,
     /// The binary that `cargo run` starts, if the manifest names one.
     pub(crate) default_run: Option<String>,
     pub(crate) dependencies: Vec<String>,
     targets: Vec<Target>,
-    /// The paths that `cargo amp pack` copies, relative to `folder`.
+    /// The paths to copy in `cargo amp pack`, relative to `folder`.
     pub(crate) pack: Vec<String>,
-    /// The test binaries that `cargo amp pack` leaves out.
+    /// The test binaries that `cargo amp pack` does not pack.
     pub(crate) pack_skip_tests: Vec<String>,
 }
 
-/// A target: something that cargo builds.
+/// A cargo target: a library, binary, test or benchmark.
 struct Target {
     name: String,
     kind: String,
-    /// Whether cargo builds it only if features are enabled.
+    /// Whether cargo builds the target only with certain features.
     needs_features: bool,
 }
 
@@ -50,7 +50,7 @@ impl Project {
             .map_err(|e| Error::new(format!("the working directory cannot be read: {e}")))?;
         if !working.ancestors().any(|folder| folder.join("Cargo.toml").is_file()) {
             return Err(Error::new(format!(
-                "{} is not inside a crate: change into one, or make one with `cargo amp new NAME`",
+                "{} is not inside a crate: change into one, or create one with `cargo amp new NAME`",
                 working.display()
             )));
         }
@@ -79,7 +79,7 @@ impl Project {
         })
     }
 
-    /// The folder that holds the workspace's `Cargo.toml`, `.cargo` and `target`.
+    /// Returns the folder with the workspace's `Cargo.toml`, `.cargo` and `target`.
     pub(crate) fn root(&self) -> &Path {
         &self.root
     }
@@ -88,13 +88,13 @@ impl Project {
         &self.packages
     }
 
-    /// The requirements that pip installs before the tests run.
+    /// Returns the Python packages that pip installs before the tests run.
     pub(crate) fn test_python_packages(&self) -> &[String] {
         &self.test_python_packages
     }
 
-    /// The package whose `amp` binary runs: the package named `wanted`, or the current package, or
-    /// the only package of the workspace that has such a binary.
+    /// Returns the package whose `amp` binary runs: the package `wanted`, or the current package,
+    /// or the only package of the workspace with such a binary.
     pub(crate) fn with_binary(&self, wanted: Option<&str>) -> Result<&Package, Error> {
         if let Some(package) = wanted.map(|name| self.named(name)).transpose()? {
             return if package.has_binary() { Ok(package) } else { Err(package.has_no_binary()) };
@@ -119,7 +119,7 @@ impl Project {
         }
     }
 
-    /// The package that `cargo amp init` extends: the package named `wanted`, or the current
+    /// Returns the package that `cargo amp init` extends: the package `wanted`, or the current
     /// package, or the only package.
     pub(crate) fn to_extend(&self, wanted: Option<&str>) -> Result<&Package, Error> {
         if let Some(name) = wanted {
@@ -172,7 +172,7 @@ impl Package {
             default_run: package["default_run"].as_str().map(String::from),
             dependencies: items(&package["dependencies"])
                 .iter()
-                // Dependencies of tests and of build scripts have a `kind`.
+                // Dependencies of tests and build scripts have a `kind`, others do not.
                 .filter(|dependency| dependency["kind"].is_null())
                 .map(|dependency| text(&dependency["name"]).into())
                 .collect(),
@@ -211,14 +211,14 @@ impl Package {
     }
 }
 
-/// The table `metadata.amp` of a manifest.
+/// The table `metadata.amp` in a manifest.
 struct Settings<'a> {
     table: &'a Value,
     place: String,
 }
 
 impl<'a> Settings<'a> {
-    /// Refuses keys that are not in `known`, because a misspelt key would have no effect.
+    /// Refuses unknown keys, because a misspelt key would have no effect.
     fn new(table: &'a Value, place: &str, known: &[&str]) -> Result<Self, Error> {
         let odd = match table {
             Value::Null => None,

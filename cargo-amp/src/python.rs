@@ -1,4 +1,4 @@
-//! Fetches the Python packages for a project's tests, once, completely or not at all.
+//! Fetches the Python packages for a project's tests, once, either completely or not at all.
 
 use std::fs;
 use std::io;
@@ -15,8 +15,8 @@ const WANTED: Wanted = Wanted {
     otherwise: "or run `cargo test --workspace`, where the tests that need them fail",
 };
 
-/// Makes sure that the packages of `test-python-packages` are installed, and returns their folder;
-/// `None` if the project names none.
+/// Installs the packages of `test-python-packages` if they are missing, and returns their folder;
+/// `None` if the project lists no packages.
 pub(crate) fn ensure(project: &Project) -> Result<Option<PathBuf>, Error> {
     let requirements = project.test_python_packages();
     if requirements.is_empty() {
@@ -36,14 +36,14 @@ pub(crate) fn ensure(project: &Project) -> Result<Option<PathBuf>, Error> {
     }
     fs::create_dir_all(&kept).map_err(unwritable)?;
     let _lock = lock(&home.with_extension("lock"), "the tests' Python packages")?;
-    // Checked again, because another process may have fetched them while this process waited for
-    // the lock.
+    // The state is checked again, because another process may have fetched the packages while this
+    // process waited for the lock.
     if is_complete(&home, requirements) {
         return Ok(Some(home));
     }
     let pip = Pip::find(WANTED)?;
     let partial = home.with_extension("partial");
-    // Remains of an interrupted run.
+    // An interrupted run may have left this folder.
     remove(&partial).map_err(unwritable)?;
     let fetched = fetch(&pip, project, &partial);
     let placed = fetched.and_then(|()| place(&partial, &home, requirements).map_err(unwritable));
@@ -63,7 +63,7 @@ fn fetch(pip: &Pip, project: &Project, partial: &Path) -> Result<(), Error> {
     pip.run(project.root(), &temporary, &arguments)
 }
 
-/// Writes the stamp, which marks the packages as complete, then moves them into place.
+/// Writes the stamp that marks the packages as complete, then moves them into place.
 fn place(partial: &Path, home: &Path, requirements: &[String]) -> io::Result<()> {
     let packages = partial.join("packages");
     fs::write(packages.join("amp-stamp"), stamp(requirements))?;

@@ -1,7 +1,7 @@
-//! Prints lines for the user. If the reader closes its end of the pipe, the rest is dropped;
+//! Prints lines for the user. If the reader closes the pipe, the output is dropped, while
 //! `println!` would panic.
 
-/// A line on standard output.
+/// Prints a line to standard output.
 macro_rules! say {
     ($($text:tt)*) => {{
         use std::io::Write as _;
@@ -9,7 +9,7 @@ macro_rules! say {
     }};
 }
 
-/// A line on standard error.
+/// Prints a line to standard error.
 macro_rules! note {
     ($($text:tt)*) => {{
         use std::io::Write as _;

@@ -1,4 +1,4 @@
-//! The data set: two spirals, which no straight line separates.
+//! The data set: two spirals, which no straight line can separate.
 
 use std::f32::consts::TAU;
 
@@ -6,31 +6,32 @@ use amp_core::Result;
 use amp_core::data::{Batch, DataModule};
 use amp_core::tch::Tensor;
 
-/// Points to train on, of both spirals together.
+/// The number of training points, of both spirals together.
 const TRAINING: usize = 1600;
-/// Other points, to validate on.
+/// The number of validation points.
 const VALIDATION: usize = 400;
 
-/// The two spirals as `[points, 2]` coordinates and the spiral that each point is on, 0 or 1, in
-/// batches of `batch_size`.
+/// The points as `[points, 2]` coordinates, with the number of their spiral, 0 or 1, as the class.
+/// The batches have `batch_size` points.
 ///
 /// # Errors
-/// When libtorch has no memory for the points.
+/// When libtorch cannot allocate memory for the points.
 pub fn spirals(batch_size: i64) -> Result<DataModule> {
-    // A fixed seed: every run, on every machine, sees the same points.
+    // The seed is fixed, so that every run uses the same points.
     let mut random = fastrand::Rng::with_seed(42);
     let train = points(TRAINING, &mut random)?;
     let validation = points(VALIDATION, &mut random)?;
     Ok(DataModule::new("spirals", train, validation, batch_size))
 }
 
-/// `count` points, every other one on the second spiral.
+/// Draws `count` points, alternately on the first and the second spiral.
 fn points(count: usize, random: &mut fastrand::Rng) -> Result<Batch> {
     let mut coordinates = Vec::with_capacity(2 * count);
     let mut spirals = Vec::with_capacity(count);
     for point in 0..count {
         let spiral = point % 2;
-        // From near the centre outwards in one and a quarter turns, half a turn behind the other.
+        // A spiral leads from near the centre outwards in one and a quarter turns. The second one
+        // is rotated by half a turn.
         let distance = 0.1 + 0.9 * random.f32();
         let angle = TAU * (1.25 * distance + 0.5 * spiral as f32);
         let mut noise = || 0.05 * (random.f32() - 0.5);

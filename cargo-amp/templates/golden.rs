@@ -1,4 +1,5 @@
-//! Goldens: what training gives under every precision is held against `tests/goldens`.
+//! Golden tests: train the model under every precision and compare the figures with
+//! `tests/goldens`.
 
 use my_model::registry;
 

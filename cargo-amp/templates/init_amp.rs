@@ -1,4 +1,4 @@
-//! The binary that `cargo amp` builds and runs, and the registry of the models that it knows.
+//! The binary that `cargo amp` builds and runs, with the registry of your models.
 
 use std::process::ExitCode;
 

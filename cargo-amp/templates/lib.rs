@@ -1,11 +1,11 @@
-//! A model, the data it learns from, and the registry through which `cargo amp` finds both.
+//! A model, its data set, and the registry through which `cargo amp` finds both.
 
 pub mod data;
 
 use amp_core::prelude::*;
 use amp_verify::{DataSet, Registry, model, project};
 
-/// Tells two spirals apart: a small network with two hidden layers.
+/// Decides on which of two spirals a point is: a small network with two hidden layers.
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[metric(accuracy, name = acc)]
@@ -22,7 +22,7 @@ pub struct SpiralNet {
     head: Linear,
 }
 
-/// What `cargo amp` trains, compares and judges. Add your data sets and models here.
+/// The models and data sets for `cargo amp`. Add yours here.
 pub fn registry() -> Registry {
     Registry::new(project!())
         .data_set(DataSet::new("spirals", data::spirals).about("two spirals, 2,000 points"))

@@ -1,6 +1,6 @@
-//! The cost of saving for a run of 126 million parameters: steps while a checkpoint is written, in turns
-//! with the same steps without one; `cargo bench --bench checkpoint -- [rounds]`. A checkpoint has the
-//! weights and AdamW's state: 1.5 GB.
+//! Measures the cost of saving for a run with 126 million parameters: steps while a checkpoint is
+//! written, in turns with steps without one. A checkpoint has the weights and AdamW's state: 1.5
+//! GB. Run it with `cargo bench --bench checkpoint -- [rounds]`.
 
 use std::{path::PathBuf, time::Instant};
 
@@ -30,7 +30,7 @@ struct Encoder {
     blocks: Vec<TransformerEncoderLayer>,
 }
 
-/// Saves once, after this many steps.
+/// A callback that saves once, after this many steps.
 struct Saves {
     after: u64,
     to: PathBuf,
@@ -42,7 +42,7 @@ impl Callback for Saves {
     }
 
     fn step_access(&self) -> StepAccess {
-        StepAccess::Late
+        StepAccess::Deferred
     }
 
     fn on_train_batch_end(
@@ -57,8 +57,8 @@ impl Callback for Saves {
     }
 }
 
-/// The seconds at which each step had ended, and at which writing of the file began and was known to have
-/// ended.
+/// The times in seconds: the end of each step, the start of writing the file, and the moment at
+/// which its end was observed.
 #[derive(Default)]
 struct Times {
     steps: Vec<f64>,
@@ -66,7 +66,7 @@ struct Times {
     saved: Option<f64>,
 }
 
-/// Runs this many steps; with `saves`, saves after a fifth of them.
+/// Runs this many steps. With `saves`, saves after a fifth of them.
 fn run(data: &DataModule, device: Device, steps: u64, saves: bool) -> Result<Times> {
     let _section = seeded(0)?;
     let folder = tempfile::tempdir().expect("a folder");

@@ -1,7 +1,8 @@
-//! The cost of a whole run in addition to its tensor work: see [`fixtures::bench::overhead`].
+//! Measures the cost of a whole run in addition to its tensor operations: see
+//! [`fixtures::bench::overhead`].
 //!
-//! `cargo bench -p tests --bench fit` times `Trainer::fit` and the bare loop with criterion and then
-//! prints, for each model, the loop's own overhead per step in µs over the bare tensor work.
+//! `cargo bench -p tests --bench fit` times `Trainer::fit` and the bare loop with criterion. Then
+//! it prints for each model the overhead of the trainer's loop per step, in µs.
 
 use amp_core::tch::set_num_threads;
 use criterion::Criterion;

@@ -1,10 +1,10 @@
-//! The cost of an image: JPEGs of 500×375 pixels and about 100 kB, like ImageNet's, are decoded, cropped
-//! and scaled to 224×224, mirrored and normalized on one thread; also the parts of this. Then batches of 32
-//! by workers.
+//! Measures the cost of an image. JPEGs of 500×375 pixels and about 100 kB, like ImageNet's, are
+//! decoded, cropped and scaled to 224×224, mirrored and normalized on one thread; parts of this are
+//! measured too. Then worker threads prepare batches of 32.
 //!
-//! `OMP_NUM_THREADS=1 cargo bench -p tests --bench images` prints images per second and core by CPU time: a
-//! GPU that trains on n images per second needs n divided by this number of cores. It also prints them
-//! without the flip and the normalization, which a set may leave to the device
+//! `OMP_NUM_THREADS=1 cargo bench -p tests --bench images` prints images per second and core by CPU
+//! time. A GPU that trains on n images per second needs n divided by this number of cores. The
+//! second figure leaves out mirroring and normalization, which the device can do
 //! (`SharedDataset::transformed`).
 
 use amp_core::{
@@ -33,7 +33,7 @@ fn augment() -> Compose {
         .then(Normalize::imagenet())
 }
 
-/// Smooth waves with some noise.
+/// Draws smooth waves with some noise as a JPEG.
 fn jpeg(number: i64) -> Vec<u8> {
     let mut rng = Rng::with_seed(number.cast_unsigned());
     let waves: Vec<[f64; 3]> = (0..12)
@@ -57,7 +57,7 @@ fn jpeg(number: i64) -> Vec<u8> {
     file
 }
 
-/// This thread's CPU time for an image, which other programs change little.
+/// Returns this thread's CPU time for an image, on which other programs have little effect.
 fn cpu_seconds(set: &ImageFolder) -> Result<f64> {
     let now = || {
         let time = clock_gettime(ClockId::ThreadCPUTime);

@@ -1,10 +1,10 @@
-//! The cost of a batch by the way it is loaded, over a shuffled epoch of 64 MiB: cut from a set on the
-//! device, gathered on the host by a thread ahead of the loop, and gathered on the host by the loop itself.
-//! Each batch is multiplied by a matrix, as in a training step, so that loading can overlap with
-//! computation.
+//! Measures the cost of a batch for three ways of loading, over a shuffled epoch of 64 MiB:
+//! selected from a set on the device, gathered on the host by a thread ahead of the loop, and
+//! gathered on the host in the loop. Each batch is multiplied by a matrix, as in a training step,
+//! so that loading can overlap with computation.
 //!
-//! `cargo bench -p tests --bench loader` runs on the CPU; with `AMP_DEVICE=cuda` before it, on a GPU.
-//! Compare the ratio of the three.
+//! Run it with `cargo bench -p tests --bench loader` on the CPU, and with `AMP_DEVICE=cuda` on a
+//! GPU. Compare the three times.
 
 use amp_core::{
     Result,

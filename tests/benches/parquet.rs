@@ -1,8 +1,8 @@
-//! Rows per second that a Parquet table gives, decoded by one thread and by one for each core: a file of 16 row groups
-//! of 65,536 rows, with eight columns of floating-point numbers, one of whole numbers and one of text, compressed by
-//! zstd.
+//! Measures how many rows per second are read from a Parquet table, decoded by one thread and by
+//! one thread for each core. The file has 16 row groups of 65,536 rows, with eight columns of
+//! floating-point numbers, one of integers and one of text, compressed by zstd.
 //!
-//! `cargo bench -p tests --bench parquet`.
+//! Run it with `cargo bench -p tests --bench parquet`.
 
 use std::{fs::File, sync::Arc, thread};
 

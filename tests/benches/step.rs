@@ -1,9 +1,11 @@
-//! The cost of a step in addition to its tensor work, on small tensors, where it is visible: the derived
-//! training step, the same step written by hand, and the bare libtorch calls.
+//! Measures the cost of a step in addition to its tensor operations, on small tensors, for which it
+//! is visible. Compared are the derived training step, the same step written by hand, and the bare
+//! libtorch calls.
 //!
-//! `cargo bench -p tests --bench step` times the three in one run; compare their ratio. With
-//! `AMP_STEPS=100` and the name of one of them in `AMP_STEP` it runs this number of steps and ends: the
-//! difference of two such runs under `valgrind --tool=callgrind` is the number of instructions of a step.
+//! `cargo bench -p tests --bench step` times all three; compare the times. With `AMP_STEPS=100` and
+//! the name of one of them in `AMP_STEP` it runs this number of steps and ends. Two such runs under
+//! `valgrind --tool=callgrind` with different numbers of steps give the number of instructions of a
+//! step.
 
 use amp_core::{
     data::{AnyBatch, Batch, BatchType},
@@ -20,7 +22,7 @@ use fixtures::models::PrecisionTestModel;
 const FEATURES: i64 = 128;
 const BATCH: i64 = 64;
 
-/// PrecisionTestModel without the derive.
+/// PrecisionTestModel written without the derive.
 struct ByHand {
     model: Sequential,
 }
@@ -88,7 +90,7 @@ fn step(model: &mut dyn LightningModule, batch: &AnyBatch, cx: &Context, log: &m
     model.training_step(batch, &mut step).expect("a step")
 }
 
-/// Forward pass and loss with libtorch's calls alone, and the log's two operations.
+/// Computes the forward pass, the loss and the log's two operations with libtorch calls alone.
 fn bare(weights: &[(Tensor, Tensor)], batch: &Batch, sum: &mut Tensor) -> Result<Tensor> {
     let mut x = batch.input.shallow_clone();
     for (at, (weight, bias)) in weights.iter().enumerate() {
@@ -109,7 +111,7 @@ fn bare(weights: &[(Tensor, Tensor)], batch: &Batch, sum: &mut Tensor) -> Result
 type Run = Box<dyn FnMut() -> Tensor>;
 
 /// The three steps, by name.
-fn contenders() -> Result<Vec<(&'static str, Run)>> {
+fn candidates() -> Result<Vec<(&'static str, Run)>> {
     amp_core::tch::set_num_threads(1);
     let context = || Context::new(Policy::new(Precision::F32True, Device::Cpu), true);
     let (mut derived, mut hand) =
@@ -128,18 +130,18 @@ fn contenders() -> Result<Vec<(&'static str, Run)>> {
 }
 
 fn main() {
-    let contenders = contenders().expect("models");
+    let candidates = candidates().expect("models");
     let wanted = |name: &str| std::env::var(name).ok();
     if let (Some(steps), Some(name)) = (wanted("AMP_STEPS"), wanted("AMP_STEP")) {
         let steps: u64 = steps.parse().expect("AMP_STEPS is a number");
-        let mut chosen = contenders.into_iter().filter(|(own, _)| *own == name);
+        let mut chosen = candidates.into_iter().filter(|(own, _)| *own == name);
         let (_, mut step) = chosen.next().expect("AMP_STEP names one of the three");
         (0..steps).for_each(|_| drop(step()));
         return;
     }
     let mut criterion = Criterion::default().configure_from_args();
     let mut group = criterion.benchmark_group("training step");
-    for (name, mut step) in contenders {
+    for (name, mut step) in candidates {
         group.bench_function(name, |bencher| bencher.iter(&mut step));
     }
     group.finish();

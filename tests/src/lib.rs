@@ -1,6 +1,5 @@
-//! Tests across the crates are in `tests/tests`. Here the README's example and the derives'
-//! documentation are compiled, because amp-derive's examples need amp-core, on which amp-derive
-//! cannot depend.
+//! Compiles the README's example and the documentation of the derive macros. amp-derive's examples
+//! need amp-core, on which amp-derive cannot depend. The tests across crates are in `tests/tests`.
 
 /// The examples of `derive(LightningModule)`.
 #[cfg(doctest)]
@@ -22,7 +21,7 @@ pub struct ModuleDocs;
 #[doc = include_str!("../../README.md")]
 pub struct Readme;
 
-/// The guide's page on data, which needs amp-core's features.
+/// The guide's page on data, which needs features of amp-core.
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/guide/data.md")]
 pub struct DataGuide;

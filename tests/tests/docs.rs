@@ -1,4 +1,5 @@
-//! `docs/SEMANTICS.md` and `docs/PAINS.md` name the tests of each rule: each test must exist.
+//! `docs/SEMANTICS.md` and `docs/PAINS.md` name the tests of each rule. Each of these tests must
+//! exist.
 
 use std::{fs, path::PathBuf};
 
@@ -11,7 +12,7 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// A page with one line for each paragraph, heading and row.
+/// Reads a page and joins the lines of each paragraph, heading and table row.
 fn page(name: &str) -> Vec<String> {
     let path = root().join("docs").join(name);
     let text = fs::read_to_string(&path).expect("the page can be read");
@@ -30,12 +31,12 @@ fn page(name: &str) -> Vec<String> {
     lines.into_iter().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect()
 }
 
-/// The names in backticks that contain a path.
+/// Returns the names in backticks that contain a path.
 fn names(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2).filter(|name| name.contains("::"))
 }
 
-/// The reason why a test of this name does not exist, or `None` if it exists.
+/// Returns the reason why a test of this name does not exist, or `None` if it exists.
 fn missing(name: &str) -> Option<String> {
     let (folder, rest) = match name.split_once("::") {
         Some(("tests", rest)) => ("tests/tests", rest),
@@ -45,7 +46,7 @@ fn missing(name: &str) -> Option<String> {
         _ => ("amp-core/tests/it", name),
     };
     let Some((file, function)) = rest.split_once("::") else {
-        return Some(format!("`{name}` is no `file::function`"));
+        return Some(format!("`{name}` is not a `file::function`"));
     };
     let path = root().join(folder).join(file).with_extension("rs");
     let Ok(source) = fs::read_to_string(&path) else {
@@ -54,7 +55,7 @@ fn missing(name: &str) -> Option<String> {
     let Some(at) = source.find(&format!("\nfn {function}(")) else {
         return Some(format!("`{name}`: {folder}/{file}.rs has no such function"));
     };
-    // Attributes and doc comments are between the blank line and the function.
+    // The attributes and doc comments of a function follow the last blank line.
     let before = source[..at].rsplit("\n\n").next().unwrap_or_default();
     let is_test = ["#[test]", "#[rstest]"].iter().any(|mark| before.contains(mark));
     (!is_test).then(|| format!("`{name}` is not a test"))
@@ -86,7 +87,7 @@ fn every_rule_has_tests_and_every_test_exists() {
 }
 
 #[test]
-fn every_pain_has_tests_and_every_test_exists() {
+fn every_complaint_has_tests_and_every_test_exists() {
     let mut wrong = Vec::new();
     let mut rows = 0;
     for line in page("PAINS.md").iter().filter(|line| line.starts_with('|')) {
@@ -105,7 +106,7 @@ fn every_pain_has_tests_and_every_test_exists() {
     assert!(wrong.is_empty(), "PAINS.md: {wrong:#?}");
 }
 
-/// The check itself finds wrong names.
+/// The check reports wrong names.
 #[test]
 fn a_name_that_is_not_a_test_is_found() {
     assert_eq!(missing("scaler_misuse::the_defaults_are_torchs"), None);
@@ -115,7 +116,8 @@ fn a_name_that_is_not_a_test_is_found() {
     assert!(missing("no_such_file::at_all").is_some());
 }
 
-/// `cargo amp --help`, which works without a crate, and the reference list the commands of the binary.
+/// `cargo amp --help`, which works outside of a crate, and the reference page list all commands of
+/// the binary.
 #[test]
 fn every_command_is_in_the_help_and_in_the_reference() {
     let read = |path: &str| fs::read_to_string(root().join(path)).expect("the file can be read");

@@ -1,5 +1,5 @@
-//! Compares the models with their goldens, on any CPU or on a GPU whose compute capability was
-//! recorded, and checks which changes a golden refuses.
+//! Compares the models with their goldens, on any CPU or on a GPU with a recorded compute
+//! capability, and tests which changes a golden refuses.
 
 use amp_core::{Hyperparameters, hardware::Fingerprint, precision::Precision};
 use amp_verify::golden::{
@@ -8,7 +8,7 @@ use amp_verify::golden::{
 use rstest::rstest;
 use serde_json::{Value, json};
 
-/// One test for each model, with the model's name.
+/// Defines one test for each model, with the model's name.
 macro_rules! goldens {
     ($($test:ident: $model:ident $(, $setter:ident = $value:expr)*;)*) => {
         $(#[test]
@@ -35,7 +35,7 @@ goldens! {
     tabular_net: TabularNet;
     two_tower: TwoTower;
     wgan_gp: WganGp, epochs = 12, margin = 0.22;
-    // The larger projects, made small, so that each trains in a few seconds of CPU time.
+    // The larger projects at a small size, so that each trains in a few seconds of CPU time.
     unet: UNet, epochs = 3;
     gpt2: Gpt2, epochs = 2, margin = 0.49, hyperparameters = set(json!({ "n_embd": 32, "n_head": 2, "n_layer": 1 }));
     bert: Bert;
@@ -44,7 +44,7 @@ goldens! {
     vision_transformer: VisionTransformer, epochs = 3;
 }
 
-/// Hyperparameters that replace a registered model's.
+/// Returns hyperparameters that replace a registered model's.
 fn set(values: Value) -> Hyperparameters {
     serde_json::from_value(values).expect("an object")
 }
@@ -65,8 +65,8 @@ fn in_16(golden: &mut Golden) -> &mut Figures {
     golden.runs.get_mut("16-mixed").expect("a run of 16-mixed")
 }
 
-/// A golden must refuse each of these changes under its own name, with the spread between machines and with
-/// the golden's own seeds.
+/// A golden must refuse each of these changes and name it, with the recorded spread and with the
+/// golden's own seeds.
 #[rstest]
 fn a_changed_figure_is_named(#[values(true, false)] recorded: bool) {
     let agreement = Agreement { spread: recorded.then(spread), memory: true };
@@ -94,8 +94,8 @@ fn a_changed_figure_is_named(#[values(true, false)] recorded: bool) {
     assert_eq!(refused(&|g| drop(g.runs.remove("16-mixed"))), [(String::new(), "precisions")]);
 }
 
-/// On the same model of GPU, a golden must be reproduced bit for bit; another GPU with the same compute
-/// capability has a tolerance.
+/// On the same model of GPU, a run must reproduce the golden to the last bit. For another GPU with
+/// the same compute capability there is a tolerance.
 #[test]
 fn one_model_of_gpu_repeats_every_figure() {
     let on = |device: &str| {
@@ -147,7 +147,8 @@ fn no_golden_tolerates_more_than_the_gate() {
     }
 }
 
-/// A run that is non-finite like the golden does not agree with it, and cannot become an anchor.
+/// A run with non-finite values does not agree with a golden that has the same values, and cannot
+/// become an anchor.
 #[test]
 fn nan_agrees_with_nothing() {
     for value in [None, Some(f64::NAN), Some(f64::INFINITY)] {
@@ -159,8 +160,8 @@ fn nan_agrees_with_nothing() {
     }
 }
 
-/// Each single change is within the golden's tolerance and is accepted; the anchor refuses the sum of the
-/// changes.
+/// Each single change is within the golden's tolerance and is accepted. The anchor refuses the sum
+/// of the changes.
 #[test]
 fn accepted_drift_cannot_ratchet() {
     let agreement = agreement();
@@ -185,7 +186,7 @@ fn accepted_drift_cannot_ratchet() {
     assert_eq!(stopped, Some(3), "a budget of two tolerances is spent by the third step of 0.9");
 }
 
-/// The anchor is written once and never again.
+/// The anchor is written once and never overwritten.
 #[test]
 fn an_anchor_is_immutable() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -226,7 +227,7 @@ fn cuda(capability: &str) -> Fingerprint {
 #[case::libtorch(cpu(), Fingerprint { libtorch: "2.12.0".into(), ..cpu() }, Some("libtorch"))]
 #[case::tf32(cuda("9.0"), Fingerprint { tf32: true, ..cuda("9.0") }, Some("TF32"))]
 #[case::deterministic(cpu(), Fingerprint { deterministic: true, ..cpu() }, Some("deterministic"))]
-fn machines_are_told_apart_by_what_changes_figures(
+fn machines_differ_in_whatever_changes_figures(
     #[case] golden: Fingerprint,
     #[case] found: Fingerprint,
     #[case] expected: Option<&str>,
@@ -241,8 +242,8 @@ fn machines_are_told_apart_by_what_changes_figures(
     }
 }
 
-/// The file name of a GPU's golden, the files it needs, and the message about another GPU's golden,
-/// tested with a made-up fingerprint.
+/// Tests the name of a GPU's golden, the files that it needs, and the error for another GPU's
+/// golden, with an invented fingerprint.
 #[test]
 fn goldens_are_kept_by_compute_capability() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -274,8 +275,8 @@ fn goldens_are_kept_by_compute_capability() {
     assert!(bare.contains("AMP_ANCHORS=write"), "{bare}");
 }
 
-/// Peak memory depends on the kernels: on a CPU with other kernels it is compared neither with a
-/// golden nor with its anchor.
+/// Peak memory depends on the kernels. On a CPU with other kernels it is not compared, neither with
+/// a golden nor with its anchor.
 #[rstest]
 #[case::same(cpu(), true)]
 #[case::other_kernels(Fingerprint { capability: "avx512".into(), ..cpu() }, false)]

@@ -1,6 +1,6 @@
-//! `verify!` together with other tests in the same binary, and its messages where it cannot train.
-//! The ignored tests are what a user might write; the other tests run them in a child process of
-//! this binary.
+//! Tests of `verify!` together with other tests in the same binary, and of its messages if it
+//! cannot train. The ignored tests are examples of a user's tests; the other tests run them in a
+//! child process of this binary.
 
 use std::{
     env, fs,
@@ -17,7 +17,7 @@ use amp_verify::{
 use rstest::rstest;
 use serde_json::json;
 
-/// Draws random numbers for its initial weights and, in each step, for its dropout.
+/// A model that draws random numbers for its initial weights and, in each step, for its dropout.
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[metric(accuracy, name = acc)]
@@ -27,7 +27,7 @@ struct Drawn {
     body: Sequential,
 }
 
-/// The same model without a metric.
+/// A linear layer without a metric.
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[optimizer(adamw, lr = 1e-2)]
@@ -36,7 +36,7 @@ struct Unjudged {
     body: Linear,
 }
 
-/// The same model with another metric.
+/// A linear layer, judged by its F1 score.
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[metric(f1, num_classes = 4)]
@@ -46,7 +46,7 @@ struct Scored {
     body: Linear,
 }
 
-/// Examples that are drawn at random on each call.
+/// A data set whose examples are drawn at random on each call.
 fn drawn() -> Result<DataModule> {
     let set = || -> Result<Batch> {
         let input = Tensor::f_randn([256, 8], (Kind::Float, Device::Cpu))?;
@@ -58,7 +58,7 @@ fn drawn() -> Result<DataModule> {
 
 static TRAINED: AtomicBool = AtomicBool::new(false);
 
-/// Records that the golden's test has ended, even if it fails.
+/// Marks that the golden's test has ended, even if it fails. It does so when it is dropped.
 struct Ended;
 
 impl Drop for Ended {
@@ -161,7 +161,8 @@ fn with_another_metric() {
     verify!(Scored, data = drawn().expect("data"));
 }
 
-/// A thread without a test's name cannot start a process for the training, so it trains itself.
+/// A thread without a test's name cannot start a process for the training, so `verify!` trains in
+/// this process.
 #[test]
 #[ignore = "run by the tests of this file"]
 fn on_other_threads() {
@@ -173,7 +174,7 @@ fn on_other_threads() {
     }
 }
 
-/// Runs tests of this file at the same time, with their goldens in `folder`.
+/// Runs these tests of this file at the same time, with their goldens in `folder`.
 fn run(folder: &Path, tests: &[&str], variables: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env::current_exe().expect("this binary"));
     command.args(tests).args(["--exact", "--include-ignored", "--test-threads=3"]);
@@ -215,7 +216,7 @@ fn files(folder: &Path) -> Vec<String> {
 }
 
 /// A test that constantly draws random numbers does not change a golden, even with random data: the
-/// text is equal.
+/// golden's text is equal.
 #[test]
 fn a_test_that_draws_does_not_change_a_golden() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -226,13 +227,14 @@ fn a_test_that_draws_does_not_change_a_golden() {
 }
 
 /// In CI, or if insta's mode is set, a run only reports the missing file and how to record it.
-/// Otherwise the first run makes the folder and records both files, and the next run checks them.
+/// Otherwise the first run creates the folder and records both files, and the next run compares
+/// with them.
 #[test]
 fn the_first_run_records_a_golden_but_not_in_ci() {
     let root = tempfile::tempdir().expect("a folder");
     let folder = root.path().join("tests/goldens");
     for variables in [&[("CI", "true")], &[("INSTA_UPDATE", "always")], &[("INSTA_UPDATE", "no")]] {
-        // The data would end the process, so this proves that they are never created.
+        // Loading the data would end the process, so this proves that the data is never loaded.
         let missing = run(&folder, &["aborts"], variables);
         let command = "record it with `AMP_ANCHORS=write cargo test aborts`";
         failed(&missing, &["NOT COMPARABLE: there is no golden", "drawn_cpu.snap yet", command]);
@@ -271,7 +273,7 @@ fn each_golden_of_a_test_has_its_own_process() {
         cases.map(|case| ["anchor.json", "snap"].map(|end| format!("drawn_cpu_{case}.{end}")));
     assert_eq!(files(folder.path()), names.concat());
     passed(&run(folder.path(), &tests, &[]), 2);
-    // The loop's second golden: its training is compared with its own golden.
+    // This is the second golden of the loop. Its training is compared with its own golden.
     let path = folder.path().join("drawn_cpu_4.snap");
     let golden = fs::read_to_string(&path).expect("the golden");
     let moved = golden.replacen("\"skipped_steps\": 0", "\"skipped_steps\": 9", 1);
@@ -282,7 +284,7 @@ fn each_golden_of_a_test_has_its_own_process() {
     failed(&both, &["test twice ... FAILED", "1 passed; 1 failed"]);
 }
 
-/// An error in the training process becomes the test's error.
+/// An error in the training process becomes the error of the test.
 #[rstest]
 #[case("aborts", &["SIGABRT", "before it had trained", "the last words"])]
 #[case("panics", &["before it had trained", "no data today"])]
@@ -290,14 +292,14 @@ fn each_golden_of_a_test_has_its_own_process() {
 #[case("with_another_metric", &["it logs `val_f1`, `val_loss`", "with `metric`"])]
 fn a_failed_training_is_explained(#[case] test: &str, #[case] expected: &[&str]) {
     let folder = tempfile::tempdir().expect("a folder");
-    // Together with another test, so that a separate process is used.
+    // It runs together with another test, so that `verify!` starts a separate process.
     let output = run(folder.path(), &[test, "expected_to_fail"], &RECORD);
     failed(&output, expected);
     failed(&output, &["1 passed; 1 failed"]);
     assert_eq!(files(folder.path()), Vec::<String>::new());
 }
 
-/// A single test trains in its own process, and so do threads that belong to no test.
+/// If only one test runs, it trains in its own process, and so do threads that belong to no test.
 #[test]
 fn without_other_tests_training_needs_no_child_process() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -306,22 +308,23 @@ fn without_other_tests_training_needs_no_child_process() {
     passed(&run(folder.path(), &["on_other_threads", "golden"], &[exact]), 2);
 }
 
-/// The spread file with these samples of each figure.
+/// Formats a spread file with these samples for each figure.
 fn spread(samples: [f64; 3]) -> String {
     let figures = json!({ "accuracy": samples, "loss": samples, "peak_memory_bytes": samples });
     let samples = json!({ "32-true": figures, "bf16-mixed": figures });
     json!({ "recorded_by": "a test", "examples": 256, "samples": samples }).to_string()
 }
 
-/// A spread next to the golden sets the tolerance of its figures, in the golden's process and in
-/// the test's. A check's own spread overrides the file.
+/// A spread next to the golden determines the tolerance of its figures, in the training process and
+/// in the test. A spread in the check overrides the file.
 #[rstest]
 fn a_spread_next_to_a_golden_is_its_tolerance(#[values("golden", "noise")] beside: &str) {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path();
     let tests: &[&str] = if beside == "golden" { &["golden"] } else { &["golden", beside] };
     passed(&run(path, tests, &RECORD), tests.len());
-    // More than unchanged code differs on one machine, and less than seeds differ.
+    // The spread is larger than the differences on one machine, and smaller than the differences
+    // between seeds.
     let golden = fs::read_to_string(path.join("drawn_cpu.snap")).expect("the golden");
     let loss = parse(&golden).expect("a golden").runs["bf16-mixed"].loss.expect("a loss");
     let moved =
@@ -338,7 +341,7 @@ fn a_spread_next_to_a_golden_is_its_tolerance(#[values("golden", "noise")] besid
     passed(&run(path, tests, &[]), tests.len());
 }
 
-/// The anchor's budget follows from the same spread as the golden's tolerance.
+/// The spread determines the budget of the anchor as well as the tolerance of the golden.
 #[test]
 fn an_anchor_has_its_budget_from_the_spread() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -357,7 +360,7 @@ fn an_anchor_has_its_budget_from_the_spread() {
     assert!(of_its_seeds < 10.0 && recorded > 1e3, "{of_its_seeds} {recorded}");
 }
 
-/// Reported before training, because the data would end the process.
+/// The error comes before training, because the data would end the process.
 #[rstest]
 #[case("{", "recorded spread: EOF")]
 #[case(&spread([1.0; 3]).replace("1.0,", ""), "32-true has fewer than three samples")]

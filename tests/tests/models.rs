@@ -1,4 +1,4 @@
-//! Every model trains under every precision, on the device of `AMP_DEVICE` or the CPU.
+//! Every model trains under every precision, on the device in `AMP_DEVICE` or on the CPU.
 
 use amp_core::{
     event::Event,
@@ -35,8 +35,8 @@ fn no_model_is_left_out() {
     assert_eq!(registry.models().map(|model| model.name()).collect::<Vec<_>>(), NAMES);
 }
 
-/// Two epochs lower the validation loss, no step is skipped, and the matrix products ran in the
-/// dtype of the precision.
+/// The validation loss falls within two epochs, no step is skipped, and the matrix products run in
+/// the dtype of the precision.
 #[rstest]
 #[case::mixed_precision_demo("MixedPrecisionDemo")]
 #[case::advanced("AdvancedAMPModel")]

@@ -1,7 +1,7 @@
-//! The library that `cargo amp new` writes: it compiles, its own tests run here, and its model
-//! trains.
+//! Tests of the library that `cargo amp new` writes: it compiles, its own tests run here, and its
+//! model trains.
 
-// The files refer to each other as in their crate.
+// The files refer to each other as modules of their crate.
 #[path = "../../cargo-amp/templates/lib.rs"]
 #[allow(unreachable_pub, reason = "these are modules of a library")]
 mod my_model;
@@ -21,8 +21,8 @@ fn the_registered_model_learns_the_spirals() -> Result<()> {
     let record = Trainer::new(config).fit(&mut model, &data)?;
     let accuracy = record.last("val_acc").expect("the template logs it");
     assert!(accuracy > 0.95, "val_acc {accuracy}");
-    // Its loss is in the table of `cargo amp train`, even though an epoch is shorter than the
-    // logging interval.
+    // `cargo amp train` shows its training loss for each epoch, even though an epoch is shorter
+    // than the logging interval.
     assert!(record.last("train_loss").is_some());
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! `verify!` for a model outside of a registry, with its own data; and a golden that the test binary
-//! records and checks without cargo, as on a machine that has only the binary.
+//! Tests of `verify!` for a model without a registry, with its own data, and of a golden that the
+//! test binary records and compares without cargo, as on a machine without Rust.
 
 use std::{
     env,
@@ -29,8 +29,7 @@ struct WaveNet {
     head: Linear,
 }
 
-/// Waves with an offset that depends on the class: 512 training examples and 128 validation
-/// examples.
+/// Waves with an offset that depends on the class: 512 training and 128 validation examples.
 fn waves() -> DataModule {
     let examples = |first: i64, count: i64| -> Batch {
         let row = Tensor::arange_start(first, first + count, (Kind::Int64, Device::Cpu));
@@ -44,7 +43,7 @@ fn waves() -> DataModule {
     DataModule::new("waves", examples(0, 512), examples(512, 128), 64)
 }
 
-/// A golden for each case of a matrix.
+/// Each case of a parametrized test has its own golden.
 #[rstest]
 fn wave_net(#[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision) {
     amp_verify::verify!(
@@ -56,8 +55,8 @@ fn wave_net(#[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Prec
     );
 }
 
-/// Further seeds run only if the first seed's figures differ from the golden; they are reported and
-/// not compared.
+/// Other seeds run only if the figures of the first seed differ from the golden. They are reported
+/// and not compared.
 #[test]
 fn further_seeds_are_run_when_a_figure_moved() {
     let target = Target::model(
@@ -88,7 +87,7 @@ fn further_seeds_are_run_when_a_figure_moved() {
     assert_eq!(pairs(&|golden| drop(golden.runs.remove("bf16-mixed"))), 2);
 }
 
-/// Runs `wave_net` in another process, for 16-mixed, without cargo on the search path.
+/// Runs `wave_net` for 16-mixed in another process, without cargo on the search path.
 fn packed(folder: &Path, variables: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env::current_exe().expect("this binary"));
     command.args(["--exact", "wave_net::precision_1_Precision__F16Mixed", "--nocapture"]);
@@ -97,8 +96,8 @@ fn packed(folder: &Path, variables: &[(&str, &str)]) -> Output {
     command.envs(variables.iter().copied()).output().expect("this binary runs")
 }
 
-/// The golden is recorded into a folder that a variable names, checked there, and refused if it
-/// differs or is missing. Files are written only on request.
+/// The golden is recorded into the folder that a variable names, compared with it there, and
+/// refused if it differs or is missing. Files are written only on request.
 #[test]
 fn a_packed_binary_records_and_checks() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -1,4 +1,5 @@
-//! Twins in the real PyTorch agree with their models, and differ after a change of the training.
+//! Compares the models with their twins in real PyTorch: they agree, and differ after a change of
+//! the training.
 
 use std::{cell::Cell, fs, os::unix::fs::PermissionsExt, path::PathBuf};
 
@@ -13,15 +14,15 @@ use fixtures::registry;
 use rstest::rstest;
 use tempfile::{TempDir, tempdir};
 
-/// The command's options, parsed as the command parses them.
+/// The options of the command, parsed as on the command line.
 #[derive(Parser)]
 struct Command {
     #[command(flatten)]
     parity: ParityArgs,
 }
 
-/// Python with torch: the packages of `cargo amp test` if the variable is set, otherwise Python's
-/// own torch.
+/// Returns a Python with torch: with the packages of `cargo amp test` if the variable is set,
+/// otherwise with its own torch.
 fn python() -> (TempDir, PathBuf) {
     let folder = tempdir().expect("a temporary folder");
     let site = std::env::var("AMP_TEST_PYTHON").unwrap_or_default();
@@ -62,21 +63,22 @@ fn a_twin_agrees(#[case] model: &str, #[case] steps: &str) -> Result<()> {
     Ok(())
 }
 
-/// The LSTM's project. In its twin in Python, `from` is replaced by `to`.
+/// A registry with the LSTM's project. In the source of its twin, `from` is replaced by `to`.
 fn lstm(from: &str, to: &str) -> Result<Registry> {
     const TWIN: &str = include_str!("../../fixtures/twins/lstm.py");
     const LSTM: &str = include_str!("../../fixtures/src/projects/lstm.rs");
     changed(["LstmForecaster", "waves"], [TWIN, LSTM], from, to)
 }
 
-/// The WGAN's project. In its twin in Python, `from` is replaced by `to`.
+/// A registry with the WGAN's project. In the source of its twin, `from` is replaced by `to`.
 fn wgan(from: &str, to: &str) -> Result<Registry> {
     const TWIN: &str = include_str!("../../fixtures/twins/wgan.py");
     const WGAN: &str = include_str!("../../fixtures/src/projects/wgan.rs");
     changed(["WganGp", "ring"], [TWIN, WGAN], from, to)
 }
 
-/// A registry with only this model and its data set. In the model's twin, `from` is replaced by `to`.
+/// A registry with only this model and its data set. In the source of the model's twin, `from` is
+/// replaced by `to`.
 fn changed(
     [model, data]: [&str; 2],
     [twin, source]: [&'static str; 2],
@@ -91,7 +93,7 @@ fn changed(
     Ok(Registry::new(project!()).data_set(data.as_ref().clone()).model(model))
 }
 
-/// The twin overflows in step 3 only. In earlier steps both sides have the same largest gradients.
+/// The twin overflows only in step 3. In earlier steps both sides have the same largest gradients.
 #[rstest]
 #[case::automatic(lstm("return F.mse_loss(", &format!("return {} * F.mse_loss(", overflows("self")))?)]
 #[case::manual(wgan("loss = gap +", &format!("loss = gap + {} *", overflows("self")))?)]
@@ -117,7 +119,7 @@ fn other_skips_are_shown_with_the_largest_gradients(#[case] registry: Registry) 
     let of_seeds: Vec<&String> =
         row.failures.iter().filter(|text| text.starts_with("seed")).collect();
     assert!(of_seeds.len() == 2 && row.notes.is_empty(), "{:?}, {:?}", row.failures, row.notes);
-    assert!(of_seeds.iter().all(|text| text.contains("by libtorch's kernels")), "{of_seeds:?}");
+    assert!(of_seeds.iter().all(|text| text.contains("with libtorch's kernels")), "{of_seeds:?}");
     Ok(())
 }
 
@@ -128,7 +130,7 @@ fn overflows(module: &str) -> String {
     )
 }
 
-/// Each of these changes moves the first losses further than f32 can.
+/// Each of these changes has a larger effect on the first losses than rounding in f32.
 #[rstest]
 #[case::learning_rate("lr=self.learning_rate", "lr=1.0001 * self.learning_rate")]
 #[case::epsilon("lr=self.learning_rate", "lr=self.learning_rate, eps=1e-7")]
@@ -144,8 +146,8 @@ fn a_twin_that_trains_otherwise_disagrees(#[case] from: &str, #[case] to: &str) 
     Ok(())
 }
 
-/// A row is trained once. It is trained again with other options or another twin, where its file is broken, and where
-/// the twin failed.
+/// A row is computed once. It is computed again with other options, with another twin, if its file
+/// is damaged, and if the twin failed.
 #[test]
 fn rows_are_kept_in_a_folder() -> Result<()> {
     const RATE: &str = "lr=self.learning_rate";

@@ -1,4 +1,4 @@
-//! Every project trains under every precision, on the device of `AMP_DEVICE` or the CPU.
+//! Every project trains under every precision, on the device in `AMP_DEVICE` or on the CPU.
 
 use amp_core::{
     event::{EpochEnd, Event},
@@ -13,7 +13,7 @@ use amp_verify::{
 use fixtures::{registry, without_projects};
 use rstest::rstest;
 
-/// In the order of the registry. Each has its PyTorch twin.
+/// The projects in the order of the registry. Each has a PyTorch twin.
 const NAMES: [&str; 10] = [
     "LstmForecaster",
     "ResNet",
@@ -56,8 +56,8 @@ fn trains_under_every_precision(#[case] name: &str, #[case] epochs: i64) {
     for precision in Precision::ALL {
         let mut ignore = |_: &Event| Ok(());
         let record = runner::run(&case, precision, Extras::default(), &mut ignore).expect("a run");
-        // The mean over an epoch's batches; models that optimize manually log their validation
-        // loss.
+        // The loss is the mean over an epoch's batches. Models that optimize manually log their
+        // validation loss.
         let loss = |epoch: &EpochEnd| {
             epoch.value("train_loss").or_else(|| epoch.value("val_loss")).expect("a loss")
         };

@@ -1,7 +1,8 @@
-//! Weights move from PyTorch to the models here and back, under the same names.
+//! Tests that weights can be moved from PyTorch to these models and back, under the same names.
 //!
 //! `fixtures/oracles/pytorch_copies.json` and the files next to it were recorded from PyTorch
-//! copies of the models. The way back runs the real PyTorch, which `cargo amp` installs.
+//! copies of the models. To test the other direction, real PyTorch runs, which `cargo amp`
+//! installs.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -26,7 +27,7 @@ use rstest::rstest;
 use serde_json::Value;
 use tempfile::tempdir;
 
-/// Recorded files, compiled in so that the test binary needs no other files.
+/// Recorded files. They are part of the binary, so that it needs no other files.
 macro_rules! recorded {
     ($($name:literal),*) => {
         [$((
@@ -54,7 +55,7 @@ const WEIGHTS: [(&str, &[u8]); 13] = recorded![
 ];
 const OUTPUTS: [(&str, &[u8]); 1] = recorded!["logits"];
 
-/// The Python that reads weights back, and the packages it imports.
+/// The Python program that reads the weights, and the packages that it imports.
 const PYTHON: [(&str, &str); 4] = [
     ("read_weights.py", include_str!("../read_weights.py")),
     ("recorders/__init__.py", include_str!("../../fixtures/oracles/recorders/__init__.py")),
@@ -72,7 +73,7 @@ fn recorded(name: &str) -> Value {
     all["models"][name].clone()
 }
 
-/// The model with the copy's hyperparameters; its weights are drawn from libtorch's generator.
+/// Builds the model with the hyperparameters of its copy and random weights.
 fn build(name: &str) -> Box<dyn LightningModule> {
     let hyperparameters: Hyperparameters =
         serde_json::from_value(recorded(name)["hyperparameters"].clone()).expect("an object");
@@ -81,12 +82,12 @@ fn build(name: &str) -> Box<dyn LightningModule> {
     model.build(&hyperparameters).expect("a model")
 }
 
-/// The tensors of a file, read by tch, not by the code under test.
+/// Reads the tensors of a file with tch, not with the code under test.
 fn read(path: &Path) -> HashMap<String, Tensor> {
     Tensor::read_safetensors(path).expect("a safetensors file").into_iter().collect()
 }
 
-/// The input and outputs of PyTorch for `name`: `input`, `f32` and `f64`.
+/// Returns PyTorch's input and outputs for the model `name`, as `input`, `f32` and `f64`.
 fn outputs(name: &str) -> impl Fn(&str) -> Tensor {
     let folder = tempdir().expect("a temporary folder");
     let path = folder.path().join("logits.safetensors");
@@ -100,7 +101,7 @@ fn device() -> Device {
     parse_device(&name).expect("AMP_DEVICE names a device of this machine")
 }
 
-/// The model's output for an input in this pass.
+/// Returns the model's output for an input.
 fn run(model: &mut dyn LightningModule, input: &Tensor, context: &Context) -> Tensor {
     let mut batch = AnyBatch::new("inputs");
     batch.push("input", input, FieldRole::Value).expect("a batch");
@@ -110,7 +111,7 @@ fn run(model: &mut dyn LightningModule, input: &Tensor, context: &Context) -> Te
     output.required("output").expect("one tensor").shallow_clone()
 }
 
-/// The model's logits outside of training, on the CPU.
+/// Returns the model's logits in evaluation mode, on the CPU.
 fn logits(model: &mut dyn LightningModule, policy: Policy, input: &Tensor) -> Tensor {
     let input = match input.kind() {
         Kind::Int64 => input.to_device(policy.device),
@@ -119,13 +120,13 @@ fn logits(model: &mut dyn LightningModule, policy: Policy, input: &Tensor) -> Te
     run(model, &input, &Context::new(policy, false)).to_device(Device::Cpu)
 }
 
-/// The largest difference, in f64.
+/// Returns the largest difference, in f64.
 fn distance(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.size(), b.size());
     (a.to_kind(Kind::Double) - b.to_kind(Kind::Double)).abs().max().double_value(&[])
 }
 
-/// If the largest logit is above 1, the figures below are relative to it.
+/// Returns the size to which differences are relative: the largest logit, at least 1.
 fn size(logits: &Tensor) -> f64 {
     logits.abs().max().double_value(&[]).max(1.0)
 }
@@ -137,10 +138,10 @@ fn every_model_has_a_copy() {
     assert_eq!(registry.models().map(|model| model.name()).collect::<Vec<_>>(), names);
 }
 
-/// Weights that a PyTorch copy saved load here and give the copy's logits: within 1e-6 in f32 and 1e-12 in
-/// f64 on the CPU. On CUDA f32 sums have another order: the bound is eight times the distance of PyTorch's
-/// f32 logits from its f64 logits, or eight roundings of the largest logit. TF32, which is switched off
-/// here, would differ a hundred times as much.
+/// Weights from a PyTorch copy load here and give the copy's logits: on the CPU within 1e-6 in f32
+/// and 1e-12 in f64. On CUDA, sums in f32 have another order. The bound is eight times the distance
+/// between PyTorch's f32 and f64 logits, or eight roundings of the largest logit. TF32, which is
+/// off here, would differ a hundred times as much.
 #[rstest]
 fn pytorchs_weights_give_its_logits(
     #[values(Precision::F32True, Precision::F64True)] precision: Precision,
@@ -172,7 +173,7 @@ fn pytorchs_weights_give_its_logits(
     }
 }
 
-/// The names come in the order of PyTorch's state_dict.
+/// The names have the order of PyTorch's state_dict.
 #[test]
 fn state_dicts_have_pytorchs_order() {
     for (name, _) in WEIGHTS {
@@ -189,11 +190,11 @@ fn the_recorded_weights_belong_to_one_model() {
     let path = folder.path().join("weights");
     fs::write(&path, WEIGHTS[0].1).expect("the file can be written");
     let error = weights::load(build("ManualAMPModel").as_ref(), &path).expect_err("another's");
-    assert!(error.to_string().contains("these are another model's weights"), "{error}");
+    assert!(error.to_string().contains("these are the weights of another model"), "{error}");
 }
 
-/// Weights saved here load in PyTorch with `strict=True`, under the names and dtypes that the
-/// copy's state_dict has in each precision, and give the same logits there.
+/// Weights that are saved here load in PyTorch with `strict=True`. They have the names and dtypes
+/// of the copy's state_dict in each precision, and give the same logits there.
 #[test]
 fn pytorch_reads_our_weights() {
     let folder = tempdir().expect("a temporary folder");
@@ -206,7 +207,7 @@ fn pytorch_reads_our_weights() {
         let mut model = build(name);
         let input = outputs(name)("input");
         let cpu = |precision| Policy::new(precision, Device::Cpu);
-        // Moves the running statistics away from their initial values.
+        // After a training step the running statistics differ from their initial values.
         let training = Context::new(cpu(Precision::F32True), true);
         drop(run(model.as_mut(), &input, &training));
         for precision in
@@ -224,7 +225,8 @@ fn pytorch_reads_our_weights() {
                 .expect("weights are saved");
         }
     }
-    // `cargo amp test` installs torch there; without the variable Python's own torch is used.
+    // `cargo amp test` installs torch in this folder. Without the variable, Python's own torch is
+    // used.
     let site = std::env::var("AMP_TEST_PYTHON").unwrap_or_default();
     let out = Command::new("python3")
         .args(["-B", "read_weights.py", "."])

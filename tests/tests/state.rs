@@ -30,7 +30,7 @@ impl Counting {
     }
 }
 
-/// Saves after the third batch.
+/// A callback that saves after the third batch.
 struct Third(std::path::PathBuf);
 
 impl Callback for Third {

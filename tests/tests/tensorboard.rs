@@ -1,4 +1,4 @@
-//! TensorBoard's own reader reads the files of a run.
+//! Compares a run's event files, as TensorBoard reads them, with the run.
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +23,7 @@ use amp_verify::{
 use fixtures::registry;
 use serde::Deserialize;
 
-/// A run as `read_tensorboard.py` prints it.
+/// A run in the form in which `read_tensorboard.py` prints it.
 #[derive(Deserialize)]
 struct Run {
     scalars: BTreeMap<String, Vec<(u64, f64)>>,
@@ -33,7 +33,7 @@ struct Run {
     media: Seen,
 }
 
-/// The images, texts and histograms in it.
+/// The images, texts and histograms of the run.
 #[derive(Debug, PartialEq, Deserialize)]
 struct Seen {
     images: BTreeMap<String, serde_json::Value>,
@@ -41,7 +41,7 @@ struct Seen {
     histograms: BTreeMap<String, serde_json::Value>,
 }
 
-/// The folder of the packages that `cargo amp test` installs.
+/// Returns the folder of the packages that `cargo amp test` installs.
 fn packages() -> PathBuf {
     let folder = PathBuf::from(env::var_os("AMP_TEST_PYTHON").unwrap_or_default());
     assert!(
@@ -65,7 +65,7 @@ fn read(folder: &Path, options: &[&str]) -> BTreeMap<String, Run> {
     serde_json::from_slice(&output.stdout).expect("one JSON object")
 }
 
-/// Every tag, step and value in f32, the hyperparameters, and the mark that a run has ended.
+/// All tags, steps, values in f32 and hyperparameters are equal, and the run is marked as ended.
 #[test]
 fn tensorboards_own_reader_reads_every_run() -> Result<()> {
     packages();

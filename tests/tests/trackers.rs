@@ -1,4 +1,4 @@
-//! MLflow's and W&B's own readers read what a run writes, without a server.
+//! Reads a run's logs with the readers of MLflow and W&B, without a server.
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +25,7 @@ use fixtures::registry;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// The folder of the packages that `cargo amp test` installs.
+/// Returns the folder of the packages that `cargo amp test` installs.
 fn packages() -> PathBuf {
     let folder = PathBuf::from(env::var_os("AMP_TEST_PYTHON").unwrap_or_default());
     assert!(
@@ -35,7 +35,7 @@ fn packages() -> PathBuf {
     folder
 }
 
-/// What a Python program prints.
+/// Runs a Python program and returns its output.
 fn python(arguments: &[&str], folder: &Path) -> String {
     let output = Command::new("python3")
         .args(arguments)
@@ -48,12 +48,12 @@ fn python(arguments: &[&str], folder: &Path) -> String {
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
-/// A text that is longer than a block of W&B's log.
+/// Returns a text that is longer than a block of W&B's log.
 fn long() -> String {
     (0..9000).map(|number| format!("{number} ")).collect()
 }
 
-/// What is looked at, at its step.
+/// Returns media to log, with their steps.
 fn shown() -> Result<Vec<(u64, &'static str, Media)>> {
     let all = Tensor::f_arange(36, (Kind::Int64, Device::Cpu))?.f_mul_scalar(7)?;
     let image = Image::from_tensor(&all.f_reshape([3, 3, 4])?.f_to_kind(Kind::Uint8)?)?;
@@ -65,7 +65,8 @@ fn shown() -> Result<Vec<(u64, &'static str, Media)>> {
     ])
 }
 
-/// Trains with skipped steps, and shows what is looked at. A run that did not end follows.
+/// Runs a training with skipped steps that logs images, texts and histograms. Then it starts a second
+/// run and does not finish it.
 fn train(logger: &mut dyn Subscriber) -> Result<MemoryLogger> {
     let registry = registry();
     let model = registry.find(Some("PrecisionTestModel"))?;
@@ -118,7 +119,7 @@ fn mlflows_client_reads_every_run() -> Result<()> {
     let mut logger = MlflowLogger::create(&store)?;
     let memory = train(&mut logger)?;
     drop(logger);
-    // Another logger goes on in the same experiment.
+    // Another logger continues in the same experiment.
     drop(MlflowLogger::create(&store)?);
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/read_mlflow.py");
     let runs: Vec<MlflowRun> =
@@ -197,7 +198,8 @@ fn wandbs_reader_reads_every_run() -> Result<()> {
     Ok(())
 }
 
-/// Each step has one row, the steps grow, and the rows have the logged values; so has the summary the last ones.
+/// Each step has one row, the steps increase, and the rows have the logged values. The summary has
+/// the last value of each name.
 fn holds(memory: &MemoryLogger, history: &[&Value], summary: &Value) {
     let step = |row: &Value| row["step"]["num"].as_u64().expect("a step");
     let steps: Vec<u64> = history.iter().map(|row| step(row)).collect();
@@ -209,7 +211,7 @@ fn holds(memory: &MemoryLogger, history: &[&Value], summary: &Value) {
         let last = values.last().expect("a value").1;
         assert_eq!(summary["update"][tag].as_f64(), Some(last), "{tag}");
         if tag.starts_with("grad_scaler/") {
-            // At attempted steps, of which several may be in one row.
+            // These values are logged at attempted steps, several of which may be in one row.
             assert_eq!(rows.last().map(|(_, value)| *value), Some(last), "{tag}");
         } else {
             let by_step: BTreeMap<u64, f64> = values.iter().copied().collect();

@@ -1,11 +1,11 @@
-//! The derives' error messages. `ui/<rule>/<defect>.rs` breaks one rule in one way, and the
-//! `.stderr` file next to it has rustc's output.
+//! Tests of the error messages of the derive macros. `ui/<rule>/<defect>.rs` breaks one rule in one
+//! way, and the `.stderr` file next to it has rustc's output.
 //!
-//! Each case is compiled against the amp-core that this test was built with; nothing is built
+//! Each case is compiled with the amp-core with which this test was built, so nothing is built
 //! again.
 //!
-//! `UI=overwrite cargo test -p tests --test ui` writes the `.stderr` files again; read them as a
-//! user would.
+//! `UI=overwrite cargo test -p tests --test ui` writes the `.stderr` files again. Review them as a
+//! user would read them.
 
 use std::{
     env, fs,
@@ -47,7 +47,7 @@ fn every_defect_has_its_message() {
     assert!(failures.is_empty(), "{count} of {total} cases failed:\n{}", failures.join("\n"));
 }
 
-/// The cases' paths, as in `ui/loss/twice.rs`.
+/// Returns the paths of the cases, for example `ui/loss/twice.rs`.
 fn cases(root: &Path) -> Vec<PathBuf> {
     let entries = |folder: PathBuf| {
         fs::read_dir(&folder)
@@ -66,8 +66,7 @@ fn cases(root: &Path) -> Vec<PathBuf> {
 fn check(root: &Path, case: &Path, amp_core: &Path, overwrite: bool) -> Result<(), String> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let output = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
-        // The folder from which amp-core was compiled: rustc prints paths of its lines relative to
-        // this folder.
+        // rustc prints paths relative to this folder, in which amp-core was compiled.
         .current_dir(root.parent().expect("the workspace's root"))
         .args(["--edition=2024", "--crate-type=bin", "--emit=metadata", "-Adead_code"])
         .args(["--error-format=json", "--diagnostic-width=140", "--out-dir"])
@@ -92,7 +91,8 @@ fn check(root: &Path, case: &Path, amp_core: &Path, overwrite: bool) -> Result<(
     }
 }
 
-/// rustc's output without the parts that depend on the machine or on line numbers in other files.
+/// Returns rustc's output without the parts that depend on the machine or on line numbers in other
+/// files.
 fn diagnostics(json: &[u8]) -> String {
     let json = str::from_utf8(json).expect("rustc writes UTF-8");
     let messages = json.lines().map(|line| match serde_json::from_str::<Value>(line) {
@@ -109,15 +109,16 @@ fn diagnostics(json: &[u8]) -> String {
         .join("\n")
 }
 
-/// One diagnostic. The number of a line in another crate of the workspace is removed, together with
-/// the space that it takes in all lines.
+/// Formats one diagnostic. Line numbers in other crates of the workspace are removed, together with
+/// their space in all lines.
 fn normalized(text: &str) -> String {
     let indent = |line: &str| line.len() - line.trim_start().len();
     let mut elsewhere = false;
     let mut lines = Vec::new();
     for line in text.trim_end().lines() {
         let start = line.trim_start();
-        // Skips rustc's notes about the file that has the full name of a long type: its path differs from run to run.
+        // rustc's notes about a file with the full name of a long type are skipped, because the
+        // file's path differs between runs.
         if start.starts_with("= note: the full name for the type has been written to")
             || start.starts_with("= note: consider using `--verbose` to print the full type name")
         {
@@ -142,7 +143,8 @@ fn normalized(text: &str) -> String {
             None => line.to_owned(),
         });
     }
-    // `15 | code` and ` --> file` below it: the column of the numbers ends where the arrow begins.
+    // In `15 | code` with ` --> file` above it, the column of the numbers ends where the arrow
+    // begins.
     let arrow = lines.iter().find(|line| line.trim_start().starts_with("--> "));
     let width = arrow.map_or(0, |line| indent(line));
     let digits = |line: &String| {
@@ -160,7 +162,7 @@ fn normalized(text: &str) -> String {
     out
 }
 
-/// The library that cargo built for this test; its path comes from cargo's messages.
+/// Returns the library that cargo built for this test, from the paths in cargo's messages.
 fn amp_core() -> PathBuf {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["test", "--no-run", "--offline", "--package=tests", "--test=ui"]);

@@ -1,10 +1,11 @@
-// Adam and AdamW over many tensors at once: parameters, gradients, exp_avgs, exp_avg_sqs, steps (f32
-// scalars) and, if the averages have 8 bits, an exp_avg_scale and an exp_avg_sq_scale for each 256
-// elements. The arithmetic is that of libtorch's fused kernel (ATen/native/cuda/fused_adam_utils.cuh):
-// rates in f64, everything else in the parameter's dtype, or in f32 if that has 16 bits. This kernel
-// differs in three ways. Rates are read from device memory, so that a captured step follows its schedule.
-// Gradients are multiplied by a factor when they are read, so that unscaling and clipping need no pass of
-// their own. Averages may have fewer bits than the parameters.
+// Adam and AdamW steps over many tensors at once: parameters, gradients, exp_avgs, exp_avg_sqs,
+// steps (f32 scalars) and, for 8-bit averages, an exp_avg_scale and an exp_avg_sq_scale for each
+// 256 elements. The arithmetic equals libtorch's fused kernel
+// (ATen/native/cuda/fused_adam_utils.cuh): rates in f64, everything else in the parameter's dtype,
+// or in f32 if that has 16 bits. This kernel differs in three ways. Rates are read from device
+// memory, so that a captured step follows its schedule. Gradients are multiplied by a factor when
+// they are read, so unscaling and clipping need no separate pass. Averages may have fewer bits than
+// the parameters.
 
 constexpr float smallest_normal = 1.17549435e-38f;
 
@@ -92,8 +93,8 @@ __device__ void keep(Wide<T> average, U& out, unsigned noise) {
   }
 }
 
-// P is the dtype of the gradients, Q that of the averages. If Q is narrower than the parameters' dtype,
-// averages are rounded stochastically.
+// P is the dtype of the gradients, and Q is the dtype of the averages. If Q has fewer bits than the
+// parameters' dtype, averages are rounded stochastically.
 extern "C" __global__ void step(const StepTensors tensors, const OnDevice known,
                                 const AmpAdam options, const Random random) {
   using W = Wide<T>;
@@ -146,9 +147,10 @@ extern "C" __global__ void step(const StepTensors tensors, const OnDevice known,
 
 constexpr int block_elements = 256;
 
-// Encodes a fraction of a block's largest value, with the values of optim/state/quantized.rs: seven
-// decades, each divided into `count` equal parts with a value in the middle of each. The bounds between
-// values are therefore the edges of parts, except between decades.
+// Encodes a value as a fraction of its block's largest magnitude, with the code of
+// optim/state/quantized.rs. There are seven decades. Each is divided into `count` equal parts with
+// a value in the middle of each, so the bounds between values are the edges of the parts, except
+// between decades.
 template <bool is_signed>
 struct Coder {
   struct Decade {
@@ -158,8 +160,8 @@ struct Coder {
   };
   const float* values;
   const Decade* decades;
-  // Bounds of the magnitude: between zero and the first decade, between neighbouring decades, and between
-  // the last decade and 1.
+  // The bounds of the magnitude: between zero and the first decade, between neighbouring decades,
+  // and between the last decade and 1.
   float bounds[8];
 
   // Called by all threads of the block, before it synchronises.
@@ -194,7 +196,7 @@ struct Coder {
   // The code of a fraction between -1 and 1.
   __device__ unsigned char of(float share) const {
     const float size = fabsf(share);
-    // A binary search for the number of bounds below it.
+    // Finds the number of bounds below the magnitude by binary search.
     const bool upper = size > bounds[3];
     const bool third = size > (upper ? bounds[5] : bounds[1]);
     const float next = upper ? (third ? bounds[6] : bounds[4]) : (third ? bounds[2] : bounds[0]);
@@ -228,7 +230,7 @@ extern "C" __global__ void step_8bit(const StepTensors tensors, const OnDevice k
   Coder<false> exp_avg_sq_coder;
   exp_avg_coder.load(exp_avg_code);
   exp_avg_sq_coder.load(exp_avg_sq_code);
-  // Not in f64, which would take more time than 8-bit averages save.
+  // The constants are not computed in f64, which would take more time than 8-bit averages save.
   const Update<Wide<T>> update(known, options, steps_of(tensors, at));
 
   auto* params = static_cast<T*>(tensors.data[0][at]);
@@ -248,7 +250,7 @@ extern "C" __global__ void step_8bit(const StepTensors tensors, const OnDevice k
     for (int p = 0; p < packs; ++p) {
       const int i = first + (p * 32 + lane) * per_thread;
       const long long from = begin + i;
-      // Blocks of codes are complete, so that no bounds check is needed.
+      // Blocks of codes are complete, so no bounds check is needed.
       const auto codes = pack_at(exp_avgs, from), sq_codes = pack_at(exp_avg_sqs, from);
       const bool whole = packed && i + per_thread <= count;
       Pack<T> param{};
@@ -283,7 +285,7 @@ extern "C" __global__ void step_8bit(const StepTensors tensors, const OnDevice k
       exp_avg_scale = largest;
       exp_avg_sq_scale = largest_sq;
     }
-    // Avoids a division by zero if all elements of the block are zero.
+    // This avoids a division by zero if all elements of the block are zero.
     const float inverse = 1 / fmaxf(largest, smallest_normal);
     const float sq_inverse = 1 / fmaxf(largest_sq, smallest_normal);
 #pragma unroll

@@ -1,7 +1,8 @@
-// Batch normalisation of [rows, columns] in training mode, followed by ReLU and dropout if requested. One
-// pass over the batch computes the statistics, a second one the output. The backward pass reads the input
-// alone and computes again which elements ReLU and dropout removed. It also sums the input's gradient over
-// the rows, which is the gradient of a bias before the layer.
+// Batch normalisation of [rows, columns] in training mode, followed by ReLU and dropout if
+// requested. One pass over the batch computes the statistics, and a second pass the output. The
+// backward pass reads only the input, and recomputes which elements ReLU and dropout set to zero.
+// It also sums the input's gradient over the rows, which is the gradient of a bias before the
+// layer.
 
 struct Layer {
   int rows, columns, relu;
@@ -31,7 +32,7 @@ extern "C" __global__ void forward(const T* in, const P* weights, const P* biase
   const bool within = column < layer.columns;
   if (tracked != nullptr && blockIdx.x == 0 && threadIdx.x == 0) *tracked += 1;
 
-  // Values are summed as distances from the first row, which loses no precision if a column's mean is far
+  // Distances from the first row are summed, so that no precision is lost if a column's mean is far
   // from zero.
   W shift[per_thread] = {}, sum[per_thread] = {}, squares[per_thread] = {};
   if (within) {
@@ -75,7 +76,7 @@ extern "C" __global__ void forward(const T* in, const P* weights, const P* biase
       const int own = lane * per_thread + k;
       W y = rounded<T>(
           scaled(widen(x.at[k]), mean[own], inverse[own], W(widen(w.at[k])), W(widen(b.at[k]))));
-      // Keeps a NaN.
+      // A NaN is kept.
       if (layer.relu && y <= 0) y = 0;
       narrow(y * factors[k], x.at[k]);
     }
@@ -99,7 +100,8 @@ extern "C" __global__ void backward(const T* in, const T* grads, const P* weight
     mean = pack_at(means, column), inverse = pack_at(inverses, column);
     w = pack_at(weights, column), b = pack_at(biases, column);
   }
-  // The gradient of the normalised values and the distance from the mean, for four columns of a row.
+  // Reads the gradient of the normalised values and the distance from the mean, for four columns of
+  // a row.
   const auto read = [&](int row, W (&grad)[per_thread], W (&distance)[per_thread]) {
     const long long at = static_cast<long long>(row) * layer.columns + column;
     const auto x = pack_at(in, at), g = pack_at(grads, at);

@@ -1,14 +1,16 @@
-// Batch normalisation of images in channels_last and 16 bits while training, with what comes behind it:
-// ReLU, or a residual and ReLU. Sums are f32 within a thread and f64 beyond it, always in the same order.
+// Batch normalisation of images in channels_last and 16 bits in training mode, followed by ReLU, or
+// by adding a residual and ReLU. Sums are f32 within a thread and f64 across threads, always in the
+// same order.
 //
-// Forward: `statistics` reads the input, `normalise` has coefficients of each channel, `apply` reads the
-// input again. Backward: `gradient_sums`, `slopes` and `input_gradient` likewise. ReLU's mask is worked out
-// again from the input, or with a residual is one bit for each element. The first pass begins at the end,
-// which was written last and may still be in the cache, and the second where the first has ended.
+// Forward: `statistics` reads the input, `normalise` computes the coefficients of each channel, and
+// `apply` reads the input again. Backward: `gradient_sums`, `slopes` and `input_gradient` do the
+// same for the gradients. ReLU's mask is recomputed from the input; with a residual it is stored as
+// one bit per element. The first pass starts at the end of the images, which was written last and
+// may still be in the cache. The second pass starts where the first has ended.
 
 constexpr int threads = 256;
 constexpr int eight = 8;
-// Blocks of a multiprocessor at once; the registers are shared out so.
+// The number of blocks that run on a multiprocessor at once. They share its registers.
 constexpr int resident = 3;
 
 using Row = Line;
@@ -20,7 +22,8 @@ __device__ void widen(const Row& row, float (&out)[eight]) {
 __device__ constexpr bool is_bf16(bf16) { return true; }
 __device__ constexpr bool is_bf16(f16) { return false; }
 
-// Two numbers in T, the first one in the lower half: rounded by one instruction if the device has it.
+// Packs two numbers in T, with the first in the lower half. If the device has an instruction for
+// it, one instruction rounds both.
 __device__ unsigned narrow_two(float low, float high) {
 #if __CUDA_ARCH__ >= 800
   unsigned out;
@@ -46,17 +49,17 @@ __device__ Row narrow(const float (&from)[eight]) {
   return row;
 }
 
-// The largest number that T rounds to 0: half its smallest one.
+// The largest number that T rounds to 0: half of its smallest number.
 __device__ float rounds_to_zero(bf16) { return __uint_as_float(1u << 15); }
 __device__ float rounds_to_zero(f16) { return 0x1p-25f; }
 
-// Leaves a NaN.
+// Applies ReLU and keeps a NaN.
 __device__ float relu(float x) { return x <= 0 ? 0.f : x; }
 
-// Whether ReLU passes a gradient on: it does at a NaN.
+// Whether ReLU passes a gradient on. For a NaN it does.
 __device__ bool passes(float x) { return !(x <= rounds_to_zero(T())); }
 
-// A thread's place: its first column and its first row, and whether it has one.
+// A thread's first column and first row, and whether it has work.
 struct Place {
   int column, row, chunk;
   bool within;
@@ -72,7 +75,8 @@ struct Place {
   __device__ float load(const float* values, int k) const { return values[column + k]; }
 };
 
-// Calls `read(at, slot)` for up to `depth` rows of the thread, and then `use(at, slot)` for the same.
+// Calls `read(at, slot)` for up to `depth` rows of the thread, and then `use(at, slot)` for the
+// same rows.
 template <bool from_the_end, int depth, typename Read, typename Use>
 __device__ void for_rows(const Shape& shape, const Place& place, Read read, Use use) {
   if (!place.within) return;
@@ -124,8 +128,8 @@ __device__ void write_sums(const Shape& shape, const Place& place, const float (
   }
 }
 
-// Blocks of 512 threads have eight columns, 64 threads each. Calls `finish` for each column with the sums
-// over all chunks.
+// Blocks have 512 threads for eight columns, 64 threads each. Calls `finish` for each column with
+// the sums over all chunks.
 template <typename Finish>
 __device__ void for_columns(const Shape& shape, const float* sums, Finish finish) {
   constexpr int parts = 64;
@@ -153,8 +157,8 @@ __device__ void for_columns(const Shape& shape, const float* sums, Finish finish
   if (part == 0 && column < shape.columns) finish(column, kept[0][0][own], kept[1][0][own]);
 }
 
-// Sums of the distances from the first row, which lose nothing where a column is far from zero, and of
-// their squares.
+// Sums the distances from the first row, and their squares. Distances lose no precision if a column
+// is far from zero.
 extern "C" __global__ void __launch_bounds__(threads, resident) statistics(const T* __restrict__ in, float* sums, const Shape shape) {
   const Place place(shape);
   float origin[eight] = {}, sum[eight] = {}, squares[eight] = {};
@@ -224,7 +228,7 @@ __device__ void apply_to(const T* __restrict__ in, const T* __restrict__ residua
         widen(rows[slot], y);
         for (int k = 0; k < eight; ++k) y[k] = fmaf(y[k], scale[k], shift[k]);
         if (after == adds_and_cuts) {
-          // Between layers a value has their dtype.
+          // Between layers a value has the layers' dtype.
           float other[eight];
           widen(narrow(y), y);
           widen(others[slot], other);
@@ -256,8 +260,8 @@ extern "C" __global__ void __launch_bounds__(threads, resident) apply_add_relu(c
   apply_to<adds_and_cuts>(in, residual, known, out, mask, shape);
 }
 
-// Sums of the gradient behind the normalisation, and of its products with the distance from the mean. With
-// a residual the gradient is written down: it is the residual's, too.
+// Sums the gradients of the normalised values, and their products with the distance from the mean.
+// With a residual, the gradient is also written, because it is the residual's gradient.
 template <After after>
 __device__ void sum_gradients(const T* __restrict__ in, const T* __restrict__ grads,
                               const unsigned char* __restrict__ mask,
@@ -316,7 +320,8 @@ extern "C" __global__ void __launch_bounds__(threads, resident) gradient_sums_ad
   sum_gradients<adds_and_cuts>(in, grads, mask, known, passed, sums, shape);
 }
 
-// The parameters' gradients, and the line in the input that is added to the scaled gradient.
+// Computes the parameters' gradients, and the linear function of the input that is added to the
+// scaled gradient.
 extern "C" __global__ void __launch_bounds__(512) slopes(const float* sums, const float* known, P* weight_grads,
                                   P* bias_grads, float* line, const Shape shape) {
   for_columns(shape, sums, [&](int at, double total, double product) {

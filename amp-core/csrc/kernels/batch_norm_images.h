@@ -1,12 +1,12 @@
-// What the kernels of batch_norm_images.cu and their host half have in common.
+// Declarations that the kernels of batch_norm_images.cu share with the code that launches them.
 
-// A pixel's channels are neighbours in memory: a matrix of `rows` pixels and `columns` channels. Blocks
-// take tiles of columns, `lanes` threads of eight columns each, and of the rows every `chunks`th group of
-// `rows_at_once`.
+// Images as a matrix of `rows` pixels and `columns` channels; the channels of a pixel are
+// neighbours in memory. A block processes a tile of columns, with eight columns for each of its
+// `lanes` threads, and every `chunks`th group of `rows_at_once` rows.
 struct Shape {
   int rows, columns, lanes, rows_at_once, tiles, chunks;
 };
 
-// Of each column, one row of a matrix each.
+// The rows of a matrix with these values for each column.
 enum Known { mean_row, inverse_row, scale_row, shift_row, known_rows };
 enum Slope { of_input_row, constant_row, slope_rows };

@@ -1,6 +1,6 @@
-// Cross entropy and hits of logits [rows, classes] against classes. Where there are few, one block does it
-// in less time than kernels take to start, and a thread takes rows, each as a whole. Where there are many,
-// as of a language model, a block takes a row.
+// Cross entropy and correct counts of logits [rows, classes] against classes. For few logits one
+// block computes everything in less time than launching a kernel takes, with whole rows for each
+// thread. For many logits, as in a language model, each block processes a row.
 
 constexpr long long ignored = -100;
 
@@ -26,8 +26,8 @@ __device__ Row<W> row_of(const T* logits, int classes) {
   return {largest, logarithm(sum)};
 }
 
-// One block. The mean over the rows that count, how many those are, and what the backward pass needs
-// of each row.
+// Runs in one block. Computes the mean over the rows that are not ignored, the number of these
+// rows, and the values of each row that the backward pass needs.
 extern "C" __global__ void cross_entropy(const T* logits, const long long* targets, int rows,
                                          int classes, Wide<T>* mean, double* counted,
                                          Row<Wide<T>>* kept) {
@@ -39,7 +39,7 @@ extern "C" __global__ void cross_entropy(const T* logits, const long long* targe
     kept[r] = of;
     const long long target = targets[r];
     if (target == ignored) continue;
-    // As in libtorch, an error of the device.
+    // As in libtorch, this is a device-side error.
     if (target < 0 || target >= classes) __trap();
     sum += of.log_sum - (widen(row[target]) - of.largest);
     count += 1;
@@ -52,7 +52,7 @@ extern "C" __global__ void cross_entropy(const T* logits, const long long* targe
   *counted = count;
 }
 
-// A thread for each logit.
+// Each thread computes the gradient of a logit.
 extern "C" __global__ void cross_entropy_backward(const T* logits, const long long* targets,
                                                   int rows, int classes, const double* counted,
                                                   const Row<Wide<T>>* kept, const Wide<T>* grad,
@@ -70,8 +70,9 @@ extern "C" __global__ void cross_entropy_backward(const T* logits, const long lo
   narrow(value, out[at]);
 }
 
-// One block. How many rows have their largest logit, the first of equal ones, at the target, and how many
-// count; NaN where a target is no class.
+// Runs in one block. Counts the rows whose largest logit is at the target, where the first of equal
+// logits counts as the largest, and the rows that are not ignored. Both are NaN if a target is not
+// a class.
 extern "C" __global__ void hits(const T* logits, const long long* targets, int rows, int classes,
                                 double* out) {
   double count = 0, counted = 0;
@@ -99,15 +100,15 @@ extern "C" __global__ void hits(const T* logits, const long long* targets, int r
   out[1] = counted;
 }
 
-// An exponential whose error is far below what 16 bits round, where the logits have them.
+// An exponential. For 16-bit logits its error is far below their rounding.
 __device__ float share_of(float x) {
   if constexpr (sizeof(T) == 2) return __expf(x);
   return expf(x);
 }
 __device__ double share_of(double x) { return exp(x); }
 
-// Calls `each` with the class and a reference to each logit of the block's row, whose address need not be a
-// line's, or with a line of them.
+// Calls `each` with the class and a reference to each logit of the block's row, whose address may
+// be unaligned, or with a line of 16 bytes of logits.
 template <typename U, typename Each>
 __device__ void for_row(U* row, int classes, const Each& each) {
   const int offset = static_cast<int>(reinterpret_cast<unsigned long long>(row) % sizeof(Line) / sizeof(T));
@@ -127,13 +128,13 @@ __device__ void for_row(U* row, int classes, const Each& each) {
   if (rest < classes) each(rest, row[rest]);
 }
 
-// Largest, sum of exp(x - largest) and sum of x of a part of a row.
+// The largest logit, the sum of exp(x - largest) and the sum of x, for a part of a row.
 template <typename W>
 struct Softmax {
   W largest = sizeof(W) == 8 ? W(-1.7976931348623157e308) : W(-3.402823466e38f);
   W exponentials = 0, total = 0;
 
-  // A NaN stays in the sums.
+  // A NaN makes the sums NaN.
   __device__ void add(W value) {
     if (value > largest) {
       exponentials *= exponential(largest - value);
@@ -169,7 +170,7 @@ struct AddToSoftmax {
 
   __device__ void line(int, const Line& logits) const {
     W most = sums.largest, part = 0;
-    // A NaN is not among the largest, but in the sums.
+    // A NaN is not used as the largest logit, but makes the sums NaN.
     for (int k = 0; k < Line::length; ++k) {
       const W value = widen(logits.at[k]);
       if (value > most) most = value;
@@ -185,8 +186,8 @@ struct AddToSoftmax {
   }
 };
 
-// The sums over the block's row, in its first thread. Every thread of the block has read its part of the row when
-// the first thread returns.
+// Computes the sums over the block's row for its first thread. When the first thread returns, every
+// thread has read its part of the row.
 template <typename W>
 __device__ Softmax<W> softmax_of(const T* row, int classes) {
   __shared__ Softmax<W> parts[32];
@@ -201,13 +202,14 @@ __device__ Softmax<W> softmax_of(const T* row, int classes) {
   return sums;
 }
 
-// The loss of a row with these sums, whose softmax has this logarithm of its denominator. The share `smoothing` of
-// the target is spread evenly over all classes; `z` multiplies the square of log Σ exp(logits).
+// Computes the loss of a row from its sums and the logarithm of its softmax's denominator. The
+// fraction `smoothing` of the target is divided equally among all classes. `z` multiplies the
+// square of log Σ exp(logits).
 template <typename W>
 __device__ W loss_of(const T* row, const Softmax<W>& sums, W log_sum, int classes, long long target,
                      long long left_out, double smoothing, double z) {
   if (target == left_out) return 0;
-  // As in libtorch, an error of the device.
+  // As in libtorch, this is a device-side error.
   if (target < 0 || target >= classes) __trap();
   const W own = widen(row[target]) - sums.largest;
   W loss = log_sum - own;
@@ -217,7 +219,8 @@ __device__ W loss_of(const T* row, const Softmax<W>& sums, W log_sum, int classe
   return loss;
 }
 
-// Each block computes the loss of one row and keeps the row's figures for the backward pass.
+// Each block computes the loss of one row, and stores the values of the row that the backward pass
+// needs.
 extern "C" __global__ void __launch_bounds__(1024)
     row_losses(const T* logits, const long long* targets, int classes, long long left_out,
                double smoothing, double z, Wide<T>* losses, Row<Wide<T>>* kept) {
@@ -231,7 +234,8 @@ extern "C" __global__ void __launch_bounds__(1024)
       loss_of(row, sums, log_sum, classes, targets[blockIdx.x], left_out, smoothing, z);
 }
 
-// One block. The mean of the losses of rows that count, and how many those are.
+// Runs in one block. Computes the mean of the losses of rows that are not ignored, and the number
+// of these rows.
 extern "C" __global__ void mean_of_rows(const Wide<T>* losses, const long long* targets, int rows,
                                         long long left_out, Wide<T>* mean, double* counted) {
   double sum = 0, count = 0;
@@ -251,9 +255,9 @@ extern "C" __global__ void mean_of_rows(const Wide<T>* losses, const long long* 
 template <typename W>
 struct ToGradient {
   static constexpr bool writes = true;
-  // Of the row: `largest` and `log_sum` are subtracted from each logit before the exponential; `scale` multiplies
-  // the softmax (z-loss); `factor` is the gradient of the row's loss; the smoothed target is `every` for each class
-  // and `hit` more for the true class.
+  // The values of a row. `largest` and `log_sum` are subtracted from each logit before the
+  // exponential. `scale` multiplies the softmax (z-loss). `factor` is the gradient of the row's
+  // loss. The smoothed target is `every` for each class, plus `hit` for the true class.
   W largest, log_sum, scale, factor, hit, every;
   long long target;
   bool counts;
@@ -269,7 +273,7 @@ struct ToGradient {
   }
 };
 
-// A block has a row, whose logits become their gradients; `grad` is that of the mean.
+// Each block replaces the logits of a row by their gradients. `grad` is the gradient of the mean.
 extern "C" __global__ void __launch_bounds__(1024)
     row_gradients(T* logits, const long long* targets, int classes, long long left_out,
                   double smoothing, double z, const double* counted, const Row<Wide<T>>* kept,
@@ -284,8 +288,8 @@ extern "C" __global__ void __launch_bounds__(1024)
                         target != left_out});
 }
 
-// Each block computes the loss of one row. If `factor` is not 0, the row's logits become the gradient of that loss
-// times `factor`.
+// Each block computes the loss of one row. If `factor` is not 0, the row's logits are replaced by
+// the gradient of this loss, times `factor`.
 extern "C" __global__ void __launch_bounds__(1024)
     row_losses_and_gradients(T* logits, const long long* targets, int classes, long long left_out,
                              double smoothing, double z, double factor, Wide<T>* losses) {

@@ -1,4 +1,5 @@
-// Code that is placed before every kernel file: dtypes, vectors, lists of tensors, sums and random numbers.
+// Code that is placed before every kernel file: dtypes, vectors, lists of tensors, sums and random
+// numbers.
 
 struct bf16 {
   unsigned short bits;
@@ -7,8 +8,8 @@ struct f16 {
   unsigned short bits;
 };
 
-// The dtypes for which the file is compiled: T, the main one, and up to three more, for weights, or for an
-// optimizer's gradients and averages.
+// The dtypes for which the file is compiled: T is the main dtype. Up to three more are for weights,
+// or for an optimizer's gradients and averages.
 using T = AMP_T;
 #ifdef AMP_P
 using P = AMP_P;
@@ -35,8 +36,8 @@ __device__ float widen(f16 x) {
 __device__ float widen(float x) { return x; }
 __device__ double widen(double x) { return x; }
 
-// Rounds to nearest, ties to even. A conversion of two numbers, of which one is not used, takes a quarter of the time
-// that a conversion of one takes.
+// Rounds to nearest, with ties to even. The conversion of two numbers, of which one is not used, takes a
+// quarter of the time of the conversion of one number.
 __device__ void narrow(float x, bf16& out) {
 #if __CUDA_ARCH__ >= 800
   unsigned both;
@@ -62,8 +63,8 @@ __device__ void narrow(double x, float& out) { out = static_cast<float>(x); }
 __device__ void narrow(double x, bf16& out) { narrow(static_cast<float>(x), out); }
 __device__ void narrow(double x, f16& out) { narrow(static_cast<float>(x), out); }
 
-// Rounds stochastically: up with the probability of the part that is cut off, otherwise down. `noise` has
-// 16 bits.
+// Rounds stochastically: up with a probability equal to the fraction that is cut off, otherwise
+// down. `noise` has 16 bits.
 __device__ void narrow_at_random(float x, bf16& out, unsigned noise) {
   out.bits = x != x ? 0x7fc0 : (__float_as_uint(x) + noise) >> 16;
 }
@@ -93,7 +94,7 @@ __device__ const Pack<U>& pack_at(const U* data, long long at) {
   return *reinterpret_cast<const Pack<U>*>(data + at);
 }
 
-// Sixteen bytes, the most that a thread reads or writes at once.
+// Sixteen bytes, the largest vector that a thread reads or writes at once.
 struct alignas(16) Line {
   static constexpr int length = 16 / sizeof(T);
   T at[length];
@@ -122,13 +123,13 @@ __device__ bool is_left_out(const OnDevice& known) {
   return known.found_inf != nullptr && *known.found_inf != 0;
 }
 
-// The factor that each gradient is multiplied by before the update.
+// The factor by which each gradient is multiplied before the update.
 template <typename W>
 __device__ W factor_of(const OnDevice& known) {
   return known.factor == nullptr ? 1 : *static_cast<const W*>(known.factor);
 }
 
-// A product that is rounded before anything is added to it, so that the compiler forms no fused
+// Returns a product that is rounded before it is used, so that the compiler forms no fused
 // multiply-add.
 __device__ float product(float a, float b) { return __fmul_rn(a, b); }
 __device__ double product(double a, double b) { return __dmul_rn(a, b); }
@@ -136,8 +137,8 @@ __device__ double product(double a, double b) { return __dmul_rn(a, b); }
 __device__ float exponential(float x) { return expf(x); }
 __device__ double exponential(double x) { return exp(x); }
 
-// Four neighbours, or fewer at the end of a tensor. `whole` says whether there are four and they are
-// aligned.
+// Four neighbouring elements, or fewer at the end of a tensor. `whole` tells whether there are four
+// aligned elements.
 template <typename U>
 __device__ Pack<U> load(const U* data, int at, int count, bool whole) {
   if (whole) return pack_at(data, at);
@@ -154,9 +155,9 @@ __device__ void store(const Pack<U>& pack, U* data, int at, int count, bool whol
   }
 }
 
-// Calls `update` for each place of the block's part with the elements of the first `lists` lists, in the
-// dtype in which they are computed: the parameter, its gradient (of dtype P) times the factor, then state.
-// Writes all of them back except the gradient.
+// Calls `update` for each place of the block's part. It receives the elements of the first `lists`
+// lists in the dtype of the computation: the parameter, its gradient (of dtype P) times the factor,
+// then state. All elements except the gradient are written back.
 template <int lists, typename Update>
 __device__ void step_elements(const StepTensors& tensors, const OnDevice& known,
                               const Update& update) {
@@ -192,7 +193,7 @@ __device__ void step_elements(const StepTensors& tensors, const OnDevice& known,
   }
 }
 
-// The sum over a block of at most 1024 threads. The first thread has it.
+// Computes a sum over a block of at most 1024 threads. The first thread gets the result.
 __device__ double block_sum(double value) {
   __shared__ double sums[32];
   for (int offset = 16; offset > 0; offset /= 2) value += __shfl_down_sync(~0u, value, offset);
@@ -205,8 +206,8 @@ __device__ double block_sum(double value) {
   return value;
 }
 
-// The value rounded to dtype U. Between layers a value has the layers' dtype, so that a fused kernel gives
-// the bits of the separate layers.
+// Rounds the value to dtype U. Between separate layers a value has the layers' dtype, so with this
+// rounding a fused kernel gives bit-identical results.
 template <typename U>
 __device__ Wide<U> rounded(Wide<U> x) {
   U out;
@@ -214,8 +215,8 @@ __device__ Wide<U> rounded(Wide<U> x) {
   return widen(out);
 }
 
-// Kernels that sum over the rows of a matrix have blocks of 512 threads for 32 columns: eight threads for
-// each row, with four columns each, and 64 rows at a time.
+// Kernels that sum over the rows of a matrix have blocks of 512 threads for 32 columns. Eight
+// threads process a row, four columns each, and 64 rows are processed at a time.
 constexpr int lanes = 8;
 constexpr int columns_per_block = lanes * per_thread;
 constexpr int rows_at_once = 64;
@@ -230,7 +231,7 @@ __device__ void for_column_sums(const W (&first)[per_thread], const W (&second)[
   const int lane = threadIdx.x % lanes, warp = threadIdx.x / 32;
   for (int k = 0; k < per_thread; ++k) {
     double a = first[k], b = second[k];
-    // A warp has four rows.
+    // A warp processes four rows.
     for (int offset = lanes; offset < 32; offset *= 2) {
       a += __shfl_xor_sync(~0u, a, offset);
       b += __shfl_xor_sync(~0u, b, offset);
@@ -252,8 +253,8 @@ __device__ void for_column_sums(const W (&first)[per_thread], const W (&second)[
   __syncthreads();
 }
 
-// Four random words for a place in a stream: Philox4x32 with 7 rounds, the fewest that passed BigCrush in
-// Salmon et al. (2011, table 2).
+// Returns four random words for a place in a stream, by Philox4x32 with 7 rounds, the smallest
+// number that passed BigCrush in Salmon et al. (2011, table 2).
 __device__ uint4 philox(unsigned long long seed, unsigned long long stream,
                         unsigned long long place) {
   unsigned k0 = static_cast<unsigned>(seed), k1 = static_cast<unsigned>(seed >> 32);
@@ -269,7 +270,7 @@ __device__ uint4 philox(unsigned long long seed, unsigned long long stream,
   return c;
 }
 
-// The position of libtorch's generator: at::PhiloxCudaState.
+// A position in the stream of libtorch's generator: at::PhiloxCudaState.
 struct Random {
   union Number {
     unsigned long long value;
@@ -280,7 +281,7 @@ struct Random {
   bool captured;
 };
 
-// Random words for one run of a kernel. The default gives none.
+// The random words of one run of a kernel. By default there are none.
 struct Stream {
   unsigned long long seed = 0, stream = 0;
 
@@ -291,7 +292,7 @@ struct Stream {
     stream = captured ? *offset.place + offset_in_graph : offset.value;
   }
 
-  // The words for a place; the caller numbers the places.
+  // Returns the words for a place. The caller numbers the places.
   __device__ void words(long long place, unsigned (&out)[per_thread]) const {
     const uint4 drawn = philox(seed, stream, place);
     out[0] = drawn.x, out[1] = drawn.y, out[2] = drawn.z, out[3] = drawn.w;
@@ -306,7 +307,7 @@ struct Dropout {
   float scale;
 };
 
-// The factors by which dropout multiplies elements: 0 for dropped elements.
+// The factors by which dropout multiplies elements; 0 for dropped elements.
 struct Factors {
   Stream stream;
   unsigned threshold;
@@ -317,7 +318,7 @@ struct Factors {
     if (threshold != 0) stream = Stream(dropout.random);
   }
 
-  // The factors of four neighbours; `group` is the index of the first divided by four.
+  // Returns the factors of four neighbours. `group` is the index of the first, divided by four.
   __device__ void of(long long group, float (&out)[per_thread]) const {
     if (threshold == 0) {
       for (float& factor : out) factor = scale;
@@ -328,7 +329,7 @@ struct Factors {
     for (int k = 0; k < per_thread; ++k) out[k] = words[k] < threshold ? 0 : scale;
   }
 
-  // The factor of the element at index `place`.
+  // Returns the factor of the element at index `place`.
   __device__ float at(long long place) const {
     float factors[per_thread];
     of(place / per_thread, factors);

@@ -1,7 +1,7 @@
-// The arguments of kernels, for host and device.
+// The arguments of kernels, shared by host and device code.
 
-// At most `most` tensors of one dtype; a tensor has the same layout in every list. One launch of a kernel
-// works on them.
+// Lists of at most `most` tensors of one dtype, for one launch of a kernel. A tensor has the same
+// layout in every list.
 template <int lists, int most, int per_block>
 struct TensorList {
   static constexpr int max_tensors = most;
@@ -14,8 +14,8 @@ struct TensorList {
   int count;
 };
 
-// The tensors of an optimizer's step: parameters, their gradients, and state as the optimizer orders it. An
-// unused list is null.
+// The tensors of an optimizer's step: parameters, their gradients, and the optimizer's state in the
+// optimizer's order. An unused list is null.
 using StepTensors = TensorList<7, 48, 4096>;
 
 // The values of a step that are read from device memory.
@@ -23,8 +23,8 @@ struct OnDevice {
   // The learning rate, and the second value that a schedule may change: a momentum, or beta1 of Adam and
   // Lion.
   const double* rates;
-  // The factor of the gradients, in the dtype in which they are computed; or null.
+  // The factor of the gradients, in the dtype of the computation; may be null.
   const void* factor;
-  // If it is given and not 0, nothing changes.
+  // If it is not null and its value is not 0, nothing changes.
   const float* found_inf;
 };

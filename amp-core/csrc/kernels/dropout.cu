@@ -1,6 +1,6 @@
-// Dropout without a mask in memory: the generator's position and an element's index decide whether it is
-// dropped. The backward pass is therefore the forward pass applied to the gradient. Groups of `run`
-// neighbours are dropped together.
+// Dropout without a mask in memory: the generator's position and an element's index decide whether
+// the element is dropped. The backward pass is therefore the forward pass applied to the gradient.
+// Each group of `run` neighbours is dropped or kept as a whole.
 
 extern "C" __global__ void apply(const T* in, T* out, long long count, long long run,
                                  const Dropout dropout) {

@@ -1,6 +1,7 @@
-// Rearranges images of up to four channels for a convolution with stride 2: blocks of 2×2 pixels become
-// sixteen channels, of which the last may be zeros, surrounded by padding, in channels_last and 16 bits. T
-// is the dtype of the result, P that of the images.
+// Rearranges images of up to four channels for a convolution with stride 2: each block of 2×2
+// pixels becomes sixteen channels, the last of which may be zeros. The result has padding around
+// it, and is in channels_last and 16 bits. T is the dtype of the result, and P is the dtype of the
+// images.
 
 struct alignas(16) Half {
   T at[folded_channels / 2];
@@ -8,8 +9,8 @@ struct alignas(16) Half {
 
 extern "C" __global__ void __launch_bounds__(256) fold(const P* __restrict__ in, T* __restrict__ out,
                                                        const Folding folding) {
-  // Indices have 32 bits: there are fewer than 2^31 elements, and 64-bit divisions would take longer than the rest
-  // of the kernel.
+  // Indices have 32 bits, because there are fewer than 2^31 elements and 64-bit divisions would
+  // take longer than the rest of the kernel.
   const unsigned own = blockIdx.x * blockDim.x + threadIdx.x;
   const unsigned taps = folding.taps, width = folding.out[1], height = folding.out[0];
   const int tap = own % taps, column = own / taps % width, row = own / taps / width % height;

@@ -1,6 +1,6 @@
-// The norm of many gradients together, and the factor of clipping.
+// The joint norm of many gradients, and the clipping factor.
 
-// Squares are summed in f64, in which the square of no f32 overflows.
+// Squares are summed in f64, where the square of an f32 cannot overflow.
 extern "C" __global__ void square_sums(const Tensors tensors, double* sums) {
   const auto [at, begin, count] = part_of(tensors);
   const auto* data = static_cast<const T*>(tensors.data[0][at]) + begin;
@@ -20,7 +20,8 @@ extern "C" __global__ void square_sums(const Tensors tensors, double* sums) {
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
-// Runs in one block. `norm` is the norm of the tensors as they are; `factor` also divides by the scale.
+// Runs in one block. `norm` is the norm of the tensors without scaling. `factor` also divides by
+// the scale.
 extern "C" __global__ void clip_factor(const double* sums, int count, const float* scale,
                                        double max_norm, float* found_inf, Wide<T>* norm,
                                        Wide<T>* factor) {

@@ -1,9 +1,9 @@
-// Layer normalisation of the rows of a matrix in training mode: of the input, or of the sum of a residual
-// and the input after dropout. GELU and dropout follow if requested. The backward pass reads only what was
-// normalised and computes the rest again.
+// Layer normalisation of the rows of a matrix in training mode: of the input, or of the sum of a
+// residual and the input after dropout. GELU and dropout follow if requested. The backward pass
+// reads only the input of the normalisation and recomputes the rest.
 //
-// T is the dtype of the input, P that of the sum, Q that of weights and of the output, R that of the
-// output's cached cast: the same values in the dtype of an autocast region.
+// T is the dtype of the input, P of the sum, and Q of weights and output. R is the dtype of the
+// output's cached cast, which has the same values in the dtype of an autocast region.
 
 struct Layer {
   int rows, columns, gelu;
@@ -14,7 +14,7 @@ struct Layer {
 
 using W = Wide<Q>;
 
-// Threads of a block. In f64 more would need too many registers.
+// The largest number of threads in a block. In f64 more threads would need too many registers.
 constexpr int most_threads = 512;
 
 __device__ float error_function(float x) { return erff(x); }
@@ -27,10 +27,10 @@ __device__ W gelu_slope(W x) {
   return normal_share(x) + x * W(0.39894228040143268) * exponential(x * x * W(-0.5));
 }
 
-// The sum over the block. Every thread has it.
+// Computes the sum over the block. Every thread gets it.
 __device__ double all_sum(double value) {
   __shared__ double sum;
-  // Waits for threads that still read the last sum.
+  // Waits for threads that still read the previous sum.
   __syncthreads();
   value = block_sum(value);
   if (threadIdx.x == 0) sum = value;
@@ -38,7 +38,7 @@ __device__ double all_sum(double value) {
   return sum;
 }
 
-// Each block has a row. Without a residual `sums` is the input.
+// Each block processes a row. Without a residual `sums` is the input.
 extern "C" __global__ void __launch_bounds__(most_threads)
     forward(const T* in, const P* residual, const Q* weights, const Q* biases, P* sums, W* means,
             W* inverses, Q* out, R* twin, const Layer layer) {
@@ -108,7 +108,8 @@ struct Behind {
   const W *means, *inverses;
 };
 
-// For four neighbours: the normalised values, and the gradient of the output before GELU and dropout.
+// Computes, for four neighbours, the normalised values and the gradient of the output before GELU
+// and dropout.
 __device__ void read(const Behind& behind, const Layer& layer, const Factors& after, int row,
                      int column, W (&normal)[per_thread], W (&grad)[per_thread]) {
   const long long at = static_cast<long long>(row) * layer.columns + column;
@@ -144,7 +145,7 @@ struct Gradients {
   W* parts;
 };
 
-// Computes the gradients of one row. Each block has a row.
+// Computes the gradients of one row. Each block processes a row.
 __device__ void input_grads(int row, const Behind& behind, const Gradients& out,
                             const Layer& layer) {
   const int first = threadIdx.x * per_thread, stride = blockDim.x * per_thread;
@@ -179,7 +180,7 @@ __device__ void input_grads(int row, const Behind& behind, const Gradients& out,
   }
 }
 
-// Computes the gradients of weight and bias. Each block has 32 columns of up to `part` rows.
+// Computes the gradients of weight and bias. Each block processes 32 columns of up to `part` rows.
 __device__ void parameter_grads(int index, int part, const Behind& behind, const Gradients& out,
                                 const Layer& layer) {
   const int across = (layer.columns + columns_per_block - 1) / columns_per_block;
@@ -213,8 +214,8 @@ __device__ void parameter_grads(int index, int part, const Behind& behind, const
   });
 }
 
-// The first blocks compute the gradients of rows, if requested, the others those of columns, so that they
-// run at the same time.
+// The first blocks compute the gradients of rows, if requested. The others compute the gradients of
+// columns, so that both run at the same time.
 extern "C" __global__ void __launch_bounds__(most_threads)
     backward(const Behind behind, const Gradients out, int row_blocks, int part,
              const Layer layer) {
@@ -226,7 +227,8 @@ extern "C" __global__ void __launch_bounds__(most_threads)
   }
 }
 
-// Adds up the sums of the parts: the gradients of weight and bias. Each thread has a column.
+// Adds up the sums of the parts, which gives the gradients of weight and bias. Each thread
+// processes a column.
 extern "C" __global__ void add_parts(const Gradients out, int count, const Layer layer) {
   const int own = blockIdx.x * blockDim.x + threadIdx.x;
   if (own >= layer.columns) return;

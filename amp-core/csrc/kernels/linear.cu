@@ -1,4 +1,5 @@
-// The operations after the product of a linear layer, and those before the products of its backward pass.
+// The operations after the product of a linear layer, and the operations before the products of its
+// backward pass.
 
 // Adds a bias, which may be null, then applies ReLU and dropout to [rows, columns], in place.
 extern "C" __global__ void activate(T* values, const T* bias, long long count, long long columns,
@@ -14,18 +15,18 @@ extern "C" __global__ void activate(T* values, const T* bias, long long count, l
   for (int k = 0; k < per_thread; ++k) {
     auto value = widen(pack.at[k]);
     if (bias != nullptr) value = rounded<T>(value + widen(bias[(begin + k) % columns]));
-    // Keeps a NaN.
+    // A NaN is kept.
     if (value <= 0) value = 0;
     narrow(value * factors[k], pack.at[k]);
   }
   store(pack, values + begin, 0, own, whole);
 }
 
-// Has the same values as in csrc/linear.cpp.
+// The numbers are the same as in csrc/linear.cpp.
 enum Activation : int { none, relu, gelu, gelu_tanh };
 
-// 2ˣ and 1/x for 16-bit values, with an error of about 2⁻²². A number that is too small for a normal f32 becomes 0:
-// without that, half of the instructions of an activation would scale such numbers.
+// Compute 2ˣ and 1/x for 16-bit values, with an error of about 2⁻²². A number that is too small for a normal
+// f32 becomes 0. Otherwise a quarter of the instructions of GELU would scale such numbers.
 __device__ float power_of_two(float x) {
   float out;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
@@ -37,7 +38,7 @@ __device__ float reciprocal(float x) {
   return out;
 }
 
-// The hyperbolic tangent; for 16-bit values with an error of about 1e-7.
+// Computes the hyperbolic tangent, for 16-bit values with an error of about 1e-7.
 __device__ float hyperbolic_tangent(float x) {
   constexpr float to_power = 2.8853900817779268f;
   if constexpr (sizeof(T) == 2) return 1 - 2 * reciprocal(1 + power_of_two(to_power * x));
@@ -45,13 +46,13 @@ __device__ float hyperbolic_tangent(float x) {
 }
 __device__ double hyperbolic_tangent(double x) { return tanh(x); }
 
-// The normal distribution's Φ(x) and φ(x).
+// Φ(x) and φ(x) of the normal distribution.
 template <typename W>
 struct Normal {
   W share, density;
 };
 
-// For 16-bit values, with an error of about 1e-7 (Abramowitz and Stegun, 7.1.26).
+// Computes them for 16-bit values, with an error of about 1e-7 (Abramowitz and Stegun, 7.1.26).
 __device__ Normal<float> normal_of(float x) {
   constexpr float peak = 0.39894228040143268f, to_power = -0.72134752044448170f;
   if constexpr (sizeof(T) != 2) {
@@ -68,7 +69,7 @@ __device__ Normal<double> normal_of(double x) {
   return {0.5 * (1 + erf(x * 0.70710678118654752)), 0.39894228040143268 * exp(x * x * -0.5)};
 }
 
-// x·Φ(x), and its approximation x·(1 + tanh(β·(x + κ·x³)))/2.
+// Computes x·Φ(x), or its approximation x·(1 + tanh(β·(x + κ·x³)))/2.
 template <typename W>
 __device__ W gelu_of(W x) {
   return x * normal_of(x).share;
@@ -79,7 +80,7 @@ __device__ W gelu_tanh_of(W x) {
   return W(0.5) * x * (1 + hyperbolic_tangent(beta * (x + kappa * x * x * x)));
 }
 
-// Their derivatives.
+// Computes the derivatives of these functions.
 template <typename W>
 __device__ W gelu_slope(W x) {
   const auto normal = normal_of(x);
@@ -93,7 +94,7 @@ __device__ W gelu_tanh_slope(W x) {
          W(0.5) * x * (1 - share * share) * beta * (1 + 3 * kappa * x * x);
 }
 
-// The factors of dropout for the line at index `place`, a multiple of the line's length.
+// Computes the factors of dropout for the line at index `place`, a multiple of the line's length.
 __device__ void factors_of(const Factors& factors, long long place, float (&out)[Line::length]) {
   for (int k = 0; k < Line::length; ++k) out[k] = factors.scale;
   if (factors.threshold == 0) return;
@@ -108,7 +109,8 @@ __device__ void factors_of(const Factors& factors, long long place, float (&out)
   }
 }
 
-// GELU of a line. Between it and the dropout, if there is one, a value is rounded to the layers' dtype.
+// Applies GELU, and dropout if it `drops`, to a line. Between the two layers a value is rounded to the
+// layers' dtype.
 template <int activation, bool drops>
 __device__ void activate_line(Line& line, const float (&factors)[Line::length]) {
   for (int k = 0; k < Line::length; ++k) {
@@ -128,7 +130,7 @@ __device__ void activate_line(Line& line, long long begin, const Dropout& dropou
   }
 }
 
-// GELU, then dropout. Each thread has a line.
+// Applies GELU, then dropout. Each thread processes a line.
 extern "C" __global__ void gelu_and_dropout(const T* in, T* out, long long count, int activation,
                                             const Dropout dropout) {
   const long long begin =
@@ -157,8 +159,8 @@ extern "C" __global__ void gelu_and_dropout(const T* in, T* out, long long count
   }
 }
 
-// The gradient of an activation's input, from the gradient behind the activation and the dropout, which
-// multiplies by `factor`. A factor of 1 is not multiplied by if GELU `drops` nothing.
+// Computes the gradient of an activation's input from the gradient after the activation and the
+// dropout. Dropout multiplies by `factor`, if GELU `drops` anything.
 template <int activation, bool drops = true, typename W>
 __device__ W passed_on(W value, W kept, float factor) {
   if constexpr (activation == relu) return kept != 0 ? value * factor : W(0);
@@ -168,7 +170,7 @@ __device__ W passed_on(W value, W kept, float factor) {
   return value;
 }
 
-// The same, rounded, for an activation that is chosen at run time.
+// Does the same with rounding, for an activation that is chosen at run time.
 template <typename W>
 __device__ W passed_on(W value, W kept, int activation, float factor) {
   switch (activation) {
@@ -179,10 +181,10 @@ __device__ W passed_on(W value, W kept, int activation, float factor) {
   }
 }
 
-// The sums of a matrix's columns, which are the gradient of a bias. Each block has 32 columns and up to
-// `part` rows; the sums of the parts are written one below the other. With an activation the matrix is
-// first multiplied by the activation's derivative and written to `passed`. `kept` is the output of ReLU and
-// dropout, or the input of GELU. `out` may be null then.
+// Sums a matrix's columns, which gives the gradient of a bias. Each block processes 32 columns and
+// up to `part` rows, and writes the sums of each part to a row of the output. With an activation
+// the matrix is first multiplied by the activation's derivative and written to `passed`. `kept` is
+// the output of ReLU and dropout, or the input of GELU. `out` may then be null.
 extern "C" __global__ void column_sums(const T* in, const T* kept, int activation,
                                        const Dropout dropout, T* passed, P* out, long long rows,
                                        long long columns, long long part) {
@@ -212,8 +214,8 @@ extern "C" __global__ void column_sums(const T* in, const T* kept, int activatio
   narrow(sum, out[at * columns + column]);
 }
 
-// The same in lines of 16 bytes, one for each lane. A block of eight warps has the columns of one warp's
-// lines and up to `part` rows.
+// Sums columns in lines of 16 bytes, one for each lane. A block of eight warps processes up to
+// `part` rows of the columns in one warp's lines.
 struct Lines {
   const T *in, *kept;
   Factors factors;
@@ -225,7 +227,7 @@ template <int activation, bool drops = true, typename W>
 __device__ void add_lines(const Lines& lines, long long column, long long at,
                           W (&sum)[Line::length]) {
   constexpr int warps = 8;
-  // Rows whose lines are read before the first one is used.
+  // The number of rows whose lines are read before the first is used.
   constexpr int depth = activation == none ? 4 : 2;
   const long long end = (at + 1) * lines.part < lines.rows ? (at + 1) * lines.part : lines.rows;
   for (long long first = at * lines.part + threadIdx.x / 32; first < end; first += warps * depth) {

@@ -7,7 +7,7 @@ struct Rows {
   long long stride[3], masked[3], width, step;
 };
 
-// Each thread has a row.
+// Each thread processes a row.
 extern "C" __global__ void clear(T* values, const bool* masked, unsigned count, const Rows rows) {
   unsigned at = blockIdx.x * blockDim.x + threadIdx.x;
   if (at >= count) return;

@@ -1,5 +1,6 @@
-// Max pooling of images in channels_last and 16 bits. A byte for each output says where in its window the
-// largest value is; the backward pass gathers, so that each gradient is a sum in one order.
+// Max pooling of images in channels_last and 16 bits. For each output, one byte stores where in its
+// window the largest value is. In the backward pass each input gathers its gradients, so that they
+// are always summed in the same order.
 
 constexpr int eight = 8;
 
@@ -9,12 +10,14 @@ struct alignas(8) Places {
   unsigned char at[eight];
 };
 
-// A thread's eight channels of a pixel: of output pixels forward, of input pixels backward.
+// Eight channels of a pixel, which a thread processes. It is an output pixel in the forward pass
+// and an input pixel in the backward pass.
 struct Pixel {
   int image, row, column, channel;
   bool within;
 
-  // There are fewer of them than 2^31, and division of 64 bits takes longer than the rest.
+  // There are fewer than 2^31 pixels, and 64-bit divisions would take longer than the rest of the
+  // kernel.
   __device__ Pixel(const Images& images, const int (&sides)[2]) {
     const unsigned packs = images.channels / eight, width = sides[1], height = sides[0];
     unsigned at = blockIdx.x * blockDim.x + threadIdx.x;
@@ -52,7 +55,7 @@ extern "C" __global__ void __launch_bounds__(256) forward(const T* __restrict__ 
       const Row x = *reinterpret_cast<const Row*>(in + place_of(images, images.in, pixel, row, column));
       for (int k = 0; k < eight; ++k) {
         const float value = widen(x.at[k]);
-        // A NaN is the largest, and of equal ones the first is.
+        // A NaN counts as the largest value. Of equal values the first is used.
         if (first || value > largest[k] || value != value) {
           largest[k] = value;
           found.at[k] = static_cast<unsigned char>(i * windows.size[1] + j);
@@ -68,7 +71,7 @@ extern "C" __global__ void __launch_bounds__(256) forward(const T* __restrict__ 
   *reinterpret_cast<Places*>(places + at) = found;
 }
 
-// Outputs along one side whose windows may hold an input's place.
+// The outputs along one side whose windows may contain the input.
 struct Span {
   int first, last;
 
@@ -80,7 +83,7 @@ struct Span {
   }
 };
 
-// Where in the window of output `out` the input's place is, or -1.
+// Returns where in the window of output `out` the input is, or -1.
 __device__ int tap_of(const Windows& windows, int side, int out, int place) {
   const int offset = place + windows.padding[side] - out * windows.stride[side];
   return offset % windows.dilation[side] == 0 ? offset / windows.dilation[side] : -1;

@@ -1,6 +1,6 @@
-// What the kernels of max_pool.cu and their host half have in common.
+// Declarations that the kernels of max_pool.cu share with the code that launches them.
 
-// Of rows and of columns.
+// The windows' options, each for rows and columns.
 struct Windows {
   int size[2], stride[2], padding[2], dilation[2];
 };

@@ -1,5 +1,5 @@
-// The backward pass of layer normalisation with a residual before it or around it. Each row has one or two
-// warps, which keep its elements in their registers.
+// The backward pass of layer normalisation with a residual before it or around it. Each row is
+// processed by one or two warps, which keep its elements in registers.
 //
 // P is the dtype of the norm's input. Q is the dtype of its weights and its output. R is the dtype of the
 // output's cached cast, a copy in the dtype of an autocast region. A row has AMP_N times 128 columns.
@@ -7,23 +7,24 @@
 using W = Wide<Q>;
 
 constexpr int warps = 8;
-// The warps of a row. Two warps need half of the registers each, so that more blocks run at the same time.
+// The number of warps for a row. Each of two warps needs half of the registers, so that more blocks
+// run at the same time.
 constexpr int halves = AMP_N % 2 == 0 ? 2 : 1;
 constexpr int packs = AMP_N / halves;
 constexpr int stride = 32 * per_thread;
 constexpr int columns = AMP_N * stride;
 constexpr int rows_of_block = warps / halves;
-// Blocks that run at the same time on a multiprocessor and share its registers.
+// The number of blocks that run at the same time on a multiprocessor and share its registers.
 constexpr int resident = sizeof(W) == 8 || packs > 4 ? 1 : 2;
-// The column sums: the gradient of the weight, of the bias, and of the branch.
+// The number of column sums: the gradients of the weight, of the bias, and of the branch.
 constexpr int sums = 3;
 
 struct Two {
   W sum, product;
 };
 
-// Both sums over a row. Only the warps of the row wait for each other; `turn` distinguishes successive
-// rows.
+// Computes both sums over a row. Only the warps of the row wait for each other; `turn`
+// distinguishes successive rows.
 __device__ Two row_sums(Two own, int turn) {
   for (int offset = 16; offset > 0; offset /= 2) {
     own.sum += __shfl_xor_sync(~0u, own.sum, offset);
@@ -41,7 +42,7 @@ __device__ Two row_sums(Two own, int turn) {
 struct Behind {
   // The norm's input.
   const P* in;
-  // Gradients of the residual stream, of the output and of its twin; each may be null.
+  // The gradients of the residual stream, of the output and of its cached cast. Each may be null.
   const P* stream_grads;
   const Q* grads;
   const R* twin_grads;
@@ -49,9 +50,9 @@ struct Behind {
   const W *means, *inverses;
 };
 
-// The results. `in` is the gradient of the norm's input, with the stream's gradient added. `branch` is the
-// part of it that passes through dropout to the branch, in R; it may be null. `parts` has each block's sums
-// of columns over its rows, [blocks, sums, columns].
+// The results. `in` is the gradient of the norm's input, including the stream's gradient. `branch`
+// is the part of it that passes through dropout to the branch, in R; it may be null. `parts` holds
+// each block's column sums over its rows, [blocks, sums, columns].
 struct Gradients {
   P* in;
   R* branch;
@@ -131,7 +132,8 @@ extern "C" __global__ void __launch_bounds__(32 * warps, resident)
   __shared__ W shared[columns];
 #pragma unroll
   for (int s = 0; s < sums; ++s) {
-    // Adds the warps' rows one after the other, so that the order of a sum is always the same.
+    // The rows of the warps are added one after the other, so that the order of a sum is always the
+    // same.
     for (int other = 0; other < rows_of_block; ++other) {
       if (other == warp / halves) {
 #pragma unroll
@@ -150,9 +152,9 @@ extern "C" __global__ void __launch_bounds__(32 * warps, resident)
   }
 }
 
-// Adds up the sums of the parts: gradients of weights and biases in their dtype, sums of the branch in the
-// dtype in which they are computed. Each block has 32 columns of one sum; each warp reads every eighth
-// part.
+// Adds up the sums of the parts. Gradients of weights and biases are written in their dtype, and
+// sums of the branch in the dtype of the computation. Each block processes 32 columns of one sum;
+// each warp reads every eighth part.
 extern "C" __global__ void __launch_bounds__(32 * warps)
     add_parts(const W* parts, int count, Q* weight, Q* bias, W* column_sums) {
   __shared__ double shared[warps][32];

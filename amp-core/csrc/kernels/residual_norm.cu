@@ -1,8 +1,9 @@
-// Layer normalisation of a residual stream, and the sum of the stream and a branch. Each warp has a row and
-// keeps its elements in registers. The backward pass is norm_rows.cu.
+// Layer normalisation of a residual stream, and the sum of the stream and a branch. Each warp
+// processes a row and keeps its elements in registers. norm_rows.cu computes the backward pass.
 //
-// P is the dtype of the stream, Q that of weights and of the output, R that of the output's cached cast:
-// the same values in the dtype of an autocast region. Each lane has AMP_N times four columns.
+// P is the dtype of the stream, and Q of weights and output. R is the dtype of the output's cached
+// cast, which has the same values in the dtype of an autocast region. Each lane processes AMP_N
+// times four columns.
 
 using W = Wide<Q>;
 
@@ -16,7 +17,7 @@ __device__ W warp_sum(W value) {
   return value;
 }
 
-// One of `out` and `twin` (the cached cast) may be null.
+// One of `out` and `twin`, the cached cast, may be null.
 extern "C" __global__ void __launch_bounds__(32 * warps)
     forward(const P* in, const Q* weights, const Q* biases, double eps, int rows, W* means,
             W* inverses, Q* out, R* twin) {
@@ -58,7 +59,7 @@ extern "C" __global__ void __launch_bounds__(32 * warps)
   }
 }
 
-// stream + branch; the branch has dtype R. Each thread has four neighbours.
+// Computes stream + branch; the branch has dtype R. Each thread processes four neighbours.
 extern "C" __global__ void add(const P* stream, const R* branch, P* out, long long count) {
   const long long at = (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) * per_thread;
   if (at >= count) return;

@@ -1,6 +1,6 @@
-// RMSprop over many tensors at once: parameters, gradients, square_avgs, momentum buffers (with momentum),
-// grad_avgs (if centered). The arithmetic is that of libtorch's foreach kernels (see csrc/optim.cpp),
-// except that in 16 bits intermediate values are not rounded.
+// An RMSprop step over many tensors at once: parameters, gradients, square_avgs, momentum buffers
+// (with momentum), grad_avgs (if centered). The arithmetic equals libtorch's foreach kernels (see
+// csrc/optim.cpp), except that intermediate values are not rounded to 16 bits.
 
 extern "C" __global__ void step(const StepTensors tensors, const OnDevice known,
                                 const AmpRmsprop options) {
@@ -15,7 +15,7 @@ extern "C" __global__ void step(const StepTensors tensors, const OnDevice known,
     square_avg = product(square_avg, alpha) + rest * product(grad, grad);
     W variance = square_avg;
     if (options.centered) {
-      // The formula of torch.lerp, which is exact at both ends.
+      // This is the formula of torch.lerp, which is exact at both ends.
       const W away = grad - grad_avg;
       grad_avg = rest < W(0.5) ? grad_avg + rest * away : grad - away * (1 - rest);
       variance -= product(grad_avg, grad_avg);

@@ -28,15 +28,15 @@ impl EarlyStopping {
         Self { monitor: monitor.into(), mode, patience: 3, min_delta: 0.0, best: None, waited: 0 }
     }
 
-    /// The run ends after this number of epochs without improvement; with validations within epochs, of
-    /// validations.
+    /// Ends the run after this number of epochs without improvement, or of validations if there are
+    /// validations within epochs.
     #[must_use]
     pub fn patience(mut self, epochs: u32) -> Self {
         self.patience = epochs;
         self
     }
 
-    /// The smallest change that counts as an improvement.
+    /// Sets the smallest change that counts as an improvement.
     #[must_use]
     pub fn min_delta(mut self, min_delta: f64) -> Self {
         self.min_delta = min_delta;
@@ -54,7 +54,7 @@ impl Callback for EarlyStopping {
     }
 
     fn step_access(&self) -> StepAccess {
-        StepAccess::Late
+        StepAccess::Deferred
     }
 
     fn state(&self) -> Result<State> {
@@ -73,7 +73,7 @@ impl Callback for EarlyStopping {
         let (monitor, delta) = (&self.monitor, self.min_delta);
         match delta >= 0.0 && delta.is_finite() {
             true => Ok(()),
-            // A negative value would accept a deterioration as an improvement.
+            // A negative value would count a deterioration as an improvement.
             false => Err(Error::config(format!(
                 "EarlyStopping of `{monitor}`: min_delta is {delta}, but must be at least 0"
             ))),
@@ -86,7 +86,7 @@ impl Callback for EarlyStopping {
 
     fn on_epoch_end(&mut self, epoch: &Epoch<'_>) -> Result<Vec<Action>> {
         if epoch.ended_early {
-            // The run ends; a resumed run that completes the epoch counts it then.
+            // The run ends now. A resumed run that completes the epoch counts the epoch then.
             return Ok(Vec::new());
         }
         let Self { monitor, mode, patience, min_delta, .. } = self;

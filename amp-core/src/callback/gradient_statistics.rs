@@ -8,13 +8,13 @@ use crate::{
     precision::{Gradients, Unscaled},
 };
 
-/// Logs statistics of gradients before clipping, without reading anything back until the logging
-/// interval: `grad_norm`, the global 2-norm; and for each parameter `grad_norm/NAME`, `grad_nan/NAME` and
-/// `grad_inf/NAME`, the number of elements that are NaN and infinite, and `grad_zero/NAME`, the share of
-/// elements that are exactly zero.
+/// Logs statistics of gradients before clipping, and reads them back from the device only at the
+/// logging interval: `grad_norm`, the global 2-norm, and for each parameter `grad_norm/NAME`, its
+/// 2-norm; `grad_nan/NAME` and `grad_inf/NAME`, the numbers of NaN and infinite elements;
+/// `grad_zero/NAME`, the fraction of elements that are exactly zero.
 ///
-/// Under f16 a gradient below 2⁻²⁵ divided by the loss scale becomes zero. Compare the share with the f32
-/// run's, because inactive ReLU units have zeros as well.
+/// Under f16 a gradient becomes zero if its scaled value is below 2⁻²⁵. Compare the fraction of
+/// zeros with an f32 run, because inactive ReLU units have zero gradients as well.
 #[derive(Debug, Clone)]
 pub struct GradientStatistics {
     per_parameter: bool,
@@ -27,12 +27,12 @@ impl Default for GradientStatistics {
 }
 
 impl GradientStatistics {
-    /// All statistics of every parameter.
+    /// Logs all statistics of every parameter.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Only the global norm.
+    /// Logs only the global norm.
     pub fn norm_only() -> Self {
         Self { per_parameter: false }
     }
@@ -44,7 +44,7 @@ impl Callback for GradientStatistics {
     }
 
     fn step_access(&self) -> StepAccess {
-        StepAccess::Within("GradientStatistics reads the gradients")
+        StepAccess::InStep("GradientStatistics reads the gradients")
     }
 
     fn on_before_optimizer_step(

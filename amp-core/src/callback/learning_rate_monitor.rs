@@ -7,21 +7,21 @@ use crate::{
     precision::StepOutcome,
 };
 
-/// Logs the learning rate that the next step will take, and on request the momentum, under the
-/// names of lightning.pytorch.callbacks.LearningRateMonitor: `lr-AdamW`, `lr-AdamW/pg2` for the
-/// second parameter group, `lr-AdamW-1` for a second optimizer, `lr-AdamW-momentum`.
+/// Logs the learning rate of the next step, and on request the momentum, with the names of
+/// lightning.pytorch.callbacks.LearningRateMonitor: `lr-AdamW`, `lr-AdamW/pg2` for the second
+/// parameter group, `lr-AdamW-1` for a second optimizer, `lr-AdamW-momentum`.
 #[derive(Debug, Clone, Default)]
 pub struct LearningRateMonitor {
     momentum: bool,
 }
 
 impl LearningRateMonitor {
-    /// The learning rate alone.
+    /// Logs only the learning rate.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The momentum too.
+    /// Logs the momentum too.
     #[must_use]
     pub fn log_momentum(mut self) -> Self {
         self.momentum = true;
@@ -35,7 +35,7 @@ impl Callback for LearningRateMonitor {
     }
 
     fn step_access(&self) -> StepAccess {
-        StepAccess::EachStep
+        StepAccess::PerStep
     }
 
     fn on_train_batch_end(

@@ -1,8 +1,9 @@
 use super::Callback;
 use crate::{Hook, Result, log::LogOptions, memory::MemoryMeter, module::StepAccess};
 
-/// Logs each epoch's peak memory in MiB: `memory_peak_mib`, the peak of tensor bytes above those at the
-/// epoch's start, and on CUDA `memory_reserved_mib`, the peak of what the caching allocator reserved.
+/// Logs each epoch's peak memory in MiB: `memory_peak_mib`, the peak of tensor bytes minus the
+/// bytes at the epoch's start, and on CUDA `memory_reserved_mib`, the peak of what the caching
+/// allocator reserved.
 ///
 /// Use one at a time: on CUDA the allocator has a single peak counter.
 #[derive(Default)]
@@ -11,7 +12,7 @@ pub struct MemoryMonitor {
 }
 
 impl MemoryMonitor {
-    /// A monitor without measurements.
+    /// Creates a monitor without measurements.
     pub fn new() -> Self {
         Self::default()
     }
@@ -23,7 +24,7 @@ impl Callback for MemoryMonitor {
     }
 
     fn step_access(&self) -> StepAccess {
-        StepAccess::Late
+        StepAccess::Deferred
     }
 
     fn on_train_epoch_start(&mut self, hook: &mut Hook<'_>) -> Result<()> {
@@ -32,7 +33,8 @@ impl Callback for MemoryMonitor {
     }
 
     fn on_train_epoch_end(&mut self, hook: &mut Hook<'_>) -> Result<()> {
-        // The run was resumed within the epoch: the peak of a part of the epoch would be misleading.
+        // The run was resumed within the epoch. The peak of only a part of the epoch would be
+        // misleading.
         let Some(meter) = self.meter.take() else { return Ok(()) };
         let memory = meter.read()?;
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);

@@ -30,31 +30,31 @@ use crate::{
 /// Acts on a run. The default of every hook does nothing.
 ///
 /// # Errors
-/// An error in any of them ends the run as failed.
-#[expect(clippy::missing_errors_doc, reason = "said once, above")]
+/// An error in a hook ends the run as failed.
+#[expect(clippy::missing_errors_doc, reason = "stated once, in the comment of the trait")]
 pub trait Callback {
-    /// Its name in a checkpoint. Two callbacks of one run need different names.
+    /// Returns the callback's name in a checkpoint. Two callbacks of one run need different names.
     fn name(&self) -> String;
 
-    /// The name of the logged value that it reads. A run that does not log it ends before it trains, if
-    /// its validation shows that.
+    /// Returns the name of the logged value that the callback reads. A run that does not log this
+    /// value ends before it trains, if the validation before the first epoch shows that.
     fn monitors(&self) -> Option<&str> {
         None
     }
 
-    /// Before the first epoch, also of a run that is resumed from a checkpoint.
+    /// Runs before the first epoch, also when the run is resumed from a checkpoint.
     fn on_train_start(&mut self, hook: &mut Hook<'_>) -> Result<()> {
         let _ = hook;
         Ok(())
     }
 
-    /// Before an epoch's first batch.
+    /// Runs before an epoch's first batch.
     fn on_train_epoch_start(&mut self, hook: &mut Hook<'_>) -> Result<()> {
         let _ = hook;
         Ok(())
     }
 
-    /// Before an optimizer step: gradients are unscaled and not yet clipped.
+    /// Runs before an optimizer step, when gradients are unscaled and not yet clipped.
     fn on_before_optimizer_step(
         &mut self,
         gradients: &Gradients<Unscaled>,
@@ -64,7 +64,8 @@ pub trait Callback {
         Ok(())
     }
 
-    /// After a batch, with the outcome of the optimizer step; `None` while gradients are only accumulated.
+    /// Runs after a batch, with the outcome of the optimizer step. The outcome is `None` while
+    /// gradients are only accumulated.
     fn on_train_batch_end(
         &mut self,
         outcome: Option<&StepOutcome>,
@@ -74,30 +75,31 @@ pub trait Callback {
         Ok(Vec::new())
     }
 
-    /// How closely this callback must follow each step, which decides whether steps may run as CUDA graphs.
+    /// Returns how closely this callback must follow each step. The trainer runs steps as CUDA
+    /// graphs only if every callback allows it.
     fn step_access(&self) -> StepAccess {
-        StepAccess::Within("a callback does not declare a step_access that allows them")
+        StepAccess::InStep("a callback does not declare a step_access that allows them")
     }
 
-    /// After an epoch's last batch, before its values are read.
+    /// Runs after an epoch's last batch, before the epoch's values are read.
     fn on_train_epoch_end(&mut self, hook: &mut Hook<'_>) -> Result<()> {
         let _ = hook;
         Ok(())
     }
 
-    /// After a validation within an epoch.
+    /// Runs after a validation within an epoch.
     fn on_validation_end(&mut self, validation: &Epoch<'_>) -> Result<Vec<Action>> {
         let _ = validation;
         Ok(Vec::new())
     }
 
-    /// After an epoch, and its validation if one was due.
+    /// Runs after an epoch, and after its validation if one was due.
     fn on_epoch_end(&mut self, epoch: &Epoch<'_>) -> Result<Vec<Action>> {
         let _ = epoch;
         Ok(Vec::new())
     }
 
-    /// The state that this callback needs in a resumed run.
+    /// Returns the state that this callback needs in a resumed run.
     fn state(&self) -> Result<State> {
         Ok(State::default())
     }
@@ -179,11 +181,11 @@ forward_callback!(Box<C>);
 pub struct Epoch<'a> {
     /// The model.
     pub model: &'a dyn LightningModule,
-    /// The precision it trains in.
+    /// The precision of the run.
     pub precision: Precision,
-    /// The figures of the epoch; training figures exist only at the epoch's end.
+    /// The values of the epoch. Training values exist only at the epoch's end.
     pub end: &'a EpochEnd,
-    /// Whether the epoch continues.
+    /// Whether the epoch continues after this validation.
     pub goes_on: bool,
     /// Whether the run ends before the epoch's last batch. A resumed run completes the epoch, so a callback
     /// must not count it now.
@@ -192,8 +194,8 @@ pub struct Epoch<'a> {
     pub(crate) more_to_come: bool,
 }
 
-/// An action that a callback requests. The loop executes actions after all callbacks, so that a saved
-/// file holds the state of each callback; files are deleted last.
+/// An action that a callback requests. The trainer executes actions after all callbacks have run,
+/// so that a saved file holds the state of each callback. It deletes files last.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Save the run to this file.
@@ -210,7 +212,8 @@ pub enum Action {
 }
 
 impl Epoch<'_> {
-    /// The value of this name; `None` if it is not reported now but may be reported at another moment.
+    /// Returns the value of this name; `None` if it is not reported now but may be reported at
+    /// another moment.
     ///
     /// # Errors
     /// When no value of this name is logged per epoch.
@@ -221,7 +224,7 @@ impl Epoch<'_> {
         }
     }
 
-    /// The epoch's value of this name.
+    /// Returns the epoch's value of this name.
     ///
     /// # Errors
     /// When no value of this name is logged per epoch.

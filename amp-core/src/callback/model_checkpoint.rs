@@ -9,9 +9,9 @@ use crate::{
     state::State,
 };
 
-/// Saves a run (lightning.pytorch.callbacks.ModelCheckpoint): the best epochs by a monitored value, as
-/// `epoch=03-val_acc=0.9821.safetensors`; optionally the last epoch, and the state after every N steps,
-/// as `last.safetensors`. A run can be resumed from each file.
+/// Saves a run (lightning.pytorch.callbacks.ModelCheckpoint): the best epochs by a monitored value,
+/// in files such as `epoch=03-val_acc=0.9821.safetensors`; optionally the last epoch, and the state
+/// after every N steps, in `last.safetensors`. A run can be resumed from each file.
 #[derive(Debug, Clone)]
 pub struct ModelCheckpoint {
     folder: PathBuf,
@@ -21,16 +21,17 @@ pub struct ModelCheckpoint {
     save_last: bool,
     weights_only: bool,
     every_n_train_steps: Option<u64>,
-    /// The files kept, the best first.
+    /// The kept files with their values, sorted from best to worst.
     best: Vec<(f64, PathBuf)>,
     /// The kept file of an epoch that ended early, in addition to `save_top_k`. It is removed when a
     /// resumed run completes the epoch.
     early: Option<PathBuf>,
-    /// Held so that no other process saves its run in the folder.
+    /// A lock that keeps other processes from saving their runs in the folder.
     _lock: FolderLock,
 }
 
-/// The most bytes of a monitored name that are used in a file name; file systems limit a file name to 255.
+/// The most bytes that the monitored name may take in a file name. File systems limit a file name
+/// to 255 bytes.
 const LONGEST: usize = 150;
 
 impl ModelCheckpoint {
@@ -38,8 +39,8 @@ impl ModelCheckpoint {
     /// earlier processes are removed.
     ///
     /// # Errors
-    /// When the folder cannot be created, another running process has a `ModelCheckpoint` there, or the
-    /// monitored name fits into no file name.
+    /// When the folder cannot be created, another running process saves its run there, or the
+    /// monitored name is too long for a file name.
     pub fn new(folder: impl Into<PathBuf>, monitor: impl Into<String>, mode: Mode) -> Result<Self> {
         let (folder, monitor) = (folder.into(), monitor.into());
         let length = file_name(&monitor).len();
@@ -66,35 +67,35 @@ impl ModelCheckpoint {
         })
     }
 
-    /// How many of the best epochs are kept.
+    /// Sets how many of the best epochs are kept.
     #[must_use]
     pub fn save_top_k(mut self, k: usize) -> Self {
         self.save_top_k = k;
         self
     }
 
-    /// Whether the last epoch is kept too.
+    /// Sets whether the last epoch is kept too.
     #[must_use]
     pub fn save_last(mut self, save: bool) -> Self {
         self.save_last = save;
         self
     }
 
-    /// Whether files hold only the weights.
+    /// Sets whether files hold only the weights.
     #[must_use]
     pub fn save_weights_only(mut self, weights_only: bool) -> Self {
         self.weights_only = weights_only;
         self
     }
 
-    /// Also saves `last.safetensors` after every `n` optimizer steps applied, within epochs.
+    /// Saves `last.safetensors` also within epochs, after every `n` applied optimizer steps.
     #[must_use]
     pub fn every_n_train_steps(mut self, n: u64) -> Self {
         self.every_n_train_steps = Some(n.max(1));
         self
     }
 
-    /// The best epoch's file so far.
+    /// Returns the best epoch's file so far.
     pub fn best_model_path(&self) -> Option<&Path> {
         self.best.first().map(|(_, path)| path.as_path())
     }
@@ -116,7 +117,7 @@ impl ModelCheckpoint {
             false => String::new(),
         };
         let (monitor, number) = (file_name(&self.monitor), epoch.end.epoch);
-        // A large number has as many digits as its magnitude.
+        // Scientific notation keeps the text of a large number short.
         let value_text = match value.abs() < 1e9 {
             true => format!("{value:.4}"),
             false => format!("{value:.4e}"),
@@ -150,12 +151,13 @@ impl ModelCheckpoint {
     }
 }
 
-/// Whether an action deletes the file that another action writes.
+/// Returns whether `old` deletes the file that `new` writes.
 fn is_of_one_file(old: &Action, new: &Action) -> bool {
     matches!((old, new), (Action::Delete(old), Action::Save { path, .. }) if old == path)
 }
 
-/// A name as part of a file name: unique for each name, whatever characters it has.
+/// Encodes a name for a file name. Different names have different encodings, whatever characters
+/// they contain.
 fn file_name(name: &str) -> String {
     let mut text = String::new();
     for byte in name.bytes() {
@@ -178,8 +180,8 @@ impl Callback for ModelCheckpoint {
 
     fn step_access(&self) -> StepAccess {
         match self.every_n_train_steps {
-            Some(_) => StepAccess::EachStep,
-            None => StepAccess::Late,
+            Some(_) => StepAccess::PerStep,
+            None => StepAccess::Deferred,
         }
     }
 
@@ -229,7 +231,7 @@ impl Callback for ModelCheckpoint {
         self.best = state.get("best")?;
         self.early =
             state.values().contains_key("early").then(|| state.get("early")).transpose()?;
-        // Files of another folder do not belong to this run, and some may be gone.
+        // Files in another folder do not belong to this run, and a file may have been deleted.
         let here = |path: &Path| path.parent() == Some(self.folder.as_path()) && path.exists();
         self.best.retain(|(_, path)| here(path));
         Ok(())

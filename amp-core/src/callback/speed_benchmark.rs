@@ -15,7 +15,7 @@ pub struct SpeedBenchmark {
 }
 
 impl SpeedBenchmark {
-    /// A benchmark without measurements.
+    /// Creates a benchmark without measurements.
     pub fn new() -> Self {
         Self::default()
     }
@@ -27,7 +27,7 @@ impl Callback for SpeedBenchmark {
     }
 
     fn step_access(&self) -> StepAccess {
-        StepAccess::Late
+        StepAccess::Deferred
     }
 
     fn on_train_epoch_start(&mut self, _: &mut Hook<'_>) -> Result<()> {
@@ -67,7 +67,8 @@ impl Callback for SpeedBenchmark {
     }
 }
 
-/// The smallest of the sorted values that is at least as large as this share of them.
+/// Returns the smallest of the sorted values such that at least the fraction `quantile` of all
+/// values is not larger.
 fn nearest_rank(sorted: &[f64], quantile: f64) -> Option<f64> {
     let rank = (quantile * sorted.len() as f64).ceil().max(1.0) as usize;
     sorted.get(rank - 1).copied()

@@ -13,11 +13,12 @@ use super::{
 };
 use crate::{Error, Result, random::Draws, state::State};
 
-/// Examples by number, a batch at a time, so that one read from disk or one `index_select` serves the
-/// whole batch. For one example at a time, as torch.utils.data.Dataset has it, implement
-/// [`MapDataset`](super::MapDataset).
+/// Examples by number. The loader reads a whole batch at a time, so that one disk access or one
+/// `index_select` serves the batch. To read one example at a time, as torch.utils.data.Dataset
+/// does, implement [`MapDataset`](super::MapDataset).
 ///
-/// A batch in memory is one, a [`Batch`](super::Batch) or any other [`BatchType`]. Under prefetching `gather` runs on a thread of the loader's.
+/// A batch in memory is a dataset too: a [`Batch`](super::Batch) or any other [`BatchType`]. With
+/// prefetching, `gather` runs on a thread of the loader.
 ///
 /// ```no_run,standalone_crate
 /// use std::path::PathBuf;
@@ -52,43 +53,45 @@ use crate::{Error, Result, random::Draws, state::State};
 /// # fn main() {}
 /// ```
 pub trait Dataset: Send {
-    /// The type of its batches.
+    /// The type of the set's batches.
     type Batch: BatchType;
 
-    /// Number of examples; it must not change.
+    /// Returns the number of examples; it must not change.
     fn len(&self) -> i64;
 
-    /// Whether there are none.
+    /// Returns whether there are no examples.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The examples at `indices` (from 0, in any order), in that order and in their own dtypes;
-    /// the loader converts and moves them.
+    /// Returns the examples at `indices` (from 0, in any order), in that order and in the set's own
+    /// dtypes. The loader converts and moves them.
     ///
     /// # Errors
     /// When an example cannot be read; the error ends the epoch and reaches the training loop.
     fn gather(&mut self, indices: &[i64]) -> Result<Self::Batch>;
 
-    /// [`gather`](Self::gather) for a set that draws random numbers, as for augmentation: a generator of
-    /// its own, seeded for each example by [`draws.seed(index)`](Draws::seed), draws the same however the
-    /// set is loaded. The loader calls this one.
+    /// Does the same as [`gather`](Self::gather) for a set that draws random numbers, as for
+    /// augmentation: a generator seeded for each example by [`draws.seed(index)`](Draws::seed)
+    /// gives the same numbers with any number of threads and any batch size. The loader calls this
+    /// method.
     ///
-    /// If `gather` draws from libtorch's CPU generator, its numbers depend on the batch and are
-    /// separate from the model's. Such a set is loaded in the training loop, even with `prefetch`.
+    /// If `gather` draws from libtorch's CPU generator, its numbers depend on the batch, but not on
+    /// the numbers that the model draws. The loader reads such a set in the training loop, even
+    /// with `prefetch`.
     ///
     /// # Errors
-    /// As [`gather`](Self::gather).
+    /// The errors of [`gather`](Self::gather).
     fn gather_drawing(&mut self, indices: &[i64], draws: Draws) -> Result<Self::Batch> {
         let _ = draws;
         self.gather(indices)
     }
 
-    /// All examples, where they are in memory anyway: only then may [`Placement::Auto`] bring
-    /// the whole set to the device.
+    /// Returns all examples if the set holds them in memory anyway: [`Placement::Auto`] moves only
+    /// such a set to the device.
     ///
     /// # Errors
-    /// When the examples in memory are no batch.
+    /// When the examples in memory do not form a batch.
     ///
     /// [`Placement::Auto`]: super::Placement::Auto
     fn in_memory(&self) -> Result<Option<AnyBatch>> {
@@ -101,7 +104,7 @@ impl<B: BatchType + Send> Dataset for B {
     type Batch = AnyBatch;
 
     fn len(&self) -> i64 {
-        // `in_memory` reports what is wrong with it.
+        // `in_memory` reports the error of an invalid batch.
         self.to_any().map_or(0, |batch| batch.len())
     }
 
@@ -135,25 +138,25 @@ impl<D: Dataset> AnyDataset for D {
     }
 }
 
-/// A handle of a dataset; clones read the same one.
+/// A handle of a dataset. Clones are handles of the same dataset.
 #[derive(Clone)]
 pub struct SharedDataset {
     len: i64,
-    /// Whether it draws from libtorch's generator, once it was looked.
+    /// Whether the set draws from libtorch's generator; unset until that was checked.
     draws: Arc<OnceLock<bool>>,
     reader: Reader,
-    /// What changes batches after they were brought to the device.
+    /// The transforms of batches on the device.
     transforms: Transforms,
 }
 
 /// The source of the examples.
 #[derive(Clone)]
 enum Reader {
-    /// A batch at a time, on one thread at a time.
+    /// Reads a batch at a time, on one thread at a time.
     Batches(Arc<Mutex<dyn AnyDataset>>),
-    /// One example at a time, on any number of threads.
+    /// Reads one example at a time, on any number of threads.
     Examples(Arc<dyn AnyMapDataset>),
-    /// From front to back, on one thread at a time.
+    /// Reads in sequence, on one thread at a time.
     Stream(Arc<Mutex<dyn AnyStream>>),
 }
 
@@ -174,28 +177,28 @@ impl SharedDataset {
         Self { len, draws: Arc::default(), reader, transforms: Transforms::default() }
     }
 
-    /// A set that gives one example at a time.
+    /// Makes a set that gives one example at a time.
     pub(super) fn of_examples(set: impl MapDataset + 'static) -> Self {
         Self::of(set.len(), Reader::Examples(Arc::new(set)))
     }
 
-    /// A set that is read from front to back.
+    /// Makes a set that is read in sequence.
     pub(super) fn of_stream(set: impl IterableDataset + 'static) -> Result<Self> {
         let (len, stream) = (set.epoch_len(), Stream::new(set)?);
         Ok(Self::of(len, Reader::Stream(Arc::new(Mutex::new(stream)))))
     }
 
-    /// The same set with one more change of its batches, [`Images`](super::Images) for example. A loader makes it after
-    /// it has brought a batch to the device, in f32 or f64 where a batch is floating, and casts to the precision's dtype
-    /// behind the last change. The batches are the same for any number of workers, any [`Placement`](super::Placement)
-    /// and after a resume.
+    /// Adds a transform of whole batches, for example [`Images`](super::Images). The loader applies
+    /// it after it has moved a batch to the device. Floating-point values are f32 or f64 until the
+    /// last transform, and are then cast to the precision's dtype. The batches are the same for any
+    /// number of workers, for any [`Placement`](super::Placement), and after a resume.
     #[must_use]
     pub fn transformed(mut self, transform: impl BatchTransform + 'static) -> Self {
         self.transforms = self.transforms.and(transform);
         self
     }
 
-    /// What changes its batches.
+    /// Returns the transforms of the set's batches.
     pub(super) fn transforms(&self) -> Transforms {
         self.transforms.clone()
     }
@@ -207,23 +210,24 @@ impl SharedDataset {
         }
     }
 
-    /// Whether it is read from front to back: [`gather`](Self::gather) takes consecutive numbers alone then.
+    /// Returns whether the set is read in sequence. [`gather`](Self::gather) of such a set takes
+    /// only consecutive numbers.
     pub fn is_stream(&self) -> bool {
         matches!(self.reader, Reader::Stream(_))
     }
 
-    /// Where a stream is before the example of this number; `None` for other sets.
+    /// Returns the stream's state before the example of this number; `None` for other sets.
     pub(super) fn stream_state(&self, number: i64) -> Result<Option<State>> {
         self.stream().map(|stream| stream.state_before(number)).transpose()
     }
 
-    /// Sets the position of a stream: the example with this number comes next, after a saved state
-    /// or from the start.
+    /// Sets the position of a stream: the example with this number comes next. The stream starts
+    /// from a saved state or from its beginning.
     pub(super) fn set_stream(&self, number: i64, state: Option<State>) -> Result<()> {
         self.stream().map_or(Ok(()), |mut stream| stream.set(number, state))
     }
 
-    /// The set, where it gives one example at a time.
+    /// Returns the set, if it gives one example at a time.
     pub(super) fn examples(&self) -> Option<Arc<dyn AnyMapDataset>> {
         match &self.reader {
             Reader::Examples(set) => Some(set.clone()),
@@ -231,17 +235,17 @@ impl SharedDataset {
         }
     }
 
-    /// Number of examples.
+    /// Returns the number of examples.
     pub fn len(&self) -> i64 {
         self.len
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no examples.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Refuses examples in memory that are no batch.
+    /// Refuses examples in memory that do not form a batch.
     pub(super) fn check(&self) -> Result<()> {
         match self.len {
             0 => self.in_memory().map(drop),
@@ -249,7 +253,7 @@ impl SharedDataset {
         }
     }
 
-    /// The examples at `indices`, in that order.
+    /// Returns the examples at `indices`, in that order.
     ///
     /// # Errors
     /// When the dataset fails or gives another number of examples.
@@ -258,7 +262,8 @@ impl SharedDataset {
         self.transforms().apply(self.gather_drawing(indices, draws)?, indices, draws)
     }
 
-    /// The examples at `indices`, in that order, with random numbers of this epoch and before changes of batches.
+    /// Returns the examples at `indices`, in that order, with random numbers of this epoch, before
+    /// batch transforms.
     pub(super) fn gather_drawing(&self, indices: &[i64], draws: Draws) -> Result<AnyBatch> {
         let (batch, method) = match &self.reader {
             Reader::Batches(set) => (lock(set).gather(indices, draws)?, "gather"),
@@ -268,7 +273,7 @@ impl SharedDataset {
         counted(batch, indices.len(), method)
     }
 
-    /// Whether `self` and `other` read the same data set.
+    /// Returns whether `self` and `other` read the same data set.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         match (&self.reader, &other.reader) {
             (Reader::Batches(one), Reader::Batches(two)) => Arc::ptr_eq(one, two),
@@ -278,28 +283,28 @@ impl SharedDataset {
         }
     }
 
-    /// Whether it draws from libtorch's generator; `None` before it was looked.
+    /// Returns whether the set draws from libtorch's generator; `None` if that was not checked yet.
     pub(super) fn draws(&self) -> Option<bool> {
         self.draws.get().copied()
     }
 
-    /// Notes whether it draws from libtorch's generator.
+    /// Records whether the set draws from libtorch's generator.
     pub(super) fn note_draws(&self, draws: bool) {
         let _ = self.draws.set(draws);
     }
 
-    /// The first `count` examples, or all when there are fewer.
+    /// Returns the first `count` examples, or all when there are fewer.
     ///
     /// # Errors
     /// When the dataset fails.
     pub fn head(&self, count: i64) -> Result<AnyBatch> {
         let indices: Vec<i64> = (0..count.min(self.len)).collect();
-        // A look at them is not a part of a run's random numbers.
+        // This call must not change a run's random numbers.
         let draws = Draws::new(0, 0);
         self.transforms().apply(self.first(&indices, draws)?, &indices, draws)
     }
 
-    /// The first examples, before changes of batches.
+    /// Returns the examples at `indices`, before batch transforms.
     fn first(&self, indices: &[i64], draws: Draws) -> Result<AnyBatch> {
         match self.in_memory()? {
             Some(all) => all.narrow(0, indices.len() as i64),
@@ -307,10 +312,10 @@ impl SharedDataset {
         }
     }
 
-    /// All examples, read once for every epoch, before changes of batches.
+    /// Reads all examples once for every epoch, before batch transforms.
     ///
     /// # Errors
-    /// When the dataset fails, or gives other examples in each epoch.
+    /// When the dataset fails, or has other examples in each epoch.
     pub(super) fn whole(&self) -> Result<AnyBatch> {
         let set = match &self.reader {
             Reader::Batches(_) => {
@@ -319,7 +324,7 @@ impl SharedDataset {
             Reader::Examples(set) => set,
             Reader::Stream(_) => {
                 return Err(Error::config(
-                    "placement device reads the dataset once, but a stream goes on: choose placement auto \
+                    "placement device reads the dataset once, but a stream has no end: choose placement auto \
                      or host",
                 ));
             }
@@ -336,7 +341,7 @@ impl SharedDataset {
         Ok(all)
     }
 
-    /// All examples, where they are in memory, before changes of batches: handles of the same tensors.
+    /// Returns handles of all examples, before batch transforms, if they are in memory.
     pub(super) fn in_memory(&self) -> Result<Option<AnyBatch>> {
         match &self.reader {
             Reader::Batches(set) => lock(set).in_memory(),
@@ -346,6 +351,7 @@ impl SharedDataset {
 }
 
 fn lock<T: ?Sized>(set: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A data set that panicked has reported it; the data set decides whether it can continue.
+    // A panic of the data set was reported when it happened; the data set decides whether it can
+    // continue.
     set.lock().unwrap_or_else(PoisonError::into_inner)
 }

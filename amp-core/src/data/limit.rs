@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// How many batches of a set are used, by Lightning's convention: a whole number is a count, a
-/// number with a point a fraction of the set.
+/// How many batches of a set are used, by Lightning's convention: an integer is a number of
+/// batches; a number with a decimal point is a fraction of the set.
 ///
 /// ```
 /// use amp_core::data::Limit;
@@ -20,21 +20,21 @@ use crate::{Error, Result};
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub enum Limit {
-    /// At most this many; 0 uses none.
+    /// At most this number of batches; 0 uses none.
     Batches(i64),
-    /// This part of the batches, from 0.0 to 1.0, rounded down.
+    /// This fraction of the batches, from 0.0 to 1.0, rounded down.
     Fraction(f64),
 }
 
 impl Default for Limit {
-    /// All batches.
+    /// Uses all batches.
     fn default() -> Self {
         Self::Fraction(1.0)
     }
 }
 
 impl Limit {
-    /// The number of batches to use, out of this many.
+    /// Returns the number of batches to use out of `batches`.
     pub fn of(self, batches: i64) -> i64 {
         match self {
             Self::Batches(most) => batches.min(most),
@@ -42,7 +42,8 @@ impl Limit {
         }
     }
 
-    /// Refuses a count below 0 and a fraction that is not from 0 to 1; `name` is the option's.
+    /// Refuses a negative count, and a fraction that is not from 0 to 1. `name` is the name of the
+    /// option.
     ///
     /// # Errors
     /// When the limit is out of range.
@@ -78,7 +79,7 @@ impl FromStr for Limit {
         limit
             .ok_or_else(|| {
                 Error::config(format!(
-                    "`{text}` is no limit: give a number of batches, as in 100, or a fraction from \
+                    "`{text}` is not a limit: give a number of batches, as in 100, or a fraction from \
                      0.0 to 1.0"
                 ))
             })?

@@ -11,48 +11,51 @@ use super::{
 };
 use crate::{Error, Result, precision::Policy, random::Draws, state::State};
 
-/// Cuts a dataset into batches and brings them to the policy's device and dtype.
+/// Splits a dataset into batches and moves them to the policy's device and dtype.
 ///
-/// An epoch's batches depend on the dataset, the seed and the epoch's number alone, so that the
-/// pair (epoch, batch) is all a run needs to continue where it was.
+/// The batches of an epoch depend only on the dataset, the seed and the epoch's number. A run can
+/// therefore continue from the pair (epoch, batch).
 #[derive(Debug)]
 pub struct DataLoader {
     source: Source,
-    /// The number of examples of the set, and of an epoch.
+    /// The number of examples of the set, and the number per epoch.
     examples: i64,
     len: i64,
-    /// Bytes of a set copied to the device, without memory that the data itself holds.
+    /// The number of bytes of a set that was copied to the device. Memory that the data itself
+    /// holds is not counted.
     copied: u64,
     batch_size: i64,
     drop_last: bool,
     limit: Limit,
     order: Order,
-    /// The seed for the order.
+    /// The seed of the order.
     order_seed: u64,
-    /// The seed for the set's random numbers.
+    /// The seed of the set's random numbers.
     seed: u64,
     policy: Policy,
-    /// Changes of batches on the device.
+    /// The transforms of batches on the device.
     transforms: Transforms,
 }
 
 #[derive(Debug)]
 enum Source {
-    /// The whole set, placed.
+    /// The whole set is on the device.
     Resident(AnyBatch),
     Host {
         data: SharedDataset,
         prefetch: usize,
-        /// Threads that read examples, and how many batches they may be ahead.
+        /// The number of threads that read examples, and the number of batches that they may read
+        /// ahead.
         workers: Option<(usize, usize)>,
     },
 }
 
 impl DataLoader {
-    /// Batches in order; the last one may be smaller.
+    /// Makes batches in order; the last one may be smaller.
     ///
     /// # Errors
-    /// When nothing can be batched so, or the device has no room for a set that is to be stored there.
+    /// When the set cannot be split into such batches, or the device has not enough memory for a
+    /// set that is to be stored there.
     pub fn new(
         data: &SharedDataset,
         batch_size: i64,
@@ -104,8 +107,8 @@ impl DataLoader {
         })
     }
 
-    /// Batches of a permutation that depends only on the seed and the epoch, not on device and
-    /// precision: [`Order::Shuffled`]. A stream keeps its order.
+    /// Shuffles the examples by a permutation that depends only on the seed and the epoch and not
+    /// on device or precision ([`Order::Shuffled`]). A stream keeps its order.
     #[must_use]
     pub fn shuffled(mut self, seed: u64) -> Self {
         self.len = self.examples;
@@ -116,7 +119,7 @@ impl DataLoader {
         self
     }
 
-    /// Batches in this order, or in a sampler's, with this seed.
+    /// Orders the examples by this order or sampler, with this seed.
     ///
     /// # Errors
     /// When a sampler draws no batch, or the set is a stream.
@@ -146,26 +149,27 @@ impl DataLoader {
         Ok(self)
     }
 
-    /// Random numbers of this seed for a set that [draws](super::Dataset::gather_drawing).
+    /// Sets the seed of the random numbers of a set that [draws](super::Dataset::gather_drawing).
     #[must_use]
     pub fn drawing(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
     }
 
-    /// The first batches of each epoch alone.
+    /// Uses only the first batches of each epoch.
     #[must_use]
     pub fn limited(mut self, limit: Limit) -> Self {
         self.limit = limit;
         self
     }
 
-    /// Whether the whole set is on the device.
+    /// Returns whether the whole set is on the device.
     pub fn is_resident(&self) -> bool {
         matches!(self.source, Source::Resident(_))
     }
 
-    /// Bytes of tensors that it has made and keeps: a copy of the whole set, an epoch's order.
+    /// Returns the number of bytes of the tensors that the loader has made and keeps, such as a
+    /// copy of the whole set and the order of an epoch.
     pub(crate) fn held_bytes(&self) -> u64 {
         match (&self.source, self.order.sampler()) {
             (Source::Resident(_), Some(_)) => self.copied + 8 * self.len as u64,
@@ -177,13 +181,13 @@ impl DataLoader {
         matches!(&self.source, Source::Host { data, .. } if data.is_stream())
     }
 
-    /// The number that a stream's example has from the start of the run, by the batch that begins with it.
+    /// Returns the number of a batch's first example, counted from the start of the run.
     fn stream_number(&self, epoch: u64, batch: i64) -> i64 {
         let read = |batches: i64| (batches * self.batch_size).min(self.len);
         epoch.cast_signed() * read(self.batches()) + read(batch)
     }
 
-    /// The state of a stream before a batch; `None` for other sets.
+    /// Returns the state of a stream before a batch; `None` for other sets.
     pub(crate) fn stream_state(&self, epoch: u64, batch: i64) -> Result<Option<State>> {
         match &self.source {
             Source::Resident(_) => Ok(None),
@@ -191,7 +195,7 @@ impl DataLoader {
         }
     }
 
-    /// Lets a batch begin where a stream was saved, or at its start.
+    /// Moves a stream to the start of a batch: to a saved state, or to the stream's beginning.
     pub(crate) fn set_stream(&self, epoch: u64, batch: i64, state: Option<State>) -> Result<()> {
         match &self.source {
             Source::Resident(_) => Ok(()),
@@ -199,22 +203,28 @@ impl DataLoader {
         }
     }
 
-    /// Batches in an epoch.
+    /// Returns the number of batches in an epoch.
     pub fn batches(&self) -> i64 {
-        let rounded = if self.drop_last { self.len } else { self.len + self.batch_size - 1 };
-        self.limit.of(rounded / self.batch_size)
+        self.batches_under(self.limit)
     }
 
-    /// Examples of the batch at `index`.
+    /// Returns the number of batches in an epoch under this limit instead of the loader's own limit.
+    pub fn batches_under(&self, limit: Limit) -> i64 {
+        let rounded = if self.drop_last { self.len } else { self.len + self.batch_size - 1 };
+        limit.of(rounded / self.batch_size)
+    }
+
+    /// Returns the number of examples of the batch at `index`.
     pub fn batch_len(&self, index: i64) -> i64 {
         self.batch_size.min(self.len - index * self.batch_size)
     }
 
-    /// The batches of one epoch, from the one at `first` on, on the policy's device and in its
-    /// dtype. After an error there are no more. Dropping the iterator ends its thread.
+    /// Returns the batches of one epoch, from the batch at `first` on, on the policy's device and
+    /// in its dtype. The iterator ends after an error. Dropping it ends its thread.
     ///
     /// # Errors
-    /// When an epoch has no batch `first`, the device has no room or no thread can be started.
+    /// When an epoch has no batch `first`, the device has not enough memory, or no thread can be
+    /// started.
     pub fn epoch(&self, epoch: u64, first: i64) -> Result<Batches<'_>> {
         let order = self.order(epoch, first)?;
         let placed = self.placed(epoch, first, order.clone())?;
@@ -228,7 +238,7 @@ impl DataLoader {
         Ok(Box::new(until_error(changed)))
     }
 
-    /// The order of an epoch's examples; `None` for the set's own.
+    /// Returns the order of an epoch's examples; `None` for the set's own order.
     fn order(&self, epoch: u64, first: i64) -> Result<Option<Arc<[i64]>>> {
         let batches = self.batches();
         if !(0..=batches).contains(&first) {
@@ -244,7 +254,8 @@ impl DataLoader {
         Ok(order.transpose()?.map(Arc::from))
     }
 
-    /// The place in the order of each batch's first example, and how many examples it has.
+    /// Returns the start of each batch in the order of examples, and the batch's number of
+    /// examples.
     fn ranges(&self, first: i64) -> impl Iterator<Item = (i64, i64)> + Send + use<> {
         let (len, batch_size) = (self.len, self.batch_size);
         (first..self.batches()).map(move |index| {
@@ -253,7 +264,7 @@ impl DataLoader {
         })
     }
 
-    /// The numbers of each batch's examples.
+    /// Returns the numbers of each batch's examples.
     fn indices(
         &self,
         epoch: u64,
@@ -267,7 +278,7 @@ impl DataLoader {
         })
     }
 
-    /// The batches of an epoch on the device, before they are changed there.
+    /// Returns an epoch's batches on the device, before batch transforms.
     fn placed(&self, epoch: u64, first: i64, order: Option<Arc<[i64]>>) -> Result<Batches<'_>> {
         let policy = self.transforms.placing(self.policy);
         match &self.source {
@@ -329,7 +340,7 @@ impl DataLoader {
 /// The batches of an epoch.
 type Batches<'l> = Box<dyn Iterator<Item = Result<AnyBatch>> + 'l>;
 
-/// Ends after the first error, and reads nothing after it.
+/// Ends the iterator after the first error.
 fn until_error<T>(mut items: impl Iterator<Item = Result<T>>) -> impl Iterator<Item = Result<T>> {
     let mut failed = false;
     std::iter::from_fn(move || {

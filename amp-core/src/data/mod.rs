@@ -1,4 +1,4 @@
-//! Datasets and the loader that cuts them into batches and brings those to the device.
+//! Datasets, and the loader that splits them into batches and moves the batches to the device.
 
 mod batch;
 mod dataset;

@@ -3,7 +3,7 @@ use std::collections::HashSet;
 use super::{DataLoader, Loading, Order, Sets, SharedDataset};
 use crate::{Error, Result, precision::Policy};
 
-/// The data sets on which a model is trained, validated and tested, and for which it predicts.
+/// The data sets for training, validation, test and prediction.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{Result, data::{Batch, DataModule}, tch::{Device, Kind, Tensor}};
@@ -28,22 +28,22 @@ pub struct DataModule {
     pub name: String,
     /// Training examples.
     pub train: SharedDataset,
-    /// Sets that `fit` and `validate` validate on; none is needed.
+    /// The sets on which `fit` and `validate` validate; may be empty.
     pub val: Sets,
     /// Sets of the test loop.
     pub test: Sets,
     /// Sets of the predict loop.
     pub predict: Sets,
-    /// Examples in a batch.
+    /// The number of examples in a batch.
     pub batch_size: i64,
-    /// The order of the training examples, which are shuffled unless another is given.
+    /// The order of the training examples. By default they are shuffled.
     pub order: Order,
-    /// How batches reach the device.
+    /// How batches are moved to the device.
     pub loading: Loading,
 }
 
 impl DataModule {
-    /// Two datasets, or two batches in memory, loaded as [`Loading::default`] has it.
+    /// Takes two datasets, or two batches in memory, and loads them by [`Loading::default`].
     pub fn new(
         name: impl Into<String>,
         train: impl Into<SharedDataset>,
@@ -53,7 +53,7 @@ impl DataModule {
         Self { val: Sets::one(val), ..Self::training(name, train, batch_size) }
     }
 
-    /// Training examples alone.
+    /// Takes training examples alone.
     pub fn training(
         name: impl Into<String>,
         train: impl Into<SharedDataset>,
@@ -71,45 +71,45 @@ impl DataModule {
         }
     }
 
-    /// The same with another validation set, whose values are logged under `…/name`.
+    /// Adds another validation set, whose values are logged under `…/name`.
     #[must_use]
     pub fn with_val(mut self, name: impl Into<String>, set: impl Into<SharedDataset>) -> Self {
         self.val = self.val.and(name, set);
         self
     }
 
-    /// The same with this test set, or these sets.
+    /// Sets the test set or test sets.
     #[must_use]
     pub fn with_test(mut self, sets: impl Into<Sets>) -> Self {
         self.test = sets.into();
         self
     }
 
-    /// The same with this set to predict, or these sets.
+    /// Sets the set or sets to predict.
     #[must_use]
     pub fn with_predict(mut self, sets: impl Into<Sets>) -> Self {
         self.predict = sets.into();
         self
     }
 
-    /// The same with another order of the training examples: an [`Order`] or a sampler.
+    /// Sets the order of the training examples: an [`Order`] or a sampler.
     #[must_use]
     pub fn with_order(mut self, order: impl Into<Order>) -> Self {
         self.order = order.into();
         self
     }
 
-    /// The same with the training examples in the set's own order.
+    /// Uses the training examples in the set's own order.
     #[must_use]
     pub fn in_order(self) -> Self {
         self.with_order(Order::InOrder)
     }
 
-    /// Refuses what cannot be batched.
+    /// Refuses data that cannot be split into batches.
     ///
     /// # Errors
-    /// When the batch size is not positive or larger than the training set, a set is empty or no
-    /// batch, or two sets of one loop have the same name.
+    /// When the batch size is not positive or is larger than the training set, a set is empty or is
+    /// not a batch, or two sets of one loop have the same name.
     pub fn check(&self) -> Result<()> {
         let (name, batch, train) = (&self.name, self.batch_size, self.train.len());
         if batch < 1 {
@@ -150,27 +150,28 @@ impl DataModule {
         self.loading.check()
     }
 
-    /// The training batches in the data's order, with this seed.
+    /// Returns the training batches in the data's order, with this seed.
     ///
     /// # Errors
-    /// When they cannot be batched, or the device has no room for a set that is to be stored there.
+    /// When they cannot be split into batches, or the device has not enough memory for a set that
+    /// is to be stored there.
     pub fn train_loader(&self, policy: Policy, seed: u64) -> Result<DataLoader> {
         let loader = DataLoader::new(&self.train, self.batch_size, self.loading, policy)?;
         loader.ordered(self.order.clone(), seed)
     }
 
-    /// The batches of a set that is not used for training: in order, with every example, even with
-    /// `drop_last`.
+    /// Returns the batches of a set that is not used for training: in order, with every example,
+    /// even with `drop_last`.
     ///
     /// # Errors
-    /// The same as [`DataModule::train_loader`]'s.
+    /// The errors of [`DataModule::train_loader`].
     pub fn loader(&self, set: &SharedDataset, policy: Policy) -> Result<DataLoader> {
         let loading = Loading { drop_last: false, ..self.loading };
         DataLoader::new(set, self.batch_size, loading, policy)
     }
 
-    /// The same data with the first `batches` batches of each set alone; a sampler's order becomes
-    /// [`Order::Shuffled`], because the sampler was made for the whole set.
+    /// Returns the same data with only the first `batches` batches of each set. A sampler's order
+    /// becomes [`Order::Shuffled`], because the sampler was made for the whole set.
     ///
     /// # Errors
     /// When a dataset fails.

@@ -10,10 +10,10 @@ use tch::{Device, Kind, Tensor};
 use super::{AnyBatch, SharedDataset};
 use crate::Result;
 
-/// Whether one of two sets is the other, or both share memory.
+/// Returns whether both handles are of one set, or the two sets share memory.
 ///
 /// # Errors
-/// When examples in memory are no batch.
+/// When examples in memory do not form a batch.
 pub(crate) fn share_memory(one: &SharedDataset, other: &SharedDataset) -> Result<bool> {
     if one.is_same(other) {
         return Ok(true);
@@ -32,15 +32,16 @@ pub(crate) fn share_memory(one: &SharedDataset, other: &SharedDataset) -> Result
     Ok(overlapping.peek().is_some() && overlapping.all(overlaps))
 }
 
-/// The part of the examples of `other` that are equal to examples of `one`, where both are in memory.
+/// Returns the fraction of the examples of `other` that equal an example of `one`; `None` unless
+/// both sets are in memory.
 ///
 /// # Errors
-/// When they cannot be read from their device.
+/// When the examples cannot be read from their device.
 pub(crate) fn shared_part(one: &SharedDataset, other: &SharedDataset) -> Result<Option<f64>> {
     let (Some(one), Some(other)) = (one.in_memory()?, other.in_memory()?) else {
         return Ok(None);
     };
-    // A common key for both.
+    // Both sets are hashed with the same key.
     let keys = RandomState::new();
     let known: HashSet<u64> = hashes(&one, &keys)?.into_iter().collect();
     let own = hashes(&other, &keys)?;
@@ -48,7 +49,7 @@ pub(crate) fn shared_part(one: &SharedDataset, other: &SharedDataset) -> Result<
     Ok(Some(shared as f64 / own.len().max(1) as f64))
 }
 
-/// The tensors with something of each example.
+/// Returns the tensors that have a row for each example.
 fn per_example(batch: &AnyBatch) -> impl Iterator<Item = (&str, &Tensor)> {
     let length = batch.len();
     batch.tensors().filter(move |(_, tensor)| tensor.size().first() == Some(&length))
@@ -57,7 +58,7 @@ fn per_example(batch: &AnyBatch) -> impl Iterator<Item = (&str, &Tensor)> {
 /// The memory addresses of a tensor's rows.
 struct Rows {
     first: i64,
-    /// Bytes from one to the next.
+    /// The number of bytes from one row to the next.
     apart: i64,
     count: i64,
     /// The sizes and strides within a row.
@@ -65,7 +66,7 @@ struct Rows {
 }
 
 impl Rows {
-    /// None where all rows are one.
+    /// Returns `None` if all rows are at one address.
     fn of(tensor: &Tensor) -> Option<Self> {
         let (size, stride) = (tensor.size(), tensor.stride());
         let apart = stride.first()? * tensor.kind().elt_size_in_bytes() as i64;
@@ -74,7 +75,8 @@ impl Rows {
         (apart > 0 && tensor.numel() > 0).then_some(Self { first, apart, count: size[0], form })
     }
 
-    /// Whether the two tensors have a row at the same memory address. Returns false if the shapes of their rows differ.
+    /// Returns whether the two tensors have a row at the same memory address. Returns false if the
+    /// shapes of their rows differ.
     fn share_one(&self, other: &Self) -> bool {
         let between = other.first - self.first;
         let rows = between / self.apart;
@@ -86,7 +88,7 @@ impl Rows {
     }
 }
 
-/// A number for each example, which equal ones share.
+/// Returns a hash for each example. Equal examples have equal hashes.
 fn hashes(batch: &AnyBatch, keys: &RandomState) -> Result<Vec<u64>> {
     let length = batch.len();
     let mut rows: Vec<Vec<u8>> = vec![Vec::new(); length as usize];
@@ -125,7 +127,7 @@ mod tests {
         assert!(!share_memory(&train, &part(7, 3)?)?);
         assert!(share_memory(&train, &part(6, 3)?)?);
         assert!(share_memory(&train, &train.clone())?);
-        assert!(!share_memory(&train, &rows(0, 7))?, "a copy lies elsewhere");
+        assert!(!share_memory(&train, &rows(0, 7))?, "a copy has other memory");
         let every_other = |start| -> Result<SharedDataset> {
             let half = |tensor: &Tensor| tensor.slice(0, start, None, 2);
             Ok(Batch::new(half(&input), half(&target))?.into())

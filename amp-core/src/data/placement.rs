@@ -5,29 +5,29 @@ use tch::Device;
 use super::{AnyBatch, SharedDataset};
 use crate::{Error, Result, memory, precision::Policy};
 
-/// The share of a CUDA device's free memory that [`Placement::Auto`] gives to a set.
+/// The fraction of a CUDA device's free memory that [`Placement::Auto`] uses for a set.
 pub const DEVICE_SHARE: f64 = 0.25;
 
-/// Where a set is stored during training. The batches are the same to the last bit.
+/// Where a set is stored during training. The batches are bit-identical in all cases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Placement {
-    /// On the device where that is the quicker way: for a set in memory that takes at most
-    /// [`DEVICE_SHARE`] of the free memory of a CUDA device, or where the device is the CPU and
-    /// no prefetching is asked for. Otherwise on the host.
+    /// Chooses the faster place. A set in memory is stored on a CUDA device if it takes at most
+    /// [`DEVICE_SHARE`] of the free memory there, and on the CPU if that is the training device and
+    /// no prefetching is requested. Every other set is stored on the host.
     #[default]
     Auto,
-    /// On the device, read whole before the first batch: batches are cut out there.
+    /// On the training device: the whole set is read before the first batch.
     Device,
     /// On the host: each batch is gathered there and copied to the device.
     Host,
 }
 
 impl Placement {
-    /// All of them.
+    /// All placements.
     pub const ALL: [Self; 3] = [Self::Auto, Self::Device, Self::Host];
 
-    /// Its name on the command line.
+    /// Returns the placement's name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Auto => "auto",
@@ -53,35 +53,36 @@ impl FromStr for Placement {
     }
 }
 
-/// How batches reach the device.
+/// How batches are moved to the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Loading {
-    /// Whether a last batch that is not full is left out of training.
+    /// Whether training omits a last batch that is not full.
     pub drop_last: bool,
     /// Where the sets are stored.
     pub placement: Placement,
-    /// For sets on the host, the number of batches that a thread of the loader gathers ahead of the
-    /// training loop; for CUDA the thread also pins their memory and copies them on its own stream.
-    /// With `Some(0)` the loop does all this itself, one batch at a time. [`Loading::prefetch_for`]
+    /// For sets on the host: the number of batches that a thread gathers ahead of the training
+    /// loop. For CUDA the thread also pins their memory and copies them on its own stream. With
+    /// `Some(0)` the loop does this itself, one batch at a time. [`Loading::prefetch_for`]
     /// documents `None`.
     ///
-    /// With [`num_workers`](Self::num_workers) it is the total number of batches that the workers
-    /// make ahead, and `None` means 2 for each worker.
+    /// With [`num_workers`](Self::num_workers) it is the number of batches that all workers
+    /// together make ahead. `None` then means 2 for each worker.
     pub prefetch: Option<usize>,
-    /// Threads that read the examples of a [`MapDataset`](super::MapDataset), each a batch at a time
-    /// (`num_workers`). The batches are the same and in the same order for any number. 0 reads them where
-    /// sets that gather whole batches are read, to which this number is of no concern.
+    /// The number of threads that read the examples of a [`MapDataset`](super::MapDataset); each
+    /// makes a whole batch at a time (`num_workers`). The batches and their order are the same for
+    /// any number. With 0 the training loop or the prefetching thread reads them. Other sets ignore
+    /// this number.
     pub num_workers: usize,
 }
 
 impl Loading {
-    /// Batches ahead of the loop: as asked for, otherwise 2 for CUDA (as PyTorch's
-    /// `prefetch_factor`) and 0 for the CPU, whose cores the loop itself needs.
+    /// Returns the number of batches ahead of the loop: the requested number, otherwise 2 for CUDA,
+    /// as PyTorch's `prefetch_factor`, and 0 for the CPU, whose cores the loop itself needs.
     pub fn prefetch_for(&self, device: Device) -> usize {
         self.prefetch.unwrap_or(if device.is_cuda() { 2 } else { 0 })
     }
 
-    /// Batches that workers make ahead of the loop.
+    /// Returns the number of batches that workers make ahead of the loop.
     pub(super) fn ahead_of_workers(&self) -> usize {
         self.prefetch.unwrap_or(2 * self.num_workers)
     }
@@ -105,7 +106,7 @@ impl Loading {
         }
     }
 
-    /// The whole set on the policy's device, when it is to be stored there.
+    /// Returns the whole set on the policy's device, if the set is to be stored there.
     pub(super) fn resident(
         &self,
         data: &SharedDataset,

@@ -16,33 +16,35 @@ use crate::{
     random::{self, Draws},
 };
 
-/// The batches of an epoch, gathered by a thread that ends with it.
+/// The batches of an epoch. A thread gathers them and ends with this iterator.
 pub(super) struct Prefetch {
-    /// `None` when there is nothing more to receive.
+    /// `None` when no further batch will arrive.
     receiver: Option<Receiver<Result<Loaded>>>,
     worker: Option<JoinHandle<()>>,
 }
 
-/// A batch as it comes from the thread.
+/// A batch that the loading thread has made.
 enum Loaded {
     Placed(AnyBatch),
-    /// On the host; the copy of its tensors to the device may still be running.
+    /// On the host. The copy of its tensors to the device may still be running.
     Copying(AnyBatch, ffi::DeviceCopy),
 }
 
 impl Prefetch {
-    /// Starts to gather and place these batches, at most `ahead` before the loop asks for them.
+    /// Starts a thread that gathers and places these batches, at most `ahead` before the loop
+    /// requests them.
     pub(super) fn start(
         batches: impl Iterator<Item = Result<AnyBatch>> + Send + 'static,
         policy: Policy,
         ahead: usize,
     ) -> Result<Self> {
-        // The thread holds one more while it waits for room.
+        // The thread itself holds one more batch while it waits for room.
         let (sender, receiver) = sync_channel(ahead.saturating_sub(1));
         let context = ffi::DebugInfo::current()?;
         let inherited = random::Inherited::current();
         let body = move || {
-            // The loop waits for this thread, so the thread must not wait for the loop's section.
+            // The training loop waits for this thread, so the thread must not wait for the loop's
+            // reproducible section.
             let _guest = inherited.enter();
             let loaded = context.enter().and_then(|()| {
                 let stream = match policy.device {
@@ -53,7 +55,7 @@ impl Prefetch {
             });
             match loaded {
                 Ok(worker) => worker.run(batches, &sender),
-                // If this cannot be sent, the receiver is gone.
+                // Sending fails only if the receiver no longer exists.
                 Err(error) => drop(sender.send(Err(error))),
             }
         };
@@ -83,17 +85,17 @@ impl Iterator for Prefetch {
 
 impl Drop for Prefetch {
     fn drop(&mut self) {
-        // First, so that a thread that waits for room notices that the receiver is gone.
+        // Drops the receiver first, so that a thread that waits for room ends.
         self.receiver = None;
         if let Some(worker) = self.worker.take() {
-            // The thread catches its own panics.
+            // The thread catches its panics itself.
             let _ = worker.join();
         }
     }
 }
 
-/// Gathers the examples at `indices` on a thread and waits for it, so that no other code of the run draws
-/// meanwhile; records whether the set draws from libtorch's generator.
+/// Gathers the examples at `indices` on a thread, and waits for it so that no other code of the run
+/// draws random numbers meanwhile. Records whether the set draws from libtorch's generator.
 pub(super) fn watched(data: &SharedDataset, draws: Draws, indices: &[i64]) -> Result<AnyBatch> {
     let (context, inherited) = (ffi::DebugInfo::current()?, random::Inherited::current());
     let gather = move || {
@@ -135,7 +137,7 @@ impl Worker {
     fn load(&self, batch: AnyBatch) -> Result<Loaded> {
         match self.stream {
             Some(stream) if batch.is_on(Device::Cpu) => {
-                // Converted here, because this thread has the time and f16 halves the copy.
+                // The dtype is converted on this thread, because f16 halves the bytes to copy.
                 let batch = batch.place(Policy::new(self.policy.precision, Device::Cpu))?;
                 let copy = stream.copy(batch.tensors().map(|(_, tensor)| tensor))?;
                 Ok(Loaded::Copying(batch, copy))

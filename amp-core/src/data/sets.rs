@@ -1,39 +1,40 @@
 use super::SharedDataset;
 
-/// The data sets of one loop, in the order in which it runs over them. A set may have a name, under
-/// which its values are logged: `val_loss/rare` of the set `rare`, `val_loss` of the set without one.
+/// The data sets of one loop, in the order in which the loop reads them. A set may have a name,
+/// which the names of its logged values contain: `val_loss/rare` for a set `rare`, `val_loss` for a
+/// set without a name.
 #[derive(Debug, Clone, Default)]
 pub struct Sets(Vec<(String, SharedDataset)>);
 
 impl Sets {
-    /// One set without a name.
+    /// Makes one set without a name.
     pub fn one(set: impl Into<SharedDataset>) -> Self {
         Self(vec![(String::new(), set.into())])
     }
 
-    /// The sets followed by another one.
+    /// Adds another set after the others.
     #[must_use]
     pub fn and(mut self, name: impl Into<String>, set: impl Into<SharedDataset>) -> Self {
         self.0.push((name.into(), set.into()));
         self
     }
 
-    /// Each set with its name.
+    /// Returns each set with its name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &SharedDataset)> {
         self.0.iter().map(|(name, set)| (name.as_str(), set))
     }
 
-    /// The first set.
+    /// Returns the first set.
     pub fn first(&self) -> Option<&SharedDataset> {
         self.0.first().map(|(_, set)| set)
     }
 
-    /// Whether there is no set.
+    /// Returns whether there is no set.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Examples in all sets together.
+    /// Returns the number of examples in all sets together.
     pub fn examples(&self) -> i64 {
         self.0.iter().map(|(_, set)| set.len()).sum()
     }

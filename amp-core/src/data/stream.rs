@@ -1,4 +1,4 @@
-//! Data sets that are read from front to back.
+//! Data sets that are read in sequence.
 
 use std::collections::BTreeMap;
 
@@ -9,9 +9,10 @@ use crate::{
     state::State,
 };
 
-/// Examples in sequence, from shards, a queue or a generator (torch.utils.data.IterableDataset).
-/// Checkpoints store its position, so a resumed run continues with the next example. It has its own
-/// order: it is not shuffled and takes no sampler. One thread reads it.
+/// Examples in sequence, for example from shards, a queue or a generator
+/// (torch.utils.data.IterableDataset). Checkpoints store the position, so a resumed run continues
+/// with the next example. A stream keeps its own order: it is not shuffled and takes no sampler.
+/// One thread reads it.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{
@@ -62,31 +63,33 @@ pub trait IterableDataset: Send {
     /// One example.
     type Example: BatchField;
 
-    /// The number of examples that count as an epoch; the next epoch continues after them. It must not
-    /// change.
+    /// Returns the number of examples that count as an epoch; the next epoch continues after them.
+    /// It must not change.
     fn epoch_len(&self) -> i64;
 
-    /// The next example. A stream that ends starts again. Draw random numbers only from `rng`.
+    /// Returns the next example. After the last example a stream starts again. Draw random numbers
+    /// only from `rng`.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// When the example cannot be read.
     fn next(&mut self, rng: &mut Rng) -> Result<Self::Example>;
 
-    /// The position of the stream: the state from which [`load_state`](Self::load_state) continues with
-    /// the same examples. It is read after each batch and saved in checkpoints, so it must be small.
+    /// Returns the position of the stream, from which [`load_state`](Self::load_state) continues
+    /// with the same examples. It is read after each batch and saved in checkpoints, so it must be
+    /// small.
     ///
     /// # Errors
-    /// When it cannot be determined.
+    /// When the position cannot be determined.
     fn state(&self) -> Result<State>;
 
-    /// Moves to the position that a stream of this kind had.
+    /// Moves to a position that a stream of this kind returned from [`state`](Self::state).
     ///
     /// # Errors
     /// When there is no such position.
     fn load_state(&mut self, state: &State) -> Result<()>;
 
-    /// The batch of these examples, each with its number in the stream. Without an implementation tensors of
-    /// one shape are stacked.
+    /// Makes the batch of these examples, each given with its number in the stream. The default
+    /// stacks tensors of one shape.
     ///
     /// # Errors
     /// When the examples do not fit together.
@@ -95,10 +98,10 @@ pub trait IterableDataset: Send {
         Collate::new().batch(examples)
     }
 
-    /// The set as a [`DataModule`](super::DataModule) takes it.
+    /// Converts the set for a [`DataModule`](super::DataModule).
     ///
     /// # Errors
-    /// When its state cannot be determined.
+    /// When the stream's state cannot be determined.
     fn shared(self) -> Result<SharedDataset>
     where
         Self: Sized + 'static,
@@ -109,24 +112,27 @@ pub trait IterableDataset: Send {
 
 /// A stream of any type of example, addressed by the examples' numbers from the start of the run.
 pub(super) trait AnyStream: Send {
-    /// The batch of the examples at `indices`, which are consecutive.
+    /// Returns the batch of the examples at `indices`, which are consecutive.
     fn gather(&mut self, indices: &[i64], draws: Draws) -> Result<AnyBatch>;
-    /// The state before the example of this number, which was read or comes next.
+    /// Returns the state before the example of this number. The example was already read, or is the
+    /// next one.
     fn state_before(&self, number: i64) -> Result<State>;
-    /// Makes the example of this number the first one after a state, or the stream's first.
+    /// Assigns this number to the next example, after loading `state` or from the stream's
+    /// beginning.
     fn set(&mut self, number: i64, state: Option<State>) -> Result<()>;
 }
 
-/// The number of remembered states: more than batches are read ahead of a checkpoint.
+/// The number of remembered states. It is larger than the number of batches that are read ahead of
+/// a checkpoint.
 const REMEMBERED: usize = 4096;
 
-/// A state that is returned several times.
+/// A state from which several copies can be made.
 struct Kept(State);
 
 impl Kept {
     const PART: &str = "stream";
 
-    /// Tensors are copied, because the stream may overwrite its own.
+    /// Copies the tensors, because the stream may overwrite its own.
     fn of(state: State) -> Result<Self> {
         let mut kept = State::default();
         kept.put_part(Self::PART, state.copied()?);
@@ -149,7 +155,7 @@ pub(super) struct Stream<D> {
 }
 
 impl<D: IterableDataset> Stream<D> {
-    /// At the start.
+    /// Starts at the stream's beginning.
     pub(super) fn new(set: D) -> Result<Self> {
         let first = Kept::of(set.state()?)?;
         Ok(Self { set, next: Some(0), states: BTreeMap::new(), first })
@@ -164,7 +170,7 @@ impl<D: IterableDataset> Stream<D> {
 
     fn read(&mut self, indices: &[i64], draws: Draws) -> Result<AnyBatch> {
         let start = indices.first().copied().unwrap_or_default();
-        // Taken again when the whole batch was read.
+        // `next` stays empty if reading the batch fails, so that the next call loads a state.
         if self.next.take() != Some(start) {
             let state = self.known(start)?;
             self.set.load_state(&state)?;
@@ -195,7 +201,7 @@ impl<D: IterableDataset> AnyStream for Stream<D> {
 
     fn set(&mut self, number: i64, state: Option<State>) -> Result<()> {
         let state = state.unwrap_or_else(|| self.first.state());
-        // Examples had other numbers before.
+        // The numbers of earlier examples are no longer valid.
         self.states.clear();
         self.states.insert(number, Kept::of(state)?);
         self.next = None;

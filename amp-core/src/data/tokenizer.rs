@@ -1,4 +1,4 @@
-//! Text as a `tokenizer.json` encodes it.
+//! Text encoded by a `tokenizer.json`.
 
 use std::path::{Path, PathBuf};
 
@@ -10,10 +10,10 @@ use tokenizers::{
 use super::Pad;
 use crate::{Batch, Error, Result};
 
-/// A tokenizer of Hugging Face, from the `tokenizer.json` that is beside a model's weights there: text to ids and back,
-/// by the crate of which Python's package `tokenizers` is made.
+/// A Hugging Face tokenizer, read from the `tokenizer.json` of a model. It converts text to ids and
+/// back with the Rust crate on which Python's package `tokenizers` is built.
 ///
-/// What the file says of truncation and padding holds until a method here changes it.
+/// The file's settings of truncation and padding apply until a method of this type changes them.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{Batch, Result, data::{DataModule, Tokenizer, Tokens}, tch::Tensor};
@@ -41,16 +41,16 @@ pub struct Tokenizer {
     special: bool,
 }
 
-/// Encoded texts, padded to one length, under the names of transformers' models.
+/// Encoded texts, padded to one length. The fields have the names of transformers' models.
 #[derive(Debug, Batch)]
 pub struct Tokens {
     /// int64 `[N, L]`.
     #[batch(ids)]
     pub input_ids: Tensor,
-    /// int64 `[N, L]`: 1 for the second text of a pair, as the file says.
+    /// int64 `[N, L]`: 1 for tokens of the second text of a pair, if the file declares it.
     #[batch(ids)]
     pub token_type_ids: Tensor,
-    /// Booleans `[N, L]`, true where there is a token and no padding.
+    /// Booleans `[N, L]`, true for tokens and false for padding.
     #[batch(mask)]
     pub attention_mask: Tensor,
 }
@@ -68,10 +68,11 @@ impl Tokenizer {
         Ok(Self { path, inner, special: true })
     }
 
-    /// Cuts texts, and the longer one of a pair, so that with special tokens there are at most `length` tokens.
+    /// Truncates texts to at most `length` tokens, including special tokens. Of a pair the longer
+    /// text is truncated.
     ///
     /// # Errors
-    /// When special tokens alone are as many.
+    /// When special tokens alone fill `length`.
     pub fn truncated(mut self, length: usize) -> Result<Self> {
         let special = if self.special { self.encoded(("", ""), true)?.len() } else { 0 };
         if length <= special {
@@ -87,10 +88,10 @@ impl Tokenizer {
         Ok(self)
     }
 
-    /// Pads texts with this token to the longest one of a batch.
+    /// Pads texts with this token to the longest text of a batch.
     ///
     /// # Errors
-    /// When the tokenizer has no such token.
+    /// When the tokenizer does not have the token.
     pub fn padded(mut self, token: &str) -> Result<Self> {
         let Some(id) = self.inner.token_to_id(token) else {
             return Err(Error::config(format!(
@@ -103,25 +104,25 @@ impl Tokenizer {
         Ok(self)
     }
 
-    /// The same with every batch padded to this length, once padding is declared.
+    /// Pads every batch to this length. Has an effect only after padding is declared.
     #[must_use]
     pub fn padded_to(self, length: usize) -> Self {
         self.with_padding(|padding| padding.strategy = PaddingStrategy::Fixed(length))
     }
 
-    /// The same with batches padded to a multiple of this length, once padding is declared.
+    /// Pads batches to a multiple of this length. Has an effect only after padding is declared.
     #[must_use]
     pub fn padded_to_multiple_of(self, length: usize) -> Self {
         self.with_padding(|padding| padding.pad_to_multiple_of = Some(length))
     }
 
-    /// The same with padding before the text, as for generation, once padding is declared.
+    /// Pads before the text, as generation needs it. Has an effect only after padding is declared.
     #[must_use]
     pub fn padded_left(self) -> Self {
         self.with_padding(|padding| padding.direction = PaddingDirection::Left)
     }
 
-    /// The same without the tokens that the file adds around a text, as `[CLS]`.
+    /// Omits the tokens that the file adds around a text, such as `[CLS]`.
     #[must_use]
     pub fn without_special_tokens(mut self) -> Self {
         self.special = false;
@@ -139,17 +140,17 @@ impl Tokenizer {
         self.inner.get_padding().cloned().unwrap_or_default()
     }
 
-    /// Number of tokens, as for the rows of an embedding.
+    /// Returns the number of tokens, which is the number of rows of an embedding.
     pub fn vocabulary(&self) -> i64 {
         self.inner.get_vocab_size(true) as i64
     }
 
-    /// The id of a token.
+    /// Returns the id of a token.
     pub fn id(&self, token: &str) -> Option<i64> {
         self.inner.token_to_id(token).map(i64::from)
     }
 
-    /// The ids of one text, cut where truncation is declared and not padded.
+    /// Returns the ids of one text without padding, truncated if the file declares truncation.
     ///
     /// # Errors
     /// When the tokenizer cannot encode it.
@@ -160,23 +161,24 @@ impl Tokenizer {
         Ok(kept.map(|(id, _)| i64::from(*id)).collect())
     }
 
-    /// The batch of these texts.
+    /// Encodes these texts as a batch.
     ///
     /// # Errors
-    /// When there is no text, the tokenizer cannot encode one, or they differ in length and no padding is declared.
+    /// When there is no text, the tokenizer cannot encode a text, or texts differ in length and no
+    /// padding is declared.
     pub fn batch(&self, texts: &[impl AsRef<str>]) -> Result<Tokens> {
         self.encode(texts.iter().map(|text| text.as_ref().into()).collect())
     }
 
-    /// The batch of these pairs of texts, as of questions and answers.
+    /// Encodes these pairs of texts as a batch, for example questions and answers.
     ///
     /// # Errors
-    /// As [`batch`](Self::batch).
+    /// The errors of [`batch`](Self::batch).
     pub fn batch_of_pairs(&self, pairs: &[(impl AsRef<str>, impl AsRef<str>)]) -> Result<Tokens> {
         self.encode(pairs.iter().map(|(one, two)| (one.as_ref(), two.as_ref()).into()).collect())
     }
 
-    /// How the field of this name, of ids of texts that are not padded, is padded by [`Collate`](super::Collate).
+    /// Returns the padding of a field of token ids for [`Collate`](super::Collate).
     ///
     /// # Errors
     /// When no padding is declared.
@@ -187,7 +189,7 @@ impl Tokenizer {
         }
     }
 
-    /// The text of ids, without special tokens.
+    /// Decodes ids to text, without special tokens.
     ///
     /// # Errors
     /// When an id is negative or too large, or the tokenizer cannot decode them.

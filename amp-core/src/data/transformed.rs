@@ -1,4 +1,4 @@
-//! Changes of whole batches on their device.
+//! Transforms of whole batches on their device.
 
 use std::{fmt, sync::Arc};
 
@@ -11,8 +11,8 @@ use crate::{
     random::{Draws, Rng},
 };
 
-/// A change of a batch after it was brought to the device, as augmentation there; see
-/// [`SharedDataset::transformed`](super::SharedDataset::transformed).
+/// A transform of a batch that runs after the batch was moved to the device, for example for
+/// augmentation. See [`SharedDataset::transformed`](super::SharedDataset::transformed).
 ///
 /// ```
 /// use amp_core::{Result, data::{AnyBatch, BatchRandom, BatchTransform}, tch::Tensor};
@@ -32,17 +32,18 @@ use crate::{
 /// }
 /// ```
 pub trait BatchTransform: Send + Sync {
-    /// The changed batch, with as many examples. Random numbers are drawn from `random` and from nothing else, on the
-    /// host, so that they are the same wherever the batch is.
+    /// Returns the transformed batch, with the same number of examples. Draw random numbers only
+    /// from `random`, which is a generator on the host, so that they are the same on every device.
     ///
     /// # Errors
-    /// When the batch does not fit the change.
+    /// When the transform cannot process the batch.
     fn apply(&self, batch: AnyBatch, random: &mut BatchRandom) -> Result<AnyBatch>;
 }
 
-/// The random numbers of a batch and of its examples. Those of an example depend on the run's seed, the epoch and the
-/// example's number alone; those of the batch on the numbers of its examples as well. All are apart from the numbers
-/// that a data set draws for the same example.
+/// The random numbers of a batch and of its examples. The numbers of an example depend only on the
+/// run's seed, the epoch and the example's number. The numbers of the batch depend also on the
+/// numbers of its examples. All are independent of the numbers that a data set draws for the same
+/// example.
 #[derive(Debug)]
 pub struct BatchRandom {
     examples: Vec<Rng>,
@@ -56,18 +57,19 @@ impl BatchRandom {
         Self { examples, batch: draws.batch_rng(indices) }
     }
 
-    /// A generator for each example, in the batch's order. Each goes on where the transform before left it.
+    /// Returns a generator for each example, in the batch's order. The generators continue where
+    /// the previous transform stopped.
     pub fn examples(&mut self) -> &mut [Rng] {
         &mut self.examples
     }
 
-    /// The generator of the batch.
+    /// Returns the generator of the batch.
     pub fn batch(&mut self) -> &mut Rng {
         &mut self.batch
     }
 }
 
-/// The changes of a set's batches, one after the other.
+/// The transforms of a set's batches, in order.
 #[derive(Clone, Default)]
 pub(super) struct Transforms(Vec<Arc<dyn BatchTransform>>);
 
@@ -78,7 +80,7 @@ impl fmt::Debug for Transforms {
 }
 
 impl Transforms {
-    /// These and one more behind them.
+    /// Returns these transforms with one more after them.
     pub(super) fn and(&self, transform: impl BatchTransform + 'static) -> Self {
         let mut all = self.0.clone();
         all.push(Arc::new(transform));
@@ -89,7 +91,8 @@ impl Transforms {
         self.0.is_empty()
     }
 
-    /// How batches are brought to the device of this policy before they are changed: not in 16 bits.
+    /// Returns the policy by which batches are moved to the device before the transforms. In a
+    /// 16-bit precision these run in f32.
     pub(super) fn placing(&self, policy: Policy) -> Policy {
         let wide = matches!(policy.precision.storage(), Kind::Float | Kind::Double);
         match self.is_empty() || wide {
@@ -98,7 +101,7 @@ impl Transforms {
         }
     }
 
-    /// The batch of these examples after all changes.
+    /// Applies all transforms to the batch of these examples.
     pub(super) fn apply(&self, batch: AnyBatch, indices: &[i64], draws: Draws) -> Result<AnyBatch> {
         if self.is_empty() {
             return Ok(batch);
@@ -111,7 +114,8 @@ impl Transforms {
     }
 }
 
-/// A [`Transform`] of the images in one field of a batch: all at a time, where they are.
+/// Applies a [`Transform`] to the images in one field of a batch: to all images at once, on the
+/// batch's device.
 ///
 /// ```no_run
 /// use amp_core::{
@@ -146,12 +150,12 @@ pub struct Images<T> {
 }
 
 impl<T: Transform> Images<T> {
-    /// The images of the field `input`.
+    /// Transforms the images of the field `input`.
     pub fn new(transform: T) -> Self {
         Self { field: "input".to_owned(), transform }
     }
 
-    /// The images of another field.
+    /// Transforms the images of another field.
     #[must_use]
     pub fn of_field(mut self, name: impl Into<String>) -> Self {
         self.field = name.into();

@@ -13,8 +13,7 @@ pub struct MemoryPlan {
     pub budget: u64,
     /// The chosen modules.
     pub segments: Vec<Segment>,
-    /// Bytes of activations that are not kept between the forward and the backward pass because of this
-    /// choice.
+    /// Bytes of activations that this choice frees between the forward and the backward pass.
     pub freed: u64,
     /// The expected peak of tensor bytes.
     pub predicted_peak: u64,

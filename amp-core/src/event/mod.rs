@@ -26,16 +26,17 @@ use crate::{
 #[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Event {
-    /// Before the first step.
+    /// The run begins; no step has run yet.
     FitStart(FitStart),
     /// A note for the user, written once.
     Note {
         /// The text, one line.
         text: String,
     },
-    /// The dtypes of the first step.
+    /// The dtypes that the first step used.
     Observed(Observed),
-    /// The modules that are recomputed to stay within the memory budget; before the first step.
+    /// The plan of the modules that are recomputed to stay within the memory budget. It is emitted
+    /// before the first step.
     Checkpointed(MemoryPlan),
     /// A batch was trained on.
     Batch {
@@ -49,17 +50,18 @@ pub enum Event {
         examples: i64,
         /// The loss scale; `None` if the precision has none.
         scale: Option<f64>,
-        /// The part of the run that is done, from 0 to 1, measured by its epochs or its largest number of
-        /// steps. A run that ends for another reason, such as a callback, ends before 1.
+        /// The completed fraction of the run, from 0 to 1, measured by its epochs or its largest
+        /// number of steps. If a run ends earlier, for example because of a callback, its last
+        /// fraction is below one.
         done: f64,
     },
     /// A step was skipped, because a gradient or the loss was not finite.
     Skipped(Skipped),
-    /// The trainer did something so that the run could continue.
+    /// The trainer took an action so that the run could continue.
     Recovered {
         /// Optimizer steps attempted so far.
         attempt: u64,
-        /// What it did.
+        /// The action.
         #[serde(flatten)]
         recovery: Recovery,
     },
@@ -70,7 +72,7 @@ pub enum Event {
         /// The new scale.
         scale: f64,
     },
-    /// Values of one step, at the logging interval.
+    /// The values of one step, emitted at the logging interval.
     Logged {
         /// Optimizer steps applied so far.
         global_step: u64,
@@ -88,10 +90,10 @@ pub enum Event {
     },
     /// A step was profiled. Emitted when the device has finished it, some steps later.
     Profiled(Profile),
-    /// The end of a validation within an epoch, at the configured
-    /// [interval](crate::trainer::ValCheckInterval), or of an evaluation without training.
+    /// A validation within an epoch has ended, which runs at the configured
+    /// [interval](crate::trainer::ValCheckInterval), or an evaluation without training has ended.
     Validated(Validated),
-    /// The end of an epoch, with its validation if one was due.
+    /// An epoch has ended, and its validation if one was due.
     EpochEnd(EpochEnd),
     /// A checkpoint of the current state is being written, while training continues.
     Saving {
@@ -107,22 +109,21 @@ pub enum Event {
     Interrupted {
         /// The signal's number.
         signal: u32,
-        /// Where the run was saved, if it was.
+        /// The file in which the run was saved, if it was saved.
         saved: Option<PathBuf>,
     },
     /// A callback ended the run before its last epoch.
     Stopped {
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// After the last epoch.
+    /// The run has ended after its last epoch.
     FitEnd(FitEnd),
-    /// Before the first batch of an evaluation without training:
-    /// [`Trainer::validate`](crate::Trainer::validate), [`test`](crate::Trainer::test) or
-    /// [`predict`](crate::Trainer::predict). What the model logs follows as [`Media`](Self::Media) and
-    /// [`Validated`](Self::Validated) at step 0.
+    /// An evaluation without training begins: [`Trainer::validate`](crate::Trainer::validate),
+    /// [`test`](crate::Trainer::test) or [`predict`](crate::Trainer::predict). What the model logs
+    /// follows as [`Media`](Self::Media) and [`Validated`](Self::Validated) at step 0.
     EvaluationStart(EvaluationStart),
-    /// After an evaluation without training.
+    /// An evaluation without training has ended.
     EvaluationEnd {
         /// Wall-clock seconds of the evaluation.
         seconds: f64,
@@ -130,7 +131,7 @@ pub enum Event {
 }
 
 impl Event {
-    /// The run that starts with this event: training, or an evaluation without training.
+    /// Returns the run that starts with this event: training, or an evaluation without training.
     pub fn started(&self) -> Option<&RunStart> {
         match self {
             Self::FitStart(start) => Some(&start.run),
@@ -139,13 +140,13 @@ impl Event {
         }
     }
 
-    /// Whether this is the last event of a run.
+    /// Returns whether this is the last event of a run.
     pub fn ends_run(&self) -> bool {
         matches!(self, Self::FitEnd(_) | Self::EvaluationEnd { .. })
     }
 }
 
-/// A skipped step.
+/// A step that was skipped because a gradient or the loss was not finite.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Skipped {
     /// Optimizer steps attempted before this one.
@@ -154,12 +155,12 @@ pub struct Skipped {
     pub culprit: Option<String>,
     /// The loss scale of the attempt.
     pub scale: f64,
-    /// The first value that was not finite, if it was searched for and found.
+    /// The first value that was not finite, if the trainer searched for it and found it.
     pub provenance: Option<Provenance>,
 }
 
 impl Skipped {
-    /// Why the step was skipped, as far as is known.
+    /// Returns the cause of the skip, as far as it is known.
     pub fn cause(&self) -> String {
         match (&self.provenance, &self.culprit) {
             (Some(found), _) => found.to_string(),
@@ -187,28 +188,28 @@ pub struct RunStart {
     pub data: String,
     /// The precision.
     pub precision: Precision,
-    /// The trainer's seed for the order of examples. It is also the seed of weights and dropout if the
-    /// caller seeded libtorch with it.
+    /// The trainer's seed of the order of examples. If the caller seeded libtorch with the same
+    /// number, it is also the seed of the weights and of dropout.
     pub seed: u64,
     /// The machine.
     pub fingerprint: Fingerprint,
     /// Hyperparameters by name.
     pub hyperparameters: crate::Hyperparameters,
-    /// The number of trained values.
+    /// The number of trained parameter elements.
     pub parameters: i64,
 }
 
 /// The properties of a training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FitStart {
-    /// What every run has.
+    /// The properties of every run.
     #[serde(flatten)]
     pub run: RunStart,
-    /// The most epochs.
+    /// The largest number of epochs.
     pub max_epochs: i64,
     /// Batches per epoch.
     pub batches_per_epoch: i64,
-    /// The position at which it continues, if it was resumed from a checkpoint.
+    /// The position at which the run continues, if it was resumed from a checkpoint.
     pub resumed: Option<Position>,
 }
 
@@ -217,7 +218,7 @@ pub struct FitStart {
 pub struct EvaluationStart {
     /// Which evaluation it is.
     pub stage: Stage,
-    /// What every run has.
+    /// The properties of every run.
     #[serde(flatten)]
     pub run: RunStart,
 }
@@ -234,8 +235,8 @@ pub enum Stage {
     Predict,
 }
 
-/// The figures of a validation within an epoch, or of an evaluation without training, whose position and
-/// step are 0.
+/// The values of a validation within an epoch, or of an evaluation without training. The position
+/// and step of an evaluation without training are 0.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Validated {
     /// The position: the next batch.
@@ -249,7 +250,7 @@ pub struct Validated {
     pub val_seconds: f64,
 }
 
-/// The figures of an epoch.
+/// The values of an epoch.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EpochEnd {
     /// From 0.
@@ -258,9 +259,9 @@ pub struct EpochEnd {
     pub global_step: u64,
     /// The learning rate of the epoch's last step.
     pub lr: f64,
-    /// Training values.
+    /// The training values.
     pub train: Vec<Logged>,
-    /// Validation values; empty if no validation was due.
+    /// The validation values; empty if no validation was due.
     pub val: Vec<Logged>,
     /// Wall-clock seconds of training.
     pub train_seconds: f64,
@@ -269,7 +270,7 @@ pub struct EpochEnd {
 }
 
 impl EpochEnd {
-    /// The value of this name, training or validation.
+    /// Returns the value of this name, training or validation.
     pub fn value(&self, name: &str) -> Option<f64> {
         let mut values = self.train.iter().chain(&self.val);
         values.find(|logged| logged.name == name).map(|logged| logged.value)

@@ -35,7 +35,7 @@ impl Phase {
         Self::Optimizer,
     ];
 
-    /// Its name, as in `forward`.
+    /// Returns the phase's name, as in `forward`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Data => "data",
@@ -83,7 +83,8 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// Seconds of a phase: the device's if there is a CUDA device, else the host's.
+    /// Returns the seconds of a phase, measured on the CUDA device if there is one, otherwise on
+    /// the host.
     pub fn seconds(&self, phase: Phase) -> f64 {
         let spans = self.spans.iter().filter(|span| span.phase == phase);
         spans.map(|span| span.device.unwrap_or(span.host).seconds).sum()

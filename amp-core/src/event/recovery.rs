@@ -1,4 +1,4 @@
-//! What the trainer does so that a run can continue.
+//! The trainer's actions that let a run continue after a problem.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::precision::Precision;
 
-/// What the trainer did so that a run could continue.
+/// An action of the trainer that let a run continue.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "recovery", rename_all = "snake_case")]
 #[non_exhaustive]
@@ -31,9 +31,9 @@ pub enum Recovery {
         /// The lowest allowed value.
         scale: f64,
     },
-    /// Batches run in parts, because whole ones do not fit into memory.
+    /// Batches run in parts, because whole batches do not fit into memory.
     MicroBatches {
-        /// The parts of a batch.
+        /// The number of parts of a batch.
         parts: i64,
     },
 }

@@ -5,7 +5,7 @@ use std::ffi::c_int;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use super::{Handle, layers::perhaps_made, take_error};
+use super::{Handle, layers::optional_tensor, take_error};
 use crate::Result;
 
 unsafe extern "C" {
@@ -13,8 +13,8 @@ unsafe extern "C" {
     fn amp_masked_rows(attended: Handle, masked: Handle, out: *mut *mut C_tensor) -> c_int;
 }
 
-/// Divides a product `[batch, length, 3·heads·width]` into queries, keys and values, `[batch, heads,
-/// length, width]` each.
+/// Splits a product `[batch, length, 3·heads·width]` into queries, keys and values, each `[batch,
+/// heads, length, width]`.
 pub(crate) fn split_heads(product: &Tensor, heads: i64) -> Result<[Tensor; 3]> {
     let mut out = [std::ptr::null_mut(); 3];
     checked!(amp_split_heads(product.as_ptr(), heads, out.as_mut_ptr()))?;
@@ -22,10 +22,10 @@ pub(crate) fn split_heads(product: &Tensor, heads: i64) -> Result<[Tensor; 3]> {
     Ok(out.map(|one| unsafe { Tensor::from_ptr(one) }))
 }
 
-/// Writes zeros in place to the output of attention, `[N, heads, L, width]`, where `masked` is true;
-/// `masked` is `[N, heads, L, 1]`, with any size replaced by 1. No other handle of the output may be read
-/// afterwards. `None` if the kernel does not support these arguments.
+/// Writes zeros in place to the output of attention, `[N, heads, L, width]`, where `masked` is
+/// true. The shape of `masked` broadcasts to `[N, heads, L, 1]`. No other handle of the output may
+/// be read afterwards. Returns `None` if the kernel does not support these arguments.
 pub(crate) fn masked_rows(attended: &Tensor, masked: &Tensor) -> Result<Option<Tensor>> {
     let (attended, masked) = (attended.as_ptr(), masked.as_ptr());
-    perhaps_made(|out| checked!(amp_masked_rows(attended, masked, out)))
+    optional_tensor(|out| checked!(amp_masked_rows(attended, masked, out)))
 }

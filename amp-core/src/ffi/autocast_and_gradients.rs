@@ -63,7 +63,7 @@ pub(crate) struct AutocastState {
     pub(crate) cache: bool,
 }
 
-/// libtorch's numbers for the dtypes that autocast supports (c10/core/ScalarType.h).
+/// Returns libtorch's number of a dtype that autocast supports (c10/core/ScalarType.h).
 pub(crate) fn scalar_type(kind: Kind) -> Result<c_int> {
     match kind {
         Kind::Half => Ok(5),
@@ -107,7 +107,7 @@ pub(crate) fn unscale(grads: &[Tensor], found_inf: &Tensor, inv_scale: &Tensor) 
     checked!(amp_unscale(grads.as_ptr(), grads.len(), found_inf.as_ptr(), inv_scale.as_ptr()))
 }
 
-/// Whether every element of the CPU tensors is finite.
+/// Returns whether every element of the CPU tensors is finite.
 pub(crate) fn all_finite(tensors: &[Tensor]) -> Result<bool> {
     let tensors = handles(tensors);
     let mut all = 0;
@@ -115,7 +115,7 @@ pub(crate) fn all_finite(tensors: &[Tensor]) -> Result<bool> {
     Ok(all != 0)
 }
 
-/// The norm of each tensor, on its device.
+/// Returns the norm of each tensor, on its device.
 pub(crate) fn foreach_norm(tensors: &[Tensor], ord: f64, as_f32: bool) -> Result<Vec<Tensor>> {
     let inputs = handles(tensors);
     let mut norms = vec![std::ptr::null_mut(); inputs.len()];
@@ -130,9 +130,9 @@ pub(crate) fn foreach_norm(tensors: &[Tensor], ord: f64, as_f32: bool) -> Result
     Ok(norms.into_iter().map(|norm| unsafe { Tensor::from_ptr(norm) }).collect())
 }
 
-/// The joint norm of gradients on one CUDA device, and the factor min(1, `max_norm` / (norm / `scale` +
-/// 1e-6)) / `scale`. Both are scalars on the device, in f64 if a gradient is f64, otherwise in f32.
-/// `found_inf` becomes NaN if the norm is not finite.
+/// Returns the joint norm of gradients on one CUDA device, and the factor min(1, `max_norm` / (norm
+/// / `scale` + 1e-6)) / `scale`. Both are scalars on the device, in f64 if a gradient is f64,
+/// otherwise in f32. `found_inf` becomes NaN if the norm is not finite.
 pub(crate) fn clip_factor(
     grads: &[Tensor],
     scale: Option<&Tensor>,
@@ -161,13 +161,14 @@ pub(crate) fn foreach_mul(tensors: &[Tensor], factor: &Tensor) -> Result<()> {
     checked!(amp_foreach_mul(tensors.as_ptr(), tensors.len(), factor.as_ptr()))
 }
 
-/// Copies the second tensor of each pair into the first; on a CUDA device by one kernel.
+/// Copies the second tensor of each pair into the first. On a CUDA device one kernel copies all
+/// pairs.
 pub(crate) fn copy_each(pairs: &[[&Tensor; 2]]) -> Result<()> {
     let [to, from] = [0, 1].map(|at| handles(pairs.iter().map(|pair| pair[at])));
     checked!(amp_copy_each(to.as_ptr(), from.as_ptr(), pairs.len()))
 }
 
-/// Adds each tensor of `from` to the tensor at the same index of `to`, without a graph.
+/// Adds each tensor of `from` to the tensor at the same index of `to`, without an autograd graph.
 pub(crate) fn foreach_add_each(to: &[&Tensor], from: &[&Tensor]) -> Result<()> {
     assert_eq!(to.len(), from.len(), "one for each");
     if to.is_empty() {
@@ -177,8 +178,8 @@ pub(crate) fn foreach_add_each(to: &[&Tensor], from: &[&Tensor]) -> Result<()> {
     checked!(amp_foreach_add_each(to.as_ptr(), from.as_ptr(), to.len()))
 }
 
-/// Runs the backward pass of a scalar. Gradients are multiplied by `seed`, an f32 scalar on the loss's
-/// device, if it is given, and added to the parameters' gradients.
+/// Runs the backward pass of a scalar loss and adds to the parameters' gradients. If `seed`, an f32
+/// scalar on the loss's device, is given, the gradients are multiplied by it.
 pub(crate) fn backward(loss: &Tensor, seed: Option<&Tensor>) -> Result<()> {
     checked!(amp_backward(loss.as_ptr(), handle(seed)))
 }
@@ -193,19 +194,19 @@ pub(crate) fn foreach_clamp(tensors: &[Tensor], low: f64, high: f64) -> Result<(
     checked!(amp_foreach_clamp(tensors.as_ptr(), tensors.len(), low, high))
 }
 
-/// The gradients that some parameters have, in a list of libtorch's, so that no handle is allocated for
-/// each.
+/// The gradients of some parameters, in a list of libtorch's, so that no handle is allocated for
+/// each gradient.
 #[derive(Debug)]
 pub(crate) struct Grads {
     list: *mut c_void,
-    /// The list's elements, which are freed with the list.
+    /// Handles of the list's elements. The list frees the elements.
     tensors: Vec<Tensor>,
-    /// The gradient of each parameter.
+    /// The parameter index of each gradient.
     places: Vec<usize>,
 }
 
 impl Grads {
-    /// The gradients that exist now.
+    /// Returns the gradients that exist now.
     pub(crate) fn of(parameters: &[Parameter]) -> Result<Self> {
         let owners = handles(parameters.iter().map(|parameter| &parameter.tensor));
         let mut grads = vec![std::ptr::null_mut(); owners.len()];
@@ -214,14 +215,14 @@ impl Grads {
         let (tensors, places) = (Vec::with_capacity(grads.len()), Vec::with_capacity(grads.len()));
         let mut found = Self { list, tensors, places };
         for (place, grad) in grads.into_iter().enumerate().filter(|(_, grad)| !grad.is_null()) {
-            // SAFETY: the list owns the tensor and frees it; `drop` forgets this handle.
+            // SAFETY: the list owns the tensor and frees it; `drop` does not free this handle.
             found.tensors.push(unsafe { Tensor::from_ptr(grad) });
             found.places.push(place);
         }
         Ok(found)
     }
 
-    /// Each gradient with the index of its parameter.
+    /// Returns each gradient with the index of its parameter.
     pub(crate) fn with_places(&self) -> impl Iterator<Item = (usize, &Tensor)> {
         self.places.iter().copied().zip(&self.tensors)
     }
@@ -245,8 +246,8 @@ impl Drop for Grads {
     }
 }
 
-/// If `any` is true, backward passes may give leaves gradients of any dtype, otherwise of the leaf's own
-/// dtype (PyTorch's `grad_dtype`).
+/// Sets which dtypes a gradient may have. If `any` is true, backward passes may give leaves
+/// gradients of any dtype, otherwise only of the leaf's own dtype (PyTorch's `grad_dtype`).
 pub(crate) fn allow_any_grad_dtype(tensors: &[Tensor], any: bool) -> Result<()> {
     let tensors = handles(tensors);
     checked!(amp_allow_any_grad_dtype(tensors.as_ptr(), tensors.len(), c_int::from(any)))
@@ -258,7 +259,7 @@ pub(crate) fn clear_grads<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> 
     checked!(amp_clear_grads(tensors.as_ptr(), tensors.len()))
 }
 
-/// A number that two handles share exactly when they are the same tensor.
+/// Returns a number that is equal for two handles exactly if they are handles of the same tensor.
 pub(crate) fn identity(tensor: &Tensor) -> usize {
     // SAFETY: the handle is live; the returned address is never dereferenced.
     unsafe { amp_identity(tensor.as_ptr()) as usize }
@@ -281,7 +282,7 @@ mod tests {
             (Kind::Double, f64::MAX),
         ];
         for (kind, largest) in largest {
-            // Lengths below, between and above the widths of the vector instructions.
+            // Lengths below, between and above the widths of the CPU's vector instructions.
             for length in [1, 7, 33, 300] {
                 let finite = Tensor::f_full([length], -largest, (kind, Device::Cpu))?;
                 assert!(all_finite(slice::from_ref(&finite))?, "{length} of {kind:?}");

@@ -32,9 +32,9 @@ pub(crate) fn cuda_library() -> CudaLibrary {
 
 /// The result of loading libtorch's CUDA library (`libtorch_cuda.so`) at the program's start.
 ///
-/// A program is linked with libtorch's CPU library alone. The CUDA library in the same folder is loaded at
-/// start-up where there is an NVIDIA driver, so one binary runs with both kinds of libtorch. Its
-/// [`Display`](fmt::Display) is one line with the cause and the fix.
+/// A program is linked only with libtorch's CPU library. If there is an NVIDIA driver, the CUDA
+/// library in the same folder is loaded at start-up. One binary therefore runs with both kinds of
+/// libtorch. Its [`Display`](fmt::Display) is one line with the cause and the fix.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::hardware::{CudaLibrary, cuda_library};
@@ -54,7 +54,7 @@ pub enum CudaLibrary {
     },
     /// There is no NVIDIA driver: `libcuda.so.1` cannot be opened.
     NoDriver,
-    /// There is an NVIDIA driver, but this libtorch is for the CPU alone.
+    /// There is an NVIDIA driver, but this libtorch supports only the CPU.
     NotInstalled {
         /// The file that would be loaded.
         path: String,
@@ -73,7 +73,7 @@ impl fmt::Display for CudaLibrary {
             Self::NoDriver => write!(f, "there is no NVIDIA driver (libcuda.so.1 was not found)"),
             Self::NotInstalled { path } => write!(
                 f,
-                "this libtorch is for the CPU alone ({path} does not exist): run `cargo amp setup --cuda`"
+                "this libtorch supports only the CPU ({path} does not exist): run `cargo amp setup --cuda`"
             ),
             Self::Failed { reason } => write!(
                 f,

@@ -34,10 +34,10 @@ unsafe extern "C" {
     fn amp_cuda_device(index: c_int, out: *mut AmpCudaDevice) -> c_int;
 }
 
-/// While it exists, counts the bytes of CPU tensors that are allocated on this thread.
+/// A guard that counts the bytes of CPU tensors allocated on this thread.
 pub(crate) struct HostMemory {
     guard: *mut c_void,
-    /// The guard belongs to the thread that started it.
+    /// The guard belongs to the thread that started it, so it is not `Send`.
     _not_send: PhantomData<*const ()>,
 }
 
@@ -48,7 +48,7 @@ impl HostMemory {
         Ok(Self { guard, _not_send: PhantomData })
     }
 
-    /// Current and peak bytes since the start.
+    /// Returns current and peak bytes since the start.
     pub(crate) fn read(&self) -> (i64, i64) {
         let (mut live, mut peak) = (0, 0);
         // SAFETY: the guard lives as long as self.
@@ -59,12 +59,13 @@ impl HostMemory {
 
 impl Drop for HostMemory {
     fn drop(&mut self) {
-        // A failed pop leaves an unused counter, and `drop` cannot return an error.
+        // If this call fails, an unused counter remains; `drop` cannot return an error.
         let _ = checked!(amp_host_memory_stop(self.guard));
     }
 }
 
-/// Requested bytes now, their peak, and the peak of bytes that the caching allocator reserved.
+/// Returns the requested bytes now, their peak, and the peak of bytes that the caching allocator
+/// reserved.
 pub(crate) fn cuda_memory(index: usize) -> Result<(i64, i64, i64)> {
     let (mut requested, mut peak, mut reserved) = (0, 0, 0);
     checked!(amp_cuda_memory(index as c_int, &mut requested, &mut peak, &mut reserved))?;
@@ -83,14 +84,14 @@ pub(crate) fn set_numerics(tf32: bool, deterministic: bool) -> Result<()> {
     checked!(amp_set_numerics(c_int::from(tf32), c_int::from(deterministic)))
 }
 
-/// TF32 and deterministic algorithms.
+/// Returns the settings of TF32 and of deterministic algorithms.
 pub(crate) fn numerics() -> Result<(bool, bool)> {
     let (mut tf32, mut deterministic) = (0, 0);
     checked!(amp_get_numerics(&mut tf32, &mut deterministic))?;
     Ok((tf32 != 0, deterministic != 0))
 }
 
-/// The kernel set that ATen chose, such as `AVX2`.
+/// Returns the kernel set that ATen chose, such as `AVX2`.
 pub(crate) fn cpu_capability() -> Result<String> {
     let mut name = [0; 32];
     checked!(amp_cpu_capability(name.as_mut_ptr(), name.len()))?;

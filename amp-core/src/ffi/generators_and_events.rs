@@ -1,4 +1,5 @@
-//! Random generators and times on the device (`csrc/generators_and_events.cpp`).
+//! Random generators, and events that measure times on the device
+//! (`csrc/generators_and_events.cpp`).
 
 use std::ffi::{c_double, c_int, c_void};
 
@@ -27,7 +28,7 @@ unsafe extern "C" {
     fn amp_event_drop(event: *mut c_void);
 }
 
-/// A device's index as the shim expects it.
+/// Returns a device's index as the shim expects it.
 fn index(device: Device) -> c_int {
     match device {
         Device::Cuda(index) => index as c_int,
@@ -54,12 +55,12 @@ impl CpuRandom {
         checked!(amp_cpu_random_write(self.random))
     }
 
-    /// Seeds the CPU's default generator alone.
+    /// Seeds only the CPU's default generator.
     pub(crate) fn seed(seed: u64) -> Result<()> {
         checked!(amp_cpu_random_seed(seed))
     }
 
-    /// A byte tensor as `torch.get_rng_state` gives it.
+    /// Returns the state as a byte tensor in the format of `torch.get_rng_state`.
     pub(crate) fn tensor(&self) -> Result<Tensor> {
         let mut state = std::ptr::null_mut();
         checked!(amp_cpu_random_tensor(self.random, &mut state))?;
@@ -67,7 +68,7 @@ impl CpuRandom {
         Ok(unsafe { Tensor::from_ptr(state) })
     }
 
-    /// Restores the state from such a tensor.
+    /// Reads a state from a tensor in the format of `torch.get_rng_state`.
     pub(crate) fn from_tensor(state: &Tensor) -> Result<Self> {
         let mut random = std::ptr::null_mut();
         checked!(amp_cpu_random_of(state.as_ptr(), &mut random))?;
@@ -82,7 +83,7 @@ impl Drop for CpuRandom {
     }
 }
 
-/// The state of a CUDA device's default generator, a byte tensor on the CPU.
+/// Returns the state of a CUDA device's default generator, a byte tensor on the CPU.
 pub(crate) fn random_state(device: Device) -> Result<Tensor> {
     let mut state = std::ptr::null_mut();
     checked!(amp_random_get(index(device), &mut state))?;
@@ -120,7 +121,7 @@ impl CudaEvent {
         checked!(amp_event_synchronize(self.event))
     }
 
-    /// Seconds from this point to a later one; waits for it.
+    /// Returns the seconds from this point to a later one. Waits for the later point.
     pub(crate) fn seconds_to(&self, later: &Self) -> Result<f64> {
         let mut milliseconds = 0.0;
         checked!(amp_event_elapsed(self.event, later.event, &mut milliseconds))?;

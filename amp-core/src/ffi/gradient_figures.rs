@@ -26,17 +26,17 @@ impl WatchedGradient {
         Ok(Self(unsafe { Tensor::from_ptr(out) }))
     }
 
-    /// The numbers of NaNs and infinities and the largest magnitude; `None` if there was no
-    /// gradient.
+    /// Returns the numbers of NaN and infinite elements and the largest magnitude; `None` if there
+    /// was no gradient.
     pub(crate) fn read(&self) -> Result<Option<(i64, i64, f64)>> {
         let figures = Vec::<f64>::try_from(&self.0)?;
         Ok((figures[0] != 0.0).then(|| (figures[1] as i64, figures[2] as i64, figures[3])))
     }
 }
 
-/// Drops the cached 16-bit cast of `tensor`. Otherwise matrix products in an autocast region would read the
-/// cast that the tensor's kernel wrote, and their gradients would bypass `tensor`. The numbers are the
-/// same.
-pub(crate) fn forget_twin(tensor: &Tensor) -> Result<()> {
+/// Drops the cached 16-bit cast of `tensor`. Otherwise matrix products in an autocast region would
+/// read the cast, which the kernel that made `tensor` wrote, and gradients would bypass `tensor`.
+/// The values are the same.
+pub(crate) fn drop_cached_cast(tensor: &Tensor) -> Result<()> {
     checked!(amp_forget_twin(tensor.as_ptr()))
 }

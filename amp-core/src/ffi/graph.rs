@@ -24,12 +24,12 @@ unsafe extern "C" {
     fn amp_set_grads(parameters: *const Handle, grads: *const Handle, count: usize) -> c_int;
 }
 
-/// Work of a CUDA device, captured to be launched as a whole. The memory of its tensors is reserved until
-/// it is dropped.
+/// Captured work of a CUDA device, which is launched as a whole. The memory of its tensors stays
+/// reserved until the graph is dropped.
 #[derive(Debug)]
 pub(crate) struct CudaGraph {
     handle: *mut c_void,
-    /// The stream it is captured on belongs to the thread.
+    /// The stream of the capture belongs to the thread, so the graph is not `Send`.
     _not_send: PhantomData<*const ()>,
 }
 
@@ -47,8 +47,8 @@ impl CudaGraph {
         Ok((graph, noted))
     }
 
-    /// Launches the work, then a copy from `from` to `to` in pinned memory. The event marks the end of
-    /// both.
+    /// Launches the graph, followed by a copy from `from` to `to`, which is in pinned memory. The
+    /// returned event marks the end of both.
     pub(crate) fn launch(&self, from: &Tensor, to: &Tensor) -> Result<CudaEvent> {
         let mut event = std::ptr::null_mut();
         checked!(amp_graph_launch(self.handle, from.as_ptr(), to.as_ptr(), &mut event))?;
@@ -63,7 +63,8 @@ impl Drop for CudaGraph {
     }
 }
 
-/// Runs `body` while every wait for the device is an error, as far as libtorch's operations detect waits.
+/// Runs `body` in a mode in which waiting for the device is an error, as far as libtorch's
+/// operations detect waits.
 pub(crate) fn without_synchronization<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     checked!(amp_forbid_synchronization(1))?;
     let done = body();
@@ -71,7 +72,7 @@ pub(crate) fn without_synchronization<T>(body: impl FnOnce() -> Result<T>) -> Re
     done
 }
 
-/// Gives each parameter a tensor as its gradient.
+/// Sets the gradient of each parameter to the given tensor.
 pub(crate) fn set_grads<'a>(
     parameters: impl IntoIterator<Item = &'a Tensor>,
     grads: &[Tensor],

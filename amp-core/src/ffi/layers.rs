@@ -13,7 +13,7 @@ use torch_sys::C_tensor;
 use super::{Handle, handle, take_error};
 use crate::Result;
 
-/// The operations after a batch norm, and its options.
+/// The options of a batch norm and of the operations after it.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BatchNormOptions {
@@ -21,7 +21,7 @@ pub(crate) struct BatchNormOptions {
     pub(crate) eps: c_double,
     /// Dropout's probability, below 1.
     pub(crate) p: c_double,
-    /// Whether ReLU comes before it: 0 or 1.
+    /// Whether ReLU runs before the dropout: 0 or 1.
     pub(crate) relu: c_int,
 }
 
@@ -31,11 +31,11 @@ pub(crate) struct BatchNormOptions {
 pub(crate) struct ImageNormOptions {
     pub(crate) momentum: c_double,
     pub(crate) eps: c_double,
-    /// Whether ReLU follows: 0 or 1. After a residual it always does.
+    /// Whether ReLU follows: 0 or 1. After a residual, ReLU always follows.
     pub(crate) relu: c_int,
 }
 
-/// The operations before and after a layer norm, and its option.
+/// The options of a layer norm and of the operations before and after it.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct LayerNormOptions {
@@ -57,13 +57,13 @@ struct LinearOptions {
 }
 
 impl LinearOptions {
-    /// All outputs, without a following operation.
+    /// Computes all outputs, without a following operation.
     const PLAIN: Self = Self { first: 0, count: 0, p: 0.0, activation: 0 };
 }
 
-/// The operations that can follow a linear layer; the numbers are the C++ layer's.
+/// The operations that can follow a linear layer. The C++ code uses the same numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Behind {
+pub(crate) enum FollowingOp {
     Relu = 1,
     Gelu = 2,
     GeluTanh = 3,
@@ -155,8 +155,8 @@ unsafe extern "C" {
     fn amp_hits(logits: Handle, targets: Handle, out: *mut *mut C_tensor) -> c_int;
 }
 
-/// The tensor that `call` makes, if it makes one.
-pub(super) fn perhaps_made(
+/// Returns the tensor that `call` makes, if it makes one.
+pub(super) fn optional_tensor(
     call: impl FnOnce(*mut *mut C_tensor) -> Result<()>,
 ) -> Result<Option<Tensor>> {
     let mut out = std::ptr::null_mut();
@@ -165,43 +165,40 @@ pub(super) fn perhaps_made(
     Ok((!out.is_null()).then(|| unsafe { Tensor::from_ptr(out) }))
 }
 
-/// The two tensors that `call` makes, if it makes them.
-fn perhaps_both(
+/// Returns the two tensors that `call` makes, if it makes them.
+fn optional_pair(
     call: impl FnOnce(*mut *mut C_tensor, *mut *mut C_tensor) -> Result<()>,
 ) -> Result<Option<(Tensor, Tensor)>> {
     let mut second = std::ptr::null_mut();
-    let first = perhaps_made(|out| call(out, &raw mut second))?;
+    let first = optional_tensor(|out| call(out, &raw mut second))?;
     // SAFETY: if there is a first tensor, this is a new tensor as well, without another owner.
     Ok(first.map(|first| (first, unsafe { Tensor::from_ptr(second) })))
 }
 
-/// The tensor that `call` makes.
+/// Returns the tensor that `call` makes.
 pub(super) fn made(call: impl FnOnce(*mut *mut C_tensor) -> Result<()>) -> Result<Tensor> {
-    Ok(perhaps_made(call)?.expect("on success there is one"))
+    Ok(optional_tensor(call)?.expect("on success there is one"))
 }
 
-/// x·Wᵀ + b. Under autocast on CUDA the gradients of an f32 weight and bias come from f32 sums of
-/// products without being rounded to 16 bits in between.
+/// Computes x·Wᵀ + b.
 pub(crate) fn linear(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     linear_with(input, weight, bias, &LinearOptions::PLAIN)
 }
 
-/// [`linear`] followed by an activation, and after ReLU by dropout with probability `p` below 1. On
-/// CUDA ReLU is part of the product's kernel (`_addmm_activation`), or one kernel computes ReLU and
-/// dropout. In the backward pass one kernel computes the gradients of the activation and of the
-/// bias.
+/// Computes [`linear`] followed by an activation, and after ReLU by dropout with probability `p`
+/// below 1.
 pub(crate) fn linear_activated(
     input: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
-    behind: Behind,
+    behind: FollowingOp,
     p: f64,
 ) -> Result<Tensor> {
     let activation = behind as c_int;
     linear_with(input, weight, bias, &LinearOptions { p, activation, ..LinearOptions::PLAIN })
 }
 
-/// Only these outputs of a [`linear`] layer. The other outputs' gradients are zero.
+/// Computes only these outputs of a [`linear`] layer.
 pub(crate) fn linear_part(
     input: &Tensor,
     weight: &Tensor,
@@ -222,9 +219,9 @@ fn linear_with(
     made(|out| checked!(amp_linear(input, weight, bias, &raw const *options, out)))
 }
 
-/// A square convolution of `[N, C, H, W]` with this stride and padding. In 16 bits it computes in
-/// channels_last if requested, and so does its output; the weight's gradient has the weight's
-/// layout.
+/// Computes a square convolution of `[N, C, H, W]` with this stride and padding. In 16 bits the
+/// computation and the output are in channels_last if requested. The weight's gradient has the
+/// weight's layout.
 pub(crate) fn conv2d(
     input: &Tensor,
     weight: &Tensor,
@@ -238,36 +235,36 @@ pub(crate) fn conv2d(
     })
 }
 
-/// [`conv2d`] without a bias in channels_last and 16 bits on CUDA, and the input for a second use. The
-/// gradients of both uses are added up, if possible within one matrix product. `None` for other
-/// convolutions.
+/// Computes [`conv2d`] without a bias in channels_last and 16 bits on CUDA, and returns the input
+/// for a second use. The gradients of both uses are added up, if possible within one matrix
+/// product. Returns `None` for other convolutions.
 pub(crate) fn conv2d_and_input(
     input: &Tensor,
     weight: &Tensor,
     [stride, padding]: [i64; 2],
 ) -> Result<Option<(Tensor, Tensor)>> {
     let (input, weight) = (input.as_ptr(), weight.as_ptr());
-    perhaps_both(|out, again| {
+    optional_pair(|out, again| {
         checked!(amp_conv2d_and_input(input, weight, stride, padding, out, again))
     })
 }
 
-/// The largest value of each window of `[N, C, H, W]` in channels_last and 16 bits on CUDA. `windows` are
-/// sizes, strides, padding and dilation, each for rows and columns. `None` if the kernels do not support
-/// these arguments.
+/// Computes the largest value of each window of `[N, C, H, W]` in channels_last and 16 bits on
+/// CUDA. `windows` are sizes, strides, padding and dilation, each for rows and columns. Returns
+/// `None` if the kernels do not support these arguments.
 pub(crate) fn max_pool2d(
     input: &Tensor,
     windows: [[i64; 2]; 4],
     ceil_mode: bool,
 ) -> Result<Option<Tensor>> {
     let windows = windows.as_flattened();
-    perhaps_made(|out| {
+    optional_tensor(|out| {
         checked!(amp_max_pool2d(input.as_ptr(), windows.as_ptr(), ceil_mode.into(), out))
     })
 }
 
-/// Batch norm of `[rows, columns]` over the rows, in training, with the operations after it; `None`
-/// if the kernels do not support these tensors.
+/// Computes batch norm of `[rows, columns]` over the rows in training mode, and the operations after
+/// it. Returns `None` if the kernels do not support these tensors.
 pub(crate) fn batch_norm(
     input: &Tensor,
     [weight, bias]: [&Tensor; 2],
@@ -275,7 +272,7 @@ pub(crate) fn batch_norm(
     options: &BatchNormOptions,
 ) -> Result<Option<Tensor>> {
     let [mean, var, tracked] = [0, 1, 2].map(|at| handle(statistics.map(|all| all[at])));
-    perhaps_made(|out| {
+    optional_tensor(|out| {
         checked!(amp_batch_norm(
             input.as_ptr(),
             weight.as_ptr(),
@@ -289,9 +286,9 @@ pub(crate) fn batch_norm(
     })
 }
 
-/// Batch norm of 16-bit `[N, C, H, W]` in channels_last over all dimensions except the channels, in
-/// training, followed by ReLU, or by the residual and ReLU; `None` if the kernels do not support
-/// these tensors.
+/// Computes batch norm of 16-bit `[N, C, H, W]` in channels_last over all dimensions except the
+/// channels, in training mode, followed by ReLU, or by adding the residual and ReLU. Returns `None`
+/// if the kernels do not support these tensors.
 pub(crate) fn batch_norm_images(
     input: &Tensor,
     residual: Option<&Tensor>,
@@ -302,7 +299,7 @@ pub(crate) fn batch_norm_images(
     let [mean, var, tracked] = [0, 1, 2].map(|at| handle(statistics.map(|all| all[at])));
     let (input, residual) = (input.as_ptr(), handle(residual));
     let (weight, bias) = (weight.as_ptr(), bias.as_ptr());
-    perhaps_made(|out| {
+    optional_tensor(|out| {
         checked!(amp_batch_norm_images(
             input,
             residual,
@@ -317,9 +314,9 @@ pub(crate) fn batch_norm_images(
     })
 }
 
-/// Layer norm along the last dimension, in training, of `input`, or with a residual of the residual
-/// plus `input` after dropout, with the operations after it; `None` if the kernels do not support
-/// these tensors.
+/// Computes layer norm along the last dimension, in training mode, and the operations after it.
+/// With a residual the input of the norm is the residual plus `input` after dropout. Returns `None`
+/// if the kernels do not support these tensors.
 pub(crate) fn layer_norm(
     input: &Tensor,
     residual: Option<&Tensor>,
@@ -328,14 +325,14 @@ pub(crate) fn layer_norm(
 ) -> Result<Option<Tensor>> {
     let (input, residual) = (input.as_ptr(), handle(residual));
     let (weight, bias) = (weight.as_ptr(), bias.as_ptr());
-    perhaps_made(|out| {
+    optional_tensor(|out| {
         checked!(amp_layer_norm(input, residual, weight, bias, &raw const *options, out))
     })
 }
 
-/// `input` for a second use by [`residual_add`], and the layer normalisation of `input` along the last
-/// dimension; with `narrow` the normalisation has the dtype of an autocast region. One kernel adds up the
-/// gradients of both. `None` if the kernels do not support these tensors.
+/// Returns `input` for a second use by [`residual_add`], and the layer norm of `input` along the
+/// last dimension. With `narrow` the norm's output has the dtype of an autocast region. One kernel
+/// adds up the gradients of both uses. Returns `None` if the kernels do not support these tensors.
 pub(crate) fn residual_norm(
     input: &Tensor,
     [weight, bias]: [&Tensor; 2],
@@ -344,20 +341,20 @@ pub(crate) fn residual_norm(
 ) -> Result<Option<(Tensor, Tensor)>> {
     let (input, weight, bias) = (input.as_ptr(), weight.as_ptr(), bias.as_ptr());
     let narrow = narrow.into();
-    perhaps_both(|stream, normal| {
+    optional_pair(|stream, normal| {
         checked!(amp_residual_norm(input, weight, bias, eps, narrow, stream, normal))
     })
 }
 
-/// `stream` + `branch`.
+/// Computes `stream` + `branch`.
 pub(crate) fn residual_add(stream: &Tensor, branch: &Tensor) -> Result<Tensor> {
     made(|out| checked!(amp_residual_add(stream.as_ptr(), branch.as_ptr(), out)))
 }
 
-/// The mean cross entropy of logits against int64 classes, where the class `left_out` is ignored, or
-/// against probabilities. Smoothing gives the share `smoothing` of the target to all classes equally. With
-/// `z`, z·log²Σexp(logits) of each target is added. `None` if `z` is given and the kernels do not support
-/// these arguments.
+/// Computes the mean cross entropy of logits against int64 classes, ignoring the class `left_out`,
+/// or against probabilities. With smoothing, the fraction `smoothing` of each target is divided
+/// equally among all classes. If `z` is given, z·log²Σexp(logits) is added for each target. Returns
+/// `None` if `z` is given and the kernels do not support these arguments.
 pub(crate) fn cross_entropy(
     logits: &Tensor,
     targets: &Tensor,
@@ -366,25 +363,26 @@ pub(crate) fn cross_entropy(
     z: f64,
 ) -> Result<Option<Tensor>> {
     let (logits, targets) = (logits.as_ptr(), targets.as_ptr());
-    perhaps_made(|out| checked!(amp_cross_entropy(logits, targets, smoothing, left_out, z, out)))
+    optional_tensor(|out| checked!(amp_cross_entropy(logits, targets, smoothing, left_out, z, out)))
 }
 
-/// The number of int64 targets other than -100: an f64 scalar on their device.
+/// Returns the number of int64 targets other than -100: an f64 scalar on their device.
 ///
 /// # Errors
-/// When a target is not a class below `classes`, on the CPU. On other devices the count is NaN instead.
+/// When a target on the CPU is not a class below `classes`. On other devices the count is NaN
+/// instead.
 pub(crate) fn counted_classes(targets: &Tensor, classes: i64) -> Result<Tensor> {
     made(|out| checked!(amp_counted_classes(targets.as_ptr(), classes, out)))
 }
 
-/// The number of examples whose largest logit, along the second dimension, is at their class, and the
-/// number of examples that [count](counted_classes): f64 `[2]` on the device.
+/// Counts the examples whose largest logit, along the second dimension, is at their class, and the
+/// examples of which [`counted_classes`] counts the target. Returns f64 `[2]` on the device.
 pub(crate) fn correct_counts(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     made(|out| checked!(amp_hits(logits.as_ptr(), targets.as_ptr(), out)))
 }
 
-/// Drops elements of a CUDA tensor with probability `p`, between 0 and 1, in groups of `together`
-/// neighbours.
+/// Drops elements of a CUDA tensor with probability `p`, between 0 and 1. Each group of `together`
+/// neighbours is dropped or kept as a whole.
 pub(crate) fn dropout(input: &Tensor, p: f64, together: i64) -> Result<Tensor> {
     made(|out| checked!(amp_dropout(input.as_ptr(), p, together, out)))
 }

@@ -20,7 +20,7 @@ pub(crate) struct LinearCrossEntropyOptions {
     pub(crate) left_out: i64,
     /// The factor of log²Σexp(logits).
     pub(crate) z: c_double,
-    /// The rows of a chunk.
+    /// The number of rows in a chunk.
     pub(crate) rows: i64,
 }
 
@@ -37,19 +37,20 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// Reads the logits of a chunk, `[rows, classes]`, whose first row is given. The memory of the logits is used again
-/// afterwards.
+/// Reads the logits of a chunk, `[rows, classes]`, which begins at the given row. Afterwards other values are
+/// written to the memory of the logits.
 pub(crate) type EachChunk<'a> = dyn FnMut(&Tensor, i64) -> Result<()> + 'a;
 
-/// What C++ passes back for each chunk.
+/// The state that C++ passes to [`read_chunk`].
 struct Chunks<'a, 'b> {
     each: &'a mut EachChunk<'b>,
     /// The error of the first chunk that failed; no later chunk is read.
     error: Option<Error>,
 }
 
-/// The mean cross entropy of `input`·Wᵀ + b against int64 classes, on the CPU or CUDA. It computes in an autocast
-/// region's dtype, otherwise in the weight's, and holds the logits of one chunk at a time, which `each` reads.
+/// Returns the mean cross entropy of `input`·Wᵀ + b against int64 classes, on the CPU or CUDA. It
+/// computes in the dtype of the autocast region, or without one in the weight's dtype. Only the
+/// logits of one chunk are in memory at a time; `each` reads them.
 pub(crate) fn linear_cross_entropy(
     input: &Tensor,
     weight: &Tensor,

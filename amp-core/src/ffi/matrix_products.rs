@@ -23,8 +23,8 @@ thread_local! {
     static WATCHED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Watches this thread's products until it is dropped. Not `Send`: the callback belongs to the
-/// thread.
+/// Records this thread's matrix products until it is dropped. It is not `Send`, because the
+/// callback belongs to the thread.
 pub(crate) struct WatchedProducts {
     _thread: PhantomData<*const ()>,
 }
@@ -39,13 +39,13 @@ impl WatchedProducts {
 
 impl Drop for WatchedProducts {
     fn drop(&mut self) {
-        // The call removes a callback, and `drop` could not return its error.
+        // The call removes a callback; `drop` cannot return its error.
         let _ = checked!(amp_products_stop());
         WATCHED.set(false);
     }
 }
 
-/// While it exists, this thread's products are not recorded.
+/// A guard: while it exists, this thread's products are not recorded.
 pub(crate) struct PausedProducts {
     paused: bool,
     _thread: PhantomData<*const ()>,
@@ -53,7 +53,7 @@ pub(crate) struct PausedProducts {
 
 impl PausedProducts {
     pub(crate) fn pause() -> Self {
-        // The call only counts; if it failed, nothing would be paused.
+        // The call only increments a counter. If it fails, recording is not paused.
         let paused = WATCHED.get() && checked!(amp_products_pause(1)).is_ok();
         Self { paused, _thread: PhantomData }
     }
@@ -67,7 +67,8 @@ impl Drop for PausedProducts {
     }
 }
 
-/// The products since the last call, in order: the operator and the dtype of its output.
+/// Returns the products since the last call, in order. Each is the operator and the dtype of its
+/// output.
 pub(crate) fn take_products() -> Result<Vec<(&'static str, Kind)>> {
     let mut products = Vec::new();
     for place in 0.. {

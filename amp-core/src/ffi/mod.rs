@@ -1,4 +1,5 @@
-//! The only unsafe code: calls into the C++ shim (`csrc/`), a module for each of its files.
+//! The only unsafe code of the crate: calls into the C++ shim (`csrc/`). Each C++ file has its own
+//! module here.
 //!
 //! Every call goes through [`checked!`], which turns a C++ exception into an [`Error`].
 
@@ -16,7 +17,7 @@ unsafe extern "C" {
     fn amp_take_error(buffer: *mut u8, capacity: usize) -> usize;
 }
 
-/// Calls a shim function; a nonzero status becomes the exception's text.
+/// Calls a shim function. A nonzero status becomes an error with the text of the C++ exception.
 macro_rules! checked {
     ($call:ident($($argument:expr),* $(,)?)) => {{
         // SAFETY: the shim reads the pointers only during the call, every pointer comes from a live
@@ -26,7 +27,7 @@ macro_rules! checked {
     }};
 }
 
-// Declared below the macro because they use it.
+// The modules are declared below the macro because they use it.
 mod attention;
 mod autocast_and_gradients;
 mod cuda_library;

@@ -19,7 +19,7 @@ pub(crate) struct AdamStep {
     pub(crate) beta2: c_double,
     pub(crate) eps: c_double,
     pub(crate) weight_decay: c_double,
-    /// Whether the decay is AdamW's; 0 or 1, as are the other integers here.
+    /// Whether the weight decay is decoupled, as in AdamW. This and the other integers are 0 or 1.
     pub(crate) decoupled: c_int,
 }
 
@@ -57,19 +57,20 @@ pub(crate) struct LionStep {
     pub(crate) weight_decay: c_double,
 }
 
-/// The values of a step that are known only on the device, for this crate's kernels.
+/// The values of a step for this crate's kernels that exist only on the device.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Known<'a> {
+pub(crate) struct DeviceValues<'a> {
     rates: Handle,
     factor: Handle,
     found_inf: Handle,
     tensors: PhantomData<&'a Tensor>,
 }
 
-impl<'a> Known<'a> {
-    /// The step reads its rates from `rates`, where [`write_rates`] wrote them, and multiplies the
-    /// gradients by `factor`. If `found_inf` (f32) is not 0, nothing changes. Both are scalars.
+impl<'a> DeviceValues<'a> {
+    /// Makes a step that reads its rates from `rates`, where [`write_rates`] wrote them, and
+    /// multiplies the gradients by `factor`. If `found_inf` (f32) is not 0, the step changes
+    /// nothing. Both are scalars.
     pub(crate) fn new(
         rates: &'a Tensor,
         factor: Option<&'a Tensor>,
@@ -87,25 +88,25 @@ unsafe extern "C" {
         count: usize,
         step: *const AdamStep,
         code: *const Handle,
-        known: *const Known<'_>,
+        known: *const DeviceValues<'_>,
     ) -> c_int;
     fn amp_sgd_on_device(
         lists: *const *const Handle,
         count: usize,
         step: *const SgdStep,
-        known: *const Known<'_>,
+        known: *const DeviceValues<'_>,
     ) -> c_int;
     fn amp_rmsprop_on_device(
         lists: *const *const Handle,
         count: usize,
         step: *const RmspropStep,
-        known: *const Known<'_>,
+        known: *const DeviceValues<'_>,
     ) -> c_int;
     fn amp_lion_on_device(
         lists: *const *const Handle,
         count: usize,
         step: *const LionStep,
-        known: *const Known<'_>,
+        known: *const DeviceValues<'_>,
     ) -> c_int;
     fn amp_fused_adam(
         lists: *const *const Handle,
@@ -129,10 +130,10 @@ unsafe extern "C" {
     fn amp_foreach_lion(lists: *const *const Handle, count: usize, step: *const LionStep) -> c_int;
 }
 
-/// The largest number of lists. Lists that an optimizer does not have are null.
+/// The largest number of lists. Lists that an optimizer does not need are null.
 const LISTS: usize = 7;
 
-/// Calls `step` with the handles of lists of equal length; missing lists are empty.
+/// Calls `step` with the tensor handles of lists of equal length. Missing lists are empty.
 fn with_lists(
     lists: &[&[&Tensor]],
     step: impl FnOnce(*const *const Handle, usize) -> Result<()>,
@@ -148,15 +149,15 @@ fn with_lists(
     step(pointers.as_ptr(), count)
 }
 
-/// Which kernels compute a step.
+/// The kernels that compute a step.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Kernels<'a> {
     /// This crate's kernel for the whole step, on a CUDA device.
-    Ours(Known<'a>),
-    /// libtorch's kernel for the whole step; if this f32 scalar on the device is 1, nothing
-    /// changes.
+    Ours(DeviceValues<'a>),
+    /// libtorch's kernel for the whole step. If this f32 scalar on the device is 1, the step
+    /// changes nothing.
     Fused(Option<&'a Tensor>),
-    /// Several of libtorch's kernels, each over all parameters.
+    /// Several kernels of libtorch, each over all parameters.
     Foreach,
 }
 
@@ -165,10 +166,10 @@ pub(crate) fn write_rates(rates: &Tensor, lr: f64, momentum: f64) -> Result<()> 
     checked!(amp_write_rates(rates.as_ptr(), lr, momentum))
 }
 
-/// Updates parameters from gradients, exp_avgs, exp_avg_sqs and steps. Only this crate's kernel increments
-/// the steps, and only it supports narrower averages: bfloat16 with stochastic rounding, or u8 codes. For
-/// codes the last lists are the scales of both averages, and `code` has the values (f32 `[256]`) and bounds
-/// (f32 `[255]`) of each.
+/// Updates parameters from gradients, exp_avgs, exp_avg_sqs and steps. Only this crate's kernel
+/// increments the steps and supports low-precision averages: bfloat16 with stochastic rounding, or
+/// u8 codes. For u8 codes the last lists are the scales of both averages, and `code` has the values
+/// (f32 `[256]`) and bounds (f32 `[255]`) for each average.
 pub(crate) fn adam(
     lists: [&[&Tensor]; 7],
     code: Option<[&Tensor; 4]>,
@@ -204,8 +205,8 @@ pub(crate) fn sgd(lists: [&[&Tensor]; 3], step: &SgdStep, kernels: Kernels<'_>) 
     })
 }
 
-/// Updates parameters from gradients, square_avgs, momentum buffers and grad_avgs; the last two only if the
-/// options use them.
+/// Updates parameters from gradients and square_avgs, and, if the options use them, momentum
+/// buffers and grad_avgs.
 pub(crate) fn rmsprop(
     lists: [&[&Tensor]; 5],
     step: &RmspropStep,

@@ -24,7 +24,8 @@ pub(crate) fn add_scaled(tensor: &Tensor, other: &Tensor, factor: f64) -> Result
     checked!(amp_add_scaled(tensor.as_ptr(), other.as_ptr(), factor))
 }
 
-/// Replaces the matrix `update` by one with singular values near 1, in bfloat16 (Newton-Schulz).
+/// Replaces the matrix `update` by a matrix with singular values near 1, by Newton-Schulz iteration
+/// in bfloat16.
 pub(crate) fn newton_schulz(
     update: &Tensor,
     (a, b, c): (f64, f64, f64),

@@ -1,4 +1,4 @@
-//! Whether layers and losses run by this library's kernels (`csrc/own_kernels.cpp`).
+//! Selects the kernels of layers and losses: this library's or libtorch's (`csrc/own_kernels.cpp`).
 
 use std::ffi::c_int;
 
@@ -7,13 +7,13 @@ unsafe extern "C" {
     fn amp_own_kernels_set(own: c_int);
 }
 
-/// Whether this thread's layers and losses take this library's kernels where there are some.
+/// Returns whether layers and losses on this thread use this library's kernels if there are any.
 pub(crate) fn own_kernels() -> bool {
     // SAFETY: it reads a thread-local number.
     unsafe { amp_own_kernels() != 0 }
 }
 
-/// Changes [`own_kernels`] for this thread.
+/// Sets [`own_kernels`] for this thread.
 pub(crate) fn set_own_kernels(own: bool) {
     // SAFETY: it writes a thread-local number.
     unsafe { amp_own_kernels_set(c_int::from(own)) }

@@ -18,8 +18,8 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// Writes to `out` (f32) the `values` (f32 `[256]`) of `codes` (u8), multiplied by the scale of their block
-/// of 256. All are contiguous.
+/// Decodes optimizer state: writes to `out` (f32) the `values` (f32 `[256]`) at `codes` (u8),
+/// multiplied by the scale of their block of 256 elements. All tensors are contiguous.
 pub(crate) fn moments_decode(
     codes: &Tensor,
     scales: &Tensor,
@@ -29,9 +29,9 @@ pub(crate) fn moments_decode(
     checked!(amp_moments_decode(codes.as_ptr(), scales.as_ptr(), values.as_ptr(), out.as_ptr()))
 }
 
-/// Writes `from` (f32) to `codes` and `scales`: the code of an element is the number of `bounds`
-/// (f32 `[255]`) below the element divided by its block's largest magnitude; with `positive`, an
-/// element above zero has at least code 1.
+/// Encodes optimizer state: writes `from` (f32) to `codes` (u8) and `scales`. An element is divided
+/// by the largest magnitude of its block; its code is the number of `bounds` (f32 `[255]`) below
+/// the quotient. With `positive`, an element above zero has at least code 1.
 pub(crate) fn moments_encode(
     from: &Tensor,
     bounds: &Tensor,

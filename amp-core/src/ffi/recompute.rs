@@ -25,14 +25,14 @@ unsafe extern "C" {
 /// Computes a module's output from its input.
 type Run = dyn Fn(&Tensor) -> Result<Tensor>;
 
-/// A checkpointed module as C++ holds it.
+/// A checkpointed module, owned by the C++ node.
 struct Recompute {
     run: Box<Run>,
 }
 
-/// Runs `first` on `input` without keeping activations, and adds a node to the graph, so that `again` runs
-/// in the backward pass with the same autocast state and random numbers. `again` may share values with the
-/// caller only through an `Arc`: on CUDA it runs and is freed on libtorch's threads.
+/// Runs `first` on `input` without keeping activations, and adds a node to the graph. The backward
+/// pass then runs `again` with the same autocast state and random numbers. `again` may share values
+/// with the caller only through an `Arc`, because on CUDA libtorch's threads run and free it.
 pub(crate) fn checkpoint(
     input: &Tensor,
     first: impl FnOnce() -> Result<Tensor>,
@@ -40,7 +40,7 @@ pub(crate) fn checkpoint(
 ) -> Result<Tensor> {
     let mut surroundings = std::ptr::null_mut();
     checked!(amp_surroundings(input.as_ptr(), &mut surroundings))?;
-    // Detached, so that a module that returns its input does not hand out the input's own handle.
+    // The output is detached, because a module may return its input itself.
     let output = match tch::no_grad(|| Ok(first()?.f_detach()?)) {
         Ok(output) => output,
         Err(error) => {
@@ -61,8 +61,8 @@ pub(crate) fn checkpoint(
     Ok(output)
 }
 
-/// Runs a checkpointed module for C++. Returns null if it fails or panics, because neither an error nor a
-/// panic may reach C++.
+/// Runs a checkpointed module for C++. Returns null if the module fails or panics, because neither
+/// errors nor panics may reach C++.
 unsafe extern "C" fn recompute(state: *mut c_void, input: Handle) -> *mut C_tensor {
     // SAFETY: C++ passes the state that it was given, which lives until `drop_recompute`, and a tensor that
     // lives during the call; the clone is a separate handle.

@@ -1,4 +1,4 @@
-//! Operators that this thread runs in training mode (`csrc/training_modes.cpp`).
+//! Detects operators that run in training mode on this thread (`csrc/training_modes.cpp`).
 
 use std::{
     ffi::{CStr, c_char, c_int},
@@ -14,8 +14,9 @@ unsafe extern "C" {
     fn amp_modes_seen(op: *mut *const c_char) -> c_int;
 }
 
-/// Watches this thread for dropout that drops and batch norm that uses the batch's statistics, until it
-/// is dropped. One at a time. Not `Send`: the callback belongs to the thread.
+/// Watches this thread, until it is dropped, for dropout with a probability above 0 and for batch
+/// norm that uses the batch's statistics. Only one watch may exist at a time. It is not `Send`,
+/// because the callback belongs to the thread.
 pub(crate) struct WatchedModes {
     _thread: PhantomData<*const ()>,
 }
@@ -26,7 +27,7 @@ impl WatchedModes {
         Ok(Self { _thread: PhantomData })
     }
 
-    /// The first operator that ran in training mode since the start.
+    /// Returns the first operator that ran in training mode since the start.
     pub(crate) fn trained(&self) -> Result<Option<&'static str>> {
         let mut op = std::ptr::null();
         checked!(amp_modes_seen(&mut op))?;
@@ -42,7 +43,7 @@ impl WatchedModes {
 
 impl Drop for WatchedModes {
     fn drop(&mut self) {
-        // The call removes a callback, and `drop` could not return its error.
+        // The call removes a callback; `drop` cannot return its error.
         let _ = checked!(amp_modes_stop());
     }
 }

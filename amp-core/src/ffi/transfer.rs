@@ -1,4 +1,5 @@
-//! Copies to a device, and the thread state that loader threads inherit (`csrc/transfer.cpp`).
+//! Copies to and from a device, and the thread state that loader threads inherit
+//! (`csrc/transfer.cpp`).
 
 use std::ffi::{c_int, c_void};
 
@@ -35,14 +36,15 @@ unsafe extern "C" {
     fn amp_debug_info_drop(info: *mut c_void);
 }
 
-/// The number of bytes of a device that the driver reports as free.
+/// Returns the number of bytes of a device that the driver reports as free.
 pub(crate) fn cuda_free_memory(index: usize) -> Result<u64> {
     let mut bytes = 0;
     checked!(amp_cuda_free_memory(index as c_int, &mut bytes))?;
     Ok(bytes as u64)
 }
 
-/// A copy in pinned memory, which a CUDA device can read and write while the host continues.
+/// Copies a tensor to pinned memory, which a CUDA device can read and write while the host
+/// continues.
 pub(crate) fn pinned(host: &Tensor) -> Result<Tensor> {
     let mut out = std::ptr::null_mut();
     checked!(amp_pinned(host.as_ptr(), &mut out))?;
@@ -50,7 +52,7 @@ pub(crate) fn pinned(host: &Tensor) -> Result<Tensor> {
     Ok(unsafe { Tensor::from_ptr(out) })
 }
 
-/// A stream of a CUDA device other than the one used for computations.
+/// A stream of a CUDA device for copies, separate from the stream of computations.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SideStream {
     index: c_int,
@@ -64,7 +66,7 @@ impl SideStream {
         Ok(Self { index, id })
     }
 
-    /// Starts to copy tensors from the host to the device, through pinned memory.
+    /// Starts copying tensors from the host to the device through pinned memory.
     pub(crate) fn copy<'t>(
         self,
         tensors: impl IntoIterator<Item = &'t Tensor>,
@@ -107,11 +109,11 @@ impl SideStream {
     }
 }
 
-/// Tensors that are being copied to a device.
+/// Tensors whose copy to a device was started.
 #[derive(Debug)]
 pub(crate) struct DeviceCopy {
     event: *mut c_void,
-    /// Empty once they have arrived.
+    /// Empty after [`arrive`](Self::arrive).
     tensors: Vec<Tensor>,
 }
 
@@ -119,8 +121,8 @@ pub(crate) struct DeviceCopy {
 unsafe impl Send for DeviceCopy {}
 
 impl DeviceCopy {
-    /// The tensors, for use on this thread's current stream: the stream waits for the copy, the thread does
-    /// not.
+    /// Returns the tensors for use on this thread's current stream. The stream waits for the copy;
+    /// the thread does not.
     pub(crate) fn arrive(mut self) -> Result<Vec<Tensor>> {
         let tensors = std::mem::take(&mut self.tensors);
         let handles: Vec<Handle> = tensors.iter().map(|tensor| tensor.as_ptr()).collect();
@@ -136,8 +138,8 @@ impl Drop for DeviceCopy {
     }
 }
 
-/// The observers of a thread's allocations, such as the memory meter, for another thread that works for
-/// this one.
+/// The observers of a thread's allocations, such as the memory meter. A worker thread enters them,
+/// so that its allocations are counted for the first thread.
 pub(crate) struct DebugInfo(*mut c_void);
 
 // SAFETY: a counted pointer to data that C++ only reads; the meters count atomically.

@@ -13,9 +13,9 @@ use crate::{
     random::{Draws, Rng},
 };
 
-/// How a prompt is continued. From ids `[N, L]` the model computes logits `[N, L, vocabulary]` of the next
-/// token at each position, using only the tokens up to that position. The model is
-/// [placed](crate::nn::place) under the policy.
+/// The options for continuing a prompt. From ids `[N, L]` the model computes logits `[N, L,
+/// vocabulary]` of the next token at each position, using only the tokens up to that position. The
+/// model is [placed](crate::nn::place) under the policy.
 ///
 /// Keys and values of earlier tokens are kept in a [`KvCache`]; its documentation lists the requirements on
 /// the model. Once a sequence is longer than `context`, every position shifts, so each further token is
@@ -63,19 +63,20 @@ use crate::{
 /// ```
 #[derive(Debug, Clone)]
 pub struct Generation {
-    /// The most tokens that are added to the prompt.
+    /// The largest number of tokens that are added to the prompt.
     pub max_new_tokens: i64,
-    /// The most tokens from which the model computes: its number of positions.
+    /// The largest number of tokens that the model reads: its number of positions.
     pub context: i64,
-    /// How the next token is chosen. The default takes the likeliest.
+    /// How the next token is chosen. The default chooses the likeliest token.
     pub sampling: Sampling,
-    /// The token that ends a sequence. A sequence that has ended is filled with it, and generation ends
-    /// when all sequences have ended.
+    /// The token that ends a sequence. The rest of an ended sequence is filled with this token.
+    /// Generation stops when all sequences have ended.
     pub end: Option<i64>,
-    /// The seed of the choices. Each sequence has random numbers of its own, so that it does not depend on
-    /// the other sequences.
+    /// The seed of the random choices. Each sequence has its own random numbers, so that its tokens
+    /// do not depend on the other sequences.
     pub seed: u64,
-    /// Whether keys and values are kept. Otherwise the model runs on the whole sequence for every token.
+    /// Whether keys and values of earlier tokens are kept. Without them the model runs on the whole
+    /// sequence for every token.
     pub cache: bool,
 }
 
@@ -86,10 +87,11 @@ impl Generation {
         Self { max_new_tokens, context, sampling, end: None, seed: 0, cache: true }
     }
 
-    /// The prompt `[N, L]` and what follows it, `[N, L + new]`, int64 on the CPU.
+    /// Returns the prompt `[N, L]` with the generated tokens appended, `[N, L + new]`, int64 on the
+    /// CPU.
     ///
     /// # Errors
-    /// The same as [`run_with`](Self::run_with)'s.
+    /// The errors of [`run_with`](Self::run_with).
     pub fn run<M>(&self, model: &M, prompt: &Tensor, policy: Policy) -> Result<Tensor>
     where
         M: Forward<Input = (&'static Tensor,), Output = Tensor> + ?Sized,
@@ -97,8 +99,8 @@ impl Generation {
         self.run_with(model, prompt, policy, |_| Ok(()))
     }
 
-    /// Like [`run`](Self::run), and calls `show` with the next token of each sequence, `[N]`, as soon as it
-    /// is chosen.
+    /// Does the same as [`run`](Self::run), and calls `show` with the next token of each sequence,
+    /// `[N]`, as soon as it is chosen.
     ///
     /// # Errors
     /// When an option is out of range, the prompt is not `[N, L]` of integers, the model fails or cannot use a
@@ -138,7 +140,7 @@ impl Generation {
         Ok(ids.f_to_device(tch::Device::Cpu)?)
     }
 
-    /// The logits `[N, vocabulary]` of the token after `ids`.
+    /// Returns the logits `[N, vocabulary]` of the token after `ids`.
     fn next_logits<M>(
         &self,
         model: &M,
@@ -170,7 +172,7 @@ impl Generation {
         }
     }
 
-    /// The number of sequences. Refuses options that are out of range.
+    /// Checks the options and the prompt, and returns the number of sequences.
     fn check(&self, prompt: &Tensor) -> Result<i64> {
         self.sampling.check()?;
         if self.max_new_tokens < 1 || self.context < 1 {

@@ -3,28 +3,29 @@ use tch::{Device, Kind, Tensor};
 use super::refused;
 use crate::{Result, random::Rng};
 
-/// How a token is chosen by its logits. The steps are applied in the order of `transformers`: temperature,
-/// then `top_k`, then `top_p`. The default chooses the likeliest token.
+/// How a token is chosen from its logits. The steps follow the order of `transformers`:
+/// temperature, then `top_k`, then `top_p`. The default chooses the likeliest token.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Sampling {
-    /// The divisor of the logits: below 1 likely tokens become likelier. At 0 the likeliest token is
-    /// chosen, and the first one if several are equal.
+    /// The divisor of the logits. A value below 1 makes likely tokens likelier. At 0 the likeliest
+    /// token is chosen; if several are equally likely, the first of them.
     pub temperature: f64,
-    /// Only this many of the likeliest tokens are candidates, and further tokens that are as likely as the
-    /// last of them.
+    /// The number of the likeliest tokens that are candidates. Further tokens that are as likely as
+    /// the last of these are candidates too.
     pub top_k: Option<i64>,
-    /// Only the likeliest tokens are candidates: the fewest whose probabilities add up to at least this
-    /// (nucleus sampling, Holtzman et al., arXiv:1904.09751).
+    /// The smallest set of the likeliest tokens whose probabilities add up to at least this number
+    /// are candidates (nucleus sampling, Holtzman et al., arXiv:1904.09751).
     pub top_p: Option<f64>,
 }
 
 impl Sampling {
-    /// Samples by the probabilities at this temperature.
+    /// Samples tokens with their probabilities at this temperature.
     pub fn at(temperature: f64) -> Self {
         Self { temperature, ..Self::default() }
     }
 
-    /// The probabilities of the next token, `[…, vocabulary]` in f64 on the CPU, from logits of this shape.
+    /// Computes the probabilities of the next token, `[…, vocabulary]` in f64 on the CPU, from
+    /// logits of the same shape.
     ///
     /// ```
     /// use amp_core::{generate::Sampling, tch::Tensor};
@@ -37,7 +38,7 @@ impl Sampling {
     /// ```
     ///
     /// # Errors
-    /// When an option is out of range, or a logit is NaN or the largest is infinite.
+    /// When an option is out of range, a logit is NaN, or the largest logit is infinite.
     pub fn probabilities(&self, logits: &Tensor) -> Result<Tensor> {
         self.check()?;
         let logits = logits.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?;

@@ -72,7 +72,7 @@ const FEATURES: [&str; 8] =
     ["avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "asimdhp", "bf16"];
 
 impl Report {
-    /// Queries the machine.
+    /// Reads the properties of the machine.
     ///
     /// # Errors
     /// When a device cannot be queried.
@@ -121,7 +121,8 @@ impl CudaDevice {
     }
 }
 
-/// bf16 before f16: it has the range of f32, so that nothing overflows and no scaler is needed.
+/// Recommends a precision. It prefers bf16 to f16, because bf16 has the range of f32, so that
+/// nothing overflows and no scaler is needed.
 fn recommend(cpu: &Cpu, device: Option<&CudaDevice>) -> Recommendation {
     let has = |feature: &str| cpu.features.iter().any(|own| own == feature);
     let (precision, reason) = match device {

@@ -1,5 +1,5 @@
-//! The log of a captured step. The step adds to sums on the device, without the host, and writes rows
-//! that the host copies after each replay.
+//! The log of a step in a CUDA graph. The step adds to sums on the device, without the host. It
+//! also writes rows, which the host copies after each replay.
 
 use std::cell::Cell;
 
@@ -11,8 +11,8 @@ use crate::{
     metric::{Merge, Part},
 };
 
-/// The initial number of values for which a room has memory (128 KiB). A scalar needs one value, F1 of C
-/// classes 3·C, a confusion matrix C².
+/// The initial number of values for which memory is allocated (128 KiB). A scalar needs one value,
+/// F1 of C classes needs 3·C, and a confusion matrix C².
 const AT_FIRST: i64 = 1 << 14;
 
 /// Memory for the sums of a captured step. It must be allocated before the capture: memory allocated
@@ -33,17 +33,17 @@ impl LogRoom {
         Ok(Self { numbers, needed: Cell::new(0) })
     }
 
-    /// A larger room, for the step that did not fit into this one.
+    /// Returns a larger buffer if a step had more numbers than this buffer holds.
     pub(crate) fn larger(&self) -> Result<Option<Self>> {
         let needed = self.needed.get();
         let larger = || Self::with(needed, self.numbers.device());
         (needed > self.numbers.numel() as i64).then(larger).transpose()
     }
 
-    /// Memory for each of the tensors.
+    /// Allocates memory for the sum of each tensor of `counts`.
     ///
     /// # Errors
-    /// When they need more memory than the room has. A [larger](Self::larger) room exists then.
+    /// When they need more memory than the room has. Then use a [larger](Self::larger) room.
     fn slots(&self, counts: &[&Tensor]) -> Result<Vec<Tensor>> {
         let numbers = counts.iter().map(|counts| counts.numel() as i64);
         self.needed.set(numbers.clone().sum());
@@ -87,7 +87,7 @@ enum Kept {
     Rows(Vec<Tensor>),
 }
 
-/// The sum that replays add to for this part, unless each step's rows are kept.
+/// Returns the sum that replays add to for this part, unless each step's rows are kept.
 fn summed(part: &Part) -> Option<&Tensor> {
     match (part.merge, &*part.pieces) {
         (Merge::Sum, [counts]) => Some(counts),
@@ -96,8 +96,8 @@ fn summed(part: &Part) -> Option<&Tensor> {
 }
 
 impl CapturedLog {
-    /// Adds the values that the batches of one step logged to sums of their own in `room`. Call it during
-    /// the capture. The sums are undefined until they are taken over.
+    /// Adds the values that the batches of one step logged to separate sums in `room`. Call it
+    /// during the capture. The sums are undefined until they are taken over.
     ///
     /// # Errors
     /// When the room is too small.
@@ -107,7 +107,7 @@ impl CapturedLog {
         let parts = step.entries.iter().flat_map(|entry| &entry.state.parts);
         let counts: Vec<&Tensor> = parts.filter_map(summed).collect();
         let slots = room.slots(&counts)?;
-        // By one kernel.
+        // One kernel adds all values.
         ffi::foreach_add_each(&slots.iter().collect::<Vec<_>>(), &counts)?;
         let mut slots = slots.into_iter();
         let entries = step.entries.into_iter().map(|entry| {
@@ -122,7 +122,7 @@ impl CapturedLog {
         Ok(Self { entries: entries.collect(), steps: 0, device: room.numbers.device() })
     }
 
-    /// The sums.
+    /// Returns the sums.
     pub(crate) fn sums(&self) -> impl Iterator<Item = &Tensor> {
         let kept = self.entries.iter().flat_map(|entry| &entry.kept);
         kept.filter_map(|kept| match kept {
@@ -131,10 +131,10 @@ impl CapturedLog {
         })
     }
 
-    /// Continues with the sums of `log`.
+    /// Continues from the sums of `log`.
     ///
     /// # Errors
-    /// When a value of this name was logged in another way.
+    /// When a value of the same name was logged in another way.
     pub(crate) fn take_over(&mut self, log: &mut Log) -> Result<()> {
         self.steps = 0;
         for Captured { step, kept, before } in &mut self.entries {
@@ -172,7 +172,7 @@ impl CapturedLog {
         Ok(())
     }
 
-    /// Copies the rows of the replay that was just started, before the next one overwrites them.
+    /// Copies the rows of the replay that was started last, before the next replay overwrites them.
     ///
     /// # Errors
     /// When there is not enough device memory.
@@ -182,7 +182,7 @@ impl CapturedLog {
         rows.map(|rows| Ok(rows.f_detach_copy()?)).collect()
     }
 
-    /// Counts a step that the device has added, with its [rows](Self::rows).
+    /// Counts a step whose values the device has added, with its [rows](Self::rows).
     pub(crate) fn count_step(&mut self, rows: Vec<Tensor>) {
         self.steps += 1;
         let mut rows = rows.into_iter();
@@ -195,7 +195,7 @@ impl CapturedLog {
         }
     }
 
-    /// Adds the sums to `log` again.
+    /// Returns the sums to `log`.
     ///
     /// # Errors
     /// When another observer logged under the same name in the meantime.
@@ -208,7 +208,7 @@ impl CapturedLog {
             let entry = log.entries.iter_mut().find(|entry| entry.name == step.name);
             let Some(entry) = entry.filter(|entry| entry.batches == *before) else {
                 return Err(Error::config(format!(
-                    "log `{}`: the step and a hook log under one name: rename one of them",
+                    "log `{}`: the step and a hook log the same name: rename one of them",
                     step.name
                 )));
             };
@@ -235,7 +235,7 @@ mod tests {
         metric::{Auroc, Rmse},
     };
 
-    /// Output and target of a step's two batches.
+    /// Returns the output and target of a step's two batches.
     fn batches(step: i64) -> Vec<(Tensor, Tensor)> {
         let batch = |at: i64| {
             let places = Tensor::arange(3, (Kind::Float, Device::Cpu));
@@ -264,7 +264,7 @@ mod tests {
     fn merged(steps: impl Iterator<Item = i64>) -> Result<Log> {
         let mut log = Log::default();
         for step in steps {
-            // Expected: the log of the same step without a graph.
+            // The expected values: the log of the same step without a graph.
             let mut own = Log::default();
             logged(step)?.into_iter().try_for_each(|batch| own.merge(batch))?;
             log.merge(own)?;
@@ -296,7 +296,7 @@ mod tests {
         let mut captured = CapturedLog::capture(logged(9)?, &room)?;
         for replays in [2..5, 5..6] {
             captured.take_over(&mut log)?;
-            // Started before the outcome of the first replay is known.
+            // The second replay starts before the outcome of the first is known.
             let mut queue = Vec::new();
             for step in replays {
                 replay(&captured, step)?;

@@ -1,4 +1,4 @@
-//! One name of the log: the values of its batches, and how they are reduced.
+//! One name of the log: its values, and how they are reduced.
 
 use tch::{Device, Kind, Tensor};
 
@@ -13,23 +13,25 @@ use crate::{
 pub(super) struct Entry {
     pub(super) name: String,
     pub(super) options: LogOptions,
-    /// The function of a restored log is unknown until the model provides it.
+    /// How the value is computed from the state. In a restored log it is unknown until the model
+    /// provides it.
     pub(super) reduction: Option<Reduction>,
-    /// The sums are the same tensors as the latest values, until a second step is added.
+    /// The sums. Until a second step is added, they are the same tensors as the latest values.
     pub(super) state: MetricState,
     pub(super) latest: MetricState,
-    /// Whether a hook logs it instead of a step; unknown in older files.
+    /// Whether a hook logs the value instead of a step; unknown in older files.
     pub(super) of_hook: Option<bool>,
-    /// 0 while only skipped steps have contributed.
+    /// The number of batches. It is 0 while only skipped steps have contributed.
     pub(super) batches: u64,
 }
 
 impl Entry {
-    /// Refuses one name for a step's value and a hook's, because their mean would be neither.
+    /// Returns an error if both a step and a hook log the name, because the mean of their values
+    /// has no meaning.
     pub(super) fn is_logged_by(&self, hook: bool) -> Result<()> {
         match self.of_hook {
             Some(own) if own != hook => Err(Error::config(format!(
-                "log `{}`: the step and a hook log under one name: rename one of them",
+                "log `{}`: the step and a hook log the same name: rename one of them",
                 self.name
             ))),
             _ => Ok(()),
@@ -44,7 +46,7 @@ impl Entry {
         }
     }
 
-    /// Whether its values are reduced in this way; true for an unknown reduction.
+    /// Returns whether the values are reduced in the same way; true for an unknown reduction.
     pub(super) fn is_reduced_like(&self, other: Option<&Reduction>) -> bool {
         match (&self.reduction, other) {
             (Some(own), Some(other)) => own.name() == other.name(),
@@ -63,7 +65,7 @@ impl Entry {
     pub(super) fn add(&mut self, reduction: Option<&Reduction>, state: MetricState) -> Result<()> {
         let state = match (&self.reduction, reduction) {
             (Some(Reduction::Ratio), Some(Reduction::Mean)) => as_ratio(&state)?,
-            // A mean whose weight was on the host for some batches and on the device for others.
+            // The weight of a mean was on the host for some batches and on the device for others.
             (Some(Reduction::Mean), Some(Reduction::Ratio)) => {
                 self.state = as_ratio(&self.state)?;
                 self.reduction = reduction.cloned();
@@ -84,7 +86,7 @@ impl Entry {
         Ok(())
     }
 
-    /// One value, or one per element, named after the element's index.
+    /// Reads one value, or one value per element, named after the element's index.
     pub(super) fn read(&self, state: &MetricState) -> Result<Vec<Logged>> {
         let name = &self.name;
         let Some(reduction) = &self.reduction else {
@@ -142,14 +144,14 @@ impl Entry {
 
     pub(super) fn from_state(from: &State, name: String, device: Device) -> Result<Self> {
         let (weight, latest, batches) = from.get("weights")?;
-        // Files from before several parts existed have one sum.
+        // Older files have one sum and no field `merges`.
         let merges: Vec<Merge> = from.get("merges").unwrap_or_else(|_| vec![Merge::Sum]);
         let state = |key: &str, weight: f64| -> Result<MetricState> {
             let parts = merges.iter().zip(0..).map(|(merge, at)| {
                 let pieces = vec![from.tensor(&name_of(key, at))?.shallow_clone()];
                 Ok(Part { merge: *merge, pieces })
             });
-            // A copy, because sums are added to in place.
+            // The tensors are copied, because sums are updated in place.
             MetricState { parts: parts.collect::<Result<_>>()?, weight }.copied_to(device)
         };
         Ok(Self {
@@ -164,7 +166,7 @@ impl Entry {
     }
 }
 
-/// The name under which the tensor at an index is saved.
+/// Returns the name under which the tensor at an index is saved.
 fn name_of(key: &str, at: usize) -> String {
     match at {
         0 => key.to_owned(),
@@ -172,7 +174,7 @@ fn name_of(key: &str, at: usize) -> String {
     }
 }
 
-/// A sum with its weight, on its device.
+/// Converts a mean with a weight on the host to a sum and a weight on the device.
 fn as_ratio(mean: &MetricState) -> Result<MetricState> {
     let [sum] = mean.tensors()?.try_into().map_err(|_| Error::config("a mean is of one sum"))?;
     let weight = sum.f_full_like(mean.weight)?;

@@ -1,30 +1,31 @@
-//! The position of a batch between two reports.
+//! The position of a batch in the logging interval.
 
 use std::cell::Cell;
 
 use crate::{Error, Result};
 
-/// The position of a batch between two reports of its values.
+/// The position of a batch in the logging interval.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Interval {
     is_logged: bool,
     is_captured: bool,
-    /// Whether code asked for the position, and may do additional work when values are reported.
+    /// Whether code asked for the position. Such code may do additional work when values are
+    /// reported.
     asked: Cell<bool>,
 }
 
 impl Interval {
-    /// Of a batch whose values are reported or not.
+    /// Makes the interval of a batch whose values are reported or not.
     pub(crate) fn of(is_logged: bool) -> Self {
         Self { is_logged, ..Self::default() }
     }
 
-    /// Of a batch within a CUDA graph.
+    /// Makes the interval of a batch within a CUDA graph.
     pub(crate) fn captured() -> Self {
         Self { is_captured: true, ..Self::default() }
     }
 
-    /// Whether the batch's values are reported. Code that asks may do additional work then.
+    /// Returns whether the batch's values are reported. Code that asks may do additional work then.
     pub(crate) fn ask(&self) -> bool {
         self.asked.set(true);
         self.is_logged
@@ -34,12 +35,12 @@ impl Interval {
         self.asked.get()
     }
 
-    /// Records whether code asked in a batch.
+    /// Remembers whether code asked for the position in `batch`.
     pub(super) fn follow(&mut self, batch: &Self) {
         self.asked.set(self.asked.get() || batch.asked.get());
     }
 
-    /// Refuses a copy to the host within a graph.
+    /// Returns an error if a value would be copied to the host within a CUDA graph.
     pub(super) fn may_copy(&self, name: &str) -> Result<()> {
         match self.is_captured {
             false => Ok(()),

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 
 use crate::{Error, Result, precision::is_floating};
 
-/// A logged value to be looked at. It is on the host.
+/// A logged image, text or distribution. Its content is on the host.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", content = "content", rename_all = "snake_case")]
 #[non_exhaustive]
@@ -21,23 +21,23 @@ pub enum Media {
 /// An image of 8 bits per channel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
-    /// Pixels.
+    /// The height in pixels.
     pub height: u32,
-    /// Pixels.
+    /// The width in pixels.
     pub width: u32,
-    /// 1 for gray, 3 for RGB, 4 for RGBA.
+    /// The number of channels: 1 for gray, 3 for RGB, 4 for RGBA.
     pub channels: u8,
-    /// Row by row from the top left; the channels of a pixel are adjacent.
+    /// The pixels row by row, starting at the top left. The channels of a pixel are adjacent.
     pub pixels: Vec<u8>,
 }
 
 impl Image {
-    /// From `[H, W]` or `[C, H, W]` with 1, 3 or 4 channels: uint8, or floating-point from 0 to 1.
-    /// Floating-point values are clamped to that range, multiplied by 255 and rounded down, as by
-    /// SummaryWriter.add_image. NaN becomes 0.
+    /// Converts a tensor `[H, W]` or `[C, H, W]` with 1, 3 or 4 channels: uint8, or floating-point
+    /// from 0 to 1. Floating-point values are clamped to that range, multiplied by 255 and rounded
+    /// down, as by SummaryWriter.add_image. NaN becomes 0.
     ///
     /// # Errors
-    /// When the shape or dtype is not one of these, or the device reports an earlier failure.
+    /// When the image has another shape or dtype, or the device reports an earlier failure.
     pub fn from_tensor(image: &Tensor) -> Result<Self> {
         let size = image.size();
         let (channels, h, w) = match *size.as_slice() {
@@ -84,19 +84,19 @@ pub struct Histogram {
     pub count: u64,
     /// The sum of the finite values.
     pub sum: f64,
-    /// The sum of their squares.
+    /// The sum of the squares of the finite values.
     pub sum_squares: f64,
     /// The right edge of each bucket. A bucket does not include its right edge.
     pub limits: Vec<f64>,
-    /// The number of values in each bucket. The first bucket is empty; it only marks the left edge of the
-    /// second.
+    /// The number of values in each bucket. The first bucket is empty: its right edge is the left
+    /// edge of the second.
     pub counts: Vec<u64>,
     /// The number of NaN and infinite values. No other field includes them.
     pub not_finite: u64,
 }
 
 impl Histogram {
-    /// The distribution of all elements, counted on their device. `None` if no element is finite.
+    /// Counts all elements on their device. Returns `None` if no element is finite.
     ///
     /// # Errors
     /// When the elements are not real numbers, or the device reports an earlier failure.
@@ -142,7 +142,7 @@ impl Histogram {
     }
 }
 
-/// torch.utils.tensorboard's default bins.
+/// Returns torch.utils.tensorboard's default bins.
 fn limits() -> Vec<f64> {
     let mut positive = Vec::new();
     let mut limit = 1e-12;

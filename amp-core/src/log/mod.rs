@@ -20,14 +20,14 @@ use crate::{
     state::State,
 };
 
-/// When a value is reported; the names are Lightning's.
+/// When a value is reported. The names of the fields are Lightning's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogOptions {
-    /// The batch's own value, at the logging interval.
+    /// Whether the batch's own value is reported, at the logging interval.
     pub on_step: bool,
-    /// The epoch's value, at its end.
+    /// Whether the epoch's value is reported, at the epoch's end.
     pub on_epoch: bool,
-    /// Whether the progress bar shows it.
+    /// Whether the progress bar shows the value.
     pub prog_bar: bool,
 }
 
@@ -48,11 +48,11 @@ pub struct Logged {
     /// Its value. In JSON a value that is not finite is null.
     #[serde(deserialize_with = "null_is_nan")]
     pub value: f64,
-    /// Whether the progress bar shows it.
+    /// Whether the progress bar shows the value.
     pub prog_bar: bool,
 }
 
-/// JSON has no number for values that are not finite.
+/// Reads a null as NaN, because JSON has no number for values that are not finite.
 fn null_is_nan<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<f64, D::Error> {
     Ok(Option::<f64>::deserialize(from)?.unwrap_or(f64::NAN))
 }
@@ -61,7 +61,7 @@ fn null_is_nan<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<f64, D
 #[derive(Debug, Default)]
 pub struct Log {
     entries: Vec<Entry>,
-    /// Names and contents, until they are reported.
+    /// Names and contents that were not yet reported.
     media: Vec<(String, Media)>,
     interval: Interval,
 }
@@ -81,7 +81,7 @@ impl Log {
         self.weighed(name, value, batch_size as f64, options)
     }
 
-    /// Adds a hook's value, separate from those of steps.
+    /// Adds a value logged by a hook, separate from the values of steps.
     pub(crate) fn of_hook(
         &mut self,
         name: &str,
@@ -106,13 +106,13 @@ impl Log {
         options: LogOptions,
     ) -> Result<()> {
         let value = scalar(name, value)?;
-        // One kernel, without autograd: an f64 scalar makes the product f64.
+        // One kernel computes the product, without autograd. The f64 scalar makes it f64.
         let sum = tch::no_grad(|| value.f_mul(&Tensor::from(weight)))?;
         self.add(name, options, Reduction::Mean, MetricState::mean(&sum, weight)?)
     }
 
-    /// Adds the loss of a batch to the epoch's mean with this weight. With weight 0 nothing is added,
-    /// because the loss is NaN then.
+    /// Adds the loss of a batch with this weight to the epoch's mean. With weight 0 the loss is
+    /// NaN, so nothing is added.
     ///
     /// # Errors
     /// When `value` is not a scalar.
@@ -138,7 +138,7 @@ impl Log {
     /// Adds an image, a text or a histogram.
     ///
     /// # Errors
-    /// Within a CUDA graph, which can pass nothing to the host.
+    /// When the batch runs within a CUDA graph, which cannot pass images or texts to the host.
     pub(crate) fn media(
         &mut self,
         name: &str,
@@ -158,12 +158,12 @@ impl Log {
         std::mem::take(&mut self.media)
     }
 
-    /// An empty log for a batch at this position.
+    /// Creates an empty log for a batch at this position in the logging interval.
     pub(crate) fn at(interval: Interval) -> Self {
         Self { interval, ..Self::default() }
     }
 
-    /// The batch's position between two reports.
+    /// Returns the batch's position in the logging interval.
     pub(crate) fn interval(&self) -> &Interval {
         &self.interval
     }
@@ -171,7 +171,7 @@ impl Log {
     /// Adds a metric's state for a batch.
     ///
     /// # Errors
-    /// When shapes do not fit the metric.
+    /// When the shapes are invalid for the metric.
     pub fn metric(
         &mut self,
         name: &str,
@@ -218,8 +218,8 @@ impl Log {
         Ok(())
     }
 
-    /// Adds the values of a skipped step: they are the latest values, and count in a mean only while no
-    /// other step does.
+    /// Adds the values of a skipped step. They become the latest values, and are part of a mean
+    /// only until the first step that is not skipped.
     pub(crate) fn merge_left_out(&mut self, mut step: Self) -> Result<()> {
         self.take_over(&mut step);
         for entry in step.entries {
@@ -238,7 +238,7 @@ impl Log {
         Ok(())
     }
 
-    /// Adds the values of one batch, possibly in parts.
+    /// Adds the values of one batch. They may be logged in several parts.
     pub(crate) fn merge(&mut self, mut batch: Self) -> Result<()> {
         self.take_over(&mut batch);
         for entry in batch.entries {
@@ -262,7 +262,7 @@ impl Log {
         self.interval.follow(&batch.interval);
     }
 
-    /// The state for a checkpoint.
+    /// Returns the state for a checkpoint.
     pub(crate) fn state(&self) -> Result<State> {
         let mut state = State::default();
         let names: Vec<&str> = self.entries.iter().map(|entry| entry.name.as_str()).collect();
@@ -273,7 +273,8 @@ impl Log {
         Ok(state)
     }
 
-    /// Restores a saved log on `device`. Functions that compute metrics are not known yet.
+    /// Restores a saved log on `device`. The functions that compute metrics are added by
+    /// [`take_reductions`](Self::take_reductions).
     pub(crate) fn from_state(state: &State, device: Device) -> Result<Self> {
         let names: Vec<String> = state.get("names")?;
         let entry = |name: String| Entry::from_state(&state.part(&name), name, device);
@@ -281,14 +282,15 @@ impl Log {
         Ok(Self { entries, ..Self::default() })
     }
 
-    /// Takes the functions that compute metrics, by name, from the model of a restored log.
+    /// Sets the functions that compute metrics in a restored log. `of` returns the model's function
+    /// for a name.
     pub(crate) fn take_reductions(&mut self, of: impl Fn(&str) -> Option<Reduction>) {
         for entry in self.entries.iter_mut().filter(|entry| entry.reduction.is_none()) {
             entry.reduction = of(&entry.name);
         }
     }
 
-    /// A copy of the values.
+    /// Returns a copy of the values.
     pub(crate) fn copied(&self, device: Device) -> Result<Self> {
         let entries = self.entries.iter().map(|entry| entry.copied(device));
         Ok(Self { entries: entries.collect::<Result<_>>()?, ..Self::default() })
@@ -312,7 +314,7 @@ impl Log {
         read(epoch.map(|entry| entry.read(&entry.state)))
     }
 
-    /// Values of steps first, then values of hooks. The order of logging depends on how a step runs.
+    /// Returns the values of steps first, then values of hooks.
     fn in_order(&self) -> impl Iterator<Item = &Entry> {
         let of_hook = |entry: &&Entry| entry.of_hook == Some(true);
         let steps = self.entries.iter().filter(move |entry| !of_hook(entry));
@@ -328,7 +330,7 @@ fn read(values: impl Iterator<Item = Result<Vec<Logged>>>) -> Result<Vec<Logged>
     Ok(all)
 }
 
-/// The value without dimensions.
+/// Reshapes a value with one element to a scalar.
 fn scalar(name: &str, value: &Tensor) -> Result<Tensor> {
     match (value.numel(), value.dim()) {
         (1, 0) => Ok(value.shallow_clone()),

@@ -8,30 +8,30 @@ use crate::{
     event::{Event, Subscriber},
 };
 
-/// Writes events somewhere; [`Background`] runs it on a thread.
+/// Writes events to a file or another destination. [`Background`] runs it on a thread.
 pub trait Sink: Send + 'static {
-    /// Takes an event. It may be kept in memory until the next `flush`.
+    /// Receives an event. The sink may keep it in memory until the next `flush`.
     ///
     /// # Errors
     /// An error ends the thread and the run.
     fn write(&mut self, event: &Event) -> Result<()>;
 
-    /// Writes everything that was taken so far. It is called whenever no event is waiting, and must cost
-    /// nothing if there is nothing to write.
+    /// Writes everything received so far. It is called whenever no event is waiting, so it must
+    /// cost nothing if there is nothing to write.
     ///
     /// # Errors
     /// An error ends the thread and the run.
     fn flush(&mut self) -> Result<()>;
 }
 
-/// The most events that may wait for the thread.
+/// The largest number of events that may wait for the thread.
 const QUEUE: usize = 1024;
 
-/// Hands events to a [`Sink`] on a thread of its own, so that no step waits for a disk.
+/// Passes events to a [`Sink`] on a thread of its own, so that no training step waits for a disk.
 ///
-/// At most 1,024 events wait. If the disk is slower, the training loop waits for it, because no event is
-/// dropped. An error of the sink is returned for the next event. The call with the run's last event returns
-/// when everything is written; dropping this object waits as well.
+/// At most 1,024 events wait. If the disk is slower, the training loop waits for it, because no
+/// event is dropped. An error of the sink is returned for the next event. The call for the run's
+/// last event returns when everything is written. Dropping this object also waits for that.
 #[derive(Debug)]
 pub struct Background {
     /// `None` when the thread has failed or is about to end.
@@ -41,7 +41,7 @@ pub struct Background {
 
 enum Message {
     Event(Box<Event>),
-    /// Answered when all earlier messages are written.
+    /// The thread answers when all earlier messages are written.
     Flush(SyncSender<()>),
 }
 
@@ -64,7 +64,7 @@ impl Background {
     /// Waits until everything is written.
     ///
     /// # Errors
-    /// The sink's error, if it failed since the last call.
+    /// The sink's error, if the sink failed since the last call.
     pub fn flush(&mut self) -> Result<()> {
         let (done, answer) = sync_channel(1);
         self.send(Message::Flush(done))?;
@@ -79,13 +79,14 @@ impl Background {
         }
     }
 
-    /// Why the thread has ended.
+    /// Returns the reason why the thread has ended.
     fn failure(&mut self) -> Error {
         self.sender = None;
         match self.worker.take().map(JoinHandle::join) {
             Some(Ok(Err(error))) => error,
             Some(Err(_)) => Error::Thread("a logger panicked: its log ends there".to_owned()),
-            // The thread ends before the channel closes only after an error, which was returned.
+            // The thread ends before the channel closes only after an error, which was already
+            // returned.
             Some(Ok(Ok(()))) | None => {
                 Error::Thread("a logger failed earlier: its log ends there".to_owned())
             }
@@ -104,7 +105,7 @@ impl Drop for Background {
     fn drop(&mut self) {
         self.sender = None;
         if let Some(worker) = self.worker.take() {
-            // Unwritten events remain only if the run failed for another reason, which the caller
+            // Events remain unwritten only if the run failed for another reason, which the caller
             // reports.
             let _ = worker.join();
         }
@@ -126,7 +127,7 @@ fn run(mut sink: impl Sink, receiver: &Receiver<Message>) -> Result<()> {
             Message::Event(event) => sink.write(&event)?,
             Message::Flush(done) => {
                 sink.flush()?;
-                // The asking thread may have ended.
+                // The requesting thread may have ended.
                 let _ = done.send(());
             }
         }

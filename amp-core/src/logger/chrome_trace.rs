@@ -15,13 +15,13 @@ use crate::{
 /// Writes the profiled steps as a trace for chrome://tracing and Perfetto: Trace Event Format, JSON array,
 /// complete events (`"ph": "X"`) in microseconds since the run's first profiled step.
 ///
-/// Each run is shown as a process for the host and, on CUDA, one for the device, because host and device
-/// have different clocks. Both have a `step` with its phases inside, with `epoch` and `batch`; the counter
-/// `memory` is the most tensor bytes held.
-/// [`profile_every_n_steps`](crate::trainer::LoggingConfig::profile_every_n_steps) chooses the profiled
-/// steps. The trainer reports them at the end of an epoch, and between two writes the file is always a
-/// complete array: if a run is killed, the steps of the earlier epochs remain, and the file is incomplete
-/// only if the run was killed during a write.
+/// Each run is shown as a process for the host and, on CUDA, one for the device, because host and
+/// device have different clocks. Each shows a `step`, with `epoch` and `batch`, that contains its
+/// phases. The counter `memory` shows the largest number of tensor bytes.
+/// [`profile_every_n_steps`](crate::trainer::LoggingConfig::profile_every_n_steps) chooses the
+/// profiled steps. The trainer reports them at the end of an epoch. Between two writes the file is
+/// a complete array: if a run is killed, the steps of the earlier epochs remain, unless it is
+/// killed during a write.
 #[derive(Debug)]
 pub struct ChromeTrace(Background);
 
@@ -57,7 +57,7 @@ struct Array {
     buffer: Vec<u8>,
     /// The run's number, counted from 1, and its name.
     run: (u64, String),
-    /// The last run whose device process was named.
+    /// The number of the last run whose device process was named.
     device_named: u64,
 }
 
@@ -87,7 +87,7 @@ impl Array {
         self.process(self.host(), "host");
     }
 
-    /// Names a process of the run and its one thread.
+    /// Writes the names of a process of the run and of its only thread.
     fn process(&mut self, pid: u64, place: &str) {
         let process = format!("{}: {place}", self.run.1);
         for (event, name) in [("process_name", process.as_str()), ("thread_name", "steps")] {
@@ -97,7 +97,7 @@ impl Array {
         }
     }
 
-    /// Each run has two process numbers.
+    /// Returns the number of the run's host process. Each run has two process numbers.
     fn host(&self) -> u64 {
         2 * self.run.0
     }
@@ -124,7 +124,7 @@ impl Array {
         }
     }
 
-    /// A step and its phases, measured by one clock.
+    /// Writes a step and its phases, measured by one clock.
     fn track(&mut self, pid: u64, step: &Profile, clock: impl Fn(&Span) -> Option<Interval>) {
         let spans = step.spans.iter().filter_map(|span| Some((span.phase.name(), clock(span)?)));
         let spans: Vec<(&str, Interval)> = spans.collect();
@@ -156,7 +156,7 @@ impl Sink for Array {
             return Ok(());
         }
         let length = self.buffer.len() as u64;
-        // Written in one call, so that the file is incomplete only for a moment.
+        // One call writes everything, so that the file is incomplete only for a moment.
         self.buffer.extend_from_slice(END);
         self.file
             .write_all_at(&self.buffer, self.end)

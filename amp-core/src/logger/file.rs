@@ -6,11 +6,11 @@ use std::{
 
 use crate::{Error, Result};
 
-/// The most bytes of whole records that are kept in memory.
+/// The largest number of bytes of records that are kept in memory.
 const BUFFER: usize = 1 << 16;
 
-/// A file of records. Only whole records are written, so that all records up to the last flush remain if
-/// the run is killed.
+/// A file of records. Only whole records are written. If the run is killed, all records up to the
+/// last flush remain.
 #[derive(Debug)]
 pub(super) struct RecordFile {
     path: PathBuf,
@@ -25,7 +25,7 @@ impl RecordFile {
         Ok(Self { path: path.to_owned(), file, buffer: Vec::new() })
     }
 
-    /// Takes one record, or several.
+    /// Adds one or several records.
     pub(super) fn write(&mut self, records: &[u8]) -> Result<()> {
         self.buffer.extend_from_slice(records);
         if self.buffer.len() < BUFFER { Ok(()) } else { self.flush() }

@@ -2,7 +2,8 @@ use serde_json::Value;
 
 use crate::event::RunStart;
 
-/// A run's hyperparameters: the trainer's options in which runs differ, and the model's own.
+/// Returns a run's hyperparameters: the trainer's options in which runs differ, and the model's
+/// own.
 pub(super) fn hyperparameters(start: &RunStart) -> Vec<(String, Value)> {
     let own = [
         ("data", start.data.as_str().into()),

@@ -22,18 +22,18 @@ pub struct MemoryLogger {
 }
 
 impl MemoryLogger {
-    /// The steps and values of this tag, in the order in which they were logged; empty if the tag does not
-    /// exist.
+    /// Returns the steps and values of this tag, in the order in which they were logged; empty if
+    /// the tag does not exist.
     pub fn get(&self, tag: &str) -> &[(u64, f64)] {
         self.history.get(tag).map_or(&[], Vec::as_slice)
     }
 
-    /// The last value of this tag.
+    /// Returns the last value of this tag.
     pub fn last(&self, tag: &str) -> Option<f64> {
         self.get(tag).last().map(|(_, value)| *value)
     }
 
-    /// All values by tag.
+    /// Returns all values by tag.
     pub fn history(&self) -> &BTreeMap<String, Vec<(u64, f64)>> {
         &self.history
     }

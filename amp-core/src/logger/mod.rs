@@ -1,4 +1,5 @@
-//! Loggers: subscribers that write a run to files, on threads of their own, keep it in memory, or show it.
+//! Loggers: subscribers that write a run to files on their own threads, keep it in memory, or show
+//! its progress.
 
 mod background;
 mod chrome_trace;

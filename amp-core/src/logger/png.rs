@@ -2,9 +2,11 @@
 
 use crate::{Error, Result, log::Image};
 
-/// The image as a PNG file.
+/// Encodes an image as a PNG file.
 pub(super) fn encoded(image: &Image) -> Result<Vec<u8>> {
-    let failed = |error: png::EncodingError| Error::config(format!("an image as PNG: {error}"));
+    let failed = |error: png::EncodingError| {
+        Error::config(format!("an image cannot be encoded as PNG: {error}"))
+    };
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, image.width, image.height);
     encoder.set_depth(png::BitDepth::Eight);

@@ -1,13 +1,13 @@
 use crate::{event::Event, log::Logged};
 
-/// A number of a run under the tag that [`MemoryLogger`](super::MemoryLogger) documents.
+/// A number of a run with its tag. [`MemoryLogger`](super::MemoryLogger) documents the tags.
 pub(super) struct Scalar {
     pub(super) tag: String,
     pub(super) step: u64,
     pub(super) value: f64,
 }
 
-/// The numbers in an event.
+/// Returns the numbers in an event.
 pub(super) fn scalars(event: &Event) -> Vec<Scalar> {
     let scalar = |tag: &str, step: u64, value: f64| Scalar { tag: tag.to_owned(), step, value };
     match event {

@@ -1,4 +1,4 @@
-//! Losses of classes.
+//! Losses for classification.
 
 use tch::{Reduction, Tensor};
 
@@ -11,11 +11,12 @@ use crate::{
     precision::{dtype_name, is_floating},
 };
 
-/// Cross entropy of logits `[N, C, …]` against int64 classes `[N, …]`: with `lᵢ = −log softmax(xᵢ)[yᵢ]` the
-/// mean is Σ wᵢ lᵢ / Σ wᵢ over the targets that are not `ignore_index`, where wᵢ is the weight of the
-/// class, or 1. Smoothing replaces the target by (1 − ε) of its class and ε/C of every class. With
-/// `z_loss`, z·log²(Σ exp xᵢ) is added to each lᵢ, which keeps the logits of large vocabularies near zero
-/// (PaLM, arXiv:2204.02311, uses z = 1e-4).
+/// Cross entropy of logits `[N, C, …]` against int64 classes `[N, …]`: with `lᵢ = −log
+/// softmax(xᵢ)[yᵢ]`, the mean is Σ wᵢ lᵢ / Σ wᵢ over the targets that are not `ignore_index`. wᵢ is
+/// the weight of the target's class, or 1. With label smoothing ε, the target distribution is 1 − ε
+/// for the target's class plus ε/C for every class. With `z_loss`, z·log²(Σ exp xᵢ) is added to
+/// each lᵢ, which keeps the logits of large vocabularies near zero (PaLM, arXiv:2204.02311, uses z
+/// = 1e-4).
 ///
 /// Logits with classes in the last dimension (`[N, L, C]` against `[N, L]`) are flattened. If
 /// both readings are possible, as with `[N, 5, 5]` against `[N, 5]`, the loss is refused. A
@@ -23,7 +24,7 @@ use crate::{
 /// each class.
 ///
 /// # Errors
-/// When shapes or dtypes do not fit, the number of weights is not the number of classes, or an
+/// When shapes or dtypes are invalid, the number of weights is not the number of classes, or an
 /// option or a class is out of range. On CUDA a class out of range is a device-side error, as in
 /// PyTorch.
 ///
@@ -46,9 +47,9 @@ pub struct CrossEntropy {
     pub label_smoothing: f64,
     /// The weight of a target by its class: `[C]`, floating-point.
     pub weight: Option<Tensor>,
-    /// The class of ignored targets; -100 unless it is given.
+    /// The class of ignored targets. The default is -100.
     pub ignore_index: i64,
-    /// z, at least 0; 0 unless it is given.
+    /// z, at least 0. The default is 0.
     pub z_loss: f64,
 }
 
@@ -61,10 +62,11 @@ impl Default for CrossEntropy {
 }
 
 impl CrossEntropy {
-    /// The loss under another reduction: `None` gives `[N, …]`, with 0 for ignored targets.
+    /// Computes the loss with another reduction: `None` returns `[N, …]`, with 0 for ignored
+    /// targets.
     ///
     /// # Errors
-    /// The same as [`CrossEntropy`]'s.
+    /// The errors of [`CrossEntropy`].
     pub fn reduced(
         &self,
         output: &Tensor,
@@ -75,7 +77,8 @@ impl CrossEntropy {
         let Self { weight, ignore_index: ignored, .. } = self;
         if is_floating(target.kind()) && output.size() == target.size() && output.dim() > 1 {
             if *ignored != IGNORED {
-                let why = "ignore_index leaves out a class of an int64 target; a target of probabilities has none";
+                let why =
+                    "ignore_index applies to int64 targets, but this target holds probabilities";
                 return Err(misfit(NAME, output, target, why));
             }
             let (logits, of) = elementwise(NAME, output, target)?;
@@ -89,7 +92,7 @@ impl CrossEntropy {
         like_target(loss, reduction, target)
     }
 
-    /// Refuses options that are out of range.
+    /// Returns an error if an option is out of range.
     pub(super) fn check_options(&self) -> Result<()> {
         let Self { label_smoothing, z_loss, .. } = self;
         let is_share = (0.0..=1.0).contains(label_smoothing);
@@ -97,7 +100,7 @@ impl CrossEntropy {
         option(NAME, "z_loss", *z_loss, *z_loss >= 0.0, "at least 0")
     }
 
-    /// Of logits `[N, C, …]` and classes `[N, …]` or probabilities `[N, C, …]`.
+    /// Computes the loss of logits `[N, C, …]` and classes `[N, …]` or probabilities `[N, C, …]`.
     fn of_logits(
         &self,
         logits: &Tensor,
@@ -121,7 +124,7 @@ impl CrossEntropy {
         }
     }
 
-    /// z·log²(Σ exp xᵢ), multiplied by the weight of each target.
+    /// Computes z·log²(Σ exp xᵢ), multiplied by the weight of each target.
     fn z_term(
         &self,
         logits: &Tensor,
@@ -166,12 +169,12 @@ impl Loss for CrossEntropy {
 /// `lᵢ = −xᵢ[yᵢ]`.
 ///
 /// # Errors
-/// The same as [`CrossEntropy`]'s.
+/// The errors of [`CrossEntropy`].
 #[derive(Debug)]
 pub struct Nll {
     /// The weight of a target by its class: `[C]`, floating-point.
     pub weight: Option<Tensor>,
-    /// The class of ignored targets; -100 unless it is given.
+    /// The class of ignored targets. The default is -100.
     pub ignore_index: i64,
 }
 
@@ -182,10 +185,11 @@ impl Default for Nll {
 }
 
 impl Nll {
-    /// The loss under another reduction: `None` gives `[N, …]`, with 0 for ignored targets.
+    /// Computes the loss with another reduction: `None` returns `[N, …]`, with 0 for ignored
+    /// targets.
     ///
     /// # Errors
-    /// The same as [`CrossEntropy`]'s.
+    /// The errors of [`CrossEntropy`].
     pub fn reduced(
         &self,
         output: &Tensor,
@@ -213,8 +217,8 @@ impl Loss for Nll {
     }
 }
 
-/// A loss for each target, in the shape of the targets. The logits may have been flattened from
-/// classes last.
+/// Reshapes a loss for each target to the shape of the targets. The logits may have been flattened,
+/// if they had the classes last.
 fn like_target(loss: Tensor, reduction: Reduction, target: &Tensor) -> Result<Tensor> {
     match reduction {
         Reduction::None => Ok(loss.f_reshape(target.size())?),
@@ -222,7 +226,7 @@ fn like_target(loss: Tensor, reduction: Reduction, target: &Tensor) -> Result<Te
     }
 }
 
-/// The class weights in the dtype in which the loss of these logits is computed.
+/// Returns the class weights in the dtype in which the loss of these logits is computed.
 fn class_weights(
     what: &str,
     weight: Option<&Tensor>,

@@ -1,4 +1,4 @@
-//! The weight of a batch's loss in a mean over several batches.
+//! The weight of a batch's loss in the mean over several batches.
 
 use std::fmt;
 
@@ -15,7 +15,7 @@ pub enum MeanOver<'a> {
     /// The number of examples. If the batch has a tensor of weights, the sum of the weights.
     Examples,
     /// The number of targets (int64 classes) other than `ignored`, or the sum of their classes'
-    /// weights (`weight`, `[C]`). For targets of another dtype the same as
+    /// weights (`weight`, `[C]`). Targets of another dtype are counted as
     /// [`Examples`](Self::Examples).
     Classes {
         /// The ignored class.
@@ -25,15 +25,15 @@ pub enum MeanOver<'a> {
     },
     /// The result of this function for the target: a scalar on the target's device.
     Weights(WeightOf<'a>),
-    /// The loss compares the examples of a batch with each other, so there is no denominator and
-    /// the batch is never split.
+    /// The whole batch. The loss compares the examples of a batch with each other, so there is no
+    /// denominator and the batch is never split.
     Batch,
 }
 
 impl MeanOver<'_> {
-    /// The weight of a batch by its targets, an f64 scalar on their device; `None` if it is the
-    /// number of examples. `none_left_out` means that no target is -100, so that no count is
-    /// needed.
+    /// Computes a batch's weight from its targets, as an f64 scalar on their device; `None` if the
+    /// weight is the number of examples. `none_left_out` means that no target is -100, so no
+    /// counting is needed.
     pub(crate) fn counts(&self, target: &Tensor, none_left_out: bool) -> Result<Option<Counted>> {
         let counted = match self {
             Self::Examples | Self::Batch => return Ok(None),
@@ -72,7 +72,7 @@ pub enum Counted {
 }
 
 impl Counted {
-    /// The number. This reads a scalar on the device and waits for it.
+    /// Returns the number. This reads a scalar on the device and waits for it.
     ///
     /// # Errors
     /// When the device reports an earlier failure.
@@ -84,10 +84,10 @@ impl Counted {
     }
 }
 
-/// The weight of a batch, as given by a model.
+/// Converts the weight of a batch that a model's `counts` function returned.
 ///
 /// # Errors
-/// When it is not a scalar.
+/// When the weight is not a scalar.
 #[doc(hidden)]
 pub fn counted_as(count: &Tensor) -> Result<Counted> {
     match count.numel() {
@@ -95,14 +95,15 @@ pub fn counted_as(count: &Tensor) -> Result<Counted> {
             count.f_detach()?.f_to_kind(Kind::Double)?.f_reshape([] as [i64; 0])?,
         )),
         _ => Err(Error::config(format!(
-            "what a loss counts is a scalar, but `counts` gave {:?}",
+            "`counts` must return a scalar, but returned {:?}",
             count.size()
         ))),
     }
 }
 
-/// The sum of the weights `[C]` of the classes in `target` other than -100: an f64 scalar on the
-/// target's device, the denominator of a [weighted](super::weighted_cross_entropy) mean.
+/// Sums the weights `[C]` of the classes in `target` other than -100. The result is an f64 scalar
+/// on the target's device. It is the denominator of a [weighted](super::weighted_cross_entropy)
+/// mean.
 ///
 /// # Errors
 /// When a class has no weight.

@@ -13,7 +13,7 @@ use crate::Result;
 macro_rules! of_elements {
     ($loss:ident $name:literal, |$own:ident, $output:ident, $target:ident, $reduction:ident| $computed:expr) => {
         impl $loss {
-            /// The loss under another reduction: `None` gives the output's shape.
+            /// Computes the loss with another reduction: `None` returns the output's shape.
             ///
             /// # Errors
             #[doc = concat!("As [`", stringify!($loss), "`]'s.")]
@@ -92,7 +92,7 @@ of_elements!(L1 "l1_loss", |_own, x, y, reduction| Ok(x.f_l1_loss(y, reduction)?
 /// When the shapes differ, a dtype is not floating-point, or an option is out of range.
 #[derive(Debug, Clone, Copy)]
 pub struct Huber {
-    /// δ, above 0; 1 unless it is given.
+    /// δ, above 0. The default is 1.
     pub delta: f64,
 }
 
@@ -113,7 +113,7 @@ of_elements!(Huber "huber_loss", |own, x, y, reduction| {
 /// When the shapes differ, a dtype is not floating-point, or an option is out of range.
 #[derive(Debug, Clone, Copy)]
 pub struct SmoothL1 {
-    /// β, at least 0; 1 unless it is given.
+    /// β, at least 0. The default is 1.
     pub beta: f64,
 }
 
@@ -135,10 +135,12 @@ of_elements!(SmoothL1 "smooth_l1_loss", |own, x, y, reduction| {
 /// [`BinaryCrossEntropyWithLogits`].
 ///
 /// # Errors
-/// When the shapes differ, a dtype is not floating-point, the weight does not fit, or under CUDA autocast.
+/// When the shapes differ, a dtype is not floating-point, the weight has another shape, or CUDA
+/// autocast is on.
 #[derive(Debug, Default)]
 pub struct BinaryCrossEntropy {
-    /// w: one number, or the shape of one example with 1 where a dimension has one weight.
+    /// w: a single number, or a tensor with the shape of one example, where a size of 1 means one
+    /// weight for the whole dimension.
     pub weight: Option<Tensor>,
 }
 
@@ -150,8 +152,8 @@ of_elements!(BinaryCrossEntropy "binary_cross_entropy", |own, p, y, reduction| {
 /// Binary cross entropy of logits x against probabilities y from 0 to 1: −w (q y ln σ(x) + (1 − y)
 /// ln(1 − σ(x))). The mean is over all elements, independent of w.
 ///
-/// Weights have the shape of one example, for example `[C]` for outputs `[N, C]` and `[C, 1, 1]` for `[N,
-/// C, H, W]`, or are one number.
+/// A weight is a single number or has the shape of one example, for example `[C]` for outputs `[N,
+/// C]` and `[C, 1, 1]` for `[N, C, H, W]`.
 ///
 /// ```
 /// use amp_core::{loss::{BinaryCrossEntropyWithLogits, Loss}, tch::Tensor};
@@ -168,7 +170,7 @@ of_elements!(BinaryCrossEntropy "binary_cross_entropy", |own, p, y, reduction| {
 /// ```
 ///
 /// # Errors
-/// When the shapes differ, a dtype is not floating-point, or a weight does not fit.
+/// When the shapes differ, a dtype is not floating-point, or a weight has another shape.
 ///
 /// A target outside 0 to 1 is an error on the CPU, because for labels such as -1 the loss has no
 /// minimum. On CUDA this is not checked.
@@ -225,11 +227,11 @@ of_elements!(KlDiv "kl_div", |own, x, y, reduction| match (own.batchmean, reduct
 /// When the shapes differ, a dtype is not floating-point, or an option is out of range.
 #[derive(Debug, Clone, Copy)]
 pub struct PoissonNll {
-    /// Whether the output is the rate's logarithm; true unless it is given.
+    /// Whether the output is the rate's logarithm. The default is true.
     pub log_input: bool,
     /// Whether to add the approximation of ln y!.
     pub full: bool,
-    /// ε, above 0; 1e-8 unless it is given.
+    /// ε, above 0. The default is 1e-8.
     pub eps: f64,
 }
 
@@ -251,7 +253,7 @@ of_elements!(PoissonNll "poisson_nll_loss", |own, x, y, reduction| {
 /// When the shapes differ or a dtype is not floating-point.
 #[derive(Debug, Clone, Copy)]
 pub struct HingeEmbedding {
-    /// 1 unless it is given.
+    /// The default is 1.
     pub margin: f64,
 }
 

@@ -1,4 +1,4 @@
-//! The cross entropy of a linear layer's outputs, which need not exist all at once.
+//! The cross entropy of a linear layer's outputs, computed without holding all outputs in memory.
 
 use std::cell::Cell;
 
@@ -10,29 +10,30 @@ use super::{
 };
 use crate::{Error, Result, ffi, precision::autocast_state};
 
-/// The fewest rows of a chunk. A chunk reads and writes the weight's gradient once more, and products of few rows do not
-/// fill the device: the products of 16384 rows with 50304 classes and 768 features take 2 % longer in chunks of 8192
-/// rows on an H200 machine, 5 % longer in chunks of 4096 and 14 % in chunks of 2048.
+/// The smallest number of rows in a chunk. Each chunk reads and writes the weight's gradient once
+/// more, and products with few rows do not use the whole device: the products of 16384 rows with
+/// 50304 classes and 768 features take 2 % longer in chunks of 8192 rows on an H200 machine, 5 %
+/// longer in chunks of 4096 and 14 % in chunks of 2048.
 const ROWS: i64 = 8192;
 
-/// The logits that a chunk has at least if there are so many.
+/// The smallest number of logits in a chunk, if there are that many.
 const LOGITS: i64 = 1 << 27;
 
-/// The logits that a chunk has at most: 1 GiB in 16 bits.
+/// The largest number of logits in a chunk: 1 GiB in 16 bits.
 const MOST_LOGITS: i64 = 1 << 29;
 
 thread_local! {
     static CHOSEN: Cell<Option<i64>> = const { Cell::new(None) };
 }
 
-/// While it exists, losses of this thread take every linear output layer that they can in chunks of this many rows,
-/// so that tests need no large layers.
+/// A guard for tests: while it exists, losses on this thread process every linear output layer in
+/// chunks of this many rows, if they can. Tests then need no large layers.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct ChunksOf(());
 
 impl ChunksOf {
-    /// Begins.
+    /// Sets the number of rows in a chunk.
     pub fn rows(rows: i64) -> Self {
         CHOSEN.set(Some(rows));
         Self(())
@@ -46,14 +47,16 @@ impl Drop for ChunksOf {
 }
 
 impl CrossEntropy {
-    /// The loss of the logits `input`·`weight`ᵀ + `bias`, as [`nn::linear`](crate::nn::linear) computes them. If `rows`
-    /// is given, the logits are computed for so many rows at a time, a row being an element of the target; all of
-    /// them never exist together. Without `rows` this is decided by size: at least two chunks of 8192 rows and 2²⁷
-    /// logits (at most 2²⁹, then of fewer rows), and otherwise all at once. Loss and gradients are those of the logits all at once but for rounding:
-    /// sums over chunks are f32 or wider.
+    /// Computes the loss of the logits `input`·`weight`ᵀ + `bias`, as
+    /// [`nn::linear`](crate::nn::linear) computes them. If `rows` is given, the logits are computed
+    /// for this many rows at a time, so that all logits never exist together. A row belongs to one
+    /// element of the target. Without `rows` the size decides: the logits are computed in chunks if
+    /// there are at least two chunks of 8192 rows and 2²⁷ logits. A chunk has at most 2²⁹ logits,
+    /// and fewer rows if necessary. Loss and gradients equal those of a computation at once up to
+    /// rounding: sums over chunks are f32 or wider.
     ///
-    /// The forward pass computes the gradients, too, up to a factor. Under a loss scale the gradients of the logits in
-    /// f16 do not depend on the scale.
+    /// The forward pass also computes the gradients, up to a factor. With a loss scale, the f16
+    /// gradients of the logits therefore do not depend on the scale.
     ///
     /// | tensor | shape |
     /// | --- | --- |
@@ -62,8 +65,8 @@ impl CrossEntropy {
     /// | `bias` | `[classes]` |
     /// | `target` | `[…]`, int64 |
     ///
-    /// With class weights, with probabilities as targets, and for 16-bit weights the logits are computed all at once.
-    /// Second derivatives compute all logits in the backward pass.
+    /// With class weights, with probabilities as targets, and for 16-bit weights the logits are
+    /// computed all at once. The backward pass of second derivatives computes all logits.
     ///
     /// # Errors
     /// When `rows` is below 1, and the errors of [`CrossEntropy`].
@@ -124,7 +127,7 @@ impl CrossEntropy {
         loss.map(Some).map_err(|error| match &error {
             Error::Torch(text) if !error.is_out_of_memory() => Error::config(format!(
                 "cross_entropy: the input of the output layer is {}, its weight {} and the target {}: {text} \
-                 Classes count from 0; {} is left out",
+                 Classes count from 0; {} is ignored",
                 describe(input),
                 describe(weight),
                 describe(target),
@@ -135,8 +138,9 @@ impl CrossEntropy {
     }
 }
 
-/// The dtype in which the logits of this layer are computed if their loss pays in chunks of rows; `None` if it
-/// does not, or the layer cannot be computed so.
+/// Returns the dtype of the chunked computation if computing the logits of this layer in chunks is
+/// faster or saves enough memory. Returns `None` if it is not, or if the layer cannot be computed
+/// in chunks.
 pub(crate) fn pays_in_chunks(
     input: &Tensor,
     weight: &Tensor,
@@ -146,7 +150,8 @@ pub(crate) fn pays_in_chunks(
     Ok(kind.filter(|_| rows_of_chunk(input, weight).is_some()))
 }
 
-/// The rows of a chunk, in chunks of one size; `None` if there would be one chunk.
+/// Returns the number of rows in a chunk, for chunks of equal size; `None` if one chunk would hold
+/// all rows.
 fn rows_of_chunk(input: &Tensor, weight: &Tensor) -> Option<i64> {
     if let Some(chosen) = CHOSEN.get() {
         return Some(chosen);
@@ -158,7 +163,8 @@ fn rows_of_chunk(input: &Tensor, weight: &Tensor) -> Option<i64> {
     (chunks > 1).then(|| (rows + chunks - 1) / chunks)
 }
 
-/// The dtype in which the logits of this layer are computed in chunks; `None` if they are not.
+/// Returns the dtype in which the logits of this layer are computed in chunks; `None` if the layer
+/// cannot be computed in chunks.
 fn computed_in_chunks(
     input: &Tensor,
     weight: &Tensor,
@@ -196,7 +202,7 @@ fn computed_in_chunks(
     Ok(is_wide.then_some(own))
 }
 
-/// Whether the target is a class of each row, in one reading of the shapes.
+/// Returns whether the target holds a class for each row, and the shapes have no other reading.
 fn are_classes_of(target: &Tensor, input: &Tensor, classes: i64) -> bool {
     let (sizes, of_target) = (input.size(), target.size());
     let leading = &sizes[..sizes.len() - 1];

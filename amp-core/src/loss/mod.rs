@@ -1,7 +1,7 @@
-//! Losses with torch.nn.functional's names: for each loss a function with torch's defaults, and a
-//! struct with torch's options. Both return a scalar, the mean over the batch.
+//! Losses with the names of torch.nn.functional. Each loss has a function with torch's defaults,
+//! and a struct with torch's options. Both return a scalar, the mean over the batch.
 //!
-//! If shapes or dtypes do not fit, the error names the loss, both tensors and the remedy. Losses
+//! If shapes or dtypes are invalid, the error names the loss, both tensors and the remedy. Losses
 //! never broadcast. Under autocast every loss is computed in f32, as in torch.
 //!
 //! ```
@@ -47,8 +47,8 @@ use crate::{Error, Result};
 /// The class of targets that losses and metrics ignore, as in PyTorch.
 pub(crate) const IGNORED: i64 = -100;
 
-/// A loss with its options. Implement this trait for a loss of your own, and name the value in
-/// `#[loss(value = …)]`.
+/// A loss with its options. Implement this trait for your own loss, and use it in `#[loss(value =
+/// …)]`.
 ///
 /// ```
 /// use amp_core::{Result, loss::{Loss, MeanOver}, tch::{Kind, Tensor}};
@@ -72,25 +72,25 @@ pub(crate) const IGNORED: i64 = -100;
 /// # Ok::<(), amp_core::Error>(())
 /// ```
 pub trait Loss {
-    /// The loss of a batch, a scalar, computed from the model's output and the target.
+    /// Computes the loss of a batch, a scalar, from the model's output and the target.
     ///
     /// # Errors
-    /// When shapes or dtypes do not fit, or an option is out of range.
+    /// When shapes or dtypes are invalid, or an option is out of range.
     fn compute(&self, output: &Tensor, target: &Tensor) -> Result<Tensor>;
 
-    /// The denominator of the mean. Batches of an accumulation window, and micro-batches of a batch
-    /// that does not fit into memory, are weighted by it, so that their gradients add up to the
-    /// large batch's gradient.
+    /// Returns the denominator of the mean. Batches of an accumulation window, and micro-batches of
+    /// a batch that does not fit into memory, are weighted by it, so that their gradients add up to
+    /// the large batch's gradient.
     fn mean_over(&self) -> MeanOver<'_>;
 
-    /// The reason why a step with this loss cannot run as a CUDA graph, as in `ctc_loss reads lengths on
-    /// the host`: the loss waits for the device, or decides on the host by its values. `None` by default.
+    /// Returns the reason why a step with this loss cannot run as a CUDA graph, for example
+    /// `ctc_loss reads lengths on the host`.
     fn outside_graphs(&self) -> Option<&'static str> {
         None
     }
 }
 
-/// [`CrossEntropy`] with its defaults.
+/// Computes [`CrossEntropy`] with its defaults.
 ///
 /// ```
 /// use amp_core::{loss, tch::Tensor};
@@ -104,30 +104,30 @@ pub trait Loss {
 /// ```
 ///
 /// # Errors
-/// The same as [`CrossEntropy`]'s.
+/// The errors of [`CrossEntropy`].
 pub fn cross_entropy(output: &Tensor, target: &Tensor) -> Result<Tensor> {
     CrossEntropy::default().compute(output, target)
 }
 
-/// [`CrossEntropy`] in which each target has the weight of its class; `weights` are `[C]`,
+/// Computes [`CrossEntropy`] in which each target has the weight of its class; `weights` are `[C]`,
 /// floating-point. The weight of a batch in a mean over several batches is [`sum_of_weights`].
 ///
 /// # Errors
-/// The same as [`CrossEntropy`]'s.
+/// The errors of [`CrossEntropy`].
 pub fn weighted_cross_entropy(output: &Tensor, target: &Tensor, weight: &Tensor) -> Result<Tensor> {
     CrossEntropy { weight: Some(weight.shallow_clone()), ..CrossEntropy::default() }
         .compute(output, target)
 }
 
-/// [`Nll`] with its defaults.
+/// Computes [`Nll`] with its defaults.
 ///
 /// # Errors
-/// The same as [`Nll`]'s.
+/// The errors of [`Nll`].
 pub fn nll_loss(output: &Tensor, target: &Tensor) -> Result<Tensor> {
     Nll::default().compute(output, target)
 }
 
-/// Mean squared error: see [`Mse`].
+/// Computes the mean squared error: see [`Mse`].
 ///
 /// # Errors
 /// When the shapes differ or a dtype is not floating-point.
@@ -135,7 +135,7 @@ pub fn mse_loss(output: &Tensor, target: &Tensor) -> Result<Tensor> {
     Mse.compute(output, target)
 }
 
-/// Mean absolute error: see [`L1`].
+/// Computes the mean absolute error: see [`L1`].
 ///
 /// # Errors
 /// When the shapes differ or a dtype is not floating-point.
@@ -143,7 +143,7 @@ pub fn l1_loss(output: &Tensor, target: &Tensor) -> Result<Tensor> {
     L1.compute(output, target)
 }
 
-/// [`Huber`] with δ = 1.
+/// Computes [`Huber`] with δ = 1.
 ///
 /// # Errors
 /// When the shapes differ or a dtype is not floating-point.
@@ -151,7 +151,7 @@ pub fn huber_loss(output: &Tensor, target: &Tensor) -> Result<Tensor> {
     Huber::default().compute(output, target)
 }
 
-/// [`BinaryCrossEntropy`] of probabilities. CUDA autocast refuses it.
+/// Computes [`BinaryCrossEntropy`] of probabilities. CUDA autocast refuses it.
 ///
 /// # Errors
 /// When the shapes differ, a dtype is not floating-point, or under CUDA autocast.
@@ -159,10 +159,10 @@ pub fn binary_cross_entropy(output: &Tensor, target: &Tensor) -> Result<Tensor> 
     BinaryCrossEntropy::default().compute(output, target)
 }
 
-/// [`BinaryCrossEntropyWithLogits`] with its defaults.
+/// Computes [`BinaryCrossEntropyWithLogits`] with its defaults.
 ///
 /// # Errors
-/// The same as [`BinaryCrossEntropyWithLogits`]'s.
+/// The errors of [`BinaryCrossEntropyWithLogits`].
 pub fn binary_cross_entropy_with_logits(output: &Tensor, target: &Tensor) -> Result<Tensor> {
     BinaryCrossEntropyWithLogits::default().compute(output, target)
 }
@@ -171,15 +171,14 @@ pub fn binary_cross_entropy_with_logits(output: &Tensor, target: &Tensor) -> Res
 fn explained(what: &str, ignored: i64, error: Error, output: &Tensor, target: &Tensor) -> Error {
     match &error {
         Error::Torch(text) if !error.is_out_of_memory() => {
-            let why = format!("{text} Classes count from 0; {ignored} is left out");
+            let why = format!("{text} Classes count from 0; {ignored} is ignored");
             misfit(what, output, target, &why)
         }
         _ => error,
     }
 }
 
-/// The result of a loss of the user's own. If libtorch refuses its arguments, the error gets their
-/// shapes and dtypes.
+/// Adds shapes and dtypes to the error of a user-defined loss, if libtorch refused its arguments.
 ///
 /// # Errors
 /// The error of `loss`.
@@ -193,8 +192,8 @@ pub fn own(loss: Result<Tensor>, output: &Tensor, target: &Tensor) -> Result<Ten
     })
 }
 
-/// Adds the remedy to an error of a loss's backward pass. libtorch computes a loss from two dtypes, but
-/// fails in its backward pass.
+/// Adds a remedy to an error of a loss's backward pass. libtorch computes the loss of two different
+/// dtypes, but cannot differentiate it.
 pub(crate) fn in_backward(error: Error) -> Error {
     match &error {
         Error::Torch(text) if text.contains("dtype") && !error.is_out_of_memory() => {
@@ -207,7 +206,7 @@ pub(crate) fn in_backward(error: Error) -> Error {
 fn with_remedy(text: &str) -> String {
     match ["dtype", "scalar type"].iter().any(|sign| text.contains(sign)) {
         true => format!(
-            "{text}; give target and class weights the output's dtype, as \
+            "{text}; convert target and class weights to the output's dtype, as \
              `target.to_kind(output.kind())` does"
         ),
         false => text.to_owned(),

@@ -1,4 +1,4 @@
-//! Losses of masks.
+//! Losses for segmentation masks.
 
 use tch::{Kind, Reduction, Tensor};
 
@@ -13,16 +13,17 @@ use crate::{Result, ffi, precision::is_floating};
 /// whole batch.
 ///
 /// For int64 classes `[N, …]`, p is the softmax over dimension 1 and t the one-hot class; positions
-/// of class -100 are left out of all sums. For a floating-point mask with the shape of the logits,
-/// p is the sigmoid.
+/// of class -100 are ignored. For a floating-point mask with the shape of the logits, p is the
+/// sigmoid.
 ///
-/// With `batch` the loss compares the whole batch, so its batches are never split.
+/// With `batch` the loss compares all positions of the batch, so a batch is never split.
 ///
 /// # Errors
-/// When shapes or dtypes do not fit, the smoothing is below 0, or a class on the CPU is out of range.
+/// When shapes or dtypes are invalid, the smoothing is below 0, or a class on the CPU is out of
+/// range.
 #[derive(Debug, Clone, Copy)]
 pub struct Dice {
-    /// s, at least 0. It makes the loss of an empty mask 0 instead of NaN; 1 unless it is given.
+    /// s, at least 0. It makes the loss of an empty mask 0 instead of NaN. The default is 1.
     pub smooth: f64,
     /// Whether the sums are over the whole batch.
     pub batch: bool,
@@ -35,10 +36,10 @@ impl Default for Dice {
 }
 
 impl Dice {
-    /// The loss under another reduction: `None` gives `[N, C]`, and `[C]` with `batch`.
+    /// Computes the loss with another reduction: `None` returns `[N, C]`, or `[C]` with `batch`.
     ///
     /// # Errors
-    /// As [`Dice`]'s.
+    /// The errors of [`Dice`].
     pub fn reduced(
         &self,
         output: &Tensor,
@@ -68,7 +69,7 @@ impl Dice {
             return Err(misfit(NAME, output, target, why));
         }
         let counted = ffi::counted_classes(target, sizes[1]);
-        // NaN if a class is out of range, which only CUDA does not refuse; otherwise 0.
+        // `nothing` is NaN if a class is out of range, which CUDA does not refuse; otherwise 0.
         let nothing = counted
             .and_then(|counted| Ok(counted.f_mul_scalar(0.0)?))
             .map_err(|error| misfit(NAME, output, target, &error.to_string()))?;
@@ -89,7 +90,7 @@ impl Dice {
         let over: Vec<i64> =
             if self.batch { Some(0) } else { None }.into_iter().chain(positions).collect();
         let sum = |x: &Tensor| match over.is_empty() {
-            // For an empty list of dimensions, libtorch would sum over all.
+            // For an empty list of dimensions, libtorch would sum over all dimensions.
             true => Ok(x.shallow_clone()),
             false => x.f_sum_dim_intlist(over.as_slice(), false, x.kind()),
         };
@@ -130,9 +131,9 @@ impl Loss for Dice {
 /// When the shapes differ, a dtype is not floating-point, or an option is out of range.
 #[derive(Debug, Clone, Copy)]
 pub struct Focal {
-    /// α, from 0 to 1, or below 0 for no weighting; 0.25 unless it is given.
+    /// α, from 0 to 1; a negative value means no weighting. The default is 0.25.
     pub alpha: f64,
-    /// γ, at least 0; 2 unless it is given.
+    /// γ, at least 0. The default is 2.
     pub gamma: f64,
 }
 
@@ -143,10 +144,10 @@ impl Default for Focal {
 }
 
 impl Focal {
-    /// The loss under another reduction: `None` gives the output's shape.
+    /// Computes the loss with another reduction: `None` returns the output's shape.
     ///
     /// # Errors
-    /// As [`Focal`]'s.
+    /// The errors of [`Focal`].
     pub fn reduced(
         &self,
         output: &Tensor,

@@ -16,7 +16,7 @@ use crate::Result;
 /// When the shapes differ, there is no dimension 1, or a dtype is not floating-point.
 #[derive(Debug, Clone, Copy)]
 pub struct CosineSimilarity {
-    /// The smallest norm that is used as a divisor; 1e-8 unless it is given.
+    /// The smallest norm that is used as a divisor. The default is 1e-8.
     pub eps: f64,
 }
 
@@ -27,10 +27,10 @@ impl Default for CosineSimilarity {
 }
 
 impl CosineSimilarity {
-    /// The loss under another reduction: `None` gives `[N, …]`, without dimension 1.
+    /// Computes the loss with another reduction: `None` returns `[N, …]`, without dimension 1.
     ///
     /// # Errors
-    /// As [`CosineSimilarity`]'s.
+    /// The errors of [`CosineSimilarity`].
     pub fn reduced(
         &self,
         output: &Tensor,
@@ -61,15 +61,16 @@ impl Loss for CosineSimilarity {
 /// Use it in `#[loss(with = |(one, other), target| …, of = examples)]`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CosineEmbedding {
-    /// From -1 to 1; 0 unless it is given.
+    /// From -1 to 1. The default is 0.
     pub margin: f64,
 }
 
 impl CosineEmbedding {
-    /// The loss of two tensors `[N, D]` and labels `[N]`, 1 or -1; `None` gives `[N]`.
+    /// Computes the loss of two tensors `[N, D]` and labels `[N]`, 1 or -1. The reduction `None`
+    /// returns `[N]`.
     ///
     /// # Errors
-    /// When shapes or dtypes do not fit, or the margin is out of range.
+    /// When shapes or dtypes are invalid, or the margin is out of range.
     pub fn reduced(
         &self,
         one: &Tensor,
@@ -91,11 +92,11 @@ impl CosineEmbedding {
 /// in `#[loss(with = |(anchor, positive, negative), target| …, of = examples)]`.
 #[derive(Debug, Clone, Copy)]
 pub struct TripletMargin {
-    /// Above 0; 1 unless it is given.
+    /// Above 0. The default is 1.
     pub margin: f64,
-    /// The norm's degree; 2 unless it is given.
+    /// The norm's degree. The default is 2.
     pub p: f64,
-    /// ε; 1e-6 unless it is given.
+    /// ε. The default is 1e-6.
     pub eps: f64,
     /// Whether to use the distance between negative and positive if it is smaller than the distance
     /// between negative and anchor.
@@ -109,10 +110,11 @@ impl Default for TripletMargin {
 }
 
 impl TripletMargin {
-    /// The loss of three tensors of one shape `[…, D]`; `None` gives `[…]`.
+    /// Computes the loss of three tensors of one shape `[…, D]`. The reduction `None` returns
+    /// `[…]`.
     ///
     /// # Errors
-    /// When shapes or dtypes do not fit, or the margin is out of range.
+    /// When shapes or dtypes are invalid, or the margin is out of range.
     pub fn reduced(
         &self,
         anchor: &Tensor,
@@ -136,9 +138,9 @@ impl TripletMargin {
 /// |(mean, variance), target| …, of = examples)]`.
 #[derive(Debug, Clone, Copy)]
 pub struct GaussianNll {
-    /// Whether to add the constant.
+    /// Whether to add the constant ln(2π)/2.
     pub full: bool,
-    /// ε, above 0; 1e-6 unless it is given. The gradient of the variance ignores this limit.
+    /// ε, above 0. The default is 1e-6. The gradient of the variance ignores this limit.
     pub eps: f64,
 }
 
@@ -149,10 +151,10 @@ impl Default for GaussianNll {
 }
 
 impl GaussianNll {
-    /// The loss of three tensors of one shape; `None` gives that shape.
+    /// Computes the loss of three tensors of one shape. The reduction `None` returns that shape.
     ///
     /// # Errors
-    /// When shapes or dtypes do not fit, or a variance on the CPU is below 0. On CUDA this is not
+    /// When shapes or dtypes are invalid, or a variance on the CPU is below 0. On CUDA this is not
     /// checked.
     pub fn reduced(
         &self,
@@ -171,7 +173,7 @@ impl GaussianNll {
             return Err(misfit(NAME, &mean, &variance, why));
         }
         in_f32([&mean, &target, &variance], |[mean, target, variance]| {
-            // As in torch, the gradient is the one of the variance itself.
+            // As in torch, the gradient ignores the lower limit of the variance.
             let least =
                 tch::no_grad(|| variance.f_clamp_min(self.eps)?.f_sub(&variance.f_detach()?))?;
             let variance = variance.f_add(&least)?;
@@ -201,7 +203,7 @@ impl GaussianNll {
 /// is not above 0.
 #[derive(Debug, Clone, Copy)]
 pub struct InfoNce {
-    /// τ, above 0; 0.07 unless it is given.
+    /// τ, above 0. The default is 0.07.
     pub temperature: f64,
     /// Whether to average with the loss of targets against outputs (CLIP).
     pub symmetric: bool,
@@ -214,10 +216,10 @@ impl Default for InfoNce {
 }
 
 impl InfoNce {
-    /// The loss under another reduction: `None` gives `[N]`.
+    /// Computes the loss with another reduction: `None` returns `[N]`.
     ///
     /// # Errors
-    /// As [`InfoNce`]'s.
+    /// The errors of [`InfoNce`].
     pub fn reduced(
         &self,
         output: &Tensor,
@@ -264,7 +266,7 @@ fn unit(rows: &Tensor) -> Result<Tensor> {
     Ok(rows.f_div(&norm.f_clamp_min(1e-12)?)?)
 }
 
-/// Two floating-point tensors of the same shape `[N, D, …]`.
+/// Checks that two tensors are floating-point and have the same shape `[N, D, …]`.
 fn vectors(what: &str, one: &Tensor, other: &Tensor) -> Result<(Tensor, Tensor)> {
     let (x, y) = elementwise(what, one, other)?;
     match x.dim() < 2 {

@@ -1,4 +1,4 @@
-//! Losses of sequences whose alignment is unknown.
+//! Losses of sequences without known alignment.
 
 use tch::{Kind, Reduction, Tensor};
 
@@ -6,32 +6,33 @@ use super::{IGNORED, Loss, MeanOver, shapes::misfit};
 use crate::{Result, precision::is_floating};
 
 /// Connectionist temporal classification (Graves et al. 2006): log probabilities `[N, T, C]`, batch
-/// first, against int64 labels `[N, S]` without blanks; each row is padded at its end with -100.
+/// first, against int64 labels `[N, S]` without blanks. Each row is padded at its end with -100.
 /// The mean divides the loss of an example by its number of labels, then averages over examples, as
 /// in torch.
 ///
-/// libtorch reads the lengths on the host, so a step with this loss cannot run as a CUDA graph: under
-/// [`Graph::Auto`](crate::trainer::Graph::Auto) steps run without a graph and a note says so;
-/// `Graph::On` is an error. cuDNN's loss takes the lengths on the device, but only in f32 with blank 0, and it reads
-/// beyond its memory where labels outnumber steps or are 256 and more, which a captured step cannot check.
+/// libtorch reads the lengths on the host, so a step with this loss cannot run as a CUDA graph.
+/// Under [`Graph::Auto`](crate::trainer::Graph::Auto) steps run without a graph, and a note says
+/// why; `Graph::On` is an error. cuDNN's loss reads the lengths on the device, but only in f32 with
+/// blank 0. It reads out of bounds if there are more labels than steps or at least 256 labels, and
+/// a captured step cannot check that.
 ///
 /// # Errors
-/// When shapes or dtypes do not fit, or libtorch refuses a length.
+/// When shapes or dtypes are invalid, or libtorch refuses a length.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Ctc {
-    /// The class of the blank; 0 unless it is given.
+    /// The class of the blank. The default is 0.
     pub blank: i64,
-    /// Whether an infinite loss, for labels that do not fit into the steps, is replaced by 0 with a
-    /// gradient of 0.
+    /// Whether an infinite loss, which occurs if there are more labels than steps, is replaced by 0
+    /// with a gradient of 0.
     pub zero_infinity: bool,
 }
 
 impl Ctc {
-    /// The loss of outputs with these lengths (`[N]`, int64) under any reduction; `None` gives
+    /// Computes the loss of outputs with these lengths (`[N]`, int64). The reduction `None` returns
     /// `[N]`.
     ///
     /// # Errors
-    /// The same as [`Ctc`]'s.
+    /// The errors of [`Ctc`].
     pub fn reduced(
         &self,
         output: &Tensor,

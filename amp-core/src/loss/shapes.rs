@@ -1,4 +1,4 @@
-//! Checks which shapes and dtypes of outputs and targets fit together; errors have both shapes.
+//! Checks shapes and dtypes of outputs and targets. Errors name both shapes.
 
 use tch::{Device, Kind, Reduction, Tensor};
 
@@ -8,18 +8,19 @@ use crate::{
     precision::{AutocastGuard, autocast_state, dtype_name, is_floating},
 };
 
-/// `f32 [8, 10]`, for errors.
+/// Formats dtype and shape for error messages, as in `f32 [8, 10]`.
 pub(super) fn describe(tensor: &Tensor) -> String {
     format!("{} {:?}", dtype_name(tensor.kind()), tensor.size())
 }
 
-/// The error about an output and its target, with the remedy.
+/// Builds the error for an output and its target, with the remedy.
 pub(crate) fn misfit(what: &str, output: &Tensor, target: &Tensor, why: &str) -> Error {
     let (output, target) = (describe(output), describe(target));
     Error::config(format!("{what}: the output is {output} and the target {target}: {why}"))
 }
 
-/// Logits `[N, C, …]` and int64 classes `[N, …]`, also from logits with classes last.
+/// Checks logits `[N, C, …]` and int64 classes `[N, …]`. Logits with classes in the last dimension
+/// are accepted too.
 ///
 /// # Errors
 /// When no reading or two readings of the shapes are possible, or the dtypes are wrong.
@@ -69,7 +70,7 @@ pub(crate) fn classes(what: &str, output: &Tensor, target: &Tensor) -> Result<(T
     Ok((logits, of))
 }
 
-/// Two tensors of the same shape, converted to the wider of their floating-point dtypes.
+/// Converts two tensors of the same shape to the wider of their floating-point dtypes.
 ///
 /// # Errors
 /// When the shapes differ (libtorch would broadcast), or a dtype is not floating-point.
@@ -103,7 +104,7 @@ pub(crate) fn elementwise(
     Ok((cast(output)?, cast(target)?))
 }
 
-/// The narrowest floating-point dtype that represents both.
+/// Returns the smallest floating-point dtype that represents all values of both dtypes.
 fn wider(one: Kind, other: Kind) -> Kind {
     match (one, other) {
         (one, other) if one == other => one,
@@ -120,7 +121,7 @@ pub(super) fn option(what: &str, key: &str, value: f64, fits: bool, must: &str) 
     }
 }
 
-/// Reduces a loss that is given for each example or element.
+/// Reduces a loss that has a value for each example or element.
 pub(super) fn reduce(each: &Tensor, reduction: Reduction) -> Result<Tensor> {
     match reduction {
         Reduction::None => Ok(each.shallow_clone()),
@@ -129,8 +130,8 @@ pub(super) fn reduce(each: &Tensor, reduction: Reduction) -> Result<Tensor> {
     }
 }
 
-/// Runs `compute` as autocast runs torch's losses: in a region of the tensors' device, with 16-bit numbers
-/// converted to f32 and autocast off. A dtype probe does not record the products.
+/// Runs `compute` like a loss under torch's autocast: in a region of the tensors' device, with
+/// 16-bit tensors converted to f32 and autocast off. A dtype probe does not record its products.
 pub(super) fn in_f32<const N: usize>(
     tensors: [&Tensor; N],
     compute: impl FnOnce([Tensor; N]) -> Result<Tensor>,
@@ -150,10 +151,11 @@ pub(super) fn in_f32<const N: usize>(
     for tensor in wide {
         all.push(tensor?);
     }
-    compute(all.try_into().expect("as many as were given"))
+    compute(all.try_into().expect("all N tensors were converted"))
 }
 
-/// Weights with the shape of one example of the output, or a single number, in the output's dtype.
+/// Checks weights, which have the shape of one example of the output or are a single number, and
+/// converts them to the output's dtype.
 pub(super) fn of_one_example(
     what: &str,
     key: &str,
@@ -178,7 +180,8 @@ pub(super) fn of_one_example(
     Ok(Some(weight.f_to_device(output.device())?.f_to_kind(computed_in(output)?)?))
 }
 
-/// The dtype in which torch computes a loss of this output: at least f32 under autocast.
+/// Returns the dtype in which torch computes a loss of this output: the output's dtype, but at
+/// least f32 under autocast.
 pub(super) fn computed_in(output: &Tensor) -> Result<Kind> {
     let half = matches!(output.kind(), Kind::Half | Kind::BFloat16);
     match half && autocast_state(output.device())?.enabled {

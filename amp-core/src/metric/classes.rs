@@ -1,4 +1,4 @@
-//! Metrics that count correct examples, and means of a function.
+//! Metrics that count correct examples, and the mean of a function.
 
 use tch::{Kind, Tensor};
 
@@ -12,7 +12,7 @@ use crate::{
     precision::is_floating,
 };
 
-/// The fraction of examples whose largest logit is the target class. Targets of class -100 are
+/// The fraction of examples whose largest logit is at the target class. Targets of class -100 are
 /// ignored. On CUDA a class out of range makes the epoch's value NaN.
 ///
 /// For a single logit per example, and for masks, use [`BinaryAccuracy`]; for targets that are
@@ -50,8 +50,8 @@ impl Metric for Accuracy {
     }
 }
 
-/// The fraction of examples whose largest logit has the position of the target's largest
-/// probability. Both are `[N, C, …]`; used for smoothed or mixed labels.
+/// The fraction of examples whose largest logit is at the target's largest probability. Output and
+/// target are `[N, C, …]`. Use it for smoothed or mixed labels.
 #[derive(Debug, Clone, Copy)]
 pub struct SoftAccuracy;
 
@@ -115,7 +115,7 @@ impl Metric for BinaryAccuracy {
 /// ```
 #[derive(Debug, Clone, Copy)]
 pub struct TopK {
-    /// k, the number of classes.
+    /// k, the number of the largest logits that are compared.
     pub k: i64,
 }
 
@@ -140,12 +140,12 @@ impl Metric for TopK {
     }
 }
 
-/// F1 = 2·TP / (predicted + actual), averaged over the classes that occur; 0 for a class without a
-/// correct prediction. Targets of class -100 are ignored. See [`FBeta`](super::FBeta) for other
-/// averages.
+/// F1 = 2·TP / (predicted + actual), averaged over the classes that occur. The score of a class
+/// without a correct prediction is 0. Targets of class -100 are ignored. See
+/// [`FBeta`](super::FBeta) for other averages.
 #[derive(Debug, Clone, Copy)]
 pub struct F1 {
-    /// Number of classes.
+    /// The number of classes.
     pub num_classes: i64,
 }
 
@@ -173,9 +173,10 @@ impl<F: Fn(&Tensor, &Tensor) -> Result<Tensor>> Metric for Mean<F> {
         let (count, examples) =
             (values.numel() as i64, output.size().first().copied().unwrap_or(1));
         if values.dim() == 0 || examples == 0 || count % examples != 0 {
-            // Otherwise batches of different sizes would have equal weights.
+            // If one value stood for the whole batch, batches of different sizes would have equal
+            // weights.
             let why = format!(
-                "its function gave {:?}, but must give one value for each example, or several",
+                "its function returned {:?}, but must return one or several values for each example",
                 values.size()
             );
             return Err(misfit("mean", output, target, &why));

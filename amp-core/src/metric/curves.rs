@@ -1,4 +1,4 @@
-//! Areas under the receiver operating characteristic and the precision-recall curve.
+//! Areas under the ROC curve and the precision-recall curve.
 
 use tch::{Kind, Tensor};
 
@@ -8,7 +8,7 @@ use crate::{
     loss::{IGNORED, classes, elementwise, misfit},
 };
 
-/// The state from which a curve is computed.
+/// Which curve's area is computed.
 #[derive(Debug, Clone, Copy)]
 enum Area {
     Roc,
@@ -21,20 +21,22 @@ macro_rules! curve {
         ///
         /// For logits `[N, C, …]` and int64 classes `[N, …]`, the score of each class is its
         /// softmax, and the areas are averaged over the classes that occur. For logits and labels 0
-        /// and 1 of the same shape, there is one area. Targets of -100 are ignored. NaN if there is
-        /// no positive, or for [`Auroc`] no negative, or if a logit is NaN.
+        /// and 1 of the same shape, there is one area. Targets of -100 are ignored. The area is NaN
+        /// if there is no positive label, if a logit is NaN, or, for [`Auroc`], if there is no
+        /// negative label.
         ///
         /// Without `thresholds` the area is exact, and the scores of all examples stay on the
         /// device until the epoch's end. With T `thresholds`, at 0, 1/(T−1), …, 1, the state has 2
         /// (T + 1) counts for each class, and the curve has T points.
         ///
         /// # Errors
-        /// When shapes or dtypes do not fit, or a class on the CPU or an option is out of range.
+        /// When shapes or dtypes are invalid, or a class on the CPU or an option is out of range.
         #[derive(Debug, Clone, Copy, Default)]
         pub struct $metric {
-            /// [`Average::Macro`] unless it is given; not used for labels 0 and 1.
+            /// How the classes' areas are averaged. The default is [`Average::Macro`]. It is not
+            /// used for labels 0 and 1.
             pub average: Average,
-            /// T, at least 2.
+            /// T, the number of thresholds, at least 2.
             pub thresholds: Option<i64>,
         }
 
@@ -61,9 +63,9 @@ curve!(
     AveragePrecision "average_precision" Area::PrecisionRecall
 );
 
-/// Exact: scores `[n, C]` and labels `[n]` in i64, where C = 1 for labels 0 and 1, and -100 is
-/// ignored. In bins: `[C, T + 1, 2]` counts of negatives and positives by the number of thresholds
-/// that the score reaches.
+/// Computes the state of a batch. Without thresholds it is the scores `[n, C]` and the int64 labels
+/// `[n]`, where C = 1 for labels 0 and 1, and -100 is ignored. With thresholds it is the counts,
+/// `[C, T + 1, 2]`, of negatives and positives by the number of thresholds that the score reaches.
 fn update(
     what: &str,
     average: Average,
@@ -88,7 +90,7 @@ fn update(
             let counted =
                 counted.map_err(|error| misfit(what, output, target, &error.to_string()))?;
             let kind = if logits.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-            // NaN if a class is out of range, which only CUDA does not refuse; otherwise 0.
+            // `nothing` is NaN if a class is out of range, which CUDA does not refuse; otherwise 0.
             let nothing = counted.f_mul_scalar(0.0)?.f_to_kind(kind)?;
             let scores = logits.f_softmax(1, kind)?.f_add(&nothing)?;
             (scores.f_movedim([1].as_slice(), [-1].as_slice())?.f_reshape([-1, count])?, of)
@@ -99,7 +101,8 @@ fn update(
             let label = of.f_gt(0.5)?.f_to_kind(Kind::Int64)?;
             let label = label.f_masked_fill(&of.f_eq(IGNORED)?, IGNORED)?;
             let logits = logits.f_to_kind(kind)?.f_reshape([-1, 1])?;
-            // Sigmoids of large logits are equal in floating point, so only bins use sigmoids.
+            // Sigmoids of large logits are equal in floating point, so sigmoids are used only for
+            // bins.
             let scores = if thresholds.is_some() { logits.f_sigmoid()? } else { logits };
             (scores, label)
         }
@@ -125,7 +128,7 @@ fn update(
     MetricState::sum(&counts.f_reshape([columns, bins, 2])?)
 }
 
-/// Whether each label belongs to each column, `[n, C]`.
+/// Returns a mask `[n, C]` of which label belongs to which column.
 fn positives(labels: &Tensor, columns: i64) -> Result<Tensor> {
     let labels = labels.f_unsqueeze(1)?;
     match columns {
@@ -155,7 +158,7 @@ fn compute(
     if let [one] = areas.as_slice() {
         return Ok(Tensor::from(*one));
     }
-    // A class without positives or negatives has no curve; NaN among scores gives NaN.
+    // A class without positives or negatives has no curve. A NaN score makes the area NaN.
     let present: Vec<usize> =
         (0..areas.len()).filter(|at| !curves[*at].is_undefined(area)).collect();
     let weight = |at: usize| if average == Average::Weighted { positives[at] } else { 1.0 };
@@ -166,12 +169,13 @@ fn compute(
     }
 }
 
-/// The counts of positives and negatives at or above falling thresholds; the last has all of them.
+/// The numbers of positives and negatives with scores at or above falling thresholds. The last
+/// number counts all of them.
 struct Curve {
     tp: Vec<f64>,
     fp: Vec<f64>,
-    /// Whether the curve is from bins. Bins need not reach every threshold; an exact curve begins
-    /// at zero.
+    /// Whether the curve is computed from bins. Such a curve may not reach every threshold. An
+    /// exact curve begins at zero.
     binned: bool,
 }
 
@@ -215,14 +219,14 @@ impl Curve {
     }
 }
 
-/// A curve for each column of scores, with a point for every distinct score.
+/// Returns a curve for each column of scores, with a point for every distinct score.
 fn exact(scores: &Tensor, labels: &Tensor) -> Result<Vec<Curve>> {
     let positive = positives(labels, scores.size()[1])?.f_to_kind(Kind::Double)?;
     let kept = labels.f_ne(IGNORED)?.f_to_kind(Kind::Double)?;
     let columns = 0..scores.size()[1];
     let curves = columns.map(|column| {
         let own = scores.f_select(1, column)?;
-        // An ignored example must not cause a NaN.
+        // The score of an ignored example must not make the area NaN.
         let own = own.f_masked_fill(&kept.f_eq(0.0)?, f64::NEG_INFINITY)?;
         let (sorted, order) = own.f_sort(0, true)?;
         let of = positive.f_select(1, column)?.f_mul(&kept)?.f_index_select(0, &order)?;
@@ -248,11 +252,11 @@ fn exact(scores: &Tensor, labels: &Tensor) -> Result<Vec<Curve>> {
     curves.collect()
 }
 
-/// A curve for each class of counts `[C, T + 1, 2]`.
+/// Makes a curve for each class from counts `[C, T + 1, 2]`.
 fn binned(counts: &Tensor) -> Result<Vec<Curve>> {
     let classes = 0..counts.size()[0];
     let curves = classes.map(|class| {
-        // The bin of no threshold is empty, because all scores are at least 0.
+        // The bin below all thresholds is empty, because all scores are at least 0.
         let falling = counts.f_get(class)?.f_flip([0])?.f_cumsum(0, Kind::Double)?;
         let bins = falling.size()[0] - 1;
         let column = |at: i64| {

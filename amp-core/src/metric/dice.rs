@@ -5,25 +5,26 @@ use tch::{Kind, Tensor};
 use super::{Average, Metric, MetricState, Reduction, scores::predictions};
 use crate::{Result, loss::IGNORED};
 
-/// 2 |P ∩ T| / (|P| + |T|), where P are the positions predicted to be of a class and T the positions whose
-/// target is the class, as torchmetrics' DiceScore: for logits `[N, C, …]` and int64 classes `[N, …]`, as
-/// in [`CrossEntropy`](crate::loss::CrossEntropy).
+/// 2 |P ∩ T| / (|P| + |T|), as torchmetrics' DiceScore. P are the positions that the model predicts
+/// as a class, and T are the positions whose target is the class. Logits are `[N, C, …]` and int64
+/// classes `[N, …]`, as in [`CrossEntropy`](crate::loss::CrossEntropy).
 ///
-/// The score is computed for each example and class and averaged, first over the classes, then over the
-/// examples; or from all positions together, which is [`FBeta`](super::FBeta) with β = 1. A class that an
-/// example neither has nor predicts is left out of the average, and so is an example without any class.
+/// The score is computed for each example and class, then averaged over the classes, then over the
+/// examples. Without `per_example` it is computed from all positions together, which is
+/// [`FBeta`](super::FBeta) with β = 1. A class that an example neither has nor predicts is excluded
+/// from the average, as is an example without any class.
 #[derive(Debug, Clone, Copy)]
 pub struct Dice {
-    /// [`Average::Macro`] unless it is given.
+    /// The default is [`Average::Macro`].
     pub average: Average,
-    /// Whether the score is computed for each example and averaged, instead of from all positions together;
-    /// true unless it is given.
+    /// Whether the score is computed for each example and averaged, instead of from all positions
+    /// together. The default is true.
     pub per_example: bool,
-    /// Whether class 0 is part of the score; true unless it is given.
+    /// Whether class 0 is part of the score. The default is true.
     pub include_background: bool,
     /// A class whose targets are ignored, in addition to -100.
     pub ignore_index: i64,
-    /// The number of classes; if given, the output is checked against it.
+    /// The number of classes. If it is given, the output must have this number of classes.
     pub num_classes: Option<i64>,
 }
 
@@ -46,7 +47,7 @@ impl Metric for Dice {
             predictions("dice", output, target, num_classes, ignore_index)?;
         let examples = target.size().first().copied().unwrap_or(1).max(1);
         let positions = (of.numel() as i64 / examples).max(1);
-        // An index for each pair of example and class.
+        // A number for each pair of example and class.
         let example = Tensor::f_arange(of.numel() as i64, (Kind::Int64, of.device()))?
             .f_div_scalar_mode(positions, "floor")?
             .f_mul_scalar(classes)?;
@@ -96,9 +97,10 @@ impl Metric for Dice {
 }
 
 impl Dice {
-    /// The mean score from correct, predicted and actual positions `[N, C]`. Both results are `[N]`, or
-    /// `[N, C]` for [`Average::None`]: the scores, 0 if there is none, and 1 if there is one. If a count is
-    /// NaN, for example because a logit is NaN, the score is NaN.
+    /// Computes the mean score from correct, predicted and actual positions `[N, C]`. Returns the
+    /// scores, with 0 where there is none, and a tensor with 1 where there is a score and 0
+    /// elsewhere. Both are `[N]`, or `[N, C]` for [`Average::None`]. If a count is NaN, for example
+    /// because a logit is NaN, the score is NaN.
     fn of(&self, [hits, predicted, actual]: &[Tensor; 3]) -> Result<[Tensor; 2]> {
         let classes = |of: &Tensor| of.f_sum_dim_intlist([1_i64].as_slice(), false, Kind::Double);
         let (both, all) = (hits.f_mul_scalar(2.0)?, predicted.f_add(actual)?);

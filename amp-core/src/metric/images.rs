@@ -13,10 +13,11 @@ use crate::{
 };
 
 /// The peak signal-to-noise ratio in decibels, 10 log₁₀(R² / MSE), over all elements of all
-/// batches. Both are floating-point tensors of the same shape.
+/// batches. Output and target are floating-point tensors of the same shape.
 #[derive(Debug, Clone, Copy)]
 pub struct Psnr {
-    /// R, the largest value minus the smallest that an element can have; 1 unless it is given.
+    /// R, the difference between the largest and the smallest value that an element can have. The
+    /// default is 1.
     pub data_range: f64,
 }
 
@@ -47,10 +48,11 @@ impl Metric for Psnr {
 
 /// The structural similarity (Wang et al. 2004) with a Gaussian window of 11 × 11, σ = 1.5, k₁ =
 /// 0.01 and k₂ = 0.03. Images are reflected at their edges. The mean is over positions, channels
-/// and images. Both are floating-point tensors `[N, C, H, W]` with H and W at least 6.
+/// and images. Output and target are floating-point tensors `[N, C, H, W]` with H and W at least 6.
 #[derive(Debug, Clone, Copy)]
 pub struct Ssim {
-    /// The largest value minus the smallest that an element can have; 1 unless it is given.
+    /// The difference between the largest and the smallest value that an element can have. The
+    /// default is 1.
     pub data_range: f64,
 }
 
@@ -73,7 +75,7 @@ impl Metric for Ssim {
             return Err(misfit("ssim", output, target, why));
         }
         let _off = AutocastGuard::off(x.device())?;
-        // Each channel as an image, in at least f32.
+        // Each channel is processed as an image, in at least f32.
         let kind = if x.kind() == Kind::Double { Kind::Double } else { Kind::Float };
         let images = |of: &Tensor| {
             let each = of.f_to_kind(kind)?.f_reshape([-1, 1, sizes[2], sizes[3]])?;

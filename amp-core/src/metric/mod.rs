@@ -1,9 +1,9 @@
-//! Metrics, computed on the device from a state that is merged over batches.
+//! Metrics. Each batch gives a state on the device; the states of all batches are merged.
 //!
 //! Metrics ignore the same targets as the loss: classes of -100. Shapes of logits and classes are
 //! those of [`loss::cross_entropy`](crate::loss::cross_entropy); other shapes and dtypes are
-//! errors. Values equal torchmetrics', with one difference: if no target counts, or a class that
-//! the metric needs does not occur, the value is NaN, and torchmetrics returns 0.
+//! errors. Values equal those of torchmetrics, with one difference: if all targets are ignored, or
+//! a class that the metric needs does not occur, the value is NaN, where torchmetrics returns 0.
 //!
 //! ```
 //! use amp_core::{metric::{FBeta, Metric}, tch::Tensor};
@@ -47,7 +47,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{Error, Result};
 
-/// A metric with its options. Implement this trait for a metric of your own, and name the value in
+/// A metric with its options. Implement this trait for your own metric, and use it in
 /// `#[metric(with = …, name = …)]`.
 ///
 /// ```
@@ -68,22 +68,22 @@ use crate::{Error, Result};
 /// # Ok::<(), amp_core::Error>(())
 /// ```
 pub trait Metric {
-    /// The state of one batch. Do not read values back from the device here: the step would wait,
-    /// and could not run as a CUDA graph.
+    /// Computes the state of one batch. Do not read values back from the device here: the step
+    /// would wait, and could not run as a CUDA graph.
     ///
     /// # Errors
-    /// When shapes or dtypes do not fit.
+    /// When shapes or dtypes are invalid.
     fn update(&self, output: &Tensor, target: &Tensor) -> Result<MetricState>;
 
-    /// How the merged state becomes the metric's value.
+    /// Returns how the merged state becomes the metric's value.
     fn reduction(&self) -> Reduction {
         Reduction::Mean
     }
 
-    /// The metric of one batch.
+    /// Computes the metric of one batch.
     ///
     /// # Errors
-    /// When shapes or dtypes do not fit.
+    /// When shapes or dtypes are invalid.
     fn measure(&self, output: &Tensor, target: &Tensor) -> Result<Tensor> {
         self.reduction().compute(&self.update(output, target)?)
     }
@@ -96,25 +96,25 @@ type Compute = Arc<dyn Fn(&[Tensor]) -> Result<Tensor> + Send + Sync>;
 #[derive(Clone)]
 #[non_exhaustive]
 pub enum Reduction {
-    /// The only sum divided by the weight.
+    /// The state's only sum divided by the weight.
     Mean,
     /// The first of two sums divided by the second.
     Ratio,
-    /// The result of a function of the merged tensors, in the order in which they were added: see
+    /// A function of the merged tensors, in the order in which they were added: see
     /// [`Reduction::of`].
     Of(Compute),
 }
 
 impl Reduction {
-    /// A function from the merged tensors, in the order in which they were added to the
-    /// [state](MetricState), to the value: a number, or a tensor of any shape. A tensor is logged
-    /// by element as `NAME_0`, or as `NAME_0_1` for a matrix. Sums are on the host. Rows are on the
-    /// device, and the function may read them.
+    /// Takes a function that computes the value from the merged tensors, which have the order in
+    /// which they were added to the [state](MetricState). The value is a number or a tensor of any
+    /// shape. A tensor is logged by element as `NAME_0`, or as `NAME_0_1` for a matrix. Sums are on
+    /// the host. Rows are on the device, and the function may read them back.
     pub fn of(compute: impl Fn(&[Tensor]) -> Result<Tensor> + Send + Sync + 'static) -> Self {
         Self::Of(Arc::new(compute))
     }
 
-    /// The metric's value for a state, f64 on the host; NaN for an empty state.
+    /// Returns the metric's value for a state, f64 on the host; NaN for an empty state.
     ///
     /// # Errors
     /// When the device reports an earlier failure.
@@ -122,8 +122,8 @@ impl Reduction {
         let on_host =
             |tensor: &Tensor| tensor.f_to_device_(Device::Cpu, Kind::Double, false, false);
         let mut tensors = state.tensors()?;
-        // A GPU multiplies by a reciprocal instead of dividing, and sums in another order. On the host the
-        // last digit does not depend on the device.
+        // A GPU multiplies by a reciprocal instead of dividing, and sums in another order. On the
+        // host the last digit does not depend on the device.
         for (tensor, part) in tensors.iter_mut().zip(&state.parts) {
             if part.merge == Merge::Sum {
                 *tensor = on_host(tensor)?;
@@ -152,7 +152,7 @@ impl Reduction {
         Ok(on_host(&value)?)
     }
 
-    /// The name of its kind in saved runs.
+    /// Returns the name of the reduction's kind in saved runs.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Mean => "Mean",
@@ -161,7 +161,7 @@ impl Reduction {
         }
     }
 
-    /// The reduction with this name, except functions, which cannot be saved.
+    /// Returns the reduction with this name. Functions cannot be saved, so they have no name.
     pub(crate) fn named(name: &str) -> Option<Self> {
         match name {
             "Mean" => Some(Self::Mean),
@@ -177,10 +177,10 @@ impl fmt::Debug for Reduction {
     }
 }
 
-/// The error for a state that another metric, or another version of this one, has saved.
+/// Builds the error for a state that another metric, or another version of this metric, has saved.
 fn other_state(expected: usize, state: &[Tensor]) -> Error {
     Error::config(format!(
-        "the metric is computed from {expected} tensors, but {} were kept: another metric has its name",
+        "the metric is computed from {expected} tensors, but the state has {}: another metric has the same name",
         state.len()
     ))
 }

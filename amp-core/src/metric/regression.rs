@@ -8,13 +8,13 @@ use crate::{
     loss::{IGNORED, classes, elementwise, misfit},
 };
 
-/// Two tensors of the same shape, converted to f64.
+/// Converts two tensors of the same shape to f64.
 pub(super) fn doubles(what: &str, output: &Tensor, target: &Tensor) -> Result<(Tensor, Tensor)> {
     let (x, y) = elementwise(what, output, target)?;
     Ok((x.f_to_kind(Kind::Double)?, y.f_to_kind(Kind::Double)?))
 }
 
-/// The mean absolute error over all elements, |x − y|, of floating tensors of one shape.
+/// The mean absolute error |x − y| over all elements of floating-point tensors of one shape.
 ///
 /// ```
 /// use amp_core::{metric::{Mae, Metric}, tch::Tensor};
@@ -33,7 +33,7 @@ impl Metric for Mae {
     }
 }
 
-/// The mean squared error over all elements, (x − y)², of floating tensors of one shape.
+/// The mean squared error (x − y)² over all elements of floating-point tensors of one shape.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Mse;
 
@@ -44,7 +44,7 @@ impl Metric for Mse {
     }
 }
 
-/// The square root of the [mean squared error](Mse) over all batches, in the target's unit.
+/// The square root of the [mean squared error](Mse) over all batches. It has the target's unit.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Rmse;
 
@@ -62,15 +62,15 @@ impl Metric for Rmse {
     }
 }
 
-/// The sum of all elements, and the number of elements: `[2]`.
+/// Returns the sum and the number of elements: `[2]`.
 pub(super) fn sum_and_count(values: &Tensor) -> Result<Tensor> {
     let sum = values.f_sum(Kind::Double)?;
     Ok(Tensor::f_stack(&[&sum, &sum.f_full_like(values.numel() as f64)?], 0)?)
 }
 
 /// The coefficient of determination, 1 − Σ(x − y)² / Σ(y − ȳ)², of floating-point tensors `[N]` or
-/// `[N, D]`; for D outputs the mean of their values. If all targets are equal, it is 1 if every
-/// output equals them, otherwise 0. NaN for fewer than two examples.
+/// `[N, D]`; for D outputs it is the mean of their coefficients. If all targets are equal, it is 1
+/// if every output equals the target, otherwise 0. It is NaN for fewer than two examples.
 ///
 /// ```
 /// use amp_core::{metric::{Metric, R2}, tch::Tensor};
@@ -103,7 +103,7 @@ impl Metric for R2 {
             let [errors, sum, squares, count] = [0, 1, 2, 3].map(|at| counts.f_get(at));
             let (errors, sum, squares, count) = (errors?, sum?, squares?, count?);
             let spread = squares.f_sub(&sum.f_square()?.f_div(&count)?)?.f_clamp_min(0.0)?;
-            // For equal numbers, the remaining sum of squares is rounding.
+            // If all numbers are equal, the remaining sum of squares is only a rounding error.
             let constant = spread.f_le_tensor(&squares.f_mul_scalar(1e-14)?)?;
             let exact = errors.f_eq(0.0)?.f_to_kind(Kind::Double)?;
             let each = errors.f_div(&spread)?.f_neg()?.f_add_scalar(1.0)?;

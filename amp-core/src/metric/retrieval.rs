@@ -9,13 +9,13 @@ use crate::{
     precision::AutocastGuard,
 };
 
-/// The number of rows that are compared with all others at a time.
+/// The number of rows that are compared with all other rows at a time.
 const ROWS: i64 = 1024;
 
-/// The fraction of queries whose own key is among the `k` nearest of all keys, by cosine. Queries
-/// and keys are `[N, D]`, or one output `[N, 2, D]` with any target. It is computed over the whole
-/// set, independent of the batches. A tie counts against the query, so that a model with equal
-/// outputs has a recall of 0.
+/// The fraction of queries whose own key is among the `k` nearest of all keys by cosine similarity.
+/// Queries and keys are `[N, D]`, or one output `[N, 2, D]` with any target. The keys of the whole
+/// set are compared, so the value does not depend on the batches. A tie counts against the query,
+/// so that a model with equal outputs has a recall of 0.
 ///
 /// ```no_run,standalone_crate
 /// # use amp_core::prelude::*;
@@ -71,7 +71,7 @@ impl Metric for RecallAtK {
                 let rows = ROWS.min(count - start);
                 let scores = queries.f_narrow(0, start, rows)?.f_matmul(&keys.f_tr()?)?;
                 let own = scores.f_diagonal(start, 0, 1)?.f_unsqueeze(1)?;
-                // Its own score is among them; NaN comes before all.
+                // The query's own score is among them. A NaN score ranks before all others.
                 let before = scores.f_lt_tensor(&own)?.f_logical_not()?;
                 let rank = before.f_sum_dim_intlist([1].as_slice(), false, Kind::Double)?;
                 found = found.f_add(&rank.f_le(k as f64)?.f_sum(Kind::Double)?)?;

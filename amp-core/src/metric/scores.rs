@@ -1,4 +1,4 @@
-//! Metrics of a confusion matrix: precision, recall, F-beta, specificity, Jaccard.
+//! Metrics from a confusion matrix: precision, recall, F-beta, specificity, Jaccard.
 
 use tch::{Kind, Tensor};
 
@@ -12,7 +12,7 @@ use crate::{
 /// How the scores of classes are averaged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Average {
-    /// The score of the sum of all classes' counts.
+    /// The score computed from the summed counts of all classes.
     Micro,
     /// The mean over the classes that occur in targets or predictions.
     #[default]
@@ -35,7 +35,8 @@ pub(super) enum Score {
 }
 
 impl Score {
-    /// Numerator and denominator, from true and false positives, true and false negatives.
+    /// Returns the score's numerator and denominator, computed from true and false positives and
+    /// true and false negatives.
     fn of(self, [tp, fp, tn, fn_]: [&Tensor; 4]) -> Result<[Tensor; 2]> {
         let own = tp.shallow_clone();
         Ok(match self {
@@ -52,13 +53,14 @@ impl Score {
         })
     }
 
-    /// From counts `[3, C]`: correct, predicted, actual; class `ignored` has no targets.
+    /// Computes the score from counts `[3, C]` of correct, predicted and actual targets. The class
+    /// `ignored` has no targets.
     pub(super) fn over_classes(self, average: Average, ignored: i64) -> Reduction {
         Reduction::of(move |state| {
             let [counts] = state else { return Err(super::other_state(1, state)) };
             let [tp, predicted, actual] = [0, 1, 2].map(|at| counts.f_get(at));
             let (tp, predicted, actual) = (tp?, predicted?, actual?);
-            // As in torchmetrics: the class whose targets are ignored is left out of the union.
+            // As in torchmetrics, the ignored class is excluded from the union.
             let predicted = match self {
                 Self::Jaccard => {
                     let classes = (Kind::Int64, predicted.device());
@@ -81,21 +83,21 @@ impl Score {
             if average == Average::Micro {
                 return Ok(each);
             }
-            // A NaN with another cause, such as a class out of range, is kept.
+            // A NaN with another cause, for example a class out of range, is kept.
             let each = each.f_masked_fill(&whole.f_eq(0.0)?, 0.0)?;
             let weight = match average {
                 Average::Weighted => actual,
                 _ => predicted.f_add(&fn_)?.f_ne(0.0)?.f_to_kind(Kind::Double)?,
             };
             match average {
-                // NaN if nothing was counted.
+                // The result is NaN if nothing was counted.
                 Average::None => Ok(each.f_add(&all.f_div(&all)?)?.f_sub_scalar(1.0)?),
                 _ => Ok(Tensor::from(in_order(&each.f_mul(&weight)?)? / in_order(&weight)?)),
             }
         })
     }
 
-    /// From counts `[4]`: true and false positives, true and false negatives.
+    /// Computes the score from counts `[4]`: true and false positives, true and false negatives.
     fn of_two(self) -> Reduction {
         Reduction::of(move |state| {
             let [counts] = state else { return Err(super::other_state(1, state)) };
@@ -108,14 +110,14 @@ impl Score {
     }
 }
 
-/// The sum of numbers on the host in order. libtorch's order, and so the last digit, depends on the
-/// CPU.
+/// Sums numbers on the host in order. The order in libtorch's sum, and so the last digit, depends
+/// on the CPU.
 fn in_order(numbers: &Tensor) -> Result<f64> {
     Ok(Vec::<f64>::try_from(numbers)?.iter().sum())
 }
 
-/// Correct predictions, predictions and targets of each class, `[3, C]` in f64. On CUDA all are NaN
-/// if a class is out of range.
+/// Counts correct predictions, predictions and targets of each class, `[3, C]` in f64. On CUDA all
+/// are NaN if a class is out of range.
 pub(super) fn class_counts(
     what: &str,
     output: &Tensor,
@@ -133,8 +135,9 @@ pub(super) fn class_counts(
     Ok(Tensor::f_stack(&counts, 0)?)
 }
 
-/// Predicted classes, target classes, and the weight of each position: 1, or 0 if it is ignored, or
-/// NaN if a class is out of range. All are flat; an ignored target becomes class 0.
+/// Returns predicted classes, target classes, and the weight of each position: 1, 0 if it is
+/// ignored, or NaN if a class is out of range. All three are flat tensors. An ignored target
+/// becomes class 0.
 pub(super) fn predictions(
     what: &str,
     output: &Tensor,
@@ -163,8 +166,8 @@ pub(super) fn predictions(
     Ok((predicted, of, kept.f_reshape([-1])?, count))
 }
 
-/// True and false positives, true and false negatives for logits and labels 0 and 1 of the same
-/// shape, `[4]` in f64.
+/// Counts true and false positives, true and false negatives for logits and labels 0 and 1 of the
+/// same shape, `[4]` in f64.
 fn binary_counts(
     what: &str,
     output: &Tensor,
@@ -194,7 +197,7 @@ fn binary_counts(
     Ok(Tensor::f_stack(&counts, 0)?)
 }
 
-/// Labels as floating-point numbers.
+/// Converts labels to floating-point numbers.
 pub(super) fn as_floating(target: &Tensor) -> Result<Tensor> {
     match is_floating(target.kind()) {
         true => Ok(target.shallow_clone()),
@@ -202,7 +205,7 @@ pub(super) fn as_floating(target: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// Defines a metric of classes and its counterpart for labels 0 and 1.
+/// Defines a metric of classes and the same metric for labels 0 and 1.
 macro_rules! score {
     (
         $(#[$doc:meta])* $of_classes:ident $class_name:literal,
@@ -217,11 +220,11 @@ macro_rules! score {
         #[derive(Debug, Clone, Copy)]
         pub struct $of_classes {
             $($(#[$key_doc])* pub $key: f64,)?
-            /// [`Average::Macro`] unless it is given.
+            /// The default is [`Average::Macro`].
             pub average: Average,
             /// A class whose targets are ignored, in addition to -100.
             pub ignore_index: i64,
-            /// The number of classes; if given, the output is checked against it.
+            /// The number of classes. If it is given, the output must have this number of classes.
             pub num_classes: Option<i64>,
         }
 
@@ -251,13 +254,13 @@ macro_rules! score {
 
         $(#[$binary_doc])*
         ///
-        /// For logits and labels 0 and 1 of the same shape, integer or floating-point, for example
-        /// masks and several labels per example. An element with label -100 is ignored; a NaN logit
-        /// makes the metric NaN.
+        /// For logits and labels 0 and 1 of the same shape, for example for masks or several labels
+        /// per example. Labels are integer or floating-point. An element with label -100 is
+        /// ignored; a NaN logit makes the metric NaN.
         #[derive(Debug, Clone, Copy)]
         pub struct $of_two {
             $($(#[$key_doc])* pub $key: f64,)?
-            /// The probability above which a prediction is 1; ½ unless it is given.
+            /// The probability above which a prediction is 1. The default is ½.
             pub threshold: f64,
             /// A label whose elements are ignored, in addition to -100.
             pub ignore_index: i64,
@@ -307,7 +310,7 @@ score!(
     /// = 1 it is F1, for masks also called the Dice score.
     BinaryFBeta "binary_f_beta",
     |own| Score::FBeta(own.beta),
-    /// β; 1 unless it is given.
+    /// β. The default is 1.
     beta = 1.0
 );
 score!(
@@ -318,8 +321,8 @@ score!(
     |_own| Score::Specificity
 );
 score!(
-    /// TP / (TP + FP + FN), the intersection over union (IoU). The class `ignore_index` is left out
-    /// of averages.
+    /// TP / (TP + FP + FN), the intersection over union (IoU). Averages do not include the class
+    /// `ignore_index`.
     Jaccard "jaccard",
     /// TP / (TP + FP + FN), the intersection over union (IoU).
     BinaryJaccard "binary_jaccard",
@@ -327,12 +330,12 @@ score!(
 );
 
 /// The number of targets of class i that were predicted as class j, `[C, C]`, logged as `NAME_i_j`.
-/// For logits `[N, C, …]` and int64 classes `[N, …]`.
+/// The metric takes logits `[N, C, …]` and int64 classes `[N, …]`.
 #[derive(Debug, Clone, Copy)]
 pub struct ConfusionMatrix {
     /// A class whose targets are ignored, in addition to -100.
     pub ignore_index: i64,
-    /// The number of classes; if given, the output is checked against it.
+    /// The number of classes. If it is given, the output must have this number of classes.
     pub num_classes: Option<i64>,
 }
 
@@ -360,11 +363,11 @@ impl Metric for ConfusionMatrix {
     }
 }
 
-/// The number of labels i that were predicted as j, `[2, 2]`, logged as `NAME_i_j`. For logits and
-/// labels 0 and 1 of the same shape.
+/// The number of labels i that were predicted as j, `[2, 2]`, logged as `NAME_i_j`. The metric
+/// takes logits and labels 0 and 1 of the same shape.
 #[derive(Debug, Clone, Copy)]
 pub struct BinaryConfusionMatrix {
-    /// The probability above which a prediction is 1; ½ unless it is given.
+    /// The probability above which a prediction is 1. The default is ½.
     pub threshold: f64,
     /// A label whose elements are ignored, in addition to -100.
     pub ignore_index: i64,
@@ -381,7 +384,7 @@ impl Metric for BinaryConfusionMatrix {
         let Self { threshold, ignore_index } = *self;
         let counts =
             binary_counts("binary_confusion_matrix", output, target, threshold, ignore_index)?;
-        // True negatives, false positives; false negatives, true positives.
+        // The order: true negatives, false positives, false negatives, true positives.
         let order = Tensor::f_stack(
             &[counts.f_get(2)?, counts.f_get(1)?, counts.f_get(3)?, counts.f_get(0)?],
             0,

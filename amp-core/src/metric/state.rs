@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::Result;
 
-/// How the tensors of two batches are merged.
+/// How the tensors of several batches are merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Merge {
     Sum,
@@ -24,12 +24,12 @@ pub struct MetricState {
 #[derive(Debug)]
 pub(crate) struct Part {
     pub(crate) merge: Merge,
-    /// One tensor for a sum, one per batch for a concatenation.
+    /// The tensors of the part: one for a sum, one per batch for a concatenation.
     pub(crate) pieces: Vec<Tensor>,
 }
 
 impl MetricState {
-    /// A sum that is divided by the sum of the batches' weights, for
+    /// Makes a state of one sum, which is divided by the sum of the batches' weights, for
     /// [`Reduction::Mean`](super::Reduction::Mean).
     ///
     /// # Errors
@@ -38,7 +38,8 @@ impl MetricState {
         Ok(Self { weight, ..Self::default().and_sum(sum)? })
     }
 
-    /// Counts of any shape, equal for every batch, which are summed in f64.
+    /// Makes a state of counts, which are summed in f64. They may have any shape, but the same for
+    /// every batch.
     ///
     /// # Errors
     /// When there is not enough memory.
@@ -46,8 +47,9 @@ impl MetricState {
         Self::default().and_sum(counts)
     }
 
-    /// One row for each example, `[n, …]`. The epoch's tensor has the rows of all batches in order.
-    /// Rows stay on the device until the epoch's end, so memory grows with the number of examples.
+    /// Makes a state of rows, one for each example, `[n, …]`. The epoch's tensor has the rows of
+    /// all batches in order. Rows stay on the device until the epoch's end, so memory grows with
+    /// the number of examples.
     pub fn concat(rows: &Tensor) -> Self {
         Self::default().and_concat(rows)
     }
@@ -70,10 +72,10 @@ impl MetricState {
         self
     }
 
-    /// Merges the state of a later batch.
+    /// Merges the state of a later batch into this state.
     ///
     /// # Errors
-    /// When its tensors have other shapes.
+    /// When the tensors of the states have different shapes.
     pub fn merge(&mut self, later: &Self) -> Result<()> {
         if !self.is_like(later) {
             return Err(self.differs(later));
@@ -81,7 +83,7 @@ impl MetricState {
         self.add(later, false)
     }
 
-    /// The tensors; a concatenation is joined into one tensor.
+    /// Returns the tensors. The pieces of a concatenation are joined into one tensor.
     ///
     /// # Errors
     /// When there is not enough memory.
@@ -93,7 +95,7 @@ impl MetricState {
         parts.collect()
     }
 
-    /// The divisor of a [mean](Self::mean)'s sum.
+    /// Returns the weight by which a [mean](Self::mean)'s sum is divided.
     pub fn weight(&self) -> f64 {
         self.weight
     }
@@ -103,19 +105,19 @@ impl MetricState {
             && self.parts.iter().zip(&other.parts).all(|(own, other)| own.is_like(other))
     }
 
-    /// The error for a state with other parts.
+    /// Builds the error for a state with other parts.
     pub(crate) fn differs(&self, other: &Self) -> crate::Error {
         let sizes = |state: &Self| -> Vec<Vec<i64>> {
             state.parts.iter().filter_map(|part| Some(part.pieces.last()?.size())).collect()
         };
         crate::Error::config(format!(
-            "its counts were of shape {:?} and are of shape {:?} now",
+            "its counts had the shape {:?} and now have the shape {:?}",
             sizes(self),
             sizes(other)
         ))
     }
 
-    /// Adds a state with the same parts, in place if its own sums are `owned`.
+    /// Adds a state with the same parts. Sums are updated in place if they are `owned`.
     pub(crate) fn add(&mut self, later: &Self, owned: bool) -> Result<()> {
         for (part, later) in self.parts.iter_mut().zip(&later.parts) {
             match (part.merge, part.pieces.as_mut_slice(), later.pieces.as_slice()) {
@@ -135,7 +137,7 @@ impl MetricState {
         Ok(())
     }
 
-    /// A state of the same parts with sums of zero.
+    /// Returns a state with the same parts and sums of zero.
     pub(crate) fn nothing_like(&self) -> Result<Self> {
         let parts = self.parts.iter().map(|part| {
             let pieces = match part.merge {
@@ -155,7 +157,7 @@ impl MetricState {
         Self { parts: parts.collect(), weight: self.weight }
     }
 
-    /// A copy on this device, in its own memory.
+    /// Copies the state to this device, in its own memory.
     pub(crate) fn copied_to(&self, device: Device) -> Result<Self> {
         let mut copy = self.shallow_clone();
         for part in &mut copy.parts {

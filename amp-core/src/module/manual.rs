@@ -62,17 +62,17 @@ pub struct ManualStep<'s> {
     scheduled: Updates<'s>,
     /// The batch's index in its epoch.
     pub batch_idx: usize,
-    /// Steps applied so far: batches in which an optimizer has stepped.
+    /// The number of steps applied so far: batches in which an optimizer has stepped.
     pub global_step: u64,
     outcomes: Vec<StepOutcome>,
     loss: Option<Tensor>,
 }
 
-/// The optimizers of the run.
+/// The optimizers of the run, as a trait object.
 type Updates<'s> = &'s mut dyn Update;
 
-/// The operations of a manual step on the optimizers of a run. A trait, so that the step has one
-/// lifetime.
+/// The operations of a manual step on the optimizers of a run. It is a trait so that [`ManualStep`]
+/// has only one lifetime.
 pub(crate) trait Update {
     fn count(&self) -> usize;
     fn backward(&mut self, at: usize, loss: &Tensor) -> Result<Gradients<Scaled>>;
@@ -105,7 +105,7 @@ impl<'s> ManualStep<'s> {
         Done { loss: self.loss, outcomes: self.outcomes }
     }
 
-    /// Runs a forward pass in the policy's autocast region. Backward passes run outside of it.
+    /// Runs a forward pass in the policy's autocast region. Run backward passes outside of it.
     ///
     /// # Errors
     /// When `run` fails.
@@ -128,7 +128,7 @@ impl<'s> ManualStep<'s> {
         self.log.value(name, value, batch_size, options)
     }
 
-    /// The optimizer at this index of
+    /// Returns the optimizer at this index of
     /// [`configure_optimizers`](crate::LightningModule::configure_optimizers).
     ///
     /// # Errors
@@ -144,7 +144,7 @@ impl<'s> ManualStep<'s> {
     }
 
     /// Runs `body` while only the parameters of this optimizer require gradients (Lightning's
-    /// `toggle_optimizer`), so that a backward pass computes no other gradients.
+    /// `toggle_optimizer`). A backward pass then computes only their gradients.
     ///
     /// # Errors
     /// When there is no such optimizer, or `body` fails.
@@ -165,9 +165,10 @@ impl<'s> ManualStep<'s> {
     }
 }
 
-/// The loss that a model's step on `batch` first descends, with its graph: what
-/// [`training_step`](LightningModule::training_step) returns, or what a [manual step](LightningModule::manual_step)
-/// gives to its first backward pass. The manual step ends there, and nothing is updated.
+/// Computes the loss that a model's step on `batch` minimizes first, with its graph. For a
+/// [`training_step`](LightningModule::training_step) it is the returned loss; for a [manual
+/// step](LightningModule::manual_step) it is the loss of the first backward pass. The manual step
+/// ends there, and nothing is updated.
 ///
 /// # Errors
 /// The first loss of a model's step on `batch`, with its graph: the result of
@@ -198,14 +199,15 @@ pub fn first_loss(
     }
 }
 
-/// Ends a manual step at its first backward pass, with an error.
+/// Ends a manual step with an error at its first backward pass.
 struct First {
     count: usize,
     loss: Option<Tensor>,
 }
 
 impl First {
-    /// The step must not continue, even if the model handles the error.
+    /// Ends the step with an error. The step does not continue, even if the model handles the
+    /// error.
     fn end<T>() -> Result<T> {
         Err(Error::config("a manual step continued after its first backward pass had ended it"))
     }
@@ -241,9 +243,9 @@ pub struct ManualOptimizer<'a, 's> {
 }
 
 impl ManualOptimizer<'_, '_> {
-    /// Drops the gradients of its parameters and runs the backward pass of the scaled loss. Gradients of
-    /// other optimizers' parameters accumulate until their own backward pass; [`ManualStep::toggled`]
-    /// avoids computing them.
+    /// Drops the gradients of the optimizer's parameters and runs the backward pass of the scaled
+    /// loss. Gradients of other optimizers' parameters accumulate until their own backward pass;
+    /// [`ManualStep::toggled`] avoids computing them.
     ///
     /// # Errors
     /// When the loss is not a scalar or depends on no parameter.
@@ -252,15 +254,16 @@ impl ManualOptimizer<'_, '_> {
         self.step.scheduled.backward(self.at, loss)
     }
 
-    /// Divides the gradients by the loss scale and checks whether all are finite.
+    /// Divides the gradients by the loss scale, and checks whether all gradients are finite.
     ///
     /// # Errors
-    /// When none of its parameters has a gradient.
+    /// When none of the optimizer's parameters has a gradient.
     pub fn unscale(&mut self, gradients: Gradients<Scaled>) -> Result<Gradients<Unscaled>> {
         self.step.scheduled.unscale(gradients)
     }
 
-    /// Steps the optimizer, and its schedule if that moves by steps, unless a gradient is not finite.
+    /// Steps the optimizer unless a gradient is not finite. Steps its schedule too if the schedule
+    /// counts steps.
     ///
     /// # Errors
     /// When the gradients belong to another optimizer.
@@ -270,7 +273,8 @@ impl ManualOptimizer<'_, '_> {
         Ok(outcome)
     }
 
-    /// [`backward`](Self::backward), [`unscale`](Self::unscale), clipping and [`step`](Self::step).
+    /// Runs [`backward`](Self::backward), [`unscale`](Self::unscale), clipping and
+    /// [`step`](Self::step).
     ///
     /// # Errors
     /// The errors of these methods.
@@ -281,7 +285,7 @@ impl ManualOptimizer<'_, '_> {
         self.step(gradients)
     }
 
-    /// Its parameters.
+    /// Returns the toggled parameters.
     pub fn parameters(&self) -> Vec<Tensor> {
         self.step.scheduled.parameters(self.at)
     }

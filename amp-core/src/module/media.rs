@@ -21,14 +21,15 @@ fn image(image: &Tensor) -> Result<Option<Media>> {
 macro_rules! logs_media {
     ($($type:ty),*) => {$(
         impl $type {
-            /// Logs an image or figure `[H, W]` or `[C, H, W]` with 1, 3 or 4 channels, or images `[N, C,
-            /// H, W]` as a [grid](ImageGrid): uint8, or floating-point from 0 to 1. The image is copied to
-            /// the host at once, which waits for the device, so log images rarely. Loggers encode and write
-            /// it on threads of their own. It is dropped if no logger takes images.
+            /// Logs an image or figure `[H, W]` or `[C, H, W]` with 1, 3 or 4 channels, or images
+            /// `[N, C, H, W]` as a [grid](ImageGrid): uint8, or floating-point from 0 to 1. The
+            /// image is copied to the host at once, which waits for the device, so log images
+            /// rarely. Loggers encode and write it on threads of their own. Without a logger for
+            /// images the image is dropped.
             ///
             /// # Errors
-            /// When the shape or dtype is not one of these, and within a step that runs as a CUDA graph:
-            /// log images only if [`Step::at_logging_interval`] is true.
+            /// When the image has another shape or dtype, and within a step that runs as a CUDA
+            /// graph. Log images only if [`Step::at_logging_interval`] is true.
             pub fn log_image(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
                 self.log.media(name, || image(tensor))
             }
@@ -36,7 +37,7 @@ macro_rules! logs_media {
             /// Logs a text, which TensorBoard shows as Markdown.
             ///
             /// # Errors
-            /// The same as [`log_image`](Self::log_image)'s.
+            /// The errors of [`log_image`](Self::log_image).
             pub fn log_text(&mut self, name: &str, text: impl Into<String>) -> Result<()> {
                 self.log.media(name, || Ok(Some(Media::Text(text.into()))))
             }
@@ -45,7 +46,7 @@ macro_rules! logs_media {
             /// element is finite, nothing is logged.
             ///
             /// # Errors
-            /// When the elements are complex, and the same as [`log_image`](Self::log_image)'s.
+            /// When the elements are complex, and the errors of [`log_image`](Self::log_image).
             pub fn log_histogram(&mut self, name: &str, values: &Tensor) -> Result<()> {
                 self.log.media(name, || Ok(Histogram::from_tensor(values)?.map(Media::Histogram)))
             }
@@ -58,11 +59,12 @@ logs_media!(Hook<'_>, Step<'_>, ManualStep<'_>);
 macro_rules! at_interval {
     ($($type:ty),*) => {$(
         impl $type {
-            /// Whether values of this batch are reported, for code that does additional work then, such as
-            /// logging an image. In training that is the last batch of each
-            /// [`log_every_n_steps`](crate::trainer::LoggingConfig::log_every_n_steps)-th step, otherwise
-            /// the first batch of each set. If a step calls this, the steps at the logging interval run
-            /// without a CUDA graph.
+            /// Returns whether values of this batch are reported, so that code can do additional
+            /// work then, such as logging an image. In training they are reported for the last
+            /// batch of each
+            /// [`log_every_n_steps`](crate::trainer::LoggingConfig::log_every_n_steps)-th step,
+            /// otherwise the first batch of each set. If a step calls this, the steps at the
+            /// logging interval run without a CUDA graph.
             ///
             /// ```no_run,standalone_crate
             /// use amp_core::prelude::*;

@@ -27,19 +27,19 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum LossScope {
-    /// The batch's examples, by weight: the mean of the losses of micro-batches equals the batch's
-    /// loss.
+    /// The batch's examples, by weight. The weighted mean of the micro-batches' losses equals the
+    /// batch's loss.
     Examples,
-    /// The whole batch: its examples are compared with each other, as in a contrastive loss, so a
-    /// batch is never split.
+    /// The whole batch, whose examples the loss compares with each other, as in a contrastive loss.
+    /// Such a batch is never split.
     Batch,
-    /// Unknown. If memory is short a batch is split, and a note says so.
+    /// Unknown. If memory is short, the batch is split, and a note reports it.
     #[default]
     Unknown,
 }
 
 impl LossScope {
-    /// The scope of a loss with this denominator.
+    /// Returns the scope of a loss with this denominator.
     pub fn of(over: &MeanOver<'_>) -> Self {
         match over {
             MeanOver::Batch => Self::Batch,
@@ -48,13 +48,13 @@ impl LossScope {
     }
 }
 
-/// Hyperparameters by name, as saved with weights.
+/// Hyperparameters by name, as they are saved with the weights.
 pub type Hyperparameters = serde_json::Map<String, serde_json::Value>;
 
-/// A model with its loss, metrics and optimizer: the unit that is trained and verified.
+/// A model with its loss, metrics and optimizer. This is the unit that is trained and verified.
 ///
-/// Derive it with [`derive(LightningModule)`](derive@crate::LightningModule); every step below
-/// can be overridden there.
+/// Derive it with [`derive(LightningModule)`](derive@crate::LightningModule). Every step below can
+/// be overridden there.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::prelude::*;
@@ -78,15 +78,15 @@ pub type Hyperparameters = serde_json::Map<String, serde_json::Value>;
 /// # }
 /// ```
 pub trait LightningModule: Visit {
-    /// The struct's name.
+    /// Returns the struct's name.
     fn name(&self) -> &'static str;
 
-    /// The hyperparameters the model was built with.
+    /// Returns the hyperparameters with which the model was built.
     fn hyperparameters(&self) -> Hyperparameters;
 
-    /// Computes the loss of one batch and logs the declared values. Runs in the policy's autocast
-    /// region; the trainer runs the backward pass. A model with its own type of batch converts it
-    /// with [`BatchType::from_any`](crate::data::BatchType::from_any).
+    /// Computes the loss of one batch and logs the declared values. It runs in the policy's
+    /// autocast region. The trainer runs the backward pass. A model with its own type of batch
+    /// converts it with [`BatchType::from_any`](crate::data::BatchType::from_any).
     ///
     /// Returns the loss, a scalar.
     ///
@@ -97,9 +97,10 @@ pub trait LightningModule: Visit {
         Err(no_step(self.name(), "training_step"))
     }
 
-    /// The weight of a batch's loss in a mean over several batches or micro-batches of a step. The
-    /// step's gradient equals the large batch's if each weight is the denominator of the loss's
-    /// mean, as the derive generates it. The default is the batch's [weight](AnyBatch::weight).
+    /// Returns the weight of a batch's loss in a mean over several batches or micro-batches of a
+    /// step. The step's gradient equals the large batch's if each weight is the denominator of the
+    /// loss's mean, as the derive generates it. The default is the batch's
+    /// [weight](AnyBatch::weight).
     ///
     /// # Errors
     /// When weights or targets cannot be read from the device.
@@ -107,27 +108,29 @@ pub trait LightningModule: Visit {
         batch.weight()
     }
 
-    /// The set over which the loss takes its mean: decides whether a batch that does not fit into
-    /// memory may be split. The derive uses the loss's own declaration, or `#[loss(…, of = …)]`.
+    /// Returns the set over which the loss takes its mean, which decides whether a batch that does
+    /// not fit into memory may be split. The derive uses the loss's own declaration, or `#[loss(…,
+    /// of = …)]`.
     fn loss_scope(&self) -> LossScope {
         LossScope::Unknown
     }
 
-    /// How this training metric is computed from its saved state, for runs that are resumed at the
-    /// end of an epoch. The derive implements it for declared metrics; `None` for others.
+    /// Returns how this training metric is computed from its saved state. It is needed if a run is
+    /// resumed at the end of an epoch. The derive implements it for declared metrics; it is `None`
+    /// for others.
     fn reduction(&self, name: &str) -> Option<Reduction> {
         let _ = name;
         None
     }
 
-    /// Whether the model runs backward passes and optimizers itself, in
+    /// Returns whether the model runs backward passes and optimizers itself, in
     /// [`manual_step`](Self::manual_step) instead of [`training_step`](Self::training_step)
     /// (Lightning's `automatic_optimization = False`).
     fn optimizes_manually(&self) -> bool {
         false
     }
 
-    /// Processes one batch: forward and backward passes and updates, in any number and order.
+    /// Processes one batch:
     ///
     /// # Errors
     /// When one of these passes fails.
@@ -154,8 +157,8 @@ pub trait LightningModule: Visit {
         Err(no_step(self.name(), "test_step"))
     }
 
-    /// The model's predictions for a batch, without gradients: one tensor or several, whose
-    /// dimension 0 is the number of examples.
+    /// Returns the model's predictions for a batch, computed without gradients: one tensor or
+    /// several, whose dimension 0 is the number of examples.
     ///
     /// # Errors
     /// When the forward pass fails, or the model has no `predict_step`.
@@ -164,27 +167,27 @@ pub trait LightningModule: Visit {
         Err(no_step(self.name(), "predict_step"))
     }
 
-    /// The optimizers and their schedules; each parameter belongs to one of them.
+    /// Returns the optimizers and their schedules. Each parameter belongs to one optimizer.
     ///
     /// # Errors
     /// When an option is out of range.
     fn configure_optimizers(&self, plan: &TrainingPlan) -> Result<Optimizers>;
 
-    /// How closely the model must follow each step, which decides whether steps may run as CUDA
-    /// graphs. The derive implements it for generated steps.
+    /// Returns how closely the model must follow each step. The trainer runs steps as CUDA graphs
+    /// only if this allows it. The derive implements it for generated steps.
     fn step_access(&self) -> StepAccess {
-        StepAccess::Within("the model's steps are handwritten")
+        StepAccess::InStep("the model's steps are handwritten")
     }
 
-    /// Before the first epoch.
+    /// Runs before the first epoch.
     ///
     /// # Errors
-    /// An error ends the run; the same holds for every hook.
+    /// An error ends the run. The same holds for every hook.
     fn on_train_start(&mut self) -> Result<()> {
         Ok(())
     }
 
-    /// Before an epoch's first batch.
+    /// Runs before an epoch's first batch.
     ///
     /// # Errors
     /// An error ends the run.
@@ -193,8 +196,8 @@ pub trait LightningModule: Visit {
         Ok(())
     }
 
-    /// Before the step of each optimizer: its gradients are unscaled and not yet clipped. After an
-    /// overflow some are not finite, and the step will be skipped.
+    /// Runs before the step of each optimizer: its gradients are unscaled and not yet clipped.
+    /// After an overflow some are not finite, and the step will be skipped.
     ///
     /// # Errors
     /// An error ends the run.
@@ -207,7 +210,7 @@ pub trait LightningModule: Visit {
         Ok(())
     }
 
-    /// After a batch, with the detached result of the training step and the outcome of the
+    /// Runs after a batch, with the detached result of the training step and the outcome of the
     /// optimizer step; `None` while gradients are only accumulated. If the step ran as a CUDA
     /// graph, the loss is on the host, and reading it does not wait for the device.
     ///
@@ -223,7 +226,7 @@ pub trait LightningModule: Visit {
         Ok(())
     }
 
-    /// After an epoch's last batch, before its values are read.
+    /// Runs after an epoch's last batch, before its values are read.
     ///
     /// # Errors
     /// An error ends the run.
@@ -232,7 +235,7 @@ pub trait LightningModule: Visit {
         Ok(())
     }
 
-    /// After an epoch's validation, before its values are read.
+    /// Runs after an epoch's validation, before its values are read.
     ///
     /// # Errors
     /// An error ends the run.
@@ -260,7 +263,7 @@ pub trait LightningModule: Visit {
         Ok(())
     }
 
-    /// After the last epoch.
+    /// Runs after the last epoch.
     ///
     /// # Errors
     /// An error ends the run.
@@ -288,12 +291,12 @@ pub struct Hook<'a> {
 }
 
 impl Hook<'_> {
-    /// The optimizers with their schedules.
+    /// Returns the optimizers with their schedules.
     pub fn optimizers(&self) -> &[Scheduled] {
         self.optimizers
     }
 
-    /// Logs a scalar; nothing is read back to the host here.
+    /// Logs a scalar. Nothing is read back to the host here.
     ///
     /// # Errors
     /// When `value` is not a scalar.
@@ -304,7 +307,7 @@ impl Hook<'_> {
     /// Logs a number that is on the host.
     ///
     /// # Errors
-    /// When libtorch has no memory for it.
+    /// When libtorch cannot allocate memory for the number.
     pub fn log_number(&mut self, name: &str, value: f64, options: LogOptions) -> Result<()> {
         self.log.of_hook(name, &Tensor::from(value), options)
     }
@@ -318,23 +321,24 @@ pub struct Step<'a> {
     pub batch_idx: usize,
     /// The number of optimizer steps applied so far.
     pub global_step: u64,
-    /// A step inside another step has its own context.
+    /// Stops the recording of matrix products for an outer step while this step runs, because
+    /// this step has its own context.
     _apart: Option<PausedProducts>,
 }
 
 impl<'a> Step<'a> {
-    /// A step that runs in `context` and logs to `log`.
+    /// Creates a step that runs in `context` and logs to `log`.
     pub fn new(context: &'a Context, log: &'a mut Log, batch_idx: usize, global_step: u64) -> Self {
         let _apart = context.pause_others_products();
         Self { context, log, batch_idx, global_step, _apart }
     }
 
-    /// The forward pass's context.
+    /// Returns the forward pass's context.
     pub fn context(&self) -> &'a Context {
         self.context
     }
 
-    /// Logs a scalar that belongs to `batch_size` examples; nothing is read back to the host here.
+    /// Logs a scalar that belongs to `batch_size` examples. Nothing is read back to the host here.
     ///
     /// # Errors
     /// When `value` is not a scalar.
@@ -348,7 +352,7 @@ impl<'a> Step<'a> {
         self.log.value(name, value, batch_size, options)
     }
 
-    /// Logs the loss of a batch with this weight in the epoch's mean; nothing is read back to the
+    /// Logs the loss of a batch, with this weight in the epoch's mean. Nothing is read back to the
     /// host here.
     ///
     /// # Errors
@@ -363,11 +367,11 @@ impl<'a> Step<'a> {
         self.log.loss(name, value, counted, options)
     }
 
-    /// Logs a metric of the batch; the epoch's value is computed from the merged states of all
+    /// Logs a metric of the batch. The epoch's value is computed from the merged states of all
     /// batches.
     ///
     /// # Errors
-    /// When shapes do not fit the metric.
+    /// When shapes are invalid for the metric.
     pub fn metric(
         &mut self,
         name: &str,

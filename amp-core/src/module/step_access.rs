@@ -1,34 +1,35 @@
-//! How closely observers of a run need to follow its steps.
+//! How closely the observers of a run must follow its steps.
 
 use crate::loss::Loss;
 
-/// How closely an observer must follow a step, which decides whether the step may run as a CUDA graph.
+/// How closely an observer must follow a step. The trainer decides by it whether the step may run
+/// as a CUDA graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StepAccess {
-    /// Is called for steps in order, possibly while later steps are in flight. Its requests are executed
-    /// when those have ended.
-    Late,
-    /// Reads the model in its state after each step.
-    EachStep,
-    /// Is called within the step, for example before the optimizer's step, or changes the step from one
-    /// to the next: then it cannot be a graph. The text names the observer, as in `the model has a hook
-    /// there`. Other observers are not called within a step.
-    Within(&'static str),
+    /// The observer is called for steps in order, possibly while later steps are in flight. Its
+    /// requests are executed when those steps have ended.
+    Deferred,
+    /// The observer reads the model in its state after each step.
+    PerStep,
+    /// The observer is called within the step, for example before the optimizer's step, or changes
+    /// the following step. Such a step cannot be a graph. The text names the observer, as in `the
+    /// model has a hook there`.
+    InStep(&'static str),
 }
 
 impl StepAccess {
-    /// What a step with this loss needs.
+    /// Returns the access that a step with this loss needs.
     pub fn of_loss(loss: &impl Loss) -> Self {
-        loss.outside_graphs().map_or(Self::Late, Self::Within)
+        loss.outside_graphs().map_or(Self::Deferred, Self::InStep)
     }
 
-    /// The closer of two, which satisfies both observers.
+    /// Returns the closer of the two, which satisfies both observers.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         match (self, other) {
-            (Self::Within(_), _) | (Self::EachStep, Self::Late) => self,
-            (Self::Late, _) | (_, Self::Within(_)) => other,
-            (Self::EachStep, Self::EachStep) => self,
+            (Self::InStep(_), _) | (Self::PerStep, Self::Deferred) => self,
+            (Self::Deferred, _) | (_, Self::InStep(_)) => other,
+            (Self::PerStep, Self::PerStep) => self,
         }
     }
 }

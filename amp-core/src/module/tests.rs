@@ -1,6 +1,6 @@
 use crate::prelude::*;
 
-/// Generated code names amp-core from outside, but this test is inside it.
+/// Generated code refers to amp-core by its name, also inside amp-core itself.
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[optimizer(sgd, lr = 0.1)]

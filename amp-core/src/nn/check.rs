@@ -8,7 +8,7 @@ use crate::{
     precision::{Region, dtype_name, is_floating},
 };
 
-/// Rule: every override names a module.
+/// Checks the rule: every override names a module.
 pub(super) fn overrides_name_modules(
     overrides: &BTreeMap<String, Region>,
     modules: &[String],
@@ -23,7 +23,7 @@ pub(super) fn overrides_name_modules(
     Err(Error::config(format!("the model has no module `{unknown}`: {instead}")))
 }
 
-/// Rule: each name belongs to one tensor, and parameters have a floating-point dtype.
+/// Checks the rule: each name belongs to one tensor, and parameters have a floating-point dtype.
 pub(super) fn tensors_are_sound(found: &[Found]) -> Result<()> {
     names_are_unique(found.iter().map(|found| (found.name.as_str(), &found.tensor)))?;
     tied_tensors_have_one_place(found)?;
@@ -39,7 +39,7 @@ pub(super) fn tensors_are_sound(found: &[Found]) -> Result<()> {
     }
 }
 
-/// Rule: a tensor that several modules share is stored in one dtype and has one role.
+/// Checks the rule: a tensor that several modules share has one dtype and one role.
 fn tied_tensors_have_one_place(found: &[Found]) -> Result<()> {
     let mut seen: HashMap<_, &Found> = HashMap::new();
     for one in found {
@@ -64,7 +64,7 @@ fn tied_tensors_have_one_place(found: &[Found]) -> Result<()> {
     Ok(())
 }
 
-/// Rule: each name belongs to one tensor.
+/// Checks the rule: each name belongs to one tensor.
 pub(crate) fn names_are_unique<'t>(
     tensors: impl Iterator<Item = (&'t str, &'t tch::Tensor)>,
 ) -> Result<()> {
@@ -80,7 +80,8 @@ pub(crate) fn names_are_unique<'t>(
     Ok(())
 }
 
-/// Rule: the parameters of a trained model require gradients; otherwise they would never change.
+/// Checks the rule: the parameters of a trained model require gradients; otherwise they would never
+/// change.
 ///
 /// # Errors
 /// When a parameter requires no gradient.
@@ -97,19 +98,19 @@ pub(crate) fn parameters_require_gradients(module: &(impl Visit + ?Sized)) -> Re
     }
 }
 
-/// The module path that `path` most likely means.
+/// Returns the module path that `path` most likely means.
 fn closest<'p>(path: &str, known: &'p [String]) -> Option<&'p str> {
     let near = known.iter().map(|known| (edits(path, known), known.as_str())).min()?;
     let allowed = (path.len() / 2).clamp(1, 3);
     let last = |path: &str| path.rsplit('.').next().map(str::to_owned);
     match near {
         (edits, found) if edits <= allowed => Some(found),
-        // The name is right, but its module is deeper.
+        // The name is right, but the module is deeper in the model.
         _ => known.iter().find(|known| last(known) == last(path)).map(String::as_str),
     }
 }
 
-/// The number of letters to insert, remove or replace.
+/// Returns the number of letters to insert, remove or replace to get from `a` to `b`.
 fn edits(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();

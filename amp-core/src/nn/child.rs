@@ -11,7 +11,7 @@ use crate::{
 /// A step in a module's path: the dotted path of a child, or of an element of a container.
 #[derive(Debug, Clone)]
 pub(in crate::nn) struct Place<'m> {
-    /// Dotted if containers are nested.
+    /// The name. It is dotted if containers are nested.
     pub(in crate::nn) path: Cow<'m, str>,
     /// The index in the container at `path`.
     pub(in crate::nn) index: Option<usize>,
@@ -19,8 +19,8 @@ pub(in crate::nn) struct Place<'m> {
     pub(in crate::nn) region: Option<Region>,
 }
 
-/// A module under its name in the parent. It runs under the parent's path and its own precision
-/// region, as in [`Context::call`] for modules with one tensor. In a derived `#[forward]` every
+/// A module with its name in the parent. It runs under the parent's path and in its own precision
+/// region, as [`Context::call`] does for modules with one tensor. In a derived `#[forward]` every
 /// layer field is a `Child`, so that `self.head.forward(x, cx)` keeps path and region.
 ///
 /// ```no_run,standalone_crate
@@ -38,14 +38,14 @@ pub(in crate::nn) struct Place<'m> {
 /// ```
 #[derive(Debug)]
 pub struct Child<'m, M: ?Sized> {
-    /// The modules between the running module and this module's parent, the outermost first.
+    /// The modules between the running module and this module's parent, outermost first.
     parents: Vec<Place<'m>>,
     place: Place<'m>,
     module: &'m M,
 }
 
 impl<'m, M: ?Sized> Child<'m, M> {
-    /// The module with this name.
+    /// Creates the module with this name.
     pub fn new(name: &'m str, region: Option<Region>, module: &'m M) -> Self {
         let place = Place { path: Cow::Borrowed(name), index: None, region };
         Self { parents: Vec::new(), place, module }
@@ -65,7 +65,7 @@ impl<'m, M: ?Sized> Child<'m, M> {
     /// Runs a module with any inputs, given as a tuple.
     ///
     /// # Errors
-    /// The same as [`forward`](Self::forward)'s.
+    /// The errors of [`forward`](Self::forward).
     pub fn forward_with(
         &self,
         inputs: <M::Input as Arguments>::At<'_>,
@@ -79,12 +79,12 @@ impl<'m, M: ?Sized> Child<'m, M> {
 }
 
 impl<'m, M: ?Sized> Child<'m, M> {
-    /// The module itself.
+    /// Returns the module itself.
     pub(super) fn module(&self) -> &M {
         self.module
     }
 
-    /// Runs a view of the module that takes other inputs, under the module's name and region.
+    /// Runs a view of the module that takes other inputs, with the module's name and region.
     pub(super) fn run_as<V: Forward>(
         &self,
         view: &V,
@@ -94,16 +94,16 @@ impl<'m, M: ?Sized> Child<'m, M> {
         cx.call_at(self.places(), view, inputs)
     }
 
-    /// The steps of its path, from the running module inwards.
+    /// Returns the steps of the child's path, from the running module inwards.
     fn places(&self) -> impl Iterator<Item = &Place<'m>> {
         self.parents.iter().chain([&self.place])
     }
 }
 
 impl<'m, M: Visit + ?Sized> Child<'m, M> {
-    /// A child of this module, such as `block.head` of `block`: it runs under the paths and regions
-    /// of both. `name` is its name in the module's [`Visit`]; a name that the module does not have
-    /// is left out of the path.
+    /// Returns a child of this module, such as `block.head` of `block`. It runs under the paths and
+    /// in the regions of both. `name` is its name in the module's [`Visit`]. If the module has no
+    /// such name, the path omits it.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::{nn::Child, prelude::*};
@@ -131,7 +131,8 @@ impl<'m, M: Visit + ?Sized> Child<'m, M> {
     }
 }
 
-/// The region that `module` declares for its child of this name; `None` if it has no such child.
+/// Returns the region that `module` declares for its child of this name; `None` if it has no such
+/// child.
 fn region_of<M: Visit + ?Sized>(name: &str, module: &M) -> Option<Option<Region>> {
     struct Search<'n> {
         name: &'n str,
@@ -159,9 +160,9 @@ fn region_of<M: Visit + ?Sized>(name: &str, module: &M) -> Option<Option<Region>
 }
 
 impl<M: Module> Child<'_, M> {
-    /// Runs the module by `run`, fused with nameless operations next to it. If a probe reads the
-    /// tensors between them, the module has its own region, or `run` returns `None`, the module
-    /// runs by `apart`.
+    /// Runs the module by `run`, fused with the operations next to it, which have no names. Runs it
+    /// by `apart` instead if a probe reads the tensors between them, if the module has its own
+    /// region, or if `run` returns `None`.
     pub(super) fn run_with<const N: usize>(
         &self,
         cx: &Context,
@@ -179,7 +180,7 @@ impl<M: Module> Child<'_, M> {
 }
 
 impl<'m, M> Child<'m, M> {
-    /// The modules of a container with this name, called by their indices.
+    /// Returns the modules of a container with this name, called by their indices.
     pub fn list(name: &'m str, region: Option<Region>, modules: &'m [M]) -> Vec<Self> {
         let child = |(index, module)| Self {
             parents: Vec::new(),
@@ -189,14 +190,14 @@ impl<'m, M> Child<'m, M> {
         modules.iter().enumerate().map(child).collect()
     }
 
-    /// The module with this name, if it exists.
+    /// Returns the module with this name, if it exists.
     pub fn optional(name: &'m str, region: Option<Region>, module: &'m Option<M>) -> Option<Self> {
         module.as_ref().map(|module| Self::new(name, region, module))
     }
 }
 
 impl<'m, M> Child<'m, Vec<M>> {
-    /// The container's modules.
+    /// Returns the container's modules.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Child<'m, M>> + DoubleEndedIterator {
         let list = self.list_place();
         self.module.iter().enumerate().map(move |(index, module)| Child {
@@ -206,10 +207,10 @@ impl<'m, M> Child<'m, Vec<M>> {
         })
     }
 
-    /// The container's module at this index.
+    /// Returns the container's module at this index.
     ///
     /// # Panics
-    /// When the container is shorter, as indexing a `Vec` does.
+    /// When the container has fewer modules, as when indexing a `Vec`.
     #[must_use]
     pub fn nth(&self, index: usize) -> Child<'m, M> {
         Child {
@@ -219,7 +220,7 @@ impl<'m, M> Child<'m, Vec<M>> {
         }
     }
 
-    /// The path step of the container itself.
+    /// Returns the container's own step of the path.
     fn list_place(&self) -> Place<'m> {
         let Place { path, index, region } = &self.place;
         let path = match index {
@@ -253,7 +254,7 @@ impl<M: Visit + ?Sized> Visit for Child<'_, M> {
     }
 }
 
-/// Keeps its name and region even if a function accepts any module.
+/// Keeps name and region also for a function that accepts any module.
 impl<M: Module + ?Sized> Module for Child<'_, M> {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         self.forward_with((input,), cx)

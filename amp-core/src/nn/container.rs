@@ -1,4 +1,4 @@
-//! Modules made of modules.
+//! Modules that consist of modules.
 
 use std::sync::Arc;
 
@@ -12,12 +12,12 @@ use crate::Result;
 /// Runs its layers in order; their names are their indices, as in nn.Sequential.
 #[derive(Default)]
 pub struct Sequential {
-    /// Shared, because the backward pass may need some layers to recompute them.
+    /// Each layer is an `Arc`, because the backward pass may need it to recompute activations.
     layers: Vec<Arc<dyn Module>>,
 }
 
 impl Sequential {
-    /// These layers in this order.
+    /// Runs these layers in this order.
     pub fn new(layers: Vec<Box<dyn Module>>) -> Self {
         Self { layers: layers.into_iter().map(Arc::from).collect() }
     }
@@ -35,7 +35,7 @@ impl Module for Sequential {
     }
 }
 
-/// Runs layers in order; the first has the index `place` in its container.
+/// Runs layers in order. The first layer has the index `place` in its container.
 pub(super) fn run<M: Module>(
     layers: &[M],
     place: usize,
@@ -51,8 +51,8 @@ pub(super) fn run<M: Module>(
     Ok(x)
 }
 
-/// Runs the first of `layers`, which has the index `place` in its container, together with the
-/// following layers that are fused with it. Returns their number and the output.
+/// Runs the first of `layers`, which has the index `place` in its container, fused with following
+/// layers if possible. Returns the number of layers that ran and the output.
 pub(super) fn run_first<M: Module>(
     layers: &[M],
     place: usize,
@@ -65,7 +65,7 @@ pub(super) fn run_first<M: Module>(
     }
 }
 
-/// nn.ModuleList whose modules run in order.
+/// Runs the modules in order. The names are those of nn.ModuleList.
 impl<M: Visit> Visit for Vec<M> {
     fn visit(&self, visitor: &mut dyn Visitor) {
         for (index, layer) in self.iter().enumerate() {
@@ -88,7 +88,7 @@ impl<M: Module> Module for Vec<M> {
     }
 }
 
-/// An optional layer; if it is absent, it is the identity.
+/// An optional layer. If it is absent, the input is returned.
 impl<M: Visit> Visit for Option<M> {
     fn visit(&self, visitor: &mut dyn Visitor) {
         if let Some(layer) = self {

@@ -2,9 +2,10 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{Error, Result, precision::is_floating};
 
-/// The noise schedule of a diffusion: it adds noise to images, and removes the noise that a model
-/// predicts (Ho et al., arXiv:2006.11239). It equals diffusers' `DDPMScheduler` with its defaults:
-/// the model predicts the noise, the variance is `fixed_small`, and samples are clipped to −1 to 1.
+/// The noise schedule of a diffusion model. It adds noise to images, and removes the noise that a
+/// model predicts (Ho et al., arXiv:2006.11239). It equals diffusers' `DDPMScheduler` with its
+/// defaults: the model predicts the noise, the variance is `fixed_small`, and samples are clipped
+/// to −1 to 1.
 ///
 /// With ᾱ_t = ∏ (1 − β_s) over s from 0 to t, an image x of values from −1 to 1 becomes √ᾱ_t x + √(1 − ᾱ_t) ε after
 /// step t.
@@ -27,7 +28,7 @@ pub struct DdpmSchedule {
 }
 
 impl DdpmSchedule {
-    /// β increases linearly from `beta_start` to `beta_end` over this many steps.
+    /// Increases β linearly from `beta_start` to `beta_end` over this many steps.
     ///
     /// # Errors
     /// When there are fewer than two steps, or a β is not between 0 and 1.
@@ -50,17 +51,17 @@ impl DdpmSchedule {
         Ok(Self { betas, kept })
     }
 
-    /// The number of steps.
+    /// Returns the number of steps.
     pub fn steps(&self) -> i64 {
         self.betas.len() as i64
     }
 
-    /// √ᾱ_t x + √(1 − ᾱ_t) ε: the images `original`, `[N, …]`, with `noise` of the same shape at
-    /// the steps `timesteps`, int64 `[N]`. A single image and its step have the shapes `[…]` and
-    /// `[]`.
+    /// Computes √ᾱ_t x + √(1 − ᾱ_t) ε, where x are the images `original`, `[N, …]`, ε is `noise` of
+    /// the same shape, and t are the steps `timesteps`, int64 `[N]`. A single image and its step
+    /// have the shapes `[…]` and `[]`.
     ///
     /// # Errors
-    /// When shapes or dtypes do not fit, or a step on the CPU is out of range.
+    /// When shapes or dtypes are invalid, or a step on the CPU is out of range.
     pub fn add_noise(
         &self,
         original: &Tensor,
@@ -93,9 +94,9 @@ impl DdpmSchedule {
         Ok(image.f_add(&noise.f_mul(&root(kept.f_neg()?.f_add_scalar(1.0)?)?)?)?)
     }
 
-    /// The images at the step before `timestep`, computed from the images `sample` at `timestep`
-    /// and the noise that the model predicts: the mean of the posterior for the clipped image, plus
-    /// `noise` scaled to the posterior's variance. Step 0 adds no noise.
+    /// Returns the images at the step before `timestep`, computed from the images `sample` at
+    /// `timestep` and the predicted noise. It is the mean of the posterior for the clipped image,
+    /// plus `noise` scaled to the posterior's variance. Step 0 adds no noise.
     ///
     /// # Errors
     /// When shapes differ, or the step is out of range.
@@ -126,12 +127,12 @@ impl DdpmSchedule {
         Ok(mean.f_add(&noise.f_mul_scalar(variance.sqrt())?)?)
     }
 
-    /// Draws images, from pure `noise` to step 0: `model` predicts the noise in images `[N, …]` at
-    /// the steps int64 `[N]`. The images have the dtype and device of the noise, independent of the
-    /// model's.
+    /// Generates images from pure `noise`, down to step 0. `model` predicts the noise in images
+    /// `[N, …]` at the steps, int64 `[N]`. The images have the dtype and device of the noise,
+    /// independent of the model's.
     ///
     /// # Errors
-    /// When the noise or the model fails, or has another shape.
+    /// When drawing the noise or running the model fails, or the model's output has another shape.
     pub fn sample(
         &self,
         mut noise: impl FnMut() -> Result<Tensor>,

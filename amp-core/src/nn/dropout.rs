@@ -3,8 +3,9 @@ use tch::Tensor;
 use super::{Context, Fusable, Module, Visit, Visitor};
 use crate::{Error, Result, ffi};
 
-/// Sets elements to zero with probability p while training, and scales the rest by 1/(1−p). On CUDA
-/// the dropped elements follow from the state of libtorch's generator, so no mask is stored.
+/// Sets elements to zero with probability p in training, and scales the rest by 1/(1−p). On CUDA
+/// the dropped elements are recomputed from the state of libtorch's generator, so no mask is
+/// stored.
 #[derive(Debug, Clone, Copy)]
 pub struct Dropout {
     p: f64,
@@ -17,12 +18,12 @@ impl Dropout {
     /// When `p` is outside `[0, 1]`.
     pub fn new(p: f64) -> Result<Self> {
         if !(0.0..=1.0).contains(&p) {
-            return Err(Error::config(format!("dropout({p}): a probability lies in [0, 1]")));
+            return Err(Error::config(format!("dropout({p}): a probability is in [0, 1]")));
         }
         Ok(Self { p })
     }
 
-    /// The probability in this pass.
+    /// Returns the dropout probability in this pass: 0 outside training.
     pub(super) fn active(&self, cx: &Context) -> f64 {
         if cx.drops_out() { self.p } else { 0.0 }
     }
@@ -46,8 +47,8 @@ impl Module for Dropout {
     }
 }
 
-/// Zeroes whole channels of each example of `[N, C, …]` with probability p while training and scales the rest by
-/// 1/(1−p); nn.Dropout1d, nn.Dropout2d and nn.Dropout3d.
+/// Zeroes whole channels of each example of `[N, C, …]` with probability p in training, and scales
+/// the rest by 1/(1−p); nn.Dropout1d, nn.Dropout2d and nn.Dropout3d.
 #[derive(Debug, Clone, Copy)]
 pub struct ChannelDropout(Dropout);
 

@@ -10,8 +10,9 @@ use crate::{
 /// and one as output. The derives implement `Forward` for a `#[forward(|x, mask: Option<&Tensor>|
 /// -> Result<(Tensor, Tensor)> { … })]`.
 ///
-/// The inputs are a tuple. [`Input`](Self::Input) names their types with `'static`, and any
-/// lifetime is accepted. A module that runs another one wraps it in a [`Child`](super::Child).
+/// The inputs are a tuple. [`Input`](Self::Input) lists their types with the lifetime `'static`,
+/// which stands for any lifetime. A module that runs another module wraps it in a
+/// [`Child`](super::Child).
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{
@@ -50,9 +51,9 @@ use crate::{
     note = "derive `Module` for a struct of layers, or implement `Visit` and `Module`"
 )]
 pub trait Forward: Visit {
-    /// The inputs, with `'static` for every lifetime.
+    /// The inputs, with the lifetime `'static` in place of every lifetime.
     type Input: Arguments;
-    /// The output's type.
+    /// The type of the output.
     type Output: Tensors;
 
     /// Runs the module.
@@ -65,12 +66,12 @@ pub trait Forward: Visit {
         cx: &Context,
     ) -> Result<Self::Output>;
 
-    /// Its own computation, see [`Module::op`].
+    /// Returns the kind of the module's own computation; see [`Module::op`].
     fn own_op(&self) -> Op {
         Op::Other
     }
 
-    /// The full name of its type, as [`Module::type_name`].
+    /// Returns the full name of the module's type; see [`Module::type_name`].
     #[doc(hidden)]
     fn own_type_name(&self) -> &'static str {
         std::any::type_name::<Self>()

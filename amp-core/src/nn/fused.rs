@@ -1,15 +1,15 @@
-//! Layers that stand one behind the other and run together on CUDA while training: a linear layer with ReLU
-//! or GELU, a batch normalisation with ReLU, a layer normalisation with GELU, and dropout behind each.
+//! Fuses consecutive layers in training on CUDA: a linear layer with ReLU or GELU, a batch norm
+//! with ReLU, a layer norm with GELU, and dropout after each of them.
 
 use tch::Tensor;
 
 use super::{BatchNorm, Context, Dropout, LayerNorm, Linear, Module, planted};
-use crate::{Result, ffi::Behind};
+use crate::{Result, ffi::FollowingOp};
 
 /// The fusion pattern in which a layer can take part.
 #[derive(Debug, Clone, Copy)]
 pub enum Fusable<'a> {
-    /// May have ReLU or GELU behind it, and then dropout.
+    /// ReLU or GELU may follow, and then dropout.
     Linear(&'a Linear),
     /// ReLU and dropout may follow.
     BatchNorm(&'a BatchNorm),
@@ -23,13 +23,14 @@ pub enum Fusable<'a> {
     GeluTanh,
     /// The last layer of a pattern: dropout.
     Dropout(&'a Dropout),
-    /// No pattern.
+    /// The layer is part of no pattern.
     Other,
 }
 
-/// Runs the first of `layers`, which is at `place` of its container, fused with the layers after
-/// it. Returns their number and the output. `None` if the first layer must run alone: a probe reads
-/// each layer's tensors, a layer has its own region, or the kernels do not support the input.
+/// Runs the first of `layers`, which has the index `place` in its container, fused with the
+/// following layers. Returns the number of layers that ran and the output. Returns `None` if the
+/// first layer must run alone, because a probe reads each layer's tensors, a layer has its own
+/// region, or the kernels do not support the input.
 pub(super) fn run<M: Module>(
     layers: &[M],
     place: usize,
@@ -52,9 +53,9 @@ pub(super) fn run<M: Module>(
     let activation = behind.next_if(activates);
     let active = activation.is_some();
     let linear_with = match (first, activation) {
-        (Fusable::Linear(_), Some(Fusable::Relu)) => Some(Behind::Relu),
-        (Fusable::Linear(_), Some(Fusable::Gelu)) => Some(Behind::Gelu),
-        (Fusable::Linear(_), Some(Fusable::GeluTanh)) => Some(Behind::GeluTanh),
+        (Fusable::Linear(_), Some(Fusable::Relu)) => Some(FollowingOp::Relu),
+        (Fusable::Linear(_), Some(Fusable::Gelu)) => Some(FollowingOp::Gelu),
+        (Fusable::Linear(_), Some(Fusable::GeluTanh)) => Some(FollowingOp::GeluTanh),
         _ => None,
     };
     let dropout = match behind.peek() {
@@ -86,7 +87,7 @@ pub(super) fn run<M: Module>(
     Ok(output.map(|output| (count, output)))
 }
 
-/// Replaces the kernels that a CPU does not have.
+/// Runs layers one by one, in place of the kernels that a CPU does not have.
 fn one_by_one<M: Module>(layers: &[M], input: &Tensor, cx: &Context) -> Result<Tensor> {
     layers.iter().try_fold(input.shallow_clone(), |x, layer| layer.forward(&x, cx))
 }

@@ -8,21 +8,21 @@ use super::{
 };
 use crate::{Error, Result};
 
-/// The options of a [`GroupNorm`]; the defaults are nn.GroupNorm's.
+/// The options of a [`GroupNorm`]. The defaults are those of nn.GroupNorm.
 #[derive(Debug, Clone, Copy)]
 pub struct GroupNormConfig {
     /// The number of groups.
     pub num_groups: i64,
-    /// Size of dimension 1 of the input.
+    /// The size of the input's dimension 1.
     pub num_channels: i64,
-    /// Added to the variance.
+    /// The number that is added to the variance.
     pub eps: f64,
     /// Whether each channel has a weight and a bias.
     pub affine: bool,
 }
 
 impl GroupNormConfig {
-    /// With eps 1e-5, a weight and a bias.
+    /// Sets eps 1e-5, a weight and a bias.
     pub fn new(num_groups: i64, num_channels: i64) -> Self {
         Self { num_groups, num_channels, eps: 1e-5, affine: true }
     }
@@ -37,7 +37,7 @@ pub struct GroupNorm {
 }
 
 impl GroupNorm {
-    /// Weight 1, bias 0.
+    /// Initializes the weight to 1 and the bias to 0.
     ///
     /// # Errors
     /// When the groups do not divide the channels, or eps is not above 0.
@@ -63,7 +63,7 @@ impl Module for GroupNorm {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
         let size = input.size();
         if size.iter().skip(1).product::<i64>() == self.num_groups {
-            // torch returns the bias for any input.
+            // torch returns the bias in this case, whatever the input is.
             return Err(Error::config(format!(
                 "group_norm: each of {} groups of {size:?} has one value, which has no variance",
                 self.num_groups
@@ -74,31 +74,32 @@ impl Module for GroupNorm {
     }
 }
 
-/// The options of an [`InstanceNorm`]; the defaults are nn.InstanceNorm2d's.
+/// The options of an [`InstanceNorm`]. The defaults are those of nn.InstanceNorm2d.
 #[derive(Debug, Clone, Copy)]
 pub struct InstanceNormConfig {
-    /// Size of dimension 1 of the input.
+    /// The size of the input's dimension 1.
     pub num_features: i64,
-    /// Added to the variance.
+    /// The number that is added to the variance.
     pub eps: f64,
     /// The weight of the newest batch in the running statistics.
     pub momentum: f64,
     /// Whether each channel has a weight and a bias.
     pub affine: bool,
-    /// Whether there are running statistics, which evaluation uses instead of each example's own.
+    /// Whether there are running statistics. Evaluation then uses them instead of each example's
+    /// own.
     pub track_running_stats: bool,
 }
 
 impl InstanceNormConfig {
-    /// With eps 1e-5 and momentum 0.1, without weight, bias and running statistics.
+    /// Sets eps 1e-5 and momentum 0.1, without weight, bias and running statistics.
     pub fn new(num_features: i64) -> Self {
         Self { num_features, eps: 1e-5, momentum: 0.1, affine: false, track_running_stats: false }
     }
 }
 
 /// Normalizes each channel of each example of `[N, C, L]`, `[N, C, H, W]` or `[N, C, D, H, W]`, in
-/// training and, without running statistics, in evaluation; nn.InstanceNorm1d, nn.InstanceNorm2d and
-/// nn.InstanceNorm3d. As in torch, num_batches_tracked stays 0.
+/// training and evaluation, unless evaluation uses running statistics; nn.InstanceNorm1d,
+/// nn.InstanceNorm2d and nn.InstanceNorm3d. As in torch, num_batches_tracked stays 0.
 #[derive(Debug)]
 pub struct InstanceNorm {
     affine: Option<[Tensor; 2]>,
@@ -109,7 +110,8 @@ pub struct InstanceNorm {
 }
 
 impl InstanceNorm {
-    /// Weight 1, bias 0, running mean 0 and running variance 1, if there are any.
+    /// Initializes the weight to 1, the bias to 0, the running mean to 0 and the running variance
+    /// to 1, as far as the options ask for them.
     ///
     /// # Errors
     /// When the size is negative, eps is not above 0 or the momentum is not in [0, 1].
@@ -150,7 +152,7 @@ impl Module for InstanceNorm {
             )));
         }
         let [weight, bias] = both(self.affine.as_ref());
-        // A pass that runs again has updated them before.
+        // A recomputed pass has already updated them.
         let running = self.running.as_ref().filter(|_| !(is_of_input && cx.is_recomputing()));
         let (mean, variance) = (running.map(|own| &own[0]), running.map(|own| &own[1]));
         let (momentum, eps) = (self.momentum, self.eps);
@@ -158,19 +160,19 @@ impl Module for InstanceNorm {
     }
 }
 
-/// The options of an [`RmsNorm`]; the defaults are nn.RMSNorm's.
+/// The options of an [`RmsNorm`]. The defaults are those of nn.RMSNorm.
 #[derive(Debug, Clone)]
 pub struct RmsNormConfig {
-    /// Sizes of the last dimensions of the input.
+    /// The sizes of the input's last dimensions.
     pub normalized_shape: NormalizedShape,
-    /// Added to the mean square; `None` for the dtype's machine epsilon.
+    /// The number that is added to the mean square; `None` means the dtype's machine epsilon.
     pub eps: Option<f64>,
     /// Whether there is a weight.
     pub elementwise_affine: bool,
 }
 
 impl RmsNormConfig {
-    /// With the dtype's machine epsilon and a weight.
+    /// Sets a weight, and the dtype's machine epsilon as eps.
     pub fn new(normalized_shape: impl Into<NormalizedShape>) -> Self {
         Self { normalized_shape: normalized_shape.into(), eps: None, elementwise_affine: true }
     }
@@ -185,7 +187,7 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
-    /// Weight 1.
+    /// Initializes the weight to 1.
     ///
     /// # Errors
     /// When a size is below 1 or eps is not above 0.
@@ -232,7 +234,7 @@ pub(super) fn visit(affine: Option<&[Tensor; 2]>, visitor: &mut dyn Visitor) {
     }
 }
 
-/// Rule: running statistics are weighted means.
+/// Checks the rule: momentum is in [0, 1], because running statistics are weighted means.
 pub(super) fn momentum_is_a_fraction(norm: &str, momentum: f64) -> Result<()> {
     match (0.0..=1.0).contains(&momentum) {
         true => Ok(()),
@@ -242,7 +244,7 @@ pub(super) fn momentum_is_a_fraction(norm: &str, momentum: f64) -> Result<()> {
     }
 }
 
-/// Running mean 0, running variance 1, and no batch yet.
+/// Returns running mean 0, running variance 1 and a count of 0 batches.
 pub(super) fn running_statistics(num_features: i64) -> Result<[Tensor; 3]> {
     let batches = Tensor::f_zeros([], (Kind::Int64, Device::Cpu))?;
     Ok([init::buffer(&[num_features], 0.0)?, init::buffer(&[num_features], 1.0)?, batches])

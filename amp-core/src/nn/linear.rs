@@ -6,23 +6,23 @@ use crate::{Error, Result, ffi};
 /// The options of a [`Linear`].
 #[derive(Debug, Clone, Copy)]
 pub struct LinearConfig {
-    /// Size of the last input dimension.
+    /// The size of the input's last dimension.
     pub in_features: i64,
-    /// Size of the last output dimension.
+    /// The size of the output's last dimension.
     pub out_features: i64,
     /// Whether to add a bias.
     pub bias: bool,
 }
 
 impl LinearConfig {
-    /// With a bias.
+    /// Sets a bias.
     pub fn new(in_features: i64, out_features: i64) -> Self {
         Self { in_features, out_features, bias: true }
     }
 }
 
 /// y = x·Wᵀ + b, for x of shape `[…, in_features]`; nn.Linear. Under autocast on CUDA the weight's
-/// gradient is f32 and not rounded to 16 bits in between, unlike in PyTorch.
+/// gradient is computed in f32. PyTorch rounds it to 16 bits in between.
 #[derive(Debug)]
 pub struct Linear {
     weight: Tensor,
@@ -49,7 +49,7 @@ impl Linear {
         Ok(Self { weight, bias })
     }
 
-    /// The weight, `[out_features, in_features]`.
+    /// Returns the weight, `[out_features, in_features]`.
     pub fn weight(&self) -> &Tensor {
         &self.weight
     }
@@ -58,13 +58,13 @@ impl Linear {
         self.bias.as_ref()
     }
 
-    /// With an activation behind it, and dropout of probability `p` behind that, in a training pass on CUDA; `None`
-    /// elsewhere.
+    /// Runs the layer, the activation `behind` and dropout of probability `p` in one operation, in
+    /// a training pass on CUDA. Returns `None` in other cases.
     pub(super) fn forward_activated(
         &self,
         input: &Tensor,
         cx: &Context,
-        behind: ffi::Behind,
+        behind: ffi::FollowingOp,
         p: f64,
     ) -> Result<Option<Tensor>> {
         if !cx.is_training() || p >= 1.0 || !input.device().is_cuda() {
@@ -73,7 +73,7 @@ impl Linear {
         ffi::linear_activated(input, &self.weight, self.bias.as_ref(), behind, p).map(Some)
     }
 
-    /// A layer with the same values.
+    /// Returns a layer with the same values.
     pub(super) fn copied(&self) -> Result<Self> {
         let bias = self.bias.as_ref().map(init::copied).transpose()?;
         Ok(Self { weight: init::copied(&self.weight)?, bias })
@@ -88,9 +88,10 @@ impl Linear {
     }
 }
 
-/// x·Wᵀ + b for tensors that do not belong to a layer; torch.nn.functional.linear. An output layer
-/// that shares an embedding's table is `nn::linear(&x, self.embedding.weight(), None)`. Speed and
-/// gradients on CUDA are those of a [`Linear`].
+/// Computes x·Wᵀ + b for tensors that do not belong to a layer; torch.nn.functional.linear. For
+/// example, an output layer that shares an embedding's table is `nn::linear(&x,
+/// self.embedding.weight(), None)`. On CUDA it is as fast as a [`Linear`], and has the same
+/// gradients.
 ///
 /// | tensor | shape |
 /// | --- | --- |
@@ -100,7 +101,7 @@ impl Linear {
 /// | output | `[…, out_features]` |
 ///
 /// # Errors
-/// When the shapes do not fit together.
+/// When the shapes do not match.
 pub fn linear(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     if output::is_deferred(input, weight, bias)? {
         return Ok(Tensor::new());
@@ -120,8 +121,9 @@ pub enum Activation {
 }
 
 impl Child<'_, Linear> {
-    /// The layer followed by an activation. In training on CUDA, one pass computes the gradients of
-    /// the activation and of the bias; with GELU, second derivatives then exist only on the CPU.
+    /// Runs the layer followed by an activation. In training on CUDA, one pass computes the
+    /// gradients of the activation and of the bias. For GELU, second derivatives then exist only on
+    /// the CPU.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::{nn::Activation, prelude::*};
@@ -138,7 +140,7 @@ impl Child<'_, Linear> {
     /// ```
     ///
     /// # Errors
-    /// The layer's, with its path.
+    /// The errors of the layer, with its path.
     pub fn activated(
         &self,
         input: &Tensor,
@@ -146,9 +148,9 @@ impl Child<'_, Linear> {
         cx: &Context,
     ) -> Result<Tensor> {
         let behind = match activation {
-            Activation::Relu => ffi::Behind::Relu,
-            Activation::Gelu => ffi::Behind::Gelu,
-            Activation::GeluTanh => ffi::Behind::GeluTanh,
+            Activation::Relu => ffi::FollowingOp::Relu,
+            Activation::Gelu => ffi::FollowingOp::Gelu,
+            Activation::GeluTanh => ffi::FollowingOp::GeluTanh,
         };
         let together =
             |[x]: [&Tensor; 1], cx: &Context| self.module().forward_activated(x, cx, behind, 0.0);

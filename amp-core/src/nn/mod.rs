@@ -1,5 +1,4 @@
-//! Layers, and the two traits that every layer implements: [`Visit`] names its tensors, [`Module`]
-//! runs it.
+//! Layers, and the two traits of every layer: [`Visit`] names its tensors, [`Module`] runs it.
 //!
 //! Layers own ordinary tensors, as in PyTorch. A tensor's name is its path in the struct
 //! (`model.0.weight`), so that PyTorch and this crate use the same names. Initial values are drawn
@@ -96,7 +95,7 @@ pub use pool::{
     MaxPool1dConfig, MaxPool2d, MaxPool2dConfig, MaxPool3d, MaxPool3dConfig, MaxPoolConfig,
 };
 pub(crate) use probe::Trace;
-pub use probe::{Call, DtypeProbe, Given, Group, GroupProbe, Probe, Product, Substitute};
+pub use probe::{Call, DtypeProbe, Group, GroupProbe, ModuleOutput, Probe, Product, Substitute};
 pub(crate) use recompute::{Cell, Survey};
 pub use recompute::{Checkpoint, Segment};
 pub use recurrent::{
@@ -120,12 +119,13 @@ use tch::Tensor;
 pub use crate::precision::{Arguments, Kept, Tensors};
 use crate::{Result, precision::Region};
 
-/// The kind of a layer's own computation, for the check of dtypes.
+/// The kind of a layer's own computation. Dtypes are checked by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
-    /// A matrix product or convolution, whose output shows the precision in which it ran.
+    /// A matrix product or convolution. The dtype of its output shows the precision in which it
+    /// ran.
     Matmul,
-    /// Anything else.
+    /// Any other computation.
     Other,
 }
 
@@ -162,8 +162,9 @@ pub trait Visit {
 
 /// A module that computes a tensor from a tensor.
 ///
-/// Derived for structs whose fields are modules by [`derive(Module)`](derive@crate::Module) and
-/// [`derive(LightningModule)`](derive@crate::LightningModule).
+/// [`derive(Module)`](derive@crate::Module) and
+/// [`derive(LightningModule)`](derive@crate::LightningModule) implement it for structs whose fields
+/// are modules.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a module of one tensor: `Module` is not implemented for it",
     note = "a module with other inputs is called in a `#[forward(|x, mask| …)]` closure"
@@ -173,28 +174,29 @@ pub trait Module: Visit {
     /// errors and probes and applies precision regions.
     ///
     /// # Errors
-    /// When libtorch refuses an operation, for example on shapes that do not fit.
+    /// When libtorch refuses an operation, for example because shapes do not match.
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor>;
 
-    /// The kind of its own computation, without its children's.
+    /// Returns the kind of the module's own computation, without its children's.
     fn op(&self) -> Op {
         Op::Other
     }
 
-    /// The fusion pattern in which this layer can take part.
+    /// Returns the fusion pattern in which this layer can take part.
     #[doc(hidden)]
     fn fusable(&self) -> Fusable<'_> {
         Fusable::Other
     }
 
-    /// The full name of its type, also behind a pointer.
+    /// Returns the full name of the module's type. A pointer returns the name of the module it
+    /// points to.
     #[doc(hidden)]
     fn type_name(&self) -> &'static str {
         std::any::type_name::<Self>()
     }
 
-    /// A handle that the backward pass may hold; `None` if the module cannot be shared. A memory
-    /// budget can recompute only layers that return one.
+    /// Returns a handle that the backward pass may hold; `None` if the module cannot be shared. A
+    /// memory budget can recompute only layers that return a handle.
     fn shared(&self) -> Option<Arc<dyn Module>> {
         None
     }
@@ -206,10 +208,11 @@ pub trait Visitor {
     fn enter(&mut self, name: &str, region: Option<Region>);
     /// Leaves the child entered last.
     fn leave(&mut self);
-    /// A tensor of the current module.
+    /// Visits a tensor of the current module.
     fn tensor(&mut self, name: &str, tensor: &Tensor, role: Role);
-    /// A parameter that the module's forward pass in training also changes, as an embedding with `max_norm` does.
-    /// A step that is skipped or repeated restores it. Otherwise the same as [`tensor`](Self::tensor).
+    /// Reports a parameter that the module's forward pass in training also changes, as an embedding
+    /// with `max_norm` does. A skipped or repeated step restores it. In other respects it is like
+    /// [`tensor`](Self::tensor).
     fn changed_in_forward(&mut self, name: &str, tensor: &Tensor) {
         self.tensor(name, tensor, Role::Parameter);
     }
@@ -227,7 +230,7 @@ pub fn visit_child<M: Visit + ?Sized>(
     visitor.leave();
 }
 
-/// A pointer to a module is the same module, even if others hold it too.
+/// Implements the traits for pointers to modules.
 macro_rules! as_the_module {
     () => {
         fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {

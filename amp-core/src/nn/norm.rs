@@ -12,23 +12,24 @@ use crate::{
     ffi::{self, BatchNormOptions, ImageNormOptions, LayerNormOptions, Statistics},
 };
 
-/// The options of a [`BatchNorm`]; the defaults are nn.BatchNorm1d's.
+/// The options of a [`BatchNorm`]. The defaults are those of nn.BatchNorm1d.
 #[derive(Debug, Clone, Copy)]
 pub struct BatchNormConfig {
-    /// Size of dimension 1 of the input.
+    /// The size of the input's dimension 1.
     pub num_features: i64,
-    /// Added to the variance.
+    /// The number that is added to the variance.
     pub eps: f64,
     /// The weight of the newest batch in the running statistics.
     pub momentum: f64,
     /// Whether each feature has a weight and a bias.
     pub affine: bool,
-    /// Whether there are running statistics; without, a batch's own are used in evaluation, too.
+    /// Whether there are running statistics. Without them, evaluation uses the batch's own
+    /// statistics too.
     pub track_running_stats: bool,
 }
 
 impl BatchNormConfig {
-    /// With eps 1e-5, momentum 0.1, weight, bias and running statistics.
+    /// Sets eps 1e-5, momentum 0.1, weight, bias and running statistics.
     pub fn new(num_features: i64) -> Self {
         Self { num_features, eps: 1e-5, momentum: 0.1, affine: true, track_running_stats: true }
     }
@@ -38,14 +39,14 @@ impl BatchNormConfig {
         eps_is_positive("batch norm", eps)?;
         if num_features < 1 {
             return Err(Error::config(format!(
-                "batch norm: {num_features} features, but 1 is least"
+                "batch norm: {num_features} features, but must be at least 1"
             )));
         }
         momentum_is_a_fraction("batch norm", momentum)
     }
 }
 
-/// Rule: eps is above zero, because it may be the only summand of a divisor.
+/// Checks the rule: eps is above zero, because it may be the only term of a divisor.
 pub(super) fn eps_is_positive(norm: &str, eps: f64) -> Result<()> {
     match eps > 0.0 && eps.is_finite() {
         true => Ok(()),
@@ -53,8 +54,8 @@ pub(super) fn eps_is_positive(norm: &str, eps: f64) -> Result<()> {
     }
 }
 
-/// Rule: a variance needs at least two values, as in torch.nn.functional's batch_norm. For one
-/// value the running variance would silently become NaN.
+/// Checks the rule: a variance needs at least two values, as in torch.nn.functional's batch_norm.
+/// For one value the running variance would silently become NaN.
 fn has_a_variance(input: &Tensor) -> Result<()> {
     let sizes = input.size();
     let per_channel = sizes.iter().product::<i64>() / sizes.get(1).copied().unwrap_or(1).max(1);
@@ -62,12 +63,12 @@ fn has_a_variance(input: &Tensor) -> Result<()> {
         return Ok(());
     }
     Err(Error::config(format!(
-        "batch norm cannot train on {sizes:?}: a variance is of two values for each channel at least; \
+        "batch norm cannot train on {sizes:?}: a variance needs at least two values for each channel; \
          choose a batch size that leaves no such last batch, or set drop_last"
     )))
 }
 
-/// Normalizes each feature over the batch, for `[N, C]`, `[N, C, L]` or `[N, C, H, W]`.
+/// Normalizes each feature over the batch. Inputs are `[N, C]`, `[N, C, L]` or `[N, C, H, W]`.
 #[derive(Debug)]
 pub struct BatchNorm {
     affine: Option<[Tensor; 2]>,
@@ -78,7 +79,8 @@ pub struct BatchNorm {
 }
 
 impl BatchNorm {
-    /// Weight 1, bias 0, running mean 0, running variance 1.
+    /// Initializes the weight to 1, the bias to 0, the running mean to 0 and the running variance
+    /// to 1.
     ///
     /// # Errors
     /// When the size is below 1, eps is not above 0, or the momentum is not in [0, 1].
@@ -95,13 +97,13 @@ impl BatchNorm {
 }
 
 impl BatchNorm {
-    /// Whether a pass normalizes by its batch.
+    /// Returns whether the pass normalizes by the statistics of the batch.
     fn is_of_batch(&self, cx: &Context) -> bool {
         cx.is_training() || self.running.is_none()
     }
 
-    /// A training pass fused with ReLU and dropout of probability `p`; `None` if the kernel does
-    /// not support this input or pass.
+    /// Runs a training pass fused with ReLU and dropout of probability `p`. Returns `None` if the
+    /// kernel does not support this input or pass.
     pub(super) fn forward_with(
         &self,
         input: &Tensor,
@@ -129,8 +131,8 @@ impl BatchNorm {
         }
     }
 
-    /// max(norm(input) + residual, 0) in training: one pass for the statistics and one for the
-    /// rest. `None` if the kernel does not support these images or this pass.
+    /// Computes max(norm(input) + residual, 0) in training, with one pass for the statistics and
+    /// one for the rest. Returns `None` if the kernel does not support these images or this pass.
     pub(super) fn forward_sum(
         &self,
         input: &Tensor,
@@ -153,7 +155,8 @@ impl BatchNorm {
         ImageNormOptions { momentum: self.momentum, eps: self.eps, relu: relu.into() }
     }
 
-    /// Counts the batch, unless the pass is a recomputation, because the batch was already counted.
+    /// Returns the running statistics and counts the batch. A recomputation does not count it
+    /// again.
     fn statistics(&self, cx: &Context) -> Option<Statistics<'_>> {
         self.running.as_ref().filter(|_| !cx.is_recomputing()).map(<[Tensor; 3]>::each_ref)
     }
@@ -197,7 +200,8 @@ impl Module for BatchNorm {
     }
 }
 
-/// The sizes of the last dimensions, which a norm is over: one number, or an array for several.
+/// The sizes of the last dimensions, over which a norm is computed: one number, or an array for
+/// several dimensions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NormalizedShape(pub Vec<i64>);
 
@@ -218,7 +222,7 @@ impl NormalizedShape {
         match self.0.is_empty() || self.0.iter().any(|size| *size < 1) {
             false => Ok(()),
             true => Err(Error::config(format!(
-                "{norm}: sizes of {:?}, but there is at least one, of at least 1",
+                "{norm}: sizes of {:?}, but there must be at least one size, and each must be at least 1",
                 self.0
             ))),
         }
@@ -228,26 +232,26 @@ impl NormalizedShape {
 /// The options of a [`LayerNorm`].
 #[derive(Debug, Clone)]
 pub struct LayerNormConfig {
-    /// Sizes of the last dimensions.
+    /// The sizes of the last dimensions.
     pub normalized_shape: NormalizedShape,
-    /// Added to the variance.
+    /// The number that is added to the variance.
     pub eps: f64,
     /// Whether there are a weight and a bias.
     pub elementwise_affine: bool,
-    /// Whether there is a bias, where there is a weight.
+    /// Whether there is a bias in addition to the weight.
     pub bias: bool,
 }
 
 impl LayerNormConfig {
-    /// With eps 1e-5, weight and bias.
+    /// Sets eps 1e-5, weight and bias.
     pub fn new(normalized_shape: impl Into<NormalizedShape>) -> Self {
         let normalized_shape = normalized_shape.into();
         Self { normalized_shape, eps: 1e-5, elementwise_affine: true, bias: true }
     }
 }
 
-/// Normalizes over the last dimensions of `[…, normalized_shape]`; nn.LayerNorm. Our own kernels
-/// run only if that is one dimension and it has weight and bias.
+/// Normalizes over the last dimensions of `[…, normalized_shape]`; nn.LayerNorm. This crate's
+/// kernels run only for one dimension, with a weight and a bias.
 #[derive(Debug)]
 pub struct LayerNorm {
     shape: Vec<i64>,
@@ -257,7 +261,7 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// Weight 1, bias 0.
+    /// Initializes the weight to 1 and the bias to 0.
     ///
     /// # Errors
     /// When a size is below 1 or eps is not above 0.
@@ -276,21 +280,22 @@ impl LayerNorm {
 }
 
 impl LayerNorm {
-    /// A layer with the same values.
+    /// Returns a layer with the same values.
     pub(super) fn copied(&self) -> Result<Self> {
         let copied = |tensor: &Option<Tensor>| tensor.as_ref().map(init::copied).transpose();
         let Self { shape, weight, bias, eps } = self;
         Ok(Self { shape: shape.clone(), weight: copied(weight)?, bias: copied(bias)?, eps: *eps })
     }
 
-    /// The weight and the bias, if the layer has both and normalises one dimension. The kernels support only this case.
+    /// Returns the weight and the bias, if the layer has both and normalises one dimension. The
+    /// kernels support only this case.
     fn parameters(&self) -> Option<[&Tensor; 2]> {
         let both = [self.weight.as_ref()?, self.bias.as_ref()?];
         (self.shape.len() == 1).then_some(both)
     }
 
-    /// A training pass fused with GELU and dropout of probability `p`; `None` if the kernel does
-    /// not support this input or pass.
+    /// Runs a training pass fused with GELU and dropout of probability `p`. Returns `None` if the
+    /// kernel does not support this input or pass.
     pub(super) fn forward_with(
         &self,
         input: &Tensor,
@@ -318,8 +323,9 @@ impl LayerNorm {
         self.kernel(branch, Some(residual), cx, LayerNormOptions { before: p, ..self.options() })
     }
 
-    /// A training pass over a residual stream: the stream again, to which what comes of the norm is added by
-    /// [`ffi::residual_add`], and its norm, which is `narrow` in an autocast region's dtype; `None` as above.
+    /// Runs a training pass over a residual stream. Returns the stream, to which
+    /// [`ffi::residual_add`] adds a branch, and the norm of the stream. With `narrow` the norm has
+    /// the dtype of an autocast region. Returns `None` if the kernel does not support this input.
     pub(super) fn forward_residual(
         &self,
         input: &Tensor,

@@ -6,13 +6,13 @@ use super::{BatchNorm, Child, Context, Module};
 use crate::Result;
 
 impl BatchNorm {
-    /// max(norm(input), 0).
+    /// Computes max(norm(input), 0).
     ///
     /// In a training pass on CUDA over `[N, C]`, or over `[N, C, H, W]` in channels_last and 16
     /// bits (the output of a [`Conv2d`](super::Conv2d) in f16 or bf16) with a multiple of eight
-    /// channels, one pass over the input computes the statistics and a second one the rest. In all
-    /// other cases norm and ReLU run one after the other. A [`Sequential`](super::Sequential) fuses
-    /// a `batch_norm2d` with a following `relu` in the same way.
+    /// channels, one pass over the input computes the statistics and a second pass the rest. In all
+    /// other cases norm and ReLU run separately. A [`Sequential`](super::Sequential) fuses a
+    /// `batch_norm2d` with a following `relu` in the same way.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::prelude::*;
@@ -29,7 +29,7 @@ impl BatchNorm {
     /// ```
     ///
     /// # Errors
-    /// As [`Module::forward`].
+    /// The errors of [`Module::forward`].
     pub fn forward_relu(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         match self.forward_with(input, cx, true, 0.0)? {
             Some(output) => Ok(output),
@@ -37,7 +37,8 @@ impl BatchNorm {
         }
     }
 
-    /// max(norm(input) + residual, 0), the end of a residual block; both have the shape `[N, C, …]`.
+    /// Computes max(norm(input) + residual, 0), the end of a residual block. Input and residual
+    /// have the shape `[N, C, …]`.
     ///
     /// It is computed like [`forward_relu`](Self::forward_relu), if the residual has the layout and
     /// dtype of the input. The backward pass keeps one bit for each element instead of the sum.
@@ -65,7 +66,7 @@ impl BatchNorm {
     /// ```
     ///
     /// # Errors
-    /// As [`Module::forward`], and when the shapes cannot be added.
+    /// The errors of [`Module::forward`], and an error when the shapes cannot be added.
     pub fn forward_add_relu(
         &self,
         input: &Tensor,
@@ -80,10 +81,10 @@ impl BatchNorm {
 }
 
 impl Child<'_, BatchNorm> {
-    /// [`BatchNorm::forward_relu`] under the child's name and region.
+    /// Calls [`BatchNorm::forward_relu`] under the child's name and region.
     ///
     /// # Errors
-    /// The same, with the path of the module that failed.
+    /// The errors of the layer, with the path of the module that failed.
     pub fn forward_relu(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         let together =
             |[x]: [&Tensor; 1], cx: &Context| self.module().forward_with(x, cx, true, 0.0);
@@ -91,10 +92,10 @@ impl Child<'_, BatchNorm> {
         self.run_with(cx, [input], together, apart)
     }
 
-    /// [`BatchNorm::forward_add_relu`] under the child's name and region.
+    /// Calls [`BatchNorm::forward_add_relu`] under the child's name and region.
     ///
     /// # Errors
-    /// The same, with the path of the module that failed.
+    /// The errors of the layer, with the path of the module that failed.
     pub fn forward_add_relu(
         &self,
         input: &Tensor,

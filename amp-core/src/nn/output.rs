@@ -1,5 +1,6 @@
-//! A model's output layer, which its loss may run in chunks of rows. The derive marks the layer that computes a
-//! model's output; a step whose loss is a cross entropy requests it, and the layer then hands over its input.
+//! A model's output layer, which its loss may run in chunks of rows. The derive marks the output
+//! layer of a model. If the loss of a step is a cross entropy, the loss requests this layer, and
+//! the layer then passes its input to the loss.
 
 use std::{any::TypeId, cell::RefCell};
 
@@ -16,7 +17,7 @@ thread_local! {
     static STATE: RefCell<State> = const { RefCell::new(State::Unrequested) };
 }
 
-/// The output layer of the model whose forward pass runs on this thread.
+/// The state of the output layer of the model that runs on this thread.
 #[derive(Debug)]
 enum State {
     Unrequested,
@@ -24,11 +25,12 @@ enum State {
     Requested(Model),
     /// [`linear`] is called as the output layer of this model.
     Called(Model),
-    /// The layer was not run, and the loss gets its tensors.
+    /// The layer was not run. The loss gets its tensors.
     Deferred(Layer),
 }
 
-/// A model by its address and type: a struct and its first field may have one address.
+/// A model's address and type. The type is needed, because a struct and its first field may have
+/// the same address.
 type Model = (usize, &'static str);
 
 fn identity<M: ?Sized>(model: &M) -> Model {
@@ -43,7 +45,7 @@ struct Layer {
     bias: Option<Tensor>,
 }
 
-/// Restores the state when it is dropped, also after an error.
+/// A guard that restores the state when it is dropped, also after an error.
 struct Restored(State);
 
 impl Restored {
@@ -59,11 +61,11 @@ impl Drop for Restored {
     }
 }
 
-/// The loss of a model's output. If the output layer is linear, and its outputs are so many that they should not
-/// exist all at once, the loss runs it.
+/// Computes the loss of a model's output. If the output layer is linear and its outputs are so
+/// large that they should not exist all at once, the loss runs the layer.
 ///
 /// # Errors
-/// Those of `forward` and of the loss.
+/// The errors of `forward` and of the loss.
 #[doc(hidden)]
 pub fn loss_of_output<M: ?Sized>(
     model: &M,
@@ -126,13 +128,13 @@ pub fn loss_and_metrics_of_output<M: ?Sized, const N: usize>(
     }
 }
 
-/// Whether the loss of this model requests its output layer.
+/// Returns whether the loss of this model requests its output layer.
 pub(super) fn is_requested<M: ?Sized>(model: &M) -> bool {
     STATE.with_borrow(|state| matches!(state, State::Requested(of) if *of == identity(model)))
 }
 
-/// Hands a requested layer over to the loss if that pays, and returns its output's dtype. The layer's caller must
-/// then return an undefined tensor.
+/// Passes a requested layer to the loss if that saves time or memory, and returns the dtype of its
+/// output. The layer must then return an undefined tensor.
 pub(super) fn defer(
     input: &Tensor,
     weight: &Tensor,
@@ -150,13 +152,14 @@ pub(super) fn defer(
     Ok(kind)
 }
 
-/// While it exists, [`linear`] computes the model's output.
+/// A guard: while it exists, [`linear`] computes the model's output.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct AtOutput(Option<Model>);
 
 impl AtOutput {
-    /// `function` is what the model calls; anything but [`linear`] is run as it is.
+    /// Begins the call of `function` by the model. Only calls of [`linear`] are treated as an
+    /// output layer.
     pub(super) fn begin<M: ?Sized, F: 'static>(model: &M, _: &F) -> Self {
         if TypeId::of::<F>() != type_of(&linear) || !is_requested(model) {
             return Self(None);
@@ -166,7 +169,7 @@ impl AtOutput {
         Self(Some(model))
     }
 
-    /// A call that is no output layer's.
+    /// Returns a guard for a call that is not an output layer's.
     pub(super) fn none() -> Self {
         Self(None)
     }
@@ -174,7 +177,7 @@ impl AtOutput {
 
 impl Drop for AtOutput {
     fn drop(&mut self) {
-        // A panic or an error may have come before the function looked.
+        // A panic or an error may have occurred before the layer read the state.
         if let Some(model) = self.0
             && STATE.with_borrow(|state| matches!(state, State::Called(_)))
         {
@@ -187,7 +190,8 @@ fn type_of<F: 'static>(_: &F) -> TypeId {
     TypeId::of::<F>()
 }
 
-/// Whether [`linear`] is called as the output layer, which it then hands over. It looks once.
+/// Returns whether [`linear`] is called as the output layer and passes its tensors to the loss.
+/// Only the first query in a call of the layer can return true.
 pub(super) fn is_deferred(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<bool> {
     let model = STATE.with_borrow(|state| match state {
         State::Called(model) => Some(*model),

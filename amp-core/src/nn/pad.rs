@@ -1,12 +1,13 @@
-//! Padding as a layer.
+//! Padding layers.
 
 use tch::Tensor;
 
 use super::{Context, Module, PaddingMode, Sizes, Visit, Visitor, conv::sides};
 use crate::{Error, Result};
 
-/// What a layer pads: one size for all sides, `[1, 2]` for both sides of each dimension, or `[[0, 1], [2, 0]]` for the
-/// sides before and behind each. Dimensions are in the input's order; torch's tuples begin with the last dimension.
+/// The padding of a layer. `1` pads all sides, `[1, 2]` pads both sides of each dimension, and
+/// `[[0, 1], [2, 0]]` pads the start and the end of each dimension. Dimensions have the input's
+/// order; torch's tuples begin with the last dimension.
 ///
 /// ```
 /// use amp_core::nn::Sides;
@@ -55,7 +56,7 @@ macro_rules! from_pairs {
 
 from_pairs!(i64 i32);
 
-/// A layer that pads the last `$n` dimensions of `[N, C, …]` by one mode.
+/// Defines layers that pad the last `$n` dimensions of `[N, C, …]` in one mode.
 macro_rules! pads {
     ($($(#[$doc:meta])* $name:ident $n:literal $mode:ident;)*) => {$(
         $(#[$doc])*
@@ -65,7 +66,8 @@ macro_rules! pads {
         }
 
         impl $name {
-            /// So much on all sides, on both sides of each dimension, or before and behind each.
+            /// Pads all sides by one number, both sides of each dimension by a number for the
+            /// dimension, or each side by its own number.
             ///
             /// # Errors
             /// When a size is negative.
@@ -87,48 +89,52 @@ macro_rules! pads {
 }
 
 pads! {
-    /// Zeros around `[N, C, L]`; nn.ZeroPad1d.
+    /// Pads `[N, C, L]` with zeros; nn.ZeroPad1d.
     ZeroPad1d 1 Zeros;
-    /// Zeros around `[N, C, H, W]`; nn.ZeroPad2d.
+    /// Pads `[N, C, H, W]` with zeros; nn.ZeroPad2d.
     ZeroPad2d 2 Zeros;
-    /// Zeros around `[N, C, D, H, W]`; nn.ZeroPad3d.
+    /// Pads `[N, C, D, H, W]` with zeros; nn.ZeroPad3d.
     ZeroPad3d 3 Zeros;
-    /// The input mirrored at its edges, without them, around `[N, C, L]`; nn.ReflectionPad1d.
+    /// Pads `[N, C, L]` with the input mirrored at its edges, without repeating the edges;
+    /// nn.ReflectionPad1d.
     ReflectionPad1d 1 Reflect;
-    /// The input mirrored at its edges, without them, around `[N, C, H, W]`; nn.ReflectionPad2d.
+    /// Pads `[N, C, H, W]` with the input mirrored at its edges, without repeating the edges;
+    /// nn.ReflectionPad2d.
     ReflectionPad2d 2 Reflect;
-    /// The input mirrored at its edges, without them, around `[N, C, D, H, W]`; nn.ReflectionPad3d.
+    /// Pads `[N, C, D, H, W]` with the input mirrored at its edges, without repeating the edges;
+    /// nn.ReflectionPad3d.
     ReflectionPad3d 3 Reflect;
-    /// The input's edges around `[N, C, L]`; nn.ReplicationPad1d.
+    /// Pads `[N, C, L]` with the values at its edges; nn.ReplicationPad1d.
     ReplicationPad1d 1 Replicate;
-    /// The input's edges around `[N, C, H, W]`; nn.ReplicationPad2d.
+    /// Pads `[N, C, H, W]` with the values at its edges; nn.ReplicationPad2d.
     ReplicationPad2d 2 Replicate;
-    /// The input's edges around `[N, C, D, H, W]`; nn.ReplicationPad3d.
+    /// Pads `[N, C, D, H, W]` with the values at its edges; nn.ReplicationPad3d.
     ReplicationPad3d 3 Replicate;
-    /// The input's other ends around `[N, C, L]`; nn.CircularPad1d.
+    /// Pads `[N, C, L]` with the values of the opposite end; nn.CircularPad1d.
     CircularPad1d 1 Circular;
-    /// The input's other ends around `[N, C, H, W]`; nn.CircularPad2d.
+    /// Pads `[N, C, H, W]` with the values of the opposite end; nn.CircularPad2d.
     CircularPad2d 2 Circular;
-    /// The input's other ends around `[N, C, D, H, W]`; nn.CircularPad3d.
+    /// Pads `[N, C, D, H, W]` with the values of the opposite end; nn.CircularPad3d.
     CircularPad3d 3 Circular;
 }
 
-/// One value around the last `N` dimensions of `[N, C, …]`; nn.ConstantPad1d, nn.ConstantPad2d and nn.ConstantPad3d.
+/// Pads the last `N` dimensions of `[N, C, …]` with one value; nn.ConstantPad1d, nn.ConstantPad2d
+/// and nn.ConstantPad3d.
 #[derive(Debug, Clone, Copy)]
 pub struct ConstantPad<const N: usize> {
     padding: Sides<N>,
     value: f64,
 }
 
-/// One value around `[N, C, L]`; nn.ConstantPad1d.
+/// Pads `[N, C, L]` with one value; nn.ConstantPad1d.
 pub type ConstantPad1d = ConstantPad<1>;
-/// One value around `[N, C, H, W]`; nn.ConstantPad2d.
+/// Pads `[N, C, H, W]` with one value; nn.ConstantPad2d.
 pub type ConstantPad2d = ConstantPad<2>;
-/// One value around `[N, C, D, H, W]`; nn.ConstantPad3d.
+/// Pads `[N, C, D, H, W]` with one value; nn.ConstantPad3d.
 pub type ConstantPad3d = ConstantPad<3>;
 
 impl<const N: usize> ConstantPad<N> {
-    /// `value` on these sides.
+    /// Pads these sides with `value`.
     ///
     /// # Errors
     /// When a size is negative.

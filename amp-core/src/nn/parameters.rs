@@ -14,20 +14,20 @@ use crate::{
 /// The role of a tensor in its module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Trained.
+    /// A trained tensor.
     Parameter,
-    /// Stored, but not trained.
+    /// A stored tensor that is not trained.
     Buffer,
 }
 
-/// Every tensor with its name and role, in order of declaration.
+/// Returns every tensor with its name and role, in order of declaration.
 pub fn named_tensors(module: &(impl Visit + ?Sized)) -> Vec<(String, Tensor, Role)> {
-    // Only the names are needed: any precision gives the same.
+    // Only the names are needed, which do not depend on the precision.
     let (found, _) = walk(module, Precision::F32True, &BTreeMap::new());
     found.into_iter().map(|found| (found.name, found.tensor, found.role)).collect()
 }
 
-/// The trained tensors. A tied one appears once, under its first name.
+/// Returns the trained tensors. A tied tensor appears once, under its first name.
 pub fn parameters(module: &(impl Visit + ?Sized)) -> Vec<Parameter> {
     let mut seen = std::collections::HashSet::new();
     named_tensors(module)
@@ -37,8 +37,8 @@ pub fn parameters(module: &(impl Visit + ?Sized)) -> Vec<Parameter> {
         .collect()
 }
 
-/// Drops the gradient of every parameter, as PyTorch's `zero_grad(set_to_none=True)` does: afterwards none is
-/// defined.
+/// Drops the gradient of every parameter, as PyTorch's `zero_grad(set_to_none=True)` does.
+/// Afterwards no gradient is defined.
 ///
 /// # Errors
 /// When libtorch fails.
@@ -46,14 +46,15 @@ pub fn clear_gradients(module: &(impl Visit + ?Sized)) -> Result<()> {
     ffi::clear_grads(parameters(module).iter().map(|parameter| &parameter.tensor))
 }
 
-/// The parameters that the model's forward pass changes as well, and which skipped and repeated steps restore.
+/// Returns the parameters that the model's forward pass changes too. Skipped and repeated steps
+/// restore them.
 pub(crate) fn changed_in_forward(module: &(impl Visit + ?Sized)) -> Vec<Parameter> {
     let (found, _) = walk(module, Precision::F32True, &BTreeMap::new());
     let changed = found.into_iter().filter(|found| found.is_changed_in_forward);
     changed.map(|Found { name, tensor, .. }| Parameter { name, tensor }).collect()
 }
 
-/// The parameters in precision regions, with the plan of each region.
+/// Returns the parameters in precision regions, with the plan of each region.
 pub(crate) fn parameters_in_regions(
     module: &(impl Visit + ?Sized),
     precision: Precision,
@@ -101,7 +102,7 @@ pub(super) struct Found {
     pub(super) is_changed_in_forward: bool,
 }
 
-/// The tensors of a module, and the paths of the modules in it.
+/// Returns the tensors of a module, and the paths of its modules.
 fn walk(
     module: &(impl Visit + ?Sized),
     precision: Precision,
@@ -119,7 +120,7 @@ struct Walk<'a> {
     overrides: &'a BTreeMap<String, Region>,
     path: String,
     plan: RegionPlan,
-    /// For each scope, the outer path's length and the plan outside.
+    /// For each scope the length of the outer path and the outer plan.
     scopes: Vec<(usize, RegionPlan)>,
     found: Vec<Found>,
     /// All paths, if there are overrides to check.

@@ -1,4 +1,4 @@
-//! Implements `block.head` in a derived `#[forward]`: if `block` is a [`Child`], the result is a
+//! Implements `block.head` in a derived `#[forward]`. If `block` is a [`Child`], the result is a
 //! child of it; otherwise it is the field. The derive writes `(&Within(&block)).part("head",
 //! |block| &block.head)`. Method resolution prefers [`PartOfChild`] if `block` is a child, because
 //! that needs no further reference.
@@ -7,21 +7,21 @@ use std::ops::Index;
 
 use super::{Child, Visit};
 
-/// The object with the field.
+/// The object to which the field belongs.
 #[derive(Debug)]
 pub struct Within<T>(pub T);
 
 /// The field of a child.
 pub trait PartOfChild<'m, M: Visit + ?Sized + 'm> {
-    /// The child.
+    /// Returns the child.
     fn child(&self) -> &Child<'m, M>;
 
-    /// The field as a child, named after it.
+    /// Returns the field as a child, named after it.
     fn part<C: ?Sized>(&self, name: &'static str, of: impl FnOnce(&'m M) -> &'m C) -> Child<'m, C> {
         self.child().part(name, of)
     }
 
-    /// The element at this index of the field, which is a list.
+    /// Returns the element at this index of the field, which is a list.
     fn part_nth<C>(
         &self,
         name: &'static str,
@@ -44,12 +44,12 @@ impl<'m, M: Visit + ?Sized> PartOfChild<'m, M> for Within<&&Child<'m, M>> {
     }
 }
 
-/// The field of any other object.
+/// A field of any other object.
 pub trait PartOfAny<'t, T: ?Sized + 't> {
-    /// The field itself.
+    /// Returns the field itself.
     fn part<C: ?Sized>(&self, name: &'static str, of: impl FnOnce(&'t T) -> &'t C) -> &'t C;
 
-    /// The element at this index of the field.
+    /// Returns the element at this index of the field.
     fn part_nth<I, C: Index<I> + ?Sized + 't>(
         &self,
         name: &'static str,

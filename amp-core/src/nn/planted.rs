@@ -1,5 +1,5 @@
-//! Faults that public hooks cannot plant: in fused layers, and in a single layer. Only the self-test
-//! plants them, and then examines which check reports them.
+//! Faults in fused layers and in single layers, which cannot be planted through public hooks. Only
+//! the self-test plants them, to show which check reports them.
 
 use std::cell::{Cell, RefCell};
 
@@ -12,15 +12,15 @@ thread_local! {
     static LAYER: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// While it exists, the output of fused layers on this thread is multiplied by a factor. On a CPU,
-/// which has no fused kernels, groups that a GPU would fuse run one after the other and count as
+/// A guard: while it exists, the output of fused layers on this thread is multiplied by a factor. A
+/// CPU has no fused kernels, so groups that a GPU would fuse run one by one there and count as
 /// fused.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct FusedTimes(());
 
 impl FusedTimes {
-    /// Plants the fault; a factor of 1 changes no number.
+    /// Plants the fault. A factor of 1 changes no number.
     pub fn new(factor: f64) -> Self {
         FACTOR.set(Some(factor));
         Self(())
@@ -33,17 +33,17 @@ impl Drop for FusedTimes {
     }
 }
 
-/// Whether groups of layers count as fused on a CPU.
+/// Returns whether groups of layers count as fused on a CPU.
 pub(super) fn fuses_on_host() -> bool {
     FACTOR.get().is_some()
 }
 
-/// Whether a fault is planted on this thread.
+/// Returns whether a fault is planted on this thread.
 pub(super) fn is_planted() -> bool {
     fuses_on_host() || LAYER.with_borrow(Option::is_some)
 }
 
-/// The output of fused layers, with the fault.
+/// Returns the output of fused layers, with the fault.
 pub(super) fn of_group(output: Option<Tensor>) -> Result<Option<Tensor>> {
     match (output, FACTOR.get()) {
         (Some(output), Some(factor)) if factor != 1.0 => Ok(Some(output.f_mul_scalar(factor)?)),
@@ -51,14 +51,15 @@ pub(super) fn of_group(output: Option<Tensor>) -> Result<Option<Tensor>> {
     }
 }
 
-/// While it lives, the 16-bit results that the module at a path of this thread's models returns lose their last two
-/// binary digits, as where sums are kept in 16 bits. Wider results stay, and so do gradients.
+/// A guard: while it exists, the 16-bit outputs of the module at a path lose their last two binary
+/// digits, as if sums were kept in 16 bits. It affects this thread's models. Outputs in other
+/// dtypes and gradients do not change.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct LayerLosesDigits(());
 
 impl LayerLosesDigits {
-    /// Begins.
+    /// Plants the fault in the module at `path`.
     pub fn new(path: impl Into<String>) -> Self {
         LAYER.set(Some(path.into()));
         Self(())
@@ -71,7 +72,7 @@ impl Drop for LayerLosesDigits {
     }
 }
 
-/// The output of the module at `path`, with the mistake.
+/// Returns the output of the module at `path`, with the fault.
 pub(super) fn of_layer<T: Tensors>(path: &str, output: T) -> Result<T> {
     if LAYER.with_borrow(|layer| layer.as_deref() != Some(path)) {
         return Ok(output);

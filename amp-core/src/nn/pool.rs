@@ -1,18 +1,18 @@
-//! Pooling over windows of a given size or of a given number.
+//! Pooling over windows of a given size, or over a given number of windows.
 
 use tch::Tensor;
 
 use super::{Context, Module, Sizes, Visit, Visitor};
 use crate::{Error, Result, ffi};
 
-/// The options of a [`MaxPool`] over `N` dimensions; the defaults are nn.MaxPool2d's.
+/// The options of a [`MaxPool`] over `N` dimensions. The defaults are those of nn.MaxPool2d.
 #[derive(Debug, Clone, Copy)]
 pub struct MaxPoolConfig<const N: usize> {
     /// The window's size.
     pub kernel_size: Sizes<N>,
     /// The step between windows.
     pub stride: Sizes<N>,
-    /// The padding on both sides; a padded element is never the largest.
+    /// The padding on both sides. A padded element is never the largest.
     pub padding: Sizes<N>,
     /// The distance between a window's elements.
     pub dilation: Sizes<N>,
@@ -28,7 +28,7 @@ pub type MaxPool2dConfig = MaxPoolConfig<2>;
 pub type MaxPool3dConfig = MaxPoolConfig<3>;
 
 impl<const N: usize> MaxPoolConfig<N> {
-    /// Adjacent windows, without padding.
+    /// Sets adjacent windows, without padding.
     pub fn new(kernel_size: impl Into<Sizes<N>>) -> Self {
         let kernel_size = kernel_size.into();
         Self {
@@ -44,7 +44,7 @@ impl<const N: usize> MaxPoolConfig<N> {
 /// The largest value of each window; nn.MaxPool1d, nn.MaxPool2d and nn.MaxPool3d.
 ///
 /// On CUDA a [`MaxPool2d`] of 16-bit images in channels_last with a multiple of eight channels
-/// keeps one byte for each output for the backward pass, instead of the input.
+/// keeps one byte per output for the backward pass, instead of the input.
 #[derive(Debug, Clone, Copy)]
 pub struct MaxPool<const N: usize> {
     config: MaxPoolConfig<N>,
@@ -58,10 +58,11 @@ pub type MaxPool2d = MaxPool<2>;
 pub type MaxPool3d = MaxPool<3>;
 
 impl<const N: usize> MaxPool<N> {
-    /// A pool with these options.
+    /// Creates a pool with these options.
     ///
     /// # Errors
-    /// Never; the result has the form of the other layers.
+    /// At present this function returns no error. It returns a `Result` like the constructors of
+    /// other layers.
     pub fn new(config: MaxPoolConfig<N>) -> Result<Self> {
         Ok(Self { config })
     }
@@ -85,7 +86,7 @@ impl<const N: usize> Module for MaxPool<N> {
     }
 }
 
-/// The options of an [`AvgPool`] over `N` dimensions; the defaults are nn.AvgPool2d's.
+/// The options of an [`AvgPool`] over `N` dimensions. The defaults are those of nn.AvgPool2d.
 #[derive(Debug, Clone, Copy)]
 pub struct AvgPoolConfig<const N: usize> {
     /// The window's size.
@@ -98,7 +99,8 @@ pub struct AvgPoolConfig<const N: usize> {
     pub ceil_mode: bool,
     /// Whether the mean includes the padding.
     pub count_include_pad: bool,
-    /// Divides each window's sum by this number, instead of the window's elements; not for sequences, as in torch.
+    /// The number by which each window's sum is divided, instead of the window's number of
+    /// elements. As in torch, it is not available for sequences.
     pub divisor_override: Option<i64>,
 }
 
@@ -110,7 +112,7 @@ pub type AvgPool2dConfig = AvgPoolConfig<2>;
 pub type AvgPool3dConfig = AvgPoolConfig<3>;
 
 impl<const N: usize> AvgPoolConfig<N> {
-    /// Adjacent windows, without padding.
+    /// Sets adjacent windows, without padding.
     pub fn new(kernel_size: impl Into<Sizes<N>>) -> Self {
         let kernel_size = kernel_size.into();
         Self {
@@ -138,7 +140,7 @@ pub type AvgPool2d = AvgPool<2>;
 pub type AvgPool3d = AvgPool<3>;
 
 impl<const N: usize> AvgPool<N> {
-    /// A pool with these options.
+    /// Creates a pool with these options.
     ///
     /// # Errors
     /// When the divisor is below 1, or given for sequences.
@@ -166,25 +168,26 @@ impl<const N: usize> Module for AvgPool<N> {
     }
 }
 
-/// The mean of each window; the number of windows is the size of the output; nn.AdaptiveAvgPool1d,
+/// The mean of each window. The number of windows is the size of the output; nn.AdaptiveAvgPool1d,
 /// nn.AdaptiveAvgPool2d and nn.AdaptiveAvgPool3d.
 #[derive(Debug, Clone, Copy)]
 pub struct AdaptiveAvgPool<const N: usize> {
     output_size: Sizes<N>,
 }
 
-/// `[N, C, L]` to `[N, C, output]`; nn.AdaptiveAvgPool1d.
+/// Averages `[N, C, L]` over windows to `[N, C, output]`; nn.AdaptiveAvgPool1d.
 pub type AdaptiveAvgPool1d = AdaptiveAvgPool<1>;
-/// `[N, C, H, W]` to `[N, C, output]`; nn.AdaptiveAvgPool2d.
+/// Averages `[N, C, H, W]` over windows to `[N, C, output]`; nn.AdaptiveAvgPool2d.
 pub type AdaptiveAvgPool2d = AdaptiveAvgPool<2>;
-/// `[N, C, D, H, W]` to `[N, C, output]`; nn.AdaptiveAvgPool3d.
+/// Averages `[N, C, D, H, W]` over windows to `[N, C, output]`; nn.AdaptiveAvgPool3d.
 pub type AdaptiveAvgPool3d = AdaptiveAvgPool<3>;
 
 impl<const N: usize> AdaptiveAvgPool<N> {
-    /// A pool with this output size.
+    /// Creates a pool with this output size.
     ///
     /// # Errors
-    /// Never; the result has the form of the other layers.
+    /// At present this function returns no error. It returns a `Result` like the constructors of
+    /// other layers.
     pub fn new(output_size: impl Into<Sizes<N>>) -> Result<Self> {
         Ok(Self { output_size: output_size.into() })
     }
@@ -201,25 +204,29 @@ impl<const N: usize> Module for AdaptiveAvgPool<N> {
     }
 }
 
-/// The largest value of each window; the number of windows is the size of the output;
+/// The largest value of each window. The number of windows is the size of the output;
 /// nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d and nn.AdaptiveMaxPool3d.
 #[derive(Debug, Clone, Copy)]
 pub struct AdaptiveMaxPool<const N: usize> {
     output_size: Sizes<N>,
 }
 
-/// `[N, C, L]` to `[N, C, output]`; nn.AdaptiveMaxPool1d.
+/// Takes the largest value of windows of `[N, C, L]`, with the result `[N, C, output]`;
+/// nn.AdaptiveMaxPool1d.
 pub type AdaptiveMaxPool1d = AdaptiveMaxPool<1>;
-/// `[N, C, H, W]` to `[N, C, output]`; nn.AdaptiveMaxPool2d.
+/// Takes the largest value of windows of `[N, C, H, W]`, with the result `[N, C, output]`;
+/// nn.AdaptiveMaxPool2d.
 pub type AdaptiveMaxPool2d = AdaptiveMaxPool<2>;
-/// `[N, C, D, H, W]` to `[N, C, output]`; nn.AdaptiveMaxPool3d.
+/// Takes the largest value of windows of `[N, C, D, H, W]`, with the result `[N, C, output]`;
+/// nn.AdaptiveMaxPool3d.
 pub type AdaptiveMaxPool3d = AdaptiveMaxPool<3>;
 
 impl<const N: usize> AdaptiveMaxPool<N> {
-    /// A pool with this output size.
+    /// Creates a pool with this output size.
     ///
     /// # Errors
-    /// Never; the result has the form of the other layers.
+    /// At present this function returns no error. It returns a `Result` like the constructors of
+    /// other layers.
     pub fn new(output_size: impl Into<Sizes<N>>) -> Result<Self> {
         Ok(Self { output_size: output_size.into() })
     }

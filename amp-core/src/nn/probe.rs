@@ -7,27 +7,27 @@ use tch::{Kind, Tensor};
 use super::Op;
 use crate::{Result, precision::RegionPlan};
 
-/// Observes the tensors of every module in one forward pass. Each module then runs alone, even if it
-/// would be fused with others. Only an observed step has a cost.
+/// Observes the tensors of every module in one forward pass. Each module then runs alone, and
+/// layers are not fused. Only an observed step has a cost.
 pub trait Probe {
-    /// Called after a module has run, and after the modules within it.
+    /// Runs after a module has run, and after the modules within it have run.
     fn ran(&self, call: &Call<'_>);
 }
 
-/// The run of one module.
+/// One run of a module.
 pub struct Call<'a> {
     /// The module's dotted path.
     pub path: &'a str,
-    /// Its own computation.
+    /// The kind of the module's own computation.
     pub op: Op,
     /// The expected dtypes.
     pub plan: RegionPlan,
-    /// Its input, cast for its precision region.
+    /// The module's input, cast for its precision region.
     pub input: &'a Tensor,
-    /// Its output.
+    /// The module's output.
     pub output: &'a Tensor,
-    /// Runs it again on another input, under the same plan and without observers. Random numbers continue
-    /// from their current state; batch statistics are not updated.
+    /// Runs the module again on another input, under the same plan and without observers. Random
+    /// numbers continue from their current state; batch statistics are not updated.
     pub rerun: &'a dyn Fn(&Tensor) -> Result<Tensor>,
 }
 
@@ -56,14 +56,14 @@ pub trait Substitute {
     }
 }
 
-/// Observes the dtypes of every module in one forward pass, which is computed as without an observer.
-/// Fused layers are reported one by one.
+/// Observes the dtypes of every module in one forward pass. The pass computes the same as without
+/// an observer. Fused layers are reported one by one.
 pub trait DtypeProbe {
-    /// Called after a module has run, and after the modules within it.
-    fn gave(&self, given: &Given<'_>);
+    /// Runs after a module has run, and after the modules within it have run.
+    fn module_output(&self, output: &ModuleOutput<'_>);
 
-    /// Called after libtorch has multiplied matrices, within a module or between modules.
-    fn multiplied(&self, product: &Product<'_>) {
+    /// Runs after libtorch has multiplied matrices, within a module or between modules.
+    fn matrix_product(&self, product: &Product<'_>) {
         let _ = product;
     }
 }
@@ -77,14 +77,14 @@ pub struct Product<'a> {
     pub operator: &'a str,
     /// The expected dtypes.
     pub plan: RegionPlan,
-    /// The dtype of the output, which is floating.
+    /// The output's dtype, which is floating-point.
     pub kind: Kind,
 }
 
-/// Observes groups of fused layers; the pass is computed as without it. Groups are the ones for
-/// which the device has kernels; a pass may have none.
+/// Observes groups of fused layers. The pass computes the same as without an observer. Only groups
+/// for which the device has kernels are reported, so there may be none.
 pub trait GroupProbe {
-    /// Called after a group has run.
+    /// Runs after a group has run.
     fn ran(&self, group: &Group<'_>);
 }
 
@@ -95,36 +95,37 @@ pub struct Group<'a> {
     pub paths: &'a [String],
     /// The expected dtypes.
     pub plan: RegionPlan,
-    /// Its inputs.
+    /// The group's inputs.
     pub inputs: &'a [&'a Tensor],
-    /// Its outputs.
+    /// The group's output.
     pub output: &'a Tensor,
-    /// Runs it again on other inputs, fused; `None` if the kernels do not support them. Batch
-    /// statistics are not updated.
+    /// Runs the group again on other inputs, fused; returns `None` if the kernels do not support
+    /// them. Batch statistics are not updated.
     pub fused: &'a dyn Fn(&[&Tensor]) -> Result<Option<Tensor>>,
-    /// Runs its layers one after the other on other inputs. Batch statistics are not updated.
+    /// Runs the group's layers one by one on other inputs. Batch statistics are not updated.
     pub apart: &'a dyn Fn(&[&Tensor]) -> Result<Tensor>,
 }
 
-/// Observes where the modules of a forward pass begin and end. Each module then runs alone.
+/// Observes the beginning and end of each module in a forward pass. Each module then runs alone.
 pub(crate) trait Trace {
-    /// A module begins: its dotted path, the full name of its type, and the shapes of its inputs.
+    /// Runs when a module begins: its dotted path, the full name of its type, and the shapes of its
+    /// inputs.
     fn began(&self, path: &str, type_name: &'static str, inputs: Vec<Vec<i64>>);
 
-    /// The most recently started module that is still running ends. `outputs` has the shapes of its outputs.
+    /// Runs when the most recently started module that is still running ends.
     fn ended(&self, outputs: Vec<Vec<i64>>);
 }
 
-/// The kind of a module's output.
+/// The dtype of a module's output, with its expected dtypes.
 #[derive(Debug, Clone, Copy)]
-pub struct Given<'a> {
+pub struct ModuleOutput<'a> {
     /// The module's dotted path.
     pub path: &'a str,
-    /// Its own computation.
+    /// The kind of the module's own computation.
     pub op: Op,
     /// The expected dtypes.
     pub plan: RegionPlan,
-    /// The dtype of its output.
+    /// The output's dtype.
     pub kind: Kind,
 }
 

@@ -8,9 +8,9 @@ use super::{Child, Context, LayerNorm};
 use crate::{Result, ffi};
 
 impl Child<'_, LayerNorm> {
-    /// x + branch(norm(x)), in the shape of x: a residual around a norm and the branch after it. In
-    /// training on CUDA, with up to 1024 columns and a multiple of 128, one kernel adds the
-    /// gradients of both uses of x.
+    /// Computes x + branch(norm(x)), a residual around a norm and a branch, in the shape of x. In
+    /// training on CUDA one kernel adds the gradients of both uses of x, if the number of columns
+    /// is a multiple of 128 and at most 1024.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::prelude::*;
@@ -47,10 +47,11 @@ impl Child<'_, LayerNorm> {
         self.around(x, branch, cx, false)
     }
 
-    /// [`residual`](Self::residual) of a branch that uses the norm in matrix products alone, as attention and a
-    /// perceptron do. In an autocast region products round the norm to the region's dtype; where the kernel
-    /// runs, the norm comes in that dtype already, and its f32 values are not written. The numbers are the same
-    /// unless the branch has a `#[precision(…)]` of its own, for which [`residual`](Self::residual) is.
+    /// Computes [`residual`](Self::residual) for a branch that uses the norm only in matrix
+    /// products, such as attention or a perceptron. In an autocast region products round the norm
+    /// to the region's dtype. The kernel therefore writes the norm in that dtype and no f32 values.
+    /// The numbers are the same, unless the branch has its own `#[precision(…)]`; then use
+    /// [`residual`](Self::residual).
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::prelude::*;
@@ -69,7 +70,7 @@ impl Child<'_, LayerNorm> {
     /// ```
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`residual`](Self::residual).
     pub fn residual_of_products(
         &self,
         x: &Tensor,
@@ -86,7 +87,8 @@ impl Child<'_, LayerNorm> {
         cx: &Context,
         narrow: bool,
     ) -> Result<Tensor> {
-        // What is behind the norm may be one, whose input is not to be rounded.
+        // With overrides, a product after the norm may have its own region, and its input must not
+        // be rounded.
         let narrow = narrow && !cx.has_overrides();
         let stream = RefCell::new(None);
         let together = |[x]: [&Tensor; 1], cx: &Context| {

@@ -1,4 +1,4 @@
-//! Enlarges images, sequences and volumes.
+//! Layers that resize images, sequences and volumes.
 
 use tch::Tensor;
 
@@ -11,13 +11,14 @@ pub enum Interpolation {
     /// The nearest value.
     #[default]
     Nearest,
-    /// Linear along each dimension, for sequences, images (bilinear) and volumes (trilinear).
+    /// Linear interpolation along each dimension, for sequences, images (bilinear) and volumes
+    /// (trilinear).
     Linear,
-    /// Cubic along both dimensions, for images.
+    /// Cubic interpolation along both dimensions, for images.
     Bicubic,
 }
 
-/// The options of an [`Upsample`]; the defaults are nn.Upsample's.
+/// The options of an [`Upsample`]. The defaults are those of nn.Upsample.
 #[derive(Debug, Clone, Copy)]
 pub struct UpsampleConfig {
     /// The factor of every dimension except the first two.
@@ -29,7 +30,7 @@ pub struct UpsampleConfig {
 }
 
 impl UpsampleConfig {
-    /// With the nearest value.
+    /// Sets interpolation by the nearest value.
     pub fn new(scale_factor: impl Into<f64>) -> Self {
         Self {
             scale_factor: scale_factor.into(),
@@ -39,17 +40,17 @@ impl UpsampleConfig {
     }
 }
 
-/// Multiplies the size of `[N, C, L]`, `[N, C, H, W]` or `[N, C, D, H, W]`; nn.Upsample.
+/// Resizes `[N, C, L]`, `[N, C, H, W]` or `[N, C, D, H, W]` by a factor; nn.Upsample.
 #[derive(Debug, Clone, Copy)]
 pub struct Upsample {
     config: UpsampleConfig,
 }
 
 impl Upsample {
-    /// By this factor.
+    /// Resizes by this factor.
     ///
     /// # Errors
-    /// When the factor is not positive, or corners are to be aligned for the nearest values.
+    /// When the factor is not positive, or `align_corners` is set for the nearest values.
     pub fn new(config: UpsampleConfig) -> Result<Self> {
         let UpsampleConfig { scale_factor, mode, align_corners } = config;
         if !(scale_factor > 0.0 && scale_factor.is_finite()) {
@@ -107,7 +108,7 @@ macro_rules! shuffles {
         }
 
         impl $name {
-            /// By this factor.
+            /// Resizes by this factor.
             ///
             /// # Errors
             /// When the factor is not positive.
@@ -134,8 +135,8 @@ macro_rules! shuffles {
 }
 
 shuffles! {
-    /// `[N, C·r², H, W]` to `[N, C, H·r, W·r]`; nn.PixelShuffle.
+    /// Rearranges `[N, C·r², H, W]` to `[N, C, H·r, W·r]`; nn.PixelShuffle.
     PixelShuffle => f_pixel_shuffle;
-    /// `[N, C, H·r, W·r]` to `[N, C·r², H, W]`; nn.PixelUnshuffle.
+    /// Rearranges `[N, C, H·r, W·r]` to `[N, C·r², H, W]`; nn.PixelUnshuffle.
     PixelUnshuffle => f_pixel_unshuffle;
 }

@@ -3,9 +3,9 @@ use tch::{Kind, Tensor};
 use super::{Context, Module, Visit, Visitor};
 use crate::{Error, Result, precision::is_floating};
 
-/// Sines and cosines of numbers, for example of diffusion steps or text positions. `[…]` becomes
-/// `[…, dim]`: for k from 0 to dim/2 − 1, first all sin(x · max_period^(−2k/dim)), then all
-/// cosines.
+/// An embedding of numbers, for example of diffusion steps or text positions, as sines and cosines.
+/// `[…]` becomes `[…, dim]`. The first half is sin(x · max_period^(−2k/dim)) for k from 0 to dim/2
+/// − 1; the second half has the cosines.
 ///
 /// The values equal Vaswani et al.'s (arXiv:1706.03762, section 3.5, where sines and cosines
 /// alternate) and diffusers' `Timesteps(dim, flip_sin_to_cos=False, downscale_freq_shift=0)`. They
@@ -32,7 +32,7 @@ pub struct SinusoidalEmbedding {
 }
 
 impl SinusoidalEmbedding {
-    /// With this width, and a max_period of 10000.
+    /// Creates the embedding with this width and a max_period of 10000.
     ///
     /// # Errors
     /// When `dim` is odd or below 2.
@@ -45,10 +45,10 @@ impl SinusoidalEmbedding {
         Ok(Self { dim, max_period: 10_000.0 })
     }
 
-    /// Sets another max_period: the period of the slowest wave, divided by 2π.
+    /// Sets max_period, which is the period of the slowest wave divided by 2π.
     ///
     /// # Errors
-    /// When it is not above 0.
+    /// When `max_period` is not above 0.
     pub fn max_period(mut self, max_period: f64) -> Result<Self> {
         if !(max_period > 0.0 && max_period.is_finite()) {
             return Err(Error::config(format!(

@@ -1,4 +1,4 @@
-//! Sizes of windows: one for all dimensions, or one for each.
+//! Sizes of windows: one number for all dimensions, or one for each.
 
 /// A size for each of `N` dimensions. A single number applies to all of them, as in PyTorch: `3`
 /// and `[3, 3]` are the same kernel.
@@ -31,12 +31,12 @@ macro_rules! from_integers {
 from_integers!(i64 i32);
 
 impl<const N: usize> Sizes<N> {
-    /// The product of the sizes.
+    /// Returns the product of the sizes.
     pub(super) fn product(&self) -> i64 {
         self.0.iter().product()
     }
 
-    /// The common size, if all are equal.
+    /// Returns the common size, if all are equal.
     pub(super) fn common(&self) -> Option<i64> {
         self.0.iter().all(|size| *size == self.0[0]).then_some(self.0[0])
     }

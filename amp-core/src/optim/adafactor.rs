@@ -8,9 +8,10 @@ use super::{
 };
 use crate::{Result, parameter::Parameter};
 
-/// Adam's second moment, stored for parameters with at least two dimensions as the product of a column and
-/// a row: n + m numbers instead of n·m, and no first moment. Defaults are torch.optim.Adafactor's. In step
-/// t, with gradient g:
+/// Scales updates as Adam does, with little memory. For parameters with at least two dimensions the
+/// second moment is stored as the product of a column and a row, n + m numbers instead of n·m.
+/// There is no first moment. The defaults are those of torch.optim.Adafactor. In step t, with
+/// gradient g:
 ///
 /// β = t^[`beta2_decay`](Self::beta2_decay); R ← R + β(mean of g² over rows − R), and C in the same way
 /// over columns; V = RC / max(mean of R, ε₁); U = g/√max(V, ε₁²); α = max(ε₂, rms(w))·min(lr, 1/√t); w ← w
@@ -21,16 +22,16 @@ use crate::{Result, parameter::Parameter};
 /// let config = OptimizerConfig::new(Adafactor { lr: 1e-2, ..Default::default() });
 /// ```
 ///
-/// 16-bit weights are updated in f32, and the factors, which are small, are kept in f32. A CUDA
-/// graph can contain the step.
+/// 16-bit weights are updated in f32. The column and the row, which are small, are kept in f32. A
+/// CUDA graph can contain the step.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Adafactor {
     /// The highest learning rate, relative to a parameter's size.
     pub lr: f64,
-    /// The exponent of t in β, the weight of the newest square; at most 0.
+    /// The exponent of t in β, which is the weight of the newest square. It is at most 0.
     pub beta2_decay: f64,
-    /// ε₁, by default the distance from 1 to the next number of the dtype in which the parameter is
-    /// updated, and ε₂.
+    /// ε₁ and ε₂. If ε₁ is `None`, it is the distance from 1 to the next number in the dtype in
+    /// which the parameter is updated.
     pub eps: (Option<f64>, f64),
     /// The largest root mean square of an update, at least 1.
     pub d: f64,
@@ -115,7 +116,8 @@ impl Adafactor {
     }
 }
 
-/// The second moment of a matrix, from the running means over its rows and columns.
+/// Returns the second moment of a matrix, computed from the running means over its rows and
+/// columns.
 fn factored(one: &ParameterStep<'_>, share: &Number, eps1: f64) -> Result<Tensor> {
     let (row, column, grad) = (one.slot(ROW)?, one.slot(COLUMN)?, one.grad());
     for (kept, dim) in [(row, -1_i64), (column, -2)] {

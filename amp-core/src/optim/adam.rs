@@ -15,7 +15,7 @@ use crate::{
     parameter::Parameter,
 };
 
-/// Adam with decoupled weight decay; defaults are torch.optim.AdamW's.
+/// Adam with decoupled weight decay. The defaults are those of torch.optim.AdamW.
 ///
 /// ```
 /// use amp_core::optim::{AdamW, Interval, OptimizerConfig, WarmupCosine};
@@ -26,17 +26,18 @@ use crate::{
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct AdamW {
-    /// Learning rate.
+    /// The learning rate.
     pub lr: f64,
-    /// Decay of the running mean and of the running square.
+    /// The decay rates of the running mean and of the running square.
     pub betas: (f64, f64),
-    /// Added to the root of the running square.
+    /// The number that is added to the root of the running square.
     pub eps: f64,
-    /// Each step subtracts lr·weight_decay·weight.
+    /// The weight decay. Each step subtracts lr·weight_decay·weight.
     pub weight_decay: f64,
-    /// Whether one kernel computes the whole step (torch's `fused=True`), or a few kernels, each over all
-    /// parameters (`foreach=True`). The results differ in the last bit. On CUDA the one kernel is this
-    /// crate's; it can also unscale and clip, and run inside a CUDA graph.
+    /// Whether one kernel computes the whole step (torch's `fused=True`), or a few kernels, each
+    /// over all parameters (`foreach=True`). The results differ in the last bit. On CUDA the single
+    /// kernel belongs to this crate. It can also unscale and clip gradients, and run inside a CUDA
+    /// graph.
     pub fused: bool,
 }
 
@@ -46,16 +47,16 @@ impl Default for AdamW {
     }
 }
 
-/// Adam with L2 weight decay; defaults are torch.optim.Adam's.
+/// Adam with L2 weight decay. The defaults are those of torch.optim.Adam.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Adam {
-    /// Learning rate.
+    /// The learning rate.
     pub lr: f64,
-    /// Decay of the running mean and of the running square.
+    /// The decay rates of the running mean and of the running square.
     pub betas: (f64, f64),
-    /// Added to the root of the running square.
+    /// The number that is added to the root of the running square.
     pub eps: f64,
-    /// weight_decay·weight is added to the gradient.
+    /// The weight decay. weight_decay·weight is added to the gradient.
     pub weight_decay: f64,
     /// See [`AdamW::fused`].
     pub fused: bool,
@@ -73,9 +74,10 @@ macro_rules! adam {
             const NAME: &'static str = stringify!($options);
             const ELEMENTWISE: bool = true;
 
-            /// f16 represents squares of gradients only if the gradients are between 2⁻¹² and 2⁸: below,
-            /// the running square is zero and the update is divided by eps; above, it is infinite and the
-            /// parameter never changes again (Lightning #20619).
+            /// Returns the reason for updating f16 parameters in f32. f16 represents squares of
+            /// gradients only if the gradients are between 2⁻¹² and 2⁸. With smaller gradients the
+            /// running square is zero and the update is divided by eps. With larger gradients it is
+            /// infinite and the parameter never changes again (Lightning #20619).
             fn upcasts(kind: Kind) -> Option<&'static str> {
                 (kind == Kind::Half).then_some("float16 cannot hold a gradient's square")
             }
@@ -88,8 +90,8 @@ macro_rules! adam {
             }
 
             fn slots(&self, _: &Parameter) -> Result<Vec<Slot>> {
-                // The fused kernel reads the count of steps on the device, the foreach kernels on
-                // the host.
+                // The fused kernel reads the number of steps on the device, and the foreach kernels
+                // read it on the host.
                 let shape = if self.fused { SlotShape::Scalar } else { SlotShape::HostScalar };
                 Ok(vec![
                     Slot::like_parameter("exp_avg"),

@@ -1,4 +1,4 @@
-//! The trait of an optimizer: its options, its state for a parameter, and its rule for a step.
+//! The trait of an optimizer: its options, its state for a parameter, and the rule of its step.
 
 use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
@@ -7,11 +7,11 @@ use super::{Capabilities, Moments, Rates, Slot, StepTensors, weight_update::is_h
 use crate::{Result, parameter::Parameter};
 
 /// The options of an optimizer together with its rule for one step. Options with this trait are a
-/// [`BuildOptimizer`](super::BuildOptimizer). They get parameter groups
-/// ([`ParamGroups`](super::ParamGroups)), schedules, saved state, updates of 16-bit weights in f32
-/// or in masters, state in fewer bits, and skipped steps after an overflow.
+/// [`BuildOptimizer`](super::BuildOptimizer). They support parameter groups
+/// ([`ParamGroups`](super::ParamGroups)), schedules, checkpoints, updates of 16-bit weights in f32
+/// or in master weights, optimizer state in fewer bits, and skipped steps after an overflow.
 ///
-/// A rule that consists of tensor operations needs nothing else:
+/// If a rule consists of tensor operations, this is all that it needs:
 ///
 /// ```
 /// use amp_core::{Result, nn::Parameter, optim::{Algorithm, Rates, Slot, StepTensors, require}};
@@ -58,36 +58,36 @@ use crate::{Result, parameter::Parameter};
 /// }
 /// ```
 pub trait Algorithm: Clone + std::fmt::Debug + 'static {
-    /// The name under which its state is saved: PyTorch's name, if PyTorch has the optimizer.
+    /// The name under which the state is saved: PyTorch's name, if PyTorch has the optimizer.
     const NAME: &'static str;
 
-    /// Whether the rule computes each element independently. If a parameter is updated in copies of
-    /// another dtype, such a rule gets flat pieces of limited size, which limits the memory of the
-    /// copies. Other rules get the whole parameter.
+    /// Whether the rule computes each element independently. If a parameter is updated through
+    /// copies in another dtype, such a rule gets flat pieces of limited size, so that the copies
+    /// need little memory. Other rules get the whole parameter.
     const ELEMENTWISE: bool = false;
 
-    /// The reason why parameters of a dtype are updated in f32 with f32 state, independent of the
-    /// user's choice; `None` if [`step`](Self::step) supports the dtype. By default 16-bit dtypes
-    /// have a reason.
+    /// Returns the reason why parameters of a dtype are updated in f32 with f32 state, whatever the
+    /// user chooses. Returns `None` if [`step`](Self::step) supports the dtype. By default there is
+    /// a reason for 16-bit dtypes.
     fn upcasts(kind: Kind) -> Option<&'static str> {
         is_half(kind).then_some("each operation of its rule would round to 16 bits")
     }
 
-    /// Refuses options out of range, with [`require`](super::require).
+    /// Refuses options out of range, by [`require`](super::require).
     ///
     /// # Errors
-    /// Names the option and its range.
+    /// When an option is out of range. The text names the option and its range.
     fn check(&self) -> Result<()> {
         Ok(())
     }
 
-    /// The state for a parameter, with PyTorch's names.
+    /// Returns the state for a parameter, with PyTorch's names.
     ///
     /// # Errors
     /// When the rule cannot update this parameter.
     fn slots(&self, parameter: &Parameter) -> Result<Vec<Slot>>;
 
-    /// The current rates.
+    /// Returns the current rates.
     fn rates(&self) -> Rates;
 
     /// Sets the rates.
@@ -100,45 +100,46 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
     /// When an operation fails.
     fn step(&self, tensors: &StepTensors<'_>) -> Result<()>;
 
-    /// Whether the first step of a parameter follows another rule
+    /// Returns whether the first step of a parameter follows another rule
     /// ([`ParameterStep::is_first`](super::ParameterStep::is_first)). A CUDA graph can contain only
-    /// the steps after it.
+    /// the later steps.
     fn first_step_differs(&self) -> bool {
         false
     }
 
-    /// Whether a step on CUDA can be part of a CUDA graph. Then the rule must read its rates from
-    /// [`ParameterStep`](super::ParameterStep), must not read a tensor's value on the host, and
-    /// must run the same operations for any values. If this returns true, the options that
-    /// [`StepTensors::each`] passes to the rule have rates of NaN on CUDA, so that a rate that
-    /// would be captured as a constant is noticed.
+    /// Returns whether a step on CUDA can be part of a CUDA graph. If so, the rule must read its
+    /// rates from [`ParameterStep`](super::ParameterStep), must not read a tensor's value on the
+    /// host, and must run the same operations for any values. If this returns true, the options
+    /// that [`StepTensors::each`] passes to the rule have rates of NaN on CUDA. A rate that the
+    /// rule captured as a constant would then show as NaN.
     fn captures(&self) -> bool {
         false
     }
 
-    /// The capabilities of [`step`](Self::step) on this device. By default all capabilities of
-    /// [`StepTensors::each`] if the rule [can be captured](Self::captures), otherwise none: after a
-    /// CUDA graph, such a rule gets unscaled and clipped gradients, as without a graph.
+    /// Returns the capabilities of [`step`](Self::step) on this device. By default these are all
+    /// capabilities of [`StepTensors::each`] if the rule [can be captured](Self::captures),
+    /// otherwise none. A rule without capabilities gets gradients that are already unscaled and
+    /// clipped.
     fn capabilities(&self, device: Device) -> Capabilities {
         Capabilities::all(device.is_cuda() && self.captures())
     }
 
-    /// Whether [`step`](Self::step) works directly on the stored running averages of parameters
-    /// with this dtype. Otherwise they are converted to f32 for the step.
+    /// Returns whether [`step`](Self::step) works directly on the stored running averages of
+    /// parameters with this dtype. Otherwise they are converted to f32 for the step.
     fn takes(&self, moments: Moments, kind: Kind, device: Device) -> bool {
         let _ = (kind, device);
         moments == Moments::Full
     }
 
-    /// The options by field name. Checks of a run use them to recompute its steps; `None` if they
-    /// are not available.
+    /// Returns the options by field name; `None` if they are not available. Checks of a run
+    /// recompute its steps from them.
     fn fields(&self) -> Option<Map<String, Value>> {
         None
     }
 }
 
-/// The methods of options that implement serde's `Serialize`, whose step runs their `rule` for each
-/// parameter and can be part of a CUDA graph.
+/// Implements methods for options that implement serde's `Serialize`. Their step runs their `rule`
+/// for each parameter and can be part of a CUDA graph.
 macro_rules! stepped_by_rule {
     () => {
         fn captures(&self) -> bool {
@@ -156,12 +157,12 @@ macro_rules! stepped_by_rule {
 }
 pub(super) use stepped_by_rule;
 
-/// The fields of options that implement serde's `Serialize`.
+/// Returns the fields of options that implement serde's `Serialize`.
 pub(super) fn fields(options: &impl serde::Serialize) -> Option<Map<String, Value>> {
     serde_json::to_value(options).ok()?.as_object().cloned()
 }
 
-/// The tensors of a slot; empty if the options do not use the slot.
+/// Returns the tensors of a slot; empty if the options do not use the slot.
 pub(super) fn kept<'s, 't>(slot: Option<&'s Vec<&'t Tensor>>) -> &'s [&'t Tensor] {
     slot.map(Vec::as_slice).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! Divides parameters into parts, so that f32 copies for a step need limited memory.
+//! Splits parameters into parts, so that the f32 copies of a step need limited memory.
 
 use std::collections::HashMap;
 
@@ -10,34 +10,34 @@ use crate::Result;
 /// The number of elements that are copied at once.
 const PART: i64 = 1 << 20;
 
-/// A piece of one tensor of a list; tensors are considered flat.
+/// A piece of one tensor of a list. The piece is flat.
 #[derive(Debug)]
 pub(super) struct Piece {
     /// The tensor's index in the list.
     pub(super) at: usize,
     pub(super) start: i64,
     pub(super) count: i64,
-    /// Whether it is the whole tensor.
+    /// Whether the piece is the whole tensor.
     whole: bool,
 }
 
 impl Piece {
-    /// The piece's elements in `tensor`, which has as many elements as the list's tensor: a view if
-    /// it is contiguous.
+    /// Returns the piece's elements in `tensor`, which has as many elements as the list's tensor.
+    /// The result is a view if `tensor` is contiguous.
     pub(super) fn of(&self, tensor: &Tensor) -> Result<Tensor> {
         let flat = tensor.f_detach()?.f_reshape([-1])?;
         Ok(flat.f_narrow(0, self.start, self.count)?)
     }
 }
 
-/// The tensors, each as one piece and one part.
+/// Returns the tensors, each as one piece and one part.
 pub(super) fn wholes(tensors: &[&Tensor]) -> Vec<Vec<Piece>> {
     let counts = tensors.iter().map(|tensor| tensor.numel() as i64).enumerate();
     let pieces = counts.map(|(at, count)| Piece { at, start: 0, count, whole: true });
     pieces.filter(|piece| piece.count > 0).map(|piece| vec![piece]).collect()
 }
 
-/// The tensors, cut so that each part has at most [`PART`] elements.
+/// Returns the tensors, cut so that each part has at most [`PART`] elements.
 pub(super) fn parts(tensors: &[&Tensor]) -> Vec<Vec<Piece>> {
     const {
         assert!(
@@ -65,13 +65,13 @@ pub(super) fn parts(tensors: &[&Tensor]) -> Vec<Vec<Piece>> {
     parts
 }
 
-/// The counts that the step of a parameter increments, for a parameter that is updated in pieces:
-/// every piece must get the same count.
+/// The step counts of parameters that are updated in pieces. Every piece of a parameter must get
+/// the same count.
 #[derive(Debug, Default)]
 pub(super) struct Scalars(HashMap<(usize, usize), Tensor>);
 
 impl Scalars {
-    /// The tensor in which `slot` of the piece's tensor counts; `own` is its stored count.
+    /// Returns the counter tensor of `slot` for the piece's tensor. `own` is the stored count.
     pub(super) fn of(&mut self, piece: &Piece, slot: usize, own: &Tensor) -> Result<Tensor> {
         if piece.whole {
             return Ok(own.shallow_clone());

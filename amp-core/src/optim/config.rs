@@ -1,9 +1,9 @@
-//! Options of optimizers and schedules, and the choice of parameters.
+//! The options of optimizers and schedules, and the selection of their parameters.
 
 use super::{BuildOptimizer, BuildScheduler, Interval, Scheduled, Selection, Storage};
 use crate::{Error, Result, nn::Parameter};
 
-/// An optimizer and, optionally, its schedule: options only, no state.
+/// An optimizer and, optionally, its schedule. It holds only options, no state.
 pub struct OptimizerConfig {
     optimizer: Box<dyn BuildOptimizer>,
     scheduler: Option<(Box<dyn BuildScheduler>, Interval)>,
@@ -11,7 +11,7 @@ pub struct OptimizerConfig {
 }
 
 impl OptimizerConfig {
-    /// This optimizer with a constant rate.
+    /// Uses this optimizer with a constant rate.
     pub fn new(optimizer: impl BuildOptimizer + 'static) -> Self {
         Self { optimizer: Box::new(optimizer), scheduler: None, params: None }
     }
@@ -55,19 +55,20 @@ impl OptimizerConfig {
         self
     }
 
-    /// Builds optimizer and schedule over `parameters`; the optimizer has the schedule's first
-    /// rate.
+    /// Builds optimizer and schedule over `parameters`. The optimizer starts with the schedule's
+    /// first rate.
     ///
     /// # Errors
-    /// When an option is out of range, there is nothing to train, or a parameter is left out.
+    /// When an option is out of range, there is nothing to train, or a parameter belongs to no
+    /// optimizer.
     pub fn build(self, parameters: Vec<Parameter>) -> Result<Scheduled> {
         let mut built = Optimizers::from(self).build(parameters, Storage::default())?;
         Ok(built.remove(0))
     }
 }
 
-/// The optimizers of a model, which share one backward pass: one, or several over different
-/// parameters. Made from one [`OptimizerConfig`] or a `Vec` of them.
+/// The optimizers of a model, which share one backward pass: one optimizer, or several over
+/// different parameters. It is made from one [`OptimizerConfig`] or a `Vec` of them.
 ///
 /// ```
 /// use amp_core::optim::{AdamW, Muon, OptimizerConfig, Optimizers, Selection};
@@ -99,7 +100,8 @@ impl Optimizers {
         Self(self.0.into_iter().map(change).collect())
     }
 
-    /// Builds each optimizer over its parameters, in the same order; there is at least one.
+    /// Builds each optimizer over its parameters, in the same order. There is at least one
+    /// optimizer.
     ///
     /// # Errors
     /// When an option is out of range, there is nothing to train, a pattern matches nothing, or a
@@ -131,18 +133,19 @@ impl Optimizers {
 }
 
 impl Optimizers {
-    /// The number of optimizers.
+    /// Returns the number of optimizers.
     pub(crate) fn count(&self) -> usize {
         self.0.len()
     }
 
-    /// The schedules' options, one for each optimizer.
+    /// Returns the options of the schedules, one for each optimizer.
     pub(crate) fn into_schedules(self) -> Vec<Option<Box<dyn BuildScheduler>>> {
         self.0.into_iter().map(|config| config.scheduler.map(|(schedule, _)| schedule)).collect()
     }
 }
 
-/// Each optimizer's parameters; `None` means the parameters that no other optimizer selects.
+/// Returns each optimizer's parameters. In the input, `None` means the parameters that no other
+/// optimizer selects.
 fn split(
     parameters: Vec<Parameter>,
     selections: &[Option<&Selection>],

@@ -1,4 +1,4 @@
-//! The common part of all optimizers: groups of parameters, their state, and the dtype of a step.
+//! The part that all optimizers share: groups of parameters, their state, and the dtype of a step.
 
 use std::rc::Rc;
 
@@ -26,8 +26,7 @@ use crate::{
 pub(super) struct Engine<A> {
     /// The options of each group.
     options: Vec<A>,
-    /// The lists of slots that the options of the groups use, each list once, as they were at the
-    /// start.
+    /// The lists of slots that the groups' options use at the start, without duplicates.
     layouts: Vec<Vec<Slot>>,
     /// The rates of each group on the device, if steps can be captured.
     rates: Vec<Option<RatesOnDevice>>,
@@ -37,8 +36,8 @@ pub(super) struct Engine<A> {
     /// The state of each parameter.
     kept: Vec<Kept>,
     storage: Storage,
-    /// Whether a skipped step leaves the averages unchanged. Averages that are converted for a step are
-    /// rounded again even if it is skipped.
+    /// Whether a skipped step leaves the averages unchanged. If averages are converted for a step,
+    /// even a skipped step rounds them again.
     steady: bool,
 }
 
@@ -49,7 +48,7 @@ struct RatesOnDevice {
 }
 
 impl<A: Algorithm> Engine<A> {
-    /// `group_of` gives each parameter's group, an index into `options`.
+    /// Creates the optimizer. `group_of` gives each parameter's group, as an index into `options`.
     pub(super) fn new(
         options: Vec<A>,
         parameters: Vec<Parameter>,
@@ -89,7 +88,7 @@ impl<A: Algorithm> Engine<A> {
         Ok(engine)
     }
 
-    /// The state of the parameter at an index, which has a gradient.
+    /// Returns the state of the parameter at an index, which has a gradient.
     fn state_of(&self, place: usize) -> Result<&ParameterState> {
         self.kept[place].state.as_ref().ok_or_else(|| {
             Error::config(format!(
@@ -99,7 +98,7 @@ impl<A: Algorithm> Engine<A> {
         })
     }
 
-    /// The parameters with gradients, in lists for one kernel call each.
+    /// Returns the parameters with gradients, in lists for one kernel call each.
     fn batches<'g>(&self, grads: &'g Grads) -> Result<Vec<Batch<'g>>> {
         let mut batches: Vec<Batch<'_>> = Vec::new();
         for (place, grad) in grads.with_places() {
@@ -136,7 +135,7 @@ impl<A: Algorithm> Engine<A> {
             .try_for_each(|part| self.step_part(batch, part, working, &mut scalars, known))
     }
 
-    /// Updates parameters on their own state.
+    /// Updates parameters directly on their stored state.
     fn step_whole(&self, batch: &Batch<'_>, known: OnDevice<'_>) -> Result<()> {
         let states =
             batch.places.iter().map(|at| self.state_of(*at)).collect::<Result<Vec<_>>>()?;
@@ -158,7 +157,7 @@ impl<A: Algorithm> Engine<A> {
             }
         }
         let on = |grads| self.step_on(batch, &params, grads, &kept, (&scales, &codes), known);
-        // Only this crate's kernels accept gradients with other dtypes than the parameters.
+        // Only this crate's kernels accept gradients in a dtype other than the parameters'.
         match grad_kind == kind || self.rates[group].is_some() {
             true => on(&batch.grads),
             false => {
@@ -179,7 +178,7 @@ impl<A: Algorithm> Engine<A> {
     ) -> Result<()> {
         let kept = batch.places.iter().map(|at| self.state_of(*at)).collect::<Result<Vec<_>>>()?;
         let each = |read: &dyn Fn(&Piece) -> Result<Tensor>| -> Result<Vec<Tensor>> {
-            // A rule of whole parameters needs their shapes.
+            // A rule for whole parameters needs their shapes.
             let shaped = |piece: &Piece| match A::ELEMENTWISE {
                 true => read(piece),
                 false => Ok(read(piece)?.f_view(batch.grads[piece.at].size().as_slice())?),
@@ -287,7 +286,7 @@ impl<A: Algorithm> Optimizer for Engine<A> {
     }
 
     fn capabilities(&self) -> Capabilities {
-        // Only the host knows whether the first step was taken.
+        // Only the host records whether the first step was taken.
         let mut states = self.kept.iter().filter_map(|kept| kept.state.as_ref());
         let started = states.all(|state| state.started);
         let (true, Some(device)) = (started && self.steady, self.device) else {

@@ -1,4 +1,4 @@
-//! Parameter groups: options for parameters chosen by name.
+//! Parameter groups: options for parameters selected by name.
 
 use super::{Algorithm, BuildOptimizer, Optimizer, Selection, Storage, engine::Engine};
 use crate::{Error, Result, nn::Parameter};
@@ -14,8 +14,8 @@ use crate::{Error, Result, nn::Parameter};
 /// let config = OptimizerConfig::new(groups);
 /// ```
 ///
-/// A schedule moves every group from its own rate. Groups are numbered in this order; parameters
-/// that no pattern matches are group 0.
+/// A schedule changes the rate of every group, starting from the group's own rate. Groups are
+/// numbered in the order of their declaration. Parameters that no pattern matches are group 0.
 #[derive(Debug, Clone)]
 pub struct ParamGroups<O> {
     base: O,
@@ -23,12 +23,13 @@ pub struct ParamGroups<O> {
 }
 
 impl<O> ParamGroups<O> {
-    /// These options for every parameter that is in no group.
+    /// Sets the options of every parameter that is in no group.
     pub fn new(base: O) -> Self {
         Self { base, groups: Vec::new() }
     }
 
-    /// These options for these parameters, given as a [`Selection`] or a list of name patterns.
+    /// Sets the options of these parameters, which are given as a [`Selection`] or a list of name
+    /// patterns.
     #[must_use]
     pub fn group(mut self, params: impl Into<Selection>, options: O) -> Self {
         self.groups.push((params.into(), options));
@@ -49,7 +50,8 @@ impl<A: Algorithm> BuildOptimizer for A {
 
 impl<O: Algorithm> BuildOptimizer for ParamGroups<O> {
     /// # Errors
-    /// Also when a pattern matches no parameter, or two groups match the same parameter.
+    /// Returns an error also when a pattern matches no parameter, or two groups match the same
+    /// parameter.
     fn build_with(
         &self,
         parameters: Vec<Parameter>,
@@ -73,7 +75,7 @@ impl<O: Algorithm> BuildOptimizer for ParamGroups<O> {
         let mut options = vec![self.base.clone()];
         options.extend(self.groups.iter().map(|(_, options)| options.clone()));
         if !group_of.contains(&0) {
-            // A group without parameters would still show its rates.
+            // A group without parameters would still appear among the rates.
             options.remove(0);
             group_of.iter_mut().for_each(|group| *group -= 1);
         }

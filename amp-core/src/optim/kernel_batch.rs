@@ -6,18 +6,18 @@ use tch::{Kind, Tensor};
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Key {
     pub(super) group: usize,
-    /// The index of their list of slots.
+    /// The index of the parameters' list of slots.
     pub(super) layout: usize,
     pub(super) kind: Kind,
     pub(super) grad_kind: Kind,
-    /// Whether this is their first step.
+    /// Whether the parameters are updated for the first time.
     pub(super) first: bool,
 }
 
 /// The parameters of one kernel call.
 pub(super) struct Batch<'g> {
     pub(super) key: Key,
-    /// Indices in the optimizer's list.
+    /// The parameters' indices in the optimizer's list.
     pub(super) places: Vec<usize>,
     pub(super) grads: Vec<&'g Tensor>,
 }

@@ -6,13 +6,13 @@ use super::{
 };
 use crate::{Result, parameter::Parameter};
 
-/// Adam's update, scaled to the norm of the parameter, for large batches. With Adam's moments m and
-/// v, corrected for their start at zero, in step t:
+/// Adam's update, scaled to the norm of the parameter, for large batches. m and v are Adam's
+/// moments, divided by 1 − βᵗ because they start at zero. In step t:
 ///
 /// u = m/(1 − β₁ᵗ) / (√(v/(1 − β₂ᵗ)) + eps) + weight_decay·w; w ← w − lr·(‖w‖/‖u‖)·u.
 ///
-/// The norms are over whole parameters. If one of them is 0, as for a bias that starts at zero,
-/// their quotient is 1.
+/// The norms are over whole parameters. If one of them is 0, as for a bias that starts at zero, the
+/// quotient is 1.
 ///
 /// ```
 /// use amp_core::optim::{Lamb, OptimizerConfig};
@@ -22,13 +22,13 @@ use crate::{Result, parameter::Parameter};
 /// 16-bit weights are updated in f32. A CUDA graph can contain the step.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Lamb {
-    /// Learning rate.
+    /// The learning rate.
     pub lr: f64,
-    /// Decay of the running mean and of the running square.
+    /// The decay rates of the running mean and of the running square.
     pub betas: (f64, f64),
-    /// Added to the root of the running square.
+    /// The number that is added to the root of the running square.
     pub eps: f64,
-    /// The weight times this factor is added to the update.
+    /// The weight decay. weight_decay·weight is added to the update.
     pub weight_decay: f64,
 }
 
@@ -81,7 +81,7 @@ impl Lamb {
         let update = mean.f_div(&square.f_sqrt()?.f_add_scalar(self.eps)?)?;
         Number::from(self.weight_decay).add(&update, param)?;
         let (size, length) = (one.norm(param)?, one.norm(&update)?);
-        // 0/‖u‖ is 0, and ‖w‖/0 is infinite.
+        // 0/‖u‖ is 0, and ‖w‖/0 would be infinite.
         let trust = size.over(length.if_positive_or(f64::INFINITY)?)?.if_positive_or(1.0)?;
         one.lr().times(-1.0)?.times(trust)?.add(param, &update)
     }

@@ -10,17 +10,17 @@ use crate::{
     parameter::Parameter,
 };
 
-/// Every weight moves by lr, with the sign of an interpolation between the gradient and its running mean.
-/// Defaults are the paper's. lr should be 3 to 10 times smaller than AdamW's, and the weight decay larger
-/// by the same factor. On CUDA one kernel of this crate computes the whole step, see
-/// [`AdamW::fused`](super::AdamW::fused).
+/// Moves every weight by lr, in the direction of the sign of an interpolation between the gradient
+/// and its running mean. The defaults are those of the paper. lr should be 3 to 10 times smaller
+/// than AdamW's, and the weight decay larger by the same factor. On CUDA one kernel of this crate
+/// computes the whole step, see [`AdamW::fused`](super::AdamW::fused).
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Lion {
-    /// Learning rate.
+    /// The learning rate.
     pub lr: f64,
-    /// The weight of the running mean in the interpolation, and its decay.
+    /// The weight of the running mean in the interpolation, and the decay rate of the running mean.
     pub betas: (f64, f64),
-    /// Each step subtracts lr·weight_decay·weight.
+    /// The weight decay. Each step subtracts lr·weight_decay·weight.
     pub weight_decay: f64,
 }
 

@@ -54,12 +54,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, parameter::Parameter};
 
-/// The values that [`configure_optimizers`](crate::LightningModule::configure_optimizers) may use.
+/// The values from which [`configure_optimizers`](crate::LightningModule::configure_optimizers) may
+/// compute its options.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrainingPlan {
     /// The maximum number of epochs.
     pub max_epochs: i64,
-    /// The number of optimizer steps over all epochs, as in Lightning's property of this name.
+    /// The number of optimizer steps over all epochs, as Lightning's property of this name.
     pub estimated_stepping_batches: i64,
 }
 
@@ -78,7 +79,7 @@ pub trait BuildOptimizer {
     /// Checks the options and creates the state.
     ///
     /// # Errors
-    /// When an option is out of range, or `storage` is not for the parameters' dtype.
+    /// When an option is out of range, or `storage` does not support the parameters' dtype.
     fn build_with(
         &self,
         parameters: Vec<Parameter>,
@@ -94,7 +95,7 @@ pub trait BuildOptimizer {
     }
 }
 
-/// Refuses an option outside its range, always with the same wording.
+/// Refuses an option outside its range, with the same wording for all options.
 ///
 /// # Errors
 /// When `holds` is false, or the value is not finite.

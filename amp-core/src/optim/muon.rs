@@ -12,20 +12,20 @@ pub enum AdjustLr {
     /// √max(1, a/b), as in Keller Jordan's code.
     #[default]
     Original,
-    /// 0.2·√max(a, b). Updates then have the usual size of AdamW's, so that its rate and decay can
-    /// be used (Moonshot, "Muon is Scalable for LLM Training").
+    /// 0.2·√max(a, b). Updates are then as large as is usual for AdamW, so that AdamW's rate and
+    /// decay can be used (Moonshot, "Muon is Scalable for LLM Training").
     MatchRmsAdamw,
 }
 
-/// Momentum, made orthogonal before each step, for the matrices of hidden layers. Defaults are
-/// torch.optim.Muon's. With B the momentum and g the gradient:
+/// Momentum that is made orthogonal before each step, for the matrices of hidden layers. The
+/// defaults are those of torch.optim.Muon. With B the momentum and g the gradient:
 ///
 /// B ← μB + (1 − μ)g; U = (1 − μ)g + μB with nesterov, otherwise U = B; O is the result of
 /// [`ns_steps`](Self::ns_steps) iterations X ← aX + (bA + cA²)X with A = XXᵀ, from X = U/‖U‖; w ← w −
 /// lr·weight_decay·w − lr·[`adjust_lr_fn`](Self::adjust_lr_fn)·O.
 ///
-/// The iteration runs in bfloat16, on CUDA on tensor cores. Use another optimizer for embeddings,
-/// the head, biases and norms:
+/// The iteration runs in bfloat16, on CUDA with tensor cores. Use another optimizer for embeddings,
+/// the output layer, biases and norms:
 ///
 /// ```
 /// use amp_core::optim::{AdamW, Muon, OptimizerConfig, Optimizers, Selection};
@@ -36,20 +36,20 @@ pub enum AdjustLr {
 /// ]);
 /// ```
 ///
-/// As attributes: `#[optimizer(muon, lr = 0.02, ndim = 2, except = ["embedding.*", "head.*"])]`
-/// above `#[optimizer(adamw, lr = 3e-4)]`. 16-bit weights are updated in f32; torch updates them in
-/// 16 bits. A CUDA graph can contain the step.
+/// The same as attributes: `#[optimizer(muon, lr = 0.02, ndim = 2, except = ["embedding.*",
+/// "head.*"])]` above `#[optimizer(adamw, lr = 3e-4)]`. 16-bit weights are updated in f32; torch
+/// updates them in 16 bits. A CUDA graph can contain the step.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Muon {
-    /// Learning rate.
+    /// The learning rate.
     pub lr: f64,
-    /// Each step subtracts lr·weight_decay·weight.
+    /// The weight decay. Each step subtracts lr·weight_decay·weight.
     pub weight_decay: f64,
-    /// Decay of the running mean of gradients.
+    /// The decay rate of the running mean of gradients.
     pub momentum: f64,
-    /// Whether to look ahead along the momentum.
+    /// Whether to use Nesterov momentum.
     pub nesterov: bool,
-    /// a, b and c of the iteration.
+    /// The coefficients a, b and c of the iteration.
     pub ns_coefficients: (f64, f64, f64),
     /// The smallest norm that is used as a divisor.
     pub eps: f64,
@@ -134,7 +134,7 @@ impl Muon {
         lr.times(-self.adjusted(&param.size()))?.add(param, &update)
     }
 
-    /// The factor of the rate for a matrix of this shape.
+    /// Returns the factor of the rate for a matrix of this shape.
     fn adjusted(&self, shape: &[i64]) -> f64 {
         let (rows, columns) = (shape[0] as f64, shape[1] as f64);
         match self.adjust_lr_fn {

@@ -4,9 +4,9 @@ use tch::{Kind, TchError, Tensor};
 
 use crate::{Result, ffi};
 
-/// A number of a step in f64: a rate, a count of steps, a norm. It is on the host; or on the parameter's
-/// CUDA device if the step may be part of a CUDA graph, which cannot wait for the host. The operations are
-/// the same for both.
+/// A number of a step in f64, such as a rate, a count of steps, or a norm. It is on the host. If
+/// the step may be part of a CUDA graph, which cannot wait for the host, it is on the parameter's
+/// CUDA device. The operations are the same for both.
 #[derive(Debug)]
 pub struct Number(Kept);
 
@@ -32,7 +32,7 @@ impl From<&Number> for Number {
     }
 }
 
-/// An operation on two numbers, each of which may be on the host or on the device.
+/// An operation on two numbers. Each number may be on the host or on the device.
 struct Binary {
     host: fn(f64, f64) -> f64,
     by_host: fn(&Tensor, f64) -> std::result::Result<Tensor, TchError>,
@@ -41,8 +41,8 @@ struct Binary {
 }
 
 impl Number {
-    /// The value of a tensor with one element: kept on the device if `stays`, otherwise read to the
-    /// host.
+    /// Returns the value of a tensor with one element. It stays on the device if `stays` is true,
+    /// and is otherwise read to the host.
     pub(super) fn of(tensor: &Tensor, stays: bool) -> Result<Self> {
         Ok(Self(match stays {
             true => {
@@ -52,7 +52,7 @@ impl Number {
         }))
     }
 
-    /// An element of a list of f64 on the device.
+    /// Returns an element of a list of f64 on the device.
     pub(super) fn of_element(list: &Tensor, at: i64) -> Self {
         Self(Kept::Device(list.select(0, at)))
     }
@@ -72,10 +72,10 @@ impl Number {
         }))
     }
 
-    /// The sum.
+    /// Returns the sum.
     ///
     /// # Errors
-    /// When the device fails, as with every operation here.
+    /// When the device fails. The same holds for every operation of this type.
     pub fn plus(&self, other: impl Into<Self>) -> Result<Self> {
         self.with(
             other,
@@ -88,10 +88,10 @@ impl Number {
         )
     }
 
-    /// The difference.
+    /// Returns the difference.
     ///
     /// # Errors
-    /// The same as [`plus`](Self::plus)'s.
+    /// The errors of [`plus`](Self::plus).
     pub fn minus(&self, other: impl Into<Self>) -> Result<Self> {
         self.with(
             other,
@@ -104,10 +104,10 @@ impl Number {
         )
     }
 
-    /// The product.
+    /// Returns the product.
     ///
     /// # Errors
-    /// The same as [`plus`](Self::plus)'s.
+    /// The errors of [`plus`](Self::plus).
     pub fn times(&self, other: impl Into<Self>) -> Result<Self> {
         self.with(
             other,
@@ -120,10 +120,10 @@ impl Number {
         )
     }
 
-    /// The quotient.
+    /// Returns the quotient.
     ///
     /// # Errors
-    /// The same as [`plus`](Self::plus)'s.
+    /// The errors of [`plus`](Self::plus).
     pub fn over(&self, other: impl Into<Self>) -> Result<Self> {
         self.with(
             other,
@@ -136,10 +136,10 @@ impl Number {
         )
     }
 
-    /// The power.
+    /// Returns the power.
     ///
     /// # Errors
-    /// The same as [`plus`](Self::plus)'s.
+    /// The errors of [`plus`](Self::plus).
     pub fn to_the(&self, power: impl Into<Self>) -> Result<Self> {
         self.with(
             power,
@@ -152,10 +152,10 @@ impl Number {
         )
     }
 
-    /// The smaller of the two.
+    /// Returns the smaller of the two.
     ///
     /// # Errors
-    /// The same as [`plus`](Self::plus)'s.
+    /// The errors of [`plus`](Self::plus).
     pub fn at_most(&self, other: impl Into<Self>) -> Result<Self> {
         self.with(
             other,
@@ -168,10 +168,10 @@ impl Number {
         )
     }
 
-    /// The larger of the two.
+    /// Returns the larger of the two.
     ///
     /// # Errors
-    /// The same as [`plus`](Self::plus)'s.
+    /// The errors of [`plus`](Self::plus).
     pub fn at_least(&self, other: impl Into<Self>) -> Result<Self> {
         self.with(
             other,
@@ -184,10 +184,10 @@ impl Number {
         )
     }
 
-    /// This number if it is above 0, otherwise `other`.
+    /// Returns this number if it is above 0, otherwise `other`.
     ///
     /// # Errors
-    /// The same as [`plus`](Self::plus)'s.
+    /// The errors of [`plus`](Self::plus).
     pub fn if_positive_or(&self, other: f64) -> Result<Self> {
         Ok(Self(match &self.0 {
             Kept::Host(number) => Kept::Host(if *number > 0.0 { *number } else { other }),
@@ -197,10 +197,10 @@ impl Number {
         }))
     }
 
-    /// A new tensor: each element times this number.
+    /// Returns a new tensor: each element times this number.
     ///
     /// # Errors
-    /// The same as [`plus`](Self::plus)'s.
+    /// The errors of [`plus`](Self::plus).
     pub fn scaled(&self, tensor: &Tensor) -> Result<Tensor> {
         Ok(match &self.0 {
             Kept::Host(number) => tensor.f_mul_scalar(*number)?,
@@ -211,7 +211,7 @@ impl Number {
     /// Multiplies each element of `tensor` in place.
     ///
     /// # Errors
-    /// The same as [`plus`](Self::plus)'s.
+    /// The errors of [`plus`](Self::plus).
     pub fn scale(&self, tensor: &Tensor) -> Result<()> {
         let mut tensor = tensor.shallow_clone();
         let _ = match &self.0 {
@@ -227,7 +227,7 @@ impl Number {
     /// Adds this number times `update` to `tensor` in place. The dtypes may differ.
     ///
     /// # Errors
-    /// The same as [`plus`](Self::plus)'s.
+    /// The errors of [`plus`](Self::plus).
     pub fn add(&self, tensor: &Tensor, update: &Tensor) -> Result<()> {
         match &self.0 {
             Kept::Host(number) => ffi::add_scaled(tensor, update, *number),
@@ -240,11 +240,11 @@ impl Number {
         }
     }
 
-    /// Moves `tensor` in place towards `to`, which has the same dtype, by this fraction: tensor +
-    /// fraction·(to − tensor).
+    /// Moves `tensor` in place towards `to`, which has the same dtype, by this number as a
+    /// fraction: tensor + fraction·(to − tensor).
     ///
     /// # Errors
-    /// The same as [`plus`](Self::plus)'s.
+    /// The errors of [`plus`](Self::plus).
     pub fn lerp(&self, tensor: &Tensor, to: &Tensor) -> Result<()> {
         let mut tensor = tensor.shallow_clone();
         let _ = match &self.0 {

@@ -1,10 +1,10 @@
-//! Chooses parameters by name.
+//! Selects parameters by name.
 
 use wildmatch::WildMatch;
 
 use crate::{Error, Result, error::some_names, nn::Parameter};
 
-/// Patterns for parameters' dotted names: `*` matches any text, `?` any one character.
+/// Patterns for the dotted names of parameters: `*` matches any text, `?` any single character.
 #[derive(Debug, Clone)]
 pub(crate) struct Patterns(Vec<WildMatch>);
 
@@ -15,12 +15,13 @@ impl<P: Into<String>> FromIterator<P> for Patterns {
 }
 
 impl Patterns {
-    /// Whether a pattern matches.
+    /// Returns whether a pattern matches.
     pub(crate) fn matches(&self, name: &str) -> bool {
         self.0.iter().any(|pattern| pattern.matches(name))
     }
 
-    /// Refuses patterns that match nothing, such as misspelt ones; `what` names their owner.
+    /// Refuses patterns that match nothing, for example because of a misspelling. `what` is the
+    /// owner of the patterns in the error text.
     pub(crate) fn match_something(&self, what: &str, parameters: &[Parameter]) -> Result<()> {
         let idle = |pattern: &&WildMatch| {
             !parameters.iter().any(|parameter| pattern.matches(&parameter.name))

@@ -14,19 +14,20 @@ use crate::{
     parameter::Parameter,
 };
 
-/// Divides gradients by a running root mean square. Defaults are torch.optim.RMSprop's. On CUDA one kernel
-/// of this crate computes the whole step, see [`AdamW::fused`](super::AdamW::fused).
+/// Divides gradients by their running root mean square. The defaults are those of
+/// torch.optim.RMSprop. On CUDA one kernel of this crate computes the whole step, see
+/// [`AdamW::fused`](super::AdamW::fused).
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct RmsProp {
-    /// Learning rate.
+    /// The learning rate.
     pub lr: f64,
-    /// Decay of the running square.
+    /// The decay rate of the running square.
     pub alpha: f64,
-    /// Added to the root of the running square.
+    /// The number that is added to the root of the running square.
     pub eps: f64,
-    /// weight_decay·weight is added to the gradient.
+    /// The weight decay. weight_decay·weight is added to the gradient.
     pub weight_decay: f64,
-    /// Decay of the running sum of updates; 0 for none.
+    /// The decay rate of the running sum of updates. 0 means no momentum.
     pub momentum: f64,
     /// Whether the running mean is subtracted from the running square, which gives the variance.
     pub centered: bool,

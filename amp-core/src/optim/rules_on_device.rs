@@ -1,4 +1,5 @@
-//! Tests rules with numbers on the device, as in a captured step; the CPU serves as the device.
+//! Tests rules whose numbers are on the device, as in a captured step. The CPU serves as the
+//! device.
 
 use rstest::rstest;
 use tch::{Device, Kind, Tensor};
@@ -9,7 +10,8 @@ use super::{
 };
 use crate::{Result, parameter::Parameter};
 
-/// A rule that reads its rate from its options, so that a graph would hold it as a constant.
+/// A rule that wrongly reads its rate from its options, so that a graph would capture it as a
+/// constant.
 #[derive(Debug, Clone)]
 struct Careless {
     lr: f64,
@@ -42,7 +44,7 @@ impl Algorithm for Careless {
     }
 }
 
-/// A matrix with its state.
+/// A matrix with its optimizer state.
 struct Rig<A> {
     options: A,
     param: Tensor,
@@ -87,7 +89,7 @@ impl<A: Algorithm> Rig<A> {
         std::iter::once(&self.param).chain(&self.states)
     }
 
-    /// The largest difference between the parameters or states of two rigs.
+    /// Returns the largest difference between the parameters or states of two rigs.
     fn off(&self, other: &Self) -> Result<f64> {
         let mut most = 0.0;
         for (own, other) in self.everything().zip(other.everything()) {
@@ -101,7 +103,7 @@ fn on_device(rates: Rates) -> Result<Tensor> {
     Ok(Tensor::f_from_slice(&[rates.lr, rates.momentum.unwrap_or_default()])?)
 }
 
-/// Compares the same steps with changing rates on the host and on the device.
+/// The same steps with changing rates give the same numbers on the host and on the device.
 #[rstest]
 #[case::muon(Muon::default())]
 #[case::plain_muon(Muon { nesterov: false, ..Muon::default() })]
@@ -122,8 +124,8 @@ fn numbers_on_the_device_are_the_hosts(#[case] options: impl Algorithm) -> Resul
     Ok(())
 }
 
-/// A skipped step leaves every bit unchanged, even if the gradient is NaN; a step that is not
-/// skipped is the ordinary step. The factor is multiplied into the gradients before the rule gets
+/// A skipped step leaves every bit unchanged, even if the gradient is NaN. A step that is not
+/// skipped is the ordinary step. The gradients are multiplied by the factor before the rule gets
 /// them.
 #[rstest]
 #[case::muon(Muon::default())]
@@ -147,8 +149,8 @@ fn a_step_is_skipped_and_scaled_on_the_device(#[case] options: impl Algorithm) -
     Ok(())
 }
 
-/// A rate that a graph would hold as a constant is NaN on the device, so that checks of a run
-/// notice it; on the host it has its value.
+/// A rate that a graph would hold as a constant is NaN on the device, so that a check of the run
+/// reports it. On the host the rate has its value.
 #[test]
 fn a_rate_from_the_options_shows_itself() -> Result<()> {
     let rig = Rig::new(Careless { lr: 0.1 })?;
@@ -159,7 +161,7 @@ fn a_rate_from_the_options_shows_itself() -> Result<()> {
     Ok(())
 }
 
-/// The error for a missing slot lists the existing ones.
+/// The error for a missing slot lists the existing slots.
 #[test]
 fn a_slot_that_is_not_there_is_named() -> Result<()> {
     #[derive(Debug, Clone)]
@@ -185,6 +187,9 @@ fn a_slot_that_is_not_there_is_named() -> Result<()> {
 
     let said = Rig::new(Wrong)?.step(&wave(1.0)?, OnDevice::default(), None);
     let said = said.expect_err("there is no such slot").to_string();
-    assert!(said.contains("no slot is called `exp_average`: slots has [\"exp_avg\"]"), "{said}");
+    assert!(
+        said.contains("no slot is called `exp_average`: `slots` returned [\"exp_avg\"]"),
+        "{said}"
+    );
     Ok(())
 }

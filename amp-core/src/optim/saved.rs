@@ -9,16 +9,16 @@ use crate::{Error, Result, state::State};
 
 /// The kind of optimizer or schedule that saved the state.
 pub(super) const NAME: &str = "name";
-/// The f32 masters of 16-bit parameters.
+/// The f32 master weights of 16-bit parameters.
 pub(super) const MASTER: &str = "master";
-/// Whether a parameter has had a step.
+/// Whether a parameter has had its first step.
 pub(super) const STARTED: &str = "started";
-/// The number of intervals of a schedule. PyTorch's name is `last_epoch` also for steps.
+/// The number of intervals of a schedule. PyTorch calls it `last_epoch` even if it counts steps.
 pub(super) const LAST_EPOCH: &str = "last_epoch";
-/// A schedule's current rates.
+/// The current rates of a schedule.
 pub(super) const LAST: &str = "last";
 
-/// The prefix of a parameter group's state.
+/// Returns the prefix of a parameter group's state.
 pub(super) fn group(index: usize) -> String {
     format!("param_groups/{index}")
 }
@@ -35,8 +35,8 @@ pub(super) fn get_rates(state: &State, under: &str) -> Result<Rates> {
     })
 }
 
-/// Refuses a state whose names, shapes, dtypes or types of values differ from those in `own`: another
-/// optimizer or schedule saved it.
+/// Refuses a state whose names, shapes, dtypes or types of values differ from those in `own`,
+/// because another optimizer or schedule saved it.
 pub(super) fn same_layout(own: &State, saved: &State) -> Result<()> {
     let names = own.values().iter().filter(|(path, _)| path.rsplit('/').next() == Some(NAME));
     for (path, own) in names {
@@ -57,7 +57,7 @@ pub(super) fn same_layout(own: &State, saved: &State) -> Result<()> {
         let is_float = |value: &Value| value.as_number().is_some_and(serde_json::Number::is_f64);
         if discriminant(value) != discriminant(&found) || is_float(value) != is_float(&found) {
             return Err(Error::config(format!(
-                "state `{name}` is {found}, but a value like {value} is needed"
+                "state `{name}` is {found}, but a value of the kind {value} is needed"
             )));
         }
     }

@@ -8,7 +8,7 @@ pub struct Scheduled {
     /// The optimizer.
     pub optimizer: Box<dyn Optimizer>,
     name: String,
-    /// The rates of each group without a schedule.
+    /// The rates that each group has without a schedule.
     initial: Vec<Rates>,
     schedule: Option<Schedule>,
 }
@@ -16,12 +16,12 @@ pub struct Scheduled {
 /// The current rates of one parameter group.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GroupRates {
-    /// The optimizer's name in the run: `AdamW`, and `AdamW-1` for the second one, as in
+    /// The optimizer's name in the run: `AdamW`, or `AdamW-1` for the second optimizer, as in
     /// Lightning's LearningRateMonitor.
     pub optimizer: String,
     /// The group's index in the optimizer, from 0.
     pub group: usize,
-    /// Learning rate, and momentum if the optimizer has one.
+    /// The learning rate, and the momentum if the optimizer has one.
     pub rates: Rates,
 }
 
@@ -41,13 +41,13 @@ impl Schedule {
 
 const OPTIMIZER: &str = "optimizer";
 
-/// The prefix of the state of a group's schedule.
+/// Returns the prefix of the state of a group's schedule.
 fn scheduler(group: usize) -> String {
     format!("scheduler/{group}")
 }
 
 impl Scheduled {
-    /// `name` distinguishes the optimizers of a run.
+    /// Starts the schedule. `name` distinguishes the optimizers of a run.
     pub(super) fn new(
         mut optimizer: Box<dyn Optimizer>,
         name: String,
@@ -72,33 +72,38 @@ impl Scheduled {
         Ok(Self { optimizer, name, initial, schedule: Some(schedule) })
     }
 
-    /// The optimizer's name in the run: `AdamW`, and `AdamW-1` for the second one.
+    /// Returns the optimizer's name in the run: `AdamW`, or `AdamW-1` for the second optimizer.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The current rates of every parameter group.
+    /// Returns the current rates of every parameter group.
     pub fn rates(&self) -> Vec<GroupRates> {
         let groups = self.optimizer.rates().into_iter().enumerate();
         let named = |(group, rates)| GroupRates { optimizer: self.name.clone(), group, rates };
         groups.map(named).collect()
     }
 
-    /// Whether it has a schedule.
+    /// Returns whether there is a schedule.
     pub fn is_scheduled(&self) -> bool {
         self.schedule.is_some()
     }
 
-    /// The logged value that the schedule monitors, if any.
+    /// Returns the logged value that the schedule monitors, if any.
     pub fn monitor(&self) -> Option<&str> {
         self.schedule.as_ref()?.monitor.as_deref()
+    }
+
+    /// Returns the note on the schedule's options, for example on a warm-up longer than the run.
+    pub(crate) fn note(&self) -> Option<String> {
+        self.schedule.as_ref()?.config.note()
     }
 
     /// Advances the schedule if an interval of this kind has passed. `logged` has the values of the
     /// epoch that was just validated; a schedule may monitor one of them.
     ///
     /// # Errors
-    /// When the monitored value is missing. The schedule is then unchanged.
+    /// When the monitored value is missing. Then the schedule is unchanged.
     pub fn advance(&mut self, passed: Interval, logged: &[Logged]) -> Result<()> {
         let Some(schedule) = self.schedule.as_mut().filter(|s| s.interval == passed) else {
             return Ok(());
@@ -114,19 +119,19 @@ impl Scheduled {
         Ok(())
     }
 
-    /// The rates of each group without a schedule.
+    /// Returns the rates that each group has without a schedule.
     pub(crate) fn initial_rates(&self) -> &[Rates] {
         &self.initial
     }
 
-    /// A digest of the rates of the first `intervals` intervals; `None` if no schedule computes
-    /// them in advance.
+    /// Returns a digest of the rates of the first `intervals` intervals; `None` if no schedule
+    /// computes them in advance.
     pub(crate) fn rates_digest(&self, intervals: usize) -> Result<Option<u64>> {
-        self.course_under(self.schedule.as_ref().map(|own| own.config.as_ref()), intervals)
+        self.rates_digest_under(self.schedule.as_ref().map(|own| own.config.as_ref()), intervals)
     }
 
-    /// [`rates_digest`](Self::rates_digest) under another schedule.
-    pub(crate) fn course_under(
+    /// Computes [`rates_digest`](Self::rates_digest) with another schedule.
+    pub(crate) fn rates_digest_under(
         &self,
         schedule: Option<&dyn BuildScheduler>,
         intervals: usize,
@@ -140,7 +145,7 @@ impl Scheduled {
             for group in &mut groups {
                 let Rates { lr, momentum } = group.rates();
                 for bits in [lr.to_bits(), momentum.unwrap_or_default().to_bits()] {
-                    // FNV-1a on whole words.
+                    // FNV-1a, applied to whole words.
                     hash = (hash ^ bits).wrapping_mul(0x0100_0000_01b3);
                 }
                 group.advance(None);
@@ -149,7 +154,7 @@ impl Scheduled {
         Ok(Some(hash))
     }
 
-    /// Whether the rates within `horizon` intervals would differ under the schedule `other`.
+    /// Returns whether the schedule `other` would give other rates within `horizon` intervals.
     pub(crate) fn is_unlike(
         &self,
         other: Option<&dyn BuildScheduler>,
@@ -176,8 +181,9 @@ impl Scheduled {
         Ok(false)
     }
 
-    /// Continues as if the current options had been used from the start: the schedule is advanced
-    /// by the number of intervals in `saved`; without a schedule the rates are the options'.
+    /// Continues as if the current options had been used from the start. The schedule is advanced
+    /// by the number of intervals in `saved`. Without a schedule the rates are those of the
+    /// options.
     ///
     /// # Errors
     /// When the saved schedule does not contain its number of intervals.
@@ -202,18 +208,19 @@ impl Scheduled {
         Ok(())
     }
 
-    /// The rates of each group for the next step, as computed by the schedule.
+    /// Returns the rates of each group for the next step, as computed by the schedule.
     pub(crate) fn schedule_rates(&self) -> Option<Vec<Rates>> {
         self.schedule.as_ref().map(Schedule::rates)
     }
 
-    /// The number of steps that the schedule has counted; `None` if it does not advance by steps.
+    /// Returns the number of steps that the schedule has counted; `None` if it does not advance by
+    /// steps.
     pub(crate) fn passed_steps(&self) -> Option<i64> {
         let schedule = self.schedule.as_ref().filter(|s| s.interval == Interval::Step)?;
         schedule.groups.first()?.state().ok()?.get(saved::LAST_EPOCH).ok()
     }
 
-    /// The state of the schedule for a rollback; `None` if it does not advance by steps.
+    /// Returns the state of the schedule for a rollback; `None` if it does not advance by steps.
     pub(crate) fn fork_schedule(&self) -> Option<Vec<Box<dyn Scheduler>>> {
         let schedule = self.schedule.as_ref().filter(|s| s.interval == Interval::Step)?;
         Some(schedule.groups.iter().map(|scheduler| scheduler.fork()).collect())
@@ -227,8 +234,8 @@ impl Scheduled {
         }
     }
 
-    /// The state for a checkpoint: the optimizer's under `optimizer/`, each group's schedule under
-    /// `scheduler/<group>/`. Tensors are handles, so save them before the next step.
+    /// Returns the state for a checkpoint: the optimizer's under `optimizer/`, each group's
+    /// schedule under `scheduler/<group>/`. Tensors are handles, so save them before the next step.
     ///
     /// # Errors
     /// When a rate is not finite.
@@ -241,10 +248,11 @@ impl Scheduled {
         Ok(state)
     }
 
-    /// Whether this state can be loaded. All optimizers are checked before the first is changed.
+    /// Checks that this state can be loaded. All optimizers are checked before the first is
+    /// changed.
     ///
     /// # Errors
-    /// When the state is of another optimizer or schedule.
+    /// When the state belongs to another optimizer or schedule.
     pub fn check_state(&self, state: &State) -> Result<()> {
         saved::same_layout(&self.state()?, state)
     }
@@ -252,7 +260,7 @@ impl Scheduled {
     /// Restores a saved state.
     ///
     /// # Errors
-    /// When the state belongs to another optimizer or schedule. Nothing is changed then.
+    /// When the state belongs to another optimizer or schedule. Then nothing is changed.
     pub fn load_state(&mut self, state: &State) -> Result<()> {
         self.check_state(state)?;
         self.optimizer.load_state(&state.part(OPTIMIZER))?;
@@ -264,7 +272,8 @@ impl Scheduled {
     }
 }
 
-/// Rule: every schedule, also a user's own, gives rates that are finite and at least 0.
+/// Checks the rule: every schedule, including user-defined ones, gives rates that are finite and at
+/// least 0.
 fn rates_are_finite(optimizer: &str, rates: &[Rates]) -> Result<()> {
     match rates.iter().find(|rates| !(rates.lr >= 0.0 && rates.lr.is_finite())) {
         None => Ok(()),

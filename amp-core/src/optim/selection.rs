@@ -1,12 +1,13 @@
-//! Chooses the parameters that an optimizer or a group trains.
+//! Selects the parameters that an optimizer or a group trains.
 
 use super::Patterns;
 use crate::{Error, Result, error::some_names, parameter::Parameter};
 
-/// Parameters chosen by name and by number of dimensions. A list of patterns converts into a
-/// selection: `config.params(["head.*"])`.
+/// Parameters selected by name and by number of dimensions. A list of patterns can be used in its
+/// place: `config.params(["head.*"])`.
 ///
-/// In a pattern `*` matches any text including dots, `?` any one character: `head.*`, `*.bias`.
+/// In a pattern `*` matches any text including dots, and `?` any single character: `head.*`,
+/// `*.bias`.
 ///
 /// ```
 /// use amp_core::optim::{AdamW, OptimizerConfig, ParamGroups, Selection};
@@ -18,7 +19,7 @@ use crate::{Error, Result, error::some_names, parameter::Parameter};
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct Selection {
-    /// Empty means all.
+    /// Patterns of names. `None` selects all names.
     named: Option<Patterns>,
     except: Option<Patterns>,
     ndim: Option<usize>,
@@ -31,19 +32,19 @@ impl<I: IntoIterator<Item = P>, P: Into<String>> From<I> for Selection {
 }
 
 impl Selection {
-    /// Every parameter.
+    /// Selects every parameter.
     pub fn all() -> Self {
         Self::default()
     }
 
-    /// Excludes the parameters that one of these patterns matches.
+    /// Excludes the parameters whose names match one of these patterns.
     #[must_use]
     pub fn except<P: Into<String>>(self, patterns: impl IntoIterator<Item = P>) -> Self {
         Self { except: Some(patterns.into_iter().collect()), ..self }
     }
 
-    /// Keeps only parameters with this number of dimensions: 2 for matrices, 1 for biases and the
-    /// weights of norms.
+    /// Keeps only parameters with this number of dimensions. Matrices have 2; biases and the
+    /// weights of norms have 1.
     #[must_use]
     pub fn ndim(self, ndim: usize) -> Self {
         Self { ndim: Some(ndim), ..self }
@@ -56,8 +57,8 @@ impl Selection {
             && self.ndim.is_none_or(|ndim| tensor.dim() == ndim)
     }
 
-    /// Refuses patterns that match nothing, such as misspelt ones, and a selection without
-    /// parameters.
+    /// Refuses patterns that match nothing, for example because of a misspelling, and a selection
+    /// without parameters.
     pub(super) fn selects_something(&self, parameters: &[Parameter]) -> Result<()> {
         for patterns in [&self.named, &self.except].into_iter().flatten() {
             patterns.match_something("optimizer", parameters)?;

@@ -15,21 +15,21 @@ use crate::{
     parameter::Parameter,
 };
 
-/// Stochastic gradient descent; defaults are torch.optim.SGD's.
+/// Stochastic gradient descent. The defaults are those of torch.optim.SGD.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Sgd {
-    /// Learning rate.
+    /// The learning rate.
     pub lr: f64,
-    /// The decay of the running sum of gradients; 0 for no momentum.
+    /// The decay rate of the running sum of gradients. 0 means no momentum.
     pub momentum: f64,
     /// The fraction of a new gradient that is not added to the sum.
     pub dampening: f64,
-    /// weight_decay·weight is added to the gradient.
+    /// The weight decay. weight_decay·weight is added to the gradient.
     pub weight_decay: f64,
-    /// Whether to look ahead along the momentum.
+    /// Whether to use Nesterov momentum.
     pub nesterov: bool,
-    /// See [`AdamW::fused`](super::AdamW::fused). With dampening a CUDA graph can contain the step
-    /// after every parameter has had its first step.
+    /// See [`AdamW::fused`](super::AdamW::fused). With dampening, a CUDA graph can contain a step
+    /// only after every parameter has had its first step.
     pub fused: bool,
 }
 
@@ -50,8 +50,8 @@ impl Algorithm for Sgd {
     const NAME: &'static str = "SGD";
     const ELEMENTWISE: bool = true;
 
-    /// With these kernels a bf16 model does not learn; the same happens with PyTorch's
-    /// `SGD(fused=True)`.
+    /// Returns the reason for updating 16-bit parameters in f32. With libtorch's 16-bit kernels a
+    /// bf16 model does not learn, as with PyTorch's `SGD(fused=True)`.
     fn upcasts(kind: Kind) -> Option<&'static str> {
         is_half(kind).then_some("libtorch's 16-bit kernels lose the momentum on the CPU")
     }
@@ -90,7 +90,7 @@ impl Algorithm for Sgd {
         ffi::sgd(lists, &options, tensors.kernels(fused))
     }
 
-    /// The first gradient is stored without dampening.
+    /// Returns whether there is dampening, because the first gradient is stored without dampening.
     fn first_step_differs(&self) -> bool {
         self.dampening != 0.0
     }

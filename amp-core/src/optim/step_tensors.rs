@@ -5,7 +5,7 @@ use tch::Tensor;
 use super::{Algorithm, Number, OnDevice, Rates, Slot, state::Code};
 use crate::{
     Error, Result,
-    ffi::{Kernels, Known},
+    ffi::{DeviceValues, Kernels},
     precision::AutocastGuard,
 };
 
@@ -15,13 +15,13 @@ pub struct StepTensors<'a> {
     pub(super) params: &'a [&'a Tensor],
     pub(super) grads: &'a [&'a Tensor],
     pub(super) slots: &'a [Slot],
-    /// One list per slot; 8-bit averages as codes.
+    /// One list for each slot. 8-bit averages are given as codes.
     pub(super) states: &'a [Vec<&'a Tensor>],
-    /// The scales of the slots with codes, in order.
+    /// The scales of the slots with 8-bit averages, in order.
     pub(super) scales: &'a [Vec<&'a Tensor>],
     /// The values of the codes, in the same order as `scales`.
     pub(super) codes: &'a [&'a Code],
-    /// Whether these parameters have never been updated; this is the same for all of them.
+    /// Whether these parameters have never been updated. It is the same for all of them.
     pub(super) first: bool,
     /// The values that are known only on the device.
     pub(super) known: OnDevice<'a>,
@@ -30,22 +30,22 @@ pub struct StepTensors<'a> {
 }
 
 impl StepTensors<'_> {
-    /// This crate's kernels, which can be captured, or libtorch's; with `fused` one of libtorch's kernels
-    /// computes the whole step.
+    /// Returns the kernels of the step: this crate's, which can be captured, or libtorch's. With
+    /// `fused`, one kernel of libtorch computes the whole step.
     pub(super) fn kernels(&self, fused: bool) -> Kernels<'_> {
         let OnDevice { factor, found_inf } = self.known;
         match self.rates {
-            Some(rates) => Kernels::Ours(Known::new(rates, factor, found_inf)),
+            Some(rates) => Kernels::Ours(DeviceValues::new(rates, factor, found_inf)),
             None if fused => Kernels::Fused(found_inf),
             None => Kernels::Foreach,
         }
     }
 
-    /// Runs a rule of tensor operations for each parameter, without recording gradients and without
-    /// autocast. The gradients that the rule gets are unscaled and clipped. If the device skips the step,
-    /// the rule's writes are undone.
+    /// Runs a rule that consists of tensor operations for each parameter, without recording
+    /// gradients and without autocast. The rule gets unscaled and clipped gradients. If the device
+    /// skips the step, the rule's writes are undone.
     ///
-    /// The rule is a function or a closure without captures: it gets the options as an argument.
+    /// The rule is a function or a closure without captures. It gets the options as an argument.
     ///
     /// # Errors
     /// The errors of the rule.
@@ -57,7 +57,7 @@ impl StepTensors<'_> {
         let Some(like) = self.params.first() else {
             return Ok(());
         };
-        // Inside an autocast region of the user's, products would be computed in 16 bits.
+        // Inside a user's autocast region, products would be computed in 16 bits.
         let _autocast = AutocastGuard::off(like.device())?;
         let rates = options.rates();
         let mut options = options.clone();
@@ -128,19 +128,20 @@ pub struct ParameterStep<'a> {
 }
 
 impl ParameterStep<'_> {
-    /// The parameter, to be updated in place: the model's own tensor, or its f32 copy if it is
-    /// updated in f32, or a flat piece of either for an [`ELEMENTWISE`](Algorithm::ELEMENTWISE)
-    /// rule.
+    /// Returns the parameter, which the rule updates in place. It is the model's own tensor, or its
+    /// f32 copy if the parameter is updated in f32. An [`ELEMENTWISE`](Algorithm::ELEMENTWISE) rule
+    /// may get a flat piece of either.
     pub fn param(&self) -> &Tensor {
         self.param
     }
 
-    /// Its gradient, unscaled and clipped, in the dtype of [`param`](Self::param).
+    /// Returns the parameter's gradient, unscaled and clipped, in the dtype of
+    /// [`param`](Self::param).
     pub fn grad(&self) -> &Tensor {
         &self.grad
     }
 
-    /// A slot of its state, to be updated in place.
+    /// Returns a slot of the parameter's state, which the rule updates in place.
     ///
     /// # Errors
     /// When [`Algorithm::slots`] has no such slot.
@@ -148,44 +149,46 @@ impl ParameterStep<'_> {
         let at = self.slots.iter().position(|slot| slot.name == name);
         at.map(|at| self.states[at]).ok_or_else(|| {
             let names: Vec<&str> = self.slots.iter().map(|slot| slot.name).collect();
-            Error::config(format!("optimizer: no slot is called `{name}`: slots has {names:?}"))
+            Error::config(format!(
+                "optimizer: no slot is called `{name}`: `slots` returned {names:?}"
+            ))
         })
     }
 
     /// Increments a [`Slot::count`], and returns the number of steps including this one.
     ///
     /// # Errors
-    /// The same as [`slot`](Self::slot)'s.
+    /// The errors of [`slot`](Self::slot).
     pub fn count(&self, name: &str) -> Result<Number> {
         let mut slot = self.slot(name)?.shallow_clone();
         self.number(&slot.f_add_scalar_(1.0)?)
     }
 
-    /// The learning rate of this step.
+    /// Returns the learning rate of this step.
     pub fn lr(&self) -> Number {
         self.rate(0, self.rates.lr)
     }
 
-    /// The momentum of this step; 0 if the optimizer has none.
+    /// Returns the momentum of this step; 0 if the optimizer has none.
     pub fn momentum(&self) -> Number {
         self.rate(1, self.rates.momentum.unwrap_or_default())
     }
 
-    /// Whether the parameter has never been updated.
+    /// Returns whether the parameter has never been updated.
     pub fn is_first(&self) -> bool {
         self.first
     }
 
-    /// The value of a tensor with one element. On CUDA it stays on the device if the step may be
-    /// captured; otherwise the host waits for it.
+    /// Returns the value of a tensor with one element. On CUDA the value stays on the device if the
+    /// step may be captured; otherwise the host waits for it.
     ///
     /// # Errors
-    /// When the tensor has other than one element.
+    /// When the tensor does not have exactly one element.
     pub fn number(&self, tensor: &Tensor) -> Result<Number> {
         Number::of(tensor, self.on_device.is_some())
     }
 
-    /// The square root of the sum of a tensor's squares.
+    /// Returns the square root of the sum of a tensor's squares.
     ///
     /// # Errors
     /// When the device fails.

@@ -1,4 +1,5 @@
-//! How 16-bit weights handle an update that is smaller than their spacing.
+//! How an optimizer updates 16-bit weights if an update is smaller than the distance between
+//! neighbouring values.
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -8,32 +9,32 @@ use crate::{Result, named::named};
 
 /// How an optimizer writes to 16-bit parameters, the weights of the `*-true` precisions.
 ///
-/// bfloat16 has 8 significant bits, so its numbers near 1 are at least 2⁻⁸ apart. If the result is rounded
-/// to nearest, smaller updates are lost, however many there are.
+/// bfloat16 has 8 significant bits, so neighbouring numbers near 1 differ by at least 2⁻⁸. With
+/// rounding to nearest, smaller updates are lost, even if there are many of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum WeightUpdate {
-    /// As in PyTorch: each result is rounded to the nearest weight, and the running averages have
-    /// the dtype of the parameters if the kernels support it.
+    /// As in PyTorch: each result is rounded to the nearest value. The running averages have the
+    /// dtype of the parameters if the kernels support it.
     #[default]
     RoundToNearest,
     /// The optimizer updates f32 copies, and the weights are the rounded copies. The copies are
-    /// made when the optimizer is built: later writes to the weights are overwritten in the next
-    /// step. The running averages are f32.
+    /// made when the optimizer is built, so the next step overwrites later writes to the weights.
+    /// The running averages are f32.
     MasterWeights,
-    /// The step is computed in f32 and rounded stochastically, so that the expected weight is the f32
-    /// result. There are no copies; the running averages are f32. Only for bfloat16. Uses libtorch's
-    /// generator of the parameters' device.
+    /// The step is computed in f32 and rounded stochastically, so that the expected value of a
+    /// weight is the f32 result. There are no copies, and the running averages are f32. It supports
+    /// only bfloat16, and uses libtorch's generator of the parameters' device.
     StochasticRounding,
 }
 
 /// How an optimizer stores weights and state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Storage {
-    /// 16-bit weights.
+    /// How 16-bit weights are updated.
     pub weights: WeightUpdate,
-    /// Running averages.
+    /// How running averages are stored.
     pub moments: Moments,
 }
 
@@ -55,12 +56,12 @@ named!(WeightUpdate, "weight update", {
     StochasticRounding => "stochastic-rounding",
 });
 
-/// Whether parameters of this dtype can be updated in f32.
+/// Returns whether parameters of this dtype can be updated in f32.
 pub(super) fn is_half(kind: Kind) -> bool {
     matches!(kind, Kind::Half | Kind::BFloat16)
 }
 
-/// A copy in f32, without a graph of gradients.
+/// Returns a copy in f32, without autograd history.
 pub(super) fn wide(tensor: &Tensor) -> Result<Tensor> {
     Ok(tensor.f_detach()?.f_to_kind(Kind::Float)?)
 }
@@ -71,13 +72,13 @@ pub(super) fn write(to: &Tensor, from: &Tensor) -> Result<()> {
     Ok(())
 }
 
-/// Writes f32 values into a bf16 tensor, rounded up with a probability equal to the fraction that
-/// is cut off: 16 random bits are added below the bits that are kept. Infinities and NaN are
-/// unchanged.
+/// Writes f32 values into a bf16 tensor with stochastic rounding. A value is rounded up with a
+/// probability equal to the fraction that would be cut off: 16 random bits are added below the bits
+/// that are kept. Infinities and NaN are unchanged.
 pub(super) fn write_stochastically(to: &Tensor, from: &Tensor) -> Result<()> {
     let bits = from.f_view_dtype(Kind::Int)?;
     let noise = bits.f_randint_like(1 << 16)?;
-    // Cleared, because the cast to bf16 would otherwise round again.
+    // The low bits are cleared, because the cast to bf16 would otherwise round again.
     let rounded = bits.f_add(&noise)?.f_bitwise_and(-(1_i64 << 16))?.f_view_dtype(Kind::Float)?;
     // A NaN with all bits set, as on CUDA, would become zero.
     write(to, &from.f_where_self(&from.f_isnan()?, &rounded)?)

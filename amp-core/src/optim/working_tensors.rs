@@ -1,4 +1,5 @@
-//! The tensors on which a parameter is updated, by its dtype and the storage of the run.
+//! The tensors on which a parameter is updated. They depend on its dtype and on the storage of the
+//! run.
 
 use tch::{Device, Kind, Tensor};
 
@@ -13,21 +14,21 @@ use crate::{Result, parameter::Parameter};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Working {
     Itself,
-    /// f32 copies for the duration of the step.
+    /// f32 copies, which exist only during the step.
     Copies {
         stochastic: bool,
     },
     Masters,
 }
 
-/// The device of all parameters.
+/// Returns the device of all parameters.
 pub(super) fn common_device(parameters: &[Parameter]) -> Option<Device> {
     let mut devices = parameters.iter().map(|parameter| parameter.tensor.device());
     let first = devices.next()?;
     devices.all(|device| device == first).then_some(first)
 }
 
-/// Averages of f64 parameters stay f64.
+/// Returns how averages are stored. Averages of f64 parameters stay f64.
 pub(super) fn moments(kind: Kind, storage: Storage) -> Moments {
     if kind == Kind::Double { Moments::Full } else { storage.moments }
 }
@@ -45,7 +46,7 @@ pub(super) fn working<A: Algorithm>(kind: Kind, storage: Storage) -> Working {
     }
 }
 
-/// Whether the kernels update parameters like this one with the stored averages.
+/// Returns whether the kernels update such parameters directly with the stored averages.
 pub(super) fn is_taken<A: Algorithm>(options: &A, like: &Tensor, storage: Storage) -> bool {
     let kind = like.kind();
     working::<A>(kind, storage) == Working::Itself

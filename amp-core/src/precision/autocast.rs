@@ -1,7 +1,7 @@
-//! Autocast with a device and a dtype, as a guard that also ends after a panic.
+//! Autocast with a device and a dtype. It is a guard, so it also ends after a panic.
 //!
 //! libtorch keeps autocast's state and dtype per thread and device type. It has one cache of cast
-//! weights per process, and clears it when the outermost region ends (ATen/autocast_mode.cpp).
+//! weights per process, which is cleared when the outermost region ends (ATen/autocast_mode.cpp).
 
 use std::{cell::RefCell, marker::PhantomData};
 
@@ -30,9 +30,9 @@ pub fn autocast_state(device: Device) -> Result<AutocastState> {
     Ok(AutocastState { enabled: state.enabled, dtype })
 }
 
-/// An autocast region: it begins when the guard is made and ends when the guard is dropped. Drop
-/// guards in reverse order. In any other order, the original state is restored when the last guard
-/// is dropped. Not `Send`, because the state belongs to the thread.
+/// An autocast region. It begins when the guard is created and ends when the guard is dropped. Drop
+/// guards in reverse order; in another order, the original state is restored when the last guard is
+/// dropped. The guard is not `Send`, because the state belongs to the thread.
 ///
 /// ```
 /// use amp_core::{precision::AutocastGuard, tch::{Device, Kind, Tensor}};
@@ -51,8 +51,9 @@ pub struct AutocastGuard {
     _thread: PhantomData<*const ()>,
 }
 
-/// Keeps the cast weights of autocast regions until it is dropped, so that passes with the same
-/// weights cast them once. Drop it before the weights change. Not `Send`, like a region.
+/// Keeps the cast weights of autocast regions until it is dropped, so that several passes with the
+/// same weights cast them once. Drop it before the weights change. It is not `Send`, because the
+/// state belongs to the thread.
 #[derive(Debug)]
 #[must_use = "the casts are kept until this is dropped"]
 pub(crate) struct KeptCasts {
@@ -69,7 +70,7 @@ impl KeptCasts {
 
 impl Drop for KeptCasts {
     fn drop(&mut self) {
-        // The call only counts down and clears a map, and `drop` could not return its error.
+        // The call only decrements a counter and clears a map; `drop` cannot return its error.
         let _ = ffi::autocast_leave();
     }
 }
@@ -114,7 +115,7 @@ impl AutocastGuard {
         let outer = ffi::autocast_state(cuda)?;
         let dtype = kind.map(ffi::scalar_type).transpose()?.unwrap_or(outer.dtype);
         ffi::autocast_enter()?;
-        // Made before the switch, so that an error leaves the nesting unchanged.
+        // The guard is created before the switch, so that an error leaves the nesting unchanged.
         let guard = Self {
             number: OPEN.with_borrow_mut(|open| {
                 let number = open.last().map_or(0, |last| last.number + 1);
@@ -134,8 +135,8 @@ impl Drop for AutocastGuard {
             let at = open.iter().position(|region| region.number == self.number)?;
             let Open { cuda, outer, .. } = open.remove(at);
             match open[at..].iter_mut().find(|region| region.cuda == cuda) {
-                // Dropped before an inner region, which continues and will restore the state for
-                // both.
+                // This guard is dropped before an inner region. The inner region continues, and
+                // will restore the state for both.
                 Some(inner) => {
                     inner.outer = outer;
                     None
@@ -143,7 +144,7 @@ impl Drop for AutocastGuard {
                 None => Some((cuda, outer)),
             }
         });
-        // The calls only assign thread-local state, and `drop` could not return their errors.
+        // The calls only assign thread-local state; `drop` cannot return their errors.
         let _ = ffi::autocast_leave();
         if let Some((cuda, outer)) = around {
             let _ = ffi::set_autocast(cuda, outer);

@@ -9,14 +9,15 @@ use crate::{Error, Result, ffi};
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Clip {
-    /// Scales all gradients so that their global 2-norm is at most this.
+    /// Scales all gradients so that their global 2-norm is at most this number.
     Norm(f64),
     /// Clamps every gradient element to `[-v, v]`.
     Value(f64),
 }
 
 impl Clip {
-    /// Refuses limits that would set all gradients to zero.
+    /// Returns an error for a limit that is not positive, because it would set all gradients to
+    /// zero.
     ///
     /// # Errors
     /// When the limit is not a positive number.
@@ -29,9 +30,9 @@ impl Clip {
     }
 }
 
-/// The global 2-norm of all gradients, on the device; 0 if there are none. For f16 and bf16
-/// gradients it is computed in f32. (PyTorch computes it in the dtype of the gradients, and in f16
-/// the sum of squares overflows beyond 65504.)
+/// Returns the global 2-norm of all gradients, on the device. Without gradients it is 0. For f16
+/// and bf16 gradients it is computed in f32. (PyTorch computes it in the dtype of the gradients,
+/// where an f16 sum of squares overflows above 65504.)
 ///
 /// # Errors
 /// When libtorch fails, for example for gradients on several devices.
@@ -57,9 +58,9 @@ pub fn grad_norm(grads: &[Tensor]) -> Result<Tensor> {
 /// Scales `grads` in place by min(1, `max_norm` / (norm + 1e-6)) and returns the norm before
 /// scaling.
 ///
-/// The factor is always multiplied, so that nothing is read back. If the norm is infinite, the
-/// factor is 0 and infinite gradients become NaN, as in PyTorch: unscale first, so that `found_inf`
-/// is set.
+/// The gradients are always multiplied by the factor, so that nothing is read back from the device.
+/// If the norm is infinite, the factor is 0 and infinite gradients become NaN, as in PyTorch.
+/// Unscale the gradients first, so that `found_inf` is set.
 ///
 /// ```
 /// use amp_core::{precision::clip_grad_norm, tch::Tensor};
@@ -78,7 +79,7 @@ pub fn clip_grad_norm(grads: &[Tensor], max_norm: f64) -> Result<Tensor> {
     Ok(total)
 }
 
-/// The norm of the gradients as they are, and min(1, `max_norm` / (norm / `scale` + 1e-6)) /
+/// Computes the norm of the scaled gradients, and min(1, `max_norm` / (norm / `scale` + 1e-6)) /
 /// `scale`, on the device. Sets `found_inf` to NaN if the norm is not finite.
 pub(super) fn norm_and_factor(
     grads: &[Tensor],
@@ -103,7 +104,7 @@ pub(super) fn norm_and_factor(
     Ok((norm, factor))
 }
 
-/// The reciprocal of the scale, computed in f64 and rounded once, as in PyTorch.
+/// Returns the reciprocal of the scale, computed in f64 and rounded once, as in PyTorch.
 pub(super) fn reciprocal(scale: &Tensor) -> Result<Tensor> {
     Ok(scale.f_to_kind(Kind::Double)?.f_reciprocal()?.f_to_kind(Kind::Float)?)
 }
@@ -115,14 +116,14 @@ pub(super) fn note_norm(norm: &Tensor, found_inf: &Tensor) -> Result<()> {
     Ok(())
 }
 
-/// Whether there are gradients and all are on one CUDA device. This crate's kernel then computes norm and
-/// factor together.
+/// Returns whether there are gradients and all are on one CUDA device. This crate's kernel then
+/// computes norm and factor together.
 fn is_on_cuda(grads: &[Tensor]) -> bool {
     let mut devices = grads.iter().map(Tensor::device);
     devices.next().is_some_and(|first| first.is_cuda() && devices.all(|device| device == first))
 }
 
-/// min(1, `max_norm` / (`norm` + 1e-6)), on the device.
+/// Computes min(1, `max_norm` / (`norm` + 1e-6)), on the device.
 fn factor(norm: &Tensor, max_norm: f64) -> Result<Tensor> {
     let quotient = norm.f_add_scalar(1e-6)?.f_reciprocal()?.f_mul_scalar(max_norm)?;
     Ok(quotient.f_clamp_max(1.0)?)
@@ -149,7 +150,8 @@ pub fn clip_grad_value(grads: &[Tensor], limit: f64) -> Result<()> {
     Ok(())
 }
 
-/// Calls `each` once per dtype, because a foreach kernel takes one dtype, and joins the results.
+/// Calls `each` once per dtype and joins the results, because a foreach kernel takes only one
+/// dtype.
 pub(super) fn by_dtype(
     tensors: &[Tensor],
     mut each: impl FnMut(Kind, &[Tensor]) -> Result<Vec<Tensor>>,

@@ -12,20 +12,21 @@ use crate::{
     parameter::Parameter,
 };
 
-/// How gradients of f32 weights with products in 16 bits are stored from the backward pass to the
-/// step. In both variants the product is summed in f32.
+/// How gradients of f32 weights are stored between the backward pass and the step, if products run
+/// in 16 bits. In both variants the product is summed in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum GradientStorage {
-    /// In f32, as summed on CUDA. PyTorch rounds them to 16 bits and stores the result in f32.
+    /// In f32, the dtype of the sum on CUDA. PyTorch rounds the gradients to 16 bits and stores the
+    /// result in f32.
     #[default]
     Full,
-    /// Rounded to 16 bits like PyTorch's and stored in 2 bytes each, for weights of
-    /// [`Linear`](crate::nn::Linear) on CUDA: f16 under `16-mixed`, where the loss scale must keep them in
-    /// range, and bf16 under `bf16-mixed`. They are converted to f32 for everything except this crate's
-    /// optimizer kernels: hooks before the step, clipping by value, and other optimizers. Accumulated
-    /// gradients are f32.
+    /// Rounded to 16 bits, as in PyTorch, and stored in 2 bytes each. It applies to weights of
+    /// [`Linear`](crate::nn::Linear) on CUDA. The dtype is f16 under `16-mixed`, where the loss
+    /// scale must keep gradients in range, and bf16 under `bf16-mixed`. Only this crate's optimizer
+    /// kernels read the 16-bit gradients. Hooks before the step, clipping by value and other
+    /// optimizers get gradients in f32. Accumulated gradients are f32.
     SixteenBit,
 }
 
@@ -34,7 +35,7 @@ named!(GradientStorage, "gradient storage", {
     SixteenBit => "16-bit",
 });
 
-/// While it exists, backward passes may store narrower gradients on f32 parameters.
+/// A guard: while it exists, backward passes may store gradients of f32 parameters in 16 bits.
 #[derive(Debug)]
 pub(crate) struct NarrowGradients(Vec<Tensor>);
 
@@ -50,14 +51,14 @@ impl NarrowGradients {
 
 impl Drop for NarrowGradients {
     fn drop(&mut self) {
-        // `drop` undoes what `new` allowed.
+        // This undoes what `allow` did.
         let _ = ffi::allow_any_grad_dtype(&self.0, false);
     }
 }
 
-/// Converts gradients that are narrower than their parameters to the parameters' dtype.
+/// Converts gradients that have fewer bits than their parameters to the parameters' dtype.
 pub(crate) fn upcast_gradients(parameters: &[Parameter]) -> Result<()> {
-    // One by one, so that each narrow gradient is freed.
+    // Gradients are converted one by one, so that each 16-bit gradient is freed at once.
     for parameter in parameters {
         let kind = parameter.tensor.kind();
         let narrow = Grads::of(slice::from_ref(parameter))?;

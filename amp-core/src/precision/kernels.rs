@@ -1,4 +1,4 @@
-//! Which kernels layers and losses run by.
+//! Selects the kernels of layers and losses.
 
 use std::marker::PhantomData;
 
@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ffi, named::named};
 
-/// Which kernels layers and losses run by on CUDA. On a CPU both choices give the same numbers, because this
-/// library has no kernels for one.
+/// The kernels of layers and losses on CUDA. On a CPU both choices give the same numbers, because
+/// this library has no CPU kernels for them.
 ///
 /// ```
 /// use amp_core::{precision::Kernels, prelude::*};
@@ -20,14 +20,15 @@ use crate::{ffi, named::named};
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Kernels {
-    /// This library's where there are some. They fuse layers and round less often than PyTorch: under autocast the
-    /// gradients of linear layers' weights stay in f32, where PyTorch rounds them to 16 bits, so that a gradient
-    /// beyond f16's range stays finite.
+    /// This library's kernels, where they exist. They fuse layers and round less often than
+    /// PyTorch. Under autocast the gradients of linear layers' weights stay in f32, where PyTorch
+    /// rounds them to 16 bits. A gradient beyond f16's range therefore stays finite.
     #[default]
     Own,
-    /// libtorch's operators, one for each layer, activation and loss, as PyTorch runs them: the same roundings and
-    /// overflows. Steps take longer. It shows whether two runs differ by rounding alone. Optimizers and the loss
-    /// scaler keep their kernels, and dropout drops what PyTorch's drops.
+    /// libtorch's operators, one for each layer, activation and loss, as in PyTorch, with the same
+    /// roundings and overflows. Steps take longer. It shows whether two runs differ only by
+    /// rounding. Optimizers and the loss scaler still use this library's kernels. Dropout drops the
+    /// same elements as PyTorch.
     Libtorch,
 }
 
@@ -37,9 +38,9 @@ named!(Kernels, "kernels", {
 });
 
 impl Kernels {
-    /// Lets layers and losses that this thread runs take these kernels until the guard is dropped. Backward passes
-    /// follow their forward pass, and so do the recomputations of checkpoints. A [`Trainer`](crate::Trainer) does
-    /// this itself.
+    /// Makes layers and losses on this thread use these kernels until the guard is dropped. A
+    /// backward pass and a recomputation of checkpoints use the kernels of their forward pass. A
+    /// [`Trainer`](crate::Trainer) calls this itself.
     pub fn enter(self) -> KernelsGuard {
         let outer = ffi::own_kernels();
         ffi::set_own_kernels(self == Self::Own);
@@ -47,8 +48,8 @@ impl Kernels {
     }
 }
 
-/// Restores the kernels that were taken before. Drop guards in reverse order. Not `Send`, because the choice
-/// belongs to the thread.
+/// A guard that restores the previous choice of kernels. Drop guards in reverse order. It is not
+/// `Send`, because the choice belongs to the thread.
 #[derive(Debug)]
 #[must_use = "the choice ends when the guard is dropped"]
 pub struct KernelsGuard {

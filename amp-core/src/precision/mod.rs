@@ -42,7 +42,7 @@ use crate::Error;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Precision {
-    /// `32-true`: everything in f32; the baseline.
+    /// `32-true`: everything in f32. This is the baseline.
     #[serde(rename = "32-true")]
     F32True,
     /// `16-mixed`: f32 weights, f16 autocast, loss scaling.
@@ -73,7 +73,7 @@ impl Precision {
         Self::Bf16True,
     ];
 
-    /// Lightning's name.
+    /// Returns Lightning's name of the precision.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32True => "32-true",
@@ -85,7 +85,7 @@ impl Precision {
         }
     }
 
-    /// The dtype of parameters and inputs.
+    /// Returns the dtype of parameters and inputs.
     pub fn storage(self) -> Kind {
         match self {
             Self::F32True | Self::F16Mixed | Self::Bf16Mixed => Kind::Float,
@@ -95,7 +95,7 @@ impl Precision {
         }
     }
 
-    /// The autocast dtype of a mixed precision.
+    /// Returns the autocast dtype of a mixed precision.
     pub fn autocast(self) -> Option<Kind> {
         match self {
             Self::F16Mixed => Some(Kind::Half),
@@ -104,12 +104,13 @@ impl Precision {
         }
     }
 
-    /// The dtype of matrix products.
+    /// Returns the dtype of matrix products.
     pub fn compute(self) -> Kind {
         self.autocast().unwrap_or(self.storage())
     }
 
-    /// Whether the loss is scaled: only if gradients are f16 and weights f32.
+    /// Returns whether the loss is scaled, which is the case only for f16 gradients and f32
+    /// weights.
     pub fn scales_loss(self) -> bool {
         self == Self::F16Mixed
     }
@@ -124,7 +125,7 @@ impl fmt::Display for Precision {
 impl FromStr for Precision {
     type Err = Error;
 
-    /// Also takes Lightning's short forms `16`, `bf16`, `32` and `64`.
+    /// Parses a name. Lightning's short forms `16`, `bf16`, `32` and `64` are accepted too.
     fn from_str(text: &str) -> Result<Self, Error> {
         match text {
             "16" => return Ok(Self::F16Mixed),
@@ -150,12 +151,12 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// This precision on this device.
+    /// Combines this precision and this device.
     pub fn new(precision: Precision, device: Device) -> Self {
         Self { precision, device }
     }
 
-    /// Enters the policy's autocast region; does nothing for `*-true`.
+    /// Enters the policy's autocast region. It does nothing for `*-true` precisions.
     ///
     /// # Errors
     /// When libtorch refuses the dtype.
@@ -164,7 +165,7 @@ impl Policy {
     }
 }
 
-/// PyTorch's short name of a dtype, as in `bfloat16`.
+/// Returns PyTorch's short name of a dtype, as in `bfloat16`.
 pub fn dtype_name(kind: Kind) -> &'static str {
     match kind {
         Kind::Uint8 => "uint8",
@@ -185,7 +186,7 @@ pub fn dtype_name(kind: Kind) -> &'static str {
     }
 }
 
-/// Whether a dtype is a floating-point dtype in which models compute.
+/// Returns whether a dtype is a floating-point dtype in which models compute.
 pub fn is_floating(kind: Kind) -> bool {
     matches!(kind, Kind::Half | Kind::Float | Kind::Double | Kind::BFloat16)
 }

@@ -12,15 +12,15 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Region {
-    /// At least f32: autocast off, input and parameters in f32.
+    /// At least f32: autocast is off, and input and parameters are f32.
     Fp32,
     /// f16.
     Fp16,
     /// bf16.
     Bf16,
-    /// f64: autocast off, input and parameters in f64.
+    /// f64: autocast is off, and input and parameters are f64.
     Fp64,
-    /// Autocast off; inputs and parameters in the precision's own dtype.
+    /// Autocast is off. Inputs and parameters have the precision's own dtype.
     AutocastOff,
 }
 
@@ -36,7 +36,7 @@ pub struct RegionPlan {
 }
 
 impl RegionPlan {
-    /// The plan outside of every region.
+    /// Returns the plan outside of every region.
     pub fn of(precision: Precision) -> Self {
         Self {
             storage: precision.storage(),
@@ -45,8 +45,9 @@ impl RegionPlan {
         }
     }
 
-    /// The plan of `region` inside this part. In a `*-true` run a region can only raise the
-    /// precision, so that the baseline stays the baseline; in a mixed run it sets its own dtypes.
+    /// Returns the plan of `region` inside a part with this plan. In a `*-true` run a region can
+    /// only raise the precision, so that the baseline stays in f32 or f64. In a mixed run it sets
+    /// its own dtypes.
     #[must_use]
     pub fn enter(self, region: Region, precision: Precision) -> Self {
         let mixed = precision.autocast().is_some();
@@ -70,8 +71,9 @@ impl RegionPlan {
         self
     }
 
-    /// Runs `body` on `inputs` under this plan; `outer` is the plan around it. Switches autocast,
-    /// and casts every floating-point input and output that autocast would not cast.
+    /// Runs `body` on `inputs` under this plan. `outer` is the plan of the surrounding part.
+    /// Switches autocast, and casts every floating-point input and output that autocast would not
+    /// cast.
     ///
     /// # Errors
     /// When a cast or `body` fails.

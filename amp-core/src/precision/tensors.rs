@@ -1,4 +1,4 @@
-//! Values that contain tensors, which a precision region casts at its beginning and end.
+//! Values that contain tensors. A precision region casts these tensors at its beginning and end.
 
 use std::{any::Any, cell::OnceCell};
 
@@ -6,9 +6,9 @@ use tch::Tensor;
 
 use crate::Result;
 
-/// A value that contains tensors: the output of a forward pass, or a referenced input. Implemented
-/// for tensors, numbers, and options, lists and tuples of such values. A struct implements it by
-/// calling [`each`](Self::each) on its fields:
+/// A value that contains tensors: the output of a forward pass, or a referenced input. It is
+/// implemented for tensors, numbers, and options, lists and tuples of such values. A struct
+/// implements it by calling [`each`](Self::each) on its fields:
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{nn::Tensors, prelude::*};
@@ -32,7 +32,8 @@ use crate::Result;
     note = "for a struct of your own implement `amp_core::nn::Tensors`"
 )]
 pub trait Tensors: Sized {
-    /// The same value with each tensor replaced by the result of `change`, in order of declaration.
+    /// Returns the same value with each tensor replaced by the result of `change`, in order of
+    /// declaration.
     ///
     /// # Errors
     /// The errors of `change`.
@@ -63,20 +64,20 @@ impl<T: Tensors> Tensors for Box<T> {
     }
 }
 
-/// The inputs of a forward pass, for any lifetime: `(&'static Tensor, Option<&'static Tensor>)`
-/// means a tensor and an optional one. Implemented for tuples of references to [`Tensors`], slices
-/// of them, options, tensors and numbers.
+/// The inputs of a forward pass, for any lifetime. For example `(&'static Tensor, Option<&'static
+/// Tensor>)` stands for a tensor and an optional tensor. It is implemented for tuples of references
+/// to [`Tensors`], slices of them, options, tensors and numbers.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not an input of a forward pass",
     note = "inputs are `&Tensor`, numbers, references to structs that implement `Tensors`, slices \
             and options of them"
 )]
 pub trait Arguments: 'static {
-    /// The inputs with this lifetime.
+    /// The inputs with the lifetime `'a`.
     type At<'a>;
 
-    /// The same inputs with each tensor replaced by the result of `change`, in order. `kept` owns
-    /// the replacements.
+    /// Returns the same inputs with each tensor replaced by the result of `change`, in order.
+    /// `kept` owns the new tensors.
     ///
     /// # Errors
     /// The errors of `change`.
@@ -137,7 +138,7 @@ impl Arguments for Tensor {
     }
 }
 
-/// Values without tensors.
+/// Implements the traits for values without tensors.
 macro_rules! numbers {
     ($($number:ty),+) => {$(
         impl Tensors for $number {
@@ -214,7 +215,7 @@ impl Kept {
         let link = || Box::new(Link { value: Box::new(value), next: OnceCell::new() });
         match end.get_or_init(link).value.downcast_ref() {
             Some(value) => value,
-            None => unreachable!("the end of the list was empty"),
+            None => unreachable!("the last entry of the list is empty"),
         }
     }
 }

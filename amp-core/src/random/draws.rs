@@ -1,56 +1,57 @@
-//! Random numbers for examples, separate from the model's.
+//! Random numbers for examples, independent of the model's random numbers.
 
 use tch::Tensor;
 
 use super::{Rng, place};
 use crate::{Result, ffi::CpuRandom};
 
-/// The seeds of examples. They depend only on the run's seed, the epoch and the example's index. So an
-/// augmentation is the same for any number of prefetched batches, any order of examples and after a
-/// resume, and it does not change the model's random numbers.
+/// The seeds of examples. They depend only on the run's seed, the epoch and the example's index.
+/// Therefore an augmentation is the same for any number of prefetched batches, any order of
+/// examples and after a resume. It does not change the model's random numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Draws {
     key: u64,
 }
 
 impl Draws {
-    /// The seeds of an epoch.
+    /// Creates the seeds of an epoch.
     pub fn new(seed: u64, epoch: u64) -> Self {
         Self { key: mixed(mixed(seed) ^ epoch) }
     }
 
-    /// The seed for a random generator of the example at `index`.
+    /// Returns the seed of a random generator for the example at `index`.
     pub fn seed(self, index: i64) -> u64 {
         mixed(self.key ^ index.cast_unsigned())
     }
 
-    /// The random numbers of the example at `index`.
+    /// Returns the random numbers of the example at `index`.
     pub fn rng(self, index: i64) -> Rng {
         Rng::with_seed(self.seed(index))
     }
 
-    /// The random numbers of the batch with these examples, independent of the examples' own
-    /// numbers.
+    /// Returns the random numbers of the batch with these examples, independent of the examples'
+    /// own numbers.
     pub fn batch_rng(self, indices: &[i64]) -> Rng {
         let start = mixed(!self.key);
         Rng::with_seed(indices.iter().fold(start, |key, index| mixed(key ^ index.cast_unsigned())))
     }
 
-    /// Other numbers of the same run and epoch, for changes of whole batches.
+    /// Returns the seeds of the same run and epoch for transforms of whole batches. Their numbers
+    /// are independent of the examples' numbers.
     #[must_use]
     pub(crate) fn of_batches(self) -> Self {
         Self { key: mixed(self.key ^ BATCHES) }
     }
 
-    /// Runs `body` with libtorch's CPU generator seeded for the example at `index`, and restores the
-    /// generator. Other threads of the run must not draw meanwhile.
+    /// Runs `body` with libtorch's CPU generator seeded for the example at `index`, and restores
+    /// the generator afterwards. Other threads of the run must not draw meanwhile.
     pub(crate) fn apart<T>(self, index: i64, body: impl FnOnce() -> T) -> Result<T> {
         /// Restores the generator, also after a panic.
         struct Kept(CpuRandom);
 
         impl Drop for Kept {
             fn drop(&mut self) {
-                // This call of the shim cannot fail.
+                // Restoring a state that was read from the same generator does not fail.
                 let _ = self.0.restore();
             }
         }
@@ -61,12 +62,12 @@ impl Draws {
         Ok(body())
     }
 
-    /// The result of `body`, and whether it drew from libtorch's generator. If it did, it ran
-    /// [apart](Self::apart), and the generator is unchanged.
+    /// Returns the result of `body`, and whether `body` drew from libtorch's generator. If it did,
+    /// it ran [apart](Self::apart), and the generator is unchanged.
     ///
-    /// Threads outside a section may draw meanwhile, so that the generator changes without `body`. `body`
-    /// draws if two runs from one seed end in one state of the generator. If several runs show no such
-    /// state, `body` is assumed to draw, which is slower and otherwise equal.
+    /// Other threads may draw meanwhile, and so change the generator. `body` draws for certain if
+    /// two runs from one seed leave the generator in the same, changed state. If no two of several
+    /// runs agree, `body` is assumed to draw, which costs time but is correct.
     pub(crate) fn watched<T>(self, index: i64, body: impl Fn() -> T) -> Result<(T, bool)> {
         let _place = place();
         let state = || CpuRandom::read()?.tensor();
@@ -95,13 +96,14 @@ impl Draws {
     }
 }
 
-/// Distinguishes the numbers for changes of batches from the numbers for examples.
+/// A constant that makes the numbers for transforms of batches differ from the numbers for
+/// examples.
 const BATCHES: u64 = 0x6261_7463_6865_7321;
 
-/// The number of runs after which a body whose final states all differ is assumed to draw.
+/// The number of runs of `body` after which it is assumed to draw, if no two runs agree.
 const RUNS: usize = 4;
 
-/// SplitMix64's output function: consecutive inputs give unrelated outputs.
+/// Computes SplitMix64's output function: consecutive inputs give unrelated outputs.
 fn mixed(value: u64) -> u64 {
     let mut z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,4 +1,5 @@
-//! libtorch's random generators, which the whole process shares, and sections with exclusive use of them.
+//! libtorch's random generators, which the whole process shares, and reproducible sections, which
+//! use them exclusively.
 
 mod draws;
 mod rng;

@@ -1,11 +1,11 @@
-//! A random generator that is independent of libtorch's.
+//! A random generator that is independent of libtorch's generators.
 
 use tch::Tensor;
 
 use crate::Result;
 
-/// A stream of random numbers that depends only on its seed. It does not use libtorch's generators, from
-/// which the model draws.
+/// A stream of random numbers that depends only on its seed. It does not use libtorch's generators,
+/// from which the model draws.
 ///
 /// ```
 /// use amp_core::random::Rng;
@@ -20,39 +20,39 @@ use crate::Result;
 pub struct Rng(fastrand::Rng);
 
 impl Rng {
-    /// The stream of this seed.
+    /// Returns the stream of this seed.
     pub fn with_seed(seed: u64) -> Self {
         Self(fastrand::Rng::with_seed(seed))
     }
 
-    /// 64 random bits, for example as the seed of another generator.
+    /// Returns 64 random bits, for example as the seed of another generator.
     pub fn bits(&mut self) -> u64 {
         self.0.u64(..)
     }
 
-    /// A uniform number in [`low`, `high`); `low` if both are equal.
+    /// Returns a uniform number in [`low`, `high`), or `low` if both are equal.
     pub fn uniform(&mut self, low: f64, high: f64) -> f64 {
         low + (high - low) * self.0.f64()
     }
 
-    /// A uniform whole number from 0 to `count - 1`; 0 if `count` is below 1.
+    /// Returns a uniform whole number from 0 to `count - 1`, or 0 if `count` is below 1.
     pub fn below(&mut self, count: i64) -> i64 {
         self.0.i64(0..count.max(1))
     }
 
-    /// True with this probability.
+    /// Returns true with this probability.
     pub fn chance(&mut self, probability: f64) -> bool {
         self.0.f64() < probability
     }
 
-    /// A normally distributed number with mean 0 and standard deviation 1 (Box and Muller).
+    /// Returns a normally distributed number with mean 0 and standard deviation 1 (Box and Muller).
     pub fn normal(&mut self) -> f64 {
-        // 1 - u is never 0, whose logarithm is infinite.
+        // 1 - u is never 0, so the logarithm is finite.
         let radius = (-2.0 * (1.0 - self.0.f64()).ln()).sqrt();
         radius * (std::f64::consts::TAU * self.0.f64()).cos()
     }
 
-    /// A tensor of such numbers, in f32 on the CPU.
+    /// Returns a tensor of normally distributed numbers, in f32 on the CPU.
     ///
     /// # Errors
     /// When there is not enough memory, or a size is negative.
@@ -63,15 +63,17 @@ impl Rng {
         Ok(Tensor::f_from_slice(&values)?.f_reshape(shape)?)
     }
 
-    /// A number with the distribution Beta(a, b), from 0 to 1; `a` and `b` must be positive.
+    /// Returns a number with the distribution Beta(a, b), from 0 to 1; `a` and `b` must be
+    /// positive.
     pub fn beta(&mut self, a: f64, b: f64) -> f64 {
-        // X / (X + Y) of gamma distributed numbers, computed from their logarithms, because small shapes
-        // underflow.
+        // The result is X / (X + Y) for two gamma distributed numbers X and Y. It is computed from
+        // their logarithms, because X and Y underflow if a and b are small.
         let (x, y) = (self.ln_gamma(a), self.ln_gamma(b));
         1.0 / (1.0 + (y - x).exp())
     }
 
-    /// The logarithm of a gamma distributed number of this shape (Marsaglia and Tsang 2000).
+    /// Returns the logarithm of a gamma distributed number of this shape (Marsaglia and Tsang
+    /// 2000).
     fn ln_gamma(&mut self, shape: f64) -> f64 {
         if shape < 1.0 {
             return self.ln_gamma(shape + 1.0) + (1.0 - self.0.f64()).ln() / shape;
@@ -96,13 +98,13 @@ impl Rng {
 mod tests {
     use super::*;
 
-    /// Mean and variance within five standard errors of their closed forms.
+    /// Asserts that mean and variance are within five standard errors of their closed forms.
     fn moments(draw: impl FnMut() -> f64, mean: f64, variance: f64) {
         let drawn: Vec<f64> = std::iter::repeat_with(draw).take(100_000).collect();
         let own = drawn.iter().sum::<f64>() / 1e5;
         let spread = drawn.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / 1e5;
         assert!((own - mean).abs() <= 5.0 * (variance / 1e5).sqrt(), "mean {own}, not {mean}");
-        // The kurtosis of none of these is above 3.
+        // None of the distributions has a kurtosis above 3.
         assert!(
             (spread - variance).abs() <= 5.0 * variance * (2.0 / 1e5_f64).sqrt(),
             "variance {spread}"

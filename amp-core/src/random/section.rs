@@ -1,5 +1,5 @@
-//! Controls which code may draw random numbers: one section with exclusive use of the process's generators,
-//! or all other code.
+//! Controls which code may draw random numbers: one section that uses the process's generators
+//! exclusively, or all other code.
 
 use std::{
     cell::Cell,
@@ -9,11 +9,11 @@ use std::{
 
 use crate::{Error, Result};
 
-/// The holds of this process's threads.
+/// The threads that have permission to draw random numbers.
 struct Holders {
     /// Whether a thread is in a section.
     section: bool,
-    /// Threads that train or draw outside a section.
+    /// The number of threads that train or draw outside a section.
     others: usize,
 }
 
@@ -24,7 +24,7 @@ thread_local! {
     static HELD: Cell<Held> = const { Cell::new(Held { kind: Kind::Nothing, depth: 0 }) };
 }
 
-/// The hold of this thread, and the number of its guards.
+/// The kind of this thread's permission, and the number of guards that share it.
 #[derive(Clone, Copy)]
 struct Held {
     kind: Kind,
@@ -34,29 +34,30 @@ struct Held {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Nothing,
-    /// The section: no other thread draws.
+    /// A section: no other thread draws.
     Section,
-    /// A shared hold, like those of other threads.
+    /// Shared permission: other threads may have it at the same time.
     Place,
-    /// No hold of its own: the thread works for a thread that has one.
+    /// No own permission: the thread works for a thread that has permission.
     Guest,
 }
 
-/// Locks the holds. A panic cannot leave them in an inconsistent state.
+/// Locks the counts of permissions. A panic cannot make them inconsistent.
 fn holders() -> MutexGuard<'static, Holders> {
     HOLDERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A guard of this thread's hold. When the last guard is dropped, the hold ends.
+/// A guard of this thread's permission to draw random numbers. The permission ends when the last
+/// guard is dropped.
 #[derive(Debug)]
 struct Hold {
-    /// A hold belongs to its thread.
+    /// A permission belongs to one thread, so its guard is not `Send`.
     not_send: PhantomData<*const ()>,
 }
 
 impl Hold {
-    /// Another guard of this thread's hold, or else a new hold of `kind`, for which the caller has
-    /// waited.
+    /// Returns a guard of this thread's permission. The first guard sets the permission's kind;
+    /// the caller has waited until that kind is allowed.
     fn new(kind: Kind) -> Self {
         let held = HELD.get();
         let kind = if held.depth == 0 { kind } else { held.kind };
@@ -84,7 +85,8 @@ impl Drop for Hold {
     }
 }
 
-/// A reproducible section, from [`seeded`] until this guard is dropped, on the thread that began it.
+/// A reproducible section. It begins with [`seeded`] and ends on the same thread when this guard is
+/// dropped.
 #[derive(Debug)]
 #[must_use = "the section ends when this is dropped: bind it, as in `let _section = seeded(42)?;`"]
 pub struct Section {
@@ -94,18 +96,18 @@ pub struct Section {
 /// Begins a section whose random numbers depend only on `seed`, not on other threads, and seeds
 /// libtorch's generators of every device.
 ///
-/// libtorch has one default generator for the whole process: two threads that train at the same time, as
-/// two tests of one binary do, take numbers from each other's sequence, so that neither run can be
-/// repeated. While the section lives, every other thread waits before it begins a section, enters
-/// [`Trainer::fit`](crate::Trainer::fit), builds a layer of [`nn`](crate::nn), seeds the generators or
-/// changes [numeric switches](crate::hardware::set_numerics). Likewise the section begins only when no
-/// other thread is doing one of these. Without a section nothing waits: several threads train at the same
-/// time, as in PyTorch, and their runs cannot be repeated.
+/// libtorch has one default generator for the whole process. If two threads train at the same time,
+/// as two tests of one binary do, each takes numbers from the other's sequence, and neither run can
+/// be repeated. While the section exists, every other thread waits before it begins a section,
+/// enters [`Trainer::fit`](crate::Trainer::fit), builds a layer of [`nn`](crate::nn), seeds the
+/// generators or changes [numeric switches](crate::hardware::set_numerics). Likewise the section
+/// begins only when no other thread does one of these. Without a section nothing waits: as in
+/// PyTorch, several threads can train at the same time, and their runs cannot be repeated.
 ///
-/// On its own thread a section may contain others, each of which seeds again; it ends with the last of
-/// them. Code that draws from libtorch directly, such as `Tensor::randn`, does not wait: put it into a
-/// section. A thread in a section must not wait for another thread that is about to draw: both would wait
-/// forever.
+/// A section may contain further sections on the same thread. Each seeds the generators again, and
+/// the outer section lasts until all have ended. Code that draws from libtorch directly, such as
+/// `Tensor::randn`, does not wait: put it into a section. A thread in a section must not wait for
+/// another thread that draws, because both would wait forever.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{
@@ -127,8 +129,8 @@ pub struct Section {
 /// ```
 ///
 /// # Errors
-/// When this thread is within a `Trainer::fit` that began outside a section, or works for such a run as
-/// its data loader, because others may already disturb that run; when libtorch cannot be seeded.
+/// When this thread runs a `Trainer::fit` that began outside a section, or is the data loader of
+/// such a run, because other threads may already disturb that run. When libtorch cannot be seeded.
 pub fn seeded(seed: u64) -> Result<Section> {
     match HELD.get().kind {
         Kind::Section => {}
@@ -144,13 +146,13 @@ pub fn seeded(seed: u64) -> Result<Section> {
             ));
         }
     }
-    // From here on an error ends the section.
+    // If an error follows, dropping `section` ends the section.
     let section = Section { _hold: Hold::new(Kind::Section) };
     tch::manual_seed(seed.cast_signed());
     Ok(section)
 }
 
-/// Prevents other threads from beginning a section while it lives.
+/// A guard: while it exists, other threads cannot begin a section.
 #[derive(Debug)]
 pub(crate) struct Place {
     _hold: Hold,
@@ -165,20 +167,20 @@ pub(crate) fn place() -> Place {
     Place { _hold: Hold::new(Kind::Place) }
 }
 
-/// The state that a thread inherits from the thread that starts it and waits for it.
+/// The state that a new thread inherits from the thread that starts it and waits for it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Inherited {
     holds: bool,
 }
 
 impl Inherited {
-    /// The state of the calling thread, for a thread that it will wait for.
+    /// Returns the state of the calling thread, for a thread that it starts and waits for.
     pub(crate) fn current() -> Self {
         Self { holds: HELD.get().kind != Kind::Nothing }
     }
 
-    /// Called on the new thread: while the guard lives, the thread waits for no section if its starter did
-    /// not have to.
+    /// Applies the inherited state on the new thread. While the guard exists, the thread does not
+    /// wait for sections if its starter would not have to.
     pub(crate) fn enter(self) -> Option<Guest> {
         self.holds.then(|| Guest { _hold: Hold::new(Kind::Guest) })
     }

@@ -8,7 +8,7 @@ use crate::{
     state::State,
 };
 
-/// The generators of the CPU and of the run's device.
+/// The states of the CPU's generator and of the generator of the run's device.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{random::RandomState, tch::{Device, Kind, Tensor}};
@@ -28,7 +28,8 @@ pub struct RandomState {
 }
 
 impl RandomState {
-    /// The current state. It waits for nothing, because a CUDA generator's state is on the host.
+    /// Reads the current state. It does not wait for the device, because a CUDA generator's state
+    /// is on the host.
     ///
     /// # Errors
     /// When libtorch has no such device.
@@ -49,7 +50,7 @@ impl RandomState {
         }
     }
 
-    /// Whether nothing was drawn between this state and the other.
+    /// Returns whether both states are equal, so that nothing was drawn in between.
     ///
     /// # Errors
     /// When libtorch fails.
@@ -70,7 +71,7 @@ impl RandomState {
         Ok(state)
     }
 
-    /// Restores the saved state; a CUDA generator that was not saved is unchanged.
+    /// Restores the saved state. A CUDA generator whose state was not saved is unchanged.
     pub(crate) fn from_state(state: &State, device: Device) -> Result<Self> {
         let now = Self::read(device)?;
         let cpu = CpuRandom::from_tensor(state.tensor_like("cpu", &now.cpu.tensor()?)?)?;

@@ -1,5 +1,5 @@
-//! Floats that JSON cannot represent. A NaN or infinity that is the whole value is written as text and
-//! read back. Within another value it is refused, because serde_json would silently write null.
+//! Floats that JSON cannot represent. If the whole value is NaN or infinite, it is written as text
+//! and read back. Within another value it is refused, because serde_json would silently write null.
 
 use std::fmt;
 
@@ -10,10 +10,10 @@ use serde::{
 };
 use serde_json::Value;
 
-/// The value as JSON.
+/// Converts the value to JSON.
 ///
 /// # Errors
-/// When JSON cannot represent it.
+/// When JSON cannot represent the value.
 pub(crate) fn to_value<T: Serialize + ?Sized>(value: &T) -> Result<Value, String> {
     match value.serialize(Look { bare: true }) {
         Ok(Some(float)) => Ok(Value::String(float.to_string())),
@@ -29,7 +29,7 @@ pub(crate) fn to_value<T: Serialize + ?Sized>(value: &T) -> Result<Value, String
 /// Reads a value that [`to_value`] wrote.
 ///
 /// # Errors
-/// When it has another type.
+/// When the value has another type.
 pub(crate) fn from_value<T: DeserializeOwned>(value: &Value) -> serde_json::Result<T> {
     let outcome = T::deserialize(value);
     let float = match value.as_str() {
@@ -43,8 +43,8 @@ pub(crate) fn from_value<T: DeserializeOwned>(value: &Value) -> serde_json::Resu
     })
 }
 
-/// A serializer that only searches for a float that is not finite. It returns one that is the whole value,
-/// and stops with an error at one within another value.
+/// A serializer that only searches for a float that is not finite. If the whole value is such a
+/// float, it returns it. If such a float is part of another value, it stops with an error.
 struct Look {
     bare: bool,
 }
@@ -52,7 +52,7 @@ struct Look {
 #[derive(Debug)]
 enum Stop {
     Nested(f64),
-    /// An error that serde_json reports better.
+    /// An error for which serde_json has a better text.
     Other,
 }
 
@@ -72,7 +72,7 @@ impl ser::Error for Stop {
 
 type Found = Result<Option<f64>, Stop>;
 
-/// Methods for values that contain no float.
+/// Implements methods for values that contain no float.
 macro_rules! without {
     ($($method:ident($($of:ty),*)),+ $(,)?) => {
         $(fn $method(self, $(_: $of),*) -> Found {
@@ -181,7 +181,7 @@ impl Inside {
     }
 }
 
-/// serde's traits for parts of values; only their methods' names differ.
+/// Implements serde's traits for the parts of values, whose methods differ only in their names.
 macro_rules! parts {
     ($($of:ident: $method:ident($($key:ty)?)),+ $(,)?) => {
         $(impl ser::$of for Inside {

@@ -11,8 +11,9 @@ use tch::Tensor;
 pub(crate) use self::floats::{from_value, to_value};
 use crate::{Error, Result};
 
-/// The state of an optimizer, a schedule, a scaler, a log or a whole run. Names are paths with `/`
-/// between parts (`optimizer/0/exp_avg/model.0.weight`), so that they differ from names of weights.
+/// The state of an optimizer, a schedule, a scaler, a log or a whole run. Names are paths whose
+/// parts are separated by `/` (`optimizer/0/exp_avg/model.0.weight`). Names of weights contain no
+/// `/`, so the two cannot be confused.
 #[derive(Debug, Default)]
 pub struct State {
     tensors: BTreeMap<String, Tensor>,
@@ -20,15 +21,16 @@ pub struct State {
 }
 
 impl State {
-    /// Stores a handle of `tensor`: changes to the tensor before the state is saved become part of it.
+    /// Stores a handle of `tensor`. If the tensor changes before the state is saved, the changes
+    /// are saved too.
     pub fn put_tensor(&mut self, name: impl Into<String>, tensor: &Tensor) {
         self.tensors.insert(name.into(), tensor.shallow_clone());
     }
 
-    /// Stores a small value. A float that is the whole value may be infinite or NaN.
+    /// Stores a small value. If the whole value is a float, it may be infinite or NaN.
     ///
     /// # Errors
-    /// When JSON cannot represent it, as a NaN within a list.
+    /// When JSON cannot represent the value, for example a NaN within a list.
     pub fn put(&mut self, name: impl Into<String>, value: &impl Serialize) -> Result<()> {
         let name = name.into();
         let value =
@@ -37,14 +39,14 @@ impl State {
         Ok(())
     }
 
-    /// Stores another state, with `part/` in front of its names.
+    /// Stores another state under names that begin with `part/`.
     pub fn put_part(&mut self, part: &str, state: Self) {
         let under = |name: String| format!("{part}/{name}");
         self.tensors.extend(state.tensors.into_iter().map(|(name, t)| (under(name), t)));
         self.values.extend(state.values.into_iter().map(|(name, v)| (under(name), v)));
     }
 
-    /// The state of the names that begin with `part/`, without that prefix.
+    /// Returns the state under names that begin with `part/`, without this prefix.
     #[must_use]
     pub fn part(&self, part: &str) -> Self {
         let within = |name: &str| Some(name.strip_prefix(part)?.strip_prefix('/')?.to_owned());
@@ -62,7 +64,7 @@ impl State {
         }
     }
 
-    /// The tensor of this name.
+    /// Returns the tensor of this name.
     ///
     /// # Errors
     /// When there is no such tensor.
@@ -70,7 +72,7 @@ impl State {
         self.tensors.get(name).ok_or_else(|| missing(name))
     }
 
-    /// The tensor of this name, if it has the shape and dtype of `like`.
+    /// Returns the tensor of this name, if it has the shape and dtype of `like`.
     ///
     /// # Errors
     /// When there is no such tensor, or it has another shape or dtype.
@@ -86,7 +88,7 @@ impl State {
         )))
     }
 
-    /// The value of this name.
+    /// Returns the value of this name.
     ///
     /// # Errors
     /// When there is no such value, or it has another type.
@@ -95,7 +97,7 @@ impl State {
         from_value(value).map_err(|error| Error::config(format!("state `{name}`: {error}")))
     }
 
-    /// Replaces its tensors with what `replace` returns for them, in their order.
+    /// Replaces each tensor with the result of `replace`, in order.
     pub(crate) fn replace_tensors(
         &mut self,
         replace: impl FnOnce(&[&Tensor]) -> Result<Vec<Tensor>>,
@@ -106,7 +108,7 @@ impl State {
         Ok(())
     }
 
-    /// A copy whose tensors are copied on their devices, so that later changes do not affect it.
+    /// Copies all tensors on their devices, so that later changes do not affect the state.
     ///
     /// # Errors
     /// When there is not enough device memory.
@@ -117,17 +119,17 @@ impl State {
         Ok(self)
     }
 
-    /// Whether it is empty.
+    /// Returns whether the state is empty.
     pub fn is_empty(&self) -> bool {
         self.tensors.is_empty() && self.values.is_empty()
     }
 
-    /// Its tensors by name.
+    /// Returns the tensors by name.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
     }
 
-    /// Its values by name.
+    /// Returns the values by name.
     pub fn values(&self) -> &Map<String, Value> {
         &self.values
     }

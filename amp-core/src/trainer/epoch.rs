@@ -29,7 +29,8 @@ impl Run<'_, '_> {
         }
         let loader = self.loader.clone();
         let mut batches = loader.epoch(epoch.cast_unsigned(), first)?;
-        // Examples that were read and not yet used, and the position to read from.
+        // `queue` holds examples that were read and not yet used; `next` is the position to read
+        // from.
         let (mut queue, mut next) = (VecDeque::new(), first);
         let mut actions = Vec::new();
         while self.position.batch < loader.batches() {
@@ -47,7 +48,7 @@ impl Run<'_, '_> {
             if !started {
                 actions.extend(self.end_step(&mut queue)?);
             }
-            // Reads while the device computes.
+            // The next examples are read while the device computes.
             if queue.is_empty() && self.steps.running() > 0 {
                 queue.extend(self.read(&loader, &mut batches, &mut next)?);
             }
@@ -72,8 +73,8 @@ impl Run<'_, '_> {
         Ok(Flow::On)
     }
 
-    /// Whether the step on these examples was started. If not, a running step has to end first, and the
-    /// examples are put in front of `queue`.
+    /// Starts the step on these examples, and returns whether it was started. If a running step
+    /// must end first, it returns the examples to the front of `queue`.
     fn start_step(&mut self, examples: Examples, queue: &mut VecDeque<Examples>) -> Result<bool> {
         if self.interruption.save_errors_to.is_some() && self.steps.running() == 0 {
             self.log_before = Some(self.observers.log.state()?.copied()?);
@@ -83,8 +84,8 @@ impl Run<'_, '_> {
             let loaders = match state.policy().device.is_cuda() {
                 false => self.loader.held_bytes() + self.val.held_bytes(),
                 true if self.loader.is_resident() => 0,
-                // The memory of a step's batches is returned once the device has read them, which may be
-                // while it computes the next step.
+                // The memory of a step's batches is freed after the device has read them, which may
+                // be during the next step.
                 true => examples.bytes(),
             };
             plan_memory(state, *model, &examples, loaders, budget, observers.emit)?;
@@ -98,7 +99,8 @@ impl Run<'_, '_> {
         Ok(started)
     }
 
-    /// Ends the oldest step. The examples of steps that the device skipped are put in front of `queue`.
+    /// Ends the oldest step. If the device skipped steps, their examples are returned to the front
+    /// of `queue`.
     fn end_step(&mut self, queue: &mut VecDeque<Examples>) -> Result<Vec<Action>> {
         let Self { model, state, steps, observers, .. } = self;
         match steps.end(state, *model, observers)? {
@@ -119,8 +121,8 @@ impl Run<'_, '_> {
         }
     }
 
-    /// Reads the examples of a step. `None` at the end of the epoch, and while the steps in flight have
-    /// to end before further examples are used.
+    /// Reads the examples of a step. Returns `None` at the end of the epoch, and while the steps in
+    /// flight must end before further examples are used.
     fn read(
         &mut self,
         loader: &DataLoader,

@@ -30,7 +30,7 @@ impl Loaders {
             let loader = loader.limited(limit);
             if loader.batches() == 0 && matches!(limit, Limit::Fraction(part) if part > 0.0) {
                 return Err(Error::config(format!(
-                    "the limit {limit} of the {all} batches to evaluate leaves none: give at least {:.4}, or \
+                    "the limit {limit} of the {all} batches to evaluate leaves no batch: give at least {:.4}, or \
                      a number of batches",
                     1.0 / all as f64
                 )));
@@ -40,13 +40,15 @@ impl Loaders {
         Ok(Self(sets.iter().map(loader).collect::<Result<_>>()?))
     }
 
-    /// The training set's first batches, in order, which replace the loop's own sets.
+    /// Returns loaders of the training set's first batches, in order, which replace the loop's own
+    /// sets.
     pub(super) fn overfitting(data: &DataModule, policy: Policy, limit: Limit) -> Result<Self> {
         let loader = data.clone().in_order().train_loader(policy, 0)?.limited(limit);
         Ok(Self(vec![(String::new(), loader)]))
     }
 
-    /// The values of the sets' logs under the sets' names, then the values of the logs that follow.
+    /// Returns the values of the sets' logs, with the sets' names, then the values of the remaining
+    /// logs.
     fn values(&self, logs: &[Log]) -> Result<Vec<Logged>> {
         let mut values = Vec::new();
         let names = self.0.iter().map(|(name, _)| name.as_str()).chain([""]);
@@ -59,24 +61,24 @@ impl Loaders {
         Ok(values)
     }
 
-    /// Bytes of tensors that the loaders keep.
+    /// Returns the number of bytes of the tensors that the loaders keep.
     pub(super) fn held_bytes(&self) -> u64 {
         self.0.iter().map(|(_, loader)| loader.held_bytes()).sum()
     }
 
-    /// Whether there is no batch at all.
+    /// Returns whether there is no batch at all.
     pub(super) fn is_empty(&self) -> bool {
         self.0.iter().all(|(_, loader)| loader.batches() == 0)
     }
 }
 
-/// What judges the model in an evaluation.
+/// The step of the model that an evaluation runs.
 #[derive(Clone, Copy)]
-pub(super) struct Judged {
+pub(super) struct EvaluationStep {
     step: fn(&mut dyn LightningModule, &AnyBatch, &mut Step<'_>) -> Result<()>,
 }
 
-impl Judged {
+impl EvaluationStep {
     /// The validation step.
     pub(super) const VALIDATION: Self =
         Self { step: |model, batch, step| model.validation_step(batch, step) };
@@ -84,13 +86,13 @@ impl Judged {
     pub(super) const TEST: Self = Self { step: |model, batch, step| model.test_step(batch, step) };
 }
 
-/// Receives the images, texts and histograms of an evaluation with their names.
+/// Receives the images, texts and histograms of an evaluation, with their names.
 pub(super) type Show<'s> = dyn FnMut(String, Media) -> Result<()> + 's;
 
-/// Takes the results of a batch's parts, with its set's name and its index.
+/// Receives the results of a batch's parts, with the name of the batch's set and the batch's index.
 type Then<'t, T> = dyn FnMut(&str, usize, Vec<T>) -> Result<()> + 't;
 
-/// The properties of a run that trains this number of values.
+/// Returns the properties of a run. `parameters` is the number of trained parameter elements.
 pub(super) fn run_start(
     config: &TrainerConfig,
     model: &dyn LightningModule,
@@ -124,19 +126,20 @@ impl Evaluator {
         Self { policy, context, global_step, parts: 1, memory: config.memory.clone() }
     }
 
-    /// The values of each set, with its name, over at most `most` batches. `last` logs into the first
-    /// set's values after all sets. `show` is given images, texts and histograms.
+    /// Evaluates the model on each set, over at most `most` batches, and returns the values with
+    /// the sets' names. After all sets `last` logs into the first set's values. `show` receives
+    /// images, texts and histograms.
     pub(super) fn evaluate(
         &mut self,
         model: &mut dyn LightningModule,
-        judged: Judged,
+        step: EvaluationStep,
         loaders: &Loaders,
         most: Option<i64>,
         last: impl FnOnce(&mut dyn LightningModule, &mut Log) -> Result<()>,
         show: &mut Show<'_>,
     ) -> Result<Vec<Logged>> {
         let scope = |model: &dyn LightningModule| model.loss_scope();
-        let run = judged.step;
+        let run = step.step;
         let mut logs =
             self.each_batch(model, loaders, most, scope, run, &mut |_, _, _| Ok(()), show)?;
         let mut none = Log::default();
@@ -148,8 +151,8 @@ impl Evaluator {
         loaders.values(&logs)
     }
 
-    /// Calls `write` with the predictions for each batch, in order, with the set's name and the batch's
-    /// index. Returns what the model logged; `show` is given images, texts and histograms.
+    /// Calls `write` with the predictions for each batch in order, the set's name and the batch's
+    /// index. Returns what the model logged. `show` receives images, texts and histograms.
     pub(super) fn predict(
         &mut self,
         model: &mut dyn LightningModule,
@@ -168,7 +171,7 @@ impl Evaluator {
         loaders.values(&logs)
     }
 
-    /// Runs `run` on each batch, over at most `most` batches of each set, and gives the results of the batch's
+    /// Runs `run` on at most `most` batches of each set, and passes the results of each batch's
     /// parts to `then`. Returns what each set logged.
     #[expect(clippy::too_many_arguments, reason = "the parts in which evaluations differ")]
     fn each_batch<T>(
@@ -238,7 +241,7 @@ impl Evaluator {
     }
 }
 
-/// A name in a data set of this name; the only set may have none.
+/// Appends the set's name to the name of a value. A single set may have no name.
 fn of_set(name: String, set: &str) -> String {
     if set.is_empty() { name } else { format!("{name}/{set}") }
 }

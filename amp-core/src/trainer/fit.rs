@@ -40,14 +40,14 @@ pub(super) struct Run<'r, 'c> {
     pub(super) plan: TrainingPlan,
     pub(super) loader: Rc<DataLoader>,
     pub(super) val: Rc<Loaders>,
-    /// The steps that are followed by a validation.
+    /// The steps after which the run validates.
     pub(super) validations: Validations,
     pub(super) started: Instant,
-    /// The training time of the runs that this one resumes.
+    /// The training time of the runs that this run resumes.
     pub(super) trained_before: Duration,
-    /// Time and position of the last validation.
+    /// The time and position of the last validation.
     pub(super) validated: Option<(Instant, Position)>,
-    /// Why the run ends once its minimum length is reached.
+    /// The reason why the run ends once its minimum length is reached.
     stop: Option<String>,
     /// Whether the end of the run was reported.
     ended: bool,
@@ -72,7 +72,7 @@ pub(super) enum Flow {
 }
 
 impl<'r, 'c> Run<'r, 'c> {
-    /// Checks everything, moves the model to its device and builds the optimizers.
+    /// Checks the configuration, moves the model to its device and builds the optimizers.
     pub(super) fn new(
         config: &'r TrainerConfig,
         model: &'r mut dyn LightningModule,
@@ -102,7 +102,7 @@ impl<'r, 'c> Run<'r, 'c> {
             _ => Loaders::new(data, &data.val, policy, loops.limit_val_batches)?,
         };
         let window = config.optimization.accumulate_grad_batches;
-        let plan = config.plan(batches, max_epochs);
+        let plan = config.training_plan(&loader);
         let optimizers = model.configure_optimizers(&plan)?;
         let storage =
             Storage { weights: config.numerics.weight_update, moments: config.numerics.moments };
@@ -113,7 +113,8 @@ impl<'r, 'c> Run<'r, 'c> {
             config.check_manual(model.name())?;
         }
         let optim = Optimization::new(config, optimizers, access)?;
-        let length = Length { batches_per_epoch: batches, plan };
+        let length =
+            Length { batches_per_epoch: batches, plan: config.length(batches, max_epochs) };
         let state = StepState::new(config, model, optim, length)?;
         let steps = Steps::new(&state, model)?;
         let callbacks = Callbacks(callbacks);
@@ -175,7 +176,7 @@ impl<'r, 'c> Run<'r, 'c> {
         Ok(())
     }
 
-    /// The training time, including the runs that this one resumes.
+    /// Returns the training time, including the runs that this run resumes.
     pub(super) fn trained_for(&self) -> Duration {
         self.trained_before + self.started.elapsed()
     }
@@ -186,7 +187,9 @@ impl<'r, 'c> Run<'r, 'c> {
         let trained = trained.filter(|parameter| parameter.tensor.requires_grad());
         let parameters = trained.map(|parameter| parameter.tensor.numel() as i64).sum();
         let notes = optimizers.filter_map(|optimizer| optimizer.note());
-        let notes: Vec<String> = notes.chain(full_gradients_note(self.config)).collect();
+        let schedules = self.state.optim.scheduled.iter().filter_map(|scheduled| scheduled.note());
+        let notes: Vec<String> =
+            notes.chain(schedules).chain(full_gradients_note(self.config)).collect();
         (self.observers.emit)(Event::FitStart(FitStart {
             run: run_start(self.config, self.model, self.data, parameters)?,
             max_epochs: self.max_epochs,
@@ -206,22 +209,22 @@ impl<'r, 'c> Run<'r, 'c> {
         self.observers
             .callbacks
             .each(|callback| callback.on_train_start(&mut hook).map(|()| Vec::new()))?;
-        self.hold_against(Moment::Start)?;
+        self.check_invariants(Moment::Start)?;
         if resumed.is_none() {
             self.check_validation()?;
         }
         self.state.keep_good(self.model)
     }
 
-    /// Trains the rest of an epoch, validates if that is due, and lets the callbacks act.
+    /// Trains the rest of an epoch, validates if a validation is due, and runs the callbacks.
     fn epoch(&mut self) -> Result<Flow> {
         let epoch = self.position.epoch;
         let (mut flow, train_seconds) = timed(|| self.train())?;
         if self.interrupted.is_some() {
-            // Actions that cannot wait are done now; a run that continues does the others.
+            // Actions that cannot wait are executed now. A resumed run executes the others.
             return Ok(Flow::End);
         }
-        // An epoch that ended early is resumed later: its sums are kept as they are.
+        // An epoch that ended early is resumed later, so its sums are kept unchanged.
         let batches = self.loader.batches();
         let unfinished = match self.position.batch < batches {
             true => Some(self.observers.log.copied(self.config.device)?),
@@ -261,7 +264,7 @@ impl<'r, 'c> Run<'r, 'c> {
                 self.state.end();
             }
         }
-        self.hold_against(Moment::EpochEnds)?;
+        self.check_invariants(Moment::EpochEnds)?;
         let end = EpochEnd { epoch, global_step, lr, train, val, train_seconds, val_seconds };
         (self.observers.emit)(Event::EpochEnd(end.clone()))?;
         let precision = self.state.policy().precision;
@@ -294,7 +297,8 @@ impl<'r, 'c> Run<'r, 'c> {
             && self.state.global_step() >= self.loops.min_steps
     }
 
-    /// Unfreezes the parameters that are trained from here on: they get gradients and optimizer state.
+    /// Unfreezes the parameters that are trained from this position on. They get gradients and
+    /// optimizer state.
     pub(super) fn unfreeze(&mut self) -> Result<()> {
         let ended = self.freezing.update(self.position.epoch, self.state.global_step());
         if ended.is_empty() {
@@ -312,7 +316,7 @@ impl<'r, 'c> Run<'r, 'c> {
         (self.observers.emit)(Event::Note { text })
     }
 
-    /// Whether the run continues after the step or epoch that just ended.
+    /// Returns whether the run continues after the step or epoch that has just ended.
     pub(super) fn flow(&mut self) -> Result<Flow> {
         if self.ended || self.config.max_steps.is_some_and(|most| self.state.global_step() >= most)
         {
@@ -336,12 +340,12 @@ impl<'r, 'c> Run<'r, 'c> {
 
 impl Run<'_, '_> {
     /// Checks the invariants at this moment.
-    pub(super) fn hold_against(&mut self, moment: Moment) -> Result<()> {
+    pub(super) fn check_invariants(&mut self, moment: Moment) -> Result<()> {
         let Self { observers, state, model, steps, .. } = self;
         observers.invariants.at(moment, state, *model, steps.running())
     }
 
-    /// The received signal, if there is one.
+    /// Returns the received signal, if there is one.
     pub(super) fn signal(&self) -> Option<u32> {
         match self.interruption.signal.load(Ordering::SeqCst) {
             0 => None,

@@ -26,7 +26,7 @@ impl Freezing {
     /// Freezes the parameters that the options name, at the start of a run.
     ///
     /// # Errors
-    /// When a pattern matches no parameter, or nothing is left to train.
+    /// When a pattern matches no parameter, or no parameter is left to train.
     pub(super) fn new(model: &dyn LightningModule, options: &[Freeze]) -> Result<Self> {
         let parameters = nn::parameters(model);
         let mut entries = Vec::with_capacity(options.len());
@@ -49,8 +49,8 @@ impl Freezing {
         Ok(freezing)
     }
 
-    /// Freezes the parameters for this position of the run, and returns the entries that are no longer in
-    /// effect.
+    /// Freezes the parameters for this position of the run. Returns the entries that are no longer
+    /// in effect.
     pub(super) fn update(&mut self, epoch: i64, global_step: u64) -> Vec<String> {
         let holding: Vec<bool> =
             self.entries.iter().map(|entry| entry.freeze.holds(epoch, global_step)).collect();
@@ -64,7 +64,7 @@ impl Freezing {
         ended
     }
 
-    /// The entries in effect, for a checkpoint.
+    /// Returns the entries in effect, for a checkpoint.
     pub(super) fn holding(&self) -> &[bool] {
         &self.holding
     }
@@ -81,7 +81,7 @@ impl Freezing {
         self.holding = holding;
     }
 
-    /// The next step that unfreezes parameters.
+    /// Returns the next step that unfreezes parameters.
     pub(super) fn next_step(&self, global_step: u64) -> Option<u64> {
         let steps = self.entries.iter().filter_map(|entry| entry.freeze.step());
         steps.filter(|step| *step > global_step).min()

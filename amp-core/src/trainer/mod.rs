@@ -32,7 +32,7 @@ use std::{
 use tch::Tensor;
 
 use self::{
-    evaluate::{Evaluator, Judged, Loaders, Show, run_start},
+    evaluate::{EvaluationStep, Evaluator, Loaders, Show, run_start},
     fit::timed,
 };
 use crate::{
@@ -57,18 +57,18 @@ pub struct Trainer<'a> {
     interruption: Interruption,
 }
 
-/// The causes that may end a run early, and where the run is saved then.
+/// The causes that may end a run early, and the files in which the run is then saved.
 #[derive(Debug, Clone, Default)]
 struct Interruption {
-    /// 0, or the number of the received signal.
+    /// The number of the received signal, or 0.
     signal: Arc<AtomicUsize>,
     save_to: Option<PathBuf>,
-    /// Where the run is saved if it ends with an error.
+    /// The file in which the run is saved if it ends with an error.
     save_errors_to: Option<PathBuf>,
 }
 
 impl<'a> Trainer<'a> {
-    /// A trainer without subscribers.
+    /// Creates a trainer without subscribers.
     pub fn new(config: TrainerConfig) -> Self {
         Self {
             config,
@@ -88,35 +88,35 @@ impl<'a> Trainer<'a> {
         self
     }
 
-    /// Shows a [progress bar](ProgressBar) on standard error while [`fit`](Self::fit) runs, and leaves its last
-    /// state there. [`subscribe`](Self::subscribe) adds a bar with options of its own.
+    /// Shows a [progress bar](ProgressBar) on standard error while [`fit`](Self::fit) runs, and
+    /// leaves the bar's last state there. Use [`subscribe`](Self::subscribe) for a bar with other
+    /// options.
     #[must_use]
     pub fn show_progress(mut self) -> Self {
         self.progress = Some(ProgressBar::new());
         self
     }
 
-    /// Continues from a [`checkpoint`](crate::checkpoint) of the same run. The following numbers are
-    /// those of a run that was never stopped, to the last bit on the CPU. Model, callbacks and data are
-    /// given as for a new run.
+    /// Continues from a [`checkpoint`](crate::checkpoint) of the same run. On the CPU the following
+    /// numbers are bit-identical to the numbers of an uninterrupted run. Pass model, callbacks and
+    /// data as for a new run.
     #[must_use]
     pub fn resume_from(mut self, checkpoint: impl Into<PathBuf>) -> Self {
         self.resume_from = Some(checkpoint.into());
         self
     }
 
-    /// Settings in which a resumed run may differ from the saved one. Any other difference that would
-    /// change its numbers is refused.
+    /// Allows these settings of a resumed run to differ from the saved run.
     #[must_use]
     pub fn resume_with(mut self, changes: impl IntoIterator<Item = Change>) -> Self {
         self.resume_with = changes.into_iter().collect();
         self
     }
 
-    /// Lets a run be ended from outside. When `signal` is no longer 0, the run ends with its current
-    /// step, is saved at `save_to` if that is given, and has the number as
-    /// [`FitEnd::interrupted`](crate::event::FitEnd::interrupted). [`resume_from`](Self::resume_from)
-    /// continues from the saved run. A signal handler or another thread may set the number.
+    /// Ends the run when `signal` is no longer 0. The run ends after its current step, and is saved
+    /// at `save_to` if that is given. [`FitEnd::interrupted`](crate::event::FitEnd::interrupted)
+    /// has the number. [`resume_from`](Self::resume_from) continues from the saved run. A signal
+    /// handler or another thread may set the number.
     #[must_use]
     pub fn interrupted_by(mut self, signal: Arc<AtomicUsize>, save_to: Option<PathBuf>) -> Self {
         self.interruption.signal = signal;
@@ -124,18 +124,18 @@ impl<'a> Trainer<'a> {
         self
     }
 
-    /// If the run ends with an error, saves it at `path` in its state before the failed step;
-    /// [`resume_from`](Self::resume_from) continues from there. A note says where it was saved, or why it
-    /// could not be saved: a step that began to change the weights cannot be undone, nor can one that is
-    /// still running on the device.
+    /// Saves the run at `path`, in its state before the failed step, if the run ends with an error.
+    /// [`resume_from`](Self::resume_from) continues from there. A note says where the run was saved
+    /// or why it could not be saved. A step that has begun to change the weights, or is still
+    /// running on the device, cannot be undone.
     #[must_use]
     pub fn save_on_error(mut self, path: impl Into<PathBuf>) -> Self {
         self.interruption.save_errors_to = Some(path.into());
         self
     }
 
-    /// Adds a callback. After each epoch callbacks act in the order in which they were added. Pass `&mut
-    /// callback` to read its results afterwards.
+    /// Adds a callback. Callbacks run in the order in which they were added. Pass `&mut callback`
+    /// to read its results afterwards.
     #[must_use]
     pub fn callback(mut self, callback: impl Callback + 'a) -> Self {
         self.callbacks.push(Box::new(callback));
@@ -151,9 +151,9 @@ impl<'a> Trainer<'a> {
     /// in such a section.
     ///
     /// # Errors
-    /// When the configuration cannot be used, the checkpoint is damaged or belongs to another run, a step
-    /// fails or is not finite and cannot be recovered, the observed dtypes differ from the precision's,
-    /// an [invariant](Invariant) of training is broken, or a subscriber fails.
+    /// When the configuration is invalid, the checkpoint is damaged or belongs to another run, a
+    /// step fails or is not finite and cannot be recovered, the observed dtypes differ from the
+    /// precision's, an [invariant](Invariant) of training is violated, or a subscriber fails.
     pub fn fit(&mut self, model: &mut dyn LightningModule, data: &DataModule) -> Result<RunRecord> {
         let _place = random::place();
         let _kernels = self.config.numerics.kernels.enter();
@@ -176,7 +176,7 @@ impl<'a> Trainer<'a> {
             None => None,
         };
         run.go(resumed)?;
-        // The loop's last event is FitEnd, its first FitStart.
+        // The loop's first event is FitStart, and its last event is FitEnd.
         Ok(recorder.finish().expect("a run that ended has a start and an end"))
     }
 
@@ -187,7 +187,8 @@ impl<'a> Trainer<'a> {
     /// [`fit`](Self::fit) at epoch 0 and step 0, and [`Event::EvaluationEnd`].
     ///
     /// # Errors
-    /// When the configuration cannot be used, there is no validation set, a step or a subscriber fails.
+    /// When the configuration is invalid, there is no validation set, or a step or a subscriber
+    /// fails.
     pub fn validate(
         &mut self,
         model: &mut dyn LightningModule,
@@ -210,15 +211,15 @@ impl<'a> Trainer<'a> {
             })
         };
         self.report(model, data, Stage::Validate, |evaluator, model, show| {
-            evaluator.evaluate(model, Judged::VALIDATION, &loaders, None, last, show)
+            evaluator.evaluate(model, EvaluationStep::VALIDATION, &loaders, None, last, show)
         })
     }
 
-    /// Tests `model` once on the test sets of `data` with its `test_step`; otherwise like
-    /// [`validate`](Self::validate).
+    /// Tests `model` once on the test sets of `data` with its `test_step`. In other respects it is
+    /// like [`validate`](Self::validate).
     ///
     /// # Errors
-    /// The same as [`validate`](Self::validate)'s.
+    /// The errors of [`validate`](Self::validate).
     pub fn test(
         &mut self,
         model: &mut dyn LightningModule,
@@ -228,17 +229,17 @@ impl<'a> Trainer<'a> {
         let _place = random::place();
         let loaders = self.prepare(model, data, &data.test, ("to test on", "with_test"), limit)?;
         self.report(model, data, Stage::Test, |evaluator, model, show| {
-            evaluator.evaluate(model, Judged::TEST, &loaders, None, |_, _| Ok(()), show)
+            evaluator.evaluate(model, EvaluationStep::TEST, &loaders, None, |_, _| Ok(()), show)
         })
     }
 
-    /// Calls `write` with the predictions of `model` on the prediction sets of `data`, batch by batch and
-    /// in order: the set's name, the batch's index in it, and the predictions on the device. If a batch
-    /// does not fit into memory, its parts have the same index. Subscribers receive what the model logs, as
-    /// in [`validate`](Self::validate).
+    /// Predicts on the prediction sets of `data`, batch by batch and in order. `write` receives the
+    /// set's name, the batch's index in the set, and the predictions on the device. If a batch does
+    /// not fit into memory, its parts have the same index. Subscribers receive what the model logs,
+    /// as in [`validate`](Self::validate).
     ///
     /// # Errors
-    /// When the configuration cannot be used, there is no set to predict, or a step, `write` or a
+    /// When the configuration is invalid, there is no set to predict, or a step, `write` or a
     /// subscriber fails.
     pub fn predict(
         &mut self,
@@ -287,7 +288,7 @@ impl<'a> Trainer<'a> {
         Ok(val)
     }
 
-    /// Checks everything, moves the model to its device and opens the sets.
+    /// Checks the configuration, moves the model to its device and opens the sets.
     fn prepare(
         &self,
         model: &dyn LightningModule,

@@ -1,11 +1,11 @@
-//! The validations of a run: before it, within its epochs and after them.
+//! Validations of a run: before training, within epochs and after them.
 
 use std::time::Instant;
 
 use super::{
-    evaluate::{Evaluator, Judged},
+    evaluate::{EvaluationStep, Evaluator},
     fit::{Run, timed},
-    step::{Aside, Moment},
+    step::{Moment, StateBackup},
 };
 use crate::{
     LightningModule, Result,
@@ -19,23 +19,23 @@ use crate::{
 const VALIDATION: &str = "val_";
 
 impl Run<'_, '_> {
-    /// Whether validations report values within epochs or after some of them.
+    /// Returns whether validations report values within or after epochs.
     pub(super) fn validates(&self) -> bool {
         !self.val.is_empty() && !self.validations.follow_each_epoch()
     }
 
-    /// Whether the last validation used the current weights.
+    /// Returns whether the last validation used the current weights.
     pub(super) fn is_validated(&self) -> bool {
         self.validated.is_some_and(|(_, place)| place == self.position)
     }
 
-    /// Validates within an epoch, if that is due after the step that has just ended.
+    /// Validates within an epoch, if a validation is due after the step that has just ended.
     pub(super) fn validate_within_epoch(&mut self) -> Result<()> {
         let Position { epoch, batch } = self.position;
         let last = self.validated.map_or(self.started, |(when, _)| when);
         let due =
             self.validations.follows(epoch, batch) || self.validations.is_due_after(last.elapsed());
-        // The validation at the epoch's end belongs to the epoch.
+        // A validation at the epoch's end is part of the epoch's end.
         let ends_epoch = batch == self.loader.batches() && self.validations.follows(epoch, batch);
         if !due || self.is_validated() || ends_epoch || self.val.is_empty() {
             return Ok(());
@@ -75,25 +75,31 @@ impl Run<'_, '_> {
     fn evaluate(&mut self, most: Option<i64>) -> Result<Vec<Logged>> {
         let (policy, epoch) = (self.state.policy(), self.position.epoch);
         let mut evaluator = Evaluator::new(self.config, policy, self.state.global_step());
-        self.hold_against(Moment::EvaluationBegins)?;
+        self.check_invariants(Moment::EvaluationBegins)?;
         let (val, state, emit) = (self.val.clone(), &self.state, &mut self.observers.emit);
         let last = |model: &mut dyn LightningModule, log: &mut Log| {
             model.on_validation_epoch_end(&mut state.hook(epoch, log))
         };
         let global_step = state.global_step();
-        // Nothing is reported of the few batches before training.
+        // The few batches before training are not reported.
         let mut show = |name, media| match most {
             None => emit(Event::Media { global_step, name, media }),
             Some(_) => Ok(()),
         };
-        let values =
-            evaluator.evaluate(self.model, Judged::VALIDATION, &val, most, last, &mut show)?;
-        self.hold_against(Moment::EvaluationEnds)?;
+        let values = evaluator.evaluate(
+            self.model,
+            EvaluationStep::VALIDATION,
+            &val,
+            most,
+            last,
+            &mut show,
+        )?;
+        self.check_invariants(Moment::EvaluationEnds)?;
         Ok(values)
     }
 
-    /// Validates a few batches before training, and reports nothing. A validation value that is monitored
-    /// must be among the values.
+    /// Validates a few batches before training, and reports nothing. The monitored validation
+    /// values must be among the values.
     pub(super) fn check_validation(&mut self) -> Result<()> {
         let batches = self.loops.num_sanity_val_steps;
         let monitored = self.monitored();
@@ -103,18 +109,19 @@ impl Run<'_, '_> {
         if batches == 0 && monitored.is_empty() {
             return Ok(());
         }
-        let aside = Aside::begin(self.model, self.config.device)?;
+        let backup = StateBackup::begin(self.model, self.config.device)?;
         let values = self.evaluate(Some(batches.max(1)));
-        aside.end(self.model)?;
+        backup.end(self.model)?;
         match values {
             Ok(values) => are_logged(&monitored, &values),
-            // A metric may need more than one batch; the first validation then checks the names.
+            // A metric may need more than one batch. In that case the first validation checks the
+            // names.
             Err(_) if batches == 0 => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    /// The validation values that callbacks and schedules read.
+    /// Returns the validation values that callbacks and schedules read.
     fn monitored(&self) -> Vec<String> {
         let callbacks = self.observers.callbacks.0.iter().filter_map(|one| one.monitors());
         let schedules = self.state.optim.scheduled.iter().filter_map(|one| one.monitor());

@@ -1,4 +1,4 @@
-//! Imports weights of other programs under a model's names and layouts.
+//! Imports the weights of other programs and converts names and layouts to a model's own.
 
 use std::{
     collections::BTreeMap,
@@ -23,10 +23,11 @@ use crate::{
 /// Loads a file of another program, such as `transformers` or `torchvision`, into a model with
 /// other names, layouts or heads.
 ///
-/// The steps run in the order in which they are written, each on the names that the previous steps
-/// produced. In a pattern each `*` matches any text, as short as possible; a new name inserts the
-/// text of each `*`. A step that matches nothing, for example because of a misspelt name, is an
-/// error, and so is every tensor of the file or of the model that remains without a counterpart.
+/// The steps run in the order in which they are written. Each applies to the names that the
+/// previous steps produced. In a pattern each `*` matches any text, as short as possible; a new
+/// name inserts the text of each `*`. A step that matches nothing, for example because of a
+/// misspelling, is an error. A tensor of the file or of the model without a counterpart is an error
+/// too.
 ///
 /// ```no_run
 /// use std::path::Path;
@@ -72,10 +73,10 @@ enum Step {
     Ignore(Pattern),
 }
 
-/// A tensor between the file and the model.
+/// A tensor during the import.
 struct Entry {
     name: String,
-    /// Its names in the file.
+    /// The tensor's names in the file.
     from: Vec<String>,
     tensor: Tensor,
 }
@@ -92,7 +93,7 @@ impl Import {
         Ok(Self { path: path.to_owned(), file, steps: Vec::new(), kept: Vec::new() })
     }
 
-    /// The names and shapes in the file, to help with writing the steps.
+    /// Returns the names and shapes in the file, to help with writing the steps.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, Vec<i64>)> {
         self.file.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.size()))
     }
@@ -107,20 +108,20 @@ impl Import {
         self.then(Step::Transpose(Pattern::new(pattern)))
     }
 
-    /// Concatenates tensors along their first dimension, in the order of `parts`: query, key and
-    /// value into `in_proj_weight`.
+    /// Concatenates tensors along their first dimension, in the order of `parts`. For example
+    /// query, key and value become `in_proj_weight`.
     pub fn stack(self, parts: &[impl AsRef<str>], into: &str) -> Self {
         let parts = parts.iter().map(|part| Pattern::new(part.as_ref())).collect();
         self.then(Step::Stack { parts, into: Pattern::new(into) })
     }
 
-    /// Leaves out tensors of the file that the model does not have.
+    /// Ignores tensors of the file that the model does not have.
     pub fn ignore(self, pattern: &str) -> Self {
         self.then(Step::Ignore(Pattern::new(pattern)))
     }
 
-    /// Lets tensors of the model keep their initial values if the file has none with their shape,
-    /// for example a head for other classes.
+    /// Allows tensors of the model to keep their initial values if the file has no tensor with
+    /// their shape, for example a head for other classes.
     pub fn keep(mut self, pattern: &str) -> Self {
         self.kept.push(Pattern::new(pattern));
         self
@@ -135,8 +136,8 @@ impl Import {
     ///
     /// # Errors
     /// When a step matches nothing or cannot be applied, two tensors get the same name, a tensor of
-    /// the file or the model has no counterpart, or a shape or dtype does not fit. Nothing is
-    /// changed then.
+    /// the file or the model has no counterpart, or a shape or dtype differs. Then nothing is
+    /// changed.
     pub fn load_into(self, module: &(impl Visit + ?Sized)) -> Result<Imported> {
         let Self { path, file: TensorFile { tensors, metadata }, steps, kept } = self;
         let failed = |why: String| Error::config(format!("{}: {why}", path.display()));
@@ -196,7 +197,7 @@ impl Step {
     /// Changes the tensors that match.
     ///
     /// # Errors
-    /// The reason why the step cannot be applied.
+    /// Returns the reason if the step cannot be applied.
     fn run(&self, entries: &mut Vec<Entry>, ignored: &mut Vec<String>) -> Result<(), String> {
         let refused = |why: &str| format!("{}: {why}", self.written());
         let pattern = self.pattern();
@@ -248,7 +249,7 @@ impl Step {
         Ok(())
     }
 
-    /// The pattern that must match something.
+    /// Returns the pattern of the step, which must match a tensor.
     fn pattern(&self) -> &Pattern {
         match self {
             Self::Rename { from, .. } => from,
@@ -257,7 +258,7 @@ impl Step {
         }
     }
 
-    /// The step as written in the code.
+    /// Returns the step as written in the code.
     fn written(&self) -> String {
         match self {
             Self::Rename { from, to } => format!("rename(`{}`, `{}`)", from.as_str(), to.as_str()),
@@ -268,7 +269,7 @@ impl Step {
     }
 }
 
-/// Puts one tensor for each set of parts at the position of the first part.
+/// Stacks each set of parts into one tensor, at the position of the first part.
 fn stack(entries: &mut Vec<Entry>, parts: &[Pattern], into: &Pattern) -> Result<(), String> {
     let (first, others) = parts.split_first().ok_or("it has no parts")?;
     let mut place = 0;

@@ -1,8 +1,8 @@
-//! Weights as safetensors files, under PyTorch's names.
+//! Weights in safetensors files, with PyTorch's names.
 //!
 //! A file is read and checked completely before the first tensor changes. A checkpoint of a run
-//! ([`checkpoint`](crate::checkpoint)) is also such a file: its other entries have names with a
-//! `/`, which no weight has, and are ignored here. [`Import`] reads files with other names, layouts
+//! ([`checkpoint`](crate::checkpoint)) is such a file too. Its other entries have names with a `/`,
+//! which weights never have, and are ignored here. [`Import`] reads files with other names, layouts
 //! or heads.
 
 mod import;
@@ -53,12 +53,13 @@ pub fn save_tensors<'t>(
     tensor_file::write(path, tensors, metadata)
 }
 
-/// Loads every tensor of `module` from a file with exactly its names and shapes; dtypes are
-/// converted. For a tied tensor any of its names is sufficient: `safetensors.torch.save_model`
-/// keeps the alphabetically first. Returns the file's text.
+/// Loads every tensor of `module` from a file that has exactly the same names and shapes. Dtypes
+/// are converted. For a tied tensor the file needs only one of its names, because
+/// `safetensors.torch.save_model` keeps only the alphabetically first name. Returns the file's
+/// text.
 ///
 /// # Errors
-/// When the file is missing, damaged, or belongs to another model. Nothing is changed then.
+/// When the file is missing or damaged, or belongs to another model. Then nothing is changed.
 pub fn load(module: &(impl Visit + ?Sized), path: &Path) -> Result<BTreeMap<String, String>> {
     let TensorFile { tensors, metadata } = tensor_file::read(path)?;
     Found::in_file(module, path, &tensors)?.apply()?;

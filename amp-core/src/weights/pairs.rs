@@ -1,4 +1,4 @@
-//! Pairs of a model's tensors and the values to load into them.
+//! Pairs a model's tensors with the values to load into them.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -13,12 +13,12 @@ use crate::{
     precision::{dtype_name, is_floating},
 };
 
-/// A model's tensors, each under its first name.
+/// Returns a model's tensors, each under its first name.
 pub(crate) fn distinct(module: &(impl Visit + ?Sized)) -> Vec<(String, Tensor)> {
     tied(module).into_iter().map(|(tensor, mut names)| (names.swap_remove(0), tensor)).collect()
 }
 
-/// Every tensor once, with its names in order of declaration.
+/// Returns every tensor once, with its names in order of declaration.
 fn tied(module: &(impl Visit + ?Sized)) -> Vec<(Tensor, Vec<String>)> {
     let mut places = HashMap::new();
     let mut all: Vec<(Tensor, Vec<String>)> = Vec::new();
@@ -32,7 +32,7 @@ fn tied(module: &(impl Visit + ?Sized)) -> Vec<(Tensor, Vec<String>)> {
     all
 }
 
-/// Whether a file's tensor is a weight: other state in a checkpoint has names with a `/`.
+/// Returns whether a file's tensor is a weight. Other state in a checkpoint has names with a `/`.
 pub(super) fn is_weight(name: &str) -> bool {
     !name.contains('/')
 }
@@ -44,7 +44,8 @@ fn is_float8(kind: Kind) -> bool {
     )
 }
 
-/// The reason why these values cannot be loaded into `tensor`, if its dtype cannot represent them.
+/// Returns the reason why these values cannot be loaded into `tensor`, if its dtype cannot
+/// represent them.
 fn loses(name: &str, values: &Tensor, tensor: &Tensor) -> Result<Option<String>> {
     let (there, here) = (values.kind(), tensor.kind());
     let has_fractions = is_floating(there) || is_float8(there);
@@ -71,9 +72,9 @@ fn loses(name: &str, values: &Tensor, tensor: &Tensor) -> Result<Option<String>>
     }))
 }
 
-/// Whether two tensors have equal values.
+/// Returns whether two tensors have equal values.
 fn equal(a: &Tensor, b: &Tensor) -> Result<bool> {
-    // libtorch cannot compare 8-bit floats.
+    // libtorch cannot compare 8-bit floats, so they are converted first.
     let wide = |tensor: &Tensor| -> Result<Tensor> {
         Ok(match is_float8(tensor.kind()) {
             true => tensor.f_to_kind(Kind::Float)?,
@@ -91,13 +92,13 @@ pub(super) struct Pair {
     pub(super) name: String,
     /// The values; `None` if the model keeps its own.
     pub(super) values: Option<Tensor>,
-    /// The shape of the values that were not used.
+    /// The shape of the file's values, if they were not used because of it.
     pub(super) other_shape: Option<Vec<i64>>,
 }
 
-/// Pairs every tensor of a model with its values in `tensors`. A tensor whose name `keeps` accepts
-/// keeps its values if there are none with its shape. Mismatches are returned as texts, and then
-/// the pairs are incomplete.
+/// Pairs every tensor of a model with its values in `tensors`. If `keeps` accepts a tensor's name,
+/// the tensor keeps its values when the file has none with its shape. Mismatches are returned as
+/// texts; the pairs are then incomplete.
 pub(super) fn pair(
     module: &(impl Visit + ?Sized),
     tensors: &BTreeMap<String, Tensor>,
@@ -146,7 +147,7 @@ pub(super) fn pair(
     Ok((pairs, misfits))
 }
 
-/// The mismatches, in one line.
+/// Returns the mismatches, in one line.
 pub(super) fn listed(misfits: &[String]) -> String {
     const SHOWN: usize = 4;
     let shown = misfits.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
@@ -156,7 +157,7 @@ pub(super) fn listed(misfits: &[String]) -> String {
     }
 }
 
-/// A model's tensors with the values of a file of the same model.
+/// A model's tensors, paired with the values of a file.
 pub(crate) struct Found {
     pairs: Vec<Pair>,
 }
@@ -178,7 +179,7 @@ impl Found {
         match misfits.is_empty() {
             true => Ok(Self { pairs }),
             false => Err(Error::config(format!(
-                "{}: these are another model's weights: {}",
+                "{}: these are the weights of another model: {}",
                 path.display(),
                 listed(&misfits)
             ))),

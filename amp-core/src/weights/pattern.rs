@@ -16,12 +16,12 @@ impl Pattern {
         &self.text
     }
 
-    /// The number of `*`.
+    /// Returns the number of `*`.
     pub(super) fn wildcards(&self) -> usize {
         self.parts.len() - 1
     }
 
-    /// The text of each `*` if the name matches.
+    /// Returns the text of each `*` if the name matches.
     pub(super) fn captures<'n>(&self, name: &'n str) -> Option<Vec<&'n str>> {
         matched(&self.parts, name)
     }
@@ -30,7 +30,7 @@ impl Pattern {
         self.captures(name).is_some()
     }
 
-    /// The name with this text in place of each `*`.
+    /// Returns the name with this text in place of each `*`.
     pub(super) fn filled(&self, captures: &[&str]) -> String {
         let mut name = self.parts[0].clone();
         for (capture, part) in captures.iter().zip(&self.parts[1..]) {
@@ -41,7 +41,8 @@ impl Pattern {
     }
 }
 
-/// The text between the parts; the first part begins the text and the last part ends it.
+/// Returns the text between the parts. The first part is at the start of the text and the last part
+/// at its end.
 fn matched<'n>(parts: &[String], text: &'n str) -> Option<Vec<&'n str>> {
     let (first, rest) = parts.split_first()?;
     let text = text.strip_prefix(first.as_str())?;

@@ -10,11 +10,11 @@ use crate::precision::dtype_name;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Origin {
-    /// These tensors of the file, under the file's own names; several if they were stacked.
+    /// Tensors of the file, under the file's own names. There are several if they were stacked.
     File(Vec<String>),
-    /// The model's initialization: the file has no such tensor.
+    /// The model's initialization, because the file has no such tensor.
     Missing,
-    /// The model's initialization: the file's tensor has this other shape.
+    /// The model's initialization, because the file's tensor has this other shape.
     OtherShape(Vec<i64>),
 }
 
@@ -22,17 +22,17 @@ pub enum Origin {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ImportedTensor {
-    /// Its name in the model.
+    /// The tensor's name in the model.
     pub name: String,
-    /// Its shape.
+    /// The tensor's shape.
     pub shape: Vec<i64>,
-    /// Its dtype in the model, and in the file if its values come from there.
+    /// The dtype in the model, and the dtype in the file if the values come from there.
     pub kinds: (Kind, Option<Kind>),
-    /// The source of its values.
+    /// The source of the tensor's values.
     pub origin: Origin,
 }
 
-/// What was done with each tensor of the file and of the model; it prints as a table.
+/// The result of an import for each tensor of the file and of the model. It prints as a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Imported {
@@ -45,7 +45,7 @@ pub struct Imported {
 }
 
 impl Imported {
-    /// The model's tensors that kept their initial values.
+    /// Returns the model's tensors that kept their initial values.
     pub fn kept(&self) -> impl Iterator<Item = &ImportedTensor> {
         self.tensors.iter().filter(|tensor| !matches!(tensor.origin, Origin::File(_)))
     }

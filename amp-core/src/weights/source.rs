@@ -1,4 +1,4 @@
-//! The sources of weights: one file, an index of several files, or a folder with either.
+//! The sources of weights: a file, an index of several files, or a folder with either.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,7 +16,7 @@ use crate::{
 /// The files that `save_pretrained` writes to a folder.
 const FILES: [&str; 2] = ["model.safetensors.index.json", "model.safetensors"];
 
-/// `model.safetensors.index.json`: the file of each tensor.
+/// The content of `model.safetensors.index.json`: the file of each tensor.
 #[derive(Deserialize)]
 struct Index {
     weight_map: BTreeMap<String, String>,
@@ -52,7 +52,7 @@ fn sharded(path: &Path) -> Result<TensorFile> {
     let files: BTreeSet<&String> = weight_map.values().collect();
     let mut whole = TensorFile { tensors: BTreeMap::new(), metadata: BTreeMap::new() };
     for file in files {
-        // A path out of the folder does not name a shard of this model.
+        // A path that leads out of the folder cannot be a shard of this model.
         if Path::new(file).components().count() != 1 {
             return Err(Error::config(format!(
                 "{}: the shard `{file}` is not in the index's folder",

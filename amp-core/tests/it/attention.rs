@@ -17,8 +17,8 @@ use crate::support::{
 
 const WIDTH: i64 = 32;
 
-/// The output of libtorch's attention with the same weights, the gradient of the output's sum with
-/// respect to the input, and its gradients with respect to the weights.
+/// Computes with libtorch's attention and the same weights: the output, the gradient of the
+/// output's sum with respect to the input, and its gradients with respect to the weights.
 fn by_libtorch(input: &Tensor, tensors: &[Tensor], dropout: f64) -> Result<Vec<Tensor>> {
     let [weight, bias, out_weight, out_bias] = tensors else { panic!("four tensors") };
     let heads = |x: &Tensor| -> Result<Tensor> {
@@ -102,7 +102,7 @@ fn dropout_drops_whole_heads(
     let of_heads = kept.mean_dim(-1, true, Kind::Double);
     assert!(of_heads.eq(0.0).logical_or(&of_heads.eq(1.0)).all().int64_value(&[]) == 1);
     let share = of_heads.mean(Kind::Double).double_value(&[]);
-    // Five standard errors for 200 heads.
+    // The tolerance is five standard errors of the mean over 200 heads.
     assert!((share - (1.0 - p)).abs() < 5.0 * (p * (1.0 - p) / 200.0).sqrt(), "{share}");
     let factors = of_heads / (1.0 - p);
     let bound = if precision == Precision::F32True { 1e-6 } else { 0.01 };

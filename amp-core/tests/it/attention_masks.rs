@@ -83,7 +83,7 @@ fn a_query_without_keys_attends_to_zeros(
     Ok(())
 }
 
-/// Padding changes no bit of other positions, and a sequence may be padding only.
+/// Padding changes no bit of other positions. A sequence may consist of padding only.
 #[rstest]
 fn padding_has_no_effect(
     #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,
@@ -184,7 +184,7 @@ fn returned_weights_do_not_change_the_output(
     Ok(())
 }
 
-/// The slopes given in the ALiBi paper, and the slopes that the authors' code gives for 12 heads.
+/// The slopes equal those in the ALiBi paper, and for 12 heads those of the authors' code.
 #[test]
 fn alibi_slopes_equal_the_papers() -> Result<()> {
     let eight: Vec<f64> = (1..=8).map(|i| 0.5_f64.powi(i)).collect();
@@ -221,7 +221,7 @@ fn rotated_products_depend_on_the_distance_alone(
     assert!((product(7, 3)? - product(7, 4)?).abs() > 0.01, "places matter");
     let length = |x: &Tensor| wide(x).square().sum(Kind::Double).double_value(&[]);
     assert!((length(&rope.rotate(&q, 100)?) / length(&q) - 1.0).abs() < bound);
-    assert!(relative(&rope.rotate(&q, 0)?, &q) == 0.0, "place 0 is not rotated");
+    assert!(relative(&rope.rotate(&q, 0)?, &q) == 0.0, "position 0 is not rotated");
     Ok(())
 }
 
@@ -240,7 +240,7 @@ fn invalid_masks_are_refused() -> Result<()> {
     );
     refused(
         new(MultiheadAttentionConfig { causal: true, add_zero_attn: true, ..config }),
-        "added keys have no place for `causal`",
+        "added keys have no position, which `causal` needs",
     );
     refused(new(MultiheadAttentionConfig { dropout: 1.5, ..config }), "not a probability");
     refused(
@@ -271,7 +271,7 @@ fn invalid_masks_are_refused() -> Result<()> {
     );
     refused(
         causal.attend(&q, &k, &k, &AttentionMask::none(), &cx).map(drop),
-        "4 queries and 3 keys have no common places",
+        "4 queries and 3 keys: `causal` needs equal numbers",
     );
     refused(
         RotaryEmbedding::new(RotaryEmbeddingConfig::new(6, RotaryPairing::HalfRotated))?
@@ -322,8 +322,8 @@ fn masked_layers_can_be_checkpointed() -> Result<()> {
     };
     let plain = run(false, false)?;
     assert!(off(&run(true, false)?, &plain) < 1e-6);
-    assert!(off(&run(false, true)?, &plain) < 1e-6, "nothing is computed again");
-    assert!(off(&run(true, true)?, &plain) > 0.01, "the mask is looked at again");
+    assert!(off(&run(false, true)?, &plain) < 1e-6, "nothing is recomputed");
+    assert!(off(&run(true, true)?, &plain) > 0.01, "the recomputation reads the mask");
     Ok(())
 }
 

@@ -19,7 +19,7 @@ use crate::support::{
 
 const CPU: Device = Device::Cpu;
 
-/// Positive values below 1, the same as the recorder's.
+/// Returns positive values below 1, the same as in the recording.
 pub(crate) fn x(shape: &[i64]) -> Tensor {
     let count: i64 = shape.iter().product();
     let values: Vec<f64> = (1..=count).map(|n| n as f64 / (count + 2) as f64).collect();
@@ -30,12 +30,12 @@ fn state() -> AutocastState {
     autocast_state(CPU).expect("the state can be read")
 }
 
-/// The dtype of the output of a linear layer on f32 input under the current autocast.
+/// Returns the dtype of the output of a linear layer on f32 input under the current autocast.
 fn linear() -> &'static str {
     name_of(x(&[4, 8]).linear(&x(&[3, 8]), None::<&Tensor>).kind())
 }
 
-/// [10]: the state outside of any region.
+/// [10]: outside of any region, the state is torch's.
 #[test]
 fn the_defaults_are_torchs() {
     let defaults = &oracle!("autocast_cpu.json")["defaults"];
@@ -43,8 +43,8 @@ fn the_defaults_are_torchs() {
     assert_eq!(state(), AutocastState { enabled: defaults["enabled"] == 1, dtype });
 }
 
-/// [13], [14]: the state before, inside and after nested regions, also if a panic leaves one.
-/// Gradients of f32 weights and inputs are f32.
+/// [13], [14]: the state before, inside and after nested regions is torch's, also if a panic ends a
+/// region. Gradients of f32 weights and inputs are f32.
 #[rstest]
 #[case("f16")]
 #[case("bf16")]
@@ -122,7 +122,7 @@ fn guards_dropped_in_the_wrong_order_leave_nothing_behind() -> Result<()> {
     ];
     let innermost = state();
     drop(guards.remove(0));
-    assert_eq!(state(), innermost, "the innermost region goes on");
+    assert_eq!(state(), innermost, "the innermost region continues");
     drop(guards);
     assert_eq!(state(), outside);
     Ok(())
@@ -213,14 +213,13 @@ fn cast_weights_are_freed_with_their_region() -> Result<()> {
         weights.iter().take(count).try_for_each(pass)?;
         Ok(meter.read()?.peak_allocated as i64)
     };
-    // libtorch's cache of casts belongs to the process: if a region on another thread ends at the
-    // same moment, the other thread frees the copy, and the meter of this thread does not count
-    // that.
+    // All threads share libtorch's cache of casts. If an autocast region on another thread ends
+    // during a measurement, that thread frees the copy, and the meter does not count the release.
     let least = |count: usize| -> Result<i64> {
         (0..8).try_fold(i64::MAX, |least, _| Ok(least.min(peak(count)?)))
     };
     let (one, four) = (least(1)?, least(4)?);
-    assert!(one >= 128 << 10, "the copy is seen: {one}");
+    assert!(one >= 128 << 10, "the measured peak misses the copy: {one}");
     assert!(four - one < 64 << 10, "{four} for four regions, {one} for one");
     Ok(())
 }

@@ -17,7 +17,8 @@ use crate::{
 
 type Operation = fn(Kind) -> Result<Tensor, amp_core::tch::TchError>;
 
-/// An operation under the recorder's name; the argument is the low dtype.
+/// Returns an operation by the recorder's name. The operation's argument is the low-precision
+/// dtype.
 fn operation(name: &str) -> Operation {
     const NONE: Option<&Tensor> = None;
     fn x(shape: &[i64]) -> Tensor {
@@ -188,8 +189,8 @@ fn cuda_has_its_own_list_of_operations() -> Result<()> {
     Ok(())
 }
 
-/// [10] to [12]: the dtype or error of each operation under f16 autocast, bf16 autocast and none.
-/// The recording was made on a CPU.
+/// [10] to [12]: each operation has torch's dtype or error under f16 autocast, bf16 autocast and no
+/// autocast. The recording was made on a CPU.
 #[test]
 fn outputs_have_torchs_dtypes() -> Result<()> {
     if device().is_cuda() {

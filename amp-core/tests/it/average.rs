@@ -53,7 +53,7 @@ impl Callback for Follow {
     }
 
     fn step_access(&self) -> StepAccess {
-        StepAccess::EachStep
+        StepAccess::PerStep
     }
 
     fn on_train_batch_end(

@@ -49,7 +49,7 @@ fn run(
     }
 }
 
-/// The reference: libtorch's operations one after the other, in f64 on the CPU. `passed` says which
+/// The reference: libtorch's operations one by one, in f64 on the CPU. `passed` tells which
 /// elements ReLU passes on.
 struct Exact {
     leaves: [Tensor; 4],
@@ -71,8 +71,8 @@ impl Exact {
         Self { leaves, statistics, sum }
     }
 
-    /// Output, gradients and statistics by name. Values within rounding of zero may be cut off by
-    /// ReLU or not, so `seen`, the output under test, decides for both.
+    /// Returns output, gradients and statistics by name. ReLU may or may not cut off values within
+    /// rounding of zero, so `seen`, the output under test, decides for both.
     fn values(
         &self,
         after: After,
@@ -99,7 +99,8 @@ impl Exact {
     }
 }
 
-/// Output, the gradients of the input, the residual, weight and bias, and the running statistics.
+/// Returns the output, the gradients of the input, the residual, weight and bias, and the running
+/// statistics.
 fn pass(
     norm: &BatchNorm,
     after: After,
@@ -259,7 +260,7 @@ impl Module for Images {
     }
 }
 
-/// Two residual blocks after a convolution, 64 → 10.
+/// Returns two residual blocks after a convolution, 64 → 10.
 fn net() -> Result<Sequential> {
     Ok(Sequential::new(vec![
         Box::new(Images),
@@ -277,13 +278,13 @@ fn momentum(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(Sgd { lr: 1e-2, momentum: 0.9, ..Default::default() })
 }
 
-/// Three epochs on some digits, with deterministic algorithms on CUDA.
+/// Trains three epochs on some digits, with deterministic algorithms on CUDA.
 fn train(config: &TrainerConfig) -> Result<Outcome> {
     // No other test trains meanwhile.
     let _generator = seeded(7);
     set_numerics(false, device().is_cuda())?;
     let config = TrainerConfig { max_epochs: 3, ..config.clone() };
-    let outcome = train_on(&config, net()?, StepAccess::Late, momentum, Vec::new());
+    let outcome = train_on(&config, net()?, StepAccess::Deferred, momentum, Vec::new());
     set_numerics(false, false)?;
     outcome
 }

@@ -20,7 +20,7 @@ use crate::support::{
 
 pub(crate) const COUNT: i64 = 12;
 
-/// uint8 images `[N, channels, 9, 11]`.
+/// Returns uint8 images `[N, channels, 9, 11]`.
 pub(crate) fn pixels(channels: i64) -> Tensor {
     let numbers = Tensor::arange(COUNT * channels * 99, (Kind::Int64, Device::Cpu));
     let pixels = (&numbers * 7919 + &numbers * &numbers * 13).remainder(256);
@@ -71,8 +71,8 @@ impl Transform for Plain {
     }
 }
 
-/// Equal to single images to the last bit on the CPU, in every dtype, and each generator ends in the same
-/// state.
+/// A batch is bit-identical to its single images on the CPU, in every dtype, and each generator
+/// ends in the same state.
 #[rstest]
 #[case::flip(&RandomHorizontalFlip::new(0.5))]
 #[case::crop(&RandomCrop::to(5, 7))]
@@ -107,7 +107,8 @@ fn a_batch_is_changed_as_each_image_by_itself(
     Ok(())
 }
 
-/// On the device the images equal the CPU's, within one level for each transform that computes numbers.
+/// The images on the device equal the CPU's images, within one level for each transform that
+/// computes numbers.
 #[rstest]
 #[case::flip(&RandomHorizontalFlip::new(0.5), 0.0)]
 #[case::crop(&RandomCrop::new(9).padding(3), 0.0)]
@@ -133,7 +134,7 @@ fn a_batch_on_cuda_is_that_on_the_cpu(
     Ok(())
 }
 
-/// The regions that torchvision crops, at recorded positions.
+/// At recorded positions the regions equal torchvision's crops.
 #[test]
 fn parts_are_torchvisions() -> Result<()> {
     let all = crate::transforms::recorded();
@@ -165,7 +166,7 @@ fn parts_are_torchvisions() -> Result<()> {
 #[case(&RandomHorizontalFlip::new(0.5), &[3, 9, 11], "images [3, 9, 11] of Float with 2 generators")]
 #[case(&RandomHorizontalFlip::new(0.5), &[3, 3, 9, 11], "images [3, 3, 9, 11] of Float with 2 generators")]
 #[case(&jitter(), &[2, 2, 9, 11], "colors of an image of 2 channels")]
-#[case(&Normalize::imagenet(), &[2, 1, 9, 11], "Normalize has values of 3 channels")]
+#[case(&Normalize::imagenet(), &[2, 1, 9, 11], "Normalize has means for 3 channels")]
 fn images_that_do_not_fit_are_refused(
     #[case] transform: &dyn Transform,
     #[case] size: &[i64],
@@ -176,7 +177,8 @@ fn images_that_do_not_fit_are_refused(
     assert!(text.starts_with(says), "{text}");
 }
 
-/// torchvision 0.26's rectangles and areas, recorded with its draws replaced by these (fixtures/oracles/images.json).
+/// Rectangles and areas equal torchvision 0.26's. The recording replaced torchvision's draws by
+/// these numbers (fixtures/oracles/images.json).
 #[test]
 fn rectangles_are_torchvisions() -> Result<()> {
     let all = crate::transforms::recorded();

@@ -22,7 +22,7 @@ use crate::{
     support::{bits::sha256, message, seeded},
 };
 
-/// Single images, for each of which a number is drawn.
+/// A set of single images. It draws a number for each.
 struct Examples(SharedTensor);
 
 impl MapDataset for Examples {
@@ -74,8 +74,8 @@ fn precision_kind(precision: Precision) -> Kind {
     }
 }
 
-/// From memory, read ahead, by workers or on the device, and from any batch of an epoch on: the same
-/// batches.
+/// The batches are the same from memory, read ahead, by workers or on the device, and starting at
+/// any batch of an epoch.
 #[rstest]
 fn batches_do_not_depend_on_how_they_are_loaded(
     #[values(Precision::F32True, Precision::Bf16True, Precision::F64True)] precision: Precision,
@@ -165,7 +165,7 @@ fn numbers_of_batches_are_their_own() -> Result<()> {
     Ok(())
 }
 
-/// The first examples of a set are shown as they are trained on.
+/// `head` shows the first examples after their transforms, as training uses them.
 #[test]
 fn a_look_at_a_set_has_its_changes() -> Result<()> {
     let set = in_memory()?.transformed(Images::new(Normalize::imagenet()));
@@ -187,8 +187,8 @@ struct Net {
     all: Sequential,
 }
 
-/// A run that resumes in the middle of an epoch ends like an uninterrupted run, in every way of loading:
-/// changes on the device do not draw from the model's generator.
+/// A run that resumes in the middle of an epoch ends like an uninterrupted run, in every way of
+/// loading: batch transforms on the device do not use the random generator of the model.
 #[rstest]
 fn a_resumed_run_equals_the_straight_one(#[values(2, 3, 5)] steps: u64) -> Result<()> {
     let data = |num_workers, prefetch| -> Result<DataModule> {

@@ -39,7 +39,7 @@ pub(crate) fn sgd(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(Sgd { lr: 1e-2, momentum: 0.9, ..Default::default() })
 }
 
-/// Linear layers and activations in turn.
+/// Returns alternating linear layers and activations.
 fn stack<M: Module + 'static>(activation: fn() -> M) -> Result<Model> {
     let mut layers: Vec<Box<dyn Module>> = Vec::new();
     for _ in 0..BLOCKS {
@@ -49,18 +49,18 @@ fn stack<M: Module + 'static>(activation: fn() -> M) -> Result<Model> {
     Ok(Model::regression(Sequential::new(layers), sgd))
 }
 
-/// Each layer keeps its input: two activations for each block.
+/// Returns layers that keep their inputs: two activations for each block.
 pub(crate) fn mlp() -> Result<Model> {
     stack(|| Gelu)
 }
 
-/// ReLU keeps its output, which is also the input that the next linear layer keeps: one activation
-/// for each block.
+/// Returns layers with ReLU. ReLU keeps its output, which is also the input that the next linear
+/// layer keeps: one activation for each block.
 fn relu_mlp() -> Result<Model> {
     stack(|| Relu)
 }
 
-/// Blocks with batch statistics and dropout. One of them is wrapped in a checkpoint.
+/// Returns blocks with batch statistics and dropout. One of them is wrapped in a checkpoint.
 pub(crate) fn mixed() -> Result<Model> {
     let block = || -> Result<Vec<Box<dyn Module>>> {
         Ok(vec![
@@ -81,11 +81,12 @@ pub(crate) fn mixed() -> Result<Model> {
 struct Run {
     record: Result<RunRecord>,
     plans: Vec<MemoryPlan>,
-    /// The peak above the memory held before the model was built; the data already existed.
+    /// The peak above the memory that was held before the model was built. The data already existed
+    /// then.
     peak: u64,
     /// All parameters and buffers.
     tensors: Vec<String>,
-    /// The next numbers of the random generator.
+    /// The next numbers of the random generator, as text.
     after: String,
 }
 
@@ -94,7 +95,7 @@ impl Run {
         if let Err(error) = &self.record {
             panic!("{error}");
         }
-        assert_eq!(self.plans.len(), 1, "it is said once");
+        assert_eq!(self.plans.len(), 1, "the plan is reported once");
         &self.plans[0]
     }
 
@@ -112,7 +113,7 @@ pub(crate) fn config(precision: Precision, budget: Option<u64>) -> TrainerConfig
     })
 }
 
-/// Four batches of noise. They stay on the host, because on CUDA the data set would count.
+/// Returns four batches of noise. They stay on the host, because on CUDA the data set would count.
 pub(crate) fn examples() -> Result<DataModule> {
     let noise = || Tensor::randn([4 * BATCH, WIDTH], (Kind::Float, Device::Cpu));
     let mut data = same(Batch::new(noise(), noise())?, BATCH)?;
@@ -123,7 +124,7 @@ pub(crate) fn examples() -> Result<DataModule> {
     Ok(data)
 }
 
-/// Trains an epoch.
+/// Trains for an epoch.
 fn run(config: &TrainerConfig, build: impl Fn() -> Result<Model>) -> Result<Run> {
     let _generator = seeded(3);
     let data = examples()?;
@@ -140,7 +141,7 @@ fn run(config: &TrainerConfig, build: impl Fn() -> Result<Model>) -> Result<Run>
     Ok(Run { record, plans: plans.collect(), peak, tensors, after })
 }
 
-/// The inputs and targets of the previous step, which a lagging device may still hold.
+/// Returns the inputs and targets of the previous step, which a lagging device may still hold.
 fn earlier_batches(config: &TrainerConfig) -> u64 {
     match device() {
         Device::Cpu => 0,
@@ -148,8 +149,9 @@ fn earlier_batches(config: &TrainerConfig) -> u64 {
     }
 }
 
-/// The peak of a run without a budget, and the memory that the budget counts in addition, including
-/// the previous step's batches. The first run of a process on CUDA allocates workspaces that remain.
+/// Returns the peak of a run without a budget, and the memory that the budget counts in addition,
+/// including the previous step's batches. The first run of a process on CUDA allocates workspaces
+/// that remain.
 pub(crate) fn unlimited(
     config: &TrainerConfig,
     build: impl Fn() -> Result<Model>,
@@ -166,8 +168,7 @@ pub(crate) fn unlimited(
 }
 
 /// The measured peak equals the predicted peak and is within the budget, and only one input of each
-/// checkpointed segment is kept. A model comes with the number of layer inputs out of two that it
-/// keeps otherwise.
+/// checkpointed segment is kept. The cases give the number of kept layer inputs out of two.
 #[rstest]
 #[case::each_keeps_its_input(mlp, 2, 70)]
 #[case::each_keeps_its_input(mlp, 2, 80)]
@@ -202,7 +203,7 @@ fn the_peak_is_as_predicted_and_within_the_budget(
     assert!(plan.freed > 0 && run.peak < peak + earlier, "{} of {peak}", run.peak);
     if device() == Device::Cpu {
         let off = plan.predicted_peak - run.peak;
-        assert!(off <= 4096, "{off} bytes more were foretold");
+        assert!(off <= 4096, "{off} bytes differ from the prediction");
     }
     Ok(())
 }
@@ -234,8 +235,9 @@ fn layers_within_a_stage_are_chosen() -> Result<()> {
     Ok(())
 }
 
-/// Weights, batch statistics, losses, the scale, the profile's phases and the next random numbers
-/// equal those of a run without a budget and of a run without checkpoints.
+/// A memory budget changes neither weights, batch statistics, losses and loss scale, nor the
+/// profile's phases and the next random numbers. The runs to compare with have no budget, or no
+/// activation checkpoints.
 #[rstest]
 fn a_budget_changes_no_result(
     #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16Mixed, Precision::F64True)]
@@ -327,7 +329,7 @@ fn a_budget_that_is_too_small_names_the_smallest_possible() -> Result<()> {
     Ok(())
 }
 
-/// A single layer, not a container.
+/// A model that is a single layer and not a container is refused.
 #[test]
 fn a_model_without_checkpointable_layers_is_refused() -> Result<()> {
     let lone = || Ok(Model::regression(linear(WIDTH, WIDTH)?, sgd));

@@ -1,4 +1,4 @@
-//! The plan made for a memory budget is saved with the run, and making the plan leaves no trace.
+//! The plan made for a memory budget is saved with the run. Making the plan changes no other state.
 
 use std::sync::{
     Arc,

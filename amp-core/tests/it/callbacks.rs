@@ -173,8 +173,8 @@ fn hooks_come_in_lightnings_order_and_see_unclipped_gradients() -> Result<()> {
     Ok(())
 }
 
-/// [15], Lightning #11407: under `16-mixed` a hook reads and logs the true norm, not the norm times
-/// 65536.
+/// [15], Lightning #11407: under `16-mixed` a hook reads and logs the true norm, not the scaled
+/// norm, which is 65536 times as large.
 #[test]
 fn a_hook_sees_unscaled_gradients_whatever_the_scale() -> Result<()> {
     let norm = |precision, init_scale| -> Result<f64> {
@@ -250,7 +250,7 @@ fn a_value_that_is_not_logged_cannot_be_monitored() -> Result<()> {
     let text = message(Trainer::new(config(1)).fit(&mut model, &same(constant(2, 3, 9.0)?, 1)?));
     assert!(text.contains("nothing to monitor under `val_acc`"), "{text}");
     assert!(!model.calls.into_inner().contains(&"step".to_owned()), "no step has run");
-    // The value exists only in training; what is wrong with it shows at the end of an epoch.
+    // The value exists only in training, so the error occurs at the end of an epoch.
     let own = EarlyStopping::new("train_typo", Mode::Max);
     let text = message(trained(&[1.0], Trainer::new(config(1)).callback(own)));
     assert!(text.contains("nothing to monitor under `train_typo`"), "{text}");
@@ -264,8 +264,8 @@ fn a_value_that_is_not_logged_cannot_be_monitored() -> Result<()> {
     Ok(())
 }
 
-/// Two processes that save into one folder overwrite each other's `last.safetensors`. The lock of another
-/// process is a lock through another open file.
+/// Two processes that save into one folder would overwrite each other's `last.safetensors`. The
+/// test simulates the other process's lock by a lock through another open file.
 #[test]
 fn a_folder_that_another_process_saves_into_is_refused() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
@@ -282,7 +282,7 @@ fn a_folder_that_another_process_saves_into_is_refused() -> Result<()> {
     assert!(other.try_lock().is_err(), "the second one still holds the lock");
     drop(second);
     assert!(other.try_lock().is_ok(), "released");
-    assert_eq!(folder.path().read_dir().expect("the folder").count(), 0, "nothing is left behind");
+    assert_eq!(folder.path().read_dir().expect("the folder").count(), 0, "no file remains");
     Ok(())
 }
 

@@ -37,7 +37,7 @@ struct Eager {
     body: Linear,
 }
 
-/// The loss of R-Drop: the same examples under two dropout masks.
+/// Computes the loss of R-Drop: the same examples with two dropout masks.
 fn twice(net: &mut Captured, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
     let one = net.forward(&batch.input, step.context())?;
     let other = net.forward(&batch.input, step.context())?;
@@ -78,9 +78,9 @@ fn train(
 /// Only a training step that is marked `captured` may run as a graph.
 #[test]
 fn only_a_step_marked_captured_may_be_captured() -> Result<()> {
-    assert_eq!(Captured::builder().build()?.step_access(), StepAccess::Late);
+    assert_eq!(Captured::builder().build()?.step_access(), StepAccess::Deferred);
     let mut eager = Eager::builder().build()?;
-    assert!(matches!(eager.step_access(), StepAccess::Within(_)));
+    assert!(matches!(eager.step_access(), StepAccess::InStep(_)));
     if device().is_cuda() {
         let text = message(train(&mut eager, Precision::F32True, Graph::On, &data()?));
         assert!(text.contains("does not say `captured`"), "{text}");
@@ -88,7 +88,7 @@ fn only_a_step_marked_captured_may_be_captured() -> Result<()> {
     Ok(())
 }
 
-/// 512 steps with and without graphs have the same bits: weights, logged values, skips, scale.
+/// 512 steps with and without graphs are bit-identical: weights, logged values, skips and scale.
 #[rstest]
 fn a_captured_step_equals_the_eager_step(
     #[values(Precision::F32True, Precision::Bf16Mixed, Precision::F16Mixed)] precision: Precision,
@@ -98,7 +98,7 @@ fn a_captured_step_equals_the_eager_step(
             let _section = seeded(0);
             Captured::builder().build()?
         };
-        // Made before the section that draws dropout, because sections do not nest.
+        // The data are made before the section that draws dropout, because sections do not nest.
         let data = data()?;
         let _section = seeded(1);
         let record = train(&mut model, precision, graph, &data)?;

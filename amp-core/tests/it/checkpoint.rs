@@ -42,7 +42,7 @@ struct Outcome {
     after: Tensor,
 }
 
-/// One training step of four blocks on the device under test.
+/// Runs one training step of four blocks on the device under test.
 fn step(precision: Precision, checkpointed: bool) -> Result<Outcome> {
     let _generator = seeded(1);
     let policy = Policy::new(precision, device());
@@ -125,7 +125,7 @@ fn a_failure_while_recomputing_is_an_error_with_its_text() -> Result<()> {
     Ok(())
 }
 
-/// Draws random numbers in the recomputation, as another thread may at that moment.
+/// Draws random numbers in the recomputation, as another thread may do at that moment.
 struct DrawsAgain;
 
 impl Visit for DrawsAgain {
@@ -141,7 +141,8 @@ impl Module for DrawsAgain {
     }
 }
 
-/// Otherwise the recomputation would reset the random numbers of a thread that draws meanwhile.
+/// A module that draws nothing does not reset the generator when it is recomputed. Otherwise it
+/// would reset the random numbers of another thread.
 #[test]
 fn a_module_without_random_numbers_leaves_the_generator_alone() -> Result<()> {
     let policy = Policy::new(Precision::F32True, device());
@@ -174,8 +175,8 @@ impl Module for Notes {
     }
 }
 
-/// The draws of a section would otherwise count as the module's own, and its recomputation would reset
-/// the section's generator.
+/// A checkpointed module waits for sections of other threads. Otherwise the draws of a section
+/// would count as the module's own, and its recomputation would reset the section's generator.
 #[test]
 fn a_checkpoint_waits_for_sections_of_other_threads() -> Result<()> {
     let (is_in_section, ran_beside) = (Arc::new(AtomicBool::new(true)), Arc::default());
@@ -208,8 +209,9 @@ fn a_second_backward_pass_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// A recomputation takes the kernels of its forward pass, whatever the thread takes by then. Where layers are fused, the
-/// planted factor doubles the gradient.
+/// A recomputation uses the kernels of its forward pass, even if the thread has since switched to
+/// other kernels.
+/// If layers are fused, the planted factor doubles the gradient.
 #[rstest]
 #[case::libtorch(Kernels::Libtorch, 1.0)]
 #[case::own(Kernels::Own, 2.0)]

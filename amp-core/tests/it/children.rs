@@ -6,7 +6,7 @@ use std::{cell::RefCell, rc::Rc};
 use amp_core::{
     Module, Result,
     nn::{
-        self, Call, Child, Context, DtypeProbe, Given, LayerNorm, Linear, Op, Probe, Visit,
+        self, Call, Child, Context, DtypeProbe, LayerNorm, Linear, ModuleOutput, Op, Probe, Visit,
         named_tensors,
     },
     precision::{Policy, Precision, Region},
@@ -20,9 +20,9 @@ use crate::support::{message, seeded};
 struct Products(RefCell<Vec<(String, Kind)>>);
 
 impl DtypeProbe for Products {
-    fn gave(&self, given: &Given<'_>) {
-        if given.op == Op::Matmul {
-            self.0.borrow_mut().push((given.path.to_owned(), given.kind));
+    fn module_output(&self, output: &ModuleOutput<'_>) {
+        if output.op == Op::Matmul {
+            self.0.borrow_mut().push((output.path.to_owned(), output.kind));
         }
     }
 }
@@ -107,7 +107,7 @@ struct Net {
     head: Linear,
 }
 
-/// A function that accepts any module.
+/// Returns a function that accepts any module.
 fn apply(layer: &impl Module, x: &Tensor, cx: &Context) -> Result<Tensor> {
     layer.forward(x, cx)
 }
@@ -172,7 +172,7 @@ fn overrides_apply_to_children() -> Result<()> {
     Ok(())
 }
 
-/// Attention with a mask, as in BERT: several inputs, one of which is optional.
+/// Attention with a mask, as in BERT, has several inputs, one of which is optional.
 #[derive(Module)]
 #[forward(|x, mask: Option<&Tensor>, scale: f64| -> Result<(Tensor, Tensor)> {
     let scores = query(x)?.f_matmul(&key(x)?.f_transpose(1, 2)?)?.f_mul_scalar(scale)?;
@@ -254,7 +254,7 @@ fn masked_elements_have_no_effect() -> Result<()> {
     Ok(())
 }
 
-/// UNet's block with an image and a time, and two towers with two inputs.
+/// A UNet block has an image and a time as inputs, and two towers have two inputs.
 #[derive(Module)]
 #[forward(|x, t| {
     let shift = time(t)?.f_unsqueeze(-1)?.f_unsqueeze(-1)?;

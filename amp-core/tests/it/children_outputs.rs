@@ -1,4 +1,4 @@
-//! Modules of the user's own with several tensors as inputs and outputs.
+//! User-defined modules with several tensors as inputs and outputs.
 
 use amp_core::{
     Module, Result,
@@ -13,7 +13,7 @@ use crate::{
     support::seeded,
 };
 
-/// A module of the user's own whose output is a tuple.
+/// A user-defined module whose output is a tuple.
 struct Moments;
 
 impl Visit for Moments {

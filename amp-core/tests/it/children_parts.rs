@@ -1,5 +1,5 @@
-//! Layers of layers, as in `self.block.head`: a derived `#[forward]` that calls one gives it the
-//! path and the regions of both.
+//! Layers within layers, as in `self.block.head`. If a derived `#[forward]` calls one, it has the
+//! paths and the regions of both.
 
 use amp_core::{
     Module, Result,
@@ -33,7 +33,7 @@ struct Nested {
     list: Vec<Linear>,
 }
 
-/// Not a module, so its fields have no paths.
+/// A struct that is no module. The layers in its fields therefore have no paths.
 struct Pair<'m> {
     layer: &'m Linear,
 }
@@ -61,7 +61,8 @@ struct Lists<'m> {
     let last = &self.deep;
     x = last.block.inner.forward(&x, cx)?;
     let pair = Pair { layer: &self.alone };
-    // A layer that is not a child of a child is called directly, outside of every layer's path.
+    // This layer is not a child of a child, so it is called directly, outside of every layer's
+    // path.
     x = pair.layer.forward(&x, cx)?;
     let lists = Lists { layers: vec![&self.alone] };
     lists.layers[0].forward(&x, cx)
@@ -126,7 +127,7 @@ impl Visit for Renamed {
     }
 }
 
-/// A name that the module does not have is left out of the path.
+/// The path omits a name that the module does not have.
 #[test]
 fn a_field_with_another_name_is_left_out_of_the_path() -> Result<()> {
     let _generator = seeded(0);

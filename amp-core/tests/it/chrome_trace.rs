@@ -50,7 +50,7 @@ fn number(event: &Value, key: &str) -> f64 {
     event[key].as_f64().unwrap_or_else(|| panic!("`{key}` in {event}"))
 }
 
-/// The complete events (`ph: X`) of a process.
+/// Returns the complete events (`ph: X`) of a process.
 fn complete(trace: &[Value], pid: u64) -> Vec<&Value> {
     trace.iter().filter(|event| event["ph"] == "X" && event["pid"] == pid).collect()
 }
@@ -103,7 +103,8 @@ fn spans_nest_and_add_up_to_the_profile() -> Result<()> {
     Ok(())
 }
 
-/// The host and the device of each run are a process with the run's name. No event lacks a process.
+/// The trace shows the host and the device of each run as processes with the run's name. Every event
+/// belongs to a process.
 #[test]
 fn every_process_and_thread_has_a_name() -> Result<()> {
     let folder = tempdir().expect("a folder");

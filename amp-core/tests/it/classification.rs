@@ -15,8 +15,8 @@ use crate::support::{
     device, needs_cuda, seeded,
 };
 
-/// Logits with few bits, so that every dtype represents them exactly, and classes. Every fifth row
-/// is ignored.
+/// Returns logits with few bits, so that every dtype represents them exactly, and classes. Every
+/// fifth row is ignored.
 fn examples(rows: i64, classes: i64) -> [Tensor; 2] {
     let logits = Tensor::randn([rows, classes], (Kind::Double, Device::Cpu)) * 4;
     let targets = Tensor::randint(classes, [rows], (Kind::Int64, Device::Cpu));
@@ -24,13 +24,14 @@ fn examples(rows: i64, classes: i64) -> [Tensor; 2] {
     [logits.to_kind(Kind::BFloat16).to_kind(Kind::Double), targets.masked_fill(&ignored, -100)]
 }
 
-/// A leaf tensor with this tensor's values on another device or in another dtype.
+/// Returns a leaf tensor with this tensor's values on another device or in another dtype.
 fn leaf(tensor: &Tensor, kind: Kind, device: Device) -> Tensor {
     tensor.detach().copy().to_kind(kind).to(device).set_requires_grad(true)
 }
 
-/// Loss and gradient have the errors of the dtype of the computation; the gradient is then rounded
-/// to the dtype of the logits. Logits of 16 bits come from a region that asks for a loss in f32.
+/// Loss and gradient have errors as large as the dtype of the computation allows; the gradient is
+/// then rounded to the dtype of the logits. 16-bit logits come from a region that requires an f32
+/// loss.
 #[rstest]
 #[case(Kind::Double, Precision::F64True, 1e-14, 1e-13)]
 #[case(Kind::Float, Precision::F32True, 1e-6, 3e-6)]
@@ -90,7 +91,8 @@ fn a_mean_over_no_rows_is_nan() -> Result<()> {
     Ok(())
 }
 
-/// Outside of a region a loss has the dtype of its logits. Without gradients, libtorch computes it.
+/// Outside of a region a loss has the dtype of its logits. Without gradients, libtorch computes the
+/// loss.
 #[rstest]
 fn a_loss_has_the_dtype_of_its_logits(
     #[values(Kind::Half, Kind::BFloat16)] kind: Kind,
@@ -126,7 +128,7 @@ fn correct_counts_equal_libtorchs_argmax(
     #[values((1, 2), (7, 10), (300, 33), (4096, 10), (1500, 44))] (rows, classes): (i64, i64),
 ) -> Result<()> {
     let _generator = seeded(3);
-    // One of five values; some are NaN.
+    // Each logit is one of five values, so that rows have ties; about 2 % are NaN.
     let logits = Tensor::randint(5, [rows, classes], (Kind::Double, Device::Cpu));
     let rare = Tensor::rand([rows, classes], (Kind::Float, Device::Cpu)).lt(0.02);
     let logits = logits.masked_fill(&rare, f64::NAN).to_kind(kind);
@@ -152,7 +154,7 @@ fn a_sequence_has_the_loss_of_its_elements() -> Result<()> {
     Ok(())
 }
 
-/// The options of the loss, for few logits and for many.
+/// The loss equals f64 for all its options, for few logits and for many.
 #[rstest]
 fn options_equal_f64(
     #[values((Kind::Float, Precision::F32True), (Kind::BFloat16, Precision::Bf16Mixed))]
@@ -199,7 +201,7 @@ fn masked_logits_do_not_contribute(#[values(10, 70_000)] classes: i64) -> Result
     Ok(())
 }
 
-/// If nothing else holds a large tensor of logits, its memory is reused for the gradient; otherwise
+/// If nothing else holds a large tensor of logits, its memory is reused for the gradient. Otherwise
 /// the logits are kept.
 #[rstest]
 #[case::alone(false, false, true)]

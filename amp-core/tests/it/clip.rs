@@ -1,5 +1,5 @@
-//! Gradient clipping against torch.nn.utils, and in 16 bits, where torch's norm overflows or is
-//! imprecise.
+//! Gradient clipping against torch.nn.utils. In 16 bits torch's norm overflows or is imprecise, so
+//! the reference is f64.
 
 use amp_core::{
     Result,
@@ -17,7 +17,7 @@ use crate::support::{
     parameter, set_gradients,
 };
 
-/// The initial gradients of a recorded case.
+/// Returns the initial gradients of a recorded case.
 fn gradients(oracle: &Value, case: &Value) -> Vec<Tensor> {
     let mut lcg = Lcg(integer(oracle, "seed") as u64);
     let factor = from_bits(Kind::Float, text(case, "factor"));
@@ -76,9 +76,8 @@ fn clipping_by_value_has_torchs_bits() -> Result<()> {
     Ok(())
 }
 
-/// Finite gradients whose f32 norm is infinite become 0, as in torch, and a step would go
-/// unnoticed. The returned norm is infinite although every gradient was finite, which reveals the
-/// case.
+/// Finite gradients whose f32 norm is infinite become 0, as in torch, so the step has no effect.
+/// The returned norm is infinite although every gradient was finite, which shows the case.
 #[test]
 fn gradients_with_an_infinite_norm_become_zero() -> Result<()> {
     let grads = [Tensor::from_slice(&[1e30_f32, -1e30])];
@@ -150,7 +149,7 @@ fn a_limit_that_is_not_positive_is_refused(#[case] clip: Clip) {
     assert!(message(clip.validated()).contains("needs a positive limit"));
 }
 
-/// Parameters with these gradients, each with some hundred elements.
+/// Builds parameters with these gradients, each with some hundred elements.
 fn with_gradients(kind: Kind, size: f64, spoiled: Option<f64>) -> Result<Box<dyn Optimizer>> {
     let mut lcg = Lcg(11);
     let shapes = [vec![17, 9], vec![64], vec![3, 5, 7]];

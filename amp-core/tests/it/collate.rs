@@ -1,4 +1,4 @@
-//! Batches made of examples: stacked, padded, or refused with names, numbers and shapes.
+//! Batches made from examples: stacked, padded, or refused with names, numbers and shapes.
 
 use amp_core::{
     data::{AnyBatch, BatchField, Collate, FieldRole, MapDataset, Pad},
@@ -42,8 +42,8 @@ fn tokens() -> Pad {
     Pad::new("source.tokens", 1.0)
 }
 
-/// The result of `torch.nn.utils.rnn.pad_sequence(…, batch_first=True, padding_value=1)`, with
-/// masks and lengths, as the struct's own type of batch.
+/// Sequences are padded as by `torch.nn.utils.rnn.pad_sequence(…, batch_first=True,
+/// padding_value=1)`, with masks and lengths. The batch is of the struct's own type.
 #[test]
 fn sequences_are_padded_with_their_masks_and_lengths() -> Result<()> {
     let pad = tokens().attention_mask("mask").key_padding_mask("padding").lengths("lengths");
@@ -176,7 +176,8 @@ fn invalid_padding_is_refused(#[case] pad: Pad, #[case] says: &str) {
     assert!(text.starts_with(says), "{text}");
 }
 
-/// Adds one of the batch's random numbers and the number of the batch's first example.
+/// A set whose batches contain one of the batch's random numbers and the number of the batch's
+/// first example.
 struct Mixed;
 
 impl MapDataset for Mixed {

@@ -33,12 +33,12 @@ use crate::{
 
 const HALF: [Kind; 2] = [Kind::Half, Kind::BFloat16];
 
-/// Half a unit in the last place, as a relative error.
+/// Returns half a unit in the last place, as a relative error.
 fn rounding(kind: Kind) -> f64 {
     if kind == Kind::Half { 2.0_f64.powi(-11) } else { 2.0_f64.powi(-8) }
 }
 
-/// Whether the channels are the innermost dimension in memory.
+/// Returns whether the channels are the innermost dimension in memory.
 fn is_channels_last(tensor: &Tensor) -> bool {
     let size = tensor.size();
     let [channels, height, width] = [size[1], size[2], size[3]];
@@ -58,7 +58,7 @@ impl Module for Images {
     }
 }
 
-/// Convolutions and all layers that occur between them, 64 → 10.
+/// Builds convolutions and all layers that occur between them, 64 → 10.
 fn net() -> Result<Sequential> {
     let conv = |from, to, kernel_size: i64, padding: i64, bias| {
         Conv2d::new(Conv2dConfig {
@@ -83,8 +83,8 @@ fn net() -> Result<Sequential> {
     ]))
 }
 
-/// Output, gradients and memory layout of one layer, against f64 on the same rounded numbers.
-/// libtorch's convolution of contiguous tensors has the same error.
+/// Output and gradients of one layer equal f64 on the same rounded numbers, and the memory layout
+/// is kept. libtorch's convolution of contiguous tensors has the same error.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_layer_on_tensor_cores_is_near_f64(
@@ -149,8 +149,9 @@ fn a_layer_on_tensor_cores_is_near_f64(
     Ok(())
 }
 
-/// A first layer with few channels, whose input needs no gradient: output and parameters' gradients
-/// against f64 on the same rounded numbers, for images with even and odd sides in either layout.
+/// A first layer with few channels, whose input needs no gradient, equals f64 on the same rounded
+/// numbers: its output and the gradients of its parameters. Images have even and odd sides, in
+/// either layout.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_first_layer_is_near_f64(
@@ -205,7 +206,7 @@ fn a_first_layer_is_near_f64(
     Ok(())
 }
 
-/// The layout of each module's input and output.
+/// The layouts of each module's input and output.
 #[derive(Default)]
 struct Layouts(RefCell<Vec<(String, Tensor)>>);
 
@@ -261,13 +262,13 @@ fn momentum(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(Sgd { lr: 1e-2, momentum: 0.9, ..Default::default() })
 }
 
-/// Three epochs on some digits, with deterministic algorithms on CUDA.
+/// Trains three epochs on some digits, with deterministic algorithms on CUDA.
 fn train(config: &TrainerConfig) -> Result<Outcome> {
     // No other test trains meanwhile.
     let _generator = seeded(7);
     set_numerics(false, device().is_cuda())?;
     let config = TrainerConfig { max_epochs: 3, ..config.clone() };
-    let outcome = train_on(&config, net()?, StepAccess::Late, momentum, Vec::new());
+    let outcome = train_on(&config, net()?, StepAccess::Deferred, momentum, Vec::new());
     set_numerics(false, false)?;
     outcome
 }

@@ -32,7 +32,7 @@ fn channels_last(tensor: &Tensor) -> Tensor {
     tensor.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
 
-/// The loss: the sum of both uses, each multiplied by the given gradient.
+/// Returns the loss: the sum of both uses, each multiplied by the given gradient.
 fn loss(y: &Tensor, x: &Tensor, [for_y, for_x]: [&Tensor; 2], uses: Uses) -> Tensor {
     let sum = |a: &Tensor, b: &Tensor| (a * b.to(a.device()).to_kind(a.kind())).sum(Kind::Double);
     match uses {
@@ -42,8 +42,8 @@ fn loss(y: &Tensor, x: &Tensor, [for_y, for_x]: [&Tensor; 2], uses: Uses) -> Ten
     }
 }
 
-/// The output, and the gradients of input and weight if there are any: added up within one product (1×1),
-/// or after it. The second output equals the input bit for bit.
+/// The output, and the gradients of input and weight if there are any, equal f64. The gradients are
+/// added up within one product (1×1), or after it. The second output equals the input bit for bit.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn gradients_are_those_of_f64(
@@ -93,8 +93,8 @@ fn gradients_are_those_of_f64(
     Ok(())
 }
 
-/// A gradient that other code holds as well is not overwritten: here the gradient of the second output,
-/// which is requested too.
+/// A gradient that other code also holds is not overwritten. Here it is the gradient of the second
+/// output, which the test requests too.
 #[test]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_gradient_that_is_held_stays() -> Result<()> {
@@ -117,7 +117,7 @@ fn a_gradient_that_is_held_stays() -> Result<()> {
     Ok(())
 }
 
-/// Gradients of gradients, as in a gradient penalty.
+/// Gradients of gradients exist, as a gradient penalty needs them.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn it_has_second_derivatives(#[values(1, 3)] side: i64) -> Result<()> {
@@ -148,7 +148,7 @@ fn it_has_second_derivatives(#[values(1, 3)] side: i64) -> Result<()> {
     Ok(())
 }
 
-/// For other convolutions, the convolution and its gradients are autograd's, bit for bit.
+/// For other convolutions, the output and the gradients are bit-identical to autograd's.
 #[rstest]
 fn elsewhere_it_is_the_convolution(
     #[values(true, false)] bias: bool,

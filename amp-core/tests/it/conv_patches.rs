@@ -15,8 +15,9 @@ use crate::support::{
     seeded,
 };
 
-/// Patches of 4 and of 16 pixels; images that the patches cover and images with a rest; with and without a
-/// bias; f32 images and images in channels_last. On other devices it is a convolution in any case.
+/// The product equals f64, for patches of 4 and 16 pixels, images that patches cover completely or
+/// not, with and without a bias, for f32 images and images in channels_last. On other devices
+/// libtorch's convolution runs.
 #[rstest]
 fn patches_are_those_of_f64(
     #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16Mixed, Precision::Bf16True)]

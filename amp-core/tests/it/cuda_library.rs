@@ -1,5 +1,5 @@
-//! With an NVIDIA driver, libtorch's CUDA library is loaded at start-up. The tests replace drivers
-//! and libraries by files, so that they run on any machine.
+//! With an NVIDIA driver, libtorch's CUDA library is loaded at start-up. The tests use files in
+//! place of drivers and libraries, so that they run on any machine.
 
 use std::{
     env, fs,
@@ -15,11 +15,11 @@ use crate::support::message;
 
 const MARK: &str = "cuda library: ";
 
-/// The body of the child processes.
+/// The body of the child processes that the other tests start.
 #[test]
 #[ignore = "is run by the other tests, in processes of their own"]
 fn child() {
-    // This must run before any code asks for CUDA.
+    // This must run before any code checks for CUDA.
     println!("mapped: {:?}", loaded("libtorch_cuda.so"));
     let known = serde_json::to_string(&cuda_library()).expect("JSON");
     println!("{MARK}{known}");
@@ -31,7 +31,7 @@ fn child() {
     }
 }
 
-/// The paths with this name that the process has mapped.
+/// Returns the paths with this name that the process has mapped.
 fn loaded(name: &str) -> Option<PathBuf> {
     let maps = fs::read_to_string("/proc/self/maps").expect("Linux has it");
     maps.lines()
@@ -40,7 +40,7 @@ fn loaded(name: &str) -> Option<PathBuf> {
         .find(|path| path.file_name().is_some_and(|own| own == name))
 }
 
-/// A folder like libtorch's, with links to the real files and without a CUDA library.
+/// A folder like libtorch's, with links to the real files, but without a CUDA library.
 struct Libtorch(TempDir);
 
 impl Libtorch {
@@ -70,7 +70,7 @@ impl Libtorch {
         self.0.path().join("libcuda.so.1")
     }
 
-    /// The file that replaces the CUDA library.
+    /// Returns the file that replaces the CUDA library.
     fn cuda(&self) -> PathBuf {
         self.lib().join("libtorch_cuda.so")
     }
@@ -93,7 +93,7 @@ impl Libtorch {
     }
 }
 
-/// A library that can be loaded.
+/// Writes a library that can be loaded.
 fn some_library(to: &Path) {
     let own = loaded("libgcc_s.so.1").expect("Rust's standard library needs it");
     fs::copy(own, to).expect("a copy");
@@ -138,7 +138,7 @@ fn a_driver_without_a_cuda_library_is_reported() {
     assert!(printed.contains("devices: 0"), "{printed}");
 }
 
-/// Otherwise `auto` would silently train on the CPU.
+/// A library that cannot be loaded is an error. Otherwise `auto` would silently train on the CPU.
 #[test]
 fn a_library_that_cannot_be_loaded_is_an_error() {
     let libtorch = Libtorch::new();

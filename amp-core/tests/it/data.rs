@@ -21,12 +21,12 @@ fn loader(count: i64, batch_size: i64, loading: Loading) -> Result<DataLoader> {
     DataLoader::new(&numbered(count)?.into(), batch_size, loading, policy(Precision::F32True))
 }
 
-/// Unshuffled, with the default placement.
+/// Returns a loader without shuffling, with the default placement.
 fn plain(count: i64, batch_size: i64) -> Result<DataLoader> {
     loader(count, batch_size, Loading::default())
 }
 
-/// The numbers of each batch's examples. Asserts that input and target belong together.
+/// Returns the numbers of each batch's examples. Asserts that input and target belong together.
 fn order(loader: &DataLoader, epoch: u64) -> Result<Vec<Vec<i64>>> {
     order_from(loader, epoch, 0)
 }
@@ -108,7 +108,7 @@ fn shuffling_draws_nothing_from_libtorch() -> Result<()> {
     Ok(())
 }
 
-/// [18]: floating inputs and targets take the precision's dtype, classes stay integers.
+/// [18]: floating-point inputs and targets get the precision's dtype, and classes stay integers.
 #[rstest]
 #[case(Precision::F16True, Kind::Half)]
 #[case(Precision::Bf16Mixed, Kind::Float)]
@@ -186,7 +186,7 @@ fn drop_last_leaves_full_batches(
     Ok(())
 }
 
-/// Every way of loading: by placement and number of batches ahead.
+/// All ways of loading, by placement and number of batches ahead.
 const WAYS: [(Placement, Option<usize>); 6] = [
     (Placement::Auto, None),
     (Placement::Device, None),
@@ -212,8 +212,8 @@ fn an_epoch_can_begin_at_any_batch() -> Result<()> {
     Ok(())
 }
 
-/// Values that every dtype rounds, in each precision and each way of loading, ordered and shuffled:
-/// always the same bits.
+/// Values that every dtype rounds have the same bits in each precision and each way of loading, in
+/// order and shuffled.
 #[rstest]
 fn every_way_of_loading_gives_the_same_bits(
     #[values(Precision::F32True, Precision::F16True, Precision::Bf16True, Precision::F64True)]
@@ -283,7 +283,7 @@ fn invalid_loading_options_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// The first batches of a data set, for a trial.
+/// `head` returns the first batches of a data set, for a trial.
 #[test]
 fn a_head_of_a_set_has_its_first_batches() -> Result<()> {
     let head = DataModule::new("numbers", numbered(9)?, numbered(3)?, 2).head(2)?;

@@ -1,5 +1,5 @@
-//! Loading on a thread: data sets of the user's own, their failures, the thread's end, and copies
-//! to CUDA that overlap with the computation.
+//! Loading on a thread: user-defined data sets, their failures, the thread's end, and copies to
+//! CUDA that overlap with the computation.
 
 use std::{
     fs::File,
@@ -39,7 +39,7 @@ fn ahead(batches: usize) -> Loading {
     Loading { placement: Placement::Host, prefetch: Some(batches), ..Loading::default() }
 }
 
-/// Eight little-endian f32 and a class for each record of a file.
+/// Records of a file: eight little-endian f32 and a class each.
 struct Records {
     file: File,
     count: i64,
@@ -72,8 +72,8 @@ impl Dataset for Records {
     }
 }
 
-/// A data set of the user's own reads batches from disk and gives the same batches as the same set
-/// in memory, under every placement.
+/// A user-defined data set that reads batches from disk gives the same batches as the same set in
+/// memory, under every placement.
 #[rstest]
 fn a_dataset_from_disk_equals_one_in_memory(
     #[values(Placement::Auto, Placement::Device, Placement::Host)] placement: Placement,
@@ -107,7 +107,7 @@ enum Fault {
     TooFew,
 }
 
-/// Numbered examples with a fault at one of them; counts the gathered batches.
+/// Numbered examples with a fault at one example. The set counts the gathered batches.
 struct Faulty {
     inner: Batch,
     at: i64,
@@ -133,15 +133,15 @@ impl Dataset for Faulty {
     }
 }
 
-/// The data set, and the count of gathered batches.
+/// Returns the data set, and the count of gathered batches.
 fn faulty(count: i64, at: i64, fault: Fault) -> Result<(SharedDataset, Arc<AtomicI64>)> {
     let gathered = Arc::new(AtomicI64::new(0));
     let data = Faulty { inner: numbered(count)?, at, fault, gathered: gathered.clone() };
     Ok((data.into(), gathered))
 }
 
-/// The batches before the fault are delivered, then the error, then the end. The next epoch can be
-/// read. Both with and without a thread.
+/// The batches before the fault are delivered, then the error, and then the iterator ends. The next
+/// epoch can be read. This holds with and without a thread.
 #[rstest]
 #[case::error(Fault::Error, "record 5 is unreadable")]
 #[case::panic(Fault::Panic, "the dataset panicked: a bug in the dataset")]
@@ -197,9 +197,9 @@ fn dropping_an_epoch_ends_its_thread(#[values(0, 1, 5)] taken: usize) -> Result<
     }
     drop(epoch);
     let asked = gathered.load(Ordering::SeqCst);
-    assert!(asked < 1000, "the thread went on to the end");
+    assert!(asked < 1000, "the thread continued to the end");
     drop((loader, data));
-    assert_eq!(Arc::strong_count(&gathered), 1, "somebody still holds the dataset");
+    assert_eq!(Arc::strong_count(&gathered), 1, "another handle of the dataset exists");
     assert_eq!(gathered.load(Ordering::SeqCst), asked);
     Ok(())
 }
@@ -245,10 +245,10 @@ fn training_does_not_depend_on_loading() -> Result<()> {
     Ok(())
 }
 
-/// Copies that overlap with the computation: each batch is summed as soon as it arrives, and
-/// released before its sum has run. A sum that did not wait for the copy, or memory that was reused
-/// too early for the next copy, would give another number. `busy` queues work before each sum, so
-/// that copies run ahead of the computation; without `busy` the computation runs ahead.
+/// Copies overlap with the computation. Each batch is summed as soon as it arrives, and released
+/// before its sum has run. A sum that did not wait for the copy, or memory that was reused too
+/// early for the next copy, would give another number. `busy` queues work before each sum, so that
+/// copies run ahead of the computation. Without `busy` the computation runs ahead.
 #[rstest]
 fn copies_arrive_before_they_are_used(#[values(false, true)] busy: bool) -> Result<()> {
     let cuda = device().is_cuda();

@@ -6,7 +6,7 @@ use amp_core::{
     Module, Result, TrainerConfig,
     event::Event,
     loss,
-    nn::{self, Context, DtypeProbe, Given},
+    nn::{self, Context, DtypeProbe, ModuleOutput},
     optim::{AdamW, OptimizerConfig},
     precision::{Clip, GradScalerConfig, Policy, Precision, dtype_name, is_floating},
     record::RunRecord,
@@ -23,7 +23,7 @@ use crate::support::{
     seeded,
 };
 
-/// The recorded run with this name, for the kernels of this machine.
+/// Returns the recorded run with this name, for the kernels of this machine.
 fn recorded<'a>(oracle: &'a Value, name: &str) -> &'a Value {
     let ours = capability();
     list(oracle, "runs")
@@ -100,10 +100,10 @@ fn train(run: &Value) -> Result<Trained> {
     Ok(Trained { model, steps, record: record? })
 }
 
-/// Whether loss and gradients of the precision's first step have the recorded bits. If they do,
-/// libtorch and MKL run the same kernels as in the recording, and everything after must have the
-/// same bits. Eight or eleven bits can agree by chance, so the low dtypes also require the
-/// recorder's CPU instructions.
+/// Returns whether loss and gradients of the precision's first step have the recorded bits. If they
+/// do, libtorch and MKL run the same kernels as in the recording, and everything after must have
+/// the same bits. Eight or eleven bits can agree by chance, so the low-precision dtypes also
+/// require the recorder's CPU instructions.
 fn kernels_are_the_recorders(oracle: &Value, precision: &str) -> Result<bool> {
     if precision.contains("16") && !has_the_recorders_low_kernels() {
         return Ok(false);
@@ -122,8 +122,8 @@ fn kernels_are_the_recorders(oracle: &Value, precision: &str) -> Result<bool> {
     Ok(gradients && steps(&events, 1.0)[0].loss == values(&loss)[0])
 }
 
-/// oneDNN chooses the bf16 and f16 kernels by the CPU; the recording was made with AVX512-BF16 and
-/// without AMX.
+/// Returns whether oneDNN uses the recorder's bf16 and f16 kernels. It chooses them by the CPU; the
+/// recording was made with AVX512-BF16 and without AMX.
 fn has_the_recorders_low_kernels() -> bool {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let restricted = std::env::var_os("ONEDNN_MAX_CPU_ISA").is_some();
@@ -148,10 +148,11 @@ fn one_seed_gives_torchs_initial_weights(#[case] seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// [14], [15], [18], [19] together: twelve steps in every precision, with and without dropout and
-/// clipping, through overflow, growth and backoff of the scale. On a machine with the recording's
-/// kernels, losses, final weights and logits have torch's bits. On other machines losses are within
-/// ten times the recorded spread between kernel sets, plus one unit of their dtype.
+/// [14], [15], [18], [19] hold together in twelve steps in every precision, with and without
+/// dropout and clipping, through overflow, growth and backoff of the scale. On a machine with the
+/// recording's kernels, losses, final weights and logits have torch's bits. On other machines
+/// losses are within ten times the recorded spread between kernel sets, plus one unit of their
+/// dtype.
 #[rstest]
 #[case("32-true")]
 #[case("32-true/seed-1")]
@@ -203,7 +204,7 @@ fn training_equals_torchs(#[case] name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The logits of all rows in evaluation mode.
+/// Returns the logits of all rows in evaluation mode.
 fn evaluate(model: &Model, precision: &str) -> Result<Tensor> {
     let policy = Policy::new(precision.parse()?, Device::Cpu);
     let input = digits(256)?.place(policy)?.input;
@@ -211,7 +212,7 @@ fn evaluate(model: &Model, precision: &str) -> Result<Tensor> {
     no_grad(|| model.forward(&input, &Context::new(policy, false)))
 }
 
-/// The distance from 1 to the next number.
+/// Returns the distance from 1 to the next number.
 fn unit(kind: Kind) -> f64 {
     match kind {
         Kind::Half => 2.0_f64.powi(-10),
@@ -252,7 +253,7 @@ fn sixteen_true_stays_near_f64_with_the_default_eps() -> Result<()> {
     let safe = losses("16-true/safe-eps");
     let between = ours.iter().zip(&safe).map(|(ours, safe)| (ours / safe - 1.0).abs());
     assert!(between.fold(0.0, f64::max) < 0.02);
-    assert_eq!(trained.record.notes.len(), 1, "the user is told");
+    assert_eq!(trained.record.notes.len(), 1, "a note is written");
     Ok(())
 }
 
@@ -261,8 +262,8 @@ fn sixteen_true_stays_near_f64_with_the_default_eps() -> Result<()> {
 struct Outputs(RefCell<BTreeMap<String, Kind>>);
 
 impl DtypeProbe for Outputs {
-    fn gave(&self, given: &Given<'_>) {
-        self.0.borrow_mut().insert(given.path.to_owned(), given.kind);
+    fn module_output(&self, output: &ModuleOutput<'_>) {
+        self.0.borrow_mut().insert(output.path.to_owned(), output.kind);
     }
 }
 

@@ -1,5 +1,5 @@
-//! A derive in an integration test of amp-core: a separate crate that Cargo considers part of
-//! amp-core.
+//! Derives a model in an integration test of amp-core. Such a test is a separate crate, but Cargo
+//! considers it part of amp-core.
 
 use amp_core::prelude::*;
 

@@ -98,7 +98,7 @@ fn a_region_casts_the_fields_of_a_batch() -> Result<()> {
     Ok(())
 }
 
-/// Means of the unmasked embeddings.
+/// The mean of the unmasked embeddings.
 #[derive(Module)]
 #[forward(|ids: &Tensor, mask: Option<&Tensor>| {
     let x = table(ids)?;
@@ -117,7 +117,7 @@ struct Encoder {
     table: Embedding,
 }
 
-/// Two inputs, one of them optional, and a target with another name.
+/// A batch with two inputs, one of them optional, and a target with another name.
 #[derive(LightningModule)]
 #[batch(Sentences, inputs(source.ids, source.mask), target = labels)]
 #[forward(|ids, mask: Option<&Tensor>| head(&encoder(ids, mask)?))]
@@ -131,7 +131,7 @@ struct Classifier {
     head: Linear,
 }
 
-/// Two outputs, a loss of the whole batch, and a metric that reads parts of both.
+/// A model with two outputs, a loss of the whole batch, and a metric that reads parts of both.
 #[derive(LightningModule)]
 #[batch(Sentences, inputs(batch), target = batch)]
 #[forward(|batch: &Sentences| -> Result<(Tensor, Tensor)> {
@@ -152,7 +152,7 @@ struct Whole {
     head: Linear,
 }
 
-/// A training step of the user's own for batches of the user's own.
+/// A model with its own training step for its own type of batch.
 #[derive(LightningModule)]
 #[batch(Sentences, inputs(source.ids), target = labels)]
 #[training_step(Self::own)]

@@ -31,7 +31,7 @@ fn values(count: i64, scale: f64) -> Tensor {
     (Tensor::arange(count, (Kind::Float, Device::Cpu)) - count as f64 / 2.0) * scale
 }
 
-/// A scaler and an SGD parameter of this dtype with the gradient of a scaled loss.
+/// Steps an SGD parameter of this dtype with the gradient of a scaled loss.
 fn scaled_step(kind: Kind, grad: &Tensor) -> Result<(StepOutcome, Tensor, f64, (f32, i32))> {
     let device = device();
     let parameters =

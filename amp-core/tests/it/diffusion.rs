@@ -22,14 +22,14 @@ fn recorded() -> Value {
     oracle!("diffusion.json")
 }
 
-/// The largest difference.
+/// Returns the largest difference.
 fn distance(found: &Tensor, expected: &Tensor) -> f64 {
     assert_eq!(found.size(), expected.size());
     (found.to_kind(Kind::Double) - expected.to_kind(Kind::Double)).abs().max().double_value(&[])
 }
 
-/// f32's rounding of ᾱ, in which diffusers keeps ᾱ. The error grows where little of the image is
-/// left, because the formula divides by ᾱ.
+/// Schedules equal diffusers'. diffusers keeps ᾱ in f32, and the error of its rounding grows where
+/// little of the image is left, because the formula divides by ᾱ.
 #[rstest]
 #[case::few(0)]
 #[case::many(1)]
@@ -138,7 +138,8 @@ fn grids_are_torchvisions() -> Result<()> {
     Ok(())
 }
 
-/// Pillow reads the same pixels from torchvision's file as from ours, and so does our own decoder.
+/// Pillow reads the same pixels from torchvision's file as from ours, and so does this crate's
+/// decoder.
 #[cfg(feature = "images")]
 #[test]
 fn files_have_torchvisions_pixels() -> Result<()> {

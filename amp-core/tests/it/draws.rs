@@ -20,11 +20,11 @@ use crate::support::{bits::values, device, seeded};
 /// Adds noise to its examples.
 #[derive(Clone, Copy)]
 enum Noisy {
-    /// From libtorch's generator, which the model's dropout uses too.
+    /// Noise from libtorch's generator, which the model's dropout uses too.
     OfLibtorch,
-    /// From a separate generator for each example.
+    /// Noise from a separate generator for each example.
     OfItsOwn,
-    /// No random numbers.
+    /// No noise, and no random numbers.
     Silent,
 }
 
@@ -117,7 +117,7 @@ fn data(set: Noisy, prefetch: usize, batch: i64) -> DataModule {
     DataModule { loading, ..DataModule::new("noisy", set, set, batch) }
 }
 
-/// The weights after two epochs.
+/// Trains two epochs and returns the weights.
 fn train(set: Noisy, prefetch: usize) -> Result<Vec<f64>> {
     let _section = seeded(1);
     let mut net = Net::builder().build()?;
@@ -129,7 +129,8 @@ fn weights(net: &Net) -> Vec<f64> {
     nn::parameters(net).iter().flat_map(|own| values(&own.tensor)).collect()
 }
 
-/// pytorch PR#174106: there, every repetition differed if batches were loaded ahead.
+/// pytorch PR#174106: the draws of a set are the same in every way of loading. In PyTorch, every
+/// repetition differed if batches were loaded ahead.
 #[rstest]
 fn draws_of_a_set_do_not_depend_on_the_way_of_loading(
     #[values(Noisy::OfLibtorch, Noisy::OfItsOwn, Noisy::Silent)] set: Noisy,

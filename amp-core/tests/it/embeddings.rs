@@ -72,9 +72,9 @@ fn invalid_arguments_are_refused() -> Result<()> {
     };
     run(&ids, None, None)?;
     let (offsets, weights) = (zeros(&[2], Kind::Int64), zeros(&[2, 3], Kind::Float));
-    refused(run(&ids, Some(&offsets), None), "offsets are for indices one behind the other");
+    refused(run(&ids, Some(&offsets), None), "offsets are for concatenated indices");
     refused(run(&offsets, None, None), "must be [bags, length], but are [2]");
-    refused(run(&ids, None, Some(&weights)), "weights are for sums, and the mode is Mean");
+    refused(run(&ids, None, Some(&weights)), "weights are for sums, but the mode is Mean");
     refused(run(&weights, None, None), "indices are float32");
     let sums = EmbeddingBag::new(EmbeddingBagConfig { mode: BagMode::Sum, ..config })?;
     place(&sums, policy, &Default::default())?;
@@ -85,7 +85,7 @@ fn invalid_arguments_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// An optional option takes a value or an `Option`.
+/// An option of a layer that is an `Option` also accepts a plain value.
 #[derive(Module)]
 #[forward(|ids, offsets: &Tensor| {
     let x = words(ids)?.f_add(&other(ids)?)?;

@@ -15,7 +15,7 @@ fn context() -> Context {
     Context::new(Policy::new(Precision::F32True, Device::Cpu), false)
 }
 
-/// The error has the exception's text without the C++ stack that libtorch adds.
+/// The error has the text of the exception, without the C++ stack trace that libtorch adds.
 #[test]
 fn the_text_is_the_exceptions_without_its_stack() -> Result<()> {
     let _generator = seeded(0);
@@ -39,7 +39,7 @@ fn the_shim_lets_no_exception_out() {
         said,
         "libtorch: linalg.vector_norm: Expected a floating point or complex tensor as input. Got Long"
     );
-    // The first error took its text, so the next failure has its own.
+    // Reading the first error removed its text, so the next failure has its own text.
     let bounds = loss::cross_entropy(
         &Tensor::ones([2, 3], (Kind::Float, Device::Cpu)),
         &Tensor::from_slice(&[0_i64, 3]),
@@ -67,8 +67,8 @@ fn the_innermost_path_wins() {
 #[test]
 fn sizes_and_probabilities_are_checked_before_libtorch_is_asked() {
     assert!(message(linear(0, 3)).contains("linear(0, 3): both sizes must be positive"));
-    assert!(message(Dropout::new(1.5)).contains("dropout(1.5): a probability lies in [0, 1]"));
-    assert!(message(Dropout::new(f64::NAN)).contains("a probability lies in [0, 1]"));
+    assert!(message(Dropout::new(1.5)).contains("dropout(1.5): a probability is in [0, 1]"));
+    assert!(message(Dropout::new(f64::NAN)).contains("a probability is in [0, 1]"));
 }
 
 #[test]

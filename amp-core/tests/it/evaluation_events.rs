@@ -1,4 +1,4 @@
-//! Events of evaluations without training, and what loggers write about them.
+//! Events of evaluations without training, and what loggers write for them.
 
 use amp_core::{
     Hook, Hyperparameters, LightningModule, Module, Result, Step, Trainer, TrainerConfig,
@@ -93,7 +93,8 @@ fn model() -> Result<Looking> {
     Ok(Looking { linear: linear(3, 3)? })
 }
 
-/// Two batches of each set, whose inputs are from 0 to 1; a second validation set is called `far`.
+/// Returns two batches for each set, with inputs from 0 to 1. A second validation set is called
+/// `far`.
 fn data() -> Result<DataModule> {
     let rows = |first: f64| -> Result<Batch> {
         let all = Tensor::f_arange(12, (Kind::Float, Device::Cpu))?;
@@ -123,7 +124,7 @@ fn evaluate(trainer: &mut Trainer<'_>, stage: Stage, model: &mut Looking) -> Res
     }
 }
 
-/// The events of one evaluation, and its values.
+/// Returns the events of one evaluation, and its values.
 fn events(stage: Stage, model: &mut Looking) -> Result<(Vec<Event>, Vec<Logged>)> {
     let mut events = Vec::new();
     let mut keep = |event: &Event| -> Result<()> {
@@ -194,7 +195,7 @@ fn each_evaluation_has_a_start_and_an_end(
     };
     assert_eq!(seen.val[0].name, format!("{name}_loss"));
     assert!(stage == Stage::Predict || seen.val == values);
-    // Converts to JSON and back.
+    // Events survive the conversion to JSON and back.
     for event in &events {
         let text = serde_json::to_string(event).expect("an event as JSON");
         assert_eq!(&serde_json::from_str::<Event>(&text).expect("an event"), event);

@@ -1,4 +1,4 @@
-//! The first step of a run, in which dtypes are recorded, computes the same as the other steps.
+//! The first step of a run, in which dtypes are recorded, computes the same as other steps.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -7,7 +7,7 @@ use amp_core::{
     data::DataModule,
     event::Event,
     memory::MemoryMeter,
-    nn::{Call, Context, DtypeProbe, Given, Op, Probe, Sequential, place},
+    nn::{Call, Context, DtypeProbe, ModuleOutput, Op, Probe, Sequential, place},
     precision::{Policy, Precision, Region},
     tch::{self, Kind, Tensor},
     trainer::Graph,
@@ -23,7 +23,7 @@ use crate::{
     },
 };
 
-/// The peak memory of each batch of a run, above the memory before the run.
+/// Returns the peak memory of each batch of a run, above the memory before the run.
 fn peaks(config: &TrainerConfig, model: &mut Model, data: &DataModule) -> Result<Vec<u64>> {
     let (mut peaks, mut held) = (Vec::new(), 0_i64);
     let mut meter: Option<MemoryMeter> = None;
@@ -31,7 +31,7 @@ fn peaks(config: &TrainerConfig, model: &mut Model, data: &DataModule) -> Result
         if !matches!(event, Event::FitStart(_) | Event::Batch { .. }) {
             return Ok(());
         }
-        // One batch at a time.
+        // One batch is measured at a time.
         if let Some(meter) = meter.take() {
             peaks.push(held.cast_unsigned() + meter.read()?.peak_allocated);
             held += meter.allocated()?;
@@ -69,8 +69,8 @@ type Row = (String, Op, Kind, Kind);
 struct Dtypes(RefCell<Vec<Row>>);
 
 impl DtypeProbe for Dtypes {
-    fn gave(&self, given: &Given<'_>) {
-        let Given { path, op, plan, kind } = *given;
+    fn module_output(&self, output: &ModuleOutput<'_>) {
+        let ModuleOutput { path, op, plan, kind } = *output;
         self.0.borrow_mut().push((path.to_owned(), op, plan.compute, kind));
     }
 }
@@ -86,7 +86,7 @@ impl Probe for Tensors {
     }
 }
 
-/// Output and kept bytes of a training pass over some digits.
+/// Returns the output and the number of kept bytes of a training pass over some digits.
 fn pass(layers: &Sequential, policy: Policy, context: Context) -> Result<(Tensor, i64)> {
     let input = digits(330)?.place(policy)?.input;
     tch::manual_seed(5);

@@ -39,7 +39,7 @@ fn checkpointed() -> bool {
     CHECKPOINTED.get()
 }
 
-/// The same model, in which the encoder's learning rate is 0.
+/// The same model, whose encoder has a learning rate of 0.
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[optimizer(adamw, lr = 0.01, weight_decay = 0.1, params = ["middle.*", "head.*"])]
@@ -167,7 +167,7 @@ impl Callback for Moves {
     }
 
     fn step_access(&self) -> StepAccess {
-        StepAccess::EachStep
+        StepAccess::PerStep
     }
 
     fn on_train_batch_end(
@@ -188,8 +188,8 @@ impl Callback for Moves {
     }
 }
 
-/// A run with four steps an epoch whose encoder is frozen until `until`: returns the parameters
-/// that moved, for each step except the first.
+/// Trains with four steps per epoch while `freeze` applies, and returns the parameters that moved
+/// in each step except the first.
 fn moves(precision: Precision, freeze: &[&str], epochs: i64) -> Result<Vec<Vec<String>>> {
     let mut moves = Moves(Vec::new(), None);
     let config = TrainerConfig { max_epochs: epochs, ..config(precision, freeze) };
@@ -198,7 +198,8 @@ fn moves(precision: Precision, freeze: &[&str], epochs: i64) -> Result<Vec<Vec<S
     Ok(moves.0)
 }
 
-/// Counted by hand: with four steps an epoch, epoch 2 begins with the ninth step.
+/// Parameters are unfrozen at their epoch. The steps are counted by hand: with four steps an epoch,
+/// epoch 2 begins with the ninth step.
 #[rstest]
 #[case::epoch("encoder.*=epoch:2", 8)]
 #[case::step("encoder.*=step:6", 6)]

@@ -137,9 +137,9 @@ fn a_bias_before_a_norm_has_the_whole_gradient(
     Ok(())
 }
 
-/// A million draws: the share of dropped elements is within five standard errors, rows and columns
-/// show no pattern, each pass drops other elements, and the gradient is zero exactly at the dropped
-/// elements.
+/// Dropout on CUDA drops the requested fraction. For a million draws the fraction of dropped
+/// elements is within five standard errors, rows and columns show no pattern, each pass drops other
+/// elements, and the gradient is zero exactly at the dropped elements.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn dropout_on_cuda_drops_its_share(#[values(0.1, 0.5)] p: f64) -> Result<()> {

@@ -19,8 +19,8 @@ use crate::support::{
     needs_cuda, seeded,
 };
 
-/// Rows that one vector load covers, rows longer than a block processes at once, and more rows than
-/// one pass sums for weight and bias.
+/// The norm equals f64 for rows that one vector load covers, rows longer than a block processes at
+/// once, and more rows than one pass sums for weight and bias.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_norm_with_gelu_and_dropout_equals_f64(
@@ -80,9 +80,9 @@ fn a_norm_with_gelu_and_dropout_equals_f64(
     Ok(())
 }
 
-/// Two sums of a residual and a dropout, each followed by a norm, and a dropout after ReLU. With
-/// the same random numbers, the separate layers have the same bits, if matrix products do not
-/// depend on the size of the batch.
+/// Two sums of a residual and a dropout, each followed by a norm, and a dropout after ReLU equal
+/// f64. With the same random numbers, the separate layers have the same bits, if matrix products do
+/// not depend on the size of the batch.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_norm_with_residual_and_dropout_equals_f64(
@@ -149,8 +149,8 @@ fn a_norm_with_residual_and_dropout_equals_f64(
 }
 
 /// A norm writes its output in 16 bits for a linear layer that follows, and receives the gradient
-/// in 16 bits. The bits equal those of a separate cast, also through a view. If the output was
-/// modified or detached in between, the linear layer casts it itself.
+/// in 16 bits. The result is bit-identical to a separate cast, also through a view. If the output
+/// was modified or detached in between, the linear layer casts it itself.
 #[rstest]
 #[case::as_it_is(|x: &Tensor| x.shallow_clone(), |x: &Tensor| x * 1.0)]
 #[case::a_view(|x: &Tensor| x.unsqueeze(1).squeeze_dim(1), |x: &Tensor| x * 1.0)]

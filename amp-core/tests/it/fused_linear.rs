@@ -50,9 +50,10 @@ fn layers(shape: [i64; 2], bias: bool, behind: Behind, p: f64) -> Result<Sequent
     Ok(Sequential::new(layers))
 }
 
-/// Separate products may use another kernel, which adds up in another order. The cases include more rows
-/// than one pass sums for the bias, numbers of columns that no vector load fits, and so many elements that
-/// they are summed in lines.
+/// Activation and dropout run with the layer and equal f64. Separate products may use another
+/// kernel, which sums in another order. The cases include more rows than one pass sums for the
+/// bias, numbers of columns that no vector load fits, and so many elements that they are summed in
+/// lines.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn activation_and_dropout_go_along(
@@ -111,7 +112,7 @@ fn activation_and_dropout_go_along(
     Ok(())
 }
 
-/// No element is near 0, where the derivative jumps.
+/// Second derivatives exist through ReLU. No element is near 0, where the derivative jumps.
 #[test]
 fn second_derivatives_go_through_relu() -> Result<()> {
     let _generator = seeded(13);

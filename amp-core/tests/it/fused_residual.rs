@@ -17,7 +17,8 @@ use crate::support::{
 
 const ACTIVATIONS: [Activation; 3] = [Activation::Relu, Activation::Gelu, Activation::GeluTanh];
 
-/// Two residuals, so that the kernel of the second one computes the gradient of the first.
+/// Two residuals follow each other, so that the kernel of the second one computes the gradient of
+/// the first.
 #[derive(Module)]
 #[forward(|x| {
     let x = self.norm1.residual(x, inner, cx)?;
@@ -93,7 +94,7 @@ fn residuals_and_activations_equal_f64(
     Ok(())
 }
 
-/// A residual of products, whose norm may come in the region's dtype.
+/// A residual of products, whose norm may have the region's dtype.
 #[derive(Module)]
 #[forward(|x| match self.narrow {
     true => self.norm.residual_of_products(x, layer, cx),
@@ -108,7 +109,8 @@ struct OfProducts {
     layer: Linear,
 }
 
-/// Products round the norm to the region's dtype in any case: everything has the same bits.
+/// `residual_of_products` is bit-identical to `residual`, because the matrix products of the branch
+/// round the norm's output to the region's dtype in both cases.
 #[rstest]
 fn a_residual_of_products_is_the_residual(
     #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16Mixed, Precision::Bf16True)]
@@ -130,7 +132,8 @@ fn a_residual_of_products_is_the_residual(
     Ok(())
 }
 
-/// Elsewhere than on CUDA a residual is x + branch(norm(x)), and an activation is libtorch's, to the bit.
+/// On other devices than CUDA a residual is x + branch(norm(x)), and an activation is bit-identical
+/// to libtorch's.
 #[test]
 fn on_a_cpu_separate_operations_run() -> Result<()> {
     let _generator = seeded(22);
@@ -151,7 +154,7 @@ fn on_a_cpu_separate_operations_run() -> Result<()> {
     Ok(())
 }
 
-/// Gradients of gradients, as in a gradient penalty.
+/// Gradients of gradients exist, as a gradient penalty needs them.
 #[test]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_residual_has_second_derivatives() -> Result<()> {
@@ -174,8 +177,8 @@ fn a_residual_has_second_derivatives() -> Result<()> {
     Ok(())
 }
 
-/// Attention heads that come from one product. One kernel joins their gradients and sums them for
-/// the bias, for few positions and for more than one pass sums.
+/// Gradients of attention heads that come from one product equal f64. One kernel joins them and
+/// sums them for the bias, for few positions and for more than one pass sums.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn gradients_of_heads_equal_f64(

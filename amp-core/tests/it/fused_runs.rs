@@ -31,7 +31,8 @@ const WIDTH: i64 = 128;
 /// With batches of 32 examples these are more logits than one block of the loss's small kernel processes.
 const CLASSES: i64 = 4096;
 
-/// Queries, keys and values from one product, whose gradients are joined.
+/// Attention whose queries, keys and values come from one product. One kernel joins their
+/// gradients.
 #[derive(Module)]
 #[forward(|x| {
     let size = x.size();
@@ -66,7 +67,7 @@ struct Block {
     outer: Linear,
 }
 
-/// Rows of pixels as words, and many classes.
+/// A transformer that reads each row of pixels as a token, with many classes.
 #[derive(LightningModule)]
 #[forward(|x| {
     let x = blocks(&embedding(&x.f_reshape([-1, 8, 8])?)?)?;
@@ -147,7 +148,7 @@ impl Net {
     }
 }
 
-/// Saves the run after the 13th step, in the second epoch.
+/// A callback that saves the run after the 13th step, in the second epoch.
 struct Saves {
     path: PathBuf,
     steps: Rc<Cell<usize>>,
@@ -182,8 +183,8 @@ struct How<'a> {
 
 const PLAIN: How<'_> = How { graph: Graph::Off, checkpointed: false, saves: None, from: None };
 
-/// Three epochs on some digits, with deterministic algorithms on CUDA. Returns every tensor after the run,
-/// and the number of steps that ran as graphs.
+/// Trains three epochs on some digits, with deterministic algorithms on CUDA. Returns every tensor
+/// after the run, and the number of steps that ran as graphs.
 fn train(net: Net, precision: Precision, how: How<'_>) -> Result<(Vec<(String, String)>, u64)> {
     let How { graph, checkpointed, saves, from } = how;
     // No other test trains meanwhile. A resumed run begins with another seed.

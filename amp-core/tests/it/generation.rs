@@ -44,7 +44,8 @@ struct Gpt2 {
     h: TransformerEncoder,
 }
 
-/// The recorded model: weights from the generator, the norms' weights around 1.
+/// Returns the recorded model, whose weights come from the recordings' generator. The norms'
+/// weights are around 1.
 fn gpt2(policy: Policy) -> Result<Gpt2> {
     let (model, mut generator) = (Gpt2::builder().build()?, Lcg(8));
     place(&model, policy, &BTreeMap::new())?;
@@ -67,7 +68,8 @@ fn policy() -> Policy {
     Policy::new(Precision::F64True, device())
 }
 
-/// Also if the prompt leaves room for only one token in the context.
+/// The likeliest tokens equal those of transformers, also if the prompt leaves room for only one
+/// token in the context.
 #[rstest]
 fn the_likeliest_tokens_are_those_of_transformers(
     #[values(true, false)] cache: bool,
@@ -109,7 +111,7 @@ fn probabilities_are_those_of_transformers() -> Result<()> {
     Ok(())
 }
 
-/// Returns the same logits for each next token.
+/// A model that returns the same logits for each next token.
 #[derive(Module)]
 #[forward(|ids| none(&self.logits.f_expand([ids.size()[0], ids.size()[1], 4], false)?))]
 struct Dice {
@@ -159,7 +161,8 @@ fn tokens_are_chosen_by_their_probabilities() -> Result<()> {
     Ok(())
 }
 
-/// Beyond its context the model computes only from the last tokens, with and without a cache.
+/// If a text is longer than the context, the model computes only from the last tokens, with and
+/// without a cache.
 #[test]
 fn a_long_text_goes_on_with_its_last_tokens() -> Result<()> {
     let _generator = seeded(0);
@@ -174,7 +177,7 @@ fn a_long_text_goes_on_with_its_last_tokens() -> Result<()> {
     for start in 0..=16 {
         let window = found.narrow(1, start, 8);
         let next = run(1, false, &window)?.narrow(1, 8, 1);
-        assert_eq!(next, found.narrow(1, start + 8, 1), "behind the window at {start}");
+        assert_eq!(next, found.narrow(1, start + 8, 1), "after the window at {start}");
     }
     assert_eq!(run(1, true, &found.narrow(1, 0, 18))?, found.narrow(1, 0, 19));
     Ok(())
@@ -225,7 +228,7 @@ fn what_cannot_be_generated_is_refused() -> Result<()> {
     says(options().run(&model, &prompt.narrow(1, 0, 0), policy), "the prompt is [1, 0]");
     let counting = Counting::builder().build()?;
     place(&counting, policy, &BTreeMap::new())?;
-    says(options().run(&counting, &prompt, policy), "the model did not ask at which place");
+    says(options().run(&counting, &prompt, policy), "the model did not ask for the position");
     assert_eq!(
         Generation { cache: false, ..options() }.run(&counting, &prompt, policy)?.size(),
         [1, 5]

@@ -32,7 +32,8 @@ fn adamw(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(AdamW::default())
 }
 
-/// An optimizer whose kernels are libtorch's, which need gradients in the dtype of the parameters.
+/// Returns an optimizer whose kernels are libtorch's, which need gradients in the dtype of the
+/// parameters.
 fn foreach(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(AdamW { fused: false, ..Default::default() })
 }
@@ -49,7 +50,7 @@ fn lion(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(Lion::default())
 }
 
-/// The demo on some digits, without graphs.
+/// Returns the demo on some digits, without graphs.
 fn run(
     precision: Precision,
     access: StepAccess,
@@ -83,11 +84,11 @@ fn a_step_with_16_bit_gradients_equals_one_with_the_same_values_in_f32(
         config.optimization.gradient_clip = clip;
         config.numerics.scaler.init_scale = 2.0_f64.powi(26);
     };
-    let narrow = run(precision, StepAccess::Late, optimizer, change)?;
-    let wide = run(precision, StepAccess::Within("a test"), optimizer, change)?;
+    let narrow = run(precision, StepAccess::Deferred, optimizer, change)?;
+    let wide = run(precision, StepAccess::InStep("a test"), optimizer, change)?;
     assert_eq!(narrow.record.end.skipped, wide.record.end.skipped);
     assert_eq!(narrow.weights, wide.weights);
-    let full = run(precision, StepAccess::Late, optimizer, |config| {
+    let full = run(precision, StepAccess::Deferred, optimizer, |config| {
         change(config);
         config.numerics.gradients = GradientStorage::Full;
     })?;
@@ -96,7 +97,7 @@ fn a_step_with_16_bit_gradients_equals_one_with_the_same_values_in_f32(
 }
 
 /// Optimizer state in 8 bits works with 16-bit gradients too. (bf16 state is not tested: its random
-/// rounding differs if gradients of one step have two dtypes.)
+/// rounding differs if the gradients of a step have two dtypes.)
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn state_in_8_bits_works_with_16_bit_gradients(
@@ -107,8 +108,8 @@ fn state_in_8_bits_works_with_16_bit_gradients(
         (config.numerics.gradients, config.numerics.moments) =
             (GradientStorage::SixteenBit, Moments::EightBit);
     };
-    let narrow = run(precision, StepAccess::Late, adamw, change)?;
-    let wide = run(precision, StepAccess::Within("a test"), adamw, change)?;
+    let narrow = run(precision, StepAccess::Deferred, adamw, change)?;
+    let wide = run(precision, StepAccess::InStep("a test"), adamw, change)?;
     assert_eq!(narrow.weights, wide.weights);
     Ok(())
 }
@@ -124,7 +125,7 @@ impl Callback for First {
     }
 
     fn step_access(&self) -> StepAccess {
-        StepAccess::Within("a test")
+        StepAccess::InStep("a test")
     }
 
     fn on_before_optimizer_step(
@@ -158,7 +159,7 @@ fn gradients_of_weights_are_rounded_to_16_bits(
         // This step does not overflow.
         config.numerics.scaler = GradScalerConfig { init_scale: 1024.0, ..Default::default() };
         let callback = First { seen: Rc::clone(&seen) };
-        train_on(&config, demo(0.2)?, StepAccess::Late, adamw, vec![Box::new(callback)])?;
+        train_on(&config, demo(0.2)?, StepAccess::Deferred, adamw, vec![Box::new(callback)])?;
         Ok(seen.take())
     };
     let [full, narrow] = STORAGES.map(first);
@@ -171,7 +172,7 @@ fn gradients_of_weights_are_rounded_to_16_bits(
         }
         assert_eq!(bits(narrow), bits(&round(narrow)));
         assert_ne!(bits(full), bits(&round(full)));
-        // Another order of the sum may round to the other neighbour.
+        // A sum in another order may round to the other neighbour.
         let ulp = if half == Kind::Half { 2.0_f64.powi(-10) } else { 2.0_f64.powi(-7) };
         let off = (narrow - full).abs() - full.abs() * (0.51 * ulp);
         assert!(off.max().double_value(&[]) <= 2.0_f64.powi(-24), "{off}");
@@ -195,7 +196,7 @@ fn gradients_in_16_bits_need_half_the_memory() -> Result<()> {
             TrainerConfig { max_epochs: 1, ..config(Precision::Bf16Mixed, Graph::Off) };
         config.numerics.gradients = gradients;
         let meter = MemoryMeter::start(device())?;
-        train_on(&config, network, StepAccess::Late, adamw, Vec::new())?;
+        train_on(&config, network, StepAccess::Deferred, adamw, Vec::new())?;
         Ok(meter.read()?.peak_allocated as f64)
     };
     let [full, narrow] = STORAGES.map(peak);
@@ -206,14 +207,13 @@ fn gradients_in_16_bits_need_half_the_memory() -> Result<()> {
     Ok(())
 }
 
-/// Gradients that are accumulated are f32, as on the CPU: the bits equal those of a run that asks
-/// for f32.
+/// Accumulated gradients are f32, as on the CPU: they are bit-identical to a run that requests f32.
 #[rstest]
 fn accumulated_gradients_are_f32(
     #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
 ) -> Result<()> {
     let [full, narrow] = STORAGES.map(|gradients| {
-        run(precision, StepAccess::Late, adamw, |config| {
+        run(precision, StepAccess::Deferred, adamw, |config| {
             config.numerics.gradients = gradients;
             config.optimization.accumulate_grad_batches = if device().is_cuda() { 2 } else { 1 };
         })
@@ -222,7 +222,7 @@ fn accumulated_gradients_are_f32(
     Ok(())
 }
 
-/// If a run asks for 16-bit gradients and cannot have them, a note gives the reason, provided that
+/// If a run requests 16-bit gradients but cannot have them, a note gives the reason, provided that
 /// its products have 16 bits.
 #[rstest]
 #[case(Precision::Bf16Mixed, 1, (!device().is_cuda()).then_some("only CUDA has kernels for 16-bit gradients"))]
@@ -250,7 +250,7 @@ fn a_note_gives_the_reason_for_f32_gradients(
     Ok(())
 }
 
-/// After such a run, the layer's gradients are f32 again.
+/// After a run with 16-bit gradients, new gradients of the layer are f32 again.
 #[rstest]
 fn after_the_run_gradients_are_f32() -> Result<()> {
     let _generator = seeded(7);

@@ -87,7 +87,7 @@ pub(crate) fn train(
 ) -> Result<Outcome> {
     let _generator = seeded(7);
     let network = demo(0.2)?;
-    train_on(config, network, StepAccess::Late, optimizer, callbacks)
+    train_on(config, network, StepAccess::Deferred, optimizer, callbacks)
 }
 
 pub(crate) fn train_on(
@@ -129,7 +129,7 @@ pub(crate) fn train_on(
     Ok(Outcome { weights, events, record })
 }
 
-/// About 500 steps, eleven in each epoch.
+/// Configures about 500 steps, eleven in each epoch.
 pub(crate) fn config(precision: Precision, graph: Graph) -> TrainerConfig {
     TrainerConfig { max_epochs: 46, graph, ..TrainerConfig::new(precision, device()) }.with(
         |config| {
@@ -155,7 +155,7 @@ fn lion(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(Lion::default())
 }
 
-/// The schedule changes its momentum together with its rate.
+/// Returns the schedule changes its momentum together with its rate.
 fn centered(plan: &TrainingPlan) -> OptimizerConfig {
     let total_steps = plan.estimated_stepping_batches;
     let schedule = OneCycle { max_lr: 1e-3, total_steps, ..Default::default() };
@@ -163,7 +163,7 @@ fn centered(plan: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(rmsprop).with_scheduler(schedule, Interval::Step)
 }
 
-/// The same run with and without graphs.
+/// Runs the same training with and without graphs.
 pub(crate) fn both(
     change: impl Fn(&mut TrainerConfig),
     precision: Precision,
@@ -288,7 +288,7 @@ impl Callback for Watch {
     ) -> Result<Vec<Action>> {
         let optimizer = &hook.optimizers()[0].optimizer;
         let state = match self.access {
-            StepAccess::Late => String::new(),
+            StepAccess::Deferred => String::new(),
             _ => format!("{} {:?}", sha256(&optimizer.parameters()[0].tensor), optimizer.rates()),
         };
         let seen = format!("{} {:?} {outcome:?} {state}", hook.global_step, hook.scale);
@@ -302,8 +302,8 @@ impl Callback for Watch {
 }
 
 #[rstest]
-#[case::late(StepAccess::Late, 60)]
-#[case::each(StepAccess::EachStep, 60)]
+#[case::late(StepAccess::Deferred, 60)]
+#[case::each(StepAccess::PerStep, 60)]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_callback_gets_the_access_it_asks_for(
     #[case] access: StepAccess,
@@ -326,7 +326,7 @@ fn a_callback_gets_the_access_it_asks_for(
     // A deferred callback runs after the steps in flight.
     let steps = outcome.record.end.global_step;
     match access {
-        StepAccess::EachStep => assert_eq!(steps, stopped),
+        StepAccess::PerStep => assert_eq!(steps, stopped),
         _ => assert!((stopped..stopped + 4).contains(&steps), "{steps}"),
     }
     Ok(())

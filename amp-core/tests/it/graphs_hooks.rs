@@ -1,4 +1,5 @@
-//! The hook after each batch of a derived model, if steps are CUDA graphs (`AMP_DEVICE=cuda`).
+//! Tests the hook after each batch of a derived model when steps run as CUDA graphs
+//! (`AMP_DEVICE=cuda`).
 
 use amp_core::{
     event::Event,
@@ -49,8 +50,8 @@ noting!(Each, on_train_batch_end(Self::note));
 
 #[test]
 fn only_a_hook_marked_late_is_deferred() -> Result<()> {
-    assert_eq!(Late::builder().build()?.step_access(), StepAccess::Late);
-    assert_eq!(Each::builder().build()?.step_access(), StepAccess::EachStep);
+    assert_eq!(Late::builder().build()?.step_access(), StepAccess::Deferred);
+    assert_eq!(Each::builder().build()?.step_access(), StepAccess::PerStep);
     Ok(())
 }
 
@@ -66,8 +67,8 @@ fn a_hook_gets_each_steps_own_loss(#[values(1, 3)] window: i64) -> Result<()> {
     sees_the_same(|| Each::builder().build(), |model| std::mem::take(&mut model.seen), window)
 }
 
-/// The hook's values and the logged values are the same with several steps in flight as without
-/// graphs, also if some steps overflow.
+/// Returns the hook's values and the logged values are the same with several steps in flight as
+/// without graphs, also if some steps overflow.
 fn sees_the_same<M: LightningModule>(
     new: impl Fn() -> Result<M>,
     seen: impl Fn(&mut M) -> Vec<String>,

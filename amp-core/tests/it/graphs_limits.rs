@@ -21,8 +21,8 @@ use crate::{
 
 #[rstest]
 fn the_step_timer_is_deferred_and_the_rate_monitor_is_not() {
-    assert_eq!(SpeedBenchmark::new().step_access(), StepAccess::Late);
-    assert_eq!(LearningRateMonitor::new().step_access(), StepAccess::EachStep);
+    assert_eq!(SpeedBenchmark::new().step_access(), StepAccess::Deferred);
+    assert_eq!(LearningRateMonitor::new().step_access(), StepAccess::PerStep);
 }
 
 /// Reads a number from the device in every forward pass.
@@ -39,7 +39,7 @@ impl Module for Reads {
     }
 }
 
-/// Copies from host memory that is not pinned, which ends a capture.
+/// Copies from host memory that is not pinned, which a capture does not allow.
 struct Copies;
 
 impl Visit for Copies {
@@ -63,7 +63,7 @@ impl Callback for Saves {
     }
 
     fn step_access(&self) -> StepAccess {
-        StepAccess::Late
+        StepAccess::Deferred
     }
 
     fn on_train_batch_end(
@@ -87,7 +87,7 @@ fn saving_does_not_disturb_a_capture() -> Result<()> {
     let network = Sequential::new(vec![wide, Box::new(linear(1 << 16, 10)?)]);
     let saves: Box<dyn Callback> = Box::new(Saves(folder.path().join("run.safetensors")));
     let config = config(Precision::Bf16Mixed, Graph::On);
-    let outcome = train_on(&config, network, StepAccess::Late, one_cycle, vec![saves])?;
+    let outcome = train_on(&config, network, StepAccess::Deferred, one_cycle, vec![saves])?;
     assert!(outcome.record.end.replayed > 0);
     Ok(())
 }
@@ -112,7 +112,7 @@ fn a_step_that_cannot_be_captured_runs_without_a_graph(
         ]);
         let mut config = config(Precision::Bf16Mixed, graph);
         config.max_epochs = 2;
-        train_on(&config, network, StepAccess::Late, one_cycle, Vec::new())
+        train_on(&config, network, StepAccess::Deferred, one_cycle, Vec::new())
     };
     match graph {
         Graph::On => {
@@ -124,7 +124,7 @@ fn a_step_that_cannot_be_captured_runs_without_a_graph(
             let notes = outcome.record.notes;
             assert_eq!(notes.len(), 1, "{notes:?}");
             assert!(notes[0].contains(why), "{notes:?}");
-            // The failed attempt leaves nothing behind, including no drawn random numbers.
+            // The failed attempt changes nothing, including the random generator.
             assert_eq!(outcome.weights, eager.weights);
         }
     }
@@ -133,7 +133,7 @@ fn a_step_that_cannot_be_captured_runs_without_a_graph(
 
 #[rstest]
 fn a_note_gives_the_reason_why_a_hand_written_step_is_not_a_graph() -> Result<()> {
-    let within = StepAccess::Within("the model is peculiar");
+    let within = StepAccess::InStep("the model is peculiar");
     let run = |graph| {
         let _generator = seeded(7);
         let mut config = config(Precision::F32True, graph);

@@ -29,14 +29,15 @@ fn foreach_sgd(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(Sgd { lr: 1e-2, momentum: 0.9, fused: false, ..Default::default() })
 }
 
-/// The first step of each parameter differs from the others, so the graph contains the optimizer
-/// only after every parameter has had its first step.
+/// Returns the first step of each parameter differs from the others, so the graph contains the
+/// optimizer only after every parameter has had its first step.
 fn damped(_: &TrainingPlan) -> OptimizerConfig {
     let sgd = Sgd { lr: 1e-2, momentum: 0.9, dampening: 0.5, ..Default::default() };
     OptimizerConfig::new(sgd)
 }
 
-/// With overflows: the optimizer that follows the graph must not step then.
+/// An optimizer that runs after the graph gives the same step. In steps that overflow it must not
+/// step.
 #[rstest]
 #[case(foreach_adamw)]
 #[case(foreach_sgd)]
@@ -72,10 +73,10 @@ impl Module for Late {
     }
 }
 
-/// Parameters without a gradient when the step is first captured. Their first step runs with the
-/// graph, or without a graph in the smaller last batch of an epoch. After that the graph can
-/// contain steps with damped momentum. A gradient that the graph does not compute counts as
-/// missing.
+/// A parameter may have no gradient when the training step is first captured. Its first update then
+/// runs with the graph, or without a graph in the smaller last batch of an epoch. After that the
+/// graph can contain updates with damped momentum. A gradient that the graph does not compute
+/// counts as missing.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_parameter_may_get_its_first_gradient_after_the_capture(
@@ -101,7 +102,7 @@ fn runs(
         config.max_epochs = 12;
         config.numerics.scaler = GradScalerConfig { growth_interval: 5, ..Default::default() };
         config.numerics.scaler.init_scale = 2.0_f64.powi(26);
-        train_on(&config, network()?, StepAccess::Late, optimizer, Vec::new())
+        train_on(&config, network()?, StepAccess::Deferred, optimizer, Vec::new())
     };
     let runs = [run(Graph::Off)?, run(Graph::On)?];
     assert_same(&runs);

@@ -34,7 +34,7 @@ fn a_graph_updates_state_in_fewer_bits(
     Ok(())
 }
 
-/// The same with gradients in 16 bits, including overflows.
+/// A graph uses gradients in 16 bits, also in steps that overflow.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_graph_uses_gradients_in_16_bits(

@@ -1,5 +1,4 @@
-//! Folders of images: decoding, the order of files, and the independence from the number of
-//! workers.
+//! Folders of images: decoding, the order of files, and independence from the number of workers.
 
 use std::{fs, path::Path};
 
@@ -32,7 +31,7 @@ fn files_are_decoded_as_pillow_does(#[case] kind: &str, #[case] levels: i64) -> 
     Ok(())
 }
 
-/// A folder with copies of the recorded picture under these paths.
+/// Makes a folder with copies of the recorded picture at these paths.
 fn folder(files: &[&str]) -> TempDir {
     let folder = tempdir().expect("a temporary folder");
     for file in files {
@@ -48,8 +47,8 @@ fn plain(root: &Path) -> Result<ImageFolder> {
     ImageFolder::open(root, Compose::new().then(Normalize::imagenet()))
 }
 
-/// The order of torchvision's ImageFolder for these names: classes by bytes, then files by folder
-/// and name.
+/// Files have the order of torchvision's ImageFolder for these names: classes by bytes, then files
+/// by folder and name.
 #[test]
 fn files_have_torchvisions_order() -> Result<()> {
     let folder = folder(&[
@@ -97,7 +96,7 @@ fn files_have_torchvisions_order() -> Result<()> {
 #[rstest]
 #[case(&["a/1.jpg", "b/x.txt"], "the class `b` has no image (jpg, jpeg, png): add one")]
 #[case(&["1.jpg"], "no folders of classes: put images into a folder for each class")]
-#[case(&["a/1.jpg", "a/2.webp"], "/a/2.webp: an image of another kind than JPEG and PNG: convert it")]
+#[case(&["a/1.jpg", "a/2.webp"], "/a/2.webp: the image is neither JPEG nor PNG: convert it")]
 fn invalid_folders_are_refused(#[case] files: &[&str], #[case] says: &str) {
     let folder = folder(files);
     let text = message(plain(folder.path()));
@@ -115,7 +114,8 @@ fn a_damaged_file_is_named(#[values(0, 2)] num_workers: usize) -> Result<()> {
     let loader = DataLoader::new(&plain(folder.path())?.shared(), 1, loading, policy)?;
     let read: Result<Vec<_>> = loader.epoch(0, 0)?.collect();
     let text = message(read);
-    let says = format!("example 1 of the data set: {}: no image: ", damaged.display());
+    let says =
+        format!("example 1 of the data set: {}: the image cannot be decoded: ", damaged.display());
     assert!(text.starts_with(&says) && !text.contains('\n'), "{text}");
     Ok(())
 }

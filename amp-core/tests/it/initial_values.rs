@@ -18,7 +18,7 @@ use crate::support::{
     seeded,
 };
 
-/// The initializer that a case of the recording names.
+/// Returns the initializer that a case of the recording names.
 fn named(name: &str) -> Init {
     let kaiming = |a, mode, nonlinearity| Init::KaimingUniform { a, mode, nonlinearity };
     let normal = |mode, nonlinearity| Init::KaimingNormal { a: 0.0, mode, nonlinearity };
@@ -40,11 +40,12 @@ fn named(name: &str) -> Init {
         "ones" => Init::Ones,
         "zeros" => Init::Zeros,
         "eye" => Init::Eye,
-        other => panic!("the oracle has a case `{other}` that has no way to draw"),
+        other => panic!("the oracle has a case `{other}` that has no initializer here"),
     }
 }
 
-/// Whether the last digits depend on the CPU: LAPACK's, and MKL's erfinv.
+/// Returns whether the last digits depend on the CPU, because they come from LAPACK or from MKL's
+/// erfinv.
 fn is_of_the_cpu(init: &str) -> bool {
     init == "orthogonal" || init.starts_with("trunc_normal")
 }
@@ -117,8 +118,8 @@ fn invalid_initializers_are_refused() {
     };
     refused(named("xavier_uniform"), &[4], "xavier_uniform: [4] has no fans");
     refused(named("kaiming_normal"), &[4, 0], "kaiming_normal: [4, 0] has no fans");
-    refused(named("orthogonal"), &[4], "orthogonal: [4] has not two dimensions");
-    refused(Init::Eye, &[2, 2, 2], "eye: [2, 2, 2] has not two dimensions");
+    refused(named("orthogonal"), &[4], "orthogonal: [4] does not have two dimensions");
+    refused(Init::Eye, &[2, 2, 2], "eye: [2, 2, 2] does not have two dimensions");
     let truncated = |mean, std, a, b| Init::TruncNormal { mean, std, a, b };
     refused(truncated(0.0, -1.0, -2.0, 2.0), &[4], "std must be above 0");
     refused(truncated(0.0, 1.0, 2.0, -2.0), &[4], "a below b");
@@ -161,7 +162,7 @@ fn attributes_set_initializers_of_layers() -> Result<()> {
     Ok(())
 }
 
-/// An attribute for a parameter that the layer does not have.
+/// A model with an attribute for a parameter that its layer does not have.
 #[derive(Module)]
 struct WithoutBias {
     #[layer(linear(5, 3, bias = false, bias_init = zeros))]

@@ -87,7 +87,8 @@ fn ids(policy: Policy) -> Tensor {
     Tensor::randint(40, [ROWS, LENGTH], (Kind::Int64, Device::Cpu)).to_device(policy.device)
 }
 
-/// One pass on the whole sequence, and several passes on this number of tokens each.
+/// Returns the outputs of one pass on the whole sequence, and of several passes with these numbers
+/// of tokens.
 fn both<M>(model: &M, policy: Policy, parts: &[i64], room: i64) -> Result<[Tensor; 2]>
 where
     M: Forward<Input = (&'static Tensor,), Output = Tensor>,
@@ -128,7 +129,8 @@ fn cached_logits_are_the_uncached_ones(
     Ok(())
 }
 
-/// The two round at different points: the bound is a few roundings of the dtype of products.
+/// Asserts that the error is within a few roundings of the products' dtype, because the two
+/// computations round at different points.
 fn is_within_a_few_roundings(precision: Precision, device: Device) -> Result<()> {
     let _generator = seeded(5);
     let policy = Policy::new(precision, device);
@@ -283,7 +285,7 @@ fn what_a_cache_cannot_hold_is_refused() -> Result<()> {
     );
     says(
         filled()?.extend_with(1, cx(), |cx| causal.forward(&x(2, 1), cx)),
-        "the model did not ask at which place its tokens begin, after 3 earlier ones",
+        "the model did not use the positions of its tokens, although 3 tokens came before",
     );
     says(
         filled()?.extend_with(1, cx(), |cx| cx.call("other", None, &causal, &x(2, 1))),

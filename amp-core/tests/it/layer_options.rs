@@ -72,14 +72,17 @@ fn options_leave_tensors_out() -> Result<()> {
     assert_eq!(model.pads.forward(&input.unsqueeze(0), &cx)?.size(), [1, 3, 8, 12]);
     assert_eq!(model.several.forward(&input, &cx)?.size(), [3, 4, 4]);
     let text = message(LayerNorm::new(LayerNormConfig::new([3, 0])));
-    assert_eq!(text, "layer norm: sizes of [3, 0], but there is at least one, of at least 1");
+    assert_eq!(
+        text,
+        "layer norm: sizes of [3, 0], but there must be at least one size, and each must be at least 1"
+    );
     let text = message(amp_core::nn::ReflectionPad2d::new([1, -1]));
     assert_eq!(text, "padding is -1, but must be at least 0");
     Ok(())
 }
 
-/// Without running statistics a batch is normalized by its own statistics, in evaluation as in training; a
-/// single value has no variance.
+/// Without running statistics a batch is normalized by its own statistics, in evaluation as in
+/// training. A single value has no variance and is refused.
 #[test]
 fn batches_are_their_own_statistics() -> Result<()> {
     let _section = seeded(2);
@@ -94,7 +97,7 @@ fn batches_are_their_own_statistics() -> Result<()> {
         let expected = (&input - mean) / (variance + 1e-5).sqrt();
         assert!((output - expected).abs().max().double_value(&[]) < 1e-5);
         let text = message(norm.forward(&Tensor::zeros([1, 3], (Kind::Float, Device::Cpu)), &cx));
-        assert!(text.contains("a variance is of two values"), "{text}");
+        assert!(text.contains("a variance needs at least two values"), "{text}");
     }
     Ok(())
 }
@@ -119,6 +122,6 @@ fn channels_are_dropped_whole() -> Result<()> {
     assert!(kept.equal(&input));
     let text = message(dropout.forward(&input.reshape([2000, 6]), &Context::new(policy, true)));
     assert!(text.starts_with("dropout of channels: the input is [2000, 6]"), "{text}");
-    assert!(message(ChannelDropout::new(1.5)).contains("a probability lies in [0, 1]"));
+    assert!(message(ChannelDropout::new(1.5)).contains("a probability is in [0, 1]"));
     Ok(())
 }

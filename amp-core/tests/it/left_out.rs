@@ -40,8 +40,8 @@ struct OfWeightedClasses {
     head: Linear,
 }
 
-/// Twelve examples in f64. All targets of the first batch of four are ignored, and some of the
-/// others.
+/// Returns twelve examples in f64. All targets of the first batch of four are ignored, and some of
+/// the others.
 fn examples() -> Result<Batch> {
     let _section = seeded(11);
     let input = Tensor::f_randn([12, 4], (Kind::Float, Device::Cpu))?;
@@ -102,9 +102,9 @@ fn of_weighted_classes(room: i64) -> Result<Box<dyn LightningModule>> {
 
 type Build = fn(i64) -> Result<Box<dyn LightningModule>>;
 
-/// transformers#24725: in windows, in micro-batches for lack of memory, and both, one step on
-/// twelve examples moves the weights as one batch of twelve does, logs the same loss and gives the
-/// same validation.
+/// transformers#24725: one step on twelve examples has the same effect in windows, in micro-batches
+/// for lack of memory, in both, and as one batch of twelve. The weights, the logged loss and the
+/// validation are the same.
 #[rstest]
 fn ignored_targets_do_not_count_in_a_window(
     #[values(of_classes as Build, of_weighted_classes as Build)] build: Build,
@@ -136,7 +136,7 @@ fn ignored_targets_do_not_count_in_a_window(
     Ok(())
 }
 
-/// libtorch's result for the same weights and targets in one batch.
+/// Weighted classes give libtorch's result for the same weights and targets in one batch.
 #[test]
 fn weighted_classes_equal_libtorchs() -> Result<()> {
     let Batch { input, target } = examples()?;
@@ -151,7 +151,7 @@ fn weighted_classes_equal_libtorchs() -> Result<()> {
     )?;
     let seen = loss::weighted_cross_entropy(&logits, &target, &weights)?;
     assert_eq!(seen.double_value(&[]), expected.double_value(&[]));
-    // Targets 2, 1, 0, 2, 2 and 1.
+    // The targets are 2, 1, 0, 2, 2 and 1.
     let counted = loss::sum_of_weights(&target, &weights)?;
     assert_eq!(counted.double_value(&[]), 3.0 * 8.0 + 2.0 * 1.0 + 0.25);
     let half = loss::weighted_cross_entropy(
@@ -165,7 +165,7 @@ fn weighted_classes_equal_libtorchs() -> Result<()> {
     Ok(())
 }
 
-/// A loss of the user's own that ignores targets without declaring it.
+/// A user-defined loss that ignores targets without declaring it.
 #[derive(LightningModule)]
 #[loss(with = |output, target| loss::cross_entropy(output, target))]
 #[optimizer(sgd, lr = 0.5)]
@@ -185,11 +185,11 @@ fn an_own_loss_without_a_declaration_is_noted() -> Result<()> {
     assert!(ran.notes[0].contains("declare its weight, as in `counts = |target| …`"));
     let ran = train(&mut Own::builder().room(6).build()?, 12, 1)?;
     assert_eq!(ran.notes.len(), 1);
-    assert!(ran.notes[0].contains("parts of a batch have another loss"), "{}", ran.notes[0]);
+    assert!(ran.notes[0].contains("parts of a batch do not have its loss"), "{}", ran.notes[0]);
     Ok(())
 }
 
-/// The mean over pairs in a batch: fewer examples give another loss.
+/// A mean over the pairs of a batch. With fewer examples the loss is another.
 #[derive(LightningModule)]
 #[loss(with = |output, _| Ok(output.f_matmul(&output.f_tr()?)?.f_mean(output.kind())?), of = batch)]
 #[optimizer(sgd, lr = 0.5)]
@@ -221,7 +221,7 @@ struct OfIntegers {
     head: Linear,
 }
 
-/// Class weights in a dtype that libtorch does not support.
+/// Class weights have a dtype that libtorch does not support.
 #[derive(LightningModule)]
 #[loss(with = |output, target| {
     let weights = Tensor::from_slice(&[1.0_f32, 2.0, 3.0]);
@@ -233,16 +233,16 @@ struct OfHalfWeights {
     head: Linear,
 }
 
-/// pytorch#45373 and apex#837.
+/// pytorch#45373 and apex#837: the error names dtypes that libtorch refuses.
 #[test]
 fn dtypes_that_libtorch_refuses_are_named() -> Result<()> {
     let said = message(train(&mut OfIntegers::builder().build()?, 12, 1));
     assert!(said.starts_with("the loss's backward pass: "), "{said}");
-    assert!(said.contains("give target and class weights the output's dtype"), "{said}");
+    assert!(said.contains("convert target and class weights to the output's dtype"), "{said}");
     let said = message(train(&mut OfHalfWeights::builder().build()?, 12, 1));
     let start = "loss: the output is float64 [12, 3] and the target int64 [12]: ";
     assert!(said.starts_with(start), "{said}");
-    assert!(said.contains("give target and class weights the output's dtype"), "{said}");
+    assert!(said.contains("convert target and class weights to the output's dtype"), "{said}");
     Ok(())
 }
 

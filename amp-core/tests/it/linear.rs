@@ -114,7 +114,8 @@ fn gradients_are_rounded_once(
     Ok(())
 }
 
-/// d/dW of |d/dx sum((x·Wᵀ)²)|² = |2·x·Wᵀ·W|², against autograd in f64 on the CPU's own operations.
+/// The second derivatives of a layer are correct: d/dW of |d/dx sum((x·Wᵀ)²)|² = |2·x·Wᵀ·W|² equals
+/// autograd in f64 on the CPU's own operations.
 #[rstest]
 #[case(Precision::F32True, 1e-5)]
 #[case(Precision::Bf16Mixed, 0.02)]
@@ -189,7 +190,7 @@ fn a_region_casts_the_weights_of_the_previous_region_together(
         let output = {
             let _region = policy.autocast()?;
             let cx = Context::new(policy, true);
-            // Twice in one region, as with micro-batches.
+            // The layers run twice in one region, as with micro-batches.
             drop(layers.forward(&input, &cx)?);
             layers.forward(&input, &cx)?
         };

@@ -25,7 +25,7 @@ struct Layer {
 }
 
 impl Layer {
-    /// Values of few bits, so that every product of a row and a column is exact in f32.
+    /// Draws values with few bits, so that every product of a row and a column is exact in f32.
     fn draw(rows: i64, classes: i64, has_bias: bool) -> Self {
         let few =
             |size: &[i64]| Tensor::randint_low(-16, 17, size, (Kind::Double, Device::Cpu)) / 8;
@@ -36,7 +36,7 @@ impl Layer {
         }
     }
 
-    /// The same values as leaves, the weights in `storage` and the input in `kind`.
+    /// Returns the same values as leaves, with weights in `storage` and the input in `kind`.
     fn leaves(&self, kind: Kind, storage: Kind) -> Self {
         let leaf = |tensor: &Tensor, kind| {
             tensor.copy().to_kind(kind).to(device()).set_requires_grad(true)
@@ -57,7 +57,8 @@ impl Layer {
         all.into_iter().flatten().map(|tensor| wide(&tensor.grad())).collect()
     }
 
-    /// Loss and gradients of all logits at once in f64, of logits that were rounded to `kind`.
+    /// Computes loss and gradients from all logits at once in f64, with logits that were rounded to
+    /// `kind`.
     fn exact(
         &self,
         loss: &CrossEntropy,
@@ -77,7 +78,7 @@ impl Layer {
     }
 }
 
-/// Classes; every fifth row is ignored.
+/// Returns classes. Every fifth row is ignored.
 fn targets(rows: i64, classes: i64, ignored: i64) -> Tensor {
     let options = (Kind::Int64, Device::Cpu);
     let left_out = Tensor::arange(rows, options).remainder(5).eq(4);
@@ -140,7 +141,7 @@ fn gradients_of_f16_do_not_depend_on_the_loss_scale(
     let _generator = seeded(5);
     let (rows, classes) = (256, 4099);
     let (layer, target) = (Layer::draw(rows, classes, true), targets(rows, classes, -100));
-    // Shares are near 1 / classes, and a mean over rows divides them by the rows.
+    // The gradients are near 1 / classes, and a mean over rows divides them by the number of rows.
     let layer = Layer { weight: layer.weight / 16, ..layer };
     let loss = CrossEntropy::default();
     let (_, exact) = layer.exact(&loss, &target, Kind::Half)?;
@@ -181,7 +182,8 @@ fn a_mean_over_no_targets_is_nan_and_has_no_gradient() -> Result<()> {
     Ok(())
 }
 
-/// A graph that is kept gives the same gradients again, and another one is an error.
+/// A graph that is kept gives the same gradients in a second backward pass. Without keeping it, a
+/// second pass is an error.
 #[rstest]
 fn a_graph_that_is_kept_runs_backward_twice() -> Result<()> {
     let _generator = seeded(7);
@@ -219,7 +221,7 @@ fn second_derivatives_equal_f64(#[values(0.0, 0.01)] z_loss: f64) -> Result<()> 
     Ok(())
 }
 
-/// Only tensors that take gradients get them, and without gradients the loss is the same.
+/// Only tensors that require gradients get gradients. Without gradients the loss is the same.
 #[rstest]
 fn frozen_tensors_get_no_gradient(#[values(0, 1, 2)] frozen: usize) -> Result<()> {
     let _generator = seeded(9);
@@ -238,7 +240,7 @@ fn frozen_tensors_get_no_gradient(#[values(0, 1, 2)] frozen: usize) -> Result<()
     Ok(())
 }
 
-/// Class weights, probabilities and 16-bit weights: the loss of all logits at once.
+/// For class weights, probabilities and 16-bit weights, all logits are computed at once.
 #[rstest]
 fn what_chunks_cannot_do_is_done_at_once() -> Result<()> {
     let _generator = seeded(10);
@@ -270,7 +272,7 @@ fn mistakes_are_errors() -> Result<()> {
     assert!(text.contains("the output is float64 [9, 6] and the target int64 [8]"), "{text}");
     if !device().is_cuda() {
         let text = message(layer.of(&plain, &(classes + 4), Some(4)));
-        assert!(text.contains("Classes count from 0; -100 is left out"), "{text}");
+        assert!(text.contains("Classes count from 0; -100 is ignored"), "{text}");
     }
     Ok(())
 }
@@ -295,7 +297,8 @@ fn sequences_are_rows() -> Result<()> {
     Ok(())
 }
 
-/// The peak of forward and backward passes is that of a chunk's logits and the sums of gradients.
+/// The peak of forward and backward pass is the size of a chunk's logits plus the sums of
+/// gradients.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn the_logits_of_all_rows_do_not_exist_together() -> Result<()> {

@@ -23,7 +23,7 @@ fn the_epochs_mean_weighs_batches_by_their_examples() -> Result<()> {
     log.value("loss", &Tensor::from(1.0_f32), 30, BOTH)?;
     log.value("loss", &Tensor::from(5.0_f32), 10, BOTH)?;
     assert_eq!(only(log.epoch_values()?), 2.0);
-    assert_eq!(only(log.step_values()?), 5.0, "a step's value is its own batch's");
+    assert_eq!(only(log.step_values()?), 5.0, "a step's value is the value of its batch");
     Ok(())
 }
 
@@ -109,7 +109,7 @@ impl Metric for Table {
     }
 }
 
-/// Names have the row first, then the column, each counted from 0.
+/// Names have the row first, then the column. Both are counted from 0.
 #[test]
 fn several_values_are_named_by_their_index() -> Result<()> {
     let mut log = Log::default();
@@ -129,6 +129,6 @@ fn counts_of_another_shape_are_refused() -> Result<()> {
     let counts = |size| Tensor::zeros([size], (Kind::Double, Device::Cpu));
     log.metric("t", &Table, &counts(6), &counts(6), BOTH)?;
     let said = message(log.metric("t", &Table, &counts(4), &counts(4), BOTH));
-    assert_eq!(said, "log `t`: its counts were of shape [[6]] and are of shape [[4]] now");
+    assert_eq!(said, "log `t`: its counts had the shape [[6]] and now have the shape [[4]]");
     Ok(())
 }

@@ -20,7 +20,7 @@ fn folder() -> TempDir {
 }
 
 /// The file has one line for each event, and each line parses back to the same event, digit for
-/// digit. Events of single batches are left out.
+/// digit. Events of single batches are not written.
 #[test]
 fn json_lines_are_the_events() -> Result<()> {
     let folder = folder();
@@ -113,7 +113,7 @@ fn a_file_that_cannot_be_made_is_named() {
     }
 }
 
-/// The numbers of each event, under the names that the logger documents.
+/// The memory logger keeps the numbers of each event, with the names that its documentation lists.
 #[test]
 fn the_memory_logger_keeps_every_number() -> Result<()> {
     let mut logger = MemoryLogger::default();
@@ -149,7 +149,7 @@ fn the_memory_logger_keeps_every_number() -> Result<()> {
 
 /// Blocks at the first event until the test releases it. The written text is returned at the end.
 struct Gated {
-    /// Removed after it was used.
+    /// The test's gate. It is `None` after it was opened.
     gate: Option<Receiver<()>>,
     written: Vec<Event>,
     out: Sender<Vec<Event>>,

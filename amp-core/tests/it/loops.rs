@@ -40,13 +40,13 @@ fn config(max_epochs: i64, loops: Loops) -> TrainerConfig {
     TrainerConfig { max_epochs, loops, ..TrainerConfig::new(Precision::Bf16Mixed, device()) }
 }
 
-/// Ten batches of two examples.
+/// Returns ten batches of two examples.
 fn ten() -> Result<DataModule> {
     same(constant(20, 3, 1.0)?, 2)
 }
 
-/// The run as one line: `.` for a batch, `v` for a validation within an epoch, `|` or `V|` for the
-/// end of an epoch without or with a validation, `!` where the run was stopped.
+/// Returns the run as one line: `.` for a batch, `v` for a validation within an epoch, `|` or `V|`
+/// for the end of an epoch without or with a validation, `!` where the run was stopped.
 fn timeline(events: &[Event]) -> String {
     let part = |event: &Event| match event {
         Event::Batch { .. } => ".",
@@ -66,7 +66,7 @@ fn run(config: &TrainerConfig, data: &DataModule) -> Result<String> {
     Ok(timeline(&events))
 }
 
-/// Options mean the same as in Lightning: a fraction is a share of the epoch's batches, a whole
+/// Options mean the same as in Lightning: a fraction is a part of the epoch's batches, and a whole
 /// number is a number of optimizer steps of the run.
 #[rstest]
 #[case::epoch_ends(Loops::default(), "..........V|..........V|")]
@@ -118,8 +118,8 @@ fn validations_follow_the_configured_steps(
     Ok(())
 }
 
-/// Steps of three batches: if a fraction ends within a step, validation runs after the step. Ten
-/// batches are four steps.
+/// Accumulated batches are one step. If a fraction of the epoch ends within a step of three
+/// batches, validation runs after the step. Ten batches are four steps.
 #[rstest]
 #[case(ValCheckInterval::Fraction(0.5), "......v....V|")]
 #[case(ValCheckInterval::Steps(3), ".........v.|")]
@@ -141,7 +141,7 @@ fn times_and_steps_end_runs() -> Result<()> {
     let always = Loops { val_check_interval: every, ..Loops::default() };
     assert_eq!(run(&config(1, always), &same(constant(6, 3, 1.0)?, 2)?)?, ".v.v.v|");
     let at_once = Loops { max_time: Some(Duration::from_nanos(1)), ..Loops::default() };
-    // Before the first step.
+    // The run ends before the first step.
     assert_eq!(run(&config(2, at_once), &ten()?)?, "!");
     let soon = Loops { max_time: Some(Duration::from_secs(3600)), ..Loops::default() };
     assert_eq!(run(&config(1, soon), &ten()?)?, "..........V|");
@@ -182,7 +182,7 @@ fn a_validation_sees_the_model_of_its_step() -> Result<()> {
     Ok(())
 }
 
-/// A model trained for this many steps from the seed.
+/// Returns a model trained for this many steps from the seed.
 fn trained_until(step: u64) -> Result<Model> {
     amp_core::tch::manual_seed(0);
     let mut model = model()?;
@@ -266,7 +266,8 @@ fn early_stopping_waits_for_the_minimum_length(
     Ok(())
 }
 
-/// The model counts the calls of its validation step.
+/// Sanity validation before training changes nothing. The model counts the calls of its validation
+/// step.
 #[test]
 fn sanity_steps_leave_no_trace() -> Result<()> {
     let checked = Loops { num_sanity_val_steps: 2, ..Loops::default() };
@@ -283,7 +284,7 @@ fn sanity_steps_leave_no_trace() -> Result<()> {
     Ok(())
 }
 
-/// Three sets, one after the other, each under its name; the first has no name.
+/// Three validation sets are run in order, each under its name; the first has no name.
 #[test]
 fn validation_sets_have_names() -> Result<()> {
     let _generator = seeded(0);

@@ -1,6 +1,6 @@
 //! Batches of a window and micro-batches are weighted by the number of elements of the loss's mean.
-//! Their gradient equals the large batch's, for every loss with options and for a loss of the
-//! user's own. A loss of the whole batch is never split without a note.
+//! Their gradient equals the large batch's, for every loss with options and for a user-defined
+//! loss. A loss of the whole batch is never split without a note.
 
 use amp_core::{
     Trainer, TrainerConfig,
@@ -30,12 +30,12 @@ impl Loss for BySize {
 
 type Build = fn(i64) -> Result<Box<dyn LightningModule>>;
 
-/// The weights of classes or outputs.
+/// Returns the weights of classes or outputs.
 fn rare() -> Tensor {
     Tensor::from_slice(&[0.25_f32, 1.0, 8.0])
 }
 
-/// A model with 4 inputs and 3 outputs, and this loss.
+/// Defines a model with 4 inputs and 3 outputs, and this loss.
 macro_rules! model {
     ($build:ident, $name:ident, $($loss:tt)*) => {
         #[derive(LightningModule)]
@@ -69,8 +69,8 @@ model!(by_size, OfSize, value = BySize);
 model!(contrastive, Contrastive, info_nce, temperature = 0.5);
 model!(dice_of_all, DiceOfAll, dice, batch = true);
 
-/// Twelve examples with classes, where this class is ignored and fills the first batch; or twelve
-/// examples with three numbers from 0 to 1.
+/// Returns twelve examples: with classes, of which this one is ignored and fills the first batch;
+/// or with three numbers from 0 to 1.
 fn examples(ignored: Option<i64>) -> Result<Batch> {
     let _section = seeded(11);
     let input = Tensor::f_randn([12, 4], (Kind::Float, Device::Cpu))?;
@@ -81,7 +81,8 @@ fn examples(ignored: Option<i64>) -> Result<Batch> {
     Batch::new(input, target)
 }
 
-/// One step over the twelve examples: the weights after it, the logged values, and the notes.
+/// Runs one step over the twelve examples. Returns the weights after it, the logged values, and the
+/// notes.
 fn run(
     build: Build,
     ignored: Option<i64>,
@@ -140,7 +141,7 @@ fn a_window_equals_the_large_batch(
     Ok(())
 }
 
-/// Half a batch has other negatives and other sums, so it has another loss.
+/// A loss of the whole batch is not split, because half a batch has other negatives and other sums.
 #[rstest]
 fn a_loss_of_the_whole_batch_is_not_split(
     #[values(contrastive as Build, dice_of_all as Build)] build: Build,

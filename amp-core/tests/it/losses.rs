@@ -34,7 +34,7 @@ fn tensor(value: &Value) -> Tensor {
 /// Computes the loss of a recorded case from its tensors, with the given reduction.
 type Reduced = Box<dyn Fn(&[Tensor], Reduction) -> Result<Tensor>>;
 
-/// A loss of output and target, whose `compute` must equal the mean.
+/// Wraps a loss of output and target in a function. For the mean, the function calls `compute`.
 macro_rules! of_two {
     ($loss:expr) => {{
         let loss = $loss;
@@ -119,7 +119,7 @@ fn assert_near(seen: &Tensor, expected: f64, within: f64) {
     assert!((seen - expected).abs() <= within * expected.abs().max(1.0), "{seen}, not {expected}");
 }
 
-/// The recorded cases, each in f64 and under autocast.
+/// Losses equal torch's in the recorded cases, each in f64 and under autocast.
 #[rstest]
 fn losses_equal_torchs(
     #[values(
@@ -186,7 +186,7 @@ fn losses_equal_torchs(
     Ok(())
 }
 
-/// The two towers of a model are one output, for any target.
+/// Two towers of a model are one output. The target may be anything.
 #[test]
 fn two_towers_are_one_output() -> Result<()> {
     let of = |seed: i64| Tensor::arange(12, (Kind::Double, Device::Cpu)).sin() * seed as f64;
@@ -229,7 +229,7 @@ fn zeros(shape: &[i64], kind: Kind) -> Tensor {
 #[case::ctc(&Ctc::default(), &[2, 5, 3], &[3, 2], Kind::Int64, "log probabilities are [N, T, C]")]
 #[case::ignored_probability(
     &CrossEntropy { ignore_index: 0, ..Default::default() }, &[4, 3], &[4, 3], Kind::Float,
-    "ignore_index leaves out a class of an int64 target"
+    "ignore_index applies to int64 targets"
 )]
 fn shapes_that_do_not_fit_are_refused(
     #[case] loss: &dyn Loss,
@@ -275,7 +275,8 @@ fn weights_of_elements_need_the_shape_of_an_example(
     assert!(said.contains("the shape of one example, [3, 3]"), "{said}");
 }
 
-/// A NaN in a sum of probabilities would be hidden by `reduction = mean`.
+/// A variance below zero is refused. A NaN in a sum of probabilities would otherwise be hidden by
+/// `reduction = mean`.
 #[test]
 fn a_variance_below_zero_is_refused() {
     let of = zeros(&[4], Kind::Float);

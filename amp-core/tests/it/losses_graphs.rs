@@ -53,11 +53,11 @@ const CTC: &str = "ctc_loss reads the lengths of outputs and labels on the host"
 #[test]
 fn a_loss_says_why_it_is_outside_of_graphs() -> Result<()> {
     let _section = seeded(1);
-    assert_eq!(Letters::builder().build()?.step_access(), StepAccess::Within(CTC));
-    let own = StepAccess::Within("Read reads its scale on the host");
+    assert_eq!(Letters::builder().build()?.step_access(), StepAccess::InStep(CTC));
+    let own = StepAccess::InStep("Read reads its scale on the host");
     assert_eq!(Reading::builder().build()?.step_access(), own);
-    assert_eq!(Smooth::builder().build()?.step_access(), StepAccess::Late);
-    assert_eq!(StepAccess::of_loss(&Ctc::default()), StepAccess::Within(CTC));
+    assert_eq!(Smooth::builder().build()?.step_access(), StepAccess::Deferred);
+    assert_eq!(StepAccess::of_loss(&Ctc::default()), StepAccess::InStep(CTC));
     Ok(())
 }
 
@@ -72,7 +72,7 @@ fn fit(graph: Graph) -> Result<RunRecord> {
     Trainer::new(config).fit(&mut Letters::builder().build()?, &data)
 }
 
-/// Twelve steps on any device.
+/// Steps with the CTC loss run without a graph, on any device.
 #[test]
 fn steps_with_ctc_run_without_a_graph() -> Result<()> {
     let record = fit(Graph::Off)?;
@@ -80,8 +80,8 @@ fn steps_with_ctc_run_without_a_graph() -> Result<()> {
     Ok(())
 }
 
-/// Under `Auto` there is one note, and the numbers of a run without graphs. If a graph is required, there
-/// is an error before any step.
+/// Under `Auto` there is one note, and the numbers equal a run without graphs. If a graph is
+/// required, there is an error before any step.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn ctc_on_cuda_is_refused_before_a_step() -> Result<()> {

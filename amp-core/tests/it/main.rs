@@ -116,6 +116,7 @@ mod schedulers;
 mod schedulers_rates;
 mod scores;
 mod second_derivatives;
+mod short_runs;
 mod sources;
 mod states;
 mod step_values;

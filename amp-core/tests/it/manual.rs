@@ -74,7 +74,8 @@ fn train(model: &mut dyn LightningModule, config: TrainerConfig) -> Result<RunRe
     Trainer::new(config).fit(model, &rows(16)?)
 }
 
-/// The trainer's sequence written by hand gives the trainer's bits: weights, skips, scale, values.
+/// The trainer's sequence, written by hand, is bit-identical to the trainer: weights, skips, scale
+/// and values.
 #[rstest]
 fn the_trainers_sequence_by_hand_gives_the_trainers_bits(
     #[values(Precision::F32True, Precision::Bf16Mixed, Precision::F16Mixed)] precision: Precision,
@@ -107,7 +108,7 @@ fn the_trainers_sequence_by_hand_gives_the_trainers_bits(
     Ok(())
 }
 
-/// A weight of 1 without a bias.
+/// Returns a layer with the weight 1 and no bias.
 fn one() -> Result<Linear> {
     let layer = Linear::new(nn::LinearConfig { bias: false, ..nn::LinearConfig::new(1, 1) })?;
     let _ = amp_core::tch::no_grad(|| layer.weight().shallow_clone().fill_(1.0));
@@ -285,7 +286,7 @@ fn idle(_: &mut Idle, _: &Batch, _: &mut ManualStep<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Its validation step is a function of its own too, so it needs no loss.
+/// A model whose validation step is a function of its own, so that it needs no loss.
 #[derive(LightningModule)]
 #[manual_step(idle)]
 #[validation_step(Self::measured)]
@@ -313,7 +314,7 @@ fn a_manual_model_validates_by_its_own_function() -> Result<()> {
     Ok(())
 }
 
-/// The first loss of a step has its graph, and the function ends at its backward pass.
+/// The first loss of a step has its graph, and the model's function ends at its backward pass.
 #[test]
 fn a_manual_step_ends_at_its_first_loss() -> Result<()> {
     let policy = Policy::new(Precision::F32True, Device::Cpu);

@@ -23,7 +23,7 @@ use tempfile::tempdir;
 
 use crate::support::{bits::values, device, message, seeded};
 
-/// The behaviour of a set at one of its examples.
+/// What a data set does when one particular example is read.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fault {
     None,
@@ -31,8 +31,8 @@ enum Fault {
     Panic,
 }
 
-/// Noisy numbers. Among a few examples the later ones are ready first, so that workers overtake
-/// each other.
+/// A set of noisy numbers. Of some examples the later ones are ready first, so that workers
+/// overtake each other.
 struct Numbers {
     count: i64,
     noise: f64,
@@ -81,7 +81,7 @@ fn loader(set: impl Into<SharedDataset>, size: i64, loading: Loading) -> Result<
     Ok(DataLoader::new(&set.into(), size, loading, policy)?.drawing(5))
 }
 
-/// Inputs and targets of the batches from `first` on.
+/// Returns inputs and targets of the batches from `first` on.
 fn batches(loader: &DataLoader, epoch: u64, first: i64) -> Result<Vec<(Vec<f64>, Vec<f64>)>> {
     let read = loader.epoch(epoch, first)?.map(|batch| {
         let batch = Batch::from_any(&batch?)?;
@@ -90,7 +90,8 @@ fn batches(loader: &DataLoader, epoch: u64, first: i64) -> Result<Vec<(Vec<f64>,
     read.collect()
 }
 
-/// In order and shuffled, from the start of an epoch and from its middle.
+/// Batches do not depend on the workers, in order and shuffled, from the start of an epoch and from
+/// its middle.
 #[rstest]
 fn batches_do_not_depend_on_the_workers(
     #[values(1, 2, 7)] workers: usize,
@@ -113,7 +114,7 @@ fn batches_do_not_depend_on_the_workers(
     Ok(())
 }
 
-/// The numbers depend only on seed, epoch and the example's number.
+/// An example's random numbers depend only on seed, epoch and the example's number.
 #[test]
 fn an_examples_draws_depend_on_its_number_alone() -> Result<()> {
     for size in [1, 4, 13] {
@@ -130,8 +131,8 @@ fn an_examples_draws_depend_on_its_number_alone() -> Result<()> {
     Ok(())
 }
 
-/// The batches before the fault are delivered, then the error with the example's number, then the
-/// end. The next epoch can be read.
+/// The batches before the fault are delivered, then the error with the example's number, and then
+/// the iterator ends. The next epoch can be read.
 #[rstest]
 #[case(Fault::Error, "example 7 of the data set: the record is unreadable")]
 #[case(Fault::Panic, "example 7 of the data set: the dataset panicked: a bug")]
@@ -157,7 +158,7 @@ fn a_workers_failure_reaches_the_loop(
     Ok(())
 }
 
-/// The number of unfinished and finished batches is limited to the requested number.
+/// The number of batches that workers have begun or finished is limited to the requested number.
 #[rstest]
 #[case(2, Some(3), 3)]
 #[case(3, None, 6)]
@@ -200,14 +201,14 @@ fn dropping_an_epoch_ends_its_workers(
         }
     }
     let asked = read.load(Ordering::SeqCst);
-    assert!(asked < 2000, "the workers went on: {asked}");
+    assert!(asked < 2000, "the workers continued: {asked}");
     drop(loader);
     assert_eq!(Arc::strong_count(&read), 1, "a thread still holds the set");
     assert_eq!(read.load(Ordering::SeqCst), asked);
     Ok(())
 }
 
-/// Many short epochs, each of which ends at another point.
+/// Workers do not deadlock in many short epochs, each of which ends at another point.
 #[test]
 fn workers_never_wait_for_each_other_for_ever() -> Result<()> {
     let set = Numbers { noise: 0.0, ..Numbers::of(6) }.shared();
@@ -245,7 +246,7 @@ fn a_set_that_draws_is_refused_on_the_device() -> Result<()> {
     Ok(())
 }
 
-/// A set in memory, and a set that gathers whole batches, are loaded as without workers.
+/// Sets in memory, and sets that gather whole batches, are loaded as without workers.
 #[test]
 fn workers_do_not_affect_sets_of_whole_batches() -> Result<()> {
     let set = || crate::support::data::numbered(10);
@@ -285,7 +286,7 @@ fn weights(net: &Net) -> Vec<f64> {
 }
 
 /// A run resumed in the middle of an epoch ends with the same bits as an uninterrupted run, with
-/// any numbers of workers. Meanwhile dropout draws from libtorch.
+/// any numbers of workers, although dropout also draws random numbers during the epoch.
 #[rstest]
 fn a_resumed_run_equals_an_uninterrupted_one(
     #[values(4, 6, 9)] steps: u64,

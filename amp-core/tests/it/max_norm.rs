@@ -63,11 +63,15 @@ fn evaluation_leaves_the_table_as_it_is(
     assert!(trained.equal(&evaluated) && of_training.equal(&gradient));
     let changed = lengths(table.weight());
     assert!([0, 5].iter().all(|at| changed[*at] <= MOST));
-    assert!(table.weight().get(2).equal(&before.get(2)), "it is not looked up");
+    assert!(
+        table.weight().get(2).equal(&before.get(2)),
+        "a vector that was not looked up is unchanged"
+    );
     Ok(())
 }
 
-/// The same for bags, with and without padding and weights.
+/// For embedding bags in evaluation, with and without padding and weights, the table is unchanged
+/// too.
 #[rstest]
 #[case(BagMode::Mean, None)]
 #[case(BagMode::Mean, Some(1))]
@@ -157,8 +161,8 @@ fn data() -> Result<DataModule> {
     Ok(DataModule::new("words", rows(24)?, rows(8)?, 2))
 }
 
-/// The events of a run, the weights after it, and how many steps ran as a graph. With `overflows` the first steps are
-/// skipped.
+/// Returns the events of a run, the weights after it, and the number of steps that ran as a graph.
+/// With `overflows` the first steps are skipped.
 fn run(config: TrainerConfig, overflows: bool) -> Result<(Vec<Event>, Vec<Tensor>, u64)> {
     let _generator = seeded(3);
     let mut model = Words::builder().build()?;
@@ -208,7 +212,8 @@ fn master_weights_of_limited_vectors_are_refused() {
     with(WeightUpdate::StochasticRounding).expect("no copy of the weights is kept");
 }
 
-/// A step in a graph rescales the same vectors as a step without, also if steps are skipped.
+/// A step in a graph rescales the same vectors as a step without a graph, also if steps are
+/// skipped.
 #[rstest]
 #[case(Precision::F32True, false)]
 #[case(Precision::F16Mixed, true)]

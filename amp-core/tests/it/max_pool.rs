@@ -78,7 +78,7 @@ impl BackwardWith for Tensor {
     }
 }
 
-/// On every device a pool without its own layout is computed by libtorch.
+/// On every device libtorch computes a pool whose images are not in channels_last.
 #[test]
 fn without_channels_last_libtorch_computes_it() -> Result<()> {
     let _generator = seeded(2);

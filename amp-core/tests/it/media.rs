@@ -49,7 +49,7 @@ fn looked_at(net: &mut Shown, batch: &Batch, step: &mut Step<'_>) -> Result<()> 
     Ok(())
 }
 
-/// Five batches of two in an epoch, whose inputs are from 0 to 1.
+/// Returns five batches of two examples per epoch, with inputs from 0 to 1.
 fn data() -> Result<DataModule> {
     let rows = |count: i64| {
         let all = Tensor::f_arange(4 * count, (Kind::Float, Device::Cpu))?;
@@ -68,7 +68,7 @@ fn config(device: Device, graph: Graph) -> TrainerConfig {
     )
 }
 
-/// The events of a run, and the weights after it.
+/// Returns the events of a run, and the weights after it.
 fn run(
     (always, never): (bool, bool),
     config: TrainerConfig,
@@ -91,7 +91,7 @@ fn run(
     Ok((events, weights, record.end.replayed))
 }
 
-/// Name and step of each logged image, text and histogram.
+/// Returns the step, name and content of each logged image, text and histogram.
 fn media(events: &[Event]) -> Vec<(u64, &str, &Media)> {
     let seen = events.iter().filter_map(|event| match event {
         Event::Media { global_step, name, media } => Some((*global_step, name.as_str(), media)),
@@ -100,8 +100,8 @@ fn media(events: &[Event]) -> Vec<(u64, &str, &Media)> {
     seen.collect()
 }
 
-/// Logged in each second step, and in the first batch of each validation, but not in validations before
-/// training.
+/// Images and texts are logged in each second step, and in the first batch of each validation, but
+/// not in validations before training.
 #[test]
 fn media_come_at_the_logging_interval() -> Result<()> {
     let (events, ..) = run((false, false), config(Device::Cpu, Graph::Off), None)?;
@@ -143,7 +143,7 @@ impl Callback for Texts {
     }
 
     fn step_access(&self) -> StepAccess {
-        StepAccess::Late
+        StepAccess::Deferred
     }
 
     fn on_train_epoch_end(&mut self, hook: &mut Hook<'_>) -> Result<()> {
@@ -159,7 +159,8 @@ fn hooks_log_media() -> Result<()> {
     Ok(())
 }
 
-/// Clamped, rounded down, row by row with the channels of a pixel adjacent, whatever the layout in memory.
+/// An image has the clamped pixels, rounded down, row by row with the channels of a pixel adjacent,
+/// whatever the layout in memory.
 #[test]
 fn an_image_is_its_pixels() -> Result<()> {
     let values = [-1.0, 0.0, 0.5, 0.999, 1.0, 2.0, f32::NAN, 0.25, 1.0, 0.0, 0.1, 0.2];
@@ -218,7 +219,7 @@ fn a_histogram_counts_each_value() -> Result<()> {
     Ok(())
 }
 
-/// Steps that log for the host run without the graph; they give the same results.
+/// Steps that log on the host run without the graph and give the same results.
 #[test]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_graph_leaves_logged_steps_out() -> Result<()> {

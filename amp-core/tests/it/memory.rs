@@ -13,8 +13,8 @@ fn bytes(count: i64) -> Tensor {
     Tensor::empty([count], (Kind::Uint8, Device::Cpu))
 }
 
-/// Tensors that exist at the same time add up, and a freed tensor makes room for the next. Tensors
-/// from before the measurement do not count, even if they are freed during it.
+/// Tensors that exist at the same time add up, and freed memory is reused for later tensors.
+/// Tensors from before the measurement do not count, even if they are freed during it.
 #[test]
 fn the_peak_is_the_most_that_lived_at_once() -> Result<()> {
     let before = bytes(10_000);
@@ -32,7 +32,7 @@ fn the_peak_is_the_most_that_lived_at_once() -> Result<()> {
     Ok(())
 }
 
-/// Sizes depend on the dtype: f16 needs half the memory of f32.
+/// The number of bytes depends on the dtype: f16 needs half the memory of f32.
 #[test]
 fn elements_count_in_their_dtypes_size() -> Result<()> {
     for (kind, size) in [(Kind::Half, 2), (Kind::Float, 4), (Kind::Double, 8)] {

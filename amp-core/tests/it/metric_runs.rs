@@ -19,7 +19,7 @@ use tempfile::tempdir;
 
 use crate::support::{device, layers::Room, message, needs_cuda, seeded};
 
-/// The largest score of any example.
+/// A metric: the largest score of any example.
 #[derive(Debug)]
 struct Largest;
 
@@ -33,7 +33,7 @@ impl Metric for Largest {
     }
 }
 
-/// The centre of the scores in steps of 1/1000, from 40,000 counts.
+/// A metric: the centre of the scores in steps of 1/1000, computed from 40,000 counts.
 #[derive(Debug)]
 struct Centre;
 
@@ -310,7 +310,7 @@ fn a_graph_keeps_the_same_state_as_eager_steps(
     needs_cuda();
     let run = |graph: Graph| -> Result<RunRecord> {
         let _section = seeded(3);
-        // Eight times the set, because the first steps are not graphs.
+        // The set is repeated eight times, because the first steps are not graphs.
         let eight = |set: Batch| Batch::new(set.input.repeat([8, 1]), repeated(&set.target));
         let data = DataModule::new("rows", eight(set()?)?, set()?, 4).in_order();
         let config = TrainerConfig { graph, precision, ..config(window) }.with(|config| {

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::support::oracle::{list, oracle, text};
 
-/// The value of a fraction, `"11/15"`.
+/// Returns the value of a fraction, `"11/15"`.
 fn fraction(text: &str) -> f64 {
     let (part, whole) = text.split_once('/').expect("a fraction");
     let number = |text: &str| text.parse::<f64>().expect("an integer");
@@ -25,7 +25,7 @@ fn logits_and_labels(case: &Value) -> (Tensor, Tensor) {
     (logits, Tensor::from_slice(&labels))
 }
 
-/// The metric of these batches, computed as in the trainer: counts are summed, then reduced.
+/// Computes the metric of these batches as the trainer does: counts are summed, then reduced.
 fn measure(metric: &dyn Metric, batches: &[(Tensor, Tensor)]) -> Result<f64> {
     let mut merged = None::<MetricState>;
     for (logits, labels) in batches {
@@ -39,7 +39,8 @@ fn measure(metric: &dyn Metric, batches: &[(Tensor, Tensor)]) -> Result<f64> {
     Ok(metric.reduction().compute(&merged.expect("a batch"))?.double_value(&[]))
 }
 
-/// Computed for the whole set at once and row by row: the result does not depend on the batches.
+/// Asserts the metric's value for the whole set at once and row by row, because it must not depend
+/// on the batches.
 #[track_caller]
 fn assert_metric(metric: &dyn Metric, case: &Value, expected: &str, what: &str) -> Result<()> {
     let (logits, labels) = logits_and_labels(case);
@@ -54,8 +55,8 @@ fn assert_metric(metric: &dyn Metric, case: &Value, expected: &str, what: &str) 
     Ok(())
 }
 
-/// Absent classes, ties with `none`, a single predicted class: averages are over the classes that
-/// occur among labels or predictions, which is torchmetrics' rule.
+/// Averages are over the classes that occur among labels or predictions, as in torchmetrics. The
+/// cases have absent classes, ties with `none`, and a single predicted class.
 #[test]
 fn metrics_are_exact_however_the_set_is_cut() -> Result<()> {
     let oracle = oracle!("metrics.json");
@@ -93,7 +94,7 @@ fn unequal_batches_weigh_by_their_examples() -> Result<()> {
     let seen = measure(&Accuracy, &batches)?;
     assert_eq!(seen, expected);
     let mean_of_means = means.iter().sum::<f64>() / means.len() as f64;
-    assert!((mean_of_means - expected).abs() > 1e-3, "the example tells the two apart");
+    assert!((mean_of_means - expected).abs() > 1e-3, "the example distinguishes the two");
     Ok(())
 }
 
@@ -120,7 +121,7 @@ fn f16_logits_are_counted_exactly() -> Result<()> {
     Ok(())
 }
 
-/// The mean of a function's values is over values, not over batches.
+/// The mean of a function is taken over its values, not over batches.
 #[test]
 fn a_mean_is_over_values_and_not_over_batches() -> amp_core::Result<()> {
     use amp_core::metric::Mean;

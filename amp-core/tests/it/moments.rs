@@ -29,7 +29,7 @@ fn build(
     options.build_with(vec![parameter("weight", start)], moments.into())
 }
 
-/// A step with this gradient.
+/// Steps with this gradient.
 fn step(optimizer: &mut dyn Optimizer, grad: &Tensor) -> Result<()> {
     set_gradients(optimizer, &[Some(grad.shallow_clone())]);
     optimizer.step()
@@ -43,8 +43,8 @@ fn draw(count: i64) -> Tensor {
     Tensor::randn([count], (Kind::Float, Device::Cpu)).to(device())
 }
 
-/// The running average of a parameter with `count` elements, in any dtype. 8-bit codes are
-/// converted to the values that they represent, from the smallest to 1.
+/// Returns the running average of a parameter with `count` elements, in any dtype. 8-bit codes are
+/// converted to the values that they represent, relative to 1.
 fn average(optimizer: &dyn Optimizer, name: &str, count: usize) -> Result<Vec<f64>> {
     let state = optimizer.state()?;
     let kept = state.tensor(&format!("{name}/weight"))?;
@@ -89,7 +89,6 @@ fn the_first_step_equals_the_one_in_f32(
 ) -> Result<()> {
     let _generator = seeded(1);
     let (start, grad) = (draw(count), draw(count));
-    // The same kernels as for pieces: for parameters that are exact in bf16, with masters in f32.
     let mut full = build(options, &start, Moments::Full)?;
     step(full.as_mut(), &grad)?;
     for moments in SMALL {
@@ -105,9 +104,9 @@ fn the_first_step_equals_the_one_in_f32(
     Ok(())
 }
 
-/// 0.1·g and 0.001·g² after one step of Adam, for gradients over six decades. In bf16 the error is
-/// less than a unit in the last place. In 8 bits it is less than half the spacing of the decade,
-/// relative to the block's largest value, which is exact.
+/// After one step of Adam the averages are 0.1·g and 0.001·g², for gradients over six decades. In
+/// bf16 the error is less than a unit in the last place. In 8 bits it is less than half the spacing
+/// of the decade, relative to the block's largest value, which is exact.
 #[test]
 fn averages_are_as_precise_as_their_dtype() -> Result<()> {
     let _generator = seeded(2);
@@ -172,8 +171,9 @@ fn a_running_square_decays(#[case] moments: Moments, #[case] error: f64) -> Resu
     Ok(())
 }
 
-/// Gradients of 10⁻⁵ in a block with a gradient of 1: their squares are far below the smallest
-/// code. Even so, no update is divided by eps alone.
+/// Small squares in a block with a large one do no harm. For gradients of 10⁻⁵ in a block with a
+/// gradient of 1, the squares are far below the smallest code; even so, no update is divided by eps
+/// alone.
 #[test]
 fn small_squares_in_a_block_with_a_large_one_do_no_harm() -> Result<()> {
     let grad = zeros(256, Kind::Float) + 1e-5;
@@ -245,7 +245,7 @@ fn a_model_learns_as_well_as_with_f32_state(
     Ok(())
 }
 
-/// The loss of the demo on the digits.
+/// Trains the demo on the digits and returns the loss.
 fn final_loss(precision: Precision, moments: Moments, seed: u64) -> Result<f64> {
     let _generator = seeded(seed);
     let optimizer = OptimizerConfig::new(AdamW { lr: 3e-3, ..Default::default() });

@@ -84,7 +84,8 @@ fn each_epochs_peak_memory_is_logged() -> Result<()> {
     Ok(())
 }
 
-/// A sleep never ends early, so it bounds the times from below.
+/// Each epoch's and batch's time is logged. A sleep never ends early, so it bounds the times from
+/// below.
 #[test]
 fn each_epochs_and_batchs_time_is_logged() -> Result<()> {
     let _generator = seeded(0);
@@ -114,7 +115,7 @@ fn the_rates_of_every_optimizer_and_group_are_logged() -> Result<()> {
     let (history, _) = logged(config(1), &mut model, LearningRateMonitor::new())?;
     let values =
         |name: &str| -> Vec<f64> { history.get(name).iter().map(|(_, value)| *value).collect() };
-    // The rates of the next step: the schedule has already moved.
+    // The logged rates are those of the next step, because the schedule has already advanced.
     assert_eq!(values("lr-SGD/pg1_step"), [0.5, 0.25, 0.125, 0.0625]);
     assert_eq!(values("lr-SGD/pg2_step"), [2.0, 1.0, 0.5, 0.25]);
     let cycle = |plan: &TrainingPlan| {
@@ -131,7 +132,8 @@ fn the_rates_of_every_optimizer_and_group_are_logged() -> Result<()> {
     Ok(())
 }
 
-/// One layer of ones on inputs of ones: d/dw of the mean of (4w + b)² is 2·(4w + b)·x / 1.
+/// Gradients are described before they are clipped. The model is one layer of ones on inputs of
+/// ones: d/dw of the mean of (4w + b)² is 2·(4w + b)·x / 1.
 #[test]
 fn gradients_are_described_before_they_are_clipped() -> Result<()> {
     let _generator = seeded(0);

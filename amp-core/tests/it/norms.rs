@@ -28,7 +28,7 @@ fn zeros(shape: &[i64]) -> Tensor {
     Tensor::zeros(shape, (Kind::Float, device()))
 }
 
-/// Running mean and variance, and the number of batches.
+/// Returns running mean and variance, and the number of batches.
 fn statistics(module: &impl nn::Visit) -> Vec<Vec<f64>> {
     named_tensors(module)
         .into_iter()
@@ -37,8 +37,8 @@ fn statistics(module: &impl nn::Visit) -> Vec<Vec<f64>> {
         .collect()
 }
 
-/// The errors of torch.nn.functional; the statistics are unchanged. With more values, and in
-/// evaluation, the norm runs.
+/// One value for each channel is refused, as by torch.nn.functional, and the statistics are
+/// unchanged. With more values, and in evaluation, the norm runs.
 #[rstest]
 fn one_value_for_each_channel_is_refused(
     #[values(&[1, 3], &[1, 3, 1], &[1, 3, 1, 1], &[0, 3], &[2, 3, 0])] shape: &[i64],
@@ -84,7 +84,7 @@ fn options_out_of_range_are_refused(#[case] config: BatchNormConfig, #[case] say
     }
 }
 
-/// Norms over each example: for a single value their output would be the bias, for any input.
+/// One value within an example is refused, because its norm would be the bias for any input.
 #[rstest]
 fn one_value_within_an_example_is_refused(
     #[values(&[4, 6], &[4, 6, 1], &[1, 6, 1, 1])] shape: &[i64],

@@ -16,7 +16,7 @@ use crate::support::{
     parameter, set_gradient,
 };
 
-/// f32 on the CPU, with constant and falling rates: the parameters have torch's bits after 1, 2,
+/// In f32 on the CPU, with constant and falling rates, the parameters have torch's bits after 1, 2,
 /// 10, 50 and 200 steps. The kernels differ in the last bit with the CPU's instructions, so the
 /// recording of this machine's kernel set is used. If MKL's square root differs from the
 /// recorder's, optimizers with a square root are compared within a bound.
@@ -40,7 +40,7 @@ fn two_hundred_steps_have_torchs_bits(
     replay_all(&oracle, kind, way, count, Kind::Float)
 }
 
-/// The same in f64: the bytes after 200 steps.
+/// In f64 the parameters have torch's bytes after 200 steps.
 #[rstest]
 #[case::adamw("AdamW", "fused", 6)]
 #[case::adam("Adam", "fused", 4)]
@@ -118,15 +118,16 @@ fn replay_all(oracle: &Value, kind: &str, way: &str, count: usize, dtype: Kind) 
     Ok(())
 }
 
-/// Whether `torch.sqrt` has the recorder's bits on this machine. On the CPU it is MKL's, whose last
-/// bit depends on the maker of the processor; results that depend on it can only be close.
+/// Returns whether `torch.sqrt` has the recorder's bits on this machine. On the CPU it is MKL's,
+/// whose last bit depends on the maker of the processor; results that depend on it can only be
+/// close.
 fn takes_the_recorded_roots(oracle: &Value, dtype: Kind) -> bool {
     let roots = (Tensor::arange_start(1, 4097, (dtype, Device::Cpu)) / 7.0).sqrt();
     sha256(&roots.to_kind(Kind::Double)) == text(&oracle["sqrt"], name_of(dtype))
 }
 
-/// The largest effect of the last bit of each step's square root in f32: a step is no larger than
-/// the weights, which are below 2.
+/// Asserts that values differ by at most the effect of the last bit of each step's square root in
+/// f32. A step is no larger than the weights, which are below 2.
 #[track_caller]
 fn assert_near(tensor: &Tensor, bits: &str, step: i64, what: &str) {
     let expected = values(&from_bits(tensor.kind(), bits));
@@ -136,7 +137,7 @@ fn assert_near(tensor: &Tensor, bits: &str, step: i64, what: &str) {
     }
 }
 
-/// Takes the recorded steps and calls `look` with the parameters after each; steps count from 1.
+/// Takes the recorded steps, and calls `look` with the parameters after each. Steps count from 1.
 fn replay(
     oracle: &Value,
     case: &Value,
@@ -203,7 +204,7 @@ fn build(case: &Value) -> Result<Box<dyn BuildOptimizer>> {
     })
 }
 
-/// The defaults are torch.optim's, and Lion's are its paper's.
+/// The default options equal those of torch.optim, and for Lion those of its paper.
 #[test]
 fn the_defaults_are_torchs() {
     let (adamw, adam, sgd) = (AdamW::default(), Adam::default(), Sgd::default());
@@ -222,8 +223,8 @@ fn the_defaults_are_torchs() {
     assert_eq!((sgd.lr, sgd.momentum, sgd.dampening, sgd.weight_decay), (1e-3, 0.0, 0.0, 0.0));
 }
 
-/// A parameter whose gradient comes late starts its own count of steps and, with SGD, its own
-/// momentum: it moves as it would alone.
+/// A parameter whose first gradient comes late starts its own count of steps and, with SGD, its own
+/// momentum. It moves as if it were trained alone.
 #[rstest]
 #[case::adam(&AdamW::default())]
 #[case::sgd(&Sgd { momentum: 0.9, dampening: 0.5, ..Default::default() })]
@@ -244,7 +245,7 @@ fn a_parameter_without_a_gradient_waits(#[case] options: &dyn BuildOptimizer) ->
     Ok(())
 }
 
-/// RMSprop's first step in closed form; each of its averages is saved under its own name.
+/// RMSprop's first step has its closed form, and each of its averages is saved under its own name.
 #[rstest]
 #[case(true, 0.9)]
 #[case(true, 0.0)]

@@ -1,4 +1,5 @@
-//! Own kernels of optimizers, only on CUDA (`AMP_DEVICE=cuda`), against libtorch on the CPU.
+//! This crate's kernels of optimizers, only on CUDA (`AMP_DEVICE=cuda`), against libtorch on the
+//! CPU.
 
 use amp_core::{
     Result,
@@ -17,8 +18,8 @@ use crate::support::{
     device, needs_cuda, parameter, seeded,
 };
 
-/// More tensors than one launch of the kernel takes, with sizes that fill no block, and a matrix
-/// with a transposed gradient. Gradients are at least a half, so that no decay cancels one.
+/// Returns more tensors than one launch of the kernel takes, with sizes that fill no block, and a
+/// matrix with a transposed gradient. Gradients are at least a half, so that no decay cancels one.
 fn tensors(kind: Kind) -> (Vec<Tensor>, Vec<Tensor>) {
     let _generator = seeded(3);
     let draw = |shape: &[i64]| Tensor::randn(shape, (Kind::Double, Device::Cpu)).to_kind(kind);
@@ -62,8 +63,8 @@ fn give(parameters: &[Parameter], grads: &[Tensor]) {
     }
 }
 
-/// The largest distances between weights, and between state, in units in the last place; values
-/// below 1 use the unit of 1.
+/// Returns the largest distances between weights, and between state, in units in the last place.
+/// Values below 1 use the unit of 1.
 fn distances(a: &dyn Optimizer, b: &dyn Optimizer, epsilon: f64) -> Result<[f64; 2]> {
     let weights = |optimizer: &dyn Optimizer| -> Vec<Tensor> {
         optimizer.parameters().iter().map(|parameter| wide(&parameter.tensor)).collect()
@@ -90,12 +91,12 @@ const DAMPED: Sgd = Sgd { dampening: 0.5, nesterov: false, ..NESTEROV };
 const CENTERED: RmsProp =
     RmsProp { lr: 1e-2, alpha: 0.99, eps: 1e-8, weight_decay: 0.01, momentum: 0.9, centered: true };
 
-/// Twenty steps with changing rates, and gradients that change size and sign. A step rounds a
-/// weight twice, for its decay and its update, and an average twice, for its decay and the new
-/// value: two units in the last place per step. A gradient to which the decay is added may be
-/// rounded once or twice, and its error doubles when it is squared: one unit more. The direction of
-/// Lion is never so close to zero that rounding changes its sign: it is at least 0.05 of the
-/// gradient.
+/// Twenty steps with changing rates, and with gradients that change size and sign, equal steps on
+/// the CPU. A step rounds a weight twice, for its decay and its update, and an average twice, for
+/// its decay and the new value: two units in the last place per step. A gradient to which the decay
+/// is added may be rounded once or twice, and its error doubles when it is squared: one unit more.
+/// The direction of Lion is never so close to zero that rounding changes its sign: it is at least
+/// 0.05 of the gradient.
 ///
 /// Adafactor keeps means of squares over rows and columns, of at most n = 123 numbers, which the
 /// devices add in different orders. With u half a unit in the last place, a sum of n squares has an
@@ -143,7 +144,7 @@ fn steps_on_cuda_equal_steps_on_the_cpu(
         }
         let [weights, states] = distances(ours.as_ref(), theirs.as_ref(), epsilon)?;
         let rounded = 3.0 * f64::from(step);
-        // What is kept for 16-bit weights is f32.
+        // The state of 16-bit weights is f32.
         let unit = epsilon.min(f64::from(f32::EPSILON)) / epsilon;
         let summed = if longest_sum > 0 { f64::from(longest_sum + 4) * unit } else { 0.0 };
         assert!(
@@ -215,7 +216,7 @@ fn a_factor_multiplies_gradients_and_a_skipped_step_moves_nothing(
     let before = state(plain.as_ref())?;
     let (factor, zero, one) = (number(0.3), number(0.0), number(1.0));
     for step in 0..3 {
-        // Both draw the same random numbers.
+        // Both optimizers draw the same random numbers.
         seed_everything(step)?;
         give(scaled.parameters(), &grads);
         scaled.step_with(OnDevice { factor: Some(&factor), found_inf: Some(&zero) })?;
@@ -234,10 +235,11 @@ fn a_factor_multiplies_gradients_and_a_skipped_step_moves_nothing(
     Ok(())
 }
 
-/// The capabilities of an optimizer on the device, before the first step and after one in which the
-/// second parameter had no gradient. Our kernels on CUDA have all capabilities, libtorch's have none.
-/// On the CPU, libtorch's fused kernels can skip a step. SGD with dampening has the capabilities only
-/// after each parameter's first step, which follows another rule.
+/// Each optimizer declares its capabilities on the device, before the first step and after a step
+/// in which the second parameter had no gradient. This crate's kernels on CUDA have all
+/// capabilities; libtorch's have none. On the CPU, libtorch's fused kernels can skip a step. SGD
+/// with dampening has the capabilities only after each parameter's first step, which follows
+/// another rule.
 #[rstest]
 #[case::adamw(&AdamW::default(), true, [true; 3])]
 #[case::sgd(&NESTEROV, true, [true; 3])]
@@ -272,8 +274,8 @@ fn each_optimizer_declares_its_capabilities(
 
 /// With rates of zero the averages are the gradient and its square, which have the same bits on
 /// both devices, and so have their scales. Codes may differ only if a value is within a rounding of
-/// the middle between two codes. Tested over all decades, for full and partial blocks, for zeros,
-/// and for gradients that are transposed or not aligned.
+/// the middle between two codes. The cases cover all decades, full and partial blocks, zeros, and
+/// gradients that are transposed or not aligned.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn codes_equal_the_cpus() -> Result<()> {

@@ -42,10 +42,10 @@ impl Reference {
 /// number to the largest that occur in training. The tolerance is four units in the last place of a
 /// parameter below 1: one unit is lost wherever f32 and f64 round to different neighbours.
 ///
-/// With state in f16 this fails at both ends. The running square of gradients under 5e-3 is
-/// zero, so the update is divided by eps. The running square of gradients above 256 is infinite, so
-/// the parameter freezes. (An earlier design kept the state in f16 times 2⁸, and froze at gradients
-/// of 1.)
+/// With state in f16 the parameters do not follow Adam for very small and very large gradients. The
+/// running square of gradients under 5e-3 is zero, so the update is divided by eps. The running
+/// square of gradients above 256 is infinite, so the parameter freezes. (An earlier design kept the
+/// state in f16 times 2⁸, and froze at gradients of 1.)
 #[rstest]
 fn f16_parameters_follow_adam_in_f64(
     #[values(6e-8, 1e-5, 1e-3, 0.1, 1.0, 2.0, 40.0, 300.0, 3e4)] size: f64,

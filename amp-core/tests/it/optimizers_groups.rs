@@ -151,7 +151,7 @@ fn another_number_of_groups_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// Multiplies by one number.
+/// A layer that multiplies by one number.
 struct Factor(Tensor);
 
 impl Factor {
@@ -172,7 +172,7 @@ impl Module for Factor {
     }
 }
 
-/// The gradient of each factor is the mean of its column.
+/// A model in which the gradient of each factor is the mean of its column.
 #[derive(LightningModule)]
 #[forward(|x| Ok(first(&x.f_narrow(1, 0, 1)?)?.f_add(&second(&x.f_narrow(1, 1, 1)?)?)?))]
 #[loss(with = |output, _| Ok(output.f_mean(None)?))]
@@ -187,9 +187,9 @@ struct TwoFactors {
     second: Factor,
 }
 
-/// [2] [5] [6] Two optimizers share a backward pass, and the scaler one update: its tracker counts
-/// steps, not optimizers. An overflow in one of them halves the scale once; then neither optimizer
-/// steps, and neither schedule moves.
+/// [2] [5] [6] Two optimizers share a backward pass and one update of the scaler, whose tracker
+/// counts steps, not optimizers. An overflow in one optimizer halves the scale once; then neither
+/// optimizer steps, and neither schedule advances.
 #[test]
 fn optimizers_share_one_update() -> Result<()> {
     let columns = [[1.0_f32, 1.0], [1.0, 1.0], [1.0, 3e38], [1.0, 1.0]];
@@ -215,8 +215,8 @@ fn optimizers_share_one_update() -> Result<()> {
     Ok(())
 }
 
-/// A plateau schedule in the trainer: the loss never improves, so the rate falls after `patience` +
-/// 1 more epochs. Its values are the validation's.
+/// A model for a plateau schedule in the trainer: the loss never improves, so the rate falls after
+/// `patience` + 1 more epochs. The schedule reads the validation's values.
 #[derive(LightningModule)]
 #[loss(with = |output, _| Ok(output.f_mean(None)?.f_mul_scalar(0.0)?))]
 #[optimizer(sgd, lr = 1.0)]

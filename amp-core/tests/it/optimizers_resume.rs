@@ -94,8 +94,8 @@ fn start(kind: Kind) -> Vec<Tensor> {
     SHAPES.iter().map(|shape| lcg.tensor(shape, 128.0).to_kind(kind).to_device(device())).collect()
 }
 
-/// Takes these steps with gradients like the recorded ones. The last parameter gets its first
-/// gradient in step 100, so that a state without one can be saved.
+/// Runs these steps with the same gradients as the recorded run. The last parameter gets its first
+/// gradient in step 100, so that earlier checkpoints contain a parameter without state.
 fn train(scheduled: &mut Scheduled, steps: std::ops::Range<u64>) -> Result<()> {
     for step in steps {
         let mut lcg = Lcg(1000 + step);
@@ -125,7 +125,7 @@ fn weights(scheduled: &Scheduled) -> Vec<Tensor> {
     parameters.map(|parameter| parameter.tensor.detach().copy()).collect()
 }
 
-/// The state as read from a file: its own tensors on the CPU, its values as JSON text.
+/// Returns the state as read from a file: its own tensors on the CPU, its values as JSON text.
 fn through_a_file(state: &State) -> State {
     let mut read = State::default();
     for (name, tensor) in state.tensors() {
@@ -139,8 +139,8 @@ fn through_a_file(state: &State) -> State {
     read
 }
 
-/// 200 steps, compared with 100 steps, saving, loading into a new optimizer and another 100: every
-/// weight, all state and the rates have the same bits.
+/// Resuming gives the same bits: 200 steps are compared with 100 steps, saving, loading into a new
+/// optimizer and another 100 steps. Every weight, all state and the rates are compared.
 #[rstest]
 fn resuming_from_a_saved_state_gives_the_same_bits(
     #[values(
@@ -173,8 +173,8 @@ fn resuming_from_a_saved_state_gives_the_same_bits(
     goes_on_alike(|| schedule(rates, optimizer(kind)), dtype, WeightUpdate::default())
 }
 
-/// The same with masters, which are saved, and with random rounding, if the generator is in the
-/// same state.
+/// Resuming gives the same bits with master weights, which are saved, and with random rounding, if
+/// the generator is in the same state.
 #[rstest]
 fn resuming_works_with_every_weight_update(
     #[values(
@@ -194,7 +194,8 @@ fn resuming_works_with_every_weight_update(
     goes_on_alike(|| schedule("cosine", optimizer(kind)), Kind::BFloat16, update)
 }
 
-/// The same with optimizer state in fewer bits; bf16 state is rounded at random.
+/// Resuming gives the same bits with optimizer state in fewer bits; bf16 state is rounded at
+/// random.
 #[rstest]
 fn resuming_works_with_state_in_fewer_bits(
     #[values(
@@ -215,7 +216,7 @@ fn resuming_works_with_state_in_fewer_bits(
     goes_on_alike(|| schedule("cosine", optimizer(kind)), dtype, moments)
 }
 
-/// The same with parameter groups, each with its own state and rate.
+/// Resuming gives the same bits with parameter groups, each with its own state and rate.
 #[test]
 fn resuming_works_with_parameter_groups() -> Result<()> {
     let config = || {
@@ -318,6 +319,9 @@ fn a_value_of_another_type_is_refused() -> Result<()> {
     let mut state = optimizer.state()?;
     state.put("param_groups/0/lr", &"fast")?;
     let said = message(optimizer.load_state(&state));
-    assert!(said.contains("`param_groups/0/lr` is \"fast\", but a value like 0.001"), "{said}");
+    assert!(
+        said.contains("`param_groups/0/lr` is \"fast\", but a value of the kind 0.001"),
+        "{said}"
+    );
     Ok(())
 }

@@ -53,7 +53,7 @@ fn built(case: &Value) -> Box<dyn BuildOptimizer> {
     }
 }
 
-/// The parameters of a case, and the generator from which their gradients follow.
+/// Returns the parameters of a case, and the generator of their gradients.
 fn start(oracle: &Value, case: &Value, kind: Kind) -> (Vec<Parameter>, Lcg) {
     let mut lcg = Lcg(integer(oracle, "seed") as u64);
     let drawn = shapes(case).into_iter().enumerate().map(|(at, shape)| {
@@ -79,8 +79,8 @@ fn take_step(optimizer: &mut dyn Optimizer, lcg: &mut Lcg, factor: f64) -> Resul
     optimizer.step()
 }
 
-/// The tolerance for weights. Muon's iteration rounds to bfloat16, in which products differ between
-/// processors; the entries of its matrices are below 1.
+/// Returns the tolerance for weights. Muon's iteration rounds to bfloat16, where products differ
+/// between processors; the entries of its matrices are below 1.
 fn bound(case: &Value, kind: Kind, step: i64) -> f64 {
     let rounding = match text(case, "optimizer") {
         "Muon" => {
@@ -92,7 +92,7 @@ fn bound(case: &Value, kind: Kind, step: i64) -> f64 {
     step as f64 * (rounding + rounding_of(kind))
 }
 
-/// The tolerance for a step in this dtype.
+/// Returns the tolerance for a step in this dtype.
 fn rounding_of(kind: Kind) -> f64 {
     8.0 * if kind == Kind::Double { f64::EPSILON } else { f64::from(f32::EPSILON) }
 }
@@ -107,7 +107,8 @@ fn assert_near(seen: &Tensor, expected: &Tensor, bound: f64, what: &str) {
     }
 }
 
-/// Parameters after 1, 2, 10 and 50 steps, and the named state after 10, within rounding.
+/// Parameters after 1, 2, 10 and 50 steps, and the named state after 10, equal the recorded ones
+/// within rounding.
 #[rstest]
 #[case("Muon", 5)]
 #[case("Adafactor", 5)]
@@ -188,7 +189,7 @@ fn the_defaults_are_torchs() {
     assert_eq!((lr, beta2_decay, eps, d, weight_decay), (1e-2, -0.8, (None, 1e-3), 1.0, 0.0));
 }
 
-/// bf16 weights with f32 masters: the masters have the bits of an f32 optimizer with the same
+/// bf16 weights with f32 masters: the masters are bit-identical to an f32 optimizer with the same
 /// gradients. So the rule received whole parameters in their shapes.
 #[rstest]
 fn masters_are_updated_like_f32_weights(

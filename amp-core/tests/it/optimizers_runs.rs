@@ -1,5 +1,5 @@
-//! Whole runs through `fit`: Muon for matrices together with AdamW, Adafactor, LAMB, and a rule of
-//! the user's own.
+//! Whole runs through `fit`: Muon for matrices together with AdamW, Adafactor, LAMB, and a
+//! user-defined rule.
 
 use amp_core::{
     callback::{Mode, ModelCheckpoint},
@@ -23,7 +23,7 @@ use crate::support::{
     parameter, seeded, set_gradient,
 };
 
-/// A rule of the user's own: sign descent with momentum.
+/// A user-defined rule: sign descent with momentum.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Signum {
     lr: f64,
@@ -162,8 +162,8 @@ fn every_precision_reduces_the_loss(
     Ok(())
 }
 
-/// A run that is stopped in its third epoch and resumed has the bits of an uninterrupted run. In
-/// 16-mixed, steps are skipped before and after the stop.
+/// A run that is stopped in its third epoch and resumed is bit-identical to an uninterrupted run.
+/// In 16-mixed, steps are skipped before and after the stop.
 #[rstest]
 fn a_resumed_run_equals_an_uninterrupted_one(
     #[values("muon", "adafactor", "lamb", "signum")] net: &str,

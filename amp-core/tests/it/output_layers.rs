@@ -1,12 +1,12 @@
-//! A linear output layer before a cross entropy is run by the loss, in chunks of rows, where the derive can tell that
-//! nothing else reads its output.
+//! If a cross entropy follows a linear output layer, the loss runs the layer in chunks of rows,
+//! provided that the derive can tell that nothing else reads the layer's output.
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
 use amp_core::{
     Trainer, TrainerConfig,
     loss::ChunksOf,
-    nn::{self, Call, DtypeProbe, Given, Probe, named_tensors},
+    nn::{self, Call, DtypeProbe, ModuleOutput, Probe, named_tensors},
     precision::Policy,
     prelude::*,
     record::RunRecord,
@@ -33,7 +33,7 @@ mod own {
     }
 }
 
-/// A language model with this `forward`.
+/// Defines a language model with this `forward`.
 macro_rules! model {
     ($name:ident, [$($metric:meta),*], [$($forward:meta)?], |$head:ident| $($layer:tt)*) => {
         #[derive(LightningModule)]
@@ -62,7 +62,7 @@ model!(Unbiased, [], [forward(|ids| {
 model!(Tied, [], [forward(|ids| {
     nn::linear(&inner(&norm(&token(ids)?)?)?, self.token.weight(), None)
 })], |inner| #[layer(linear(WIDTH, WIDTH))]);
-// The output of these layers is not the model's, or something else reads it.
+// The output of these layers is not the model's output, or something else reads it.
 model!(Capped, [], [forward(|ids| {
     let y = head(&norm(&token(ids)?)?)?;
     Ok(y.f_tanh()?)
@@ -95,7 +95,7 @@ macro_rules! build {
     };
 }
 
-/// Eight sequences of five symbols.
+/// Returns eight sequences of five symbols.
 fn sequences() -> Result<Batch> {
     let draw = || Tensor::randint(CLASSES, [8, 5], (Kind::Int64, Device::Cpu));
     Batch::new(draw(), draw())
@@ -118,7 +118,7 @@ fn train(build: Build, config: &TrainerConfig, chunked: bool) -> Result<(RunReco
     Ok((record, named_tensors(&*model).into_iter().map(|(_, tensor, _)| tensor).collect()))
 }
 
-/// Losses and weights are those of all logits at once but for the rounding of sums.
+/// Losses and weights equal a computation with all logits at once, up to the rounding of sums.
 #[rstest]
 #[case::in_order(build!(InOrder))]
 #[case::called(build!(Called))]
@@ -195,7 +195,7 @@ fn the_loss_runs_the_layer_whose_output_is_the_models(
     let _chunks = ChunksOf::rows(7);
     let config = config(Precision::F32True, Device::Cpu, Graph::Off);
     let text = message(Trainer::new(config).fit(&mut *build()?, &data));
-    assert!(text.contains("Classes count from 0; 3 is left out"), "{text}");
+    assert!(text.contains("Classes count from 0; 3 is ignored"), "{text}");
     assert_eq!(text.contains("the input of the output layer"), runs, "{text}");
     Ok(())
 }
@@ -211,7 +211,7 @@ fn a_forward_pass_outside_of_a_step_returns_the_output() -> Result<()> {
     let failed = nn::loss_of_output(&model, &loss, || Err(Error::config("stop")), &examples.target);
     assert_eq!(message(failed), "stop");
     assert_eq!(model.forward(&examples.input, &cx)?.size(), [8, 5, CLASSES]);
-    // Of another model.
+    // This step belongs to another model.
     let own = Tied::builder().build()?;
     let of_both = || {
         assert_eq!(own.forward(&examples.input, &cx)?.size(), [8, 5, CLASSES]);
@@ -226,8 +226,8 @@ fn a_forward_pass_outside_of_a_step_returns_the_output() -> Result<()> {
 struct Dtypes(RefCell<Vec<(String, Kind)>>);
 
 impl DtypeProbe for Dtypes {
-    fn gave(&self, given: &Given<'_>) {
-        self.0.borrow_mut().push((given.path.to_owned(), given.kind));
+    fn module_output(&self, output: &ModuleOutput<'_>) {
+        self.0.borrow_mut().push((output.path.to_owned(), output.kind));
     }
 }
 
@@ -237,8 +237,8 @@ impl Probe for Dtypes {
     }
 }
 
-/// A probe of tensors gets the output of every layer, and then the loss does not run the layer. A probe of dtypes is
-/// told the dtype of the logits.
+/// A tensor probe gets the output of every layer, so the loss does not run the layer. A dtype probe
+/// gets the dtype of the logits.
 #[rstest]
 fn observers_see_the_output_layer(#[values(false, true)] reads: bool) -> Result<()> {
     let _generator = seeded(24);
@@ -260,7 +260,7 @@ fn observers_see_the_output_layer(#[values(false, true)] reads: bool) -> Result<
     Ok(())
 }
 
-/// A region that the run gives to the layer applies to it.
+/// A precision region that the run sets for the layer applies to it.
 #[rstest]
 fn an_output_layer_with_a_region_runs_in_it() -> Result<()> {
     let _generator = seeded(25);
@@ -280,7 +280,7 @@ fn an_output_layer_with_a_region_runs_in_it() -> Result<()> {
     Ok(())
 }
 
-/// Eager steps and captured ones give the same bits.
+/// Captured steps are bit-identical to eager steps.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn captured_steps_equal_eager_ones(

@@ -52,7 +52,7 @@ fn own_tensors_are_visited_in_order_of_declaration() -> Result<()> {
     Ok(())
 }
 
-/// The values equal libtorch's functions, drawn in order of declaration.
+/// Initial values equal those of libtorch's functions that are called in order of declaration.
 #[test]
 fn own_tensors_are_drawn_in_order() -> Result<()> {
     let module = {
@@ -69,7 +69,8 @@ fn own_tensors_are_drawn_in_order() -> Result<()> {
     Ok(())
 }
 
-/// y = Σⱼ (x + p)·2·wⱼ − …: dy/dp = 2·Σⱼ wⱼ, the same for every row.
+/// The module's own parameters are trained. For y = Σⱼ (x + p)·2·wⱼ − …, dy/dp = 2·Σⱼ wⱼ, the same
+/// for every row.
 #[test]
 fn own_parameters_are_trained() -> Result<()> {
     let _generator = seeded(3);

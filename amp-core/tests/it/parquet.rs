@@ -1,4 +1,4 @@
-//! Parquet files as pandas and pyarrow write them (fixtures/oracles/tables.json).
+//! Parquet files written by pandas and pyarrow (fixtures/oracles/tables.json).
 
 use std::path::PathBuf;
 
@@ -32,13 +32,14 @@ fn written(all: &Value, kind: &str) -> (TempDir, PathBuf) {
     file("table.parquet", bytes(text(&all["files"], kind)))
 }
 
-/// The recorded cells of a column, `None` for missing ones.
+/// Returns the recorded cells of a column, `None` for missing ones.
 fn cells<'a>(column: &'a Value, of: &str) -> Option<Vec<Option<&'a Value>>> {
     let cells = column.get(of)?.as_array().expect("cells");
     Some(cells.iter().map(|cell| Some(cell).filter(|cell| !cell.is_null())).collect())
 }
 
-/// Every column, in each way in which it can be read, from files of several compressions and row groups.
+/// Every column is read as by pyarrow, in each way in which it can be read, from files with several
+/// compressions and row groups.
 #[rstest]
 fn columns_are_read_as_pyarrow_reads_them(
     #[values("plain", "snappy", "gzip", "lz4", "zstd")] kind: &str,
@@ -116,7 +117,7 @@ fn rows_are_read_when_they_are_needed(#[values(1, 2, 3)] kept: usize) -> Result<
     Ok(())
 }
 
-/// If the groups that are mixed fit into memory, an epoch reads every group once.
+/// If the groups that are shuffled together fit into memory, an epoch reads every group once.
 #[rstest]
 fn an_epoch_of_shuffled_groups_reads_each_once(
     #[values(1, 2, 4)] together: usize,
@@ -169,7 +170,7 @@ fn threads_change_nothing(
     Ok(())
 }
 
-/// Threads that read one file at the same time do not move each other's position in it.
+/// Several threads that read one file do not change each other's position in it.
 #[test]
 fn threads_read_one_file_at_a_time() -> Result<()> {
     let all = recorded();
@@ -185,7 +186,8 @@ fn threads_read_one_file_at_a_time() -> Result<()> {
     Ok(())
 }
 
-/// Read ahead of the loop or within it, the batches equal those of the table in memory.
+/// The batches equal the batches of the table in memory, whether they are read ahead of the loop or
+/// within it.
 #[rstest]
 fn batches_are_those_of_the_table_in_memory(
     #[values((Placement::Host, Some(0)), (Placement::Host, Some(2)), (Placement::Device, None))]
@@ -214,7 +216,7 @@ fn batches_are_those_of_the_table_in_memory(
 #[rstest]
 #[case(Columns::new().numbers("x", &["f64_missing"]), "FILE, row 1: `f64_missing` is missing: ")]
 #[case(Columns::new().integers("x", "i64_missing"), "FILE, row 2: `i64_missing` is missing: ")]
-#[case(Columns::new().integers("x", "f64"), "FILE, row 0: `f64` is -0.3, which is not a whole number of int64")]
+#[case(Columns::new().integers("x", "f64"), "FILE, row 0: `f64` is -0.3, which is not an int64 integer")]
 #[case(Columns::new().integers("x", "u64"), "FILE, row 9: `u64` is 9223372036854775817, which")]
 #[case(Columns::new().integers("x", "city"), "FILE: `city` is of type Utf8, not of whole numbers")]
 #[case(Columns::new().numbers("x", &["city"]), "FILE: `city` is of type Utf8, not of numbers")]
@@ -229,7 +231,8 @@ fn what_does_not_fit_is_named(#[case] columns: Columns, #[case] says: &str) -> R
     Ok(())
 }
 
-/// A truncated file, a changed file and a file of another format each give one line, and no partial result.
+/// A truncated file, a changed file and a file of another format each give an error of one line,
+/// and no partial result.
 #[test]
 fn files_that_are_damaged_are_refused() -> Result<()> {
     let all = recorded();
@@ -238,14 +241,15 @@ fn files_that_are_damaged_are_refused() -> Result<()> {
     let says = |error: &str| {
         let text = of_file(error, &path);
         assert!(
-            text.starts_with("FILE: not a whole Parquet file: ") && !text.contains('\n'),
+            text.starts_with("FILE: not a complete Parquet file: ") && !text.contains('\n'),
             "{text}"
         );
     };
     says(&message(ParquetTable::open(&path)));
     std::fs::write(&path, "a,b\n1,2\n3,4\n5,6\n").expect("room on the disk");
     says(&message(ParquetTable::open(&path)));
-    // In the numbers of the first column, which can still be decompressed: their checksum differs.
+    // The changed byte is in the numbers of the first column, which can still be decompressed; only
+    // the checksum differs.
     let mut changed = bytes.clone();
     changed[50] ^= 1;
     std::fs::write(&path, changed).expect("room on the disk");

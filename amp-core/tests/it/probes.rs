@@ -53,7 +53,7 @@ fn run(module: &Sequential, context: &Context, policy: Policy) -> Result<()> {
     module.forward(&input, context).map(drop)
 }
 
-/// Run again under the pass's autocast, a module gives the same output for the same input and
+/// A module that runs again under the pass's autocast gives the same output for the same input, and
 /// another output for another input. The batch is counted once in batch statistics.
 #[test]
 fn a_module_can_run_again_with_the_same_output() -> Result<()> {
@@ -76,7 +76,8 @@ fn a_module_can_run_again_with_the_same_output() -> Result<()> {
     Ok(())
 }
 
-/// Without dropout no element is dropped, and batch statistics are still the batch's.
+/// Dropout can be switched off in a training pass: no element is dropped, and batch statistics are
+/// still the batch's.
 #[test]
 fn dropout_can_be_left_out_of_a_training_pass() -> Result<()> {
     let _generator = seeded(0);
@@ -93,7 +94,7 @@ fn dropout_can_be_left_out_of_a_training_pass() -> Result<()> {
     Ok(())
 }
 
-/// Checkpointed activations have no graph for a probe; without checkpoints they have one.
+/// Checkpoints can be switched off in a training pass: then activations have a graph for a probe.
 #[test]
 fn checkpoints_can_be_left_out_of_a_training_pass() -> Result<()> {
     let _generator = seeded(0);
@@ -158,8 +159,8 @@ fn tensors_between_modules_are_substituted() -> Result<()> {
     Ok(())
 }
 
-/// Records the tensors inside modules, and halves the values, which have a last dimension of their
-/// own.
+/// Records the tensors inside modules, and halves the values of attention, which have a last
+/// dimension of another size.
 #[derive(Default)]
 struct Within(RefCell<Vec<(String, Vec<i64>)>>);
 
@@ -175,7 +176,7 @@ impl Substitute for Within {
     fn within(&self, path: &str, inner: &Tensor) -> Result<Tensor> {
         let mut seen = self.0.borrow_mut();
         seen.push((path.to_owned(), inner.size()));
-        // Queries, keys, values, weights.
+        // The order is queries, keys, values, weights.
         Ok(if seen.len() == 3 { inner.f_mul_scalar(0.5)? } else { inner.shallow_clone() })
     }
 }
@@ -215,8 +216,9 @@ impl Probe for Outputs {
     }
 }
 
-/// On CUDA a norm in an autocast region writes a 16-bit copy of its output for the next product. The gradient
-/// of the output that a probe is given has to contain the copy's, and the probe changes no number.
+/// On CUDA a norm in an autocast region writes a 16-bit copy of its output for the next product.
+/// The gradient of the output that a probe receives must include the copy's gradient, and the probe
+/// changes no number.
 #[rstest]
 fn the_gradient_of_a_shown_output_is_whole(
     #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,

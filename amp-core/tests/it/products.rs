@@ -30,8 +30,8 @@ fn words() -> Words {
     Words { labels: ids.select(1, 0), ids }
 }
 
-/// A head that shares the embedding's table. Its product runs in the precision, with autocast off,
-/// or in a region.
+/// An output layer that shares the embedding's table. Its product runs in the precision, with
+/// autocast off, or in a region.
 #[derive(Module)]
 #[forward(|x, table: &Tensor| {
     let x = norm(x)?;
@@ -88,7 +88,7 @@ struct Tied {
     head: Head,
 }
 
-/// The dtypes recorded in the first step, or the error.
+/// Returns the dtypes recorded in the first step, or the error.
 fn observed(precision: Precision, mut model: Tied) -> Result<Observed> {
     let mut observed = None;
     let mut listen = |event: &Event| -> Result<()> {
@@ -141,7 +141,7 @@ fn a_region_asks_for_its_own_dtype() -> Result<()> {
     Ok(())
 }
 
-/// Evaluates in f32 in the middle of a training step, as a monitor does.
+/// Evaluates in f32 in the middle of a training step, as a monitor may do.
 #[derive(LightningModule)]
 #[training_step(Self::evaluating)]
 #[loss(mse_loss)]

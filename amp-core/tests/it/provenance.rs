@@ -41,7 +41,7 @@ impl Visit for Gain {
 impl Module for Gain {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
         let fixed = input.f_detach()?;
-        // The second part is zero and has the gradient.
+        // The second term is zero, but its gradient is the layer's `backward` factor.
         let traced = input.f_sub(&fixed)?.f_mul_scalar(self.backward)?;
         Ok(fixed.f_mul_scalar(self.forward)?.f_add(&traced)?)
     }
@@ -49,7 +49,7 @@ impl Module for Gain {
 
 const PLAIN: Gain = Gain { forward: 1.0, backward: 1.0 };
 
-/// 4 → 4, a multiplication, a ReLU, 4 → 4, all under `model`.
+/// Builds a model of a layer 4 → 4, a multiplication, a ReLU, and a layer 4 → 4, all under `model`.
 fn stack(gain: Gain, after: Gain) -> Result<Model> {
     let layers: Vec<Box<dyn Module>> = vec![
         Box::new(linear(4, 4)?),
@@ -154,7 +154,8 @@ fn an_input_gradient_that_overflows_is_named(
     Ok(())
 }
 
-/// Every gradient that passes through the layer is finite, and their sum over the batch is not.
+/// A sum over the batch that overflows is named, although every gradient that passes through the
+/// layer is finite.
 #[test]
 fn a_weight_gradient_that_overflows_is_named() -> Result<()> {
     let _generator = seeded(0);
@@ -188,7 +189,7 @@ fn a_non_finite_input_or_weight_is_named_first() -> Result<()> {
     Ok(())
 }
 
-/// Is infinite in one of three draws, and counts its runs.
+/// A layer that is infinite in one of three draws, and counts its runs.
 struct Rare {
     runs: Rc<Cell<u32>>,
 }
@@ -201,7 +202,7 @@ impl Module for Rare {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
         self.runs.set(self.runs.get() + 1);
         let draw = Tensor::f_rand([1], (Kind::Float, input.device()))?;
-        // 1 ∕ 0 in a third of the draws.
+        // The factor is 1, but infinite in a third of the draws.
         let gate = draw.f_gt(1.0 / 3.0)?.f_to_kind(Kind::Float)?.f_reciprocal()?;
         Ok(input.f_mul(&gate.f_to_kind(input.kind())?)?)
     }
@@ -245,7 +246,8 @@ fn only_the_skipped_step_runs_again_and_with_the_same_numbers(
     Ok(())
 }
 
-/// The second run cannot see modules inside a checkpointed part, so it names the part.
+/// A checkpointed part is named as a whole, because the second run cannot observe the modules
+/// inside it.
 #[test]
 fn a_checkpointed_part_is_named_as_a_whole() -> Result<()> {
     let _generator = seeded(0);

@@ -1,4 +1,4 @@
-//! Sections that reserve libtorch's generators, while other threads train and build layers.
+//! Sections that use libtorch's generators exclusively, while other threads train and build layers.
 
 use std::{
     env,
@@ -35,7 +35,7 @@ fn config() -> TrainerConfig {
     TrainerConfig { max_epochs: 1, ..TrainerConfig::new(Precision::F32True, Device::Cpu) }
 }
 
-/// The final weights after a few steps of a model with dropout.
+/// Trains a few steps of a model with dropout, and returns the final weights.
 fn trained() -> Result<Vec<String>> {
     let data = same(digits(96)?, 16)?;
     let mut model = Model::regression(demo(0.2)?, |_| sgd());
@@ -128,7 +128,7 @@ fn an_inner_section_seeds_again() -> Result<()> {
     Ok(())
 }
 
-/// Begins a section in the middle of a run.
+/// A callback that begins a section in the middle of a run.
 struct Late {
     said: Option<String>,
 }
@@ -148,8 +148,8 @@ impl Callback for Late {
     }
 }
 
-/// A run outside of a section may have drawn numbers that other threads disturbed, so it is not
-/// reproducible and cannot begin a section. A run inside a section can.
+/// A run outside of a section cannot begin one: its numbers may already be disturbed by other
+/// threads, so it is not reproducible. A run inside a section can begin another.
 #[test]
 fn a_run_outside_of_a_section_cannot_begin_one() -> Result<()> {
     let train = || -> Result<Option<String>> {
@@ -167,7 +167,7 @@ fn a_run_outside_of_a_section_cannot_begin_one() -> Result<()> {
     Ok(())
 }
 
-/// Each batch draws a layer's weights.
+/// A data set that draws a layer's weights in each batch.
 struct Drawn;
 
 impl Dataset for Drawn {
@@ -185,8 +185,8 @@ impl Dataset for Drawn {
     }
 }
 
-/// Runs `loads_within_a_section` in a child process with a time limit, because a loader that is
-/// kept out of the section would wait for ever.
+/// Runs `loads_within_a_section` in a child process with a time limit, because a loader that waited
+/// for the end of the section would never finish.
 #[test]
 fn a_data_loader_belongs_to_the_section() {
     let mut child = Command::new(env::current_exe().expect("this binary"))
@@ -206,11 +206,11 @@ fn a_data_loader_belongs_to_the_section() {
         child.kill().expect("a child");
         child.wait().expect("a child");
     }
-    assert!(status.is_some_and(|status| status.success()), "{status:?}; None: it waits for itself");
+    assert!(status.is_some_and(|status| status.success()), "{status:?}; None: no exit in 60 s");
 }
 
-/// The thread that loads data belongs to the section of the training thread. It can draw, and
-/// begins no section of its own.
+/// The data loader's thread shares the training thread's exclusive use of the random generators. It
+/// can draw random numbers without waiting for the training thread.
 #[test]
 #[ignore = "is run by the test above, in a process of its own"]
 fn loads_within_a_section() -> Result<()> {

@@ -1,4 +1,4 @@
-//! How the trainer continues a run: after non-finite steps, at the lowest scale, and if memory is
+//! How the trainer continues a run after non-finite steps, at the lowest scale, and when memory is
 //! short.
 
 use std::{cell::Cell, rc::Rc};
@@ -32,7 +32,8 @@ fn config(precision: Precision) -> TrainerConfig {
         .with(|config| config.logging.log_every_n_steps = 1)
 }
 
-/// Multiplies by infinity in the training forward passes numbered in `bad`, counted from 0.
+/// A layer that returns its input, multiplied by infinity in those training passes, counted from 0,
+/// for which `bad` returns true.
 struct Faulty {
     bad: fn(u32) -> bool,
     runs: Rc<Cell<u32>>,
@@ -138,7 +139,7 @@ fn a_run_stops_only_if_the_scaler_cannot_help(#[case] policy: NonFinite) -> Resu
     Ok(())
 }
 
-/// No example is skipped: the weights equal those of a run that began with the lower scale.
+/// No example is skipped: the weights equal a run that began with the lower scale.
 #[test]
 fn lowering_the_scale_repeats_the_same_examples() -> Result<()> {
     let train = |init_scale: f64, policy: NonFinite| -> Result<_> {
@@ -185,7 +186,7 @@ fn the_last_good_state_is_restored() -> Result<()> {
     let config = TrainerConfig { max_steps: Some(17), ..config(Precision::F32True) };
     let _: RunRecord = train(&config, &mut straight)?;
     assert_eq!(fingerprint(&model), fingerprint(&straight));
-    // If no good step follows, a second rollback would not help, so the run ends.
+    // If no good step follows, a second return would not help, so the run ends.
     let outcome = train(&restoring, &mut faulty(|run| run >= 7)?);
     assert!(message(outcome).contains("is not finite"));
     Ok(())
@@ -194,7 +195,7 @@ fn the_last_good_state_is_restored() -> Result<()> {
 #[test]
 fn falling_back_to_bf16_keeps_the_weights() -> Result<()> {
     let _generator = seeded(0);
-    // Its values overflow f16 and not bf16.
+    // The values overflow in f16 but not in bf16.
     let layers: Vec<Box<dyn Module>> = vec![Box::new(linear(4, 4)?), Box::new(linear(4, 4)?)];
     let mut model = Model::regression(Sequential::new(layers), |_| {
         OptimizerConfig::new(Adam { lr: 1e-3, ..Default::default() })
@@ -213,8 +214,8 @@ fn falling_back_to_bf16_keeps_the_weights() -> Result<()> {
     Ok(())
 }
 
-/// A recorded scale at its lower limit: keep it and print a note, continue in bf16, or end with the
-/// reason.
+/// The scale has a lower limit. At the limit, the trainer keeps the scale and prints a note,
+/// continues in bf16, or ends with the reason.
 #[rstest]
 #[case::warn(AtFloor::Warn)]
 #[case::fall_back(AtFloor::FallBackToBf16)]
@@ -262,7 +263,7 @@ fn an_invalid_floor_is_refused(#[case] min_scale: f64) -> Result<()> {
     Ok(())
 }
 
-/// A layer with memory for this many examples.
+/// A layer with enough memory for this many examples.
 struct Room {
     examples: i64,
 }
@@ -310,7 +311,7 @@ fn a_batch_that_does_not_fit_is_split(#[case] window: i64) -> Result<()> {
     let (events, parts, weights) = train(3, true)?;
     let parts = parts?;
     let halved = |parts| Recovery::MicroBatches { parts };
-    assert_eq!(parts.recoveries, [(0, halved(2)), (0, halved(4))], "said once for each halving");
+    assert_eq!(parts.recoveries, [(0, halved(2)), (0, halved(4))], "each halving is reported once");
     assert_eq!(parts.end.global_step, whole.end.global_step);
     for (seen, expected) in weights.iter().zip(&expected) {
         assert!((seen - expected).abs() < 1e-14, "{seen} against {expected}");
@@ -326,7 +327,8 @@ fn a_batch_that_does_not_fit_is_split(#[case] window: i64) -> Result<()> {
     Ok(())
 }
 
-/// The device itself refuses: activations of 64 GiB do not fit, a quarter of them does.
+/// The device itself refuses the batch: activations of 64 GiB do not fit, but a quarter of them
+/// does.
 #[test]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_batch_that_does_not_fit_on_cuda_is_split() -> Result<()> {

@@ -27,7 +27,7 @@ fn random(shape: &[i64], kind: Kind) -> Tensor {
     Tensor::randn(shape, (Kind::Float, device())).to_kind(kind).set_requires_grad(true)
 }
 
-/// The layer in this precision, with its output and gradients.
+/// Runs the layer in this precision, and returns its output and gradients.
 fn ran(precision: Precision, config: LstmConfig, x: &Tensor) -> Result<(Tensor, Vec<Tensor>)> {
     let _generator = seeded(1);
     let policy = Policy::new(precision, device());
@@ -79,8 +79,8 @@ fn each_precision_computes_in_its_dtype(
     Ok(())
 }
 
-/// Without dropout all layers run in one call, with dropout one by one. Evaluation equals training
-/// without dropout, and a dropout of 0 changes nothing.
+/// Without dropout all layers run in one call, and with dropout they run one by one. Evaluation
+/// equals training without dropout, and a dropout of 0 changes nothing.
 #[test]
 fn layers_run_one_by_one_equal_layers_run_together() -> Result<()> {
     let config =
@@ -118,8 +118,11 @@ fn dropout_acts_between_layers() -> Result<()> {
     assert!(run(0.5, 2, true, 7)?.equal(&run(0.5, 2, true, 7)?), "one seed, one mask");
     assert!(!run(0.5, 2, true, 7)?.equal(&run(0.5, 2, true, 8)?));
     assert!(relative(&run(0.5, 2, false, 0)?, &plain) < 1e-12, "not in evaluation");
-    assert!(run(0.5, 1, true, 0)?.equal(&run(0.0, 1, true, 0)?), "one layer has none behind it");
-    assert!(run(0.5, 2, true, 0)?.ne(0.0).all().int64_value(&[]) == 1, "none behind the last");
+    assert!(run(0.5, 1, true, 0)?.equal(&run(0.0, 1, true, 0)?), "a single layer has no dropout");
+    assert!(
+        run(0.5, 2, true, 0)?.ne(0.0).all().int64_value(&[]) == 1,
+        "no dropout after the last layer"
+    );
     Ok(())
 }
 
@@ -179,7 +182,7 @@ fn padding_has_no_effect(
     let (other, other_h) = run(&x.detach().masked_fill(&behind, 9.0))?;
     assert!(output.equal(&other) && h.equal(&other_h));
     let zeros = |tensor: &Tensor| tensor.masked_select(&behind).ne(0.0).any().int64_value(&[]) == 0;
-    assert!(zeros(&output), "behind the end are zeros");
+    assert!(zeros(&output), "the output is zero after the end");
     (output.square().sum(Kind::Float) + h.square().sum(Kind::Float)).backward();
     assert!(zeros(&x.grad()));
     Ok(())
@@ -194,7 +197,7 @@ fn invalid_inputs_are_refused() -> Result<()> {
     let new = |config| Lstm::new(config).map(drop);
     refused(
         new(LstmConfig { num_layers: 0, ..LstmConfig::new(3, 4) }),
-        "num_layers 0, but 1 is least",
+        "num_layers 0, but each must be at least 1",
     );
     refused(
         new(LstmConfig { proj_size: 4, ..LstmConfig::new(3, 4) }),

@@ -4,7 +4,10 @@ use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
 use amp_core::{
     LightningModule, Module, Result, Trainer, TrainerConfig,
-    nn::{self, Context, DtypeProbe, Given, Linear, LinearConfig, Op, Visit, Visitor, visit_child},
+    nn::{
+        self, Context, DtypeProbe, Linear, LinearConfig, ModuleOutput, Op, Visit, Visitor,
+        visit_child,
+    },
     precision::{Policy, Precision, Region, autocast_state},
     tch::{Device, Kind, Tensor},
 };
@@ -16,7 +19,7 @@ use crate::support::{
     seeded,
 };
 
-/// A linear layer, optionally with a region and with inner layers that run first.
+/// A linear layer, optionally with a region and with inner layers that run before it.
 struct Part {
     region: Option<Region>,
     layer: Linear,
@@ -53,10 +56,10 @@ impl Module for Part {
 struct Products(RefCell<BTreeMap<String, (Kind, Kind)>>);
 
 impl DtypeProbe for Products {
-    fn gave(&self, given: &Given<'_>) {
-        if given.op == Op::Matmul {
-            let kinds = (given.kind, given.plan.compute);
-            self.0.borrow_mut().insert(given.path.to_owned(), kinds);
+    fn module_output(&self, output: &ModuleOutput<'_>) {
+        if output.op == Op::Matmul {
+            let kinds = (output.kind, output.plan.compute);
+            self.0.borrow_mut().insert(output.path.to_owned(), kinds);
         }
     }
 }
@@ -97,9 +100,9 @@ fn run(precision: Precision, part: &Part, islands: &[(&str, Region)]) -> Result<
     })
 }
 
-/// The effect of a region inside a model under each precision: the dtypes of its parameters, of its
-/// products, and of the products around it. In a mixed run the region's dtype is used. In a
-/// `*-true` run a region can only raise the dtype, so that the baseline stays the baseline.
+/// A region sets the dtypes of its parameters, of its products, and not of the products around it,
+/// under each precision. In a mixed run the region's dtype is used. In a `*-true` run a region can
+/// only raise the dtype, so that the baseline stays the baseline.
 #[rstest]
 #[case(Precision::F16Mixed, Region::Fp32, Kind::Float, Kind::Float)]
 #[case(Precision::F16Mixed, Region::Bf16, Kind::Float, Kind::BFloat16)]
@@ -297,8 +300,8 @@ struct Through {
     block: Inside,
 }
 
-/// A region that a call bypasses is an error, not a silent change of precision. Steps whose passes
-/// run under other contexts are tested with the gate, whose diagnosis trains this way.
+/// If the model runs a layer without its declared precision region, the run ends with an error. The
+/// tests of `amp-verify` cover steps whose forward passes run under other contexts.
 #[test]
 fn a_region_that_was_bypassed_is_refused() -> Result<()> {
     let _generator = seeded(0);

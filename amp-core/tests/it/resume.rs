@@ -97,7 +97,7 @@ fn data() -> Result<DataModule> {
     same(digits(90)?, 16)
 }
 
-/// Every tensor of the model as one text.
+/// Returns every tensor of the model as one text.
 pub(crate) fn fingerprint(model: &Model) -> String {
     nn::named_tensors(model)
         .iter()
@@ -105,7 +105,7 @@ pub(crate) fn fingerprint(model: &Model) -> String {
         .collect()
 }
 
-/// The events without times and without the position at which the run began.
+/// Returns an event without times and without the position at which the run began.
 fn comparable(event: &Event) -> Option<Value> {
     if matches!(event, Event::FitStart(_) | Event::Observed(_) | Event::Note { .. }) {
         return None;
@@ -314,7 +314,7 @@ fn best_files_of_another_folder_are_kept() -> Result<()> {
     let last = one.path().join("last.safetensors");
     let resumed = train(other.path(), 3, Some(&last))?;
     assert!(resumed.len() == 2 && one.path().join(&first[0]).exists(), "{resumed:?}");
-    // Resumes twice from one copy; the best file was replaced in between.
+    // The run resumes twice from one copy. The best file was replaced in between.
     let kept = other.path().join("kept.safetensors.copy");
     fs::copy(&last, &kept).expect("a copy");
     for _ in 0..2 {

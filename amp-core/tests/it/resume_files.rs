@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-/// The error of resuming from `path`; asserts that the model is unchanged.
+/// Returns the error of resuming from `path`. Asserts that the model is unchanged.
 fn refused(path: &Path, config: &TrainerConfig, batch_size: i64) -> Result<String> {
     let _generator = seeded(2);
     let mut model = Model::regression(linear(8, 8)?, adam);
@@ -44,7 +44,8 @@ fn a_truncated_file_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// At any place: in the header's length, in names and text, in the padding and in the values.
+/// A flipped bit is detected at any place: in the header's length, in names and text, in the
+/// padding and in the values.
 #[test]
 fn a_flipped_bit_anywhere_is_detected() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
@@ -89,7 +90,7 @@ fn another_runs_checkpoint_is_refused_with_the_difference() -> Result<()> {
     Ok(())
 }
 
-/// The weights of a checkpoint can be loaded alone; the rest of the run's state is stored in the
+/// The weights of a checkpoint can be loaded without the rest of the run's state, which is in the
 /// same file.
 #[test]
 fn a_checkpoint_is_also_a_file_of_weights() -> Result<()> {

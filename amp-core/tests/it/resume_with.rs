@@ -78,7 +78,7 @@ impl Run<'_> {
     }
 }
 
-/// A run of two epochs, or of the given number of steps, and the path of its checkpoint.
+/// Trains for two epochs, or for the given number of steps, and returns the path of the checkpoint.
 fn saved(optimizer: Optimizer, max_steps: Option<u64>, folder: &Path) -> Result<PathBuf> {
     Run { max_steps, ..Run::new(optimizer, 2)? }.train(folder)?;
     Ok(folder.join("last.safetensors"))
@@ -190,8 +190,8 @@ fn halved(gamma: f64) -> OptimizerConfig {
         .with_scheduler(schedule, Interval::Epoch)
 }
 
-/// The same as examples#816 for options other than the rate: a changed option is refused by name,
-/// and accepted with permission.
+/// Other changed options than the rate are refused by name, and accepted with permission (see
+/// examples#816).
 #[test]
 fn other_changed_options_need_permission() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
@@ -212,7 +212,7 @@ fn other_changed_options_need_permission() -> Result<()> {
     Ok(())
 }
 
-/// A schedule with another factor begins with the rate of the saved one.
+/// A schedule with another factor begins with the rate of the saved schedule.
 #[test]
 fn another_schedule_needs_permission() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");

@@ -13,7 +13,7 @@ use rstest::rstest;
 
 use crate::support::{device, seeded};
 
-/// Batch statistics, dropout and a count of steps.
+/// A model with batch statistics, dropout and a count of steps.
 #[derive(LightningModule)]
 #[loss(mse_loss)]
 #[forward(|x| head(&drop(&norm(x)?)?))]
@@ -39,7 +39,7 @@ fn counted(net: &mut Net, batch: &Batch, step: &mut amp_core::Step<'_>) -> Resul
     Ok(loss)
 }
 
-/// Batches of 8 rows; the targets of the given batches overflow f16 gradients.
+/// Returns batches of 8 rows. The targets of the given batches overflow f16 gradients.
 fn data(batches: i64, overflowing: &[i64]) -> Result<DataModule> {
     let _section = seeded(7);
     let options = (Kind::Float, Device::Cpu);
@@ -68,7 +68,7 @@ fn train(config: TrainerConfig, data: &DataModule) -> Result<(Net, RunRecord)> {
     Ok((net, record))
 }
 
-/// Every tensor of a model, on the host.
+/// Returns every tensor of a model, on the host.
 fn tensors(net: &Net) -> Vec<(String, Tensor)> {
     let tensors = nn::named_tensors(net).into_iter();
     tensors.map(|(name, tensor, _)| (name, tensor.to_device(Device::Cpu).copy())).collect()
@@ -103,7 +103,7 @@ fn a_skipped_step_changes_nothing() -> Result<()> {
     Ok(())
 }
 
-/// With Lightning's rule, as in PyTorch, the batch that overflowed is in the batch statistics.
+/// With Lightning's rule, as in PyTorch, batch statistics include the batch that overflowed.
 #[test]
 fn lightnings_rule_keeps_the_effects_of_a_skipped_step() -> Result<()> {
     let data = data(3, &[2])?;
@@ -123,8 +123,8 @@ fn lightnings_rule_keeps_the_effects_of_a_skipped_step() -> Result<()> {
     Ok(())
 }
 
-/// Examples that are repeated at a lower scale count once: the run ends like one that began with
-/// that scale.
+/// Examples that are repeated at a lower scale count once: the run ends like a run that began with
+/// this scale.
 #[rstest]
 fn a_repeated_step_counts_once(#[values(1, 2)] window: i64) -> Result<()> {
     let data = data(4, &[1])?;

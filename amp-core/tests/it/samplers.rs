@@ -92,8 +92,8 @@ fn batches_have_similar_lengths(#[values(60, 67)] examples: i64) -> Result<()> {
     Ok(())
 }
 
-/// The examples left over for an incomplete last batch are random, so `drop_last` does not always
-/// drop the same lengths.
+/// The examples of an incomplete last batch are random, so `drop_last` does not always drop the
+/// same lengths.
 #[test]
 fn an_incomplete_last_batch_has_random_lengths() -> Result<()> {
     let lengths: Vec<i64> = (0..11).collect();
@@ -107,8 +107,8 @@ fn an_incomplete_last_batch_has_random_lengths() -> Result<()> {
     Ok(())
 }
 
-/// The output of `torch.utils.data.DistributedSampler(range(n), R, r, shuffle=False, drop_last=…)`
-/// of torch 2.11.
+/// Processes get the same examples as from `torch.utils.data.DistributedSampler(range(n), R, r,
+/// shuffle=False, drop_last=…)` of torch 2.11.
 #[rstest]
 #[case(10, Tail::Pad, vec![vec![0, 4, 8], vec![1, 5, 9], vec![2, 6, 0], vec![3, 7, 1]])]
 #[case(10, Tail::Drop, vec![vec![0, 4], vec![1, 5], vec![2, 6], vec![3, 7]])]
@@ -131,8 +131,8 @@ fn processes_get_the_same_examples_as_in_torch(
     Ok(())
 }
 
-/// Each example is drawn by one process, in either way of distribution; batches that all processes draw at
-/// the same time have similar lengths.
+/// Each example is drawn by one process, with both options for the last examples. Batches that all
+/// processes draw at the same time have similar lengths.
 #[test]
 fn processes_share_an_order() -> Result<()> {
     let lengths: Vec<i64> = (0..48).map(|at| at * 29 % 48).collect();
@@ -166,7 +166,7 @@ fn a_subset_follows_the_other_samplers_order() -> Result<()> {
     Ok(())
 }
 
-/// A sampler of the user's own with a planted fault in its length or its examples.
+/// A user-defined sampler with a planted fault in its length or its examples.
 #[derive(Debug)]
 struct Given(i64, Vec<i64>);
 
@@ -194,7 +194,8 @@ fn order(loader: &DataLoader, first: i64) -> Result<Vec<Vec<f64>>> {
     loader.epoch(2, first)?.map(|batch| Ok(values(batch?.required("target")?))).collect()
 }
 
-/// On the device and from the host, with repetitions, beginning at any batch.
+/// Batches follow the sampler on the device and from the host, with repetitions, and beginning at
+/// any batch.
 #[rstest]
 fn batches_follow_the_sampler(
     #[values(Placement::Device, Placement::Host)] placement: Placement,
@@ -221,9 +222,9 @@ fn batches_follow_the_sampler(
 }
 
 #[rstest]
-#[case(Given(4, vec![1, 2]), "the sampler `given` gave 2 examples, but its `len` is 4: make them equal")]
-#[case(Given(2, vec![1, 10]), "the sampler `given` gave example 10, but the set has 0 to 9")]
-#[case(Given(2, vec![-1, 1]), "the sampler `given` gave example -1, but the set has 0 to 9")]
+#[case(Given(4, vec![1, 2]), "the sampler `given` returned 2 examples, but its `len` is 4: make them equal")]
+#[case(Given(2, vec![1, 10]), "the sampler `given` returned example 10, but the set has 0 to 9")]
+#[case(Given(2, vec![-1, 1]), "the sampler `given` returned example -1, but the set has 0 to 9")]
 #[case(Given(0, vec![]), "the sampler `given` draws 0 examples an epoch, but at least 1 are needed")]
 fn invalid_orders_are_refused(#[case] given: Given, #[case] says: &str) {
     let read = loader(given, Loading::default()).and_then(|loader| order(&loader, 0));
@@ -244,9 +245,9 @@ fn invalid_samplers_are_refused() -> Result<()> {
     );
     assert_eq!(refused(Weighted::new(vec![1.0], 0)), "num_samples is 0: draw at least 1");
     let few = Weighted::new(vec![1.0], 4)?;
-    let says = "1 weights for a set of 10 examples: give each example one";
+    let says = "1 weights for a set of 10 examples: give one per example";
     assert_eq!(message(few.order(&epoch(10, 2))), says);
-    let says = "1 lengths for a set of 10 examples: give each example one";
+    let says = "1 lengths for a set of 10 examples: give one per example";
     assert_eq!(message(Bucketed::new(vec![3]).order(&epoch(10, 2))), says);
     assert_eq!(
         message(Subset::new(vec![], InOrder)),

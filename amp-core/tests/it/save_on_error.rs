@@ -1,4 +1,4 @@
-//! With the option, a run that ends with an error saves its state from before the failed step.
+//! With `save_on_error`, a run that ends with an error saves its state from before the failed step.
 
 use std::{cell::Cell, path::Path};
 
@@ -17,7 +17,7 @@ use tempfile::tempdir;
 
 use crate::support::{bits::sha256, device, message, seeded};
 
-/// Batch statistics, dropout, momentum, a schedule and a count of batches.
+/// A model with batch statistics, dropout, momentum, a schedule and a count of batches.
 #[derive(LightningModule)]
 #[forward(|x| head(&drop(&norm(x)?)?))]
 #[training_step(train)]

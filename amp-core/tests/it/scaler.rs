@@ -31,8 +31,8 @@ struct Part(
 /// Compares every step of a family of traces: the scale's bits on the device and in the host's
 /// copy, the tracker, the skipped steps, the unscaled gradients and the parameters.
 ///
-/// Covers rules 3 (reciprocal in f64), 4 (skip on any non-finite gradient), 5 (growth, backoff,
-/// the ends of f32) and 6 (one update for several optimizers).
+/// The traces cover rules 3 (reciprocal in f64), 4 (skip on any non-finite gradient), 5 (growth,
+/// backoff, the limits of f32) and 6 (one update for several optimizers).
 #[rstest]
 #[case::random("random", 512)]
 #[case::top("top", 80)]
@@ -136,7 +136,7 @@ fn drive(
         let expected = unscaled.as_ref().unwrap_or(given).iter().zip(optimizer.parameters().iter());
         for (expected, parameter) in expected {
             let grad = parameter.tensor.grad();
-            assert_eq!(grad.defined(), expected.is_some(), "{name}: a gradient comes or goes");
+            assert_eq!(grad.defined(), expected.is_some(), "{name}: only one side has a gradient");
             if let Some(expected) = expected {
                 compare(&grad, expected, exact, &format!("{name}: unscaled gradient"));
             }
@@ -155,7 +155,8 @@ fn drive(
             ),
             Some(params) => {
                 compare(&parameter.tensor, &params[at], exact, &what);
-                // Reset, so that a last bit of one step does not affect the next.
+                // The parameters are reset, so that a difference in the last bit of one step does
+                // not affect the next.
                 let expected = from_bits(parameter.tensor.kind(), &params[at]);
                 amp_core::tch::no_grad(|| parameter.tensor.shallow_clone().copy_(&expected));
             }
@@ -164,7 +165,8 @@ fn drive(
     Ok(())
 }
 
-/// The same bits; or, if torch divides and we multiply, a difference of two roundings.
+/// Asserts equal bits, or, if torch divides and this crate multiplies, a difference of at most two
+/// roundings.
 #[track_caller]
 fn compare(tensor: &Tensor, expected: &str, exact: bool, what: &str) {
     if exact {
@@ -178,8 +180,9 @@ fn compare(tensor: &Tensor, expected: &str, exact: bool, what: &str) {
     }
 }
 
-/// The gradient of three times a weight is three times the scale, for a loss of any dtype, without
-/// dimensions or with one of size 1. A loss with several elements has none.
+/// The backward pass starts from the scale: the gradient of three times a weight is three times the
+/// scale, for a loss of any dtype, without dimensions or with one of size 1. A loss with several
+/// elements is refused.
 #[rstest]
 fn backward_starts_from_the_scale(
     #[values(Kind::Float, Kind::Double, Kind::BFloat16)] kind: Kind,

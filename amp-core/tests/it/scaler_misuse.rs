@@ -1,4 +1,4 @@
-//! GradScaler used wrongly, saved and restored, and at the ends of its range.
+//! Wrong uses of GradScaler, saving and restoring, and the limits of its range.
 
 use amp_core::{
     Result,
@@ -16,7 +16,7 @@ use crate::support::{
     parameter, set_gradients,
 };
 
-/// SGD over ones with these dtypes, named `p0`, `p1`, …
+/// Builds SGD over ones with these dtypes, named `p0`, `p1`, …
 fn optimizer(kinds: &[Kind]) -> Result<Box<dyn Optimizer>> {
     let ones = |kind: &Kind| Tensor::ones([2], (*kind, Device::Cpu));
     let parameters =
@@ -40,10 +40,10 @@ fn unscaled(scaler: &mut GradScaler, optimizer: &dyn Optimizer) -> Result<Gradie
     scaler.unscale(gradients)
 }
 
-/// [2], [9]: what torch refuses is refused here, at the same call or an earlier one. Mistakes that
-/// the types exclude (a closure, LBFGS, a number as a loss, a scale with two elements) are not
-/// listed. torch requires a scaled loss only before the first step; here it is required in every
-/// step.
+/// [2], [9]: misuse that torch refuses is refused here too, at the same call or an earlier one.
+/// Mistakes that the types exclude (a closure, LBFGS, a number as a loss, a scale with two
+/// elements) are not listed. torch requires a scaled loss only before the first step; here it is
+/// required in every step.
 #[rstest]
 #[case("unscale_twice", "already unscaled since the last update")]
 #[case("unscale_twice_after_an_update", "run backward on scale(loss)")]
@@ -84,8 +84,8 @@ fn misuse_that_torch_refuses_is_refused(#[case] name: &str, #[case] says: &str) 
 }
 
 /// [9]: the other recorded refusals of torch cannot be written here. A step takes no closure, so
-/// LBFGS does not exist; a loss is a tensor; an update takes no scale. The test checks that no
-/// recorded case is left out.
+/// LBFGS does not exist; a loss is a tensor; an update takes no scale. The test checks that every
+/// recorded case is covered.
 #[test]
 fn the_types_exclude_all_other_misuse() {
     const REFUSED: usize = 19;
@@ -195,7 +195,7 @@ fn a_skip_names_the_first_non_finite_parameter() -> Result<()> {
     Ok(())
 }
 
-/// Parameters without a gradient are left out.
+/// Gradients have the names of their parameters. Parameters without a gradient are omitted.
 #[test]
 fn gradients_have_their_parameters_names() -> Result<()> {
     let (mut scaler, mut optimizer) = (scaler()?, optimizer(&[Kind::Float; 5])?);
@@ -270,7 +270,7 @@ fn a_restored_scaler_continues_like_the_saved_one() -> Result<()> {
     iterate(&mut second, oracle, "after")
 }
 
-/// One iteration for each recorded flag; the states equal torch's.
+/// Runs one iteration for each recorded flag, and asserts that the states equal torch's.
 fn iterate(scaler: &mut GradScaler, oracle: &serde_json::Value, part: &str) -> Result<()> {
     let mut optimizer = optimizer(&[Kind::Float])?;
     let states = list(oracle, &format!("states_{part}"));

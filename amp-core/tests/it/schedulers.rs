@@ -24,7 +24,7 @@ use crate::support::{
     parameter,
 };
 
-/// The rates of `count` steps.
+/// Returns the rates of `count` steps.
 pub(crate) fn rates(
     schedule: &dyn BuildScheduler,
     base: Rates,
@@ -75,7 +75,8 @@ fn plateau(case: &Value) -> ReduceLrOnPlateau {
     }
 }
 
-/// The rate after each of 100 recorded values, some of which are NaN.
+/// A plateau schedule equals torch's: the rate after each of 100 recorded values, some of which are
+/// NaN.
 #[rstest]
 fn a_plateau_equals_torchs(
     #[values("defaults", "min_rel", "max_abs_cooldown", "nan")] name: &str,
@@ -89,7 +90,7 @@ fn a_plateau_equals_torchs(
         scheduler.advance(Some(parsed(value)));
         assert_eq!(scheduler.rates().lr, parsed(lr), "{name}: after value {at}");
         if at % 7 == 0 {
-            // Saved and loaded in between, which changes nothing.
+            // The schedule is saved and loaded in between, which changes nothing.
             let state = scheduler.state()?;
             scheduler = plateau(case).build(Rates { lr: 1.0, momentum: Some(0.9) })?;
             scheduler.load_state(&state)?;
@@ -175,7 +176,7 @@ fn one_cycle_holds_its_last_rate_where_torch_turns_back_up() -> Result<()> {
     Ok(())
 }
 
-/// An optimizer without momentum gets none.
+/// A schedule does not add momentum to an optimizer without momentum.
 #[test]
 fn one_cycle_leaves_an_optimizer_without_momentum() -> Result<()> {
     let rates = rates(&CYCLE, Rates { lr: 1e-3, momentum: None }, 100)?;
@@ -184,8 +185,8 @@ fn one_cycle_leaves_an_optimizer_without_momentum() -> Result<()> {
 }
 
 /// transformers' get_cosine_schedule_with_warmup: t / warm-up, then half a cosine. The recorded
-/// warm-ups of torch are LambdaLR with (t + 1) / warm-up and differ during the warm-up; afterwards
-/// the cosines are equal up to rounding.
+/// warm-ups of torch are LambdaLR with (t + 1) / warm-up. They differ during the warm-up;
+/// afterwards the cosines are equal up to rounding.
 #[test]
 fn warmup_cosine_follows_its_formula() -> Result<()> {
     let schedule = WarmupCosine { warmup_steps: 10, total_steps: 100 };
@@ -242,7 +243,6 @@ fn an_optimizer_starts_at_its_schedules_first_rate() -> Result<()> {
     &linear_then_cosine().then(20, ReduceLrOnPlateau::default()),
     "a schedule that monitors `val_loss` cannot be part of a sequence"
 )]
-#[case(&WarmupCosine { warmup_steps: 5, total_steps: 4 }, "warmup_steps is 5, but there are 4 steps")]
 #[case(&CosineAnnealingWarmRestarts::default(), "t_0 is 0, but must be positive")]
 #[case(&CosineAnnealingWarmRestarts { t_0: 1, t_mult: 0, eta_min: 0.0 }, "t_mult is 0")]
 #[case(&MultiStepLr::default(), "milestones are [], but must be positive and ascending")]
@@ -250,10 +250,6 @@ fn an_optimizer_starts_at_its_schedules_first_rate() -> Result<()> {
 #[case(&MultiStepLr { milestones: vec![0, 3], gamma: 0.1 }, "milestones are [0, 3]")]
 #[case(&PolynomialLr { total_iters: 0, power: 1.0 }, "total_iters is 0")]
 #[case(&ConstantLr { total_iters: 0, ..Default::default() }, "total_iters is 0")]
-#[case(
-    &Wsd { warmup_steps: 6, decay_steps: 5, total_steps: 10, ..Default::default() },
-    "warmup_steps 6 and decay_steps 5 together exceed the 10 steps of the run"
-)]
 #[case(&Wsd { warmup_steps: -1, total_steps: 10, ..Default::default() }, "warmup_steps is -1")]
 #[case(&Wsd { decay_steps: -1, total_steps: 10, ..Default::default() }, "decay_steps is -1")]
 #[case(&Wsd::default(), "total_steps is 0")]
@@ -266,7 +262,8 @@ fn options_out_of_range_are_refused(#[case] schedule: &dyn BuildScheduler, #[cas
     assert!(said.contains(says), "{said}");
 }
 
-/// torch's LinearLR refuses a start of 0. Other schedules of torch's gave NaN, as ours once did.
+/// Options without a valid rate are refused. torch's LinearLR refuses a start of 0; other schedules
+/// of torch return NaN.
 #[rstest]
 #[case(&LinearLr { start_factor: 0.0, ..Default::default() }, "start_factor is 0, but must be in (0, 1]")]
 #[case(&LinearLr { start_factor: f64::NAN, ..Default::default() }, "start_factor is NaN")]
@@ -299,7 +296,7 @@ fn options_without_a_valid_rate_are_refused(
     assert!(said.contains(says), "{said}");
 }
 
-/// A schedule of the user's own with invalid rates.
+/// A user-defined schedule with invalid rates.
 struct Own(f64);
 
 impl BuildScheduler for Own {
@@ -351,8 +348,8 @@ fn a_schedule_with_an_invalid_rate_ends_the_run(
     Ok(())
 }
 
-/// pytorch#47513: for a negative best value the threshold is relative to its absolute value. torch
-/// considers -0.96 better than -1.0.
+/// pytorch#47513: if the best value is negative, the threshold is relative to its absolute value.
+/// torch considers -0.96 better than -1.0.
 #[rstest]
 #[case(Mode::Min, -1.0, [-0.96, -1.04, -1.06], [false, false, true])]
 #[case(Mode::Max, -1.0, [-1.04, -0.96, -0.94], [false, false, true])]

@@ -24,7 +24,7 @@ use crate::{
     },
 };
 
-/// The recorder's formula: t / 10 during the warm-up, then half a cosine.
+/// Returns the recorder's formula: t / 10 during the warm-up, then half a cosine.
 fn lambda_warmup_cosine(t: i64) -> f64 {
     match t < 10 {
         true => (t + 1) as f64 / 10.0,
@@ -32,10 +32,10 @@ fn lambda_warmup_cosine(t: i64) -> f64 {
     }
 }
 
-/// Every one of 101 recorded rates, and the momentum (Adam's first beta) if the schedule changes
-/// it. For OneCycle only the 100 rates of its cycle. The recorder checked that torch continues with
-/// these rates from its state_dict; here every seventh state is saved and loaded into a new
-/// schedule.
+/// Every one of 101 recorded rates is equal, and the momentum (Adam's first beta) if the schedule
+/// changes it. For OneCycle only the 100 rates of its cycle are compared. The recorder checked that
+/// torch continues with these rates from its state_dict; here every seventh state is saved and
+/// loaded into a new schedule.
 #[rstest]
 #[case("cosine", &CosineAnnealing { t_max: 50, eta_min: 0.0 }, 101)]
 #[case("cosine_eta_min", &CosineAnnealing { t_max: 50, eta_min: 1e-5 }, 101)]
@@ -122,7 +122,7 @@ fn wsd(case: &Value) -> Wsd {
     }
 }
 
-/// Warm-up, stable, decay: transformers' rates, including ten steps after the end.
+/// The rates of warm-up, stable, decay equal transformers', including ten steps after the end.
 #[rstest]
 fn wsd_equals_transformers(
     #[values("defaults", "linear", "cosine", "one_minus_sqrt", "no_warmup", "no_stable")]
@@ -140,7 +140,7 @@ fn wsd_equals_transformers(
     Ok(())
 }
 
-/// A schedule of the user's own that consists of a formula.
+/// A user-defined schedule that consists of a formula.
 #[derive(Clone, Default)]
 pub(crate) struct InverseRoot {
     warmup_steps: i64,
@@ -162,7 +162,7 @@ impl Schedule for InverseRoot {
     }
 }
 
-/// A schedule of the user's own with state: it halves the rate whenever the loss was above 1.
+/// A user-defined schedule with state: it halves the rate whenever the loss was above 1.
 struct Halving;
 
 struct HalvingRunning {
@@ -220,8 +220,8 @@ fn advance(scheduled: &mut Scheduled, loss: f64) -> Result<[f64; 2]> {
     Ok([0, 1].map(|group| scheduled.rates()[group].rates.lr))
 }
 
-/// A formula of the user's own moves every group from the group's own rate and resumes from its
-/// saved state.
+/// A user-defined formula moves every group from the group's own rate and resumes from its saved
+/// state.
 #[test]
 fn a_formula_is_enough_for_a_schedule() -> Result<()> {
     let mut straight = scheduled(InverseRoot { warmup_steps: 4 })?;
@@ -246,7 +246,7 @@ fn a_formula_is_enough_for_a_schedule() -> Result<()> {
 }
 
 mod own {
-    /// A struct of the user's own, named by its path.
+    /// A user-defined struct, named by its path.
     pub(super) use super::InverseRoot;
 }
 
@@ -296,7 +296,7 @@ fn the_schedule_named_by_an_attribute_runs() -> Result<()> {
     Ok(())
 }
 
-/// The state of a schedule of the user's own is saved in the checkpoint.
+/// The state of a user-defined schedule is saved in the checkpoint.
 #[test]
 fn a_schedules_own_state_is_saved() -> Result<()> {
     let mut straight = scheduled(Halving)?;

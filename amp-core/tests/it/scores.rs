@@ -32,7 +32,7 @@ fn tensor(value: &Value) -> Tensor {
     }
 }
 
-/// The metric of a recorded case, and its tolerance, because torchmetrics divides in f32.
+/// Returns the metric of a recorded case and its tolerance, because torchmetrics divides in f32.
 fn metric(case: &Value, num_classes: i64) -> Box<dyn Metric> {
     let options = &case["options"];
     let average = match options.get("average").and_then(Value::as_str) {
@@ -86,7 +86,7 @@ fn values(value: &Tensor) -> Vec<f64> {
     Vec::<f64>::try_from(value.reshape([-1])).expect("numbers")
 }
 
-/// The metric of the set in batches of at most this many examples.
+/// Returns the metric of the set in batches of at most this many examples.
 fn measure(metric: &dyn Metric, output: &Tensor, target: &Tensor, size: i64) -> Result<Vec<f64>> {
     let count = output.size()[0];
     let mut merged = None::<MetricState>;
@@ -166,7 +166,7 @@ fn zeros(shape: &[i64], kind: Kind) -> Tensor {
     Tensor::zeros(shape, (kind, Device::Cpu))
 }
 
-/// torchmetrics returns 0 there, as for a model that is always wrong.
+/// A metric without examples is NaN. torchmetrics returns 0, as for a model that is always wrong.
 #[rstest]
 #[case::precision(&Precision::default(), "precision of nothing")]
 #[case::recall(&Recall { average: Average::Micro, ..Default::default() }, "recall of nothing")]
@@ -296,12 +296,12 @@ fn a_class_out_of_range_is_refused(#[case] metric: &dyn Metric) {
 fn states_that_do_not_merge_are_refused() -> Result<()> {
     let counts = |size: i64| MetricState::sum(&zeros(&[size], Kind::Double));
     let said = message(counts(2)?.merge(&counts(3)?));
-    assert_eq!(said, "its counts were of shape [[2]] and are of shape [[3]] now");
+    assert_eq!(said, "its counts had the shape [[2]] and now have the shape [[3]]");
     let said = message(counts(2)?.merge(&MetricState::concat(&zeros(&[2], Kind::Double))));
-    assert!(said.contains("its counts were of shape"), "{said}");
+    assert!(said.contains("its counts had the shape"), "{said}");
     let said = message(Reduction::Ratio.compute(&counts(3)?));
     assert_eq!(said, "a ratio needs two counts, [2], but the state has [3]");
     let said = message(RecallAtK { k: 1 }.reduction().compute(&counts(3)?));
-    assert!(said.contains("computed from 2 tensors, but 1 were kept"), "{said}");
+    assert!(said.contains("computed from 2 tensors, but the state has 1"), "{said}");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Gradients of gradients, as in gradient penalties, through every layer that has own kernels.
+//! Gradients of gradients, as in gradient penalties, through every layer that has its own kernels.
 
 use std::collections::BTreeMap;
 
@@ -36,7 +36,8 @@ fn norm() -> Result<LayerNorm> {
     LayerNorm::new(LayerNormConfig::new(8))
 }
 
-/// The weights' gradients of |d output² / d input|², which need second derivatives of each layer.
+/// Returns the weights' gradients of |d output² / d input|², which need second derivatives of each
+/// layer.
 fn gradients(
     build: Build,
     precision: Precision,
@@ -64,7 +65,7 @@ fn gradients(
     Ok(named.map(|(parameter, gradient)| (parameter.name.clone(), gradient)).collect())
 }
 
-/// On every device and in every precision they equal a pass in f64 on the CPU.
+/// Second derivatives equal a pass in f64 on the CPU, on every device and in every precision.
 #[rstest]
 #[case::linear(|| stack(vec![Box::new(linear(8, 8)?), Box::new(Tanh)]), &[6, 8])]
 #[case::linear_relu(|| stack(vec![Box::new(linear(8, 8)?), Box::new(Relu), Box::new(linear(8, 8)?)]), &[6, 8])]

@@ -16,7 +16,7 @@ use tempfile::{TempDir, tempdir};
 
 use crate::support::{bits::values, device, message};
 
-/// A file with these bytes.
+/// Returns a file with these bytes.
 fn file(bytes: impl AsRef<[u8]>) -> (TempDir, PathBuf) {
     let folder = tempdir().expect("a temporary folder");
     let path = folder.path().join("data");
@@ -29,7 +29,7 @@ fn example<D: MapDataset<Example = Batch>>(set: &D, index: i64) -> Result<(Vec<f
     Ok((values(&input), values(&target)))
 }
 
-/// Tokens `2^bits - 1 - place`, so that a token read as signed would be negative.
+/// Returns tokens `2^bits - 1 - place`, so that a token read as signed would be negative.
 fn tokens(width: TokenWidth, count: u32) -> Vec<u8> {
     let bytes = |at: u32| match width {
         TokenWidth::U16 => (u16::MAX - at as u16).to_le_bytes().to_vec(),
@@ -38,7 +38,7 @@ fn tokens(width: TokenWidth, count: u32) -> Vec<u8> {
     (0..count).flat_map(bytes).collect()
 }
 
-/// Every window that fits, with its next tokens, and no others.
+/// The windows are all windows that fit, each with its next tokens.
 #[rstest]
 #[case(TokenWidth::U16, 65535.0)]
 #[case(TokenWidth::U32, 4294967295.0)]
@@ -63,14 +63,14 @@ fn windows_of_tokens_predict_the_next(
 }
 
 #[rstest]
-#[case(5, TokenWidth::U16, 1, "5 bytes are not a whole number of tokens of 2")]
+#[case(5, TokenWidth::U16, 1, "5 bytes are not a whole number of tokens of 2 bytes")]
 #[case(
     8,
     TokenWidth::U32,
     2,
-    "2 tokens have no window of 2 and its next token: choose a length from 1 to 1"
+    "2 tokens have no window of 2 tokens and a next token: choose a length from 1 to 1"
 )]
-#[case(8, TokenWidth::U32, 0, "2 tokens have no window of 0 and its next token")]
+#[case(8, TokenWidth::U32, 0, "2 tokens have no window of 0 tokens and a next token")]
 #[case(0, TokenWidth::U32, 1, "the file is empty: write it again")]
 fn invalid_token_files_are_refused(
     #[case] bytes: usize,
@@ -91,7 +91,10 @@ fn tokens_of_another_vocabulary_are_refused() -> Result<()> {
     let set = open()?.vocabulary(9);
     assert_eq!(example(&set, 1)?, (vec![2.0], vec![3.0]));
     let text = message(example(&set, 2));
-    assert!(text.contains("the token 9 is not one of 9: is the file of another width"), "{text}");
+    assert!(
+        text.contains("the token 9 is not below the vocabulary of 9: is the file of another width"),
+        "{text}"
+    );
     assert_eq!(message(open()?.stride(0)), "stride 0: it must be at least 1");
     let text = message(TokenFile::open(path.with_extension("none"), TokenWidth::U16, 1));
     assert!(text.contains("data.none: No such file"), "{text}");
@@ -131,7 +134,7 @@ fn random_windows_follow_from_the_seed() -> Result<()> {
     for (seed, epoch) in [(2, 0), (1, 1)] {
         assert_ne!(read(0, seed, epoch, 0)?, own);
     }
-    assert_eq!(message(open()?.random(0)), "0 random windows: 1 is least");
+    assert_eq!(message(open()?.random(0)), "0 random windows: it must be at least 1");
     Ok(())
 }
 
@@ -155,8 +158,8 @@ fn workers_read_windows() -> Result<()> {
     Ok(())
 }
 
-/// The bytes that numpy 2.4 writes: the header of this version with this text, padded to 64 bytes,
-/// and the data.
+/// Returns the bytes that numpy 2.4 writes: the header of this version with this text, padded to 64
+/// bytes, and the data.
 fn npy(version: u8, text: &str, data: &[u8]) -> Vec<u8> {
     let width = if version == 1 { 2 } else { 4 };
     let length = (8 + width + text.len() + 1).next_multiple_of(64) - 8 - width;
@@ -169,7 +172,7 @@ fn npy(version: u8, text: &str, data: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Files that numpy 2.4 wrote by `numpy.lib.format.write_array`.
+/// Files that numpy 2.4 wrote by `numpy.lib.format.write_array` are read.
 #[rstest]
 #[case::f4(
     npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }",
@@ -232,13 +235,16 @@ const TWO: &[u8] = &[0; 8];
 )]
 #[case(
     npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }", TWO),
-    "8 bytes of data, but an array [3] of Float has another number: write the file again"
+    "8 bytes of data, but an array [3] of Float needs another number: write the file again"
 )]
-#[case(npy(1, "{'descr': '<f4', 'shape': (2,), }", TWO), "no .npy file: its header is damaged")]
+#[case(
+    npy(1, "{'descr': '<f4', 'shape': (2,), }", TWO),
+    "not a .npy file, or its header is damaged"
+)]
 #[case(npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (-2,), }", TWO), "no .npy file")]
 #[case(npy(9, "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }", TWO), "no .npy file")]
-#[case(b"\x93NUMPY\x01\x00v\x00{'descr'".to_vec(), "no .npy file: its header is damaged")]
-#[case(b"PK\x03\x04 another kind of file".to_vec(), "no .npy file: its header is damaged")]
+#[case(b"\x93NUMPY\x01\x00v\x00{'descr'".to_vec(), "not a .npy file, or its header is damaged")]
+#[case(b"PK\x03\x04 another kind of file".to_vec(), "not a .npy file, or its header is damaged")]
 fn invalid_arrays_are_refused(#[case] bytes: Vec<u8>, #[case] says: &str) {
     let (_folder, path) = file(bytes);
     let text = message(read_npy(&path));
@@ -317,14 +323,14 @@ fn cells_that_do_not_fit_are_named() -> Result<()> {
     Ok(())
 }
 
-/// `count` pairs of values for each series: the time plus 1000 times the series' number, and its
-/// negative.
+/// Returns `count` pairs of values for each series: the time plus 1000 times the series' number,
+/// and its negative.
 fn series(number: i64, count: i64) -> Tensor {
     let times = Tensor::arange(count, (Kind::Float, Device::Cpu)) + (1000 * number) as f64;
     Tensor::stack(&[&times, &-&times], 1)
 }
 
-/// Each window is identified by its first time, in order.
+/// Returns the first time of each window, in order, which identifies the window.
 fn starts(windows: &Windows) -> Result<Vec<i64>> {
     let start = |at| {
         let example = windows.get(at, &mut Rng::with_seed(0))?;

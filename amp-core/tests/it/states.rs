@@ -17,7 +17,7 @@ use tempfile::tempdir;
 
 use crate::support::{message, seeded};
 
-/// Best values start at an infinity.
+/// A model whose best values start at an infinity.
 #[derive(LightningModule)]
 #[loss(mse_loss)]
 #[optimizer(sgd, lr = 0.1)]
@@ -32,7 +32,7 @@ struct Best {
     highest: f32,
 }
 
-/// A score for each of several values.
+/// A model with a score for each of several values.
 #[derive(LightningModule)]
 #[loss(mse_loss)]
 #[optimizer(sgd, lr = 0.1)]
@@ -43,7 +43,7 @@ struct Scores {
     scores: Vec<f64>,
 }
 
-/// Tensors of every dtype that safetensors supports.
+/// A model with tensors of every dtype that safetensors supports.
 #[derive(LightningModule)]
 #[loss(mse_loss)]
 #[optimizer(sgd, lr = 0.1)]
@@ -64,7 +64,7 @@ struct Kinds {
     longs: Tensor,
 }
 
-/// A tensor that cannot be saved.
+/// A model with a tensor that cannot be saved.
 #[derive(LightningModule)]
 #[loss(mse_loss)]
 #[optimizer(sgd, lr = 0.1)]
@@ -85,7 +85,7 @@ fn config(epochs: i64) -> TrainerConfig {
     TrainerConfig { max_epochs: epochs, ..TrainerConfig::new(Precision::F32True, Device::Cpu) }
 }
 
-/// serde-rs/json#202: null is read back as nothing.
+/// serde-rs/json#202: every float is restored, although JSON writes a NaN or infinity as null.
 #[test]
 fn every_float_is_restored() -> Result<()> {
     let _section = seeded(0);
@@ -163,7 +163,7 @@ fn state_that_cannot_be_saved_is_refused_before_training() -> Result<()> {
     Ok(())
 }
 
-/// Automodel#2533 and mlx#743.
+/// Automodel#2533 and mlx#743: tensors of every dtype are saved.
 #[test]
 fn tensors_of_every_dtype_are_saved() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
@@ -187,7 +187,7 @@ fn tensors_of_every_dtype_are_saved() -> Result<()> {
     {
         assert!(one.kind() == other.kind() && one.equal(&other), "`{name}`");
     }
-    // tch's own reader sees the same dtypes.
+    // tch's own reader returns the same dtypes.
     for (name, tensor) in Tensor::read_safetensors(&path)? {
         let own = named_tensors(&kinds).into_iter().find(|(own, ..)| *own == name);
         assert_eq!(own.map(|(_, own, _)| own.kind()), Some(tensor.kind()), "{name}");
@@ -298,7 +298,8 @@ fn a_monitored_nan_is_never_the_best_and_stops_the_run() -> Result<()> {
     Ok(())
 }
 
-/// A checkpoint would hold the state of only one of them.
+/// Two callbacks of one name are refused, because a checkpoint would hold the state of only one of
+/// them.
 #[test]
 fn two_callbacks_of_one_name_are_refused() -> Result<()> {
     let _section = seeded(0);
@@ -312,7 +313,8 @@ fn two_callbacks_of_one_name_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// A run without a maximum length, with the largest possible windows.
+/// The largest numbers do not overflow, in a run without a maximum length and with the largest
+/// possible windows.
 #[test]
 fn the_largest_numbers_do_not_overflow() -> Result<()> {
     let _section = seeded(0);
@@ -339,7 +341,7 @@ fn a_negative_difference_is_refused(#[case] delta: f64) -> Result<()> {
     Ok(())
 }
 
-/// A fraction of a set that leaves no batch does not mean that validation is off.
+/// A fraction of a set that leaves no batch is refused. It does not mean that validation is off.
 #[test]
 fn a_fraction_that_leaves_nothing_is_refused() -> Result<()> {
     let _section = seeded(0);
@@ -349,7 +351,7 @@ fn a_fraction_that_leaves_nothing_is_refused() -> Result<()> {
         Trainer::new(config).fit(&mut model, &data()?)
     };
     let said = message(fit(Limit::Fraction(0.3)));
-    assert!(said.contains("the limit 0.3 of the 2 batches to evaluate leaves none"), "{said}");
+    assert!(said.contains("the limit 0.3 of the 2 batches to evaluate leaves no batch"), "{said}");
     assert!(fit(Limit::Fraction(0.5)).is_ok());
     assert_eq!(fit(Limit::Fraction(0.0))?.epochs[0].val, []);
     Ok(())

@@ -29,7 +29,7 @@ struct Regression {
     head: Linear,
 }
 
-/// Four batches of eight rows; the targets of the second batch are multiplied by `large`.
+/// Returns four batches of eight rows. The targets of the second batch are multiplied by `large`.
 fn with_outliers(size: f64) -> Result<DataModule> {
     let _section = seeded(7);
     let options = (Kind::Float, Device::Cpu);
@@ -39,7 +39,7 @@ fn with_outliers(size: f64) -> Result<DataModule> {
     Ok(DataModule::new("rows", Batch::new(input, target)?, val, 8).in_order())
 }
 
-/// The record of an epoch over these batches, with the logged loss of each step.
+/// Trains an epoch over these batches. Returns the record, and the logged loss of each step.
 fn regress(config: TrainerConfig, size: f64) -> Result<(RunRecord, Vec<f64>)> {
     let _section = seeded(0);
     let mut model = Regression::builder().build()?;
@@ -62,7 +62,7 @@ fn mixed(on_non_finite: NonFinite) -> TrainerConfig {
     })
 }
 
-/// transformers PR#13619: a skipped step, with any loss, is left out of the epoch's mean; its own
+/// transformers PR#13619: a skipped step, with any loss, is excluded from the epoch's mean; its own
 /// value is reported.
 #[rstest]
 #[case::a_gradient_overflows(600.0)]
@@ -79,7 +79,7 @@ fn a_skipped_step_does_not_count_in_the_epochs_mean(#[case] size: f64) -> Result
     Ok(())
 }
 
-/// If every step is skipped, the epoch's value is their mean.
+/// If every step is skipped, the epoch's value is the mean of the skipped steps.
 #[test]
 fn an_epoch_of_skipped_steps_has_their_mean() -> Result<()> {
     let config = mixed(NonFinite::Skip).with(|config| {
@@ -108,7 +108,7 @@ fn lightnings_rule_counts_a_skipped_step() -> Result<()> {
 /// A repeated step logs the value of its last run, and hooks receive this loss.
 #[test]
 fn a_repeated_step_logs_its_last_run() -> Result<()> {
-    /// Overflows f16 and not bf16.
+    /// A layer whose output overflows in f16 but not in bf16.
     #[derive(LightningModule)]
     #[loss(mse_loss)]
     #[forward(|x| Ok(head(x)?.f_mul_scalar(3000.0)?.f_mul_scalar(1e-3)?))]
@@ -140,7 +140,7 @@ fn a_repeated_step_logs_its_last_run() -> Result<()> {
     Ok(())
 }
 
-/// Logs under the name of the step's loss.
+/// A callback that logs under the name of the step's loss.
 struct Meddler;
 
 impl Callback for Meddler {
@@ -158,13 +158,13 @@ impl Callback for Meddler {
     }
 }
 
-/// A mean of both would be meaningless.
+/// A hook cannot log under the name of a step's value, because a mean of both would be meaningless.
 #[test]
 fn a_hook_does_not_log_under_the_steps_name() -> Result<()> {
     let _section = seeded(0);
     let mut model = Regression::builder().build()?;
     let mut trainer = Trainer::new(config()).callback(Meddler);
     let said = message(trainer.fit(&mut model, &with_outliers(1.0)?));
-    assert!(said.contains("log `train_loss`: the step and a hook log under one name"), "{said}");
+    assert!(said.contains("log `train_loss`: the step and a hook log the same name"), "{said}");
     Ok(())
 }

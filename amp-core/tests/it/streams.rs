@@ -1,4 +1,4 @@
-//! Streams: read from front to back over all epochs, and resumed at their position.
+//! Streams are read in sequence over all epochs, and resumed at their position.
 
 use amp_core::{
     Trainer, TrainerConfig,
@@ -15,7 +15,7 @@ use tempfile::tempdir;
 
 use crate::support::{bits::values, data::numbered, device, message, seeded};
 
-/// The numbers from 0 on; the tensor of its state is modified in place.
+/// A stream of the numbers from 0 on. The tensor of its state is modified in place.
 struct Numbers {
     next: Tensor,
     noise: f64,
@@ -74,14 +74,14 @@ fn loading(prefetch: usize) -> Loading {
     Loading { placement: Placement::Host, prefetch: Some(prefetch), ..Loading::default() }
 }
 
-/// The numbers in the batches from `first` on.
+/// Returns the numbers in the batches from `first` on.
 fn read(loader: &DataLoader, epoch: u64, first: i64, most: usize) -> Result<Vec<Vec<f64>>> {
     let batches = loader.epoch(epoch, first)?.take(most);
     batches.map(|batch| Ok(values(batch?.required("target")?))).collect()
 }
 
-/// An epoch begins where the previous one ended, whatever the previous one left out and however far
-/// the loader read ahead.
+/// An epoch begins where the previous epoch ended, whatever the previous epoch omitted and however
+/// far the loader read ahead.
 #[rstest]
 fn an_epoch_begins_where_the_previous_one_ended(#[values(0, 2)] prefetch: usize) -> Result<()> {
     let way = loading(prefetch);
@@ -114,7 +114,8 @@ fn a_stream_can_be_read_again_from_any_batch(#[values(0, 2)] prefetch: usize) ->
     Ok(())
 }
 
-/// The error has the number, and the next reading begins at the batch's first number.
+/// A failed batch is read again. The error has the number, and the next reading begins at the
+/// batch's first number.
 #[rstest]
 fn a_failed_batch_is_read_again(#[values(0, 2)] prefetch: usize) -> Result<()> {
     let set = Numbers { fails: Some(7), ..Numbers::new() }.shared()?;
@@ -130,7 +131,7 @@ fn streams_have_one_order_and_no_end() -> Result<()> {
     let on_device = Loading { placement: Placement::Device, ..Loading::default() };
     let text = message(loader(&set, on_device));
     assert!(
-        text.starts_with("placement device reads the dataset once, but a stream goes on"),
+        text.starts_with("placement device reads the dataset once, but a stream has no end"),
         "{text}"
     );
     let data = DataModule::training("numbers", set, 3).with_order(InOrder);
@@ -172,7 +173,7 @@ fn trained<'a>(
     Ok(weights(&net))
 }
 
-/// In the middle of an epoch and between two epochs.
+/// A resumed run continues with the next example, in the middle of an epoch and between two epochs.
 #[rstest]
 fn a_resumed_run_continues_with_the_next_example(
     #[values(3, 4, 6, 9)] steps: u64,

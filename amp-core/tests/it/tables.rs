@@ -1,4 +1,4 @@
-//! Columns of tables as fields of batches: from CSV files, and from Parquet files as pandas writes them
+//! Columns of tables as fields of batches, read from CSV files and from Parquet files of pandas
 //! (fixtures/oracles/tables.json).
 
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use tempfile::{TempDir, tempdir};
 
 use crate::support::{bits::values, message};
 
-/// A file of this name with these bytes.
+/// Returns a file of this name with these bytes.
 pub(crate) fn file(name: &str, bytes: impl AsRef<[u8]>) -> (TempDir, PathBuf) {
     let folder = tempdir().expect("a temporary folder");
     let path = folder.path().join(name);
@@ -21,7 +21,7 @@ pub(crate) fn file(name: &str, bytes: impl AsRef<[u8]>) -> (TempDir, PathBuf) {
     (folder, path)
 }
 
-/// The text without the path.
+/// Returns the text without the path.
 pub(crate) fn of_file(text: &str, path: &std::path::Path) -> String {
     text.replace(&path.display().to_string(), "FILE")
 }
@@ -45,7 +45,8 @@ struct People {
     class: Tensor,
 }
 
-/// Empty cells and NaN have the declared values, and the fields their shapes, dtypes and roles.
+/// Columns become fields with their shapes, dtypes and roles. Empty cells and NaN get the declared
+/// values.
 #[test]
 fn columns_become_fields() -> Result<()> {
     let (_folder, path) = file("people.csv", PEOPLE);
@@ -82,7 +83,8 @@ fn what_cannot_be_a_field_is_refused(#[case] columns: Columns, #[case] says: &st
     Ok(())
 }
 
-/// Written to a file and read, or as part of a model's state, they equal the saved ones.
+/// Columns and categories equal the saved ones after writing and reading a file, or as part of a
+/// model's state.
 #[test]
 fn columns_and_categories_are_saved() -> Result<()> {
     let jobs = Categories::of(["cook", "clerk", "cook"]).with_unknown();
@@ -96,7 +98,7 @@ fn columns_and_categories_are_saved() -> Result<()> {
     let mut state = State::default();
     state.put("columns", &columns)?;
     assert_eq!(state.get::<Columns>("columns")?, columns);
-    // With other names the ids would differ.
+    // With names in another order the ids would differ.
     std::fs::write(&path, r#"{"names": ["b", "a"], "unknown": false}"#).expect("room on the disk");
     let text = message(Categories::load(&path));
     assert!(text.contains("not in the order of their bytes"), "{text}");
@@ -105,7 +107,8 @@ fn columns_and_categories_are_saved() -> Result<()> {
     Ok(())
 }
 
-/// Every example is drawn once; only blocks that are mixed together overlap; each epoch has another order.
+/// Every example is drawn once. Only blocks that are shuffled together overlap. Each epoch has
+/// another order.
 #[rstest]
 fn blocks_are_shuffled(#[values(1, 2, 3, 9)] together: usize) -> Result<()> {
     let lengths = vec![3, 0, 5, 1, 4, 2];

@@ -1,5 +1,5 @@
-//! Losses and metrics with targets of every shape, some of them ignored: the values of torch and
-//! torchmetrics, or an error that names the loss, both tensors and the remedy.
+//! Losses and metrics for targets of every shape, some of them ignored. They give the values of
+//! torch and torchmetrics, or an error that names the loss, both tensors and the remedy.
 
 use amp_core::{
     Result, loss,
@@ -19,14 +19,15 @@ fn shape(case: &Value) -> Vec<i64> {
     serde_json::from_value(case["shape"].clone()).expect("a shape")
 }
 
-/// A recorded tensor in f64.
+/// Returns a recorded tensor in f64.
 fn tensor(case: &Value, key: &str, shape: &[i64]) -> Tensor {
     let (bits, count) = (text(case, key), shape.iter().product::<i64>() as usize);
     let kind = if bits.len() == 8 * count { Kind::Float } else { Kind::Double };
     from_bits(kind, bits).to_kind(Kind::Double).reshape(shape)
 }
 
-/// Integer targets with the shape of the logits, without the dimension of classes if there is one.
+/// Returns integer targets with the shape of the logits, without the dimension of classes if there
+/// is one.
 fn target(case: &Value, classes: bool) -> Tensor {
     let mut shape = shape(case);
     if classes {
@@ -36,12 +37,12 @@ fn target(case: &Value, classes: bool) -> Tensor {
     Tensor::from_slice(&of).reshape(shape)
 }
 
-/// The metric of one batch.
+/// Returns the metric of one batch.
 fn measure(metric: &dyn Metric, output: &Tensor, target: &Tensor) -> Result<f64> {
     Ok(metric.measure(output, target)?.double_value(&[]))
 }
 
-/// torchmetrics divides in f32.
+/// Asserts the value of a metric. torchmetrics divides in f32.
 #[track_caller]
 fn assert_metric(
     metric: &dyn Metric,
@@ -174,7 +175,8 @@ fn losses_of_elements_refuse_other_shapes_and_dtypes(
     }
 }
 
-/// libtorch computes such a loss and refuses its gradient.
+/// If target and output have different dtypes, the loss uses the wider one. libtorch would compute
+/// such a loss and refuse its gradient.
 #[rstest]
 #[case(Kind::Float, Kind::BFloat16, Kind::Float)]
 #[case(Kind::BFloat16, Kind::Float, Kind::Float)]
@@ -226,7 +228,8 @@ fn classes_that_do_not_fit_are_refused(
     }
 }
 
-/// Targets that torch refuses with an unclear error, and that metrics counted as wrong predictions.
+/// Classes out of range are refused. torch's error is unclear for them, and metrics counted them as
+/// wrong predictions.
 #[rstest]
 #[case(3)]
 #[case(-1)]
@@ -289,10 +292,10 @@ fn a_mean_takes_a_value_for_each_example() -> Result<()> {
     let (output, target) = (zeros(&[3, 2], Kind::Float), zeros(&[3], Kind::Int64));
     let whole = |output: &Tensor, _: &Tensor| Ok(output.f_mean(Kind::Float)?);
     let said = message(Mean { of: whole }.update(&output, &target));
-    assert!(said.contains("its function gave []"), "{said}");
+    assert!(said.contains("its function returned []"), "{said}");
     let two = |output: &Tensor, _: &Tensor| Ok(output.f_narrow(0, 0, 2)?.f_select(1, 0)?);
     let said = message(Mean { of: two }.update(&output, &target));
-    assert!(said.contains("its function gave [2]"), "{said}");
+    assert!(said.contains("its function returned [2]"), "{said}");
     let each = |output: &Tensor, _: &Tensor| Ok(output.f_flatten(0, 1)?);
     assert_eq!(measure(&Mean { of: each }, &output, &target)?, 0.0);
     Ok(())

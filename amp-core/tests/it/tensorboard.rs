@@ -20,7 +20,7 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// The one event file of a run.
+/// Returns the one event file of a run.
 fn event_file(folder: &Path) -> Vec<u8> {
     let files = entries(folder);
     let [file] = files.as_slice() else { panic!("{files:?} is not one file") };
@@ -39,9 +39,9 @@ fn bytes(fields: &[(u64, Field)], number: u64) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// Every record's checksums are right. The first record has the version, the next the
-/// hyperparameters, the last the end of the session; between them is every number of the run, in
-/// f32, with its step.
+/// An event file holds the run. Every record's checksums are right. The first record has the
+/// version, the next the hyperparameters, and the last the end of the session. Between them is
+/// every number of the run, in f32, with its step.
 #[test]
 fn an_event_file_holds_the_run() -> Result<()> {
     let folder = tempfile::tempdir().expect("a folder for the test");
@@ -72,7 +72,7 @@ fn an_event_file_holds_the_run() -> Result<()> {
                     _ => None,
                 });
                 match number {
-                    // Protobuf leaves out zeros.
+                    // Protobuf omits zeros.
                     Some(number) => seen.push((tag, step.unwrap_or(0), number.to_bits())),
                     None => other_tags.push(tag),
                 }

@@ -49,8 +49,9 @@ fn same(tokens: &Tokens, expected: &Value) {
     assert_eq!(kinds, [Kind::Int64, Kind::Int64, Kind::Bool]);
 }
 
-/// Ids with and without special tokens, the decoded text, and batches of texts and of pairs that are
-/// truncated and padded to the longest, to a length and to a multiple, on both sides.
+/// Text is encoded as by Python: ids with and without special tokens, the decoded text, and batches
+/// of texts and of pairs that are truncated and padded to the longest, to a length and to a
+/// multiple, on both sides.
 #[rstest]
 fn text_is_encoded_as_by_python(
     #[values("byte_level", "word_piece", "unigram")] kind: &str,

@@ -27,7 +27,7 @@ fn config(precision: Precision) -> TrainerConfig {
     TrainerConfig { max_epochs: 2, ..TrainerConfig::new(precision, Device::Cpu) }
 }
 
-/// The event's kind, and the numbers that locate it.
+/// Returns the event's kind, and the numbers that locate it.
 fn brief(event: &Event) -> String {
     match event {
         Event::FitStart(start) => format!("start {}x{}", start.max_epochs, start.batches_per_epoch),
@@ -157,8 +157,8 @@ fn validation_changes_nothing_and_repeats_itself() -> Result<()> {
         &mut model,
         &same(digits(64)?, 64)?,
     );
-    // One more pass over the training data changes the statistics; the validation in between did
-    // not.
+    // One more pass over the training data changes the statistics. The validation in between did
+    // not change them.
     let tracked = amp_core::nn::named_tensors(&model)
         .into_iter()
         .find(|(name, ..)| name == "model.1.num_batches_tracked");

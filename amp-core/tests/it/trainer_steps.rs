@@ -29,7 +29,7 @@ fn weights(model: &Model) -> Vec<f64> {
     nn::parameters(model).iter().flat_map(|parameter| values(&parameter.tensor)).collect()
 }
 
-/// A regression onto noise with `count` examples, and the weights after training on it.
+/// Trains a regression onto noise with `count` examples, and returns the weights.
 fn trained_on(
     examples: std::ops::Range<i64>,
     batch: i64,
@@ -63,8 +63,8 @@ fn assert_close(seen: &[f64], expected: &[f64]) {
     }
 }
 
-/// [17]: the gradients of a window equal those of one large batch, up to f64's rounding. Batches
-/// are weighted by their examples, so that a smaller last batch is right too.
+/// [17]: the gradients of a window equal the gradients of one large batch, up to f64's rounding.
+/// Batches are weighted by their examples, so a smaller last batch is handled too.
 #[rstest]
 #[case(5, 2)]
 #[case(3, 4)]
@@ -87,7 +87,8 @@ fn a_partial_last_window_is_divided_by_its_own_length() -> Result<()> {
     Ok(())
 }
 
-/// A model with a schedule whose first steps overflow: f16 gradients of a loss scaled by 2^24.
+/// Trains a model with a schedule whose first steps overflow, because f16 gradients are scaled by
+/// 2^24.
 fn overflowing(advances: bool) -> Result<(RunRecord, f64)> {
     let _generator = seeded(0);
     let mut config = config(Precision::F16Mixed);
@@ -252,7 +253,7 @@ fn a_tied_weight_is_one_parameter() -> Result<()> {
     Ok(())
 }
 
-/// Sets the weights to zero between the batches of a step.
+/// A callback that sets the weights to zero between the batches of a step.
 struct Wipe;
 
 impl Callback for Wipe {

@@ -25,13 +25,13 @@ fn shape(value: &Value) -> Vec<i64> {
     list(value, "shape").iter().map(|size| size.as_i64().expect("a size")).collect()
 }
 
-/// The bytes of a text of hex digits.
+/// Returns the bytes of a text of hex digits.
 pub(crate) fn bytes(digits: &str) -> Vec<u8> {
     let byte = |at| u8::from_str_radix(&digits[at..at + 2], 16).expect("hex digits");
     (0..digits.len()).step_by(2).map(byte).collect()
 }
 
-/// A recorded image.
+/// Returns a recorded image.
 pub(crate) fn picture(value: &Value) -> Tensor {
     Tensor::from_slice(&bytes(text(value, "bytes"))).view(shape(value).as_slice())
 }
@@ -53,8 +53,8 @@ fn sizes(value: &Value, key: &str) -> Vec<i64> {
     list(value, key).iter().map(|size| size.as_i64().expect("a size")).collect()
 }
 
-/// Resizing to a shorter side and to both sides, smaller and larger. Rounding depends on the CPU's
-/// kernels by one level.
+/// Images are resized to a shorter side and to both sides, smaller and larger, as in torchvision.
+/// Rounding depends on the CPU's kernels by one level.
 #[test]
 fn images_are_resized_as_in_torchvision() -> Result<()> {
     let all = recorded();
@@ -84,7 +84,7 @@ fn parts_are_resized_as_in_torchvision() -> Result<()> {
     Ok(())
 }
 
-/// Smaller and larger than the image.
+/// Center crops equal torchvision's, smaller and larger than the image.
 #[test]
 fn center_crops_equal_torchvisions() -> Result<()> {
     let all = recorded();
@@ -129,7 +129,7 @@ fn values_are_normalized_as_in_torchvision() -> Result<()> {
     Ok(())
 }
 
-/// A probability of 1 mirrors all images, 0 none, and others about that share.
+/// A probability of 1 mirrors all images, 0 mirrors none, and others mirror about this fraction.
 #[test]
 fn some_images_are_mirrored() -> Result<()> {
     let all = recorded();
@@ -146,8 +146,8 @@ fn some_images_are_mirrored() -> Result<()> {
     Ok(())
 }
 
-/// The same random numbers give the same image, others another; floating-point images stay between
-/// 0 and 1.
+/// The same random numbers give the same image, and other numbers give another. Floating-point
+/// images stay between 0 and 1.
 #[test]
 fn random_changes_follow_from_their_numbers() -> Result<()> {
     let augment = || -> Result<Compose> {
@@ -175,7 +175,7 @@ fn random_changes_follow_from_their_numbers() -> Result<()> {
 #[case(&Resize::new(0), "an image of 0 x 0 pixels: a size must be at least 1")]
 #[case(&RandomResizedCrop::new(4).scale(0.5, 0.1), "RandomResizedCrop of scale (0.5, 0.1) and ratio")]
 #[case(&RandomResizedCrop::new(4).ratio(0.0, 1.0), "RandomResizedCrop of scale (0.08, 1.0) and ratio (0.0")]
-#[case(&Normalize::new(&[0.5], &[0.5]).expect("a mean"), "Normalize has values of 1 channels, but the image has 3")]
+#[case(&Normalize::new(&[0.5], &[0.5]).expect("a mean"), "Normalize has means for 1 channels, but the image has 3")]
 fn invalid_changes_are_refused(#[case] transform: &dyn Transform, #[case] says: &str) {
     let text = message(apply(transform, &picture(&recorded()["image"])));
     assert!(text.starts_with(says), "{text}");

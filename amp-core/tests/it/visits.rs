@@ -79,7 +79,8 @@ fn fit(layer: impl Module + 'static, config: TrainerConfig) -> Result<()> {
     Trainer::new(config).fit(&mut model, &same(constant(4, 3, 0.0)?, 2)?).map(drop)
 }
 
-/// The optimizer would get this parameter and never move it.
+/// A parameter without a gradient is refused when it is trained, because the optimizer would never
+/// move it.
 #[test]
 fn a_parameter_without_a_gradient_is_refused_when_it_is_trained() {
     let _generator = seeded(0);
@@ -97,7 +98,7 @@ fn a_parameter_without_a_gradient_is_refused_when_it_is_trained() {
     assert!(fit(layer, config()).is_ok());
 }
 
-/// A body of two layers, and a head.
+/// A model with a body of two layers, and a head.
 struct Net {
     body: Sequential,
     head: Linear,

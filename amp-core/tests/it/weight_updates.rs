@@ -1,4 +1,5 @@
-//! Updates that are finer than bf16's spacing: lost, kept in masters, or kept on average.
+//! Updates that are smaller than bf16's spacing. They are lost, kept in master weights, or kept on
+//! average.
 
 use amp_core::{
     Error, Result, TrainerConfig,
@@ -22,7 +23,7 @@ fn ones(count: i64, kind: Kind) -> Tensor {
     Tensor::ones([count], (kind, device()))
 }
 
-/// An optimizer over `count` ones.
+/// Builds an optimizer over `count` ones.
 fn over_ones(
     options: &dyn BuildOptimizer,
     count: i64,
@@ -42,7 +43,7 @@ fn train(optimizer: &mut dyn Optimizer, steps: usize) -> Result<()> {
     Ok(())
 }
 
-/// The weight's mean, in f64.
+/// Returns the weight's mean, in f64.
 fn mean(optimizer: &dyn Optimizer) -> f64 {
     optimizer.parameters()[0]
         .tensor
@@ -52,7 +53,7 @@ fn mean(optimizer: &dyn Optimizer) -> f64 {
         .double_value(&[])
 }
 
-/// Spacing of bf16 just below 1.
+/// The spacing of bf16 just below 1.
 const SPACING: f64 = 1.0 / 256.0;
 
 /// One step moves each weight from 1 to 0.999, which stochastic rounding rounds to one of the two nearest bf16
@@ -75,7 +76,8 @@ fn stochastic_rounding_is_unbiased() -> Result<()> {
     Ok(())
 }
 
-/// Rounding of both signs and several sizes; exact values, infinities and zeros do not change.
+/// Stochastic rounding is unbiased for both signs and several sizes. Exact values, infinities and
+/// zeros do not change.
 #[test]
 fn stochastic_rounding_is_unbiased_for_every_size() -> Result<()> {
     let _generator = seeded(1);
@@ -115,9 +117,9 @@ fn stochastic_rounding_is_unbiased_for_every_size() -> Result<()> {
     Ok(())
 }
 
-/// 200 steps of 10⁻⁵, each 1/400 of the spacing. Rounded to nearest, the weight never moves.
-/// Rounded stochastically, it moves by the sum on average. With masters, it moves to the neighbour
-/// once the sum is closer to the neighbour.
+/// Updates of 10⁻⁵, each 1/400 of the spacing, are lost or kept by the option. After 200 steps with
+/// rounding to nearest, the weight has not moved. With stochastic rounding it has moved by the sum
+/// on average. With masters it moves to the neighbour once the sum is closer to the neighbour.
 #[test]
 fn updates_below_the_spacing_are_lost_or_kept_by_the_option() -> Result<()> {
     let _generator = seeded(2);
@@ -133,7 +135,7 @@ fn updates_below_the_spacing_are_lost_or_kept_by_the_option() -> Result<()> {
     let share = 2e-3 / SPACING;
     let error = SPACING * (share * (1.0 - share) / count as f64).sqrt();
     assert!((moved - (1.0 - 2e-3)).abs() < 6.0 * error, "{moved} ± {error}");
-    // A mean of equal numbers, summed in f64 in the device's order.
+    // The mean is of equal numbers, summed in f64 in the device's order.
     let moved = |steps| Ok::<_, Error>(1.0 - run(WeightUpdate::MasterWeights, steps)?);
     assert!(moved(190)?.abs() < 1e-12);
     assert!((moved(200)? - SPACING).abs() < 1e-12);
@@ -238,7 +240,7 @@ fn the_trainer_passes_the_option_to_the_optimizer(
     Ok(())
 }
 
-/// A run with two steps in each epoch over ones, at this rate, and its notes about updates.
+/// Trains two steps in each epoch over ones, at this rate, and returns the notes about updates.
 fn notes(
     precision: Precision,
     rate: f64,
@@ -277,7 +279,7 @@ fn lost_updates_are_reported(
     for part in [spacing, step, "--weight-update master-weights"] {
         assert!(told[0].contains(part), "{}", told[0]);
     }
-    // A schedule's first rate is not representative, so the tenth step is examined.
+    // A schedule's first rate is not representative, so the tenth step is checked.
     let told = notes(precision, rate, WeightUpdate::RoundToNearest, true, 5)?;
     assert!(told.len() == 1 && told[0].contains("step 10 "), "{told:?}");
     Ok(())

@@ -83,8 +83,8 @@ impl Module for Tied {
     }
 }
 
-/// `safetensors.torch.save_model` keeps one name of a tied weight, the alphabetically first, and a
-/// state_dict has both. Both load, and so does a file saved here.
+/// A tied weight loads under any of its names. `safetensors.torch.save_model` keeps its
+/// alphabetically first name, and a state_dict has both. Both load, and so does a file saved here.
 #[rstest]
 #[case::the_first_of_the_alphabet(&["head.weight"])]
 #[case::the_first_declared(&["token.weight"])]
@@ -207,7 +207,8 @@ fn values_that_would_change_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// A file of an untied model can have two different values for a tensor that this model ties.
+/// Two values of a tied weight are refused. A file of an untied model can have two different values
+/// for a tensor that this model ties.
 #[test]
 fn two_values_of_a_tied_weight_are_refused() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");

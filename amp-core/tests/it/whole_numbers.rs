@@ -1,4 +1,4 @@
-//! Ids among floating-point values, which 16-bit dtypes would change.
+//! Ids stored as floating-point values, which 16-bit dtypes would change.
 
 use amp_core::{Trainer, TrainerConfig, data::DataModule, prelude::*};
 use rstest::rstest;
@@ -13,7 +13,7 @@ struct Net {
     head: Linear,
 }
 
-/// The notes of a run over rows with a value, an id and another value.
+/// Trains on rows with a value, an id and another value, and returns the notes.
 fn notes(precision: Precision, ids: [f64; 4], target: [f64; 4]) -> Result<Vec<String>> {
     let _section = seeded(0);
     let row = |id: f64| [0.123_456_7, id, 1.0];
@@ -30,9 +30,9 @@ fn notes(precision: Precision, ids: [f64; 4], target: [f64; 4]) -> Result<Vec<St
 const FRACTIONS: [f64; 4] = [0.1, 0.2, 0.3, 0.4];
 
 #[rstest]
-#[case(Precision::Bf16True, [1.0, 256.0, 1001.0, 3.0], "bfloat16 makes 1000 of 1001")]
-#[case(Precision::Bf16True, [257.0, 0.0, 0.0, 0.0], "bfloat16 makes 256 of 257")]
-#[case(Precision::F16True, [2048.0, 2049.0, 1.0, 1.0], "float16 makes 2048 of 2049")]
+#[case(Precision::Bf16True, [1.0, 256.0, 1001.0, 3.0], "bfloat16 rounds 1001 to 1000")]
+#[case(Precision::Bf16True, [257.0, 0.0, 0.0, 0.0], "bfloat16 rounds 257 to 256")]
+#[case(Precision::F16True, [2048.0, 2049.0, 1.0, 1.0], "float16 rounds 2049 to 2048")]
 fn ids_among_floating_point_values_are_reported(
     #[case] precision: Precision,
     #[case] ids: [f64; 4],

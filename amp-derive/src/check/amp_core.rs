@@ -1,4 +1,4 @@
-//! Rules about `#[amp(crate = …)]`, the path of amp-core.
+//! Rules about `#[amp(crate = …)]`, which gives the path of amp-core.
 
 use quote::ToTokens;
 use syn::{Expr, ExprLit, ExprPath, Lit, Path, PathArguments};
@@ -6,10 +6,11 @@ use syn::{Expr, ExprLit, ExprPath, Lit, Path, PathArguments};
 use super::{keys, only};
 use crate::{diag::Diagnostics, manifest::Manifest, model::Pair, spec::Attr, symbol, tokens};
 
-/// The path of amp-core in the user's crate. Reports an error and returns `None` if there is none.
+/// Returns the path of amp-core in the user's crate. Reports an error and returns `None` if there
+/// is no path.
 pub(crate) fn path(attrs: &[Attr], manifest: fn() -> Manifest, diag: &Diagnostics) -> Option<Path> {
     match only(attrs, symbol::AMP, diag) {
-        // If the attribute was refused, the stubs use the path from the manifest.
+        // If the attribute had an error, the stubs use the path from the manifest.
         Some(attr) => given(attr, diag).or_else(|| named(&manifest())),
         None => is_a_dependency(&manifest(), diag),
     }
@@ -34,7 +35,7 @@ const ALIAS: &str = "__amp";
 fn given(attr: &Attr, diag: &Diagnostics) -> Option<Path> {
     let args = attr.args.as_deref()?;
     if args.is_empty() {
-        diag.error(&attr.path, format!("say where amp-core is: {EXAMPLE}"));
+        diag.error(&attr.path, format!("give the path of amp-core: {EXAMPLE}"));
         return None;
     }
     let mut pairs = keys::pairs(symbol::AMP, args, &[symbol::CRATE], diag)?;
@@ -43,7 +44,8 @@ fn given(attr: &Attr, diag: &Diagnostics) -> Option<Path> {
 
 const EXAMPLE: &str = "`#[amp(crate = \"my_prelude::amp_core\")]`";
 
-/// Rule: `crate` is a path, in quotes as in serde or bare, so that a macro can write `$crate`.
+/// Rule: the value of `crate` is a path. It may be in quotes as in serde, or bare, so that a macro
+/// can write `$crate`.
 fn crate_is_a_path(pair: &Pair, diag: &Diagnostics) -> Option<Path> {
     let path = match &pair.value {
         Expr::Path(ExprPath { qself: None, path, .. }) => Some(path.clone()),
@@ -57,15 +59,16 @@ fn crate_is_a_path(pair: &Pair, diag: &Diagnostics) -> Option<Path> {
         diag.error(&pair.value, format!("`crate` is the path of amp-core, as in {EXAMPLE}"));
         return None;
     };
-    // A string literal hides its tokens from the search for names, so the path is checked here.
+    // The search for reserved names does not look into string literals, so the path is checked
+    // here.
     if matches!(pair.value, Expr::Lit(_)) {
         alias_is_free(&path, diag)?;
     }
     Some(path)
 }
 
-/// Rule: generated code names amp-core, so the user's crate must depend on amp-core, or the
-/// attribute must name a crate that re-exports it.
+/// Rule: generated code uses amp-core, so the user's crate must depend on amp-core, or the
+/// attribute must give the path of a crate that re-exports it.
 fn is_a_dependency(manifest: &Manifest, diag: &Diagnostics) -> Option<Path> {
     let found = named(manifest);
     if found.is_none() {
@@ -80,7 +83,7 @@ fn is_a_dependency(manifest: &Manifest, diag: &Diagnostics) -> Option<Path> {
     found
 }
 
-/// The path of the crate that is compiled, which no module of the user's can shadow.
+/// Returns the path that begins with `::`, so that no module of the user can shadow it.
 fn named(manifest: &Manifest) -> Option<Path> {
     match manifest {
         Manifest::Named(name) => syn::parse_str(&format!("::{name}")).ok(),

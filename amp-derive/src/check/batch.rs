@@ -1,5 +1,5 @@
-//! Rules about `#[batch(Tokens, inputs(ids, mask), target = labels)]`: which fields of a batch are
-//! the model's inputs and its target.
+//! Rules about `#[batch(Tokens, inputs(ids, mask), target = labels)]`, which selects the fields of
+//! a batch for the model's inputs and its target.
 
 use proc_macro2::{Ident, Span};
 use syn::{Expr, ExprCall, ExprField, Member, Path, spanned::Spanned};
@@ -13,8 +13,8 @@ use crate::{
     symbol,
 };
 
-/// The type of the batches. The inner `None` means a pair of input and target; the outer `None`
-/// means that an error was reported.
+/// Returns the type of the batches. The inner `None` means a pair of input and target. The outer
+/// `None` means that an error was reported.
 pub(super) fn check(
     spec: &Spec,
     forward: Option<&Forward>,
@@ -47,7 +47,8 @@ pub(super) fn check(
             (_, Expr::Call(ExprCall { func, args, .. }))
                 if word(func).is_some_and(|name| name == symbol::INPUTS) && own.is_none() =>
             {
-                // In two steps, so that errors of all inputs are reported, not only of the first.
+                // All inputs are read before the errors are evaluated, so that every error is
+                // reported, not only the first.
                 let parts: Vec<Option<Part>> = args.iter().map(|arg| part(arg, diag)).collect();
                 let parts: Option<Vec<Part>> = parts.into_iter().collect();
                 fits &= parts.is_some();
@@ -96,7 +97,8 @@ fn is_a_type(arg: &Expr, diag: &Diagnostics) -> Option<Path> {
     None
 }
 
-/// Rule: a part is a field, `ids` or `source.ids`, or `batch` for all of it.
+/// Rule: a part of a batch is a field such as `ids` or `source.ids`, or `batch` for the whole
+/// batch.
 fn part(expr: &Expr, diag: &Diagnostics) -> Option<Part> {
     if word(expr).is_some_and(|name| name == symbol::BATCH) {
         return Some(Part::Whole);
@@ -122,7 +124,7 @@ fn fields(expr: &Expr) -> Option<Vec<Ident>> {
     }
 }
 
-/// The part of the batch that a metric reads.
+/// Returns the part of the batch from which a metric is computed.
 pub(super) fn part_of_metric(expr: &Expr, spec: &Spec, diag: &Diagnostics) -> Option<Part> {
     if !has(&spec.attrs, symbol::BATCH) {
         diag.error(expr, "the batch is a pair with one target: name its type in `#[batch(…)]`");
@@ -145,8 +147,8 @@ fn each_input_has_a_part(at: &Expr, parts: usize, inputs: &[Ident], diag: &Diagn
     fits
 }
 
-/// Rule: a model with several inputs names the fields they come from, because a pair has only one
-/// input.
+/// Rule: a model with several inputs must name their fields in the batch, because a pair has only
+/// one input.
 fn a_pair_has_one_input(spec: &Spec, forward: Option<&Forward>, diag: &Diagnostics) -> Option<()> {
     let steps_are_own =
         [symbol::TRAINING_STEP, symbol::MANUAL_STEP].iter().any(|name| has(&spec.attrs, name))

@@ -14,7 +14,8 @@ use crate::{
 
 /// All fields, or `None` if an error was reported.
 pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Vec<model::Field>> {
-    // In two steps, so that errors of all fields are reported, not only of the first.
+    // All fields are read before the errors are evaluated, so that every error is reported, not
+    // only the first.
     let fields: Vec<Option<model::Field>> =
         spec.fields.iter().map(|field| check_field(spec, field, diag)).collect();
     fields.into_iter().collect()
@@ -52,13 +53,13 @@ fn check_field(spec: &Spec, field: &Field, diag: &Diagnostics) -> Option<model::
     })
 }
 
-/// Rule: every field is exactly one of hyperparameter, layer, parameter, buffer, state and
-/// transient. Otherwise a field could be left out of the weights, the saved hyperparameters or a
+/// Rule: every field has exactly one kind: hyperparameter, layer, parameter, buffer, state or
+/// transient. Otherwise a field could be missing in the weights, the saved hyperparameters or a
 /// checkpoint by mistake.
 fn has_one_kind<'a>(field: &'a Field, diag: &Diagnostics) -> Option<&'a Attr> {
     let mut kinds = symbol::FIELD_KINDS.iter().filter_map(|kind| only(&field.attrs, kind, diag));
     let Some(first) = kinds.next() else {
-        // An attribute that belongs on the struct is reported by another rule.
+        // Another rule reports attributes that belong on the struct.
         if field.attrs.iter().any(|attr| symbol::ON_STRUCT.iter().any(|name| attr.is(name))) {
             return None;
         }
@@ -87,17 +88,15 @@ fn has_one_kind<'a>(field: &'a Field, diag: &Diagnostics) -> Option<&'a Attr> {
         let (name, first, second) = (&field.ident, text(first), text(other));
         diag.error(
             &other.path,
-            format!(
-                "field `{name}` is `#[{first}]` already: take `#[{first}]` or `#[{second}]` away"
-            ),
+            format!("field `{name}` is `#[{first}]` already: remove `#[{first}]` or `#[{second}]`"),
         );
         one = false;
     }
     one.then_some(first)
 }
 
-/// Rule: a hyperparameter's setter has the hyperparameter's name, so the name must not be the name
-/// of a method of the builder.
+/// Rule: the setter of a hyperparameter has the hyperparameter's name, so the builder must not have
+/// another method with this name.
 fn name_is_free_in_the_builder(field: &Field, derive: Derive, diag: &Diagnostics) -> Option<()> {
     let own: &[&str] = match derive {
         Derive::Module => &["build"],
@@ -114,7 +113,7 @@ fn name_is_free_in_the_builder(field: &Field, derive: Derive, diag: &Diagnostics
     Some(())
 }
 
-/// Rule: `forward` calls a layer by its name, and `cx` is the context there, so no layer may be
+/// Rule: in `forward` a layer is called by its name and `cx` is the context, so no layer may be
 /// called `cx`.
 fn name_is_free_in_forward(field: &Field, diag: &Diagnostics) -> Option<()> {
     if field.ident == symbol::CX {
@@ -165,7 +164,7 @@ fn initial(attr: &Attr, diag: &Diagnostics) -> Option<Option<Expr>> {
 /// Rule: `#[layer]` or `#[layer(how to build it)]`.
 fn source(attr: &Attr, diag: &Diagnostics) -> Option<Source> {
     match attr.args.as_deref()? {
-        [] => Some(Source::Given),
+        [] => Some(Source::Argument),
         [only] => layers::build(only, diag).map(Source::Built),
         [_, second, ..] => {
             diag.error(second, "a field holds one layer: wrap several in `sequential(…)`");

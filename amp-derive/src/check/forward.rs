@@ -15,7 +15,7 @@ use crate::{
     symbol, tokens,
 };
 
-/// The checked `#[forward]`; `None` if an error was reported.
+/// Returns the checked `#[forward]`, or `None` if an error was reported.
 pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Forward> {
     let Some(attr) = only(&spec.attrs, symbol::FORWARD, diag) else {
         uses_every_parameter(spec, None, diag);
@@ -48,11 +48,10 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Forward> {
 /// The largest number of inputs for which amp-core implements `Arguments`.
 const MOST_INPUTS: usize = 8;
 
-/// Rule: the closure's arguments are names, because `forward` gets the same arguments, and their
-/// types have no named lifetimes.
+/// Rule: the closure's arguments are simple names, because `forward` gets the same arguments.
 fn inputs_have_names(closure: &ExprClosure, diag: &Diagnostics) -> Option<Vec<Input>> {
     const MESSAGE: &str =
-        "`forward` has inputs with names, as in `|x| …` or `|x, mask: Option<&Tensor>| …`";
+        "the inputs of `forward` need names, as in `|x| …` or `|x, mask: Option<&Tensor>| …`";
     if closure.inputs.is_empty() {
         diag.error(closure.or1_token, MESSAGE);
         return None;
@@ -82,7 +81,8 @@ fn inputs_have_names(closure: &ExprClosure, diag: &Diagnostics) -> Option<Vec<In
             }
         }
     };
-    // In two steps, so that errors of all inputs are reported, not only of the first.
+    // All inputs are read before the errors are evaluated, so that every error is reported, not
+    // only the first.
     let inputs: Vec<Option<Input>> = closure.inputs.iter().map(input).collect();
     inputs.into_iter().collect()
 }
@@ -113,7 +113,7 @@ fn returns_a_result(closure: &ExprClosure, diag: &Diagnostics) -> Option<Option<
     None
 }
 
-/// Rule: an input may not have the name of a layer or of the context, because it would hide it.
+/// Rule: an input may not have the name of a layer or of the context, because it would shadow it.
 fn inputs_hide_nothing(spec: &Spec, inputs: &[Input], diag: &Diagnostics) -> Option<()> {
     let hidden = |input: &Ident| match input {
         cx if cx == symbol::CX => Some("the context"),
@@ -129,13 +129,13 @@ fn inputs_hide_nothing(spec: &Spec, inputs: &[Input], diag: &Diagnostics) -> Opt
     fits
 }
 
-/// Rule: `forward` mentions every layer, because the parameters of an unused layer are never
-/// trained. A body that passes `self` on is exempt: the layer may run in the called function.
+/// Rule: `forward` mentions every layer, because an unused layer is never trained. A body that
+/// passes `self` to a function is exempt, because the function may run the layer.
 fn runs_every_layer(spec: &Spec, inputs: &[Input], body: &Expr, diag: &Diagnostics) {
     let body: TokenStream = body.to_token_stream();
     let Some(Input { ident: input, .. }) = inputs.first() else { return };
     let fields: Vec<&Ident> = spec.fields.iter().map(|field| &field.ident).collect();
-    if tokens::hands_self_on(body.clone(), &fields) {
+    if tokens::passes_self_on(body.clone(), &fields) {
         return;
     }
     for layer in layers(spec).filter(|layer| !tokens::contains(body.clone(), &layer.ident)) {
@@ -162,7 +162,7 @@ fn runs_every_layer(spec: &Spec, inputs: &[Input], body: &Expr, diag: &Diagnosti
 fn uses_every_parameter(spec: &Spec, body: Option<&Expr>, diag: &Diagnostics) {
     let body = body.map(ToTokens::to_token_stream).unwrap_or_default();
     let fields: Vec<&Ident> = spec.fields.iter().map(|field| &field.ident).collect();
-    if tokens::hands_self_on(body.clone(), &fields) {
+    if tokens::passes_self_on(body.clone(), &fields) {
         return;
     }
     let parameters = spec.fields.iter().filter(|field| has(&field.attrs, symbol::PARAMETER));
@@ -171,7 +171,7 @@ fn uses_every_parameter(spec: &Spec, body: Option<&Expr>, diag: &Diagnostics) {
             ident,
             format!(
                 "`forward` never uses `{ident}`: use `self.{ident}` in `#[forward(|x| …)]`, or \
-                 take the field away"
+                 remove the field"
             ),
         );
     }
@@ -199,7 +199,7 @@ fn layers(spec: &Spec) -> impl Iterator<Item = &Field> {
     spec.fields.iter().filter(|field| has(&field.attrs, symbol::LAYER))
 }
 
-/// The only expression of a block that has nothing else.
+/// Returns the expression of a block that contains nothing else.
 fn unwrapped(body: &Expr) -> Expr {
     match body {
         Expr::Block(ExprBlock { attrs, label: None, block }) if attrs.is_empty() => {

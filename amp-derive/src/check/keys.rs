@@ -1,5 +1,4 @@
-//! `key = value` arguments, checked against the keys that a layer, metric, optimizer or scheduler
-//! has.
+//! Checks `key = value` arguments against the keys of a layer, metric, optimizer or scheduler.
 
 use proc_macro2::Ident;
 use quote::ToTokens;
@@ -15,7 +14,7 @@ use crate::{
     tokens,
 };
 
-/// The pairs in `args`, whose keys must be in `known`; `None` if an error was reported.
+/// Returns the pairs in `args`, whose keys must be in `known`, or `None` if an error was reported.
 pub(super) fn pairs(
     owner: &str,
     args: &[Expr],
@@ -36,7 +35,8 @@ pub(super) fn pairs(
     complete.then_some(pairs)
 }
 
-/// The pairs in `args`, with any keys: rustc checks them as the fields of a struct.
+/// Returns the pairs in `args` without checking their keys: they become fields of a struct, which
+/// rustc checks.
 pub(super) fn any_pairs(args: &[Expr], diag: &Diagnostics) -> Option<Vec<Pair>> {
     let mut pairs: Vec<Pair> = Vec::new();
     let mut complete = true;
@@ -147,7 +147,7 @@ pub(super) fn are_in_range(
     fits
 }
 
-/// Replaces a bare word with the Rust expression that it means.
+/// Replaces each known word by the Rust expression for it.
 pub(super) fn words_to_values(
     row: &'static Entry,
     pairs: Vec<Pair>,
@@ -166,7 +166,7 @@ pub(super) fn words_to_values(
             let value = &pair.value;
             Some(syn::parse_quote!(__amp::From::from(#value)))
         }
-        // The constructor of the options takes the required keys as they were written.
+        // The constructor of the options takes these required keys unchanged.
         Range::Sizes(_) | Range::Padding if row.options.iter().any(|key| pair.key == key.name) => {
             let value = &pair.value;
             Some(syn::parse_quote!(__amp::From::from(#value)))
@@ -181,13 +181,14 @@ pub(super) fn words_to_values(
         }
         _ => Some(pair.value.clone()),
     };
-    // In two steps, so that errors of all values are reported, not only of the first.
+    // All values are read before the errors are evaluated, so that every error is reported, not
+    // only the first.
     let values: Vec<Option<Expr>> = pairs.iter().map(value).collect();
     let pair = |(pair, value): (Pair, Option<Expr>)| Some(Pair { value: value?, ..pair });
     pairs.into_iter().zip(values).map(pair).collect()
 }
 
-/// Rule: a logged value is named by a bare word.
+/// Rule: the name of a logged value is written without quotes.
 fn logged_name(pair: &Pair, diag: &Diagnostics) -> Option<String> {
     if let Some(name) = word(&pair.value) {
         return Some(name.to_string());
@@ -251,7 +252,7 @@ fn rises(owner: &str, key: &Key, value: &Expr, diag: &Diagnostics) -> bool {
     fits
 }
 
-/// The value of a literal number, including its sign.
+/// Returns the value of a literal number, including its sign.
 pub(super) fn number(expr: &Expr) -> Option<f64> {
     match expr {
         Expr::Lit(ExprLit { lit: Lit::Int(int), .. }) => int.base10_parse().ok(),
@@ -261,7 +262,7 @@ pub(super) fn number(expr: &Expr) -> Option<f64> {
     }
 }
 
-/// Rule: values are evaluated in a method, where a hyperparameter is a field of `self`.
+/// Rule: values are evaluated in a method, so a hyperparameter is written as a field of `self`.
 pub(super) fn fields_are_read_from_self(
     spec: &Spec,
     pairs: &[Pair],
@@ -270,7 +271,7 @@ pub(super) fn fields_are_read_from_self(
     let mut fits = Some(());
     let hparams = || spec.fields.iter().filter(|field| has(&field.attrs, symbol::HPARAM));
     for (pair, field) in pairs.iter().flat_map(|pair| hparams().map(move |field| (pair, field))) {
-        // The variable may be declared in a closure or block inside the value.
+        // The variable may be declared in a closure or block within the value.
         let opaque = matches!(pair.value, Expr::Closure(_) | Expr::Block(_));
         let found = tokens::variable(pair.value.to_token_stream(), &field.ident);
         if let Some(found) = found.filter(|found| !opaque && *found != symbol::PLAN) {
@@ -287,7 +288,7 @@ pub(super) fn take(pairs: &mut Vec<Pair>, key: &str) -> Option<Pair> {
     Some(pairs.remove(at))
 }
 
-/// Rule: the value of a choice is one of its words, without quotes.
+/// Rule: if a key accepts certain words, its value is one of them, without quotes.
 pub(super) fn choice<T: Copy>(pair: &Pair, words: &[(&str, T)], diag: &Diagnostics) -> Option<T> {
     let names: Vec<&str> = words.iter().map(|(name, _)| *name).collect();
     let key = &pair.key;

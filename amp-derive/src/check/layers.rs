@@ -1,5 +1,5 @@
-//! Rules about how layers are built: `linear(64, 10, bias = false)`, `sequential(…)`, or any
-//! Rust expression.
+//! Rules about expressions that build layers: `linear(64, 10, bias = false)`, `sequential(…)`, or
+//! any Rust expression.
 
 use proc_macro2::Ident;
 use syn::{Expr, ExprCall, ExprClosure, ExprMethodCall, Pat};
@@ -14,7 +14,7 @@ use crate::{
     table::{self, Entry, LAYERS, Layer, NOT_NEEDED},
 };
 
-/// Reads one layer; `None` if an error was reported.
+/// Reads the expression for one layer; returns `None` if an error was reported.
 pub(super) fn build(expr: &Expr, diag: &Diagnostics) -> Option<Build> {
     has_no_question_mark(expr, diag)?;
     is_not_spelt_as_in_python(expr, diag)?;
@@ -34,7 +34,8 @@ pub(super) fn build(expr: &Expr, diag: &Diagnostics) -> Option<Build> {
     bind(name, name_is_known(name, diag)?, &args, diag)
 }
 
-/// A bare lowercase name, or a call of one. Everything else is a Rust expression.
+/// Returns a lowercase name, or the name and arguments of a call of such a name. Any other
+/// expression is plain Rust.
 fn named(expr: &Expr) -> Option<(&Ident, Option<Vec<Expr>>)> {
     let (name, args) = match expr {
         Expr::Call(ExprCall { func, args, .. }) => {
@@ -46,14 +47,14 @@ fn named(expr: &Expr) -> Option<(&Ident, Option<Vec<Expr>>)> {
     lowercase.then_some((name, args))
 }
 
-/// All names that have a meaning of their own here, so that they are not read as Rust expressions.
+/// Returns all names with a special meaning here; they are not plain Rust.
 fn names() -> Vec<&'static str> {
     let mut names = table::names(LAYERS);
     names.extend([symbol::SEQUENTIAL, symbol::REPEAT, symbol::OPTIONAL, symbol::CHECKPOINT]);
     names
 }
 
-/// Rule: a bare lowercase name is a layer of the table.
+/// Rule: a lowercase name must be in the table of layers.
 fn name_is_known(name: &Ident, diag: &Diagnostics) -> Option<&'static Layer> {
     let text = name.to_string();
     let found = table::find(LAYERS, &text);
@@ -77,7 +78,7 @@ fn has_no_question_mark(expr: &Expr, diag: &Diagnostics) -> Option<()> {
         && names().iter().any(|known| name == known)
     {
         let mark = tried.question_token;
-        diag.error(mark, format!("take the `?` away: a failing `{name}` is an error of `build`"));
+        diag.error(mark, format!("remove the `?`: `build` returns the error of `{name}`"));
         return None;
     }
     Some(())
@@ -185,7 +186,7 @@ fn checkpoint(name: &Ident, args: &[Expr], diag: &Diagnostics) -> Option<Build> 
     None
 }
 
-/// A layer of the table, together with the initializers given for its parameters.
+/// Reads a layer of the table, together with the initializers for its parameters.
 fn bind(name: &Ident, row: &'static Layer, args: &[Expr], diag: &Diagnostics) -> Option<Build> {
     let (mut own, mut redrawn, mut fits) = (Vec::new(), Vec::new(), true);
     for arg in args {
@@ -201,7 +202,7 @@ fn bind(name: &Ident, row: &'static Layer, args: &[Expr], diag: &Diagnostics) ->
     fits.then_some(Build::Layer { row, at: name.clone(), values, options, redrawn })
 }
 
-/// The parameter and its initializer in `weight_init = normal(0.0, 0.02)`.
+/// Returns the parameter and its initializer from `weight_init = normal(0.0, 0.02)`.
 fn parameter_of<'a>(arg: &'a Expr, entry: &Entry) -> Option<(Ident, &'a Expr)> {
     let Arg::Pair(key, value) = Arg::from(arg) else { return None };
     let text = key.to_string();
@@ -210,7 +211,7 @@ fn parameter_of<'a>(arg: &'a Expr, entry: &Entry) -> Option<(Ident, &'a Expr)> {
     (!is_own).then(|| (Ident::new(parameter, key.span()), value))
 }
 
-/// Rule: a parameter's initializer is one of the table.
+/// Rule: the initializer of a parameter is in the table of initializers.
 fn draws(value: &Expr, diag: &Diagnostics) -> Option<Drawn> {
     let drawn = tensors::drawn(value, diag)?;
     if drawn.is_none() {
@@ -223,8 +224,8 @@ fn draws(value: &Expr, diag: &Diagnostics) -> Option<Drawn> {
     drawn
 }
 
-/// Arguments as in a Python call: required keys by position or by name, options by name. The result
-/// has the required keys in their order.
+/// Reads arguments as in a Python call: required keys by position or by name, options by name. The
+/// result has the required keys in the order of the table.
 pub(super) fn arguments(
     name: &Ident,
     entry: &'static Entry,
@@ -266,15 +267,16 @@ pub(super) fn arguments(
     Some((values?, given))
 }
 
-/// Rule: arguments by position come before arguments by name, as in Python.
+/// Rule: positional arguments come before named arguments, as in Python.
 fn stands_before_keywords(arg: &Expr, late: bool, diag: &Diagnostics) -> bool {
     if late {
-        diag.error(arg, "arguments without a name come first: name this one too");
+        diag.error(arg, "positional arguments come first: name this one too");
     }
     !late
 }
 
-/// Rule: a layer or an initializer gets its required arguments, and no other argument by position.
+/// Rule: a layer or an initializer needs its required arguments, and takes no other positional
+/// arguments.
 fn number_of_arguments_fits(
     name: &Ident,
     entry: &'static Entry,
@@ -308,7 +310,7 @@ fn number_of_arguments_fits(
     false
 }
 
-/// Rule: a keyword of PyTorch's that is not supported here is refused with the reason.
+/// Rule: a keyword of PyTorch that is not supported here is refused, with the reason.
 fn keyword_has_a_counterpart(owner: &str, key: &Ident, known: &[&str], diag: &Diagnostics) -> bool {
     let reason = NOT_NEEDED.iter().find(|(name, _)| key == name && !known.contains(name));
     if let Some((_, reason)) = reason {
@@ -317,7 +319,7 @@ fn keyword_has_a_counterpart(owner: &str, key: &Ident, known: &[&str], diag: &Di
     reason.is_none()
 }
 
-/// The last segment of `nn::X`.
+/// Returns the last segment of `nn::X`.
 fn last_of_nn(func: &Expr) -> Option<&Ident> {
     match func {
         Expr::Path(path) => {

@@ -1,4 +1,4 @@
-//! Lints: code that compiles and runs, but gives poor results.
+//! Lints: warnings about code that compiles but trains poorly.
 
 use proc_macro2::Ident;
 use syn::{Expr, spanned::Spanned};
@@ -11,7 +11,7 @@ use crate::{
     symbol,
 };
 
-/// Adds advice about a struct that has no errors.
+/// Adds warnings for a struct without errors.
 pub(super) fn advise(model: &Model, diag: &Diagnostics) {
     eps_is_representable_in_half_precision(model, diag);
     batch_norm_is_not_fed_low_precision(model, diag);
@@ -46,8 +46,8 @@ fn eps_is_representable_in_half_precision(model: &Model, diag: &Diagnostics) {
     }
 }
 
-/// Rule (advice): batch norm computes its statistics from its input. After a layer in half
-/// precision the input is rounded, and so are the statistics.
+/// Rule (advice): batch norm computes its statistics from its input. If a layer before it computes
+/// in half precision, the input is rounded, and so are the statistics.
 fn batch_norm_is_not_fed_low_precision(model: &Model, diag: &Diagnostics) {
     // With `#[forward]`, the order of the fields does not show the order of the calls.
     if !matches!(model.forward, Forward::InOrder) {
@@ -60,7 +60,7 @@ fn batch_norm_is_not_fed_low_precision(model: &Model, diag: &Diagnostics) {
         };
         let norm = match source {
             Source::Built(build) => find(build, &|name| name.starts_with("batch_norm")),
-            Source::Given => None,
+            Source::Argument => None,
         };
         if let (Some(norm), Some(low), None) = (norm, low, region) {
             diag.warn(
@@ -91,7 +91,7 @@ pub(super) fn logits_have_no_sigmoid(spec: &Spec, diag: &Diagnostics) {
     let Some(loss) = OF_LOGITS.iter().find(|of| name.is_some_and(|name| name == *of)) else {
         return;
     };
-    // With `#[forward]`, the last field need not run last.
+    // With `#[forward]`, the last field is not necessarily the last layer to run.
     if has(&spec.attrs, symbol::FORWARD) {
         return;
     }
@@ -100,11 +100,11 @@ pub(super) fn logits_have_no_sigmoid(spec: &Spec, diag: &Diagnostics) {
     if let Some(last) = last.and_then(layer)
         && let Some(sigmoid) = last_of(&last).filter(|name| *name == "sigmoid")
     {
-        diag.error(sigmoid, format!("`{loss}` applies the sigmoid itself: take this one away"));
+        diag.error(sigmoid, format!("`{loss}` applies the sigmoid itself: remove this one"));
     }
 }
 
-/// The first layer in `build` whose name satisfies `accepts`.
+/// Returns the first layer in `build` whose name satisfies `accepts`.
 fn find<'a>(build: &'a Build, accepts: &dyn Fn(&str) -> bool) -> Option<&'a Ident> {
     match build {
         Build::Rust(_) => None,

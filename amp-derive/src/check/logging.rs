@@ -13,15 +13,15 @@ use crate::{
     symbol,
 };
 
-/// The values that generated steps log, and how.
+/// The values that generated steps log.
 pub(super) struct Names {
     logged: Vec<(String, LogOptions)>,
-    /// False if a metric was refused: an unknown name may then be the refused metric's.
+    /// False if a metric had an error. An unknown name may then be the name of that metric.
     complete: bool,
-    /// Metrics with a `stage`: the name in the other stage, where the metric is not computed, with
-    /// the metric's name and its stage.
+    /// For each metric with a `stage`: the name that it would have in the other stage, the metric's
+    /// name, and its stage.
     left_out: Vec<(String, String, Stage)>,
-    /// Stages whose step is a function of the user's.
+    /// The stages for which the user has written the step.
     own: Vec<Stage>,
 }
 
@@ -52,18 +52,18 @@ impl Names {
     }
 }
 
-/// Lightning's defaults, except for metrics in training: here they are logged per epoch, computed
-/// from the counts of the whole epoch, unless `on_step` is given.
+/// The defaults are Lightning's, except for metrics in training: they are logged once per epoch,
+/// computed from the counts of the whole epoch, unless `on_step` is given.
 fn defaults(stage: Stage, is_loss: bool) -> LogOptions {
     let on_step = stage == Stage::Train && is_loss;
     LogOptions { on_step, on_epoch: !on_step, prog_bar: false }
 }
 
-/// Which flags each value has.
+/// The flags of each logged value.
 pub(super) struct Logs(Vec<(String, LogOptions)>);
 
 impl Logs {
-    /// The flags of `value` in `stage`.
+    /// Returns the flags of `value` in `stage`.
     pub(super) fn options(&self, stage: Stage, value: &str) -> LogOptions {
         let name = stage.name_of(value);
         let given = self.0.iter().find(|(logged, _)| *logged == name);
@@ -75,7 +75,7 @@ impl Logs {
 pub(super) fn check(spec: &Spec, names: &Names, diag: &Diagnostics) -> Option<Logs> {
     let mut seen: Vec<&Ident> = Vec::new();
     let mut logs = Some(Vec::new());
-    // If the user wrote both steps, another rule refuses every `#[log]`.
+    // If the user has written both steps, another rule refuses every `#[log]`.
     let attrs = named(&spec.attrs, symbol::LOG).filter(|_| !names.logged.is_empty());
     for attr in attrs {
         let (values, complete) = begins_with_logged_names(attr, names, diag);
@@ -98,14 +98,14 @@ pub(super) fn check(spec: &Spec, names: &Names, diag: &Diagnostics) -> Option<Lo
     logs.map(Logs)
 }
 
-/// A value and its flags.
+/// A logged value with its flags.
 struct Value<'a> {
     name: &'a Ident,
     flags: Vec<&'a Expr>,
 }
 
-/// Rule: `#[log(name, flags…)]` for one value, `#[log(name(flags…), …)]` for several. Returns the
-/// values that could be read, and whether all could.
+/// Rule: `#[log(name, flags…)]` sets one value, `#[log(name(flags…), …)]` several values. Returns
+/// the values that could be read, and whether all could be read.
 fn begins_with_logged_names<'a>(
     attr: &'a Attr,
     names: &Names,
@@ -115,7 +115,7 @@ fn begins_with_logged_names<'a>(
         return (Vec::new(), false);
     };
     let Some((first, rest)) = args.split_first() else {
-        diag.error(&attr.path, format!("name what is logged: {}", one_of(&names.texts())));
+        diag.error(&attr.path, format!("name the values to log: {}", one_of(&names.texts())));
         return (Vec::new(), false);
     };
     if let Some(name) = word(first) {
@@ -126,11 +126,11 @@ fn begins_with_logged_names<'a>(
         match (with_flags(arg), word(arg)) {
             (Some(value), _) => values.push(value),
             (None, Some(word)) => {
-                diag.error(word, format!("say how `{word}` is logged: `{word}(prog_bar)`"));
+                diag.error(word, format!("add a flag for `{word}`: `{word}(prog_bar)`"));
             }
             (None, None) => {
                 let names = one_of(&names.texts());
-                diag.error(arg, format!("name what is logged first: {names}"));
+                diag.error(arg, format!("name the values to log first: {names}"));
             }
         }
     }
@@ -158,7 +158,10 @@ fn name_is_logged(name: &Ident, names: &Names, diag: &Diagnostics) -> Option<Log
     let is_of = |stage: &&Stage| text.starts_with(&stage.name_of(""));
     if let Some(stage) = names.own.iter().find(is_of) {
         let step = stage.step();
-        diag.error(name, format!("`#[log]` has no effect: `{step}` is yours, log `{text}` there"));
+        diag.error(
+            name,
+            format!("`#[log]` has no effect: you have written `{step}`: log `{text}` there"),
+        );
     } else if let Some((_, metric, stage)) = names.left_out.iter().find(|(n, ..)| name == n) {
         let word = stage.word();
         let message = format!("`{text}` is not computed: remove `stage = {word}` from `{metric}`");
@@ -174,7 +177,7 @@ fn name_is_logged(name: &Ident, names: &Names, diag: &Diagnostics) -> Option<Log
     None
 }
 
-/// Rule: each value has its flags in one place only.
+/// Rule: the flags of a value are given only once.
 fn name_is_new(name: &Ident, before: &[&Ident], diag: &Diagnostics) -> bool {
     let new = !before.contains(&name);
     if !new {
@@ -183,7 +186,7 @@ fn name_is_new(name: &Ident, before: &[&Ident], diag: &Diagnostics) -> bool {
     new
 }
 
-/// The flags added to the defaults. Without defaults the flags are only checked.
+/// Adds the flags to the defaults. Without defaults the flags are only checked.
 fn options(
     name: &Ident,
     flags: &[&Expr],
@@ -233,7 +236,7 @@ fn flag_is_a_word<'a>(flag: &'a Expr, diag: &Diagnostics) -> Option<(&'a Ident, 
     }
 }
 
-/// Rule: a value is logged per step, per epoch or both.
+/// Rule: a value must be logged per step, per epoch or both.
 fn is_logged_at_all(name: &Ident, options: LogOptions, diag: &Diagnostics) -> bool {
     let logged = options.on_step || options.on_epoch;
     if !logged {

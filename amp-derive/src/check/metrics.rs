@@ -28,7 +28,7 @@ impl Declared {
     }
 }
 
-/// The metrics, each with its own name, and whether all were accepted.
+/// Returns the metrics with their attributes, and whether all were accepted.
 pub(super) fn metrics(spec: &Spec, steps: [&Own; 2], diag: &Diagnostics) -> (Vec<Declared>, bool) {
     let mut declared: Vec<Declared> = Vec::new();
     let mut complete = true;
@@ -75,7 +75,7 @@ fn metric(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<(Declared, Ide
     Some((Declared { name, stage, value, of: of? }, at.clone()))
 }
 
-/// The tensors that the metric is computed from; `None` if an error was reported.
+/// Returns the tensors from which the metric is computed, or `None` if an error was reported.
 fn measured(spec: &Spec, pairs: &mut Vec<Pair>, diag: &Diagnostics) -> Option<Measured> {
     let output = keys::take(pairs, symbol::OUTPUT).map(|pair| pair.value);
     let target = match keys::take(pairs, symbol::TARGET) {
@@ -110,7 +110,7 @@ fn name_can_be_logged(pair: &Pair, diag: &Diagnostics) -> Option<String> {
         return None;
     };
     let name = text.value();
-    // The prefix `train_` or `val_` comes first, so a leading digit is allowed.
+    // The name follows `train_` or `val_`, so it may begin with a digit.
     let fits = !name.is_empty() && syn::parse_str::<Ident>(&format!("train_{name}")).is_ok();
     if !fits {
         diag.error(text, "a metric's name has letters, digits and `_` only, as in `name = acc`");
@@ -118,10 +118,10 @@ fn name_can_be_logged(pair: &Pair, diag: &Diagnostics) -> Option<String> {
     fits.then_some(name)
 }
 
-/// Rule: a metric of the user's own has a name.
+/// Rule: a custom metric needs a name.
 fn own_metric_is_named(name: Option<String>, at: &Ident, diag: &Diagnostics) -> Option<String> {
     if name.is_none() {
-        diag.error(at, "a metric of your own needs a name: add `name = …`");
+        diag.error(at, "a custom metric needs a name: add `name = …`");
     }
     name
 }
@@ -157,7 +157,8 @@ fn stage_is_generated(metric: &Declared, at: &Ident, steps: [&Own; 2], diag: &Di
         Some(stage @ Stage::Val) if !val.is_generated() => stage,
         _ => return true,
     };
-    let message = format!("`#[metric]` has no effect: `{}` is yours, log it there", own.step());
+    let message =
+        format!("`#[metric]` has no effect: you have written `{}`: log it there", own.step());
     diag.error(at, message);
     false
 }

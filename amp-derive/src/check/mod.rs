@@ -1,9 +1,9 @@
-//! [`Spec`] → [`Model`]: applies the rules. Each rule is one function, with the rule stated above
-//! it.
+//! Converts a [`Spec`] into a [`Model`] by applying the rules. Each rule is one function, with the
+//! rule in its comment.
 //!
 //! A rule reports errors through [`Diagnostics`], and the next rules still run, so that one
-//! compile shows every mistake. No mistake is reported twice: a part that could not be read is
-//! `None`, and rules that need it report nothing.
+//! compilation shows every mistake. No mistake is reported twice: a part that could not be read is
+//! `None`, and rules that need the part report nothing.
 
 pub(crate) mod amp_core;
 mod batch;
@@ -32,9 +32,9 @@ use crate::{
     symbol,
 };
 
-/// Applies every rule; `None` if one reported an error.
+/// Applies every rule; returns `None` if a rule reported an error.
 pub(crate) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Model> {
-    attributes_stand_where_they_belong(spec, diag);
+    attributes_are_in_their_place(spec, diag);
     has_a_layer(spec, diag);
     lints::logits_have_no_sigmoid(spec, diag);
     let fields = fields::check(spec, diag);
@@ -59,9 +59,9 @@ pub(crate) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Model> {
     Some(model)
 }
 
-/// Rule: each attribute is at its place, on a field or on the struct, and `derive(Module)` refuses
-/// attributes of training.
-fn attributes_stand_where_they_belong(spec: &Spec, diag: &Diagnostics) {
+/// Rule: each attribute is in its place, on a field or on the struct. `derive(Module)` refuses
+/// attributes for training.
+fn attributes_are_in_their_place(spec: &Spec, diag: &Diagnostics) {
     for attr in &spec.attrs {
         if let Some(name) = symbol::ON_FIELD.iter().find(|name| attr.is(name)) {
             let of = if *name == symbol::PRECISION { "layer field" } else { "field" };
@@ -103,7 +103,7 @@ fn has_a_layer(spec: &Spec, diag: &Diagnostics) {
     }
 }
 
-/// Rule: an attribute that may occur once occurs once. Returns the first.
+/// Rule: an attribute that may be given once is given at most once. Returns the first one.
 pub(crate) fn only<'a>(attrs: &'a [Attr], name: &'a str, diag: &Diagnostics) -> Option<&'a Attr> {
     let mut all = named(attrs, name);
     let first = all.next();
@@ -132,8 +132,8 @@ impl Own {
     }
 }
 
-/// Rule: an attribute that replaces a generated function holds the path of a function with the same
-/// signature.
+/// Rule: an attribute that replaces a generated function contains the path of a function with the
+/// same signature.
 fn own_function(spec: &Spec, name: &str, signature: &str, diag: &Diagnostics) -> Own {
     let Some(attr) = only(&spec.attrs, name, diag) else {
         return Own::Generated;
@@ -156,8 +156,9 @@ fn own_function(spec: &Spec, name: &str, signature: &str, diag: &Diagnostics) ->
     }
 }
 
-/// The word that may follow a function. For a hook: the trainer may call it after it has started
-/// later steps. For a training step: it may run as a CUDA graph.
+/// Returns the word that may follow a function in an attribute. For a hook it means that the
+/// trainer may call the hook after it has started later steps; for a training step, that the step
+/// may run as a CUDA graph.
 fn mark_of(name: &str) -> Option<&'static str> {
     match name {
         symbol::ON_TRAIN_BATCH_END => Some(symbol::LATE),
@@ -170,8 +171,8 @@ fn is_word(argument: &Expr, word: &str) -> bool {
     matches!(argument, Expr::Path(path) if path.path.is_ident(word))
 }
 
-/// Rule: an attribute that would be ignored, because the user replaces the function it belongs to,
-/// is refused.
+/// Rule: an attribute is refused if it has no effect because the user replaces the function to
+/// which it belongs.
 fn has_no_effect(spec: &Spec, names: &[&str], because: &str, diag: &Diagnostics) {
     for attr in spec.attrs.iter().filter(|attr| names.iter().any(|name| attr.is(name))) {
         let name = attr_name(attr);

@@ -1,4 +1,4 @@
-//! The first argument of an attribute: a name from a table, a type of the user's, or a value.
+//! Reads the first argument of an attribute: a name from a table, a type, or a value.
 
 use proc_macro2::Ident;
 use syn::{Expr, ExprPath, ext::IdentExt};
@@ -9,11 +9,11 @@ use crate::{
     suggest, symbol,
 };
 
-/// The first argument, and the other arguments.
+/// The first argument, with the arguments that follow it.
 pub(super) enum Named<'a> {
     /// A name from a table.
     Known { at: &'a Ident, args: &'a [Expr] },
-    /// A struct of the user's.
+    /// A struct that the user has written.
     Own { ty: &'a ExprPath, args: &'a [Expr] },
     /// `value = …`
     Value { value: &'a Expr, args: &'a [Expr] },
@@ -27,7 +27,7 @@ impl<'a> Named<'a> {
     }
 }
 
-/// Reads the first argument of an optimizer or a scheduler (`what`).
+/// Reads the first argument of an optimizer or a scheduler; `what` says which of the two.
 pub(super) fn named_config<'a>(
     attr: &'a Attr,
     what: &str,
@@ -50,8 +50,8 @@ pub(super) fn named_config<'a>(
     Some(Named::Known { at, args })
 }
 
-/// Whether it is a path, or the name of a type. A known name in another case is a spelling mistake,
-/// not a type.
+/// Whether the expression is a path or the name of a type. A known name in another case is a
+/// spelling mistake, not a type.
 fn is_own_type(ty: &ExprPath, known: &[&str]) -> bool {
     let Some(word) = ty.path.get_ident() else {
         return true;
@@ -61,7 +61,7 @@ fn is_own_type(ty: &ExprPath, known: &[&str]) -> bool {
     name.starts_with(char::is_uppercase) && known.iter().all(|known| suggest::fold(known) != folded)
 }
 
-/// Rule: the first argument is a known name.
+/// Rule: the first argument is a name from the table.
 pub(super) fn begins_with_a_name<'a>(
     attr: &'a Attr,
     what: &str,

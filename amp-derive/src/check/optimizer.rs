@@ -17,7 +17,7 @@ use crate::{
     table::{self, Entry, OPTIMIZERS},
 };
 
-/// The optimizers that `configure_optimizers` returns; `None` if an error was reported.
+/// Returns the optimizers of `configure_optimizers`, or `None` if an error was reported.
 pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Optimizers> {
     let signature = "fn(&Self, &TrainingPlan) -> Result<OptimizerConfig>";
     match own_function(spec, symbol::CONFIGURE_OPTIMIZERS, signature, diag) {
@@ -33,7 +33,7 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Optimizers> {
     }
     has_an_optimizer(spec, diag);
     let pairs = with_their_schedulers(spec, diag);
-    // All are checked before a missing optimizer is reported.
+    // All optimizers are checked before a missing optimizer is reported.
     let optimizers: Vec<Option<Optimizer>> =
         pairs.iter().map(|(attr, scheduler)| check_one(spec, attr, *scheduler, diag)).collect();
     let optimizers = optimizers.into_iter().collect::<Option<Vec<_>>>()?;
@@ -61,8 +61,8 @@ fn has_an_optimizer(spec: &Spec, diag: &Diagnostics) {
     }
 }
 
-/// Rule: each scheduler stands below its optimizer, and an optimizer has at most one. If there is
-/// only one optimizer, the scheduler may stand above it.
+/// Rule: each scheduler follows its optimizer, and an optimizer has at most one scheduler. If there
+/// is only one optimizer, the scheduler may precede it.
 fn with_their_schedulers<'a>(
     spec: &'a Spec,
     diag: &Diagnostics,
@@ -79,7 +79,7 @@ fn with_their_schedulers<'a>(
                 None if single && above.is_none() => above = Some(attr),
                 None if !single => {
                     if has(&spec.attrs, symbol::OPTIMIZER) {
-                        diag.error(&attr.path, "put the scheduler below the optimizer it is for");
+                        diag.error(&attr.path, "put the scheduler after its optimizer");
                     }
                 }
                 _ => diag.error(&attr.path, "`#[scheduler]` is given twice: keep one"),
@@ -89,7 +89,8 @@ fn with_their_schedulers<'a>(
     pairs
 }
 
-/// Rule: at most one of several optimizers has no `params`; it trains the rest.
+/// Rule: if there are several optimizers, at most one has no `params`; it trains the remaining
+/// parameters.
 fn one_takes_the_rest(
     pairs: &[(&Attr, Option<&Attr>)],
     optimizers: &[Optimizer],
@@ -129,12 +130,16 @@ fn check_optimizer(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<Optim
         named.args().iter().cloned().partition(|arg| matches!(arg, Expr::Call(_)));
     let owner = Owner::of(&named);
     if let (Owner::Value, Some(call)) = (owner, calls.first()) {
-        diag.error(call, "a value has its own groups: build it with `ParamGroups`");
+        diag.error(
+            call,
+            "an optimizer given as a value sets its own groups: build it with `ParamGroups`",
+        );
         return None;
     }
     let base = own_options(spec, owner, &args, diag);
     let groups = calls.iter().map(|call| check_group(spec, owner, call, diag));
-    // In two steps, so that errors of all groups are reported, not only of the first.
+    // All groups are read before the errors are evaluated, so that every error is reported, not
+    // only the first.
     let groups: Vec<Option<Group>> = groups.collect();
     let (params, pairs) = base?;
     let groups = groups.into_iter().collect::<Option<Vec<_>>>()?;
@@ -144,7 +149,7 @@ fn check_optimizer(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<Optim
             keys::fit(at, row, &pairs, diag)?;
             nesterov_has_momentum(row, &pairs, diag)?;
             for group in &groups {
-                // A key that the group leaves out has the optimizer's value.
+                // If the group does not set a key, the optimizer's value applies.
                 let inherited =
                     pairs.iter().filter(|pair| group.keys.iter().all(|own| own.key != pair.key));
                 let all: Vec<Pair> = group.keys.iter().chain(inherited).cloned().collect();
@@ -158,14 +163,14 @@ fn check_optimizer(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<Optim
     Some(Optimizer { config, params, groups, scheduler: None })
 }
 
-/// The owner of the options.
+/// The object to which the options of a group belong.
 #[derive(Clone, Copy)]
 enum Owner<'a> {
     /// An optimizer of amp-core, with the keys of its row.
     Known { at: &'a Ident, row: &'static Entry },
-    /// A struct of the user's, whose fields are the keys.
+    /// A struct that the user has written; its fields are the keys.
     Own,
-    /// A value, which has no keys.
+    /// A value, which takes no keys.
     Value,
 }
 
@@ -182,7 +187,7 @@ impl<'a> Owner<'a> {
     }
 }
 
-/// The choice of parameters, if given, and the options.
+/// Returns the selection of parameters, if there is one, and the options.
 fn own_options(
     spec: &Spec,
     owner: Owner<'_>,
@@ -207,7 +212,7 @@ fn own_options(
     Some((params, pairs))
 }
 
-/// Takes the keys that choose parameters out of `pairs`. The outer `None` means that an error was
+/// Removes the keys that select parameters from `pairs`. The outer `None` means that an error was
 /// reported.
 fn selection(pairs: &mut Vec<Pair>, diag: &Diagnostics) -> Option<Option<Selection>> {
     let [named, except, ndim] =
@@ -227,8 +232,8 @@ fn selection(pairs: &mut Vec<Pair>, diag: &Diagnostics) -> Option<Option<Selecti
     Some(Some(Selection { named: named?, except: except?, ndim }))
 }
 
-/// Rule: parameters are chosen by a list of patterns. One pattern without a list is refused,
-/// because Clippy would take two attributes that hold only literals for duplicates.
+/// Rule: parameters are selected by a list of patterns. A single pattern without a list is refused:
+/// Clippy would report two attributes that contain only literals as duplicates.
 fn are_patterns(pair: &Pair, diag: &Diagnostics) -> Option<Vec<LitStr>> {
     let pattern = |arg: &Expr| match arg {
         Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) => Some(text.clone()),
@@ -241,7 +246,7 @@ fn are_patterns(pair: &Pair, diag: &Diagnostics) -> Option<Vec<LitStr>> {
     let patterns = patterns.filter(|patterns: &Vec<LitStr>| !patterns.is_empty());
     if patterns.is_none() {
         let key = &pair.key;
-        let text = format!("`{key}` is a list of patterns of names, as in `{key} = [\"head.*\"]`");
+        let text = format!("`{key}` is a list of name patterns, as in `{key} = [\"head.*\"]`");
         diag.error(&pair.value, text);
     }
     patterns
@@ -258,7 +263,7 @@ fn is_a_number_of_dimensions(pair: &Pair, diag: &Diagnostics) -> Option<LitInt> 
     }
 }
 
-/// `group(params = ["*.bias"], weight_decay = 0.0)`.
+/// Reads a group such as `group(params = ["*.bias"], weight_decay = 0.0)`.
 fn check_group(spec: &Spec, owner: Owner<'_>, call: &Expr, diag: &Diagnostics) -> Option<Group> {
     let Expr::Call(ExprCall { func, args, .. }) = call else {
         return None;
@@ -280,12 +285,12 @@ fn check_group(spec: &Spec, owner: Owner<'_>, call: &Expr, diag: &Diagnostics) -
     let Some(params) = params else {
         diag.error(
             call,
-            "say which parameters are in the group, as in `group(params = [\"*.bias\"], …)`",
+            "select the parameters of the group, as in `group(params = [\"*.bias\"], …)`",
         );
         return None;
     };
     if keys.is_empty() {
-        diag.error(call, "say what is different for these parameters, as in `weight_decay = 0.0`");
+        diag.error(call, "give the options of the group, as in `weight_decay = 0.0`");
         return None;
     }
     let fit = match owner {
@@ -295,7 +300,7 @@ fn check_group(spec: &Spec, owner: Owner<'_>, call: &Expr, diag: &Diagnostics) -
     fit.then_some(Group { params, keys })
 }
 
-/// Rule: Nesterov's method needs a momentum, and SGD has none by default (torch.optim.SGD).
+/// Rule: Nesterov's method needs a momentum, which is 0 in SGD by default (torch.optim.SGD).
 fn nesterov_has_momentum(row: &'static Entry, pairs: &[Pair], diag: &Diagnostics) -> Option<()> {
     let find = |key: &str| pairs.iter().find(|pair| pair.key == key);
     let is_true = |pair: &&Pair| matches!(&pair.value, Expr::Lit(ExprLit { lit: Lit::Bool(value), .. }) if value.value);

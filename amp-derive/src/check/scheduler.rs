@@ -17,7 +17,7 @@ use crate::{
     tokens,
 };
 
-/// The schedule and its interval; `None` if an error was reported.
+/// Returns the schedule and its interval, or `None` if an error was reported.
 pub(super) fn check(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<(Config, Interval)> {
     match named_config(attr, symbol::SCHEDULER, &table::names(SCHEDULERS), diag)? {
         Named::Known { at, args } => known(spec, at, args, diag),
@@ -37,8 +37,8 @@ pub(super) fn check(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<(Con
     }
 }
 
-/// Rule: a schedule of the user's own has an `interval`, because the macro cannot read its unit
-/// from the type.
+/// Rule: a custom schedule needs an `interval`, because the macro cannot infer its unit from the
+/// type.
 fn own_interval(
     spec: &Spec,
     at: &Ident,
@@ -48,7 +48,7 @@ fn own_interval(
     diag: &Diagnostics,
 ) -> Option<Interval> {
     let Some(given) = keys::take(pairs, symbol::INTERVAL) else {
-        diag.error(place, "say how often it moves: add `interval = step` or `interval = epoch`");
+        diag.error(place, "give its interval: add `interval = step` or `interval = epoch`");
         return None;
     };
     let interval = keys::choice(&given, INTERVALS, diag)?;
@@ -77,7 +77,8 @@ fn known(spec: &Spec, at: &Ident, args: &[Expr], diag: &Diagnostics) -> Option<(
     Some((Config::Known { row, at: at.clone(), keys: pairs }, interval))
 }
 
-/// Rule: a monitored value exists only at the end of an epoch.
+/// Rule: a schedule that monitors a value advances once per epoch, because the value exists only at
+/// the end of an epoch.
 fn monitors_by_epoch(
     at: &Ident,
     pairs: &[Pair],
@@ -89,7 +90,7 @@ fn monitors_by_epoch(
     match given.filter(|_| monitors && interval == Interval::Step) {
         None => Some(()),
         Some(given) => {
-            let text = format!("`{at}` follows a value of the epoch: leave `interval` out");
+            let text = format!("`{at}` reads a value at the end of an epoch: remove `interval`");
             diag.error(&given.value, text);
             None
         }
@@ -98,8 +99,8 @@ fn monitors_by_epoch(
 
 const INTERVALS: &[(&str, Interval)] = &[("step", Interval::Step), ("epoch", Interval::Epoch)];
 
-/// Rule: a schedule whose keys count optimizer steps moves at every step. For example, OneCycleLR
-/// with `total_steps = estimated_stepping_batches` that moved every epoch would never leave its
+/// Rule: a schedule whose keys count optimizer steps advances at every step. Otherwise, for
+/// example, OneCycleLR with `total_steps = estimated_stepping_batches` would never finish its
 /// warm-up.
 fn counts_fit_the_interval(
     at: &Ident,
@@ -116,7 +117,7 @@ fn counts_fit_the_interval(
     let Some(counted) = counted else {
         return Some(());
     };
-    let (key, message) = (&counted.key, "but the scheduler moves every epoch");
+    let (key, message) = (&counted.key, "but the scheduler advances once per epoch");
     match given {
         Some(given) => diag.error(
             &given.value,

@@ -1,4 +1,4 @@
-//! Rules about tensors of a module's own: `#[parameter(shape = [a, b], init = normal(0.0, 0.02))]`.
+//! Rules about tensors of a module: `#[parameter(shape = [a, b], init = normal(0.0, 0.02))]`.
 
 use quote::ToTokens;
 use syn::{Expr, ExprCall};
@@ -13,7 +13,7 @@ use crate::{
     table::{self, DRAWS},
 };
 
-/// A tensor's initial values; `None` if an error was reported.
+/// Returns the initial values of a tensor, or `None` if an error was reported.
 pub(super) fn initial(attr: &Attr, diag: &Diagnostics) -> Option<Initial> {
     let owner = attr.path.to_token_stream().to_string();
     let args = attr.args.as_deref()?;
@@ -31,10 +31,7 @@ pub(super) fn initial(attr: &Attr, diag: &Diagnostics) -> Option<Initial> {
     };
     let Some(drawn) = drawn(&init.value, diag)? else {
         if let Some(shape) = shape {
-            diag.error(
-                &shape.key,
-                "the expression of `init` has a shape already: take `shape` away",
-            );
+            diag.error(&shape.key, "the expression of `init` has a shape already: remove `shape`");
             return None;
         }
         return Some(Initial::Rust(init.value));
@@ -46,8 +43,8 @@ pub(super) fn initial(attr: &Attr, diag: &Diagnostics) -> Option<Initial> {
     Some(Initial::Drawn { drawn, shape: shape.value })
 }
 
-/// Rule: a bare lowercase name, or a call of one, is an initializer with its arguments. The inner
-/// `None` means any other expression; the outer `None` means that an error was reported.
+/// Rule: a lowercase name, or a call of one, is an initializer with its arguments. The inner `None`
+/// means any other expression; the outer `None` means that an error was reported.
 pub(super) fn drawn(expr: &Expr, diag: &Diagnostics) -> Option<Option<Drawn>> {
     let (name, arguments) = match expr {
         Expr::Call(ExprCall { func, args, .. }) => match word(func) {

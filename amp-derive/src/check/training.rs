@@ -1,4 +1,4 @@
-//! Rules about the loss and the steps.
+//! Rules about the loss and the training and validation steps.
 
 use syn::{BinOp, Expr, ExprClosure, ExprPath, Stmt};
 
@@ -19,7 +19,7 @@ const LOSS_KEYS: [&str; 3] = [symbol::WITH, symbol::OF, symbol::COUNTS];
 
 const SCOPES: &[(&str, Scope)] = &[("examples", Scope::Examples), ("batch", Scope::Batch)];
 
-/// One of the two stages, training and validation, with its own step.
+/// Training or validation; each has its own step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
     Train,
@@ -27,7 +27,7 @@ pub(super) enum Stage {
 }
 
 impl Stage {
-    /// The stage's name in attributes and the prefix of its logged names.
+    /// The stage's name in attributes, which is also the prefix of its logged names.
     pub(super) fn word(self) -> &'static str {
         match self {
             Self::Train => "train",
@@ -35,7 +35,7 @@ impl Stage {
         }
     }
 
-    /// The logged name of `value`.
+    /// Returns the logged name of `value`.
     pub(super) fn name_of(self, value: &str) -> String {
         format!("{}_{value}", self.word())
     }
@@ -55,7 +55,8 @@ impl Stage {
     }
 }
 
-/// The parts of `LightningModule` that `Module` lacks; `None` if an error was reported.
+/// Returns the parts of `LightningModule` that `Module` does not have, or `None` if an error was
+/// reported.
 pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Lightning> {
     let train = own_function(
         spec,
@@ -97,7 +98,7 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Lightning> {
         let loss = loss(spec, diag);
         (loss, metrics(spec, [&train, &val], diag))
     } else {
-        let because = "both steps are yours: compute and log there";
+        let because = "you have written both steps: compute and log there";
         has_no_effect(spec, &[symbol::LOSS, symbol::METRIC, symbol::LOG], because, diag);
         (None, (Vec::new(), true))
     };
@@ -138,8 +139,8 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Lightning> {
     })
 }
 
-/// A model with `manual_step` and without a loss: the user's function does the updates and the
-/// logging.
+/// Returns the parts of a model with `manual_step` and without a loss: the user's function updates
+/// the weights and logs values.
 fn manual_alone(spec: &Spec, path: ExprPath, diag: &Diagnostics) -> Option<Lightning> {
     let because = "the model has no generated step: log in the function of `manual_step`";
     has_no_effect(spec, &[symbol::METRIC, symbol::LOG], because, diag);
@@ -152,9 +153,10 @@ fn manual_alone(spec: &Spec, path: ExprPath, diag: &Diagnostics) -> Option<Light
     })
 }
 
-/// The functions given for hooks; `None` if an error was reported.
+/// Returns the user's functions for hooks, or `None` if an error was reported.
 fn hooks(spec: &Spec, diag: &Diagnostics) -> Option<Vec<OwnHook>> {
-    // In two steps, so that errors of all hooks are reported, not only of the first.
+    // All hooks are read before the errors are evaluated, so that every error is reported, not only
+    // the first.
     let found: Vec<(&'static Hook, Own)> = HOOKS
         .iter()
         .map(|hook| (hook, own_function(spec, hook.name, hook.signature, diag)))
@@ -222,8 +224,8 @@ fn has_a_loss<'a>(spec: &'a Spec, diag: &Diagnostics) -> Option<&'a Attr> {
     found
 }
 
-/// Rule: binary cross entropy of probabilities is refused. Its logarithm overflows in f16 and CUDA
-/// autocast refuses it, but every model must run in every precision.
+/// Rule: binary cross entropy of probabilities is refused, because every model must run in every
+/// precision: its logarithm overflows in f16, and CUDA autocast refuses it.
 fn runs_under_autocast(args: &[Expr], diag: &Diagnostics) -> Option<()> {
     let name = args.first().and_then(word);
     if let Some(name) = name.filter(|name| *name == "binary_cross_entropy") {
@@ -246,8 +248,8 @@ fn takes_output_and_target(closure: &ExprClosure, diag: &Diagnostics) -> Option<
     Some(())
 }
 
-/// Rule: the trainer already divides the loss by the accumulation window. A loss that divides too
-/// would make gradients N times too small.
+/// Rule: the loss is not divided by the number of accumulated batches. The trainer already divides
+/// it; a second division would make gradients N times too small.
 fn is_not_divided_for_accumulation(closure: &ExprClosure, diag: &Diagnostics) -> Option<()> {
     let Some(divisor) = divisor(&closure.body) else {
         return Some(());
@@ -256,14 +258,14 @@ fn is_not_divided_for_accumulation(closure: &ExprClosure, diag: &Diagnostics) ->
     if text.to_lowercase().contains("accum") {
         diag.error(
             divisor,
-            "the trainer divides the loss by the accumulation window: take this division away",
+            "the trainer divides the loss by the accumulation window: remove this division",
         );
         return None;
     }
     Some(())
 }
 
-/// The divisor, if `expr` returns a quotient.
+/// Returns the divisor if `expr` returns a quotient.
 fn divisor(expr: &Expr) -> Option<&Expr> {
     match expr {
         Expr::Binary(binary) if matches!(binary.op, BinOp::Div(_)) => Some(&binary.right),

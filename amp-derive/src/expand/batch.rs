@@ -1,4 +1,4 @@
-//! Code of the generated steps that reads the batch.
+//! Generates the code that reads the batch in a step.
 
 use proc_macro2::{Ident, TokenStream};
 use quote::{quote, quote_spanned};
@@ -10,7 +10,7 @@ use crate::{
     symbol,
 };
 
-/// Converts the batch that a step receives to the model's own type.
+/// Converts the step's batch to the model's own batch type.
 pub(super) fn taken(model: &Model, Locals { batch, examples, .. }: &Locals) -> TokenStream {
     match &model.batch {
         None => quote! { let #batch = <__amp::Batch as __amp::BatchType>::from_any(#batch)?; },
@@ -20,7 +20,7 @@ pub(super) fn taken(model: &Model, Locals { batch, examples, .. }: &Locals) -> T
     }
 }
 
-/// Runs the model on the converted batch; the result is its `Result`.
+/// Runs the model on the converted batch. The generated expression is a `Result`.
 pub(super) fn forward(model: &Model, locals: &Locals) -> TokenStream {
     let Locals { batch, step, .. } = locals;
     let inputs = match &model.batch {
@@ -41,7 +41,7 @@ fn run(model: &Model, inputs: &[TokenStream], step: &Ident) -> TokenStream {
     }
 }
 
-/// The argument for the target of loss and metrics.
+/// Generates the target for loss and metrics.
 pub(super) fn target(model: &Model, locals: &Locals) -> TokenStream {
     let batch = &locals.batch;
     match &model.batch {
@@ -50,13 +50,13 @@ pub(super) fn target(model: &Model, locals: &Locals) -> TokenStream {
     }
 }
 
-/// The argument for the output of a metric.
+/// Generates the output for a metric.
 pub(super) fn measured(output: Option<&Expr>, locals: &Locals) -> TokenStream {
     let given = &locals.output;
     match output {
         None => quote!(&#given),
         Some(expr) => {
-            // The user's expression names `output`, so `output` needs the user's hygiene.
+            // The user's expression mentions `output`, so `output` needs the user's hygiene.
             let name = Ident::new(symbol::OUTPUT, proc_macro2::Span::call_site());
             quote!({
                 let #name = &#given;
@@ -66,7 +66,7 @@ pub(super) fn measured(output: Option<&Expr>, locals: &Locals) -> TokenStream {
     }
 }
 
-/// The argument for a part of the batch.
+/// Generates the expression for a part of the batch.
 pub(super) fn part(part: &Part, Locals { examples, .. }: &Locals) -> TokenStream {
     match part {
         Part::Whole => quote!(&#examples),
@@ -74,8 +74,8 @@ pub(super) fn part(part: &Part, Locals { examples, .. }: &Locals) -> TokenStream
     }
 }
 
-/// Runs the model on the inputs of a batch that need not have a target. Generates nothing if the
-/// inputs are not known.
+/// Runs the model on the inputs of a batch without using a target. Returns `None` if the inputs are
+/// unknown.
 pub(super) fn predicted(model: &Model, locals: &Locals) -> Option<TokenStream> {
     let Locals { batch, step, output, examples, .. } = locals;
     let Some(BatchOf { ty, inputs, .. }) = &model.batch else {

@@ -1,4 +1,4 @@
-//! The bounds that generated code adds to the struct's own.
+//! Generates trait bounds in addition to the struct's own bounds.
 
 use proc_macro2::Ident;
 use syn::{
@@ -10,8 +10,8 @@ use crate::model::Model;
 /// Containers of amp-core and std that are modules if their elements are.
 const CONTAINERS: &[&str] = &["Option", "Vec", "Box", "Arc", "Checkpoint"];
 
-/// The struct's generics, with `M: Module` added for every type parameter that is a layer, unless
-/// the struct already bounds it by `Forward`.
+/// Returns the struct's generics. For every type parameter that is a layer, `M: Module` is added,
+/// unless the struct already has the bound `Forward`.
 pub(super) fn with_modules(model: &Model) -> Generics {
     let mut generics = model.generics.clone();
     let mut modules: Vec<Ident> = Vec::new();
@@ -31,7 +31,7 @@ pub(super) fn with_modules(model: &Model) -> Generics {
     generics
 }
 
-/// Whether the struct declares `param: Forward<…>`.
+/// Whether the struct declares the bound `param: Forward<…>`.
 fn is_forward(generics: &Generics, param: &Ident) -> bool {
     let names = |bound: &TypeParamBound| match bound {
         TypeParamBound::Trait(bound) => {
@@ -50,7 +50,7 @@ fn is_forward(generics: &Generics, param: &Ident) -> bool {
         })
 }
 
-/// The `M` in `M`, `Vec<M>`, `Option<Box<M>>` and the like.
+/// Returns the `M` in `M`, `Vec<M>`, `Option<Box<M>>` and similar types.
 fn held(ty: &Type) -> Option<&Ident> {
     let Type::Path(path) = ty else {
         return None;

@@ -1,4 +1,4 @@
-//! The builder: takes hyperparameters and builds the model.
+//! Generates the builder, which takes hyperparameters and builds the model.
 
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::quote;
@@ -10,7 +10,7 @@ use crate::{
     tokens,
 };
 
-/// `builder()`, the builder with its setters, and the conversion into the model.
+/// Generates `builder()`, the builder with its setters, and its `build` method.
 pub(super) fn expand(model: &Model) -> TokenStream {
     let (ident, name, vis) = (&model.ident, &model.builder, &model.vis);
     let (impl_generics, ty_generics, where_clause) = model.generics.split_for_impl();
@@ -64,7 +64,7 @@ pub(super) fn expand(model: &Model) -> TokenStream {
     }
 }
 
-/// `from_checkpoint`, for a model that is built from hyperparameters alone.
+/// Generates `from_checkpoint` for a model that needs no arguments except hyperparameters.
 fn from_checkpoint(model: &Model, inputs: &[&Field]) -> Option<TokenStream> {
     let from_hyperparameters = inputs.iter().all(|field| matches!(field.kind, Kind::Hparam { .. }));
     if model.lightning.is_none() || !from_hyperparameters {
@@ -92,15 +92,15 @@ fn from_checkpoint(model: &Model, inputs: &[&Field]) -> Option<TokenStream> {
     })
 }
 
-/// Reads every hyperparameter of a block once. Without a read, rustc would advise to remove a
-/// hyperparameter that only the layers use.
+/// Reads every hyperparameter of a block once. Otherwise rustc would warn about hyperparameters
+/// that only the layers use.
 pub(super) fn reads(model: &Model) -> Option<TokenStream> {
     let (ident, block) = (&model.ident, local("block"));
     let (impl_generics, ty_generics, where_clause) = model.generics.split_for_impl();
     let reads: Vec<TokenStream> =
         model.hparams().map(|Field { ident, .. }| quote!(let _ = &#block.#ident;)).collect();
     (!reads.is_empty()).then(|| {
-        // A scope of its own keeps the function out of reach of the user's code.
+        // The function is in a scope of its own, so that the user's code cannot call it.
         quote! {
             const _: () = {
                 #[allow(dead_code)]
@@ -112,13 +112,13 @@ pub(super) fn reads(model: &Model) -> Option<TokenStream> {
     })
 }
 
-/// Whether the builder needs a marker field, because a generic of the struct occurs in none of its
-/// fields.
+/// Whether the builder needs a marker field, because none of its fields uses some generic parameter
+/// of the struct.
 fn has_marker(model: &Model) -> bool {
     !model.generics.params.is_empty()
 }
 
-/// The marker's name, which differs from every field's.
+/// Returns a name for the marker that differs from every field's name.
 fn marker(inputs: &[&Field]) -> Ident {
     let fields = inputs.iter().map(|field| &field.ident);
     tokens::free("__model", quote!(#(#fields)*), Span::call_site())
@@ -128,7 +128,7 @@ fn marker(inputs: &[&Field]) -> Ident {
 fn is_input(field: &Field) -> bool {
     match &field.kind {
         Kind::Hparam { .. } => true,
-        Kind::Layer { source, .. } => matches!(source, Source::Given),
+        Kind::Layer { source, .. } => matches!(source, Source::Argument),
         Kind::Tensor { .. } | Kind::State { .. } => false,
     }
 }
@@ -137,12 +137,12 @@ fn is_input(field: &Field) -> bool {
 fn is_argument(field: &Field) -> bool {
     match &field.kind {
         Kind::Hparam { default } => matches!(default, Default::Required),
-        Kind::Layer { source, .. } => matches!(source, Source::Given),
+        Kind::Layer { source, .. } => matches!(source, Source::Argument),
         Kind::Tensor { .. } | Kind::State { .. } => false,
     }
 }
 
-/// The initial value of the builder's field.
+/// Generates the initial value of a field of the builder.
 fn start(field: &Field) -> TokenStream {
     let ident = &field.ident;
     match &field.kind {
@@ -169,7 +169,8 @@ fn setter(field: &Field) -> Option<TokenStream> {
     })
 }
 
-/// `hyperparameters`, which sets by name what `LightningModule::hyperparameters` saved.
+/// Generates `hyperparameters`, which sets hyperparameters by name, as
+/// `LightningModule::hyperparameters` has saved them.
 fn by_name(model: &Model) -> TokenStream {
     let (values, name, value) = (local("values"), local("name"), local("value"));
     let keys: Vec<String> = model.hparams().map(|field| key(&field.ident)).collect();
@@ -210,7 +211,7 @@ fn by_name(model: &Model) -> TokenStream {
     }
 }
 
-/// The conversion is a method of the model, so that `Self` in the user's code is the model.
+/// The conversion is a method of the model, so that `Self` in the user's code means the model.
 fn build(model: &Model, inputs: &[&Field]) -> TokenStream {
     let (ident, name) = (&model.ident, &model.builder);
     let (impl_generics, ty_generics, where_clause) = model.generics.split_for_impl();
@@ -218,15 +219,15 @@ fn build(model: &Model, inputs: &[&Field]) -> TokenStream {
     let taken = inputs.iter().map(|field| &field.ident);
     let rest = has_marker(model).then(|| quote!(..));
     let taken = (!inputs.is_empty()).then(|| quote!(let #name { #(#taken,)* #rest } = #builder;));
-    // In order of declaration: weights are drawn in this order, and each expression can use the
-    // fields above it.
+    // Fields are created in order of declaration. Weights are drawn in this order, and each
+    // expression can use the fields above it.
     let made = model.fields.iter().filter_map(|Field { ident, kind, .. }| {
         let value = match kind {
             Kind::Layer { source: Source::Built(build), .. } => layer::expand(build),
             Kind::Tensor { role, initial } => tensor::expand(ident, *role, initial),
             Kind::State { initial: Some(value), .. } => quote!(#value),
             Kind::State { initial: None, .. } => quote!(__amp::Default::default()),
-            Kind::Hparam { .. } | Kind::Layer { source: Source::Given, .. } => return None,
+            Kind::Hparam { .. } | Kind::Layer { source: Source::Argument, .. } => return None,
         };
         Some(quote!(let #ident = #value;))
     });

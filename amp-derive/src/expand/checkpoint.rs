@@ -1,4 +1,4 @@
-//! The part of a checkpoint that holds the struct's own state.
+//! Generates the code that saves and loads the struct's `#[state]` fields.
 
 use proc_macro2::{Ident, TokenStream};
 use quote::{quote, quote_spanned};
@@ -7,7 +7,7 @@ use syn::{Type, ext::IdentExt, spanned::Spanned};
 use super::local;
 use crate::model::{Field, Kind, Model};
 
-/// Code for saving and loading; empty if the struct has no state.
+/// Generates saving and loading; returns `None` if the struct has no state.
 pub(super) fn expand(model: &Model) -> Option<TokenStream> {
     let fields: Vec<&Field> = model
         .fields
@@ -48,8 +48,9 @@ pub(super) fn expand(model: &Model) -> Option<TokenStream> {
     })
 }
 
-/// A variable with the span of `ty`, so that rustc underlines a type that cannot be saved. `self`
-/// cannot be used: if a macro got `ty` from its caller, `self` would resolve at the caller.
+/// Returns a variable with the span of `ty`, so that rustc underlines a type that cannot be saved.
+/// `self` does not work here: if a macro got `ty` from its caller, `self` would be resolved at the
+/// caller.
 fn value(ty: &Type) -> Ident {
     Ident::new("__value", ty.span())
 }

@@ -1,5 +1,5 @@
-//! Layers that a `#[forward]` reaches through `self`, or calls with several inputs: each becomes a
-//! `Child`, which runs under its field's name and region.
+//! Wraps the layers that a `#[forward]` uses through `self`, or calls with several inputs. Each
+//! becomes a `Child`, which runs the layer under its field's name and region.
 
 use std::collections::BTreeSet;
 
@@ -13,14 +13,14 @@ use crate::{
     symbol, tokens,
 };
 
-/// How the body uses a field.
+/// The form in which the body uses a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum View {
-    /// The layer: a `Child`.
+    /// A `Child` of the layer.
     Whole,
-    /// The layers of a `Vec`: a `Vec` of `Child`.
+    /// A `Vec` of `Child` for the layers of a `Vec`.
     List,
-    /// The layer of an `Option`: an `Option` of `Child`.
+    /// An `Option` of `Child` for the layer of an `Option`.
     Optional,
 }
 
@@ -64,7 +64,7 @@ impl<'m> Children<'m> {
         declared.collect()
     }
 
-    /// The code with its layers replaced by children:
+    /// Replaces the layers in the code by children:
     ///
     /// - `self.head` by a child, also in `&self.blocks`, `self.blocks[i]`, `self.blocks.iter()` and
     ///   `self.attention.attend(…, cx)`;
@@ -92,7 +92,7 @@ impl<'m> Children<'m> {
         inner.into()
     }
 
-    /// `self.layer`, and how many tokens that is.
+    /// Reads `self.layer`; returns the expression for the child and the number of tokens.
     fn field_of_self(&mut self, code: &[TokenTree], at: usize) -> Option<(TokenStream, usize)> {
         let [TokenTree::Ident(this), dot, TokenTree::Ident(name), ..] = &code[at..] else {
             return None;
@@ -101,7 +101,7 @@ impl<'m> Children<'m> {
         let field = is_field.then(|| self.layer(name)).flatten()?;
         let behind = &code[at + 3..];
         if tokens::arguments(behind.first()).is_some() {
-            // A method with this name.
+            // This is a method with the name of a layer.
             return None;
         }
         let (method, inputs) = match behind {
@@ -118,13 +118,14 @@ impl<'m> Children<'m> {
             _ if runs => View::Whole,
             (Some(view), _) => view,
             (None, None) => View::Whole,
-            // A method without the context only reads the layer.
+            // A method without the context argument only reads the layer, so the layer is not
+            // replaced.
             (None, Some(_)) => return None,
         };
         Some((self.child(field, view, name.span()), 3))
     }
 
-    /// `layer(x, mask)`.
+    /// Replaces `layer(x, mask)`.
     fn call_of_several(&mut self, code: &[TokenTree], at: usize) -> Option<(TokenStream, usize)> {
         let TokenTree::Ident(name) = &code[at] else { return None };
         let field = self.layer(name).filter(|_| !tokens::is_member(&code[..at]))?;
@@ -135,7 +136,7 @@ impl<'m> Children<'m> {
         Some((quote!(#child #run), 2))
     }
 
-    /// `.forward(x, mask, cx)`.
+    /// Replaces `.forward(x, mask, cx)`.
     fn forward_of_several(
         &mut self,
         code: &[TokenTree],
@@ -152,7 +153,7 @@ impl<'m> Children<'m> {
         is_context(last).then(|| (self.run(inputs, method.span()), 3))
     }
 
-    /// `.forward_with((inputs), cx)`.
+    /// Generates `.forward_with((inputs), cx)`.
     fn run(&mut self, inputs: &[Expr], span: Span) -> TokenStream {
         let inputs = inputs.iter().map(|input| self.rewrite(quote!(#input)));
         let (inputs, cx) = (quote!(#(#inputs,)*), Ident::new(symbol::CX, Span::call_site()));
@@ -163,7 +164,7 @@ impl<'m> Children<'m> {
         self.model.layers().map(|(field, _)| field).find(|field| field.ident == *name)
     }
 
-    /// The expression for a child, with the span `span`.
+    /// Generates the expression for a child, with the span `span`.
     fn child(&mut self, field: &Field, view: View, span: Span) -> TokenStream {
         let name = key(&field.ident);
         let mut child = local(&variable(&name, view));
@@ -181,7 +182,7 @@ fn variable(name: &str, view: View) -> String {
     }
 }
 
-/// How the body reaches the layers in a container.
+/// Returns how the body uses the layers in a container.
 fn container(ty: &Type) -> Option<View> {
     match last(ty)?.to_string().as_str() {
         "Vec" => Some(View::List),

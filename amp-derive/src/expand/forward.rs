@@ -1,5 +1,5 @@
-//! `Module::forward` or `Forward::forward_with`: the layers in order, or the user's closure, in
-//! which every layer runs under its name and region.
+//! Generates `Module::forward` or `Forward::forward_with`: the layers in order, or the user's
+//! closure. Every layer runs under its name and region.
 
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{ToTokens, format_ident, quote, quote_spanned};
@@ -33,7 +33,7 @@ pub(super) fn expand(model: &Model) -> TokenStream {
     }
 }
 
-/// The inherent `forward`, and `Forward`, which calls it.
+/// Generates an inherent method `forward`, and an implementation of `Forward` that calls it.
 fn of_any_inputs(model: &Model, body: &Body, forward: &TokenStream) -> TokenStream {
     let (ident, vis) = (&model.ident, &model.vis);
     let (impl_generics, ty_generics, where_clause) = model.generics.split_for_impl();
@@ -42,7 +42,7 @@ fn of_any_inputs(model: &Model, body: &Body, forward: &TokenStream) -> TokenStre
         Static.visit_type_mut(&mut ty);
         ty
     });
-    // The input's span makes rustc report at the input that its type cannot be one.
+    // With the input's span, rustc underlines the input if its type is not supported.
     let span = body
         .inputs
         .iter()
@@ -94,7 +94,7 @@ fn in_order(model: &Model) -> TokenStream {
     let mut last = calls.pop();
     if let Some(field) = output::of_layers(model) {
         let (name, layer) = (key(&field.ident), layer_of_self(field));
-        // The value before the last layer.
+        // The value that the last layer receives.
         let value = if calls.is_empty() { quote!(#input) } else { quote!(&#output) };
         last = Some(quote!(#cx.call_output(self, #name, #layer, #value)));
     }
@@ -105,9 +105,9 @@ fn in_order(model: &Model) -> TokenStream {
     signature(&quote!(#input: &__amp::Tensor), &cx, &tensor(), &body)
 }
 
-/// The context's name and the statements of `forward`.
+/// Returns the context's name and the statements of `forward`.
 fn closure(model: &Model, Body { body, .. }: &Body) -> (Ident, TokenStream) {
-    // The user's code may name `cx`, so `cx` needs the user's hygiene.
+    // The user's code may mention `cx`, so `cx` needs the user's hygiene.
     let cx = Ident::new(symbol::CX, Span::call_site());
     let mut children = Children::of(model);
     let mut statements = statements(body);
@@ -120,7 +120,7 @@ fn closure(model: &Model, Body { body, .. }: &Body) -> (Ident, TokenStream) {
     let called: Vec<_> = model
         .layers()
         .filter(|(field, _)| {
-            // A layer with several inputs is not a closure here, but its name may be a variable.
+            // A layer with several inputs is not a closure here, but a variable may have its name.
             !children.has_several_inputs(field)
                 && tokens::mentions(statements.clone(), &field.ident)
         })

@@ -1,10 +1,10 @@
-//! The hooks of the training loop, each of which calls a function of the user's.
+//! Generates the hooks of the training loop. Each calls a function that the user has written.
 
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::quote;
 
 use super::local;
-use crate::{model::OwnHook, table::Given};
+use crate::{model::OwnHook, table::HookArgument};
 
 pub(super) fn expand(OwnHook { hook, path, .. }: &OwnHook) -> TokenStream {
     let name = Ident::new(hook.name, Span::call_site());
@@ -17,11 +17,11 @@ pub(super) fn expand(OwnHook { hook, path, .. }: &OwnHook) -> TokenStream {
     }
 }
 
-fn argument(given: Given) -> (Ident, TokenStream) {
+fn argument(given: HookArgument) -> (Ident, TokenStream) {
     match given {
-        Given::Gradients => (local("gradients"), quote!(&__amp::Gradients<__amp::Unscaled>)),
-        Given::Loss => (local("loss"), quote!(&__amp::Tensor)),
-        Given::Outcome => (local("outcome"), quote!(__amp::Option<&__amp::StepOutcome>)),
-        Given::Hook => (local("hook"), quote!(&mut __amp::Hook<'_>)),
+        HookArgument::Gradients => (local("gradients"), quote!(&__amp::Gradients<__amp::Unscaled>)),
+        HookArgument::Loss => (local("loss"), quote!(&__amp::Tensor)),
+        HookArgument::Outcome => (local("outcome"), quote!(__amp::Option<&__amp::StepOutcome>)),
+        HookArgument::Hook => (local("hook"), quote!(&mut __amp::Hook<'_>)),
     }
 }

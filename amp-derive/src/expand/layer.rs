@@ -1,4 +1,4 @@
-//! Code that builds a layer.
+//! Generates the code that builds a layer.
 
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{format_ident, quote, quote_spanned};
@@ -10,7 +10,7 @@ use crate::{
     table::Form,
 };
 
-/// An expression of the layer's type, in a function that returns `Result`.
+/// Returns an expression of the layer's type, for a function that returns `Result`.
 pub(super) fn expand(build: &Build) -> TokenStream {
     match build {
         Build::Rust(expr) => quote!(#expr),
@@ -36,7 +36,7 @@ pub(super) fn expand(build: &Build) -> TokenStream {
             quote!(__amp::nn::init::redrawn(#name, #layer, &[#(#draws),*])?)
         }
         Build::Sequential(layers) => {
-            // The layer's span makes rustc report there that its type is not a `Module`.
+            // With the layer's span, rustc underlines the layer if its type is not a `Module`.
             let boxed = |layer: &Build| {
                 let value = expand(layer);
                 let span = match layer {
@@ -46,7 +46,7 @@ pub(super) fn expand(build: &Build) -> TokenStream {
                 quote_spanned!(span=> __amp::Box::new(#value))
             };
             let mut layers = layers.iter().map(boxed);
-            // The first element fixes the type of the others.
+            // The type of the first element determines the type of the others.
             let first = layers.next().map(|first| quote!(#first as __amp::Box<dyn __amp::Module>));
             let layers = first.into_iter().chain(layers);
             quote!(__amp::nn::Sequential::new(__amp::From::from([#(#layers),*])))
@@ -73,7 +73,8 @@ pub(super) fn expand(build: &Build) -> TokenStream {
     }
 }
 
-/// The layer's options. `every` is true if all options are given, so that no default is needed.
+/// Generates the layer's options. `every` is true if all options are given, so that no default is
+/// needed.
 fn config(ty: &Ident, values: &[syn::Expr], options: &[Pair], every: bool) -> TokenStream {
     let config = format_ident!("{ty}Config");
     let new = quote!(__amp::nn::#config::new(#(#values),*));

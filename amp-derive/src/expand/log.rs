@@ -1,4 +1,4 @@
-//! The values that a generated step logs.
+//! Generates the computation and logging of losses and metrics in a step.
 
 use proc_macro2::{Ident, TokenStream};
 use quote::quote;
@@ -15,7 +15,7 @@ pub(super) struct Locals {
     pub(super) loss: Ident,
     /// The batch, converted to the model's type.
     pub(super) examples: Ident,
-    /// The batch as the step receives it.
+    /// The batch as the step receives it, before the conversion.
     any: Ident,
     /// The weight of the batch's loss.
     counted: Ident,
@@ -74,7 +74,8 @@ pub(super) fn step(
     }
 }
 
-/// The weight of a batch's loss, if it is neither the number of its examples nor their weights.
+/// Generates the weight of a batch's loss, unless it is the number of examples or the sum of their
+/// weights.
 fn counts(model: &Model, loss: &Loss, locals: &Locals) -> Option<TokenStream> {
     let (any, target) = (&locals.any, batch::target(model, locals));
     match loss {
@@ -104,7 +105,7 @@ fn counts(model: &Model, loss: &Loss, locals: &Locals) -> Option<TokenStream> {
     }
 }
 
-/// `LightningModule::loss_weight` and `loss_scope` of a generated step.
+/// Generates `LightningModule::loss_weight` and `loss_scope`.
 pub(super) fn loss_counts(model: &Model, loss: &Loss) -> TokenStream {
     let locals = Locals::new();
     let Locals { batch, any, .. } = &locals;
@@ -139,7 +140,8 @@ pub(super) fn loss_counts(model: &Model, loss: &Loss) -> TokenStream {
     quote! { #scope #weight }
 }
 
-/// How closely the loss of a generated step must be followed, if the loss itself declares it.
+/// Generates the loss's own declaration of how closely the trainer must follow the steps, if the
+/// loss has one.
 pub(super) fn loss_access(loss: &Loss) -> Option<TokenStream> {
     match loss {
         Loss::Value(value) => {
@@ -198,8 +200,8 @@ fn compute(model: &Model, loss: &Loss, locals: &Locals) -> TokenStream {
             quote! { let #value = #computed?; }
         }
         Loss::Closure(closure, _) => {
-            // The types are written out, because a closure that is called at once has no context to
-            // infer them from.
+            // The types are written out, because rustc cannot infer the types of a closure that is
+            // called at once.
             let criterion = local("criterion");
             let types = given(model);
             let arguments = closure.inputs.iter().zip(types).map(|(pat, ty)| match pat {
@@ -216,8 +218,8 @@ fn compute(model: &Model, loss: &Loss, locals: &Locals) -> TokenStream {
     }
 }
 
-/// A call of the user's own loss. If both arguments are tensors, an error message of the call
-/// includes their shapes.
+/// Generates a call of the user's loss function. If both arguments are tensors, errors include
+/// their shapes.
 fn with_arguments(model: &Model, call: TokenStream, locals: &Locals) -> TokenStream {
     let of_tensors = model.batch.is_none() && model.forward.of_any_inputs().is_none();
     match of_tensors {
@@ -232,7 +234,7 @@ fn with_arguments(model: &Model, call: TokenStream, locals: &Locals) -> TokenStr
     }
 }
 
-/// The reference types of output and target, for a loss that omits them.
+/// Returns the reference types of output and target, for a loss that does not name them.
 fn given(model: &Model) -> [TokenStream; 2] {
     let tensor = || quote!(__amp::Tensor);
     let output = match model.forward.of_any_inputs() {
@@ -246,7 +248,7 @@ fn given(model: &Model) -> [TokenStream; 2] {
     [output, target]
 }
 
-/// `LightningModule::reduction` of the metrics of a generated training step.
+/// Generates `LightningModule::reduction` for the metrics of a training step.
 pub(super) fn reductions(metrics: &[Metric]) -> Option<TokenStream> {
     if metrics.is_empty() {
         return None;
@@ -285,7 +287,7 @@ fn metric_of_state(metric: &Metric, state: &Ident, locals: &Locals) -> TokenStre
     quote! { #step.metric_state(#name, &#value, #state, #options)?; }
 }
 
-/// The value of a loss or a metric, whose type is in `module` of amp-core.
+/// Generates the value of a loss or a metric. Its type is in `module` of amp-core.
 fn value(value: &Value, module: &TokenStream) -> TokenStream {
     let (row, at, keys) = match value {
         Value::Known { row, at, keys } => (row, at, keys),
@@ -295,7 +297,7 @@ fn value(value: &Value, module: &TokenStream) -> TokenStream {
     if keys.is_empty() && row.options.is_empty() {
         return quote!(__amp::#module::#ty);
     }
-    // If every key is given, `..Default::default()` would be a needless update.
+    // If every key is given, `..Default::default()` would be superfluous.
     let rest = (keys.len() < row.keys().count()).then(|| quote!(..__amp::Default::default()));
     let keys = keys.iter().map(|Pair { key, value }| quote!(#key: #value));
     quote!(__amp::#module::#ty { #(#keys,)* #rest })

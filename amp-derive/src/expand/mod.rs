@@ -1,7 +1,7 @@
-//! [`Model`] → the code that is emitted next to the struct.
+//! Generates the code for a [`Model`].
 //!
-//! Everything is inside `const _`, names amp-core only through `__amp`, and gives its local
-//! variables the hygiene of the derive ([`local`]), so that no name collides with the user's. Names
+//! Three measures prevent clashes with the user's names. All code is inside `const _`. It refers to
+//! amp-core only as `__amp`. Its local variables have the hygiene of the derive ([`local`]). Names
 //! that the user's code may use (`self`, hyperparameters, layers, `cx`, `plan`) have the user's
 //! hygiene.
 
@@ -35,7 +35,7 @@ use crate::{
     model::{Field, Lightning, Model, Region},
 };
 
-/// The impls, the builder and the warnings.
+/// Generates the impls, the builder and the warnings.
 pub(crate) fn expand(mut model: Model, amp_core: &Path, warnings: &[Warning]) -> TokenStream {
     model.generics = bounds::with_modules(&model);
     let model = &model;
@@ -48,10 +48,10 @@ pub(crate) fn expand(mut model: Model, amp_core: &Path, warnings: &[Warning]) ->
     quote! { #items #(#warnings)* }
 }
 
-/// Wraps `items`, which name amp-core by `__amp`, in a scope, so that no name leaks into the user's
-/// module.
+/// Wraps `items`, which refer to amp-core as `__amp`, in a scope, so that no name leaks into the
+/// user's module.
 pub(crate) fn in_const(amp_core: &Path, items: &TokenStream) -> TokenStream {
-    // If the path does not exist, rustc underlines it where the user wrote it.
+    // If the path does not exist, rustc underlines it in the user's code.
     let span = located_at(amp_core.span());
     let import = quote_spanned!(span=> use #amp_core::__private as __amp;);
     quote! {
@@ -127,7 +127,8 @@ fn hyperparameters(model: &Model) -> TokenStream {
     }
 }
 
-/// Advice as the use of a deprecated constant, because a derive can emit no other warning.
+/// Generates a warning as the use of a deprecated constant, because a derive macro cannot emit
+/// warnings in another way.
 fn advice(model: &Model, warning: &Warning) -> TokenStream {
     let Warning { at, rule, note } = warning;
     let allows = &model.allows;
@@ -142,13 +143,13 @@ fn advice(model: &Model, warning: &Warning) -> TokenStream {
     }
 }
 
-/// A variable that the user's code can neither use nor shadow. The underscores keep the name apart
-/// from the user's constants, statics and unit structs, which a variable cannot shadow.
+/// Returns a variable that the user's code can neither use nor shadow. The underscores distinguish
+/// the name from the user's constants, statics and unit structs, which a variable cannot shadow.
 fn local(name: &str) -> Ident {
     format_ident!("__{name}", span = Span::mixed_site())
 }
 
-/// A field's name as a string, for parameter paths and saved hyperparameters.
+/// Returns a field's name as a string, for parameter paths and saved hyperparameters.
 fn key(ident: &Ident) -> String {
     ident.unraw().to_string()
 }
@@ -165,19 +166,19 @@ impl ToTokens for Region {
     }
 }
 
-/// A reference to a layer's field. The field's span makes rustc report there that the type is not a
-/// `Module`.
+/// Returns a reference to a layer's field. With the field's span, rustc underlines the field if its
+/// type is not a `Module`.
 fn layer_of_self(field: &Field) -> TokenStream {
     let ident = &field.ident;
     quote_spanned!(located_at(ident.span())=> &self.#ident)
 }
 
-/// The derive's hygiene with a span of the user's code.
+/// Returns a span with the derive's hygiene at a position in the user's code.
 pub(crate) fn located_at(span: Span) -> Span {
     Span::call_site().located_at(span)
 }
 
-/// `Option<Region>` as an argument.
+/// Formats an `Option<Region>` as an argument.
 fn region(region: Option<Region>) -> TokenStream {
     match region {
         None => quote!(__amp::None),

@@ -1,4 +1,4 @@
-//! `LightningModule::configure_optimizers`.
+//! Generates `LightningModule::configure_optimizers`.
 
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{ToTokens, quote};
@@ -13,7 +13,7 @@ use crate::{
 };
 
 pub(super) fn expand(optimizers: &Optimizers) -> TokenStream {
-    // The user's keys may name `plan`, so `plan` needs the user's hygiene.
+    // The user's keys may mention `plan`, so `plan` needs the user's hygiene.
     let plan = Ident::new(symbol::PLAN, Span::call_site());
     let (plan, all) = match optimizers {
         Optimizers::Function(function) => (plan.clone(), quote!(#function(self, #plan)?)),
@@ -78,7 +78,7 @@ fn optimizer(optimizer: &Optimizer) -> TokenStream {
     quote!(#built #params #scheduler)
 }
 
-/// The expression for a `Selection`.
+/// Generates the expression for a `Selection`.
 fn selection(Selection { named, except, ndim }: &Selection) -> TokenStream {
     if except.is_empty() && ndim.is_none() {
         return quote!([#(#named),*]);
@@ -99,9 +99,9 @@ fn config(config: &Config) -> TokenStream {
     fields(config, keys, &quote!(__amp::Default::default()))
 }
 
-/// A struct with these options; the other fields have the values of `rest`.
+/// Generates a struct with these options; `rest` gives the other fields.
 fn fields(config: &Config, keys: &[Pair], rest: &TokenStream) -> TokenStream {
-    // If every key is given, `..rest` would be a needless update.
+    // If every key is given, `..rest` would be superfluous.
     let whole = matches!(config, Config::Known { row, .. } if keys.len() == row.keys().count());
     let keys = keys.iter().map(|Pair { key, value }| quote!(#key: #value));
     let rest = (!whole).then(|| quote!(..#rest));

@@ -1,5 +1,6 @@
-//! The layer whose output is the model's. A step requests it if its loss is a cross entropy and its metrics, if it has
-//! any, can be computed from some rows of logits at a time: of many logits the loss then computes a part at a time.
+//! Finds the layer that computes the model's output. A step whose loss is a cross entropy, and whose
+//! metrics can be computed from some rows of logits at a time, requests this layer: if there are many
+//! logits, the loss runs the layer itself and computes a part of the logits at a time.
 
 use proc_macro2::{Ident, Span, TokenStream, TokenTree};
 use quote::{ToTokens, quote};
@@ -49,7 +50,7 @@ fn has_request(model: &Model) -> bool {
     })
 }
 
-/// Whether the output layer can be told from the code.
+/// Whether the derive can determine the output layer from the code.
 fn is_known(model: &Model) -> bool {
     match &model.forward {
         Forward::InOrder => last_in_order(model).is_some(),
@@ -66,7 +67,7 @@ fn is_tensor(ty: &Type) -> bool {
     matches!(ty, Type::Path(path) if path.path.segments.last().is_some_and(|last| last.ident == "Tensor"))
 }
 
-/// The last layer of a model that runs its layers in order, if a step requests it.
+/// Returns the last layer of a model that runs its layers in order, if a step requests it.
 pub(super) fn of_layers(model: &Model) -> Option<&Field> {
     last_in_order(model).filter(|_| has_request(model))
 }
@@ -83,14 +84,14 @@ fn is_linear(field: &Field) -> bool {
 
 /// The call that computes the output.
 enum Call<'m> {
-    /// Of this layer.
+    /// A call of this layer.
     Layer(&'m Field),
-    /// Of `nn::linear`, if the path is that of amp-core's.
+    /// A call of `nn::linear`, if the path refers to amp-core's function.
     Function,
 }
 
-/// Marks the call that computes the output in the statements of a `#[forward]`, if a step requests it. Returns the
-/// declarations that the statements then need.
+/// Marks the call that computes the output in the statements of a `#[forward]`, if a step requests
+/// it. Returns the declarations that the statements then need.
 pub(super) fn mark(model: &Model, statements: &mut [Stmt]) -> Option<TokenStream> {
     let (call, expr) = last_call(model, statements).filter(|_| has_request(model))?;
     let Expr::Call(called) = &*expr else { return None };
@@ -122,7 +123,7 @@ pub(super) fn mark(model: &Model, statements: &mut [Stmt]) -> Option<TokenStream
     Some(declared)
 }
 
-/// The call whose result a body returns.
+/// Returns the call whose result is the result of the body.
 fn last_call<'m, 's>(
     model: &'m Model,
     statements: &'s mut [Stmt],
@@ -132,7 +133,7 @@ fn last_call<'m, 's>(
     let Expr::Call(call) = &*expr else { return None };
     let Expr::Path(function) = &*call.func else { return None };
     if let Some(name) = function.path.get_ident() {
-        // A body that names the layer elsewhere may have a variable of that name.
+        // If the body mentions the layer elsewhere, the name may be a variable.
         let is_once = occurrences(tokens, name) == 1 && call.args.len() == 1;
         let named = |(field, region): &(&Field, Option<_>)| {
             field.ident == *name && region.is_none() && is_linear(field)

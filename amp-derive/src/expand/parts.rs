@@ -1,6 +1,6 @@
-//! Layers of layers in a `#[forward]`. In `block.head.forward(x, cx)`, `block.head` becomes a child
-//! of `block` if `block` is a child itself. The layer then runs under the paths and regions of
-//! both.
+//! Rewrites the use of layers inside layers in a `#[forward]`. In `block.head.forward(x, cx)`,
+//! `block.head` becomes a child of `block` if `block` is a child itself. The layer then runs under
+//! the paths and regions of both.
 
 use quote::{quote, quote_spanned};
 use syn::{
@@ -11,7 +11,7 @@ use syn::{
 
 use super::{children::is_context, key, local, located_at};
 
-/// Rewrites statements. Returns whether any statement reaches a layer of a layer.
+/// Rewrites statements. Returns whether any of them uses a layer inside a layer.
 pub(super) fn rewrite(statements: &mut [Stmt]) -> bool {
     let mut parts = Parts { found: false };
     for statement in statements {
@@ -25,8 +25,9 @@ struct Parts {
 }
 
 impl Parts {
-    /// `base.name` as a child of `base`, and `base.name[at]` as an element of its list. `None` for
-    /// any other expression, and for fields of `self`, which are already children.
+    /// Returns `base.name` as a child of `base`, or `base.name[at]` as an element of a list of
+    /// children. Returns `None` for any other expression, and for fields of `self`, which are
+    /// children already.
     fn part(&mut self, layer: &Expr) -> Option<Expr> {
         let (field, at) = match layer {
             Expr::Field(field) => (field, None),

@@ -1,5 +1,5 @@
-//! `LightningModule::step_access`: whether the struct's own functions allow a step to run as a CUDA
-//! graph.
+//! Generates `LightningModule::step_access`: whether the user's functions allow a step to run as a
+//! CUDA graph.
 
 use proc_macro2::TokenStream;
 use quote::quote;
@@ -10,15 +10,15 @@ use crate::model::{Lightning, Step};
 pub(super) fn expand(lightning: &Lightning) -> TokenStream {
     let own = |name: &str| lightning.hooks.iter().find(|own| own.hook.name == name);
     let access = if matches!(lightning.training, Step::Manual(_)) {
-        quote!(Within("the model optimizes manually"))
+        quote!(InStep("the model optimizes manually"))
     } else if matches!(lightning.training, Step::Function { captured: false, .. }) {
-        quote!(Within("the model's training step is a function that does not say `captured`"))
+        quote!(InStep("the model's training step is a function that does not say `captured`"))
     } else if own("on_before_optimizer_step").is_some() {
-        quote!(Within("the model has an on_before_optimizer_step"))
+        quote!(InStep("the model has an on_before_optimizer_step"))
     } else if own("on_train_batch_end").is_some_and(|own| !own.late) {
-        quote!(EachStep)
+        quote!(PerStep)
     } else {
-        quote!(Late)
+        quote!(Deferred)
     };
     let of_loss = match &lightning.training {
         Step::Generated { loss, .. } => log::loss_access(loss),

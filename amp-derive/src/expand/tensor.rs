@@ -1,4 +1,4 @@
-//! Code that makes a tensor of the module's own.
+//! Generates the code that creates a tensor of the module.
 
 use std::str::FromStr;
 
@@ -9,7 +9,7 @@ use syn::spanned::Spanned;
 use super::{key, located_at};
 use crate::model::{Drawn, Initial, Role};
 
-/// An expression of a tensor, in a function that returns `Result`.
+/// Returns an expression of type `Tensor`, for a function that returns `Result`.
 pub(super) fn expand(ident: &Ident, role: Role, initial: &Initial) -> TokenStream {
     let role = self::role(role);
     match initial {
@@ -19,13 +19,13 @@ pub(super) fn expand(ident: &Ident, role: Role, initial: &Initial) -> TokenStrea
         }
         Initial::Rust(value) => {
             let name = key(ident);
-            // The value's span makes rustc report there that it is not a tensor.
+            // With the value's span, rustc underlines the value if it is not a tensor.
             quote_spanned!(located_at(value.span())=> __amp::nn::own_tensor(#name, #value, #role)?)
         }
     }
 }
 
-/// The `Init` for an initializer of the table.
+/// Generates the `Init` for an initializer of the table.
 pub(super) fn draw(Drawn { row, values, options }: &Drawn) -> TokenStream {
     let (entry, variant) = (&row.entry, format_ident!("{}", row.entry.ty));
     let required = entry.required.iter().zip(values).map(|(key, value)| {
@@ -35,7 +35,7 @@ pub(super) fn draw(Drawn { row, values, options }: &Drawn) -> TokenStream {
     let options = entry.options.iter().zip(row.defaults).map(|(key, default)| {
         let name = format_ident!("{}", key.name);
         let given = options.iter().find(|pair| pair.key == key.name).map(|pair| &pair.value);
-        // A literal or a path.
+        // The default is a literal or a path.
         let default = TokenStream::from_str(default).unwrap_or_default();
         let value = given.map_or(default, |value| quote!(#value));
         quote!(#name: #value)

@@ -1,11 +1,11 @@
-//! Recorded expansions of the structs in `tests/expand`.
+//! Compares the expansions of the structs in `tests/expand` with recorded ones.
 
 use quote::quote;
 use syn::{DeriveInput, File, Item};
 
 use crate::{check::tests::manifest, derive, spec::Derive};
 
-/// The expansion of the struct in a file, without the struct.
+/// Returns the expansion of the struct in a file, without the struct itself.
 fn expanded(source: &str) -> String {
     let file: File = syn::parse_str(source).expect("a Rust file");
     let input = file.items.into_iter().find_map(|item| match item {
@@ -13,7 +13,7 @@ fn expanded(source: &str) -> String {
         _ => None,
     });
     let mut input: DeriveInput = syn::parse2(quote!(#input)).expect("a struct");
-    // rustc removes these before a derive gets the tokens.
+    // rustc removes these attributes before it calls a derive macro.
     let derive_attr = input.attrs.iter().position(|attr| attr.path().is_ident("derive"));
     let which = input.attrs.remove(derive_attr.expect("a derive"));
     let which = if quote!(#which).to_string().contains("LightningModule") {

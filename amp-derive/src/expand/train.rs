@@ -1,4 +1,4 @@
-//! `LightningModule::training_step`, or `manual_step` instead.
+//! Generates `LightningModule::training_step`, or else `manual_step`.
 
 use proc_macro2::TokenStream;
 use quote::quote;

@@ -1,4 +1,4 @@
-//! `LightningModule::validation_step`, `test_step` and `predict_step`.
+//! Generates `LightningModule::validation_step`, `test_step` and `predict_step`.
 
 use proc_macro2::TokenStream;
 use quote::quote;
@@ -39,8 +39,8 @@ pub(super) fn expand(model: &Model, step: &Step) -> TokenStream {
     }
 }
 
-/// The generated validation step, repeated as the test step. Empty if the user wrote the validation
-/// step.
+/// Generates the test step with the code of the validation step. Returns `None` if the user has
+/// written the validation step.
 fn test(model: &Model, step: &Step, locals: &Locals) -> Option<TokenStream> {
     let Step::Generated { loss, log, metrics } = step else { return None };
     let renamed = |metric: &Metric| Metric {

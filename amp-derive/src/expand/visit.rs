@@ -1,4 +1,5 @@
-//! `Visit::visit`: layers and tensors in order of declaration, under their fields' names.
+//! Generates `Visit::visit`, which visits layers and tensors in order of declaration, under their
+//! fields' names.
 
 use proc_macro2::TokenStream;
 use quote::quote;

@@ -1,4 +1,5 @@
-//! Groups without delimiters, written `f!{…}` here: this is how rustc passes fragments to a derive.
+//! Tests with groups without delimiters, written as `f!{…}` here. rustc passes fragments to a
+//! derive macro in this form.
 
 use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
 use quote::quote;
@@ -26,13 +27,13 @@ fn fragments(tokens: TokenStream) -> TokenStream {
 
 #[track_caller]
 fn becomes(written: TokenStream, expected: TokenStream) {
-    // Both spellings of `>>`, one token or two, mean the same.
+    // `>>` may be one token or two; the meaning is the same.
     let text = |tokens: TokenStream| tokens.to_string().replace(' ', "");
     assert_eq!(text(dissolve(fragments(written))), text(expected));
 }
 
 #[test]
-fn a_fragment_that_stands_alone_is_unchanged() {
+fn a_single_fragment_is_unchanged() {
     becomes(quote!(linear(f! {1 + 2}, f! {n})), quote!(linear(1 + 2, n)));
     becomes(quote!(adamw, lr = f! {-1e-3}), quote!(adamw, lr = -1e-3));
     becomes(quote!(with = f! {|a, b| a - b}), quote!(with = |a, b| a - b));
@@ -41,7 +42,7 @@ fn a_fragment_that_stands_alone_is_unchanged() {
     becomes(quote!(f!{} field: f!{f!{T}}), quote!(field: T));
 }
 
-/// The value is the one that the macro's caller meant.
+/// The value must be the one that the macro's caller has written.
 #[test]
 fn operators_get_parentheses() {
     becomes(quote!(2 * f! {1 + 2}), quote!(2 * (1 + 2)));
@@ -85,7 +86,7 @@ fn types_keep_their_meaning() {
     becomes(quote!(x: &f!{Tensor}), quote!(x: &Tensor));
 }
 
-/// Without fragments nothing is rebuilt, so that errors underline the right places.
+/// Input without fragments is unchanged, so that errors underline the right places.
 #[test]
 fn input_without_fragments_keeps_its_spans() {
     let tokens: TokenStream = "a(b, c)".parse().expect("tokens");
@@ -96,7 +97,7 @@ fn input_without_fragments_keeps_its_spans() {
     assert_eq!(close(written_out(tokens)), Some(")".to_owned()));
 }
 
-/// A struct expands as if it were written by hand, wherever a fragment stands.
+/// A struct expands as if it were written by hand, wherever a fragment occurs.
 #[test]
 fn a_struct_of_fragments_expands_as_one_written_by_hand() {
     let from_fragments = fragments(quote! {

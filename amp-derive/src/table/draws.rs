@@ -1,12 +1,12 @@
-//! Initializers: how the initial values of a tensor are drawn.
+//! Initializers: the distributions of initial values.
 
 use super::{Entry, Key, Named, any, choice};
 
-/// An initializer: a variant of amp-core's `Init`, whose fields are the keys.
+/// An initializer: a variant of amp-core's `Init`. Its fields are the keys.
 #[derive(Debug)]
 pub(crate) struct Draw {
     pub(crate) entry: Entry,
-    /// The default values of the options, in their order.
+    /// The default values of the options, in the order of the options.
     pub(crate) defaults: &'static [&'static str],
 }
 

@@ -1,4 +1,4 @@
-//! The layers.
+//! The table of layers.
 
 use super::{
     Entry, Form, Key, Layer, Range, any, choice, fraction, not_negative, optional, positive,

@@ -1,4 +1,4 @@
-//! Compares the table with its documentation and with itself.
+//! Compares the tables with their documentation and with each other.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use super::*;
 
 const DOCS: &str = include_str!("../../docs/lightning_module.md");
 
-/// Each row has a line in the documentation, with its name and all its keys.
+/// Each row has a line in the documentation with its name and all its keys.
 #[test]
 fn every_name_and_key_is_documented() {
     let entries = LAYERS
@@ -21,7 +21,7 @@ fn every_name_and_key_is_documented() {
             let names = |name: &str| {
                 line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == name)
             };
-            // `lr` is in the heading of the table.
+            // The heading of the table mentions `lr`.
             let keys = || entry.keys().map(|key| key.name).filter(|key| *key != "lr");
             line.starts_with('|') && names(entry.name) && keys().all(names)
         };
@@ -39,13 +39,13 @@ fn every_name_and_key_is_documented() {
     }
 }
 
-/// The words in backticks of a cell.
+/// Returns the words in backticks of a table cell.
 fn words(cell: &str) -> Vec<String> {
     cell.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
-/// The first two cells of each row of the table behind this line.
-fn rows_behind(line: &str) -> Vec<(Vec<String>, Vec<String>)> {
+/// Returns the first two cells of each row of the table that follows this line.
+fn rows_after(line: &str) -> Vec<(Vec<String>, Vec<String>)> {
     let (_, behind) = DOCS.split_once(line).unwrap_or_else(|| panic!("`{line}` is there"));
     let lines = behind.lines().skip_while(|line| !line.starts_with("| ---")).skip(1);
     let rows = lines.take_while(|line| line.starts_with('|')).map(|line| {
@@ -56,11 +56,11 @@ fn rows_behind(line: &str) -> Vec<(Vec<String>, Vec<String>)> {
     rows.collect()
 }
 
-/// Each argument of a layer of torch.nn is a key of the layer here, or in the table of arguments that layers do not have,
-/// which has no other. Each layer of torch.nn has a name here, or is in the table of layers without one, which has no
-/// other (fixtures/oracles/signatures.json).
+/// Each argument of a torch.nn layer is a key of the layer here, or is in the table of missing
+/// arguments. Each layer of torch.nn has a name here, or is in the table of missing layers. The two
+/// tables have no other entries (fixtures/oracles/signatures.json).
 #[test]
-fn what_torchs_layers_have_more_is_documented() {
+fn missing_arguments_of_torch_layers_are_documented() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/oracles/signatures.json");
     let recorded = std::fs::read_to_string(path).expect("the recorded signatures");
     let recorded: serde_json::Value = serde_json::from_str(&recorded).expect("JSON");
@@ -84,7 +84,7 @@ fn what_torchs_layers_have_more_is_documented() {
             }
         }
     }
-    let table = rows_behind("## Arguments of torch.nn that layers do not have");
+    let table = rows_after("## Arguments of torch.nn that layers do not have");
     let mut told = BTreeSet::new();
     for (layers, arguments) in &table {
         for layer in layers {
@@ -92,12 +92,12 @@ fn what_torchs_layers_have_more_is_documented() {
         }
     }
     assert_eq!(told, missing);
-    let table = rows_behind("These layers of torch.nn have no name in `#[layer]`:");
+    let table = rows_after("These layers of torch.nn have no name in `#[layer]`:");
     let told: BTreeSet<String> = table.into_iter().flat_map(|(layers, _)| layers).collect();
     assert_eq!(told, without);
 }
 
-/// A field's type needs no further `use` than the prelude.
+/// To write the type of a layer field, the prelude is enough.
 #[test]
 fn the_type_of_every_layer_is_in_the_prelude() {
     let source = include_str!("../../../amp-core/src/lib.rs");

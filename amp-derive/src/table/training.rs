@@ -1,4 +1,4 @@
-//! Optimizers and schedulers.
+//! The tables of optimizers and schedulers.
 
 use super::{
     Entry, Interval, Key, Range, Scheduler, any, choice, fraction, not_negative, positive,

@@ -1,9 +1,9 @@
-//! Losses and metrics that generated steps can compute.
+//! The tables of losses and metrics that generated steps can compute.
 
 use super::{Entry, Key, any, choice, fraction, not_negative, optional, positive, tensor};
 
-/// Losses, with the names of torch.nn.functional where it has them. `binary_cross_entropy` is
-/// listed so that a rule can refuse it.
+/// Losses, named as in torch.nn.functional if it has them. `binary_cross_entropy` is listed so that
+/// a rule can refuse it.
 pub(crate) const LOSSES: &[Entry] = &[
     loss(
         "cross_entropy",

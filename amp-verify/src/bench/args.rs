@@ -1,4 +1,4 @@
-//! Options of `bench`.
+//! The command-line options of `bench`.
 
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::registry::Registry;
 
-/// Options of `bench`.
+/// The command-line options of `bench`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     /// What to train, separated by commas: workloads of the registry, or models [default: the registry's
@@ -29,29 +29,32 @@ pub struct BenchArgs {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Rounds in which everything is measured once, in turns
+    /// Number of rounds; each round measures every engine once, in turns
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub rounds: usize,
-    /// The fewest steps that are timed in a round [default: the workload's own]
+    /// Smallest number of steps that are timed in a round [default: the workload's own]
     #[arg(long, value_name = "N")]
     pub steps: Option<i64>,
-    /// Gigabytes of the data set that is fed once from the host and once from the device; 0 for none
+    /// Gigabytes of the data set that is read once from the host and once from the device, to
+    /// compare them; 0 skips this
     #[arg(long, value_name = "N", default_value_t = 0.25, allow_negative_numbers = true)]
     pub feed_gb: f64,
-    /// Seconds after which no measurement begins that may not end in time; a note lists what was left out
+    /// Time limit in seconds: no measurement starts that might exceed it; a note lists the skipped
+    /// ones
     #[arg(long, value_name = "SECONDS")]
     pub time_limit: Option<u64>,
-    /// Also measure Lightning, PyTorch loops and torch.compile, in a Python that has them
+    /// Also measure Lightning, PyTorch loops and torch.compile, if the Python of --python has these
+    /// packages
     #[arg(long)]
     pub peers: bool,
     /// Measure only these peers, separated by commas: lightning, torch-loop, torch-fused, torch-compile,
     /// torch-compile-default, torch-compile-autotuned
     #[arg(long, value_delimiter = ',', value_name = "NAMES", requires = "peers", value_parser = peer)]
     pub peer: Vec<Engine>,
-    /// The Python of the peers
+    /// The Python interpreter that runs the peers
     #[arg(long, value_name = "PATH", default_value = "python3", requires = "peers")]
     pub python: PathBuf,
-    /// The script of the peers, instead of the registry's
+    /// Use this script for the peers, not the registry's
     #[arg(long, value_name = "FILE", requires = "peers")]
     pub peers_script: Option<PathBuf>,
     /// Threads of one CPU operation [default: all cores]
@@ -68,7 +71,7 @@ pub struct BenchArgs {
     pub quiet: bool,
 }
 
-/// The peer of this name.
+/// Parses the name of a peer.
 fn peer(name: &str) -> std::result::Result<Engine, String> {
     let all = Engine::PEERS;
     all.into_iter().find(|engine| engine.name() == name).ok_or_else(|| {
@@ -77,19 +80,19 @@ fn peer(name: &str) -> std::result::Result<Engine, String> {
     })
 }
 
-/// The checked request.
+/// The request after its arguments were checked.
 pub struct Plan {
     /// The device to measure on.
     pub device: Device,
     /// The workloads.
     pub workloads: Vec<Task>,
-    /// The precisions to measure; the first is 32-true, with which the others are compared.
+    /// The precisions to measure. The first is 32-true, the baseline.
     pub precisions: Vec<Precision>,
     /// The number of rounds.
     pub rounds: usize,
-    /// The number of steps per round; `None` takes the workload's number.
+    /// The number of steps per round; `None` means the workload's own number.
     pub steps: Option<i64>,
-    /// Bytes of the set that is fed.
+    /// Size in bytes of the data set that is fed from the host.
     pub feed_bytes: u64,
     /// The time limit.
     pub time_limit: Option<Duration>,

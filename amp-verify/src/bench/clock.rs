@@ -2,24 +2,25 @@
 
 use std::time::Duration;
 
-/// Runs parts of a benchmark as long as there is time.
+/// Runs the measurements of a benchmark until a time limit.
 pub struct Clock<'a> {
     limit: Option<Duration>,
-    /// The time since the beginning.
+    /// Returns the time since the benchmark began.
     elapsed: Box<dyn Fn() -> Duration + 'a>,
     longest: Duration,
     left_out: Vec<String>,
 }
 
 impl<'a> Clock<'a> {
-    /// `elapsed` returns the time since the beginning; without a limit everything runs.
+    /// Creates a clock. `elapsed` returns the time since the benchmark began. Without a limit every
+    /// measurement runs.
     pub fn new(limit: Option<Duration>, elapsed: impl Fn() -> Duration + 'a) -> Self {
         let (longest, left_out) = (Duration::ZERO, Vec::new());
         Self { limit, elapsed: Box::new(elapsed), longest, left_out }
     }
 
-    /// Runs the part called `name`, if a part as long as the longest so far would end in time. Otherwise
-    /// notes that it was left out.
+    /// Runs the measurement `name` if it would end within the limit in the time of the longest
+    /// measurement so far. Otherwise the measurement is skipped and listed in [`Clock::note`].
     pub fn run<T>(&mut self, name: &str, part: impl FnOnce() -> T) -> Option<T> {
         let begun = (self.elapsed)();
         if self.limit.is_some_and(|limit| begun + self.longest > limit) {
@@ -31,7 +32,7 @@ impl<'a> Clock<'a> {
         Some(done)
     }
 
-    /// The workloads that were left out, in one line; `None` if there are none.
+    /// Returns one line that lists the skipped measurements, or `None` if there are none.
     pub fn note(&self) -> Option<String> {
         let limit = self.limit.filter(|_| !self.left_out.is_empty())?;
         let names = self.left_out.join(", ");

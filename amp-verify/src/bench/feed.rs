@@ -1,4 +1,5 @@
-//! Feeds a large data set from the host, and compares with the same set on the device.
+//! Measures training on a large data set in host memory and compares it with the same set on the
+//! device.
 
 use super::{
     interleaved::Engine,
@@ -14,11 +15,11 @@ use amp_core::{
     trainer::Graph,
 };
 
-/// Steps that are not measured, because they load kernels and capture graphs.
+/// The number of first steps that are not measured, because they load kernels and capture graphs.
 const WARM_UP: u64 = 16;
 
-/// A set of at least this many bytes that repeats the same examples: the time to move them does not
-/// depend on their values.
+/// Makes a data set of at least this many bytes from repeated examples. The time to copy the
+/// examples does not depend on their values.
 fn data(workload: &Task, bytes: u64) -> Result<DataModule> {
     let some = workload.data(Size::Full)?;
     let block = Batch::from_any(&some.train.head(some.train.len())?)?;
@@ -40,12 +41,12 @@ fn data(workload: &Task, bytes: u64) -> Result<DataModule> {
     Ok(DataModule::new("feed", train, val, workload.batch))
 }
 
-/// Trains `steps` steps in each round from the host and from the device, in turns. The difference between a
-/// long run and a short one excludes the start of a run. Examples are drawn in random order from the whole
-/// set.
+/// Trains `steps` steps per round with the data on the host and with the data on the device, in
+/// turns. The difference between a long run and a short run excludes the time to start a run.
+/// Examples are drawn in random order from the whole set.
 ///
 /// # Errors
-/// When a run fails, or there is no memory for the set.
+/// When a run fails, or the set does not fit into memory.
 pub fn measure(
     workload: &Task,
     precision: Precision,
@@ -74,7 +75,7 @@ pub fn measure(
         let short = seconds(placement, WARM_UP)?;
         Ok(steps as f64 / (seconds(placement, WARM_UP + steps)? - short))
     };
-    // Both run once first, without measurement.
+    // The first run of each is not measured.
     rate(Placement::Host)?;
     rate(Placement::Device)?;
     let (mut host, mut resident) = (Vec::new(), Vec::new());

@@ -1,5 +1,5 @@
-//! Interleaved measurement: the candidates take turns, a chunk of steps each, so that a temporary
-//! disturbance of the machine affects them equally.
+//! Interleaved measurement: the candidates take turns and train one chunk of steps each, so that a
+//! temporary disturbance of the machine affects all of them equally.
 
 use amp_core::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -7,23 +7,24 @@ use serde::{Deserialize, Serialize};
 pub use crate::speed::{Engine, Measurement};
 use crate::text::one_line;
 
-/// Some steps.
+/// A measured sequence of steps.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Chunk {
     /// The number of steps.
     pub steps: u64,
-    /// Wall-clock seconds, to the last kernel's end.
+    /// Wall-clock time in seconds, until the last kernel has ended.
     pub seconds: f64,
     /// The peak of tensor bytes; null if it is not measured.
     pub peak_memory_bytes: Option<u64>,
 }
 
-/// A candidate, which trains a workload in turns with the others.
+/// An engine that trains a workload in turns with others.
 pub trait Candidate {
     /// The candidate's engine.
     fn engine(&self) -> Engine;
 
-    /// Starts what [`prepare`](Self::prepare) waits for if other candidates can do the same at the same time.
+    /// Starts work that [`prepare`](Self::prepare) waits for, so that several candidates can do it at the
+    /// same time.
     ///
     /// # Errors
     /// When the candidate cannot run; it is then left out.
@@ -31,10 +32,10 @@ pub trait Candidate {
         Ok(())
     }
 
-    /// Does work that is not measured: loads kernels, compiles, captures.
+    /// Does the work that is not measured: loads kernels, compiles, captures graphs.
     ///
     /// # Errors
-    /// When the candidate cannot run; it is then left out.
+    /// When the candidate cannot run; the benchmark then skips it.
     fn prepare(&mut self) -> Result<()>;
 
     /// Seconds from building the model to the end of its first step, after [`prepare`](Self::prepare).
@@ -45,7 +46,7 @@ pub trait Candidate {
     /// Trains a chunk.
     ///
     /// # Errors
-    /// When the candidate fails; it is then left out.
+    /// When the candidate fails; the benchmark then skips it.
     fn chunk(&mut self) -> Result<Chunk>;
 }
 

@@ -35,7 +35,7 @@ use self::{
 };
 use crate::registry::Registry;
 
-/// Measures the requested workloads and reports progress through `tell`.
+/// Measures the requested workloads and passes messages on the progress to `tell`.
 ///
 /// # Errors
 /// When a request cannot be carried out. The report contains the errors of peers.
@@ -82,7 +82,7 @@ pub fn run(registry: &Registry, args: &BenchArgs, tell: &dyn Fn(&str)) -> Result
     }
     if plan.device.is_cuda() {
         tell("the device's bf16 matrix rate");
-        // The first measurement is of a device that was idle.
+        // The device was idle, so its first measurement would be too low. It is discarded.
         rate::bf16_matrix_rate(plan.device)?;
         for _ in 0..plan.rounds {
             report.bf16_matrix_rates.push(rate::bf16_matrix_rate(plan.device)?);
@@ -107,7 +107,7 @@ pub fn run(registry: &Registry, args: &BenchArgs, tell: &dyn Fn(&str)) -> Result
             }
         }
     }
-    // Other measurements need the memory.
+    // The other measurements need this memory.
     drop((peers, python));
     if plan.feed_bytes > 0 {
         for (workload, precision) in fed(&plan) {
@@ -137,7 +137,7 @@ fn compare(
 ) -> Result<Vec<Row>> {
     let steps = plan.steps.unwrap_or_else(|| workload.steps(plan.device));
     let ours: &[Engine] = match plan.device.is_cuda() {
-        // The workload for which reduced gradients and optimizer state are measured.
+        // This workload is also measured with reduced gradients and optimizer state.
         true if workload.has_reduced_state() && precision != Precision::F32True => {
             &[Engine::Eager, Engine::Graph, Engine::Graph16Bit, Engine::GraphLean]
         }
@@ -175,7 +175,7 @@ fn compare(
     Ok(measurements.into_iter().map(row).collect())
 }
 
-/// The workload that is also fed from the host: on CUDA in bf16-mixed.
+/// Selects the workloads that are also fed from the host: on CUDA in bf16-mixed.
 fn fed(plan: &Plan) -> Vec<(&Task, Precision)> {
     let precision = match plan.device {
         Device::Cuda(_) => Precision::Bf16Mixed,
@@ -185,7 +185,7 @@ fn fed(plan: &Plan) -> Vec<(&Task, Precision)> {
     workloads.map(|workload| (workload, precision)).collect()
 }
 
-/// The command, quoted for a shell.
+/// The benchmark's command line, quoted for a shell.
 fn command() -> String {
     let arguments = std::env::args().skip(1);
     std::iter::once("cargo amp".to_owned()).chain(arguments).collect::<Vec<_>>().join(" ")

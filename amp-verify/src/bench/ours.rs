@@ -1,4 +1,4 @@
-//! This trainer, as a user calls it: [`Trainer::fit`], timed by its [`SpeedBenchmark`].
+//! Measures this trainer as a user calls it: [`Trainer::fit`], timed by its [`SpeedBenchmark`].
 
 use std::{cell::Cell, rc::Rc, time::Instant};
 
@@ -19,8 +19,8 @@ use super::{
     workload::{Size, Task, config},
 };
 
-/// A workload under this trainer. Every chunk is a separate run of the same model. Its first epoch is not
-/// measured, because kernels are loaded and graphs are captured in it.
+/// Trains a workload with this trainer. Each chunk is a separate run of the same model. Its first
+/// epoch is not measured, because the epoch loads kernels and captures graphs.
 pub(super) struct Ours<'a> {
     engine: Engine,
     workload: &'a Task,
@@ -28,7 +28,7 @@ pub(super) struct Ours<'a> {
     config: TrainerConfig,
     ready: Option<(Box<dyn LightningModule>, DataModule)>,
     first_step_seconds: Option<f64>,
-    /// The peak of the first run, in which the model is also built.
+    /// The memory peak of the first run, which also builds the model.
     peak_memory_bytes: Option<u64>,
 }
 
@@ -69,8 +69,8 @@ impl<'a> Ours<'a> {
     }
 }
 
-/// Seconds of the epochs from `first` on, each until its last kernel has ended, and the number of steps
-/// that ran as CUDA graphs.
+/// Returns the seconds of all epochs from epoch `first` on, each until its last kernel has ended,
+/// and the number of steps that ran as CUDA graphs.
 pub(super) fn seconds_of(
     config: &TrainerConfig,
     first: i64,

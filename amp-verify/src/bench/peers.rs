@@ -1,8 +1,10 @@
-//! The peers: for each a process of the registry's Python program, which answers requests in JSON lines.
+//! The peers. Each peer is a process of the registry's Python program, which answers requests in
+//! JSON lines.
 //!
-//! The program is called as `program --engine NAME --device cpu|cuda:N --threads N`, with the engines of
-//! [`engines`]. Each line on its standard input is a JSON object with a request, each line on its standard
-//! output an answer. An answer with `error` ends the task to which the request belongs:
+//! The program is called as `program --engine NAME --device cpu|cuda:N --threads N`; [`engines`]
+//! lists the engines. The process reads one JSON request per line from standard input and writes
+//! one JSON answer per line to standard output. An answer with `error` ends the task of its
+//! request:
 //!
 //! ```text
 //! (at the start)                               -> {"versions": {"torch": "2.11.0"}}
@@ -13,10 +15,10 @@
 //!
 //! `first_step_seconds`, from building the model to the end of its first step, may be left out.
 //!
-//! `prepare` has the model's name and hyperparameters, the precision, `batch`, `batches`, `clip`, `warm_up`
-//! (steps), and for random examples `classes` and either `features` or, for ids, `tokens`; the other is
-//! null. All three are null for the model's own data and for examples that the workload draws: the program
-//! makes these by the model's name.
+//! `prepare` has the model's name and hyperparameters, the precision, `batch`, `batches`, `clip`
+//! and `warm_up` (steps). For random examples it also has `classes` and either `features` (numbers)
+//! or `tokens` (ids); the other one is null. If all three are null, the program makes the examples
+//! itself, from the model's name.
 
 use std::{
     collections::BTreeMap,
@@ -38,7 +40,7 @@ use crate::{
     registry::{Peers, Registry},
 };
 
-/// The Python that runs the peers, with its script.
+/// The Python interpreter of the peers, with its script.
 pub struct Python {
     program: PathBuf,
     script: PathBuf,
@@ -55,7 +57,7 @@ pub struct Peer {
 }
 
 impl Python {
-    /// Uses the interpreter `program`, with the registry's script unless another is given.
+    /// Uses the interpreter `program` with this script, or with the registry's script.
     ///
     /// # Errors
     /// When there is no script, or it cannot be written.
@@ -92,10 +94,11 @@ impl Python {
 }
 
 impl Peer {
-    /// Starts the process. [`Peer::greet`] waits for it, so that several start at once.
+    /// Starts the process and returns at once, so that several processes start at the same time.
+    /// [`Peer::greet`] waits until the process is ready.
     ///
     /// # Errors
-    /// When there is no such Python.
+    /// When the interpreter does not exist.
     pub fn start(python: &Python, engine: Engine, device: Device) -> Result<Self> {
         let arguments: [OsString; 7] = [
             python.script.clone().into(),
@@ -110,7 +113,7 @@ impl Peer {
         Ok(Self { engine, versions: BTreeMap::new(), process })
     }
 
-    /// Waits until it has loaded its packages.
+    /// Waits until the process has loaded its packages.
     ///
     /// # Errors
     /// When a package is missing; the error names it.
@@ -120,7 +123,7 @@ impl Peer {
     }
 }
 
-/// A peer that trains one workload.
+/// A peer that is measured on one workload.
 pub struct Entry<'a> {
     peer: &'a mut Peer,
     task: Value,
@@ -151,8 +154,8 @@ impl Peer {
 }
 
 impl<'a> Entry<'a> {
-    /// The peer trains whole epochs of the workload, at least `steps` steps per chunk, as this trainer
-    /// does.
+    /// Creates the measurement of `peer`. As this trainer does, it trains whole epochs of the
+    /// workload, with at least `steps` steps per chunk.
     pub fn new(peer: &'a mut Peer, workload: &Task, precision: Precision, steps: i64) -> Self {
         let epochs = (steps + workload.batches - 1) / workload.batches;
         let steps = (epochs * workload.batches).cast_unsigned();
@@ -199,7 +202,7 @@ impl Candidate for Entry<'_> {
     }
 
     fn chunk(&mut self) -> Result<Chunk> {
-        // An error has ended the task in the peer's process.
+        // The error ended the task in the peer's process.
         self.stage = Stage::Idle;
         let answer = self.peer.process.ask(&json!({ "go": self.steps }))?;
         self.stage = Stage::Running;
@@ -220,7 +223,8 @@ impl Drop for Entry<'_> {
     }
 }
 
-/// The peers that are measured on `device`; if `only` names some, only these.
+/// Returns the peers to measure on `device`; `only` restricts them to its names, unless it is
+/// empty.
 pub fn engines(device: Device, only: &[Engine]) -> Vec<Engine> {
     let measured = |engine: &Engine| {
         let everywhere = matches!(engine, Engine::Lightning | Engine::TorchLoop);
@@ -229,7 +233,7 @@ pub fn engines(device: Device, only: &[Engine]) -> Vec<Engine> {
     Engine::PEERS.into_iter().filter(measured).collect()
 }
 
-/// Starts these peers. `notes` gets a line for each that cannot be started.
+/// Starts these peers and adds a line to `notes` for each peer that cannot be started.
 pub fn start(
     python: &Python,
     engines: &[Engine],

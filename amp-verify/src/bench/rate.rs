@@ -1,4 +1,4 @@
-//! Measures the rate of matrix products that a device reaches.
+//! Measures the speed of matrix products on a device.
 
 use std::time::Instant;
 
@@ -7,7 +7,7 @@ use amp_core::{
     tch::{Cuda, Device, Kind, Tensor, no_grad},
 };
 
-/// Rows and columns: large enough to fill any device.
+/// The number of rows and columns of the matrices: large enough to occupy any device.
 fn side(device: Device) -> i64 {
     if device.is_cuda() { 8192 } else { 1024 }
 }

@@ -17,19 +17,19 @@ use amp_core::{
     tch::{Device, Kind, Tensor},
 };
 
-/// The norm that gradients are clipped to, in everything that is measured.
+/// The norm to which gradients are clipped in every measurement.
 pub const CLIP: f64 = 1.0;
 
-/// The size of a workload's model: its real size, or so small that its tensors take a negligible time.
+/// The size of a workload's model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Size {
-    /// The model's real size.
+    /// The model at its real size.
     Full,
-    /// A tiny size, at which a step's time is the time of the host.
+    /// The model at a size so small that a step's time is the time of the host.
     Tiny,
 }
 
-/// Examples in a batch of [`Size::Tiny`], and their features.
+/// The batch size and the number of features at [`Size::Tiny`].
 const TINY: i64 = 8;
 
 impl Workload {
@@ -90,7 +90,7 @@ pub struct Changes {
 impl FromStr for Changes {
     type Err = Error;
 
-    /// `name=value` between commas: `batch`, `length` and hyperparameters.
+    /// Parses pairs `name=value` between commas: `batch`, `length` and hyperparameters.
     fn from_str(text: &str) -> Result<Self> {
         let mut changes = Self::default();
         for part in text.split(',') {
@@ -113,7 +113,7 @@ impl FromStr for Changes {
 }
 
 impl Changes {
-    /// The workload with these changes, which its name in the tables states.
+    /// Returns the workload with these changes, which are part of its name in the tables.
     ///
     /// # Errors
     /// When it has no ids whose number could change.
@@ -147,7 +147,7 @@ impl Changes {
     }
 }
 
-/// The workload of this name: a declared one, or a model on its own data.
+/// Finds a workload by name: a declared workload, or a model with its own data.
 ///
 /// # Errors
 /// When there is no such workload and no such model.
@@ -171,7 +171,8 @@ pub fn find_changed(registry: &Registry, name: &str, changes: &Changes) -> Resul
     Err(Error::config(format!("unknown workload `{name}`: expected one of {}", names.join(", "))))
 }
 
-/// The declared workloads of `device`; without any, the registry's first model on its own data.
+/// Returns the declared workloads of `device`. If there are none, returns the registry's first
+/// model with its own data.
 ///
 /// # Errors
 /// When their models are not registered, or a change does not fit one of them.
@@ -211,7 +212,7 @@ impl Task {
         self.model.name()
     }
 
-    /// Numbers in a random example; `None` for all other examples.
+    /// The number of values in a random example; `None` for all other kinds of examples.
     pub fn features(&self) -> Option<i64> {
         match self.workload.noise?.input {
             NoiseInput::Features { features, .. } => Some(features),
@@ -219,7 +220,7 @@ impl Task {
         }
     }
 
-    /// Ids in a random example; `None` for all other examples.
+    /// The number of ids in a random example; `None` for all other kinds of examples.
     pub fn tokens(&self) -> Option<i64> {
         match self.workload.noise?.input {
             NoiseInput::Tokens { length, .. } => Some(length),
@@ -227,7 +228,8 @@ impl Task {
         }
     }
 
-    /// The classes of random numbers, or the vocabulary of ids; `None` for other examples.
+    /// The number of classes for random numbers, or the size of the vocabulary for ids; `None` for
+    /// other kinds of examples.
     pub fn classes(&self) -> Option<i64> {
         match self.workload.noise?.input {
             NoiseInput::Features { classes, .. } => Some(classes),
@@ -241,12 +243,12 @@ impl Task {
         !self.workload.mixed_alone || precision != Precision::F32True
     }
 
-    /// Whether torch.compile is measured in each of its modes.
+    /// Whether each mode of torch.compile is measured.
     pub fn has_compiler_modes(&self) -> bool {
         self.workload.compiler_modes
     }
 
-    /// Whether steps without invariants of training are measured as well.
+    /// Whether steps without the checks of the training invariants are measured as well.
     pub fn has_unchecked_steps(&self) -> bool {
         self.workload.unchecked
     }
@@ -256,17 +258,17 @@ impl Task {
         self.workload.reduced_state
     }
 
-    /// Whether feeding it from the host is measured on `device`.
+    /// Whether training on `device` with the data on the host is measured.
     pub fn is_fed_on(&self, device: Device) -> bool {
         self.workload.fed.holds(device)
     }
 
-    /// Whether the workload declares a size at which its tensors take a negligible time.
+    /// Whether the workload declares a size at which its tensors take negligible time.
     pub fn has_tiny(&self) -> bool {
         self.workload.tiny.is_some()
     }
 
-    /// The fewest steps of a round.
+    /// The smallest number of steps in a round.
     pub fn steps(&self, device: Device) -> i64 {
         if device.is_cuda() { self.workload.steps.0 } else { self.workload.steps.1 }
     }
@@ -279,7 +281,7 @@ impl Task {
         }
     }
 
-    /// The model, with weights of seed 0.
+    /// Builds the model with seed 0.
     ///
     /// # Errors
     /// When libtorch fails.
@@ -288,11 +290,11 @@ impl Task {
         self.model.build(self.hyperparameters(size))
     }
 
-    /// The data: random examples of seed 42, or the model's own. The validation set of random examples is
-    /// one batch, because the time of validation is not measured.
+    /// Returns the data: random examples with seed 42, or the model's own data. For random
+    /// examples, the validation set is one batch, because validation is not measured.
     ///
     /// # Errors
-    /// When there is no memory for it, or it cannot be loaded.
+    /// When the data does not fit into memory or cannot be loaded.
     pub fn data(&self, size: Size) -> Result<DataModule> {
         let noise = match (size, self.workload.noise) {
             (Size::Full, None) => return (self.load)(self.batch),
@@ -307,9 +309,9 @@ impl Task {
         Ok(DataModule::new(self.name(), all, one, batch))
     }
 
-    /// The number of floating-point operations in a step's matrix products: the workload's declared
-    /// number, or for each weight of a matrix and each example 2 in the forward pass and 4 in the
-    /// backward pass. `None` if the workload declares a number for another size.
+    /// Returns the number of floating-point operations in a step's matrix products. The workload
+    /// may declare the number. Otherwise each weight of a matrix counts 2 in the forward pass and 4
+    /// in the backward pass, for each example. `None` if the declared number is for another size.
     pub fn matrix_operations(&self, model: &dyn LightningModule) -> Option<f64> {
         if let Some(operations) = self.workload.operations {
             return (!self.workload.resized).then_some(operations);
@@ -320,7 +322,8 @@ impl Task {
     }
 }
 
-/// Random examples of this kind that are so small that their tensors take a negligible time.
+/// Returns the smallest random examples of this kind, for which tensor operations take negligible
+/// time.
 fn tiny(input: Option<NoiseInput>) -> NoiseInput {
     match input {
         Some(NoiseInput::Features { classes, .. }) => {
@@ -334,7 +337,7 @@ fn tiny(input: Option<NoiseInput>) -> NoiseInput {
     }
 }
 
-/// Draws this number of examples.
+/// Draws `count` random examples.
 fn draw(input: NoiseInput, count: i64) -> Result<AnyBatch> {
     let ids = |below: i64, size: &[i64]| Tensor::f_randint(below, size, (Kind::Int64, Device::Cpu));
     match input {
@@ -350,8 +353,9 @@ fn draw(input: NoiseInput, count: i64) -> Result<AnyBatch> {
     }
 }
 
-/// The trainer's options, equal for every measurement: clipping, and the metrics that the models declare.
-/// Validation is not measured, so its examples may be training examples.
+/// The trainer's options, equal for every measurement: clipping is on, and the models compute their
+/// declared metrics. Validation is not measured, so the validation set may repeat training
+/// examples.
 pub fn config(precision: Precision, device: Device) -> TrainerConfig {
     TrainerConfig::new(precision, device).with(|config| {
         config.optimization.gradient_clip = Some(Clip::Norm(CLIP));

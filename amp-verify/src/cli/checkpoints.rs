@@ -11,7 +11,7 @@ use clap::Args;
 
 use crate::{options::positive, registry::Judge, runner::JudgedBy};
 
-/// Where a run is saved, and the checkpoint that it continues from.
+/// Options for saving a run and resuming it.
 #[derive(Debug, Args)]
 pub struct CheckpointArgs {
     /// Save the run in this folder: its best epochs, and its last state as last.safetensors
@@ -41,7 +41,7 @@ pub struct CheckpointArgs {
 }
 
 impl CheckpointArgs {
-    /// The checkpoint that the run continues from.
+    /// Returns the checkpoint from which the run resumes.
     ///
     /// # Errors
     /// When there is no checkpoint at the given path, or a file of the folder is damaged.
@@ -49,8 +49,9 @@ impl CheckpointArgs {
         self.resume.as_deref().map(checkpoint::find).transpose()
     }
 
-    /// A warning if a run that is not resumed would be saved among the checkpoints of an earlier one, or
-    /// `None`. The newest checkpoint of a folder is the one with the most steps, whichever run saved it.
+    /// Returns a warning if a new run would save its checkpoints into the folder of an earlier run.
+    /// `--resume FOLDER` would later take the checkpoint with the most steps, whichever run saved
+    /// it.
     pub fn mixes_runs(&self) -> Option<String> {
         let folder = self.checkpoint_dir.as_ref().filter(|_| self.resume.is_none())?;
         checkpoint::latest(folder).ok()??;
@@ -61,20 +62,20 @@ impl CheckpointArgs {
         ))
     }
 
-    /// Where the last state of the run is saved, or `None`.
+    /// The file for the run's last state, or `None`.
     pub fn last(&self) -> Option<PathBuf> {
         let folder = self.checkpoint_dir.as_ref().filter(|_| !self.save_weights_only)?;
         Some(folder.join("last.safetensors"))
     }
 
-    /// Where the run is saved when it ends with an error, or `None`.
+    /// The file for the run's state after an error, or `None`.
     pub fn on_error(&self) -> Option<PathBuf> {
         let folder = self.checkpoint_dir.as_ref().filter(|_| self.save_on_error)?;
         Some(folder.join("on_error.safetensors"))
     }
 
-    /// Locks the folder, and returns what builds the callback that saves the best epochs there, measured by
-    /// the model's judge; `None` without a folder.
+    /// Locks the folder and returns a builder of the callback that saves the best epochs there.
+    /// `None` without a folder.
     ///
     /// # Errors
     /// When the folder cannot be created, or another running process saves there.
@@ -105,7 +106,7 @@ impl CheckpointArgs {
     /// Removes the folder if nothing was saved there.
     pub fn remove_empty_folder(&self) {
         if let Some(folder) = &self.checkpoint_dir {
-            // The system refuses to remove a folder that is not empty, as intended.
+            // The system refuses to remove a folder that is not empty. This is intended.
             let _ = fs::remove_dir(folder);
         }
     }

@@ -1,4 +1,4 @@
-//! The commands. Each reads its options, calls one module and prints the result.
+//! The commands. Each one reads its options, calls one module and prints the result.
 
 use std::{io, process::ExitCode};
 
@@ -38,8 +38,8 @@ use crate::{
     view::{self, EpochTable, PhaseTables, doctor, table},
 };
 
-/// Runs the command given on the command line with the models of `registry`. A project's binary `amp`
-/// returns this exit code.
+/// Runs the command on the command line with the models of `registry`. The binary `amp` of a
+/// project returns this exit code.
 ///
 /// The exit code is 0 if the command succeeded, 1 if a run failed or a validated figure is not finite, and
 /// 2 if the request cannot be carried out. The gate has further codes.
@@ -52,7 +52,7 @@ pub fn main(registry: Registry) -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(error) => {
-            // One line, even if libtorch's text has several.
+            // Errors have one line, although libtorch's messages have several.
             complain(&format!("error: {}", one_line(&error.to_string())));
             ExitCode::from(code(&error))
         }
@@ -100,7 +100,7 @@ fn run(registry: &Registry, command: Command) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints clap's help as it is, and an error of clap as one line like every other error.
+/// Prints clap's help unchanged, and shortens its errors to one line.
 fn usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
         return match print(&error.to_string()) {
@@ -152,7 +152,7 @@ fn verify(registry: &Registry, args: &VerifyArgs) -> Result<()> {
         page.write(report::html(&content)?.as_bytes())?;
     }
     let text = match args.format {
-        // A model that profiles itself does so in every run; the times are shown only on request.
+        // Some models profile themselves in every run. The times are shown only on request.
         Format::Table if args.run.logs.profile.is_some() => table(&comparison) + phases.text(),
         Format::Table => table(&comparison),
         Format::Json => json,
@@ -181,7 +181,7 @@ fn train(registry: &Registry, args: &TrainArgs) -> Result<ExitCode> {
     let judged_by = args.checkpoints.callback()?;
     let mut epochs = EpochTable::new(io::stdout());
     let mut progress = progress(1, args.run.quiet);
-    // All steps that can fail run before anything is printed.
+    // Everything that can fail runs before the first output.
     let mut listen = |event: &Event| -> Result<()> {
         logs.on_event(event)?;
         progress.suspend(|| epochs.on_event(event))?;
@@ -331,8 +331,12 @@ fn hold_against_twins(registry: &Registry, args: &ParityArgs) -> Result<ExitCode
     })
 }
 
-/// Whether the gate reported every fault and raised no false alarm.
+/// Returns whether the gate reported every fault and raised no false alarm.
 fn self_test(registry: &Registry, args: &SelftestArgs) -> Result<bool> {
+    if args.list {
+        print(&selftest::fault_list())?;
+        return Ok(true);
+    }
     let report = selftest::run(registry, args)?;
     print(&if args.json { pretty(&report)? } else { report.table() })?;
     Ok(report.passes())
@@ -343,12 +347,12 @@ fn pretty(value: &impl serde::Serialize) -> Result<String> {
     Ok(text.map_err(|error| Error::io("standard output", error.into()))? + "\n")
 }
 
-/// Checks everything that can be checked before any file is written.
+/// Checks all options before any file is written.
 fn prepare(registry: &Registry, args: &RunArgs) -> Result<Case> {
     prepare_as(registry, args, args.model.as_deref(), None)
 }
 
-/// The case of this model. `hyperparameters`, if given, replace the command line's.
+/// Prepares the case of this model. `hyperparameters`, if given, replace those of the command line.
 pub(super) fn prepare_as(
     registry: &Registry,
     args: &RunArgs,
@@ -369,12 +373,12 @@ pub(super) fn prepare_as(
     let mut case = Case::new(registry, model, choices, device)?;
     if let Some(path) = &args.policy {
         let policy = PolicyFile::read(path, model.name, case.build()?.as_ref())?;
-        case.trainer.numerics.overrides = policy.islands.into();
+        case.trainer.numerics.overrides = policy.overrides.into();
     }
     Ok(case)
 }
 
-/// Writes a line to standard error and ignores a closed pipe.
+/// Writes a line to standard error. A closed pipe is not an error.
 pub(super) fn complain(line: &str) {
     use io::Write;
     let _ = writeln!(io::stderr(), "{line}");
@@ -383,7 +387,7 @@ pub(super) fn complain(line: &str) {
 fn print(text: &str) -> Result<()> {
     use io::Write;
     match io::stdout().write_all(text.as_bytes()) {
-        // The reader closed the pipe: that is not an error.
+        // The reader closed the pipe, for example `| head`. This is not an error.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         outcome => outcome.map_err(|error| Error::io("standard output", error)),
     }

@@ -1,4 +1,4 @@
-//! `validate`, `test-set` and `predict`: a trained model runs on data, without training.
+//! `validate`, `test-set` and `predict`: run a trained model on data, without training.
 
 use std::{collections::BTreeMap, fs, io::ErrorKind, path::PathBuf, str::FromStr};
 
@@ -39,14 +39,14 @@ pub struct PredictArgs {
     pub evaluate: EvaluateArgs,
 }
 
-/// Which data sets a model is evaluated on.
+/// The kind of data set on which a model is evaluated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Loop {
     Validate,
     Test,
 }
 
-/// Builds the model that a checkpoint was saved from, with its case.
+/// Builds the case and the model of a checkpoint.
 fn trained(registry: &Registry, args: &EvaluateArgs) -> Result<(Case, Box<dyn LightningModule>)> {
     let path = checkpoint::find(&args.checkpoint)?;
     let summary = checkpoint::summary(&path)?;
@@ -67,7 +67,7 @@ fn trained(registry: &Registry, args: &EvaluateArgs) -> Result<(Case, Box<dyn Li
     Ok((case, model))
 }
 
-/// The values that an evaluation logs.
+/// Evaluates the model and returns the logged values.
 pub(super) fn evaluate(
     registry: &Registry,
     args: &EvaluateArgs,
@@ -111,7 +111,7 @@ pub(super) fn predict(registry: &Registry, args: &PredictArgs) -> Result<usize> 
         model.as_mut(),
         &case.data,
         &mut |set, _, batch| {
-            // Not earlier: a request that is refused leaves no folder behind.
+            // The folder is created only now, so that a refused request leaves no folder behind.
             file::create_folder(folder)?;
             let dash = if set.is_empty() { "" } else { "-" };
             let path = folder.join(format!("{set}{dash}output-{written:05}.safetensors"));

@@ -4,17 +4,17 @@ use amp_core::Error;
 
 /// The run itself failed.
 pub(super) const FAILED: u8 = 1;
-/// The user asked for something that cannot be done; clap uses the same code.
+/// The request cannot be carried out; clap uses the same code.
 pub(super) const USAGE: u8 = 2;
-/// The seeds are not sufficient for a verdict. The gate uses the same code.
+/// The seeds are too few for a verdict. The gate uses the same code.
 pub(super) const INCONCLUSIVE: u8 = 3;
-/// The recorded figures are from a machine with which this one cannot be compared.
+/// The recorded figures are from another kind of machine.
 const NOT_COMPARABLE: u8 = 4;
 
-/// The exit code of a command that ended with this error.
+/// Returns the exit code for this error.
 pub(super) fn code(error: &Error) -> u8 {
     match error {
-        // The module in which it occurred does not matter.
+        // The error's module path does not change the exit code.
         Error::In { source, .. } => code(source),
         Error::Config(_) | Error::Io { .. } => USAGE,
         Error::NotComparable(_) => NOT_COMPARABLE,

@@ -7,7 +7,7 @@ use amp_core::{
 };
 use clap::Args;
 
-/// The length of a run, the share of each set that it uses, and when it validates.
+/// Options for the length of a run, the share of each data set to use, and the times of validation.
 #[derive(Debug, Args)]
 pub struct LoopArgs {
     /// Train at least N epochs, even if early stopping would end the run
@@ -16,20 +16,22 @@ pub struct LoopArgs {
     /// Train at least N optimizer steps, even if early stopping would end the run
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub min_steps: u64,
-    /// End training after this time, as in 01:30:00; the time of resumed runs counts
+    /// End training after this time, for example 01:30:00; a resumed run counts the time before it
     #[arg(long, value_name = "HH:MM:SS", value_parser = time)]
     pub max_time: Option<Duration>,
-    /// Train on only the first batches of each epoch: a number, or a fraction as in 0.1
+    /// Train on only the first batches of each epoch: a number of batches, or a fraction such as
+    /// 0.1
     #[arg(long, value_name = "LIMIT")]
     pub limit_train_batches: Option<Limit>,
-    /// Validate on only the first batches of each set: a number or a fraction; 0 turns validation off
+    /// Validate on only the first batches of each set: a number of batches or a fraction; 0
+    /// switches validation off
     #[arg(long, value_name = "LIMIT")]
     pub limit_val_batches: Option<Limit>,
-    /// Train and validate on only these first training batches, in their order, to see whether the model
-    /// can memorize them
+    /// Train and validate on only these first training batches, without shuffling, to test whether
+    /// the model can memorize them
     #[arg(long, value_name = "LIMIT")]
     pub overfit_batches: Option<Limit>,
-    /// Run N batches of training and validation and save nothing, to see whether all code runs
+    /// Run N batches of training and validation and save nothing, to test that all code runs
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "1")]
     pub fast_dev_run: Option<i64>,
     /// Validate N batches before training, to find mistakes in validation early
@@ -45,7 +47,8 @@ pub struct LoopArgs {
 }
 
 impl LoopArgs {
-    /// The options in the trainer's form; the model's own limits, where none is given.
+    /// Converts the options for the trainer. Options that are not given keep the model's own
+    /// values.
     pub fn loops(&self, own: &Loops) -> Loops {
         Loops {
             min_epochs: self.min_epochs,

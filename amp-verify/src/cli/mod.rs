@@ -33,7 +33,7 @@ use crate::{
     selftest::SelftestArgs,
 };
 
-/// Train models in mixed precision and verify them against 32-bit training.
+/// Train models in mixed precision, and compare each precision with 32-bit training.
 #[derive(Debug, Parser)]
 #[command(name = "cargo amp", bin_name = "cargo amp", version, disable_help_subcommand = true)]
 pub struct Cli {
@@ -43,8 +43,8 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// Reads the command line. A negative number after an option is its value, so that the option says
-    /// what it takes.
+    /// Reads the command line. A negative number after an option counts as the option's value, so
+    /// that the error message is about the option.
     ///
     /// # Errors
     /// When the command line is not valid, or asks for help.
@@ -66,40 +66,64 @@ fn grammar() -> clap::Command {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Train a model under every precision and compare each run with the 32-true baseline
+    #[command(after_help = "Example: cargo amp verify --model Net --epochs 3 --seeds 5")]
     Verify(VerifyArgs),
     /// Train a model under one precision
+    #[command(
+        after_help = "Example: cargo amp train --model Net --precision bf16-mixed --epochs 10 --checkpoint-dir checkpoints"
+    )]
     Train(Box<TrainArgs>),
     /// Evaluate the weights of a checkpoint on the validation sets
+    #[command(after_help = "Example: cargo amp validate --checkpoint checkpoints/best")]
     Validate(EvaluateArgs),
     /// Evaluate the weights of a checkpoint on the test sets
-    #[command(name = "test-set")]
+    #[command(
+        name = "test-set",
+        after_help = "Example: cargo amp test-set --checkpoint checkpoints/best"
+    )]
     Test(EvaluateArgs),
     /// Write the predictions of a checkpoint's weights to files
+    #[command(
+        after_help = "Example: cargo amp predict --checkpoint checkpoints/best --output predictions"
+    )]
     Predict(PredictArgs),
-    /// Show the layers of a model with their shapes, parameters and operations, and the memory of a step
+    /// Show the layers of a model with their shapes, parameters and operations, and the memory of a
+    /// training step
+    #[command(after_help = "Example: cargo amp summary --model Net --max-depth 2")]
     Summary(SummaryArgs),
     /// Show the error of each layer under a precision, measured against a 64-true step
+    #[command(after_help = "Example: cargo amp layers --model Net --precision 16-mixed")]
     Layers(LayersArgs),
-    /// Find why a precision loses accuracy and which modules must stay in FP32
+    /// Find why a precision loses accuracy, and which modules must stay in FP32
+    #[command(
+        after_help = "Example: cargo amp diagnose --model Net --precision 16-mixed --fix policy.json"
+    )]
     Diagnose(DiagnoseArgs),
     /// List the models and their data
     Models,
     /// Show the devices, their capabilities and the recommended precision
+    #[command(after_help = "Example: cargo amp doctor --format json")]
     Doctor(DoctorArgs),
-    /// Judge every precision against 32-true over several seeds. Exit codes: 0 pass, 1 fail, 2 usage
-    /// error, 3 inconclusive, 4 not comparable
+    /// Decide for each precision, over several seeds, whether it is as good as 32-true. Exit codes: 0
+    /// pass, 1 fail, 2 usage error, 3 inconclusive, 4 not comparable
+    #[command(after_help = "Example: cargo amp gate --model Net --tier nightly --junit gate.xml")]
     Gate(GateArgs),
-    /// Measure speed and memory and compare them with the declared targets; --peers adds PyTorch programs
+    /// Measure speed and memory, and compare them with the declared targets and, with --peers, with
+    /// Lightning and PyTorch
+    #[command(after_help = "Example: cargo amp bench --device cuda --peers --json bench.json")]
     Bench(BenchArgs),
-    /// Train models and their PyTorch copies on the same batches from the same weights and compare them.
-    /// Exit codes: 0 they agree, 1 they do not, 2 usage error, 3 inconclusive
+    /// Train models and their PyTorch copies on the same batches from the same weights, and compare
+    /// them. Exit codes: 0 they agree, 1 they disagree, 2 usage error, 3 inconclusive
+    #[command(after_help = "Example: cargo amp parity Net --device cuda --seeds 3")]
     Parity(ParityArgs),
-    /// Record each model's margin, by which the gate judges, and how far figures of goldens differ
-    /// between CPUs
+    /// Record each model's margin for the gate, and the differences of golden figures between CPUs
+    #[command(after_help = "Example: cargo amp margins --model Net")]
     Margins(MarginsArgs),
-    /// Plant faults, each of which the gate must report, and repeat unchanged runs to count false alarms
+    /// Test the gate: put known faults into training and check that the gate reports each; repeat
+    /// unchanged runs to count false alarms
+    #[command(after_help = "Example: cargo amp selftest --fault clipping_dropped --repetitions 0")]
     Selftest(SelftestArgs),
-    /// Run the gate's jobs that standard input lists
+    /// Run the jobs of the gate that are given on standard input
     #[command(name = WORKER, hide = true)]
     GateWorker {
         /// Threads per operation
@@ -114,8 +138,8 @@ pub struct VerifyArgs {
     #[arg(long, value_delimiter = ',', value_name = "NAMES", value_parser = Precision::from_str,
           default_values_t = Precision::ALL, hide_default_value = true)]
     pub precision: Vec<Precision>,
-    /// Run N seeds, starting with --seed: figures become means with 95 % intervals, and differences from
-    /// the baseline are taken per seed
+    /// Run N seeds, starting with --seed. Figures become means with 95 % intervals; differences
+    /// from the baseline are computed for each seed
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive)]
     pub seeds: u64,
     /// Format of the comparison
@@ -144,16 +168,17 @@ pub struct TrainArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "the docs would become the command's help text")]
     pub loops: LoopArgs,
-    /// Freeze the parameters whose names match these patterns, as in encoder.*, besides those that the model
-    /// freezes, for the whole run or until encoder.*=epoch:3 or encoder.*=step:500; may be repeated, or
-    /// separated by commas
+    /// Freeze the parameters whose names match these patterns, for example encoder.*, in addition
+    /// to the model's own frozen parameters. A pattern may have an end: encoder.*=epoch:3 or
+    /// encoder.*=step:500. May be repeated or separated by commas
     #[arg(long, value_name = "PATTERNS", value_delimiter = ',')]
     pub freeze: Vec<Freeze>,
-    /// Validate and save the exponential moving average of the weights, with this decay, as in 0.999
+    /// Validate and save the exponential moving average of the weights, with this decay, for
+    /// example 0.999
     #[arg(long, value_name = "DECAY", conflicts_with = "swa_start_epoch")]
     pub ema_decay: Option<f64>,
-    /// Validate and save the mean of the weights at the ends of epochs, starting with this epoch (counted
-    /// from 0)
+    /// Validate and save the mean of the weights over the ends of epochs, starting with this epoch
+    /// (counted from 0)
     #[arg(long, value_name = "EPOCH")]
     pub swa_start_epoch: Option<i64>,
     #[command(flatten)]
@@ -176,7 +201,8 @@ pub struct DoctorArgs {
 mod tests {
     use super::grammar;
 
-    /// `--epochs -1` is not `unexpected argument '-1'`: the option says which values it takes.
+    /// With `--epochs -1`, clap's message "unexpected argument '-1'" would not help. The option's
+    /// own message lists its values.
     #[test]
     fn every_option_takes_a_negative_number_as_its_value() {
         let all = grammar();

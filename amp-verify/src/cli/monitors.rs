@@ -3,12 +3,12 @@ use amp_core::callback::{
 };
 use clap::{Args, ValueEnum};
 
-/// Additional values to log.
+/// Options for additional logged values.
 #[derive(Debug, Args)]
 pub struct MonitorArgs {
-    /// Also log, separated by commas: each epoch's peak memory (memory); the times of epochs and batches
-    /// (speed); at the logging interval the learning rates (lr); the norm, NaN, Inf and zeros of each
-    /// gradient (gradients)
+    /// Log additional values, separated by commas: memory (peak memory of each epoch), speed (times
+    /// of epochs and batches), lr (learning rates, at the logging interval), gradients (norm, NaN,
+    /// infinities and zeros of each gradient)
     #[arg(
         long,
         value_enum,
@@ -19,7 +19,7 @@ pub struct MonitorArgs {
     pub monitor: Vec<Monitor>,
 }
 
-/// A callback that logs values.
+/// A callback that logs additional values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Monitor {
     /// [`MemoryMonitor`]

@@ -17,8 +17,8 @@ use signal_hook::{
     flag,
 };
 
-/// Installs handlers for SIGTERM, SIGINT and SIGUSR1. The returned number becomes the signal's number; a
-/// second signal ends the process at once.
+/// Installs handlers for SIGTERM, SIGINT and SIGUSR1. The first signal sets the returned number to
+/// the signal's number; a second signal ends the process at once.
 ///
 /// # Errors
 /// When the system refuses to install a handler.
@@ -36,8 +36,8 @@ pub(super) fn noted() -> Result<Arc<AtomicUsize>> {
     Ok(signal)
 }
 
-/// Asks SLURM to start this job again if the process runs in a SLURM job that was warned of its end by
-/// SIGUSR1 (`#SBATCH --signal=USR1@90`), as Lightning does.
+/// Asks SLURM to start this job again, as Lightning does. This applies to SLURM jobs that receive
+/// SIGUSR1 before their time ends (`#SBATCH --signal=USR1@90`).
 pub(super) fn requeue(signal: u32) {
     let Some(job) = env::var_os("SLURM_JOB_ID").filter(|_| signal == SIGUSR1.unsigned_abs()) else {
         return;

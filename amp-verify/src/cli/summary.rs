@@ -1,4 +1,4 @@
-//! `summary`: what a model consists of and what a training step of it costs.
+//! `summary`: shows the layers of a model, and the memory of a training step.
 
 use std::str::FromStr;
 
@@ -11,7 +11,8 @@ use crate::case::Case;
 /// Options of `summary`.
 #[derive(Debug, Args)]
 pub struct SummaryArgs {
-    /// Precisions whose memory is shown, separated by commas; layers are shown under the first
+    /// Precisions for which the memory is shown, separated by commas; the layers are shown for the
+    /// first one
     #[arg(long, value_delimiter = ',', value_name = "NAMES", value_parser = Precision::from_str,
           default_values_t = Precision::ALL, hide_default_value = true)]
     pub precision: Vec<Precision>,

@@ -4,7 +4,7 @@ use amp_core::{Error, Result, file::Staged, hardware::Fingerprint, precision::Pr
 use clap::{Args, ValueEnum};
 
 use super::{
-    Check, Cost, Diagnosis, Island, LayerError, MetricLoss, PolicyFile, Scope,
+    Check, Cost, Diagnosis, Fix, LayerError, MetricLoss, PolicyFile, Scope,
     checks::{train, with},
     diagnose, fp32,
     reference::Reference,
@@ -15,10 +15,10 @@ use crate::{
     options::{Format, RunArgs},
 };
 
-/// The criterion of the search for modules.
+/// The figure that decides which modules must stay in FP32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Search {
-    /// The validation metric lost against 32-true
+    /// How much worse the validation metric is than that of 32-true
     Metric,
     /// The layer's own error in the first step
     Layers,
@@ -31,7 +31,7 @@ pub struct DiagnoseArgs {
     #[arg(long, value_name = "NAME", value_parser = Precision::from_str,
           default_value_t = Precision::F16Mixed)]
     pub precision: Precision,
-    /// The criterion of the search for modules
+    /// The figure that decides whether a choice of FP32 modules is good enough
     #[arg(long, value_enum, default_value_t = Search::Metric)]
     pub search: Search,
     /// The accepted loss: of the metric [default: 0.01], or relative to a layer's values [default: 0.05]
@@ -41,8 +41,8 @@ pub struct DiagnoseArgs {
     #[arg(long, value_name = "K", default_value_t = 3,
           value_parser = clap::value_parser!(u64).range(1..=1000))]
     pub seeds: u64,
-    /// An output of `verify --output`, or a golden (.snap): it distinguishes a change of the environment
-    /// from a change of the precision
+    /// Earlier figures of 32-true, to distinguish a changed environment from the effect of the
+    /// precision: an output of `verify --output`, or a golden (.snap)
     #[arg(long, value_name = "FILE")]
     pub reference: Option<PathBuf>,
     /// Write the modules that must stay in FP32 to this policy file
@@ -73,7 +73,7 @@ impl DiagnoseArgs {
             return Err(Error::config(format!("limit {limit}: it must be a number of at least 0")));
         }
         let _kernels = case.trainer.numerics.kernels.enter();
-        let fix = self.fix.as_deref().map(Staged::create).transpose()?;
+        let policy = self.fix.as_deref().map(Staged::create).transpose()?;
         let reference = self.reference.as_deref().map(Reference::read).transpose()?;
         let baseline_moved = reference.map(|reference| reference.moved(case)).transpose()?;
         let build = || case.build();
@@ -83,11 +83,11 @@ impl DiagnoseArgs {
             batch: &batch,
             device: case.trainer.device,
             seed: case.trainer.seed,
-            islands: case.trainer.numerics.overrides.clone(),
+            overrides: case.trainer.numerics.overrides.clone(),
         };
         let (layers, modules) = module_paths(&subject())?;
         let scope = Scope {
-            islands: &case.trainer.numerics.overrides,
+            overrides: &case.trainer.numerics.overrides,
             layers,
             modules,
             baseline_moved,
@@ -102,38 +102,38 @@ impl DiagnoseArgs {
             }
         };
         let mut diagnosis = diagnose(check.as_mut(), &scope)?;
-        if let Some(island) = &mut diagnosis.island {
+        if let Some(fix) = &mut diagnosis.fix {
             if self.search == Search::Metric {
-                island.cost = Some(self.cost(case, island)?);
+                fix.cost = Some(self.cost(case, fix)?);
             }
-            if let Some(fix) = fix {
+            if let Some(policy) = policy {
                 let reason = format!("{}: {}", self.precision, diagnosis.check);
-                let islands = fp32(&case.trainer.numerics.overrides, &island.modules);
+                let overrides = fp32(&case.trainer.numerics.overrides, &fix.modules);
                 let fingerprint = Fingerprint::of(case.trainer.device)?;
-                PolicyFile::new(case.model.name, self.precision, fingerprint, reason, islands)
-                    .write(fix)?;
+                PolicyFile::new(case.model.name, self.precision, fingerprint, reason, overrides)
+                    .write(policy)?;
             }
         }
         Ok(diagnosis)
     }
 
-    fn cost(&self, case: &Case, island: &Island) -> Result<Cost> {
+    fn cost(&self, case: &Case, fix: &Fix) -> Result<Cost> {
         let run = |case: &Case| -> Result<(f64, f64)> {
             let record = train(case, self.precision)?;
             let seconds = record.epochs.iter().map(|epoch| epoch.train_seconds).sum();
             Ok((seconds, record.memory.unwrap_or_default().peak_allocated as f64))
         };
-        // One epoch each, because a run without FP32 modules may end early.
-        let brief = |islands| {
-            let mut case = with(case, case.trainer.seed, islands);
+        // Each run has one epoch, because a run without FP32 modules may end early.
+        let brief = |overrides| {
+            let mut case = with(case, case.trainer.seed, overrides);
             case.trainer.max_epochs = 1;
             case
         };
         let without = run(&brief(&case.trainer.numerics.overrides))?;
-        let with_island = run(&brief(&fp32(&case.trainer.numerics.overrides, &island.modules)))?;
+        let with_fix = run(&brief(&fp32(&case.trainer.numerics.overrides, &fix.modules)))?;
         Ok(Cost {
-            train_seconds_ratio: with_island.0 / without.0,
-            peak_memory_ratio: with_island.1 / without.1,
+            train_seconds_ratio: with_fix.0 / without.0,
+            peak_memory_ratio: with_fix.1 / without.1,
         })
     }
 }

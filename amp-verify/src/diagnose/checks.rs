@@ -1,11 +1,11 @@
-//! Checks of a precision with some modules in FP32.
+//! Checks whether a precision is good enough if some modules stay in FP32.
 
 use std::rc::Rc;
 
 use amp_core::{Error, Result, event::Event, precision::Precision, record::RunRecord};
 use serde::{Deserialize, Serialize};
 
-use super::Islands;
+use super::Overrides;
 use crate::{
     case::Case,
     layers::{Flow, Kind, Options, Subject, measure},
@@ -15,7 +15,7 @@ use crate::{
 /// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// The figure; null if it is not finite, which never passes.
+    /// The figure; null if it is not finite. Such a figure never passes.
     pub figure: Option<f64>,
     /// The largest accepted figure.
     pub limit: f64,
@@ -27,35 +27,35 @@ impl Outcome {
         self.figure.is_some_and(|figure| figure <= self.limit)
     }
 
-    /// The verdict on a figure; `None` if it is not finite.
+    /// Compares a figure with the limit; a figure that is not finite becomes null.
     pub fn new(figure: f64, limit: f64) -> Self {
         Self { figure: figure.is_finite().then_some(figure), limit }
     }
 }
 
-/// A check that guides the search.
+/// A check that decides during the search whether a set of FP32 modules is enough.
 pub trait Check {
-    /// The figure's name for the user.
+    /// The name of the figure in reports.
     fn describe(&self) -> String;
 
     /// Runs the check with these precision regions.
     ///
     /// # Errors
     /// When the figure cannot be computed.
-    fn run(&mut self, islands: &Islands) -> Result<Outcome>;
+    fn run(&mut self, overrides: &Overrides) -> Result<Outcome>;
 }
 
-/// The validation metric lost against 32-true: the mean over paired seeds.
+/// Measures how much worse the validation metric is than under 32-true: the mean over paired seeds.
 pub struct MetricLoss<'a> {
     case: &'a Case,
     precision: Precision,
     limit: f64,
-    /// 32-true's metric by seed.
+    /// The metric of 32-true for each seed.
     baseline: Vec<f64>,
 }
 
 impl<'a> MetricLoss<'a> {
-    /// Trains the case in 32-true with several seeds, starting with its own.
+    /// Trains the case in 32-true with several seeds, starting with the case's own seed.
     ///
     /// # Errors
     /// When training fails, or 32-true's metric is not finite.
@@ -87,13 +87,13 @@ impl Check for MetricLoss<'_> {
         )
     }
 
-    fn run(&mut self, islands: &Islands) -> Result<Outcome> {
+    fn run(&mut self, overrides: &Overrides) -> Result<Outcome> {
         let mut lost = 0.0;
         for (seed, baseline) in (self.case.trainer.seed..).zip(&self.baseline) {
-            let metric = match train(&with(self.case, seed, islands), self.precision) {
+            let metric = match train(&with(self.case, seed, overrides), self.precision) {
                 Ok(record) if !record.not_finite().is_empty() => f64::NAN,
                 Ok(record) => record.last(self.case.model.judge.name).unwrap_or(f64::NAN),
-                // A run that ended with an error counts as a complete loss.
+                // A run that ended with an error counts as the largest possible loss.
                 Err(Error::NonFinite(_) | Error::Scaler(_)) => f64::NAN,
                 Err(error) => return Err(error),
             };
@@ -103,11 +103,11 @@ impl Check for MetricLoss<'_> {
     }
 }
 
-/// The largest relative error of a single layer in one step, made by that layer itself.
+/// The largest relative error that a single layer makes on exact inputs, in one step.
 pub struct LayerError<'a> {
-    /// The measured subject; its precision regions are replaced.
+    /// The measured model and batch; the search replaces its precision regions.
     pub subject: Subject<'a>,
-    /// How it is measured.
+    /// The options of the measurement.
     pub options: Options,
     /// The largest accepted error.
     pub limit: f64,
@@ -118,8 +118,8 @@ impl Check for LayerError<'_> {
         "the largest relative error that a layer makes by itself".into()
     }
 
-    fn run(&mut self, islands: &Islands) -> Result<Outcome> {
-        self.subject.islands = Rc::new(islands.clone());
+    fn run(&mut self, overrides: &Overrides) -> Result<Outcome> {
+        self.subject.overrides = Rc::new(overrides.clone());
         let report = measure(&self.subject, self.options)?;
         let flows =
             report.layers.iter().flat_map(|l| Kind::ALL.into_iter().filter_map(|k| l.flow(k)));
@@ -128,11 +128,11 @@ impl Check for LayerError<'_> {
     }
 }
 
-/// The case with another seed and these regions.
-pub(super) fn with(case: &Case, seed: u64, islands: &Islands) -> Case {
+/// Returns the case with another seed and these precision regions.
+pub(super) fn with(case: &Case, seed: u64, overrides: &Overrides) -> Case {
     let mut case = case.clone();
     case.trainer.seed = seed;
-    case.trainer.numerics.overrides = islands.clone().into();
+    case.trainer.numerics.overrides = overrides.clone().into();
     case
 }
 

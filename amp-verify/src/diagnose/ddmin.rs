@@ -1,5 +1,6 @@
-//! A minimal set that passes: ddmin (Zeller and Hildebrandt, "Simplifying and Isolating
-//! Failure-Inducing Input", IEEE TSE 28(2), 2002), with "passes" in place of "fails".
+//! Finds a minimal set that passes, by ddmin (Zeller and Hildebrandt, "Simplifying and Isolating
+//! Failure-Inducing Input", IEEE TSE 28(2), 2002). The paper searches for a minimal set that fails;
+//! here "passes" replaces "fails".
 
 use std::collections::BTreeMap;
 
@@ -8,17 +9,18 @@ use amp_core::Result;
 /// A set found by [`ddmin`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Minimal<T> {
-    /// Its elements, in the order given.
+    /// Its elements, in the order of the input.
     pub set: Vec<T>,
-    /// Whether it passes, and fails if any one of its elements is left out.
+    /// Whether the set is known to be 1-minimal: it passes, and fails without any one of its
+    /// elements.
     pub is_one_minimal: bool,
-    /// The number of calls of the predicate; it is called once per set.
+    /// The number of calls of the predicate, at most one for each set.
     pub tests: usize,
 }
 
-/// Searches for a 1-minimal subset of `all` that passes; `None` if `all` does not pass. The predicate
-/// need not be monotone: then smaller sets may exist, but none that leaves out a single element. It takes
-/// at most n² + 3n calls, and about 2·log₂ n if a single element is enough.
+/// Searches for a 1-minimal subset of `all` that passes; returns `None` if `all` does not pass. If
+/// the predicate is not monotone, smaller passing subsets may exist. The search takes at most n² +
+/// 3n calls, and about 2·log₂ n calls if a single element is enough.
 ///
 /// # Errors
 /// When the predicate fails.
@@ -75,7 +77,7 @@ impl<T: Clone + Ord, F: FnMut(&[T]) -> Result<bool>> Asked<T, F> {
         Ok(passes)
     }
 
-    /// The first of these sets that passes.
+    /// Returns the first set that passes.
     fn first(&mut self, sets: impl Iterator<Item = Vec<T>>) -> Result<Option<Vec<T>>> {
         for set in sets {
             if self.passes(&set)? {
@@ -86,7 +88,7 @@ impl<T: Clone + Ord, F: FnMut(&[T]) -> Result<bool>> Asked<T, F> {
     }
 }
 
-/// Splits the set into this number of parts of nearly equal size.
+/// Splits the set into `parts` parts of nearly equal size.
 fn split<T>(set: &[T], parts: usize) -> Vec<&[T]> {
     let bound = |part: usize| part * set.len() / parts;
     (0..parts).map(|part| &set[bound(part)..bound(part + 1)]).collect()

@@ -1,4 +1,4 @@
-//! The cause of a failed check, and which modules must stay in FP32.
+//! Finds the cause of a failed check, and the modules that must stay in FP32.
 
 mod args;
 mod checks;
@@ -9,7 +9,7 @@ mod reference;
 pub use args::{DiagnoseArgs, Search};
 pub use checks::{Check, LayerError, MetricLoss, Outcome};
 pub use ddmin::{Minimal, ddmin};
-pub use policy::{Islands, PolicyFile};
+pub use policy::{Overrides, PolicyFile};
 
 use amp_core::{Result, precision::Region};
 use serde::{Deserialize, Serialize};
@@ -22,8 +22,8 @@ use crate::layers::Group;
 pub enum Attribution {
     /// The check passes.
     Passes,
-    /// A repetition with the same seed gave another figure, and the two differ by more than the distance
-    /// from the limit.
+    /// A repetition with the same seed gave another figure. The two figures differ by more than the
+    /// first one's distance from the limit.
     Determinism {
         /// The second figure.
         again: Outcome,
@@ -42,39 +42,41 @@ pub enum Attribution {
 /// The diagnosis.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Diagnosis {
-    /// The version of this format; it changes with the meaning of a field.
+    /// The version of this format; a changed meaning of a field changes it.
     pub schema: String,
     /// The name of the check's figure.
     pub check: String,
     /// The cause.
     pub attribution: Attribution,
-    /// The check without changes.
+    /// The result of the check without changes.
     pub before: Outcome,
     /// The modules that must stay in FP32; null if the precision is not the cause, or if FP32 in all
     /// modules does not help.
-    pub island: Option<Island>,
+    pub fix: Option<Fix>,
 }
 
-/// Modules that must stay in FP32.
+/// A set of modules that must stay in FP32.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Island {
-    /// Their paths. The check passes with them, and fails again if any one is left out.
+pub struct Fix {
+    /// The paths of the modules. The check passes if they stay in FP32, and fails if any one of
+    /// them does not.
     pub modules: Vec<String>,
-    /// Whether that was verified for each module.
+    /// Whether the search verified this for each module.
     pub is_one_minimal: bool,
     /// The number of runs of the check.
     pub tests: usize,
-    /// The check with these modules in FP32.
+    /// The result of the check with these modules in FP32.
     pub after: Outcome,
     /// The model's fields that contain them.
     pub fields: Vec<String>,
-    /// The check with these whole fields in FP32, as the attribute sets them.
+    /// The result of the check with these whole fields in FP32, as the attribute
+    /// `#[precision(fp32)]` sets them.
     pub with_fields: Outcome,
     /// The cost of these modules in FP32; null if the check does not train.
     pub cost: Option<Cost>,
 }
 
-/// A run with FP32 modules compared with one without.
+/// The cost of FP32 modules: a run with them compared with a run without them.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Cost {
     /// Training time, relative to the run without.
@@ -83,49 +85,49 @@ pub struct Cost {
     pub peak_memory_ratio: f64,
 }
 
-/// The scope of the search.
+/// The input of the search.
 pub struct Scope<'a> {
-    /// Precision regions that apply in any case.
-    pub islands: &'a Islands,
-    /// The modules to choose from: those that compute.
+    /// Precision regions that apply to every run of the check.
+    pub overrides: &'a Overrides,
+    /// The paths of the layers that compute something; the search begins with them.
     pub layers: Vec<String>,
-    /// All modules, tried if FP32 in `layers` is not enough.
+    /// The paths of all modules, for a second search if FP32 in `layers` is not enough.
     pub modules: Vec<String>,
     /// Whether 32-true differs from its reference; `None` if there is no reference.
     pub baseline_moved: Option<bool>,
     /// The groups of layers that are fused.
     pub groups: Vec<Group>,
-    /// The layer with the largest error when each layer is measured alone. It is tried first.
+    /// The layer with the largest error of its own. The search tries this layer first.
     pub suspect: Option<String>,
 }
 
-/// Runs the check, determines the cause, and if it is the precision, finds the modules that must stay in
-/// FP32.
+/// Runs the check and determines the cause of a failure. If the precision is the cause, searches
+/// for the modules that must stay in FP32.
 ///
 /// # Errors
 /// When the check fails to run.
 pub fn diagnose(check: &mut dyn Check, scope: &Scope<'_>) -> Result<Diagnosis> {
-    let before = check.run(scope.islands)?;
+    let before = check.run(scope.overrides)?;
     let attribution = attribute(check, scope, before)?;
-    let mut island = None;
+    let mut fix = None;
     if attribution == Attribution::Precision {
         if let Some(suspect) = &scope.suspect {
-            island = alone(check, scope, suspect)?;
+            fix = alone(check, scope, suspect)?;
         }
-        if island.is_none() {
-            island = search(check, scope, &scope.layers)?;
+        if fix.is_none() {
+            fix = search(check, scope, &scope.layers)?;
         }
-        if island.is_none() {
-            island = search(check, scope, &scope.modules)?;
+        if fix.is_none() {
+            fix = search(check, scope, &scope.modules)?;
         }
     }
-    let (schema, check) = ("amp-diagnosis/2".into(), check.describe());
-    Ok(Diagnosis { schema, check, attribution, before, island })
+    let (schema, check) = ("amp-diagnosis/3".into(), check.describe());
+    Ok(Diagnosis { schema, check, attribution, before, fix })
 }
 
 fn attribute(check: &mut dyn Check, scope: &Scope<'_>, before: Outcome) -> Result<Attribution> {
-    // A check that measures layers one by one passes although their fusion is at fault. A region within a
-    // group prevents the fusion, which would hide the fault and look like a remedy.
+    // A check that measures layers one by one passes even if their fused kernel is wrong. An FP32
+    // region in a group prevents the fusion: it would hide the fault and look like a fix.
     let groups: Vec<Group> = scope.groups.iter().filter(|group| group.is_beyond).cloned().collect();
     if !groups.is_empty() {
         return Ok(Attribution::Fusion { groups });
@@ -136,7 +138,7 @@ fn attribute(check: &mut dyn Check, scope: &Scope<'_>, before: Outcome) -> Resul
     if scope.baseline_moved == Some(true) {
         return Ok(Attribution::Environment);
     }
-    let again = check.run(scope.islands)?;
+    let again = check.run(scope.overrides)?;
     let moved = match (before.figure, again.figure) {
         (Some(first), Some(second)) => (first - second).abs() >= first - before.limit,
         (first, second) => first != second,
@@ -144,20 +146,20 @@ fn attribute(check: &mut dyn Check, scope: &Scope<'_>, before: Outcome) -> Resul
     Ok(if moved { Attribution::Determinism { again } } else { Attribution::Precision })
 }
 
-/// The suspect as the only module in FP32, if that is enough: one run instead of a search.
-fn alone(check: &mut dyn Check, scope: &Scope<'_>, suspect: &str) -> Result<Option<Island>> {
+/// Tries the suspect as the only module in FP32: one run in place of a search.
+fn alone(check: &mut dyn Check, scope: &Scope<'_>, suspect: &str) -> Result<Option<Fix>> {
     let modules = vec![suspect.to_owned()];
-    let after = check.run(&fp32(scope.islands, &modules))?;
+    let after = check.run(&fp32(scope.overrides, &modules))?;
     if !after.passes() {
         return Ok(None);
     }
     let fields = vec![field(suspect).to_owned()];
     let with_fields = match fields == modules {
         true => after,
-        false => check.run(&fp32(scope.islands, &fields))?,
+        false => check.run(&fp32(scope.overrides, &fields))?,
     };
-    // The check failed without it.
-    Ok(Some(Island {
+    // The check failed without this module, so the set is minimal.
+    Ok(Some(Fix {
         modules,
         is_one_minimal: true,
         tests: 1,
@@ -168,14 +170,14 @@ fn alone(check: &mut dyn Check, scope: &Scope<'_>, suspect: &str) -> Result<Opti
     }))
 }
 
-fn search(check: &mut dyn Check, scope: &Scope<'_>, modules: &[String]) -> Result<Option<Island>> {
-    let mut ask = |modules: &[String]| check.run(&fp32(scope.islands, modules));
+fn search(check: &mut dyn Check, scope: &Scope<'_>, modules: &[String]) -> Result<Option<Fix>> {
+    let mut ask = |modules: &[String]| check.run(&fp32(scope.overrides, modules));
     let Some(found) = ddmin(modules, |modules| Ok(ask(modules)?.passes()))? else {
         return Ok(None);
     };
     let mut fields: Vec<String> = found.set.iter().map(|path| field(path).to_owned()).collect();
     fields.dedup();
-    Ok(Some(Island {
+    Ok(Some(Fix {
         after: ask(&found.set)?,
         with_fields: ask(&fields)?,
         modules: found.set,
@@ -186,20 +188,20 @@ fn search(check: &mut dyn Check, scope: &Scope<'_>, modules: &[String]) -> Resul
     }))
 }
 
-/// These regions plus FP32 for the modules.
-pub fn fp32(islands: &Islands, modules: &[String]) -> Islands {
-    let mut all = islands.clone();
+/// Adds an FP32 region for each of the modules.
+pub fn fp32(overrides: &Overrides, modules: &[String]) -> Overrides {
+    let mut all = overrides.clone();
     all.extend(modules.iter().map(|path| (path.clone(), Region::Fp32)));
     all
 }
 
-/// The attribute for each of these fields.
+/// Formats the attribute and the field's name, for each field.
 pub fn attribute_to_paste(fields: &[String]) -> String {
     let lines = fields.iter().map(|field| format!("    #[precision(fp32)]\n    {field}: …"));
     lines.collect::<Vec<_>>().join("\n\n")
 }
 
-/// The struct's field that contains a module.
+/// Returns the struct's field that contains the module.
 fn field(path: &str) -> &str {
     path.split_once('.').map_or(path, |(field, _)| field)
 }

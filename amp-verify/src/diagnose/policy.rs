@@ -1,4 +1,4 @@
-//! Policy files: precision regions by module path, kept outside the model.
+//! Policy files: precision regions for the modules of a model, stored outside the model's code.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -12,43 +12,46 @@ use amp_core::{
 };
 use serde::{Deserialize, Serialize};
 
-/// Regions by module path.
-pub type Islands = BTreeMap<String, Region>;
+/// Precision regions by module path.
+pub type Overrides = BTreeMap<String, Region>;
 
-const SCHEMA: &str = "amp-policy/1";
+const SCHEMA: &str = "amp-policy/2";
+/// The previous schema, in which `overrides` was called `islands`.
+const PREVIOUS: &str = "amp-policy/1";
 
 /// The content of a policy file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PolicyFile {
-    /// The version of this format; it changes with the meaning of a field.
+    /// The version of this format; a changed meaning of a field changes it.
     pub schema: String,
-    /// The model it is for.
+    /// The name of the model.
     pub model: String,
-    /// The precision under which it was found.
+    /// The precision under which the policy was found.
     pub precision: Precision,
     /// The machine on which it was found. The policy is valid on other machines as well.
     pub fingerprint: Fingerprint,
     /// The reason for these modules.
     pub reason: String,
-    /// Regions by module path; they override those of the model.
-    pub islands: Islands,
+    /// Precision regions by module path; they replace the model's own regions.
+    #[serde(alias = "islands")]
+    pub overrides: Overrides,
 }
 
 impl PolicyFile {
-    /// A policy for this model.
+    /// Creates a policy for this model.
     pub fn new(
         model: &str,
         precision: Precision,
         fingerprint: Fingerprint,
         reason: String,
-        islands: Islands,
+        overrides: Overrides,
     ) -> Self {
         let (schema, model) = (SCHEMA.to_owned(), model.to_owned());
-        Self { schema, model, precision, fingerprint, reason, islands }
+        Self { schema, model, precision, fingerprint, reason, overrides }
     }
 
-    /// Writes the policy to a reserved file.
+    /// Writes the policy to the file.
     ///
     /// # Errors
     /// When the disk is full, for example.
@@ -58,7 +61,7 @@ impl PolicyFile {
         place.write((text + "\n").as_bytes())
     }
 
-    /// Reads the policy for `model`, which is called `name`.
+    /// Reads the policy of the model named `name`.
     ///
     /// # Errors
     /// When the file is missing or is not a policy file, belongs to another model, or names a module that
@@ -69,7 +72,7 @@ impl PolicyFile {
         let fix = "write one with `cargo amp diagnose --fix`";
         let policy: Self = serde_json::from_str(&text)
             .map_err(|error| refuse(format!("it is not a policy file ({error}); {fix}")))?;
-        if policy.schema != SCHEMA {
+        if ![SCHEMA, PREVIOUS].contains(&policy.schema.as_str()) {
             return Err(refuse(format!(
                 "its schema is `{}`, not `{SCHEMA}`; {fix}",
                 policy.schema
@@ -79,7 +82,7 @@ impl PolicyFile {
             return Err(refuse(format!("it is for {}, not for {name}; {fix}", policy.model)));
         }
         let modules = Modules::of(model);
-        if let Some(unknown) = policy.islands.keys().find(|path| !modules.contains(path)) {
+        if let Some(unknown) = policy.overrides.keys().find(|path| !modules.contains(path)) {
             return Err(refuse(format!("{name} has no module `{unknown}`; {fix}")));
         }
         Ok(policy)

@@ -1,4 +1,4 @@
-//! Earlier figures of 32-true, which distinguish a change of the environment from a change of the
+//! Earlier figures of 32-true. They distinguish a changed environment from the effect of the
 //! precision.
 
 use std::{
@@ -22,13 +22,14 @@ pub(super) struct Reference {
 }
 
 enum Known {
-    /// Output of `verify --output` from this machine, compared to the last bit.
+    /// An output of `verify --output` from this machine; the figures are compared to the last bit.
     Report(Box<Comparison>),
-    /// A golden from any machine of its kind, with the golden's own tolerances.
+    /// A golden from a machine of the same kind; the figures are compared within the golden's
+    /// tolerances.
     Golden(Box<Golden>),
 }
 
-/// The options that must be equal in both runs, as they are given on the command line.
+/// The command-line options that must be equal in both runs.
 struct Options<'a> {
     model: &'a str,
     data: &'a str,
@@ -76,10 +77,10 @@ impl<'a> From<&'a Golden> for Options<'a> {
 }
 
 impl Reference {
-    /// Reads a file of either kind.
+    /// Reads a file of either format.
     ///
     /// # Errors
-    /// When the file is missing, or is of neither kind.
+    /// When the file is missing or has neither format.
     pub(super) fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).map_err(|error| Error::io(path, error))?;
         let known = match (serde_json::from_str(&text), golden::parse(&text)) {
@@ -96,7 +97,7 @@ impl Reference {
         Ok(Self { path: path.to_owned(), known })
     }
 
-    /// Whether 32-true gives other figures now.
+    /// Returns whether 32-true gives other figures now.
     ///
     /// # Errors
     /// When training fails, or the reference is from another machine or has other options.

@@ -15,12 +15,12 @@ use amp_core::{
 use super::{Fault, loss, optimizer, schedule};
 use crate::interceptor::Interceptor;
 
-/// A model wrapper with a planted fault.
+/// A model with a planted fault.
 pub struct Faulty {
     fault: Fault,
     precision: Precision,
     stale: Vec<Tensor>,
-    /// Whether the trainer calls the wrapper within the steps.
+    /// Whether the trainer calls the wrapper during the steps.
     watched: Rc<Cell<bool>>,
     steps: loss::Steps,
     /// The buffers before the first step.
@@ -62,7 +62,7 @@ impl Faulty {
     }
 }
 
-/// The clipping limit of the models that clip.
+/// The clipping limit for faults in clipping.
 const CLIP: f64 = 1.0;
 
 impl Interceptor for Faulty {
@@ -77,15 +77,15 @@ impl Interceptor for Faulty {
                 | Fault::StaleGradients
                 | Fault::NoisyGradients
                 | Fault::SmallGradientsLost,
-            ) => StepAccess::Within("a fault is in the gradients"),
+            ) => StepAccess::InStep("a fault changes the gradients"),
             Some(
                 Fault::DropFoundInf
                 | Fault::Bf16Weights
                 | Fault::TruncatingRounding
                 | Fault::StatisticsFrozen
                 | Fault::WeightNotFinite,
-            ) => StepAccess::Within("a fault is in the weights"),
-            _ => StepAccess::Late,
+            ) => StepAccess::InStep("a fault changes the weights"),
+            _ => StepAccess::Deferred,
         }
     }
 
@@ -119,7 +119,7 @@ impl Interceptor for Faulty {
             Some(Fault::LearningRateDoubled) => {
                 Ok(OptimizerConfig::new(AdamW { lr: 2e-3, ..AdamW::default() }).into())
             }
-            // A decay that changes the weights within a few steps. The baseline keeps it.
+            // This decay changes the weights within a few steps. The baseline keeps it.
             Some(Fault::WeightDecayDropped) => {
                 let weight_decay = if self.precision == Precision::F32True { 1.0 } else { 0.0 };
                 Ok(OptimizerConfig::new(AdamW { weight_decay, ..AdamW::default() }).into())
@@ -231,7 +231,8 @@ impl Interceptor for Faulty {
                     Some(tensor.f_to_kind(Kind::BFloat16)?.f_to_kind(tensor.kind())?)
                 }
                 Some(Fault::TruncatingRounding) => {
-                    // 2⁻¹³: the spacing of f16 between 0.125 and 0.25, where most weights are.
+                    // 2⁻¹³ is the spacing of f16 numbers between 0.125 and 0.25, where most weights
+                    // are.
                     let steps = tensor.f_mul_scalar(8192.0)?.f_trunc()?;
                     Some(steps.f_div_scalar(8192.0)?)
                 }

@@ -1,4 +1,4 @@
-//! Mistakes in the forward pass of training and in validation.
+//! Faults in the forward pass of training and of validation.
 
 use amp_core::{
     LightningModule, Result, Step,
@@ -12,7 +12,7 @@ use amp_core::{
 
 use super::Fault;
 
-/// State that a run's steps share.
+/// State that is kept between the steps of a run.
 #[derive(Default)]
 pub(super) struct Steps {
     /// The number of batches so far.
@@ -20,13 +20,13 @@ pub(super) struct Steps {
     /// The number of examples in the first batch.
     examples: i64,
     kept: Vec<Tensor>,
-    /// Keeps measuring over all steps.
+    /// A meter that measures during all steps.
     meter: Option<MemoryMeter>,
 }
 
-/// Steps that run before one is captured as a CUDA graph.
+/// The number of eager steps before a step is captured as a CUDA graph.
 const BEFORE_CAPTURE: u64 = 3;
-/// Elements of the tensor that a step keeps or allocates.
+/// The number of elements of a tensor that a faulty step keeps or allocates.
 const ELEMENTS: i64 = 1 << 16;
 
 pub(super) fn training_step(
@@ -60,7 +60,7 @@ pub(super) fn training_step(
         Fault::LossIsNan => times(f64::NAN, model.training_step(batch, step)?),
         Fault::AlwaysSkips => times(f64::INFINITY, model.training_step(batch, step)?),
         Fault::LossInF16 => {
-            // 2⁻⁶ of the loss, whose gradient passes unchanged.
+            // Adds 2⁻⁶ of the loss; the gradient is unchanged.
             let loss = model.training_step(batch, step)?;
             let steps_up = loss.f_detach()?.f_mul_scalar(64.0)?.f_trunc()?.f_div_scalar(64.0)?;
             Ok(loss.f_mul(&steps_up.f_div(&loss.f_detach()?)?)?)
@@ -132,7 +132,7 @@ pub(super) fn training_step(
         }
         Fault::TakesTooMuch => {
             let loss = model.training_step(batch, step)?;
-            // Far more than a small model's step needs. Only one element is written.
+            // This is far more than the step of a small model needs. Only one element is written.
             let room = Tensor::f_empty([1 << 27], (Kind::Float, loss.device()))?;
             Ok(loss.f_add(&room.f_select(0, 0)?.f_zero_()?)?)
         }
@@ -181,7 +181,7 @@ fn in_context(
     model.training_step(batch, &mut own)
 }
 
-/// The variance of activations around a thousand, squared in f16.
+/// Normalizes activations with a mean of about a thousand, with the variance computed in f16.
 fn normed_in_f16(batch: &AnyBatch) -> Result<AnyBatch> {
     let batch = Batch::from_any(batch)?;
     let large = batch.input.f_mul_scalar(1000.0)?.f_to_kind(Kind::Half)?;

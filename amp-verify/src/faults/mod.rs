@@ -1,4 +1,5 @@
-//! Mistakes that implementations of mixed precision make, each built on public interfaces.
+//! Typical faults of mixed-precision training, for testing the gate. Each is planted through public
+//! interfaces.
 
 mod interceptor;
 mod loss;
@@ -17,7 +18,7 @@ use amp_core::{
 };
 use serde::{Deserialize, Serialize};
 
-/// The part of training that a mistake breaks.
+/// The part of training that a fault affects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Area {
@@ -27,7 +28,7 @@ pub enum Area {
     Schedule,
     /// Gradient clipping.
     Clipping,
-    /// Several batches in a step.
+    /// Accumulation of several batches in a step.
     Accumulation,
     /// The optimizer's step and its state.
     Optimizer,
@@ -37,27 +38,27 @@ pub enum Area {
     Dropout,
     /// The dtypes of computations.
     Precision,
-    /// Validation and its reported values.
+    /// Validation and its values.
     Metrics,
-    /// The memory of a step.
+    /// The memory that a step uses.
     Memory,
     /// Saving and resuming.
     Resume,
-    /// Which examples are used, and in which order.
+    /// The choice and the order of examples.
     DataOrder,
     /// CUDA graphs.
     Graph,
 }
 
-/// Declares the faults, each with its area and a description.
+/// Defines the faults, each with its area and a description.
 macro_rules! faults {
     ($($name:ident in $area:ident: $about:literal,)+) => {
-        /// A mistake.
+        /// A fault.
         #[derive(
             Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
         )]
         #[serde(rename_all = "snake_case")]
-        #[expect(missing_docs, reason = "`about` says what each does")]
+        #[expect(missing_docs, reason = "`about` describes each fault")]
         pub enum Fault {
             $($name,)+
         }
@@ -66,6 +67,12 @@ macro_rules! faults {
             /// All faults.
             pub const ALL: &[Self] = &[$(Self::$name,)+];
 
+            /// The name of the fault on the command line, in snake case.
+            pub fn name(self) -> String {
+                let name = serde_json::to_value(self).unwrap_or_default();
+                name.as_str().unwrap_or_default().to_owned()
+            }
+
             /// A description of the fault.
             pub fn about(self) -> &'static str {
                 match self {
@@ -73,7 +80,7 @@ macro_rules! faults {
                 }
             }
 
-            /// The part of training to which it belongs.
+            /// The part of training that the fault affects.
             pub fn area(self) -> Area {
                 match self {
                     $(Self::$name => Area::$area,)+
@@ -84,101 +91,101 @@ macro_rules! faults {
 }
 
 faults! {
-    SkipUnscale in Scaler: "gradients reach the optimizer with the loss scale",
+    SkipUnscale in Scaler: "gradients are not divided by the loss scale before the optimizer's step",
     UnscaleTwice in Scaler: "gradients are divided by the loss scale twice",
-    DropFoundInf in Scaler: "a step is taken although a gradient is infinite",
+    DropFoundInf in Scaler: "a step is applied although a gradient is infinite",
     AlwaysSkips in Scaler: "every step overflows",
-    WrongScaleOnOneLayer in Scaler: "one layer's gradients are scaled twice as much",
+    WrongScaleOnOneLayer in Scaler: "the gradients of one layer are multiplied by two",
     GrowsOneStepLate in Scaler: "the scale grows one step after its interval",
     GrowsFourfold in Scaler: "the scale grows by four instead of two",
-    GrowsOnHostAlone in Scaler: "the scale grows on the host and stays on the device",
-    BacksOffTooLittle in Scaler: "an overflow takes a quarter of the scale away instead of half",
-    SchedulerMovesOnSkip in Schedule: "a skipped step moves the schedule",
+    GrowsOnHostAlone in Scaler: "the scale grows on the host but not on the device",
+    BacksOffTooLittle in Scaler: "an overflow reduces the scale by a quarter, not by half",
+    SchedulerMovesOnSkip in Schedule: "a skipped step advances the schedule",
     ScheduleTwice in Schedule: "the schedule advances twice in each step",
     ScheduleStuck in Schedule: "the schedule never advances",
-    ScheduleLate in Schedule: "the schedule's first advance is lost",
-    RatesIgnored in Schedule: "the optimizer steps at its first rate, whatever the schedule sets",
+    ScheduleLate in Schedule: "the schedule does not advance after the first step",
+    RatesIgnored in Schedule: "the optimizer always uses its first learning rate",
     LearningRateDoubled in Schedule: "the learning rate is twice the baseline's",
-    ClipBeforeUnscale in Clipping: "scaled gradients are clipped",
+    ClipBeforeUnscale in Clipping: "gradients are clipped while they are still scaled",
     ClippingDropped in Clipping: "gradients are not clipped",
-    ClipsByValue in Clipping: "elements are clipped instead of the norm",
+    ClipsByValue in Clipping: "elements are clipped, not the norm",
     ClipsEachParameter in Clipping: "each parameter's gradient is clipped by its own norm",
-    ClipsTooLittle in Clipping: "the norm is 10 % too small in steps that no callback observes",
-    DeferredFactorWrong in Clipping: "the factor that a step clips by is 10 % too large",
-    LossDividedTwice in Accumulation: "the loss is divided by the accumulated batches twice",
-    LossSummed in Accumulation: "the losses of a step's batches are added, not averaged",
-    PartialStepCountsLess in Accumulation: "an epoch's last step counts as if it had all batches",
-    StepOneBatchShort in Accumulation: "a step takes one batch less than it should",
-    StaleGradients in Accumulation: "the last step's gradients are added to each step's",
+    ClipsTooLittle in Clipping: "the norm is 10 % too small in steps without an observing callback",
+    DeferredFactorWrong in Clipping: "the clipping factor is 10 % too large",
+    LossDividedTwice in Accumulation: "the loss is divided by the number of accumulated batches twice",
+    LossSummed in Accumulation: "the losses of accumulated batches are added, not averaged",
+    PartialStepCountsLess in Accumulation: "an epoch's last step is divided by the full number of batches",
+    StepOneBatchShort in Accumulation: "a step uses one batch fewer than requested",
+    StaleGradients in Accumulation: "each step adds the gradients of the step before",
     ZeroGradMissing in Accumulation: "gradients are not cleared between steps",
-    WeightDecayDropped in Optimizer: "the optimizer forgets its weight decay",
-    RateOnePercentOff in Optimizer: "the optimizer's step is 1 % too long",
+    WeightDecayDropped in Optimizer: "the optimizer ignores its weight decay",
+    RateOnePercentOff in Optimizer: "the optimizer's step is 1 % too large",
     SteppedTwice in Optimizer: "the optimizer steps twice on the same gradients",
-    AveragesLost in Optimizer: "the optimizer's averages begin anew in each step",
-    AveragesRounded in Optimizer: "the optimizer's averages are kept in bf16",
-    ParameterNotHeld in Optimizer: "the optimizer does not hold one of the parameters",
-    CopyHeld in Optimizer: "the optimizer holds a copy of one of the parameters, as one of before a conversion",
-    WeightWrittenBack in Optimizer: "one weight is brought back after each step",
-    GradientSwitchedOff in Optimizer: "one parameter requires no gradient from the fifth batch on",
-    LaterStepsWrong in Optimizer: "after forty batches the loss is climbed, not descended",
-    NothingLearns in Optimizer: "neither run moves its weights, and both agree",
-    LayerNormInF16 in Norms: "a norm's variance is taken in f16, where it overflows",
-    BuffersMoveOnSkip in Norms: "a skipped step moves batch statistics",
-    StatisticsFrozen in Norms: "batch statistics do not move while training",
-    StatisticsTwice in Norms: "batch statistics count each batch twice",
-    CountsConverted in Norms: "the counts of batch norms are kept in 32 bits from the second batch on",
+    AveragesLost in Optimizer: "the optimizer's running averages restart in each step",
+    AveragesRounded in Optimizer: "the optimizer's running averages are kept in bf16",
+    ParameterNotHeld in Optimizer: "the optimizer lacks one of the parameters",
+    CopyHeld in Optimizer: "the optimizer updates a copy of one parameter, not the parameter itself",
+    WeightWrittenBack in Optimizer: "one weight is reset after each step",
+    GradientSwitchedOff in Optimizer: "one parameter is frozen from the fifth batch on",
+    LaterStepsWrong in Optimizer: "after forty batches the loss is increased, not decreased",
+    NothingLearns in Optimizer: "neither run changes its weights, so both agree",
+    LayerNormInF16 in Norms: "a norm computes its variance in f16, which overflows",
+    BuffersMoveOnSkip in Norms: "a skipped step changes batch statistics",
+    StatisticsFrozen in Norms: "batch statistics do not change in training",
+    StatisticsTwice in Norms: "batch statistics include each batch twice",
+    CountsConverted in Norms: "the counters of batch norms have 32 bits from the second batch on",
     EvaluationMode in Norms: "training runs in evaluation mode",
-    DropoutOff in Dropout: "dropout is off while training",
-    DropoutOnInput in Dropout: "dropout drops elements of the input, too",
+    DropoutOff in Dropout: "dropout is off in training",
+    DropoutOnInput in Dropout: "dropout is also applied to the input",
     SameMaskEachStep in Dropout: "dropout drops the same elements in every step",
-    DropoutScaleWrong in Dropout: "a layer drops a third and scales for a fifth",
+    DropoutScaleWrong in Dropout: "a layer drops a third of its elements but scales as if it dropped a fifth",
     DropoutInValidation in Dropout: "validation drops elements",
-    Tf32Baseline in Precision: "the 32-true baseline may multiply in TF32, which it does on CUDA",
+    Tf32Baseline in Precision: "the 32-true baseline may use TF32 in matrix products, which it does on CUDA",
     AutocastOff in Precision: "autocast does nothing",
     TruncatingRounding in Precision: "weights are rounded towards zero",
     Bf16Weights in Precision: "master weights are kept in bf16",
-    LayerTruncates in Precision: "a layer cuts off what f16 has no room for, instead of rounding",
-    LayerLosesDigits in Precision: "one layer's 16-bit results lose their last two binary digits",
+    LayerTruncates in Precision: "a layer truncates to f16, instead of rounding",
+    LayerLosesDigits in Precision: "the 16-bit results of one layer lose their last two bits",
     LayerWide in Precision: "a layer multiplies in f32 and casts the result to f16",
-    RoundedTwice in Precision: "a layer's values are rounded to bf16 on their way to f16",
+    RoundedTwice in Precision: "a layer's values are rounded to bf16 and then to f16",
     LossInF16 in Precision: "the loss is rounded to f16 with 6 bits",
-    LossIsNan in Precision: "the loss is not a number",
+    LossIsNan in Precision: "the loss is NaN",
     WeightNotFinite in Precision: "a weight becomes NaN",
     GradientOfOneLayerLost in Precision: "one layer gets no gradient",
-    NoisyGradients in Precision: "gradients carry noise of 0.3 of their size",
+    NoisyGradients in Precision: "gradients have noise of 0.3 of their size",
     SmallGradientsLost in Precision: "gradients below a hundredth of the largest are set to zero",
     ValidatesOnTraining in Metrics: "the precision is validated on the training set",
-    BothValidateOnTraining in Metrics: "both are validated on the training set",
+    BothValidateOnTraining in Metrics: "the precision and the baseline are validated on the training set",
     ValidatesFirstBatch in Metrics: "only the first batch is validated",
     ValidatesInTrainingMode in Metrics: "layers validate in training mode",
-    ValidationMovesWeights in Metrics: "validation moves a weight",
+    ValidationMovesWeights in Metrics: "validation changes a weight",
     LeaksEachStep in Memory: "each step keeps a tensor",
-    MeasuresWithin in Memory: "a meter of memory is started while another measures, which misses what follows",
+    MeasuresWithin in Memory: "a second memory meter starts during a measurement and disturbs the first one",
     TakesTooMuch in Memory: "a step needs several times the memory of 32-true",
-    LoseStateOnLoad in Resume: "a resumed run has its weights, but a new scaler and optimizer",
+    LoseStateOnLoad in Resume: "a resumed run has the saved weights, but a new scaler and optimizer",
     AveragesLostOnLoad in Resume: "a resumed run has a new optimizer",
-    ScheduleLostOnLoad in Resume: "a resumed run begins its schedule anew",
+    ScheduleLostOnLoad in Resume: "a resumed run starts its schedule at the beginning",
     SeedNotPaired in DataOrder: "the precision runs with another seed than the baseline",
     NotShuffled in DataOrder: "the training set is not shuffled",
     LastBatchDropped in DataOrder: "an epoch's last batch is left out",
     NothingToLearn in DataOrder: "both runs train on the targets of other examples",
-    TargetsShifted in DataOrder: "targets belong to the next example",
-    FusedLayersWrong in Graph: "layers that run in one return 5 % too much",
-    UnwatchedStepWrong in Graph: "what a CUDA graph would hold computes a loss 5 % too large",
-    CapturedRatesStale in Graph: "a captured step keeps the rates of its capture",
+    TargetsShifted in DataOrder: "each example has the target of the next one",
+    FusedLayersWrong in Graph: "fused layers return values that are 5 % too large",
+    UnwatchedStepWrong in Graph: "a step that a CUDA graph would contain computes a loss that is 5 % too large",
+    CapturedRatesStale in Graph: "a captured step keeps the learning rates of its capture",
 }
 
 impl Fault {
-    /// The property that a model needs for the fault to change its numbers; `None` if every model
-    /// has it.
+    /// Returns the property that a model needs for the fault to change its numbers, or `None` if
+    /// the fault affects every model.
     ///
-    /// A fault with a need is planted only in a model that declares through
-    /// [`Model::reveals`](crate::Model::reveals) that it has this property.
+    /// A fault with such a property is planted only in models that declare the fault with
+    /// [`Model::reveals`](crate::Model::reveals).
     pub fn needs(self) -> Option<&'static str> {
         match self {
-            Self::SkipUnscale | Self::UnscaleTwice => {
-                Some("an optimizer that feels the size of gradients, as AdamW with a large epsilon")
-            }
+            Self::SkipUnscale | Self::UnscaleTwice => Some(
+                "an optimizer whose step depends on the size of gradients, for example AdamW with a large epsilon",
+            ),
             Self::ClipBeforeUnscale => Some("gradient clipping that takes effect"),
             Self::SchedulerMovesOnSkip
             | Self::ScheduleTwice
@@ -196,10 +203,8 @@ impl Fault {
             Self::LayerTruncates
             | Self::LayerWide
             | Self::RoundedTwice
-            | Self::DropoutScaleWrong => {
-                Some("a layer with that fault, which the model itself has")
-            }
-            Self::LayerLosesDigits => Some("the name of the layer that loses digits"),
+            | Self::DropoutScaleWrong => Some("a layer in the model that has this fault"),
+            Self::LayerLosesDigits => Some("the name of the layer to which the fault is applied"),
             Self::LayerNormInF16 => Some("a layer norm whose input has a large variance"),
             Self::BuffersMoveOnSkip
             | Self::CountsConverted
@@ -208,19 +213,19 @@ impl Fault {
             | Self::StatisticsTwice
             | Self::EvaluationMode => Some("batch statistics"),
             Self::FusedLayersWrong => {
-                Some("layers that a GPU runs in one, as a batch norm with ReLU")
+                Some("layers that a GPU fuses, for example a batch norm with ReLU")
             }
             Self::DropoutOff | Self::SameMaskEachStep => Some("dropout"),
             _ => None,
         }
     }
 
-    /// Whether the fault shows only on a CUDA device.
+    /// Whether the fault has an effect only on a CUDA device.
     pub fn needs_cuda(self) -> bool {
         self == Self::CapturedRatesStale
     }
 
-    /// Whether the fault changes the baseline.
+    /// Whether the fault changes the baseline too.
     pub(crate) fn touches_baseline(self) -> bool {
         self.strikes(Precision::F32True) || self == Self::Tf32Baseline
     }
@@ -264,7 +269,7 @@ impl Fault {
         Ok(())
     }
 
-    /// Changes the options of a run, after everything else has set them.
+    /// Changes the options of a run, after all other code has set them.
     pub(crate) fn config(fault: Option<Self>, config: &mut TrainerConfig) {
         let Some(fault) = fault.filter(|fault| fault.strikes(config.precision)) else { return };
         let scales = config.precision.scales_loss();
@@ -288,7 +293,7 @@ impl Fault {
                 *batches = (*batches - 1).max(1);
             }
             Self::LastBatchDropped => {
-                // A fraction rounds down.
+                // A fraction would be rounded down.
                 let limit = &mut config.loops.limit_train_batches;
                 *limit = match *limit {
                     Limit::Fraction(_) => Limit::Fraction(0.999),
@@ -299,8 +304,8 @@ impl Fault {
         }
     }
 
-    /// Plants a fault that no hook can plant, in jobs of this precision, as long as the returned value
-    /// lives. `layer` is the layer that the model names for it.
+    /// Activates a fault that no hook can plant, for jobs of this precision, until the returned
+    /// value is dropped. `layer` is the layer that the model names for the fault.
     pub(crate) fn planted(
         fault: Option<Self>,
         precision: Precision,

@@ -1,4 +1,4 @@
-//! Mistakes in an optimizer's step: a wrapper around the model's own optimizer.
+//! Faults in an optimizer's step: a wrapper around the model's own optimizer.
 
 use std::{cell::Cell, rc::Rc};
 
@@ -13,10 +13,10 @@ use serde_json::{Map, Value};
 
 use super::Fault;
 
-/// The norm to which each parameter's gradient is clipped by mistake.
+/// The norm to which each parameter's gradient is clipped by the fault.
 const EACH: f64 = 0.02;
 
-/// Wraps the optimizer with the mistake.
+/// Wraps the optimizer with the fault.
 pub(super) fn broken(
     fault: Fault,
     watched: Rc<Cell<bool>>,
@@ -79,7 +79,7 @@ impl Broken {
         Ok(())
     }
 
-    /// Steps with the rates multiplied by a factor.
+    /// Makes a step with the learning rates multiplied by a factor.
     fn at_rates(&mut self, factor: f64, known: OnDevice<'_>) -> Result<()> {
         let rates = self.inner.rates();
         let other = rates.iter().map(|rates| Rates { lr: factor * rates.lr, ..*rates });
@@ -147,7 +147,7 @@ impl Optimizer for Broken {
     fn capabilities(&self) -> Capabilities {
         let own = self.inner.capabilities();
         match self.fault {
-            // The wrapper multiplies by the factor itself, on any device.
+            // The wrapper multiplies by the factor itself, on every device.
             Fault::DeferredFactorWrong => Capabilities { scales: true, captures: false, ..own },
             _ => own,
         }

@@ -1,4 +1,4 @@
-//! Mistakes in a schedule: a wrapper around the model's own schedule.
+//! Faults in a schedule: a wrapper around the model's own schedule.
 
 use amp_core::{
     Result,
@@ -8,7 +8,7 @@ use amp_core::{
 
 use super::Fault;
 
-/// Wraps the schedule with the mistake.
+/// Wraps the schedule with the fault.
 pub(super) fn broken(fault: Fault, inner: Box<dyn BuildScheduler>) -> Box<dyn BuildScheduler> {
     Box::new(Build { fault, inner })
 }
@@ -26,6 +26,10 @@ impl BuildScheduler for Build {
 
     fn monitor(&self) -> Option<&str> {
         self.inner.monitor()
+    }
+
+    fn note(&self) -> Option<String> {
+        self.inner.note()
     }
 }
 

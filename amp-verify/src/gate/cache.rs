@@ -1,4 +1,5 @@
-//! A cache of outcomes. The key is a digest of the binary, the machine and the job.
+//! A cache for the outcomes of jobs. The key of an outcome is a digest of the binary, the machine
+//! and the job.
 
 use std::{
     env, fs,
@@ -17,23 +18,24 @@ use super::{
     job::{Job, Outcome},
 };
 
-/// The folder of the cache.
+/// The folder of the cache; `None` stores nothing.
 pub struct Cache(Option<Open>);
 
 struct Open {
     folder: PathBuf,
-    /// The digest of the binary. It covers models, trainer, checksums of the data and libtorch's version.
+    /// The digest of the binary, which contains the models, the trainer, the checksums of the data
+    /// and libtorch's version.
     binary: String,
     threads: usize,
 }
 
 impl Cache {
-    /// A cache that stores nothing.
+    /// Creates a cache that stores nothing.
     pub fn none() -> Self {
         Self(None)
     }
 
-    /// A cache in `folder` for processes with this number of threads.
+    /// Opens the cache in `folder` for processes with this number of threads.
     ///
     /// # Errors
     /// When the folder cannot be created or the binary cannot be read.
@@ -46,7 +48,7 @@ impl Cache {
     }
 
     pub(super) fn get(&self, job: &Job) -> Option<Outcome> {
-        // An entry that cannot be read is computed again.
+        // An entry that cannot be read counts as missing.
         let text = fs::read_to_string(self.0.as_ref()?.path(job)?).ok()?;
         serde_json::from_str(&text).ok()
     }
@@ -59,11 +61,12 @@ impl Cache {
 }
 
 impl Open {
-    /// `None` if the machine cannot be described.
+    /// Returns the file for a job's outcome, or `None` if the machine cannot be described.
     fn path(&self, job: &Job) -> Option<PathBuf> {
         let device = hardware::parse_device(&job.device).ok()?;
         let machine = Fingerprint::of(device).ok()?;
-        // These settings are part of the job; the fingerprint has the last job's of this process.
+        // These settings are part of the job. In the fingerprint they would be those of the last
+        // job in this process.
         let machine = Fingerprint { threads: 0, tf32: false, deterministic: false, ..machine };
         let parts = [
             self.binary.clone(),

@@ -1,4 +1,4 @@
-//! What was held against a rule, with the figure that was measured and its bound.
+//! The result of checking a rule: the measured figure and its bound.
 
 use amp_core::memory::show_bytes;
 use serde::{Deserialize, Serialize};
@@ -6,27 +6,27 @@ use serde::{Deserialize, Serialize};
 use super::reason::{Failure, Reason};
 use crate::text::{percent, significant};
 
-/// What a comparison came to.
+/// The result of a comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Comparison {
-    /// Within its bound, or equal.
+    /// The figure is within its bound, or the values are equal.
     Held,
-    /// Beyond its bound, or different.
+    /// The figure exceeds its bound, or the values differ.
     Broken,
-    /// Measured, and not judged.
+    /// The figure is only shown, without a bound.
     Shown,
-    /// Measured, and too few seeds to judge by.
+    /// The seeds are too few to judge the figure.
     Open,
-    /// Not compared; `what` says why.
+    /// Nothing was compared; `what` has the reason.
     LeftOut,
 }
 
-/// What a figure counts.
+/// The unit of a figure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
-    /// Nothing: values are equal or they are not.
+    /// No unit: the values are either equal or not.
     Equal,
     /// A share of one, shown as a percentage.
     Share,
@@ -34,33 +34,35 @@ pub enum Unit {
     Number,
     /// A number that must be at least its bound.
     AtLeast,
-    /// Standard errors of a count.
+    /// A count, in standard errors.
     StandardErrors,
-    /// Bytes.
+    /// A number of bytes.
     Bytes,
 }
 
-/// The result of one check of a rule.
+/// The result of checking a rule once.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Checked {
-    /// The rule, as the reason that its violation gives.
+    /// The rule, given as the reason of its failure.
     pub rule: Reason,
-    /// What was compared, or why nothing was.
+    /// The compared quantity, or the reason why nothing was compared.
     pub what: String,
-    /// The run that it was compared over, with its mode and steps; empty where nothing was compared.
+    /// The run with its mode and number of steps; empty if nothing was compared.
     pub over: String,
-    /// What came of it.
+    /// The result.
     pub result: Comparison,
-    /// What was measured; null where values are equal or not, or it is not finite.
+    /// The measured figure; null if the values can only be equal or not, or if it is not finite.
     pub figure: Option<f64>,
-    /// The most that it may be (`at_least`: the least); null where there is no figure or no bound.
+    /// The largest accepted figure (`at_least`: the smallest); null if there is no figure or no
+    /// bound.
     pub bound: Option<f64>,
-    /// What figure and bound count.
+    /// The unit of figure and bound.
     pub unit: Unit,
 }
 
 impl Checked {
-    /// A figure that must not exceed its bound; with a bound that is not finite it is shown alone.
+    /// Compares a figure with its largest accepted value. If the bound is infinite, the figure is
+    /// only shown.
     pub fn at_most(
         rule: Reason,
         what: impl Into<String>,
@@ -72,7 +74,7 @@ impl Checked {
             Unit::AtLeast => figure >= bound,
             _ => figure <= bound,
         };
-        // NaN is within no bound.
+        // NaN exceeds every bound.
         let result = match (bound == f64::INFINITY, is_within) {
             (true, _) if !figure.is_nan() => Comparison::Shown,
             (_, true) => Comparison::Held,
@@ -83,7 +85,7 @@ impl Checked {
         Self { rule, what, over, result, figure: finite(figure), bound: finite(bound), unit }
     }
 
-    /// Values that must be equal.
+    /// Records whether values were equal, as they must be.
     pub fn equal(
         rule: Reason,
         what: impl Into<String>,
@@ -95,17 +97,17 @@ impl Checked {
         Self { rule, what, over, result, figure: None, bound: None, unit: Unit::Equal }
     }
 
-    /// Whether it was looked at.
+    /// Whether anything was compared.
     pub fn is_done(&self) -> bool {
         self.result != Comparison::LeftOut
     }
 
-    /// Whether its rule is broken.
+    /// Whether the rule is broken.
     pub fn is_broken(&self) -> bool {
         self.result == Comparison::Broken
     }
 
-    /// The figure as it is shown.
+    /// Formats the figure.
     pub fn figure(&self) -> String {
         match (self.unit, self.figure) {
             _ if !self.is_done() => "–".to_owned(),
@@ -116,7 +118,7 @@ impl Checked {
         }
     }
 
-    /// The bound as it is shown.
+    /// Formats the bound.
     pub fn bound(&self) -> String {
         match (self.unit, self.bound) {
             (Unit::Equal, _) if self.is_done() => "equal".to_owned(),
@@ -133,13 +135,14 @@ impl Checked {
             Unit::Bytes if value < 0.0 => format!("-{}", show_bytes(-value as u64)),
             Unit::Bytes => show_bytes(value as u64),
             Unit::StandardErrors => format!("{} σ", significant(value, 2)),
-            // Below that both would be zeros.
+            // If both were shown as zero, an exponent is used.
             Unit::Share if largest >= 1e-4 => percent(value),
             _ => significant(value, 2),
         }
     }
 
-    /// How much of its bound the figure takes; none where there is no bound other than zero.
+    /// Returns the figure divided by its bound, or the reverse for a lower bound; `None` without a
+    /// bound, or if the bound is zero.
     pub fn share(&self) -> Option<f64> {
         let (figure, bound) = (self.figure?.abs(), self.bound?.abs());
         let share = match self.unit {
@@ -149,7 +152,7 @@ impl Checked {
         Some(share).filter(|share| share.is_finite())
     }
 
-    /// In one line: what was compared, its figure and its bound.
+    /// Describes the comparison, its figure and its bound in one line.
     pub fn in_words(&self) -> String {
         let Self { what, over, .. } = self;
         match (self.unit, self.bound) {
@@ -162,7 +165,7 @@ impl Checked {
     }
 }
 
-/// What was found so far.
+/// The failures and comparisons of a job.
 #[derive(Debug, Default)]
 pub(super) struct Findings {
     pub(super) failures: Vec<Failure>,
@@ -170,14 +173,14 @@ pub(super) struct Findings {
 }
 
 impl Findings {
-    /// Adds a failure, once for each rule.
+    /// Adds a failure. Only the first failure of each rule is kept.
     pub(super) fn fail(&mut self, reason: Reason, text: impl Into<String>) {
         if self.failures.iter().all(|failure| failure.reason != reason) {
             self.failures.push(Failure::new(reason, text));
         }
     }
 
-    /// Values that are equal, unless something is said to be wrong.
+    /// Adds a comparison of values that must be equal. `wrong` describes a difference.
     pub(super) fn equal(
         &mut self,
         rule: Reason,
@@ -191,7 +194,7 @@ impl Findings {
         }
     }
 
-    /// A figure with its bound; beyond the bound it fails.
+    /// Adds a figure with its bound, and a failure if it exceeds the bound.
     pub(super) fn measured(
         &mut self,
         rule: Reason,
@@ -213,7 +216,7 @@ impl Findings {
         self.checked.push(checked);
     }
 
-    /// A rule that nothing was held against.
+    /// Adds a rule that was not checked, with the reason.
     pub(super) fn left_out(&mut self, rule: Reason, why: &str) {
         self.checked.push(Checked {
             rule,
@@ -274,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_of_the_bound_is_a_number_or_none() {
+    fn the_share_of_a_bound_is_a_number_or_none() {
         let share = |unit, figure: (f64, f64)| {
             Checked::at_most(Reason::Gradient, "", "", unit, figure).share()
         };

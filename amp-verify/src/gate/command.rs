@@ -1,4 +1,4 @@
-//! `cargo amp gate`, from its options to its files.
+//! `cargo amp gate`, from its options to the files it writes.
 
 use std::{env, fs::OpenOptions, io::Write, path::Path};
 
@@ -8,17 +8,17 @@ use crate::{diagnose::PolicyFile, registry::Registry};
 
 use super::{CACHE, GateArgs, Plan, Report, annotations, junit, markdown, pool, run, table};
 
-/// Writes the modules that must stay in FP32 to the policy file, for every precision that was diagnosed,
-/// and returns a line about it.
+/// Writes the modules that must stay in FP32 to the policy file, for all diagnosed precisions
+/// together. Returns a line for the user.
 fn write_policy(plan: &Plan, report: &Report, file: Staged) -> Result<&'static str> {
     let Some(model) = report.models.first() else { return Ok("") };
-    let mut islands = plan.islands.clone();
+    let mut overrides = plan.overrides.clone();
     let mut precisions = Vec::new();
     for cell in &model.cells {
         let modules = cell.finding.iter().flat_map(|finding| &finding.modules);
-        let before = islands.len();
-        islands.extend(modules.map(|path| (path.clone(), Region::Fp32)));
-        if islands.len() > before {
+        let before = overrides.len();
+        overrides.extend(modules.map(|path| (path.clone(), Region::Fp32)));
+        if overrides.len() > before {
             precisions.push(cell.precision);
         }
     }
@@ -27,8 +27,8 @@ fn write_policy(plan: &Plan, report: &Report, file: Staged) -> Result<&'static s
     };
     let names = precisions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let reason = format!("cargo amp gate: {} under {names}", report.status.name());
-    PolicyFile::new(&model.model, *first, machine.clone(), reason, islands).write(file)?;
-    Ok("the policy was written: --policy FILE judges the model with it\n")
+    PolicyFile::new(&model.model, *first, machine.clone(), reason, overrides).write(file)?;
+    Ok("the policy was written: to judge the model with it, use --policy FILE\n")
 }
 
 /// Runs the gate, writes the requested files, and returns the report and the text to print.
@@ -58,7 +58,7 @@ pub fn command(registry: &Registry, args: &GateArgs) -> Result<(Report, String)>
         file.write(markdown(&report).as_bytes())?;
     }
     if let Some(path) = env::var_os("GITHUB_STEP_SUMMARY") {
-        // Other steps of the CI job append to this file as well.
+        // Other steps of the CI job append to the same file.
         let file = OpenOptions::new().create(true).append(true).open(&path);
         file.and_then(|mut file| file.write_all(markdown(&report).as_bytes()))
             .map_err(|error| Error::io(&path, error))?;

@@ -1,4 +1,4 @@
-//! Control runs: the score of a model that does not learn.
+//! Control runs, which give the metric of a model that does not learn.
 
 use std::rc::Rc;
 
@@ -14,9 +14,9 @@ use amp_core::{
 
 use crate::interceptor::Interceptor;
 
-/// Trains with a learning rate that never moves a weight. Forward and backward passes, batch statistics
-/// and everything else run as usual. The result is the score of an untrained model, or a higher one if
-/// batch statistics alone help.
+/// An interceptor that trains with a learning rate of zero. Forward and backward passes, batch
+/// statistics and everything else run as usual. The result is the metric of an untrained model, or
+/// a better one if batch statistics alone help.
 pub(super) struct Freeze;
 
 impl Interceptor for Freeze {

@@ -1,4 +1,5 @@
-//! What was checked of a model under a precision and what was not, as every form of the report shows it.
+//! Lists what was checked for a model under a precision, and what was not. Every format of the
+//! report uses this list.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +7,7 @@ use amp_core::memory::show_bytes;
 
 use super::{
     checked::{Checked, Comparison, Unit},
-    path::Examined,
+    path::PathReport,
     reason::Reason,
     report::{Cell, ModelReport, Report},
 };
@@ -16,48 +17,48 @@ use crate::{
     verdict::{Judgement, Verdict},
 };
 
-/// What was checked and what was not.
+/// The comparisons that one cell made, and the rules that it did not check.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Coverage {
-    /// Path, modes, size and seeds, each under its name.
+    /// Properties of the runs (path, modes, size, seeds), each with its name.
     pub ran: Vec<(&'static str, String)>,
-    /// What was compared, rule by rule.
+    /// The comparisons, ordered by rule.
     pub rows: Vec<Row>,
-    /// What was not.
+    /// The rules that were not checked.
     pub missing: Vec<Missing>,
-    /// Rules that were held against.
+    /// The number of rules that were checked.
     pub rules: usize,
-    /// The number of rules.
+    /// The number of all rules.
     pub of_rules: usize,
 }
 
-/// One comparison as it is shown.
+/// One comparison in its printed form.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
-    /// The rule's plain name.
+    /// The rule's title.
     pub rule: &'static str,
-    /// What the rule compares.
+    /// The two quantities that the rule compares.
     pub compares: &'static str,
-    /// What was compared here.
+    /// The quantity that was compared in this cell.
     pub what: String,
-    /// Over which run, in which mode, how many steps, which seeds.
+    /// The run: its mode, number of steps and seeds.
     pub over: String,
-    /// The figure.
+    /// The measured figure.
     pub figure: String,
-    /// Its bound.
+    /// The bound of the figure.
     pub bound: String,
-    /// How much of the bound the figure takes; none where values are equal or there is no bound.
+    /// The figure divided by its bound; `None` if values can only be equal, or without a bound.
     pub share: Option<f64>,
-    /// What came of it.
+    /// The result.
     pub result: Comparison,
 }
 
-/// Something that was not checked.
+/// Something that was not checked, with the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
-    /// What.
+    /// The rules that were not checked.
     pub what: String,
-    /// The reason; empty where there is none to name.
+    /// The reason; empty if there is none.
     pub why: String,
 }
 
@@ -66,7 +67,7 @@ impl Missing {
         Self { what: what.into(), why: why.into() }
     }
 
-    /// In one line.
+    /// Formats it in one line.
     pub fn in_words(&self) -> String {
         let Self { what, why } = self;
         if why.is_empty() { what.clone() } else { format!("{what}: {why}") }
@@ -87,12 +88,12 @@ impl Row {
         }
     }
 
-    /// In one line.
+    /// Formats the comparison in one line.
     pub fn in_words(&self) -> String {
         let Self { rule, what, over, figure, bound, .. } = self;
         let found = match self.result {
             Comparison::Shown => format!("{figure}, not judged"),
-            Comparison::Open => format!("{figure}, for {bound} the seeds do not tell"),
+            Comparison::Open => format!("{figure}, bound {bound}: the seeds do not decide"),
             Comparison::Broken => format!("{figure}, BROKEN"),
             _ if figure == bound => figure.clone(),
             _ => format!("{figure} of {bound}"),
@@ -102,13 +103,13 @@ impl Row {
 }
 
 impl Coverage {
-    /// The coverage of one cell of a report.
+    /// Lists what was checked for a cell of the report.
     pub fn of(report: &Report, model: &ModelReport, cell: &Cell) -> Self {
         let mut coverage = Self::default();
         let all = seeds(&cell.seeds);
         let first = seeds(cell.seeds.get(..1).unwrap_or_default());
         let why = match cell.seeds.len() {
-            0 | 1 if cell.cut_short => "the time limit came first",
+            0 | 1 if cell.cut_short => "the time limit was reached",
             0 => "a rule was broken before the first seed",
             _ => "a run failed",
         };
@@ -120,20 +121,20 @@ impl Coverage {
         let mut checked: Vec<(&Checked, &str)> = Vec::new();
         match &cell.runs {
             Some(runs) => checked.extend(runs.iter().map(|run| (run, all.as_str()))),
-            None => coverage.missing.push(Missing::new("rules of whole runs", why)),
+            None => coverage.missing.push(Missing::new("rules of full runs", why)),
         }
         match &cell.conformance {
             Some(figures) => {
                 checked.extend(figures.iter().map(|figure| (figure, first.as_str())));
             }
-            None => {
-                coverage.missing.push(Missing::new("first steps against 32-true", "the job failed"))
-            }
+            None => coverage
+                .missing
+                .push(Missing::new("first steps compared with 32-true", "the job failed")),
         }
         if let Some(path) = &cell.path {
             checked.extend(path.checked.iter().map(|checked| (checked, first.as_str())));
         }
-        // Rules in their order; what was compared for each in its own.
+        // Rules are sorted; the comparisons of each rule keep their order.
         checked.sort_by_key(|(checked, _)| checked.rule);
         for (checked, seeds) in &checked {
             match checked.result {
@@ -166,13 +167,13 @@ impl Coverage {
             (cell.peak_memory_bytes, cell.watched_peak_memory_bytes)
         {
             let (plain, watched) = (show_bytes(plain), show_bytes(watched));
-            let text = format!("at most {plain} in plain runs, {watched} in watched ones");
+            let text = format!("at most {plain} in plain runs, {watched} in observed runs");
             coverage.ran.push(("memory", text));
         }
         match &cell.path {
             Some(path) => coverage.path(report, path, &first),
             None => {
-                let missing = Missing::new("the path that is trained on", "the job failed");
+                let missing = Missing::new("the training path", "the job failed");
                 coverage.missing.push(missing);
             }
         }
@@ -182,14 +183,14 @@ impl Coverage {
         coverage
     }
 
-    /// What comes closest to its bound, or is furthest beyond it.
+    /// Returns the comparison with the largest share of its bound.
     pub fn closest(&self) -> Option<(&Row, f64)> {
         let shares = self.rows.iter().filter_map(|row| Some((row, row.share?)));
         shares.max_by(|a, b| a.1.total_cmp(&b.1))
     }
 
-    fn path(&mut self, report: &Report, path: &Examined, seed: &str) {
-        let Examined { parameters, batch_size, batches_per_step, steps, replayed, .. } = path;
+    fn path(&mut self, report: &Report, path: &PathReport, seed: &str) {
+        let PathReport { parameters, batch_size, batches_per_step, steps, replayed, .. } = path;
         let device = report.fingerprint.as_ref().map_or("an unknown device", |f| f.device.as_str());
         let graphs = match replayed {
             0 => "operator by operator".to_owned(),
@@ -239,7 +240,7 @@ impl Coverage {
 
 const METRIC: &str = "Validation metric";
 
-/// The verdict of the seeds as a comparison: the upper limit of what is lost against δ.
+/// Formats the verdict of the seeds as a comparison of the upper limit of the loss with δ.
 fn metric(model: &ModelReport, judgement: &Judgement, seeds: &str) -> Row {
     let is_share = model.direction == Direction::HigherIsBetter;
     let shown = |value: f64| match is_share {
@@ -255,9 +256,12 @@ fn metric(model: &ModelReport, judgement: &Judgement, seeds: &str) -> Row {
     );
     Row {
         rule: METRIC,
-        compares: "how much less than 32-true the precision reaches, with the same seeds",
-        what: format!("{}, lost at most with risk {}", model.metric, judgement.alpha),
-        over: format!("whole runs, {}, {seeds}", model.length),
+        compares: "how much worse the precision is than 32-true, with the same seeds",
+        what: format!(
+            "{}, upper bound of the loss at significance level {}",
+            model.metric, judgement.alpha
+        ),
+        over: format!("full runs, {}, {seeds}", model.length),
         figure: shown(judgement.upper),
         bound: shown(judgement.margin),
         share: checked.share(),
@@ -269,7 +273,7 @@ fn metric(model: &ModelReport, judgement: &Judgement, seeds: &str) -> Row {
     }
 }
 
-/// `seed 42`, `seeds 42 to 45`, `seeds 1, 5`.
+/// Formats seeds as `seed 42`, `seeds 42 to 45` or `seeds 1, 5`.
 fn seeds(seeds: &[u64]) -> String {
     let follow = seeds.windows(2).all(|pair| pair[1] == pair[0] + 1);
     match seeds {

@@ -13,18 +13,18 @@ use crate::{
     length::Length,
 };
 
-/// The runs to compare.
+/// The runs to compare with a golden.
 pub(super) struct Case<'a> {
     pub(super) model: &'a str,
     pub(super) length: Length,
-    /// Whether the model is not as it is registered.
+    /// Whether the model was changed by options.
     pub(super) is_changed: bool,
     pub(super) seed: u64,
     pub(super) precision: Precision,
 }
 
 impl Case<'_> {
-    /// The figures that moved, or the reason why there is nothing to compare with.
+    /// Returns the figures outside their tolerance, or the reason why nothing can be compared.
     pub(super) fn failures(&self, folder: &Path, base: &Outcome, own: &Outcome) -> Vec<Failure> {
         let moved = match self.moved(folder, base, own) {
             Ok(moved) => moved,
@@ -38,7 +38,7 @@ impl Case<'_> {
         moved.into_iter().map(failure).collect()
     }
 
-    /// Whether 32-true differs from its golden; `None` if there is nothing to compare with.
+    /// Whether 32-true differs from its golden; `None` if nothing can be compared.
     pub(super) fn baseline_moved(
         &self,
         folder: &Path,
@@ -72,7 +72,7 @@ impl Case<'_> {
             || golden.hyperparameters != own.hyperparameters
             || !golden.runs.contains_key(precision)
         {
-            return Err(format!("NOT COMPARABLE: {name} is of another seed, length or precision"));
+            return Err(format!("NOT COMPARABLE: {name} has another seed, length or precision"));
         }
         let only = |golden: &Golden| {
             let mut golden = golden.clone();
@@ -83,7 +83,8 @@ impl Case<'_> {
         let mut found = known.clone();
         found.runs.insert(baseline.into(), figures(base, base, Precision::F32True));
         found.runs.insert(precision.into(), figures(own, base, self.precision));
-        // The memory of goldens was measured in warmed-up runs; the gate's runs are not warmed up.
+        // The memory figures of goldens are from warmed-up runs, but the gate's runs are not warmed
+        // up.
         let agreement = Agreement { spread: None, memory: false };
         Ok(agreement.moved(&known, &found))
     }

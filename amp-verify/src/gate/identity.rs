@@ -1,4 +1,5 @@
-//! What both runs of a pair must share: initial weights, order of examples, validation set.
+//! Digests of what both runs of a pair must share: initial weights, order of examples, validation
+//! set.
 
 use std::{cell::RefCell, collections::HashSet, rc::Rc};
 
@@ -10,16 +11,17 @@ use amp_core::{
 };
 use sha2::{Digest, Sha256};
 
-/// The number of batches whose order is recorded. It tells two shuffles apart, and it is below the number
-/// of steps before a CUDA graph is captured, in which nothing can be read.
+/// The number of batches whose order is recorded. They distinguish two shuffles, and they come
+/// before a CUDA graph is captured, inside of which nothing can be read.
 const NOTED: usize = 3;
 
-/// Examples that are looked at, and the numbers in them: a data set may be larger than memory.
+/// The largest numbers of examples, and of numbers in them, that are compared. A data set may be
+/// larger than memory.
 const MOST_EXAMPLES: i64 = 1 << 16;
 const MOST_NUMBERS: i64 = 1 << 27;
 const AT_ONCE: usize = 256;
 
-/// The order of a run's first examples.
+/// Records the order of a run's first examples.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Order(Rc<RefCell<(usize, Sha256)>>);
 
@@ -40,7 +42,7 @@ impl Order {
     }
 }
 
-/// A digest of the weights as they are built.
+/// Returns a digest of the initial weights.
 pub(super) fn weights(model: &dyn LightningModule) -> Result<String> {
     let mut hash = Sha256::new();
     for (name, tensor, _) in named_tensors(model) {
@@ -50,7 +52,7 @@ pub(super) fn weights(model: &dyn LightningModule) -> Result<String> {
     Ok(hex(&hash.finalize()))
 }
 
-/// Whether every number of the model is finite.
+/// Whether every value of the model is finite.
 pub(super) fn is_finite(model: &dyn LightningModule) -> Result<bool> {
     for (_, tensor, _) in named_tensors(model) {
         if tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
@@ -78,14 +80,14 @@ impl Data {
         }
         let shared = val.iter().filter(|example| train.contains(*example)).count();
         let validation = digest(&val.iter().map(String::as_str).collect::<Vec<_>>());
-        // Of what was not looked at, as much is shared.
+        // The share of the examples that were not compared is assumed to be equal.
         let overlap = shared as f64 / val.len().max(1) as f64 / seen;
         Ok(Self { validation, overlap: overlap.min(1.0) })
     }
 }
 
-/// Digests of at most so many examples, evenly spaced, and the share of all that they are. Of a stream they are the
-/// first ones.
+/// Returns digests of evenly spaced examples, and the share of all examples that they are. For a
+/// stream, they are the first examples.
 fn sample(set: &SharedDataset) -> Result<(Vec<String>, f64)> {
     let length = set.len();
     if length == 0 {
@@ -106,7 +108,7 @@ fn sample(set: &SharedDataset) -> Result<(Vec<String>, f64)> {
     Ok((digests, count as f64 / length as f64))
 }
 
-/// A digest of each example: of its part of every tensor.
+/// Returns a digest of each example, over all tensors of the batch.
 fn examples(batch: &AnyBatch) -> Result<Vec<String>> {
     let length = batch.len();
     let tensors = batch.tensors().filter(|(_, tensor)| tensor.size().first() == Some(&length));
@@ -137,12 +139,12 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The values of a tensor in f64, in which every dtype is exact.
+/// Returns the values of a tensor in f64, which represents every dtype exactly.
 fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     own_bytes(&tensor.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?)
 }
 
-/// The values of a tensor in its own dtype.
+/// Returns the values of a tensor in its own dtype.
 fn own_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     let flat = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?.f_reshape([-1])?;
     let flat = flat.f_view_dtype(Kind::Uint8)?;

@@ -1,5 +1,5 @@
-//! A short run whose every step is checked against the invariants of training. It includes steps that
-//! overflow, if the precision scales its loss, and validations.
+//! A short run in which every step is checked against the invariants of training. It includes
+//! validations and, if the precision scales its loss, steps that overflow.
 
 use amp_core::{Result, Trainer, data::Limit, random};
 
@@ -9,11 +9,11 @@ use super::{
 };
 use crate::{faults::Fault, registry::Registry};
 
-/// Steps to apply: within ten steps each weight must have moved.
+/// The number of applied steps. Within ten steps, each weight must have changed.
 const STEPS: u64 = 12;
-/// Steps between validations.
+/// The number of steps between two validations.
 const BETWEEN: i64 = 6;
-/// The most epochs, in case no step is ever applied.
+/// The largest number of epochs, in case no step is ever applied.
 const EPOCHS: i64 = 8;
 /// A loss scale with which the first steps overflow.
 const SCALE: f64 = 17_179_869_184.0;

@@ -1,4 +1,4 @@
-//! A job of the gate, which any of its processes can run, and its outcome.
+//! A job of the gate and its outcome. Any of the gate's processes can run a job.
 
 use std::fmt;
 
@@ -22,7 +22,7 @@ use super::{
 use crate::{
     case::{Case, Choices},
     changes::Changes,
-    diagnose::Islands,
+    diagnose::Overrides,
     faults::{Fault, Faulty},
     interceptor::{Intercepted, Interceptor},
     length::Length,
@@ -35,13 +35,13 @@ use crate::{
 pub enum Task {
     /// Trains and validates.
     Train,
-    /// The same, but no weight ever moves.
+    /// Trains and validates with a learning rate of zero.
     Frozen,
     /// Runs a few steps and compares them with 32-true.
     Conformance,
-    /// Checks the rules of the path that users train on.
+    /// Checks the rules of the training path.
     Path,
-    /// Trains a few steps and validates, with the invariants of training checked in each step.
+    /// Trains a few steps and validates. The invariants of training are checked in each step.
     Invariants,
 }
 
@@ -54,9 +54,9 @@ pub struct Job {
     pub precision: Precision,
     /// The seed of weights, order of examples and dropout.
     pub seed: u64,
-    /// The length of a whole run.
+    /// The length of a full run.
     pub length: Length,
-    /// What is changed of the model.
+    /// The changes to the registered model.
     pub changes: Changes,
     /// The device's name.
     pub device: String,
@@ -64,14 +64,14 @@ pub struct Job {
     pub tf32: bool,
     /// Whether deterministic algorithms are requested.
     pub deterministic: bool,
-    /// Which kernels layers and losses run by.
+    /// The kernels of layers and losses.
     pub kernels: Kernels,
     /// How often the invariants of training are checked.
     pub check: Check,
     /// The task.
     pub task: Task,
-    /// Precision regions by module path; they override those of the model.
-    pub islands: Islands,
+    /// Precision regions by module path; they replace the model's own regions.
+    pub overrides: Overrides,
     /// The fault that a self-test plants.
     pub fault: Option<Fault>,
 }
@@ -82,7 +82,7 @@ impl fmt::Display for Job {
             Task::Train => "whole run",
             Task::Frozen => "control",
             Task::Conformance => "first steps",
-            Task::Path => "rules of the path",
+            Task::Path => "rules of the training path",
             Task::Invariants => "invariants",
         };
         write!(f, "{} under {}, seed {}: {task}", self.model, self.precision, self.seed)
@@ -96,19 +96,19 @@ pub struct Outcome {
     pub metric: Option<f64>,
     /// The last epoch's validation loss; null when it is not finite.
     pub loss: Option<f64>,
-    /// Steps applied.
+    /// The number of applied steps.
     pub applied_steps: u64,
-    /// Steps skipped.
+    /// The number of skipped steps.
     pub skipped_steps: u64,
-    /// Loss scale at the end.
+    /// The loss scale at the end.
     pub final_scale: Option<f64>,
-    /// The peak of tensor bytes; of a watched run, with everything that watching keeps.
+    /// The peak of tensor bytes. In an observed run it includes the memory of the observation.
     pub peak_memory_bytes: u64,
     /// The observed dtypes.
     pub observed: Observed,
     /// The number of validation examples.
     pub examples: i64,
-    /// The properties that both runs of a pair must share.
+    /// A digest of what both runs of a pair must share.
     pub pairing: String,
     /// The share of validation examples that are also training examples.
     pub overlap: f64,
@@ -116,24 +116,24 @@ pub struct Outcome {
     pub hyperparameters: Hyperparameters,
     /// The data's name.
     pub data: String,
-    /// Examples in a batch.
+    /// The number of examples in a batch.
     pub batch_size: i64,
     /// The machine.
     pub fingerprint: Option<Fingerprint>,
-    /// The relative error of a product of f32 matrices; only for jobs of 32-true.
+    /// The relative error of a matrix product in f32; only for jobs in 32-true.
     pub product_error: Option<f64>,
-    /// The figures of first steps beside 32-true ones, where that was the task.
+    /// The comparison of the first steps with 32-true; only for this task.
     pub conformance: Option<Vec<Checked>>,
-    /// What was looked at on the path that is trained on, where that was the task.
-    pub path: Option<path::Examined>,
-    /// The error that ended the run.
+    /// The checks of the training path; only for this task.
+    pub path: Option<path::PathReport>,
+    /// The failures of the run.
     pub failures: Vec<Failure>,
     /// Duration in seconds.
     pub seconds: f64,
 }
 
 impl Outcome {
-    /// The outcome of a job that produced only this failure.
+    /// Creates the outcome of a job that only has this failure.
     pub fn failed(failure: Failure) -> Self {
         Self {
             metric: None,
@@ -160,10 +160,11 @@ impl Outcome {
 }
 
 impl Job {
-    /// Runs a job with a model of the registry. An error of the run becomes part of the outcome.
+    /// Runs a job with a model of the registry. If the run returns an error, the error becomes a
+    /// failure.
     pub fn execute(&self, registry: &Registry) -> Outcome {
         let started = std::time::Instant::now();
-        // Each task builds the model many times over.
+        // Each task builds the model many times, so initial weights are remembered.
         let _remembering = Remembering::new();
         let _kernels = self.kernels.enter();
         let model = registry.find(Some(&self.model)).ok();
@@ -180,20 +181,20 @@ impl Job {
         outcome
     }
 
-    /// A text that tells it apart from every job that is not equal.
+    /// Returns a text that differs for jobs that differ.
     pub(super) fn key(&self) -> String {
-        // Names and numbers alone; maps are in the order of their names.
+        // The job contains only names, numbers and sorted maps, so equal jobs give equal texts.
         serde_json::to_string(self).unwrap_or_else(|error| format!("{error}"))
     }
 
-    /// Runs it and measures the memory that it takes.
+    /// Runs the job and measures its memory.
     fn measured(&self, run: impl FnOnce() -> Result<Outcome>) -> Result<Outcome> {
         let meter = MemoryMeter::start(self.device()?)?;
         let outcome = run()?;
         Ok(Outcome { peak_memory_bytes: meter.read()?.peak_allocated, ..outcome })
     }
 
-    /// The job's device.
+    /// Returns the job's device.
     ///
     /// # Errors
     /// When no device has this name.
@@ -201,7 +202,7 @@ impl Job {
         hardware::parse_device(&self.device)
     }
 
-    /// The case of a run under `precision`, with the job's fault.
+    /// Returns the case of a run under `precision`, with the job's fault.
     pub(super) fn case(&self, registry: &Registry, precision: Precision) -> Result<Case> {
         hardware::set_numerics(self.tf32, self.deterministic)?;
         let seed = Fault::seed(self.fault, precision, self.seed);
@@ -209,13 +210,13 @@ impl Job {
         let choices = Choices { length, seed, ..Choices::from(&self.changes) };
         let model = registry.find(Some(&self.model))?;
         let mut case = Case::new(registry, model, choices, self.device()?)?;
-        case.trainer.numerics.overrides = self.islands.clone().into();
+        case.trainer.numerics.overrides = self.overrides.clone().into();
         case.trainer.numerics.kernels = self.kernels;
         Fault::data(self.fault, precision, &mut case.data)?;
         Ok(case)
     }
 
-    /// The trainer's options, with the job's fault.
+    /// Returns the trainer's options, with the job's fault.
     pub(super) fn config(&self, case: &Case, precision: Precision) -> TrainerConfig {
         let mut config = TrainerConfig { precision, ..case.trainer.clone() };
         config.recovery.provenance = false;
@@ -223,7 +224,7 @@ impl Job {
         config
     }
 
-    /// The model, with the job's fault.
+    /// Builds the model, with the job's fault.
     pub(super) fn model(
         &self,
         case: &Case,
@@ -236,7 +237,7 @@ impl Job {
         })
     }
 
-    /// The same for a model that is built by now.
+    /// Adds the job's fault to a model that already exists.
     pub(super) fn with_fault<'m>(
         &self,
         model: &'m mut dyn LightningModule,
@@ -314,15 +315,16 @@ impl Job {
     }
 }
 
-/// The relative error of a product of f32 matrices on this device: about 1e-7 in f32 and 1e-4 in TF32. It
-/// shows which one is used, whichever switch selected it.
+/// Returns the relative error of a matrix product in f32 on this device: about 1e-7 in f32 and 1e-4
+/// in TF32. It shows whether TF32 was used, whichever switch selected it.
 ///
 /// # Errors
 /// When libtorch fails.
 pub fn product_error(device: Device) -> Result<f64> {
     const SIZE: i64 = 256;
-    // Draws no random numbers, because the generator belongs to the run. The values are squares: with
-    // sines of equal steps the sum cancels, and the relative error is ten times as large.
+    // No random numbers are drawn, because the generator belongs to the run. The phases are
+    // squares: with equally spaced sines the sum cancels, and the relative error would be ten times
+    // as large.
     let phases = Tensor::f_arange(SIZE * SIZE, (Kind::Double, device))?.f_square()?;
     let phases = phases.f_view([SIZE, SIZE])?;
     let [a, b] = [phases.f_sin()?, phases.f_cos()?].map(|m| m.f_to_kind(Kind::Float));
@@ -332,12 +334,12 @@ pub fn product_error(device: Device) -> Result<f64> {
     Ok(error.f_norm()?.f_double_value(&[])? / exact.f_norm()?.f_double_value(&[])?)
 }
 
-/// Passes on every call.
+/// An interceptor that changes nothing.
 struct Untouched;
 
 impl Interceptor for Untouched {}
 
-/// Records the order of the first epoch's examples.
+/// An interceptor that records the order of the first epoch's examples.
 struct Watch(identity::Order);
 
 impl Interceptor for Watch {

@@ -1,5 +1,6 @@
-//! `cargo amp gate`: [`job::Job`]s for every model, precision and seed → [`pool::Pool`] →
-//! [`crate::verdict`] → [`Report`] → table, JUnit, JSON, Markdown, annotations.
+//! `cargo amp gate`. Data flows through the modules in this order: [`job::Job`]s for every model,
+//! precision and seed → [`pool::Pool`] → [`crate::verdict`] → [`Report`] → table, JUnit, JSON,
+//! Markdown, annotations.
 
 mod args;
 mod cache;
@@ -33,7 +34,7 @@ pub use command::command;
 pub use coverage::{Coverage, Missing, Row};
 pub use finding::{Cause, Finding};
 pub use job::{Job, Outcome, Task, product_error};
-pub use path::Examined;
+pub use path::PathReport;
 pub use plan::{Plan, Subject};
 pub use pool::{Pool, WORKER, work};
 pub use reason::{Failure, Reason};
@@ -47,15 +48,16 @@ use amp_core::{Error, Result, hardware, precision::Precision};
 use self::runs::Runs;
 use crate::{length::Length, registry::Registry, verdict::Design};
 
-/// The form of a [`Report`].
+/// The version of the format of [`Report`].
 pub const SCHEMA: &str = "amp-gate/5";
-/// Where outcomes are kept.
+/// The folder of cached outcomes.
 pub const CACHE: &str = ".amp/cache";
-/// Failing cells that are diagnosed, unless none are to be: each costs tens of runs.
+/// The number of failing cells to diagnose by default. Each diagnosis takes dozens of runs.
 pub const DIAGNOSED: usize = 3;
 
 impl Plan {
-    /// Judges one precision of a model with this number of seeds, and says whether the time limit ended them.
+    /// Judges one precision of a model with this number of seeds. `cut_short` says whether the time
+    /// limit ended the seeds.
     fn cell(
         &self,
         pool: &Pool,
@@ -121,7 +123,7 @@ impl Plan {
             resolution: model.judge.resolution(own.first().map_or(1, |outcome| outcome.examples)),
             equivalence: self.equivalence,
         };
-        // One difference has no spread.
+        // A single difference has no spread.
         let enough = differences.filter(|differences| differences.len() > 1);
         let judgement = enough.map(|differences| design.judge(&differences));
         let plain = own.iter().chain(&baseline).map(|run| run.peak_memory_bytes).max();
@@ -147,8 +149,9 @@ impl Plan {
     }
 }
 
-/// Runs the plan: a first look at every model, and a second one, with all seeds, at each
-/// precision that the first left open. With a time limit, seeds run one after the other until it.
+/// Runs the plan: first the smaller number of seeds for every model, then all seeds for each
+/// precision that is still inconclusive. With a time limit, seeds run one after the other until the
+/// limit.
 ///
 /// # Errors
 /// When the cache cannot be written.
@@ -201,7 +204,7 @@ pub fn run(plan: &Plan, pool: &mut Pool) -> Result<Report> {
     })
 }
 
-/// What the nightly tier runs in addition to this plan.
+/// Returns what the nightly tier runs in addition to this plan.
 fn left_out(plan: &Plan) -> Vec<String> {
     let mut left = Vec::new();
     let missing: Vec<String> = Tier::Nightly
@@ -235,9 +238,10 @@ fn left_out(plan: &Plan) -> Vec<String> {
     left
 }
 
-/// The processes for the device: one per core of a CPU, or `processes`; for a GPU, this process alone. On a CPU
-/// an operation has `threads` threads, however many processes there are: sums are split among threads, so that
-/// figures would depend on the number of processes otherwise. Beside a GPU all cores are used.
+/// Starts the processes for the device: on a CPU one per core, or `processes`; on a GPU only this
+/// process. On a CPU each operation has `threads` threads, for any number of processes. Otherwise
+/// figures would depend on the number of processes, because sums are split among threads. With a
+/// GPU all cores are used.
 ///
 /// # Errors
 /// When a process cannot be started or the cache cannot be opened.

@@ -1,4 +1,4 @@
-//! The plan: what is judged, and which runs that takes.
+//! The plan: what to judge, and which runs that needs.
 
 use std::{ops::Deref, path::PathBuf, sync::Arc, time::Duration};
 
@@ -12,35 +12,35 @@ use super::{DIAGNOSED, GateArgs, Job, Task, Tier};
 use crate::{
     case::{Case, Choices},
     changes::Changes,
-    diagnose::{Islands, PolicyFile},
+    diagnose::{Overrides, PolicyFile},
     faults::Fault,
     length::Length,
     registry::{Model, Registry},
 };
 
-/// A model with its limits.
+/// A model with its margin.
 #[derive(Debug, Clone)]
 pub struct Subject {
     model: Arc<Model>,
     /// δ.
     pub margin: f64,
-    /// The least improvement over the control run without training.
+    /// The smallest accepted improvement over the control run without training.
     pub learns_by: f64,
 }
 
 impl Subject {
-    /// The model with its declared margin, or else the recorded one.
+    /// Creates the subject with the model's declared margin, or else the recorded one.
     ///
     /// # Errors
-    /// When the model has neither.
+    /// When the model has no margin.
     pub fn new(registry: &Registry, model: &Arc<Model>) -> Result<Self> {
         Self::with(registry, model, &Changes::default(), None)
     }
 
-    /// The model with these changes; `margin` replaces its own.
+    /// Creates the subject with these changes; `margin` replaces the model's own margin.
     ///
     /// # Errors
-    /// When there is no margin for these changes, or one of them is not for this model.
+    /// When there is no margin for these changes, or a change does not fit the model.
     pub fn with(
         registry: &Registry,
         model: &Arc<Model>,
@@ -48,7 +48,7 @@ impl Subject {
         margin: Option<f64>,
     ) -> Result<Self> {
         let margin = margin.map_or_else(|| registry.margin(model, changes), Ok)?;
-        // What a model learns by is of its own size and length.
+        // The declared `learns_by` is valid only for the registered size and length.
         let own = model.learns_by.filter(|_| changes.is_empty());
         Ok(Self { model: Arc::clone(model), margin, learns_by: own.unwrap_or(margin) })
     }
@@ -62,24 +62,24 @@ impl Deref for Subject {
     }
 }
 
-/// What is judged.
+/// A checked request for the gate.
 #[derive(Clone)]
 pub struct Plan {
     /// The registry with the models.
     pub registry: Registry,
     /// The models.
     pub models: Vec<Subject>,
-    /// What is changed of each model.
+    /// The changes to each model.
     pub changes: Changes,
-    /// The time within which seeds are added; none where all run.
+    /// The time limit for seeds; `None` runs all seeds.
     pub time_limit: Option<Duration>,
     /// The tier.
     pub tier: Tier,
     /// The precisions.
     pub precisions: Vec<Precision>,
-    /// Seeds in the first look.
+    /// The number of seeds in the first evaluation.
     pub first: usize,
-    /// The most seeds.
+    /// The largest number of seeds.
     pub most: usize,
     /// The first seed.
     pub first_seed: u64,
@@ -93,25 +93,25 @@ pub struct Plan {
     pub tf32: bool,
     /// Whether deterministic algorithms are requested.
     pub deterministic: bool,
-    /// Which kernels layers and losses run by.
+    /// The kernels of layers and losses.
     pub kernels: Kernels,
     /// How often the invariants of training are checked.
     pub check: Check,
-    /// The folder of goldens, if runs are compared with them.
+    /// The folder of goldens to compare with, if any.
     pub goldens: Option<PathBuf>,
-    /// Precision regions by module path; they override those of the model.
-    pub islands: Islands,
-    /// The number of failing cells that are diagnosed.
+    /// Precision regions by module path; they replace the model's own regions.
+    pub overrides: Overrides,
+    /// The number of failing cells to diagnose.
     pub diagnosed: usize,
     /// The fault that a self-test plants.
     pub fault: Option<Fault>,
 }
 
 impl Plan {
-    /// The plan for these options and models.
+    /// Creates the plan for these options and models.
     ///
     /// # Errors
-    /// When a name is unknown, a number is out of range, or a model has no recorded margin.
+    /// When a name is unknown, a number is out of range, or a model has no margin.
     pub fn new(registry: &Registry, args: &GateArgs) -> Result<Self> {
         let changes = args.changes.changes();
         let judged = match args.model.len() {
@@ -163,12 +163,12 @@ impl Plan {
                 case(model).map_err(|error| error.at(model.name))?;
             }
         }
-        let islands = match (&args.policy, models.as_slice()) {
-            (None, _) => Islands::new(),
+        let overrides = match (&args.policy, models.as_slice()) {
+            (None, _) => Overrides::new(),
             (Some(path), [model]) => {
                 let case = case(model)?;
                 let built = case.build()?;
-                PolicyFile::read(path, model.name, built.as_ref())?.islands
+                PolicyFile::read(path, model.name, built.as_ref())?.overrides
             }
             (Some(_), _) => return Err(for_one_model("policy")),
         };
@@ -193,7 +193,7 @@ impl Plan {
             kernels: args.kernels,
             check: args.check,
             goldens: args.goldens.clone(),
-            islands,
+            overrides,
             diagnosed: if args.no_diagnose { 0 } else { DIAGNOSED },
             fault: None,
         })
@@ -208,7 +208,7 @@ impl Plan {
 
     pub(crate) fn job(&self, model: &Model, precision: Precision, seed: u64, task: Task) -> Job {
         let fault = match (precision, self.fault) {
-            // Faults that do not change the baseline share its runs.
+            // A fault that does not change the baseline does not need its own baseline runs.
             (Precision::F32True, Some(fault)) if !fault.touches_baseline() => None,
             (_, fault) => fault,
         };
@@ -225,7 +225,7 @@ impl Plan {
             kernels: self.kernels,
             check: if task == Task::Invariants { Check::Full } else { self.check },
             task,
-            islands: self.islands.clone(),
+            overrides: self.overrides.clone(),
             fault,
         }
     }
@@ -235,7 +235,7 @@ impl Plan {
         (0..count as u64).map(move |index| first + index)
     }
 
-    /// The jobs of a first look at every model.
+    /// Returns the jobs of the first evaluation of every model.
     pub(crate) fn first_look(&self) -> Vec<Job> {
         let mut jobs = self.rules();
         for model in &self.models {
@@ -246,7 +246,8 @@ impl Plan {
         jobs
     }
 
-    /// The jobs that need no further seed: the control, first steps and the path that is trained on.
+    /// Returns the jobs that need only one seed: the control run, the first steps and the training
+    /// path.
     pub(super) fn rules(&self) -> Vec<Job> {
         let mut jobs = Vec::new();
         for model in &self.models {
@@ -259,7 +260,7 @@ impl Plan {
         jobs
     }
 
-    /// Whole runs of a seed under 32-true and these precisions.
+    /// Returns the full runs of a seed under 32-true and these precisions.
     pub(super) fn pairs<'a>(
         &'a self,
         model: &'a Model,

@@ -1,4 +1,4 @@
-//! The processes that run the gate's jobs, and the cached outcomes.
+//! Runs the gate's jobs in several processes, and caches their outcomes.
 
 use std::{
     collections::BTreeMap,
@@ -23,22 +23,23 @@ use super::{
 };
 use crate::registry::Registry;
 
-/// Seconds of a job after which its end is said on standard error, where jobs run one after the other.
+/// In jobs that run one after the other, a stage that takes more seconds than this is reported on
+/// standard error.
 pub(super) const LONG: f64 = 5.0;
 
-/// The hidden command with which the binary runs as a worker.
+/// The hidden command that starts the binary as a worker.
 pub const WORKER: &str = "gate-worker";
 
-/// Runs jobs, each once.
+/// Runs jobs, each one only once.
 pub struct Pool {
     registry: Registry,
     workers: Vec<Worker>,
-    /// Threads per operation, in each process.
+    /// The number of threads of an operation, in each process.
     threads: usize,
     cache: Cache,
-    /// The cached outcomes.
+    /// The known outcomes.
     outcomes: BTreeMap<String, (Job, Outcome)>,
-    /// The number of jobs that ran.
+    /// The number of jobs that were run.
     pub executed: usize,
     /// The number of jobs whose outcome was cached.
     pub cached: usize,
@@ -52,8 +53,8 @@ struct Worker {
 }
 
 impl Pool {
-    /// `processes` workers that run this binary, each with `threads` threads. With none, jobs run in this
-    /// process, as a GPU needs it.
+    /// Starts `processes` workers of this binary, each with `threads` threads. With 0 workers, jobs
+    /// run in this process, as is necessary for a GPU.
     ///
     /// # Errors
     /// When a process cannot be started.
@@ -84,17 +85,17 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Gives this process the threads of a worker, so that its figures are equal.
+    /// Sets the number of threads of this process to that of a worker, so that figures are equal.
     pub(super) fn join(&self) {
         tch::set_num_threads(i32::try_from(self.threads).unwrap_or(1));
     }
 
-    /// The outcome of a job that was given to [`run`](Self::run).
+    /// Returns the outcome of a job after [`run`](Self::run).
     pub fn outcome(&self, job: &Job) -> Option<&Outcome> {
         self.outcomes.get(&job.key()).map(|(_, outcome)| outcome)
     }
 
-    /// How long the jobs of the plan's models ran, the longest first.
+    /// Returns the times of the plan's jobs, the longest first.
     pub(super) fn times(&self, plan: &Plan) -> Vec<JobTime> {
         let of_plan = |job: &Job| {
             let own = |model: &Subject| plan.job(model, job.precision, job.seed, job.task);
@@ -114,7 +115,7 @@ impl Pool {
         times
     }
 
-    /// Runs the jobs whose outcome is not known yet.
+    /// Runs the jobs without a known outcome.
     ///
     /// # Errors
     /// When the cache cannot be written.
@@ -137,7 +138,7 @@ impl Pool {
         open.sort_by_key(|job| std::cmp::Reverse(job.length));
         self.executed += open.len();
         for (job, outcome) in self.execute(&open) {
-            // A crash may be caused by the machine: the job runs once more.
+            // The machine may have caused a crash, so the job runs once more.
             if outcome.failures.iter().all(|failure| failure.reason != Reason::Crashed) {
                 self.cache.put(&job, &outcome)?;
             }
@@ -209,13 +210,13 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // Closes its input, which ends it. Pending output is not needed.
+        // Closing its input ends the worker. Its pending output is not needed.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Runs jobs from standard input, one per line, until the input ends.
+/// Runs jobs from standard input, one per line, until the input is closed.
 ///
 /// # Errors
 /// When a line is not a job or standard output is closed.

@@ -1,11 +1,11 @@
-//! Why a precision fails.
+//! The reasons why a precision fails.
 
 use amp_core::Error;
 use serde::{Deserialize, Serialize};
 
 use crate::text::one_line;
 
-/// Why a precision fails, apart from its metric.
+/// The reason for a failure, apart from the metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
@@ -13,17 +13,17 @@ pub enum Reason {
     NonFinite,
     /// No step was applied, or the loss scale collapsed.
     AllSkipped,
-    /// Not better than an untrained model.
+    /// The model is not better than without training.
     DidNotLearn,
     /// The observed dtypes differ from the precision's.
     PrecisionDidNotRun,
-    /// Weights, order or data differ from the baseline's.
+    /// Weights, order of examples or data differ from the baseline's.
     NotPaired,
     /// The validation set contains training examples.
     Contaminated,
     /// Gradients, updates or schedule differ from 32-true's by more than the dtype explains.
     NotConformant,
-    /// A run that is observed ends with other values than one that is not.
+    /// An observed run ends with other values than an unobserved one.
     Watching,
     /// In training mode a step's gradient differs from 32-true's by more than the dtype explains.
     Gradient,
@@ -33,7 +33,7 @@ pub enum Reason {
     Schedule,
     /// The loss scale does not follow its rule.
     Scale,
-    /// A step was skipped or applied wrongly, or a skipped step changed something.
+    /// A step was wrongly skipped or applied, or a skipped step changed something.
     Skip,
     /// Batch statistics differ from 32-true's.
     Buffers,
@@ -41,22 +41,22 @@ pub enum Reason {
     Validation,
     /// A resumed run ends with other values.
     Resume,
-    /// The share that dropout drops does not match its factor.
+    /// The share of elements that dropout drops does not match its factor.
     Dropout,
-    /// A layer's rounding errors have a nonzero mean, because it truncates, or are larger than its dtype
-    /// explains.
+    /// The rounding errors of a layer have a nonzero mean, because the layer truncates, or they are
+    /// larger than its dtype explains.
     Rounding,
-    /// Values have more or fewer digits than the dtype in which their layer computes.
+    /// Values have more or fewer digits than the dtype of their layer.
     Width,
-    /// Layers that run in one give other values than one by one.
+    /// Fused layers give other values than the same layers one by one.
     Fusion,
-    /// Steps are not made of the batches that they should be.
+    /// Steps do not consist of the requested batches.
     Batches,
-    /// Steps leak memory, or use several times that of 32-true.
+    /// Steps leak memory, or use several times the memory of 32-true.
     Memory,
-    /// A run broke an invariant of training.
+    /// A run violated an invariant of training.
     Invariant,
-    /// A figure differs from the golden's.
+    /// A figure differs from the golden.
     Moved,
     /// The golden is from another kind of machine, or is missing.
     NotComparable,
@@ -95,7 +95,7 @@ impl Reason {
         Self::Crashed,
     ];
 
-    /// Its name in reports.
+    /// Returns the name in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::NonFinite => "non_finite",
@@ -127,7 +127,7 @@ impl Reason {
         }
     }
 
-    /// Its rule in plain words, as a title.
+    /// Returns the rule's title in plain words.
     pub fn title(self) -> &'static str {
         match self {
             Self::NonFinite => "Finite numbers",
@@ -149,7 +149,7 @@ impl Reason {
             Self::Dropout => "Dropout rate",
             Self::Rounding => "Rounding of layers",
             Self::Width => "Digits of values",
-            Self::Fusion => "Layers in one",
+            Self::Fusion => "Fused layers",
             Self::Batches => "Batches and steps",
             Self::Memory => "Memory",
             Self::Invariant => "Invariants of training",
@@ -159,45 +159,49 @@ impl Reason {
         }
     }
 
-    /// What the rule compares, in one line.
+    /// Describes in one line what the rule compares.
     pub fn compares(self) -> &'static str {
         match self {
             Self::NonFinite => "loss, metric and weights are finite",
             Self::AllSkipped => "at least one step is applied",
             Self::DidNotLearn => "the metric with the metric of the same model without training",
-            Self::PrecisionDidNotRun => "the dtypes that layers compute in with the precision's",
+            Self::PrecisionDidNotRun => {
+                "the dtypes in which layers compute with the precision's dtypes"
+            }
             Self::NotPaired => "initial weights, order and validation set with 32-true's",
             Self::Contaminated => "validation examples with training examples",
             Self::NotConformant => "the first steps and the validation loss with 32-true's",
-            Self::Watching => "a plain run with one that is observed in each step",
+            Self::Watching => "an unobserved run with a run that is observed in each step",
             Self::Gradient => "each step's gradient with 32-true's at the same weights",
             Self::Update => "weights and optimizer state with the optimizer's rule in float64",
             Self::Schedule => "the rates of each step with the schedule's",
             Self::Scale => "the scale after each step with the scaler's rule",
             Self::Skip => {
-                "skipped steps with the steps whose gradients overflow; they move nothing"
+                "skipped steps with the steps whose gradients overflow; skipped steps change nothing"
             }
             Self::Buffers => "running statistics with 32-true's",
-            Self::Validation => "two validations of the same weights, which move no tensor",
-            Self::Resume => "a run that is saved and resumed with one that is not",
+            Self::Validation => "two validations of the same weights, which change no tensor",
+            Self::Resume => "a run that is saved and resumed with an uninterrupted run",
             Self::Dropout => "the share of dropped elements with the factor of the others",
             Self::Rounding => "each 16-bit layer's own errors with what rounding explains",
             Self::Width => "the digits of values and gradients with their dtype's",
-            Self::Fusion => "layers that run in one with the same layers one by one",
+            Self::Fusion => "fused layers with the same layers one by one",
             Self::Batches => "batches and steps of an epoch with the data and the options",
-            Self::Memory => "what later steps hold with what earlier steps hold, and with 32-true",
-            Self::Invariant => "each run with the rules that every training step keeps",
+            Self::Memory => {
+                "the memory of later steps with that of earlier steps, and with 32-true"
+            }
+            Self::Invariant => "each run with the invariants of training",
             Self::Moved => "the first seed's figures with a recorded golden",
             Self::NotComparable => "the machine with the golden's",
-            Self::Crashed => "the run comes to its end",
+            Self::Crashed => "the run ends without an error",
         }
     }
 
-    /// What part of training broke its rule, which no choice of precision mends; none where numbers lose
-    /// too much.
+    /// Returns the part of training whose rule is broken, if a choice of precision cannot repair
+    /// it; `None` if numbers lose too much precision.
     pub fn rule(self) -> Option<&'static str> {
         match self {
-            Self::Watching => Some("the path that is trained on"),
+            Self::Watching => Some("the training path"),
             Self::Update => Some("clipping or the optimizer's step"),
             Self::Schedule => Some("the learning rate's schedule"),
             Self::Scale => Some("the loss scale"),
@@ -205,8 +209,8 @@ impl Reason {
             Self::Validation => Some("validation"),
             Self::Resume => Some("saving and resuming"),
             Self::Dropout => Some("dropout"),
-            Self::Width => Some("the dtype that a layer computes in"),
-            Self::Fusion => Some("the kernel that runs layers in one"),
+            Self::Width => Some("the dtype in which a layer computes"),
+            Self::Fusion => Some("the kernel of fused layers"),
             Self::Batches => Some("the batches of a step"),
             Self::Memory => Some("memory"),
             Self::Invariant => Some("an invariant of training"),
@@ -215,20 +219,20 @@ impl Reason {
     }
 }
 
-/// A failure, in one line.
+/// A failure with its reason, in one line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Failure {
-    /// Its kind.
+    /// The reason.
     pub reason: Reason,
-    /// The observation.
+    /// A description of the observation.
     pub text: String,
-    /// The name of the broken [invariant](amp_core::trainer::Invariant).
+    /// The name of the violated [invariant](amp_core::trainer::Invariant).
     #[serde(default)]
     pub invariant: Option<String>,
 }
 
 impl Failure {
-    /// A failure of this kind with this observation.
+    /// Creates a failure with this reason and description.
     pub fn new(reason: Reason, text: impl Into<String>) -> Self {
         Self { reason, text: one_line(&text.into()), invariant: None }
     }

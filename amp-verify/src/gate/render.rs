@@ -1,4 +1,4 @@
-//! The report as text, for CI and for GitHub.
+//! Formats the report as text, for CI and for GitHub.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,7 +28,7 @@ const HEADER: [&str; 11] = [
     "first failure",
 ];
 
-/// A difference: percentage points of a share, or the unit of another value.
+/// Formats a difference: in percentage points for a share, otherwise in the value's unit.
 fn difference(direction: Direction, value: f64) -> String {
     match direction {
         Direction::HigherIsBetter => format!("{:+.2}", 100.0 * value),
@@ -70,7 +70,7 @@ fn tier(report: &Report) -> &'static str {
     }
 }
 
-/// The lines around every table.
+/// Formats the lines before each table.
 fn heading(report: &Report) -> String {
     let machine = report.fingerprint.as_ref().map_or("no run ended".into(), |machine| {
         let tf32 = if machine.tf32 { ", TF32 on" } else { "" };
@@ -84,7 +84,7 @@ fn heading(report: &Report) -> String {
     )
 }
 
-/// The diagnosis of each failing cell: one line and the attribute to paste.
+/// Returns the diagnosis of each failing cell: one line and the attribute to paste.
 fn findings(report: &Report) -> Vec<(String, &str)> {
     let mut found = Vec::new();
     for (model, cell) in cells(report) {
@@ -100,7 +100,7 @@ fn cells(report: &Report) -> impl Iterator<Item = (&ModelReport, &Cell)> {
     report.models.iter().flat_map(|model| model.cells.iter().map(move |cell| (model, cell)))
 }
 
-/// What was not checked, each with its models and precisions.
+/// Lists what was not checked, each with its models and precisions.
 fn missing(report: &Report) -> Vec<String> {
     let mut found: BTreeMap<String, BTreeMap<Precision, BTreeSet<&str>>> = BTreeMap::new();
     for (model, cell) in cells(report) {
@@ -132,7 +132,9 @@ fn missing(report: &Report) -> Vec<String> {
 
 fn closing(report: &Report) -> Vec<String> {
     let mut lines = missing(report);
-    lines.extend(report.left_out.iter().map(|left| format!("left to the nightly tier: {left}")));
+    lines.extend(
+        report.left_out.iter().map(|left| format!("checked only in the nightly tier: {left}")),
+    );
     if report.undiagnosed > 0 {
         let more = report.undiagnosed;
         lines.push(format!(
@@ -140,7 +142,7 @@ fn closing(report: &Report) -> Vec<String> {
         ));
     }
     lines.push(format!(
-        "{}: {} runs, {} known from before, {:.1} s",
+        "{}: {} runs, {} from the cache, {:.1} s",
         report.status.name(),
         report.executed,
         report.cached,
@@ -149,7 +151,7 @@ fn closing(report: &Report) -> Vec<String> {
     lines
 }
 
-/// The table with the lines around it.
+/// Formats the table with the lines before and after it.
 pub fn table(report: &Report) -> String {
     let mut table = Table::new();
     table.load_preset(presets::UTF8_FULL_CONDENSED).set_header(HEADER);
@@ -160,7 +162,7 @@ pub fn table(report: &Report) -> String {
     for column in table.column_iter_mut().skip(5).take(5) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    // A whole report has hundreds of comparisons: they are in the files.
+    // A report on all models has hundreds of comparisons, so they are only in the files.
     let all = cells(report).count();
     let mut comparisons = String::new();
     for (model, cell) in cells(report) {
@@ -179,11 +181,11 @@ pub fn table(report: &Report) -> String {
     format!("{heading}\n{table}\n{found}{comparisons}{}\n", closing(report).join("\n"))
 }
 
-/// Cells whose comparisons are all printed.
+/// The largest number of cells for which all comparisons are printed.
 const LISTED: usize = 2;
 const COLUMNS: [&str; 6] = ["rule", "what was compared", "over", "figure", "bound", "of the bound"];
 
-/// The comparisons of one cell as a table.
+/// Formats the comparisons of one cell as a table.
 fn compared(report: &Report, model: &ModelReport, cell: &Cell) -> String {
     let coverage = Coverage::of(report, model, cell);
     let mut table = Table::new();
@@ -217,7 +219,7 @@ fn comparison(row: &Row) -> [String; 6] {
     ]
 }
 
-/// The table in Markdown, for a job summary.
+/// Formats the table in Markdown, for a job summary.
 pub fn markdown(report: &Report) -> String {
     let line = |cells: &[String]| {
         let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
@@ -259,10 +261,11 @@ pub fn markdown(report: &Report) -> String {
     out
 }
 
-/// JUnit XML: a suite per model and a case per precision, whose figures are the case's output.
+/// Formats JUnit XML: a suite for each model and a case for each precision. The figures are the
+/// case's output.
 ///
 /// # Errors
-/// When the XML cannot be written, for want of memory.
+/// When there is not enough memory for the XML.
 pub fn junit(report: &Report) -> Result<String, quick_junit::SerializeError> {
     let mut xml = quick_junit::Report::new("precision gate");
     for model in &report.models {
@@ -304,7 +307,7 @@ pub fn junit(report: &Report) -> Result<String, quick_junit::SerializeError> {
     xml.to_string()
 }
 
-/// Why a cell did not pass, in one line.
+/// Describes in one line why a cell did not pass.
 fn message(model: &ModelReport, cell: &Cell) -> String {
     let failure = failure(model, cell);
     match &cell.finding {
@@ -329,10 +332,11 @@ fn failure(model: &ModelReport, cell: &Cell) -> String {
     }
 }
 
-/// The most annotations per kind that GitHub shows for a step.
+/// The largest number of annotations per kind that GitHub shows for a step.
 const SHOWN: usize = 8;
 
-/// Workflow commands for the worst cells; the last one counts those that are not shown.
+/// Formats workflow commands for the worst cells. The last command counts the cells that are not
+/// shown.
 pub fn annotations(report: &Report) -> String {
     let mut bad: Vec<(&ModelReport, &Cell)> =
         cells(report).filter(|(_, cell)| cell.status != Status::Pass).collect();
@@ -350,12 +354,12 @@ pub fn annotations(report: &Report) -> String {
     out
 }
 
-/// As actions/toolkit escapes data.
+/// Escapes data as actions/toolkit does.
 fn escaped(text: &str) -> String {
     text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
 }
 
-/// As actions/toolkit escapes properties.
+/// Escapes properties as actions/toolkit does.
 fn property(text: &str) -> String {
     escaped(text).replace(':', "%3A").replace(',', "%2C")
 }

@@ -8,7 +8,7 @@ use super::{
     checked::Checked,
     finding::Finding,
     job::Task,
-    path::Examined,
+    path::PathReport,
     reason::{Failure, Reason},
 };
 use crate::{
@@ -18,23 +18,23 @@ use crate::{
     verdict::{Judgement, Verdict},
 };
 
-/// The status of one precision of a model, or of the whole report. Later variants outweigh earlier ones:
-/// the overall status is the worst.
+/// The status of one precision of a model, or of the whole report. The order is from best to worst,
+/// and the overall status is the worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
-    /// Not worse than 32-true by the margin.
+    /// The precision is not worse than 32-true by the margin.
     Pass,
     /// The seeds do not decide.
     Inconclusive,
-    /// There is no golden of a machine like this one.
+    /// The golden is from another kind of machine, or missing.
     NotComparable,
-    /// Worse by more than the margin, or a check failed.
+    /// The precision is worse by more than the margin, or a check failed.
     Regression,
 }
 
 impl Status {
-    /// The process's exit code.
+    /// Returns the process's exit code.
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Pass => 0,
@@ -44,7 +44,7 @@ impl Status {
         }
     }
 
-    /// The printed form.
+    /// Returns the name in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Pass => "PASS",
@@ -58,22 +58,22 @@ impl Status {
 /// The gate's report.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// The version of this format; it changes with the meaning of a field.
+    /// The version of this format; a changed meaning of a field changes it.
     pub schema: String,
-    /// The overall status: the worst.
+    /// The overall status, which is the worst status of a cell.
     pub status: Status,
     /// The tier.
     pub tier: Tier,
     /// The machine; null if no run ended.
     pub fingerprint: Option<Fingerprint>,
-    /// The probability with which a regression as large as a margin may pass.
+    /// The probability that a regression as large as a margin passes.
     pub alpha: f64,
-    /// The time within which seeds were added, in seconds; null if there was no limit.
+    /// The time limit for seeds in seconds; null without a limit.
     #[serde(default)]
     pub time_limit_seconds: Option<f64>,
     /// The models.
     pub models: Vec<ModelReport>,
-    /// What the nightly tier would check in addition.
+    /// The checks that only the nightly tier makes.
     pub left_out: Vec<String>,
     /// The number of failing cells that were not diagnosed.
     pub undiagnosed: usize,
@@ -81,21 +81,21 @@ pub struct Report {
     pub executed: usize,
     /// The number of jobs whose outcome was cached.
     pub cached: usize,
-    /// The jobs that this took, the longest first; a cached one with the time that it took when it ran.
+    /// The times of the jobs, the longest first. A cached job has the time of its original run.
     #[serde(default)]
     pub jobs: Vec<JobTime>,
     /// Duration in seconds.
     pub seconds: f64,
 }
 
-/// How long a job ran, and how much memory it took.
+/// The time and the memory of a job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JobTime {
     /// The model.
     pub model: String,
     /// The precision.
     pub precision: Precision,
-    /// The kind of job.
+    /// The task of the job.
     pub task: Task,
     /// The seed.
     pub seed: u64,
@@ -105,10 +105,10 @@ pub struct JobTime {
     pub peak_memory_bytes: u64,
 }
 
-/// One model.
+/// The results of one model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelReport {
-    /// Its name.
+    /// The model's name.
     pub model: String,
     /// The metric's name.
     pub metric: String,
@@ -116,21 +116,21 @@ pub struct ModelReport {
     pub direction: Direction,
     /// The length of each run.
     pub length: Length,
-    /// What was changed of the registered model.
+    /// The changes to the registered model.
     pub changes: Changes,
-    /// All its hyperparameters; empty if the control run failed.
+    /// All hyperparameters of the model; empty if the control run failed.
     pub hyperparameters: Hyperparameters,
     /// δ.
     pub margin: f64,
-    /// The amount by which the metric must exceed that of the control run.
+    /// The smallest accepted improvement of the metric over the control run.
     pub learns_by: f64,
-    /// The metric without training; null if that run failed.
+    /// The metric of the control run without training; null if that run failed.
     pub control: Option<f64>,
     /// The precisions.
     pub cells: Vec<Cell>,
 }
 
-/// One precision of a model.
+/// The results of one precision of a model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Cell {
     /// The precision.
@@ -141,25 +141,26 @@ pub struct Cell {
     pub judgement: Option<Judgement>,
     /// The failures, in the order in which they were found.
     pub failures: Vec<Failure>,
-    /// The seeds.
+    /// The seeds that ran.
     pub seeds: Vec<u64>,
     /// The baseline's metric for each seed.
     pub baseline: Vec<Option<f64>>,
     /// The precision's metric for each seed.
     pub metric: Vec<Option<f64>>,
-    /// What whole runs are held against before any statistics; null where one of them failed.
+    /// The checks of full runs before the statistics; null if one of the runs failed.
     pub runs: Option<Vec<Checked>>,
-    /// The figures of the first steps beside 32-true ones, with their bounds; null where that job failed.
+    /// The comparison of the first steps with 32-true; null if that job failed.
     pub conformance: Option<Vec<Checked>>,
-    /// The rules of the trained path; null if that job failed.
-    pub path: Option<Examined>,
-    /// The peak of tensor bytes of a whole run, over all seeds, that of 32-true included; null if none ended.
+    /// The checks of the training path; null if that job failed.
+    pub path: Option<PathReport>,
+    /// The peak of tensor bytes of full runs over all seeds, including 32-true; null if no run
+    /// ended.
     #[serde(default)]
     pub peak_memory_bytes: Option<u64>,
-    /// The same of the runs that are watched, with everything that the gate keeps of them.
+    /// The peak of tensor bytes of observed runs, including everything that the gate keeps.
     #[serde(default)]
     pub watched_peak_memory_bytes: Option<u64>,
-    /// Whether the time limit came before further seeds.
+    /// Whether the time limit prevented further seeds.
     #[serde(default)]
     pub cut_short: bool,
     /// Skipped steps, over all seeds.
@@ -169,7 +170,7 @@ pub struct Cell {
 }
 
 impl Cell {
-    /// The status that follows from failures and statistics.
+    /// Sets the status from failures and statistics.
     pub(super) fn settle(mut self) -> Self {
         let moved = |failure: &Failure| failure.reason != Reason::NotComparable;
         self.status = if self.failures.iter().any(moved) {
@@ -186,7 +187,7 @@ impl Cell {
         self
     }
 
-    /// The first thing to report about it.
+    /// Returns the most important line about the cell.
     pub fn note(&self) -> String {
         match (&self.failures.first(), &self.judgement) {
             (Some(failure), _) => failure.text.clone(),
@@ -197,9 +198,10 @@ impl Cell {
                 format!("worse than 32-true by more than {}", judgement.margin)
             }
             (None, _) if self.cut_short => match self.seeds.len() {
-                0 => "the time limit came before the first seed".into(),
-                1 => "1 seed, which shows no spread: the time limit came before the next".into(),
-                seeds => format!("{seeds} seeds: the time limit came before the next"),
+                0 => "the time limit was reached before the first seed".into(),
+                1 => "1 seed, which shows no spread: the time limit was reached before the next"
+                    .into(),
+                seeds => format!("{seeds} seeds: the time limit was reached before the next"),
             },
             _ => String::new(),
         }

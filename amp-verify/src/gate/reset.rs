@@ -1,4 +1,5 @@
-//! A model that is built once, stays on its device, and is reset before each run to what a new build would be.
+//! A model that is built once and stays on its device. Before each run it is reset to the state of
+//! a new build.
 
 use amp_core::{
     LightningModule, Result,
@@ -10,21 +11,21 @@ use amp_core::{
 
 use crate::case::Case;
 
-/// A model with the values that a new build has. Building draws each weight on the host and copies it to the
-/// device; a reset copies it on the device.
+/// A model with the values of a new build. Building draws each weight on the host and copies it to
+/// the device; a reset copies it on the device.
 pub(super) struct ResetModel {
     model: Box<dyn LightningModule>,
     seed: u64,
     device: Device,
-    /// The tensors as they were built, in the order of [`named_tensors`], on the device.
+    /// The initial tensors on the device, in the order of [`named_tensors`].
     initial: Vec<Initial>,
-    /// What the model adds to a checkpoint: the state in it that is not a tensor of a layer.
+    /// The state that the model itself adds to a checkpoint.
     state: State,
-    /// The generators after the build.
+    /// The random generators after the build.
     random: RandomState,
 }
 
-/// The name of the model's part in the kept state.
+/// The name of the model's part in the state.
 const OWN: &str = "model";
 
 struct Initial {
@@ -59,13 +60,13 @@ impl ResetModel {
         Ok(())
     }
 
-    /// The initial values of the parameters, on the device.
+    /// Returns the initial values of the parameters, on the device.
     pub(super) fn initial(&self) -> Vec<Tensor> {
         let parameters = self.initial.iter().filter(|initial| initial.role == Role::Parameter);
         parameters.map(|initial| initial.values.shallow_clone()).collect()
     }
 
-    /// The model as a new build, on the device, and the random generators as they are after a build.
+    /// Resets the model to a new build, and the random generators to their state after a build.
     pub(super) fn reset(&mut self) -> Result<&mut dyn LightningModule> {
         clear_gradients(self.model.as_ref())?;
         let tensors = named_tensors(self.model.as_ref());
@@ -119,7 +120,7 @@ mod tests {
         }
     }
 
-    /// Buffers, dropout, tied weights, a state of its own and noise that the model draws itself.
+    /// The model has buffers, dropout, tied weights and a state, and draws random noise itself.
     #[derive(LightningModule)]
     #[forward(|x| {
         let noisy = x.f_add(&x.f_randn_like()?.f_mul_scalar(0.1)?)?;
@@ -166,8 +167,8 @@ mod tests {
         Case::new(&registry, model, Choices { seed: 7, ..Choices::default() }, Device::Cpu)
     }
 
-    /// The bits of every tensor and of the generators, whether tensors have gradients and require them, and what the model
-    /// adds to a checkpoint.
+    /// Returns the bits of every tensor and of the generators, whether tensors have gradients and
+    /// require them, and the state that the model adds to a checkpoint.
     fn bits(model: &dyn LightningModule) -> Result<Vec<(String, Tensor)>> {
         let mut all: Vec<(String, Tensor)> = Vec::new();
         for (name, tensor, _) in named_tensors(model) {
@@ -207,8 +208,8 @@ mod tests {
         bits(model)
     }
 
-    /// After a run under any precision a model that is reset has the bits of a new build, and its next run ends with
-    /// the bits of a new build's run.
+    /// After a run under any precision, a model that is reset has the bits of a new build, and its
+    /// next run ends with the bits of a new build's run.
     #[rstest]
     fn a_reset_model_is_a_new_build(
         #[values(Precision::F16Mixed, Precision::F64True, Precision::Bf16True)] before: Precision,
@@ -231,7 +232,7 @@ mod tests {
         Ok(())
     }
 
-    /// Another seed's model is built anew.
+    /// For another seed the model is built again.
     #[test]
     fn a_model_follows_the_seed() -> Result<()> {
         let _section = random::seeded(1)?;

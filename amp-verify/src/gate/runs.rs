@@ -1,4 +1,4 @@
-//! What whole runs are held against before any statistics: the same start, memory, learning.
+//! Checks of full runs before the statistics: equal starts, memory, learning.
 
 use amp_core::{memory::show_bytes, precision::Precision};
 
@@ -10,28 +10,30 @@ use super::{
 };
 use crate::{text::percent, verdict::mean};
 
-/// The most that a product of f32 matrices is off; in TF32 it is thirty times as much.
+/// The largest error of a matrix product in f32; in TF32 it is thirty times as large.
 const F32_PRODUCT: f64 = 1e-5;
-/// The share of validation examples that may be training examples too: texts and images do recur.
+/// The accepted share of validation examples that are also training examples, because texts and
+/// images may occur twice.
 const OVERLAP: f64 = 0.05;
-/// The most memory that a precision may take, in multiples of 32-true's at the same width of weights.
+/// The largest memory of a precision, in multiples of 32-true's memory for the same width of
+/// weights.
 const MEMORY: f64 = 2.0;
-/// What libraries may take for themselves on CUDA in the first run that calls them.
+/// The memory that libraries may allocate on CUDA in the first run that calls them.
 const WORKSPACES: f64 = (1_u64 << 28) as f64;
 
-/// The whole runs of a precision and of its baseline, seed by seed.
+/// The full runs of a precision and of its baseline, for each seed.
 pub(super) struct Runs<'a> {
     pub(super) plan: &'a Plan,
     pub(super) model: &'a Subject,
     pub(super) precision: Precision,
-    /// 32-true without training.
+    /// The run in 32-true without training.
     pub(super) control: &'a Outcome,
     pub(super) baseline: &'a [Outcome],
     pub(super) own: &'a [Outcome],
 }
 
 impl Runs<'_> {
-    /// Holds the runs against each of these rules.
+    /// Checks the runs against each of these rules.
     pub(super) fn check(&self) -> Findings {
         let mut findings = Findings::default();
         self.products(&mut findings);
@@ -45,7 +47,7 @@ impl Runs<'_> {
         findings
     }
 
-    /// Whether the baseline multiplied in TF32 although it was not asked to.
+    /// Checks whether the baseline used TF32 without a request.
     fn products(&self, findings: &mut Findings) {
         let errors = self.baseline.iter().filter_map(|outcome| outcome.product_error);
         let error = errors.fold(0.0, f64::max);
@@ -72,8 +74,8 @@ impl Runs<'_> {
         findings.checked.push(checked);
     }
 
-    /// Whether each pair had the same weights, order and validation set, and a validation set that is not the
-    /// training set.
+    /// Checks that each pair had the same weights, order and validation set, and that the
+    /// validation set is not the training set.
     fn pairing(&self, findings: &mut Findings) {
         let differ = |different: &dyn Fn(&Outcome, &Outcome) -> bool| {
             self.baseline.iter().zip(self.own).any(|(base, own)| different(base, own))
@@ -103,7 +105,7 @@ impl Runs<'_> {
         findings.checked.push(checked);
     }
 
-    /// Whether the precision's steps take no more memory than its tensors can explain.
+    /// Checks that the memory of the precision's steps is explained by its tensors.
     fn memory(&self, findings: &mut Findings) {
         let (Some(first), Some(own)) = (self.baseline.first(), self.own.first()) else { return };
         let (base, own) = (first.peak_memory_bytes, own.peak_memory_bytes);
@@ -125,7 +127,8 @@ impl Runs<'_> {
     }
 }
 
-/// Whether the runs are better than the control, with the figure unless there is none.
+/// Checks that the runs are better than the control run. The figure is left out if it is not
+/// finite.
 pub(super) fn learning(
     model: &Subject,
     control: &Outcome,

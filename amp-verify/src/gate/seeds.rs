@@ -1,4 +1,4 @@
-//! Which seeds are run: all at once, or one after the other within a time limit.
+//! Runs the seeds: all at once, or one after the other within a time limit.
 
 use std::time::{Duration, Instant};
 
@@ -7,10 +7,10 @@ use amp_core::{Result, precision::Precision};
 use super::{Plan, Pool, job::Task};
 use crate::verdict::Verdict;
 
-/// The number of seeds that were run for each cell, by model and precision.
+/// The number of seeds for each cell, by model and precision.
 pub(super) struct Seeds {
     counts: Vec<Vec<usize>>,
-    /// Whether the time limit ended them for a cell, by model and precision.
+    /// Whether the time limit prevented further seeds for a cell, by model and precision.
     cut_short: Vec<Vec<bool>>,
 }
 
@@ -23,14 +23,14 @@ impl Seeds {
         }
     }
 
-    /// The seeds of a cell, and whether the time limit ended them.
+    /// Returns the number of seeds of a cell, and whether the time limit prevented further ones.
     pub(super) fn of(&self, model: usize, precision: usize) -> (usize, bool) {
         (self.counts[model][precision], self.cut_short[model][precision])
     }
 }
 
-/// Runs the plan's jobs: a first look at every model, and a second one, with all seeds, at each precision that
-/// the first left open.
+/// Runs the plan's jobs: first the smaller number of seeds for every model, then all seeds for each
+/// precision that is still inconclusive.
 pub(super) fn run(plan: &Plan, pool: &mut Pool, started: Instant) -> Result<Seeds> {
     match plan.time_limit {
         Some(limit) => within(plan, pool, started, limit),
@@ -55,14 +55,15 @@ fn all(plan: &Plan, pool: &mut Pool) -> Result<Seeds> {
     Ok(seeds)
 }
 
-/// One seed after the other, as long as the longest so far would end within the limit. How many there are does
-/// not depend on what they show, so that the two looks keep their levels.
+/// Runs one seed after the other, as long as a seed that takes as long as the slowest one would end
+/// within the limit. The number of seeds does not depend on their results, so that both evaluations
+/// keep their risk.
 fn within(plan: &Plan, pool: &mut Pool, started: Instant, limit: Duration) -> Result<Seeds> {
     pool.run(plan.rules())?;
     let mut seeds = Seeds::new(plan, 0);
     let places = 0..plan.precisions.len();
     let cells = (0..plan.models.len()).flat_map(|model| places.clone().map(move |at| (model, at)));
-    // No seed mends a broken rule.
+    // If a rule is broken, no seed can change the verdict.
     let mut open: Vec<(usize, usize)> =
         cells.filter(|(model, at)| plan.holds_rules(pool, *model, plan.precisions[*at])).collect();
     let (mut count, mut longest) = (0, Duration::ZERO);
@@ -93,7 +94,7 @@ fn within(plan: &Plan, pool: &mut Pool, started: Instant, limit: Duration) -> Re
 }
 
 impl Plan {
-    /// Whether this number of seeds does not decide about a cell in which nothing failed.
+    /// Whether this number of seeds is inconclusive for a cell in which nothing failed.
     fn is_open(&self, pool: &Pool, model: usize, precision: Precision, count: usize) -> bool {
         let cell = self.cell(pool, &self.models[model], precision, (count, false));
         let verdict = cell.judgement.map(|judgement| judgement.verdict);

@@ -1,10 +1,10 @@
-//! The stages of a job whose whole takes long: each prints its time when it ends.
+//! Reports the stages of a long job: each prints its time when it ends.
 
 use std::time::Instant;
 
 use super::{job::Job, pool::LONG};
 
-/// The time of a job's stages.
+/// Measures the times of a job's stages.
 pub(super) struct Stages<'a> {
     job: &'a Job,
     begun: Instant,
@@ -15,7 +15,8 @@ impl<'a> Stages<'a> {
         Self { job, begun: Instant::now() }
     }
 
-    /// Ends a stage, and prints a line on standard error if it took long. The next one begins.
+    /// Ends a stage and begins the next one. Prints a line on standard error if the stage took
+    /// long.
     pub(super) fn end(&mut self, stage: &str) {
         let seconds = self.begun.elapsed().as_secs_f64();
         if seconds >= LONG {

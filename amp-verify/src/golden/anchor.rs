@@ -1,6 +1,6 @@
-//! The anchor of a golden: the figures of the first day, and a budget for the sum of all accepted
-//! changes. insta does not write this file, and this code never replaces it: to move an anchor,
-//! delete it, and give the reason in the commit.
+//! The anchor of a golden: the figures of the first recording, and a budget for the sum of all
+//! later changes. Neither insta nor this code overwrites the file. To move an anchor, delete it,
+//! and give the reason in the commit.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -9,20 +9,20 @@ use serde::{Deserialize, Serialize};
 
 use super::{Agreement, Golden, Moved, comparable::kernels, compare};
 
-/// The budget of all accepted changes together, in multiples of the golden's tolerance.
+/// The budget for the sum of all accepted changes, in multiples of the golden's tolerance.
 const BUDGET: f64 = 2.0;
 
-/// The file's content.
+/// The content of an anchor file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Anchor {
-    /// The kernels whose memory is anchored: ATen's kernel set, and whether the CPU has f16 kernels of
-    /// its own.
+    /// The CPU kernels for which the memory figure holds: ATen's kernel set, and whether the CPU
+    /// has its own f16 kernels.
     pub capability: Option<String>,
     /// The figures by precision.
     pub runs: BTreeMap<String, Anchored>,
 }
 
-/// One precision's first figures.
+/// The first figures of one precision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Anchored {
     /// The metric and its budget.
@@ -36,14 +36,14 @@ pub struct Anchored {
 /// The first value of a figure and its budget.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Value {
-    /// The value of the first day.
+    /// The first recorded value.
     pub original: f64,
-    /// The largest accepted distance.
+    /// The largest accepted difference from the original.
     pub budget: f64,
 }
 
 impl Anchor {
-    /// Creates an anchor from a golden's figures.
+    /// Creates an anchor from the figures of a golden.
     ///
     /// # Errors
     /// When a figure is not a number.
@@ -71,8 +71,8 @@ impl Anchor {
         Ok(Self { capability: capability(golden), runs: runs.collect::<Result<_>>()? })
     }
 
-    /// Reads the anchor in `path`, or creates it from `golden` if it is missing and `may_write` allows
-    /// it.
+    /// Reads the anchor in `path`. If the file is missing and `may_write` is true, creates it from
+    /// `golden`.
     ///
     /// # Errors
     /// When the file is damaged, or is missing and may not be written.
@@ -101,7 +101,7 @@ impl Anchor {
         Ok(anchor)
     }
 
-    /// The figures that have moved further than their budget.
+    /// Returns the figures whose distance from the anchor exceeds their budget.
     pub fn exceeded(&self, found: &Golden) -> Vec<Moved> {
         let mut moved = Vec::new();
         for (precision, anchored) in &self.runs {

@@ -1,13 +1,14 @@
-//! Whether a golden can be compared with figures of a machine.
+//! Decides whether a golden can be compared with the figures of a machine.
 
 use amp_core::hardware::Fingerprint;
 
-/// The reason why figures of `found` cannot be compared with those of `golden`; `None` if they can.
+/// Returns the reason why the figures of machine `found` cannot be compared with the golden's, or
+/// `None` if they can.
 ///
-/// On a CPU the processor, its kernels and the number of threads may differ: the tolerance of a figure is
-/// its spread over these. On CUDA the compute capability must be equal, because kernels are chosen by it;
-/// on the same model of GPU as the golden's, figures must be equal. libtorch, TF32 and deterministic
-/// algorithms must be the same on all devices.
+/// libtorch, TF32 and deterministic algorithms must be the same on all devices. On a CPU the
+/// processor, its kernels and the number of threads may differ; the tolerance of a figure covers
+/// such differences. On CUDA the compute capability must be equal, because libtorch chooses kernels
+/// by it. On the golden's own model of GPU, figures must be equal.
 pub fn incomparable(golden: &Fingerprint, found: &Fingerprint) -> Option<String> {
     let cuda = |machine: &Fingerprint| machine.threads == 0;
     let kind = |machine: &Fingerprint| match cuda(machine) {
@@ -28,9 +29,8 @@ pub fn incomparable(golden: &Fingerprint, found: &Fingerprint) -> Option<String>
     })
 }
 
-/// The machine's kernels, on which peak memory depends: convolutions with AVX2 and with AVX-512
-/// differ by a fifth in their memory for bf16, and so do f16 products on CPUs with f16
-/// instructions.
+/// The machine's kernels, which influence peak memory: in bf16, convolutions with AVX2 and with
+/// AVX-512 differ by a fifth in their memory, and so do f16 products on CPUs with f16 instructions.
 pub(super) fn kernels(fingerprint: &Fingerprint) -> String {
     match fingerprint.multiplies_f16 {
         true => format!("{} with f16", fingerprint.capability),
@@ -38,8 +38,8 @@ pub(super) fn kernels(fingerprint: &Fingerprint) -> String {
     }
 }
 
-/// Whether both are the same model of GPU with deterministic algorithms: the same requests then give the
-/// same bits and use the same memory. Goldens are recorded in this way.
+/// Whether both machines have the same model of GPU and use deterministic algorithms. Equal
+/// requests then give equal bits and use equal memory. Goldens are recorded in this way.
 pub(super) fn same_gpu(golden: &Fingerprint, found: &Fingerprint) -> bool {
     let gpu = |machine: &Fingerprint| machine.threads == 0 && machine.deterministic;
     gpu(golden) && gpu(found) && golden.device == found.device

@@ -1,4 +1,4 @@
-//! When a figure agrees with its golden: one rule for each kind of figure.
+//! Decides whether a figure agrees with its golden, with one rule for each kind of figure.
 
 use std::{f64::consts::SQRT_2, fmt};
 
@@ -14,15 +14,17 @@ use super::{
     spread::{Samples, tolerance, tolerance_of},
 };
 
-/// The accepted relative difference of peak memory: other CPUs' kernels use other workspaces.
+/// The accepted relative difference of peak memory, because the kernels of other CPUs use
+/// workspaces of other sizes.
 pub(super) const MEMORY_SHARE: f64 = 0.05;
-/// Smaller relative differences of a loss are ignored: f64 sums in another order.
+/// Smaller relative differences of a loss are ignored, because f64 sums in another order cause
+/// them.
 const LOSS_SHARE: f64 = 1e-6;
 
-/// A figure that does not agree.
+/// A figure that differs from its golden by more than its tolerance.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Moved {
-    /// The precision; empty for a figure that all precisions share.
+    /// The precision; empty for a property that all precisions share.
     pub precision: String,
     /// The figure's name.
     pub figure: &'static str,
@@ -34,24 +36,24 @@ pub struct Moved {
     pub allowed: String,
 }
 
-/// How a comparison is checked against its golden.
+/// The options for comparing a run with its golden.
 #[derive(Debug, Clone)]
 pub struct Agreement {
-    /// The recorded spread of unchanged code over machines. Without one the tolerance for another machine
-    /// follows from the golden's n and s, as between two precisions over seeds. That is wider than what
-    /// other kernels cause.
+    /// The recorded spread of unchanged code over machines. Without it the tolerance for another
+    /// machine follows from the golden's n and s, as for two precisions over seeds, and is wider
+    /// than the differences between kernels.
     pub spread: Option<Spread>,
-    /// Whether peak memory is compared if the kernels are the golden's. That needs runs that were warmed
-    /// up.
+    /// Whether to compare peak memory if the kernels are the golden's. Such runs must be warmed up
+    /// first.
     pub memory: bool,
 }
 
-/// How far a run's figures may be from the golden's.
+/// The accepted differences between a run's figures and the golden's.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Tolerances {
     /// The tolerance of the metric.
     pub accuracy: f64,
-    /// The tolerance of the metric's difference from 32-true, which includes the spread of both runs.
+    /// The tolerance of the metric's difference from 32-true. It includes the spread of both runs.
     pub accuracy_delta: f64,
     /// The tolerance of the validation loss.
     pub loss: f64,
@@ -60,13 +62,13 @@ pub struct Tolerances {
 }
 
 impl Tolerances {
-    /// Every figure must equal the golden's.
+    /// No tolerance: every figure must equal the golden's.
     const NONE: Self =
         Self { accuracy: 0.0, accuracy_delta: 0.0, loss: 0.0, peak_memory_bytes: 0.0 };
 }
 
 impl Agreement {
-    /// The figures that moved, in the golden's order.
+    /// Returns the figures outside their tolerance, in the golden's order.
     pub fn moved(&self, golden: &Golden, found: &Golden) -> Vec<Moved> {
         let mut moved = Vec::new();
         let head = |g: &Golden| {
@@ -97,11 +99,12 @@ impl Agreement {
         moved
     }
 
-    /// How far figures of another machine may be from these. The metric's is never wider than δ: a
-    /// regression that the gate refuses is one that a golden refuses as well.
+    /// Returns the tolerances for figures of another machine. The tolerance of the metric is at
+    /// most δ, so that a golden also refuses each regression that the gate refuses.
     pub fn tolerances(&self, golden: &Golden, precision: &str, figures: &Figures) -> Tolerances {
         let recorded = self.spread.as_ref().and_then(|spread| spread.samples.get(precision));
-        // One and a quarter examples, so that the rounding of the quotient does not decide.
+        // One and a quarter examples: a difference of one example is accepted whatever the rounding
+        // of the quotient.
         let step = match golden.direction {
             Direction::HigherIsBetter => 1.25 / golden.examples as f64,
             Direction::LowerIsBetter => LOSS_SHARE * figures.accuracy.unwrap_or(0.0).abs(),
@@ -113,7 +116,8 @@ impl Agreement {
                 (tolerance(accuracy), tolerance(loss), tolerance(peak_memory_bytes))
             }
             None => {
-                // 32-true has no pairs of its own: the others' tolerance applies to it.
+                // 32-true has no differences over seeds itself. It gets the tolerance of the other
+                // precisions.
                 let others = golden.runs.values().filter_map(|run| run.paired);
                 let paired: Vec<_> =
                     figures.paired.map_or_else(|| others.collect(), |own| vec![own]);
@@ -151,7 +155,7 @@ impl Agreement {
         let Tolerances { accuracy, accuracy_delta, loss, peak_memory_bytes } = allowed;
         within(moved, precision, "accuracy", golden.accuracy, found.accuracy, accuracy);
         let (a, b) = (golden.accuracy_delta, found.accuracy_delta);
-        // The baseline has none.
+        // The baseline has no difference from itself.
         if precision != Precision::F32True.name() || a.is_some() || b.is_some() {
             within(moved, precision, "accuracy_delta", a, b, accuracy_delta);
         }
@@ -182,8 +186,8 @@ pub(super) fn exact<T: PartialEq + fmt::Display>(
     }
 }
 
-/// Two finite values agree if they are close. A value that is not finite agrees with nothing, not even
-/// with itself: two runs that broke in the same way do not agree.
+/// Whether two finite values differ by at most the tolerance. A value that is not finite agrees
+/// with nothing, not even with itself, because two runs that failed in the same way do not agree.
 pub(super) fn within(
     moved: &mut Vec<Moved>,
     precision: &str,
@@ -199,7 +203,7 @@ pub(super) fn within(
     if !agrees {
         let text = |value: Option<f64>| {
             value.map_or("not finite".into(), |v| match allowed {
-                // All digits are shown, because the first difference may be in the last digit.
+                // All digits are shown, because only the last digit may differ.
                 0.0 => v.to_string(),
                 _ => format!("{v:.6}"),
             })
@@ -231,7 +235,7 @@ impl Comparator for Agreement {
         moved.is_empty()
     }
 
-    /// `INSTA_REQUIRE_FULL_MATCH` demands exact equality.
+    /// With `INSTA_REQUIRE_FULL_MATCH` the texts must be equal.
     fn matches_fully(&self, reference: &insta::Snapshot, test: &insta::Snapshot) -> bool {
         reference.contents() == test.contents()
     }
@@ -241,7 +245,7 @@ impl Comparator for Agreement {
     }
 }
 
-/// The figures that moved, with their distances.
+/// Formats the figures outside their tolerance, with their differences.
 pub fn table(moved: &[Moved]) -> Table {
     let mut table = Table::new();
     table.load_preset(UTF8_FULL_CONDENSED);
@@ -252,8 +256,8 @@ pub fn table(moved: &[Moved]) -> Table {
     table
 }
 
-/// Whether a golden with figures that are not numbers is refused, compared with itself and with a sound
-/// run. The gate's self-test checks this.
+/// Whether a golden with NaN is refused when it is compared with itself and with a good run. The
+/// gate's self-test checks this.
 pub fn refuses_not_a_number() -> bool {
     let samples = |value: f64| vec![value; 3];
     let name = Precision::F16Mixed.name().to_owned();

@@ -1,4 +1,4 @@
-//! The folder of goldens: which files are missing, and which a run may write.
+//! The folder of goldens: finds missing files and decides which files a run may write.
 
 use std::{env, fs, io, io::Write, path::PathBuf};
 
@@ -6,30 +6,31 @@ use amp_core::{Error, Result, file::Staged};
 
 use super::{Golden, Site, Taken, Target, incomparable, parse};
 
-/// The environment variable that allows missing files to be written, with the value `write`.
+/// The environment variable that allows writing missing files; its value is `write`.
 const ANCHORS: &str = "AMP_ANCHORS";
 
 /// The folder of goldens, and the run's permissions in it.
 #[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
-    /// The test's source file, which is part of a golden.
+    /// The test's source file; a golden contains its name.
     source: &'static str,
-    /// Whether a missing golden or anchor is written.
+    /// Whether a missing golden or anchor may be written.
     writes: bool,
-    /// Whether a golden is recorded for the first time. Not in CI, where the file would be lost.
+    /// Whether a golden may be recorded for the first time. This is false in CI, where the file
+    /// would be lost.
     records_new: bool,
-    /// Whether insta writes goldens that are missing or moved.
+    /// Whether insta writes goldens that are missing or have changed.
     insta_writes: bool,
     /// Whether insta's behaviour was set explicitly.
     insta_decides: bool,
-    /// Whether figures must equal the golden's exactly, or are recorded again: both need every
-    /// seed.
+    /// Whether every seed must run, because the figures must equal the golden's exactly or are
+    /// recorded again.
     whole: bool,
 }
 
 impl Folder {
-    /// The folder that `AMP_GOLDENS` names, or else the folder of `site`.
+    /// Returns the folder in `AMP_GOLDENS`, or else the folder of `site`.
     pub(super) fn of(site: Site) -> Self {
         let set = |name: &str| env::var(name).unwrap_or_default();
         let update = set("INSTA_UPDATE");
@@ -45,26 +46,26 @@ impl Folder {
         }
     }
 
-    /// The golden of this target and machine, if there is one. Figures that agree with it need no further
-    /// seeds.
+    /// Returns the golden of this target and machine, if it exists. If the first seed agrees with
+    /// it, no further seeds are needed.
     pub(super) fn known(&self, target: &Target, found: &Golden) -> Option<Golden> {
         if self.whole { None } else { target.known(found, &self.path) }
     }
 
-    /// The target with the spread recorded next to its golden.
+    /// Adds the spread that is recorded next to the target's golden.
     ///
     /// # Errors
-    /// When the file of the spread is damaged.
+    /// When the spread file is damaged.
     pub(super) fn with_recorded_spread(&self, target: &Target) -> Result<Target> {
         let name = target.file_name(Some(&target.fingerprint()?));
         target.with_recorded_spread(&self.path, &name)
     }
 
-    /// Reports, before the training, what would be missing after it; `test` is the test's name.
+    /// Reports missing files before the training; `test` is the test's name.
     ///
     /// # Errors
-    /// When a golden or its anchor is missing and may not be written, the golden is from another kind of
-    /// machine, or its spread is damaged.
+    /// When a golden or its anchor is missing and may not be written, the golden is from another
+    /// kind of machine, or its spread file is damaged.
     pub(super) fn check_recorded(&self, target: &Target, test: Option<&str>) -> Result<()> {
         let fingerprint = target.fingerprint()?;
         let name = target.file_name(Some(&fingerprint));
@@ -83,7 +84,8 @@ impl Folder {
                     golden.display()
                 )));
             }
-            // Written around libtest's capture of output, because the new files must be committed.
+            // This bypasses libtest's capture of output, because the user must commit the new
+            // files.
             let _ = writeln!(
                 io::stderr(),
                 "{name} is recorded for the first time, in {}: read its figures and commit it",
@@ -93,7 +95,7 @@ impl Folder {
         }
         if !anchor.exists() && !self.writes {
             return Err(Error::config(format!(
-                "{}: a golden needs its anchor: write it with {command}, and commit it",
+                "{}: a golden needs its anchor: write the anchor with {command}, and commit it",
                 anchor.display()
             )));
         }
@@ -105,11 +107,11 @@ impl Folder {
         }
     }
 
-    /// Compares a new golden with the folder's, and writes missing files if that is allowed. insta does
-    /// the rest.
+    /// Compares a new golden with the one in the folder, and writes missing files if that is
+    /// allowed. insta does the rest.
     ///
     /// # Errors
-    /// The same as [`Target::prepare`]'s, and when a file cannot be written.
+    /// The errors of [`Target::prepare`], and when a file cannot be written.
     pub(super) fn taken(&self, target: &Target, golden: &Golden) -> Result<Taken> {
         let name = target.file_name(golden.fingerprint.as_ref());
         let writes = self.may_write(&name);

@@ -1,15 +1,17 @@
-//! A separate process for the training of a golden.
+//! Trains a golden in a separate process.
 //!
-//! libtest runs the tests of a binary on threads of one process, and libtorch has random generators,
-//! numeric switches and memory statistics once per process. A golden that trained there would get other
-//! figures whenever another test draws a number. So [`verify!`](crate::verify) starts the test binary again
-//! for its own test alone. That process trains, writes the figures to a file and ends; the test compares
-//! them with the golden.
+//! libtest runs the tests of a binary on threads of one process, and libtorch has random
+//! generators, numeric switches and memory statistics once per process. If a golden trained in this
+//! process, its figures would change whenever another test draws a random number. So
+//! [`verify!`](crate::verify) starts the test binary again for its own test alone. That process
+//! trains, writes the figures to a file and ends. The test then compares the figures with the
+//! golden.
 //!
-//! On a GPU the tests that ran before matter, too. Autograd runs the backward pass there on a thread of its
-//! own, and takes the node with the largest number first; each thread counts the nodes that it creates. In a
-//! second derivative, as of a gradient penalty, nodes of both threads meet: which comes first, and so in which
-//! order gradients are added, depends on how many nodes either thread has created before.
+//! On a GPU, earlier tests have an effect too. Autograd runs the backward pass there on its own
+//! thread, and executes the node with the largest sequence number first; each thread numbers the
+//! nodes that it creates. A second derivative, for example of a gradient penalty, contains nodes of
+//! both threads. Their order, and so the order in which gradients are added, depends on how many
+//! nodes each thread has created before.
 
 use std::{
     cell::Cell,
@@ -26,13 +28,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{Golden, Taken, Target, folder::Folder};
 
-/// The variable that passes to a process which golden to train, as JSON.
+/// The environment variable with the order for the started process, as JSON.
 const ORDER: &str = "AMP_VERIFY_ORDER";
 
-/// The number of lines that are shown of a failed process.
+/// The number of output lines to show of a failed process.
 const SHOWN: usize = 15;
 
-/// A GPU runs one training at a time.
+/// Allows one training at a time on a GPU.
 static ON_GPU: Mutex<()> = Mutex::new(());
 
 /// The position of a [`verify!`](crate::verify) in the source.
@@ -42,32 +44,33 @@ pub struct Site {
     pub folder: &'static str,
     /// Its source file.
     pub file: &'static str,
-    /// Whether it was compiled as a test.
+    /// Whether the source was compiled as a test.
     pub is_test: bool,
 }
 
-/// The work of a [`verify!`](crate::verify).
+/// The task of a [`verify!`](crate::verify) in this process.
 pub enum Turn {
-    /// Train in this process: the data is created now.
+    /// Train in this process: the data is created next.
     Train(Training),
-    /// Compare the figures that another process produced.
+    /// Compare the figures that another process has written.
     Compare(Box<Taken>),
-    /// Nothing: this process trains the golden of another `verify!`.
+    /// Skip: this process trains the golden of another `verify!`.
     Pass,
 }
 
-/// A training in this process. While it exists no other thread draws random numbers.
+/// A training in this process. While this value exists, no other thread draws random numbers.
 pub struct Training {
     folder: Folder,
-    /// The file from which the waiting process reads the figures.
+    /// If another process started this one and waits: the model to train and the file for the figures.
     order: Option<Order>,
     _section: random::Section,
 }
 
-/// The golden that a process trains, and the file for its figures.
+/// The golden that a process must train, and the file for its figures.
 #[derive(Debug, Serialize, Deserialize)]
 struct Order {
-    /// The process that waits. A process that this one starts has another parent.
+    /// The id of the waiting process. It distinguishes the started process from processes that it
+    /// starts itself.
     parent: u32,
     /// The test's name, which is also the name of its thread.
     test: String,
@@ -75,7 +78,7 @@ struct Order {
     place: usize,
     /// The golden's name.
     golden: String,
-    /// The file for the answer.
+    /// The file for the figures.
     answer: PathBuf,
 }
 
@@ -92,12 +95,12 @@ thread_local! {
 }
 
 impl Turn {
-    /// Reports what is missing before anything is trained, and starts another process for the training if
+    /// Reports missing files before the training, and starts another process for the training if
     /// other tests could disturb it.
     ///
     /// # Panics
-    /// When a golden is missing and may not be written, the device is unknown, or the training in the other
-    /// process fails. A panic fails the test.
+    /// When a golden is missing and may not be written, the device is unknown, or the training in
+    /// the other process fails. The panic fails the test.
     pub fn of(target: &Target, site: Site) -> Self {
         let place = PLACE.replace(PLACE.get() + 1);
         Self::find(target, site, place).unwrap_or_else(|error| panic!("{error}"))
@@ -118,7 +121,10 @@ impl Turn {
         folder.check_recorded(target, test)?;
         let args: Vec<String> = env::args().skip(1).collect();
         let trained = match test {
-            Some(test) if site.is_test && has_company(test, &args, target.device()?.is_cuda()) => {
+            Some(test)
+                if site.is_test
+                    && other_tests_may_interfere(test, &args, target.device()?.is_cuda()) =>
+            {
                 trained_elsewhere(target, test, place, golden)?
             }
             _ => None,
@@ -132,15 +138,15 @@ impl Turn {
 
 impl Training {
     fn begin(target: &Target, folder: Folder, order: Option<Order>) -> Result<Self> {
-        // Seeded, so that data drawn at random are the same each time.
+        // The seed makes data that is drawn at random the same each time.
         Ok(Self { folder, order, _section: random::seeded(target.first_seed())? })
     }
 
-    /// Trains `target`, whose data exists by now. A process that was started for this training ends here.
+    /// Trains `target`, whose data exists now. A process that was started for this training ends
+    /// here.
     ///
     /// # Panics
-    /// When a run fails, or a figure is further from its anchor than the budget allows. A panic fails the
-    /// test.
+    /// When a run fails, or a figure exceeds the budget of its anchor. The panic fails the test.
     pub fn take(self, target: &Target) -> Taken {
         let golden = self
             .folder
@@ -155,7 +161,7 @@ impl Training {
 }
 
 impl Order {
-    /// The order with which this process was started, if it was.
+    /// Returns the order with which this process was started, or `None`.
     fn given() -> Result<Option<Self>> {
         let Ok(text) = env::var(ORDER) else { return Ok(None) };
         let order: Self = serde_json::from_str(&text)
@@ -163,7 +169,7 @@ impl Order {
         Ok((order.parent == parent_id()).then_some(order))
     }
 
-    /// Writes the figures for the waiting process and ends this one.
+    /// Writes the figures for the waiting process and ends this process.
     fn answer(&self, golden: Result<Golden>) -> ! {
         let answer = match golden {
             Ok(golden) => Answer::Golden(Box::new(golden)),
@@ -179,9 +185,9 @@ impl Order {
     }
 }
 
-/// Whether other tests of a process with these arguments may change the figures of `test`: those at the same
-/// time, and on a GPU those before it.
-fn has_company(test: &str, args: &[String], is_on_gpu: bool) -> bool {
+/// Whether other tests of a process with these arguments may change the figures of `test`: on a
+/// CPU, tests that run at the same time; on a GPU, also tests that run before it.
+fn other_tests_may_interfere(test: &str, args: &[String], is_on_gpu: bool) -> bool {
     const THREADS: &str = "--test-threads";
     let joined = args.iter().filter_map(|arg| arg.strip_prefix(THREADS)?.strip_prefix('='));
     let apart = args.windows(2).filter(|pair| pair[0] == THREADS).map(|pair| pair[1].as_str());
@@ -191,13 +197,13 @@ fn has_company(test: &str, args: &[String], is_on_gpu: bool) -> bool {
     if test == "main" || (in_turn && !is_on_gpu) {
         return false;
     }
-    // cargo-nextest runs each test alone, like this.
+    // cargo-nextest starts a process for each test, with arguments of this form.
     let names: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
     !(args.iter().any(|arg| arg == "--exact") && names == [test])
 }
 
-/// Trains in another process. `None` if that process ends without training, because its tests do not run on
-/// threads that have the tests' names.
+/// Trains in another process. Returns `None` if that process ends without training, because its
+/// tests do not run on threads with the tests' names.
 fn trained_elsewhere(
     target: &Target,
     test: &str,
@@ -222,7 +228,7 @@ fn trained_elsewhere(
         .output()
         .map_err(failed)?;
     let said = said(&output, &order.test);
-    // libtest shows this if the test fails, or if it shows all output.
+    // libtest shows this output if the test fails, or if it shows all output.
     print!("{said}");
     match fs::read_to_string(&order.answer) {
         Ok(text) => match serde_json::from_str(&text) {
@@ -243,7 +249,7 @@ fn trained_elsewhere(
     }
 }
 
-/// The output of a process without libtest's lines before the test's own.
+/// Returns the output of a process without libtest's first lines.
 fn said(output: &Output, test: &str) -> String {
     let out = String::from_utf8_lossy(&output.stdout);
     let own = out.split_once(&format!("test {test} ... ")).map_or(&*out, |(_, own)| own);
@@ -252,13 +258,13 @@ fn said(output: &Output, test: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::has_company;
+    use super::other_tests_may_interfere;
 
     #[test]
-    fn one_test_at_a_time_has_no_company() {
+    fn tests_in_turn_do_not_interfere() {
         let has = |test: &str, line: &str| {
             let args: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
-            has_company(test, &args, false)
+            other_tests_may_interfere(test, &args, false)
         };
         assert!(has("a::b", "") && has("a::b", "a::b --nocapture") && has("a::b", "--exact a b"));
         assert!(has("a::b", "--test-threads=2") && has("a::b", "--test-threads 4"));
@@ -268,12 +274,12 @@ mod tests {
         assert!(!has("a::b", "--exact a::b --nocapture") && !has("a::b", "a::b --exact"));
     }
 
-    /// On a GPU a test that runs after others does not train in their process.
+    /// On a GPU, a test that runs after others uses a separate process.
     #[test]
-    fn on_a_gpu_earlier_tests_are_company() {
+    fn on_a_gpu_earlier_tests_interfere() {
         let has = |test: &str, line: &str| {
             let args: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
-            has_company(test, &args, true)
+            other_tests_may_interfere(test, &args, true)
         };
         assert!(has("a::b", "--test-threads=1") && has("a::b", "a::b --test-threads 1"));
         assert!(!has("main", "--test-threads=1") && !has("a::b", "--exact a::b --test-threads=1"));

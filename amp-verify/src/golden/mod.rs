@@ -1,4 +1,4 @@
-//! Goldens: the figures of a comparison that are kept, and when a new comparison agrees with them.
+//! Goldens: recorded figures of a comparison, and the rules for comparing new figures with them.
 
 mod anchor;
 mod comparable;
@@ -28,29 +28,29 @@ use crate::{
     verdict::{Design, standard_deviation},
 };
 
-/// The figures of a comparison that later runs must reproduce.
+/// The recorded figures of a comparison, which later runs must reproduce.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Golden {
     /// The model's name.
     pub model: String,
     /// The data's name.
     pub data: String,
-    /// The seeds. The figures are those of the first; n and s are over all.
+    /// The seeds. The figures are from the first seed; n and s are over all seeds.
     pub seeds: Vec<u64>,
     /// The machine. A golden cannot be compared with another kind of machine.
     pub fingerprint: Option<Fingerprint>,
-    /// δ: the regression of the metric that the gate does not accept.
+    /// δ: the largest regression of the metric that the gate accepts.
     pub margin: f64,
     /// Whether larger or smaller values are better.
     #[serde(default, skip_serializing_if = "Direction::is_higher")]
     pub direction: Direction,
     /// ρ: the share by which peak memory may differ.
     pub memory_share: f64,
-    /// The number of validation examples: an accuracy changes in steps of one divided by this.
+    /// The number N of validation examples: an accuracy is a multiple of 1/N.
     pub examples: i64,
-    /// Epochs.
+    /// The number of epochs.
     pub epochs: i64,
-    /// Examples in a batch.
+    /// The batch size.
     pub batch_size: i64,
     /// Hyperparameters by name.
     pub hyperparameters: amp_core::Hyperparameters,
@@ -69,9 +69,9 @@ pub struct Figures {
     pub loss: Option<f64>,
     /// The number of skipped optimizer steps.
     pub skipped_steps: u64,
-    /// Loss scale at the end.
+    /// The loss scale at the end.
     pub final_scale: Option<f64>,
-    /// Peak tensor bytes.
+    /// The peak of tensor bytes.
     pub peak_memory_bytes: u64,
     /// The dtypes of matrix products.
     pub matmul: BTreeSet<String>,
@@ -83,14 +83,16 @@ pub struct Figures {
     pub paired: Option<Paired>,
 }
 
-/// Differences from 32-true over seeds.
+/// The differences between a precision and 32-true over several seeds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Paired {
     /// The number of pairs.
     pub n: usize,
-    /// The mean regression: how much worse the precision's metric is than 32-true's.
+    /// The mean regression: 32-true's metric minus the precision's, or the reverse if lower is
+    /// better.
     pub mean: f64,
-    /// The standard deviation of the regression, at least that of the metric's steps.
+    /// The standard deviation of the regression. It is at least the standard deviation of the
+    /// metric's rounding.
     pub s: f64,
     /// The standard deviation of the differences of the validation loss.
     pub loss_s: f64,
@@ -99,7 +101,7 @@ pub struct Paired {
 }
 
 impl Golden {
-    /// The golden of comparisons that differ only in their seed; `margin` is the model's δ.
+    /// Creates a golden from comparisons that differ only in their seed; `margin` is the model's δ.
     ///
     /// # Errors
     /// When there is no comparison.
@@ -129,14 +131,14 @@ impl Golden {
     }
 }
 
-/// Run number `at` of each comparison with the run of its baseline.
+/// Computes the differences between run `at` of each comparison and its baseline.
 fn paired(comparisons: &[Comparison], at: usize, margin: f64, examples: i64) -> Option<Paired> {
     if at == 0 || comparisons.len() < 2 {
         return None;
     }
     let deltas = comparisons.iter().map(|comparison| comparison.runs[at].delta.as_ref());
     let direction = comparisons[0].direction;
-    // A delta is the precision's figure minus the baseline's.
+    // A delta is the precision's figure minus the baseline's figure.
     let worse = |delta: f64| direction.regression(0.0, delta);
     let worse: Vec<f64> =
         deltas.clone().map(|delta| delta?.accuracy.map(worse)).collect::<Option<_>>()?;
@@ -149,10 +151,10 @@ fn paired(comparisons: &[Comparison], at: usize, margin: f64, examples: i64) -> 
     Some(Paired { n, mean: found.mean, s: found.s_used, loss_s, power: found.power })
 }
 
-/// Reads a golden from JSON or from an insta snapshot, whose header is skipped.
+/// Reads a golden from JSON, or from an insta snapshot with its header.
 ///
 /// # Errors
-/// When the text is neither.
+/// When the text has neither form.
 pub fn parse(text: &str) -> Result<Golden> {
     let body = match text.strip_prefix("---\n") {
         Some(rest) => rest.split_once("---\n").map_or("", |(_, body)| body),

@@ -1,4 +1,4 @@
-//! Recording and comparing goldens in a test.
+//! Records and compares goldens in a test.
 
 use std::{env, fs, path, path::Path, slice};
 
@@ -13,39 +13,40 @@ use amp_core::{
 use super::{Agreement, Anchor, Golden, Spread, Target, incomparable, machine, parse, table};
 use crate::matrix;
 
-/// A golden in the form that insta takes.
+/// A golden in the form that insta expects.
 pub struct Taken {
-    /// The snapshot's name.
+    /// The name of the snapshot.
     pub name: String,
-    /// Its body.
+    /// The text of the snapshot.
     pub text: String,
-    /// insta's settings: folder and comparator.
+    /// insta's settings: the folder and the comparator.
     pub settings: insta::Settings,
 }
 
 impl Target {
-    /// Trains under every precision and seed. On CUDA it requests deterministic algorithms and switches
-    /// TF32 off, so that two machines with the same compute capability run the same kernels. It loads no
-    /// batch ahead, so that peak memory does not depend on timing.
+    /// Trains under every precision and seed. On CUDA it requests deterministic algorithms and
+    /// switches TF32 off, so that machines with the same compute capability run the same kernels.
+    /// It does not load batches ahead, so that peak memory does not depend on timing.
     ///
     /// # Errors
-    /// When a run fails, or there is no such model or device.
+    /// When a run fails, or the model or the device does not exist.
     pub fn golden(&self) -> Result<Golden> {
         self.golden_like(|_| None)
     }
 
-    /// The same, but without the seeds after the first if the first one's figures agree with a `known`
-    /// golden. The further seeds give only n, s and power, which the known golden has.
+    /// Like [`golden`](Self::golden), but runs only the first seed if its figures agree with a
+    /// `known` golden. Other seeds are needed only for n, s and power, which the known golden has.
     ///
     /// # Errors
-    /// The same as [`golden`](Self::golden)'s.
+    /// The errors of [`golden`](Self::golden).
     pub fn golden_like(&self, known: impl Fn(&Golden) -> Option<Golden>) -> Result<Golden> {
-        // The switches, like the generators, belong to the whole process.
+        // Numeric switches and random generators belong to the whole process, so other threads must
+        // wait.
         let _alone = random::seeded(self.first_seed())?;
         let device = self.device()?;
         hardware::set_numerics(false, device.is_cuda())?;
-        // Models in tests are too small for two threads: if other processes use the cores, waiting for each
-        // other takes two threads ten times as long as one thread needs for the work.
+        // Models in tests are too small for two threads. If other processes use the cores, two
+        // threads that wait for each other take ten times as long as one.
         let threads = tch::get_num_threads();
         tch::set_num_threads(1);
         let taken = self.over_seeds(device, known);
@@ -56,18 +57,18 @@ impl Target {
         taken
     }
 
-    /// The device of the golden.
+    /// The device on which the golden is trained.
     pub(super) fn device(&self) -> Result<Device> {
         let own = env::var("AMP_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
         hardware::parse_device(self.check.device.as_ref().unwrap_or(&own))
     }
 
-    /// The seed whose figures are kept.
+    /// The seed whose figures are recorded.
     pub(super) fn first_seed(&self) -> u64 {
         self.check.seeds.first().copied().unwrap_or_default()
     }
 
-    /// The fingerprint that the machine will have when the golden is recorded.
+    /// The fingerprint of the machine with the settings of a golden.
     pub(super) fn fingerprint(&self) -> Result<Fingerprint> {
         let device = self.device()?;
         let deterministic = device.is_cuda();
@@ -81,8 +82,7 @@ impl Target {
     ) -> Result<Golden> {
         let (mut case, margin) = self.prototype(device)?;
         if device.is_cuda() {
-            // The number of batches on the device depends on how far the host is ahead, unless the loop
-            // loads each batch itself.
+            // Without prefetching, the number of batches on the device does not depend on timing.
             (case.data.loading.prefetch, case.data.loading.num_workers) = (Some(0), 0);
         }
         let precisions = &self.check.precisions;
@@ -102,7 +102,7 @@ impl Target {
         Golden::over_seeds(&taken, margin, case.data.val.examples())
     }
 
-    /// The first seed's figures, with n, s and power from the golden that they agree with.
+    /// Adds n, s and power of a known golden to the figures of the first seed.
     fn completed(&self, mut first: Golden, known: &Golden) -> Option<Golden> {
         first.seeds.clone_from(&self.check.seeds);
         for (precision, figures) in &mut first.runs {
@@ -115,10 +115,11 @@ impl Target {
         Agreement { spread: self.check.spread.clone(), memory: true }
     }
 
-    /// The same target with the spread that `folder` has for its golden `name`, unless its check has one.
+    /// Returns the target with the spread that `folder` has for the golden `name`, unless its check
+    /// has a spread.
     ///
     /// # Errors
-    /// When the file of the spread is damaged.
+    /// When the spread file is damaged.
     pub(super) fn with_recorded_spread(&self, folder: &Path, name: &str) -> Result<Self> {
         let mut target = self.clone();
         if target.check.spread.is_none() {
@@ -127,20 +128,20 @@ impl Target {
         Ok(target)
     }
 
-    /// The golden of this target and machine in the folder. A golden of another form counts as missing,
-    /// because insta shows both.
+    /// Returns the golden of this target and machine in the folder. A golden of an older format
+    /// counts as missing; insta then shows both.
     pub(super) fn known(&self, found: &Golden, folder: &Path) -> Option<Golden> {
         let name = self.file_name(found.fingerprint.as_ref());
         let text = fs::read_to_string(folder.join(format!("{name}.snap"))).ok()?;
         parse(&text).ok()
     }
 
-    /// Compares a new golden with the one in `folder`, and writes a missing anchor if `may_write` allows
-    /// it.
+    /// Compares a new golden with the one in `folder`. Writes a missing anchor if `may_write` is
+    /// true.
     ///
     /// # Errors
-    /// When the folder's golden is from another kind of machine, has no anchor, is further from its
-    /// anchor than the budget, or has a damaged spread.
+    /// When the folder's golden is from another kind of machine or has no anchor, a figure exceeds
+    /// the budget of the anchor, or the spread file is damaged.
     pub fn prepare(&self, golden: &Golden, folder: &Path, may_write: bool) -> Result<Taken> {
         // insta resolves a relative path from the test's source file.
         let folder = path::absolute(folder).map_err(|error| Error::io(folder, error))?;
@@ -155,7 +156,7 @@ impl Target {
         {
             return Err(Error::NotComparable(why));
         }
-        // Without a golden insta fails and keeps the new one for review.
+        // Without a golden, insta fails and keeps the new one for review.
         if snapshot.exists() || path.exists() || may_write {
             let anchor = Anchor::load_or_create(&path, golden, &agreement, may_write)?;
             let exceeded = anchor.exceeded(golden);
@@ -179,7 +180,7 @@ impl Target {
     }
 }
 
-/// `MixedPrecisionDemo` on a CPU: `mixed_precision_demo_cpu`.
+/// The name of a golden's file; for `MixedPrecisionDemo` on a CPU `mixed_precision_demo_cpu`.
 pub fn file_name(model: &str, fingerprint: Option<&Fingerprint>) -> String {
     let mut name = String::new();
     let letters: Vec<char> = model.chars().collect();
@@ -195,9 +196,9 @@ pub fn file_name(model: &str, fingerprint: Option<&Fingerprint>) -> String {
     format!("{name}_{machine}")
 }
 
-/// Trains a model under every precision and compares the figures with its golden, an insta snapshot in
-/// `tests/goldens` of the calling crate with an anchor next to it. The model comes from a registry, or
-/// with its data; the setters of [`Target`] may follow:
+/// Trains a model under every precision and compares the figures with its golden. The golden is an
+/// insta snapshot in `tests/goldens` of the calling crate, with an anchor next to it. The model
+/// comes from a registry, or is given with its data. Setters of [`Target`] may follow:
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{data::DataModule, precision::Precision, prelude::*};

@@ -1,4 +1,5 @@
-//! How far figures of unchanged code differ between machines, and the tolerance that follows.
+//! The differences between figures of unchanged code on different machines, and the tolerances that
+//! follow.
 
 use std::{collections::BTreeMap, fs, io, path::Path};
 
@@ -7,33 +8,33 @@ use serde::{Deserialize, Serialize};
 
 use crate::verdict::{standard_deviation, t_quantile};
 
-/// Figures of one case under several kernel sets and thread counts, by precision.
+/// Figures of one case with several kernel sets and thread counts, by precision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
-    /// How the samples were made.
+    /// The command and the machine that recorded the samples.
     pub recorded_by: String,
-    /// The number of validation examples: the accuracy changes in steps of one divided by this.
+    /// The number N of validation examples: an accuracy is a multiple of 1/N.
     pub examples: u32,
     /// Samples by precision.
     pub samples: BTreeMap<String, Samples>,
 }
 
-/// One precision's samples.
+/// The samples of one precision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Samples {
-    /// Validation metric.
+    /// The validation metric in each run.
     pub accuracy: Vec<f64>,
-    /// Validation loss.
+    /// The validation loss in each run.
     pub loss: Vec<f64>,
-    /// Peak tensor bytes.
+    /// The peak of tensor bytes in each run.
     pub peak_memory_bytes: Vec<f64>,
 }
 
 impl Spread {
-    /// Reads a recorded spread.
+    /// Parses a recorded spread.
     ///
     /// # Errors
-    /// When the text is not a spread, or has fewer than three samples of a figure.
+    /// When the text does not have this format, or has fewer than three samples of a figure.
     pub fn parse(text: &str) -> Result<Self> {
         let spread: Self = serde_json::from_str(text)
             .map_err(|error| Error::config(format!("recorded spread: {error}")))?;
@@ -48,10 +49,11 @@ impl Spread {
         Ok(spread)
     }
 
-    /// Reads the spread that `cargo amp margins` wrote to `path`; `None` if there is no file.
+    /// Reads the spread file that `cargo amp margins` wrote to `path`; returns `None` if the file
+    /// does not exist.
     ///
     /// # Errors
-    /// When the file cannot be read, or is damaged.
+    /// When the file cannot be read or is damaged.
     pub fn read(path: &Path) -> Result<Option<Self>> {
         let text = match fs::read_to_string(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -71,17 +73,18 @@ impl Spread {
     }
 }
 
-/// The two-sided probability that one unchanged figure is reported as moved. A golden of six precisions
-/// has about twenty such figures, so that one comparison in fifty raises a false alarm.
+/// The two-sided probability that an unchanged figure is reported as changed. A golden with six
+/// precisions has about twenty figures, so one comparison in fifty gives a false alarm.
 const RISK: f64 = 1e-3;
 
-/// The accepted distance of two draws from the population of `samples`: t(1 − risk/2, K−1) · s · √2, the
-/// prediction interval of a difference.
+/// The accepted difference between two draws from the population of `samples`: t(1 − risk/2, K−1) ·
+/// s · √2, the prediction interval of a difference.
 pub(super) fn tolerance(samples: &[f64]) -> f64 {
     tolerance_of(samples.len(), standard_deviation(samples))
 }
 
-/// The same for `n` draws with standard deviation `s`; infinite for fewer than two draws.
+/// The accepted difference for `n` samples with standard deviation `s`; infinite for fewer than two
+/// samples.
 pub(super) fn tolerance_of(n: usize, s: f64) -> f64 {
     t_quantile(1.0 - RISK / 2.0, n as f64 - 1.0) * s * std::f64::consts::SQRT_2
 }

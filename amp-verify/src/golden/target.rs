@@ -1,4 +1,4 @@
-//! The subject of a golden: a model of a registry, or a model with its data.
+//! The model that a golden test trains: a registered model, or a model with its data.
 
 use std::sync::Arc;
 
@@ -12,24 +12,24 @@ use amp_core::{
 
 use super::{Spread, file_name};
 use crate::{
-    case::{Case, Choices, Subject},
+    case::{Case, Choices, Subject, counting_loader},
     changes::Changes,
     length::Length,
     registry::{Judge, Model, Registry},
 };
 
-/// How a golden is recorded.
+/// The options for recording a golden.
 #[derive(Debug, Clone)]
 pub struct Check {
-    /// The device's name. The default is `AMP_DEVICE`, or else the CPU.
+    /// The device's name. The default is the value of `AMP_DEVICE`, or else the CPU.
     pub device: Option<String>,
     /// The precisions to compare with 32-true.
     pub precisions: Vec<Precision>,
-    /// The seeds. The first one's figures are kept; all of them give n and s.
+    /// The seeds. The figures of the first seed are recorded; all seeds give n and s.
     pub seeds: Vec<u64>,
-    /// The spread over machines from which the tolerances follow. If it is `None`,
-    /// [`verify!`](crate::verify) reads `NAME.spread.json` next to the golden; without that file the
-    /// tolerances follow from the golden's n and s.
+    /// The spread over machines, from which the tolerances follow. If it is `None`,
+    /// [`verify!`](crate::verify) reads `NAME.spread.json` next to the golden. Without that file
+    /// the tolerances follow from the golden's n and s.
     pub spread: Option<Spread>,
 }
 
@@ -44,8 +44,8 @@ impl Default for Check {
     }
 }
 
-/// The subject of a golden, and how it is recorded. What is not set has the registry's value, or the
-/// default given at the setter.
+/// The model of a golden test, and the options for recording it. An option that is not set has the
+/// registry's value, or the default that its setter names.
 #[derive(Clone)]
 pub struct Target {
     source: Source,
@@ -62,14 +62,25 @@ enum Source {
     Own { subject: Subject, data: Option<DataModule>, clip: Option<Clip>, accumulate: i64 },
 }
 
-/// The defaults of epochs, metric and δ for models without a registry.
+/// The defaults for models without a registry: epochs, metric and δ.
 const OWN: (i64, Judge, f64) = (3, Judge::higher("val_acc"), 0.01);
 
 impl Target {
-    /// The model `name` of the registry.
+    /// Selects the model `name` of the registry.
     ///
     /// # Panics
-    /// When there is no such model: the test is wrong.
+    /// When the registry has no such model: the test is wrong.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use amp_core::precision::Precision;
+    /// use amp_verify::{Registry, golden::Target};
+    ///
+    /// fn target(registry: Registry) -> Target {
+    ///     Target::registered(registry, "Net").epochs(3).precisions([Precision::Bf16Mixed])
+    /// }
+    /// ```
     pub fn registered(registry: Registry, name: &str) -> Self {
         let found = registry.check().and_then(|()| registry.find(Some(name)).cloned());
         let model = found.unwrap_or_else(|error| panic!("{error}"));
@@ -87,7 +98,8 @@ impl Target {
         }
     }
 
-    /// A model of your own, which `build` creates from hyperparameters, with its data.
+    /// Uses a model without a registry; `build` creates it from hyperparameters. Its data is given
+    /// here too.
     pub fn model(
         name: &'static str,
         build: impl Fn(&Hyperparameters) -> Result<Box<dyn LightningModule>> + Send + Sync + 'static,
@@ -96,7 +108,7 @@ impl Target {
         Self::without_data(name, build).data(data)
     }
 
-    /// A model without a registry, to which [`data`](Self::data) must be given.
+    /// Uses a model without a registry; [`data`](Self::data) must follow.
     pub fn without_data(
         name: &'static str,
         build: impl Fn(&Hyperparameters) -> Result<Box<dyn LightningModule>> + Send + Sync + 'static,
@@ -105,7 +117,7 @@ impl Target {
         Self::of(Source::Own { subject, data: None, clip: None, accumulate: 1 })
     }
 
-    /// The data of a model without a registry.
+    /// Sets the data of a model without a registry.
     #[must_use]
     pub fn data(mut self, own: DataModule) -> Self {
         if let Source::Own { data, .. } = &mut self.source {
@@ -114,8 +126,8 @@ impl Target {
         self
     }
 
-    /// The validation metric that judges the model, where higher is better; the default is `val_acc`. A
-    /// registered model has its own.
+    /// Sets the validation metric by which the model is judged; higher is better. The default is
+    /// `val_acc`. A registered model has its own metric.
     #[must_use]
     pub fn metric(mut self, name: &'static str) -> Self {
         if let Source::Own { subject, .. } = &mut self.source {
@@ -124,7 +136,7 @@ impl Target {
         self
     }
 
-    /// Judges the model by its validation loss, so that it needs no metric. A registered model has its
+    /// Judges the model by its validation loss; it then needs no metric. A registered model has its
     /// own judge.
     #[must_use]
     pub fn judged_by_loss(mut self) -> Self {
@@ -134,7 +146,7 @@ impl Target {
         self
     }
 
-    /// Gradient clipping for a model without a registry.
+    /// Sets gradient clipping for a model without a registry.
     #[must_use]
     pub fn gradient_clip(mut self, own: Clip) -> Self {
         if let Source::Own { clip, .. } = &mut self.source {
@@ -143,7 +155,7 @@ impl Target {
         self
     }
 
-    /// The number of batches accumulated per step, for a model without a registry.
+    /// Sets the number of batches per step for a model without a registry.
     #[must_use]
     pub fn accumulate_grad_batches(mut self, batches: i64) -> Self {
         if let Source::Own { accumulate, .. } = &mut self.source {
@@ -152,50 +164,51 @@ impl Target {
         self
     }
 
-    /// Epochs; the default is three for a model without a registry.
+    /// Sets the number of epochs. The default is three for a model without a registry.
     #[must_use]
     pub fn epochs(mut self, epochs: i64) -> Self {
         self.epochs = Some(epochs);
         self
     }
 
-    /// δ, in the metric's own unit; the default is 0.01 for a model without a registry.
+    /// Sets δ, in the metric's unit. The default is 0.01 for a model without a registry.
     #[must_use]
     pub fn margin(mut self, margin: f64) -> Self {
         self.margin = Some(margin);
         self
     }
 
-    /// How the golden is recorded.
+    /// Sets the options for recording.
     #[must_use]
     pub fn check(mut self, check: Check) -> Self {
         self.check = check;
         self
     }
 
-    /// Hyperparameters; they override the struct's defaults.
+    /// Sets hyperparameters; they override the struct's defaults.
     #[must_use]
     pub fn hyperparameters(mut self, hyperparameters: Hyperparameters) -> Self {
         self.hyperparameters = hyperparameters;
         self
     }
 
-    /// The precisions to compare with 32-true; the default is 16-mixed and bf16-mixed.
+    /// Sets the precisions to compare with 32-true. The default is 16-mixed and bf16-mixed.
     #[must_use]
     pub fn precisions(mut self, precisions: impl IntoIterator<Item = Precision>) -> Self {
         self.check.precisions = precisions.into_iter().collect();
         self
     }
 
-    /// The seeds; the default is 42 to 45. The first one's figures are kept; all of them give n and s.
+    /// Sets the seeds. The default is 42 to 45. The figures of the first seed are recorded; all
+    /// seeds give n and s.
     #[must_use]
     pub fn seeds(mut self, seeds: impl IntoIterator<Item = u64>) -> Self {
         self.check.seeds = seeds.into_iter().collect();
         self
     }
 
-    /// A name that distinguishes this golden from others of the same model, such as a case of a
-    /// matrix.
+    /// Sets a name that distinguishes this golden from other goldens of the same model, for example
+    /// in a parametrized test.
     #[must_use]
     pub fn case(mut self, name: impl ToString) -> Self {
         self.case = Some(name.to_string());
@@ -221,7 +234,7 @@ impl Target {
         }
     }
 
-    /// The case, without its seed, and δ.
+    /// Returns the case, without its seed, and δ.
     pub(super) fn prototype(&self, device: Device) -> Result<(Case, f64)> {
         Ok(match &self.source {
             Source::Registered { registry, model } => {
@@ -237,12 +250,13 @@ impl Target {
                     Error::config(format!("{} has no data: give it with `data`", subject.name))
                 })?;
                 data.check()?;
-                let trainer = TrainerConfig::new(Precision::F32True, device).with(|config| {
+                let mut trainer = TrainerConfig::new(Precision::F32True, device).with(|config| {
                     config.max_epochs = self.epochs.unwrap_or(OWN.0);
                     config.optimization.gradient_clip = *clip;
                     config.optimization.accumulate_grad_batches = *accumulate;
                 });
                 trainer.check()?;
+                trainer.optimization.plan = Some(trainer.training_plan(&counting_loader(data)?));
                 let case = Case {
                     model: subject.clone(),
                     data: data.clone(),

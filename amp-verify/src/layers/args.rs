@@ -25,10 +25,10 @@ pub struct LayersArgs {
     /// Format of the figures
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
-    /// Measure with the weights that training in 32-true ends with instead of the initial ones
+    /// Measure with the weights after training in 32-true, not with the initial weights
     #[arg(long)]
     pub trained: bool,
-    /// The exponent of 16-mixed's loss scale
+    /// The loss scale of 16-mixed, as an exponent of 2
     #[arg(long, value_name = "N", default_value_t = 16,
           value_parser = clap::value_parser!(i32).range(-126..=127))]
     pub log2_scale: i32,
@@ -75,12 +75,12 @@ fn case_with(
         batch: &batch,
         device: case.trainer.device,
         seed: case.trainer.seed,
-        islands: case.trainer.numerics.overrides.clone(),
+        overrides: case.trainer.numerics.overrides.clone(),
     };
     measure(&subject, options)
 }
 
-/// The model, with these tensors in place of its initial ones.
+/// Builds the model and replaces its initial tensors by these tensors.
 fn build(
     case: &Case,
     weights: Option<&BTreeMap<String, Tensor>>,
@@ -94,7 +94,7 @@ fn build(
     Ok(model)
 }
 
-/// Every tensor after training in 32-true.
+/// Returns every tensor after training in 32-true.
 fn trained(case: &Case) -> Result<BTreeMap<String, Tensor>> {
     let mut model = case.build()?;
     let config = case.trainer(Precision::F32True)?;

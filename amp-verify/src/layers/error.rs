@@ -6,12 +6,13 @@ use amp_core::{
 };
 use serde::{Deserialize, Serialize};
 
-/// A mean of signed errors, compared with chance.
+/// The mean of signed errors, compared with the value expected by chance.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Bias {
-    /// The mean of error × sign of the exact value: negative if values shrink, as by truncation.
+    /// The mean of error × sign of the exact value. It is negative if values shrink, for example by
+    /// truncation.
     pub magnitude: f64,
-    /// `magnitude` divided by its standard error; by chance it is within about ±3.
+    /// `magnitude` divided by its standard error. By chance it is within about ±3.
     pub magnitude_z: f64,
     /// The mean of the error.
     pub shift: f64,
@@ -20,19 +21,19 @@ pub struct Bias {
 }
 
 impl Bias {
-    /// The larger of the two, with its sign.
+    /// The larger of the two z values, with its sign.
     pub fn z(self) -> f64 {
         if self.shift_z.abs() > self.magnitude_z.abs() { self.shift_z } else { self.magnitude_z }
     }
 }
 
-/// The slope of bias over depth.
+/// How the bias changes with depth: a linear fit.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Growth {
-    /// The relative change of magnitude (Σ error × sign / Σ |exact|) that each layer adds, by least
+    /// The slope: the relative change of magnitude (Σ error × sign / Σ |exact|) per layer, by least
     /// squares over the layers in the order in which they run.
     pub per_layer: f64,
-    /// The slope divided by its standard error; `None` if the points are on a line.
+    /// The slope divided by its standard error; `None` if the fit is exact.
     pub t: Option<f64>,
 }
 
@@ -57,11 +58,11 @@ pub fn rmse(found: &Tensor, exact: &Tensor) -> Result<Option<f64>> {
     rms(&difference(found, exact)?)
 }
 
-/// The bias of `found`; `None` if a value is not finite.
+/// Computes the bias of `found`; returns `None` if a value is not finite.
 ///
-/// Errors of one example, and of one feature (dimension 1 of `[N, C, H, W]`, otherwise the last), share
-/// causes such as a rounded weight. The standard error accounts for both (two-way clustering, Cameron,
-/// Gelbach and Miller 2011).
+/// Errors of one example share causes, and so do errors of one feature (dimension 1 of `[N, C, H,
+/// W]`, otherwise the last), for example a rounded weight. The standard error accounts for both
+/// (two-way clustering, Cameron, Gelbach and Miller 2011).
 ///
 /// # Errors
 /// When the shapes differ.
@@ -88,8 +89,8 @@ fn mean_and_z(values: &Tensor) -> Result<(f64, f64)> {
     let single = squares(values)?;
     let size = values.size();
     let feature = if size.len() == 4 { 1 } else { size.len().saturating_sub(1) };
-    // If a layer has one feature, all its errors share its rounded weights, which alone may shift their
-    // mean: z is 1 then.
+    // If a layer has one feature, all its errors share the same rounded weights, which alone may
+    // shift their mean. z is 1 then.
     let variance = if size.len() < 2 || size[0] < 2 {
         single
     } else {

@@ -1,5 +1,6 @@
-//! Groups of fused layers, each compared with its own layers one after the other, with the same input and
-//! the same weights. The other figures of layers are measured one by one; `fit` runs the fused groups.
+//! Compares each group of fused layers with the same layers one after the other, with the same
+//! input and the same weights. Other figures of layers are measured one by one, but `fit` runs the
+//! fused groups.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -17,7 +18,8 @@ use serde::{Deserialize, Serialize};
 use super::Subject;
 use crate::rounding::rounding_of;
 
-/// A group of fused layers, and how far its results are from those of the same layers one by one.
+/// A group of fused layers, and the distance of its results from the results of the same layers one
+/// by one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Group {
     /// The layers' paths, in their order.
@@ -26,9 +28,9 @@ pub struct Group {
     pub dtype: String,
     /// The distance of the output, rms(fused − one by one)/rms(one by one); null if it is not finite.
     pub forward: Option<f64>,
-    /// The largest distance of the gradient of an input; null if there is none, or it is not finite.
+    /// The largest distance of an input's gradient; null without gradients, or if it is not finite.
     pub input_gradient: Option<f64>,
-    /// The largest distance of the gradient of a parameter; null if there is none, or it is not finite.
+    /// The largest distance of a parameter's gradient; null without gradients, or if it is not finite.
     pub weight_gradient: Option<f64>,
     /// The largest accepted distance of the output.
     pub forward_bound: f64,
@@ -38,17 +40,18 @@ pub struct Group {
     pub is_beyond: bool,
 }
 
-/// Each way rounds its results once, and a few times inside.
+/// The accepted error in roundings of the output: either way rounds its results once, and a few
+/// times inside.
 const OF_OUTPUT: f64 = 4.0;
 const OF_GRADIENT: f64 = 8.0;
-/// The smallest bound: f32 sums in another order may differ by this relative amount.
+/// The smallest bound; f32 sums in another order may differ by this relative amount.
 const LEAST: f64 = 1e-4;
-/// A gradient below this share of the group's gradients may be rounding alone: its distance is divided by
-/// this share of them instead of by its own size.
+/// If a gradient is smaller than this share of the group's gradients, it may consist of rounding
+/// errors. Its distance is then divided by this share, not by its own size.
 const SHARE: f64 = 1e-2;
 
 impl Group {
-    /// The names of the layers: `model.0 with model.1 and model.2`.
+    /// Joins the names of the layers: `model.0 with model.1 and model.2`.
     pub fn name(&self) -> String {
         match self.members.as_slice() {
             [] => String::new(),
@@ -57,7 +60,7 @@ impl Group {
         }
     }
 
-    /// The largest distance divided by its bound; infinite if a distance is not finite.
+    /// Returns the largest distance divided by its bound; infinite if a distance is not finite.
     pub fn over_bound(&self) -> f64 {
         let over = |figure: Option<f64>, bound: f64| figure.map_or(0.0, |figure| figure / bound);
         let found = [
@@ -72,9 +75,9 @@ impl Group {
     }
 }
 
-/// Each group of layers that is fused in a training step of this precision, in the order in which they run.
-/// On a CPU there are none, because no kernels fuse layers there. Dropout is off, because both ways would
-/// draw different numbers.
+/// Returns each group of layers that is fused in a training step of this precision, in the order in
+/// which they run. On a CPU there are none. Dropout is off, because the two ways would draw
+/// different random numbers.
 ///
 /// # Errors
 /// When the step fails.
@@ -82,7 +85,7 @@ pub fn groups(subject: &Subject<'_>, precision: Precision) -> Result<Vec<Group>>
     let policy = Policy::new(precision, subject.device);
     let _section = random::seeded(subject.seed)?;
     let mut model = (subject.build)()?;
-    place(model.as_ref(), policy, &subject.islands)?;
+    place(model.as_ref(), policy, &subject.overrides)?;
     let batch = subject.batch.place(policy)?;
     let probe = Rc::new(Compare {
         parameters: parameters(model.as_ref()),
@@ -90,7 +93,7 @@ pub fn groups(subject: &Subject<'_>, precision: Precision) -> Result<Vec<Group>>
         failed: RefCell::default(),
     });
     let context = Context::new(policy, true)
-        .with_overrides(subject.islands.clone())
+        .with_overrides(subject.overrides.clone())
         .without_checkpointing()
         .without_dropout()
         .with_group_probe(probe.clone());
@@ -121,10 +124,10 @@ impl GroupProbe for Compare {
     }
 }
 
-/// The results of one way of running a group.
+/// The results of running a group, either fused or layer by layer.
 struct Ran {
     output: Tensor,
-    /// The gradients of inputs, then of parameters; `None` for a missing one.
+    /// The gradients of inputs, followed by those of parameters; `None` for a missing gradient.
     gradients: Vec<Option<Tensor>>,
 }
 
@@ -176,7 +179,7 @@ impl Compare {
 
 type Run<'a> = &'a dyn Fn(&[&Tensor]) -> Result<Option<Tensor>>;
 
-/// Runs the group alone on its inputs, and backward from a fixed gradient.
+/// Runs the group alone on its inputs, with a fixed gradient for the backward pass.
 fn ran(group: &nn::Group<'_>, weights: &[Tensor], run: Run<'_>) -> Result<Option<Ran>> {
     let leaf = |input: &&Tensor| -> Result<Tensor> {
         let input = input.f_detach()?;
@@ -193,7 +196,7 @@ fn ran(group: &nn::Group<'_>, weights: &[Tensor], run: Run<'_>) -> Result<Option
             let sum = output.f_mul(&direction(&output)?)?.f_sum(output.kind())?;
             let leaves: Vec<&Tensor> =
                 wanted.iter().zip(&traced).filter(|(_, traced)| **traced).map(|(t, _)| t).collect();
-            // Autocast's cache of cast weights belongs to the graph as well, so the graph is kept.
+            // Autocast's cached casts are part of the graph too, so the graph is kept.
             let mut found = Tensor::f_run_backward(&[sum], &leaves, true, false)?.into_iter();
             let mut next = |traced: &bool| traced.then(|| found.next()).flatten();
             traced.iter().map(|traced| next(traced).filter(Tensor::defined)).collect()
@@ -202,7 +205,7 @@ fn ran(group: &nn::Group<'_>, weights: &[Tensor], run: Run<'_>) -> Result<Option
     Ok(Some(Ran { output: output.f_detach()?, gradients }))
 }
 
-/// A gradient for an output, with varied signs and magnitudes, that uses no random numbers.
+/// Returns a gradient for an output. It has varied signs and magnitudes and uses no random numbers.
 fn direction(output: &Tensor) -> Result<Tensor> {
     let numel = i64::try_from(output.numel()).unwrap_or(i64::MAX);
     let places = Tensor::f_arange(numel, (Dtype::Double, output.device()))?;
@@ -221,7 +224,8 @@ fn norm(tensor: &Tensor) -> Result<f64> {
     Ok(tensor.f_to_kind(Dtype::Double)?.f_norm()?.f_double_value(&[])?)
 }
 
-/// The largest distance between corresponding gradients; infinite if only one way has a gradient.
+/// Returns the largest distance between corresponding gradients; infinite if only one way has a
+/// gradient.
 fn largest(fused: &[Option<Tensor>], apart: &[Option<Tensor>]) -> Result<Option<f64>> {
     let mut all = 0.0;
     for gradient in apart.iter().flatten() {

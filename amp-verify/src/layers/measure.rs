@@ -1,4 +1,4 @@
-//! Compares a step under three precisions, layer by layer, and measures each layer alone.
+//! Compares a training step under three precisions, layer by layer, and measures each layer alone.
 
 use std::ops::Range;
 
@@ -28,20 +28,20 @@ pub struct Options {
     pub precision: Precision,
     /// The exponent of the loss scale, if the precision scales its loss.
     pub log2_scale: i32,
-    /// The margins of a safe loss scale.
+    /// The requirements for a safe loss scale.
     pub window: WindowOptions,
-    /// The largest number of bytes of layers' tensors that are kept at once; on CUDA at least a quarter
-    /// of the free memory. If all layers need more, they are measured in parts in several passes; a
-    /// single layer that needs more is measured on fewer examples, and the report has their number.
+    /// The largest number of bytes of layers' tensors to keep at once; on CUDA at least a quarter of the free
+    /// memory. If all layers need more, they are measured in parts. If one layer needs more, it is measured
+    /// on fewer examples, and the report has their number.
     pub budget: usize,
 }
 
-/// The budget of [`Options::new`], and its share of a GPU's free memory where that is more.
+/// The default budget in bytes, and the divisor of a GPU's free memory, which is used if it gives more.
 const BUDGET: usize = 4 << 30;
 const SHARE: usize = 4;
 
 impl Options {
-    /// With a loss scale of 65536.
+    /// Options for this precision with a loss scale of 65536.
     pub fn new(precision: Precision) -> Self {
         let window = WindowOptions::default();
         Self { precision, log2_scale: 16, window, budget: BUDGET }
@@ -57,10 +57,10 @@ pub fn measure(subject: &Subject<'_>, options: Options) -> Result<Report> {
     Ok(Report { groups: groups(subject, options.precision)?, ..report })
 }
 
-/// Like [`measure`] without groups, and with the own error of each layer that computes in 16 bits.
+/// Like [`measure`], without groups. Also measures the own error of each layer that computes in 16 bits.
 ///
 /// # Errors
-/// The same as [`measure`]'s.
+/// The errors of [`measure`].
 pub fn audit(subject: &Subject<'_>, options: Options) -> Result<(Report, Vec<Own>)> {
     let compute = options.precision.compute();
     in_parts(subject, options, is_narrow(compute).then_some(compute))
@@ -76,7 +76,7 @@ fn in_parts(
     let mut counted = run(subject, Plan::counting())?.calls;
     let examples = examples(&counted, subject.batch.len(), budget);
     let narrow;
-    let mut subject = Subject { islands: subject.islands.clone(), ..*subject };
+    let mut subject = Subject { overrides: subject.overrides.clone(), ..*subject };
     if examples < subject.batch.len() {
         narrow = subject.batch.narrow(0, examples)?;
         subject.batch = &narrow;
@@ -90,15 +90,15 @@ fn in_parts(
         if rounds_to.is_some() {
             all.extend(no_grad(|| passes.own())?);
         }
-        // One part's tensors are freed before the next part's are made.
+        // The tensors of one part are freed before the next part.
         last = Some(passes.ends());
     }
     let ends = last.ok_or_else(|| Error::config("the model's step runs no module"))?;
     Ok((ends.report(&subject, options, layers, &changes)?, all))
 }
 
-/// The bytes of layers' tensors that are kept at once. Every part repeats the whole step, so that fewer
-/// steps are needed on a GPU with more memory.
+/// Returns the number of bytes of layers' tensors to keep at once. Each part repeats the whole step, so more
+/// memory means fewer steps.
 fn budget(subject: &Subject<'_>, options: Options) -> Result<usize> {
     if !subject.device.is_cuda() || options.budget < BUDGET {
         return Ok(options.budget);
@@ -107,8 +107,8 @@ fn budget(subject: &Subject<'_>, options: Options) -> Result<usize> {
     Ok(options.budget.max(free / SHARE))
 }
 
-/// The paths of the layers, as in [`measure`], and those of all modules, each once, in the order in which
-/// they end.
+/// Returns the paths of the layers, as in [`measure`], and the paths of all modules. Each path occurs once, in
+/// the order in which the modules end.
 ///
 /// # Errors
 /// When a step fails.
@@ -124,7 +124,8 @@ pub fn module_paths(subject: &Subject<'_>) -> Result<(Vec<String>, Vec<String>)>
     Ok((layers, modules))
 }
 
-/// Modules that only call others are represented by their children.
+/// Whether the module computes something itself. A module that only calls others is represented by its
+/// children.
 fn is_layer(calls: &[Ran], call: &Ran) -> bool {
     let path = module(&call.path);
     let inside =
@@ -138,7 +139,7 @@ impl Subject<'_> {
     }
 }
 
-/// The data that the passes of all parts share.
+/// The data that the measurements of all parts share.
 struct Ends {
     log2_scale: i32,
     dropout: bool,
@@ -147,13 +148,13 @@ struct Ends {
 }
 
 pub(super) struct Passes {
-    /// The places of the layers whose tensors are kept.
+    /// The indices of the layers whose tensors are kept.
     part: Range<usize>,
     pub(super) reference: Pass,
     baseline: Pass,
     pub(super) actual: Pass,
-    /// A 64-true step. Each layer also runs alone on the exact, the rounded and the actual values; and
-    /// again on the rounded values with its parameters rounded to nearest and stochastically.
+    /// A step in 64-true. Each layer also runs alone on exact, rounded and actual values, and on the rounded
+    /// values with its parameters rounded to nearest and stochastically.
     pub(super) alone: Pass,
     pub(super) log2_scale: i32,
     dropout: bool,
@@ -165,10 +166,10 @@ const ON_EXACT: usize = 0;
 pub(super) const ON_ROUNDED: usize = 1;
 const ON_ACTUAL: usize = 2;
 pub(super) const OF_ROUNDED: usize = 3;
-/// Runs with stochastically rounded parameters, and for a norm with 16-bit parameters on moved inputs.
+/// The number of runs with stochastically rounded parameters (and, for a 16-bit norm, perturbed inputs).
 const RUNS_OTHERWISE: u64 = 3;
 
-/// One kind of a layer's tensors, from each of the steps.
+/// The tensors of one kind of a layer, from each of the steps.
 struct Values {
     exact: Tensor,
     baseline: Tensor,
@@ -180,7 +181,8 @@ struct Values {
 }
 
 impl Passes {
-    /// Runs the steps. With `rounds_to` each layer runs again with its parameters rounded to that dtype.
+    /// Runs the steps. If `rounds_to` is given, each layer runs again with its parameters rounded to that
+    /// dtype.
     fn of(
         subject: &Subject<'_>,
         options: Options,
@@ -248,7 +250,7 @@ impl Passes {
         Ok(Self { part, reference, baseline, actual, alone, log2_scale, dropout, options })
     }
 
-    /// The places of the part's layers among the modules that ran.
+    /// Returns the indices of the part's layers among the modules that ran.
     pub(super) fn places(&self) -> impl Iterator<Item = usize> {
         let calls = &self.reference.calls;
         self.part.clone().filter(|at| is_layer(calls, &calls[*at]))
@@ -259,7 +261,7 @@ impl Passes {
         Ends { log2_scale, dropout, loss: self.actual.loss, exact_loss: self.reference.loss }
     }
 
-    /// Adds the part's layers, and how much each changes its output's magnitude.
+    /// Adds the part's layers, and how much each layer changes the magnitude of its output.
     fn add(&self, layers: &mut Vec<Layer>, changes: &mut Vec<f64>) -> Result<()> {
         for at in self.places() {
             let (call, exact) = (&self.actual.calls[at], &self.reference.calls[at]);
@@ -299,8 +301,7 @@ impl Passes {
     }
 
     fn values(&self, at: usize, kind: Kind) -> Result<Option<Values>> {
-        // The loss does not depend on this run's output: it is one of several outputs, or the loss depends
-        // on the layer's derivative alone. The existing gradients belong to other runs.
+        // This output does not influence the loss. The existing gradients belong to other runs of the module.
         let is_passed_by = self.reference.calls[at].output_gradient.is_none();
         if kind != Kind::Forward && is_passed_by {
             return Ok(None);
@@ -389,7 +390,7 @@ impl Values {
 fn mark_worst(layers: &mut [Layer]) {
     for kind in Kind::ALL {
         let blame = |layer: &Layer| layer.flow(kind).map_or(0.0, super::Flow::relative_local_error);
-        // The first of equal errors: a later layer may only pass on the error of an earlier one.
+        // If errors are equal, the first layer is the worst: a later layer may only pass its error on.
         let worst = layers.iter().map(blame).fold(0.0, f64::max);
         let first = layers.iter_mut().find(|layer| worst > 0.0 && blame(layer) == worst);
         if let Some(layer) = first {

@@ -1,6 +1,7 @@
-//! The loss of precision in each layer: its error compared with a 64-true step with the same weights, batch
-//! and random numbers on the same machine, relative to the error of 32-true. Layers are measured one by
-//! one. The groups that `fit` fuses are compared with this as [`Group`]s.
+//! Measures the rounding error of each layer. The reference is a 64-true step with the same
+//! weights, batch and random numbers on the same machine. Errors are shown relative to the errors
+//! of 32-true. Layers are measured one by one; [`Group`] compares the fused groups of `fit` with
+//! them.
 
 mod args;
 mod error;
@@ -29,24 +30,24 @@ use serde::{Deserialize, Serialize};
 
 use crate::exponents::{CommonWindow, Histogram, Losses, Window};
 
-/// The subject of a measurement.
+/// The model and batch of a measurement.
 pub struct Subject<'a> {
-    /// Builds the model, with the same weights on every call.
+    /// Builds the model with the same weights on every call.
     pub build: &'a dyn Fn() -> Result<Box<dyn LightningModule>>,
     /// The training batch.
     pub batch: &'a AnyBatch,
     /// The device.
     pub device: Device,
-    /// Seed of dropout.
+    /// The seed of dropout.
     pub seed: u64,
-    /// Precision regions by module path; they override those of the model.
-    pub islands: Rc<BTreeMap<String, Region>>,
+    /// Precision regions by module path; they replace the model's own regions.
+    pub overrides: Rc<BTreeMap<String, Region>>,
 }
 
 /// The figures of one precision, layer by layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// The version of this format; it changes with the meaning of a field.
+    /// The version of this format; a changed meaning of a field changes it.
     pub schema: String,
     /// The model.
     pub model: String,
@@ -54,24 +55,24 @@ pub struct Report {
     pub precision: Precision,
     /// The machine.
     pub fingerprint: Fingerprint,
-    /// Seed of dropout.
+    /// The seed of dropout.
     pub seed: u64,
-    /// Examples in the batch.
+    /// The number of examples in the batch.
     pub batch_size: i64,
     /// The loss scale's exponent; 0 if the precision has no loss scale.
     pub log2_scale: i32,
-    /// Whether dropout was on: only if all dtypes drop the same elements.
+    /// Whether dropout was on. It is on only if all dtypes drop the same elements.
     pub dropout: bool,
-    /// The loss under the precision; null if it is not finite, like every figure here.
+    /// The loss under the precision. This and all other figures are null if they are not finite.
     pub loss: Option<f64>,
-    /// The loss in f64.
+    /// The loss in 64-true.
     pub exact_loss: f64,
     /// The layers in the order in which they run.
     pub layers: Vec<Layer>,
     /// The groups that `fit` fuses on this device, each compared with its layers one by one.
     #[serde(default)]
     pub groups: Vec<Group>,
-    /// How the relative bias of activations grows with depth.
+    /// How the relative bias of activations changes with depth.
     pub growth: Option<Growth>,
     /// The loss scales that are safe in every 16-bit layer; null if there are none.
     pub window: Option<CommonWindow>,
@@ -80,25 +81,26 @@ pub struct Report {
 /// The figures of one layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Layer {
-    /// The module's path; `#2` follows for the second run of one module.
+    /// The module's path; for the second run of a module followed by `#2`.
     pub path: String,
     /// The dtype of its output.
     pub dtype: String,
-    /// The figures of its output.
+    /// The figures of the layer's output.
     pub forward: Flow,
-    /// The figures of the gradient of its input; null if there is none.
+    /// The figures of the gradient of the layer's input; null if there is no gradient.
     pub input_gradient: Option<Flow>,
-    /// The figures of the gradients of its own parameters; null if it has none.
+    /// The figures of the gradients of the layer's own parameters; null for a layer without parameters.
     pub weight_gradient: Option<Flow>,
-    /// The loss scales that are safe for its gradients; null if it is not in 16 bits.
+    /// The loss scales that are safe for the layer's gradients; null if they do not have 16 bits.
     pub window: Option<Window>,
-    /// The distance of the loss scale from the window's nearer end, in bits; negative outside the window.
+    /// The distance in bits from the loss scale to the nearer end of the window; negative outside
+    /// the window.
     pub margin_bits: Option<i32>,
-    /// The kinds of tensors for which its own error is the largest of all layers.
+    /// The kinds of tensors for which this layer's own error is the largest of all layers.
     pub worst: Vec<Kind>,
 }
 
-/// The three kinds of tensors.
+/// The kinds of a layer's tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
@@ -111,37 +113,38 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All three.
+    /// All three kinds.
     pub const ALL: [Self; 3] = [Self::Forward, Self::InputGradient, Self::WeightGradient];
 }
 
-/// The figures of one kind of tensor of a layer.
+/// The figures of one kind of a layer's tensors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Flow {
     /// The root mean square of the exact values.
     pub rms: Option<f64>,
-    /// rmse(precision, 64-true).
+    /// The root mean square error of the precision against 64-true.
     pub error: Option<f64>,
-    /// rmse(32-true, 64-true).
+    /// The root mean square error of 32-true against 64-true.
     pub baseline_error: Option<f64>,
-    /// E = error / baseline error; null if 32-true is exact.
+    /// The ratio error / baseline_error; null if 32-true is exact.
     pub ratio: Option<f64>,
-    /// The layer's own error: its result on exact values rounded to its input dtypes, against 64-true on
-    /// the same rounded values.
+    /// The layer's own error. The layer runs on exact values rounded to its input dtypes, and is
+    /// compared with 64-true on the same rounded values.
     pub local_error: Option<f64>,
-    /// The inherited error: 64-true on the layer's actual inputs, against 64-true on the exact inputs.
+    /// The inherited error: 64-true on the layer's actual inputs, compared with 64-true on the
+    /// exact inputs.
     pub inherited_error: Option<f64>,
     /// local² / (local² + inherited²); null if both are zero or one is not finite.
     pub local_share: Option<f64>,
-    /// The bias of the local error.
+    /// The bias of the layer's own error.
     pub bias: Option<Bias>,
-    /// The predicted losses of the layer's format, from 32-true's exponents, gradients at the loss scale;
-    /// null if it is not in 16 bits.
+    /// How many values the layer's format loses, predicted from the exponents of 32-true's values;
+    /// gradients are multiplied by the loss scale. Null if the layer does not compute in 16 bits.
     pub predicted: Option<Losses>,
-    /// The observed losses of 32-true's values in the step under the precision. A ReLU unit that is
-    /// inactive in only one of the two steps counts as underflow.
+    /// How many values were lost in the actual step. A ReLU unit that is inactive in only one of
+    /// the two steps counts as underflow.
     pub observed: Losses,
-    /// 32-true's values by exponent.
+    /// The exponents of 32-true's values.
     pub histogram: Histogram,
 }
 
@@ -157,7 +160,7 @@ impl Layer {
 }
 
 impl Flow {
-    /// The local error relative to the exact values; infinite if it is not finite.
+    /// Returns the own error relative to the exact values; infinite if it is not finite.
     pub fn relative_local_error(&self) -> f64 {
         match (self.local_error, self.rms) {
             (Some(_), Some(0.0)) => 0.0,
@@ -168,7 +171,7 @@ impl Flow {
 }
 
 impl Report {
-    /// The layer with the largest local error of this kind.
+    /// Returns the layer with the largest own error for this kind.
     pub fn worst(&self, kind: Kind) -> Option<&Layer> {
         self.layers.iter().find(|layer| layer.worst.contains(&kind))
     }

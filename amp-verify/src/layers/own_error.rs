@@ -1,7 +1,7 @@
-//! The own error of a layer that computes in 16 bits, compared with the same layer in 64-true with
-//! rounded parameters and results. It shows whether the layer rounds too much; whether it rounds too
-//! little, because it computes in a wider dtype and casts back; and whether its values were rounded to
-//! even fewer digits.
+//! Measures the own error of a layer that computes in 16 bits. The reference is the same layer in
+//! 64-true with rounded parameters and results. The comparison detects three faults: the layer
+//! rounds too often; it computes in a wider dtype and casts back; or it first rounds to fewer
+//! digits than its dtype has.
 
 use amp_core::{
     Result,
@@ -15,37 +15,39 @@ use super::{
 };
 use crate::rounding::{is_narrow, rounded};
 
-/// The figures of a layer that runs alone.
+/// The figures of a layer that runs alone on exact inputs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Own {
-    /// Its path, as in [`Layer`](super::Layer).
+    /// The layer's path, as in [`Layer`](super::Layer).
     pub path: String,
-    /// Its own error, in multiples of the error that rounding of its parameters and results causes; the
-    /// larger of forward and backward. Null if nothing is rounded, infinite if there is an error
-    /// nevertheless.
+    /// The layer's own error in multiples of the error from rounding its parameters and results;
+    /// the larger value of forward and backward pass. Null if nothing is rounded; infinite if
+    /// nothing is rounded but there is an error.
     pub error: Option<f64>,
-    /// The results that the layer computes with more digits than 16 bits have, before it casts back.
+    /// The results that the layer computes with more digits than 16 bits have, before it casts them
+    /// back.
     pub wide: Vec<Kind>,
     /// The tensors that have fewer digits than their dtype.
     pub twice: Vec<Kind>,
 }
 
-/// The accepted [`Own::error`]: some layers round several times inside.
+/// The largest accepted [`Own::error`]. It is above 1, because some layers round several times
+/// inside.
 pub const WITHIN: f64 = 3.0;
-/// A layer computes in a wider dtype if its results differ from the rounded exact ones this many times less
-/// often than results with parameters rounded to nearest do.
+/// A layer computes in a wider dtype if its results differ from the exact results this many times
+/// less often than results with rounded parameters do. All of them are rounded to the layer's
+/// dtype.
 const FEWER: f64 = 4.0;
-/// With fewer expected differing results than this nothing is concluded.
+/// If fewer differing results are expected, the rule is not applied.
 const LEAST_DIFFERING: f64 = 40.0;
-/// A tensor has fewer digits if this share of its elements has fewer digits; by chance only a smaller share
-/// would.
+/// A tensor has too few digits if this share of its elements has. By chance the share is smaller.
 const ALL: f64 = 0.99;
 const BY_CHANCE: f64 = 0.75;
-/// With fewer elements than this nothing is concluded.
+/// If there are fewer elements, the rule is not applied.
 const LEAST_ELEMENTS: usize = 64;
 
 impl Own {
-    /// Whether its own error is larger than rounding explains.
+    /// Whether the layer's own error is larger than rounding explains.
     pub fn is_beyond(&self) -> bool {
         self.error.is_some_and(|error| error.is_nan() || error > WITHIN)
     }
@@ -62,7 +64,8 @@ impl Passes {
                 wide: Vec::new(),
                 twice: Vec::new(),
             };
-            // Some kernels round parts of parameters' gradients, which are sums over a batch, to 16 bits.
+            // The gradients of parameters are left out: they are sums over a batch, and some
+            // kernels round parts of them to 16 bits.
             for kind in [Kind::Forward, Kind::InputGradient] {
                 let Some(values) = self.otherwise(at, kind)? else { continue };
                 if let Some(error) = values.error()? {
@@ -100,7 +103,7 @@ impl Passes {
         }))
     }
 
-    /// The tensors that have no more digits than bf16 although they are f16 and 64-true's have more.
+    /// Returns the f16 tensors with no more digits than bf16, if the tensors of 64-true have more.
     fn twice(&self, at: usize) -> Result<Vec<Kind>> {
         let (actual, reference) = (&self.actual.calls[at], &self.reference.calls[at]);
         let scale = 2.0_f64.powi(self.log2_scale);
@@ -131,7 +134,8 @@ impl Passes {
     }
 }
 
-/// The share of finite nonzero elements with no more digits than bf16; `None` for few elements.
+/// Returns the share of finite nonzero elements with no more digits than bf16; `None` if there are
+/// too few elements.
 fn share_of_bf16(tensor: &Tensor) -> Result<Option<f64>> {
     let tensor = tensor.f_to_kind(Dtype::Float)?.f_contiguous()?;
     let present = tensor.f_ne(0.0)?.f_logical_and(&tensor.f_isfinite()?)?;
@@ -143,21 +147,21 @@ fn share_of_bf16(tensor: &Tensor) -> Result<Option<f64>> {
     Ok(Some(low.f_mean(Dtype::Double)?.f_double_value(&[])?))
 }
 
-/// One kind of a layer's results, all scaled.
+/// The results of a layer for one kind of tensor, all multiplied by the same factor.
 struct Otherwise {
     /// The layer's results under the precision.
     found: Tensor,
-    /// 64-true's results on the same values.
+    /// The results of 64-true on the same values.
     exact: Tensor,
-    /// These exact results, rounded.
+    /// The results of 64-true, rounded.
     rounded: Tensor,
-    /// 64-true's results with rounded parameters, rounded; the first ones have parameters rounded to
-    /// nearest.
+    /// The rounded results of 64-true with rounded parameters. The first result uses parameters
+    /// rounded to nearest, the others stochastically rounded parameters.
     others: Vec<Tensor>,
 }
 
 impl Otherwise {
-    /// The error relative to the error that rounding causes.
+    /// Returns the error divided by the error that rounding causes.
     fn error(&self) -> Result<Option<f64>> {
         let mut expected = Vec::new();
         for other in &self.others {
@@ -165,7 +169,7 @@ impl Otherwise {
         }
         let expected = expected.iter().sum::<f64>() / expected.len() as f64;
         let own = error::rmse(&self.found, &self.exact)?.unwrap_or(f64::INFINITY);
-        // An error although nothing is rounded exceeds every bound.
+        // If nothing is rounded, any error exceeds every bound.
         Ok((expected > 0.0 || own > 0.0).then(|| own / expected))
     }
 
@@ -187,10 +191,10 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::rounding::rounded_otherwise;
+    use crate::rounding::rounded_stochastically;
 
-    /// A product of 64 weights with 64 inputs, or with zeros, and a bias, by a layer that rounds its
-    /// parameters or by one that does not.
+    /// Multiplies 64 weights with 64 inputs (or with zeros) and adds a bias, with rounded or with
+    /// unrounded parameters.
     fn product(rounds: bool, size: f64) -> Result<Otherwise> {
         let _section = random::seeded(11)?;
         let draw = |rows: i64| Tensor::randn([rows, 64], (Dtype::Double, Device::Cpu));
@@ -200,7 +204,7 @@ mod tests {
             Ok(input.f_matmul(&how(&weight)?.f_tr()?)?.f_add(&how(&bias)?)?)
         };
         let nearest = |tensor: &Tensor| rounded(tensor, Dtype::Half);
-        let otherwise = |tensor: &Tensor| rounded_otherwise(tensor, Dtype::Half);
+        let otherwise = |tensor: &Tensor| rounded_stochastically(tensor, Dtype::Half);
         let exact = of(&|tensor| Ok(tensor.shallow_clone()))?;
         let found = nearest(&if rounds { of(&nearest)? } else { exact.shallow_clone() })?;
         let others = vec![nearest(&of(&nearest)?)?, nearest(&of(&otherwise)?)?];
@@ -218,13 +222,14 @@ mod tests {
         assert_eq!(values.is_wide()?, is_wide);
         let error = values.error()?.expect("weights are rounded");
         assert!(error < 1.1 && (error > 0.85) == rounds, "{error}");
-        // For a bias alone, rounding once and rounding twice are the same.
+        // Without the product, only the bias is left: rounding it once or twice gives the same
+        // value.
         assert!(!product(rounds, 0.0)?.is_wide()?);
         Ok(())
     }
 
-    /// The number of digits that occur: f16's for random numbers, bf16's for rounded ones, none for
-    /// zeros, infinities and very few values.
+    /// Random numbers have f16's digits and rounded ones bf16's. Zeros, infinities and very few
+    /// values are not counted.
     #[test]
     fn digits_are_counted() -> Result<()> {
         let _section = random::seeded(12)?;

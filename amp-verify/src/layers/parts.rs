@@ -1,12 +1,12 @@
-//! Divides a model into parts that are measured at once, because a model with many or large layers
-//! has more tensors than fit into memory.
+//! Divides a model into parts that are measured at once, because the tensors of all layers may not
+//! fit into memory.
 
 use std::ops::Range;
 
 use super::pass::Ran;
 
-/// The number of f64 values that are kept for each element of a layer's input and output (values and
-/// gradients of four passes and of up to eight separate runs), and for each parameter (gradients).
+/// The number of f64 values that are kept for each element of a layer's input and output (values
+/// and gradients of four passes and of up to eight runs alone), and for each parameter (gradients).
 const COPIES: usize = 24;
 const OF_PARAMETERS: usize = 12;
 
@@ -15,7 +15,7 @@ fn bytes(call: &Ran) -> usize {
     8 * (COPIES * values + OF_PARAMETERS * parameters)
 }
 
-/// The indices of neighbouring layers whose tensors fit into the budget together.
+/// Groups consecutive layers so that the tensors of each group fit into the budget.
 pub(super) fn parts(calls: &[Ran], budget: usize) -> Vec<Range<usize>> {
     let (mut parts, mut start, mut sum) = (Vec::new(), 0, 0);
     for (at, call) in calls.iter().enumerate() {
@@ -31,8 +31,8 @@ pub(super) fn parts(calls: &[Ran], budget: usize) -> Vec<Range<usize>> {
     parts
 }
 
-/// The number of examples with which the largest layer fits into the budget; at least two, because batch
-/// statistics need two.
+/// Returns the number of examples with which the largest layer fits into the budget. It is at least
+/// two, because batch statistics need two.
 pub(super) fn examples(calls: &[Ran], all: i64, budget: usize) -> i64 {
     let largest = calls.iter().map(bytes).max().unwrap_or_default();
     match largest > budget {
@@ -50,7 +50,7 @@ mod tests {
 
     use super::*;
 
-    /// A layer of this many bytes: 192 for each value and 96 for each parameter.
+    /// Makes a layer of this many bytes: 192 for each value and 96 for each parameter.
     fn layer(values: usize, parameters: usize) -> Ran {
         let empty = || Tensor::zeros([0], (Kind::Float, Device::Cpu));
         Ran {
@@ -66,11 +66,11 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_share_a_part_as_far_as_the_budget_goes() {
+    fn consecutive_layers_share_a_part_within_the_budget() {
         let calls = [layer(1, 0), layer(1, 0), layer(0, 2), layer(9, 0), layer(1, 0)];
         assert_eq!(parts(&calls, 600), [0..3, 3..4, 4..5]);
         assert_eq!(parts(&calls, usize::MAX), vec![0..calls.len()]);
-        // A layer larger than the budget is a part by itself.
+        // A layer that is larger than the budget becomes a separate part.
         assert_eq!(parts(&calls, 1), [0..1, 1..2, 2..3, 3..4, 4..5]);
         assert!(parts(&[], 1).is_empty());
     }

@@ -19,29 +19,29 @@ use amp_core::{
 };
 
 use super::Subject;
-use crate::rounding::{is_narrow, rounded, rounded_otherwise};
+use crate::rounding::{is_narrow, rounded, rounded_stochastically};
 
-/// A layer's run within a step. Tensors have the step's dtypes; gradients of the unscaled loss are in
-/// f64.
+/// One run of a layer within a step. Values have the step's dtypes. Gradients are in f64 and without the loss
+/// scale.
 pub(super) struct Ran {
-    /// The module's path; `#2` follows for the second run of one module.
+    /// The module's path; for the second run of a module followed by `#2`.
     pub(super) path: String,
     pub(super) op: Op,
-    /// The numbers of elements of its input and output, and of its own parameters.
+    /// The numbers of elements of the layer's input and output, and of its own parameters.
     pub(super) numbers: (usize, usize),
-    /// The input; without elements if the pass does not keep the layer's tensors. The same holds for the
+    /// The input, or an empty tensor if the pass does not keep the layer's tensors. The same holds for the
     /// output.
     pub(super) input: Tensor,
     pub(super) output: Tensor,
     pub(super) output_gradient: Option<Tensor>,
     pub(super) input_gradient: Option<Tensor>,
-    /// One result per job of the layer.
+    /// One result for each job of the layer.
     pub(super) reruns: Vec<Rerun>,
 }
 
 impl Ran {
-    /// Whether this is a norm with 16-bit parameters. It rounds its input's mean and deviation as well,
-    /// which changes its results as much as moving the input by a rounding does.
+    /// Whether this is a norm with 16-bit parameters. Such a norm also rounds the mean and the deviation of its
+    /// input, which changes its results as much as perturbing the input by one rounding.
     pub(super) fn rounds_statistics(&self, precision: Precision) -> bool {
         let has_parameters = self.numbers.1 > 0;
         self.op == Op::Other
@@ -51,16 +51,16 @@ impl Ran {
     }
 }
 
-/// A job for a layer that runs alone: inputs in f64, which are rounded to the layer's dtypes first.
+/// Describes a run of a layer alone. The inputs are in f64 and are rounded to the layer's dtypes first.
 pub(super) struct Job {
     pub(super) input: Tensor,
-    /// The gradient of the unscaled loss with respect to the output.
+    /// The gradient of the loss (without the loss scale) with respect to the output.
     pub(super) gradient: Option<Tensor>,
-    /// How the layer's own parameters are rounded for the job, if they are.
+    /// The rounding of the layer's own parameters; `None` leaves them unchanged.
     pub(super) weights: Option<Rounded>,
 }
 
-/// Parameters rounded to this dtype; with a seed they are rounded stochastically.
+/// Rounds parameters to this dtype: stochastically if a seed is given, otherwise to nearest.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rounded {
     pub(super) to: Kind,
@@ -69,7 +69,7 @@ pub(super) struct Rounded {
 
 /// The result of a job, in f64.
 pub(super) struct Rerun {
-    /// The job with its inputs rounded.
+    /// The job, with its inputs rounded.
     pub(super) job: Job,
     pub(super) output: Tensor,
     pub(super) input_gradient: Option<Tensor>,
@@ -77,7 +77,7 @@ pub(super) struct Rerun {
 }
 
 impl Rerun {
-    /// The tensor of this kind.
+    /// Returns the tensor of this kind.
     pub(super) fn tensor(&self, kind: super::Kind) -> Option<Tensor> {
         let tensor = match kind {
             super::Kind::Forward => Some(&self.output),
@@ -88,16 +88,16 @@ impl Rerun {
     }
 }
 
-/// A step's layers in the order in which they ended.
+/// The layers of a step in the order in which they ended.
 pub(super) struct Pass {
     pub(super) calls: Vec<Ran>,
-    /// Gradients of the unscaled loss by parameter, in f64.
+    /// The gradients of the loss (without the loss scale) in f64, by parameter.
     pub(super) gradients: BTreeMap<String, Tensor>,
     pub(super) loss: f64,
 }
 
 impl Pass {
-    /// The gradients of the layer's own parameters, as one vector.
+    /// Returns the gradients of the layer's own parameters, concatenated to one vector.
     pub(super) fn weight_gradient(&self, path: &str) -> Result<Option<Tensor>> {
         let path = module(path);
         let own = self.gradients.iter().filter(|(name, _)| is_own(path, name));
@@ -105,7 +105,7 @@ impl Pass {
     }
 }
 
-/// The path without the number of the run.
+/// Returns the path without the number of the run.
 pub(super) fn module(path: &str) -> &str {
     path.split_once('#').map_or(path, |(module, _)| module)
 }
@@ -124,7 +124,7 @@ fn joined<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result<Option<Tensor
     Ok(Some(Tensor::f_cat(&flat, 0)?))
 }
 
-/// Options of a step.
+/// The options of a step.
 pub(super) struct Plan {
     pub(super) precision: Precision,
     /// The loss scale.
@@ -137,20 +137,20 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// A pass that keeps no tensors.
+    /// A plan that keeps no tensors.
     pub(super) fn counting() -> Self {
         let (keeps, jobs) = (0..0, Vec::new());
         Self { precision: Precision::F32True, scale: 1.0, dropout: false, keeps, jobs }
     }
 }
 
-/// Runs the step. Every pass of one subject draws the same random numbers in each layer, whatever
-/// its jobs.
+/// Runs the step. All passes of one subject draw the same random numbers in each layer, independently of its
+/// jobs.
 pub(super) fn run(subject: &Subject<'_>, plan: Plan) -> Result<Pass> {
     let policy = Policy::new(plan.precision, subject.device);
     let _section = random::seeded(subject.seed)?;
     let mut model = (subject.build)()?;
-    place(model.as_ref(), policy, &subject.islands)?;
+    place(model.as_ref(), policy, &subject.overrides)?;
     let batch = subject.batch.place(policy)?;
     let parameters = parameters(model.as_ref());
     let (scale, dropout, keeps) = (plan.scale, plan.dropout, plan.keeps.clone());
@@ -164,7 +164,7 @@ pub(super) fn run(subject: &Subject<'_>, plan: Plan) -> Result<Pass> {
         drawn: Cell::default(),
         failed: RefCell::default(),
     });
-    let mut context = Context::new(policy, true).with_overrides(subject.islands.clone());
+    let mut context = Context::new(policy, true).with_overrides(subject.overrides.clone());
     context = context.without_checkpointing().with_probe(observer.clone());
     if !dropout {
         context = context.without_dropout();
@@ -244,7 +244,7 @@ struct Observer {
 impl Probe for Observer {
     fn ran(&self, call: &Call<'_>) {
         if let Err(error) = self.observe(call) {
-            // The first one causes the later ones.
+            // The first error causes the later ones, so only the first is kept.
             self.failed.borrow_mut().get_or_insert(error.at(call.path));
         }
     }
@@ -254,7 +254,7 @@ impl Observer {
     fn observe(&self, call: &Call<'_>) -> Result<()> {
         let at = self.calls.borrow().len();
         let jobs = self.jobs.get(at).map_or(&[][..], Vec::as_slice);
-        // The random numbers of a layer and of later layers depend only on its index.
+        // The random numbers of a layer depend only on its index.
         self.drawn.set(self.drawn.get() + 1);
         let seed = self.seed.wrapping_add(self.drawn.get());
         let mut reruns = Vec::with_capacity(jobs.len());
@@ -287,7 +287,7 @@ impl Observer {
         own.map(|parameter| parameter.tensor.numel()).sum()
     }
 
-    /// The tensor; or one of its dtype without elements if it is not kept.
+    /// Returns the tensor, or an empty tensor of the same dtype if the tensor is not kept.
     fn kept(&self, at: usize, tensor: &Tensor) -> Result<Tensor> {
         match self.keeps.contains(&at) {
             true => Ok(tensor.shallow_clone()),
@@ -319,9 +319,9 @@ impl Observer {
             (&job.gradient, wanted.is_empty(), output.requires_grad())
         {
             let gradient = gradient.f_mul_scalar(self.scale)?.f_to_kind(output.kind())?;
-            // d/dy Σ y·g = 1·g, which equals g exactly.
+            // The gradient of Σ y·g with respect to y equals g exactly.
             let sum = output.f_mul(&gradient)?.f_sum(output.kind())?;
-            // Autocast's cache of cast weights belongs to both graphs, so the graph is kept.
+            // Autocast's cached casts belong to both graphs, so the graph is kept.
             let found = Tensor::f_run_backward(&[sum], &wanted, true, false)?;
             let mut found = found
                 .iter()
@@ -340,7 +340,7 @@ impl Observer {
     }
 }
 
-/// Rounds the values of parameters without changing autograd graphs that hold them, and returns the
+/// Rounds the values of parameters in place, without effect on autograd graphs that use them, and returns the
 /// earlier values.
 fn round(parameters: &[Tensor], how: Rounded) -> Result<Vec<(Tensor, Tensor)>> {
     if let Some(seed) = how.seed {
@@ -350,7 +350,7 @@ fn round(parameters: &[Tensor], how: Rounded) -> Result<Vec<(Tensor, Tensor)>> {
         let mut data = parameter.f_data()?;
         let kept = data.f_detach_copy()?;
         data.f_copy_(&match how.seed {
-            Some(_) => rounded_otherwise(&kept, how.to)?,
+            Some(_) => rounded_stochastically(&kept, how.to)?,
             None => rounded(&kept, how.to)?,
         })?;
         Ok((data, kept))
@@ -358,8 +358,8 @@ fn round(parameters: &[Tensor], how: Rounded) -> Result<Vec<(Tensor, Tensor)>> {
     each.collect()
 }
 
-/// Whether layers drop the same elements in these dtypes if the generator has the same seed. They do on the
-/// CPU. On CUDA the number of elements for which one thread draws depends on the dtype.
+/// Whether dropout drops the same elements in these dtypes for equal seeds. It does on the CPU. On CUDA the
+/// number of elements that one thread draws depends on the dtype.
 pub(super) fn masks_agree(device: Device, kinds: &[Kind]) -> Result<bool> {
     let draw = |kind: Kind| -> Result<Tensor> {
         let _section = random::seeded(0)?;
@@ -367,7 +367,7 @@ pub(super) fn masks_agree(device: Device, kinds: &[Kind]) -> Result<bool> {
         for size in [7, 1000, 65_537] {
             drawn.push(Tensor::f_ones([size], (kind, device))?.f_dropout(0.5, true)?.f_ne(0.0)?);
         }
-        // Equal weights times the identity show which attention weights were dropped.
+        // With equal weights and an identity matrix, the output shows which attention weights were dropped.
         let zeros = Tensor::f_zeros([2, 2, 16, 16], (kind, device))?;
         let values = Tensor::f_eye(16, (kind, device))?.f_expand([2, 2, 16, 16], false)?;
         let attended = Tensor::f_scaled_dot_product_attention(
@@ -392,7 +392,7 @@ pub(super) fn masks_agree(device: Device, kinds: &[Kind]) -> Result<bool> {
     Ok(true)
 }
 
-/// In f64 if the dtype is floating-point.
+/// Converts floating-point tensors to f64.
 pub(super) fn exact(tensor: &Tensor) -> Result<Tensor> {
     let tensor = tensor.f_detach()?;
     Ok(if is_floating(tensor.kind()) { tensor.f_to_kind(Kind::Double)? } else { tensor })

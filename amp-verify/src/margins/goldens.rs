@@ -1,5 +1,5 @@
-//! Records how far the figures of goldens differ between CPUs: trains the case of each golden under several
-//! sets of kernels, and writes `NAME.spread.json` next to the golden.
+//! Records the differences of golden figures between CPUs: trains the case of each golden with
+//! several sets of kernels, and writes `NAME.spread.json` next to the golden.
 
 use std::{
     collections::BTreeMap,
@@ -17,10 +17,10 @@ use crate::{
     registry::Registry,
 };
 
-/// Records the spread of every CPU golden in `folder` that belongs to one of `models`, or to any registered
-/// model if `models` is empty; returns their names. With `adds`, the metrics and losses of this CPU's own
-/// kernels are added to the recorded spread; memory is compared only between equal kernels and is not
-/// changed.
+/// Records the spread of every CPU golden in `folder` whose model is in `models`, or of every
+/// registered model if `models` is empty. Returns the names of the goldens. With `adds`, the
+/// metrics and losses of this CPU's own kernels are added to the recorded spread. Memory is not
+/// changed, because it is compared only between equal kernels.
 ///
 /// # Errors
 /// When the folder has no such golden, a run fails, or a file cannot be written.
@@ -61,7 +61,7 @@ pub(super) fn record(
     Ok(names)
 }
 
-/// The goldens of CPUs in `folder`, by file name without its extension.
+/// Returns the CPU goldens in `folder`, by file name without its extension.
 fn of_cpus(
     registry: &Registry,
     folder: &Path,
@@ -87,17 +87,17 @@ fn of_cpus(
     Ok(goldens)
 }
 
-/// The spread that is already recorded.
+/// Reads the spread that is already recorded.
 fn recorded(path: &Path) -> Result<Spread> {
     Spread::read(path)?.ok_or_else(|| {
         Error::config(format!(
-            "{}: there is no spread to add to: record one first, without --add",
+            "{}: this file is missing, so nothing can be added: record it first, without --add",
             path.display()
         ))
     })
 }
 
-/// The samples of the golden's own case under each set of kernels. Each runs in a process of this binary.
+/// Trains the golden's own case under each set of kernels, each in a process of this binary.
 fn samples(golden: &Golden, sets: &[KernelSet]) -> Result<BTreeMap<String, Samples>> {
     let mut all: BTreeMap<String, Samples> = BTreeMap::new();
     for set in sets {
@@ -153,7 +153,7 @@ fn verify(golden: &Golden, set: &KernelSet) -> Result<Comparison> {
     serde_json::from_slice(&output.stdout).map_err(|error| failed(error.into()))
 }
 
-/// The recorded spread, with the metrics and losses of this machine's own kernels added.
+/// Adds the metrics and losses of this machine's own kernels to the recorded spread.
 fn added(mut known: Spread, own: &Spread) -> Spread {
     known.recorded_by = format!("{}; {}", known.recorded_by, own.recorded_by);
     for (precision, samples) in &mut known.samples {

@@ -1,14 +1,15 @@
-//! The kernels and thread counts of other CPUs, which the environment of a process selects on this CPU.
+//! Kernels and thread counts of other CPUs, selected on this CPU by environment variables.
 
 use std::fs;
 
-/// A description of the sets for the file.
+/// The description of the kernel sets in the spread file.
 pub(super) const DESCRIPTION: &str = "ATen, oneDNN and MKL kernels of SSE, AVX2 and AVX-512 machines \
                                       with and without bf16 instructions, and MKL's compatible ones, \
                                       each with 1 and 2 threads";
 
-/// ATen's kernels, oneDNN's newest instructions, MKL's instructions, and whether MKL must give the same
-/// numbers on every processor. `AVX512_CORE` has no bf16 instructions; `ALL` has all of this machine's.
+/// For each set: ATen's kernels, the newest instructions that oneDNN may use, MKL's instructions,
+/// and whether MKL must give the same numbers on every processor. `AVX512_CORE` has no bf16
+/// instructions; `ALL` has all instructions of this machine.
 const KERNELS: [(&str, &str, &str, &str); 5] = [
     ("default", "SSE41", "SSE4_2", ""),
     ("avx2", "AVX2", "AVX2", ""),
@@ -18,16 +19,16 @@ const KERNELS: [(&str, &str, &str, &str); 5] = [
 ];
 const THREADS: [usize; 2] = [1, 2];
 
-/// One choice of kernels, with the threads of an operation.
+/// A choice of kernels and of the number of threads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct KernelSet {
-    /// Threads of one operation.
+    /// The number of threads of one operation.
     pub(super) threads: usize,
-    /// The environment variables of a process that runs these kernels.
+    /// The environment variables that select these kernels in a new process.
     pub(super) environment: Vec<(&'static str, String)>,
 }
 
-/// Every combination of kernels and threads.
+/// Returns every combination of kernels and threads.
 pub(super) fn all() -> Vec<KernelSet> {
     let set = |(aten, onednn, mkl, reproducible): (&str, &str, &str, &str), threads| {
         let mut environment = vec![
@@ -43,15 +44,15 @@ pub(super) fn all() -> Vec<KernelSet> {
     KERNELS.iter().flat_map(|kernels| THREADS.map(|threads| set(*kernels, threads))).collect()
 }
 
-/// A description of [`own_of_cpu`]'s sets for the file.
+/// The description of [`own_of_cpu`]'s sets in the spread file.
 pub(super) const OWN_DESCRIPTION: &str = "its own kernels, with 1 and 2 threads";
 
-/// This machine's own newest kernels with each number of threads.
+/// Returns this machine's newest kernels with each number of threads.
 pub(super) fn own_of_cpu() -> Vec<KernelSet> {
     all().split_off((KERNELS.len() - 1) * THREADS.len())
 }
 
-/// The CPU's name, as Linux reports it.
+/// Returns the CPU's name, as Linux reports it.
 pub(super) fn processor() -> String {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = info.lines().find_map(|line| line.strip_prefix("model name"));

@@ -1,5 +1,5 @@
-//! How much the metrics of a project's models vary without a fault: the file `margins.json` in the
-//! project's folder, which `cargo amp margins` writes and by which the gate judges.
+//! Measures how much the metrics of a project's models vary without a fault. `cargo amp margins`
+//! writes the result to `margins.json` in the project's folder, and the gate uses it.
 
 #[cfg(feature = "cli")]
 mod goldens;

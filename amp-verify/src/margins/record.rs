@@ -16,7 +16,7 @@ use super::{MetricSpread, ModelMargin, goldens};
 use crate::{
     case::{Case, Choices},
     changes::Changes,
-    diagnose::Islands,
+    diagnose::Overrides,
     gate::{self, Job, Outcome, Task},
     length::Length,
     options::ChangeArgs,
@@ -24,12 +24,14 @@ use crate::{
     verdict::{mean, standard_deviation},
 };
 
-/// What is recorded.
+/// The kind of figures to record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum What {
-    /// The spread of each model's metric over seeds, from which its margin follows; on the CPU
+    /// The differences of each model's metric between precisions over seeds, from which its margin
+    /// follows; on the CPU
     Metric,
-    /// How far the figures of goldens differ between CPUs, next to each golden as NAME.spread.json
+    /// The differences of golden figures between CPUs, written next to each golden as
+    /// NAME.spread.json
     Goldens,
 }
 
@@ -45,7 +47,7 @@ pub struct MarginsArgs {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Seeds of the metric's spread
+    /// Number of seeds for the spread of the metric
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub seeds: usize,
     /// The folder of the goldens [default: tests/goldens of the project]
@@ -62,17 +64,17 @@ pub struct MarginsArgs {
     pub processes: Option<usize>,
 }
 
-/// The precisions that are recorded: all but the baseline.
+/// The precisions to record: all except the baseline.
 const PRECISIONS: &[Precision] = Precision::ALL.split_at(1).1;
-/// The first seed, different from the seeds that the gate uses.
+/// The first seed. The gate uses other seeds.
 const METRIC_SEED: u64 = 100;
-/// If a metric is a share of examples, its margin is rounded up to a multiple of this: half a percentage
-/// point.
+/// A margin of a metric that is a share of examples is rounded up to a multiple of half a
+/// percentage point.
 const MARGIN_STEP: f64 = 0.005;
-/// A margin is this many times the widest standard deviation.
+/// A margin is this multiple of the largest standard deviation over the precisions.
 const MARGIN_SIGMAS: f64 = 3.0;
 
-/// Records the requested figures in the project's `margins.json`; returns the text to print.
+/// Records the requested figures in the project's `margins.json`, and returns the text to print.
 ///
 /// # Errors
 /// When an option is out of range, a run fails, or the file cannot be written.
@@ -114,7 +116,7 @@ pub fn command(registry: &Registry, args: &MarginsArgs) -> Result<String> {
         return Ok(text);
     }
     let path = registry.project().margins_file();
-    // The figures of other models are kept.
+    // The figures of other models in the file are kept.
     let mut margins = registry.margins()?;
     let file = Staged::create(&path)?;
     let recorder = Recorder { registry, args, device: &args.device, changes };
@@ -154,12 +156,12 @@ impl Recorder<'_> {
             kernels: Kernels::default(),
             check: Check::default(),
             task,
-            islands: Islands::new(),
+            overrides: Overrides::new(),
             fault: None,
         }
     }
 
-    /// Over the seeds, the statistics of how much worse each precision is than 32-true.
+    /// Computes over the seeds how much worse each precision is than 32-true.
     fn metric(&self, model: &Model) -> Result<ModelMargin> {
         let mut pool = gate::pool(self.registry, self.device, self.args.processes, 1, None)?;
         let seeds = (0..self.args.seeds as u64).map(|index| METRIC_SEED + index);
@@ -208,7 +210,7 @@ fn first_failure(outcome: &Outcome) -> String {
     outcome.failures.first().map_or("it returned no figure".to_owned(), |first| first.text.clone())
 }
 
-/// δ for the widest standard deviation over the precisions.
+/// Computes δ from the largest standard deviation over the precisions.
 fn margin_of(direction: Direction, widest: f64) -> f64 {
     let margin = MARGIN_SIGMAS * widest;
     match direction {
@@ -216,7 +218,7 @@ fn margin_of(direction: Direction, widest: f64) -> f64 {
             let steps = (margin / MARGIN_STEP).ceil().max(1.0);
             (steps * MARGIN_STEP * 1e4).round() / 1e4
         }
-        // Two digits, rounded up, are enough for a spread over a few seeds.
+        // Two digits are enough for a spread over a few seeds. They are rounded up.
         Direction::LowerIsBetter => {
             let unit = 10.0_f64.powf(margin.max(1e-6).log10().floor() - 1.0);
             significant((margin.max(1e-6) / unit).ceil() * unit)
@@ -224,12 +226,12 @@ fn margin_of(direction: Direction, widest: f64) -> f64 {
     }
 }
 
-/// Four significant digits.
+/// Rounds to four significant digits.
 fn significant(value: f64) -> f64 {
     format!("{value:.3e}").parse().unwrap_or(value)
 }
 
-/// Six decimals.
+/// Rounds to six decimals.
 fn rounded(value: f64) -> f64 {
     (value * 1e6).round() / 1e6
 }

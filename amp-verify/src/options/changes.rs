@@ -8,7 +8,7 @@ use crate::{changes::Changes, length::Length};
 /// Options that change a registered model's size, data and length.
 #[derive(Debug, Clone, Default, Args)]
 pub struct ChangeArgs {
-    /// Set a hyperparameter of each model, as in --set n_layer=12; may be repeated
+    /// Set a hyperparameter of each model, for example --set n_layer=12; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = assignment)]
     pub set: Vec<(String, Value)>,
     /// The data set [default: each model's own]
@@ -20,16 +20,17 @@ pub struct ChangeArgs {
     /// Train N optimizer steps [default: each model's own epochs or steps]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub steps: Option<u64>,
-    /// Train on only the first batches of each epoch: a number, or a fraction as in 0.1
+    /// Train on only the first batches of each epoch: a number of batches, or a fraction such as
+    /// 0.1
     #[arg(long, value_name = "LIMIT")]
     pub limit_train_batches: Option<Limit>,
-    /// Validate on only the first batches of each set: a number or a fraction
+    /// Validate on only the first batches of each set: a number of batches or a fraction
     #[arg(long, value_name = "LIMIT")]
     pub limit_val_batches: Option<Limit>,
 }
 
 impl ChangeArgs {
-    /// The changes that the options make.
+    /// Collects the changes from the options.
     pub fn changes(&self) -> Changes {
         Changes {
             hyperparameters: self.set.iter().cloned().collect::<Hyperparameters>(),

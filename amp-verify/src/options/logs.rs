@@ -5,7 +5,7 @@ use clap::Args;
 
 use super::positive;
 
-/// Which log files to write.
+/// Options for log files.
 #[derive(Debug, Args)]
 pub struct LogArgs {
     /// Write every event to this file, one JSON object per line
@@ -20,18 +20,18 @@ pub struct LogArgs {
     /// Write runs into this folder of MLflow's file store
     #[arg(long, value_name = "FOLDER")]
     pub log_mlflow: Option<PathBuf>,
-    /// Write W&B's offline runs below this folder, for `wandb sync`
+    /// Write offline runs of W&B below this folder, for upload with `wandb sync`
     #[arg(long, value_name = "FOLDER")]
     pub log_wandb: Option<PathBuf>,
     /// Log values every N optimizer steps
     #[arg(long, value_name = "N", value_parser = positive, 
           default_value_t = LoggingConfig::default().log_every_n_steps.cast_unsigned())]
     pub log_every_n_steps: u64,
-    /// Measure the phases of every N-th step and print their times [default: as the model declares]
+    /// Measure the phases of every N-th step and print their times [default: set by the model]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub profile: Option<u64>,
-    /// Write the measured steps to this file as a trace for chrome://tracing or Perfetto; without
-    /// --profile every step is measured
+    /// Write the times of the measured steps to this file as a trace for chrome://tracing or
+    /// Perfetto; without --profile every step is measured
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
 }

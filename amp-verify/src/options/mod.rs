@@ -1,4 +1,4 @@
-//! Options shared by the commands that train, and output formats.
+//! Options that the training commands share, and output formats.
 
 mod changes;
 mod logs;
@@ -23,7 +23,7 @@ use serde_json::Value;
 
 use crate::{case::Choices, length::Length};
 
-/// The shared options.
+/// The options that all training commands share.
 #[derive(Debug, Args)]
 pub struct RunArgs {
     /// The model; `cargo amp models` lists them [default: the first one]
@@ -38,7 +38,7 @@ pub struct RunArgs {
     /// Epochs [default: the model's own]
     #[arg(long)]
     pub epochs: Option<i64>,
-    /// End training after N optimizer steps, if that comes before the last epoch
+    /// End training after N optimizer steps, if this is before the end of the last epoch
     #[arg(long, value_name = "N", value_parser = positive)]
     pub max_steps: Option<u64>,
     /// Examples per batch [default: the model's own]
@@ -62,45 +62,46 @@ pub struct RunArgs {
     #[arg(long, value_name = "HOW", value_parser = Moments::from_str,
           default_value_t = Moments::default())]
     pub moments: Moments,
-    /// How gradients are stored between the backward pass and the step: full (f32), or 16-bit, rounded as
-    /// PyTorch does under autocast (only linear layers on CUDA)
+    /// Storage of gradients between the backward pass and the optimizer's step: full (f32), or
+    /// 16-bit, rounded as in PyTorch under autocast (only for linear layers on CUDA)
     #[arg(long, value_name = "HOW", value_parser = GradientStorage::from_str,
           default_value_t = GradientStorage::default())]
     pub gradients: GradientStorage,
-    /// Kernels of layers and losses on CUDA: own (fused layers that round less often), or libtorch (each layer by
-    /// itself, with the roundings of PyTorch)
+    /// Kernels of layers and losses on CUDA: own (fused layers, which round less often), or
+    /// libtorch (one layer at a time, with the roundings of PyTorch)
     #[arg(long, value_name = "WHOSE", value_parser = Kernels::from_str,
           default_value_t = Kernels::default())]
     pub kernels: Kernels,
-    /// The most memory that tensors may use at once, as in 500MB or 2GiB: the trainer recomputes the
-    /// cheapest layers in the backward pass to stay below it; no number changes
+    /// The largest memory that tensors may use at once, for example 500MB or 2GiB. To stay below
+    /// it, the trainer recomputes layers in the backward pass; the results do not change
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub memory_budget: Option<u64>,
-    /// End training when this value no longer improves, as in val_loss: when it stops falling, or rising if
-    /// the model is judged by it and higher is better [default: the model's own]
+    /// End training when this logged value, for example val_loss, no longer improves. It improves
+    /// if it falls, or rises if it is a metric for which the model declares that higher is better
+    /// [default: the model's own]
     #[arg(long, value_name = "NAME")]
     pub early_stopping: Option<String>,
-    /// Epochs without improvement after which training ends
+    /// Number of epochs without improvement after which training ends
     #[arg(long, value_name = "EPOCHS", default_value_t = 3)]
     pub patience: u32,
-    /// Set a hyperparameter, as in --set hidden_size=1024; may be repeated
+    /// Set a hyperparameter, for example --set hidden_size=1024; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = assignment)]
     pub set: Vec<(String, Value)>,
-    /// Precision regions by module path, as `diagnose --fix` writes them
+    /// A file with precision regions by module path, as written by `diagnose --fix`
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
-    /// Let f32 matrix products run in TF32 on CUDA
+    /// Allow TF32 in f32 matrix products on CUDA
     #[arg(long)]
     pub tf32: bool,
     /// Ask libtorch for deterministic algorithms
     #[arg(long)]
     pub deterministic: bool,
-    /// Run whole steps as CUDA graphs: auto, on or off; the numbers are the same
+    /// Run whole steps as CUDA graphs: auto, on or off; the results are the same
     #[arg(long, value_name = "WHEN", value_parser = Graph::from_str,
           default_value_t = Graph::default())]
     pub graph: Graph,
-    /// How often the invariants of training are checked (every weight moves, a skipped step changes
-    /// nothing, …): off, cheap (some steps) or full (each step)
+    /// How often the invariants of training are checked, for example that every weight changes:
+    /// off, cheap (some steps) or full (each step)
     #[arg(long, value_name = "LEVEL", value_parser = Check::from_str,
           default_value_t = Check::default())]
     pub check: Check,
@@ -112,10 +113,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "WHERE", value_parser = Placement::from_str,
           default_value_t = Placement::Auto)]
     pub data_placement: Placement,
-    /// Batches that a thread loads ahead from the host [default: 2 on CUDA, 0 on the CPU]
+    /// Number of batches that a thread loads ahead from the host [default: 2 on CUDA, 0 on the CPU]
     #[arg(long, value_name = "N")]
     pub prefetch: Option<usize>,
-    /// Threads that read examples, for data sets that give one example at a time
+    /// Number of threads that read examples, for data sets that return one example at a time
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub num_workers: usize,
     #[command(flatten)]
@@ -139,7 +140,7 @@ pub enum Format {
 }
 
 impl RunArgs {
-    /// The options that determine the case.
+    /// Returns the options that determine the case.
     pub fn choices(&self) -> Choices {
         Choices {
             data: self.data.clone(),
@@ -176,7 +177,7 @@ impl RunArgs {
     }
 }
 
-/// `name=value`. A value that is not JSON is taken as a string.
+/// Parses `name=value`. A value that is not JSON is a string.
 pub(crate) fn assignment(text: &str) -> Result<(String, Value), Error> {
     let (name, value) = text
         .split_once('=')
@@ -185,7 +186,7 @@ pub(crate) fn assignment(text: &str) -> Result<(String, Value), Error> {
     Ok((name.to_owned(), value))
 }
 
-/// A count of at least 1.
+/// Parses a number of at least 1.
 pub(crate) fn positive(text: &str) -> Result<u64, String> {
     match text.parse() {
         Ok(0) => Err("it must be at least 1".to_owned()),
@@ -194,7 +195,7 @@ pub(crate) fn positive(text: &str) -> Result<u64, String> {
     }
 }
 
-/// A time above 0: seconds, or with a unit as in 90s, 10m and 2h, or HH:MM:SS.
+/// Parses a time above 0: seconds, or a number with a unit as in 90s, 10m and 2h, or HH:MM:SS.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = text.split_at(text.trim_end_matches(['s', 'm', 'h']).len());
     let unit = match unit {

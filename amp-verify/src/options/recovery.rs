@@ -6,11 +6,11 @@ use amp_core::{
 };
 use clap::Args;
 
-/// How steps that are not finite are handled.
+/// Options for steps with NaN or infinities.
 #[derive(Debug, Args)]
 pub struct RecoveryArgs {
-    /// What to do with a step that is not finite, in addition to lowering the loss scale: ignore, skip,
-    /// lower-scale, restore-last-good, fall-back-to-bf16 or stop
+    /// What to do after a step with NaN or infinities, in addition to lowering the loss scale:
+    /// ignore, skip, lower-scale, restore-last-good, fall-back-to-bf16 or stop
     #[arg(long, value_name = "POLICY", value_parser = NonFinite::from_str,
           default_value_t = NonFinite::default())]
     pub on_non_finite: NonFinite,
@@ -18,7 +18,7 @@ pub struct RecoveryArgs {
     #[arg(long, value_name = "SCALE", default_value_t = GradScalerConfig::default().init_scale,
           value_parser = loss_scale)]
     pub init_scale: f64,
-    /// Steps without overflow after which the loss scale doubles
+    /// Number of steps without overflow after which the loss scale doubles
     #[arg(long, value_name = "STEPS",
           default_value_t = GradScalerConfig::default().growth_interval,
           value_parser = clap::value_parser!(i64).range(1..))]
@@ -26,14 +26,14 @@ pub struct RecoveryArgs {
     /// The lowest allowed loss scale
     #[arg(long, value_name = "SCALE", default_value_t = ScaleFloor::default().min_scale)]
     pub min_scale: f64,
-    /// What to do if the loss scale falls below it: halt, warn or fall-back-to-bf16
+    /// What to do if the loss scale falls below --min-scale: halt, warn or fall-back-to-bf16
     #[arg(long, value_name = "POLICY", value_parser = AtFloor::from_str,
           default_value_t = AtFloor::default())]
     pub at_min_scale: AtFloor,
 }
 
 impl RecoveryArgs {
-    /// The loss scale's first value and its growth.
+    /// Returns the options of the loss scale.
     pub fn scaler(&self) -> GradScalerConfig {
         GradScalerConfig {
             init_scale: self.init_scale,
@@ -42,7 +42,7 @@ impl RecoveryArgs {
         }
     }
 
-    /// How steps that are not finite are handled.
+    /// Returns the options for steps with NaN or infinities.
     pub fn recovery(&self) -> RecoveryConfig {
         RecoveryConfig {
             on_non_finite: self.on_non_finite,
@@ -52,7 +52,7 @@ impl RecoveryArgs {
     }
 }
 
-/// A scale that f32 can represent.
+/// Parses a loss scale that f32 can represent.
 fn loss_scale(text: &str) -> Result<f64, String> {
     let scale: f64 = text.parse().map_err(|error| format!("{error}"))?;
     let usable = (scale as f32).is_finite() && scale as f32 > 0.0;

@@ -1,4 +1,4 @@
-//! Options of `parity`.
+//! The command-line options of `parity`.
 
 use std::{path::PathBuf, str::FromStr, sync::Arc};
 
@@ -16,13 +16,13 @@ use crate::{
     registry::{Model, Registry, Twin},
 };
 
-/// What is trained by default: what PyTorch has too.
+/// The default precisions: those that PyTorch has too.
 const PRECISIONS: [Precision; 3] = [Precision::F32True, Precision::F16Mixed, Precision::Bf16Mixed];
 
-/// Options of `parity`.
+/// The command-line options of `parity`.
 #[derive(Debug, Args)]
 pub struct ParityArgs {
-    /// The models [default: all that have a twin]
+    /// The models [default: all models with a twin]
     #[arg(value_name = "MODEL")]
     pub models: Vec<String>,
     /// Precisions, separated by commas, of 32-true, 16-mixed and bf16-mixed [default: these three]
@@ -31,7 +31,8 @@ pub struct ParityArgs {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Seeds, at least 2: both begin with the same weights and see the same batches under each
+    /// Number of seeds, at least 2. For each seed both sides start with the same weights and use
+    /// the same batches
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub seeds: u64,
     /// The first seed
@@ -40,43 +41,43 @@ pub struct ParityArgs {
     /// Epochs [default: the model's own]
     #[arg(long, value_name = "N")]
     pub epochs: Option<i64>,
-    /// End training after so many optimizer steps, if that is before the last epoch
+    /// End training after this many optimizer steps, if this is before the end of the last epoch
     #[arg(long, value_name = "N", value_parser = positive)]
     pub max_steps: Option<u64>,
-    /// Batches whose losses are compared one by one
+    /// Number of batches whose losses are compared one by one
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = positive)]
     pub losses: u64,
-    /// Kernels of our layers and losses on CUDA: own, or libtorch. Where other steps are skipped than in the twin,
-    /// ours is run again by libtorch's, which round as PyTorch does
+    /// Kernels of our layers and losses on CUDA: own, or libtorch. If the twin skips other steps,
+    /// our side runs again with libtorch's kernels, which round as PyTorch does
     #[arg(long, value_name = "WHOSE", value_parser = Kernels::from_str,
           default_value_t = Kernels::default())]
     pub kernels: Kernels,
-    /// A Python with torch
+    /// A Python interpreter with torch
     #[arg(long, value_name = "PATH", default_value = "python3")]
     pub python: PathBuf,
     /// Threads of one CPU operation, on both sides [default: all cores]
     #[arg(long)]
     pub threads: Option<i32>,
-    /// Keep rows in this folder, and take them from there where this binary has found them before, on this machine
-    /// with these options
+    /// Keep the result rows in this folder and reuse them, if binary, machine and options are the
+    /// same
     #[arg(long, value_name = "FOLDER")]
     pub cache: Option<PathBuf>,
     /// Print the report as JSON
     #[arg(long)]
     pub json: bool,
-    /// Do not say on standard error what is trained
+    /// Do not report progress on standard error
     #[arg(long)]
     pub quiet: bool,
 }
 
-/// What was asked for, checked.
+/// The request after its arguments were checked.
 pub(super) struct Plan {
     pub(super) device: Device,
     pub(super) subjects: Vec<Subject>,
     pub(super) precisions: Vec<Precision>,
 }
 
-/// A model with its twin and its δ.
+/// A model with its twin and its margin δ.
 pub(super) struct Subject {
     pub(super) model: Arc<Model>,
     pub(super) twin: Twin,
@@ -84,10 +85,10 @@ pub(super) struct Subject {
 }
 
 impl ParityArgs {
-    /// Checks what was asked for.
+    /// Checks the arguments.
     pub(super) fn plan(&self, registry: &Registry) -> Result<Plan> {
         if self.seeds < 2 {
-            let text = "at least 2 are needed to tell a difference from chance";
+            let text = "it must be at least 2, to distinguish a difference from chance";
             return Err(Error::config(format!("seeds {}: {text}", self.seeds)));
         }
         if let Some(threads) = self.threads {
@@ -101,7 +102,7 @@ impl ParityArgs {
         for precision in asked {
             if !PRECISIONS.contains(precision) {
                 return Err(Error::config(format!(
-                    "{precision} is none of PyTorch's: choose among 32-true, 16-mixed and bf16-mixed"
+                    "PyTorch has no precision {precision}: choose among 32-true, 16-mixed and bf16-mixed"
                 )));
             }
             if !precisions.contains(precision) {

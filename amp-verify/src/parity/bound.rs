@@ -1,20 +1,21 @@
-//! How far the first losses of two sides may be apart that compute the same in f32.
+//! The accepted difference between the first losses of two sides that compute the same in f32.
 //!
-//! The two round in other places, and from there on training carries the difference along: it may shrink, or
-//! grow with every step. How much depends on the model, its weights and its data, so it is measured: a few runs
-//! of our own begin with weights that are moved at random by [up to sixteen roundings](super::ours) and see the
-//! same batches. The bound of a loss is [`FACTOR`] times the furthest that any of these runs was off up to there,
-//! and no less than [`LEAST`], for the roundings of the loss's own sum.
+//! The two sides round at different places, and training passes each difference on: it may shrink,
+//! or grow with every step. The growth depends on the model, its weights and its data, so it is
+//! measured. A few of our own runs start from weights that are perturbed at random by [up to
+//! sixteen roundings](super::ours) and use the same batches. The bound of a loss is [`FACTOR`]
+//! times the largest difference of these runs up to this batch. It is at least [`LEAST`], which
+//! covers the roundings in the sum of the loss itself.
 
-/// Runs with moved weights.
+/// The number of runs with perturbed weights.
 pub(super) const RUNS: u64 = 4;
-/// Multiples of what moved runs are off.
+/// The factor on the differences of the perturbed runs.
 const FACTOR: f64 = 4.0;
 /// Sixteen roundings of f32, relative to the loss.
 const LEAST: f64 = 1.0 / 1_048_576.0;
 
-/// How far two courses of losses are apart, step by step, relative to the loss. A loss near 0, as that of a
-/// critic, is as small only for a moment: it counts as the mean of the course.
+/// Returns the relative differences between two sequences of losses, step by step. A loss below the
+/// mean loss, for example a critic's loss near 0, is replaced by the mean in the denominator.
 pub(super) fn differences(own: &[f64], other: &[f64]) -> Vec<f64> {
     let finite = own.iter().filter(|loss| loss.is_finite());
     let typical = finite.clone().map(|loss| loss.abs()).sum::<f64>() / finite.count().max(1) as f64;
@@ -27,7 +28,7 @@ pub(super) fn differences(own: &[f64], other: &[f64]) -> Vec<f64> {
     own.iter().zip(other).map(difference).collect()
 }
 
-/// The bound of each step.
+/// Returns the bound of each step.
 pub(super) fn bounds(own: &[f64], moved: &[Vec<f64>]) -> Vec<f64> {
     let moved: Vec<Vec<f64>> = moved.iter().map(|other| differences(own, other)).collect();
     let mut furthest = 0.0_f64;
@@ -45,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bound_grows_with_what_moved_runs_are_off() {
+    fn a_bound_grows_with_the_deviation_of_perturbed_runs() {
         let own = [2.0, 2.0, 2.0, 2.0];
         let moved = [vec![2.0, 2.002, 2.0, 2.0], vec![2.0, 2.0, 1.996, 2.0]];
         let found = bounds(&own, &moved);
@@ -55,11 +56,11 @@ mod tests {
     }
 
     #[test]
-    fn a_difference_is_relative_to_the_loss_or_the_course() {
+    fn a_difference_is_relative_to_the_loss_or_the_mean_loss() {
         let own = [4.0, 0.0, f64::NAN, 1.0, 3.0];
         let other = [4.4, 0.2, f64::NAN, f64::NAN, 3.0];
         let found = differences(&own, &other);
-        // The mean of 4, 0, 1 and 3 is 2.
+        // The mean of the finite losses 4, 0, 1 and 3 is 2.
         let expected = [0.1, 0.1, 0.0, f64::INFINITY, 0.0];
         for (found, expected) in found.iter().zip(expected) {
             assert!(*found == expected || (found - expected).abs() < 1e-12, "{found}: {expected}");

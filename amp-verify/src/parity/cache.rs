@@ -1,4 +1,4 @@
-//! Rows of earlier runs in a folder, one file each.
+//! Stores rows of earlier runs in a folder, one file for each row.
 
 use std::{
     collections::BTreeMap,
@@ -12,11 +12,12 @@ use sha2::{Digest, Sha256};
 
 use super::{ParityArgs, Row, args::Subject};
 
-/// A folder of rows. A row's name is a digest of what it depends on: the binary, the machine, Python and torch, the
-/// twin and the options. The files of a data set are not part of it.
+/// A folder of rows. The name of a row's file is a digest of everything that affects it: the
+/// binary, the machine, Python and torch, the twin and the options. The files of data sets are not
+/// included.
 pub(super) struct Cache {
     folder: PathBuf,
-    /// The digest of the binary, which has the models.
+    /// The digest of the binary, which contains the models.
     binary: String,
 }
 
@@ -30,7 +31,7 @@ impl Cache {
         Ok(Self { folder: folder.to_owned(), binary: digest(&binary) })
     }
 
-    /// The file of a model's row.
+    /// Returns the file for a model's row.
     pub(super) fn path(
         &self,
         args: &ParityArgs,
@@ -57,7 +58,7 @@ impl Cache {
     }
 }
 
-/// The row in this file; nothing where there is none, or it cannot be read.
+/// Reads the row in this file; returns `None` if the file does not exist or cannot be read.
 pub(super) fn read(path: &Path) -> Option<Row> {
     serde_json::from_str(&fs::read_to_string(path).ok()?).ok()
 }

@@ -1,8 +1,10 @@
-//! Lines with code of a model, in the sources that a [`Twin`](crate::registry::Twin) names.
+//! Counts the lines of code of a model, in the sources that a [`Twin`](crate::registry::Twin)
+//! names.
 //!
-//! Ours are those of the model's struct and of what it refers to in the same source: blocks, batches, functions and
-//! constants, and theirs in turn. Data, registration and imports do not count, nor methods that nothing of this calls.
-//! A twin is a model and nothing else; its imports do not count either.
+//! Our count includes the model's struct and everything that it refers to in the same source,
+//! directly or indirectly: blocks, batches, functions and constants. It excludes data,
+//! registration, imports and methods that this code does not call. A twin's source contains only
+//! the model; its imports do not count either.
 
 use std::collections::BTreeSet;
 
@@ -11,23 +13,23 @@ use proc_macro2::{TokenStream, TokenTree};
 use quote::ToTokens;
 use syn::{ImplItem, Item, Type, spanned::Spanned};
 
-/// Of a twin.
+/// Counts the lines of a twin.
 pub(super) fn of_twin(python: &str) -> usize {
     let is_import = |line: &str| line.starts_with("import ") || line.starts_with("from ");
     python.lines().filter(|line| has_code(line, "#") && !is_import(line)).count()
 }
 
-/// Of the model with this name.
+/// Counts the lines of the model with this name.
 ///
 /// # Errors
-/// When the source is not Rust, or has no such struct.
+/// When the source is not Rust, or does not contain this struct.
 pub(super) fn of_model(rust: &str, name: &str) -> Result<usize> {
-    // The sources of several files may follow each other.
+    // The text may be the concatenation of several files.
     let lines: Vec<&str> =
         rust.lines().map(|line| if line.starts_with("//!") { "" } else { line }).collect();
     let refused = |why: String| Error::config(format!("the Rust of the twin of {name}: {why}"));
     let file = syn::parse_file(&lines.join("\n")).map_err(|error| {
-        refused(format!("line {} is not understood: {error}", error.span().start().line))
+        refused(format!("line {} is not valid Rust: {error}", error.span().start().line))
     })?;
     let mut parts: Vec<Part> = file.items.iter().flat_map(parts).collect();
     let mut known = BTreeSet::from([name.to_owned()]);
@@ -50,15 +52,16 @@ fn has_code(line: &str, comment: &str) -> bool {
     !line.is_empty() && !line.starts_with(comment)
 }
 
-/// An item, or a method.
+/// An item or a method.
 struct Part {
-    /// The type that it belongs to.
+    /// The type to which the item belongs.
     owner: Option<String>,
-    /// Empty for the implementation of a trait, which its type has whatever its methods are called.
+    /// The item's name; empty for the implementation of a trait, which counts whatever its methods
+    /// are called.
     name: String,
-    /// What it names.
+    /// The names that occur in the item.
     mentions: BTreeSet<String>,
-    /// Counted from 1.
+    /// The lines of the item, counted from 1.
     lines: Vec<usize>,
 }
 
@@ -70,14 +73,14 @@ impl Part {
         Self { owner, name: name.to_string(), mentions, lines }
     }
 
-    /// Whether something with these names refers to it.
+    /// Whether one of these names refers to the item.
     fn is_of(&self, known: &BTreeSet<String>) -> bool {
         let is_known = |name: &String| known.contains(name);
         self.owner.as_ref().is_none_or(is_known) && (self.name.is_empty() || is_known(&self.name))
     }
 }
 
-/// What an item consists of. Imports are of no part.
+/// Divides an item into its parts. Imports are left out.
 fn parts(item: &Item) -> Vec<Part> {
     let alone = |name: &dyn ToString| vec![Part::new(None, name.to_string(), item)];
     match item {
@@ -105,7 +108,7 @@ fn parts(item: &Item) -> Vec<Part> {
     }
 }
 
-/// The identifiers of some tokens.
+/// Collects the identifiers of the tokens.
 fn names(tokens: TokenStream, found: &mut BTreeSet<String>) {
     for token in tokens {
         match token {
@@ -174,9 +177,9 @@ impl Net {
 }
 ";
 
-    /// Of the net 8, of the block 5, of its trait 3, of functions 3 and 3, of a constant 1.
+    /// 8 lines of the net, 5 of the block, 3 of its trait, 3 and 3 of functions, 1 of a constant.
     #[test]
-    fn a_models_lines_are_its_own() -> Result<()> {
+    fn lines_are_counted_for_each_model() -> Result<()> {
         assert_eq!(of_model(RUST, "Net")?, 23);
         assert_eq!(of_model(RUST, "Block")?, 9);
         let two = format!("{RUST}\n//! Another file.\nuse x::y;\nstruct More;\n");
@@ -186,7 +189,7 @@ impl Net {
 
     #[rstest]
     #[case("struct Other;", "it has no `Net`")]
-    #[case("fn f() {}\nstruct Net {", "line 2 is not understood")]
+    #[case("fn f() {}\nstruct Net {", "line 2 is not valid Rust")]
     fn a_source_without_the_model_is_refused(#[case] rust: &str, #[case] says: &str) {
         let text = of_model(rust, "Net").map_or_else(|error| error.to_string(), |n| n.to_string());
         assert!(text.contains(says), "{text}");

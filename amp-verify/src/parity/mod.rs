@@ -1,9 +1,9 @@
-//! `cargo amp parity`: models beside their PyTorch twins.
+//! `cargo amp parity`: compares models with their PyTorch twins.
 //!
-//! Both sides begin with the same weights and see the same batches, under the same hyperparameters, precision
-//! and schedule: `ours` trains the model and writes its initial weights, `theirs` sends the batches to the
-//! twin's process, `report` holds the two against each other: the first losses by `bound`, which steps were
-//! skipped by `skips`, the metric at the end over several seeds.
+//! Both sides start with the same weights and use the same batches, hyperparameters, precision and
+//! schedule. `ours` trains the model and writes its initial weights. `theirs` sends the batches to
+//! the twin's process. `report` compares the two sides: the first losses with `bound`, the skipped
+//! steps with `skips`, and the final metric over several seeds.
 
 mod args;
 mod bound;
@@ -40,10 +40,11 @@ use crate::{
     text::one_line,
 };
 
-/// Trains what was asked for on both sides and says on the way, through `tell`, what is trained.
+/// Trains the requested models on both sides. `tell` receives messages on the progress.
 ///
 /// # Errors
-/// When what was asked for cannot be done, or our side fails. What a twin fails with is in its row.
+/// When the request cannot be carried out, or our side fails. If a twin fails, its row has the
+/// error.
 pub fn run(registry: &Registry, args: &ParityArgs, tell: &dyn Fn(&str)) -> Result<Report> {
     let plan = args.plan(registry)?;
     let (mut rows, mut versions) = (Vec::new(), BTreeMap::new());
@@ -78,7 +79,8 @@ pub fn run(registry: &Registry, args: &ParityArgs, tell: &dyn Fn(&str)) -> Resul
                 none => none.insert(start()?),
             };
             let row = comparison.row(theirs).map_err(|error| error.at(&what))?;
-            // A twin that failed has fewer seeds, and may have failed for a reason that passes.
+            // If the twin failed, seeds are missing. The cause may be temporary, so the row is not
+            // stored.
             let is_whole = row.seeds.len() as u64 == args.seeds;
             if let Some(file) = file.filter(|_| is_whole) {
                 cache::write(&file, &row)?;
@@ -89,7 +91,7 @@ pub fn run(registry: &Registry, args: &ParityArgs, tell: &dyn Fn(&str)) -> Resul
     Ok(Report { schema: SCHEMA.to_owned(), fingerprint, versions, rows })
 }
 
-/// A model under a precision.
+/// The comparison of one model under one precision.
 struct Comparison<'a> {
     registry: &'a Registry,
     args: &'a ParityArgs,
@@ -109,7 +111,7 @@ impl Comparison<'_> {
             ..Choices::default()
         };
         let mut case = Case::new(self.registry, &self.subject.model, choices, self.device)?;
-        // A side may end early where the other does not.
+        // Without early stopping, both sides train for the same number of epochs.
         case.early_stopping = None;
         Ok(case)
     }
@@ -149,7 +151,7 @@ impl Comparison<'_> {
                 scale: Pair { ours: ours.record.end.scale, theirs: twin.scale },
                 again: None,
             };
-            if !found.skips_alike(self.args.losses) {
+            if !found.has_equal_skips(self.args.losses) {
                 found.again = Some(self.again(case, &twin)?);
             }
             row.seeds.push(found);
@@ -158,7 +160,7 @@ impl Comparison<'_> {
         Ok(row)
     }
 
-    /// Runs ours again, by either kernels, to see why other steps are skipped.
+    /// Runs our side again, with both kinds of kernels, to find out why the skipped steps differ.
     fn again(&self, mut case: Case, twin: &Ran) -> Result<Again> {
         let mut traced = |kernels: Kernels| {
             case.trainer.numerics.kernels = kernels;
@@ -175,7 +177,7 @@ impl Comparison<'_> {
         })
     }
 
-    /// The first losses of both sides. Under 32-true each also has a bound of their difference.
+    /// Compares the first losses of both sides. Under 32-true each difference also has a bound.
     fn first_losses(&self, case: &Case, own: &[f64], mut other: Vec<f64>) -> Result<First> {
         let count = usize::try_from(self.args.losses).unwrap_or(usize::MAX);
         let own = own[..own.len().min(count)].to_vec();

@@ -1,4 +1,4 @@
-//! Our side: a run by the trainer, whose losses, or attempts at steps, are kept.
+//! Our side: trains the model and records its losses, or its attempted steps.
 
 use std::{cell::RefCell, path::Path, rc::Rc};
 
@@ -25,25 +25,26 @@ use crate::{
     rounding::moved,
 };
 
-/// How far the weights of a moved run are from the model's, relative to their size: sixteen roundings of f32.
+/// The size of the perturbation of initial weights, relative to the weights: sixteen roundings of
+/// f32.
 const MOVED: f64 = 1.0 / 1_048_576.0;
 
-/// What a run gave.
+/// The results of a run.
 pub(super) struct Ours {
-    /// Of each batch.
+    /// The loss of each batch.
     pub(super) losses: Vec<f64>,
-    /// The optimizer steps that were skipped, from 0.
+    /// The indices of the skipped optimizer steps, from 0.
     pub(super) skipped: Vec<u64>,
     pub(super) record: RunRecord,
     pub(super) peak_memory_bytes: u64,
-    /// What optimizers and schedules were made for.
+    /// The training plan for which optimizers and schedules were made.
     pub(super) plan: Option<TrainingPlan>,
-    /// What the model was built with.
+    /// The hyperparameters of the model.
     pub(super) hyperparameters: Hyperparameters,
 }
 
-/// The options that both sides train with. A skipped step moves the schedule and the batch statistics, as in a
-/// PyTorch loop.
+/// Returns the options of both sides. A skipped step advances the schedule and changes batch
+/// statistics, as in a PyTorch loop.
 pub(super) fn config(case: &Case, precision: Precision) -> Result<TrainerConfig> {
     let mut config = case.trainer(precision)?;
     config.recovery.skipped_step_advances = true;
@@ -51,7 +52,7 @@ pub(super) fn config(case: &Case, precision: Precision) -> Result<TrainerConfig>
     Ok(config)
 }
 
-/// Trains the case, and writes the initial weights to `weights_to`.
+/// Trains the case and writes its initial weights to `weights_to`.
 pub(super) fn train(case: &Case, precision: Precision, weights_to: &Path) -> Result<Ours> {
     let config = config(case, precision)?;
     let _section = random::seeded(config.seed)?;
@@ -65,7 +66,7 @@ pub(super) fn train(case: &Case, precision: Precision, weights_to: &Path) -> Res
     Ok(Ours { losses, skipped, record, peak_memory_bytes, plan, hyperparameters })
 }
 
-/// The first losses of a run in 32-true whose initial weights were moved at random.
+/// Returns the first losses of a run in 32-true with perturbed initial weights.
 pub(super) fn train_moved(case: &Case, number: u64, batches: u64) -> Result<Vec<f64>> {
     let config = config(case, Precision::F32True)?;
     let _section = random::seeded(config.seed)?;
@@ -82,16 +83,16 @@ pub(super) fn train_moved(case: &Case, number: u64, batches: u64) -> Result<Vec<
     Ok(fit(case, config, model, Some(batches))?.0.losses)
 }
 
-/// The attempts of a run.
+/// The attempted steps of a run.
 pub(super) struct Traced {
     pub(super) attempts: Vec<Attempt>,
-    /// The optimizer steps that were skipped, from 0.
+    /// The indices of the skipped optimizer steps, from 0.
     pub(super) skipped: Vec<u64>,
     /// The loss scale at the end.
     pub(super) scale: Option<f64>,
 }
 
-/// Trains the case, and reads the gradients of each step.
+/// Trains the case and records the gradients of each step.
 pub(super) fn trace(case: &Case, precision: Precision) -> Result<Traced> {
     let config = config(case, precision)?;
     let _section = random::seeded(config.seed)?;
@@ -109,7 +110,8 @@ pub(super) fn trace(case: &Case, precision: Precision) -> Result<Traced> {
                 skipped.push(*attempt);
             }
             Event::Scale { scale: new, .. } => *next = *new,
-            // The gradients of a model that optimizes manually are read after the scale has moved.
+            // If the model optimizes manually, its gradients are read after the update of the
+            // scale.
             Event::Batch { .. } => *scale = *next,
             _ => {}
         }
@@ -123,20 +125,20 @@ pub(super) fn trace(case: &Case, precision: Precision) -> Result<Traced> {
     Ok(Traced { attempts, skipped, scale: record.end.scale })
 }
 
-/// What is seen of a run.
+/// The values that the callback records.
 #[derive(Default)]
 struct Seen {
-    /// The loss scale of the batch, and of the one after it.
+    /// The loss scale of this batch and of the next one.
     scale: f64,
     next: f64,
     skipped: Vec<u64>,
     attempts: Vec<Attempt>,
 }
 
-/// Reads the unscaled gradients of each step.
+/// A callback that reads the unscaled gradients of each step.
 struct Gauge {
     seen: Rc<RefCell<Seen>>,
-    /// Those of a model that optimizes manually, whose gradients are read after the batch.
+    /// The parameters of a model that optimizes manually; their gradients are read after the batch.
     parameters: Vec<Tensor>,
 }
 
@@ -161,7 +163,7 @@ impl Gauge {
 
 impl Interceptor for Gauge {
     fn step_access(&self) -> StepAccess {
-        StepAccess::Within("the gradients of each step are read")
+        StepAccess::InStep("parity reads the gradients of each step")
     }
 
     fn before_step(
@@ -189,7 +191,8 @@ struct Kept {
     plan: Option<TrainingPlan>,
 }
 
-/// Runs the model, to the end or for so many batches. The plan, which schedules depend on, is the whole run's.
+/// Runs the model to the end, or for this many batches. The training plan, on which schedules
+/// depend, is the plan of the whole run.
 fn fit(
     case: &Case,
     config: TrainerConfig,
@@ -215,7 +218,7 @@ fn fit(
     Ok((kept.take(), record))
 }
 
-/// Keeps the losses.
+/// A callback that records the losses.
 struct Watch(Rc<RefCell<Kept>>);
 
 impl Interceptor for Watch {
@@ -231,7 +234,7 @@ impl Interceptor for Watch {
     }
 }
 
-/// Ends the run after so many batches.
+/// A callback that ends the run after this many batches.
 struct End {
     batches: u64,
     seen: u64,
@@ -253,6 +256,6 @@ impl Callback for End {
     }
 
     fn step_access(&self) -> StepAccess {
-        StepAccess::Late
+        StepAccess::Deferred
     }
 }

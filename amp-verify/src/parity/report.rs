@@ -1,4 +1,4 @@
-//! What the two sides gave, and whether they agree.
+//! The results of both sides, and the decision whether they agree.
 
 use std::collections::BTreeMap;
 
@@ -14,47 +14,47 @@ use crate::{
     verdict::{Design, Judgement, Verdict},
 };
 
-/// The form of a [`Report`].
+/// The version of the format of [`Report`].
 pub const SCHEMA: &str = "amp-parity/1";
-/// The risk that a twin whose metric is further off than δ passes.
+/// The largest probability that a twin passes although its metric differs by more than δ.
 const ALPHA: f64 = 0.05;
 
-/// The largest bound of a loss that tells something.
+/// A loss with a larger bound does not count as informative.
 const TELLING: f64 = 1e-3;
 
-/// What is concluded.
+/// The conclusion for a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
-    /// The two sides do the same.
+    /// The two sides agree.
     Agree,
-    /// The seeds do not tell.
+    /// The seeds do not decide.
     Inconclusive,
-    /// They do not.
+    /// The two sides disagree.
     Disagree,
 }
 
-/// A number of each side.
+/// A value of each side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pair<T> {
-    /// Ours.
+    /// Our value.
     pub ours: T,
-    /// The twin's.
+    /// The twin's value.
     pub theirs: T,
 }
 
-/// What a seed gave, on each side.
+/// The results of one seed on both sides.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Seed {
     /// The seed.
     pub seed: u64,
-    /// The metric at the end; null where it is not finite.
+    /// The metric at the end; null if it is not finite.
     pub metric: Pair<Option<f64>>,
-    /// The optimizer steps that were skipped, from 0.
+    /// The indices of the skipped optimizer steps, from 0.
     pub skipped: Pair<Vec<u64>>,
     /// The loss scale at the end.
     pub scale: Pair<Option<f64>>,
-    /// What it gave when it was run again, because other steps are skipped on the two sides.
+    /// The results of the second run. It takes place if the two sides skip different steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub again: Option<Again>,
 }
@@ -62,70 +62,72 @@ pub struct Seed {
 /// The first losses of the first seed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct First {
-    /// Their largest relative difference; null where one side alone is not finite.
+    /// The largest relative difference; null if only one side is finite.
     pub largest: Option<f64>,
-    /// The batch of the loss that is furthest beyond its bound, or nearest to it, from 0.
+    /// The index of the batch whose loss has the largest ratio of difference and bound, from 0.
     pub batch: usize,
-    /// How far it is off, and how far it may be off; none where no bound holds, as under 16 bits.
+    /// The difference of that loss and its bound; null without bounds, as under 16-bit precisions.
     pub bound: Option<(f64, f64)>,
-    /// How many of the first losses have a bound of at most 0.1 %; none where no bound holds. Behind them rounding alone
-    /// moves training further, so that the losses tell little.
+    /// The number of first losses with a bound of at most 0.1 %; null without bounds. After these,
+    /// rounding alone changes the losses by more, so they are not informative.
     #[serde(default)]
     pub told: Option<usize>,
-    /// The losses.
+    /// The losses of both sides.
     pub losses: Pair<Vec<f64>>,
 }
 
-/// A model under a precision.
+/// The result for one model under one precision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     /// The model.
     pub model: String,
     /// The precision.
     pub precision: Precision,
-    /// What is concluded.
+    /// The conclusion.
     pub status: Status,
-    /// Why they disagree.
+    /// The reasons for disagreement.
     pub failures: Vec<String>,
-    /// What differs, and why the two sides agree all the same.
+    /// Differences that do not count as disagreement, with the reason.
     #[serde(default)]
     pub notes: Vec<String>,
     /// The first losses.
     pub first: Option<First>,
     /// The name of the metric.
     pub metric: String,
-    /// What the seeds gave.
+    /// The results of each seed.
     pub seeds: Vec<Seed>,
-    /// How the metrics were judged.
+    /// The statistical comparison of the metrics.
     pub judgement: Option<Judgement>,
-    /// The most tensor bytes at once, of the first seed. A twin's on a CPU are those of its third step.
+    /// The peak of tensor bytes with the first seed. On a CPU the twin's figure is from its third
+    /// step.
     pub peak_memory_bytes: Option<Pair<Option<u64>>>,
-    /// Lines with code, of the model alone: of its struct and what it refers to in its source, and of the twin.
+    /// Lines of code of the model alone: our struct with everything that it refers to in its
+    /// source, and the twin.
     pub lines: Pair<usize>,
 }
 
-/// All rows.
+/// All results.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// [`SCHEMA`].
+    /// The version of this format, [`SCHEMA`].
     pub schema: String,
     /// The machine.
     pub fingerprint: Fingerprint,
-    /// Of Python and torch.
+    /// The versions of Python and torch.
     pub versions: BTreeMap<String, String>,
-    /// Models by precisions.
+    /// A row for each model and precision.
     pub rows: Vec<Row>,
 }
 
 impl Report {
-    /// The worst status of a row.
+    /// Returns the worst status of all rows.
     pub fn status(&self) -> Status {
         self.rows.iter().map(|row| row.status).max().unwrap_or(Status::Agree)
     }
 }
 
 impl First {
-    /// Of these courses, each loss within its bound where there are bounds.
+    /// Compares the losses with each other, and with their bounds if there are any.
     pub(super) fn new(losses: Pair<Vec<f64>>, bounds: Option<&[f64]>) -> Self {
         let off = differences(&losses.ours, &losses.theirs);
         let largest = off.iter().copied().fold(0.0, f64::max);
@@ -155,7 +157,7 @@ impl First {
 }
 
 impl Row {
-    /// A model under a precision, before it is trained.
+    /// Creates the row of a model and a precision, before training.
     pub(super) fn new(model: &str, precision: Precision, judge: Judge, lines: Pair<usize>) -> Self {
         Self {
             model: model.to_owned(),
@@ -172,8 +174,8 @@ impl Row {
         }
     }
 
-    /// Judges what was found: first losses, skipped steps, and the metrics within `margin` of each other both
-    /// ways (two one-sided tests).
+    /// Judges the results: the first losses, the skipped steps, and the metrics, which must agree
+    /// within `margin` by two one-sided tests.
     pub(super) fn judge(&mut self, judge: Judge, margin: f64, examples: i64, losses: u64) {
         self.failures.extend(self.first.as_ref().and_then(First::failure));
         for seed in &self.seeds {
@@ -245,7 +247,7 @@ mod tests {
         row
     }
 
-    /// With three differences of mean m and deviation s, m ± 2.92 s / √3 must be within 0.02.
+    /// For three differences with mean m and deviation s, m ± 2.92 s / √3 must be within 0.02.
     #[rstest]
     #[case::alike([0.9, 0.9, 0.9], Status::Agree, "")]
     #[case::near([0.895, 0.9, 0.905], Status::Agree, "")]
@@ -298,7 +300,7 @@ mod tests {
         assert_eq!(row.status, status, "{:?}", row.failures);
     }
 
-    /// Bounds grow; the losses with small ones are counted.
+    /// The bounds grow; only the losses with small bounds are counted.
     #[test]
     fn losses_with_a_small_bound_are_counted() {
         let losses = Pair { ours: vec![2.0; 4], theirs: vec![2.0; 4] };
@@ -308,9 +310,9 @@ mod tests {
         assert_eq!(told(None), None);
     }
 
-    /// A twin that trains for fewer batches agrees in nothing.
+    /// A twin that trains fewer batches disagrees.
     #[test]
-    fn both_sides_have_as_many_losses() {
+    fn both_sides_need_the_same_number_of_losses() {
         let losses = Pair { ours: vec![2.0, 1.0], theirs: vec![2.0] };
         let row = judged(vec![seed(0.9, 0.9)], Some(First::new(losses, None)));
         assert_eq!(row.failures, ["2 losses, the twin's 1"]);

@@ -1,63 +1,65 @@
-//! Which optimizer steps are skipped, and why other steps are on the two sides.
+//! Compares which optimizer steps the two sides skip, and finds the reason for differences.
 //!
-//! Where they differ, the seed is run again by libtorch's kernels, which round where PyTorch rounds, and each
-//! step's scale and largest gradient are noted. The two sides do the same where the second run skips what the twin
-//! skips, or where rounding alone decides about the first step that they treat otherwise.
+//! If the skipped steps differ, our side runs the seed again with libtorch's kernels, which round
+//! where PyTorch rounds. Each step's scale and largest gradient are recorded. There are two
+//! explanations with which the sides agree: the second run skips the twin's steps; or the first
+//! differing step has a gradient so close to overflow that rounding decides.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Pair, Seed};
 
-/// The largest number of f16.
+/// The largest f16 number.
 pub(super) const LARGEST: f64 = 65504.0;
-/// How far two largest gradients may always be apart: two roundings of f16.
+/// The smallest tolerance for the difference of two largest gradients: two roundings of f16.
 const LEAST: f64 = 1.0 / 1024.0;
 
-/// One attempt at an optimizer step; of a model that optimizes manually, the steps on one batch.
+/// One attempt at an optimizer step. For a model that optimizes manually, all steps on one batch
+/// count as one attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Attempt {
-    /// From 0.
+    /// The index of the attempt, from 0.
     pub step: u64,
     /// The loss scale.
     pub scale: f64,
-    /// The largest magnitude in the scaled gradients of parameters, over f16's largest number, 65504; null where
-    /// one is not finite.
+    /// The largest magnitude in the scaled gradients of all parameters, divided by f16's largest
+    /// number, 65504; null if a gradient is not finite.
     pub largest: Option<f64>,
     /// Whether the step was skipped.
     pub skipped: bool,
 }
 
-/// A seed whose skipped steps differ, run again.
+/// The second run of a seed whose skipped steps differ.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Again {
-    /// The steps that ours skips by libtorch's kernels, from 0.
+    /// The steps that our side skips with libtorch's kernels, from 0.
     pub skipped: Vec<u64>,
     /// The loss scale at the end of that run.
     pub scale: Option<f64>,
-    /// The first attempts by this library's kernels, and the twin's.
+    /// The first attempts with this library's kernels, and the twin's first attempts.
     pub attempts: Pair<Vec<Attempt>>,
-    /// The first attempts by libtorch's kernels.
+    /// The first attempts with libtorch's kernels.
     pub libtorch: Vec<Attempt>,
 }
 
-/// What the skipped steps of a seed say.
+/// The result of comparing the skipped steps of a seed.
 #[derive(Debug, PartialEq)]
 pub(super) enum Skips {
-    /// The same steps are skipped.
+    /// The two sides skip the same steps.
     Same,
-    /// Others are, because the sides round in other places.
+    /// The skipped steps differ because the sides round at different places; the text says where.
     Rounding(String),
-    /// Others are.
+    /// The skipped steps differ for another reason, which the text describes.
     Differ(String),
 }
 
-/// The first of these steps.
+/// Returns the skipped steps with an index below `count`.
 fn first(skipped: &[u64], count: u64) -> Vec<u64> {
     skipped.iter().copied().filter(|step| *step < count).collect()
 }
 
-/// Whether the scales at the end are near: a later step that is near to overflowing may go either way, which moves
-/// the scale once.
+/// Whether the final scales differ by at most one factor: rounding may decide about a later step,
+/// which changes the scale once.
 fn are_near(own: Option<f64>, other: Option<f64>) -> bool {
     match (own, other) {
         (None, None) => true,
@@ -67,15 +69,16 @@ fn are_near(own: Option<f64>, other: Option<f64>) -> bool {
 }
 
 impl Seed {
-    /// Whether the first `count` steps are skipped alike, and the scales at the end are near.
-    pub(super) fn skips_alike(&self, count: u64) -> bool {
+    /// Whether both sides skip the same of the first `count` steps, and their final scales are
+    /// close.
+    pub(super) fn has_equal_skips(&self, count: u64) -> bool {
         let Pair { ours, theirs } = &self.skipped;
         first(ours, count) == first(theirs, count) && are_near(self.scale.ours, self.scale.theirs)
     }
 
-    /// Judges the skipped ones of the first `count` steps, and the scale at the end.
+    /// Compares the skipped ones among the first `count` steps, and the final scale.
     pub(super) fn skips(&self, count: u64) -> Skips {
-        if self.skips_alike(count) {
+        if self.has_equal_skips(count) {
             return Skips::Same;
         }
         let [own, other] = [&self.skipped.ours, &self.skipped.theirs].map(|all| first(all, count));
@@ -94,7 +97,7 @@ impl Seed {
         let plain = first(&again.skipped, count);
         if plain == other && are_near(again.scale, self.scale.theirs) {
             return Skips::Rounding(format!(
-                "{what}; by libtorch's kernels ours skips {plain:?}, as the twin does{seen}"
+                "{what}; with libtorch's kernels our side skips {plain:?}, as the twin does{seen}"
             ));
         }
         let are_near = |scale| are_near(scale, self.scale.theirs);
@@ -103,12 +106,12 @@ impl Seed {
             || undecided(&again.attempts.ours, theirs).filter(|_| are_near(self.scale.ours));
         let by_libtorch = || {
             let text = undecided(&again.libtorch, theirs).filter(|_| are_near(again.scale))?;
-            Some(format!("by libtorch's kernels {text}"))
+            Some(format!("with libtorch's kernels {text}"))
         };
         match beyond().or_else(by_libtorch) {
             Some(text) => Skips::Rounding(format!("{what}; {text}{seen}")),
             None => Skips::Differ(format!(
-                "{what}, and by libtorch's kernels ours skips {plain:?} and ends with {:?}{seen}",
+                "{what}, and with libtorch's kernels our side skips {plain:?} and ends with {:?}{seen}",
                 again.scale
             )),
         }
@@ -116,7 +119,7 @@ impl Seed {
 }
 
 impl Again {
-    /// The first step that is skipped on one side alone, of this library's kernels.
+    /// Describes the first step that only one side skips, with this library's kernels.
     fn seen(&self) -> String {
         let Pair { ours, theirs } = &self.attempts;
         let Some((own, other)) = parting(ours, theirs) else { return String::new() };
@@ -134,8 +137,9 @@ impl Again {
     }
 }
 
-/// That rounding decides which side skips the first step that one side alone skips: the side that applies it has a
-/// gradient beyond f16's largest number, or as near to it as the sides' largest gradients were to each other before.
+/// Returns an explanation if rounding decides which side skips the first differing step. This is so
+/// if the side that applies the step has a largest gradient above f16's largest number, or only
+/// slightly below it: by at most the difference between the two sides in earlier steps.
 fn undecided(own: &[Attempt], theirs: &[Attempt]) -> Option<String> {
     let (ours, other) = parting(own, theirs)?;
     let applied = if ours.skipped { other } else { ours };
@@ -148,15 +152,15 @@ fn undecided(own: &[Attempt], theirs: &[Attempt]) -> Option<String> {
     let largest = applied.largest?;
     (largest * (1.0 + apart) >= 1.0).then(|| {
         format!(
-            "the first step that one side alone skips is {}, and the side that applies it has a largest gradient of \
-             {largest:.4} of f16's largest number, where the two sides' are up to {apart:.1e} apart before: rounding \
-             decides",
+            "only one side skips step {}. On the other side its largest gradient is {largest:.4} of f16's largest \
+             number, and in earlier steps the largest gradients of the two sides differ by up to {apart:.1e}: \
+             rounding decides",
             applied.step
         )
     })
 }
 
-/// The first attempts of which one is skipped.
+/// Returns the first attempts of which only one is skipped.
 fn parting<'a>(own: &'a [Attempt], other: &'a [Attempt]) -> Option<(&'a Attempt, &'a Attempt)> {
     own.iter().zip(other).find(|(own, other)| own.skipped != other.skipped)
 }
@@ -167,7 +171,8 @@ mod tests {
 
     use super::*;
 
-    /// Attempts with these largest gradients; those that are not finite are skipped and halve the scale.
+    /// Makes attempts with these largest gradients. Gradients that are not finite lead to a skipped
+    /// step and half the scale.
     fn attempts(largest: &[Option<f64>]) -> Vec<Attempt> {
         let mut scale = 65536.0;
         let attempt = |(step, largest): (u64, &Option<f64>)| {
@@ -201,35 +206,34 @@ mod tests {
         }
     }
 
-    /// Which of the three it is, and what is said.
+    /// The expected kind of result, and a part of its text.
     #[rstest]
     #[case::same(&[None, Some(0.7)], &[], &[None, Some(0.7)], "same", "")]
     #[case::wide(
         &[Some(1.4), Some(1.3)], &[None, Some(0.65)], &[None, Some(0.65)], "rounding",
-        "skips the steps [] of the first 100, the twin [0]; by libtorch's kernels ours skips [0], as the twin does; \
+        "skips the steps [] of the first 100, the twin [0]; with libtorch's kernels our side skips [0], as the twin does; \
          step 0, scale 65536: the largest gradient is 1.4000 of f16's largest number, the twin's not finite"
     )]
     #[case::undecided(
         &[Some(0.5), Some(0.3)], &[Some(0.5), Some(0.9995)], &[Some(0.5), None], "rounding",
-        "by libtorch's kernels the first step that one side alone skips is 1, and the side that applies it has a \
-         largest gradient of 0.9995"
+        "with libtorch's kernels only one side skips step 1. On the other side its largest gradient is 0.9995"
     )]
     #[case::as_far_apart_as_before(
         &[Some(0.5), Some(0.985)], &[Some(0.5), Some(0.985)], &[Some(0.51), None], "rounding",
-        "where the two sides' are up to 2.0e-2 apart before"
+        "the largest gradients of the two sides differ by up to 2.0e-2"
     )]
     #[case::too_small(
         &[Some(0.5), Some(0.97)], &[Some(0.5), Some(0.97)], &[Some(0.5), None], "differ",
-        "and by libtorch's kernels ours skips [] and ends with Some(65536.0)"
+        "and with libtorch's kernels our side skips [] and ends with Some(65536.0)"
     )]
     #[case::beyond_f16(
         &[Some(0.5), Some(1.08)], &[Some(0.4), Some(0.3)], &[Some(0.5), None], "rounding",
-        "skips the steps [] of the first 100, the twin [1]; the first step that one side alone skips is 1, and the \
-         side that applies it has a largest gradient of 1.0800"
+        "skips the steps [] of the first 100, the twin [1]; only one side skips step 1. On the other \
+         side its largest gradient is 1.0800"
     )]
     #[case::skips_more(
         &[None, None], &[None, None], &[None, Some(0.5)], "differ",
-        "skips the steps [0, 1] of the first 100, the twin [0], and by libtorch's kernels ours skips [0, 1]"
+        "skips the steps [0, 1] of the first 100, the twin [0], and with libtorch's kernels our side skips [0, 1]"
     )]
     fn skips_are_judged_by_a_run_with_the_twins_roundings(
         #[case] own: &[Option<f64>],
@@ -247,7 +251,7 @@ mod tests {
         assert!(text.contains(said), "{text}");
     }
 
-    /// Without a second run nothing is explained.
+    /// Without a second run, a difference has no explanation.
     #[test]
     fn other_skips_need_an_explanation() {
         let mut seed = seed(&[Some(1.4)], &[None], &[None]);
@@ -255,7 +259,8 @@ mod tests {
         assert!(matches!(seed.skips(100), Skips::Differ(_)));
     }
 
-    /// A second run that skips the same of the first steps, and ends with another scale, explains nothing.
+    /// If the second run skips the same first steps but ends with another scale, the difference has
+    /// no explanation.
     #[test]
     fn the_second_run_must_end_near_the_twins_scale() {
         let mut seed = seed(&[Some(0.4)], &[None], &[None]);

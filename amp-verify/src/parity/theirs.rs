@@ -1,4 +1,4 @@
-//! Their side: the twin in a process of Python, which is sent the batches that our side trains on.
+//! The twin's side: a Python process that receives the batches on which our side trains.
 
 use std::{
     collections::BTreeMap,
@@ -27,27 +27,27 @@ use crate::{
     registry::Twin,
 };
 
-/// The program that runs a twin.
+/// The Python program that runs a twin.
 const PROGRAM: &str = include_str!("program.py");
-/// Bytes of batches after which they are sent.
+/// Batches are sent when they have at least this many bytes.
 const CHUNK: usize = 1 << 26;
 
-/// A twin's process, and the folder of its files.
+/// A twin's process, with the folder of its files.
 pub(super) struct Theirs {
     process: Process,
     folder: TempDir,
-    /// Of Python and torch.
+    /// The versions of Python and torch.
     pub(super) versions: BTreeMap<String, String>,
 }
 
-/// What a run gave.
+/// The results of a run.
 #[derive(Default)]
 pub(super) struct Ran {
-    /// Of each batch.
+    /// The loss of each batch.
     pub(super) losses: Vec<f64>,
-    /// The optimizer steps that were skipped, from 0.
+    /// The indices of the skipped optimizer steps, from 0.
     pub(super) skipped: Vec<u64>,
-    /// Of each step where the loss is scaled.
+    /// The attempted steps, if the loss is scaled.
     pub(super) attempts: Vec<Attempt>,
     pub(super) scale: Option<f64>,
     pub(super) metric: Option<f64>,
@@ -60,7 +60,7 @@ struct Trained {
     losses: Vec<Option<f64>>,
     skipped: Vec<bool>,
     scale: Option<f64>,
-    /// Each step's scale and largest gradient, where the loss is scaled.
+    /// Each step's scale and largest gradient, if the loss is scaled.
     #[serde(default)]
     attempts: Vec<(f64, Option<f64>)>,
 }
@@ -75,7 +75,7 @@ impl Theirs {
     /// Starts the twin's process and waits until it has loaded torch.
     ///
     /// # Errors
-    /// When there is no such Python, or it has no torch.
+    /// When this interpreter does not exist or has no torch.
     pub(super) fn start(python: &Path, name: &str, twin: &Twin, device: Device) -> Result<Self> {
         let failed = |error| Error::io(std::env::temp_dir(), error);
         let folder = tempfile::tempdir().map_err(failed)?;
@@ -102,15 +102,15 @@ impl Theirs {
         Ok(Self { process, folder, versions })
     }
 
-    /// Where the initial weights are written for it.
+    /// The file for the initial weights.
     pub(super) fn weights(&self) -> PathBuf {
         self.folder.path().join("weights.safetensors")
     }
 
-    /// Trains and validates the twin as `ours` was, from the written weights.
+    /// Trains and validates the twin from the weights in that file, with the options of `ours`.
     ///
     /// # Errors
-    /// The twin's own error, or that a batch cannot be read or written.
+    /// When the twin reports an error, or a batch cannot be read or written.
     pub(super) fn train(&mut self, case: &Case, precision: Precision, ours: &Ours) -> Result<Ran> {
         let config = ours::config(case, precision)?;
         let prepare = json!({
@@ -122,7 +122,7 @@ impl Theirs {
             "scaler": config.numerics.scaler,
         });
         self.process.ask(&json!({ "prepare": prepare }))?;
-        // The same examples, on the host and as they are.
+        // The examples are read again, unchanged and on the host.
         let host = TrainerConfig { precision: Precision::F32True, device: Device::Cpu, ..config };
         let loader = host.train_loader(&case.data)?;
         let model = case.build()?;
@@ -219,23 +219,23 @@ impl Theirs {
 }
 
 impl Ran {
-    /// Whether the run has had as many steps as it may.
+    /// Whether the run has reached its largest number of steps.
     fn is_over(&self, config: &TrainerConfig) -> bool {
         config.max_steps.is_some_and(|most| self.steps >= most)
     }
 }
 
-/// Batches that are sent together.
+/// A number of batches that are sent together.
 #[derive(Default)]
 struct Chunk {
     batches: Vec<AnyBatch>,
-    /// The factors of the batches of each optimizer step.
+    /// For each optimizer step, the factors on the losses of its batches.
     shares: Vec<Vec<f64>>,
     bytes: usize,
 }
 
 impl Chunk {
-    /// Adds the batches of a step: the loss of each counts by what it is a mean over.
+    /// Adds the batches of a step. The weight of each loss depends on what the loss is a mean over.
     fn add(&mut self, model: &dyn LightningModule, step: Vec<AnyBatch>) -> Result<()> {
         let counts = match step.as_slice() {
             [_] => vec![1.0],

@@ -1,4 +1,4 @@
-//! A data set by name.
+//! A named data set of a registry.
 
 use std::{fmt, sync::Arc};
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 type Load = dyn Fn(i64, &Hyperparameters) -> Result<DataModule> + Send + Sync;
 
-/// A data set that models are trained and validated on.
+/// A named data set for training and validating models.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{Result, data::DataModule, data::Batch, tch::{Device, Kind, Tensor}};
@@ -30,14 +30,13 @@ pub struct DataSet {
     pub(crate) name: &'static str,
     about: String,
     hyperparameters: Hyperparameters,
-    /// Whether the model's hyperparameters determine the size of its examples.
+    /// Whether the size of the examples depends on the model's hyperparameters.
     is_sized: bool,
     load: Arc<Load>,
 }
 
 impl DataSet {
-    /// The set called `name`, which `load` creates for a batch size. It must give the same examples each
-    /// time.
+    /// Creates a data set. `load` gets the batch size and must return the same examples each time.
     pub fn new(
         name: &'static str,
         load: impl Fn(i64) -> Result<DataModule> + Send + Sync + 'static,
@@ -45,9 +44,9 @@ impl DataSet {
         Self::with(name, false, move |batch_size, _| load(batch_size))
     }
 
-    /// The set called `name`, whose examples have a size that the model's hyperparameters determine, such
-    /// as generated sequences of a length or images of a side. `load` gets all hyperparameters, including
-    /// defaults. It must give the same examples each time.
+    /// Creates a data set whose examples have a size that depends on the model's hyperparameters,
+    /// for example the length of generated sequences. `load` gets all hyperparameters, including
+    /// defaults. It must return the same examples each time.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::{Hyperparameters, Result, data::{Batch, DataModule}, tch::{Device, Kind, Tensor}};
@@ -89,8 +88,8 @@ impl DataSet {
         self
     }
 
-    /// Hyperparameters that follow from the data, such as the number of features. They are set in models
-    /// that have [`hyperparameters`](crate::Model::hyperparameters) with these names.
+    /// Sets hyperparameters that follow from the data, for example the number of features. A model
+    /// that has hyperparameters with these names gets these values.
     #[must_use]
     pub fn hyperparameters<V: Into<Value>>(
         mut self,
@@ -101,7 +100,7 @@ impl DataSet {
         self
     }
 
-    /// Its name.
+    /// The name.
     pub fn name(&self) -> &'static str {
         self.name
     }
@@ -111,12 +110,12 @@ impl DataSet {
         &self.about
     }
 
-    /// Whether a model's hyperparameters determine the size of its examples.
+    /// Whether the size of the examples depends on the model's hyperparameters.
     pub fn is_sized(&self) -> bool {
         self.is_sized
     }
 
-    /// Loads it with batches of `batch_size` examples.
+    /// Loads the data in batches of `batch_size` examples.
     ///
     /// # Errors
     /// When the data cannot be loaded.
@@ -124,7 +123,7 @@ impl DataSet {
         self.load_for(batch_size, &Hyperparameters::new())
     }
 
-    /// The same for a model with these hyperparameters, which must be complete.
+    /// Loads the data for a model with these hyperparameters, which must be complete.
     ///
     /// # Errors
     /// When the data cannot be loaded, or the model lacks a hyperparameter that the set needs.

@@ -1,4 +1,4 @@
-//! The value that a model is judged by.
+//! The logged value by which a model is judged.
 
 use amp_core::callback::Mode;
 use serde::{Deserialize, Serialize};
@@ -7,15 +7,16 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Direction {
-    /// Larger is better, as for an accuracy.
+    /// Larger is better, for example an accuracy.
     #[default]
     HigherIsBetter,
-    /// Smaller is better, as for a loss.
+    /// Smaller is better, for example a loss.
     LowerIsBetter,
 }
 
 impl Direction {
-    /// How much worse `own` is than `baseline`, in the value's own unit; negative if it is better.
+    /// Returns how much worse `own` is than `baseline`, in the value's unit; negative if it is
+    /// better.
     pub fn regression(self, baseline: f64, own: f64) -> f64 {
         match self {
             Self::HigherIsBetter => baseline - own,
@@ -23,7 +24,7 @@ impl Direction {
         }
     }
 
-    /// The direction as a callback takes it.
+    /// The direction in the form that callbacks use.
     pub fn mode(self) -> Mode {
         match self {
             Self::HigherIsBetter => Mode::Max,
@@ -38,9 +39,20 @@ impl Direction {
 }
 
 /// A validation value by its logged name, and whether larger or smaller is better.
+///
+/// # Examples
+///
+/// ```
+/// use amp_verify::registry::{Direction, Judge};
+///
+/// let error = Judge::lower("val_mae");
+/// assert_eq!(error.direction, Direction::LowerIsBetter);
+/// // The error rose from 0.30 to 0.35.
+/// assert!((error.direction.regression(0.30, 0.35) - 0.05).abs() < 1e-12);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Judge {
-    /// The name, as in `val_acc`.
+    /// The name, for example `val_acc`.
     pub name: &'static str,
     /// Whether larger or smaller is better.
     pub direction: Direction,
@@ -50,15 +62,15 @@ pub struct Judge {
 pub(crate) const LOSS: &str = "val_loss";
 
 impl Judge {
-    /// The judge of a model that declares none: the accuracy.
+    /// The default judge: the accuracy.
     pub const DEFAULT: Self = Self::higher("val_acc");
 
-    /// A value that is better when higher, as `val_acc`.
+    /// A value for which higher is better, for example `val_acc`.
     pub const fn higher(name: &'static str) -> Self {
         Self { name, direction: Direction::HigherIsBetter }
     }
 
-    /// A value that is better when lower, as `val_mae`.
+    /// A value for which lower is better, for example `val_mae`.
     pub const fn lower(name: &'static str) -> Self {
         Self { name, direction: Direction::LowerIsBetter }
     }
@@ -68,8 +80,8 @@ impl Judge {
         Self::lower(LOSS)
     }
 
-    /// The smallest step of the value for this number of validation examples. A share of examples changes
-    /// in steps of one example; other values are continuous.
+    /// The smallest difference between two values for this number of validation examples. A share
+    /// of examples is a multiple of 1/N; other values are continuous, and the result is 0.
     pub fn resolution(self, examples: i64) -> f64 {
         match self.direction {
             Direction::HigherIsBetter => 1.0 / examples.max(1) as f64,

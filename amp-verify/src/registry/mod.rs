@@ -62,7 +62,7 @@ pub struct Registry {
     pub(crate) bench: Bench,
 }
 
-/// The workloads and peers that a project adds to `cargo amp bench`.
+/// The workloads, peers and targets that a project adds to `cargo amp bench`.
 #[cfg(feature = "cli")]
 #[derive(Clone, Default)]
 pub(crate) struct Bench {
@@ -75,13 +75,13 @@ pub(crate) struct Bench {
 #[cfg(feature = "cli")]
 type Overheads = dyn Fn() -> Result<Vec<Overhead>> + Send + Sync;
 
-/// The path of the peers' Python program.
+/// The Python program of the peers.
 #[cfg(feature = "cli")]
 #[derive(Clone)]
 pub(crate) enum Peers {
-    /// A file of the project.
+    /// The path of a file in the project.
     File(String),
-    /// The program's text.
+    /// The text of the program.
     Text(&'static str),
 }
 
@@ -111,7 +111,8 @@ impl Registry {
         self
     }
 
-    /// Adds a workload of `cargo amp bench`. Without any, it trains the models on their own data.
+    /// Adds a workload to `cargo amp bench`. Without workloads, `bench` trains the models on their
+    /// own data.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn workload(mut self, workload: Workload) -> Self {
@@ -119,7 +120,7 @@ impl Registry {
         self
     }
 
-    /// The Python program that `cargo amp bench --peers` runs: a file, relative to the project's
+    /// Sets the Python program for `cargo amp bench --peers`: a path relative to the project's
     /// folder.
     #[cfg(feature = "cli")]
     #[must_use]
@@ -128,7 +129,8 @@ impl Registry {
         self
     }
 
-    /// Like [`peers`](Self::peers), but takes the source of the program as a string in the binary, for machines without the files of the project.
+    /// Like [`peers`](Self::peers), with the program's text in the binary, for machines without the
+    /// files of the project.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn peers_program(mut self, text: &'static str) -> Self {
@@ -136,7 +138,7 @@ impl Registry {
         self
     }
 
-    /// Measures the overhead of the training loop in `cargo amp bench` on a CPU.
+    /// Sets a measurement of the training loop's overhead, for `cargo amp bench` on a CPU.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn loop_overheads(
@@ -147,7 +149,7 @@ impl Registry {
         self
     }
 
-    /// The targets with which `cargo amp bench` compares its report.
+    /// Sets the targets with which `cargo amp bench` compares its report.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn targets(mut self, targets: fn(&Report) -> Vec<Target>) -> Self {
@@ -160,7 +162,7 @@ impl Registry {
         &self.project
     }
 
-    /// The models that are listed and run by default.
+    /// The models that are listed and that run by default.
     pub fn models(&self) -> impl Iterator<Item = &Arc<Model>> {
         self.models.iter().filter(|model| !model.is_hidden)
     }
@@ -176,10 +178,10 @@ impl Registry {
         self.data_sets.iter()
     }
 
-    /// Finds a model by name; the first one without a name.
+    /// Finds a model by name, or returns the first model if `name` is `None`.
     ///
     /// # Errors
-    /// When there is no model of this name.
+    /// When no model has this name.
     pub fn find(&self, name: Option<&str>) -> Result<&Arc<Model>> {
         let Some(name) = name else {
             return self.models.first().ok_or_else(|| self.without_models());
@@ -200,7 +202,7 @@ impl Registry {
     /// Finds a data set by name.
     ///
     /// # Errors
-    /// When there is no data set of this name.
+    /// When no data set has this name.
     pub fn find_data(&self, name: &str) -> Result<&Arc<DataSet>> {
         self.data_sets.iter().find(|data_set| data_set.name == name).ok_or_else(|| {
             let names: Vec<&str> = self.data_sets.iter().map(|set| set.name).collect();
@@ -208,8 +210,8 @@ impl Registry {
         })
     }
 
-    /// The figures that `cargo amp margins` recorded in the project's `margins.json`; empty if
-    /// there is no such file.
+    /// Reads the margins that `cargo amp margins` recorded in the project's `margins.json`; empty
+    /// if the file does not exist.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -217,11 +219,12 @@ impl Registry {
         Margins::read(&self.project.margins_file())
     }
 
-    /// The largest loss of quality that the gate accepts for `model`: its declared margin, or else the
-    /// recorded one. With changes, the margin that was recorded with the same changes.
+    /// Returns δ, the largest loss of quality that the gate accepts for `model`: its declared
+    /// margin, or else the recorded one. For a changed model, returns the margin that was recorded
+    /// with the same changes.
     ///
     /// # Errors
-    /// When there is none, or the recorded one belongs to other hyperparameters.
+    /// When there is no margin, or it was recorded for other hyperparameters.
     pub fn margin(&self, model: &Model, changes: &Changes) -> Result<f64> {
         if let (Some(margin), true) = (model.margin, changes.is_empty()) {
             return Ok(margin);
@@ -242,7 +245,7 @@ impl Registry {
         Ok(recorded.margin)
     }
 
-    /// The hyperparameters that are set in a model: its own, the data's and those of the changes.
+    /// Merges the hyperparameters of the model, its data and the changes.
     fn hyperparameters(&self, model: &Model, changes: &Changes) -> Result<Hyperparameters> {
         let data = match &changes.data {
             Some(name) => name.as_str(),
@@ -257,7 +260,7 @@ impl Registry {
     /// Checks that names are unique and that every model's data set is registered.
     ///
     /// # Errors
-    /// When that is not the case, or there is no model.
+    /// When a name occurs twice, a data set is missing, or there is no model.
     pub fn check(&self) -> Result<()> {
         if self.models.is_empty() {
             return Err(self.without_models());
@@ -306,7 +309,7 @@ fn no_margin(name: &str, changes: &Changes) -> Error {
     })
 }
 
-/// The first hyperparameter that differs, as a text.
+/// Describes the first hyperparameter that differs.
 fn first_difference(then: &Hyperparameters, now: &Hyperparameters) -> Option<String> {
     let value = |all: &Hyperparameters, name: &str| {
         all.get(name).map_or("nothing".to_owned(), ToString::to_string)

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The variable that names the folder of a packed project, on a machine without its sources.
+/// The environment variable for the folder of a packed project, on a machine without its sources.
 const PACKED: &str = "AMP_PROJECT";
 const MARGINS: &str = "margins.json";
 
@@ -17,8 +17,8 @@ pub struct Project {
 }
 
 impl Project {
-    /// The package `name` in `folder`; [`project!`](crate::project) sets both. If the environment variable
-    /// `AMP_PROJECT` names a folder, the files are in that folder instead.
+    /// The package `name` in `folder`; [`project!`](crate::project) fills in both. If the
+    /// environment variable `AMP_PROJECT` is set, it names another folder for the files.
     pub fn new(name: impl Into<String>, folder: impl Into<PathBuf>) -> Self {
         let packed = env::var_os(PACKED).filter(|folder| !folder.is_empty()).map(PathBuf::from);
         Self { name: name.into(), folder: packed.unwrap_or_else(|| folder.into()) }
@@ -34,18 +34,18 @@ impl Project {
         &self.folder
     }
 
-    /// A file or folder by its path relative to the package's folder.
+    /// Returns the path of a file or folder, given relative to the package's folder.
     pub fn path(&self, relative: impl AsRef<Path>) -> PathBuf {
         self.folder.join(relative)
     }
 
-    /// The file that `cargo amp margins` writes.
+    /// The path of `margins.json`, which `cargo amp margins` writes.
     pub(crate) fn margins_file(&self) -> PathBuf {
         self.path(MARGINS)
     }
 }
 
-/// The [`Project`](crate::Project) of the package in which this is written.
+/// The [`Project`](crate::Project) of the package that contains this macro call.
 ///
 /// ```no_run,standalone_crate
 /// let project = amp_verify::project!();

@@ -1,22 +1,33 @@
-//! The same model in PyTorch.
+//! The PyTorch copy of a model.
 
 use amp_core::Hyperparameters;
 use serde_json::Value;
 
-/// The same model in PyTorch, which [`Model::twin`](crate::Model::twin) declares and `cargo amp parity`
-/// trains on the same batches from the same weights.
+/// A copy of a model in PyTorch. [`Model::twin`](crate::Model::twin) declares it, and `cargo amp
+/// parity` trains it on the same batches from the same weights.
 ///
-/// Its Python is a class with the model's registered name that extends `torch.nn.Module`. Its parameters have the
-/// names of the model's. The class has these methods, which have Lightning's names where it has them:
+/// The Python source defines a class with the model's registered name that extends
+/// `torch.nn.Module`. Its parameters have the same names as the model's parameters. The class has
+/// these methods, named as in Lightning where Lightning has them:
 ///
 /// | method | what it does |
 /// | --- | --- |
-/// | `__init__(self, hp)` | makes the layers; `hp.NAME` is a hyperparameter of the model |
-/// | `training_step(self, batch)` | returns the loss of a batch, a scalar; `batch.NAME` is a tensor of the batch, as in `batch.input` |
-/// | `configure_optimizers(self, plan)` | returns an optimizer, a list of optimizers, or a list of optimizers and a list of schedules; a schedule is `{"scheduler": …, "interval": "step"}`, or a scheduler that moves after each epoch; `plan` has `max_epochs` and `estimated_stepping_batches` |
-/// | `manual_step(self, batch, step)` | in place of `training_step`: `with step.forward(): …` runs under autocast, `step.minimize(at, loss)` steps an optimizer, `with step.toggled(at): …` lets its parameters alone require gradients; `step.batch_idx` counts from 0 in the epoch |
-/// | `validation_step(self, batch)` | returns a tensor or a tuple of tensors whose dimension 0 counts the examples |
-/// | `metric(self, …)` | returns the number that the model is judged by, from what all batches gave in `validation_step`, concatenated; without it, the mean of the first |
+/// | `__init__(self, hp)` | creates the layers; `hp.NAME` is a hyperparameter of the model |
+/// | `training_step(self, batch)` | returns the loss of a batch, a scalar; `batch.NAME` is a tensor
+/// of the batch, for example `batch.input` |
+/// | `configure_optimizers(self, plan)` | returns an optimizer, a list of optimizers, or a list of
+/// optimizers and a list of schedules. A schedule is `{"scheduler": …, "interval": "step"}`, or a
+/// scheduler that advances after each epoch. `plan` has `max_epochs` and
+/// `estimated_stepping_batches` |
+/// | `manual_step(self, batch, step)` | replaces `training_step`: `with step.forward(): …` runs
+/// under autocast, `step.minimize(at, loss)` steps optimizer `at`, and inside `with
+/// step.toggled(at): …` only its parameters require gradients; `step.batch_idx` is the index of the
+/// batch in the epoch |
+/// | `validation_step(self, batch)` | returns a tensor, or a tuple of tensors, with one row for
+/// each example |
+/// | `metric(self, …)` | returns the number by which the model is judged. Its arguments are the
+/// results of `validation_step`, concatenated over all batches. Without this method, the number is
+/// the mean of the first result |
 /// | `on_train_batch_end(self)` | optional; called after each optimizer step |
 ///
 /// ```no_run,standalone_crate
@@ -64,16 +75,17 @@ pub struct Twin {
 }
 
 impl Twin {
-    /// The twin's Python, and the Rust that it is compared with in lines of code. The binary carries both.
+    /// Creates a twin from its Python source, and from the Rust source with which its lines of code
+    /// are compared. The binary contains both.
     pub fn new(python: &'static str, rust: &'static str) -> Self {
         Self { python, rust, hyperparameters: Hyperparameters::new() }
     }
 
-    /// Hyperparameters of both, if they differ from the registered ones: a JSON object. Dropout
-    /// must be 0, because the two draw different masks.
+    /// Sets hyperparameters for both sides that differ from the registered ones, as a JSON object.
+    /// Dropout must be 0, because the two sides draw different masks.
     ///
     /// # Panics
-    /// When it is not an object, which is a mistake in the registry's source.
+    /// When the value is not an object: this is a mistake in the registry's source.
     #[must_use]
     pub fn hyperparameters(mut self, hyperparameters: Value) -> Self {
         let Value::Object(hyperparameters) = hyperparameters else {

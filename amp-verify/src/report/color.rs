@@ -1,5 +1,5 @@
-//! The colors of charts. They are drawn for a white background; on the page each is a CSS variable, which a
-//! dark color scheme sets to another color.
+//! The colors of charts. Charts are drawn for a white background. On the page each color is a CSS
+//! variable, which has another value for dark color schemes.
 
 use amp_core::precision::Precision;
 use plotters::style::RGBColor;
@@ -20,7 +20,7 @@ const fn color(variable: &'static str, light: (u8, u8, u8), dark: (u8, u8, u8)) 
 pub(super) const PAPER: ChartColor = color("paper", (255, 255, 255), (24, 26, 27));
 /// Axes and text.
 pub(super) const TEXT: ChartColor = color("text", (51, 51, 51), (220, 220, 220));
-/// The mesh.
+/// Grid lines.
 pub(super) const GRID: ChartColor = color("grid", (225, 225, 225), (58, 61, 63));
 /// Limits and zero lines.
 pub(super) const LIMIT: ChartColor = color("limit", (130, 130, 130), (150, 150, 150));
@@ -28,11 +28,11 @@ pub(super) const LIMIT: ChartColor = color("limit", (130, 130, 130), (150, 150, 
 pub(super) const ALARM: ChartColor = color("alarm", (190, 20, 20), (255, 110, 110));
 /// The exponents of a format's normal values.
 pub(super) const NORMAL: ChartColor = color("normal", (86, 140, 180), (60, 120, 165));
-/// The exponents of its subnormal values.
+/// The exponents of a format's subnormal values.
 pub(super) const SUBNORMAL: ChartColor = color("subnormal", (196, 218, 234), (38, 68, 92));
 
-/// Okabe and Ito's colors, which most color-blind readers can distinguish; darker than theirs on white,
-/// lighter on black.
+/// The colors of Okabe and Ito, which most color-blind readers can distinguish. They are darkened
+/// on white and lightened on black.
 const SERIES: [ChartColor; 6] = [
     color("s0", (20, 20, 20), (240, 240, 240)),
     color("s1", (213, 94, 0), (255, 150, 60)),
@@ -43,24 +43,24 @@ const SERIES: [ChartColor; 6] = [
 ];
 
 impl ChartColor {
-    /// A precision's colour, the same in every chart.
+    /// The color of a precision, the same in every chart.
     pub(super) fn of(precision: Precision) -> Self {
         let place = Precision::ALL.iter().position(|known| *known == precision);
         Self::series(place.unwrap_or_default())
     }
 
-    /// The colour of the series at `place`.
+    /// The color of the series with index `place`.
     pub(super) fn series(place: usize) -> Self {
         SERIES[place % SERIES.len()]
     }
 
-    /// The color for the drawing library.
+    /// The color in the drawing library's type.
     pub(super) fn colour(self) -> RGBColor {
         let (red, green, blue) = self.light;
         RGBColor(red, green, blue)
     }
 
-    /// The CSS variable.
+    /// The name of the CSS variable.
     pub(super) fn variable(self) -> String {
         format!("var(--{})", self.variable)
     }
@@ -70,7 +70,7 @@ fn all() -> impl Iterator<Item = ChartColor> {
     [PAPER, TEXT, GRID, LIMIT, ALARM, NORMAL, SUBNORMAL].into_iter().chain(SERIES)
 }
 
-/// A chart's SVG with variables in place of the colors in which it was drawn.
+/// Replaces the colors in a chart's SVG by CSS variables.
 pub(super) fn with_variables(svg: String) -> String {
     all().fold(svg, |svg, color| {
         let (red, green, blue) = color.light;
@@ -79,7 +79,7 @@ pub(super) fn with_variables(svg: String) -> String {
     })
 }
 
-/// The variables for light and dark color schemes.
+/// Returns CSS with the values of the variables for light and dark color schemes.
 pub(super) fn style() -> String {
     let rules = |of: fn(ChartColor) -> (u8, u8, u8)| -> String {
         let rule = |color: ChartColor| {

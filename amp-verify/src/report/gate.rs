@@ -1,4 +1,4 @@
-//! The gate's verdicts as one HTML file: the first failure, then each model's verdict with the
+//! The gate's report as one HTML file: the first failure, then the verdict of each model with the
 //! checks that did not run, and a table of the comparisons.
 
 use super::{color, page::escaped};
@@ -10,13 +10,13 @@ use crate::{
 const STYLE: &str = include_str!("style.css");
 const OWN_STYLE: &str = include_str!("gate.css");
 
-/// The page of a report.
+/// Creates the HTML page.
 pub fn gate_html(report: &Report) -> String {
     let machine = report.fingerprint.as_ref().map_or("no run ended".to_owned(), |machine| {
         format!("{} ({}), libtorch {}", machine.device, machine.capability, machine.libtorch)
     });
     let mut body = format!(
-        "<header>\n<h1>Precision gate: {}</h1>\n<p class=\"subject\">{}\n{} runs, {} known from before, \
+        "<header>\n<h1>Precision gate: {}</h1>\n<p class=\"subject\">{}\n{} runs, {} from the cache, \
          {:.0} s; risk α = {}</p>\n{}{}{}</header>\n",
         verdict(report.status),
         escaped(&machine),
@@ -26,7 +26,7 @@ pub fn gate_html(report: &Report) -> String {
         report.alpha,
         first_failure(report),
         summary(report),
-        list("Left to the nightly tier", &report.left_out)
+        list("Checked only in the nightly tier", &report.left_out)
     );
     for model in &report.models {
         body += &section(report, model);
@@ -45,7 +45,7 @@ fn cells(report: &Report) -> impl Iterator<Item = (&ModelReport, &Cell)> {
     report.models.iter().flat_map(|model| model.cells.iter().map(move |cell| (model, cell)))
 }
 
-/// The first failure of the first failing cell, with its layer and its remedy.
+/// Formats the first failure of the first failing cell, with its layer and its remedy.
 fn first_failure(report: &Report) -> String {
     let failing = cells(report).filter(|(_, cell)| cell.status != Status::Pass);
     let Some((model, cell)) = failing.max_by_key(|(_, cell)| cell.status) else {
@@ -53,7 +53,7 @@ fn first_failure(report: &Report) -> String {
     };
     let of = format!("{} under {}", model.model, cell.precision);
     let note = match cell.note() {
-        note if note.is_empty() => "the seeds do not tell".to_owned(),
+        note if note.is_empty() => "the seeds do not decide".to_owned(),
         note => note,
     };
     let rule = cell
@@ -75,7 +75,7 @@ fn found(finding: &Finding) -> String {
     if let Some(layer) = &finding.layer {
         let error = finding.layer_error.map_or("not finite".to_owned(), percent);
         out += &format!(
-            "<p>Layer that loses most by itself: <code>{}</code> ({} of its output)</p>\n",
+            "<p>Layer with the largest error of its own: <code>{}</code> ({} of its output)</p>\n",
             escaped(layer),
             escaped(&error)
         );
@@ -91,7 +91,7 @@ fn anchor(model: &ModelReport, cell: &Cell) -> String {
     escaped(&format!("{}-{}", model.model, cell.precision).replace(' ', "-"))
 }
 
-/// A line for each cell.
+/// Formats a line for each cell.
 fn summary(report: &Report) -> String {
     let mut rows = String::new();
     for (model, cell) in cells(report) {
@@ -167,7 +167,8 @@ fn section(report: &Report, model: &ModelReport) -> String {
     out + "</section>\n"
 }
 
-/// The comparisons; a rule's name and description appear once, next to all of its rows.
+/// Formats the comparisons. The name and description of a rule appear once, next to all of its
+/// rows.
 fn table(rows: &[Row]) -> String {
     let mut body = String::new();
     for of_rule in rows.chunk_by(|a, b| a.rule == b.rule) {
@@ -208,7 +209,7 @@ fn table(rows: &[Row]) -> String {
     )
 }
 
-/// A bar for the used part of a bound.
+/// Draws a bar that shows how much of a bound the figure takes.
 fn bar(share: f64) -> String {
     let (width, class) = match share > 1.0 {
         true => (100.0, "bar beyond"),

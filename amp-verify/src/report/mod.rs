@@ -20,20 +20,21 @@ pub use gate::gate_html;
 pub use page::{Content, html};
 pub use steps::measure_steps;
 
-/// The history of one run, for charts.
+/// The course of one run, for charts.
 #[derive(Debug, Clone, Default)]
 pub struct RunHistory {
-    /// Optimizer steps applied so far and the validation loss, at each epoch's end.
+    /// At each epoch's end, the number of applied optimizer steps and the validation loss.
     pub val_loss: Vec<(f64, f64)>,
-    /// The same for the training loss.
+    /// At each epoch's end, the number of applied optimizer steps and the training loss.
     pub train_loss: Vec<(f64, f64)>,
-    /// Attempted steps and the scale from then on; empty if there is no scale.
+    /// At each change, the number of attempted steps and the new loss scale; empty without a loss
+    /// scale.
     pub scale: Vec<(f64, f64)>,
-    /// Attempted steps at which a step was skipped, and the scale of that attempt.
+    /// For each skipped step, its index among the attempted steps and its loss scale.
     pub skips: Vec<(f64, f64)>,
 }
 
-/// Collects the histories of runs. If a precision runs more than once, the first run counts.
+/// Collects the histories of runs. If a precision runs more than once, only the first run is kept.
 #[derive(Debug, Default)]
 pub struct RunHistories {
     runs: BTreeMap<Precision, RunHistory>,
@@ -41,7 +42,7 @@ pub struct RunHistories {
 }
 
 impl RunHistories {
-    /// The history of this precision's run, if there was one.
+    /// Returns the history of this precision's run, if it ran.
     pub fn of(&self, precision: Precision) -> Option<&RunHistory> {
         self.runs.get(&precision)
     }
@@ -87,8 +88,8 @@ impl Subscriber for RunHistories {
     }
 }
 
-/// Wilson's score interval of a share (Wilson 1927) at 95 %: the values that chance alone explains with `n`
-/// examples. It stays between 0 and 1, and is not empty at either end.
+/// Wilson's 95 % score interval of a share (Wilson 1927): the range of shares that chance explains
+/// with `n` examples. It stays between 0 and 1, and is not empty at either end.
 pub fn wilson(share: f64, n: i64) -> (f64, f64) {
     let (z, n) = (1.959_963_985, n.max(1) as f64);
     let z2 = z * z;

@@ -1,4 +1,4 @@
-//! The page around the charts.
+//! The HTML page with the charts of a comparison.
 
 use amp_core::{Result, precision::Precision};
 
@@ -17,19 +17,19 @@ use crate::{
 
 const STYLE: &str = include_str!("style.css");
 
-/// The contents of the page.
+/// The data for the page.
 pub struct Content<'a> {
     /// The runs.
     pub comparison: &'a Comparison,
     /// The runs' histories.
     pub histories: &'a RunHistories,
-    /// Validation examples, from which the interval of a share follows.
+    /// The number of validation examples, which determines the interval of a share.
     pub examples: i64,
     /// The layers of one step under each precision, or the reason why they were not measured.
     pub steps: &'a Result<Vec<layers::Report>>,
 }
 
-/// The page.
+/// Creates the page.
 ///
 /// # Errors
 /// When a chart cannot be drawn.
@@ -44,7 +44,7 @@ pub fn html(content: &Content<'_>) -> Result<String> {
         escaped(heading(comparison).trim_end()),
         table::comparison(comparison)
     );
-    // The loss has charts of its own.
+    // The loss has its own charts.
     if comparison.metric != LOSS {
         body += &metric(content)?;
     }
@@ -69,8 +69,8 @@ pub fn html(content: &Content<'_>) -> Result<String> {
         }
         let beside = against_first(&all);
         if !beside.is_empty() {
-            let title = format!("{title}, less that of 32-true");
-            let text = "Epoch by epoch; above zero is worse than 32-true.";
+            let title = format!("{title}, minus that of 32-true");
+            let text = "At the end of each epoch; above zero is worse than 32-true.";
             let y_label = format!("{name} − 32-true's");
             let drawn = chart::lines(&beside, &y_label)?;
             body += &Section::new(&title, text).legend(&beside).chart(drawn);
@@ -89,7 +89,7 @@ pub fn html(content: &Content<'_>) -> Result<String> {
     }
     let mib = |run: &Run| (run.precision, run.peak_memory_bytes as f64 / f64::from(1 << 20));
     let memory: Vec<_> = comparison.runs.iter().map(mib).collect();
-    let text = "The most bytes of tensors at once, above what was held before the run.";
+    let text = "The peak of tensor bytes, above the bytes before the run.";
     body += &Section::new("Peak memory", text).chart(chart::bars(&memory, "MiB")?);
     body += &steps::sections(content.steps)?;
     Ok(format!(
@@ -102,11 +102,11 @@ pub fn html(content: &Content<'_>) -> Result<String> {
     ))
 }
 
-/// A precision's name and points.
+/// A precision with the points of its line.
 type Line = (Precision, Vec<(f64, f64)>);
 
-/// The metric with its intervals: over seeds, the intervals of the mean; for a share of examples and a
-/// single seed, the interval of chance.
+/// Draws the metric with its intervals. Over seeds, this is the interval of the mean. For a single
+/// seed and a share of examples, it is the range that chance explains.
 fn metric(content: &Content<'_>) -> Result<String> {
     let Content { comparison, examples, .. } = content;
     let is_share = comparison.direction.is_higher();
@@ -157,12 +157,12 @@ fn metric(content: &Content<'_>) -> Result<String> {
     let n = comparison.seeds.len();
     let means = shares(|run| Some(&run.over_seeds.as_ref()?.accuracy));
     let title = format!("{metric}, mean of {n} seeds");
-    let text = "With Student's 95 % interval of the mean; rings are the seeds.";
+    let text = "With Student's 95 % interval of the mean; rings are single seeds.";
     let drawn = chart::shares(&means, &axis)?;
     let mut sections = Section::new(&title, text).chart(drawn);
     let deltas = shares(|run| run.over_seeds.as_ref()?.accuracy_delta.as_ref());
     if !deltas.is_empty() {
-        let title = format!("{metric} less 32-true's, seed by seed");
+        let title = format!("{metric} minus 32-true's, for each seed");
         let worse = if is_share { "Below" } else { "Above" };
         let text = format!(
             "Mean of the paired differences with Student's 95 % interval: an interval that \
@@ -175,7 +175,7 @@ fn metric(content: &Content<'_>) -> Result<String> {
     Ok(sections)
 }
 
-/// Each line except the first minus the first, over their common length.
+/// Subtracts the first line from the others, over their common length.
 fn against_first(all: &[Line]) -> Vec<Line> {
     let Some(((_, first), others)) = all.split_first() else { return Vec::new() };
     let less = |points: &[(f64, f64)]| {
@@ -185,7 +185,7 @@ fn against_first(all: &[Line]) -> Vec<Line> {
     others.iter().map(|(precision, points)| (*precision, less(points))).collect()
 }
 
-/// A chart under its title; the legend is above the plane, where there is no data.
+/// A chart with its title. The legend is above the plane, where it hides no data.
 pub(super) struct Section {
     title: String,
     text: String,
@@ -194,7 +194,7 @@ pub(super) struct Section {
 }
 
 impl Section {
-    /// `title` and `text` are HTML.
+    /// Creates a section; `title` and `text` are HTML.
     pub(super) fn new(title: &str, text: &str) -> Self {
         let (title, text) = (title.to_owned(), text.to_owned());
         Self { title, text, keys: Vec::new(), below: String::new() }
@@ -212,7 +212,7 @@ impl Section {
         self.keys(keys)
     }
 
-    /// HTML below the chart.
+    /// Adds HTML below the chart.
     pub(super) fn below(mut self, html: &str) -> Self {
         self.below.push_str(html);
         self

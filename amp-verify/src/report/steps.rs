@@ -1,4 +1,4 @@
-//! Charts of one step: exponents and errors of the layers.
+//! Charts of one training step: exponents and errors of the layers.
 
 use amp_core::{Result, precision::Precision};
 
@@ -15,11 +15,10 @@ use crate::{
     layers::{self, Kind, Options, Report},
 };
 
-/// log₂ of f32's unit roundoff divided by the unit roundoff of a dtype with this many bits of
-/// fraction.
+/// Returns log₂ of f32's unit roundoff divided by the unit roundoff of `dtype`.
 fn unit(dtype: amp_core::tch::Kind) -> f64 {
     use amp_core::tch::Kind as Dtype;
-    // 24 bits against 11, 8 and 53.
+    // f32 has 24 bits of precision; the others have 11, 8 and 53.
     let log2 = match dtype {
         Dtype::Half => 13,
         Dtype::BFloat16 => 16,
@@ -29,11 +28,11 @@ fn unit(dtype: amp_core::tch::Kind) -> f64 {
     2.0_f64.powi(log2)
 }
 
-/// One step under each of the comparison's 16-bit precisions, or under 32-true if there are none;
-/// 16-mixed uses the loss scale at the end of its run.
+/// Measures one step under each 16-bit precision of the comparison, or under 32-true if there are
+/// none. For 16-mixed, the loss scale is the one at the end of its run.
 ///
 /// # Errors
-/// When a step fails, or does not run the same layers under every precision.
+/// When a step fails, or the precisions run different layers.
 pub fn measure_steps(case: &Case, comparison: &Comparison) -> Result<Vec<Report>> {
     let precisions = comparison.runs.iter().map(|run| run.precision);
     let mut measured: Vec<Precision> =
@@ -80,7 +79,7 @@ pub(super) fn sections(steps: &Result<Vec<Report>>) -> Result<String> {
     Ok(html)
 }
 
-/// 32-true's exponents over all layers, and what each format would lose of them.
+/// Draws 32-true's exponents over all layers, and lists the values that each format would lose.
 fn exponents(report: &Report, kind: Kind, log2_scale: Option<i32>) -> Result<String> {
     let mut all = Histogram::default();
     for flow in report.layers.iter().filter_map(|layer| layer.flow(kind)) {
@@ -111,11 +110,11 @@ fn exponents(report: &Report, kind: Kind, log2_scale: Option<i32>) -> Result<Str
     Ok(Section::new(&title, &text).keys(keys).below(&below).chart(drawn))
 }
 
-/// Each layer's error over 32-true's.
+/// Draws each layer's error divided by its error under 32-true.
 fn errors(report: &Report) -> Result<String> {
     let precision = report.precision;
     let unit = unit(precision.compute());
-    let title = format!("Error of each layer under {precision}, over 32-true's");
+    let title = format!("Error of each layer under {precision}, divided by 32-true's");
     let times = if unit >= 1.0 { format!("{unit:.0}") } else { format!("{unit:.1e}") };
     let text = format!(
         "rmse against a 64-true step over that of 32-true, in the first batch's step with the \

@@ -1,4 +1,4 @@
-//! The page's tables.
+//! The tables of the page.
 
 use super::{
     chart::{short, superscript},
@@ -20,14 +20,14 @@ fn row(head: &str, cells: impl IntoIterator<Item = String>) -> String {
 fn table(heads: &[&str], rows: &str) -> String {
     let heads: String =
         heads.iter().map(|head| format!("<th scope=\"col\">{}</th>", escaped(head))).collect();
-    // A table that is too wide scrolls separately.
+    // A table that is too wide scrolls on its own.
     format!(
         "<div class=\"wide\"><table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}</tbody>\n\
          </table></div>\n"
     )
 }
 
-/// The figures of every run.
+/// Formats the figures of every run.
 pub(super) fn comparison(comparison: &Comparison) -> String {
     let number = |value: Option<f64>, digits: usize| {
         value.map_or("–".to_owned(), |value| format!("{value:.digits$}"))
@@ -105,7 +105,7 @@ pub(super) fn comparison(comparison: &Comparison) -> String {
     table(&heads, &rows) + &list
 }
 
-/// A share as a percentage with two significant digits; zero is a plain 0.
+/// Formats a share as a percentage with two significant digits; zero is `0`.
 pub(super) fn share(count: u64, all: u64) -> String {
     let percent = 100.0 * count as f64 / all.max(1) as f64;
     match percent {
@@ -117,7 +117,7 @@ pub(super) fn share(count: u64, all: u64) -> String {
     }
 }
 
-/// The values that each format loses: in total, and at the loss scale.
+/// Formats the numbers of values that each format loses, unscaled and at the loss scale.
 pub(super) fn losses(
     report: &Report,
     kind: Kind,
@@ -142,12 +142,12 @@ pub(super) fn losses(
         + &worst(report, kind, log2_scale.unwrap_or(0))
 }
 
-/// A power of two.
+/// Formats a power of two.
 pub(super) fn power(exponent: i32) -> String {
     format!("2{}", superscript(f64::from(exponent)))
 }
 
-/// The layers that lose most in f16 with the loss scale of training.
+/// Names the layers that lose the largest shares of values in f16, at the loss scale of training.
 fn worst(report: &Report, kind: Kind, log2_scale: i32) -> String {
     let flows =
         report.layers.iter().filter_map(|layer| Some((layer.path.as_str(), layer.flow(kind)?)));
@@ -178,7 +178,7 @@ fn worst(report: &Report, kind: Kind, log2_scale: i32) -> String {
     )
 }
 
-/// The figures of the layers' errors, hidden until opened.
+/// Formats the errors of the layers, folded until a click.
 pub(super) fn layers(report: &Report) -> String {
     let rows: String = report
         .layers

@@ -5,35 +5,38 @@ use clap::Args;
 
 use crate::options::ChangeArgs;
 
-/// The first seed of the unchanged runs, away from every other seed.
+/// The first seed of the unchanged runs. Other runs use smaller seeds.
 const FRESH: u64 = 10_000;
 
 /// Options of `selftest`.
 #[derive(Debug, Args)]
 pub struct SelftestArgs {
-    /// Number of unchanged runs with fresh seeds, none of which may fail
+    /// Print the names of all faults with their descriptions, and run nothing
+    #[arg(long)]
+    pub list: bool,
+    /// Number of unchanged runs with new seeds; each failure counts as a false alarm
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub repetitions: u64,
     /// Plant no fault: only count the false alarms of the unchanged runs
     #[arg(long, conflicts_with_all = ["fault", "diagnose"])]
     pub unchanged: bool,
-    /// Check only the rules of the unchanged runs, without whole runs
+    /// Check only the rules of the unchanged runs, without full runs
     #[arg(long)]
     pub rules: bool,
     /// Precisions of the unchanged runs, separated by commas [default: the quick tier's]
     #[arg(long, value_delimiter = ',', value_name = "NAMES", value_parser = Precision::from_str)]
     pub precision: Vec<Precision>,
-    /// The first seed of the unchanged runs; each further one begins 100 later
+    /// The first seed of the unchanged runs; the seeds of each further run begin 100 later
     #[arg(long, value_name = "SEED", default_value_t = FRESH)]
     pub first_seed: u64,
-    /// Plant only these faults, separated by commas
+    /// Plant only these faults, separated by commas; --list prints their names [default: all]
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     pub fault: Vec<String>,
-    /// The model in which faults are planted [default: for each fault a model that declares that it reveals
-    /// the fault], and which runs unchanged [default: all models in turn]
+    /// The model for the faults [default: for each fault a model that declares that it reveals the
+    /// fault], and for the unchanged runs [default: all models in turn]
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
-    /// Search for the cause of each fault that a rule or the first steps show, as `gate` does
+    /// Search for the cause of each fault that a rule or the first steps reveal, as `gate` does
     #[arg(long)]
     pub diagnose: bool,
     #[command(flatten)]

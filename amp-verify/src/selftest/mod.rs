@@ -1,4 +1,4 @@
-//! The gate's own test: faults that the gate must report, and unchanged runs that must pass.
+//! Tests the gate: it must report each planted fault, and must pass unchanged runs.
 
 mod args;
 mod report;
@@ -7,5 +7,5 @@ mod subject;
 
 pub use crate::faults::{Area, Fault, Faulty};
 pub use args::SelftestArgs;
-pub use report::{FaultResult, Report};
+pub use report::{FaultResult, Report, fault_list};
 pub use run::run;

@@ -11,26 +11,26 @@ use crate::{
     view::wrap_to_terminal,
 };
 
-/// The outcome for one fault.
+/// The result for one fault.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FaultResult {
     /// The fault.
     pub fault: Fault,
-    /// The part of training that it breaks.
+    /// The part of training that the fault affects.
     pub area: Area,
-    /// The model in which it was planted.
+    /// The name of the model that was used.
     pub model: String,
-    /// The checks that reported it.
-    pub killed_by: Vec<Reason>,
-    /// The invariants of training that it broke, by name.
+    /// The checks that reported the fault.
+    pub reported_by: Vec<Reason>,
+    /// The names of the training invariants that the fault violated.
     #[serde(default)]
     pub invariants: Vec<String>,
-    /// Whether the metrics over seeds showed it.
+    /// Whether the metrics over seeds revealed the fault.
     pub by_seeds: bool,
-    /// Whether whole runs were needed, because no rule was broken.
+    /// Whether full training runs were needed, because no rule was broken.
     pub trained: bool,
-    /// The first line of the gate's report about it.
-    pub said: String,
+    /// The first line of the gate's report on the fault.
+    pub first_line: String,
     /// The result of the diagnosis; null unless it was requested.
     #[serde(default)]
     pub finding: Option<String>,
@@ -38,62 +38,63 @@ pub struct FaultResult {
 
 impl FaultResult {
     /// Whether the gate failed.
-    pub fn is_killed(&self) -> bool {
-        self.by_seeds || !self.killed_by.is_empty()
+    pub fn is_reported(&self) -> bool {
+        self.by_seeds || !self.reported_by.is_empty()
     }
 }
 
-/// The self-test's report.
+/// The report of the self-test.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// The faults.
+    /// The result for each fault.
     pub faults: Vec<FaultResult>,
-    /// Faults that were not planted, with their requirements.
+    /// The faults that were not planted, with the reason.
     pub left_out: Vec<String>,
-    /// Unchanged runs of the gate, over all models in turn.
+    /// The number of unchanged runs of the gate, over all models in turn.
     pub repetitions: u64,
-    /// Their cells.
+    /// The number of cells in the unchanged runs.
     pub cells: usize,
-    /// The failing cells among them, by model, precision and seed.
+    /// The failing cells of the unchanged runs, by model, precision and seed.
     pub false_alarms: Vec<String>,
-    /// The inconclusive cells, which do not count as alarms.
+    /// The number of inconclusive cells in the unchanged runs; they do not count as false alarms.
     pub inconclusive: usize,
-    /// Whether a golden that is not a number was refused.
+    /// Whether a golden with NaN was refused.
     pub nan_golden_refused: bool,
     /// Duration in seconds.
     pub seconds: f64,
 }
 
-/// Checks that need a golden or do not compare numbers: no planted fault can trigger them.
+/// Checks that no planted fault can trigger, because they need a golden or do not compare numbers.
 const ELSEWHERE: &[Reason] = &[Reason::Moved, Reason::NotComparable, Reason::Crashed];
 
 impl Report {
-    /// Faults that the gate reported.
-    pub fn killed(&self) -> usize {
-        self.faults.iter().filter(|result| result.is_killed()).count()
+    /// Returns the number of faults that the gate reported.
+    pub fn reported(&self) -> usize {
+        self.faults.iter().filter(|result| result.is_reported()).count()
             + usize::from(self.nan_golden_refused)
     }
 
-    /// Planted faults: those of [`Fault`], and a NaN in a golden.
+    /// Returns the number of planted faults: each [`Fault`], and a NaN in a golden.
     pub fn injected(&self) -> usize {
         self.faults.len() + 1
     }
 
-    /// Whether the gate reported every fault and no unchanged run.
+    /// Whether the gate reported every fault and raised no false alarm.
     pub fn passes(&self) -> bool {
-        self.killed() == self.injected() && self.false_alarms.is_empty()
+        self.reported() == self.injected() && self.false_alarms.is_empty()
     }
 
-    /// The checks that reported no fault, if all faults were planted.
+    /// Returns the checks that reported no fault. Empty unless all faults were planted.
     pub fn idle(&self) -> Vec<Reason> {
         let all = self.faults.len() + self.left_out.len() == Fault::ALL.len();
         let saw =
-            |check: Reason| self.faults.iter().any(|result| result.killed_by.contains(&check));
+            |check: Reason| self.faults.iter().any(|result| result.reported_by.contains(&check));
         let idle = |check: &Reason| !ELSEWHERE.contains(check) && !saw(*check);
         Reason::ALL.iter().copied().filter(|check| all && idle(check)).collect()
     }
 
-    /// The printed form: a table of faults and checks, with a letter for each check, and the legend.
+    /// Formats the report: a table of faults with a letter for each check that reported them, and a
+    /// legend of the letters.
     pub fn table(&self) -> String {
         let checks: Vec<Reason> =
             Reason::ALL.iter().copied().filter(|check| !ELSEWHERE.contains(check)).collect();
@@ -101,12 +102,12 @@ impl Report {
         let mut table = Table::new();
         let mut header = vec!["fault".to_owned(), "in".to_owned(), "model".to_owned()];
         let joined: String = letters.iter().collect();
-        header.extend([format!("{joined} seeds"), "said".to_owned()]);
+        header.extend([format!("{joined} seeds"), "first line of the report".to_owned()]);
         table.load_preset(UTF8_FULL_CONDENSED).set_header(header);
         wrap_to_terminal(&mut table);
         for result in &self.faults {
             let marks = checks.iter().zip(&letters).map(|(check, letter)| {
-                if result.killed_by.contains(check) { *letter } else { '·' }
+                if result.reported_by.contains(check) { *letter } else { '·' }
             });
             let marks: String = marks.collect();
             let seeds = match (result.by_seeds, result.trained) {
@@ -114,25 +115,24 @@ impl Report {
                 (false, true) => "no",
                 (false, false) => "–",
             };
-            let marks = if result.is_killed() { marks } else { "SURVIVED".to_owned() };
+            let marks = if result.is_reported() { marks } else { "MISSED".to_owned() };
             let area = format!("{:?}", result.area);
             let cells = [result.fault.about(), &area, &result.model, &format!("{marks} {seeds}")];
-            table.add_row(cells.into_iter().chain([result.said.as_str()]));
+            table.add_row(cells.into_iter().chain([result.first_line.as_str()]));
         }
-        let golden = if self.nan_golden_refused { "refused" } else { "SURVIVED" };
-        table.add_row(["a golden that is not a number", "Metrics", "", golden, ""]);
+        let golden = if self.nan_golden_refused { "refused" } else { "MISSED" };
+        table.add_row(["a golden that contains NaN", "Metrics", "", golden, ""]);
         let mut out = format!("{table}\n");
         let idle = self.idle();
         for (check, letter) in checks.iter().zip(&letters) {
-            let kills =
-                self.faults.iter().filter(|result| result.killed_by.contains(check)).count();
-            let mark = if idle.contains(check) { ": kills nothing" } else { "" };
-            out += &format!("{letter}  {}: {kills}{mark}\n", check.name());
+            let count =
+                self.faults.iter().filter(|result| result.reported_by.contains(check)).count();
+            let mark = if idle.contains(check) { " (reported no fault)" } else { "" };
+            out += &format!("{letter}  {}: {count}{mark}\n", check.name());
         }
         let by_seeds = self.faults.iter().filter(|result| result.by_seeds).count();
-        out += &format!(
-            "seeds: {by_seeds}; – where a rule was broken, and no whole runs were needed\n"
-        );
+        out +=
+            &format!("seeds: {by_seeds}; –: a rule was broken, so that no full runs were needed\n");
         for invariant in Invariant::ALL {
             let breaks = |result: &&FaultResult| {
                 result.invariants.iter().any(|name| name == invariant.name())
@@ -141,16 +141,16 @@ impl Report {
             out += &format!("invariant {invariant}: {broken}\n");
         }
         for left_out in &self.left_out {
-            out += &format!("left out: {left_out}\n");
+            out += &format!("not planted: {left_out}\n");
         }
         for alarm in &self.false_alarms {
             out += &format!("false alarm: {alarm}\n");
         }
-        let (killed, injected) = (self.killed(), self.injected());
+        let (reported, injected) = (self.reported(), self.injected());
         out += &format!(
-            "kill rate: {killed} of {injected} ({:.0}%)\nfalse-alarm rate: {} of {} cells in {} \
+            "reported faults: {reported} of {injected} ({:.0}%)\nfalse alarms: {} of {} cells in {} \
              unchanged runs ({:.1}%), {} inconclusive\n{:.1} s\n",
-            100.0 * killed as f64 / injected as f64,
+            100.0 * reported as f64 / injected as f64,
             self.false_alarms.len(),
             self.cells,
             self.repetitions,
@@ -162,7 +162,17 @@ impl Report {
     }
 }
 
-/// Whether the gate would exit with a failure for a cell of this status.
+/// Whether the gate would fail for a cell with this status.
 pub(super) fn is_red(status: Status) -> bool {
     status == Status::Regression
+}
+
+/// Lists all faults: a line for each with its name, the part of training and its description.
+pub fn fault_list() -> String {
+    let width = Fault::ALL.iter().map(|fault| fault.name().len()).max().unwrap_or_default();
+    let line = |fault: &Fault| {
+        let area = format!("{:?}", fault.area());
+        format!("{:width$}  {area:12}  {}\n", fault.name(), fault.about())
+    };
+    Fault::ALL.iter().map(line).collect()
 }

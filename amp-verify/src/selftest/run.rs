@@ -19,16 +19,16 @@ use crate::{
     verdict::Verdict,
 };
 
-/// The precision in which faults are planted: it uses every part of training.
+/// The precision of the runs with faults. Under it, every part of training is used.
 const PRECISION: Precision = Precision::F16Mixed;
 
-/// The seeds for a fault that breaks no rule.
+/// The number of seeds for a fault that breaks no rule.
 const SEEDS: usize = 3;
 
-/// Plants every fault and repeats unchanged runs with fresh seeds.
+/// Plants every fault, and repeats unchanged runs with new seeds.
 ///
 /// # Errors
-/// When a fault's name is unknown or the device is missing.
+/// When the name of a fault is unknown or the device does not exist.
 pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
     let started = Instant::now();
     let faults = if args.unchanged { Vec::new() } else { chosen(&args.fault)? };
@@ -49,7 +49,8 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
             (Some(model), _) => {
                 let plan = plan(registry, args, model, &changes)?;
                 let (precisions, first, most) = (vec![PRECISION], SEEDS, SEEDS);
-                // Otherwise an invariant would end each run before another check could report it.
+                // The invariants are off, because they would end each run before another check
+                // could report the fault.
                 let (fault_of_plan, check) = (Some(fault), Check::Off);
                 let own = Plan { fault: fault_of_plan, check, precisions, first, most, ..plan };
                 plans.push((fault, own));
@@ -72,7 +73,7 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
     let models = chosen_model.map_or_else(|| registry.models().collect(), |model| vec![model]);
     let (mut false_alarms, mut cells, mut inconclusive) = (Vec::new(), 0, 0);
     for index in 0..args.repetitions {
-        // The models in turn: twenty repetitions include each.
+        // Takes the models in turn, so that twenty repetitions include each of them.
         let model = models[index as usize % models.len()];
         let mut plan = plan(registry, args, model, &changes)?;
         plan.first_seed = args.first_seed + 100 * index;
@@ -107,7 +108,7 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
     })
 }
 
-/// The gate's report on the cause of a broken rule, without whole runs.
+/// Returns the gate's report on the cause of a broken rule, without full runs.
 fn cause(plan: &Plan, pool: &mut Pool) -> Result<Option<String>> {
     let seeds = Some(Duration::MAX);
     let plan = Plan { diagnosed: 1, time_limit: seeds, ..plan.clone() };
@@ -121,8 +122,11 @@ fn chosen(names: &[String]) -> Result<Vec<Fault>> {
         return Ok(Fault::ALL.to_vec());
     }
     let parse = |name: &String| {
-        serde_json::from_value(serde_json::Value::String(name.clone()))
-            .map_err(|error| Error::config(format!("fault: {error}")))
+        let known = Fault::ALL.iter().copied().find(|fault| fault.name() == *name);
+        known.ok_or_else(|| {
+            let all = "`cargo amp selftest --list` prints all names";
+            Error::config(format!("unknown fault `{name}`: {all}"))
+        })
     };
     names.iter().map(parse).collect()
 }
@@ -134,7 +138,7 @@ fn plan(
     changes: &Changes,
 ) -> Result<Plan> {
     let (first, most) = Tier::Quick.seeds();
-    // Seeds are not used for rules, and a changed model has no margin of its own.
+    // Checks of rules use no margin, and a changed model has none.
     let margin = (!changes.is_empty()).then_some(f64::MAX);
     Ok(Plan {
         registry: registry.clone(),
@@ -154,20 +158,20 @@ fn plan(
         kernels: Kernels::default(),
         check: Check::default(),
         goldens: None,
-        islands: Default::default(),
+        overrides: Default::default(),
         diagnosed: 0,
         fault: None,
     })
 }
 
-/// Jobs that run one after the other until one of them fails; whole runs follow.
+/// The jobs for one fault run in this order until one fails. Full runs follow.
 const STAGES: [Task; 2] = [Task::Path, Task::Conformance];
 
-/// A fault with its plan, the results of the rules, and the job of the invariants.
+/// A fault with its plan, the failures of the rules, and the job that checks the invariants.
 type Case<'a> = ((&'a (Fault, Plan), Vec<Failure>), &'a Job);
 
-/// The gate's results for each fault: first from the rules of the path, then from the first steps, and from
-/// whole runs if these are not sufficient.
+/// Returns the gate's result for each fault. The rules of the training path are checked first, then
+/// the first steps, then full runs if these found nothing.
 fn results(plans: &[(Fault, Plan)], pool: &mut Pool) -> Result<Vec<FaultResult>> {
     let mut seen: Vec<Vec<Failure>> = vec![Vec::new(); plans.len()];
     for task in STAGES {
@@ -186,42 +190,42 @@ fn results(plans: &[(Fault, Plan)], pool: &mut Pool) -> Result<Vec<FaultResult>>
         .collect();
     pool.run(invariants.clone())?;
     let whole = plans.iter().zip(&seen).filter(|(_, seen)| seen.is_empty());
-    // All jobs at once, so that no process waits.
+    // All jobs are submitted at once, so that no process waits.
     let jobs = whole.flat_map(|((_, plan), _)| plan.first_look());
     pool.run(jobs.collect::<Vec<_>>())?;
     let result = |(((fault, plan), mut failures), job): Case<'_>| {
         let (mut by_seeds, trained) = (false, failures.is_empty());
-        let mut said = failures.first().map(|failure| failure.text.clone()).unwrap_or_default();
+        let mut reported = failures.first().map(|failure| failure.text.clone()).unwrap_or_default();
         if trained {
             let report = gate::run(plan, pool)?;
             for cell in report.models.iter().flat_map(|model| &model.cells) {
                 let judged = cell.judgement.as_ref().map(|judgement| judgement.verdict);
                 by_seeds |= judged == Some(Verdict::Fail);
                 failures.extend(cell.failures.iter().cloned());
-                said = cell.note();
+                reported = cell.note();
             }
         }
-        // Other errors of that run belong to the other checks.
+        // Other errors of this run are the subject of other checks.
         let broken = pool.outcome(job).into_iter().flat_map(|outcome| &outcome.failures);
         let broken: Vec<&Failure> =
             broken.filter(|failure| failure.reason == Reason::Invariant).collect();
         if failures.is_empty()
             && let Some(first) = broken.first()
         {
-            said.clone_from(&first.text);
+            reported.clone_from(&first.text);
         }
         let invariants = broken.iter().filter_map(|failure| failure.invariant.clone()).collect();
         failures.extend(broken.into_iter().cloned());
-        let killed_by: BTreeSet<Reason> = failures.iter().map(|failure| failure.reason).collect();
+        let reported_by: BTreeSet<Reason> = failures.iter().map(|failure| failure.reason).collect();
         Ok(FaultResult {
             fault: *fault,
             area: fault.area(),
             model: plan.models[0].name().to_owned(),
-            killed_by: killed_by.into_iter().collect(),
+            reported_by: reported_by.into_iter().collect(),
             invariants,
             by_seeds,
             trained,
-            said,
+            first_line: reported,
             finding: None,
         })
     };

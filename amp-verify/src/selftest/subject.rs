@@ -1,4 +1,4 @@
-//! The model in which a fault is planted.
+//! Chooses the model in which a fault is planted.
 
 use std::sync::Arc;
 
@@ -8,8 +8,8 @@ use crate::{
 };
 
 impl Fault {
-    /// The model in which the fault is planted: the one that declares to reveal it, or the registry's first
-    /// if any model will do.
+    /// Returns the model in which the fault is planted: a model that declares that it reveals the
+    /// fault, or the registry's first model if every model reveals it.
     pub fn subject(self, registry: &Registry) -> Option<&Arc<Model>> {
         let declared = registry.all_models().find(|model| model.faults().contains(&self));
         declared.or_else(|| registry.models().next().filter(|_| self.needs().is_none()))

@@ -8,30 +8,30 @@ use super::{
     statistics::{Spread, paired_ratio},
 };
 
-/// The cost of feeding.
+/// The speed with data on the host, compared with data on the device.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Feed {
     /// The workload.
     pub workload: String,
-    /// How.
+    /// The precision.
     pub precision: Precision,
     /// The engine.
     pub engine: Engine,
-    /// The size of the set.
+    /// The size of the data set in bytes.
     pub bytes: u64,
-    /// Steps per second in each round, from the host.
+    /// Steps per second in each round, with the data on the host.
     pub host: Vec<f64>,
-    /// The same from the device.
+    /// Steps per second in each round, with the data on the device.
     pub device: Vec<f64>,
 }
 
 impl Feed {
-    /// The share of the device's rate that feeding costs: the median over rounds.
+    /// The cost of feeding as a share of the rate with data on the device: the median over rounds.
     pub fn cost(&self) -> Option<f64> {
         paired_ratio(&self.host, &self.device).map(|ratio| 1.0 - ratio)
     }
 
-    /// Steps per second, from the host and from the device.
+    /// Steps per second with the data on the host and on the device.
     pub fn rates(&self) -> Option<(Spread, Spread)> {
         Some((Spread::of(&self.host)?, Spread::of(&self.device)?))
     }

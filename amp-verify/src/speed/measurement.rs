@@ -6,33 +6,33 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Engine {
-    /// This trainer, operator by operator.
+    /// This trainer, which launches one operator at a time.
     Eager,
     /// This trainer, with whole steps as CUDA graphs.
     Graph,
-    /// The same with gradients in 16 bits, rounded as by the peers.
+    /// Like `Graph`, with 16-bit gradients, which are rounded as in the peers.
     #[serde(rename = "graph-16-bit")]
     Graph16Bit,
-    /// The same, and the optimizer's state in 8 bits.
+    /// Like `Graph16Bit`, with the optimizer's state in 8 bits.
     GraphLean,
-    /// This trainer's CUDA graphs without the invariants of training, which it checks by default.
+    /// Like `Graph`, without the checks of training invariants.
     GraphUnchecked,
-    /// Lightning.
+    /// PyTorch Lightning.
     Lightning,
-    /// A handwritten loop in PyTorch.
+    /// A plain training loop in PyTorch.
     TorchLoop,
-    /// The same with fused AdamW.
+    /// The plain PyTorch loop with fused AdamW.
     TorchFused,
-    /// The same compiled by torch.compile with mode reduce-overhead.
+    /// The loop with fused AdamW, compiled by torch.compile with mode reduce-overhead.
     TorchCompile,
-    /// The same in torch.compile's default mode.
+    /// The loop with fused AdamW, compiled by torch.compile in its default mode.
     TorchCompileDefault,
-    /// The same with mode max-autotune-no-cudagraphs.
+    /// The loop with fused AdamW, compiled by torch.compile with mode max-autotune-no-cudagraphs.
     TorchCompileAutotuned,
 }
 
 impl Engine {
-    /// The engines of the peers' program, in the tables' order.
+    /// The engines of the peers' program, in the order of the tables.
     pub const PEERS: [Self; 6] = [
         Self::Lightning,
         Self::TorchLoop,
@@ -42,7 +42,7 @@ impl Engine {
         Self::TorchCompileAutotuned,
     ];
 
-    /// Its name in tables and in the peers' protocol.
+    /// The name in tables and in the protocol of the peers.
     pub fn name(self) -> &'static str {
         match self {
             Self::Eager => "eager",
@@ -59,7 +59,7 @@ impl Engine {
         }
     }
 
-    /// Whether it belongs to this workspace.
+    /// Whether it is this trainer.
     pub fn is_ours(self) -> bool {
         self == Self::Eager || self.is_graph()
     }
@@ -70,17 +70,17 @@ impl Engine {
     }
 }
 
-/// The measurements of one candidate.
+/// The measurements of one engine.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Measurement {
-    /// Who.
+    /// The engine.
     pub engine: Engine,
     /// Steps per second in each round.
     pub rates: Vec<f64>,
-    /// The most tensor bytes at once, over all rounds.
+    /// The peak of tensor bytes, over all rounds.
     pub peak_memory_bytes: Option<u64>,
     /// Seconds from building the model to the end of its first step.
     pub first_step_seconds: Option<f64>,
-    /// The reason why it was left out.
+    /// The reason why the engine was not measured.
     pub failure: Option<String>,
 }

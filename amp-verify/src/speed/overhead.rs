@@ -1,16 +1,17 @@
-//! The cost of a training loop in addition to its tensor work.
+//! The time of a training loop in addition to its tensor operations.
 
 use serde::{Deserialize, Serialize};
 
-/// The loop's cost beyond its tensor work, as
-/// [`Registry::loop_overheads`](crate::Registry::loop_overheads) measures it.
+/// The time of the training loop beyond its tensor operations, as measured by
+/// [`Registry::loop_overheads`](crate::Registry::loop_overheads).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Overhead {
     /// The model.
     pub model: String,
-    /// Microseconds per step beyond the bare work, in each block, in ascending order.
+    /// Microseconds per step beyond the tensor operations, for each block of steps, in ascending
+    /// order.
     pub microseconds: Vec<f64>,
-    /// Microseconds per step of the bare work.
+    /// Microseconds per step of the tensor operations alone.
     pub bare_microseconds: f64,
 }
 

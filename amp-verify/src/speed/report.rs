@@ -16,27 +16,28 @@ use super::{
 /// All figures of a run of the benchmark.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// The version of this format; it changes with the meaning of a field.
+    /// The version of this format; a changed meaning of a field changes it.
     pub schema: String,
-    /// The day, in UTC, as `2026-01-31`.
+    /// The date in UTC, for example `2026-01-31`.
     pub date: String,
-    /// The command.
+    /// The command line.
     pub command: String,
-    /// The device that trained.
+    /// The device on which the models were trained.
     pub fingerprint: Fingerprint,
     /// The host's CPU.
     pub cpu: String,
     /// The versions of this workspace and, if there are peers, of Python and its packages.
     pub versions: BTreeMap<String, String>,
-    /// Rounds.
+    /// The number of rounds.
     pub rounds: usize,
     /// The measurements.
     pub rows: Vec<Row>,
-    /// Operations per second of large bf16 matrix products, in each round; only on CUDA.
+    /// Floating-point operations per second of large bf16 matrix products, in each round; only on
+    /// CUDA.
     pub bf16_matrix_rates: Vec<f64>,
-    /// The overhead of the loop; only on the CPU.
+    /// The overhead of the training loop; only on the CPU.
     pub overheads: Vec<Overhead>,
-    /// The cost of feeding from the host.
+    /// The cost of feeding data from the host.
     pub feeds: Vec<Feed>,
     /// The targets.
     pub targets: Vec<Target>,
@@ -44,7 +45,7 @@ pub struct Report {
     pub notes: Vec<String>,
 }
 
-/// One workload under one precision by one engine.
+/// The measurements of one engine on one workload under one precision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     /// The workload.
@@ -55,26 +56,28 @@ pub struct Row {
     pub engine: Engine,
     /// Steps per second in each round.
     pub rates: Vec<f64>,
-    /// Their median and quartiles.
+    /// The median and the quartiles of the rates.
     pub steps_per_second: Option<Spread>,
-    /// The most tensor bytes at once.
+    /// The peak of tensor bytes.
     pub peak_memory_bytes: Option<u64>,
     /// Seconds from building the model to the end of its first step: kernels are loaded, and the peers' models
     /// compiled. Engines of ours after the first find kernels loaded; peers compile beside one another.
     pub first_step_seconds: Option<f64>,
-    /// Microseconds per step of the same model at a size at which its tensors take a negligible time: the
-    /// remaining time is the host's work, and on CUDA the launches of kernels. Only for this trainer.
+    /// Microseconds per step of the same model at a size so small that its tensors take negligible
+    /// time. What remains is the work of the host, and on CUDA the launches of kernels. Only for
+    /// this trainer.
     pub host_microseconds: Option<f64>,
     /// Ids in a batch of random ids; null for other examples.
     pub ids: Option<i64>,
-    /// Operations of a step's matrix products; null if the size was changed and the workload does not state them.
+    /// The number of floating-point operations in the matrix products of a step; null if it is not known for
+    /// the size.
     pub matrix_operations: Option<f64>,
     /// The reason why figures are missing.
     pub failure: Option<String>,
 }
 
 impl Row {
-    /// A row made from a candidate's measurements.
+    /// Creates a row from an engine's measurements.
     pub fn new(
         workload: &str,
         precision: Precision,
@@ -100,7 +103,7 @@ impl Row {
 }
 
 impl Report {
-    /// The row of an engine that has figures.
+    /// Returns the row of an engine, if it was measured.
     pub fn row(&self, workload: &str, precision: Precision, engine: Engine) -> Option<&Row> {
         self.rows.iter().find(|row| {
             row.workload == workload
@@ -111,23 +114,25 @@ impl Report {
         })
     }
 
-    /// The row of this trainer as it runs by default: with CUDA graphs if possible.
+    /// Returns the row of this trainer with its default options: with CUDA graphs if possible.
     pub fn ours(&self, workload: &str, precision: Precision) -> Option<&Row> {
         let engine = if self.is_cuda() { Engine::Graph } else { Engine::Eager };
         self.row(workload, precision, engine)
     }
 
-    /// Whether a CUDA device trained; a CUDA device has no threads.
+    /// Whether the models were trained on a CUDA device. Its fingerprint has no number of threads.
     pub fn is_cuda(&self) -> bool {
         self.fingerprint.threads == 0
     }
 
-    /// How many times as fast this trainer is as another engine, or as its own 32-true.
+    /// Returns the speed of this trainer divided by the speed of another engine, or of its own
+    /// 32-true.
     pub fn speedup(&self, workload: &str, precision: Precision, over: Over) -> Option<f64> {
         self.speedup_of(self.ours(workload, precision)?, over)
     }
 
-    /// How many times as fast one of this trainer's rows is.
+    /// Returns the speed of one of this trainer's rows divided by that of another engine or of its
+    /// own 32-true.
     pub fn speedup_of(&self, ours: &Row, over: Over) -> Option<f64> {
         let (workload, precision) = (ours.workload.as_str(), ours.precision);
         let other = match over {
@@ -148,8 +153,8 @@ impl Report {
         self.memory_of(self.ours(workload, precision)?)
     }
 
-    /// The share of the device's measured bf16 matrix rate that the step of a row reaches, counting only
-    /// the operations of its matrix products.
+    /// Returns the share of the device's measured bf16 matrix rate that a step reaches. Only the
+    /// operations of its matrix products count.
     pub fn matrix_share(&self, row: &Row) -> Option<f64> {
         let operations = row.matrix_operations?;
         let reached: Vec<f64> = row.rates.iter().map(|rate| rate * operations).collect();

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Statistics of some rounds.
+/// The median and quartiles of the values of some rounds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
     /// The median.
@@ -14,7 +14,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// The statistics of these values; `None` without values.
+    /// Computes the median and quartiles; returns `None` without values.
     pub fn of(values: &[f64]) -> Option<Self> {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
@@ -25,14 +25,14 @@ impl Spread {
         })
     }
 
-    /// The distance of the quartiles, as a share of the median.
+    /// The distance between the quartiles, as a share of the median.
     pub fn relative(&self) -> f64 {
         (self.q3 - self.q1) / self.median
     }
 }
 
-/// The quantile of sorted values, linear between neighbours (Hyndman and Fan's type 7, numpy's and
-/// R's default).
+/// The quantile of sorted values, interpolated linearly (type 7 of Hyndman and Fan, the default of
+/// numpy and R).
 fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
     let at = share * (sorted.len().checked_sub(1)?) as f64;
     let (low, part) = (at.floor() as usize, at.fract());
@@ -40,7 +40,7 @@ fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
     Some(sorted[low] + part * (sorted[high] - sorted[low]))
 }
 
-/// The median of `numerator[i] / denominator[i]`. Values of one round are divided by each other, because a
+/// The median of `numerator[i] / denominator[i]`. The two values of one round are compared, because a
 /// temporary slowdown of the machine affects both.
 pub fn paired_ratio(numerator: &[f64], denominator: &[f64]) -> Option<f64> {
     let ratios: Vec<f64> = numerator.iter().zip(denominator).map(|(a, b)| a / b).collect();

@@ -1,21 +1,21 @@
-//! A target, and whether it was met.
+//! Targets of a benchmark.
 
 use serde::{Deserialize, Serialize};
 
-/// A bound on a figure.
+/// The bound of a target.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Goal {
-    /// The figure, or more.
+    /// At least this value.
     AtLeast(f64),
-    /// The figure, or less.
+    /// At most this value.
     AtMost(f64),
-    /// Less than the figure.
+    /// Less than this value.
     Below(f64),
 }
 
 impl Goal {
-    /// Whether `value` meets it; NaN does not.
+    /// Whether `value` meets the bound. NaN does not.
     pub fn is_met_by(self, value: f64) -> bool {
         match self {
             Self::AtLeast(bound) => value >= bound,
@@ -25,15 +25,15 @@ impl Goal {
     }
 }
 
-/// The outcome of a target.
+/// The result of comparing a figure with its target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// The figure is as it should be.
+    /// The figure meets the target.
     Met,
-    /// The target was not met.
+    /// The figure misses the target.
     Missed,
-    /// There is no figure.
+    /// The figure was not measured.
     NotMeasured,
 }
 
@@ -48,35 +48,35 @@ impl Outcome {
     }
 }
 
-/// How a target's figures are shown.
+/// The unit in which a figure is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
-    /// A ratio, `20×`.
+    /// A ratio, for example `20×`.
     Times,
-    /// A share, `65 %`.
+    /// A share, for example `65 %`.
     Percent,
-    /// Microseconds.
+    /// A time in microseconds.
     Microseconds,
 }
 
-/// A figure with its bound.
+/// A figure with its target.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Target {
     /// A description of the figure.
     pub what: String,
     /// The bound.
     pub goal: Goal,
-    /// How both are shown; a percentage is kept as a share of 1.
+    /// The unit in which both are shown. A percentage is stored as a share of 1.
     pub unit: Unit,
-    /// The figure; null when it was not measured.
+    /// The figure; null if it was not measured.
     pub measured: Option<f64>,
-    /// The outcome.
+    /// The result.
     pub outcome: Outcome,
 }
 
 impl Target {
-    /// Judges `measured`.
+    /// Compares `measured` with the goal.
     pub fn new(what: String, goal: Goal, unit: Unit, measured: Option<f64>) -> Self {
         let outcome = match measured {
             None => Outcome::NotMeasured,

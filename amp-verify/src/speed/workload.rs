@@ -1,4 +1,4 @@
-//! A workload, as a registry declares it.
+//! The workloads that a registry declares.
 
 use amp_core::{Hyperparameters, Result, data::AnyBatch, tch::Device};
 use serde_json::Value;
@@ -24,35 +24,35 @@ pub struct Workload {
     pub(crate) resized: bool,
 }
 
-/// Random examples.
+/// Options of random examples.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Noise {
     pub(crate) batches: i64,
     pub(crate) input: NoiseInput,
 }
 
-/// The content of a random example.
+/// The content of random examples.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum NoiseInput {
-    /// This number of values from N(0, 1), with one class.
+    /// `features` values from N(0, 1), with one class.
     Features { features: i64, classes: i64 },
-    /// This number of ids below the vocabulary's size, with one id to predict for each.
+    /// `length` ids below the size of the vocabulary, with one id to predict at each position.
     Tokens { length: i64, vocabulary: i64 },
-    /// The examples that the function returns for a number of examples.
+    /// A function that draws this number of examples.
     Drawn(fn(i64) -> Result<AnyBatch>),
 }
 
-/// The kinds of devices to which a declaration applies.
+/// The kinds of devices for which an option applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Devices {
-    /// For CUDA.
+    /// Whether it applies on CUDA.
     pub cuda: bool,
-    /// For a CPU.
+    /// Whether it applies on the CPU.
     pub cpu: bool,
 }
 
 impl Devices {
-    /// Both.
+    /// CUDA and the CPU.
     pub const ALL: Self = Self { cuda: true, cpu: true };
     /// Only CUDA.
     pub const CUDA: Self = Self { cuda: true, cpu: false };
@@ -67,8 +67,8 @@ impl Devices {
 }
 
 impl Workload {
-    /// Trains the registered model `model` on its own data, with its own batch size and
-    /// hyperparameters, under the name `name`.
+    /// Declares the workload `name`: the registered model `model` with its own data, batch size and
+    /// hyperparameters.
     pub fn new(name: impl Into<String>, model: impl Into<String>) -> Self {
         Self {
             name: name.into(),
@@ -89,32 +89,32 @@ impl Workload {
         }
     }
 
-    /// Examples per batch; the model's own by default.
+    /// Sets the batch size; the model's own by default.
     #[must_use]
     pub fn batch(mut self, examples: i64) -> Self {
         self.batch = Some(examples);
         self
     }
 
-    /// Trains on this many batches of random examples with this many features and random classes,
-    /// instead of the model's data.
+    /// Replaces the model's data by this number of batches of random examples with this many
+    /// features and random classes.
     #[must_use]
     pub fn noise(mut self, batches: i64, features: i64, classes: i64) -> Self {
         self.noise = Some(Noise { batches, input: NoiseInput::Features { features, classes } });
         self
     }
 
-    /// Trains on this many batches of random sequences of `length` ids below `vocabulary`, with a
-    /// random id to predict at each position, instead of the model's data.
+    /// Replaces the model's data by this number of batches of random sequences: `length` ids below
+    /// `vocabulary`, with a random id to predict at each position.
     #[must_use]
     pub fn tokens(mut self, batches: i64, length: i64, vocabulary: i64) -> Self {
         self.noise = Some(Noise { batches, input: NoiseInput::Tokens { length, vocabulary } });
         self
     }
 
-    /// Trains on this number of batches of the examples that `draw` returns for a number of examples,
-    /// instead of the model's data. `draw` uses libtorch's global generator, which is seeded before. The
-    /// peers' program draws such examples itself, by the model's name.
+    /// Replaces the model's data by this number of batches of examples from `draw`, which returns
+    /// the requested number of examples. It uses libtorch's global generator, which is seeded
+    /// before. The peers' program draws its examples itself, from the model's name.
     ///
     /// ```
     /// use amp_core::{
@@ -135,74 +135,75 @@ impl Workload {
         self
     }
 
-    /// The floating-point operations of a step's matrix products. The tables show which share of the
-    /// device's rate they reach. By default they are 6 for each weight of a matrix and each example, which
-    /// is correct for models of linear layers.
+    /// Sets the number of floating-point operations in the matrix products of a step, from which
+    /// the tables compute the matrix rate. The default is 6 for each weight of a matrix and each
+    /// example, which is correct for models of linear layers.
     #[must_use]
     pub fn operations_of_a_step(mut self, operations: f64) -> Self {
         self.operations = Some(operations);
         self
     }
 
-    /// Leaves out 32-true, which takes many times as long.
+    /// Does not measure 32-true, which takes many times as long.
     #[must_use]
     pub fn in_mixed_precision_alone(mut self) -> Self {
         self.mixed_alone = true;
         self
     }
 
-    /// Measures torch.compile in its default mode and with max-autotune-no-cudagraphs as well as with
-    /// reduce-overhead, on CUDA.
+    /// Measures torch.compile in two more modes on CUDA: its default mode and
+    /// max-autotune-no-cudagraphs.
     #[must_use]
     pub fn with_compiler_modes(mut self) -> Self {
         self.compiler_modes = true;
         self
     }
 
-    /// Hyperparameters that replace the model's own: a JSON object.
+    /// Sets hyperparameters that replace the model's own, as a JSON object.
     #[must_use]
     pub fn hyperparameters(mut self, hyperparameters: Value) -> Self {
         self.hyperparameters = object(hyperparameters);
         self
     }
 
-    /// Hyperparameters of the same model at a size at which its tensors take a negligible time, with 8
-    /// random features and batches of 8. They are used to measure the host's part of a step.
+    /// Sets the hyperparameters of a tiny version of the model, whose tensors take negligible time
+    /// with batches of 8 and 8 random features. It serves to measure the host's part of a step.
     #[must_use]
     pub fn tiny(mut self, hyperparameters: Value) -> Self {
         self.tiny = Some(object(hyperparameters));
         self
     }
 
-    /// The fewest steps of a round on CUDA and on a CPU; 64 by default.
+    /// Sets the smallest number of steps in a round, on CUDA and on a CPU; 64 by default.
     #[must_use]
     pub fn steps_of_a_round(mut self, cuda: i64, cpu: i64) -> Self {
         self.steps = (cuda, cpu);
         self
     }
 
-    /// The devices on which it is measured unless workloads are named; all by default.
+    /// Sets the devices on which the workload runs by default; all if this is not called.
     #[must_use]
     pub fn on(mut self, devices: Devices) -> Self {
         self.devices = devices;
         self
     }
 
-    /// The devices on which feeding it from the host is measured as well; none by default.
+    /// Sets the devices on which the workload is also fed from the host; none by default.
     #[must_use]
     pub fn fed_on(mut self, devices: Devices) -> Self {
         self.fed = devices;
         self
     }
 
-    /// Measures it on CUDA without the invariants of training as well, whose cost is the difference.
+    /// On CUDA, also measures steps without the checks of training invariants. The difference is
+    /// the cost of the checks.
     #[must_use]
     pub fn with_unchecked_steps(mut self) -> Self {
         self.unchecked = true;
         self
     }
 
-    /// Also measures it with gradients in 16 bits and optimizer state in 8 bits, on CUDA.
+    /// On CUDA, also measures with 16-bit gradients, and with optimizer state in 8 bits.
     #[must_use]
     pub fn with_reduced_state(mut self) -> Self {
         self.reduced_state = true;

@@ -1,4 +1,4 @@
-//! The benchmark's figures, as tables for a terminal and as a section of BENCHMARKS.md.
+//! Formats the benchmark's figures as tables for a terminal and as a section of BENCHMARKS.md.
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
@@ -11,7 +11,7 @@ use crate::bench::{
 };
 use crate::text::counted;
 
-/// The cells of a table without its header. The first columns are names, the others are figures.
+/// The cells of a table without its header. The first columns are names, the others figures.
 struct Cells {
     header: Vec<String>,
     rows: Vec<Vec<String>>,
@@ -36,7 +36,7 @@ impl Cells {
     }
 }
 
-/// The tables with the lines around them.
+/// Formats the report for a terminal.
 pub fn bench(report: &Report) -> String {
     let mut out = format!("{}\n", heading(report));
     for cells in tables(report) {
@@ -48,7 +48,7 @@ pub fn bench(report: &Report) -> String {
     out
 }
 
-/// The same as a section of a Markdown page.
+/// Formats the report as a section of a Markdown page.
 pub fn bench_markdown(report: &Report) -> String {
     let mut out = format!("## {}\n\n{}\n\n", report.fingerprint.device, heading(report));
     out += &format!("```console\n$ {}\n```\n", report.command);
@@ -206,7 +206,7 @@ fn targets(targets: &[Target]) -> Cells {
     cells
 }
 
-/// The meaning of columns that are not obvious, and remarks on the measurement.
+/// Explains columns that are not obvious, and adds notes on the measurement.
 fn closing(report: &Report) -> Vec<String> {
     let ours = if report.is_cuda() { Engine::Graph } else { Engine::Eager };
     let mut lines = vec![format!(

@@ -1,16 +1,16 @@
-//! The diagnosis of a failed check as text, with the attribute to paste.
+//! Formats the diagnosis of a failed check, with the attribute to paste.
 
 use crate::{
     diagnose::{Attribution, Diagnosis, Outcome, attribute_to_paste},
     text::of_bound,
 };
 
-/// The diagnosis as text.
+/// Formats the diagnosis.
 pub fn diagnosis(diagnosis: &Diagnosis) -> String {
-    let Diagnosis { check, attribution, before, island, .. } = diagnosis;
+    let Diagnosis { check, attribution, before, fix, .. } = diagnosis;
     let mut out = format!("{check}: {}\n", outcome(*before));
     out += &match attribution {
-        Attribution::Passes => "The check passes; there is nothing to find.\n".into(),
+        Attribution::Passes => "The check passes, so there is no cause to find.\n".into(),
         Attribution::Determinism { again } => format!(
             "determinism: the same seed gave {} when run again; use --deterministic, or more \
              seeds\n",
@@ -25,8 +25,8 @@ pub fn diagnosis(diagnosis: &Diagnosis) -> String {
         Attribution::Fusion { groups } => {
             let each = groups.iter().map(|group| {
                 format!(
-                    "fusion: {} in one is {} of its bound away from the same layers one by one; look at the \
-                     kernel that runs them in one, because no layer in FP32 mends it\n",
+                    "fusion: {} fused: the results differ from those of the separate layers by {} of the bound; \
+                     look at the fused kernel, because FP32 layers cannot repair it\n",
                     group.name(),
                     of_bound(group.over_bound())
                 )
@@ -34,35 +34,35 @@ pub fn diagnosis(diagnosis: &Diagnosis) -> String {
             each.collect()
         }
     };
-    let Some(island) = island else {
+    let Some(fix) = fix else {
         if *attribution == Attribution::Precision {
             out += "FP32 in every module does not help: look at the loss, the loss scale and the \
                     optimizer\n";
         }
         return out;
     };
-    let minimal = if island.is_one_minimal { "each is needed" } else { "not minimal" };
+    let minimal = if fix.is_one_minimal { "each is needed" } else { "not minimal" };
     out += &format!(
         "must stay in FP32 ({minimal}; {} tests): {}\nwith these in FP32: {}\n",
-        island.tests,
-        island.modules.join(", "),
-        outcome(island.after)
+        fix.tests,
+        fix.modules.join(", "),
+        outcome(fix.after)
     );
-    if let Some(cost) = island.cost {
+    if let Some(cost) = fix.cost {
         out += &format!(
             "cost: time ×{:.2}, peak memory ×{:.2}\n",
             cost.train_seconds_ratio, cost.peak_memory_ratio
         );
     }
-    if !island.fields.is_empty() {
-        out += &format!("\n{}\n", attribute_to_paste(&island.fields));
+    if !fix.fields.is_empty() {
+        out += &format!("\n{}\n", attribute_to_paste(&fix.fields));
     }
-    let whole = island.fields == island.modules;
+    let whole = fix.fields == fix.modules;
     if !whole {
         out += &format!(
             "\nThe attribute takes the whole field ({}); --fix FILE writes a policy for the \
              modules alone.\n",
-            outcome(island.with_fields)
+            outcome(fix.with_fields)
         );
     }
     out
@@ -76,7 +76,7 @@ fn outcome(outcome: Outcome) -> String {
     }
 }
 
-/// Four significant digits.
+/// Formats a number with four significant digits.
 fn number(value: f64) -> String {
     match value.abs() {
         0.0 => "0".into(),

@@ -1,11 +1,11 @@
-//! The machine's report as text.
+//! Formats the report on the machine.
 
 use amp_core::hardware::{CudaDevice, Report};
 use comfy_table::{Table, presets::NOTHING};
 
 use crate::text::counted;
 
-/// One line per fact; the recommendation is last.
+/// Formats one line per fact, with the recommendation last.
 pub fn doctor(report: &Report) -> String {
     let mut table = Table::new();
     table.load_preset(NOTHING);

@@ -1,4 +1,4 @@
-//! A line for each epoch of a run, written when the epoch ends.
+//! Prints a line for each epoch of a run when the epoch ends.
 
 use std::io::{ErrorKind, Write};
 
@@ -11,21 +11,22 @@ use amp_core::{
 
 use super::phases;
 
-/// Writes a line per epoch and a line per note.
+/// Prints a line per epoch and a line per note.
 ///
-/// Values with a `/` in their name, as `grad_norm/model.0.weight`, are left to loggers, because there is
-/// one for each parameter. `last.safetensors` is not reported, because it may be written every step.
+/// Values with a `/` in their name, for example `grad_norm/model.0.weight`, are not printed,
+/// because there is one for each parameter; loggers receive them. Saving `last.safetensors` is not
+/// reported, because it may happen in every step.
 pub struct EpochTable<W> {
     out: W,
-    /// Whether the reader closed the pipe. That ends the table, but not the training.
+    /// Whether the reader has closed the pipe. This ends the table, but not the training.
     closed: bool,
-    /// The last header that was written.
+    /// The last printed header.
     header: String,
     profile: Vec<Profile>,
 }
 
 impl<W: Write> EpochTable<W> {
-    /// A table that is written to `out`.
+    /// Creates a table that is written to `out`.
     pub fn new(out: W) -> Self {
         Self { out, closed: false, header: String::new(), profile: Vec::new() }
     }
@@ -44,7 +45,8 @@ impl<W: Write> EpochTable<W> {
     }
 }
 
-/// Whether a value has a column: values of a single parameter have none, values of a validation set have.
+/// Whether a value gets a column: values of a single parameter do not, values of a validation set
+/// do.
 fn is_shown(name: &str) -> bool {
     !name.contains('/') || name.starts_with("val_")
 }
@@ -63,7 +65,8 @@ impl<W: Write> Subscriber for EpochTable<W> {
                 ))?;
                 let Some(Position { epoch, batch }) = start.resumed else { return Ok(()) };
                 if epoch >= start.max_epochs {
-                    return self.line("resumed after the last epoch: nothing is left to train");
+                    return self
+                        .line("resumed after the last epoch: there is nothing more to train");
                 }
                 self.line(&format!("resumed in epoch {} after {batch} batches", epoch + 1))
             }
@@ -96,7 +99,7 @@ impl<W: Write> Subscriber for EpochTable<W> {
             Event::EpochEnd(end) => {
                 let values = end.train.iter().chain(&end.val);
                 let values: Vec<&Logged> = values.filter(|logged| is_shown(&logged.name)).collect();
-                // Wide enough for the name, and for a number with five decimals.
+                // A column is wide enough for the name, and for a number with five decimals.
                 let column = |logged: &Logged, text: String| {
                     format!("{text:>0$}", logged.name.len().max(10))
                 };
@@ -104,8 +107,8 @@ impl<W: Write> Subscriber for EpochTable<W> {
                     values.iter().map(|logged| column(logged, logged.name.clone())).collect();
                 let (names, lr, seconds) = (names.join("  "), "lr", "seconds");
                 let header = format!("epoch  step  {names}  {lr:>9} {seconds:>8}");
-                // An epoch that was resumed in its middle lacks values that are measured over the whole
-                // epoch.
+                // An epoch that was resumed in its middle lacks the values that are measured over a
+                // whole epoch.
                 if header != self.header {
                     self.line(&header)?;
                     self.header = header;

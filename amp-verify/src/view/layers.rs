@@ -1,4 +1,4 @@
-//! The error of each layer, as a table.
+//! Formats the errors of the layers as a table.
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
 
@@ -9,7 +9,7 @@ use crate::{
     text::percent,
 };
 
-/// The table, with a line above that describes the run, and lines below with conclusions.
+/// Formats a line that describes the run, the table, and lines with conclusions.
 pub fn layers(report: &Report) -> String {
     let mut out = format!(
         "{} under {}, a batch of {}, seed {}, loss {} (64-true: {:.6}){}{}\n",
@@ -70,7 +70,7 @@ pub fn layers(report: &Report) -> String {
         out += &match common.conflict() {
             None => format!("safe loss scales: {}\n", window(common.window)),
             Some((more, less)) => format!(
-                "no loss scale is safe: {more} needs at least 2^{}, {less} bears at most 2^{}\n",
+                "no loss scale is safe: {more} needs at least 2^{}, {less} allows at most 2^{}\n",
                 common.window.low, common.window.high
             ),
         };
@@ -78,14 +78,14 @@ pub fn layers(report: &Report) -> String {
     out
 }
 
-/// The fused groups, and how far each differs from its layers one by one.
+/// Formats the distance between each group of fused layers and the same layers one by one.
 fn groups(groups: &[Group]) -> String {
     if groups.is_empty() {
-        return "measured one by one, as fit runs them: no layers run in one on this device\n"
-            .to_owned();
+        return "measured one by one, as in fit: this device fuses no layers\n".to_owned();
     }
-    let mut out = "measured one by one; fit runs these in one, which is away from one by one by:\n"
-        .to_owned();
+    let mut out =
+        "measured one by one; fit fuses these groups, which differ from the single layers by:\n"
+            .to_owned();
     for group in groups {
         let figure = |what: &str, figure: Option<f64>, bound: f64| {
             figure.map(|figure| format!("{what} {} (at most {})", percent(figure), percent(bound)))

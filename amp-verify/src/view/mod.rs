@@ -1,4 +1,4 @@
-//! Output for the terminal.
+//! Formats results for the terminal.
 
 mod bench;
 mod diagnosis;
@@ -23,8 +23,8 @@ pub use table::table;
 
 use comfy_table::{ContentArrangement, Table};
 
-/// Wraps the cells of `table` to the width of the terminal. If the terminal reports a width of 0,
-/// the width is unknown, and the table keeps its own.
+/// Wraps the cells of `table` to the width of the terminal. A width of 0 means that the width is
+/// unknown; the table then keeps its own width.
 pub(crate) fn wrap_to_terminal(table: &mut Table) {
     table.set_content_arrangement(match table.width() {
         Some(0) => ContentArrangement::Disabled,
@@ -32,7 +32,7 @@ pub(crate) fn wrap_to_terminal(table: &mut Table) {
     });
 }
 
-/// Three significant digits, or all digits before the decimal point.
+/// Formats a number with three significant digits, or with all digits before the decimal point.
 fn significant(value: f64) -> String {
     match value {
         v if v >= 99.95 => format!("{v:.0}"),

@@ -1,11 +1,11 @@
-//! Models and their PyTorch twins as a table.
+//! Formats the comparison of models with their PyTorch twins.
 
 use amp_core::memory::show_bytes;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
 
 use crate::parity::{Pair, Report, Row, Seed, Status};
 
-/// The table, with why rows disagree below.
+/// Formats the table, followed by the reasons for disagreement.
 pub fn parity(report: &Report) -> String {
     let mut table = Table::new();
     table.load_preset(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Disabled);
@@ -45,7 +45,7 @@ pub fn parity(report: &Report) -> String {
         }
         if row.status == Status::Inconclusive {
             out += &format!(
-                "{} under {}: the seeds do not tell: run more with --seeds\n",
+                "{} under {}: the seeds do not decide: run more with --seeds\n",
                 row.model, row.precision
             );
         }

@@ -1,4 +1,4 @@
-//! The times of the profiled steps' phases, as tables.
+//! Formats the times of the profiled steps' phases.
 
 use amp_core::{
     Result,
@@ -16,7 +16,7 @@ pub struct PhaseTables {
 }
 
 impl PhaseTables {
-    /// A table for each finished run.
+    /// Returns a table for each finished run.
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -37,8 +37,8 @@ impl Subscriber for PhaseTables {
     }
 }
 
-/// Mean, standard deviation and share of each phase. If there are several steps the first is left out,
-/// because it loads kernels and records dtypes.
+/// Formats mean, standard deviation and share of each phase. If there are several steps, the first
+/// is left out, because it loads kernels and records dtypes.
 pub fn phases(profile: &[Profile]) -> String {
     let steps = if profile.len() > 1 { &profile[1..] } else { profile };
     let on_device = steps.iter().flat_map(|step| &step.spans).any(|span| span.device.is_some());

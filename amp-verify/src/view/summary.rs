@@ -1,16 +1,17 @@
-//! The layers of a model, and the memory of a step under each precision.
+//! Formats the layers of a model, and the memory of a step under each precision.
 
 use amp_core::{memory::show_bytes, trainer::ModelSummary};
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 
-/// The tree of layers under the first precision, then the memory under each.
+/// Formats the tree of layers under the first precision, followed by the memory under each
+/// precision.
 pub fn summary(summaries: &[ModelSummary]) -> String {
     let Some(first) = summaries.first() else { return String::new() };
     if summaries.len() == 1 {
         return first.to_string();
     }
     let tree = first.to_string();
-    // The line about this precision's memory is a row of the table.
+    // The line about memory is left out, because the table has it.
     let tree: Vec<&str> =
         tree.lines().filter(|line| !line.starts_with("memory of a step")).collect();
     let mut table = Table::new();

@@ -1,4 +1,4 @@
-//! The comparison as a table.
+//! Formats a comparison of precisions as a table.
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
 
@@ -10,14 +10,14 @@ use crate::{
     text::{counted, signed},
 };
 
-/// The table, with lines above that describe the runs, and notes below. On a narrow terminal the
-/// columns are split into two tables.
+/// Formats lines that describe the runs, the table, and notes. On a narrow terminal the columns are
+/// split into two tables.
 pub fn table(comparison: &Comparison) -> String {
     let mut out = heading(comparison);
     let columns = columns(comparison);
     let whole = render(comparison, &columns);
     let fits = |width: u16| whole.lines().all(|line| line.chars().count() <= width.into());
-    // A terminal reports a width of 0 if it is unknown.
+    // A width of 0 means that the width is unknown.
     if whole.width().is_none_or(|width| width == 0 || fits(width)) {
         out += &format!("{whole}\n");
     } else {
@@ -43,7 +43,7 @@ pub fn table(comparison: &Comparison) -> String {
     out
 }
 
-/// The runs and the machine.
+/// Describes the runs and the machine.
 pub(crate) fn heading(comparison: &Comparison) -> String {
     let subject = &comparison.subject;
     let machine = &subject.run.fingerprint;
@@ -72,13 +72,13 @@ struct Column {
     cell: fn(&Run) -> String,
 }
 
-/// The number of columns about quality; the others are about cost.
+/// The number of columns about quality; the other columns are about cost.
 fn results(comparison: &Comparison) -> usize {
     5 + metric_columns(comparison).len()
 }
 
-/// The metric and its difference. A model that is judged by its loss has none, because the loss has
-/// columns anyway.
+/// The columns of the metric and its difference. They are left out for a model that is judged by
+/// its loss, because the loss has its own columns.
 fn metric_columns(comparison: &Comparison) -> Vec<Column> {
     let column = |header: &str, cell| Column { header: header.to_owned(), cell };
     let metric = comparison.metric.as_str();
@@ -151,7 +151,7 @@ fn render(comparison: &Comparison, columns: &[Column]) -> Table {
     for run in &comparison.runs {
         table.add_row(columns.iter().map(|column| (column.cell)(run)));
     }
-    // The first and last columns are text, those between are numbers.
+    // The first and the last column contain text, the others contain numbers.
     for (column, of) in table.column_iter_mut().zip(columns) {
         if of.header != "precision" && !of.header.contains('/') {
             column.set_cell_alignment(CellAlignment::Right);
@@ -180,7 +180,7 @@ fn signed_loss(value: f64) -> String {
     signed(value, 4)
 }
 
-/// The mean over seeds ± half of its interval; `None` for a single seed.
+/// Formats the mean over seeds ± half of its interval; `None` for a single seed.
 fn over(
     run: &Run,
     of: impl Fn(&OverSeeds) -> Option<&Sample>,
@@ -199,7 +199,7 @@ fn delta(run: &Run, text: impl Fn(&Delta) -> Option<String>) -> String {
     run.delta.as_ref().and_then(text).unwrap_or_default()
 }
 
-/// `bfloat16` as `bf16`, `float32` as `f32`.
+/// Shortens the name of a dtype: `bfloat16` to `bf16`, `float32` to `f32`.
 fn short(dtype: &str) -> String {
     dtype.replace("bfloat", "bf").replace("float", "f")
 }

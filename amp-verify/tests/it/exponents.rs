@@ -1,10 +1,10 @@
-//! Histograms of exponents: closed forms, and what libtorch's own casts do.
+//! Histograms of exponents, compared with closed forms and with libtorch's casts.
 
 use amp_core::tch::{Device, Kind, Tensor};
 use amp_verify::exponents::{CommonWindow, Format, Histogram, Losses, Window, WindowOptions, cast};
 use rstest::rstest;
 
-/// `AMP_DEVICE`, set by `cargo amp test --device`, or the CPU.
+/// The device in `AMP_DEVICE`, which `cargo amp test --device` sets, or the CPU.
 fn torch_device() -> Device {
     let name = std::env::var("AMP_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
     amp_core::hardware::parse_device(&name).expect("AMP_DEVICE names a device of this machine")
@@ -19,7 +19,7 @@ fn buckets_hold_each_octave() {
     let values = [1.0, 1.5, -1.999, 2.0, 0.75, 0.0, -0.0, 3e-39, f64::INFINITY, f64::NAN];
     let found = Histogram::of(&tensor(&values)).expect("a histogram");
     let counts: Vec<_> = found.buckets.iter().map(|(k, bucket)| (*k, bucket.count)).collect();
-    // 3e-39 is a subnormal of f32: 2^-128.0 … 2^-127.
+    // 3e-39 is a subnormal f32 number between 2^-128 and 2^-127.
     assert_eq!(counts, [(-128, 1), (-1, 1), (0, 3), (1, 1)]);
     assert_eq!((found.zeros, found.non_finite, found.nonzero()), (2, 2, 6));
     assert_eq!((found.buckets[&0].powers, found.buckets[&1].powers), (1, 1));
@@ -36,8 +36,8 @@ fn the_low_exponent_leaves_the_share_below() {
     assert_eq!(Histogram::of(&tensor(&[0.0])).expect("a histogram").low_exponent(0.1), None);
 }
 
-/// Every edge of a format: the largest value, halfway past it and its neighbours in f32, the
-/// smallest, half of it and its neighbours, each on both sides of zero.
+/// Every critical value of a format, on both sides of zero: the largest value, halfway past it and
+/// its neighbours in f32, the smallest value, half of it and its neighbours.
 fn edges(format: Format) -> Vec<f64> {
     let largest = match format {
         Format::F16 => 65504.0,
@@ -82,7 +82,8 @@ fn the_prediction_is_what_a_cast_does(#[case] format: Format) {
 
 #[test]
 fn a_window_is_where_neither_end_is_lost() {
-    // 2^-30 … 2^-3 at f16: the least must come to 2^-24, the largest stay a bit below 2^15.
+    // These are values from 2^-30 to 2^-3. In f16, the smallest must become at least 2^-24, and the
+    // largest must stay below 2^15.
     let values: Vec<f64> = (3..=30).map(|at| 2.0_f64.powi(-at)).collect();
     let values = tensor(&values);
     let histogram = Histogram::of(&values).expect("a histogram");

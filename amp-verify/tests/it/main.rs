@@ -1,4 +1,5 @@
-//! The library's own figures. The commands are tested where there are models: in `fixtures`.
+//! Tests of the library's own figures. The crate `fixtures` tests the commands, because it has
+//! models.
 
 mod exponents;
 mod registry;

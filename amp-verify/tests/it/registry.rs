@@ -1,4 +1,4 @@
-//! A registry as a project declares it, and what it refuses.
+//! Tests of a project's registry and of its errors.
 
 use std::{cell::Cell, rc::Rc};
 
@@ -32,7 +32,7 @@ struct Line {
     head: Linear,
 }
 
-/// y = x₀ + x₁, 64 examples to train on and 16 others.
+/// The function y = x₀ + x₁, with 64 training examples and 16 validation examples.
 fn sums(batch_size: i64) -> Result<DataModule> {
     let part = |first: i64, count: i64| {
         let x = Tensor::f_arange_start(first, first + 2 * count, (Kind::Float, Device::Cpu))?;
@@ -75,7 +75,7 @@ fn the_first_model_is_the_default_and_hidden_ones_are_found_by_name() {
 #[case::no_data(Registry::new(project!()).model(model!(Line)), "Line has no data: add a data set")]
 fn a_registry_that_cannot_be_is_refused(#[case] registry: Registry, #[case] expected: &str) {
     let error = registry.check().expect_err("a mistake").to_string();
-    assert!(error.contains(expected), "`{error}` does not say `{expected}`");
+    assert!(error.contains(expected), "`{error}` does not contain `{expected}`");
     assert_eq!(error.lines().count(), 1, "{error}");
 }
 
@@ -86,8 +86,7 @@ fn an_unknown_model_is_told_from_the_known_ones() {
     assert!(error.contains("unknown model `Lime`: expected one of Line"), "{error}");
 }
 
-/// Options that depend on the data are set when the model names its data, and the user's options
-/// override them.
+/// A model gets hyperparameters from its data set if it has them. The user's options override them.
 #[test]
 fn hyperparameters_come_from_the_model_then_the_data_then_the_user() {
     let set = DataSet::new("sums", sums).hyperparameters([("input_size", 2), ("classes", 3)]);
@@ -120,7 +119,7 @@ fn a_margin_is_declared_or_recorded_or_asked_for() {
     );
 }
 
-/// A regression is positive whichever way the value improves.
+/// A regression is positive in either direction.
 #[test]
 fn a_regression_is_what_is_worse() {
     assert_eq!(Direction::HigherIsBetter.regression(0.75, 0.5), 0.25);
@@ -129,8 +128,8 @@ fn a_regression_is_what_is_worse() {
     assert_eq!(Judge::loss().resolution(4), 0.0);
 }
 
-/// A callback that judges epochs gets a value that the model logs: its own, or the validation loss where the model
-/// declares no value and logs no accuracy.
+/// A callback that compares epochs uses a value that the model logs: its judge, or the validation
+/// loss if the model declares no judge and logs no accuracy.
 #[rstest]
 #[case::none(model!(Line), Ok(Judge::loss()), 1)]
 #[case::loss(model!(Line).judged_by_loss(), Ok(Judge::loss()), 0)]
@@ -180,7 +179,8 @@ fn epochs_are_judged_by_a_logged_value(
     assert_eq!(said, notes);
 }
 
-/// A run ends early when the value that it monitors gets worse; an accuracy gets worse when it falls.
+/// A run ends early when the monitored value gets worse: a loss when it rises, an accuracy when it
+/// falls.
 #[rstest]
 #[case("val_acc", "Max")]
 #[case("val_loss", "Min")]
@@ -191,8 +191,9 @@ fn a_monitored_value_has_its_direction(#[case] name: &str, #[case] mode: &str) {
     assert!(stopping.contains(&format!("mode: {mode}")), "{stopping}");
 }
 
-/// A length in steps is `max_steps`, within epochs enough for it and for steps that are skipped; a length in epochs is
-/// `max_epochs`. 64 examples in batches of 8 are 8 steps, or 4 of two batches.
+/// A length in steps becomes `max_steps`, with enough epochs for these steps and for skipped ones.
+/// A length in epochs becomes `max_epochs`. 64 examples in batches of 8 are 8 steps, or 4 steps of
+/// two batches.
 #[rstest]
 #[case::epochs(model!(Line).epochs(7), Choices::default(), (7, None))]
 #[case::steps(model!(Line).steps(100), Choices::default(), (17, Some(100)))]
@@ -213,6 +214,29 @@ fn a_length_is_the_trainers(
     assert_eq!((case.trainer.max_epochs, case.trainer.max_steps), expected);
 }
 
+/// A model with a warm-up longer than the few steps that commands train on the side.
+#[derive(LightningModule)]
+#[loss(mse_loss)]
+#[optimizer(adamw, lr = 1e-2)]
+#[scheduler(step_lr, step_size = plan.estimated_stepping_batches / 16, interval = step)]
+struct Stepped {
+    #[layer(linear(2, 1))]
+    head: Linear,
+}
+
+/// Shorter runs on a case build their schedules for the whole run. A rate that halves each sixteenth of the
+/// run has no meaning in one of two steps.
+#[test]
+fn shorter_runs_have_the_schedule_of_the_whole_run() {
+    let (registry, model) = (registry(), model!(Stepped).epochs(4).batch_size(8));
+    let case = Case::new(&registry, &model, Choices::default(), Device::Cpu).expect("a case");
+    let plan = case.trainer.optimization.plan.expect("a plan");
+    assert_eq!((plan.max_epochs, plan.estimated_stepping_batches), (4, 32));
+    // Trains a few batches at first.
+    let extras = Extras { is_compared: false, ..Extras::default() };
+    runner::run(&case, Precision::F32True, extras, &mut |_: &Event| Ok(())).expect("a run");
+}
+
 #[rstest]
 #[case::no_epoch(Length::Epochs(0), "epochs 0: it must be at least 1")]
 #[case::no_step(Length::Steps(0), "steps 0: it must be at least 1")]
@@ -222,7 +246,7 @@ fn no_length_is_refused(#[case] length: Length, #[case] expected: &str) {
     assert!(error.expect("no length").to_string().contains(expected));
 }
 
-/// The quick tier is shorter than a whole training, in its own unit unless another is declared.
+/// The quick tier is shorter than full training, and has the same unit unless another is declared.
 #[rstest]
 #[case::epochs(model!(Line).epochs(9), "3 epochs")]
 #[case::fewer_epochs(model!(Line).epochs(1), "1 epoch")]
@@ -234,7 +258,7 @@ fn the_quick_tiers_length_is_in_words(#[case] model: Model, #[case] expected: &s
     assert_eq!(model.quick().to_string(), expected);
 }
 
-/// A set whose examples' size the model's hyperparameters determine gets all hyperparameters, including defaults.
+/// A data set whose size depends on the model gets all hyperparameters, including defaults.
 #[test]
 fn a_set_is_as_large_as_the_model_says() {
     let wide = |batch_size: i64, of: &Hyperparameters| -> Result<DataModule> {
@@ -256,8 +280,8 @@ fn a_set_is_as_large_as_the_model_says() {
     }
 }
 
-/// A changed model takes the margin that was recorded with the same changes, and no other; a margin that was recorded
-/// for other hyperparameters than the registry's is refused.
+/// A changed model uses only the margin that was recorded with the same changes. A margin that was
+/// recorded for other hyperparameters is refused.
 #[test]
 fn a_margin_is_of_one_size() {
     let folder = tempfile::tempdir().expect("a folder");

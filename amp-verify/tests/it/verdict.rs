@@ -1,4 +1,4 @@
-//! The verdict against tables, closed forms and simulated seeds.
+//! The verdict, compared with tables, closed forms and simulated seeds.
 
 use amp_verify::verdict::{Design, Verdict, power, t_quantile, tolerance_factor};
 use rstest::rstest;
@@ -6,7 +6,7 @@ use rstest::rstest;
 const DESIGN: Design =
     Design { margin: 0.02, alpha: 0.05, first: 5, most: 5, resolution: 0.0, equivalence: false };
 
-/// Standard tables of Student's t, as scipy.stats.t.ppf prints them.
+/// Expected values from scipy.stats.t.ppf.
 #[rstest]
 #[case(0.95, 1.0, 6.313751514675043)]
 #[case(0.975, 2.0, 4.302652729696142)]
@@ -18,8 +18,8 @@ fn quantiles_are_the_tables(#[case] p: f64, #[case] freedom: f64, #[case] expect
     assert!((t_quantile(p, freedom) - expected).abs() < 1e-7 * expected);
 }
 
-/// The fewest seeds for a power of 80% and of 97% at α = 0.05, for δ/σ: the known table of the
-/// one-sided t test.
+/// The smallest number of seeds for a power of 80 % and of 97 % at α = 0.05, for several δ/σ, from
+/// published tables of the one-sided t test.
 #[rstest]
 #[case(0.5, 27, 52)]
 #[case(1.0, 8, 14)]
@@ -31,7 +31,7 @@ fn power_gives_the_tables_seeds(#[case] ratio: f64, #[case] eighty: usize, #[cas
     assert_eq!((fewest(0.80), fewest(0.97)), (Some(eighty), Some(high)));
 }
 
-/// Without an effect the power is α for every n.
+/// Without an effect the power equals α for every n.
 #[rstest]
 fn power_without_an_effect_is_alpha(#[values(2, 3, 10, 60)] n: usize) {
     assert!((power(0.0, 1.0, n, 0.05) - 0.05).abs() < 1e-6);
@@ -64,7 +64,7 @@ fn three_ways(#[case] d: &[f64], #[case] equivalence: bool, #[case] expected: Ve
     assert_eq!(found.improved, found.mean < -0.04);
 }
 
-/// Equal differences do not make a certainty: two of them leave the interval wider than a step.
+/// Equal differences do not give an empty interval: two of them give an interval wider than a step.
 #[test]
 fn equal_differences_are_judged_by_the_metrics_step() {
     let step = 1.0 / 360.0;
@@ -83,8 +83,8 @@ fn normal(random: &mut fastrand::Rng) -> f64 {
 
 const TRIALS: u32 = 4000;
 
-/// How often `design` comes to `verdict` over the two looks, for differences of this mean, σ = 1
-/// step of 0.01, rounded to the metric's resolution.
+/// The rate at which `design` gives `verdict`, for simulated differences with this mean and σ =
+/// 0.01, rounded to the metric's resolution.
 fn rate(design: Design, mean: f64, verdict: Verdict) -> f64 {
     let mut random = fastrand::Rng::with_seed(20260801);
     let mut count = 0;
@@ -110,9 +110,9 @@ fn rate(design: Design, mean: f64, verdict: Verdict) -> f64 {
     f64::from(count) / f64::from(TRIALS)
 }
 
-/// A regression of exactly δ passes with probability α: 4,000 trials put the observed rate within
-/// 3.3 binomial standard deviations, one run in a thousand outside. Two looks at α/2 lie between
-/// α/2 and α.
+/// A regression of exactly δ passes with probability α. In 4,000 trials, the observed rate is
+/// within 3.3 binomial standard deviations, except in one run of a thousand. With two evaluations
+/// at α/2, the rate is between α/2 and α.
 #[rstest]
 #[case::one_look(5, 5, 0.05, 0.05)]
 #[case::two_looks(4, 10, 0.025, 0.05)]
@@ -128,8 +128,8 @@ fn a_regression_of_the_margin_passes_at_most_alpha(
     assert!(found >= low - deviation(low) && found <= high + deviation(high), "{found}");
 }
 
-/// At one look an unchanged precision passes as often as the power says; one worse by 2δ fails as
-/// often.
+/// With one evaluation, an unchanged precision passes with the probability `power`, and a precision
+/// that is worse by 2δ fails with it.
 #[rstest]
 fn power_is_the_simulated_rate(#[values(3, 5, 8)] n: usize) {
     let design = Design { first: n, most: n, ..DESIGN };
@@ -141,7 +141,7 @@ fn power_is_the_simulated_rate(#[values(3, 5, 8)] n: usize) {
     assert!((fails - expected).abs() <= bound, "{fails}, not {expected} ± {bound}");
 }
 
-/// A metric that moves in steps of σ keeps to α as well.
+/// The test keeps its risk α for a metric that changes in steps of σ as well.
 #[test]
 fn coarse_metrics_keep_to_alpha() {
     let design = Design { first: 3, most: 10, resolution: 0.01, ..DESIGN };
@@ -149,7 +149,7 @@ fn coarse_metrics_keep_to_alpha() {
     assert!(found <= 0.05 + 3.3 * (0.05 * 0.95 / f64::from(TRIALS)).sqrt(), "{found}");
 }
 
-/// Factors as ISO 16269-6 and the NIST handbook print them.
+/// Factors from ISO 16269-6 and the NIST handbook.
 #[rstest]
 #[case(10, 0.05, 0.95, 2.911)]
 #[case(30, 0.05, 0.95, 2.220)]

@@ -1,4 +1,4 @@
-//! Files that are written together or not at all.
+//! Writes several files, either all of them or none.
 
 use std::fs;
 use std::io;
@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 
-/// The changes made so far. Dropping it undoes all of them, unless they were [kept](Changes::keep).
+/// The changes so far. Dropping this value undoes all changes, unless they were
+/// [kept](Changes::keep).
 #[derive(Default)]
 pub(crate) struct Changes(Vec<Change>);
 
@@ -17,13 +18,13 @@ enum Change {
 }
 
 impl Changes {
-    /// Writes `text` to `path`, completely or not at all, and makes missing parent folders.
+    /// Writes `text` to `path` in one step, and creates missing parent folders.
     pub(crate) fn write(&mut self, path: &Path, text: &str) -> Result<(), Error> {
         self.try_write(path, text).map_err(|e| unwritable(path, &e))
     }
 
-    /// Saves the state of `path` before another program changes it: the file's text, or that there
-    /// is no file.
+    /// Saves the state of `path` before another program changes it: the text of the file, or that
+    /// the file does not exist.
     pub(crate) fn remember(&mut self, path: &Path) -> Result<(), Error> {
         self.0.push(
             before(path)
@@ -53,7 +54,7 @@ impl Changes {
 
 impl Drop for Changes {
     fn drop(&mut self) {
-        // The error that caused the undoing is reported. An error of the undoing would hide it.
+        // An error while undoing is ignored, because the error that caused the undoing is reported.
         while let Some(change) = self.0.pop() {
             let _ = match change {
                 Change::MadeFolder(folder) => fs::remove_dir(folder),
@@ -64,7 +65,7 @@ impl Drop for Changes {
     }
 }
 
-/// The change that making or replacing the file at `path` will be.
+/// Returns how to undo a change of the file at `path`.
 fn before(path: &Path) -> io::Result<Change> {
     match fs::read(path) {
         Ok(bytes) => Ok(Change::Replaced(path.into(), bytes)),

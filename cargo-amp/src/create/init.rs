@@ -1,4 +1,5 @@
-//! `cargo amp init`: adds what a crate lacks for `cargo amp`, and changes nothing that it has.
+//! `cargo amp init`: adds the missing files for `cargo amp` to a crate, and changes none of its
+//! files except `Cargo.toml` and `.gitignore`.
 
 use std::fs;
 use std::path::Path;
@@ -11,15 +12,15 @@ use crate::cargo;
 use crate::error::Error;
 use crate::project::{Package, Project};
 
-/// Extends the package `wanted`, or the package of the working directory.
+/// Extends the package `wanted`, or else the package of the working directory.
 ///
 /// Prints for each file whether it was added, extended or left unchanged. If the user must add
-/// lines to a file, they are printed and the command ends with an error.
+/// lines to a file, prints the lines and ends with an error.
 pub(crate) fn init(wanted: Option<&str>, amp_source: Option<&str>) -> Result<ExitCode, Error> {
     let project = Project::find()?;
     let package = project.to_extend(wanted)?;
     let mut init = Init { project: &project, package, changes: Changes::default(), said: vec![] };
-    // The step that is most likely to fail comes first.
+    // This step runs first, because it is the most likely to fail.
     let source = init.add_dependencies(amp_source)?;
     let binary_is_new = init.add_binary()?;
     let config_is_fit = init.add_config()?;
@@ -37,9 +38,9 @@ pub(crate) fn init(wanted: Option<&str>, amp_source: Option<&str>) -> Result<Exi
     match (binary_is_found, config_is_fit) {
         (true, true) => Ok(ExitCode::SUCCESS),
         (true, false) => {
-            say!("left to you, in {}:\n\n{}", template::CONFIG, template::config());
+            say!("add these lines to {}:\n\n{}", template::CONFIG, template::config());
             Err(Error::new(format!(
-                "{} of yours does not say where libtorch is: add the lines above to it",
+                "your {} does not say where libtorch is: add the lines above to it",
                 template::CONFIG
             )))
         }
@@ -61,8 +62,8 @@ struct Init<'a> {
 }
 
 impl Init<'_> {
-    /// Lets cargo add the missing dependencies. Returns their source, or `None` if nothing was
-    /// missing.
+    /// Lets cargo add the missing dependencies. Returns their source, or `None` if no dependency
+    /// was missing.
     fn add_dependencies(&mut self, amp_source: Option<&str>) -> Result<Option<Source>, Error> {
         let missing: Vec<_> = ["amp-core", "amp-verify"]
             .into_iter()
@@ -87,7 +88,7 @@ impl Init<'_> {
         Ok(Some(source))
     }
 
-    /// Adds the binary if there is none. Returns whether it was added.
+    /// Adds the `amp` binary if it is missing. Returns whether it was added.
     fn add_binary(&mut self) -> Result<bool, Error> {
         let path = self.package.folder.join(template::BINARY);
         if self.package.has_binary() || path.exists() {
@@ -99,11 +100,11 @@ impl Init<'_> {
         Ok(true)
     }
 
-    /// Adds cargo's configuration if there is none. Returns whether cargo can find libtorch with
-    /// it.
+    /// Adds cargo's configuration if it is missing. Returns whether cargo finds libtorch with the
+    /// configuration.
     fn add_config(&mut self) -> Result<bool, Error> {
         let path = self.project.root().join(template::CONFIG);
-        // Cargo also reads a file with the old name, and prefers it.
+        // Cargo also reads the file without extension, and prefers it.
         let old = path.with_extension("");
         let path = if old.exists() { old } else { path };
         let Some(text) = read(&path)? else {
@@ -164,7 +165,7 @@ impl Init<'_> {
     }
 }
 
-/// Hints that `cargo amp` does not need in order to work.
+/// Prints hints for the next steps.
 fn print_advice(project: &Project, package: &Package) -> Result<(), Error> {
     say!(
         "next: register your models in {}, each with a margin; `cargo amp gate` then judges them",
@@ -191,7 +192,7 @@ fn print_advice(project: &Project, package: &Package) -> Result<(), Error> {
     Ok(())
 }
 
-/// The text of a file; `None` if there is no such file.
+/// Returns the text of a file, or `None` if the file does not exist.
 fn read(path: &Path) -> Result<Option<String>, Error> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),

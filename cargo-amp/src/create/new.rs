@@ -1,4 +1,4 @@
-//! `cargo amp new`: makes a crate with a model.
+//! `cargo amp new`: creates a crate with a model.
 
 use std::env;
 use std::fs;
@@ -11,13 +11,13 @@ use super::template;
 use crate::cargo;
 use crate::error::Error;
 
-/// The dependencies of a new crate. The crate cannot have one of these names.
+/// The dependencies of a new crate, which cannot have the same name as the crate.
 const DEPENDENCIES: [&str; 4] = ["amp-core", "amp-derive", "amp-verify", "fastrand"];
 
-/// The crates of every Rust program that `cargo new` only warns about.
+/// Crates of every Rust program. `cargo new` only warns about these names.
 const STANDARD: [&str; 4] = ["alloc", "core", "proc-macro", "std"];
 
-/// Makes the crate `name` in a folder of that name.
+/// Creates the crate `name` in a folder with that name.
 pub(crate) fn new(name: &str, amp_source: Option<&str>) -> Result<ExitCode, Error> {
     check_name(name)?;
     let source = Source::find(amp_source)?;
@@ -32,7 +32,7 @@ pub(crate) fn new(name: &str, amp_source: Option<&str>) -> Result<ExitCode, Erro
     }
     let partial = working.join(format!(".{name}.partial"));
     if partial.exists() {
-        // Remains of an interrupted run.
+        // An interrupted run may have left this folder.
         fs::remove_dir_all(&partial).map_err(|e| unwritable(&partial, &e))?;
     }
     let mut changes = Changes::default();
@@ -61,21 +61,22 @@ fn check_name(name: &str) -> Result<(), Error> {
     let another = "choose another name for `cargo amp new NAME`, as in my-model";
     let dashed = name.replace('_', "-");
     if STANDARD.contains(&&*dashed) {
-        return Err(Error::new(format!("`{name}` is a crate of Rust's own: {another}")));
+        return Err(Error::new(format!("`{name}` is a crate of the Rust distribution: {another}")));
     }
     if dashed == "amp" {
-        // `cargo doc` would write the pages of the library and of the binary into one folder.
+        // For a crate named `amp`, `cargo doc` would write the pages of the library and of the
+        // binary into the same folder.
         return Err(Error::new(format!("`{name}` is the name of the crate's binary: {another}")));
     }
     if DEPENDENCIES.contains(&&*dashed) {
-        return Err(Error::new(format!("`{name}` is a crate that the new one uses: {another}")));
+        return Err(Error::new(format!("`{name}` is a dependency of the new crate: {another}")));
     }
     let scratch = env::temp_dir().join(format!("cargo-amp-new-{}", process::id()));
     let mut try_it = cargo::command();
     try_it.args(["new", "--lib", "--vcs", "none"]).arg(format!("--name={name}")).arg(&scratch);
     let answer = cargo::run(&mut try_it, |reason| format!("{reason}: {another}"));
     if scratch.exists() {
-        // The folder is a temporary one, so an error here is not a reason to fail.
+        // The folder is temporary, so an error here is ignored.
         let _ = fs::remove_dir_all(&scratch);
     }
     answer.map(drop)

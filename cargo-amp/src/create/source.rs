@@ -1,4 +1,4 @@
-//! Where a user's crate gets amp-core and amp-verify from.
+//! The source of amp-core and amp-verify for a user's crate.
 
 use std::env;
 use std::fs;
@@ -12,7 +12,7 @@ use crate::error::Error;
 const CRATES_IO: [&str; 2] =
     ["registry+https://github.com/rust-lang/crates.io-index", "sparse+https://index.crates.io/"];
 
-/// A source of amp-core and amp-verify.
+/// A source from which cargo gets amp-core and amp-verify.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     /// A checkout of this repository.
@@ -26,8 +26,8 @@ pub(crate) enum Source {
 }
 
 impl Source {
-    /// The source that `--amp-source` gives. Without this option, the source from which cargo-amp
-    /// was installed, so that the library and the command have the same version.
+    /// Returns the source in `--amp-source`. Without this option, returns the source from which
+    /// cargo-amp was installed, so that library and command have the same version.
     pub(crate) fn find(option: Option<&str>) -> Result<Self, Error> {
         if let Some(option) = option {
             return Self::parse(option);
@@ -62,7 +62,7 @@ impl Source {
         Self::checkout(Path::new(option))
     }
 
-    /// An absolute path of a folder that holds the crates.
+    /// Returns the absolute path of a folder with both crates.
     fn checkout(folder: &Path) -> Result<Self, Error> {
         let lacks = |what: String| {
             Error::new(format!(
@@ -81,12 +81,12 @@ impl Source {
         }
     }
 
-    /// Reads cargo's identifier of an installed package; `None` for a registry other than
+    /// Parses cargo's identifier of an installed package; returns `None` for a registry other than
     /// crates.io.
     fn of_package(identifier: &str) -> Option<Result<Self, Error>> {
         if let Some(url) = identifier.strip_prefix("git+") {
             let (url, rev) = url.split_once('#')?;
-            // `?branch=…` names the branch from which cargo took the revision.
+            // The revision alone identifies the source, so `?branch=…` is dropped.
             let url = url.split('?').next()?;
             return Some(Ok(Source::Git { url: url.into(), rev: Some(rev.into()) }));
         }
@@ -98,7 +98,7 @@ impl Source {
             .then(|| Ok(Source::Version(env!("CARGO_PKG_VERSION").into())))
     }
 
-    /// The value of the dependency on `package` in a `Cargo.toml`.
+    /// Formats the dependency on `package` for a `Cargo.toml`.
     pub(crate) fn dependency(&self, package: &str) -> String {
         match self {
             Source::Path(folder) => {
@@ -143,7 +143,7 @@ impl Source {
     }
 }
 
-/// The checkout in which `cargo run` started this program.
+/// Returns the checkout from which `cargo run` started this program.
 fn run_from_checkout() -> Option<PathBuf> {
     if env::var("CARGO_PKG_NAME").ok()? != env!("CARGO_PKG_NAME") {
         return None;
@@ -151,8 +151,8 @@ fn run_from_checkout() -> Option<PathBuf> {
     Path::new(&env::var_os("CARGO_MANIFEST_DIR")?).parent().map(Path::to_owned)
 }
 
-/// The source of this program that `cargo install` recorded in the folder above its `bin`, as in
-/// `git+https://…#<revision>`.
+/// Returns the source of this program that `cargo install` recorded, for example
+/// `git+https://…#<revision>`. The record is in the folder above the program's `bin`.
 fn recorded() -> Option<String> {
     let program = env::current_exe().ok()?;
     let record = fs::read(program.parent()?.parent()?.join(".crates2.json")).ok()?;
@@ -164,7 +164,7 @@ fn recorded() -> Option<String> {
     })
 }
 
-/// The path of a `file:` URL.
+/// Decodes the path of a `file:` URL.
 fn percent_decoded(path: &str) -> Option<String> {
     let mut decoded = Vec::new();
     let mut bytes = path.bytes();
@@ -179,7 +179,7 @@ fn percent_decoded(path: &str) -> Option<String> {
     String::from_utf8(decoded).ok()
 }
 
-/// A TOML string. A JSON string has the same syntax.
+/// Formats a TOML string; a JSON string has the same syntax.
 fn quoted(text: &str) -> String {
     Value::from(text).to_string()
 }
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_url_and_no_version_is_a_folder() {
+    fn a_source_is_a_url_a_version_or_a_folder() {
         let parse = |option| Source::parse(option).expect("a source");
         assert_eq!(
             parse("ssh://git@host/repo#v1"),

@@ -1,5 +1,5 @@
-//! The files of a new crate. They are real files under `templates`, so that they can be read and
-//! formatted. The crate in them is named `my-model`.
+//! The files of a new crate. They are stored under `templates`, so that they can be read and
+//! formatted; the crate there is named `my-model`.
 
 use super::source::Source;
 
@@ -11,12 +11,12 @@ pub(crate) const CONFIG: &str = ".cargo/config.toml";
 pub(crate) const IGNORED: &str = ".gitignore";
 pub(crate) const WORKFLOW: &str = ".github/workflows/amp.yml";
 
-/// The entries of `.gitignore`.
+/// Returns the entries of `.gitignore`.
 pub(crate) fn ignored() -> impl Iterator<Item = &'static str> {
     include_str!("../../templates/gitignore").lines()
 }
 
-/// The settings that let cargo and the binaries find libtorch.
+/// Returns the configuration with which cargo and the binaries find libtorch.
 pub(crate) fn config() -> &'static str {
     include_str!("../../templates/config.toml")
 }
@@ -25,12 +25,12 @@ pub(crate) fn workflow(source: &Source) -> String {
     include_str!("../../templates/workflow.yml").replace("INSTALL", &source.install_command())
 }
 
-/// The binary with an empty registry, for a crate that already has models.
+/// Returns the binary with an empty registry, for a crate that already has models.
 pub(crate) fn binary_with_registry(name: &str) -> String {
     named(include_str!("../../templates/init_amp.rs"), name)
 }
 
-/// Every file of a new crate.
+/// Returns every file of a new crate.
 pub(crate) fn new_crate(name: &str, source: &Source) -> Vec<File> {
     let manifest = named(include_str!("../../templates/Cargo.toml.in"), name)
         .replace("AMP_CORE", &source.dependency("amp-core"))
@@ -48,7 +48,7 @@ pub(crate) fn new_crate(name: &str, source: &Source) -> Vec<File> {
     ]
 }
 
-/// `text` with the crate's name `name` in place of `my-model`.
+/// Replaces `my-model` in `text` by the crate's name.
 fn named(text: &str, name: &str) -> String {
     text.replace("my-model", name).replace("my_model", &name.replace('-', "_"))
 }

@@ -1,4 +1,4 @@
-//! The folder that holds libtorch: one for each user, shared by all projects.
+//! The folder with libtorch. Each user has one, for all projects.
 
 use std::env;
 use std::ffi::OsString;
@@ -13,7 +13,8 @@ use crate::error::Error;
 pub(super) struct Cache(PathBuf);
 
 impl Cache {
-    /// The folder `cargo-amp` in the cache folder of the XDG base directory specification.
+    /// Returns the folder `cargo-amp` in the cache folder that the XDG base directory specification
+    /// defines.
     pub(super) fn of_user() -> Result<Self, Error> {
         folder(env::var_os("XDG_CACHE_HOME"), env::var_os("HOME")).map(Cache).ok_or_else(|| {
             Error::new(format!(
@@ -28,13 +29,13 @@ impl Cache {
         &self.0
     }
 
-    /// The folder of libtorch, with `torch` and `nvidia` laid out as in Python's packages.
+    /// Returns the folder of libtorch. It has the subfolders `torch` and `nvidia`, as Python's
+    /// packages have.
     pub(super) fn home(&self) -> PathBuf {
         self.0.join(format!("libtorch-{REQUIRED}"))
     }
 
-    /// The folder in which a fetch works until libtorch is complete. It keeps wheels after an
-    /// interruption.
+    /// Returns the working folder of a fetch. After an interruption it keeps the complete wheels.
     pub(super) fn partial(&self) -> PathBuf {
         self.0.join(format!("libtorch-{REQUIRED}.partial"))
     }
@@ -58,7 +59,7 @@ impl Cache {
     }
 }
 
-/// The specification says that relative paths are ignored.
+/// Returns the cache folder. The specification says that relative paths are ignored.
 fn folder(cache: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
     let absolute = |path: OsString| Some(PathBuf::from(path)).filter(|path| path.is_absolute());
     let cache = cache.and_then(absolute);

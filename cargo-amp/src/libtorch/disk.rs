@@ -3,13 +3,14 @@
 use std::path::Path;
 use std::process::Command;
 
-/// The free space for this user on the disk of `folder`, in MB; `None` if `df` fails.
+/// Returns the free space for this user on the disk of `folder` in MB, or `None` if `df` fails.
 pub(super) fn free_mb(folder: &Path) -> Option<u64> {
     let output = Command::new("df").arg("-Pk").arg(folder).output().ok()?;
     parse(&String::from_utf8_lossy(&output.stdout))
 }
 
-/// The last line is `filesystem blocks used available capacity% mount`; names may contain spaces.
+/// Parses the last line, which is `filesystem blocks used available capacity% mount`. Names may
+/// contain spaces.
 fn parse(table: &str) -> Option<u64> {
     let fields: Vec<&str> = table.lines().last()?.split_whitespace().collect();
     let capacity = fields.iter().rposition(|field| field.ends_with('%'))?;

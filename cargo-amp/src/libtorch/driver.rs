@@ -1,9 +1,9 @@
-//! Detects an NVIDIA driver. Without one, CUDA's libraries are useless.
+//! Detects an NVIDIA driver. Without a driver, CUDA's libraries have no use.
 
 use std::env;
 use std::path::{Path, PathBuf};
 
-/// The places where distributions, containers and WSL put the driver's library.
+/// The folders in which distributions, containers and WSL store the driver's library.
 const LIBRARY_FOLDERS: [&str; 7] = [
     "/usr/lib/x86_64-linux-gnu",
     "/usr/lib/aarch64-linux-gnu",
@@ -14,7 +14,7 @@ const LIBRARY_FOLDERS: [&str; 7] = [
     "/run/opengl-driver/lib",
 ];
 
-/// Files that exist while the driver is loaded.
+/// Files that exist as long as the driver is loaded.
 const LOADED: [&str; 2] = ["/proc/driver/nvidia/version", "/dev/nvidiactl"];
 
 /// Whether programs started here can use an NVIDIA GPU. The driver itself is not called.
@@ -23,7 +23,8 @@ pub(super) fn is_present() -> bool {
     !hidden && (LOADED.iter().any(|path| Path::new(path).exists()) || has_library())
 }
 
-/// CUDA reads `CUDA_VISIBLE_DEVICES` up to the first device that does not exist.
+/// Whether `CUDA_VISIBLE_DEVICES` hides all GPUs. CUDA ignores the list from the first device on
+/// that does not exist.
 fn hides_every_gpu(visible: &str) -> bool {
     visible.is_empty() || visible.starts_with("-1")
 }

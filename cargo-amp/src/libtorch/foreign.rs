@@ -1,4 +1,4 @@
-//! Checks a libtorch that the user chose.
+//! Checks a libtorch installation that the user has chosen.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -7,15 +7,15 @@ use std::process::Command;
 use super::version::{self, REQUIRED};
 use crate::error::Error;
 
-/// Finds torch without importing it, because an import takes seconds. The folder of torch contains
-/// its version.
+/// Prints the folder of torch without importing torch, because an import takes seconds. The folder
+/// contains the version.
 const FIND_TORCH: &str = "\
 import importlib.util, os
 spec = importlib.util.find_spec('torch')
 print(os.path.dirname(spec.origin) if spec and spec.origin else '')
 ";
 
-/// The folder that `LIBTORCH` names, as an absolute path, because builds run in other folders.
+/// Returns the folder in `LIBTORCH` as an absolute path, because builds run in other folders.
 pub(super) fn of_variable(folder: &Path) -> Result<PathBuf, Error> {
     let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
     check(&folder).map_err(|problem| {
@@ -28,9 +28,9 @@ pub(super) fn of_variable(folder: &Path) -> Result<PathBuf, Error> {
     Ok(folder)
 }
 
-/// The torch of the user's Python, if `LIBTORCH_USE_PYTORCH` is set.
+/// Returns the torch of the user's Python, if `LIBTORCH_USE_PYTORCH` is set.
 pub(super) fn of_python() -> Result<PathBuf, Error> {
-    // The build of the bindings chooses the same Python.
+    // The build of the bindings calls the same Python.
     let python = if env::var_os("VIRTUAL_ENV").is_some() { "python" } else { "python3" };
     let asked = "LIBTORCH_USE_PYTORCH is set";
     let fix = format!(
@@ -55,7 +55,7 @@ pub(super) fn of_python() -> Result<PathBuf, Error> {
     Ok(folder)
 }
 
-/// The problem of a torch folder, as a relative clause that follows the folder's name.
+/// Checks a torch folder. The error is a relative clause that follows the folder's name.
 fn check(torch: &Path) -> Result<(), String> {
     if !torch.is_dir() {
         return Err("which is not a folder".into());
@@ -70,6 +70,8 @@ fn check(torch: &Path) -> Result<(), String> {
     match version::of(torch) {
         Some(found) if version::is_required(&found) => Ok(()),
         Some(found) => Err(format!("which is version {found}, but {REQUIRED} is needed")),
-        None => Err("which has neither build-version nor version.py to tell its version".into()),
+        None => {
+            Err("which has neither build-version nor version.py, so its version is unknown".into())
+        }
     }
 }

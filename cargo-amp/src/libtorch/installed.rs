@@ -1,4 +1,4 @@
-//! Tells a complete libtorch from a broken one.
+//! Distinguishes a complete libtorch from a broken one.
 
 use std::fs;
 use std::io;
@@ -13,18 +13,18 @@ pub(super) enum State {
     Absent,
     /// Complete, according to its manifest.
     Complete(Variant),
-    /// Complete, but without a manifest: the user installed it with `pip install --target`.
+    /// Complete, but without a manifest, because the user installed it with `pip install --target`.
     Unstamped,
-    /// Unusable, with the reason, and its variant if known.
+    /// Unusable, with the reason and, if known, the variant.
     Unusable(String, Option<Variant>),
 }
 
 /// How thoroughly a folder is checked.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Look {
-    /// Only the libraries, a few dozen files: done at every start.
+    /// Checks only the libraries, a few dozen files; used at every start.
     Quick,
-    /// Every one of some ten thousand files.
+    /// Checks every file, about ten thousand.
     Thorough,
 }
 
@@ -52,8 +52,7 @@ fn is_header(path: &str) -> bool {
     path.starts_with("torch/include/")
 }
 
-/// Checks that the files which every libtorch must have exist and that the version is the required
-/// one.
+/// Checks the version, and that the files of every libtorch exist.
 pub(super) fn check(folder: &Path, variant: Variant) -> Result<(), String> {
     match version::of(&folder.join("torch")) {
         Some(found) if version::is_required(&found) => {}
@@ -66,14 +65,14 @@ pub(super) fn check(folder: &Path, variant: Variant) -> Result<(), String> {
     }
 }
 
-/// Writes a manifest for a folder that the user installed, after it was found complete.
+/// Writes a manifest for a folder that the user installed, after a check that it is complete.
 pub(super) fn take_over(folder: &Path) -> io::Result<Variant> {
     let manifest = from_records(folder).map_err(io::Error::other)?;
     manifest.write(folder)?;
     Ok(manifest.variant)
 }
 
-/// Makes a manifest of what pip installed, from the list of files in each package.
+/// Creates a manifest from the list of files that pip recorded for each package.
 ///
 /// Every file of every package is checked, although only libraries and headers are used.
 fn from_records(folder: &Path) -> Result<Manifest, String> {
@@ -93,8 +92,8 @@ fn from_records(folder: &Path) -> Result<Manifest, String> {
     Ok(Manifest { variant, files })
 }
 
-/// A line of RECORD, `path,hash,size`. Two kinds of files are skipped: compiled Python, which has
-/// no size, and scripts (`../…`), which `pip install --target` puts elsewhere.
+/// Parses a line of RECORD, `path,hash,size`. Returns `None` for compiled Python, which has no
+/// size, and for scripts (`../…`), which `pip install --target` stores elsewhere.
 fn recorded(line: &str) -> Option<(u64, String)> {
     let mut from_the_end = line.rsplitn(3, ',');
     let size = from_the_end.next()?.parse().ok()?;

@@ -1,5 +1,5 @@
-//! The project's `.libtorch`, a link to the user's libtorch. `.cargo/config.toml` and the run-time
-//! search path of binaries use this link, so that they are the same in every project.
+//! The project's `.libtorch`, a symbolic link to the user's libtorch. `.cargo/config.toml` and the
+//! run-time search path of binaries contain this link, so that they are the same in every project.
 
 use std::fs;
 use std::io;
@@ -9,7 +9,7 @@ use crate::error::Error;
 
 const NAME: &str = ".libtorch";
 
-/// Refuses a project in which the link cannot be made, before libtorch is fetched.
+/// Returns an error if the link cannot be created, before libtorch is fetched.
 pub(super) fn check(project: &Path, home: &Path) -> Result<(), Error> {
     let path = project.join(NAME);
     match path.symlink_metadata() {
@@ -23,14 +23,14 @@ pub(super) fn check(project: &Path, home: &Path) -> Result<(), Error> {
     }
 }
 
-/// Makes the link, or replaces one that leads elsewhere.
+/// Creates the link, or replaces a link to another folder.
 pub(super) fn ensure(project: &Path, home: &Path) -> Result<(), Error> {
     check(project, home)?;
     let path = project.join(NAME);
     if fs::read_link(&path).is_ok_and(|target| target == home) {
         return Ok(());
     }
-    // The new link is renamed into place, so that a build running at the same time always finds a
+    // The new link is moved into place by renaming, so that a simultaneous build always finds a
     // link.
     let new = project.join(format!("{NAME}.{}", std::process::id()));
     let made = symlink(home, &new).and_then(|()| fs::rename(&new, &path));
@@ -51,7 +51,7 @@ fn symlink(target: &Path, link: &Path) -> io::Result<()> {
     std::os::unix::fs::symlink(target, link)
 }
 
-/// Systems without symbolic links: libtorch is not fetched there either.
+/// Systems without symbolic links; `cargo amp` does not fetch libtorch there either.
 #[cfg(not(unix))]
 fn symlink(_target: &Path, _link: &Path) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn a_project_in_which_no_link_can_be_made_is_refused() {
-        // A path at which not even root can make a link.
+        // In this folder not even root can create a link.
         let refused = ensure(Path::new("/proc/self"), Path::new("/cache/libtorch"));
         let line = refused.expect_err("refused").to_string();
         for part in ["/proc/self/.libtorch", "writable", "LIBTORCH=/cache/libtorch/torch"] {

@@ -1,5 +1,4 @@
-//! The manifest: a list of libtorch's files with their sizes, which proves that libtorch is
-//! complete.
+//! The manifest lists libtorch's files with their sizes. It proves that libtorch is complete.
 
 use std::fs;
 use std::io;
@@ -10,21 +9,21 @@ use super::version::REQUIRED;
 
 const NAME: &str = "amp-manifest";
 
-/// Increased whenever the layout of the folder changes, so that older folders are made again.
+/// The layout of the folder. A change of the layout increases it, so that older folders are
+/// replaced.
 const LAYOUT: u32 = 1;
 
-/// The files of a libtorch. The manifest is written last, so a folder with a manifest was once
-/// complete.
+/// The files of a libtorch. The manifest is written last, so a folder with a manifest was complete.
 pub(super) struct Manifest {
     pub(super) variant: Variant,
-    /// Size and path of each file.
+    /// The size and path of each file.
     pub(super) files: Vec<(u64, String)>,
 }
 
-/// The manifest of a folder.
+/// The result of reading a manifest.
 pub(super) enum Found {
     Nothing,
-    /// The manifest cannot be read, and why.
+    /// The manifest cannot be used, for this reason.
     Unusable(String),
     Manifest(Manifest),
 }
@@ -42,7 +41,7 @@ impl Manifest {
         }
     }
 
-    /// Writes the manifest in one step: an interruption leaves no manifest.
+    /// Writes the manifest in one step, so that an interruption leaves no partial manifest.
     pub(super) fn write(&self, folder: &Path) -> io::Result<()> {
         let mut text = header(self.variant) + "\n";
         for (size, path) in &self.files {
@@ -61,7 +60,7 @@ impl Manifest {
         (first == header(variant)).then_some(Manifest { variant, files })
     }
 
-    /// Compares the files whose path `is_looked_at` accepts with the list.
+    /// Checks the sizes of the files for which `is_looked_at` returns true.
     pub(super) fn check(
         &self,
         folder: &Path,
@@ -71,7 +70,7 @@ impl Manifest {
     }
 }
 
-/// Compares the size of each of `files`.
+/// Checks the size of each of `files`.
 pub(super) fn check_sizes<'a>(
     folder: &Path,
     files: impl IntoIterator<Item = &'a (u64, String)>,
@@ -84,7 +83,7 @@ pub(super) fn check_sizes<'a>(
     Ok(())
 }
 
-/// A line of a manifest: `size path`.
+/// Parses a line of a manifest: `size path`.
 pub(super) fn parse_line(line: &str) -> Option<(u64, String)> {
     let (size, path) = line.split_once(' ')?;
     Some((size.parse().ok()?, path.to_owned()))

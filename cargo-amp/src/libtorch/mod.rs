@@ -1,4 +1,4 @@
-//! Finds the libtorch to build and run with: the user's choice, or the copy in the user's cache.
+//! Finds the libtorch for builds and runs: the user's own, or the copy in the user's cache.
 
 mod cache;
 mod disk;
@@ -26,16 +26,17 @@ pub(crate) use variant::Variant;
 
 /// A libtorch that is complete and has the required version.
 pub(crate) enum Libtorch {
-    /// The copy in the user's cache. The project's `.libtorch` links to it, and
-    /// `.cargo/config.toml` gives this link to cargo and the linker.
+    /// The copy in the user's cache. The project's `.libtorch` is a link to it, which
+    /// `.cargo/config.toml` passes to cargo and the linker.
     Provisioned(PathBuf, Variant),
-    /// A folder of the user's choice, with `lib` and `include`.
+    /// A folder that the user has chosen, with `lib` and `include`.
     Foreign(PathBuf),
 }
 
 impl Libtorch {
-    /// Searches the same places in the same order as the build of the bindings. If the user chose
-    /// no other libtorch, fetches one into the user's cache if needed, and links `project` to it.
+    /// Searches the same places in the same order as the build of the bindings. If the user has
+    /// chosen no libtorch, fetches one into the user's cache if it is missing, and creates the link
+    /// in `project`.
     pub(crate) fn find_or_provision(project: &Path) -> Result<Self, Error> {
         Self::find(project, None, Look::Quick)
     }
@@ -59,7 +60,7 @@ impl Libtorch {
             return foreign::of_python().map(Libtorch::Foreign);
         }
         let own = project.join(".libtorch/torch");
-        // `.cargo/config.toml` sets LIBTORCH to the project's own when the user has not.
+        // `.cargo/config.toml` sets LIBTORCH to the project's link unless the user sets it.
         let set = env::var_os("LIBTORCH").filter(|set| !set.is_empty()).map(PathBuf::from);
         if let Some(folder) = set.filter(|folder| !same_folder(folder, &own)) {
             return foreign::of_variable(&folder).map(Libtorch::Foreign);
@@ -77,16 +78,16 @@ impl Libtorch {
         Ok(Libtorch::Provisioned(cache.home().join("torch"), variant))
     }
 
-    /// Whether there is more than was `wanted`.
+    /// Whether this libtorch contains more than the variant `wanted`.
     pub(crate) fn exceeds(&self, wanted: Option<Variant>) -> bool {
         matches!(self, Libtorch::Provisioned(_, found) if wanted.is_some_and(|w| *found > w))
     }
 
-    /// Gives `command` the environment it needs to build with, and to load, this libtorch.
+    /// Sets the environment of `command` for building with this libtorch and loading it.
     pub(crate) fn apply(&self, command: &mut Command) {
         match self {
-            // Left to `.cargo/config.toml`, so that this cargo and a plain one see the same
-            // environment and neither rebuilds what the other has built.
+            // `.cargo/config.toml` sets the environment here. A plain cargo then has the same
+            // environment, and neither of the two rebuilds what the other has built.
             Libtorch::Provisioned(..) => {
                 command.env_remove("LIBTORCH");
             }
@@ -96,10 +97,10 @@ impl Libtorch {
         }
     }
 
-    /// The same for a program, and for a cargo that runs tests. The run-time search path of
-    /// `.cargo/config.toml` leads to libtorch from the project's own `target` alone: documentation
-    /// tests are built elsewhere, and so is everything if CARGO_TARGET_DIR or `build.target-dir` is
-    /// set.
+    /// Like `apply`, for a program, or for a cargo that runs tests. The run-time search path in
+    /// `.cargo/config.toml` works only in the project's own `target` folder. It does not work for
+    /// documentation tests, which are built elsewhere, or if CARGO_TARGET_DIR or `build.target-dir`
+    /// is set.
     pub(crate) fn apply_to_run(&self, command: &mut Command) {
         self.apply(command);
         let (Libtorch::Provisioned(torch, _) | Libtorch::Foreign(torch)) = self;
@@ -121,11 +122,12 @@ fn same_folder(one: &Path, other: &Path) -> bool {
     resolve(one) == resolve(other)
 }
 
-/// The library folders of `torch`, of the CUDA wheels installed next to it, and what was set.
+/// Returns the library folders of `torch` and of the CUDA wheels next to it, followed by the
+/// folders in the existing variable.
 fn library_path(torch: &Path) -> OsString {
     let mut folders = vec![torch.join("lib")];
     if let Some(site) = torch.parent() {
-        // nvidia/<package>/lib, and nvidia/<package>/<part>/lib in some of the older layouts.
+        // The folders are nvidia/<package>/lib, or in older layouts nvidia/<package>/<part>/lib.
         for package in subfolders(&site.join("nvidia")) {
             folders.push(package.join("lib"));
             folders.extend(subfolders(&package).into_iter().map(|part| part.join("lib")));
@@ -134,12 +136,12 @@ fn library_path(torch: &Path) -> OsString {
     folders.retain(|folder| folder.is_dir());
     let set = env::var_os("LD_LIBRARY_PATH").filter(|set| !set.is_empty());
     folders.extend(set.iter().flat_map(env::split_paths));
-    // A folder with a colon in its name cannot be in the list at all.
+    // A list of paths cannot contain a folder with a colon in its name.
     folders.retain(|folder| env::join_paths([folder]).is_ok());
     env::join_paths(folders).unwrap_or_default()
 }
 
-/// The folders in `folder`, sorted, so that the search path is the same in every run.
+/// Returns the folders in `folder`, sorted, so that the search path is the same in every run.
 fn subfolders(folder: &Path) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = fs::read_dir(folder)
         .into_iter()

@@ -1,4 +1,4 @@
-//! Fetches libtorch into the user's cache, once, completely or not at all.
+//! Fetches libtorch into the user's cache, once, either completely or not at all.
 
 use std::fs;
 use std::io;
@@ -21,8 +21,8 @@ const WANTED: Wanted = Wanted {
     otherwise: "or set LIBTORCH to a libtorch 2.11.0 folder",
 };
 
-/// Makes sure that the user's libtorch is complete and has at least `wanted`. Without `wanted`, any
-/// variant that is there suffices.
+/// Ensures that the user's libtorch is complete and includes the variant `wanted`. Without
+/// `wanted`, an existing variant is enough.
 pub(super) fn ensure(cache: &Cache, wanted: Option<Variant>, look: Look) -> Result<Variant, Error> {
     let home = cache.home();
     let enough = |found| wanted.is_none_or(|wanted| found >= wanted);
@@ -32,8 +32,8 @@ pub(super) fn ensure(cache: &Cache, wanted: Option<Variant>, look: Look) -> Resu
     }
     // The system releases the lock when this process ends.
     let _lock = lock(&cache.lock_file(), "libtorch")?;
-    // Checked again, because another process may have fetched it while this process waited for the
-    // lock.
+    // The state is checked again, because another process may have fetched libtorch while this
+    // process waited for the lock.
     let mut state = installed::inspect(&home, look);
     if let State::Unstamped = state {
         note!("taking over the libtorch {REQUIRED} that is already in {}", home.display());
@@ -53,7 +53,7 @@ pub(super) fn ensure(cache: &Cache, wanted: Option<Variant>, look: Look) -> Resu
     Ok(variant)
 }
 
-/// Fetches `variant` and puts it into place. `adds` means that a complete libtorch is there and is
+/// Fetches `variant` and moves it into place. `adds` means that a complete libtorch exists and is
 /// extended.
 fn fetch(cache: &Cache, variant: Variant, adds: bool) -> Result<(), Error> {
     let supported = cfg!(target_os = "linux")
@@ -66,7 +66,7 @@ fn fetch(cache: &Cache, variant: Variant, adds: bool) -> Result<(), Error> {
     }
     let (home, partial) = (cache.home(), cache.partial());
     let new = partial.join("new");
-    // It exists after an interruption just before it was put into place.
+    // The complete folder exists if an earlier run was interrupted just before it moved the folder.
     let is_made = matches!(
         installed::inspect(&new, Look::Thorough),
         State::Complete(found) if found >= variant
@@ -75,7 +75,8 @@ fn fetch(cache: &Cache, variant: Variant, adds: bool) -> Result<(), Error> {
         tidy(&partial).map_err(|e| cache.unwritable(&e))?;
         let made = make(cache, variant, adds, &new);
         if made.is_err() {
-            // Only complete wheels are kept. The next fetch removes what cannot be removed now.
+            // Only complete wheels are kept. If something cannot be removed now, the next fetch
+            // removes it.
             let _ = tidy(&partial);
             report_kept(cache);
         }
@@ -89,7 +90,7 @@ fn fetch(cache: &Cache, variant: Variant, adds: bool) -> Result<(), Error> {
     Ok(())
 }
 
-/// Fetches the missing wheels and builds the folder `new`.
+/// Fetches the missing wheels and fills the folder `new`.
 fn make(cache: &Cache, variant: Variant, adds: bool, new: &Path) -> Result<(), Error> {
     let pip = Pip::find(WANTED)?;
     let wheels = Wheels::of(cache);
@@ -97,8 +98,8 @@ fn make(cache: &Cache, variant: Variant, adds: bool, new: &Path) -> Result<(), E
     let missing: Vec<_> =
         variant.wheels().iter().filter(|wheel| wheels.find(wheel).is_none()).collect();
     announce(cache, variant, adds, variant.wheels().len() - missing.len());
-    // The name includes this process's id, because a pip that survived an interrupted fetch may
-    // still write.
+    // The name contains the process id, because a pip from an interrupted fetch may still be
+    // writing.
     let work = cache.partial().join(format!("work.{}", std::process::id()));
     for wheel in missing {
         wheels.fetch(&pip, wheel, &work)?;
@@ -115,8 +116,8 @@ fn check_room(
     adds: bool,
     wheels: &Wheels<'_>,
 ) -> Result<(), Error> {
-    // Wheels and unpacked files are on the disk at the same time, until the wheels are removed. Two
-    // copies of a wheel, which exist while pip moves it, need no more space than this.
+    // Until the wheels are removed, wheels and unpacked files are both on the disk. This is also
+    // enough for the second copy of a wheel that exists while pip moves it.
     let all = variant.download_mb() + variant.unpacked_mb();
     let linked = if adds { Variant::Cpu.unpacked_mb() } else { 0 };
     let needed = all.saturating_sub(wheels.megabytes() + linked);
@@ -136,10 +137,10 @@ fn check_room(
 fn announce(cache: &Cache, variant: Variant, adds: bool, there: usize) {
     if there > 0 {
         let all = variant.wheels().len();
-        note!("an earlier fetch of libtorch was interrupted: {there} of {all} wheels are there");
+        note!("an earlier fetch of libtorch was interrupted: {there} of {all} wheels are complete");
     }
     let what = match variant {
-        _ if adds => format!("CUDA for the libtorch {REQUIRED} that is there"),
+        _ if adds => format!("CUDA for the existing libtorch {REQUIRED}"),
         Variant::Cpu => {
             format!("libtorch {REQUIRED} {variant} (`cargo amp setup --cuda` adds CUDA)")
         }
@@ -161,7 +162,7 @@ fn report_kept(cache: &Cache) {
     let kept = Variant::Cuda.wheels().iter().filter(|wheel| wheels.find(wheel).is_some()).count();
     if kept > 0 {
         note!(
-            "the wheels that are whole ({kept}, {}) are kept in {}, where the next run continues",
+            "the complete wheels ({kept}, {}) are kept in {}, and the next run continues from there",
             gigabytes(wheels.megabytes()),
             cache.partial().display()
         );
@@ -183,19 +184,19 @@ fn tidy(partial: &Path) -> io::Result<()> {
             fs::remove_dir_all(entry.path())?;
         }
     }
-    // Both calls fail while a wheel is left, as intended.
+    // Both calls fail on purpose as long as the folder contains a wheel.
     let _ = fs::remove_dir(partial.join(Wheels::FOLDER));
     let _ = fs::remove_dir(partial);
     Ok(())
 }
 
-/// Puts the files of `home` into `new`, by hard links if the file system supports them. Running
+/// Links the files of `home` into `new`, with hard links if the file system supports them. Running
 /// programs keep their files, and nothing is unpacked twice.
 fn link_files(home: &Path, new: &Path) -> io::Result<()> {
     let Found::Manifest(manifest) = Manifest::find(home) else { return Ok(()) };
     for (size, path) in &manifest.files {
         let (from, to) = (home.join(path), new.join(path));
-        // A file that is not complete is unpacked again.
+        // Incomplete files are unpacked again.
         if fs::metadata(&from).is_ok_and(|found| found.len() == *size) {
             fs::create_dir_all(to.parent().unwrap_or(new))?;
             fs::hard_link(&from, &to).or_else(|_| fs::copy(&from, &to).map(drop))?;

@@ -4,14 +4,14 @@ use std::fmt;
 
 use super::version::REQUIRED;
 
-/// The variant of a libtorch. The larger one contains the smaller one.
+/// The variant of a libtorch. The variant with CUDA contains the variant for CPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Variant {
     Cpu,
     Cuda,
 }
 
-/// A wheel of Python's package index, without its dependencies.
+/// A wheel in Python's package index, without its dependencies.
 #[derive(Clone, Copy)]
 pub(super) struct Wheel {
     name: &'static str,
@@ -22,9 +22,9 @@ const fn wheel(name: &'static str, version: &'static str) -> Wheel {
     Wheel { name, version }
 }
 
-/// The versions are the ones that torch 2.11.0 and its cuda-toolkit 13.0.2 require. The first three
-/// wheels suffice for CPUs: libtorch_cpu.so is linked with a library of the second and a library of
-/// the third.
+/// The wheels, with the versions that torch 2.11.0 and its cuda-toolkit 13.0.2 require. The first
+/// three are enough for CPUs: libtorch_cpu.so is linked with one library of the second wheel and
+/// one of the third.
 const WHEELS: [Wheel; 16] = [
     wheel("torch", REQUIRED),
     wheel("nvidia-cuda-runtime", "13.0.96"),
@@ -44,8 +44,8 @@ const WHEELS: [Wheel; 16] = [
     wheel("nvidia-nvtx", "13.0.85"),
 ];
 
-/// The files that are unpacked for CPUs. The first rule that matches a file decides: `+` unpacks
-/// it, `-` skips it. A file that no rule matches is skipped.
+/// The files to unpack for CPUs. The first matching rule decides: `+` unpacks the file, `-` skips
+/// it. A file without a matching rule is skipped.
 const CPU_RULES: &[&str] = &[
     "+torch/version.py",
     "+torch/include/*",
@@ -62,9 +62,8 @@ const CPU_RULES: &[&str] = &[
     "+nvidia/cu13/lib/libcupti.so.*",
 ];
 
-/// The files that are unpacked with CUDA: all libraries that libtorch or one of CUDA's libraries
-/// may load. CUDA's headers are skipped, because the headers of libtorch that the bindings include
-/// do not need them.
+/// The files to unpack with CUDA: all libraries that libtorch or CUDA's libraries may load. CUDA's
+/// headers are skipped, because the bindings do not include them.
 const CUDA_RULES: &[&str] = &[
     "+torch/version.py",
     "+torch/include/*",
@@ -77,7 +76,7 @@ const CUDA_RULES: &[&str] = &[
     "+nvidia/*/lib/*.so*",
 ];
 
-/// A libtorch without one of these files is incomplete.
+/// The files without which a libtorch is incomplete.
 const NEEDED: [&str; 8] = [
     "torch/version.py",
     "torch/include/ATen/ATen.h",
@@ -104,7 +103,7 @@ impl Variant {
         }
     }
 
-    /// The files that must be there.
+    /// Returns the files without which this variant is incomplete.
     pub(super) fn needed(self) -> &'static [&'static str] {
         match self {
             Variant::Cpu => &NEEDED[..7],
@@ -151,13 +150,13 @@ impl fmt::Display for Variant {
 }
 
 impl Wheel {
-    /// The requirement that is passed to pip.
+    /// Returns the requirement for pip.
     pub(super) fn requirement(&self) -> String {
         format!("{}=={}", self.name, self.version)
     }
 
-    /// Whether `file` is the name of this wheel, for any Python and machine, with or without a
-    /// local version, as in `torch-2.11.0+cu130-cp311-cp311-linux_x86_64.whl`.
+    /// Whether `file` is the name of this wheel, for any Python, machine and local version, for
+    /// example `torch-2.11.0+cu130-cp311-cp311-linux_x86_64.whl`.
     pub(super) fn is_named(&self, file: &str) -> bool {
         file.strip_prefix(&self.name.replace('-', "_"))
             .and_then(|rest| rest.strip_prefix('-')?.strip_prefix(self.version))
@@ -182,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_for_cuda_includes_what_is_for_cpus() {
+    fn the_cuda_packages_include_the_cpu_packages() {
         assert!(Variant::Cpu < Variant::Cuda);
         assert_eq!(Variant::Cuda.wheels().len(), WHEELS.len());
         let [cpu, cuda] = [Variant::Cpu, Variant::Cuda].map(Variant::needed);

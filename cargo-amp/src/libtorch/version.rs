@@ -6,12 +6,12 @@ use std::path::Path;
 /// The version for which the bindings (crate `tch` 0.24) are written; they refuse all others.
 pub(crate) const REQUIRED: &str = "2.11.0";
 
-/// Whether `version` (such as `2.11.0+cu130`) is the required one, with any local version.
+/// Whether `version` is the required one, with any local version, for example `2.11.0+cu130`.
 pub(crate) fn is_required(version: &str) -> bool {
     version.split('+').next() == Some(REQUIRED)
 }
 
-/// The version of a torch folder. A libtorch archive has it in `build-version`, a wheel in
+/// Returns the version of a torch folder. A libtorch archive has it in `build-version`, a wheel in
 /// `version.py`.
 pub(crate) fn of(torch: &Path) -> Option<String> {
     if let Ok(version) = fs::read_to_string(torch.join("build-version")) {

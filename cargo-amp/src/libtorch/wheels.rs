@@ -1,4 +1,5 @@
-//! Fetches wheels one by one, so that an interruption loses at most one, and unpacks them.
+//! Fetches wheels one at a time, so that an interruption loses at most one of them, and unpacks
+//! them.
 
 use std::fs;
 use std::io;
@@ -13,19 +14,19 @@ use crate::error::Error;
 use crate::pip::Pip;
 use crate::process::{disk_is_full, last_line, show};
 
-/// Unpacks with Python's standard library, which reads zip archives. Python is installed, because
-/// pip needs it.
+/// Python's standard library unpacks the wheels, which are zip archives. Python is installed,
+/// because pip needs it.
 const UNPACK: &str = include_str!("unpack.py");
 
 /// The exit status of `UNPACK` for a wheel that is damaged.
 const DAMAGED: i32 = 3;
 
-/// A replacement for the CUDA half of libtorch in a libtorch for CPUs. The build of the bindings
-/// passes `-ltorch…` for a library of this name, so a file must exist. It is a linker script, which
-/// GNU ld, gold and LLD accept (tried with each).
+/// A replacement for the CUDA libraries of libtorch. The build of the bindings passes `-ltorch…`
+/// for a library of this name, so the file must exist in a libtorch for CPUs too. It is a linker
+/// script, which GNU ld, gold and LLD accept (tested with each).
 const LINKER_SCRIPT: &str = "INPUT(libtorch_cpu.so)\n";
 
-/// The complete wheels in the folder in which a fetch works.
+/// The complete wheels in the working folder of a fetch.
 pub(super) struct Wheels<'a> {
     cache: &'a Cache,
     folder: PathBuf,
@@ -43,7 +44,7 @@ impl<'a> Wheels<'a> {
         self.files().into_iter().find(|path| named(path) == Some(true))
     }
 
-    /// The total size of these wheels in MB.
+    /// Returns the total size of these wheels in MB.
     pub(super) fn megabytes(&self) -> u64 {
         let size = |path: PathBuf| path.metadata().map_or(0, |found| found.len());
         self.files().into_iter().map(size).sum::<u64>() / 1_000_000
@@ -54,13 +55,13 @@ impl<'a> Wheels<'a> {
         entries.map(|entry| entry.path()).collect()
     }
 
-    /// Lets pip fetch `wheel` into a folder in `work`, and moves it from there when it is complete.
+    /// Lets pip fetch `wheel` into a folder in `work`, and moves the wheel when it is complete.
     pub(super) fn fetch(&self, pip: &Pip, wheel: &Wheel, work: &Path) -> Result<(), Error> {
         let (incoming, temporary) = (work.join("wheel"), work.join("tmp"));
         for folder in [&incoming, &temporary, &self.folder] {
             fs::create_dir_all(folder).map_err(|e| self.cache.unwritable(&e))?;
         }
-        // Relative to the cache, so that the message is short.
+        // The path is shown relative to the cache, so that the message is short.
         let shown = incoming.strip_prefix(self.cache.folder()).unwrap_or(&incoming);
         let arguments = Pip::download(shown, wheel.requirement());
         note!("    python3 {}", arguments.join(" "));
@@ -75,14 +76,17 @@ impl<'a> Wheels<'a> {
             .map_err(|e| self.cache.unwritable(&e))
     }
 
-    /// Unpacks what `variant` needs into `target` and writes its manifest.
+    /// Unpacks the files of `variant` into `target` and writes the manifest.
     pub(super) fn unpack(&self, variant: Variant, target: &Path) -> Result<(), Error> {
         let unwritable = |e: io::Error| self.cache.unwritable(&e);
         fs::create_dir_all(target).map_err(unwritable)?;
         let list = target.with_extension("list");
         for wheel in variant.wheels() {
             let path = self.find(wheel).ok_or_else(|| {
-                Error::new(format!("{} has just gone: run it again", wheel.requirement()))
+                Error::new(format!(
+                    "{} was removed in the meantime: run the command again",
+                    wheel.requirement()
+                ))
             })?;
             note!("unpacking {}", wheel.requirement());
             self.unpack_one(&path, target, &list, variant)?;
@@ -138,7 +142,7 @@ impl<'a> Wheels<'a> {
     }
 }
 
-/// The error for a wheel that is not the requested one.
+/// Returns the error for a downloaded file that is not the requested wheel.
 fn unexpected(problem: &str) -> Error {
     Error::new(format!(
         "pip reported success, but {problem}: check pip's configuration (`python3 -m pip config \

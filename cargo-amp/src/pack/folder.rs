@@ -1,4 +1,4 @@
-//! A folder that is filled at another path and then moved into its place in one step.
+//! A folder that is filled at a temporary path and then moved into place in one step.
 
 use std::fs;
 use std::io;
@@ -6,7 +6,7 @@ use std::path::{self, Path, PathBuf};
 
 use crate::error::Error;
 
-/// A packed folder that is being filled. Dropping it removes it, unless it was
+/// A packed folder during packing. Dropping this value removes the folder, unless it was
 /// [finished](Folder::finish).
 pub(crate) struct Folder {
     output: PathBuf,
@@ -15,7 +15,7 @@ pub(crate) struct Folder {
 }
 
 impl Folder {
-    /// Refuses an existing `output` that `cargo amp pack` did not make, because it would be
+    /// Refuses an existing `output` that `cargo amp pack` did not create, because it would be
     /// replaced.
     pub(crate) fn new(output: PathBuf) -> Result<Self, Error> {
         let output = path::absolute(&output).map_err(|e| unwritable(&output, &e))?;
@@ -37,7 +37,7 @@ impl Folder {
             && !(output.join("run.sh").is_file() && output.join("bin/amp").is_file())
             && !is_empty()
         {
-            return refuse("is there and is not a packed folder, so it is not replaced");
+            return refuse("exists and is not a packed folder, so it is not replaced");
         }
         Ok(Self { output, partial, replaced })
     }
@@ -50,7 +50,7 @@ impl Folder {
             .map_err(|e| unwritable(&self.partial, &e))
     }
 
-    /// The path to write for the file `path` of the packed folder; makes its folder.
+    /// Returns where to write the file `path` of the packed folder, and creates its parent folder.
     pub(crate) fn place(&self, path: impl AsRef<Path>) -> Result<PathBuf, Error> {
         let place = self.partial.join(path);
         fs::create_dir_all(place.parent().unwrap_or(&place)).map_err(|e| unwritable(&place, &e))?;
@@ -88,7 +88,7 @@ impl Folder {
         Ok(())
     }
 
-    /// Moves the folder into its place. Returns its path and its size in bytes.
+    /// Moves the folder into place and returns its path and its size in bytes.
     pub(crate) fn finish(&mut self) -> Result<(PathBuf, u64), Error> {
         let bytes = size(&self.partial).map_err(|e| unwritable(&self.partial, &e))?;
         let put = || {
@@ -105,7 +105,7 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // After `finish` there is nothing to remove. An error that led here is reported.
+        // After `finish` the folder no longer exists. Another error is already being reported.
         let _ = remove(&self.partial);
     }
 }

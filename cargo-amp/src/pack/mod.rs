@@ -1,7 +1,8 @@
-//! `cargo amp pack`: makes the folder for a GPU machine without Rust.
+//! `cargo amp pack`: creates a folder for a GPU machine without Rust.
 //!
-//! The folder contains `run.sh`, the binaries in `bin`, and files of the packages at their paths
-//! in the workspace, so that files recorded on the other machine are copied back to the same paths.
+//! The folder contains `run.sh`, the binaries in `bin`, and files of the packages. The files have
+//! the same paths as in the workspace, so that files recorded on the other machine can be copied
+//! back to these paths.
 
 mod folder;
 
@@ -17,7 +18,7 @@ use crate::libtorch::Libtorch;
 use crate::project::{Package, Project};
 use folder::Folder;
 
-/// What the packed folder contains besides files of packages.
+/// The names in the packed folder that packages cannot use.
 const RESERVED: [&str; 2] = ["run.sh", "bin"];
 
 /// A request that was checked as far as possible before anything is fetched or built.
@@ -41,7 +42,7 @@ impl<'a> Pack<'a> {
                 check(project, package, path)?;
             }
         }
-        // Checked before the builds, which take minutes.
+        // This is checked before the builds, because they take minutes.
         let strip = Command::new("strip").arg("--version").stdout(Stdio::null()).status();
         strip.map_err(|e| {
             Error::new(format!("strip cannot be run ({e}): install it (package binutils)"))
@@ -52,7 +53,7 @@ impl<'a> Pack<'a> {
 
     /// Builds and packs.
     pub(crate) fn run(mut self, libtorch: &Libtorch) -> Result<ExitCode, Error> {
-        // With the release profile, because these binaries also measure time.
+        // The release profile is used, because these binaries also measure time.
         let amp = match handover::build(libtorch, self.package, true)? {
             ControlFlow::Continue(amp) => amp,
             ControlFlow::Break(code) => return Ok(code),
@@ -83,8 +84,8 @@ impl<'a> Pack<'a> {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Copies the files that the packages name, the recorded margins, and, if there are tests, the
-    /// goldens.
+    /// Copies the files that the packages list, the recorded margins, and the goldens if tests are
+    /// packed.
     fn copy_files(&self) -> Result<(), Error> {
         for package in self.project.packages() {
             let mut files: Vec<_> = package.pack.iter().map(String::as_str).collect();
@@ -94,7 +95,7 @@ impl<'a> Pack<'a> {
             if !self.bin_only {
                 files.push("tests/goldens");
             }
-            // Optional files are copied if they exist; the required ones were checked before.
+            // The required files were checked before; optional files are copied if they exist.
             files.retain(|path| package.folder.join(path).exists());
             for path in files {
                 let place = place(self.project, package).join(path);
@@ -104,8 +105,8 @@ impl<'a> Pack<'a> {
         Ok(())
     }
 
-    /// The name of every package and its path in the packed folder. The package of the amp binary
-    /// is first.
+    /// Lists the packages with their paths in the packed folder, first the package of the amp
+    /// binary.
     fn packages(&self) -> String {
         let others = self.project.packages().iter().filter(|one| one.name != self.package.name);
         let line = |package: &Package| {
@@ -114,8 +115,8 @@ impl<'a> Pack<'a> {
         [self.package].into_iter().chain(others).map(line).collect()
     }
 
-    /// Builds the tests and benchmarks of the workspace with the tests' profile. Returns each
-    /// executable and its path in the packed folder.
+    /// Builds the tests and benchmarks of the workspace with the tests' profile. Returns the
+    /// executables with their paths in the packed folder.
     fn build_checks(
         &self,
         libtorch: &Libtorch,
@@ -144,11 +145,11 @@ impl<'a> Pack<'a> {
         Ok(ControlFlow::Continue(checks))
     }
 
-    /// The test binaries in `built`, except those that a package leaves out.
+    /// Returns the test binaries in `built`, without those that a package excludes.
     fn tests(&self, mut built: Vec<Executable>) -> Result<Vec<(PathBuf, Executable)>, Error> {
         built.retain(|found| {
-            // The amp binary has no tests of its own, and the tests of a procedural macro need
-            // libraries of the compiler.
+            // The amp binary has no tests. Tests of a procedural macro are left out, because they need
+            // the compiler's libraries.
             let is_amp = found.kind == "bin" && found.target == "amp";
             found.is_test && !is_amp && found.kind != "proc-macro"
         });
@@ -169,7 +170,8 @@ impl<'a> Pack<'a> {
         Ok(self.placed("bin/tests", built, |_| true))
     }
 
-    /// The executables in `built` that are `wanted`, each with its path in the packed folder.
+    /// Returns the executables in `built` for which `wanted` is true, with their paths in the
+    /// packed folder.
     fn placed(
         &self,
         folder: &str,
@@ -192,13 +194,13 @@ impl<'a> Pack<'a> {
     }
 }
 
-/// The path of a package's files in the packed folder.
+/// Returns the folder for a package's files in the packed folder.
 fn place<'a>(project: &Project, package: &'a Package) -> &'a Path {
-    // A member of the workspace may be outside the workspace's folder.
+    // A member of a workspace may be outside the workspace's folder.
     package.folder.strip_prefix(project.root()).unwrap_or(Path::new(&package.name))
 }
 
-/// Refuses a path that cannot be copied to the same path of the packed folder.
+/// Refuses a path that cannot be copied to the same path in the packed folder.
 fn check(project: &Project, package: &Package, path: &str) -> Result<(), Error> {
     let refuse = |why: &str| {
         Err(Error::new(format!(
@@ -213,7 +215,7 @@ fn check(project: &Project, package: &Package, path: &str) -> Result<(), Error> 
     let place = place(project, package).join(path);
     let first = place.components().next().map(Component::as_os_str);
     if RESERVED.iter().any(|name| first == Some(OsStr::new(name))) {
-        return refuse("a name that the packed folder has already: rename it");
+        return refuse("which the packed folder uses itself: rename it");
     }
     if !package.folder.join(path).exists() {
         return refuse(&format!("which is not in {}", package.folder.display()));
@@ -221,7 +223,7 @@ fn check(project: &Project, package: &Package, path: &str) -> Result<(), Error> 
     Ok(())
 }
 
-/// Copies an executable without its symbols.
+/// Copies an executable without its debug symbols.
 fn strip(executable: &Path, place: &Path) -> Result<(), Error> {
     let mut command = Command::new("strip");
     let status = command.arg("--strip-all").arg("-o").arg(place).arg(executable).status();

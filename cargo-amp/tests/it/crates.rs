@@ -1,4 +1,4 @@
-//! Helpers of the tests of `cargo amp new` and `cargo amp init`.
+//! Helpers for the tests of `cargo amp new` and `cargo amp init`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::support::{Checkout, stderr, stdout};
 
-/// Makes a folder that looks like a checkout with amp-core and amp-verify, and returns its path.
+/// Creates a folder that looks like a checkout with amp-core and amp-verify, and returns its path.
 pub(crate) fn amp_source(project: &Checkout) -> String {
     for name in ["amp-core", "amp-verify"] {
         let manifest =
@@ -19,7 +19,7 @@ pub(crate) fn amp_source(project: &Checkout) -> String {
     project.path("source").display().to_string()
 }
 
-/// The text of every file below `folder`, by its path there.
+/// Returns the text of every file below `folder`, by its relative path.
 pub(crate) fn files(folder: &Path) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     let mut folders = vec![folder.to_owned()];
@@ -59,7 +59,8 @@ pub(crate) fn metadata(folder: &Path) -> serde_json::Value {
 /// settings.
 #[track_caller]
 pub(crate) fn assert_formatted(project: &Checkout, folder: &Path) {
-    // Without a configuration in the folder, rustfmt would use this repository's.
+    // Without a configuration in its folder, the crate would be formatted with this repository's
+    // configuration.
     project.write("plain/rustfmt.toml", "");
     for name in files(folder).keys().filter(|name| name.ends_with(".rs")) {
         let mut command = Command::new("rustfmt");

@@ -1,4 +1,4 @@
-//! Fetching libtorch with and without CUDA, and adding CUDA to a libtorch for CPUs.
+//! Tests of fetching libtorch with and without CUDA, and of adding CUDA to a libtorch for CPUs.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -7,7 +7,7 @@ use crate::support::{
     CPU_WHEELS, CUDA_WHEELS, Checkout, assert_refused, assert_succeeded, output, stderr, stdout,
 };
 
-/// The note of every other command on a machine with a driver and a libtorch without CUDA.
+/// The note that every other command prints on a machine with a driver and a libtorch without CUDA.
 const NOTE: &str = "note: this machine has an NVIDIA driver, but its libtorch is for CPUs alone: \
                     `cargo amp setup --cuda` adds CUDA\n";
 
@@ -55,12 +55,12 @@ fn adding_cuda_keeps_files_that_are_in_use() {
     let file = |path: &str| fs::metadata(checkout.home().join(path)).expect("there");
     let in_use = ["torch/lib/libtorch_cpu.so", "torch/include/ATen/ATen.h"];
     let before = in_use.map(|path| file(path).ino());
-    // An open file, as a running linker would have it.
+    // An open file, as if a linker were running.
     let script = fs::File::open(checkout.home().join("torch/lib/libtorch.so")).expect("there");
 
     let run = output(&mut checkout.cargo_amp(&["setup", "--cuda"]));
     assert_succeeded(&run);
-    assert!(stderr(&run).contains("fetching CUDA for the libtorch"), "{}", stderr(&run));
+    assert!(stderr(&run).contains("fetching CUDA for the existing libtorch"), "{}", stderr(&run));
     assert_has_cuda(&checkout);
     assert_eq!(in_use.map(|path| file(path).ino()), before, "the same files");
     let read = std::io::read_to_string(script).expect("still there");
@@ -74,7 +74,7 @@ fn a_libtorch_with_cuda_also_serves_cpus() {
     assert_succeeded(&output(&mut checkout.cargo_amp(&["setup", "--cuda"])));
     let run = output(&mut checkout.cargo_amp(&["setup", "--cpu"]));
     assert_succeeded(&run);
-    assert!(stdout(&run).contains("it has all that --cpu fetches"), "{}", stdout(&run));
+    assert!(stdout(&run).contains("it includes everything for CPUs"), "{}", stdout(&run));
     assert_eq!(stderr(&run), "");
     assert_eq!(checkout.pip_runs(), CUDA_WHEELS);
     assert_has_cuda(&checkout);
@@ -115,7 +115,7 @@ fn a_failure_to_add_cuda_leaves_the_old_libtorch() {
     let run = output(&mut checkout.cargo_amp(&["setup", "--cpu"]));
     assert_eq!((run.status.code(), stderr(&run).as_str()), (Some(0), ""));
 
-    // torch's wheel and all other wheels are still there.
+    // All wheels are still there, including torch's wheel.
     let fetched = checkout.pip_runs();
     assert_succeeded(&output(&mut checkout.cargo_amp(&["setup", "--cuda"])));
     assert_eq!(checkout.pip_runs(), fetched);
@@ -151,12 +151,12 @@ fn an_index_without_cuda_is_detected_before_anything_is_replaced() {
     let run = output(command.env("FAKE_PIP", "cpu-index"));
     assert_refused(&run, &["libtorch_cuda.so is missing", "check pip's configuration"]);
     assert!(!checkout.home().exists());
-    // The same index is good enough for CPUs.
+    // For CPUs the same index is enough.
     assert_succeeded(&output(&mut checkout.cargo_amp(&["setup", "--cpu"])));
     assert!(checkout.is_provisioned());
 }
 
-/// Asserts that CUDA's libraries are there, and only the libraries that a program can load.
+/// Asserts that all CUDA libraries exist that a program can load, and no others.
 #[track_caller]
 fn assert_has_cuda(checkout: &Checkout) {
     assert!(checkout.is_provisioned());

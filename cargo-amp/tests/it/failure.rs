@@ -100,7 +100,7 @@ fn a_disk_without_room_is_refused_before_the_download() {
     let setup = |arguments: &[&str], free: &str| {
         output(checkout.cargo_amp(arguments).env("FAKE_FREE", free))
     };
-    // Blocks of 1024 bytes.
+    // `df` counts blocks of 1024 bytes.
     let run = setup(&["setup", "--cpu"], "900000");
     assert_refused(&run, &["for CPUs needs 1.08 GB", "has 0.92 GB free", "make room"]);
     let run = setup(&["setup", "--cuda"], "5500000");
@@ -108,7 +108,7 @@ fn a_disk_without_room_is_refused_before_the_download() {
     assert_eq!(checkout.pip_runs(), 0);
     assert!(checkout.is_bare());
     assert_succeeded(&setup(&["setup", "--cpu"], "1200000"));
-    // Wheels that are already there need no more space.
+    // The space of existing wheels is not needed again.
     assert_refused(&setup(&["setup", "--cuda"], "5400000"), &["with CUDA needs 5.60 GB"]);
     assert_succeeded(&setup(&["setup", "--cuda"], "5500000"));
 }
@@ -116,12 +116,12 @@ fn a_disk_without_room_is_refused_before_the_download() {
 #[test]
 fn a_cache_that_cannot_be_written_is_refused() {
     let checkout = Checkout::new();
-    // Not even root can make a folder inside a file.
+    // Not even root can create a folder inside a file.
     checkout.write("file", "");
     let mut command = checkout.cargo_amp(&["setup"]);
     let run = output(command.env("XDG_CACHE_HOME", checkout.path("file")));
     assert_refused(&run, &["could not be put into", "/file/cargo-amp", "make it writable"]);
-    // A lock file that cannot be made.
+    // The lock file cannot be created.
     let lock = checkout.path("cache/cargo-amp/libtorch-2.11.0.lock");
     fs::create_dir_all(&lock).expect("writable");
     let run = output(&mut checkout.cargo_amp(&["setup"]));

@@ -57,10 +57,11 @@ fn for_cpus_only_the_needed_files_are_unpacked() {
         "torch/version.py",
     ];
     assert_eq!(checkout.files(), expected);
-    // The linkers accepted this script; see `wheels.rs`, which writes it.
+    // All linkers accept this script; see `wheels.rs`, which writes it.
     let script = fs::read_to_string(checkout.home().join("torch/lib/libtorch.so"));
     assert_eq!(script.expect("written"), "INPUT(libtorch_cpu.so)\n");
-    // The manifest lists nothing else, such as files that a wheel would put outside.
+    // The manifest lists no other files, for example files that a wheel would put outside the
+    // folder.
     assert_eq!(stderr(&output(&mut checkout.cargo_amp(&["setup"]))), "");
 }
 
@@ -102,7 +103,7 @@ fn without_a_home_folder_there_is_no_cache() {
     let run = output(command.env_remove("XDG_CACHE_HOME"));
     assert_refused(&run, &["neither HOME nor XDG_CACHE_HOME", "set one of them", "LIBTORCH"]);
     assert!(checkout.is_bare());
-    // With a libtorch of the user's own, no home folder is needed.
+    // No home folder is needed if the user has a libtorch.
     let own = checkout.write_archive("mine/torch", "2.11.0");
     let mut command = checkout.cargo_amp(&["setup"]);
     assert_succeeded(&output(command.env_remove("XDG_CACHE_HOME").env("LIBTORCH", own)));
@@ -115,14 +116,14 @@ fn an_interrupted_download_continues_with_the_complete_wheels() {
     command.env("FAKE_PIP", "network").env("FAKE_AT", "nvidia-cuda-cupti");
     let run = output(&mut command);
     assert_refused(&run, &["could not reach its package index", "run the command again"]);
-    assert!(stderr(&run).contains("the wheels that are whole (2, "), "{}", stderr(&run));
+    assert!(stderr(&run).contains("the complete wheels (2, "), "{}", stderr(&run));
     assert!(!checkout.home().exists());
     let left: Vec<_> = fs::read_dir(checkout.partial()).expect("kept").flatten().collect();
     assert_eq!(left.len(), 1, "only the wheels are kept: {left:?}");
 
     let run = output(&mut checkout.cargo_amp(&["setup"]));
     assert_succeeded(&run);
-    assert!(stderr(&run).contains("2 of 3 wheels are there"), "{}", stderr(&run));
+    assert!(stderr(&run).contains("2 of 3 wheels are complete"), "{}", stderr(&run));
     assert!(checkout.is_provisioned());
     assert_eq!(checkout.pip_runs(), CPU_WHEELS + 1, "only the last is fetched twice");
 }

@@ -1,4 +1,4 @@
-//! A libtorch that the user chose is checked, used and never written to.
+//! A libtorch that the user has chosen is checked and used, but never changed.
 
 use crate::support::{Checkout, assert_refused, assert_succeeded, output, stderr, stdout};
 

@@ -1,4 +1,4 @@
-//! The command line, and the program that runs after libtorch is ready.
+//! Tests of the command line, and of the program that runs when libtorch is ready.
 
 use std::env;
 use std::fs;
@@ -83,7 +83,7 @@ fn a_wrong_command_line_is_one_line_and_fetches_nothing() {
 fn amp_test_runs_cargo_test_of_the_workspace() {
     let checkout = Checkout::new();
     let run = output(&mut checkout.cargo_amp(&["test"]));
-    // The exit code is the one of cargo.
+    // The exit code is cargo's.
     assert_eq!(run.status.code(), Some(7), "{}", stderr(&run));
     // Documentation tests have no run-time search path.
     let home = checkout.home().display().to_string();
@@ -93,7 +93,7 @@ fn amp_test_runs_cargo_test_of_the_workspace() {
         "device unset",
         "python unset",
         "test threads unset",
-        // `.cargo/config.toml` sets it, as for a plain cargo.
+        // `.cargo/config.toml` sets the variable, as for a plain cargo.
         "LIBTORCH unset",
         &search(""),
     ] {
@@ -131,7 +131,7 @@ fn the_name_that_cargo_passes_to_a_subcommand_is_not_an_argument() {
     let run = output(&mut checkout.cargo_amp(&["amp", "test", "--device", "cpu"]));
     assert!(stdout(&run).contains("device cpu"), "{}", stderr(&run));
     let run = output(&mut checkout.cargo_amp(&["amp", "amp"]));
-    // The second `amp` is a command of the binary.
+    // The second `amp` is passed to the binary as a command.
     assert_eq!(run.status.code(), Some(7), "{}", stderr(&run));
 }
 
@@ -169,13 +169,14 @@ fn every_other_command_passes_its_arguments_to_the_built_binary() {
     );
     let mut command = checkout.cargo_amp(&["verify", "--format", "a b", "--", "-x"]);
     real_cargo(&mut command);
-    // An unusual target folder, and a working directory below the root: the binary must run there.
+    // With an unusual target folder, and a working directory below the root, in which the binary
+    // must run.
     checkout.write("data/note", "");
     let folder = checkout.path("data");
     command.env("CARGO_TARGET_DIR", checkout.path("some \"target\"")).current_dir(&folder);
     let run = output(&mut command);
     assert_eq!(run.status.code(), Some(3), "{}", stderr(&run));
-    // The run-time search path of the binary does not lead to libtorch from that target folder.
+    // With that target folder, the run-time search path of the binary does not lead to libtorch.
     let expected = format!(
         r#"["verify", "--format", "a b", "--", "-x"] in {}
 search {home}/torch/lib:{home}/nvidia/cu13/lib
@@ -187,7 +188,7 @@ search {home}/torch/lib:{home}/nvidia/cu13/lib
     assert!(fs::exists(checkout.path("some \"target\"/debug/amp")).expect("readable"));
 }
 
-/// Gives `command` the cargo that runs this test, and the location of its toolchain.
+/// Sets the cargo that runs this test, with its toolchain, for `command`.
 fn real_cargo(command: &mut Command) {
     for variable in ["CARGO", "CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN", "HOME"] {
         if let Some(value) = env::var_os(variable) {

@@ -1,4 +1,4 @@
-//! `cargo amp init` adds what a crate lacks and changes nothing else.
+//! `cargo amp init` adds missing files to a crate and changes nothing else.
 
 use std::fs;
 use std::process::Output;
@@ -6,7 +6,7 @@ use std::process::Output;
 use crate::crates::{amp_source, assert_formatted, files, metadata};
 use crate::support::{Checkout, assert_refused, assert_succeeded, output, stdout};
 
-/// A crate `here/own` with a library, and a folder with amp-core.
+/// Creates a crate `here/own` with a library, and a folder with amp-core.
 fn own_crate() -> (Checkout, String) {
     let project = Checkout::new();
     let source = amp_source(&project);
@@ -41,7 +41,7 @@ fn missing_files_are_added_and_a_second_run_changes_nothing() {
     assert_eq!(made["src/lib.rs"], "// mine\n");
     assert!(made["Cargo.toml"].contains("# Of mine."), "{}", made["Cargo.toml"]);
     assert!(made["src/bin/amp.rs"].contains("own::data"), "{}", made["src/bin/amp.rs"]);
-    // Cargo adds Cargo.lock.
+    // Cargo also creates Cargo.lock.
     assert_eq!(made.len(), 7, "{:?}", made.keys());
     let found = metadata(&folder);
     let dependencies = found["packages"][0]["dependencies"].as_array().expect("a list");
@@ -77,19 +77,19 @@ fn existing_files_are_kept_and_the_users_part_is_printed() {
     }
     let before = files(&folder);
     let run = init(&project, "here/own", &["--amp-source", &source]);
-    assert_refused(&run, &[".cargo/config.toml of yours", "add the lines above"]);
+    assert_refused(&run, &["your .cargo/config.toml does not say", "add the lines above"]);
     assert!(stdout(&run).contains("unchanged .cargo/config.toml\n"), "{}", stdout(&run));
     assert!(stdout(&run).contains("unchanged .github/workflows/amp.yml\n"), "{}", stdout(&run));
     assert!(stdout(&run).contains("extended  .gitignore: /.libtorch, .amp, /dist\n"));
     let lines = stdout(&run);
-    let (_, lines) = lines.split_once("left to you, in .cargo/config.toml:\n\n").expect("said");
+    let (_, lines) = lines.split_once("add these lines to .cargo/config.toml:\n\n").expect("said");
     let mut after = files(&folder);
     assert_eq!(after[".gitignore"], "target/\n*.log\n/.libtorch\n.amp\n/dist\n");
     for name in [".cargo/config.toml", ".github/workflows/amp.yml", "src/lib.rs"] {
         assert_eq!(after[name], before[name], "{name}");
     }
 
-    // A second run prints the same; after the lines are added, it succeeds.
+    // A second run prints the same. After the user has added the lines, it succeeds.
     let again = init(&project, "here/own", &[]);
     assert_refused(&again, &["add the lines above"]);
     assert_eq!(files(&folder), after);
@@ -139,7 +139,7 @@ fn in_a_workspace_the_package_is_extended_and_the_root_configured() {
     assert_eq!(after["b/Cargo.toml"], before["b/Cargo.toml"]);
     assert_eq!(after["Cargo.toml"], before["Cargo.toml"]);
 
-    // The current package, if there is one.
+    // The current package is extended, if there is one.
     let run = init(&project, "here/own/b/src", &["--amp-source", &source]);
     assert_succeeded(&run);
     assert!(project.path("here/own/b/src/bin/amp.rs").is_file());
@@ -179,13 +179,13 @@ fn a_failure_changes_nothing() {
     };
     refused(&[], &["where amp-core comes from is not known", "--amp-source"]);
     refused(&["--amp-source", "nowhere"], &["nowhere cannot be read", "a checkout"]);
-    // The first of the two dependencies can be added.
+    // The first of the two dependencies can be added, the second cannot.
     project.write("source/amp-verify/Cargo.toml", "[package]\n");
     let parts = ["cargo cannot add amp-verify to Cargo.toml: ", "nothing was changed"];
     refused(&["--amp-source", &source], &parts);
     assert_eq!(amp_source(&project), source);
 
-    // A file has the name of a folder that is made after other files were written.
+    // A file has the name of a folder that `init` creates after it has written other files.
     project.write("here/own/.github", "a file\n");
     let before = files(&folder);
     let run = init(&project, "here/own", &["--amp-source", &source]);

@@ -1,7 +1,7 @@
-//! Runs the cargo-amp binary in small temporary projects, with stand-ins for python3, df, strip and
-//! cargo.
+//! Runs the cargo-amp binary in small temporary projects, with replacements for python3, df, strip
+//! and cargo.
 
-// On other systems libtorch is not fetched, and the stand-ins are shell scripts.
+// On other systems libtorch is not fetched. The replacements are shell scripts.
 #![cfg(target_os = "linux")]
 
 mod crates;

@@ -54,7 +54,7 @@ fn the_new_crate_is_valid_for_cargo_and_formatted() {
     let install = format!("cargo install --path {source}/cargo-amp\n");
     assert!(files[".github/workflows/amp.yml"].contains(&install));
 
-    // With cargo's configuration, which cargo reads from the working directory upwards.
+    // This folder has cargo's configuration, which cargo reads from the working directory upwards.
     let found = metadata(&folder);
     let package = &found["packages"][0];
     assert_eq!(package["name"], "spiral-model");
@@ -67,8 +67,8 @@ fn the_new_crate_is_valid_for_cargo_and_formatted() {
     for name in ["amp-core", "amp-verify"] {
         assert_eq!(dependency(name)["path"], format!("{source}/{name}"));
     }
-    // `cargo test` can reuse the builds of `cargo build`: no dependency of the tests alone enables
-    // features of the others.
+    // `cargo test` can reuse the builds of `cargo build`, because no dependency for tests enables
+    // features of other dependencies.
     let dependencies = package["dependencies"].as_array().expect("a list");
     assert!(dependencies.iter().all(|dependency| dependency["kind"].is_null()));
     let targets = package["targets"].as_array().expect("a list");
@@ -158,7 +158,7 @@ fn under_cargo_run_the_source_is_the_checkout() {
         command.env("CARGO_MANIFEST_DIR", format!("{source}/cargo-amp"));
         output(&mut command)
     };
-    // A program that runs cargo-amp under `cargo run` belongs to another package.
+    // Under `cargo run` of another package, cargo-amp does not find its own checkout.
     assert_refused(&run("other"), &["pass --amp-source"]);
     assert_succeeded(&run("cargo-amp"));
     let manifest = fs::read_to_string(project.path("here/one/Cargo.toml")).expect("a manifest");
@@ -175,10 +175,10 @@ fn a_refused_crate_gives_one_line_and_leaves_no_files() {
         (&["1st"], &["cannot start with a digit", "cargo amp new NAME"]),
         (&["a b"], &["invalid character", "cargo amp new NAME"]),
         (&["../up"], &["invalid character", "cargo amp new NAME"]),
-        (&["amp_core"], &["`amp_core` is a crate that the new one uses", "another name"]),
-        (&["core"], &["`core` is a crate of Rust's own", "another name"]),
-        (&["std"], &["`std` is a crate of Rust's own", "another name"]),
-        (&["proc_macro"], &["`proc_macro` is a crate of Rust's own", "another name"]),
+        (&["amp_core"], &["`amp_core` is a dependency of the new crate", "another name"]),
+        (&["core"], &["`core` is a crate of the Rust distribution", "another name"]),
+        (&["std"], &["`std` is a crate of the Rust distribution", "another name"]),
+        (&["proc_macro"], &["`proc_macro` is a crate of the Rust distribution", "another name"]),
         (&["amp"], &["`amp` is the name of the crate's binary", "another name"]),
         (&["fine"], &["where amp-core comes from is not known", "--amp-source"]),
         (&["fine", "--amp-source", &half], &["half has no amp-verify/Cargo.toml", "a checkout"]),

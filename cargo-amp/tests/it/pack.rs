@@ -1,4 +1,4 @@
-//! `cargo amp pack`: what it builds, packs and refuses.
+//! Tests what `cargo amp pack` builds, packs and refuses.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -98,7 +98,7 @@ fn only_a_packed_folder_is_replaced() {
     let before = files(&project.path("data"));
     for output_folder in ["data", ".", "margins.json"] {
         let run = output(&mut pack(&project, &["--output", output_folder]));
-        assert_refused(&run, &["is there and is not a packed folder", "--output"]);
+        assert_refused(&run, &["exists and is not a packed folder", "--output"]);
     }
     assert_refused(&output(&mut pack(&project, &["--output", "/"])), &["/ has no name"]);
     assert_eq!(files(&project.path("data")), before);
@@ -113,8 +113,8 @@ fn paths_that_cannot_be_packed_are_refused_before_the_build() {
         ("../mine", "which is not a path in the package's folder"),
         ("/etc", "which is not a path in the package's folder"),
         ("", "which is not a path in the package's folder"),
-        ("bin/tool", "a name that the packed folder has already"),
-        ("run.sh", "a name that the packed folder has already"),
+        ("bin/tool", "which the packed folder uses itself"),
+        ("run.sh", "which the packed folder uses itself"),
     ] {
         let manifest = manifest.replace("\"data\"", &format!("\"{path}\""));
         project.write("Cargo.toml", &manifest);
@@ -145,7 +145,7 @@ fn a_failure_leaves_the_old_folder() {
     assert_refused(&run, &["strip could not copy ", "built/amp-bin-amp", "exit status: 1"]);
     unchanged("strip");
 
-    // A failed cargo has printed its reason; its exit code is returned.
+    // Cargo has printed the reason, so only its exit code is returned.
     for file in ["benches", "tests", "amp"] {
         fs::remove_file(project.path("built").join(file)).expect("written");
         let run = output(&mut pack(&project, &[]));

@@ -1,5 +1,5 @@
-//! Helpers of the tests of `cargo amp pack` and of the packed `run.sh`: a workspace of two
-//! packages, and the files that cargo would have built from it.
+//! Helpers for the tests of `cargo amp pack` and of the packed `run.sh`: a workspace of two
+//! packages, and the files that a build would create.
 
 use std::process::Command;
 
@@ -53,9 +53,9 @@ pub(crate) fn workspace() -> Checkout {
     project
 }
 
-/// Writes cargo's messages for these executables: the package's folder, the kind, the name, and
-/// whether it runs tests. Each executable is a script that prints how it was called, and fails if
-/// its name is in `FAILS`.
+/// Writes cargo's messages for these executables, given as the package's folder, the kind, the
+/// name, and whether it is a test binary. Each executable is a script that prints its arguments,
+/// and fails if its name is in `FAILS`.
 pub(crate) fn build(project: &Checkout, file: &str, targets: &[(&str, &str, &str, bool)]) {
     let mut messages = String::new();
     for (package, kind, name, is_test) in targets {
@@ -89,7 +89,7 @@ fn make_executable(path: &std::path::Path) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).expect("writable");
 }
 
-/// `cargo amp pack` with the stand-ins for cargo and strip.
+/// Creates a command for `cargo amp pack` with the replacements for cargo and strip.
 pub(crate) fn pack(project: &Checkout, arguments: &[&str]) -> Command {
     let mut command = project.cargo_amp(&[&["pack"], arguments].concat());
     command.env("FAKE_BUILT", project.path("built"));

@@ -1,8 +1,8 @@
-//! Which crate and which binary a command uses.
+//! Tests which crate and which binary a command uses.
 
 use crate::support::{Checkout, assert_refused, output};
 
-/// A package in a folder with its name, with the binary `binary` if given.
+/// Creates a package in a folder with its name, with the binary `binary` if given.
 fn package(project: &Checkout, name: &str, binary: Option<&str>) {
     let manifest =
         format!("[package]\nname = \"{name}\"\nversion = \"0.1.0\"\nedition = \"2024\"\n");
@@ -13,7 +13,7 @@ fn package(project: &Checkout, name: &str, binary: Option<&str>) {
     }
 }
 
-/// A workspace of these packages, without a package in the root.
+/// Creates a workspace of these packages, without a package in its root.
 fn workspace(packages: &[(&str, Option<&str>)]) -> Checkout {
     let project = Checkout::new();
     std::fs::remove_dir_all(project.path("src")).expect("there");
@@ -25,13 +25,13 @@ fn workspace(packages: &[(&str, Option<&str>)]) -> Checkout {
     project
 }
 
-/// The package whose binary is built when cargo-amp runs in `folder` with `arguments`.
+/// Returns the package whose binary is built when cargo-amp runs in `folder` with `arguments`.
 #[track_caller]
 fn built(project: &Checkout, folder: &str, arguments: &[&str]) -> String {
     project.write("built/amp", "");
     let mut command = project.cargo_amp(arguments);
     command.current_dir(project.path(folder)).env("FAKE_BUILT", project.path("built"));
-    // The stand-in built nothing.
+    // The replacement for cargo has built nothing.
     assert_refused(&output(&mut command), &["cargo built amp but did not say where"]);
     let log = std::fs::read_to_string(project.path("built/log")).expect("cargo was called");
     std::fs::remove_file(project.path("built/log")).expect("just read");
@@ -88,7 +88,7 @@ fn only_commands_that_measure_time_use_the_release_profile() {
 #[test]
 fn without_the_binary_init_is_suggested_before_the_fetch() {
     let project = workspace(&[("one", None), ("two", Some("other"))]);
-    // Another kind of target with this name is not the binary.
+    // A test named `amp` is not the binary.
     project.write("one/tests/amp.rs", "");
     for (folder, arguments, parts) in [
         ("", &["verify"][..], ["no package of ", "has a binary `amp`"]),
@@ -102,7 +102,7 @@ fn without_the_binary_init_is_suggested_before_the_fetch() {
         assert_refused(&run, &["run `cargo amp init`"]);
     }
     assert!(project.is_bare());
-    // The tests of such a crate can run.
+    // The tests of such a crate still run.
     assert_eq!(output(&mut project.cargo_amp(&["test"])).status.code(), Some(7));
 }
 

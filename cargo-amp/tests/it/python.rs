@@ -1,11 +1,11 @@
-//! Fetches the Python packages for a project's tests, with a stand-in for pip: only for the tests,
-//! and only once.
+//! Tests that the Python packages for a project's tests are fetched only for the tests, and only
+//! once. pip is replaced.
 
 use std::fs;
 
 use crate::support::{Checkout, assert_refused, assert_succeeded, output, stderr, stdout};
 
-/// A project whose tests need packages.
+/// Creates a project whose tests need packages.
 fn asking() -> Checkout {
     let project = Checkout::new();
     let manifest = fs::read_to_string(project.path("Cargo.toml")).expect("written");
@@ -15,7 +15,7 @@ fn asking() -> Checkout {
     project
 }
 
-/// The requirements in each of pip's runs for these packages.
+/// Returns the requirements of each run of pip for these packages.
 fn fetches(project: &Checkout) -> Vec<String> {
     let log = fs::read_to_string(project.path("pip.log.tensorboard")).unwrap_or_default();
     log.lines().map(str::to_owned).collect()
@@ -35,7 +35,7 @@ fn only_the_tests_fetch_the_packages_and_only_once() {
     output(&mut project.cargo_amp(&["verify"]));
     assert_eq!(fetches(&project), Vec::<String>::new());
 
-    // The stand-in for cargo exits with 7.
+    // The replacement for cargo exits with 7.
     let first = output(&mut project.cargo_amp(&["test"]));
     assert_eq!(first.status.code(), Some(7), "{}", stderr(&first));
     assert!(is_whole(&project));
@@ -49,7 +49,7 @@ fn only_the_tests_fetch_the_packages_and_only_once() {
     assert_eq!(stderr(&second), "");
     assert_eq!(fetches(&project).len(), 1);
     assert_eq!(project.pip_runs(), runs_of_setup, "libtorch was fetched by setup alone");
-    // An environment variable gives the packages' folder to the tests.
+    // An environment variable passes the packages' folder to the tests.
     let line = format!("python {}\n", project.path(".amp/python").display());
     assert!(stdout(&second).contains(&line), "{}", stdout(&second));
 }

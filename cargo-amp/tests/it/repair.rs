@@ -1,4 +1,4 @@
-//! A libtorch in the cache that is incomplete, or that the user installed there.
+//! Tests with an incomplete libtorch in the cache, and with one that the user installed there.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -7,7 +7,7 @@ use crate::support::{
     CPU_WHEELS, CUDA_WHEELS, Checkout, assert_refused, assert_succeeded, output, stderr, stdout,
 };
 
-/// The files that `pip install --target` makes: each package with a list of its files.
+/// Creates the files of `pip install --target`: each package with a list of its files.
 fn install_by_hand(checkout: &Checkout) {
     assert_succeeded(&output(&mut checkout.cargo_amp(&["setup", "--cuda"])));
     fs::remove_file(checkout.home().join("amp-manifest")).expect("there");
@@ -36,7 +36,7 @@ fn a_complete_folder_without_a_manifest_is_accepted() {
     assert!(stdout(&run).ends_with("(with CUDA)\n"), "{}", stdout(&run));
     assert!(checkout.is_provisioned());
     assert_eq!(checkout.pip_runs(), CUDA_WHEELS);
-    // The manifest lists the libraries from now on, and not Python's own files.
+    // From now on the manifest lists the libraries, but not Python's own files.
     fs::remove_dir_all(checkout.home().join("sympy")).expect("there");
     assert_eq!(stderr(&output(&mut checkout.cargo_amp(&["setup"]))), "");
 }
@@ -109,7 +109,7 @@ fn a_damaged_libtorch_with_cuda_is_replaced_with_cuda() {
     let checkout = Checkout::new();
     assert_succeeded(&output(&mut checkout.cargo_amp(&["setup", "--cuda"])));
     fs::remove_file(checkout.home().join("torch/lib/libc10.so")).expect("there");
-    // The same holds without a driver, as on a cluster's login node.
+    // The same is true without a driver, for example on the login node of a cluster.
     output(&mut checkout.cargo_amp(&["verify"]));
     assert!(checkout.home().join("torch/lib/libtorch_cuda.so").is_file());
     assert!(checkout.is_provisioned());

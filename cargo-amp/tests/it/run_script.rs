@@ -1,4 +1,5 @@
-//! The packed `run.sh`, with scripts as binaries and a folder that looks like Python's torch.
+//! Tests of the packed `run.sh`, with scripts as binaries and a folder that looks like Python's
+//! torch.
 
 use std::fs;
 use std::process::Output;
@@ -6,7 +7,7 @@ use std::process::Output;
 use crate::packing::{pack, workspace};
 use crate::support::{Checkout, assert_refused, assert_succeeded, output, stderr, stdout};
 
-/// A packed workspace, and torch in the folder `site`.
+/// Creates a packed workspace, with torch in the folder `site`.
 fn packed(arguments: &[&str]) -> Checkout {
     let project = workspace();
     assert_succeeded(&output(&mut pack(&project, arguments)));
@@ -17,7 +18,7 @@ fn packed(arguments: &[&str]) -> Checkout {
     project
 }
 
-/// Runs `run.sh` from another folder than the packed one.
+/// Runs `run.sh` from a folder outside the packed one.
 fn run(project: &Checkout, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     let mut command = std::process::Command::new(project.path("dist/run.sh"));
     command.args(arguments).current_dir(project.path("notes"));
@@ -36,7 +37,7 @@ fn assert_lines(output: &Output, lines: &[&str]) {
     }
 }
 
-/// The packed executables that ran, in order.
+/// Returns the packed executables that ran, in order.
 fn ran(output: &Output) -> Vec<String> {
     let lines = stdout(output);
     let names = lines.lines().filter_map(|line| line.strip_prefix("== "));
@@ -64,7 +65,7 @@ fn a_command_runs_the_amp_binary_in_the_users_folder() {
             "AMP_DEVICE=unset",
         ],
     );
-    // The exit code is the one of the binary.
+    // The exit code is the binary's.
     assert_eq!(run(&project, &["gate"], &[("FAILS", "amp")]).status.code(), Some(1));
     for (arguments, kind) in [(&["test"][..], "tests"), (&["criterion"], "benches")] {
         let refused = run(&project, arguments, &[]);
@@ -106,7 +107,7 @@ fn every_test_runs_against_the_goldens_of_its_package() {
         ],
     );
 
-    // All binaries run, including the ones of a package without files; then the failed ones are
+    // All binaries run, including those of a package without files. At the end the failed ones are
     // listed.
     fs::remove_dir_all(project.path("dist/checks")).expect("packed");
     let failed = run(&project, &["test"], &[("FAILS", "checks"), ("AMP_DEVICE", "cpu")]);
@@ -127,7 +128,7 @@ fn goldens_are_recorded_by_the_named_binaries() {
     assert!(project.path("dist/tests/goldens").is_dir());
     let all = run(&project, &["golden-record"], &[]);
     assert_eq!(ran(&all).len(), 4);
-    // The files that exist now are listed, so that the user can copy them.
+    // The existing files are listed, so that the user can copy them.
     assert!(stdout(&all).contains("other_cpu.snap"), "{}", stdout(&all));
     let refused = run(&project, &["golden-record", "absent"], &[]);
     assert_refused(&refused, &["there is no absent in "]);

@@ -1,6 +1,6 @@
 //! A small project in a temporary folder. The cargo-amp binary runs in it isolated from the
-//! machine: no network, no pip, a cache inside the project, and only the environment variables that
-//! are set here.
+//! machine: without network and pip, with a cache inside the project, and only with the environment
+//! variables that are set here.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,14 +9,14 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// The stand-ins for python3, cargo, strip and df. They are files of the repository, because a
-/// script that a test has just written may still be open in a process that another test starts, and
-/// then cannot run.
+/// The folder with replacements for python3, cargo, strip and df. They are committed files. If a
+/// test wrote such a script, a process that another test starts could still have the file open, and
+/// the script could not run.
 pub(crate) fn fakes() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake")
 }
 
-/// A temporary project: the crate `mine` with a binary `amp`. It is removed when dropped.
+/// A temporary project: the crate `mine` with a binary `amp`. Dropping it removes it.
 pub(crate) struct Checkout(PathBuf);
 
 impl Checkout {
@@ -26,7 +26,7 @@ impl Checkout {
         let root = Path::new(env!("CARGO_TARGET_TMPDIR"))
             .join(format!("cargo-amp-{}-{number}", std::process::id()));
         fs::create_dir_all(&root).expect("writable");
-        // Resolved, because it is compared with cargo-amp's output.
+        // The path is resolved, because it is compared with cargo-amp's output.
         let checkout = Checkout(root.canonicalize().expect("just made"));
         checkout.write(".cargo/config.toml", "");
         checkout.write(
@@ -47,7 +47,7 @@ impl Checkout {
         fs::write(path, text).expect("writable");
     }
 
-    /// A folder that looks like an unpacked libtorch archive.
+    /// Creates a folder that looks like an unpacked libtorch archive.
     pub(crate) fn write_archive(&self, folder: &str, version: &str) -> PathBuf {
         self.write(&format!("{folder}/lib/libtorch.so"), "library");
         self.write(&format!("{folder}/include/torch.h"), "header");
@@ -55,8 +55,8 @@ impl Checkout {
         self.path(folder)
     }
 
-    /// Runs cargo-amp with `arguments` in the root, in a clean environment with the stand-ins first
-    /// on PATH.
+    /// Runs cargo-amp with `arguments` in the root, in a clean environment with the replacements
+    /// first on PATH.
     pub(crate) fn cargo_amp(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cargo-amp"));
         command
@@ -85,29 +85,29 @@ impl Checkout {
         command
     }
 
-    /// The user's libtorch.
+    /// Returns the folder of the user's libtorch.
     pub(crate) fn home(&self) -> PathBuf {
         self.path("cache/cargo-amp/libtorch-2.11.0")
     }
 
-    /// The folder in which it is fetched.
+    /// Returns the folder in which libtorch is fetched.
     pub(crate) fn partial(&self) -> PathBuf {
         self.path("cache/cargo-amp/libtorch-2.11.0.partial")
     }
 
-    /// The requirements given to pip, one line for each run.
+    /// Returns the requirements that were passed to pip, one line for each run.
     pub(crate) fn pip_log(&self) -> Vec<String> {
         let log = fs::read_to_string(self.path("pip.log")).unwrap_or_default();
         log.lines().map(str::to_owned).collect()
     }
 
-    /// The number of pip's runs, one for each wheel; for CPUs this is `CPU_WHEELS`.
+    /// Returns the number of runs of pip, one for each wheel. For CPUs it is `CPU_WHEELS`.
     pub(crate) fn pip_runs(&self) -> usize {
         self.pip_log().len()
     }
 
-    /// Whether the user's libtorch is complete, no partial file is left and `.libtorch` leads to
-    /// it.
+    /// Whether the user's libtorch is complete, no partial file exists, and `.libtorch` is a link
+    /// to it.
     pub(crate) fn is_provisioned(&self) -> bool {
         self.home().join("torch/lib/libtorch.so").is_file()
             && self.home().join("amp-manifest").is_file()
@@ -115,7 +115,7 @@ impl Checkout {
             && fs::read_link(self.path(".libtorch")).is_ok_and(|target| target == self.home())
     }
 
-    /// Whether there is no libtorch, no part of one, and no link.
+    /// Whether no libtorch, no part of it and no link exist.
     pub(crate) fn is_bare(&self) -> bool {
         let is_there = |path: &Path| path.symlink_metadata().is_ok();
         !is_there(&self.home()) && !is_there(&self.partial()) && !is_there(&self.path(".libtorch"))
@@ -145,7 +145,7 @@ impl Checkout {
 pub(crate) const CPU_WHEELS: usize = 3;
 pub(crate) const CUDA_WHEELS: usize = 16;
 
-/// The interpreter that unpacks wheels; the stand-in calls it.
+/// Returns the interpreter that unpacks wheels; the replacement for python3 calls it.
 fn real_python() -> &'static str {
     static FOUND: OnceLock<String> = OnceLock::new();
     FOUND.get_or_init(|| {
@@ -157,7 +157,7 @@ fn real_python() -> &'static str {
 
 impl Drop for Checkout {
     fn drop(&mut self) {
-        // A folder that cannot be removed remains under target, which is no reason to fail.
+        // If the folder cannot be removed, it stays in `target`. The test does not fail for this.
         let _ = fs::remove_dir_all(&self.0);
     }
 }
@@ -207,7 +207,7 @@ impl Drop for Started {
 pub(crate) fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < Duration::from_secs(30), "waited in vain until {what}");
+        assert!(start.elapsed() < Duration::from_secs(30), "timeout while waiting until {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -10,10 +10,10 @@ use crate::Finding;
 /// The largest number of lines of a file.
 const LINES: usize = 400;
 const CODE: &[&str] = &["rs", "cpp", "h", "cu", "cuh", "py"];
-/// Folders whose name begins with a dot and that belong to the project; others belong to tools.
+/// Folders of the project whose name begins with a dot. Other such folders belong to tools.
 const DOTTED: &[&str] = &[".cargo", ".ci", ".github"];
 
-/// Every file, relative to the root.
+/// Lists every file, relative to the root.
 pub(crate) fn all(root: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     let mut folders = vec![PathBuf::new()];
@@ -40,25 +40,24 @@ fn is_own(folder: &str) -> bool {
     !dotted && !["target", "dist", "__pycache__"].contains(&folder)
 }
 
-/// Whether the file's name ends with one of these.
+/// Whether the file has one of these extensions.
 pub(crate) fn ends_in(file: &Path, endings: &[&str]) -> bool {
     let ending = file.extension().and_then(|ending| ending.to_str());
     ending.is_some_and(|ending| endings.contains(&ending))
 }
 
-/// The text of a file; `None` if the file is not text.
+/// Returns the text of a file, or an empty string if the file is not text.
 pub(crate) fn text(path: &Path) -> String {
     fs::read(path).ok().and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default()
 }
 
-/// Files with code above the limit.
+/// Finds files with code that are longer than the limit.
 pub(crate) fn long(root: &Path) -> Vec<Finding> {
     let code = all(root).into_iter().filter(|file| ends_in(file, CODE));
     let finding = |file: PathBuf| {
         let lines = text(&root.join(&file)).lines().count();
         (lines > LINES).then(|| {
-            let text =
-                format!("{lines} lines, at most {LINES}: move one matter to a file of its own");
+            let text = format!("{lines} lines, at most {LINES}: move a part into another file");
             Finding::new(file, lines, text)
         })
     };

@@ -1,4 +1,4 @@
-//! Imports between the modules at the top of a crate.
+//! Checks imports between the top-level modules of a crate.
 
 use std::path::Path;
 
@@ -13,15 +13,15 @@ use crate::{
     modules::{Meaning, Names, Source, declared, is_test, sources},
 };
 
-/// Imports of a module above the importing one in `order`, and modules that are missing in either
-/// the crate or the order.
+/// Finds imports of a module that is above the importing one in `order`, and modules that are
+/// missing in the crate or in the order.
 pub(crate) fn upward(root: &Path, krate: &str, order: &[&str]) -> Vec<Finding> {
     let (sources, mut findings) = sources(root, krate);
     let names = Names::new(&sources);
     let place = |module: &str| order.iter().position(|entry| *entry == module);
     for source in &sources {
         let Some(own) = source.module.first() else {
-            findings.extend(unlike(source, krate, order));
+            findings.extend(differences(source, krate, order));
             continue;
         };
         let mut imports = Imports::new(krate, source);
@@ -44,8 +44,8 @@ pub(crate) fn upward(root: &Path, krate: &str, order: &[&str]) -> Vec<Finding> {
     findings
 }
 
-/// The differences between the root's modules and the order.
-fn unlike(root: &Source, krate: &str, order: &[&str]) -> Vec<Finding> {
+/// Compares the root's modules with the order.
+fn differences(root: &Source, krate: &str, order: &[&str]) -> Vec<Finding> {
     let items: Vec<&Item> = root.items.iter().collect();
     let modules: Vec<&Ident> = declared(&items).map(|module| &module.ident).collect();
     let missing = modules.iter().filter(|module| !order.iter().any(|entry| *module == entry));
@@ -64,11 +64,11 @@ fn unlike(root: &Source, krate: &str, order: &[&str]) -> Vec<Finding> {
     missing.chain(stale).collect()
 }
 
-/// The names at the crate's root that a file uses.
+/// Collects the names at the crate's root that a file uses.
 struct Imports {
-    /// The crate's name in paths.
+    /// The name of the crate in paths.
     krate: String,
-    /// The number of modules between the file and the root.
+    /// The number of modules from the root to the file.
     depth: usize,
     found: Vec<(usize, String)>,
 }
@@ -77,7 +77,7 @@ struct Imports {
 #[derive(Clone, Copy)]
 enum At {
     Start,
-    /// This many modules below the root.
+    /// The number of modules below the root.
     Module(usize),
 }
 
@@ -86,7 +86,7 @@ impl Imports {
         Self { krate: krate.replace('-', "_"), depth: source.module.len(), found: Vec::new() }
     }
 
-    /// Resolves one name of a path; `None` if the rest does not matter.
+    /// Resolves one segment of a path; returns `None` if the rest does not matter.
     fn step(&mut self, at: At, name: &Ident) -> Option<At> {
         let text = name.to_string();
         match (at, text.as_str()) {
@@ -124,7 +124,8 @@ impl Imports {
         }
     }
 
-    /// Paths in the tokens of a macro, each beginning at `start`; `$crate` is left to the caller.
+    /// Resolves the paths in the tokens of a macro, each beginning at `start`. The caller handles
+    /// `$crate`.
     fn tokens(&mut self, tokens: TokenStream, start: At) {
         let (mut at, mut colons, mut dollar) = (None, 0, false);
         for token in tokens {

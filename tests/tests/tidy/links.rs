@@ -1,4 +1,5 @@
-//! Links between pages: each leads to a file that exists and, after `#`, to one of its headings.
+//! Checks links between pages: each leads to a file that exists and, after `#`, to one of its
+//! headings.
 
 use std::{
     collections::HashMap,
@@ -11,12 +12,12 @@ use crate::{
     pages::plain,
 };
 
-/// The folder of the book, and the file that lists its pages.
+/// The folder of the book, and the file with its table of contents.
 const BOOK: &str = "docs";
 const SUMMARY: &str = "SUMMARY.md";
 
-/// Links of pages (`*.md`) without a target. Links to the web and between pages of rustdoc
-/// (`derive.Batch.html`) are not checked.
+/// Finds links in pages (`*.md`) whose target does not exist. Links to the web and between pages of
+/// rustdoc (`derive.Batch.html`) are not checked.
 pub(crate) fn broken(root: &Path) -> Vec<Finding> {
     let mut findings = Vec::new();
     for page in pages(root) {
@@ -29,8 +30,8 @@ pub(crate) fn broken(root: &Path) -> Vec<Finding> {
     findings
 }
 
-/// Pages below `docs` that the table of contents does not list, and links out of `docs`, which do
-/// not work in the built book.
+/// Finds pages in `docs` that the table of contents does not list, and links to files outside
+/// `docs`, which do not work in the built book.
 pub(crate) fn outside_the_book(root: &Path) -> Vec<Finding> {
     let book = Path::new(BOOK);
     let summary = book.join(SUMMARY);
@@ -57,7 +58,7 @@ fn pages(root: &Path) -> Vec<PathBuf> {
     all(root).into_iter().filter(|file| ends_in(file, &["md"])).collect()
 }
 
-/// The reason why the link has no target, or `None` if it has one.
+/// Returns the reason why the target does not exist, or `None` if it exists.
 fn problem(root: &Path, page: &Path, target: &str) -> Option<String> {
     if is_elsewhere(target) {
         return None;
@@ -79,7 +80,7 @@ fn is_elsewhere(target: &str) -> bool {
     of_rustdoc || ["http:", "https:", "mailto:"].iter().any(|start| target.starts_with(start))
 }
 
-/// The lines outside code blocks, each with its number.
+/// Returns the lines outside code blocks with their numbers.
 fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let mut fence: Option<&str> = None;
     text.lines().enumerate().filter_map(move |(number, line)| {
@@ -94,7 +95,7 @@ fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
     })
 }
 
-/// The targets of links and images, with their lines.
+/// Returns the targets of links and images with their line numbers.
 fn links(text: &str) -> impl Iterator<Item = (usize, String)> {
     let mut found = Vec::new();
     for (number, line) in prose(text) {
@@ -109,8 +110,8 @@ fn links(text: &str) -> impl Iterator<Item = (usize, String)> {
     found.into_iter()
 }
 
-/// The anchors of headings, formed as by GitHub and mdBook: lower case, no punctuation, a hyphen
-/// for each space, and a number for each further heading with the same text.
+/// Returns the anchors of headings in the form of GitHub and mdBook: lower case, no punctuation, a
+/// hyphen for each space, and a number for each further heading with the same text.
 fn anchors(text: &str) -> impl Iterator<Item = String> {
     let mut seen: HashMap<String, usize> = HashMap::new();
     let heading = |line: &str| {

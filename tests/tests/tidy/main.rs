@@ -1,6 +1,7 @@
-//! Checks the structure of the sources: no module imports one above it, no file is long, unsafe
-//! code is in amp-core's `ffi` alone, some file mentions every page, and every link leads to an
-//! existing page or heading. Each finding is one line.
+//! Checks the structure of the sources. No module imports a module above it, no file is too long,
+//! unsafe code is only in amp-core's `ffi`, some file mentions every page, every link leads to an
+//! existing page or heading, and the comments of functions begin with a verb. Each finding is one
+//! line.
 
 mod files;
 mod imports;
@@ -9,10 +10,11 @@ mod modules;
 mod pages;
 mod planted;
 mod unsafety;
+mod verbs;
 
 use std::path::{Path, PathBuf};
 
-/// amp-core's modules, from bottom to top: each may import the ones before it.
+/// amp-core's modules from bottom to top. Each may import those before it.
 const AMP_CORE: &[&str] = &[
     "error",
     "parameter",
@@ -48,7 +50,7 @@ const AMP_CORE: &[&str] = &[
     "trainer",
 ];
 
-/// amp-derive's modules.
+/// amp-derive's modules from bottom to top.
 const AMP_DERIVE: &[&str] = &[
     "manifest",
     "symbol",
@@ -66,7 +68,7 @@ const AMP_DERIVE: &[&str] = &[
     "batch",
 ];
 
-/// amp-verify's modules.
+/// amp-verify's modules from bottom to top.
 const AMP_VERIFY: &[&str] = &[
     "text",
     "python",
@@ -99,13 +101,16 @@ const AMP_VERIFY: &[&str] = &[
     "cli",
 ];
 
+/// The folders in which comments of functions begin with a verb.
+const VERBS: &[&str] = &["amp-core"];
+
 /// The only folder with unsafe code.
 const FFI: &str = "amp-core/src/ffi";
 
-/// The place of a finding, and the remedy.
+/// A violation, with its place and the remedy.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Finding {
-    /// Relative to the workspace.
+    /// The path relative to the workspace.
     file: PathBuf,
     line: usize,
     text: String,
@@ -159,7 +164,7 @@ fn unsafe_code_is_in_the_ffi_alone() {
 
 #[test]
 fn every_page_is_mentioned() {
-    assert_none(pages::orphans(&root()));
+    assert_none(pages::unlinked_pages(&root()));
 }
 
 #[test]
@@ -170,4 +175,9 @@ fn every_link_leads_somewhere() {
 #[test]
 fn the_book_has_every_page_of_its_folder_and_no_link_out_of_it() {
     assert_none(links::outside_the_book(&root()));
+}
+
+#[test]
+fn comments_of_functions_begin_with_a_verb() {
+    assert_none(verbs::missing(&root(), VERBS));
 }

@@ -1,4 +1,4 @@
-//! The modules of a crate as declared by `mod`, and the meaning of the names at its root.
+//! Finds the modules of a crate, as declared by `mod`, and the meaning of the names at its root.
 
 use std::{
     collections::HashMap,
@@ -9,16 +9,16 @@ use syn::{Attribute, Item, ItemMod, Meta, UseTree};
 
 use crate::{Finding, files};
 
-/// A file of the crate, without tests.
+/// A file of the crate, without test code.
 pub(crate) struct Source {
-    /// Relative to the workspace.
+    /// The path relative to the workspace.
     pub(crate) file: PathBuf,
-    /// Its module below the crate's root; empty for `lib.rs`.
+    /// The path of its module below the crate's root; empty for `lib.rs`.
     pub(crate) module: Vec<String>,
     pub(crate) items: Vec<Item>,
 }
 
-/// The sources of a crate, and the files that could not be read.
+/// Reads the sources of a crate; also returns findings for files that could not be read.
 pub(crate) fn sources(root: &Path, krate: &str) -> (Vec<Source>, Vec<Finding>) {
     let (mut sources, mut findings) = (Vec::new(), Vec::new());
     let folder = Path::new(krate).join("src");
@@ -61,14 +61,14 @@ pub(crate) fn is_test(attrs: &[Attribute]) -> bool {
     })
 }
 
-/// The meaning of `crate::NAME`.
+/// The item to which `crate::NAME` refers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Meaning {
-    /// An item in this module.
+    /// An item of this module.
     Module(String),
-    /// An item of another crate, which is not an import between modules.
+    /// An item of another crate. Its use is not an import between modules.
     Foreign,
-    /// An item defined at the root itself, above all modules.
+    /// An item that is defined at the root, above all modules.
     Root,
 }
 
@@ -90,7 +90,7 @@ impl Names {
                 re_exported(&import.tree, None, &modules, &mut names);
             }
         }
-        // `#[macro_export]` puts macros at the root, wherever they are written.
+        // Macros with `#[macro_export]` are at the root, in whichever module they are defined.
         for source in sources {
             let Some(module) = source.module.first() else { continue };
             for item in &source.items {
@@ -110,7 +110,7 @@ impl Names {
     }
 }
 
-/// The modules that a root declares in files of their own.
+/// Returns the modules that the root declares in separate files.
 pub(crate) fn declared<'a>(items: &[&'a Item]) -> impl Iterator<Item = &'a ItemMod> {
     let modules = items.iter().filter_map(|item| match item {
         Item::Mod(module) if module.content.is_none() && !is_test(&module.attrs) => Some(module),
@@ -119,7 +119,8 @@ pub(crate) fn declared<'a>(items: &[&'a Item]) -> impl Iterator<Item = &'a ItemM
     modules.collect::<Vec<_>>().into_iter()
 }
 
-/// `first` is the first name of the path after `crate` and `self`.
+/// Adds the names that a re-export at the root defines. `first` is the first segment of the path
+/// after `crate` and `self`.
 fn re_exported(
     tree: &UseTree,
     first: Option<&str>,
@@ -130,7 +131,7 @@ fn re_exported(
         let first = first.unwrap_or(original);
         match modules.iter().find(|module| *module == first) {
             Some(module) => drop(names.insert(name, Meaning::Module(module.clone()))),
-            // A trait and a derive may have the same name; the one in this crate counts.
+            // A trait and a derive macro may have the same name. The one in this crate counts.
             None => drop(names.entry(name).or_insert(Meaning::Foreign)),
         }
     };

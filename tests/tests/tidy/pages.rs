@@ -1,4 +1,4 @@
-//! Pages to which no other file refers.
+//! Finds pages to which no other file refers.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -7,8 +7,8 @@ use crate::{
     files::{all, ends_in, text},
 };
 
-/// Pages (`*.md`) that no other file names by a path, except the workspace's README.
-pub(crate) fn orphans(root: &Path) -> Vec<Finding> {
+/// Finds pages (`*.md`) whose path no other file mentions. The workspace's README is exempt.
+pub(crate) fn unlinked_pages(root: &Path) -> Vec<Finding> {
     let files = all(root);
     let pages: Vec<&PathBuf> = files.iter().filter(|file| ends_in(file, &["md"])).collect();
     let mut mentioned = vec![Path::new("README.md").to_owned()];
@@ -18,20 +18,20 @@ pub(crate) fn orphans(root: &Path) -> Vec<Finding> {
             mentioned.extend(meant(path, file, &pages).filter(|page| page != file));
         }
     }
-    let orphans = pages.into_iter().filter(|page| !mentioned.contains(page));
+    let unlinked_pages = pages.into_iter().filter(|page| !mentioned.contains(page));
     let advice = "no other page or source mentions this page: link it, or remove it";
-    orphans.map(|page| Finding::new(page, 1, advice)).collect()
+    unlinked_pages.map(|page| Finding::new(page, 1, advice)).collect()
 }
 
-/// Text that looks like the path of a page.
+/// Returns the parts of a text that look like the path of a page.
 fn paths(text: &str) -> impl Iterator<Item = &str> {
     let is_part = |c: char| c.is_alphanumeric() || "_-./".contains(c);
     let words = text.split(move |c| !is_part(c)).map(|word| word.trim_end_matches('.'));
     words.filter(|word| word.ends_with(".md"))
 }
 
-/// The pages that `path` in `file` may mean: relative to the file's folder, relative to a folder
-/// above it, or by a name that only one page has.
+/// Returns the pages that `path` in `file` may mean: relative to the file's folder, relative to a
+/// folder above it, or by a name that only one page has.
 fn meant(path: &str, file: &Path, pages: &[&PathBuf]) -> impl Iterator<Item = PathBuf> {
     let seen = file.ancestors().skip(1).map(|folder| plain(&folder.join(path)));
     let mut found: Vec<PathBuf> = seen.filter(|seen| pages.contains(&seen)).take(1).collect();
@@ -42,7 +42,7 @@ fn meant(path: &str, file: &Path, pages: &[&PathBuf]) -> impl Iterator<Item = Pa
     found.into_iter()
 }
 
-/// The path without `.` and `..`.
+/// Resolves `.` and `..` in a path.
 pub(crate) fn plain(path: &Path) -> PathBuf {
     path.components().fold(PathBuf::new(), |mut plain, part| {
         match part {

@@ -1,4 +1,4 @@
-//! The checks find planted faults, each in a workspace of its own.
+//! Tests that the checks find violations. Each violation is put into its own small workspace.
 
 use std::{
     fs,
@@ -11,12 +11,13 @@ use crate::{
     AMP_DERIVE, Finding, files,
     imports::upward,
     links,
-    pages::orphans,
+    pages::unlinked_pages,
     root,
     unsafety::{outside, words},
+    verbs,
 };
 
-/// A workspace of these files.
+/// Creates a workspace with these files.
 fn planted(files: &[(&str, &str)]) -> TempDir {
     let folder = tempdir().expect("a temporary folder");
     for (file, text) in files {
@@ -27,7 +28,7 @@ fn planted(files: &[(&str, &str)]) -> TempDir {
     folder
 }
 
-/// The findings as `file:line: text`.
+/// Formats the findings as `file:line: text`.
 fn shown(findings: Vec<Finding>) -> Vec<String> {
     let show = |Finding { file, line, text }| format!("{}:{line}: {text}", file.display());
     let mut lines: Vec<String> = findings.into_iter().map(show).collect();
@@ -35,7 +36,7 @@ fn shown(findings: Vec<Finding>) -> Vec<String> {
     lines
 }
 
-/// Findings about `low`, in a crate whose root begins with `root`.
+/// Returns the findings for the module `low` in a crate whose root file begins with `root`.
 fn about_low(root: &str, low: &str) -> Vec<String> {
     let root = format!("mod low;\nmod high;\n{root}");
     let folder = planted(&[
@@ -117,7 +118,7 @@ fn missing_and_unknown_modules_of_the_order_are_found() {
     assert!(found[1].starts_with("kit/src/lib.rs:1: no module `gone`"), "{found:?}");
 }
 
-/// Plants the import in a copy of a crate without findings.
+/// Adds an upward import to a copy of a crate without findings.
 #[test]
 fn an_import_planted_in_amp_derive_is_found() {
     let folder = tempdir().expect("a temporary folder");
@@ -142,10 +143,7 @@ fn a_long_file_is_found() {
     let (fits, long) = ("\n".repeat(400), "\n".repeat(401));
     let folder = planted(&[("a/fits.rs", &fits), ("a/long.rs", &long), ("target/long.rs", &long)]);
     let found = shown(files::long(folder.path()));
-    assert_eq!(
-        found,
-        ["a/long.rs:401: 401 lines, at most 400: move one matter to a file of its own"]
-    );
+    assert_eq!(found, ["a/long.rs:401: 401 lines, at most 400: move a part into another file"]);
 }
 
 #[test]
@@ -170,13 +168,13 @@ fn unsafe_code_is_found() {
     let found = shown(outside(folder.path(), Path::new("kit/src/ffi")));
     assert_eq!(
         found,
-        ["kit/src/lib.rs:1: `unsafe`: unsafe code is in kit/src/ffi alone; call a safe \
+        ["kit/src/lib.rs:1: `unsafe`: unsafe code is allowed only in kit/src/ffi; call a safe \
                         function there"]
     );
 }
 
 #[test]
-fn an_orphan_is_found() {
+fn an_unlinked_page_is_found() {
     let folder = planted(&[
         ("README.md", "See [the guide](docs/GUIDE.md) and `RULES.md`."),
         ("docs/GUIDE.md", "See [the kit](../kit/README.md)."),
@@ -189,7 +187,7 @@ fn an_orphan_is_found() {
     ]);
     let advice = "no other page or source mentions this page: link it, or remove it";
     let expected = ["docs/ALONE.md", "other/README.md"].map(|page| format!("{page}:1: {advice}"));
-    assert_eq!(shown(orphans(folder.path())), expected);
+    assert_eq!(shown(unlinked_pages(folder.path())), expected);
 }
 
 #[test]
@@ -227,4 +225,19 @@ fn a_page_outside_the_book_is_found() {
         "docs/guide/two.md:2: link `../../README.md`: name the file in backticks: the book has docs alone",
     ];
     assert_eq!(shown(links::outside_the_book(folder.path())), expected);
+}
+
+#[test]
+fn a_comment_without_a_verb_is_found() {
+    let source = "/// The sum.\nfn a() {}\n\
+                  struct S;\nimpl S {\n/// Bytes of it.\n#[must_use]\nfn b() {}\n/// Returns it.\nfn c() {}\n}\n\
+                  trait T {\n/// As [`a`].\nfn d();\n}\n\
+                  /// `x` squared.\nfn e() {\n/// Torch's sum.\nfn inner() {}\n}\n\
+                  /// A sum is a sum.\n#[test]\nfn f() {}\n/// One case.\n#[rstest]\n#[case(1)]\nfn g() {}\n\
+                  /// A struct.\nstruct U;\nfn h() {}\n/// Drops: all.\nfn i() {}\n/// # Errors\n/// When it fails.\nfn j() {}\n";
+    let folder = planted(&[("kit/src/lib.rs", source), ("other/src/lib.rs", "/// A.\nfn a() {}")]);
+    let advice = "is not a verb: begin the comment of a function as in `Returns the sum.`";
+    let expected = [(12, "As"), (15, "`x`"), (17, "Torch's"), (1, "The"), (5, "Bytes")]
+        .map(|(line, word)| format!("kit/src/lib.rs:{line}: `{word}` {advice}"));
+    assert_eq!(shown(verbs::missing(folder.path(), &["kit"])), expected);
 }

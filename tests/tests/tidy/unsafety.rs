@@ -1,4 +1,4 @@
-//! Unsafe code, and lint attributes that allow it.
+//! Finds unsafe code, and lint attributes that allow it.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::{
     files::{all, ends_in, text},
 };
 
-/// The word `unsafe`, and lint attributes that allow it, outside the folder `home`.
+/// Finds the word `unsafe`, and lint attributes that allow unsafe code, outside the folder `home`.
 pub(crate) fn outside(root: &Path, home: &Path) -> Vec<Finding> {
     let sources = all(root).into_iter().filter(|file| ends_in(file, &["rs"]));
     let mut findings = Vec::new();
@@ -19,8 +19,9 @@ pub(crate) fn outside(root: &Path, home: &Path) -> Vec<Finding> {
         if source.contains("unsafe") {
             findings.extend(words(&source).into_iter().map(|(line, word)| {
                 let home = home.display();
-                let text =
-                    format!("{word}: unsafe code is in {home} alone; call a safe function there");
+                let text = format!(
+                    "{word}: unsafe code is allowed only in {home}; call a safe function there"
+                );
                 Finding::new(&file, line, text)
             }));
         }
@@ -28,7 +29,7 @@ pub(crate) fn outside(root: &Path, home: &Path) -> Vec<Finding> {
     findings
 }
 
-/// The occurrences outside comments and strings.
+/// Returns the occurrences outside comments and strings, with their line numbers.
 pub(crate) fn words(source: &str) -> Vec<(usize, String)> {
     let Ok(tokens) = source.parse::<TokenStream>() else {
         return vec![(1, "not valid Rust, so that unsafe code cannot be found".to_owned())];
@@ -38,7 +39,8 @@ pub(crate) fn words(source: &str) -> Vec<(usize, String)> {
     found
 }
 
-/// `allowed` is true if the tokens belong to a lint attribute other than `deny` and `forbid`.
+/// Collects occurrences. `allowed` is true if the tokens belong to a lint attribute other than
+/// `deny` and `forbid`.
 fn collect(tokens: TokenStream, allowed: bool, found: &mut Vec<(usize, String)>) {
     let mut levels = false;
     for token in tokens {

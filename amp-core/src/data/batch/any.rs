@@ -13,19 +13,20 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum FieldRole {
-    /// Values; dimension 0 counts the examples. Floating ones get the precision's dtype, integers and
-    /// booleans keep theirs.
+    /// Values such as inputs, with one row per example in dimension 0. The loader casts
+    /// floating-point values to the precision's dtype; integers and booleans keep their dtype.
     #[default]
     Value,
     /// Integer indices, for example of tokens or classes; they keep their dtype.
     Ids,
-    /// A mask: where an element exists (boolean or integer), or a term added to scores (floating). It
-    /// keeps its dtype.
+    /// A mask, which keeps its dtype. A boolean or integer mask says which elements exist; a
+    /// floating-point mask is added to attention scores.
     Mask,
-    /// The weight of each target in the loss, floating or boolean; it keeps its dtype. Batches that are
-    /// accumulated into one step are weighted by the sum of these weights instead of by their examples.
+    /// The weight of each target in the loss, floating-point or boolean. It keeps its dtype.
+    /// Batches that are accumulated into one step are weighted by the sum of these weights instead
+    /// of by their examples.
     Weights,
-    /// Values that belong to the whole batch. They are neither selected nor split.
+    /// Values that belong to the whole batch. The loader neither selects nor splits them.
     Shared,
 }
 
@@ -41,24 +42,25 @@ pub(super) struct Field {
 /// name. A model converts it to its own type with [`BatchType::from_any`](super::BatchType::from_any).
 #[derive(Debug)]
 pub struct AnyBatch {
-    /// The name of the type from which it was made.
+    /// The name of the type from which the batch was made.
     of: &'static str,
     pub(super) fields: Vec<Field>,
-    /// The sum of its weights, once it was requested or its tensors left the host.
+    /// The sum of the batch's weights. It is computed on request, or before the tensors leave the
+    /// host.
     pub(super) weight: OnceCell<f64>,
-    /// Whether it is known that losses ignore none of its classes.
+    /// Whether a check has shown that losses ignore none of the classes.
     complete: bool,
-    /// Whether it is a single example, whose tensors have no dimension for examples.
+    /// Whether this is a single example, whose tensors have no dimension for examples.
     single: bool,
 }
 
 impl AnyBatch {
-    /// A batch without tensors, for the type of this name.
+    /// Creates a batch without tensors, for the type of this name.
     pub fn new(of: &'static str) -> Self {
         Self { of, fields: Vec::new(), weight: OnceCell::new(), complete: false, single: false }
     }
 
-    /// An example without tensors, for the type of this name.
+    /// Returns an example without tensors, for the type of this name.
     pub(in crate::data) fn single(of: &'static str) -> Self {
         Self { single: true, ..Self::new(of) }
     }
@@ -77,7 +79,7 @@ impl AnyBatch {
         let (name, of) = (name.into(), self.of);
         let refused = |why: String| Err(Error::config(format!("the batch `{of}`: {why}")));
         if !tensor.defined() {
-            return refused(format!("`{name}` is an undefined tensor"));
+            return refused(format!("`{name}` is an undefined tensor: give it values"));
         }
         let kind = tensor.kind();
         if self.tensor(&name).is_some() {
@@ -113,12 +115,12 @@ impl AnyBatch {
         Ok(())
     }
 
-    /// The tensor of this name.
+    /// Returns the tensor of this name.
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
         self.fields.iter().find(|field| field.name == name).map(|field| &field.tensor)
     }
 
-    /// The tensor of this name, which the model needs.
+    /// Returns the tensor of this name, which the model needs.
     ///
     /// # Errors
     /// When it is missing.
@@ -137,44 +139,45 @@ impl AnyBatch {
         })
     }
 
-    /// Its tensors by name, in order of declaration.
+    /// Returns the batch's tensors by name, in order of declaration.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.fields.iter().map(|field| (&*field.name, &field.tensor))
     }
 
-    /// Its tensors with their roles.
+    /// Returns the batch's tensors with their roles.
     pub(in crate::data) fn fields(&self) -> impl Iterator<Item = (&str, &Tensor, FieldRole)> {
         self.fields.iter().map(|field| (&*field.name, &field.tensor, field.role))
     }
 
-    /// The type from which it was made.
+    /// Returns the name of the type from which the batch was made.
     pub(in crate::data) fn of(&self) -> &'static str {
         self.of
     }
 
-    /// The tensors whose values enter the computation; masks may be missing there.
+    /// Returns the tensors that can hold values outside a dtype's range. Masks are not returned.
     pub(crate) fn numbers(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         let fields = self.fields.iter().filter(|field| field.role != FieldRole::Mask);
         fields.map(|field| (&*field.name, &field.tensor))
     }
 
-    /// The tensors of values, with one value per example.
+    /// Returns the tensors of values, with one value per example.
     pub(super) fn values(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         let fields = self.fields.iter().filter(|field| field.role == FieldRole::Value);
         fields.map(|field| (&*field.name, &field.tensor))
     }
 
-    /// Number of examples; 0 for a batch without tensors.
+    /// Returns the number of examples; 0 for a batch without tensors.
     pub fn len(&self) -> i64 {
         self.per_example().next().map_or(0, |field| field.tensor.size()[0])
     }
 
-    /// Whether it has no example.
+    /// Returns whether the batch has no example.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Its weight among batches that are averaged: the sum of its weights, or its number of examples.
+    /// Returns the batch's weight among batches that are averaged: the sum of its weights, or its
+    /// number of examples.
     ///
     /// # Errors
     /// When weights cannot be read from the device.
@@ -187,13 +190,13 @@ impl AnyBatch {
         Ok(*self.weight.get_or_init(|| sum))
     }
 
-    /// Whether it has a tensor of weights.
+    /// Returns whether the batch has a tensor of weights.
     pub(crate) fn has_weights(&self) -> bool {
         self.weights().is_some()
     }
 
-    /// Its weight for a loss that is a mean over its examples, or over their weights if it has any; reads
-    /// nothing from the device.
+    /// Returns the batch's weight for a loss that is a mean over its examples or, if there are
+    /// weights, a weighted mean. Reads nothing from the device.
     ///
     /// # Errors
     /// When weights cannot be added up.
@@ -204,8 +207,8 @@ impl AnyBatch {
         }
     }
 
-    /// Its weight for a loss that is a mean over `over`, where `target` is one of its tensors; reads
-    /// nothing from the device.
+    /// Returns the batch's weight for a loss that is a mean over `over`, where `target` is one of
+    /// its tensors. Reads nothing from the device.
     ///
     /// # Errors
     /// When targets cannot be counted.
@@ -219,12 +222,13 @@ impl AnyBatch {
         self.counted()
     }
 
-    /// Whether it is known that losses ignore none of its classes, so that nothing has to be counted.
+    /// Returns whether a check has shown that losses ignore none of the classes. Nothing has to be
+    /// counted then.
     pub(crate) fn is_complete(&self) -> bool {
         self.complete
     }
 
-    /// Checks whether losses ignore one of its classes. Waits for the device.
+    /// Checks whether losses ignore one of the batch's classes. Waits for the device.
     pub(crate) fn noting_ignored(mut self) -> Result<Self> {
         let mut complete = true;
         for field in self.per_example() {
@@ -237,13 +241,13 @@ impl AnyBatch {
         Ok(self)
     }
 
-    /// The batch on the policy's device, with values in its dtype.
+    /// Returns the batch on the policy's device, with its values in the policy's dtype.
     ///
     /// # Errors
-    /// When the device has no room.
+    /// When the device has not enough memory.
     pub fn place(&self, policy: Policy) -> Result<Self> {
         if self.weights().is_some_and(|field| field.tensor.device() == Device::Cpu) {
-            // Reading it later would wait for the device.
+            // Reading the weight after the move would wait for the device.
             let _ = self.weight()?;
         }
         let placed = self.with(|field| {
@@ -253,7 +257,7 @@ impl AnyBatch {
         Ok(Self { weight: self.weight.clone(), ..placed })
     }
 
-    /// The same batch with these tensors instead of its own, in order.
+    /// Returns the same batch with these tensors instead of its own, in order.
     pub(crate) fn with_tensors(&self, tensors: Vec<Tensor>) -> Self {
         debug_assert_eq!(tensors.len(), self.fields.len());
         let fields = self.fields.iter().zip(tensors);
@@ -266,7 +270,7 @@ impl AnyBatch {
         }
     }
 
-    /// Bytes that [`AnyBatch::place`] takes on another device.
+    /// Returns the number of bytes that [`AnyBatch::place`] allocates on another device.
     pub(crate) fn placed_bytes(&self, precision: Precision) -> u64 {
         let bytes = |field: &Field| {
             field.tensor.numel() as u64 * field.placed_kind(precision).elt_size_in_bytes() as u64
@@ -274,22 +278,23 @@ impl AnyBatch {
         self.fields.iter().map(bytes).sum()
     }
 
-    /// Whether all its tensors are on `device`.
+    /// Returns whether all its tensors are on `device`.
     pub(crate) fn is_on(&self, device: Device) -> bool {
         self.fields.iter().all(|field| field.tensor.device() == device)
     }
 
-    /// The device of its tensors, if it has any.
+    /// Returns the device of the batch's tensors, or `None` if it has no tensors.
     pub(crate) fn device(&self) -> Option<Device> {
         self.fields.first().map(|field| field.tensor.device())
     }
 
-    /// Bytes of its tensors.
+    /// Returns the number of bytes of the batch's tensors.
     pub(crate) fn bytes(&self) -> u64 {
         self.fields.iter().map(|field| tensor_bytes(&field.tensor)).sum()
     }
 
-    /// Bytes of its tensors that do not share memory with `other`'s.
+    /// Returns the number of bytes of the batch's tensors that do not share memory with tensors of
+    /// `other`.
     pub(crate) fn bytes_not_shared_with(&self, other: Option<&Self>) -> u64 {
         let Some(other) = other else { return self.bytes() };
         let pairs = self.fields.iter().zip(&other.fields);
@@ -297,12 +302,12 @@ impl AnyBatch {
         own.map(|(own, _)| tensor_bytes(&own.tensor)).sum()
     }
 
-    /// The examples at these indices, given as int64 on the batch's device.
+    /// Returns the examples at these indices, given as int64 on the batch's device.
     pub(crate) fn select(&self, index: &Tensor) -> Result<Self> {
         self.each_example(|tensor| Ok(tensor.f_index_select(0, index)?))
     }
 
-    /// `length` examples from `start` on, in the same memory.
+    /// Returns `length` examples from `start` on, in the same memory.
     ///
     /// # Errors
     /// When there are fewer.
@@ -310,8 +315,8 @@ impl AnyBatch {
         self.each_example(|tensor| Ok(tensor.f_narrow(0, start, length)?))
     }
 
-    /// The examples in at most this number of equal parts, of which the last may be smaller; `None` for
-    /// one part, which is the batch itself.
+    /// Splits the examples into at most this number of equal parts, of which the last may be
+    /// smaller; `None` if the batch cannot be split.
     ///
     /// # Errors
     /// When libtorch refuses to narrow a tensor.
@@ -326,18 +331,18 @@ impl AnyBatch {
         parts.collect::<Result<_>>().map(Some)
     }
 
-    /// A copy in other memory.
+    /// Returns a copy in other memory.
     pub(crate) fn copied(&self) -> Result<Self> {
         let copied = self.with(|field| Ok(field.tensor.f_detach_copy()?))?;
         Ok(Self { weight: self.weight.clone(), ..copied })
     }
 
-    /// Handles of the same tensors.
+    /// Returns handles of the same tensors.
     pub(crate) fn shallow_clone(&self) -> Self {
         self.with_tensors(self.fields.iter().map(|field| field.tensor.shallow_clone()).collect())
     }
 
-    /// Whether its tensors have the names, shapes and dtypes of the other's.
+    /// Returns whether the tensors of both batches have the same names, shapes and dtypes.
     pub(crate) fn is_like(&self, other: &Self) -> bool {
         let alike = |own: &Field, other: &Field| {
             own.name == other.name
@@ -364,7 +369,7 @@ impl AnyBatch {
         })
     }
 
-    /// The batch with other examples.
+    /// Returns the batch with `change` applied to each tensor that has examples.
     fn with(&self, change: impl Fn(&Field) -> Result<Tensor>) -> Result<Self> {
         let fields = self.fields.iter().map(|field| Ok(field.of(change(field)?)));
         let fields = fields.collect::<Result<_>>()?;
@@ -374,7 +379,7 @@ impl AnyBatch {
 }
 
 impl Field {
-    /// This field of another batch.
+    /// Returns this field of another batch.
     fn of(&self, tensor: Tensor) -> Self {
         Self { name: self.name.clone(), tensor, role: self.role }
     }

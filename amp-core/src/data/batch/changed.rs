@@ -1,4 +1,4 @@
-//! Batches made of others.
+//! Batches made from other batches.
 
 use std::cell::OnceCell;
 
@@ -8,7 +8,8 @@ use super::{AnyBatch, FieldRole};
 use crate::{Error, Result};
 
 impl AnyBatch {
-    /// Puts another tensor in the place of a field's, with as many examples and of a dtype that fits its role.
+    /// Replaces the tensor of a field. The new tensor has as many examples, and a dtype that fits
+    /// the role.
     ///
     /// # Errors
     /// When the batch has no such field, or the tensor does not fit.
@@ -16,7 +17,7 @@ impl AnyBatch {
         let _ = self.required(name)?;
         let (count, of) = (self.len(), self.of());
         for field in self.fields.iter_mut().filter(|field| field.name == name) {
-            // Refuses what no batch may have.
+            // `push` refuses a tensor that does not fit the role.
             Self::new(of).push(field.name.clone(), tensor, field.role)?;
             let given = tensor.size().first().copied().unwrap_or(0);
             if field.role != FieldRole::Shared && given != count {
@@ -35,7 +36,7 @@ impl AnyBatch {
 
 #[cfg(feature = "parquet")]
 impl AnyBatch {
-    /// The examples of all batches, which have the same fields, one after the other.
+    /// Concatenates batches that have the same fields.
     ///
     /// # Errors
     /// When there is no batch, or their fields differ.

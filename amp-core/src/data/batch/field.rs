@@ -5,20 +5,20 @@ use tch::Tensor;
 use super::{AnyBatch, FieldRole};
 use crate::Result;
 
-/// A struct of tensors, on batches of which a model trains. Derive it with
-/// [`derive(Batch)`](derive@crate::Batch); [`Batch`](super::Batch) is one with an input and a target.
+/// A struct of tensors that serves as a model's training batch. Derive it with
+/// [`derive(Batch)`](derive@crate::Batch). [`Batch`](super::Batch) has an input and a target.
 pub trait BatchType: Sized {
-    /// Its tensors by name: handles of the same memory.
+    /// Returns the batch's tensors by name, as handles of the same memory.
     ///
     /// # Errors
-    /// When they differ in dimension 0, or a dtype does not fit its role.
+    /// When the tensors differ in dimension 0, or a dtype does not fit its role.
     fn to_any(&self) -> Result<AnyBatch>;
 
-    /// The struct with these tensors: handles of the same memory. Tensors for which it has no field are
-    /// ignored.
+    /// Makes the struct from these tensors, as handles of the same memory. It ignores tensors for
+    /// which the struct has no field.
     ///
     /// # Errors
-    /// When one of its fields is missing.
+    /// When the batch lacks the tensor of a field.
     fn from_any(batch: &AnyBatch) -> Result<Self>;
 }
 
@@ -32,7 +32,7 @@ impl BatchType for AnyBatch {
     }
 }
 
-/// Calls `run` with the batch converted to its type.
+/// Converts the batch to its own type and calls `run` with it.
 #[doc(hidden)]
 pub fn with_batch<B: BatchType, T>(
     batch: &AnyBatch,
@@ -41,7 +41,7 @@ pub fn with_batch<B: BatchType, T>(
     run(&B::from_any(batch)?)
 }
 
-/// A forward pass's output as predictions.
+/// Returns the output of a forward pass as a batch of predictions.
 #[doc(hidden)]
 pub fn predictions(output: &impl BatchField) -> Result<AnyBatch> {
     let mut predictions = AnyBatch::new("predictions");
@@ -49,19 +49,21 @@ pub fn predictions(output: &impl BatchField) -> Result<AnyBatch> {
     Ok(predictions)
 }
 
-/// The field of a batch that `of` returns, by its dotted name.
+/// Takes a field by its dotted name. The type of `of`, which returns the field of a batch, decides
+/// the type of the result.
 #[doc(hidden)]
 pub fn take_field<B, F: BatchField>(
     name: &str,
     batch: &AnyBatch,
     of: impl Fn(&B) -> &F,
 ) -> Result<F> {
-    // Its only purpose is the field's type; it is not called.
+    // `of` only fixes the field's type; it is not called.
     let _ = of;
     F::take(name, batch)
 }
 
-/// The dotted name of a field in a nested batch: `parent.name`, or `name` where `parent` is empty.
+/// Returns the dotted name of a field in a nested batch: `parent.name`, or `name` if `parent` is
+/// empty.
 #[doc(hidden)]
 pub fn field_name(parent: &str, field: &str) -> String {
     match parent {
@@ -70,33 +72,34 @@ pub fn field_name(parent: &str, field: &str) -> String {
     }
 }
 
-/// What a field of a batch may be: a tensor, an option, a list, or another struct of such fields.
+/// The type of a batch's field: a tensor, an option, a list, or a struct of such fields.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be a field of a batch",
     note = "fields are tensors, options, lists and tuples of fields, and structs that derive `Batch`"
 )]
 pub trait BatchField: Sized {
-    /// The type that a forward pass takes.
+    /// The type that a forward pass takes for this field.
     type Ref<'a>
     where
         Self: 'a;
 
-    /// The argument of a forward pass: `&Tensor` of a tensor, `Option<&Tensor>` of an option.
+    /// Returns the argument of a forward pass: `&Tensor` for a tensor, `Option<&Tensor>` for an
+    /// option.
     fn borrow(&self) -> Self::Ref<'_>;
 
-    /// Adds its tensors to `batch` under `name`.
+    /// Adds the field's tensors to `batch` under `name`.
     ///
     /// # Errors
-    /// As [`AnyBatch::push`].
+    /// The errors of [`AnyBatch::push`].
     fn put(&self, name: Cow<'static, str>, role: FieldRole, batch: &mut AnyBatch) -> Result<()>;
 
-    /// Takes its tensors from `batch`.
+    /// Takes the field's tensors from `batch`.
     ///
     /// # Errors
-    /// When one is missing.
+    /// When a tensor is missing.
     fn take(name: &str, batch: &AnyBatch) -> Result<Self>;
 
-    /// Whether `batch` has any of its tensors.
+    /// Returns whether `batch` has any tensor of the field.
     fn is_in(name: &str, batch: &AnyBatch) -> bool {
         batch.tensors().any(|(found, _)| {
             let rest = found.strip_prefix(name);
@@ -121,7 +124,7 @@ impl BatchField for Tensor {
     }
 }
 
-/// A field that a batch may lack.
+/// An optional field.
 impl<F: BatchField> BatchField for Option<F> {
     type Ref<'a>
         = Option<F::Ref<'a>>
@@ -141,7 +144,7 @@ impl<F: BatchField> BatchField for Option<F> {
     }
 }
 
-/// A list, its items under `name.0`, `name.1` and so on.
+/// A list. Its items have the names `name.0`, `name.1` and so on.
 impl<F: BatchField> BatchField for Vec<F> {
     type Ref<'a>
         = &'a [F]
@@ -163,7 +166,7 @@ impl<F: BatchField> BatchField for Vec<F> {
     }
 }
 
-/// Several fields under `name.0`, `name.1` and so on.
+/// Several fields with the names `name.0`, `name.1` and so on.
 macro_rules! tuple {
     ($($field:ident $at:tt),+) => {
         impl<$($field: BatchField),+> BatchField for ($($field,)+) {

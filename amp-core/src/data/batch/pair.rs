@@ -5,7 +5,7 @@ use tch::Tensor;
 use super::{AnyBatch, BatchField, BatchType, FieldRole, field_name};
 use crate::{Error, Result, precision::Policy};
 
-/// Some examples: inputs and their targets, equal in dimension 0.
+/// A batch of inputs and their targets, with equal dimension 0.
 #[derive(Debug)]
 pub struct Batch {
     /// `[N, …]`.
@@ -28,21 +28,22 @@ impl Batch {
         Ok(Self { input, target })
     }
 
-    /// Number of examples.
+    /// Returns the number of examples.
     #[expect(clippy::len_without_is_empty, reason = "a batch has examples")]
     pub fn len(&self) -> i64 {
         self.input.size().first().copied().unwrap_or(0)
     }
 
-    /// The examples on the policy's device, floating ones in its dtype.
+    /// Returns the examples on the policy's device, with floating-point tensors in the policy's
+    /// dtype.
     ///
     /// # Errors
-    /// When the device has no room.
+    /// When the device has not enough memory.
     pub fn place(&self, policy: Policy) -> Result<Self> {
         Self::from_any(&self.to_any()?.place(policy)?)
     }
 
-    /// `length` examples from `start` on, in the same memory.
+    /// Returns `length` examples from `start` on, in the same memory.
     ///
     /// # Errors
     /// When there are fewer examples.

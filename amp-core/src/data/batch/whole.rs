@@ -1,15 +1,16 @@
-//! Whole numbers among floating values, which a narrow dtype changes: they may be ids.
+//! Whole numbers stored as floating-point values. They may be ids, and a low-precision dtype
+//! changes large ones.
 
 use tch::{Kind, Tensor};
 
 use super::AnyBatch;
 use crate::{Result, precision::dtype_name};
 
-/// A column of whole numbers, of which a dtype changes some.
+/// A column of whole numbers that a dtype cannot represent exactly.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Changed {
     field: String,
-    /// In the last dimension; `None` for a field of one number an example.
+    /// The column's index in the last dimension; `None` for a field with one number per example.
     column: Option<i64>,
     before: f64,
     after: f64,
@@ -22,14 +23,14 @@ impl std::fmt::Display for Changed {
         let column = column.map_or(String::new(), |at| format!(" in column {at}"));
         write!(
             f,
-            "`{field}` holds whole numbers{column}, and {dtype} makes {after} of {before}: if they are ids, \
+            "`{field}` holds whole numbers{column}, and {dtype} rounds {before} to {after}: if they are ids, \
              give them a field of their own with #[batch(ids)], which keeps its dtype"
         )
     }
 }
 
 impl AnyBatch {
-    /// The first column of whole numbers that `kind` changes.
+    /// Returns the first column of whole numbers that `kind` changes.
     pub(crate) fn changed_whole_numbers(&self, kind: Kind) -> Result<Option<Changed>> {
         for (name, tensor) in self.floating_values() {
             let rows = match tensor.dim() {
@@ -58,7 +59,7 @@ impl AnyBatch {
         Ok(None)
     }
 
-    /// Tensors of floating values, which placing casts.
+    /// Returns tensors of floating-point values. Placing the batch casts them.
     fn floating_values(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.values().filter(|(_, tensor)| matches!(tensor.kind(), Kind::Float | Kind::Double))
     }

@@ -18,7 +18,8 @@ pub struct ColorJitter {
 /// The range of a random factor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Jitter {
-    /// A range of this size to both sides of "no change"; a factor is never below 0.
+    /// A range around the factor that changes nothing: this much to both sides. A factor is never
+    /// below 0.
     By(f64),
     /// From the first to the second number.
     Between(f64, f64),
@@ -37,7 +38,7 @@ impl From<(f64, f64)> for Jitter {
 }
 
 impl Jitter {
-    /// The range, where it changes anything.
+    /// Returns the range, or `None` if it changes nothing.
     fn range(self, name: &str, center: f64, bounds: (f64, f64)) -> Result<Option<(f64, f64)>> {
         let (least, most) = match self {
             Self::By(by) => ((center - by).max(if center > 0.0 { 0.0 } else { -by }), center + by),
@@ -56,12 +57,12 @@ impl Jitter {
 const FACTORS: (f64, f64) = (0.0, f64::INFINITY);
 
 impl ColorJitter {
-    /// No change yet.
+    /// Makes a transform without changes.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Factors from `max(0, 1 - by)` to `1 + by`, or of a range.
+    /// Draws brightness factors from `max(0, 1 - by)` to `1 + by`, or from a range.
     ///
     /// # Errors
     /// When a factor may be negative.
@@ -70,7 +71,7 @@ impl ColorJitter {
         Ok(self)
     }
 
-    /// Factors from `max(0, 1 - by)` to `1 + by`, or of a range.
+    /// Draws contrast factors from `max(0, 1 - by)` to `1 + by`, or from a range.
     ///
     /// # Errors
     /// When a factor may be negative.
@@ -79,7 +80,7 @@ impl ColorJitter {
         Ok(self)
     }
 
-    /// Factors from `max(0, 1 - by)` to `1 + by`, or of a range.
+    /// Draws saturation factors from `max(0, 1 - by)` to `1 + by`, or from a range.
     ///
     /// # Errors
     /// When a factor may be negative.
@@ -88,10 +89,10 @@ impl ColorJitter {
         Ok(self)
     }
 
-    /// Turns the hue by `-by` to `by` of the whole circle, or within a range.
+    /// Turns the hue by a random angle from `-by` to `by`, or from a range. 1 is the whole circle.
     ///
     /// # Errors
-    /// When it may be turned by more than half of the circle.
+    /// When the hue may turn by more than half of the circle.
     pub fn hue(mut self, by: impl Into<Jitter>) -> Result<Self> {
         self.hue = by.into().range("hue", 0.0, (-0.5, 0.5))?;
         Ok(self)
@@ -113,7 +114,7 @@ impl Transform for ColorJitter {
             )));
         }
         let ranges = [self.brightness, self.contrast, self.saturation, self.hue];
-        // For each image its changes in their order, each by its place in `CHANGES` and with its factor.
+        // The changes of each image in their order: the index in `CHANGES`, and the factor.
         let drawn = rngs.iter_mut().map(|rng| {
             let mut order = [0, 1, 2, 3];
             rng.shuffle(&mut order);
@@ -150,12 +151,12 @@ impl Transform for ColorJitter {
     }
 }
 
-/// A change of images `[N, C, H, W]` by a factor for each.
+/// Changes images `[N, C, H, W]` by one factor for each image.
 type Change = fn(&Tensor, &[f64]) -> Result<Tensor>;
 
 const CHANGES: [Change; 4] = [brightness, contrast, saturation, hue];
 
-/// The factors, `[N, 1, 1, 1]` in the dtype in which such images are computed.
+/// Returns the factors, `[N, 1, 1, 1]` in the dtype in which a transform computes.
 fn factors(factors: &[f64], images: &Tensor) -> Result<Tensor> {
     Ok(of_each(factors, images)?.f_to_kind(computed_in(images))?)
 }
@@ -164,7 +165,7 @@ fn computed_in(images: &Tensor) -> Kind {
     if images.kind() == Kind::Double { Kind::Double } else { Kind::Float }
 }
 
-/// The ratio of the one and the rest of the other.
+/// Returns `ratio` · `one` + (1 − `ratio`) · `other` for each image.
 fn blended(one: &Tensor, other: &Tensor, ratios: &[f64]) -> Result<Tensor> {
     let rest: Vec<f64> = ratios.iter().map(|ratio| 1.0 - ratio).collect();
     let (ratios, rest) = (factors(ratios, one)?, factors(&rest, one)?);
@@ -172,7 +173,7 @@ fn blended(one: &Tensor, other: &Tensor, ratios: &[f64]) -> Result<Tensor> {
     Ok(sum.f_clamp(0.0, bound(one.kind()))?.f_to_kind(one.kind())?)
 }
 
-/// `[N, 1, H, W]`, in whole numbers for uint8.
+/// Converts images to gray, `[N, 1, H, W]`, in whole numbers for uint8.
 fn gray(images: &Tensor) -> Result<Tensor> {
     if images.size()[1] == 1 {
         return Ok(images.f_to_kind(computed_in(images))?);
@@ -190,7 +191,8 @@ fn brightness(images: &Tensor, by: &[f64]) -> Result<Tensor> {
 }
 
 fn contrast(images: &Tensor, by: &[f64]) -> Result<Tensor> {
-    // In f64, in which sums of whole numbers are exact: the order in which a device adds does not matter.
+    // The sum is computed in f64, where sums of whole numbers are exact: the order of addition does
+    // not matter.
     let mean = gray(images)?.f_mean_dim([1_i64, 2, 3].as_slice(), true, Kind::Double)?;
     blended(images, &mean.f_to_kind(computed_in(images))?, by)
 }
@@ -202,7 +204,7 @@ fn saturation(images: &Tensor, by: &[f64]) -> Result<Tensor> {
     }
 }
 
-/// Turns the hue by a part of the circle: to HSV and back, by torchvision's formulas.
+/// Turns the hue by a fraction of the circle: converts to HSV and back by torchvision's formulas.
 fn hue(images: &Tensor, turns: &[f64]) -> Result<Tensor> {
     if images.size()[1] == 1 {
         return Ok(images.shallow_clone());
@@ -239,7 +241,7 @@ fn hue(images: &Tensor, turns: &[f64]) -> Result<Tensor> {
     let t = unit(sf.f_add(&ones.f_sub(&s)?)?)?;
     let p = unit(ones.f_sub(&s)?)?;
     let all = Tensor::f_stack(&[&value, &p, &q, &t], 1)?;
-    // The values of red, green and blue in each sixth of the circle.
+    // Where red, green and blue come from in each sixth of the circle.
     let table = [[0_i64, 2, 1, 1, 3, 0], [3, 0, 0, 2, 1, 1], [1, 1, 3, 0, 0, 2]];
     let table = Tensor::f_from_slice(&table.concat())?.f_view([3, 6])?;
     let select =
@@ -250,12 +252,12 @@ fn hue(images: &Tensor, turns: &[f64]) -> Result<Tensor> {
     if !whole {
         return Ok(turned);
     }
-    // torchvision's rounding of floating values to uint8: nearly 256 equal steps.
+    // torchvision's conversion from floating point to uint8: nearly 256 equal steps.
     Ok(turned.f_mul_scalar(255.0 + 1.0 - 1e-3)?.f_to_kind(Kind::Uint8)?)
 }
 
-/// Makes an image f32, from 0 to 1, subtracts the mean of each channel and divides by its standard deviation
-/// (torchvision's ToDtype with scale and Normalize). A double stays one.
+/// Converts an image to f32 from 0 to 1, subtracts the mean of each channel and divides by its
+/// standard deviation (torchvision's ToDtype with scale, and Normalize). An f64 image stays f64.
 #[derive(Debug, Clone)]
 pub struct Normalize {
     mean: Vec<f64>,
@@ -263,10 +265,10 @@ pub struct Normalize {
 }
 
 impl Normalize {
-    /// By these values of each channel.
+    /// Normalizes each channel by its mean and standard deviation.
     ///
     /// # Errors
-    /// When there are not as many of both, or a deviation is not positive.
+    /// When the numbers of means and deviations differ, or a deviation is not positive.
     pub fn new(mean: &[f64], std: &[f64]) -> Result<Self> {
         if mean.len() != std.len() || mean.is_empty() || !std.iter().all(|std| *std > 0.0) {
             return Err(Error::config(format!(
@@ -276,7 +278,7 @@ impl Normalize {
         Ok(Self { mean: mean.to_vec(), std: std.to_vec() })
     }
 
-    /// By the values of ImageNet, which torchvision's pretrained models expect.
+    /// Normalizes by the values of ImageNet, which torchvision's pretrained models expect.
     pub fn imagenet() -> Self {
         Self { mean: vec![0.485, 0.456, 0.406], std: vec![0.229, 0.224, 0.225] }
     }
@@ -295,11 +297,11 @@ impl Transform for Normalize {
 }
 
 impl Normalize {
-    /// One image or a batch of images.
+    /// Normalizes one image or a batch of images.
     fn normalized(&self, image: Tensor, channels: i64) -> Result<Tensor> {
         if channels as usize != self.mean.len() {
             return Err(Error::config(format!(
-                "Normalize has values of {} channels, but the image has {channels}",
+                "Normalize has means for {} channels, but the image has {channels}",
                 self.mean.len()
             )));
         }

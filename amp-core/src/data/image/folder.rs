@@ -11,20 +11,21 @@ use crate::{
     random::Rng,
 };
 
-/// The endings of files that are read.
+/// The file name extensions that are read.
 const ENDINGS: [&str; 3] = ["jpg", "jpeg", "png"];
-/// Formats that torchvision reads in addition: they are refused, not skipped.
+/// Formats that torchvision reads and this crate does not. Such files cause an error.
 const UNREAD: [&str; 6] = ["ppm", "bmp", "pgm", "tif", "tiff", "webp"];
 
-/// The image of a JPEG or PNG file: uint8 `[3, H, W]`. Gray is made RGB, transparency and the orientation in
-/// EXIF are ignored, as torchvision's loader does.
+/// Decodes a JPEG or PNG file to uint8 `[3, H, W]`. Gray images become RGB; transparency and the
+/// EXIF orientation are ignored, as in torchvision's loader.
 ///
 /// # Errors
 /// When the file cannot be read or decoded.
 pub fn decode_image(path: impl AsRef<Path>) -> Result<Tensor> {
     let path = path.as_ref();
-    let refused =
-        |error: image::ImageError| Error::config(format!("{}: no image: {error}", path.display()));
+    let refused = |error: image::ImageError| {
+        Error::config(format!("{}: the image cannot be decoded: {error}", path.display()))
+    };
     let reader = image::ImageReader::open(path).map_err(|error| Error::io(path, error))?;
     let reader = reader.with_guessed_format().map_err(|error| Error::io(path, error))?;
     let image = reader.decode().map_err(refused)?.into_rgb8();
@@ -33,8 +34,9 @@ pub fn decode_image(path: impl AsRef<Path>) -> Result<Tensor> {
     Ok(pixels.f_permute([2, 0, 1])?)
 }
 
-/// Images in a folder for each class (torchvision.datasets.ImageFolder): `root/cat/1.jpg`, `root/dog/a/2.png`.
-/// Classes are the folders' names in the order of their bytes, files are in the order of their paths.
+/// Images in one folder for each class (torchvision.datasets.ImageFolder): `root/cat/1.jpg`,
+/// `root/dog/a/2.png`. The classes are the folder names, sorted by their bytes. Files are sorted by
+/// their paths.
 ///
 /// An example is a [`Batch`]: `input` is the transform's result for the image, and `target` is the
 /// class as int64.
@@ -100,17 +102,18 @@ impl ImageFolder {
         Ok(Self { root, classes, files, transform: Box::new(transform), mixup: None })
     }
 
-    /// The same with batches that are mixed.
+    /// Mixes the examples of each batch with [`MixUp`].
     #[must_use]
     pub fn mixup(mut self, mixup: MixUp) -> Self {
         self.mixup = Some(mixup);
         self
     }
 
-    /// The same, once it is checked that its classes are the other's, as for a validation set.
+    /// Checks that this set has the same classes as `other`, and returns it. Use it for a
+    /// validation set.
     ///
     /// # Errors
-    /// When they differ.
+    /// When the classes differ.
     pub fn like(self, other: &Self) -> Result<Self> {
         let lacks = |one: &Self, two: &Self| {
             one.classes.iter().find(|name| !two.classes.contains(name)).cloned()
@@ -126,12 +129,12 @@ impl ImageFolder {
         Ok(self)
     }
 
-    /// The classes' names, by number.
+    /// Returns the names of the classes, by number.
     pub fn classes(&self) -> &[String] {
         &self.classes
     }
 
-    /// The files, each with its class, by number.
+    /// Returns the files, each with its class, by number.
     pub fn files(&self) -> &[(PathBuf, i64)] {
         &self.files
     }
@@ -159,7 +162,7 @@ impl MapDataset for ImageFolder {
     }
 }
 
-/// The entries of a folder, by name.
+/// Returns the entries of a folder, sorted by name.
 fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(folder).and_then(|entries| {
         entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()
@@ -169,8 +172,8 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(entries)
 }
 
-/// The images of a folder and of all folders in it, by the path of their folder and then by name, as
-/// torchvision's `make_dataset` has them.
+/// Lists the images of a folder and of its subfolders, sorted first by folder and then by name, as
+/// torchvision's `make_dataset` does.
 fn images_below(folder: &Path, class: i64, files: &mut Vec<(PathBuf, i64)>) -> Result<()> {
     let (mut folders, mut at) = (vec![folder.to_owned()], 0);
     while let Some(folder) = folders.get(at) {
@@ -184,7 +187,7 @@ fn images_below(folder: &Path, class: i64, files: &mut Vec<(PathBuf, i64)>) -> R
             let ending = ending.unwrap_or_default();
             if UNREAD.contains(&ending.as_str()) {
                 return Err(Error::config(format!(
-                    "{}: an image of another kind than JPEG and PNG: convert it, or move it away",
+                    "{}: the image is neither JPEG nor PNG: convert it, or move it away",
                     file.display()
                 )));
             }

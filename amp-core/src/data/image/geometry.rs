@@ -13,22 +13,22 @@ pub struct Resize {
 }
 
 impl Resize {
-    /// The shorter side gets this size, the other one keeps the proportion.
+    /// Resizes so that the shorter side gets this size; the other side keeps the proportion.
     pub fn new(size: i64) -> Self {
         Self { height: None, size }
     }
 
-    /// To this height and width.
+    /// Resizes to this height and width.
     pub fn to(height: i64, width: i64) -> Self {
         Self { height: Some(height), size: width }
     }
 
-    /// Height and width of an image that has these.
+    /// Returns the new height and width of an image of height `h` and width `w`.
     fn asked(self, h: i64, w: i64) -> (i64, i64) {
         let Self { height, size } = self;
         match height {
             Some(height) => (height, size),
-            // Rounded towards 0, as in torchvision.
+            // The size is rounded towards 0, as in torchvision.
             None if w <= h => (size * h / w, size),
             None => (size, size * w / h),
         }
@@ -66,13 +66,13 @@ fn resized_batch(images: &Tensor, height: i64, width: i64) -> Result<Tensor> {
         images.f_internal_upsample_bilinear2d_aa([height, width], false, None, None)
     };
     match (images.kind(), images.device()) {
-        // libtorch scales whole numbers on the CPU alone.
+        // libtorch resizes whole numbers only on the CPU.
         (Kind::Uint8, Device::Cuda(_)) => rounded(&scaled(&images.f_to_kind(Kind::Float)?)?),
         _ => Ok(scaled(images)?),
     }
 }
 
-/// Floating pixels as the nearest whole numbers.
+/// Rounds floating-point pixels to the nearest whole numbers.
 pub(super) fn rounded(pixels: &Tensor) -> Result<Tensor> {
     Ok(pixels.f_round()?.f_clamp(0.0, 255.0)?.f_to_kind(Kind::Uint8)?)
 }
@@ -87,7 +87,8 @@ pub(super) fn cropped(
     Ok(image.f_narrow(-2, top, height)?.f_narrow(-1, left, width)?)
 }
 
-/// The middle of an image; a smaller image gets a border of zeros (torchvision.transforms.v2.CenterCrop).
+/// Crops an image to its middle. A smaller image gets a border of zeros
+/// (torchvision.transforms.v2.CenterCrop).
 #[derive(Debug, Clone, Copy)]
 pub struct CenterCrop {
     height: i64,
@@ -95,12 +96,12 @@ pub struct CenterCrop {
 }
 
 impl CenterCrop {
-    /// A square.
+    /// Crops to a square of this size.
     pub fn new(size: i64) -> Self {
         Self::to(size, size)
     }
 
-    /// Of this height and width.
+    /// Crops to this height and width.
     pub fn to(height: i64, width: i64) -> Self {
         Self { height, width }
     }
@@ -119,7 +120,7 @@ impl Transform for CenterCrop {
 }
 
 impl CenterCrop {
-    /// Of one image or a batch of images with this height and width.
+    /// Crops one image or a batch of images to its middle of this height and width.
     fn middle(self, mut image: Tensor, mut h: i64, mut w: i64) -> Result<Tensor> {
         let Self { height, width } = self;
         if h < height || w < width {
@@ -134,7 +135,7 @@ impl CenterCrop {
     }
 }
 
-/// A part of one size at a random place, after zeros were added around the image
+/// Crops an image to one size at a random place, after adding zeros around it
 /// (torchvision.transforms.v2.RandomCrop).
 #[derive(Debug, Clone, Copy)]
 pub struct RandomCrop {
@@ -144,24 +145,24 @@ pub struct RandomCrop {
 }
 
 impl RandomCrop {
-    /// A square without padding.
+    /// Crops to a square of this size, without padding.
     pub fn new(size: i64) -> Self {
         Self::to(size, size)
     }
 
-    /// Of this height and width.
+    /// Crops to this height and width.
     pub fn to(height: i64, width: i64) -> Self {
         Self { height, width, padding: 0 }
     }
 
-    /// So many rows and columns of zeros on each side first.
+    /// Adds this number of rows and columns of zeros on each side before the crop.
     #[must_use]
     pub fn padding(mut self, padding: i64) -> Self {
         self.padding = padding;
         self
     }
 
-    /// The padded image, or batch of images, with height and width.
+    /// Returns the padded image or batch of images, and the padded height and width.
     fn padded(self, image: &Tensor) -> Result<(Tensor, i64, i64)> {
         let Self { height, width, padding } = self;
         let image = match padding {
@@ -179,7 +180,7 @@ impl RandomCrop {
         Ok((image, h, w))
     }
 
-    /// The first row and column.
+    /// Draws the first row and column of the crop.
     fn place(self, h: i64, w: i64, rng: &mut Rng) -> (i64, i64) {
         (rng.below(h - self.height + 1), rng.below(w - self.width + 1))
     }
@@ -210,14 +211,15 @@ impl Transform for RandomCrop {
     }
 }
 
-/// Mirrors some images left to right (torchvision.transforms.v2.RandomHorizontalFlip).
+/// Mirrors each image left to right with some probability
+/// (torchvision.transforms.v2.RandomHorizontalFlip).
 #[derive(Debug, Clone, Copy)]
 pub struct RandomHorizontalFlip {
     probability: f64,
 }
 
 impl RandomHorizontalFlip {
-    /// With this probability.
+    /// Flips with this probability.
     pub fn new(probability: f64) -> Self {
         Self { probability }
     }
@@ -240,7 +242,7 @@ impl Transform for RandomHorizontalFlip {
     }
 }
 
-/// The greatest value of a pixel.
+/// Returns the largest value of a pixel of this dtype.
 pub(super) fn bound(kind: Kind) -> f64 {
     if kind == Kind::Uint8 { 255.0 } else { 1.0 }
 }

@@ -23,11 +23,11 @@ use crate::{file::Staged, precision::is_floating};
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ImageGrid {
-    /// Images in a row, at least 1; 8 unless it is given.
+    /// Images per row, at least 1. The default is 8.
     pub nrow: i64,
-    /// Pixels between images and around the grid, at least 0; 2 unless it is given.
+    /// Pixels between images and around the grid, at least 0. The default is 2.
     pub padding: i64,
-    /// The value of these pixels; 0, which is black, unless it is given.
+    /// The value of the padding. The default is 0, which is black.
     pub pad_value: f64,
 }
 
@@ -38,11 +38,11 @@ impl Default for ImageGrid {
 }
 
 impl ImageGrid {
-    /// Combines the images `[N, C, H, W]` row by row into one image `[C, H, W]`; images with one
-    /// channel get three equal channels. A single image gets no padding.
+    /// Combines the images `[N, C, H, W]` row by row into one image `[C, H, W]`. Images with one
+    /// channel become RGB images with three equal channels. A single image gets no padding.
     ///
     /// # Errors
-    /// When the images have another shape, there are none, or an option is out of range.
+    /// When the images have another shape, there is no image, or an option is out of range.
     pub fn of(&self, images: &Tensor) -> Result<Tensor> {
         let Self { nrow, padding, pad_value } = *self;
         let size = images.size();
@@ -75,9 +75,9 @@ impl ImageGrid {
     }
 }
 
-/// Writes an image `[C, H, W]` of 1 or 3 channels as a PNG or JPEG file, by the ending of its name
-/// (torchvision.utils.save_image): uint8 from 0 to 255, or floating from 0 to 1, rounded and cut off. The file appears
-/// whole or not at all.
+/// Writes an image `[C, H, W]` of 1 or 3 channels as a PNG or JPEG file; the extension decides
+/// (torchvision.utils.save_image). uint8 values range from 0 to 255. Floating-point values range
+/// from 0 to 1; they are clamped and rounded. The file appears whole or not at all.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{Result, data::{ImageGrid, save_image}, tch::{Device, Kind, Tensor}};
@@ -90,7 +90,8 @@ impl ImageGrid {
 /// ```
 ///
 /// # Errors
-/// When the image has another shape or dtype, a value is NaN, the ending is another, or the file cannot be written.
+/// When the image has another shape or dtype, a value is NaN, the extension is another, or the file
+/// cannot be written.
 #[cfg(feature = "images")]
 pub fn save_image(image: &Tensor, path: impl AsRef<Path>) -> Result<()> {
     let path = path.as_ref();
@@ -111,13 +112,13 @@ pub fn save_image(image: &Tensor, path: impl AsRef<Path>) -> Result<()> {
             if image.f_isnan()?.f_any()?.f_int64_value(&[])? != 0 {
                 return Err(refused("the image has NaN".into()));
             }
-            // In f32 as in torchvision, whose rounding decides ties.
+            // f32 as in torchvision, because its rounding decides ties.
             let wide = if kind == Kind::Double { kind } else { Kind::Float };
             let scaled = image.f_to_kind(wide)?.f_mul_scalar(255.0)?.f_add_scalar(0.5)?;
             scaled.f_clamp(0.0, 255.0)?.f_to_kind(Kind::Uint8)?
         }
         kind => {
-            let why = format!("an image of {kind:?} is neither uint8 nor floating");
+            let why = format!("an image of {kind:?} is neither uint8 nor floating-point");
             return Err(refused(why));
         }
     };

@@ -8,10 +8,11 @@ use crate::{
     random::Rng,
 };
 
-/// Mixes each image of a batch with the one before it, and their classes in the same proportion
-/// (torchvision.transforms.v2.MixUp; <https://arxiv.org/abs/1710.09412>). As a [`BatchTransform`] it mixes the fields
-/// `input` and `target` on the device; [`MapDataset::collate`](super::super::MapDataset::collate) has random numbers of
-/// the batch, too.
+/// Mixes each image of a batch with the previous image, and their classes in the same proportion
+/// (torchvision.transforms.v2.MixUp; <https://arxiv.org/abs/1710.09412>). As a [`BatchTransform`]
+/// it mixes the fields `input` and `target` on the device;
+/// [`MapDataset::collate`](super::super::MapDataset::collate) receives random numbers for the
+/// batch, so it can mix too.
 ///
 /// ```
 /// use amp_core::{Result, data::{Batch, MixUp}, random::Rng, tch::{Device, Kind, Tensor}};
@@ -31,7 +32,8 @@ pub struct MixUp {
 }
 
 impl MixUp {
-    /// Proportions of the distribution Beta(alpha, alpha); targets of so many classes.
+    /// Draws proportions from the distribution Beta(alpha, alpha) for targets of `num_classes`
+    /// classes.
     ///
     /// # Errors
     /// When `alpha` is not positive, or `num_classes` is below 1.
@@ -40,11 +42,12 @@ impl MixUp {
         Ok(Self { alpha, classes: num_classes })
     }
 
-    /// The mixed batch: `input` as it was, `target` `[N]` of classes, or `[N, classes]` of probabilities,
-    /// becomes f32 `[N, classes]`.
+    /// Returns the mixed batch. The shape of `input` does not change. `target`, classes `[N]` or
+    /// probabilities `[N, classes]`, becomes f32 probabilities `[N, classes]`.
     ///
     /// # Errors
-    /// When the inputs are not floating, or a class is out of range; on CUDA that is an error of the device.
+    /// When the inputs are not floating-point, or a class is out of range. On CUDA a class out of
+    /// range is a device error.
     pub fn apply(&self, batch: &Batch, rng: &mut Rng) -> Result<Batch> {
         self.mixed(batch, rng.beta(self.alpha, self.alpha))
     }
@@ -62,9 +65,9 @@ impl MixUp {
     }
 }
 
-/// Replaces a rectangle of each image of a batch by that of the one before it, and mixes their classes by the areas
-/// (torchvision.transforms.v2.CutMix; <https://arxiv.org/abs/1905.04899>). It is used as [`MixUp`] is; images may be
-/// uint8 as well.
+/// Replaces a rectangle of each image by the same rectangle of the previous image, and mixes the
+/// classes in proportion to the areas (torchvision.transforms.v2.CutMix;
+/// <https://arxiv.org/abs/1905.04899>). It is used like [`MixUp`]; images may also be uint8.
 #[derive(Debug, Clone, Copy)]
 pub struct CutMix {
     alpha: f64,
@@ -72,8 +75,8 @@ pub struct CutMix {
 }
 
 impl CutMix {
-    /// Areas that are kept of the distribution Beta(alpha, alpha), 1 for equally likely ones; targets of so many
-    /// classes.
+    /// Draws the area that is kept from the distribution Beta(alpha, alpha); with alpha 1 all areas
+    /// are equally likely. Targets have `num_classes` classes.
     ///
     /// # Errors
     /// When `alpha` is not positive, or `num_classes` is below 1.
@@ -82,11 +85,12 @@ impl CutMix {
         Ok(Self { alpha, classes: num_classes })
     }
 
-    /// The mixed batch: `input` as it was, `target` `[N]` of classes, or `[N, classes]` of probabilities,
-    /// becomes f32 `[N, classes]`.
+    /// Returns the mixed batch. The shape of `input` does not change. `target`, classes `[N]` or
+    /// probabilities `[N, classes]`, becomes f32 probabilities `[N, classes]`.
     ///
     /// # Errors
-    /// When the inputs are not `[N, …, H, W]`, or a class is out of range; on CUDA that is an error of the device.
+    /// When the inputs are not `[N, …, H, W]`, or a class is out of range. On CUDA a class out of
+    /// range is a device error.
     pub fn apply(&self, batch: &Batch, rng: &mut Rng) -> Result<Batch> {
         let (h, w) = height_and_width(&batch.input)?;
         let share = rng.beta(self.alpha, self.alpha);
@@ -94,11 +98,11 @@ impl CutMix {
         self.cut(batch, share, (rng.below(h), column))
     }
 
-    /// The batch mixed by a rectangle of the area 1 − `share` around this row and column, which is cut off at the
-    /// image's sides.
+    /// Mixes the batch with a rectangle whose area is 1 − `share` of the image and whose center is
+    /// at this row and column. The rectangle is cut off at the sides of the image.
     ///
     /// # Errors
-    /// As [`apply`](Self::apply), or when the share is not from 0 to 1.
+    /// The errors of [`apply`](Self::apply), and an error when the share is not from 0 to 1.
     pub fn cut(&self, batch: &Batch, share: f64, (row, column): (i64, i64)) -> Result<Batch> {
         let Batch { input, target } = batch;
         let (h, w) = height_and_width(input)?;
@@ -164,13 +168,13 @@ fn checked(what: &str, alpha: f64, classes: i64) -> Result<()> {
     }
 }
 
-/// `share` of each example and the rest of the one before it.
+/// Returns `share` times each example plus 1 − `share` times the example before it.
 fn blended(tensor: &Tensor, share: f64) -> Result<Tensor> {
     let before = tensor.f_roll([1], [0])?.f_mul_scalar_(1.0 - share)?;
     Ok(before.f_add(&tensor.f_mul_scalar(share)?)?)
 }
 
-/// f32 `[N, classes]` of classes `[N]`, or of probabilities.
+/// Converts classes `[N]` or probabilities to f32 probabilities `[N, classes]`.
 fn probabilities(what: &str, target: &Tensor, classes: i64) -> Result<Tensor> {
     let size = target.size();
     let fits = match size.as_slice() {
@@ -187,7 +191,7 @@ fn probabilities(what: &str, target: &Tensor, classes: i64) -> Result<Tensor> {
     if target.dim() == 2 {
         return Ok(target.f_to_kind(Kind::Float)?);
     }
-    // Reading a class from another device would wait for it; there the device itself refuses one out of range.
+    // Reading a class from another device would wait for it; there the device checks the range.
     if target.device() == Device::Cpu {
         let (least, most) =
             (target.f_min()?.f_int64_value(&[])?, target.f_max()?.f_int64_value(&[])?);
@@ -204,7 +208,7 @@ fn probabilities(what: &str, target: &Tensor, classes: i64) -> Result<Tensor> {
 mod tests {
     use super::*;
 
-    /// The paper's formula: 0.75 of each example and 0.25 of the one before it.
+    /// The paper's formula holds: 0.75 of each example and 0.25 of the previous example.
     #[test]
     fn an_example_is_mixed_with_the_one_before() -> Result<()> {
         let input = Tensor::from_slice(&[0.0f32, 4.0, 8.0]).view([3, 1]);

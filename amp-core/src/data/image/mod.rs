@@ -21,8 +21,8 @@ use tch::{Kind, Tensor, kind::Element};
 
 use crate::{Error, Result, random::Rng};
 
-/// A change of an image (torchvision.transforms.v2.Transform). Images are `[C, H, W]`: uint8 from 0 to 255
-/// as files have them, or floating from 0 to 1.
+/// A transform of an image (torchvision.transforms.v2.Transform). Images are `[C, H, W]`: uint8
+/// from 0 to 255, as in files, or floating-point from 0 to 1.
 ///
 /// ```
 /// use amp_core::{Result, data::Transform, random::Rng, tch::Tensor};
@@ -37,18 +37,18 @@ use crate::{Error, Result, random::Rng};
 /// }
 /// ```
 pub trait Transform: Send + Sync {
-    /// The changed image. Random numbers are drawn from `rng` and from nothing else.
+    /// Returns the transformed image. Draw random numbers only from `rng`.
     ///
     /// # Errors
-    /// When the image does not fit the change.
+    /// When the transform cannot process the image.
     fn apply(&self, image: Tensor, rng: &mut Rng) -> Result<Tensor>;
 
-    /// The changed images of a batch `[N, C, H, W]`, on any device: what [`apply`](Self::apply) gives for each image with
-    /// its own random numbers. Without an implementation each image is changed by itself, which takes N times as many
-    /// kernels.
+    /// Transforms the images of a batch `[N, C, H, W]`, on any device. The result equals
+    /// [`apply`](Self::apply) for each image with its own random numbers. The default calls `apply`
+    /// for each image, which starts N times as many kernels.
     ///
     /// # Errors
-    /// When the images do not fit the change, or there is not one `rng` for each.
+    /// When the transform cannot process the images, or there is not one `rng` for each image.
     fn apply_batch(&self, images: Tensor, rngs: &mut [Rng]) -> Result<Tensor> {
         sizes_of_batch(&images, rngs)?;
         let changed = rngs.iter_mut().enumerate();
@@ -57,7 +57,7 @@ pub trait Transform: Send + Sync {
     }
 }
 
-/// Transforms one after the other.
+/// Applies transforms in sequence.
 ///
 /// ```
 /// use amp_core::{
@@ -83,12 +83,12 @@ pub trait Transform: Send + Sync {
 pub struct Compose(Vec<Box<dyn Transform>>);
 
 impl Compose {
-    /// No change.
+    /// Makes a transform without changes.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The same transforms, followed by another one.
+    /// Adds a transform after the others.
     #[must_use]
     pub fn then(mut self, transform: impl Transform + 'static) -> Self {
         self.0.push(Box::new(transform));
@@ -106,18 +106,18 @@ impl Transform for Compose {
     }
 }
 
-/// Channels, height and width.
+/// Returns channels, height and width.
 fn sizes(image: &Tensor) -> Result<(i64, i64, i64)> {
     match image.size().as_slice() {
         &[c, h, w] if are_images(image) => Ok((c, h, w)),
         size => Err(Error::config(format!(
-            "an image {size:?} of {:?}: images are [C, H, W], uint8 from 0 to 255 or floating from 0 to 1",
+            "an image {size:?} of {:?}: images are [C, H, W], uint8 from 0 to 255 or floating-point from 0 to 1",
             image.kind()
         ))),
     }
 }
 
-/// Channels, height and width of each image.
+/// Returns channels, height and width of each image.
 fn sizes_of_batch(images: &Tensor, rngs: &[Rng]) -> Result<(i64, i64, i64)> {
     match images.size().as_slice() {
         &[n, c, h, w] if are_images(images) && n as usize == rngs.len() => Ok((c, h, w)),
@@ -135,7 +135,7 @@ fn are_images(images: &Tensor) -> bool {
     dtype && images.size().iter().all(|size| *size > 0)
 }
 
-/// Numbers of each image, `[N, 1, 1, 1]` on the images' device.
+/// Makes a tensor `[N, 1, 1, 1]` of one number for each image, on the images' device.
 fn of_each<T: Element>(numbers: &[T], images: &Tensor) -> Result<Tensor> {
     Ok(Tensor::f_from_slice(numbers)?.f_view([-1, 1, 1, 1])?.f_to_device(images.device())?)
 }

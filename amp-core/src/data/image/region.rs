@@ -1,4 +1,4 @@
-//! Parts of random area and proportion.
+//! Crops of random area and proportion.
 
 use tch::{Kind, Tensor};
 
@@ -9,7 +9,8 @@ use super::{
 };
 use crate::{Error, Result, random::Rng};
 
-/// A part of random area and proportion, scaled to one size (torchvision.transforms.v2.RandomResizedCrop).
+/// Crops a region of random area and proportion, and resizes it to one size
+/// (torchvision.transforms.v2.RandomResizedCrop).
 #[derive(Debug, Clone, Copy)]
 pub struct RandomResizedCrop {
     size: i64,
@@ -27,19 +28,20 @@ struct Region {
 }
 
 impl RandomResizedCrop {
-    /// To a square of this size, from 8 to 100 % of the area in proportions from 3:4 to 4:3.
+    /// Makes crops to a square of this size, from 8 to 100 % of the area, in proportions from 3:4
+    /// to 4:3.
     pub fn new(size: i64) -> Self {
         Self { size, scale: (0.08, 1.0), ratio: (3.0 / 4.0, 4.0 / 3.0) }
     }
 
-    /// The least and the greatest part of the area.
+    /// Sets the smallest and the largest fraction of the area.
     #[must_use]
     pub fn scale(mut self, least: f64, most: f64) -> Self {
         self.scale = (least, most);
         self
     }
 
-    /// The least and the greatest width over height.
+    /// Sets the smallest and the largest ratio of width to height.
     #[must_use]
     pub fn ratio(mut self, least: f64, most: f64) -> Self {
         self.ratio = (least, most);
@@ -57,8 +59,8 @@ impl RandomResizedCrop {
         }
     }
 
-    /// Ten tries to find a part of random area and proportion within the image; then the largest part in
-    /// the middle whose proportion is allowed.
+    /// Tries ten times to draw a region of random area and proportion that fits into the image.
+    /// Otherwise returns the largest region in the middle whose proportion is allowed.
     fn region(&self, h: i64, w: i64, rng: &mut Rng) -> Region {
         let area = (h * w) as f64;
         for _ in 0..10 {
@@ -91,7 +93,8 @@ impl Transform for RandomResizedCrop {
         resized(&cropped(&image, top, left, height, width)?, self.size, self.size)
     }
 
-    /// On CUDA all at a time, within a rounding of each by itself.
+    /// Transforms the whole batch in one operation on CUDA. The values equal the values of single
+    /// images within one rounding.
     fn apply_batch(&self, images: Tensor, rngs: &mut [Rng]) -> Result<Tensor> {
         let (_, h, w) = sizes_of_batch(&images, rngs)?;
         self.check()?;
@@ -105,8 +108,8 @@ impl Transform for RandomResizedCrop {
     }
 }
 
-/// Parts of images `[N, C, H, W]`, a region of each, scaled to one size as [`resized`] scales each: two products of
-/// matrices, by rows and by columns.
+/// Cuts a region out of each image of `[N, C, H, W]` and scales all regions to one size, with the
+/// values of [`resized`]. It multiplies by one matrix for the rows and by one for the columns.
 fn resized_regions(images: &Tensor, regions: &[Region], size: i64) -> Result<Tensor> {
     let whole = images.kind() == Kind::Uint8;
     let kind = if images.kind() == Kind::Double { Kind::Double } else { Kind::Float };
@@ -120,7 +123,7 @@ fn resized_regions(images: &Tensor, regions: &[Region], size: i64) -> Result<Ten
         let (start, own) = (column(|part| part.0)?, column(|part| part.1)?);
         let scale = own.f_div_scalar(size as f64)?;
         let steps = |count| Tensor::f_arange(count, options)?.f_add_scalar(0.5);
-        // The middle of each new pixel, and how far the old ones are from it.
+        // The center of each new pixel, and its distance from the old pixels.
         let middles = scale.f_mul(&steps(size)?.f_view([1, -1, 1])?)?;
         let places = steps(length)?.f_view([1, 1, -1])?.f_sub(&start)?;
         let far = places.f_sub(&middles)?.f_abs()?.f_div(&scale.f_clamp_min(1.0)?)?;
@@ -132,7 +135,7 @@ fn resized_regions(images: &Tensor, regions: &[Region], size: i64) -> Result<Ten
     let (n, (c, h, w)) = (regions.len() as i64, sizes(&images.f_get(0)?)?);
     let rows = weights(regions.iter().map(|part| (part.top, part.height)).collect(), h)?;
     let columns = weights(regions.iter().map(|part| (part.left, part.width)).collect(), w)?;
-    // One product for all channels of an image, which have the same weights.
+    // One product serves all channels of an image, which have the same weights.
     let narrow = pixels.f_reshape([n, c * h, w])?.f_bmm(&columns.f_transpose(1, 2)?)?;
     let narrow = narrow.f_view([n, c, h, size])?.f_transpose(1, 2)?;
     let scaled = rows.f_bmm(&narrow.f_reshape([n, h, c * size])?)?;
@@ -147,7 +150,8 @@ fn resized_regions(images: &Tensor, regions: &[Region], size: i64) -> Result<Ten
 mod tests {
     use super::*;
 
-    /// Within the image, the area and the proportion; each as often as the other, and every corner reached.
+    /// Regions fit into the image and have the requested areas and proportions. Tall and wide
+    /// regions are equally frequent, and every corner is reached.
     #[test]
     fn regions_are_what_is_asked_for() {
         let crop = RandomResizedCrop::new(8).scale(0.2, 0.6).ratio(0.5, 2.0);
@@ -162,12 +166,13 @@ mod tests {
             areas += area;
             wide += i32::from(ratio > 1.0);
         }
-        // Tall and large parts do not fit into a wide image, so a little less than the middle.
+        // Some tall and some large regions do not fit into a wide image, so the average is a little
+        // less than the middle of the range.
         assert!((0.37..0.41).contains(&(areas / 4000.0)), "{areas}");
         assert!((1950..2500).contains(&wide), "{wide}");
     }
 
-    /// In f64 the products of matrices are libtorch's scaling of each part, smaller and larger.
+    /// In f64 the matrix products equal libtorch's resizing of each region, smaller and larger.
     #[test]
     fn regions_of_a_batch_are_scaled_as_each_by_itself() -> Result<()> {
         let mut rng = Rng::with_seed(4);
@@ -186,7 +191,8 @@ mod tests {
         Ok(())
     }
 
-    /// torchvision's fallback, by its formula: the middle, in the nearest proportion.
+    /// torchvision's fallback by its formula: the middle of the image, in the nearest allowed
+    /// proportion.
     #[test]
     fn images_of_another_proportion_give_their_middle() {
         let crop = RandomResizedCrop::new(8).scale(1.0, 1.0);

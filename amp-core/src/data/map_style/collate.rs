@@ -1,4 +1,4 @@
-//! The batch of some examples.
+//! Batches from single examples.
 
 use tch::{Device, Kind, Tensor};
 
@@ -7,8 +7,8 @@ use crate::{
     data::{AnyBatch, BatchField, FieldRole},
 };
 
-/// Makes a batch of examples: tensors of one shape are stacked along a new first dimension, and sequences
-/// of different lengths are padded where that is declared.
+/// Makes a batch from examples. Tensors of one shape are stacked along a new first dimension.
+/// Sequences of different lengths are padded if padding is declared for the field.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{
@@ -61,7 +61,7 @@ pub struct Collate {
     padded: Vec<Pad>,
 }
 
-/// How a field whose examples differ in length (dimension 0) is padded at its end.
+/// How a field is padded at its end if the lengths (dimension 0) of its examples differ.
 #[derive(Debug, Clone)]
 pub struct Pad {
     field: String,
@@ -88,7 +88,7 @@ impl Pad {
         }
     }
 
-    /// Pads to a multiple of this length, as tensor cores like.
+    /// Pads to a multiple of this length. Tensor cores are faster for multiples of 8.
     #[must_use]
     pub fn multiple_of(mut self, length: i64) -> Self {
         self.multiple = length;
@@ -102,16 +102,16 @@ impl Pad {
         self
     }
 
-    /// Adds a mask of this name: booleans `[N, L]`, true where the example has an element, as Hugging
-    /// Face's models take it.
+    /// Adds a mask of this name: booleans `[N, L]`, true where the example has an element, as in
+    /// Hugging Face's models.
     #[must_use]
     pub fn attention_mask(mut self, name: impl Into<String>) -> Self {
         self.attention_mask = Some(name.into());
         self
     }
 
-    /// Adds a mask of this name: booleans `[N, L]`, true where there is padding, as
-    /// [`AttentionMask::padding`](crate::nn::AttentionMask::padding) takes it.
+    /// Adds a mask of this name: booleans `[N, L]`, true where there is padding, for
+    /// [`AttentionMask::padding`](crate::nn::AttentionMask::padding).
     #[must_use]
     pub fn key_padding_mask(mut self, name: impl Into<String>) -> Self {
         self.key_padding_mask = Some(name.into());
@@ -132,18 +132,19 @@ impl Collate {
         Self::default()
     }
 
-    /// The same with a field that is padded.
+    /// Adds a field that is padded.
     #[must_use]
     pub fn pad(mut self, field: Pad) -> Self {
         self.padded.push(field);
         self
     }
 
-    /// The batch of these examples, each with its number in the data set.
+    /// Returns the batch of these examples. Each example comes with its number in the data set.
     ///
     /// # Errors
-    /// When there is no example, or the examples differ in fields, dtypes or, where no padding is declared,
-    /// shapes; when a padded field is missing or its padding does not fit its dtype.
+    /// When there is no example; when the examples differ in fields, dtypes, or shapes without
+    /// declared padding; when a padded field is missing, or the padding value does not fit its
+    /// dtype.
     pub fn batch<E: BatchField>(&self, examples: &[(i64, E)]) -> Result<AnyBatch> {
         let name = std::any::type_name::<E>().split('<').next().unwrap_or_default();
         let of = name.rsplit("::").next().unwrap_or_default();
@@ -185,7 +186,7 @@ impl Collate {
         Ok(batch)
     }
 
-    /// Adds a field of all examples to the batch.
+    /// Adds one field of all examples to the batch.
     fn field(
         &self,
         name: &str,
@@ -206,7 +207,7 @@ impl Collate {
             }
         }
         let pad = self.padded.iter().find(|pad| pad.field == name);
-        // The sizes that must be equal.
+        // The sizes that must be equal in all examples.
         let fixed = |tensor: &Tensor| match pad {
             Some(_) => tensor.size().get(1..).map(<[i64]>::to_vec),
             None => Some(tensor.size()),
@@ -269,7 +270,7 @@ fn same_fields((one, has): (i64, &AnyBatch), (two, lacks): (i64, &AnyBatch)) -> 
 }
 
 impl Pad {
-    /// The padded sequences `[N, L, …]` and their lengths `[N]`.
+    /// Returns the padded sequences `[N, L, …]`.
     fn together(&self, tensors: &[(i64, &Tensor)]) -> Result<(Tensor, Tensor)> {
         let Self { field, value, multiple, .. } = self;
         let (_, model) = tensors[0];
@@ -289,7 +290,7 @@ impl Pad {
         let kind = model.kind();
         let given = Tensor::from(*value);
         let there = given.f_to_kind(kind)?.f_double_value(&[])?;
-        // Floating dtypes round, others must have the value.
+        // A floating-point dtype may round the value; other dtypes must represent it exactly.
         if !crate::precision::is_floating(kind) && there != *value {
             return Err(Error::config(format!(
                 "`{field}` is {kind:?}, which has no {value} to pad with: choose another value"

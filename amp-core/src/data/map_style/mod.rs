@@ -1,4 +1,4 @@
-//! Data sets that give one example at a time, read by any number of threads.
+//! Data sets that return one example at a time. Any number of threads read them.
 
 mod collate;
 mod shared_tensor;
@@ -16,15 +16,17 @@ use crate::{
     random::{Draws, Rng},
 };
 
-/// Examples one at a time, by number (a map-style torch.utils.data.Dataset; `get` is `__getitem__`).
+/// A map-style data set (torch.utils.data.Dataset), which returns one example by its number. `get`
+/// is `__getitem__`.
 ///
 /// [`Loading::num_workers`](super::Loading::num_workers) threads read examples in parallel. Random
-/// numbers of an example depend only on the run's seed, the epoch and the example's index, so the batches
-/// are equal to the last bit for any number of threads, any batch size and after a resume.
+/// numbers of an example depend only on the run's seed, the epoch and the example's index, so the
+/// batches are bit-identical for any number of threads, any batch size and after a resume.
 ///
-/// An example is a struct that derives [`Batch`](derive@crate::Batch), or a [`Batch`](super::Batch), whose
-/// tensors have no dimension for the examples: [`collate`](Self::collate) adds it. A set that keeps tensors
-/// in memory keeps [`SharedTensor`]s, which threads share.
+/// An example is a struct that derives [`Batch`](derive@crate::Batch), or a
+/// [`Batch`](super::Batch). Its tensors have no dimension for the examples:
+/// [`collate`](Self::collate) adds it. A set that keeps tensors in memory stores them as
+/// [`SharedTensor`]s, which threads can share.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{
@@ -62,34 +64,34 @@ pub trait MapDataset: Send + Sync {
     /// One example.
     type Example: BatchField;
 
-    /// Number of examples; it must not change.
+    /// Returns the number of examples; it must not change.
     fn len(&self) -> i64;
 
-    /// Whether there are none.
+    /// Returns whether there are no examples.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The example at `index`, counted from 0. Draw its random numbers, as for augmentation, from `rng`
-    /// and from nothing else: several threads call this at once, in any order. An example that a sampler
-    /// draws twice in an epoch has the same random numbers both times.
+    /// Returns the example at `index`, counted from 0. Draw random numbers, for example for
+    /// augmentation, only from `rng`: several threads call this method at once, in any order. An
+    /// example that a sampler draws twice in an epoch gets the same random numbers both times.
     ///
     /// # Errors
     /// When the example cannot be read; the error ends the epoch and reaches the training loop with the
     /// example's number.
     fn get(&self, index: i64, rng: &mut Rng) -> Result<Self::Example>;
 
-    /// The batch of these examples, each with its number (`collate_fn`). Without an implementation
-    /// tensors of one shape are stacked; [`Collate`] also pads. `rng` has random numbers of the batch.
+    /// Makes the batch of these examples, each given with its number (`collate_fn`). The default
+    /// stacks tensors of one shape; [`Collate`] also pads. `rng` has random numbers of the batch.
     ///
     /// # Errors
-    /// When the examples do not fit together.
+    /// When the examples cannot form a batch.
     fn collate(&self, examples: &[(i64, Self::Example)], rng: &mut Rng) -> Result<AnyBatch> {
         let _ = rng;
         Collate::new().batch(examples)
     }
 
-    /// The set as a [`DataModule`](super::DataModule) takes it.
+    /// Converts the set for a [`DataModule`](super::DataModule).
     fn shared(self) -> SharedDataset
     where
         Self: Sized + 'static,
@@ -100,7 +102,7 @@ pub trait MapDataset: Send + Sync {
 
 /// A map-style dataset of any type of example.
 pub(super) trait AnyMapDataset: Send + Sync {
-    /// The batch of the examples at `indices`.
+    /// Returns the batch of the examples at `indices`.
     fn gather(&self, indices: &[i64], draws: Draws, watch: &Watch) -> Result<AnyBatch>;
 }
 
@@ -112,12 +114,12 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// The examples are no longer needed: reading ends at the next one, with an error.
+    /// Asks the threads to stop: reading ends with an error before the next example.
     fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
     }
 
-    /// Whether an example drew random numbers.
+    /// Returns whether an example drew random numbers.
     pub(super) fn drew(&self) -> bool {
         self.drew.load(Ordering::Relaxed)
     }

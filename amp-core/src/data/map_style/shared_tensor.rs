@@ -2,8 +2,9 @@ use std::sync::{Mutex, PoisonError};
 
 use tch::Tensor;
 
-/// A tensor that any number of threads read, for sets that keep theirs in memory: a
-/// [`MapDataset`](super::MapDataset) is shared by its workers, a `Tensor` alone is not shared by threads.
+/// A tensor that any number of threads can read. Use it for sets that keep tensors in memory:
+/// workers share a [`MapDataset`](super::MapDataset), but Rust does not let threads share a plain
+/// `Tensor`.
 ///
 /// ```
 /// use amp_core::{data::SharedTensor, tch::Tensor};
@@ -15,14 +16,15 @@ use tch::Tensor;
 pub struct SharedTensor(Mutex<Tensor>);
 
 impl SharedTensor {
-    /// Takes the tensor over. Do not change it in place afterwards.
+    /// Takes ownership of the tensor. Do not change it in place afterwards.
     pub fn new(tensor: Tensor) -> Self {
         Self(Mutex::new(tensor))
     }
 
-    /// A handle of the same memory.
+    /// Returns a handle of the same tensor.
     pub fn get(&self) -> Tensor {
-        // Nothing is changed under the lock.
+        // No code changes the tensor while it holds the lock, so a panic cannot leave it
+        // half-changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner).shallow_clone()
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     random::{self, Draws},
 };
 
-/// The batches of an epoch on the CPU, created by threads that end with it.
+/// The batches of an epoch on the CPU. Threads create them and end with this iterator.
 pub(in crate::data) struct Workers {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
@@ -30,7 +30,7 @@ struct Shared {
     queue: Mutex<Queue>,
     changed: Condvar,
     watch: Watch,
-    /// The most batches that were begun and not returned.
+    /// The largest number of batches that may be begun and not yet returned.
     ahead: u64,
 }
 
@@ -41,22 +41,22 @@ struct Work {
 }
 
 struct Queue {
-    /// The examples of the batches that were not begun.
+    /// The examples of the batches that no thread has begun.
     indices: Box<dyn Iterator<Item = Vec<i64>> + Send>,
-    /// The number of batches begun, and returned.
+    /// The numbers of batches begun and returned.
     begun: u64,
     given: u64,
-    /// Finished batches that were not returned, by their index.
+    /// Finished batches that were not yet returned, by their index.
     ready: BTreeMap<u64, Result<AnyBatch>>,
     /// The number of threads that may still finish a batch.
     alive: usize,
-    /// Whether no further batch is begun.
+    /// Whether no thread may begin another batch.
     stopped: bool,
 }
 
 impl Workers {
-    /// Starts `count` threads that create the batches for each of `indices`, at most `ahead` before they
-    /// are requested, in the dtypes of the policy.
+    /// Starts `count` threads that create the batches of `indices` in the policy's dtypes, at most
+    /// `ahead` batches before they are requested.
     pub(in crate::data) fn start(
         data: Arc<dyn AnyMapDataset>,
         draws: Draws,
@@ -88,7 +88,8 @@ impl Workers {
             let living = Living(shared.clone());
             let body = move || {
                 let living = living;
-                // The loop waits for this thread, so the thread must not wait for the loop's section.
+                // The training loop waits for this thread, so the thread must not wait for the
+                // loop's reproducible section.
                 let _guest = inherited.enter();
                 let _no_grad = tch::no_grad_guard();
                 match context.enter() {
@@ -124,7 +125,7 @@ impl Drop for Workers {
         self.shared.queue().stopped = true;
         self.shared.changed.notify_all();
         for thread in self.threads.drain(..) {
-            // The thread catches panics of the set.
+            // The thread catches panics of the data set itself.
             let _ = thread.join();
         }
     }
@@ -142,11 +143,11 @@ impl Drop for Living {
 
 impl Shared {
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        // A panic cannot leave it in an inconsistent state.
+        // A panic cannot leave the queue in an inconsistent state.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next batch in order; waits for it.
+    /// Waits for the next batch in order and returns it.
     fn take(&self) -> Option<Result<AnyBatch>> {
         let waits = |queue: &mut Queue| queue.alive > 0 && !queue.ready.contains_key(&queue.given);
         let queue = self.changed.wait_while(self.queue(), waits);
@@ -166,7 +167,7 @@ impl Shared {
         }
     }
 
-    /// Creates a batch, once there is room for it; false if there are no more.
+    /// Creates a batch as soon as the queue has room for it. Returns false if no batch is left.
     fn make_one(&self) -> bool {
         let full = |queue: &mut Queue| {
             !queue.stopped && queue.begun >= queue.given.saturating_add(self.ahead)
@@ -186,7 +187,7 @@ impl Shared {
             counted(batch, indices.len(), "collate")?.place(*policy)
         });
         let mut queue = self.queue();
-        // The batches before it are being created.
+        // The batches before this one are still being created.
         queue.stopped |= batch.is_err();
         queue.ready.insert(place, batch);
         drop(queue);
@@ -194,7 +195,7 @@ impl Shared {
         true
     }
 
-    /// Returns this error instead of the next batch.
+    /// Queues this error instead of the next batch.
     fn refuse(&self, error: Error) {
         let mut queue = self.queue();
         queue.stopped = true;
@@ -204,7 +205,8 @@ impl Shared {
     }
 }
 
-/// Refuses a batch with another number of examples; `method` of the set created it.
+/// Returns an error if the batch has not `asked` examples. `method` is the data set's method that
+/// created it.
 pub(in crate::data) fn counted(batch: AnyBatch, asked: usize, method: &str) -> Result<AnyBatch> {
     let (asked, given) = (asked as i64, batch.len());
     if asked == given {

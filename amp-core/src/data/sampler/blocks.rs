@@ -1,8 +1,9 @@
 use super::{Epoch, Sampler, digest};
 use crate::{Error, Result};
 
-/// All examples of a set that lies in blocks, such as files or row groups, shuffled so that few blocks are needed at a
-/// time: the blocks at random, and the examples at random among every few consecutive blocks of that order.
+/// Shuffles a set that consists of blocks, such as files or row groups, so that few blocks are
+/// needed at a time. The order of the blocks is random, and examples are shuffled within every few
+/// consecutive blocks of that order.
 ///
 /// ```
 /// use amp_core::{Result, data::{Epoch, Sampler, ShuffledBlocks}};
@@ -23,7 +24,8 @@ pub struct ShuffledBlocks {
 }
 
 impl ShuffledBlocks {
-    /// Blocks of these lengths, one after the other, of which the examples of `together` are mixed.
+    /// Takes the lengths of consecutive blocks, and shuffles the examples of `together` blocks
+    /// together.
     ///
     /// # Errors
     /// When a length is negative, or `together` is 0.

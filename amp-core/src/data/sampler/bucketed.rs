@@ -1,9 +1,9 @@
 use super::{Epoch, Sampler, digest};
 use crate::{Error, Result};
 
-/// All examples, shuffled so that those of one batch have similar lengths and little is padded. Examples are
-/// shuffled, sorted by length within pools of some batches, and the batches shuffled again. The last batch,
-/// if it is not full, holds examples of any length.
+/// Shuffles a set so that the examples of a batch have similar lengths and little padding is
+/// needed. Examples are shuffled, then sorted by length within pools of some batches, then the
+/// batches are shuffled. A last batch that is not full holds examples of any length.
 ///
 /// ```
 /// use amp_core::{Result, data::{Bucketed, Epoch, Sampler}};
@@ -24,7 +24,7 @@ pub struct Bucketed {
 }
 
 impl Bucketed {
-    /// By the length of each example; pools of 100 batches.
+    /// Takes the length of each example. The default is a pool of 100 batches.
     pub fn new(lengths: Vec<i64>) -> Self {
         Self { lengths, pool: 100 }
     }
@@ -48,14 +48,14 @@ impl Sampler for Bucketed {
         let (lengths, examples) = (self.lengths.len(), epoch.examples);
         if lengths as i64 != examples {
             return Err(Error::config(format!(
-                "{lengths} lengths for a set of {examples} examples: give each example one"
+                "{lengths} lengths for a set of {examples} examples: give one per example"
             )));
         }
         let mut rng = epoch.rng();
         let mut order: Vec<i64> = (0..examples).collect();
         rng.shuffle(&mut order);
         let size = epoch.batch_size.max(1) as usize;
-        // Cut off before anything is sorted: `drop_last` leaves out examples of any length.
+        // The rest is split off before sorting, so that `drop_last` omits examples of any length.
         let rest = order.split_off(lengths / size * size);
         for pool in order.chunks_mut(size.saturating_mul(self.pool as usize)) {
             pool.sort_by_key(|index| self.lengths[*index as usize]);

@@ -14,9 +14,9 @@ pub use weighted::Weighted;
 
 use crate::{Error, Result, random::Rng};
 
-/// Draws the examples of each epoch (torch.utils.data.Sampler). The order depends only on the content of
-/// an [`Epoch`], not on the device, the precision or the batches read before, so that a resumed run
-/// continues in the same order.
+/// The order of the examples of each epoch (torch.utils.data.Sampler). It depends only on the
+/// content of an [`Epoch`], not on the device, the precision or the batches read before. A resumed
+/// run therefore continues in the same order.
 ///
 /// Batches are consecutive parts of the order, so a sampler also decides which examples are in one batch.
 ///
@@ -53,19 +53,19 @@ use crate::{Error, Result, random::Rng};
 /// # }
 /// ```
 pub trait Sampler: fmt::Debug + Send + Sync {
-    /// Its kind and options, as text. A resumed run must have a sampler with the same name.
+    /// Returns the sampler's kind and options, as text.
     fn name(&self) -> String;
 
-    /// The number of examples that it draws in each epoch from a set of this size.
+    /// Returns the number of examples that the sampler draws in each epoch from a set of this size.
     fn len(&self, examples: i64) -> i64 {
         examples
     }
 
-    /// The numbers of the examples in the order of this epoch: [`len`](Self::len) numbers, each
-    /// from 0 to `epoch.examples - 1`.
+    /// Returns the numbers of the examples in the order of this epoch. There are [`len`](Self::len)
+    /// numbers, each from 0 to `epoch.examples - 1`.
     ///
     /// # Errors
-    /// When it cannot draw from a set of this size.
+    /// When the sampler cannot draw from a set of this size.
     fn order(&self, epoch: &Epoch) -> Result<Vec<i64>>;
 }
 
@@ -74,18 +74,18 @@ pub trait Sampler: fmt::Debug + Send + Sync {
 pub struct Epoch {
     /// The run's seed.
     pub seed: u64,
-    /// The epoch's number, from 0.
+    /// The epoch's number, counted from 0.
     pub epoch: u64,
-    /// Examples in the set.
+    /// The number of examples in the set.
     pub examples: i64,
-    /// Examples in a batch.
+    /// The number of examples in a batch.
     pub batch_size: i64,
 }
 
 impl Epoch {
-    /// Random numbers that depend on the seed and the epoch.
+    /// Returns random numbers that depend on the seed and the epoch.
     pub fn rng(&self) -> Rng {
-        // Two generators, so that (seed, epoch) and (seed + 1, epoch - 1) are unrelated.
+        // Two generators are used, so that (seed, epoch) and (seed + 1, epoch - 1) are unrelated.
         Rng::with_seed(Rng::with_seed(self.seed).bits() ^ self.epoch)
     }
 }
@@ -104,7 +104,7 @@ impl<S: Sampler + ?Sized> Sampler for Arc<S> {
     }
 }
 
-/// All examples in the set's order (SequentialSampler).
+/// Draws all examples in the set's order (SequentialSampler).
 #[derive(Debug, Clone, Copy, Default)]
 pub struct InOrder;
 
@@ -118,7 +118,8 @@ impl Sampler for InOrder {
     }
 }
 
-/// All examples in a uniformly random permutation (RandomSampler), as [`Order::Shuffled`].
+/// Draws all examples in a uniformly random permutation (RandomSampler), as [`Order::Shuffled`]
+/// does.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Shuffled;
 
@@ -134,16 +135,16 @@ impl Sampler for Shuffled {
     }
 }
 
-/// The order in which a loader draws its examples: `with_order(Weighted::new(…)?)` takes a sampler,
-/// `with_order(Order::InOrder)` the set's own order.
+/// The order in which a loader draws its examples. `with_order(Weighted::new(…)?)` uses a sampler;
+/// `with_order(Order::InOrder)` uses the set's own order.
 #[derive(Debug, Clone, Default)]
 pub enum Order {
     /// A new permutation in each epoch, which depends only on the seed and the epoch. A stream keeps its own order.
     #[default]
     Shuffled,
-    /// The set's own.
+    /// The set's own order.
     InOrder,
-    /// A sampler's.
+    /// The order of a sampler.
     Sampled(Arc<dyn Sampler>),
 }
 
@@ -154,7 +155,7 @@ impl<S: Sampler + 'static> From<S> for Order {
 }
 
 impl Order {
-    /// The sampler; `None` for the set's own order.
+    /// Returns the sampler; `None` for the set's own order.
     pub(super) fn sampler(&self) -> Option<&dyn Sampler> {
         match self {
             Self::Shuffled => Some(&Shuffled),
@@ -164,27 +165,27 @@ impl Order {
     }
 }
 
-/// The order of a sampler, after a check.
+/// Returns the order of a sampler after checking it.
 pub(super) fn checked_order(sampler: &dyn Sampler, epoch: &Epoch) -> Result<Vec<i64>> {
     let order = sampler.order(epoch)?;
     let most = epoch.examples - 1;
     let (given, said) = (order.len() as i64, sampler.len(epoch.examples));
     if given != said {
         return Err(Error::config(format!(
-            "the sampler `{}` gave {given} examples, but its `len` is {said}: make them equal",
+            "the sampler `{}` returned {given} examples, but its `len` is {said}: make them equal",
             sampler.name()
         )));
     }
     match order.iter().find(|index| !(0..=most).contains(*index)) {
         Some(index) => Err(Error::config(format!(
-            "the sampler `{}` gave example {index}, but the set has 0 to {most}",
+            "the sampler `{}` returned example {index}, but the set has 0 to {most}",
             sampler.name()
         ))),
         None => Ok(order),
     }
 }
 
-/// The part of a sampler's name that distinguishes long lists.
+/// Returns the part of a sampler's name that distinguishes long lists.
 fn digest(bytes: impl Iterator<Item = [u8; 8]>) -> String {
     format!("{:08x}", bytes.fold(0, |digest, bytes| crc32c::crc32c_append(digest, &bytes)))
 }

@@ -1,10 +1,10 @@
-//! Samplers that draw some of a set's examples in another sampler's order.
+//! Samplers that draw a subset of the examples in another sampler's order.
 
 use super::{Epoch, Sampler, digest};
 use crate::{Error, Result};
 
-/// Some examples of a set, in the order in which another sampler draws from a set of that size
-/// (SubsetRandomSampler with [`Shuffled`](super::Shuffled)).
+/// A subset of the examples, in the order in which another sampler draws from a set of the subset's
+/// size (SubsetRandomSampler with [`Shuffled`](super::Shuffled)).
 #[derive(Debug, Clone)]
 pub struct Subset<S> {
     indices: Vec<i64>,
@@ -12,7 +12,7 @@ pub struct Subset<S> {
 }
 
 impl<S: Sampler> Subset<S> {
-    /// The examples at `indices`.
+    /// Selects the examples at `indices`.
     ///
     /// # Errors
     /// When `indices` is empty.
@@ -41,19 +41,19 @@ impl<S: Sampler> Sampler for Subset<S> {
     }
 }
 
-/// How a rest that cannot be divided equally is handled.
+/// What happens if the number of examples is not a multiple of the number of processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Tail {
-    /// The first examples of the order are drawn once more, until every process has as many.
+    /// The first examples of the order are drawn once more, until every process has equally many.
     #[default]
     Pad,
-    /// The last examples of the order are left out.
+    /// The last examples of the order are omitted.
     Drop,
 }
 
-/// The share of one process among several that train together (DistributedSampler). All of them divide
-/// the same order, so each example is drawn by one process, and each process draws equally many. It
-/// communicates nothing.
+/// The part of the examples that one of several processes draws in distributed training
+/// (DistributedSampler). All processes divide the same order, so each example is drawn by one
+/// process, and all draw equally many. The processes do not communicate.
 ///
 /// ```
 /// use amp_core::{Result, data::{Distributed, Epoch, Sampler, Shuffled, Tail}};
@@ -76,7 +76,7 @@ pub struct Distributed<S> {
 }
 
 impl<S: Sampler> Distributed<S> {
-    /// The part of the process `rank`, from 0, of `world_size`.
+    /// Selects the examples of the process `rank`, from 0, out of `world_size` processes.
     ///
     /// # Errors
     /// When there is no such process.
@@ -105,7 +105,8 @@ impl<S: Sampler> Sampler for Distributed<S> {
     }
 
     fn order(&self, epoch: &Epoch) -> Result<Vec<i64>> {
-        // The batches that all processes draw at the same time are one batch of the order.
+        // The batches that all processes draw at the same time together form one batch of the
+        // order.
         let batch_size = epoch.batch_size * self.world_size;
         let order = self.inner.order(&Epoch { batch_size, ..*epoch })?;
         let places = (0..self.len(epoch.examples)).map(|at| at * self.world_size + self.rank);

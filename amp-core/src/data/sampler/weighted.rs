@@ -1,8 +1,9 @@
 use super::{Epoch, Sampler, digest};
 use crate::{Error, Result};
 
-/// Examples drawn with replacement, each as often as its weight is large (WeightedRandomSampler), as for
-/// classes of very different sizes. An epoch may draw an example several times and others not at all.
+/// Draws examples with replacement and with probabilities in proportion to their weights
+/// (WeightedRandomSampler), for example to balance classes of very different sizes. An epoch may
+/// draw an example several times or not at all.
 ///
 /// ```
 /// use amp_core::{Result, data::{Epoch, Sampler, Weighted}};
@@ -19,17 +20,17 @@ use crate::{Error, Result};
 /// ```
 #[derive(Debug, Clone)]
 pub struct Weighted {
-    /// The sums of the weights up to and with each example's.
+    /// The cumulative sums of the weights, each including its own example's weight.
     sums: Vec<f64>,
     draws: i64,
 }
 
 impl Weighted {
-    /// Draws `num_samples` examples an epoch; a weight for each example of the set, which need not add up
-    /// to 1.
+    /// Draws `num_samples` examples per epoch. `weights` has a weight for each example of the set;
+    /// the weights need not add up to 1.
     ///
     /// # Errors
-    /// When a weight is negative or not finite, all are 0, or nothing is to be drawn.
+    /// When a weight is negative or not finite, all weights are 0, or `num_samples` is below 1.
     pub fn new(weights: Vec<f64>, num_samples: i64) -> Result<Self> {
         let bad = |weight: &&f64| !(**weight >= 0.0 && weight.is_finite());
         if let Some(weight) = weights.iter().find(bad) {
@@ -56,7 +57,8 @@ impl Weighted {
         Ok(Self { sums, draws: num_samples })
     }
 
-    /// Weights by which each class is drawn as often as any other: 1 / size of the example's class.
+    /// Returns weights with which each class is drawn equally often: 1 / size of the example's
+    /// class.
     pub fn balanced(classes: &[i64]) -> Vec<f64> {
         let mut sizes = std::collections::HashMap::new();
         classes.iter().for_each(|class| *sizes.entry(class).or_insert(0.0) += 1.0);
@@ -78,14 +80,15 @@ impl Sampler for Weighted {
         let (weights, examples) = (self.sums.len(), epoch.examples);
         if weights as i64 != examples {
             return Err(Error::config(format!(
-                "{weights} weights for a set of {examples} examples: give each example one"
+                "{weights} weights for a set of {examples} examples: give one per example"
             )));
         }
         let all = self.sums.last().copied().unwrap_or_default();
         let mut rng = epoch.rng();
         let draw = |_| {
             let place = rng.uniform(0.0, all);
-            // The first whose sum is above; examples of weight 0 have the sum of the one before them.
+            // Chooses the first example whose sum is larger. An example of weight 0 is never
+            // chosen, because its sum equals the previous sum.
             let at = self.sums.partition_point(|sum| *sum <= place);
             at.min(weights - 1) as i64
         };

@@ -4,8 +4,8 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{Error, Result};
 
-/// The bytes of a file, mapped into memory: read as they are used, and shared by all that map the file. The
-/// file must not change meanwhile.
+/// Maps a file into memory and returns its bytes. They are read when they are used, and all
+/// processes that map the file share them. The file must not change meanwhile.
 pub(super) fn bytes(path: &Path) -> Result<Tensor> {
     let length = std::fs::metadata(path).map_err(|error| Error::io(path, error))?.len();
     let refused = |why: &str| Error::config(format!("{}: {why}", path.display()));
@@ -13,10 +13,12 @@ pub(super) fn bytes(path: &Path) -> Result<Tensor> {
         return Err(refused("the file is empty: write it again"));
     }
     let Some(name) = path.to_str() else {
-        return Err(refused("the path is not UTF-8, but libtorch maps no other: rename the file"));
+        return Err(refused(
+            "the path is not UTF-8, which libtorch requires to map a file: rename the file",
+        ));
     };
     let size = i64::try_from(length).map_err(|_| refused("the file is too large to be mapped"))?;
-    // Not shared: nothing that is written to the tensor reaches the file.
+    // The mapping is private: writes to the tensor do not change the file.
     Tensor::f_from_file(name, false, size, (Kind::Uint8, Device::Cpu))
         .map_err(|error| refused(&Error::from(error).to_string()))
 }

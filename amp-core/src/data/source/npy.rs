@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 use super::mapped;
 use crate::{Error, Result};
 
-/// The array of a `.npy` file, copied into memory.
+/// Reads the array of a `.npy` file into memory.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{Result, data::{Batch, DataModule, map_npy, read_npy}};
@@ -22,16 +22,17 @@ use crate::{Error, Result};
 /// ```
 ///
 /// # Errors
-/// When the file cannot be read, is not an array of numbers in the dtypes that libtorch has, or is cut off.
+/// When the file cannot be read or is truncated, or its array has a dtype that libtorch does not
+/// have.
 pub fn read_npy(path: impl AsRef<Path>) -> Result<Tensor> {
     Ok(map_npy(path)?.f_contiguous()?.f_detach_copy()?)
 }
 
-/// The array of a `.npy` file, mapped into memory: its numbers are read when they are used. The
-/// file must not change meanwhile; writes to the tensor do not change the file.
+/// Maps the array of a `.npy` file into memory. Its numbers are read when they are used. The file
+/// must not change meanwhile; writes to the tensor do not change the file.
 ///
 /// # Errors
-/// As [`read_npy`].
+/// The errors of [`read_npy`].
 pub fn map_npy(path: impl AsRef<Path>) -> Result<Tensor> {
     let path = path.as_ref();
     let bytes = mapped::bytes(path)?;
@@ -42,7 +43,7 @@ pub fn map_npy(path: impl AsRef<Path>) -> Result<Tensor> {
     let given = bytes.numel() as i64 - header.bytes;
     if size != Some(given) {
         return Err(refused(format!(
-            "{given} bytes of data, but an array {:?} of {:?} has another number: write the file again",
+            "{given} bytes of data, but an array {:?} of {:?} needs another number: write the file again",
             header.shape, header.kind
         )));
     }
@@ -63,13 +64,13 @@ struct Header {
     kind: Kind,
     fortran_order: bool,
     shape: Vec<i64>,
-    /// Bytes before the numbers.
+    /// The number of bytes before the numbers.
     bytes: i64,
 }
 
 impl Header {
     fn read(file: &Tensor) -> Result<Self, String> {
-        let no_header = || "no .npy file: its header is damaged".to_owned();
+        let no_header = || "not a .npy file, or its header is damaged".to_owned();
         let part = |start: i64, length: i64| -> Option<Vec<u8>> {
             let fits = start + length <= file.numel() as i64;
             fits.then(|| file.f_narrow(0, start, length).ok()?.try_into().ok()).flatten()
@@ -102,7 +103,7 @@ impl Header {
     }
 }
 
-/// The entries of `{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }`.
+/// Parses the header's entries: `{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }`.
 fn entries(text: &str) -> Option<HashMap<&str, &str>> {
     let mut rest = text.trim().strip_prefix('{')?.strip_suffix('}')?.trim();
     let mut found = HashMap::new();
@@ -110,7 +111,7 @@ fn entries(text: &str) -> Option<HashMap<&str, &str>> {
         let behind = behind.trim_start();
         let end = match behind.chars().next()? {
             '(' => behind.find(')')? + 1,
-            // A list of columns: no array of numbers.
+            // A list describes columns of a structured array, which is not supported.
             '[' => behind.rfind(']')? + 1,
             _ => behind.find(',').unwrap_or(behind.len()),
         };

@@ -6,8 +6,9 @@ use crate::{
     random::Rng,
 };
 
-/// Windows of time series: a past from which to forecast, and the future after it. No window has
-/// values of two series, or from both sides of a [split](Self::split).
+/// Windows of time series: a past (the context) from which a model forecasts, and the future after
+/// it (the horizon). No window has values of two series, or from both sides of a
+/// [split](Self::split).
 ///
 /// An example is a [`Batch`]: `input` `[context, …]` and `target` `[horizon, …]` of a series `[T, …]`.
 ///
@@ -40,8 +41,7 @@ struct Series {
 }
 
 impl Windows {
-    /// Windows that begin at every time of these series `[T, …]`, in their order. A series that is shorter
-    /// than a window gives none.
+    /// Makes a window at every time of these series `[T, …]`, in their order.
     ///
     /// # Errors
     /// When a series is a scalar, or no series has a window.
@@ -61,10 +61,10 @@ impl Windows {
         Self { series, context, horizon, stride: 1 }.checked()
     }
 
-    /// Begins a window after every `stride` times.
+    /// Sets the number of times between the starts of consecutive windows.
     ///
     /// # Errors
-    /// When it is below 1.
+    /// When the stride is below 1.
     pub fn stride(mut self, stride: i64) -> Result<Self> {
         if stride < 1 {
             return Err(Error::config(format!("stride {stride}: it must be at least 1")));
@@ -73,11 +73,11 @@ impl Windows {
         Ok(self)
     }
 
-    /// The windows before and after a time, which is this fraction of each series: neither side has a value
-    /// of the other.
+    /// Splits the windows at a time, which is this fraction of each series. Neither part has a
+    /// value of the other.
     ///
     /// # Errors
-    /// When the fraction is not between 0 and 1, or a side has no window.
+    /// When the fraction is not between 0 and 1, or a part has no window.
     pub fn split(&self, fraction: f64) -> Result<(Self, Self)> {
         if !(fraction > 0.0 && fraction < 1.0) {
             return Err(Error::config(format!(

@@ -9,20 +9,20 @@ use crate::{
     random::Rng,
 };
 
-/// How a token is stored: little-endian, as numpy's `tofile` writes it.
+/// How a token is stored: as a little-endian integer, as numpy's `tofile` writes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TokenWidth {
-    /// `uint16`, for vocabularies of at most 65536 tokens (nanoGPT's `train.bin`).
+    /// `uint16`, for vocabularies of at most 65536 tokens, as in nanoGPT's `train.bin`.
     U16,
     /// `uint32`.
     U32,
 }
 
-/// Windows of a file of tokens without header, as nanoGPT writes it, for a model that predicts the next
-/// token. The file is mapped into memory, so it may be larger than that.
+/// Windows of a file of tokens without a header, as written by nanoGPT, for a model that predicts
+/// the next token. The file is mapped into memory, so it may be larger than the memory.
 ///
-/// An example is a [`Batch`] of int64: `input` `[length]`, and `target` `[length]`, the tokens one place
-/// further on.
+/// An example is a [`Batch`] of int64. `input` and `target` are `[length]`; the target is the input
+/// shifted by one token.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{Result, data::{DataModule, MapDataset, TokenFile, TokenWidth}};
@@ -39,7 +39,7 @@ pub enum TokenWidth {
 pub struct TokenFile {
     path: PathBuf,
     tokens: SharedTensor,
-    /// The bits of a token.
+    /// A bit mask of the token's width.
     bits: i64,
     count: i64,
     length: i64,
@@ -47,21 +47,21 @@ pub struct TokenFile {
     vocabulary: Option<i64>,
 }
 
-/// Where the windows of a file begin.
+/// Where windows begin.
 #[derive(Debug, Clone, Copy)]
 enum Starts {
-    /// After every so many tokens.
+    /// After every this number of tokens.
     Every(i64),
-    /// Anywhere, so many times in an epoch.
+    /// At random places; the number is the number of windows per epoch.
     Anywhere(i64),
 }
 
 impl TokenFile {
-    /// Windows of `length` tokens that follow each other without overlap.
+    /// Opens a file as consecutive windows of `length` tokens without overlap.
     ///
     /// # Errors
-    /// When the file cannot be mapped, does not consist of whole tokens or has no whole window and a token
-    /// behind it.
+    /// When the file cannot be mapped, does not consist of whole tokens, or has at most `length`
+    /// tokens.
     pub fn open(path: impl AsRef<Path>, width: TokenWidth, length: i64) -> Result<Self> {
         let path = path.as_ref();
         let bytes = mapped::bytes(path)?;
@@ -72,12 +72,14 @@ impl TokenFile {
         let all = bytes.numel() as i64;
         let refused = |why: String| Err(Error::config(format!("{}: {why}", path.display())));
         if all % size != 0 {
-            return refused(format!("{all} bytes are not a whole number of tokens of {size}"));
+            return refused(format!(
+                "{all} bytes are not a whole number of tokens of {size} bytes"
+            ));
         }
         let count = all / size;
         if length < 1 || count <= length {
             return refused(format!(
-                "{count} tokens have no window of {length} and its next token: choose a length from 1 to {}",
+                "{count} tokens have no window of {length} tokens and a next token: choose a length from 1 to {}",
                 count - 1
             ));
         }
@@ -92,10 +94,11 @@ impl TokenFile {
         })
     }
 
-    /// Begins a window after every `stride` tokens: windows overlap where it is less than their length.
+    /// Begins a window after every `stride` tokens. Windows overlap if `stride` is less than their
+    /// length.
     ///
     /// # Errors
-    /// When it is below 1.
+    /// When the stride is below 1.
     pub fn stride(mut self, stride: i64) -> Result<Self> {
         if stride < 1 {
             return Err(Error::config(format!("stride {stride}: it must be at least 1")));
@@ -104,28 +107,29 @@ impl TokenFile {
         Ok(self)
     }
 
-    /// Begins the so many windows of an epoch anywhere, as nanoGPT's batches do. The places follow from the seed of
-    /// the run, the epoch and the number of the window, so that a resumed run goes on with the same windows.
+    /// Begins windows at random places, as nanoGPT's batches do; an epoch has `windows` of them.
+    /// The places depend only on the seed of the run, the epoch and the number of the window, so a
+    /// resumed run continues with the same windows.
     ///
     /// # Errors
-    /// When it is below 1.
+    /// When `windows` is below 1.
     pub fn random(mut self, windows: i64) -> Result<Self> {
         if windows < 1 {
-            return Err(Error::config(format!("{windows} random windows: 1 is least")));
+            return Err(Error::config(format!("{windows} random windows: it must be at least 1")));
         }
         self.starts = Starts::Anywhere(windows);
         Ok(self)
     }
 
-    /// Refuses tokens outside a vocabulary of this size, as occur if the file has another token
-    /// width.
+    /// Refuses tokens that are not below this vocabulary size. Such tokens occur if the file has
+    /// another token width.
     #[must_use]
     pub fn vocabulary(mut self, tokens: i64) -> Self {
         self.vocabulary = Some(tokens);
         self
     }
 
-    /// Tokens in the file.
+    /// Returns the number of tokens in the file.
     pub fn tokens(&self) -> i64 {
         self.count
     }
@@ -147,13 +151,13 @@ impl MapDataset for TokenFile {
             Starts::Anywhere(_) => rng.below(self.count - self.length),
         };
         let window = self.tokens.get().f_narrow(0, start, self.length + 1)?;
-        // libtorch reads them as signed numbers.
+        // libtorch reads the tokens as signed integers.
         let window = window.f_to_kind(Kind::Int64)?.f_bitwise_and(self.bits)?;
         if let Some(most) = self.vocabulary {
             let largest = window.f_max()?.f_int64_value(&[])?;
             if largest >= most {
                 return Err(Error::config(format!(
-                    "{}: the token {largest} is not one of {most}: is the file of another width or \
+                    "{}: the token {largest} is not below the vocabulary of {most}: is the file of another width or \
                      tokenizer?",
                     self.path.display()
                 )));

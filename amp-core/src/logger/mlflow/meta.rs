@@ -9,7 +9,7 @@ use std::{
 use super::{make, now};
 use crate::{Error, Result, file::Staged};
 
-/// RunStatus
+/// MLflow's RunStatus.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Status {
     Running = 1,
@@ -26,7 +26,7 @@ pub(super) struct Experiment {
 }
 
 impl Experiment {
-    /// The experiment of this name. It is created if it is missing.
+    /// Finds the experiment of this name, or creates it.
     pub(super) fn find(store: &Path, name: &str) -> Result<Self> {
         let failed = |error| Error::io(store, error);
         for entry in fs::read_dir(store).map_err(failed)? {
@@ -46,7 +46,7 @@ impl Experiment {
                 return Ok(Self { id, folder });
             }
         }
-        // As MLflow draws it: 18 digits, and the first is not 0.
+        // MLflow's ids are 18 random digits, of which the first is not 0.
         let id = fastrand::u64(100_000_000_000_000_000..1_000_000_000_000_000_000).to_string();
         let folder = store.join(&id);
         make(&folder)?;
@@ -92,7 +92,7 @@ impl RunMeta {
         (self.status, self.ended) = (status, Some(ended));
     }
 
-    /// Writes the file, whole or not at all.
+    /// Writes the file. It appears whole or not at all.
     pub(super) fn write(&self, folder: &Path) -> Result<()> {
         let ended = self.ended.map_or("null".to_owned(), |ended| ended.to_string());
         let id = quoted(&self.id);
@@ -111,7 +111,7 @@ impl RunMeta {
     }
 }
 
-/// A text in YAML's single quotes, in which only a single quote is special.
+/// Puts a text into YAML's single quotes, in which only a single quote is special.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
@@ -123,7 +123,7 @@ fn unquoted(text: &str) -> String {
     }
 }
 
-/// `file://` and the path, as Python's pathname2url writes it.
+/// Returns `file://` followed by the path, as Python's pathname2url writes it.
 fn uri(path: &Path) -> String {
     let mut uri = "file://".to_owned();
     for byte in path.to_string_lossy().bytes() {

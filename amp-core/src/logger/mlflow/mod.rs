@@ -1,4 +1,4 @@
-//! MLflow's file store.
+//! Runs in MLflow's file store.
 
 mod meta;
 
@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Writes runs to a folder in the format of MLflow's file store (`mlruns`), without a server. The
-/// experiment has the model's name, the run the precision's name.
+/// experiment has the model's name, and the run has the precision's name.
 ///
 /// | MLflow | here |
 /// | --- | --- |
@@ -64,14 +64,14 @@ impl Subscriber for MlflowLogger {
 
 struct Store {
     folder: PathBuf,
-    /// The run that has not ended.
+    /// The current run, if it has not ended.
     run: Option<Run>,
 }
 
 struct Run {
     folder: PathBuf,
     meta: RunMeta,
-    /// Lines of each metric's file that were not written yet.
+    /// The lines of each metric's file that were not yet written.
     metrics: BTreeMap<String, Vec<u8>>,
 }
 
@@ -122,7 +122,7 @@ impl Run {
         }
         let now = now();
         for Scalar { tag, step, value } in scalars(event) {
-            // As Python's float() reads it: nan, inf.
+            // The text must be readable by Python's float(): nan, inf.
             let value = value.to_string().to_lowercase();
             let line = format!("{now} {value} {step}\n");
             self.metrics.entry(plain(&tag)).or_default().extend_from_slice(line.as_bytes());
@@ -186,7 +186,7 @@ impl Drop for Store {
     }
 }
 
-/// The name without slashes and without characters that MLflow refuses.
+/// Returns the name without slashes and without characters that MLflow refuses.
 fn plain(name: &str) -> String {
     let allowed = |c: char| c.is_alphanumeric() || "_-. ".contains(c);
     name.chars().map(|c| if allowed(c) { c } else { '.' }).collect()
@@ -200,7 +200,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     fs::write(path, bytes).map_err(|error| Error::io(path, error))
 }
 
-/// Milliseconds since 1970.
+/// Returns the milliseconds since 1970.
 fn now() -> u128 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis()
 }

@@ -11,7 +11,7 @@ use std::{
 
 use indicatif::{ProgressDrawTarget, ProgressState, ProgressStyle};
 
-use self::text::Course;
+use self::text::RunProgress;
 use crate::{
     Result,
     event::{Event, Subscriber},
@@ -20,9 +20,9 @@ use crate::{
 /// Shows the progress of a run on standard error: epoch, batch and step, optimizer steps and examples per
 /// second, the remaining time, the loss scale, and logged values.
 ///
-/// On a terminal it is a bar that is drawn at most 10 times a second, without colors if `NO_COLOR` is set.
-/// Otherwise it is a line every 30 seconds, and no line for shorter runs. It only reads events, whose
-/// values are on the host already, so it never waits for the device.
+/// On a terminal it is a bar that is drawn at most 10 times a second, without colors if `NO_COLOR`
+/// is set. Otherwise it writes a line every 30 seconds, and no line for shorter runs. It reads only
+/// events, whose values are already on the host, so it never waits for the device.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{logger::ProgressBar, prelude::*};
@@ -45,21 +45,21 @@ use crate::{
 /// | `train_loss 0.1234` | the value reported last, of those that are logged for the bar (`prog_bar`) and those [named](Self::showing) |
 pub struct ProgressBar {
     output: Output,
-    course: Course,
+    progress: RunProgress,
     /// The number of runs that the bar covers, and the number that have begun.
     runs: u64,
     begun: u64,
-    /// When it may be drawn next.
+    /// The earliest time of the next drawing.
     next: Option<Instant>,
 }
 
-/// Where it is shown.
+/// Where the progress is shown.
 enum Output {
     Bar {
         bar: indicatif::ProgressBar,
         details: Arc<Mutex<String>>,
     },
-    /// `is_used`: whether a line was written.
+    /// Lines of text. `is_used` is true after the first line.
     Lines {
         out: Box<dyn Write>,
         every: Duration,
@@ -68,9 +68,9 @@ enum Output {
     Nowhere,
 }
 
-/// Time between two drawings.
+/// The time between two drawings.
 const REDRAW: Duration = Duration::from_millis(100);
-/// Time between two lines.
+/// The time between two lines.
 const LINE: Duration = Duration::from_secs(30);
 /// The resolution of the bar.
 const PARTS: u64 = 10_000;
@@ -88,16 +88,18 @@ impl Default for ProgressBar {
 }
 
 impl ProgressBar {
-    /// A bar for one run: drawn where standard error is a terminal, otherwise a line every 30 seconds.
+    /// Creates a progress display for one run. It is a bar if standard error is a terminal,
+    /// otherwise a line every 30 seconds.
     pub fn new() -> Self {
         match io::stderr().is_terminal() {
-            // The highest rate that indicatif accepts: this bar itself limits how often it draws.
+            // 255 is the highest rate that indicatif accepts. This type limits the drawing rate
+            // itself.
             true => Self::on(ProgressDrawTarget::stderr_with_hz(255)),
             false => Self::lines(io::stderr(), LINE),
         }
     }
 
-    /// A line written to `out` at this interval, whether or not there is a terminal.
+    /// Writes lines to `out` at this interval, whether or not there is a terminal.
     pub fn lines(out: impl Write + 'static, every: Duration) -> Self {
         Self::to(Output::Lines { out: Box::new(out), every, is_used: false })
     }
@@ -121,10 +123,10 @@ impl ProgressBar {
     }
 
     fn to(output: Output) -> Self {
-        Self { output, course: Course::default(), runs: 1, begun: 0, next: None }
+        Self { output, progress: RunProgress::default(), runs: 1, begun: 0, next: None }
     }
 
-    /// One bar for several runs of equal length, one after the other.
+    /// Shows one bar for several consecutive runs of equal length.
     #[must_use]
     pub fn over_runs(mut self, runs: usize) -> Self {
         self.runs = (runs as u64).max(1);
@@ -134,14 +136,14 @@ impl ProgressBar {
         self
     }
 
-    /// Also shows the values of these names.
+    /// Shows the values of these names too.
     #[must_use]
     pub fn showing<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
-        self.course.show(names.into_iter().map(Into::into));
+        self.progress.show(names.into_iter().map(Into::into));
         self
     }
 
-    /// The same bar, hidden.
+    /// Hides the bar.
     #[must_use]
     pub fn hidden(mut self) -> Self {
         self.output = Output::Nowhere;
@@ -164,7 +166,7 @@ impl ProgressBar {
     }
 
     fn follow(&mut self, event: &Event, now: Instant) {
-        self.course.follow(event, now);
+        self.progress.follow(event, now);
         match event {
             Event::FitStart(start) => {
                 self.begun += 1;
@@ -197,15 +199,15 @@ impl ProgressBar {
         match &mut self.output {
             Output::Bar { bar, details } => {
                 self.next = Some(now + REDRAW);
-                let text = self.course.text(now);
+                let text = self.progress.text(now);
                 *details.lock().unwrap_or_else(PoisonError::into_inner) = text;
-                let done = self.begun.saturating_sub(1) as f64 + self.course.done();
+                let done = self.begun.saturating_sub(1) as f64 + self.progress.done();
                 bar.update(|state| state.set_pos((done * PARTS as f64) as u64));
             }
             Output::Lines { out, every, is_used } => {
                 (self.next, *is_used) = (Some(now + *every), true);
-                let percent = (100.0 * self.course.done()) as u64;
-                let _ = writeln!(out, "{percent:>3}%  {}", self.course.text(now));
+                let percent = (100.0 * self.progress.done()) as u64;
+                let _ = writeln!(out, "{percent:>3}%  {}", self.progress.text(now));
                 let _ = out.flush();
             }
             Output::Nowhere => self.next = Some(now + LINE),

@@ -27,7 +27,7 @@ fn start(resumed: Option<Position>) -> Event {
     })
 }
 
-/// The batch at this place of a run of 200, each a step on 8 examples.
+/// Returns the batch at this index of a run of 200, each a step on 8 examples.
 fn batch(place: i64) -> Event {
     Event::Batch {
         epoch: place / 50,
@@ -102,7 +102,7 @@ fn lines_come_at_their_interval_and_say_where_the_run_is() {
     assert_eq!(written.text().lines().count(), 2);
 }
 
-/// Like the commands' runs of a few seconds, which print tables.
+/// Runs of a few seconds write no progress lines, because their commands print tables.
 #[test]
 fn runs_that_end_before_a_line_is_due_write_none() {
     let written = Written::default();
@@ -123,12 +123,12 @@ fn runs_that_end_before_a_line_is_due_write_none() {
 
 #[test]
 fn validation_does_not_lower_the_rate_but_is_time_that_passes() {
-    let mut course = Course::default();
+    let mut progress = RunProgress::default();
     let began = Instant::now();
     let at = |seconds: f64| began + Duration::from_secs_f64(seconds);
-    course.follow(&start(None), at(0.0));
+    progress.follow(&start(None), at(0.0));
     for place in 0..50 {
-        course.follow(&batch(place), at(0.1 * (place + 1) as f64));
+        progress.follow(&batch(place), at(0.1 * (place + 1) as f64));
     }
     let end = EpochEnd {
         epoch: 0,
@@ -139,10 +139,10 @@ fn validation_does_not_lower_the_rate_but_is_time_that_passes() {
         train_seconds: 5.0,
         val_seconds: 95.0,
     };
-    course.follow(&Event::EpochEnd(end), at(100.0));
-    course.follow(&batch(50), at(100.1));
-    course.follow(&batch(51), at(100.2));
-    let text = course.text(at(100.2));
+    progress.follow(&Event::EpochEnd(end), at(100.0));
+    progress.follow(&batch(50), at(100.1));
+    progress.follow(&batch(51), at(100.2));
+    let text = progress.text(at(100.2));
     // 26 % took 100.2 s.
     assert!(text.contains("left 00:04:45"), "{text}");
     assert!(text.contains("val_acc 0.5000"), "{text}");
@@ -152,15 +152,15 @@ fn validation_does_not_lower_the_rate_but_is_time_that_passes() {
 
 #[test]
 fn a_resumed_run_begins_where_it_stopped() {
-    let mut course = Course::default();
+    let mut progress = RunProgress::default();
     let began = Instant::now();
-    course.follow(&start(Some(Position { epoch: 2, batch: 0 })), began);
-    assert_eq!(course.done(), 0.5);
+    progress.follow(&start(Some(Position { epoch: 2, batch: 0 })), began);
+    assert_eq!(progress.done(), 0.5);
     for place in 100..110 {
         let seconds = 0.5 * (place - 99) as f64;
-        course.follow(&batch(place), began + Duration::from_secs_f64(seconds));
+        progress.follow(&batch(place), began + Duration::from_secs_f64(seconds));
     }
-    let text = course.text(began + Duration::from_secs_f64(5.0));
+    let text = progress.text(began + Duration::from_secs_f64(5.0));
     assert!(text.contains("step 110  2.00 steps/s  16.0 examples/s  left 00:00:45"), "{text}");
 }
 
@@ -240,7 +240,8 @@ shared! {
     flush();
 }
 
-/// 200 batches within two seconds are drawn 10 times a second, in addition to the run's start and end.
+/// The bar draws 200 batches within two seconds at 10 times a second, plus once at the run's start
+/// and once at its end.
 #[test]
 fn it_is_drawn_at_most_ten_times_a_second() {
     let screen = Arc::new(Screen::default());

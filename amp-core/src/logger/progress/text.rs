@@ -17,7 +17,7 @@ const WINDOW: Duration = Duration::from_secs(10);
 
 /// The progress of a run, and its speed.
 #[derive(Debug, Default)]
-pub(super) struct Course {
+pub(super) struct RunProgress {
     /// Values that are shown even if they are not logged for the bar.
     names: Vec<String>,
     epochs: i64,
@@ -25,16 +25,16 @@ pub(super) struct Course {
     epoch: i64,
     batch: i64,
     global_step: u64,
-    /// 0 to 1.
+    /// The completed fraction of the run, from 0 to 1.
     done: f64,
     scale: Option<f64>,
     values: Vec<(String, f64)>,
-    /// When this process began, and the part of the run that was done then.
+    /// When this process began, and the fraction of the run that was complete then.
     began: Option<(Instant, f64)>,
     speed: Speed,
 }
 
-impl Course {
+impl RunProgress {
     pub(super) fn show(&mut self, names: impl Iterator<Item = String>) {
         self.names.extend(names);
     }
@@ -55,7 +55,7 @@ impl Course {
                     Self { names, epochs, batches, epoch, batch, done, began, ..Self::default() };
             }
             Event::Batch { epoch, batch, global_step, examples, scale, done } => {
-                // The first batch of a resumed run shows from which step it continues.
+                // The first batch of a resumed run shows from which step the run continues.
                 let steps = global_step.saturating_sub(self.global_step);
                 let steps = if self.speed.last.is_some() { steps } else { 1 };
                 self.speed.count(now, steps, *examples);
@@ -89,7 +89,7 @@ impl Course {
         }
     }
 
-    /// One line without a line break.
+    /// Formats one line without a line break.
     pub(super) fn text(&mut self, now: Instant) -> String {
         let Self { epochs, batches, epoch, batch, global_step, scale, .. } = *self;
         let mut text =
@@ -119,7 +119,7 @@ impl Course {
         text
     }
 
-    /// The remaining time, if the rest of the run is as fast as the part that is done.
+    /// Returns the estimated remaining time at the average speed so far.
     fn left(&self, now: Instant) -> Option<Duration> {
         let (began, before) = self.began?;
         let passed = now.saturating_duration_since(began).as_secs_f64();
@@ -140,7 +140,7 @@ struct Speed {
     seen: Option<Instant>,
     steps: u64,
     examples: i64,
-    /// Per second.
+    /// Steps and examples per second.
     rates: Option<(f64, f64)>,
 }
 
@@ -156,8 +156,8 @@ impl Speed {
         self.examples += examples;
     }
 
-    /// Excludes the time from the last batch to the next, in which something other than training happens.
-    /// The next batch is not counted either.
+    /// Excludes the time between the last batch and the next, because training pauses there. The
+    /// next batch is not measured either.
     fn pause(&mut self) {
         if let Some(seen) = self.seen {
             let _ = self.rates(seen);
@@ -166,7 +166,7 @@ impl Speed {
         (self.steps, self.examples) = (0, 0);
     }
 
-    /// Optimizer steps and examples per second; `None` before the second batch.
+    /// Returns optimizer steps and examples per second; `None` before the second batch.
     fn rates(&mut self, now: Instant) -> Option<(f64, f64)> {
         let Some(last) = self.last else { return self.rates };
         let passed = now.saturating_duration_since(last);
@@ -185,7 +185,7 @@ impl Speed {
     }
 }
 
-/// Three digits, or all digits before the decimal point.
+/// Formats three digits, or all digits before the decimal point.
 fn three_digits(rate: f64) -> String {
     match rate {
         rate if rate >= 99.95 => format!("{rate:.0}"),

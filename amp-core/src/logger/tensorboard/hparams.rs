@@ -1,4 +1,4 @@
-//! The HParams page's summaries (tensorboard/plugins/hparams/{plugin_data,api}.proto).
+//! Summaries for TensorBoard's HParams page (tensorboard/plugins/hparams/{plugin_data,api}.proto).
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::event::RunStart;
 
-/// plugin_data.proto, HParamsPluginData
+/// The message HParamsPluginData of plugin_data.proto.
 #[derive(Clone, PartialEq, Message)]
 struct Content {
     #[prost(int32, tag = "1")]
@@ -21,7 +21,7 @@ struct Content {
     end: Option<SessionEnd>,
 }
 
-/// plugin_data.proto, SessionStartInfo
+/// The message SessionStartInfo of plugin_data.proto.
 #[derive(Clone, PartialEq, Message)]
 struct SessionStart {
     #[prost(btree_map = "string, message", tag = "1")]
@@ -30,7 +30,7 @@ struct SessionStart {
     start_time_secs: f64,
 }
 
-/// plugin_data.proto, SessionEndInfo
+/// The message SessionEndInfo of plugin_data.proto.
 #[derive(Clone, PartialEq, Message)]
 struct SessionEnd {
     #[prost(int32, tag = "1")]
@@ -39,7 +39,7 @@ struct SessionEnd {
     end_time_secs: f64,
 }
 
-/// google/protobuf/struct.proto, Value
+/// The message Value of google/protobuf/struct.proto.
 #[derive(Clone, PartialEq, Message)]
 struct Hparam {
     #[prost(double, optional, tag = "2")]
@@ -50,12 +50,12 @@ struct Hparam {
     bool: Option<bool>,
 }
 
-/// api.proto, STATUS_SUCCESS
+/// STATUS_SUCCESS of api.proto.
 const SUCCESS: i32 = 1;
-/// types.proto, DT_FLOAT
+/// DT_FLOAT of types.proto.
 const FLOAT: i32 = 1;
 
-/// The model's hyperparameters, and the trainer's options in which runs differ.
+/// Writes the model's hyperparameters, and the trainer's options in which runs differ.
 pub(super) fn session_start(start: &RunStart, now: f64) -> Value {
     let all = hyperparameters(start).into_iter();
     let hparams = all.map(|(name, value)| (name, hparam(&value))).collect();
@@ -81,8 +81,8 @@ fn hparam(value: &serde_json::Value) -> Hparam {
     }
 }
 
-/// The content is the metadata of a tensor whose value has no meaning, as the plugin's own summary_v2.py
-/// writes it.
+/// Makes the metadata of a tensor whose value has no meaning, as the plugin's own summary_v2.py
+/// does.
 fn value(tag: &str, content: &Content) -> Value {
     let plugin_data =
         PluginData { plugin_name: "hparams".to_owned(), content: content.encode_to_vec() };

@@ -1,4 +1,4 @@
-//! Images, texts and histograms, as torch.utils.tensorboard writes them.
+//! Images, texts and histograms in the format of torch.utils.tensorboard.
 
 use super::{
     super::png,
@@ -9,7 +9,7 @@ use crate::{
     log::{self, Media},
 };
 
-/// types.proto, DT_STRING
+/// DT_STRING of types.proto.
 const STRING: i32 = 7;
 
 pub(super) fn value(name: &str, media: &Media) -> Result<Value> {
@@ -44,7 +44,8 @@ fn counts(histogram: &log::Histogram) -> Histogram {
     }
 }
 
-/// The text plugin has empty content (tensorboard/plugins/text/plugin_data.proto, version 0).
+/// Makes a text summary. The text plugin has empty content
+/// (tensorboard/plugins/text/plugin_data.proto, version 0).
 fn text_value(name: &str, text: &str) -> Value {
     let plugin_data = PluginData { plugin_name: "text".to_owned(), content: Vec::new() };
     Value {

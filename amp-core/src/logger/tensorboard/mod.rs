@@ -115,13 +115,14 @@ impl Sink for EventFiles {
     }
 }
 
-/// Creates the first `version_<n>` that does not exist.
+/// Creates the first folder `version_<n>` that does not exist yet.
 fn new_version(folder: &Path) -> Result<PathBuf> {
     fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
     let mut number = 0;
     loop {
         let version = folder.join(format!("version_{number}"));
-        // Created without a previous check, so that two processes never get the same folder.
+        // The folder is created without checking first, so that two processes never get the same
+        // folder.
         match fs::create_dir(&version) {
             Ok(()) => return Ok(version),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
@@ -130,15 +131,15 @@ fn new_version(folder: &Path) -> Result<PathBuf> {
     }
 }
 
-/// TensorFlow's form: TensorBoard reads the files with `tfevents` in their names, in the order of their
-/// names.
+/// Returns the file name in TensorFlow's form. TensorBoard reads files with `tfevents` in their
+/// names, in the order of the names.
 fn file_name() -> String {
     let (seconds, process) = (now() as u64, std::process::id());
     let host = gethostname::gethostname();
     format!("events.out.tfevents.{seconds:010}.{}.{process}.0", host.to_string_lossy())
 }
 
-/// Seconds since 1970.
+/// Returns the seconds since 1970.
 fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
 }

@@ -1,4 +1,4 @@
-//! The used part of tensorboard/compat/proto/{event,summary,tensor}.proto.
+//! The parts of tensorboard/compat/proto/{event,summary,tensor}.proto that are used.
 
 /// event.proto
 #[derive(Clone, PartialEq, prost::Message)]

@@ -1,17 +1,18 @@
-//! The log of records: LevelDB's (leveldb/doc/log_format.md) with W&B's header and CRC-32 without a mask.
+//! The framing of records in W&B's file: LevelDB's log format (leveldb/doc/log_format.md) with
+//! W&B's header, and CRC-32 without a mask.
 
-/// `:W&B`, 0xBEE1 as little-endian u16, and version 0.
+/// The bytes `:W&B`, 0xBEE1 as little-endian u16, and version 0.
 pub(super) const HEADER: [u8; 7] = *b":W&B\xe1\xbe\x00";
 
-/// Blocks that no chunk crosses.
+/// The size of a block in bytes. No chunk crosses the end of a block.
 const BLOCK: usize = 32768;
-/// CRC, length and kind.
+/// The size of a chunk's CRC, length and kind in bytes.
 const CHUNK_HEADER: usize = 7;
 
 /// Frames records, which follow the [header](HEADER) in the file.
 #[derive(Debug)]
 pub(super) struct Framing {
-    /// The position in the current block.
+    /// The position in the current block, in bytes.
     place: usize,
 }
 
@@ -22,7 +23,8 @@ impl Default for Framing {
 }
 
 impl Framing {
-    /// The bytes of the next record: one chunk, or a first, several middle and a last chunk.
+    /// Returns the bytes of the next record. A record is one chunk, or a first chunk, any number of
+    /// middle chunks, and a last chunk.
     pub(super) fn framed(&mut self, mut data: &[u8]) -> Vec<u8> {
         let mut out = Vec::with_capacity(data.len() + CHUNK_HEADER);
         let mut is_first = true;
@@ -44,7 +46,7 @@ impl Framing {
             crc.update(&[kind]);
             crc.update(part);
             out.extend_from_slice(&crc.finalize().to_le_bytes());
-            // A part is shorter than a block, so its length fits.
+            // A chunk is shorter than a block, so its length fits into 16 bits.
             out.extend_from_slice(&(part.len() as u16).to_le_bytes());
             out.push(kind);
             out.extend_from_slice(part);
@@ -61,7 +63,7 @@ impl Framing {
 mod tests {
     use super::*;
 
-    /// The records in a file, by LevelDB's description of the format.
+    /// Reads the records of a file, following LevelDB's description of the format.
     fn records(file: &[u8]) -> Vec<Vec<u8>> {
         let (mut place, mut records) = (HEADER.len(), Vec::new());
         while place < file.len() {

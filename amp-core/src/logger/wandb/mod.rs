@@ -1,4 +1,4 @@
-//! W&B's offline runs.
+//! Offline runs of Weights & Biases.
 
 mod framing;
 mod proto;
@@ -33,8 +33,9 @@ use crate::{
     log::{Image, Media},
 };
 
-/// Writes each run as an offline run of Weights & Biases, `FOLDER/wandb/offline-run-<time>-<id>`, without a
-/// connection; `wandb sync` uploads it. The project has the model's name, the run the precision's name.
+/// Writes each run as an offline run of Weights & Biases, `FOLDER/wandb/offline-run-<time>-<id>`,
+/// without a connection; `wandb sync` uploads it. The project has the model's name, and the run has
+/// the precision's name.
 ///
 /// | W&B | here |
 /// | --- | --- |
@@ -43,7 +44,7 @@ use crate::{
 /// | summary | the last value of each |
 /// | files | images |
 ///
-/// Written as wandb 0.31 does; its readers ask for no newer version than 0.70.
+/// The files have the format of wandb 0.31. Readers need at most version 0.70.
 #[derive(Debug)]
 pub struct WandbLogger(Background);
 
@@ -72,23 +73,23 @@ impl Subscriber for WandbLogger {
 
 struct Runs {
     folder: PathBuf,
-    /// The run that has not ended.
+    /// The current run, if it has not ended.
     run: Option<Offline>,
 }
 
 struct Offline {
     id: String,
-    /// Its folder.
+    /// The run's folder.
     folder: PathBuf,
     file: RecordFile,
     framing: Framing,
-    /// Records so far.
+    /// The number of records so far.
     records: i64,
     started: Instant,
     row: Row,
-    /// The last value of each key, by its path.
+    /// The last value of each key, by the path of the key.
     summary: BTreeMap<Vec<String>, String>,
-    /// Attempted steps that were not applied.
+    /// The number of attempted steps that were not applied.
     skipped: u64,
 }
 
@@ -146,7 +147,7 @@ impl Offline {
         self.file.write(&self.framing.framed(&record.encode_to_vec()))
     }
 
-    /// The row of this step. The row before it is written first.
+    /// Returns the row of this step. Writes the previous row first.
     fn row(&mut self, step: u64) -> Result<&mut Row> {
         if let Some((step, row)) = self.row.begin(step) {
             self.write_row(step, row)?;
@@ -198,7 +199,7 @@ impl Offline {
         Ok(())
     }
 
-    /// Writes an image's file, and describes it.
+    /// Writes an image's file and returns its description for the history.
     fn image(&mut self, step: u64, name: &str, image: &Image) -> Result<Value> {
         let bytes = png::encoded(image)?;
         let hash =

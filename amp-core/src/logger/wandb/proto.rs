@@ -1,9 +1,9 @@
-//! What is used of wandb/proto/wandb_internal.proto.
+//! The parts of wandb/proto/wandb_internal.proto that are used.
 
 /// Record
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Record {
-    /// From 1.
+    /// The record's number, counted from 1.
     #[prost(int64, tag = "1")]
     pub(super) num: i64,
     #[prost(message, optional, tag = "2")]
@@ -117,7 +117,7 @@ pub(super) struct Files {
     pub(super) files: Vec<File>,
 }
 
-/// FilesItem; the policy 0 uploads it at once.
+/// FilesItem; with policy 0 the file is uploaded at once.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct File {
     #[prost(string, tag = "1")]
@@ -133,7 +133,7 @@ pub(super) struct File {
 pub(super) struct Exit {
     #[prost(int32, tag = "1")]
     pub(super) exit_code: i32,
-    /// Seconds.
+    /// The run's time in seconds.
     #[prost(int32, tag = "2")]
     pub(super) runtime: i32,
 }

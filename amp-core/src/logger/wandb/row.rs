@@ -29,13 +29,13 @@ impl Row {
         before
     }
 
-    /// The values so far, if there are any.
+    /// Takes the values so far, if there are any.
     pub(super) fn take(&mut self) -> Option<(u64, Values)> {
         let values = std::mem::take(&mut self.values);
         (!values.is_empty()).then_some((self.step, values))
     }
 
-    /// Adds a value. An object is added by its leaves, under the paths that lead to them.
+    /// Adds a value. An object is added as its leaves, each under the path that leads to it.
     pub(super) fn put(&mut self, key: &str, value: &Value) {
         self.flatten(vec![key.to_owned()], value);
     }
@@ -59,10 +59,9 @@ impl Row {
 /// wandb.Histogram.MAX_LENGTH
 const BUCKETS: usize = 512;
 
-/// The counts, and the edges, of which there is one more. If there are too many buckets, neighbours are
-/// merged.
+/// Returns the counts and the edges. There is one more edge than there are counts.
 pub(super) fn buckets(histogram: &Histogram) -> (Vec<u64>, Vec<f64>) {
-    // The first bucket only marks an edge.
+    // The first bucket is empty; it only marks an edge.
     let counts = &histogram.counts[1..];
     let together = counts.len().div_ceil(BUCKETS).max(1);
     let edges = histogram.limits.iter().step_by(together).copied();
@@ -74,7 +73,7 @@ pub(super) fn buckets(histogram: &Histogram) -> (Vec<u64>, Vec<f64>) {
     (counts, edges)
 }
 
-/// A number as Python's json writes it, NaN and infinities included.
+/// Formats a number as Python's json does, including NaN and infinities.
 pub(super) fn number(value: f64) -> String {
     match serde_json::Number::from_f64(value) {
         Some(number) => number.to_string(),
@@ -113,7 +112,7 @@ mod tests {
             assert_eq!(counts.iter().sum::<u64>(), total, "{length}");
             assert_eq!((edges[0], edges[counts.len()]), (0.0, f64::from(length)));
             for (at, count) in counts.iter().enumerate() {
-                // Bucket n has n values and ends at n.
+                // Bucket n contains n values and ends at n.
                 let within = edges[at] as u64 + 1..=edges[at + 1] as u64;
                 assert_eq!(*count, within.sum::<u64>(), "{length}");
             }

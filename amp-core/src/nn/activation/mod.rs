@@ -108,8 +108,8 @@ stateless! {
     Softsign => |x| x.f_div(&x.f_abs()?.f_add_scalar(1.0)?)?;
     /// x − tanh(x); nn.Tanhshrink.
     Tanhshrink => |x| x.f_sub(&x.f_tanh()?)?;
-    /// x.
+    /// Returns x; nn.Identity.
     Identity => |x| x.shallow_clone();
-    /// `[N, …]` to `[N, product]`.
+    /// Flattens `[N, …]` to `[N, product of the other sizes]`; nn.Flatten.
     Flatten => |x| x.f_flatten(1, -1)?;
 }

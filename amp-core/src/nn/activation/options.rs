@@ -20,7 +20,7 @@ macro_rules! with_options {
         }
 
         impl $config {
-            /// torch.nn's defaults.
+            /// Returns the defaults of torch.nn.
             #[expect(clippy::new_without_default, reason = "all layers' options begin with `new`")]
             pub fn new() -> Self {
                 Self { $($field: $default,)* }
@@ -34,10 +34,11 @@ macro_rules! with_options {
         }
 
         impl $name {
-            /// With these options.
+            /// Creates the layer with these options.
             ///
             /// # Errors
-            /// Never. The constructors of all layers return a `Result`.
+            /// At present this function returns no error. It returns a `Result` like the
+            /// constructors of other layers.
             pub fn new(config: $config) -> Result<Self> {
                 Ok(Self { config })
             }
@@ -57,7 +58,7 @@ macro_rules! with_options {
 }
 
 with_options! {
-    /// x where that is positive, and slope·x elsewhere; nn.LeakyReLU.
+    /// x where x is positive, and slope·x elsewhere; nn.LeakyReLU.
     LeakyRelu, LeakyReluConfig {
         /// The slope of negative values.
         negative_slope: f64 = 0.01,
@@ -65,7 +66,7 @@ with_options! {
         // libtorch's function supports only a slope of 0.01.
         x.f_where_self(&x.f_gt(0.0)?, &x.f_mul_scalar(options.negative_slope)?)?
     };
-    /// x where that is positive, and α·(eˣ - 1) elsewhere; nn.ELU.
+    /// x where x is positive, and α·(eˣ - 1) elsewhere; nn.ELU.
     Elu, EluConfig {
         /// α.
         alpha: f64 = 1.0,
@@ -92,15 +93,15 @@ with_options! {
         let soft = scaled.f_clamp_max(options.threshold)?.f_exp()?.f_log1p()?;
         x.f_where_self(&scaled.f_gt(options.threshold)?, &soft.f_div_scalar(options.beta)?)?
     };
-    /// x within the bounds, and the nearer bound elsewhere; nn.Hardtanh.
+    /// x between the bounds, and the nearer bound elsewhere; nn.Hardtanh.
     Hardtanh, HardtanhConfig {
-        /// The least value.
+        /// The lower bound.
         min_val: f64 = -1.0,
-        /// The largest value.
+        /// The upper bound.
         max_val: f64 = 1.0,
     } => |x, options| {
         let HardtanhConfig { min_val, max_val } = options;
-        // At a bound the gradient is 0; the gradient of `clamp` is 1.
+        // The gradient at a bound is 0. It would be 1 with `clamp`.
         let within = x.f_gt(min_val)?.f_logical_and(&x.f_lt(max_val)?)?;
         x.f_where_self(&within, &x.f_detach()?.f_clamp(min_val, max_val)?)?
     };
@@ -109,14 +110,14 @@ with_options! {
         /// λ.
         lambd: f64 = 0.5,
     } => |x, options| x.f_where_scalarother(&x.f_abs()?.f_gt(options.lambd)?, 0.0)?;
-    /// x drawn towards 0 by λ at most; nn.Softshrink.
+    /// x − λ above λ, x + λ below −λ, and 0 elsewhere; nn.Softshrink.
     Softshrink, SoftshrinkConfig {
         /// λ.
         lambd: f64 = 0.5,
     } => |x, options| x.f_sub(&x.f_clamp(-options.lambd, options.lambd)?)?;
-    /// The first half of a dimension times σ of the second; nn.GLU.
+    /// The first half of a dimension times σ of the second half; nn.GLU.
     Glu, GluConfig {
-        /// The dimension that is halved.
+        /// The dimension that is split into halves.
         dim: i64 = -1,
     } => |x, options| x.f_glu(options.dim)?;
 }
@@ -130,10 +131,11 @@ macro_rules! over_a_dimension {
         }
 
         impl $name {
-            /// Over this dimension; -1 is the last.
+            /// Normalizes over this dimension; -1 is the last.
             ///
             /// # Errors
-            /// Never; the result has the form of the other layers.
+            /// At present this function returns no error. It returns a `Result` like the
+            /// constructors of other layers.
             pub fn new(dim: i64) -> Result<Self> {
                 Ok(Self { dim })
             }
@@ -164,28 +166,28 @@ over_a_dimension! {
 /// The options of [`Prelu`].
 #[derive(Debug, Clone, Copy)]
 pub struct PreluConfig {
-    /// 1 for one common slope, or the number of channels.
+    /// The number of slopes: 1 for a common slope, or the number of channels.
     pub num_parameters: i64,
     /// The initial slope.
     pub init: f64,
 }
 
 impl PreluConfig {
-    /// One slope of 0.25.
+    /// Sets one slope of 0.25.
     #[expect(clippy::new_without_default, reason = "all layers' options begin with `new`")]
     pub fn new() -> Self {
         Self { num_parameters: 1, init: 0.25 }
     }
 }
 
-/// x where that is positive, and a learnt slope·x elsewhere; nn.PReLU.
+/// x where x is positive, and slope·x with a learned slope elsewhere; nn.PReLU.
 #[derive(Debug)]
 pub struct Prelu {
     weight: Tensor,
 }
 
 impl Prelu {
-    /// With one slope, or one for each channel of `[N, C, …]`.
+    /// Creates the layer with one slope, or one for each channel of `[N, C, …]`.
     ///
     /// # Errors
     /// When there is no slope.
@@ -212,7 +214,7 @@ impl Module for Prelu {
     }
 }
 
-/// x where that is above a threshold, and a value elsewhere; nn.Threshold.
+/// x where x is above a threshold, and a constant elsewhere; nn.Threshold.
 #[derive(Debug, Clone, Copy)]
 pub struct Threshold {
     threshold: f64,
@@ -220,10 +222,11 @@ pub struct Threshold {
 }
 
 impl Threshold {
-    /// With this threshold and this value.
+    /// Creates the layer with this threshold and this constant.
     ///
     /// # Errors
-    /// Never; the result has the form of the other layers.
+    /// At present this function returns no error. It returns a `Result` like the constructors of
+    /// other layers.
     pub fn new(threshold: f64, value: f64) -> Result<Self> {
         Ok(Self { threshold, value })
     }

@@ -1,4 +1,4 @@
-//! Attention of several inputs as a child of another module.
+//! Attention with several inputs, as a child of another module.
 
 use tch::Tensor;
 
@@ -8,7 +8,7 @@ use crate::{
     nn::{Child, Context, Forward, Op, Visit, Visitor},
 };
 
-/// Several inputs, as a module by itself.
+/// Makes attention with several inputs a module.
 struct Attending<'m>(&'m MultiheadAttention);
 
 impl Visit for Attending<'_> {
@@ -38,7 +38,7 @@ impl Forward for Attending<'_> {
     }
 }
 
-/// The same with the weights.
+/// Makes attention that also returns its weights a module.
 struct AttendingWithWeights<'m>(&'m MultiheadAttention);
 
 impl Visit for AttendingWithWeights<'_> {
@@ -65,10 +65,10 @@ impl Forward for AttendingWithWeights<'_> {
 }
 
 impl Child<'_, MultiheadAttention> {
-    /// [`MultiheadAttention::attend_with_weights`] under the child's name and region.
+    /// Calls [`MultiheadAttention::attend_with_weights`] under the child's name and region.
     ///
     /// # Errors
-    /// As there, with the path of the innermost module that failed.
+    /// The errors of that method, with the path of the innermost module that failed.
     pub fn attend_with_weights(
         &self,
         query: &Tensor,
@@ -80,10 +80,10 @@ impl Child<'_, MultiheadAttention> {
         self.run_as(&AttendingWithWeights(self.module()), (query, key, value, mask), cx)
     }
 
-    /// [`MultiheadAttention::attend`] under the child's name and region.
+    /// Calls [`MultiheadAttention::attend`] under the child's name and region.
     ///
     /// # Errors
-    /// As there, with the path of the innermost module that failed.
+    /// The errors of that method, with the path of the innermost module that failed.
     pub fn attend(
         &self,
         query: &Tensor,

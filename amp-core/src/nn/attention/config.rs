@@ -1,39 +1,43 @@
 use super::RotaryPairing;
 use crate::{Error, Result};
 
-/// The options of a [`MultiheadAttention`](super::MultiheadAttention); the defaults are nn.MultiheadAttention's.
+/// The options of a [`MultiheadAttention`](super::MultiheadAttention). The defaults are those of
+/// nn.MultiheadAttention.
 #[derive(Debug, Clone, Copy)]
 pub struct MultiheadAttentionConfig {
-    /// Width of queries and of the output.
+    /// The width of queries and of the output.
     pub embed_dim: i64,
-    /// Heads; must divide `embed_dim`.
+    /// The number of heads. It must divide `embed_dim`.
     pub num_heads: i64,
-    /// Dropout on the attention weights while training.
+    /// The probability of dropout on the attention weights in training.
     pub dropout: f64,
     /// Whether the projections add biases.
     pub bias: bool,
-    /// Whether a learned key and value, `bias_k` and `bias_v`, come behind those of the input.
+    /// Whether a learned key and value, `bias_k` and `bias_v`, are appended to the keys and values
+    /// of the input.
     pub add_bias_kv: bool,
-    /// Whether a key and a value of zeros are appended to the sequence, after `bias_k` and `bias_v`.
+    /// Whether a key and a value of zeros are appended, after `bias_k` and `bias_v`.
     pub add_zero_attn: bool,
     /// Width of the keys' input.
     pub kdim: i64,
     /// Width of the values' input.
     pub vdim: i64,
-    /// Heads of keys and values, which neighbouring heads of queries share (grouped-query attention, not in
-    /// torch.nn); must divide `num_heads`.
+    /// The number of heads of keys and values; it must divide `num_heads`. Each is shared by
+    /// neighbouring heads of queries (grouped-query attention, which torch.nn does not have).
     pub num_kv_heads: i64,
-    /// Whether a position attends only to itself and earlier ones.
+    /// Whether a position attends only to itself and earlier positions.
     pub causal: bool,
-    /// Whether queries and keys are rotated by their places, and which elements together
-    /// ([`RotaryEmbedding`](super::RotaryEmbedding), not in torch.nn).
+    /// Which elements of queries and keys are rotated together by a
+    /// [`RotaryEmbedding`](super::RotaryEmbedding); `None` for no rotation. torch.nn does not have
+    /// it.
     pub rotary: Option<RotaryPairing>,
     /// The base of the rotary embedding.
     pub rotary_base: f64,
 }
 
 impl MultiheadAttentionConfig {
-    /// With biases, without dropout, all widths `embed_dim`, not causal.
+    /// Sets biases, no dropout, the width `embed_dim` for queries, keys and values, and attention
+    /// that is not causal.
     pub fn new(embed_dim: i64, num_heads: i64) -> Self {
         Self {
             embed_dim,
@@ -60,14 +64,16 @@ impl MultiheadAttentionConfig {
             return refused("the heads must divide the width".to_owned());
         }
         if num_kv_heads < 1 || num_heads % num_kv_heads != 0 {
-            return refused(format!("{num_kv_heads} heads of keys do not divide those of queries"));
+            return refused(format!(
+                "{num_kv_heads} heads of keys do not divide the heads of queries"
+            ));
         }
         if kdim < 1 || vdim < 1 {
-            return refused(format!("kdim is {kdim} and vdim {vdim}, but 1 is least"));
+            return refused(format!("kdim is {kdim} and vdim {vdim}, but both must be at least 1"));
         }
         if self.causal && (self.add_bias_kv || self.add_zero_attn) {
             return refused(
-                "added keys have no place for `causal`: give a mask instead".to_owned(),
+                "added keys have no position, which `causal` needs: give a mask instead".to_owned(),
             );
         }
         if !(0.0..=1.0).contains(&dropout) {
@@ -76,12 +82,12 @@ impl MultiheadAttentionConfig {
         Ok(())
     }
 
-    /// Width of a head.
+    /// Returns the width of a head.
     pub(super) fn head_dim(&self) -> i64 {
         self.embed_dim / self.num_heads
     }
 
-    /// Width of projected keys and values.
+    /// Returns the width of projected keys and values.
     pub(super) fn kv_width(&self) -> i64 {
         self.num_kv_heads * self.head_dim()
     }

@@ -1,4 +1,5 @@
-//! Keys and values of earlier tokens, so that generation runs the model on new tokens alone.
+//! A cache of the keys and values of earlier tokens, so that generation runs the model only on new
+//! tokens.
 
 use std::{
     cell::{Cell, RefCell},
@@ -16,16 +17,18 @@ use crate::{
     precision::dtype_name,
 };
 
-/// Keys and values of the tokens that a causal model has run on, for each attention of the model. A pass through
-/// [`extend`](Self::extend) runs the model on the tokens that follow, and returns what a pass on the whole sequence
-/// would return for them, but for rounding.
+/// A cache of keys and values of the tokens on which a causal model has run, for each attention
+/// layer. A pass through [`extend`](Self::extend) runs the model on the following tokens. It
+/// returns what a pass on the whole sequence would return for these tokens, up to rounding.
 ///
-/// [`MultiheadAttention`](super::MultiheadAttention) with `causal`, and everything made of it, uses the cache by
-/// itself, also with grouped queries and rotary embeddings; attention of one's own calls [`causal_attention`]. A
-/// model that adds positions asks [`Context::places`] for them.
+/// [`MultiheadAttention`](super::MultiheadAttention) with `causal`, and every layer built on it,
+/// uses the cache automatically, also with grouped queries and rotary embeddings. Attention layers
+/// of your own call [`causal_attention`]. A model that adds positions gets them from
+/// [`Context::places`].
 ///
-/// It holds keys `[N, kv_heads, room, E]` and values of the same form for each attention, and doubles the room when
-/// it is full. Memory, in elements: 2 · layers · N · kv_heads · room · E.
+/// For each attention layer the cache holds keys `[N, kv_heads, room, E]` and values of the same
+/// shape. `room` doubles when it is full. The memory is 2 · layers · N · kv_heads · room · E
+/// elements.
 ///
 /// ```
 /// use amp_core::{
@@ -58,24 +61,24 @@ use crate::{
 #[derive(Default)]
 pub struct KvCache(Rc<Entries>);
 
-/// What the passes of a cache share.
+/// The contents of a cache, which its passes share.
 #[derive(Default)]
 pub(in crate::nn) struct Entries {
-    /// Tokens of earlier passes.
+    /// The number of tokens of earlier passes.
     past: Cell<i64>,
-    /// Tokens of the running pass.
+    /// The number of tokens of the running pass.
     new: Cell<i64>,
-    /// Room that is made at first.
+    /// The number of tokens for which memory is allocated first.
     room: Cell<i64>,
-    /// Whether the running pass asked for the places of its tokens.
+    /// Whether the running pass asked for the positions of its tokens.
     asked: Cell<bool>,
     /// The keys and values of each attention layer, by the layer's path.
     layers: RefCell<BTreeMap<String, Layer>>,
 }
 
-/// Of one attention.
+/// The cache of one attention layer.
 struct Layer {
-    /// `[N, kv_heads, room, E]` each.
+    /// Keys and values, `[N, kv_heads, room, E]` each.
     tensors: [Tensor; 2],
     /// Whether the running pass has added its tokens.
     ran: bool,
@@ -88,34 +91,34 @@ impl fmt::Debug for KvCache {
 }
 
 impl KvCache {
-    /// An empty cache.
+    /// Creates an empty cache.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// An empty cache that makes room for so many tokens at once.
+    /// Makes an empty cache that allocates memory for this number of tokens at once.
     pub fn with_room(tokens: i64) -> Self {
         let cache = Self::default();
         cache.0.room.set(tokens);
         cache
     }
 
-    /// Tokens whose keys and values it holds.
+    /// Returns the number of tokens whose keys and values the cache holds.
     pub fn tokens(&self) -> i64 {
         self.0.past.get()
     }
 
-    /// Forgets all tokens.
+    /// Removes all tokens.
     pub fn clear(&mut self) {
         self.0.past.set(0);
         self.0.layers.borrow_mut().clear();
     }
 
-    /// Runs `model` on `ids`, `[N, L]`, the tokens behind those in the cache, without gradients, under the policy of
-    /// `cx`. The result is the model's, as `[N, L, vocabulary]`.
+    /// Runs `model` without gradients on `ids`, `[N, L]`, the tokens that follow the cached ones,
+    /// under the policy of `cx`. Returns the model's output, for example `[N, L, vocabulary]`.
     ///
     /// # Errors
-    /// As [`extend_with`](Self::extend_with).
+    /// The errors of [`extend_with`](Self::extend_with).
     pub fn extend<M: Forward<Input = (&'static Tensor,)> + ?Sized>(
         &mut self,
         model: &M,
@@ -128,14 +131,15 @@ impl KvCache {
         self.extend_with(length, cx, |cx| model.forward_with((ids,), cx))
     }
 
-    /// [`extend`](Self::extend) for models with other inputs: `run` runs the model once, on the next `length`
-    /// tokens, with the context that it is given.
+    /// Does the same as [`extend`](Self::extend) for models with other inputs: `run` runs the model
+    /// once, on the next `length` tokens, with the given context.
     ///
     /// # Errors
-    /// When `run` fails; then the cache is as it was. When `cx` trains, no attention used the cache, an attention is
-    /// not causal, ran twice, did not run in an earlier pass, or changed its batch, heads, width or dtype. When
-    /// tokens follow earlier ones, but nothing asked [`Context::past`] or [`Context::places`] how many: a model that
-    /// counts its positions from 0 would go on with wrong ones.
+    /// When `run` fails; the cache is then unchanged. When `cx` is a training context. When no
+    /// attention used the cache, or an attention is not causal, ran twice, did not run in an
+    /// earlier pass, or changed its batch size, heads, width or dtype. When there are earlier
+    /// tokens, but the model did not call [`Context::past`] or [`Context::places`]: a model that
+    /// counts positions from 0 would use wrong positions.
     pub fn extend_with<T>(
         &mut self,
         length: i64,
@@ -146,7 +150,9 @@ impl KvCache {
             return Err(refused(format!("a pass of {length} tokens: it must have at least 1")));
         }
         if cx.is_training() {
-            return Err(refused("a training pass cannot use it: evaluate the model".to_owned()));
+            return Err(refused(
+                "a training pass cannot use it: use a context without training".to_owned(),
+            ));
         }
         self.0.begin(length);
         let cx = cx.with_cache(Rc::clone(&self.0));
@@ -166,7 +172,7 @@ impl Entries {
         }
     }
 
-    /// Counts the tokens of the pass, if each attention has them.
+    /// Ends the pass: counts its tokens, if every attention has added them.
     fn end(&self) -> Result<()> {
         let layers = self.layers.borrow();
         if layers.is_empty() {
@@ -181,7 +187,7 @@ impl Entries {
         }
         if self.past.get() > 0 && !self.asked.get() {
             return Err(refused(format!(
-                "the model did not ask at which place its tokens begin, after {} earlier ones: take positions from \
+                "the model did not use the positions of its tokens, although {} tokens came before: take positions from \
                  `cx.places(ids)`; if it has none, call `cx.past()`",
                 self.past.get()
             )));
@@ -190,18 +196,19 @@ impl Entries {
         Ok(())
     }
 
-    /// Tokens of earlier passes, as [`KvCache::tokens`].
+    /// Returns the number of tokens of earlier passes, as [`KvCache::tokens`] does.
     pub(super) fn tokens(&self) -> i64 {
         self.past.get()
     }
 
-    /// Tokens of earlier passes, for positions.
+    /// Returns the number of tokens of earlier passes, from which positions are computed.
     pub(in crate::nn) fn past(&self) -> i64 {
         self.asked.set(true);
         self.past.get()
     }
 
-    /// Adds keys and values `[N, kv_heads, new, E]` of the attention at `path`; those of all tokens.
+    /// Adds keys and values `[N, kv_heads, new, E]` of the attention at `path`. Returns the keys
+    /// and values of all tokens.
     fn append(&self, path: &str, added: [&Tensor; 2]) -> Result<[Tensor; 2]> {
         let (past, new) = (self.past.get(), self.new.get());
         let refuse = |why: String| Err(refused(format!("the attention `{path}` {why}")));
@@ -236,7 +243,7 @@ impl Entries {
         for (held, added) in layer.tensors.iter_mut().zip(added) {
             if !is_alike(held, added) {
                 return refuse(format!(
-                    "has {} of {:?} in the cache, but gave {} of {:?}: a cache is for one batch of sequences under one \
+                    "has {} of {:?} in the cache, but added {} of {:?}: a cache is for one batch of sequences under one \
                      precision",
                     dtype_name(held.kind()),
                     held.f_narrow(2, 0, past)?.size(),
@@ -261,14 +268,15 @@ impl Entries {
     }
 }
 
-/// Room for the keys or values of so many tokens, like those of `tensor`.
+/// Allocates memory for the keys or values of `room` tokens, in the dtype and on the device of
+/// `tensor`.
 fn empty(tensor: &Tensor, room: i64) -> Result<Tensor> {
     let mut size = tensor.size();
     size[2] = room;
     Ok(Tensor::f_empty(size, (tensor.kind(), tensor.device()))?)
 }
 
-/// Whether both are of the same batch, heads, width, dtype and device.
+/// Returns whether both have the same batch size, heads, width, dtype and device.
 fn is_alike(one: &Tensor, other: &Tensor) -> bool {
     let (mut a, mut b) = (one.size(), other.size());
     (a[2], b[2]) = (0, 0);
@@ -279,27 +287,29 @@ fn refused(why: String) -> Error {
     Error::config(format!("KV cache: {why}"))
 }
 
-/// The keys and values that a causal attention attends to in a pass, and what limits it.
-pub(super) struct Seen {
+/// The keys and values to which a causal attention attends in a pass, with the mask.
+pub(super) struct AttendedKeys {
     pub(super) keys: Tensor,
     pub(super) values: Tensor,
-    /// As [`AttentionOptions::attn_mask`].
+    /// See [`AttentionOptions::attn_mask`].
     pub(super) mask: Option<Tensor>,
-    /// Instead of `mask`, one that several layers share.
+    /// A mask that several layers share. `mask` is `None` then.
     pub(super) open: Option<OpenMask>,
-    /// Whether the scores are a square, above whose diagonal nothing is attended to.
+    /// Whether the attention is plainly causal: there are as many keys as queries, and a query
+    /// attends to no later key.
     pub(super) is_causal: bool,
 }
 
-impl Seen {
-    /// Every query attends to these.
+impl AttendedKeys {
+    /// Every query attends to all of these keys.
     pub(super) fn all(keys: Tensor, values: Tensor) -> Self {
         Self { keys, values, mask: None, open: None, is_causal: false }
     }
 
-    /// Of `[N, heads, L, E]` queries, keys and values at the path of `cx`, with those of its cache. `mask`, as
-    /// [`AttentionOptions::attn_mask`], is of all keys.
-    pub(super) fn by(
+    /// Appends the keys and values `[N, heads, L, E]` of this pass to the cache of `cx`, if it has
+    /// one. Returns the keys and values of all tokens with their mask. `mask` covers all keys, as
+    /// [`AttentionOptions::attn_mask`] does.
+    pub(super) fn extend(
         query: &Tensor,
         keys: Tensor,
         values: Tensor,
@@ -313,7 +323,7 @@ impl Seen {
             ([_, _, queries, _], [_, _, keys, _]) if queries == keys => *queries,
             (queries, keys) => {
                 return Err(refused(format!(
-                    "queries {queries:?} and keys {keys:?} of a causal attention must be as many"
+                    "queries {queries:?} and keys {keys:?} of a causal attention must have equal lengths"
                 )));
             }
         };
@@ -322,7 +332,7 @@ impl Seen {
         if all == queries {
             return Ok(Self { mask, is_causal: true, ..Self::all(keys, values) });
         }
-        // One query attends to all keys.
+        // A single query attends to all keys.
         let seen = match queries {
             1 => None,
             _ => Some(
@@ -344,8 +354,9 @@ impl Seen {
     }
 }
 
-/// Causal [`scaled_dot_product_attention`] for closures of one's own, without dropout: a query attends to the keys
-/// up to its own place, and in a pass through a [`KvCache`] to those of earlier passes too.
+/// Computes causal [`scaled_dot_product_attention`] for attention layers of your own, without
+/// dropout. A query attends to the keys up to its own position. In a pass through a [`KvCache`] it
+/// also attends to the keys of earlier passes.
 ///
 /// | tensor | shape |
 /// | --- | --- |
@@ -354,7 +365,7 @@ impl Seen {
 /// | `value` | `[N, kv_heads, L, V]` |
 /// | output | `[N, heads, L, V]` |
 ///
-/// The cache finds the keys of earlier passes by the path of the module that calls this.
+/// The cache stores keys and values under the path of the module that calls this function.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{
@@ -377,14 +388,14 @@ impl Seen {
 /// ```
 ///
 /// # Errors
-/// When the shapes do not fit together, or the cache was filled by another attention.
+/// When the shapes do not match, or another attention filled the cache.
 pub fn causal_attention(
     query: &Tensor,
     key: &Tensor,
     value: &Tensor,
     cx: &Context,
 ) -> Result<Tensor> {
-    let seen = Seen::by(query, key.shallow_clone(), value.shallow_clone(), None, cx)?;
+    let seen = AttendedKeys::extend(query, key.shallow_clone(), value.shallow_clone(), None, cx)?;
     let options = AttentionOptions {
         attn_mask: seen.mask.as_ref(),
         is_causal: seen.is_causal,

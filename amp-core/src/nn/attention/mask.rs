@@ -1,4 +1,4 @@
-//! Which keys a query does not attend to.
+//! Masks of the keys to which a query does not attend.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -7,8 +7,8 @@ use tch::{Kind, Tensor};
 use super::scores::{Shapes, is_mask, refused};
 use crate::Result;
 
-/// A mask in which every query attends to something. libtorch's kernels differ in what they make of a query whose
-/// keys are all masked, NaN among it.
+/// A mask in which every query attends to some key. For a query whose keys are all masked libtorch's
+/// kernels return different values, such as NaN.
 #[derive(Debug)]
 pub(super) struct OpenMask {
     /// Boolean, or of the scores' kind.
@@ -18,8 +18,8 @@ pub(super) struct OpenMask {
 }
 
 impl OpenMask {
-    /// Of a mask as [`scaled_dot_product_attention`](super::scaled_dot_product_attention) takes it, for scores of this
-    /// kind.
+    /// Opens a mask of [`scaled_dot_product_attention`](super::scaled_dot_product_attention) for scores of
+    /// this dtype.
     pub(super) fn of(mask: &Tensor, kind: Kind) -> Result<Self> {
         if mask.kind() == Kind::Bool {
             let masked = mask.f_any_dim(-1, true)?.f_logical_not()?;
@@ -30,30 +30,32 @@ impl OpenMask {
         Ok(Self { mask, masked })
     }
 
-    /// Handles of the same tensors.
+    /// Returns handles of the same tensors.
     pub(super) fn shared(&self) -> Self {
         Self { mask: self.mask.shallow_clone(), masked: self.masked.shallow_clone() }
     }
 }
 
-/// Which keys are masked out for a query in a [`MultiheadAttention`](super::MultiheadAttention) or a
-/// transformer's layer, as torch.nn has it: **true is masked out**, the opposite of
+/// The keys that are masked out for a query in a [`MultiheadAttention`](super::MultiheadAttention)
+/// or a transformer layer. As in torch.nn **true means masked out**, the opposite of
 /// [`scaled_dot_product_attention`](super::scaled_dot_product_attention). A query whose keys are all masked out attends to zeros, and its gradients
 /// are zero.
 ///
 /// A loop over layers of one's own runs faster with [`for_layers`](Self::for_layers).
 #[derive(Debug, Default)]
 pub struct AttentionMask {
-    /// `[L, S]`, `[N·heads, L, S]`, or 4-D with sizes that are those of `[N, heads, L, S]` or 1. Boolean: true
-    /// where a key is masked out for a query. Floating: added to the scores, as [`alibi_bias`](super::alibi_bias).
+    /// `[L, S]`, `[N·heads, L, S]`, or a 4-D shape that broadcasts to `[N, heads, L, S]`. If it is
+    /// boolean, true masks a key out for a query. If it is floating-point, it is added to the
+    /// scores, for example [`alibi_bias`](super::alibi_bias).
     pub attn_mask: Option<Tensor>,
-    /// `[N, S]`, boolean: true where a key is padding. Floating: added to the scores.
+    /// `[N, S]`. If it is boolean, true marks a key as padding. If it is floating-point, it is
+    /// added to the scores.
     pub key_padding_mask: Option<Tensor>,
-    /// What the layers that share the mask made of it, once the first of them has run.
+    /// The prepared mask, if several layers share it and the first of them has run.
     opened: Option<Arc<Mutex<Option<Opened>>>>,
 }
 
-/// What was made of a mask for these scores and their kind.
+/// A mask that was prepared for scores of this shape and dtype.
 #[derive(Debug)]
 struct Opened {
     scores: Vec<i64>,
@@ -62,24 +64,24 @@ struct Opened {
 }
 
 impl AttentionMask {
-    /// Every query attends to every key.
+    /// Lets every query attend to every key.
     pub fn none() -> Self {
         Self::default()
     }
 
-    /// Keys where `[N, S]` is true are padding.
+    /// Masks the keys where `[N, S]` is true, which are padding.
     pub fn padding(key_padding_mask: &Tensor) -> Self {
         Self { key_padding_mask: Some(key_padding_mask.shallow_clone()), ..Self::none() }
     }
 
-    /// This mask of queries and keys.
+    /// Uses this mask of queries and keys.
     pub fn of(attn_mask: &Tensor) -> Self {
         Self { attn_mask: Some(attn_mask.shallow_clone()), ..Self::none() }
     }
 
-    /// The same mask for several layers of one forward pass: the first of them converts and checks it, and the
-    /// others use the result, which saves each of them six kernels. [`TransformerEncoder`](crate::nn::TransformerEncoder)
-    /// does so by itself. Nothing may write to the tensors between the layers.
+    /// Returns the same mask for several layers of one forward pass. The first layer checks and prepares it, and
+    /// the others use the result: four kernels less in each. [`TransformerEncoder`](crate::nn::TransformerEncoder)
+    /// calls this itself. Do not write to the tensors between the layers.
     ///
     /// ```
     /// use amp_core::{nn::AttentionMask, tch::Tensor};
@@ -95,7 +97,7 @@ impl AttentionMask {
         Self { opened: Some(self.opened.clone().unwrap_or_default()), ..self.shared() }
     }
 
-    /// Handles of the same masks.
+    /// Returns handles of the same masks.
     pub(in crate::nn) fn shared(&self) -> Self {
         let handle = |mask: &Option<Tensor>| mask.as_ref().map(Tensor::shallow_clone);
         Self {
@@ -105,7 +107,7 @@ impl AttentionMask {
         }
     }
 
-    /// The mask opened for these scores if several layers share it.
+    /// Returns the prepared mask for these scores if several layers share it.
     pub(super) fn opened(&self, shapes: &Shapes, kind: Kind) -> Result<Option<OpenMask>> {
         let Some(opened) = &self.opened else { return Ok(None) };
         let scores = shapes.of_scores();
@@ -121,17 +123,18 @@ impl AttentionMask {
         Ok(Some(open))
     }
 
-    /// Whether layers share what is made of it.
+    /// Returns whether several layers share it.
     pub(super) fn is_shared(&self) -> bool {
         self.opened.is_some()
     }
 
-    /// Whether it lets everything through.
+    /// Returns whether nothing is masked out.
     pub(in crate::nn) fn is_none(&self) -> bool {
         self.attn_mask.is_none() && self.key_padding_mask.is_none()
     }
 
-    /// Both as one mask for [`scaled_dot_product_attention`](super::scaled_dot_product_attention) of scores `[n, heads, queries, keys]`.
+    /// Combines both masks into one for [`scaled_dot_product_attention`](super::scaled_dot_product_attention)
+    /// of scores `[n, heads, queries, keys]`.
     pub(super) fn joined(&self, scores: [i64; 4]) -> Result<Option<Tensor>> {
         let [n, heads, queries, keys] = scores;
         let attn_mask = self.attn_mask.as_ref().map(|mask| {
@@ -141,7 +144,7 @@ impl AttentionMask {
                 [all, l, s] if [*all, *l, *s] == [n * heads, queries, keys] => {
                     Ok(mask.f_reshape([n, heads, queries, keys])?)
                 }
-                // Broadcasting of these is checked with the scores.
+                // The broadcast of 4-D masks is checked together with the scores.
                 [_, _, _, _] => Ok(mask.shallow_clone()),
                 other => Err(refused(format!(
                     "attn_mask is {other:?}, but must be [{queries}, {keys}], [{}, {queries}, {keys}] or 4-D \
@@ -173,7 +176,7 @@ impl AttentionMask {
     }
 }
 
-/// What is added to the scores for a mask.
+/// Returns the values that a mask adds to the scores.
 fn added(mask: &Tensor) -> Result<Tensor> {
     if mask.kind() != Kind::Bool {
         return Ok(mask.shallow_clone());
@@ -193,7 +196,7 @@ impl crate::precision::Tensors for AttentionMask {
     }
 }
 
-/// Whether both are handles of one mask.
+/// Returns whether both are handles of one mask.
 fn is_same(one: &Option<Tensor>, other: &Option<Tensor>) -> bool {
     let place = |mask: &Tensor| (mask.data_ptr(), mask.kind(), mask.size());
     one.as_ref().map(place) == other.as_ref().map(place)
@@ -206,8 +209,8 @@ mod tests {
     use super::*;
     use crate::precision::Tensors;
 
-    /// The second layer uses the first one's result. Scores of another kind or size have their own, as have masks
-    /// that were changed on the way to a layer.
+    /// The second layer uses the result of the first. Scores of another dtype or shape get a result of their
+    /// own, and a mask that was converted on the way to a layer is not shared.
     #[test]
     fn layers_open_a_shared_mask_once() -> Result<()> {
         let scores = |batch: i64| -> Result<Shapes> {

@@ -17,7 +17,7 @@ pub use position::{
 };
 pub use scores::{AttentionOptions, scaled_dot_product_attention, split_heads};
 
-use kv_cache::Seen;
+use kv_cache::AttendedKeys;
 use projection::{Projected, Projection};
 use scores::Shapes;
 use tch::{Kind, Tensor};
@@ -27,13 +27,16 @@ use super::{
 };
 use crate::{Error, Result, ffi};
 
-/// Attention of several heads through scaled_dot_product_attention; nn.MultiheadAttention with batch_first.
+/// Multi-head attention through scaled_dot_product_attention; nn.MultiheadAttention with
+/// batch_first.
 ///
-/// As a [`Module`] it is self-attention of `[N, L, embed_dim]`. [`attend`](Self::attend) takes queries, keys,
-/// values and masks; in a derived `#[forward]` it is called as `self.attention.attend(…, cx)`.
+/// As a [`Module`] it is self-attention on `[N, L, embed_dim]`. [`attend`](Self::attend) takes
+/// queries, keys, values and masks. Call it in a derived `#[forward]` as `self.attention.attend(…,
+/// cx)`.
 ///
-/// Parameters have torch's names: `in_proj_weight`, or `q_proj_weight`, `k_proj_weight` and `v_proj_weight`
-/// where `kdim`, `vdim` or `num_kv_heads` differ; `in_proj_bias` of queries, keys and values; `out_proj`.
+/// Parameters have torch's names: `in_proj_weight`, or `q_proj_weight`, `k_proj_weight` and
+/// `v_proj_weight` if `kdim`, `vdim` or `num_kv_heads` differ; `in_proj_bias` for queries, keys and
+/// values; `out_proj`.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{
@@ -60,7 +63,8 @@ use crate::{Error, Result, ffi};
 pub struct MultiheadAttention {
     projection: Projection,
     in_proj_bias: Option<Tensor>,
-    /// A key and a value behind those of the input, `[1, 1, width]` each.
+    /// The learned key and value that are appended to the input's keys and values, `[1, 1, width]`
+    /// each.
     bias_kv: Option<[Tensor; 2]>,
     out_proj: Linear,
     rotary: Option<RotaryEmbedding>,
@@ -68,7 +72,8 @@ pub struct MultiheadAttention {
 }
 
 impl MultiheadAttention {
-    /// Draws out_proj, then the projections (Xavier uniform), in PyTorch's order; biases are zero.
+    /// Draws out_proj, then the projections (Xavier uniform), in PyTorch's order; biases start at
+    /// zero.
     ///
     /// # Errors
     /// When `num_heads` does not divide `embed_dim`, `num_kv_heads` does not divide `num_heads`, a width is
@@ -108,7 +113,7 @@ impl MultiheadAttention {
         })
     }
 
-    /// A layer of the same values.
+    /// Returns a layer with the same values.
     pub(super) fn copied(&self) -> Result<Self> {
         let copied = |[k, v]: &[Tensor; 2]| -> Result<[Tensor; 2]> {
             Ok([init::copied(k)?, init::copied(v)?])
@@ -129,9 +134,10 @@ impl MultiheadAttention {
         })
     }
 
-    /// Attention of `query` to `value` by `key`, with a mask; torch's `forward(query, key, value)` without
-    /// the weights. `causal` of the options comes on top of the mask. In a pass through a [`KvCache`] masks are of
-    /// the keys of all tokens, and a rotary embedding counts from the first.
+    /// Computes the attention of `query` to `key` and `value`, with a mask; torch's `forward(query,
+    /// key, value)` without the weights. The option `causal` applies in addition to the mask. In a
+    /// pass through a [`KvCache`] the masks cover the keys of all tokens, and a rotary embedding
+    /// counts from the first token.
     ///
     /// | tensor | shape |
     /// | --- | --- |
@@ -140,12 +146,12 @@ impl MultiheadAttention {
     /// | `value` | `[N, S, vdim]` |
     /// | output | `[N, L, embed_dim]` |
     ///
-    /// Where `query`, `key` and `value` are one tensor, one product projects them. In a hand-written module
-    /// call it through a [`Child`](crate::nn::Child), which keeps path and precision region:
-    /// `Child::new("attn", None, &self.attn).attend(…, cx)`.
+    /// If `query`, `key` and `value` are one tensor, one matrix product projects them. In a
+    /// hand-written module call this method through a [`Child`](crate::nn::Child), which keeps path
+    /// and precision region: `Child::new("attn", None, &self.attn).attend(…, cx)`.
     ///
     /// # Errors
-    /// When shapes do not fit together, or a mask is of integers.
+    /// When the shapes do not match, or a mask has integers.
     pub fn attend(
         &self,
         query: &Tensor,
@@ -164,12 +170,12 @@ impl MultiheadAttention {
         self.join(&attended, cx)
     }
 
-    /// [`attend`](Self::attend), and the attention weights, `[N, heads, L, S]`: torch's need_weights with
-    /// average_attn_weights = false. While training they are what dropout leaves. It computes without a fused
-    /// kernel, and takes memory for the weights.
+    /// Computes [`attend`](Self::attend), and also returns the attention weights, `[N, heads, L,
+    /// S]`, as torch does with need_weights and average_attn_weights = false. In training they
+    /// include dropout. No fused kernel is used, and the weights need memory.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`attend`](Self::attend).
     pub fn attend_with_weights(
         &self,
         query: &Tensor,
@@ -185,7 +191,7 @@ impl MultiheadAttention {
         Ok((self.join(&attended, cx)?, weights))
     }
 
-    fn options<'a>(&self, seen: &'a Seen, cx: &Context) -> AttentionOptions<'a> {
+    fn options<'a>(&self, seen: &'a AttendedKeys, cx: &Context) -> AttentionOptions<'a> {
         AttentionOptions {
             attn_mask: seen.mask.as_ref(),
             dropout_p: if cx.drops_out() { self.config.dropout } else { 0.0 },
@@ -194,7 +200,7 @@ impl MultiheadAttention {
         }
     }
 
-    /// The output projection of `[N, heads, L, width]`.
+    /// Joins the heads `[N, heads, L, width]` and applies the output projection.
     fn join(&self, attended: &Tensor, cx: &Context) -> Result<Tensor> {
         let size = attended.size();
         let joined = [size[0], size[2], self.config.embed_dim];
@@ -202,7 +208,7 @@ impl MultiheadAttention {
         cx.call("out_proj", None, &self.out_proj, &joined)
     }
 
-    /// Queries by head, and what they attend to.
+    /// Splits queries, keys and values into heads.
     fn heads(
         &self,
         query: &Tensor,
@@ -210,11 +216,11 @@ impl MultiheadAttention {
         value: &Tensor,
         mask: &AttentionMask,
         cx: &Context,
-    ) -> Result<(Tensor, Seen)> {
+    ) -> Result<(Tensor, AttendedKeys)> {
         let MultiheadAttentionConfig { num_heads, num_kv_heads, causal, .. } = self.config;
         if cx.cache().is_some() && !causal {
             return Err(Error::config(
-                "attention: only causal attention runs with a KV cache, because later tokens change the others: set \
+                "attention: only causal attention runs with a KV cache, because later tokens would change earlier outputs: set \
                  `causal = true`, or run the model without a cache",
             ));
         }
@@ -243,23 +249,24 @@ impl MultiheadAttention {
         };
         let (q, k) = (rotated(q)?, rotated(k)?);
         if causal {
-            let seen = Seen::by(&q, k, v, joined, cx)?;
+            let seen = AttendedKeys::extend(&q, k, v, joined, cx)?;
             return Ok((q, seen));
         }
         if is_shared {
             let open = mask.opened(&Shapes::of(&q, &k, &v)?, q.kind())?;
-            return Ok((q, Seen { open, ..Seen::all(k, v) }));
+            return Ok((q, AttendedKeys { open, ..AttendedKeys::all(k, v) }));
         }
         let (keys, values, mask) = self.with_added_keys(k, v, joined)?;
-        Ok((q, Seen { mask, ..Seen::all(keys, values) }))
+        Ok((q, AttendedKeys { mask, ..AttendedKeys::all(keys, values) }))
     }
 
-    /// Whether the options add keys to the input's.
+    /// Returns whether the options add keys to the keys of the input.
     fn adds_keys(&self) -> bool {
         self.bias_kv.is_some() || self.config.add_zero_attn
     }
 
-    /// Heads of keys and values with those that the options add, which a mask lets through.
+    /// Appends the keys and values that the options add, and extends the mask so that it does not
+    /// mask them.
     fn with_added_keys(
         &self,
         mut k: Tensor,
@@ -294,7 +301,7 @@ impl MultiheadAttention {
         Ok((k, v, mask))
     }
 
-    /// Batch, queries and keys.
+    /// Returns the batch size and the numbers of queries and keys.
     fn sizes(&self, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<(i64, i64, i64)> {
         let MultiheadAttentionConfig { embed_dim, kdim, vdim, .. } = self.config;
         let (q, k, v) = (query.size(), key.size(), value.size());
@@ -305,23 +312,23 @@ impl MultiheadAttention {
             return Ok((n, l, s));
         }
         Err(Error::config(format!(
-            "attention: queries {q:?}, keys {k:?} and values {v:?} do not fit: they must be \
+            "attention: queries {q:?}, keys {k:?} and values {v:?} do not match: they must be \
              [N, L, {embed_dim}], [N, S, {kdim}] and [N, S, {vdim}]"
         )))
     }
 }
 
 impl MultiheadAttention {
-    /// The values alone. Where there is one position, the softmax over it is 1 whatever query and
-    /// key are: they change nothing, and their gradients are zero. libtorch's fused kernels take
-    /// longer for that than the rest of the layer, and give them gradients of rounding errors.
+    /// Projects only the values. With one position the softmax is 1, whatever query and key are, so
+    /// they have no effect and their gradients are zero. libtorch's fused kernels take longer for
+    /// this case than the rest of the layer, and give query and key gradients of rounding errors.
     fn project_values(&self, input: &Tensor, weight: &Tensor) -> Result<Tensor> {
         let d = self.config.embed_dim;
         ffi::linear_part(input, weight, self.in_proj_bias.as_ref(), 2 * d..3 * d)
     }
 
-    /// What one position attends to: its values, of which dropout of the weight, which is 1, drops
-    /// heads as a whole.
+    /// Computes the attention of sequences of one token. The only attention weight is 1, so the
+    /// result is the values, and dropout drops whole heads.
     fn attend_to_itself(&self, input: &Tensor, weight: &Tensor, dropout: f64) -> Result<Tensor> {
         let MultiheadAttentionConfig { embed_dim, num_heads, .. } = self.config;
         let values = self.project_values(input, weight)?;

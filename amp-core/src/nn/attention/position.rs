@@ -1,4 +1,4 @@
-//! Positions for attention: rotated pairs, and biases by distance.
+//! Positions for attention: rotary embeddings, and biases by distance.
 
 use tch::{Device, Kind, Tensor};
 
@@ -7,40 +7,41 @@ use crate::{
     nn::{Context, Module, Visit, Visitor},
 };
 
-/// Which elements of a head are rotated together. Weights that were trained with one pairing give nonsense
-/// with the other.
+/// Which elements of a head are rotated together. Weights trained with one pairing give wrong
+/// results with the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RotaryPairing {
-    /// Neighbours, (x₀, x₁), (x₂, x₃), …: as in the paper, GPT-J and Meta's Llama files.
+    /// Neighbouring elements, (x₀, x₁), (x₂, x₃), …, as in the paper, GPT-J and Meta's Llama files.
     Interleaved,
-    /// An element of the first half with that of the second, (x₀, x_{D/2}), …: as GPT-NeoX, and Llama in the
-    /// `transformers` library, which calls it `rotate_half`.
+    /// An element of the first half with the same element of the second half, (x₀, x_{D/2}), …, as
+    /// in GPT-NeoX, and in Llama of the `transformers` library, which calls it `rotate_half`.
     HalfRotated,
 }
 
 /// The options of a [`RotaryEmbedding`].
 #[derive(Debug, Clone, Copy)]
 pub struct RotaryEmbeddingConfig {
-    /// Width of a head.
+    /// The width of a head.
     pub dim: i64,
     /// Which elements are rotated together.
     pub pairing: RotaryPairing,
-    /// What the angles fall by from pair to pair: Llama 3 has 500000.
+    /// The base from which the angles are computed. Llama 3 uses 500000.
     pub base: f64,
 }
 
 impl RotaryEmbeddingConfig {
-    /// With base 10000.
+    /// Sets base 10000.
     pub fn new(dim: i64, pairing: RotaryPairing) -> Self {
         Self { dim, pairing, base: 10_000.0 }
     }
 }
 
-/// Rotary position embedding (Su et al., arXiv:2104.09864): pair `i` of a head of width `D`, at place `p`, is
-/// rotated by the angle p·base^(−2i/D). Apply it to queries and keys, not to values.
+/// Rotary position embedding (Su et al., arXiv:2104.09864): pair `i` of a head of width `D`, at
+/// position `p`, is rotated by the angle p·base^(−2i/D). Apply it to queries and keys, not to
+/// values.
 ///
-/// Takes `[…, L, D]` and gives the same shape and dtype. Angles are computed in f64, products in at least
-/// f32. As a [`Module`] it begins with place 0.
+/// The input is `[…, L, D]`, and the output has the same shape and dtype. Angles are computed in
+/// f64, products in at least f32. As a [`Module`] it begins with position 0.
 ///
 /// ```
 /// use amp_core::{
@@ -61,7 +62,7 @@ pub struct RotaryEmbedding {
 }
 
 impl RotaryEmbedding {
-    /// For heads of this width.
+    /// Creates the embedding for heads of this width.
     ///
     /// # Errors
     /// When `dim` is odd or below 2, or `base` is not above 0.
@@ -78,10 +79,10 @@ impl RotaryEmbedding {
         Ok(Self { config })
     }
 
-    /// Rotates `[…, L, D]` of the places `first`, `first + 1`, ….
+    /// Rotates `[…, L, D]`, whose positions are `first`, `first + 1`, ….
     ///
     /// # Errors
-    /// When the last dimension is not the heads' width.
+    /// When the last dimension is not the width of a head.
     pub fn rotate(&self, x: &Tensor, first: i64) -> Result<Tensor> {
         let RotaryEmbeddingConfig { pairing, base, .. } = self.config;
         let size = x.size();
@@ -134,8 +135,9 @@ impl Module for RotaryEmbedding {
     }
 }
 
-/// The slopes of ALiBi (Press et al., arXiv:2108.12409), one for each head: 2^(−8i/n) for a power of two; for
-/// other numbers the slopes of the next smaller power, and every other one of twice that power.
+/// Returns the slopes of ALiBi (Press et al., arXiv:2108.12409), one for each head: 2^(−8i/n) for i
+/// from 1 to n, if the number n of heads is a power of two. Otherwise they are the slopes of the
+/// next smaller power of two, followed by every second slope of twice that power.
 pub fn alibi_slopes(num_heads: i64) -> Vec<f64> {
     let of_power = |count: i64| (1..=count).map(move |i| (-8.0 * i as f64 / count as f64).exp2());
     if num_heads < 1 {
@@ -146,10 +148,10 @@ pub fn alibi_slopes(num_heads: i64) -> Vec<f64> {
     of_power(power).chain(of_power(2 * power).step_by(2).take(rest)).collect()
 }
 
-/// −slope·|i − j| for query i and key j: `[1, num_heads, length, length]` in f32 on the CPU, for
-/// [`AttentionMask::attn_mask`](super::AttentionMask) or
-/// [`scaled_dot_product_attention`](super::scaled_dot_product_attention). Make it a `#[buffer]` of the
-/// model, which goes along to the device:
+/// Computes −slope·|i − j| for query i and key j: `[1, num_heads, length, length]` in f32 on the
+/// CPU, for [`AttentionMask::attn_mask`](super::AttentionMask) or
+/// [`scaled_dot_product_attention`](super::scaled_dot_product_attention). Make it a `#[buffer]` of
+/// the model, which is moved to the device with the model:
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{

@@ -1,24 +1,24 @@
-//! The products that make queries, keys and values.
+//! The matrix products that compute queries, keys and values.
 
 use tch::Tensor;
 
 use super::MultiheadAttention;
 use crate::{Result, ffi};
 
-/// The weights that make queries, keys and values.
+/// The weights for queries, keys and values.
 #[derive(Debug)]
 pub(super) enum Projection {
     /// `in_proj_weight`, `[3·embed_dim, embed_dim]`.
     Packed(Tensor),
-    /// `q_proj_weight`, `k_proj_weight` and `v_proj_weight`, where widths or numbers of heads differ.
+    /// `q_proj_weight`, `k_proj_weight` and `v_proj_weight`, if widths or numbers of heads differ.
     Apart([Tensor; 3]),
 }
 
-/// What the projections give.
+/// The result of the projections.
 pub(super) enum Projected {
-    /// Queries, keys and values beside one another, `[N, L, 3·embed_dim]`.
+    /// Queries, keys and values in one tensor, `[N, L, 3·embed_dim]`.
     Together(Tensor),
-    /// Each.
+    /// Queries, keys and values in separate tensors.
     Apart([Tensor; 3]),
 }
 

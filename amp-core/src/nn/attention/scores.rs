@@ -1,4 +1,4 @@
-//! Scaled dot-product attention and what limits it.
+//! Scaled dot-product attention and its masks.
 
 use tch::{Kind, Tensor};
 
@@ -9,23 +9,25 @@ use crate::{
     precision::{dtype_name, is_floating},
 };
 
-/// The options of [`scaled_dot_product_attention`], by torch's names; the defaults are torch's.
+/// The options of [`scaled_dot_product_attention`], with torch's names and defaults.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct AttentionOptions<'a> {
-    /// Broadcast to `[…, heads, L, S]`. Boolean: **true lets a query attend to a key**, as in torch's
-    /// function, and the opposite of [`AttentionMask`]. Floating: added to the scores.
+    /// A mask that broadcasts to `[…, heads, L, S]`. If it is boolean, **true lets a query attend
+    /// to a key**, as in torch's function; [`AttentionMask`] has the opposite meaning. If it is
+    /// floating-point, it is added to the scores.
     pub attn_mask: Option<&'a Tensor>,
-    /// Dropout on the attention weights, whether or not the pass trains: give 0 where
+    /// The probability of dropout on the attention weights, also outside training: give 0 if
     /// [`Context::drops_out`](crate::nn::Context::drops_out) is false.
     pub dropout_p: f64,
-    /// Whether a query attends only to the keys up to its own place. Needs as many keys as queries.
+    /// Whether a query attends only to the keys up to its own position. It needs as many keys as
+    /// queries.
     pub is_causal: bool,
-    /// What the products of queries and keys are multiplied by; 1/√E without it.
+    /// The factor of the products of queries and keys; `None` means 1/√E.
     pub scale: Option<f64>,
 }
 
-/// softmax(scale · Q·Kᵀ + mask) · V, as torch.nn.functional.scaled_dot_product_attention, for closures of
-/// one's own.
+/// Computes softmax(scale · Q·Kᵀ + mask) · V, as torch.nn.functional.scaled_dot_product_attention,
+/// for attention layers of your own.
 ///
 /// | tensor | shape |
 /// | --- | --- |
@@ -34,9 +36,9 @@ pub struct AttentionOptions<'a> {
 /// | `value` | `[…, kv_heads, S, V]` |
 /// | output | `[…, heads, L, V]` |
 ///
-/// Where there are fewer key than query heads, neighbouring query heads share one (grouped-query
-/// attention). A query that may attend to no key gives zeros, and its gradients are zero; torch gives zeros
-/// or NaN there, depending on its kernel.
+/// If there are fewer heads of keys than of queries, neighbouring heads of queries share a head of
+/// keys (grouped-query attention). For a query without any key the output and the gradients are
+/// zero. torch returns zeros or NaN there, depending on its kernel.
 ///
 /// Under autocast the products run in 16 bits.
 ///
@@ -55,8 +57,8 @@ pub struct AttentionOptions<'a> {
 /// ```
 ///
 /// # Errors
-/// When the shapes do not fit together, the mask is of integers, `is_causal` is asked for with another
-/// number of keys than queries, or `dropout_p` is not a probability.
+/// When the shapes do not match, the mask has integers, `is_causal` is set with different numbers
+/// of keys and queries, or `dropout_p` is not a probability.
 pub fn scaled_dot_product_attention(
     query: &Tensor,
     key: &Tensor,
@@ -85,7 +87,7 @@ pub(super) fn attend(
     let Some(OpenMask { mask, masked }) = shapes.mask(query, options, open)? else {
         return Ok(attend(key, value, None, is_causal, shapes.heads != shapes.kv_heads)?);
     };
-    // libtorch's fused kernels take either a mask or groups.
+    // libtorch's fused kernels accept either a mask or grouped queries.
     let (key, value) = (shapes.shared(key)?, shapes.shared(value)?);
     let output = attend(&key, &value, Some(&mask), false, false)?;
     match ffi::masked_rows(&output, &masked)? {
@@ -94,12 +96,13 @@ pub(super) fn attend(
     }
 }
 
-/// Queries, keys and values by head, `[N, heads, L, width]` each, of a product that has them beside one another,
-/// `[N, L, 3·heads·width]`: what [`scaled_dot_product_attention`] takes. They are views. On CUDA one kernel joins
-/// their gradients and finds the gradient of the product's bias.
+/// Splits a product `[N, L, 3·heads·width]` into queries, keys and values, each `[N, heads, L,
+/// width]`, for [`scaled_dot_product_attention`]. They are views. On CUDA one kernel joins their
+/// gradients and computes the gradient of the product's bias.
 ///
 /// # Errors
-/// When the product has other than three dimensions, or the last is not a multiple of `3·heads`.
+/// When the product does not have three dimensions, or the last dimension is not a multiple of
+/// `3·heads`.
 pub fn split_heads(product: &Tensor, heads: i64) -> Result<[Tensor; 3]> {
     match product.size().as_slice() {
         [_, _, width] if heads > 0 && width % (3 * heads) == 0 => ffi::split_heads(product, heads),
@@ -110,7 +113,7 @@ pub fn split_heads(product: &Tensor, heads: i64) -> Result<[Tensor; 3]> {
     }
 }
 
-/// [`scaled_dot_product_attention`], and the weights, as dropout leaves them.
+/// Computes [`scaled_dot_product_attention`], and returns the attention weights after dropout too.
 pub(super) fn attend_with_weights(
     query: &Tensor,
     key: &Tensor,
@@ -148,7 +151,7 @@ pub(super) fn attend_with_weights(
     Ok((weights.f_matmul(&value)?, weights))
 }
 
-/// Sizes that fit together.
+/// The sizes of queries, keys and values.
 pub(super) struct Shapes {
     batch: Vec<i64>,
     heads: i64,
@@ -176,18 +179,18 @@ impl Shapes {
             return Ok(Self { batch: q.0, heads: q.1, kv_heads: k.1, queries: q.2, keys: k.2 });
         }
         Err(refused(format!(
-            "queries {q:?}, keys {k:?} and values {v:?} do not fit: they must be […, heads, L, E], \
+            "queries {q:?}, keys {k:?} and values {v:?} do not match: they must be […, heads, L, E], \
              […, kv_heads, S, E] and […, kv_heads, S, V], and kv_heads must divide heads"
         )))
     }
 
-    /// `[L, L]`, true where a query attends to a key.
+    /// Returns a mask `[L, L]` that is true where a query attends to a key.
     fn up_to_own_place(&self, query: &Tensor) -> Result<Tensor> {
         let square = [self.queries, self.keys];
         Ok(Tensor::f_ones(square, (Kind::Bool, query.device()))?.f_tril(0)?)
     }
 
-    /// Keys or values of each head of queries.
+    /// Repeats the heads of keys or values for the heads of queries that share them.
     fn shared(&self, heads: &Tensor) -> Result<Tensor> {
         match self.heads / self.kv_heads {
             1 => Ok(heads.shallow_clone()),
@@ -195,8 +198,8 @@ impl Shapes {
         }
     }
 
-    /// The mask of the options with what is causal, opened, unless `open` is it already; `None` where there is no
-    /// mask. Checks the options.
+    /// Combines the mask of the options with the causal mask, and opens it; `None` if nothing is masked.
+    /// If `open` is given, it is the result. Checks the options too.
     fn mask(
         &self,
         query: &Tensor,
@@ -211,7 +214,7 @@ impl Shapes {
         }
         if is_causal && self.queries != self.keys {
             return Err(refused(format!(
-                "{} queries and {} keys have no common places for `causal`: give a mask instead",
+                "{} queries and {} keys: `causal` needs equal numbers, or give a mask instead",
                 self.queries, self.keys
             )));
         }
@@ -238,7 +241,7 @@ impl Shapes {
         scores
     }
 
-    /// Rule: a mask is for these scores, and says what it means.
+    /// Checks the rule: a mask has the scores' shape, and its dtype is unambiguous.
     pub(super) fn take(&self, mask: &Tensor) -> Result<()> {
         is_mask("attn_mask", mask)?;
         let (size, scores) = (mask.size(), self.of_scores());
@@ -253,7 +256,7 @@ impl Shapes {
     }
 }
 
-/// Rule: a mask is of booleans or of what is added to the scores.
+/// Checks the rule: a mask is boolean, or floating-point values that are added to the scores.
 pub(super) fn is_mask(name: &str, mask: &Tensor) -> Result<()> {
     let kind = mask.kind();
     if kind == Kind::Bool || is_floating(kind) {

@@ -1,4 +1,4 @@
-//! How a forward pass runs the modules in it.
+//! Runs the modules of a forward pass.
 
 use tch::Tensor;
 
@@ -9,7 +9,7 @@ use crate::{
         Forward,
         child::Place,
         planted,
-        probe::{Call, DtypeProbe, Given, Probe},
+        probe::{Call, DtypeProbe, ModuleOutput, Probe},
     },
     precision::{Arguments, Kept, Region, RegionPlan, Tensors, is_floating},
 };
@@ -18,8 +18,8 @@ use crate::{
 type Inputs<'a, M> = <<M as Forward>::Input as Arguments>::At<'a>;
 
 impl Context {
-    /// Runs the child `name`, a module of one tensor, on `input` in its precision region.
-    /// [`Child`](crate::nn::Child) runs modules of any inputs.
+    /// Runs the child `name`, a module of one tensor, on `input` in its precision region. Use
+    /// [`Child`](crate::nn::Child) for modules with other inputs.
     ///
     /// # Errors
     /// The child's error, with the path of the innermost module that failed.
@@ -34,10 +34,10 @@ impl Context {
         self.run(self.plan_of(outer, region), outer, module, (input,), parent)
     }
 
-    /// [`call`](Self::call) for the child at `index` of a container.
+    /// Does the same as [`call`](Self::call) for the child at `index` of a container.
     ///
     /// # Errors
-    /// The same as [`call`](Self::call)'s.
+    /// The errors of [`call`](Self::call).
     pub fn call_nth<M: Forward<Input = (&'static Tensor,)> + ?Sized>(
         &self,
         index: usize,
@@ -71,7 +71,7 @@ impl Context {
         self.run(plan, outer, module, inputs, parent)
     }
 
-    /// The plan of the module at the path, inside a part with the plan `outer`.
+    /// Returns the plan of the module at the path. `outer` is the plan of the surrounding module.
     fn plan_of(&self, outer: RegionPlan, declared: Option<Region>) -> RegionPlan {
         match self.overrides.get(self.path.borrow().as_str()).copied().or(declared) {
             None => outer,
@@ -79,18 +79,18 @@ impl Context {
         }
     }
 
-    /// Whether an observer reads each tensor.
+    /// Returns whether an observer reads every tensor.
     pub(super) fn is_watched(&self) -> bool {
         matches!(self.observer, Observer::Tensors(_) | Observer::Substitutes(_))
     }
 
-    /// Whether tensors between modules are replaced.
+    /// Returns whether tensors between modules are replaced.
     pub(crate) fn has_substitutes(&self) -> bool {
         matches!(self.observer, Observer::Substitutes(_))
     }
 
-    /// The replacement of a tensor within the module at the path; the tensor itself without a
-    /// replacement.
+    /// Returns the replacement of a tensor within the module at the path, or the tensor itself if
+    /// there is none.
     pub(crate) fn within(&self, inner: &Tensor) -> Result<Tensor> {
         match &self.observer {
             Observer::Substitutes(other) => other.within(&self.path.borrow(), inner),
@@ -98,7 +98,7 @@ impl Context {
         }
     }
 
-    /// Whether the module at the path has a precision region.
+    /// Returns whether the module at the path has a precision region.
     pub(super) fn has_override(&self) -> bool {
         self.overrides.contains_key(self.path.borrow().as_str())
     }
@@ -115,10 +115,10 @@ impl Context {
     ) -> Result<Tensor> {
         let outer = self.plan.get();
         let plan = outer.enter(region, self.policy.precision);
-        self.show_products();
+        self.report_products();
         self.plan.set(plan);
         let output = plan.run::<&'static Tensor, _>(outer, self.policy.device, input, body);
-        self.show_products();
+        self.report_products();
         self.plan.set(outer);
         output
     }
@@ -139,10 +139,10 @@ impl Context {
                 Observer::Nobody | Observer::Groups(_) => self.forward(module, inputs),
                 Observer::Dtypes(probe) => {
                     let output = self.forward(module, inputs)?;
-                    self.tell(&**probe, module, plan, &output)?;
+                    self.report_output(&**probe, module, plan, &output)?;
                     Ok(output)
                 }
-                Observer::Tensors(probe) => self.show(&**probe, module, plan, inputs),
+                Observer::Tensors(probe) => self.report_call(&**probe, module, plan, inputs),
                 Observer::Trace(trace) => {
                     let (kept, mut sizes) = (Kept::default(), Vec::new());
                     M::Input::each(&inputs, &kept, &mut |tensor| {
@@ -162,21 +162,21 @@ impl Context {
                     output.each(&mut |output| other.returned(&self.path.borrow(), output))
                 }
             });
-        self.show_products();
+        self.report_products();
         self.plan.set(outer);
         let result = result.map_err(|error| error.at(&self.path.borrow()));
         self.leave(parent);
         result
     }
 
-    /// The output of the module at the path.
+    /// Runs the module at the path and returns its output.
     fn forward<M: Forward + ?Sized>(&self, module: &M, inputs: Inputs<'_, M>) -> Result<M::Output> {
         let output = module.forward_with(inputs, self)?;
         planted::of_layer(&self.path.borrow(), output)
     }
 
     /// Reports the dtypes of the output of the module at the path.
-    pub(super) fn tell<M: Forward + ?Sized>(
+    pub(super) fn report_output<M: Forward + ?Sized>(
         &self,
         probe: &dyn DtypeProbe,
         module: &M,
@@ -185,15 +185,15 @@ impl Context {
     ) -> Result<()> {
         let (path, op) = (&*self.path.borrow(), module.own_op());
         output.each(&mut |output| {
-            probe.gave(&Given { path, op, plan, kind: output.kind() });
+            probe.module_output(&ModuleOutput { path, op, plan, kind: output.kind() });
             Ok(output.shallow_clone())
         })?;
         Ok(())
     }
 
-    /// Runs the module at the path and reports each of its outputs, with the first floating-point
+    /// Runs the module at the path, and reports each of its outputs with the first floating-point
     /// input.
-    fn show<M: Forward + ?Sized>(
+    fn report_call<M: Forward + ?Sized>(
         &self,
         probe: &dyn Probe,
         module: &M,
@@ -227,7 +227,7 @@ impl Context {
                     ))),
                 }
             };
-            ffi::forget_twin(given)?;
+            ffi::drop_cached_cast(given)?;
             probe.ran(&Call { path, op, plan, input, output: given, rerun: &rerun });
         }
         Ok(output)
@@ -235,7 +235,7 @@ impl Context {
 
     /// Appends a name to the path and returns the earlier length.
     pub(super) fn enter(&self, name: &str) -> usize {
-        self.show_products();
+        self.report_products();
         let mut path = self.path.borrow_mut();
         let parent = path.len();
         if parent > 0 {
@@ -251,12 +251,12 @@ impl Context {
 
     /// Shortens the path to this length.
     pub(super) fn leave(&self, parent: usize) {
-        self.show_products();
+        self.report_products();
         self.path.borrow_mut().truncate(parent);
     }
 }
 
-/// Handles of the tensors that `value` holds.
+/// Returns handles of the tensors that `value` holds.
 fn all(value: &impl Tensors) -> Result<Vec<Tensor>> {
     let mut tensors = Vec::new();
     value.each(&mut |tensor| {

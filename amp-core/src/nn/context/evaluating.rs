@@ -5,7 +5,7 @@ use std::{cell::Cell, marker::PhantomData};
 thread_local! {
     /// Whether a model is being evaluated on this thread.
     static EVALUATING: Cell<bool> = const { Cell::new(false) };
-    /// Whether a training context was created meanwhile.
+    /// Whether a training context was created during the evaluation.
     static TRAINED: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -25,14 +25,14 @@ impl Drop for Evaluating {
     }
 }
 
-/// Called when a context is created.
+/// Runs when a context is created.
 pub(super) fn note(training: bool) {
     if training && EVALUATING.get() {
         TRAINED.set(true);
     }
 }
 
-/// Whether a training context was created during an evaluation since the last call.
+/// Returns whether a training context was created during an evaluation, and resets the flag.
 pub(crate) fn take_trained_in_evaluation() -> bool {
     TRAINED.replace(false)
 }

@@ -11,8 +11,8 @@ use crate::{
 };
 
 impl Context {
-    /// Whether the children at `places` may be fused: no probe reads the tensors between them, and
-    /// none has a region of its own.
+    /// Returns whether the children at `places` may be fused. They may if no probe reads the
+    /// tensors between them and none has a region of its own.
     pub(in crate::nn) fn is_plain(&self, mut places: Range<usize>) -> bool {
         let has_override = |place| {
             let parent = self.enter_nth(place);
@@ -23,7 +23,7 @@ impl Context {
         self.may_fuse() && (self.overrides.is_empty() || !places.any(has_override))
     }
 
-    /// Whether some module of the model has a region of its own that the model does not declare.
+    /// Returns whether a precision override names some module of the model.
     pub(in crate::nn) fn has_overrides(&self) -> bool {
         !self.overrides.is_empty()
     }
@@ -32,8 +32,9 @@ impl Context {
         self.fuses && ffi::own_kernels() && !self.is_watched()
     }
 
-    /// Runs `layers` fused by `run`, under the path of the first, which is at `place`. A probe of
-    /// dtypes gets the last layer's dtype for each of them. `None` if `run` returns `None`.
+    /// Runs `layers` fused by `run`, under the path of the first, which has the index `place`. A
+    /// dtype probe gets the last layer's dtype for each layer. Returns `None` if `run` returns
+    /// `None`.
     pub(in crate::nn) fn call_fused<M: Module>(
         &self,
         layers: &[M],
@@ -58,20 +59,20 @@ impl Context {
         let output = result?;
         let Some(shown) = &output else { return Ok(None) };
         let fused = |inputs: &[&Tensor]| run(inputs[0], &self.recomputing()).and_then(of_group);
-        self.show_group(paths, &[input], shown, &fused, &apart);
+        self.report_group(paths, &[input], shown, &fused, &apart);
         if let Observer::Dtypes(probe) = &self.observer {
             for (place, layer) in (place..).zip(layers) {
                 let parent = self.enter_nth(place);
-                self.tell(&**probe, layer, self.plan.get(), shown)?;
+                self.report_output(&**probe, layer, self.plan.get(), shown)?;
                 self.leave(parent);
             }
         }
         Ok(output)
     }
 
-    /// Runs the child `name` by `run`, fused with nameless operations before or after it. If a
-    /// probe reads the tensors between them, the child has its own region, or `run` returns `None`,
-    /// the child runs by `apart`.
+    /// Runs the child `name` by `run`, fused with operations next to it, which have no names. Runs
+    /// it by `apart` instead if a probe reads the tensors between them, if the child has its own
+    /// region, or if `run` returns `None`.
     pub(in crate::nn) fn call_with<M: Module, const N: usize>(
         &self,
         name: &str,
@@ -87,7 +88,7 @@ impl Context {
         };
         let result = result.map_err(|error| error.at(&self.path.borrow()));
         if let (Observer::Dtypes(probe), Ok(Some(output))) = (&self.observer, &result) {
-            self.tell(&**probe, module, self.plan.get(), output)?;
+            self.report_output(&**probe, module, self.plan.get(), output)?;
         }
         self.leave(parent);
         let Some(output) = result? else { return apart(inputs, self) };
@@ -101,11 +102,11 @@ impl Context {
             self.leave(parent);
             vec![path]
         };
-        self.show_group(path, &inputs, &output, &fused, &alone);
+        self.report_group(path, &inputs, &output, &fused, &alone);
         Ok(output)
     }
 
-    fn show_group(
+    fn report_group(
         &self,
         paths: impl FnOnce() -> Vec<String>,
         inputs: &[&Tensor],
@@ -123,7 +124,7 @@ impl Context {
 fn given<'a, const N: usize>(inputs: &[&'a Tensor]) -> Result<[&'a Tensor; N]> {
     let count = inputs.len();
     <[&Tensor; N]>::try_from(inputs)
-        .map_err(|_| Error::config(format!("layers in one take {N} inputs, not {count}")))
+        .map_err(|_| Error::config(format!("fused layers take {N} inputs, not {count}")))
 }
 
 #[cfg(test)]
@@ -134,32 +135,32 @@ mod tests {
 
     use super::*;
     use crate::{
-        nn::{Call, DtypeProbe, Given, Linear, LinearConfig, Op, Probe, Relu},
+        nn::{Call, DtypeProbe, Linear, LinearConfig, ModuleOutput, Op, Probe, Relu},
         precision::{Policy, Precision, Region},
     };
 
     #[derive(Default)]
-    struct Told(RefCell<Vec<(String, Op, Kind, Kind)>>);
+    struct Reports(RefCell<Vec<(String, Op, Kind, Kind)>>);
 
-    impl DtypeProbe for Told {
-        fn gave(&self, given: &Given<'_>) {
-            let Given { path, op, plan, kind } = *given;
+    impl DtypeProbe for Reports {
+        fn module_output(&self, output: &ModuleOutput<'_>) {
+            let ModuleOutput { path, op, plan, kind } = *output;
             self.0.borrow_mut().push((path.to_owned(), op, plan.compute, kind));
         }
     }
 
-    impl Probe for Told {
+    impl Probe for Reports {
         fn ran(&self, _: &Call<'_>) {}
     }
 
-    /// Fused layers are reported under their own paths. If they cannot be fused, nothing is
+    /// Fused layers are reported under their own paths. If layers cannot be fused, nothing is
     /// reported and the path is unchanged.
     #[test]
-    fn layers_in_one_are_told_of_one_by_one() -> Result<()> {
+    fn fused_layers_are_reported_one_by_one() -> Result<()> {
         let policy = Policy::new(Precision::Bf16Mixed, Device::Cpu);
         let layers: [Box<dyn Module>; 2] =
             [Box::new(Relu), Box::new(Linear::new(LinearConfig::new(1, 1))?)];
-        let told = Rc::new(Told::default());
+        let told = Rc::new(Reports::default());
         let cx = Context::new(policy, true).with_dtype_probe(told.clone());
         cx.enter("model");
         let input = Tensor::f_zeros([1], (Kind::Float, Device::Cpu))?;
@@ -174,15 +175,15 @@ mod tests {
         Ok(())
     }
 
-    /// A probe of tensors and a region prevent fusing; a probe of dtypes does not.
+    /// Tensor probes and regions prevent fusing; dtype probes do not.
     #[test]
-    fn who_looks_decides_what_may_run_in_one() {
+    fn only_tensor_probes_and_regions_prevent_fusing() {
         let policy = Policy::new(Precision::F32True, Device::Cpu);
         let cx = || Context::new(policy, true);
         let region = BTreeMap::from([("1".to_owned(), Region::Fp32)]);
         assert!(cx().is_plain(0..3));
-        assert!(cx().with_dtype_probe(Rc::new(Told::default())).is_plain(0..3));
-        assert!(!cx().with_probe(Rc::new(Told::default())).is_plain(0..3));
+        assert!(cx().with_dtype_probe(Rc::new(Reports::default())).is_plain(0..3));
+        assert!(!cx().with_probe(Rc::new(Reports::default())).is_plain(0..3));
         assert!(!cx().without_fusion().is_plain(0..3));
         let overrides = cx().with_overrides(Rc::new(region));
         assert!(!overrides.is_plain(0..3) && overrides.is_plain(2..3));

@@ -26,19 +26,19 @@ use crate::{
     precision::{Policy, Region, RegionPlan},
 };
 
-/// Which modules drop their activations and recompute them for the backward pass.
+/// Which modules drop their activations, and recompute them in the backward pass.
 pub(in crate::nn) enum Checkpointing {
-    /// None.
+    /// No module.
     Off,
-    /// Those that request it.
+    /// The modules that request it.
     Declared,
     /// These modules.
     Chosen(Rc<[Segment]>),
-    /// None, but those that could are measured.
+    /// No module. The modules that could be recomputed are measured.
     Measured(Rc<Survey>),
 }
 
-/// The state of a forward pass: training or not, precision, path, observer.
+/// The state of a forward pass: training or evaluation, precision, path, observer.
 pub struct Context {
     policy: Policy,
     training: bool,
@@ -52,12 +52,13 @@ pub struct Context {
     plan: Cell<RegionPlan>,
     observer: Observer,
     watches_products: Cell<bool>,
-    /// Keys and values of the tokens before those of the pass.
+    /// The cached keys and values of earlier tokens.
     cache: Option<Rc<Entries>>,
 }
 
 impl Context {
-    /// A pass under `policy`; `training` switches dropout and batch statistics on.
+    /// Creates the context of a pass under `policy`. With `training`, dropout and batch statistics
+    /// are active.
     pub fn new(policy: Policy, training: bool) -> Self {
         evaluating::note(training);
         Self {
@@ -76,112 +77,114 @@ impl Context {
         }
     }
 
-    /// The same pass, with each module run alone and shown to `probe`.
+    /// Runs each module alone and reports its tensors to `probe`.
     #[must_use]
     pub fn with_probe(mut self, probe: Rc<dyn Probe>) -> Self {
         self.observer = Observer::Tensors(probe);
         self
     }
 
-    /// The same pass, with its dtypes shown to `probe`.
+    /// Reports the dtypes of the pass to `probe`.
     #[must_use]
     pub fn with_dtype_probe(mut self, probe: Rc<dyn DtypeProbe>) -> Self {
         self.observer = Observer::Dtypes(probe);
         self
     }
 
-    /// The same pass, with groups of fused layers reported to `probe`.
+    /// Reports groups of fused layers to `probe`.
     #[must_use]
     pub fn with_group_probe(mut self, probe: Rc<dyn GroupProbe>) -> Self {
         self.observer = Observer::Groups(probe);
         self
     }
 
-    /// The same pass, with each module run alone and the tensors between modules replaced.
+    /// Runs each module alone and replaces the tensors between modules.
     #[must_use]
     pub fn with_substitute(mut self, substitute: Rc<dyn Substitute>) -> Self {
         self.observer = Observer::Substitutes(substitute);
         self
     }
 
-    /// The same pass, with each module run alone and its beginning and end shown to `trace`.
+    /// Runs each module alone and reports its beginning and end to `trace`.
     #[must_use]
     pub(crate) fn with_trace(mut self, trace: Rc<dyn Trace>) -> Self {
         self.observer = Observer::Trace(trace);
         self.without_fusion()
     }
 
-    /// Precision regions by module path; they override those of the structs. The same map must have been
-    /// given to [`place`](super::place), which gives the parameters their region's dtype.
+    /// Sets precision regions by module path. They override the regions of the structs. Call
+    /// [`place`](super::place) with the same map, so that the parameters have the dtype of their
+    /// region.
     #[must_use]
     pub fn with_overrides(mut self, overrides: Rc<BTreeMap<String, Region>>) -> Self {
         self.overrides = overrides;
         self
     }
 
-    /// The same pass without dropout, even in training.
+    /// Switches dropout off, even in training.
     #[must_use]
     pub fn without_dropout(mut self) -> Self {
         self.dropout = false;
         self
     }
 
-    /// The same pass without fused layers, also if the device has kernels for them.
+    /// Returns the same context without fused layers, even if the device has kernels for them.
     #[must_use]
     pub fn without_fusion(mut self) -> Self {
         self.fuses = false;
         self
     }
 
-    /// The same pass with every activation kept: a probe sees checkpointed modules with their autograd
-    /// graph.
+    /// Keeps every activation, so that a probe reads the autograd graph of checkpointed modules
+    /// too.
     #[must_use]
     pub fn without_checkpointing(mut self) -> Self {
         self.checkpointing = Checkpointing::Off;
         self
     }
 
-    /// The same pass in which these segments drop their activations, whatever the modules request.
+    /// Drops the activations of these segments, and of no other modules.
     #[must_use]
     pub(crate) fn with_segments(mut self, segments: Rc<[Segment]>) -> Self {
         self.checkpointing = Checkpointing::Chosen(segments);
         self
     }
 
-    /// The same pass with measurements.
+    /// Measures the modules that could be recomputed.
     #[must_use]
     pub(crate) fn with_survey(mut self, survey: Rc<Survey>) -> Self {
         self.checkpointing = Checkpointing::Measured(survey);
         self
     }
 
-    /// The same pass as a repetition: batch statistics are not updated again.
+    /// Marks the pass as a repetition, which does not update batch statistics again.
     #[must_use]
     pub(crate) fn again(mut self) -> Self {
         self.recomputing = true;
         self
     }
 
-    /// The same pass, on tokens behind those of this cache.
+    /// Uses the earlier tokens of this cache.
     #[must_use]
     pub(in crate::nn) fn with_cache(mut self, cache: Rc<Entries>) -> Self {
         self.cache = Some(cache);
         self
     }
 
-    /// What the pass has of earlier tokens.
+    /// Returns the cached keys and values of earlier tokens.
     pub(in crate::nn) fn cache(&self) -> Option<&Entries> {
         self.cache.as_deref()
     }
 
-    /// How many tokens a [`KvCache`](super::KvCache) holds before those of this pass: the place of its first token.
-    /// 0 without a cache.
+    /// Returns the number of tokens that a [`KvCache`](super::KvCache) holds from earlier passes.
+    /// This is the position of the pass's first token. It is 0 without a cache.
     pub fn past(&self) -> i64 {
         self.cache().map_or(0, Entries::past)
     }
 
-    /// The places of tokens `[N, L]` in their sequences, `[L]` of int64 on their device, as an embedding of positions
-    /// takes them: 0, 1, …, and in a pass through a [`KvCache`](super::KvCache) those that follow the earlier tokens.
+    /// Returns the positions of tokens `[N, L]` in their sequences, int64 `[L]` on the tokens'
+    /// device, for an embedding of positions. They are 0, 1, …; in a pass through a
+    /// [`KvCache`](super::KvCache) they continue after the earlier tokens.
     ///
     /// # Errors
     /// When `ids` is not `[N, L]`.
@@ -194,30 +197,29 @@ impl Context {
         Ok(Tensor::f_arange_start(first, first + length, (Kind::Int64, ids.device()))?)
     }
 
-    /// Whether the pass trains: batch statistics are active, and so is dropout, unless
-    /// [disabled](Self::without_dropout).
+    /// Returns whether the pass trains. Batch statistics are then active, and so is dropout, unless
+    /// it is [disabled](Self::without_dropout).
     pub fn is_training(&self) -> bool {
         self.training
     }
 
-    /// Whether dropout is on.
+    /// Returns whether dropout is on.
     pub fn drops_out(&self) -> bool {
         self.dropout
     }
 
-    /// Which modules drop their activations.
+    /// Returns which modules drop their activations.
     pub(in crate::nn) fn checkpointing(&self) -> &Checkpointing {
         &self.checkpointing
     }
 
-    /// Whether a module runs for the second time on the same input, as checkpointed modules do: batch
-    /// statistics were updated the first time.
+    /// Returns whether a module runs for the second time on the same input, as checkpointed modules
+    /// do. Batch statistics were updated the first time.
     pub fn is_recomputing(&self) -> bool {
         self.recomputing
     }
 
-    /// This point of the pass, for running a module again later. It shares nothing with the pass and has
-    /// no observers, because it may be freed on another thread.
+    /// Returns a context for running a module again later, from the same point of the pass.
     pub(in crate::nn) fn recomputing(&self) -> Self {
         Self {
             policy: self.policy,
@@ -227,7 +229,7 @@ impl Context {
             fuses: self.fuses,
             checkpointing: match &self.checkpointing {
                 Checkpointing::Declared => Checkpointing::Declared,
-                // The chosen or measured modules are not searched again.
+                // Chosen or measured modules are not searched again.
                 _ => Checkpointing::Off,
             },
             overrides: Rc::new(self.overrides.as_ref().clone()),
@@ -239,12 +241,12 @@ impl Context {
         }
     }
 
-    /// The precision policy of the pass.
+    /// Returns the precision policy of the pass.
     pub fn policy(&self) -> Policy {
         self.policy
     }
 
-    /// The dotted path of the current module.
+    /// Returns the dotted path of the current module.
     pub fn path(&self) -> Ref<'_, str> {
         Ref::map(self.path.borrow(), String::as_str)
     }

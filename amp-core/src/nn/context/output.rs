@@ -1,4 +1,4 @@
-//! Runs a model's output layer, or hands it over to the loss.
+//! Runs a model's output layer, or passes it to the loss.
 
 use tch::{Device, Kind, Tensor};
 
@@ -15,8 +15,9 @@ use crate::{
 };
 
 impl Context {
-    /// [`call`](Self::call) for the layer whose output is the output of `model`, and which declares no region. If the
-    /// model's loss requests the layer, the result is an undefined tensor.
+    /// Does the same as [`call`](Self::call) for the layer whose output is the output of `model`,
+    /// and which declares no region. If the loss runs the layer itself, the result is an undefined
+    /// tensor.
     ///
     /// # Errors
     /// The child's error, with its path.
@@ -38,7 +39,7 @@ impl Context {
                 false => output::defer(input, layer.weight(), layer.bias()),
             };
             if let (Ok(Some(kind)), Observer::Dtypes(probe)) = (&kind, &self.observer) {
-                self.tell(&**probe, module, self.plan.get(), &empty(*kind)?)?;
+                self.report_output(&**probe, module, self.plan.get(), &empty(*kind)?)?;
             }
             let kind = kind.map_err(|error| error.at(&self.path.borrow()));
             self.leave(parent);
@@ -49,7 +50,7 @@ impl Context {
         self.call(name, None, module, input)
     }
 
-    /// A guard for a call of `function` whose result is the output of `model`.
+    /// Returns a guard for a call of `function` whose result is the output of `model`.
     #[doc(hidden)]
     pub fn at_output<R: ?Sized, F: 'static>(&self, model: &R, function: &F) -> AtOutput {
         match self.may_defer() {
@@ -58,8 +59,8 @@ impl Context {
         }
     }
 
-    /// Whether the output layer may be handed over: the model is not part of another one, and no observer reads the
-    /// layer's output.
+    /// Returns whether the loss may run the output layer: the model is not part of another model,
+    /// and no observer reads the layer's output.
     fn may_defer(&self) -> bool {
         self.fuses
             && matches!(self.observer, Observer::Nobody | Observer::Dtypes(_))
@@ -69,7 +70,7 @@ impl Context {
     }
 }
 
-/// A tensor with this dtype, for a probe.
+/// Returns an empty tensor with this dtype, for a probe.
 fn empty(kind: Kind) -> Result<Tensor> {
     Ok(Tensor::f_empty([0], (kind, Device::Cpu))?)
 }

@@ -1,4 +1,4 @@
-//! Reports the matrix products of a pass, wherever they are computed.
+//! Reports the matrix products of a pass, in whatever code they are computed.
 
 use super::{Context, Observer};
 use crate::{
@@ -15,7 +15,7 @@ pub(crate) struct ProductsOf<'c> {
 }
 
 impl Context {
-    /// Begins to report every product to the dtype probe; `None` if there is no such probe.
+    /// Starts reporting every product to the dtype probe. Returns `None` if there is no such probe.
     ///
     /// # Errors
     /// When libtorch does not accept a callback.
@@ -28,27 +28,28 @@ impl Context {
         Ok(Some(ProductsOf { context: self, _watched: watched }))
     }
 
-    /// Unless this context records matrix products, pauses their recording, so that they are not reported to the probe of another context.
+    /// Pauses the recording of matrix products unless this context records them, so that they are
+    /// not reported to the probe of another context.
     pub(crate) fn pause_others_products(&self) -> Option<PausedProducts> {
         (!self.watches_products.get()).then(PausedProducts::pause)
     }
 
-    /// Reports the products since the path or the plan changed.
-    pub(super) fn show_products(&self) {
+    /// Reports the products computed since the path or the plan changed.
+    pub(super) fn report_products(&self) {
         if !self.watches_products.get() {
             return;
         }
         let Observer::Dtypes(probe) = &self.observer else { return };
         let (path, plan) = (self.path(), self.plan.get());
         for (operator, kind) in ffi::take_products().unwrap_or_default() {
-            probe.multiplied(&Product { path: &path, operator, plan, kind });
+            probe.matrix_product(&Product { path: &path, operator, plan, kind });
         }
     }
 }
 
 impl Drop for ProductsOf<'_> {
     fn drop(&mut self) {
-        self.context.show_products();
+        self.context.report_products();
         self.context.watches_products.set(false);
     }
 }

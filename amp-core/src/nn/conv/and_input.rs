@@ -11,11 +11,11 @@ use crate::{
 };
 
 impl Child<'_, Conv2d> {
-    /// The convolution of x, and x again for what stands beside it, as at the start of a residual block.
+    /// Returns the convolution of x, and x for a second use, as at the start of a residual block.
     ///
-    /// Values are those of the convolution and of x. While training on CUDA in f16 or bf16, without a bias and
-    /// with a kernel of 1 × 1 and stride 1, one product finds the gradient of x and adds to it what the other
-    /// use of x gives; elsewhere both are added up behind it.
+    /// The first value equals `Conv2d`'s output, and the second value equals x. In training on CUDA in f16 or bf16, without a
+    /// bias, with a 1 × 1 kernel and stride 1, one matrix product computes the gradient of x and
+    /// adds the gradient of the second use. In other cases the two gradients are added afterwards.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::prelude::*;
@@ -41,7 +41,8 @@ impl Child<'_, Conv2d> {
     /// ```
     ///
     /// # Errors
-    /// As [`forward`](crate::nn::Module::forward), with the path of the module that failed.
+    /// The errors of [`forward`](crate::nn::Module::forward), with the path of the module that
+    /// failed.
     pub fn and_input(&self, x: &Tensor, cx: &Context) -> Result<(Tensor, Tensor)> {
         let again = RefCell::new(None);
         let together = |[x]: [&Tensor; 1], cx: &Context| {

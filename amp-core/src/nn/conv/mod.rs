@@ -18,7 +18,7 @@ use tch::Tensor;
 use super::{Context, Module, Op, Role, Sizes, Visit, Visitor, init};
 use crate::{Error, Result, ffi};
 
-/// The options of a [`Conv`] over `N` dimensions; the defaults are nn.Conv2d's.
+/// The options of a [`Conv`] over `N` dimensions. The defaults are those of nn.Conv2d.
 #[derive(Debug, Clone, Copy)]
 pub struct ConvConfig<const N: usize> {
     /// Input channels.
@@ -33,7 +33,7 @@ pub struct ConvConfig<const N: usize> {
     pub padding: Padding<N>,
     /// The distance between the kernel's elements.
     pub dilation: Sizes<N>,
-    /// The number of groups of channels, each with its own filters; divides both numbers of
+    /// The number of groups of channels, each with its own filters. It must divide both numbers of
     /// channels.
     pub groups: i64,
     /// Whether to add a bias.
@@ -50,7 +50,7 @@ pub type Conv2dConfig = ConvConfig<2>;
 pub type Conv3dConfig = ConvConfig<3>;
 
 impl<const N: usize> ConvConfig<N> {
-    /// Stride 1, no padding, with a bias.
+    /// Sets stride 1, no padding, and a bias.
     pub fn new(in_channels: i64, out_channels: i64, kernel_size: impl Into<Sizes<N>>) -> Self {
         Self {
             in_channels,

@@ -9,8 +9,8 @@ use crate::{Error, Result, nn::Sizes};
 pub enum Padding<const N: usize> {
     /// This number of elements.
     Sizes(Sizes<N>),
-    /// As many elements as give the output the input's size, for stride 1. If the number is odd,
-    /// there is one more at the end.
+    /// As many elements as needed for an output of the input's size, with stride 1. If the number
+    /// is odd, the extra element is at the end.
     Same,
 }
 
@@ -30,7 +30,7 @@ impl<const N: usize> Padding<N> {
         }
     }
 
-    /// The padding before and after each dimension.
+    /// Returns the padding before and after each dimension.
     pub(super) fn sides(self, kernel_size: Sizes<N>, dilation: Sizes<N>) -> [Sizes<N>; 2] {
         match self {
             Self::Sizes(sizes) => [sizes, sizes],
@@ -74,7 +74,7 @@ impl PaddingMode {
     }
 }
 
-/// libtorch's list of sides, which begins with the last dimension.
+/// Returns libtorch's list of sides, which begins with the last dimension.
 pub(in crate::nn) fn sides<const N: usize>(before: Sizes<N>, after: Sizes<N>) -> Vec<i64> {
     (0..N).rev().flat_map(|at| [before.0[at], after.0[at]]).collect()
 }

@@ -12,7 +12,7 @@ use crate::{
 const HALF: [Precision; 4] =
     [Precision::F16Mixed, Precision::Bf16Mixed, Precision::F16True, Precision::Bf16True];
 
-/// Whether the channels are the innermost dimension in memory.
+/// Returns whether the channels are the innermost dimension in memory.
 fn is_channels_last(tensor: &Tensor) -> bool {
     let size = tensor.size();
     let [channels, height, width] = [size[1], size[2], size[3]];
@@ -27,13 +27,13 @@ fn region(precision: Precision) -> Result<Option<AutocastGuard>> {
     Policy::new(precision, Device::Cpu).autocast()
 }
 
-/// The largest distance from `exact`, relative to its largest value.
+/// Returns the largest distance from `exact`, relative to its largest value.
 fn off(seen: &Tensor, exact: &Tensor) -> Result<f64> {
     let distance = seen.f_to_kind(Kind::Double)?.f_sub(exact)?.f_abs()?.f_max()?;
     Ok(distance.f_div(&exact.f_abs()?.f_max()?)?.f_double_value(&[])?)
 }
 
-/// An input with this number of channels, the weight and the bias.
+/// Returns an input with this number of channels, the weight and the bias.
 fn leaves(precision: Precision, channels: i64, kernel: i64) -> Result<[Tensor; 3]> {
     let kind = precision.storage();
     let shapes: [&[i64]; 3] = [&[4, channels, 9, 9], &[16, channels, kernel, kernel], &[16]];
@@ -41,7 +41,8 @@ fn leaves(precision: Precision, channels: i64, kernel: i64) -> Result<[Tensor; 3
     Ok([input?, weight?, bias?])
 }
 
-/// The output, and the gradients of these tensors for the gradient `incoming` of the output.
+/// Returns the output, and the gradients of these tensors for the gradient `incoming` of the
+/// output.
 fn both_ways(
     [input, weight, bias]: &[Tensor; 3],
     shape: [i64; 2],
@@ -114,8 +115,9 @@ fn other_convolutions_are_left_alone() -> Result<()> {
     same(&[input.f_select(0, 0)?, weight, bias])
 }
 
-/// As with autocast's cache: a write to the weight inside a region is not used until the next
-/// region. Gradients come from each pass, also after a pass without gradients.
+/// A weight is converted to the layout once in a region, as in autocast's cache: a write to the
+/// weight inside a region takes effect in the next region. Each pass has its own gradients, also
+/// after a pass without gradients.
 #[test]
 fn a_weight_is_brought_to_the_layout_once_a_region() -> Result<()> {
     let _section = random::seeded(0)?;
@@ -144,7 +146,7 @@ fn a_weight_is_brought_to_the_layout_once_a_region() -> Result<()> {
     Ok(())
 }
 
-/// d²/dw² of Σ conv(x, w)³, against the same in f64.
+/// The second derivative d²/dw² of Σ conv(x, w)³ equals the derivative in f64.
 #[test]
 fn a_weight_has_second_derivatives() -> Result<()> {
     let _section = random::seeded(0)?;
@@ -163,7 +165,7 @@ fn a_weight_has_second_derivatives() -> Result<()> {
     Ok(())
 }
 
-/// From the first convolution on, through the layers between convolutions, forward and backward.
+/// Layers keep the layout from the first convolution on, forward and backward.
 #[test]
 fn layers_keep_the_layout() -> Result<()> {
     let _section = random::seeded(0)?;

@@ -8,7 +8,8 @@ use crate::{
     nn::{Context, Module, Op, Sizes, Visit, Visitor},
 };
 
-/// The options of a [`ConvTranspose`] over `N` dimensions; the defaults are nn.ConvTranspose2d's.
+/// The options of a [`ConvTranspose`] over `N` dimensions. The defaults are those of
+/// nn.ConvTranspose2d.
 #[derive(Debug, Clone, Copy)]
 pub struct ConvTransposeConfig<const N: usize> {
     /// Input channels.
@@ -19,12 +20,12 @@ pub struct ConvTransposeConfig<const N: usize> {
     pub kernel_size: Sizes<N>,
     /// The step between windows of the output.
     pub stride: Sizes<N>,
-    /// The number of elements that are cut off the output on both sides.
+    /// The number of elements that are removed from the output on both sides.
     pub padding: Sizes<N>,
     /// The number of elements that are added at the output's end, because strides above 1 leave its
     /// size ambiguous.
     pub output_padding: Sizes<N>,
-    /// The number of groups of channels, each with its own filters; divides both numbers of
+    /// The number of groups of channels, each with its own filters. It must divide both numbers of
     /// channels.
     pub groups: i64,
     /// Whether to add a bias.
@@ -41,7 +42,7 @@ pub type ConvTranspose2dConfig = ConvTransposeConfig<2>;
 pub type ConvTranspose3dConfig = ConvTransposeConfig<3>;
 
 impl<const N: usize> ConvTransposeConfig<N> {
-    /// Stride 1, no padding, with a bias.
+    /// Sets stride 1, no padding, and a bias.
     pub fn new(in_channels: i64, out_channels: i64, kernel_size: impl Into<Sizes<N>>) -> Self {
         Self {
             in_channels,
@@ -57,9 +58,9 @@ impl<const N: usize> ConvTransposeConfig<N> {
     }
 }
 
-/// A transposed convolution, the gradient of a convolution with respect to its input: `[N, C, L]`,
-/// `[N, C, H, W]` or `[N, C, D, H, W]` grows by the stride; nn.ConvTranspose1d, nn.ConvTranspose2d
-/// and nn.ConvTranspose3d.
+/// A transposed convolution, the gradient of a convolution with respect to its input: for `[N, C,
+/// L]`, `[N, C, H, W]` or `[N, C, D, H, W]`. The stride multiplies the size; nn.ConvTranspose1d,
+/// nn.ConvTranspose2d and nn.ConvTranspose3d.
 #[derive(Debug)]
 pub struct ConvTranspose<const N: usize> {
     weight: Tensor,

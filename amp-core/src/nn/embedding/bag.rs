@@ -7,7 +7,7 @@ use crate::{
     precision::dtype_name,
 };
 
-/// The options of an [`EmbeddingBag`]; the defaults are nn.EmbeddingBag's.
+/// The options of an [`EmbeddingBag`]. The defaults are those of nn.EmbeddingBag.
 #[derive(Debug, Clone, Copy)]
 pub struct EmbeddingBagConfig {
     /// The number of vectors.
@@ -18,11 +18,12 @@ pub struct EmbeddingBagConfig {
     pub max_norm: Option<f64>,
     /// The p of the p-norm that `max_norm` limits.
     pub norm_type: f64,
-    /// Whether the gradient of a vector is divided by the number of its uses in the batch; not for maxima.
+    /// Whether the gradient of a vector is divided by the number of its uses in the batch. Maxima
+    /// do not support it.
     pub scale_grad_by_freq: bool,
     /// How the vectors of a bag are combined.
     pub mode: BagMode,
-    /// The padding index: it is left out of every bag, and its vector starts as zeros and gets no
+    /// The padding index. It is excluded from every bag; its vector starts as zeros and gets no
     /// gradient. Negative values count from the end.
     pub padding_idx: Option<i64>,
     /// Whether the last offset is the end of the last bag.
@@ -44,7 +45,7 @@ pub enum BagMode {
 }
 
 impl EmbeddingBagConfig {
-    /// The mean of vectors drawn from N(0, 1).
+    /// Uses the mean of vectors drawn from N(0, 1).
     pub fn new(num_embeddings: i64, embedding_dim: i64) -> Self {
         Self {
             num_embeddings,
@@ -60,11 +61,11 @@ impl EmbeddingBagConfig {
     }
 }
 
-/// Sums, means or maxima of looked-up vectors; nn.EmbeddingBag. An empty bag gives zeros. There is no `sparse`:
-/// gradients are dense.
+/// Sums, means or maxima of looked-up vectors; nn.EmbeddingBag. An empty bag gives zeros. The
+/// option `sparse` does not exist: gradients are dense.
 ///
-/// With `scale_grad_by_freq` the vectors are looked up one by one before they are combined, because on a CPU
-/// libtorch 2.11 divides the gradients of its own operator by the counts of wrong indices.
+/// With `scale_grad_by_freq` the vectors are looked up one by one before they are combined, because
+/// the operator of libtorch 2.11 on the CPU divides the gradients by the counts of wrong indices.
 ///
 /// | input | shape |
 /// | --- | --- |
@@ -96,7 +97,7 @@ pub struct EmbeddingBag {
 }
 
 impl EmbeddingBag {
-    /// Draws the table from N(0, std²); the padding vector is zeros.
+    /// Draws the table from N(0, std²). The padding vector is zero.
     ///
     /// # Errors
     /// When a size is negative, `padding_idx` is outside the dictionary, `max_norm` or `norm_type` is not above
@@ -105,7 +106,7 @@ impl EmbeddingBag {
         let EmbeddingBagConfig { num_embeddings, embedding_dim, std, .. } = config;
         if config.scale_grad_by_freq && config.mode == BagMode::Max {
             return Err(refused(
-                "scale_grad_by_freq is for sums and means, and the mode is Max".to_owned(),
+                "scale_grad_by_freq is for sums and means, but the mode is Max".to_owned(),
             ));
         }
         let padding_idx = padding_index(config.padding_idx, num_embeddings)?;
@@ -114,12 +115,12 @@ impl EmbeddingBag {
         Ok(Self { weight, padding_idx, max_norm, config })
     }
 
-    /// The table, `[num_embeddings, embedding_dim]`.
+    /// Returns the table, `[num_embeddings, embedding_dim]`.
     pub fn weight(&self) -> &Tensor {
         &self.weight
     }
 
-    /// The concatenated indices, and the start of each bag.
+    /// Returns the concatenated indices, and the start of each bag.
     fn bags(&self, indices: &Tensor, offsets: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
         let integers = |kind| matches!(kind, Kind::Int64 | Kind::Int);
         let kind = indices.kind();
@@ -140,7 +141,7 @@ impl EmbeddingBag {
                 Ok((indices.f_reshape([-1])?, starts))
             }
             (size, Some(_)) => Err(refused(format!(
-                "offsets are for indices one behind the other, [all], and have one dimension; the indices \
+                "offsets are for concatenated indices, [all], and have one dimension; the indices \
                  are {size:?}"
             ))),
             (size, None) => Err(refused(format!(
@@ -149,9 +150,9 @@ impl EmbeddingBag {
         }
     }
 
-    /// The table that the bags are taken from, their indices in it, and its padding index: the layer's own, or the
-    /// vectors of these indices one by one, where their gradients or the vectors themselves differ from the
-    /// table's.
+    /// Returns the table of vectors, the indices of the bags in it, and the padding index. The
+    /// table is the layer's own. If vectors are rescaled, or their gradients are scaled by
+    /// frequency, it is instead the looked-up vectors, one for each index.
     fn rows(&self, all: Tensor, cx: &Context) -> Result<(Tensor, Tensor, Option<i64>)> {
         let (scales, limit) = (self.config.scale_grad_by_freq, self.max_norm);
         if let (Some(limit), true) = (limit, changes_table(cx)) {
@@ -170,7 +171,7 @@ impl EmbeddingBag {
         let places = Tensor::f_arange(count, (all.kind(), all.device()))?;
         match self.padding_idx {
             None => Ok((rows, places, None)),
-            // Padding is moved behind the vectors, to an index of its own.
+            // Padding is moved to an additional index after all vectors.
             Some(index) => {
                 let (kind, device) = (rows.kind(), rows.device());
                 let none = Tensor::f_zeros([1, rows.size()[1]], (kind, device))?;
@@ -201,7 +202,7 @@ impl Forward for EmbeddingBag {
         let (all, offsets) = self.bags(indices, offsets)?;
         let weights = match weights {
             Some(_) if mode != BagMode::Sum => {
-                return Err(refused(format!("weights are for sums, and the mode is {mode:?}")));
+                return Err(refused(format!("weights are for sums, but the mode is {mode:?}")));
             }
             Some(weights) if weights.size() != indices.size() => {
                 return Err(refused(format!(

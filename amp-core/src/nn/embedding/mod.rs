@@ -1,4 +1,4 @@
-//! Tables of vectors.
+//! Embeddings: tables of vectors.
 
 mod bag;
 mod rescale;
@@ -11,19 +11,19 @@ use crate::{Error, Result, nn::Role};
 
 pub use bag::{BagMode, EmbeddingBag, EmbeddingBagConfig};
 
-/// The options of an [`Embedding`]; the defaults are nn.Embedding's.
+/// The options of an [`Embedding`]. The defaults are those of nn.Embedding.
 #[derive(Debug, Clone, Copy)]
 pub struct EmbeddingConfig {
     /// The number of vectors.
     pub num_embeddings: i64,
     /// The size of each vector.
     pub embedding_dim: i64,
-    /// The padding index: its vector starts as zeros and gets no gradient. Negative values count
+    /// The padding index. Its vector starts as zeros and gets no gradient. Negative values count
     /// from the end.
     pub padding_idx: Option<i64>,
-    /// The greatest length of a vector: longer ones are rescaled to it when they are looked up. In training that
-    /// changes the table itself, as in torch; a step that is skipped leaves the table as it was. In evaluation it
-    /// changes only the output. In PyTorch both change the table.
+    /// The largest norm of a vector. Longer vectors are rescaled to it when they are looked up. In
+    /// training this changes the table itself, as in torch; a skipped step leaves the table
+    /// unchanged. In evaluation only the output changes, while PyTorch changes the table then too.
     pub max_norm: Option<f64>,
     /// The p of the p-norm that `max_norm` limits.
     pub norm_type: f64,
@@ -35,7 +35,7 @@ pub struct EmbeddingConfig {
 }
 
 impl EmbeddingConfig {
-    /// A table of `num_embeddings` vectors drawn from N(0, 1), as in PyTorch.
+    /// Creates a table of `num_embeddings` vectors drawn from N(0, 1), as in PyTorch.
     pub fn new(num_embeddings: i64, embedding_dim: i64) -> Self {
         Self {
             num_embeddings,
@@ -49,8 +49,8 @@ impl EmbeddingConfig {
     }
 }
 
-/// Looks up int64 indices `[…]`; the output is `[…, embedding_dim]`; nn.Embedding. There is no `sparse`: gradients
-/// are dense.
+/// Looks up int64 indices `[…]`. The output is `[…, embedding_dim]`; nn.Embedding. The option
+/// `sparse` does not exist: gradients are dense.
 #[derive(Debug)]
 pub struct Embedding {
     weight: Tensor,
@@ -60,7 +60,7 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    /// Draws the table from N(0, std²); the padding vector is zeros.
+    /// Draws the table from N(0, std²). The padding vector is zero.
     ///
     /// # Errors
     /// When a size is negative, `padding_idx` is outside the dictionary, or `max_norm` or `norm_type` is not
@@ -73,13 +73,13 @@ impl Embedding {
         Ok(Self { weight, padding_idx, max_norm, scale_grad_by_freq })
     }
 
-    /// The table, `[num_embeddings, embedding_dim]`, for an output layer with tied weights.
+    /// Returns the table, `[num_embeddings, embedding_dim]`, for an output layer with tied weights.
     pub fn weight(&self) -> &Tensor {
         &self.weight
     }
 }
 
-/// An index as counted from the start.
+/// Converts a padding index to one counted from the start.
 fn padding_index(index: Option<i64>, num_embeddings: i64) -> Result<Option<i64>> {
     match index {
         Some(index) if !(-num_embeddings..num_embeddings).contains(&index) => Err(Error::config(
@@ -90,7 +90,7 @@ fn padding_index(index: Option<i64>, num_embeddings: i64) -> Result<Option<i64>>
     }
 }
 
-/// A table drawn from N(0, std²), with zeros for the padding vector.
+/// Draws a table from N(0, std²), with zeros for the padding vector.
 fn table(shape: [i64; 2], std: f64, padding_idx: Option<i64>) -> Result<Tensor> {
     let weight = init::normal(&shape, std)?;
     if let Some(index) = padding_idx {
@@ -99,12 +99,12 @@ fn table(shape: [i64; 2], std: f64, padding_idx: Option<i64>) -> Result<Tensor> 
     Ok(weight)
 }
 
-/// Whether vectors are rescaled in the table, and not only in the output.
+/// Returns whether vectors are rescaled in the table and not only in the output.
 fn changes_table(cx: &Context) -> bool {
     cx.is_training() && !cx.is_recomputing()
 }
 
-/// Names a table, which the forward pass changes if its vectors have a limit.
+/// Visits a table. If its vectors have a largest norm, the forward pass changes the table.
 fn visit_table(visitor: &mut dyn Visitor, weight: &Tensor, max_norm: Option<MaxNorm>) {
     match max_norm {
         Some(_) => visitor.changed_in_forward("weight", weight),
@@ -120,7 +120,7 @@ impl Visit for Embedding {
 
 impl Module for Embedding {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
-        // libtorch's value for "no padding".
+        // -1 is libtorch's value for "no padding".
         let padding_idx = self.padding_idx.unwrap_or(-1);
         let scales = self.scale_grad_by_freq;
         if let (Some(limit), true) = (self.max_norm, changes_table(cx)) {

@@ -1,10 +1,10 @@
-//! Vectors of limited length.
+//! Embedding vectors with a largest norm.
 
 use tch::{Kind, Tensor};
 
 use crate::{Error, Result};
 
-/// The greatest p-norm of a vector.
+/// The largest p-norm of a vector.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct MaxNorm {
     most: f64,
@@ -12,7 +12,7 @@ pub(super) struct MaxNorm {
 }
 
 impl MaxNorm {
-    /// The limit, if there is one.
+    /// Checks the options. Returns `None` if there is no largest norm.
     pub(super) fn new(layer: &str, max_norm: Option<f64>, norm_type: f64) -> Result<Option<Self>> {
         let Some(most) = max_norm else { return Ok(None) };
         for (name, value) in [("max_norm", most), ("norm_type", norm_type)] {
@@ -25,8 +25,8 @@ impl MaxNorm {
         Ok(Some(Self { most, p: norm_type }))
     }
 
-    /// Rescales the rows of `table` at these indices in place, where they are longer. Their gradients are those of
-    /// the rescaled rows, as in torch.
+    /// Rescales in place the rows of `table` at these indices that are too long. As in torch,
+    /// gradients are computed for the rescaled rows.
     pub(super) fn rescale(self, table: &Tensor, indices: &Tensor) -> Result<()> {
         if indices.numel() == 0 {
             return Ok(());
@@ -42,8 +42,9 @@ impl MaxNorm {
         })
     }
 
-    /// The factor of each row of `table`, `[num_embeddings, 1]`, by libtorch's formula on the CPU. On CUDA its
-    /// `embedding_renorm_` computes Σ|x|^∞ and takes 1 for the length of every vector with elements below 1.
+    /// Computes the factor of each row of `table`, `[num_embeddings, 1]`, by libtorch's CPU
+    /// formula. On CUDA libtorch's `embedding_renorm_` is wrong for the maximum norm: it computes
+    /// Σ|x|^∞ and takes 1 as the norm of every vector with elements below 1.
     fn factors(self, table: &Tensor, indices: &Tensor) -> Result<Tensor> {
         let lengths = table.f_norm_scalaropt_dim(self.p, [1_i64], true)?;
         let shorter = lengths.f_add_scalar(1e-7)?.f_reciprocal()?.f_mul_scalar(self.most)?;
@@ -52,7 +53,7 @@ impl MaxNorm {
         Ok(shorter.f_where_self(&is_longer, &lengths.f_ones_like()?)?)
     }
 
-    /// The same for all rows of `rows`, `[N, embedding_dim]`.
+    /// Rescales all rows of `rows`, `[N, embedding_dim]`.
     pub(super) fn rescale_all(self, rows: &Tensor) -> Result<()> {
         let all = Tensor::f_arange(rows.size()[0], (Kind::Int64, rows.device()))?;
         self.rescale(rows, &all)

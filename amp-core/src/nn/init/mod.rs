@@ -1,5 +1,6 @@
-//! Initial values, drawn as in torch.nn.init: the same seed gives torch's values for an f32 tensor
-//! on the CPU, and the same values, rounded, for any other dtype and device.
+//! Initial values with the names and numbers of torch.nn.init. For an f32 tensor on the CPU the
+//! same seed gives torch's values. For any other dtype and device it gives the same values,
+//! rounded.
 //!
 //! The functions fill a tensor in place, for example a parameter found by its name:
 //!
@@ -40,13 +41,13 @@ use crate::{
     precision::{dtype_name, is_floating},
 };
 
-/// Defines in-place functions, each for an initializer.
+/// Defines an in-place function for each initializer.
 macro_rules! in_place {
     ($($(#[$doc:meta])* $name:ident($($argument:ident: $ty:ty),*) = $init:expr;)*) => {$(
         $(#[$doc])*
         ///
         /// # Errors
-        /// The same as [`Init::tensor`]'s.
+        /// Returns the errors of [`Init::tensor`].
         pub fn $name(tensor: &Tensor, $($argument: $ty),*) -> Result<()> {
             $init.fill(tensor)
         }
@@ -54,35 +55,36 @@ macro_rules! in_place {
 }
 
 in_place! {
-    /// 0.
+    /// Fills with 0.
     zeros_() = Init::Zeros;
-    /// 1.
+    /// Fills with 1.
     ones_() = Init::Ones;
-    /// One value.
+    /// Fills with one value.
     constant_(val: f64) = Init::Full { value: val };
-    /// U(a, b).
+    /// Draws from U(a, b).
     uniform_(a: f64, b: f64) = Init::Uniform { low: a, high: b };
-    /// N(mean, std²).
+    /// Draws from N(mean, std²).
     normal_(mean: f64, std: f64) = Init::Normal { mean, std };
-    /// N(mean, std²) without what is outside [a, b]; torch's defaults for these are ±2.
+    /// Draws from N(mean, std²), restricted to [a, b]. torch's defaults of a and b are ±2.
     trunc_normal_(mean: f64, std: f64, a: f64, b: f64) = Init::TruncNormal { mean, std, a, b };
-    /// U(±gain·√(6 / (fan_in + fan_out))).
+    /// Draws from U(±gain·√(6 / (fan_in + fan_out))).
     xavier_uniform_(gain: f64) = Init::XavierUniform { gain };
-    /// N(0, gain²·2 / (fan_in + fan_out)).
+    /// Draws from N(0, gain²·2 / (fan_in + fan_out)).
     xavier_normal_(gain: f64) = Init::XavierNormal { gain };
-    /// U(±gain·√(3 / fan)).
+    /// Draws from U(±gain·√(3 / fan)).
     kaiming_uniform_(a: f64, mode: FanMode, nonlinearity: Nonlinearity) =
         Init::KaimingUniform { a, mode, nonlinearity };
-    /// N(0, gain² / fan).
+    /// Draws from N(0, gain² / fan).
     kaiming_normal_(a: f64, mode: FanMode, nonlinearity: Nonlinearity) =
         Init::KaimingNormal { a, mode, nonlinearity };
-    /// A (semi-)orthogonal matrix of the first dimension and all others.
+    /// Draws a (semi-)orthogonal matrix. Its rows are the first dimension, and its columns all
+    /// others.
     orthogonal_(gain: f64) = Init::Orthogonal { gain };
-    /// The identity, of two dimensions.
+    /// Fills with the identity matrix.
     eye_() = Init::Eye;
 }
 
-/// Draws some of a layer's own parameters again, by name.
+/// Redraws some of a layer's own parameters, by name.
 #[doc(hidden)]
 pub fn redrawn<M: Visit>(layer: &str, module: M, draws: &[(&str, Init)]) -> Result<M> {
     let tensors = named_tensors(&module);
@@ -101,8 +103,8 @@ pub fn redrawn<M: Visit>(layer: &str, module: M, draws: &[(&str, Init)]) -> Resu
     Ok(module)
 }
 
-/// Makes a tensor of the user's a tensor of a module: it requires a gradient if it is trained, and
-/// has no autograd history.
+/// Converts a user's tensor to a tensor of a module: it has no autograd history, and a parameter
+/// requires a gradient.
 #[doc(hidden)]
 pub fn own_tensor(name: &str, tensor: Tensor, role: Role) -> Result<Tensor> {
     let tensor = tensor.f_detach()?;
@@ -117,45 +119,45 @@ pub fn own_tensor(name: &str, tensor: Tensor, role: Role) -> Result<Tensor> {
     }
 }
 
-/// A parameter of this shape, uniform in `[-bound, bound]`.
+/// Draws a parameter of this shape, uniform in `[-bound, bound]`.
 pub(super) fn uniform(shape: &[i64], bound: f64) -> Result<Tensor> {
     Ok(values::symmetric(shape, bound)?.f_set_requires_grad(true)?)
 }
 
-/// A parameter from a normal distribution around 0.
+/// Draws a parameter from a normal distribution around 0.
 pub(super) fn normal(shape: &[i64], std: f64) -> Result<Tensor> {
     Init::Normal { mean: 0.0, std }.tensor(shape, Role::Parameter)
 }
 
-/// A parameter `[fan_out, fan_in]` from Xavier's uniform distribution.
+/// Draws a parameter `[fan_out, fan_in]` from Xavier's uniform distribution.
 pub(super) fn xavier(fan_out: i64, fan_in: i64) -> Result<Tensor> {
     Init::XavierUniform { gain: 1.0 }.tensor(&[fan_out, fan_in], Role::Parameter)
 }
 
-/// A parameter filled with one value.
+/// Returns a parameter filled with one value.
 pub(super) fn constant(shape: &[i64], value: f64) -> Result<Tensor> {
     Init::Full { value }.tensor(shape, Role::Parameter)
 }
 
-/// A parameter with the same values.
+/// Returns a parameter with the same values.
 pub(super) fn copied(parameter: &Tensor) -> Result<Tensor> {
     Ok(parameter.f_detach()?.f_detach_copy()?.f_set_requires_grad(true)?)
 }
 
-/// A buffer filled with one value.
+/// Returns a buffer filled with one value.
 pub(super) fn buffer(shape: &[i64], value: f64) -> Result<Tensor> {
     values::filled(shape, value)
 }
 
-/// The bound of `kaiming_uniform_(a = √5)`, which nn.Linear and nn.Conv2d use: 1/√fan_in.
+/// Returns the bound of `kaiming_uniform_(a = √5)`, which nn.Linear and nn.Conv2d use: 1/√fan_in.
 pub(super) fn kaiming_bound(fan_in: i64) -> f64 {
-    // In torch's order of operations, which gives the same last bit.
+    // This is torch's order of operations, which gives the same last bit.
     let gain = (2.0 / (1.0 + 5.0_f64.sqrt().powi(2))).sqrt();
     let std = gain / (fan_in as f64).sqrt();
     3.0_f64.sqrt() * std
 }
 
-/// The bound of the bias of nn.Linear and nn.Conv2d: 1/√fan_in.
+/// Returns the bound of the bias of nn.Linear and nn.Conv2d: 1/√fan_in.
 pub(super) fn bias_bound(fan_in: i64) -> f64 {
     if fan_in > 0 { 1.0 / (fan_in as f64).sqrt() } else { 0.0 }
 }

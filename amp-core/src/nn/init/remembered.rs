@@ -1,5 +1,5 @@
-//! Large draws that are kept, because a model is built again with the same seed: drawing GPT-2's weights takes
-//! ten times as long as copying them.
+//! A cache of large random draws, for models that are built again with the same seed. Drawing
+//! GPT-2's weights takes ten times as long as copying them.
 
 use std::cell::RefCell;
 
@@ -8,9 +8,9 @@ use tch::{Device, Tensor};
 use super::values::Draw;
 use crate::{Result, random::RandomState};
 
-/// Draws of fewer numbers are not kept.
+/// Draws of fewer numbers are not cached.
 const LEAST: usize = 1 << 16;
-/// Bytes that are kept, at most.
+/// The largest number of cached bytes.
 const MOST: usize = 8 << 30;
 
 thread_local! {
@@ -24,8 +24,9 @@ struct Kept {
     after: RandomState,
 }
 
-/// While it lives, large draws of this thread are kept, and copied where the same draw is asked for in the same
-/// state of libtorch's generator, which then goes on to the same next state. No number changes.
+/// A guard: while it exists, large draws on this thread are cached. If the same draw is requested
+/// in the same state of libtorch's generator, the cached values are copied, and the generator gets
+/// the state after the draw. The numbers are the same as without the cache.
 ///
 /// ```
 /// use amp_core::{nn::{Init, Role, init}, random};
@@ -43,12 +44,12 @@ struct Kept {
 /// ```
 #[derive(Debug)]
 pub struct Remembering {
-    /// Whether another one was there before.
+    /// Whether another guard existed before.
     is_inner: bool,
 }
 
 impl Remembering {
-    /// Begins to keep draws; within another one, it goes on.
+    /// Starts caching draws. Inside another guard the cache continues.
     #[expect(clippy::new_without_default, reason = "it is a guard")]
     pub fn new() -> Self {
         KEPT.with_borrow_mut(|kept| {
@@ -67,7 +68,7 @@ impl Drop for Remembering {
     }
 }
 
-/// The values of a draw: a copy of kept ones, or those that `new` draws.
+/// Returns the values of a draw: a copy of the cached values, or the values that `new` draws.
 pub(super) fn values(
     draw: Draw,
     shape: &[i64],
@@ -126,8 +127,9 @@ mod tests {
         Ok(all)
     }
 
-    /// What is drawn, and what is drawn behind it, has the bits that it has without keeping, the first time and
-    /// later, for each seed and each way to draw; changing a tensor in place changes no later one.
+    /// Cached draws, and the draws after them, are bit-identical to draws without the cache, the
+    /// first time and later, for each seed and each kind of draw. Changing a returned tensor in
+    /// place does not change later draws.
     #[rstest]
     #[case::again(&[(1, 1.0), (1, 1.0), (1, 1.0)])]
     #[case::other_seed(&[(1, 1.0), (2, 1.0), (1, 1.0)])]
@@ -145,7 +147,7 @@ mod tests {
         Ok(())
     }
 
-    /// Behind the guard nothing is kept.
+    /// Nothing is cached after the guard is dropped.
     #[test]
     fn nothing_is_kept_behind_the_guard() -> Result<()> {
         {

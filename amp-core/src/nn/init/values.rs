@@ -4,19 +4,20 @@ use super::remembered;
 use crate::{Error, Result, nn::Role, random};
 
 /// An initializer: draws a tensor's initial values in f32 on the CPU from libtorch's generator. The
-/// same seed gives the same values for any dtype and device; for an f32 tensor on the CPU they
-/// equal torch.nn.init's. A field with `#[parameter(shape = [64, 10], init = normal(0.0, 0.02))]`
-/// and a layer with `linear(64, 10, weight_init = normal(0.0, 0.02))` use it.
+/// same seed gives the same values for any dtype and device, up to rounding. For an f32 tensor on
+/// the CPU they equal the values of torch.nn.init. Use it for a field, `#[parameter(shape = [64,
+/// 10], init = normal(0.0, 0.02))]`, or for a layer, `linear(64, 10, weight_init = normal(0.0,
+/// 0.02))`.
 ///
 /// Fans are defined for weights `[outputs, inputs, …]`, as in torch: fan_in = inputs · (product of
 /// the rest), fan_out = outputs · (product of the rest).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Init {
-    /// 0.
+    /// All elements are 0.
     Zeros,
-    /// 1.
+    /// All elements are 1.
     Ones,
-    /// One value.
+    /// All elements have one value.
     Full {
         /// The value.
         value: f64,
@@ -30,16 +31,16 @@ pub enum Init {
     },
     /// N(mean, std²).
     Normal {
-        /// Its mean.
+        /// The mean.
         mean: f64,
-        /// Its standard deviation.
+        /// The standard deviation.
         std: f64,
     },
     /// N(mean, std²), restricted to [a, b].
     TruncNormal {
-        /// Its mean.
+        /// The mean.
         mean: f64,
-        /// Its standard deviation.
+        /// The standard deviation.
         std: f64,
         /// The smallest value.
         a: f64,
@@ -75,29 +76,30 @@ pub enum Init {
         /// The activation after the layer, which determines the gain.
         nonlinearity: Nonlinearity,
     },
-    /// A (semi-)orthogonal matrix of the first dimension and all others (Saxe et al., arXiv:1312.6120).
+    /// A (semi-)orthogonal matrix (Saxe et al., arXiv:1312.6120). Its rows are the first dimension,
+    /// and its columns all others.
     Orthogonal {
         /// The factor of all values.
         gain: f64,
     },
-    /// The identity, of two dimensions.
+    /// The identity matrix.
     Eye,
 }
 
 /// The fan whose variance is preserved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FanMode {
-    /// Inputs: preserves the variance in the forward pass.
+    /// The fan of the inputs, which preserves the variance in the forward pass.
     #[default]
     FanIn,
-    /// Outputs: preserves the variance in the backward pass.
+    /// The fan of the outputs, which preserves the variance in the backward pass.
     FanOut,
 }
 
-/// The activation after a layer, for its gain.
+/// The activation after a layer, which decides the gain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Nonlinearity {
-    /// None; also for a convolution.
+    /// No activation, or a convolution.
     Linear,
     /// The sigmoid.
     Sigmoid,
@@ -112,8 +114,8 @@ pub enum Nonlinearity {
     Selu,
 }
 
-/// The gain that torch recommends: 1, 5/3 for tanh, √2 for ReLU, √(2 / (1 + a²)) for leaky ReLU of negative
-/// slope `a`, and 3/4 for SELU.
+/// Returns the gain that torch recommends: 1, 5/3 for tanh, √2 for ReLU, √(2 / (1 + a²)) for leaky
+/// ReLU of negative slope `a`, and 3/4 for SELU.
 pub fn calculate_gain(nonlinearity: Nonlinearity, a: f64) -> f64 {
     match nonlinearity {
         Nonlinearity::Linear | Nonlinearity::Sigmoid => 1.0,
@@ -125,10 +127,10 @@ pub fn calculate_gain(nonlinearity: Nonlinearity, a: f64) -> f64 {
 }
 
 impl Init {
-    /// A new tensor with this shape; if it is trained, it requires a gradient.
+    /// Returns a new tensor with this shape. A parameter requires a gradient.
     ///
     /// # Errors
-    /// When a size is negative, a bound or deviation is out of order, or the shape has no fans.
+    /// When a size is negative, the bounds or the deviation are invalid, or the shape has no fans.
     pub fn tensor(self, shape: &[i64], role: Role) -> Result<Tensor> {
         let tensor = self.draw(shape)?;
         Ok(tensor.f_set_requires_grad(role == Role::Parameter)?)
@@ -137,10 +139,10 @@ impl Init {
     /// Fills a tensor with new values, in place and without autograd history.
     ///
     /// # Errors
-    /// The same as [`tensor`](Self::tensor)'s.
+    /// The errors of [`tensor`](Self::tensor).
     pub fn fill(self, tensor: &Tensor) -> Result<()> {
         let values = self.draw(&tensor.size())?;
-        // A copy inside `no_grad` has no history.
+        // A copy inside `no_grad` has no autograd history.
         tch::no_grad(|| tensor.shallow_clone().f_copy_(&values))?;
         Ok(())
     }
@@ -174,25 +176,25 @@ impl Init {
                 [rows, columns] => {
                     Ok(Tensor::f_eye_m(*rows, *columns, (Kind::Float, Device::Cpu))?)
                 }
-                _ => Err(Error::config(format!("eye: {shape:?} has not two dimensions"))),
+                _ => Err(Error::config(format!("eye: {shape:?} does not have two dimensions"))),
             },
         }
     }
 }
 
-/// Uniform in `[-bound, bound]`.
+/// Draws uniform values in `[-bound, bound]`.
 pub(super) fn symmetric(shape: &[i64], bound: f64) -> Result<Tensor> {
     drawn(shape, Draw::Uniform(-bound, bound))
 }
 
-/// A way to draw numbers from libtorch's generator.
+/// A distribution from which numbers are drawn with libtorch's generator.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Draw {
-    /// From one value to another.
+    /// Uniform from one value to another.
     Uniform(f64, f64),
-    /// Of a mean and a standard deviation.
+    /// Normal with a mean and a standard deviation.
     Normal(f64, f64),
-    /// Normal, by the inverse distribution function at uniform values, between two ends.
+    /// Normal, restricted to `ends`: the inverse distribution function of uniform values.
     Truncated { uniform: [f64; 2], moments: [f64; 2], ends: [f64; 2] },
 }
 
@@ -220,12 +222,12 @@ fn drawn(shape: &[i64], draw: Draw) -> Result<Tensor> {
     })
 }
 
-/// One value.
+/// Fills a tensor with one value.
 pub(super) fn filled(shape: &[i64], value: f64) -> Result<Tensor> {
     Ok(Tensor::f_full(shape, value, (Kind::Float, Device::Cpu))?)
 }
 
-/// fan_in and fan_out.
+/// Returns fan_in and fan_out.
 fn fans(init: &str, shape: &[i64]) -> Result<[i64; 2]> {
     match shape {
         [outputs, inputs, rest @ ..] if shape.iter().all(|size| *size > 0) => {
@@ -233,18 +235,18 @@ fn fans(init: &str, shape: &[i64]) -> Result<[i64; 2]> {
             Ok([inputs * rest, outputs * rest])
         }
         _ => Err(Error::config(format!(
-            "{init}: {shape:?} has no fans: that is for weights [outputs, inputs, …] with elements"
+            "{init}: {shape:?} has no fans: this needs weights [outputs, inputs, …] with elements"
         ))),
     }
 }
 
-/// Xavier's standard deviation, in torch's order of operations.
+/// Computes Xavier's standard deviation, in torch's order of operations.
 fn xavier(init: &str, gain: f64, shape: &[i64]) -> Result<f64> {
     let [fan_in, fan_out] = fans(init, shape)?;
     Ok(gain * (2.0 / (fan_in + fan_out) as f64).sqrt())
 }
 
-/// Kaiming's standard deviation, likewise.
+/// Computes Kaiming's standard deviation, in torch's order of operations.
 fn kaiming(init: &str, gain: f64, mode: FanMode, shape: &[i64]) -> Result<f64> {
     let [fan_in, fan_out] = fans(init, shape)?;
     let fan = match mode {
@@ -254,7 +256,7 @@ fn kaiming(init: &str, gain: f64, mode: FanMode, shape: &[i64]) -> Result<f64> {
     Ok(gain / (fan as f64).sqrt())
 }
 
-/// Values of the inverse distribution function at uniform numbers, as in torch.
+/// Draws values of the inverse distribution function at uniform numbers, as in torch.
 fn truncated(shape: &[i64], [mean, std]: [f64; 2], [a, b]: [f64; 2]) -> Result<Tensor> {
     let refused = |why| Err(Error::config(format!("trunc_normal({mean}, {std}, {a}, {b}): {why}")));
     if std.is_nan() || std <= 0.0 || a.is_nan() || b.is_nan() || a >= b {
@@ -262,7 +264,7 @@ fn truncated(shape: &[i64], [mean, std]: [f64; 2], [a, b]: [f64; 2]) -> Result<T
     }
     if mean < a - 2.0 * std || mean > b + 2.0 * std {
         return refused(
-            "the mean is more than 2 std outside [a, b], where this way to draw is inexact",
+            "the mean is more than 2 std outside [a, b], where this method of drawing is inexact",
         );
     }
     let below = |x: f64| -> Result<f64> {
@@ -273,7 +275,8 @@ fn truncated(shape: &[i64], [mean, std]: [f64; 2], [a, b]: [f64; 2]) -> Result<T
     drawn(shape, Draw::Truncated { uniform: [low, high], moments: [mean, std], ends: [a, b] })
 }
 
-/// Q of a QR decomposition of normal numbers, with signs that make it uniformly distributed.
+/// Returns Q of a QR decomposition of normal numbers. The signs are chosen so that Q is uniformly
+/// distributed.
 fn orthogonal(shape: &[i64], gain: f64) -> Result<Tensor> {
     let [rows, rest @ ..] = shape else { return no_matrix(shape) };
     if rest.is_empty() || shape.iter().any(|size| *size < 1) {
@@ -294,5 +297,5 @@ fn orthogonal(shape: &[i64], gain: f64) -> Result<Tensor> {
 }
 
 fn no_matrix(shape: &[i64]) -> Result<Tensor> {
-    Err(Error::config(format!("orthogonal: {shape:?} has not two dimensions with elements")))
+    Err(Error::config(format!("orthogonal: {shape:?} does not have two dimensions with elements")))
 }

@@ -1,5 +1,5 @@
-//! Measures what modules keep for the backward pass, one at a time, so that a model that does not fit
-//! into memory can be measured as well.
+//! Measures what modules keep for the backward pass. It measures one module at a time, so that a
+//! model that does not fit into memory can be measured too.
 
 use std::{cell::RefCell, time::Instant};
 
@@ -14,11 +14,11 @@ use crate::{
     precision::is_floating,
 };
 
-/// The measured bytes and time of a module, or of fused neighbours.
+/// The measured bytes and time of a module or of several fused layers.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Cell {
     pub(crate) segment: Segment,
-    /// Bytes kept for the backward pass in addition to input and output.
+    /// The bytes kept for the backward pass, without input and output.
     pub(crate) own: u64,
     /// Bytes of the input.
     pub(crate) input: u64,
@@ -28,7 +28,7 @@ pub(crate) struct Cell {
     pub(crate) keeps_input: bool,
     /// Whether the output is kept even if no other module needs it.
     pub(crate) keeps_output: bool,
-    /// The time to recompute it.
+    /// The time to recompute the module.
     pub(crate) seconds: f64,
     /// The measurements of the layers within it.
     pub(crate) within: Vec<Cell>,
@@ -44,15 +44,15 @@ pub(crate) struct Survey {
 
 impl Survey {
     pub(crate) fn start(device: Device) -> Result<Self> {
-        Ok(Self { device, meter: MemoryMeter::beside(device)?, cells: RefCell::default() })
+        Ok(Self { device, meter: MemoryMeter::untracked(device)?, cells: RefCell::default() })
     }
 
-    /// The measurements, in the order of the pass.
+    /// Returns the measurements, in the order of the pass.
     pub(crate) fn take(&self) -> Vec<Cell> {
         self.cells.take()
     }
 
-    /// Runs a container's layers and measures each that can be shared.
+    /// Runs a container's layers, and measures each layer that can be shared.
     pub(in crate::nn) fn layers<M: Module>(
         &self,
         layers: &[M],
@@ -62,7 +62,7 @@ impl Survey {
         let (mut x, mut place) = (input.shallow_clone(), 0);
         while place < layers.len() {
             if layers[place].shared().is_none() {
-                // Modules within it may be measurable.
+                // The modules within it may be measurable.
                 x = cx.call_nth(place, &layers[place], &x)?;
                 place += 1;
                 continue;
@@ -96,14 +96,14 @@ impl Survey {
         Ok(output)
     }
 
-    /// The cells of the layers that `run` reports to the survey.
+    /// Returns the cells of the layers that run within `run`.
     fn within<T>(&self, run: impl FnOnce() -> Result<T>) -> Result<Vec<Cell>> {
         let before = self.cells.take();
         run()?;
         Ok(self.cells.replace(before))
     }
 
-    /// A module that runs several times per pass is one cell.
+    /// Adds a cell. A module that runs several times per pass is one cell.
     fn note(&self, cell: Cell) {
         let mut cells = self.cells.borrow_mut();
         match cells.iter_mut().find(|other| other.segment == cell.segment) {
@@ -115,8 +115,8 @@ impl Survey {
         }
     }
 
-    /// Runs `run` twice on the input: once with autograd, counting the bytes that are freed with its
-    /// graph, and once for the time.
+    /// Measures a module by running it twice on the input: once with autograd, to count the bytes
+    /// that are freed with its graph, and once for the time.
     fn measure(
         &self,
         input: &Tensor,
@@ -125,7 +125,7 @@ impl Survey {
         let bytes = tensor_bytes(input);
         let history = history_for(input)?;
         let before = self.meter.allocated()?;
-        // Not a leaf, because the graph holds leaves whether or not they are needed.
+        // The input is not a leaf, because the graph holds leaves whether or not they are needed.
         let own_input = match &history {
             Some(history) => tch::with_grad(|| input.f_detach()?.f_add(history))?,
             None => input.f_detach_copy()?,
@@ -133,7 +133,7 @@ impl Survey {
         let output = tch::with_grad(|| run(&own_input))?;
         let output_bytes = tensor_bytes(&output);
         let computed = self.meter.allocated()?;
-        // Holds the graph, but not the output.
+        // `end` holds the graph, but not the output.
         let end = tch::with_grad(|| output.f_sum(output.kind()))?;
         let held = self.meter.allocated()?;
         drop(output);
@@ -161,7 +161,7 @@ impl Survey {
         Ok((cell, output))
     }
 
-    /// Seconds on the device; waits for it.
+    /// Measures the seconds that `body` takes. Waits for the device.
     fn timed<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<(f64, T)> {
         let started = Instant::now();
         if !self.device.is_cuda() {
@@ -174,7 +174,8 @@ impl Survey {
     }
 }
 
-/// A zero from which a tensor like this can have gradients.
+/// Returns a scalar zero with autograd history. Added to an input, it makes the input require a
+/// gradient.
 fn history_for(input: &Tensor) -> Result<Option<Tensor>> {
     if !is_floating(input.kind()) {
         return Ok(None);

@@ -1,6 +1,6 @@
 //! Activation checkpointing: activations are not kept for the backward pass but recomputed in it. A
-//! [`Checkpoint`] recomputes one module, a [`Segment`] several layers of a sequence. [`measure`] finds out
-//! how many bytes that saves.
+//! [`Checkpoint`] recomputes one module, and a [`Segment`] several layers of a sequence.
+//! [`measure`] measures how many bytes that saves.
 
 mod measure;
 mod segment;
@@ -21,13 +21,13 @@ use crate::{
 };
 
 /// Activation checkpointing (torch.utils.checkpoint): the module's activations are not kept for the
-/// backward pass but recomputed, with the same autocast state and random numbers, so that gradients are
-/// equal to the last bit on the CPU. Batch statistics are updated once.
+/// backward pass but recomputed, in the backward pass with the same autocast state and random
+/// numbers. On the CPU the gradients are bit-identical. Batch statistics are updated once.
 ///
 /// Under a memory budget ([`MemoryConfig::budget`](crate::trainer::MemoryConfig::budget)) the trainer
 /// decides, and `enabled` is ignored.
 ///
-/// Names of the module's tensors do not change.
+/// The names of the module's tensors do not change.
 #[derive(Debug)]
 pub struct Checkpoint<M> {
     module: Arc<M>,
@@ -35,15 +35,15 @@ pub struct Checkpoint<M> {
 }
 
 impl<M> Checkpoint<M> {
-    /// Checkpoints `module` during training if `enabled`; otherwise runs it normally.
+    /// Checkpoints `module` during training if `enabled` is true. Otherwise it runs normally.
     pub fn new(module: M, enabled: bool) -> Self {
-        // An Arc, because the graph may be freed on a thread of libtorch's.
+        // The module is an `Arc`, because a thread of libtorch may free the graph.
         Self { module: Arc::new(module), enabled }
     }
 }
 
 impl<M> Checkpoint<M> {
-    /// The same for a view of the module.
+    /// Returns a checkpoint of a view of the module.
     pub(in crate::nn) fn viewed<V>(&self, view: impl FnOnce(&M) -> V) -> Checkpoint<V> {
         Checkpoint::new(view(&self.module), self.enabled)
     }
@@ -55,7 +55,8 @@ impl<M: Visit> Visit for Checkpoint<M> {
     }
 }
 
-/// Whether a gradient passes through the module or ends in it; otherwise nothing has to be recomputed.
+/// Returns whether a gradient passes through the module or ends in it. Otherwise nothing needs to
+/// be recomputed.
 fn is_trained(module: &(impl Visit + ?Sized), input: &Tensor) -> bool {
     struct Look(bool);
 
@@ -76,10 +77,11 @@ fn is_trained(module: &(impl Visit + ?Sized), input: &Tensor) -> bool {
     look.0
 }
 
-/// Waits for reproducible sections of other threads. A checkpoint finds out whether its module draws random
-/// numbers by comparing the generator's state before and after. If another thread drew meanwhile, the
-/// backward pass would reset the generator for a module that draws nothing, and disturb that thread.
-/// A thread that recomputes works for one that waits for it, which may itself be in a section.
+/// Waits for reproducible sections of other threads. A checkpoint compares the generator's state
+/// before and after its module, to find out whether the module draws random numbers. If another
+/// thread drew numbers meanwhile, the backward pass would reset the generator for a module that
+/// draws nothing, and would disturb that thread. A thread that recomputes for another, waiting
+/// thread does not wait, because the other thread may be in a section.
 fn without_sections(cx: &Context) -> Option<Place> {
     (!cx.is_recomputing()).then(random::place)
 }

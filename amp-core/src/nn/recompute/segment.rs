@@ -11,7 +11,7 @@ use crate::{
     nn::{Context, Module, container},
 };
 
-/// Layers that are recomputed as one: neighbours in a container, or a single module.
+/// Layers that are recomputed together: neighbours in a container, or a single module.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
     /// The dotted path of the container, or of the module.
@@ -21,7 +21,7 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Whether the other segment follows directly in the same container.
+    /// Returns whether the other segment follows directly in the same container.
     pub(crate) fn meets(&self, behind: &Self) -> bool {
         match (&self.layers, &behind.layers) {
             (Some(own), Some(other)) => self.path == behind.path && own.end == other.start,
@@ -69,7 +69,7 @@ pub(in crate::nn) fn forward<M: Module>(
     container::run(&layers[done..], done, &x, cx)
 }
 
-/// Runs neighbours, the first with the index `place`, without keeping their activations.
+/// Runs consecutive layers without keeping their activations. The first has the index `place`.
 fn checkpointed<M: Module>(
     layers: &[M],
     place: usize,
@@ -78,7 +78,9 @@ fn checkpointed<M: Module>(
 ) -> Result<Tensor> {
     let shared: Option<Vec<Arc<dyn Module>>> = layers.iter().map(Module::shared).collect();
     let shared = shared.ok_or_else(|| {
-        Error::config(format!("a layer from {place} on cannot be shared with the backward pass"))
+        Error::config(format!(
+            "layer {place} or a later one cannot be recomputed: its `Module::shared` returns `None`"
+        ))
     })?;
     if !layers.iter().any(|layer| is_trained(layer, input)) {
         return tch::no_grad(|| container::run(layers, place, input, cx));

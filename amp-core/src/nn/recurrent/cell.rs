@@ -13,7 +13,7 @@ use crate::{
     precision::AutocastGuard,
 };
 
-/// The options of an [`LstmCell`]; the defaults are nn.LSTMCell's.
+/// The options of an [`LstmCell`]. The defaults are those of nn.LSTMCell.
 #[derive(Debug, Clone, Copy)]
 pub struct LstmCellConfig {
     /// The size of the input.
@@ -24,37 +24,37 @@ pub struct LstmCellConfig {
     pub bias: bool,
 }
 
-/// The options of a [`GruCell`]; the defaults are nn.GRUCell's.
+/// The options of a [`GruCell`]. The defaults are those of nn.GRUCell.
 pub type GruCellConfig = LstmCellConfig;
 
 impl LstmCellConfig {
-    /// A cell with biases.
+    /// Creates a cell with biases.
     pub fn new(input_size: i64, hidden_size: i64) -> Self {
         Self { input_size, hidden_size, bias: true }
     }
 }
 
-/// The options of an [`RnnCell`]; the defaults are nn.RNNCell's.
+/// The options of an [`RnnCell`]. The defaults are those of nn.RNNCell.
 #[derive(Debug, Clone, Copy)]
 pub struct RnnCellConfig {
-    /// As in [`LstmCellConfig`].
+    /// See [`LstmCellConfig`].
     pub input_size: i64,
-    /// As in [`LstmCellConfig`].
+    /// See [`LstmCellConfig`].
     pub hidden_size: i64,
-    /// As in [`LstmCellConfig`].
+    /// See [`LstmCellConfig`].
     pub bias: bool,
     /// The function that computes the next state.
     pub nonlinearity: RnnNonlinearity,
 }
 
 impl RnnCellConfig {
-    /// A cell with biases and tanh.
+    /// Creates a cell with biases and tanh.
     pub fn new(input_size: i64, hidden_size: i64) -> Self {
         Self { input_size, hidden_size, bias: true, nonlinearity: RnnNonlinearity::Tanh }
     }
 }
 
-/// One step of an [`Lstm`](super::Lstm) with one layer, by the same formula; nn.LSTMCell.
+/// One step of an [`Lstm`](super::Lstm) with one layer, with the same formula; nn.LSTMCell.
 ///
 /// | input | shape |
 /// | --- | --- |
@@ -62,8 +62,8 @@ impl RnnCellConfig {
 /// | states h and c, default zeros | `[N, hidden_size]`, or `[hidden_size]` |
 /// | output: the next h and c | the shape of the states |
 ///
-/// Under autocast the cell computes in the autocast dtype, and both states have it. Parameters have torch's names:
-/// `weight_ih`, `weight_hh`, `bias_ih` and `bias_hh`.
+/// Under autocast the cell computes in the autocast dtype, and both states have this dtype.
+/// Parameters have torch's names: `weight_ih`, `weight_hh`, `bias_ih` and `bias_hh`.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{nn::LstmCell, prelude::*};
@@ -92,13 +92,13 @@ impl RnnCellConfig {
 #[derive(Debug)]
 pub struct LstmCell(Weights);
 
-/// One step of a [`Gru`](super::Gru) with one layer, by the same formula; nn.GRUCell. Shapes are those of an
-/// [`LstmCell`] without c.
+/// One step of a [`Gru`](super::Gru) with one layer, with the same formula; nn.GRUCell. Shapes are
+/// as in an [`LstmCell`], without c.
 #[derive(Debug)]
 pub struct GruCell(Weights);
 
-/// One step of an [`Rnn`](super::Rnn) with one layer, by the same formula; nn.RNNCell. Shapes are those of an
-/// [`LstmCell`] without c.
+/// One step of an [`Rnn`](super::Rnn) with one layer, with the same formula; nn.RNNCell. Shapes are
+/// as in an [`LstmCell`], without c.
 #[derive(Debug)]
 pub struct RnnCell(Weights);
 
@@ -138,7 +138,7 @@ impl Weights {
         }
     }
 
-    /// The next states.
+    /// Computes the next states.
     fn step<const STATES: usize>(
         &self,
         input: &Tensor,
@@ -154,7 +154,7 @@ impl Weights {
         let device = input.device();
         let autocast = autocast_kind(input, &self.weight_ih)?;
         let kind = autocast.unwrap_or(input.kind());
-        // As in layers over sequences, all computes in the autocast dtype.
+        // As in layers over sequences, everything is computed in the autocast dtype.
         let _off = autocast.map(|_| AutocastGuard::off(device)).transpose()?;
         let is_single = size.len() == 1;
         let batched = |tensor: &Tensor| -> Result<Tensor> {

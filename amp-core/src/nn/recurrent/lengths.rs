@@ -4,13 +4,13 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{Error, Result, precision::dtype_name};
 
-/// The lengths of a batch's sequences, and the order in which they are packed: the longest first.
+/// The lengths of a batch's sequences, and the order in which they are packed, longest first.
 pub(super) struct Lengths {
-    /// The lengths in this order, int64 on the CPU.
+    /// The sorted lengths, int64 on the CPU.
     sorted: Tensor,
-    /// For each packed sequence its index in the batch, on the batch's device.
+    /// The index in the batch of each packed sequence, on the batch's device.
     order: Tensor,
-    /// For each sequence of the batch its index among the packed ones.
+    /// The index among the packed sequences of each sequence of the batch.
     back: Tensor,
 }
 
@@ -55,13 +55,13 @@ impl Lengths {
         Ok(tensor.f_index_select(dim, &self.order)?)
     }
 
-    /// The inverse of this order.
+    /// Reorders a tensor from the packing order to the batch's order.
     pub(super) fn unsort(&self, tensor: &Tensor, dim: i64) -> Result<Tensor> {
         Ok(tensor.f_index_select(dim, &self.back)?)
     }
 
     /// Packs sorted sequences: removes the steps after their ends. Also returns the number of
-    /// sequences at each step.
+    /// sequences that are active at each step.
     pub(super) fn pack(&self, sorted: &Tensor, batch_first: bool) -> Result<(Tensor, Tensor)> {
         Ok(sorted.f_internal_pack_padded_sequence(&self.sorted, batch_first)?)
     }

@@ -11,64 +11,64 @@ use self::stack::{Cell, Shape, Stack};
 use super::{Context, Forward, Op, Visit, Visitor};
 use crate::Result;
 
-/// The options of an [`Lstm`]; the defaults are nn.LSTM's.
+/// The options of an [`Lstm`]. The defaults are those of nn.LSTM.
 #[derive(Debug, Clone, Copy)]
 pub struct LstmConfig {
-    /// Size of each step's input.
+    /// The size of each step's input.
     pub input_size: i64,
     /// The size of the states.
     pub hidden_size: i64,
-    /// The number of layers; each one's input is the output of the previous one.
+    /// The number of layers. The input of each layer is the output of the previous one.
     pub num_layers: i64,
     /// Whether to add biases.
     pub bias: bool,
     /// Whether inputs and outputs are `[N, L, …]` instead of `[L, N, …]`.
     pub batch_first: bool,
-    /// Dropout between layers while training; with one layer there is none.
+    /// The probability of dropout between layers in training. With one layer there is no dropout.
     pub dropout: f64,
-    /// Whether a second direction reads the sequence from its end.
+    /// Whether the layer also reads the sequence in reverse.
     pub bidirectional: bool,
-    /// The size to which the hidden state is projected, below `hidden_size`; 0 for no projection.
+    /// The size to which the hidden state is projected, below `hidden_size`; 0 means no projection.
     pub proj_size: i64,
 }
 
-/// The options of a [`Gru`]; the defaults are nn.GRU's.
+/// The options of a [`Gru`]. The defaults are those of nn.GRU.
 #[derive(Debug, Clone, Copy)]
 pub struct GruConfig {
-    /// As in [`LstmConfig`].
+    /// See [`LstmConfig`].
     pub input_size: i64,
-    /// As in [`LstmConfig`].
+    /// See [`LstmConfig`].
     pub hidden_size: i64,
-    /// As in [`LstmConfig`].
+    /// See [`LstmConfig`].
     pub num_layers: i64,
-    /// As in [`LstmConfig`].
+    /// See [`LstmConfig`].
     pub bias: bool,
-    /// As in [`LstmConfig`].
+    /// See [`LstmConfig`].
     pub batch_first: bool,
-    /// As in [`LstmConfig`].
+    /// See [`LstmConfig`].
     pub dropout: f64,
-    /// As in [`LstmConfig`].
+    /// See [`LstmConfig`].
     pub bidirectional: bool,
 }
 
-/// The options of an [`Rnn`]; the defaults are nn.RNN's.
+/// The options of an [`Rnn`]. The defaults are those of nn.RNN.
 #[derive(Debug, Clone, Copy)]
 pub struct RnnConfig {
-    /// As in [`LstmConfig`].
+    /// See [`LstmConfig`].
     pub input_size: i64,
-    /// As in [`LstmConfig`].
+    /// See [`LstmConfig`].
     pub hidden_size: i64,
-    /// As in [`LstmConfig`].
+    /// See [`LstmConfig`].
     pub num_layers: i64,
     /// The function that computes the next state.
     pub nonlinearity: RnnNonlinearity,
-    /// As in [`LstmConfig`].
+    /// See [`LstmConfig`].
     pub bias: bool,
-    /// As in [`LstmConfig`].
+    /// See [`LstmConfig`].
     pub batch_first: bool,
-    /// As in [`LstmConfig`].
+    /// See [`LstmConfig`].
     pub dropout: f64,
-    /// As in [`LstmConfig`].
+    /// See [`LstmConfig`].
     pub bidirectional: bool,
 }
 
@@ -82,11 +82,12 @@ pub enum RnnNonlinearity {
     Relu,
 }
 
-/// The default.
+/// Implements the default options.
 macro_rules! config {
     ($($config:ident { $($option:ident: $value:expr),* })*) => {$(
         impl $config {
-            /// One layer in one direction with biases, without dropout, time first.
+            /// Sets one layer in one direction with biases, without dropout, with time as the first
+            /// dimension.
             pub fn new(input_size: i64, hidden_size: i64) -> Self {
                 Self {
                     input_size,
@@ -149,14 +150,15 @@ config! {
 /// Here `hidden` is `proj_size`, or `hidden_size` if there is no projection. As in torch **the
 /// first dimension is time**, unless `batch_first` is set.
 ///
-/// With lengths the layer computes the same as torch's on a packed sequence: steps after the end
-/// are zeros in the output and have no effect, the last states are the states at the end, and the
-/// second direction begins at the end. The output keeps the input's L. The host reads the lengths,
-/// so a step with lengths cannot be a CUDA graph.
+/// With lengths the layer computes the same as torch's layer on a packed sequence. Steps after a
+/// sequence's end are zeros in the output and have no effect. The last states are the states at the
+/// end, and the reverse direction begins at the end. The output has the input's length L. The host
+/// reads the lengths, so a step with lengths cannot be a CUDA graph.
 ///
-/// Under autocast the layer computes in the autocast dtype, also in bf16 on CUDA, where libtorch's
-/// autocast would compute in f16. Parameters have torch's names: `weight_ih_l0`, `weight_hh_l0`,
-/// `bias_ih_l0`, `bias_hh_l0`, `weight_hr_l0`, then `…_l0_reverse`, and so on for each layer.
+/// Under autocast the layer computes in the autocast dtype, also in bf16 on CUDA, although
+/// libtorch's autocast would compute in f16 there. Parameters have torch's names: `weight_ih_l0`,
+/// `weight_hh_l0`, `bias_ih_l0`, `bias_hh_l0`, `weight_hr_l0`, then `…_l0_reverse`, and so on for
+/// each layer.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{nn::Lstm, prelude::*};
@@ -188,13 +190,13 @@ pub struct Lstm(Stack);
 /// h ← (1 − z)·n + z·h
 /// ```
 ///
-/// Input, initial state, lengths, output and last state are those of an [`Lstm`] without c and
+/// Input, initial state, lengths, output and last state are as in an [`Lstm`], without c and
 /// projection.
 #[derive(Debug)]
 pub struct Gru(Stack);
 
 /// A plain recurrent network, h ← tanh(W·x + U·h + b), or with ReLU; nn.RNN. Input, initial state,
-/// lengths, output and last state are those of an [`Lstm`] without c and projection.
+/// lengths, output and last state are as in an [`Lstm`], without c and projection.
 #[derive(Debug)]
 pub struct Rnn(Stack);
 

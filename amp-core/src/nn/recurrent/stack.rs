@@ -14,7 +14,7 @@ use crate::{
     precision::{AutocastGuard, autocast_state, is_floating},
 };
 
-/// The cell, which computes one step.
+/// The kind of cell, which computes one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cell {
     Lstm,
@@ -24,7 +24,7 @@ pub(super) enum Cell {
 }
 
 impl Cell {
-    /// A plain cell.
+    /// Returns a plain cell.
     pub(super) fn of(nonlinearity: RnnNonlinearity) -> Self {
         match nonlinearity {
             RnnNonlinearity::Tanh => Self::Tanh,
@@ -32,7 +32,7 @@ impl Cell {
         }
     }
 
-    /// The number of weight rows for each element of the state.
+    /// Returns the number of weight rows for each element of the state.
     pub(super) fn gates(self) -> i64 {
         match self {
             Self::Lstm => 4,
@@ -41,7 +41,7 @@ impl Cell {
         }
     }
 
-    /// cuDNN's code for the cell (cudnnRNNMode_t).
+    /// Returns cuDNN's code for the cell (cudnnRNNMode_t).
     fn mode(self) -> i64 {
         match self {
             Self::Relu => 0,
@@ -66,7 +66,7 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    /// One layer in one direction.
+    /// Makes the shape of one layer in one direction.
     pub(super) fn single(cell: Cell, [input_size, hidden_size]: [i64; 2], bias: bool) -> Self {
         Self {
             cell,
@@ -85,8 +85,8 @@ impl Shape {
         let Self { input_size, hidden_size, num_layers, proj_size, .. } = *self;
         if input_size < 1 || hidden_size < 1 || num_layers < 1 {
             return Err(refused(format!(
-                "input_size is {input_size}, hidden_size {hidden_size} and num_layers {num_layers}, but 1 \
-                 is least"
+                "input_size is {input_size}, hidden_size {hidden_size} and num_layers {num_layers}, but \
+                 each must be at least 1"
             )));
         }
         if !(0..hidden_size).contains(&proj_size) {
@@ -101,22 +101,22 @@ impl Shape {
         if self.bidirectional { 2 } else { 1 }
     }
 
-    /// The size of the state that a cell outputs.
+    /// Returns the size of a cell's output state.
     fn output_size(&self) -> i64 {
         if self.proj_size > 0 { self.proj_size } else { self.hidden_size }
     }
 
-    /// The size of a layer's input.
+    /// Returns the size of a layer's input.
     fn input_of(&self, layer: i64) -> i64 {
         if layer == 0 { self.input_size } else { self.directions() * self.output_size() }
     }
 
-    /// The weights of one direction of one layer.
+    /// Returns the weights of one direction of one layer.
     fn per_direction(&self) -> i64 {
         2 + if self.bias { 2 } else { 0 } + i64::from(self.proj_size > 0)
     }
 
-    /// The names and sizes of a direction's weights, in torch's order.
+    /// Returns the names and sizes of a direction's weights, in torch's order.
     fn weights_of(&self, layer: i64) -> Vec<(&'static str, Vec<i64>)> {
         let rows = self.cell.gates() * self.hidden_size;
         let mut weights = vec![
@@ -132,7 +132,7 @@ impl Shape {
         weights
     }
 
-    /// The names and sizes of all weights.
+    /// Returns the names and sizes of all weights.
     fn weights(&self) -> Vec<(String, Vec<i64>)> {
         let suffixes = if self.bidirectional { &["", "_reverse"][..] } else { &[""] };
         let mut weights = Vec::new();
@@ -147,7 +147,7 @@ impl Shape {
     }
 }
 
-/// The autocast dtype, if autocast is on and casts the dtypes of this input and weight.
+/// Returns the autocast dtype, if autocast is on and casts the dtypes of this input and weight.
 pub(super) fn autocast_kind(input: &Tensor, weight: &Tensor) -> Result<Option<Kind>> {
     let state = autocast_state(input.device())?;
     let eligible = |kind| is_floating(kind) && kind != Kind::Double;
@@ -155,7 +155,7 @@ pub(super) fn autocast_kind(input: &Tensor, weight: &Tensor) -> Result<Option<Ki
     Ok(state.dtype.filter(|_| casts))
 }
 
-/// All layers.
+/// The layers of a recurrent network with their weights.
 #[derive(Debug)]
 pub(super) struct Stack {
     weights: Vec<Tensor>,
@@ -184,7 +184,7 @@ impl Stack {
         }
     }
 
-    /// The output and the last states; the number of states depends on the cell.
+    /// Computes the output and the last states; the number of states depends on the cell.
     pub(super) fn run<const STATES: usize>(
         &self,
         input: &Tensor,
@@ -201,7 +201,7 @@ impl Stack {
         let device = input.device();
         let autocast = autocast_kind(input, &self.weights[0])?;
         let kind = autocast.unwrap_or(input.kind());
-        // libtorch's autocast of recurrent layers is always f16 on CUDA, and on the CPU casts to
+        // On CUDA libtorch's autocast of recurrent layers always uses f16. On the CPU it casts to
         // bf16 even if oneDNN has no kernel.
         let _off = autocast.map(|_| AutocastGuard::off(device)).transpose()?;
         let mut x = input.f_to_kind(kind)?;
@@ -225,7 +225,7 @@ impl Stack {
         Ok((lengths.unsort(&output, batch_dim)?, last))
     }
 
-    /// The numbers of steps and of sequences.
+    /// Returns the numbers of steps and of sequences.
     fn sizes(&self, input: &Tensor) -> Result<(i64, i64)> {
         let Shape { batch_first, input_size, .. } = self.shape;
         let size = input.size();
@@ -239,7 +239,7 @@ impl Stack {
         }
     }
 
-    /// The given states, or zeros.
+    /// Returns the given states, or zeros.
     fn initial<const STATES: usize>(
         &self,
         given: Option<[&Tensor; STATES]>,
@@ -267,9 +267,8 @@ impl Stack {
         Ok(states)
     }
 
-    /// Runs the layers on a padded or packed batch. The crate's own dropout runs between them,
-    /// because cuDNN's dropout does not use libtorch's generator, so that a resumed run could not
-    /// continue it.
+    /// Runs the layers on a padded or packed batch. This crate's own dropout runs between them.
+    /// cuDNN's dropout does not use libtorch's generator, so a resumed run could not continue it.
     fn layers<const STATES: usize>(
         &self,
         input: &Tensor,
@@ -365,8 +364,8 @@ impl Stack {
         Ok((output, last))
     }
 
-    /// The layers' weights in the input's dtype. For cuDNN they are copied into one block of
-    /// memory; cuDNN would do the same at each call, with a warning.
+    /// Returns the layers' weights in the input's dtype. For cuDNN the weights are copied into one
+    /// block of memory; otherwise cuDNN would do this at each call, with a warning.
     fn ready(&self, layers: Range<i64>, input: &Tensor) -> Result<Vec<Tensor>> {
         let (shape, per_layer) = (self.shape, self.shape.directions() * self.shape.per_direction());
         let places = layers.start * per_layer..layers.end * per_layer;

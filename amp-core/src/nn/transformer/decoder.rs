@@ -12,8 +12,9 @@ use crate::{
     },
 };
 
-/// Self-attention of a target, attention of the target to a memory, and a feed-forward part, each
-/// with a residual and a layer norm before or after; nn.TransformerDecoderLayer with batch_first.
+/// Self-attention of a target, attention of the target to a memory, and a feed-forward network.
+/// Each has a residual, and a layer norm before or after it; nn.TransformerDecoderLayer with
+/// batch_first.
 ///
 /// | input | shape |
 /// | --- | --- |
@@ -23,7 +24,7 @@ use crate::{
 /// | mask of the memory (memory_mask, memory_key_padding_mask) | [`AttentionMask`] |
 /// | output | `[N, L, d_model]` |
 ///
-/// `causal` applies to the self-attention only, in addition to its mask.
+/// `causal` applies only to the self-attention, in addition to its mask.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{
@@ -143,7 +144,7 @@ impl Forward for TransformerDecoderLayer {
 }
 
 /// [`TransformerDecoderLayer`]s in order, and optionally a layer norm; nn.TransformerDecoder with
-/// batch_first. The inputs are those of a layer. As in torch, all layers start with the same
+/// batch_first. It takes the inputs of a layer. As in torch, all layers start with the same
 /// weights.
 #[derive(Debug)]
 pub struct TransformerDecoder {
@@ -155,7 +156,7 @@ impl TransformerDecoder {
     /// Draws the weights of one layer and copies them to the others.
     ///
     /// # Errors
-    /// The same as [`TransformerDecoderLayer::new`]'s, and when there are no layers.
+    /// The errors of [`TransformerDecoderLayer::new`], and when there are no layers.
     pub fn new(config: TransformerDecoderConfig) -> Result<Self> {
         let (layers, norm) =
             config.build(TransformerDecoderLayer::new, TransformerDecoderLayer::copied)?;

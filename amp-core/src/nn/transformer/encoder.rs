@@ -14,10 +14,10 @@ use crate::{
     },
 };
 
-/// Attention and a feed-forward part, each with a residual and a layer norm before or after;
-/// nn.TransformerEncoderLayer with batch_first, on `[N, L, d_model]`.
+/// Attention and a feed-forward network on `[N, L, d_model]`. Each has a residual, and a layer norm
+/// before or after it; nn.TransformerEncoderLayer with batch_first.
 ///
-/// As a [`Module`] it has no mask; [`forward_masked`](Self::forward_masked) takes one:
+/// As a [`Module`] it has no mask. [`forward_masked`](Self::forward_masked) takes a mask:
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{nn::AttentionMask, prelude::*};
@@ -85,16 +85,16 @@ impl TransformerEncoderLayer {
         }))
     }
 
-    /// The layer with its mask, as a module of one tensor.
+    /// Makes the layer with its mask a module of one tensor.
     fn masked(&self, mask: &AttentionMask) -> Masked {
         Masked { parts: self.0.clone(), mask: mask.shared() }
     }
 
-    /// Runs the layer with `mask` on its attention, which is torch's src_mask and
+    /// Runs the layer with `mask` on its attention. The mask stands for torch's src_mask and
     /// src_key_padding_mask. [`Child`] has the same method, which keeps path and precision region.
     ///
     /// # Errors
-    /// When the mask does not fit `[N, L, d_model]`.
+    /// When the mask's shape does not match `[N, L, d_model]`.
     pub fn forward_masked(
         &self,
         input: &Tensor,
@@ -157,7 +157,7 @@ impl Module for Parts {
     }
 }
 
-/// A layer with its mask, whose activations can be recomputed.
+/// A layer with its mask. Its activations can be recomputed.
 struct Masked {
     parts: Arc<Parts>,
     mask: AttentionMask,
@@ -189,11 +189,11 @@ impl Module for Masked {
 }
 
 impl Checkpoint<TransformerEncoderLayer> {
-    /// [`TransformerEncoderLayer::forward_masked`] under activation checkpointing. [`Child`] has
-    /// the same method.
+    /// Calls [`TransformerEncoderLayer::forward_masked`] under activation checkpointing. [`Child`]
+    /// has the same method.
     ///
     /// # Errors
-    /// The same as there.
+    /// The errors of [`TransformerEncoderLayer::forward_masked`].
     pub fn forward_masked(
         &self,
         input: &Tensor,
@@ -217,18 +217,18 @@ impl TransformerEncoder {
     /// Draws the weights of one layer and copies them to the others.
     ///
     /// # Errors
-    /// The same as [`TransformerEncoderLayer::new`]'s, and when there are no layers.
+    /// The errors of [`TransformerEncoderLayer::new`], and when there are no layers.
     pub fn new(config: TransformerEncoderConfig) -> Result<Self> {
         let (layers, norm) =
             config.build(TransformerEncoderLayer::new, TransformerEncoderLayer::copied)?;
         Ok(Self { layers, norm })
     }
 
-    /// Runs the layers with `mask` on the attention of each, which is torch's mask and
+    /// Runs the layers with `mask` on the attention of each. The mask stands for torch's mask and
     /// src_key_padding_mask. [`Child`] has the same method.
     ///
     /// # Errors
-    /// When the mask does not fit `[N, L, d_model]`.
+    /// When the mask's shape does not match `[N, L, d_model]`.
     pub fn forward_masked(
         &self,
         input: &Tensor,
@@ -264,7 +264,7 @@ impl Module for TransformerEncoder {
     }
 }
 
-/// A masked pass as a module.
+/// Makes a pass with a mask a module.
 macro_rules! masked {
     ($($layer:ty, $view:ident;)*) => {$(
         struct $view<'m>(&'m $layer);
@@ -293,10 +293,10 @@ macro_rules! masked {
         }
 
         impl Child<'_, $layer> {
-            /// The layer's `forward_masked` under the child's name and region.
+            /// Calls the layer's `forward_masked` under the child's name and region.
             ///
             /// # Errors
-            /// The same, with the path of the innermost module that failed.
+            /// The errors of the layer, with the path of the innermost module that failed.
             pub fn forward_masked(
                 &self,
                 input: &Tensor,

@@ -3,11 +3,11 @@ use tch::Tensor;
 use super::TransformerLayerConfig;
 use crate::{
     Result,
-    ffi::Behind,
+    ffi::FollowingOp,
     nn::{Context, Dropout, Linear, LinearConfig, Module, Visit, Visitor, visit_child},
 };
 
-/// The activation of a transformer's feed-forward part.
+/// The activation of a transformer's feed-forward network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FeedForward {
     /// max(x, 0).
@@ -18,7 +18,7 @@ pub enum FeedForward {
     /// GELU approximated by tanh, as in GPT-2.
     GeluTanh,
     /// silu(a)·b (Shazeer, arXiv:2002.05202; not in torch.nn): `linear1` has 2·dim_feedforward
-    /// outputs. The first half is a, the gate, and the second half is b.
+    /// outputs: the first half is the gate a, the second half is b.
     SwiGlu,
 }
 
@@ -59,18 +59,18 @@ impl Perceptron {
         })
     }
 
-    /// Runs it under the names of the layer to which it belongs.
+    /// Runs the network under the names of the layer to which it belongs.
     pub(super) fn forward(&self, x: &Tensor, cx: &Context) -> Result<Tensor> {
         cx.call("linear2", None, &self.linear2, &self.expand(x, cx)?)
     }
 
-    /// The first half.
+    /// Runs the first linear layer and the activation.
     fn expand(&self, x: &Tensor, cx: &Context) -> Result<Tensor> {
         let p = self.dropout.active(cx);
         let behind = match self.activation {
-            FeedForward::Relu => Some(Behind::Relu),
-            FeedForward::Gelu => Some(Behind::Gelu),
-            FeedForward::GeluTanh => Some(Behind::GeluTanh),
+            FeedForward::Relu => Some(FollowingOp::Relu),
+            FeedForward::Gelu => Some(FollowingOp::Gelu),
+            FeedForward::GeluTanh => Some(FollowingOp::GeluTanh),
             FeedForward::SwiGlu => None,
         };
         let together = |[x]: [&Tensor; 1], cx: &Context| match behind {

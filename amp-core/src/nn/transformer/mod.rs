@@ -1,4 +1,4 @@
-//! Transformers: layers and stacks of them.
+//! Transformers: layers, and stacks of layers.
 
 mod decoder;
 mod encoder;
@@ -23,22 +23,23 @@ use crate::{Error, Result};
 /// The options of a transformer's layer; the defaults are PyTorch's.
 #[derive(Debug, Clone, Copy)]
 pub struct TransformerLayerConfig {
-    /// Model width.
+    /// The width of the model.
     pub d_model: i64,
-    /// Attention heads.
+    /// The number of attention heads.
     pub nhead: i64,
-    /// Width of the feed-forward part.
+    /// The width of the feed-forward network.
     pub dim_feedforward: i64,
-    /// Dropout in attention, feed-forward and on each residual branch.
+    /// The probability of dropout in attention, in the feed-forward network and on each residual
+    /// branch.
     pub dropout: f64,
-    /// The activation of the feed-forward part.
+    /// The activation of the feed-forward network.
     pub activation: FeedForward,
-    /// Added to the norms' variance.
+    /// The number that is added to the variance in the norms.
     pub layer_norm_eps: f64,
     /// Whether the norms come before attention and feed-forward (pre-norm, as in GPT-2) instead of after
     /// the residuals.
     pub norm_first: bool,
-    /// Whether a position attends only to itself and earlier ones of its own sequence.
+    /// Whether a position attends only to itself and earlier positions of its own sequence.
     pub causal: bool,
     /// Whether attention, linear layers and norms have biases.
     pub bias: bool,
@@ -50,8 +51,8 @@ pub type TransformerEncoderLayerConfig = TransformerLayerConfig;
 pub type TransformerDecoderLayerConfig = TransformerLayerConfig;
 
 impl TransformerLayerConfig {
-    /// Feed-forward 2048, dropout 0.1, ReLU, eps 1e-5, norms after the residuals, not causal, with
-    /// biases.
+    /// Sets a feed-forward width of 2048, dropout 0.1, ReLU, eps 1e-5, norms after the residuals,
+    /// biases, and attention that is not causal.
     pub fn new(d_model: i64, nhead: i64) -> Self {
         Self {
             d_model,
@@ -88,25 +89,25 @@ impl TransformerLayerConfig {
 /// are PyTorch's.
 #[derive(Debug, Clone, Copy)]
 pub struct TransformerStackConfig {
-    /// Model width.
+    /// The width of the model.
     pub d_model: i64,
-    /// Attention heads.
+    /// The number of attention heads.
     pub nhead: i64,
     /// The number of layers.
     pub num_layers: i64,
-    /// Width of the feed-forward parts.
+    /// The width of the feed-forward networks.
     pub dim_feedforward: i64,
     /// See [`TransformerLayerConfig`].
     pub dropout: f64,
     /// See [`TransformerLayerConfig`].
     pub activation: FeedForward,
-    /// Added to the variance in all norms.
+    /// The number that is added to the variance in all norms.
     pub layer_norm_eps: f64,
     /// See [`TransformerLayerConfig`].
     pub norm_first: bool,
     /// See [`TransformerLayerConfig`].
     pub causal: bool,
-    /// See [`TransformerLayerConfig`]; also for the last norm.
+    /// See [`TransformerLayerConfig`]. It applies to the last norm too.
     pub bias: bool,
     /// Whether a layer norm follows the last layer, which pre-norm layers need.
     pub norm: bool,
@@ -118,7 +119,7 @@ pub type TransformerEncoderConfig = TransformerStackConfig;
 pub type TransformerDecoderConfig = TransformerStackConfig;
 
 impl TransformerStackConfig {
-    /// Layers with their defaults, without a norm after the last one.
+    /// Sets layers with their defaults, and no norm after the last layer.
     pub fn new(d_model: i64, nhead: i64, num_layers: i64) -> Self {
         let layer = TransformerLayerConfig::new(d_model, nhead);
         Self {
@@ -150,7 +151,8 @@ impl TransformerStackConfig {
         }
     }
 
-    /// The first layer and copies of it, and the norm: torch clones the layer that it is given.
+    /// Builds a stack of `layer`, copies of it, and a final norm. torch also clones the layer that
+    /// it is given.
     fn build<L>(
         &self,
         layer: impl FnOnce(TransformerLayerConfig) -> Result<L>,
@@ -158,7 +160,7 @@ impl TransformerStackConfig {
     ) -> Result<(Vec<L>, Option<LayerNorm>)> {
         if self.num_layers < 1 {
             return Err(Error::config(format!(
-                "transformer: {} layers, but 1 is least",
+                "transformer: {} layers, but there must be at least 1",
                 self.num_layers
             )));
         }
@@ -172,7 +174,7 @@ impl TransformerStackConfig {
     }
 }
 
-/// norm(residual + dropout(branch)), where `name` is the norm's name.
+/// Computes norm(residual + dropout(branch)), where `name` is the norm's name.
 fn add_and_normalise(
     name: &str,
     norm: &LayerNorm,

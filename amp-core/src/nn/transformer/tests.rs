@@ -12,8 +12,8 @@ use crate::{
     random,
 };
 
-/// The layers of a masked stack can be recomputed like those of any container, with the same
-/// gradients: they use what was made of the mask in the forward pass, also if it changed meanwhile.
+/// The layers of a masked stack can be recomputed like the layers of any container, with the same
+/// gradients. They use the mask that was prepared in the forward pass, also if it changed since then.
 #[test]
 fn a_masked_stack_can_be_checkpointed() -> Result<()> {
     let _section = random::seeded(0)?;
@@ -44,7 +44,7 @@ fn a_masked_stack_can_be_checkpointed() -> Result<()> {
     for changes_mask in [false, true] {
         let (again, more) = gradient(&segments, changes_mask)?;
         assert!(again.equal(&plain));
-        assert!(more > operations, "two layers are computed again");
+        assert!(more > operations, "two layers are recomputed");
     }
     Ok(())
 }

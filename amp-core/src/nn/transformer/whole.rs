@@ -9,36 +9,36 @@ use crate::{
     nn::{AttentionMask, Child, Context, Forward, Init, Visit, Visitor, parameters, visit_child},
 };
 
-/// The options of a [`Transformer`]; the defaults are nn.Transformer's.
+/// The options of a [`Transformer`]. The defaults are those of nn.Transformer.
 #[derive(Debug, Clone, Copy)]
 pub struct TransformerConfig {
-    /// Model width.
+    /// The width of the model.
     pub d_model: i64,
-    /// Attention heads.
+    /// The number of attention heads.
     pub nhead: i64,
     /// The number of the encoder's layers.
     pub num_encoder_layers: i64,
     /// The number of the decoder's layers.
     pub num_decoder_layers: i64,
-    /// Width of the feed-forward parts.
+    /// The width of the feed-forward networks.
     pub dim_feedforward: i64,
     /// See [`TransformerLayerConfig`].
     pub dropout: f64,
     /// See [`TransformerLayerConfig`].
     pub activation: FeedForward,
-    /// Added to the variance in all norms.
+    /// The number that is added to the variance in all norms.
     pub layer_norm_eps: f64,
     /// See [`TransformerLayerConfig`].
     pub norm_first: bool,
-    /// Whether a position of the target attends only to itself and earlier ones, in addition to its mask (torch's
-    /// tgt_is_causal).
+    /// Whether a position of the target attends only to itself and earlier positions, in addition
+    /// to its mask (torch's tgt_is_causal).
     pub causal: bool,
     /// See [`TransformerLayerConfig`].
     pub bias: bool,
 }
 
 impl TransformerConfig {
-    /// Width 512, 8 heads, 6 layers each, and the layers' defaults.
+    /// Sets width 512, 8 heads, 6 layers in each stack, and the defaults of the layers.
     pub fn new() -> Self {
         let TransformerLayerConfig {
             d_model,
@@ -66,7 +66,7 @@ impl TransformerConfig {
         }
     }
 
-    /// One of the two stacks, each with a norm at its end.
+    /// Returns the options of one of the two stacks. Each ends with a norm.
     fn stack(&self, num_layers: i64, causal: bool) -> TransformerStackConfig {
         TransformerStackConfig {
             d_model: self.d_model,
@@ -90,9 +90,10 @@ impl Default for TransformerConfig {
     }
 }
 
-/// An encoder of a source and a decoder of a target that attends to the encoder's output (Vaswani et al.,
-/// arXiv:1706.03762); nn.Transformer with batch_first. Both end with a layer norm. Its parameters are torch's:
-/// `encoder.layers.0.self_attn.in_proj_weight`, `decoder.norm.bias` and so on.
+/// An encoder of a source, and a decoder of a target that attends to the encoder's output (Vaswani
+/// et al., arXiv:1706.03762); nn.Transformer with batch_first. Both end with a layer norm. The
+/// parameters have torch's names: `encoder.layers.0.self_attn.in_proj_weight`, `decoder.norm.bias`
+/// and so on.
 ///
 /// | input | shape |
 /// | --- | --- |
@@ -127,8 +128,8 @@ impl Default for TransformerConfig {
 /// # fn main() {}
 /// ```
 ///
-/// A model that generates runs the parts by themselves: `self.transformer.encoder()` once and
-/// `self.transformer.decoder()` for each new word.
+/// For generation, run the parts separately: `self.transformer.encoder()` once, and
+/// `self.transformer.decoder()` for each new token.
 #[derive(Debug)]
 pub struct Transformer {
     encoder: TransformerEncoder,
@@ -136,8 +137,8 @@ pub struct Transformer {
 }
 
 impl Transformer {
-    /// Builds both parts, and draws all matrices again from Xavier's uniform distribution, as torch does: unlike the
-    /// layers of an encoder alone, layers start with different weights.
+    /// Builds both parts, and redraws all matrices from Xavier's uniform distribution, as torch
+    /// does. Unlike in a separate encoder, the layers start with different weights.
     ///
     /// # Errors
     /// When `nhead` does not divide `d_model`, `dropout` is not a probability, or a part has no layers.
@@ -156,24 +157,24 @@ impl Transformer {
         Ok(transformer)
     }
 
-    /// The encoder.
+    /// Returns the encoder.
     pub fn encoder(&self) -> &TransformerEncoder {
         &self.encoder
     }
 
-    /// The decoder.
+    /// Returns the decoder.
     pub fn decoder(&self) -> &TransformerDecoder {
         &self.decoder
     }
 }
 
 impl<'m> Child<'m, Transformer> {
-    /// The encoder under its name and region.
+    /// Returns the encoder under its name and region.
     pub fn encoder(&self) -> Child<'m, TransformerEncoder> {
         self.part("encoder", |transformer| &transformer.encoder)
     }
 
-    /// The decoder under its name and region.
+    /// Returns the decoder under its name and region.
     pub fn decoder(&self) -> Child<'m, TransformerDecoder> {
         self.part("decoder", |transformer| &transformer.decoder)
     }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::{Rates, Schedule};
 use crate::Result;
 
-/// Several schedules of the same rate, each applied to the result of the previous one
+/// Several schedules for the same rate. Each is applied to the result of the previous one
 /// (ChainedScheduler).
 ///
 /// ```
@@ -33,15 +33,20 @@ impl ChainedScheduler {
     }
 }
 
-/// A schedule whose type the chain erases.
+/// A schedule of any type, as stored in the chain.
 trait Link {
     fn check(&self) -> Result<()>;
+    fn note(&self) -> Option<String>;
     fn rates(&self, passed: i64, base: Rates, last: Rates) -> Rates;
 }
 
 impl<S: Schedule> Link for S {
     fn check(&self) -> Result<()> {
         Schedule::check(self)
+    }
+
+    fn note(&self) -> Option<String> {
+        Schedule::note(self)
     }
 
     fn rates(&self, passed: i64, base: Rates, last: Rates) -> Rates {
@@ -54,6 +59,10 @@ impl Schedule for ChainedScheduler {
 
     fn check(&self) -> Result<()> {
         self.0.iter().try_for_each(|link| link.check())
+    }
+
+    fn note(&self) -> Option<String> {
+        self.0.iter().find_map(|link| link.note())
     }
 
     fn rates(&self, passed: i64, base: Rates, last: Rates) -> Rates {

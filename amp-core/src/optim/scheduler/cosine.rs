@@ -3,7 +3,7 @@
 use std::f64::consts::PI;
 
 use super::{Rates, Schedule, not_negative, positive, within};
-use crate::{Error, Result};
+use crate::Result;
 
 /// η = η_min + (η₀ − η_min)(1 + cos(πt/T))/2, in torch's recursive form (CosineAnnealingLR).
 ///
@@ -13,7 +13,7 @@ use crate::{Error, Result};
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct CosineAnnealing {
-    /// Intervals until the minimum.
+    /// The number of intervals until the minimum.
     pub t_max: i64,
     /// The minimum.
     pub eta_min: f64,
@@ -44,9 +44,9 @@ impl Schedule for CosineAnnealing {
     }
 }
 
-/// [`CosineAnnealing`]'s formula, restarted from the optimizer's rate after t_0 intervals, and then after
-/// periods that are each t_mult times as long as the period before (SGDR, Loshchilov and Hutter 2017;
-/// torch's CosineAnnealingWarmRestarts).
+/// The formula of [`CosineAnnealing`] with restarts. It restarts from the optimizer's rate after
+/// t_0 intervals, and then after periods that are each t_mult times as long as the previous period
+/// (SGDR, Loshchilov and Hutter 2017; torch's CosineAnnealingWarmRestarts).
 ///
 /// ```
 /// use amp_core::optim::CosineAnnealingWarmRestarts;
@@ -55,9 +55,9 @@ impl Schedule for CosineAnnealing {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CosineAnnealingWarmRestarts {
-    /// Intervals until the first restart.
+    /// The number of intervals until the first restart.
     pub t_0: i64,
-    /// The length of each period divided by the length of the period before.
+    /// The length of each period divided by the length of the previous one.
     pub t_mult: i64,
     /// The minimum.
     pub eta_min: f64,
@@ -93,8 +93,8 @@ impl Schedule for CosineAnnealingWarmRestarts {
     }
 }
 
-/// Linear warm-up over warmup_steps, then half a cosine down to zero at total_steps (transformers'
-/// get_cosine_schedule_with_warmup).
+/// A linear warm-up over warmup_steps, then half a cosine down to zero at total_steps
+/// (transformers' get_cosine_schedule_with_warmup).
 ///
 /// ```
 /// use amp_core::optim::WarmupCosine;
@@ -102,7 +102,7 @@ impl Schedule for CosineAnnealingWarmRestarts {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct WarmupCosine {
-    /// The number of warm-up steps; the first step has rate 0 unless this is 0.
+    /// The number of warm-up steps. Unless it is 0, the first step has rate 0.
     pub warmup_steps: i64,
     /// The total number of steps.
     pub total_steps: i64,
@@ -114,13 +114,17 @@ impl Schedule for WarmupCosine {
     fn check(&self) -> Result<()> {
         let Self { warmup_steps, total_steps } = *self;
         positive("total_steps", total_steps)?;
-        not_negative("warmup_steps", warmup_steps)?;
-        if warmup_steps > total_steps {
-            return Err(Error::config(format!(
-                "scheduler: warmup_steps is {warmup_steps}, but there are {total_steps} steps"
-            )));
-        }
-        Ok(())
+        not_negative("warmup_steps", warmup_steps)
+    }
+
+    fn note(&self) -> Option<String> {
+        let Self { warmup_steps, total_steps } = *self;
+        (warmup_steps > total_steps).then(|| {
+            format!(
+                "the warm-up takes {warmup_steps} steps and the schedule {total_steps}: the learning rate \
+                 does not reach its full value"
+            )
+        })
     }
 
     fn rates(&self, t: i64, base: Rates, last: Rates) -> Rates {

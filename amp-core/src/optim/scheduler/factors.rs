@@ -3,7 +3,8 @@
 use super::{Rates, Schedule, positive, within};
 use crate::Result;
 
-/// The factor moves linearly from start_factor to end_factor over total_iters intervals (LinearLR).
+/// A factor that changes linearly from start_factor to end_factor over total_iters intervals
+/// (LinearLR).
 ///
 /// ```
 /// use amp_core::optim::LinearLr;
@@ -15,7 +16,7 @@ pub struct LinearLr {
     pub start_factor: f64,
     /// The last factor.
     pub end_factor: f64,
-    /// The number of intervals between them.
+    /// The number of intervals between the two factors.
     pub total_iters: i64,
 }
 
@@ -31,7 +32,7 @@ impl Schedule for LinearLr {
     fn check(&self) -> Result<()> {
         let Self { start_factor: start, end_factor: end, total_iters } = *self;
         positive("total_iters", total_iters)?;
-        // torch multiplies the current rate, which cannot leave 0.
+        // A start_factor of 0 is refused: torch multiplies the current rate, which would stay 0.
         within("start_factor", start, start > 0.0 && start <= 1.0, "in (0, 1]")?;
         within("end_factor", end, (0.0..=1.0).contains(&end), "in [0, 1]")
     }
@@ -50,7 +51,8 @@ impl Schedule for LinearLr {
     }
 }
 
-/// The rate is multiplied by factor for total_iters intervals, then unchanged (ConstantLR).
+/// A factor that multiplies the rate for total_iters intervals; afterwards the rate is the
+/// optimizer's (ConstantLR).
 ///
 /// ```
 /// use amp_core::optim::ConstantLr;
@@ -75,8 +77,8 @@ impl Schedule for ConstantLr {
 
     fn check(&self) -> Result<()> {
         positive("total_iters", self.total_iters)?;
-        // torch divides the current rate by the factor, and stops with a ZeroDivisionError if it is
-        // 0.
+        // A factor of 0 is refused: torch divides the current rate by the factor, and stops with a
+        // ZeroDivisionError.
         within("factor", self.factor, self.factor > 0.0 && self.factor <= 1.0, "in (0, 1]")
     }
 
@@ -100,7 +102,7 @@ impl Schedule for ConstantLr {
 pub struct PolynomialLr {
     /// The number of intervals until the rate is 0.
     pub total_iters: i64,
-    /// The power; 1 is a straight line.
+    /// The exponent. 1 gives a straight line.
     pub power: f64,
 }
 
@@ -136,7 +138,7 @@ impl Schedule for PolynomialLr {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LambdaLr<F: Fn(i64) -> f64 + Clone + 'static> {
-    /// From the number of intervals to the factor.
+    /// Computes the factor from the number of intervals.
     pub lr_lambda: F,
 }
 

@@ -1,4 +1,4 @@
-//! Learning-rate schedules with torch.optim.lr_scheduler's rules and rounding.
+//! Learning-rate schedules with the rules and the rounding of torch.optim.lr_scheduler.
 
 mod chained;
 mod cosine;
@@ -22,10 +22,10 @@ pub use wsd::{Decay, Wsd};
 use super::{Rates, saved};
 use crate::{Error, Result, state::State};
 
-/// A schedule whose rates depend on the number of intervals and on the previous rates: options and
-/// one formula. Saving, resuming, rollback and parameter groups work for every `Schedule`, because
-/// each is also a [`BuildScheduler`]. A schedule with other state implements [`BuildScheduler`] and
-/// [`Scheduler`].
+/// A schedule whose rates depend only on the number of intervals and on the previous rates. It
+/// consists of options and one formula. Saving, resuming, rollback and parameter groups work for
+/// every `Schedule`, because each is also a [`BuildScheduler`]. A schedule with other state
+/// implements [`BuildScheduler`] and [`Scheduler`].
 ///
 /// ```
 /// use amp_core::{Result, optim::{AdamW, Interval, OptimizerConfig, Rates, Schedule}};
@@ -49,7 +49,7 @@ use crate::{Error, Result, state::State};
 ///     .with_scheduler(InverseRoot { warmup_steps: 4000 }, Interval::Step);
 /// ```
 pub trait Schedule: Clone + 'static {
-    /// The name under which its state is saved: torch's name, if torch has the schedule.
+    /// The name under which the state is saved: torch's name, if torch has the schedule.
     const NAME: &'static str;
 
     /// Checks the options.
@@ -60,9 +60,15 @@ pub trait Schedule: Clone + 'static {
         Ok(())
     }
 
-    /// The rates after `passed` intervals, given the optimizer's own rates (`base`) and the rates
-    /// of the previous interval (`last`, equal to `base` if `passed` is 0). The result depends only
-    /// on the arguments.
+    /// Returns a remark on options that are valid but unusual, such as a warm-up that is longer than
+    /// the run. A run prints it when it starts.
+    fn note(&self) -> Option<String> {
+        None
+    }
+
+    /// Returns the rates after `passed` intervals, given the optimizer's own rates (`base`) and the
+    /// rates of the previous interval (`last`, equal to `base` if `passed` is 0). The result
+    /// depends only on the arguments.
     fn rates(&self, passed: i64, base: Rates, last: Rates) -> Rates;
 }
 
@@ -74,20 +80,25 @@ pub trait BuildScheduler {
     /// When an option is out of range.
     fn build(&self, base: Rates) -> Result<Box<dyn Scheduler>>;
 
-    /// The logged value that the schedule monitors, if any.
+    /// Returns the logged value that the schedule monitors, if any.
     fn monitor(&self) -> Option<&str> {
+        None
+    }
+
+    /// Returns the schedule's note on its options: see [`Schedule::note`].
+    fn note(&self) -> Option<String> {
         None
     }
 }
 
 /// A running schedule.
 pub trait Scheduler {
-    /// The rates of the next step.
+    /// Returns the rates of the next step.
     fn rates(&self) -> Rates;
-    /// Advances by one interval; `monitored` is the value that [`monitor`](BuildScheduler::monitor)
+    /// Advances by one interval. `monitored` is the value that [`monitor`](BuildScheduler::monitor)
     /// names.
     fn advance(&mut self, monitored: Option<f64>);
-    /// The state for a checkpoint.
+    /// Returns the state for a checkpoint.
     ///
     /// # Errors
     /// When a rate is not finite.
@@ -95,13 +106,13 @@ pub trait Scheduler {
     /// Restores a saved state.
     ///
     /// # Errors
-    /// When the state belongs to another schedule. Nothing is changed then.
+    /// When the state belongs to another schedule. Then nothing is changed.
     fn load_state(&mut self, state: &State) -> Result<()>;
-    /// A copy in the same state.
+    /// Returns a copy in the same state.
     fn fork(&self) -> Box<dyn Scheduler>;
 }
 
-/// Rule: an option is a number in its range.
+/// Checks the rule: an option is a number in its range.
 fn within(name: &str, value: f64, holds: bool, range: &str) -> Result<()> {
     if holds && value.is_finite() {
         return Ok(());

@@ -5,8 +5,9 @@ use std::f64::consts::PI;
 use super::{Rates, Schedule, positive, within};
 use crate::Result;
 
-/// A cosine up from max_lr/div_factor to max_lr, then a cosine down to a fraction of the start;
-/// momentum moves in the opposite direction (OneCycleLR). After the end the last rates are kept.
+/// A cosine up from max_lr/div_factor to max_lr, then a cosine down to a fraction of the first rate
+/// (OneCycleLR). The momentum changes in the opposite direction. After the end the last rates are
+/// kept.
 ///
 /// ```
 /// use amp_core::optim::OneCycle;
@@ -18,7 +19,7 @@ pub struct OneCycle {
     pub max_lr: f64,
     /// The number of steps of the whole cycle.
     pub total_steps: i64,
-    /// The fraction of steps on the way up.
+    /// The fraction of the steps in which the rate rises.
     pub pct_start: f64,
     /// max_lr divided by the first rate.
     pub div_factor: f64,

@@ -9,16 +9,16 @@ use crate::{Error, Result, monitor::Mode, optim::saved, state::State};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ThresholdMode {
-    /// A fraction of the best value's magnitude. In torch, for a negative best value, a worse value
-    /// counts as an improvement.
+    /// A fraction of the best value's magnitude. In torch, if the best value is negative, even a
+    /// worse value can count as an improvement.
     #[default]
     Rel,
     /// An absolute difference.
     Abs,
 }
 
-/// Multiplies the rate by factor when the monitored value has not improved for more than patience
-/// epochs. Defaults are torch's, and `val_loss`.
+/// Multiplies the rate by factor if the monitored value has not improved for more than patience
+/// epochs. The defaults are those of torch, with `val_loss` as the monitored value.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReduceLrOnPlateau {
     /// The monitored value, such as `val_loss`.
@@ -37,7 +37,7 @@ pub struct ReduceLrOnPlateau {
     pub cooldown: i64,
     /// The lowest rate.
     pub min_lr: f64,
-    /// Changes of the rate up to this size are left out.
+    /// Changes of the rate up to this size are not made.
     pub eps: f64,
 }
 
@@ -101,12 +101,12 @@ struct Plateau {
 }
 
 impl Plateau {
-    /// NaN is not an improvement.
+    /// Returns whether the value is an improvement. NaN is not.
     fn is_better(&self, value: f64) -> bool {
         let ReduceLrOnPlateau { mode, threshold, threshold_mode, .. } = self.options;
         match (threshold_mode, mode) {
             (ThresholdMode::Abs, mode) => mode.better(value, self.best, threshold),
-            // For a negative best value, torch's factors change the sign of the threshold.
+            // If the best value is negative, torch's factors reverse the sign of the threshold.
             (ThresholdMode::Rel, Mode::Min) if self.best < 0.0 => {
                 value < self.best * (threshold + 1.0)
             }
@@ -151,7 +151,7 @@ impl Scheduler for Plateau {
     fn state(&self) -> Result<State> {
         let mut state = State::default();
         state.put(saved::NAME, &"ReduceLROnPlateau")?;
-        // Saved as text, because it is infinite at first and JSON has no infinity.
+        // The value is saved as text, because it is infinite at first and JSON has no infinity.
         state.put(BEST, &self.best.to_string())?;
         state.put(BAD_EPOCHS, &self.bad_epochs)?;
         state.put(COOLDOWN, &self.cooldown)?;
@@ -163,7 +163,7 @@ impl Scheduler for Plateau {
         saved::same_layout(&self.state()?, state)?;
         let best: String = state.get(BEST)?;
         let best = best.parse().map_err(|_| {
-            Error::config(format!("state `{BEST}` is {best}, but a number in a text is needed"))
+            Error::config(format!("state `{BEST}` is {best}, but a number as text is needed"))
         })?;
         let (bad_epochs, cooldown) = (state.get(BAD_EPOCHS)?, state.get(COOLDOWN)?);
         let rates = saved::get_rates(state, saved::LAST)?;

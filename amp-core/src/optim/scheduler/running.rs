@@ -9,6 +9,10 @@ impl<S: Schedule> BuildScheduler for S {
         let rates = self.rates(0, base, base);
         Ok(Box::new(Running { schedule: self.clone(), base, rates, passed: 0 }))
     }
+
+    fn note(&self) -> Option<String> {
+        Schedule::note(self)
+    }
 }
 
 #[derive(Clone)]

@@ -3,7 +3,7 @@
 use super::{BuildScheduler, Rates, Scheduler};
 use crate::{Error, Result, optim::saved, state::State};
 
-/// One schedule after another, each starting from the optimizer's own rates (SequentialLR).
+/// Several schedules in sequence. Each starts from the optimizer's own rates (SequentialLR).
 ///
 /// ```
 /// use amp_core::optim::{CosineAnnealing, LinearLr, SequentialLr};
@@ -21,7 +21,7 @@ impl SequentialLr {
         Self { schedules: vec![Box::new(first)], milestones: Vec::new() }
     }
 
-    /// Continues with this schedule after `milestone` intervals, counted from the start.
+    /// Adds a schedule that takes over after `milestone` intervals, counted from the start.
     #[must_use]
     pub fn then(mut self, milestone: i64, next: impl BuildScheduler + 'static) -> Self {
         self.schedules.push(Box::new(next));
@@ -53,6 +53,10 @@ impl BuildScheduler for SequentialLr {
             passed: 0,
         }))
     }
+
+    fn note(&self) -> Option<String> {
+        self.schedules.iter().find_map(|schedule| schedule.note())
+    }
 }
 
 struct Sequential {
@@ -62,7 +66,7 @@ struct Sequential {
 }
 
 impl Sequential {
-    /// The index of the current schedule.
+    /// Returns the index of the current schedule.
     fn current(&self) -> usize {
         self.milestones.partition_point(|milestone| *milestone <= self.passed)
     }
@@ -75,7 +79,7 @@ impl Scheduler for Sequential {
 
     fn advance(&mut self, monitored: Option<f64>) {
         self.passed += 1;
-        // At a milestone the next schedule begins with its own first rates.
+        // At a milestone the next schedule starts with its own first rates.
         if !self.milestones.contains(&self.passed) {
             let current = self.current();
             self.schedules[current].advance(monitored);

@@ -3,9 +3,9 @@
 use std::f64::consts::PI;
 
 use super::{Rates, Schedule, not_negative, positive, within};
-use crate::{Error, Result};
+use crate::Result;
 
-/// The shape of [`Wsd`]'s decay; p is the fraction of decay_steps that has passed.
+/// The shape of [`Wsd`]'s decay. p is the completed fraction of decay_steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Decay {
     /// 1 − p.
@@ -17,10 +17,10 @@ pub enum Decay {
     OneMinusSqrt,
 }
 
-/// Linear warm-up over warmup_steps, then the optimizer's rate, then a decay over the last
-/// decay_steps of total_steps, after which the rate is constant (warm-up, stable, decay; Hu et al.
-/// 2024, "MiniCPM", §4). The formula is transformers' get_wsd_schedule: at both ends the factor is
-/// min_lr_ratio, and a factor f in between is f·(1 − min_lr_ratio) + min_lr_ratio.
+/// A linear warm-up over warmup_steps, then the optimizer's rate, then a decay over the last
+/// decay_steps of total_steps. Afterwards the rate is constant (warm-up, stable, decay; Hu et al.
+/// 2024, "MiniCPM", §4). The formula is that of transformers' get_wsd_schedule: a factor f becomes
+/// f·(1 − min_lr_ratio) + min_lr_ratio, so that the factor at both ends is min_lr_ratio.
 ///
 /// ```
 /// use amp_core::optim::{Decay, Wsd};
@@ -54,13 +54,17 @@ impl Schedule for Wsd {
         positive("total_steps", total_steps)?;
         not_negative("warmup_steps", warmup_steps)?;
         not_negative("decay_steps", decay_steps)?;
-        if warmup_steps.saturating_add(decay_steps) > total_steps {
-            return Err(Error::config(format!(
-                "scheduler: warmup_steps {warmup_steps} and decay_steps {decay_steps} together \
-                 exceed the {total_steps} steps of the run"
-            )));
-        }
         within("min_lr_ratio", min_lr_ratio, (0.0..=1.0).contains(&min_lr_ratio), "in [0, 1]")
+    }
+
+    fn note(&self) -> Option<String> {
+        let Self { warmup_steps, decay_steps, total_steps, .. } = *self;
+        (warmup_steps.saturating_add(decay_steps) > total_steps).then(|| {
+            format!(
+                "the warm-up takes {warmup_steps} steps, the decay {decay_steps} and the schedule \
+                 {total_steps}: the decay starts within the warm-up"
+            )
+        })
     }
 
     fn rates(&self, t: i64, base: Rates, last: Rates) -> Rates {

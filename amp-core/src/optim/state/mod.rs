@@ -1,5 +1,5 @@
-//! The state of an optimizer: its [slots](slot), their values for a [parameter], and how they are
-//! [stored in fewer bits](quantized).
+//! The state of an optimizer: its [slots](slot), the values of the slots for a [parameter], and
+//! their [storage in fewer bits](quantized).
 
 mod parameter;
 mod quantized;

@@ -16,13 +16,14 @@ use crate::{
 /// A parameter's group and its state.
 pub(in crate::optim) struct Kept {
     pub(in crate::optim) group: usize,
-    /// The index of its list of slots.
+    /// The index of the parameter's list of slots.
     pub(in crate::optim) layout: usize,
     /// `None` while the parameter does not require a gradient.
     pub(in crate::optim) state: Option<ParameterState>,
 }
 
-/// The lists of slots that the groups' options use, each once, and the list of each parameter.
+/// Returns the lists of slots that the groups' options use, without duplicates, and the index of
+/// each parameter's list.
 pub(in crate::optim) fn laid_out<A: Algorithm>(
     options: &[A],
     parameters: &[Parameter],
@@ -43,16 +44,16 @@ pub(in crate::optim) fn laid_out<A: Algorithm>(
 
 /// The state of an optimizer for one parameter.
 pub(in crate::optim) struct ParameterState {
-    /// One for each slot.
+    /// One tensor for each slot.
     pub(in crate::optim) slots: Vec<Moment>,
-    /// The f32 master of a 16-bit parameter.
+    /// The f32 master weight of a 16-bit parameter.
     pub(in crate::optim) master: Option<Tensor>,
     /// Whether the parameter has had its first step.
     pub(in crate::optim) started: bool,
 }
 
 impl ParameterState {
-    /// The state before the first step.
+    /// Creates the state before the first step.
     pub(in crate::optim) fn new<A: Algorithm>(
         parameter: &Parameter,
         slots: &[Slot],
@@ -65,9 +66,9 @@ impl ParameterState {
         let moments = moments(tensor.kind(), storage);
         let in_parts = working != Working::Itself || moments != Moments::Full;
         if in_parts && !tensor.is_contiguous() {
-            // Views of its pieces would be copies.
+            // A view of a piece of a non-contiguous tensor would be a copy.
             return Err(Error::config(format!(
-                "optimizer: `{name}` is not contiguous, and cannot be updated in parts"
+                "optimizer: `{name}` is not contiguous, so it cannot be updated in parts"
             )));
         }
         let zeros = |slot| zeros(slot, tensor, working, moments, codes);

@@ -8,8 +8,8 @@ use tch::{Device, Kind, Tensor};
 use crate::optim::weight_update::{wide, write, write_stochastically};
 use crate::{Result, ffi, named::named};
 
-/// How an optimizer stores its running averages of gradients (the moments), each of which is as
-/// large as the weights. Steps are computed in f32, on a part of the parameters at a time. On CUDA,
+/// How an optimizer stores its running averages of gradients (the moments). Each average is as
+/// large as the weights. Steps are computed in f32 on a part of the parameters at a time. On CUDA,
 /// Adam's kernel for f32 parameters reads and writes the stored averages directly. Averages of f64
 /// parameters are always f64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -19,13 +19,14 @@ pub enum Moments {
     /// In the dtype of the parameters, or in f32 if the parameters are updated in f32.
     #[default]
     Full,
-    /// In bfloat16, 2 bytes each, rounded stochastically. If rounded to nearest, an average whose change in
-    /// a step is below 1/256 of it, such as a running square, would never change. Uses libtorch's generator
-    /// of the parameters' device.
+    /// In bfloat16, 2 bytes per element, with stochastic rounding. With rounding to nearest, an
+    /// average such as a running square would never change if its change in a step is below 1/256
+    /// of its value. It uses libtorch's generator of the parameters' device.
     Bf16,
-    /// In 8 bits with an f32 scale for each 256 elements (Dettmers et al. 2022, "8-bit Optimizers via
-    /// Block-wise Quantization", §2: dynamic tree quantization, to nearest), 1.016 bytes each. A positive
-    /// square is never rounded to zero, because the step would then divide by eps.
+    /// In 8 bits with an f32 scale for each 256 elements, 1.016 bytes per element (Dettmers et al.
+    /// 2022, "8-bit Optimizers via Block-wise Quantization", §2: dynamic tree quantization, to
+    /// nearest). A positive square is never rounded to zero, because the step would then divide by
+    /// eps.
     EightBit,
 }
 
@@ -43,19 +44,19 @@ pub(in crate::optim) const BLOCK: i64 = 256;
 pub(in crate::optim) enum Moment {
     /// In the dtype in which the kernels compute.
     Plain(Tensor),
-    /// Flat.
+    /// In bf16, as a flat tensor.
     Bf16(Tensor),
     /// Codes `[blocks · 256]` and scales `[blocks]`.
     EightBit { codes: Tensor, scales: Tensor, code: Rc<Code> },
 }
 
 impl Moment {
-    /// Zeros in bf16 for a parameter of this size.
+    /// Makes zeros in bf16 for a parameter of this size.
     pub(in crate::optim) fn bf16(elements: i64, device: Device) -> Result<Self> {
         Ok(Self::Bf16(Tensor::f_zeros([elements], (Kind::BFloat16, device))?))
     }
 
-    /// Zeros in 8 bits with these codes, on their device.
+    /// Makes zeros in 8 bits with these codes, on the device of the codes.
     pub(in crate::optim) fn eight_bit(elements: i64, code: Rc<Code>) -> Result<Self> {
         let (blocks, device) = ((elements + BLOCK - 1) / BLOCK, code.values.device());
         Ok(Self::EightBit {
@@ -65,8 +66,8 @@ impl Moment {
         })
     }
 
-    /// Elements `start..start + count` in f32: a view if the average is stored in f32, otherwise a copy.
-    /// `start` is the beginning of a block.
+    /// Reads the elements `start..start + count` in f32. The result is a view if the average is
+    /// stored in f32, otherwise a copy. `start` is the beginning of a block.
     pub(in crate::optim) fn read(&self, start: i64, count: i64) -> Result<Tensor> {
         match self {
             Self::Plain(tensor) => Ok(tensor.f_reshape([-1])?.f_narrow(0, start, count)?),
@@ -91,14 +92,15 @@ impl Moment {
         }
     }
 
-    /// The tensor on which the kernels compute.
+    /// Returns the tensor on which the kernels compute.
     pub(in crate::optim) fn kept(&self) -> &Tensor {
         let (Self::Plain(tensor) | Self::Bf16(tensor) | Self::EightBit { codes: tensor, .. }) =
             self;
         tensor
     }
 
-    /// The blocks' scales and the values of the codes, if it is stored in 8 bits.
+    /// Returns the scales of the blocks and the table of the codes, if the average is stored in 8
+    /// bits.
     pub(in crate::optim) fn coded(&self) -> Option<(&Tensor, &Code)> {
         match self {
             Self::EightBit { scales, code, .. } => Some((scales, code)),
@@ -106,7 +108,7 @@ impl Moment {
         }
     }
 
-    /// The saved tensors, each with the suffix to the slot's name.
+    /// Returns the saved tensors, each with the suffix that is appended to the slot's name.
     pub(in crate::optim) fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
         match self {
             Self::Plain(tensor) | Self::Bf16(tensor) => vec![("", tensor)],
@@ -115,19 +117,19 @@ impl Moment {
     }
 }
 
-/// The codes and scales of the blocks that contain these elements.
+/// Returns the codes and scales of the blocks that contain these elements.
 fn part(codes: &Tensor, scales: &Tensor, start: i64, count: i64) -> Result<(Tensor, Tensor)> {
-    debug_assert!(start % BLOCK == 0, "a part begins with a block");
+    debug_assert!(start % BLOCK == 0, "a part begins at the start of a block");
     let (from, blocks) = (start / BLOCK, (count + BLOCK - 1) / BLOCK);
     Ok((codes.f_narrow(0, from * BLOCK, blocks * BLOCK)?, scales.f_narrow(0, from, blocks)?))
 }
 
-/// The 256 values of dynamic tree quantization: seven decades from 10⁻⁶ to 1, each with twice as
-/// many values as the decade below, at the centres of equal parts of its upper nine tenths; and 0
-/// and 1.
+/// The 256 values of dynamic tree quantization. There are seven decades from 10⁻⁶ to 1; each has
+/// twice as many values as the decade below. The values are the centres of equal parts of the
+/// decade's upper nine tenths. 0 and 1 are included.
 #[derive(Debug)]
 pub(in crate::optim) struct Code {
-    /// Ascending.
+    /// The values, in ascending order.
     values: Tensor,
     /// The bounds between neighbouring values.
     bounds: Tensor,
@@ -141,7 +143,7 @@ pub(in crate::optim) struct Code {
 pub(in crate::optim) struct Codes(Vec<(bool, Device, Rc<Code>)>);
 
 impl Codes {
-    /// The table for averages; `signed` if they may be negative.
+    /// Returns the table for averages on this device. `signed` means that averages may be negative.
     pub(in crate::optim) fn of(&mut self, signed: bool, device: Device) -> Result<Rc<Code>> {
         let found = self.0.iter().find(|(own, place, _)| (*own, *place) == (signed, device));
         if let Some((.., code)) = found {
@@ -154,7 +156,7 @@ impl Codes {
 }
 
 impl Code {
-    /// The values and the bounds.
+    /// Returns the values and the bounds.
     pub(in crate::optim) fn tables(&self) -> [&Tensor; 2] {
         [&self.values, &self.bounds]
     }
@@ -172,8 +174,8 @@ impl Code {
         })
     }
 
-    /// The first `count` elements of these blocks. The CPU runs a loop of this crate, other devices
-    /// libtorch's operations; the bits are equal.
+    /// Decodes the first `count` elements of these blocks. The CPU runs a loop of this crate, and
+    /// other devices run libtorch's operations. The results are bit-identical.
     fn decode(&self, codes: &Tensor, scales: &Tensor, count: i64) -> Result<Tensor> {
         if codes.device() == Device::Cpu {
             let out = Tensor::f_empty([count], (Kind::Float, Device::Cpu))?;
@@ -189,8 +191,9 @@ impl Code {
         Ok(values.f_view(-1)?.f_narrow(0, 0, count)?.f_contiguous()?)
     }
 
-    /// Stores elements as codes and scales, each as the nearest value. If no value can be negative, an
-    /// element between zero and the smallest positive value is stored as that value.
+    /// Encodes elements as codes and scales. Each element becomes the nearest value. If values
+    /// cannot be negative, an element between zero and the smallest positive value becomes that
+    /// value.
     fn encode(&self, elements: &Tensor, codes: &Tensor, scales: &Tensor) -> Result<()> {
         if codes.device() == Device::Cpu {
             return ffi::moments_encode(elements, &self.bounds, !self.signed, codes, scales);
@@ -207,7 +210,7 @@ impl Code {
         let rest = codes.numel() as i64 - elements.numel() as i64;
         let blocks = elements.f_constant_pad_nd([0, rest])?.f_view([-1, BLOCK])?;
         let largest = blocks.f_abs()?.f_amax([1_i64].as_slice(), true)?;
-        // The scale of a block of zeros must not be zero either.
+        // The scale of a block of zeros must not be zero.
         let shares = blocks.f_div(&largest.f_clamp_min(f64::from(f32::MIN_POSITIVE))?)?;
         let mut nearest = shares.f_bucketize(&self.bounds, true, false)?;
         if !self.signed {
@@ -239,7 +242,8 @@ fn dynamic_tree(signed: bool) -> Vec<f32> {
 mod tests {
     use super::*;
 
-    /// Compares the loops for the CPU with the operations for other devices, both run on a CPU.
+    /// The loops for the CPU and the operations for other devices, both run on a CPU, give the same
+    /// bits.
     #[test]
     fn both_ways_have_the_same_bits() -> Result<()> {
         let _section = crate::random::seeded(0)?;

@@ -9,8 +9,8 @@ pub struct Slot {
 
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::optim) enum SlotShape {
-    /// The parameter's shape, and its dtype unless the parameter is updated in f32; for running averages.
-    /// `signed` if values may be negative.
+    /// The parameter's shape. The dtype is the parameter's, or f32 if the parameter is updated in
+    /// f32. Running averages have this shape. `signed` means that values may be negative.
     Parameter { signed: bool },
     /// Another shape, in the dtype in which the parameter is updated.
     Own(Vec<i64>),
@@ -21,22 +21,23 @@ pub(in crate::optim) enum SlotShape {
 }
 
 impl Slot {
-    /// A running average of the parameter's shape. It may be kept in fewer bits ([`Moments`](super::Moments)).
+    /// Declares a running average of the parameter's shape. It may be stored in fewer bits
+    /// ([`Moments`](super::Moments)).
     pub const fn like_parameter(name: &'static str) -> Self {
         Self { name, shape: SlotShape::Parameter { signed: true } }
     }
 
-    /// A running average of squares, which is never negative.
+    /// Declares a running average of squares, which is never negative.
     pub const fn of_squares(name: &'static str) -> Self {
         Self { name, shape: SlotShape::Parameter { signed: false } }
     }
 
-    /// A tensor of another shape, which is never stored in fewer bits.
+    /// Declares a tensor of another shape, which is never stored in fewer bits.
     pub fn of_shape(name: &'static str, shape: impl Into<Vec<i64>>) -> Self {
         Self { name, shape: SlotShape::Own(shape.into()) }
     }
 
-    /// A count of steps ([`ParameterStep::count`](crate::optim::ParameterStep::count)).
+    /// Declares a count of steps ([`ParameterStep::count`](crate::optim::ParameterStep::count)).
     pub const fn count(name: &'static str) -> Self {
         Self { name, shape: SlotShape::Scalar }
     }

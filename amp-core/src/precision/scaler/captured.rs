@@ -1,4 +1,4 @@
-//! The scaler in a captured step, whose outcome the host reads later.
+//! The scaler in a step that runs as a CUDA graph. The host reads the step's outcome later.
 
 use tch::Tensor;
 
@@ -6,8 +6,8 @@ use super::{GradScaler, Mode, planted};
 use crate::Result;
 
 impl GradScaler {
-    /// Sets `skip_flag`, an f32 scalar on the device, to 1 if a loss or gradient since the last update
-    /// was not finite. A 1 is never reset here.
+    /// Sets `skip_flag`, an f32 scalar on the device, to 1 if a loss or gradient since the last
+    /// update was not finite. It never resets the flag.
     pub(crate) fn note_non_finite(&self, skip_flag: &Tensor) -> Result<()> {
         for seen in &self.iteration {
             // NaN counts as true.
@@ -16,9 +16,7 @@ impl GradScaler {
         Ok(())
     }
 
-    /// [`update`](Self::update) under the assumption that the step was applied. If it was not,
-    /// [`write_device`](Self::write_device) undoes this on the device; if it was,
-    /// [`follow_applied`](Self::follow_applied) updates the host's copy.
+    /// Does the same as [`update`](Self::update) under the assumption that the step was applied.
     pub(crate) fn update_applied(&mut self) -> Result<()> {
         self.end_iteration();
         if self.mode != Mode::Scale {
@@ -34,7 +32,7 @@ impl GradScaler {
         Ok(())
     }
 
-    /// Discards the record of unscaled gradients since the last update.
+    /// Discards the record of gradients that were unscaled since the last update.
     pub(crate) fn forget(&mut self) {
         self.end_iteration();
     }

@@ -19,11 +19,11 @@ pub struct Scaled;
 /// Unscaled gradients.
 #[derive(Debug)]
 pub struct Unscaled;
-/// Gradients that the optimizer's step unscales and clips; until then they are scaled.
+/// Gradients that are still scaled. The optimizer's step unscales and clips them.
 #[derive(Debug)]
 pub struct Deferred;
 
-/// The gradients of one optimizer's parameters between backward and step.
+/// The gradients of one optimizer's parameters, between the backward pass and the step.
 #[derive(Debug)]
 #[must_use = "gradients do nothing until they are unscaled and stepped"]
 pub struct Gradients<S> {
@@ -39,14 +39,14 @@ pub struct Gradients<S> {
 /// Whether a loss or gradient was not finite.
 #[derive(Debug)]
 pub(super) enum FoundInf {
-    /// The host has read the answer.
+    /// The host already knows the answer.
     Known(bool),
-    /// An f32 scalar: 0 unless a value was not finite.
+    /// The answer is on the device: an f32 scalar that is 0 unless a value was not finite.
     Device(Tensor),
 }
 
 impl FoundInf {
-    /// Waits for the device.
+    /// Returns whether a value was not finite. Waits for the device.
     pub(super) fn read(&self) -> Result<bool> {
         match self {
             Self::Known(found) => Ok(*found),
@@ -54,7 +54,7 @@ impl FoundInf {
         }
     }
 
-    /// A scalar on `device` that is not 0 if a value was not finite.
+    /// Returns a scalar on `device` that is not 0 if a value was not finite.
     pub(super) fn on(&self, device: Device) -> Result<Tensor> {
         match self {
             Self::Known(found) => {
@@ -73,20 +73,20 @@ impl FoundInf {
     }
 }
 
-/// A loss times the scale, on which only the backward pass runs. The backward pass starts with the
-/// scale, which is the gradient of the product with respect to the loss, so the product itself is
-/// never computed.
+/// A loss times the scale, on which only the backward pass can run. The product itself is never
+/// computed: the backward pass starts with the scale, which is the gradient of the product with
+/// respect to the loss.
 #[derive(Debug)]
-#[must_use = "a scaled loss is there for its backward pass"]
+#[must_use = "a scaled loss is only for its backward pass"]
 pub struct ScaledLoss {
     pub(super) loss: Tensor,
-    /// The factor of the loss, in f32 on its device; 1 by default.
+    /// The factor of the loss, in f32 on the loss's device. `None` means 1.
     pub(super) scale: Option<Tensor>,
 }
 
 /// The outcome of an optimizer step.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[must_use = "a skipped step must not move the schedule"]
+#[must_use = "a skipped step must not advance the schedule"]
 pub enum StepOutcome {
     /// The parameters were updated.
     Applied,
@@ -125,7 +125,7 @@ impl Gradients<Unscaled> {
         clip::clip_grad_value(&self.tensors, limit)
     }
 
-    /// Clips by norm or by value; the norm stays on the device.
+    /// Clips by norm or by value. The norm stays on the device.
     ///
     /// # Errors
     /// When the limit is out of range, or libtorch fails.
@@ -136,13 +136,13 @@ impl Gradients<Unscaled> {
         }
     }
 
-    /// Each gradient under its parameter's name, in order of declaration.
+    /// Returns each gradient under its parameter's name, in order of declaration.
     pub fn named(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         let grads = self.tensors.with_places();
         grads.map(|(place, grad)| (self.parameters[place].name.as_str(), grad))
     }
 
-    /// The global 2-norm, on the device; see [`grad_norm`](crate::precision::grad_norm).
+    /// Returns the global 2-norm, on the device; see [`grad_norm`](crate::precision::grad_norm).
     ///
     /// # Errors
     /// When libtorch fails.
@@ -150,7 +150,7 @@ impl Gradients<Unscaled> {
         clip::grad_norm(&self.tensors)
     }
 
-    /// The number of parameters with a NaN in their gradient: a scalar on the device.
+    /// Returns the number of parameters with a NaN in their gradient: a scalar on the device.
     ///
     /// # Errors
     /// When libtorch fails.
@@ -158,7 +158,7 @@ impl Gradients<Unscaled> {
         self.count(|grad| Ok(grad.f_isnan()?))
     }
 
-    /// The number of parameters with an infinity in their gradient: a scalar on the device.
+    /// Returns the number of parameters with an infinity in their gradient: a scalar on the device.
     ///
     /// # Errors
     /// When libtorch fails.
@@ -177,12 +177,12 @@ impl Gradients<Unscaled> {
 }
 
 impl<S> Gradients<S> {
-    /// Whether the gradients belong to this optimizer's parameters.
+    /// Returns whether the gradients belong to this optimizer's parameters.
     pub(crate) fn are_of(&self, optimizer: &dyn Optimizer) -> bool {
         super::owner(optimizer.parameters()) == self.owner
     }
 
-    /// Whether no parameter of the optimizer has a gradient.
+    /// Returns whether no parameter of the optimizer has a gradient.
     pub(crate) fn is_empty(&self) -> bool {
         self.tensors.is_empty()
     }
@@ -196,7 +196,7 @@ impl<S> Gradients<S> {
         Ok(None)
     }
 
-    /// The same gradients in another state.
+    /// Returns the same gradients in another state.
     pub(super) fn into_state<T>(self) -> Gradients<T> {
         let Self { parameters, tensors, found_inf, factor, owner, .. } = self;
         Gradients { parameters, tensors, found_inf, factor, owner, state: PhantomData }
@@ -204,22 +204,22 @@ impl<S> Gradients<S> {
 }
 
 impl Gradients<Deferred> {
-    /// The factor by which the step multiplies each gradient; `None` if the step has nothing left
-    /// to do.
+    /// Returns the factor by which the step multiplies each gradient; `None` if the gradients are
+    /// already unscaled and clipped.
     pub(crate) fn factor(&self) -> Option<&Tensor> {
         self.factor.as_ref()
     }
 }
 
-/// Marks that the step has nothing left to do.
+/// Marks gradients that are already unscaled and clipped.
 impl From<Gradients<Unscaled>> for Gradients<Deferred> {
     fn from(unscaled: Gradients<Unscaled>) -> Self {
         unscaled.into_state()
     }
 }
 
-/// Sets `found_inf` to NaN if an element of a gradient is not finite. The largest magnitude of each
-/// gradient is sufficient, because it preserves NaN and infinities.
+/// Sets `found_inf` to NaN if an element of a gradient is not finite. It is enough to check the
+/// largest magnitude of each gradient, because the maximum preserves NaN and infinities.
 pub(super) fn check_finite(grads: &[Tensor], found_inf: &Tensor) -> Result<()> {
     let largest = clip::by_dtype(grads, |_, group| {
         let sizes = ffi::foreach_norm(group, f64::INFINITY, false)?;
@@ -229,7 +229,7 @@ pub(super) fn check_finite(grads: &[Tensor], found_inf: &Tensor) -> Result<()> {
 }
 
 /// Unscales the gradients of one dtype. PyTorch's CUDA kernel does not support bf16
-/// (pytorch#127176), so elementary operations do the same.
+/// (pytorch#127176), so bf16 gradients are unscaled by elementary operations.
 pub(super) fn unscale_group(
     kind: Kind,
     grads: &[Tensor],

@@ -9,12 +9,13 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{Result, ffi};
 
-/// On the CPU a loss is read at once, at no cost; on CUDA it stays on the device.
+/// The losses since the last update. A loss on the CPU is checked at once, at no cost. A loss on
+/// CUDA stays on the device.
 #[derive(Debug, Default)]
 pub(super) struct Losses {
-    /// A loss on the CPU was not finite.
+    /// Whether a loss on the CPU was not finite.
     bad: Cell<bool>,
-    /// Zero on the device, or NaN if a loss was not finite.
+    /// A scalar on the device: zero, or NaN if a loss was not finite.
     on_device: RefCell<Option<Tensor>>,
 }
 
@@ -36,12 +37,12 @@ impl Losses {
         Ok(())
     }
 
-    /// Whether a loss on the CPU was not finite.
+    /// Returns whether a loss on the CPU was not finite.
     pub(super) fn bad_on_host(&self) -> bool {
         self.bad.get()
     }
 
-    /// A new scalar on `device` that is not 0 if a loss was not finite.
+    /// Returns a new scalar on `device` that is not 0 if a loss was not finite.
     pub(super) fn found_inf(&self, device: Device) -> Result<Tensor> {
         match &*self.on_device.borrow() {
             Some(sum) => Ok(sum.f_detach_copy()?),

@@ -1,4 +1,4 @@
-//! The gradient scaler, with the rules of torch/amp/grad_scaler.py. Types enforce the order of
+//! The gradient scaler, with the rules of torch/amp/grad_scaler.py. Its types enforce the order of
 //! calls.
 //!
 //! [`GradScaler::scale`] returns a [`ScaledLoss`]. Its backward pass computes scaled gradients,
@@ -67,9 +67,9 @@
 //! # Ok(()) }
 //! ```
 //!
-//! The remaining mistakes are an [`Error::Scaler`] at run time: gradients without a scaled loss,
-//! gradients that are taken twice, kept beyond an update or given to another optimizer, f16
-//! gradients, and an update without gradients.
+//! The remaining mistakes give an [`Error::Scaler`] at run time: gradients without a scaled loss;
+//! gradients that are taken twice, kept beyond an update or passed to another optimizer; f16
+//! gradients; and an update without gradients.
 
 mod captured;
 mod gradients;
@@ -98,8 +98,8 @@ use crate::{
 
 /// Scales losses and skips steps whose gradients overflowed.
 ///
-/// The scale (f32) and the growth tracker (i32) are on the device, as in PyTorch. The host applies
-/// the same rule to the outcomes that [`step`](Self::step) reads anyway, so that
+/// The scale (f32) and the growth tracker (i32) are on the device, as in PyTorch. The host also
+/// applies the rule to the outcomes, which [`step`](Self::step) reads anyway, so that
 /// [`scale_value`](Self::scale_value) does not wait for the device.
 #[derive(Debug)]
 pub struct GradScaler {
@@ -108,7 +108,7 @@ pub struct GradScaler {
     device: Device,
     scale: Tensor,
     growth_tracker: Tensor,
-    /// A zero: the overflow flag that a captured step passes to the rule.
+    /// A zero on the device. A captured step passes it to the scaler's rule as the overflow flag.
     no_overflow: Tensor,
     mirror: (f32, i32),
     /// Whether a loss was scaled since the last update.
@@ -137,7 +137,7 @@ struct Use {
 }
 
 impl GradScaler {
-    /// A scaler on `device`.
+    /// Creates a scaler on `device`.
     ///
     /// # Errors
     /// When a constant is out of range: the scale must be positive and finite in f32, growth
@@ -158,7 +158,8 @@ impl GradScaler {
         })
     }
 
-    /// A scaler that neither scales nor skips, so that every precision has the same calls.
+    /// Creates a scaler that neither scales nor skips. With it, code for all precisions is the
+    /// same.
     ///
     /// # Errors
     /// When libtorch has no such device.
@@ -166,7 +167,8 @@ impl GradScaler {
         Self::unscaled(device, Mode::Off)
     }
 
-    /// A scaler that does not scale, and skips steps whose gradients are not finite, in any dtype.
+    /// Creates a scaler that does not scale, but skips steps whose gradients are not finite, in any
+    /// dtype.
     ///
     /// # Errors
     /// When libtorch has no such device.
@@ -179,32 +181,32 @@ impl GradScaler {
         Ok(Self { mode, ..Self::new(device, config)? })
     }
 
-    /// Whether losses are scaled.
+    /// Returns whether losses are scaled.
     pub fn is_enabled(&self) -> bool {
         self.mode == Mode::Scale
     }
 
-    /// The current scale; 1 when disabled.
+    /// Returns the current scale; 1 when disabled.
     pub fn scale_value(&self) -> f64 {
         f64::from(self.mirror.0)
     }
 
-    /// Whether backoff has made the scale so small that its reciprocal is infinite in f32.
+    /// Returns whether backoff has made the scale so small that its reciprocal is infinite in f32.
     ///
-    /// PyTorch has no lower limit. From 2⁻¹²⁸ down finite gradients become infinite or NaN when
-    /// they are unscaled, after the check that would have skipped the step, and the parameters are
-    /// silently lost. Call this after [`update`](Self::update), and stop if it is true; the trainer
-    /// does.
+    /// PyTorch has no lower limit. With a scale of 2⁻¹²⁸ or less, finite gradients become infinite
+    /// or NaN when they are unscaled, after the check that would have skipped the step, and the
+    /// parameters are lost silently. Call this after [`update`](Self::update), and stop if it is
+    /// true. The trainer does this.
     pub fn has_collapsed(&self) -> bool {
         !((1.0 / f64::from(self.mirror.0)) as f32).is_finite()
     }
 
-    /// Steps since the last overflow or growth.
+    /// Returns the number of steps since the last overflow or growth.
     pub fn growth_tracker(&self) -> i32 {
         self.mirror.1
     }
 
-    /// The scale and the tracker, read from the device.
+    /// Returns the scale and the tracker, read from the device.
     ///
     /// # Errors
     /// When the device reports an earlier failure.
@@ -214,8 +216,9 @@ impl GradScaler {
         Ok((scale, tracker))
     }
 
-    /// Multiplies a loss by the scale. A loss that is not finite leads to a skipped step even if
-    /// its gradients are finite, as in a squared error that overflows; PyTorch applies such a step.
+    /// Multiplies a loss by the scale. A loss that is not finite leads to a skipped step, even if
+    /// its gradients are finite, as with a squared error that overflows. PyTorch applies such a
+    /// step.
     ///
     /// # Errors
     /// When `loss` is not a scalar.
@@ -230,7 +233,7 @@ impl GradScaler {
         if self.mode == Mode::Scale {
             self.scaled.set(true);
         }
-        // On CUDA, using an existing 1 saves a kernel.
+        // On CUDA a tensor of 1 that already exists saves a kernel.
         let scaled = self.mode == Mode::Scale || self.device.is_cuda();
         Ok(ScaledLoss {
             loss: loss.shallow_clone(),
@@ -262,7 +265,7 @@ impl GradScaler {
         })
     }
 
-    /// Updates the scale, once per iteration, after every optimizer's step.
+    /// Updates the scale. Call it once per iteration, after every optimizer's step.
     ///
     /// # Errors
     /// When no gradients were unscaled since the last update.
@@ -283,7 +286,7 @@ impl GradScaler {
         }
         let overflowed = match uses.iter().map(|seen| seen.overflowed).collect::<Option<Vec<_>>>() {
             Some(known) => known.contains(&true),
-            // Unscaled and never stepped: the host has not read the answer yet.
+            // The gradients were unscaled, but no step read the flag of overflows from the device.
             None => total.f_double_value(&[])? != 0.0,
         };
         let _ = self.scale.f_internal_amp_update_scale_(
@@ -297,8 +300,8 @@ impl GradScaler {
         Ok(())
     }
 
-    /// Ends the iteration with this scale instead of the rule's: PyTorch's `update(new_scale)`. The
-    /// tracker does not change.
+    /// Ends the iteration and sets this scale instead of the scale by the rule, as PyTorch's
+    /// `update(new_scale)`. The growth tracker does not change.
     ///
     /// # Errors
     /// When the scale is not positive and finite in f32.
@@ -312,7 +315,7 @@ impl GradScaler {
         Ok(())
     }
 
-    /// The state for a checkpoint. Call this after [`update`](Self::update).
+    /// Returns the state for a checkpoint. Call this after [`update`](Self::update).
     pub fn state(&self) -> ScalerState {
         ScalerState {
             scale: self.scale_value(),
@@ -342,8 +345,8 @@ impl GradScaler {
         Ok(())
     }
 
-    /// Allows the optimizer, which has stepped, to take gradients of another pass before the
-    /// update. The update's scale then depends on all passes.
+    /// Allows the optimizer, which has stepped, to take the gradients of another pass before the
+    /// update. The update then depends on all passes.
     pub(crate) fn end_use(&mut self, optimizer: &dyn Optimizer) {
         let owner = owner(optimizer.parameters());
         self.iteration
@@ -353,7 +356,7 @@ impl GradScaler {
         self.losses.clear();
     }
 
-    /// Whether gradients were unscaled since the last update.
+    /// Returns whether gradients were unscaled since the last update.
     pub(crate) fn is_used(&self) -> bool {
         !self.iteration.is_empty()
     }
@@ -374,7 +377,7 @@ impl GradScaler {
     }
 }
 
-/// Identifies an optimizer by its first parameter.
+/// Identifies an optimizer by the address of its first parameter.
 fn owner(parameters: &[Parameter]) -> usize {
     parameters.first().map_or(0, |parameter| ffi::identity(&parameter.tensor))
 }

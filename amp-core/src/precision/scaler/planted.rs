@@ -1,5 +1,5 @@
-//! A fault inside the scaler that public hooks cannot plant. Only the self-test plants it, and then
-//! examines which check reports it.
+//! A fault inside the scaler, which cannot be planted through public hooks. Only the self-test
+//! plants it, to show which check reports it.
 
 use std::cell::Cell;
 
@@ -7,15 +7,15 @@ thread_local! {
     static GROWS_ON_HOST_ALONE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// While it exists, scalers of this thread grow only on the host: the device's scale does not
-/// change.
+/// A guard: while it exists, the scale of scalers on this thread grows only on the host, and not on
+/// the device.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct GrowsOnHostAlone(());
 
 impl GrowsOnHostAlone {
     /// Plants the fault.
-    #[expect(clippy::new_without_default, reason = "it is not a value, but a section")]
+    #[expect(clippy::new_without_default, reason = "the fault lasts until this guard is dropped")]
     pub fn new() -> Self {
         GROWS_ON_HOST_ALONE.set(true);
         Self(())
@@ -28,7 +28,7 @@ impl Drop for GrowsOnHostAlone {
     }
 }
 
-/// The interval after which the device's scale grows.
+/// Returns the interval after which the device's scale grows.
 pub(super) fn device_interval(interval: i64) -> i64 {
     if GROWS_ON_HOST_ALONE.get() { i64::from(i32::MAX) } else { interval }
 }

@@ -4,16 +4,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// The scaler's constants; the defaults are PyTorch's.
+/// The scaler's constants. The defaults are those of PyTorch.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct GradScalerConfig {
     /// The scale of the first step.
     pub init_scale: f64,
-    /// The factor after `growth_interval` steps without overflow; above 1.
+    /// The factor of the scale after `growth_interval` steps without overflow; above 1.
     pub growth_factor: f64,
-    /// The factor after an overflow; below 1.
+    /// The factor of the scale after an overflow; below 1.
     pub backoff_factor: f64,
-    /// Steps without overflow before the scale grows.
+    /// The number of steps without overflow before the scale grows.
     pub growth_interval: i64,
 }
 
@@ -34,13 +34,13 @@ pub struct ScalerState {
     pub backoff_factor: f64,
     /// See [`GradScalerConfig::growth_interval`].
     pub growth_interval: i64,
-    /// Steps since the last overflow or growth; PyTorch's key is `_growth_tracker`.
+    /// The number of steps since the last overflow or growth. PyTorch's key is `_growth_tracker`.
     #[serde(rename = "_growth_tracker")]
     pub growth_tracker: i32,
 }
 
 impl GradScalerConfig {
-    /// The initial scale in f32, after a check of all constants.
+    /// Checks all constants and returns the initial scale in f32.
     pub(super) fn checked_scale(&self) -> Result<f32> {
         let Self { init_scale, growth_factor, backoff_factor, growth_interval } = *self;
         let within = |holds: bool, what: &str, value: f64, range: &str| match holds {
@@ -56,8 +56,8 @@ impl GradScalerConfig {
         Ok(scale)
     }
 
-    /// The rule of ATen's `_amp_update_scale_` for scale and tracker: products in f64, rounded to
-    /// f32.
+    /// Computes the next scale and tracker by the rule of ATen's `_amp_update_scale_`. Products are
+    /// computed in f64 and rounded to f32.
     pub(crate) fn next(&self, (scale, tracker): (f32, i32), overflowed: bool) -> (f32, i32) {
         if overflowed {
             return ((f64::from(scale) * self.backoff_factor) as f32, 0);
@@ -70,7 +70,8 @@ impl GradScalerConfig {
     }
 }
 
-/// The scale as f32. PyTorch accepts any number and trains on zeros or NaN.
+/// Converts the scale to f32, or returns an error if it is not positive and finite. PyTorch accepts
+/// any number, and then trains on zeros or NaN.
 pub(super) fn usable_scale(scale: f64) -> Result<f32> {
     let narrow = scale as f32;
     if narrow > 0.0 && narrow.is_finite() {

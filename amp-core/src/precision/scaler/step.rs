@@ -1,4 +1,4 @@
-//! Steps of optimizers, skipped if gradients overflowed.
+//! Steps of optimizers, which are skipped if gradients overflowed.
 
 use super::{Deferred, GradScaler, Gradients, StepOutcome, owner};
 use crate::{
@@ -25,11 +25,11 @@ impl GradScaler {
         Ok(StepOutcome::Applied)
     }
 
-    /// Steps all optimizers, or none if a gradient of any of them is not finite. An optimizer
+    /// Steps all optimizers, or none if a gradient of any optimizer is not finite. An optimizer
     /// without gradients does nothing.
     ///
     /// # Errors
-    /// The same as [`step`](Self::step)'s.
+    /// The errors of [`step`](Self::step).
     pub fn step_all(
         &mut self,
         steps: Vec<(Gradients<Deferred>, &mut (dyn Optimizer + 'static))>,
@@ -49,7 +49,7 @@ impl GradScaler {
         Ok(StepOutcome::Applied)
     }
 
-    /// Whether a loss or gradient was not finite.
+    /// Returns whether a loss or gradient was not finite.
     fn overflowed(
         &mut self,
         gradients: &Gradients<Deferred>,
@@ -62,7 +62,7 @@ impl GradScaler {
         let mut uses = self.iteration.iter_mut();
         let Some(seen) = uses.find(|seen| seen.owner == gradients.owner) else {
             return Err(Error::Scaler(
-                "these gradients were unscaled before the last update: take them anew".into(),
+                "these gradients were unscaled before the last `update`: compute new ones".into(),
             ));
         };
         Ok(*seen.overflowed.insert(found_inf.read()?))

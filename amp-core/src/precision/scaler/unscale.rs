@@ -1,4 +1,4 @@
-//! Unscales gradients and records whether all are finite.
+//! Unscales gradients, and records whether all are finite.
 
 use std::marker::PhantomData;
 
@@ -11,7 +11,7 @@ use super::{
 use crate::{Error, Result, ffi, precision::clip};
 
 impl GradScaler {
-    /// Divides gradients by the scale in place and records on the device whether all are finite.
+    /// Divides gradients by the scale in place, and records on the device whether all are finite.
     ///
     /// # Errors
     /// When there are no gradients, a parameter is f16 (whose range cannot represent unscaled
@@ -40,13 +40,14 @@ impl GradScaler {
         Ok(self.unscaled_by(gradients, Some(FoundInf::Device(found_inf))))
     }
 
-    /// [`unscale`](Self::unscale) and [`clip_grad_norm`](Gradients::clip_grad_norm) with one pass fewer
-    /// over the gradients: the norm of the scaled gradients shows whether all are finite, and one factor
-    /// unscales and clips. If the scale is a power of two, the bits are the same. Non-finite gradients stay
-    /// non-finite, and the others stay finite.
+    /// Does the work of [`unscale`](Self::unscale) and
+    /// [`clip_grad_norm`](Gradients::clip_grad_norm) with one pass fewer over the gradients. The
+    /// norm of the scaled gradients shows whether all are finite, and one factor unscales and
+    /// clips. If the scale is a power of two, the result is bit-identical. Finite gradients stay
+    /// finite, and the others do not become finite.
     ///
     /// # Errors
-    /// The same as [`unscale`](Self::unscale)'s.
+    /// The errors of [`unscale`](Self::unscale).
     pub fn unscale_and_clip_norm(
         &mut self,
         gradients: Gradients<Scaled>,
@@ -59,18 +60,19 @@ impl GradScaler {
         }
         let mut gradients = self.defer(gradients, max_norm)?;
         if let Some(factor) = gradients.factor.take() {
-            // A NaN norm would spread to every gradient and hide its origin.
+            // If the factor is NaN, the gradients are not multiplied, because every gradient would
+            // become NaN and hide the first one that was not finite.
             clip::multiply(&gradients.tensors, &factor.f_nan_to_num(1.0, None, None)?)?;
         }
         Ok(gradients.into_state())
     }
 
-    /// [`unscale_and_clip_norm`](Self::unscale_and_clip_norm), except that the optimizer's kernel
-    /// multiplies by the factor: the tensors stay scaled. With an infinite `max_norm` nothing is
-    /// clipped.
+    /// Does the work of [`unscale_and_clip_norm`](Self::unscale_and_clip_norm), except that the
+    /// tensors stay scaled and the optimizer's kernel multiplies them by the factor. With an
+    /// infinite `max_norm` nothing is clipped.
     ///
     /// # Errors
-    /// The same as [`unscale`](Self::unscale)'s.
+    /// The errors of [`unscale`](Self::unscale).
     pub(crate) fn defer(
         &mut self,
         gradients: Gradients<Scaled>,

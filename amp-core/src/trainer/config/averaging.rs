@@ -22,7 +22,7 @@ pub enum Averaging {
     /// Exponential moving average: after each applied step, average ← decay · average + (1 − decay) ·
     /// weight. The first step's weights are the first average.
     Ema {
-        /// At least 0 and below 1, as 0.999.
+        /// The decay rate, at least 0 and below 1, for example 0.999.
         decay: f64,
     },
     /// Stochastic weight averaging: the mean of the weights at the ends of epochs.

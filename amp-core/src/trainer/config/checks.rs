@@ -13,12 +13,12 @@ use crate::named::named;
 pub enum Check {
     /// Never.
     Off,
-    /// In the first three steps, the tenth, the hundredth and so on, in the validations with these
-    /// numbers, and at the ends of epochs. It takes less than 1 % of the training time.
+    /// In the first three steps, the tenth, the hundredth and so on; in the validations with these
+    /// numbers; and at the ends of epochs. It takes less than 1 % of the training time.
     #[default]
     Cheap,
-    /// In each step and validation, and the examples of the data sets are compared. CUDA graphs then run
-    /// one at a time.
+    /// In each step and validation. The examples of the data sets are compared too. CUDA graphs
+    /// then run one at a time.
     Full,
 }
 
@@ -28,13 +28,14 @@ named!(Check, "level of checks", {
     Full => "full",
 });
 
-/// Which invariants are checked. A violation ends the run with
+/// Which invariants of training are checked. A violation ends the run with
 /// [`Error::Invariant`](crate::Error::Invariant).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ChecksConfig {
     /// How often they are checked.
     pub level: Check,
-    /// Whether the validation sets may contain training examples, as when a model is meant to memorize a
-    /// few examples. [`Loops::overfit_batches`](super::Loops::overfit_batches) needs no such permission.
+    /// Whether the validation sets may contain training examples, for example because the model
+    /// should memorize a few examples. [`Loops::overfit_batches`](super::Loops::overfit_batches)
+    /// needs no such permission.
     pub shared_examples: bool,
 }

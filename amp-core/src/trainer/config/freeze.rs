@@ -4,9 +4,9 @@ use std::{fmt, str::FromStr};
 
 use crate::{Error, Result};
 
-/// Parameters that are not trained, for the whole run or until an epoch or step. As text: a pattern
-/// (`encoder.*`), optionally with `=epoch:3` or `=step:500` for the epoch or step from which on they are
-/// trained. A parameter is frozen while any entry of the list freezes it.
+/// Parameters that are not trained, for the whole run or until an epoch or step. The text form is a
+/// pattern (`encoder.*`), optionally followed by `=epoch:3` or `=step:500`, the epoch or step from
+/// which they are trained. A parameter is frozen while any entry of the list freezes it.
 ///
 /// ```
 /// use amp_core::trainer::Freeze;
@@ -32,18 +32,19 @@ enum Until {
 }
 
 impl Freeze {
-    /// Frozen for the whole run; `*` in the pattern matches any text, dots included.
+    /// Freezes the parameters for the whole run. `*` in the pattern matches any text, including
+    /// dots.
     pub fn new(pattern: impl Into<String>) -> Self {
         Self { pattern: pattern.into(), until: Until::End }
     }
 
-    /// Trained from this epoch on, counted from 0.
+    /// Trains the parameters from this epoch on, counted from 0.
     #[must_use]
     pub fn until_epoch(self, epoch: i64) -> Self {
         Self { until: Until::Epoch(epoch), ..self }
     }
 
-    /// Trained after this number of optimizer steps.
+    /// Trains the parameters after this number of optimizer steps.
     #[must_use]
     pub fn until_step(self, step: u64) -> Self {
         Self { until: Until::Step(step), ..self }
@@ -53,7 +54,7 @@ impl Freeze {
         &self.pattern
     }
 
-    /// Whether it freezes at this position of a run.
+    /// Returns whether the entry freezes its parameters at this position of a run.
     pub(in crate::trainer) fn holds(&self, epoch: i64, global_step: u64) -> bool {
         match self.until {
             Until::End => true,
@@ -62,7 +63,7 @@ impl Freeze {
         }
     }
 
-    /// The first step that trains its parameters, if it was given as a step.
+    /// Returns the first step that trains the entry's parameters, if it is given as a step.
     pub(in crate::trainer) fn step(&self) -> Option<u64> {
         match self.until {
             Until::Step(step) => Some(step),

@@ -9,12 +9,12 @@ use crate::named::named;
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Graph {
-    /// Where possible; a note says why not.
+    /// Steps run as graphs if possible; otherwise a note gives the reason.
     #[default]
     Auto,
-    /// Required; if it is not possible, an error says why.
+    /// Steps must run as graphs; if that is impossible, an error gives the reason.
     On,
-    /// Never.
+    /// Steps never run as graphs.
     Off,
 }
 

@@ -5,9 +5,9 @@ use crate::{Error, Result};
 /// Which steps are reported and profiled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoggingConfig {
-    /// Values are logged every this many optimizer steps, counted across epochs.
+    /// The number of optimizer steps between logged values, counted across epochs.
     pub log_every_n_steps: i64,
-    /// Steps are profiled every this many optimizer steps, counted across epochs.
+    /// The number of optimizer steps between profiled steps, counted across epochs.
     pub profile_every_n_steps: Option<i64>,
 }
 

@@ -1,4 +1,4 @@
-//! The length of a run, the share of each set that it uses, and when it validates.
+//! The length of a run, how much of each set it uses, and when it validates.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -25,20 +25,20 @@ use crate::{Error, Result, data::Limit};
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ValCheckInterval {
-    /// After each such fraction of an epoch's batches, in the epochs of
-    /// [`Loops::check_val_every_n_epoch`]; 1.0 is the epoch's end.
+    /// After each such fraction of an epoch's batches, in the epochs that
+    /// [`Loops::check_val_every_n_epoch`] selects. 1.0 means the epoch's end.
     Fraction(f64),
     /// After this number of optimizer steps, counted across epochs. A skipped step counts; a repeated
     /// step counts once.
     Steps(i64),
-    /// After the first optimizer step that ends this long after the last validation.
+    /// After the first optimizer step that ends at least this long after the last validation.
     Time(Duration),
-    /// Never while training.
+    /// Never during training.
     Never,
 }
 
 impl Default for ValCheckInterval {
-    /// The end of each epoch.
+    /// Validates at the end of each epoch.
     fn default() -> Self {
         Self::Fraction(1.0)
     }
@@ -89,7 +89,7 @@ fn interval_error(text: &str) -> Error {
     ))
 }
 
-/// Reads `HH:MM:SS` or `DD:HH:MM:SS`, as Lightning's `max_time`.
+/// Parses `HH:MM:SS` or `DD:HH:MM:SS`, as Lightning's `max_time`.
 ///
 /// # Errors
 /// When the text has neither form.
@@ -122,7 +122,7 @@ pub(in crate::trainer) fn show_time(time: Duration) -> String {
     format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
 
-/// The length of a run, the share of each set that it uses, and when it validates. Names and defaults are
+/// The length of a run, how much of each set it uses, and when it validates. Names and defaults are
 /// Lightning's, except that no batch is validated before training
 /// ([`num_sanity_val_steps`](Self::num_sanity_val_steps) is 2 there).
 ///
@@ -141,7 +141,8 @@ pub struct Loops {
     pub min_epochs: i64,
     /// No callback ends the run before this number of optimizer steps.
     pub min_steps: u64,
-    /// Training ends after this time, at the end of the running step. The time of resumed runs counts.
+    /// Training ends after this time, at the end of the running step. The time of the runs that a
+    /// run resumes is included.
     pub max_time: Option<Duration>,
     /// How many training batches of each epoch are used.
     pub limit_train_batches: Limit,
@@ -151,19 +152,20 @@ pub struct Loops {
     pub limit_test_batches: Limit,
     /// How many batches of each prediction set are used.
     pub limit_predict_batches: Limit,
-    /// Trains on these first batches of the training set, in order, and validates on the same batches. A
-    /// model that can learn memorizes them.
+    /// Trains on these first batches of the training set, in order, and validates on the same
+    /// batches. A model that is able to learn memorizes them.
     pub overfit_batches: Option<Limit>,
-    /// Runs this number of batches of each loop in one epoch and saves nothing, to see whether all code
-    /// runs.
+    /// Runs this number of batches of each loop in one epoch and saves nothing. It is a quick test
+    /// of all code.
     pub fast_dev_run: Option<i64>,
-    /// This many batches of each validation set are validated before training, so that a mistake there
-    /// shows at once. Their values are not reported. At 0, a run with a callback or a schedule that reads a
-    /// validation value validates one batch, to see whether the value exists.
+    /// The number of batches of each validation set that are validated before training, so that a
+    /// mistake in the validation shows at once. Their values are not reported. With 0, a run whose
+    /// callback or schedule reads a validation value still validates one batch, to check that the
+    /// value exists.
     pub num_sanity_val_steps: i64,
     /// When the run validates.
     pub val_check_interval: ValCheckInterval,
-    /// The run validates every this many epochs.
+    /// The number of epochs between validations.
     pub check_val_every_n_epoch: i64,
 }
 
@@ -215,7 +217,7 @@ impl Loops {
         self.val_check_interval.checked().map(drop)
     }
 
-    /// The options after `fast_dev_run` and `overfit_batches` have set others.
+    /// Applies `fast_dev_run` and `overfit_batches` to the other options.
     pub(in crate::trainer) fn resolved(&self) -> Self {
         let mut loops = self.clone();
         if let Some(limit) = self.overfit_batches {
@@ -240,7 +242,7 @@ impl Loops {
 pub(in crate::trainer) struct Validations {
     interval: ValCheckInterval,
     every_n_epoch: i64,
-    /// Batches per epoch and per optimizer step.
+    /// The number of batches per epoch, and per optimizer step.
     batches: i64,
     window: i64,
 }
@@ -255,14 +257,14 @@ impl Validations {
         }
     }
 
-    /// Whether a validation follows the step that ends before batch `end` of the epoch. Validations by time
-    /// are not covered here.
+    /// Returns whether a validation follows the step that ends before batch `end` of the epoch.
+    /// Validations by time are decided elsewhere.
     pub(in crate::trainer) fn follows(&self, epoch: i64, end: i64) -> bool {
         match self.interval {
             ValCheckInterval::Fraction(part) => {
                 let every = ((self.batches as f64 * part) as i64).max(1);
                 let start = end - (end - 1) % self.window - 1;
-                // A step of several batches may pass the position.
+                // A step of several batches may end after the exact position.
                 (epoch + 1) % self.every_n_epoch == 0
                     && (end / every > start / every || (part == 1.0 && end == self.batches))
             }
@@ -275,18 +277,18 @@ impl Validations {
         }
     }
 
-    /// Whether this epoch, or a run that ends within it, ends with a validation.
+    /// Returns whether this epoch, or a run that ends within it, ends with a validation.
     pub(in crate::trainer) fn ends_epoch(&self, epoch: i64, is_whole: bool) -> bool {
         let by_fraction = matches!(self.interval, ValCheckInterval::Fraction(_));
         (is_whole || by_fraction) && self.follows(epoch, self.batches)
     }
 
-    /// Whether a validation is due this long after the last one.
+    /// Returns whether a validation is due this long after the last one.
     pub(in crate::trainer) fn is_due_after(&self, passed: Duration) -> bool {
         matches!(self.interval, ValCheckInterval::Time(every) if passed >= every)
     }
 
-    /// Whether validations happen only at the ends of epochs.
+    /// Returns whether validations happen only at the ends of epochs.
     pub(in crate::trainer) fn follow_each_epoch(&self) -> bool {
         self.interval == ValCheckInterval::Fraction(1.0) && self.every_n_epoch == 1
     }

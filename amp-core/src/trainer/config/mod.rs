@@ -35,7 +35,7 @@ use crate::{
     precision::{Policy, Precision},
 };
 
-/// The trainer's options, by Lightning's names where it has them.
+/// The trainer's options. They have Lightning's names where Lightning has them.
 ///
 /// ```
 /// use amp_core::{precision::Clip, prelude::*, trainer::NonFinite};
@@ -51,17 +51,17 @@ use crate::{
 pub struct TrainerConfig {
     /// The precision.
     pub precision: Precision,
-    /// Where to run.
+    /// The device of the run.
     pub device: Device,
     /// The seed of the order of examples. Weights and dropout use libtorch's generator.
     pub seed: u64,
-    /// Epochs to train.
+    /// The number of epochs to train.
     pub max_epochs: i64,
     /// Training ends after this number of optimizer steps, if that comes before the last epoch.
     pub max_steps: Option<u64>,
-    /// Whether whole steps run as CUDA graphs. All numbers stay the same, to the last bit.
+    /// Whether whole steps run as CUDA graphs. All numbers are bit-identical either way.
     pub graph: Graph,
-    /// The length of the run, the share of each set that it uses, and when it validates.
+    /// The length of the run, how much of each set it uses, and when it validates.
     pub loops: Loops,
     /// Loss scaling, and the formats of weights, optimizer state and gradients.
     pub numerics: NumericsConfig,
@@ -78,8 +78,8 @@ pub struct TrainerConfig {
 }
 
 impl TrainerConfig {
-    /// Lightning's defaults, with two exceptions: a skipped step changes nothing, and a step that is not
-    /// finite is skipped under every precision.
+    /// Sets Lightning's defaults, with two exceptions: a skipped step changes nothing, and a step
+    /// that is not finite is skipped under every precision.
     pub fn new(precision: Precision, device: Device) -> Self {
         Self {
             precision,
@@ -98,19 +98,19 @@ impl TrainerConfig {
         }
     }
 
-    /// The options after `set` has changed some of them.
+    /// Changes some options by `set`.
     #[must_use]
     pub fn with(mut self, set: impl FnOnce(&mut Self)) -> Self {
         set(&mut self);
         self
     }
 
-    /// The policy of the run.
+    /// Returns the policy of the run.
     pub fn policy(&self) -> Policy {
         Policy::new(self.precision, self.device)
     }
 
-    /// The training batches of a run with these options, in its order.
+    /// Returns the training batches of a run with these options, in the run's order.
     ///
     /// # Errors
     /// When the data cannot be split into batches, or the device has no memory for a set that should be
@@ -124,10 +124,19 @@ impl TrainerConfig {
         Ok(loader.drawing(self.seed).limited(loops.limit_train_batches))
     }
 
-    /// The planned length of a run with this number of batches per epoch.
-    pub(super) fn plan(&self, batches: i64, max_epochs: i64) -> TrainingPlan {
+    /// Returns the length for which a run over the batches of `loader` builds its schedules:
+    /// [`optimization.plan`](OptimizationConfig::plan), or else the length of the run. A trial run
+    /// by `fast_dev_run` builds them for the length of the full run.
+    pub fn training_plan(&self, loader: &DataLoader) -> TrainingPlan {
+        let tried = Loops { fast_dev_run: None, ..self.loops.clone() }.resolved();
+        let batches = loader.batches_under(tried.limit_train_batches).max(1);
+        self.optimization.plan.unwrap_or_else(|| self.length(batches, self.max_epochs))
+    }
+
+    /// Returns the length of a run with this number of batches per epoch.
+    pub(super) fn length(&self, batches: i64, max_epochs: i64) -> TrainingPlan {
         let window = self.optimization.accumulate_grad_batches;
-        // Saturates, because a run may be configured without an end.
+        // The product saturates, because a run may be configured without an end.
         let steps = ((batches - 1) / window + 1).saturating_mul(max_epochs);
         let most = self.max_steps.map(|most| i64::try_from(most).unwrap_or(i64::MAX));
         let estimated_stepping_batches = most.map_or(steps, |most| steps.min(most));
@@ -138,7 +147,7 @@ impl TrainerConfig {
     /// as well.
     ///
     /// # Errors
-    /// When an option is out of range, or does not fit the precision.
+    /// When an option is out of range, or is invalid for the precision.
     pub fn check(&self) -> Result<()> {
         if self.max_epochs < 1 {
             let text = format!("max_epochs is {}, but must be at least 1", self.max_epochs);
@@ -151,7 +160,8 @@ impl TrainerConfig {
         self.recovery.check(self.precision)
     }
 
-    /// Refuses master weights of parameters that the forward pass changes: the next step would undo the change.
+    /// Refuses master weights for parameters that the forward pass changes, because the next step
+    /// would undo the change.
     pub(super) fn check_changed_in_forward(&self, model: &dyn LightningModule) -> Result<()> {
         let is_narrow = |kind| matches!(kind, Kind::Half | Kind::BFloat16);
         let mut changed = nn::changed_in_forward(model).into_iter();
@@ -168,7 +178,7 @@ impl TrainerConfig {
         }
     }
 
-    /// Refuses options that do not work for a model that steps its optimizers itself.
+    /// Refuses options that are invalid for a model that steps its optimizers itself.
     pub(super) fn check_manual(&self, model: &str) -> Result<()> {
         let Self { optimization, memory, recovery, .. } = self;
         let cannot = [

@@ -1,4 +1,4 @@
-//! Loss scaling, the formats of weights, optimizer state and gradients, and kernels.
+//! Loss scaling; the formats of weights, optimizer state and gradients; and the choice of kernels.
 
 use std::{collections::BTreeMap, rc::Rc};
 
@@ -7,12 +7,12 @@ use crate::{
     precision::{GradScalerConfig, GradientStorage, Kernels, Region},
 };
 
-/// Loss scaling, the formats of weights, optimizer state and gradients, and kernels.
+/// Loss scaling; the formats of weights, optimizer state and gradients; and the choice of kernels.
 #[derive(Debug, Clone, Default)]
 pub struct NumericsConfig {
-    /// The loss scaler's constants, used by `16-mixed`.
+    /// The constants of the loss scaler, which `16-mixed` uses.
     pub scaler: GradScalerConfig,
-    /// Precision regions by module path; they override those of the model.
+    /// Precision regions by module path. They override the regions that the model declares.
     pub overrides: Rc<BTreeMap<String, Region>>,
     /// How optimizers update 16-bit parameters, which the `*-true` precisions have.
     pub weight_update: WeightUpdate,
@@ -20,6 +20,6 @@ pub struct NumericsConfig {
     pub moments: Moments,
     /// The format of gradients between the backward pass and the step.
     pub gradients: GradientStorage,
-    /// Which kernels layers and losses run by on CUDA.
+    /// The kernels of layers and losses on CUDA.
     pub kernels: Kernels,
 }

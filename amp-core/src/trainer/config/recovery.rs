@@ -18,14 +18,15 @@ use serde::{Deserialize, Serialize};
 pub struct RecoveryConfig {
     /// What happens to a step whose gradients are not finite.
     pub on_non_finite: NonFinite,
-    /// The run ends after more than this number of skipped steps in a row.
+    /// The largest number of skipped steps in a row. If it is exceeded, the run ends.
     pub max_consecutive_skips: u64,
-    /// A state for [`NonFinite::RestoreLastGood`] is kept every this many applied steps.
+    /// The number of applied steps after which the state for [`NonFinite::RestoreLastGood`] is kept
+    /// again.
     pub keep_good_every_n_steps: u64,
     /// The lowest allowed loss scale.
     pub scale_floor: ScaleFloor,
-    /// Whether a skipped step is repeated once with observers, to name the module in which the first
-    /// value was not finite. Other steps have no cost.
+    /// Whether a skipped step is repeated once with observers, to find the module in which the
+    /// first value was not finite. It costs nothing for other steps.
     pub provenance: bool,
     /// Whether a skipped step advances the schedule and the step count, and keeps the changes of its
     /// forward pass (batch statistics, the model's state, the random generator), as in Lightning.
@@ -53,7 +54,7 @@ impl RecoveryConfig {
         }
         let (floor, lowest) = (self.scale_floor.min_scale, f64::from(f32::MIN_POSITIVE));
         if !(floor >= lowest && floor.is_finite()) {
-            // Below this the scale's reciprocal is infinite, and unscaling destroys finite gradients.
+            // At a lower scale its reciprocal is infinite, and unscaling destroys finite gradients.
             return Err(Error::config(format!(
                 "the scale floor is {floor:e}, but must be at least {lowest:e}"
             )));
@@ -67,38 +68,40 @@ impl RecoveryConfig {
         Ok(())
     }
 
-    /// Whether a step may be repeated.
+    /// Returns whether a step may be repeated.
     pub(super) fn runs_again(&self) -> bool {
         matches!(self.on_non_finite, NonFinite::LowerScale | NonFinite::FallBackToBf16)
             || self.scale_floor.then == AtFloor::FallBackToBf16
     }
 }
 
-/// What happens to a step whose gradients are not finite. Such a step is never applied, and its cause is
-/// searched for.
+/// What happens to a step whose gradients are not finite. Such a step is never applied, and the
+/// trainer searches for its cause.
 ///
-/// An overflow of scaled gradients with a finite loss is always handled by the scaler: under `16-mixed`
-/// the step is skipped and the scale is lowered. The choice covers the other cases: a forward pass that
-/// is not finite, any such step under the other precisions, and more than
-/// [`max_consecutive_skips`](RecoveryConfig::max_consecutive_skips) in a row.
+/// An overflow of scaled gradients with a finite loss is always handled by the scaler: under
+/// `16-mixed` the step is skipped and the scale is lowered. The choice applies to the other cases:
+/// a forward pass that is not finite, such a step under another precision, and more than
+/// [`max_consecutive_skips`](RecoveryConfig::max_consecutive_skips) skipped steps in a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum NonFinite {
-    /// Does not check the gradients, like Lightning: NaN reaches the weights. Each step saves a pass over the
-    /// gradients and one host read. `16-mixed` checks in any case.
+    /// Does not check the gradients, as in Lightning, so that NaN can reach the weights. Each step
+    /// saves a pass over the gradients and one host read. Under `16-mixed` the gradients are always
+    /// checked.
     Ignore,
-    /// Skips the step; too many skips in a row end the run.
+    /// Skips the step. Too many skips in a row end the run.
     #[default]
     Skip,
-    /// Under `16-mixed`, repeats the same examples with a lower scale until the step is finite, so that
-    /// no examples are lost. Otherwise the same as [`Skip`](Self::Skip).
+    /// Under `16-mixed`, repeats the same examples with a lower scale until the step is finite, so
+    /// that no examples are lost. Under other precisions it is the same as [`Skip`](Self::Skip).
     LowerScale,
-    /// Returns to the weights, optimizer state and schedule of the last kept state, see
-    /// [`keep_good_every_n_steps`](RecoveryConfig::keep_good_every_n_steps), and continues with the next
-    /// examples. Returning to one state twice, with no applied step in between, ends the run.
+    /// Restores the weights, optimizer state and schedule of the last kept state (see
+    /// [`keep_good_every_n_steps`](RecoveryConfig::keep_good_every_n_steps)), and continues with
+    /// the next examples. If the same state is restored twice without an applied step in between,
+    /// the run ends.
     RestoreLastGood,
-    /// Continues in `bf16-mixed`; only from `16-mixed`.
+    /// Continues in `bf16-mixed`. It is available only in `16-mixed`.
     FallBackToBf16,
     /// Ends the run with the cause as its error.
     Stop,
@@ -118,7 +121,7 @@ named!(NonFinite, "policy", {
 pub struct ScaleFloor {
     /// The lowest scale with which training continues; fairseq's `min_loss_scale`.
     pub min_scale: f64,
-    /// What happens below it.
+    /// What happens below this scale.
     pub then: AtFloor,
 }
 

@@ -10,7 +10,7 @@ use crate::{
 };
 
 impl Run<'_, '_> {
-    /// The state of a run between two steps.
+    /// Returns the state of a run between two steps.
     pub(in crate::trainer) fn snapshot(&self, weights_only: bool) -> Result<Snapshot> {
         let state = match weights_only {
             true => None,
@@ -23,7 +23,7 @@ impl Run<'_, '_> {
             ("epoch".to_owned(), self.position.epoch.to_string()),
             ("global_step".to_owned(), self.state.global_step().to_string()),
         ]);
-        // The file's weights are the averaged ones; the run's own weights are part of its state.
+        // The file's weights are the averaged weights. The run's own weights are part of its state.
         self.state.swap_average()?;
         let weights = weights::distinct(self.model);
         let snapshot = Snapshot::take(weights, state, text, self.config.device);
@@ -37,7 +37,7 @@ impl Run<'_, '_> {
         state.put("run", &self.identity())?;
         state.put("plan", &self.plan)?;
         state.put("initial_rates", &self.initial_rates())?;
-        state.put("courses", &self.courses()?)?;
+        state.put("courses", &self.rates_digests()?)?;
         state.put("position", &self.position)?;
         let Position { epoch, batch } = self.position;
         if let Some(stream) = self.loader.stream_state(epoch.cast_unsigned(), batch)? {
@@ -55,7 +55,7 @@ impl Run<'_, '_> {
         }
         state.put("lr", &steps.lr)?;
         state.put("validated", &self.validated.map(|(_, position)| position))?;
-        // The elapsed time is part of the state only if the run ends by time.
+        // The elapsed time is saved only if the run has a time limit.
         if self.config.loops.max_time.is_some() {
             state.put("trained_for", &self.trained_for().as_secs_f64())?;
         }

@@ -1,5 +1,6 @@
-//! Saving and resuming a run: [what is saved](contents), [when](save), the thread that [writes](write)
-//! files, and [resuming](resume). The format of the file is [`checkpoint`](crate::checkpoint).
+//! Saves and resumes a run: [what is saved](contents), [when](save), the thread that
+//! [writes](write) files, and [resuming](resume). [`checkpoint`](crate::checkpoint) defines the
+//! format of the file.
 
 mod contents;
 mod resume;

@@ -1,4 +1,4 @@
-//! Resuming a saved run, and the settings that may differ from when it was saved.
+//! Resumes a saved run, and defines the settings in which it may differ from the saved run.
 
 use std::{
     path::Path,
@@ -29,7 +29,7 @@ pub(in crate::trainer) const MEMORY: &str = "memory";
 /// The number of intervals over which two schedules are compared.
 const HORIZON: i64 = 10_000;
 
-/// The intervals whose rates a file stores as a digest.
+/// The number of intervals whose rates a file stores as a digest.
 const DIGEST_INTERVALS: usize = 1000;
 
 /// Entries that older files do not have.
@@ -41,7 +41,7 @@ const NEWER: [&str; 5] = [
     "skipped_step_advances",
 ];
 
-/// A setting in which a resumed run may differ from the saved one.
+/// A setting in which a resumed run may differ from the saved run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -52,7 +52,8 @@ pub enum Change {
     /// The number of epochs or steps. A schedule that depends on it continues at its position in the new
     /// schedule.
     Epochs,
-    /// The batch size and the batches per step. An epoch continues after the same number of examples.
+    /// The batch size and the number of batches per step. An epoch continues after the same number
+    /// of examples.
     BatchSize,
     /// The data. A partial epoch starts again with the new examples.
     Data,
@@ -69,7 +70,8 @@ named!(Change, "change", {
 });
 
 impl Run<'_, '_> {
-    /// The properties that must be equal for a run to continue with the same numbers.
+    /// Returns the properties of the run. They must be equal for a resumed run to continue with the
+    /// same numbers.
     pub(in crate::trainer) fn identity(&self) -> Map<String, Value> {
         let config = self.config;
         let freeze = config.optimization.freeze.iter().map(Freeze::to_string);
@@ -141,7 +143,7 @@ impl Run<'_, '_> {
             Ok(frozen) if frozen.len() == self.freezing.holding().len() => {
                 self.freezing.hold(frozen)
             }
-            // Files from before unfreezing existed have no such entry.
+            // Files of older versions, without unfreezing, have no such entry.
             _ => {}
         }
         self.state.optim.extend()?;
@@ -160,7 +162,7 @@ impl Run<'_, '_> {
         self.state.optim.scaler.load_state(scaler).map_err(at)?;
         for callback in self.observers.callbacks.0.iter_mut() {
             let part = state.part(&format!("callback/{}", callback.name()));
-            // A callback that the saved run did not have starts without state.
+            // A callback that the saved run did not have starts without a saved state.
             if !part.is_empty() {
                 callback.load_state(&part).map_err(at)?;
             }
@@ -173,7 +175,7 @@ impl Run<'_, '_> {
         random.restore(device)?;
         self.state.lr = lr;
         self.state.set_parts(parts);
-        // With another memory budget, the choice is made again.
+        // If the memory budget differs, the choice is made again.
         self.state.memory = plan.filter(|plan| Some(plan.budget) == self.config.memory.budget);
         (self.position, self.observers.log) = (position, log);
         for change in changed {
@@ -185,7 +187,7 @@ impl Run<'_, '_> {
         Ok(position)
     }
 
-    /// The initial rates of all optimizers, before any schedule.
+    /// Returns the initial rates of all optimizers, before any schedule.
     pub(in crate::trainer) fn initial_rates(&self) -> Vec<Vec<Rates>> {
         let scheduled = self.state.optim.scheduled.iter();
         scheduled.map(|scheduled| scheduled.initial_rates().to_vec()).collect()
@@ -196,8 +198,8 @@ impl Run<'_, '_> {
         scheduled.map(|scheduled| scheduled.optimizer.fixed_options()).collect()
     }
 
-    /// The first rates of the schedules, as one number per optimizer.
-    pub(in crate::trainer) fn courses(&self) -> Result<Vec<Option<u64>>> {
+    /// Returns a digest of the first rates of each optimizer's schedule.
+    pub(in crate::trainer) fn rates_digests(&self) -> Result<Vec<Option<u64>>> {
         self.state
             .optim
             .scheduled
@@ -206,8 +208,8 @@ impl Run<'_, '_> {
             .collect()
     }
 
-    /// The settings in which this run differs from the saved one. Differences that `with` does not allow
-    /// are errors.
+    /// Returns the settings in which this run differs from the saved run. Differences that `with`
+    /// does not allow are errors.
     fn changes(&mut self, state: &State, with: &[Change]) -> Result<Vec<Change>> {
         let mut changed = Vec::new();
         let mut differs = |what: &str, there: &Value, here: &Value, by: Option<Change>| match by {
@@ -220,7 +222,8 @@ impl Run<'_, '_> {
             by => Err(Error::config(format!(
                 "saved by a run whose {what} is {there}, but here it is {here}: {}",
                 match by {
-                    // Weights of other sizes would not fit.
+                    // A hyperparameter that is an integer may be a size, and changing it would
+                    // change the sizes of weights.
                     Some(Change::Lr) if here.is_i64() =>
                         "make them equal, or, if it belongs to the \
                              schedule, allow the change (resume_with, --resume-with lr)"
@@ -236,7 +239,7 @@ impl Run<'_, '_> {
         let saved: Map<String, Value> = state.get("run")?;
         let no_freeze = Value::Array(Vec::new());
         for (name, here) in self.identity() {
-            // Files from before freezing existed have no such entry.
+            // Files of older versions, without freezing, have no such entry.
             let nothing = if name == "freeze" { &no_freeze } else { &Value::Null };
             if NEWER.contains(&name.as_str()) && !saved.contains_key(&name) {
                 continue;
@@ -270,11 +273,12 @@ impl Run<'_, '_> {
         }
         let plan = state.get::<TrainingPlan>("plan");
         if let (Ok(plan), Ok(there)) = (&plan, state.get::<Vec<Option<u64>>>("courses")) {
-            // The schedules that this code would have built in the saved run.
+            // The schedules that this code would have built for the saved run.
             let schedules = self.model.configure_optimizers(plan)?.into_schedules();
             let here = self.state.optim.scheduled.iter().zip(schedules);
-            let here =
-                here.map(|(one, schedule)| one.course_under(schedule.as_deref(), DIGEST_INTERVALS));
+            let here = here.map(|(one, schedule)| {
+                one.rates_digest_under(schedule.as_deref(), DIGEST_INTERVALS)
+            });
             if there != here.collect::<Result<Vec<_>>>()? {
                 let (there, here) = (Value::from("another one"), Value::from("this code's"));
                 differs("schedule", &there, &here, Some(Change::Lr))?;
@@ -302,7 +306,8 @@ impl Run<'_, '_> {
     }
 }
 
-/// The entries that differ between two maps, with both values; null where a map lacks one.
+/// Returns the entries that differ between two maps, with both values. A value is null if the map
+/// lacks the entry.
 fn different<'v>(
     there: &'v Map<String, Value>,
     here: &'v Map<String, Value>,

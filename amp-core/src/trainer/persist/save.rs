@@ -1,4 +1,4 @@
-//! Saving a run: for its callbacks, and after an error.
+//! Saves a run: for its callbacks, and after an error.
 
 use std::path::PathBuf;
 
@@ -51,7 +51,7 @@ impl Run<'_, '_> {
         (self.observers.emit)(Event::Note { text })
     }
 
-    /// Returns to the state between the last two steps.
+    /// Restores the state between the last two steps.
     fn return_to_step(&mut self) -> Result<()> {
         if self.steps.running() > 0 {
             return Err(Error::config("steps are still running on the device"));

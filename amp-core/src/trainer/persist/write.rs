@@ -23,12 +23,12 @@ pub(in crate::trainer) struct Snapshot {
     weights: Vec<(String, Tensor)>,
     state: Option<State>,
     text: BTreeMap<String, String>,
-    /// On CUDA, the event after the copies, and the stream that waits for it.
+    /// On CUDA, an event after the copies, and the stream that waits for it.
     ready: Option<(CudaEvent, SideStream)>,
 }
 
 impl Snapshot {
-    /// Copies weights and state on their device, which takes a negligible time.
+    /// Copies weights and state on their device, which takes negligible time.
     pub(in crate::trainer) fn take(
         weights: Vec<(String, Tensor)>,
         state: Option<State>,
@@ -65,11 +65,11 @@ enum Job {
     Delete(PathBuf),
 }
 
-/// Writes and deletes checkpoints in order, on a thread of its own. After a failure nothing is deleted.
+/// Writes and deletes checkpoints in order on its own thread. After a failure it deletes nothing.
 #[derive(Default)]
 pub(in crate::trainer) struct Writer {
     worker: Option<Worker>,
-    /// Jobs whose outcome is not known.
+    /// The number of jobs whose outcome is not known.
     pending: usize,
 }
 
@@ -80,7 +80,8 @@ struct Worker {
 }
 
 impl Writer {
-    /// Starts to write a file. Only one file is written at a time: this waits for the previous one.
+    /// Starts writing a file. Only one file is written at a time, so this waits for the previous
+    /// file.
     pub(in crate::trainer) fn write(
         &mut self,
         path: &Path,
@@ -91,15 +92,15 @@ impl Writer {
         Ok(written)
     }
 
-    /// Removes a file after the earlier files are written. It is not an error if the file is missing.
+    /// Deletes a file after the earlier files are written. A missing file is not an error.
     pub(in crate::trainer) fn delete(&mut self, path: PathBuf) -> Result<()> {
         self.send(Job::Delete(path))
     }
 
-    /// Files written since the last call.
+    /// Returns the files written since the last call.
     ///
     /// # Errors
-    /// When one could not be written or deleted.
+    /// When a file could not be written or deleted.
     pub(in crate::trainer) fn written(&mut self) -> Result<Vec<PathBuf>> {
         self.outcomes(|worker| worker.outcomes.try_recv().ok())
     }
@@ -107,7 +108,7 @@ impl Writer {
     /// Waits until all files are written, and returns the files written since the last call.
     ///
     /// # Errors
-    /// When one could not be written or deleted.
+    /// When a file could not be written or deleted.
     pub(in crate::trainer) fn finish(&mut self) -> Result<Vec<PathBuf>> {
         self.outcomes(|worker| worker.outcomes.recv().ok())
     }
@@ -171,11 +172,11 @@ impl Worker {
 }
 
 impl Drop for Worker {
-    /// Finishes the started writes, also if the run ends with an error.
+    /// Finishes the writes that were started, also if the run ends with an error.
     fn drop(&mut self) {
         self.jobs = None;
         if let Some(thread) = self.thread.take() {
-            // A panic was printed by the thread.
+            // The thread has printed its panic, if it had one.
             let _ = thread.join();
         }
     }

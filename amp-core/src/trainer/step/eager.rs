@@ -23,8 +23,8 @@ use crate::{
     probe::Products,
 };
 
-/// One optimizer step: forward and backward → unscale → clip → apply → report. A skipped step changes
-/// nothing, and is repeated if the recovery policy asks for it.
+/// Runs one optimizer step: forward and backward → unscale → clip → apply → report. A skipped step
+/// changes nothing, and is repeated if the recovery policy requires it.
 pub(super) fn step(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
@@ -45,7 +45,7 @@ pub(super) fn step(
             actions.extend(end_batch(state, model, observers, batch, loss, None)?);
         }
     }
-    // Valid until the next change of the weights.
+    // The cast weights are valid until the weights change.
     drop(casts);
     let outcome = loop {
         let scale = state.optim.scaler.scale_value();
@@ -91,12 +91,13 @@ pub(super) fn step(
 struct Ran {
     /// The loss of each batch.
     losses: Vec<Tensor>,
-    /// The logged values of all of them.
+    /// The logged values of all batches.
     log: Log,
 }
 
-/// Writes a note once if accumulated batches cannot compute the loss of one large batch: the loss depends
-/// on the batch as a whole, or the model's own loss leaves targets out of its mean without declaring it.
+/// Writes a note once if accumulated batches cannot compute the loss of one large batch. This is so
+/// if the loss depends on the batch as a whole, or if the model's own loss ignores targets without
+/// declaring the ignored class.
 fn note_windows(
     state: &mut StepState<'_>,
     model: &dyn LightningModule,
@@ -128,8 +129,8 @@ fn note_windows(
     Ok(())
 }
 
-/// Adds the gradients of the batch at this index, its loss and its logged values. On the run's first batch
-/// the dtypes are probed. A batch that does not fit into memory runs in more parts.
+/// Runs the batch at this index: adds its gradients, its loss and its logged values. On the run's
+/// first batch the dtypes are probed. If the batch does not fit into memory, it runs in more parts.
 fn forward_backward(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
@@ -160,8 +161,8 @@ fn forward_backward(
         match attempt() {
             Ok(loss) => break (loss, log),
             Err(error) if !error.is_out_of_memory() => {
-                // An error in the very first batch is the model's; an error in a later batch is about
-                // that batch.
+                // The position is added only to errors of later batches, because an error in the
+                // very first batch is not about that batch.
                 let position = examples.position(at);
                 return Err(match position == Position::default() {
                     true => error,
@@ -184,8 +185,8 @@ fn forward_backward(
     Ok(())
 }
 
-/// Doubles the number of parts per batch, if `error` is a lack of memory and a batch of this length can
-/// be split.
+/// Doubles the number of parts per batch if `error` is an out-of-memory error and a batch of this
+/// length can be split.
 fn halve(
     state: &mut StepState<'_>,
     scope: LossScope,
@@ -203,7 +204,7 @@ fn halve(
         }
         LossScope::Unknown if state.parts == 1 => emit(Event::Note {
             text: "the loss is the model's own: if it compares the examples of a batch with each \
-                   other, as a contrastive loss does, parts of a batch have another loss; declare \
+                   other, as a contrastive loss does, parts of a batch do not have its loss; declare \
                    `of = batch` or `of = examples`, or set memory.micro_batching to false"
                 .to_owned(),
         })?,
@@ -238,8 +239,8 @@ fn run_again(
     Ok(ran)
 }
 
-/// Counts, explains and reports a skipped step, undoes the changes of its passes, and decides what
-/// follows.
+/// Reports and undoes a skipped step: counts and explains it, restores the state before its passes,
+/// and decides what follows.
 fn skip(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,

@@ -12,16 +12,16 @@ use super::{
 };
 use crate::{LightningModule, Result, log::Log, trainer::config::Graph};
 
-/// The executors of a run. All steps in flight belong to one executor.
+/// The executors of a run. All steps in flight belong to the same executor.
 pub(in crate::trainer) struct Steps {
     graph: Option<Replay>,
     direct: Direct,
-    /// Why steps do not run as graphs, if the user may expect graphs.
+    /// The reason why steps do not run as graphs, if the user may expect graphs.
     pub(in crate::trainer) note: Option<String>,
 }
 
 impl Steps {
-    /// Decides how steps of `model` run.
+    /// Decides how the steps of `model` run.
     ///
     /// # Errors
     /// When graphs are required but impossible.
@@ -41,14 +41,15 @@ impl Steps {
         Ok(Self { graph, direct: Direct::new(run), note })
     }
 
-    /// Captures again, after as many steps without a graph as at the start.
+    /// Discards the graph. A new graph is captured after as many steps without a graph as at the
+    /// start.
     pub(in crate::trainer) fn forget_graph(&mut self, state: &StepState<'_>) {
         if let Some(graph) = &mut self.graph {
             graph.forget(state);
         }
     }
 
-    /// Starts a step, or returns its examples if a step in flight has to end first.
+    /// Starts a step, or returns its examples if a step in flight must end first.
     pub(in crate::trainer) fn start(
         &mut self,
         state: &mut StepState<'_>,
@@ -83,17 +84,17 @@ impl Steps {
         }
     }
 
-    /// The number of steps in flight.
+    /// Returns the number of steps in flight.
     pub(in crate::trainer) fn running(&self) -> u64 {
         self.graph.as_ref().map_or(0, Executor::running)
     }
 
-    /// Whether the oldest step has to end before another is started.
+    /// Returns whether the oldest step must end before another can start.
     pub(in crate::trainer) fn is_full(&self, state: &StepState<'_>) -> bool {
         self.direct.is_full(state) || self.graph.as_ref().is_some_and(|graph| graph.is_full(state))
     }
 
-    /// Adds sums that steps kept outside the log to the log, before other code reads or extends it.
+    /// Moves the sums that the graph keeps back to the log, before other code uses the log.
     pub(in crate::trainer) fn release(&mut self, log: &mut Log) -> Result<()> {
         match &mut self.graph {
             Some(graph) => graph.release(log),

@@ -1,12 +1,12 @@
-//! The interface of the executors, each of which runs steps in one way.
+//! The interface of the executors. Each executor runs steps in its own way.
 
 use super::{micro_batches::Examples, observers::Observers, state::StepState};
 use crate::{LightningModule, Result, callback::Action, log::Log};
 
-/// Runs optimizer steps in one way. A step is started on its examples, and ends later, when its outcome
-/// is known. Steps end in the order in which they were started.
+/// Runs optimizer steps. A step starts on its examples, and ends later, when its outcome is known
+/// (applied, skipped or failed). Steps end in the order in which they started.
 pub(in crate::trainer) trait Executor {
-    /// Whether it can start a step on these examples now.
+    /// Returns whether the executor can start a step on these examples now.
     ///
     /// # Errors
     /// When steps must run in this way but cannot.
@@ -27,10 +27,11 @@ pub(in crate::trainer) trait Executor {
         examples: Examples,
     ) -> Result<()>;
 
-    /// The number of steps in flight: started, outcome unknown.
+    /// Returns the number of steps in flight. A step is in flight if it was started and its outcome
+    /// is unknown.
     fn running(&self) -> u64;
 
-    /// Whether the oldest step has to [end](Self::end) before another is started.
+    /// Returns whether the oldest step must [end](Self::end) before another can start.
     fn is_full(&self, state: &StepState<'_>) -> bool;
 
     /// Ends the oldest step in flight; `None` if there is none.
@@ -41,7 +42,7 @@ pub(in crate::trainer) trait Executor {
         observers: &mut Observers<'_, '_>,
     ) -> Result<Option<Ended>>;
 
-    /// Adds sums that steps kept outside the log to the log, before other code reads or extends it.
+    /// Moves the sums that the executor keeps back to the log, before other code uses the log.
     fn release(&mut self, log: &mut Log) -> Result<()>;
 }
 
@@ -54,7 +55,7 @@ pub(in crate::trainer) enum Ended {
         /// The actions that callbacks request.
         actions: Vec<Action>,
     },
-    /// The device skipped the step and the steps started after it. Nothing has changed; their examples
-    /// are to be used again.
+    /// The device skipped the step and the steps started after it. Nothing has changed, and their
+    /// examples must be used again.
     Void(Vec<Examples>),
 }

@@ -1,6 +1,6 @@
-//! Finds where a step stopped being finite.
+//! Finds the first value of a step that was not finite.
 
-use super::{micro_batches::Examples, observers::Emit, rollback::Aside, state::StepState};
+use super::{micro_batches::Examples, observers::Emit, rollback::StateBackup, state::StepState};
 use crate::{
     LightningModule, Result,
     event::Event,
@@ -8,8 +8,9 @@ use crate::{
     provenance::{self, Provenance, Replay},
 };
 
-/// Runs a step again with the same random numbers and with observers, to find the first value that is not
-/// finite. If there is none, emits a note that says so. The state of the training does not change.
+/// Runs a step again with the same random numbers and with observers, to find the first value that
+/// is not finite. If every value is finite, emits a note that says so. The state of the training
+/// does not change.
 pub(super) fn explain(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
@@ -17,7 +18,7 @@ pub(super) fn explain(
     scale: f64,
     emit: &mut Emit<'_>,
 ) -> Result<Option<Provenance>> {
-    let aside = Aside::begin(model, state.policy.device)?;
+    let backup = StateBackup::begin(model, state.policy.device)?;
     // The step's gradients are no longer needed, and the observed passes compute their own.
     state.optim.zero_grad()?;
     state.rollback.restore_random()?;
@@ -31,7 +32,7 @@ pub(super) fn explain(
         parameters: &parameters,
     };
     let found = replay.find(model);
-    aside.end(model)?;
+    backup.end(model)?;
     let (provenance, text) = match found {
         Ok(Some(found)) => return Ok(Some(found)),
         Ok(None) => (None, provenance::unexplained(None)),

@@ -28,9 +28,9 @@ pub(super) struct Passes<'p> {
 }
 
 impl Passes<'_> {
-    /// Adds the gradients of `share` of the batch's loss to the parameters' gradients, and returns the
-    /// batch's loss, detached. A batch in parts is processed part by part; its loss is the weighted mean of
-    /// the parts' losses.
+    /// Adds the gradients of `share` times the batch's loss to the parameters' gradients. Returns
+    /// the batch's loss, detached. A batch in parts is processed part by part; its loss is the
+    /// weighted mean of the parts' losses.
     pub(super) fn run(
         &mut self,
         model: &mut dyn LightningModule,
@@ -45,7 +45,8 @@ impl Passes<'_> {
         let mut whole: Option<Tensor> = None;
         for (part, fraction) in &parts {
             let loss = self.run_part(model, part, share * fraction, index, log)?;
-            // If no target of a part counts, its loss is a mean over nothing, NaN.
+            // If all targets of a part are ignored, its loss is a mean over no elements, which is
+            // NaN.
             let loss = match *fraction {
                 0.0 => loss.f_zeros_like()?,
                 fraction => loss.f_mul_scalar(fraction)?,
@@ -74,7 +75,7 @@ impl Passes<'_> {
         };
         self.profiler.lap(Phase::Forward)?;
         let scaled = match share {
-            // It contributes no gradient.
+            // A part without targets contributes no gradient.
             0.0 => None,
             1.0 => Some(self.scaler.scale(&value)?),
             share => Some(self.scaler.scale(&value.f_mul_scalar(share)?)?),

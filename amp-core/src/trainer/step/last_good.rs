@@ -1,4 +1,4 @@
-//! The last good state of a run, for a later return.
+//! The last good state of a run, which recovery can restore.
 
 use tch::Tensor;
 
@@ -11,17 +11,18 @@ use crate::{
     trainer::config::{NonFinite, TrainerConfig},
 };
 
-/// The last good state of a run: weights, buffers, optimizers, schedules.
+/// The last good state of a run: weights, buffers, optimizers and schedules.
 pub(super) struct LastGood {
     applied: u64,
     tensors: Vec<Tensor>,
     optimizers: Vec<State>,
-    /// Whether it was restored before.
+    /// Whether the state was restored before.
     used: bool,
 }
 
 impl LastGood {
-    /// Whether a state is kept after this number of applied steps; `exists` if one was kept before.
+    /// Returns whether a state is kept after this number of applied steps. `exists` tells whether a
+    /// state was kept before.
     pub(super) fn is_due(config: &TrainerConfig, exists: bool, applied: u64) -> bool {
         config.recovery.on_non_finite == NonFinite::RestoreLastGood
             && (!exists || applied.is_multiple_of(config.recovery.keep_good_every_n_steps))
@@ -44,13 +45,13 @@ impl LastGood {
         })
     }
 
-    /// Whether returning to it can help a run with this number of applied steps: not twice without an
-    /// applied step in between.
+    /// Returns whether restoring the state can help a run with this number of applied steps. It
+    /// does not help twice without an applied step in between.
     pub(super) fn helps(&self, applied: u64) -> bool {
         !self.used || applied > self.applied
     }
 
-    /// Restores it and returns the number of steps that were applied then.
+    /// Restores the state and returns its number of applied steps.
     pub(super) fn restore(
         &mut self,
         model: &dyn LightningModule,
@@ -66,7 +67,7 @@ impl LastGood {
         Ok(self.applied)
     }
 
-    /// Bytes of its tensors.
+    /// Returns the number of bytes of the kept tensors.
     pub(super) fn bytes(&self) -> u64 {
         let states = self.optimizers.iter().flat_map(State::tensors).map(|(_, tensor)| tensor);
         self.tensors.iter().chain(states).map(tensor_bytes).sum()

@@ -1,4 +1,4 @@
-//! Updates below the spacing of 16-bit weights, which therefore change nothing.
+//! Detects updates that are smaller than the spacing of 16-bit weights, and so change nothing.
 
 use tch::{Kind, Tensor};
 
@@ -13,25 +13,26 @@ use crate::{
     trainer::config::TrainerConfig,
 };
 
-/// The share of lost updates from which a note is written.
+/// The fraction of lost updates from which on a note is written.
 const MANY: f64 = 0.25;
 
-/// The number of elements of each parameter that are checked, few enough to need no memory.
+/// The number of elements of each parameter that are checked. It is small enough to need little
+/// memory.
 const SAMPLE: i64 = 1024;
 
-/// Some elements of each 16-bit weight before a step.
+/// Sampled elements of each 16-bit weight before a step.
 pub(super) struct Before(Vec<(Tensor, Tensor)>);
 
-/// Whether updates can be lost in such a run.
+/// Returns whether updates can be lost in a run with these options.
 fn may_be_lost(config: &TrainerConfig, precision: Precision) -> bool {
     let narrow = matches!(precision.storage(), Kind::Half | Kind::BFloat16);
     narrow && config.numerics.weight_update == WeightUpdate::RoundToNearest
 }
 
 impl StepState<'_> {
-    /// Whether the step after those in flight is checked: the first, tenth, hundredth and so on, until
-    /// lost updates are found. Schedules often begin with a tiny rate, so the first step alone is not
-    /// decisive.
+    /// Returns whether the next step after the steps in flight is checked: the first, tenth,
+    /// hundredth and so on, until lost updates are found. Schedules often begin with a tiny rate,
+    /// so the first step alone is not enough.
     pub(super) fn looks_for_lost_updates(&self, in_flight: u64) -> bool {
         let step = self.counts.applied + in_flight + 1;
         let power = 10_u64.checked_pow(step.ilog10()).is_some_and(|power| power == step);
@@ -42,7 +43,7 @@ impl StepState<'_> {
             && (step > 1 || !scheduled)
     }
 
-    /// The current weights, if the step is checked.
+    /// Returns the current weights, if the step is checked.
     pub(super) fn weights_before(&self) -> Result<Option<Before>> {
         if !self.looks_for_lost_updates(0) {
             return Ok(None);
@@ -60,7 +61,7 @@ impl StepState<'_> {
         Ok(Some(Before(pairs.collect::<Result<_>>()?)))
     }
 
-    /// The note about an applied step that lost many updates.
+    /// Checks an applied step, and returns a note if it lost many updates.
     pub(super) fn lost_updates(&mut self, before: &Before) -> Result<Option<String>> {
         let (mut lost, mut all) = (0.0, 0.0);
         for (weight, before) in &before.0 {
@@ -81,7 +82,7 @@ impl StepState<'_> {
         let kind = dtype_name(self.policy.precision.storage());
         Ok(Some(format!(
             "{:.0} % of the weights with a gradient did not move in step {} at the rate {:.2e}: the \
-             updates are finer than {kind}'s spacing and are lost; --weight-update master-weights or, for \
+             updates are smaller than {kind}'s spacing and are lost; --weight-update master-weights or, for \
              bfloat16, stochastic-rounding keeps them",
             100.0 * lost / all,
             self.counts.applied,

@@ -22,7 +22,7 @@ use crate::{
     probe::Products,
 };
 
-/// Lets the model execute the step on its one batch.
+/// Lets the model execute the step on its only batch.
 pub(super) fn step(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,

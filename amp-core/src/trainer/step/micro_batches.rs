@@ -9,44 +9,46 @@ pub(in crate::trainer) struct Examples {
     /// The first batch's position.
     pub(super) start: Position,
     pub(in crate::trainer) batches: Vec<AnyBatch>,
-    /// The factor of each batch's loss. With these factors the sum of losses is a mean over the step's
-    /// examples, whatever the step's length.
+    /// The factor of each batch's loss. With these factors the sum of the losses is a mean over the
+    /// step's examples, for any number of batches in the step.
     pub(super) shares: Vec<f64>,
-    /// Whether the device skipped a step on them, so that it now runs without a graph.
+    /// Whether the device skipped a step on these examples. The step is then repeated without a
+    /// graph.
     pub(super) skipped: bool,
 }
 
 impl Examples {
-    /// Bytes of the batches' tensors.
+    /// Returns the number of bytes of the batches' tensors.
     pub(in crate::trainer) fn bytes(&self) -> u64 {
         self.batches.iter().map(AnyBatch::bytes).sum()
     }
 
-    /// Batches that are weighted by the [weight](LightningModule::loss_weight) of the model's loss on each.
+    /// Takes the batches of a step. They are weighted by the model's
+    /// [weight](LightningModule::loss_weight) of the loss on each.
     pub(in crate::trainer) fn new(
         model: &dyn LightningModule,
         start: Position,
         batches: Vec<AnyBatch>,
     ) -> Result<Self> {
         let shares = match batches.as_slice() {
-            // Reads no weights from the device.
+            // For a single batch no weight is read from the device.
             [_] => vec![1.0],
             several => shares(model, several)?,
         };
         Ok(Self { start, batches, shares, skipped: false })
     }
 
-    /// The position of the batch at this index of the step.
+    /// Returns the position of the batch at this index of the step.
     pub(super) fn position(&self, at: usize) -> Position {
         Position { batch: self.start.batch + at as i64, ..self.start }
     }
 
-    /// The batch of the epoch that follows the step.
+    /// Returns the index within the epoch of the first batch after the step.
     pub(super) fn next_batch(&self) -> i64 {
         self.start.batch + self.batches.len() as i64
     }
 
-    /// The first part of the first batch.
+    /// Returns the first part of the first batch.
     pub(super) fn first_part(&self, parts: i64) -> Result<AnyBatch> {
         let Some(batch) = self.batches.first() else { return Err(no_examples()) };
         match batch.split(parts)? {
@@ -55,8 +57,8 @@ impl Examples {
         }
     }
 
-    /// The parts of the batches, each with the factor of its loss. Parts with weight 0 contribute no
-    /// gradient and are left out.
+    /// Returns the parts of the batches, each with the factor of its loss. Parts with weight 0
+    /// contribute no gradient and are omitted.
     pub(super) fn in_parts(
         &self,
         model: &dyn LightningModule,
@@ -73,14 +75,15 @@ impl Examples {
         Ok(all)
     }
 
-    /// The losses of the batches with a weight above 0.
+    /// Returns the losses of the batches with a weight above 0.
     pub(super) fn counting(&self, losses: &[Tensor]) -> Vec<Tensor> {
         let pairs = losses.iter().zip(&self.shares).filter(|(_, share)| **share > 0.0);
         pairs.map(|(loss, _)| loss.shallow_clone()).collect()
     }
 }
 
-/// A batch in at most this number of parts, each with its share of the batch's loss; `None` for one part.
+/// Splits a batch into at most this number of parts, each with its share of the batch's loss.
+/// Returns `None` for one part.
 pub(super) fn split(
     model: &dyn LightningModule,
     batch: &AnyBatch,
@@ -91,7 +94,7 @@ pub(super) fn split(
     Ok(Some(parts.into_iter().zip(shares).collect()))
 }
 
-/// The weight of each batch in the mean of all.
+/// Returns the weight of each batch in the mean over all batches.
 fn shares(model: &dyn LightningModule, batches: &[AnyBatch]) -> Result<Vec<f64>> {
     let weights = batches.iter().map(|batch| model.loss_weight(batch));
     let weights = weights.collect::<Result<Vec<_>>>()?;
@@ -105,11 +108,11 @@ fn shares(model: &dyn LightningModule, batches: &[AnyBatch]) -> Result<Vec<f64>>
     if all > 0.0 {
         return Ok(weights.into_iter().map(|weight| weight / all).collect());
     }
-    // All weights are 0: the mean over nothing, as in one large batch.
+    // All weights are 0. The loss is a mean over no targets, as for one large batch.
     Ok(vec![1.0 / batches.len() as f64; batches.len()])
 }
 
-/// Whether every loss is finite. It reads them from the device.
+/// Returns whether every loss is finite. Reads the losses from the device.
 pub(super) fn are_finite(losses: &[Tensor]) -> Result<bool> {
     for loss in losses {
         if loss.f_isfinite()?.f_int64_value(&[])? == 0 {
@@ -119,12 +122,13 @@ pub(super) fn are_finite(losses: &[Tensor]) -> Result<bool> {
     Ok(true)
 }
 
-/// The error for a batch that has no part to run.
+/// Returns the error for a batch without examples.
 pub(super) fn no_examples() -> Error {
     Error::config("a batch without examples")
 }
 
-/// The error for a batch that is too large for memory and whose loss depends on the batch as a whole.
+/// Returns the error for a batch that is too large for memory and whose loss depends on the batch
+/// as a whole.
 pub(in crate::trainer) fn whole_batch_does_not_fit() -> Error {
     Error::config(
         "a batch does not fit into memory, and its loss depends on the batch as a whole, so that \

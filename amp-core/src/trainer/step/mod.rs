@@ -1,10 +1,10 @@
 //! Optimizer steps: examples → forward and backward → unscale → clip → apply → report.
 //!
-//! [`Steps`] decides [how a step runs](eager_or_graph): [operator by operator](eager), as a CUDA [graph],
-//! or as the model's [own step](manual). All share the [state] between steps, the [forward and backward
-//! passes](forward_backward) and the [optimizers' part](optimization), so that they compute the same
-//! numbers. [Recovery](recovery) decides what follows a step that is not finite. The [invariants] of
-//! training are checked however a step runs.
+//! [`Steps`] decides [how a step runs](eager_or_graph): [operator by operator](eager), as a CUDA
+//! [graph], or as the model's [own step](manual). All share the [state] between steps, the [forward
+//! and backward passes](forward_backward) and the [optimization], so that they compute the same
+//! numbers. [Recovery](recovery) decides what follows a step that is not finite. The [invariants]
+//! of training are checked in all cases.
 
 mod direct;
 mod eager;
@@ -40,7 +40,7 @@ pub(super) use self::{
     micro_batches::{Examples, whole_batch_does_not_fit},
     observers::{Callbacks, Emit, Observers},
     optimization::{Optimization, full_gradients_note},
-    rollback::Aside,
+    rollback::StateBackup,
     run_length::Length,
     state::{Counts, StepState},
 };

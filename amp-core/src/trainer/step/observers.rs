@@ -1,5 +1,5 @@
-//! The observers of a run: callbacks in the order in which they were added, the receiver of events, the
-//! log.
+//! The observers of a run: callbacks in the order in which they were added, the receiver of events,
+//! and the log.
 
 use std::collections::HashSet;
 

@@ -1,4 +1,4 @@
-//! The part of a step that handles gradients: unscale, clip, apply.
+//! The part of a step that processes gradients: unscale, clip, apply.
 
 use tch::Tensor;
 
@@ -19,9 +19,9 @@ pub(in crate::trainer) struct Optimization<'a> {
     config: &'a TrainerConfig,
     pub(in crate::trainer) scheduled: Vec<Scheduled>,
     pub(in crate::trainer) scaler: GradScaler,
-    /// While it exists, gradients may have 16 bits.
+    /// A guard: while it exists, gradients may have 16 bits.
     narrow: Option<NarrowGradients>,
-    /// The access to steps that observers need.
+    /// The closest access to steps that an observer needs.
     pub(in crate::trainer) access: StepAccess,
 }
 
@@ -47,17 +47,18 @@ impl<'a> Optimization<'a> {
         Ok(Self { config, scheduled, scaler, narrow, access })
     }
 
-    /// From now on gradients are kept in f32.
+    /// Keeps gradients in f32 from now on.
     pub(in crate::trainer) fn keep_full_gradients(&mut self) {
         self.narrow = None;
     }
 
-    /// The loss scale; `None` if the precision has none.
+    /// Returns the loss scale; `None` if the precision has none.
     pub(in crate::trainer) fn scale(&self) -> Option<f64> {
         self.scaler.is_enabled().then(|| self.scaler.scale_value())
     }
 
-    /// The rate of the first optimizer's first group, the only one that a progress line shows.
+    /// Returns the rate of the first optimizer's first group, which is the rate that a progress
+    /// line shows.
     pub(in crate::trainer) fn lr(&self) -> f64 {
         self.scheduled.first().map_or(0.0, |first| first.optimizer.rates()[0].lr)
     }
@@ -71,12 +72,12 @@ impl<'a> Optimization<'a> {
         self.scheduled.iter_mut().try_for_each(|scheduled| scheduled.optimizer.extend_state())
     }
 
-    /// Whether a hook reads the gradients before they are clipped.
+    /// Returns whether a hook reads the gradients before they are clipped.
     pub(in crate::trainer) fn is_watched(&self) -> bool {
-        matches!(self.access, StepAccess::Within(_))
+        matches!(self.access, StepAccess::InStep(_))
     }
 
-    /// The unscaled gradients of each optimizer, for hooks.
+    /// Returns the unscaled gradients of each optimizer, for hooks.
     pub(in crate::trainer) fn unscale(&mut self) -> Result<Vec<Gradients<Unscaled>>> {
         let mut gradients = Vec::with_capacity(self.scheduled.len());
         for scheduled in &self.scheduled {
@@ -105,18 +106,19 @@ impl<'a> Optimization<'a> {
         gradients.into_iter().map(clip).collect()
     }
 
-    /// [`unscale`](Self::unscale) and [`clip`](Self::clip) in as few passes as the optimizers allow, for
-    /// steps in which no hook reads the gradients in between. While a step is `captured`, optimizers that
-    /// step after the graph get unscaled and clipped gradients, because they get no factor.
+    /// Does the work of [`unscale`](Self::unscale) and [`clip`](Self::clip) in as few passes as the
+    /// optimizers allow, for steps in which no hook reads the gradients in between. If the step is
+    /// `captured`, optimizers that step after the graph get no factor, so their gradients are
+    /// already unscaled and clipped.
     pub(in crate::trainer) fn unscale_and_clip(
         &mut self,
         captured: bool,
     ) -> Result<Vec<Gradients<Deferred>>> {
-        // An observer may read gradients after the step; they are unscaled then.
-        let may_defer = matches!(self.access, StepAccess::Late);
+        // An observer may read gradients after the step; they must be unscaled then.
+        let may_defer = matches!(self.access, StepAccess::Deferred);
         let limit = match self.config.optimization.gradient_clip {
             Some(Clip::Norm(limit)) => Some(limit),
-            // A factor also divides by the loss scale.
+            // The factor also divides by the loss scale.
             None if self.scaler.is_enabled() => Some(f64::INFINITY),
             _ => None,
         };
@@ -167,7 +169,8 @@ impl<'a> Optimization<'a> {
                 scheduled.advance(Interval::Step, &[])?;
             }
         }
-        // Once, after all of them: their gradients come from one backward pass with one scale.
+        // The scale is updated once, after all optimizers, because their gradients come from one
+        // backward pass with one scale.
         self.scaler.update()?;
         Ok(outcome)
     }
@@ -197,8 +200,8 @@ impl<'a> Optimization<'a> {
         self.scheduled.iter_mut().try_for_each(|scheduled| scheduled.optimizer.write_rates())
     }
 
-    /// Advances the schedules that advance by epochs; `logged` are the epoch's values. A schedule whose
-    /// monitored value is reported at other moments advances then.
+    /// Advances the schedules that advance by epochs. `logged` are the epoch's values. A schedule
+    /// whose monitored value is reported at other moments advances at those moments.
     pub(in crate::trainer) fn end_epoch(
         &mut self,
         logged: &[Logged],
@@ -219,7 +222,7 @@ impl<'a> Optimization<'a> {
     }
 }
 
-/// Refuses a backward pass that has reached no parameter.
+/// Returns an error if the backward pass reached no parameter.
 fn some<S>(gradients: Vec<Gradients<S>>) -> Result<Vec<Gradients<S>>> {
     match gradients.is_empty() {
         true => Err(Error::Scaler(
@@ -238,7 +241,7 @@ fn has(logged: &[Logged], name: &str) -> bool {
     logged.iter().any(|logged| logged.name == name)
 }
 
-/// Whether the run requests 16-bit gradients and can have them.
+/// Returns whether the run requests 16-bit gradients and supports them.
 fn keeps_16_bit_gradients(config: &TrainerConfig) -> bool {
     requests_16_bit_gradients(config) && full_gradients_note(config).is_none()
 }
@@ -248,7 +251,7 @@ fn requests_16_bit_gradients(config: &TrainerConfig) -> bool {
         && config.precision.autocast().is_some()
 }
 
-/// Why gradients are kept in f32 in a run that requests 16 bits.
+/// Returns the reason why gradients are kept in f32 in a run that requests 16 bits.
 pub(in crate::trainer) fn full_gradients_note(config: &TrainerConfig) -> Option<String> {
     let why = match (config.device.is_cuda(), config.optimization.accumulate_grad_batches) {
         _ if !requests_16_bit_gradients(config) => return None,

@@ -1,5 +1,5 @@
-//! Times of a step's phases, on the host and on the device. Nothing waits: on CUDA the ends of phases are
-//! events in the stream, which are read at the end of the epoch.
+//! Times of a step's phases, on the host and on the device. Nothing waits for the device: on CUDA
+//! the ends of phases are events in the stream, which are read at the end of the epoch.
 
 use std::time::Instant;
 
@@ -45,7 +45,7 @@ pub(in crate::trainer) struct Recording {
     epoch: i64,
     batch: i64,
     start: Mark,
-    /// A phase and its end; `None` for a time that belongs to no phase.
+    /// The phases and their ends. `None` is a time that belongs to no phase.
     ends: Vec<(Option<Phase>, Mark)>,
     memory: Option<u64>,
 }
@@ -63,7 +63,7 @@ impl Profiler {
         Self { device, origin: None, running: None, done: Vec::new() }
     }
 
-    /// Begins a step.
+    /// Begins profiling a step.
     pub(in crate::trainer) fn start(&mut self, epoch: i64, batch: i64) -> Result<()> {
         if self.origin.is_none() {
             self.origin = Some(Mark::now(self.device)?);
@@ -73,12 +73,12 @@ impl Profiler {
         Ok(())
     }
 
-    /// Whether a step is being profiled.
+    /// Returns whether a step is being profiled.
     pub(super) fn is_running(&self) -> bool {
         self.running.is_some()
     }
 
-    /// Ends a phase of the step that is being profiled, if one is.
+    /// Ends a phase, if a step is being profiled.
     pub(in crate::trainer) fn lap(&mut self, phase: Phase) -> Result<()> {
         let Some(running) = &mut self.running else { return Ok(()) };
         running.ends.push((Some(phase), Mark::now(self.device)?));
@@ -89,12 +89,12 @@ impl Profiler {
         Ok(())
     }
 
-    /// Pauses the measurement.
+    /// Pauses the profile of a step.
     pub(in crate::trainer) fn suspend(&mut self) -> Option<Recording> {
         self.running.take()
     }
 
-    /// Continues with a step; the time since the pause belongs to no phase.
+    /// Continues the profile of a step. The time since the pause belongs to no phase.
     pub(in crate::trainer) fn resume(&mut self, recording: Option<Recording>) -> Result<()> {
         self.running = recording;
         if let Some(running) = &mut self.running {
@@ -103,12 +103,12 @@ impl Profiler {
         Ok(())
     }
 
-    /// Ends the step.
+    /// Ends the profile of a step.
     pub(in crate::trainer) fn stop(&mut self) {
         self.done.extend(self.running.take());
     }
 
-    /// The profiles since the last call. Waits for the device.
+    /// Returns the profiles since the last call. Waits for the device.
     pub(in crate::trainer) fn take(&mut self) -> Result<Vec<Profile>> {
         let Some(origin) = &self.origin else { return Ok(Vec::new()) };
         let read = |recording: Recording| -> Result<Profile> {

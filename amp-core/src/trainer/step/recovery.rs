@@ -10,7 +10,7 @@ use crate::{
     trainer::config::{AtFloor, NonFinite, ScaleFloor},
 };
 
-/// The examples of the next step.
+/// The examples on which the next step runs.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next {
     /// The next examples.
@@ -19,7 +19,7 @@ pub(super) enum Next {
     Again,
 }
 
-/// What follows a skipped step.
+/// The decision after a skipped step.
 enum Remedy {
     Nothing,
     /// The loss scale was lowered: the same examples run again.
@@ -30,7 +30,8 @@ enum Remedy {
     End(Error),
 }
 
-/// Decides what follows a skipped step on batches with these losses, and executes it.
+/// Decides what follows a skipped step, and executes the decision. `losses` are the losses of the
+/// step's batches.
 pub(super) fn recover(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
@@ -55,7 +56,7 @@ pub(super) fn recover(
             Ok(Next::GoOn)
         }
         Remedy::FallBackToBf16 => {
-            // The weights are f32 in both precisions, so that only the casts change.
+            // The weights are f32 in both precisions, so only the casts change.
             state.set_precision(model, Precision::Bf16Mixed)?;
             state.counts.consecutive_skips = 0;
             state.report_recovery(Recovery::FellBack { precision: Precision::Bf16Mixed }, emit)?;
@@ -103,7 +104,7 @@ fn restore_last_good(
     emit: &mut Emit<'_>,
 ) -> Result<()> {
     let applied = state.counts.applied;
-    // Returning again only helps if steps were applied in between.
+    // Restoring a state again helps only if steps were applied in between.
     let Some(good) = state.good.as_mut().filter(|good| good.helps(applied)) else {
         return Err(not_finite(state, skipped));
     };

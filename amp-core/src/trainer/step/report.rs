@@ -10,8 +10,8 @@ use crate::{
     precision::StepOutcome,
 };
 
-/// Calls the hooks that follow the batch at this index of the step, with the step's outcome after its last
-/// batch, and reports the batch.
+/// Calls the hooks that follow the batch at this index of the step, and reports the batch. After
+/// the last batch the hooks get the step's outcome.
 pub(super) fn end_batch(
     state: &StepState<'_>,
     model: &mut dyn LightningModule,

@@ -12,22 +12,22 @@ use crate::{
     state::State,
 };
 
-/// Random numbers and the model's own state before passes that must have no effect.
-pub(in crate::trainer) struct Aside {
+/// The random numbers and the model's own state before passes that must have no effect.
+pub(in crate::trainer) struct StateBackup {
     device: Device,
     own: State,
     random: RandomState,
 }
 
-impl Aside {
-    /// Keeps the current state.
+impl StateBackup {
+    /// Saves the current state.
     pub(in crate::trainer) fn begin(model: &dyn LightningModule, device: Device) -> Result<Self> {
         let mut own = State::default();
         model.on_save_checkpoint(&mut own)?;
         Ok(Self { device, own: own.copied()?, random: RandomState::read(device)? })
     }
 
-    /// Restores the kept state.
+    /// Restores the saved state.
     pub(in crate::trainer) fn end(&self, model: &mut dyn LightningModule) -> Result<()> {
         if !self.own.is_empty() {
             model.on_load_checkpoint(&self.own)?;
@@ -45,47 +45,47 @@ impl Aside {
 pub(super) struct Rollback {
     device: Device,
     buffers: Kept,
-    /// Present while a step runs.
-    aside: Option<Aside>,
+    /// The backup, which exists while a step runs.
+    backup: Option<StateBackup>,
 }
 
 impl Rollback {
-    /// For the buffers of `model`, which is already on its device, and the parameters that its forward pass
-    /// changes.
+    /// Prepares backups of the buffers of `model`, which is already on its device, and of the
+    /// parameters that its forward pass changes.
     pub(super) fn new(model: &dyn LightningModule, device: Device) -> Result<Self> {
         let tensors = named_tensors(model).into_iter();
         let buffers = tensors.filter(|(_, _, role)| *role == Role::Buffer);
         let buffers = buffers.map(|(_, tensor, _)| tensor);
         let changed = changed_in_forward(model).into_iter().map(|parameter| parameter.tensor);
         let buffers = Kept::new(buffers.chain(changed).collect(), 1)?;
-        Ok(Self { device, buffers, aside: None })
+        Ok(Self { device, buffers, backup: None })
     }
 
-    /// Keeps the current state.
+    /// Saves the current state.
     pub(super) fn keep(&mut self, model: &dyn LightningModule) -> Result<()> {
         self.buffers.keep(0)?;
-        self.aside = Some(Aside::begin(model, self.device)?);
+        self.backup = Some(StateBackup::begin(model, self.device)?);
         Ok(())
     }
 
-    /// Restores the kept state during the step.
+    /// Restores the saved state during the step.
     pub(super) fn restore(&self, model: &mut dyn LightningModule) -> Result<()> {
-        let Some(aside) = &self.aside else { return Ok(()) };
+        let Some(backup) = &self.backup else { return Ok(()) };
         self.buffers.restore(0)?;
-        aside.end(model)
+        backup.end(model)
     }
 
-    /// Ends the step: its changes stay.
+    /// Ends the step and keeps its changes.
     pub(super) fn end(&mut self) {
-        self.aside = None;
+        self.backup = None;
     }
 
     /// Restores the random generators.
     pub(super) fn restore_random(&self) -> Result<()> {
-        self.aside.as_ref().map_or(Ok(()), Aside::restore_random)
+        self.backup.as_ref().map_or(Ok(()), StateBackup::restore_random)
     }
 
-    /// Bytes of the kept buffers.
+    /// Returns the number of bytes of the kept buffers.
     pub(super) fn bytes(&self) -> u64 {
         self.buffers.bytes()
     }

@@ -1,4 +1,4 @@
-//! The length of a run, and the part that is done.
+//! The length of a run, and its completed fraction.
 
 use crate::optim::TrainingPlan;
 
@@ -10,7 +10,7 @@ pub(in crate::trainer) struct Length {
 }
 
 impl Length {
-    /// The part of the run, from 0 to 1, that is done after this batch.
+    /// Returns the completed fraction of the run, from 0 to 1, after this batch.
     pub(super) fn done(&self, epoch: i64, batch: i64, global_step: u64) -> f64 {
         let TrainingPlan { max_epochs, estimated_stepping_batches } = self.plan;
         let per_epoch = self.batches_per_epoch as f64;
@@ -31,12 +31,12 @@ mod tests {
             batches_per_epoch: 10,
             plan: TrainingPlan { max_epochs: 2, estimated_stepping_batches: steps },
         };
-        // Two batches make a step.
+        // Two batches form a step.
         assert_eq!(length(10).done(0, 0, 0), 0.05);
         assert_eq!(length(10).done(0, 9, 5), 0.5);
-        // Without the skipped steps.
+        // Skipped steps are not counted.
         assert_eq!(length(10).done(1, 9, 7), 1.0);
-        // Ended by its number of steps.
+        // The run has reached its largest number of steps.
         assert_eq!(length(4).done(0, 3, 2), 0.5);
         assert_eq!(length(4).done(0, 8, 4), 1.0);
     }

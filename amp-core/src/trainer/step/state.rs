@@ -29,25 +29,25 @@ pub(in crate::trainer) struct Counts {
     pub(in crate::trainer) applied: u64,
     /// Skipped steps.
     pub(in crate::trainer) skipped: u64,
-    /// Applied and skipped steps, and steps that were rolled back later.
+    /// Applied and skipped steps, including steps that were undone later.
     pub(in crate::trainer) attempts: u64,
-    /// Skipped steps since the last applied one.
+    /// Skipped steps since the last applied step.
     pub(super) consecutive_skips: u64,
 }
 
 /// The state between steps.
 pub(in crate::trainer) struct StepState<'a> {
     pub(super) config: &'a TrainerConfig,
-    /// The configured policy, until the run falls back to another precision.
+    /// The configured policy, or the policy of the precision to which the run fell back.
     pub(super) policy: Policy,
     /// The context of training passes.
     pub(super) context: Context,
     pub(in crate::trainer) optim: Optimization<'a>,
     pub(super) length: Length,
     pub(in crate::trainer) counts: Counts,
-    /// Steps of this process that ran without a graph.
+    /// The number of steps of this process that ran without a graph.
     pub(super) eager: u64,
-    /// Steps of this process that were replayed as a graph.
+    /// The number of steps of this process that ran as a graph.
     pub(in crate::trainer) replayed: u64,
     pub(super) rollback: Rollback,
     /// The number of parts in which a batch runs.
@@ -56,20 +56,20 @@ pub(in crate::trainer) struct StepState<'a> {
     pub(super) does_more: bool,
     /// Whether the dtypes of the first step were reported.
     pub(super) probed: bool,
-    /// Whether the first batches were searched for targets that the model's own loss may leave out.
+    /// Whether the first batches were searched for targets that the model's own loss may ignore.
     pub(super) looked_at_windows: bool,
     /// Whether a note about lost updates of 16-bit weights was written.
     pub(super) told_lost_updates: bool,
-    /// The chosen recomputation, once it was chosen.
+    /// The plan of recomputation, once it was made.
     pub(in crate::trainer) memory: Option<MemoryPlan>,
     pub(in crate::trainer) profiler: Profiler,
-    /// The averages of the weights, if the run keeps them.
+    /// The averages of the weights, if the run keeps averages.
     pub(in crate::trainer) average: Option<Average>,
-    /// The last good state.
+    /// The last good state, for a recovery.
     pub(super) good: Option<LastGood>,
-    /// The rate of the last step.
+    /// The learning rate of the last step.
     pub(in crate::trainer) lr: f64,
-    /// Whether a step is changing the weights, or has changed them and is not reported yet.
+    /// Whether a step is changing the weights, or has changed them and was not reported yet.
     changing: bool,
 }
 
@@ -109,7 +109,8 @@ impl<'a> StepState<'a> {
         })
     }
 
-    /// The number of applied steps and, if skipped steps count as in Lightning, of skipped steps.
+    /// Returns the number of applied steps. If skipped steps count, as in Lightning, they are
+    /// included.
     pub(in crate::trainer) fn global_step(&self) -> u64 {
         let Self { counts, config, .. } = self;
         counts.applied + if config.recovery.skipped_step_advances { counts.skipped } else { 0 }
@@ -119,12 +120,12 @@ impl<'a> StepState<'a> {
         self.policy
     }
 
-    /// Whether the values of the last step are reported.
+    /// Returns whether the values of the last step are reported.
     pub(super) fn is_logged(&self) -> bool {
         self.counts.attempts.is_multiple_of(self.config.logging.log_every_n_steps.cast_unsigned())
     }
 
-    /// Whether the values of the next step are reported, after this number of steps in flight.
+    /// Returns whether the values of the next step after `running` steps in flight are reported.
     pub(super) fn logs_after(&self, running: u64) -> bool {
         let next = self.counts.attempts + running + 1;
         next.is_multiple_of(self.config.logging.log_every_n_steps.cast_unsigned())
@@ -135,7 +136,8 @@ impl<'a> StepState<'a> {
         self.average.as_ref().map_or(Ok(()), Average::swap)
     }
 
-    /// From now on each batch runs in this number of parts, whose gradients are added up.
+    /// Splits each batch into this number of parts from now on, and adds up the gradients of the
+    /// parts.
     pub(in crate::trainer) fn set_parts(&mut self, parts: i64) {
         self.parts = parts;
         if parts > 1 {
@@ -143,7 +145,7 @@ impl<'a> StepState<'a> {
         }
     }
 
-    /// The state that a hook can read now.
+    /// Returns the state that a hook can read now.
     pub(in crate::trainer) fn hook<'l>(&'l self, epoch: i64, log: &'l mut Log) -> Hook<'l> {
         Hook {
             epoch,
@@ -155,7 +157,7 @@ impl<'a> StepState<'a> {
         }
     }
 
-    /// The context of a training pass.
+    /// Returns the context of a training pass.
     pub(super) fn new_context(&self) -> Context {
         let context =
             Context::new(self.policy, true).with_overrides(self.config.numerics.overrides.clone());
@@ -165,12 +167,12 @@ impl<'a> StepState<'a> {
         }
     }
 
-    /// The memory budget, if the run has one and no plan for it yet.
+    /// Returns the memory budget, if the run has one and there is no plan for it yet.
     pub(in crate::trainer) fn unplanned_budget(&self) -> Option<u64> {
         self.config.memory.budget.filter(|_| self.memory.is_none())
     }
 
-    /// From now on recomputes the modules that the plan names, and reports the plan.
+    /// Recomputes the modules that the plan names from now on, and reports the plan.
     pub(in crate::trainer) fn follow_memory_plan(
         &mut self,
         plan: MemoryPlan,
@@ -182,7 +184,7 @@ impl<'a> StepState<'a> {
         Ok(())
     }
 
-    /// Continues in another precision, whose weights have the same dtype.
+    /// Continues in another precision whose weights have the same dtype.
     pub(in crate::trainer) fn set_precision(
         &mut self,
         model: &dyn LightningModule,
@@ -195,19 +197,19 @@ impl<'a> StepState<'a> {
         Ok(())
     }
 
-    /// Begins a step: drops the last step's gradients, and keeps the state that a step must not change
-    /// unless it is applied.
+    /// Begins a step: drops the last step's gradients, and saves the state that only an applied
+    /// step may change.
     pub(super) fn begin(&mut self, model: &dyn LightningModule) -> Result<()> {
         self.optim.zero_grad()?;
         self.rollback.keep(model)
     }
 
-    /// Marks that the step begins to change the weights: from now on it cannot be undone.
+    /// Marks that the step begins to change the weights. From then on it cannot be undone.
     pub(in crate::trainer) fn begin_changes(&mut self) {
         self.changing = true;
     }
 
-    /// Ends a step that was reported.
+    /// Ends a step after it was reported.
     pub(in crate::trainer) fn end(&mut self) {
         self.rollback.end();
         self.changing = false;
@@ -228,7 +230,7 @@ impl<'a> StepState<'a> {
         self.rollback.restore(model)
     }
 
-    /// While the guard lives, casts each weight once for all batches of a step, if there are several
+    /// Casts each weight once for all batches of a step while the guard lives, if there are several
     /// batches.
     pub(super) fn keep_casts(&self) -> Result<Option<KeptCasts>> {
         let several = self.config.optimization.accumulate_grad_batches > 1 || self.parts > 1;
@@ -236,7 +238,7 @@ impl<'a> StepState<'a> {
         casts.then(KeptCasts::keep).transpose()
     }
 
-    /// Passes over batches, in the context of training.
+    /// Returns the context of passes over batches in training.
     pub(super) fn passes(&mut self) -> Passes<'_> {
         let global_step = self.global_step();
         let Self { policy, context, optim, parts, profiler, .. } = self;
@@ -244,7 +246,7 @@ impl<'a> StepState<'a> {
         Passes { policy, context, scaler: &optim.scaler, parts, global_step, profiler }
     }
 
-    /// Passes over batches, in another context.
+    /// Returns the context of passes over batches with another [`Context`].
     pub(super) fn passes_in<'p>(&'p mut self, context: &'p Context) -> Passes<'p> {
         Passes { context, ..self.passes() }
     }
@@ -287,7 +289,7 @@ impl<'a> StepState<'a> {
         Ok(outcome)
     }
 
-    /// Counts an applied step, and updates what depends on the weights.
+    /// Counts an applied step, and updates everything that depends on the weights.
     pub(super) fn count_applied(&mut self, model: &dyn LightningModule) -> Result<()> {
         self.changing = true;
         self.counts.applied += 1;
@@ -327,8 +329,8 @@ impl<'a> StepState<'a> {
         self.counts.consecutive_skips += 1;
     }
 
-    /// Updates the state after parameters were unfrozen: creates their optimizers' state, and repeats
-    /// measurements and copies that were made without them.
+    /// Updates the state after parameters were unfrozen. Creates their optimizers' state, and
+    /// repeats measurements and copies that were made without them.
     pub(in crate::trainer) fn extend(&mut self, model: &dyn LightningModule) -> Result<()> {
         self.optim.extend()?;
         self.memory = None;
@@ -337,7 +339,7 @@ impl<'a> StepState<'a> {
         self.keep_good(model)
     }
 
-    /// Keeps the current state for a later return, if the run requests that and it is due.
+    /// Keeps the current state for a recovery, if the run requests it and it is due.
     pub(in crate::trainer) fn keep_good(&mut self, model: &dyn LightningModule) -> Result<()> {
         let applied = self.counts.applied;
         if LastGood::is_due(self.config, self.good.is_some(), applied) {
@@ -346,7 +348,7 @@ impl<'a> StepState<'a> {
         Ok(())
     }
 
-    /// Reports the dtypes of the first step, and refuses regions that had no effect.
+    /// Reports the dtypes of the first step, and returns an error for regions that had no effect.
     pub(super) fn report_dtypes(
         &mut self,
         model: &dyn LightningModule,
@@ -364,7 +366,7 @@ impl<'a> StepState<'a> {
         Ok(())
     }
 
-    /// Reports the scale, if it is no longer `before`.
+    /// Reports the loss scale, if it differs from `before`.
     pub(super) fn report_scale(&self, before: f64, emit: &mut Emit<'_>) -> Result<()> {
         match self.optim.scaler.scale_value() {
             same if same == before => Ok(()),
@@ -377,7 +379,7 @@ impl<'a> StepState<'a> {
         emit(Event::Recovered { attempt: self.counts.attempts, recovery })
     }
 
-    /// The report on the last counted attempt.
+    /// Returns the report on the last attempted step, which was skipped.
     pub(super) fn skipped(&self, culprit: Option<String>, scale: f64) -> Skipped {
         Skipped { attempt: self.counts.attempts - 1, culprit, scale, provenance: None }
     }

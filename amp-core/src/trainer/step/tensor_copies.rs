@@ -1,10 +1,10 @@
-//! Copies of tensors' values from before some steps.
+//! Copies of tensors' values before some steps.
 
 use tch::Tensor;
 
 use crate::{Result, ffi, memory::tensor_bytes};
 
-/// Tensors, and copies of their values before each of some steps.
+/// Tensors, and copies of their values before some steps.
 pub(super) struct Kept {
     live: Vec<Tensor>,
     slots: Vec<Vec<Tensor>>,
@@ -16,18 +16,18 @@ impl Kept {
         Ok(Self { slots: (0..slots).map(room).collect::<Result<_>>()?, live })
     }
 
-    /// The copies that keep the current values, as pairs of target and source.
+    /// Returns the copies that save the current values, as pairs of target and source.
     pub(super) fn copies(&self, slot: usize) -> impl Iterator<Item = [&Tensor; 2]> {
         self.slots[slot].iter().zip(&self.live).map(|(kept, live)| [kept, live])
     }
 
-    /// Copies the current values.
+    /// Saves the current values.
     pub(super) fn keep(&self, slot: usize) -> Result<()> {
         let pairs: Vec<_> = self.copies(slot).collect();
         if pairs.is_empty() { Ok(()) } else { ffi::copy_each(&pairs) }
     }
 
-    /// Bytes of the copies.
+    /// Returns the number of bytes of the copies.
     pub(super) fn bytes(&self) -> u64 {
         self.slots.iter().flatten().map(tensor_bytes).sum()
     }

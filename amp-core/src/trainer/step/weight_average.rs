@@ -22,7 +22,7 @@ pub(in crate::trainer) struct Average {
 }
 
 impl Average {
-    /// Averages of the tensors of `model`, which is already on its device.
+    /// Copies the tensors of `model`, which is already on its device, as the first averages.
     pub(super) fn new(model: &dyn LightningModule, averaging: Averaging) -> Result<Self> {
         let (names, live): (Vec<_>, Vec<_>) = weights::distinct(model).into_iter().unzip();
         let shadow = live.iter().map(copy_of).collect::<Result<_>>()?;
@@ -39,7 +39,7 @@ impl Average {
         }
     }
 
-    /// Whether the end of an epoch changes the average.
+    /// Returns whether the average changes at the end of an epoch.
     pub(super) fn follows_epoch(&self, epoch: i64) -> bool {
         matches!(self.averaging, Averaging::Swa { start_epoch } if epoch >= start_epoch)
     }
@@ -55,7 +55,8 @@ impl Average {
         tch::no_grad(|| {
             for (shadow, live) in self.shadow.iter_mut().zip(&self.live) {
                 match is_floating(live.kind()) {
-                    // 16 bits cannot represent small changes; the sum is rounded once.
+                    // 16 bits cannot represent small changes, so the sum is computed in more bits
+                    // and rounded once.
                     true if live.kind() != Kind::Double && live.kind() != Kind::Float => {
                         let wide = shadow.f_to_kind(Kind::Float)?;
                         let moved = wide.f_lerp(&live.f_to_kind(Kind::Float)?, part)?;
@@ -69,7 +70,7 @@ impl Average {
         })
     }
 
-    /// Exchanges the weights and their average, once there is an average.
+    /// Exchanges the weights and their averages, once there are averages.
     pub(super) fn swap(&self) -> Result<()> {
         if self.updates == 0 {
             return Ok(());
@@ -84,12 +85,13 @@ impl Average {
         })
     }
 
-    /// Bytes of the averages.
+    /// Returns the number of bytes of the averages.
     pub(super) fn bytes(&self) -> u64 {
         self.shadow.iter().map(tensor_bytes).sum()
     }
 
-    /// The state for a checkpoint, in addition to the weights of the file, which are the averages.
+    /// Returns the state for a checkpoint. The weights of the file are the averages, so this state
+    /// holds the rest.
     pub(in crate::trainer) fn state(&self) -> Result<State> {
         let mut state = State::default();
         state.put("updates", &self.updates)?;
@@ -99,14 +101,14 @@ impl Average {
         Ok(state)
     }
 
-    /// Restores a saved state. The model has the file's weights, which are the averages.
+    /// Restores a saved state. The model already has the file's weights, which are the averages.
     pub(in crate::trainer) fn load_state(&mut self, state: &State) -> Result<()> {
         self.updates = state.get("updates")?;
         for (name, shadow) in self.names.iter().zip(&self.shadow) {
             let current = state.tensor_like(&format!("current/{name}"), shadow)?;
             tch::no_grad(|| shadow.shallow_clone().f_copy_(current))?;
         }
-        // The file has the weights and the averages exchanged.
+        // In the file, weights and averages are exchanged.
         self.swap()
     }
 }

@@ -18,17 +18,17 @@ use crate::{
     weights,
 };
 
-/// The bytes that a training step holds, by their use. The peak of a step is larger by the temporary memory
-/// of its operators.
+/// The bytes that a training step holds, by their use. The peak of a step is higher, because
+/// operators need temporary memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct StepMemory {
     /// Parameters, in the precision's dtype.
     pub parameters: u64,
     /// Buffers.
     pub buffers: u64,
-    /// Gradients of the parameters that are trained, in the parameters' dtype.
+    /// Gradients of the trained parameters, in the parameters' dtype.
     pub gradients: u64,
-    /// State of the optimizers, including f32 copies of 16-bit weights.
+    /// The state of the optimizers, including f32 copies of 16-bit weights.
     pub optimizer_state: u64,
     /// Averages of parameters and buffers, if the run keeps them.
     pub averages: u64,
@@ -36,12 +36,12 @@ pub struct StepMemory {
     /// and under autocast the 16-bit copies of weights. Layers that are recomputed keep only their inputs.
     /// The batch is measured as a whole, without a memory budget.
     pub activations: u64,
-    /// The batch.
+    /// The tensors of the batch.
     pub batch: u64,
 }
 
 impl StepMemory {
-    /// The sum of all.
+    /// Returns the sum of all bytes.
     pub fn total(&self) -> u64 {
         let Self { parameters, buffers, gradients, optimizer_state, averages, .. } = self;
         parameters
@@ -54,7 +54,8 @@ impl StepMemory {
     }
 }
 
-/// Measures a step under these options. The model is on its device, and its frozen parameters are frozen.
+/// Measures a step with these options. The model is already on its device, and its frozen
+/// parameters are frozen.
 pub(super) fn of(
     model: &mut dyn LightningModule,
     batch: &AnyBatch,
@@ -86,7 +87,8 @@ pub(super) fn of(
     })
 }
 
-/// Bytes that exist after the forward pass and did not exist before it, while the loss lives.
+/// Returns the number of bytes that the forward pass allocates and that still exist while the loss
+/// exists.
 fn activations(
     model: &mut dyn LightningModule,
     batch: &AnyBatch,
@@ -95,7 +97,7 @@ fn activations(
     let policy = config.policy();
     let context =
         Context::new(policy, true).with_overrides(config.numerics.overrides.clone()).again();
-    let meter = MemoryMeter::beside(config.device)?;
+    let meter = MemoryMeter::untracked(config.device)?;
     let loss = {
         let _autocast = policy.autocast()?;
         let mut log = Log::default();

@@ -8,7 +8,7 @@ mod tree;
 use serde::Serialize;
 
 use self::trace::trace;
-use super::{Trainer, freeze::Freezing, step::Aside};
+use super::{Trainer, freeze::Freezing, step::StateBackup};
 use crate::{
     Error, LightningModule, Result, data::DataModule, nn, optim::Storage, precision::Precision,
     random,
@@ -16,7 +16,8 @@ use crate::{
 
 pub use self::{memory::StepMemory, show::show_count, tree::LayerSummary};
 
-/// The layers of a model, and the cost of a training step on one batch. `Display` shows it as a tree.
+/// The layers of a model, and the cost of a training step on one batch.
+/// [`Display`](std::fmt::Display) shows them as a tree.
 ///
 /// ```
 /// use amp_core::prelude::*;
@@ -52,34 +53,36 @@ pub struct ModelSummary {
     pub data: String,
     /// The precision.
     pub precision: Precision,
-    /// Examples of the batch.
+    /// The number of examples of the batch.
     pub batch_size: i64,
     /// The shape of each tensor of the batch, by name.
     pub batch: Vec<(String, Vec<i64>)>,
-    /// The model, then its layers in order of declaration, each before the layers within it.
+    /// The model, followed by its layers in order of declaration. Each layer comes before the
+    /// layers within it.
     pub layers: Vec<LayerSummary>,
-    /// The number of values that the optimizers update.
+    /// The number of parameter elements that the optimizers update.
     pub trainable: i64,
-    /// The number of parameters' values that are frozen at the start of the run.
+    /// The number of parameter elements that are frozen at the start of the run.
     pub frozen: i64,
-    /// The number of values in buffers, such as the running statistics of batch normalization.
+    /// The number of elements in buffers, such as the running statistics of batch norm.
     pub buffers: i64,
-    /// Floating-point operations of the forward pass of one batch, two for each multiplication and its
-    /// addition, as torch.utils.flop_counter counts them: in matrix products, convolutions, attention and
-    /// recurrent layers, not in elementwise operations. Causal attention counts as full attention.
+    /// The number of floating-point operations of the forward pass of one batch, as
+    /// torch.utils.flop_counter counts them. A multiplication with its addition counts as two.
+    /// Matrix products, convolutions, attention and recurrent layers are counted; elementwise
+    /// operations are not. Causal attention counts as full attention.
     pub flops: u64,
     /// The memory of a step.
     pub memory: StepMemory,
 }
 
 impl ModelSummary {
-    /// The layer at this dotted path; the model itself at the empty path.
+    /// Returns the layer at this dotted path; the model itself at the empty path.
     pub fn layer(&self, path: &str) -> Option<&LayerSummary> {
         self.layers.iter().find(|layer| layer.path == path)
     }
 
-    /// The same without layers deeper than `depth`: 0 keeps only the model, 1 its own layers as well.
-    /// Numbers of a layer include the layers within it.
+    /// Removes layers deeper than `depth`: 0 keeps only the model, 1 keeps its own layers too. A
+    /// layer's numbers include the layers within it.
     #[must_use]
     pub fn with_max_depth(mut self, depth: usize) -> Self {
         self.layers.retain(|layer| layer.depth <= depth);
@@ -88,16 +91,16 @@ impl ModelSummary {
 }
 
 impl Trainer<'_> {
-    /// Describes `model`, and a training step on the first batch of `data` under this trainer's options.
-    /// Runs the forward pass and the loss twice, at first without dropout, and no backward pass. Weights,
-    /// buffers and random generators are unchanged afterwards. The model is moved to the policy's device
-    /// and dtype, as by [`fit`](Self::fit).
+    /// Describes `model`, and a training step on the first batch of `data` with this trainer's
+    /// options. It runs the forward pass and the loss twice, the first time without dropout, and no
+    /// backward pass. Weights, buffers and random generators are unchanged afterwards. The model is
+    /// moved to the policy's device and dtype, as by [`fit`](Self::fit).
     ///
-    /// The number of operations does not depend on the device. Memory does: it is measured on the trainer's
-    /// device.
+    /// The number of operations does not depend on the device. The memory does, and is measured on
+    /// the trainer's device.
     ///
     /// # Errors
-    /// When the configuration cannot be used, there is no batch to train on, or the step fails.
+    /// When the configuration is invalid, there is no batch to train on, or the step fails.
     pub fn summary(
         &self,
         model: &mut dyn LightningModule,
@@ -112,7 +115,7 @@ impl Trainer<'_> {
         nn::place(model, policy, &config.numerics.overrides)?;
         nn::parameters_require_gradients(model)?;
         let loader = config.train_loader(data)?;
-        let plan = config.plan(loader.batches().max(1), config.max_epochs);
+        let plan = config.training_plan(&loader);
         let optimizers = model.configure_optimizers(&plan)?;
         let _freezing = Freezing::new(model, &config.optimization.freeze)?;
         let numerics = &config.numerics;
@@ -121,11 +124,11 @@ impl Trainer<'_> {
         let Some(batch) = loader.epoch(0, 0)?.next().transpose()? else {
             return Err(Error::config(format!("`{}` has no batch to train on", data.name)));
         };
-        let aside = Aside::begin(model, config.device)?;
+        let backup = StateBackup::begin(model, config.device)?;
         let traced = trace(model, &batch, config);
-        aside.end(model)?;
+        backup.end(model)?;
         let memory = memory::of(model, &batch, &optimizers, config);
-        aside.end(model)?;
+        backup.end(model)?;
         let (layers, flops) = tree::layers(model, traced?);
         let tensors = tree::Tensors::of(model);
         Ok(ModelSummary {

@@ -1,4 +1,4 @@
-//! The summary as a tree.
+//! Shows the summary as a tree.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use crate::memory::show_bytes;
 
 /// Columns of the tree.
 const COLUMNS: [&str; 6] = ["layer", "type", "input", "output", "parameters", "FLOPs"];
-/// The first column with numbers, which are aligned to the right.
+/// The index of the first column with numbers. Numbers are aligned to the right.
 const NUMBERS: usize = 4;
 
 impl fmt::Display for ModelSummary {
@@ -59,7 +59,7 @@ impl ModelSummary {
         [self.branch(place), kind, shapes(&layer.input), shapes(&layer.output), parameters, flops]
     }
 
-    /// The layer's name after the branches that lead to it.
+    /// Returns the layer's name with the branches of the tree in front of it.
     fn branch(&self, place: usize) -> String {
         let layer = &self.layers[place];
         if layer.depth == 0 {
@@ -101,7 +101,7 @@ impl fmt::Display for StepMemory {
 fn shapes(shapes: &[Vec<i64>]) -> String {
     let shown: Vec<String> = shapes.iter().map(|shape| format!("{shape:?}")).collect();
     match shown.len() {
-        // A cell's state may have many tensors.
+        // The state of a recurrent layer may have many tensors.
         0..=2 => shown.join(" "),
         more => format!("{} +{}", shown[0], more - 1),
     }
@@ -112,7 +112,7 @@ pub fn show_count(count: i64) -> String {
     indicatif::HumanCount(count.cast_unsigned()).to_string()
 }
 
-/// Three digits: `1.81 G`.
+/// Formats three digits: `1.81 G`.
 fn operations(count: u64) -> String {
     const UNITS: [(f64, &str); 5] = [(1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")];
     let count = count as f64;

@@ -1,4 +1,4 @@
-//! The modules of a forward pass, with their shapes and operations.
+//! Records the modules of a forward pass, with their shapes and operations.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -18,9 +18,9 @@ type Shapes = Vec<Vec<i64>>;
 /// The record of a forward pass.
 #[derive(Debug, Default)]
 pub(super) struct Traced {
-    /// In the order in which they began.
+    /// The runs of modules, in the order in which they began.
     pub(super) calls: Vec<Call>,
-    /// Operations of the whole pass, including the loss.
+    /// The number of operations of the whole pass, including the loss.
     pub(super) flops: u64,
 }
 
@@ -31,7 +31,7 @@ pub(super) struct Call {
     pub(super) type_name: &'static str,
     pub(super) input: Shapes,
     pub(super) output: Shapes,
-    /// Its operations, including the modules within it.
+    /// The number of operations of the module, including its inner modules.
     pub(super) flops: u64,
 }
 
@@ -65,13 +65,13 @@ struct Tracer {
 #[derive(Default)]
 struct Seen {
     calls: Vec<Call>,
-    /// Indices of the calls that have not ended.
+    /// The indices of the calls that have not ended.
     open: Vec<usize>,
 }
 
 impl Tracer {
     fn count(&self) -> u64 {
-        // The call copies a number that exists already.
+        // The call only copies an existing number.
         self.counter.read().unwrap_or_default()
     }
 }

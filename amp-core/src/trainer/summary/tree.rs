@@ -1,4 +1,4 @@
-//! A model's layers, as declared and as they ran.
+//! A model's layers: the declared layers and the layers that ran.
 
 use std::collections::HashSet;
 
@@ -12,33 +12,36 @@ use crate::{
     precision::Region,
 };
 
-/// The type of a row that is a parameter.
+/// The type name of a row that shows a parameter.
 const PARAMETER: &str = "Parameter";
+/// The type name of a row that shows a `Vec` of layers.
+const LIST: &str = "List";
 
-/// A layer of a model, or a parameter that stands beside layers rather than in one of torch.nn's: each
-/// parameter of the model itself, and of a layer with layers within it. So a layer's numbers are the sums
-/// of the rows within it.
+/// A layer of a model, or a parameter that belongs to no layer of torch.nn: a parameter of the
+/// model itself, or of a layer that contains layers. A layer's numbers are therefore the sums of
+/// the rows within it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LayerSummary {
-    /// Its dotted path, as in parameters' names; empty for the model itself.
+    /// The layer's dotted path, as in parameter names; empty for the model itself.
     pub path: String,
     /// The nesting depth: the number of layers that contain it.
     pub depth: usize,
-    /// The name of its type, as in `Conv2d`, or `Parameter`; `None` if the forward pass did not run it.
+    /// The name of the layer's type, for example `Conv2d`, or `Parameter`; `List` for a `Vec` whose
+    /// layers run one by one; `None` if the forward pass did not run the layer.
     pub kind: Option<String>,
-    /// How often the forward pass ran it.
+    /// The number of times that the forward pass ran the layer.
     pub calls: u64,
-    /// The shapes of its inputs when it first ran.
+    /// The shapes of the layer's inputs when it first ran.
     pub input: Vec<Vec<i64>>,
-    /// The shapes of its outputs when it first ran; a parameter's own shape.
+    /// The shapes of the layer's outputs when it first ran, or the shape of the parameter.
     pub output: Vec<Vec<i64>>,
-    /// The number of trained values in it and in the layers within it. A parameter that two layers share
-    /// counts for the first.
+    /// The number of trained elements in the layer and in the layers within it. A parameter that
+    /// two layers share counts for the first layer.
     pub trainable: i64,
-    /// The number of frozen values of parameters, counted in the same way.
+    /// The number of frozen parameter elements, counted in the same way.
     pub frozen: i64,
-    /// The number of floating-point operations of all its runs, counted in the same way, as
-    /// [`ModelSummary::flops`](super::ModelSummary::flops).
+    /// The number of floating-point operations of all runs of the layer, including the layers
+    /// within it; see [`ModelSummary::flops`](super::ModelSummary::flops).
     pub flops: u64,
 }
 
@@ -57,7 +60,7 @@ impl LayerSummary {
         }
     }
 
-    /// The last part of its path.
+    /// Returns the last part of the layer's path.
     pub(super) fn name(&self) -> &str {
         self.path.rsplit_once('.').map_or(&self.path, |(_, name)| name)
     }
@@ -72,7 +75,7 @@ impl LayerSummary {
     }
 }
 
-/// The layers, and the operations of the pass.
+/// Returns the layers, and the number of operations of the pass.
 pub(super) fn layers(model: &dyn LightningModule, traced: Traced) -> (Vec<LayerSummary>, u64) {
     let mut declared = Declared {
         layers: vec![LayerSummary::new(String::new(), 0)],
@@ -91,7 +94,8 @@ pub(super) fn layers(model: &dyn LightningModule, traced: Traced) -> (Vec<LayerS
         };
         layers[place].ran(call);
     }
-    // An optional layer that is absent is declared, but has nothing.
+    name_lists(&mut layers);
+    // An absent optional layer is declared, but has no tensors and did not run.
     let keeps: Vec<bool> = layers
         .iter()
         .map(|layer| {
@@ -115,12 +119,28 @@ pub(super) fn layers(model: &dyn LightningModule, traced: Traced) -> (Vec<LayerS
     (layers, traced.flops)
 }
 
-/// The path of the layer around it; `None` for the model.
+/// Sets the type name of each `Vec` whose layers the forward pass ran without running the `Vec`
+/// itself.
+fn name_lists(layers: &mut [LayerSummary]) {
+    for at in 0..layers.len() {
+        let depth = layers[at].depth;
+        let mut within = layers[at + 1..].iter().take_while(|layer| layer.depth > depth);
+        if layers[at].kind.is_none()
+            && within.any(|layer| {
+                layer.depth == depth + 1 && layer.calls > 0 && layer.name().parse::<usize>().is_ok()
+            })
+        {
+            layers[at].kind = Some(LIST.to_owned());
+        }
+    }
+}
+
+/// Returns the path of the layer that contains this path; `None` for the model.
 fn parent_of(path: &str) -> Option<&str> {
     (!path.is_empty()).then(|| path.rsplit_once('.').map_or("", |(parent, _)| parent))
 }
 
-/// Inserts a layer that is not declared, after the layers of its parent.
+/// Inserts a layer that is not declared, after the other layers of its parent.
 fn insert(layers: &mut Vec<LayerSummary>, path: &str) -> usize {
     let parent = parent_of(path).unwrap_or_default();
     let found = layers.iter().position(|layer| layer.path == parent);
@@ -132,7 +152,7 @@ fn insert(layers: &mut Vec<LayerSummary>, path: &str) -> usize {
     place
 }
 
-/// Numbers of values; each tensor counts once.
+/// Counts elements. Each tensor counts once.
 #[derive(Debug, Default)]
 pub(super) struct Tensors {
     seen: HashSet<usize>,
@@ -150,7 +170,7 @@ impl Tensors {
         tensors
     }
 
-    /// The numbers of trained and frozen values that the tensor adds.
+    /// Returns the numbers of trained and frozen elements that the tensor adds.
     fn add(&mut self, tensor: &Tensor, role: Role) -> (i64, i64) {
         if !self.seen.insert(ffi::identity(tensor)) {
             return (0, 0);
@@ -172,7 +192,7 @@ impl Tensors {
 
 struct Declared {
     layers: Vec<LayerSummary>,
-    /// Indices of the layers around the next tensor.
+    /// The indices of the layers that contain the next tensor.
     open: Vec<usize>,
     tensors: Tensors,
     /// The paths of the rows that are parameters.
@@ -180,7 +200,7 @@ struct Declared {
 }
 
 impl Declared {
-    /// The path of this name within the innermost open layer.
+    /// Returns the path of this name in the innermost open layer.
     fn path(&self, name: &str) -> String {
         let parent = self.open.last().map_or("", |place| self.layers[*place].path.as_str());
         if parent.is_empty() { name.to_owned() } else { format!("{parent}.{name}") }
@@ -214,7 +234,7 @@ impl Visitor for Declared {
     }
 }
 
-/// The name of a type without its modules: `Conv2d` for `amp_core::nn::conv::Conv<2>`.
+/// Returns the short name of a type: `Conv2d` for `amp_core::nn::conv::Conv<2>`.
 fn short(type_name: &str) -> String {
     let mut name = String::new();
     let mut word = String::new();

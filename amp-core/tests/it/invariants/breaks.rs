@@ -91,7 +91,7 @@ use crate::support::{device, seeded};
     Does::TrainsInValidation,
     Invariant::EvaluationMode,
     if device().is_cuda() {
-        // A layer of our own, which libtorch does not record.
+        // The test uses this crate's own layer, which libtorch does not record.
         "validation after step 7: layers run in training mode"
     } else {
         "validation after step 7: `batch_norm_impl_index` runs in training mode"
@@ -134,7 +134,8 @@ fn a_meter_that_misses_memory_is_reported(
     Ok(())
 }
 
-/// Skipped steps: with this scale the first steps of 16-mixed overflow.
+/// A skipped step that changes something is reported. With this scale the first steps of 16-mixed
+/// overflow.
 #[rstest]
 #[case::a_weight(Odd::Nothing, Does::MovesInHook, "step 1: `model.0.weight` has moved")]
 #[case::a_buffer(Odd::Nothing, Does::CountsInHook, "step 1: `model.1.running_mean` has moved")]
@@ -160,8 +161,8 @@ fn a_skipped_step_that_changes_something_is_reported(
     Ok(())
 }
 
-/// f32 masters of 16-bit weights: without the rule they would silently overwrite weights that were
-/// loaded after the optimizer was built.
+/// Weights that were written after the f32 masters were made are reported. Without the rule the
+/// masters would silently overwrite weights that were loaded after the optimizer was built.
 #[test]
 fn weights_written_after_their_masters_were_made_are_reported() -> Result<()> {
     let mut config = config(Check::Cheap);
@@ -170,7 +171,10 @@ fn weights_written_after_their_masters_were_made_are_reported() -> Result<()> {
     let mut model = Planted::new(Odd::Nothing, Does::WritesAtStart)?;
     let _section = seeded(1);
     let text = broken(fit(config.clone(), &mut model), Invariant::OptimizerHoldsWeights);
-    assert!(text.starts_with("before step 1: `model.0.weight` is not its f32 master"), "{text}");
+    assert!(
+        text.starts_with("before step 1: `model.0.weight` differs from its rounded f32 master"),
+        "{text}"
+    );
     fit(config, &mut Planted::new(Odd::Nothing, Does::Nothing)?)?;
     Ok(())
 }

@@ -29,7 +29,7 @@ fn config(precision: Precision, level: Check) -> TrainerConfig {
     })
 }
 
-/// Fourteen steps over two epochs, with a validation after each.
+/// Trains fourteen steps over two epochs, with a validation after each epoch.
 fn trains(config: TrainerConfig, optimizer: impl Fn() -> OptimizerConfig + 'static) -> Result<()> {
     let _section = seeded(0);
     let mut model = Model::regression(demo(0.2)?, move |_| optimizer());
@@ -81,8 +81,9 @@ fn no_optimizer_breaks_a_rule_in_any_precision(
     })
 }
 
-/// A rate of 0; a rate whose updates are finer than any dtype's spacing; a rate that is 0 for
-/// longer than the rule waits for a weight to move; and a rate of 0 in one group.
+/// Runs with learning rates near 0 break no rule: a rate of 0; a rate whose updates are smaller
+/// than any dtype's spacing; a rate that is 0 for longer than the rule waits for a weight to move;
+/// and a rate of 0 in one group.
 #[rstest]
 #[case::no_rate(|| OptimizerConfig::new(AdamW { lr: 0.0, ..AdamW::default() }))]
 #[case::no_rate_but_decay(|| {
@@ -113,7 +114,7 @@ fn weights_with_a_reason_not_to_move_break_no_rule(
     trains(config(precision, level), optimizer)
 }
 
-/// Further options of a run.
+/// Correct runs with other training options violate no invariant.
 #[rstest]
 #[case::clipped(|config: &mut TrainerConfig| {
     config.optimization.gradient_clip = Some(Clip::Norm(1e-3));
@@ -164,7 +165,7 @@ fn other_options_break_no_rule(
     })
 }
 
-/// Every way of storing 16-bit weights.
+/// No way of storing 16-bit weights breaks a rule.
 #[rstest]
 fn no_storage_of_16_bit_weights_breaks_a_rule(
     #[values(
@@ -180,7 +181,8 @@ fn no_storage_of_16_bit_weights_breaks_a_rule(
     trains(config, move || OptimizerConfig::new(AdamW { lr, ..AdamW::default() }))
 }
 
-/// Most rows of an embedding have no gradient in any step, and a branch that never runs has none.
+/// A model in which most rows of an embedding have no gradient in any step, and a branch that never
+/// runs has none.
 #[derive(LightningModule)]
 #[forward(|x| {
     let words = drop(&words(x)?)?;

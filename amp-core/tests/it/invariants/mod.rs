@@ -22,7 +22,7 @@ use crate::support::{
     model::{digits, same},
 };
 
-/// Fourteen steps of eight digits over two epochs.
+/// Returns a configuration of fourteen steps with eight digits each, over two epochs.
 fn config(level: Check) -> TrainerConfig {
     TrainerConfig::new(Precision::F16Mixed, device()).with(|config| {
         config.max_epochs = 2;
@@ -39,7 +39,7 @@ fn fit(config: TrainerConfig, model: &mut dyn LightningModule) -> Result<RunReco
     Trainer::new(config).fit(model, &data()?)
 }
 
-/// The error text of the rule that a run breaks.
+/// Returns the error text of the rule that a run breaks.
 fn broken(outcome: Result<RunRecord>, invariant: Invariant) -> String {
     match outcome {
         Err(Error::Invariant { name, text }) => {

@@ -21,7 +21,7 @@ pub(super) enum Odd {
     WritesBack,
     /// Updates only parameters that had a gradient in the first step.
     StepsTheFirst,
-    /// Leaves out the first parameter.
+    /// Does not hold the first parameter.
     LeavesOut,
     /// Holds a copy of the first parameter.
     Copies,

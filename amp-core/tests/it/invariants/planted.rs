@@ -32,9 +32,9 @@ pub(super) enum Does {
     FreezesWithin,
     /// Changes the dtype of its counts from its second step on.
     Converts,
-    /// Moves its first weight in its hook even if the step was skipped.
+    /// Changes its first weight in its hook even if the step was skipped.
     MovesInHook,
-    /// Moves a buffer in its hook.
+    /// Changes a buffer in its hook.
     CountsInHook,
     MovesWeightInValidation,
     MovesBufferInValidation,
@@ -42,7 +42,7 @@ pub(super) enum Does {
     TrainsInValidation,
     /// Drops elements in validation, whatever the mode of the step.
     DropsInValidation,
-    /// Leaves out its last layer in its first step.
+    /// Skips its last layer in its first step.
     SkipsALayer,
     /// Measures the memory of each step inside the measurement of the epoch.
     MeasuresWithin,
@@ -142,7 +142,7 @@ impl LightningModule for Planted {
             }
             (Does::SkipsALayer, 1) => {
                 let batch = Batch::from_any(batch)?;
-                // Without the last layer, whose sixteen inputs then serve as classes.
+                // The last layer is skipped, and its sixteen inputs then serve as classes.
                 let tensors = named_tensors(&self.inner);
                 let head = tensors.iter().filter(|(name, _, _)| name.starts_with("model.12."));
                 let held: Vec<Tensor> = head.map(|(_, tensor, _)| tensor.shallow_clone()).collect();

@@ -23,7 +23,7 @@ enum From {
     Copies(i64),
 }
 
-/// 40 examples to train and 20 to validate.
+/// Returns 40 training examples and 20 validation examples.
 fn data(from: From) -> Result<DataModule> {
     let all = digits(60)?;
     let part = |start, count| {
@@ -56,7 +56,7 @@ fn train(level: Check, from: From, shared: bool) -> Result<RunRecord> {
 #[case::one_handle(Check::Cheap, From::Handle, "is, or overlaps with, the training set in memory")]
 #[case::one_memory(Check::Cheap, From::Memory(0), "is, or overlaps with")]
 #[case::an_example(Check::Cheap, From::Memory(39), "is, or overlaps with")]
-#[case::copies(Check::Full, From::Copies(2), "has 10 % of its examples from the training set")]
+#[case::copies(Check::Full, From::Copies(2), "shares 10 % of its examples with the training set")]
 fn validating_on_training_examples_is_reported(
     #[case] level: Check,
     #[case] from: From,

@@ -21,7 +21,7 @@ use amp_core::{
     },
 };
 
-/// The layer that a recorded case names.
+/// Returns the layer that a recorded case names.
 pub(super) fn build(name: &str) -> Result<Box<dyn Module>> {
     fn boxed<M: Module + 'static>(layer: Result<M>) -> Result<Box<dyn Module>> {
         Ok(Box::new(layer?))

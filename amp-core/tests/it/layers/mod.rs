@@ -29,7 +29,7 @@ fn shape(value: &Value) -> Vec<i64> {
     serde_json::from_value(value.clone()).expect("a list of sizes")
 }
 
-/// The layer and its input with the generator's values, and the generator.
+/// Returns the layer and its input with the generator's values, and the generator.
 fn filled(
     name: &str,
     case: &Value,
@@ -129,7 +129,7 @@ fn layers_under_autocast_equal_torchs() -> Result<()> {
             let _autocast = policy.autocast()?;
             layer.forward(&x, &Context::new(policy, true))?
         };
-        // Each device has its own list of operators and dtypes.
+        // Each device has its own list of operators and their dtypes.
         if !device().is_cuda() {
             let dtype = if output.kind() == Kind::BFloat16 { "bf16" } else { "f32" };
             assert_eq!(dtype, text(case, "autocast_dtype"), "{name}");

@@ -42,7 +42,7 @@ where
     }
 }
 
-/// A case of this module.
+/// Makes a case of this module.
 pub(super) fn case<M: Visit + 'static>(
     module: Result<M>,
     run: impl Fn(&M, &[Tensor], &Context) -> Result<Vec<Tensor>> + 'static,
@@ -50,7 +50,7 @@ pub(super) fn case<M: Visit + 'static>(
     Ok(Box::new(Run { module: module?, run }))
 }
 
-/// One of a case's inputs.
+/// Makes one of a case's inputs.
 fn input(value: &Value, lcg: &mut Lcg, kind: Kind) -> Tensor {
     let size = shape(&value["shape"]);
     let integers = |key: &str| -> Option<Tensor> {
@@ -67,7 +67,7 @@ fn input(value: &Value, lcg: &mut Lcg, kind: Kind) -> Tensor {
     }
 }
 
-/// The module and its inputs with the generator's values, and the generator.
+/// Returns the module and its inputs with the generator's values, and the generator.
 fn filled(
     name: &str,
     case: &Value,
@@ -91,7 +91,7 @@ fn filled(
     Ok((module, inputs, lcg))
 }
 
-/// A gradient, or zeros if nothing depends on the tensor.
+/// Returns the gradient, or zeros if nothing depends on the tensor.
 fn gradient(tensor: &Tensor) -> Tensor {
     let grad = tensor.grad();
     if grad.defined() { grad } else { tensor.zeros_like() }

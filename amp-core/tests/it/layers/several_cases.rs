@@ -17,7 +17,7 @@ use amp_core::{
 
 use super::several::{Runs, case};
 
-/// The module that a recorded case names.
+/// Returns the module that a recorded case names.
 pub(super) fn build(name: &str) -> Result<Box<dyn Runs>> {
     let config = MultiheadAttentionConfig::new(8, 2);
     let grouped = |num_kv_heads, rotary| MultiheadAttentionConfig {
@@ -235,7 +235,7 @@ enum Name {
     KeyPadding,
 }
 
-/// The masks among the inputs.
+/// Returns the masks among the inputs.
 fn masks(names: &[Name], inputs: &[Tensor]) -> AttentionMask {
     let mut masks = AttentionMask::none();
     for (name, mask) in names.iter().zip(inputs) {
@@ -248,7 +248,7 @@ fn masks(names: &[Name], inputs: &[Tensor]) -> AttentionMask {
     masks
 }
 
-/// A module with one tensor as input.
+/// Returns a module with one tensor as input.
 fn alone<M: Module + 'static>(module: Result<M>) -> Result<Box<dyn Runs>> {
     case(module, |module, x, cx| Ok(vec![module.forward(&x[0], cx)?]))
 }
@@ -272,7 +272,7 @@ fn sdpa(options: AttentionOptions<'static>) -> Result<Box<dyn Runs>> {
     })
 }
 
-/// The masks of target and memory, then their padding masks.
+/// Runs a decoder with the masks of target and memory, followed by their padding masks.
 fn decoder<M>(module: Result<M>) -> Result<Box<dyn Runs>>
 where
     M: 'static,
@@ -297,7 +297,7 @@ where
     })
 }
 
-/// The lengths, if the inputs have any, and the other inputs.
+/// Returns the lengths, if the inputs have any, and the other inputs.
 fn lengths(inputs: &[Tensor]) -> (Option<&Tensor>, Vec<&Tensor>) {
     let lengths = inputs.iter().find(|input| input.kind() == Kind::Int64);
     (lengths, inputs.iter().filter(|input| input.kind() != Kind::Int64).collect())
@@ -326,7 +326,7 @@ where
     })
 }
 
-/// Indices, and offsets or weights.
+/// Runs an embedding bag on indices with offsets or weights.
 fn bag(config: EmbeddingBagConfig) -> Result<Box<dyn Runs>> {
     case(EmbeddingBag::new(config), |bag, inputs, cx| {
         let (offsets, weights) = match inputs.get(1) {

@@ -40,7 +40,7 @@ pub(super) struct Bert {
     head: Linear,
 }
 
-/// Maps the names of `transformers` to the names of the model above.
+/// Maps the names of `transformers` to the names of this model.
 pub(super) fn import() -> Result<Import> {
     let parts =
         ["query", "key", "value"].map(|part| format!("encoder.layer.*.attention.self.{part}.*"));

@@ -19,12 +19,13 @@ use crate::support::{
 const ROWS: i64 = 3;
 const LENGTH: i64 = 8;
 
-/// Input and output of Python's model `name`.
+/// Returns the input and output of Python's model `name`.
 fn case(name: &str) -> Value {
     oracle!("pretrained.json")["cases"][name].clone()
 }
 
-/// The files that Python wrote. They are compiled in, so that the test binary needs no other files.
+/// Includes the files that Python wrote. They are compiled in, so that the test binary needs no
+/// other files.
 macro_rules! files {
     ($($name:literal),* $(,)?) => {
         [$(($name, include_bytes!(concat!(
@@ -43,7 +44,7 @@ static FILES: [(&str, &[u8]); 5] = files![
     "gpt2/model.safetensors.index.json",
 ];
 
-/// A folder with the files of Python's model `name`.
+/// Makes a folder with the files of Python's model `name`.
 fn folder(name: &str) -> TempDir {
     let folder = tempdir().expect("a folder");
     for (path, bytes) in FILES {
@@ -54,7 +55,7 @@ fn folder(name: &str) -> TempDir {
     folder
 }
 
-/// Tokens below 40.
+/// Returns token ids below 40.
 fn ids(seed: u64) -> Tensor {
     let mut generator = Lcg(seed);
     let ids: Vec<i64> =

@@ -125,8 +125,8 @@ fn every_dtype_is_read(#[case] there: Kind, #[case] here: Kind) -> Result<()> {
     Ok(())
 }
 
-/// Every dtype of torch, as written by the safetensors package (fixtures/oracles/dtypes.json): read
-/// into the widest dtype, the values equal the written ones.
+/// Every dtype of torch, as written by the safetensors package (fixtures/oracles/dtypes.json), is
+/// read into the widest dtype with equal values.
 #[test]
 fn dtypes_of_other_programs_are_read() -> Result<()> {
     let all = oracle!("dtypes.json");
@@ -160,7 +160,8 @@ fn dtypes_of_other_programs_are_read() -> Result<()> {
     Ok(())
 }
 
-/// Integers that a narrower dtype would wrap and fractions that it would truncate are refused.
+/// Integers that a smaller dtype would wrap, and fractions that an integer dtype would truncate,
+/// are refused.
 #[rstest]
 #[case(
     Kind::Int64,

@@ -19,7 +19,7 @@ struct Sentences {
     labels: Tensor,
 }
 
-/// Post-norm encoder block: masked attention, then a perceptron.
+/// A post-norm encoder block: masked attention, then a perceptron.
 #[derive(Module)]
 #[forward(|x: &Tensor, allowed: &Tensor| {
     let heads = |x: Tensor| -> Result<Tensor> {
@@ -73,8 +73,8 @@ struct Bert {
     head: Linear,
 }
 
-/// A sentence's class depends on one word, 1 or 2, among its first words. The padding contains the
-/// other word, so a model that does not mask the padding learns nothing.
+/// Makes sentences whose class depends on one word, 1 or 2, among their first words. The padding
+/// contains the other word, so a model that does not mask the padding learns nothing.
 fn sentences(count: i64, padding: i64) -> Result<Sentences> {
     let options = (Kind::Int64, Device::Cpu);
     let labels = Tensor::f_randint(2, [count], options)?;
@@ -110,7 +110,8 @@ fn a_masked_encoder_learns(
     Ok(())
 }
 
-/// Masked words have no effect: with other words behind the ends, the weights have the same bits.
+/// Masked words have no effect: with other words after the sentences' ends, the weights are
+/// bit-identical.
 #[test]
 fn masked_words_have_no_effect() -> Result<()> {
     let mut weights = Vec::new();

@@ -17,7 +17,7 @@ const WIDTH: i64 = 32;
 struct Sentences {
     #[batch(ids)]
     source: Tensor,
-    /// True after a sentence's end.
+    /// A mask that is true after a sentence's end.
     #[batch(mask)]
     padding: Tensor,
     /// The target shifted by one position: the words that the decoder has written so far.

@@ -10,7 +10,7 @@ const STEPS: i64 = 12;
 
 #[derive(Batch)]
 struct Series {
-    /// `[N, STEPS, 1]`; after a series' end there are meaningless numbers.
+    /// `[N, STEPS, 1]`. After the end of a series the numbers are meaningless.
     values: Tensor,
     lengths: Tensor,
     /// `[N, 1]`.
@@ -32,7 +32,7 @@ struct Forecast {
     head: Linear,
 }
 
-/// Sine waves with two frequencies and random phases.
+/// Makes sine waves with two frequencies and random phases.
 fn series(count: i64) -> Result<Series> {
     let options = (Kind::Float, Device::Cpu);
     let lengths = Tensor::f_randint_low(4, STEPS + 1, [count], (Kind::Int64, Device::Cpu))?;

@@ -1,5 +1,5 @@
-//! Models like those of real projects: several inputs, masks, tuples, a training step of the user's
-//! own. Each task can be learned only if the inputs arrive correctly.
+//! Models like those of real projects: several inputs, masks, tuples, a user-defined training step.
+//! Each task can be learned only if the inputs arrive correctly.
 
 mod bert;
 mod copying;
@@ -42,7 +42,7 @@ fn train(
     Ok(record)
 }
 
-/// On a GPU, a run with generated steps uses CUDA graphs.
+/// Asserts that a run with generated steps uses CUDA graphs on a GPU.
 fn is_replayed_on_cuda(record: &RunRecord) {
     let replayed = record.end.replayed;
     assert_eq!(replayed > 0, device().is_cuda(), "{replayed} replayed, {:?}", record.notes);

@@ -12,7 +12,7 @@ use amp_core::{
 
 use crate::support::{device, seeded};
 
-/// torchvision's bottleneck: 1×1, 3×3 and 1×1 convolutions with a residual; the output has four
+/// A bottleneck of torchvision: 1×1, 3×3 and 1×1 convolutions with a residual. The output has four
 /// times the width.
 #[derive(Module)]
 #[forward(|x| {
@@ -47,7 +47,7 @@ struct Bottleneck {
     downsample: Option<Sequential>,
 }
 
-/// The blocks of a stage.
+/// Makes the blocks of a stage.
 fn stage(width: i64, inputs: i64, blocks: usize, stride: i64) -> Result<Sequential> {
     let mut layers: Vec<Box<dyn Module>> = Vec::new();
     for block in 0..blocks {

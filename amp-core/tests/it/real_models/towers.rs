@@ -35,7 +35,7 @@ struct Towers {
     right: Sequential,
 }
 
-/// An answer is half of its question, in reverse order.
+/// Makes pairs in which an answer is half of its question, in reverse order.
 fn pairs(count: i64) -> Result<Pairs> {
     let question = randn(&[count, 16]);
     let answer = question.f_narrow(1, 0, 8)?.f_flip([1_i64].as_slice())?.f_mul_scalar(2.0)?;
@@ -60,7 +60,7 @@ fn towers_find_their_pairs(
     Ok(())
 }
 
-/// The same with this crate's loss, which multiplies in f32: this product must not count as
+/// Two towers with this crate's loss, which multiplies in f32. This product must not count as
 /// evidence for the model's dtype.
 #[derive(LightningModule)]
 #[batch(Pairs, inputs(question, answer), target = question)]

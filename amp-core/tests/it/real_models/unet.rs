@@ -15,7 +15,7 @@ struct Noisy {
     noise: Tensor,
 }
 
-/// Two convolutions with the time added between them.
+/// A stage of two convolutions, with the time added between them.
 #[derive(Module)]
 #[forward(|x: &Tensor, t: &Tensor| {
     let shift = time(t)?.f_unsqueeze(-1)?.f_unsqueeze(-1)?;
@@ -59,8 +59,8 @@ struct UNet {
     up: Stage,
 }
 
-/// Images of stripes under noise of any strength: (1 - t) image + t noise. Without t the strength
-/// is unknown, so only the direction of the noise could be predicted.
+/// Makes images of stripes with noise of any strength: (1 - t) image + t noise. Without t the
+/// strength is unknown, so only the direction of the noise could be predicted.
 fn noisy(count: i64) -> Result<Noisy> {
     let stripes = Tensor::f_arange(8, (Kind::Float, Device::Cpu))?.f_remainder(2.0)?;
     let image = stripes.f_mul_scalar(2.0)?.f_sub_scalar(1.0)?.f_view([1, 1, 1, 8])?;

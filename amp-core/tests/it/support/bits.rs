@@ -3,7 +3,7 @@
 use amp_core::tch::{Device, Kind, Tensor};
 use sha2::{Digest, Sha256};
 
-/// The dtype with this name in the recordings.
+/// Returns the dtype with this name in the recordings.
 pub(crate) fn kind_of(name: &str) -> Kind {
     match name {
         "f16" => Kind::Half,
@@ -15,7 +15,7 @@ pub(crate) fn kind_of(name: &str) -> Kind {
     }
 }
 
-/// The recordings' name for a dtype.
+/// Returns the recordings' name of a dtype.
 pub(crate) fn name_of(kind: Kind) -> &'static str {
     ["f16", "bf16", "f32", "f64", "int64"]
         .into_iter()
@@ -23,7 +23,7 @@ pub(crate) fn name_of(kind: Kind) -> &'static str {
         .expect("a dtype that the oracles name")
 }
 
-/// A one-dimensional tensor from its bit patterns.
+/// Returns a one-dimensional tensor from its bit patterns.
 pub(crate) fn from_bits(kind: Kind, text: &str) -> Tensor {
     let digits = 2 * kind.elt_size_in_bytes();
     let mut bytes = Vec::with_capacity(text.len() / 2);
@@ -38,14 +38,14 @@ pub(crate) fn from_bits(kind: Kind, text: &str) -> Tensor {
     Tensor::f_from_data_size(&bytes, &[count], kind).expect("a tensor of these bytes")
 }
 
-/// The bit patterns of a tensor.
+/// Returns the bit patterns of a tensor.
 pub(crate) fn bits(tensor: &Tensor) -> String {
     let digits = tensor.kind().elt_size_in_bytes();
     let bytes = bytes(tensor);
     bytes.chunks(digits).flat_map(|word| word.iter().rev()).map(|b| format!("{b:02x}")).collect()
 }
 
-/// The little-endian bytes of a tensor, row-major.
+/// Returns the little-endian bytes of a tensor, row-major.
 fn bytes(tensor: &Tensor) -> Vec<u8> {
     let tensor = tensor.detach().contiguous();
     let mut bytes = vec![0_u8; tensor.numel() * tensor.kind().elt_size_in_bytes()];
@@ -53,12 +53,12 @@ fn bytes(tensor: &Tensor) -> Vec<u8> {
     bytes
 }
 
-/// The digest of a tensor's bytes, as the recordings store it for large tensors.
+/// Returns the digest of a tensor's bytes, as the recordings store it for large tensors.
 pub(crate) fn sha256(tensor: &Tensor) -> String {
     Sha256::digest(bytes(tensor)).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Whether the tensor has these bits; all NaNs count as equal.
+/// Returns whether the tensor has these bits; all NaNs count as equal.
 pub(crate) fn has_bits(tensor: &Tensor, expected: &str) -> bool {
     let seen = bits(tensor);
     if seen == expected {
@@ -78,13 +78,13 @@ fn nans(tensor: &Tensor) -> Vec<bool> {
     Vec::try_from(tensor.isnan()).expect("one flag an element")
 }
 
-/// The values in f64.
+/// Returns the values in f64.
 pub(crate) fn values(tensor: &Tensor) -> Vec<f64> {
     let flat = tensor.detach().to_kind(Kind::Double).flatten(0, -1);
     Vec::try_from(flat).expect("one number an element")
 }
 
-/// Asserts [`has_bits`], showing both in full.
+/// Asserts [`has_bits`], and shows both in full if they differ.
 #[track_caller]
 pub(crate) fn assert_bits(tensor: &Tensor, expected: &str, what: &str) {
     assert!(
@@ -94,12 +94,12 @@ pub(crate) fn assert_bits(tensor: &Tensor, expected: &str, what: &str) {
     );
 }
 
-/// The elements in f64, on the CPU.
+/// Returns the elements in f64, on the CPU.
 pub(crate) fn wide(tensor: &Tensor) -> Tensor {
     tensor.detach().to(Device::Cpu).to_kind(Kind::Double)
 }
 
-/// The largest difference divided by the largest value.
+/// Returns the largest difference divided by the largest value.
 pub(crate) fn relative(seen: &Tensor, exact: &Tensor) -> f64 {
     let exact = wide(exact);
     ((wide(seen) - &exact).abs().max() / exact.abs().max()).double_value(&[])

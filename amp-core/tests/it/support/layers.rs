@@ -28,7 +28,8 @@ impl Module for Room {
     }
 }
 
-/// Half a unit in the last place, relative; for f32 and f64 larger, for sums of some hundred terms.
+/// Returns half a unit in the last place, as a relative error. For f32 and f64 it is larger,
+/// because sums have some hundred terms.
 pub(crate) fn rounding(kind: Kind) -> f64 {
     match kind {
         Kind::Half => 2.0_f64.powi(-11),
@@ -38,12 +39,12 @@ pub(crate) fn rounding(kind: Kind) -> f64 {
     }
 }
 
-/// Normal numbers with this spread around `shift`.
+/// Draws normal numbers with this spread around `shift`.
 pub(crate) fn draw(shape: &[i64], kind: Kind, scale: f64, shift: f64) -> Tensor {
     (Tensor::randn(shape, (Kind::Double, Device::Cpu)) * scale + shift).to_kind(kind)
 }
 
-/// The factors of a dropout with this many elements and this seed.
+/// Returns the factors of a dropout with this many elements and this seed.
 pub(crate) fn factors(p: f64, shape: [i64; 2], seed: i64) -> Result<Tensor> {
     let cx = Context::new(Policy::new(Precision::F64True, device()), true);
     tch::manual_seed(seed);
@@ -75,7 +76,7 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    /// All results by name.
+    /// Returns all results by name.
     pub(crate) fn named(&self) -> impl Iterator<Item = (String, &Tensor)> {
         let parts = [("output", &self.output), ("input", &self.input_grad)];
         let parts = parts.into_iter().map(|(name, tensor)| (name.to_owned(), tensor));
@@ -84,8 +85,8 @@ impl Seen {
     }
 }
 
-/// A training pass with this seed: forward, and backward from the gradient `incoming`. If a probe
-/// reads each tensor, the layers run one by one.
+/// Runs a training pass with this seed: forward, and backward from the gradient `incoming`. If a
+/// probe reads each tensor, the layers run one by one.
 pub(crate) fn pass(
     layers: &impl Module,
     policy: Policy,

@@ -28,12 +28,12 @@ pub(crate) fn seeded(seed: u64) -> Section {
     section
 }
 
-/// The kernel set that ATen uses in this process, under the recordings' name.
+/// Returns the kernel set that ATen uses in this process, under the recordings' name.
 pub(crate) fn capability() -> String {
     Fingerprint::of(Device::Cpu).expect("a CPU describes itself").capability.to_uppercase()
 }
 
-/// A trainable leaf tensor under this name.
+/// Returns a trainable leaf tensor under this name.
 pub(crate) fn parameter(name: &str, value: &Tensor) -> Parameter {
     Parameter { name: name.into(), tensor: value.detach().copy().set_requires_grad(true) }
 }
@@ -55,27 +55,28 @@ pub(crate) fn set_gradients(optimizer: &mut dyn Optimizer, grads: &[Option<Tenso
     }
 }
 
-/// The text of the error; panics if there is no error.
+/// Returns the text of the error; panics if there is no error.
 pub(crate) fn message<T>(result: amp_core::Result<T>) -> String {
     match result {
-        Ok(_) => panic!("this ought to be an error"),
+        Ok(_) => panic!("an error was expected"),
         Err(error) => error.to_string(),
     }
 }
 
-/// The device that tests of both halves run on: `AMP_DEVICE`, or the CPU.
+/// Returns the device of tests that run on the CPU and on CUDA: `AMP_DEVICE`, or the CPU.
 pub(crate) fn device() -> Device {
     let name = std::env::var("AMP_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
     hardware::parse_device(&name).expect("AMP_DEVICE names a device of this machine")
 }
 
-/// The first line of every test that needs a CUDA device. Such a test has `#[ignore]`, so that a
-/// run without a card lists it as ignored; `--include-ignored` requires a device.
+/// Asserts that the device is CUDA. This must be the first line of every test that needs a CUDA
+/// device. Such a test has `#[ignore]`, so that a run without a GPU lists it as ignored;
+/// `--include-ignored` requires a device.
 pub(crate) fn needs_cuda() {
     assert!(device().is_cuda(), "this test needs a CUDA device: set AMP_DEVICE=cuda");
 }
 
-/// A short 16-mixed run with skipped steps and this listener. Returns all events.
+/// Runs a short 16-mixed training with skipped steps and this listener. Returns all events.
 pub(crate) fn logged_run(listener: &mut dyn Subscriber) -> Result<Vec<Event>> {
     let _generator = seeded(0);
     let mut config = TrainerConfig::new(Precision::F16Mixed, Device::Cpu);
@@ -86,7 +87,7 @@ pub(crate) fn logged_run(listener: &mut dyn Subscriber) -> Result<Vec<Event>> {
     heard(config, &mut model, listener)
 }
 
-/// The events of a run over five batches of two ones each, which `listener` receives too.
+/// Returns the events of a run over five batches of two ones each. `listener` receives them too.
 pub(crate) fn heard(
     config: TrainerConfig,
     model: &mut Model,

@@ -1,5 +1,4 @@
-//! Models written by hand, like the code that the derive generates, and runs of the trainer on
-//! them.
+//! Models written by hand, like the code that the derive generates, and functions that train them.
 
 use std::io::Read;
 
@@ -28,7 +27,7 @@ pub(crate) struct Model {
 }
 
 impl Model {
-    /// This module, trained on the mean squared error.
+    /// Trains this module on the mean squared error.
     pub(crate) fn regression(
         model: impl Module + 'static,
         optimizer: impl Fn(&TrainingPlan) -> OptimizerConfig + 'static,
@@ -80,10 +79,10 @@ impl LightningModule for Model {
     }
 }
 
-/// A model with state of its own: a count.
+/// A model with its own state: a count.
 pub(crate) struct Counting {
     pub(crate) inner: Model,
-    /// Training steps.
+    /// The number of training steps.
     pub(crate) seen: i64,
 }
 
@@ -150,8 +149,8 @@ pub(crate) fn linear(inputs: i64, outputs: i64) -> Result<Linear> {
     Linear::new(LinearConfig::new(inputs, outputs))
 }
 
-/// The notebook's MixedPrecisionDemo, 64 → 32 → 32 → 16 → 10, with weights drawn in PyTorch's
-/// order.
+/// Builds the notebook's MixedPrecisionDemo, 64 → 32 → 32 → 16 → 10, with weights drawn in
+/// PyTorch's order.
 pub(crate) fn demo(dropout: f64) -> Result<Sequential> {
     let mut layers: Vec<Box<dyn Module>> = Vec::new();
     let mut width = 64;
@@ -166,7 +165,7 @@ pub(crate) fn demo(dropout: f64) -> Result<Sequential> {
     Ok(Sequential::new(layers))
 }
 
-/// The first rows of the handwritten digits: features / 16, and classes.
+/// Returns the first rows of the handwritten digits: features / 16, and classes.
 pub(crate) fn digits(rows: usize) -> Result<Batch> {
     let packed = include_bytes!("../../../../fixtures/data/digits.csv.gz");
     let mut table = String::new();
@@ -180,15 +179,15 @@ pub(crate) fn digits(rows: usize) -> Result<Batch> {
     Batch::new(features, table.select(1, 64))
 }
 
-/// Ones with targets of this value, `[count, width]`.
+/// Returns ones with targets of this value, `[count, width]`.
 pub(crate) fn constant(count: i64, width: i64, target: f64) -> Result<Batch> {
     let shape = [count, width];
     let options = (Kind::Float, Device::Cpu);
     Batch::new(Tensor::ones(shape, options), Tensor::full(shape, target, options))
 }
 
-/// Trained and validated on equal examples in separate memory.
-/// [`same`] data, which is not shuffled.
+/// Returns data with equal training and validation examples in separate memory. They are not
+/// shuffled.
 pub(crate) fn in_order(examples: Batch, batch_size: i64) -> Result<DataModule> {
     Ok(same(examples, batch_size)?.in_order())
 }

@@ -3,7 +3,7 @@
 use amp_core::tch::{Kind, Tensor};
 use serde_json::Value;
 
-/// One of `fixtures/oracles`, parsed.
+/// Parses a file of `fixtures/oracles`.
 macro_rules! oracle {
     ($name:literal) => {
         serde_json::from_str::<serde_json::Value>(include_str!(concat!(
@@ -16,43 +16,43 @@ macro_rules! oracle {
 }
 pub(crate) use oracle;
 
-/// A text field.
+/// Returns a text field.
 #[track_caller]
 pub(crate) fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or_else(|| panic!("`{key}` is a text"))
 }
 
-/// A number that the recording stores as Python's `repr`.
+/// Returns a number that the recording stores as Python's `repr`.
 #[track_caller]
 pub(crate) fn number(value: &Value, key: &str) -> f64 {
     parsed(&value[key])
 }
 
-/// See [`number`].
+/// Parses a number that the recording stores as Python's `repr`; see [`number`].
 #[track_caller]
 pub(crate) fn parsed(value: &Value) -> f64 {
     let text = value.as_str().unwrap_or_else(|| panic!("{value} is a number in a text"));
     text.parse().unwrap_or_else(|_| panic!("{text} is a number"))
 }
 
-/// An integer field.
+/// Returns an integer field.
 #[track_caller]
 pub(crate) fn integer(value: &Value, key: &str) -> i64 {
     value[key].as_i64().unwrap_or_else(|| panic!("`{key}` is an integer"))
 }
 
-/// A list field.
+/// Returns a list field.
 #[track_caller]
 pub(crate) fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
     value[key].as_array().unwrap_or_else(|| panic!("`{key}` is a list"))
 }
 
-/// The shapes of the recording's tensors.
+/// Returns the shapes of the recording's tensors.
 pub(crate) fn shapes(value: &Value) -> Vec<Vec<i64>> {
     serde_json::from_value(value["shapes"].clone()).expect("lists of sizes")
 }
 
-/// Knuth's MMIX generator, which makes the inputs of the recordings.
+/// Knuth's MMIX generator, from which the inputs of the recordings come.
 pub(crate) struct Lcg(pub(crate) u64);
 
 impl Lcg {
@@ -61,7 +61,7 @@ impl Lcg {
         self.0 >> 33
     }
 
-    /// Row-major, ((output mod 257) − 128) / denominator; exact in f32.
+    /// Returns a row-major tensor of ((output mod 257) − 128) / denominator, which is exact in f32.
     pub(crate) fn tensor(&mut self, shape: &[i64], denominator: f32) -> Tensor {
         let count: i64 = shape.iter().product();
         let values: Vec<f32> =
@@ -70,7 +70,7 @@ impl Lcg {
     }
 }
 
-/// The check in the README of the recordings.
+/// The generator passes the check in the README of the recordings.
 #[test]
 fn the_generator_is_the_oracles() {
     let mut zero = Lcg(0);

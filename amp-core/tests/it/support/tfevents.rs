@@ -1,7 +1,7 @@
 //! Reads TensorBoard's event files by their specification alone: TFRecord's framing, a CRC-32C from
 //! its polynomial, and protobuf's wire format.
 
-/// The records of a file; panics if a length or checksum is wrong.
+/// Returns the records of a file. Panics if a length or checksum is wrong.
 pub(crate) fn records(mut bytes: &[u8]) -> Vec<Vec<u8>> {
     let mut records = Vec::new();
     while !bytes.is_empty() {
@@ -18,20 +18,20 @@ pub(crate) fn records(mut bytes: &[u8]) -> Vec<Vec<u8>> {
     records
 }
 
-/// Masked as in TensorFlow.
+/// Masks a CRC as TensorFlow does.
 fn masked_crc(data: &[u8]) -> [u8; 4] {
     let crc = crc32c(data);
     crc.rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
 }
 
-/// Castagnoli's polynomial, reflected; computed bit by bit.
+/// Computes the CRC of Castagnoli's polynomial, reflected, bit by bit.
 fn crc32c(data: &[u8]) -> u32 {
     !data.iter().fold(!0, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0x82f6_3b78 * (crc & 1)))
     })
 }
 
-/// RFC 3720, B.4: 32 zero bytes, and the numbers from 0 to 31.
+/// The checksum equals RFC 3720, B.4: for 32 zero bytes, and for the numbers from 0 to 31.
 #[test]
 fn the_checksum_is_the_standards() {
     assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
@@ -47,7 +47,7 @@ pub(crate) enum Field {
     Bytes(Vec<u8>),
 }
 
-/// The fields of a message by their numbers, in order.
+/// Returns the fields of a message by their numbers, in order.
 pub(crate) fn fields(mut bytes: &[u8]) -> Vec<(u64, Field)> {
     let mut fields = Vec::new();
     while !bytes.is_empty() {

@@ -1,4 +1,4 @@
-//! Warnings.
+//! Tests of the warnings.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Rules about kinds of fields.
+//! Tests of the rules about kinds of fields.
 
 use super::*;
 
@@ -6,7 +6,7 @@ use super::*;
 fn a_field_has_one_kind() {
     fields(
         &format!("{LAYER}, #[hparam] #[state] width: i64"),
-        &[("state", "field `width` is `#[hparam]` already: take `#[hparam]` or `#[state]` away")],
+        &[("state", "field `width` is `#[hparam]` already: remove `#[hparam]` or `#[state]`")],
     );
     fields(
         &format!("{LAYER}, #[layr(relu)] act: Relu"),

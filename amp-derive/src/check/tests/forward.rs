@@ -1,4 +1,4 @@
-//! `#[forward]`.
+//! Tests of the rules about `#[forward]`.
 
 use super::*;
 
@@ -9,7 +9,8 @@ fn forward(closure: &str, expected: &[(&str, &str)]) {
 
 #[test]
 fn inputs_of_the_closure_have_names() {
-    let text = "`forward` has inputs with names, as in `|x| …` or `|x, mask: Option<&Tensor>| …`";
+    let text =
+        "the inputs of `forward` need names, as in `|x| …` or `|x, mask: Option<&Tensor>| …`";
     forward("|| model(x)", &[("|", text)]);
     forward("|_| model(x)", &[("_", text)]);
     forward("|x, (a, b): (&Tensor, i64)| model(x)", &[("(a, b)", text)]);
@@ -53,10 +54,7 @@ fn a_layer_that_forward_never_runs_is_refused() {
     refuses(
         &source("|x| model(x)"),
         Derive::LightningModule,
-        &[(
-            "head",
-            "`forward` never runs `head`: call it, as in `head(x)?`, or take the field away",
-        )],
+        &[("head", "`forward` never runs `head`: call it, as in `head(x)?`, or remove the field")],
     );
     refuses(
         &source("|x| haed(&model(x)?)"),

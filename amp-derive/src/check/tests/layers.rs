@@ -1,4 +1,4 @@
-//! Rules about how layers are built.
+//! Tests of the rules about expressions that build layers.
 
 use super::*;
 
@@ -49,17 +49,17 @@ fn wrong_keywords_are_refused() {
     );
     layer(
         "linear(out_features = 10, 64)",
-        &[("64", "arguments without a name come first: name this one too")],
+        &[("64", "positional arguments come first: name this one too")],
     );
     layer(
         "relu(inplace = true)",
-        &[("inplace", "`relu` has no `inplace`: layers never work in place here: leave it out")],
+        &[("inplace", "`relu` has no `inplace`: layers never work in place: leave it out")],
     );
     layer(
         "transformer_encoder_layer(64, 8, batch_first = true)",
         &[(
             "batch_first",
-            "`transformer_encoder_layer` has no `batch_first`: batches always come first here: leave it out",
+            "`transformer_encoder_layer` has no `batch_first`: batches always have the batch dimension first: leave it out",
         )],
     );
 }
@@ -93,10 +93,7 @@ fn spellings_of_python_and_question_marks_are_refused() {
         &[("BatchNorm1d", "`BatchNorm1d` is written `batch_norm1d` here")],
     );
     layer("nn.ReLU()", &[("ReLU", "`ReLU` is written `relu` here")]);
-    layer(
-        "linear(64, 10)?",
-        &[("?", "take the `?` away: a failing `linear` is an error of `build`")],
-    );
+    layer("linear(64, 10)?", &[("?", "remove the `?`: `build` returns the error of `linear`")]);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Breaks every rule once, and checks which source is underlined and the message.
+//! Breaks every rule once, and checks the error message and the underlined source.
 
 mod advice;
 mod field;
@@ -20,12 +20,12 @@ use crate::{
     spec::Derive,
 };
 
-/// Attributes of a valid struct.
+/// Attributes that make a struct valid.
 const TRAINED: &str = "#[loss(cross_entropy)] #[optimizer(adamw, lr = 1e-3)]";
-/// A field of a valid struct.
+/// A field that makes a struct valid.
 const LAYER: &str = "#[layer(linear(64, 10))] model: Linear";
 
-/// The manifest of a crate that depends on amp-core under its own name.
+/// The manifest of a crate that depends on amp-core under its usual name.
 pub(crate) fn manifest() -> Manifest {
     Manifest::Named("amp_core".to_owned())
 }
@@ -52,24 +52,24 @@ fn refuses(source: &str, which: Derive, expected: &[(&str, &str)]) {
     let found = run(source, which).err().unwrap_or_default();
     let found: Vec<(&str, &str)> = found.iter().map(|(at, text)| (&**at, &**text)).collect();
     assert_eq!(found, expected, "{source}");
-    // The stubs next to the errors are valid Rust.
+    // The stubs that are emitted with the errors must be valid Rust.
     let input = parse_str(source).expect("tokens");
     syn::parse2::<syn::File>(derive(input, which, manifest)).expect("items");
 }
 
-/// A struct with these attributes and one layer.
+/// Checks a struct with these attributes and one layer.
 #[track_caller]
 fn attributes(attributes: &str, expected: &[(&str, &str)]) {
     refuses(&format!("{attributes} struct Net {{ {LAYER} }}"), Derive::LightningModule, expected);
 }
 
-/// A struct with these fields and the usual attributes of training.
+/// Checks a struct with these fields and valid attributes for training.
 #[track_caller]
 fn fields(fields: &str, expected: &[(&str, &str)]) {
     refuses(&format!("{TRAINED} struct Net {{ {fields} }}"), Derive::LightningModule, expected);
 }
 
-/// A layer field built by `build`.
+/// Checks a struct with a layer field that is built by `build`.
 #[track_caller]
 fn layer(build: &str, expected: &[(&str, &str)]) {
     fields(&format!("#[layer({build})] model: Model"), expected);
@@ -124,7 +124,7 @@ fn every_mistake_is_reported_at_once() {
     );
 }
 
-/// rustc accepts exactly the attributes that the derives read.
+/// rustc accepts exactly the attributes that the derive macros read.
 #[test]
 fn both_derives_register_every_attribute() {
     let source: syn::File = parse_str(include_str!("../../lib.rs")).expect("a Rust file");

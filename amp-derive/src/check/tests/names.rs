@@ -1,4 +1,4 @@
-//! Rules about where the derive finds amp-core.
+//! Tests of the rules about the path of amp-core.
 
 use quote::ToTokens;
 
@@ -6,7 +6,7 @@ use super::*;
 
 const BESIDE: &str = "#[layer(linear(64, 10))] model: Linear";
 
-/// The expansion of a block with these attributes.
+/// Expands a block with these attributes.
 fn expanded(attributes: &str, manifest: fn() -> Manifest) -> String {
     let source = format!("{attributes} struct Block {{ {BESIDE} }}");
     derive(parse_str(&source).expect("tokens"), Derive::Module, manifest).to_string()
@@ -20,7 +20,7 @@ fn missing() -> Manifest {
     Manifest::Missing
 }
 
-/// `use PATH::__private` without spaces.
+/// Formats `use PATH::__private` without spaces.
 fn import(path: &str) -> String {
     let path: syn::Path = parse_str(path).expect("a path");
     format!("use {} :: __private as __amp", path.to_token_stream())
@@ -83,7 +83,7 @@ fn amp_takes_only_crate() {
     let refuses = |attribute: &str, expected| {
         attributes(&format!("{TRAINED} {attribute}"), &[expected]);
     };
-    let text = "say where amp-core is: `#[amp(crate = \"my_prelude::amp_core\")]`";
+    let text = "give the path of amp-core: `#[amp(crate = \"my_prelude::amp_core\")]`";
     refuses("#[amp]", ("amp", text));
     refuses("#[amp()]", ("amp", text));
     refuses("#[amp(crate)]", ("crate", "`crate` needs a value: `crate = …`"));

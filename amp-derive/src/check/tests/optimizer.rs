@@ -1,4 +1,4 @@
-//! Rules about `#[optimizer]` and `#[scheduler]`.
+//! Tests of the rules about `#[optimizer]` and `#[scheduler]`.
 
 use super::*;
 
@@ -141,14 +141,14 @@ fn an_own_scheduler_needs_an_interval() {
     scheduler("InverseRoot, warmup_steps = 100, interval = step", &[]);
     scheduler("my::InverseRoot, interval = epoch", &[]);
     scheduler("value = my::schedule(), interval = step", &[]);
-    let when = "say how often it moves: add `interval = step` or `interval = epoch`";
+    let when = "give its interval: add `interval = step` or `interval = epoch`";
     scheduler("my::InverseRoot, warmup_steps = 100", &[("my::InverseRoot", when)]);
     scheduler("value = my::schedule()", &[("my::schedule()", when)]);
     scheduler(
         "my::InverseRoot, warmup_steps = plan.estimated_stepping_batches, interval = epoch",
         &[(
             "epoch",
-            "`warmup_steps` counts optimizer steps, but the scheduler moves every epoch: write `interval = step`",
+            "`warmup_steps` counts optimizer steps, but the scheduler advances once per epoch: write `interval = step`",
         )],
     );
     scheduler(
@@ -183,7 +183,7 @@ fn an_own_optimizer_takes_the_keys_of_its_fields() {
         "#[optimizer(value = my::optimizer(), group(params = [\"*.bias\"], lr = 0.2))]",
         &[(
             "group(params = [\"*.bias\"], lr = 0.2)",
-            "a value has its own groups: build it with `ParamGroups`",
+            "an optimizer given as a value sets its own groups: build it with `ParamGroups`",
         )],
     );
 }
@@ -191,7 +191,7 @@ fn an_own_optimizer_takes_the_keys_of_its_fields() {
 #[test]
 fn counts_of_steps_with_an_interval_of_epochs_are_refused() {
     let total = "total_steps = plan.estimated_stepping_batches";
-    let text = "but the scheduler moves every epoch";
+    let text = "but the scheduler advances once per epoch";
     scheduler(
         &format!("one_cycle, max_lr = 0.1, {total}, interval = epoch"),
         &[(
@@ -223,7 +223,7 @@ fn only_one_of_several_optimizers_may_take_the_rest() {
         "#[optimizer(sgd, lr = 0.1)] #[optimizer(sgd, lr = 0.2, params = [\"head.*\"])]",
         &[],
     );
-    let below = "put the scheduler below the optimizer it is for";
+    let below = "put the scheduler after its optimizer";
     let steps = "#[scheduler(step_lr, step_size = 5)]";
     optimizer(
         &format!("{steps} #[optimizer(sgd, lr = 1, params = [\"a\"])] #[optimizer(sgd, lr = 1)]"),
@@ -241,7 +241,7 @@ fn only_one_of_several_optimizers_may_take_the_rest() {
     );
     optimizer(&format!("{steps} #[optimizer(sgd, lr = 1)]"), &[]);
     let params = |args: &str| format!("#[optimizer(sgd, lr = 1, {args})]");
-    let list = "`params` is a list of patterns of names, as in `params = [\"head.*\"]`";
+    let list = "`params` is a list of name patterns, as in `params = [\"head.*\"]`";
     optimizer(&params("params = \"head.*\""), &[("\"head.*\"", list)]);
     optimizer(&params("params = [head]"), &[("[head]", list)]);
     optimizer(&params("params = []"), &[("[]", list)]);
@@ -268,7 +268,7 @@ fn ndim_is_a_literal_number() {
     );
     optimizer(
         "#[optimizer(muon, lr = 0.1, except = \"head.*\")]",
-        &[("\"head.*\"", "`except` is a list of patterns of names, as in `except = [\"head.*\"]`")],
+        &[("\"head.*\"", "`except` is a list of name patterns, as in `except = [\"head.*\"]`")],
     );
     optimizer("#[optimizer(muon, lr = 0.1, nesterov = true, adjust_lr_fn = match_rms_adamw)]", &[]);
     optimizer(
@@ -298,14 +298,14 @@ fn wrong_parameter_groups_are_refused() {
         &sgd("group(weight_decay = 0.0)"),
         &[(
             "group(weight_decay = 0.0)",
-            "say which parameters are in the group, as in `group(params = [\"*.bias\"], …)`",
+            "select the parameters of the group, as in `group(params = [\"*.bias\"], …)`",
         )],
     );
     optimizer(
         &sgd("group(params = [\"*.bias\"])"),
         &[(
             "group(params = [\"*.bias\"])",
-            "say what is different for these parameters, as in `weight_decay = 0.0`",
+            "give the options of the group, as in `weight_decay = 0.0`",
         )],
     );
     optimizer(
@@ -349,7 +349,10 @@ fn a_monitoring_scheduler_takes_no_interval() {
     );
     scheduler(
         &plateau("monitor = val_loss, interval = step"),
-        &[("step", "`reduce_lr_on_plateau` follows a value of the epoch: leave `interval` out")],
+        &[(
+            "step",
+            "`reduce_lr_on_plateau` reads a value at the end of an epoch: remove `interval`",
+        )],
     );
 }
 

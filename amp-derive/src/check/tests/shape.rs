@@ -1,4 +1,4 @@
-//! Rules about the struct and the positions of its attributes.
+//! Tests of the rules about the struct and the places of its attributes.
 
 use super::*;
 

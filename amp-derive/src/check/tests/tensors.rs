@@ -1,4 +1,4 @@
-//! Rules about `#[parameter]` and `#[buffer]`.
+//! Tests of the rules about `#[parameter]` and `#[buffer]`.
 
 use super::*;
 
@@ -69,7 +69,7 @@ fn wrong_initial_values_are_refused() {
     );
     parameter(
         "(shape = [10], init = self::drawn(10)?)",
-        &[("shape", "the expression of `init` has a shape already: take `shape` away")],
+        &[("shape", "the expression of `init` has a shape already: remove `shape`")],
     );
     parameter(
         "(size = [10], init = ones)",

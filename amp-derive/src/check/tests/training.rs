@@ -1,4 +1,4 @@
-//! Rules about losses, metrics, logging and the user's own functions.
+//! Tests of the rules about losses, metrics, logging and the user's functions.
 
 use super::*;
 
@@ -53,15 +53,15 @@ fn a_missing_or_wrong_loss_is_refused() {
     );
 }
 
-/// A model whose own functions do the updates and the validation does not use a loss; a generated
-/// validation does.
+/// A model with a manual step and its own validation needs no loss. With a generated validation it
+/// needs one.
 #[test]
 fn a_model_with_a_manual_step_needs_no_loss() {
     training("#[manual_step(f)] #[validation_step(g)]", &[]);
     training("#[manual_step(f)]", &[]);
     training(
         "#[manual_step(f)] #[validation_step(g)] #[loss(mse_loss)]",
-        &[("loss", "`#[loss]` has no effect: both steps are yours: compute and log there")],
+        &[("loss", "`#[loss]` has no effect: you have written both steps: compute and log there")],
     );
 }
 
@@ -88,7 +88,7 @@ fn a_second_sigmoid_is_refused() {
         Derive::LightningModule,
         &[(
             "sigmoid",
-            "`binary_cross_entropy_with_logits` applies the sigmoid itself: take this one away",
+            "`binary_cross_entropy_with_logits` applies the sigmoid itself: remove this one",
         )],
     );
     refuses(&source("identity"), Derive::LightningModule, &[]);
@@ -100,7 +100,7 @@ fn a_loss_divided_for_accumulation_is_refused() {
         "#[loss(with = |o, t| Ok(mse(o, t)? / self.accumulation_steps))]",
         &[(
             "self.accumulation_steps",
-            "the trainer divides the loss by the accumulation window: take this division away",
+            "the trainer divides the loss by the accumulation window: remove this division",
         )],
     );
     training("#[loss(with = |o, t| { Ok(mse(o, t)? / 2.0) })]", &[]);
@@ -124,10 +124,7 @@ fn wrong_keys_of_metrics_are_refused() {
         "#[metric(accuracy, \"acc\")]",
         &[("\"acc\"", "expected `key = value`, as in `name = …`")],
     );
-    metrics(
-        "#[metric(with = Mine)]",
-        &[("with", "a metric of your own needs a name: add `name = …`")],
-    );
+    metrics("#[metric(with = Mine)]", &[("with", "a custom metric needs a name: add `name = …`")]);
 }
 
 #[test]
@@ -176,10 +173,10 @@ fn unknown_logged_names_are_refused() {
         "#[log(train_los)]",
         &[("train_los", "unknown logged value `train_los`: did you mean `train_loss`?")],
     );
-    metrics("#[log]", &[("log", "name what is logged: `train_loss` or `val_loss`")]);
+    metrics("#[log]", &[("log", "name the values to log: `train_loss` or `val_loss`")]);
     metrics(
         "#[log(on_step = true)]",
-        &[("on_step = true", "name what is logged first: `train_loss` or `val_loss`")],
+        &[("on_step = true", "name the values to log first: `train_loss` or `val_loss`")],
     );
     metrics(
         "#[log(val_loss)] #[log(val_loss, prog_bar)]",
@@ -212,7 +209,7 @@ fn one_log_attribute_takes_several_values() {
     );
     metrics(
         "#[log(val_loss(prog_bar), train_loss)]",
-        &[("train_loss", "say how `train_loss` is logged: `train_loss(prog_bar)`")],
+        &[("train_loss", "add a flag for `train_loss`: `train_loss(prog_bar)`")],
     );
 }
 
@@ -247,18 +244,21 @@ fn attributes_without_effect_are_refused() {
         &format!("{own} #[log(train_loss)]"),
         &[(
             "train_loss",
-            "`#[log]` has no effect: `training_step` is yours, log `train_loss` there",
+            "`#[log]` has no effect: you have written `training_step`: log `train_loss` there",
         )],
     );
     metrics(
         &format!("{own} #[metric(accuracy, stage = train)]"),
-        &[("accuracy", "`#[metric]` has no effect: `training_step` is yours, log it there")],
+        &[(
+            "accuracy",
+            "`#[metric]` has no effect: you have written `training_step`: log it there",
+        )],
     );
     metrics(
         &format!("{own} #[validation_step(Self::val)] #[log(val_loss)]"),
         &[
-            ("loss", "`#[loss]` has no effect: both steps are yours: compute and log there"),
-            ("log", "`#[log]` has no effect: both steps are yours: compute and log there"),
+            ("loss", "`#[loss]` has no effect: you have written both steps: compute and log there"),
+            ("log", "`#[log]` has no effect: you have written both steps: compute and log there"),
         ],
     );
     training(&format!("{own} #[validation_step(Self::val)]"), &[]);

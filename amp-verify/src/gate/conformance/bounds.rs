@@ -1,5 +1,5 @@
-//! Bounds: how far a figure may be from 32-true, from the spread of runs that round as the precision
-//! does.
+//! The bounds for the distances of the first steps from 32-true. They follow from runs with
+//! emulated rounding.
 
 use amp_core::tch::Kind;
 
@@ -9,33 +9,35 @@ use crate::{
     verdict::{mean, standard_deviation, tolerance_factor},
 };
 
-/// The accepted probability that one figure of an unchanged run exceeds its bound. A cell has five
-/// figures; the gradients of all parameters share the probability of one.
+/// The accepted probability that a figure of an unchanged run exceeds its bound. A cell has five
+/// figures; the gradients of all parameters share the probability of one figure.
 const RISK: f64 = 1e-5;
-/// The confidence that the probability is not larger, because the spread is estimated from few runs.
+/// The confidence that the probability is not larger, although the spread is estimated from few
+/// runs.
 const CONFIDENCE: f64 = 0.95;
-/// Kernels also round at places between which a model has no modules. The standard deviation of a figure
-/// is therefore at least this share of its mean.
+/// The smallest standard deviation of a figure, as a share of its mean. Kernels also round inside
+/// modules, which the emulation does not cover.
 const LEAST_SPREAD: f64 = 0.1;
-/// The number of roundings between the last module and the loss. The loss may differ by at least this
-/// many, and so may the gradients that flow back from there: the emulation rounds only between modules.
+/// The number of roundings between the last module and the loss. The emulation rounds only between
+/// modules, so the loss may differ by at least this many roundings, and so may the gradients that
+/// follow from it.
 pub(in crate::gate) const OF_LOSS: f64 = 4.0;
 pub(in crate::gate) const OF_GRADIENT: f64 = 24.0;
 
-/// No bound is smaller than these.
+/// Lower limits for all bounds.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Least {
-    /// The dtype in which a loss is computed.
+    /// The dtype in which the loss is computed.
     pub(super) loss: Kind,
-    /// The effect of f32 constants of an optimizer on the figures of the weights.
+    /// The error of the weights' figures from rounding an optimizer's constants to f32.
     pub(super) weights: f64,
 }
 
-/// Bounds are upper tolerance limits: with confidence 0.95 at most the share [`RISK`] of unchanged runs
-/// exceeds mean + k·s, with the factor k of [`tolerance_factor`]. The square of a distance is a sum of
-/// squares, whose cube root is nearly normal (Wilson and Hilferty 1931), so mean and s are those of
-/// distance^(2/3). Differences have two sides around zero, each with half of the risk. Both assume that
-/// the distribution is normal further out than was measured.
+/// Bounds are upper tolerance limits: with confidence 0.95, at most the share [`RISK`] of unchanged
+/// runs exceeds mean + k·s, with the factor k of [`tolerance_factor`]. The square of a distance is
+/// a sum of squares, and its cube root is nearly normal (Wilson and Hilferty 1931). Mean and s are
+/// therefore computed for distance^(2/3). Differences have two sides around zero, each with half of
+/// the risk. Both assume that the normal distribution also holds beyond the measured values.
 pub(super) struct Bounds<'a> {
     runs: &'a [Figures],
     least: Least,
@@ -59,7 +61,7 @@ impl<'a> Bounds<'a> {
         }
     }
 
-    /// The bound of a figure.
+    /// Returns the bound of a figure.
     pub(super) fn of(&self, what: &What) -> f64 {
         let values: Vec<f64> = self.runs.iter().filter_map(|run| run.get(what).copied()).collect();
         let of_distance = |k: f64| limit_of_distance(&values, k);
@@ -79,7 +81,7 @@ impl<'a> Bounds<'a> {
     }
 }
 
-/// mean + k·s of distances, whose power 2/3 is nearly normal.
+/// Returns mean + k·s for distances, computed for their power 2/3, which is nearly normal.
 fn limit_of_distance(values: &[f64], k: f64) -> f64 {
     let roots: Vec<f64> = values.iter().map(|value| value.powf(2.0 / 3.0)).collect();
     let middle = mean(&roots);
@@ -87,8 +89,9 @@ fn limit_of_distance(values: &[f64], k: f64) -> f64 {
     k.mul_add(spread, middle).powf(1.5)
 }
 
-/// The upper tolerance limit of distances: with confidence 0.95 at most the share [`RISK`] of sets of `together`
-/// further ones has one that exceeds it. Infinite for fewer than two.
+/// Returns the upper tolerance limit of distances: with confidence 0.95, among sets of `together`
+/// new distances at most the share [`RISK`] has a larger one. Infinite for fewer than two
+/// distances.
 pub(in crate::gate) fn tolerance_limit(
     distances: impl IntoIterator<Item = f64>,
     together: u64,
@@ -107,8 +110,8 @@ mod tests {
 
     use super::*;
 
-    /// Forty draws with this mean and standard deviation.
-    fn forty(mean: f64, deviation: f64) -> Vec<f64> {
+    /// Returns forty draws with this mean and standard deviation.
+    fn forty_draws(mean: f64, deviation: f64) -> Vec<f64> {
         // Twenty on each side: the variance with n − 1 is 40/39 of the squared distance.
         let away = deviation * (39.0_f64 / 40.0).sqrt();
         (0..40).map(|at| mean + if at % 2 == 0 { away } else { -away }).collect()
@@ -120,21 +123,21 @@ mod tests {
         What::Gradient(parameter.into())
     }
 
-    /// The factors come from a noncentral T of forty draws, integrated in Python: with 95 % confidence at
-    /// most 1e-5 of all draws exceed mean + 5.297515 s, and 5e-6 exceed mean + 5.483708 s, which is the
-    /// factor for each of two gradients. Distances are raised to the power 2/3. s is at least a tenth of
-    /// the mean.
+    /// The factors are tolerance factors for forty draws with 95 % confidence. They were computed in
+    /// Python from the noncentral t distribution. A share of at most 1e-5 of all draws exceeds mean +
+    /// 5.297515 s. For each of two gradients the share is 5e-6 and the factor is 5.483708. Distances
+    /// are raised to the power 2/3, and s is at least a tenth of the mean.
     #[test]
     fn a_bound_is_a_tolerance_limit() {
         assert_eq!(RISK, 1e-5);
         let power = |values: Vec<f64>| values.into_iter().map(|root| root.powf(1.5)).collect();
         let figures: [(What, Vec<f64>); 7] = [
-            (What::Loss, forty(0.0, 1e-4)),
-            (What::Length, forty(-0.001, 0.0005)),
-            (What::Norm, forty(-0.002, 1e-6)),
-            (What::Update, power(forty(0.2, 0.03))),
-            (gradient("w"), power(forty(0.1, 0.02))),
-            (gradient("b"), power(forty(0.1, 0.001))),
+            (What::Loss, forty_draws(0.0, 1e-4)),
+            (What::Length, forty_draws(-0.001, 0.0005)),
+            (What::Norm, forty_draws(-0.002, 1e-6)),
+            (What::Update, power(forty_draws(0.2, 0.03))),
+            (gradient("w"), power(forty_draws(0.1, 0.02))),
+            (gradient("b"), power(forty_draws(0.1, 0.001))),
             (gradient("unused"), vec![0.0; 40]),
         ];
         let run = |at: usize| -> Figures {
@@ -156,14 +159,14 @@ mod tests {
             let found = bounds.of(&what);
             assert!((found / expected - 1.0).abs() < 1e-5, "{what}: {found}, not {expected}");
         }
-        // A loss in bf16: two neighbouring numbers apart.
+        // A loss in bf16 may differ by the distance of two neighbouring numbers.
         let bounds = Bounds::new(&runs, Least { loss: Kind::BFloat16, ..LEAST });
         assert_eq!(bounds.of(&What::Loss), 2.0_f64.powi(-6));
         assert_eq!(bounds.of(&gradient("unused")), 24.0 / 256.0);
     }
 
-    /// A gradient that is zero in every unchanged run has only the rounding as its bound: a nonzero one
-    /// is too large.
+    /// If a gradient is zero in every unchanged run, its bound is the rounding error alone, and a
+    /// nonzero gradient exceeds it.
     #[test]
     fn an_unknown_gradient_is_beyond_its_bound() {
         let runs = vec![BTreeMap::from([(What::Loss, 0.0)]); 3];

@@ -1,8 +1,8 @@
-//! Emulates a precision's rounding in a wider precision, with code that is independent of the precision's
-//! own: every value that the precision keeps in 16 bits is rounded to 16 bits. If weights and batches are
-//! first moved at random by less than a rounding, everything is rounded differently. The distance of such
-//! runs from a run without rounding shows how far an unchanged program may be from 32-true, for this
-//! model, its weights and its data.
+//! Emulates the rounding of a precision in a wider precision, independently of the precision's own
+//! code: every value that the precision keeps in 16 bits is rounded to 16 bits. Weights and batches
+//! are first perturbed at random by less than one rounding, so that every run rounds differently.
+//! The distance of such runs from a run without rounding shows how much an unchanged program may
+//! differ from 32-true, for this model, its weights and its data.
 
 use std::{
     cell::{Cell, RefCell},
@@ -22,29 +22,29 @@ use amp_core::{
     trainer::first_loss,
 };
 
-use super::CALM;
+use super::LOW_SCALE;
 use crate::{
     case::Case,
-    diagnose::Islands,
-    rounding::{is_narrow, moved, rounded, rounded_otherwise, rounding_of},
+    diagnose::Overrides,
+    rounding::{is_narrow, moved, rounded, rounded_stochastically, rounding_of},
 };
 
-/// The relative error of f32 sums of several hundred products, of which a few may follow each other
-/// between two modules; and the relative error of the mean in a loss.
+/// The relative error of f32 sums with several hundred terms, of which a few may follow each other
+/// between two modules. Also the relative error of the mean in a loss.
 const SUMS: f64 = 1.0 / 1_048_576.0;
 const MEANS: f64 = 1.0 / 8_388_608.0;
 
-/// Some kernels keep parts of the gradient of a layer norm's weight or bias, which is a sum over the
-/// batch, in 16 bits. It may differ by this many roundings of its size.
+/// The number of additional roundings for the gradient of a layer norm's weight or bias. It is a
+/// sum over the batch, and some kernels keep parts of the sum in 16 bits.
 const OF_PARTS: f64 = 3.0;
 
-/// Where a precision rounds, and to which dtype.
+/// The places at which a precision rounds, with their dtypes.
 pub(in crate::gate) struct Emulation {
     /// The precision in which the emulation computes.
     pub(super) wide: Precision,
     precision: Precision,
     device: Device,
-    /// The dtypes of modules, by path.
+    /// The dtypes of each module, by path.
     modules: BTreeMap<String, Kinds>,
     loss: Kind,
 }
@@ -55,35 +55,35 @@ struct Kinds {
     given: Kind,
     returned: Kind,
     computed: Kind,
-    /// Whether the gradients of its parameters may be sums of rounded parts.
+    /// Whether a kernel may sum the gradients of the module's parameters from rounded parts.
     sums_parts: bool,
 }
 
 impl Emulation {
-    /// Runs one pass of `model`, as it is built for the case, under the precision and records the dtypes
-    /// between its modules.
+    /// Runs one pass of `model` under the precision and records the dtypes between its modules. The
+    /// model must be a new build of the case.
     pub(in crate::gate) fn of(
         case: &Case,
         model: &mut dyn LightningModule,
         precision: Precision,
-        islands: &Rc<Islands>,
+        overrides: &Rc<Overrides>,
     ) -> Result<Self> {
         let device = case.trainer.device;
         let policy = Policy::new(precision, device);
-        place(model, policy, islands)?;
+        place(model, policy, overrides)?;
         let seen = Rc::new(Seen::default());
         let context = Context::new(policy, false)
-            .with_overrides(Rc::clone(islands))
+            .with_overrides(Rc::clone(overrides))
             .with_probe(seen.clone() as Rc<dyn Probe>);
         let batch = case.data.train.head(case.data.batch_size)?.place(policy)?;
         let loss = {
             let _autocast = policy.autocast()?;
             let mut log = Log::default();
             let mut step = Step::new(&context, &mut log, 0, 0);
-            // With gradients: a loss may have a gradient penalty.
+            // Gradients are recorded, because a loss may have a gradient penalty.
             first_loss(model, &batch, &mut step)?.kind()
         };
-        // 32-true is emulated in 64-true.
+        // 32-true itself is emulated in 64-true.
         let (wide, rounds) = match precision {
             Precision::F64True => (Precision::F64True, Precision::F32True),
             other => (Precision::F32True, other),
@@ -102,27 +102,29 @@ impl Emulation {
         Ok(Self { wide, precision: rounds, device, modules, loss })
     }
 
-    /// The dtype in which the loss is computed.
+    /// Returns the dtype in which the loss is computed.
     pub(in crate::gate) fn loss(&self) -> Kind {
         if is_narrow(self.loss) { self.loss } else { Kind::Float }
     }
 
-    /// The module to which a parameter belongs, if that module runs.
+    /// Returns the module to which a parameter belongs, if this module runs.
     fn module_of(&self, parameter: &str) -> Option<&Kinds> {
         parameter.rsplit_once('.').and_then(|(module, _)| self.modules.get(module))
     }
 
-    /// Whether a parameter is rounded: if its module computes in 16 bits, or if it belongs to none.
+    /// Whether a parameter is rounded: its module computes in 16 bits, or it belongs to no module.
     fn rounds(&self, parameter: &str) -> bool {
         self.module_of(parameter).is_none_or(|module| is_narrow(module.computed))
     }
 
-    /// The factor on the loss, so that gradients have the size at which the precision rounds them.
+    /// Returns the factor on the loss with which gradients have the size at which the precision
+    /// rounds them.
     fn scale(&self) -> f64 {
-        if self.precision.scales_loss() { CALM } else { 1.0 }
+        if self.precision.scales_loss() { LOW_SCALE } else { 1.0 }
     }
 
-    /// Whether parameters and optimizer state stay rounded after a step.
+    /// Returns the dtypes in which parameters and optimizer state are stored after a step, if they
+    /// are rounded.
     fn stores(&self) -> (Option<Kind>, Option<Kind>) {
         match self.precision {
             Precision::F32True => (Some(Kind::Float), Some(Kind::Float)),
@@ -133,7 +135,8 @@ impl Emulation {
     }
 }
 
-/// Under `*-true` a module in a wider region gets 16-bit inputs, which are cast on entry.
+/// Under `*-true`, a module in a region with a wider dtype gets 16-bit inputs, which are cast when
+/// it is called.
 fn cast_into_regions(modules: &mut BTreeMap<String, Kinds>, storage: Kind) {
     let computed: BTreeMap<String, Kind> =
         modules.iter().map(|(path, kinds)| (path.clone(), kinds.computed)).collect();
@@ -146,14 +149,14 @@ fn cast_into_regions(modules: &mut BTreeMap<String, Kinds>, storage: Kind) {
     }
 }
 
-/// The dtypes between the modules of a pass, by path.
+/// The recorded dtypes between the modules of a pass, by path.
 #[derive(Default)]
 struct Seen(RefCell<BTreeMap<String, Kinds>>);
 
 impl Probe for Seen {
     fn ran(&self, call: &Call<'_>) {
         let given = match call.plan.autocast {
-            // Autocast casts inside the module.
+            // Autocast casts the input inside the module.
             Some(kind) if call.op == Op::Matmul && is_floating(call.input.kind()) => kind,
             _ => call.input.kind(),
         };
@@ -171,21 +174,21 @@ impl Probe for Seen {
 pub(in crate::gate) struct Rounding {
     emulation: Rc<Emulation>,
     draws: Rc<Draws>,
-    /// The stored parameters of this step.
+    /// The parameters before they were rounded for this step.
     kept: Vec<(Tensor, Tensor)>,
     has_begun: bool,
-    /// Whether values between modules are also moved at random before they are rounded.
+    /// Whether values between modules are also perturbed at random before they are rounded.
     moves_between: bool,
 }
 
-/// Random numbers that are independent of libtorch's.
+/// A random generator that is independent of libtorch's.
 struct Draws {
     device: Device,
     seed: Cell<u64>,
 }
 
 impl Draws {
-    /// Restores libtorch's generator.
+    /// Runs `body` with these random numbers, and then restores libtorch's generator.
     fn with<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<T> {
         let before = RandomState::read(self.device)?;
         self.seed.set(self.seed.get() + 1);
@@ -197,9 +200,10 @@ impl Draws {
 }
 
 impl Rounding {
-    /// The run with this number.
+    /// Creates the run with this number.
     pub(in crate::gate) fn new(emulation: &Rc<Emulation>, seed: u64, number: u64) -> Self {
-        // The seeds are further apart than one run draws. libtorch's CPU generator takes 32 bits.
+        // The distance between two seeds is larger than the number of draws in a run. libtorch's
+        // CPU generator uses 32 bits of the seed.
         let seed = seed.wrapping_mul(0x9E37_79B1).wrapping_add(number << 20) & u64::from(u32::MAX);
         Self {
             emulation: Rc::clone(emulation),
@@ -210,13 +214,14 @@ impl Rounding {
         }
     }
 
-    /// The same, with values between modules that are moved at random before they are rounded. Weights that are
-    /// stored rounded cannot be moved: without this, each repetition of a step would round alike.
+    /// Also perturbs values between modules before they are rounded. Weights that are stored in
+    /// rounded form cannot be perturbed, so without this each repetition of a step would round in
+    /// the same way.
     pub(in crate::gate) fn moving_between_modules(self) -> Self {
         Self { moves_between: true, ..self }
     }
 
-    /// Moves and rounds the parameters with which the step's passes multiply.
+    /// Perturbs and rounds the parameters for the passes of a step.
     pub(in crate::gate) fn begin(&mut self, model: &dyn LightningModule) -> Result<()> {
         if std::mem::replace(&mut self.has_begun, true) {
             return Ok(());
@@ -227,7 +232,7 @@ impl Rounding {
             for parameter in parameters(model) {
                 if is_narrow(kind) && self.emulation.rounds(&parameter.name) {
                     let kept = no_grad(|| parameter.tensor.f_detach_copy())?;
-                    let other = rounded_otherwise(&kept, kind)?;
+                    let other = rounded_stochastically(&kept, kind)?;
                     no_grad(|| parameter.tensor.shallow_clone().f_copy_(&other))?;
                     self.kept.push((parameter.tensor, kept));
                 }
@@ -236,7 +241,7 @@ impl Rounding {
         })
     }
 
-    /// The inputs and outputs of modules, rounded.
+    /// Returns the substitution that rounds the inputs and outputs of modules.
     pub(in crate::gate) fn between(&self) -> Rc<dyn Substitute> {
         Rc::new(Between {
             emulation: Rc::clone(&self.emulation),
@@ -245,7 +250,8 @@ impl Rounding {
         })
     }
 
-    /// The loss with the precision's rounding, and the value whose gradients are computed.
+    /// Returns the loss with the precision's rounding, and the value from which gradients are
+    /// computed.
     pub(in crate::gate) fn loss(&self, loss: &Tensor) -> Result<(Tensor, Tensor)> {
         let loss = match self.emulation.precision {
             Precision::F32True => rounded(&self.draws.with(|| moved(loss, MEANS))?, Kind::Float)?,
@@ -256,7 +262,8 @@ impl Rounding {
         Ok((loss, scaled))
     }
 
-    /// Unscales and rounds gradients, and restores the parameters unless they are stored rounded.
+    /// Unscales and rounds gradients. Restores the parameters unless they are stored in rounded
+    /// form.
     pub(super) fn end(&mut self, gradients: &Gradients<Unscaled>) -> Result<()> {
         for (name, gradient) in gradients.named() {
             let other = self.gradient(name, gradient)?;
@@ -265,7 +272,7 @@ impl Rounding {
         self.restore()
     }
 
-    /// The gradient of a parameter, unscaled and rounded.
+    /// Returns the gradient of a parameter, unscaled and rounded.
     pub(in crate::gate) fn gradient(&self, name: &str, gradient: &Tensor) -> Result<Tensor> {
         let kind = self.emulation.precision.compute();
         no_grad(|| {
@@ -277,7 +284,7 @@ impl Rounding {
         })
     }
 
-    /// Restores the parameters, unless they are stored rounded.
+    /// Restores the parameters unless they are stored in rounded form.
     pub(in crate::gate) fn restore(&mut self) -> Result<()> {
         let kept = std::mem::take(&mut self.kept);
         if self.emulation.stores().0.is_none() {
@@ -289,7 +296,7 @@ impl Rounding {
         Ok(())
     }
 
-    /// The gradient of a layer norm's parameter as a sum of rounded parts.
+    /// Returns the gradient of a layer norm's parameter as a sum of rounded parts.
     fn with_parts(&self, name: &str, gradient: &Tensor, kind: Kind) -> Result<Tensor> {
         let sums_parts = self.emulation.module_of(name).is_some_and(|module| module.sums_parts);
         if gradient.dim() > 1 || !sums_parts {
@@ -301,7 +308,8 @@ impl Rounding {
         Ok(gradient.f_add(&drawn.f_mul(&size)?.f_mul_scalar(share)?)?)
     }
 
-    /// After an optimizer's step, rounds what is stored rounded.
+    /// Rounds parameters and optimizer state after an optimizer's step, if they are stored in
+    /// rounded form.
     pub(super) fn stepped(
         &self,
         model: &dyn LightningModule,
@@ -342,7 +350,7 @@ impl Between {
         match kind {
             _ if !matches!(tensor.kind(), Kind::Float | Kind::Double) => Ok(tensor.shallow_clone()),
             Some(kind) if is_narrow(kind) && self.moves => {
-                self.draws.with(|| rounded_otherwise(tensor, kind))
+                self.draws.with(|| rounded_stochastically(tensor, kind))
             }
             Some(kind) if is_narrow(kind) => rounded(tensor, kind),
             Some(_) if self.emulation.precision == Precision::F32True => {

@@ -1,4 +1,4 @@
-//! The distances of a precision's first steps from those of 32-true.
+//! The distances between the first steps of a precision and those of 32-true.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -10,22 +10,23 @@ use amp_core::{
 use super::{STEPS, steps::Ran};
 use crate::rounding::rounding_of;
 
-/// A gradient whose norm is less than this share of the whole gradient's may consist of rounding errors,
-/// as for a bias before a batch norm. Its error is measured relative to this share.
+/// If the norm of a gradient is less than this share of the whole gradient's norm, the gradient may
+/// consist of rounding errors, for example for a bias before a batch norm. Its error is then
+/// relative to this share.
 const SHARE: f64 = 1e-2;
 
-/// The compared properties of the steps.
+/// The compared properties of the first steps.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum What {
-    /// (l − l₃₂)/l₃₂ of the first loss.
+    /// (l − l₃₂)/l₃₂ for the first loss l.
     Loss,
-    /// ‖g − g₃₂‖/‖g₃₂‖ of a parameter's first gradient.
+    /// ‖g − g₃₂‖/‖g₃₂‖ for the first gradient g of a parameter.
     Gradient(String),
-    /// ‖w − w₃₂‖/‖w₃₂ − w₀‖ of all weights after the steps.
+    /// ‖w − w₃₂‖/‖w₃₂ − w₀‖ for all weights w after the steps, with the initial weights w₀.
     Update,
-    /// ‖w − w₀‖/‖w₃₂ − w₀‖ − 1.
+    /// ‖w − w₀‖/‖w₃₂ − w₀‖ − 1, the relative difference of the updates' norms.
     Length,
-    /// (‖w‖ − ‖w₃₂‖)/‖w₃₂ − w₀‖: rounding towards zero and a lost weight decay show here.
+    /// (‖w‖ − ‖w₃₂‖)/‖w₃₂ − w₀‖. It reveals rounding towards zero and a missing weight decay.
     Norm,
 }
 
@@ -41,10 +42,10 @@ impl fmt::Display for What {
     }
 }
 
-/// The figures of one run.
+/// The figures of one run by property.
 pub(super) type Figures = BTreeMap<What, f64>;
 
-/// ‖tensors‖ in f64, one tensor at a time.
+/// Returns the norm of all tensors together in f64, computed for one tensor at a time.
 fn norm<'t>(tensors: impl IntoIterator<Item = &'t Tensor>) -> Result<f64> {
     let mut sum = 0.0;
     for tensor in tensors {
@@ -54,7 +55,7 @@ fn norm<'t>(tensors: impl IntoIterator<Item = &'t Tensor>) -> Result<f64> {
     Ok(sum.sqrt())
 }
 
-/// ‖a − b‖ in f64, one tensor at a time.
+/// Returns ‖a − b‖ in f64, computed for one tensor at a time.
 fn distance(a: &[Tensor], b: &[Tensor]) -> Result<f64> {
     let mut sum = 0.0;
     for (a, b) in a.iter().zip(b) {
@@ -65,13 +66,13 @@ fn distance(a: &[Tensor], b: &[Tensor]) -> Result<f64> {
     Ok(sum.sqrt())
 }
 
-/// a/b; 0 if a is 0.
+/// Returns a/b, or 0 if a is 0.
 fn ratio(a: f64, b: f64) -> f64 {
     if a == 0.0 { 0.0 } else { a / b }
 }
 
-/// The error of the weights' figures that f32 itself causes: an optimizer's constants such as 1 − lr·λ
-/// are rounded, which moves all weights in the same direction in each step.
+/// Returns the error of the weights' figures that f32 itself causes: constants of the optimizer
+/// such as 1 − lr·λ are rounded, which changes all weights in the same direction in each step.
 pub(super) fn of_constants(exact: &Ran) -> Result<f64> {
     let way = distance(&exact.weights, &exact.initial)?;
     Ok(ratio(STEPS as f64 * rounding_of(Kind::Float) * norm(&exact.weights)?, way))

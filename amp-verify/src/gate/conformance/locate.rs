@@ -1,5 +1,5 @@
-//! Finds the layer that makes an error: each layer runs on exact values, so that none inherits another's
-//! error.
+//! Finds the layer that causes an error. Each layer runs on exact values, so that none inherits the
+//! error of another.
 
 use std::rc::Rc;
 
@@ -12,8 +12,8 @@ use crate::{
     rounding::is_narrow,
 };
 
-/// The text about the layers, for a figure that exceeds its bound; empty if the model's layers cannot run
-/// alone.
+/// Returns a sentence about the layers for a figure that exceeds its bound. It is empty if the
+/// model's layers cannot run alone.
 pub(super) fn locate(job: &Job, case: &Case) -> Result<String> {
     if !is_narrow(job.precision.compute()) {
         return Ok(String::new());
@@ -25,7 +25,7 @@ pub(super) fn locate(job: &Job, case: &Case) -> Result<String> {
         batch: &batch,
         device: case.trainer.device,
         seed: case.trainer.seed,
-        islands: Rc::new(job.islands.clone()),
+        overrides: Rc::new(job.overrides.clone()),
     };
     let audited = layers::audit(&subject, Options::new(job.precision));
     Ok(audited.map(|(_, own)| in_words(&own)).unwrap_or_default())
@@ -55,8 +55,8 @@ mod tests {
         Own { path: path.into(), error: Some(error), wide: Vec::new(), twice: Vec::new() }
     }
 
-    /// The first layer beyond its bound is named, including errors that are not finite; if there is none,
-    /// the text says so.
+    /// The sentence names the first layer beyond its bound, including errors that are not finite,
+    /// or says that there is none.
     #[test]
     fn the_first_layer_beyond_its_bound_is_named() {
         let found = in_words(&[own("a", 1.0), own("b", 3.5), own("c", f64::INFINITY)]);

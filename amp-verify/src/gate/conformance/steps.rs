@@ -1,4 +1,4 @@
-//! A run of some steps, and the values recorded from it.
+//! Runs some steps and records their values.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -13,16 +13,16 @@ use amp_core::{
     trainer::{Check, StepAccess, ValCheckInterval, first_loss},
 };
 
-use super::{CALM, STEPS, emulation::Rounding};
+use super::{LOW_SCALE, STEPS, emulation::Rounding};
 
 use crate::{
     case::Case,
-    diagnose::Islands,
+    diagnose::Overrides,
     gate::{identity, job::Job, reset::ResetModel},
     interceptor::{Intercepted, Interceptor},
 };
 
-/// The values recorded from a run.
+/// The values that are recorded in a run.
 #[derive(Default)]
 pub(super) struct Trace {
     pub(super) gradients: Vec<(String, Tensor)>,
@@ -65,19 +65,20 @@ impl Callback for Tracer {
     }
 }
 
-/// Computes each loss without dropout and batch statistics, and records the first one.
+/// An interceptor that computes each loss without dropout and batch statistics, and records the
+/// first one.
 struct Still {
     tracer: Tracer,
-    islands: Rc<Islands>,
+    overrides: Rc<Overrides>,
     rounding: Option<Rounding>,
 }
 
 impl Interceptor for Still {
     fn step_access(&self) -> StepAccess {
-        StepAccess::Within("the gate compares the steps with those of 32-true")
+        StepAccess::InStep("the gate compares the steps with those of 32-true")
     }
 
-    /// A model that does so is held to its first loss of each batch, on which the trainer steps.
+    /// A model that optimizes manually is trained on its first loss of each batch instead.
     fn optimizes_manually(&self, _: &dyn LightningModule) -> bool {
         false
     }
@@ -89,7 +90,7 @@ impl Interceptor for Still {
         step: &mut Step<'_>,
     ) -> Result<Tensor> {
         let mut context =
-            Context::new(step.context().policy(), false).with_overrides(self.islands.clone());
+            Context::new(step.context().policy(), false).with_overrides(self.overrides.clone());
         if let Some(rounding) = &mut self.rounding {
             rounding.begin(model)?;
             context = context.with_substitute(rounding.between());
@@ -128,7 +129,8 @@ impl Interceptor for Still {
     }
 }
 
-/// A copy of its own where it is, as it is: in f64 on the host a model would be twice as large, three times over.
+/// Returns a copy on the same device and in the same dtype. Three copies of the model in f64 on the
+/// host would take too much memory.
 fn kept(tensor: &Tensor) -> Result<Tensor> {
     Ok(tensor.f_detach()?.f_detach_copy()?)
 }
@@ -139,7 +141,7 @@ fn parameters(model: &dyn LightningModule) -> Result<Vec<Tensor>> {
     own.map(|(_, tensor, _)| kept(&tensor)).collect()
 }
 
-/// A run of some steps.
+/// The results of a run.
 pub(super) struct Ran {
     pub(super) trace: Trace,
     pub(super) initial: Vec<Tensor>,
@@ -156,30 +158,31 @@ pub(super) struct Steps<'a> {
 impl Steps<'_> {
     pub(super) fn config(&self, steps: u64, init_scale: f64) -> TrainerConfig {
         let mut config = self.job.config(self.case, self.precision);
-        // Enough steps for the scale to come down, and a limit in case no step is ever applied.
+        // There are enough steps for the scale to fall, and a limit in case no step is ever
+        // applied.
         config.max_epochs = 12;
         config.max_steps = Some(steps);
         config.numerics.scaler =
             GradScalerConfig { init_scale, growth_interval: 4, ..config.numerics.scaler };
-        // Only training is compared. Other runs of the gate validate, and compare the two sets.
+        // The steps are not validated. Other runs of the gate validate.
         config.loops.val_check_interval = ValCheckInterval::Steps(i64::MAX);
         config.checks.shared_examples = true;
         config
     }
 
-    /// Runs the model as a new build.
+    /// Resets the model and runs it.
     pub(super) fn run(&self, model: &mut ResetModel, config: TrainerConfig) -> Result<Ran> {
         self.run_model(model, config, None)
     }
 
-    /// Runs it at the low loss scale, with emulated rounding if `rounding` is given.
-    pub(super) fn run_calm(
+    /// Runs the model at the low loss scale, with emulated rounding if `rounding` is given.
+    pub(super) fn run_at_low_scale(
         &self,
         model: &mut ResetModel,
         rounding: Option<Rounding>,
     ) -> Result<Ran> {
-        let mut config = self.config(STEPS, CALM);
-        // The invariants of training are checked in the runs that are judged.
+        let mut config = self.config(STEPS, LOW_SCALE);
+        // The invariants of training are checked only in the runs that are judged.
         config.checks.level = Check::Off;
         self.run_model(model, config, rounding)
     }
@@ -191,8 +194,8 @@ impl Steps<'_> {
         rounding: Option<Rounding>,
     ) -> Result<Ran> {
         let tracer = Tracer(Rc::default());
-        let islands = config.numerics.overrides.clone();
-        let still = Still { tracer: tracer.clone(), islands, rounding };
+        let overrides = config.numerics.overrides.clone();
+        let still = Still { tracer: tracer.clone(), overrides, rounding };
         let initial = model.initial();
         let mut model = self.job.with_fault(model.reset()?, self.precision);
         let mut model = Intercepted::borrowing(model.as_mut(), still);

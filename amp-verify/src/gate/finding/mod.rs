@@ -1,5 +1,5 @@
-//! On FAIL: the cause. The first failing seed runs again in this process, first unchanged and then with
-//! modules in FP32; see [`crate::diagnose`].
+//! Finds the cause of a failure. The first failing seed runs again in this process, first unchanged
+//! and then with modules in FP32; see [`crate::diagnose`].
 
 mod words;
 
@@ -17,7 +17,7 @@ use super::{
     runs::learning,
 };
 use crate::{
-    diagnose::{self, Attribution, Check, Diagnosis, Islands, Scope, attribute_to_paste},
+    diagnose::{self, Attribution, Check, Diagnosis, Overrides, Scope, attribute_to_paste},
     faults::Fault,
     gate,
     layers::{self, Kind, Options, Subject, module_paths},
@@ -27,11 +27,11 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
-    /// The same seed does not fail in the same way when it runs again.
+    /// Repeating the seed does not give the same failure.
     Nondeterministic,
     /// 32-true differs from its golden.
     Environment,
-    /// A rule of training is broken; no precision region mends that.
+    /// A rule of training is broken; no precision region can repair this.
     Rule,
     /// 32-true fails as well.
     Baseline,
@@ -44,37 +44,37 @@ pub enum Cause {
 /// The diagnosis of a failing cell.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Finding {
-    /// The seed that was repeated.
+    /// The repeated seed.
     pub seed: u64,
     /// The cause.
     pub cause: Cause,
-    /// How far the seed was from passing, in multiples of the accepted difference; null if a run produced
+    /// The figure of the failing seed, in multiples of the accepted difference; null if the run has
     /// no figure.
     pub figure: Option<f64>,
     /// The layer with the largest error of its own in the first forward pass.
     pub layer: Option<String>,
-    /// That layer's own error, relative to its exact output; null if it is not finite.
+    /// The layer's own error, relative to its exact output; null if it is not finite.
     pub layer_error: Option<f64>,
-    /// Whether that error is larger than rounding explains; without it the layer is the one with the largest
-    /// error.
+    /// Whether this error is larger than rounding explains. If not, the layer is only the one with
+    /// the largest error.
     #[serde(default)]
     pub is_beyond: bool,
-    /// The modules that must stay in FP32: with them the seed passes.
+    /// The modules that must stay in FP32; with them in FP32 the seed passes.
     pub modules: Vec<String>,
-    /// Whether the seed fails again if any one of them is left out.
+    /// Whether the seed fails if any one of these modules is not in FP32.
     pub one_minimal: bool,
-    /// The number of runs that the search took.
+    /// The number of runs of the search.
     pub tests: usize,
-    /// The fields of the model that contain these modules.
+    /// The model's fields that contain these modules.
     pub fields: Vec<String>,
-    /// The attribute to write above these fields; empty if no module helps.
+    /// The attribute to paste, with these fields; empty if FP32 does not help.
     pub attribute: String,
     /// The whole diagnosis in one line.
     pub text: String,
 }
 
-/// Diagnoses the first failing cells, as far as that takes no run if the time is over, and returns the number
-/// of the others.
+/// Diagnoses the first failing cells and returns the number of the others. If `is_over` is true,
+/// the time is over, and only causes that need no run are found.
 pub(super) fn find(plan: &Plan, pool: &Pool, reports: &mut [ModelReport], is_over: bool) -> usize {
     let mut open = if is_over { 0 } else { plan.diagnosed };
     let mut more = 0;
@@ -97,7 +97,7 @@ pub(super) fn find(plan: &Plan, pool: &Pool, reports: &mut [ModelReport], is_ove
     more
 }
 
-/// The finding that needs no run: broken rules, each with its first observation.
+/// Returns the finding for broken rules, which needs no run: each rule with its first observation.
 fn rule(plan: &Plan, cell: &Cell) -> Option<Finding> {
     let broken: Vec<String> = cell
         .failures
@@ -108,14 +108,14 @@ fn rule(plan: &Plan, cell: &Cell) -> Option<Finding> {
         return None;
     }
     let text = format!(
-        "rule: {}; look at the code of that part, because FP32 layers do not mend it",
+        "rule: {}; look at the code for it, because FP32 layers cannot repair it",
         broken.join("; ")
     );
     Some(Finding { cause: Cause::Rule, text, ..Finding::of(plan.first_seed, None) })
 }
 
 impl Finding {
-    /// A finding with the seed and its distance alone.
+    /// Creates a finding with only the seed and its figure.
     fn of(seed: u64, figure: Option<f64>) -> Self {
         Self {
             seed,
@@ -139,26 +139,26 @@ struct Suspect<'a> {
     plan: &'a Plan,
     model: &'a gate::Subject,
     precision: Precision,
-    /// The seed that is repeated.
+    /// The seed to repeat.
     seed: u64,
-    /// The metric of 32-true for that seed, if training failed.
+    /// The metric of 32-true for that seed, if the training failed.
     baseline: Option<f64>,
-    /// Whether the first steps failed.
+    /// Whether the comparison of the first steps failed.
     steps: bool,
-    /// Whether an epoch in training mode failed.
+    /// Whether a rule of the epoch in training mode failed.
     in_training: bool,
     /// Whether 32-true failed as well.
     baseline_fails: bool,
     /// Whether 32-true differs from its golden.
     baseline_moved: Option<bool>,
-    /// The known figures of the seed.
+    /// The recorded figure of the seed.
     known: f64,
-    /// The run of the seed, if there is one.
+    /// The recorded outcome of the seed, if there is one.
     recorded: Option<Outcome>,
 }
 
 impl<'a> Suspect<'a> {
-    /// `None` if nothing failed, or if the failure has nothing to do with the precision.
+    /// Returns `None` if nothing failed, or if the precision cannot be the cause.
     fn of(plan: &'a Plan, pool: &Pool, model: &'a gate::Subject, cell: &Cell) -> Option<Self> {
         use Reason::{
             AllSkipped, Buffers, DidNotLearn, Gradient, Moved, NonFinite, NotConformant, Rounding,
@@ -205,7 +205,7 @@ impl<'a> Suspect<'a> {
             plan,
             model,
             precision,
-            // With a time limit, rules that are broken come before the first seed.
+            // With a time limit, a rule may be broken before the first seed ran.
             seed: cell.seeds.get(at).copied().unwrap_or(plan.first_seed),
             baseline: losing.and_then(|at| baseline[at].metric),
             steps,
@@ -225,7 +225,7 @@ impl<'a> Suspect<'a> {
             false => self.search(&mut finding).err(),
         };
         finding.text = text(&finding, self.known > 1.0);
-        // A failed diagnosis does not change the verdict.
+        // A diagnosis that fails does not change the verdict.
         if let Some(error) = failed {
             finding.cause = Cause::Unknown;
             let error = error.to_string();
@@ -240,13 +240,13 @@ impl<'a> Suspect<'a> {
         let case = job.case(registry, self.precision)?;
         let build = || -> Result<Box<dyn LightningModule>> { job.model(&case, self.precision) };
         let batch = case.data.train.head(case.data.batch_size)?;
-        let islands = &self.plan.islands;
+        let overrides = &self.plan.overrides;
         let subject = Subject {
             build: &build,
             batch: &batch,
             device: case.trainer.device,
             seed: self.seed,
-            islands: Rc::new(islands.clone()),
+            overrides: Rc::new(overrides.clone()),
         };
         let (layers, modules) = module_paths(&subject)?;
         // Modules that must stay in FP32 can be found even if layers cannot be measured in 64-true.
@@ -261,21 +261,21 @@ impl<'a> Suspect<'a> {
             Err(_) => (None, None),
         };
         let scope = Scope {
-            islands,
+            overrides,
             layers,
             modules,
             baseline_moved: self.baseline_moved,
-            // A rule of its own.
+            // The rule `fusion` checks groups.
             groups: Vec::new(),
             suspect: suspect.clone(),
         };
         let mut check = Again { suspect: self, known: Some(self.known) };
-        let Diagnosis { attribution, island, .. } = diagnose::diagnose(&mut check, &scope)?;
+        let Diagnosis { attribution, fix, .. } = diagnose::diagnose(&mut check, &scope)?;
         finding.cause = match attribution {
             Attribution::Environment => Cause::Environment,
             Attribution::Determinism { .. } => Cause::Nondeterministic,
             Attribution::Precision | Attribution::Fusion { .. } => Cause::Precision,
-            // A golden alone, or --equivalence, was failed.
+            // Only the comparison with the golden, or --equivalence, failed.
             Attribution::Passes if self.baseline_moved == Some(true) => Cause::Environment,
             Attribution::Passes if self.repeats(&job) => Cause::Precision,
             Attribution::Passes => Cause::Nondeterministic,
@@ -283,7 +283,7 @@ impl<'a> Suspect<'a> {
         if finding.cause != Cause::Precision {
             return Ok(());
         }
-        // The layer beyond its own bound, or else the one with the largest error.
+        // Names the first layer beyond its bound, or else the layer with the largest error.
         if let Some(report) = measured {
             let beyond = report.layers.iter().find(|layer| Some(&layer.path) == suspect.as_ref());
             if let Some(layer) = beyond.or_else(|| report.worst(Kind::Forward)) {
@@ -293,26 +293,26 @@ impl<'a> Suspect<'a> {
                 finding.is_beyond = beyond.is_some();
             }
         }
-        if let Some(island) = island {
-            finding.attribute = attribute_to_paste(&island.fields);
-            finding.modules = island.modules;
-            finding.fields = island.fields;
-            finding.one_minimal = island.is_one_minimal;
-            finding.tests = island.tests;
+        if let Some(fix) = fix {
+            finding.attribute = attribute_to_paste(&fix.fields);
+            finding.modules = fix.modules;
+            finding.fields = fix.fields;
+            finding.one_minimal = fix.is_one_minimal;
+            finding.tests = fix.tests;
         }
         Ok(())
     }
 }
 
 impl Suspect<'_> {
-    /// Whether the run of the seed gives the recorded figures again.
+    /// Whether repeating the seed gives the recorded figures.
     fn repeats(&self, job: &Job) -> bool {
         let again = |recorded| figures(&job.execute(&self.plan.registry)) == figures(recorded);
         self.recorded.as_ref().is_some_and(again)
     }
 }
 
-/// Repeats the seed with other precision regions.
+/// A check that repeats the seed with other precision regions.
 struct Again<'a> {
     suspect: &'a Suspect<'a>,
     /// The figure of the failing run.
@@ -321,10 +321,10 @@ struct Again<'a> {
 
 impl Check for Again<'_> {
     fn describe(&self) -> String {
-        format!("seed {}, in multiples of what the gate accepts", self.suspect.seed)
+        format!("seed {}, in multiples of the accepted difference", self.suspect.seed)
     }
 
-    fn run(&mut self, islands: &Islands) -> Result<diagnose::Outcome> {
+    fn run(&mut self, overrides: &Overrides) -> Result<diagnose::Outcome> {
         if let Some(known) = self.known.take() {
             return Ok(diagnose::Outcome::new(known, 1.0));
         }
@@ -332,7 +332,7 @@ impl Check for Again<'_> {
             *self.suspect;
         let run = |seed: u64, task: Task| {
             let mut job = plan.job(model, precision, seed, task);
-            job.islands = islands.clone();
+            job.overrides = overrides.clone();
             job.execute(&plan.registry)
         };
         let mut figure = 0.0;
@@ -349,7 +349,7 @@ impl Check for Again<'_> {
     }
 }
 
-/// d over δ; infinite for a run that failed.
+/// Returns d/δ, or infinity for a run that failed.
 fn of_training(model: &gate::Subject, outcome: &Outcome, baseline: f64) -> f64 {
     match outcome.metric {
         Some(metric) if outcome.failures.is_empty() => {
@@ -359,7 +359,7 @@ fn of_training(model: &gate::Subject, outcome: &Outcome, baseline: f64) -> f64 {
     }
 }
 
-/// The number of broken rules plus one, or 0 if none is broken.
+/// Returns the number of broken rules plus one, or 0 if no rule is broken.
 fn of_steps(outcome: &Outcome) -> f64 {
     match outcome.failures.len() {
         0 => 0.0,
@@ -367,7 +367,7 @@ fn of_steps(outcome: &Outcome) -> f64 {
     }
 }
 
-/// The figures that two runs of one seed share.
+/// Returns the figures that two runs with the same seed must share.
 fn figures(outcome: &Outcome) -> (Option<f64>, Option<f64>, u64, Option<f64>) {
     (outcome.metric, outcome.loss, outcome.skipped_steps, outcome.final_scale)
 }

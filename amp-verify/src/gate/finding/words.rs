@@ -1,9 +1,9 @@
-//! The diagnosis in one line.
+//! Describes a diagnosis in one line.
 
 use super::{Cause, Finding};
 use crate::text::percent;
 
-/// `searched` is whether modules that help were searched for.
+/// Formats the diagnosis. `searched` says whether there was a search for FP32 modules.
 pub(super) fn text(finding: &Finding, searched: bool) -> String {
     let Finding { seed, cause, layer, modules, .. } = finding;
     let text = match cause {
@@ -14,7 +14,7 @@ pub(super) fn text(finding: &Finding, searched: bool) -> String {
             );
         }
         Cause::Environment => {
-            return "environment: 32-true itself is not what its golden says".into();
+            return "environment: 32-true itself differs from its golden".into();
         }
         Cause::Baseline => return "baseline: 32-true fails as well".into(),
         Cause::Unknown => return "unknown: ".into(),
@@ -25,7 +25,7 @@ pub(super) fn text(finding: &Finding, searched: bool) -> String {
     let worst = layer.as_ref().map_or(String::new(), |layer| {
         let error = finding.layer_error.map_or("not finite".into(), percent);
         match finding.is_beyond {
-            true => format!("; `{layer}` is further off by itself than rounding explains ({error} of its output)"),
+            true => format!("; the own error of `{layer}` is larger than rounding explains ({error} of its output)"),
             false => format!("; `{layer}` has the largest error of its own ({error} of its output)"),
         }
     });

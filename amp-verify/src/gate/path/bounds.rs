@@ -1,14 +1,16 @@
-//! How far rounding alone moves the gradients and losses of this model: one bound for every model, from passes that
-//! round as the precision does.
+//! Bounds for the differences of gradients and losses from 32-true. Rounding alone may cause these
+//! differences. The bounds follow from passes with emulated rounding, by one rule for every model.
 //!
-//! Rounding moves the gradient of one step a hundred times further than the next step's, where the examples nearly
-//! cancel. Let e be the root mean square of ‖g − r‖/‖r‖ over a step's passes with emulated rounding: a norm over all
-//! weights, which a few passes determine well. Let L be the upper tolerance limit of a figure over e in all passes of
-//! the epoch, where e is of the other passes of the pass's step. Then e·L is what rounding does in this step.
+//! If the gradients of the examples nearly cancel in a step, rounding changes its gradient a
+//! hundred times as much as in other steps. Let e be the root mean square of ‖g − r‖/‖r‖ over a
+//! step's passes with emulated rounding (g) compared with 32-true (r). A few passes determine e
+//! well, because it is a norm over all weights. Let L be the upper tolerance limit of a figure
+//! divided by e, over all passes of the epoch, where e leaves out the pass itself. Then e·L is the
+//! effect of rounding in this step.
 //!
-//! In few steps a unit of a ReLU switches, which two passes of the step may not show. Let P be the upper tolerance limit
-//! of the figure itself in all passes of the epoch. The step's bound is the larger one of e·L and P, plus what is not
-//! emulated.
+//! In a few steps, rounding switches a ReLU unit, which two passes of the step may not show. Let P
+//! be the upper tolerance limit of the figure itself over all passes of the epoch. The bound of a
+//! step is the larger one of e·L and P, plus a constant for the rounding that is not emulated.
 
 use amp_core::{precision::Precision, tch::Kind};
 
@@ -18,20 +20,23 @@ use crate::{
     rounding::{is_narrow, rounding_of},
 };
 
-/// The least number of passes with emulated rounding on which a bound is based, and the least number for each step.
+/// The smallest number of passes with emulated rounding on which a bound is based, and the smallest
+/// number for each step.
 const PASSES: i64 = 32;
 const PASSES_OF_STEP: i64 = 2;
-/// Under 64-true a unit of a ReLU switches so rarely that the passes do not show it, and moves a gradient further than
-/// all rounding of f32.
+/// The constant for 64-true. A ReLU unit switches so rarely that the passes do not show it, but
+/// then the gradient changes more than by all rounding of f32.
 const OF_SWITCHES: f64 = 1e-3;
 
-/// The number of passes with emulated rounding for each of this number of steps.
+/// Returns the number of passes with emulated rounding per step, for an epoch with this number of
+/// steps.
 pub(super) fn passes(steps: i64) -> u64 {
     let steps = steps.max(1);
     ((PASSES + steps - 1) / steps).max(PASSES_OF_STEP).cast_unsigned()
 }
 
-/// Figures with their bounds, in each case of the step that is furthest beyond its bound, or nearest to it.
+/// Figures with their bounds. Each is from the step that is furthest beyond its bound, or nearest
+/// to it.
 pub(super) struct Judged {
     pub(super) projection: (f64, f64),
     pub(super) parameter: (f64, f64),
@@ -44,7 +49,7 @@ impl Judged {
             Precision::F64True => OF_SWITCHES,
             other => OF_GRADIENT * rounding_of(loss_dtype(other)),
         };
-        // The last module's outputs, from which the loss follows, have the precision's dtype.
+        // The last module's outputs have the precision's dtype, and the loss follows from them.
         let of_logits = match precision.compute() {
             kind if is_narrow(kind) => OF_LOSS * rounding_of(kind),
             _ => OF_LOSS * rounding_of(Kind::Float),
@@ -62,7 +67,7 @@ impl Judged {
     }
 }
 
-/// The dtype in which a loss is computed, unless the model widens it.
+/// Returns the dtype in which the loss is computed, unless the model casts its outputs.
 fn loss_dtype(precision: Precision) -> Kind {
     match precision.storage() {
         kind if is_narrow(kind) => kind,
@@ -70,7 +75,7 @@ fn loss_dtype(precision: Precision) -> Kind {
     }
 }
 
-/// The step whose figure is the largest in multiples of its bound, and this bound.
+/// Returns the figure with the largest ratio to its bound, and this bound.
 fn worst(
     steps: &[Compared],
     figure: impl Fn(&Figures) -> f64,
@@ -96,7 +101,7 @@ fn worst(
     }
     let limit = tolerance_limit(ratios, steps.len() as u64);
     let of_epoch = tolerance_limit(plain, steps.len() as u64);
-    // What is not a number is within no bound.
+    // NaN exceeds every bound.
     let share = |(found, bound): (f64, f64)| match found / bound {
         share if share.is_nan() => f64::INFINITY,
         share => share,
@@ -121,7 +126,8 @@ mod tests {
         verdict::tolerance_factor,
     };
 
-    /// A step whose passes with emulated rounding are `error` away, and half as much along the gradient.
+    /// A step whose passes with emulated rounding have the distance `error`, and half of it along
+    /// the gradient.
     fn step(error: f64, found: Figures) -> Compared {
         let pass = Figures {
             projection: 0.5 * error,
@@ -137,15 +143,16 @@ mod tests {
         Figures { projection, ..Figures::default() }
     }
 
-    /// What is not emulated under 16-mixed.
+    /// The constant for the rounding that is not emulated, under 16-mixed.
     const LEAST: f64 = 24.0 / 16_777_216.0;
 
-    /// A sensitive step: mean + k·s of 64 equal ratios of 0.5, with s of a tenth of the mean, in the power 2/3, times the
-    /// step's error. Another step: the same of all passes' figures, two of which are a hundred times as large.
+    /// In a sensitive step the bound is the tolerance limit of 64 equal ratios of 0.5, with s of a
+    /// tenth of the mean, for the power 2/3, times the step's error. In a calm step it is the limit
+    /// of all passes' figures, two of which are a hundred times as large.
     #[rstest]
     #[case::sensitive(7, 0.5 * (1.0 + 0.1 * k()).powf(1.5))]
     #[case::calm(0, limit_of_all())]
-    fn a_step_is_held_to_what_rounding_does_to_it(#[case] at: usize, #[case] bound: f64) {
+    fn a_step_is_bounded_by_its_own_rounding(#[case] at: usize, #[case] bound: f64) {
         let bound = bound + LEAST;
         for (found, is_within) in [(0.99 * bound, true), (1.01 * bound, false)] {
             let steps = (0..32).map(|place| {
@@ -171,7 +178,8 @@ mod tests {
         (mean + k() * (square / 63.0).sqrt()).powf(1.5)
     }
 
-    /// The figure of the sensitive step is within its bound; a larger one of another step is not.
+    /// The figure of the sensitive step is within its bound, but the larger figure of another step
+    /// is not.
     #[test]
     fn the_step_that_is_furthest_beyond_its_bound_is_judged() {
         let mut steps: Vec<Compared> = (0..32).map(|_| step(0.01, projection(0.001))).collect();
@@ -183,12 +191,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_number_is_within_no_bound() {
+    fn nan_exceeds_every_bound() {
         let mut steps: Vec<Compared> = (0..32).map(|_| step(0.01, projection(0.9))).collect();
         steps[3].found.projection = f64::NAN;
         let (figure, bound) = Judged::new(&steps, Precision::F16Mixed).projection;
         assert!(figure.is_nan() && bound.is_finite(), "{figure} {bound}");
-        // Nor is anything within a bound that is not a number.
+        // A NaN among the passes makes every figure exceed the bound.
         let mut steps: Vec<Compared> = (0..32).map(|_| step(0.01, projection(0.001))).collect();
         steps[3].rounded[0].error = f64::NAN;
         let (figure, bound) = Judged::new(&steps, Precision::F16Mixed).projection;
@@ -196,7 +204,8 @@ mod tests {
         assert!(checked.is_broken(), "{figure} {bound}");
     }
 
-    /// Where rounding moves nothing, a bound is what is not emulated: a loss in 16 bits, logits in 16 bits, switches.
+    /// If rounding changes nothing, the bound is the constant alone: for a loss in 16 bits, logits
+    /// in 16 bits, and switching units.
     #[rstest]
     #[case::f16(Precision::F16Mixed, [24.0 / 16_777_216.0, 4.0 / 2048.0])]
     #[case::bf16(Precision::Bf16Mixed, [24.0 / 16_777_216.0, 4.0 / 256.0])]

@@ -1,5 +1,5 @@
-//! Compares the device's kernels, including fused layers, with the CPU's: one gradient in 32-true, in
-//! training mode and without dropout, whose random numbers differ between devices.
+//! Compares the device's kernels, including fused layers, with the CPU's: one gradient in 32-true,
+//! in training mode. Dropout is off, because its random numbers differ between devices.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use amp_core::{
 };
 
 use super::{
-    left::{dot, exact_on},
+    final_state::{dot, exact_on},
     run::Setup,
 };
 use crate::gate::{
@@ -22,29 +22,33 @@ use crate::gate::{
     sample::sample,
 };
 
-/// The accepted differences of a gradient's size and of its distance, for sums in another order.
+/// The accepted differences in the size and the distance of a gradient, because sums have another
+/// order.
 const SIZE: f64 = 1e-3;
 const DISTANCE: f64 = 1e-2;
 
 /// The difference between two gradients.
-pub(super) struct Apart {
+pub(super) struct GradientDifference {
     /// |⟨a, b⟩/⟨b, b⟩ − 1|.
     pub(super) size: f64,
     /// ‖a − b‖/‖b‖.
     pub(super) distance: f64,
 }
 
-/// Compares the first examples's gradient on the run's device with the CPU's.
+/// Compares the first batch's gradient on the run's device with the CPU's.
 pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
     let device = setup.case.trainer.device;
     if !device.is_cuda() {
         return Ok(());
     }
     let batch = sample(setup.case)?;
-    let apart = apart(&gradients(setup, device, &batch)?, &gradients(setup, Device::Cpu, &batch)?)?;
+    let gradient_difference = gradient_difference(
+        &gradients(setup, device, &batch)?,
+        &gradients(setup, Device::Cpu, &batch)?,
+    )?;
     for (what, figure, bound) in [
-        ("length along the CPU's gradient, away from 1", apart.size, SIZE),
-        ("distance from the CPU's gradient", apart.distance, DISTANCE),
+        ("length along the CPU's gradient, away from 1", gradient_difference.size, SIZE),
+        ("distance from the CPU's gradient", gradient_difference.distance, DISTANCE),
     ] {
         let over = "the first examples in 32-true with the device's kernels, without dropout";
         findings.measured(Reason::Gradient, what, over, Unit::Share, (figure, bound));
@@ -52,7 +56,7 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
     Ok(())
 }
 
-/// The gradient of a batch in 32-true, with layers fused as in an unobserved run.
+/// Computes the gradient of a batch in 32-true, with layers fused as in an unobserved run.
 pub(super) fn gradients(
     setup: &Setup<'_>,
     device: Device,
@@ -76,8 +80,12 @@ pub(super) fn gradients(
     Ok(gradients)
 }
 
-/// The difference of `a` from `b`. A gradient that only one of them has is compared with zero.
-pub(super) fn apart(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>) -> Result<Apart> {
+/// Returns the difference of `a` from `b`. A gradient that only one of them has is compared with
+/// zero.
+pub(super) fn gradient_difference(
+    a: &BTreeMap<String, Tensor>,
+    b: &BTreeMap<String, Tensor>,
+) -> Result<GradientDifference> {
     let (mut both, mut own, mut off) = (0.0, 0.0, 0.0);
     for (name, exact) in b {
         own += dot(exact, exact)?;
@@ -90,5 +98,5 @@ pub(super) fn apart(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>) 
             None => off += dot(exact, exact)?,
         }
     }
-    Ok(Apart { size: (both / own - 1.0).abs(), distance: (off / own).sqrt() })
+    Ok(GradientDifference { size: (both / own - 1.0).abs(), distance: (off / own).sqrt() })
 }

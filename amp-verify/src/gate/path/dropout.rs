@@ -8,27 +8,28 @@ use amp_core::{
     tch::{Kind, Tensor, no_grad},
 };
 
-/// So many standard errors a share may be away from its rate.
+/// The accepted distance of a share from its rate, in standard errors.
 pub(super) const CHANCE: f64 = 6.0;
-/// A factor is constant up to so much, which 16 bits make of it.
+/// The accepted relative variation of a constant factor, because 16-bit values are rounded.
 const CONSTANT: f64 = 0.01;
 
-/// Runs layers one at a time, and counts the dropped elements of each.
+/// A probe that counts the dropped elements of each layer.
 #[derive(Default)]
 pub(super) struct Counter(RefCell<Counts>);
 
 #[derive(Default)]
 struct Counts {
-    /// Whether elements are counted: it takes a pass over each output.
+    /// Whether counting has ended. Counting takes a pass over each output.
     done: bool,
     layers: u64,
-    /// The largest distance of a share from its rate, in standard errors, and its layer.
+    /// The largest distance of a share from its rate in standard errors, and a sentence about its
+    /// layer.
     worst: f64,
     text: String,
     wrong: bool,
 }
 
-/// The effect of one layer on its input's elements.
+/// The effect of a layer on the elements of its input.
 struct Drops {
     /// The share of elements that become zero.
     share: f64,
@@ -43,7 +44,8 @@ impl Counter {
         self.0.borrow_mut().done = true;
     }
 
-    /// The layers that drop elements, the largest distance in standard errors, and the failures.
+    /// Returns the number of layers that drop elements, the largest distance in standard errors,
+    /// and a sentence if it is too large.
     pub(super) fn found(&self) -> (u64, f64, Option<String>) {
         let counts = self.0.borrow();
         (counts.layers, counts.worst, counts.wrong.then(|| counts.text.clone()))
@@ -66,7 +68,7 @@ impl Counter {
             counts.worst = away;
             counts.wrong = away > CHANCE;
             counts.text = format!(
-                "`{}` drops {:.1} % of its input and scales the rest by {factor:.3}, which is for {:.1} %",
+                "`{}` drops {:.1} % of its input and scales the rest by {factor:.3}, which fits a rate of {:.1} %",
                 call.path,
                 100.0 * share,
                 100.0 * rate
@@ -78,12 +80,13 @@ impl Counter {
 
 impl Probe for Counter {
     fn ran(&self, call: &Call<'_>) {
-        // A layer that cannot be counted is not dropout.
+        // A layer for which counting fails is not dropout.
         let _ = no_grad(|| self.count(call));
     }
 }
 
-/// The effect of the layer; `None` if its output is not its input with some elements dropped at random.
+/// Returns the effect of the layer, or `None` if the output is not the input with some elements
+/// dropped at random.
 fn drops(input: &Tensor, output: &Tensor) -> Result<Option<Drops>> {
     let (input, output) = (input.f_to_kind(Kind::Double)?, output.f_to_kind(Kind::Double)?);
     let number = |tensor: Tensor| -> Result<f64> { Ok(tensor.f_double_value(&[])?) };
@@ -92,7 +95,7 @@ fn drops(input: &Tensor, output: &Tensor) -> Result<Option<Drops>> {
     let kept = present.f_logical_and(&output.f_ne(0.0)?)?;
     let count = |mask: &Tensor| number(mask.f_sum(Kind::Double)?);
     let (zeros, others) = (count(&dropped)?, count(&kept)?);
-    // ReLU drops exactly the negative elements.
+    // If only negative elements are dropped, the layer is a ReLU.
     let positive = count(&dropped.f_logical_and(&input.f_gt(0.0)?)?)?;
     if zeros < 16.0 || others < 16.0 || positive == 0.0 {
         return Ok(None);
@@ -131,10 +134,10 @@ mod tests {
         (layers, wrong)
     }
 
-    /// The library's dropout passes; one with another factor, or without a factor, fails; a ReLU is not
-    /// dropout.
+    /// The library's dropout passes. A dropout with a wrong factor, or without a factor, fails. A
+    /// ReLU is not dropout.
     #[test]
-    fn a_rate_that_is_not_its_factors_is_found() -> Result<()> {
+    fn a_dropout_rate_that_contradicts_its_factor_is_reported() -> Result<()> {
         let _section = random::seeded(3)?;
         let input = Tensor::randn([128, 128], (Kind::Float, Device::Cpu));
         let context = Context::new(Policy::new(Precision::F32True, Device::Cpu), true);

@@ -1,4 +1,4 @@
-//! Layers that run in one, as `fit` runs them, against the same layers one by one.
+//! Compares fused layers, which `fit` uses, with the same layers one by one.
 
 use amp_core::Result;
 
@@ -13,20 +13,20 @@ use crate::{
     text::of_bound,
 };
 
-/// Holds each group of the first examples's step against its layers.
+/// Compares each fused group of the first training step with its layers.
 pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
     let batch = sample(setup.case)?;
     let build = || setup.job.model(setup.case, setup.precision);
     let groups = groups(&setup.subject(&build, &batch), setup.precision)?;
     let Some(worst) = groups.iter().max_by(|a, b| a.over_bound().total_cmp(&b.over_bound())) else {
-        findings.left_out(Reason::Fusion, "no layers run in one on this device");
+        findings.left_out(Reason::Fusion, "this device fuses no layers");
         return Ok(());
     };
-    // The first beyond its bound: what follows it is given what it made.
+    // Names the first group beyond its bound, because later groups use its results.
     let named = groups.iter().find(|group| group.is_beyond).unwrap_or(worst);
     if named.is_beyond {
         let text = format!(
-            "{} in one is {} of its bound away from the same layers one by one",
+            "{} fused: the results differ from those of the separate layers by {} of the bound",
             in_code(named),
             of_bound(named.over_bound())
         );

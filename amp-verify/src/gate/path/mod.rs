@@ -1,34 +1,34 @@
-//! Checks the path that users train on, rule by rule. `Trainer::fit` runs as it does for a user: in
-//! training mode, with CUDA graphs, fused layers, clipping within the step and the fused optimizer where
-//! it uses them. The gate compares its final state. A second run is observed in each step and must end
-//! with the same bits, so that the checks of its steps hold for the first run as well.
+//! Checks the training path of users, rule by rule. `Trainer::fit` runs as it does for a user: in
+//! training mode, with CUDA graphs, fused layers, clipping within the step and the fused optimizer
+//! if it can use them. The gate compares its final state. A second run is observed in each step and
+//! must end with the same bits, so that the checks of its steps hold for the first run as well.
 
 mod bounds;
 mod device;
 mod dropout;
-mod examined;
+mod final_state;
 mod fusion;
-mod left;
+mod observer;
 mod reference;
 mod replay;
+mod report;
 mod rounding;
 mod rule;
 mod rules;
 mod run;
 mod validation;
-mod witness;
 
-pub use examined::Examined;
+pub use report::PathReport;
 
 use amp_core::{Result, nn, precision::Precision, trainer::StepAccess};
 
 use self::{
     bounds::Judged,
-    examined::RULES,
-    left::Left,
+    final_state::FinalState,
+    observer::Observation,
     reference::{Reference, larger},
-    run::{CALM, OVERFLOWING, STEPS, Setup, Way},
-    witness::Seen,
+    report::RULES,
+    run::{HIGH_SCALE, LOW_SCALE, STEPS, Scenario, Setup},
 };
 use super::{
     checked::{Checked, Findings, Unit},
@@ -38,8 +38,8 @@ use super::{
 };
 use crate::{faults::Fault, registry::Registry, text::percent};
 
-/// The accepted distance of batch statistics and of a validation loss from 32-true's, by the dtype of the
-/// computation. Rounding alone causes a few hundredths of this.
+/// The accepted difference of batch statistics and of a validation loss from 32-true's, by the
+/// dtype of the computation. Rounding alone causes a few hundredths of this.
 fn statistics_bound(precision: Precision) -> f64 {
     match precision {
         Precision::F64True | Precision::F32True => 1e-3,
@@ -55,29 +55,29 @@ pub(super) fn run(job: &Job, registry: &Registry) -> Result<Outcome> {
     let mut outcome = Outcome::failed(Failure::new(Reason::Crashed, ""));
     outcome.failures.clear();
     let mut findings = Findings::default();
-    let mut examined = Examined::default();
+    let mut report = PathReport::default();
     if setup.job.model(&case, job.precision)?.optimizes_manually() {
         for rule in RULES {
-            findings.left_out(*rule, "the model optimizes manually: its steps cannot be watched");
+            findings.left_out(*rule, "the model optimizes manually: its steps cannot be observed");
         }
     } else {
-        Checks { setup: &setup, findings: &mut findings, examined: &mut examined }.run()?;
+        Checks { setup: &setup, findings: &mut findings, report: &mut report }.run()?;
     }
     outcome.failures = findings.failures;
-    outcome.path = Some(Examined { checked: findings.checked, ..examined });
+    outcome.path = Some(PathReport { checked: findings.checked, ..report });
     Ok(outcome)
 }
 
 struct Checks<'a> {
     setup: &'a Setup<'a>,
     findings: &'a mut Findings,
-    examined: &'a mut Examined,
+    report: &'a mut PathReport,
 }
 
 impl Checks<'_> {
     fn run(&mut self) -> Result<()> {
         let mut stages = Stages::new(self.setup.job);
-        let (plain, model) = self.setup.plain_with_model(Way::Epoch)?;
+        let (plain, model) = self.setup.plain_with_model(Scenario::Epoch)?;
         if !run::all_finite(model.as_ref())? {
             self.findings.fail(Reason::NonFinite, "a weight is not finite after an epoch");
         }
@@ -86,20 +86,20 @@ impl Checks<'_> {
         self.memory(&plain);
         stages.end("a plain epoch");
         device::check(self.setup, self.findings)?;
-        stages.end("the device beside the CPU");
+        stages.end("the device compared with the CPU");
         rounding::check(self.setup, self.findings)?;
         stages.end("each layer alone");
         fusion::check(self.setup, self.findings)?;
-        stages.end("layers in one");
-        let (watched, seen, watched_model) = self.setup.watched(Way::Epoch)?;
-        let steps = seen.applied;
+        stages.end("fused layers");
+        let (observed, observation, observed_model) = self.setup.observed(Scenario::Epoch)?;
+        let steps = observation.applied;
         let what = format!("an epoch, {steps} steps");
-        self.same(Way::Epoch, &what, &plain, &watched)?;
-        self.followed(&what, &seen);
-        self.gradients(&seen, watched_model.as_ref())?;
-        stages.end("a watched epoch");
-        let limit = median(&seen.norms[..seen.norms.len().min(STEPS as usize)]);
-        if let Some(reference) = seen.reference {
+        self.same(Scenario::Epoch, &what, &plain, &observed)?;
+        self.followed(&what, &observation);
+        self.gradients(&observation, observed_model.as_ref())?;
+        stages.end("an observed epoch");
+        let limit = median(&observation.norms[..observation.norms.len().min(STEPS as usize)]);
+        if let Some(reference) = observation.reference {
             validation::check(self.setup, self.findings, &plain, model, reference)?;
         }
         stages.end("validation");
@@ -109,17 +109,17 @@ impl Checks<'_> {
             self.overflowing()?;
             stages.end("overflowing steps");
         } else {
-            self.findings.left_out(Reason::Scale, "the precision scales no loss");
-            self.findings.left_out(Reason::Skip, "nothing overflows without a scale");
+            self.findings.left_out(Reason::Scale, "the precision does not scale the loss");
+            self.findings.left_out(Reason::Skip, "without a loss scale nothing overflows");
         }
         Ok(())
     }
 
-    /// The properties of the unobserved epoch.
-    fn describe(&mut self, plain: &Left) -> Result<()> {
+    /// Records the properties of the unobserved epoch.
+    fn describe(&mut self, plain: &FinalState) -> Result<()> {
         let (case, record) = (self.setup.case, &plain.record);
         let loader = case.data.train_loader(case.trainer.policy(), 0)?;
-        *self.examined = Examined {
+        *self.report = PathReport {
             parameters: record.start.run.parameters,
             batch_size: case.data.batch_size,
             batches_per_step: case.trainer.optimization.accumulate_grad_batches,
@@ -128,7 +128,7 @@ impl Checks<'_> {
             steps: record.end.global_step,
             replayed: record.end.replayed,
             watched_by_itself: match case.build()?.step_access() {
-                StepAccess::Within(why) => Some(why.to_owned()),
+                StepAccess::InStep(why) => Some(why.to_owned()),
                 _ => None,
             },
             notes: record.notes.clone(),
@@ -137,9 +137,9 @@ impl Checks<'_> {
         Ok(())
     }
 
-    /// Whether an epoch uses all its batches, in steps of the requested number of batches.
-    fn batches(&mut self, plain: &Left) -> Result<()> {
-        let config = self.setup.config(Way::Epoch)?;
+    /// Checks that an epoch uses all its batches, in steps of the requested number of batches.
+    fn batches(&mut self, plain: &FinalState) -> Result<()> {
+        let config = self.setup.config(Scenario::Epoch)?;
         let (batches, window) =
             (self.setup.batches(&config)?, config.optimization.accumulate_grad_batches);
         let steps = (batches + window - 1) / window;
@@ -156,8 +156,8 @@ impl Checks<'_> {
         Ok(())
     }
 
-    /// Whether steps leak memory.
-    fn memory(&mut self, plain: &Left) {
+    /// Checks that steps do not leak memory.
+    fn memory(&mut self, plain: &FinalState) {
         let held = &plain.counts.held;
         // The first steps allocate the optimizer's state, workspaces of libraries and a CUDA graph.
         let Some(later) = held.get(6..).filter(|later| later.len() >= 4) else {
@@ -169,99 +169,108 @@ impl Checks<'_> {
         let grown = (least(second) - least(first)).max(0);
         self.findings.measured(
             Reason::Memory,
-            "held at least, beyond what the steps before them hold",
+            "smallest memory of later steps, minus that of earlier steps",
             &format!("plain run, the last {} steps", second.len()),
             Unit::Bytes,
             (grown as f64, 0.0),
         );
     }
 
-    /// A run with effective clipping, whatever the model's own limit is, and a run that is saved and
-    /// resumed.
+    /// Runs with effective clipping, independently of the model's own limit, and runs that are
+    /// saved and resumed.
     fn clipped(&mut self, limit: f64) -> Result<()> {
         if !(limit > 0.0 && limit.is_finite()) {
-            self.findings.left_out(Reason::Resume, "the gradients have no size to clip by");
+            self.findings
+                .left_out(Reason::Resume, "the gradients have no usable norm for clipping");
             return Ok(());
         }
-        let way = Way::Clipped(limit);
+        let scenario = Scenario::Clipped(limit);
         let what = format!("{STEPS} steps clipped to a norm of {limit:.3}");
-        let plain = self.setup.plain(way)?;
-        let (watched, seen, _) = self.setup.watched(way)?;
-        self.same(way, &what, &plain, &watched)?;
-        self.followed(&what, &seen);
-        self.resume(way, &plain)
+        let plain = self.setup.plain(scenario)?;
+        let (observed, observation, _) = self.setup.observed(scenario)?;
+        self.same(scenario, &what, &plain, &observed)?;
+        self.followed(&what, &observation);
+        self.resume(scenario, &plain)
     }
 
-    /// Scales that overflow, fall and grow.
+    /// Runs with a scale that overflows, falls and grows.
     fn overflowing(&mut self) -> Result<()> {
-        let plain = self.setup.plain(Way::Overflowing)?;
-        let (watched, seen, model) = self.setup.watched(Way::Overflowing)?;
+        let plain = self.setup.plain(Scenario::Overflowing)?;
+        let (observed, observation, model) = self.setup.observed(Scenario::Overflowing)?;
         let what = format!(
             "{} applied and {} skipped steps from a scale of 2^{}",
-            seen.applied,
-            seen.skipped,
-            OVERFLOWING.log2()
+            observation.applied,
+            observation.skipped,
+            HIGH_SCALE.log2()
         );
-        self.same(Way::Overflowing, &what, &plain, &watched)?;
-        self.followed(&what, &seen);
-        // Precision regions by path may leave nothing in f16.
-        if seen.skipped == 0 && self.setup.job.islands.is_empty() {
+        self.same(Scenario::Overflowing, &what, &plain, &observed)?;
+        self.followed(&what, &observation);
+        // Precision regions by path may replace f16 everywhere.
+        if observation.skipped == 0 && self.setup.job.overrides.is_empty() {
             self.findings.fail(Reason::Skip, "no step was skipped although the scale overflows");
         }
         if !run::all_finite(model.as_ref())? {
             self.findings.fail(Reason::NonFinite, "a weight is not finite after an overflow");
         }
-        let moves = seen.scale.map_or((0, 0), |rule| (rule.grown, rule.backed_off));
+        let moves = observation.scale.map_or((0, 0), |rule| (rule.grown, rule.backed_off));
         let over = format!("{what}: grew {} times, fell {} times", moves.0, moves.1);
         self.said(Reason::Scale, "the scale after each step", over);
-        self.said(Reason::Skip, "which steps are skipped, and what these move", what);
+        self.said(Reason::Skip, "which steps are skipped, and what skipped steps change", what);
         Ok(())
     }
 
     /// Compares the unobserved run with the observed one.
-    fn same(&mut self, way: Way, what: &str, plain: &Left, watched: &Left) -> Result<()> {
-        let tolerance = self.tolerance(way, plain, watched)?;
-        let mut difference = plain.difference(watched, tolerance)?;
+    fn same(
+        &mut self,
+        scenario: Scenario,
+        what: &str,
+        plain: &FinalState,
+        observed: &FinalState,
+    ) -> Result<()> {
+        let tolerance = self.tolerance(scenario, plain, observed)?;
+        let mut difference = plain.difference(observed, tolerance)?;
         if difference.is_none() && tolerance == 0.0 {
-            difference = plain.logged_difference(watched);
+            difference = plain.logged_difference(observed);
         }
         let wrong = difference.map(|difference| {
             format!(
-                "{what}: the plain run ends with other values than the observed run of the same steps: \
+                "{what}: the unobserved run ends with other values than the observed run of the same steps: \
                  {difference}"
             )
         });
         let how = match tolerance == 0.0 {
             true => "to the bit".to_owned(),
-            false => format!("within {}: the device repeats no bits", percent(tolerance)),
+            false => {
+                format!("within {}, because the device is not reproducible", percent(tolerance))
+            }
         };
         let compared = format!("weights, optimizer state, scale and logs, {how}");
         self.findings.equal(Reason::Watching, compared, what, wrong);
         Ok(())
     }
 
-    /// 0, unless two equal runs differ by themselves, as on a GPU.
-    fn tolerance(&self, way: Way, plain: &Left, other: &Left) -> Result<f64> {
+    /// Returns 0, unless two equal runs differ, as on a GPU.
+    fn tolerance(&self, scenario: Scenario, plain: &FinalState, other: &FinalState) -> Result<f64> {
         let is_cuda = self.setup.case.trainer.device.is_cuda();
         if !is_cuda || plain.difference(other, 0.0)?.is_none() {
             return Ok(0.0);
         }
-        let again = self.setup.plain(way)?;
+        let again = self.setup.plain(scenario)?;
         Ok(if plain.difference(&again, 0.0)?.is_some() { 0.05 } else { 0.0 })
     }
 
-    /// A rule of equal values whose breach has been said by now.
+    /// Records a rule of equal values, whose violation was already reported.
     fn said(&mut self, rule: Reason, what: &str, over: impl Into<String>) {
         let is_held = self.findings.failures.iter().all(|failure| failure.reason != rule);
         self.findings.checked.push(Checked::equal(rule, what, over, is_held));
     }
 
-    /// What the watched steps said.
-    fn followed(&mut self, what: &str, seen: &Seen) {
-        for Failure { reason, text, .. } in &seen.failures {
+    /// Records the results of the observed steps.
+    fn followed(&mut self, what: &str, observation: &Observation) {
+        for Failure { reason, text, .. } in &observation.failures {
             self.findings.fail(*reason, format!("{what}: {text}"));
         }
-        match (&seen.no_replay, &seen.replay) {
+        match (&observation.no_replay, &observation.replay) {
             (Some(why), _) => {
                 self.findings.left_out(Reason::Update, &format!("no replay in float64: {why}"));
             }
@@ -283,8 +292,8 @@ impl Checks<'_> {
         }
     }
 
-    /// Whether the model's attention drops other elements than 32-true's. On CUDA the kernels of 16 and
-    /// of 32 bits draw their masks in different orders.
+    /// Whether the model's attention may drop other elements than in 32-true. On CUDA the kernels
+    /// for 16 and for 32 bits draw their masks in different orders.
     fn masks_differ(&self, reference: &Reference, model: &dyn amp_core::LightningModule) -> bool {
         let attends = |name: &str| name.ends_with("in_proj_weight");
         self.setup.case.trainer.device.is_cuda()
@@ -292,9 +301,13 @@ impl Checks<'_> {
             && nn::parameters(model).iter().any(|parameter| attends(&parameter.name))
     }
 
-    /// Compares each step's gradient and the buffers with 32-true's.
-    fn gradients(&mut self, seen: &Seen, model: &dyn amp_core::LightningModule) -> Result<()> {
-        let Some(reference) = &seen.reference else { return Ok(()) };
+    /// Compares each step's gradient, and the buffers, with 32-true's.
+    fn gradients(
+        &mut self,
+        observation: &Observation,
+        model: &dyn amp_core::LightningModule,
+    ) -> Result<()> {
+        let Some(reference) = &observation.reference else { return Ok(()) };
         match reference.dropout.found() {
             (0, ..) if reference.draws => {
                 let why = "elements are dropped within other layers, where they cannot be counted";
@@ -309,7 +322,7 @@ impl Checks<'_> {
                 let figure = (away, dropout::CHANCE);
                 self.findings.measured(
                     Reason::Dropout,
-                    "dropped share, away from the rate",
+                    "difference between the dropped share and the rate",
                     &over,
                     Unit::StandardErrors,
                     figure,
@@ -350,35 +363,35 @@ impl Checks<'_> {
         Ok(())
     }
 
-    /// Saves half way and continues in a new model.
-    fn resume(&mut self, way: Way, plain: &Left) -> Result<()> {
+    /// Saves a run half way and continues it in a new model.
+    fn resume(&mut self, scenario: Scenario, plain: &FinalState) -> Result<()> {
         let folder = run::folder()?;
         let path = folder.path().join("half.safetensors");
-        let whole = self.setup.saved(way, STEPS / 2, &path)?;
-        let resumed = self.setup.resumed(way, &path, STEPS / 2)?;
+        let whole = self.setup.saved(scenario, STEPS / 2, &path)?;
+        let resumed = self.setup.resumed(scenario, &path, STEPS / 2)?;
         let is_cuda = self.setup.case.trainer.device.is_cuda();
-        for (what, left) in
-            [("a run that was saved on its way", &whole), ("a resumed run", &resumed)]
+        for (what, state) in
+            [("a run that was saved half way", &whole), ("a resumed run", &resumed)]
         {
-            let tolerance = if is_cuda { self.tolerance(way, plain, left)? } else { 0.0 };
+            let tolerance = if is_cuda { self.tolerance(scenario, plain, state)? } else { 0.0 };
             let difference = match Fault::loses_state(self.setup.job.fault) {
-                // Its counts start again.
-                true => plain.tensors_differ(left, tolerance)?,
-                false => plain.difference(left, tolerance)?,
+                // The counters of this run start again at zero.
+                true => plain.tensors_differ(state, tolerance)?,
+                false => plain.difference(state, tolerance)?,
             };
             let wrong = difference.map(|difference| {
-                format!("{what} differs from one that was not stopped: {difference}")
+                format!("{what} differs from an uninterrupted run: {difference}")
             });
             let compared = format!("{what}: weights, optimizer state, schedules, scale");
             let half = STEPS / 2;
-            let over = format!("saved after {half} of {STEPS} steps at a scale of {CALM}");
+            let over = format!("saved after {half} of {STEPS} steps at a scale of {LOW_SCALE}");
             self.findings.equal(Reason::Resume, compared, over, wrong);
         }
         Ok(())
     }
 }
 
-/// The median; 0 without values.
+/// Returns the median, or 0 without values.
 fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -1,6 +1,7 @@
-//! The gradient of each step's examples in 32-true, with the run's own weights and the same dropped
-//! elements, so that only this step's rounding differs. Layers run one at a time and batches are weighted
-//! here, so that fused kernels and the trainer's accumulation are checked as well.
+//! Computes the gradient of each step's examples in 32-true, with the run's own weights and the
+//! same dropped elements, so that only the rounding of this step differs. Layers run one at a time,
+//! and this module weights the batches itself, so that fused kernels and the trainer's accumulation
+//! are checked as well.
 
 use std::{collections::BTreeMap, rc::Rc};
 
@@ -16,11 +17,11 @@ use amp_core::{
 
 use super::{
     dropout::Counter,
-    left::{dot, exact, exact_on},
+    final_state::{dot, exact, exact_on},
 };
 use crate::{gate::conformance::emulation::Rounding, rounding::rounding_of};
 
-/// Tensors with a smaller share of the gradient's norm consist mostly of rounding errors.
+/// Tensors with a smaller share of the gradient's norm may consist mostly of rounding errors.
 const SHARE: f64 = 0.05;
 
 /// A model in 32-true with the run's weights.
@@ -28,36 +29,37 @@ pub(super) struct Reference {
     model: Box<dyn LightningModule>,
     policy: Policy,
     device: Device,
-    /// The total weight of the batches so far.
+    /// The total weight of the batches in this step.
     weight: f64,
-    /// The steps so far.
+    /// The comparisons of the steps so far.
     pub(super) steps: Vec<Compared>,
     /// The largest difference of a loss in this step.
     loss: f64,
-    /// Whether its passes draw random numbers.
+    /// Whether the model draws random numbers in training.
     pub(super) draws: bool,
-    /// Of the first batch.
+    /// The dropped elements of the first batch.
     pub(super) dropout: Rc<Counter>,
-    /// The rounding that its passes emulate, if they are to.
+    /// The rounding to emulate, if any.
     rounding: Option<Rounding>,
 }
 
-/// How far a step's gradient g and losses l are from the reference's r and m.
+/// The differences of a step's gradient g and losses l from the reference's gradient r and losses
+/// m.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Figures {
     /// |⟨g, r⟩/⟨r, r⟩ − 1| of the whole gradient.
     pub(super) projection: f64,
-    /// The largest of those of single parameters.
+    /// The largest value of |⟨g, r⟩/⟨r, r⟩ − 1| for a single parameter.
     pub(super) parameter: f64,
-    /// ‖g − r‖/‖r‖ of the whole gradient.
+    /// ‖g − r‖/‖r‖ for the whole gradient.
     pub(super) error: f64,
-    /// The largest of those of single parameters.
+    /// The largest value of ‖g − r‖/‖r‖ for a single parameter.
     pub(super) parameter_error: f64,
-    /// The largest |l − m|/|m| of the step's batches.
+    /// The largest |l − m|/|m| for the step's batches.
     pub(super) loss: f64,
 }
 
-/// The figures of a step of the run, and of passes on the same examples with emulated rounding.
+/// The figures of a step, and of passes with emulated rounding on the same examples.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Compared {
     pub(super) found: Figures,
@@ -81,7 +83,7 @@ impl Reference {
         })
     }
 
-    /// The same, with passes that round as `rounding` says.
+    /// Adds emulated rounding to the passes.
     pub(super) fn rounding(self, rounding: Rounding) -> Self {
         Self { rounding: Some(rounding), ..self }
     }
@@ -110,7 +112,8 @@ impl Reference {
         Ok(())
     }
 
-    /// Adds a batch, with the random numbers and the loss that the run had, and returns its own loss.
+    /// Adds a batch, with the random numbers and the loss of the run. Returns the loss of the
+    /// reference.
     pub(super) fn add(
         &mut self,
         run: &dyn LightningModule,
@@ -151,8 +154,8 @@ impl Reference {
         Ok(own)
     }
 
-    /// Compares the run's gradient of the batches so far, and gradients of the same batches with emulated rounding,
-    /// with its own.
+    /// Compares the gradients of the run, and those with emulated rounding, with the gradients of
+    /// this reference, for the batches of the step.
     pub(super) fn compare(
         &mut self,
         gradients: &[BTreeMap<String, Tensor>],
@@ -170,7 +173,7 @@ impl Reference {
         Ok(())
     }
 
-    /// Its gradients of the batches so far, rounded at the end.
+    /// Returns the gradients for the batches of the step, with the final rounding.
     fn rounded_gradients(&mut self) -> Result<BTreeMap<String, Tensor>> {
         let weight = std::mem::take(&mut self.weight);
         let mut all = BTreeMap::new();
@@ -216,8 +219,9 @@ impl Reference {
         Ok(Figures { projection, parameter, error, parameter_error, loss: 0.0 })
     }
 
-    /// The buffer that differs most from the reference's, relative to its size, minus the rounding of a
-    /// running average in its dtype: ten roundings for a momentum of 0.1.
+    /// Returns the buffer with the largest difference from the reference's buffer, relative to its
+    /// size. The rounding of a running average in its dtype is subtracted: ten roundings for a
+    /// momentum of 0.1.
     pub(super) fn buffers(&self, run: &dyn LightningModule) -> Result<Option<(String, f64)>> {
         let mut worst: Option<(String, f64)> = None;
         let own = named_tensors(self.model.as_ref()).into_iter().zip(named_tensors(run));
@@ -237,7 +241,7 @@ impl Reference {
         Ok(worst)
     }
 
-    /// Its model with the run's weights and buffers.
+    /// Returns the reference's model with the run's weights and buffers.
     pub(super) fn into_model(self, run: &dyn LightningModule) -> Result<Box<dyn LightningModule>> {
         let own = named_tensors(self.model.as_ref());
         for ((_, own, _), (_, run, _)) in own.into_iter().zip(named_tensors(run)) {
@@ -253,7 +257,7 @@ fn relative(a: f64, b: f64) -> f64 {
     if a == b { 0.0 } else { ((a - b) / b).abs() }
 }
 
-/// The larger value; NaN counts as the largest.
+/// Returns the larger value; NaN counts as the largest.
 pub(super) fn larger(a: f64, b: f64) -> f64 {
     if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
 }

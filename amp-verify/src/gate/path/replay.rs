@@ -1,7 +1,7 @@
-//! The same gradients stepped on in float64: what the optimizer, clipping and the schedule should
-//! have made of them. It runs where the run does, by libtorch's operations on elements: the trainer's unscaling,
-//! clipping and stepping, the optimizers' code and their kernels have no part in it. An optimizer that was
-//! written elsewhere steps by its own code, in float64.
+//! Repeats the updates in float64 from the same gradients: the expected effect of clipping,
+//! optimizer and schedule. It uses elementwise operations of libtorch on the run's device, but not
+//! the trainer's unscaling, clipping and stepping, and not the optimizers' code or kernels. A
+//! custom optimizer steps with its own code, in float64.
 
 use std::collections::BTreeMap;
 
@@ -16,55 +16,56 @@ use amp_core::{
 };
 
 use super::{
-    left::{dot, exact, exact_on, kept},
+    final_state::{copy_of, dot, exact, exact_on},
     rule::{Rule, Slots},
 };
 use crate::rounding::rounding_of;
 
-/// The accepted difference of a step's weights and optimizer state, relative to their change: f32 rounds
-/// each of several operations to 2⁻²⁴.
+/// The accepted difference of a step's weights and optimizer state, relative to their change: each
+/// of several f32 operations has a relative error of 2⁻²⁴.
 const ROUNDING: f64 = 2e-5;
 
-/// The optimizers over f64 copies of the parameters.
+/// The optimizers with f64 copies of the parameters.
 pub(super) struct Replay {
-    /// The copies that the optimizers step.
+    /// The model that owns the copies.
     _model: Box<dyn LightningModule>,
     scheduled: Vec<Scheduled>,
-    /// For each optimizer its rule, if there is one here.
+    /// For each optimizer its rule, if this module has one.
     rules: Vec<Option<Ruled>>,
     initial: BTreeMap<String, Tensor>,
     clip: Option<Clip>,
     steps: u64,
-    /// The largest difference so far, in multiples of the accepted one.
+    /// The largest difference so far, divided by the accepted difference.
     pub(super) worst: f64,
-    /// The number of steps that clipping changed.
+    /// The number of clipped steps.
     pub(super) clipped: u64,
 }
 
-/// An optimizer that is stepped with its rule.
+/// An optimizer with a rule in this module.
 struct Ruled {
     rule: Rule,
-    /// For each parameter, its number of steps and its state.
+    /// For each parameter, the number of its steps and its state.
     kept: BTreeMap<String, (u64, Slots)>,
 }
 
-/// The difference from the repetition.
+/// The difference from the repetition in float64.
 struct Distance {
     what: String,
     off: f64,
-    /// The size of the change.
+    /// The size to which the difference is relative.
     of: f64,
     allowed: f64,
 }
 
-/// The text about a difference.
+/// A sentence about a difference.
 pub(super) enum Wrong {
     Rates(String),
     Update(String),
 }
 
 impl Replay {
-    /// Repeats the steps of `model`, which is built like `run` and takes its weights.
+    /// Prepares to repeat the steps of `run`. `model` is another build of the same model and gets
+    /// the weights of `run`.
     pub(super) fn new(
         model: Box<dyn LightningModule>,
         run: &dyn LightningModule,
@@ -82,10 +83,10 @@ impl Replay {
             no_grad(|| own.shallow_clone().f_copy_(&run.f_detach()?.f_to_kind(kind)?))?;
         }
         let parameters = nn::parameters(model.as_ref());
-        // As the run has them, which is half as large.
+        // The copies keep the run's dtype, which takes half of the memory.
         let initial = nn::parameters(run)
             .iter()
-            .map(|parameter| Ok((parameter.name.clone(), kept(&parameter.tensor)?)))
+            .map(|parameter| Ok((parameter.name.clone(), copy_of(&parameter.tensor)?)))
             .collect::<Result<_>>()?;
         let scheduled = model.configure_optimizers(plan)?.build(parameters, Storage::default())?;
         let ruled = |scheduled: &Scheduled| {
@@ -106,7 +107,7 @@ impl Replay {
         })
     }
 
-    /// Steps with each optimizer's gradients, unscaled and not yet clipped, by parameter.
+    /// Makes a step with each optimizer's gradients by parameter, unscaled and not yet clipped.
     pub(super) fn step(&mut self, gradients: &[BTreeMap<String, Tensor>]) -> Result<()> {
         self.steps += 1;
         for own in gradients {
@@ -122,21 +123,21 @@ impl Replay {
             let scheduled = &mut self.scheduled[at];
             match &mut self.rules[at] {
                 Some(ruled) => ruled.step(scheduled, &own)?,
-                None => step_itself(scheduled, &own)?,
+                None => step_with_own_code(scheduled, &own)?,
             }
             scheduled.advance(Interval::Step, &[])?;
         }
         Ok(())
     }
 
-    /// Moves the schedules that move by epochs; some of them need logged values.
+    /// Advances the schedules that advance per epoch; some of them need logged values.
     pub(super) fn end_epoch(&mut self, logged: &[Logged]) -> Result<()> {
         self.scheduled
             .iter_mut()
             .try_for_each(|scheduled| scheduled.advance(Interval::Epoch, logged))
     }
 
-    /// Compares the run's optimizers with these, after the same steps.
+    /// Compares the run's optimizers with the repetition after the same steps.
     pub(super) fn compare(&mut self, run: &[Scheduled]) -> Result<Option<Wrong>> {
         for (own, run) in self.scheduled.iter().zip(run) {
             if own.rates() != run.rates() {
@@ -150,24 +151,25 @@ impl Replay {
                 ))));
             }
         }
-        let (mut off, mut way, mut size, mut eps) = (0.0, 0.0, 0.0, 0.0_f64);
+        let (mut off, mut moved, mut size, mut eps) = (0.0, 0.0, 0.0, 0.0_f64);
         for (own, run) in self.scheduled.iter().zip(run) {
             for own in own.optimizer.parameters().iter() {
                 let mut others = run.optimizer.parameters().iter();
                 let Some(run) = others.find(|run| run.name == own.name) else {
-                    let text = format!("the optimizer does not hold `{}`", own.name);
+                    let text = format!("the optimizer lacks `{}`", own.name);
                     return Ok(Some(Wrong::Update(text)));
                 };
                 let (from, own) = (exact(&self.initial[&own.name])?, exact(&own.tensor)?);
                 eps = eps.max(rounding_of(run.tensor.kind()));
                 let run = exact_on(own.device(), &run.tensor)?;
                 off += square(&run, &own)?;
-                way += square(&own, &from)?;
+                moved += square(&own, &from)?;
                 size += dot(&own, &own)?;
             }
         }
-        let allowed = ROUNDING * way.sqrt() + self.steps as f64 * eps * size.sqrt() + self.signs();
-        if let Some(text) = self.beyond("the weights", off.sqrt(), way.sqrt(), allowed) {
+        let allowed =
+            ROUNDING * moved.sqrt() + self.steps as f64 * eps * size.sqrt() + self.signs();
+        if let Some(text) = self.beyond("the weights", off.sqrt(), moved.sqrt(), allowed) {
             return Ok(Some(Wrong::Update(text)));
         }
         let mut averages = Vec::new();
@@ -186,12 +188,12 @@ impl Replay {
         Ok(None)
     }
 
-    /// The optimizer's averages, which have the gradients' size even if the step does not.
+    /// Compares the running averages, which have the gradients' size even if the step does not.
     fn averages(&self, own: &State, run: &Scheduled) -> Result<Vec<Distance>> {
         let run_parameters = run.optimizer.parameters();
         let run = run.optimizer.state()?;
         let mut sums: BTreeMap<String, (f64, f64)> = BTreeMap::new();
-        // A clipped gradient is rounded to its parameter's dtype.
+        // A clipped gradient is rounded to the dtype of its parameter.
         let kinds = run_parameters.iter().map(|parameter| rounding_of(parameter.tensor.kind()));
         let mut eps = kinds.fold(0.0_f64, f64::max);
         for (name, tensor) in own.tensors() {
@@ -208,14 +210,14 @@ impl Replay {
         }
         let distance = |(slot, (off, size)): (String, (f64, f64))| {
             let (off, of) = (off.sqrt(), size.sqrt());
-            // A square has twice the relative rounding error.
+            // The square has twice the relative rounding error.
             let allowed = (ROUNDING + (3.0 + self.steps as f64) * eps) * of;
             Distance { what: format!("the optimizer's `{slot}`"), off, of, allowed }
         };
         Ok(sums.into_iter().map(distance).collect())
     }
 
-    /// The accepted effect of signs that rounding flips, for an optimizer that steps by signs.
+    /// Returns the accepted effect of rounding on signs, for an optimizer that steps by signs.
     fn signs(&self) -> f64 {
         let by_sign = self
             .scheduled
@@ -238,7 +240,7 @@ impl Replay {
         }
         let share = off / allowed;
         self.worst = self.worst.max(share);
-        // NaN is within nothing.
+        // NaN exceeds every tolerance.
         (share.is_nan() || share > 1.0).then(|| {
             let clip = match self.clip {
                 Some(Clip::Norm(limit)) => format!(
@@ -273,7 +275,7 @@ impl Ruled {
         Ok(())
     }
 
-    /// The state under the names with which the optimizer saves it.
+    /// Returns the state under the names in the optimizer's checkpoints.
     fn state(&self) -> State {
         let mut state = State::default();
         for (name, (_, slots)) in &self.kept {
@@ -285,8 +287,8 @@ impl Ruled {
     }
 }
 
-/// Steps with the optimizer's own code: the gradient of Σ⟨p, g⟩ is g.
-fn step_itself(scheduled: &mut Scheduled, own: &BTreeMap<&str, Tensor>) -> Result<()> {
+/// Makes a step with the optimizer's own code. The gradient of Σ⟨p, g⟩ is g.
+fn step_with_own_code(scheduled: &mut Scheduled, own: &BTreeMap<&str, Tensor>) -> Result<()> {
     scheduled.optimizer.zero_grad()?;
     let mut sum = Tensor::from(0.0);
     for parameter in scheduled.optimizer.parameters().iter() {
@@ -300,7 +302,7 @@ fn step_itself(scheduled: &mut Scheduled, own: &BTreeMap<&str, Tensor>) -> Resul
     scheduled.optimizer.step()
 }
 
-/// The gradients clipped as torch's documentation defines it, and whether that changed them.
+/// Clips the gradients as torch's documentation defines it, and returns whether they changed.
 fn clipped(
     gradients: BTreeMap<&str, Tensor>,
     clip: Option<Clip>,

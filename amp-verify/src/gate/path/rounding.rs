@@ -1,7 +1,7 @@
-//! Checks how each layer rounds, against float64 on the layer's own rounded inputs. Rounding to nearest
-//! has errors with mean zero; truncation has errors whose mean is half their size. The size of the errors
-//! follows from the rounding of parameters and results: a larger error is made inside the layer, and a
-//! missing error shows that the layer does not compute in 16 bits.
+//! Checks how each layer rounds, compared with float64 on the layer's own rounded inputs. Rounding
+//! to nearest gives errors with mean zero; truncation gives errors whose mean is half their size.
+//! The rounding of parameters and results determines the expected size of the errors. A larger
+//! error arises inside the layer. A missing error shows that the layer does not compute in 16 bits.
 
 use amp_core::{Result, tch::Kind};
 
@@ -15,13 +15,13 @@ use crate::{
     layers::{self, Options, Own, WITHIN},
 };
 
-/// The accepted mean of a layer's rounding errors, in multiples of their root mean square. Truncation
-/// towards zero has 0.87.
+/// The accepted mean of a layer's rounding errors, divided by their root mean square. Truncation
+/// towards zero gives 0.87.
 const MEAN: f64 = 0.4;
-/// A mean of fewer standard errors is attributed to chance.
+/// If a mean has fewer standard errors, chance may explain it.
 const CHANCE: f64 = 6.0;
 
-/// Measures the layers on the first examples.
+/// Measures the layers with the first batch.
 pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
     let precision = setup.precision;
     if matches!(precision.compute(), Kind::Float | Kind::Double) {
@@ -37,7 +37,7 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
         Ok(audited) => audited,
         Err(error) => {
             for rule in [Reason::Rounding, Reason::Width] {
-                findings.left_out(rule, &format!("its layers cannot be measured: {error}"));
+                findings.left_out(rule, &format!("the layers cannot be measured: {error}"));
             }
             return Ok(());
         }
@@ -48,11 +48,11 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
     Ok(())
 }
 
-/// Whether the layers round to nearest.
+/// Checks that the layers round to nearest.
 fn mean(report: &layers::Report, findings: &mut Findings) {
     let (mut worst, mut layer) = (0.0, "");
-    // A layer without weights may multiply by a constant, as dropout does, whose own rounding error has a
-    // mean.
+    // Layers without weights are left out. They may multiply by a constant, as dropout does, and
+    // the constant's rounding error has a nonzero mean.
     let weighed = report.layers.iter().filter(|layer| layer.weight_gradient.is_some());
     let count = weighed.clone().count();
     for own in weighed {
@@ -74,7 +74,7 @@ fn mean(report: &layers::Report, findings: &mut Findings) {
     );
 }
 
-/// Whether the layers' errors are explained by rounding.
+/// Checks that rounding explains the size of the layers' errors.
 fn size(own: &[Own], findings: &mut Findings) {
     let errors = own.iter().filter_map(|own| Some((own.error?, own.path.as_str())));
     let Some((error, path)) = errors.max_by(|a, b| a.0.total_cmp(&b.0)) else { return };
@@ -87,10 +87,10 @@ fn size(own: &[Own], findings: &mut Findings) {
     );
 }
 
-/// Whether the layers compute in 16 bits, and round once.
+/// Checks that the layers compute in 16 bits and round only once.
 fn width(own: &[Own], findings: &mut Findings) {
     let mut wrong = None;
-    // Values come before the gradients that follow from them.
+    // Values are checked before the gradients that follow from them.
     for kind in [layers::Kind::Forward, layers::Kind::InputGradient] {
         let what = if kind == layers::Kind::Forward { "values" } else { "gradients" };
         for Own { path, .. } in own.iter().filter(|own| own.wide.contains(&kind)) {

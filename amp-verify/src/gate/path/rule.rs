@@ -1,4 +1,4 @@
-//! The update rules of optimizers in float64, from their papers and torch's documentation.
+//! The update rules of optimizers in float64, according to their papers and torch's documentation.
 
 use std::collections::BTreeMap;
 
@@ -8,10 +8,10 @@ use amp_core::{
 };
 use serde_json::{Map, Value};
 
-/// The state for one parameter, with torch's names.
+/// The state of one parameter, with torch's names.
 pub(super) type Slots = BTreeMap<&'static str, Tensor>;
 
-/// An optimizer with a rule here.
+/// An optimizer with an update rule in this module.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Rule {
     Adam { decoupled: bool },
@@ -20,7 +20,7 @@ pub(super) enum Rule {
     Lion,
 }
 
-/// Options by the names of their fields.
+/// The options of an optimizer, by field name.
 struct Options<'a>(&'a Map<String, Value>);
 
 impl Options<'_> {
@@ -39,7 +39,7 @@ impl Options<'_> {
 }
 
 impl Rule {
-    /// The rule of the optimizer with this name; `None` for an optimizer from elsewhere.
+    /// Returns the rule for the optimizer with this name, or `None` for other optimizers.
     pub(super) fn of(optimizer: &str) -> Option<Self> {
         match optimizer {
             "Adam" => Some(Self::Adam { decoupled: false }),
@@ -73,7 +73,7 @@ impl Rule {
     ) -> Result<()> {
         let mut p = parameter.shallow_clone();
         let (lr, decay) = (options.number("lr"), options.number("weight_decay"));
-        // L2: the decay is part of the gradient.
+        // L2 regularization: the decay is added to the gradient.
         let pulled = || -> Result<Tensor> { Ok(gradient.f_add(&p.f_mul_scalar(decay)?)?) };
         match self {
             Self::Adam { decoupled } => {
@@ -98,7 +98,7 @@ impl Rule {
                     g
                 } else {
                     let buffer = match slots.get("momentum_buffer") {
-                        // The first gradient is used without averaging.
+                        // The first gradient is not averaged.
                         None => g.f_mul_scalar(1.0)?,
                         Some(old) => {
                             let new = g.f_mul_scalar(1.0 - options.number("dampening"))?;
@@ -146,7 +146,7 @@ impl Rule {
     }
 }
 
-/// Updates the running average of this name, which starts at zero.
+/// Updates the running average with this name, which starts at zero.
 fn mix(slots: &mut Slots, name: &'static str, decay: f64, new: &Tensor) -> Result<Tensor> {
     let new = new.f_mul_scalar(1.0 - decay)?;
     let average = match slots.get(name) {
@@ -173,8 +173,8 @@ mod tests {
         ((places * speed + phase).sin() * 0.3).view([3, 4])
     }
 
-    /// Compares the rules with the optimizers in float64, whose numbers equal torch's to the bit in tests
-    /// of amp-core.
+    /// Compares the rules with amp-core's optimizers in float64. Tests of amp-core show that those
+    /// equal torch's to the last bit.
     #[rstest]
     #[case::adamw(&AdamW { weight_decay: 0.3, ..AdamW::default() })]
     #[case::adamw_betas(&AdamW { betas: (0.7, 0.95), eps: 1e-3, fused: false, ..AdamW::default() })]

@@ -1,5 +1,5 @@
-//! Rules of single steps: when a step is skipped, what a skipped step leaves unchanged, how the scale
-//! moves.
+//! Rules for single steps: when a step is skipped, what a skipped step leaves unchanged, and how
+//! the scale changes.
 
 use amp_core::{
     precision::{GradScalerConfig, StepOutcome},
@@ -8,13 +8,13 @@ use amp_core::{
 
 use amp_core::Result;
 
-/// The loss scale according to its rule, in f32 as on the device.
+/// Computes the loss scale by its rule, in f32 as on the device.
 pub(super) struct ScaleRule {
     constants: GradScalerConfig,
     scale: f32,
-    /// Steps since it last moved.
+    /// The number of steps since the last change.
     since: i64,
-    /// The number of times it grew and fell.
+    /// The numbers of increases and decreases of the loss scale.
     pub(super) grown: u64,
     pub(super) backed_off: u64,
 }
@@ -25,7 +25,7 @@ impl ScaleRule {
         Self { constants, scale, since: 0, grown: 0, backed_off: 0 }
     }
 
-    /// The scale after a step with this outcome.
+    /// Returns the scale after a step with this outcome.
     pub(super) fn after(&mut self, outcome: &StepOutcome) -> f64 {
         let GradScalerConfig { growth_factor, backoff_factor, growth_interval, .. } =
             self.constants;
@@ -43,7 +43,7 @@ impl ScaleRule {
     }
 }
 
-/// Whether every number is finite.
+/// Whether all values are finite.
 pub(super) fn is_finite<'t>(tensors: impl IntoIterator<Item = &'t Tensor>) -> Result<bool> {
     for tensor in tensors {
         if tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {

@@ -1,5 +1,5 @@
-//! The runs that are compared: an unobserved one and one that the gate observes, with options that let
-//! each rule take effect.
+//! The runs to compare: an unobserved run and an observed run, with options for which each rule has
+//! an effect.
 
 use std::{cell::RefCell, path::Path, rc::Rc};
 
@@ -16,10 +16,10 @@ use amp_core::{
 
 use super::{
     bounds,
-    left::{Keeper, Left},
+    final_state::{FinalState, StateRecorder},
+    observer::{Observation, Observer},
     reference::Reference,
     rules::ScaleRule,
-    witness::{Seen, Witness},
 };
 use crate::{
     case::Case,
@@ -33,29 +33,29 @@ use crate::{
     length::Length,
 };
 
-/// The length of the short runs, in steps.
+/// The number of steps of the short runs.
 pub(super) const STEPS: u64 = 6;
-/// The length of the run that starts with an overflowing scale, in applied steps.
+/// The number of applied steps of the run that starts with an overflowing scale.
 const SCALED_STEPS: u64 = 12;
-/// The most observed steps of an epoch.
+/// The largest number of observed steps in an epoch.
 const EPOCH_STEPS: i64 = 64;
-/// A loss scale that never overflows.
-pub(super) const CALM: f64 = 1024.0;
-/// A loss scale that overflows: f16 gradients above 65504/2³⁴ = 3.8e-6 are infinite.
-pub(super) const OVERFLOWING: f64 = 17_179_869_184.0;
+/// A loss scale with which no step overflows.
+pub(super) const LOW_SCALE: f64 = 1024.0;
+/// A loss scale with which steps overflow: f16 gradients above 65504/2³⁴ = 3.8e-6 become infinite.
+pub(super) const HIGH_SCALE: f64 = 17_179_869_184.0;
 
-/// The options of a run.
+/// The options for a pair of runs.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Way {
-    /// An epoch with its validation, with the model's options and a constant scale.
+pub(super) enum Scenario {
+    /// An epoch with its validation, with the model's own options and a constant scale.
     Epoch,
-    /// A few steps whose gradients are clipped to this norm.
+    /// A few steps with gradients clipped to this norm.
     Clipped(f64),
-    /// Starts with an overflowing scale, with a short growth interval.
+    /// Steps that begin with an overflowing scale and a short growth interval.
     Overflowing,
 }
 
-/// One precision of a case.
+/// A case under one precision.
 pub(super) struct Setup<'a> {
     pub(super) job: &'a Job,
     pub(super) case: &'a Case,
@@ -63,7 +63,7 @@ pub(super) struct Setup<'a> {
 }
 
 impl Setup<'_> {
-    /// The layers of the first step on `batch`.
+    /// Returns the model and the batch for measuring layers.
     pub(super) fn subject<'s>(
         &self,
         build: &'s dyn Fn() -> Result<Box<dyn LightningModule>>,
@@ -74,23 +74,23 @@ impl Setup<'_> {
             batch,
             device: self.case.trainer.device,
             seed: self.case.trainer.seed,
-            islands: Rc::new(self.job.islands.clone()),
+            overrides: Rc::new(self.job.overrides.clone()),
         }
     }
 
-    /// Batches of an epoch under these options.
+    /// Returns the number of batches in an epoch with these options.
     pub(super) fn batches(&self, config: &TrainerConfig) -> Result<i64> {
         let loader = self.case.data.train_loader(config.policy(), 0)?;
         Ok(loader.limited(config.loops.limit_train_batches).batches())
     }
 
-    pub(super) fn config(&self, way: Way) -> Result<TrainerConfig> {
+    pub(super) fn config(&self, scenario: Scenario) -> Result<TrainerConfig> {
         let mut config = self.job.config(self.case, self.precision);
         config.graph = Graph::Auto;
-        config.numerics.scaler.init_scale = CALM;
+        config.numerics.scaler.init_scale = LOW_SCALE;
         let window = config.optimization.accumulate_grad_batches;
-        match way {
-            Way::Epoch => {
+        match scenario {
+            Scenario::Epoch => {
                 config.max_epochs = 1;
                 config.max_steps = None;
                 let steps = match self.job.length {
@@ -99,58 +99,61 @@ impl Setup<'_> {
                         EPOCH_STEPS.min(i64::try_from(steps).unwrap_or(EPOCH_STEPS))
                     }
                 };
-                // The last step is a partial one, as an epoch's may be.
+                // The last step has fewer batches, as the last step of an epoch may have.
                 let most = steps * window - (window - 1);
                 if self.batches(&config)? > most {
                     config.loops.limit_train_batches = Limit::Batches(most);
                 }
             }
-            Way::Clipped(limit) => {
+            Scenario::Clipped(limit) => {
                 config.max_steps = Some(STEPS);
                 config.optimization.gradient_clip = Some(Clip::Norm(limit));
             }
-            Way::Overflowing => {
+            Scenario::Overflowing => {
                 // A limit in case no step is ever applied.
                 config.max_epochs = 12;
                 config.max_steps = Some(SCALED_STEPS);
-                config.numerics.scaler.init_scale = OVERFLOWING;
+                config.numerics.scaler.init_scale = HIGH_SCALE;
                 config.numerics.scaler.growth_interval = 4;
             }
         }
         Ok(config)
     }
 
-    /// Runs as `Trainer::fit` does for a user.
-    pub(super) fn plain(&self, way: Way) -> Result<Left> {
-        Ok(self.fit(self.config(way)?, Vec::new(), None)?.0)
+    /// Trains without an observer, as `Trainer::fit` does for a user.
+    pub(super) fn plain(&self, scenario: Scenario) -> Result<FinalState> {
+        Ok(self.fit(self.config(scenario)?, Vec::new(), None)?.0)
     }
 
-    /// The same, saved after this step.
-    pub(super) fn saved(&self, way: Way, after: u64, path: &Path) -> Result<Left> {
+    /// Trains without an observer, and saves the run after this step.
+    pub(super) fn saved(&self, scenario: Scenario, after: u64, path: &Path) -> Result<FinalState> {
         let saver = Saver { after, path: path.to_owned() };
-        Ok(self.fit(self.config(way)?, vec![Box::new(saver)], None)?.0)
+        Ok(self.fit(self.config(scenario)?, vec![Box::new(saver)], None)?.0)
     }
 
     /// Resumes a saved run.
-    pub(super) fn resumed(&self, way: Way, path: &Path, done: u64) -> Result<Left> {
-        let mut config = self.config(way)?;
+    pub(super) fn resumed(&self, scenario: Scenario, path: &Path, done: u64) -> Result<FinalState> {
+        let mut config = self.config(scenario)?;
         if Fault::loses_state(self.job.fault) {
             config.max_steps = config.max_steps.map(|most| most - done);
         }
         Ok(self.fit(config, Vec::new(), Some(path))?.0)
     }
 
-    /// The same, and returns the trained model.
-    pub(super) fn plain_with_model(&self, way: Way) -> Result<(Left, Box<dyn LightningModule>)> {
-        self.fit(self.config(way)?, Vec::new(), None)
+    /// Trains without an observer, and also returns the trained model.
+    pub(super) fn plain_with_model(
+        &self,
+        scenario: Scenario,
+    ) -> Result<(FinalState, Box<dyn LightningModule>)> {
+        self.fit(self.config(scenario)?, Vec::new(), None)
     }
 
-    /// References with emulated rounding, each with roundings of its own: as many as an epoch of `windows` steps
-    /// takes for a bound.
+    /// Creates references with emulated rounding, each with its own random numbers: as many as an
+    /// epoch of `windows` steps needs for a bound.
     fn rounded(&self, windows: i64) -> Result<Vec<Reference>> {
-        let islands = Rc::new(self.job.islands.clone());
+        let overrides = Rc::new(self.job.overrides.clone());
         let mut model = self.case.build()?;
-        let emulation = Emulation::of(self.case, model.as_mut(), self.precision, &islands)?;
+        let emulation = Emulation::of(self.case, model.as_mut(), self.precision, &overrides)?;
         let emulation = Rc::new(emulation);
         let draw = |number| {
             let rounding =
@@ -161,33 +164,37 @@ impl Setup<'_> {
         (1..=bounds::passes(windows)).map(draw).collect()
     }
 
-    /// Runs it with the gate's observer.
-    pub(super) fn watched(&self, way: Way) -> Result<(Left, Seen, Box<dyn LightningModule>)> {
-        let mut config = self.config(way)?;
+    /// Trains with the gate's observer.
+    pub(super) fn observed(
+        &self,
+        scenario: Scenario,
+    ) -> Result<(FinalState, Observation, Box<dyn LightningModule>)> {
+        let mut config = self.config(scenario)?;
         let device = config.device;
         let copy = self.case.build()?;
-        let mut seen = Seen::new(device, config.optimization.gradient_clip, copy);
-        if way == Way::Epoch {
+        let mut observation = Observation::new(device, config.optimization.gradient_clip, copy);
+        if scenario == Scenario::Epoch {
             let window = config.optimization.accumulate_grad_batches;
-            seen.reference = Some(Reference::new(self.case.build()?, device)?);
-            seen.rounded = self.rounded((self.batches(&config)? + window - 1) / window)?;
+            observation.reference = Some(Reference::new(self.case.build()?, device)?);
+            observation.rounded = self.rounded((self.batches(&config)? + window - 1) / window)?;
         }
         if self.precision.scales_loss() {
-            seen.scale = Some(ScaleRule::new(config.numerics.scaler));
+            observation.scale = Some(ScaleRule::new(config.numerics.scaler));
         }
         Fault::config(self.job.fault, &mut config);
-        let witness = Witness(Rc::new(RefCell::new(seen)));
+        let observer = Observer(Rc::new(RefCell::new(observation)));
         let _section = random::seeded(self.case.trainer.seed)?;
         let model = self.job.model(self.case, self.precision)?;
         let mut model: Box<dyn LightningModule> =
-            Box::new(Intercepted::new(model, witness.clone()));
-        let keeper = Keeper::default();
-        let mut trainer = Trainer::new(config).callback(witness.clone()).callback(keeper.clone());
+            Box::new(Intercepted::new(model, observer.clone()));
+        let recorder = StateRecorder::default();
+        let mut trainer =
+            Trainer::new(config).callback(observer.clone()).callback(recorder.clone());
         let record = trainer.fit(model.as_mut(), &self.case.data)?;
         drop(trainer);
-        let left = Left::new(model.as_ref(), &keeper, record)?;
-        let seen = witness.0.replace(Seen::new(device, None, self.case.build()?));
-        Ok((left, seen, model))
+        let state = FinalState::new(model.as_ref(), &recorder, record)?;
+        let observation = observer.0.replace(Observation::new(device, None, self.case.build()?));
+        Ok((state, observation, model))
     }
 
     fn fit(
@@ -195,12 +202,12 @@ impl Setup<'_> {
         mut config: TrainerConfig,
         callbacks: Vec<Box<dyn Callback>>,
         resume: Option<&Path>,
-    ) -> Result<(Left, Box<dyn LightningModule>)> {
+    ) -> Result<(FinalState, Box<dyn LightningModule>)> {
         Fault::config(self.job.fault, &mut config);
         let _section = random::seeded(self.case.trainer.seed)?;
         let mut model = self.job.model(self.case, self.precision)?;
-        let keeper = Keeper::new(config.device)?;
-        let mut trainer = Trainer::new(config.clone()).callback(keeper.clone());
+        let recorder = StateRecorder::new(config.device)?;
+        let mut trainer = Trainer::new(config.clone()).callback(recorder.clone());
         for callback in callbacks {
             trainer = trainer.callback(callback);
         }
@@ -215,11 +222,11 @@ impl Setup<'_> {
         }
         let record = trainer.fit(model.as_mut(), &self.case.data)?;
         drop(trainer);
-        Ok((Left::new(model.as_ref(), &keeper, record)?, model))
+        Ok((FinalState::new(model.as_ref(), &recorder, record)?, model))
     }
 }
 
-/// Saves the run after a step.
+/// A callback that saves the run after this step.
 struct Saver {
     after: u64,
     path: std::path::PathBuf,
@@ -231,7 +238,7 @@ impl Callback for Saver {
     }
 
     fn step_access(&self) -> StepAccess {
-        StepAccess::EachStep
+        StepAccess::PerStep
     }
 
     fn on_train_batch_end(
@@ -251,7 +258,7 @@ pub(super) fn all_finite(model: &dyn LightningModule) -> Result<bool> {
     super::rules::is_finite(&tensors)
 }
 
-/// A temporary folder, removed on drop.
+/// Creates a temporary folder, which is removed on drop.
 pub(super) fn folder() -> Result<tempfile::TempDir> {
     tempfile::tempdir().map_err(|error| Error::io("a temporary folder", error))
 }

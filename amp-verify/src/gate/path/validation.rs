@@ -1,12 +1,12 @@
-//! Checks that validation is pure: it gives the same bits twice, changes nothing, and agrees with the
-//! values that the run reported.
+//! Checks that validation has no side effects: it gives the same bits twice, changes no tensor, and
+//! agrees with the values of the run.
 
 use amp_core::{LightningModule, Result, Trainer, log::Logged, nn::named_tensors, random};
 
 use super::{
-    left::{Left, on_host},
+    final_state::{FinalState, on_host},
     reference::Reference,
-    run::{Setup, Way},
+    run::{Scenario, Setup},
     statistics_bound,
 };
 use crate::{
@@ -17,11 +17,11 @@ use crate::{
     registry::LOSS,
 };
 
-/// Validates the final state of the run.
+/// Validates the final state of the run twice.
 pub(super) fn check(
     setup: &Setup<'_>,
     findings: &mut Findings,
-    left: &Left,
+    state: &FinalState,
     mut model: Box<dyn LightningModule>,
     reference: Reference,
 ) -> Result<()> {
@@ -30,7 +30,7 @@ pub(super) fn check(
         findings.left_out(Reason::Validation, "there is no validation set");
         return Ok(());
     }
-    let config = setup.config(Way::Epoch)?;
+    let config = setup.config(Scenario::Epoch)?;
     let _section = random::seeded(setup.case.trainer.seed)?;
     let before = tensors(model.as_ref())?;
     let validate = |model: &mut dyn LightningModule| -> Result<Vec<Logged>> {
@@ -50,20 +50,20 @@ pub(super) fn check(
     }
     if let Some((name, a, b)) = difference(&first, |name| value(&second, name)) {
         wrong.get_or_insert_with(|| {
-            format!("`{name}` is {a} at first and {b} when the same weights are validated again")
+            format!("`{name}` is {a} at first and {b} in a second validation of the same weights")
         });
     }
-    if let Some((name, a, b)) = difference(&first, |name| left.record.last(name)) {
+    if let Some((name, a, b)) = difference(&first, |name| state.record.last(name)) {
         wrong.get_or_insert_with(|| {
-            format!("`{name}` of the run is {b}, but validating its weights gives {a}")
+            format!("`{name}` is {b} in the run, but {a} in a validation of its weights")
         });
     }
-    let what = "logged values, twice and as the run reported them; no tensor moves";
+    let what = "logged values, in two validations and in the run; no tensor changes";
     let over = format!("evaluation mode, {} values", first.len());
     findings.equal(Reason::Validation, what, over, wrong);
     let own = value(&first, LOSS);
     let mut exact = reference.into_model(model.as_ref())?;
-    let mut config = setup.config(Way::Epoch)?;
+    let mut config = setup.config(Scenario::Epoch)?;
     config.precision = amp_core::precision::Precision::F32True;
     let exact = Trainer::new(config).validate(exact.as_mut(), data)?;
     if let (Some(own), Some(exact)) = (own, value(&exact, LOSS)) {
@@ -87,7 +87,7 @@ fn value(logged: &[Logged], name: &str) -> Option<f64> {
     logged.iter().find(|logged| logged.name == name).map(|logged| logged.value)
 }
 
-/// The first value that differs, if both have values of that name.
+/// Returns the first value that differs, among values that both have.
 fn difference(logged: &[Logged], other: impl Fn(&str) -> Option<f64>) -> Option<(&str, f64, f64)> {
     let both =
         logged.iter().filter_map(|own| Some((own.name.as_str(), own.value, other(&own.name)?)));

@@ -1,24 +1,25 @@
-//! How long a model is trained, and on how much of its data.
+//! Setters for the length of training and the share of the data to use.
 
 use amp_core::data::Limit;
 
 use super::Model;
 use crate::length::Length;
 
-/// The length of the gate's quick tier, unless the model's own is shorter.
+/// The default length of the gate's quick tier.
 const QUICK_EPOCHS: i64 = 3;
 const QUICK_STEPS: u64 = 100;
 
 impl Model {
-    /// Epochs of a whole training; 10 by default.
+    /// Sets the number of epochs of a full training run; 10 by default.
     #[must_use]
     pub fn epochs(mut self, epochs: i64) -> Self {
         self.length = Length::Epochs(epochs);
         self
     }
 
-    /// Optimizer steps of a whole training, for a model whose data set is too large for epochs, or has no
-    /// end. The run validates at its end, and at the ends of epochs before it. Skipped steps do not count.
+    /// Sets the number of optimizer steps of a full training run. Use it for a model whose data set
+    /// is infinite or too large for epochs. The run validates at its end, and at the end of each
+    /// epoch. Skipped steps do not count.
     ///
     /// ```no_run,standalone_crate
     /// # use amp_core::prelude::*;
@@ -35,36 +36,37 @@ impl Model {
         self
     }
 
-    /// Epochs in the gate's quick tier and in goldens; 3 by default, or all if there are fewer.
+    /// Sets the number of epochs in the gate's quick tier and in goldens; 3 by default, or the full
+    /// length if it is shorter.
     #[must_use]
     pub fn quick_epochs(mut self, epochs: i64) -> Self {
         self.quick = Some(Length::Epochs(epochs));
         self
     }
 
-    /// Optimizer steps in the gate's quick tier and in `margins`; for a model that is trained for
-    /// [`steps`](Self::steps) 100 by default, or all if there are fewer.
+    /// Sets the number of optimizer steps in the gate's quick tier and in `margins`. For a model
+    /// with [`steps`](Self::steps) the default is 100, or the full length if it is shorter.
     #[must_use]
     pub fn quick_steps(mut self, steps: u64) -> Self {
         self.quick = Some(Length::Steps(steps));
         self
     }
 
-    /// The training batches of an epoch that are used: the first ones of the shuffled set. All by default.
+    /// Uses only the first training batches of each shuffled epoch. All by default.
     #[must_use]
     pub fn limit_train_batches(mut self, limit: Limit) -> Self {
         self.limit_train_batches = limit;
         self
     }
 
-    /// The batches of each validation set that are used: the first ones. All by default.
+    /// Uses only the first batches of each validation set. All by default.
     #[must_use]
     pub fn limit_val_batches(mut self, limit: Limit) -> Self {
         self.limit_val_batches = limit;
         self
     }
 
-    /// The length of a whole training.
+    /// The length of a full training run.
     pub fn length(&self) -> Length {
         self.length
     }

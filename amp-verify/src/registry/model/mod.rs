@@ -19,13 +19,14 @@ use super::{Judge, Registry};
 use crate::faults::Fault;
 use crate::length::Length;
 
-/// Builds a model from hyperparameters, drawing its weights from libtorch's global generator.
+/// Builds a model from hyperparameters. Its initial weights come from libtorch's global random
+/// generator.
 pub type Build = dyn Fn(&Hyperparameters) -> Result<Box<dyn LightningModule>> + Send + Sync;
 
 /// A registered model: its name, and how it is built, trained and judged.
 ///
-/// [`model!`](crate::model!) creates it from a struct that derives `LightningModule`; the setters change
-/// the defaults that they document.
+/// [`model!`](crate::model!) creates it from a struct that derives `LightningModule`. Each setter
+/// documents its default.
 #[derive(Clone)]
 pub struct Model {
     pub(crate) name: &'static str,
@@ -57,7 +58,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// The model `name`, which `build` creates from hyperparameters.
+    /// Registers the model `name`; `build` creates it from hyperparameters.
     pub fn new(
         name: &'static str,
         build: impl Fn(&Hyperparameters) -> Result<Box<dyn LightningModule>> + Send + Sync + 'static,
@@ -92,7 +93,7 @@ impl Model {
         }
     }
 
-    /// Registers it under another name, for example one struct at several sizes.
+    /// Sets another name, for example to register one struct at several sizes.
     #[must_use]
     pub fn named(mut self, name: &'static str) -> Self {
         self.name = name;
@@ -106,52 +107,56 @@ impl Model {
         self
     }
 
-    /// The data set on which it is trained unless another is requested; the first one by default.
+    /// Sets the default data set of the model. Without it, the default is the registry's first data
+    /// set.
     #[must_use]
     pub fn data(mut self, name: &'static str) -> Self {
         self.data = Some(name);
         self
     }
 
-    /// Examples per batch; 64 by default.
+    /// Sets the batch size; 64 by default.
     #[must_use]
     pub fn batch_size(mut self, examples: i64) -> Self {
         self.batch_size = examples;
         self
     }
 
-    /// The validation metric by which it is judged; higher is better. `val_acc` by default.
+    /// Sets the validation metric by which the model is judged, if higher is better; `val_acc` by
+    /// default.
     #[must_use]
     pub fn metric(mut self, name: &'static str) -> Self {
         self.judge = Judge::higher(name);
         self
     }
 
-    /// The validation metric by which it is judged; lower is better, as for `val_mae`.
+    /// Sets the validation metric by which the model is judged, if lower is better, for example
+    /// `val_mae`.
     #[must_use]
     pub fn error_metric(mut self, name: &'static str) -> Self {
         self.judge = Judge::lower(name);
         self
     }
 
-    /// Judges it by its validation loss, for example a language model; it needs no metric then.
+    /// Judges the model by its validation loss, for example a language model. It then needs no
+    /// metric.
     #[must_use]
     pub fn judged_by_loss(mut self) -> Self {
         self.judge = Judge::loss();
         self
     }
 
-    /// δ of the gate: a precision that is worse than 32-true by this much is a regression. In the
-    /// unit of what the model is judged by: 0.01 is one percentage point of an accuracy. Without it,
-    /// `cargo amp margins` records one.
+    /// Sets δ, the margin of the gate: a precision that is worse than 32-true by δ or more is a
+    /// regression. Its unit is the unit of the metric: 0.01 is one percentage point of an accuracy.
+    /// Without it, `cargo amp margins` records a margin.
     #[must_use]
     pub fn margin(mut self, margin: f64) -> Self {
         self.margin = Some(margin);
         self
     }
 
-    /// How much better a trained model must be than one whose weights never change, for the gate to accept
-    /// that it learned; the margin by default.
+    /// Sets how much better a trained model must be than a model whose weights never change.
+    /// Otherwise the gate fails, because the model did not learn. The default is the margin.
     #[must_use]
     pub fn learns_by(mut self, difference: f64) -> Self {
         self.learns_by = Some(difference);
@@ -165,14 +170,15 @@ impl Model {
         self
     }
 
-    /// Batches whose gradients are accumulated into one optimizer step; 1 by default.
+    /// Sets the number of batches whose gradients are accumulated into one optimizer step; 1 by
+    /// default.
     #[must_use]
     pub fn accumulate_grad_batches(mut self, batches: i64) -> Self {
         self.accumulate_grad_batches = batches;
         self
     }
 
-    /// Freezes parameters in every run, for example layers that were trained before; see
+    /// Freezes parameters in every run, for example pretrained layers; see
     /// [`OptimizationConfig::freeze`](amp_core::trainer::OptimizationConfig::freeze).
     #[must_use]
     pub fn freeze(mut self, freeze: impl IntoIterator<Item = Freeze>) -> Self {
@@ -187,24 +193,24 @@ impl Model {
         self
     }
 
-    /// Ends training when the logged value `name` has not fallen for `patience` epochs.
+    /// Ends training if the logged value `name` has not fallen for `patience` epochs.
     #[must_use]
     pub fn early_stopping(mut self, name: impl Into<String>, patience: u32) -> Self {
         self.early_stopping = Some((name.into(), patience));
         self
     }
 
-    /// Profiles every n-th step; none by default.
+    /// Measures the phases of every n-th step; no steps by default.
     #[must_use]
     pub fn profile_every_n_steps(mut self, steps: i64) -> Self {
         self.profile_every_n_steps = Some(steps);
         self
     }
 
-    /// Hyperparameters that differ from the struct's defaults: a JSON object.
+    /// Sets hyperparameters that differ from the struct's defaults, as a JSON object.
     ///
     /// # Panics
-    /// When it is not an object: that is a mistake in the registry's source.
+    /// When the value is not an object: this is a mistake in the registry's source.
     #[must_use]
     pub fn hyperparameters(mut self, hyperparameters: Value) -> Self {
         let Value::Object(hyperparameters) = hyperparameters else {
@@ -214,15 +220,15 @@ impl Model {
         self
     }
 
-    /// Leaves it out of lists and default runs: it is found only by name.
+    /// Hides the model in lists and default runs. It is found only by its name.
     #[must_use]
     pub fn hidden(mut self) -> Self {
         self.is_hidden = true;
         self
     }
 
-    /// Declares that these faults of `cargo amp selftest` change the model's numbers;
-    /// [`Fault::needs`](crate::selftest::Fault::needs) documents the requirement.
+    /// Declares that these faults of `cargo amp selftest` change the model's numbers.
+    /// [`Fault::needs`](crate::selftest::Fault::needs) documents the requirement of each fault.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn reveals(mut self, faults: impl IntoIterator<Item = Fault>) -> Self {
@@ -230,8 +236,9 @@ impl Model {
         self
     }
 
-    /// The path of the layer in which `cargo amp selftest` plants faults of a single layer, such as
-    /// `encoder.layers.1.linear1`. The layer must compute in 16 bits and not be fused with others.
+    /// Sets the path of the layer for the faults in a single layer, for example
+    /// `encoder.layers.1.linear1`. The layer must compute in 16 bits and not be fused with other
+    /// layers.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn plants_in(mut self, layer: &'static str) -> Self {
@@ -239,7 +246,7 @@ impl Model {
         self
     }
 
-    /// The same model in PyTorch, which `cargo amp parity` also trains.
+    /// Sets the PyTorch copy of the model, which `cargo amp parity` also trains.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn twin(mut self, twin: Twin) -> Self {
@@ -262,22 +269,22 @@ impl Model {
         &self.faults
     }
 
-    /// Its name.
+    /// The name.
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// The value by which it is judged.
+    /// The value by which the model is judged.
     pub fn judge(&self) -> Judge {
         self.judge
     }
 
-    /// δ as declared.
+    /// The declared margin δ.
     pub fn declared_margin(&self) -> Option<f64> {
         self.margin
     }
 
-    /// The name of its data set: its own, or the registry's first.
+    /// The name of the model's data set, or of the registry's first data set.
     ///
     /// # Errors
     /// When the registry has no data set.
@@ -291,7 +298,7 @@ impl Model {
         })
     }
 
-    /// All hyperparameters of the model, including defaults, with these ones set.
+    /// Returns all hyperparameters of the model: these ones, and defaults for the others.
     ///
     /// # Errors
     /// When a hyperparameter is unknown or out of range.
@@ -300,7 +307,7 @@ impl Model {
         Ok(self.build(set)?.hyperparameters())
     }
 
-    /// Builds it, drawing its weights from libtorch's global generator.
+    /// Builds the model. Its initial weights come from libtorch's global random generator.
     ///
     /// # Errors
     /// When a hyperparameter is unknown or out of range.
@@ -315,8 +322,8 @@ impl fmt::Debug for Model {
     }
 }
 
-/// A [`Model`](crate::Model) of a struct that derives `LightningModule`, under the struct's name
-/// without its path: `model!(nets::Net)` is `Net`.
+/// Registers a struct that derives `LightningModule` as a [`Model`](crate::Model). The name is the
+/// struct's name without its path: `model!(nets::Net)` is called `Net`.
 ///
 /// ```no_run,standalone_crate
 /// # use amp_core::prelude::*;
@@ -340,7 +347,7 @@ macro_rules! model {
     };
 }
 
-/// The name of a struct from its type as it is written: without its path and its type parameters.
+/// Returns the name of a struct without its path and its type parameters.
 pub fn name_of(written: &'static str) -> &'static str {
     let path = written.split('<').next().unwrap_or(written);
     path.rsplit("::").next().unwrap_or(path).trim()

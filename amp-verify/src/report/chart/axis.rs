@@ -1,4 +1,4 @@
-//! Axes whose ticks are round, and the plane between two of them.
+//! Axes with ticks at round numbers, and the plane between two axes.
 
 use std::ops::Range;
 
@@ -23,7 +23,7 @@ pub(super) struct Axis {
 /// A chart with its axes drawn.
 pub(super) type Plane<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<Ticked, Ticked>>;
 
-/// A range with ticks of our own choice.
+/// A range with explicitly chosen ticks.
 pub(super) struct Ticked {
     range: Range<f64>,
     ticks: Vec<f64>,
@@ -47,7 +47,7 @@ impl Ranged for Ticked {
     }
 }
 
-/// Pixels of an average digit or letter.
+/// The average width of a digit or letter in pixels.
 const LETTER: f64 = 7.1;
 
 impl Axis {
@@ -62,7 +62,7 @@ impl Axis {
         Self { range, ticks, label: Box::new(label), title: title.to_owned(), room }
     }
 
-    /// Round numbers over `range`, with as many decimals as necessary.
+    /// An axis with ticks at round numbers, with as many decimals as necessary.
     pub(super) fn linear(range: Range<f64>, title: &str) -> Self {
         let rough = (range.end - range.start) / 5.0;
         let power = 10.0_f64.powf(rough.log10().floor());
@@ -71,12 +71,12 @@ impl Axis {
         let decimals = (-step.log10().floor()).max(0.0) as usize;
         let ticks = multiples(&range, step);
         Self::new(range, ticks, title, move |tick| {
-            // Never "−0".
+            // A tick at zero is never labelled "−0".
             minus(&format!("{:.decimals$}", if tick.abs() < step / 2.0 { 0.0 } else { tick }))
         })
     }
 
-    /// Whole exponents of `base`, including both ends; values are exponents.
+    /// An axis of exponents of `base`, with ticks at whole numbers including both ends.
     pub(super) fn powers(base: u32, range: Range<f64>, most: f64, title: &str) -> Self {
         let steps = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0];
         let wide = |step: &f64| (range.end - range.start) / step <= most;
@@ -85,13 +85,13 @@ impl Axis {
         Self::new(range, ticks, title, move |tick| format!("{base}{}", superscript(tick)))
     }
 
-    /// The same without labels and title, for a second plane on top of another.
+    /// Returns this axis without labels and title, for a second plane on top of another.
     pub(super) fn unlabelled(&self) -> Self {
         let (range, ticks) = (self.range.clone(), self.ticks.clone());
         Self { range, ticks, label: Box::new(|_| String::new()), title: String::new(), room: 0 }
     }
 
-    /// One position for each name: 0, 1, …
+    /// An axis with one position for each name: 0, 1, …
     pub(super) fn names(names: Vec<String>) -> Self {
         let ticks: Vec<f64> = (0..names.len()).map(|place| place as f64).collect();
         let range = -0.5..names.len() as f64 - 0.5;
@@ -100,12 +100,12 @@ impl Axis {
         })
     }
 
-    /// Draws the mesh between this axis and `y`.
+    /// Draws the plane with this axis and `y`.
     pub(super) fn plane<'a, 'b>(&self, y: &Self, area: &'a Area<'b>) -> Result<Plane<'a, 'b>> {
         self.plane_beside(y, y.room, area)
     }
 
-    /// The same, with this many pixels to the left of the plane.
+    /// Like `plane`, with `left` pixels of space on its left.
     pub(super) fn plane_beside<'a, 'b>(
         &self,
         y: &Self,
@@ -136,20 +136,20 @@ impl Axis {
         Ok(chart)
     }
 
-    /// Pixels that its labels and title need.
+    /// The width in pixels of the labels and the title.
     pub(super) fn room(&self) -> u32 {
         self.room
     }
 }
 
 fn multiples(range: &Range<f64>, step: f64) -> Vec<f64> {
-    // A tick at the very end is included, whatever the last bit of the quotient is.
+    // A tick at the end of the range is included even if the quotient is rounded down.
     let first = (range.start / step - 1e-9).ceil() as i64;
     let last = (range.end / step + 1e-9).floor() as i64;
     (first..=last).map(|index| index as f64 * step).collect()
 }
 
-/// Some room on both sides, and never an empty range.
+/// Returns the range of the values with some space on both sides. It is never empty.
 pub(super) fn padded(values: impl Iterator<Item = f64>) -> Range<f64> {
     let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
         (low.min(value), high.max(value))
@@ -165,7 +165,7 @@ fn minus(number: &str) -> String {
     number.replace('-', "−")
 }
 
-/// A whole number as an exponent.
+/// Formats a whole number in superscript digits.
 pub(in crate::report) fn superscript(number: f64) -> String {
     let letter = |letter: char| match letter {
         '-' => '⁻',

@@ -1,4 +1,4 @@
-//! One column for each precision.
+//! Charts with one column for each precision.
 
 use amp_core::{Result, precision::Precision};
 use plotters::{
@@ -18,7 +18,7 @@ pub(in crate::report) struct Share {
     pub(in crate::report) precision: Precision,
     pub(in crate::report) value: f64,
     pub(in crate::report) interval: (f64, f64),
-    /// The seeds' own figures.
+    /// The figures of the single seeds.
     pub(in crate::report) each: Vec<f64>,
 }
 
@@ -26,7 +26,7 @@ fn names(precisions: impl Iterator<Item = Precision>) -> Axis {
     Axis::names(precisions.map(|precision| precision.name().to_owned()).collect())
 }
 
-/// Points with their intervals, and the values of the seeds next to them.
+/// Draws points with their intervals, and the values of the seeds next to them.
 pub(in crate::report) fn shares(shares: &[Share], y_label: &str) -> Result<String> {
     let ends = shares.iter().flat_map(|share| {
         [share.interval.0, share.interval.1].into_iter().chain(share.each.iter().copied())
@@ -59,7 +59,7 @@ pub(in crate::report) fn shares(shares: &[Share], y_label: &str) -> Result<Strin
     })
 }
 
-/// One bar for each precision with its height above it.
+/// Draws one bar for each precision, with its value above it.
 pub(in crate::report) fn bars(bars: &[(Precision, f64)], y_label: &str) -> Result<String> {
     let most = bars.iter().map(|(_, value)| *value).fold(0.0, f64::max);
     let x = names(bars.iter().map(|(precision, _)| *precision));

@@ -1,4 +1,4 @@
-//! Values by exponent above the ranges of the formats.
+//! A chart of values by exponent, with the ranges of the formats below.
 
 use std::collections::BTreeMap;
 
@@ -11,10 +11,10 @@ use crate::{
     report::color::{ChartColor, NORMAL, SUBNORMAL},
 };
 
-/// Heights of the histogram and of the formats' strips.
+/// The heights of the histogram and of the strips for the formats.
 const PLOT: u32 = 200;
 const STRIPS: u32 = 140;
-/// Exponents beyond these are drawn at the edge.
+/// Values with exponents beyond this range are drawn at its edge.
 const FURTHEST: (i32, i32) = (-80, 40);
 /// The lowest share on the axis, as a power of ten.
 const LOWEST: f64 = -7.0;
@@ -22,11 +22,11 @@ const LOWEST: f64 = -7.0;
 /// A histogram to draw.
 pub(in crate::report) struct Shown<'a> {
     pub(in crate::report) histogram: &'a Histogram,
-    /// The exponent of the loss scale, if the values are scaled in training.
+    /// The exponent of the loss scale, if training scales these values.
     pub(in crate::report) log2_scale: Option<i32>,
 }
 
-/// Shares of the nonzero values by exponent.
+/// Computes shares of the nonzero values by exponent.
 fn shares(histogram: &Histogram, shift: i32) -> BTreeMap<i32, f64> {
     let all = histogram.nonzero().max(1) as f64;
     let mut shares = BTreeMap::new();
@@ -37,8 +37,8 @@ fn shares(histogram: &Histogram, shift: i32) -> BTreeMap<i32, f64> {
     shares
 }
 
-/// The histogram as bars, and multiplied by the loss scale as a line; below, along the same axis, each
-/// format's normal and subnormal values.
+/// Draws the histogram as bars, and the histogram multiplied by the loss scale as a line. Below, on
+/// the same axis, strips show each format's normal and subnormal numbers.
 pub(in crate::report) fn exponents(shown: &Shown<'_>) -> Result<String> {
     let own = shares(shown.histogram, 0);
     let scaled = shown.log2_scale.map(|shift| shares(shown.histogram, shift));
@@ -76,7 +76,7 @@ pub(in crate::report) fn exponents(shown: &Shown<'_>) -> Result<String> {
                 let corners = [(edge(from), y - 0.36), (edge(to), y + 0.36)];
                 chart.draw_series([Rectangle::new(corners, color.colour().filled())]).map(drop)
             };
-            // The largest exponent's values reach up to the next power.
+            // Numbers with the largest exponent reach up to the next power of two.
             let (normal, end) = (format.min_exponent(), format.max_exponent() + 1);
             band(format.min_subnormal_exponent(), normal, SUBNORMAL).map_err(failed)?;
             band(normal, end, NORMAL).map_err(failed)?;
@@ -85,7 +85,7 @@ pub(in crate::report) fn exponents(shown: &Shown<'_>) -> Result<String> {
     })
 }
 
-/// The upper edge of bars.
+/// The line along the upper edges of the bars.
 fn outline(shares: &BTreeMap<i32, f64>, floor: f64) -> Vec<(f64, f64)> {
     let (Some((first, _)), Some((last, _))) = (shares.first_key_value(), shares.last_key_value())
     else {

@@ -1,4 +1,4 @@
-//! Values over the steps: losses and the loss scale.
+//! Charts of values over optimizer steps: losses and the loss scale.
 
 use amp_core::{Result, precision::Precision};
 use plotters::prelude::*;
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::report::color::{ALARM, ChartColor, LIMIT};
 
-/// Lines over optimizer steps.
+/// Draws lines over optimizer steps.
 pub(in crate::report) fn lines(
     lines: &[(Precision, Vec<(f64, f64)>)],
     y_label: &str,
@@ -36,7 +36,8 @@ pub(in crate::report) fn lines(
     })
 }
 
-/// The loss scale as steps, on a scale of powers of two, with crosses where steps were skipped.
+/// Draws the loss scale as a step function on an axis of powers of two, with crosses at skipped
+/// steps.
 pub(in crate::report) fn scale(
     precision: Precision,
     scale: &[(f64, f64)],
@@ -46,7 +47,7 @@ pub(in crate::report) fn scale(
     let skips: Vec<(f64, f64)> = skips.iter().map(exponent).collect();
     let mut stairs: Vec<(f64, f64)> = Vec::new();
     for (x, y) in scale.iter().map(exponent) {
-        // The scale holds until it changes.
+        // The scale stays constant until it changes.
         stairs.extend(stairs.last().map(|(_, before)| (x, *before)));
         stairs.push((x, y));
     }

@@ -1,4 +1,4 @@
-//! The charts, each as SVG.
+//! The charts of the report, in SVG.
 
 mod axis;
 mod columns;
@@ -17,7 +17,7 @@ use plotters::{coord::Shift, prelude::*};
 
 use super::color::{self, PAPER};
 
-/// Width of every chart in SVG units; the page scales it, to three quarters on a telephone.
+/// The width of every chart in SVG units. The page scales the charts; on a phone to three quarters.
 const WIDTH: u32 = 520;
 const HEIGHT: u32 = 300;
 const FONT: (&str, i32) = ("sans-serif", 14);

@@ -1,4 +1,4 @@
-//! Each layer's error over 32-true's.
+//! A chart of each layer's error divided by its error under 32-true.
 
 use amp_core::Result;
 use plotters::prelude::*;
@@ -9,11 +9,12 @@ use crate::{
     report::color::{ALARM, ChartColor, LIMIT},
 };
 
-/// Letters of a layer's name; the end of a longer one is kept.
+/// The largest number of letters of a layer's name. Of a longer name the end is shown.
 const LETTERS: usize = 24;
 
-/// Rows of layers, the first at the top, with marks for output, input gradient and weight gradient on an
-/// axis of powers of ten. `unit` is the ratio of the unit roundoffs, drawn as a line.
+/// Draws a row for each layer, the first one at the top, with marks for output, input gradient and
+/// weight gradient on an axis of powers of ten. A line shows `unit`, the ratio of the two dtypes'
+/// unit roundoffs.
 pub(in crate::report) fn ratios(report: &Report, unit: f64) -> Result<String> {
     let layers = || report.layers.iter().rev();
     let flows = || layers().flat_map(|layer| Kind::ALL.iter().filter_map(|kind| layer.flow(*kind)));

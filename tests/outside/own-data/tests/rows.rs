@@ -1,5 +1,5 @@
-//! The data set against the numbers that the tests write, and a registered data set from file to
-//! training.
+//! Tests of the data set with numbers that the tests write, and of training on a registered data
+//! set.
 
 use std::{fs, path::Path};
 
@@ -23,7 +23,7 @@ fn write(path: &Path, rows: std::ops::Range<usize>) {
     fs::write(path, bytes).expect("a file");
 }
 
-/// A folder with the project's two files.
+/// Creates a folder with the project's two files.
 fn project() -> TempDir {
     let folder = tempdir().expect("a folder");
     let data = folder.path().join("data");
@@ -67,7 +67,7 @@ fn damaged_and_missing_files_are_named() {
     assert!(missing.to_string().contains("gone.f32: No such file"), "{missing}");
 }
 
-/// A file that is truncated after it was opened.
+/// The file is truncated after it was opened.
 #[test]
 fn an_example_that_is_gone_ends_the_epoch_with_the_files_name() {
     let folder = project();
@@ -85,7 +85,7 @@ fn loaded(folder: &TempDir) -> Result<DataModule> {
     registry.find_data("heights")?.load(16)
 }
 
-/// An epoch has every example once, shuffled, and a thread that loads ahead changes nothing.
+/// An epoch has every example once, in random order, also with a thread that loads ahead.
 #[test]
 fn an_epoch_has_every_example_once() {
     let data = loaded(&project()).expect("data");
@@ -111,11 +111,11 @@ fn an_epoch_has_every_example_once() {
 }
 
 /// The registered set is read from the project's folder, and the model learns from it. A model that
-/// always outputs the mean height has the variance as its loss; this model has less than half of
-/// it.
+/// always predicts the mean height would have the variance as its loss; this model has less than
+/// half of it.
 #[test]
 fn the_registered_set_is_trained_on() {
-    // Initial weights depend on this seed alone, not on draws of other tests in this process.
+    // Initial weights depend on this seed alone, not on random draws of other tests.
     let _section = random::seeded(1).expect("a seed");
     let folder = project();
     let data = loaded(&folder).expect("data");
@@ -137,7 +137,7 @@ fn a_project_without_its_files_says_which_one_is_missing() {
     assert!(error.contains("data/train.f32: No such file"), "{error}");
 }
 
-/// The code on the page is the crate's.
+/// The code in the README equals the crate's code.
 #[test]
 fn the_page_shows_the_code() {
     let (page, code) = (include_str!("../README.md"), include_str!("../src/lib.rs"));

@@ -1,11 +1,11 @@
-//! The layer against closed forms, and in a model that is trained, saved and loaded.
+//! Tests of the layer: closed forms, and a model that is trained, saved and loaded.
 
 use std::{collections::BTreeMap, fs};
 
 use amp_core::{nn::named_tensors, precision::Policy, prelude::*, random, tch::no_grad, weights};
 use own_layer::Gain;
 
-/// The draws of `build` depend on the seed alone, not on draws of other tests in this process.
+/// Runs `build` so that its random draws depend on the seed alone, not on other tests.
 fn seeded<T>(seed: u64, build: impl FnOnce() -> Result<T>) -> T {
     let _section = random::seeded(seed).expect("a seed");
     build().expect("what can be built")
@@ -15,7 +15,7 @@ fn gain(features: i64) -> Gain {
     seeded(1, || Gain::new(features))
 }
 
-/// A handle of the layer's weight.
+/// Returns a handle to the layer's weight.
 fn weight(module: &impl Module) -> Tensor {
     let mut found = named_tensors(module).into_iter().filter(|(name, ..)| name.ends_with("weight"));
     found.next().expect("a weight").1
@@ -26,7 +26,7 @@ fn numbers(tensor: &Tensor) -> Vec<f64> {
     Vec::try_from(flat).expect("numbers")
 }
 
-/// `[rows, columns]` of numbers that follow no simple pattern.
+/// Returns `[rows, columns]` of numbers without a simple pattern.
 fn wave(rows: i64, columns: i64, pace: f64) -> Tensor {
     let numbers = Tensor::arange(rows * columns, (Kind::Float, Device::Cpu));
     (numbers * pace).sin().view([rows, columns])
@@ -147,7 +147,7 @@ struct Net {
     last: Linear,
 }
 
-/// The dtypes of the two gains' weights after a run.
+/// Returns the dtypes of the two gains' weights after a run.
 fn trained_kinds(precision: Precision) -> [Kind; 2] {
     let mut model = seeded(1, || Net::builder().build());
     let mut config = TrainerConfig::new(precision, Device::Cpu);
@@ -176,7 +176,7 @@ fn under_autocast_the_output_is_f32() {
     assert_eq!(output.kind(), Kind::Float);
 }
 
-/// The code on the page is the crate's.
+/// The code in the README equals the crate's code.
 #[test]
 fn the_page_shows_the_code() {
     let (page, code) = (include_str!("../README.md"), include_str!("../src/lib.rs"));

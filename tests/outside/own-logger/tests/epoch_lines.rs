@@ -1,4 +1,4 @@
-//! The logger's lines against the run's record.
+//! Compares the logger's lines with the run's record.
 
 use std::fs;
 
@@ -14,7 +14,7 @@ struct Line {
     line: Linear,
 }
 
-/// Points of a line; the first training example is `outlier`.
+/// Points on a line. The first training example is `outlier`.
 fn data(outlier: f64) -> DataModule {
     let part = |count: i64| {
         let x = Tensor::linspace(-1.0, 1.0, count, (Kind::Float, Device::Cpu)).unsqueeze(1);
@@ -32,7 +32,7 @@ fn config() -> TrainerConfig {
     config
 }
 
-/// `name value` pairs of a line.
+/// Returns the `name value` pairs of a line.
 fn pairs(line: &str) -> Vec<(&str, f64)> {
     let words: Vec<&str> = line.split(' ').collect();
     let (pairs, rest) = words.as_chunks::<2>();
@@ -57,7 +57,7 @@ fn each_epoch_has_a_line_with_its_values() {
         .map(|epoch| {
             vec![
                 ("epoch", epoch as f64),
-                // 4 batches of 8.
+                // There are 4 batches of 8 examples.
                 ("step", 4.0 * (epoch + 1) as f64),
                 ("lr", 0.1),
                 ("train_loss", value(epoch, "train_loss")),
@@ -92,7 +92,7 @@ fn a_folder_that_is_missing_is_named() {
     assert!(error.contains("nowhere/epochs.txt"), "{error}");
 }
 
-/// `/dev/full` accepts no byte, like a full disk. The run's error has the file's name.
+/// `/dev/full` accepts no byte, like a full disk. The run ends with an error that names the file.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_disk_ends_the_run() {
@@ -103,7 +103,7 @@ fn a_full_disk_ends_the_run() {
     assert!(error.contains("/dev/full"), "{error}");
 }
 
-/// The code on the page is the crate's.
+/// The code in the README equals the crate's code.
 #[test]
 fn the_page_shows_the_code() {
     let (page, code) = (include_str!("../README.md"), include_str!("../src/lib.rs"));

@@ -1,5 +1,5 @@
-//! The metric against sums computed here, on single batches and over an epoch of batches of unequal
-//! size.
+//! Compares the metric with sums computed here, for single batches and for an epoch with batches of
+//! unequal size.
 
 use amp_core::{metric::Metric, nn::named_tensors, optim::Sgd, prelude::*, tch::no_grad};
 use amp_verify::{DataSet, Registry, model, project};
@@ -19,7 +19,7 @@ fn counts_are_the_sum_and_the_number_of_elements() {
     assert_eq!(counts(&output, &target), (0.5 + 2.0 + 0.0 + 3.0, 4.0));
 }
 
-/// 2048 and 2047 are float16 numbers and 2049 is not: computed in float16, the second difference
+/// 2048 and 2047 are float16 numbers, but 2049 is not: computed in float16, the second difference
 /// would be 2048.
 #[test]
 fn a_difference_of_16_bit_numbers_is_not_rounded() {
@@ -35,7 +35,7 @@ fn shapes_that_would_broadcast_are_refused() {
     assert!(error.to_string().ends_with("the output has shape [4, 1], the target [4]"), "{error}");
 }
 
-/// y = w·x + b with a learning rate of zero, so that it does not change.
+/// The model y = w·x + b with a learning rate of zero, so that it does not change.
 #[derive(LightningModule)]
 #[loss(mse_loss)]
 #[metric(with = MeanAbsoluteError, name = mae)]
@@ -61,7 +61,7 @@ impl Line {
     }
 }
 
-/// The distance of each place's target from the line.
+/// The distance of an example's target from the line.
 fn error(at: i64) -> f32 {
     [0.0, 1.0, -0.5, 3.0, 0.25][(at % 5) as usize]
 }
@@ -111,7 +111,7 @@ fn a_registered_model_is_judged_by_it() {
     assert_eq!(judge.direction.regression(0.5, 0.75), 0.25, "how much worse 0.75 is than 0.5");
 }
 
-/// The code on the page is the crate's.
+/// The code in the README equals the crate's code.
 #[test]
 fn the_page_shows_the_code() {
     let (page, code) = (include_str!("../README.md"), include_str!("../src/lib.rs"));

@@ -14,7 +14,7 @@ use amp_verify::{
 };
 use serde_json::json;
 
-/// Symbols of the workload that is measured on a GPU.
+/// The vocabulary of the workload for a GPU.
 const SYMBOLS: i64 = 8192;
 
 /// The models and data sets of this project.
@@ -47,7 +47,7 @@ pub fn registry() -> Registry {
                 .learns_by(0.5),
         )
         .workload(
-            // At a size at which a GPU has something to do, measured where it is named.
+            // A size that occupies a GPU. The workload runs only if the command names it.
             Workload::new("next-symbol", "NextSymbol")
                 .batch(64)
                 .tokens(16, 512, SYMBOLS)

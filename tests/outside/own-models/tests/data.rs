@@ -1,4 +1,4 @@
-//! The data sets have their documented properties.
+//! Tests that the data sets have their documented properties.
 
 use std::collections::BTreeMap;
 
@@ -45,8 +45,8 @@ fn points_are_on_the_ring_of_their_class() {
     }
 }
 
-/// Each symbol is followed by one of two, by the first in 70 % of all places. With 8,192 places the
-/// standard deviation is 0.5 %, and five of them are 2.5 %.
+/// Each symbol is followed by one of two symbols, in 70 % of all positions by the first. With 8,192
+/// positions the standard deviation is 0.5 %, so five of them are 2.5 %.
 #[test]
 fn sentences_follow_the_grammar() {
     let [train, _] = all(&sentences::load(16).expect("sentences"));

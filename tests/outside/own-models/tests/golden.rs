@@ -1,4 +1,4 @@
-//! Each model under 16-mixed and bf16-mixed against its golden in `tests/goldens`.
+//! Compares each model under 16-mixed and bf16-mixed with its golden in `tests/goldens`.
 
 use amp_verify::verify;
 use own_models::registry;

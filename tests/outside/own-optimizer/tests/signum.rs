@@ -1,4 +1,4 @@
-//! The optimizer against closed forms and a loop in f64, and a resumed run.
+//! Tests of the optimizer: closed forms, a loop in f64, and a resumed run.
 
 use std::path::{Path, PathBuf};
 
@@ -33,7 +33,7 @@ fn close(found: &[f64], expected: &[f64]) {
     }
 }
 
-/// The gradient of Σ c·w is always c: so w_t = w_0 − lr·t·sign(c) and m_t = (1 − β^t)·c.
+/// The gradient of Σ c·w is constant, so w_t = w_0 − lr·t·sign(c) and m_t = (1 − β^t)·c.
 #[test]
 fn a_constant_gradient_has_a_closed_form() {
     let (lr, beta, c) = (0.01, 0.9, [3.0_f32, -0.5, 0.0]);
@@ -53,8 +53,8 @@ fn a_constant_gradient_has_a_closed_form() {
     close(&numbers(moment), &c.map(|c| share * f64::from(c)));
 }
 
-/// ½·Σ a·w² has the gradient a·w, which changes sign when a weight passes zero: 60 steps against
-/// the formula in f64.
+/// The gradient of ½·Σ a·w² is a·w, which changes its sign when a weight passes zero. 60 steps are
+/// compared with the formula in f64.
 #[test]
 fn a_quadratic_agrees_with_the_formula_step_by_step() {
     let (lr, beta, a) = (0.03, 0.8, [1.0, 4.0, 0.25]);
@@ -94,8 +94,8 @@ fn options_out_of_range_are_refused() {
     assert!(refused(Signum { lr: 1.0, momentum: 1.0 }).contains("momentum is 1"));
 }
 
-/// bf16 weights with masters equal f32 weights, rounded; m is stored in the requested number of
-/// bits.
+/// bf16 weights with master weights equal rounded f32 weights. m is stored in the requested number
+/// of bits.
 #[test]
 fn every_storage_gives_the_same_steps() {
     let weight = |kind| {
@@ -146,7 +146,7 @@ fn a_schedule_sets_the_rates() {
     assert_eq!(optimizer.rates(), [Rates { lr: 0.05, momentum: Some(0.5) }]);
 }
 
-/// A state of another optimizer, or of this one with other parameters, is refused and changes
+/// The state of another optimizer, or of this one with other parameters, is refused and changes
 /// nothing.
 #[test]
 fn another_state_is_refused_as_a_whole() {
@@ -179,7 +179,7 @@ struct Net {
 }
 
 impl Net {
-    /// Weights that use no random generator, because other tests may draw from it.
+    /// The weights use no random generator, because other tests may draw from it.
     fn new() -> Self {
         let net = Self::builder().build().expect("a model");
         for (at, (_, mut tensor, _)) in named_tensors(&net).into_iter().enumerate() {
@@ -194,7 +194,7 @@ impl Net {
     }
 }
 
-/// Numbers that follow no simple pattern.
+/// Returns numbers without a simple pattern.
 fn wave(shape: &[i64], pace: f64) -> Tensor {
     let count = shape.iter().product::<i64>();
     (Tensor::arange(count, (Kind::Float, Device::Cpu)) * pace).sin().view(shape)
@@ -212,12 +212,12 @@ fn data() -> DataModule {
 fn config(precision: Precision, epochs: i64) -> TrainerConfig {
     let mut config = TrainerConfig::new(precision, Device::Cpu);
     (config.max_epochs, config.seed) = (epochs, 7);
-    // The gradients of this model do not overflow at this scale: no step is skipped.
+    // At this scale the gradients of this model do not overflow, so no step is skipped.
     config.numerics.scaler.init_scale = 1024.0;
     config
 }
 
-/// The checkpoint that is saved in a folder after each epoch.
+/// Returns the checkpoint that is saved after each epoch.
 fn last(folder: &Path) -> PathBuf {
     folder.join("last.safetensors")
 }
@@ -243,7 +243,7 @@ fn a_resumed_run_equals_an_uninterrupted_one() {
     assert_eq!(straight.weights(), resumed.weights());
 }
 
-/// After one epoch: the largest distance that a weight moved, and all values of m.
+/// Trains one epoch; returns the largest movement of a weight and all values of m.
 fn one_epoch(precision: Precision) -> (f64, Vec<f64>) {
     let folder = tempfile::tempdir().expect("a folder");
     let trainer = Trainer::new(config(precision, 1)).callback(saving(folder.path()));
@@ -258,8 +258,8 @@ fn one_epoch(precision: Precision) -> (f64, Vec<f64>) {
 }
 
 /// In four steps the largest movement of a weight is four times lr. The optimizer receives
-/// gradients without the loss scale, which is 1024 in 16-mixed: m agrees with 32-true's within 5 %
-/// of the largest value.
+/// gradients without the loss scale, which is 1024 in 16-mixed: m differs from 32-true's by at most
+/// 5 % of the largest value.
 #[test]
 fn every_precision_steps_with_true_gradients() {
     let (_, exact) = one_epoch(Precision::F32True);
@@ -275,7 +275,7 @@ fn every_precision_steps_with_true_gradients() {
     }
 }
 
-/// The code on the page is the crate's.
+/// The code in the README equals the crate's code.
 #[test]
 fn the_page_shows_the_code() {
     let (page, code) = (include_str!("../README.md"), include_str!("../src/lib.rs"));

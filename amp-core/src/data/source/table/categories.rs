@@ -5,18 +5,18 @@ use serde::{Deserialize, Serialize};
 use super::saved;
 use crate::{Error, Result};
 
-/// The values that a column of names has; each has its place as id.
+/// The different values of a column of names. The position of a name is its id.
 ///
-/// It is saved with a model as a field of `#[state]`, or in a file of its own.
+/// Save it with a model as a field with `#[state]`, or in a file of its own.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Stored")]
 pub struct Categories {
-    /// Sorted.
+    /// The names, sorted by their bytes.
     names: Vec<String>,
     unknown: bool,
 }
 
-/// As [`Categories`], before a check.
+/// The saved form of [`Categories`], not yet checked.
 #[derive(Deserialize)]
 struct Stored {
     names: Vec<String>,
@@ -35,7 +35,7 @@ impl TryFrom<Stored> for Categories {
 }
 
 impl Categories {
-    /// The different names in the order of their bytes.
+    /// Collects the different names and sorts them by their bytes.
     pub fn of(names: impl IntoIterator<Item = impl Into<String>>) -> Self {
         let mut names: Vec<String> = names.into_iter().map(Into::into).collect();
         names.sort_unstable();
@@ -43,36 +43,36 @@ impl Categories {
         Self { names, unknown: false }
     }
 
-    /// The same with one more id, the last, for every other name.
+    /// Adds one more id, the last, which stands for every unknown name.
     #[must_use]
     pub fn with_unknown(mut self) -> Self {
         self.unknown = true;
         self
     }
 
-    /// The names, by id.
+    /// Returns the names, by id.
     pub fn names(&self) -> &[String] {
         &self.names
     }
 
-    /// Number of ids, as for the rows of an embedding.
+    /// Returns the number of ids, which is the number of rows of an embedding.
     pub fn len(&self) -> i64 {
         self.names.len() as i64 + i64::from(self.unknown)
     }
 
-    /// Whether there is none.
+    /// Returns whether there are no ids.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The id of a name.
+    /// Returns the id of a name.
     pub fn id(&self, name: &str) -> Option<i64> {
         let found = self.names.binary_search_by(|known| known.as_str().cmp(name)).ok();
         let unknown = self.unknown.then_some(self.names.len());
         found.or(unknown).map(|id| id as i64)
     }
 
-    /// Writes them into a JSON file, which appears whole or not at all.
+    /// Writes the categories to a JSON file. The file appears whole or not at all.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -80,7 +80,7 @@ impl Categories {
         saved::save(path.as_ref(), self)
     }
 
-    /// Reads what [`save`](Self::save) wrote.
+    /// Reads a file that [`save`](Self::save) wrote.
     ///
     /// # Errors
     /// When the file cannot be read, or has other content.
@@ -92,7 +92,7 @@ impl Categories {
         let Some(fill) = fill else { return Ok(None) };
         self.id(fill).map(Some).ok_or_else(|| {
             Error::config(format!(
-                "missing values of `{column}` are to be `{fill}`, which is none of its categories: add it to \
+                "missing values of `{column}` are to be `{fill}`, which is not one of its categories: add it to \
                  them, or use Categories::with_unknown"
             ))
         })

@@ -1,4 +1,4 @@
-//! Columns as they are read, and the tensors that are made of them.
+//! Columns of a table, and the tensors made from them.
 
 use std::borrow::Cow;
 
@@ -11,10 +11,10 @@ use crate::{Error, Result};
 pub(super) trait Rows {
     fn len(&self) -> usize;
 
-    /// The place of a row, for errors: `people.csv, line 3`.
+    /// Returns the position of a row for error messages: `people.csv, line 3`.
     fn place(&self, row: usize) -> String;
 
-    /// The numbers of a column, rounded to f32.
+    /// Returns the numbers of a column, rounded to f32.
     fn floats(&self, column: &str) -> Result<Vec<Option<f32>>>;
 
     fn integers(&self, column: &str) -> Result<Vec<Option<i64>>>;
@@ -22,10 +22,10 @@ pub(super) trait Rows {
     fn texts(&self, column: &str) -> Result<Vec<Option<Cow<'_, str>>>>;
 }
 
-/// What to do about a value that is missing.
+/// The error text for a missing value.
 const MISSING: &str = "is missing: fill the table, or declare a value for missing ones";
 
-/// The error of a cell.
+/// Builds the error for a cell.
 pub(super) fn refused(rows: &impl Rows, row: usize, column: &str, why: &str) -> Error {
     Error::config(format!("{}: `{column}` {why}", rows.place(row)))
 }
@@ -43,7 +43,7 @@ fn present<T: Copy>(
     cells.collect()
 }
 
-/// f32 `[N, columns]`.
+/// Reads columns of numbers as f32 `[N, columns]`.
 pub(super) fn numbers(
     rows: &impl Rows,
     columns: &[impl AsRef<str>],
@@ -52,7 +52,7 @@ pub(super) fn numbers(
     let mut all = Vec::with_capacity(columns.len());
     for column in columns {
         let column = column.as_ref();
-        // A NaN is no number, and would make all weights NaN.
+        // A NaN is treated as missing, because it would make all weights NaN.
         let cells = rows.floats(column)?.into_iter().map(|cell| cell.filter(|own| !own.is_nan()));
         all.push(Tensor::f_from_slice(&present(rows, column, cells.collect(), fill)?)?);
     }
@@ -62,13 +62,13 @@ pub(super) fn numbers(
     }
 }
 
-/// int64 `[N]`.
+/// Reads a column of integers as int64 `[N]`.
 pub(super) fn integers(rows: &impl Rows, column: &str, fill: Option<i64>) -> Result<Tensor> {
     let cells = present(rows, column, rows.integers(column)?, fill)?;
     Ok(Tensor::f_from_slice(&cells)?)
 }
 
-/// int64 `[N]`.
+/// Reads a column of categories as ids, int64 `[N]`.
 pub(super) fn ids(
     rows: &impl Rows,
     column: &str,
@@ -81,7 +81,7 @@ pub(super) fn ids(
         let id = match cell {
             None => fill.ok_or_else(|| refused(rows, row, column, MISSING)),
             Some(name) => categories.id(&name).ok_or_else(|| {
-                let known = "a known category; Categories::with_unknown gives others a place";
+                let known = "a known category; Categories::with_unknown adds an id for all others";
                 refused(rows, row, column, &format!("is `{name}`, which is not {known}"))
             }),
         };

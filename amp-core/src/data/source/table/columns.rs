@@ -12,11 +12,11 @@ use crate::{
     data::{AnyBatch, FieldRole},
 };
 
-/// Which columns of a table become which fields of a batch. A missing value (an empty cell, a null or a NaN) is an
-/// error with file, row and column, unless a value for it is declared.
+/// The columns of a table that become the fields of a batch. A missing value (an empty cell, a null
+/// or a NaN) is an error that names file, row and column, unless a replacement is declared.
 ///
-/// It has the categories of the training set, so it is what a model needs again for other tables: it is saved with a
-/// model as a field of `#[state]`, or in a file of its own.
+/// It holds the categories of the training set, so a trained model needs it to read other tables.
+/// Save it with the model as a field with `#[state]`, or in a file of its own.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{Batch, Result, data::{Columns, DataModule, Table}, tch::Tensor};
@@ -61,18 +61,19 @@ enum Content {
 }
 
 impl Columns {
-    /// No field yet.
+    /// Makes a list without fields.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A field f32 `[N, columns]`.
+    /// Adds a field f32 `[N, columns]`.
     #[must_use]
     pub fn numbers(self, field: &str, columns: &[&str]) -> Self {
         self.with_numbers(field, columns, None)
     }
 
-    /// As [`numbers`](Self::numbers), with `missing`, which must be finite, for missing values.
+    /// Does the same as [`numbers`](Self::numbers), and replaces missing values by `missing`, which
+    /// must be finite.
     #[must_use]
     pub fn numbers_or(self, field: &str, columns: &[&str], missing: f32) -> Self {
         self.with_numbers(field, columns, Some(missing))
@@ -83,26 +84,27 @@ impl Columns {
         self.with(field, Content::Numbers { columns, missing })
     }
 
-    /// A field int64 `[N]` of whole numbers, as of classes.
+    /// Adds a field int64 `[N]` of whole numbers, for example of classes.
     #[must_use]
     pub fn integers(self, field: &str, column: &str) -> Self {
         self.with(field, Content::Integers { column: column.to_owned(), missing: None })
     }
 
-    /// As [`integers`](Self::integers), with `missing` for missing values: losses and metrics leave out -100.
+    /// Does the same as [`integers`](Self::integers), and replaces missing values by `missing`.
+    /// Losses and metrics ignore the value -100.
     #[must_use]
     pub fn integers_or(self, field: &str, column: &str, missing: i64) -> Self {
         self.with(field, Content::Integers { column: column.to_owned(), missing: Some(missing) })
     }
 
-    /// A field int64 `[N]` of places among categories, for an embedding.
+    /// Adds a field int64 `[N]` of category ids, for an embedding.
     #[must_use]
     pub fn ids(self, field: &str, column: &str, categories: &Categories) -> Self {
         let (column, categories) = (column.to_owned(), categories.clone());
         self.with(field, Content::Ids { column, categories, missing: None })
     }
 
-    /// As [`ids`](Self::ids), with the category `missing` for missing values.
+    /// Does the same as [`ids`](Self::ids), and replaces missing values by the category `missing`.
     #[must_use]
     pub fn ids_or(self, field: &str, column: &str, categories: &Categories, missing: &str) -> Self {
         let (column, categories) = (column.to_owned(), categories.clone());
@@ -114,16 +116,16 @@ impl Columns {
         self
     }
 
-    /// Writes them into a JSON file, which appears whole or not at all.
+    /// Writes the columns to a JSON file. The file appears whole or not at all.
     ///
     /// # Errors
-    /// When the file cannot be written, or a value for missing numbers is not finite.
+    /// When the file cannot be written, or a replacement for missing numbers is not finite.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         self.check()?;
         saved::save(path.as_ref(), self)
     }
 
-    /// Reads what [`save`](Self::save) wrote.
+    /// Reads a file that [`save`](Self::save) wrote.
     ///
     /// # Errors
     /// When the file cannot be read, or has other content.
@@ -131,7 +133,7 @@ impl Columns {
         saved::load(path.as_ref())
     }
 
-    /// The names of the columns that are read.
+    /// Returns the names of the columns that are read.
     #[cfg(feature = "parquet")]
     pub(super) fn read(&self) -> impl Iterator<Item = &str> {
         self.fields.iter().flat_map(|field| match &field.content {
@@ -160,7 +162,7 @@ impl Columns {
         Ok(())
     }
 
-    /// The batch of these rows.
+    /// Makes the batch of these rows.
     pub(super) fn batch(&self, rows: &impl Rows) -> Result<AnyBatch> {
         self.check()?;
         let mut batch = AnyBatch::new("Columns");

@@ -14,8 +14,8 @@ use super::{
 };
 use crate::{Error, Result, data::AnyBatch};
 
-/// A CSV file whose first row names its columns, in memory. Its columns become tensors, which make a batch of
-/// the whole set; [`Columns`] declares several at once.
+/// A CSV file in memory. Its first row names the columns. Columns become tensors; [`Columns`]
+/// declares several fields at once and makes a batch of the whole file.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{Batch, Result, data::{DataModule, Table}, tch::Tensor};
@@ -48,23 +48,25 @@ use crate::{Error, Result, data::AnyBatch};
 pub struct Table {
     path: PathBuf,
     columns: Vec<String>,
-    /// Cells by row, each with its line in the file.
+    /// The cells of each row, with the row's line in the file.
     rows: Vec<(u64, csv::StringRecord)>,
 }
 
 impl Table {
-    /// Reads a file with commas between cells; quotes and line breaks in cells as RFC 4180 has them.
+    /// Reads a file with commas between cells. Quotes, and line breaks in cells, follow RFC 4180.
     ///
     /// # Errors
-    /// When it cannot be read, two columns have one name, or a row has another number of cells.
+    /// When the file cannot be read, two columns have the same name, or the rows differ in their
+    /// numbers of cells.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         Self::read_separated(path, b',')
     }
 
-    /// As [`read`](Self::read), with this character between cells, as `b';'` or `b'\t'`.
+    /// Does the same as [`read`](Self::read), with this character between cells, such as `b';'` or
+    /// `b'\t'`.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
+    /// The errors of [`read`](Self::read).
     pub fn read_separated(path: impl AsRef<Path>, separator: u8) -> Result<Self> {
         let path = path.as_ref().to_owned();
         let refused = |error: csv::Error| {
@@ -93,22 +95,22 @@ impl Table {
         Ok(Self { path, columns, rows })
     }
 
-    /// Number of rows.
+    /// Returns the number of rows.
     pub fn len(&self) -> i64 {
         self.rows.len() as i64
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no rows.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
-    /// The columns' names.
+    /// Returns the columns' names.
     pub fn columns(&self) -> &[String] {
         &self.columns
     }
 
-    /// Columns of numbers: f32 `[N, columns]`.
+    /// Reads columns of numbers as f32 `[N, columns]`.
     ///
     /// # Errors
     /// When a column is missing, or a cell is empty or not a number.
@@ -116,7 +118,7 @@ impl Table {
         cells::numbers(self, columns, None)
     }
 
-    /// Like [`numbers`](Self::numbers), with `missing` for empty cells and NaN.
+    /// Does the same as [`numbers`](Self::numbers), and replaces empty cells and NaN by `missing`.
     ///
     /// # Errors
     /// When a column is missing, or a cell that is not empty is not a number.
@@ -124,7 +126,7 @@ impl Table {
         cells::numbers(self, columns, Some(missing))
     }
 
-    /// A column of whole numbers, as of classes: int64 `[N]`.
+    /// Reads a column of whole numbers, for example of classes, as int64 `[N]`.
     ///
     /// # Errors
     /// When the column is missing, or a cell is empty or not a whole number.
@@ -132,7 +134,8 @@ impl Table {
         cells::integers(self, column, None)
     }
 
-    /// The categories of a column: its different cells in the order of their bytes, without empty ones.
+    /// Returns the categories of a column: its different cells, sorted by their bytes, without
+    /// empty cells.
     ///
     /// # Errors
     /// When the column is missing.
@@ -140,16 +143,16 @@ impl Table {
         Ok(Categories::of(self.texts(column)?.into_iter().flatten()))
     }
 
-    /// A column as places among categories: int64 `[N]`.
+    /// Reads a column of categories as ids, int64 `[N]`.
     ///
     /// # Errors
-    /// When the column is missing, or a cell is empty or none of the categories, which have no place for unknown
-    /// ones.
+    /// When the column is missing, a cell is empty, or a cell is not a known category and the
+    /// categories have no id for unknown ones.
     pub fn ids(&self, column: &str, categories: &Categories) -> Result<Tensor> {
         cells::ids(self, column, categories, None)
     }
 
-    /// All rows as a batch with these fields, which is a data set in memory.
+    /// Reads all rows into a batch with these fields. The batch is a data set in memory.
     ///
     /// # Errors
     /// When a column is missing, or a cell does not fit its field.
@@ -157,7 +160,7 @@ impl Table {
         columns.batch(self)
     }
 
-    /// The cells of a column, `None` for empty ones.
+    /// Returns the cells of a column; `None` for an empty cell.
     fn cells(&self, column: &str) -> Result<impl Iterator<Item = Option<&str>>> {
         let at = self.columns.iter().position(|name| name == column).ok_or_else(|| {
             let (path, names) = (self.path.display(), self.columns.join(", "));

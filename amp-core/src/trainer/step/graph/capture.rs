@@ -24,13 +24,13 @@ pub(super) struct StepGraph {
     shares: Vec<f64>,
     /// The dtype of each batch's loss.
     losses: Vec<Kind>,
-    /// For each optimizer the parameters' gradients, unscaled and clipped; parameters without a gradient
-    /// are left out.
+    /// For each optimizer the parameters that have a gradient, and their gradients, unscaled and
+    /// clipped.
     grads: Vec<(Vec<Tensor>, Vec<Tensor>)>,
     pub(super) log: CapturedLog,
-    /// 1 after the first step that was not finite.
+    /// 1 after the first step that was not finite, otherwise 0.
     pub(super) skip_flag: Tensor,
-    /// `skip_flag` and the losses, with shape `[1 + batches]`.
+    /// `skip_flag` and the losses, in one tensor of shape `[1 + batches]`.
     report: Tensor,
     /// The report of each step in flight, in pinned memory.
     reports: Vec<Tensor>,
@@ -43,7 +43,7 @@ pub(super) struct StepGraph {
 }
 
 impl StepGraph {
-    /// Captures a step on batches like these. Nothing is computed and nothing changes.
+    /// Captures a step on batches with these shapes. Nothing is computed and nothing changes.
     pub(super) fn capture(
         state: &mut StepState<'_>,
         model: &mut dyn LightningModule,
@@ -63,7 +63,7 @@ impl StepGraph {
         let mut room = LogRoom::new(device)?;
         let (graph, Captured { losses, report, log, grads, stepped }) = loop {
             state.optim.zero_grad()?;
-            // Cached memory of eager steps would exist in addition to the graph's own.
+            // Cached memory of eager steps would be reserved in addition to the graph's memory.
             ffi::cuda_empty_cache()?;
             let captured = CudaGraph::capture(index, || {
                 ffi::without_synchronization(|| {
@@ -98,14 +98,14 @@ impl StepGraph {
         })
     }
 
-    /// Whether the graph computes in the run's precision and contains exactly the optimizer steps that can
-    /// be captured now.
+    /// Returns whether the graph computes in the run's precision, and contains exactly the
+    /// optimizer steps that can be captured now.
     pub(super) fn is_of(&self, state: &StepState<'_>) -> bool {
         self.precision == state.policy().precision
             && captured_steps(state).eq(self.steps.iter().copied())
     }
 
-    /// Whether a step on these batches is the one that was captured.
+    /// Returns whether the graph can run a step on these batches.
     pub(super) fn fits(&self, examples: &Examples, state: &StepState<'_>) -> bool {
         self.is_of(state)
             && self.shares == examples.shares
@@ -113,7 +113,7 @@ impl StepGraph {
             && self.inputs.iter().zip(&examples.batches).all(|(own, other)| own.is_like(other))
     }
 
-    /// Takes over the state from steps without a graph.
+    /// Takes over the state from the steps without a graph.
     pub(super) fn enter(&mut self, log: &mut Log) -> Result<()> {
         self.log.take_over(log)?;
         let mut grads = self.grads.iter();
@@ -130,15 +130,15 @@ impl StepGraph {
         self.graph.launch(&self.report, &self.reports[slot])
     }
 
-    /// Whether the step in this slot, whose event has passed, was skipped.
+    /// Returns whether the step in this slot was skipped. Its event must have passed.
     pub(super) fn is_void(&self, slot: usize) -> Result<bool> {
         Ok(self.reports[slot].f_double_value(&[0])? != 0.0)
     }
 
-    /// The loss of each batch of the step in this slot, on the host.
+    /// Returns the loss of each batch of the step in this slot, on the host.
     pub(super) fn losses(&self, slot: usize) -> Result<Vec<Tensor>> {
         let losses = (1..).zip(&self.losses).map(|(at, kind)| {
-            // A copy, because the slot is reused.
+            // The values are copied, because the slot is reused.
             Ok(self.reports[slot].f_select_copy(0, at)?.f_totype(*kind)?)
         });
         losses.collect()
@@ -152,7 +152,7 @@ impl StepGraph {
     }
 }
 
-/// For each optimizer, whether its step can be captured now.
+/// Returns for each optimizer whether its step can be captured now.
 fn captured_steps(state: &StepState<'_>) -> impl Iterator<Item = bool> {
     state.optim.scheduled.iter().map(|scheduled| scheduled.optimizer.capabilities().captures)
 }
@@ -181,7 +181,7 @@ fn capture_step(
         state.does_more |= log.interval().was_asked();
         logs.push(log);
     }
-    // Valid until the next change of the weights.
+    // The cast weights are valid until the weights change.
     drop(casts);
     let gradients = state.optim.unscale_and_clip(true)?;
     state.optim.scaler.note_non_finite(skip_flag)?;
@@ -189,7 +189,7 @@ fn capture_step(
     state.optim.scaler.update_applied()?;
     let log = CapturedLog::capture(logs, room)?;
     let reported = std::iter::once(skip_flag).chain(&losses).map(|tensor| tensor.f_reshape([1]));
-    // The widest of their dtypes represents each value exactly.
+    // The widest of the dtypes represents each value exactly.
     let report = Tensor::f_cat(&reported.collect::<std::result::Result<Vec<_>, _>>()?, 0)?;
     let losses = losses.iter().map(Tensor::kind).collect();
     let grads = state.optim.scheduled.iter().map(|scheduled| {

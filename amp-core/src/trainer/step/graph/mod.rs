@@ -1,15 +1,16 @@
 //! Whole steps as CUDA graphs: captured once, then launched with one call each.
 //!
-//! The graph contains the forward and backward passes of a step's batches, unscaling, the check for values
-//! that are not finite, clipping, the optimizers' kernels if they are this crate's, the scaler's update,
-//! and the sums of logged values. Kernels of other optimizers follow the graph in the stream, because the
-//! host passes their learning rates. Several steps are [queued](replay) at a time, so that the device does
-//! not wait for the host.
+//! The graph contains the forward and backward passes of a step's batches, unscaling, the check for
+//! values that are not finite, clipping, the optimizers' kernels if they are this crate's, the
+//! scaler's update, and the sums of logged values. Kernels of other optimizers run after the graph
+//! in the stream, because the host passes their learning rates. Several steps are [queued](replay),
+//! so that the device does not wait for the host.
 //!
-//! After a step that is not finite, the device changes nothing more: neither this step nor a later one
-//! updates a parameter. The host reads the outcome, undoes the other changes of these steps, and repeats
-//! the step without a graph. So everything that follows such a step (lowering the scale, explanation,
-//! recovery) is implemented once, and a run has the same numbers, bit for bit, with and without graphs.
+//! After a step that is not finite, the device changes no parameter, neither in this step nor in
+//! later ones. The host reads the outcome, undoes the other changes of these steps, and repeats the
+//! step without a graph. Everything that follows such a step (lowering the scale, explanation,
+//! recovery) is therefore implemented only once, and a run has the same numbers, bit for bit, with
+//! and without graphs.
 
 mod capture;
 mod replay;
@@ -23,13 +24,14 @@ use crate::{
     trainer::config::{Averaging, Check, NonFinite, TrainerConfig},
 };
 
-/// Steps queued at a time if no observer needs to see each.
+/// The number of steps queued at a time, if no observer must follow each step.
 const QUEUED: usize = 4;
 
-/// Steps that run without a graph first: libraries choose their kernels and allocate their workspaces.
+/// The number of steps that run without a graph first. In these, libraries choose their kernels and
+/// allocate their workspaces.
 const WARM_UP: u64 = 3;
 
-/// The closest access that any observer of a run needs.
+/// Returns the closest access to steps that any observer of the run needs.
 pub(in crate::trainer) fn step_access(
     model: &dyn LightningModule,
     callbacks: &[Box<dyn Callback + '_>],
@@ -37,26 +39,27 @@ pub(in crate::trainer) fn step_access(
 ) -> StepAccess {
     let callbacks = callbacks.iter().map(|callback| callback.step_access());
     let checks = match config.checks.level {
-        Check::Full => StepAccess::EachStep,
-        Check::Off | Check::Cheap => StepAccess::Late,
+        Check::Full => StepAccess::PerStep,
+        Check::Off | Check::Cheap => StepAccess::Deferred,
     };
     let average = match config.optimization.averaging {
-        Some(Averaging::Ema { .. }) => StepAccess::EachStep,
-        Some(Averaging::Swa { .. }) | None => StepAccess::Late,
+        Some(Averaging::Ema { .. }) => StepAccess::PerStep,
+        Some(Averaging::Swa { .. }) | None => StepAccess::Deferred,
     };
     callbacks.fold(model.step_access().and(average).and(checks), StepAccess::and)
 }
 
-/// How many steps may be queued; an error says why steps cannot be graphs.
+/// Returns how many steps may be queued. If steps cannot be graphs, returns an error with the
+/// reason.
 fn capacity(config: &TrainerConfig, access: StepAccess) -> Result<usize> {
     if !config.device.is_cuda() {
         return Err(refused("they need a CUDA device"));
     }
     let restores = config.recovery.on_non_finite == NonFinite::RestoreLastGood;
-    match if restores { access.and(StepAccess::EachStep) } else { access } {
-        StepAccess::Late => Ok(QUEUED),
-        StepAccess::EachStep => Ok(1),
-        StepAccess::Within(who) => Err(refused(who)),
+    match if restores { access.and(StepAccess::PerStep) } else { access } {
+        StepAccess::Deferred => Ok(QUEUED),
+        StepAccess::PerStep => Ok(1),
+        StepAccess::InStep(who) => Err(refused(who)),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Steps that were launched as graphs and whose outcome the host has not read yet.
+//! Runs steps as graphs, and queues steps whose outcome the host has not read yet.
 
 use std::collections::VecDeque;
 
@@ -26,10 +26,10 @@ use crate::{
     trainer::config::Graph,
 };
 
-/// Replays steps as a graph, once one is captured.
+/// Runs steps as a graph, once it is captured.
 pub(in super::super) struct Replay {
     graph: Captured,
-    /// The most steps in flight.
+    /// The largest number of steps in flight.
     capacity: usize,
     steps: VecDeque<Queued>,
     started: u64,
@@ -38,10 +38,10 @@ pub(in super::super) struct Replay {
 }
 
 enum Captured {
-    /// After this number of steps without a graph.
+    /// A graph is captured after this number of steps without a graph.
     After(u64),
     Graph(Box<StepGraph>),
-    /// Not for the rest of the run.
+    /// Graphs cannot be used for the rest of the run.
     Refused,
 }
 
@@ -49,18 +49,18 @@ enum Captured {
 struct Queued {
     examples: Examples,
     slot: usize,
-    /// The rows that metrics keep for every example.
+    /// The rows that metrics keep for each example.
     rows: Vec<Tensor>,
     known: CudaEvent,
     /// The state before the step.
     random: RandomState,
-    /// The state of each schedule before the step, if schedules move by steps.
+    /// The state of each schedule before the step, if schedules advance by steps.
     schedules: Vec<Option<Vec<Box<dyn Scheduler>>>>,
     lr: f64,
 }
 
 impl Replay {
-    /// An executor for the steps of a run.
+    /// Creates an executor for the steps of a run.
     ///
     /// # Errors
     /// When steps cannot be graphs.
@@ -74,7 +74,8 @@ impl Replay {
         })
     }
 
-    /// Captures again, after as many steps without a graph as at the start.
+    /// Discards the graph. A new graph is captured after as many steps without a graph as at the
+    /// start.
     pub(in super::super) fn forget(&mut self, state: &StepState<'_>) {
         if !matches!(self.graph, Captured::Refused) {
             self.graph = Captured::After(state.eager + WARM_UP);
@@ -82,7 +83,7 @@ impl Replay {
         }
     }
 
-    /// Whether a graph of a step on these examples should be captured now.
+    /// Returns whether a graph of a step on these examples should be captured now.
     fn is_due(&self, state: &StepState<'_>, examples: &Examples) -> bool {
         let whole =
             examples.batches.len() as i64 == state.config.optimization.accumulate_grad_batches;
@@ -104,7 +105,7 @@ impl Executor for Replay {
         examples: &Examples,
     ) -> Result<bool> {
         let looked_at = state.looks_for_lost_updates(self.running());
-        // In such a step the model logs media for the host, which a graph cannot do.
+        // In such a step the model logs images or texts on the host, which a graph cannot do.
         let does_more = state.does_more && state.logs_after(self.running());
         if examples.skipped
             || does_more
@@ -120,7 +121,7 @@ impl Executor for Replay {
         if !self.is_due(state, examples) {
             return Ok(false);
         }
-        // The previous graph is released first, with its memory; its sums go to the log.
+        // The previous graph and its memory are released first. Its sums are added to the log.
         self.release(&mut observers.log)?;
         self.graph = Captured::Refused;
         let Examples { batches, shares, .. } = examples;
@@ -223,7 +224,7 @@ impl Executor for Replay {
         state.replayed += 1;
         let losses = graph.losses(step.slot)?;
         let Some((last, others)) = losses.split_last() else {
-            unreachable!("a step has a batch");
+            unreachable!("a step has at least one batch");
         };
         let mut actions = Vec::new();
         for (at, loss) in others.iter().enumerate() {

@@ -3,17 +3,17 @@
 use super::{super::state::Counts, Moment};
 use crate::trainer::config::Check;
 
-/// Steps between two ends of epochs at which invariants are checked.
+/// The smallest number of attempted steps between two checks at ends of epochs.
 const BETWEEN: u64 = 10;
 
 /// Decides at which moments invariants are checked.
 pub(super) struct Clock {
     level: Check,
-    /// The counts at the start, from which steps are numbered.
+    /// The counts of applied steps and attempts at the start. Steps are numbered from there.
     start: (u64, u64),
-    /// The attempt that is checked, until it has ended.
+    /// The number of the attempt that is checked, until the attempt has ended.
     step: Option<u64>,
-    /// The number of the last applied step that was checked, or should have been.
+    /// The number of the last applied step that was checked or was due.
     applied: u64,
     evaluations: u64,
     /// The number of attempts at the last check at an epoch's end.
@@ -25,7 +25,7 @@ impl Clock {
         Self { level, start: (0, 0), step: None, applied: 0, evaluations: 0, epoch: None }
     }
 
-    /// Whether invariants are checked now; `running` is the number of steps in flight.
+    /// Returns whether invariants are checked now. `running` is the number of steps in flight.
     #[inline]
     pub(super) fn is_due(&mut self, moment: Moment, counts: &Counts, running: u64) -> bool {
         if self.level == Check::Off {
@@ -41,9 +41,9 @@ impl Clock {
             Moment::StepBegins => {
                 let attempt = counts.attempts + running + 1;
                 let of_run = attempt - self.start.0;
-                // After a return to an earlier state the count may be lower than at the start.
+                // After an earlier state was restored, the count may be lower than at the start.
                 let applied = (counts.applied + running + 1).saturating_sub(self.start.1);
-                // Many steps in a row may be skipped.
+                // Many consecutive steps may be skipped.
                 let first = applied > self.applied && is_sparse(applied);
                 let due = all || is_sparse(of_run) || first;
                 if due {
@@ -70,7 +70,7 @@ impl Clock {
     }
 }
 
-/// 1, 2, 3 and the powers of ten.
+/// Returns whether `count` is 1, 2, 3 or a power of ten.
 fn is_sparse(count: u64) -> bool {
     match count {
         0..=3 => count > 0,
@@ -106,7 +106,8 @@ mod tests {
         assert_eq!(looked_at(Check::Full, 50), (1..=50).collect::<Vec<_>>());
     }
 
-    /// A resumed run is checked from its first step on, and a skip delays no check of applied steps.
+    /// A resumed run is checked from its first step on. Skipped steps do not delay checks of
+    /// applied steps.
     #[test]
     fn steps_are_counted_from_the_start_of_the_process() {
         let mut clock = Clock::new(Check::Cheap);
@@ -119,7 +120,7 @@ mod tests {
         assert!(clock.is_due(Moment::StepBegins, &counts, 0));
     }
 
-    /// A step in flight ends after the steps before it.
+    /// A step in flight is checked when it ends, after the steps before it.
     #[test]
     fn a_step_in_flight_is_looked_at_when_it_ends() {
         let mut clock = Clock::new(Check::Cheap);

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 
 use tch::{Device, Kind};
 
-use super::{Invariant, Moment, Rule, run_state::Seen};
+use super::{Invariant, Moment, Rule, run_state::RunView};
 use crate::{Result, precision::dtype_name};
 
-/// Parameters and buffers keep their dtypes, shapes and devices.
+/// Checks that parameters and buffers keep their dtypes, shapes and devices.
 #[derive(Default)]
 pub(super) struct DtypesStay {
     first: HashMap<String, Form>,
@@ -36,7 +36,7 @@ impl Rule for DtypesStay {
         &[Moment::Start, Moment::StepEnds, Moment::EpochEnds]
     }
 
-    fn broken(&mut self, moment: Moment, seen: &Seen<'_>) -> Result<Option<String>> {
+    fn violation(&mut self, moment: Moment, seen: &RunView<'_>) -> Result<Option<String>> {
         let forms = seen.tensors().iter().map(|(name, tensor, _)| {
             let (kind, size, device) = (tensor.kind(), tensor.size(), tensor.device());
             (name, Form { kind, size, device })

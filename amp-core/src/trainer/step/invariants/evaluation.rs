@@ -1,11 +1,11 @@
-//! The mode of validation.
+//! Checks that validation runs in evaluation mode.
 
-use super::{Invariant, Moment, Rule, run_state::Seen};
+use super::{Invariant, Moment, Rule, run_state::RunView};
 use crate::{Result, ffi::WatchedModes, nn};
 
-/// Validated values are computed in evaluation mode.
+/// Checks that validated values are computed in evaluation mode.
 pub(super) struct EvaluationMode {
-    /// Whether the operators of each validation are checked, or only those of the first.
+    /// Whether the operators of each validation are checked, or only those of the first one.
     all: bool,
     looked: bool,
     watch: Option<WatchedModes>,
@@ -26,7 +26,7 @@ impl Rule for EvaluationMode {
         &[Moment::EvaluationBegins, Moment::EvaluationEnds]
     }
 
-    fn broken(&mut self, moment: Moment, _: &Seen<'_>) -> Result<Option<String>> {
+    fn violation(&mut self, moment: Moment, _: &RunView<'_>) -> Result<Option<String>> {
         if moment == Moment::EvaluationBegins {
             let _ = nn::take_trained_in_evaluation();
             self.watch = (self.all || !self.looked).then(WatchedModes::start).transpose()?;

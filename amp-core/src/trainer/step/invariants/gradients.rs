@@ -1,9 +1,9 @@
-//! Gradients of earlier steps.
+//! Checks for gradients of earlier steps.
 
-use super::{Invariant, Moment, Rule, run_state::Seen};
+use super::{Invariant, Moment, Rule, run_state::RunView};
 use crate::Result;
 
-/// No gradient is left when a step begins.
+/// Checks that no gradient is left when a step begins.
 pub(super) struct GradientsAreCleared;
 
 impl Rule for GradientsAreCleared {
@@ -15,11 +15,11 @@ impl Rule for GradientsAreCleared {
         &[Moment::GradientsCleared]
     }
 
-    fn broken(&mut self, _: Moment, seen: &Seen<'_>) -> Result<Option<String>> {
+    fn violation(&mut self, _: Moment, seen: &RunView<'_>) -> Result<Option<String>> {
         for scheduled in seen.scheduled() {
             for parameter in scheduled.optimizer.parameters().iter() {
                 let gradient = parameter.tensor.f_grad()?;
-                // Zeros add nothing.
+                // A gradient of zeros changes nothing when it is added.
                 if gradient.defined() && gradient.f_any()?.f_int64_value(&[])? != 0 {
                     return Ok(Some(format!(
                         "`{}` still has the last step's gradient, which would be added to the new one: \

@@ -1,11 +1,12 @@
 //! Compares the optimizers' learning rates with their schedules.
 
-use super::{Invariant, Moment, Rule, run_state::Seen};
+use super::{Invariant, Moment, Rule, run_state::RunView};
 use crate::{Result, optim::Scheduled};
 
-/// Optimizers step with the rates of their schedules, which advance once per applied step.
+/// Checks that optimizers step with the rates of their schedules, which advance once per applied
+/// step.
 pub(super) struct RatesAreScheduled {
-    /// Whether the model decides which optimizer steps.
+    /// Whether the model itself decides which optimizer steps.
     manual: bool,
     /// The state before the step.
     before: Before,
@@ -13,7 +14,7 @@ pub(super) struct RatesAreScheduled {
 
 #[derive(Default)]
 struct Before {
-    /// The number of steps of each schedule that moves by steps and reports it.
+    /// For each schedule that advances by steps and reports it, the number of passed steps.
     passed: Vec<Option<i64>>,
     applied: u64,
     skipped: u64,
@@ -34,7 +35,7 @@ impl Rule for RatesAreScheduled {
         &[Moment::Start, Moment::StepBegins, Moment::StepEnds, Moment::EpochEnds]
     }
 
-    fn broken(&mut self, moment: Moment, seen: &Seen<'_>) -> Result<Option<String>> {
+    fn violation(&mut self, moment: Moment, seen: &RunView<'_>) -> Result<Option<String>> {
         if let Some(broken) = seen.scheduled().iter().find_map(other_rates) {
             return Ok(Some(broken));
         }
@@ -48,7 +49,8 @@ impl Rule for RatesAreScheduled {
                 };
                 Ok(None)
             }
-            // Later steps have moved the schedules as well, or an earlier state was restored.
+            // In these cases later steps have advanced the schedules too, or an earlier state was
+            // restored.
             Moment::StepEnds
                 if !self.manual && seen.running == 0 && counts.applied >= self.before.applied =>
             {
@@ -60,7 +62,7 @@ impl Rule for RatesAreScheduled {
 }
 
 impl RatesAreScheduled {
-    fn advanced(&self, seen: &Seen<'_>) -> Result<Option<String>> {
+    fn advanced(&self, seen: &RunView<'_>) -> Result<Option<String>> {
         let counts = seen.state.counts;
         let skipped = match seen.state.config.recovery.skipped_step_advances {
             true => counts.skipped - self.before.skipped,
@@ -70,7 +72,7 @@ impl RatesAreScheduled {
         for (scheduled, before) in seen.scheduled().iter().zip(&self.before.passed) {
             let (Some(before), Some(now)) = (before, scheduled.passed_steps()) else { continue };
             let advanced = now - before;
-            // Without gradients the optimizer has not stepped, and its schedule has not moved.
+            // Without gradients the optimizer did not step, and its schedule did not advance.
             if advanced == steps || (advanced == 0 && !has_gradients(scheduled)?) {
                 continue;
             }
@@ -94,7 +96,7 @@ fn has_gradients(scheduled: &Scheduled) -> Result<bool> {
     Ok(false)
 }
 
-/// A group of parameters whose rate differs from the schedule's.
+/// Returns a group of parameters whose rate differs from its schedule's rate.
 fn other_rates(scheduled: &Scheduled) -> Option<String> {
     let planned = scheduled.schedule_rates()?;
     let rates = scheduled.optimizer.rates();

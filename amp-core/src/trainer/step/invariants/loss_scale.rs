@@ -1,13 +1,13 @@
 //! Compares the loss scale with its rule.
 
-use super::{Invariant, Moment, Rule, run_state::Seen};
+use super::{Invariant, Moment, Rule, run_state::RunView};
 use crate::{
     Result,
     precision::ScalerState,
     trainer::config::{AtFloor, ScaleFloor},
 };
 
-/// The loss scale grows and is lowered by its rule.
+/// Checks that the loss scale grows and falls by its rule.
 #[derive(Default)]
 pub(super) struct ScaleFollowsRule {
     before: Option<Before>,
@@ -30,7 +30,7 @@ impl Rule for ScaleFollowsRule {
         &[Moment::StepBegins, Moment::StepEnds]
     }
 
-    fn broken(&mut self, moment: Moment, seen: &Seen<'_>) -> Result<Option<String>> {
+    fn violation(&mut self, moment: Moment, seen: &RunView<'_>) -> Result<Option<String>> {
         let scaler = &seen.state.optim.scaler;
         let counts = seen.state.counts;
         // While steps are in flight, host and device are at different steps.
@@ -57,7 +57,7 @@ impl Rule for ScaleFollowsRule {
     }
 }
 
-/// The violation, if scale and tracker differ between the device and the host.
+/// Returns the violation, if scale and tracker differ between the device and the host.
 fn differs_on_device((scale, tracker): (f32, i32), host: ScalerState) -> Option<String> {
     ((f64::from(scale), tracker) != (host.scale, host.growth_tracker)).then(|| {
         format!(
@@ -68,7 +68,7 @@ fn differs_on_device((scale, tracker): (f32, i32), host: ScalerState) -> Option<
     })
 }
 
-/// The violation, if the scale after skipped and applied steps does not follow the rule.
+/// Returns the violation, if the scale after skipped and applied steps does not follow the rule.
 fn differs(before: ScalerState, now: ScalerState, applied: u64, skipped: u64) -> Option<String> {
     let mut expected = (before.scale, before.growth_tracker);
     for _ in 0..skipped {
@@ -94,8 +94,8 @@ fn differs(before: ScalerState, now: ScalerState, applied: u64, skipped: u64) ->
     })
 }
 
-/// The rule of torch.amp.GradScaler: scale and step count after one more step. A scale that would be
-/// infinite in f32 stays.
+/// Computes scale and step count after one more step, by the rule of torch.amp.GradScaler. A scale
+/// that would be infinite in f32 does not grow.
 fn after(rule: ScalerState, (scale, tracker): (f64, i32), overflowed: bool) -> (f64, i32) {
     let narrow = |scale: f64| f64::from(scale as f32);
     match i64::from(tracker) + 1 {
@@ -122,7 +122,8 @@ mod tests {
         growth_interval: 3,
     };
 
-    /// The first step after which a scaler with these constants violates the rule of `CONFIG`.
+    /// Returns the first step after which a scaler with these constants violates the rule of
+    /// `CONFIG`.
     fn first_difference(config: GradScalerConfig, overflows: &[bool]) -> Option<usize> {
         let state = |scale, growth_tracker| ScalerState {
             scale,
@@ -165,7 +166,8 @@ mod tests {
         Ok(())
     }
 
-    /// Several attempts at one step, as with `lower-scale`, and the largest scale of f32.
+    /// The check accepts that a step is tried several times with lower scales (`lower-scale`), and
+    /// that a scale that is already the largest f32 does not grow.
     #[test]
     fn attempts_are_followed_and_a_scale_that_cannot_grow_stays() -> Result<()> {
         let scaler = GradScaler::new(Device::Cpu, CONFIG)?;

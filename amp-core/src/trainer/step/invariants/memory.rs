@@ -1,12 +1,12 @@
-//! Memory measurements.
+//! Checks memory measurements.
 
-use super::{Invariant, Moment, Rule, run_state::Seen};
+use super::{Invariant, Moment, Rule, run_state::RunView};
 use crate::{Result, memory};
 
-/// A memory meter measures its whole period.
+/// Checks that a memory meter measures its whole period.
 #[derive(Default)]
 pub(super) struct MemoryOverStep {
-    /// Measurements that missed something, up to the last check.
+    /// The number of measurements that missed memory, as of the last check.
     known: u64,
 }
 
@@ -19,7 +19,7 @@ impl Rule for MemoryOverStep {
         &[Moment::Start, Moment::StepEnds, Moment::EpochEnds]
     }
 
-    fn broken(&mut self, moment: Moment, _: &Seen<'_>) -> Result<Option<String>> {
+    fn violation(&mut self, moment: Moment, _: &RunView<'_>) -> Result<Option<String>> {
         let all = memory::readings_cut_short();
         let new = all - std::mem::replace(&mut self.known, all);
         Ok((moment != Moment::Start && new > 0).then(|| {

@@ -1,9 +1,9 @@
-//! Rules that hold in every training run, whatever the model, optimizer or precision, and the checks that
-//! detect a violation.
+//! Rules that hold in every training run, whatever the model, optimizer or precision, and the
+//! checks that detect a violation.
 //!
-//! Each [`Rule`] is checked at certain [`Moment`]s. The [clock](check_interval) decides when: in every step, or so rarely
-//! that it costs nothing. A rule never changes the run and never keeps tensors. What it compares later is
-//! a few elements of each tensor, on the host.
+//! Each [`Rule`] is checked at certain [`Moment`]s. The [clock](check_interval) decides when: in
+//! every step, or so rarely that the cost is negligible. A rule never changes the run and never
+//! keeps tensors. For later comparisons it keeps only a few elements of each tensor, on the host.
 
 mod check_interval;
 mod dtypes;
@@ -21,7 +21,7 @@ mod weights;
 
 use serde::{Deserialize, Serialize};
 
-use self::{check_interval::Clock, run_state::Seen};
+use self::{check_interval::Clock, run_state::RunView};
 use super::state::StepState;
 use crate::{
     Error, LightningModule, Result,
@@ -35,19 +35,19 @@ use crate::{
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Invariant {
-    /// A parameter with a gradient moves within the first ten applied steps, unless its learning rate is
-    /// 0 or its update is finer than the spacing of its dtype.
+    /// A parameter with a gradient changes within the first ten applied steps, unless its learning
+    /// rate is 0 or its update is smaller than the spacing of its dtype.
     WeightsMove,
-    /// Each trained parameter is held by an optimizer, as the same tensor that the model has. A step does
-    /// not change which parameters are trained. Master weights in f32 round to the weights.
+    /// An optimizer holds each trained parameter, as the same tensor that the model has. A step
+    /// does not change which parameters are trained. Master weights in f32 round to the weights.
     OptimizerHoldsWeights,
     /// No gradient is left when a step begins.
     GradientsAreCleared,
-    /// Optimizers step at the rates of their schedules, which advance once in an applied step.
+    /// Optimizers step with the rates of their schedules, which advance once per applied step.
     RatesAreScheduled,
     /// Parameters and buffers keep their dtypes, shapes and devices.
     DtypesStay,
-    /// The loss scale grows and is lowered by its rule, and is the same on host and device.
+    /// The loss scale grows and falls by its rule, and is the same on host and device.
     ScaleFollowsRule,
     /// Validation changes no parameter and no buffer.
     EvaluationMovesNothing,
@@ -57,7 +57,7 @@ pub enum Invariant {
     SetsAreDisjoint,
     /// Validated values are computed in evaluation mode.
     EvaluationMode,
-    /// A memory meter measures its whole period: no other meter was started meanwhile.
+    /// A memory meter measures its whole period: no other meter is started meanwhile.
     MemoryOverStep,
 }
 
@@ -84,7 +84,7 @@ pub(in crate::trainer) enum Moment {
     StepBegins,
     /// In a step without a graph, before its backward passes.
     GradientsCleared,
-    /// After a step was applied or skipped and is reported.
+    /// After a step was applied or skipped, and was reported.
     StepEnds,
     EvaluationBegins,
     EvaluationEnds,
@@ -95,12 +95,12 @@ pub(in crate::trainer) enum Moment {
 trait Rule {
     fn invariant(&self) -> Invariant;
 
-    /// The moments at which it is checked.
+    /// Returns the moments at which the invariant is checked.
     fn moments(&self) -> &'static [Moment];
 
-    /// The violation at this moment, as a clause: the tensor or setting, the observation, the cause and
-    /// the remedy.
-    fn broken(&mut self, moment: Moment, seen: &Seen<'_>) -> Result<Option<String>>;
+    /// Checks the rule at this moment. Returns the violation as a clause: the tensor or setting,
+    /// the observation, the cause and the remedy.
+    fn violation(&mut self, moment: Moment, seen: &RunView<'_>) -> Result<Option<String>>;
 }
 
 /// The rules of a run.
@@ -110,7 +110,7 @@ pub(in crate::trainer) struct Invariants {
 }
 
 impl Invariants {
-    /// The rules for a run of `model` on `data`.
+    /// Creates the rules for a run of `model` on `data`.
     pub(in crate::trainer) fn new(
         config: &TrainerConfig,
         loops: &Loops,
@@ -130,8 +130,8 @@ impl Invariants {
             Box::new(unchanged_tensors::SkipsChangeNothing::default()),
         ];
         if !manual {
-            // A manual step may leave gradients that no optimizer uses, and may move the loss scale by
-            // its own rule.
+            // A manual step may leave gradients that no optimizer uses, and may change the loss
+            // scale by its own rule.
             rules.push(Box::new(weights::WeightsMove::default()));
             rules.push(Box::new(loss_scale::ScaleFollowsRule::default()));
         }
@@ -141,7 +141,7 @@ impl Invariants {
         Self { clock: Clock::new(level), rules }
     }
 
-    /// Checks the rules that are due now; `running` is the number of steps in flight.
+    /// Checks the rules that are due now. `running` is the number of steps in flight.
     ///
     /// # Errors
     /// [`Error::Invariant`] when a rule is violated.
@@ -154,15 +154,15 @@ impl Invariants {
         running: u64,
     ) -> Result<()> {
         match self.clock.is_due(moment, &state.counts, running) {
-            true => self.ask(moment, &Seen::new(model, state, running)),
+            true => self.ask(moment, &RunView::new(model, state, running)),
             false => Ok(()),
         }
     }
 
-    fn ask(&mut self, moment: Moment, seen: &Seen<'_>) -> Result<()> {
+    fn ask(&mut self, moment: Moment, seen: &RunView<'_>) -> Result<()> {
         for rule in &mut self.rules {
             if rule.moments().contains(&moment)
-                && let Some(broken) = rule.broken(moment, seen)?
+                && let Some(broken) = rule.violation(moment, seen)?
             {
                 let name = rule.invariant().name();
                 let when = when(moment, seen);
@@ -176,8 +176,8 @@ impl Invariants {
     }
 }
 
-/// The step that a text is about, counted from 1.
-fn when(moment: Moment, seen: &Seen<'_>) -> String {
+/// Returns the text that names the step, counted from 1, at the start of a violation's message.
+fn when(moment: Moment, seen: &RunView<'_>) -> String {
     let ended = seen.state.counts.attempts;
     match moment {
         Moment::Start if ended == 0 => "before step 1: ".to_owned(),

@@ -1,15 +1,15 @@
-//! Compares the parameters that optimizers hold with the model's.
+//! Compares the parameters that optimizers hold with the parameters of the model.
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Invariant, Moment, Rule, run_state::Seen, sampled_tensors};
+use super::{Invariant, Moment, Rule, run_state::RunView, sampled_tensors};
 use crate::{
     Result, ffi,
     nn::Role,
     optim::{Scheduled, WeightUpdate},
 };
 
-/// Each trained parameter is held by an optimizer, as the same tensor that the model has.
+/// Checks that an optimizer holds each trained parameter, as the same tensor that the model has.
 #[derive(Default)]
 pub(super) struct OptimizerHoldsWeights {
     /// The parameters that were trained before the step.
@@ -25,7 +25,7 @@ impl Rule for OptimizerHoldsWeights {
         &[Moment::Start, Moment::StepBegins, Moment::StepEnds, Moment::EpochEnds]
     }
 
-    fn broken(&mut self, moment: Moment, seen: &Seen<'_>) -> Result<Option<String>> {
+    fn violation(&mut self, moment: Moment, seen: &RunView<'_>) -> Result<Option<String>> {
         if moment == Moment::StepEnds {
             return Ok(self.lost(seen));
         }
@@ -42,8 +42,8 @@ impl Rule for OptimizerHoldsWeights {
 }
 
 impl OptimizerHoldsWeights {
-    /// A parameter that required gradients when the step began.
-    fn lost(&self, seen: &Seen<'_>) -> Option<String> {
+    /// Describes a parameter that required gradients when the step began and no longer does.
+    fn lost(&self, seen: &RunView<'_>) -> Option<String> {
         let trained: HashSet<&str> = self.trained.iter().map(String::as_str).collect();
         let mut now = parameters(seen);
         let (name, _) =
@@ -55,13 +55,13 @@ impl OptimizerHoldsWeights {
     }
 }
 
-fn parameters<'s>(seen: &'s Seen<'_>) -> impl Iterator<Item = (&'s String, &'s tch::Tensor)> {
+fn parameters<'s>(seen: &'s RunView<'_>) -> impl Iterator<Item = (&'s String, &'s tch::Tensor)> {
     let parameters = seen.tensors().iter().filter(|(_, _, role)| *role == Role::Parameter);
     parameters.map(|(name, tensor, _)| (name, tensor))
 }
 
-/// A difference between the model's parameters and the optimizers'.
-fn not_held(seen: &Seen<'_>) -> Option<String> {
+/// Describes a difference between the model's parameters and the optimizers' parameters.
+fn not_held(seen: &RunView<'_>) -> Option<String> {
     let own = |scheduled: &'_ Scheduled| scheduled.optimizer.parameters().clone();
     let held: Vec<_> = seen.scheduled().iter().map(own).collect();
     let held = || held.iter().flat_map(|parameters| parameters.iter());
@@ -81,7 +81,7 @@ fn not_held(seen: &Seen<'_>) -> Option<String> {
                  `f_copy_`)"
             ),
             false => format!(
-                "`{name}` is held by no optimizer, so that it is never stepped: let `build_with` take all \
+                "`{name}` is held by no optimizer, so it is never updated: let `build_with` take all \
                  parameters it is given, or name `{name}` in optimization.freeze"
             ),
         });
@@ -94,8 +94,9 @@ fn not_held(seen: &Seen<'_>) -> Option<String> {
     ))
 }
 
-/// A master copy in f32 that does not round to its weight. All are read from the device at once.
-fn stale_master(seen: &Seen<'_>) -> Result<Option<String>> {
+/// Describes an f32 master weight that does not round to its weight. All are read from the device
+/// at once.
+fn stale_master(seen: &RunView<'_>) -> Result<Option<String>> {
     let (mut names, mut pieces) = (Vec::new(), Vec::new());
     for scheduled in seen.scheduled() {
         let state = scheduled.optimizer.state()?;
@@ -125,8 +126,8 @@ fn stale_master(seen: &Seen<'_>) -> Result<Option<String>> {
     });
     Ok(stale.map(|(name, _)| {
         format!(
-            "`{name}` is not its f32 master rounded: something has written to the weight after the \
-             optimizer was built, and the next step overwrites that; load weights before `fit`, or \
+            "`{name}` differs from its rounded f32 master: something has written to the weight after the \
+             optimizer was built, and the next step overwrites this; load weights before `fit`, or \
              choose another --weight-update"
         )
     }))

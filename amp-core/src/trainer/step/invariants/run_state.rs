@@ -1,4 +1,4 @@
-//! The state of a run that rules check.
+//! The state of a run that the rules read.
 
 use std::{cell::OnceCell, rc::Rc};
 
@@ -11,8 +11,8 @@ use crate::{
     optim::Scheduled,
 };
 
-/// A run at one moment.
-pub(super) struct Seen<'a> {
+/// The state of a run at one moment.
+pub(super) struct RunView<'a> {
     pub(super) model: &'a dyn LightningModule,
     pub(super) state: &'a StepState<'a>,
     /// The number of steps in flight.
@@ -21,7 +21,7 @@ pub(super) struct Seen<'a> {
     samples: OnceCell<Rc<Samples>>,
 }
 
-impl<'a> Seen<'a> {
+impl<'a> RunView<'a> {
     pub(super) fn new(
         model: &'a dyn LightningModule,
         state: &'a StepState<'a>,
@@ -31,12 +31,12 @@ impl<'a> Seen<'a> {
         Self { model, state, running, tensors, samples }
     }
 
-    /// The model's parameters and buffers.
+    /// Returns the model's parameters and buffers.
     pub(super) fn tensors(&self) -> &[(String, Tensor, Role)] {
         self.tensors.get_or_init(|| nn::named_tensors(self.model))
     }
 
-    /// A few elements of each of them, on the host.
+    /// Returns a few elements of each parameter and buffer, on the host.
     ///
     /// # Errors
     /// When the device reports an earlier failure.

@@ -7,14 +7,15 @@ use tch::{Device, Kind, Tensor};
 use super::super::sampled_elements::sample;
 use crate::{Result, nn::Role, precision::is_floating};
 
-/// The approximate number of elements read per tensor. It is small, because all are read at once.
+/// The approximate number of elements read per tensor. It is small, because all tensors are read at
+/// once.
 const MOST: i64 = 128;
 
-/// Elements of tensors.
+/// Sampled elements of tensors.
 #[derive(Debug)]
 pub(super) struct Samples {
     tensors: Vec<Sampled>,
-    /// In f64, which represents every dtype's values exactly.
+    /// The values in f64, which represents the values of every dtype exactly.
     values: Vec<f64>,
 }
 
@@ -23,13 +24,13 @@ pub(super) struct Samples {
 pub(super) struct Sampled {
     pub(super) name: String,
     pub(super) role: Role,
-    /// Whether it is trained.
+    /// Whether the tensor is trained.
     pub(super) trains: bool,
     pub(super) kind: Kind,
     range: Range<usize>,
 }
 
-/// Elements of a tensor at two moments.
+/// The sampled elements of a tensor at two moments.
 pub(super) struct Pair<'s> {
     pub(super) tensor: &'s Sampled,
     pub(super) before: &'s [f64],
@@ -51,8 +52,8 @@ impl Samples {
         Ok(Self { tensors: sampled, values: read(&taken)? })
     }
 
-    /// Each tensor of `self`, the earlier sample, with its elements in `now`. Tensors are matched by name;
-    /// one that is missing in `now` is left out.
+    /// Pairs each tensor of `self`, the earlier sample, with its elements in `now`. Tensors are
+    /// matched by name. A tensor that is missing in `now` is omitted.
     pub(super) fn pairs<'s>(&'s self, now: &'s Self) -> impl Iterator<Item = Pair<'s>> {
         self.tensors.iter().enumerate().filter_map(move |(at, tensor)| {
             let same = |other: &&Sampled| other.name == tensor.name;
@@ -66,15 +67,16 @@ impl Samples {
 }
 
 impl Pair<'_> {
-    /// Whether an element has changed.
+    /// Returns whether a sampled element has changed.
     pub(super) fn moved(&self) -> bool {
-        // Bits are compared, so that a NaN equals itself.
+        // The bits are compared, so that a NaN equals itself.
         let bits = |values: &[f64]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
         self.before.len() == self.now.len() && bits(self.before) != bits(self.now)
     }
 }
 
-/// The sampled elements of a tensor; empty without a tensor, or if f64 cannot represent them.
+/// Returns the sampled elements of a tensor; `None` for an undefined tensor, or if f64 cannot
+/// represent the values.
 pub(super) fn elements(tensor: &Tensor) -> Result<Option<Tensor>> {
     if !tensor.defined() {
         return Ok(None);
@@ -89,7 +91,7 @@ pub(super) fn elements(tensor: &Tensor) -> Result<Option<Tensor>> {
     })?))
 }
 
-/// The values of sampled elements, in one copy from the device.
+/// Returns the values of sampled elements, in one copy from the device.
 pub(super) fn read(pieces: &[Tensor]) -> Result<Vec<f64>> {
     if pieces.is_empty() {
         return Ok(Vec::new());

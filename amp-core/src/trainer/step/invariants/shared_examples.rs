@@ -1,15 +1,16 @@
-//! Examples that are used both for training and for validation.
+//! Checks for examples that are used both for training and for validation.
 
-use super::{Invariant, Moment, Rule, run_state::Seen};
+use super::{Invariant, Moment, Rule, run_state::RunView};
 use crate::{
     Result,
     data::{DataModule, SharedDataset, share_memory, shared_part},
 };
 
-/// The accepted share of validation examples that equal training examples: data has duplicates.
+/// The accepted fraction of validation examples that equal training examples. Data usually has some
+/// duplicates.
 const DUPLICATES: f64 = 0.05;
 
-/// No validation example is a training example.
+/// Checks that no validation example is a training example.
 pub(super) struct SetsAreDisjoint {
     train: SharedDataset,
     val: Vec<(String, SharedDataset)>,
@@ -33,7 +34,7 @@ impl Rule for SetsAreDisjoint {
         &[Moment::Start]
     }
 
-    fn broken(&mut self, _: Moment, _: &Seen<'_>) -> Result<Option<String>> {
+    fn violation(&mut self, _: Moment, _: &RunView<'_>) -> Result<Option<String>> {
         for (name, set) in &self.val {
             let seen = if share_memory(&self.train, set)? {
                 "is, or overlaps with, the training set in memory".to_owned()
@@ -41,7 +42,7 @@ impl Rule for SetsAreDisjoint {
                 && let Some(part) = shared_part(&self.train, set)?
                 && part > DUPLICATES
             {
-                format!("has {:.0} % of its examples from the training set", 100.0 * part)
+                format!("shares {:.0} % of its examples with the training set", 100.0 * part)
             } else {
                 continue;
             };

@@ -1,11 +1,11 @@
-//! Tensors that validations and skipped steps must not change.
+//! Checks tensors that validations and skipped steps must not change.
 
 use std::rc::Rc;
 
-use super::{Invariant, Moment, Rule, run_state::Seen, sampled_tensors::Samples};
+use super::{Invariant, Moment, Rule, run_state::RunView, sampled_tensors::Samples};
 use crate::{Result, nn::Role, optim::Rates, trainer::config::NonFinite};
 
-/// Validation changes no parameter and no buffer.
+/// Checks that validation changes no parameter and no buffer.
 #[derive(Default)]
 pub(super) struct EvaluationMovesNothing {
     before: Option<Rc<Samples>>,
@@ -20,7 +20,7 @@ impl Rule for EvaluationMovesNothing {
         &[Moment::EvaluationBegins, Moment::EvaluationEnds]
     }
 
-    fn broken(&mut self, moment: Moment, seen: &Seen<'_>) -> Result<Option<String>> {
+    fn violation(&mut self, moment: Moment, seen: &RunView<'_>) -> Result<Option<String>> {
         if moment == Moment::EvaluationBegins {
             self.before = Some(seen.samples()?);
             return Ok(None);
@@ -41,7 +41,7 @@ impl Rule for EvaluationMovesNothing {
     }
 }
 
-/// A skipped step changes no parameter, no buffer and no learning rate.
+/// Checks that a skipped step changes no parameter, no buffer and no learning rate.
 #[derive(Default)]
 pub(super) struct SkipsChangeNothing {
     before: Option<Before>,
@@ -65,13 +65,13 @@ impl Rule for SkipsChangeNothing {
         &[Moment::StepBegins, Moment::StepEnds]
     }
 
-    fn broken(&mut self, moment: Moment, seen: &Seen<'_>) -> Result<Option<String>> {
+    fn violation(&mut self, moment: Moment, seen: &RunView<'_>) -> Result<Option<String>> {
         let (config, counts) = (seen.state.config, seen.state.counts);
         let recovery = &config.recovery;
         if recovery.skipped_step_advances || recovery.on_non_finite == NonFinite::RestoreLastGood {
             return Ok(None);
         }
-        // Steps in flight may still be skipped, and change weights while they are read.
+        // Steps in flight may still be skipped, and may change weights while they are read.
         if seen.running > 0 {
             self.before = None;
             return Ok(None);
@@ -94,7 +94,7 @@ impl Rule for SkipsChangeNothing {
         let now = seen.samples()?;
         let advice = "look at the step's outcome in hooks, or set recovery.skipped_step_advances";
         let manual = seen.model.optimizes_manually();
-        // The model itself decides what its own step changes.
+        // In a manual step the model itself decides what the step changes.
         let moved =
             moved(&before.samples, &now).filter(|(_, role)| !manual || *role == Role::Parameter);
         if let Some((name, _)) = moved {
@@ -112,7 +112,7 @@ impl Rule for SkipsChangeNothing {
     }
 }
 
-/// The first tensor that has changed.
+/// Returns the first tensor that has changed.
 fn moved(before: &Samples, now: &Samples) -> Option<(String, Role)> {
     let found = before.pairs(now).find(|pair| pair.moved())?;
     Some((found.tensor.name.clone(), found.tensor.role))

@@ -1,4 +1,4 @@
-//! Weights that training does not change.
+//! Checks for weights that training does not change.
 
 use std::{collections::HashSet, rc::Rc};
 
@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 
 use super::{
     Invariant, Moment, Rule,
-    run_state::Seen,
+    run_state::RunView,
     sampled_tensors::{self, Pair, Samples},
 };
 use crate::{Result, module::StepAccess, optim::Scheduled, precision::Clip};
@@ -14,17 +14,19 @@ use crate::{Result, module::StepAccess, optim::Scheduled, precision::Clip};
 /// The number of applied steps within which a parameter must have changed.
 const STEPS: u64 = 10;
 
-/// The least expected change, in spacings of the dtype, from which a constant element is a violation: no
-/// optimizer makes ten steps in a row below this fraction of its rate.
+/// The smallest expected change, in spacings of the dtype, for which an unchanged element is a
+/// violation. No optimizer makes ten steps in a row whose updates are so much smaller than its
+/// rate.
 const SPACINGS: f64 = 8.0;
 
-/// A parameter with a gradient changes within the first applied steps.
+/// Checks that a parameter with a gradient changes within the first applied steps.
 #[derive(Default)]
 pub(super) struct WeightsMove {
-    /// The parameters that have not changed since the start, and the number of steps applied then.
+    /// The first sample of parameters that have not changed since then, and the number of steps
+    /// applied then.
     first: Option<(Rc<Samples>, u64)>,
     moved: HashSet<String>,
-    /// The state of each optimizer's groups before the step.
+    /// The rate of each optimizer's groups before the step.
     rates: Vec<Vec<f64>>,
     done: bool,
 }
@@ -38,7 +40,7 @@ impl Rule for WeightsMove {
         &[Moment::Start, Moment::StepBegins, Moment::StepEnds]
     }
 
-    fn broken(&mut self, moment: Moment, seen: &Seen<'_>) -> Result<Option<String>> {
+    fn violation(&mut self, moment: Moment, seen: &RunView<'_>) -> Result<Option<String>> {
         match moment {
             Moment::Start => *self = Self::default(),
             _ if self.done => {}
@@ -56,7 +58,7 @@ impl Rule for WeightsMove {
 }
 
 impl WeightsMove {
-    fn after_step(&mut self, seen: &Seen<'_>) -> Result<Option<String>> {
+    fn after_step(&mut self, seen: &RunView<'_>) -> Result<Option<String>> {
         let Some((first, since)) = &self.first else { return Ok(None) };
         let steps = seen.state.counts.applied.saturating_sub(*since);
         let (mut stands, mut broken) = (false, None);
@@ -78,8 +80,8 @@ impl WeightsMove {
         Ok(broken)
     }
 
-    /// The violation, if the gradient of a constant parameter should have changed it.
-    fn stuck(&self, seen: &Seen<'_>, pair: &Pair<'_>, steps: u64) -> Result<Option<String>> {
+    /// Describes a violation: the parameter's gradient should have changed the parameter.
+    fn stuck(&self, seen: &RunView<'_>, pair: &Pair<'_>, steps: u64) -> Result<Option<String>> {
         let name = &pair.tensor.name;
         for (scheduled, rates) in seen.scheduled().iter().zip(&self.rates) {
             let own = scheduled.optimizer.parameters();
@@ -118,7 +120,7 @@ fn lrs(scheduled: &Scheduled) -> Vec<f64> {
     scheduled.optimizer.rates().iter().map(|rates| rates.lr).collect()
 }
 
-/// The rate of the parameter's group before the step; 0 if it is not known.
+/// Returns the rate of the parameter's group before the step; 0 if it is not known.
 fn rate(scheduled: &Scheduled, place: usize, before: &[f64]) -> f64 {
     if let [only] = before {
         return *only;
@@ -129,10 +131,10 @@ fn rate(scheduled: &Scheduled, place: usize, before: &[f64]) -> f64 {
     group.and_then(|group| before.get(group)).copied().unwrap_or(0.0)
 }
 
-/// A lower bound of the factor on a gradient, as it is after a step. If the optimizer's kernel unscales
-/// and clips, the gradient is still scaled.
-fn factor(seen: &Seen<'_>, scheduled: &Scheduled) -> Result<f64> {
-    let deferred = matches!(seen.state.optim.access, StepAccess::Late)
+/// Returns a lower bound of the factor by which a gradient is multiplied after a step. If the
+/// optimizer's kernel unscales and clips, the gradient itself is still scaled.
+fn factor(seen: &RunView<'_>, scheduled: &Scheduled) -> Result<f64> {
+    let deferred = matches!(seen.state.optim.access, StepAccess::Deferred)
         && scheduled.optimizer.capabilities().scales;
     if !deferred {
         return Ok(1.0);
@@ -152,7 +154,7 @@ fn factor(seen: &Seen<'_>, scheduled: &Scheduled) -> Result<f64> {
     Ok((limit / squares.sqrt()).min(1.0 / scale.max(1.0)))
 }
 
-/// The distance from 1 to the next number of this dtype.
+/// Returns the distance from 1 to the next number of this dtype.
 fn spacing(kind: Kind) -> f64 {
     match kind {
         Kind::Double => f64::EPSILON,

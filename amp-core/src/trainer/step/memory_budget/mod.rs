@@ -1,8 +1,9 @@
 //! Chooses which modules to recompute in the backward pass, so that a step fits into a memory budget.
 //!
-//! This happens before the first step, on its examples. It [measures](Survey) what each module keeps,
-//! tries the leanest choice and measures its peak, and then makes the cheapest choice that fits by these
-//! measurements. That choice is tried as well, and its error corrects the next one.
+//! This happens before the first step, on its examples. It [measures](Survey) what each module
+//! keeps. It then tries the choice with the fewest bytes and measures its peak, and makes the
+//! cheapest choice that should fit by these measurements. This choice is tried too, and the error
+//! of its prediction corrects the next choice.
 
 mod search;
 mod select;
@@ -13,7 +14,7 @@ use tch::Device;
 
 use self::search::{Tried, search};
 use super::{
-    last_good::LastGood, micro_batches::Examples, observers::Emit, rollback::Aside,
+    last_good::LastGood, micro_batches::Examples, observers::Emit, rollback::StateBackup,
     state::StepState, weight_average::Average,
 };
 use crate::{
@@ -28,9 +29,9 @@ use crate::{
 /// Bytes for the scalars of a step: losses and logged sums.
 const SCALARS: u64 = 4096;
 
-/// Chooses which modules a run with a budget recomputes, on its first step's examples, and reports the
-/// choice. `loaders` is the number of bytes that loaders hold: on the CPU their copies of sets, on CUDA
-/// earlier batches that the device still reads. Nothing else changes.
+/// Chooses which modules a run with a budget recomputes, on the examples of its first step, and
+/// reports the choice. `loaders` is the number of bytes that the data loaders hold: copies of data
+/// sets, and on CUDA also earlier batches that the device still reads. Nothing else changes.
 pub(in crate::trainer) fn plan_memory(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
@@ -39,13 +40,13 @@ pub(in crate::trainer) fn plan_memory(
     budget: u64,
     emit: &mut Emit<'_>,
 ) -> Result<()> {
-    let aside = Aside::begin(model, state.policy.device)?;
+    let backup = StateBackup::begin(model, state.policy.device)?;
     let recording = state.profiler.suspend();
     state.optim.zero_grad()?;
     let made = Trial { state, model, examples, loaders }.plan(budget);
     state.optim.zero_grad()?;
     state.profiler.resume(recording)?;
-    aside.end(model)?;
+    backup.end(model)?;
     state.follow_memory_plan(made?, emit)
 }
 
@@ -54,7 +55,7 @@ struct Trial<'t, 'a> {
     state: &'t mut StepState<'a>,
     model: &'t mut dyn LightningModule,
     examples: &'t Examples,
-    /// Bytes that loaders hold.
+    /// The number of bytes that loaders hold.
     loaders: u64,
 }
 
@@ -70,7 +71,7 @@ impl Trial<'_, '_> {
         Ok(MemoryPlan { budget, segments: segments(&cells, &chosen), freed, predicted_peak })
     }
 
-    /// Measures what each module that can be recomputed keeps and costs.
+    /// Measures what each module that can be recomputed keeps, and the time to recompute it.
     fn survey(&mut self) -> Result<Vec<Cell>> {
         let Self { state, model, examples, .. } = self;
         let survey = Rc::new(Survey::start(state.policy.device)?);
@@ -84,7 +85,7 @@ impl Trial<'_, '_> {
         Ok(survey.take())
     }
 
-    /// The peak of tensor bytes in the passes of a step under this choice.
+    /// Measures the peak of tensor bytes in the passes of a step with this choice.
     fn peak(&mut self, segments: &[Segment]) -> Result<u64> {
         let outcome = self.run_passes(segments);
         self.state.optim.scaler.forget();
@@ -98,24 +99,23 @@ impl Trial<'_, '_> {
         let casts = self.state.keep_casts()?;
         let held = self.held()?;
         let Self { state, model, examples, .. } = self;
-        let meter = MemoryMeter::beside(state.policy.device)?;
-        // A step keeps its losses as well. The scalar of libtorch's mean squared error is a view into the
-        // memory of all the errors.
+        let meter = MemoryMeter::untracked(state.policy.device)?;
+        // A step keeps its losses too. The scalar of libtorch's mean squared error is a view into
+        // the memory of all errors.
         let mut losses = Vec::with_capacity(examples.batches.len());
         for (index, (batch, share)) in (0..).zip(examples.batches.iter().zip(&examples.shares)) {
             let mut log = Log::default();
             losses.push(state.passes_in(&context).run(*model, batch, *share, index, &mut log)?);
         }
         let peak = meter.read()?.peak_allocated;
-        // A meter that was started earlier does not count these tensors while this meter lives.
+        // A meter that was started earlier does not count these tensors while this meter exists.
         drop((losses, casts));
         state.optim.scaler.forget();
         state.optim.zero_grad()?;
         Ok(held + peak)
     }
 
-    /// Bytes of tensors between two steps. On CUDA everything that the process holds on the device, and the
-    /// previous step's batches; on the CPU the tensors of the model, the optimizers, the kept state, the batches and the loaders.
+    /// Returns the number of bytes of the tensors that exist between two steps.
     fn held(&self) -> Result<u64> {
         let Self { state, model, examples, loaders } = self;
         if let Device::Cuda(_) = state.policy.device {

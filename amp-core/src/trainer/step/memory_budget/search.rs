@@ -1,25 +1,25 @@
-//! Finds the cheapest choice that fits. The bytes of cells are known; the other bytes of a step are known
-//! only when a choice is tried.
+//! Finds the cheapest choice that fits. The bytes of cells are known. The other bytes of a step are
+//! known only after a choice was tried.
 
 use std::ops::Range;
 
 use super::select::{choose, leanest, peak, seconds};
 use crate::{Result, nn::Cell};
 
-/// The most choices that are tried.
+/// The largest number of choices that are tried.
 const TRIES: usize = 8;
 
 /// A choice that was tried.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Tried {
-    /// Ranges of cells that are recomputed as one.
+    /// The ranges of cells that are recomputed together.
     pub(super) chosen: Vec<Range<usize>>,
     /// The measured peak of bytes.
     pub(super) peak: u64,
 }
 
-/// The cheapest choice that was measured to hold at most `budget` bytes, or the leanest choice if none
-/// fits. `measure` tries a choice.
+/// Returns the cheapest choice that was measured to hold at most `budget` bytes, or the choice with
+/// the fewest bytes if none fits. `measure` tries a choice.
 pub(super) fn search(
     cells: &[Cell],
     budget: u64,
@@ -30,7 +30,7 @@ pub(super) fn search(
     let (mut best, mut tried) = (first.clone(), vec![first]);
     while let Some(chosen) = next(cells, budget, &tried) {
         let peak = match measure(&chosen) {
-            // A leaner choice was measured.
+            // A choice with fewer bytes was measured before.
             Err(error) if error.is_out_of_memory() => break,
             outcome => outcome?,
         };
@@ -47,14 +47,14 @@ pub(super) fn search(
     Ok(best)
 }
 
-/// The next choice to try, if there is one.
+/// Returns the next choice to try, if there is one.
 fn next(cells: &[Cell], budget: u64, tried: &[Tried]) -> Option<Vec<Range<usize>>> {
     let last = tried.last().filter(|_| tried.len() < TRIES)?;
     let chosen = match tried.iter().any(|tried| tried.peak <= budget) {
-        // The difference between the measured peak and the cells' bytes belongs to no cell; it is assumed
-        // to be constant.
+        // The difference between the measured peak and the cells' bytes belongs to no cell. It is
+        // assumed to be constant.
         true => choose(cells, (budget + peak(cells, &last.chosen)).saturating_sub(last.peak))?,
-        // A choice that is leaner by its cells may not be leaner than recomputing nothing.
+        // A choice that should need fewer bytes may need more than recomputing nothing.
         false => Vec::new(),
     };
     tried.iter().all(|tried| tried.chosen != chosen).then_some(chosen)
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
     use crate::{Error, nn::Segment};
 
-    /// Six layers of one container, of 100 bytes and one second each.
+    /// Returns six layers of one container, of 100 bytes and one second each.
     fn cells() -> Vec<Cell> {
         let cells = (0..6).map(|at| Cell {
             segment: Segment { path: "model".to_owned(), layers: Some(at..at + 1) },
@@ -92,7 +92,7 @@ mod tests {
         Ok(())
     }
 
-    /// Choices that recompute less need more memory than the cells predict.
+    /// A choice that needs more memory than the cells predict is not taken.
     #[test]
     fn what_turns_out_not_to_fit_is_not_taken() -> Result<()> {
         let cells = cells();
@@ -105,7 +105,8 @@ mod tests {
         Ok(())
     }
 
-    /// A pass whose temporary tensors reach their peak during the recomputation.
+    /// Nothing is recomputed if the peak occurs during the recomputation, because of the pass's
+    /// temporary tensors.
     #[test]
     fn nothing_is_taken_where_that_holds_less() -> Result<()> {
         let cells = cells();

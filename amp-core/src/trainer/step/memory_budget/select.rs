@@ -1,29 +1,32 @@
-//! Which cells of a pass to recompute so that the rest fits.
+//! Selects the layers to recompute, so that the activations of the other layers fit into memory.
 //!
-//! The pass is a chain of [cells](Cell). A cell that is kept holds its own bytes, and its input if it or
-//! the cell before needs it. Neighbours that are recomputed as one hold only the first one's input; in
-//! the backward pass their values exist once more, in addition to what the cells before them hold. A
-//! cell's backward pass also holds the gradients of its output and of its input; neighbours that are
-//! recomputed as one hold their output and its gradient through all of their backward passes.
+//! The forward pass is a chain of [cells](Cell), which are layers or groups of layers. A cell that is kept holds its own bytes, and also its
+//! input if the cell itself or the previous cell needs it. Neighbours that are recomputed together
+//! hold only the input of the first. In the backward pass their values exist once more, in addition
+//! to what the cells before them hold. The backward pass of a cell also holds the gradients of its
+//! output and input. Neighbours that are recomputed together hold their output and its gradient
+//! during all of their backward passes.
 //!
-//! This is the cost model of rematerialization of chains (Chen et al., "Training deep nets with sublinear
-//! memory cost", 2016; Beaumont et al., "Optimal checkpointing for heterogeneous chains", 2019), with
-//! each cell recomputed at most once. Dynamic programming over pairs (bytes, seconds), without pairs that
-//! another pair beats in both, finds the cheapest choice exactly. Taking the best seconds per byte first
-//! would waste up to a whole cell's room.
+//! This is the cost model of rematerialization of chains (Chen et al., "Training deep nets with
+//! sublinear memory cost", 2016; Beaumont et al., "Optimal checkpointing for heterogeneous chains",
+//! 2019), with each cell recomputed at most once. Dynamic programming over pairs (bytes, seconds),
+//! without pairs that another pair beats in both, finds the cheapest choice exactly. A greedy
+//! choice by seconds per byte would waste up to the bytes of a whole cell.
 
 use std::ops::Range;
 
 use crate::nn::Cell;
 
-/// The most pairs that are kept at each cell. Dropping pairs costs seconds, but never room.
+/// The largest number of pairs that are kept at each cell. Dropping pairs may cost seconds, but
+/// never bytes.
 const MOST: usize = 256;
 
-/// A cell that holds more than this share of all is split.
+/// A cell that holds more than 1/8 of all bytes is split.
 const MUCH: u64 = 8;
 
-/// The cells to choose among. A cell that holds a large share of all bytes is split if the modules within
-/// it hold most of its bytes. A cell that stays whole can be recomputed as one with its neighbours.
+/// Returns the cells among which the search chooses. A cell that holds a large fraction of all
+/// bytes is split if the modules within it hold most of its bytes. A cell that stays whole can be
+/// recomputed together with its neighbours.
 pub(super) fn refine(cells: Vec<Cell>) -> Vec<Cell> {
     let much = held(&cells, &[]) / MUCH;
     cells.into_iter().flat_map(|cell| parts(cell, much)).collect()
@@ -38,8 +41,8 @@ fn parts(mut cell: Cell, much: u64) -> Vec<Cell> {
     within.into_iter().flat_map(|cell| parts(cell, much)).collect()
 }
 
-/// The cheapest choice under which at most `room` bytes are held, as ranges of cells to recompute as one;
-/// `None` if there is no such choice.
+/// Returns the cheapest choice under which at most `room` bytes are held, as ranges of cells to
+/// recompute together; `None` if there is no such choice.
 pub(super) fn choose(cells: &[Cell], room: u64) -> Option<Vec<Range<usize>>> {
     let mut fronts = vec![vec![State::default()]];
     for end in 1..=cells.len() {
@@ -69,7 +72,7 @@ pub(super) fn choose(cells: &[Cell], room: u64) -> Option<Vec<Range<usize>>> {
         }
         fronts.push(front(states));
     }
-    // The last pair of a front is the cheapest.
+    // The last pair of a front has the fewest seconds.
     let mut at = fronts[cells.len()].len().checked_sub(1)?;
     let (mut end, mut chosen) = (cells.len(), Vec::new());
     while end > 0 {
@@ -83,8 +86,8 @@ pub(super) fn choose(cells: &[Cell], room: u64) -> Option<Vec<Range<usize>>> {
     Some(chosen)
 }
 
-/// The choice that holds the fewest bytes, to within a hundredth. It is deterministic, so that the budget
-/// that an error suggests suffices.
+/// Returns the choice that holds the fewest bytes, to within a hundredth. It is deterministic, so
+/// that the budget suggested by an error is sufficient.
 pub(super) fn leanest(cells: &[Cell]) -> Vec<Range<usize>> {
     let cells: Vec<Cell> = cells.iter().map(|cell| Cell { seconds: 1.0, ..cell.clone() }).collect();
     let cells = cells.as_slice();
@@ -100,22 +103,22 @@ pub(super) fn leanest(cells: &[Cell]) -> Vec<Range<usize>> {
     chosen
 }
 
-/// The most bytes that cells hold at once under a choice.
+/// Returns the largest number of bytes that cells hold at once under a choice.
 pub(super) fn peak(cells: &[Cell], chosen: &[Range<usize>]) -> u64 {
     walk(cells, chosen).1
 }
 
-/// The bytes that cells hold under a choice at the end of the forward pass.
+/// Returns the number of bytes that cells hold under a choice at the end of the forward pass.
 pub(super) fn held(cells: &[Cell], chosen: &[Range<usize>]) -> u64 {
     walk(cells, chosen).0
 }
 
-/// The time to recompute what is chosen.
+/// Returns the time to recompute what is chosen.
 pub(super) fn seconds(cells: &[Cell], chosen: &[Range<usize>]) -> f64 {
     chosen.iter().flat_map(|range| &cells[range.clone()]).map(|cell| cell.seconds).sum()
 }
 
-/// The bytes at the end, and the peak.
+/// Returns the bytes at the end of the forward pass, and the peak.
 fn walk(cells: &[Cell], chosen: &[Range<usize>]) -> (u64, u64) {
     let (mut held, mut most, mut at) = (0, 0, 0);
     let mut chosen = chosen.iter().peekable();
@@ -136,7 +139,7 @@ fn walk(cells: &[Cell], chosen: &[Range<usize>]) -> (u64, u64) {
     (held, most.max(held))
 }
 
-/// The bytes that a cell adds if it is kept.
+/// Returns the number of bytes that a cell adds if it is kept.
 fn kept(cells: &[Cell], at: usize) -> u64 {
     let before = at.checked_sub(1).map(|before| &cells[before]);
     let kept_before =
@@ -145,7 +148,7 @@ fn kept(cells: &[Cell], at: usize) -> u64 {
     own + if keeps_input || kept_before { input } else { 0 }
 }
 
-/// The most bytes that neighbours recomputed as one hold in their backward pass.
+/// Returns the largest number of bytes that cells recomputed together hold in their backward pass.
 fn again(cells: &[Cell], range: &Range<usize>) -> u64 {
     let Range { start, end } = *range;
     let kept: u64 = (start + 1..end).map(|at| kept(cells, at)).sum();
@@ -154,24 +157,25 @@ fn again(cells: &[Cell], range: &Range<usize>) -> u64 {
     cells[start].input + cells[start].own + kept + output + gradients
 }
 
-/// The gradients of a cell's output and input.
+/// Returns the bytes of the gradients of a cell's output and input.
 fn gradients(cell: &Cell) -> u64 {
     cell.output + cell.input
 }
 
-/// Bytes and seconds of the cells so far.
+/// The bytes and seconds of the cells so far.
 #[derive(Debug, Clone, Copy, Default)]
 struct State {
     held: u64,
     seconds: f64,
     segments: usize,
-    /// The front that it continues, and its index there.
+    /// The earlier state that this one continues: its front and its index there.
     from: (usize, usize),
-    /// Whether the cells from there on are recomputed.
+    /// Whether the cells after the earlier state are recomputed.
     checkpointed: bool,
 }
 
-/// Pairs that no other pair beats, from the smallest to the cheapest.
+/// Returns the pairs that no other pair beats in both bytes and seconds, sorted from the fewest
+/// bytes to the fewest seconds.
 fn front(mut states: Vec<State>) -> Vec<State> {
     let cost = |state: &State| (state.seconds, state.segments);
     states.sort_by(|a, b| {
@@ -196,7 +200,8 @@ mod tests {
     use super::*;
     use crate::nn::Segment;
 
-    /// Layers of one container that keep only their inputs of this many bytes, each with this cost.
+    /// Makes the cells of a container whose layers save only their inputs for the backward pass.
+    /// `of` contains for each layer the bytes of its input and the seconds to recompute it.
     fn chain(of: &[(u64, f64)]) -> Vec<Cell> {
         let cells = of.iter().enumerate().map(|(at, (input, seconds))| Cell {
             segment: Segment { path: "model".to_owned(), layers: Some(at..at + 1) },
@@ -211,7 +216,7 @@ mod tests {
         cells.collect()
     }
 
-    /// The best of all possible choices, found by trying each.
+    /// Returns all possible choices.
     fn all(cells: &[Cell], from: usize) -> Vec<Vec<Range<usize>>> {
         if from == cells.len() {
             return vec![Vec::new()];
@@ -228,10 +233,10 @@ mod tests {
         choices
     }
 
-    /// Twenty-five equal layers. If all are kept, 25 inputs are kept. In five segments of five, 5
-    /// inputs are kept, and the last segment is recomputed with four more: 2√n − 1, as in Chen et
-    /// al. In addition there are two gradients, and in a segment its output and the output's
-    /// gradient.
+    /// Equal layers are divided into √n segments. If all 25 layers are kept, 25 inputs are kept. In
+    /// five segments of five layers, 5 inputs are kept, and the last segment is recomputed with
+    /// four more: 2√n − 1, as in Chen et al. There are also two gradients, and in a segment its
+    /// output and the output's gradient.
     #[test]
     fn equal_layers_are_cut_at_the_root_of_their_number() {
         let cells = chain(&[(1000, 1.0); 25]);
@@ -239,8 +244,8 @@ mod tests {
         let root = [0..5, 5..10, 10..15, 15..20, 20..25];
         assert_eq!((held(&cells, &root), peak(&cells, &root)), (5000, 13_000));
         assert!(peak(&cells, &leanest(&cells)) <= 13_000);
-        assert_eq!(choose(&cells, 27_000), Some(vec![]), "nothing that need not be");
-        assert_eq!(choose(&cells, 8000), None, "room for less than the least");
+        assert_eq!(choose(&cells, 27_000), Some(vec![]), "recomputed a layer although all fit");
+        assert_eq!(choose(&cells, 8000), None, "every choice needs more than 8000 bytes");
     }
 
     /// The choice is as good as the best of all choices, for any limit, on chains with all kinds of
@@ -275,7 +280,7 @@ mod tests {
         }
     }
 
-    /// A tensor between two layers is kept once, even if both need it.
+    /// A tensor between two layers is counted once, even if both layers need it.
     #[test]
     fn a_tensor_between_two_layers_is_kept_once() {
         for (output, input, expected) in
@@ -285,14 +290,14 @@ mod tests {
             cells[0].keeps_output = output;
             cells[1].keeps_input = input;
             assert_eq!(held(&cells, &[]), expected, "{output} {input}");
-            // In another container it is another tensor.
+            // In another container the layers do not share the tensor.
             cells[1].segment.path = "another".to_owned();
             assert_eq!(held(&cells, &[]), if input { 10 } else { 0 });
         }
     }
 
-    /// Three stages of two blocks each. The blocks of the last stage keep little, so the stage is
-    /// not divided; a small block is not divided either.
+    /// Large cells are split. There are three stages of two blocks each. The blocks of the last
+    /// stage keep little, so that stage is not split. A small block is not split either.
     #[test]
     fn what_holds_much_is_taken_apart() {
         let stage = |at: usize, blocks: &[u64]| {
@@ -315,23 +320,24 @@ mod tests {
         assert_eq!(refined[6].segment, Segment { path: "model".to_owned(), layers: Some(2..3) });
     }
 
-    /// The bytes are equal, so the cheap layer is recomputed.
+    /// The cheap layer is recomputed if the bytes are equal.
     #[test]
     fn the_cheap_one_goes_first() {
         let mut cells = chain(&[(10, 5.0), (10, 1.0), (10, 5.0)]);
         cells.iter_mut().for_each(|cell| cell.own = 100);
-        // Another module is between them.
+        // Another module is between the layers.
         for (cell, path) in cells.iter_mut().zip(["a", "b", "c"]) {
             cell.segment = Segment { path: path.to_owned(), layers: None };
         }
-        // Includes the gradients of the last layer, or of a recomputed layer together with its output.
+        // The limits include the gradients of the last layer, or of a recomputed layer with its
+        // output.
         assert_eq!(choose(&cells, 350), Some(vec![]));
         let cheap = 1..2;
         assert_eq!(choose(&cells, 349), Some(vec![cheap]));
         assert_eq!(choose(&cells, 249), Some(vec![0..1, 1..2]));
     }
 
-    /// Many layers of different sizes.
+    /// The number of pairs stays limited for many layers of different sizes.
     #[test]
     fn long_chains_are_thinned() {
         let layers: Vec<(u64, f64)> = (0..300_u64).map(|at| (at * at % 977 + 1, 1.0)).collect();

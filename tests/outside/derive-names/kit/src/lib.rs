@@ -2,7 +2,7 @@
 
 pub use amp as engine;
 
-/// A model that classifies points; the macro derives it in the caller's crate.
+/// Defines a model that classifies points. The derive runs in the crate that calls this macro.
 #[macro_export]
 macro_rules! classifier {
     ($vis:vis $name:ident, $width:expr) => {

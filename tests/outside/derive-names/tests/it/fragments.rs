@@ -1,4 +1,4 @@
-//! Structs written by a macro from fragments of every kind.
+//! Tests of structs that a macro writes from fragments of every kind.
 
 use engine::{nn, prelude::*};
 use serde_json::json;
@@ -130,7 +130,7 @@ macro_rules! hygienic {
     };
 }
 
-// The macro writes the fields, and its caller writes expressions that name them, with `self`, `cx`
+// The macro writes the fields. Its caller writes expressions that mention them, with `self`, `cx`
 // and `plan`.
 hygienic!(
     linear(2, width),

@@ -1,4 +1,4 @@
-//! Names of the user's that shadow names in generated code.
+//! Tests with names of the user that are also names in generated code.
 
 /// A module without the prelude that defines the prelude's names itself, and items with the names
 /// of the generated variables, which a variable cannot shadow.

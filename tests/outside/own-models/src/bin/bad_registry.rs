@@ -1,4 +1,4 @@
-//! Registries with one mistake each, chosen by the variable `MISTAKE`. `tests/bad_registry.rs`
+//! Registries with one mistake each; the variable `MISTAKE` chooses one. `tests/bad_registry.rs`
 //! checks the errors.
 
 use std::{env, process::ExitCode};

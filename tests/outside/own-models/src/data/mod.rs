@@ -1,4 +1,4 @@
-//! The data sets. Each is computed again at every load, with the same result.
+//! The data sets. Each load computes the same examples again.
 
 mod numbers;
 pub mod rings;

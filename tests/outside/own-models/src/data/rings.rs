@@ -29,7 +29,7 @@ pub fn load(batch_size: i64) -> Result<DataModule> {
 }
 
 /// The accuracy of the best possible model, up to chance in a finite set. Where the rings overlap,
-/// every second point belongs to the other ring.
+/// half of the points belong to each ring.
 pub fn best_accuracy() -> f64 {
     let overlap = 2.0 * HALF_WIDTH - 1.0;
     1.0 - 0.5 * overlap / (2.0 * HALF_WIDTH)

@@ -1,4 +1,4 @@
-//! Mistakes in a registry: one line that names the cause and the fix, and exit status 2.
+//! A mistake in a registry gives one line with the cause and the fix, and exit status 2.
 
 use std::process::Command;
 
@@ -44,7 +44,7 @@ fn two_data_sets_of_one_name() {
     says(&line, &["two data sets named `rings`", "rename or remove one"]);
 }
 
-/// The warm-up's two batches find it, before training.
+/// The mistake is found before training, in the two batches of the warm-up.
 #[test]
 fn a_metric_that_the_model_does_not_log() {
     let arguments = ["verify", "--device", "cpu", "--epochs", "1", "--quiet"];

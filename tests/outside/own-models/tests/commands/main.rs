@@ -1,4 +1,4 @@
-//! Every command of `cargo amp` on this project's models, which amp has never seen.
+//! Tests every command of `cargo amp` with this project's models.
 
 mod bad_registry;
 mod support;
@@ -11,12 +11,13 @@ use serde_json::Value;
 use support::Said;
 use tempfile::{TempDir, tempdir};
 
-/// Runs the binary in `folder`, which is the project's too: what is recorded is written there.
+/// Runs the binary with `folder` as its working directory and its project, so that recorded files
+/// are written there.
 fn amp(folder: &TempDir, arguments: &[&str]) -> Said {
     let mut command = Command::new(env!("CARGO_BIN_EXE_amp"));
     command.current_dir(folder.path()).env("AMP_PROJECT", folder.path());
-    // Two threads that wait for each other actively take many times as long where other processes
-    // want the cores. It changes no number.
+    // Two threads that wait for each other actively need many times as long if other processes use
+    // the cores. This option does not change the numbers.
     command.env("OMP_WAIT_POLICY", "passive");
     Said::of(command.args(arguments))
 }
@@ -51,7 +52,7 @@ fn verified(model: &str, epochs: &str) -> Value {
     json(&amp(&folder(), &[&arguments[..], &["--device", "cpu", "--quiet"]].concat()).done())
 }
 
-/// Every precision, the baseline first.
+/// All precisions; the baseline is the first.
 const PRECISIONS: [&str; 6] =
     ["32-true", "16-mixed", "bf16-mixed", "64-true", "16-true", "bf16-true"];
 
@@ -66,8 +67,8 @@ fn number(value: &Value) -> f64 {
     value.as_f64().unwrap_or_else(|| panic!("{value} is not a number"))
 }
 
-/// The best that can be reached is 95.5 %; 400 points give an accuracy a standard deviation of about
-/// 1 %, so that five are 5 %.
+/// The best possible accuracy is 95.5 %. With 400 points an accuracy has a standard deviation of
+/// about 1 %, so five of them are 5 %.
 #[test]
 fn verify_trains_the_classifier_under_every_precision() {
     let comparison = verified("RingNet", "3");
@@ -79,9 +80,9 @@ fn verify_trains_the_classifier_under_every_precision() {
     }
 }
 
-/// Its loss is a number under every precision: close to what the grammar leaves to chance, 0.611, where
-/// a model that knows nothing has ln 12 = 2.485, and not below it. The mean of −ln p over 2,048 places
-/// has a standard deviation of 0.009, so that five are 0.045.
+/// The loss must be close to the entropy of the grammar, 0.611, under every precision, and not
+/// below it. A model that guesses has ln 12 = 2.485. The mean of −ln p over 2,048 positions has a
+/// standard deviation of 0.009, so five of them are 0.045.
 #[test]
 fn verify_judges_the_language_model_by_its_loss() {
     let comparison = verified("NextSymbol", "4");
@@ -113,8 +114,8 @@ fn the_gate_asks_for_a_margin_that_was_neither_declared_nor_recorded() {
     assert_eq!(files(folder.path()), [] as [&str; 0]);
 }
 
-/// A model with a declared margin is judged in a project in which nothing was recorded: the bounds of its
-/// first steps are estimated.
+/// A model with a declared margin is judged in a project without recorded figures, because the gate
+/// estimates the bounds of the first steps.
 #[test]
 fn a_declared_margin_is_all_that_the_gate_needs() {
     let folder = folder();
@@ -134,7 +135,7 @@ fn a_declared_margin_is_all_that_the_gate_needs() {
     }
 }
 
-/// The names and attributes of the elements of well-formed XML.
+/// Returns the names and attributes of the elements of well-formed XML.
 fn elements(xml: &str) -> Vec<(String, String)> {
     let mut reader = Reader::from_str(xml);
     let mut found = Vec::new();
@@ -160,7 +161,7 @@ fn element(start: &quick_xml::events::BytesStart<'_>) -> (String, String) {
     (text(start.name().as_ref()), text(start.attributes_raw()))
 }
 
-/// What `margins` records of both models.
+/// The file that `margins` records for both models.
 static RECORDED: LazyLock<String> = LazyLock::new(|| {
     let folder = folder();
     let arguments = ["margins", "--device", "cpu", "--seeds", "3"];
@@ -176,7 +177,8 @@ fn with_margins() -> TempDir {
     folder
 }
 
-/// The margins that the project recorded are what its gate judges by; the classifier's was declared.
+/// The gate uses the recorded margin of the language model and the declared margin of the
+/// classifier.
 #[test]
 fn the_gate_judges_by_the_margins_that_were_recorded() {
     let folder = with_margins();
@@ -200,7 +202,7 @@ fn the_gate_judges_by_the_margins_that_were_recorded() {
             elements.iter().filter(|(name, all)| name == kind && all.contains(&attribute)).count()
         };
         assert_eq!(named("testsuite", "name"), 1, "{elements:?}");
-        // 16-mixed and bf16-mixed.
+        // The cells are 16-mixed and bf16-mixed.
         assert_eq!(named("testcase", "classname"), 2, "{elements:?}");
     }
     assert!(elements.iter().all(|(name, _)| name != "failure" && name != "error"), "{elements:?}");
@@ -232,25 +234,25 @@ fn layers_measures_each_layer_of_both() {
     }
 }
 
-/// No layer is off by its whole value, so that nothing must stay in FP32; any is off by more than
-/// nothing, so that something must.
+/// No layer has an error as large as its values, so with limit 1 no layer must stay in FP32. Every
+/// layer has some error, so with a tiny limit some must.
 #[test]
 fn diagnose_tells_layers_that_hold_from_layers_that_do_not() {
     for model in ["RingNet", "NextSymbol"] {
-        let islands = |limit: &str| {
+        let overrides = |limit: &str| {
             let arguments = ["diagnose", "--model", model, "--precision", "bf16-mixed"];
             let rest = ["--search", "layers", "--limit", limit, "--format", "json", "--device"];
             let all = [&arguments[..], &rest, &["cpu", "--quiet"]].concat();
-            json(&amp(&folder(), &all).done())["island"].clone()
+            json(&amp(&folder(), &all).done())["fix"].clone()
         };
-        assert_eq!(islands("1"), Value::Null);
-        let modules = islands("1e-4");
+        assert_eq!(overrides("1"), Value::Null);
+        let modules = overrides("1e-4");
         let modules = modules["modules"].as_array().expect("modules");
         assert!(!modules.is_empty(), "{modules:?}");
     }
 }
 
-/// The second run goes on from the first one's checkpoint, which is the better epochs' by the loss.
+/// The second run resumes from the first one's checkpoint. The best epoch has the lowest loss.
 #[test]
 fn train_saves_a_run_that_another_goes_on_with() {
     let folder = folder();

@@ -1,8 +1,8 @@
-//! Runs the project's binary like `cargo amp`.
+//! Runs the project's binary as `cargo amp` does.
 
 use std::process::{Command, Output};
 
-/// The output of a command and its exit code.
+/// The output of a command with its exit code.
 pub(crate) struct Said {
     pub(crate) code: Option<i32>,
     pub(crate) out: String,
@@ -16,14 +16,14 @@ impl Said {
         Self { code: status.code(), out: text(stdout), err: text(stderr) }
     }
 
-    /// The output of a command that succeeded.
+    /// Asserts that the command succeeded and returns its output.
     #[track_caller]
     pub(crate) fn done(self) -> String {
         assert_eq!(self.code, Some(0), "{}{}", self.out, self.err);
         self.out
     }
 
-    /// The one error line of a command that failed.
+    /// Asserts that the command failed and returns its only error line.
     #[track_caller]
     pub(crate) fn refused(self) -> String {
         assert_eq!(self.code, Some(2), "{}{}", self.out, self.err);

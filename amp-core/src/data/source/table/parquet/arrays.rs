@@ -1,4 +1,4 @@
-//! Arrow's arrays as cells.
+//! Arrow arrays as cells of a table.
 
 use std::borrow::Cow;
 
@@ -10,7 +10,7 @@ use arrow_array::{
     TimestampSecondArray, UInt8Array, UInt16Array, UInt32Array, UInt64Array,
 };
 
-/// The cells of an array of one of these types; `None` for others.
+/// Reads the cells of an array of one of these types; `None` for an array of another type.
 macro_rules! cells {
     ($array:expr, $($($kind:ty)|+ => $cell:expr;)*) => {{
         let any = $array.as_any();
@@ -21,7 +21,7 @@ macro_rules! cells {
     }};
 }
 
-/// Rounded to f32, each once.
+/// Converts numbers to f32 with one rounding.
 pub(super) fn floats(array: &dyn Array) -> Option<Vec<Option<f32>>> {
     cells!(array,
         Float32Array => |own| own;
@@ -32,7 +32,8 @@ pub(super) fn floats(array: &dyn Array) -> Option<Vec<Option<f32>>> {
     )
 }
 
-/// Whole numbers, dates in days and times in their own unit; an error is a number that int64 does not have.
+/// Reads whole numbers, dates in days and times in the column's unit. Returns an error for a number
+/// that int64 cannot represent.
 pub(super) fn integers(array: &dyn Array) -> Option<Vec<Option<Result<i64, String>>>> {
     cells!(array,
         Int64Array | Date64Array | Time64MicrosecondArray | Time64NanosecondArray | TimestampSecondArray
@@ -45,9 +46,10 @@ pub(super) fn integers(array: &dyn Array) -> Option<Vec<Option<Result<i64, Strin
     )
 }
 
-/// Writers without integers that may be missing, as pandas, write whole numbers as floating ones.
+/// Converts a floating-point number that is whole. Writers without nullable integers, such as
+/// pandas, store whole numbers as floating-point numbers.
 fn whole(number: f64) -> Result<i64, String> {
-    // Above, neighbours are not apart by one, so that the number may have been another.
+    // Above 2⁵³ neighbouring f64 values are more than 1 apart, so the number may have been rounded.
     let exact = number.abs() <= 2.0_f64.powi(53);
     match exact && number.fract() == 0.0 {
         true => Ok(number as i64),
@@ -55,7 +57,7 @@ fn whole(number: f64) -> Result<i64, String> {
     }
 }
 
-/// Text, and whole numbers as text.
+/// Reads text, and whole numbers as text.
 pub(super) fn texts(array: &dyn Array) -> Option<Vec<Option<Cow<'_, str>>>> {
     cells!(array,
         StringArray | LargeStringArray | StringViewArray => Cow::Borrowed;

@@ -1,4 +1,4 @@
-//! A file, and its row groups as they are read.
+//! A Parquet file and its row groups.
 
 use std::{
     borrow::Cow,
@@ -34,7 +34,7 @@ impl File {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let file = fs::File::open(path).map_err(|error| Error::io(path, error))?;
         let file = Positioned::new(file);
-        // Without pandas' and arrow's own types: categories are text then.
+        // Types of pandas and arrow are ignored: categories are read as text.
         let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
         let footer =
             ArrowReaderMetadata::load(&file, options).map_err(|error| damaged(path, &error))?;
@@ -49,7 +49,7 @@ impl File {
         self.footer.metadata().row_groups().iter().map(|group| group.num_rows())
     }
 
-    /// Refuses a column that it does not have.
+    /// Refuses a column that the file does not have.
     pub(super) fn check(&self, column: &str) -> Result<()> {
         self.root(column).map(drop)
     }
@@ -62,7 +62,7 @@ impl File {
         })
     }
 
-    /// These columns of a row group.
+    /// Reads these columns of a row group.
     pub(super) fn read<'c>(
         &self,
         group: usize,
@@ -89,12 +89,12 @@ impl File {
 
 fn damaged(path: &Path, error: &(impl std::error::Error + 'static)) -> Error {
     let text = error.to_string();
-    // Some of the crate's errors have several lines.
+    // Some errors of the parquet crate have several lines.
     let line = text.lines().next().unwrap_or_default();
     let own: &(dyn std::error::Error + 'static) = error;
     match own.downcast_ref::<ParquetError>() {
         Some(ParquetError::General(_) | ParquetError::EOF(_)) => {
-            Error::config(format!("{}: not a whole Parquet file: {line}", path.display()))
+            Error::config(format!("{}: not a complete Parquet file: {line}", path.display()))
         }
         _ => Error::config(format!("{}: {line}", path.display())),
     }
@@ -103,7 +103,7 @@ fn damaged(path: &Path, error: &(impl std::error::Error + 'static)) -> Error {
 /// The rows of a group.
 pub(super) struct GroupRows<'f> {
     path: &'f Path,
-    /// The number of the first one in the file.
+    /// The number of the group's first row in the file.
     first: i64,
     batches: Vec<RecordBatch>,
 }
@@ -148,12 +148,7 @@ impl Rows for GroupRows<'_> {
         let cells = self.column(column, |array| arrays::integers(&**array), "of whole numbers")?;
         let cells = cells.into_iter().enumerate().map(|(row, cell)| {
             cell.transpose().map_err(|number| {
-                refused(
-                    self,
-                    row,
-                    column,
-                    &format!("is {number}, which is not a whole number of int64"),
-                )
+                refused(self, row, column, &format!("is {number}, which is not an int64 integer"))
             })
         });
         cells.collect()

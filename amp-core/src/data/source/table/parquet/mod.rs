@@ -17,12 +17,12 @@ pub use self::set::ParquetSet;
 use super::{Categories, Columns, cells::Rows};
 use crate::{Error, Result, data::AnyBatch};
 
-/// A Parquet file, or several with the same columns, one after the other. Opening reads the footers alone. Rows are
-/// read by row group, the part of a file that its writer made, and of it only the columns that are asked for; several row
-/// groups at a time are decoded by [`threads`](Self::threads).
+/// A Parquet file, or several files with the same columns, read as one. Opening reads only the
+/// footers. Rows are read by row group, the unit in which the file was written, and only the
+/// requested columns are read. Up to [`threads`](Self::threads) row groups are decoded at a time.
 ///
-/// Columns are integers, floating-point numbers, booleans, dates and times, or text, each compressed by Snappy, gzip,
-/// LZ4 or zstd.
+/// Columns may hold integers, floating-point numbers, booleans, dates, times or text, compressed by
+/// Snappy, gzip, LZ4 or zstd.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{Batch, Result, data::{Columns, DataModule, ParquetTable}, tch::Tensor};
@@ -52,15 +52,15 @@ use crate::{Error, Result, data::AnyBatch};
 #[derive(Debug)]
 pub struct ParquetTable {
     files: Vec<File>,
-    /// The most threads that decode.
+    /// The most threads that decode row groups.
     threads: usize,
 }
 
-/// A row group: its file, and its number there.
+/// A row group: the index of its file, and its index in the file.
 type Group = (usize, usize);
 
 impl ParquetTable {
-    /// One file.
+    /// Opens one file.
     ///
     /// # Errors
     /// When it cannot be read, or is not a Parquet file.
@@ -68,10 +68,11 @@ impl ParquetTable {
         Self::open_all(&[path])
     }
 
-    /// The rows of all files, in this order.
+    /// Opens several files. The rows of the table are the rows of all files, in this order.
     ///
     /// # Errors
-    /// When there is no file, one cannot be read or is not a Parquet file, or their columns have other names.
+    /// When the list is empty, a file cannot be read or is not a Parquet file, or the files have
+    /// different columns.
     pub fn open_all(paths: &[impl AsRef<Path>]) -> Result<Self> {
         let files = paths.iter().map(|path| File::open(path.as_ref()));
         let files = files.collect::<Result<Vec<_>>>()?;
@@ -97,30 +98,30 @@ impl ParquetTable {
         Ok(Self { files, threads: thread::available_parallelism().map_or(1, usize::from) })
     }
 
-    /// Decodes with at most so many threads, at least one, each a row group at a time; one for each core unless it is
-    /// given. The rows and their order are the same.
+    /// Sets the most threads that decode, at least one. Each decodes one row group at a time. The
+    /// default is one for each core. The rows and their order do not depend on it.
     #[must_use]
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = threads.max(1);
         self
     }
 
-    /// Number of rows.
+    /// Returns the number of rows.
     pub fn len(&self) -> i64 {
         self.group_rows().iter().sum()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no rows.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The columns' names.
+    /// Returns the columns' names.
     pub fn columns(&self) -> Vec<String> {
         self.files[0].columns().map(str::to_owned).collect()
     }
 
-    /// The rows of each row group.
+    /// Returns the number of rows of each row group.
     pub fn group_rows(&self) -> Vec<i64> {
         self.files.iter().flat_map(File::group_rows).collect()
     }
@@ -130,8 +131,8 @@ impl ParquetTable {
         files.flat_map(|(at, file)| (0..file.group_rows().count()).map(move |group| (at, group)))
     }
 
-    /// The categories of a column: its different values in the order of their bytes, without missing ones. Reads this
-    /// column once.
+    /// Returns the categories of a column: its different values, sorted by their bytes, without
+    /// missing values. Reads only this column, once.
     ///
     /// # Errors
     /// When the column is missing or cannot be read.
@@ -150,7 +151,7 @@ impl ParquetTable {
         Ok(Categories::of(names.into_iter().flatten().collect::<BTreeSet<_>>()))
     }
 
-    /// All rows, in memory, as a batch with these fields, which is a data set.
+    /// Reads all rows into memory, as a batch with these fields. The batch is a data set.
     ///
     /// # Errors
     /// When a column is missing, a value does not fit its field, or there is no row.
@@ -161,7 +162,7 @@ impl ParquetTable {
         })?)
     }
 
-    /// The rows as a data set that reads each row group when it is needed.
+    /// Returns the rows as a data set that reads each row group when it is needed.
     ///
     /// # Errors
     /// When a column is missing.
@@ -177,7 +178,7 @@ impl ParquetTable {
         columns.batch(&self.files[file].read(group, columns.read())?)
     }
 
-    /// The file of the table, for errors.
+    /// Returns the path of the table's first file, for error messages.
     fn path(&self) -> PathBuf {
         self.files[0].path.clone()
     }

@@ -1,4 +1,4 @@
-//! Row groups that are decoded by several threads.
+//! Row groups decoded by several threads.
 
 use std::{
     sync::{
@@ -10,8 +10,7 @@ use std::{
 
 use crate::{Error, Result};
 
-/// What `decode` makes of each item, in order. At most `threads` threads run it, each on the next item that none has
-/// begun. After an error no further item is begun, and the error of the first item that has one is returned.
+/// Returns the result of `decode` for each item, in order.
 pub(super) fn each<I: Sync, T: Send>(
     threads: usize,
     items: &[I],
@@ -52,7 +51,8 @@ mod tests {
 
     use super::*;
 
-    /// Several items are decoded at a time, and their results are in the items' order, whichever is done first.
+    /// Several items are decoded at a time. Their results are in the order of the items, whichever
+    /// is finished first.
     #[test]
     fn results_are_in_order() -> Result<()> {
         let (both, done, later) = (Barrier::new(2), Mutex::new(false), Condvar::new());
@@ -74,7 +74,8 @@ mod tests {
         Ok(())
     }
 
-    /// The error is the first one in the items' order, whichever is found first, and no later item is begun.
+    /// If two items fail, the error of the earlier item is returned, even if the later item failed
+    /// first. After a failure no other item is begun.
     #[test]
     fn the_first_error_is_returned() {
         let (both, begun) = (Barrier::new(2), AtomicUsize::new(0));

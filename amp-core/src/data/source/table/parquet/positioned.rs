@@ -1,5 +1,5 @@
-//! Reads at given places of a file. Several threads can do that at a time, while copies of a [`fs::File`] share one
-//! place, which each of them would move.
+//! Reads at given offsets of a file. Several threads can read at a time. Copies of a [`fs::File`]
+//! share one offset, which each thread would change.
 
 use std::{
     fs,
@@ -30,10 +30,10 @@ impl Length for Positioned {
 }
 
 impl ChunkReader for Positioned {
-    type T = BufReader<Behind>;
+    type T = BufReader<BytesFrom>;
 
     fn get_read(&self, start: u64) -> Result<Self::T> {
-        Ok(BufReader::new(Behind { file: self.0.clone(), at: start }))
+        Ok(BufReader::new(BytesFrom { file: self.0.clone(), at: start }))
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
@@ -47,14 +47,14 @@ impl ChunkReader for Positioned {
     }
 }
 
-/// The bytes behind a place.
+/// The bytes after an offset.
 #[derive(Debug)]
-pub(super) struct Behind {
+pub(super) struct BytesFrom {
     file: Arc<fs::File>,
     at: u64,
 }
 
-impl Read for Behind {
+impl Read for BytesFrom {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.file.read_at(buffer, self.at)?;
         self.at += read as u64;

@@ -8,22 +8,25 @@ use crate::{
     data::{AnyBatch, Columns, Dataset, ShuffledBlocks},
 };
 
-/// The rows of [Parquet files](ParquetTable) as a data set that keeps some row groups in memory: those that were used
-/// last. One thread asks for rows, ahead of the loop where [`Loading::prefetch`](crate::data::Loading::prefetch) says so;
-/// row groups that a batch needs are decoded by [`ParquetTable::threads`], which hold so many more groups meanwhile.
+/// The rows of [Parquet files](ParquetTable) as a data set that keeps the most recently used row
+/// groups in memory. One thread requests rows; with
+/// [`Loading::prefetch`](crate::data::Loading::prefetch) it works ahead of the loop. The row groups
+/// of a batch are decoded by [`ParquetTable::threads`] threads, and each of these holds one more
+/// group meanwhile.
 ///
-/// In a shuffled order every batch has rows of nearly all groups, so that most are read again for each batch; take
-/// [`shuffled_groups`](Self::shuffled_groups), or keep all of them with [`kept`](Self::kept).
+/// In a fully shuffled order every batch has rows of nearly all groups, so most groups are read
+/// again for each batch. Use [`shuffled_groups`](Self::shuffled_groups) instead, or keep all groups
+/// in memory with [`kept`](Self::kept).
 #[derive(Debug)]
 pub struct ParquetSet {
     table: ParquetTable,
     columns: Columns,
     groups: Vec<Group>,
-    /// The number of the first row of each group, and of all rows.
+    /// The number of each group's first row, followed by the number of all rows.
     starts: Vec<i64>,
     kept: usize,
     read: u64,
-    /// The last used at the end.
+    /// The groups in memory; the most recently used is the last.
     cache: VecDeque<(usize, AnyBatch)>,
 }
 
@@ -38,20 +41,22 @@ impl ParquetSet {
         Self { table, columns, groups, starts, kept: 4, read: 0, cache: VecDeque::new() }
     }
 
-    /// Keeps so many row groups in memory, at least one; 4 unless it is given.
+    /// Sets the number of row groups that are kept in memory, at least one. The default is 4.
     #[must_use]
     pub fn kept(mut self, groups: usize) -> Self {
         self.kept = groups.max(1);
         self
     }
 
-    /// How many row groups were read from the files so far, one as often as it was read.
+    /// Returns how many row groups were read from the files so far. A group that was read twice
+    /// counts twice.
     pub fn groups_read(&self) -> u64 {
         self.read
     }
 
-    /// An order for training: row groups at random, and rows at random among `together` groups, which the set keeps
-    /// meanwhile, so that an epoch reads each group once.
+    /// Returns an order for training. The order of the row groups is random, and rows are shuffled
+    /// within `together` groups, which the set keeps in memory. An epoch then reads each group
+    /// once.
     ///
     /// # Errors
     /// When `together` is 0.
@@ -59,7 +64,7 @@ impl ParquetSet {
         ShuffledBlocks::new(self.table.group_rows(), together)
     }
 
-    /// The group of a row.
+    /// Returns the group of a row, as an index.
     fn group_of(&self, row: i64) -> Result<usize> {
         let all = self.starts[self.groups.len()];
         match (0..all).contains(&row) {
@@ -75,14 +80,14 @@ impl ParquetSet {
         self.cache.iter().any(|(group, _)| *group == at)
     }
 
-    /// Reads those of these groups that are not kept.
+    /// Reads those groups that are not in memory.
     fn read(&self, groups: impl Iterator<Item = usize>) -> Result<Vec<(usize, AnyBatch)>> {
         let missing: Vec<usize> = groups.filter(|group| !self.is_kept(*group)).collect();
         let Self { table, columns, groups, .. } = self;
         parallel::each(table.threads, &missing, |at| Ok((*at, table.group(groups[*at], columns)?)))
     }
 
-    /// Keeps a group that was just read.
+    /// Keeps a group in memory that was just read.
     fn keep(&mut self, read: (usize, AnyBatch)) {
         while self.cache.len() >= self.kept {
             self.cache.pop_front();
@@ -91,7 +96,7 @@ impl ParquetSet {
         self.cache.push_back(read);
     }
 
-    /// A group that is kept, which becomes the last used.
+    /// Returns a row group from memory, and marks it as the most recently used.
     fn kept_group(&mut self, at: usize) -> Option<&AnyBatch> {
         let place = self.cache.iter().position(|(group, _)| *group == at)?;
         let entry = self.cache.remove(place)?;
@@ -108,7 +113,8 @@ impl Dataset for ParquetSet {
     }
 
     fn gather(&mut self, indices: &[i64]) -> Result<AnyBatch> {
-        // The places in the batch of each group's rows, so that each group is needed once.
+        // For each group the positions of its rows in the batch, so that each group is requested
+        // once.
         let mut wanted: Vec<(usize, Vec<usize>)> = Vec::new();
         for (place, row) in indices.iter().enumerate() {
             let group = self.group_of(*row)?;
@@ -117,7 +123,7 @@ impl Dataset for ParquetSet {
                 None => wanted.push((group, vec![place])),
             }
         }
-        // Groups in memory first: reading others takes their room.
+        // Groups in memory are used first, because reading others may remove them.
         wanted.sort_by_key(|(group, _)| !self.is_kept(*group));
         let (mut parts, mut order) = (Vec::with_capacity(wanted.len()), vec![0; indices.len()]);
         let mut before = 0;
@@ -132,7 +138,7 @@ impl Dataset for ParquetSet {
                 let rows: Vec<i64> = places.iter().map(|place| indices[*place] - start).collect();
                 let rows = Tensor::f_from_slice(&rows)?;
                 let Some(batch) = self.kept_group(*group) else {
-                    unreachable!("a group is kept or was read");
+                    unreachable!("every group of the batch is in memory");
                 };
                 parts.push(batch.select(&rows)?);
                 for place in places {

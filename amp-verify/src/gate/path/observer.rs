@@ -1,5 +1,5 @@
-//! Observes a run in each step and checks the rules. Its results hold for the unobserved run as well,
-//! because both must end with the same bits.
+//! Observes each step of a run and checks the rules. The results hold for the unobserved run as
+//! well, because both must end with the same bits.
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
@@ -16,7 +16,7 @@ use amp_core::{
 };
 
 use super::{
-    left::kept,
+    final_state::copy_of,
     reference::Reference,
     replay::{Replay, Wrong},
     rules::{ScaleRule, is_finite},
@@ -26,38 +26,39 @@ use crate::{
     interceptor::Interceptor,
 };
 
-/// The state of the observation.
-pub(super) struct Seen {
+/// The state of the observer.
+pub(super) struct Observation {
     pub(super) device: Device,
     pub(super) clip: Option<Clip>,
-    /// The model whose weights the same optimizers step in float64.
+    /// A copy of the model, whose weights the same optimizers update in float64.
     copy: Option<Box<dyn LightningModule>>,
     pub(super) replay: Option<Replay>,
-    /// Why there is no repetition in float64.
+    /// The reason why the updates are not repeated in float64.
     pub(super) no_replay: Option<String>,
     pub(super) reference: Option<Reference>,
-    /// The same with emulated rounding: how far rounding alone moves the gradients of this model.
+    /// References with emulated rounding, which show how much rounding alone changes the gradients
+    /// of this model.
     pub(super) rounded: Vec<Reference>,
     pub(super) scale: Option<ScaleRule>,
     pub(super) failures: Vec<Failure>,
-    /// The norms of the applied steps, before clipping.
+    /// The gradient norms of the applied steps, before clipping.
     pub(super) norms: Vec<f64>,
     pub(super) applied: u64,
     pub(super) skipped: u64,
-    /// The number of steps that have begun.
+    /// The number of attempted steps.
     attempts: u64,
-    /// For each optimizer the gradients, by parameter.
+    /// The gradients of each optimizer, by parameter.
     gradients: Vec<BTreeMap<String, Tensor>>,
     /// Whether all losses of the step are finite.
     finite_loss: bool,
-    /// The state before the step's first batch.
+    /// The tensors before the step's first batch.
     before: Vec<Before>,
     rates: Vec<f64>,
-    /// Whether a step has begun.
+    /// Whether the step's first batch has begun.
     begun: bool,
 }
 
-/// A tensor of the model and its earlier values.
+/// A tensor of the model with its earlier values.
 struct Before {
     name: String,
     role: Role,
@@ -65,11 +66,11 @@ struct Before {
     tensor: Tensor,
 }
 
-/// Receives batches as the model's interceptor and gradients as a callback.
+/// Receives batches as an interceptor and gradients as a callback.
 #[derive(Clone)]
-pub(super) struct Witness(pub(super) Rc<RefCell<Seen>>);
+pub(super) struct Observer(pub(super) Rc<RefCell<Observation>>);
 
-impl Seen {
+impl Observation {
     pub(super) fn new(device: Device, clip: Option<Clip>, copy: Box<dyn LightningModule>) -> Self {
         Self {
             device,
@@ -93,7 +94,7 @@ impl Seen {
         }
     }
 
-    /// Adds a failure, once for each rule.
+    /// Adds a failure. Only the first failure of each rule is kept.
     fn fail(&mut self, reason: Reason, text: impl Into<String>) {
         if self.failures.iter().all(|failure| failure.reason != reason) {
             let text = format!("step {}: {}", self.attempts, text.into());
@@ -119,9 +120,9 @@ impl Seen {
                 if finite {
                     self.fail(Reason::Skip, "it was skipped although all gradients are finite");
                 }
-                self.hold_still()?;
+                self.check_unchanged()?;
                 if rates != self.rates {
-                    self.fail(Reason::Schedule, "a skipped step moved the learning rate");
+                    self.fail(Reason::Schedule, "a skipped step changed the learning rate");
                 }
             }
         }
@@ -131,7 +132,7 @@ impl Seen {
                 let found = found.unwrap_or(1.0);
                 self.fail(
                     Reason::Scale,
-                    format!("the scale is {found}, its rule gives {expected}"),
+                    format!("the scale is {found}, but its rule gives {expected}"),
                 );
                 self.scale = None;
             }
@@ -140,12 +141,12 @@ impl Seen {
         Ok(())
     }
 
-    /// Checks the results of a step that was applied.
+    /// Checks the results of an applied step.
     fn apply(&mut self, gradients: &[BTreeMap<String, Tensor>], hook: &Hook<'_>) -> Result<()> {
         let mut square = 0.0;
         for gradient in gradients.iter().flat_map(BTreeMap::values) {
-            let gradient = super::left::exact(gradient)?;
-            square += super::left::dot(&gradient, &gradient)?;
+            let gradient = super::final_state::exact(gradient)?;
+            square += super::final_state::dot(&gradient, &gradient)?;
         }
         self.norms.push(square.sqrt());
         let Some(replay) = &mut self.replay else { return Ok(()) };
@@ -155,17 +156,17 @@ impl Seen {
             Some(Wrong::Rates(text)) => self.fail(Reason::Schedule, text),
             Some(Wrong::Update(text)) => self.fail(Reason::Update, text),
         }
-        // Later differences follow from this one.
+        // Later differences would only follow from this one.
         self.replay = None;
         Ok(())
     }
 
-    /// Whether a skipped step left weights and buffers unchanged.
-    fn hold_still(&mut self) -> Result<()> {
+    /// Checks that a skipped step left weights and buffers unchanged.
+    fn check_unchanged(&mut self) -> Result<()> {
         for Before { name, role, held, tensor } in std::mem::take(&mut self.before) {
             if !held.f_equal(&tensor.f_detach()?)? {
                 let what = if role == Role::Parameter { "weight" } else { "buffer" };
-                self.fail(Reason::Skip, format!("a skipped step moved the {what} `{name}`"));
+                self.fail(Reason::Skip, format!("a skipped step changed the {what} `{name}`"));
                 break;
             }
         }
@@ -178,20 +179,20 @@ fn rates(hook: &Hook<'_>) -> Vec<f64> {
     groups.map(|group| group.rates.lr).collect()
 }
 
-impl Interceptor for Witness {
+impl Interceptor for Observer {
     fn step_access(&self) -> StepAccess {
-        StepAccess::Within("the gate watches the steps")
+        StepAccess::InStep("the gate observes the steps")
     }
 
     fn optimizers(&self, model: &dyn LightningModule, plan: &TrainingPlan) -> Result<Optimizers> {
-        let mut seen = self.0.borrow_mut();
-        if let Some(copy) = seen.copy.take() {
-            match Replay::new(copy, model, plan, seen.clip) {
-                Ok(replay) => seen.replay = Some(replay),
-                Err(error) => seen.no_replay = Some(error.to_string()),
+        let mut observation = self.0.borrow_mut();
+        if let Some(copy) = observation.copy.take() {
+            match Replay::new(copy, model, plan, observation.clip) {
+                Ok(replay) => observation.replay = Some(replay),
+                Err(error) => observation.no_replay = Some(error.to_string()),
             }
         }
-        drop(seen);
+        drop(observation);
         model.configure_optimizers(plan)
     }
 
@@ -201,42 +202,44 @@ impl Interceptor for Witness {
         batch: &AnyBatch,
         step: &mut Step<'_>,
     ) -> Result<Tensor> {
-        let mut seen = self.0.borrow_mut();
-        if !seen.begun {
-            seen.begun = true;
-            seen.attempts += 1;
-            seen.finite_loss = true;
-            seen.before = named_tensors(model)
+        let mut observation = self.0.borrow_mut();
+        if !observation.begun {
+            observation.begun = true;
+            observation.attempts += 1;
+            observation.finite_loss = true;
+            observation.before = named_tensors(model)
                 .into_iter()
-                .map(|(name, tensor, role)| Ok(Before { name, role, held: kept(&tensor)?, tensor }))
+                .map(|(name, tensor, role)| {
+                    Ok(Before { name, role, held: copy_of(&tensor)?, tensor })
+                })
                 .collect::<Result<_>>()?;
         }
-        let random = RandomState::read(seen.device)?;
+        let random = RandomState::read(observation.device)?;
         let place = (step.batch_idx, step.global_step);
         let loss = model.training_step(batch, step)?;
-        seen.finite_loss &= is_finite([&loss])?;
-        if let Some(mut reference) = seen.reference.take() {
+        observation.finite_loss &= is_finite([&loss])?;
+        if let Some(mut reference) = observation.reference.take() {
             let own = reference.add(model, batch, place, &random, loss.f_double_value(&[])?)?;
-            for rounded in &mut seen.rounded {
+            for rounded in &mut observation.rounded {
                 rounded.add(model, batch, place, &random, own)?;
             }
-            seen.reference = Some(reference);
+            observation.reference = Some(reference);
         }
         Ok(loss)
     }
 }
 
-impl Callback for Witness {
+impl Callback for Observer {
     fn name(&self) -> String {
         "the gate".into()
     }
 
     fn step_access(&self) -> StepAccess {
-        StepAccess::Within("the gate watches the steps")
+        StepAccess::InStep("the gate observes the steps")
     }
 
     fn on_train_epoch_start(&mut self, hook: &mut Hook<'_>) -> Result<()> {
-        // Schedules may have moved between epochs.
+        // Schedules may have advanced between epochs.
         self.0.borrow_mut().rates = rates(hook);
         Ok(())
     }
@@ -254,7 +257,7 @@ impl Callback for Witness {
         _: &mut Hook<'_>,
     ) -> Result<()> {
         let named = gradients.named();
-        let named = named.map(|(name, gradient)| Ok((name.to_owned(), kept(gradient)?)));
+        let named = named.map(|(name, gradient)| Ok((name.to_owned(), copy_of(gradient)?)));
         self.0.borrow_mut().gradients.push(named.collect::<Result<_>>()?);
         Ok(())
     }
@@ -265,14 +268,14 @@ impl Callback for Witness {
         hook: &mut Hook<'_>,
     ) -> Result<Vec<Action>> {
         let Some(outcome) = outcome else { return Ok(Vec::new()) };
-        let mut seen = self.0.borrow_mut();
-        seen.begun = false;
-        if let Some(mut reference) = seen.reference.take() {
-            let Seen { gradients, rounded, .. } = &mut *seen;
+        let mut observation = self.0.borrow_mut();
+        observation.begun = false;
+        if let Some(mut reference) = observation.reference.take() {
+            let Observation { gradients, rounded, .. } = &mut *observation;
             reference.compare(gradients, rounded)?;
-            seen.reference = Some(reference);
+            observation.reference = Some(reference);
         }
-        seen.step_of(outcome, hook)?;
+        observation.step_of(outcome, hook)?;
         Ok(Vec::new())
     }
 }

@@ -16,10 +16,10 @@ use amp_core::{
 use serde_json::{Map, Value};
 
 /// The final state of a run.
-pub(super) struct Left {
-    /// The model's tensors and those of its optimizers, on the host.
+pub(super) struct FinalState {
+    /// The tensors of the model and its optimizers, on the host.
     pub(super) tensors: Vec<(String, Tensor)>,
-    /// Rates and schedules.
+    /// Learning rates and schedules.
     values: Map<String, Value>,
     pub(super) record: RunRecord,
     pub(super) counts: Counts,
@@ -28,40 +28,40 @@ pub(super) struct Left {
 /// Records the optimizers' state at the end of each epoch and the memory after each step, without
 /// observing any step.
 #[derive(Clone, Default)]
-pub(super) struct Keeper(Rc<RefCell<Kept>>);
+pub(super) struct StateRecorder(Rc<RefCell<Recorded>>);
 
 #[derive(Default)]
-struct Kept {
+struct Recorded {
     state: State,
     meter: Option<MemoryMeter>,
     counts: Counts,
 }
 
-/// The composition of a run's steps.
+/// The numbers of batches and steps of a run, and its memory.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Counts {
     pub(super) batches: i64,
-    /// Steps, applied or skipped.
+    /// The number of steps, applied or skipped.
     pub(super) attempts: i64,
-    /// Bytes after each step, above those before the run.
+    /// Tensor bytes after each step, minus the bytes before the run.
     pub(super) held: Vec<i64>,
 }
 
-impl Keeper {
-    /// Begins to measure memory.
+impl StateRecorder {
+    /// Starts to measure memory.
     pub(super) fn new(device: Device) -> Result<Self> {
         let meter = Some(MemoryMeter::start(device)?);
-        Ok(Self(Rc::new(RefCell::new(Kept { meter, ..Kept::default() }))))
+        Ok(Self(Rc::new(RefCell::new(Recorded { meter, ..Recorded::default() }))))
     }
 }
 
-impl Callback for Keeper {
+impl Callback for StateRecorder {
     fn name(&self) -> String {
         "the final state of a run".into()
     }
 
     fn step_access(&self) -> StepAccess {
-        StepAccess::Late
+        StepAccess::Deferred
     }
 
     fn on_train_epoch_end(&mut self, hook: &mut Hook<'_>) -> Result<()> {
@@ -78,7 +78,7 @@ impl Callback for Keeper {
         outcome: Option<&StepOutcome>,
         _: &mut Hook<'_>,
     ) -> Result<Vec<Action>> {
-        let Kept { meter, counts, .. } = &mut *self.0.borrow_mut();
+        let Recorded { meter, counts, .. } = &mut *self.0.borrow_mut();
         counts.batches += 1;
         if outcome.is_some() {
             counts.attempts += 1;
@@ -90,25 +90,25 @@ impl Callback for Keeper {
     }
 }
 
-impl Left {
+impl FinalState {
     pub(super) fn new(
         model: &dyn LightningModule,
-        keeper: &Keeper,
+        recorder: &StateRecorder,
         record: RunRecord,
     ) -> Result<Self> {
         let mut tensors = Vec::new();
         for (name, tensor, _) in named_tensors(model) {
             tensors.push((name, on_host(&tensor)?));
         }
-        let Kept { state, counts, .. } = keeper.0.take();
+        let Recorded { state, counts, .. } = recorder.0.take();
         for (name, tensor) in state.tensors() {
             tensors.push((name.to_owned(), on_host(tensor)?));
         }
         Ok(Self { tensors, values: state.values().clone(), record, counts })
     }
 
-    /// The first difference from `other`: in any bit, or by more than `tolerance` relative to a tensor's
-    /// size.
+    /// Describes the first difference from `other`: in any bit, or by more than `tolerance`
+    /// relative to a tensor's size.
     pub(super) fn difference(&self, other: &Self, tolerance: f64) -> Result<Option<String>> {
         let (own, others) = (&self.record.end, &other.record.end);
         if (own.global_step, own.skipped) != (others.global_step, others.skipped) {
@@ -132,7 +132,7 @@ impl Left {
         Ok(None)
     }
 
-    /// The first tensor that is another.
+    /// Describes the first tensor that differs.
     pub(super) fn tensors_differ(&self, other: &Self, tolerance: f64) -> Result<Option<String>> {
         if self.tensors.len() != other.tensors.len() {
             return Ok(Some("the runs hold different tensors".into()));
@@ -142,7 +142,7 @@ impl Left {
                 continue;
             }
             let distance = relative(own, other)?;
-            // NaN is within nothing.
+            // NaN exceeds every tolerance.
             if distance.is_nan() || distance > tolerance {
                 return Ok(Some(format!("`{name}` differs by {distance:.1e} of its norm")));
             }
@@ -150,10 +150,10 @@ impl Left {
         Ok(None)
     }
 
-    /// The first value logged at the end of an epoch that differs.
+    /// Describes the first difference between the values that were logged at the end of an epoch.
     pub(super) fn logged_difference(&self, other: &Self) -> Option<String> {
-        let logged = |left: &Self| -> Vec<(String, u64)> {
-            let epochs = left.record.epochs.iter();
+        let logged = |state: &Self| -> Vec<(String, u64)> {
+            let epochs = state.record.epochs.iter();
             let values = epochs.flat_map(|epoch| epoch.train.iter().chain(&epoch.val));
             values.map(|logged| (logged.name.clone(), logged.value.to_bits())).collect()
         };
@@ -167,27 +167,28 @@ impl Left {
     }
 }
 
-/// A copy on the host.
+/// Returns a copy on the host.
 pub(super) fn on_host(tensor: &Tensor) -> Result<Tensor> {
     Ok(no_grad(|| tensor.f_detach()?.f_to_device(Device::Cpu)?.f_detach_copy())?)
 }
 
-/// A copy of its own where it is.
-pub(super) fn kept(tensor: &Tensor) -> Result<Tensor> {
+/// Returns a copy on the same device.
+pub(super) fn copy_of(tensor: &Tensor) -> Result<Tensor> {
     Ok(no_grad(|| tensor.f_detach()?.f_detach_copy())?)
 }
 
-/// In f64 on `device`. One tensor at a time: those of a whole model may be larger than all that a run holds.
+/// Converts a tensor to f64 on `device`. Tensors are converted one at a time, because all tensors
+/// of a model together may take more memory than the run.
 pub(super) fn exact_on(device: Device, tensor: &Tensor) -> Result<Tensor> {
     Ok(no_grad(|| tensor.f_detach()?.f_to_device(device)?.f_to_kind(Kind::Double))?)
 }
 
-/// In f64 where it is.
+/// Converts a tensor to f64 on its device.
 pub(super) fn exact(tensor: &Tensor) -> Result<Tensor> {
     exact_on(tensor.device(), tensor)
 }
 
-/// Σaᵢbᵢ in f64.
+/// Returns Σaᵢbᵢ in f64.
 pub(super) fn dot(a: &Tensor, b: &Tensor) -> Result<f64> {
     Ok(no_grad(|| a.f_mul(b)?.f_sum(Kind::Double)?.f_double_value(&[]))?)
 }

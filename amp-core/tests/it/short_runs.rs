@@ -1,0 +1,96 @@
+//! Schedules in runs that are shorter than a warm-up.
+
+use amp_core::{
+    Result, TrainerConfig,
+    event::Event,
+    optim::{
+        BuildScheduler, ConstantLr, Decay, Interval, OptimizerConfig, Rates, SequentialLr, Sgd,
+        TrainingPlan, WarmupCosine, Wsd,
+    },
+    precision::Precision,
+};
+use rstest::rstest;
+
+use crate::support::{
+    device,
+    model::{Model, constant, fit, linear, same},
+    seeded,
+};
+
+/// A run may be shorter than the warm-up, for example a trial run. The expected rates are those of
+/// transformers 5.3 with a base rate of 1.
+#[rstest]
+#[case(
+    &WarmupCosine { warmup_steps: 5, total_steps: 4 },
+    &[0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 0.0],
+    "the warm-up takes 5 steps and the schedule 4: the learning rate does not reach its full value"
+)]
+#[case(
+    &Wsd { warmup_steps: 6, decay_steps: 5, total_steps: 10, decay_type: Decay::Cosine, min_lr_ratio: 0.0 },
+    &[0.0, 1.0 / 6.0, 2.0 / 6.0, 0.5, 4.0 / 6.0, 5.0 / 6.0, 0.9045084971874737, 0.6545084971874737],
+    "the warm-up takes 6 steps, the decay 5 and the schedule 10: the decay starts within the warm-up"
+)]
+#[case(
+    &SequentialLr::new(WarmupCosine { warmup_steps: 2, total_steps: 1 }).then(3, ConstantLr::default()),
+    &[0.0, 0.5, 1.0, 1.0 / 3.0],
+    "the warm-up takes 2 steps and the schedule 1: the learning rate does not reach its full value"
+)]
+fn a_warm_up_may_be_longer_than_the_schedule(
+    #[case] schedule: &dyn BuildScheduler,
+    #[case] expected: &[f64],
+    #[case] note: &str,
+) -> Result<()> {
+    let mut running = schedule.build(Rates { lr: 1.0, momentum: None })?;
+    for (step, expected) in expected.iter().enumerate() {
+        assert!((running.rates().lr - expected).abs() < 1e-12, "step {step}");
+        running.advance(None);
+    }
+    assert_eq!(schedule.note().as_deref(), Some(note));
+    Ok(())
+}
+
+/// A trial run of a few steps trains with the first learning rates of the full run. A run that is
+/// shorter than its warm-up prints a note. The full run has 30 steps, of which 10 are the warm-up.
+#[rstest]
+#[case::tried_out(|config: &mut TrainerConfig| config.loops.fast_dev_run = Some(2), None)]
+#[case::part_of_a_run(
+    |config: &mut TrainerConfig| {
+        config.optimization.plan =
+            Some(TrainingPlan { max_epochs: 3, estimated_stepping_batches: 30 });
+        config.max_steps = Some(2);
+    },
+    None
+)]
+#[case::short(
+    |config: &mut TrainerConfig| config.max_steps = Some(2),
+    Some("the warm-up takes 10 steps and the schedule 2: the learning rate does not reach its full value")
+)]
+fn a_trial_has_the_rates_of_the_whole_run(
+    #[case] set: fn(&mut TrainerConfig),
+    #[case] note: Option<&str>,
+) -> Result<()> {
+    let _generator = seeded(0);
+    let mut model = Model::regression(linear(3, 3)?, |plan| {
+        let schedule =
+            WarmupCosine { warmup_steps: 10, total_steps: plan.estimated_stepping_batches };
+        OptimizerConfig::new(Sgd { lr: 0.1, ..Default::default() })
+            .with_scheduler(schedule, Interval::Step)
+    });
+    let config =
+        TrainerConfig { max_epochs: 3, ..TrainerConfig::new(Precision::Bf16Mixed, device()) };
+    let config = config.with(set);
+    let (events, record) = fit(&config, &mut model, &same(constant(20, 3, 1.0)?, 2)?);
+    record?;
+    let mut ends = events.iter().filter_map(|event| match event {
+        Event::EpochEnd(end) => Some(end.lr),
+        _ => None,
+    });
+    let lr = ends.next().expect("an epoch");
+    assert!((lr - 0.01).abs() < 1e-12, "{lr}");
+    let notes = events.iter().filter_map(|event| match event {
+        Event::Note { text } if text.starts_with("the warm-up") => Some(text.as_str()),
+        _ => None,
+    });
+    assert_eq!(notes.collect::<Vec<_>>(), note.into_iter().collect::<Vec<_>>());
+    Ok(())
+}

@@ -383,10 +383,6 @@ impl<'a> Step<'a> {
         self.log.metric(name, metric, output, target, options)
     }
 
-    /// Logs a metric from its state for the batch.
-    ///
-    /// # Errors
-    /// When the state differs in shape from that of an earlier batch.
     #[doc(hidden)]
     pub fn metric_state(
         &mut self,

@@ -1,5 +1,6 @@
 //! Attention.
 
+mod attended_keys;
 mod child;
 mod config;
 mod kv_cache;
@@ -8,16 +9,17 @@ mod position;
 mod projection;
 mod scores;
 
+pub use attended_keys::causal_attention;
 pub use config::MultiheadAttentionConfig;
 pub(in crate::nn) use kv_cache::Entries;
-pub use kv_cache::{KvCache, causal_attention};
+pub use kv_cache::KvCache;
 pub use mask::AttentionMask;
 pub use position::{
     RotaryEmbedding, RotaryEmbeddingConfig, RotaryPairing, alibi_bias, alibi_slopes,
 };
 pub use scores::{AttentionOptions, scaled_dot_product_attention, split_heads};
 
-use kv_cache::AttendedKeys;
+use attended_keys::AttendedKeys;
 use projection::{Projected, Projection};
 use scores::Shapes;
 use tch::{Kind, Tensor};
@@ -226,7 +228,8 @@ impl MultiheadAttention {
         }
         let (n, queries, keys) = self.sizes(query, key, value)?;
         let first = if causal { cx.cache().map_or(0, Entries::tokens) } else { 0 };
-        let is_shared = !causal && mask.is_shared() && !self.adds_keys();
+        let adds_keys = self.bias_kv.is_some() || self.config.add_zero_attn;
+        let is_shared = !causal && mask.is_shared() && !adds_keys;
         let joined = match is_shared {
             true => None,
             false => mask.joined([n, num_heads, queries, first + keys])?,
@@ -258,11 +261,6 @@ impl MultiheadAttention {
         }
         let (keys, values, mask) = self.with_added_keys(k, v, joined)?;
         Ok((q, AttendedKeys { mask, ..AttendedKeys::all(keys, values) }))
-    }
-
-    /// Returns whether the options add keys to the keys of the input.
-    fn adds_keys(&self) -> bool {
-        self.bias_kv.is_some() || self.config.add_zero_attn
     }
 
     /// Appends the keys and values that the options add, and extends the mask so that it does not

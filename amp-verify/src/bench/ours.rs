@@ -104,7 +104,7 @@ impl Callback for FirstStep {
     }
 
     fn step_access(&self) -> StepAccess {
-        StepAccess::Late
+        StepAccess::Deferred
     }
 
     fn on_train_batch_end(

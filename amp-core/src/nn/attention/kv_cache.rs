@@ -8,7 +8,7 @@ use std::{
     rc::Rc,
 };
 
-use tch::{Kind, Tensor, no_grad};
+use tch::{Tensor, no_grad};
 
 use crate::{
     Error, Result,

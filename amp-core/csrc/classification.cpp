@@ -30,6 +30,7 @@
 #include "kernel.h"
 #include "kernels/classification.cu.h"
 #include "own_kernels.h"
+#include "own_memory.h"
 
 namespace amp::classification {
 namespace {
@@ -130,8 +131,7 @@ bool are_held_by_graph_alone(const at::Tensor& saved) {
       saved.use_count() > 2) {
     return false;
   }
-  const size_t own = saved.storage().use_count();
-  return saved.is_view() ? saved._base().use_count() == 1 && own == 2 : own == 1;
+  return amp::has_own_memory(saved);
 }
 
 // The loss of many logits. The forward pass reads them once, and the backward pass replaces them by

@@ -22,6 +22,7 @@
 #include "kernel.h"
 #include "kernels/fold.cu.h"
 #include "own_kernels.h"
+#include "own_memory.h"
 
 namespace amp::conv {
 namespace {
@@ -244,7 +245,7 @@ struct AmpConvAndInput : torch::autograd::Function<AmpConvAndInput> {
  private:
   // Whether the tensor may be overwritten: nothing else refers to it, and it is in channels_last.
   static bool is_alone(const at::Tensor& tensor) {
-    return tensor.use_count() == 1 && tensor.storage().use_count() == 1 && tensor.is_contiguous(format);
+    return tensor.use_count() == 1 && amp::has_own_memory(tensor) && tensor.is_contiguous(format);
   }
 
   // The pixels of images in channels_last as rows, without a copy: [N·H·W, C].

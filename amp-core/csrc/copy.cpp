@@ -1,8 +1,11 @@
 // Copies many tensors with one kernel on CUDA devices (kernels/copy.cu).
 
+#include "copy.h"
+
 #include <ATen/core/Tensor.h>
 #include <c10/core/GradMode.h>
 
+#include <stdexcept>
 #include <vector>
 
 #include "guard.h"
@@ -23,7 +26,36 @@ bool is_plain(const at::Tensor& to, const at::Tensor& from) {
          to.is_non_overlapping_and_dense();
 }
 
+amp::KernelSource& source() {
+  static amp::KernelSource source("copy.cu", amp_kernels_copy);
+  return source;
+}
+
+void add(std::vector<amp::Start<Bytes>>& starts, void* to, const void* from, size_t bytes) {
+  const int at = amp::add(starts, at::kByte, static_cast<int64_t>(bytes));
+  auto& data = starts.back().tensors.data;
+  data[0][at] = const_cast<void*>(from);
+  data[1][at] = to;
+}
+
+void launch(std::vector<amp::Start<Bytes>>& starts, c10::Device device) {
+  for (auto& start : starts) {
+    void* arguments[] = {&start.tensors};
+    source().launch("copy", {"float"}, device, start.blocks, 256, arguments);
+  }
+}
+
 }  // namespace
+
+void to_pinned(const at::Tensor& to, const at::Tensor& from) {
+  if (!from.is_contiguous() || !to.is_contiguous() || !to.is_cpu() || from.nbytes() != to.nbytes()) {
+    throw std::runtime_error("a copy to pinned memory needs contiguous tensors of one size");
+  }
+  // A device reads and writes pinned memory by its address on the host.
+  std::vector<amp::Start<Bytes>> starts;
+  add(starts, to.mutable_data_ptr(), from.const_data_ptr(), from.nbytes());
+  launch(starts, from.device());
+}
 
 extern "C" {
 
@@ -32,7 +64,6 @@ extern "C" {
 int amp_copy_each(const Handle* to, const Handle* from, size_t count) {
   return amp::guarded([&] {
     const c10::NoGradGuard no_grad;
-    static amp::KernelSource source("copy.cu", amp_kernels_copy);
     std::vector<amp::Start<Bytes>> starts;
     for (size_t i = 0; i < count; ++i) {
       if (!is_plain(*to[i], *from[i]) || to[i]->device() != to[0]->device()) {
@@ -40,16 +71,10 @@ int amp_copy_each(const Handle* to, const Handle* from, size_t count) {
         continue;
       }
       if (to[i]->numel() == 0) continue;
-      const int at = amp::add(starts, at::kByte, static_cast<int64_t>(to[i]->nbytes()));
-      auto& data = starts.back().tensors.data;
-      data[0][at] = const_cast<void*>(from[i]->const_data_ptr());
-      data[1][at] = to[i]->mutable_data_ptr();
+      add(starts, to[i]->mutable_data_ptr(), from[i]->const_data_ptr(), to[i]->nbytes());
       to[i]->unsafeGetTensorImpl()->bump_version();
     }
-    for (auto& start : starts) {
-      void* arguments[] = {&start.tensors};
-      source.launch("copy", {"float"}, to[0]->device(), start.blocks, 256, arguments);
-    }
+    if (count > 0) launch(starts, to[0]->device());
   });
 }
 

@@ -16,6 +16,7 @@
 #include <string>
 #include <utility>
 
+#include "copy.h"
 #include "driver.h"
 #include "guard.h"
 
@@ -119,7 +120,7 @@ int amp_graph_launch(void* handle, const at::Tensor* from, const at::Tensor* to,
   return amp::guarded([&] {
     const c10::NoGradGuard no_grad;
     static_cast<Capture*>(handle)->graph.replay();
-    to->copy_(*from, /*non_blocking=*/true);
+    amp::copy::to_pinned(*to, *from);
     auto done = std::make_unique<c10::Event>(c10::DeviceType::CUDA);
     const c10::impl::VirtualGuardImpl impl(c10::DeviceType::CUDA);
     done->record(impl.getStream(from->device()));

@@ -28,6 +28,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <optional>
 #include <stdexcept>
 #include <utility>
@@ -66,6 +67,8 @@ struct Settings {
   int64_t rows;
   // Whether gradients are needed.
   bool trains;
+  // Gets the logits of each chunk, and its first row, before their gradients take their place. May be empty.
+  std::function<void(const at::Tensor&, int64_t)> each;
 };
 
 // Returns the power of two by which gradients of logits are multiplied. In f16 it is the largest
@@ -133,6 +136,7 @@ struct AmpLinearCrossEntropy : torch::autograd::Function<AmpLinearCrossEntropy> 
       const auto part = given.narrow(0, first, count);
       auto logits = buffer.narrow(0, 0, count);
       bias ? at::addmm_out(logits, addend, part, matrix.t()) : at::mm_out(logits, part, matrix.t());
+      if (settings.each) settings.each(logits, first);
       classification::row_losses(logits, targets.narrow(0, first, count), settings.loss, factor,
                                  losses.narrow(0, first, count));
       // These products belong to the backward pass.
@@ -230,10 +234,11 @@ struct AmpLinearCrossEntropyOptions {
 
 // Computes the mean cross entropy of input·Wᵀ + b against int64 classes, for `rows` rows of logits
 // at a time; `bias` may be null. It computes in the dtype of the autocast region, or without one in
-// the weight's dtype. The result is a new tensor.
+// the weight's dtype. For each chunk `each`, which may be null, is called with `state`, the logits
+// and the first row. The result is a new tensor.
 int amp_linear_cross_entropy(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias,
                              const at::Tensor* targets, const AmpLinearCrossEntropyOptions* options,
-                             at::Tensor** out) {
+                             void (*each)(void*, const at::Tensor*, int64_t), void* state, at::Tensor** out) {
   return amp::guarded([&] {
     const auto device = input->device().type();
     const auto dtype = at::autocast::is_autocast_enabled(device) ? at::autocast::get_autocast_dtype(device)
@@ -243,9 +248,15 @@ int amp_linear_cross_entropy(const at::Tensor* input, const at::Tensor* weight, 
     std::optional<at::Tensor> given;
     if (bias != nullptr) given = *bias;
     const bool wants = matrix.requires_grad() || weight->requires_grad() || (given && given->requires_grad());
-    const Settings settings{{options->smoothing, options->left_out, options->z},
-                            options->rows,
-                            wants && c10::GradMode::is_enabled()};
+    Settings settings{{options->smoothing, options->left_out, options->z},
+                      options->rows,
+                      wants && c10::GradMode::is_enabled(),
+                      {}};
+    if (each != nullptr) {
+      settings.each = [each, state](const at::Tensor& logits, int64_t first) {
+        each(state, &logits, first);
+      };
+    }
     const auto targets_of_rows = targets->reshape({-1}).contiguous();
     *out = new at::Tensor(
         AmpLinearCrossEntropy::apply(matrix, *weight, given, targets_of_rows, settings));

@@ -5,11 +5,13 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <cstdint>
+#include <limits>
 
 #include "guard.h"
 #include "kernel.h"
 #include "kernels/masked_rows.cu.h"
 #include "own_kernels.h"
+#include "own_memory.h"
 
 namespace amp::masked_rows {
 namespace {
@@ -22,7 +24,8 @@ constexpr int dimensions = 3;
 // Has the same layout as in the kernel: sizes, and strides of the values and of the mask; a stride is 0 if
 // the mask is broadcast.
 struct Rows {
-  int64_t size[dimensions], stride[dimensions], masked[dimensions], width, step;
+  unsigned size[dimensions];
+  int64_t stride[dimensions], masked[dimensions], width, step;
 };
 
 // Writes zeros to the rows of [N, heads, L, width] where `masked`, [N or 1, heads or 1, L or 1, 1], is
@@ -30,9 +33,9 @@ struct Rows {
 void clear(const at::Tensor& values, const at::Tensor& masked) {
   static amp::KernelSource source("masked_rows.cu", amp_kernels_masked_rows);
   Rows rows{};
-  long long count = 1;
+  unsigned count = 1;
   for (int dimension = 0; dimension < dimensions; ++dimension) {
-    rows.size[dimension] = values.size(dimension);
+    rows.size[dimension] = static_cast<unsigned>(values.size(dimension));
     rows.stride[dimension] = values.stride(dimension);
     rows.masked[dimension] = masked.size(dimension) == 1 ? 0 : masked.stride(dimension);
     count *= rows.size[dimension];
@@ -43,9 +46,9 @@ void clear(const at::Tensor& values, const at::Tensor& masked) {
   void* at = values.mutable_data_ptr();
   const void* of = masked.const_data_ptr();
   void* arguments[] = {&at, &of, &count, &rows};
-  constexpr long long threads = 256;
+  constexpr unsigned threads = 256;
   source.launch("clear", {amp::kernel_dtype(values.scalar_type())}, values.device(),
-                static_cast<unsigned>((count + threads - 1) / threads), threads, arguments);
+                (count + threads - 1) / threads, threads, arguments);
 }
 
 // Changes the output of attention in place although its backward pass reads it. This is correct,
@@ -63,8 +66,8 @@ struct AmpMaskedRows : torch::autograd::Function<AmpMaskedRows> {
     const auto masked = context->get_saved_variables().at(0);
     const auto& grad = grads.at(0);
     if (c10::GradMode::is_enabled()) return {grad.masked_fill(masked, 0), at::Tensor()};
-    const bool is_alone = grad.use_count() == 1 && grad.storage().use_count() == 1 &&
-                          grad.is_non_overlapping_and_dense();
+    const bool is_alone =
+        grad.use_count() == 1 && amp::has_own_memory(grad) && grad.is_non_overlapping_and_dense();
     const auto out = is_alone ? grad : grad.clone();
     clear(out, masked);
     return {out, at::Tensor()};
@@ -83,6 +86,7 @@ int amp_masked_rows(const at::Tensor* attended, const at::Tensor* masked, at::Te
     if (!amp::own_kernels() || !attended->is_cuda() || masked->device() != attended->device() || attended->dim() != 4 ||
         masked->dim() != 4 || masked->scalar_type() != at::kBool || masked->size(3) != 1 ||
         amp::kernel_dtype(attended->scalar_type()) == nullptr ||
+        attended->size(0) * attended->size(1) * attended->size(2) > std::numeric_limits<int>::max() ||
         !attended->is_non_overlapping_and_dense()) {
       return;
     }

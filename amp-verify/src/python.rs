@@ -60,18 +60,27 @@ impl Process {
     /// # Errors
     /// When the program reports an error, has ended, or answers with something other than JSON.
     pub(crate) fn ask(&mut self, request: &Value) -> Result<Value> {
+        self.send(request)?;
+        self.answer()
+    }
+
+    /// Sends a request whose [`answer`](Self::answer) is read later.
+    ///
+    /// # Errors
+    /// When the program has ended.
+    pub(crate) fn send(&mut self, request: &Value) -> Result<()> {
         let sent = match &mut self.requests {
             Some(requests) => writeln!(requests, "{request}").and_then(|()| requests.flush()),
             None => Ok(()),
         };
-        match sent {
-            Ok(()) => self.answer(),
-            // If the program has ended, its output may contain the reason.
-            Err(_) => Err(self.gone()),
-        }
+        sent.map_err(|_| self.gone())
     }
 
-    fn answer(&mut self) -> Result<Value> {
+    /// The next answer.
+    ///
+    /// # Errors
+    /// The program's own error, or when it has ended or answered with something other than JSON.
+    pub(crate) fn answer(&mut self) -> Result<Value> {
         let mut line = String::new();
         match self.answers.read_line(&mut line) {
             Ok(0) | Err(_) => return Err(self.gone()),

@@ -36,17 +36,26 @@ __device__ float widen(f16 x) {
 __device__ float widen(float x) { return x; }
 __device__ double widen(double x) { return x; }
 
-// Rounds to nearest, with ties to even.
+// Rounds to nearest, with ties to even. The conversion of two numbers, of which one is not used, takes a
+// quarter of the time of the conversion of one number.
 __device__ void narrow(float x, bf16& out) {
 #if __CUDA_ARCH__ >= 800
-  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(x));
+  unsigned both;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(0.0f), "f"(x));
+  out.bits = static_cast<unsigned short>(both);
 #else
   const unsigned bits = __float_as_uint(x);
   out.bits = x != x ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 #endif
 }
 __device__ void narrow(float x, f16& out) {
+#if __CUDA_ARCH__ >= 800
+  unsigned both;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(0.0f), "f"(x));
+  out.bits = static_cast<unsigned short>(both);
+#else
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(x));
+#endif
 }
 __device__ void narrow(float x, float& out) { out = x; }
 __device__ void narrow(double x, double& out) { out = x; }

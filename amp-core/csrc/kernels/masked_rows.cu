@@ -1,18 +1,20 @@
 // Writes zeros to the masked rows of [N, heads, L, width].
 
-// Sizes, and the strides of the values and of the mask.
+// Sizes, and the strides of the values and of the mask. There are fewer than 2³¹ rows, so that their indices are
+// divided in 32 bits; most of them are not masked, and a division in 64 bits takes longer than reading the mask.
 struct Rows {
-  long long size[3], stride[3], masked[3], width, step;
+  unsigned size[3];
+  long long stride[3], masked[3], width, step;
 };
 
 // Each thread processes a row.
-extern "C" __global__ void clear(T* values, const bool* masked, long long count, const Rows rows) {
-  long long at = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
+extern "C" __global__ void clear(T* values, const bool* masked, unsigned count, const Rows rows) {
+  unsigned at = blockIdx.x * blockDim.x + threadIdx.x;
   if (at >= count) return;
   long long begin = 0, of = 0;
   for (int dimension = 2; dimension >= 0; --dimension) {
-    const long long place = at % rows.size[dimension];
-    at /= rows.size[dimension];
+    const unsigned above = at / rows.size[dimension], place = at - above * rows.size[dimension];
+    at = above;
     begin += place * rows.stride[dimension];
     of += place * rows.masked[dimension];
   }

@@ -181,6 +181,17 @@ impl Log {
         options: LogOptions,
     ) -> Result<()> {
         let state = tch::no_grad(|| metric.update(&output.detach(), target))?;
+        self.metric_state(name, metric, state, options)
+    }
+
+    /// [`metric`](Self::metric) from its state for the batch.
+    pub(crate) fn metric_state(
+        &mut self,
+        name: &str,
+        metric: &dyn Metric,
+        state: MetricState,
+        options: LogOptions,
+    ) -> Result<()> {
         self.add(name, options, metric.reduction(), state)
     }
 

@@ -92,6 +92,23 @@ impl CrossEntropy {
         target: &Tensor,
         rows: Option<i64>,
     ) -> Result<Tensor> {
+        match self.in_chunks(input, weight, bias, target, rows, None)? {
+            Some(loss) => Ok(loss),
+            None => self.compute(&ffi::linear(input, weight, bias)?, target),
+        }
+    }
+
+    /// [`of_linear`](Self::of_linear) in chunks, whose logits `each` reads; `None` if the logits are to be computed all
+    /// at once.
+    pub(crate) fn in_chunks(
+        &self,
+        input: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        target: &Tensor,
+        rows: Option<i64>,
+        each: Option<&mut ffi::EachChunk<'_>>,
+    ) -> Result<Option<Tensor>> {
         self.check_options()?;
         let given = rows.unwrap_or(1);
         option("cross_entropy", "rows", given as f64, given >= 1, "at least 1")?;
@@ -99,27 +116,24 @@ impl CrossEntropy {
             && computed_in_chunks(input, weight, bias)?.is_some()
             && are_classes_of(target, input, weight.size()[0]);
         let rows = rows.or_else(|| rows_of_chunk(input, weight)).filter(|_| fits);
-        let Some(rows) = rows else {
-            return self.compute(&ffi::linear(input, weight, bias)?, target);
-        };
+        let Some(rows) = rows else { return Ok(None) };
         let options = ffi::LinearCrossEntropyOptions {
             smoothing: self.label_smoothing,
             left_out: self.ignore_index,
             z: self.z_loss,
             rows,
         };
-        ffi::linear_cross_entropy(input, weight, bias, target, &options).map_err(|error| {
-            match &error {
-                Error::Torch(text) if !error.is_out_of_memory() => Error::config(format!(
-                    "cross_entropy: the input of the output layer is {}, its weight {} and the target {}: {text} \
-                     Classes count from 0; {} is ignored",
-                    describe(input),
-                    describe(weight),
-                    describe(target),
-                    self.ignore_index
-                )),
-                _ => error,
-            }
+        let loss = ffi::linear_cross_entropy(input, weight, bias, target, &options, each);
+        loss.map(Some).map_err(|error| match &error {
+            Error::Torch(text) if !error.is_out_of_memory() => Error::config(format!(
+                "cross_entropy: the input of the output layer is {}, its weight {} and the target {}: {text} \
+                 Classes count from 0; {} is ignored",
+                describe(input),
+                describe(weight),
+                describe(target),
+                self.ignore_index
+            )),
+            _ => error,
         })
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     ffi::PausedProducts,
     log::{Log, LogOptions},
     loss::{Counted, MeanOver},
-    metric::{Metric, Reduction},
+    metric::{Metric, MetricState, Reduction},
     nn::{Context, Visit},
     optim::{Optimizers, Scheduled, TrainingPlan},
     precision::{Gradients, StepOutcome, Unscaled},
@@ -381,6 +381,17 @@ impl<'a> Step<'a> {
         options: LogOptions,
     ) -> Result<()> {
         self.log.metric(name, metric, output, target, options)
+    }
+
+    #[doc(hidden)]
+    pub fn metric_state(
+        &mut self,
+        name: &str,
+        metric: &dyn Metric,
+        state: MetricState,
+        options: LogOptions,
+    ) -> Result<()> {
+        self.log.metric_state(name, metric, state, options)
     }
 }
 

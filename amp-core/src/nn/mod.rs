@@ -80,7 +80,7 @@ pub use linear::{Activation, Linear, LinearConfig, linear};
 pub use norm::{BatchNorm, BatchNormConfig, LayerNorm, LayerNormConfig, NormalizedShape};
 
 #[doc(hidden)]
-pub use output::{AtOutput, loss_of_output};
+pub use output::{AtOutput, loss_and_metrics_of_output, loss_of_output};
 #[doc(hidden)]
 pub use pad::{
     CircularPad1d, CircularPad2d, CircularPad3d, ConstantPad, ConstantPad1d, ConstantPad2d,

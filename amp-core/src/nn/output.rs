@@ -8,8 +8,9 @@ use tch::Tensor;
 
 use super::linear;
 use crate::{
-    Result,
+    Result, ffi,
     loss::{CrossEntropy, Loss, pays_in_chunks},
+    metric::{Metric, MetricState},
 };
 
 thread_local! {
@@ -72,18 +73,58 @@ pub fn loss_of_output<M: ?Sized>(
     forward: impl FnOnce() -> Result<Tensor>,
     target: &Tensor,
 ) -> Result<Tensor> {
+    let (loss, []) = loss_and_metrics_of_output(model, loss, [], forward, target)?;
+    Ok(loss)
+}
+
+/// [`loss_of_output`], and the state of each metric, whose rows are those of the target: where the loss runs the output
+/// layer, a metric reads the logits of some rows at a time, and the states of all of them are merged.
+///
+/// # Errors
+/// Those of `forward`, of the loss and of the metrics.
+#[doc(hidden)]
+pub fn loss_and_metrics_of_output<M: ?Sized, const N: usize>(
+    model: &M,
+    loss: &CrossEntropy,
+    metrics: [&dyn Metric; N],
+    forward: impl FnOnce() -> Result<Tensor>,
+    target: &Tensor,
+) -> Result<(Tensor, [MetricState; N])> {
+    let whole = |output: &Tensor| -> Result<(Tensor, [MetricState; N])> {
+        let loss = loss.compute(output, target)?;
+        let mut states = metrics.map(|_| MetricState::default());
+        let output = output.f_detach()?;
+        for (state, metric) in states.iter_mut().zip(metrics) {
+            *state = tch::no_grad(|| metric.update(&output, target))?;
+        }
+        Ok((loss, states))
+    };
     if loss.weight.is_some() {
-        return loss.compute(&forward()?, target);
+        return whole(&forward()?);
     }
     let requested = Restored::set(State::Requested(identity(model)));
     let output = forward()?;
     let state = STATE.replace(State::Unrequested);
     drop(requested);
-    match state {
-        State::Deferred(Layer { input, weight, bias }) => {
-            loss.of_linear(&input, &weight, bias.as_ref(), target, None)
+    let State::Deferred(Layer { input, weight, bias }) = state else { return whole(&output) };
+    let mut states: [Option<MetricState>; N] = metrics.map(|_| None);
+    let targets = target.f_reshape([-1])?;
+    let mut read = |logits: &Tensor, first: i64| -> Result<()> {
+        let targets = targets.f_narrow(0, first, logits.size()[0])?;
+        for (state, metric) in states.iter_mut().zip(metrics) {
+            let part = tch::no_grad(|| metric.update(logits, &targets))?;
+            match state {
+                Some(state) => state.merge(&part)?,
+                None => *state = Some(part),
+            }
         }
-        _ => loss.compute(&output, target),
+        Ok(())
+    };
+    let each: Option<&mut ffi::EachChunk<'_>> = if N == 0 { None } else { Some(&mut read) };
+    let bias = bias.as_ref();
+    match loss.in_chunks(&input, &weight, bias, target, None, each)? {
+        Some(loss) => Ok((loss, states.map(Option::unwrap_or_default))),
+        None => whole(&linear(&input, &weight, bias)?),
     }
 }
 

@@ -136,13 +136,12 @@ fn the_causal_option_equals_a_mask() -> Result<()> {
     let later = Tensor::ones([4, 4], (Kind::Bool, device())).triu(1);
     let padding = booleans(&[false, false, false, true, false, true, false, true], &[2, 4]);
     for padding in [None, Some(padding)] {
-        let mask = |attn_mask: Option<Tensor>| AttentionMask {
-            attn_mask,
-            key_padding_mask: padding.as_ref().map(Tensor::shallow_clone),
-        };
-        let masked = mask(Some(later.shallow_clone()));
+        let padding = padding.as_ref();
+        let mask = || padding.map_or_else(AttentionMask::none, AttentionMask::padding);
+        let mut masked = mask();
+        masked.attn_mask = Some(later.shallow_clone());
         let expected = plain.attend(&x, &x, &x, &masked, &cx)?;
-        let seen = causal.attend(&x, &x, &x, &mask(None), &cx)?;
+        let seen = causal.attend(&x, &x, &x, &mask(), &cx)?;
         assert!(relative(&seen, &expected) < 1e-12);
     }
     Ok(())

@@ -5,6 +5,7 @@
 
 mod attention;
 mod attention_masks;
+mod attention_shared_masks;
 mod autocast;
 mod autocast_lists;
 mod average;

@@ -46,8 +46,10 @@ pub(super) fn step(
 ) -> TokenStream {
     let Locals { batch, step, output, loss: value, any, counted, .. } = locals;
     let (taken, forward) = (batch::taken(model, locals), batch::forward(model, locals));
-    let computed = match output::is_requested(model, loss, metrics) {
-        true => compute_with_output(model, loss, &forward, locals),
+    let is_requested = output::is_requested(model, loss, metrics);
+    let states: Vec<Ident> = (0..metrics.len()).map(|at| local(&format!("state_{at}"))).collect();
+    let computed = match is_requested {
+        true => compute_with_output(model, loss, metrics, &states, &forward, locals),
         false => {
             let computed = compute(model, loss, locals);
             quote! {
@@ -57,7 +59,10 @@ pub(super) fn step(
         }
     };
     let (name, options) = (format!("{stage}_loss"), options(log));
-    let metrics = metrics.iter().map(|metric| self::metric(model, metric, locals));
+    let metrics = metrics.iter().zip(&states).map(|(metric, state)| match is_requested {
+        true => metric_of_state(metric, state, locals),
+        false => self::metric(model, metric, locals),
+    });
     let counts = counts(model, loss, locals).unwrap_or(quote!(#any.counted()?));
     quote! {
         let #any = #batch;
@@ -147,19 +152,33 @@ pub(super) fn loss_access(loss: &Loss) -> Option<TokenStream> {
     }
 }
 
-/// Runs the model and computes the loss, which may run the output layer itself.
+/// Runs the model and computes the loss, which may run the output layer itself, and the state of each metric.
 fn compute_with_output(
     model: &Model,
     loss: &Loss,
+    metrics: &[Metric],
+    states: &[Ident],
     forward: &TokenStream,
     locals: &Locals,
 ) -> TokenStream {
     let Loss::Value(of) = loss else { unreachable!("only a cross entropy requests the layer") };
     let (value, target) = (&locals.loss, batch::target(model, locals));
     let loss = self::value(of, &quote!(loss));
+    if metrics.is_empty() {
+        return quote! {
+            let #value =
+                __amp::nn::loss_of_output(self, &#loss, || #forward, #target)?;
+        };
+    }
+    let metrics = metrics.iter().map(|metric| self::value(&metric.value, &quote!(metric)));
     quote! {
-        let #value =
-            __amp::nn::loss_of_output(self, &#loss, || #forward, #target)?;
+        let (#value, [#(#states),*]) = __amp::nn::loss_and_metrics_of_output(
+            self,
+            &#loss,
+            [#(&#metrics),*],
+            || #forward,
+            #target,
+        )?;
     }
 }
 
@@ -259,6 +278,13 @@ fn metric(model: &Model, metric: &Metric, locals: &Locals) -> TokenStream {
         None => batch::target(model, locals),
     };
     quote! { #step.metric(#name, &#value, #output, #target, #options)?; }
+}
+
+fn metric_of_state(metric: &Metric, state: &Ident, locals: &Locals) -> TokenStream {
+    let step = &locals.step;
+    let (name, options) = (&metric.name, options(metric.log));
+    let value = value(&metric.value, &quote!(metric));
+    quote! { #step.metric_state(#name, &#value, #state, #options)?; }
 }
 
 /// Generates the value of a loss or a metric. Its type is in `module` of amp-core.

@@ -1,6 +1,6 @@
-//! Finds the layer that computes the model's output. A step without metrics whose loss is a cross
-//! entropy requests this layer: if there are many logits, the loss runs the layer itself and
-//! computes a part of the logits at a time.
+//! Finds the layer that computes the model's output. A step whose loss is a cross entropy, and whose
+//! metrics can be computed from some rows of logits at a time, requests this layer: if there are many
+//! logits, the loss runs the layer itself and computes a part of the logits at a time.
 
 use proc_macro2::{Ident, Span, TokenStream, TokenTree};
 use quote::{ToTokens, quote};
@@ -16,7 +16,27 @@ use crate::{
 pub(super) fn is_requested(model: &Model, loss: &Loss, metrics: &[Metric]) -> bool {
     let is_cross_entropy =
         matches!(loss, Loss::Value(Value::Known { row, .. }) if row.ty == "CrossEntropy");
-    is_cross_entropy && metrics.is_empty() && is_known(model)
+    is_cross_entropy && metrics.iter().all(is_of_rows) && is_known(model)
+}
+
+/// Metrics of logits and classes whose state for a batch is the sum of the states for parts of its rows.
+const OF_ROWS: &[&str] = &[
+    "accuracy",
+    "top_k",
+    "f1",
+    "precision",
+    "recall",
+    "specificity",
+    "jaccard",
+    "f_beta",
+    "confusion_matrix",
+    "perplexity",
+];
+
+/// Whether a metric can be computed from some rows of the model's output at a time.
+fn is_of_rows(metric: &Metric) -> bool {
+    let is_known = matches!(&metric.value, Value::Known { row, .. } if OF_ROWS.contains(&row.name));
+    is_known && metric.of.output.is_none() && metric.of.target.is_none()
 }
 
 /// Returns whether some step of the model requests the output layer.

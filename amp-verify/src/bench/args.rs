@@ -8,7 +8,7 @@ use clap::Args;
 use super::{
     interleaved::Engine,
     peers,
-    workload::{self, Task},
+    workload::{self, Changes, Task},
 };
 use crate::registry::Registry;
 
@@ -19,6 +19,10 @@ pub struct BenchArgs {
     /// workloads for the device, or its first model]
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     pub workload: Vec<String>,
+    /// Another size of the workloads: examples in a batch, random ids in an example and hyperparameters, as in
+    /// batch=4,length=4096,n_positions=4096; if it is repeated, each workload is measured at each size
+    #[arg(long, value_name = "CHANGES", value_parser = Changes::from_str)]
+    pub size: Vec<Changes>,
     /// Precisions, separated by commas [default: 32-true and bf16-mixed, on CUDA 16-mixed too]
     #[arg(long, value_delimiter = ',', value_name = "NAMES", value_parser = Precision::from_str)]
     pub precision: Vec<Precision>,
@@ -123,13 +127,19 @@ impl BenchArgs {
             let names = names.join(", ");
             return Err(Error::config(format!("peer {names}: it is measured only on CUDA")));
         }
-        let workloads = match self.workload.as_slice() {
-            [] => workload::defaults(registry, device)?,
-            names => {
-                let find = |name: &String| workload::find(registry, name);
-                names.iter().map(find).collect::<Result<_>>()?
+        let declared = [Changes::default()];
+        let sizes = if self.size.is_empty() { &declared[..] } else { &self.size };
+        let mut workloads = Vec::new();
+        for changes in sizes {
+            match self.workload.as_slice() {
+                [] => workloads.extend(workload::defaults(registry, device, changes)?),
+                names => {
+                    for name in names {
+                        workloads.push(workload::find_changed(registry, name, changes)?);
+                    }
+                }
             }
-        };
+        }
         let mut precisions = vec![Precision::F32True];
         let default: &[Precision] = match device.is_cuda() {
             true => &[Precision::F16Mixed, Precision::Bf16Mixed],

@@ -1,7 +1,7 @@
 //! Interleaved measurement: the candidates take turns and train one chunk of steps each, so that a
 //! temporary disturbance of the machine affects all of them equally.
 
-use amp_core::Result;
+use amp_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 pub use crate::speed::{Engine, Measurement};
@@ -23,11 +23,25 @@ pub trait Candidate {
     /// Returns the candidate's engine.
     fn engine(&self) -> Engine;
 
+    /// Starts work that [`prepare`](Self::prepare) waits for, so that several candidates can do it at the
+    /// same time.
+    ///
+    /// # Errors
+    /// When the candidate cannot run; it is then left out.
+    fn begin(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// Does the work that is not measured: loads kernels, compiles, captures graphs.
     ///
     /// # Errors
     /// When the candidate cannot run; the benchmark then skips it.
     fn prepare(&mut self) -> Result<()>;
+
+    /// Seconds from building the model to the end of its first step, after [`prepare`](Self::prepare).
+    fn first_step_seconds(&self) -> Option<f64> {
+        None
+    }
 
     /// Trains a chunk.
     ///
@@ -36,17 +50,34 @@ pub trait Candidate {
     fn chunk(&mut self) -> Result<Chunk>;
 }
 
+/// Prepares the candidates: ours one after the other, then the peers, which compile at the same time.
+fn prepare(candidates: &mut [Box<dyn Candidate + '_>]) -> Vec<Measurement> {
+    let mut failures = vec![None; candidates.len()];
+    let text = |error: Error| one_line(&error.to_string());
+    let mut each = |ours: bool, act: fn(&mut dyn Candidate) -> Result<()>| {
+        let all = candidates.iter_mut().zip(&mut failures);
+        for (candidate, failure) in all.filter(|(one, _)| one.engine().is_ours() == ours) {
+            if failure.is_none() {
+                *failure = act(candidate.as_mut()).err().map(text);
+            }
+        }
+    };
+    each(true, |candidate| candidate.prepare());
+    each(false, |candidate| candidate.begin());
+    each(false, |candidate| candidate.prepare());
+    let made = candidates.iter().zip(failures).map(|(candidate, failure)| Measurement {
+        engine: candidate.engine(),
+        rates: Vec::new(),
+        peak_memory_bytes: None,
+        first_step_seconds: candidate.first_step_seconds(),
+        failure,
+    });
+    made.collect()
+}
+
 /// Trains a chunk of each candidate in each round, in alternating order.
 pub fn interleaved(candidates: &mut [Box<dyn Candidate + '_>], rounds: usize) -> Vec<Measurement> {
-    let mut measurements: Vec<Measurement> = candidates
-        .iter_mut()
-        .map(|candidate| Measurement {
-            engine: candidate.engine(),
-            rates: Vec::new(),
-            peak_memory_bytes: None,
-            failure: candidate.prepare().err().map(|error| one_line(&error.to_string())),
-        })
-        .collect();
+    let mut measurements = prepare(candidates);
     for round in 0..rounds {
         let mut order: Vec<usize> = (0..candidates.len()).collect();
         if round % 2 == 1 {

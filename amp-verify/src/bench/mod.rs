@@ -54,7 +54,7 @@ pub fn run(registry: &Registry, args: &BenchArgs, tell: &dyn Fn(&str)) -> Result
         .map(|(name, version)| (name.to_owned(), version.to_owned()));
     versions.sort();
     let mut report = Report {
-        schema: "amp-bench/1".to_owned(),
+        schema: "amp-bench/2".to_owned(),
         date: chrono::Utc::now().format("%Y-%m-%d").to_string(),
         command: command(),
         fingerprint: Fingerprint::of(plan.device)?,
@@ -100,7 +100,11 @@ pub fn run(registry: &Registry, args: &BenchArgs, tell: &dyn Fn(&str)) -> Result
                 tell(&name);
                 compare(&plan, workload, *precision, &mut peers)
             });
-            report.rows.extend(rows.transpose()?.into_iter().flatten());
+            for row in rows.transpose()?.into_iter().flatten() {
+                let rate = row.steps_per_second.map_or(f64::NAN, |rate| rate.median);
+                tell(&format!("{name}, {}: {rate:.2} steps/s", row.engine.name()));
+                report.rows.push(row);
+            }
         }
     }
     // The other measurements need this memory.
@@ -163,9 +167,10 @@ fn compare(
         Spread::of(&measurement.rates).map(|rates| 1e6 / rates.median)
     };
     let operations = workload.matrix_operations(workload.build(Size::Full)?.as_ref());
+    let ids = workload.tokens().map(|length| length * workload.batch);
     let row = |measurement: interleaved::Measurement| {
         let host = host_microseconds(measurement.engine);
-        Row::new(workload.name(), precision, measurement, host, operations)
+        Row::new(workload.name(), precision, measurement, host, ids, operations)
     };
     Ok(measurements.into_iter().map(row).collect())
 }

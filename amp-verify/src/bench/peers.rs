@@ -8,10 +8,12 @@
 //!
 //! ```text
 //! (at the start)                               -> {"versions": {"torch": "2.11.0"}}
-//! {"prepare": {model, precision, batch, ...}}  -> {"ready": true}    after the warm-up
+//! {"prepare": {model, precision, batch, ...}}  -> {"ready": true, "first_step_seconds": s}    after the warm-up
 //! {"go": steps}                                -> {"steps": n, "seconds": s, "peak_memory_bytes": b}
 //! {"end": true}                                -> {"ended": true}
 //! ```
+//!
+//! `first_step_seconds`, from building the model to the end of its first step, may be left out.
 //!
 //! `prepare` has the model's name and hyperparameters, the precision, `batch`, `batches`, `clip`
 //! and `warm_up` (steps). For random examples it also has `classes` and either `features` (numbers)
@@ -126,7 +128,17 @@ pub struct Entry<'a> {
     peer: &'a mut Peer,
     task: Value,
     steps: u64,
-    running: bool,
+    first_step_seconds: Option<f64>,
+    stage: Stage,
+}
+
+/// What the peer's process does with the task.
+#[derive(PartialEq, Eq)]
+enum Stage {
+    Idle,
+    /// It prepares, and its answer was not read.
+    Begun,
+    Running,
 }
 
 impl Peer {
@@ -159,7 +171,7 @@ impl<'a> Entry<'a> {
             "clip": CLIP,
             "warm_up": workload.batches,
         });
-        Self { peer, task, steps, running: false }
+        Self { peer, task, steps, first_step_seconds: None, stage: Stage::Idle }
     }
 }
 
@@ -168,17 +180,32 @@ impl Candidate for Entry<'_> {
         self.peer.engine
     }
 
-    fn prepare(&mut self) -> Result<()> {
-        self.peer.process.ask(&json!({ "prepare": self.task }))?;
-        self.running = true;
+    fn begin(&mut self) -> Result<()> {
+        self.peer.process.send(&json!({ "prepare": self.task }))?;
+        self.stage = Stage::Begun;
         Ok(())
+    }
+
+    fn prepare(&mut self) -> Result<()> {
+        if self.stage == Stage::Idle {
+            self.begin()?;
+        }
+        self.stage = Stage::Idle;
+        let answer = self.peer.process.answer()?;
+        self.first_step_seconds = answer.get("first_step_seconds").and_then(Value::as_f64);
+        self.stage = Stage::Running;
+        Ok(())
+    }
+
+    fn first_step_seconds(&self) -> Option<f64> {
+        self.first_step_seconds
     }
 
     fn chunk(&mut self) -> Result<Chunk> {
         // The error ended the task in the peer's process.
-        self.running = false;
+        self.stage = Stage::Idle;
         let answer = self.peer.process.ask(&json!({ "go": self.steps }))?;
-        self.running = true;
+        self.stage = Stage::Running;
         let chunk: Option<Chunk> = serde_json::from_value(answer.clone()).ok();
         let usable = |chunk: &Chunk| chunk.steps > 0 && chunk.seconds > 0.0;
         chunk.filter(usable).ok_or_else(|| unexpected(&answer))
@@ -187,7 +214,10 @@ impl Candidate for Entry<'_> {
 
 impl Drop for Entry<'_> {
     fn drop(&mut self) {
-        if self.running {
+        if self.stage == Stage::Begun && self.peer.process.answer().is_err() {
+            return;
+        }
+        if self.stage != Stage::Idle {
             let _ = self.peer.process.ask(&json!({ "end": true }));
         }
     }

@@ -1,7 +1,10 @@
 //! A workload: a registered model with the sizes to compare, and its data.
 
+use std::str::FromStr;
+
 pub use crate::speed::{Devices, Workload};
 use crate::{
+    options::assignment,
     registry::{Model, Registry},
     speed::{Noise, NoiseInput},
 };
@@ -73,16 +76,95 @@ impl Workload {
     }
 }
 
+/// Another size of the workloads.
+#[derive(Debug, Clone, Default)]
+pub struct Changes {
+    /// Examples in a batch.
+    pub batch: Option<i64>,
+    /// Ids in a random example.
+    pub length: Option<i64>,
+    /// Hyperparameters of the model.
+    pub hyperparameters: Hyperparameters,
+}
+
+impl FromStr for Changes {
+    type Err = Error;
+
+    /// Parses pairs `name=value` between commas: `batch`, `length` and hyperparameters.
+    fn from_str(text: &str) -> Result<Self> {
+        let mut changes = Self::default();
+        for part in text.split(',') {
+            let (name, value) = assignment(part)?;
+            let slot = match name.as_str() {
+                "batch" => &mut changes.batch,
+                "length" => &mut changes.length,
+                _ => {
+                    changes.hyperparameters.insert(name, value);
+                    continue;
+                }
+            };
+            *slot = value.as_i64().filter(|count| *count > 0);
+            if slot.is_none() {
+                return Err(Error::config(format!("{name} {value}: it must be at least 1")));
+            }
+        }
+        Ok(changes)
+    }
+}
+
+impl Changes {
+    /// Returns the workload with these changes, which are part of its name in the tables.
+    ///
+    /// # Errors
+    /// When it has no ids whose number could change.
+    pub fn apply(&self, workload: &Workload) -> Result<Workload> {
+        let (mut changed, mut texts) = (workload.clone(), Vec::new());
+        if let Some(batch) = self.batch {
+            changed.batch = Some(batch);
+            texts.push(format!("batch {batch}"));
+        }
+        if let Some(new) = self.length {
+            match changed.noise.as_mut().map(|noise| &mut noise.input) {
+                Some(NoiseInput::Tokens { length, .. }) => *length = new,
+                _ => {
+                    return Err(Error::config(format!(
+                        "length {new}: {} has no random ids: leave the length out",
+                        workload.name
+                    )));
+                }
+            }
+            texts.push(format!("length {new}"));
+        }
+        for (name, value) in &self.hyperparameters {
+            changed.hyperparameters.insert(name.clone(), value.clone());
+            texts.push(format!("{name} {value}"));
+        }
+        if !texts.is_empty() {
+            changed.name = format!("{} ({})", workload.name, texts.join(", "));
+            changed.resized = true;
+        }
+        Ok(changed)
+    }
+}
+
 /// Finds a workload by name: a declared workload, or a model with its own data.
 ///
 /// # Errors
 /// When there is no such workload and no such model.
 pub fn find(registry: &Registry, name: &str) -> Result<Task> {
+    find_changed(registry, name, &Changes::default())
+}
+
+/// [`find`] at another size.
+///
+/// # Errors
+/// As [`find`], and when a change does not fit the workload.
+pub fn find_changed(registry: &Registry, name: &str, changes: &Changes) -> Result<Task> {
     if let Some(workload) = declared(registry).find(|workload| workload.name == name) {
-        return workload.resolve(registry);
+        return changes.apply(workload)?.resolve(registry);
     }
     if registry.models().any(|model| model.name() == name) {
-        return Workload::new(name, name).resolve(registry);
+        return changes.apply(&Workload::new(name, name))?.resolve(registry);
     }
     let models = registry.models().map(|model| model.name());
     let names: Vec<&str> = declared(registry).map(|w| w.name.as_str()).chain(models).collect();
@@ -93,14 +175,14 @@ pub fn find(registry: &Registry, name: &str) -> Result<Task> {
 /// model with its own data.
 ///
 /// # Errors
-/// When their models are not registered.
-pub fn defaults(registry: &Registry, device: Device) -> Result<Vec<Task>> {
+/// When their models are not registered, or a change does not fit one of them.
+pub fn defaults(registry: &Registry, device: Device, changes: &Changes) -> Result<Vec<Task>> {
     let own: Vec<_> = declared(registry).filter(|w| w.devices.holds(device)).collect();
     if own.is_empty() {
         let first = registry.find(None)?.name();
-        return Ok(vec![Workload::new(first, first).resolve(registry)?]);
+        return Ok(vec![changes.apply(&Workload::new(first, first))?.resolve(registry)?]);
     }
-    own.into_iter().map(|workload| workload.resolve(registry)).collect()
+    own.into_iter().map(|workload| changes.apply(workload)?.resolve(registry)).collect()
 }
 
 fn declared(registry: &Registry) -> impl Iterator<Item = &Workload> {
@@ -229,14 +311,14 @@ impl Task {
 
     /// Returns the number of floating-point operations in a step's matrix products. The workload
     /// may declare the number. Otherwise each weight of a matrix counts 2 in the forward pass and 4
-    /// in the backward pass, for each example.
-    pub fn matrix_operations(&self, model: &dyn LightningModule) -> f64 {
+    /// in the backward pass, for each example. `None` if the declared number is for another size.
+    pub fn matrix_operations(&self, model: &dyn LightningModule) -> Option<f64> {
         if let Some(operations) = self.workload.operations {
-            return operations;
+            return (!self.workload.resized).then_some(operations);
         }
         let matrices = parameters(model).into_iter().filter(|one| one.tensor.dim() == 2);
         let weights: usize = matrices.map(|one| one.tensor.numel()).sum();
-        6.0 * self.batch as f64 * weights as f64
+        Some(6.0 * self.batch as f64 * weights as f64)
     }
 }
 

@@ -178,7 +178,7 @@ impl RunArgs {
 }
 
 /// Parses `name=value`. A value that is not JSON is a string.
-fn assignment(text: &str) -> Result<(String, Value), Error> {
+pub(crate) fn assignment(text: &str) -> Result<(String, Value), Error> {
     let (name, value) = text
         .split_once('=')
         .ok_or_else(|| Error::config(format!("`{text}` does not have the form NAME=VALUE")))?;

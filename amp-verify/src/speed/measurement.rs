@@ -79,6 +79,8 @@ pub struct Measurement {
     pub rates: Vec<f64>,
     /// The peak of tensor bytes, over all rounds.
     pub peak_memory_bytes: Option<u64>,
+    /// Seconds from building the model to the end of its first step.
+    pub first_step_seconds: Option<f64>,
     /// The reason why the engine was not measured.
     pub failure: Option<String>,
 }

@@ -60,12 +60,18 @@ pub struct Row {
     pub steps_per_second: Option<Spread>,
     /// The peak of tensor bytes.
     pub peak_memory_bytes: Option<u64>,
+    /// Seconds from building the model to the end of its first step: kernels are loaded, and the peers' models
+    /// compiled. Engines of ours after the first find kernels loaded; peers compile beside one another.
+    pub first_step_seconds: Option<f64>,
     /// Microseconds per step of the same model at a size so small that its tensors take negligible
     /// time. What remains is the work of the host, and on CUDA the launches of kernels. Only for
     /// this trainer.
     pub host_microseconds: Option<f64>,
-    /// The number of floating-point operations in the matrix products of a step.
-    pub matrix_operations: f64,
+    /// Ids in a batch of random ids; null for other examples.
+    pub ids: Option<i64>,
+    /// The number of floating-point operations in the matrix products of a step; null if it is not known for
+    /// the size.
+    pub matrix_operations: Option<f64>,
     /// The reason why figures are missing.
     pub failure: Option<String>,
 }
@@ -77,7 +83,8 @@ impl Row {
         precision: Precision,
         measurement: Measurement,
         host_microseconds: Option<f64>,
-        matrix_operations: f64,
+        ids: Option<i64>,
+        matrix_operations: Option<f64>,
     ) -> Self {
         Self {
             workload: workload.to_owned(),
@@ -86,7 +93,9 @@ impl Row {
             steps_per_second: Spread::of(&measurement.rates),
             rates: measurement.rates,
             peak_memory_bytes: measurement.peak_memory_bytes,
+            first_step_seconds: measurement.first_step_seconds,
             host_microseconds,
+            ids,
             matrix_operations,
             failure: measurement.failure,
         }
@@ -148,7 +157,8 @@ impl Report {
     /// Returns the share of the device's measured bf16 matrix rate that a step reaches. Only the
     /// operations of its matrix products count.
     pub fn matrix_share(&self, row: &Row) -> Option<f64> {
-        let reached: Vec<f64> = row.rates.iter().map(|rate| rate * row.matrix_operations).collect();
+        let operations = row.matrix_operations?;
+        let reached: Vec<f64> = row.rates.iter().map(|rate| rate * operations).collect();
         paired_ratio(&reached, &self.bf16_matrix_rates)
     }
 

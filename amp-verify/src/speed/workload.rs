@@ -20,6 +20,8 @@ pub struct Workload {
     pub(crate) operations: Option<f64>,
     pub(crate) compiler_modes: bool,
     pub(crate) mixed_alone: bool,
+    /// Whether the size is another than the declared one.
+    pub(crate) resized: bool,
 }
 
 /// Options of random examples.
@@ -83,6 +85,7 @@ impl Workload {
             operations: None,
             compiler_modes: false,
             mixed_alone: false,
+            resized: false,
         }
     }
 

@@ -109,9 +109,11 @@ fn figures(report: &Report) -> Cells {
             "engine",
             "steps/s",
             "±",
+            "ids/s",
             "ours",
             "32-true",
             "memory",
+            "first step",
             "host",
             "matrix rate",
         ],
@@ -132,10 +134,13 @@ fn figures(report: &Report) -> Cells {
             row.engine.name().to_owned(),
             rate.map_or("failed".to_owned(), |rate| significant(rate.median)),
             rate.map_or_else(none, |rate| format!("{:.1} %", 50.0 * rate.relative())),
+            rate.zip(row.ids)
+                .map_or_else(none, |(rate, ids)| significant(rate.median * ids as f64)),
             times(ours, Some(row).filter(|row| row.failure.is_none())).unwrap_or_else(none),
             times(Some(row), baseline).unwrap_or_else(none),
             row.peak_memory_bytes
                 .map_or_else(none, |bytes| format!("{:.1} MB", bytes as f64 / 1e6)),
+            row.first_step_seconds.map_or_else(none, |seconds| format!("{seconds:.1} s")),
             row.host_microseconds.map_or_else(none, |host| format!("{host:.0} µs")),
             report.matrix_share(row).map_or_else(none, |share| format!("{:.1} %", 100.0 * share)),
         ]);
@@ -206,7 +211,9 @@ fn closing(report: &Report) -> Vec<String> {
     let ours = if report.is_cuda() { Engine::Graph } else { Engine::Eager };
     let mut lines = vec![format!(
         "ours: {} of the line's workload and precision, divided by the line's engine; 32-true: \
-         divided by the same engine's 32-true; host: a step of the same model at a size at which \
+         divided by the same engine's 32-true; first step: from building the model to the end of its \
+         first step, in which kernels are loaded and the peers' models compiled beside one another \
+         (engines of ours after the first find kernels loaded); host: a step of the same model at a size at which \
          its tensors take a negligible time; peaks of memory: ours in addition to what was held \
          before, with the set if it is on the device",
         ours.name()

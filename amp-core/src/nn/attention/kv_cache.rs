@@ -8,9 +8,8 @@ use std::{
     rc::Rc,
 };
 
-use tch::{Kind, Tensor, no_grad};
+use tch::{Tensor, no_grad};
 
-use super::{AttentionOptions, scaled_dot_product_attention};
 use crate::{
     Error, Result,
     nn::{Context, Forward},
@@ -209,7 +208,7 @@ impl Entries {
 
     /// Adds keys and values `[N, kv_heads, new, E]` of the attention at `path`. Returns the keys
     /// and values of all tokens.
-    fn append(&self, path: &str, added: [&Tensor; 2]) -> Result<[Tensor; 2]> {
+    pub(super) fn append(&self, path: &str, added: [&Tensor; 2]) -> Result<[Tensor; 2]> {
         let (past, new) = (self.past.get(), self.new.get());
         let refuse = |why: String| Err(refused(format!("the attention `{path}` {why}")));
         for tensor in added {
@@ -283,116 +282,6 @@ fn is_alike(one: &Tensor, other: &Tensor) -> bool {
     a == b && one.kind() == other.kind() && one.device() == other.device()
 }
 
-fn refused(why: String) -> Error {
+pub(super) fn refused(why: String) -> Error {
     Error::config(format!("KV cache: {why}"))
-}
-
-/// The keys and values to which a causal attention attends in a pass, with the mask.
-pub(super) struct AttendedKeys {
-    pub(super) keys: Tensor,
-    pub(super) values: Tensor,
-    /// See [`AttentionOptions::attn_mask`].
-    pub(super) mask: Option<Tensor>,
-    /// Whether the attention is plainly causal: there are as many keys as queries, and a query
-    /// attends to no later key.
-    pub(super) is_causal: bool,
-}
-
-impl AttendedKeys {
-    /// Appends the keys and values `[N, heads, L, E]` of this pass to the cache of `cx`, if it has
-    /// one. Returns the keys and values of all tokens with their mask. `mask` covers all keys, as
-    /// [`AttentionOptions::attn_mask`] does.
-    pub(super) fn extend(
-        query: &Tensor,
-        keys: Tensor,
-        values: Tensor,
-        mask: Option<Tensor>,
-        cx: &Context,
-    ) -> Result<Self> {
-        let Some(cache) = cx.cache() else {
-            return Ok(Self { keys, values, mask, is_causal: true });
-        };
-        let queries = match (query.size().as_slice(), keys.size().as_slice()) {
-            ([_, _, queries, _], [_, _, keys, _]) if queries == keys => *queries,
-            (queries, keys) => {
-                return Err(refused(format!(
-                    "queries {queries:?} and keys {keys:?} of a causal attention must have equal lengths"
-                )));
-            }
-        };
-        let [keys, values] = cache.append(&cx.path(), [&keys, &values])?;
-        let all = keys.size()[2];
-        if all == queries {
-            return Ok(Self { keys, values, mask, is_causal: true });
-        }
-        // A single query attends to all keys.
-        let seen = match queries {
-            1 => None,
-            _ => Some(
-                Tensor::f_ones([queries, all], (Kind::Bool, query.device()))?
-                    .f_tril(all - queries)?,
-            ),
-        };
-        let mask = match (mask, seen) {
-            (mask, None) => mask,
-            (None, seen) => seen,
-            (Some(mask), Some(seen)) if mask.kind() == Kind::Bool => {
-                Some(mask.f_logical_and(&seen)?)
-            }
-            (Some(mask), Some(seen)) => {
-                Some(mask.f_masked_fill(&seen.f_logical_not()?, f64::NEG_INFINITY)?)
-            }
-        };
-        Ok(Self { keys, values, mask, is_causal: false })
-    }
-}
-
-/// Computes causal [`scaled_dot_product_attention`] for attention layers of your own, without
-/// dropout. A query attends to the keys up to its own position. In a pass through a [`KvCache`] it
-/// also attends to the keys of earlier passes.
-///
-/// | tensor | shape |
-/// | --- | --- |
-/// | `query` | `[N, heads, L, E]` |
-/// | `key` | `[N, kv_heads, L, E]` |
-/// | `value` | `[N, kv_heads, L, V]` |
-/// | output | `[N, heads, L, V]` |
-///
-/// The cache stores keys and values under the path of the module that calls this function.
-///
-/// ```no_run,standalone_crate
-/// use amp_core::{
-///     nn::{causal_attention, split_heads},
-///     prelude::*,
-/// };
-///
-/// #[derive(Module)]
-/// #[forward(|x| {
-///     let [q, k, v] = split_heads(&qkv(x)?, 4)?;
-///     out(&causal_attention(&q, &k, &v, cx)?.f_transpose(1, 2)?.f_flatten(2, 3)?)
-/// })]
-/// struct Attention {
-///     #[layer(linear(64, 3 * 64))]
-///     qkv: Linear,
-///     #[layer(linear(64, 64))]
-///     out: Linear,
-/// }
-/// # fn main() {}
-/// ```
-///
-/// # Errors
-/// When the shapes do not match, or another attention filled the cache.
-pub fn causal_attention(
-    query: &Tensor,
-    key: &Tensor,
-    value: &Tensor,
-    cx: &Context,
-) -> Result<Tensor> {
-    let seen = AttendedKeys::extend(query, key.shallow_clone(), value.shallow_clone(), None, cx)?;
-    let options = AttentionOptions {
-        attn_mask: seen.mask.as_ref(),
-        is_causal: seen.is_causal,
-        ..AttentionOptions::default()
-    };
-    scaled_dot_product_attention(query, &seen.keys, &seen.values, &options)
 }

@@ -1,22 +1,27 @@
 //! Attention.
 
+mod attended_keys;
 mod child;
 mod config;
 mod kv_cache;
+mod mask;
 mod position;
 mod projection;
 mod scores;
 
+pub use attended_keys::causal_attention;
 pub use config::MultiheadAttentionConfig;
 pub(in crate::nn) use kv_cache::Entries;
-pub use kv_cache::{KvCache, causal_attention};
+pub use kv_cache::KvCache;
+pub use mask::AttentionMask;
 pub use position::{
     RotaryEmbedding, RotaryEmbeddingConfig, RotaryPairing, alibi_bias, alibi_slopes,
 };
-pub use scores::{AttentionMask, AttentionOptions, scaled_dot_product_attention, split_heads};
+pub use scores::{AttentionOptions, scaled_dot_product_attention, split_heads};
 
-use kv_cache::AttendedKeys;
+use attended_keys::AttendedKeys;
 use projection::{Projected, Projection};
+use scores::Shapes;
 use tch::{Kind, Tensor};
 
 use super::{
@@ -159,9 +164,10 @@ impl MultiheadAttention {
     ) -> Result<Tensor> {
         let (q, seen) = self.heads(query, key, value, mask, cx)?;
         let (k, v, options) = (&seen.keys, &seen.values, self.options(&seen, cx));
+        let open = seen.open.as_ref();
         let attended = match cx.has_substitutes() {
-            true => scores::attend_with_weights(&q, k, v, &options, cx)?.0,
-            false => scaled_dot_product_attention(&q, k, v, &options)?,
+            true => scores::attend_with_weights(&q, k, v, &options, open, cx)?.0,
+            false => scores::attend(&q, k, v, &options, open)?,
         };
         self.join(&attended, cx)
     }
@@ -182,8 +188,8 @@ impl MultiheadAttention {
     ) -> Result<(Tensor, Tensor)> {
         let (q, seen) = self.heads(query, key, value, mask, cx)?;
         let options = self.options(&seen, cx);
-        let (attended, weights) =
-            scores::attend_with_weights(&q, &seen.keys, &seen.values, &options, cx)?;
+        let (k, v, open) = (&seen.keys, &seen.values, seen.open.as_ref());
+        let (attended, weights) = scores::attend_with_weights(&q, k, v, &options, open, cx)?;
         Ok((self.join(&attended, cx)?, weights))
     }
 
@@ -222,7 +228,12 @@ impl MultiheadAttention {
         }
         let (n, queries, keys) = self.sizes(query, key, value)?;
         let first = if causal { cx.cache().map_or(0, Entries::tokens) } else { 0 };
-        let mask = mask.joined([n, num_heads, queries, first + keys])?;
+        let adds_keys = self.bias_kv.is_some() || self.config.add_zero_attn;
+        let is_shared = !causal && mask.is_shared() && !adds_keys;
+        let joined = match is_shared {
+            true => None,
+            false => mask.joined([n, num_heads, queries, first + keys])?,
+        };
         let width = self.config.head_dim();
         let heads = |x: &Tensor, length: i64, count: i64| -> Result<Tensor> {
             Ok(x.f_reshape([n, length, count, width])?.f_transpose(1, 2)?)
@@ -241,11 +252,15 @@ impl MultiheadAttention {
         };
         let (q, k) = (rotated(q)?, rotated(k)?);
         if causal {
-            let seen = AttendedKeys::extend(&q, k, v, mask, cx)?;
+            let seen = AttendedKeys::extend(&q, k, v, joined, cx)?;
             return Ok((q, seen));
         }
-        let (keys, values, mask) = self.with_added_keys(k, v, mask)?;
-        Ok((q, AttendedKeys { keys, values, mask, is_causal: false }))
+        if is_shared {
+            let open = mask.opened(&Shapes::of(&q, &k, &v)?, q.kind())?;
+            return Ok((q, AttendedKeys { open, ..AttendedKeys::all(k, v) }));
+        }
+        let (keys, values, mask) = self.with_added_keys(k, v, joined)?;
+        Ok((q, AttendedKeys { mask, ..AttendedKeys::all(keys, values) }))
     }
 
     /// Appends the keys and values that the options add, and extends the mask so that it does not

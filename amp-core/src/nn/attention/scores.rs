@@ -2,6 +2,7 @@
 
 use tch::{Kind, Tensor};
 
+use super::mask::OpenMask;
 use crate::{
     Error, Result, ffi,
     nn::Context,
@@ -64,6 +65,17 @@ pub fn scaled_dot_product_attention(
     value: &Tensor,
     options: &AttentionOptions<'_>,
 ) -> Result<Tensor> {
+    attend(query, key, value, options, None)
+}
+
+/// [`scaled_dot_product_attention`]; `open` is what was made of the options' mask before, if it was.
+pub(super) fn attend(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    options: &AttentionOptions<'_>,
+    open: Option<&OpenMask>,
+) -> Result<Tensor> {
     let AttentionOptions { dropout_p, is_causal, scale, .. } = *options;
     let shapes = Shapes::of(query, key, value)?;
     let attend = |key: &Tensor, value: &Tensor, mask: Option<&Tensor>, causal, grouped| {
@@ -72,7 +84,7 @@ pub fn scaled_dot_product_attention(
             query, key, value, mask, dropout, causal, scale, grouped,
         )
     };
-    let Some((mask, masked)) = shapes.mask(query, options)? else {
+    let Some(OpenMask { mask, masked }) = shapes.mask(query, options, open)? else {
         return Ok(attend(key, value, None, is_causal, shapes.heads != shapes.kv_heads)?);
     };
     // libtorch's fused kernels accept either a mask or grouped queries.
@@ -107,6 +119,7 @@ pub(super) fn attend_with_weights(
     key: &Tensor,
     value: &Tensor,
     options: &AttentionOptions<'_>,
+    open: Option<&OpenMask>,
     cx: &Context,
 ) -> Result<(Tensor, Tensor)> {
     let (query, key, value) = (&cx.within(query)?, &cx.within(key)?, &cx.within(value)?);
@@ -116,8 +129,8 @@ pub(super) fn attend_with_weights(
     let scale = options.scale.unwrap_or_else(|| 1.0 / (width as f64).sqrt());
     let mut scores = query.f_matmul(&key.f_transpose(-2, -1)?)?.f_mul_scalar(scale)?;
     let mut masked = None;
-    match shapes.mask(query, options)? {
-        Some((mask, queries)) => {
+    match shapes.mask(query, options, open)? {
+        Some(OpenMask { mask, masked: queries }) => {
             scores = match mask.kind() {
                 Kind::Bool => scores.f_masked_fill(&mask.f_logical_not()?, f64::NEG_INFINITY)?,
                 _ => scores.f_add(&mask)?,
@@ -138,20 +151,8 @@ pub(super) fn attend_with_weights(
     Ok((weights.f_matmul(&value)?, weights))
 }
 
-/// Opens rows in which all keys are masked. Returns the mask in the scores' dtype, in which every
-/// query attends to some key, and a mask of the queries whose keys were all masked. For such
-/// queries libtorch's kernels return different values, such as NaN.
-fn open_masked_rows(mask: &Tensor, kind: Kind) -> Result<(Tensor, Tensor)> {
-    if mask.kind() == Kind::Bool {
-        let masked = mask.f_any_dim(-1, true)?.f_logical_not()?;
-        return Ok((mask.f_logical_or(&masked)?, masked));
-    }
-    let masked = mask.f_eq(f64::NEG_INFINITY)?.f_all_dim(-1, true)?;
-    Ok((mask.f_to_kind(kind)?.f_masked_fill(&masked, 0.0)?, masked))
-}
-
 /// The sizes of queries, keys and values.
-struct Shapes {
+pub(super) struct Shapes {
     batch: Vec<i64>,
     heads: i64,
     kv_heads: i64,
@@ -160,7 +161,7 @@ struct Shapes {
 }
 
 impl Shapes {
-    fn of(query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Self> {
+    pub(super) fn of(query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Self> {
         let (q, k, v) = (query.size(), key.size(), value.size());
         let parts = |size: &[i64]| match size {
             [batch @ .., heads, length, width] => Some((batch.to_vec(), *heads, *length, *width)),
@@ -197,14 +198,14 @@ impl Shapes {
         }
     }
 
-    /// Combines the mask of the options with the causal mask. Returns it with every query attending
-    /// to some key, and a mask of the queries whose keys were all masked; `None` if nothing is
-    /// masked. Checks the options too.
+    /// Combines the mask of the options with the causal mask, and opens it; `None` if nothing is masked.
+    /// If `open` is given, it is the result. Checks the options too.
     fn mask(
         &self,
         query: &Tensor,
         options: &AttentionOptions<'_>,
-    ) -> Result<Option<(Tensor, Tensor)>> {
+        open: Option<&OpenMask>,
+    ) -> Result<Option<OpenMask>> {
         let AttentionOptions { attn_mask, dropout_p, is_causal, .. } = *options;
         if !(0.0..=1.0).contains(&dropout_p) {
             return Err(refused(format!(
@@ -217,6 +218,9 @@ impl Shapes {
                 self.queries, self.keys
             )));
         }
+        if let Some(open) = open {
+            return Ok(Some(open.shared()));
+        }
         let Some(mask) = attn_mask else { return Ok(None) };
         self.take(mask)?;
         let mask = match (mask.kind(), is_causal) {
@@ -227,14 +231,20 @@ impl Shapes {
                 mask.f_masked_fill(&later, f64::NEG_INFINITY)?
             }
         };
-        open_masked_rows(&mask, query.kind()).map(Some)
+        OpenMask::of(&mask, query.kind()).map(Some)
+    }
+
+    /// Batch, heads, queries and keys of the scores.
+    pub(super) fn of_scores(&self) -> Vec<i64> {
+        let mut scores = self.batch.clone();
+        scores.extend([self.heads, self.queries, self.keys]);
+        scores
     }
 
     /// Checks the rule: a mask has the scores' shape, and its dtype is unambiguous.
-    fn take(&self, mask: &Tensor) -> Result<()> {
+    pub(super) fn take(&self, mask: &Tensor) -> Result<()> {
         is_mask("attn_mask", mask)?;
-        let (size, mut scores) = (mask.size(), self.batch.clone());
-        scores.extend([self.heads, self.queries, self.keys]);
+        let (size, scores) = (mask.size(), self.of_scores());
         let fits = size.len() <= scores.len()
             && size.iter().rev().zip(scores.iter().rev()).all(|(own, all)| own == all || *own == 1);
         match fits {
@@ -247,7 +257,7 @@ impl Shapes {
 }
 
 /// Checks the rule: a mask is boolean, or floating-point values that are added to the scores.
-fn is_mask(name: &str, mask: &Tensor) -> Result<()> {
+pub(super) fn is_mask(name: &str, mask: &Tensor) -> Result<()> {
     let kind = mask.kind();
     if kind == Kind::Bool || is_floating(kind) {
         return Ok(());
@@ -259,110 +269,6 @@ fn is_mask(name: &str, mask: &Tensor) -> Result<()> {
     )))
 }
 
-fn refused(why: String) -> Error {
+pub(super) fn refused(why: String) -> Error {
     Error::config(format!("attention: {why}"))
-}
-
-/// The keys that are masked out for a query in a [`MultiheadAttention`](super::MultiheadAttention)
-/// or a transformer layer. As in torch.nn **true means masked out**, the opposite of
-/// [`scaled_dot_product_attention`]. For a query whose keys are all masked out, the attention's
-/// output and its gradients are zero.
-#[derive(Debug, Default)]
-pub struct AttentionMask {
-    /// `[L, S]`, `[N·heads, L, S]`, or a 4-D shape that broadcasts to `[N, heads, L, S]`. If it is
-    /// boolean, true masks a key out for a query. If it is floating-point, it is added to the
-    /// scores, for example [`alibi_bias`](super::alibi_bias).
-    pub attn_mask: Option<Tensor>,
-    /// `[N, S]`. If it is boolean, true marks a key as padding. If it is floating-point, it is
-    /// added to the scores.
-    pub key_padding_mask: Option<Tensor>,
-}
-
-impl AttentionMask {
-    /// Lets every query attend to every key.
-    pub fn none() -> Self {
-        Self::default()
-    }
-
-    /// Masks the keys where `[N, S]` is true, which are padding.
-    pub fn padding(key_padding_mask: &Tensor) -> Self {
-        Self { key_padding_mask: Some(key_padding_mask.shallow_clone()), ..Self::none() }
-    }
-
-    /// Uses this mask of queries and keys.
-    pub fn of(attn_mask: &Tensor) -> Self {
-        Self { attn_mask: Some(attn_mask.shallow_clone()), ..Self::none() }
-    }
-
-    /// Returns handles of the same masks.
-    pub(in crate::nn) fn shared(&self) -> Self {
-        let handle = |mask: &Option<Tensor>| mask.as_ref().map(Tensor::shallow_clone);
-        Self {
-            attn_mask: handle(&self.attn_mask),
-            key_padding_mask: handle(&self.key_padding_mask),
-        }
-    }
-
-    /// Returns whether nothing is masked out.
-    pub(in crate::nn) fn is_none(&self) -> bool {
-        self.attn_mask.is_none() && self.key_padding_mask.is_none()
-    }
-
-    /// Combines both masks into one for [`scaled_dot_product_attention`] of scores `[n, heads,
-    /// queries, keys]`.
-    pub(super) fn joined(&self, scores: [i64; 4]) -> Result<Option<Tensor>> {
-        let [n, heads, queries, keys] = scores;
-        let attn_mask = self.attn_mask.as_ref().map(|mask| {
-            is_mask("attn_mask", mask)?;
-            match mask.size().as_slice() {
-                [l, s] if [*l, *s] == [queries, keys] => Ok(mask.f_view([1, 1, queries, keys])?),
-                [all, l, s] if [*all, *l, *s] == [n * heads, queries, keys] => {
-                    Ok(mask.f_reshape([n, heads, queries, keys])?)
-                }
-                // The broadcast of 4-D masks is checked together with the scores.
-                [_, _, _, _] => Ok(mask.shallow_clone()),
-                other => Err(refused(format!(
-                    "attn_mask is {other:?}, but must be [{queries}, {keys}], [{}, {queries}, {keys}] or 4-D \
-                     for the scores {scores:?}",
-                    n * heads
-                ))),
-            }
-        });
-        let padding = self.key_padding_mask.as_ref().map(|mask| {
-            is_mask("key_padding_mask", mask)?;
-            match mask.size().as_slice() {
-                [batch, s] if [*batch, *s] == [n, keys] => Ok(mask.f_view([n, 1, 1, keys])?),
-                other => Err(refused(format!(
-                    "key_padding_mask is {other:?}, but must be [batch, keys], [{n}, {keys}]"
-                ))),
-            }
-        });
-        Ok(match (attn_mask.transpose()?, padding.transpose()?) {
-            (None, None) => None,
-            (Some(one), None) | (None, Some(one)) => Some(match one.kind() {
-                Kind::Bool => one.f_logical_not()?,
-                _ => one,
-            }),
-            (Some(one), Some(other)) if one.kind() == Kind::Bool && other.kind() == Kind::Bool => {
-                Some(one.f_logical_or(&other)?.f_logical_not()?)
-            }
-            (Some(one), Some(other)) => Some(added(&one)?.f_add(&added(&other)?)?),
-        })
-    }
-}
-
-/// Returns the values that a mask adds to the scores.
-fn added(mask: &Tensor) -> Result<Tensor> {
-    if mask.kind() != Kind::Bool {
-        return Ok(mask.shallow_clone());
-    }
-    let zeros = Tensor::f_zeros(mask.size(), (Kind::Float, mask.device()))?;
-    Ok(zeros.f_masked_fill(mask, f64::NEG_INFINITY)?)
-}
-
-impl crate::precision::Tensors for AttentionMask {
-    fn each(&self, change: &mut dyn FnMut(&Tensor) -> Result<Tensor>) -> Result<Self> {
-        let attn_mask = self.attn_mask.each(change)?;
-        Ok(Self { attn_mask, key_padding_mask: self.key_padding_mask.each(change)? })
-    }
 }

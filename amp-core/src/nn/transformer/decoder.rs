@@ -183,6 +183,7 @@ impl Forward for TransformerDecoder {
         cx: &Context,
     ) -> Result<Tensor> {
         let mut x = target.shallow_clone();
+        let (target_mask, memory_mask) = (&target_mask.for_layers(), &memory_mask.for_layers());
         for layer in Child::list("layers", None, &self.layers) {
             x = layer.forward_with((&x, memory, target_mask, memory_mask), cx)?;
         }

@@ -24,7 +24,7 @@ use crate::{
 ///
 /// #[derive(Module)]
 /// #[forward(|x, padding: &Tensor| {
-///     let (mut x, mask) = (x.shallow_clone(), AttentionMask::padding(padding));
+///     let (mut x, mask) = (x.shallow_clone(), AttentionMask::padding(padding).for_layers());
 ///     for layer in &self.layers {
 ///         x = layer.forward_masked(&x, &mask, cx)?;
 ///     }
@@ -238,7 +238,8 @@ impl TransformerEncoder {
         let x = if mask.is_none() {
             cx.call("layers", None, &self.layers, input)?
         } else {
-            let masked = |layer: &TransformerEncoderLayer| layer.masked(mask);
+            let mask = mask.for_layers();
+            let masked = |layer: &TransformerEncoderLayer| layer.masked(&mask);
             cx.call("layers", None, &self.layers.iter().map(masked).collect::<Vec<_>>(), input)?
         };
         match &self.norm {

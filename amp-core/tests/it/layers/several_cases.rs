@@ -291,9 +291,11 @@ where
         >,
 {
     case(module, |module, x, cx| {
-        let mask = |of: usize| AttentionMask {
-            attn_mask: x.get(2 + of).map(Tensor::shallow_clone),
-            key_padding_mask: x.get(4 + of).map(Tensor::shallow_clone),
+        let mask = |of: usize| {
+            let mut mask = AttentionMask::none();
+            mask.attn_mask = x.get(2 + of).map(Tensor::shallow_clone);
+            mask.key_padding_mask = x.get(4 + of).map(Tensor::shallow_clone);
+            mask
         };
         Ok(vec![module.forward_with((&x[0], &x[1], &mask(0), &mask(1)), cx)?])
     })

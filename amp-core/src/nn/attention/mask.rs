@@ -1,0 +1,238 @@
+//! Masks of the keys to which a query does not attend.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tch::{Kind, Tensor};
+
+use super::scores::{Shapes, is_mask, refused};
+use crate::Result;
+
+/// A mask in which every query attends to some key. For a query whose keys are all masked libtorch's
+/// kernels return different values, such as NaN.
+#[derive(Debug)]
+pub(super) struct OpenMask {
+    /// Boolean, or of the scores' kind.
+    pub(super) mask: Tensor,
+    /// `[…, 1]`, true for the queries whose keys were all masked.
+    pub(super) masked: Tensor,
+}
+
+impl OpenMask {
+    /// Opens a mask of [`scaled_dot_product_attention`](super::scaled_dot_product_attention) for scores of
+    /// this dtype.
+    pub(super) fn of(mask: &Tensor, kind: Kind) -> Result<Self> {
+        if mask.kind() == Kind::Bool {
+            let masked = mask.f_any_dim(-1, true)?.f_logical_not()?;
+            return Ok(Self { mask: mask.f_logical_or(&masked)?, masked });
+        }
+        let masked = mask.f_eq(f64::NEG_INFINITY)?.f_all_dim(-1, true)?;
+        let mask = mask.f_to_kind(kind)?.f_masked_fill(&masked, 0.0)?;
+        Ok(Self { mask, masked })
+    }
+
+    /// Returns handles of the same tensors.
+    pub(super) fn shared(&self) -> Self {
+        Self { mask: self.mask.shallow_clone(), masked: self.masked.shallow_clone() }
+    }
+}
+
+/// The keys that are masked out for a query in a [`MultiheadAttention`](super::MultiheadAttention)
+/// or a transformer layer. As in torch.nn **true means masked out**, the opposite of
+/// [`scaled_dot_product_attention`](super::scaled_dot_product_attention). A query whose keys are all masked out attends to zeros, and its gradients
+/// are zero.
+///
+/// A loop over layers of one's own runs faster with [`for_layers`](Self::for_layers).
+#[derive(Debug, Default)]
+pub struct AttentionMask {
+    /// `[L, S]`, `[N·heads, L, S]`, or a 4-D shape that broadcasts to `[N, heads, L, S]`. If it is
+    /// boolean, true masks a key out for a query. If it is floating-point, it is added to the
+    /// scores, for example [`alibi_bias`](super::alibi_bias).
+    pub attn_mask: Option<Tensor>,
+    /// `[N, S]`. If it is boolean, true marks a key as padding. If it is floating-point, it is
+    /// added to the scores.
+    pub key_padding_mask: Option<Tensor>,
+    /// The prepared mask, if several layers share it and the first of them has run.
+    opened: Option<Arc<Mutex<Option<Opened>>>>,
+}
+
+/// A mask that was prepared for scores of this shape and dtype.
+#[derive(Debug)]
+struct Opened {
+    scores: Vec<i64>,
+    kind: Kind,
+    open: OpenMask,
+}
+
+impl AttentionMask {
+    /// Lets every query attend to every key.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// Masks the keys where `[N, S]` is true, which are padding.
+    pub fn padding(key_padding_mask: &Tensor) -> Self {
+        Self { key_padding_mask: Some(key_padding_mask.shallow_clone()), ..Self::none() }
+    }
+
+    /// Uses this mask of queries and keys.
+    pub fn of(attn_mask: &Tensor) -> Self {
+        Self { attn_mask: Some(attn_mask.shallow_clone()), ..Self::none() }
+    }
+
+    /// Returns the same mask for several layers of one forward pass. The first layer checks and prepares it, and
+    /// the others use the result: four kernels less in each. [`TransformerEncoder`](crate::nn::TransformerEncoder)
+    /// calls this itself. Do not write to the tensors between the layers.
+    ///
+    /// ```
+    /// use amp_core::{nn::AttentionMask, tch::Tensor};
+    ///
+    /// // The second text has one word.
+    /// let padding = Tensor::from_slice(&[false, false, false, true]).view([2, 2]);
+    /// let mask = AttentionMask::padding(&padding).for_layers();
+    /// // for layer in &self.layers { x = layer.forward_masked(&x, &mask, cx)?; }
+    /// # assert!(mask.key_padding_mask.is_some());
+    /// ```
+    #[must_use]
+    pub fn for_layers(&self) -> Self {
+        Self { opened: Some(self.opened.clone().unwrap_or_default()), ..self.shared() }
+    }
+
+    /// Returns handles of the same masks.
+    pub(in crate::nn) fn shared(&self) -> Self {
+        let handle = |mask: &Option<Tensor>| mask.as_ref().map(Tensor::shallow_clone);
+        Self {
+            attn_mask: handle(&self.attn_mask),
+            key_padding_mask: handle(&self.key_padding_mask),
+            opened: self.opened.clone(),
+        }
+    }
+
+    /// Returns the prepared mask for these scores if several layers share it.
+    pub(super) fn opened(&self, shapes: &Shapes, kind: Kind) -> Result<Option<OpenMask>> {
+        let Some(opened) = &self.opened else { return Ok(None) };
+        let scores = shapes.of_scores();
+        let &[n, heads, queries, keys] = scores.as_slice() else { return Ok(None) };
+        let mut opened = opened.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(same) = opened.as_ref().filter(|one| one.scores == scores && one.kind == kind) {
+            return Ok(Some(same.open.shared()));
+        }
+        let Some(mask) = self.joined([n, heads, queries, keys])? else { return Ok(None) };
+        shapes.take(&mask)?;
+        let open = OpenMask::of(&mask, kind)?;
+        *opened = Some(Opened { scores, kind, open: open.shared() });
+        Ok(Some(open))
+    }
+
+    /// Returns whether several layers share it.
+    pub(super) fn is_shared(&self) -> bool {
+        self.opened.is_some()
+    }
+
+    /// Returns whether nothing is masked out.
+    pub(in crate::nn) fn is_none(&self) -> bool {
+        self.attn_mask.is_none() && self.key_padding_mask.is_none()
+    }
+
+    /// Combines both masks into one for [`scaled_dot_product_attention`](super::scaled_dot_product_attention)
+    /// of scores `[n, heads, queries, keys]`.
+    pub(super) fn joined(&self, scores: [i64; 4]) -> Result<Option<Tensor>> {
+        let [n, heads, queries, keys] = scores;
+        let attn_mask = self.attn_mask.as_ref().map(|mask| {
+            is_mask("attn_mask", mask)?;
+            match mask.size().as_slice() {
+                [l, s] if [*l, *s] == [queries, keys] => Ok(mask.f_view([1, 1, queries, keys])?),
+                [all, l, s] if [*all, *l, *s] == [n * heads, queries, keys] => {
+                    Ok(mask.f_reshape([n, heads, queries, keys])?)
+                }
+                // The broadcast of 4-D masks is checked together with the scores.
+                [_, _, _, _] => Ok(mask.shallow_clone()),
+                other => Err(refused(format!(
+                    "attn_mask is {other:?}, but must be [{queries}, {keys}], [{}, {queries}, {keys}] or 4-D \
+                     for the scores {scores:?}",
+                    n * heads
+                ))),
+            }
+        });
+        let padding = self.key_padding_mask.as_ref().map(|mask| {
+            is_mask("key_padding_mask", mask)?;
+            match mask.size().as_slice() {
+                [batch, s] if [*batch, *s] == [n, keys] => Ok(mask.f_view([n, 1, 1, keys])?),
+                other => Err(refused(format!(
+                    "key_padding_mask is {other:?}, but must be [batch, keys], [{n}, {keys}]"
+                ))),
+            }
+        });
+        Ok(match (attn_mask.transpose()?, padding.transpose()?) {
+            (None, None) => None,
+            (Some(one), None) | (None, Some(one)) => Some(match one.kind() {
+                Kind::Bool => one.f_logical_not()?,
+                _ => one,
+            }),
+            (Some(one), Some(other)) if one.kind() == Kind::Bool && other.kind() == Kind::Bool => {
+                Some(one.f_logical_or(&other)?.f_logical_not()?)
+            }
+            (Some(one), Some(other)) => Some(added(&one)?.f_add(&added(&other)?)?),
+        })
+    }
+}
+
+/// Returns the values that a mask adds to the scores.
+fn added(mask: &Tensor) -> Result<Tensor> {
+    if mask.kind() != Kind::Bool {
+        return Ok(mask.shallow_clone());
+    }
+    let zeros = Tensor::f_zeros(mask.size(), (Kind::Float, mask.device()))?;
+    Ok(zeros.f_masked_fill(mask, f64::NEG_INFINITY)?)
+}
+
+impl crate::precision::Tensors for AttentionMask {
+    fn each(&self, change: &mut dyn FnMut(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        let (attn_mask, key_padding_mask) =
+            (self.attn_mask.each(change)?, self.key_padding_mask.each(change)?);
+        let is_same = is_same(&attn_mask, &self.attn_mask)
+            && is_same(&key_padding_mask, &self.key_padding_mask);
+        let opened = self.opened.clone().filter(|_| is_same);
+        Ok(Self { attn_mask, key_padding_mask, opened })
+    }
+}
+
+/// Returns whether both are handles of one mask.
+fn is_same(one: &Option<Tensor>, other: &Option<Tensor>) -> bool {
+    let place = |mask: &Tensor| (mask.data_ptr(), mask.kind(), mask.size());
+    one.as_ref().map(place) == other.as_ref().map(place)
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+    use crate::precision::Tensors;
+
+    /// The second layer uses the result of the first. Scores of another dtype or shape get a result of their
+    /// own, and a mask that was converted on the way to a layer is not shared.
+    #[test]
+    fn layers_open_a_shared_mask_once() -> Result<()> {
+        let scores = |batch: i64| -> Result<Shapes> {
+            let x = Tensor::f_zeros([batch, 2, 3, 4], (Kind::Float, Device::Cpu))?;
+            Shapes::of(&x, &x, &x)
+        };
+        let padding = Tensor::f_zeros([2, 3], (Kind::Float, Device::Cpu))?;
+        let mask = AttentionMask::padding(&padding);
+        assert!(mask.opened(&scores(2)?, Kind::Half)?.is_none());
+        let mask = mask.for_layers();
+        let first = |mask: &AttentionMask, kind| -> Result<Tensor> {
+            Ok(mask.opened(&scores(2)?, kind)?.expect("layers share it").mask)
+        };
+        let half = first(&mask, Kind::Half)?;
+        assert_eq!(first(&mask, Kind::Half)?.data_ptr(), half.data_ptr());
+        assert_eq!(first(&mask.shared(), Kind::Half)?.data_ptr(), half.data_ptr());
+        let same = mask.each(&mut |mask| Ok(mask.shallow_clone()))?;
+        assert_eq!(first(&same, Kind::Half)?.data_ptr(), half.data_ptr());
+        let other = mask.each(&mut |mask| Ok(mask.f_sub_scalar(1)?))?;
+        assert!(!other.is_shared());
+        assert_eq!(first(&mask, Kind::Float)?.kind(), Kind::Float);
+        assert!(mask.opened(&scores(3)?, Kind::Half).is_err());
+        Ok(())
+    }
+}

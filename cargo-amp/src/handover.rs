@@ -1,6 +1,7 @@
 //! The last step of a command: replaces this process by cargo, or by the `amp` binary that cargo
 //! has built.
 
+use std::env;
 use std::ffi::OsString;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,9 @@ use crate::cli::Device;
 use crate::error::Error;
 use crate::libtorch::Libtorch;
 use crate::project::Package;
+
+/// Libtorch's threads of each operation, unless the program sets them.
+const THREADS: &str = "OMP_NUM_THREADS";
 
 /// Runs all test binaries of `package`, or of the whole workspace, even after one of them has
 /// failed.
@@ -33,10 +37,14 @@ pub(crate) fn test(
     command.envs(python.map(|folder| ("AMP_TEST_PYTHON", folder)));
     if let Some(device) = device {
         command.env("AMP_DEVICE", device.name());
-        if device == Device::Cuda {
-            // Tests run one at a time, because a CUDA device counts memory for the whole process.
-            command.env("RUST_TEST_THREADS", "1");
-        }
+    }
+    if device == Some(Device::Cuda) {
+        // One test at a time, because a CUDA device counts memory for the whole process.
+        command.env("RUST_TEST_THREADS", "1");
+    } else if env::var_os(THREADS).is_none() {
+        // Tests and their processes already share the cores. The threads of an operation wait for each other by
+        // spinning: where other processes use the cores, a small model takes up to thirty times the CPU time.
+        command.env(THREADS, "1");
     }
     if !arguments.is_empty() {
         command.arg("--").args(arguments);

@@ -1,7 +1,14 @@
 //! Compares the models with their twins in real PyTorch: they agree, and differ after a change of
 //! the training.
 
-use std::{cell::Cell, fs, os::unix::fs::PermissionsExt, path::PathBuf};
+use std::{
+    cell::Cell,
+    env, fs,
+    io::{BufRead, BufReader},
+    os::unix::fs::PermissionsExt,
+    process::{Child, Command, Stdio},
+    sync::OnceLock,
+};
 
 use amp_core::Result;
 use amp_verify::{
@@ -12,33 +19,49 @@ use amp_verify::{
 use clap::Parser;
 use fixtures::registry;
 use rstest::rstest;
-use tempfile::{TempDir, tempdir};
+use tempfile::tempdir;
 
 /// The options of the command, parsed as on the command line.
 #[derive(Parser)]
-struct Command {
+struct Options {
     #[command(flatten)]
     parity: ParityArgs,
 }
 
-/// Returns a Python with torch: with the packages of `cargo amp test` if the variable is set,
-/// otherwise with its own torch.
-fn python() -> (TempDir, PathBuf) {
-    let folder = tempdir().expect("a temporary folder");
-    let site = std::env::var("AMP_TEST_PYTHON").unwrap_or_default();
-    let path = folder.path().join("python");
-    fs::write(&path, format!("#!/bin/sh\nPYTHONPATH='{site}' exec python3 \"$@\"\n"))
-        .expect("a script can be written");
-    fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).expect("it can be run");
-    (folder, path)
+/// A program that runs Python with torch: the packages of `cargo amp test` if the variable is set, otherwise
+/// Python's own torch. Torch is loaded once for all tests.
+fn python() -> &'static str {
+    static LOADED: OnceLock<(Child, String)> = OnceLock::new();
+    let (_, program) = LOADED.get_or_init(|| {
+        // Removed by the process that waits, which ends when this one does.
+        let folder = tempdir().expect("a temporary folder").keep();
+        let (own, program) = (folder.join("forked_python.py"), folder.join("python"));
+        fs::write(&own, include_str!("../forked_python.py")).expect("a program can be written");
+        let start = format!("#!/bin/sh\nexec python3 -I -S '{}' \"$@\"\n", own.display());
+        fs::write(&program, start).expect("a script can be written");
+        fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("it can be run");
+        let mut waiting = Command::new("python3")
+            .arg("-B")
+            .arg(own)
+            .arg("--serve")
+            .env("PYTHONPATH", env::var_os("AMP_TEST_PYTHON").unwrap_or_default())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3 runs");
+        let mut said = String::new();
+        let output = waiting.stdout.take().expect("it is a pipe");
+        BufReader::new(output).read_line(&mut said).expect("it is text");
+        assert_eq!(said, "ready\n");
+        (waiting, program.to_string_lossy().into_owned())
+    });
+    program
 }
 
 fn run(registry: &Registry, arguments: &[&str]) -> Result<Report> {
-    let (_folder, python) = python();
-    let python = python.to_string_lossy().into_owned();
-    let fixed = ["parity", "--device", "cpu", "--threads", "1", "--quiet", "--python", &python];
+    let fixed = ["parity", "--device", "cpu", "--threads", "1", "--quiet", "--python", python()];
     let all = fixed.iter().chain(arguments);
-    parity::run(registry, &Command::parse_from(all).parity, &|_| {})
+    parity::run(registry, &Options::parse_from(all).parity, &|_| {})
 }
 
 #[rstest]
@@ -156,8 +179,7 @@ fn rows_are_kept_in_a_folder() -> Result<()> {
     const RATE: &str = "lr=self.learning_rate";
     let folder = tempdir().expect("a temporary folder");
     let trained = |registry: &Registry, steps: &str| -> Result<(usize, Report)> {
-        let (_python_folder, python) = python();
-        let (python, cache) = (python.to_string_lossy(), folder.path().to_string_lossy());
+        let cache = folder.path().to_string_lossy();
         let arguments = [
             "parity",
             "--device",
@@ -171,13 +193,13 @@ fn rows_are_kept_in_a_folder() -> Result<()> {
             "--max-steps",
             steps,
             "--python",
-            &python,
+            python(),
             "--cache",
             &cache,
         ];
         let count = Cell::new(0);
         let tell = |_: &str| count.set(count.get() + 1);
-        let report = parity::run(registry, &Command::parse_from(arguments).parity, &tell)?;
+        let report = parity::run(registry, &Options::parse_from(arguments).parity, &tell)?;
         Ok((count.get(), report))
     };
     let same = lstm(RATE, RATE)?;

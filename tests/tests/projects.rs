@@ -10,8 +10,9 @@ use amp_verify::{
     registry::Length,
     runner::{self, Extras},
 };
-use fixtures::{registry, without_projects};
+use fixtures::{own_process, registry, without_projects};
 use rstest::rstest;
+use serde_json::{Value, json};
 
 /// The projects in the order of the registry. Each has a PyTorch twin.
 const NAMES: [&str; 10] = [
@@ -65,22 +66,29 @@ fn a_project_has_at_most_150_lines_of_code() {
 /// The loss falls from the first to the last epoch, and the matrix products run in the dtype of the
 /// precision.
 #[rstest]
-#[case::lstm("LstmForecaster", 2)]
-#[case::image_folder("ResNet", 4)]
-#[case::tabular("TabularNet", 2)]
-#[case::two_tower("TwoTower", 2)]
-#[case::wgan("WganGp", 2)]
-#[case::unet("UNet", 2)]
-#[case::bert("Bert", 2)]
-#[case::diffusion("Diffusion", 2)]
-#[case::vit("VisionTransformer", 2)]
-#[case::gpt2("Gpt2", 2)]
-fn trains_under_every_precision(#[case] name: &str, #[case] epochs: i64) {
+#[case::lstm("LstmForecaster", 2, json!({}))]
+// The registered width takes 45 seconds of CPU time, nearly all of them in convolutions in f16. The diffusion
+// and the GPT-2 are small for the same reason.
+#[case::image_folder("ResNet", 4, json!({ "width": 8 }))]
+#[case::tabular("TabularNet", 2, json!({}))]
+#[case::two_tower("TwoTower", 2, json!({}))]
+#[case::wgan("WganGp", 2, json!({}))]
+#[case::unet("UNet", 2, json!({}))]
+#[case::bert("Bert", 2, json!({}))]
+#[case::diffusion("Diffusion", 2, json!({ "width": 8 }))]
+#[case::vit("VisionTransformer", 2, json!({}))]
+#[case::gpt2("Gpt2", 2, json!({ "n_embd": 32, "n_head": 2, "n_layer": 1 }))]
+fn trains_under_every_precision(#[case] name: &str, #[case] epochs: i64, #[case] changes: Value) {
+    if own_process::passed() {
+        return;
+    }
     let device = std::env::var("AMP_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
     let device = parse_device(&device).expect("AMP_DEVICE names a device of this machine");
     let registry = registry();
     let model = registry.find(Some(name)).expect("a model of this name");
-    let choices = Choices { length: Some(Length::Epochs(epochs)), seed: 1, ..Choices::default() };
+    let set = serde_json::from_value(changes).expect("hyperparameters");
+    let length = Some(Length::Epochs(epochs));
+    let choices = Choices { length, set, seed: 1, ..Choices::default() };
     let case = Case::new(&registry, model, choices, device).expect("a case");
     for precision in Precision::ALL {
         let mut ignore = |_: &Event| Ok(());

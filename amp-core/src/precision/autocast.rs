@@ -1,13 +1,18 @@
 //! Autocast with a device and a dtype. It is a guard, so it also ends after a panic.
 //!
 //! libtorch keeps autocast's state and dtype per thread and device type. It has one cache of cast
-//! weights per process, which is cleared when the outermost region ends (ATen/autocast_mode.cpp).
+//! weights per process, and clears it when a thread's outermost region ends (ATen/autocast_mode.cpp). A weight that a step
+//! uses twice would then be cast twice, and its gradient added up in other roundings: so a region waits for other threads'
+//! [sections](crate::random::seeded), and they for it.
 
 use std::{cell::RefCell, marker::PhantomData};
 
 use tch::{Device, Kind};
 
-use crate::{Error, Result, ffi};
+use crate::{
+    Error, Result, ffi,
+    random::{self, Place},
+};
 
 /// The autocast state of a device type on this thread, for tests and reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +53,7 @@ pub fn autocast_state(device: Device) -> Result<AutocastState> {
 #[must_use = "the region ends when the guard is dropped"]
 pub struct AutocastGuard {
     number: u64,
+    _place: Place,
     _thread: PhantomData<*const ()>,
 }
 
@@ -57,14 +63,16 @@ pub struct AutocastGuard {
 #[derive(Debug)]
 #[must_use = "the casts are kept until this is dropped"]
 pub(crate) struct KeptCasts {
+    _place: Place,
     _thread: PhantomData<*const ()>,
 }
 
 impl KeptCasts {
     pub(crate) fn keep() -> Result<Self> {
+        let place = random::place();
         // libtorch clears the cache at the outermost level of nesting.
         ffi::autocast_enter()?;
-        Ok(Self { _thread: PhantomData })
+        Ok(Self { _place: place, _thread: PhantomData })
     }
 }
 
@@ -111,7 +119,7 @@ impl AutocastGuard {
     }
 
     fn switch(device: Device, kind: Option<Kind>) -> Result<Self> {
-        let cuda = device.is_cuda();
+        let (place, cuda) = (random::place(), device.is_cuda());
         let outer = ffi::autocast_state(cuda)?;
         let dtype = kind.map(ffi::scalar_type).transpose()?.unwrap_or(outer.dtype);
         ffi::autocast_enter()?;
@@ -122,6 +130,7 @@ impl AutocastGuard {
                 open.push(Open { number, cuda, outer });
                 number
             }),
+            _place: place,
             _thread: PhantomData,
         };
         ffi::set_autocast(cuda, ffi::AutocastState { enabled: kind.is_some(), dtype, ..outer })?;

@@ -99,7 +99,8 @@ pub struct Section {
 /// libtorch has one default generator for the whole process. If two threads train at the same time,
 /// as two tests of one binary do, each takes numbers from the other's sequence, and neither run can
 /// be repeated. While the section exists, every other thread waits before it begins a section,
-/// enters [`Trainer::fit`](crate::Trainer::fit), builds a layer of [`nn`](crate::nn), seeds the
+/// [`Trainer::fit`](crate::Trainer::fit) or a region of [autocast](crate::precision::AutocastGuard), whose casts
+/// libtorch keeps for the whole process, builds a layer of [`nn`](crate::nn), seeds the generators or
 /// generators or changes [numeric switches](crate::hardware::set_numerics). Likewise the section
 /// begins only when no other thread does one of these. Without a section nothing waits: as in
 /// PyTorch, several threads can train at the same time, and their runs cannot be repeated.
@@ -129,8 +130,8 @@ pub struct Section {
 /// ```
 ///
 /// # Errors
-/// When this thread runs a `Trainer::fit` that began outside a section, or is the data loader of
-/// such a run, because other threads may already disturb that run. When libtorch cannot be seeded.
+/// When this thread is within a `Trainer::fit` or a region of autocast that began outside a section, or works for such a
+/// run as its data loader, because others may already disturb that run; when libtorch cannot be seeded.
 pub fn seeded(seed: u64) -> Result<Section> {
     match HELD.get().kind {
         Kind::Section => {}
@@ -141,8 +142,8 @@ pub fn seeded(seed: u64) -> Result<Section> {
         }
         Kind::Place | Kind::Guest => {
             return Err(Error::config(
-                "a reproducible section cannot begin within Trainer::fit: call random::seeded \
-                 before it, on the thread that trains",
+                "a reproducible section cannot begin within Trainer::fit or an autocast region: call \
+                 random::seeded before it, on the thread that trains",
             ));
         }
     }

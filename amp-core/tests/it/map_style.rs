@@ -168,6 +168,8 @@ fn workers_are_not_too_far_ahead(
     #[case] prefetch: Option<usize>,
     #[case] most: i64,
 ) -> Result<()> {
+    // If other tests draw while the loader looks whether the set draws, it reads the first batch more than twice.
+    let _section = seeded(1);
     let set = Numbers::of(200);
     let read = set.read.clone();
     let loader = loader(set.shared(), 2, loading(workers, prefetch))?;

@@ -15,7 +15,7 @@ use amp_core::{
     hardware::{Fingerprint, seed_everything, set_numerics},
     nn::{Embedding, EmbeddingConfig, parameters},
     optim::{OptimizerConfig, Sgd},
-    precision::{Precision, StepOutcome},
+    precision::{AutocastGuard, Precision, StepOutcome},
     random::{self, RandomState},
     tch::{Device, Kind, Tensor},
 };
@@ -83,6 +83,8 @@ fn sections_are_not_disturbed() {
     set_numerics(now.tf32, now.deterministic)
 })]
 #[case::section(|| random::seeded(2).map(drop))]
+// It would clear the casts of the section's weights, which libtorch keeps for the whole process.
+#[case::autocast(|| AutocastGuard::enter(Device::Cpu, Kind::BFloat16).map(drop))]
 fn other_threads_wait_until_a_section_ends(#[case] draws: fn() -> Result<()>) -> Result<()> {
     let section = random::seeded(1)?;
     let done = AtomicBool::new(false);

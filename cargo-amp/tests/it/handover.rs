@@ -93,6 +93,8 @@ fn amp_test_runs_cargo_test_of_the_workspace() {
         "device unset",
         "python unset",
         "test threads unset",
+        // Tests that run at the same time leave each operation one core.
+        "threads 1",
         // `.cargo/config.toml` sets the variable, as for a plain cargo.
         "LIBTORCH unset",
         &search(""),
@@ -109,11 +111,14 @@ fn amp_test_runs_cargo_test_of_the_workspace() {
         "cargo test --workspace --no-fail-fast -- --nocapture --device",
         "device cuda",
         "test threads 1",
+        "threads unset",
     ] {
         assert!(stdout(&run).lines().any(|l| l == line), "`{line}`: {}", stdout(&run));
     }
-    let run = output(&mut checkout.cargo_amp(&["test", "--device=cpu"]));
-    assert!(stdout(&run).contains("device cpu"), "{}", stdout(&run));
+    let run = output(checkout.cargo_amp(&["test", "--device=cpu"]).env("OMP_NUM_THREADS", "3"));
+    for line in ["device cpu", "threads 3"] {
+        assert!(stdout(&run).lines().any(|l| l == line), "`{line}`: {}", stdout(&run));
+    }
 
     // Cargo runs in the user's folder, so that it finds the same configuration as a plain cargo.
     checkout.write("src/deep/note", "");

@@ -296,6 +296,7 @@ fn logits_that_nothing_else_holds_are_reused_for_the_gradient(
     #[case] in_place: bool,
 ) -> Result<()> {
     needs_cuda();
+    let _generator = seeded(5);
     let (rows, width, classes) = (512, 64, 32_768);
     let draw = |size: [i64; 2]| Tensor::randn(size, (Kind::Float, device()));
     let (x, weight) = (draw([rows, width]).set_requires_grad(true), draw([classes, width]));

@@ -15,7 +15,8 @@ use amp_core::{
 };
 use serde_json::{Map, Value};
 
-use crate::{gate::deadline::Deadline, scalars::all_equal};
+use super::tolerance::Tolerance;
+use crate::gate::deadline::Deadline;
 
 /// The final state of a run.
 pub(super) struct FinalState {
@@ -114,9 +115,17 @@ impl FinalState {
         Ok(Self { tensors, values: state.values().clone(), record, counts })
     }
 
+    /// Returns the tolerance for runs that are equal to this one, where `again` is one of them.
+    pub(super) fn repeated(&self, again: &Self) -> Result<Tolerance> {
+        match self.difference(again, &Tolerance::default())? {
+            None => Ok(Tolerance::default()),
+            Some(_) => Tolerance::of_repeated(&self.tensors, &again.tensors),
+        }
+    }
+
     /// Describes the first difference from `other`: in any bit, or by more than `tolerance`
     /// relative to a tensor's size.
-    pub(super) fn difference(&self, other: &Self, tolerance: f64) -> Result<Option<String>> {
+    pub(super) fn difference(&self, other: &Self, tolerance: &Tolerance) -> Result<Option<String>> {
         let (own, others) = (&self.record.end, &other.record.end);
         if (own.global_step, own.skipped) != (others.global_step, others.skipped) {
             return Ok(Some(format!(
@@ -140,29 +149,12 @@ impl FinalState {
     }
 
     /// Describes the first tensor that differs.
-    pub(super) fn tensors_differ(&self, other: &Self, tolerance: f64) -> Result<Option<String>> {
-        if self.tensors.len() != other.tensors.len() {
-            return Ok(Some("the runs hold different tensors".into()));
-        }
-        let pairs = || self.tensors.iter().zip(&other.tensors);
-        let is_alike = |((_, a), (_, b)): (&(_, Tensor), &(_, Tensor))| {
-            a.size() == b.size() && a.kind() == b.kind()
-        };
-        if pairs().all(is_alike) && all_equal(pairs().map(|((_, a), (_, b))| (a, b)))? {
-            return Ok(None);
-        }
-        for ((name, own), (_, other)) in pairs() {
-            let other = other.f_to_device(own.device())?;
-            if own.size() == other.size() && own.kind() == other.kind() && own.f_equal(&other)? {
-                continue;
-            }
-            let distance = relative(own, &other)?;
-            // NaN exceeds every tolerance.
-            if distance.is_nan() || distance > tolerance {
-                return Ok(Some(format!("`{name}` differs by {distance:.1e} of its norm")));
-            }
-        }
-        Ok(None)
+    pub(super) fn tensors_differ(
+        &self,
+        other: &Self,
+        tolerance: &Tolerance,
+    ) -> Result<Option<String>> {
+        tolerance.exceeded(&self.tensors, &other.tensors)
     }
 
     /// Describes the first difference between the values that were logged at the end of an epoch.
@@ -222,14 +214,4 @@ pub(super) fn exact(tensor: &Tensor) -> Result<Tensor> {
 /// Returns Σaᵢbᵢ in f64.
 pub(super) fn dot(a: &Tensor, b: &Tensor) -> Result<f64> {
     Ok(no_grad(|| a.f_mul(b)?.f_sum(Kind::Double)?.f_double_value(&[]))?)
-}
-
-/// Computes ‖a − b‖/‖b‖.
-fn relative(a: &Tensor, b: &Tensor) -> Result<f64> {
-    let (a, b) = (exact(a)?, exact(b)?);
-    if a.size() != b.size() {
-        return Ok(f64::INFINITY);
-    }
-    let difference = no_grad(|| a.f_sub(&b))?;
-    Ok((dot(&difference, &difference)? / dot(&b, &b)?.max(f64::MIN_POSITIVE)).sqrt())
 }

@@ -17,6 +17,7 @@ mod rounding;
 mod rule;
 mod rules;
 mod run;
+mod tolerance;
 mod unjudged;
 mod validation;
 
@@ -31,6 +32,7 @@ use self::{
     reference::{Reference, larger},
     report::RULES,
     run::{HIGH_SCALE, STEPS, Scenario, Setup},
+    tolerance::Tolerance,
     unjudged::{STAGES, unjudged},
 };
 use super::{
@@ -42,7 +44,7 @@ use super::{
     reason::{Failure, Reason},
     stages::Stages,
 };
-use crate::{registry::Registry, text::percent};
+use crate::registry::Registry;
 
 /// Returns the accepted difference of batch statistics and of a validation loss from 32-true's, by
 /// the dtype of the computation. Rounding alone causes a few hundredths of this.
@@ -90,7 +92,7 @@ struct Checks<'a> {
     /// The number of stages that ended.
     ended: usize,
     /// The tolerances of runs that differed from an equal one.
-    tolerances: Vec<(Scenario, f64)>,
+    tolerances: Vec<(Scenario, Tolerance)>,
 }
 
 impl<'a> Checks<'a> {
@@ -236,8 +238,8 @@ impl<'a> Checks<'a> {
         observed: &FinalState,
     ) -> Result<()> {
         let tolerance = self.tolerance(scenario, plain, observed)?;
-        let mut difference = plain.difference(observed, tolerance)?;
-        if difference.is_none() && tolerance == 0.0 {
+        let mut difference = plain.difference(observed, &tolerance)?;
+        if difference.is_none() && tolerance.is_zero() {
             difference = plain.logged_difference(observed);
         }
         let wrong = difference.map(|difference| {
@@ -246,10 +248,10 @@ impl<'a> Checks<'a> {
                  {difference}"
             )
         });
-        let how = match tolerance == 0.0 {
-            true => "to the bit".to_owned(),
+        let how = match tolerance.is_zero() {
+            true => "to the bit",
             false => {
-                format!("within {}, because the device is not reproducible", percent(tolerance))
+                "within the tolerance of a repeated run, because the device is not reproducible"
             }
         };
         let compared = format!("weights, optimizer state, scale and logs, {how}");
@@ -263,17 +265,16 @@ impl<'a> Checks<'a> {
         scenario: Scenario,
         plain: &FinalState,
         other: &FinalState,
-    ) -> Result<f64> {
+    ) -> Result<Tolerance> {
         let is_cuda = self.setup.case.trainer.device.is_cuda();
-        if !is_cuda || plain.difference(other, 0.0)?.is_none() {
-            return Ok(0.0);
+        if !is_cuda || plain.difference(other, &Tolerance::default())?.is_none() {
+            return Ok(Tolerance::default());
         }
         if let Some((_, known)) = self.tolerances.iter().find(|(known, _)| *known == scenario) {
-            return Ok(*known);
+            return Ok(known.clone());
         }
-        let again = self.setup.plain(scenario)?;
-        let tolerance = if plain.difference(&again, 0.0)?.is_some() { 0.05 } else { 0.0 };
-        self.tolerances.push((scenario, tolerance));
+        let tolerance = plain.repeated(&self.setup.plain(scenario)?)?;
+        self.tolerances.push((scenario, tolerance.clone()));
         Ok(tolerance)
     }
 

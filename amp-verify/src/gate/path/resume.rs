@@ -6,6 +6,7 @@ use super::{
     Checks,
     final_state::FinalState,
     run::{self, LOW_SCALE, STEPS, Scenario},
+    tolerance::Tolerance,
 };
 use crate::{faults::Fault, gate::reason::Reason};
 
@@ -36,11 +37,14 @@ impl Checks<'_> {
         for (what, state) in
             [("a run that was saved half way", &whole), ("a resumed run", &resumed)]
         {
-            let tolerance = if is_cuda { self.tolerance(scenario, plain, state)? } else { 0.0 };
+            let tolerance = match is_cuda {
+                true => self.tolerance(scenario, plain, state)?,
+                false => Tolerance::default(),
+            };
             let difference = match Fault::loses_state(self.setup.job.fault) {
                 // The counters of this run start again at zero.
-                true => plain.tensors_differ(state, tolerance)?,
-                false => plain.difference(state, tolerance)?,
+                true => plain.tensors_differ(state, &tolerance)?,
+                false => plain.difference(state, &tolerance)?,
             };
             let wrong = difference.map(|difference| {
                 format!("{what} differs from an uninterrupted run: {difference}")

@@ -88,8 +88,8 @@ impl Format {
         }
     }
 
-    /// The first class of values that overflow with the largest exponent: whatever is beyond this format's last
-    /// significand is beyond all smaller ones.
+    /// Returns the first class of values that overflow with the largest exponent: a value beyond
+    /// this format's last significand is beyond all smaller ones.
     fn class(self) -> usize {
         let last = self.last_significand();
         Self::ALL.into_iter().filter(|other| other.last_significand() <= last).count()

@@ -76,7 +76,7 @@ impl Process {
         sent.map_err(|_| self.gone())
     }
 
-    /// The next answer.
+    /// Reads the next answer.
     ///
     /// # Errors
     /// The program's own error, or when it has ended or answered with something other than JSON.

@@ -5,7 +5,7 @@ use amp_core::{
     tch::{Kind, Tensor, no_grad},
 };
 
-/// The values of tensors with one element, in f64.
+/// Returns the values of tensors with one element, in f64.
 ///
 /// # Errors
 /// When a tensor has another number of elements.
@@ -25,7 +25,7 @@ pub(crate) fn read(tensors: &[Tensor]) -> Result<Vec<f64>> {
     })
 }
 
-/// The values of `N` tensors with one element.
+/// Returns the values of `N` tensors with one element.
 ///
 /// # Errors
 /// The same as [`read`]'s.
@@ -34,7 +34,7 @@ pub(crate) fn read_all<const N: usize>(tensors: [Tensor; N]) -> Result<[f64; N]>
     Ok([(); N].map(|()| values.next().unwrap_or(f64::NAN)))
 }
 
-/// Σx² in f64, on the tensor's device.
+/// Computes Σx² in f64, on the tensor's device.
 ///
 /// # Errors
 /// When there is not enough memory.
@@ -42,7 +42,7 @@ pub(crate) fn square(tensor: &Tensor) -> Result<Tensor> {
     no_grad(|| Ok(tensor.f_to_kind(Kind::Double)?.f_square()?.f_sum(Kind::Double)?))
 }
 
-/// Σ(a − b)² in f64, on the device of `a`.
+/// Computes Σ(a − b)² in f64, on the device of `a`.
 ///
 /// # Errors
 /// When their shapes differ.
@@ -53,7 +53,7 @@ pub(crate) fn square_of_difference(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     })
 }
 
-/// Whether all values of all tensors are finite.
+/// Returns whether all values of all tensors are finite.
 ///
 /// # Errors
 /// When libtorch fails.
@@ -63,7 +63,7 @@ pub(crate) fn all_finite<'t>(tensors: impl IntoIterator<Item = &'t Tensor>) -> R
     Ok(read(&each)?.into_iter().all(|finite| finite != 0.0))
 }
 
-/// Whether the tensors of each pair have the same values; NaN differs from all.
+/// Returns whether the tensors of each pair have the same values; NaN differs from all.
 ///
 /// # Errors
 /// When the shapes of a pair differ.

@@ -34,7 +34,7 @@ fn no_project_is_left_out() {
     assert_eq!(all.models().skip(others).map(|model| model.name()).collect::<Vec<_>>(), NAMES);
 }
 
-/// The lines with code of a project's file, without imports: model, data and registration.
+/// Counts the lines with code of a project's file, without imports: model, data and registration.
 fn lines_of_code(source: &str) -> usize {
     let mut imports = false;
     let counts = |line: &&str| {

@@ -184,7 +184,7 @@ impl Log {
         self.metric_state(name, metric, state, options)
     }
 
-    /// [`metric`](Self::metric) from its state for the batch.
+    /// Logs a metric as [`metric`](Self::metric) does, from its state for the batch.
     pub(crate) fn metric_state(
         &mut self,
         name: &str,

@@ -215,9 +215,9 @@ impl Loss for Nll {
     }
 }
 
-/// The loss of classes that `of_reduction` computes under a reduction. Of logits with several positions, `[N, C, …]`,
-/// the losses of all positions are computed first and then added up, because libtorch's kernel for them (nll_loss2d)
-/// adds up in an order that differs from run to run on CUDA.
+/// Reduces the loss of classes that `of_reduction` computes. Of logits with several positions, `[N,
+/// C, …]`, the losses of all positions are computed first and then added up, because libtorch's
+/// kernel for them (nll_loss2d) adds up in an order that differs from run to run on CUDA.
 fn in_fixed_order(
     logits: &Tensor,
     of: &Tensor,
@@ -244,7 +244,8 @@ fn in_fixed_order(
     Ok(loss.f_to_kind(each.kind())?)
 }
 
-/// The weight of each target by its class, or 1; 0 for ignored ones.
+/// Returns the weight of each target's class, or 1 without weights. The weight of an ignored target
+/// is 0.
 fn weights_of(of: &Tensor, weight: Option<&Tensor>, ignored: i64, kind: Kind) -> Result<Tensor> {
     let counted = of.f_ne(ignored)?;
     Ok(match weight {

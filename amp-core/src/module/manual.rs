@@ -165,9 +165,9 @@ impl<'s> ManualStep<'s> {
     }
 }
 
-/// The first loss of a model's step on `batch`, with its graph: the result of
-/// [`training_step`](LightningModule::training_step), or the loss of the first backward pass of a [manual
-/// step](LightningModule::manual_step). The manual step ends there, and nothing is updated.
+/// Returns the first loss of a model's step on `batch`, with its graph: the result of
+/// [`training_step`](LightningModule::training_step), or the loss of the first backward pass of a
+/// [manual step](LightningModule::manual_step). The manual step ends there, and nothing is updated.
 ///
 /// # Errors
 /// The step's own error, or that a manual step ran no backward pass.

@@ -6,13 +6,15 @@ use tch::{Kind, Tensor};
 use super::PaddingMode;
 use crate::{Result, ffi};
 
-/// Whether these operators are to be taken: on CUDA, where deterministic algorithms are requested.
+/// Returns whether these operators are to be used: on CUDA, if deterministic algorithms are
+/// requested.
 pub(super) fn applies(input: &Tensor) -> Result<bool> {
     Ok(input.device().is_cuda() && ffi::numerics()?.1)
 }
 
-/// Linear interpolation of each dimension behind the first two to the sizes `out`; the factors are those by which places
-/// are computed, if not by the sizes. 16-bit numbers are computed in f32, as libtorch does.
+/// Interpolates each dimension after the first two linearly to the sizes `out`. Places are computed
+/// by the factors `by`, or by the sizes where there is no factor. 16-bit numbers are computed in
+/// f32, as in libtorch.
 pub(super) fn linear(
     input: &Tensor,
     out: &[i64],
@@ -48,8 +50,8 @@ fn linear_along(x: &Tensor, dim: usize, to: i64, by: Option<f64>, align: bool) -
     Ok(first.f_add(&next.f_sub(&first)?.f_mul(&share)?)?)
 }
 
-/// The last dimensions padded by the input's own values, by so many elements before and after each. `None` for another
-/// mode, and for sides that libtorch refuses.
+/// Pads the last dimensions with the input's own values, by so many elements before and after each.
+/// Returns `None` for another mode, and for sides that libtorch refuses.
 pub(super) fn padded(
     input: &Tensor,
     mode: PaddingMode,
@@ -91,7 +93,8 @@ mod tests {
         (numbers * 0.7).sin().reshape(shape).set_requires_grad(true)
     }
 
-    /// Values and gradients equal those of libtorch's kernel.
+    /// Checks that the values of `own` and its gradients by `x` equal the ones of libtorch's
+    /// kernel.
     fn assert_same(x: &Tensor, own: &Tensor, other: &Tensor) {
         let factor = sample(&own.size()).detach();
         let gradient = |of: &Tensor| {

@@ -77,8 +77,9 @@ pub fn loss_of_output<M: ?Sized>(
     Ok(loss)
 }
 
-/// [`loss_of_output`], and the state of each metric, whose rows are those of the target: where the loss runs the output
-/// layer, a metric reads the logits of some rows at a time, and the states of all of them are merged.
+/// Computes the loss as [`loss_of_output`] does, and the state of each metric, whose rows are the
+/// target's. If the loss runs the output layer, a metric reads the logits of some rows at a time,
+/// and the states of all rows are merged.
 ///
 /// # Errors
 /// Those of `forward`, of the loss and of the metrics.

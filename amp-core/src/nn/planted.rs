@@ -42,7 +42,7 @@ pub(super) struct Planted {
 }
 
 impl Planted {
-    /// Those of this thread.
+    /// Returns the faults of this thread.
     pub(super) fn here() -> Self {
         Self { factor: FACTOR.get(), layer: LAYER.with_borrow(Clone::clone) }
     }

@@ -69,14 +69,15 @@ impl<const N: usize> MaxPool<N> {
 }
 
 impl<const N: usize> MaxPool<N> {
-    /// The windows' size, stride, padding and dilation.
+    /// Returns the windows' size, stride, padding and dilation.
     fn windows(&self) -> [[i64; N]; 4] {
         let MaxPoolConfig { kernel_size, stride, padding, dilation, .. } = self.config;
         [kernel_size.0, stride.0, padding.0, dilation.0]
     }
 
-    /// The largest value of each window, and its place in the flattened spatial dimensions, int64: torch's pool with
-    /// `return_indices`. A [`MaxUnpool`](super::MaxUnpool) takes both.
+    /// Returns the largest value of each window and its place in the flattened spatial dimensions,
+    /// int64, as torch's pool with `return_indices` does. A [`MaxUnpool`](super::MaxUnpool) takes
+    /// both.
     ///
     /// # Errors
     /// When libtorch refuses the input.
@@ -215,7 +216,7 @@ impl<const N: usize> AdaptiveAvgPool<N> {
     }
 }
 
-/// The size of the windows, if `output_size` divides the input's.
+/// Returns the size of the windows, or `None` if `output_size` does not divide the input's size.
 fn windows_of<const N: usize>(input: &Tensor, output_size: [i64; N]) -> Option<[i64; N]> {
     let size = input.size();
     let spatial: [i64; N] = size.get(size.len().checked_sub(N)?..)?.try_into().ok()?;
@@ -269,8 +270,8 @@ impl<const N: usize> AdaptiveMaxPool<N> {
 }
 
 impl<const N: usize> AdaptiveMaxPool<N> {
-    /// The largest value of each window, and its place in the flattened spatial dimensions, int64: torch's pool with
-    /// `return_indices`.
+    /// Returns the largest value of each window and its place in the flattened spatial dimensions,
+    /// int64, as torch's pool with `return_indices` does.
     ///
     /// # Errors
     /// When libtorch refuses the input.

@@ -46,7 +46,8 @@ pub enum PerDimension<T> {
 }
 
 impl<T: Copy> PerDimension<T> {
-    /// Those of so many dimensions; none where they are of another number.
+    /// Returns a value for each of so many dimensions, or `None` if no values are given or their
+    /// number differs.
     fn of(self, dimensions: usize) -> Option<Vec<T>> {
         let values = match self {
             Self::None => return None,
@@ -116,7 +117,7 @@ pub struct UpsampleConfig {
 }
 
 impl UpsampleConfig {
-    /// With the nearest value; the size or the factor must be added.
+    /// Selects the nearest value. The caller must add the size or the factor.
     pub fn new() -> Self {
         Self {
             size: PerDimension::None,
@@ -141,7 +142,7 @@ pub struct Upsample {
 }
 
 impl Upsample {
-    /// To this size, or by this factor.
+    /// Creates a layer that resizes to the size, or by the factor, of the options.
     ///
     /// # Errors
     /// When neither or both are given, one is not positive, or an option has no effect.
@@ -168,7 +169,9 @@ impl Upsample {
         Ok(Self { config })
     }
 
-    /// The output's size, and the factors by which places are computed, if not by the sizes.
+    /// Returns the output's size, and for each dimension the factor by which places are computed,
+    /// or `None` if they are computed by the sizes. Returns `None` if the options are for another
+    /// number of dimensions.
     fn output(&self, spatial: &[i64]) -> Option<(Vec<i64>, Vec<Option<f64>>)> {
         let UpsampleConfig { size, scale_factor, recompute_scale_factor, .. } = self.config;
         if size.is_given() {

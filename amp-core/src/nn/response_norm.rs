@@ -17,7 +17,7 @@ pub struct LocalResponseNormConfig {
 }
 
 impl LocalResponseNormConfig {
-    /// Over so many channels.
+    /// Sets the number of channels, and PyTorch's defaults for the other options.
     pub fn new(size: i64) -> Self {
         Self { size, alpha: 1e-4, beta: 0.75, k: 1.0 }
     }
@@ -31,7 +31,7 @@ pub struct LocalResponseNorm {
 }
 
 impl LocalResponseNorm {
-    /// With these options.
+    /// Creates a layer with these options.
     ///
     /// # Errors
     /// When the number of channels is not positive.

@@ -15,7 +15,7 @@ pub struct FlattenConfig {
 }
 
 impl FlattenConfig {
-    /// All dimensions except the batch.
+    /// Selects all dimensions except the batch.
     pub fn new() -> Self {
         Self { start_dim: 1, end_dim: -1 }
     }
@@ -34,7 +34,7 @@ pub struct Flatten {
 }
 
 impl Flatten {
-    /// With these options.
+    /// Creates a layer with these options.
     ///
     /// # Errors
     /// Never; the result has the form of the other layers.
@@ -57,8 +57,8 @@ pub struct Unflatten {
 }
 
 impl Unflatten {
-    /// Dimension `dim`, which may be negative, into dimensions of these sizes. One size may be -1 and is then what
-    /// remains.
+    /// Creates a layer that splits dimension `dim`, which may be negative, into dimensions of these
+    /// sizes. One size may be -1 and is then what remains.
     ///
     /// ```
     /// use amp_core::{nn::{Context, Unflatten}, precision::{Policy, Precision}, prelude::*};
@@ -97,7 +97,7 @@ pub struct ChannelShuffle {
 }
 
 impl ChannelShuffle {
-    /// Of so many groups.
+    /// Creates a layer with this number of groups.
     ///
     /// # Errors
     /// When the number is not positive.
@@ -140,7 +140,7 @@ pub struct UnfoldConfig {
 }
 
 impl UnfoldConfig {
-    /// Windows of this size, one at each pixel, without padding.
+    /// Sets windows of this size, one at each pixel, without padding.
     pub fn new(kernel_size: impl Into<Sizes<2>>) -> Self {
         let [dilation, stride] = [Sizes([1; 2]); 2];
         Self { kernel_size: kernel_size.into(), dilation, padding: Sizes([0; 2]), stride }
@@ -154,7 +154,7 @@ pub struct Unfold {
 }
 
 impl Unfold {
-    /// With these options.
+    /// Creates a layer with these options.
     ///
     /// # Errors
     /// Never; the result has the form of the other layers.
@@ -186,7 +186,8 @@ pub struct FoldConfig {
 }
 
 impl FoldConfig {
-    /// Windows of this size, one at each pixel of images of this size, without padding.
+    /// Sets windows of this kernel size, one at each pixel of images of this output size, without
+    /// padding.
     pub fn new(output_size: impl Into<Sizes<2>>, kernel_size: impl Into<Sizes<2>>) -> Self {
         let UnfoldConfig { kernel_size, dilation, padding, stride } =
             UnfoldConfig::new(kernel_size);
@@ -201,7 +202,7 @@ pub struct Fold {
 }
 
 impl Fold {
-    /// With these options.
+    /// Creates a layer with these options.
     ///
     /// # Errors
     /// Never; the result has the form of the other layers.

@@ -24,7 +24,7 @@ pub type MaxUnpool2dConfig = MaxUnpoolConfig<2>;
 pub type MaxUnpool3dConfig = MaxUnpoolConfig<3>;
 
 impl<const N: usize> MaxUnpoolConfig<N> {
-    /// Of adjacent windows, without padding.
+    /// Sets adjacent windows of this size, without padding.
     pub fn new(kernel_size: impl Into<Sizes<N>>) -> Self {
         let kernel_size = kernel_size.into();
         Self { kernel_size, stride: kernel_size, padding: Sizes([0; N]) }
@@ -66,7 +66,7 @@ pub type MaxUnpool2d = MaxUnpool<2>;
 pub type MaxUnpool3d = MaxUnpool<3>;
 
 impl<const N: usize> MaxUnpool<N> {
-    /// With these options.
+    /// Creates a layer with these options.
     ///
     /// # Errors
     /// Never; the result has the form of the other layers.
@@ -74,7 +74,8 @@ impl<const N: usize> MaxUnpool<N> {
         Ok(Self { config })
     }
 
-    /// The output's spatial size: the given one, if a pool makes the input's size of it.
+    /// Returns the output's spatial size. Without a given size it is the smallest one that the pool
+    /// reduces to the input's size. A given size must be less than a step away from it.
     fn output_size(&self, input: &Tensor, given: Option<&[i64]>) -> Result<[i64; N]> {
         let MaxUnpoolConfig { kernel_size, stride, padding } = self.config;
         let size = input.size();

@@ -154,7 +154,8 @@ fn a_sequence_has_the_loss_of_its_elements() -> Result<()> {
     Ok(())
 }
 
-/// The loss of each position of images, under these options, by each loss of classes.
+/// Computes the losses of images' positions under these options: the cross entropy, and the
+/// negative log-likelihood of the log-softmax.
 fn of_positions(
     options: (f64, i64, f64, bool),
     logits: &Tensor,

@@ -33,7 +33,7 @@ const OF_ROWS: &[&str] = &[
     "perplexity",
 ];
 
-/// Whether a metric can be computed from some rows of the model's output at a time.
+/// Returns whether a metric can be computed from some rows of the model's output at a time.
 fn is_of_rows(metric: &Metric) -> bool {
     let is_known = matches!(&metric.value, Value::Known { row, .. } if OF_ROWS.contains(&row.name));
     is_known && metric.of.output.is_none() && metric.of.target.is_none()

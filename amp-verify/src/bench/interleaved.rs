@@ -38,7 +38,8 @@ pub trait Candidate {
     /// When the candidate cannot run; the benchmark then skips it.
     fn prepare(&mut self) -> Result<()>;
 
-    /// Seconds from building the model to the end of its first step, after [`prepare`](Self::prepare).
+    /// Returns the seconds from building the model to the end of its first step, after
+    /// [`prepare`](Self::prepare), or `None` if they are not measured.
     fn first_step_seconds(&self) -> Option<f64> {
         None
     }

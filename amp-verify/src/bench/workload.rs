@@ -155,7 +155,7 @@ pub fn find(registry: &Registry, name: &str) -> Result<Task> {
     find_changed(registry, name, &Changes::default())
 }
 
-/// [`find`] at another size.
+/// Finds a workload as [`find`] does, and applies the changes to it.
 ///
 /// # Errors
 /// As [`find`], and when a change does not fit the workload.

@@ -44,7 +44,8 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// The budget of the case's model, which runs once on a few examples; `steps` are those of the first steps.
+    /// Computes the budget of the case's model, which runs once on a few examples. `steps` is the
+    /// number of the first steps.
     pub(super) fn of(job: &Job, case: &Case, steps: u64) -> Result<Self> {
         let batch = case.data.batch_size;
         let few = case.data.train.head(batch.min(FEWEST_EXAMPLES))?;
@@ -62,7 +63,7 @@ impl Budget {
         Ok(Self::for_work(products, batch, window, steps))
     }
 
-    /// The budget for this number of multiplications for an example.
+    /// Computes the budget for this number of multiplications per example.
     fn for_work(products: f64, batch: i64, window: i64, steps: u64) -> Self {
         let fewest = FEWEST_EXAMPLES.min(batch);
         let within = |limit: f64, work: f64, fewest: i64, most: i64| -> i64 {
@@ -77,7 +78,7 @@ impl Budget {
         Self { examples, draws, epoch_steps }
     }
 
-    /// The first examples of the training set: a batch, or fewer for a large model.
+    /// Returns the first examples of the training set: a batch, or fewer for a large model.
     pub(super) fn sample(self, case: &Case) -> Result<AnyBatch> {
         case.data.train.head(self.examples)
     }

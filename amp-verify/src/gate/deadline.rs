@@ -19,14 +19,14 @@ pub(super) struct Deadline {
 }
 
 impl Deadline {
-    /// So much time from now; without a time there is no end.
+    /// Sets the end to so much time from now. Without a time there is no end.
     pub(super) fn within(time: Option<Duration>) -> Self {
         // A time that no clock reaches is no limit.
         let at = time.and_then(|time| Instant::now().checked_add(time));
         Self { at, has_ended: Rc::default() }
     }
 
-    /// An error once the time is over.
+    /// Returns an error once the time is over.
     pub(super) fn check(&self) -> Result<()> {
         if self.at.is_none_or(|at| Instant::now() < at) {
             return Ok(());
@@ -35,7 +35,7 @@ impl Deadline {
         Err(Error::config(OVER))
     }
 
-    /// Whether an error of [`check`](Self::check) ended the job.
+    /// Returns whether an error of [`check`](Self::check) ended the job.
     pub(super) fn has_ended(&self) -> bool {
         self.has_ended.get()
     }

@@ -138,7 +138,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// The outcome of a job that the time limit ended before anything was judged.
+    /// Returns the outcome of a job that the time limit ended before anything was judged.
     pub(super) fn ended() -> Self {
         let crashed = Failure::new(Reason::Crashed, "");
         Self { ended: true, failures: Vec::new(), ..Self::failed(crashed) }
@@ -178,7 +178,7 @@ impl Job {
         self.execute_within(registry, None)
     }
 
-    /// The same, but the rules end after this time.
+    /// Runs the job as [`execute`](Self::execute) does, but ends its rules after this time.
     pub(super) fn execute_within(&self, registry: &Registry, time: Option<Duration>) -> Outcome {
         let deadline = Deadline::within(time);
         if deadline.check().is_err() {
@@ -240,8 +240,8 @@ impl Job {
         Ok(case)
     }
 
-    /// The same for another precision. Without a fault all precisions share one case, whose model and data are not built
-    /// again.
+    /// Returns the case of a run under another precision. Without a fault all precisions share one
+    /// case, whose model and data are not built again.
     pub(super) fn case_like(
         &self,
         case: &Case,

@@ -133,7 +133,8 @@ impl Pool {
         self.run_until(None, jobs)
     }
 
-    /// The same, but a job does not begin, and its rules end, when the time is over.
+    /// Runs the jobs as [`run`](Self::run) does, but begins no job, and ends the rules of jobs,
+    /// when the time is over.
     ///
     /// # Errors
     /// When the cache cannot be written.

@@ -59,8 +59,9 @@ fn all(plan: &Plan, pool: &mut Pool) -> Result<Seeds> {
     Ok(seeds)
 }
 
-/// The rules, which end with the limit, and one seed after the other, as long as the longest so far would end within
-/// it. How many there are does not depend on what they show, so that the two looks keep their levels.
+/// Runs the rules, which end with the limit, and then one seed after the other, as long as the
+/// longest so far would end within it. The number of seeds does not depend on what they show, so
+/// that the two looks keep their levels.
 fn within(plan: &Plan, pool: &mut Pool, started: Instant, limit: Duration) -> Result<Seeds> {
     // A limit that no clock reaches is none.
     pool.run_until(started.checked_add(limit), plan.rules())?;

@@ -55,7 +55,7 @@ pub fn rmse(found: &Tensor, exact: &Tensor) -> Result<Option<f64>> {
     rms(&difference(found, exact)?)
 }
 
-/// The mean square, on the tensor's device.
+/// Computes the mean square, on the tensor's device.
 pub(super) fn mean_square(tensor: &Tensor) -> Result<Tensor> {
     if tensor.numel() == 0 {
         return Ok(Tensor::f_zeros([0_i64; 0], (Kind::Double, tensor.device()))?);
@@ -63,12 +63,12 @@ pub(super) fn mean_square(tensor: &Tensor) -> Result<Tensor> {
     Ok(tensor.f_to_kind(Kind::Double)?.f_square()?.f_mean(Kind::Double)?)
 }
 
-/// The mean square of the difference, on the tensors' device.
+/// Computes the mean square of the difference, on the tensors' device.
 pub(super) fn mean_square_error(found: &Tensor, exact: &Tensor) -> Result<Tensor> {
     mean_square(&difference(found, exact)?)
 }
 
-/// The roots of mean squares; `None` where a value was not finite.
+/// Computes the roots of mean squares. A root is `None` if a value was not finite.
 pub(super) fn roots(squares: &[Tensor]) -> Result<Vec<Option<f64>>> {
     let root = |square: f64| Some(square.sqrt()).filter(|root| root.is_finite());
     Ok(scalars::read(squares)?.into_iter().map(root).collect())
@@ -100,8 +100,9 @@ pub fn bias(found: &Tensor, exact: &Tensor) -> Result<Option<Bias>> {
     Ok(Some(Bias { magnitude, magnitude_z, shift, shift_z }))
 }
 
-/// The sums from which a mean and its standard error follow, on the device: of all values; of the squares of the sums
-/// over each example and over each feature, if there are several; and of all squares.
+/// Computes the sums from which a mean and its standard error follow, on the device: of all values;
+/// of the squares of the sums over each example and over each feature, if there are several; and of
+/// all squares.
 fn sums(values: &Tensor) -> Result<Vec<Tensor>> {
     if values.numel() == 0 {
         return Ok(Vec::new());
@@ -124,7 +125,8 @@ fn sums(values: &Tensor) -> Result<Vec<Tensor>> {
     Ok(sums)
 }
 
-/// The mean, and the mean divided by its standard error under the hypothesis that the mean is zero.
+/// Computes the mean, and the mean divided by its standard error under the hypothesis that the mean
+/// is zero.
 fn mean_and_z(sums: &[f64], count: f64) -> (f64, f64) {
     let (sum, variance) = match *sums {
         [sum, examples, features, single] => (sum, (examples + features - single).max(single)),

@@ -186,8 +186,9 @@ impl Otherwise {
         Ok((expected > 0.0 || own > 0.0).then(|| own / expected))
     }
 
-    /// The share of the values well within the dtype's exponents that are lost: subnormal numbers that became zero, or
-    /// finite ones that became infinite. Exponents predict that these are kept.
+    /// Computes the share of the values well within the dtype's exponents that are lost: subnormal
+    /// numbers that became zero, or finite ones that became infinite. Exponents predict that these
+    /// are kept.
     fn lost(&self, to: Dtype) -> Result<Option<f64>> {
         let Some(format) = Format::of(to) else { return Ok(None) };
         let power = |exponent: i32| 2.0_f64.powi(exponent);

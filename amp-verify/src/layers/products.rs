@@ -13,8 +13,9 @@ use amp_core::{
 
 use super::Subject;
 
-/// The multiplications by layers' weights in one forward pass: each weight once for each position of its layer's output.
-/// A product that is not a layer's, such as attention's, is left out.
+/// Counts the multiplications by layers' weights in one forward pass: each weight once for each
+/// position of its layer's output. A product that is not a layer's, such as attention's, is left
+/// out.
 ///
 /// # Errors
 /// When the pass fails.

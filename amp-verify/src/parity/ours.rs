@@ -25,8 +25,8 @@ use crate::{
     rounding::{moved, rounding_of},
 };
 
-/// How far the weights of a moved run are from the model's, relative to their size: sixteen roundings of f32, or what
-/// one rounding to 16 bits may change.
+/// Returns how far the weights of a moved run are from the model's, relative to their size: sixteen
+/// roundings of f32, or what one rounding to 16 bits may change.
 fn share(precision: Precision) -> f64 {
     match precision.compute() {
         kind @ (Kind::Half | Kind::BFloat16) => rounding_of(kind),
@@ -109,7 +109,8 @@ pub(super) fn trace(case: &Case, precision: Precision) -> Result<Traced> {
     traced(case, precision, None)
 }
 
-/// The first batches of a run whose initial weights were moved at random, traced.
+/// Trains the case on the first batches, from initial weights that are moved at random, and records
+/// the gradients of each step.
 pub(super) fn trace_moved(
     case: &Case,
     precision: Precision,

@@ -61,7 +61,8 @@ pub struct Rounding {
 }
 
 impl Rounding {
-    /// Of our attempts and both sides' losses, by moved runs; a step has `window` batches.
+    /// Computes the effect of rounding from our attempts, both sides' losses and moved runs. A step
+    /// has `window` batches.
     pub(super) fn of(own: &[Attempt], losses: Pair<&[f64]>, moved: &[Traced], window: u64) -> Self {
         // Each gradient at our loss scale, which an earlier skip of a moved run may have halved there.
         let size = |attempt: &Attempt, scale: f64| {
@@ -191,9 +192,11 @@ impl Again {
     }
 }
 
-/// That rounding decides which side skips the first step that one side alone skips: the losses are as near to each other
-/// as rounding keeps them up to there, and the side that applies it has a gradient beyond f16's largest number, or as
-/// near to it as rounding moves this step's largest gradient, or moved runs of ours decide either way.
+/// Returns the reason why rounding decides which side skips the first step that one side alone
+/// skips, or `None` if it does not decide. It decides if the losses are as near to each other as
+/// rounding keeps them up to there, and the side that applies the step has a gradient beyond f16's
+/// largest number, or as near to it as rounding moves this step's largest gradient, or moved runs
+/// of ours decide either way.
 fn undecided(own: &[Attempt], theirs: &[Attempt], rounding: &Rounding) -> Option<String> {
     let (ours, other) = parting(own, theirs)?;
     let applied = if ours.skipped { other } else { ours };
@@ -265,7 +268,7 @@ mod tests {
         }
     }
 
-    /// What a judgement is called, and what it says.
+    /// Returns the name of a judgement, and its text.
     fn told(seed: &Seed) -> (&'static str, String) {
         match seed.skips(100) {
             Skips::Same => ("same", String::new()),

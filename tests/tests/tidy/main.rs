@@ -73,6 +73,7 @@ const AMP_VERIFY: &[&str] = &[
     "text",
     "python",
     "verdict",
+    "scalars",
     "exponents",
     "length",
     "changes",

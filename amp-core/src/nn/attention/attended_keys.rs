@@ -19,7 +19,7 @@ pub(super) struct AttendedKeys {
 }
 
 impl AttendedKeys {
-    /// Every query attends to all of these keys.
+    /// Lets every query attend to all of these keys.
     pub(super) fn all(keys: Tensor, values: Tensor) -> Self {
         Self { keys, values, mask: None, open: None, is_causal: false }
     }

@@ -68,7 +68,8 @@ pub fn scaled_dot_product_attention(
     attend(query, key, value, options, None)
 }
 
-/// [`scaled_dot_product_attention`]; `open` is what was made of the options' mask before, if it was.
+/// Computes [`scaled_dot_product_attention`]. `open` is the mask that was made from the options'
+/// mask before, if it was.
 pub(super) fn attend(
     query: &Tensor,
     key: &Tensor,
@@ -234,7 +235,7 @@ impl Shapes {
         OpenMask::of(&mask, query.kind()).map(Some)
     }
 
-    /// Batch, heads, queries and keys of the scores.
+    /// Returns the shape of the scores: batch, heads, queries and keys.
     pub(super) fn of_scores(&self) -> Vec<i64> {
         let mut scores = self.batch.clone();
         scores.extend([self.heads, self.queries, self.keys]);

@@ -11,7 +11,7 @@ use amp_core::{
 
 use super::several::{Runs, case};
 
-/// The modules that a recorded case names.
+/// Builds the modules that a recorded case names.
 pub(super) fn build(name: &str) -> Result<Box<dyn Runs>> {
     match name {
         "max_unpool1d" => unpool(
@@ -39,7 +39,8 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Runs>> {
     }
 }
 
-/// The largest values, and these at their places; with the input's size, or the smallest.
+/// Builds a case that pools, and puts the largest values back at their places. Their output has the
+/// input's size if `sized`, otherwise the smallest possible size.
 fn unpool<const N: usize>(
     pool: Result<MaxPool<N>>,
     back: Result<MaxUnpool<N>>,

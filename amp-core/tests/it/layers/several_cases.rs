@@ -252,7 +252,7 @@ fn masks(names: &[Name], inputs: &[Tensor]) -> AttentionMask {
     masks
 }
 
-/// A module with one tensor as input.
+/// Builds a case of a module with one tensor as input.
 fn alone<M: Module + 'static>(module: Result<M>) -> Result<Box<dyn Runs>> {
     case(module, |module, x, cx| Ok(vec![module.forward(&x[0], cx)?]))
 }

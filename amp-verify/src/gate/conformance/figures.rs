@@ -48,25 +48,25 @@ impl fmt::Display for What {
 /// The figures of one run by property.
 pub(super) type Figures = BTreeMap<What, f64>;
 
-/// ‖tensors‖ of each, in f64, one tensor at a time.
+/// Computes the norm of each tensor in f64, one tensor at a time.
 fn norms<'t>(tensors: impl IntoIterator<Item = &'t Tensor>) -> Result<Vec<f64>> {
     let squares = tensors.into_iter().map(square).collect::<Result<Vec<_>>>()?;
     Ok(read(&squares)?.into_iter().map(f64::sqrt).collect())
 }
 
-/// ‖a − b‖ of each pair, in f64, one pair at a time.
+/// Computes ‖a − b‖ of each pair in f64, one pair at a time.
 fn distances<'t>(pairs: impl IntoIterator<Item = (&'t Tensor, &'t Tensor)>) -> Result<Vec<f64>> {
     let squares = pairs.into_iter().map(|(a, b)| square_of_difference(a, b));
     let squares = squares.collect::<Result<Vec<_>>>()?;
     Ok(read(&squares)?.into_iter().map(f64::sqrt).collect())
 }
 
-/// The norm of everything, from the norms of its parts.
+/// Computes the norm of everything from the norms of its parts.
 fn whole(parts: impl IntoIterator<Item = f64>) -> f64 {
     parts.into_iter().map(|part| part * part).sum::<f64>().sqrt()
 }
 
-/// ‖a − b‖ of all tensors together.
+/// Computes ‖a − b‖ of all tensors together.
 fn distance(a: &[Tensor], b: &[Tensor]) -> Result<f64> {
     Ok(whole(distances(a.iter().zip(b))?))
 }
@@ -105,7 +105,7 @@ impl<'a> Exact<'a> {
         ratio(STEPS as f64 * rounding_of(Kind::Float) * self.weights, self.way)
     }
 
-    /// The figures of another run.
+    /// Computes the figures of another run.
     pub(super) fn compare(&self, ran: &Ran) -> Result<Figures> {
         let Self { ran: exact, way, .. } = *self;
         let mut figures = BTreeMap::from([
@@ -131,7 +131,7 @@ impl<'a> Exact<'a> {
     }
 }
 
-/// The first loss; NaN without one.
+/// Returns the first loss, or NaN if there is none.
 fn loss(ran: &Ran) -> Result<f64> {
     ran.trace.loss.as_ref().map_or(Ok(f64::NAN), |loss| Ok(loss.f_double_value(&[])?))
 }

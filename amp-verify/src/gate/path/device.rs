@@ -76,8 +76,8 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
 /// A gradient by parameter.
 type Gradients = BTreeMap<String, Tensor>;
 
-/// The gradient of a batch in 32-true, with layers fused as in an unobserved run, and how far `draws` gradients with moved
-/// weights are from it.
+/// Computes the gradient of a batch in 32-true, with layers fused as in an unobserved run, and how
+/// far `draws` gradients with moved weights are from it.
 fn gradients(
     setup: &Setup<'_>,
     device: Device,
@@ -125,7 +125,8 @@ fn gradient(
     Ok(gradients)
 }
 
-/// The difference of `a` from `b`, on the device of `b`. A gradient that only one of them has is compared with zero.
+/// Computes the difference of `a` from `b`, on the device of `b`. A gradient that only one of them
+/// has is compared with zero.
 fn gradient_difference(a: &Gradients, b: &Gradients) -> Result<GradientDifference> {
     let mut sums = Vec::new();
     for (name, exact) in b {

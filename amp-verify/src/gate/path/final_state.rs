@@ -58,7 +58,7 @@ impl StateRecorder {
         Self(Rc::new(RefCell::new(Recorded { deadline, ..Recorded::default() })))
     }
 
-    /// The same, and measures memory.
+    /// Ends the run when the time is over, and measures memory.
     pub(super) fn new(device: Device, deadline: &Deadline) -> Result<Self> {
         let (meter, deadline) = (Some(MemoryMeter::start(device)?), deadline.clone());
         Ok(Self(Rc::new(RefCell::new(Recorded { meter, deadline, ..Recorded::default() }))))

@@ -88,7 +88,8 @@ fn size(own: &[Own], findings: &mut Findings) {
     );
 }
 
-/// Whether the layers keep the values that their dtype's exponents hold, and which loss scales do.
+/// Checks that the layers keep the values that their dtype's exponents hold, and records how far
+/// the loss scale is from the nearer end of the safe loss scales.
 fn exponents(report: &layers::Report, own: &[Own], findings: &mut Findings) {
     let lost = own.iter().filter_map(|own| Some((own.lost?, own.path.as_str())));
     if let Some((share, path)) = lost.max_by(|a, b| a.0.total_cmp(&b.0)) {

@@ -244,8 +244,8 @@ fn bounded(generics: &Generics) -> Generics {
     generics
 }
 
-/// Stubs that are emitted next to the errors, so that rustc reports no errors that follow from
-/// them.
+/// Returns stubs that are emitted next to the errors, so that rustc reports no errors that follow
+/// from them.
 fn stubs(input: &DeriveInput, amp_core: &Path) -> TokenStream {
     let ident = &input.ident;
     let (impl_generics, ty_generics, where_clause) = input.generics.split_for_impl();

@@ -101,7 +101,7 @@ fn replace_process(mut command: Command) -> Result<ExitCode, Error> {
     Err(could_not_start(&command, &error))
 }
 
-/// Systems that cannot replace a process wait for `command` and return its exit code.
+/// Waits for `command` and returns its exit code, on systems that cannot replace a process.
 #[cfg(not(unix))]
 fn replace_process(mut command: Command) -> Result<ExitCode, Error> {
     let status = command.status().map_err(|e| could_not_start(&command, &e))?;

@@ -11,8 +11,8 @@ const TRAINING: usize = 1600;
 /// The number of validation points.
 const VALIDATION: usize = 400;
 
-/// The points as `[points, 2]` coordinates, with the number of their spiral, 0 or 1, as the class.
-/// The batches have `batch_size` points.
+/// Returns the points as `[points, 2]` coordinates, with the number of their spiral, 0 or 1, as the
+/// class. The batches have `batch_size` points.
 ///
 /// # Errors
 /// When libtorch cannot allocate memory for the points.

@@ -8,7 +8,7 @@ fn main() -> ExitCode {
     amp_verify::main(registry())
 }
 
-/// Register your models and their data sets here:
+/// Returns the registry of this crate. Register your models and their data sets here:
 ///
 /// ```ignore
 /// Registry::new(project!())

@@ -22,7 +22,7 @@ pub struct SpiralNet {
     head: Linear,
 }
 
-/// The models and data sets for `cargo amp`. Add yours here.
+/// Returns the models and data sets for `cargo amp`. Add yours here.
 pub fn registry() -> Registry {
     Registry::new(project!())
         .data_set(DataSet::new("spirals", data::spirals).about("two spirals, 2,000 points"))

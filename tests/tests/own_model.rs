@@ -29,7 +29,8 @@ struct WaveNet {
     head: Linear,
 }
 
-/// Waves with an offset that depends on the class: 512 training and 128 validation examples.
+/// Returns waves with an offset that depends on the class: 512 training and 128 validation
+/// examples.
 fn waves() -> DataModule {
     let examples = |first: i64, count: i64| -> Batch {
         let row = Tensor::arange_start(first, first + count, (Kind::Int64, Device::Cpu));

@@ -32,7 +32,7 @@ impl Feed {
         paired_ratio(&self.host, &self.device).map(|ratio| 1.0 - ratio)
     }
 
-    /// Steps per second with the data on the host and on the device.
+    /// Returns the steps per second with the data on the host and on the device.
     pub fn rates(&self) -> Option<(Spread, Spread)> {
         Some((Spread::of(&self.host)?, Spread::of(&self.device)?))
     }

@@ -51,7 +51,8 @@ fn symlink(target: &Path, link: &Path) -> io::Result<()> {
     std::os::unix::fs::symlink(target, link)
 }
 
-/// Systems without symbolic links; `cargo amp` does not fetch libtorch there either.
+/// Returns an error on systems without symbolic links; `cargo amp` does not fetch libtorch there
+/// either.
 #[cfg(not(unix))]
 fn symlink(_target: &Path, _link: &Path) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())

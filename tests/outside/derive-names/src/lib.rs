@@ -57,7 +57,7 @@ impl<B> Whole<B> {
         hook.log("one", &Tensor::from(1.0), LogOptions::ON_EPOCH)
     }
 
-    /// The number of epochs so far, and the last value of each.
+    /// Returns the number of epochs so far, and the last value of each.
     #[must_use]
     pub const fn seen(&self) -> (u64, Option<f64>) {
         (self.epochs, self.last)
@@ -65,7 +65,7 @@ impl<B> Whole<B> {
 }
 
 impl<const N: usize> Residual<N> {
-    /// The widths with which it was built.
+    /// Returns the widths with which it was built.
     #[must_use]
     pub const fn widths(&self) -> [i64; N] {
         self.widths

@@ -83,7 +83,8 @@ pub struct HeightNet {
     body: Sequential,
 }
 
-/// The heights of a landscape at places in a plane, from two files in the project's folder `data`.
+/// Opens the heights of a landscape at places in a plane, from two files in the project's folder
+/// `data`.
 ///
 /// # Errors
 /// If a file is missing or damaged.
@@ -93,7 +94,7 @@ pub fn heights(project: &Project, batch_size: i64) -> Result<DataModule> {
     Ok(DataModule::new("heights", train, val, batch_size))
 }
 
-/// The registry of a project whose files are in the folder `project`.
+/// Returns the registry of a project whose files are in the folder `project`.
 pub fn registry_of(project: Project) -> Registry {
     let files = project.clone();
     Registry::new(project)
@@ -101,7 +102,7 @@ pub fn registry_of(project: Project) -> Registry {
         .model(model!(HeightNet).judged_by_loss().batch_size(16).epochs(4).margin(0.01))
 }
 
-/// The registry of this project.
+/// Returns the registry of this project.
 pub fn registry() -> Registry {
     registry_of(project!())
 }

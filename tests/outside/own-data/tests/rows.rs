@@ -12,7 +12,7 @@ use amp_verify::Project;
 use own_data::{HeightNet, Rows, registry_of};
 use tempfile::{TempDir, tempdir};
 
-/// The row at `index`: two coordinates and the height there.
+/// Returns the row at `index`: two coordinates and the height there.
 fn row(index: usize) -> [f32; 3] {
     let (x, y) = ((index as f32 * 0.7).sin(), (index as f32 * 1.3).cos());
     [x, y, x * y + 0.5]

@@ -30,7 +30,7 @@ impl EpochLines {
         Ok(Self { path, file })
     }
 
-    /// The file.
+    /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -50,7 +50,7 @@ impl Line {
         Ok(OptimizerConfig::new(Sgd { lr: 0.0, ..Default::default() }))
     }
 
-    /// y = 2·x + 1.
+    /// Returns the line y = 2·x + 1.
     fn known() -> Self {
         let model = Self::builder().build().expect("a model");
         for (name, mut tensor, _) in named_tensors(&model) {
@@ -61,7 +61,7 @@ impl Line {
     }
 }
 
-/// The distance of an example's target from the line.
+/// Returns the distance of an example's target from the line.
 fn error(at: i64) -> f32 {
     [0.0, 1.0, -0.5, 3.0, 0.25][(at % 5) as usize]
 }

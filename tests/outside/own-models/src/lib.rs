@@ -17,7 +17,7 @@ use serde_json::json;
 /// The vocabulary of the workload for a GPU.
 const SYMBOLS: i64 = 8192;
 
-/// The models and data sets of this project.
+/// Returns the models and data sets of this project.
 pub fn registry() -> Registry {
     Registry::new(project!())
         .data_set(

@@ -179,7 +179,7 @@ struct Net {
 }
 
 impl Net {
-    /// The weights use no random generator, because other tests may draw from it.
+    /// Builds the net. Its weights use no random generator, because other tests may draw from it.
     fn new() -> Self {
         let net = Self::builder().build().expect("a model");
         for (at, (_, mut tensor, _)) in named_tensors(&net).into_iter().enumerate() {

@@ -16,7 +16,7 @@ fn points() -> DataModule {
     DataModule::new("points", points(32), points(8), 8)
 }
 
-/// The loss after one optimizer step of `model`.
+/// Returns the loss after one optimizer step of `model`.
 fn step(model: &mut dyn LightningModule) -> f64 {
     let config = TrainerConfig {
         max_epochs: 1,

@@ -7,7 +7,7 @@ impl Numbers {
         Self(seed)
     }
 
-    /// The next number, in `[0, 1)`.
+    /// Draws the next number, in `[0, 1)`.
     pub(crate) fn draw(&mut self) -> f64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut bits = self.0;

@@ -12,12 +12,12 @@ use super::numbers::Numbers;
 
 const TRAIN: i64 = 1600;
 const VAL: i64 = 400;
-/// The number of points of a ring.
+/// Half the width of a ring.
 const HALF_WIDTH: f64 = 0.55;
 
-/// Training and validation examples: `[N, 2]` coordinates, and 0 for a point of the inner ring, 1
-/// for a point of the outer ring. Radii are evenly distributed over 1 ± 0.55 and 2 ± 0.55, so that
-/// the rings overlap.
+/// Returns training and validation examples: `[N, 2]` coordinates, and 0 for a point of the inner
+/// ring, 1 for a point of the outer ring. Radii are evenly distributed over 1 ± 0.55 and 2 ± 0.55,
+/// so that the rings overlap.
 ///
 /// # Errors
 /// If libtorch cannot make a tensor.
@@ -28,8 +28,8 @@ pub fn load(batch_size: i64) -> Result<DataModule> {
     Ok(DataModule::new("rings", train, val, batch_size))
 }
 
-/// The accuracy of the best possible model, up to chance in a finite set. Where the rings overlap,
-/// half of the points belong to each ring.
+/// Returns the accuracy of the best possible model, up to chance in a finite set. Where the rings
+/// overlap, half of the points belong to each ring.
 pub fn best_accuracy() -> f64 {
     let overlap = 2.0 * HALF_WIDTH - 1.0;
     1.0 - 0.5 * overlap / (2.0 * HALF_WIDTH)

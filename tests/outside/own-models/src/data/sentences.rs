@@ -18,7 +18,7 @@ const LENGTH: i64 = 16;
 const TRAIN: i64 = 512;
 const VAL: i64 = 128;
 
-/// Training and validation sentences: `[N, 16]` symbols, and for each the next symbol.
+/// Returns training and validation sentences: `[N, 16]` symbols, and for each the next symbol.
 ///
 /// # Errors
 /// If libtorch cannot make a tensor.
@@ -29,8 +29,8 @@ pub fn load(batch_size: i64) -> Result<DataModule> {
     Ok(DataModule::new("sentences", train, val, batch_size))
 }
 
-/// The loss of the best possible model in nats: the entropy of the next symbol. On new sentences no
-/// model is better, except by chance in a finite set.
+/// Returns the loss of the best possible model in nats: the entropy of the next symbol. On new
+/// sentences no model is better, except by chance in a finite set.
 pub fn entropy() -> f64 {
     -(FREQUENT * FREQUENT.ln() + (1.0 - FREQUENT) * (1.0 - FREQUENT).ln())
 }

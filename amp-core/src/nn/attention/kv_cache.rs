@@ -22,7 +22,7 @@ use crate::{
 ///
 /// [`MultiheadAttention`](super::MultiheadAttention) with `causal`, and every layer built on it,
 /// uses the cache automatically, also with grouped queries and rotary embeddings. Attention layers
-/// of your own call [`causal_attention`]. A model that adds positions gets them from
+/// of your own call [`causal_attention`](super::causal_attention). A model that adds positions gets them from
 /// [`Context::places`].
 ///
 /// For each attention layer the cache holds keys `[N, kv_heads, room, E]` and values of the same

@@ -13,7 +13,7 @@ use crate::{
 #[derive(Debug, Clone, Copy, Default)]
 pub struct AttentionOptions<'a> {
     /// A mask that broadcasts to `[…, heads, L, S]`. If it is boolean, **true lets a query attend
-    /// to a key**, as in torch's function; [`AttentionMask`] has the opposite meaning. If it is
+    /// to a key**, as in torch's function; [`AttentionMask`](super::AttentionMask) has the opposite meaning. If it is
     /// floating-point, it is added to the scores.
     pub attn_mask: Option<&'a Tensor>,
     /// The probability of dropout on the attention weights, also outside training: give 0 if

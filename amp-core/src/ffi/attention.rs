@@ -1,4 +1,4 @@
-//! Operations before and after attention (`csrc/heads.cpp`, `csrc/masked_rows.cpp`).
+//! Operations before and after attention (`csrc/attention.cpp`, `csrc/heads.cpp`, `csrc/masked_rows.cpp`).
 
 use std::ffi::c_int;
 
@@ -9,6 +9,7 @@ use super::{Handle, layers::optional_tensor, take_error};
 use crate::Result;
 
 unsafe extern "C" {
+    fn amp_attention_gradient_layout(attended: Handle) -> c_int;
     fn amp_split_heads(product: Handle, heads: i64, out: *mut *mut C_tensor) -> c_int;
     fn amp_masked_rows(attended: Handle, masked: Handle, out: *mut *mut C_tensor) -> c_int;
 }
@@ -20,6 +21,12 @@ pub(crate) fn split_heads(product: &Tensor, heads: i64) -> Result<[Tensor; 3]> {
     checked!(amp_split_heads(product.as_ptr(), heads, out.as_mut_ptr()))?;
     // SAFETY: on success these are new tensors without another owner.
     Ok(out.map(|one| unsafe { Tensor::from_ptr(one) }))
+}
+
+/// Gives the gradient of this output of libtorch's attention one memory layout in all calls, if cuDNN
+/// computed the output. With several layouts libtorch 2.11 returns wrong gradients.
+pub(crate) fn attention_gradient_layout(attended: &Tensor) -> Result<()> {
+    checked!(amp_attention_gradient_layout(attended.as_ptr()))
 }
 
 /// Writes zeros in place to the output of attention, `[N, heads, L, width]`, where `masked` is

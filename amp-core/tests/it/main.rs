@@ -4,6 +4,7 @@
 //! PyTorch's rules for the scaler (1 to 9), autocast (10 to 14), the loop (15 to 19).
 
 mod attention;
+mod attention_gradients;
 mod attention_masks;
 mod attention_shared_masks;
 mod autocast;

@@ -385,10 +385,9 @@ impl Module for MultiheadAttention {
         } else {
             let projected = ffi::linear(input, weight, self.in_proj_bias.as_ref())?;
             let [q, k, v] = split_heads(&projected, num_heads)?;
-            let mask = None::<Tensor>;
-            let attended = Tensor::f_scaled_dot_product_attention(
-                &q, &k, &v, mask, dropout, causal, None, false,
-            )?;
+            let options =
+                AttentionOptions { dropout_p: dropout, is_causal: causal, ..Default::default() };
+            let attended = scores::by_libtorch([&q, &k, &v], &options)?;
             attended.f_transpose(1, 2)?.f_reshape([n, length, embed_dim])?
         };
         cx.call("out_proj", None, &self.out_proj, &joined)

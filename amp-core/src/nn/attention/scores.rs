@@ -77,24 +77,34 @@ pub(super) fn attend(
     options: &AttentionOptions<'_>,
     open: Option<&OpenMask>,
 ) -> Result<Tensor> {
-    let AttentionOptions { dropout_p, is_causal, scale, .. } = *options;
     let shapes = Shapes::of(query, key, value)?;
-    let attend = |key: &Tensor, value: &Tensor, mask: Option<&Tensor>, causal, grouped| {
-        let dropout = dropout_p;
-        Tensor::f_scaled_dot_product_attention(
-            query, key, value, mask, dropout, causal, scale, grouped,
-        )
-    };
     let Some(OpenMask { mask, masked }) = shapes.mask(query, options, open)? else {
-        return Ok(attend(key, value, None, is_causal, shapes.heads != shapes.kv_heads)?);
+        return by_libtorch([query, key, value], &AttentionOptions { attn_mask: None, ..*options });
     };
     // libtorch's fused kernels accept either a mask or grouped queries.
     let (key, value) = (shapes.shared(key)?, shapes.shared(value)?);
-    let output = attend(&key, &value, Some(&mask), false, false)?;
+    let masked_scores = AttentionOptions { attn_mask: Some(&mask), is_causal: false, ..*options };
+    let output = by_libtorch([query, &key, &value], &masked_scores)?;
     match ffi::masked_rows(&output, &masked)? {
         Some(output) => Ok(output),
         None => Ok(output.f_masked_fill(&masked, 0.0)?),
     }
+}
+
+/// Runs libtorch's attention on checked arguments: `[N, heads, L, E]` or more dimensions each. Fewer heads of keys
+/// than of queries need `attn_mask` to be `None`.
+pub(super) fn by_libtorch(
+    [query, key, value]: [&Tensor; 3],
+    options: &AttentionOptions<'_>,
+) -> Result<Tensor> {
+    let AttentionOptions { attn_mask: mask, dropout_p, is_causal, scale } = *options;
+    let heads = |x: &Tensor| x.size().iter().rev().nth(2).copied();
+    let grouped = heads(query) != heads(key);
+    let output = Tensor::f_scaled_dot_product_attention(
+        query, key, value, mask, dropout_p, is_causal, scale, grouped,
+    )?;
+    ffi::attention_gradient_layout(&output)?;
+    Ok(output)
 }
 
 /// Splits a product `[N, L, 3·heads·width]` into queries, keys and values, each `[N, heads, L,

@@ -1,0 +1,37 @@
+// The layout of attention's gradient.
+
+#include <ATen/core/Tensor.h>
+#include <torch/csrc/autograd/function.h>
+
+#include <string>
+
+#include "guard.h"
+
+namespace amp::attention {
+namespace {
+
+// Returns a gradient [N, heads, L, width] whose elements lie in memory in the order [N, L, heads, width].
+at::Tensor by_word(const at::Tensor& grad) {
+  return grad.defined() ? grad.transpose(1, 2).contiguous().transpose(1, 2) : grad;
+}
+
+}  // namespace
+
+extern "C" {
+
+// Gives the gradient of `attended`, [N, heads, L, width], one memory layout in all calls, if cuDNN computed `attended`.
+// cuDNN compiles a backward pass for the strides of all tensors, but libtorch 2.11 finds a compiled pass by sizes and the
+// strides of queries, keys, values and mask alone (aten/src/ATen/native/cudnn/MHA.cpp, MHACacheKeyWrapper). If this
+// gradient's strides differ from the first call's, the results are wrong. Layers that join heads give this layout.
+int amp_attention_gradient_layout(const at::Tensor* attended) {
+  return amp::guarded([&] {
+    if (!attended->is_cuda() || !attended->requires_grad()) return;
+    const auto& node = attended->grad_fn();
+    if (attended->dim() != 4 || node == nullptr || node->name().find("CudnnAttention") == std::string::npos) return;
+    attended->register_hook(by_word);
+  });
+}
+
+}  // extern "C"
+
+}  // namespace amp::attention

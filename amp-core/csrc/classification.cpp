@@ -124,8 +124,8 @@ unsigned threads_of_row(const at::Tensor& logits) {
   return static_cast<unsigned>(std::clamp<int64_t>((lines + 31) / 32 * 32, 32, 1024));
 }
 
-// Whether the graph that runs backward is the only owner of the logits that it saved, besides
-// `saved`. Then they may be overwritten.
+// Returns whether the current backward graph alone owns the saved logits, apart from `saved`
+// itself. If so, they may be overwritten.
 bool are_held_by_graph_alone(const at::Tensor& saved) {
   if (torch::autograd::get_current_graph_task_keep_graph() || !saved.is_contiguous() ||
       saved.use_count() > 2) {

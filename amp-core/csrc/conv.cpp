@@ -300,8 +300,9 @@ int amp_conv2d(const at::Tensor* input, const at::Tensor* weight, const at::Tens
       *out = new at::Tensor(of_patches(*input, *weight, addend, *dtype));
       return;
     }
-    // This makes one copy, also if both dtype and layout change. `contiguous` would not copy an
-    // input with a single channel, whose strides do not show the layout.
+    // One `to` call changes dtype and layout in a single copy. `contiguous(format)` is not enough
+    // for an input with one channel: its strides fit both layouts, so that `contiguous` would
+    // return it unchanged.
     const auto given = input->to(*dtype, /*non_blocking=*/false, /*copy=*/false, format);
     run(given, AmpFilter::apply(*weight, *dtype));
   });

@@ -124,7 +124,7 @@ impl Error {
         }
     }
 
-    /// Keeps the first line of libtorch's text. A C++ stack trace follows it.
+    /// Drops the C++ stack trace, which follows the message in libtorch's text.
     pub(crate) fn torch(text: &str) -> Self {
         let head = text.split("\nException raised from").next().unwrap_or(text);
         Self::Torch(head.trim_end().to_owned())

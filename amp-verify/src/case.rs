@@ -245,7 +245,8 @@ pub(crate) fn counting_loader(data: &DataModule) -> Result<DataLoader> {
     data.train_loader(Policy::new(Precision::F32True, Device::Cpu), 0)
 }
 
-/// Additional steps for the number of epochs, because skipped steps do not count as steps.
+/// Extra steps in the conversion of a number of steps into `max_epochs`: skipped steps do not count
+/// towards `max_steps`, so the run may need more batches.
 const SPARE: u64 = 32;
 
 /// Computes the trainer's `max_epochs` and `max_steps` for this length.

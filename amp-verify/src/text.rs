@@ -52,8 +52,8 @@ pub fn significant(value: f64, digits: usize) -> String {
     without_zeros(&format!("{rounded:.decimals$}")).to_owned()
 }
 
-/// Formats a share of one as a percentage with two significant digits; smaller values are shown as
-/// `under 0.001 %`.
+/// Formats a fraction as a percentage with two significant digits. A value below 0.001 % that is
+/// not zero is shown as `under 0.001 %`.
 pub fn percent(share: f64) -> String {
     let percent = 100.0 * share;
     match percent.abs() {

@@ -52,7 +52,7 @@ pub(crate) fn test(
     replace_process(command)
 }
 
-/// Builds the amp binary of `package` and replaces this process by it.
+/// Builds the amp binary of `package` and replaces this process with it.
 pub(crate) fn amp(
     libtorch: &Libtorch,
     package: &Package,

@@ -31,7 +31,7 @@ fn page(name: &str) -> Vec<String> {
     lines.into_iter().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect()
 }
 
-/// Returns the names in backticks that contain a path.
+/// Returns the texts in backticks that are Rust paths, that is, contain `::`.
 fn names(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2).filter(|name| name.contains("::"))
 }

@@ -161,8 +161,8 @@ fn with_another_metric() {
     verify!(Scored, data = drawn().expect("data"));
 }
 
-/// A thread without a test's name cannot start a process for the training, so `verify!` trains in
-/// this process.
+/// `verify!` takes the test's name from the thread's name, to train in a process of its own. On a
+/// thread with another name it trains in this process.
 #[test]
 #[ignore = "run by the tests of this file"]
 fn on_other_threads() {

@@ -15,7 +15,7 @@ pub struct SpeedBenchmark {
 }
 
 impl SpeedBenchmark {
-    /// Creates a benchmark without measurements.
+    /// Creates a benchmark that has no measurements yet.
     pub fn new() -> Self {
         Self::default()
     }

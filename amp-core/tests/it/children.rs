@@ -319,7 +319,8 @@ fn blocks_with_two_inputs_run_in_a_model() -> Result<()> {
     Ok(())
 }
 
-/// The calls of a probe for modules with several inputs and outputs.
+/// A probe for modules with several inputs and outputs. It records the path, the output's size and
+/// a difference for each call.
 #[derive(Default)]
 struct Shown(RefCell<Vec<(String, Vec<i64>, f64)>>);
 

@@ -245,7 +245,8 @@ fn a_parameter_without_a_gradient_waits(#[case] options: &dyn BuildOptimizer) ->
     Ok(())
 }
 
-/// RMSprop's first step has its closed form, and each of its averages is saved under its own name.
+/// The first step of RMSprop equals the closed form. Each running average is saved under its own
+/// name.
 #[rstest]
 #[case(true, 0.9)]
 #[case(true, 0.0)]

@@ -215,8 +215,8 @@ fn optimizers_share_one_update() -> Result<()> {
     Ok(())
 }
 
-/// A model for a plateau schedule in the trainer: the loss never improves, so the rate falls after
-/// `patience` + 1 more epochs. The schedule reads the validation's values.
+/// A model for a plateau schedule in the trainer. Its loss never improves, so the learning rate
+/// falls `patience` + 1 epochs after the first one. The schedule monitors the validation loss.
 #[derive(LightningModule)]
 #[loss(with = |output, _| Ok(output.f_mean(None)?.f_mul_scalar(0.0)?))]
 #[optimizer(sgd, lr = 1.0)]

@@ -125,7 +125,8 @@ pub(crate) fn run(
 ) -> (Vec<Event>, Result<RunRecord>) {
     let events = Rc::new(RefCell::new(Vec::new()));
     let kept = events.clone();
-    // Leaked, so that it outlives the trainer, whatever else the trainer borrows.
+    // The closure is leaked so that its borrow is `'static` and does not restrict the trainer's
+    // other borrows.
     let listen = Box::leak(Box::new(move |event: &Event| -> Result<()> {
         kept.borrow_mut().push(event.clone());
         Ok(())

@@ -120,7 +120,7 @@ enum Own {
     Generated,
     Function {
         path: ExprPath,
-        /// Whether the optional word, such as `captured`, follows the function.
+        /// Whether the attribute has the optional keyword, for example `captured`, after the function's path.
         marked: bool,
     },
     /// The attribute had an error, which was reported.

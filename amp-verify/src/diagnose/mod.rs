@@ -67,7 +67,7 @@ pub struct Fix {
     pub tests: usize,
     /// The result of the check with these modules in FP32.
     pub after: Outcome,
-    /// The model's fields that contain them.
+    /// The model's fields that contain the modules in `modules`.
     pub fields: Vec<String>,
     /// The result of the check with these whole fields in FP32, as the attribute
     /// `#[precision(fp32)]` sets them.

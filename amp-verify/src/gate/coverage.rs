@@ -109,7 +109,8 @@ impl Coverage {
     pub fn of(report: &Report, model: &ModelReport, cell: &Cell) -> Self {
         let mut coverage = Self::default();
         let all = seeds(&cell.seeds);
-        // The rules have the seed of their jobs, also where no whole run followed.
+        // The rules were checked with the seed of their own jobs. It is known even if no full run
+        // followed.
         let of_rules = report.jobs.iter().find(|job| {
             (&job.model, job.precision) == (&model.model, cell.precision)
                 && matches!(job.task, Task::Conformance | Task::Path)

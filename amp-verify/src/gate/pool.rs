@@ -236,7 +236,8 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // Closing its input ends the worker. Its pending output is not needed.
+        // A worker ends when its input is closed, but it may still compute a result. That result is
+        // not needed, so the worker is killed.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

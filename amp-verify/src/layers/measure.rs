@@ -169,7 +169,7 @@ pub(super) const OF_ROUNDED: usize = 3;
 /// The number of runs with stochastically rounded parameters (and, for a 16-bit norm, perturbed inputs).
 const RUNS_OTHERWISE: u64 = 3;
 
-/// The tensors of one kind of a layer, from each of the steps.
+/// One tensor of a layer, for example its output or its gradient, in each of the compared steps.
 struct Values {
     exact: Tensor,
     baseline: Tensor,

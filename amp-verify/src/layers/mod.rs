@@ -146,7 +146,7 @@ pub struct Flow {
     /// How many values were lost in the actual step. A ReLU unit that is inactive in only one of
     /// the two steps counts as underflow.
     pub observed: Losses,
-    /// The exponents of 32-true's values.
+    /// The exponents of the values in the 32-true run.
     pub histogram: Histogram,
 }
 

@@ -9,9 +9,9 @@ use crate::{Error, Result};
 pub struct GradScalerConfig {
     /// The scale of the first step.
     pub init_scale: f64,
-    /// The factor of the scale after `growth_interval` steps without overflow; above 1.
+    /// The factor by which the scale grows after `growth_interval` steps without overflow; above 1.
     pub growth_factor: f64,
-    /// The factor of the scale after an overflow; below 1.
+    /// The factor by which the scale falls after an overflow; below 1.
     pub backoff_factor: f64,
     /// The number of steps without overflow before the scale grows.
     pub growth_interval: i64,

@@ -19,7 +19,7 @@ pub(super) struct Counter(RefCell<Counts>);
 
 #[derive(Default)]
 struct Counts {
-    /// Whether counting has ended. Counting takes a pass over each output.
+    /// Whether counting has ended. It ends early, because it reads every element of each output.
     done: bool,
     layers: u64,
     /// The largest distance of a share from its rate in standard errors, and a sentence about its

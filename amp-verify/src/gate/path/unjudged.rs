@@ -1,4 +1,5 @@
-//! The stages of the path's rules, and what is not judged because the time limit ended them.
+//! The stages in which the gate checks the rules of the training path, and the rules that stay
+//! unjudged when the time limit ends the checks.
 
 use super::run::Setup;
 use crate::gate::{checked::Findings, deadline::OVER, reason::Reason};

@@ -76,7 +76,8 @@ impl Axis {
         })
     }
 
-    /// Returns an axis of exponents of `base`, with ticks at whole numbers including both ends.
+    /// Returns an axis whose values are exponents of `base`. Its ticks are multiples of a power of
+    /// two.
     pub(super) fn powers(base: u32, range: Range<f64>, most: f64, title: &str) -> Self {
         let steps = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0];
         let wide = |step: &f64| (range.end - range.start) / step <= most;

@@ -100,8 +100,9 @@ impl Trial<'_, '_> {
         let held = self.held()?;
         let Self { state, model, examples, .. } = self;
         let meter = MemoryMeter::untracked(state.policy.device)?;
-        // A step keeps its losses too. The scalar of libtorch's mean squared error is a view into
-        // the memory of all errors.
+        // Keeps the losses, as a real step does, so that the measured peak includes them.
+        // libtorch's mean squared error is a view that keeps the tensor of all elements' errors
+        // alive.
         let mut losses = Vec::with_capacity(examples.batches.len());
         for (index, (batch, share)) in (0..).zip(examples.batches.iter().zip(&examples.shares)) {
             let mut log = Log::default();

@@ -171,8 +171,9 @@ fn the_weight_has_the_precisions_dtype() {
 fn under_autocast_the_output_is_f32() {
     let input = wave(4, 3, 0.7).to_kind(Kind::BFloat16);
     let context = context(Precision::Bf16Mixed);
+    let gain = gain(3);
     let _autocast = context.policy().autocast().expect("autocast");
-    let output = no_grad(|| gain(3).forward(&input, &context)).expect("an output");
+    let output = no_grad(|| gain.forward(&input, &context)).expect("an output");
     assert_eq!(output.kind(), Kind::Float);
 }
 

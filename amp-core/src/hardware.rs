@@ -5,6 +5,8 @@ mod report;
 pub use crate::ffi::CudaLibrary;
 pub use report::{Cpu, CudaDevice, Recommendation, Report};
 
+use std::env;
+
 use serde::{Deserialize, Serialize};
 use tch::{Cuda, Device};
 
@@ -20,8 +22,9 @@ pub struct Fingerprint {
     /// `avx512`, `avx2`, `default`, … Results differ between them. The variable ATEN_CPU_CAPABILITY
     /// can choose a lower one.
     pub capability: String,
-    /// Whether the CPU multiplies f16 natively, as with AVX512-FP16. libtorch has separate kernels
-    /// for such CPUs, which round differently and need other workspaces.
+    /// Whether libtorch multiplies f16 with instructions of the CPU, as with AVX512-FP16. Its kernels
+    /// for such CPUs round differently and need workspaces of other sizes. The variable
+    /// ONEDNN_MAX_CPU_ISA can exclude them.
     #[serde(default)]
     pub multiplies_f16: bool,
     /// The version of libtorch.
@@ -149,14 +152,36 @@ pub fn seed_everything(seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// Returns whether Linux reports these x86 instructions.
+/// Returns whether Linux reports x86 instructions that multiply f16, and the environment does not
+/// exclude them for oneDNN.
 fn cpu_multiplies_f16() -> bool {
+    // oneDNN reads the second variable, which is its older name, if the first is not set.
+    let limit =
+        ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"].into_iter().find_map(|name| env::var(name).ok());
+    if limit.is_some_and(|limit| excludes_f16(&limit)) {
+        return false;
+    }
     let own = cpu_field("flags").unwrap_or_default();
     own.split(' ').any(|flag| ["avx512_fp16", "amx_fp16", "avx_ne_convert"].contains(&flag))
 }
 
+/// Returns whether this value of ONEDNN_MAX_CPU_ISA excludes instructions that multiply f16. The names
+/// are those of oneDNN's page "CPU Dispatcher Control"; upper and lower case are the same.
+fn excludes_f16(limit: &str) -> bool {
+    const WITHOUT: [&str; 7] = [
+        "SSE41",
+        "AVX",
+        "AVX2",
+        "AVX2_VNNI",
+        "AVX512_CORE",
+        "AVX512_CORE_VNNI",
+        "AVX512_CORE_BF16",
+    ];
+    WITHOUT.iter().any(|name| name.eq_ignore_ascii_case(limit))
+}
+
 fn cpu_name() -> String {
-    cpu_field("model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned())
+    cpu_field("model name").unwrap_or_else(|| env::consts::ARCH.to_owned())
 }
 
 /// Returns the first CPU's field in /proc/cpuinfo.

@@ -94,6 +94,39 @@ fn a_changed_figure_is_named(#[values(true, false)] recorded: bool) {
     assert_eq!(refused(&|g| drop(g.runs.remove("16-mixed"))), [(String::new(), "precisions")]);
 }
 
+/// Between other kernels, a gradient that is next to the largest f16 may overflow with one of them only,
+/// which is one halving of the scale. With the same kernels, skipped steps and the scale are equal.
+#[rstest]
+#[case::other_kernels(cpu(), Fingerprint { capability: "avx512".into(), ..cpu() }, 1)]
+#[case::f16(cpu(), Fingerprint { multiplies_f16: true, ..cpu() }, 1)]
+#[case::other_gpu(cuda("9.0"), Fingerprint { device: "H200".into(), ..cuda("9.0") }, 1)]
+#[case::same(cpu(), Fingerprint { threads: 64, ..cpu() }, 0)]
+#[case::same_gpu(cuda("9.0"), cuda("9.0"), 0)]
+fn other_kernels_may_halve_the_scale_once_more(
+    #[case] known: Fingerprint,
+    #[case] own: Fingerprint,
+    #[case] halvings: u64,
+) {
+    let agreement = Agreement { spread: None, memory: true };
+    let mut golden = Golden { fingerprint: Some(known), ..golden() };
+    let run = in_16(&mut golden);
+    (run.skipped_steps, run.final_scale) = (2, Some(16384.0));
+    let moved = |skipped: u64, scale: Option<f64>| -> Vec<&'static str> {
+        let mut found = Golden { fingerprint: Some(own.clone()), ..golden.clone() };
+        let run = in_16(&mut found);
+        (run.skipped_steps, run.final_scale) = (skipped, scale);
+        agreement.moved(&golden, &found).into_iter().map(|moved| moved.figure).collect()
+    };
+    let accepts = |skipped, scale| moved(skipped, Some(scale)).is_empty();
+    assert!(accepts(2, 16384.0));
+    assert_eq!(accepts(1, 32768.0), halvings == 1);
+    assert_eq!(accepts(3, 8192.0), halvings == 1);
+    assert_eq!(moved(0, Some(65536.0)), ["skipped_steps", "final_scale"]);
+    assert_eq!(moved(4, Some(4096.0)), ["skipped_steps", "final_scale"]);
+    assert_eq!(moved(2, Some(f64::NAN)), ["final_scale"]);
+    assert_eq!(moved(2, None), ["final_scale"]);
+}
+
 /// On the same model of GPU, a run must reproduce the golden to the last bit. For another GPU with
 /// the same compute capability there is a tolerance.
 #[test]

@@ -308,6 +308,19 @@ fn without_other_tests_training_needs_no_child_process() {
     passed(&run(folder.path(), &["on_other_threads", "golden"], &[exact]), 2);
 }
 
+/// A golden of a CPU with fewer instructions is reproduced to the last digit: the training runs in a
+/// process that uses this CPU's kernels for those instructions.
+#[test]
+fn a_golden_of_older_kernels_is_compared_with_these_kernels() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let older = [("ATEN_CPU_CAPABILITY", "default"), ("ONEDNN_MAX_CPU_ISA", "SSE41")];
+    let record = [&older[..], &[("MKL_ENABLE_INSTRUCTIONS", "SSE4_2")], &RECORD].concat();
+    passed(&run(folder.path(), &["golden"], &record), 1);
+    let golden = fs::read_to_string(folder.path().join("drawn_cpu.snap")).expect("the golden");
+    assert!(golden.contains("\"capability\": \"default\""), "{golden}");
+    passed(&run(folder.path(), &["golden"], &[("INSTA_REQUIRE_FULL_MATCH", "1")]), 1);
+}
+
 /// Formats a spread file with these samples for each figure.
 fn spread(samples: [f64; 3]) -> String {
     let figures = json!({ "accuracy": samples, "loss": samples, "peak_memory_bytes": samples });

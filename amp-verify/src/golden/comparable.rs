@@ -29,7 +29,7 @@ pub fn incomparable(golden: &Fingerprint, found: &Fingerprint) -> Option<String>
     })
 }
 
-/// Returns the machine's kernels, which influence peak memory: in bf16, convolutions with AVX2 and
+/// Returns the machine's kernels. They influence rounding and peak memory: in bf16, convolutions with AVX2 and
 /// with AVX-512 differ by a fifth in their memory, and so do f16 products on CPUs with f16
 /// instructions.
 pub(super) fn kernels(fingerprint: &Fingerprint) -> String {
@@ -37,6 +37,12 @@ pub(super) fn kernels(fingerprint: &Fingerprint) -> String {
         true => format!("{} with f16", fingerprint.capability),
         false => fingerprint.capability.clone(),
     }
+}
+
+/// Returns whether both machines run the same kernels: CPUs with the same kernel set, or one model of
+/// GPU.
+pub(super) fn same_kernels(golden: &Fingerprint, found: &Fingerprint) -> bool {
+    kernels(golden) == kernels(found) && (golden.threads > 0 || golden.device == found.device)
 }
 
 /// Returns whether both machines have the same model of GPU and use deterministic algorithms. Equal

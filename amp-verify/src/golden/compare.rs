@@ -10,7 +10,7 @@ use crate::registry::Direction;
 
 use super::{
     Figures, Golden, Spread,
-    comparable::{kernels, same_gpu},
+    comparable::{kernels, same_gpu, same_kernels},
     spread::{Samples, tolerance, tolerance_of},
 };
 
@@ -59,12 +59,21 @@ pub struct Tolerances {
     pub loss: f64,
     /// The tolerance of peak memory.
     pub peak_memory_bytes: f64,
+    /// How many more or fewer steps may be skipped; the final scale may differ by two to this
+    /// power.
+    pub skips: u64,
 }
+
+/// The accepted difference in skipped steps between two kernel sets. Their gradients differ by
+/// roundings. Only a gradient that is next to the largest f16 at one scale can overflow with one of
+/// them alone; at half this scale it is far from overflow, so the counts differ by at most one
+/// halving of the scale.
+const SKIPS_OF_OTHER_KERNELS: u64 = 1;
 
 impl Tolerances {
     /// No tolerance: every figure must equal the golden's.
     const NONE: Self =
-        Self { accuracy: 0.0, accuracy_delta: 0.0, loss: 0.0, peak_memory_bytes: 0.0 };
+        Self { accuracy: 0.0, accuracy_delta: 0.0, loss: 0.0, peak_memory_bytes: 0.0, skips: 0 };
 }
 
 impl Agreement {
@@ -83,15 +92,17 @@ impl Agreement {
         exact(&mut moved, "", "precisions", &names(golden), &names(found));
         let kernels = |g: &Golden| g.fingerprint.as_ref().map(kernels);
         let memory = self.memory && kernels(golden) == kernels(found);
-        let same_gpu = match (&golden.fingerprint, &found.fingerprint) {
-            (Some(known), Some(own)) => same_gpu(known, own),
-            _ => false,
+        let machines = golden.fingerprint.as_ref().zip(found.fingerprint.as_ref());
+        let same_gpu = machines.is_some_and(|(known, own)| same_gpu(known, own));
+        let skips = match machines {
+            Some((known, own)) if !same_kernels(known, own) => SKIPS_OF_OTHER_KERNELS,
+            _ => 0,
         };
         for (precision, figures) in &golden.runs {
             if let Some(found) = found.runs.get(precision) {
                 let tolerances = match same_gpu {
                     true => Tolerances::NONE,
-                    false => self.tolerances(golden, precision, figures),
+                    false => Tolerances { skips, ..self.tolerances(golden, precision, figures) },
                 };
                 Self::figures(&mut moved, precision, figures, found, tolerances, memory);
             }
@@ -99,8 +110,8 @@ impl Agreement {
         moved
     }
 
-    /// Returns the tolerances for figures of another machine. The tolerance of the metric is at
-    /// most δ, so that a golden also refuses each regression that the gate refuses.
+    /// Returns the tolerances for figures of another machine with the same kernels. The tolerance of
+    /// the metric is at most δ, so that a golden also refuses each regression that the gate refuses.
     pub fn tolerances(&self, golden: &Golden, precision: &str, figures: &Figures) -> Tolerances {
         let recorded = self.spread.as_ref().and_then(|spread| spread.samples.get(precision));
         // One and a quarter examples: a difference of one example is accepted whatever the rounding
@@ -133,6 +144,7 @@ impl Agreement {
             accuracy_delta: of_metric(accuracy * SQRT_2),
             loss: loss.max(share),
             peak_memory_bytes: peak_memory_bytes.max(bytes),
+            skips: 0,
         }
     }
 
@@ -144,15 +156,12 @@ impl Agreement {
         allowed: Tolerances,
         memory: bool,
     ) {
-        exact(moved, precision, "skipped_steps", &golden.skipped_steps, &found.skipped_steps);
-        let scale =
-            |figures: &Figures| figures.final_scale.map_or("none".into(), |s| s.to_string());
-        exact(moved, precision, "final_scale", &scale(golden), &scale(found));
+        scaler(moved, precision, golden, found, allowed.skips);
         let dtypes = |figures: &Figures| {
             format!("{:?} {} {:?}", figures.matmul, figures.loss_dtype, figures.weights)
         };
         exact(moved, precision, "dtypes", &dtypes(golden), &dtypes(found));
-        let Tolerances { accuracy, accuracy_delta, loss, peak_memory_bytes } = allowed;
+        let Tolerances { accuracy, accuracy_delta, loss, peak_memory_bytes, .. } = allowed;
         within(moved, precision, "accuracy", golden.accuracy, found.accuracy, accuracy);
         let (a, b) = (golden.accuracy_delta, found.accuracy_delta);
         // The baseline has no difference from itself.
@@ -165,6 +174,42 @@ impl Agreement {
             let (a, b) = (bytes(golden), bytes(found));
             within(moved, precision, "peak_memory_bytes", a, b, peak_memory_bytes);
         }
+    }
+}
+
+/// Compares the number of skipped steps and the final scale.
+fn scaler(moved: &mut Vec<Moved>, precision: &str, golden: &Figures, found: &Figures, skips: u64) {
+    let (before, now) = (golden.skipped_steps, found.skipped_steps);
+    if before.abs_diff(now) > skips {
+        let allowed = match skips {
+            0 => "equal".into(),
+            _ => format!("± {skips}"),
+        };
+        moved.push(Moved {
+            precision: precision.to_owned(),
+            figure: "skipped_steps",
+            golden: before.to_string(),
+            found: now.to_string(),
+            allowed,
+        });
+    }
+    let factor = 2_f64.powi(skips as i32);
+    let agrees = match (golden.final_scale, found.final_scale) {
+        (Some(golden), Some(found)) => golden / found <= factor && found / golden <= factor,
+        (golden, found) => golden == found,
+    };
+    if !agrees {
+        let scale = |scale: Option<f64>| scale.map_or("none".into(), |scale| scale.to_string());
+        moved.push(Moved {
+            precision: precision.to_owned(),
+            figure: "final_scale",
+            golden: scale(golden.final_scale),
+            found: scale(found.final_scale),
+            allowed: match skips {
+                0 => "equal".into(),
+                _ => format!("within a factor of {factor}"),
+            },
+        });
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{env, fs, io, io::Write, path::PathBuf};
 
-use amp_core::{Error, Result, file::Staged};
+use amp_core::{Error, Result, file::Staged, hardware::Fingerprint};
 
 use super::{Golden, Site, Taken, Target, incomparable, parse};
 
@@ -61,12 +61,17 @@ impl Folder {
         target.with_recorded_spread(&self.path, &name)
     }
 
-    /// Reports missing files before the training; `test` is the test's name.
+    /// Reports missing files before the training; `test` is the test's name. Returns the machine of
+    /// the recorded golden, or `None` if there is no golden yet.
     ///
     /// # Errors
     /// When a golden or its anchor is missing and may not be written, the golden is from another
     /// kind of machine, or its spread file is damaged.
-    pub(super) fn check_recorded(&self, target: &Target, test: Option<&str>) -> Result<()> {
+    pub(super) fn check_recorded(
+        &self,
+        target: &Target,
+        test: Option<&str>,
+    ) -> Result<Option<Fingerprint>> {
         let fingerprint = target.fingerprint()?;
         let name = target.file_name(Some(&fingerprint));
         let [golden, anchor] = ["snap", "anchor.json"].map(|end| self.file(&name, end));
@@ -91,7 +96,7 @@ impl Folder {
                 "{name} is recorded for the first time, in {}: read its figures and commit it",
                 self.path.display()
             );
-            return Ok(());
+            return Ok(None);
         }
         if !anchor.exists() && !self.writes {
             return Err(Error::config(format!(
@@ -101,9 +106,9 @@ impl Folder {
         }
         let text = fs::read_to_string(&golden).map_err(|error| Error::io(&golden, error))?;
         let known = parse(&text).ok().and_then(|known| known.fingerprint);
-        match known.and_then(|known| incomparable(&known, &fingerprint)) {
+        match known.as_ref().and_then(|known| incomparable(known, &fingerprint)) {
             Some(why) => Err(Error::NotComparable(why)),
-            None => Ok(()),
+            None => Ok(known),
         }
     }
 

@@ -12,6 +12,9 @@
 //! nodes that it creates. A second derivative, for example of a gradient penalty, contains nodes of
 //! both threads. Their order, and so the order in which gradients are added, depends on how many
 //! nodes each thread has created before.
+//!
+//! On a CPU with more instructions than the golden's, the separate process uses the golden's
+//! [kernels]. libtorch chooses its kernels when it is first used, so this process cannot do that.
 
 use std::{
     cell::Cell,
@@ -26,10 +29,18 @@ use std::{
 use amp_core::{Error, Result, file::Staged, random};
 use serde::{Deserialize, Serialize};
 
-use super::{Golden, Taken, Target, folder::Folder};
+use super::{
+    Golden, Taken, Target,
+    folder::Folder,
+    kernels::{self, Variable},
+};
 
 /// The environment variable with the order for the started process, as JSON.
 const ORDER: &str = "AMP_VERIFY_ORDER";
+
+/// The name of the main thread. With `--test-threads=1` libtest may run tests there, and their names
+/// are then unknown.
+const MAIN_THREAD: &str = "main";
 
 /// The number of output lines to show of a failed process.
 const SHOWN: usize = 15;
@@ -95,8 +106,8 @@ thread_local! {
 }
 
 impl Turn {
-    /// Reports missing files before the training, and starts another process for the training if
-    /// other tests could disturb it.
+    /// Reports missing files before the training. Starts another process for the training if other
+    /// tests could disturb it, or if the golden's kernels must be selected.
     ///
     /// # Panics
     /// When a golden is missing and may not be written, the device is unknown, or the training in
@@ -108,7 +119,8 @@ impl Turn {
 
     fn find(target: &Target, site: Site, place: usize) -> Result<Self> {
         let folder = Folder::of(site);
-        let golden = target.file_name(Some(&target.fingerprint()?));
+        let fingerprint = target.fingerprint()?;
+        let golden = target.file_name(Some(&fingerprint));
         let thread = thread::current();
         let test = thread.name();
         if let Some(order) = Order::given()? {
@@ -118,14 +130,18 @@ impl Turn {
                 false => Ok(Self::Pass),
             };
         }
-        folder.check_recorded(target, test)?;
+        let recorded = folder.check_recorded(target, test)?;
+        let kernels =
+            recorded.map_or_else(Vec::new, |known| kernels::environment(&known, &fingerprint));
         let args: Vec<String> = env::args().skip(1).collect();
         let trained = match test {
             Some(test)
                 if site.is_test
-                    && other_tests_may_interfere(test, &args, target.device()?.is_cuda()) =>
+                    && test != MAIN_THREAD
+                    && (!kernels.is_empty()
+                        || other_tests_may_interfere(test, &args, target.device()?.is_cuda())) =>
             {
-                trained_elsewhere(target, test, place, golden)?
+                trained_elsewhere(target, test, place, golden, &kernels)?
             }
             _ => None,
         };
@@ -194,7 +210,7 @@ fn other_tests_may_interfere(test: &str, args: &[String], is_on_gpu: bool) -> bo
     let threads = joined.chain(apart).next().map(str::to_owned);
     let threads = threads.or_else(|| env::var("RUST_TEST_THREADS").ok());
     let in_turn = threads.is_some_and(|threads| threads == "1");
-    if test == "main" || (in_turn && !is_on_gpu) {
+    if in_turn && !is_on_gpu {
         return false;
     }
     // cargo-nextest starts a process for each test, with arguments of this form.
@@ -202,13 +218,14 @@ fn other_tests_may_interfere(test: &str, args: &[String], is_on_gpu: bool) -> bo
     !(args.iter().any(|arg| arg == "--exact") && names == [test])
 }
 
-/// Trains in another process. Returns `None` if that process ends without training, because its
+/// Trains in another process, with these environment variables in addition. Returns `None` if that process ends without training, because its
 /// tests do not run on threads with the tests' names.
 fn trained_elsewhere(
     target: &Target,
     test: &str,
     place: usize,
     golden: String,
+    kernels: &[Variable],
 ) -> Result<Option<Golden>> {
     let failed = |error| Error::io(&golden, error);
     let folder = tempfile::tempdir().map_err(failed)?;
@@ -224,10 +241,16 @@ fn trained_elsewhere(
         .args(["--exact", &order.test])
         .args(["--include-ignored", "--nocapture", "--test-threads=1"])
         .env(ORDER, serde_json::to_string(&order).expect("an order is JSON"))
+        .envs(kernels.iter().copied())
         .stdin(Stdio::null())
         .output()
         .map_err(failed)?;
     let said = said(&output, &order.test);
+    if !kernels.is_empty() {
+        let chosen: Vec<_> =
+            kernels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        println!("{golden}: trained with the golden's CPU kernels: {}", chosen.join(" "));
+    }
     // libtest shows this output if the test fails, or if it shows all output.
     print!("{said}");
     match fs::read_to_string(&order.answer) {
@@ -269,7 +292,6 @@ mod tests {
         assert!(has("a::b", "") && has("a::b", "a::b --nocapture") && has("a::b", "--exact a b"));
         assert!(has("a::b", "--test-threads=2") && has("a::b", "--test-threads 4"));
         assert!(has("a::b", "--exact a::b a::c"));
-        assert!(!has("main", ""));
         assert!(!has("a::b", "--test-threads=1") && !has("a::b", "x --test-threads 1"));
         assert!(!has("a::b", "--exact a::b --nocapture") && !has("a::b", "a::b --exact"));
     }
@@ -282,6 +304,6 @@ mod tests {
             other_tests_may_interfere(test, &args, true)
         };
         assert!(has("a::b", "--test-threads=1") && has("a::b", "a::b --test-threads 1"));
-        assert!(!has("main", "--test-threads=1") && !has("a::b", "--exact a::b --test-threads=1"));
+        assert!(!has("a::b", "--exact a::b --test-threads=1"));
     }
 }

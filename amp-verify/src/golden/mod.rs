@@ -5,6 +5,7 @@ mod comparable;
 mod compare;
 mod folder;
 mod isolate;
+mod kernels;
 mod record_or_compare;
 mod spread;
 mod target;

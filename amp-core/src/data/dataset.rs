@@ -71,10 +71,11 @@ pub trait Dataset: Send {
     /// When an example cannot be read; the error ends the epoch and reaches the training loop.
     fn gather(&mut self, indices: &[i64]) -> Result<Self::Batch>;
 
-    /// Does the same as [`gather`](Self::gather) for a set that draws random numbers, as for
-    /// augmentation: a generator seeded for each example by [`draws.seed(index)`](Draws::seed)
-    /// gives the same numbers with any number of threads and any batch size. The loader calls this
-    /// method.
+    /// Returns the examples at `indices` as [`gather`](Self::gather) does, for a set that draws
+    /// random numbers, for example for augmentation. Draw the numbers of each example from a
+    /// generator with the seed [`draws.seed(index)`](Draws::seed): they are then the same with any
+    /// number of threads and any batch size. The loader calls this method. The default calls
+    /// `gather`.
     ///
     /// If `gather` draws from libtorch's CPU generator, its numbers depend on the batch, but not on
     /// the numbers that the model draws. The loader reads such a set in the training loop, even
@@ -122,7 +123,7 @@ impl<B: BatchType + Send> Dataset for B {
     }
 }
 
-/// A dataset of any type of batch.
+/// A dataset that returns batches as [`AnyBatch`], whatever their own type is.
 trait AnyDataset: Send {
     fn gather(&mut self, indices: &[i64], draws: Draws) -> Result<AnyBatch>;
     fn in_memory(&self) -> Result<Option<AnyBatch>>;
@@ -221,8 +222,8 @@ impl SharedDataset {
         self.stream().map(|stream| stream.state_before(number)).transpose()
     }
 
-    /// Sets the position of a stream: the example with this number comes next. The stream starts
-    /// from a saved state or from its beginning.
+    /// Sets the position of a stream, so that the example with this number comes next. Without a
+    /// saved state the stream starts from its beginning.
     pub(super) fn set_stream(&self, number: i64, state: Option<State>) -> Result<()> {
         self.stream().map_or(Ok(()), |mut stream| stream.set(number, state))
     }
@@ -245,7 +246,8 @@ impl SharedDataset {
         self.len == 0
     }
 
-    /// Refuses examples in memory that do not form a batch.
+    /// Returns the error of examples in memory that do not form a batch. The length of such a set
+    /// is 0.
     pub(super) fn check(&self) -> Result<()> {
         match self.len {
             0 => self.in_memory().map(drop),
@@ -304,7 +306,7 @@ impl SharedDataset {
         self.transforms().apply(self.first(&indices, draws)?, &indices, draws)
     }
 
-    /// Returns the examples at `indices`, before batch transforms.
+    /// Returns the first examples of the set, before batch transforms. `indices` are their numbers.
     fn first(&self, indices: &[i64], draws: Draws) -> Result<AnyBatch> {
         match self.in_memory()? {
             Some(all) => all.narrow(0, indices.len() as i64),
@@ -312,7 +314,7 @@ impl SharedDataset {
         }
     }
 
-    /// Reads all examples once for every epoch, before batch transforms.
+    /// Reads all examples once, to use them in every epoch. Applies no batch transforms.
     ///
     /// # Errors
     /// When the dataset fails, or has other examples in each epoch.
@@ -324,8 +326,8 @@ impl SharedDataset {
             Reader::Examples(set) => set,
             Reader::Stream(_) => {
                 return Err(Error::config(
-                    "placement device reads the dataset once, but a stream has no end: choose placement auto \
-                     or host",
+                    "`placement = device` copies the dataset once, but a stream has no end: choose `auto` \
+                     or `host`",
                 ));
             }
         };
@@ -334,8 +336,8 @@ impl SharedDataset {
         let all = counted(all, indices.len(), "collate")?;
         if watch.drew() {
             return Err(Error::config(
-                "placement device reads the dataset once, but it draws random numbers, which differ in \
-                 each epoch: choose placement auto or host",
+                "`placement = device` copies the dataset once, but it draws other random numbers in \
+                 each epoch: choose `auto` or `host`",
             ));
         }
         Ok(all)

@@ -54,8 +54,8 @@ impl DataLoader {
     /// Makes batches in order; the last one may be smaller.
     ///
     /// # Errors
-    /// When the set cannot be split into such batches, or the device has not enough memory for a
-    /// set that is to be stored there.
+    /// When the set cannot be split into batches of this size, or the device has not enough memory
+    /// for a set that is to be stored there.
     pub fn new(
         data: &SharedDataset,
         batch_size: i64,
@@ -243,8 +243,8 @@ impl DataLoader {
         let batches = self.batches();
         if !(0..=batches).contains(&first) {
             return Err(Error::config(format!(
-                "an epoch of {batches} batches cannot begin at batch {first}: were the data or \
-                 the batch size others?"
+                "an epoch of {batches} batches cannot begin at batch {first}: have the data or \
+                 the batch size changed?"
             )));
         }
         let order = self.order.sampler().map(|sampler| {

@@ -67,7 +67,7 @@ impl DataModule {
         Self { val: Sets::one(val), ..Self::training(name, train, batch_size) }
     }
 
-    /// Takes training examples alone.
+    /// Takes training examples only. The other loops have no sets.
     pub fn training(
         name: impl Into<String>,
         train: impl Into<SharedDataset>,
@@ -167,8 +167,8 @@ impl DataModule {
     /// Returns the training batches in the data's order, with this seed.
     ///
     /// # Errors
-    /// When they cannot be split into batches, or the device has not enough memory for a set that
-    /// is to be stored there.
+    /// When the training set cannot be split into batches, or the device has not enough memory for
+    /// a set that is to be stored there.
     pub fn train_loader(&self, policy: Policy, seed: u64) -> Result<DataLoader> {
         let loader = DataLoader::new(&self.train, self.batch_size, self.loading, policy)?;
         loader.ordered(self.order.clone(), seed)

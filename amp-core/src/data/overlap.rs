@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 use super::{AnyBatch, SharedDataset};
 use crate::Result;
 
-/// Returns whether both handles are of one set, or the two sets share memory.
+/// Returns whether the two handles refer to one set, or the examples of two sets share memory.
 ///
 /// # Errors
 /// When examples in memory do not form a batch.

@@ -111,7 +111,7 @@ pub(super) fn watched(data: &SharedDataset, draws: Draws, indices: &[i64]) -> Re
     batch
 }
 
-/// The data of the thread.
+/// What the loading thread needs to move batches to the device.
 struct Worker {
     policy: Policy,
     stream: Option<ffi::SideStream>,

@@ -92,7 +92,7 @@ impl Transforms {
     }
 
     /// Returns the policy by which batches are moved to the device before the transforms. In a
-    /// 16-bit precision these run in f32.
+    /// 16-bit precision the transforms get f32 values.
     pub(super) fn placing(&self, policy: Policy) -> Policy {
         let wide = matches!(policy.precision.storage(), Kind::Float | Kind::Double);
         match self.is_empty() || wide {
@@ -127,7 +127,7 @@ impl Transforms {
 /// };
 ///
 /// # fn main() -> Result<()> {
-/// // uint8 images, a quarter of their f32 size on the device.
+/// // On the device uint8 images take a quarter of the memory of f32 images.
 /// let images = |count| -> Result<SharedDataset> {
 ///     let images = Tensor::f_zeros([count, 3, 32, 32], (Kind::Uint8, Device::Cpu))?;
 ///     Ok(Batch::new(images, Tensor::f_zeros([count], (Kind::Int64, Device::Cpu))?)?.into())

@@ -40,9 +40,9 @@ pub enum Event {
     Checkpointed(MemoryPlan),
     /// A batch was trained on.
     Batch {
-        /// From 0.
+        /// The epoch, counted from 0.
         epoch: i64,
-        /// From 0, in the epoch.
+        /// The batch, counted from 0 in the epoch.
         batch: i64,
         /// Optimizer steps applied so far.
         global_step: u64,
@@ -83,7 +83,7 @@ pub enum Event {
     Media {
         /// Optimizer steps applied so far.
         global_step: u64,
-        /// Its name.
+        /// The name under which it was logged.
         name: String,
         /// The image, text or histogram.
         media: Media,
@@ -173,9 +173,9 @@ impl Skipped {
 /// The position of a run: the next batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Position {
-    /// From 0.
+    /// The epoch, counted from 0.
     pub epoch: i64,
-    /// From 0, in the epoch.
+    /// The batch, counted from 0 in the epoch.
     pub batch: i64,
 }
 
@@ -191,7 +191,7 @@ pub struct RunStart {
     /// The trainer's seed of the order of examples. If the caller seeded libtorch with the same
     /// number, it is also the seed of the weights and of dropout.
     pub seed: u64,
-    /// The machine.
+    /// The description of the machine.
     pub fingerprint: Fingerprint,
     /// Hyperparameters by name.
     pub hyperparameters: crate::Hyperparameters,
@@ -253,7 +253,7 @@ pub struct Validated {
 /// The values of an epoch.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EpochEnd {
-    /// From 0.
+    /// The epoch, counted from 0.
     pub epoch: i64,
     /// Optimizer steps applied so far.
     pub global_step: u64,

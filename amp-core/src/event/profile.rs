@@ -54,7 +54,7 @@ impl Phase {
 pub struct Interval {
     /// Seconds since the first profiled step began.
     pub start: f64,
-    /// Seconds.
+    /// The length, in seconds.
     pub seconds: f64,
 }
 
@@ -63,22 +63,23 @@ pub struct Interval {
 pub struct Span {
     /// The phase.
     pub phase: Phase,
-    /// Its time on the host: on CUDA the time to enqueue the work.
+    /// The phase's time on the host: on CUDA the time to enqueue the work.
     pub host: Interval,
-    /// Its time on the CUDA device, from the end of the previous work to the end of this phase's work.
+    /// The phase's time on the CUDA device, from the end of the previous work to the end of this
+    /// phase's work.
     pub device: Option<Interval>,
 }
 
 /// A profiled optimizer step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Profile {
-    /// From 0.
+    /// The epoch, counted from 0.
     pub epoch: i64,
     /// The step's first batch, from 0 in the epoch.
     pub batch: i64,
-    /// Its phases in order.
+    /// The intervals of its phases, in order.
     pub spans: Vec<Span>,
-    /// The most tensor bytes at the end of a phase; CUDA only.
+    /// The largest number of tensor bytes at the end of a phase; only on CUDA.
     pub memory: Option<u64>,
 }
 

@@ -11,7 +11,7 @@ use crate::precision::Precision;
 #[serde(tag = "recovery", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Recovery {
-    /// The same examples ran again with this scale.
+    /// The same examples ran again with a lower loss scale.
     LoweredScale {
         /// The new scale.
         scale: f64,
@@ -31,9 +31,9 @@ pub enum Recovery {
         /// The lowest allowed value.
         scale: f64,
     },
-    /// Batches run in parts, because whole batches do not fit into memory.
+    /// Each batch is split into micro-batches, because a whole batch does not fit into memory.
     MicroBatches {
-        /// The number of parts of a batch.
+        /// The number of micro-batches of a batch.
         parts: i64,
     },
 }

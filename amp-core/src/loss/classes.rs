@@ -231,7 +231,7 @@ fn in_fixed_order(
         return of_reduction(reduction);
     }
     let each = of_reduction(Reduction::None)?;
-    // A sum of 16-bit numbers may be beyond the largest one.
+    // A sum of 16-bit numbers may exceed the largest number of their dtype.
     let wide = match each.kind() {
         Kind::Half | Kind::BFloat16 => Kind::Float,
         kind => kind,

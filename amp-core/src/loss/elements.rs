@@ -8,15 +8,15 @@ use super::{
 };
 use crate::Result;
 
-/// Implements an elementwise loss: `reduced`, which converts both tensors to one shape and dtype, and
-/// `Loss`.
+/// Implements `reduced` and `Loss` for an elementwise loss. Output and target must have the same
+/// shape. They are converted to the wider of their dtypes.
 macro_rules! of_elements {
     ($loss:ident $name:literal, |$own:ident, $output:ident, $target:ident, $reduction:ident| $computed:expr) => {
         impl $loss {
             /// Computes the loss with another reduction: `None` returns the output's shape.
             ///
             /// # Errors
-            #[doc = concat!("As [`", stringify!($loss), "`]'s.")]
+            #[doc = concat!("The errors of [`", stringify!($loss), "`].")]
             pub fn reduced(
                 &self,
                 output: &Tensor,

@@ -98,8 +98,8 @@ impl CrossEntropy {
         }
     }
 
-    /// Computes [`of_linear`](Self::of_linear) in chunks, whose logits `each` reads. Returns `None`
-    /// if the logits are to be computed all at once.
+    /// Computes [`of_linear`](Self::of_linear) in chunks, and calls `each` with the logits of each
+    /// chunk. Returns `None` if the logits are to be computed all at once.
     pub(crate) fn in_chunks(
         &self,
         input: &Tensor,

@@ -167,7 +167,7 @@ pub fn binary_cross_entropy_with_logits(output: &Tensor, target: &Tensor) -> Res
     BinaryCrossEntropyWithLogits::default().compute(output, target)
 }
 
-/// Adds the loss and the shapes to libtorch's error about a class out of range.
+/// Adds the loss's name and the shapes to libtorch's error about a class out of range.
 fn explained(what: &str, ignored: i64, error: Error, output: &Tensor, target: &Tensor) -> Error {
     match &error {
         Error::Torch(text) if !error.is_out_of_memory() => {
@@ -192,8 +192,8 @@ pub fn own(loss: Result<Tensor>, output: &Tensor, target: &Tensor) -> Result<Ten
     })
 }
 
-/// Adds a remedy to an error of a loss's backward pass. libtorch computes the loss of two different
-/// dtypes, but cannot differentiate it.
+/// Adds a remedy to an error of a loss's backward pass. If output and target have different dtypes,
+/// libtorch computes the loss, but cannot differentiate it.
 pub(crate) fn in_backward(error: Error) -> Error {
     match &error {
         Error::Torch(text) if text.contains("dtype") && !error.is_out_of_memory() => {

@@ -130,8 +130,9 @@ pub(super) fn reduce(each: &Tensor, reduction: Reduction) -> Result<Tensor> {
     }
 }
 
-/// Runs `compute` like a loss under torch's autocast: in a region of the tensors' device, with
-/// 16-bit tensors converted to f32 and autocast off. A dtype probe does not record its products.
+/// Runs `compute` as torch runs losses under autocast: if autocast is on for the tensors' device,
+/// converts 16-bit tensors to f32 and switches autocast off. A dtype probe does not record the
+/// products of the loss.
 pub(super) fn in_f32<const N: usize>(
     tensors: [&Tensor; N],
     compute: impl FnOnce([Tensor; N]) -> Result<Tensor>,

@@ -128,7 +128,8 @@ fn update(
     MetricState::sum(&counts.f_reshape([columns, bins, 2])?)
 }
 
-/// Returns a mask `[n, C]` of which label belongs to which column.
+/// Returns a mask `[n, C]`, true where the label is the column's class. A single column has label
+/// 1.
 fn positives(labels: &Tensor, columns: i64) -> Result<Tensor> {
     let labels = labels.f_unsqueeze(1)?;
     match columns {
@@ -158,7 +159,8 @@ fn compute(
     if let [one] = areas.as_slice() {
         return Ok(Tensor::from(*one));
     }
-    // A class without positives or negatives has no curve. A NaN score makes the area NaN.
+    // A class without positives or negatives has no curve and is not averaged. A NaN score makes
+    // the area NaN.
     let present: Vec<usize> =
         (0..areas.len()).filter(|at| !curves[*at].is_undefined(area)).collect();
     let weight = |at: usize| if average == Average::Weighted { positives[at] } else { 1.0 };
@@ -174,8 +176,8 @@ fn compute(
 struct Curve {
     tp: Vec<f64>,
     fp: Vec<f64>,
-    /// Whether the curve is computed from bins. Such a curve may not reach every threshold. An
-    /// exact curve begins at zero.
+    /// Whether the curve is computed from bins. Its first point then counts the scores at or above
+    /// the highest threshold. An exact curve begins at zero.
     binned: bool,
 }
 

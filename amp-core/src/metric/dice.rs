@@ -11,8 +11,8 @@ use crate::{Result, loss::IGNORED};
 ///
 /// The score is computed for each example and class, then averaged over the classes, then over the
 /// examples. Without `per_example` it is computed from all positions together, which is
-/// [`FBeta`](super::FBeta) with β = 1. A class that an example neither has nor predicts is excluded
-/// from the average, as is an example without any class.
+/// [`FBeta`](super::FBeta) with β = 1. A class that occurs neither in an example's targets nor in
+/// its predictions is excluded from the average. An example without any class is excluded too.
 #[derive(Debug, Clone, Copy)]
 pub struct Dice {
     /// The default is [`Average::Macro`].

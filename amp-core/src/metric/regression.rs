@@ -75,7 +75,7 @@ pub(super) fn sum_and_count(values: &Tensor) -> Result<Tensor> {
 /// ```
 /// use amp_core::{metric::{Metric, R2}, tch::Tensor};
 ///
-/// // The mean of the targets as every output explains nothing of their variance.
+/// // Every output is the mean of the targets, so the outputs explain none of their variance.
 /// let (output, target) = (Tensor::from_slice(&[2.0_f64, 2.0]), Tensor::from_slice(&[1.0_f64, 3.0]));
 /// assert_eq!(R2.measure(&output, &target)?.double_value(&[]), 0.0);
 /// # Ok::<(), amp_core::Error>(())
@@ -103,7 +103,7 @@ impl Metric for R2 {
             let [errors, sum, squares, count] = [0, 1, 2, 3].map(|at| counts.f_get(at));
             let (errors, sum, squares, count) = (errors?, sum?, squares?, count?);
             let spread = squares.f_sub(&sum.f_square()?.f_div(&count)?)?.f_clamp_min(0.0)?;
-            // If all numbers are equal, the remaining sum of squares is only a rounding error.
+            // If all targets are equal, the remaining sum of squares is only a rounding error.
             let constant = spread.f_le_tensor(&squares.f_mul_scalar(1e-14)?)?;
             let exact = errors.f_eq(0.0)?.f_to_kind(Kind::Double)?;
             let each = errors.f_div(&spread)?.f_neg()?.f_add_scalar(1.0)?;

@@ -71,7 +71,8 @@ impl Metric for RecallAtK {
                 let rows = ROWS.min(count - start);
                 let scores = queries.f_narrow(0, start, rows)?.f_matmul(&keys.f_tr()?)?;
                 let own = scores.f_diagonal(start, 0, 1)?.f_unsqueeze(1)?;
-                // The query's own score is among them. A NaN score ranks before all others.
+                // The rank counts all scores that are not below the query's own score, itself and
+                // NaN included.
                 let before = scores.f_lt_tensor(&own)?.f_logical_not()?;
                 let rank = before.f_sum_dim_intlist([1].as_slice(), false, Kind::Double)?;
                 found = found.f_add(&rank.f_le(k as f64)?.f_sum(Kind::Double)?)?;

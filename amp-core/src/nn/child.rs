@@ -15,13 +15,14 @@ pub(in crate::nn) struct Place<'m> {
     pub(in crate::nn) path: Cow<'m, str>,
     /// The index in the container at `path`.
     pub(in crate::nn) index: Option<usize>,
-    /// The region of the path's first name.
+    /// The precision region that the parent declares for the first name of `path`.
     pub(in crate::nn) region: Option<Region>,
 }
 
 /// A module with its name in the parent. It runs under the parent's path and in its own precision
 /// region, as [`Context::call`] does for modules with one tensor. In a derived `#[forward]` every
-/// layer field is a `Child`, so that `self.head.forward(x, cx)` keeps path and region.
+/// layer field is a `Child`, so that `self.head.forward(x, cx)` runs under the path `head` and in
+/// that field's precision region.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{nn::Child, prelude::*};
@@ -45,7 +46,7 @@ pub struct Child<'m, M: ?Sized> {
 }
 
 impl<'m, M: ?Sized> Child<'m, M> {
-    /// Creates the module with this name.
+    /// Gives `module` this name in its parent, and this precision region.
     pub fn new(name: &'m str, region: Option<Region>, module: &'m M) -> Self {
         let place = Place { path: Cow::Borrowed(name), index: None, region };
         Self { parents: Vec::new(), place, module }
@@ -84,7 +85,8 @@ impl<'m, M: ?Sized> Child<'m, M> {
         self.module
     }
 
-    /// Runs a view of the module that takes other inputs, with the module's name and region.
+    /// Runs `view`, a wrapper of the module that takes other inputs, under the child's name and in
+    /// its precision region.
     pub(super) fn run_as<V: Forward>(
         &self,
         view: &V,
@@ -101,9 +103,9 @@ impl<'m, M: ?Sized> Child<'m, M> {
 }
 
 impl<'m, M: Visit + ?Sized> Child<'m, M> {
-    /// Returns a child of this module, such as `block.head` of `block`. It runs under the paths and
-    /// in the regions of both. `name` is its name in the module's [`Visit`]. If the module has no
-    /// such name, the path omits it.
+    /// Returns a child of this module, such as `block.head` of `block`. It runs under the path of
+    /// both names and in the precision regions of both modules. `name` is its name in the module's
+    /// [`Visit`]. If the module has no child of this name, the path omits it.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::{nn::Child, prelude::*};
@@ -160,9 +162,10 @@ fn region_of<M: Visit + ?Sized>(name: &str, module: &M) -> Option<Option<Region>
 }
 
 impl<M: Module> Child<'_, M> {
-    /// Runs the module by `run`, fused with the operations next to it, which have no names. Runs it
-    /// by `apart` instead if a probe reads the tensors between them, if the module has its own
-    /// region, or if `run` returns `None`.
+    /// Runs the module by `run`, in one fused call with neighbouring operations that are not
+    /// modules. Calls `apart` instead, which runs the operations one by one, if a probe reads the
+    /// tensors between them, if the module has a precision region of its own, or if `run` returns
+    /// `None`.
     pub(super) fn run_with<const N: usize>(
         &self,
         cx: &Context,
@@ -180,7 +183,8 @@ impl<M: Module> Child<'_, M> {
 }
 
 impl<'m, M> Child<'m, M> {
-    /// Returns the modules of a container with this name, called by their indices.
+    /// Returns one child for each module of a container. Its path is the container's name and its
+    /// index, as in `blocks.0`.
     pub fn list(name: &'m str, region: Option<Region>, modules: &'m [M]) -> Vec<Self> {
         let child = |(index, module)| Self {
             parents: Vec::new(),
@@ -220,7 +224,7 @@ impl<'m, M> Child<'m, Vec<M>> {
         }
     }
 
-    /// Returns the container's own step of the path.
+    /// Returns the path step of the container itself, without an index.
     fn list_place(&self) -> Place<'m> {
         let Place { path, index, region } = &self.place;
         let path = match index {
@@ -254,7 +258,7 @@ impl<M: Visit + ?Sized> Visit for Child<'_, M> {
     }
 }
 
-/// Keeps name and region also for a function that accepts any module.
+/// Lets functions that accept any module take a child, which keeps its name and precision region.
 impl<M: Module + ?Sized> Module for Child<'_, M> {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         self.forward_with((input,), cx)

@@ -7,13 +7,13 @@ use crate::{Error, Result, precision::is_floating};
 /// defaults: the model predicts the noise, the variance is `fixed_small`, and samples are clipped
 /// to −1 to 1.
 ///
-/// With ᾱ_t = ∏ (1 − β_s) over s from 0 to t, an image x of values from −1 to 1 becomes √ᾱ_t x + √(1 − ᾱ_t) ε after
-/// step t.
+/// With ᾱ_t = ∏ (1 − β_s) over s from 0 to t, and noise ε from N(0, 1), an image x of values from
+/// −1 to 1 becomes √ᾱ_t x + √(1 − ᾱ_t) ε after step t.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{Result, nn::DdpmSchedule, random::Rng, tch::Tensor};
 ///
-/// /// Draws `[8, 1, 28, 28]` from a model of images and their steps.
+/// /// Generates 8 images of 28 × 28 pixels. `model` predicts noise from images and steps.
 /// fn draw(model: impl Fn(&Tensor, &Tensor) -> Result<Tensor>) -> Result<Tensor> {
 ///     let (schedule, mut rng) = (DdpmSchedule::linear(1000, 1e-4, 0.02)?, Rng::with_seed(1));
 ///     schedule.sample(|| rng.randn(&[8, 1, 28, 28]), model)
@@ -23,7 +23,7 @@ use crate::{Error, Result, precision::is_floating};
 #[derive(Debug, Clone, PartialEq)]
 pub struct DdpmSchedule {
     betas: Vec<f64>,
-    /// ᾱ.
+    /// ᾱ_t of each step t.
     kept: Vec<f64>,
 }
 
@@ -127,9 +127,10 @@ impl DdpmSchedule {
         Ok(mean.f_add(&noise.f_mul_scalar(variance.sqrt())?)?)
     }
 
-    /// Generates images from pure `noise`, down to step 0. `model` predicts the noise in images
-    /// `[N, …]` at the steps, int64 `[N]`. The images have the dtype and device of the noise,
-    /// independent of the model's.
+    /// Generates images: begins with pure `noise`, and removes the predicted noise step by step,
+    /// down to step 0. `model` predicts the noise from images `[N, …]` and their steps, int64
+    /// `[N]`. The generated images have the dtype and device of the noise, whatever the model's
+    /// dtype is.
     ///
     /// # Errors
     /// When drawing the noise or running the model fails, or the model's output has another shape.

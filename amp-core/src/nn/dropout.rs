@@ -3,9 +3,9 @@ use tch::Tensor;
 use super::{Context, Fusable, Module, Visit, Visitor};
 use crate::{Error, Result, ffi};
 
-/// Sets elements to zero with probability p in training, and scales the rest by 1/(1−p). On CUDA
-/// the dropped elements are recomputed from the state of libtorch's generator, so no mask is
-/// stored.
+/// Sets elements to zero with probability p in training, and scales the other elements by 1/(1−p).
+/// On CUDA no mask is stored: the backward pass computes again which elements were dropped, from
+/// the state of libtorch's generator.
 #[derive(Debug, Clone, Copy)]
 pub struct Dropout {
     p: f64,
@@ -47,8 +47,9 @@ impl Module for Dropout {
     }
 }
 
-/// Drops elements so that mean and variance stay what they are behind [`Selu`](super::Selu): dropped ones become
-/// −1.7581, the least value of SELU, and all are scaled and shifted; nn.AlphaDropout.
+/// Dropout that preserves the mean and the variance of the outputs of [`Selu`](super::Selu).
+/// Dropped elements become −1.7581, the least value of SELU. Then all elements are scaled and
+/// shifted; nn.AlphaDropout.
 #[derive(Debug, Clone, Copy)]
 pub struct AlphaDropout(Dropout);
 
@@ -72,9 +73,10 @@ impl Module for AlphaDropout {
     }
 }
 
-/// Drops the whole branch of a residual block in front of the addition (Huang et al., arXiv:1603.09382): zeroes each
-/// example of `[N, …]` with probability p while training, and scales the rest by 1/(1−p). torchvision's
-/// `StochasticDepth(p, "row")`, timm's `DropPath(p)`.
+/// Drops the branch of a residual block for whole examples, before the branch is added (Huang et
+/// al., arXiv:1603.09382). In training it sets each example of `[N, …]` to zero with probability p,
+/// and scales the other examples by 1/(1−p). torchvision's `StochasticDepth(p, "row")`, timm's
+/// `DropPath(p)`.
 ///
 /// ```no_run,standalone_crate
 /// # use amp_core::prelude::*;
@@ -152,7 +154,7 @@ impl Module for ChannelDropout {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         if input.dim() < 3 {
             return Err(Error::config(format!(
-                "dropout of channels: the input is {:?}, but must be [batch, channels, …]; dropout drops elements",
+                "dropout of channels: the input is {:?}, but must be [batch, channels, …]: use `dropout` to drop single elements",
                 input.size()
             )));
         }

@@ -27,10 +27,10 @@ pub enum Fusable<'a> {
     Other,
 }
 
-/// Runs the first of `layers`, which has the index `place` in its container, fused with the
-/// following layers. Returns the number of layers that ran and the output. Returns `None` if the
-/// first layer must run alone, because a probe reads each layer's tensors, a layer has its own
-/// region, or the kernels do not support the input.
+/// Runs the first of `layers` fused with the layers after it. `place` is the index of the first
+/// layer in its container. Returns the number of layers that ran and the output. Returns `None` if
+/// the first layer must run alone: because a probe reads the tensors between layers, because a
+/// precision override names one of the layers, or because no kernel supports the input.
 pub(super) fn run<M: Module>(
     layers: &[M],
     place: usize,
@@ -87,7 +87,7 @@ pub(super) fn run<M: Module>(
     Ok(output.map(|output| (count, output)))
 }
 
-/// Runs layers one by one, in place of the kernels that a CPU does not have.
+/// Runs layers one by one, because a CPU has no kernels for fused layers.
 fn one_by_one<M: Module>(layers: &[M], input: &Tensor, cx: &Context) -> Result<Tensor> {
     layers.iter().try_fold(input.shallow_clone(), |x, layer| layer.forward(&x, cx))
 }

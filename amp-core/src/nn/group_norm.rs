@@ -97,9 +97,10 @@ impl InstanceNormConfig {
     }
 }
 
-/// Normalizes each channel of each example of `[N, C, L]`, `[N, C, H, W]` or `[N, C, D, H, W]`, in
-/// training and evaluation, unless evaluation uses running statistics; nn.InstanceNorm1d,
-/// nn.InstanceNorm2d and nn.InstanceNorm3d. As in torch, num_batches_tracked stays 0.
+/// Normalizes each channel of each example of `[N, C, L]`, `[N, C, H, W]` or `[N, C, D, H, W]` by
+/// the channel's own mean and variance. If there are running statistics, evaluation uses them
+/// instead; nn.InstanceNorm1d, nn.InstanceNorm2d and nn.InstanceNorm3d. As in torch,
+/// num_batches_tracked stays 0.
 #[derive(Debug)]
 pub struct InstanceNorm {
     affine: Option<[Tensor; 2]>,
@@ -152,7 +153,7 @@ impl Module for InstanceNorm {
             )));
         }
         let [weight, bias] = both(self.affine.as_ref());
-        // A recomputed pass has already updated them.
+        // In a recomputation, the first run has already updated the running statistics.
         let running = self.running.as_ref().filter(|_| !(is_of_input && cx.is_recomputing()));
         let (mean, variance) = (running.map(|own| &own[0]), running.map(|own| &own[1]));
         let (momentum, eps) = (self.momentum, self.eps);

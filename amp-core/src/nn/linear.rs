@@ -73,7 +73,7 @@ impl Linear {
         ffi::linear_activated(input, &self.weight, self.bias.as_ref(), behind, p).map(Some)
     }
 
-    /// Returns a layer with the same values.
+    /// Returns a copy of the layer: new parameters with the same values.
     pub(super) fn copied(&self) -> Result<Self> {
         let bias = self.bias.as_ref().map(init::copied).transpose()?;
         Ok(Self { weight: init::copied(&self.weight)?, bias })
@@ -121,9 +121,9 @@ pub enum Activation {
 }
 
 impl Child<'_, Linear> {
-    /// Runs the layer followed by an activation. In training on CUDA, one pass computes the
-    /// gradients of the activation and of the bias. For GELU, second derivatives then exist only on
-    /// the CPU.
+    /// Runs the layer followed by an activation. In training on CUDA, the gradients of the
+    /// activation and of the bias are computed together. With GELU, second derivatives exist only
+    /// on the CPU.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::{nn::Activation, prelude::*};

@@ -133,7 +133,7 @@ use tch::Tensor;
 pub use crate::precision::{Arguments, Kept, Tensors};
 use crate::{Result, precision::Region};
 
-/// The kind of a layer's own computation. Dtypes are checked by it.
+/// What a layer itself computes, without its children. The check of a run's dtypes depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
     /// A matrix product or convolution. The dtype of its output shows the precision in which it
@@ -143,7 +143,7 @@ pub enum Op {
     Other,
 }
 
-/// A layer, a block or a model, which names its tensors.
+/// A layer, a block or a model that lists its tensors by name.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{
@@ -209,8 +209,9 @@ pub trait Module: Visit {
         std::any::type_name::<Self>()
     }
 
-    /// Returns a handle that the backward pass may hold; `None` if the module cannot be shared. A
-    /// memory budget can recompute only layers that return a handle.
+    /// Returns a handle of the module that the backward pass can keep to run the module again;
+    /// `None` if the module cannot be shared. Under a memory budget, only layers that return a
+    /// handle can be recomputed.
     fn shared(&self) -> Option<Arc<dyn Module>> {
         None
     }
@@ -224,9 +225,9 @@ pub trait Visitor {
     fn leave(&mut self);
     /// Visits a tensor of the current module.
     fn tensor(&mut self, name: &str, tensor: &Tensor, role: Role);
-    /// Reports a parameter that the module's forward pass in training also changes, as an embedding
-    /// with `max_norm` does. A skipped or repeated step restores it. In other respects it is like
-    /// [`tensor`](Self::tensor).
+    /// Visits a parameter that the forward pass itself changes in training, as an embedding with
+    /// `max_norm` does. The trainer restores the parameter when it skips or repeats a step. The
+    /// default calls [`tensor`](Self::tensor).
     fn changed_in_forward(&mut self, name: &str, tensor: &Tensor) {
         self.tensor(name, tensor, Role::Parameter);
     }

@@ -72,7 +72,7 @@ fn has_a_variance(input: &Tensor) -> Result<()> {
 #[derive(Debug)]
 pub struct BatchNorm {
     affine: Option<[Tensor; 2]>,
-    /// Mean, variance and the number of batches.
+    /// The running mean, the running variance and the number of batches.
     running: Option<[Tensor; 3]>,
     eps: f64,
     momentum: f64,
@@ -102,8 +102,8 @@ impl BatchNorm {
         cx.is_training() || self.running.is_none()
     }
 
-    /// Runs a training pass fused with ReLU and dropout of probability `p`. Returns `None` if the
-    /// kernel does not support this input or pass.
+    /// Runs the layer in training, with ReLU if `relu` is set and dropout of probability `p`, in
+    /// one fused operation. Returns `None` outside training, or if no kernel supports this input.
     pub(super) fn forward_with(
         &self,
         input: &Tensor,
@@ -131,8 +131,9 @@ impl BatchNorm {
         }
     }
 
-    /// Computes max(norm(input) + residual, 0) in training, with one pass for the statistics and
-    /// one for the rest. Returns `None` if the kernel does not support these images or this pass.
+    /// Computes max(norm(input) + residual, 0) in training: reads the images once for the
+    /// statistics and once for the rest. Returns `None` outside training, or if no kernel supports
+    /// these images.
     pub(super) fn forward_sum(
         &self,
         input: &Tensor,
@@ -155,8 +156,8 @@ impl BatchNorm {
         ImageNormOptions { momentum: self.momentum, eps: self.eps, relu: relu.into() }
     }
 
-    /// Returns the running statistics and counts the batch. A recomputation does not count it
-    /// again.
+    /// Returns the running statistics to use and update. Returns `None` if there are none, or if
+    /// this is a recomputation, because the first run has already updated them.
     fn statistics(&self, cx: &Context) -> Option<Statistics<'_>> {
         self.running.as_ref().filter(|_| !cx.is_recomputing()).map(<[Tensor; 3]>::each_ref)
     }
@@ -280,7 +281,7 @@ impl LayerNorm {
 }
 
 impl LayerNorm {
-    /// Returns a layer with the same values.
+    /// Returns a copy of the layer: new parameters with the same values.
     pub(super) fn copied(&self) -> Result<Self> {
         let copied = |tensor: &Option<Tensor>| tensor.as_ref().map(init::copied).transpose();
         let Self { shape, weight, bias, eps } = self;
@@ -294,8 +295,9 @@ impl LayerNorm {
         (self.shape.len() == 1).then_some(both)
     }
 
-    /// Runs a training pass fused with GELU and dropout of probability `p`. Returns `None` if the
-    /// kernel does not support this input or pass.
+    /// Runs the layer in training, with GELU if `gelu` is set and dropout of probability `p`, in
+    /// one fused operation. Returns `None` if the kernel does not support this input, or outside
+    /// training.
     pub(super) fn forward_with(
         &self,
         input: &Tensor,
@@ -323,9 +325,9 @@ impl LayerNorm {
         self.kernel(branch, Some(residual), cx, LayerNormOptions { before: p, ..self.options() })
     }
 
-    /// Runs a training pass over a residual stream. Returns the stream, to which
-    /// [`ffi::residual_add`] adds a branch, and the norm of the stream. With `narrow` the norm has
-    /// the dtype of an autocast region. Returns `None` if the kernel does not support this input.
+    /// Computes the norm of a residual stream in training. Returns the stream, to which
+    /// [`ffi::residual_add`] later adds a branch, and the norm. With `narrow` the norm has
+    /// autocast's 16-bit dtype. Returns `None` if the kernel does not support this input.
     pub(super) fn forward_residual(
         &self,
         input: &Tensor,

@@ -40,8 +40,9 @@ impl BatchNorm {
     /// Computes max(norm(input) + residual, 0), the end of a residual block. Input and residual
     /// have the shape `[N, C, …]`.
     ///
-    /// It is computed like [`forward_relu`](Self::forward_relu), if the residual has the layout and
-    /// dtype of the input. The backward pass keeps one bit for each element instead of the sum.
+    /// If the residual has the layout and dtype of the input, the fused kernels of
+    /// [`forward_relu`](Self::forward_relu) compute this too. The backward pass then keeps one bit
+    /// for each element instead of the sum.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::prelude::*;
@@ -81,7 +82,7 @@ impl BatchNorm {
 }
 
 impl Child<'_, BatchNorm> {
-    /// Calls [`BatchNorm::forward_relu`] under the child's name and region.
+    /// Calls [`BatchNorm::forward_relu`] under the child's name and in its precision region.
     ///
     /// # Errors
     /// The errors of the layer, with the path of the module that failed.
@@ -92,7 +93,7 @@ impl Child<'_, BatchNorm> {
         self.run_with(cx, [input], together, apart)
     }
 
-    /// Calls [`BatchNorm::forward_add_relu`] under the child's name and region.
+    /// Calls [`BatchNorm::forward_add_relu`] under the child's name and in its precision region.
     ///
     /// # Errors
     /// The errors of the layer, with the path of the module that failed.

@@ -1,5 +1,6 @@
-//! Layers by operators whose gradients are added up in a fixed order. libtorch's own kernels for them add up by atomic
-//! operations on CUDA, in another order in each run, also where deterministic algorithms are requested.
+//! Operators whose gradients are added up in a fixed order, for interpolation and padding layers.
+//! On CUDA libtorch's own kernels for these layers add up by atomic operations. The order then
+//! differs from run to run, even if deterministic algorithms are requested.
 
 use tch::{Kind, Tensor};
 
@@ -12,9 +13,9 @@ pub(super) fn applies(input: &Tensor) -> Result<bool> {
     Ok(input.device().is_cuda() && ffi::numerics()?.1)
 }
 
-/// Interpolates each dimension after the first two linearly to the sizes `out`. Places are computed
-/// by the factors `by`, or by the sizes where there is no factor. 16-bit numbers are computed in
-/// f32, as in libtorch.
+/// Interpolates each dimension after the first two linearly to the sizes `out`. Positions in the
+/// input are computed from the factors `by`; where there is no factor, from the sizes. 16-bit
+/// numbers are computed in f32, as in libtorch.
 pub(super) fn linear(
     input: &Tensor,
     out: &[i64],
@@ -50,8 +51,9 @@ fn linear_along(x: &Tensor, dim: usize, to: i64, by: Option<f64>, align: bool) -
     Ok(first.f_add(&next.f_sub(&first)?.f_mul(&share)?)?)
 }
 
-/// Pads the last dimensions with the input's own values, by so many elements before and after each.
-/// Returns `None` for another mode, and for sides that libtorch refuses.
+/// Pads the last dimensions with values of the input, by `before` elements before and `after`
+/// elements after each dimension. Returns `None` for modes other than `Replicate` and `Reflect`,
+/// and for sizes that libtorch refuses.
 pub(super) fn padded(
     input: &Tensor,
     mode: PaddingMode,
@@ -93,8 +95,8 @@ mod tests {
         (numbers * 0.7).sin().reshape(shape).set_requires_grad(true)
     }
 
-    /// Checks that the values of `own` and its gradients by `x` equal the ones of libtorch's
-    /// kernel.
+    /// Checks that the values of `own`, and the gradients of `x` through it, equal those of
+    /// `other`, the result of libtorch's kernel.
     fn assert_same(x: &Tensor, own: &Tensor, other: &Tensor) {
         let factor = sample(&own.size()).detach();
         let gradient = |of: &Tensor| {
@@ -139,7 +141,8 @@ mod tests {
         Ok(())
     }
 
-    /// libtorch says what is wrong with them.
+    /// For padding that libtorch refuses, `padded` returns `None`, so that libtorch reports the
+    /// error.
     #[test]
     fn sides_that_libtorch_refuses_are_left_to_it() -> Result<()> {
         let x = sample(&[1, 1, 4]);

@@ -1,6 +1,6 @@
 //! A model's output layer, which its loss may run in chunks of rows. The derive marks the output
-//! layer of a model. If the loss of a step is a cross entropy, the loss requests this layer, and
-//! the layer then passes its input to the loss.
+//! layer of a model. If the loss of a step is a cross entropy, the loss requests this layer. The
+//! layer then does not run, but passes its input and its weights to the loss.
 
 use std::{any::TypeId, cell::RefCell};
 
@@ -77,9 +77,9 @@ pub fn loss_of_output<M: ?Sized>(
     Ok(loss)
 }
 
-/// Computes the loss as [`loss_of_output`] does, and the state of each metric, whose rows are the
-/// target's. If the loss runs the output layer, a metric reads the logits of some rows at a time,
-/// and the states of all rows are merged.
+/// Computes the loss as [`loss_of_output`] does, and updates each metric with the model's output
+/// and the target. Returns the loss and the metrics' states. If the loss runs the output layer, a
+/// metric reads the logits of some rows at a time, and the states of all rows are merged.
 ///
 /// # Errors
 /// Those of `forward`, of the loss and of the metrics.
@@ -159,8 +159,8 @@ pub(super) fn defer(
 pub struct AtOutput(Option<Model>);
 
 impl AtOutput {
-    /// Begins the call of `function` by the model. Only calls of [`linear`] are treated as an
-    /// output layer.
+    /// Returns a guard for the model's call of `function`. The guard has an effect only if
+    /// `function` is [`linear`] and the loss has requested the model's output layer.
     pub(super) fn begin<M: ?Sized, F: 'static>(model: &M, _: &F) -> Self {
         if TypeId::of::<F>() != type_of(&linear) || !is_requested(model) {
             return Self(None);
@@ -178,7 +178,7 @@ impl AtOutput {
 
 impl Drop for AtOutput {
     fn drop(&mut self) {
-        // A panic or an error may have occurred before the layer read the state.
+        // After a panic or an error in the call, the layer may not have read the state.
         if let Some(model) = self.0
             && STATE.with_borrow(|state| matches!(state, State::Called(_)))
         {

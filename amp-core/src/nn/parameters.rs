@@ -22,7 +22,7 @@ pub enum Role {
 
 /// Returns every tensor with its name and role, in order of declaration.
 pub fn named_tensors(module: &(impl Visit + ?Sized)) -> Vec<(String, Tensor, Role)> {
-    // Only the names are needed, which do not depend on the precision.
+    // Any precision will do: names, tensors and roles do not depend on it.
     let (found, _) = walk(module, Precision::F32True, &BTreeMap::new());
     found.into_iter().map(|found| (found.name, found.tensor, found.role)).collect()
 }
@@ -72,9 +72,8 @@ pub(crate) fn parameters_in_regions(
 /// regions by module path; they override the structs' regions. Handles taken earlier refer to the
 /// moved tensors.
 ///
-/// # Errors
-/// When an override names no module, two tensors have one name, a parameter has integers, or the device
-/// has too little memory.
+/// When an override names no module, two tensors have one name, a parameter has an integer dtype,
+/// or the device has too little memory.
 pub fn place(
     module: &(impl Visit + ?Sized),
     policy: Policy,
@@ -123,7 +122,7 @@ struct Walk<'a> {
     /// For each scope the length of the outer path and the outer plan.
     scopes: Vec<(usize, RegionPlan)>,
     found: Vec<Found>,
-    /// All paths, if there are overrides to check.
+    /// The paths of all modules, if there are overrides to compare with them; else empty.
     modules: Vec<String>,
 }
 

@@ -11,7 +11,7 @@ use super::{Child, Visit};
 #[derive(Debug)]
 pub struct Within<T>(pub T);
 
-/// The field of a child.
+/// Gives access to the fields of a [`Child`].
 pub trait PartOfChild<'m, M: Visit + ?Sized + 'm> {
     /// Returns the child.
     fn child(&self) -> &Child<'m, M>;
@@ -44,7 +44,7 @@ impl<'m, M: Visit + ?Sized> PartOfChild<'m, M> for Within<&&Child<'m, M>> {
     }
 }
 
-/// A field of any other object.
+/// Gives access to the fields of any other object.
 pub trait PartOfAny<'t, T: ?Sized + 't> {
     /// Returns the field itself.
     fn part<C: ?Sized>(&self, name: &'static str, of: impl FnOnce(&'t T) -> &'t C) -> &'t C;

@@ -33,8 +33,8 @@ impl Drop for FusedTimes {
     }
 }
 
-/// The faults of a thread. A backward pass recomputes a checkpoint with those of its forward pass, on CUDA on another
-/// thread.
+/// The faults that are planted on a thread. A backward pass may recompute a checkpoint on another
+/// thread, as it does on CUDA. These faults then apply there too.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Planted {
     factor: Option<f64>,
@@ -47,7 +47,7 @@ impl Planted {
         Self { factor: FACTOR.get(), layer: LAYER.with_borrow(Clone::clone) }
     }
 
-    /// Runs with these faults.
+    /// Calls `run` with these faults, and restores the thread's own faults afterwards.
     pub(super) fn during<T>(&self, run: impl FnOnce() -> T) -> T {
         let outer = Self::here();
         self.clone().plant();
@@ -112,7 +112,8 @@ pub(super) fn of_layer<T: Tensors>(path: &str, output: T) -> Result<T> {
         }
         let exact = tensor.f_detach()?.f_contiguous()?;
         let bits = exact.f_view_dtype(Kind::Int16)?.f_bitwise_and(-4)?;
-        // The difference is exact, and so is the sum.
+        // Adding the difference keeps the gradient of `tensor`. The difference and the sum are
+        // exact.
         let lost = bits.f_view_dtype(tensor.kind())?.f_sub(&exact)?;
         Ok(tensor.f_add(&lost)?)
     })

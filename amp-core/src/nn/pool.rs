@@ -75,9 +75,9 @@ impl<const N: usize> MaxPool<N> {
         [kernel_size.0, stride.0, padding.0, dilation.0]
     }
 
-    /// Returns the largest value of each window and its place in the flattened spatial dimensions,
+    /// Returns the largest value of each window and its index in the flattened spatial dimensions,
     /// int64, as torch's pool with `return_indices` does. A [`MaxUnpool`](super::MaxUnpool) takes
-    /// both.
+    /// values and indices.
     ///
     /// # Errors
     /// When libtorch refuses the input.
@@ -270,7 +270,7 @@ impl<const N: usize> AdaptiveMaxPool<N> {
 }
 
 impl<const N: usize> AdaptiveMaxPool<N> {
-    /// Returns the largest value of each window and its place in the flattened spatial dimensions,
+    /// Returns the largest value of each window and its index in the flattened spatial dimensions,
     /// int64, as torch's pool with `return_indices` does.
     ///
     /// # Errors

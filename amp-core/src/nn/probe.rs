@@ -8,7 +8,8 @@ use super::Op;
 use crate::{Result, precision::RegionPlan};
 
 /// Observes the tensors of every module in one forward pass. Each module then runs alone, and
-/// layers are not fused. Only an observed step has a cost.
+/// Observes the tensors of every module in one forward pass. Each module then runs alone, and
+/// layers are not fused. Forward passes without a probe are not slower.
 pub trait Probe {
     /// Runs after a module has run, and after the modules within it have run.
     fn ran(&self, call: &Call<'_>);
@@ -116,7 +117,7 @@ pub(crate) trait Trace {
     fn ended(&self, outputs: Vec<Vec<i64>>);
 }
 
-/// The dtype of a module's output, with its expected dtypes.
+/// The dtype of a module's output, and the expected dtypes.
 #[derive(Debug, Clone, Copy)]
 pub struct ModuleOutput<'a> {
     /// The module's dotted path.
@@ -129,7 +130,7 @@ pub struct ModuleOutput<'a> {
     pub kind: Kind,
 }
 
-/// The observers of a pass.
+/// What observes a forward pass.
 #[derive(Default)]
 pub(super) enum Observer {
     #[default]

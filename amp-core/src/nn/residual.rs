@@ -8,9 +8,9 @@ use super::{Child, Context, LayerNorm};
 use crate::{Result, ffi};
 
 impl Child<'_, LayerNorm> {
-    /// Computes x + branch(norm(x)), a residual around a norm and a branch, in the shape of x. In
-    /// training on CUDA one kernel adds the gradients of both uses of x, if the number of columns
-    /// is a multiple of 128 and at most 1024.
+    /// Computes x + branch(norm(x)). The result has the shape of x. x is used twice, in the norm
+    /// and in the sum. In training on CUDA one kernel adds the gradients of these two uses, if the
+    /// number of columns is a multiple of 128 and at most 1024.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::prelude::*;
@@ -47,11 +47,11 @@ impl Child<'_, LayerNorm> {
         self.around(x, branch, cx, false)
     }
 
-    /// Computes [`residual`](Self::residual) for a branch that uses the norm only in matrix
-    /// products, such as attention or a perceptron. In an autocast region products round the norm
-    /// to the region's dtype. The kernel therefore writes the norm in that dtype and no f32 values.
-    /// The numbers are the same, unless the branch has its own `#[precision(…)]`; then use
-    /// [`residual`](Self::residual).
+    /// Computes the same as [`residual`](Self::residual), for a branch that uses the norm's output
+    /// only in matrix products, such as attention or a perceptron. Under autocast the products
+    /// round this output to the autocast dtype. So the kernel writes it in that dtype at once, and
+    /// writes no f32 values. The numbers are the same, unless the branch has its own
+    /// `#[precision(…)]`; then use [`residual`](Self::residual).
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::prelude::*;

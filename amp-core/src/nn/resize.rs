@@ -8,20 +8,20 @@ use crate::{Error, Result};
 /// The interpolation between the input's values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Interpolation {
-    /// The nearest value, at the place that torch's `nearest` rounds down to.
+    /// The nearest value, whose index is rounded down as in torch's `nearest`.
     #[default]
     Nearest,
-    /// The nearest value by the centers of elements, as Pillow and OpenCV find it.
+    /// The value whose center is nearest, as in Pillow, OpenCV and torch's `nearest-exact`.
     NearestExact,
     /// Linear along each dimension, for sequences, images (bilinear) and volumes (trilinear).
     Linear,
     /// Cubic interpolation along both dimensions, for images.
     Bicubic,
-    /// The mean of what each element covers.
+    /// The mean of the input elements that each output element covers.
     Area,
 }
 
-/// A value for all dimensions behind the first two, one for each of them, or none.
+/// A value for all dimensions after the first two, a value for each of these dimensions, or none.
 ///
 /// ```
 /// use amp_core::nn::{PerDimension, UpsampleConfig};
@@ -35,19 +35,19 @@ pub enum PerDimension<T> {
     /// Not given.
     #[default]
     None,
-    /// One for all.
+    /// One value for all dimensions.
     All(T),
-    /// Of a sequence `[N, C, L]`.
+    /// A value for the dimension L of a sequence `[N, C, L]`.
     Sequence([T; 1]),
-    /// Of an image `[N, C, H, W]`.
+    /// Values for the dimensions H and W of an image `[N, C, H, W]`.
     Image([T; 2]),
-    /// Of a volume `[N, C, D, H, W]`.
+    /// Values for the dimensions D, H and W of a volume `[N, C, D, H, W]`.
     Volume([T; 3]),
 }
 
 impl<T: Copy> PerDimension<T> {
-    /// Returns a value for each of so many dimensions, or `None` if no values are given or their
-    /// number differs.
+    /// Returns a value for each of `dimensions` dimensions. Returns `None` if no values are given,
+    /// or if their number differs.
     fn of(self, dimensions: usize) -> Option<Vec<T>> {
         let values = match self {
             Self::None => return None,
@@ -104,15 +104,16 @@ from_numbers! {
 /// The options of an [`Upsample`]. The defaults are those of nn.Upsample.
 #[derive(Debug, Clone, Copy)]
 pub struct UpsampleConfig {
-    /// The size of each dimension except the first two. This or a factor must be given.
+    /// The size of each dimension except the first two. Give either this or `scale_factor`.
     pub size: PerDimension<i64>,
-    /// What each dimension except the first two is multiplied by; the product is rounded down.
+    /// The factor of each dimension except the first two. The new size is rounded down.
     pub scale_factor: PerDimension<f64>,
     /// The interpolation between the input's values.
     pub mode: Interpolation,
     /// Whether the corners of input and output coincide.
     pub align_corners: bool,
-    /// Whether places are computed from the output's size, as where the size is given, and not from the factor.
+    /// Whether positions in the input are computed from the rounded output size, as if the size
+    /// were given, and not from the factor.
     pub recompute_scale_factor: bool,
 }
 
@@ -145,7 +146,8 @@ impl Upsample {
     /// Creates a layer that resizes to the size, or by the factor, of the options.
     ///
     /// # Errors
-    /// When neither or both are given, one is not positive, or an option has no effect.
+    /// When neither or both of `size` and `scale_factor` are given, one of them is not positive, or
+    /// an option has no effect.
     pub fn new(config: UpsampleConfig) -> Result<Self> {
         let UpsampleConfig { size, scale_factor, mode, align_corners, recompute_scale_factor } =
             config;
@@ -169,9 +171,9 @@ impl Upsample {
         Ok(Self { config })
     }
 
-    /// Returns the output's size, and for each dimension the factor by which places are computed,
-    /// or `None` if they are computed by the sizes. Returns `None` if the options are for another
-    /// number of dimensions.
+    /// Returns the output's size, and for each dimension the factor from which positions are
+    /// computed, or `None` if they are computed from the sizes. Returns `None` as a whole if the
+    /// options are for another number of dimensions.
     fn output(&self, spatial: &[i64]) -> Option<(Vec<i64>, Vec<Option<f64>>)> {
         let UpsampleConfig { size, scale_factor, recompute_scale_factor, .. } = self.config;
         if size.is_given() {

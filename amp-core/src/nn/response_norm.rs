@@ -23,8 +23,8 @@ impl LocalResponseNormConfig {
     }
 }
 
-/// x / (k + α·m)^β, where m is the mean square of the `size` channels around each of `[N, C, …]`, with zeros beyond the
-/// first and the last (AlexNet, GoogLeNet); nn.LocalResponseNorm.
+/// x / (k + α·m)^β for `[N, C, …]` (AlexNet, GoogLeNet); nn.LocalResponseNorm. m is the mean of x²
+/// over `size` neighbouring channels. Beyond the first and the last channel x counts as zero.
 #[derive(Debug, Clone, Copy)]
 pub struct LocalResponseNorm {
     config: LocalResponseNormConfig,

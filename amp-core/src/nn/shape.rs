@@ -10,7 +10,7 @@ use crate::{Error, Result};
 pub struct FlattenConfig {
     /// The first dimension that is joined; negative numbers count from the end.
     pub start_dim: i64,
-    /// The last one.
+    /// The last dimension that is joined.
     pub end_dim: i64,
 }
 
@@ -37,7 +37,8 @@ impl Flatten {
     /// Creates a layer with these options.
     ///
     /// # Errors
-    /// Never; the result has the form of the other layers.
+    /// At present this function returns no error. It returns a `Result` like the constructors of
+    /// other layers.
     pub fn new(config: FlattenConfig) -> Result<Self> {
         Ok(Self { config })
     }
@@ -58,7 +59,7 @@ pub struct Unflatten {
 
 impl Unflatten {
     /// Creates a layer that splits dimension `dim`, which may be negative, into dimensions of these
-    /// sizes. One size may be -1 and is then what remains.
+    /// sizes. One size may be -1: it is then computed from the size of `dim`.
     ///
     /// ```
     /// use amp_core::{nn::{Context, Unflatten}, precision::{Policy, Precision}, prelude::*};
@@ -70,7 +71,7 @@ impl Unflatten {
     /// ```
     ///
     /// # Errors
-    /// When there is no size, one is below -1 or 0, or two are -1.
+    /// When there are no sizes, a size is 0 or below -1, or two sizes are -1.
     pub fn new(dim: i64, unflattened_size: impl IntoIterator<Item = i64>) -> Result<Self> {
         let sizes: Vec<i64> = unflattened_size.into_iter().collect();
         let open = sizes.iter().filter(|size| **size == -1).count();
@@ -90,7 +91,8 @@ impl Module for Unflatten {
     }
 }
 
-/// Takes the channels of `[N, C, …]` from `groups` equal groups in turn; nn.ChannelShuffle.
+/// Divides the channels of `[N, C, …]` into `groups` equal groups, and interleaves the groups;
+/// nn.ChannelShuffle.
 #[derive(Debug, Clone, Copy)]
 pub struct ChannelShuffle {
     groups: i64,
@@ -157,7 +159,8 @@ impl Unfold {
     /// Creates a layer with these options.
     ///
     /// # Errors
-    /// Never; the result has the form of the other layers.
+    /// At present this function returns no error. It returns a `Result` like the constructors of
+    /// other layers.
     pub fn new(config: UnfoldConfig) -> Result<Self> {
         Ok(Self { config })
     }
@@ -195,7 +198,8 @@ impl FoldConfig {
     }
 }
 
-/// Adds up columns `[N, C·kernel, windows]` at the places of their windows in images `[N, C, H, W]`; nn.Fold.
+/// Adds up columns `[N, C·kernel, windows]` to images `[N, C, H, W]`, each column at the position
+/// of its window; nn.Fold.
 #[derive(Debug, Clone, Copy)]
 pub struct Fold {
     config: FoldConfig,
@@ -205,7 +209,8 @@ impl Fold {
     /// Creates a layer with these options.
     ///
     /// # Errors
-    /// Never; the result has the form of the other layers.
+    /// At present this function returns no error. It returns a `Result` like the constructors of
+    /// other layers.
     pub fn new(config: FoldConfig) -> Result<Self> {
         Ok(Self { config })
     }

@@ -31,12 +31,14 @@ impl<const N: usize> MaxUnpoolConfig<N> {
     }
 }
 
-/// Puts each value at the place where a [`MaxPool`](super::MaxPool) found it, and 0 elsewhere; nn.MaxUnpool1d, nn.MaxUnpool2d and
-/// nn.MaxUnpool3d.
+/// Puts each value at the index at which a [`MaxPool`](super::MaxPool) found it, and 0 everywhere
+/// else; nn.MaxUnpool1d, nn.MaxUnpool2d and nn.MaxUnpool3d.
 ///
-/// Inputs are the values, their places, which [`MaxPool::forward_with_indices`](super::MaxPool::forward_with_indices) gives, and the output's spatial size, if
-/// it is not the smallest of those that a pool makes the input's size of. Where windows overlap and two values have one
-/// place, either of them is kept, on CUDA not always the same.
+/// Inputs are the values, their indices, which
+/// [`MaxPool::forward_with_indices`](super::MaxPool::forward_with_indices) returns, and optionally
+/// the output's spatial size. A pool gives the input's size for several sizes of its own input.
+/// Without a given size, the output has the smallest of them. If windows overlap, two values may
+/// have the same index. One of these two values is then kept, on CUDA not always the same.
 ///
 /// ```
 /// use amp_core::{
@@ -69,13 +71,15 @@ impl<const N: usize> MaxUnpool<N> {
     /// Creates a layer with these options.
     ///
     /// # Errors
-    /// Never; the result has the form of the other layers.
+    /// At present this function returns no error. It returns a `Result` like the constructors of
+    /// other layers.
     pub fn new(config: MaxUnpoolConfig<N>) -> Result<Self> {
         Ok(Self { config })
     }
 
     /// Returns the output's spatial size. Without a given size it is the smallest one that the pool
-    /// reduces to the input's size. A given size must be less than a step away from it.
+    /// reduces to the input's size. A given size must differ from the smallest one by less than a
+    /// stride.
     fn output_size(&self, input: &Tensor, given: Option<&[i64]>) -> Result<[i64; N]> {
         let MaxUnpoolConfig { kernel_size, stride, padding } = self.config;
         let size = input.size();
@@ -90,7 +94,7 @@ impl<const N: usize> MaxUnpool<N> {
             (spatial[at] - 1) * stride.0[at] - 2 * padding.0[at] + kernel_size.0[at]
         });
         let Some(given) = given else { return Ok(least) };
-        // As torch: less than a step away.
+        // As in torch, a given size differs from the smallest one by less than a stride.
         let fits = |at: usize| (given[at] - least[at]).abs() < stride.0[at];
         match <[i64; N]>::try_from(given) {
             Ok(output) if (0..N).all(fits) => Ok(output),
@@ -107,7 +111,7 @@ impl<const N: usize> Visit for MaxUnpool<N> {
 }
 
 impl<const N: usize> Forward for MaxUnpool<N> {
-    /// The values, their places, and the output's spatial size.
+    /// The values, their indices, and the output's spatial size.
     type Input = (&'static Tensor, &'static Tensor, Option<&'static [i64]>);
     type Output = Tensor;
 

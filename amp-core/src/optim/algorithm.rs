@@ -45,7 +45,7 @@ use crate::{Result, parameter::Parameter};
 ///     }
 ///
 ///     fn captures(&self) -> bool {
-///         true // the rule below reads its rates from `one`, and no tensor's value on the host
+///         true // the rule below gets its rates from `one`, and reads no tensor on the host
 ///     }
 ///
 ///     fn step(&self, tensors: &StepTensors<'_>) -> Result<()> {

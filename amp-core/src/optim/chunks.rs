@@ -30,14 +30,14 @@ impl Piece {
     }
 }
 
-/// Returns the tensors, each as one piece and one part.
+/// Returns one part for each tensor. It consists of one piece, the whole tensor.
 pub(super) fn wholes(tensors: &[&Tensor]) -> Vec<Vec<Piece>> {
     let counts = tensors.iter().map(|tensor| tensor.numel() as i64).enumerate();
     let pieces = counts.map(|(at, count)| Piece { at, start: 0, count, whole: true });
     pieces.filter(|piece| piece.count > 0).map(|piece| vec![piece]).collect()
 }
 
-/// Returns the tensors, cut so that each part has at most [`PART`] elements.
+/// Cuts the tensors into pieces, and groups these into parts of at most [`PART`] elements.
 pub(super) fn parts(tensors: &[&Tensor]) -> Vec<Vec<Piece>> {
     const {
         assert!(
@@ -71,7 +71,8 @@ pub(super) fn parts(tensors: &[&Tensor]) -> Vec<Vec<Piece>> {
 pub(super) struct Scalars(HashMap<(usize, usize), Tensor>);
 
 impl Scalars {
-    /// Returns the counter tensor of `slot` for the piece's tensor. `own` is the stored count.
+    /// Returns the step count that the rule increases for this piece. `own` is the stored count of
+    /// the whole parameter. Later pieces get a copy of the count from before the step.
     pub(super) fn of(&mut self, piece: &Piece, slot: usize, own: &Tensor) -> Result<Tensor> {
         if piece.whole {
             return Ok(own.shallow_clone());

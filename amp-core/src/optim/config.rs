@@ -144,8 +144,8 @@ impl Optimizers {
     }
 }
 
-/// Returns each optimizer's parameters. In the input, `None` means the parameters that no other
-/// optimizer selects.
+/// Returns each optimizer's parameters. A selection of `None` stands for the parameters that no
+/// other optimizer selects.
 fn split(
     parameters: Vec<Parameter>,
     selections: &[Option<&Selection>],

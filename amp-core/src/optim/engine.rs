@@ -1,4 +1,4 @@
-//! The part that all optimizers share: groups of parameters, their state, and the dtype of a step.
+//! The code that all optimizers share: groups of parameters, their state, and the dtype of a step.
 
 use std::rc::Rc;
 
@@ -26,7 +26,7 @@ use crate::{
 pub(super) struct Engine<A> {
     /// The options of each group.
     options: Vec<A>,
-    /// The lists of slots that the groups' options use at the start, without duplicates.
+    /// The lists of slots (state tensors) that parameters may have. Equal lists are stored once.
     layouts: Vec<Vec<Slot>>,
     /// The rates of each group on the device, if steps can be captured.
     rates: Vec<Option<RatesOnDevice>>,
@@ -36,8 +36,8 @@ pub(super) struct Engine<A> {
     /// The state of each parameter.
     kept: Vec<Kept>,
     storage: Storage,
-    /// Whether a skipped step leaves the averages unchanged. If averages are converted for a step,
-    /// even a skipped step rounds them again.
+    /// Whether a skipped step leaves the running averages unchanged. If a step converts them from
+    /// fewer bits, even a skipped step rounds them again.
     steady: bool,
 }
 
@@ -88,7 +88,7 @@ impl<A: Algorithm> Engine<A> {
         Ok(engine)
     }
 
-    /// Returns the state of the parameter at an index, which has a gradient.
+    /// Returns the state of a parameter that has a gradient. `place` is the parameter's index.
     fn state_of(&self, place: usize) -> Result<&ParameterState> {
         self.kept[place].state.as_ref().ok_or_else(|| {
             Error::config(format!(
@@ -286,7 +286,8 @@ impl<A: Algorithm> Optimizer for Engine<A> {
     }
 
     fn capabilities(&self) -> Capabilities {
-        // Only the host records whether the first step was taken.
+        // Whether a parameter's first step was taken is recorded only on the host. The host would
+        // not know if the device skipped the step.
         let mut states = self.kept.iter().filter_map(|kept| kept.state.as_ref());
         let started = states.all(|state| state.started);
         let (true, Some(device)) = (started && self.steady, self.device) else {

@@ -136,7 +136,7 @@ impl Number {
         )
     }
 
-    /// Returns the power.
+    /// Returns this number to the power of `power`.
     ///
     /// # Errors
     /// The errors of [`plus`](Self::plus).
@@ -152,7 +152,7 @@ impl Number {
         )
     }
 
-    /// Returns the smaller of the two.
+    /// Returns the smaller of this number and `other`.
     ///
     /// # Errors
     /// The errors of [`plus`](Self::plus).
@@ -168,7 +168,7 @@ impl Number {
         )
     }
 
-    /// Returns the larger of the two.
+    /// Returns the larger of this number and `other`.
     ///
     /// # Errors
     /// The errors of [`plus`](Self::plus).
@@ -208,7 +208,7 @@ impl Number {
         })
     }
 
-    /// Multiplies each element of `tensor` in place.
+    /// Multiplies each element of `tensor` by this number, in place.
     ///
     /// # Errors
     /// The errors of [`plus`](Self::plus).

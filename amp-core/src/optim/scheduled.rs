@@ -124,8 +124,8 @@ impl Scheduled {
         &self.initial
     }
 
-    /// Returns a digest of the rates of the first `intervals` intervals; `None` if no schedule
-    /// computes them in advance.
+    /// Returns a digest of the rates of the first `intervals` intervals; `None` if there is no
+    /// schedule, or if its rates depend on a monitored value.
     pub(crate) fn rates_digest(&self, intervals: usize) -> Result<Option<u64>> {
         self.rates_digest_under(self.schedule.as_ref().map(|own| own.config.as_ref()), intervals)
     }
@@ -154,7 +154,8 @@ impl Scheduled {
         Ok(Some(hash))
     }
 
-    /// Returns whether the schedule `other` would give other rates within `horizon` intervals.
+    /// Returns whether `other` would give other rates than this schedule within `horizon`
+    /// intervals.
     pub(crate) fn is_unlike(
         &self,
         other: Option<&dyn BuildScheduler>,

@@ -19,11 +19,11 @@ pub struct StepTensors<'a> {
     pub(super) states: &'a [Vec<&'a Tensor>],
     /// The scales of the slots with 8-bit averages, in order.
     pub(super) scales: &'a [Vec<&'a Tensor>],
-    /// The values of the codes, in the same order as `scales`.
+    /// The numbers that the codes stand for, in the same order as `scales`.
     pub(super) codes: &'a [&'a Code],
     /// Whether these parameters have never been updated. It is the same for all of them.
     pub(super) first: bool,
-    /// The values that are known only on the device.
+    /// The gradients' factor and the flag of a skipped step, if only the device knows them.
     pub(super) known: OnDevice<'a>,
     /// The rates that a captured step reads.
     pub(super) rates: Option<&'a Tensor>,
@@ -130,7 +130,7 @@ pub struct ParameterStep<'a> {
 impl ParameterStep<'_> {
     /// Returns the parameter, which the rule updates in place. It is the model's own tensor, or its
     /// f32 copy if the parameter is updated in f32. An [`ELEMENTWISE`](Algorithm::ELEMENTWISE) rule
-    /// may get a flat piece of either.
+    /// may get a flat piece of this tensor.
     pub fn param(&self) -> &Tensor {
         self.param
     }

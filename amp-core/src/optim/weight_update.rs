@@ -56,7 +56,7 @@ named!(WeightUpdate, "weight update", {
     StochasticRounding => "stochastic-rounding",
 });
 
-/// Returns whether parameters of this dtype can be updated in f32.
+/// Returns whether a dtype has 16 bits, so that its parameters can be updated in f32.
 pub(super) fn is_half(kind: Kind) -> bool {
     matches!(kind, Kind::Half | Kind::BFloat16)
 }

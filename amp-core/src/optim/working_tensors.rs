@@ -21,7 +21,7 @@ pub(super) enum Working {
     Masters,
 }
 
-/// Returns the device of all parameters.
+/// Returns the device of all parameters; `None` if they are on several devices.
 pub(super) fn common_device(parameters: &[Parameter]) -> Option<Device> {
     let mut devices = parameters.iter().map(|parameter| parameter.tensor.device());
     let first = devices.next()?;
@@ -38,7 +38,7 @@ pub(super) fn working<A: Algorithm>(kind: Kind, storage: Storage) -> Working {
         WeightUpdate::MasterWeights if is_half(kind) => Working::Masters,
         WeightUpdate::StochasticRounding if is_half(kind) => Working::Copies { stochastic: true },
         _ if A::upcasts(kind).is_some() => Working::Copies { stochastic: false },
-        // The averages are read as f32.
+        // Averages in fewer bits are read as f32, so the parameters are updated in f32 too.
         _ if is_half(kind) && storage.moments != Moments::Full => {
             Working::Copies { stochastic: false }
         }
@@ -46,7 +46,8 @@ pub(super) fn working<A: Algorithm>(kind: Kind, storage: Storage) -> Working {
     }
 }
 
-/// Returns whether the kernels update such parameters directly with the stored averages.
+/// Returns whether the kernels update parameters like `like` directly, and their averages as
+/// stored.
 pub(super) fn is_taken<A: Algorithm>(options: &A, like: &Tensor, storage: Storage) -> bool {
     let kind = like.kind();
     working::<A>(kind, storage) == Working::Itself

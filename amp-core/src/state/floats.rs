@@ -44,7 +44,7 @@ pub(crate) fn from_value<T: DeserializeOwned>(value: &Value) -> serde_json::Resu
 }
 
 /// A serializer that only searches for a float that is not finite. If the whole value is such a
-/// float, it returns it. If such a float is part of another value, it stops with an error.
+/// float, returns this float. If such a float is part of another value, stops with an error.
 struct Look {
     bare: bool,
 }

@@ -34,7 +34,8 @@ use crate::{
 ///
 /// use amp_core::{Result, nn::Visit, weights::Import};
 ///
-/// /// `bert-base-uncased` as `save_pretrained` writes it, into a stack of encoder layers with a head of its own.
+/// /// Loads `bert-base-uncased`, as `save_pretrained` writes it, into encoder layers with another
+/// head.
 /// fn pretrained(model: &impl Visit) -> Result<()> {
 ///     let own = "encoder.layers.*";
 ///     let report = Import::open(Path::new("bert-base-uncased"))?
@@ -249,7 +250,7 @@ impl Step {
         Ok(())
     }
 
-    /// Returns the pattern of the step, which must match a tensor.
+    /// Returns the step's pattern. At least one tensor must match it.
     fn pattern(&self) -> &Pattern {
         match self {
             Self::Rename { from, .. } => from,

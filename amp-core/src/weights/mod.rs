@@ -56,7 +56,7 @@ pub fn save_tensors<'t>(
 /// Loads every tensor of `module` from a file that has exactly the same names and shapes. Dtypes
 /// are converted. For a tied tensor the file needs only one of its names, because
 /// `safetensors.torch.save_model` keeps only the alphabetically first name. Returns the file's
-/// text.
+/// additional text.
 ///
 /// # Errors
 /// When the file is missing or damaged, or belongs to another model. Then nothing is changed.

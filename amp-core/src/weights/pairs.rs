@@ -90,14 +90,15 @@ pub(super) struct Pair {
     pub(super) tensor: Tensor,
     /// Its name in the file, or its first name in the model.
     pub(super) name: String,
-    /// The values; `None` if the model keeps its own.
+    /// The values from the file; `None` if the tensor keeps its initial values.
     pub(super) values: Option<Tensor>,
-    /// The shape of the file's values, if they were not used because of it.
+    /// The shape of the file's tensor, if it differs from the model's, so that its values were not
+    /// used.
     pub(super) other_shape: Option<Vec<i64>>,
 }
 
-/// Pairs every tensor of a model with its values in `tensors`. If `keeps` accepts a tensor's name,
-/// the tensor keeps its values when the file has none with its shape. Mismatches are returned as
+/// Pairs every tensor of a model with its values in `tensors`. A tensor whose name `keeps` accepts
+/// keeps its values if `tensors` has none of its name and shape. Other mismatches are returned as
 /// texts; the pairs are then incomplete.
 pub(super) fn pair(
     module: &(impl Visit + ?Sized),

@@ -1,4 +1,4 @@
-//! The sources of weights: a file, an index of several files, or a folder with either.
+//! The sources of weights: a file, an index of several files, or a folder with a file or an index.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -237,7 +237,7 @@ fn invalid_masks_are_refused() -> Result<()> {
     );
     refused(
         new(MultiheadAttentionConfig { causal: true, add_zero_attn: true, ..config }),
-        "added keys have no position, which `causal` needs",
+        "added keys have no position, but `causal` needs positions",
     );
     refused(new(MultiheadAttentionConfig { dropout: 1.5, ..config }), "not a probability");
     refused(

@@ -241,7 +241,10 @@ fn invalid_loading_options_are_refused(#[case] loading: Loading, #[case] says: &
 fn a_set_that_draws_is_refused_on_the_device() -> Result<()> {
     let on_device = Loading { placement: Placement::Device, ..Loading::default() };
     let text = message(loader(Numbers::of(4).shared(), 2, on_device));
-    assert!(text.starts_with("placement device reads the dataset once, but it draws"), "{text}");
+    assert!(
+        text.starts_with("`placement = device` copies the dataset once, but it draws"),
+        "{text}"
+    );
     let quiet = || Numbers { noise: 0.0, ..Numbers::of(4) }.shared();
     let expected = batches(&loader(quiet(), 2, loading(0, None))?, 0, 0)?;
     assert_eq!(batches(&loader(quiet(), 2, on_device)?, 0, 0)?, expected);

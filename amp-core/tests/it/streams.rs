@@ -131,7 +131,7 @@ fn streams_have_one_order_and_no_end() -> Result<()> {
     let on_device = Loading { placement: Placement::Device, ..Loading::default() };
     let text = message(loader(&set, on_device));
     assert!(
-        text.starts_with("placement device reads the dataset once, but a stream has no end"),
+        text.starts_with("`placement = device` copies the dataset once, but a stream has no end"),
         "{text}"
     );
     let data = DataModule::training("numbers", set, 3).with_order(InOrder);

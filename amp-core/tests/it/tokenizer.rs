@@ -151,12 +151,9 @@ fn what_cannot_be_encoded_is_refused() -> Result<()> {
     says(message(tokenizer.clone().padded("[PAD]")), "FILE: there is no token `[PAD]`");
     says(
         message(tokenizer.decode(&[5, -1])),
-        "FILE: ids of text, but no token has one of them: [5, -1]",
+        "FILE: no token has one of these ids of a text: [5, -1]",
     );
-    says(
-        message(tokenizer.decode(&[400])),
-        "FILE: ids of text, but no token has one of them: [400]",
-    );
+    says(message(tokenizer.decode(&[400])), "FILE: no token has one of these ids of a text: [400]");
     let (folder, tokenizer) = self::tokenizer(&all, "word_piece")?;
     let text = message(tokenizer.truncated(3));
     assert!(

@@ -48,7 +48,7 @@ pub struct AnyBatch {
     /// The sum of the batch's weights. It is computed on request, or before the tensors leave the
     /// host.
     pub(super) weight: OnceCell<f64>,
-    /// Whether a check has shown that losses ignore none of the classes.
+    /// Whether a check has shown that no target has the class that losses ignore, `IGNORED`.
     complete: bool,
     /// Whether this is a single example, whose tensors have no dimension for examples.
     single: bool,
@@ -154,13 +154,13 @@ impl AnyBatch {
         self.of
     }
 
-    /// Returns the tensors that can hold values outside a dtype's range. Masks are not returned.
+    /// Returns the tensors whose values may be outside a dtype's range: all except masks.
     pub(crate) fn numbers(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         let fields = self.fields.iter().filter(|field| field.role != FieldRole::Mask);
         fields.map(|field| (&*field.name, &field.tensor))
     }
 
-    /// Returns the tensors of values, with one value per example.
+    /// Returns the tensors whose role is [`FieldRole::Value`].
     pub(super) fn values(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         let fields = self.fields.iter().filter(|field| field.role == FieldRole::Value);
         fields.map(|field| (&*field.name, &field.tensor))
@@ -207,8 +207,8 @@ impl AnyBatch {
         }
     }
 
-    /// Returns the batch's weight for a loss that is a mean over `over`, where `target` is one of
-    /// its tensors. Reads nothing from the device.
+    /// Returns the batch's weight for a loss that is a mean over `over`. `target` is one of the
+    /// batch's tensors. Reads nothing from the device.
     ///
     /// # Errors
     /// When targets cannot be counted.
@@ -222,13 +222,14 @@ impl AnyBatch {
         self.counted()
     }
 
-    /// Returns whether a check has shown that losses ignore none of the classes. Nothing has to be
-    /// counted then.
+    /// Returns whether a check has shown that no target has the class that losses ignore. Then no
+    /// ignored targets have to be counted.
     pub(crate) fn is_complete(&self) -> bool {
         self.complete
     }
 
-    /// Checks whether losses ignore one of the batch's classes. Waits for the device.
+    /// Checks whether a target has the class that losses ignore, and notes the result. Waits for
+    /// the device.
     pub(crate) fn noting_ignored(mut self) -> Result<Self> {
         let mut complete = true;
         for field in self.per_example() {
@@ -310,13 +311,13 @@ impl AnyBatch {
     /// Returns `length` examples from `start` on, in the same memory.
     ///
     /// # Errors
-    /// When there are fewer.
+    /// When the batch has fewer examples.
     pub fn narrow(&self, start: i64, length: i64) -> Result<Self> {
         self.each_example(|tensor| Ok(tensor.f_narrow(0, start, length)?))
     }
 
-    /// Splits the examples into at most this number of equal parts, of which the last may be
-    /// smaller; `None` if the batch cannot be split.
+    /// Splits the batch into at most `parts` batches with equal numbers of examples. The last one
+    /// may be smaller. Returns `None` if `parts` is 1.
     ///
     /// # Errors
     /// When libtorch refuses to narrow a tensor.
@@ -331,7 +332,7 @@ impl AnyBatch {
         parts.collect::<Result<_>>().map(Some)
     }
 
-    /// Returns a copy in other memory.
+    /// Returns a copy of the batch in memory of its own.
     pub(crate) fn copied(&self) -> Result<Self> {
         let copied = self.with(|field| Ok(field.tensor.f_detach_copy()?))?;
         Ok(Self { weight: self.weight.clone(), ..copied })
@@ -369,7 +370,7 @@ impl AnyBatch {
         })
     }
 
-    /// Returns the batch with `change` applied to each tensor that has examples.
+    /// Returns the batch with `change` applied to each field.
     fn with(&self, change: impl Fn(&Field) -> Result<Tensor>) -> Result<Self> {
         let fields = self.fields.iter().map(|field| Ok(field.of(change(field)?)));
         let fields = fields.collect::<Result<_>>()?;
@@ -379,7 +380,7 @@ impl AnyBatch {
 }
 
 impl Field {
-    /// Returns this field of another batch.
+    /// Returns a field with this tensor, and with the name and the role of this field.
     fn of(&self, tensor: Tensor) -> Self {
         Self { name: self.name.clone(), tensor, role: self.role }
     }

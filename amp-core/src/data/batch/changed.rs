@@ -8,8 +8,8 @@ use super::{AnyBatch, FieldRole};
 use crate::{Error, Result};
 
 impl AnyBatch {
-    /// Replaces the tensor of a field. The new tensor has as many examples, and a dtype that fits
-    /// the role.
+    /// Replaces the tensor of a field. The new tensor must have as many examples as the batch, and
+    /// a dtype that fits the field's role.
     ///
     /// # Errors
     /// When the batch has no such field, or the tensor does not fit.

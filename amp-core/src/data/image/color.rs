@@ -18,8 +18,8 @@ pub struct ColorJitter {
 /// The range of a random factor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Jitter {
-    /// A range around the factor that changes nothing: this much to both sides. A factor is never
-    /// below 0.
+    /// This much below and above the value that changes nothing, which is 1 for a factor and 0 for
+    /// the hue. A factor is never below 0.
     By(f64),
     /// From the first to the second number.
     Between(f64, f64),
@@ -57,7 +57,7 @@ impl Jitter {
 const FACTORS: (f64, f64) = (0.0, f64::INFINITY);
 
 impl ColorJitter {
-    /// Makes a transform without changes.
+    /// Creates a transform that changes nothing until a range is set.
     pub fn new() -> Self {
         Self::default()
     }

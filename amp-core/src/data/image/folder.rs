@@ -75,7 +75,8 @@ impl ImageFolder {
     /// Finds the files; `transform` must give all images one size.
     ///
     /// # Errors
-    /// When a folder cannot be read, `root` has no folder of a class, or such a folder has no image.
+    /// When a folder cannot be read, `root` contains no folders, or a class's folder contains no
+    /// image.
     pub fn open(root: impl AsRef<Path>, transform: impl Transform + 'static) -> Result<Self> {
         let root = root.as_ref().to_owned();
         let refused = |why: String| Error::config(format!("{}: {why}", root.display()));
@@ -109,7 +110,7 @@ impl ImageFolder {
         self
     }
 
-    /// Checks that this set has the same classes as `other`, and returns it. Use it for a
+    /// Checks that this set has the same classes as `other`, and returns this set. Use it for a
     /// validation set.
     ///
     /// # Errors
@@ -129,12 +130,12 @@ impl ImageFolder {
         Ok(self)
     }
 
-    /// Returns the names of the classes, by number.
+    /// Returns the names of the classes, in the order of their numbers.
     pub fn classes(&self) -> &[String] {
         &self.classes
     }
 
-    /// Returns the files, each with its class, by number.
+    /// Returns the files in the order of their numbers, each with its class.
     pub fn files(&self) -> &[(PathBuf, i64)] {
         &self.files
     }

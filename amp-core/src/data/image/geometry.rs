@@ -173,8 +173,8 @@ impl RandomCrop {
         let (h, w) = (size[size.len() - 2], size[size.len() - 1]);
         if padding < 0 || height < 1 || width < 1 || h < height || w < width {
             return Err(Error::config(format!(
-                "RandomCrop to {height} x {width} of images of {h} x {w} pixels with padding {padding}: a part is at \
-                 least 1 x 1 and at most the padded image"
+                "RandomCrop to {height} x {width} of images of {h} x {w} pixels with padding {padding}: the crop must \
+                 be at least 1 x 1 and fit into the padded image"
             )));
         }
         Ok((image, h, w))

@@ -90,8 +90,8 @@ impl ImageGrid {
 /// ```
 ///
 /// # Errors
-/// When the image has another shape or dtype, a value is NaN, the extension is another, or the file
-/// cannot be written.
+/// When the image has another shape or dtype, a value is NaN, the extension is not .png, .jpg or
+/// .jpeg, or the file cannot be written.
 #[cfg(feature = "images")]
 pub fn save_image(image: &Tensor, path: impl AsRef<Path>) -> Result<()> {
     let path = path.as_ref();

@@ -83,7 +83,7 @@ pub trait Transform: Send + Sync {
 pub struct Compose(Vec<Box<dyn Transform>>);
 
 impl Compose {
-    /// Makes a transform without changes.
+    /// Creates a sequence without transforms. It returns images unchanged.
     pub fn new() -> Self {
         Self::default()
     }

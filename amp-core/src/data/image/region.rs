@@ -191,8 +191,8 @@ mod tests {
         Ok(())
     }
 
-    /// torchvision's fallback by its formula: the middle of the image, in the nearest allowed
-    /// proportion.
+    /// If no region with an allowed proportion is found, torchvision's fallback is used: the middle
+    /// of the image, in the nearest allowed proportion.
     #[test]
     fn images_of_another_proportion_give_their_middle() {
         let crop = RandomResizedCrop::new(8).scale(1.0, 1.0);

@@ -22,7 +22,7 @@ use crate::{
 /// struct Sentence {
 ///     #[batch(ids)]
 ///     tokens: Tensor,
-///     /// Of batches alone: `collate` gives them.
+/// /// Only batches have it: `collate` adds it.
 ///     #[batch(mask)]
 ///     mask: Option<Tensor>,
 ///     class: Tensor,
@@ -280,7 +280,7 @@ fn same_fields((one, has): (i64, &AnyBatch), (two, lacks): (i64, &AnyBatch)) -> 
 }
 
 impl Pad {
-    /// Returns the padded sequences `[N, L, …]`.
+    /// Returns the padded sequences `[N, L, …]`, and their lengths before padding.
     fn together(&self, tensors: &[(i64, &Tensor)]) -> Result<(Tensor, Tensor)> {
         let Self { field, value, multiple, .. } = self;
         let (_, model) = tensors[0];

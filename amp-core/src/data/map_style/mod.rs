@@ -82,7 +82,8 @@ pub trait MapDataset: Send + Sync {
     fn get(&self, index: i64, rng: &mut Rng) -> Result<Self::Example>;
 
     /// Makes the batch of these examples, each given with its number (`collate_fn`). The default
-    /// stacks tensors of one shape; [`Collate`] also pads. `rng` has random numbers of the batch.
+    /// stacks tensors of one shape; [`Collate`] also pads. Draw random numbers for the whole batch,
+    /// for example for mixup, from `rng`.
     ///
     /// # Errors
     /// When the examples cannot form a batch.

@@ -187,7 +187,8 @@ impl Shared {
             counted(batch, indices.len(), "collate")?.place(*policy)
         });
         let mut queue = self.queue();
-        // The batches before this one are still being created.
+        // After an error no further batch is begun. Other threads still finish the batches before
+        // this one.
         queue.stopped |= batch.is_err();
         queue.ready.insert(place, batch);
         drop(queue);

@@ -24,8 +24,8 @@ pub struct ShuffledBlocks {
 }
 
 impl ShuffledBlocks {
-    /// Takes the lengths of consecutive blocks, and shuffles the examples of `together` blocks
-    /// together.
+    /// Creates a sampler for a set of consecutive blocks of these lengths. The examples of
+    /// `together` blocks are shuffled together.
     ///
     /// # Errors
     /// When a length is negative, or `together` is 0.

@@ -185,7 +185,7 @@ pub(super) fn checked_order(sampler: &dyn Sampler, epoch: &Epoch) -> Result<Vec<
     }
 }
 
-/// Returns the part of a sampler's name that distinguishes long lists.
+/// Returns a checksum of a long list, so that samplers with different lists have different names.
 fn digest(bytes: impl Iterator<Item = [u8; 8]>) -> String {
     format!("{:08x}", bytes.fold(0, |digest, bytes| crc32c::crc32c_append(digest, &bytes)))
 }

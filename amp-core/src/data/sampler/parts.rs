@@ -3,8 +3,8 @@
 use super::{Epoch, Sampler, digest};
 use crate::{Error, Result};
 
-/// A subset of the examples, in the order in which another sampler draws from a set of the subset's
-/// size (SubsetRandomSampler with [`Shuffled`](super::Shuffled)).
+/// Draws a subset of the examples. Another sampler determines their order: it draws from a set of
+/// the subset's size. With [`Shuffled`](super::Shuffled) it is torch's SubsetRandomSampler.
 #[derive(Debug, Clone)]
 pub struct Subset<S> {
     indices: Vec<i64>,
@@ -51,9 +51,10 @@ pub enum Tail {
     Drop,
 }
 
-/// The part of the examples that one of several processes draws in distributed training
-/// (DistributedSampler). All processes divide the same order, so each example is drawn by one
-/// process, and all draw equally many. The processes do not communicate.
+/// The share of the examples that one of several processes draws in distributed training
+/// (DistributedSampler). All processes divide the same order, so no two processes draw the same
+/// example, except for the examples that [`Tail::Pad`] repeats. All processes draw the same number
+/// of examples. The processes do not communicate.
 ///
 /// ```
 /// use amp_core::{Result, data::{Distributed, Epoch, Sampler, Shuffled, Tail}};
@@ -79,7 +80,7 @@ impl<S: Sampler> Distributed<S> {
     /// Selects the examples of the process `rank`, from 0, out of `world_size` processes.
     ///
     /// # Errors
-    /// When there is no such process.
+    /// When `rank` is not from 0 to `world_size` − 1.
     pub fn new(inner: S, rank: i64, world_size: i64, tail: Tail) -> Result<Self> {
         if !(0..world_size).contains(&rank) {
             return Err(Error::config(format!(
@@ -105,8 +106,8 @@ impl<S: Sampler> Sampler for Distributed<S> {
     }
 
     fn order(&self, epoch: &Epoch) -> Result<Vec<i64>> {
-        // The batches that all processes draw at the same time together form one batch of the
-        // order.
+        // At each step every process draws one batch. Together these batches are one batch of the
+        // common order.
         let batch_size = epoch.batch_size * self.world_size;
         let order = self.inner.order(&Epoch { batch_size, ..*epoch })?;
         let places = (0..self.len(epoch.examples)).map(|at| at * self.world_size + self.rank);

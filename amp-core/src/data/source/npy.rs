@@ -13,7 +13,7 @@ use crate::{Error, Result};
 /// use amp_core::{Result, data::{Batch, DataModule, map_npy, read_npy}};
 ///
 /// # fn main() -> Result<()> {
-/// // As large as the disk; a batch is read when it is needed.
+/// // The images may be larger than the memory: a batch is read from the file when it is used.
 /// let train = Batch::new(map_npy("train_images.npy")?, read_npy("train_classes.npy")?)?;
 /// let val = Batch::new(read_npy("val_images.npy")?, read_npy("val_classes.npy")?)?;
 /// let data = DataModule::new("images", train, val, 64);

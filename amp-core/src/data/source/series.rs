@@ -18,7 +18,7 @@ use crate::{
 /// # fn main() -> Result<()> {
 /// let days = |count| Tensor::arange(count, (amp_core::tch::Kind::Float, amp_core::tch::Device::Cpu));
 /// let (train, val) = Windows::new(vec![days(100), days(50)], 7, 2)?.split(0.8)?;
-/// // 80 - 9 + 1 and 40 - 9 + 1 windows; 20 - 9 + 1 and 10 - 9 + 1.
+/// // Training: (80 - 9 + 1) + (40 - 9 + 1) windows. Validation: (20 - 9 + 1) + (10 - 9 + 1).
 /// assert_eq!((train.len(), val.len()), (104, 14));
 /// let first = val.get(0, &mut Rng::with_seed(0))?;
 /// assert_eq!(first.input.double_value(&[0]), 80.0);
@@ -41,7 +41,7 @@ struct Series {
 }
 
 impl Windows {
-    /// Makes a window at every time of these series `[T, …]`, in their order.
+    /// Makes a window at every time step of these series `[T, …]`, in their order.
     ///
     /// # Errors
     /// When a series is a scalar, or no series has a window.
@@ -61,7 +61,7 @@ impl Windows {
         Self { series, context, horizon, stride: 1 }.checked()
     }
 
-    /// Sets the number of times between the starts of consecutive windows.
+    /// Sets the number of time steps between the starts of consecutive windows.
     ///
     /// # Errors
     /// When the stride is below 1.
@@ -73,8 +73,8 @@ impl Windows {
         Ok(self)
     }
 
-    /// Splits the windows at a time, which is this fraction of each series. Neither part has a
-    /// value of the other.
+    /// Splits each series in time. Returns the windows of the first parts, which have this fraction
+    /// of the values, and the windows of the last parts. No value is in both.
     ///
     /// # Errors
     /// When the fraction is not between 0 and 1, or a part has no window.

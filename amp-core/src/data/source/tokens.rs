@@ -50,9 +50,9 @@ pub struct TokenFile {
 /// Where windows begin.
 #[derive(Debug, Clone, Copy)]
 enum Starts {
-    /// After every this number of tokens.
+    /// At every multiple of this number of tokens.
     Every(i64),
-    /// At random places; the number is the number of windows per epoch.
+    /// At random positions. The value is the number of windows in an epoch.
     Anywhere(i64),
 }
 
@@ -107,9 +107,9 @@ impl TokenFile {
         Ok(self)
     }
 
-    /// Begins windows at random places, as nanoGPT's batches do; an epoch has `windows` of them.
-    /// The places depend only on the seed of the run, the epoch and the number of the window, so a
-    /// resumed run continues with the same windows.
+    /// Begins windows at random positions, as nanoGPT's batches do. An epoch has this number of
+    /// windows. The positions depend only on the seed of the run, the epoch and the number of the
+    /// window, so a resumed run continues with the same windows.
     ///
     /// # Errors
     /// When `windows` is below 1.

@@ -1,20 +1,21 @@
-//! The keys and values to which a causal attention attends.
+//! The keys and values to which queries attend: those of the running forward pass and cached ones.
 
 use tch::{Kind, Tensor};
 
 use super::{AttentionOptions, kv_cache::refused, mask::OpenMask, scaled_dot_product_attention};
 use crate::{Result, nn::Context};
 
-/// The keys and values to which a causal attention attends in a pass, with the mask.
+/// The keys and values to which the queries of one forward pass attend, and the mask.
 pub(super) struct AttendedKeys {
     pub(super) keys: Tensor,
     pub(super) values: Tensor,
     /// See [`AttentionOptions::attn_mask`].
     pub(super) mask: Option<Tensor>,
-    /// A mask that several layers share. `mask` is `None` then.
+    /// The prepared mask, if several layers share one (`AttentionMask::for_layers`). `mask` is then
+    /// `None`.
     pub(super) open: Option<OpenMask>,
-    /// Whether the attention is plainly causal: there are as many keys as queries, and a query
-    /// attends to no later key.
+    /// Whether libtorch's causal mask is needed: there are as many keys as queries, and a query
+    /// attends to the keys up to its own position.
     pub(super) is_causal: bool,
 }
 
@@ -24,9 +25,9 @@ impl AttendedKeys {
         Self { keys, values, mask: None, open: None, is_causal: false }
     }
 
-    /// Appends the keys and values `[N, heads, L, E]` of this pass to the cache of `cx`, if it has
-    /// one. Returns the keys and values of all tokens with their mask. `mask` covers all keys, as
-    /// [`AttentionOptions::attn_mask`] does.
+    /// Returns the keys and values of all tokens, and their mask. If `cx` has a cache, appends the
+    /// keys and values `[N, heads, L, E]` of this forward pass to the cached ones. `mask` covers
+    /// all keys, cached ones included, as [`AttentionOptions::attn_mask`] does.
     pub(super) fn extend(
         query: &Tensor,
         keys: Tensor,
@@ -73,8 +74,8 @@ impl AttendedKeys {
 }
 
 /// Computes causal [`scaled_dot_product_attention`] for attention layers of your own, without
-/// dropout. A query attends to the keys up to its own position. In a pass through a [`KvCache`](super::KvCache) it
-/// also attends to the keys of earlier passes.
+/// dropout. A query attends to the keys up to its own position. If the model runs through a
+/// [`KvCache`](super::KvCache), a query also attends to the cached keys of all earlier tokens.
 ///
 /// | tensor | shape |
 /// | --- | --- |
@@ -106,7 +107,8 @@ impl AttendedKeys {
 /// ```
 ///
 /// # Errors
-/// When the shapes do not match, or another attention filled the cache.
+/// When the shapes of the arguments do not match, or do not fit what the cache has stored for this
+/// module.
 pub fn causal_attention(
     query: &Tensor,
     key: &Tensor,

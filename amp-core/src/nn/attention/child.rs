@@ -8,7 +8,8 @@ use crate::{
     nn::{Child, Context, Forward, Op, Visit, Visitor},
 };
 
-/// Makes attention with several inputs a module.
+/// Implements [`Forward`] for attention whose queries, keys, values and mask are separate
+/// arguments.
 struct Attending<'m>(&'m MultiheadAttention);
 
 impl Visit for Attending<'_> {
@@ -38,7 +39,7 @@ impl Forward for Attending<'_> {
     }
 }
 
-/// Makes attention that also returns its weights a module.
+/// Implements [`Forward`] for attention that also returns the attention weights.
 struct AttendingWithWeights<'m>(&'m MultiheadAttention);
 
 impl Visit for AttendingWithWeights<'_> {
@@ -65,7 +66,8 @@ impl Forward for AttendingWithWeights<'_> {
 }
 
 impl Child<'_, MultiheadAttention> {
-    /// Calls [`MultiheadAttention::attend_with_weights`] under the child's name and region.
+    /// Calls [`MultiheadAttention::attend_with_weights`] under the child's name and in its
+    /// precision region.
     ///
     /// # Errors
     /// The errors of that method, with the path of the innermost module that failed.
@@ -80,7 +82,7 @@ impl Child<'_, MultiheadAttention> {
         self.run_as(&AttendingWithWeights(self.module()), (query, key, value, mask), cx)
     }
 
-    /// Calls [`MultiheadAttention::attend`] under the child's name and region.
+    /// Calls [`MultiheadAttention::attend`] under the child's name and in its precision region.
     ///
     /// # Errors
     /// The errors of that method, with the path of the innermost module that failed.

@@ -27,9 +27,8 @@ pub struct MultiheadAttentionConfig {
     pub num_kv_heads: i64,
     /// Whether a position attends only to itself and earlier positions.
     pub causal: bool,
-    /// Which elements of queries and keys are rotated together by a
-    /// [`RotaryEmbedding`](super::RotaryEmbedding); `None` for no rotation. torch.nn does not have
-    /// it.
+    /// Which elements of queries and keys a [`RotaryEmbedding`](super::RotaryEmbedding) rotates
+    /// together; `None` for no rotary embedding. torch.nn has no rotary embeddings.
     pub rotary: Option<RotaryPairing>,
     /// The base of the rotary embedding.
     pub rotary_base: f64,
@@ -73,7 +72,8 @@ impl MultiheadAttentionConfig {
         }
         if self.causal && (self.add_bias_kv || self.add_zero_attn) {
             return refused(
-                "added keys have no position, which `causal` needs: give a mask instead".to_owned(),
+                "added keys have no position, but `causal` needs positions: give a mask instead"
+                    .to_owned(),
             );
         }
         if !(0.0..=1.0).contains(&dropout) {

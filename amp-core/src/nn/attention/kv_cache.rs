@@ -16,18 +16,18 @@ use crate::{
     precision::dtype_name,
 };
 
-/// A cache of keys and values of the tokens on which a causal model has run, for each attention
-/// layer. A pass through [`extend`](Self::extend) runs the model on the following tokens. It
-/// returns what a pass on the whole sequence would return for these tokens, up to rounding.
+/// For each attention layer, the keys and values of the tokens on which a causal model has run.
+/// [`extend`](Self::extend) runs the model on the next tokens only. It returns what the model would
+/// return for these tokens if it ran on the whole sequence, up to rounding.
 ///
 /// [`MultiheadAttention`](super::MultiheadAttention) with `causal`, and every layer built on it,
 /// uses the cache automatically, also with grouped queries and rotary embeddings. Attention layers
-/// of your own call [`causal_attention`](super::causal_attention). A model that adds positions gets them from
-/// [`Context::places`].
+/// of your own call [`causal_attention`](super::causal_attention). A model with position embeddings
+/// gets the positions of its tokens from [`Context::places`].
 ///
-/// For each attention layer the cache holds keys `[N, kv_heads, room, E]` and values of the same
-/// shape. `room` doubles when it is full. The memory is 2 · layers · N · kv_heads · room · E
-/// elements.
+/// For each attention layer the cache stores keys `[N, kv_heads, room, E]` and values of the same
+/// shape. `room` is the number of tokens for which memory is allocated. It doubles when the memory
+/// is full. The cache takes memory for 2 · layers · N · kv_heads · room · E elements.
 ///
 /// ```
 /// use amp_core::{
@@ -45,7 +45,7 @@ use crate::{
 /// let mut cache = KvCache::new();
 /// let pass = |cache: &mut KvCache, first: i64, length: i64| {
 ///     let part = tokens.f_narrow(1, first, length)?;
-///     // Rotary embeddings and `Context::places` count the tokens; this attention has no positions.
+///     // A model must ask for the positions of its tokens. This attention needs none, so ask here.
 ///     cache.extend_with(length, Context::new(policy, false), |cx| {
 ///         let _ = cx.past();
 ///         attention.forward(&part, cx)
@@ -60,7 +60,7 @@ use crate::{
 #[derive(Default)]
 pub struct KvCache(Rc<Entries>);
 
-/// The contents of a cache, which its passes share.
+/// The contents of a cache. The context of each forward pass shares them.
 #[derive(Default)]
 pub(in crate::nn) struct Entries {
     /// The number of tokens of earlier passes.
@@ -79,7 +79,7 @@ pub(in crate::nn) struct Entries {
 struct Layer {
     /// Keys and values, `[N, kv_heads, room, E]` each.
     tensors: [Tensor; 2],
-    /// Whether the running pass has added its tokens.
+    /// Whether the layer has added its keys and values in the running forward pass.
     ran: bool,
 }
 
@@ -200,7 +200,8 @@ impl Entries {
         self.past.get()
     }
 
-    /// Returns the number of tokens of earlier passes, from which positions are computed.
+    /// Returns the number of tokens of earlier passes, and notes that the model asked for
+    /// positions.
     pub(in crate::nn) fn past(&self) -> i64 {
         self.asked.set(true);
         self.past.get()
@@ -275,7 +276,8 @@ fn empty(tensor: &Tensor, room: i64) -> Result<Tensor> {
     Ok(Tensor::f_empty(size, (tensor.kind(), tensor.device()))?)
 }
 
-/// Returns whether both have the same batch size, heads, width, dtype and device.
+/// Returns whether two tensors have the same batch size, heads, width, dtype and device. Their
+/// numbers of tokens may differ.
 fn is_alike(one: &Tensor, other: &Tensor) -> bool {
     let (mut a, mut b) = (one.size(), other.size());
     (a[2], b[2]) = (0, 0);

@@ -7,19 +7,22 @@ use tch::{Kind, Tensor};
 use super::scores::{Shapes, is_mask, refused};
 use crate::Result;
 
-/// A mask in which every query attends to some key. For a query whose keys are all masked libtorch's
-/// kernels return different values, such as NaN.
+/// A mask in which every query attends to some key. It is made from a mask by unmasking each row in
+/// which every key is masked. For such a row libtorch's kernels return different values, some NaN.
 #[derive(Debug)]
 pub(super) struct OpenMask {
-    /// Boolean, or of the scores' kind.
+    /// The mask without fully masked rows. It is boolean, or it is added to the scores and has
+    /// their dtype.
     pub(super) mask: Tensor,
-    /// `[…, 1]`, true for the queries whose keys were all masked.
+    /// `[…, 1]`, true for the queries whose keys were all masked. The caller sets their outputs to
+    /// zero.
     pub(super) masked: Tensor,
 }
 
 impl OpenMask {
-    /// Opens a mask of [`scaled_dot_product_attention`](super::scaled_dot_product_attention) for scores of
-    /// this dtype.
+    /// Unmasks the rows of `mask` in which every key is masked, and notes which rows they are.
+    /// `mask` is a mask of [`scaled_dot_product_attention`](super::scaled_dot_product_attention),
+    /// and `kind` is the dtype of the scores.
     pub(super) fn of(mask: &Tensor, kind: Kind) -> Result<Self> {
         if mask.kind() == Kind::Bool {
             let masked = mask.f_any_dim(-1, true)?.f_logical_not()?;
@@ -38,10 +41,11 @@ impl OpenMask {
 
 /// The keys that are masked out for a query in a [`MultiheadAttention`](super::MultiheadAttention)
 /// or a transformer layer. As in torch.nn **true means masked out**, the opposite of
-/// [`scaled_dot_product_attention`](super::scaled_dot_product_attention). A query whose keys are all masked out attends to zeros, and its gradients
-/// are zero.
+/// [`scaled_dot_product_attention`](super::scaled_dot_product_attention). For a query whose keys
+/// are all masked out, the sum of the attended values is zero, and so are its gradients.
 ///
-/// A loop over layers of one's own runs faster with [`for_layers`](Self::for_layers).
+/// If you call several layers in a loop of your own, give them the result of
+/// [`for_layers`](Self::for_layers): the layers then run faster.
 #[derive(Debug, Default)]
 pub struct AttentionMask {
     /// `[L, S]`, `[N·heads, L, S]`, or a 4-D shape that broadcasts to `[N, heads, L, S]`. If it is
@@ -51,7 +55,8 @@ pub struct AttentionMask {
     /// `[N, S]`. If it is boolean, true marks a key as padding. If it is floating-point, it is
     /// added to the scores.
     pub key_padding_mask: Option<Tensor>,
-    /// The prepared mask, if several layers share it and the first of them has run.
+    /// Set if several layers share this mask. Contains the prepared mask once the first layer has
+    /// run.
     opened: Option<Arc<Mutex<Option<Opened>>>>,
 }
 
@@ -79,9 +84,10 @@ impl AttentionMask {
         Self { attn_mask: Some(attn_mask.shallow_clone()), ..Self::none() }
     }
 
-    /// Returns the same mask for several layers of one forward pass. The first layer checks and prepares it, and
-    /// the others use the result: four kernels less in each. [`TransformerEncoder`](crate::nn::TransformerEncoder)
-    /// calls this itself. Do not write to the tensors between the layers.
+    /// Returns the same mask for several layers of one forward pass. The first layer checks and
+    /// prepares the mask. Each later layer reuses the result and launches four kernels fewer.
+    /// [`TransformerEncoder`](crate::nn::TransformerEncoder) calls this function itself. Do not
+    /// write to the mask's tensors between the layers.
     ///
     /// ```
     /// use amp_core::{nn::AttentionMask, tch::Tensor};
@@ -107,7 +113,8 @@ impl AttentionMask {
         }
     }
 
-    /// Returns the prepared mask for these scores if several layers share it.
+    /// Returns the prepared mask for scores of these shapes and this dtype. Prepares it if no
+    /// earlier layer has. Returns `None` if layers do not share this mask, or if nothing is masked.
     pub(super) fn opened(&self, shapes: &Shapes, kind: Kind) -> Result<Option<OpenMask>> {
         let Some(opened) = &self.opened else { return Ok(None) };
         let scores = shapes.of_scores();
@@ -123,7 +130,7 @@ impl AttentionMask {
         Ok(Some(open))
     }
 
-    /// Returns whether several layers share it.
+    /// Returns whether several layers share this mask.
     pub(super) fn is_shared(&self) -> bool {
         self.opened.is_some()
     }
@@ -133,8 +140,9 @@ impl AttentionMask {
         self.attn_mask.is_none() && self.key_padding_mask.is_none()
     }
 
-    /// Combines both masks into one for [`scaled_dot_product_attention`](super::scaled_dot_product_attention)
-    /// of scores `[n, heads, queries, keys]`.
+    /// Combines `attn_mask` and `key_padding_mask` into one mask for scores `[n, heads, queries,
+    /// keys]`. In the result true means attended to, as in
+    /// [`scaled_dot_product_attention`](super::scaled_dot_product_attention).
     pub(super) fn joined(&self, scores: [i64; 4]) -> Result<Option<Tensor>> {
         let [n, heads, queries, keys] = scores;
         let attn_mask = self.attn_mask.as_ref().map(|mask| {
@@ -144,7 +152,7 @@ impl AttentionMask {
                 [all, l, s] if [*all, *l, *s] == [n * heads, queries, keys] => {
                     Ok(mask.f_reshape([n, heads, queries, keys])?)
                 }
-                // The broadcast of 4-D masks is checked together with the scores.
+                // `Shapes::take` checks later whether a 4-D mask broadcasts to the scores.
                 [_, _, _, _] => Ok(mask.shallow_clone()),
                 other => Err(refused(format!(
                     "attn_mask is {other:?}, but must be [{queries}, {keys}], [{}, {queries}, {keys}] or 4-D \
@@ -196,7 +204,7 @@ impl crate::precision::Tensors for AttentionMask {
     }
 }
 
-/// Returns whether both are handles of one mask.
+/// Returns whether two masks are the same tensor: the same memory, dtype and shape.
 fn is_same(one: &Option<Tensor>, other: &Option<Tensor>) -> bool {
     let place = |mask: &Tensor| (mask.data_ptr(), mask.kind(), mask.size());
     one.as_ref().map(place) == other.as_ref().map(place)
@@ -209,8 +217,9 @@ mod tests {
     use super::*;
     use crate::precision::Tensors;
 
-    /// The second layer uses the result of the first. Scores of another dtype or shape get a result of their
-    /// own, and a mask that was converted on the way to a layer is not shared.
+    /// The second layer reuses the mask that the first layer prepared. Scores of another dtype get
+    /// a prepared mask of their own, and scores of another batch size are refused. A mask whose
+    /// values were changed between the layers is no longer shared.
     #[test]
     fn layers_open_a_shared_mask_once() -> Result<()> {
         let scores = |batch: i64| -> Result<Shapes> {

@@ -46,7 +46,7 @@ use crate::{Error, Result, ffi};
 ///     prelude::*,
 /// };
 ///
-/// /// Attention of words to the parts of an image, of which some are padding.
+/// /// Lets words attend to the patches of an image. Some patches are padding.
 /// #[derive(Module)]
 /// #[forward(|words, image: &Tensor, padding: &Tensor| {
 ///     let mask = AttentionMask::padding(padding);
@@ -74,8 +74,8 @@ pub struct MultiheadAttention {
 }
 
 impl MultiheadAttention {
-    /// Draws out_proj, then the projections (Xavier uniform), in PyTorch's order; biases start at
-    /// zero.
+    /// Draws the weights of `out_proj`, then those of the projections (Xavier uniform), in
+    /// PyTorch's order. Biases start at zero.
     ///
     /// # Errors
     /// When `num_heads` does not divide `embed_dim`, `num_kv_heads` does not divide `num_heads`, a width is
@@ -115,7 +115,7 @@ impl MultiheadAttention {
         })
     }
 
-    /// Returns a layer with the same values.
+    /// Returns a copy of the layer.
     pub(super) fn copied(&self) -> Result<Self> {
         let copied = |[k, v]: &[Tensor; 2]| -> Result<[Tensor; 2]> {
             Ok([init::copied(k)?, init::copied(v)?])
@@ -137,9 +137,9 @@ impl MultiheadAttention {
     }
 
     /// Computes the attention of `query` to `key` and `value`, with a mask; torch's `forward(query,
-    /// key, value)` without the weights. The option `causal` applies in addition to the mask. In a
-    /// pass through a [`KvCache`] the masks cover the keys of all tokens, and a rotary embedding
-    /// counts from the first token.
+    /// key, value)` without the weights. The option `causal` applies in addition to the mask. If
+    /// the model runs through a [`KvCache`], the masks cover the cached keys too, and a rotary
+    /// embedding counts positions from the first cached token.
     ///
     /// | tensor | shape |
     /// | --- | --- |
@@ -149,11 +149,12 @@ impl MultiheadAttention {
     /// | output | `[N, L, embed_dim]` |
     ///
     /// If `query`, `key` and `value` are one tensor, one matrix product projects them. In a
-    /// hand-written module call this method through a [`Child`](crate::nn::Child), which keeps path
-    /// and precision region: `Child::new("attn", None, &self.attn).attend(…, cx)`.
+    /// hand-written module call this method through a [`Child`](crate::nn::Child), so that it runs
+    /// under its path and in its precision region: `Child::new("attn", None, &self.attn).attend(…,
+    /// cx)`.
     ///
     /// # Errors
-    /// When the shapes do not match, or a mask has integers.
+    /// When the shapes do not match, or a mask has an integer dtype.
     pub fn attend(
         &self,
         query: &Tensor,
@@ -263,8 +264,8 @@ impl MultiheadAttention {
         Ok((q, AttendedKeys { mask, ..AttendedKeys::all(keys, values) }))
     }
 
-    /// Appends the keys and values that the options add, and extends the mask so that it does not
-    /// mask them.
+    /// Appends the keys and values that the options `add_bias_kv` and `add_zero_attn` ask for.
+    /// Extends the mask so that queries attend to them.
     fn with_added_keys(
         &self,
         mut k: Tensor,
@@ -317,16 +318,17 @@ impl MultiheadAttention {
 }
 
 impl MultiheadAttention {
-    /// Projects only the values. With one position the softmax is 1, whatever query and key are, so
-    /// they have no effect and their gradients are zero. libtorch's fused kernels take longer for
-    /// this case than the rest of the layer, and give query and key gradients of rounding errors.
+    /// Computes only the values, for sequences of one token. Their attention weight is 1, whatever
+    /// query and key are, so the gradients of query and key are zero. For this case libtorch's
+    /// fused kernels take longer than the rest of the layer, and give query and key gradients of
+    /// rounding errors.
     fn project_values(&self, input: &Tensor, weight: &Tensor) -> Result<Tensor> {
         let d = self.config.embed_dim;
         ffi::linear_part(input, weight, self.in_proj_bias.as_ref(), 2 * d..3 * d)
     }
 
     /// Computes the attention of sequences of one token. The only attention weight is 1, so the
-    /// result is the values, and dropout drops whole heads.
+    /// output is the values. Dropout sets the values of whole heads to zero.
     fn attend_to_itself(&self, input: &Tensor, weight: &Tensor, dropout: f64) -> Result<Tensor> {
         let MultiheadAttentionConfig { embed_dim, num_heads, .. } = self.config;
         let values = self.project_values(input, weight)?;

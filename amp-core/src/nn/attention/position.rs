@@ -41,7 +41,7 @@ impl RotaryEmbeddingConfig {
 /// values.
 ///
 /// The input is `[…, L, D]`, and the output has the same shape and dtype. Angles are computed in
-/// f64, products in at least f32. As a [`Module`] it begins with position 0.
+/// f64, products in at least f32. [`Module::forward`] gives the first element position 0.
 ///
 /// ```
 /// use amp_core::{
@@ -52,7 +52,7 @@ impl RotaryEmbeddingConfig {
 /// let rope =
 ///     RotaryEmbedding::new(RotaryEmbeddingConfig::new(64, RotaryPairing::HalfRotated))?;
 /// let queries = Tensor::ones([2, 8, 10, 64], (Kind::Float, Device::Cpu));
-/// // Places 100 to 109, behind 100 cached ones.
+/// // 100 tokens are cached, so these 10 tokens have the positions 100 to 109.
 /// assert_eq!(rope.rotate(&queries, 100)?.size(), queries.size());
 /// # Ok::<(), amp_core::Error>(())
 /// ```
@@ -150,8 +150,8 @@ pub fn alibi_slopes(num_heads: i64) -> Vec<f64> {
 
 /// Computes −slope·|i − j| for query i and key j: `[1, num_heads, length, length]` in f32 on the
 /// CPU, for [`AttentionMask::attn_mask`](super::AttentionMask) or
-/// [`scaled_dot_product_attention`](super::scaled_dot_product_attention). Make it a `#[buffer]` of
-/// the model, which is moved to the device with the model:
+/// [`scaled_dot_product_attention`](super::scaled_dot_product_attention). Store the result in a
+/// `#[buffer]` of the model, so that it moves to the device with the model:
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{

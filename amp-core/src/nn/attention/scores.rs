@@ -49,7 +49,7 @@ pub struct AttentionOptions<'a> {
 /// };
 ///
 /// let x = Tensor::ones([2, 4, 3, 8], (Kind::Float, Device::Cpu));
-/// // Of the second sentence, the first word alone.
+/// // In the second sentence every query attends to the first word only.
 /// let allowed = Tensor::from_slice(&[true, true, true, true, false, false]).view([2, 1, 1, 3]);
 /// let options = AttentionOptions { attn_mask: Some(&allowed), ..AttentionOptions::default() };
 /// assert_eq!(scaled_dot_product_attention(&x, &x, &x, &options)?.size(), [2, 4, 3, 8]);
@@ -68,8 +68,8 @@ pub fn scaled_dot_product_attention(
     attend(query, key, value, options, None)
 }
 
-/// Computes [`scaled_dot_product_attention`]. `open` is the mask that was made from the options'
-/// mask before, if it was.
+/// Computes [`scaled_dot_product_attention`]. If the caller has already prepared the options' mask,
+/// it passes the result as `open`.
 pub(super) fn attend(
     query: &Tensor,
     key: &Tensor,
@@ -91,8 +91,8 @@ pub(super) fn attend(
     }
 }
 
-/// Runs libtorch's attention on checked arguments: `[N, heads, L, E]` or more dimensions each. Fewer heads of keys
-/// than of queries need `attn_mask` to be `None`.
+/// Runs libtorch's attention on checked arguments: `[N, heads, L, E]` or more dimensions each. If
+/// keys have fewer heads than queries, `attn_mask` must be `None`.
 pub(super) fn by_libtorch(
     [query, key, value]: [&Tensor; 3],
     options: &AttentionOptions<'_>,
@@ -195,7 +195,7 @@ impl Shapes {
         )))
     }
 
-    /// Returns a mask `[L, L]` that is true where a query attends to a key.
+    /// Returns the causal mask `[L, L]`: true where a query attends to a key.
     fn up_to_own_place(&self, query: &Tensor) -> Result<Tensor> {
         let square = [self.queries, self.keys];
         Ok(Tensor::f_ones(square, (Kind::Bool, query.device()))?.f_tril(0)?)
@@ -209,8 +209,9 @@ impl Shapes {
         }
     }
 
-    /// Combines the mask of the options with the causal mask, and opens it; `None` if nothing is masked.
-    /// If `open` is given, it is the result. Checks the options too.
+    /// Combines the mask of the options with the causal mask, and unmasks rows in which every key
+    /// is masked. Returns `None` if no mask tensor is needed. If the caller passes `open`, a mask
+    /// that was already prepared this way, returns `open`. Checks the options too.
     fn mask(
         &self,
         query: &Tensor,
@@ -252,7 +253,7 @@ impl Shapes {
         scores
     }
 
-    /// Checks the rule: a mask has the scores' shape, and its dtype is unambiguous.
+    /// Checks the rule: a mask broadcasts to the scores, and is boolean or floating-point.
     pub(super) fn take(&self, mask: &Tensor) -> Result<()> {
         is_mask("attn_mask", mask)?;
         let (size, scores) = (mask.size(), self.of_scores());

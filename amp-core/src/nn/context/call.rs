@@ -48,7 +48,7 @@ impl Context {
         self.run(self.plan_of(outer, None), outer, module, (input,), parent)
     }
 
-    /// Runs the module at the last of these path steps, each inside the previous one.
+    /// Runs `module` under a path of these steps. Each step is a child of the step before it.
     pub(in crate::nn) fn call_at<'p, M: Forward + ?Sized>(
         &self,
         places: impl Iterator<Item = &'p Place<'p>>,
@@ -71,7 +71,9 @@ impl Context {
         self.run(plan, outer, module, inputs, parent)
     }
 
-    /// Returns the plan of the module at the path. `outer` is the plan of the surrounding module.
+    /// Returns the dtypes (the plan) of the module at the current path. They come from a precision
+    /// override of this path, else from the region `declared` by the parent, else from `outer`, the
+    /// plan of the surrounding module.
     fn plan_of(&self, outer: RegionPlan, declared: Option<Region>) -> RegionPlan {
         match self.overrides.get(self.path.borrow().as_str()).copied().or(declared) {
             None => outer,
@@ -79,7 +81,7 @@ impl Context {
         }
     }
 
-    /// Returns whether an observer reads every tensor.
+    /// Returns whether an observer reads or replaces the tensors between modules.
     pub(super) fn is_watched(&self) -> bool {
         matches!(self.observer, Observer::Tensors(_) | Observer::Substitutes(_))
     }
@@ -89,8 +91,8 @@ impl Context {
         matches!(self.observer, Observer::Substitutes(_))
     }
 
-    /// Returns the replacement of a tensor within the module at the path, or the tensor itself if
-    /// there is none.
+    /// Returns the observer's replacement of a tensor inside the module at the current path, or the
+    /// tensor itself if no observer replaces tensors.
     pub(crate) fn within(&self, inner: &Tensor) -> Result<Tensor> {
         match &self.observer {
             Observer::Substitutes(other) => other.within(&self.path.borrow(), inner),
@@ -98,7 +100,7 @@ impl Context {
         }
     }
 
-    /// Returns whether the module at the path has a precision region.
+    /// Returns whether a precision override names the module at the current path.
     pub(super) fn has_override(&self) -> bool {
         self.overrides.contains_key(self.path.borrow().as_str())
     }

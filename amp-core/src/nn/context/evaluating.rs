@@ -25,7 +25,7 @@ impl Drop for Evaluating {
     }
 }
 
-/// Runs when a context is created.
+/// Records that a training context was created during an evaluation. Called for each new context.
 pub(super) fn note(training: bool) {
     if training && EVALUATING.get() {
         TRAINED.set(true);

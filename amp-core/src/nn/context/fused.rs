@@ -11,8 +11,8 @@ use crate::{
 };
 
 impl Context {
-    /// Returns whether the children at `places` may be fused. They may if no probe reads the
-    /// tensors between them and none has a region of its own.
+    /// Returns whether the children at `places` may be fused: no probe reads the tensors between
+    /// them, and no precision override names one of them.
     pub(in crate::nn) fn is_plain(&self, mut places: Range<usize>) -> bool {
         let has_override = |place| {
             let parent = self.enter_nth(place);
@@ -32,9 +32,9 @@ impl Context {
         self.fuses && ffi::own_kernels() && !self.is_watched()
     }
 
-    /// Runs `layers` fused by `run`, under the path of the first, which has the index `place`. A
-    /// dtype probe gets the last layer's dtype for each layer. Returns `None` if `run` returns
-    /// `None`.
+    /// Runs `layers` in one fused call, `run`, under the path of the first layer, whose index in
+    /// the container is `place`. If a dtype probe observes the run, reports the dtype of the fused
+    /// output for each of the layers. Returns `None` if `run` returns `None`.
     pub(in crate::nn) fn call_fused<M: Module>(
         &self,
         layers: &[M],
@@ -70,9 +70,10 @@ impl Context {
         Ok(output)
     }
 
-    /// Runs the child `name` by `run`, fused with operations next to it, which have no names. Runs
-    /// it by `apart` instead if a probe reads the tensors between them, if the child has its own
-    /// region, or if `run` returns `None`.
+    /// Runs the child `name` together with neighbouring operations in one fused call, `run`. The
+    /// neighbours are not modules, so they have no names. Calls `apart` instead, which runs the
+    /// operations one by one, if a probe reads the tensors between them, if a precision override
+    /// names the child, or if `run` returns `None`.
     pub(in crate::nn) fn call_with<M: Module, const N: usize>(
         &self,
         name: &str,
@@ -175,7 +176,7 @@ mod tests {
         Ok(())
     }
 
-    /// Tensor probes and regions prevent fusing; dtype probes do not.
+    /// Probes of tensors and precision overrides prevent fusing. Dtype probes do not.
     #[test]
     fn only_tensor_probes_and_regions_prevent_fusing() {
         let policy = Policy::new(Precision::F32True, Device::Cpu);

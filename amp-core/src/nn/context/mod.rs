@@ -30,9 +30,9 @@ use crate::{
 pub(in crate::nn) enum Checkpointing {
     /// No module.
     Off,
-    /// The modules that request it.
+    /// The modules that the model wraps in an enabled `Checkpoint`.
     Declared,
-    /// These modules.
+    /// The modules and layers of these segments, which the trainer chose.
     Chosen(Rc<[Segment]>),
     /// No module. The modules that could be recomputed are measured.
     Measured(Rc<Survey>),
@@ -157,14 +157,15 @@ impl Context {
         self
     }
 
-    /// Marks the pass as a repetition, which does not update batch statistics again.
+    /// Marks the forward pass as a repetition, so that batch statistics are not updated a second
+    /// time.
     #[must_use]
     pub(crate) fn again(mut self) -> Self {
         self.recomputing = true;
         self
     }
 
-    /// Uses the earlier tokens of this cache.
+    /// Lets attention layers read the cached keys and values of earlier tokens, and add new ones.
     #[must_use]
     pub(in crate::nn) fn with_cache(mut self, cache: Rc<Entries>) -> Self {
         self.cache = Some(cache);
@@ -176,15 +177,15 @@ impl Context {
         self.cache.as_deref()
     }
 
-    /// Returns the number of tokens that a [`KvCache`](super::KvCache) holds from earlier passes.
-    /// This is the position of the pass's first token. It is 0 without a cache.
+    /// Returns the number of tokens in the [`KvCache`](super::KvCache). It is also the position of
+    /// the first token of the running forward pass. It is 0 without a cache.
     pub fn past(&self) -> i64 {
         self.cache().map_or(0, Entries::past)
     }
 
     /// Returns the positions of tokens `[N, L]` in their sequences, int64 `[L]` on the tokens'
-    /// device, for an embedding of positions. They are 0, 1, …; in a pass through a
-    /// [`KvCache`](super::KvCache) they continue after the earlier tokens.
+    /// device, for a position embedding. They are 0, 1, …. With a [`KvCache`](super::KvCache) they
+    /// continue after the cached tokens.
     ///
     /// # Errors
     /// When `ids` is not `[N, L]`.
@@ -219,7 +220,8 @@ impl Context {
         self.recomputing
     }
 
-    /// Returns a context for running a module again later, from the same point of the pass.
+    /// Returns a context for running a module a second time later, with the path and the precision
+    /// that hold now. It has no observer and no cache.
     pub(in crate::nn) fn recomputing(&self) -> Self {
         Self {
             policy: self.policy,
@@ -229,7 +231,7 @@ impl Context {
             fuses: self.fuses,
             checkpointing: match &self.checkpointing {
                 Checkpointing::Declared => Checkpointing::Declared,
-                // Chosen or measured modules are not searched again.
+                // Inside modules that the trainer chose or measured, nothing is checkpointed again.
                 _ => Checkpointing::Off,
             },
             overrides: Rc::new(self.overrides.as_ref().clone()),

@@ -15,9 +15,9 @@ use crate::{
 };
 
 impl Context {
-    /// Does the same as [`call`](Self::call) for the layer whose output is the output of `model`,
-    /// and which declares no region. If the loss runs the layer itself, the result is an undefined
-    /// tensor.
+    /// Runs the child `name` as [`call`](Self::call) does. The child's output is the output of
+    /// `model`, and the child declares no precision region. If the loss can run this layer itself,
+    /// fused with the loss, the layer does not run here, and the result is an undefined tensor.
     ///
     /// # Errors
     /// The child's error, with its path.
@@ -70,7 +70,7 @@ impl Context {
     }
 }
 
-/// Returns an empty tensor with this dtype, for a probe.
+/// Returns an empty tensor of this dtype, from which a probe reads the dtype.
 fn empty(kind: Kind) -> Result<Tensor> {
     Ok(Tensor::f_empty([0], (kind, Device::Cpu))?)
 }

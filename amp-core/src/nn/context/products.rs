@@ -1,4 +1,4 @@
-//! Reports the matrix products of a pass, in whatever code they are computed.
+//! Reports every matrix product of a forward pass to a dtype probe, also those outside of layers.
 
 use super::{Context, Observer};
 use crate::{

@@ -76,7 +76,7 @@ impl<const N: usize> ConvConfig<N> {
 /// ```no_run,standalone_crate
 /// use amp_core::nn::{Conv2d, Conv2dConfig, Padding, Sizes};
 ///
-/// // A separable convolution of wide windows that keeps the image's size.
+/// // A depthwise convolution with windows of 3 × 5. The output is as large as the image.
 /// let config = Conv2dConfig {
 ///     groups: 8,
 ///     padding: Padding::Same,

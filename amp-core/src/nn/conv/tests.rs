@@ -27,7 +27,8 @@ fn region(precision: Precision) -> Result<Option<AutocastGuard>> {
     Policy::new(precision, Device::Cpu).autocast()
 }
 
-/// Returns the largest distance from `exact`, relative to its largest value.
+/// Returns the largest difference between `seen` and `exact`, divided by the largest absolute value
+/// of `exact`.
 fn off(seen: &Tensor, exact: &Tensor) -> Result<f64> {
     let distance = seen.f_to_kind(Kind::Double)?.f_sub(exact)?.f_abs()?.f_max()?;
     Ok(distance.f_div(&exact.f_abs()?.f_max()?)?.f_double_value(&[])?)
@@ -41,8 +42,8 @@ fn leaves(precision: Precision, channels: i64, kernel: i64) -> Result<[Tensor; 3
     Ok([input?, weight?, bias?])
 }
 
-/// Returns the output, and the gradients of these tensors for the gradient `incoming` of the
-/// output.
+/// Returns the convolution's output, and the gradients of input, weight and bias if the gradient of
+/// the output is `incoming`.
 fn both_ways(
     [input, weight, bias]: &[Tensor; 3],
     shape: [i64; 2],
@@ -55,9 +56,9 @@ fn both_ways(
     Ok((output, gradients))
 }
 
-/// Output and gradients equal f64's up to the dtype's rounding. Each gradient has its tensor's
-/// dtype, and the weight's gradient has the weight's layout. A tensor with a single channel has
-/// both layouts at once.
+/// A convolution in f16 or bf16 gives the output and the gradients of an f64 convolution, up to
+/// rounding. Each gradient has the dtype of its tensor, and the weight's gradient has the weight's
+/// layout. One case has a single channel, because such a tensor has both layouts at once.
 #[test]
 fn a_layout_changes_no_value() -> Result<()> {
     let _section = random::seeded(0)?;
@@ -115,9 +116,9 @@ fn other_convolutions_are_left_alone() -> Result<()> {
     same(&[input.f_select(0, 0)?, weight, bias])
 }
 
-/// A weight is converted to the layout once in a region, as in autocast's cache: a write to the
-/// weight inside a region takes effect in the next region. Each pass has its own gradients, also
-/// after a pass without gradients.
+/// In an autocast region a weight is converted to channels_last once, as autocast caches its casts.
+/// So a write to the weight inside a region takes effect in the next region. Each forward pass has
+/// its own gradients, also after a forward pass without gradients.
 #[test]
 fn a_weight_is_brought_to_the_layout_once_a_region() -> Result<()> {
     let _section = random::seeded(0)?;
@@ -165,7 +166,7 @@ fn a_weight_has_second_derivatives() -> Result<()> {
     Ok(())
 }
 
-/// Layers keep the layout from the first convolution on, forward and backward.
+/// The layers after a convolution keep its channels_last layout.
 #[test]
 fn layers_keep_the_layout() -> Result<()> {
     let _section = random::seeded(0)?;

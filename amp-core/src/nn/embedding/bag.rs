@@ -77,7 +77,7 @@ impl EmbeddingBagConfig {
 /// ```no_run,standalone_crate
 /// use amp_core::{nn::EmbeddingBag, prelude::*};
 ///
-/// /// Bags of words, one behind the other.
+/// /// Classifies texts, given as concatenated word indices and the start of each text.
 /// #[derive(Module)]
 /// #[forward(|words, offsets: &Tensor| head(&bags(words, Some(offsets), None)?))]
 /// struct Topic {
@@ -150,9 +150,10 @@ impl EmbeddingBag {
         }
     }
 
-    /// Returns the table of vectors, the indices of the bags in it, and the padding index. The
-    /// table is the layer's own. If vectors are rescaled, or their gradients are scaled by
-    /// frequency, it is instead the looked-up vectors, one for each index.
+    /// Returns a table of vectors, the indices to look up in it, and the index of the padding in
+    /// it. The table is usually the layer's weight. If vectors are rescaled, or their gradients are
+    /// scaled by frequency, the table instead consists of the looked-up vectors, one for each
+    /// index.
     fn rows(&self, all: Tensor, cx: &Context) -> Result<(Tensor, Tensor, Option<i64>)> {
         let (scales, limit) = (self.config.scale_grad_by_freq, self.max_norm);
         if let (Some(limit), true) = (limit, changes_table(cx)) {
@@ -171,7 +172,7 @@ impl EmbeddingBag {
         let places = Tensor::f_arange(count, (all.kind(), all.device()))?;
         match self.padding_idx {
             None => Ok((rows, places, None)),
-            // Padding is moved to an additional index after all vectors.
+            // Padding refers to an additional row of zeros after all looked-up vectors.
             Some(index) => {
                 let (kind, device) = (rows.kind(), rows.device());
                 let none = Tensor::f_zeros([1, rows.size()[1]], (kind, device))?;

@@ -1,10 +1,10 @@
-//! Embedding vectors with a largest norm.
+//! Limits the norm of embedding vectors (`max_norm`).
 
 use tch::{Kind, Tensor};
 
 use crate::{Error, Result};
 
-/// The largest p-norm of a vector.
+/// The largest p-norm that a vector may have.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct MaxNorm {
     most: f64,

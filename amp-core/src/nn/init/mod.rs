@@ -10,7 +10,7 @@
 //!     prelude::*,
 //! };
 //!
-//! /// As GPT-2.
+//! /// Draws the output projections of the blocks as GPT-2 does.
 //! fn draw(model: &impl Visit) -> Result<()> {
 //!     for parameter in parameters(model) {
 //!         if parameter.name.ends_with("c_proj.weight") {
@@ -23,8 +23,8 @@
 //! # fn main() {}
 //! ```
 //!
-//! [`Init`] describes an initializer as a value, which attributes use: `linear(64, 10, weight_init
-//! = orthogonal)`.
+//! [`Init`] is an initializer as a value, for use in attributes: `linear(64, 10, weight_init =
+//! orthogonal)`.
 
 mod remembered;
 mod values;
@@ -77,14 +77,14 @@ in_place! {
     /// Draws from N(0, gain² / fan).
     kaiming_normal_(a: f64, mode: FanMode, nonlinearity: Nonlinearity) =
         Init::KaimingNormal { a, mode, nonlinearity };
-    /// Draws a (semi-)orthogonal matrix. Its rows are the first dimension, and its columns all
-    /// others.
+    /// Draws a (semi-)orthogonal matrix. The first dimension counts its rows; all other dimensions
+    /// together count its columns.
     orthogonal_(gain: f64) = Init::Orthogonal { gain };
     /// Fills with the identity matrix.
     eye_() = Init::Eye;
 }
 
-/// Redraws some of a layer's own parameters, by name.
+/// Draws the named parameters of a layer again, each with its own initializer.
 #[doc(hidden)]
 pub fn redrawn<M: Visit>(layer: &str, module: M, draws: &[(&str, Init)]) -> Result<M> {
     let tensors = named_tensors(&module);
@@ -139,7 +139,7 @@ pub(super) fn constant(shape: &[i64], value: f64) -> Result<Tensor> {
     Init::Full { value }.tensor(shape, Role::Parameter)
 }
 
-/// Returns a parameter with the same values.
+/// Returns a copy of a parameter. The copy requires gradients.
 pub(super) fn copied(parameter: &Tensor) -> Result<Tensor> {
     Ok(parameter.f_detach()?.f_detach_copy()?.f_set_requires_grad(true)?)
 }

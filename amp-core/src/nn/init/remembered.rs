@@ -49,7 +49,7 @@ pub struct Remembering {
 }
 
 impl Remembering {
-    /// Starts caching draws. Inside another guard the cache continues.
+    /// Starts caching draws. If another guard exists already, both use its cache.
     #[expect(clippy::new_without_default, reason = "it is a guard")]
     pub fn new() -> Self {
         KEPT.with_borrow_mut(|kept| {

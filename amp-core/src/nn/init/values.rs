@@ -76,8 +76,8 @@ pub enum Init {
         /// The activation after the layer, which determines the gain.
         nonlinearity: Nonlinearity,
     },
-    /// A (semi-)orthogonal matrix (Saxe et al., arXiv:1312.6120). Its rows are the first dimension,
-    /// and its columns all others.
+    /// A (semi-)orthogonal matrix (Saxe et al., arXiv:1312.6120). The first dimension counts its
+    /// rows; all other dimensions together count its columns.
     Orthogonal {
         /// The factor of all values.
         gain: f64,
@@ -86,13 +86,13 @@ pub enum Init {
     Eye,
 }
 
-/// The fan whose variance is preserved.
+/// The number of connections (fan) from which the standard deviation is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FanMode {
-    /// The fan of the inputs, which preserves the variance in the forward pass.
+    /// The fan of the inputs: the forward pass preserves the variance.
     #[default]
     FanIn,
-    /// The fan of the outputs, which preserves the variance in the backward pass.
+    /// The fan of the outputs: the backward pass preserves the variance.
     FanOut,
 }
 
@@ -256,7 +256,8 @@ fn kaiming(init: &str, gain: f64, mode: FanMode, shape: &[i64]) -> Result<f64> {
     Ok(gain / (fan as f64).sqrt())
 }
 
-/// Draws values of the inverse distribution function at uniform numbers, as in torch.
+/// Draws from a truncated normal distribution: applies the inverse distribution function to uniform
+/// numbers, as torch does.
 fn truncated(shape: &[i64], [mean, std]: [f64; 2], [a, b]: [f64; 2]) -> Result<Tensor> {
     let refused = |why| Err(Error::config(format!("trunc_normal({mean}, {std}, {a}, {b}): {why}")));
     if std.is_nan() || std <= 0.0 || a.is_nan() || b.is_nan() || a >= b {

@@ -30,7 +30,7 @@ pub(crate) struct Cell {
     pub(crate) keeps_output: bool,
     /// The time to recompute the module.
     pub(crate) seconds: f64,
-    /// The measurements of the layers within it.
+    /// The measurements of the modules inside this module.
     pub(crate) within: Vec<Cell>,
 }
 
@@ -62,7 +62,7 @@ impl Survey {
         let (mut x, mut place) = (input.shallow_clone(), 0);
         while place < layers.len() {
             if layers[place].shared().is_none() {
-                // The modules within it may be measurable.
+                // The layer itself cannot be recomputed, but modules inside it may be.
                 x = cx.call_nth(place, &layers[place], &x)?;
                 place += 1;
                 continue;
@@ -83,7 +83,7 @@ impl Survey {
         Ok(x)
     }
 
-    /// Runs a module that can be recomputed alone.
+    /// Runs a whole module that can be recomputed, and measures it.
     pub(in crate::nn) fn module(
         &self,
         module: &dyn Module,
@@ -96,14 +96,15 @@ impl Survey {
         Ok(output)
     }
 
-    /// Returns the cells of the layers that run within `run`.
+    /// Returns the measurements of the layers that `run` runs, and takes them out of the survey.
     fn within<T>(&self, run: impl FnOnce() -> Result<T>) -> Result<Vec<Cell>> {
         let before = self.cells.take();
         run()?;
         Ok(self.cells.replace(before))
     }
 
-    /// Adds a cell. A module that runs several times per pass is one cell.
+    /// Adds a measurement. If a module runs several times in a forward pass, adds up its
+    /// measurements.
     fn note(&self, cell: Cell) {
         let mut cells = self.cells.borrow_mut();
         match cells.iter_mut().find(|other| other.segment == cell.segment) {
@@ -149,7 +150,7 @@ impl Survey {
         let (seconds, output) = self.timed(|| run(input))?;
         let cell = Cell {
             segment: Segment { path: String::new(), layers: None },
-            // A view keeps the same bytes as its base.
+            // If the output is a view of the input, the same bytes are subtracted twice.
             own: (graph - ends as i64).max(0).cast_unsigned(),
             input: bytes,
             output: output_bytes,

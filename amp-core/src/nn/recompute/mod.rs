@@ -20,12 +20,12 @@ use crate::{
     random::{self, Place},
 };
 
-/// Activation checkpointing (torch.utils.checkpoint): the module's activations are not kept for the
-/// backward pass but recomputed, in the backward pass with the same autocast state and random
-/// numbers. On the CPU the gradients are bit-identical. Batch statistics are updated once.
+/// Activation checkpointing (torch.utils.checkpoint): the module's activations are not kept. The
+/// backward pass recomputes them, with the same autocast state and random numbers. On the CPU the
+/// gradients are bit-identical. Batch statistics are updated once.
 ///
-/// Under a memory budget ([`MemoryConfig::budget`](crate::trainer::MemoryConfig::budget)) the trainer
-/// decides, and `enabled` is ignored.
+/// Under a memory budget ([`MemoryConfig::budget`](crate::trainer::MemoryConfig::budget)) the
+/// trainer decides which modules are recomputed, and `enabled` is ignored.
 ///
 /// The names of the module's tensors do not change.
 #[derive(Debug)]
@@ -37,13 +37,14 @@ pub struct Checkpoint<M> {
 impl<M> Checkpoint<M> {
     /// Checkpoints `module` during training if `enabled` is true. Otherwise it runs normally.
     pub fn new(module: M, enabled: bool) -> Self {
-        // The module is an `Arc`, because a thread of libtorch may free the graph.
+        // The module is in an `Arc`, because the autograd graph owns it too, and a thread of
+        // libtorch may free the graph.
         Self { module: Arc::new(module), enabled }
     }
 }
 
 impl<M> Checkpoint<M> {
-    /// Returns a checkpoint of a view of the module.
+    /// Returns a checkpoint of `view(module)`, a wrapper of the module, with the same `enabled`.
     pub(in crate::nn) fn viewed<V>(&self, view: impl FnOnce(&M) -> V) -> Checkpoint<V> {
         Checkpoint::new(view(&self.module), self.enabled)
     }
@@ -80,13 +81,14 @@ fn is_trained(module: &(impl Visit + ?Sized), input: &Tensor) -> bool {
 /// Waits for reproducible sections of other threads. A checkpoint compares the generator's state
 /// before and after its module, to find out whether the module draws random numbers. If another
 /// thread drew numbers meanwhile, the backward pass would reset the generator for a module that
-/// draws nothing, and would disturb that thread. A thread that recomputes for another, waiting
-/// thread does not wait, because the other thread may be in a section.
+/// draws nothing, and would disturb that thread. A recomputation does not wait: the thread for
+/// which it runs waits for its result, and may itself be in a section.
 fn without_sections(cx: &Context) -> Option<Place> {
     (!cx.is_recomputing()).then(random::place)
 }
 
-/// Runs `first` without keeping activations, and `again` in the backward pass, with the same planted faults.
+/// Runs `first` now without keeping activations, and `again` in the backward pass. The faults that
+/// are planted now apply to `again` too.
 fn run(
     input: &Tensor,
     first: impl FnOnce() -> Result<Tensor>,

@@ -21,7 +21,7 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Returns whether the other segment follows directly in the same container.
+    /// Returns whether the segment `behind` directly follows this one in the same container.
     pub(crate) fn meets(&self, behind: &Self) -> bool {
         match (&self.layers, &behind.layers) {
             (Some(own), Some(other)) => self.path == behind.path && own.end == other.start,
@@ -44,7 +44,8 @@ impl fmt::Display for Segment {
     }
 }
 
-/// Runs a container's layers, and recomputes the `segments` that belong to it.
+/// Runs a container's layers. Layers of the `segments` that lie in this container are recomputed in
+/// the backward pass.
 pub(in crate::nn) fn forward<M: Module>(
     layers: &[M],
     segments: &[Segment],

@@ -24,7 +24,7 @@ pub(super) enum Cell {
 }
 
 impl Cell {
-    /// Returns a plain cell.
+    /// Returns the cell of a plain recurrent network (nn.RNN) with this nonlinearity.
     pub(super) fn of(nonlinearity: RnnNonlinearity) -> Self {
         match nonlinearity {
             RnnNonlinearity::Tanh => Self::Tanh,
@@ -111,7 +111,7 @@ impl Shape {
         if layer == 0 { self.input_size } else { self.directions() * self.output_size() }
     }
 
-    /// Returns the weights of one direction of one layer.
+    /// Returns the number of weights of one direction of one layer.
     fn per_direction(&self) -> i64 {
         2 + if self.bias { 2 } else { 0 } + i64::from(self.proj_size > 0)
     }
@@ -201,8 +201,9 @@ impl Stack {
         let device = input.device();
         let autocast = autocast_kind(input, &self.weights[0])?;
         let kind = autocast.unwrap_or(input.kind());
-        // On CUDA libtorch's autocast of recurrent layers always uses f16. On the CPU it casts to
-        // bf16 even if oneDNN has no kernel.
+        // This function casts itself, and switches autocast off: on CUDA libtorch's autocast of
+        // recurrent layers always uses f16, and on the CPU it casts to bf16 even if oneDNN has no
+        // kernel.
         let _off = autocast.map(|_| AutocastGuard::off(device)).transpose()?;
         let mut x = input.f_to_kind(kind)?;
         let mut states = self.initial(initial, batch, (kind, device))?;
@@ -267,8 +268,8 @@ impl Stack {
         Ok(states)
     }
 
-    /// Runs the layers on a padded or packed batch. This crate's own dropout runs between them.
-    /// cuDNN's dropout does not use libtorch's generator, so a resumed run could not continue it.
+    /// Runs the layers on a padded or packed batch, with this crate's dropout between them. cuDNN's
+    /// dropout does not use libtorch's generator, so a resumed run could not continue it.
     fn layers<const STATES: usize>(
         &self,
         input: &Tensor,

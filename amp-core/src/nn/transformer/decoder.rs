@@ -32,7 +32,7 @@ use crate::{
 ///     prelude::*,
 /// };
 ///
-/// /// A translation so far, and a sentence of which some words are padding.
+/// /// Decodes a translation so far and the sentence, in which some words are padding.
 /// #[derive(Module)]
 /// #[forward(|target, sentence: &Tensor, padding: &Tensor| {
 ///     decoder(target, sentence, &AttentionMask::none(), &AttentionMask::padding(padding))
@@ -56,7 +56,7 @@ pub struct TransformerDecoderLayer {
 }
 
 impl TransformerDecoderLayer {
-    /// Draws the weights of its parts in PyTorch's order.
+    /// Draws the weights of attention and feed-forward network in PyTorch's order.
     ///
     /// # Errors
     /// When `nhead` does not divide `d_model`, or `dropout` is not a probability.
@@ -144,7 +144,7 @@ impl Forward for TransformerDecoderLayer {
 }
 
 /// [`TransformerDecoderLayer`]s in order, and optionally a layer norm; nn.TransformerDecoder with
-/// batch_first. It takes the inputs of a layer. As in torch, all layers start with the same
+/// batch_first. The inputs are those of a single layer. As in torch, all layers start with the same
 /// weights.
 #[derive(Debug)]
 pub struct TransformerDecoder {

@@ -50,7 +50,7 @@ struct Parts {
 }
 
 impl TransformerEncoderLayer {
-    /// Draws the weights of its parts in PyTorch's order.
+    /// Draws the weights of attention and feed-forward network in PyTorch's order.
     ///
     /// # Errors
     /// When `nhead` does not divide `d_model`, or `dropout` is not a probability.
@@ -85,13 +85,14 @@ impl TransformerEncoderLayer {
         }))
     }
 
-    /// Makes the layer with its mask a module of one tensor.
+    /// Returns the layer and this mask as a module with one input.
     fn masked(&self, mask: &AttentionMask) -> Masked {
         Masked { parts: self.0.clone(), mask: mask.shared() }
     }
 
-    /// Runs the layer with `mask` on its attention. The mask stands for torch's src_mask and
-    /// src_key_padding_mask. [`Child`] has the same method, which keeps path and precision region.
+    /// Runs the layer with `mask` on its attention. The mask combines torch's src_mask and
+    /// src_key_padding_mask. To run the layer under its path and in its precision region, call the
+    /// method of the same name of [`Child`].
     ///
     /// # Errors
     /// When the mask's shape does not match `[N, L, d_model]`.
@@ -157,7 +158,7 @@ impl Module for Parts {
     }
 }
 
-/// A layer with its mask. Its activations can be recomputed.
+/// An encoder layer with its mask, as a module with one input. Its activations can be recomputed.
 struct Masked {
     parts: Arc<Parts>,
     mask: AttentionMask,
@@ -224,7 +225,7 @@ impl TransformerEncoder {
         Ok(Self { layers, norm })
     }
 
-    /// Runs the layers with `mask` on the attention of each. The mask stands for torch's mask and
+    /// Runs the layers with `mask` on the attention of each. The mask combines torch's mask and
     /// src_key_padding_mask. [`Child`] has the same method.
     ///
     /// # Errors
@@ -264,7 +265,7 @@ impl Module for TransformerEncoder {
     }
 }
 
-/// Makes a pass with a mask a module.
+/// Defines a module that calls the layer's `forward_masked`, and the same method for [`Child`].
 macro_rules! masked {
     ($($layer:ty, $view:ident;)*) => {$(
         struct $view<'m>(&'m $layer);
@@ -293,7 +294,8 @@ macro_rules! masked {
         }
 
         impl Child<'_, $layer> {
-            /// Calls the layer's `forward_masked` under the child's name and region.
+            /// Calls the layer's `forward_masked` under the child's name and in its precision
+            /// region.
             ///
             /// # Errors
             /// The errors of the layer, with the path of the innermost module that failed.

@@ -22,8 +22,8 @@ pub enum FeedForward {
     SwiGlu,
 }
 
-/// linear2(dropout(activation(linear1(x)))). The parameters have the names of the transformer
-/// layer.
+/// linear2(dropout(activation(linear1(x)))). Its parameters are named as if `linear1` and `linear2`
+/// were fields of the transformer layer itself.
 #[derive(Debug)]
 pub(super) struct Perceptron {
     linear1: Linear,
@@ -59,7 +59,7 @@ impl Perceptron {
         })
     }
 
-    /// Runs the network under the names of the layer to which it belongs.
+    /// Runs the network. Its linear layers run under the path of the transformer layer around it.
     pub(super) fn forward(&self, x: &Tensor, cx: &Context) -> Result<Tensor> {
         cx.call("linear2", None, &self.linear2, &self.expand(x, cx)?)
     }

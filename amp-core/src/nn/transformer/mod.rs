@@ -151,8 +151,8 @@ impl TransformerStackConfig {
         }
     }
 
-    /// Builds a stack of `layer`, copies of it, and a final norm. torch also clones the layer that
-    /// it is given.
+    /// Builds `num_layers` layers, and a final norm if the options ask for one. The first layer is
+    /// new, and the others are copies of it, as torch clones the layer that it is given.
     fn build<L>(
         &self,
         layer: impl FnOnce(TransformerLayerConfig) -> Result<L>,

@@ -13,7 +13,8 @@ use crate::{
 };
 
 /// The layers of a masked stack can be recomputed like the layers of any container, with the same
-/// gradients. They use the mask that was prepared in the forward pass, also if it changed since then.
+/// gradients. The recomputation uses the mask as it was in the forward pass, even if it has changed
+/// since then.
 #[test]
 fn a_masked_stack_can_be_checkpointed() -> Result<()> {
     let _section = random::seeded(0)?;

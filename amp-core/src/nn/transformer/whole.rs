@@ -128,7 +128,7 @@ impl Default for TransformerConfig {
 /// # fn main() {}
 /// ```
 ///
-/// For generation, run the parts separately: `self.transformer.encoder()` once, and
+/// For generation, run encoder and decoder separately: `self.transformer.encoder()` once, and
 /// `self.transformer.decoder()` for each new token.
 #[derive(Debug)]
 pub struct Transformer {
@@ -137,11 +137,13 @@ pub struct Transformer {
 }
 
 impl Transformer {
-    /// Builds both parts, and redraws all matrices from Xavier's uniform distribution, as torch
-    /// does. Unlike in a separate encoder, the layers start with different weights.
+    /// Builds encoder and decoder, and then draws all matrices again from Xavier's uniform
+    /// distribution, as torch does. So the layers start with different weights, unlike the layers
+    /// of a [`TransformerEncoder`] that is built by itself.
     ///
     /// # Errors
-    /// When `nhead` does not divide `d_model`, `dropout` is not a probability, or a part has no layers.
+    /// When `nhead` does not divide `d_model`, `dropout` is not a probability, or the encoder or
+    /// the decoder has no layers.
     pub fn new(config: TransformerConfig) -> Result<Self> {
         let transformer = Self {
             encoder: TransformerEncoder::new(config.stack(config.num_encoder_layers, false))?,
@@ -169,12 +171,12 @@ impl Transformer {
 }
 
 impl<'m> Child<'m, Transformer> {
-    /// Returns the encoder under its name and region.
+    /// Returns the encoder, which runs under its name and in its precision region.
     pub fn encoder(&self) -> Child<'m, TransformerEncoder> {
         self.part("encoder", |transformer| &transformer.encoder)
     }
 
-    /// Returns the decoder under its name and region.
+    /// Returns the decoder, which runs under its name and in its precision region.
     pub fn decoder(&self) -> Child<'m, TransformerDecoder> {
         self.part("decoder", |transformer| &transformer.decoder)
     }

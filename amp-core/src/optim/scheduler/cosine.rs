@@ -13,9 +13,9 @@ use crate::Result;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct CosineAnnealing {
-    /// The number of intervals until the minimum.
+    /// The number of intervals until the lowest rate.
     pub t_max: i64,
-    /// The minimum.
+    /// The lowest rate.
     pub eta_min: f64,
 }
 
@@ -59,7 +59,7 @@ pub struct CosineAnnealingWarmRestarts {
     pub t_0: i64,
     /// The length of each period divided by the length of the previous one.
     pub t_mult: i64,
-    /// The minimum.
+    /// The lowest rate.
     pub eta_min: f64,
 }
 

@@ -74,7 +74,8 @@ pub trait Schedule: Clone + 'static {
 
 /// Options of a schedule, which can start from an optimizer's rates.
 pub trait BuildScheduler {
-    /// Checks the options and starts before the first step.
+    /// Checks the options, and returns the schedule before its first step. `base` are the
+    /// optimizer's own rates.
     ///
     /// # Errors
     /// When an option is out of range.

@@ -33,11 +33,11 @@ pub struct ReduceLrOnPlateau {
     pub threshold: f64,
     /// The meaning of `threshold`.
     pub threshold_mode: ThresholdMode,
-    /// The number of epochs after a reduction that are not counted.
+    /// The number of epochs after a reduction in which a missing improvement is not counted.
     pub cooldown: i64,
     /// The lowest rate.
     pub min_lr: f64,
-    /// Changes of the rate up to this size are not made.
+    /// The rate is changed only if the change is larger than this number.
     pub eps: f64,
 }
 

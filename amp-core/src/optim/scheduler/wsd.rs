@@ -42,7 +42,7 @@ pub struct Wsd {
     pub total_steps: i64,
     /// The shape of the decay.
     pub decay_type: Decay,
-    /// The factor at both ends.
+    /// The factor at the start of the warm-up and at the end of the decay.
     pub min_lr_ratio: f64,
 }
 

@@ -66,7 +66,7 @@ impl ParameterState {
         let moments = moments(tensor.kind(), storage);
         let in_parts = working != Working::Itself || moments != Moments::Full;
         if in_parts && !tensor.is_contiguous() {
-            // A view of a piece of a non-contiguous tensor would be a copy.
+            // A flat piece of a non-contiguous tensor is a copy. Writes to it would be lost.
             return Err(Error::config(format!(
                 "optimizer: `{name}` is not contiguous, so it cannot be updated in parts"
             )));

@@ -21,7 +21,7 @@ pub enum Moments {
     Full,
     /// In bfloat16, 2 bytes per element, with stochastic rounding. With rounding to nearest, an
     /// average such as a running square would never change if its change in a step is below 1/256
-    /// of its value. It uses libtorch's generator of the parameters' device.
+    /// of its value. The rounding uses libtorch's generator of the parameters' device.
     Bf16,
     /// In 8 bits with an f32 scale for each 256 elements, 1.016 bytes per element (Dettmers et al.
     /// 2022, "8-bit Optimizers via Block-wise Quantization", §2: dynamic tree quantization, to
@@ -79,7 +79,7 @@ impl Moment {
         }
     }
 
-    /// Writes the values that [`read`](Self::read) returned and a step changed.
+    /// Writes back values that [`read`](Self::read) returned and that a step has changed.
     pub(in crate::optim) fn write(&self, start: i64, values: &Tensor) -> Result<()> {
         let (values, count) = (&values.f_reshape([-1])?, values.numel() as i64);
         match self {
@@ -92,7 +92,8 @@ impl Moment {
         }
     }
 
-    /// Returns the tensor on which the kernels compute.
+    /// Returns the stored tensor, which the kernels read and write. In 8 bits it contains the
+    /// codes.
     pub(in crate::optim) fn kept(&self) -> &Tensor {
         let (Self::Plain(tensor) | Self::Bf16(tensor) | Self::EightBit { codes: tensor, .. }) =
             self;
@@ -124,14 +125,15 @@ fn part(codes: &Tensor, scales: &Tensor, start: i64, count: i64) -> Result<(Tens
     Ok((codes.f_narrow(0, from * BLOCK, blocks * BLOCK)?, scales.f_narrow(0, from, blocks)?))
 }
 
-/// The 256 values of dynamic tree quantization. There are seven decades from 10⁻⁶ to 1; each has
-/// twice as many values as the decade below. The values are the centres of equal parts of the
-/// decade's upper nine tenths. 0 and 1 are included.
+/// The 256 values of dynamic tree quantization. There are seven decades from 10⁻⁶ to 1. Each has
+/// twice as many values as the decade below. In a decade that ends at d, the range from d/10 to d
+/// is divided into equal parts, and the values are the centres of these parts. 0 and 1 are added.
 #[derive(Debug)]
 pub(in crate::optim) struct Code {
-    /// The values, in ascending order.
+    /// The numbers that the codes stand for, in ascending order.
     values: Tensor,
-    /// The bounds between neighbouring values.
+    /// The bounds between neighbouring values. An element is rounded to the value between its
+    /// bounds.
     bounds: Tensor,
     /// The code of 0.
     zero: i64,
@@ -210,7 +212,7 @@ impl Code {
         let rest = codes.numel() as i64 - elements.numel() as i64;
         let blocks = elements.f_constant_pad_nd([0, rest])?.f_view([-1, BLOCK])?;
         let largest = blocks.f_abs()?.f_amax([1_i64].as_slice(), true)?;
-        // The scale of a block of zeros must not be zero.
+        // The divisor of a block of zeros must not be zero.
         let shares = blocks.f_div(&largest.f_clamp_min(f64::from(f32::MIN_POSITIVE))?)?;
         let mut nearest = shares.f_bucketize(&self.bounds, true, false)?;
         if !self.signed {

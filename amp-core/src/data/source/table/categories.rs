@@ -50,7 +50,7 @@ impl Categories {
         self
     }
 
-    /// Returns the names, by id.
+    /// Returns the names, in the order of their ids.
     pub fn names(&self) -> &[String] {
         &self.names
     }

@@ -15,8 +15,8 @@ use crate::{
 /// The columns of a table that become the fields of a batch. A missing value (an empty cell, a null
 /// or a NaN) is an error that names file, row and column, unless a replacement is declared.
 ///
-/// It holds the categories of the training set, so a trained model needs it to read other tables.
-/// Save it with the model as a field with `#[state]`, or in a file of its own.
+/// A `Columns` contains the categories of the training set, so a trained model needs it to read
+/// other tables. Save it with the model as a field with `#[state]`, or in a file of its own.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{Batch, Result, data::{Columns, DataModule, Table}, tch::Tensor};

@@ -40,7 +40,7 @@ use crate::{Error, Result, data::AnyBatch};
 ///     })
 /// };
 /// let data = DataModule::new("people", people(&train)?, people(&val)?, 64);
-/// // nn::Embedding of `jobs.len()` rows.
+/// // The model's embedding of jobs has `jobs.len()` rows.
 /// # Ok(())
 /// # }
 /// ```

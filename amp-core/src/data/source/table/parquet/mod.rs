@@ -63,7 +63,7 @@ impl ParquetTable {
     /// Opens one file.
     ///
     /// # Errors
-    /// When it cannot be read, or is not a Parquet file.
+    /// When the file cannot be read, or is not a Parquet file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Self::open_all(&[path])
     }
@@ -98,8 +98,9 @@ impl ParquetTable {
         Ok(Self { files, threads: thread::available_parallelism().map_or(1, usize::from) })
     }
 
-    /// Sets the most threads that decode, at least one. Each decodes one row group at a time. The
-    /// default is one for each core. The rows and their order do not depend on it.
+    /// Sets the largest number of threads that decode row groups, at least one. Each thread decodes
+    /// one row group at a time. The default is one thread for each core. The rows and their order
+    /// do not depend on this number.
     #[must_use]
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = threads.max(1);

@@ -10,9 +10,9 @@ use crate::{
 
 /// The rows of [Parquet files](ParquetTable) as a data set that keeps the most recently used row
 /// groups in memory. One thread requests rows; with
-/// [`Loading::prefetch`](crate::data::Loading::prefetch) it works ahead of the loop. The row groups
-/// of a batch are decoded by [`ParquetTable::threads`] threads, and each of these holds one more
-/// group meanwhile.
+/// [`Loading::prefetch`](crate::data::Loading::prefetch) it works ahead of the loop.
+/// [`ParquetTable::threads`] threads decode the row groups of a batch. While a thread decodes, it
+/// needs memory for one more group.
 ///
 /// In a fully shuffled order every batch has rows of nearly all groups, so most groups are read
 /// again for each batch. Use [`shuffled_groups`](Self::shuffled_groups) instead, or keep all groups

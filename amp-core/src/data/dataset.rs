@@ -353,7 +353,7 @@ impl SharedDataset {
 }
 
 fn lock<T: ?Sized>(set: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic of the data set was reported when it happened; the data set decides whether it can
-    // continue.
+    // If the data set panicked while it was locked, the panic was reported then. The data set
+    // itself decides whether it can continue.
     set.lock().unwrap_or_else(PoisonError::into_inner)
 }

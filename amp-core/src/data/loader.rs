@@ -70,8 +70,8 @@ impl DataLoader {
         let len = examples;
         if loading.drop_last && batch_size > len {
             return Err(Error::config(format!(
-                "drop_last leaves no batch of {batch_size} of {len} examples: choose a batch size \
-                 of at most {len}"
+                "drop_last leaves no batch, because {len} examples do not fill a batch of {batch_size}: \
+                 choose a batch size of at most {len}"
             )));
         }
         let transforms = data.transforms();

@@ -38,7 +38,7 @@ pub struct DataModule {
     pub batch_size: i64,
     /// The order of the training examples. By default they are shuffled.
     pub order: Order,
-    /// How batches are moved to the device.
+    /// How examples are read, and how batches are moved to the device.
     pub loading: Loading,
 }
 

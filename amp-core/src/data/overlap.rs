@@ -66,7 +66,7 @@ struct Rows {
 }
 
 impl Rows {
-    /// Returns `None` if all rows are at one address.
+    /// Returns the addresses of a tensor's rows; `None` if all rows are at one address.
     fn of(tensor: &Tensor) -> Option<Self> {
         let (size, stride) = (tensor.size(), tensor.stride());
         let apart = stride.first()? * tensor.kind().elt_size_in_bytes() as i64;

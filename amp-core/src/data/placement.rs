@@ -12,9 +12,10 @@ pub const DEVICE_SHARE: f64 = 0.25;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Placement {
-    /// Chooses the faster place. A set in memory is stored on a CUDA device if it takes at most
-    /// [`DEVICE_SHARE`] of the free memory there, and on the CPU if that is the training device and
-    /// no prefetching is requested. Every other set is stored on the host.
+    /// Chooses what is faster. If the training device is a CUDA device, a set in memory is copied
+    /// there if it takes at most [`DEVICE_SHARE`] of the free memory. If the training device is the
+    /// CPU, a set in memory is placed once before training, unless prefetching is requested. Every
+    /// other set stays on the host.
     #[default]
     Auto,
     /// On the training device: the whole set is read before the first batch.
@@ -53,7 +54,7 @@ impl FromStr for Placement {
     }
 }
 
-/// How batches are moved to the device.
+/// How examples are read, and how batches are moved to the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Loading {
     /// Whether training omits a last batch that is not full.
@@ -61,9 +62,9 @@ pub struct Loading {
     /// Where the sets are stored.
     pub placement: Placement,
     /// For sets on the host: the number of batches that a thread gathers ahead of the training
-    /// loop. For CUDA the thread also pins their memory and copies them on its own stream. With
-    /// `Some(0)` the loop does this itself, one batch at a time. [`Loading::prefetch_for`]
-    /// documents `None`.
+    /// loop. For CUDA the thread also pins the batches' memory and copies the batches on a stream
+    /// of its own. With `Some(0)` the training loop gathers each batch itself. For `None` see
+    /// [`Loading::prefetch_for`].
     ///
     /// With [`num_workers`](Self::num_workers) it is the number of batches that all workers
     /// together make ahead. `None` then means 2 for each worker.
@@ -91,16 +92,16 @@ impl Loading {
         let workers = self.num_workers;
         match (self.placement, self.prefetch) {
             (Placement::Device, _) if workers > 0 => Err(Error::config(format!(
-                "num_workers {workers}: sets on the device need none; choose placement auto or host, or \
-                 leave num_workers out"
+                "num_workers {workers}: a set on the device is not read by workers: choose `placement` \
+                 `auto` or `host`, or leave `num_workers` out"
             ))),
             (_, Some(0)) if workers > 0 => Err(Error::config(format!(
                 "prefetch 0 leaves {workers} workers without a batch to make: leave prefetch out, or give \
                  the batches that they may make ahead"
             ))),
             (Placement::Device, Some(ahead)) if ahead > 0 => Err(Error::config(format!(
-                "prefetch {ahead}: sets on the device need none; choose placement auto or host, \
-                 or leave prefetch out"
+                "prefetch {ahead}: a set on the device is not prefetched: choose `placement` `auto` or \
+                 `host`, or leave `prefetch` out"
             ))),
             _ => Ok(()),
         }

@@ -16,7 +16,7 @@ use crate::{
     random::{self, Draws},
 };
 
-/// The batches of an epoch. A thread gathers them and ends with this iterator.
+/// The batches of an epoch. A thread gathers them, and ends when this iterator is dropped.
 pub(super) struct Prefetch {
     /// `None` when no further batch will arrive.
     receiver: Option<Receiver<Result<Loaded>>>,

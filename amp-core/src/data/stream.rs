@@ -117,8 +117,7 @@ pub(super) trait AnyStream: Send {
     /// Returns the state before the example of this number. The example was already read, or is the
     /// next one.
     fn state_before(&self, number: i64) -> Result<State>;
-    /// Assigns this number to the next example, after loading `state` or from the stream's
-    /// beginning.
+    /// Moves the stream to `state`, or to its beginning, and gives the next example this number.
     fn set(&mut self, number: i64, state: Option<State>) -> Result<()>;
 }
 

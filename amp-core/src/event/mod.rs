@@ -21,7 +21,7 @@ use crate::{
     provenance::Provenance,
 };
 
-/// An event of a run, in the order of emission.
+/// An event of a run. The variants are in the order in which a run emits them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
@@ -76,7 +76,7 @@ pub enum Event {
     Logged {
         /// Optimizer steps applied so far.
         global_step: u64,
-        /// The values.
+        /// The values that were logged.
         values: Vec<Logged>,
     },
     /// A step, a hook or a validation logged an image, a text or a histogram.
@@ -244,7 +244,7 @@ pub struct Validated {
     pub position: Position,
     /// Optimizer steps applied so far.
     pub global_step: u64,
-    /// The values.
+    /// The values that the validation or evaluation has logged.
     pub val: Vec<Logged>,
     /// Wall-clock seconds of validation.
     pub val_seconds: f64,

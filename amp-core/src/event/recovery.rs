@@ -46,7 +46,7 @@ impl fmt::Display for Recovery {
             Self::FellBack { precision } => write!(f, "continues in {precision}"),
             Self::HeldScale { scale } => write!(f, "the scale is held at its floor of {scale}"),
             Self::MicroBatches { parts } => {
-                write!(f, "out of memory: each batch now runs in {parts} parts, stepped as one")
+                write!(f, "out of memory: each step now runs its batch as {parts} micro-batches")
             }
         }
     }

@@ -215,9 +215,9 @@ impl Loss for Nll {
     }
 }
 
-/// Reduces the loss of classes that `of_reduction` computes. Of logits with several positions, `[N,
-/// C, …]`, the losses of all positions are computed first and then added up, because libtorch's
-/// kernel for them (nll_loss2d) adds up in an order that differs from run to run on CUDA.
+/// Computes the loss by `of_reduction`. For logits with several positions, `[N, C, …]`, computes
+/// the losses of all positions first and then adds them up, because libtorch's kernel for such
+/// logits (nll_loss2d) adds up in an order that differs from run to run on CUDA.
 fn in_fixed_order(
     logits: &Tensor,
     of: &Tensor,

@@ -51,12 +51,12 @@ impl CrossEntropy {
     /// [`nn::linear`](crate::nn::linear) computes them. If `rows` is given, the logits are computed
     /// for this many rows at a time, so that all logits never exist together. A row belongs to one
     /// element of the target. Without `rows` the size decides: the logits are computed in chunks if
-    /// there are at least two chunks of 8192 rows and 2²⁷ logits. A chunk has at most 2²⁹ logits,
-    /// and fewer rows if necessary. Loss and gradients equal those of a computation at once up to
-    /// rounding: sums over chunks are f32 or wider.
+    /// there are enough rows for two chunks, each of at least 8192 rows and 2²⁷ logits. A chunk has
+    /// at most 2²⁹ logits, and fewer rows if necessary. Up to rounding, loss and gradients are the
+    /// same as without chunks: sums over chunks are f32 or wider.
     ///
-    /// The forward pass also computes the gradients, up to a factor. With a loss scale, the f16
-    /// gradients of the logits therefore do not depend on the scale.
+    /// The forward pass also computes the gradients, except for a factor that the backward pass
+    /// multiplies by. So the f16 gradients of the logits do not depend on the loss scale.
     ///
     /// | tensor | shape |
     /// | --- | --- |

@@ -169,7 +169,7 @@ impl GaussianNll {
         let (mean, variance) = elementwise(NAME, &mean, variance)?;
         if variance.device() == Device::Cpu && variance.f_lt(0.0)?.f_any()?.f_int64_value(&[])? != 0
         {
-            let why = "a variance is at least 0: give `variance.exp()` of a logarithm";
+            let why = "a variance is at least 0: for its logarithm give `log_variance.exp()`";
             return Err(misfit(NAME, &mean, &variance, why));
         }
         in_f32([&mean, &target, &variance], |[mean, target, variance]| {

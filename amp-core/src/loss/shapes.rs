@@ -45,8 +45,8 @@ pub(crate) fn classes(what: &str, output: &Tensor, target: &Tensor) -> Result<(T
     let (logits, of, count) = match (classes_second, classes_last) {
         (true, true) if !rest.is_empty() => {
             return refused(
-                "classes may be dimension 1, as in torch, or the last one: flatten both, as \
-                 `output.flatten(0, 1)` and `target.flatten(0, 1)` do for classes last",
+                "classes may be dimension 1, as in torch, or the last one: if they are the last one, use \
+                 `output.flatten(0, 1)` and `target.flatten(0, 1)`",
             );
         }
         (true, _) => (output.shallow_clone(), target.shallow_clone(), *second),
@@ -88,7 +88,7 @@ pub(crate) fn elementwise(
         return refused(&match without_ones(&sizes) == without_ones(&of_target) {
             true => format!(
                 "both must have one shape, as `output.view({of_target:?})` or `target.view({sizes:?})` \
-                 gives; libtorch would compare each element with each"
+                 gives; libtorch would broadcast them"
             ),
             false => "both must have one shape".to_owned(),
         });

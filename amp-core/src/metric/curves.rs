@@ -64,8 +64,8 @@ curve!(
 );
 
 /// Computes the state of a batch. Without thresholds it is the scores `[n, C]` and the int64 labels
-/// `[n]`, where C = 1 for labels 0 and 1, and -100 is ignored. With thresholds it is the counts,
-/// `[C, T + 1, 2]`, of negatives and positives by the number of thresholds that the score reaches.
+/// `[n]`. For labels 0 and 1, C is 1. The label -100 is ignored. With thresholds it is counts `[C,
+/// T + 1, 2]` of negatives and positives, by the number of thresholds that their score reaches.
 fn update(
     what: &str,
     average: Average,

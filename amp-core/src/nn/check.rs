@@ -48,8 +48,8 @@ fn tied_tensors_have_one_place(found: &[Found]) -> Result<()> {
         let (kind, wanted) = (first.plan.storage, one.plan.storage);
         if is_floating(one.tensor.kind()) && kind != wanted {
             return Err(Error::config(format!(
-                "`{name}` and `{other}` are one tensor, which is {} in the region of the first and {} in \
-                 that of the second: put both into one region, or give the second a tensor of its own",
+                "`{name}` and `{other}` are one tensor, but the precision region of the first stores it in {} \
+                 and that of the second in {}: put both into one region, or give the second a tensor of its own",
                 dtype_name(kind),
                 dtype_name(wanted)
             )));

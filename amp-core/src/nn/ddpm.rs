@@ -72,8 +72,8 @@ impl DdpmSchedule {
         let fits = size.starts_with(&steps) && steps.len() <= 1 && size == noise.size();
         if !fits || timesteps.kind() != Kind::Int64 || !is_floating(original.kind()) {
             return Err(Error::config(format!(
-                "noise {:?} of {size:?} at the steps {steps:?} of {:?}: images and noise are floating [N, …], steps \
-                 int64 [N]",
+                "noise {:?} for images {size:?} at the steps {steps:?} of {:?}: images and noise must be floating \
+                 [N, …], and steps int64 [N]",
                 noise.size(),
                 timesteps.kind()
             )));
@@ -151,7 +151,7 @@ impl DdpmSchedule {
 
     fn check(&self, step: i64) -> Result<usize> {
         usize::try_from(step).ok().filter(|at| *at < self.betas.len()).ok_or_else(|| {
-            Error::config(format!("step {step} of a diffusion of {} steps", self.betas.len()))
+            Error::config(format!("a diffusion of {} steps has no step {step}", self.betas.len()))
         })
     }
 }

@@ -170,7 +170,7 @@ impl AtOutput {
         Self(Some(model))
     }
 
-    /// Returns a guard for a call that is not an output layer's.
+    /// Returns a guard that has no effect.
     pub(super) fn none() -> Self {
         Self(None)
     }

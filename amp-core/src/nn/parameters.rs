@@ -72,6 +72,7 @@ pub(crate) fn parameters_in_regions(
 /// regions by module path; they override the structs' regions. Handles taken earlier refer to the
 /// moved tensors.
 ///
+/// # Errors
 /// When an override names no module, two tensors have one name, a parameter has an integer dtype,
 /// or the device has too little memory.
 pub fn place(
@@ -119,7 +120,7 @@ struct Walk<'a> {
     overrides: &'a BTreeMap<String, Region>,
     path: String,
     plan: RegionPlan,
-    /// For each scope the length of the outer path and the outer plan.
+    /// For each module that was entered: the length of the path and the plan outside of the module.
     scopes: Vec<(usize, RegionPlan)>,
     found: Vec<Found>,
     /// The paths of all modules, if there are overrides to compare with them; else empty.

@@ -16,12 +16,12 @@ pub trait PartOfChild<'m, M: Visit + ?Sized + 'm> {
     /// Returns the child.
     fn child(&self) -> &Child<'m, M>;
 
-    /// Returns the field as a child, named after it.
+    /// Returns the field as a child module with the field's name.
     fn part<C: ?Sized>(&self, name: &'static str, of: impl FnOnce(&'m M) -> &'m C) -> Child<'m, C> {
         self.child().part(name, of)
     }
 
-    /// Returns the element at this index of the field, which is a list.
+    /// Returns one element of a field that is a list, as a child module.
     fn part_nth<C>(
         &self,
         name: &'static str,

@@ -72,7 +72,7 @@ pub(super) fn is_planted() -> bool {
     fuses_on_host() || LAYER.with_borrow(Option::is_some)
 }
 
-/// Returns the output of fused layers, with the fault.
+/// Applies the planted fault to the output of fused layers.
 pub(super) fn of_group(output: Option<Tensor>) -> Result<Option<Tensor>> {
     match (output, FACTOR.get()) {
         (Some(output), Some(factor)) if factor != 1.0 => Ok(Some(output.f_mul_scalar(factor)?)),
@@ -101,7 +101,7 @@ impl Drop for LayerLosesDigits {
     }
 }
 
-/// Returns the output of the module at `path`, with the fault.
+/// Applies the planted fault to the output of the module at `path`.
 pub(super) fn of_layer<T: Tensors>(path: &str, output: T) -> Result<T> {
     if LAYER.with_borrow(|layer| layer.as_deref() != Some(path)) {
         return Ok(output);

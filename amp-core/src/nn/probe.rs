@@ -8,7 +8,6 @@ use super::Op;
 use crate::{Result, precision::RegionPlan};
 
 /// Observes the tensors of every module in one forward pass. Each module then runs alone, and
-/// Observes the tensors of every module in one forward pass. Each module then runs alone, and
 /// layers are not fused. Forward passes without a probe are not slower.
 pub trait Probe {
     /// Runs after a module has run, and after the modules within it have run.

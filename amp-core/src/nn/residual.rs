@@ -87,8 +87,8 @@ impl Child<'_, LayerNorm> {
         cx: &Context,
         narrow: bool,
     ) -> Result<Tensor> {
-        // With overrides, a product after the norm may have its own region, and its input must not
-        // be rounded.
+        // With precision overrides, a product after the norm may run in more bits than autocast's
+        // dtype. Its input must then not be rounded.
         let narrow = narrow && !cx.has_overrides();
         let stream = RefCell::new(None);
         let together = |[x]: [&Tensor; 1], cx: &Context| {

@@ -6,7 +6,7 @@ use crate::{Error, Result};
 /// The options of a [`LocalResponseNorm`]; the defaults are nn.LocalResponseNorm's.
 #[derive(Debug, Clone, Copy)]
 pub struct LocalResponseNormConfig {
-    /// The number of adjacent channels.
+    /// The number of adjacent channels whose squares are averaged.
     pub size: i64,
     /// The factor of the mean square.
     pub alpha: f64,

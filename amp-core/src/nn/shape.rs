@@ -1,4 +1,4 @@
-//! Layers that only move elements.
+//! Layers that rearrange elements: flatten, unflatten, channel shuffle, unfold and fold.
 
 use tch::Tensor;
 

@@ -5,7 +5,8 @@ use tch::Tensor;
 use super::{Context, Forward, Sizes, Visit, Visitor};
 use crate::{Error, Result};
 
-/// The options of a [`MaxUnpool`] over `N` dimensions, as those of its [`MaxPool`](super::MaxPool).
+/// The options of a [`MaxUnpool`] over `N` dimensions. They must equal those of its
+/// [`MaxPool`](super::MaxPool).
 #[derive(Debug, Clone, Copy)]
 pub struct MaxUnpoolConfig<const N: usize> {
     /// The window's size.
@@ -99,7 +100,7 @@ impl<const N: usize> MaxUnpool<N> {
         match <[i64; N]>::try_from(given) {
             Ok(output) if (0..N).all(fits) => Ok(output),
             _ => Err(refused(format!(
-                "the output size is {given:?}, but must be less than a step {:?} away from {least:?}",
+                "the output size is {given:?}, but must differ from {least:?} by less than the stride {:?}",
                 stride.0
             ))),
         }

@@ -7,7 +7,7 @@ use tch::Tensor;
 use super::state::BLOCK;
 use crate::Result;
 
-/// The number of elements that are copied at once.
+/// The largest number of elements that are copied to f32 at a time.
 const PART: i64 = 1 << 20;
 
 /// A piece of one tensor of a list. The piece is flat.

@@ -168,7 +168,7 @@ fn split(
         let (owner, second) = (matching.next(), matching.next());
         if second.is_some() {
             return Err(Error::config(format!(
-                "`{}` would be trained by two optimizers: let the patterns of one match it",
+                "`{}` would be trained by two optimizers: let the patterns of only one match it",
                 parameter.name
             )));
         }

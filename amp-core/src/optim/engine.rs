@@ -31,7 +31,7 @@ pub(super) struct Engine<A> {
     /// The rates of each group on the device, if steps can be captured.
     rates: Vec<Option<RatesOnDevice>>,
     parameters: Rc<[Parameter]>,
-    /// The device of all parameters.
+    /// The device of all parameters; `None` if they are on several devices.
     device: Option<Device>,
     /// The state of each parameter.
     kept: Vec<Kept>,
@@ -92,7 +92,7 @@ impl<A: Algorithm> Engine<A> {
     fn state_of(&self, place: usize) -> Result<&ParameterState> {
         self.kept[place].state.as_ref().ok_or_else(|| {
             Error::config(format!(
-                "optimizer: `{}` has a gradient but no state: call extend_state after it is unfrozen",
+                "optimizer: `{}` has a gradient but no state: call `extend_state` after unfreezing it",
                 self.parameters[place].name
             ))
         })

@@ -221,13 +221,14 @@ impl Scheduled {
         schedule.groups.first()?.state().ok()?.get(saved::LAST_EPOCH).ok()
     }
 
-    /// Returns the state of the schedule for a rollback; `None` if it does not advance by steps.
+    /// Returns copies of the running schedules, which a rollback restores; `None` if the schedule
+    /// does not advance by steps.
     pub(crate) fn fork_schedule(&self) -> Option<Vec<Box<dyn Scheduler>>> {
         let schedule = self.schedule.as_ref().filter(|s| s.interval == Interval::Step)?;
         Some(schedule.groups.iter().map(|scheduler| scheduler.fork()).collect())
     }
 
-    /// Restores the state of the schedule.
+    /// Restores the schedules that [`fork_schedule`](Self::fork_schedule) returned.
     pub(crate) fn restore_schedule(&mut self, forked: Vec<Box<dyn Scheduler>>) {
         if let Some(schedule) = &mut self.schedule {
             schedule.groups = forked;

@@ -20,8 +20,8 @@ pub enum WeightUpdate {
     #[default]
     RoundToNearest,
     /// The optimizer updates f32 copies, and the weights are the rounded copies. The copies are
-    /// made when the optimizer is built, so the next step overwrites later writes to the weights.
-    /// The running averages are f32.
+    /// made when the optimizer is built. So a step overwrites what other code has written to the
+    /// weights since then. The running averages are f32.
     MasterWeights,
     /// The step is computed in f32 and rounded stochastically, so that the expected value of a
     /// weight is the f32 result. There are no copies, and the running averages are f32. It supports

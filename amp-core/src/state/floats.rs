@@ -18,7 +18,8 @@ pub(crate) fn to_value<T: Serialize + ?Sized>(value: &T) -> Result<Value, String
     match value.serialize(Look { bare: true }) {
         Ok(Some(float)) => Ok(Value::String(float.to_string())),
         Err(Stop::Nested(float)) => Err(format!(
-            "{float} within another value cannot be saved: keep a finite number, or an f64 by itself"
+            "{float} within another value cannot be saved: save a finite number, or this number as a value of \
+             its own"
         )),
         Ok(None) | Err(Stop::Other) => {
             serde_json::to_value(value).map_err(|error| error.to_string())
@@ -172,7 +173,7 @@ impl Serializer for Look {
     }
 }
 
-/// The type of a value within another value.
+/// The serializer of the elements, fields or entries of a value.
 struct Inside;
 
 impl Inside {

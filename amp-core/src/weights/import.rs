@@ -34,8 +34,7 @@ use crate::{
 ///
 /// use amp_core::{Result, nn::Visit, weights::Import};
 ///
-/// /// Loads `bert-base-uncased`, as `save_pretrained` writes it, into encoder layers with another
-/// head.
+/// /// Loads `bert-base-uncased`, as `save_pretrained` writes it, into layers with another head.
 /// fn pretrained(model: &impl Visit) -> Result<()> {
 ///     let own = "encoder.layers.*";
 ///     let report = Import::open(Path::new("bert-base-uncased"))?
@@ -284,7 +283,8 @@ fn stack(entries: &mut Vec<Entry>, parts: &[Pattern], into: &Pattern) -> Result<
         for other in others {
             let wanted = other.filled(&captures);
             let found = entries.iter().position(|entry| entry.name == wanted);
-            let found = found.ok_or_else(|| format!("there is no `{wanted}` next to `{name}`"))?;
+            let found =
+                found.ok_or_else(|| format!("there is no `{wanted}` to stack with `{name}`"))?;
             joined.push(entries.remove(found));
             place -= usize::from(found < place);
         }

@@ -63,7 +63,7 @@ fn sharded(path: &Path) -> Result<TensorFile> {
         for (name, tensor) in tensors {
             if weight_map.get(&name) != Some(file) {
                 return Err(Error::config(format!(
-                    "{}: `{name}` is in {file}, but the index does not say so",
+                    "{}: `{name}` is in {file}, but the index does not list it there",
                     path.display()
                 )));
             }
@@ -74,7 +74,7 @@ fn sharded(path: &Path) -> Result<TensorFile> {
     match weight_map.iter().find(|(name, _)| !whole.tensors.contains_key(*name)) {
         None => Ok(whole),
         Some((name, file)) => Err(Error::config(format!(
-            "{}: `{name}` is not in {file}, where the index has it",
+            "{}: `{name}` is not in {file}, although the index lists it there",
             path.display()
         ))),
     }

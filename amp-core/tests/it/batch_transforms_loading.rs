@@ -238,7 +238,9 @@ fn a_change_must_keep_the_batch() -> Result<()> {
     }
     let text = message(in_memory()?.transformed(Half).head(4));
     assert!(
-        text.contains("2 examples for 4 indices: `BatchTransform::apply` must give one each"),
+        text.contains(
+            "2 examples for 4 indices: `BatchTransform::apply` must give one for each index"
+        ),
         "{text}"
     );
     let mut batch = in_memory()?.head(4)?;

@@ -271,10 +271,14 @@ fn invalid_loading_options_are_refused() -> Result<()> {
     let text = message(loader(8, 0, Loading::default()));
     assert_eq!(text, "batch size 0: it must be at least 1");
     let text = message(loader(8, 9, Loading { drop_last: true, ..Loading::default() }));
-    assert!(text.starts_with("drop_last leaves no batch of 9 of 8 examples: choose"), "{text}");
+    let expected = "drop_last leaves no batch, because 8 examples do not fill a batch of 9: choose";
+    assert!(text.starts_with(expected), "{text}");
     let (placement, prefetch) = (Placement::Device, Some(3));
     let text = message(loader(8, 2, Loading { placement, prefetch, ..Loading::default() }));
-    assert!(text.starts_with("prefetch 3: sets on the device need none; choose"), "{text}");
+    assert!(
+        text.starts_with("prefetch 3: a set on the device is not prefetched: choose"),
+        "{text}"
+    );
     for first in [-1, 5] {
         let text = message(plain(8, 2)?.epoch(0, first).map(drop));
         let says = format!("an epoch of 4 batches cannot begin at batch {first}");

@@ -229,7 +229,7 @@ fn workers_never_wait_for_each_other_for_ever() -> Result<()> {
 )]
 #[case(
     Loading { placement: Placement::Device, ..loading(4, None) },
-    "num_workers 4: sets on the device need none; choose placement auto or host"
+    "num_workers 4: a set on the device is not read by workers: choose `placement` `auto` or `host`"
 )]
 fn invalid_loading_options_are_refused(#[case] loading: Loading, #[case] says: &str) {
     let text = message(loader(Numbers::of(4).shared(), 2, loading));

@@ -24,7 +24,7 @@ pub enum FieldRole {
     Mask,
     /// The weight of each target in the loss, floating-point or boolean. It keeps its dtype.
     /// Batches that are accumulated into one step are weighted by the sum of these weights instead
-    /// of by their examples.
+    /// of by their number of examples.
     Weights,
     /// Values that belong to the whole batch. The loader neither selects nor splits them.
     Shared,
@@ -38,8 +38,9 @@ pub(super) struct Field {
     pub(super) role: FieldRole,
 }
 
-/// A batch of any [type](super::BatchType), as the loader and the trainer pass it on: its tensors by
-/// name. A model converts it to its own type with [`BatchType::from_any`](super::BatchType::from_any).
+/// A batch as the loader and the trainer handle it: tensors with names, whatever the
+/// [type](super::BatchType) of the model's batches is. A model converts it to its own type with
+/// [`BatchType::from_any`](super::BatchType::from_any).
 #[derive(Debug)]
 pub struct AnyBatch {
     /// The name of the type from which the batch was made.
@@ -279,7 +280,7 @@ impl AnyBatch {
         self.fields.iter().map(bytes).sum()
     }
 
-    /// Returns whether all its tensors are on `device`.
+    /// Returns whether all tensors of the batch are on `device`.
     pub(crate) fn is_on(&self, device: Device) -> bool {
         self.fields.iter().all(|field| field.tensor.device() == device)
     }

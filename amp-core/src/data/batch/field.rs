@@ -49,7 +49,7 @@ pub fn predictions(output: &impl BatchField) -> Result<AnyBatch> {
     Ok(predictions)
 }
 
-/// Takes a field by its dotted name. The type of `of`, which returns the field of a batch, decides
+/// Returns the field with this dotted name. `of`, which returns a field of a batch, only determines
 /// the type of the result.
 #[doc(hidden)]
 pub fn take_field<B, F: BatchField>(
@@ -166,7 +166,7 @@ impl<F: BatchField> BatchField for Vec<F> {
     }
 }
 
-/// Several fields with the names `name.0`, `name.1` and so on.
+/// Implements [`BatchField`] for tuples. Their fields have the names `name.0`, `name.1` and so on.
 macro_rules! tuple {
     ($($field:ident $at:tt),+) => {
         impl<$($field: BatchField),+> BatchField for ($($field,)+) {

@@ -1,5 +1,5 @@
-//! Whole numbers stored as floating-point values. They may be ids, and a low-precision dtype
-//! changes large ones.
+//! Finds whole numbers that are stored as floating-point values. Such numbers may be ids, and a
+//! 16-bit dtype would round large ones.
 
 use tch::{Kind, Tensor};
 

@@ -110,7 +110,7 @@ impl Transform for ColorJitter {
         let (channels, ..) = sizes_of_batch(&images, rngs)?;
         if channels != 1 && channels != 3 {
             return Err(Error::config(format!(
-                "colors of an image of {channels} channels: it must have 1 or 3"
+                "colors of an image of {channels} channels: the image must have 1 or 3 channels"
             )));
         }
         let ranges = [self.brightness, self.contrast, self.saturation, self.hue];
@@ -241,7 +241,8 @@ fn hue(images: &Tensor, turns: &[f64]) -> Result<Tensor> {
     let t = unit(sf.f_add(&ones.f_sub(&s)?)?)?;
     let p = unit(ones.f_sub(&s)?)?;
     let all = Tensor::f_stack(&[&value, &p, &q, &t], 1)?;
-    // Where red, green and blue come from in each sixth of the circle.
+    // For red, green and blue, and for each sixth of the circle: the index of the new value in
+    // `all`.
     let table = [[0_i64, 2, 1, 1, 3, 0], [3, 0, 0, 2, 1, 1], [1, 1, 3, 0, 0, 2]];
     let table = Tensor::f_from_slice(&table.concat())?.f_view([3, 6])?;
     let select =

@@ -1,4 +1,4 @@
-//! Images: transforms and grids with torchvision's parameters and values, and files.
+//! Images: transforms and grids as in torchvision, and reading and writing of image files.
 
 mod color;
 #[cfg(feature = "images")]

@@ -16,7 +16,7 @@ use crate::{
     random::{self, Draws},
 };
 
-/// The batches of an epoch on the CPU. Threads create them and end with this iterator.
+/// The batches of an epoch on the CPU. Threads create them, and end when this iterator is dropped.
 pub(in crate::data) struct Workers {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
@@ -24,7 +24,7 @@ pub(in crate::data) struct Workers {
     over: bool,
 }
 
-/// The work of the threads.
+/// What the threads and the iterator share.
 struct Shared {
     work: Work,
     queue: Mutex<Queue>,
@@ -214,7 +214,7 @@ pub(in crate::data) fn counted(batch: AnyBatch, asked: usize, method: &str) -> R
         return Ok(batch);
     }
     Err(Error::config(format!(
-        "the dataset gave {given} examples for {asked} indices: `{method}` must give one \
-         each"
+        "the dataset gave {given} examples for {asked} indices: `{method}` must give one for each \
+         index"
     )))
 }

@@ -31,10 +31,12 @@ impl ShuffledBlocks {
     /// When a length is negative, or `together` is 0.
     pub fn new(lengths: Vec<i64>, together: usize) -> Result<Self> {
         if let Some(length) = lengths.iter().find(|length| **length < 0) {
-            return Err(Error::config(format!("a block of {length} examples: give its length")));
+            return Err(Error::config(format!(
+                "a block of {length} examples: a length must be at least 0"
+            )));
         }
         match together {
-            0 => Err(Error::config("blocks mixed 0 at a time: give at least 1")),
+            0 => Err(Error::config("0 blocks are shuffled together: give at least 1")),
             _ => Ok(Self { lengths, together }),
         }
     }

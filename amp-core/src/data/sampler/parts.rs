@@ -84,7 +84,8 @@ impl<S: Sampler> Distributed<S> {
     pub fn new(inner: S, rank: i64, world_size: i64, tail: Tail) -> Result<Self> {
         if !(0..world_size).contains(&rank) {
             return Err(Error::config(format!(
-                "rank {rank} of {world_size} processes: ranks count from 0 to one less than the processes"
+                "rank {rank} of {world_size} processes: a rank must be at least 0 and less than the number of \
+                 processes"
             )));
         }
         Ok(Self { inner, rank, world_size, tail })

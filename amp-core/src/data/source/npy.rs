@@ -28,8 +28,8 @@ pub fn read_npy(path: impl AsRef<Path>) -> Result<Tensor> {
     Ok(map_npy(path)?.f_contiguous()?.f_detach_copy()?)
 }
 
-/// Maps the array of a `.npy` file into memory. Its numbers are read when they are used. The file
-/// must not change meanwhile; writes to the tensor do not change the file.
+/// Maps the array of a `.npy` file into memory. A number is read from the file when it is used. The
+/// file must not change while the tensor is used. Writes to the tensor do not change the file.
 ///
 /// # Errors
 /// The errors of [`read_npy`].
@@ -64,7 +64,7 @@ struct Header {
     kind: Kind,
     fortran_order: bool,
     shape: Vec<i64>,
-    /// The number of bytes before the numbers.
+    /// The number of bytes before the array's data.
     bytes: i64,
 }
 

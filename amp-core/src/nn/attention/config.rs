@@ -18,9 +18,9 @@ pub struct MultiheadAttentionConfig {
     pub add_bias_kv: bool,
     /// Whether a key and a value of zeros are appended, after `bias_k` and `bias_v`.
     pub add_zero_attn: bool,
-    /// Width of the keys' input.
+    /// The width of the input from which keys are projected.
     pub kdim: i64,
-    /// Width of the values' input.
+    /// The width of the input from which values are projected.
     pub vdim: i64,
     /// The number of heads of keys and values; it must divide `num_heads`. Each is shared by
     /// neighbouring heads of queries (grouped-query attention, which torch.nn does not have).

@@ -63,13 +63,13 @@ pub struct KvCache(Rc<Entries>);
 /// The contents of a cache. The context of each forward pass shares them.
 #[derive(Default)]
 pub(in crate::nn) struct Entries {
-    /// The number of tokens of earlier passes.
+    /// The number of cached tokens.
     past: Cell<i64>,
-    /// The number of tokens of the running pass.
+    /// The number of tokens of the running forward pass.
     new: Cell<i64>,
     /// The number of tokens for which memory is allocated first.
     room: Cell<i64>,
-    /// Whether the running pass asked for the positions of its tokens.
+    /// Whether the running forward pass has asked for the positions of its tokens.
     asked: Cell<bool>,
     /// The keys and values of each attention layer, by the layer's path.
     layers: RefCell<BTreeMap<String, Layer>>,
@@ -171,7 +171,7 @@ impl Entries {
         }
     }
 
-    /// Ends the pass: counts its tokens, if every attention has added them.
+    /// Ends the forward pass. Counts its tokens as cached, if every attention layer has added them.
     fn end(&self) -> Result<()> {
         let layers = self.layers.borrow();
         if layers.is_empty() {
@@ -235,7 +235,7 @@ impl Entries {
         };
         if layer.ran {
             return refuse(
-                "ran twice in one pass: run each through a `Child` with a name of its own"
+                "ran twice in one pass: run each attention through a `Child` with its own name"
                     .to_owned(),
             );
         }

@@ -149,9 +149,8 @@ impl MultiheadAttention {
     /// | output | `[N, L, embed_dim]` |
     ///
     /// If `query`, `key` and `value` are one tensor, one matrix product projects them. In a
-    /// hand-written module call this method through a [`Child`](crate::nn::Child), so that it runs
-    /// under its path and in its precision region: `Child::new("attn", None, &self.attn).attend(…,
-    /// cx)`.
+    /// hand-written module call this method through a [`Child`](crate::nn::Child), which keeps its
+    /// path and precision region: `Child::new("attn", None, &self.attn).attend(…, cx)`.
     ///
     /// # Errors
     /// When the shapes do not match, or a mask has an integer dtype.
@@ -318,10 +317,9 @@ impl MultiheadAttention {
 }
 
 impl MultiheadAttention {
-    /// Computes only the values, for sequences of one token. Their attention weight is 1, whatever
-    /// query and key are, so the gradients of query and key are zero. For this case libtorch's
-    /// fused kernels take longer than the rest of the layer, and give query and key gradients of
-    /// rounding errors.
+    /// Computes only the values, for sequences of one token. Their attention weight is always 1, so
+    /// the gradients of query and key are zero. For this case libtorch's fused kernels take longer
+    /// than the rest of the layer, and give query and key gradients of rounding errors.
     fn project_values(&self, input: &Tensor, weight: &Tensor) -> Result<Tensor> {
         let d = self.config.embed_dim;
         ffi::linear_part(input, weight, self.in_proj_bias.as_ref(), 2 * d..3 * d)

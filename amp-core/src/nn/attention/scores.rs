@@ -57,8 +57,8 @@ pub struct AttentionOptions<'a> {
 /// ```
 ///
 /// # Errors
-/// When the shapes do not match, the mask has integers, `is_causal` is set with different numbers
-/// of keys and queries, or `dropout_p` is not a probability.
+/// When the shapes do not match, the mask has an integer dtype, `is_causal` is set with different
+/// numbers of keys and queries, or `dropout_p` is not a probability.
 pub fn scaled_dot_product_attention(
     query: &Tensor,
     key: &Tensor,

@@ -57,8 +57,8 @@ pub struct Context {
 }
 
 impl Context {
-    /// Creates the context of a pass under `policy`. With `training`, dropout and batch statistics
-    /// are active.
+    /// Creates the context of a forward pass under `policy`. With `training`, dropout and batch
+    /// statistics are active.
     pub fn new(policy: Policy, training: bool) -> Self {
         evaluating::note(training);
         Self {
@@ -84,7 +84,7 @@ impl Context {
         self
     }
 
-    /// Reports the dtypes of the pass to `probe`.
+    /// Reports the dtype of each module's output and of each matrix product to `probe`.
     #[must_use]
     pub fn with_dtype_probe(mut self, probe: Rc<dyn DtypeProbe>) -> Self {
         self.observer = Observer::Dtypes(probe);

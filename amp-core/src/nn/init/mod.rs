@@ -1,6 +1,5 @@
-//! Initial values with the names and numbers of torch.nn.init. For an f32 tensor on the CPU the
-//! same seed gives torch's values. For any other dtype and device it gives the same values,
-//! rounded.
+//! Initializers with the names of torch.nn.init. For an f32 tensor on the CPU the same seed gives
+//! torch's values. For any other dtype and device it gives these values, rounded.
 //!
 //! The functions fill a tensor in place, for example a parameter found by its name:
 //!

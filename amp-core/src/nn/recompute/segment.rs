@@ -59,7 +59,7 @@ pub(in crate::nn) fn forward<M: Module>(
         let Range { start, end } = segment;
         let (Some(before), Some(within)) = (layers.get(done..start), layers.get(start..end)) else {
             return Err(Error::config(format!(
-                "the layers {start} to {end} cannot be checkpointed: there are {}",
+                "the layers {start} to {end} cannot be checkpointed: the container has {} layers",
                 layers.len()
             )));
         };

@@ -66,7 +66,7 @@ impl TransformerConfig {
         }
     }
 
-    /// Returns the options of one of the two stacks. Each ends with a norm.
+    /// Returns the options of the encoder or the decoder. Both end with a norm.
     fn stack(&self, num_layers: i64, causal: bool) -> TransformerStackConfig {
         TransformerStackConfig {
             d_model: self.d_model,

@@ -68,7 +68,7 @@ impl ParameterState {
         if in_parts && !tensor.is_contiguous() {
             // A flat piece of a non-contiguous tensor is a copy. Writes to it would be lost.
             return Err(Error::config(format!(
-                "optimizer: `{name}` is not contiguous, so it cannot be updated in parts"
+                "optimizer: `{name}` is not contiguous, so it cannot be updated in parts: make it contiguous"
             )));
         }
         let zeros = |slot| zeros(slot, tensor, working, moments, codes);

@@ -92,12 +92,12 @@ fn a_file_saved_here_needs_no_steps() -> Result<()> {
 #[case::other_shard(
     "transformer.wte.weight",
     "model-00003-of-00003.safetensors",
-    "`transformer.wte.weight` is in model-00001-of-00003.safetensors, but the index does not say so"
+    "`transformer.wte.weight` is in model-00001-of-00003.safetensors, but the index does not list it there"
 )]
 #[case::one_too_many(
     "more",
     "model-00001-of-00003.safetensors",
-    "`more` is not in model-00001-of-00003.safetensors, where the index has it"
+    "`more` is not in model-00001-of-00003.safetensors, although the index lists it there"
 )]
 #[case::missing("more", "model-00004.safetensors", "model-00004.safetensors")]
 #[case::outside("more", "../bert/model.safetensors", "is not in the index's folder")]

@@ -50,7 +50,7 @@ fn open(path: &Path) -> Import {
 #[case::stars(|i: Import| i.rename("a.*", "b"), "both names need the same number of `*`")]
 #[case::twice(|i: Import| i.rename("a.q", "b").rename("a.w", "b"), "`a.q` and `a.w` both become `b`")]
 #[case::transpose(|i: Import| i.transpose("a.w"), "transpose(`a.w`): `a.w` is not a matrix, but [3]")]
-#[case::stack(|i: Import| i.stack(&["a.q", "a.k"], "b"), "stack(…, `b`): there is no `a.k` next to `a.q`")]
+#[case::stack(|i: Import| i.stack(&["a.q", "a.k"], "b"), "stack(…, `b`): there is no `a.k` to stack with `a.q`")]
 #[case::stack_shapes(|i: Import| i.stack(&["a.q", "a.w"], "b"), "stack(…, `b`): `a.q` and its other parts have shapes [[2, 3], [3]], which cannot be stacked")]
 #[case::ignore(|i: Import| i.ignore("head.*"), "ignore(`head.*`): no tensor matches")]
 #[case::keep(|i: Import| i.keep("head.*"), "keep(`head.*`): the model has no such tensor: tensors are called `a.q`, `b`")]
@@ -174,7 +174,7 @@ fn dtypes_of_other_programs_are_read() -> Result<()> {
     Kind::Float8e4m3fn,
     1.5,
     Kind::Int64,
-    "float8_e4m3fn in the file and int64 in the model, which has no fractions"
+    "float8_e4m3fn in the file, but int64 in the model cannot represent fractions"
 )]
 #[case(
     Kind::Float,

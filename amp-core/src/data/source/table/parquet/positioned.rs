@@ -40,7 +40,7 @@ impl ChunkReader for Positioned {
         let mut bytes = vec![0; length];
         match self.0.read_exact_at(&mut bytes, start) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                Err(ParquetError::EOF(format!("it ends within {length} bytes at {start}")))
+                Err(ParquetError::EOF(format!("it ends within the {length} bytes at byte {start}")))
             }
             outcome => Ok(outcome.map(|()| bytes.into())?),
         }

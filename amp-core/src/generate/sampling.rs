@@ -49,7 +49,7 @@ impl Sampling {
         let largest = logits.f_amax([-1], true)?;
         if !largest.f_isfinite()?.f_all()?.f_int64_value(&[]).is_ok_and(|all| all == 1) {
             return Err(refused(
-                "logits are not finite: check whether the model's weights are".to_owned(),
+                "logits are not finite: check the model's weights".to_owned(),
             ));
         }
         if self.temperature == 0.0 {

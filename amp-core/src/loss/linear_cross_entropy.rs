@@ -51,9 +51,9 @@ impl CrossEntropy {
     /// [`nn::linear`](crate::nn::linear) computes them. If `rows` is given, the logits are computed
     /// for this many rows at a time, so that all logits never exist together. A row belongs to one
     /// element of the target. Without `rows` the size decides: the logits are computed in chunks if
-    /// there are enough rows for two chunks, each of at least 8192 rows and 2²⁷ logits. A chunk has
-    /// at most 2²⁹ logits, and fewer rows if necessary. Up to rounding, loss and gradients are the
-    /// same as without chunks: sums over chunks are f32 or wider.
+    /// there are at least one and a half chunks. A chunk has about 8192 rows: more if they have
+    /// fewer than 2²⁷ logits, and fewer if they have more than 2²⁹. Up to rounding, loss and
+    /// gradients are the same as without chunks: sums over chunks are f32 or wider.
     ///
     /// The forward pass also computes the gradients, except for a factor that the backward pass
     /// multiplies by. So the f16 gradients of the logits do not depend on the loss scale.

@@ -45,8 +45,8 @@ pub(crate) fn classes(what: &str, output: &Tensor, target: &Tensor) -> Result<(T
     let (logits, of, count) = match (classes_second, classes_last) {
         (true, true) if !rest.is_empty() => {
             return refused(
-                "classes may be dimension 1, as in torch, or the last one: if they are the last one, use \
-                 `output.flatten(0, 1)` and `target.flatten(0, 1)`",
+                "classes may be dimension 1, as in torch, or the last one: if they are the last one, flatten \
+                 both with `output.flatten(0, 1)` and `target.flatten(0, 1)`",
             );
         }
         (true, _) => (output.shallow_clone(), target.shallow_clone(), *second),

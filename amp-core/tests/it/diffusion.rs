@@ -177,9 +177,12 @@ fn invalid_arguments_are_refused() -> Result<()> {
     let x = Tensor::zeros(SHAPE, (Kind::Float, Device::Cpu));
     let steps = Tensor::from_slice(&[0_i64, 9]);
     assert!(
-        message(schedule.add_noise(&x, &x, &steps)).contains("a diffusion of 9 steps has no step 9")
+        message(schedule.add_noise(&x, &x, &steps))
+            .contains("a diffusion of 9 steps has no step 9")
     );
-    assert!(message(schedule.add_noise(&x, &x.get(0), &steps)).contains("images and noise are"));
+    assert!(
+        message(schedule.add_noise(&x, &x.get(0), &steps)).contains("images and noise must be")
+    );
     assert!(message(schedule.step(&x.get(0), 3, &x, &x)).contains("they must have one shape"));
     let none = ImageGrid { nrow: 0, ..ImageGrid::default() };
     assert!(

@@ -255,7 +255,7 @@ fn invalid_samplers_are_refused() -> Result<()> {
     );
     for rank in [-1, 2] {
         let text = message(Distributed::new(InOrder, rank, 2, Tail::Pad));
-        assert!(text.starts_with(&format!("rank {rank} of 2 processes: ranks count")), "{text}");
+        assert!(text.starts_with(&format!("rank {rank} of 2 processes: a rank must")), "{text}");
     }
     let data = DataModule::training("numbers", numbered(10)?, 4).with_order(Given(3, vec![]));
     let text = message(data.check());

@@ -48,9 +48,7 @@ impl Sampling {
         // If a logit is NaN, the largest is NaN.
         let largest = logits.f_amax([-1], true)?;
         if !largest.f_isfinite()?.f_all()?.f_int64_value(&[]).is_ok_and(|all| all == 1) {
-            return Err(refused(
-                "logits are not finite: check the model's weights".to_owned(),
-            ));
+            return Err(refused("logits are not finite: check the model's weights".to_owned()));
         }
         if self.temperature == 0.0 {
             let best = logits.f_argmax(-1, true)?;

@@ -31,8 +31,8 @@ enum Loaded {
 }
 
 impl Prefetch {
-    /// Starts a thread that gathers and places these batches, at most `ahead` before the loop
-    /// requests them.
+    /// Starts a thread that gathers these batches and moves them to the device. It is at most
+    /// `ahead` batches ahead of the training loop.
     pub(super) fn start(
         batches: impl Iterator<Item = Result<AnyBatch>> + Send + 'static,
         policy: Policy,

@@ -150,8 +150,8 @@ pub(crate) fn pays_in_chunks(
     Ok(kind.filter(|_| rows_of_chunk(input, weight).is_some()))
 }
 
-/// Returns the number of rows in a chunk, for chunks of equal size; `None` if one chunk would hold
-/// all rows.
+/// Returns the number of rows in a chunk, for chunks of equal size. Returns `None` if one chunk is
+/// enough for all rows.
 fn rows_of_chunk(input: &Tensor, weight: &Tensor) -> Option<i64> {
     if let Some(chosen) = CHOSEN.get() {
         return Some(chosen);

@@ -24,7 +24,7 @@ pub struct MetricState {
 #[derive(Debug)]
 pub(crate) struct Part {
     pub(crate) merge: Merge,
-    /// The tensors of the part: one for a sum, one per batch for a concatenation.
+    /// One tensor if the batches are summed; one per batch if they are concatenated.
     pub(crate) pieces: Vec<Tensor>,
 }
 
@@ -105,7 +105,7 @@ impl MetricState {
             && self.parts.iter().zip(&other.parts).all(|(own, other)| own.is_like(other))
     }
 
-    /// Builds the error for a state with other parts.
+    /// Builds the error for a batch whose state has other shapes than the state so far.
     pub(crate) fn differs(&self, other: &Self) -> crate::Error {
         let sizes = |state: &Self| -> Vec<Vec<i64>> {
             state.parts.iter().filter_map(|part| Some(part.pieces.last()?.size())).collect()
@@ -117,7 +117,8 @@ impl MetricState {
         ))
     }
 
-    /// Adds a state with the same parts. Sums are updated in place if they are `owned`.
+    /// Adds the state of a later batch, which has the same kinds of tensors in the same order. Sums
+    /// are updated in place if they are `owned`.
     pub(crate) fn add(&mut self, later: &Self, owned: bool) -> Result<()> {
         for (part, later) in self.parts.iter_mut().zip(&later.parts) {
             match (part.merge, part.pieces.as_mut_slice(), later.pieces.as_slice()) {
@@ -137,7 +138,8 @@ impl MetricState {
         Ok(())
     }
 
-    /// Returns a state with the same parts and sums of zero.
+    /// Returns an empty state of this metric: its sums are zero, and its concatenations have no
+    /// rows.
     pub(crate) fn nothing_like(&self) -> Result<Self> {
         let parts = self.parts.iter().map(|part| {
             let pieces = match part.merge {

@@ -23,7 +23,7 @@ impl Dropout {
         Ok(Self { p })
     }
 
-    /// Returns the dropout probability in this pass: 0 outside training.
+    /// Returns the dropout probability that applies under `cx`: 0 outside training.
     pub(super) fn active(&self, cx: &Context) -> f64 {
         if cx.drops_out() { self.p } else { 0.0 }
     }
@@ -131,8 +131,8 @@ impl Module for StochasticDepth {
     }
 }
 
-/// Zeroes whole channels of each example of `[N, C, …]` with probability p in training, and scales
-/// the rest by 1/(1−p); nn.Dropout1d, nn.Dropout2d and nn.Dropout3d.
+/// Sets whole channels of each example of `[N, C, …]` to zero with probability p in training, and
+/// scales the other channels by 1/(1−p); nn.Dropout1d, nn.Dropout2d and nn.Dropout3d.
 #[derive(Debug, Clone, Copy)]
 pub struct ChannelDropout(Dropout);
 

@@ -22,7 +22,7 @@ impl LinearConfig {
 }
 
 /// y = x·Wᵀ + b, for x of shape `[…, in_features]`; nn.Linear. Under autocast on CUDA the weight's
-/// gradient is computed in f32. PyTorch rounds it to 16 bits in between.
+/// gradient is computed in f32. PyTorch rounds it to 16 bits before it converts it to f32.
 #[derive(Debug)]
 pub struct Linear {
     weight: Tensor,
@@ -58,8 +58,8 @@ impl Linear {
         self.bias.as_ref()
     }
 
-    /// Runs the layer, the activation `behind` and dropout of probability `p` in one operation, in
-    /// a training pass on CUDA. Returns `None` in other cases.
+    /// Runs the layer, then the activation `behind`, then dropout of probability `p`, in one
+    /// operation. Returns `None` outside training on CUDA.
     pub(super) fn forward_activated(
         &self,
         input: &Tensor,

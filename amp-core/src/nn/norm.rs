@@ -97,7 +97,7 @@ impl BatchNorm {
 }
 
 impl BatchNorm {
-    /// Returns whether the pass normalizes by the statistics of the batch.
+    /// Returns whether the layer normalizes by the statistics of the batch under `cx`.
     fn is_of_batch(&self, cx: &Context) -> bool {
         cx.is_training() || self.running.is_none()
     }

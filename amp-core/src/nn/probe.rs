@@ -56,8 +56,8 @@ pub trait Substitute {
     }
 }
 
-/// Observes the dtypes of every module in one forward pass. The pass computes the same as without
-/// an observer. Fused layers are reported one by one.
+/// Observes the dtypes of every module in one forward pass, which computes the same as without an
+/// observer. Fused layers are reported one by one.
 pub trait DtypeProbe {
     /// Runs after a module has run, and after the modules within it have run.
     fn module_output(&self, output: &ModuleOutput<'_>);
@@ -81,8 +81,8 @@ pub struct Product<'a> {
     pub kind: Kind,
 }
 
-/// Observes groups of fused layers. The pass computes the same as without an observer. Only groups
-/// for which the device has kernels are reported, so there may be none.
+/// Observes groups of fused layers in one forward pass, which computes the same as without an
+/// observer. Only groups for which the device has kernels are reported, so there may be none.
 pub trait GroupProbe {
     /// Runs after a group has run.
     fn ran(&self, group: &Group<'_>);

@@ -1,4 +1,5 @@
-//! Splits parameters into parts, so that the f32 copies of a step need limited memory.
+//! Splits parameters into pieces of limited size, so that the f32 copies of a step need limited
+//! memory.
 
 use std::collections::HashMap;
 

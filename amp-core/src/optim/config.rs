@@ -100,8 +100,8 @@ impl Optimizers {
         Self(self.0.into_iter().map(change).collect())
     }
 
-    /// Builds each optimizer over its parameters, in the same order. There is at least one
-    /// optimizer.
+    /// Builds each optimizer over its parameters. Returns the optimizers in the order of their
+    /// options, at least one.
     ///
     /// # Errors
     /// When an option is out of range, there is nothing to train, a pattern matches nothing, or a

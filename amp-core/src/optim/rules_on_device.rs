@@ -149,8 +149,8 @@ fn a_step_is_skipped_and_scaled_on_the_device(#[case] options: impl Algorithm) -
     Ok(())
 }
 
-/// A rate that a graph would hold as a constant is NaN on the device, so that a check of the run
-/// reports it. On the host the rate has its value.
+/// A rate that comes from the options would be a constant in a captured graph. It is NaN in a step
+/// on the device, so that the run's checks report it. In a step on the host it has its value.
 #[test]
 fn a_rate_from_the_options_shows_itself() -> Result<()> {
     let rig = Rig::new(Careless { lr: 0.1 })?;

@@ -12,8 +12,8 @@ pub(crate) use self::floats::{from_value, to_value};
 use crate::{Error, Result};
 
 /// The state of an optimizer, a schedule, a scaler, a log or a whole run. Names are paths whose
-/// parts are separated by `/` (`optimizer/0/exp_avg/model.0.weight`). Names of weights contain no
-/// `/`, so the two cannot be confused.
+/// parts are separated by `/` (`optimizer/0/exp_avg/model.0.weight`). A weight's name contains no
+/// `/`, so no name of a state can be mistaken for the name of a weight.
 #[derive(Debug, Default)]
 pub struct State {
     tensors: BTreeMap<String, Tensor>,

@@ -259,7 +259,7 @@ impl AnyBatch {
         Ok(Self { weight: self.weight.clone(), ..placed })
     }
 
-    /// Returns the same batch with these tensors instead of its own, in order.
+    /// Returns this batch with its tensors replaced by `tensors`, in the order of its fields.
     pub(crate) fn with_tensors(&self, tensors: Vec<Tensor>) -> Self {
         debug_assert_eq!(tensors.len(), self.fields.len());
         let fields = self.fields.iter().zip(tensors);

@@ -135,7 +135,7 @@ fn resized_regions(images: &Tensor, regions: &[Region], size: i64) -> Result<Ten
     let (n, (c, h, w)) = (regions.len() as i64, sizes(&images.f_get(0)?)?);
     let rows = weights(regions.iter().map(|part| (part.top, part.height)).collect(), h)?;
     let columns = weights(regions.iter().map(|part| (part.left, part.width)).collect(), w)?;
-    // One product serves all channels of an image, which have the same weights.
+    // All channels of an image have the same weights, so one product computes all of them.
     let narrow = pixels.f_reshape([n, c * h, w])?.f_bmm(&columns.f_transpose(1, 2)?)?;
     let narrow = narrow.f_view([n, c, h, size])?.f_transpose(1, 2)?;
     let scaled = rows.f_bmm(&narrow.f_reshape([n, h, c * size])?)?;

@@ -135,10 +135,10 @@ impl KvCache {
     ///
     /// # Errors
     /// When `run` fails; the cache is then unchanged. When `cx` is a training context. When no
-    /// attention used the cache, or an attention is not causal, ran twice, did not run in an
-    /// earlier pass, or changed its batch size, heads, width or dtype. When there are earlier
-    /// tokens, but the model did not call [`Context::past`] or [`Context::places`]: a model that
-    /// counts positions from 0 would use wrong positions.
+    /// attention layer used the cache, or an attention layer is not causal, ran twice, did not run
+    /// in an earlier forward pass, or changed its batch size, heads, width or dtype. When there are
+    /// cached tokens, but the model did not call [`Context::past`] or [`Context::places`]: a model
+    /// that counts positions from 0 would use wrong positions.
     pub fn extend_with<T>(
         &mut self,
         length: i64,
@@ -195,13 +195,12 @@ impl Entries {
         Ok(())
     }
 
-    /// Returns the number of tokens of earlier passes, as [`KvCache::tokens`] does.
+    /// Returns the number of cached tokens, as [`KvCache::tokens`] does.
     pub(super) fn tokens(&self) -> i64 {
         self.past.get()
     }
 
-    /// Returns the number of tokens of earlier passes, and notes that the model asked for
-    /// positions.
+    /// Returns the number of cached tokens, and notes that the model has asked for positions.
     pub(in crate::nn) fn past(&self) -> i64 {
         self.asked.set(true);
         self.past.get()

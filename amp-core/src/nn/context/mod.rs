@@ -112,9 +112,9 @@ impl Context {
         self.without_fusion()
     }
 
-    /// Sets precision regions by module path. They override the regions of the structs. Call
-    /// [`place`](super::place) with the same map, so that the parameters have the dtype of their
-    /// region.
+    /// Sets precision regions by module path. They override the regions that the structs declare.
+    /// Call [`place`](super::place) with the same map, so that the parameters have the dtypes of
+    /// these regions.
     #[must_use]
     pub fn with_overrides(mut self, overrides: Rc<BTreeMap<String, Region>>) -> Self {
         self.overrides = overrides;
@@ -198,8 +198,8 @@ impl Context {
         Ok(Tensor::f_arange_start(first, first + length, (Kind::Int64, ids.device()))?)
     }
 
-    /// Returns whether the pass trains. Batch statistics are then active, and so is dropout, unless
-    /// it is [disabled](Self::without_dropout).
+    /// Returns whether this is a forward pass in training. Batch statistics are then active, and so
+    /// is dropout, unless it is [disabled](Self::without_dropout).
     pub fn is_training(&self) -> bool {
         self.training
     }
@@ -243,7 +243,7 @@ impl Context {
         }
     }
 
-    /// Returns the precision policy of the pass.
+    /// Returns the precision policy of the forward pass.
     pub fn policy(&self) -> Policy {
         self.policy
     }

@@ -1,5 +1,5 @@
-//! A cache of large random draws, for models that are built again with the same seed. Drawing
-//! GPT-2's weights takes ten times as long as copying them.
+//! A cache of large tensors of random numbers (draws), for models that are built again with the
+//! same seed. Drawing GPT-2's weights takes ten times as long as copying them.
 
 use std::cell::RefCell;
 

@@ -34,8 +34,8 @@ pub(crate) struct Cell {
     pub(crate) within: Vec<Cell>,
 }
 
-/// Measures the modules of a forward pass that can be recomputed, and the modules within them. Use it in
-/// a pass without gradients under `Context::again`.
+/// Measures the modules of a forward pass that can be recomputed, and the modules within them. Use
+/// it in a forward pass without gradients under `Context::again`.
 pub(crate) struct Survey {
     device: Device,
     meter: MemoryMeter,
@@ -47,7 +47,7 @@ impl Survey {
         Ok(Self { device, meter: MemoryMeter::untracked(device)?, cells: RefCell::default() })
     }
 
-    /// Returns the measurements, in the order of the pass.
+    /// Returns the measurements, in the order in which the modules ran.
     pub(crate) fn take(&self) -> Vec<Cell> {
         self.cells.take()
     }

@@ -301,7 +301,8 @@ impl SharedDataset {
     /// When the dataset fails.
     pub fn head(&self, count: i64) -> Result<AnyBatch> {
         let indices: Vec<i64> = (0..count.min(self.len)).collect();
-        // This call must not change a run's random numbers.
+        // These random numbers are independent of the run's, so that this call does not change the
+        // run.
         let draws = Draws::new(0, 0);
         self.transforms().apply(self.first(&indices, draws)?, &indices, draws)
     }

@@ -21,8 +21,8 @@ pub struct DataLoader {
     /// The number of examples of the set, and the number per epoch.
     examples: i64,
     len: i64,
-    /// The number of bytes of a set that was copied to the device. Memory that the data itself
-    /// holds is not counted.
+    /// The number of bytes that the loader's copy of the set takes on the device. Tensors that
+    /// share memory with the data are not counted.
     copied: u64,
     batch_size: i64,
     drop_last: bool,

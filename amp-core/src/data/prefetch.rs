@@ -38,7 +38,8 @@ impl Prefetch {
         policy: Policy,
         ahead: usize,
     ) -> Result<Self> {
-        // The thread itself holds one more batch while it waits for room.
+        // The channel has room for one batch less than `ahead`, because the thread itself keeps a
+        // finished batch while it waits for room.
         let (sender, receiver) = sync_channel(ahead.saturating_sub(1));
         let context = ffi::DebugInfo::current()?;
         let inherited = random::Inherited::current();

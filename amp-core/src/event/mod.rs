@@ -90,8 +90,9 @@ pub enum Event {
     },
     /// A step was profiled. Emitted when the device has finished it, some steps later.
     Profiled(Profile),
-    /// A validation within an epoch has ended, which runs at the configured
-    /// [interval](crate::trainer::ValCheckInterval), or an evaluation without training has ended.
+    /// A validation within an epoch has ended (see
+    /// [`ValCheckInterval`](crate::trainer::ValCheckInterval)), or an evaluation without training
+    /// has ended.
     Validated(Validated),
     /// An epoch has ended, and its validation if one was due.
     EpochEnd(EpochEnd),

@@ -14,8 +14,8 @@ use crate::{
 };
 
 /// The options for continuing a prompt. From ids `[N, L]` the model computes logits `[N, L,
-/// vocabulary]` of the next token at each position, using only the tokens up to that position.
-/// [Place](crate::nn::place) the model under the policy before.
+/// vocabulary]` of the next token at each position, using only the tokens up to that position. Move
+/// the model to the policy's device and dtype first, with [`place`](crate::nn::place).
 ///
 /// Keys and values of earlier tokens are kept in a [`KvCache`]; its documentation lists the requirements on
 /// the model. Once a sequence is longer than `context`, every position shifts, so each further token is

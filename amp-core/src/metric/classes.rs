@@ -173,8 +173,8 @@ impl<F: Fn(&Tensor, &Tensor) -> Result<Tensor>> Metric for Mean<F> {
         let (count, examples) =
             (values.numel() as i64, output.size().first().copied().unwrap_or(1));
         if values.dim() == 0 || examples == 0 || count % examples != 0 {
-            // If one value stood for the whole batch, batches of different sizes would have equal
-            // weights.
+            // One value for the whole batch is refused, because small and large batches would then
+            // have equal weights.
             let why = format!(
                 "its function returned {:?}, but must return one or several values for each example",
                 values.size()

@@ -105,7 +105,7 @@ fn closest<'p>(path: &str, known: &'p [String]) -> Option<&'p str> {
     let last = |path: &str| path.rsplit('.').next().map(str::to_owned);
     match near {
         (edits, found) if edits <= allowed => Some(found),
-        // The name is right, but the module is deeper in the model.
+        // No path is similar. Suggests a module with the same last name elsewhere in the model.
         _ => known.iter().find(|known| last(known) == last(path)).map(String::as_str),
     }
 }

@@ -63,7 +63,8 @@ impl Module for GroupNorm {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
         let size = input.size();
         if size.iter().skip(1).product::<i64>() == self.num_groups {
-            // torch returns the bias in this case, whatever the input is.
+            // torch accepts groups of one value. Its output is then the bias, whatever the input
+            // is.
             return Err(Error::config(format!(
                 "group_norm: each of {} groups of {size:?} has one value, which has no variance",
                 self.num_groups

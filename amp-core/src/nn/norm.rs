@@ -131,8 +131,8 @@ impl BatchNorm {
         }
     }
 
-    /// Computes max(norm(input) + residual, 0) in training: reads the images once for the
-    /// statistics and once for the rest. Returns `None` outside training, or if no kernel supports
+    /// Computes max(norm(input) + residual, 0) in training. Reads the images twice: for the
+    /// statistics, and for the result. Returns `None` outside training, or if no kernel supports
     /// these images.
     pub(super) fn forward_sum(
         &self,

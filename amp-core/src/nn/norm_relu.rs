@@ -8,10 +8,10 @@ use crate::Result;
 impl BatchNorm {
     /// Computes max(norm(input), 0).
     ///
-    /// In training on CUDA, one fused operation computes this. It reads the input once for the
-    /// statistics and once for the rest. The input must be `[N, C]`, or 16-bit images `[N, C, H,
-    /// W]` in channels_last with a multiple of eight channels, as a [`Conv2d`](super::Conv2d) in
-    /// f16 or bf16 returns them. In all other cases norm and ReLU run separately. A
+    /// In training on CUDA, one fused operation computes this. It reads the input twice: for the
+    /// statistics, and for the result. The input must be `[N, C]`, or 16-bit images `[N, C, H, W]`
+    /// in channels_last with a multiple of eight channels, as a [`Conv2d`](super::Conv2d) in f16 or
+    /// bf16 returns them. In all other cases norm and ReLU run separately. A
     /// [`Sequential`](super::Sequential) fuses a `batch_norm2d` with a following `relu` in the same
     /// way.
     ///

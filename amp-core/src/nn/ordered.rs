@@ -70,7 +70,7 @@ pub(super) fn padded(
         let places = match mode {
             PaddingMode::Replicate if last >= 0 => places.f_clamp(0, last)?,
             PaddingMode::Reflect if *before.max(after) <= last => {
-                // Mirrored at 0, and then at the last element.
+                // Positions are mirrored at 0, and then at the last element.
                 let from_end = places.f_abs()?.f_neg()?.f_add_scalar(last)?;
                 from_end.f_abs()?.f_neg()?.f_add_scalar(last)?
             }

@@ -13,7 +13,7 @@ thread_local! {
 }
 
 /// A guard: while it exists, the output of fused layers on this thread is multiplied by a factor. A
-/// CPU has no fused kernels, so groups that a GPU would fuse run one by one there and count as
+/// CPU has no fused kernels. There the layers that a GPU would fuse run one by one, and count as
 /// fused.
 #[doc(hidden)]
 #[derive(Debug)]

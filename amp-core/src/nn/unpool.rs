@@ -37,9 +37,9 @@ impl<const N: usize> MaxUnpoolConfig<N> {
 ///
 /// Inputs are the values, their indices, which
 /// [`MaxPool::forward_with_indices`](super::MaxPool::forward_with_indices) returns, and optionally
-/// the output's spatial size. A pool gives the input's size for several sizes of its own input.
-/// Without a given size, the output has the smallest of them. If windows overlap, two values may
-/// have the same index. One of these two values is then kept, on CUDA not always the same.
+/// the output's spatial size. A pool reduces inputs of several sizes to the same size. Without a
+/// given size, the output has the smallest of these sizes. If windows overlap, two values may have
+/// the same index. One of these two values is then kept, on CUDA not always the same.
 ///
 /// ```
 /// use amp_core::{

@@ -125,7 +125,7 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
     }
 
     /// Returns whether [`step`](Self::step) works directly on the stored running averages of
-    /// parameters with this dtype. Otherwise they are converted to f32 for the step.
+    /// parameters with this dtype. Otherwise the averages are converted to f32 for the step.
     fn takes(&self, moments: Moments, kind: Kind, device: Device) -> bool {
         let _ = (kind, device);
         moments == Moments::Full

@@ -4,9 +4,9 @@ use tch::{Kind, TchError, Tensor};
 
 use crate::{Result, ffi};
 
-/// A number of a step in f64, such as a rate, a count of steps, or a norm. It is on the host. If
-/// the step may be part of a CUDA graph, which cannot wait for the host, it is on the parameter's
-/// CUDA device. The operations are the same for both.
+/// A number of a step in f64, such as a rate, a count of steps, or a norm. If the step may be part
+/// of a CUDA graph, the number is on the parameter's CUDA device, because a graph cannot wait for
+/// the host. Otherwise it is on the host. The operations are the same for both.
 #[derive(Debug)]
 pub struct Number(Kept);
 

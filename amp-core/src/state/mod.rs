@@ -1,4 +1,4 @@
-//! The saved state of a part of a run: tensors by name, and small values as JSON.
+//! The saved state of a run or of one of its components: tensors by name, and small values as JSON.
 
 mod floats;
 

@@ -97,9 +97,9 @@ pub(super) struct Pair {
     pub(super) other_shape: Option<Vec<i64>>,
 }
 
-/// Pairs every tensor of a model with its values in `tensors`. A tensor whose name `keeps` accepts
-/// keeps its values if `tensors` has none of its name and shape. Other mismatches are returned as
-/// texts; the pairs are then incomplete.
+/// Pairs every tensor of a model with its values in `tensors`. If `tensors` has no tensor of its
+/// name and shape, a tensor keeps its values, provided that `keeps` returns true for its name.
+/// Other mismatches are returned as texts; the pairs are then incomplete.
 pub(super) fn pair(
     module: &(impl Visit + ?Sized),
     tensors: &BTreeMap<String, Tensor>,

@@ -135,7 +135,7 @@ impl CenterCrop {
     }
 }
 
-/// Crops an image to one size at a random place, after adding zeros around it
+/// Crops an image to one size at a random position, after adding zeros around it
 /// (torchvision.transforms.v2.RandomCrop).
 #[derive(Debug, Clone, Copy)]
 pub struct RandomCrop {

@@ -172,7 +172,8 @@ mod tests {
         assert!((1950..2500).contains(&wide), "{wide}");
     }
 
-    /// In f64 the matrix products equal libtorch's resizing of each region, enlarged or reduced.
+    /// In f64 the matrix products equal libtorch's resizing of each region, whether the region is
+    /// enlarged or reduced.
     #[test]
     fn regions_of_a_batch_are_scaled_as_each_by_itself() -> Result<()> {
         let mut rng = Rng::with_seed(4);

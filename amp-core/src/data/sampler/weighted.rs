@@ -98,8 +98,8 @@ impl Sampler for Weighted {
         let mut rng = epoch.rng();
         let draw = |_| {
             let place = rng.uniform(0.0, all);
-            // Chooses the first example whose sum is larger. An example of weight 0 is never
-            // chosen, because its sum equals the previous sum.
+            // Chooses the first example whose cumulative sum is larger than `place`. An example of
+            // weight 0 is never chosen, because its sum equals the previous sum.
             let at = self.sums.partition_point(|sum| *sum <= place);
             at.min(weights - 1) as i64
         };

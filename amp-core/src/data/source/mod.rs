@@ -1,4 +1,4 @@
-//! Examples from files and from series.
+//! Data sets from files and from time series.
 
 mod mapped;
 mod npy;

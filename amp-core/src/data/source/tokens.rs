@@ -18,8 +18,9 @@ pub enum TokenWidth {
     U32,
 }
 
-/// Windows of a file of tokens without a header, as written by nanoGPT, for a model that predicts
-/// the next token. The file is mapped into memory, so it may be larger than the memory.
+/// Windows of consecutive tokens in a file, for a model that predicts the next token. The file
+/// contains only tokens and has no header, like the files of nanoGPT. It is mapped into memory, so
+/// it may be larger than the memory.
 ///
 /// An example is a [`Batch`] of int64. `input` and `target` are `[length]`; the target is the input
 /// shifted by one token.

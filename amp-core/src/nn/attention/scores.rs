@@ -81,7 +81,8 @@ pub(super) fn attend(
     let Some(OpenMask { mask, masked }) = shapes.mask(query, options, open)? else {
         return by_libtorch([query, key, value], &AttentionOptions { attn_mask: None, ..*options });
     };
-    // libtorch's fused kernels accept either a mask or grouped queries.
+    // libtorch's fused kernels do not accept a mask together with grouped queries. So the heads of
+    // keys and values are repeated for the heads of queries that share them.
     let (key, value) = (shapes.shared(key)?, shapes.shared(value)?);
     let masked_scores = AttentionOptions { attn_mask: Some(&mask), is_causal: false, ..*options };
     let output = by_libtorch([query, &key, &value], &masked_scores)?;

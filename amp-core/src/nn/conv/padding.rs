@@ -12,8 +12,8 @@ use crate::{
 pub enum Padding<const N: usize> {
     /// This number of elements.
     Sizes(Sizes<N>),
-    /// As many elements as needed for an output of the input's size, with stride 1. If the number
-    /// is odd, the extra element is at the end.
+    /// The number of elements with which the output has the input's size; the stride must be 1. If
+    /// this number is odd for a dimension, the extra element is at the end.
     Same,
 }
 
@@ -82,7 +82,8 @@ impl PaddingMode {
     }
 }
 
-/// Returns libtorch's list of sides, which begins with the last dimension.
+/// Returns the padding as libtorch's list: before and after each dimension, beginning with the last
+/// dimension.
 pub(in crate::nn) fn sides<const N: usize>(before: Sizes<N>, after: Sizes<N>) -> Vec<i64> {
     (0..N).rev().flat_map(|at| [before.0[at], after.0[at]]).collect()
 }

@@ -58,7 +58,7 @@ fn both_ways(
 
 /// A convolution in f16 or bf16 gives the output and the gradients of an f64 convolution, up to
 /// rounding. Each gradient has the dtype of its tensor, and the weight's gradient has the weight's
-/// layout. One case has a single channel, because such a tensor has both layouts at once.
+/// layout. One case has a single channel: such a tensor is contiguous and channels_last at once.
 #[test]
 fn a_layout_changes_no_value() -> Result<()> {
     let _section = random::seeded(0)?;

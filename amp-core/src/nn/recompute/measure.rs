@@ -126,7 +126,8 @@ impl Survey {
         let bytes = tensor_bytes(input);
         let history = history_for(input)?;
         let before = self.meter.allocated()?;
-        // The input is not a leaf, because the graph holds leaves whether or not they are needed.
+        // The module gets an input that is not a leaf, because an autograd graph keeps its leaves
+        // even if no operation needs their values.
         let own_input = match &history {
             Some(history) => tch::with_grad(|| input.f_detach()?.f_add(history))?,
             None => input.f_detach_copy()?,
@@ -134,7 +135,7 @@ impl Survey {
         let output = tch::with_grad(|| run(&own_input))?;
         let output_bytes = tensor_bytes(&output);
         let computed = self.meter.allocated()?;
-        // `end` holds the graph, but not the output.
+        // `end` keeps the autograd graph alive, but not the output.
         let end = tch::with_grad(|| output.f_sum(output.kind()))?;
         let held = self.meter.allocated()?;
         drop(output);
@@ -150,7 +151,8 @@ impl Survey {
         let (seconds, output) = self.timed(|| run(input))?;
         let cell = Cell {
             segment: Segment { path: String::new(), layers: None },
-            // If the output is a view of the input, the same bytes are subtracted twice.
+            // If the output is a view of the input, the same bytes are subtracted twice, and the
+            // difference may be negative.
             own: (graph - ends as i64).max(0).cast_unsigned(),
             input: bytes,
             output: output_bytes,

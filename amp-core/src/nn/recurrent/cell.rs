@@ -154,7 +154,8 @@ impl Weights {
         let device = input.device();
         let autocast = autocast_kind(input, &self.weight_ih)?;
         let kind = autocast.unwrap_or(input.kind());
-        // As in layers over sequences, everything is computed in the autocast dtype.
+        // This function casts all tensors to the autocast dtype itself, as the layers over
+        // sequences do. So autocast is off.
         let _off = autocast.map(|_| AutocastGuard::off(device)).transpose()?;
         let is_single = size.len() == 1;
         let batched = |tensor: &Tensor| -> Result<Tensor> {

@@ -9,9 +9,10 @@ use crate::optim::weight_update::{wide, write, write_stochastically};
 use crate::{Result, ffi, named::named};
 
 /// How an optimizer stores its running averages of gradients (the moments). Each average is as
-/// large as the weights. Steps are computed in f32 on a part of the parameters at a time. On CUDA,
-/// Adam's kernel for f32 parameters reads and writes the stored averages directly. Averages of f64
-/// parameters are always f64.
+/// large as the weights. Averages in fewer bits are converted to f32 for a step, a piece of the
+/// parameters at a time, so that the copies need little memory. On CUDA, Adam's kernel for f32
+/// parameters reads and writes the stored averages directly. Averages of f64 parameters are always
+/// f64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

@@ -25,10 +25,10 @@ use crate::{
     weights::{self, Found},
 };
 
-/// Keys of the header.
+/// The header's keys for the run's state and for the version of the file format.
 const STATE: &str = "state";
 const FORMAT: &str = "amp-format";
-/// The key of the format in older files.
+/// The key for the version of the file format in older files.
 const OLD_FORMAT: &str = "format";
 
 /// The format version that this code writes and reads.
@@ -154,7 +154,8 @@ pub fn find(path: &Path) -> Result<PathBuf> {
     }
 }
 
-/// Returns the best file that a callback of the run had kept when `checkpoint` was written.
+/// Returns the best checkpoint file that the run's `ModelCheckpoint` had kept when it wrote
+/// `checkpoint`. Returns `None` if the run had no such callback or the callback had kept no file.
 fn best_of(checkpoint: &Path) -> Result<Option<PathBuf>> {
     let text = header(checkpoint)?;
     let state: Map<String, Value> =
@@ -226,7 +227,7 @@ pub fn summary(path: &Path) -> Result<Summary> {
     })
 }
 
-/// Reads only the texts of a file's header.
+/// Reads the text entries (`__metadata__`) of a safetensors file's header, without the tensors.
 fn header(path: &Path) -> Result<BTreeMap<String, String>> {
     let failed = |error| Error::io(path, error);
     let damaged = |why: String| {

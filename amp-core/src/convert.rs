@@ -1,8 +1,8 @@
 //! Converts f16 and bf16 values to tensors and back, bit for bit.
 //!
 //! tch declares `half::bf16` as f16 ([`Element::KIND`](tch::kind::Element), tch #995).
-//! `Tensor::from_slice` therefore copies the right bits and gives the tensor the wrong dtype, which
-//! changes the numbers. The conversions here copy bytes and set the dtype explicitly.
+//! `Tensor::from_slice` therefore copies the right bits but gives the tensor the wrong dtype, so
+//! that its numbers are wrong. The conversions here copy bytes and set the dtype explicitly.
 
 pub use half::{bf16, f16};
 

@@ -29,7 +29,7 @@ pub enum Error {
         /// The operating system's reason.
         source: std::io::Error,
     },
-    /// A data set failed while it was read: it panicked, or an example of it is unusable.
+    /// A data set could not be read: its code panicked, or one of its examples is unusable.
     #[error("{0}")]
     Data(String),
     /// A thread of the run could not be started, panicked, or ended too early.
@@ -73,7 +73,7 @@ impl Error {
         Self::Io { path: path.into(), source }
     }
 
-    /// Returns whether a device or the host ran out of memory. Only libtorch's text says so,
+    /// Returns whether a device or the host ran out of memory. Searches libtorch's message for it,
     /// because the type of the C++ exception is lost at the language boundary.
     pub fn is_out_of_memory(&self) -> bool {
         match self {
@@ -140,7 +140,7 @@ impl From<tch::TchError> for Error {
     }
 }
 
-/// Joins some of these names for the text of an error: `` `a`, `b`, … ``.
+/// Joins the first eight names for an error message: `` `a`, `b`, … ``.
 pub(crate) fn some_names<'n>(names: impl Iterator<Item = &'n str>) -> String {
     const SHOWN: usize = 8;
     let mut names = names.map(|name| format!("`{name}`"));

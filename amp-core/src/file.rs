@@ -33,7 +33,8 @@ impl Staged {
     pub fn create(path: &Path) -> Result<Self> {
         let file = tempfile::Builder::new()
             .prefix(&format!("{UNFINISHED}{}-", process::id()))
-            // These are the permissions of any new file under the current umask.
+            // With this mode, the umask gives the file the permissions of any other new file. The
+            // default mode of temporary files would make it private.
             .permissions(Permissions::from_mode(0o666))
             .tempfile_in(folder(path)?)
             .map_err(|error| Error::io(path, error))?;
@@ -68,7 +69,7 @@ pub struct FolderLock {
 static LOCKED: Mutex<Option<HashMap<PathBuf, Weak<File>>>> = Mutex::new(None);
 
 impl FolderLock {
-    /// Locks an existing folder. A file system without locks accepts every lock.
+    /// Locks an existing folder. On a file system without locks this always succeeds.
     ///
     /// # Errors
     /// When another process holds the lock, or the folder cannot be read.
@@ -132,7 +133,7 @@ pub fn remove_abandoned(folder: &Path) -> Result<()> {
 /// Returns the folder of a file.
 ///
 /// # Errors
-/// When it is missing.
+/// When the folder does not exist.
 pub fn folder(path: &Path) -> Result<&Path> {
     let folder = match path.parent() {
         Some(parent) if parent != Path::new("") => parent,

@@ -1,4 +1,4 @@
-//! The machine, and the numeric switches of the process.
+//! Describes the machine, and sets the switches of the process that change numbers.
 
 mod report;
 
@@ -19,8 +19,8 @@ pub struct Fingerprint {
     /// The device's name.
     pub device: String,
     /// The CUDA compute capability, as `9.0`, or the name of the CPU kernels that ATen chose:
-    /// `avx512`, `avx2`, `default`, … Results differ between them. The variable ATEN_CPU_CAPABILITY
-    /// can choose a lower one.
+    /// `avx512`, `avx2`, `default`, … Results differ between them. The environment variable
+    /// `ATEN_CPU_CAPABILITY` can select a lower capability than the CPU has.
     pub capability: String,
     /// Whether libtorch multiplies f16 with instructions of the CPU, as with AVX512-FP16. Its kernels
     /// for such CPUs round differently and need workspaces of other sizes. The variable
@@ -184,7 +184,7 @@ fn cpu_name() -> String {
     cpu_field("model name").unwrap_or_else(|| env::consts::ARCH.to_owned())
 }
 
-/// Returns the first CPU's field in /proc/cpuinfo.
+/// Returns the value of the field `name` of the first CPU in `/proc/cpuinfo`.
 fn cpu_field(name: &str) -> Option<String> {
     let info = std::fs::read_to_string("/proc/cpuinfo").ok()?;
     let fields = info.lines().filter_map(|line| line.split_once(':'));

@@ -1,4 +1,4 @@
-//! Hyperparameters as JSON values, for derived builders.
+//! Converts hyperparameters to JSON values and back, for the builders that the derive generates.
 
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
@@ -8,7 +8,7 @@ use crate::{
     state::{from_value, to_value},
 };
 
-/// Reads a hyperparameter.
+/// Converts the JSON value of the hyperparameter `name` to the type of its field.
 ///
 /// # Errors
 /// When the value has another type.
@@ -33,7 +33,7 @@ pub fn put<T: Serialize>(value: &T) -> Value {
     to_value(value).unwrap_or(Value::Null)
 }
 
-/// Returns the error for a name that no hyperparameter has.
+/// Returns the error for a `name` that is not a hyperparameter of the model.
 pub fn unknown(name: &str, known: &[&str]) -> Error {
     match known {
         [] => Error::config(format!("unknown hyperparameter `{name}`: the model has none")),

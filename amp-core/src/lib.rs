@@ -2,7 +2,8 @@
 //! and the trainer. Data flows one way: annotated struct → [`LightningModule`] → [`Trainer`] →
 //! [`event::Event`]s → [`record::RunRecord`].
 
-// Generated code names this crate `::amp_core`, also inside this crate.
+// The derive macros generate code that refers to this crate as `::amp_core`. This line makes the
+// path valid inside the crate itself.
 extern crate self as amp_core;
 
 mod error;
@@ -45,7 +46,7 @@ pub use nn::{Module, Visit};
 pub use tch;
 pub use trainer::{Trainer, TrainerConfig};
 
-/// The names that a file with a model needs.
+/// The names that a file with a model imports: `use amp_core::prelude::*;`.
 pub mod prelude {
     pub use crate::{
         Batch, Error, Hook, LightningModule, Module, Result, Step, Trainer, TrainerConfig,

@@ -7,10 +7,11 @@ use tch::{Device, Tensor};
 
 use crate::{Error, Result, ffi};
 
-/// Bytes of tensors.
+/// The memory that tensors used during a measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Memory {
-    /// The peak of requested bytes, above the bytes at the start.
+    /// The largest number of bytes that tensors had requested at one time, minus the bytes that
+    /// were in use when the measurement started.
     pub peak_allocated: u64,
     /// The peak of bytes that the caching allocator reserved; CUDA only.
     pub peak_reserved: Option<u64>,
@@ -102,17 +103,19 @@ pub fn show_bytes(count: u64) -> String {
     }
 }
 
-/// Measures memory from its creation. Only one meter can measure at a time: while a second meter is
-/// active, the first does not see the memory. If a run's measurement misses memory for this reason,
-/// the run breaks the invariant [`memory-over-step`](crate::trainer::Invariant::MemoryOverStep). On
-/// CUDA the meter reads the caching allocator's statistics of requested bytes
-/// (`requested_bytes.all.peak` of torch.cuda.memory_stats). torch.cuda.max_memory_allocated counts
-/// blocks instead, each of which is up to 1 MiB larger, depending on what ran before. On the CPU
-/// the meter counts what libtorch's allocator hands out on this thread and its workers, which is
-/// exact and independent of the C library's heap.
+/// Measures the memory that tensors use from the meter's creation on. Only one meter can measure at
+/// a time: while a second meter is active, the first does not see new memory. If a run's
+/// measurement misses memory for this reason, the run breaks the invariant
+/// [`memory-over-step`](crate::trainer::Invariant::MemoryOverStep). On CUDA the meter reads the
+/// caching allocator's statistics of requested bytes (`requested_bytes.all.peak` of
+/// torch.cuda.memory_stats). torch.cuda.max_memory_allocated counts blocks instead, each of which
+/// is up to 1 MiB larger, depending on what ran before. On the CPU the meter counts what libtorch's
+/// allocator hands out on this thread and its workers, which is exact and independent of the C
+/// library's heap.
 pub struct MemoryMeter {
     source: Source,
-    /// The number of meters that had been started before this one.
+    /// The value of `STARTED` when this meter was created. If `STARTED` is larger at a reading,
+    /// another meter has been started since.
     started: u64,
 }
 
@@ -143,8 +146,8 @@ impl MemoryMeter {
         Self::untracked(device)
     }
 
-    /// Starts a measurement that is not part of a run's memory, for example of trials before the
-    /// first step. It does not count as a second meter.
+    /// Starts a measurement of memory that does not belong to a run, for example of trials before
+    /// the first step. It does not count as a second meter.
     pub(crate) fn untracked(device: Device) -> Result<Self> {
         let source = match device {
             Device::Cuda(index) => {
@@ -157,7 +160,7 @@ impl MemoryMeter {
         Ok(Self { source, started: STARTED.get() })
     }
 
-    /// Returns the peaks since the start.
+    /// Returns the peaks since this meter was created.
     ///
     /// # Errors
     /// When the device cannot be queried.
@@ -179,8 +182,8 @@ impl MemoryMeter {
         })
     }
 
-    /// Returns the current bytes minus the bytes at the start; negative if some of these were
-    /// freed.
+    /// Returns the bytes that are in use now, minus the bytes that were in use when this meter was
+    /// created. The result is negative if some of the latter were freed.
     ///
     /// # Errors
     /// When the device cannot be queried.

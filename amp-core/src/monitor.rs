@@ -24,7 +24,7 @@ impl Mode {
     }
 }
 
-/// Returns the error of a monitored value that is not among the logged names.
+/// Returns the error for a name `monitor` under which the model logs no value.
 pub(crate) fn is_not_logged<'a>(monitor: &str, logged: impl Iterator<Item = &'a str>) -> Error {
     let names: Vec<&str> = logged.collect();
     let names = if names.is_empty() { "nothing".to_owned() } else { names.join(", ") };

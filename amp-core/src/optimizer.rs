@@ -17,12 +17,12 @@ pub struct Rates {
     pub momentum: Option<f64>,
 }
 
-/// Numbers on the parameters' device that a step reads.
+/// Numbers that an optimizer step reads on the device, so that the host need not know them.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct OnDevice<'a> {
     /// An f32 scalar. If it is not 0, the step changes nothing.
     pub found_inf: Option<&'a Tensor>,
-    /// A scalar by which every gradient is multiplied first.
+    /// A scalar by which the step multiplies every gradient before it uses the gradient.
     pub factor: Option<&'a Tensor>,
 }
 
@@ -58,8 +58,8 @@ pub trait Optimizer {
     /// Returns PyTorch's name, such as `AdamW`.
     fn name(&self) -> &'static str;
 
-    /// Returns the parameters, in order of declaration. [`Gradients`](crate::precision::Gradients)
-    /// share them.
+    /// Returns the parameters, in the order in which the model declares them.
+    /// [`Gradients`](crate::precision::Gradients) share this list.
     fn parameters(&self) -> &Rc<[Parameter]>;
 
     /// Updates every parameter that has a gradient.
@@ -70,7 +70,9 @@ pub trait Optimizer {
         self.step_with(OnDevice::default())
     }
 
-    /// Does the same as [`step`](Self::step), with numbers that are known only on the device.
+    /// Updates every parameter that has a gradient, as [`step`](Self::step) does. Also reads the
+    /// numbers in `known`, which only the device knows: whether to skip the step, and a factor for
+    /// the gradients.
     ///
     /// # Errors
     /// When [`capabilities`](Self::capabilities) lacks an operation that `known` needs, or the
@@ -90,11 +92,12 @@ pub trait Optimizer {
         Ok(())
     }
 
-    /// Returns the current rates of each parameter group; there is at least one.
+    /// Returns the current rates of each parameter group. An optimizer has at least one group.
     fn rates(&self) -> Vec<Rates>;
 
-    /// Returns the options of the parameter at this index of [`parameters`](Self::parameters), by
-    /// field name, with the current rates; `None` if the optimizer does not provide them.
+    /// Returns the options of the parameter with the index `place` in
+    /// [`parameters`](Self::parameters), by field name, with the current rates. Returns `None` if
+    /// the optimizer does not provide options.
     fn options(&self, place: usize) -> Option<Map<String, Value>> {
         let _ = place;
         None
@@ -112,9 +115,9 @@ pub trait Optimizer {
         Ok(())
     }
 
-    /// Returns the state for a checkpoint: PyTorch's state keys followed by the parameter's name
-    /// (`exp_avg/model.0.weight`), and the rates of each group. Tensors are handles, so save them
-    /// before the next step.
+    /// Returns the state for a checkpoint: the rates of each group, and tensors under PyTorch's
+    /// state key followed by the parameter's name (`exp_avg/model.0.weight`). The tensors share
+    /// memory with the optimizer, so save them before the next step changes them.
     ///
     /// # Errors
     /// When a rate is not finite.
@@ -127,13 +130,14 @@ pub trait Optimizer {
     fn load_state(&mut self, state: &State) -> Result<()>;
 
     /// Returns the options of each group except the rates, as a text that is equal for equal
-    /// options. A resumed run must have the saved run's options. An empty text is not compared.
+    /// options. A resumed run must have the same options as the saved run. If the text is empty,
+    /// the options are not compared.
     fn fixed_options(&self) -> String {
         String::new()
     }
 
-    /// Returns the options that were changed because of the parameters' dtype, as a note for the
-    /// user.
+    /// Returns a note for the user about options that the optimizer changed because of the
+    /// parameters' dtype; `None` if it changed none.
     fn note(&self) -> Option<String> {
         None
     }

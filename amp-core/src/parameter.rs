@@ -7,7 +7,7 @@ use tch::Tensor;
 pub struct Parameter {
     /// The name as in PyTorch's state_dict: `model.0.weight`.
     pub name: String,
-    /// A handle of the module's own tensor.
+    /// A handle that shares the memory of the module's tensor.
     pub tensor: Tensor,
 }
 
@@ -25,7 +25,7 @@ impl Frozen {
         Self(Vec::new())
     }
 
-    /// Unfreezes the current parameters and freezes these instead.
+    /// Unfreezes the parameters that this guard froze, and freezes `tensors` instead.
     pub(crate) fn replace(&mut self, tensors: Vec<Tensor>) {
         self.0.iter().for_each(|tensor| drop(tensor.set_requires_grad(true)));
         tensors.iter().for_each(|tensor| drop(tensor.set_requires_grad(false)));

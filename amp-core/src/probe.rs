@@ -1,5 +1,5 @@
-//! Checks that the precision was in effect: compares the dtypes of one step with the dtypes of the
-//! precision.
+//! Checks that a run computes in its precision: compares the dtypes that one step used with the
+//! dtypes that the precision prescribes.
 
 use std::{
     cell::RefCell,
@@ -18,13 +18,13 @@ use crate::{
 /// The dtypes that one training step used, with PyTorch's names.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Observed {
-    /// Outputs of matrix products and convolutions.
+    /// The dtypes of the outputs of matrix products and convolutions.
     pub matmul: BTreeSet<String>,
-    /// The loss.
+    /// The dtype of the loss.
     pub loss: String,
-    /// Parameters.
+    /// The dtypes of the parameters.
     pub parameters: BTreeSet<String>,
-    /// Gradients.
+    /// The dtypes of the gradients.
     pub gradients: BTreeSet<String>,
 }
 
@@ -32,7 +32,7 @@ pub struct Observed {
 #[derive(Debug, Default)]
 pub(crate) struct Products {
     seen: RefCell<BTreeMap<Source, (Kind, Kind)>>,
-    /// The expected dtypes in each module that ran.
+    /// The dtypes that were prescribed for each module that ran, by the module's path.
     ran: RefCell<BTreeMap<String, RegionPlan>>,
 }
 
@@ -53,7 +53,8 @@ impl DtypeProbe for Products {
 }
 
 impl Products {
-    /// Records the first product of an unexpected dtype; until there is one, the last product.
+    /// Records the expected and observed dtype of this product. For each module and operator it
+    /// keeps the first product with an unexpected dtype, or the last product if there is none.
     fn note(&self, path: &str, operator: Option<&str>, plan: RegionPlan, kind: Kind) {
         let mut seen = self.seen.borrow_mut();
         let place = seen.entry((path.to_owned(), operator.map(str::to_owned)));
@@ -63,12 +64,12 @@ impl Products {
         }
     }
 
-    /// Returns an error for regions that had no effect: a parameter of a region has a gradient, but
-    /// its module ran outside the region. If the model ran every forward pass with its own context,
-    /// nothing was observed and the check is skipped.
+    /// Checks that the precision regions had an effect: if a parameter of a region has a gradient,
+    /// its module must have run in the region's dtype. If the model ran every forward pass with a
+    /// context that it created itself, no module was observed, and the check is skipped.
     ///
     /// # Errors
-    /// When there is such a parameter.
+    /// When a region had no effect.
     pub(crate) fn regions_held(&self, within: &[(Parameter, RegionPlan)]) -> Result<()> {
         let ran = self.ran.borrow();
         if ran.is_empty() && self.seen.borrow().is_empty() {
@@ -101,7 +102,7 @@ impl Products {
     /// Returns the observed dtypes, after the backward pass.
     ///
     /// # Errors
-    /// When a dtype differs from the precision's.
+    /// When a dtype differs from the dtype that the precision prescribes.
     pub(crate) fn finish<'p>(
         &self,
         precision: Precision,
@@ -143,7 +144,8 @@ impl Products {
                 observed.gradients.insert(name(grad.kind()));
             }
         }
-        // Precision regions by path may leave no parameter in the precision's own dtype.
+        // At least one parameter must have the precision's dtype. Regions that are given by module
+        // path may change the dtype of every parameter, so a run with such regions is not checked.
         if let (false, false, Some(first)) = (plain, has_overrides, first) {
             let what = format!("the parameter `{}`", first.name);
             return Err(mismatch(&what, precision.storage(), first.tensor.kind()));

@@ -17,17 +17,17 @@ use crate::{
 /// The first value of a step that was not finite.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Provenance {
-    /// The kind of value.
+    /// What the value is, with its name: for example a parameter or the output of a module.
     pub cause: Cause,
-    /// Its dtype, as in `float16`.
+    /// The dtype of the value, as in `float16`.
     pub dtype: String,
     /// The number of NaN elements.
     pub nan: i64,
     /// The number of infinite elements.
     pub inf: i64,
-    /// The number of elements.
+    /// The number of all elements.
     pub of: i64,
-    /// The largest magnitude of the values from which it was computed, if known.
+    /// The largest magnitude of the numbers from which the value was computed, if known.
     pub from: Option<f64>,
 }
 
@@ -89,22 +89,23 @@ impl fmt::Display for Provenance {
 /// The step to repeat.
 pub(crate) struct Replay<'a> {
     pub(crate) policy: Policy,
-    /// The context of the pass, without a probe.
+    /// The context of the forward pass, without a probe.
     pub(crate) context: Context,
     pub(crate) scale: f64,
-    /// Batches or parts of a batch, with their weights in the loss.
+    /// The batches of the step, or the micro-batches of its batch. Each has its weight in the loss.
     pub(crate) batches: Vec<(AnyBatch, f64)>,
     pub(crate) global_step: u64,
     pub(crate) parameters: &'a [Parameter],
 }
 
-/// Checks outputs when they are computed, and their gradients in the backward pass. It keeps only
-/// statistics and the last output, so that the pass needs no additional memory.
+/// Checks the output of each module when it is computed, and the gradient of the output in the
+/// backward pass. It keeps only statistics and the last output, so that the repeated step needs no
+/// additional memory.
 #[derive(Default)]
 struct Watch {
     seen: RefCell<Vec<ModuleRun>>,
     last: RefCell<Option<Tensor>>,
-    /// The first output that is not finite, or the error of the search.
+    /// The first output that is not finite, or the error that ended the search.
     first: RefCell<Option<Result<Provenance>>>,
 }
 
@@ -141,7 +142,7 @@ impl Probe for Watch {
 
 impl Replay<'_> {
     /// Runs the batches until a value is not finite. The caller has restored the random generator
-    /// to the start of the step. Parameters and gradients are unchanged. Returns `None` if
+    /// to the start of the step. Does not change parameters or gradients. Returns `None` if
     /// everything is finite in this repetition.
     pub(crate) fn find(self, model: &mut dyn LightningModule) -> Result<Option<Provenance>> {
         for Parameter { name, tensor } in self.parameters {
@@ -192,14 +193,15 @@ fn backward(
     let parameters: Vec<&Parameter> = trained.collect();
     let inputs: Vec<&Tensor> = parameters.iter().map(|parameter| &parameter.tensor).collect();
     let weights = Tensor::f_run_backward(&[scaled], &inputs, false, false)?;
-    // The largest magnitude of the gradient that the previous module passed on.
+    // The largest magnitude of the gradient from which the gradient in the loop was computed: the
+    // gradient of the next module's output.
     let mut from = None;
     for (at, ModuleRun { kind, elements, gradient, .. }) in seen.iter().enumerate().rev() {
         let Some(gradient) = gradient else { continue };
         let Some((nan, inf, largest)) = gradient.read()? else { continue };
         if nan + inf > 0 {
-            // A gradient that is not finite was computed by the next module, which used this
-            // output.
+            // The backward pass of the next module computed this gradient, because this output is
+            // the next module's input.
             let cause = match seen.get(at + 1) {
                 None => Cause::LossGradient,
                 Some(next) => Cause::InputGradient(next.path.clone()),
@@ -244,7 +246,7 @@ fn check(cause: Cause, tensor: &Tensor, source: Option<&Tensor>) -> Result<Optio
     })
 }
 
-/// Returns the text for a step whose cause was not found by the repetition.
+/// Returns the text for a step whose repetition did not find the cause.
 pub(crate) fn unexplained(error: Option<&Error>) -> String {
     match error {
         Some(error) => format!("looking for the cause failed: {error}"),

@@ -16,11 +16,11 @@ pub struct RunRecord {
     /// The model, data and machine.
     #[serde(flatten)]
     pub start: FitStart,
-    /// The observed dtypes.
+    /// The dtypes that a training step used.
     pub observed: Observed,
     /// The epochs.
     pub epochs: Vec<EpochEnd>,
-    /// The validations within epochs.
+    /// The validations that ran before the end of an epoch.
     #[serde(default)]
     pub validations: Vec<Validated>,
     /// The skipped steps.
@@ -40,7 +40,7 @@ pub struct RunRecord {
 }
 
 impl RunRecord {
-    /// Returns the last epoch's value of this name, training or validation.
+    /// Returns the value that the last epoch logged under this name, in training or in validation.
     pub fn last(&self, name: &str) -> Option<f64> {
         self.epochs.last()?.value(name)
     }

@@ -20,7 +20,8 @@ use crate::{Error, Result, file::Staged, precision::dtype_name};
 /// The key of the checksum.
 const CHECKSUM: &str = "sha256";
 
-/// The key under which transformers expects the framework of the tensors.
+/// The key under which Hugging Face's `transformers` looks for the framework that wrote the
+/// tensors.
 const FORMAT: &str = "format";
 const PYTORCH: &str = "pt";
 
@@ -145,8 +146,9 @@ fn power_of_two(exponent: u8) -> f32 {
     }
 }
 
-/// Computes a checksum of names, dtypes, shapes, bytes and text, sorted by name. The lengths are
-/// included, so that neighbouring parts cannot be confused.
+/// Computes a checksum of names, dtypes, shapes, bytes and text, sorted by name. The length of each
+/// item is hashed as well, because otherwise moving bytes from one item to the next would not
+/// change the checksum.
 fn checksum(views: &[(&str, TensorView<'_>)], metadata: &BTreeMap<String, String>) -> String {
     let mut hash = Sha256::new();
     let mut add = |bytes: &[u8]| {

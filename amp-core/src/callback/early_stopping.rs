@@ -23,7 +23,7 @@ pub struct EarlyStopping {
 }
 
 impl EarlyStopping {
-    /// Waits three epochs for any improvement.
+    /// Creates a callback that ends the run after three epochs without any improvement.
     ///
     /// # Examples
     ///

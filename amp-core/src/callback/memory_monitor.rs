@@ -5,7 +5,8 @@ use crate::{Hook, Result, log::LogOptions, memory::MemoryMeter, module::StepAcce
 /// bytes at the epoch's start, and on CUDA `memory_reserved_mib`, the peak of what the caching
 /// allocator reserved.
 ///
-/// Use one at a time: on CUDA the allocator has a single peak counter.
+/// Use only one `MemoryMonitor` in a process at a time, because on CUDA the allocator has a single
+/// peak counter.
 #[derive(Default)]
 pub struct MemoryMonitor {
     meter: Option<MemoryMeter>,
@@ -33,8 +34,8 @@ impl Callback for MemoryMonitor {
     }
 
     fn on_train_epoch_end(&mut self, hook: &mut Hook<'_>) -> Result<()> {
-        // The run was resumed within the epoch. The peak of only a part of the epoch would be
-        // misleading.
+        // There is no meter if the run was resumed within the epoch. Nothing is logged then,
+        // because the peak of only a part of the epoch would be misleading.
         let Some(meter) = self.meter.take() else { return Ok(()) };
         let memory = meter.read()?;
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);

@@ -56,8 +56,9 @@ pub trait Callback {
     /// Returns the callback's name in a checkpoint. Two callbacks of one run need different names.
     fn name(&self) -> String;
 
-    /// Returns the name of the logged value that the callback reads. A run that does not log this
-    /// value ends before it trains, if the validation before the first epoch shows that.
+    /// Returns the name of the logged value that the callback reads. If the validation before the
+    /// first epoch shows that the run does not log this value, the run ends with an error before it
+    /// trains.
     fn monitors(&self) -> Option<&str> {
         None
     }
@@ -131,7 +132,7 @@ pub trait Callback {
     }
 }
 
-/// Forwards every hook.
+/// Implements [`Callback`] for a pointer to a callback by forwarding every call.
 macro_rules! forward_callback {
     ($type:ty) => {
         impl<C: Callback + ?Sized> Callback for $type {
@@ -197,7 +198,7 @@ macro_rules! forward_callback {
 forward_callback!(&mut C);
 forward_callback!(Box<C>);
 
-/// A finished epoch, or an epoch up to a validation within it.
+/// The state of an epoch, at its end or at a validation within it.
 pub struct Epoch<'a> {
     /// The model.
     pub model: &'a dyn LightningModule,
@@ -210,7 +211,7 @@ pub struct Epoch<'a> {
     /// Whether the run ends before the epoch's last batch. A resumed run completes the epoch, so a callback
     /// must not count it now.
     pub ended_early: bool,
-    /// Whether validations also report values at other moments.
+    /// Whether a value that is missing now may be reported at another validation.
     pub(crate) more_to_come: bool,
 }
 

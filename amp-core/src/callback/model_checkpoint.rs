@@ -35,8 +35,8 @@ pub struct ModelCheckpoint {
 const LONGEST: usize = 150;
 
 impl ModelCheckpoint {
-    /// Keeps the best epoch in `folder`. The folder is created if it is missing, and partial files of
-    /// earlier processes are removed.
+    /// Creates a callback that keeps the best epoch in `folder`. The folder is created if it is
+    /// missing, and partial files of earlier processes are removed.
     ///
     /// # Errors
     /// When the folder cannot be created, another running process saves its run there, or the
@@ -120,7 +120,7 @@ impl ModelCheckpoint {
 
     /// Saves the run if `value` is among the best.
     fn keep_best(&mut self, epoch: &Epoch<'_>, value: f64) -> Vec<Action> {
-        // A NaN is worse than any other value.
+        // A NaN is not better than any kept value, so its place is at the end.
         let worse = |kept: &(f64, PathBuf)| self.mode.better(value, kept.0, 0.0);
         let place = self.best.iter().position(worse).unwrap_or(self.best.len());
         if !value.is_finite() || place >= self.save_top_k {

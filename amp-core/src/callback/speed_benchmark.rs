@@ -50,7 +50,7 @@ impl Callback for SpeedBenchmark {
     }
 
     fn on_train_epoch_end(&mut self, hook: &mut Hook<'_>) -> Result<()> {
-        // The run was resumed within the epoch.
+        // There is no start if the run was resumed within the epoch.
         let Some(start) = self.epoch.take() else { return Ok(()) };
         if let tch::Device::Cuda(index) = hook.device {
             tch::Cuda::synchronize(index as i64);
@@ -67,8 +67,8 @@ impl Callback for SpeedBenchmark {
     }
 }
 
-/// Returns the smallest of the sorted values such that at least the fraction `quantile` of all
-/// values is not larger.
+/// Returns the quantile by the nearest-rank method: the smallest value in `sorted` that is at least
+/// as large as the fraction `quantile` of all values.
 fn nearest_rank(sorted: &[f64], quantile: f64) -> Option<f64> {
     let rank = (quantile * sorted.len() as f64).ceil().max(1.0) as usize;
     sorted.get(rank - 1).copied()

@@ -8,7 +8,7 @@ use crate::{Result, ffi, precision::Precision};
 /// The report of `cargo amp doctor`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// The version of libtorch for which this was built.
+    /// The version of libtorch for which this program was built.
     pub libtorch: String,
     /// The CPU.
     pub cpu: Cpu,
@@ -42,28 +42,29 @@ pub struct CudaDevice {
     pub index: usize,
     /// Its name.
     pub name: String,
-    /// Compute capability.
+    /// Its compute capability.
     pub capability: (i32, i32),
-    /// Multiprocessors.
+    /// The number of multiprocessors.
     pub multiprocessors: i32,
-    /// Bytes of memory.
+    /// The size of its memory in bytes.
     pub memory: u64,
-    /// f16 matrix units: from compute capability 7.0 on, except the GTX 16 series (7.5).
+    /// Whether it has f16 matrix units: true for compute capability 7.0 or higher. (The GTX 16
+    /// series, 7.5, has none in spite of this.)
     pub tensor_cores: bool,
-    /// bf16 matrix units: 8.0.
+    /// Whether it has bf16 matrix units: compute capability 8.0 or higher.
     pub bf16: bool,
-    /// TF32: 8.0.
+    /// Whether it has TF32: compute capability 8.0 or higher.
     pub tf32: bool,
-    /// FP8 matrix units: 8.9.
+    /// Whether it has FP8 matrix units: compute capability 8.9 or higher.
     pub fp8: bool,
 }
 
-/// A precision and why.
+/// A recommended precision with the reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recommendation {
     /// The precision.
     pub precision: Precision,
-    /// Why.
+    /// Why this precision is recommended.
     pub reason: String,
 }
 
@@ -91,7 +92,8 @@ impl Report {
         let cuda_library = cuda_library();
         let mut devices = Vec::new();
         let mut cuda_driver = None;
-        // A library that cannot be loaded is part of the report.
+        // If libtorch's CUDA library cannot be loaded, the report says so in `cuda_library`, and
+        // lists no devices.
         for index in 0..cuda_devices().unwrap_or(0) as usize {
             let device = ffi::cuda_device(index)?;
             // The driver packs 13.0 as 13000.
@@ -166,7 +168,8 @@ mod tests {
         CudaDevice::new(0, device)
     }
 
-    /// NVIDIA's tables of arithmetic by compute capability (CUDA C programming guide).
+    /// The expected values are those of NVIDIA's tables of arithmetic by compute capability (CUDA C
+    /// programming guide).
     #[test]
     fn capabilities_decide_what_a_device_can_do() {
         let of = |major, minor| {

@@ -1,5 +1,6 @@
-//! The log of a step in a CUDA graph. The step adds to sums on the device, without the host. It
-//! also writes rows, which the host copies after each replay.
+//! The log of a step in a CUDA graph. The step adds its values to sums on the device, without the
+//! host. For metrics that need every example, such as AUROC, the step writes rows, which the host
+//! copies after each replay.
 
 use std::cell::Cell;
 
@@ -33,7 +34,7 @@ impl LogRoom {
         Ok(Self { numbers, needed: Cell::new(0) })
     }
 
-    /// Returns a larger buffer if a step had more numbers than this buffer holds.
+    /// Returns a larger buffer if a step logged more numbers than fit into this one.
     pub(crate) fn larger(&self) -> Result<Option<Self>> {
         let needed = self.needed.get();
         let larger = || Self::with(needed, self.numbers.device());
@@ -43,7 +44,7 @@ impl LogRoom {
     /// Allocates memory for the sum of each tensor of `counts`.
     ///
     /// # Errors
-    /// When they need more memory than the room has. Then use a [larger](Self::larger) room.
+    /// When the sums need more memory than this room has. Then use a [larger](Self::larger) room.
     fn slots(&self, counts: &[&Tensor]) -> Result<Vec<Tensor>> {
         let numbers = counts.iter().map(|counts| counts.numel() as i64);
         self.needed.set(numbers.clone().sum());
@@ -73,21 +74,22 @@ pub(crate) struct CapturedLog {
 struct Captured {
     /// The values of one step; each replay writes its counts to `latest`.
     step: Entry,
-    /// One tensor for each part of the state.
+    /// What the replays have accumulated, for each part of the value's state.
     kept: Vec<Kept>,
-    /// The number of steps in the log when the sum was taken over.
+    /// The number of batches in the log when its sums were taken over.
     before: u64,
 }
 
-/// The accumulated part of the state, over several replays.
+/// A part of a value's state, accumulated over several replays.
 #[derive(Debug)]
 enum Kept {
     Sum(Tensor),
-    /// The sums of the counted steps.
+    /// The rows of the counted steps.
     Rows(Vec<Tensor>),
 }
 
-/// Returns the sum that replays add to for this part, unless each step's rows are kept.
+/// Returns the part's counts if replays add them to a sum; `None` if the rows of each step are
+/// kept.
 fn summed(part: &Part) -> Option<&Tensor> {
     match (part.merge, &*part.pieces) {
         (Merge::Sum, [counts]) => Some(counts),
@@ -122,7 +124,7 @@ impl CapturedLog {
         Ok(Self { entries: entries.collect(), steps: 0, device: room.numbers.device() })
     }
 
-    /// Returns the sums.
+    /// Returns the sums on the device.
     pub(crate) fn sums(&self) -> impl Iterator<Item = &Tensor> {
         let kept = self.entries.iter().flat_map(|entry| &entry.kept);
         kept.filter_map(|kept| match kept {
@@ -131,7 +133,7 @@ impl CapturedLog {
         })
     }
 
-    /// Continues from the sums of `log`.
+    /// Copies the sums of `log`, so that the next replays add to them.
     ///
     /// # Errors
     /// When a value of the same name was logged in another way.
@@ -182,7 +184,8 @@ impl CapturedLog {
         rows.map(|rows| Ok(rows.f_detach_copy()?)).collect()
     }
 
-    /// Counts a step whose values the device has added, with its [rows](Self::rows).
+    /// Counts a step whose values the device has added to the sums, and keeps the step's
+    /// [rows](Self::rows).
     pub(crate) fn count_step(&mut self, rows: Vec<Tensor>) {
         self.steps += 1;
         let mut rows = rows.into_iter();
@@ -195,7 +198,7 @@ impl CapturedLog {
         }
     }
 
-    /// Returns the sums to `log`.
+    /// Writes the sums and the rows of the counted steps back to `log`.
     ///
     /// # Errors
     /// When another observer logged under the same name in the meantime.

@@ -54,7 +54,7 @@ impl Entry {
         }
     }
 
-    /// Starts again if only skipped steps have contributed.
+    /// Empties the sums if only skipped steps have contributed to them.
     pub(super) fn forget_left_out(&mut self) -> Result<()> {
         if self.batches == 0 {
             self.state = self.state.nothing_like()?;

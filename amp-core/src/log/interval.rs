@@ -15,12 +15,12 @@ pub(crate) struct Interval {
 }
 
 impl Interval {
-    /// Makes the interval of a batch whose values are reported or not.
+    /// Creates the position of a batch. `is_logged` says whether the batch's values are reported.
     pub(crate) fn of(is_logged: bool) -> Self {
         Self { is_logged, ..Self::default() }
     }
 
-    /// Makes the interval of a batch within a CUDA graph.
+    /// Creates the position of a batch that runs within a CUDA graph.
     pub(crate) fn captured() -> Self {
         Self { is_captured: true, ..Self::default() }
     }

@@ -57,11 +57,11 @@ fn null_is_nan<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<f64, D
     Ok(Option::<f64>::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
-/// The values of one epoch and stage.
+/// The values that were logged in an epoch of one stage, for example of training.
 #[derive(Debug, Default)]
 pub struct Log {
     entries: Vec<Entry>,
-    /// Names and contents that were not yet reported.
+    /// Images, texts and histograms that were not yet reported, with their names.
     media: Vec<(String, Media)>,
     interval: Interval,
 }
@@ -106,7 +106,8 @@ impl Log {
         options: LogOptions,
     ) -> Result<()> {
         let value = scalar(name, value)?;
-        // One kernel computes the product, without autograd. The f64 scalar makes it f64.
+        // The product is computed in f64, because the weight is an f64 scalar. It takes only one
+        // kernel.
         let sum = tch::no_grad(|| value.f_mul(&Tensor::from(weight)))?;
         self.add(name, options, Reduction::Mean, MetricState::mean(&sum, weight)?)
     }
@@ -218,8 +219,8 @@ impl Log {
         Ok(())
     }
 
-    /// Adds the values of a skipped step. They become the latest values, and are part of a mean
-    /// only until the first step that is not skipped.
+    /// Adds the values of a skipped step. They become the latest values, but enter the epoch's
+    /// value only as long as no step has been applied.
     pub(crate) fn merge_left_out(&mut self, mut step: Self) -> Result<()> {
         self.take_over(&mut step);
         for entry in step.entries {
@@ -238,7 +239,7 @@ impl Log {
         Ok(())
     }
 
-    /// Adds the values of one batch. They may be logged in several parts.
+    /// Adds the values of one batch, or of one of its micro-batches.
     pub(crate) fn merge(&mut self, mut batch: Self) -> Result<()> {
         self.take_over(&mut batch);
         for entry in batch.entries {

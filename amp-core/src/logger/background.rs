@@ -85,8 +85,8 @@ impl Background {
         match self.worker.take().map(JoinHandle::join) {
             Some(Ok(Err(error))) => error,
             Some(Err(_)) => Error::Thread("a logger panicked: its log ends there".to_owned()),
-            // The thread ends before the channel closes only after an error, which was already
-            // returned.
+            // While the channel is open, the thread ends only with an error. An earlier call has
+            // already returned that error.
             Some(Ok(Ok(()))) | None => {
                 Error::Thread("a logger failed earlier: its log ends there".to_owned())
             }
@@ -105,8 +105,9 @@ impl Drop for Background {
     fn drop(&mut self) {
         self.sender = None;
         if let Some(worker) = self.worker.take() {
-            // Events remain unwritten only if the run failed for another reason, which the caller
-            // reports.
+            // An error of the thread can be ignored: if the run reached its last event, that
+            // event's call has already returned the error. Otherwise the run failed for another
+            // reason, and the caller reports that.
             let _ = worker.join();
         }
     }
@@ -127,7 +128,7 @@ fn run(mut sink: impl Sink, receiver: &Receiver<Message>) -> Result<()> {
             Message::Event(event) => sink.write(&event)?,
             Message::Flush(done) => {
                 sink.flush()?;
-                // The requesting thread may have ended.
+                // The thread that requested the flush may have ended. Nobody needs the answer then.
                 let _ = done.send(());
             }
         }

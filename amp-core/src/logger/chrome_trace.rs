@@ -15,9 +15,10 @@ use crate::{
 /// Writes the profiled steps as a trace for chrome://tracing and Perfetto: Trace Event Format, JSON array,
 /// complete events (`"ph": "X"`) in microseconds since the run's first profiled step.
 ///
-/// Each run is shown as a process for the host and, on CUDA, one for the device, because host and
-/// device have different clocks. Each shows a `step`, with `epoch` and `batch`, that contains its
-/// phases. The counter `memory` shows the largest number of tensor bytes.
+/// The trace shows each run as one process for the host and, on CUDA, a second process for the
+/// device, because host and device have different clocks. In a process, each `step`, with its
+/// `epoch` and `batch`, contains the phases of the step. The counter `memory` shows the largest
+/// number of tensor bytes.
 /// [`profile_every_n_steps`](crate::trainer::LoggingConfig::profile_every_n_steps) chooses the
 /// profiled steps. The trainer reports them at the end of an epoch. Between two writes the file is
 /// a complete array: if a run is killed, the steps of the earlier epochs remain, unless it is
@@ -87,7 +88,7 @@ impl Array {
         self.process(self.host(), "host");
     }
 
-    /// Writes the names of a process of the run and of its only thread.
+    /// Writes the names of a process of the run and of that process's only thread.
     fn process(&mut self, pid: u64, place: &str) {
         let process = format!("{}: {place}", self.run.1);
         for (event, name) in [("process_name", process.as_str()), ("thread_name", "steps")] {

@@ -2,8 +2,8 @@ use serde_json::Value;
 
 use crate::event::RunStart;
 
-/// Returns a run's hyperparameters: the trainer's options in which runs differ, and the model's
-/// own.
+/// Returns the hyperparameters that loggers show for a run: its data, precision and seed, and the
+/// hyperparameters of its model.
 pub(super) fn hyperparameters(start: &RunStart) -> Vec<(String, Value)> {
     let own = [
         ("data", start.data.as_str().into()),

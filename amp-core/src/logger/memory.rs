@@ -10,12 +10,12 @@ use crate::{
 ///
 /// | tag | value | step |
 /// |---|---|---|
-/// | `val_loss` | of an epoch, training or validation | applied optimizer steps |
-/// | `train_loss_step` | of one step, at the logging interval (Lightning's suffix) | likewise |
-/// | `epoch` | the epoch's number, from 0 | likewise |
-/// | `lr` | of the epoch's last step | likewise |
-/// | `grad_scaler/scale` | after a change | attempted optimizer steps |
-/// | `grad_scaler/skipped` | 1 for a step that was not applied | likewise |
+/// | `val_loss` | a value of an epoch, from training or validation | applied optimizer steps |
+/// | `train_loss_step` | a step's value, at the logging interval | applied steps |
+/// | `epoch` | the epoch's number, from 0 | applied steps |
+/// | `lr` | the learning rate of the epoch's last step | applied steps |
+/// | `grad_scaler/scale` | the loss scale after a change | attempted optimizer steps |
+/// | `grad_scaler/skipped` | 1 for a step that was not applied | attempted steps |
 ///
 /// # Examples
 ///

@@ -13,9 +13,9 @@ use crate::{
 };
 
 /// The context of one batch for a model that [optimizes
-/// manually](crate::LightningModule::optimizes_manually): forward passes under autocast, backward passes
-/// of scaled losses, and steps of any optimizer, any number of times. The loss scale is updated once,
-/// after the batch, from all passes together.
+/// manually](crate::LightningModule::optimizes_manually): forward passes under autocast, backward
+/// passes of scaled losses, and steps of any optimizer, any number of times. The loss scale is
+/// updated once, after the batch, with the results of all its backward passes.
 ///
 /// Types enforce the order of a step: a backward pass returns [`Gradients<Scaled>`](Gradients), and only
 /// [`unscale`](ManualOptimizer::unscale) turns them into gradients that can be clipped and stepped.
@@ -105,7 +105,7 @@ impl<'s> ManualStep<'s> {
         Done { loss: self.loss, outcomes: self.outcomes }
     }
 
-    /// Runs a forward pass in the policy's autocast region. Run backward passes outside of it.
+    /// Runs a forward pass in the policy's autocast region. Run backward passes outside of `run`.
     ///
     /// # Errors
     /// When `run` fails.
@@ -154,7 +154,8 @@ impl<'s> ManualStep<'s> {
         body: impl FnOnce(&mut Self) -> Result<T>,
     ) -> Result<T> {
         let _ = self.optimizer(at)?;
-        // A parameter belongs to one optimizer.
+        // Each parameter belongs to one optimizer only, so this freezes no parameter of the
+        // optimizer `at`.
         let others = (0..self.scheduled.count()).filter(|other| *other != at);
         let others: Vec<Tensor> = others
             .flat_map(|other| self.scheduled.parameters(other))
@@ -170,7 +171,7 @@ impl<'s> ManualStep<'s> {
 /// [manual step](LightningModule::manual_step). The manual step ends there, and nothing is updated.
 ///
 /// # Errors
-/// The step's own error, or that a manual step ran no backward pass.
+/// When the step fails, or a manual step runs no backward pass.
 pub fn first_loss(
     model: &mut dyn LightningModule,
     batch: &AnyBatch,
@@ -203,8 +204,8 @@ struct First {
 }
 
 impl First {
-    /// Ends the step with an error. The step does not continue, even if the model handles the
-    /// error.
+    /// Ends the step with an error. Every later call for this step fails as well, so that the step
+    /// cannot continue if the model handles the error.
     fn end<T>() -> Result<T> {
         Err(Error::config("a manual step continued after its first backward pass had ended it"))
     }
@@ -241,8 +242,8 @@ pub struct ManualOptimizer<'a, 's> {
 
 impl ManualOptimizer<'_, '_> {
     /// Drops the gradients of the optimizer's parameters and runs the backward pass of the scaled
-    /// loss. Gradients of other optimizers' parameters accumulate until their own backward pass;
-    /// [`ManualStep::toggled`] avoids computing them.
+    /// loss. The backward pass also adds gradients to parameters of other optimizers, until
+    /// `backward` of such an optimizer drops them; [`ManualStep::toggled`] avoids computing them.
     ///
     /// # Errors
     /// When the loss is not a scalar or depends on no parameter.
@@ -282,7 +283,7 @@ impl ManualOptimizer<'_, '_> {
         self.step(gradients)
     }
 
-    /// Returns the toggled parameters.
+    /// Returns the optimizer's parameters. [`ManualStep::toggled`] freezes all other parameters.
     pub fn parameters(&self) -> Vec<Tensor> {
         self.step.scheduled.parameters(self.at)
     }

@@ -42,8 +42,9 @@ macro_rules! logs_media {
                 self.log.media(name, || Ok(Some(Media::Text(text.into()))))
             }
 
-            /// Logs the distribution of the elements. They are counted on their device at once. If no
-            /// element is finite, nothing is logged.
+            /// Logs the distribution of the elements of `values` as a histogram. The histogram is
+            /// computed immediately, on the device of `values`. If no element is finite, nothing is
+            /// logged.
             ///
             /// # Errors
             /// When the elements are complex, and the errors of [`log_image`](Self::log_image).
@@ -60,11 +61,11 @@ macro_rules! at_interval {
     ($($type:ty),*) => {$(
         impl $type {
             /// Returns whether values of this batch are reported, so that code can do additional
-            /// work then, such as logging an image. In training they are reported for the last
+            /// work then, such as logging an image. In training, values are reported for the last
             /// batch of each
-            /// [`log_every_n_steps`](crate::trainer::LoggingConfig::log_every_n_steps)-th step,
-            /// otherwise the first batch of each set. If a step calls this, the steps at the
-            /// logging interval run without a CUDA graph.
+            /// [`log_every_n_steps`](crate::trainer::LoggingConfig::log_every_n_steps)-th step, in
+            /// an evaluation for the first batch of each set. If a step calls this, the steps at
+            /// the logging interval run without a CUDA graph.
             ///
             /// ```no_run,standalone_crate
             /// use amp_core::prelude::*;

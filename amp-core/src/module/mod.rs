@@ -98,8 +98,8 @@ pub trait LightningModule: Visit {
     }
 
     /// Returns the weight of a batch's loss in a mean over several batches or micro-batches of a
-    /// step. The step's gradient equals the large batch's if each weight is the denominator of the
-    /// loss's mean, as the derive generates it. The default is the batch's
+    /// step. If each weight is the denominator of the loss's mean, the step's gradient equals the
+    /// gradient of one large batch. The derive generates such weights. The default is the batch's
     /// [weight](AnyBatch::weight).
     ///
     /// # Errors
@@ -116,8 +116,8 @@ pub trait LightningModule: Visit {
     }
 
     /// Returns how this training metric is computed from its saved state. It is needed if a run is
-    /// resumed at the end of an epoch. The derive implements it for declared metrics; it is `None`
-    /// for others.
+    /// resumed at the end of an epoch. The derive implements it for declared metrics; for other
+    /// metrics it returns `None`.
     fn reduction(&self, name: &str) -> Option<Reduction> {
         let _ = name;
         None
@@ -130,10 +130,10 @@ pub trait LightningModule: Visit {
         false
     }
 
-    /// Processes one batch:
+    /// Processes one batch: runs its forward and backward passes and steps the optimizers.
     ///
     /// # Errors
-    /// When one of these passes fails.
+    /// When a forward pass, a backward pass or an optimizer's step fails.
     fn manual_step(&mut self, batch: &AnyBatch, step: &mut ManualStep<'_>) -> Result<()> {
         let _ = (batch, step);
         Err(no_step(self.name(), "manual_step"))
@@ -226,7 +226,7 @@ pub trait LightningModule: Visit {
         Ok(())
     }
 
-    /// Runs after an epoch's last batch, before its values are read.
+    /// Runs after an epoch's last batch, before the epoch's logged values are read.
     ///
     /// # Errors
     /// An error ends the run.
@@ -235,7 +235,7 @@ pub trait LightningModule: Visit {
         Ok(())
     }
 
-    /// Runs after an epoch's validation, before its values are read.
+    /// Runs after an epoch's validation, before the validation's logged values are read.
     ///
     /// # Errors
     /// An error ends the run.

@@ -23,7 +23,7 @@ impl StepAccess {
         loss.outside_graphs().map_or(Self::Deferred, Self::InStep)
     }
 
-    /// Returns the closer of the two, which satisfies both observers.
+    /// Returns the closer of the two accesses. It satisfies both observers.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         match (self, other) {

@@ -1,9 +1,11 @@
 //! Autocast with a device and a dtype. It is a guard, so it also ends after a panic.
 //!
-//! libtorch keeps autocast's state and dtype per thread and device type. It has one cache of cast
-//! weights per process, and clears it when a thread's outermost region ends (ATen/autocast_mode.cpp). A weight that a step
-//! uses twice would then be cast twice, and its gradient added up in other roundings: so a region waits for other threads'
-//! [sections](crate::random::seeded), and they for it.
+//! libtorch keeps autocast's state and dtype per thread and device type, but it has one cache of
+//! cast weights for the whole process. When the outermost region of any thread ends, libtorch
+//! clears the cache (ATen/autocast_mode.cpp). If another thread's step uses a weight twice, the
+//! weight would then be cast twice, and its gradients would be added up in another rounding.
+//! Therefore a region waits for the [reproducible sections](crate::random::seeded) of other
+//! threads, and such a section waits for the regions of other threads.
 
 use std::{cell::RefCell, marker::PhantomData};
 
@@ -57,9 +59,9 @@ pub struct AutocastGuard {
     _thread: PhantomData<*const ()>,
 }
 
-/// Keeps the cast weights of autocast regions until it is dropped, so that several passes with the
-/// same weights cast them once. Drop it before the weights change. It is not `Send`, because the
-/// state belongs to the thread.
+/// Keeps the cast weights of autocast regions until it is dropped, so that several forward passes
+/// with the same weights cast them once. Drop it before the weights change. It is not `Send`,
+/// because the state belongs to the thread.
 #[derive(Debug)]
 #[must_use = "the casts are kept until this is dropped"]
 pub(crate) struct KeptCasts {
@@ -70,7 +72,8 @@ pub(crate) struct KeptCasts {
 impl KeptCasts {
     pub(crate) fn keep() -> Result<Self> {
         let place = random::place();
-        // libtorch clears the cache at the outermost level of nesting.
+        // libtorch clears the cache only when the outermost level of nesting ends. This call opens
+        // a level around all regions that follow.
         ffi::autocast_enter()?;
         Ok(Self { _place: place, _thread: PhantomData })
     }
@@ -145,7 +148,7 @@ impl Drop for AutocastGuard {
             let Open { cuda, outer, .. } = open.remove(at);
             match open[at..].iter_mut().find(|region| region.cuda == cuda) {
                 // This guard is dropped before an inner region. The inner region continues, and
-                // will restore the state for both.
+                // when it ends, it restores the state from before this region.
                 Some(inner) => {
                     inner.outer = outer;
                     None

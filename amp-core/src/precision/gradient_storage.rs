@@ -12,8 +12,8 @@ use crate::{
     parameter::Parameter,
 };
 
-/// How gradients of f32 weights are stored between the backward pass and the step, if products run
-/// in 16 bits. In both variants the product is summed in f32.
+/// How gradients of f32 weights are stored between the backward pass and the step, if matrix
+/// products run in 16 bits. In both variants the products are added up in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -51,7 +51,7 @@ impl NarrowGradients {
 
 impl Drop for NarrowGradients {
     fn drop(&mut self) {
-        // This undoes what `allow` did.
+        // This resets the permission that `allow` gave. `drop` cannot return an error.
         let _ = ffi::allow_any_grad_dtype(&self.0, false);
     }
 }

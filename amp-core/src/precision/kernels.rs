@@ -26,9 +26,9 @@ pub enum Kernels {
     #[default]
     Own,
     /// libtorch's operators, one for each layer, activation and loss, as in PyTorch, with the same
-    /// roundings and overflows. Steps take longer. It shows whether two runs differ only by
-    /// rounding. Optimizers and the loss scaler still use this library's kernels. Dropout drops the
-    /// same elements as PyTorch.
+    /// roundings and overflows. Steps take longer. Use it to find out whether a difference from
+    /// PyTorch is only a difference in rounding. Optimizers and the loss scaler still use this
+    /// library's kernels. Dropout sets the same elements to zero as PyTorch.
     Libtorch,
 }
 

@@ -24,7 +24,8 @@ pub enum Region {
     AutocastOff,
 }
 
-/// The dtypes in a part of the model. Placing parameters and running the model use the same plan.
+/// The dtypes in a part of the model. The same plan is used to cast the part's parameters and to
+/// run the part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RegionPlan {
     /// The dtype of parameters and floating-point buffers.
@@ -102,7 +103,7 @@ impl RegionPlan {
             }
         };
         output.each(&mut |output| match outer.autocast {
-            // Autocast does not cast f64.
+            // Autocast does not cast f64, so an f64 output is cast here.
             Some(_) if output.kind() == Kind::Double => cast(output, Kind::Float),
             Some(_) => Ok(output.shallow_clone()),
             None => cast(output, outer.storage),

@@ -65,9 +65,10 @@ impl Draws {
     /// Returns the result of `body`, and whether `body` drew from libtorch's generator. If it did,
     /// it ran [apart](Self::apart), and the generator is unchanged.
     ///
-    /// Other threads may draw meanwhile, and so change the generator. `body` draws for certain if
-    /// two runs from one seed leave the generator in the same, changed state. If no two of several
-    /// runs agree, `body` is assumed to draw, which costs time but is correct.
+    /// Other threads may draw at the same time and change the generator too. Therefore `body` is
+    /// run several times from one seed. If two runs leave the generator in the same changed state,
+    /// `body` draws. If no two runs agree, `body` is assumed to draw, which costs time but gives
+    /// correct numbers.
     pub(crate) fn watched<T>(self, index: i64, body: impl Fn() -> T) -> Result<(T, bool)> {
         let _place = place();
         let state = || CpuRandom::read()?.tensor();
@@ -100,7 +101,7 @@ impl Draws {
 /// examples.
 const BATCHES: u64 = 0x6261_7463_6865_7321;
 
-/// The number of runs of `body` after which it is assumed to draw, if no two runs agree.
+/// The number of repeated runs after which `body` is assumed to draw, if no two runs agree.
 const RUNS: usize = 4;
 
 /// Computes SplitMix64's output function: consecutive inputs give unrelated outputs.

@@ -1,5 +1,5 @@
-//! Controls which code may draw random numbers: one section that uses the process's generators
-//! exclusively, or all other code.
+//! Controls which threads may draw random numbers: either one thread that is in a reproducible
+//! section, or any number of threads outside of sections.
 
 use std::{
     cell::Cell,
@@ -38,7 +38,7 @@ enum Kind {
     Section,
     /// Shared permission: other threads may have it at the same time.
     Place,
-    /// No own permission: the thread works for a thread that has permission.
+    /// No permission of its own: the thread works for a thread that has permission.
     Guest,
 }
 
@@ -98,12 +98,13 @@ pub struct Section {
 ///
 /// libtorch has one default generator for the whole process. If two threads train at the same time,
 /// as two tests of one binary do, each takes numbers from the other's sequence, and neither run can
-/// be repeated. While the section exists, every other thread waits before it begins a section,
-/// [`Trainer::fit`](crate::Trainer::fit) or a region of [autocast](crate::precision::AutocastGuard), whose casts
-/// libtorch keeps for the whole process, builds a layer of [`nn`](crate::nn), seeds the generators or
-/// generators or changes [numeric switches](crate::hardware::set_numerics). Likewise the section
-/// begins only when no other thread does one of these. Without a section nothing waits: as in
-/// PyTorch, several threads can train at the same time, and their runs cannot be repeated.
+/// be repeated. While the section exists, every other thread waits before it does one of these
+/// things: it begins a section, [`Trainer::fit`](crate::Trainer::fit) or a region of
+/// [autocast](crate::precision::AutocastGuard) (libtorch keeps the casts of such a region for the
+/// whole process); it builds a layer of [`nn`](crate::nn); it seeds the generators; it changes
+/// [numeric switches](crate::hardware::set_numerics). Likewise the section begins only when no
+/// other thread does one of these things. Without a section nothing waits: as in PyTorch, several
+/// threads can train at the same time, and their runs cannot be repeated.
 ///
 /// A section may contain further sections on the same thread. Each seeds the generators again, and
 /// the outer section lasts until all have ended. Code that draws from libtorch directly, such as
@@ -122,7 +123,7 @@ pub struct Section {
 ///     Ok(amp_core::nn::parameters(&layer)[0].tensor.double_value(&[0, 0]))
 /// }
 ///
-/// // The same weight on each of two threads that run at once.
+/// // Two threads that run at the same time get the same weight.
 /// let other = std::thread::spawn(|| weight().map_err(|error| error.to_string()));
 /// let own = weight()?;
 /// assert_eq!(other.join().expect("the thread ends"), Ok(own));
@@ -130,8 +131,9 @@ pub struct Section {
 /// ```
 ///
 /// # Errors
-/// When this thread is within a `Trainer::fit` or a region of autocast that began outside a section, or works for such a
-/// run as its data loader, because others may already disturb that run; when libtorch cannot be seeded.
+/// When this thread is within a `Trainer::fit` or an autocast region that began outside a section,
+/// or works for such a run as its data loader, because other threads may already have disturbed
+/// that run. Also when libtorch cannot be seeded.
 pub fn seeded(seed: u64) -> Result<Section> {
     match HELD.get().kind {
         Kind::Section => {}
@@ -147,7 +149,7 @@ pub fn seeded(seed: u64) -> Result<Section> {
             ));
         }
     }
-    // If an error follows, dropping `section` ends the section.
+    // If seeding fails with a panic, dropping `section` ends the section.
     let section = Section { _hold: Hold::new(Kind::Section) };
     tch::manual_seed(seed.cast_signed());
     Ok(section)

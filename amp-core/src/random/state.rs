@@ -71,7 +71,8 @@ impl RandomState {
         Ok(state)
     }
 
-    /// Restores the saved state. A CUDA generator whose state was not saved is unchanged.
+    /// Reads a saved state. If the state of the CUDA generator was not saved, the result contains
+    /// its current state.
     pub(crate) fn from_state(state: &State, device: Device) -> Result<Self> {
         let now = Self::read(device)?;
         let cpu = CpuRandom::from_tensor(state.tensor_like("cpu", &now.cpu.tensor()?)?)?;

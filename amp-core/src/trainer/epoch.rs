@@ -24,7 +24,8 @@ impl Run<'_, '_> {
                 .callbacks
                 .each(|callback| callback.on_train_epoch_start(&mut hook).map(|()| Vec::new()))?;
         } else {
-            // The run was saved before its validation at this position.
+            // A checkpoint after a step is saved before the validation that follows the step. The
+            // resumed run makes up for that validation here.
             self.validate_within_epoch()?;
         }
         let loader = self.loader.clone();
@@ -74,7 +75,7 @@ impl Run<'_, '_> {
     }
 
     /// Starts the step on these examples, and returns whether it was started. If a running step
-    /// must end first, it returns the examples to the front of `queue`.
+    /// must end first, puts the examples back at the front of `queue`.
     fn start_step(&mut self, examples: Examples, queue: &mut VecDeque<Examples>) -> Result<bool> {
         if self.interruption.save_errors_to.is_some() && self.steps.running() == 0 {
             self.log_before = Some(self.observers.log.state()?.copied()?);
@@ -84,8 +85,8 @@ impl Run<'_, '_> {
             let loaders = match state.policy().device.is_cuda() {
                 false => self.loader.held_bytes() + self.val.held_bytes(),
                 true if self.loader.is_resident() => 0,
-                // The memory of a step's batches is freed after the device has read them, which may
-                // be during the next step.
+                // Batches that are not resident use device memory until the device has read them,
+                // which may be during the next step.
                 true => examples.bytes(),
             };
             plan_memory(state, *model, &examples, loaders, budget, observers.emit)?;
@@ -121,8 +122,8 @@ impl Run<'_, '_> {
         }
     }
 
-    /// Reads the examples of a step. Returns `None` at the end of the epoch, and while the steps in
-    /// flight must end before further examples are used.
+    /// Reads the examples of a step. Returns `None` at the end of the epoch, or if the steps in
+    /// flight must end before the next step may start.
     fn read(
         &mut self,
         loader: &DataLoader,

@@ -47,8 +47,8 @@ impl Loaders {
         Ok(Self(vec![(String::new(), loader)]))
     }
 
-    /// Returns the values of the sets' logs, with the sets' names, then the values of the remaining
-    /// logs.
+    /// Returns the values of each set's log, with the set's name, then the values of the log that
+    /// belongs to no set.
     fn values(&self, logs: &[Log]) -> Result<Vec<Logged>> {
         let mut values = Vec::new();
         let names = self.0.iter().map(|(name, _)| name.as_str()).chain([""]);
@@ -127,8 +127,8 @@ impl Evaluator {
     }
 
     /// Evaluates the model on each set, over at most `most` batches, and returns the values with
-    /// the sets' names. After all sets `last` logs into the first set's values. `show` receives
-    /// images, texts and histograms.
+    /// the sets' names. After all sets it calls `last`, which may add values to the first set's
+    /// log. `show` receives images, texts and histograms.
     pub(super) fn evaluate(
         &mut self,
         model: &mut dyn LightningModule,
@@ -173,7 +173,7 @@ impl Evaluator {
 
     /// Runs `run` on at most `most` batches of each set, and passes the results of each batch's
     /// parts to `then`. Returns what each set logged.
-    #[expect(clippy::too_many_arguments, reason = "the parts in which evaluations differ")]
+    #[expect(clippy::too_many_arguments, reason = "validation, test and prediction differ in these")]
     fn each_batch<T>(
         &mut self,
         model: &mut dyn LightningModule,

@@ -58,7 +58,7 @@ pub(super) struct Run<'r, 'c> {
     pub(super) state: StepState<'r>,
     pub(super) steps: Steps,
     pub(super) writer: Writer,
-    /// The log before the running step, if errors save the run.
+    /// The log as it was before the running step, if the run is to be saved after an error.
     pub(super) log_before: Option<State>,
     pub(super) observers: Observers<'r, 'c>,
     pub(super) position: Position,
@@ -221,7 +221,8 @@ impl<'r, 'c> Run<'r, 'c> {
         let epoch = self.position.epoch;
         let (mut flow, train_seconds) = timed(|| self.train())?;
         if self.interrupted.is_some() {
-            // Actions that cannot wait are executed now. A resumed run executes the others.
+            // The interrupted run is already saved. The resumed run ends the epoch: it validates
+            // and runs the callbacks.
             return Ok(Flow::End);
         }
         // An epoch that ended early is resumed later, so its sums are kept unchanged.
@@ -278,7 +279,7 @@ impl<'r, 'c> Run<'r, 'c> {
         Ok(flow)
     }
 
-    /// Ends the run, once its minimum length is reached.
+    /// Requests the end of the run. The run ends once its minimum length is reached.
     pub(super) fn stop(&mut self, reason: String) -> Result<()> {
         if self.stop.is_none() && !self.may_stop() {
             let Loops { min_epochs, min_steps, .. } = self.loops;

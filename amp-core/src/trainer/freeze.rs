@@ -12,7 +12,7 @@ use crate::{
 pub(super) struct Freezing {
     entries: Vec<Entry>,
     parameters: Vec<Parameter>,
-    /// The entries that are in effect.
+    /// For each entry, whether it is in effect.
     holding: Vec<bool>,
     frozen: Frozen,
 }
@@ -64,12 +64,12 @@ impl Freezing {
         ended
     }
 
-    /// Returns the entries in effect, for a checkpoint.
+    /// Returns for each entry whether it is in effect, for a checkpoint.
     pub(super) fn holding(&self) -> &[bool] {
         &self.holding
     }
 
-    /// Freezes the parameters of these entries.
+    /// Freezes the parameters of the entries for which `holding` is true, and unfreezes all others.
     pub(super) fn hold(&mut self, holding: Vec<bool>) {
         let is_frozen = |parameter: &&Parameter| {
             let mut entries = self.entries.iter().zip(&holding);

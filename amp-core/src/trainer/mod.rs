@@ -125,10 +125,10 @@ impl<'a> Trainer<'a> {
         self
     }
 
-    /// Ends the run when `signal` is no longer 0. The run ends after its current step, and is saved
-    /// at `save_to` if that is given. [`FitEnd::interrupted`](crate::event::FitEnd::interrupted)
-    /// has the number. [`resume_from`](Self::resume_from) continues from the saved run. A signal
-    /// handler or another thread may set the number.
+    /// Ends the run after its current step when `signal` is no longer 0. A signal handler or
+    /// another thread may store the number of a signal there. The run is saved at `save_to` if that
+    /// is given, and [`resume_from`](Self::resume_from) continues from the saved run.
+    /// [`FitEnd::interrupted`](crate::event::FitEnd::interrupted) contains the number.
     #[must_use]
     pub fn interrupted_by(mut self, signal: Arc<AtomicUsize>, save_to: Option<PathBuf>) -> Self {
         self.interruption.signal = signal;
@@ -138,8 +138,8 @@ impl<'a> Trainer<'a> {
 
     /// Saves the run at `path`, in its state before the failed step, if the run ends with an error.
     /// [`resume_from`](Self::resume_from) continues from there. A note says where the run was saved
-    /// or why it could not be saved. A step that has begun to change the weights, or is still
-    /// running on the device, cannot be undone.
+    /// or why it could not be saved. The run cannot be saved if the failed step has begun to change
+    /// the weights or is still running on the device.
     #[must_use]
     pub fn save_on_error(mut self, path: impl Into<PathBuf>) -> Self {
         self.interruption.save_errors_to = Some(path.into());
@@ -192,11 +192,13 @@ impl<'a> Trainer<'a> {
         Ok(recorder.finish().expect("a run that ended has a start and an end"))
     }
 
-    /// Validates `model` once on the validation sets of `data` and returns the values in order. Values of
-    /// a named set end in `/name`. The model is moved to the policy's device and dtype.
+    /// Validates `model` once on the validation sets of `data` and returns the values in order. If
+    /// a set is named, the names of its values end in `/name`. The model is moved to the policy's
+    /// device and dtype.
     ///
-    /// Subscribers receive [`Event::EvaluationStart`], the events of a validation within
-    /// [`fit`](Self::fit) at epoch 0 and step 0, and [`Event::EvaluationEnd`].
+    /// Subscribers first receive [`Event::EvaluationStart`], then the events that a validation
+    /// within [`fit`](Self::fit) has, at epoch 0 and step 0, and at the end
+    /// [`Event::EvaluationEnd`].
     ///
     /// # Errors
     /// When the configuration is invalid, there is no validation set, or a step or a subscriber
@@ -247,8 +249,8 @@ impl<'a> Trainer<'a> {
 
     /// Predicts on the prediction sets of `data`, batch by batch and in order. `write` receives the
     /// set's name, the batch's index in the set, and the predictions on the device. If a batch does
-    /// not fit into memory, its parts have the same index. Subscribers receive what the model logs,
-    /// as in [`validate`](Self::validate).
+    /// not fit into memory, it is predicted in parts, and `write` receives each part with the same
+    /// index. Subscribers receive what the model logs, as in [`validate`](Self::validate).
     ///
     /// # Errors
     /// When the configuration is invalid, there is no set to predict, or a step, `write` or a
@@ -300,7 +302,7 @@ impl<'a> Trainer<'a> {
         Ok(val)
     }
 
-    /// Checks the configuration, moves the model to its device and opens the sets.
+    /// Checks the configuration, moves the model to its device and creates the loaders of the sets.
     fn prepare(
         &self,
         model: &dyn LightningModule,

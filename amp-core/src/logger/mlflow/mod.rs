@@ -28,7 +28,7 @@ use crate::{
 /// | MLflow | here |
 /// | --- | --- |
 /// | params | hyperparameters, data, precision and seed |
-/// | metrics | the values of [`MemoryLogger`](super::MemoryLogger) under its tags, with a dot for each slash: a metric with a slash is a folder, which cannot have the name of another metric |
+/// | metrics | the values of [`MemoryLogger`](super::MemoryLogger) under its tags, with each slash replaced by a dot, because MLflow stores a metric `a/b` in a folder `a`, so that no metric could be named `a` |
 /// | artifacts | images (`NAME/step_000010.png`), texts (`.md`) and histograms (`.json`) |
 /// | status | running, then finished, killed (by a signal) or failed |
 ///
@@ -47,7 +47,7 @@ impl MlflowLogger {
         let failed = |error| Error::io(&folder, error);
         file::create_folder(&folder)?;
         tempfile::tempfile_in(&folder).map_err(failed)?;
-        // Artifacts have absolute URIs.
+        // The URIs of artifacts in `meta.yaml` contain absolute paths.
         let folder = folder.canonicalize().map_err(failed)?;
         Background::start(Store { folder, run: None }).map(Self)
     }
@@ -181,7 +181,8 @@ impl Sink for Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
-        // The run failed for another reason, which the caller reports.
+        // An error can be ignored here: the run has failed for another reason, which the caller
+        // reports.
         let _ = self.fail();
     }
 }

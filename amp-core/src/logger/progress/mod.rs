@@ -40,13 +40,14 @@ use crate::{
 /// | shown | what it is |
 /// | --- | --- |
 /// | `12.3 steps/s` | optimizer steps, over about the last 10 seconds of training, without validation |
-/// | `394 examples/s` | likewise |
-/// | `left 00:01:10` | by the time that the run has taken so far, with validation; at its largest number of epochs or steps |
-/// | `train_loss 0.1234` | the value reported last, of those that are logged for the bar (`prog_bar`) and those [named](Self::showing) |
+/// | `394 examples/s` | training examples, over the same time |
+/// | `left 00:01:10` | the remaining time, estimated from the time that the run has taken so far, with validation; it assumes that the run does not end before its largest number of epochs or steps |
+/// | `train_loss 0.1234` | the value reported last; shown for values that are logged with `prog_bar`, or are [named](Self::showing) |
 pub struct ProgressBar {
     output: Output,
     progress: RunProgress,
-    /// The number of runs that the bar covers, and the number that have begun.
+    /// `runs` is the number of runs that the bar covers, `begun` the number of them that have
+    /// begun.
     runs: u64,
     begun: u64,
     /// The earliest time of the next drawing.
@@ -113,7 +114,8 @@ impl ProgressBar {
             bar.set_style(style.with_key(
                 "details",
                 move |_: &ProgressState, out: &mut dyn fmt::Write| {
-                    // A panic of another thread cannot leave a text incomplete.
+                    // Another thread may have panicked while it held the lock. The text is complete
+                    // even then.
                     let shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
                     let _ = out.write_str(&shown);
                 },

@@ -27,7 +27,8 @@ fn start(resumed: Option<Position>) -> Event {
     })
 }
 
-/// Returns the batch at this index of a run of 200, each a step on 8 examples.
+/// Returns the event for the batch with the index `place` in a run of 200 batches. Each batch is
+/// one optimizer step on 8 examples.
 fn batch(place: i64) -> Event {
     Event::Batch {
         epoch: place / 50,
@@ -85,7 +86,7 @@ fn lines_come_at_their_interval_and_say_where_the_run_is() {
         bar.follow(&event, began + Duration::from_secs_f64(seconds));
     };
     at(&mut bar, 0.0, start(None));
-    // A batch every half second; the first is not timed.
+    // The run completes a batch every half second. The first batch does not count for the rate.
     for place in 0..70 {
         at(&mut bar, 0.5 * (place + 1) as f64, batch(place));
         if place == 40 {
@@ -143,10 +144,10 @@ fn validation_does_not_lower_the_rate_but_is_time_that_passes() {
     progress.follow(&batch(50), at(100.1));
     progress.follow(&batch(51), at(100.2));
     let text = progress.text(at(100.2));
-    // 26 % took 100.2 s.
+    // The first 26 % of the run took 100.2 s, so the other 74 % take 285 s.
     assert!(text.contains("left 00:04:45"), "{text}");
     assert!(text.contains("val_acc 0.5000"), "{text}");
-    // 10 steps a second before and after.
+    // The rate is 10 steps per second before and after the validation.
     assert!(text.contains("10.0 steps/s  80.0 examples/s"), "{text}");
 }
 
@@ -164,7 +165,7 @@ fn a_resumed_run_begins_where_it_stopped() {
     assert!(text.contains("step 110  2.00 steps/s  16.0 examples/s  left 00:00:45"), "{text}");
 }
 
-/// Counts drawings.
+/// A terminal that keeps its text and counts how often it is drawn.
 #[derive(Debug, Default)]
 struct Screen {
     drawn: AtomicUsize,

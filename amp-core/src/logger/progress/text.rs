@@ -55,7 +55,8 @@ impl RunProgress {
                     Self { names, epochs, batches, epoch, batch, done, began, ..Self::default() };
             }
             Event::Batch { epoch, batch, global_step, examples, scale, done } => {
-                // The first batch of a resumed run shows from which step the run continues.
+                // The first batch counts as one step, because in a resumed run `global_step` also
+                // counts the steps of the run before.
                 let steps = global_step.saturating_sub(self.global_step);
                 let steps = if self.speed.last.is_some() { steps } else { 1 };
                 self.speed.count(now, steps, *examples);
@@ -131,7 +132,7 @@ impl RunProgress {
     }
 }
 
-/// Rates over the last seconds.
+/// The optimizer steps and examples per second, averaged over the last seconds.
 #[derive(Debug, Default)]
 struct Speed {
     /// The start of the current measurement.
@@ -148,7 +149,7 @@ impl Speed {
     fn count(&mut self, now: Instant, steps: u64, examples: i64) {
         self.seen = Some(now);
         if self.last.is_none() {
-            // The time of the first batch is unknown.
+            // The first batch is not timed, because the time at which it began is unknown.
             self.last = Some(now);
             return;
         }
@@ -185,7 +186,7 @@ impl Speed {
     }
 }
 
-/// Formats three digits, or all digits before the decimal point.
+/// Formats a rate with three digits, or with all digits before the decimal point if there are more.
 fn three_digits(rate: f64) -> String {
     match rate {
         rate if rate >= 99.95 => format!("{rate:.0}"),

@@ -55,7 +55,7 @@ const SUCCESS: i32 = 1;
 /// DT_FLOAT of types.proto.
 const FLOAT: i32 = 1;
 
-/// Writes the model's hyperparameters, and the trainer's options in which runs differ.
+/// Returns the summary with the hyperparameters of a run that begins.
 pub(super) fn session_start(start: &RunStart, now: f64) -> Value {
     let all = hyperparameters(start).into_iter();
     let hparams = all.map(|(name, value)| (name, hparam(&value))).collect();
@@ -64,7 +64,7 @@ pub(super) fn session_start(start: &RunStart, now: f64) -> Value {
     value("_hparams_/session_start_info", &content)
 }
 
-/// Marks that the run has ended.
+/// Returns the summary that marks the run as ended.
 pub(super) fn session_end(now: f64) -> Value {
     let session = SessionEnd { status: SUCCESS, end_time_secs: now };
     let content = Content { end: Some(session), ..Default::default() };
@@ -81,8 +81,8 @@ fn hparam(value: &serde_json::Value) -> Hparam {
     }
 }
 
-/// Makes the metadata of a tensor whose value has no meaning, as the plugin's own summary_v2.py
-/// does.
+/// Puts `content` into the metadata of a tensor whose value has no meaning, as TensorBoard's
+/// summary_v2.py does.
 fn value(tag: &str, content: &Content) -> Value {
     let plugin_data =
         PluginData { plugin_name: "hparams".to_owned(), content: content.encode_to_vec() };

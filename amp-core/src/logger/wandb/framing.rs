@@ -88,7 +88,7 @@ mod tests {
         records
     }
 
-    /// Records of many lengths, so that blocks end in every possible way.
+    /// Records of many lengths, so that blocks end at many positions within records.
     #[test]
     fn records_are_read_again() {
         let lengths =

@@ -34,17 +34,18 @@ use crate::{
 };
 
 /// Writes each run as an offline run of Weights & Biases, `FOLDER/wandb/offline-run-<time>-<id>`,
-/// without a connection; `wandb sync` uploads it. The project has the model's name, and the run has
-/// the precision's name.
+/// without a connection; `wandb sync` uploads it. The W&B project has the model's name, and the run
+/// has the precision's name.
 ///
 /// | W&B | here |
 /// | --- | --- |
 /// | config | hyperparameters, data, precision and seed |
-/// | history | the values of [`MemoryLogger`](super::MemoryLogger) under its tags, one row per applied optimizer step, and images, texts and histograms (of at most 512 buckets). Rows need steps that grow: what is tagged with attempted steps is in the row of the steps applied until then |
-/// | summary | the last value of each |
+/// | history | the values of [`MemoryLogger`](super::MemoryLogger) under its tags, one row per applied optimizer step, and images, texts and histograms (of at most 512 buckets). W&B requires that steps grow from row to row, so a value that is counted in attempted steps is in the row of the steps applied until then |
+/// | summary | the last value of each key |
 /// | files | images |
 ///
-/// The files have the format of wandb 0.31. Readers need at most version 0.70.
+/// The files have the format of wandb 0.31. Their header requires a reader of version 0.70 or
+/// later.
 #[derive(Debug)]
 pub struct WandbLogger(Background);
 
@@ -273,7 +274,8 @@ impl Sink for Runs {
 
 impl Drop for Runs {
     fn drop(&mut self) {
-        // The run failed for another reason, which the caller reports.
+        // An error can be ignored here: the run has failed for another reason, which the caller
+        // reports.
         let _ = self.fail();
     }
 }

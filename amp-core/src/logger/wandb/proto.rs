@@ -117,7 +117,7 @@ pub(super) struct Files {
     pub(super) files: Vec<File>,
 }
 
-/// FilesItem; with policy 0 the file is uploaded at once.
+/// FilesItem; policy 0 makes W&B upload the file immediately.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct File {
     #[prost(string, tag = "1")]

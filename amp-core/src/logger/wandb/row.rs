@@ -18,8 +18,9 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// Continues with the row of `step`, and returns the previous row. Steps never decrease: a late value
-    /// is added to the current row.
+    /// Begins the row of `step` and returns the values of the previous row, if `step` is larger
+    /// than the step of the current row. Otherwise the current row continues: a late value is added
+    /// to it, because steps must not decrease.
     pub(super) fn begin(&mut self, step: u64) -> Option<(u64, Values)> {
         if step <= self.step {
             return None;
@@ -59,7 +60,8 @@ impl Row {
 /// wandb.Histogram.MAX_LENGTH
 const BUCKETS: usize = 512;
 
-/// Returns the counts and the edges. There is one more edge than there are counts.
+/// Returns the counts and the edges of at most 512 buckets. If the histogram has more, neighbouring
+/// buckets are merged. There is one more edge than there are counts.
 pub(super) fn buckets(histogram: &Histogram) -> (Vec<u64>, Vec<f64>) {
     // The first bucket is empty; it only marks an edge.
     let counts = &histogram.counts[1..];

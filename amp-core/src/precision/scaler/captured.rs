@@ -16,7 +16,8 @@ impl GradScaler {
         Ok(())
     }
 
-    /// Does the same as [`update`](Self::update) under the assumption that the step was applied.
+    /// Updates the scale on the device as [`update`](Self::update) does after an applied step. The
+    /// host's copy of the scale does not change.
     pub(crate) fn update_applied(&mut self) -> Result<()> {
         self.end_iteration();
         if self.mode != Mode::Scale {
@@ -37,14 +38,14 @@ impl GradScaler {
         self.end_iteration();
     }
 
-    /// Updates the host's copy after an applied step.
+    /// Updates the host's copy of the scale and of the growth tracker after an applied step.
     pub(crate) fn follow_applied(&mut self) {
         if self.mode == Mode::Scale {
             self.mirror = self.config.next(self.mirror, false);
         }
     }
 
-    /// Writes the host's copy to the device.
+    /// Writes the host's copy of the scale and of the growth tracker to the device.
     pub(crate) fn write_device(&self) -> Result<()> {
         let _ = self.scale.shallow_clone().f_fill_(f64::from(self.mirror.0))?;
         let _ = self.growth_tracker.shallow_clone().f_fill_(i64::from(self.mirror.1))?;

@@ -13,13 +13,13 @@ use crate::{
     precision::{Clip, clip},
 };
 
-/// Gradients of a scaled loss.
+/// Marks [`Gradients`] of a scaled loss.
 #[derive(Debug)]
 pub struct Scaled;
-/// Unscaled gradients.
+/// Marks unscaled [`Gradients`].
 #[derive(Debug)]
 pub struct Unscaled;
-/// Gradients that are still scaled. The optimizer's step unscales and clips them.
+/// Marks [`Gradients`] that are still scaled. The optimizer's step unscales and clips them.
 #[derive(Debug)]
 pub struct Deferred;
 
@@ -196,7 +196,7 @@ impl<S> Gradients<S> {
         Ok(None)
     }
 
-    /// Returns the same gradients in another state.
+    /// Returns the same gradients with another marker.
     pub(super) fn into_state<T>(self) -> Gradients<T> {
         let Self { parameters, tensors, found_inf, factor, owner, .. } = self;
         Gradients { parameters, tensors, found_inf, factor, owner, state: PhantomData }
@@ -211,7 +211,8 @@ impl Gradients<Deferred> {
     }
 }
 
-/// Marks gradients that are already unscaled and clipped.
+/// Converts gradients that are already unscaled and clipped, so that the step changes them no
+/// further.
 impl From<Gradients<Unscaled>> for Gradients<Deferred> {
     fn from(unscaled: Gradients<Unscaled>) -> Self {
         unscaled.into_state()

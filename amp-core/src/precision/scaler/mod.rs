@@ -233,7 +233,8 @@ impl GradScaler {
         if self.mode == Mode::Scale {
             self.scaled.set(true);
         }
-        // On CUDA a tensor of 1 that already exists saves a kernel.
+        // On CUDA the scale is passed even if it is 1, because the backward pass would otherwise
+        // need a kernel that creates a tensor of 1.
         let scaled = self.mode == Mode::Scale || self.device.is_cuda();
         Ok(ScaledLoss {
             loss: loss.shallow_clone(),
@@ -345,8 +346,8 @@ impl GradScaler {
         Ok(())
     }
 
-    /// Allows the optimizer, which has stepped, to take the gradients of another pass before the
-    /// update. The update then depends on all passes.
+    /// Allows an optimizer that has stepped to step again before the update, with the gradients of
+    /// another backward pass. The update then depends on the gradients of all these passes.
     pub(crate) fn end_use(&mut self, optimizer: &dyn Optimizer) {
         let owner = owner(optimizer.parameters());
         self.iteration

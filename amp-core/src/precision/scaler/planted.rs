@@ -28,7 +28,8 @@ impl Drop for GrowsOnHostAlone {
     }
 }
 
-/// Returns the interval after which the device's scale grows.
+/// Returns the growth interval for the rule on the device. With the fault, the interval is too long
+/// to end.
 pub(super) fn device_interval(interval: i64) -> i64 {
     if GROWS_ON_HOST_ALONE.get() { i64::from(i32::MAX) } else { interval }
 }

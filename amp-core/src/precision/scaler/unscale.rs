@@ -44,7 +44,7 @@ impl GradScaler {
     /// [`clip_grad_norm`](Gradients::clip_grad_norm) with one pass fewer over the gradients. The
     /// norm of the scaled gradients shows whether all are finite, and one factor unscales and
     /// clips. If the scale is a power of two, the result is bit-identical. Finite gradients stay
-    /// finite, and the others do not become finite.
+    /// finite, and gradients that are not finite do not become finite.
     ///
     /// # Errors
     /// The errors of [`unscale`](Self::unscale).

@@ -27,7 +27,7 @@ pub enum Averaging {
     },
     /// Stochastic weight averaging: the mean of the weights at the ends of epochs.
     Swa {
-        /// The first epoch whose end is averaged, counted from 0.
+        /// The first epoch whose final weights enter the mean, counted from 0.
         start_epoch: i64,
     },
 }

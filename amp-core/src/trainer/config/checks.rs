@@ -17,8 +17,8 @@ pub enum Check {
     /// numbers; and at the ends of epochs. It takes less than 1 % of the training time.
     #[default]
     Cheap,
-    /// In each step and validation. The examples of the data sets are compared too. CUDA graphs
-    /// then run one at a time.
+    /// In each step and validation. The examples of the training and validation sets are compared
+    /// too. With CUDA graphs, a step is launched only after the step before it has ended.
     Full,
 }
 

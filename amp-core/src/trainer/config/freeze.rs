@@ -63,7 +63,8 @@ impl Freeze {
         }
     }
 
-    /// Returns the first step that trains the entry's parameters, if it is given as a step.
+    /// Returns the step from which the entry's parameters are trained; `None` if the entry does not
+    /// name a step.
     pub(in crate::trainer) fn step(&self) -> Option<u64> {
         match self.until {
             Until::Step(step) => Some(step),

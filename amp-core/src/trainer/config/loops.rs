@@ -25,7 +25,7 @@ use crate::{Error, Result, data::Limit};
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ValCheckInterval {
-    /// After each such fraction of an epoch's batches, in the epochs that
+    /// After each multiple of this fraction of an epoch's batches, in the epochs that
     /// [`Loops::check_val_every_n_epoch`] selects. 1.0 means the epoch's end.
     Fraction(f64),
     /// After this number of optimizer steps, counted across epochs. A skipped step counts; a repeated
@@ -141,8 +141,8 @@ pub struct Loops {
     pub min_epochs: i64,
     /// No callback ends the run before this number of optimizer steps.
     pub min_steps: u64,
-    /// Training ends after this time, at the end of the running step. The time of the runs that a
-    /// run resumes is included.
+    /// Training ends after this time, when the current step has ended. If the run was resumed, the
+    /// time of the runs before it counts too.
     pub max_time: Option<Duration>,
     /// How many training batches of each epoch are used.
     pub limit_train_batches: Limit,
@@ -152,11 +152,11 @@ pub struct Loops {
     pub limit_test_batches: Limit,
     /// How many batches of each prediction set are used.
     pub limit_predict_batches: Limit,
-    /// Trains on these first batches of the training set, in order, and validates on the same
-    /// batches. A model that is able to learn memorizes them.
+    /// Trains only on this many batches from the beginning of the training set, in order, and
+    /// validates on the same batches. A model that is able to learn memorizes them.
     pub overfit_batches: Option<Limit>,
-    /// Runs this number of batches of each loop in one epoch and saves nothing. It is a quick test
-    /// of all code.
+    /// Trains for one epoch with this number of batches, uses the same number in validation, test
+    /// and prediction, and saves nothing. It is a quick test of all code.
     pub fast_dev_run: Option<i64>,
     /// The number of batches of each validation set that are validated before training, so that a
     /// mistake in the validation shows at once. Their values are not reported. With 0, a run whose
@@ -242,7 +242,8 @@ impl Loops {
 pub(in crate::trainer) struct Validations {
     interval: ValCheckInterval,
     every_n_epoch: i64,
-    /// The number of batches per epoch, and per optimizer step.
+    /// `batches` is the number of batches per epoch, `window` the number of batches per optimizer
+    /// step.
     batches: i64,
     window: i64,
 }
@@ -258,13 +259,15 @@ impl Validations {
     }
 
     /// Returns whether a validation follows the step that ends before batch `end` of the epoch.
-    /// Validations by time are decided elsewhere.
+    /// Returns false for validations by time, about which [`is_due_after`](Self::is_due_after)
+    /// decides.
     pub(in crate::trainer) fn follows(&self, epoch: i64, end: i64) -> bool {
         match self.interval {
             ValCheckInterval::Fraction(part) => {
                 let every = ((self.batches as f64 * part) as i64).max(1);
                 let start = end - (end - 1) % self.window - 1;
-                // A step of several batches may end after the exact position.
+                // A step of several batches may begin before a multiple of `every` and end after
+                // it. The validation then follows that step.
                 (epoch + 1) % self.every_n_epoch == 0
                     && (end / every > start / every || (part == 1.0 && end == self.batches))
             }
@@ -277,13 +280,14 @@ impl Validations {
         }
     }
 
-    /// Returns whether this epoch, or a run that ends within it, ends with a validation.
+    /// Returns whether a validation runs at the end of this epoch. `is_whole` is false if the run
+    /// ends within the epoch.
     pub(in crate::trainer) fn ends_epoch(&self, epoch: i64, is_whole: bool) -> bool {
         let by_fraction = matches!(self.interval, ValCheckInterval::Fraction(_));
         (is_whole || by_fraction) && self.follows(epoch, self.batches)
     }
 
-    /// Returns whether a validation is due this long after the last one.
+    /// Returns whether a validation is due when the time `passed` has passed since the last one.
     pub(in crate::trainer) fn is_due_after(&self, passed: Duration) -> bool {
         matches!(self.interval, ValCheckInterval::Time(every) if passed >= every)
     }

@@ -53,13 +53,15 @@ pub struct TrainerConfig {
     pub precision: Precision,
     /// The device of the run.
     pub device: Device,
-    /// The seed of the order of examples. Weights and dropout use libtorch's generator.
+    /// The seed for the order of the examples. It does not affect weights and dropout, which use
+    /// libtorch's generator.
     pub seed: u64,
     /// The number of epochs to train.
     pub max_epochs: i64,
     /// Training ends after this number of optimizer steps, if that comes before the last epoch.
     pub max_steps: Option<u64>,
-    /// Whether whole steps run as CUDA graphs. All numbers are bit-identical either way.
+    /// Whether whole steps run as CUDA graphs. The numbers are bit-identical with and without
+    /// graphs.
     pub graph: Graph,
     /// The length of the run, how much of each set it uses, and when it validates.
     pub loops: Loops,
@@ -110,14 +112,14 @@ impl TrainerConfig {
         }
     }
 
-    /// Changes some options by `set`.
+    /// Calls `set` to change some options.
     #[must_use]
     pub fn with(mut self, set: impl FnOnce(&mut Self)) -> Self {
         set(&mut self);
         self
     }
 
-    /// Returns the policy of the run.
+    /// Returns the precision policy of the run.
     pub fn policy(&self) -> Policy {
         Policy::new(self.precision, self.device)
     }
@@ -136,9 +138,10 @@ impl TrainerConfig {
         Ok(loader.drawing(self.seed).limited(loops.limit_train_batches))
     }
 
-    /// Returns the length for which a run over the batches of `loader` builds its schedules:
-    /// [`optimization.plan`](OptimizationConfig::plan), or else the length of the run. A trial run
-    /// by `fast_dev_run` builds them for the length of the full run.
+    /// Returns the number of epochs and steps for which a run over the batches of `loader` builds
+    /// its learning-rate schedules: [`optimization.plan`](OptimizationConfig::plan), or else the
+    /// length of the run. A trial run by `fast_dev_run` builds its schedules for the length of the
+    /// full run.
     pub fn training_plan(&self, loader: &DataLoader) -> TrainingPlan {
         let tried = Loops { fast_dev_run: None, ..self.loops.clone() }.resolved();
         let batches = loader.batches_under(tried.limit_train_batches).max(1);
@@ -155,8 +158,8 @@ impl TrainerConfig {
         TrainingPlan { max_epochs, estimated_stepping_batches }
     }
 
-    /// Checks the options as far as possible before a run. [`Trainer::fit`](crate::Trainer::fit) does so
-    /// as well.
+    /// Checks the options as far as possible before a run. [`Trainer::fit`](crate::Trainer::fit)
+    /// makes the same checks.
     ///
     /// # Errors
     /// When an option is out of range, or is invalid for the precision.

@@ -20,8 +20,8 @@ pub struct RecoveryConfig {
     pub on_non_finite: NonFinite,
     /// The largest number of skipped steps in a row. If it is exceeded, the run ends.
     pub max_consecutive_skips: u64,
-    /// The number of applied steps after which the state for [`NonFinite::RestoreLastGood`] is kept
-    /// again.
+    /// The number of applied steps between two copies of the state. [`NonFinite::RestoreLastGood`]
+    /// restores the last copy.
     pub keep_good_every_n_steps: u64,
     /// The lowest allowed loss scale.
     pub scale_floor: ScaleFloor,
@@ -54,7 +54,8 @@ impl RecoveryConfig {
         }
         let (floor, lowest) = (self.scale_floor.min_scale, f64::from(f32::MIN_POSITIVE));
         if !(floor >= lowest && floor.is_finite()) {
-            // At a lower scale its reciprocal is infinite, and unscaling destroys finite gradients.
+            // At a lower scale, 1 / scale is infinite in f32, and unscaling would destroy finite
+            // gradients.
             return Err(Error::config(format!(
                 "the scale floor is {floor:e}, but must be at least {lowest:e}"
             )));
@@ -80,8 +81,9 @@ impl RecoveryConfig {
 ///
 /// An overflow of scaled gradients with a finite loss is always handled by the scaler: under
 /// `16-mixed` the step is skipped and the scale is lowered. The choice applies to the other cases:
-/// a forward pass that is not finite, such a step under another precision, and more than
-/// [`max_consecutive_skips`](RecoveryConfig::max_consecutive_skips) skipped steps in a row.
+/// a forward pass that is not finite, gradients that are not finite under another precision, and
+/// more than [`max_consecutive_skips`](RecoveryConfig::max_consecutive_skips) skipped steps in a
+/// row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

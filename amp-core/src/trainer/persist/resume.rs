@@ -32,7 +32,7 @@ const HORIZON: i64 = 10_000;
 /// The number of intervals whose rates a file stores as a digest.
 const DIGEST_INTERVALS: usize = 1000;
 
-/// Entries that older files do not have.
+/// Settings that older files do not contain. They are not compared if a file lacks them.
 const NEWER: [&str; 5] = [
     "gradient_clip",
     "optimizer's options",
@@ -175,7 +175,7 @@ impl Run<'_, '_> {
         random.restore(device)?;
         self.state.lr = lr;
         self.state.set_parts(parts);
-        // If the memory budget differs, the choice is made again.
+        // If the memory budget has changed, the modules to recompute are chosen again.
         self.state.memory = plan.filter(|plan| Some(plan.budget) == self.config.memory.budget);
         (self.position, self.observers.log) = (position, log);
         for change in changed {
@@ -273,7 +273,7 @@ impl Run<'_, '_> {
         }
         let plan = state.get::<TrainingPlan>("plan");
         if let (Ok(plan), Ok(there)) = (&plan, state.get::<Vec<Option<u64>>>("courses")) {
-            // The schedules that this code would have built for the saved run.
+            // These are the schedules that the current code builds for the length of the saved run.
             let schedules = self.model.configure_optimizers(plan)?.into_schedules();
             let here = self.state.optim.scheduled.iter().zip(schedules);
             let here = here.map(|(one, schedule)| {

@@ -1,4 +1,4 @@
-//! Saves a run: for its callbacks, and after an error.
+//! Saves a run when a callback requests it, and after an error.
 
 use std::path::PathBuf;
 

@@ -176,7 +176,7 @@ impl Drop for Worker {
     fn drop(&mut self) {
         self.jobs = None;
         if let Some(thread) = self.thread.take() {
-            // The thread has printed its panic, if it had one.
+            // A panic of the thread needs no report, because the thread has printed it.
             let _ = thread.join();
         }
     }

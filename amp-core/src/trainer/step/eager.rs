@@ -86,7 +86,7 @@ pub(super) fn step(
     Ok(actions)
 }
 
-/// The results of the passes over a step's batches.
+/// The results of the forward and backward passes over a step's batches.
 #[derive(Default)]
 struct Ran {
     /// The loss of each batch.

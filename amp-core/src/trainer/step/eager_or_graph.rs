@@ -41,8 +41,8 @@ impl Steps {
         Ok(Self { graph, direct: Direct::new(run), note })
     }
 
-    /// Discards the graph. A new graph is captured after as many steps without a graph as at the
-    /// start.
+    /// Discards the graph. A new graph is captured after a few steps without a graph, as at the
+    /// start of the run.
     pub(in crate::trainer) fn forget_graph(&mut self, state: &StepState<'_>) {
         if let Some(graph) = &mut self.graph {
             graph.forget(state);

@@ -1,4 +1,5 @@
-//! The interface of the executors. Each executor runs steps in its own way.
+//! The interface of the executors. One executor runs steps operator by operator, another as CUDA
+//! graphs.
 
 use super::{micro_batches::Examples, observers::Observers, state::StepState};
 use crate::{LightningModule, Result, callback::Action, log::Log};
@@ -9,7 +10,7 @@ pub(in crate::trainer) trait Executor {
     /// Returns whether the executor can start a step on these examples now.
     ///
     /// # Errors
-    /// When steps must run in this way but cannot.
+    /// When the configuration requires this executor, but the step cannot run on it.
     fn accepts(
         &mut self,
         state: &mut StepState<'_>,

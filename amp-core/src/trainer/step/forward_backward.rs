@@ -16,7 +16,7 @@ use crate::{
     precision::{GradScaler, Policy},
 };
 
-/// The context of the passes over a batch.
+/// What the forward and backward passes over a batch need.
 pub(super) struct Passes<'p> {
     pub(super) policy: Policy,
     pub(super) context: &'p Context,
@@ -46,7 +46,7 @@ impl Passes<'_> {
         for (part, fraction) in &parts {
             let loss = self.run_part(model, part, share * fraction, index, log)?;
             // If all targets of a part are ignored, its loss is a mean over no elements, which is
-            // NaN.
+            // NaN. The NaN must not enter the sum.
             let loss = match *fraction {
                 0.0 => loss.f_zeros_like()?,
                 fraction => loss.f_mul_scalar(fraction)?,

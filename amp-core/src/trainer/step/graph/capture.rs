@@ -113,14 +113,15 @@ impl StepGraph {
             && self.inputs.iter().zip(&examples.batches).all(|(own, other)| own.is_like(other))
     }
 
-    /// Takes over the state from the steps without a graph.
+    /// Copies the log's sums to the graph's sums, and makes the gradients that the graph computes
+    /// the parameters' gradients.
     pub(super) fn enter(&mut self, log: &mut Log) -> Result<()> {
         self.log.take_over(log)?;
         let mut grads = self.grads.iter();
         grads.try_for_each(|(parameters, grads)| ffi::set_grads(parameters, grads))
     }
 
-    /// Launches the step. The event marks when its outcome is known.
+    /// Launches the step. When the returned event has passed, the step's outcome is known.
     pub(super) fn launch(&self, batches: &[AnyBatch], slot: usize) -> Result<CudaEvent> {
         let examples = self.inputs.iter().zip(batches).flat_map(|(own, batch)| {
             own.tensors().zip(batch.tensors()).map(|((_, own), (_, given))| [own, given])
@@ -144,7 +145,7 @@ impl StepGraph {
         losses.collect()
     }
 
-    /// Restores the changes of a skipped step and of the steps after it.
+    /// Undoes the changes of a skipped step and of the steps after it.
     pub(super) fn roll_back(&self, slot: usize) -> Result<()> {
         self.kept.restore(slot)?;
         let _ = self.skip_flag.shallow_clone().f_zero_()?;
@@ -189,7 +190,7 @@ fn capture_step(
     state.optim.scaler.update_applied()?;
     let log = CapturedLog::capture(logs, room)?;
     let reported = std::iter::once(skip_flag).chain(&losses).map(|tensor| tensor.f_reshape([1]));
-    // The widest of the dtypes represents each value exactly.
+    // The report has the widest of these dtypes, which represents each value exactly.
     let report = Tensor::f_cat(&reported.collect::<std::result::Result<Vec<_>, _>>()?, 0)?;
     let losses = losses.iter().map(Tensor::kind).collect();
     let grads = state.optim.scheduled.iter().map(|scheduled| {

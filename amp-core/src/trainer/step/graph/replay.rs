@@ -52,7 +52,7 @@ struct Queued {
     /// The rows that metrics keep for each example.
     rows: Vec<Tensor>,
     known: CudaEvent,
-    /// The state before the step.
+    /// The state of the random generators before the step.
     random: RandomState,
     /// The state of each schedule before the step, if schedules advance by steps.
     schedules: Vec<Option<Vec<Box<dyn Scheduler>>>>,
@@ -74,8 +74,8 @@ impl Replay {
         })
     }
 
-    /// Discards the graph. A new graph is captured after as many steps without a graph as at the
-    /// start.
+    /// Discards the graph. A new graph is captured after a few steps without a graph, as at the
+    /// start of the run.
     pub(in super::super) fn forget(&mut self, state: &StepState<'_>) {
         if !matches!(self.graph, Captured::Refused) {
             self.graph = Captured::After(state.eager + WARM_UP);
@@ -105,7 +105,8 @@ impl Executor for Replay {
         examples: &Examples,
     ) -> Result<bool> {
         let looked_at = state.looks_for_lost_updates(self.running());
-        // In such a step the model logs images or texts on the host, which a graph cannot do.
+        // In a step whose values are reported, such a model logs images or texts on the host, which
+        // a graph cannot do.
         let does_more = state.does_more && state.logs_after(self.running());
         if examples.skipped
             || does_more
@@ -150,8 +151,8 @@ impl Executor for Replay {
             unreachable!("only a captured step is accepted");
         };
         if !self.entered {
-            // Otherwise the optimizer would step on stale gradients of parameters that the graph does not
-            // compute.
+            // Some parameters may have no gradient in the graph. Without this call, the optimizer
+            // would use their gradients of an earlier step.
             state.optim.zero_grad()?;
             graph.enter(&mut observers.log)?;
             self.entered = true;

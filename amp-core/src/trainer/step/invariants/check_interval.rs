@@ -9,7 +9,8 @@ const BETWEEN: u64 = 10;
 /// Decides at which moments invariants are checked.
 pub(super) struct Clock {
     level: Check,
-    /// The counts of applied steps and attempts at the start. Steps are numbered from there.
+    /// The numbers of attempted and applied steps at the start of the run. Steps are numbered from
+    /// there.
     start: (u64, u64),
     /// The number of the attempt that is checked, until the attempt has ended.
     step: Option<u64>,
@@ -43,7 +44,8 @@ impl Clock {
                 let of_run = attempt - self.start.0;
                 // After an earlier state was restored, the count may be lower than at the start.
                 let applied = (counts.applied + running + 1).saturating_sub(self.start.1);
-                // Many consecutive steps may be skipped.
+                // The attempts that are due may all be skipped. Therefore applied steps are counted
+                // as well.
                 let first = applied > self.applied && is_sparse(applied);
                 let due = all || is_sparse(of_run) || first;
                 if due {

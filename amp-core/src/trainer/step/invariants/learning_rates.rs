@@ -14,7 +14,8 @@ pub(super) struct RatesAreScheduled {
 
 #[derive(Default)]
 struct Before {
-    /// For each schedule that advances by steps and reports it, the number of passed steps.
+    /// For each schedule, the number of steps by which it has advanced; `None` if the schedule does
+    /// not advance by steps or does not report the number.
     passed: Vec<Option<i64>>,
     applied: u64,
     skipped: u64,
@@ -49,8 +50,8 @@ impl Rule for RatesAreScheduled {
                 };
                 Ok(None)
             }
-            // In these cases later steps have advanced the schedules too, or an earlier state was
-            // restored.
+            // The schedules are compared only if no later step has advanced them and no earlier
+            // state was restored.
             Moment::StepEnds
                 if !self.manual && seen.running == 0 && counts.applied >= self.before.applied =>
             {

@@ -3,7 +3,7 @@
 use super::{Invariant, Moment, Rule, run_state::RunView};
 use crate::{Result, memory};
 
-/// Checks that a memory meter measures its whole period.
+/// Checks that no memory meter misses memory because another meter was started.
 #[derive(Default)]
 pub(super) struct MemoryOverStep {
     /// The number of measurements that missed memory, as of the last check.

@@ -57,7 +57,7 @@ pub enum Invariant {
     SetsAreDisjoint,
     /// Validated values are computed in evaluation mode.
     EvaluationMode,
-    /// A memory meter measures its whole period: no other meter is started meanwhile.
+    /// A memory meter measures its whole period: no other meter is started during it.
     MemoryOverStep,
 }
 

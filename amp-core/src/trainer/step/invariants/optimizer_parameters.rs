@@ -94,8 +94,8 @@ fn not_held(seen: &RunView<'_>) -> Option<String> {
     ))
 }
 
-/// Describes an f32 master weight that does not round to its weight. All are read from the device
-/// at once.
+/// Describes an f32 master weight that does not round to its weight. All values are read in one
+/// copy from the device.
 fn stale_master(seen: &RunView<'_>) -> Result<Option<String>> {
     let (mut names, mut pieces) = (Vec::new(), Vec::new());
     for scheduled in seen.scheduled() {

@@ -16,8 +16,8 @@ amp::KernelSource& source() {
   return source;
 }
 
-// Whether the time depends on the bytes of the matrix, and 16 bytes can be read at once because its
-// rows begin at multiples of 16 bytes.
+// Returns whether the matrix is so large that reading it takes most of the time, and whether its rows begin at
+// multiples of 16 bytes, so that 16 bytes can be read at once.
 bool is_large(const at::Tensor& matrix) {
   constexpr int64_t large = 1 << 21;
   const auto line = 16 / matrix.element_size();

@@ -10,17 +10,18 @@ namespace amp::activation {
 // The numbers are the same as in the kernels.
 enum Activation : int { none, relu, gelu, gelu_tanh };
 
-// An activation after a layer. Its input's gradient is written to `passed`. For ReLU and dropout
-// the kernel reads their output: where it is not 0, the gradient passes, times the dropout's scale.
-// For GELU it reads the input, and the dropout after GELU drops the same elements again.
+// An activation after a layer. The kernel writes the gradient of the activation's input to `passed`. For ReLU and
+// dropout, `kept` is their output: where it is not 0, the gradient passes, multiplied by the dropout's scale. For GELU,
+// `kept` is its input, and the dropout after GELU drops the same elements as in the forward pass.
 struct Activated {
   int activation = none;
   at::Tensor kept, passed;
   amp::Dropout dropout;
 };
 
-// Writes the sums of the columns of `matrix`, or of the gradient before `activated`, to `out`,
-// which may be undefined.
+// Sums up the columns of `matrix` and writes the sums to `out`, which may be undefined. If `activated` has an
+// activation, `matrix` is the gradient of its output, and the columns of the gradient of its input are summed up
+// instead.
 void column_sums(const at::Tensor& matrix, const Activated& activated, const at::Tensor& out);
 
 // Adds `bias`, if it is defined, and applies ReLU and dropout, all in place. Nothing else may refer

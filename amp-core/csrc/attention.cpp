@@ -19,10 +19,11 @@ at::Tensor by_word(const at::Tensor& grad) {
 
 extern "C" {
 
-// Gives the gradient of `attended`, [N, heads, L, width], one memory layout in all calls, if cuDNN computed `attended`.
-// cuDNN compiles a backward pass for the strides of all tensors, but libtorch 2.11 finds a compiled pass by sizes and the
-// strides of queries, keys, values and mask alone (aten/src/ATen/native/cudnn/MHA.cpp, MHACacheKeyWrapper). If this
-// gradient's strides differ from the first call's, the results are wrong. Layers that join heads give this layout.
+// Makes the gradient of `attended`, [N, heads, L, width], have the same memory layout in every backward pass, if cuDNN
+// computed `attended`. cuDNN compiles a backward pass for the strides of all tensors, but libtorch 2.11 looks up a
+// compiled pass only by the sizes and by the strides of queries, keys, values and mask
+// (aten/src/ATen/native/cudnn/MHA.cpp, MHACacheKeyWrapper). If this gradient's strides differ from its strides at the
+// first call, the results are wrong. Gradients from layers that join heads already have this layout.
 int amp_attention_gradient_layout(const at::Tensor* attended) {
   return amp::guarded([&] {
     if (!attended->is_cuda() || !attended->requires_grad()) return;

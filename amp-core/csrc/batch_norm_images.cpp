@@ -63,13 +63,13 @@ void start(const std::string& name, const at::Tensor& images, const at::Tensor& 
   source.launch(name.c_str(), types, images.device(), blocks, threads, arguments);
 }
 
-// Runs a pass over the images, in blocks of tiles and chunks.
+// Launches the kernel `name` over the images. Each block processes one chunk of rows in one tile of columns.
 void pass(const std::string& name, const at::Tensor& images, const at::Tensor& weight,
           const Shape& shape, void** arguments) {
   start(name, images, weight, static_cast<unsigned>(shape.tiles * shape.chunks), threads, arguments);
 }
 
-// Computes the results of a pass's sums, for each column.
+// Launches the kernel `name`, which computes results for each column from the sums of a pass.
 void finish(const char* name, const at::Tensor& images, const at::Tensor& weight,
             const Shape& shape, void** arguments) {
   start(name, images, weight, static_cast<unsigned>(shape.columns / eight), finishing_threads,

@@ -24,7 +24,8 @@ inline std::optional<at::Tensor> twin_of(const at::Tensor& tensor, at::ScalarTyp
       !tensor.is_contiguous() || tensor.storage_offset() != whole.storage_offset()) {
     return std::nullopt;
   }
-  // A detached tensor has no autograd history, or is the start of one.
+  // The cast replaces the tensor only if tensor and cast both have an autograd history, or if neither requires a
+  // gradient. A leaf that requires a gradient has no history, so gradients through the cast would not reach it.
   const bool follows = tensor.requires_grad() && !tensor.is_leaf();
   if (twin.requires_grad() != follows || tensor.requires_grad() != follows) return std::nullopt;
   return twin.sizes() == tensor.sizes() ? twin : twin.view(tensor.sizes());

@@ -41,7 +41,7 @@ struct Filter {
 };
 
 struct Casts {
-  // The casts of this region.
+  // The casts that were made in this region.
   std::map<Key, Cast> made;
   std::map<Key, Filter> filters;
   // The weights that this region used, in order, each once.

@@ -39,7 +39,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr auto cuda = c10::DeviceType::CUDA;
-// The number of logits that one block processes in a few microseconds.
+// The largest number of logits for which one block computes the whole loss. It takes a few microseconds.
 constexpr int64_t most_logits = 1 << 16;
 constexpr int64_t ignored = -100;
 constexpr int64_t largest_int = std::numeric_limits<int>::max();

@@ -32,15 +32,15 @@ using torch::autograd::variable_list;
 
 constexpr auto dtype_key = "dtype";
 
-// The weight in the dtype and layout of the computation. The backward pass converts the gradient to the
-// weight's layout and dtype in one copy; autograd would make a second one.
+// The weight in the dtype and layout of the computation. The backward pass converts the gradient to the weight's layout
+// and dtype in one copy; autograd would need two copies.
 struct AmpFilter : torch::autograd::Function<AmpFilter> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& weight,
                             at::ScalarType dtype) {
     context->saved_data[dtype_key] = static_cast<int64_t>(weight.scalar_type());
-    // If the output has no gradient, the filter gets no gradient instead of zeros.
+    // Otherwise autograd would pass zeros to `backward` if the output has no gradient.
     context->set_materialize_grads(false);
-    // This is a new handle, because the region's own tensor has no autograd history.
+    // The tensor that the region keeps must not get an autograd history, so the result is a new handle.
     return amp::cast_filter(weight, dtype).variable_data();
   }
 
@@ -90,7 +90,7 @@ struct Fold {
     }
   }
 
-  // The filter on blocks: [out, 16·taps, taps, 1]. The taps along a row are channels.
+  // Returns the filter on blocks: [out, 16·taps, taps, 1]. The taps along a row are channels.
   at::Tensor filter(const at::Tensor& weight, at::ScalarType dtype) const {
     const auto behind = 2 * taps - side - ahead, count = weight.size(0);
     return at::constant_pad_nd(weight, {ahead, behind, ahead, behind, 0,
@@ -113,7 +113,7 @@ struct Fold {
         .to(weight.scalar_type(), /*non_blocking=*/false, /*copy=*/true, at::MemoryFormat::Contiguous);
   }
 
-  // The image in blocks: [N, 16·taps, out + taps - 1, out].
+  // Returns the image in blocks: [N, 16·taps, out + taps - 1, out].
   at::Tensor image(const at::Tensor& input, at::ScalarType dtype) const {
     static amp::KernelSource source("fold.cu", amp_kernels_fold);
     const auto rows = out[0] + taps - 1;
@@ -210,7 +210,7 @@ struct AmpConvAndInput : torch::autograd::Function<AmpConvAndInput> {
   static variable_list forward(AutogradContext* context, const at::Tensor& input,
                                const at::Tensor& filter, int64_t stride, int64_t padding) {
     context->save_for_backward({input, filter});
-    // If a use has no gradient, it gets no gradient instead of zeros.
+    // Otherwise autograd would pass zeros to `backward` for a use that has no gradient.
     context->set_materialize_grads(false);
     context->saved_data["stride"] = stride;
     context->saved_data["padding"] = padding;

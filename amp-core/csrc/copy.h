@@ -5,9 +5,9 @@
 
 namespace amp::copy {
 
-// Copies a contiguous CUDA tensor to contiguous pinned memory of the same size, on the device's current stream. The
-// device pauses for 8 µs before and after a transfer of its own, but not around a kernel (H200), so that this is faster
-// for a few bytes.
+// Copies a contiguous CUDA tensor to contiguous pinned memory of the same size, with a kernel on the device's current
+// stream. For a few bytes this is faster than a transfer: the device (H200) pauses for 8 µs before and after each
+// transfer, but not around a kernel.
 void to_pinned(const at::Tensor& to, const at::Tensor& from);
 
 }  // namespace amp::copy

@@ -9,8 +9,8 @@
 namespace amp::watch {
 namespace {
 
-// Writes [1, number of NaNs, number of infinities, largest magnitude] in f64. Before the gradient is
-// computed they are zeros.
+// Writes [1, number of NaNs, number of infinities, largest magnitude] of `grad` to `figures`, in f64. Until a gradient
+// is computed, `figures` contains zeros.
 void note(const at::Tensor& figures, const at::Tensor& grad) {
   const c10::NoGradGuard no_grad;
   const at::AutoDispatchBelowADInplaceOrView below;
@@ -34,8 +34,8 @@ int amp_watch_gradient(const at::Tensor* tensor, at::Tensor** out) {
   });
 }
 
-// Makes the following layers read `tensor` itself instead of its cached cast, so that its gradient
-// includes their gradients.
+// Makes the following layers read `tensor` itself instead of its cached cast, so that the gradient of `tensor` includes
+// the gradients from these layers.
 int amp_forget_twin(const at::Tensor* tensor) {
   return amp::guarded([&] {
     const at::TensorBase& whole = tensor->is_view() ? tensor->_base() : *tensor;

@@ -50,9 +50,8 @@ class CudaGraph {
   void (*replay_)(void*) = cuda_symbol<void (*)(void*)>("_ZN2at4cuda9CUDAGraph6replayEv");
 };
 
-// Frees cuBLAS's workspaces. cuBLAS keeps a workspace for each stream that it has used, 32 MiB on
-// recent devices, even if the stream is not used again. Memory that a captured graph uses stays
-// reserved for the graph.
+// Frees cuBLAS's workspaces. cuBLAS keeps a workspace for each stream that it has used, 32 MiB on recent devices, even
+// if the stream is not used again. A workspace that a captured graph uses stays reserved for the graph.
 void clear_cublas_workspaces() {
   cuda_symbol<void (*)()>("_ZN2at4cuda21clearCublasWorkspacesEv")();
 }

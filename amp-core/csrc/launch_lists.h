@@ -1,4 +1,4 @@
-// Divides lists of tensors into lists for single launches of a kernel.
+// Divides a list of tensors into shorter lists, each for one launch of a kernel.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -49,7 +49,7 @@ struct Options {
   bool gelu;
 };
 
-// The dtypes of the input, the sum, the output and its cached cast.
+// Returns the kernels' names of these dtypes: of the input, the sum, the output and its cached cast.
 amp::Types types_of(std::initializer_list<at::ScalarType> dtypes) {
   amp::Types out;
   for (const auto dtype : dtypes) out.push_back(amp::kernel_dtype(dtype));
@@ -98,7 +98,7 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
     const void *in = input.const_data_ptr(), *w = weight.const_data_ptr(),
                *b = bias.const_data_ptr(),
                *r = residual ? residual->const_data_ptr() : nullptr;
-    // Without a residual only the input is read.
+    // Without a residual `sums` is the input, which the kernel only reads.
     void *s = const_cast<void*>(sums.const_data_ptr()), *m = amp::data(means), *i = amp::data(inverses),
          *o = amp::data(out[0]), *twin = out.size() > 1 ? amp::data(out[1]) : nullptr;
     void* arguments[] = {&in, &r, &w, &b, &s, &m, &i, &o, &twin, &layer};
@@ -109,7 +109,7 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
                       threads_for(layer.columns), arguments);
     }
     context->save_for_backward({sums, weight, bias, means, inverses});
-    // The gradient of one of the outputs may be missing.
+    // One of the outputs may have no gradient. Its gradient then stays undefined, instead of zeros.
     context->set_materialize_grads(false);
     auto& kept = context->saved_data;
     kept["cast"] = static_cast<int64_t>(cast);
@@ -238,7 +238,7 @@ bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& b
   const auto sum = residual ? residual->scalar_type() : given;
   if (amp::kernel_dtype(out) == nullptr) return false;
   const bool autocast = at::autocast::is_autocast_enabled(c10::DeviceType::CUDA);
-  // Autocast normalises in f32.
+  // Autocast runs layer norm in f32, with f32 weights.
   if (autocast && out != at::kFloat) return false;
   const bool sums = sum == given || (amp::is_half(given) && sum == at::kFloat);
   const bool normalises = sum == out || (autocast && amp::is_half(sum));

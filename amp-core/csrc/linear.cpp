@@ -46,7 +46,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr auto cuda = c10::DeviceType::CUDA;
-// The key of the weight in the dtype of the product, and that of the weight as it is.
+// The key of the weight in the product's dtype, and the key of the weight in its own dtype.
 constexpr auto factor_key = "factor";
 constexpr auto weight_key = "weight";
 // Whether the layer has a bias.
@@ -75,7 +75,7 @@ struct Options {
   bool is_gelu() const { return activation == gelu || activation == gelu_tanh; }
 
   bool is_part_of(const at::Tensor& weight) const { return count < weight.size(0); }
-  // The rows of the weight, of the bias or of a gradient that belong to the requested outputs.
+  // Returns the rows of the weight, of the bias or of a gradient that belong to the requested outputs.
   at::Tensor rows_of(const at::Tensor& tensor) const {
     return is_part_of(tensor) ? tensor.narrow(0, first, count) : tensor;
   }
@@ -87,8 +87,8 @@ void transposed_product(const at::Tensor& a, const at::Tensor& b, at::Tensor out
   wider ? at::mm_out(out, a.t(), b, out.scalar_type()) : at::mm_out(out, a.t(), b);
 }
 
-// x·Wᵀ + b, then the activation and dropout. In f64, and in f32 with few rows, the cuBLASLt product with a
-// bias takes up to twice as long as cuBLAS's product and an addition (H100).
+// Computes x·Wᵀ + b, then the activation and dropout. In f64, and in f32 with few rows, the bias is added separately,
+// because the cuBLASLt product with a bias takes up to twice as long as cuBLAS's product and an addition (H100).
 at::Tensor output_of(const at::Tensor& input, const at::Tensor& weight,
                      const std::optional<at::Tensor>& bias, const Options& options) {
   constexpr int64_t few = 256;
@@ -143,7 +143,7 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
       }
       if (bias) context->saved_data[addend_key] = *bias;
     }
-    // A weight that is cast may be changed before the backward pass, as in PyTorch.
+    // A weight that was cast is not saved here, so that it may be changed before the backward pass, as in PyTorch.
     context->save_for_backward({input, casts ? at::Tensor() : weight, behind});
     auto& kept = context->saved_data;
     // If the input needs no gradient, as in a first layer, the cast weight is freed with the region.
@@ -221,7 +221,7 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
       if (options.activation != none) rows = activated.passed;
     }
     if (context->needs_input_grad(0)) out[0] = at::matmul(rows, factor).view(input.sizes());
-    // Freed before the weight's gradient is allocated, which may be twice as large.
+    // The cast weight is freed before the weight's gradient is allocated. The gradient may be twice as large.
     factor.reset();
     if (context->needs_input_grad(1)) {
       const auto dtype = narrow ? rows.scalar_type() : weight.scalar_type();
@@ -262,7 +262,7 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
   }
 };
 
-// The dtype in which the layer computes; nothing if this code does not support the layer.
+// Returns the dtype in which the layer computes; nothing if this code does not support the layer.
 std::optional<at::ScalarType> dtype_of(const at::Tensor& input, const at::Tensor& weight,
                                        const std::optional<at::Tensor>& bias) {
   const auto own = weight.scalar_type();
@@ -297,8 +297,8 @@ struct AmpLinearOptions {
   int activation;
 };
 
-// x·Wᵀ + b, then an activation, then dropout with probability p below 1; `bias` may be null. Computes
-// `count` of the outputs from `first` on. The result is a new tensor.
+// Computes x·Wᵀ + b, then an activation, then dropout with probability p below 1; `bias` may be null. Computes `count`
+// of the outputs from `first` on. The result is a new tensor.
 int amp_linear(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias,
                const AmpLinearOptions* options, at::Tensor** out) {
   return amp::guarded([&] {

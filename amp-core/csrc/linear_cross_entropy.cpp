@@ -6,12 +6,11 @@
 // Computing the logits again in the backward pass would take as much memory, because gradients and
 // all activations exist there too, and a third more operations.
 //
-// The gradient of the mean is known only in the backward pass. The forward pass therefore computes
-// the gradients of the sum of the losses, without that gradient and without the number of targets.
-// The gradient of a logit is then between -1 and 1, whatever the loss scale and the batch. In f16
-// it is multiplied by a power of two that brings it close to the largest number. Products of
-// gradients are f32 sums. The backward pass multiplies these sums once, before they are rounded to
-// 16 bits.
+// The gradient of the mean is known only in the backward pass. The forward pass therefore computes the gradients of the
+// sum of the losses, neither multiplied by that gradient nor divided by the number of targets. The gradient of a logit
+// is then between -1 and 1, whatever the loss scale and the batch. In f16 it is multiplied by a power of two that
+// brings it close to the largest number. Products of gradients are f32 sums. The backward pass multiplies these sums
+// once, before they are rounded to 16 bits.
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
@@ -80,7 +79,8 @@ double factor_for(at::ScalarType dtype, double z) {
   return std::exp2(std::floor(std::log2(largest / (1 + 2 * z * largest_logarithm))));
 }
 
-// Writes the product a·b to `out`, or adds it to `out`. `out` may have more bits than both.
+// Writes the product a·b to `out`, or adds it to `out`. The dtype of `out` may have more bits than the dtype of a and
+// b.
 void multiply(at::Tensor out, const at::Tensor& a, const at::Tensor& b, bool adds) {
   const auto dtype = out.scalar_type();
   if (a.scalar_type() == dtype) {
@@ -139,7 +139,7 @@ struct AmpLinearCrossEntropy : torch::autograd::Function<AmpLinearCrossEntropy> 
       if (settings.each) settings.each(logits, first);
       classification::row_losses(logits, targets.narrow(0, first, count), settings.loss, factor,
                                  losses.narrow(0, first, count));
-      // These products belong to the backward pass.
+      // These products belong to the backward pass, so they are not recorded.
       const products::Pause pause;
       if (of_input.defined()) multiply(of_input.narrow(0, first, count), logits, matrix, false);
       if (of_weight.defined()) multiply(of_weight, logits.t(), part, first > 0);

@@ -74,7 +74,8 @@ const char* among(const char* const (&names)[N], std::string_view name) {
 }
 
 std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction& function) {
-  // A gradient that is computed during the forward pass has dtypes by its own rules.
+  // Products of a backward pass that runs within the forward pass are not recorded, because gradients have dtypes of
+  // their own.
   const bool is_backward = function.scope() == at::RecordScope::BACKWARD_FUNCTION;
   const char* op = is_backward ? nullptr : among(kProducts, function.name());
   if (op == nullptr && !is_backward && among(kInF32, function.name()) == nullptr) return nullptr;

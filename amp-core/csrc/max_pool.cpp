@@ -127,7 +127,8 @@ struct AmpMaxPool : torch::autograd::Function<AmpMaxPool> {
   }
 };
 
-// Padding may make the output larger than the input, but less than eight times as large.
+// Returns whether the kernels support these arguments. Padding may make the output larger than the input, but less than
+// eight times as large. A thread processes eight channels, so the threads can be counted in 32 bits.
 bool fits(const at::Tensor& input, const Windows& windows) {
   constexpr int64_t largest = std::numeric_limits<int>::max();
   if (!amp::own_kernels() || !input.is_cuda() || input.dim() != 4 || !amp::is_half(input.scalar_type()) ||

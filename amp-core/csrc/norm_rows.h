@@ -23,9 +23,9 @@ struct Incoming {
 };
 
 struct Outgoing {
-  // `in` is the gradient of the norm's input, including the stream's gradient. `branch` is the part
-  // of it that passes through dropout to the branch, in the dtype of the cast, and `column_sums`
-  // are the sums of its columns.
+  // `in` is the gradient of the norm's input, including the stream's gradient. `branch` is the gradient that passes
+  // from it through dropout to the branch, in the dtype of the cast. `column_sums` are the sums of the columns of
+  // `branch`.
   at::Tensor in, branch, column_sums;
   at::Tensor weight, bias;
 };

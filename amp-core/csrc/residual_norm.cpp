@@ -54,8 +54,8 @@ amp::Types types_of(at::ScalarType stream, at::ScalarType out, at::ScalarType tw
 }
 
 struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
-  // Returns the stream unchanged, its norm and, if there is one, the norm's cached cast; or the
-  // cast in place of the norm.
+  // Returns the stream unchanged, its norm, and the norm's cached cast if there is one. With `narrow` the cast takes
+  // the place of the norm.
   static variable_list forward(AutogradContext* context, const at::Tensor& input,
                                const at::Tensor& weight, const at::Tensor& bias, double eps,
                                bool narrow) {
@@ -79,7 +79,7 @@ struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
     source().launch("forward", types_of(input.scalar_type(), own, cast, columns), input.device(),
                     static_cast<unsigned>((rows + warps - 1) / warps), threads, arguments);
     context->save_for_backward({input, weight, bias, means, inverses});
-    // The gradient of one of the outputs may be missing.
+    // One of the outputs may have no gradient. Its gradient then stays undefined, instead of zeros.
     context->set_materialize_grads(false);
     context->saved_data["cast"] = static_cast<int64_t>(cast);
     return out;
@@ -169,7 +169,7 @@ bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& b
   const auto given = input.scalar_type(), out = weight.scalar_type();
   if (amp::kernel_dtype(given) == nullptr || amp::kernel_dtype(out) == nullptr) return false;
   const bool autocast = at::autocast::is_autocast_enabled(cuda);
-  // Autocast normalises in f32.
+  // Autocast runs layer norm in f32, with f32 weights.
   if (autocast && out != at::kFloat) return false;
   return given == out || (autocast && amp::is_half(given));
 }

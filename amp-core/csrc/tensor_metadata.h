@@ -25,7 +25,8 @@ void note_beside(const at::Tensor& tensor, const at::Tensor& value) {
   impl->set_backend_meta(c10::make_intrusive<Beside<What>>(value, tensor._version()));
 }
 
-// Returns the result. It is undefined if there is none, or if the tensor was written to since.
+// Returns the result that was attached to `tensor`. It is undefined if there is none, or if the tensor was written to
+// since.
 template <typename What>
 at::Tensor known_beside(const at::TensorBase& tensor) {
   const auto known = tensor.unsafeGetTensorImpl()->get_backend_meta_intrusive_ptr();

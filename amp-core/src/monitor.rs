@@ -29,6 +29,6 @@ pub(crate) fn is_not_logged<'a>(monitor: &str, logged: impl Iterator<Item = &'a 
     let names: Vec<&str> = logged.collect();
     let names = if names.is_empty() { "nothing".to_owned() } else { names.join(", ") };
     Error::config(format!(
-        "nothing to monitor under `{monitor}`: this model logs {names} on the epoch"
+        "nothing to monitor under `{monitor}`: this model logs {names} at the end of an epoch"
     ))
 }

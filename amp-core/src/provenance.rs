@@ -250,6 +250,6 @@ fn check(cause: Cause, tensor: &Tensor, source: Option<&Tensor>) -> Result<Optio
 pub(crate) fn unexplained(error: Option<&Error>) -> String {
     match error {
         Some(error) => format!("looking for the cause failed: {error}"),
-        None => "running the step once more, everything was finite".to_owned(),
+        None => "the step was run once more, and everything was finite".to_owned(),
     }
 }

@@ -13,13 +13,14 @@ __device__ float* steps_of(const StepTensors& tensors, int at) {
   return static_cast<float*>(tensors.data[4][at]);
 }
 
-// Runs in one block.
+// Increments the step count of each tensor. Runs in one block.
 extern "C" __global__ void count_steps(const StepTensors tensors, const OnDevice known) {
   const int at = threadIdx.x;
   if (at < tensors.count && !is_left_out(known)) *steps_of(tensors, at) += 1;
 }
 
-// The error is at most two units in the last place for normal numbers. Subnormal numbers give zero.
+// Approximate a square root and a quotient. The error is at most two units in the last place for normal numbers.
+// Subnormal numbers give zero.
 __device__ float approximate_sqrt(float x) {
   float out;
   asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
@@ -147,10 +148,9 @@ extern "C" __global__ void step(const StepTensors tensors, const OnDevice known,
 
 constexpr int block_elements = 256;
 
-// Encodes a value as a fraction of its block's largest magnitude, with the code of
-// optim/state/quantized.rs. There are seven decades. Each is divided into `count` equal parts with
-// a value in the middle of each, so the bounds between values are the edges of the parts, except
-// between decades.
+// Encodes a value as a fraction of its block's largest magnitude, with the code of optim/state/quantized.rs. There are
+// seven decades. Each decade is divided into `count` equal parts, and a code stands for the middle of a part. The
+// bounds between the values are therefore the edges of the parts, except between decades.
 template <bool is_signed>
 struct Coder {
   struct Decade {
@@ -190,10 +190,10 @@ struct Coder {
     }
   }
 
-  // The number of parts of a decade.
+  // Returns the number of parts of a decade.
   static __device__ int count(int decade) { return (is_signed ? 1 : 2) << decade; }
 
-  // The code of a fraction between -1 and 1.
+  // Returns the code of a fraction between -1 and 1.
   __device__ unsigned char of(float share) const {
     const float size = fabsf(share);
     // Finds the number of bounds below the magnitude by binary search.

@@ -76,7 +76,7 @@ extern "C" __global__ void forward(const T* in, const P* weights, const P* biase
       const int own = lane * per_thread + k;
       W y = rounded<T>(
           scaled(widen(x.at[k]), mean[own], inverse[own], W(widen(w.at[k])), W(widen(b.at[k]))));
-      // A NaN is kept.
+      // The comparison is false for a NaN, so ReLU keeps it.
       if (layer.relu && y <= 0) y = 0;
       narrow(y * factors[k], x.at[k]);
     }

@@ -228,7 +228,7 @@ __device__ void apply_to(const T* __restrict__ in, const T* __restrict__ residua
         widen(rows[slot], y);
         for (int k = 0; k < eight; ++k) y[k] = fmaf(y[k], scale[k], shift[k]);
         if (after == adds_and_cuts) {
-          // Between layers a value has the layers' dtype.
+          // Separate layers would round the value to the layers' dtype here.
           float other[eight];
           widen(narrow(y), y);
           widen(others[slot], other);

@@ -7,6 +7,7 @@ struct Shape {
   int rows, columns, lanes, rows_at_once, tiles, chunks;
 };
 
-// The rows of a matrix with these values for each column.
+// The rows of two matrices with values for each column: `Known` holds values of the forward pass, and `Slope` the
+// coefficients of the input's gradient.
 enum Known { mean_row, inverse_row, scale_row, shift_row, known_rows };
 enum Slope { of_input_row, constant_row, slope_rows };

@@ -137,7 +137,7 @@ __device__ double product(double a, double b) { return __dmul_rn(a, b); }
 __device__ float exponential(float x) { return expf(x); }
 __device__ double exponential(double x) { return exp(x); }
 
-// Four neighbouring elements, or fewer at the end of a tensor. `whole` tells whether there are four
+// Load and store four neighbouring elements, or fewer at the end of a tensor. `whole` tells whether there are four
 // aligned elements.
 template <typename U>
 __device__ Pack<U> load(const U* data, int at, int count, bool whole) {
@@ -155,9 +155,9 @@ __device__ void store(const Pack<U>& pack, U* data, int at, int count, bool whol
   }
 }
 
-// Calls `update` for each place of the block's part. It receives the elements of the first `lists`
-// lists in the dtype of the computation: the parameter, its gradient (of dtype P) times the factor,
-// then state. All elements except the gradient are written back.
+// Calls `update` for each element of the block's part of a tensor. `update` receives the values of the first `lists`
+// lists for this element, in the dtype of the computation: the parameter, its gradient (of dtype P) times the factor,
+// then the state. All values except the gradient are written back.
 template <int lists, typename Update>
 __device__ void step_elements(const StepTensors& tensors, const OnDevice& known,
                               const Update& update) {
@@ -281,7 +281,7 @@ struct Random {
   bool captured;
 };
 
-// The random words of one run of a kernel. By default there are none.
+// The random words of one run of a kernel. A default stream is for kernels that draw no words.
 struct Stream {
   unsigned long long seed = 0, stream = 0;
 

@@ -15,14 +15,14 @@ extern "C" __global__ void activate(T* values, const T* bias, long long count, l
   for (int k = 0; k < per_thread; ++k) {
     auto value = widen(pack.at[k]);
     if (bias != nullptr) value = rounded<T>(value + widen(bias[(begin + k) % columns]));
-    // A NaN is kept.
+    // The comparison is false for a NaN, so ReLU keeps it.
     if (value <= 0) value = 0;
     narrow(value * factors[k], pack.at[k]);
   }
   store(pack, values + begin, 0, own, whole);
 }
 
-// The numbers are the same as in csrc/linear.cpp.
+// The numbers are the same as in csrc/activation.h.
 enum Activation : int { none, relu, gelu, gelu_tanh };
 
 // Compute 2ˣ and 1/x for 16-bit values, with an error of about 2⁻²². A number that is too small for a normal
@@ -52,14 +52,14 @@ struct Normal {
   W share, density;
 };
 
-// Computes them for 16-bit values, with an error of about 1e-7 (Abramowitz and Stegun, 7.1.26).
+// Computes Φ(x) and φ(x) for 16-bit values, with an error of about 1e-7 (Abramowitz and Stegun, 7.1.26).
 __device__ Normal<float> normal_of(float x) {
   constexpr float peak = 0.39894228040143268f, to_power = -0.72134752044448170f;
   if constexpr (sizeof(T) != 2) {
     return {0.5f * (1 + erff(x * 0.70710678118654752f)), peak * expf(x * x * -0.5f)};
   }
   const float bell = power_of_two(x * x * to_power), t = reciprocal(1 + 0.23164189f * fabsf(x));
-  // The coefficients are halved.
+  // The coefficients are half of the published ones, because the tail of Φ is half of the published function.
   const float rest = 0.7107068705f + t * (-0.7265760135f + t * 0.5307027145f);
   const float sum = t * (0.127414796f + t * (-0.142248368f + t * rest));
   const float tail = bell * sum;
@@ -80,7 +80,7 @@ __device__ W gelu_tanh_of(W x) {
   return W(0.5) * x * (1 + hyperbolic_tangent(beta * (x + kappa * x * x * x)));
 }
 
-// Computes the derivatives of these functions.
+// Compute the derivatives of `gelu_of` and `gelu_tanh_of`.
 template <typename W>
 __device__ W gelu_slope(W x) {
   const auto normal = normal_of(x);
@@ -159,8 +159,8 @@ extern "C" __global__ void gelu_and_dropout(const T* in, T* out, long long count
   }
 }
 
-// Computes the gradient of an activation's input from the gradient after the activation and the
-// dropout. Dropout multiplies by `factor`, if GELU `drops` anything.
+// Computes the gradient of an activation's input from the gradient after the activation and the dropout. `factor` is
+// the dropout's factor. After GELU it is used only if `drops` is true.
 template <int activation, bool drops = true, typename W>
 __device__ W passed_on(W value, W kept, float factor) {
   if constexpr (activation == relu) return kept != 0 ? value * factor : W(0);
@@ -170,7 +170,7 @@ __device__ W passed_on(W value, W kept, float factor) {
   return value;
 }
 
-// Does the same with rounding, for an activation that is chosen at run time.
+// Computes the same gradient for an activation that is chosen at run time, and rounds it.
 template <typename W>
 __device__ W passed_on(W value, W kept, int activation, float factor) {
   switch (activation) {

@@ -50,9 +50,9 @@ struct Behind {
   const W *means, *inverses;
 };
 
-// The results. `in` is the gradient of the norm's input, including the stream's gradient. `branch`
-// is the part of it that passes through dropout to the branch, in R; it may be null. `parts` holds
-// each block's column sums over its rows, [blocks, sums, columns].
+// The results. `in` is the gradient of the norm's input, including the stream's gradient. `branch` is the gradient that
+// passes from it through dropout to the branch, in R; it may be null. `parts` holds each block's column sums over its
+// rows, [blocks, sums, columns].
 struct Gradients {
   P* in;
   R* branch;

@@ -17,7 +17,7 @@ __device__ W warp_sum(W value) {
   return value;
 }
 
-// One of `out` and `twin`, the cached cast, may be null.
+// `twin` is the cached cast. Either `out` or `twin` may be null, but not both.
 extern "C" __global__ void __launch_bounds__(32 * warps)
     forward(const P* in, const Q* weights, const Q* biases, double eps, int rows, W* means,
             W* inverses, Q* out, R* twin) {

@@ -23,8 +23,9 @@ pub(crate) fn split_heads(product: &Tensor, heads: i64) -> Result<[Tensor; 3]> {
     Ok(out.map(|one| unsafe { Tensor::from_ptr(one) }))
 }
 
-/// Gives the gradient of this output of libtorch's attention one memory layout in all calls, if cuDNN
-/// computed the output. With several layouts libtorch 2.11 returns wrong gradients.
+/// Makes the gradient of `attended` have the same memory layout in every backward pass, if
+/// `attended` is an output of libtorch's attention that cuDNN computed. If the layout changes
+/// between calls, libtorch 2.11 returns wrong gradients.
 pub(crate) fn attention_gradient_layout(attended: &Tensor) -> Result<()> {
     checked!(amp_attention_gradient_layout(attended.as_ptr()))
 }

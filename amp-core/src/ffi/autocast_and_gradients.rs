@@ -194,8 +194,8 @@ pub(crate) fn foreach_clamp(tensors: &[Tensor], low: f64, high: f64) -> Result<(
     checked!(amp_foreach_clamp(tensors.as_ptr(), tensors.len(), low, high))
 }
 
-/// The gradients of some parameters, in a list of libtorch's, so that no handle is allocated for
-/// each gradient.
+/// The gradients of some parameters, in one list that the C++ code allocates, so that no handle is
+/// allocated for each gradient.
 #[derive(Debug)]
 pub(crate) struct Grads {
     list: *mut c_void,

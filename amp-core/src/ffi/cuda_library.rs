@@ -34,7 +34,8 @@ pub(crate) fn cuda_library() -> CudaLibrary {
 ///
 /// A program is linked only with libtorch's CPU library. If there is an NVIDIA driver, the CUDA
 /// library in the same folder is loaded at start-up. One binary therefore runs with both kinds of
-/// libtorch. Its [`Display`](fmt::Display) is one line with the cause and the fix.
+/// libtorch. The [`Display`](fmt::Display) text of this enum is one line with the cause and the
+/// fix.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::hardware::{CudaLibrary, cuda_library};

@@ -34,9 +34,9 @@ impl WatchedGradient {
     }
 }
 
-/// Drops the cached 16-bit cast of `tensor`. Otherwise matrix products in an autocast region would
-/// read the cast, which the kernel that made `tensor` wrote, and gradients would bypass `tensor`.
-/// The values are the same.
+/// Drops the cached 16-bit cast of `tensor`, which the kernel that made `tensor` wrote as well.
+/// Otherwise matrix products in an autocast region would read the cast, and their gradients would
+/// bypass `tensor`. The values are the same either way.
 pub(crate) fn drop_cached_cast(tensor: &Tensor) -> Result<()> {
     checked!(amp_forget_twin(tensor.as_ptr()))
 }

@@ -40,7 +40,8 @@ pub(crate) struct ImageNormOptions {
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct LayerNormOptions {
     pub(crate) eps: c_double,
-    /// The probability, below 1, of the dropout on the input that is added to a residual.
+    /// The probability, below 1, of the dropout on the input, before the input is added to a
+    /// residual.
     pub(crate) before: c_double,
     /// The probability of the dropout at the end.
     pub(crate) after: c_double,

@@ -75,7 +75,8 @@ pub(crate) fn linear_cross_entropy(
     let loss = made(|out| {
         checked!(amp_linear_cross_entropy(input, weight, bias, targets, options, run, state, out))
     });
-    // A target that is no class is the loss's error first.
+    // If a target is not a class, the caller gets the error of the loss, not the error that `each`
+    // may have had with it.
     let loss = loss?;
     match chunks.error {
         Some(error) => Err(error),
@@ -83,7 +84,8 @@ pub(crate) fn linear_cross_entropy(
     }
 }
 
-/// Shows the logits of a chunk to the reader. Neither an error nor a panic may reach C++.
+/// Passes the logits of a chunk to the caller's function. Neither an error nor a panic may reach
+/// C++.
 unsafe extern "C" fn read_chunk(state: *mut c_void, logits: Handle, first: i64) {
     // SAFETY: C++ passes the state that it was given, which lives during the call of `linear_cross_entropy` and which
     // nothing else uses meanwhile, and a tensor that lives during this call; the clone is a separate handle.

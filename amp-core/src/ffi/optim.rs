@@ -57,7 +57,7 @@ pub(crate) struct LionStep {
     pub(crate) weight_decay: c_double,
 }
 
-/// The values of a step for this crate's kernels that exist only on the device.
+/// The values of a step that this crate's kernels read on the device.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct DeviceValues<'a> {
@@ -68,9 +68,9 @@ pub(crate) struct DeviceValues<'a> {
 }
 
 impl<'a> DeviceValues<'a> {
-    /// Makes a step that reads its rates from `rates`, where [`write_rates`] wrote them, and
-    /// multiplies the gradients by `factor`. If `found_inf` (f32) is not 0, the step changes
-    /// nothing. Both are scalars.
+    /// Creates the values for a step that reads its rates from `rates`, where [`write_rates`] wrote
+    /// them, and multiplies the gradients by `factor`. If `found_inf` (f32) is not 0, the step
+    /// changes nothing. `factor` and `found_inf` are scalars.
     pub(crate) fn new(
         rates: &'a Tensor,
         factor: Option<&'a Tensor>,

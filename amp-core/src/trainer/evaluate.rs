@@ -173,7 +173,10 @@ impl Evaluator {
 
     /// Runs `run` on at most `most` batches of each set, and passes the results of each batch's
     /// parts to `then`. Returns what each set logged.
-    #[expect(clippy::too_many_arguments, reason = "validation, test and prediction differ in these")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "validation, test and prediction differ in these"
+    )]
     fn each_batch<T>(
         &mut self,
         model: &mut dyn LightningModule,

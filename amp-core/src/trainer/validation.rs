@@ -19,7 +19,8 @@ use crate::{
 const VALIDATION: &str = "val_";
 
 impl Run<'_, '_> {
-    /// Returns whether validations report values within or after epochs.
+    /// Returns whether validation values may be reported at other moments than the end of each
+    /// epoch.
     pub(super) fn validates(&self) -> bool {
         !self.val.is_empty() && !self.validations.follow_each_epoch()
     }
@@ -35,7 +36,7 @@ impl Run<'_, '_> {
         let last = self.validated.map_or(self.started, |(when, _)| when);
         let due =
             self.validations.follows(epoch, batch) || self.validations.is_due_after(last.elapsed());
-        // A validation at the epoch's end is part of the epoch's end.
+        // The code that ends the epoch also runs the validation at the epoch's end.
         let ends_epoch = batch == self.loader.batches() && self.validations.follows(epoch, batch);
         if !due || self.is_validated() || ends_epoch || self.val.is_empty() {
             return Ok(());

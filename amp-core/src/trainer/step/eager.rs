@@ -122,7 +122,7 @@ fn note_windows(
         if !batch.has_weights() && !batch.shallow_clone().noting_ignored()?.is_complete() {
             let text = "some targets are -100, and the loss is the model's own: if it ignores \
                         them, declare its weight, as in `counts = |target| …`; until then the \
-                        batches of a step are weighted by their examples";
+                        batches of a step are weighted by their numbers of examples";
             return emit(Event::Note { text: text.to_owned() });
         }
     }
@@ -204,8 +204,9 @@ fn halve(
         }
         LossScope::Unknown if state.parts == 1 => emit(Event::Note {
             text: "the loss is the model's own: if it compares the examples of a batch with each \
-                   other, as a contrastive loss does, parts of a batch do not have its loss; declare \
-                   `of = batch` or `of = examples`, or set memory.micro_batching to false"
+                   other, as a contrastive loss does, the mean of the losses of its parts is not the \
+                   batch's loss; declare `of = batch` or `of = examples`, or set \
+                   memory.micro_batching to false"
                 .to_owned(),
         })?,
         LossScope::Unknown | LossScope::Examples => {}

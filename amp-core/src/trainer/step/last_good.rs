@@ -45,8 +45,8 @@ impl LastGood {
         })
     }
 
-    /// Returns whether restoring the state can help a run with this number of applied steps. It
-    /// does not help twice without an applied step in between.
+    /// Returns whether restoring the state can help a run with this number of applied steps.
+    /// Restoring it a second time helps only if a step was applied in between.
     pub(super) fn helps(&self, applied: u64) -> bool {
         !self.used || applied > self.applied
     }

@@ -43,7 +43,7 @@ impl StepState<'_> {
             && (step > 1 || !scheduled)
     }
 
-    /// Returns the current weights, if the step is checked.
+    /// Copies the sampled elements of the 16-bit weights, if the next step is checked.
     pub(super) fn weights_before(&self) -> Result<Option<Before>> {
         if !self.looks_for_lost_updates(0) {
             return Ok(None);

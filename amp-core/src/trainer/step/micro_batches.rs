@@ -23,8 +23,8 @@ impl Examples {
         self.batches.iter().map(AnyBatch::bytes).sum()
     }
 
-    /// Takes the batches of a step. They are weighted by the model's
-    /// [weight](LightningModule::loss_weight) of the loss on each.
+    /// Creates the examples of a step from its batches. A batch's share is proportional to the
+    /// model's [weight](LightningModule::loss_weight) of its loss.
     pub(in crate::trainer) fn new(
         model: &dyn LightningModule,
         start: Position,

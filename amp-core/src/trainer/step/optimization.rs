@@ -52,7 +52,7 @@ impl<'a> Optimization<'a> {
         self.narrow = None;
     }
 
-    /// Returns the loss scale; `None` if the precision has none.
+    /// Returns the loss scale; `None` if the precision does not scale the loss.
     pub(in crate::trainer) fn scale(&self) -> Option<f64> {
         self.scaler.is_enabled().then(|| self.scaler.scale_value())
     }
@@ -108,8 +108,8 @@ impl<'a> Optimization<'a> {
 
     /// Does the work of [`unscale`](Self::unscale) and [`clip`](Self::clip) in as few passes as the
     /// optimizers allow, for steps in which no hook reads the gradients in between. If the step is
-    /// `captured`, optimizers that step after the graph get no factor, so their gradients are
-    /// already unscaled and clipped.
+    /// `captured`, an optimizer that steps after the graph gets no factor. Its gradients are
+    /// therefore unscaled and clipped here.
     pub(in crate::trainer) fn unscale_and_clip(
         &mut self,
         captured: bool,
@@ -118,7 +118,7 @@ impl<'a> Optimization<'a> {
         let may_defer = matches!(self.access, StepAccess::Deferred);
         let limit = match self.config.optimization.gradient_clip {
             Some(Clip::Norm(limit)) => Some(limit),
-            // The factor also divides by the loss scale.
+            // Nothing is clipped, but the factor must still divide by the loss scale.
             None if self.scaler.is_enabled() => Some(f64::INFINITY),
             _ => None,
         };

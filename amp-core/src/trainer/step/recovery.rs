@@ -83,7 +83,7 @@ fn choose(state: &StepState<'_>, skipped: &Skipped, losses: &[Tensor]) -> Result
     };
     let stuck = state.counts.consecutive_skips > config.recovery.max_consecutive_skips;
     Ok(match config.recovery.on_non_finite {
-        // The scaler handles this case.
+        // If only scaled gradients overflowed, the scaler has lowered the scale already.
         NonFinite::LowerScale if scaled && !forward && !stuck => Remedy::RunAgain,
         _ if scaled && !forward && !stuck => Remedy::Nothing,
         NonFinite::Ignore => Remedy::Nothing,

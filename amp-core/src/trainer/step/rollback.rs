@@ -12,7 +12,8 @@ use crate::{
     state::State,
 };
 
-/// The random numbers and the model's own state before passes that must have no effect.
+/// The random generators' states and the model's own state before forward and backward passes that
+/// must change neither.
 pub(in crate::trainer) struct StateBackup {
     device: Device,
     own: State,

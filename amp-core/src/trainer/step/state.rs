@@ -329,8 +329,9 @@ impl<'a> StepState<'a> {
         self.counts.consecutive_skips += 1;
     }
 
-    /// Updates the state after parameters were unfrozen. Creates their optimizers' state, and
-    /// repeats measurements and copies that were made without them.
+    /// Updates the state after parameters were unfrozen. Creates the optimizer state of these
+    /// parameters. Drops the memory plan and the last good state, which were made without these
+    /// parameters, and keeps a new good state.
     pub(in crate::trainer) fn extend(&mut self, model: &dyn LightningModule) -> Result<()> {
         self.optim.extend()?;
         self.memory = None;

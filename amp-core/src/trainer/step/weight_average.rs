@@ -17,7 +17,7 @@ pub(in crate::trainer) struct Average {
     names: Vec<String>,
     live: Vec<Tensor>,
     shadow: Vec<Tensor>,
-    /// The number of averaged weights or steps so far.
+    /// The number of updates of the average so far.
     updates: u64,
 }
 
@@ -90,8 +90,9 @@ impl Average {
         self.shadow.iter().map(tensor_bytes).sum()
     }
 
-    /// Returns the state for a checkpoint. The weights of the file are the averages, so this state
-    /// holds the rest.
+    /// Returns the state for a checkpoint. The weights of the file are the averages. Therefore this
+    /// state contains the unaveraged weights, once the caller has [exchanged](Self::swap) weights
+    /// and averages.
     pub(in crate::trainer) fn state(&self) -> Result<State> {
         let mut state = State::default();
         state.put("updates", &self.updates)?;

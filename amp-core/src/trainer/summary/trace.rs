@@ -35,7 +35,7 @@ pub(super) struct Call {
     pub(super) flops: u64,
 }
 
-/// Runs the first forward pass and loss of a training step, module by module.
+/// Runs the forward pass and the loss of a training step, and records each module that runs.
 pub(super) fn trace(
     model: &mut dyn LightningModule,
     batch: &AnyBatch,

@@ -95,7 +95,8 @@ pub(super) fn layers(model: &dyn LightningModule, traced: Traced) -> (Vec<LayerS
         layers[place].ran(call);
     }
     name_lists(&mut layers);
-    // An absent optional layer is declared, but has no tensors and did not run.
+    // Rows of absent optional layers are dropped: such a layer has no tensors and did not run. A
+    // row of a parameter is dropped if its layer contains no layers.
     let keeps: Vec<bool> = layers
         .iter()
         .map(|layer| {

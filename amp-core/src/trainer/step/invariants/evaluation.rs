@@ -40,9 +40,9 @@ impl Rule for EvaluationMode {
             (false, None) => return Ok(None),
         };
         Ok(Some(format!(
-            "{what} in training mode, so that dropout drops or batch norm uses the batch's statistics: the \
+            "{what} in training mode, so that dropout is active or batch norm uses the batch's statistics: the \
              model ignores the mode of the step or makes a `Context` of its own; pass on `step.context()`, \
-             and ask it (`is_training`, `drops_out`) in layers of your own"
+             and let your own layers ask it for the mode (`is_training`, `drops_out`)"
         )))
     }
 }

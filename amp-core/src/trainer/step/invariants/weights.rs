@@ -14,16 +14,15 @@ use crate::{Result, module::StepAccess, optim::Scheduled, precision::Clip};
 /// The number of applied steps within which a parameter must have changed.
 const STEPS: u64 = 10;
 
-/// The smallest expected change, in spacings of the dtype, for which an unchanged element is a
-/// violation. No optimizer makes ten steps in a row whose updates are so much smaller than its
-/// rate.
+/// An unchanged element is a violation only if its learning rate times its gradient (counted as at
+/// most 1) is more than this number of spacings of the dtype at the element. No optimizer makes ten
+/// such steps in a row without changing the element.
 const SPACINGS: f64 = 8.0;
 
 /// Checks that a parameter with a gradient changes within the first applied steps.
 #[derive(Default)]
 pub(super) struct WeightsMove {
-    /// The first sample of parameters that have not changed since then, and the number of steps
-    /// applied then.
+    /// The first sample of the parameters, and the number of applied steps when it was taken.
     first: Option<(Rc<Samples>, u64)>,
     moved: HashSet<String>,
     /// The rate of each optimizer's groups before the step.
@@ -131,15 +130,16 @@ fn rate(scheduled: &Scheduled, place: usize, before: &[f64]) -> f64 {
     group.and_then(|group| before.get(group)).copied().unwrap_or(0.0)
 }
 
-/// Returns a lower bound of the factor by which a gradient is multiplied after a step. If the
-/// optimizer's kernel unscales and clips, the gradient itself is still scaled.
+/// Returns a lower bound of the factor between a gradient as it is stored after a step and the
+/// gradient that the optimizer used. If the optimizer's kernel unscales and clips, the stored
+/// gradient is still scaled.
 fn factor(seen: &RunView<'_>, scheduled: &Scheduled) -> Result<f64> {
     let deferred = matches!(seen.state.optim.access, StepAccess::Deferred)
         && scheduled.optimizer.capabilities().scales;
     if !deferred {
         return Ok(1.0);
     }
-    // The scale may have grown after the step.
+    // The scale may have grown after the step. The true factor is then larger.
     let scale = seen.state.optim.scale().unwrap_or(1.0);
     let Some(Clip::Norm(limit)) = seen.state.config.optimization.gradient_clip else {
         return Ok(1.0 / scale.max(1.0));

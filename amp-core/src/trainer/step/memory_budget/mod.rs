@@ -1,9 +1,10 @@
 //! Chooses which modules to recompute in the backward pass, so that a step fits into a memory budget.
 //!
-//! This happens before the first step, on its examples. It [measures](Survey) what each module
-//! keeps. It then tries the choice with the fewest bytes and measures its peak, and makes the
-//! cheapest choice that should fit by these measurements. This choice is tried too, and the error
-//! of its prediction corrects the next choice.
+//! This happens before the first step, on its examples. A choice is a set of modules to recompute.
+//! The code [measures](Survey) how many bytes each module keeps. It tries the choice that keeps the
+//! fewest bytes, and measures its peak. From these measurements it predicts the cheapest choice
+//! that fits into the budget, and tries that choice too. The error of a prediction corrects the
+//! next one.
 
 mod search;
 mod select;
@@ -109,7 +110,8 @@ impl Trial<'_, '_> {
             losses.push(state.passes_in(&context).run(*model, batch, *share, index, &mut log)?);
         }
         let peak = meter.read()?.peak_allocated;
-        // A meter that was started earlier does not count these tensors while this meter exists.
+        // The tensors are dropped before this meter, because a meter that was started earlier does
+        // not count them while this meter exists.
         drop((losses, casts));
         state.optim.scaler.forget();
         state.optim.zero_grad()?;

@@ -1,5 +1,6 @@
-//! Finds the cheapest choice that fits. The bytes of cells are known. The other bytes of a step are
-//! known only after a choice was tried.
+//! Finds the cheapest choice of cells to recompute that fits into the memory budget. The bytes that
+//! cells hold are known in advance. The other bytes of a step are known only after a choice was
+//! tried.
 
 use std::ops::Range;
 
@@ -30,7 +31,7 @@ pub(super) fn search(
     let (mut best, mut tried) = (first.clone(), vec![first]);
     while let Some(chosen) = next(cells, budget, &tried) {
         let peak = match measure(&chosen) {
-            // A choice with fewer bytes was measured before.
+            // The search ends with the best earlier choice.
             Err(error) if error.is_out_of_memory() => break,
             outcome => outcome?,
         };
@@ -54,7 +55,8 @@ fn next(cells: &[Cell], budget: u64, tried: &[Tried]) -> Option<Vec<Range<usize>
         // The difference between the measured peak and the cells' bytes belongs to no cell. It is
         // assumed to be constant.
         true => choose(cells, (budget + peak(cells, &last.chosen)).saturating_sub(last.peak))?,
-        // A choice that should need fewer bytes may need more than recomputing nothing.
+        // No choice fits so far. Recomputing nothing may need fewer bytes, because a recomputation
+        // needs temporary tensors.
         false => Vec::new(),
     };
     tried.iter().all(|tried| tried.chosen != chosen).then_some(chosen)
@@ -105,8 +107,8 @@ mod tests {
         Ok(())
     }
 
-    /// Nothing is recomputed if the peak occurs during the recomputation, because of the pass's
-    /// temporary tensors.
+    /// Nothing is recomputed if a recomputation needs more memory, for its temporary tensors, than
+    /// it saves.
     #[test]
     fn nothing_is_taken_where_that_holds_less() -> Result<()> {
         let cells = cells();

@@ -1,11 +1,12 @@
 //! Selects the layers to recompute, so that the activations of the other layers fit into memory.
 //!
-//! The forward pass is a chain of [cells](Cell), which are layers or groups of layers. A cell that is kept holds its own bytes, and also its
-//! input if the cell itself or the previous cell needs it. Neighbours that are recomputed together
-//! hold only the input of the first. In the backward pass their values exist once more, in addition
-//! to what the cells before them hold. The backward pass of a cell also holds the gradients of its
-//! output and input. Neighbours that are recomputed together hold their output and its gradient
-//! during all of their backward passes.
+//! The forward pass is a chain of [cells](Cell), which are layers or groups of layers. A cell that
+//! is kept holds its own bytes, and also its input if the cell itself or the previous cell needs
+//! it. Neighbouring cells that are recomputed together hold only the input of the first of them.
+//! When they are recomputed in the backward pass, they hold all their values, in addition to the
+//! values that the cells before them hold. The backward pass of a cell also holds the gradients of
+//! its output and input. Neighbouring cells that are recomputed together hold their output and its
+//! gradient during all of their backward passes.
 //!
 //! This is the cost model of rematerialization of chains (Chen et al., "Training deep nets with
 //! sublinear memory cost", 2016; Beaumont et al., "Optimal checkpointing for heterogeneous chains",
@@ -17,8 +18,8 @@ use std::ops::Range;
 
 use crate::nn::Cell;
 
-/// The largest number of pairs that are kept at each cell. Dropping pairs may cost seconds, but
-/// never bytes.
+/// The largest number of pairs (bytes, seconds) that are kept at each cell. Dropping pairs may lead
+/// to a slower choice, but never to one that holds too many bytes.
 const MOST: usize = 256;
 
 /// A cell that holds more than 1/8 of all bytes is split.
@@ -113,7 +114,7 @@ pub(super) fn held(cells: &[Cell], chosen: &[Range<usize>]) -> u64 {
     walk(cells, chosen).0
 }
 
-/// Returns the time to recompute what is chosen.
+/// Returns the seconds that it takes to recompute the chosen cells.
 pub(super) fn seconds(cells: &[Cell], chosen: &[Range<usize>]) -> f64 {
     chosen.iter().flat_map(|range| &cells[range.clone()]).map(|cell| cell.seconds).sum()
 }
@@ -162,13 +163,14 @@ fn gradients(cell: &Cell) -> u64 {
     cell.output + cell.input
 }
 
-/// The bytes and seconds of the cells so far.
+/// The bytes and seconds of a choice among the cells up to some cell.
 #[derive(Debug, Clone, Copy, Default)]
 struct State {
     held: u64,
     seconds: f64,
     segments: usize,
-    /// The earlier state that this one continues: its front and its index there.
+    /// The earlier state that this one continues: the number of its front, and its index in that
+    /// front.
     from: (usize, usize),
     /// Whether the cells after the earlier state are recomputed.
     checkpointed: bool,
@@ -235,8 +237,8 @@ mod tests {
 
     /// Equal layers are divided into √n segments. If all 25 layers are kept, 25 inputs are kept. In
     /// five segments of five layers, 5 inputs are kept, and the last segment is recomputed with
-    /// four more: 2√n − 1, as in Chen et al. There are also two gradients, and in a segment its
-    /// output and the output's gradient.
+    /// four more: 2√n − 1, as in Chen et al. The peak also contains two gradients and, while a
+    /// segment is recomputed, the segment's output and the gradient of that output.
     #[test]
     fn equal_layers_are_cut_at_the_root_of_their_number() {
         let cells = chain(&[(1000, 1.0); 25]);
@@ -325,7 +327,8 @@ mod tests {
     fn the_cheap_one_goes_first() {
         let mut cells = chain(&[(10, 5.0), (10, 1.0), (10, 5.0)]);
         cells.iter_mut().for_each(|cell| cell.own = 100);
-        // Another module is between the layers.
+        // With different paths the layers are not neighbours, so they cannot be recomputed
+        // together.
         for (cell, path) in cells.iter_mut().zip(["a", "b", "c"]) {
             cell.segment = Segment { path: path.to_owned(), layers: None };
         }

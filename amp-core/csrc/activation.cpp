@@ -33,8 +33,8 @@ struct SumKernel {
   unsigned threads;
 };
 
-// Starts the kernel in blocks that each sum up to `part` rows, and writes the sums to `sums`, which
-// may be undefined.
+// Starts the kernel. Each block sums up to `part` rows and writes its sums to `sums`. `sums` may be undefined if only
+// the gradient of the activation's input is needed.
 void start_sums(const SumKernel& kernel, const at::Tensor& matrix, const Activated& activated,
                 const at::Tensor& sums, long long part, int64_t blocks) {
   const void *from = matrix.const_data_ptr(), *kept = amp::const_data(activated.kept);
@@ -74,7 +74,7 @@ void column_sums(const at::Tensor& matrix, const Activated& activated, const at:
   const int64_t parts = std::max<int64_t>(1, (rows + rows_per_block - 1) / rows_per_block);
   const int64_t blocks = parts * ((columns + columns_per_block - 1) / columns_per_block);
   if (blocks == 0) return;
-  // The sums of each part. A second call adds them up.
+  // If the rows are summed in several parts, `sums` holds the sums of each part. A second call adds them up.
   const bool in_parts = out.defined() && parts > 1;
   const auto wide = matrix.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const auto sums = in_parts ? at::empty({parts, columns}, matrix.options().dtype(wide)) : out;

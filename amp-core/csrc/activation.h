@@ -7,7 +7,7 @@
 
 namespace amp::activation {
 
-// The numbers are the same as in the kernels.
+// kernels/linear.cu has the same numbers.
 enum Activation : int { none, relu, gelu, gelu_tanh };
 
 // An activation after a layer. The kernel writes the gradient of the activation's input to `passed`. For ReLU and

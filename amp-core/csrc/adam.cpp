@@ -31,7 +31,7 @@ int amp_adam_on_device(const amp::Handle* const* lists, size_t count, const AmpA
         step.on_elements(source, types, "step_8bit", start,
                          {options, &exp_avg_code, &exp_avg_sq_code});
       } else {
-        // Averages with fewer bits than their parameters are rounded stochastically.
+        // Averages with fewer bits than their parameters are rounded stochastically, with these random numbers.
         at::PhiloxCudaState random;
         if (kept != dtype) random = amp::draw_random(known->rates->device());
         step.on_elements(source, types, "step", start, {options, &random});

@@ -24,9 +24,9 @@
 namespace amp::bindings {
 namespace {
 
-// Whether all elements are finite. NaNs and infinities are the values whose exponent bits are all
-// set: adding 1 at the exponent's lowest bit then carries into the sign bit. The loop has no
-// branch, so that the compiler can vectorise it for each vector width of the supported CPUs.
+// Returns whether all elements are finite. NaNs and infinities are the values whose exponent bits are all set: adding 1
+// at the exponent's lowest bit then carries into the sign bit. The loop has no branch, so that the compiler can
+// vectorise it for each vector width of the supported CPUs.
 template <typename Word>
 inline __attribute__((always_inline)) bool all_finite(const Word* words, int64_t count,
                                                       Word exponent) {
@@ -138,15 +138,15 @@ int amp_unscale(const Handle* grads, size_t count, Handle found_inf, Handle inv_
   });
 }
 
-// Whether every element of the CPU tensors is finite.
+// Returns whether every element of the CPU tensors is finite.
 int amp_all_finite(const Handle* tensors, size_t count, int* all) {
   return amp::guarded([&] {
     *all = std::all_of(tensors, tensors + count, [](Handle tensor) { return finite(*tensor); });
   });
 }
 
-// Writes `count` new tensors into `norms`, owned by the caller. `as_f32` accumulates f16 and
-// bf16 input in f32.
+// Writes `count` new tensors into `norms`, owned by the caller. If `as_f32` is not 0, f16 and bf16 input is accumulated
+// in f32.
 int amp_foreach_norm(const Handle* tensors, size_t count, double ord, int as_f32, Handle* norms) {
   return amp::guarded([&] {
     c10::NoGradGuard no_grad;

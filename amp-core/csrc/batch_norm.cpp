@@ -25,7 +25,7 @@ using torch::autograd::variable_list;
 constexpr int64_t columns_per_block = 32;
 constexpr unsigned threads = 512;
 
-// Has the same layout as in the kernels.
+// Has the same layout as `Layer` in kernels/batch_norm.cu.
 struct Layer {
   int rows, columns, relu;
   double momentum, eps;
@@ -132,7 +132,7 @@ struct AmpBatchNorm : torch::autograd::Function<AmpBatchNorm> {
       }
       passed = grad * positive;
     }
-    // In training mode the kernel does not read epsilon.
+    // In training mode libtorch's kernel does not read epsilon, so it is 0 here.
     auto [input_grad, weight_grad, bias_grad] = at::native_batch_norm_backward(
         passed, input, weight, {}, {}, means, inverses, /*train=*/true, /*eps=*/0,
         {true, true, true});
@@ -140,8 +140,8 @@ struct AmpBatchNorm : torch::autograd::Function<AmpBatchNorm> {
   }
 };
 
-// Whether the kernels support these arguments: [rows, columns] on a CUDA device with at least two
-// rows and a multiple of four columns.
+// Returns whether the kernels support these arguments: [rows, columns] on a CUDA device with at least two rows and a
+// multiple of four columns.
 bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias) {
   constexpr int64_t largest = std::numeric_limits<int>::max();
   return amp::own_kernels() && input.is_cuda() && input.dim() == 2 && input.size(0) >= 2 && input.size(0) <= largest &&

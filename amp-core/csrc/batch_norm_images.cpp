@@ -128,7 +128,7 @@ struct AmpBatchNormImages : torch::autograd::Function<AmpBatchNormImages> {
     finish("slopes", input, weight, shape, for_line);
     if (!context->needs_input_grad(0)) return out;
     out[0] = at::empty_like(input, input.options(), format);
-    // The gradient of the residual has already passed ReLU.
+    // With a residual, `p` is the residual's gradient, to which the mask of ReLU was already applied.
     const void* passed = mask.defined() ? p : g;
     void* gi = amp::data(out[0]);
     void* for_input[] = {&in, &passed, &k, &l, &gi, &shape};
@@ -156,7 +156,7 @@ struct AmpBatchNormImages : torch::autograd::Function<AmpBatchNormImages> {
       }
       passed = grad * positive;
     }
-    // In training mode the kernel does not read epsilon.
+    // In training mode libtorch's kernel does not read epsilon, so it is 0 here.
     auto [input_grad, weight_grad, bias_grad] = at::native_batch_norm_backward(
         passed, input, weight, {}, {}, known[mean_row], known[inverse_row], /*train=*/true,
         /*eps=*/0, {true, true, true});

@@ -72,7 +72,7 @@ void cast_all(const std::vector<at::Tensor>& weights, at::ScalarType dtype) {
   }
 }
 
-// Whether the kernel supports the weight and the same tensor will exist in the next region.
+// Returns whether the kernel supports the weight and the same tensor will exist in the next region.
 bool is_plain(const at::Tensor& weight) {
   return weight.is_leaf() && weight.is_non_overlapping_and_dense() &&
          weight.scalar_type() == at::kFloat;

@@ -51,7 +51,7 @@ amp::KernelSource& source() {
 
 unsigned threads_for(int rows) { return rows <= 128 ? 128 : rows <= 256 ? 256 : 1024; }
 
-// Whether the kernels support logits [rows, classes] and classes [rows].
+// Returns whether the kernels support logits [rows, classes] and targets [rows].
 bool fits(const at::Tensor& logits, const at::Tensor& targets) {
   return logits.is_cuda() && logits.dim() == 2 && targets.dim() == 1 &&
          logits.device() == targets.device() && targets.scalar_type() == at::kLong &&
@@ -62,7 +62,7 @@ bool fits(const at::Tensor& logits, const at::Tensor& targets) {
 
 bool are_few(const at::Tensor& logits) { return logits.numel() <= most_logits; }
 
-// libtorch returns a 16-bit loss unless autocast requires f32.
+// Returns whether libtorch's loss for these logits has the wide dtype. For 16-bit logits it does only under autocast.
 bool has_wide_loss(const at::Tensor& logits) {
   return logits.scalar_type() == wide(logits) || at::autocast::is_autocast_enabled(cuda);
 }
@@ -118,7 +118,7 @@ struct AmpCrossEntropy : torch::autograd::Function<AmpCrossEntropy> {
   }
 };
 
-// The number of threads for a row: one for each line of 16 bytes, up to the size of a block.
+// Returns the number of threads for a row: one for each line of 16 bytes, up to the size of a block.
 unsigned threads_of_row(const at::Tensor& logits) {
   const int64_t lines = logits.size(1) * logits.element_size() / 16;
   return static_cast<unsigned>(std::clamp<int64_t>((lines + 31) / 32 * 32, 32, 1024));

@@ -13,7 +13,7 @@ struct Options {
   double z;
 };
 
-// The dtype in which the loss of these logits is computed: f32 or f64.
+// Returns the dtype in which the loss of these logits is computed: f32 or f64.
 at::ScalarType wide(const at::Tensor& logits);
 
 // Writes the loss of each row of the logits [rows, classes] to `losses` [rows]. The loss of an

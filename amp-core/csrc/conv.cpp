@@ -135,7 +135,8 @@ struct Fold {
   }
 };
 
-// Whether this is a convolution of few channels whose input needs no gradient.
+// Returns whether `Fold` can compute the convolution: it has few channels and stride 2, and its input needs no
+// gradient.
 bool folds(const at::Tensor& input, const at::Tensor& weight, int64_t stride, int64_t padding) {
   const auto channels = input.size(1), side = weight.size(2);
   if (!input.is_cuda() || stride != 2 || channels > most_channels || channels != weight.size(1) ||
@@ -174,8 +175,8 @@ struct AmpFolded : torch::autograd::Function<AmpFolded> {
   }
 };
 
-// Whether the windows are adjacent patches, as in the first layer of a vision transformer. For
-// small patches the copy takes longer than cuDNN's convolution.
+// Returns whether the windows are adjacent patches, as in the first layer of a vision transformer. For small patches
+// the copy takes longer than cuDNN's convolution.
 bool are_patches(const at::Tensor& input, const at::Tensor& weight, int64_t stride, int64_t padding) {
   constexpr int64_t smallest = 4;
   const auto side = weight.size(2);
@@ -243,12 +244,12 @@ struct AmpConvAndInput : torch::autograd::Function<AmpConvAndInput> {
   }
 
  private:
-  // Whether the tensor may be overwritten: nothing else refers to it, and it is in channels_last.
+  // Returns whether the tensor may be overwritten: nothing else refers to it, and it is in channels_last.
   static bool is_alone(const at::Tensor& tensor) {
     return tensor.use_count() == 1 && amp::has_own_memory(tensor) && tensor.is_contiguous(format);
   }
 
-  // The pixels of images in channels_last as rows, without a copy: [N·H·W, C].
+  // Returns the pixels of images in channels_last as rows, without a copy: [N·H·W, C].
   static at::Tensor rows_of(const at::Tensor& images) {
     return images.permute({0, 2, 3, 1}).view({-1, images.size(1)});
   }

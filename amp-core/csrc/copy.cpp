@@ -19,7 +19,7 @@ namespace {
 
 #include "kernels/copy.h"
 
-// Whether the bytes can be copied unchanged: dtypes and layouts are equal.
+// Returns whether the bytes can be copied unchanged: dtypes and layouts are equal.
 bool is_plain(const at::Tensor& to, const at::Tensor& from) {
   return to.is_cuda() && to.device() == from.device() && to.scalar_type() == from.scalar_type() &&
          to.sizes() == from.sizes() && to.strides() == from.strides() &&

@@ -65,7 +65,7 @@ void amp_host_memory_read(const void* guard, int64_t* live, int64_t* peak) {
   *peak = memory.peak.load();
 }
 
-// Must run on the thread that started it.
+// Stops counting. Must run on the thread that called amp_host_memory_start.
 int amp_host_memory_stop(void* guard) {
   return amp::guarded([&] { delete static_cast<HostMemoryGuard*>(guard); });
 }

@@ -19,11 +19,10 @@ struct Library {
   }
 };
 
-// The CUDA driver's library. It exists wherever a GPU can be used, and its ABI is stable.
+// Opens the CUDA driver's library. It exists wherever a GPU can be used, and its ABI is stable.
 inline Library driver() { return {dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL)}; }
 
-// The folder from which libtorch was loaded, with a slash at its end; empty if the loader does not report
-// it.
+// Returns the folder from which libtorch was loaded, with a slash at its end; empty if the loader does not report it.
 inline std::string libtorch_folder() {
   Dl_info here{};
   if (dladdr(reinterpret_cast<void*>(&at::globalContext), &here) == 0) return {};
@@ -31,13 +30,13 @@ inline std::string libtorch_folder() {
   return path.substr(0, path.rfind('/') + 1);
 }
 
-// A library in libtorch's folder; `flags` are dlopen's.
+// Opens a library in libtorch's folder. `flags` are the flags of dlopen.
 inline Library beside_libtorch(const char* name, int flags) {
   return {dlopen((libtorch_folder() + name).c_str(), flags)};
 }
 
-// A symbol of libtorch's CUDA library by its mangled name. The library was loaded with its symbols visible
-// to all (cuda_library.cpp).
+// Returns a symbol of libtorch's CUDA library by its mangled name. The library was loaded with its symbols visible to
+// all (cuda_library.cpp).
 template <typename Function>
 Function cuda_symbol(const char* name) {
   void* found = dlsym(RTLD_DEFAULT, name);

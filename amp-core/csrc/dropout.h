@@ -31,8 +31,8 @@ struct Dropout {
     random.captured_ = drawn.at(3) != 0;
   }
 
-  // Makes a dropout with the scale for probability p that drops nothing. Use it in a backward pass
-  // that reads the dropped elements from the output. It draws no random number.
+  // Makes a dropout that drops nothing but has the scale for probability p. Use it in a backward pass that finds the
+  // dropped elements in the layer's output. It draws no random number.
   static Dropout of_output(double p) {
     Dropout out(p);
     out.threshold = 0;

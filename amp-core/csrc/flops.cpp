@@ -21,14 +21,14 @@ struct Count {
   double each = 0;
 };
 
-// [.., n, k] times [.., k, m]; A and B are the indices of the factors among the inputs.
+// Counts the product of [.., n, k] and [.., k, m]. A and B are the indices of the factors among the inputs.
 template <size_t A, size_t B>
 Count product(Inputs inputs) {
   const auto &a = inputs[A].toTensor(), &b = inputs[B].toTensor();
   return {2.0 * a.numel() * b.size(-1), 0};
 }
 
-// [n, k] times [k], or [k] times [k].
+// Counts the product of [n, k] and [k], or of [k] and [k]. A is the index of the first factor among the inputs.
 template <size_t A>
 Count one_column(Inputs inputs) {
   return {2.0 * inputs[A].toTensor().numel(), 0};
@@ -36,30 +36,31 @@ Count one_column(Inputs inputs) {
 
 double row(const at::Tensor& weight) { return static_cast<double>(weight.numel() / weight.size(0)); }
 
-// Weights are [out, in / groups, ..]. Each element of the output is a sum over one row of the
+// Counts a convolution. Its weights are [out, in / groups, ..]. Each element of the output is a sum over one row of the
 // weights.
 Count convolution(Inputs inputs) { return {0, 2.0 * row(inputs[1].toTensor())}; }
 
-// Weights are [in, out / groups, ..]. Each element of the input is multiplied by one row of the
-// weights.
+// Counts a transposed convolution. Its weights are [in, out / groups, ..]. Each element of the input is multiplied by
+// one row of the weights.
 Count transposed_convolution(Inputs inputs) {
   return {2.0 * inputs[0].toTensor().numel() * row(inputs[1].toTensor()), 0};
 }
 
-// convolution(input, weight, bias, stride, padding, dilation, transposed, ..)
+// Counts an operator with the inputs (input, weight, bias, stride, padding, dilation, transposed, ..).
 Count any_convolution(Inputs inputs) {
   return inputs[6].toBool() ? transposed_convolution(inputs) : convolution(inputs);
 }
 
-// Queries [.., L, E] times keys [.., S, E], and weights [.., L, S] times values [.., S, V].
+// Counts the products of attention: queries [.., L, E] times keys [.., S, E], and weights [.., L, S] times values [..,
+// S, V].
 Count attention(Inputs inputs) {
   const auto &query = inputs[0].toTensor(), &key = inputs[1].toTensor(), &value = inputs[2].toTensor();
   const double rows = static_cast<double>(query.numel()) / query.size(-1);
   return {2.0 * rows * key.size(-2) * (query.size(-1) + value.size(-1)), 0};
 }
 
-// Every matrix is multiplied once for each step of each sequence. The weights are the last list of tensors
-// among the inputs.
+// Counts a recurrent layer. Every weight matrix is multiplied once for each step of each sequence. The weights are the
+// last list of tensors among the inputs.
 Count recurrent(Inputs inputs) {
   const auto& input = inputs[0].toTensor();
   const double steps = static_cast<double>(input.numel()) / input.size(-1);
@@ -118,7 +119,7 @@ thread_local double counted = 0;
 // The number of listed operators that are currently running, nested in each other.
 thread_local int depth = 0;
 
-// The inputs are available only when the operator begins.
+// Counts a listed operator when it begins, because its inputs are available only then.
 std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction& function) {
   for (const Rule& rule : kRules) {
     if (rule.op != function.name()) continue;

@@ -13,8 +13,8 @@
 namespace amp::run {
 namespace {
 
-// A copy of the CPU generator's state. It is faster than libtorch's own state tensor, which is
-// built word by word in some microseconds.
+// A copy of the CPU generator's state. Copying it is faster than reading libtorch's own state tensor, which libtorch
+// builds word by word in some microseconds.
 struct CpuRandom {
   at::mt19937 engine;
   std::optional<float> next_float;

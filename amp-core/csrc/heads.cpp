@@ -23,7 +23,7 @@ using torch::autograd::variable_list;
 
 constexpr int parts_of_product = 3;
 
-// Has the same layout as in the kernels.
+// Has the same layout as `Heads` in kernels/heads.cu.
 struct Heads {
   const void* data[parts_of_product];
   long long batch[parts_of_product], head[parts_of_product], place[parts_of_product];
@@ -107,7 +107,7 @@ struct AmpSplitHeads : torch::autograd::Function<AmpSplitHeads> {
   }
 };
 
-// Whether the kernel supports the gradients: each head is a whole number of lines.
+// Returns whether the kernel supports the gradients. The elements of each head must fill whole lines of 16 bytes.
 bool fits(const at::Tensor& product, int64_t heads) {
   constexpr int64_t largest = std::numeric_limits<int>::max();
   return amp::own_kernels() && product.is_cuda() && product.is_contiguous() && product.numel() > 0 &&

@@ -9,7 +9,7 @@ constexpr auto format = at::MemoryFormat::ChannelsLast;
 // The number of a pixel's channels that a thread reads at once: 16 bytes.
 constexpr int eight = 8;
 
-// Whether the images are in channels_last, and aligned for reads of eight channels.
+// Returns whether the images are in channels_last, and aligned for reads of eight channels.
 inline bool has_layout(const at::Tensor& images) {
   return images.is_contiguous(format) && reinterpret_cast<uintptr_t>(images.const_data_ptr()) % 16 == 0;
 }

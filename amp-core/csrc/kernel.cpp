@@ -63,7 +63,7 @@ void load_builtins(const amp::Library& compiler) {
 const Functions& functions() {
   static const Functions found = [] {
     const auto driver = amp::driver();
-    // libcaffe2_nvrtc.so is linked with NVRTC and has the path to it.
+    // libcaffe2_nvrtc.so is linked with NVRTC and knows its path, so it gives access to NVRTC's functions.
     const auto compiler = amp::beside_libtorch("libcaffe2_nvrtc.so", RTLD_NOW | RTLD_LOCAL);
     Functions f{};
     find(driver, "cuDeviceGet", f.device_get);
@@ -114,7 +114,7 @@ void ensure_context(c10::Device device) {
   if (context != nullptr) return;
   int own = 0;
   check(f.device_get(&own, device.index()), "finding the device");
-  // The device's primary context, which the process keeps.
+  // This is the device's primary context. It is kept until the process ends.
   check(f.context_retain(&context, own), "finding the context");
   check(f.context_set(context), "setting the context");
 }

@@ -29,10 +29,10 @@ inline const char* kernel_dtype(at::ScalarType dtype) {
   }
 }
 
-// Whether the dtype is f16 or bf16.
+// Returns whether the dtype is f16 or bf16.
 inline bool is_half(at::ScalarType dtype) { return dtype == at::kHalf || dtype == at::kBFloat16; }
 
-// Whether the tensor's memory is aligned for vectors of four elements.
+// Returns whether the tensor's memory is aligned for vectors of four elements.
 inline bool is_aligned(const at::Tensor& tensor) {
   const auto size = 4 * tensor.element_size();
   return tensor.is_contiguous() && reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % size == 0;

@@ -29,7 +29,7 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Has the same layout as in the kernels. The same holds for the following structs.
+// Has the same layout as `Layer` in kernels/layer_norm.cu. The same holds for the following structs.
 struct Layer {
   int rows, columns, gelu;
   double eps;
@@ -218,8 +218,7 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
   }
 };
 
-// Whether the kernels support these arguments: rows on a CUDA device, with a multiple of four
-// columns.
+// Returns whether the kernels support these arguments: rows on a CUDA device, with a multiple of four columns.
 bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias,
           const std::optional<at::Tensor>& residual) {
   constexpr int64_t largest = std::numeric_limits<int>::max();

@@ -49,18 +49,18 @@ constexpr auto cuda = c10::DeviceType::CUDA;
 // The key of the weight in the product's dtype, and the key of the weight in its own dtype.
 constexpr auto factor_key = "factor";
 constexpr auto weight_key = "weight";
-// Whether the layer has a bias.
+// The key that tells whether the layer has a bias.
 constexpr auto bias_key = "bias";
-// Whether the weight's gradient may be narrower than the weight.
+// The key that tells whether the weight's gradient may have fewer bits than the weight.
 constexpr auto narrow_key = "narrow";
-// The first requested output and the number of outputs, the activation, the probability of the dropout
-// after it, and the generator's position for dropout after GELU.
+// The keys of the first requested output, of the number of outputs, of the activation, of the probability of the
+// dropout after the activation, and of the generator's position for dropout after GELU.
 constexpr auto first_key = "first";
 constexpr auto count_key = "count";
 constexpr auto activation_key = "activation";
 constexpr auto p_key = "p";
 constexpr auto drawn_key = "drawn";
-// The bias, if second derivatives need it.
+// The key of the bias. It is kept only if second derivatives may need it.
 constexpr auto addend_key = "addend";
 
 const char* approximation(int activation) { return activation == gelu_tanh ? "tanh" : "none"; }

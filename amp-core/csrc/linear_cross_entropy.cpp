@@ -51,9 +51,9 @@ constexpr const char* sums_keys[] = {"of_input", "of_weight", "of_bias"};
 // The keys of the number of targets that are not ignored, and of the factor of the sums.
 constexpr auto counted_key = "counted";
 constexpr auto factor_key = "factor";
-// Whether the weight's gradient may have fewer bits than the weight.
+// The key that tells whether the weight's gradient may have fewer bits than the weight.
 constexpr auto narrow_key = "narrow";
-// The weight, for second derivatives.
+// The key of the weight.
 constexpr auto weight_key = "weight";
 constexpr auto bias_key = "bias";
 constexpr auto smoothing_key = "smoothing";
@@ -88,7 +88,7 @@ void multiply(at::Tensor out, const at::Tensor& a, const at::Tensor& b, bool add
   } else if (out.is_cuda()) {
     adds ? at::addmm_out(out, out, a, b, dtype) : at::mm_out(out, a, b, dtype);
   } else {
-    // On the CPU libtorch has no product with a wider output.
+    // On the CPU libtorch has no product with a wider output, so the factors are widened first.
     multiply(std::move(out), a.to(dtype), b.to(dtype), adds);
   }
 }

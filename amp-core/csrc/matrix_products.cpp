@@ -52,7 +52,7 @@ struct Product {
   int dtype;
 };
 
-// The recorded operator that is running, and where it began.
+// The recorded operator that is running; null if it runs within another recorded operator.
 struct Watched : at::ObserverContext {
   explicit Watched(const char* op) : op(op) {}
   const char* op;
@@ -124,8 +124,8 @@ int amp_products_pause(int by) {
   return amp::guarded([&] { paused += by; });
 }
 
-// Returns the recorded product at this index. After the last one, `op` is null and all products are
-// removed. Otherwise `op` is a string that is never freed.
+// Returns the recorded product at this index. If there is none, `op` is null and all products are removed. Otherwise
+// `op` is a string that is never freed.
 int amp_products_take(size_t place, const char** op, int* dtype) {
   return amp::guarded([&] {
     *op = nullptr;

@@ -30,11 +30,11 @@ struct Outgoing {
   at::Tensor weight, bias;
 };
 
-// Whether the kernels have enough registers for this number of columns.
+// Returns whether the kernels have enough registers for this number of columns.
 bool fits(int64_t columns);
 
-// With `wants_branch` the branch's gradient is a separate tensor. Otherwise it is the gradient of
-// the norm's input.
+// Runs the backward pass. With `wants_branch` the branch's gradient is a separate tensor. Otherwise it is the gradient
+// of the norm's input.
 Outgoing backward(const Normalised& from, const Incoming& given, const amp::Dropout& before,
                   bool wants_branch);
 

@@ -32,7 +32,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr auto cuda = c10::DeviceType::CUDA;
-// Has the same values as in the kernels.
+// kernels/residual_norm.cu has the same values.
 constexpr int warps = 8, threads = 32 * warps;
 constexpr int64_t columns_of_a_pack = 128;
 
@@ -155,8 +155,7 @@ struct AmpResidualAdd : torch::autograd::Function<AmpResidualAdd> {
   }
 };
 
-// Whether the kernels support these arguments: rows on a CUDA device, with a multiple of 128
-// columns.
+// Returns whether the kernels support these arguments: rows on a CUDA device, with a multiple of 128 columns.
 bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias) {
   constexpr int64_t largest = std::numeric_limits<int>::max();
   const auto columns = weight.numel();

@@ -77,7 +77,7 @@ void Step::on_elements(KernelSource& source, const Types& types, const char* nam
 
 extern "C" {
 
-// Writes these two values to `rates`, f64 [2] on the device.
+// Writes `lr` and `momentum` to `rates`, f64 [2] on the device.
 int amp_write_rates(const at::Tensor* rates, double lr, double momentum) {
   return amp::guarded([&] {
     static amp::KernelSource source("rates.cu", amp_kernels_rates);

@@ -113,9 +113,10 @@ pub fn latest(folder: &Path) -> Result<Option<PathBuf>> {
     Ok(newest.map(|(_, path)| path))
 }
 
-/// Resolves a user's path. It may be a file; `FOLDER/last` or `FOLDER/best`, for the last or best
-/// file that a [`ModelCheckpoint`](crate::callback::ModelCheckpoint) kept there; or a folder, for
-/// its newest checkpoint.
+/// Finds the checkpoint for a path that a user gave. The path may be a file; `FOLDER/last` or
+/// `FOLDER/best`, for the last or best file that a
+/// [`ModelCheckpoint`](crate::callback::ModelCheckpoint) kept there; or a folder, for its newest
+/// checkpoint.
 ///
 /// # Errors
 /// When there is no such checkpoint.

@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 
 use crate::{Error, Result, precision::dtype_name};
 
-/// Returns a bf16 tensor of one dimension.
+/// Returns a bf16 tensor of one dimension with these values.
 ///
 /// # Errors
 /// When there is not enough memory.
@@ -18,7 +18,7 @@ pub fn from_bf16(values: &[bf16]) -> Result<Tensor> {
     from_words(values.iter().map(|value| value.to_bits()), Kind::BFloat16)
 }
 
-/// Returns an f16 tensor of one dimension.
+/// Returns an f16 tensor of one dimension with these values.
 ///
 /// # Errors
 /// When there is not enough memory.

@@ -129,9 +129,10 @@ pub fn cuda_library() -> CudaLibrary {
     ffi::cuda_library()
 }
 
-/// Sets TF32 for f32 matrix products, convolutions and recurrent layers, and deterministic algorithms,
-/// for the whole process. Both are off when the program starts. (PyTorch starts with TF32 on for cuDNN.)
-/// Waits while another thread is in a [reproducible section](crate::random::seeded).
+/// Switches TF32 (for f32 matrix products, convolutions and recurrent layers) and deterministic
+/// algorithms on or off, for the whole process. Both are off when the program starts. (PyTorch
+/// starts with TF32 on for cuDNN.) Waits while another thread is in a [reproducible
+/// section](crate::random::seeded).
 ///
 /// # Errors
 /// When libtorch fails.

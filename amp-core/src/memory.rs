@@ -17,7 +17,8 @@ pub struct Memory {
     pub peak_reserved: Option<u64>,
 }
 
-/// Returns the number of bytes that tensors on a CUDA device currently use, as requested.
+/// Returns the number of bytes that tensors on a CUDA device currently use. It counts the requested
+/// bytes, not the larger blocks of the allocator.
 ///
 /// # Errors
 /// When the device is not a CUDA device or cannot be queried.

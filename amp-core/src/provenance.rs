@@ -188,7 +188,7 @@ fn backward(
     scaled: &Tensor,
     parameters: &[Parameter],
 ) -> Result<Option<Provenance>> {
-    // Frozen parameters have no gradient.
+    // Frozen parameters have no gradient, so they are left out.
     let trained = parameters.iter().filter(|parameter| parameter.tensor.requires_grad());
     let parameters: Vec<&Parameter> = trained.collect();
     let inputs: Vec<&Tensor> = parameters.iter().map(|parameter| &parameter.tensor).collect();

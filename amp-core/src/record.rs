@@ -18,7 +18,7 @@ pub struct RunRecord {
     pub start: FitStart,
     /// The dtypes that a training step used.
     pub observed: Observed,
-    /// The epochs.
+    /// The values at the end of each epoch.
     pub epochs: Vec<EpochEnd>,
     /// The validations that ran before the end of an epoch.
     #[serde(default)]
@@ -63,7 +63,7 @@ impl RunRecord {
     }
 }
 
-/// Builds the record during the run.
+/// Collects the events of a run and builds its record.
 #[derive(Debug, Default)]
 pub struct Recorder {
     start: Option<FitStart>,

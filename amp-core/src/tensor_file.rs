@@ -206,7 +206,7 @@ const DTYPES: [(Kind, Dtype); 14] = [
     (Kind::Float8e5m2fnuz, Dtype::F8_E5M2FNUZ),
 ];
 
-/// Returns the safetensors dtype for this dtype.
+/// Returns safetensors' dtype for libtorch's dtype `kind`.
 ///
 /// # Errors
 /// When safetensors has no such dtype.
@@ -220,7 +220,7 @@ fn dtype(kind: Kind) -> Result<Dtype> {
 /// Returns an error before training if a tensor cannot be stored in a file.
 ///
 /// # Errors
-/// For the first such tensor, with the reason.
+/// When a tensor cannot be stored. The error names the first such tensor and the reason.
 pub(crate) fn can_hold<'t>(tensors: impl IntoIterator<Item = (&'t str, &'t Tensor)>) -> Result<()> {
     tensors.into_iter().try_for_each(|(name, tensor)| {
         dtype(tensor.kind()).map(drop).map_err(|error| error.at(name))

@@ -56,7 +56,7 @@ __device__ float rounds_to_zero(f16) { return 0x1p-25f; }
 // Applies ReLU and keeps a NaN.
 __device__ float relu(float x) { return x <= 0 ? 0.f : x; }
 
-// Whether ReLU passes a gradient on. For a NaN it does.
+// Returns whether ReLU passes the gradient at x on. For a NaN it does.
 __device__ bool passes(float x) { return !(x <= rounds_to_zero(T())); }
 
 // A thread's first column and first row, and whether it has work.

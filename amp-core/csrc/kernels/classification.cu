@@ -39,7 +39,7 @@ extern "C" __global__ void cross_entropy(const T* logits, const long long* targe
     kept[r] = of;
     const long long target = targets[r];
     if (target == ignored) continue;
-    // As in libtorch, this is a device-side error.
+    // As in libtorch, a target that is not a class is a device-side error.
     if (target < 0 || target >= classes) __trap();
     sum += of.log_sum - (widen(row[target]) - of.largest);
     count += 1;
@@ -85,7 +85,7 @@ extern "C" __global__ void hits(const T* logits, const long long* targets, int r
     int at = 0;
     for (int c = 1; c < classes && largest == largest; ++c) {
       const auto value = widen(row[c]);
-      // A NaN counts as the largest.
+      // The comparison is false for a NaN, so a NaN counts as the largest value.
       if (value <= largest) continue;
       largest = value;
       at = c;
@@ -209,7 +209,7 @@ template <typename W>
 __device__ W loss_of(const T* row, const Softmax<W>& sums, W log_sum, int classes, long long target,
                      long long left_out, double smoothing, double z) {
   if (target == left_out) return 0;
-  // As in libtorch, this is a device-side error.
+  // As in libtorch, a target that is not a class is a device-side error.
   if (target < 0 || target >= classes) __trap();
   const W own = widen(row[target]) - sums.largest;
   W loss = log_sum - own;

@@ -1,6 +1,5 @@
-// Joins the gradients of queries, keys and values, which are by head, into the gradient of the
-// product from which they were split. Also sums its columns, which gives the gradient of the
-// product's bias.
+// Joins the gradients of queries, keys and values, which are stored by head, into the gradient of the product from
+// which they were split. Also sums its columns, which gives the gradient of the product's bias.
 
 // Queries, keys and values, [batch, heads, length, width], with their strides in memory. `width` is a
 // multiple of a line.

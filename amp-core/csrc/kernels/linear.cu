@@ -109,8 +109,8 @@ __device__ void factors_of(const Factors& factors, long long place, float (&out)
   }
 }
 
-// Applies GELU, and dropout if it `drops`, to a line. Between the two layers a value is rounded to the
-// layers' dtype.
+// Applies GELU to a line, and then dropout if `drops` is true. Between the two layers a value is rounded to the layers'
+// dtype.
 template <int activation, bool drops>
 __device__ void activate_line(Line& line, const float (&factors)[Line::length]) {
   for (int k = 0; k < Line::length; ++k) {

@@ -27,12 +27,12 @@ impl Default for GradientStatistics {
 }
 
 impl GradientStatistics {
-    /// Logs all statistics of every parameter.
+    /// Creates a callback that logs all statistics of every parameter.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Logs only the global norm.
+    /// Creates a callback that logs only the global norm.
     pub fn norm_only() -> Self {
         Self { per_parameter: false }
     }

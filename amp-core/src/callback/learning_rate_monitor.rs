@@ -16,7 +16,7 @@ pub struct LearningRateMonitor {
 }
 
 impl LearningRateMonitor {
-    /// Logs only the learning rate.
+    /// Creates a callback that logs only the learning rate.
     pub fn new() -> Self {
         Self::default()
     }

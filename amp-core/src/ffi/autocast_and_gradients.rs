@@ -115,7 +115,8 @@ pub(crate) fn all_finite(tensors: &[Tensor]) -> Result<bool> {
     Ok(all != 0)
 }
 
-/// Returns the norm of each tensor, on its device.
+/// Returns the norm of order `ord` of each tensor, on its device. If `as_f32` is true, f16 and bf16
+/// input is accumulated in f32.
 pub(crate) fn foreach_norm(tensors: &[Tensor], ord: f64, as_f32: bool) -> Result<Vec<Tensor>> {
     let inputs = handles(tensors);
     let mut norms = vec![std::ptr::null_mut(); inputs.len()];

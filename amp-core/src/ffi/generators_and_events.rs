@@ -28,7 +28,7 @@ unsafe extern "C" {
     fn amp_event_drop(event: *mut c_void);
 }
 
-/// Returns a device's index as the shim expects it.
+/// Returns a device's index as the shim expects it: -1 for the CPU.
 fn index(device: Device) -> c_int {
     match device {
         Device::Cuda(index) => index as c_int,

@@ -58,7 +58,7 @@ struct LinearOptions {
 }
 
 impl LinearOptions {
-    /// Computes all outputs, without a following operation.
+    /// The options of a layer that computes all outputs, without a following operation.
     const PLAIN: Self = Self { first: 0, count: 0, p: 0.0, activation: 0 };
 }
 

@@ -68,7 +68,7 @@ pub struct Recommendation {
     pub reason: String,
 }
 
-/// Instructions for low precision, by the kernel's names in /proc/cpuinfo.
+/// Instructions for low precision, under the names that Linux gives them in `/proc/cpuinfo`.
 const FEATURES: [&str; 8] =
     ["avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "asimdhp", "bf16"];
 

@@ -98,8 +98,8 @@ fn summed(part: &Part) -> Option<&Tensor> {
 }
 
 impl CapturedLog {
-    /// Adds the values that the batches of one step logged to separate sums in `room`. Call it
-    /// during the capture. The sums are undefined until they are taken over.
+    /// Adds the values that the batches of one step have logged. The sums are tensors in `room`.
+    /// Call this during the capture. The sums are undefined until they are taken over.
     ///
     /// # Errors
     /// When the room is too small.

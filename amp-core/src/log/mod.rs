@@ -112,8 +112,8 @@ impl Log {
         self.add(name, options, Reduction::Mean, MetricState::mean(&sum, weight)?)
     }
 
-    /// Adds the loss of a batch with this weight to the epoch's mean. With weight 0 the loss is
-    /// NaN, so nothing is added.
+    /// Adds the loss of a batch to the epoch's mean, with the weight `counted`. With weight 0 the
+    /// loss is NaN, so nothing is added.
     ///
     /// # Errors
     /// When `value` is not a scalar.
@@ -154,7 +154,7 @@ impl Log {
         Ok(())
     }
 
-    /// Takes the images, texts and histograms.
+    /// Removes the images, texts and histograms from the log and returns them.
     pub(crate) fn take_media(&mut self) -> Vec<(String, Media)> {
         std::mem::take(&mut self.media)
     }

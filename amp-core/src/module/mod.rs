@@ -27,8 +27,8 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum LossScope {
-    /// The batch's examples, by weight. The weighted mean of the micro-batches' losses equals the
-    /// batch's loss.
+    /// The mean is over the batch's examples, by weight. The weighted mean of the micro-batches'
+    /// losses equals the batch's loss.
     Examples,
     /// The whole batch, whose examples the loss compares with each other, as in a contrastive loss.
     /// Such a batch is never split.
@@ -108,9 +108,9 @@ pub trait LightningModule: Visit {
         batch.weight()
     }
 
-    /// Returns the set over which the loss takes its mean, which decides whether a batch that does
-    /// not fit into memory may be split. The derive uses the loss's own declaration, or `#[loss(…,
-    /// of = …)]`.
+    /// Returns the set over which the loss takes its mean. It decides whether a batch that does not
+    /// fit into memory may be split. The derive uses the loss's own declaration, or `#[loss(…, of =
+    /// …)]`.
     fn loss_scope(&self) -> LossScope {
         LossScope::Unknown
     }
@@ -211,8 +211,8 @@ pub trait LightningModule: Visit {
     }
 
     /// Runs after a batch, with the detached result of the training step and the outcome of the
-    /// optimizer step; `None` while gradients are only accumulated. If the step ran as a CUDA
-    /// graph, the loss is on the host, and reading it does not wait for the device.
+    /// optimizer step. The outcome is `None` while gradients are only accumulated. If the step ran
+    /// as a CUDA graph, the loss is on the host, and reading it does not wait for the device.
     ///
     /// # Errors
     /// An error ends the run.

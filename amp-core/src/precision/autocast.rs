@@ -25,7 +25,7 @@ pub struct AutocastState {
     pub dtype: Option<Kind>,
 }
 
-/// Reads the state.
+/// Reads the autocast state of this device type on this thread.
 ///
 /// # Errors
 /// When libtorch fails.

@@ -14,9 +14,9 @@ use crate::{Error, Result};
 pub enum Region {
     /// At least f32: autocast is off, and input and parameters are f32.
     Fp32,
-    /// f16.
+    /// In a mixed run, autocast to f16.
     Fp16,
-    /// bf16.
+    /// In a mixed run, autocast to bf16.
     Bf16,
     /// f64: autocast is off, and input and parameters are f64.
     Fp64,

@@ -138,7 +138,7 @@ impl Arguments for Tensor {
     }
 }
 
-/// Implements the traits for values without tensors.
+/// Implements [`Tensors`] and [`Arguments`] for values without tensors.
 macro_rules! numbers {
     ($($number:ty),+) => {$(
         impl Tensors for $number {

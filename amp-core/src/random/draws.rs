@@ -24,13 +24,13 @@ impl Draws {
         mixed(self.key ^ index.cast_unsigned())
     }
 
-    /// Returns the random numbers of the example at `index`.
+    /// Returns a random generator for the example at `index`.
     pub fn rng(self, index: i64) -> Rng {
         Rng::with_seed(self.seed(index))
     }
 
-    /// Returns the random numbers of the batch with these examples, independent of the examples'
-    /// own numbers.
+    /// Returns a random generator for the batch with these examples. Its numbers are independent of
+    /// the examples' own numbers.
     pub fn batch_rng(self, indices: &[i64]) -> Rng {
         let start = mixed(!self.key);
         Rng::with_seed(indices.iter().fold(start, |key, index| mixed(key ^ index.cast_unsigned())))

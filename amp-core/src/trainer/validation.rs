@@ -99,8 +99,8 @@ impl Run<'_, '_> {
         Ok(values)
     }
 
-    /// Validates a few batches before training, and reports nothing. The monitored validation
-    /// values must be among the values.
+    /// Validates a few batches before training, and reports nothing. Returns an error if a callback
+    /// or a schedule reads a validation value that is not logged.
     pub(super) fn check_validation(&mut self) -> Result<()> {
         let batches = self.loops.num_sanity_val_steps;
         let monitored = self.monitored();

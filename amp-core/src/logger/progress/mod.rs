@@ -73,7 +73,7 @@ enum Output {
 const REDRAW: Duration = Duration::from_millis(100);
 /// The time between two lines.
 const LINE: Duration = Duration::from_secs(30);
-/// The resolution of the bar.
+/// The number of steps in which the bar shows the progress of one run.
 const PARTS: u64 = 10_000;
 
 impl fmt::Debug for ProgressBar {

@@ -1,6 +1,6 @@
 //! The parts of tensorboard/compat/proto/{event,summary,tensor}.proto that are used.
 
-/// event.proto
+/// The message Event of event.proto.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Event {
     #[prost(double, tag = "1")]
@@ -13,14 +13,14 @@ pub(super) struct Event {
     pub(super) summary: Option<Summary>,
 }
 
-/// summary.proto
+/// The message Summary of summary.proto.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Summary {
     #[prost(message, repeated, tag = "1")]
     pub(super) value: Vec<Value>,
 }
 
-/// summary.proto, Summary.Value
+/// The message Summary.Value of summary.proto.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Value {
     #[prost(string, tag = "1")]
@@ -37,7 +37,7 @@ pub(super) struct Value {
     pub(super) metadata: Option<Metadata>,
 }
 
-/// tensor.proto, TensorProto
+/// The message TensorProto of tensor.proto.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Tensor {
     #[prost(int32, tag = "1")]
@@ -50,7 +50,7 @@ pub(super) struct Tensor {
     pub(super) string_val: Vec<Vec<u8>>,
 }
 
-/// summary.proto, Summary.Image
+/// The message Summary.Image of summary.proto.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Image {
     #[prost(int32, tag = "1")]
@@ -63,7 +63,7 @@ pub(super) struct Image {
     pub(super) encoded: Vec<u8>,
 }
 
-/// histogram.proto, HistogramProto
+/// The message HistogramProto of histogram.proto.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Histogram {
     #[prost(double, tag = "1")]
@@ -82,28 +82,28 @@ pub(super) struct Histogram {
     pub(super) bucket: Vec<f64>,
 }
 
-/// tensor_shape.proto, TensorShapeProto
+/// The message TensorShapeProto of tensor_shape.proto.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Shape {
     #[prost(message, repeated, tag = "2")]
     pub(super) dim: Vec<Dim>,
 }
 
-/// tensor_shape.proto, TensorShapeProto.Dim
+/// The message TensorShapeProto.Dim of tensor_shape.proto.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Dim {
     #[prost(int64, tag = "1")]
     pub(super) size: i64,
 }
 
-/// summary.proto, SummaryMetadata
+/// The message SummaryMetadata of summary.proto.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Metadata {
     #[prost(message, optional, tag = "1")]
     pub(super) plugin_data: Option<PluginData>,
 }
 
-/// summary.proto, SummaryMetadata.PluginData
+/// The message SummaryMetadata.PluginData of summary.proto.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct PluginData {
     #[prost(string, tag = "1")]

@@ -1,6 +1,6 @@
 //! The parts of wandb/proto/wandb_internal.proto that are used.
 
-/// Record
+/// The message Record.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Record {
     /// The record's number, counted from 1.
@@ -22,21 +22,21 @@ pub(super) struct Record {
     pub(super) info: Option<Info>,
 }
 
-/// _RecordInfo
+/// The message _RecordInfo.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Info {
     #[prost(string, tag = "1")]
     pub(super) stream_id: String,
 }
 
-/// HeaderRecord
+/// The message HeaderRecord.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Header {
     #[prost(message, optional, tag = "1")]
     pub(super) version_info: Option<Version>,
 }
 
-/// VersionInfo
+/// The message VersionInfo.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Version {
     #[prost(string, tag = "1")]
@@ -45,7 +45,7 @@ pub(super) struct Version {
     pub(super) min_consumer: String,
 }
 
-/// RunRecord
+/// The message RunRecord.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Run {
     #[prost(string, tag = "1")]
@@ -62,7 +62,7 @@ pub(super) struct Run {
     pub(super) start_time: Option<Time>,
 }
 
-/// google.protobuf.Timestamp
+/// The message google.protobuf.Timestamp.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Time {
     #[prost(int64, tag = "1")]
@@ -71,21 +71,21 @@ pub(super) struct Time {
     pub(super) nanos: i32,
 }
 
-/// ConfigRecord
+/// The message ConfigRecord.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Config {
     #[prost(message, repeated, tag = "1")]
     pub(super) update: Vec<Item>,
 }
 
-/// SummaryRecord
+/// The message SummaryRecord.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Summary {
     #[prost(message, repeated, tag = "1")]
     pub(super) update: Vec<Item>,
 }
 
-/// HistoryRecord
+/// The message HistoryRecord.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct History {
     #[prost(message, repeated, tag = "1")]
@@ -94,14 +94,14 @@ pub(super) struct History {
     pub(super) step: Option<Step>,
 }
 
-/// HistoryStep
+/// The message HistoryStep.
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 pub(super) struct Step {
     #[prost(int64, tag = "1")]
     pub(super) num: i64,
 }
 
-/// ConfigItem, SummaryItem and HistoryItem
+/// The messages ConfigItem, SummaryItem and HistoryItem, which have the same fields.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Item {
     #[prost(string, repeated, tag = "2")]
@@ -110,7 +110,7 @@ pub(super) struct Item {
     pub(super) value_json: String,
 }
 
-/// FilesRecord
+/// The message FilesRecord.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Files {
     #[prost(message, repeated, tag = "1")]
@@ -128,7 +128,7 @@ pub(super) struct File {
     pub(super) kind: i32,
 }
 
-/// RunExitRecord
+/// The message RunExitRecord.
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 pub(super) struct Exit {
     #[prost(int32, tag = "1")]

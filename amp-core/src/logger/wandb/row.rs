@@ -57,7 +57,7 @@ impl Row {
     }
 }
 
-/// wandb.Histogram.MAX_LENGTH
+/// The largest number of buckets in a histogram of W&B (wandb.Histogram.MAX_LENGTH).
 const BUCKETS: usize = 512;
 
 /// Returns the counts and the edges of at most 512 buckets. If the histogram has more, neighbouring

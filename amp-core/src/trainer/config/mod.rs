@@ -80,8 +80,8 @@ pub struct TrainerConfig {
 }
 
 impl TrainerConfig {
-    /// Sets Lightning's defaults, with two exceptions: a skipped step changes nothing, and a step
-    /// that is not finite is skipped under every precision.
+    /// Creates options with Lightning's defaults, with two exceptions: a skipped step changes
+    /// nothing, and a step that is not finite is skipped under every precision.
     ///
     /// # Examples
     ///

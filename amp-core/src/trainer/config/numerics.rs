@@ -20,6 +20,6 @@ pub struct NumericsConfig {
     pub moments: Moments,
     /// The format of gradients between the backward pass and the step.
     pub gradients: GradientStorage,
-    /// The kernels of layers and losses on CUDA.
+    /// Whether layers and losses on CUDA use this library's kernels or libtorch's.
     pub kernels: Kernels,
 }

@@ -89,8 +89,8 @@ impl RecoveryConfig {
 #[non_exhaustive]
 pub enum NonFinite {
     /// Does not check the gradients, as in Lightning, so that NaN can reach the weights. Each step
-    /// saves a pass over the gradients and one host read. Under `16-mixed` the gradients are always
-    /// checked.
+    /// then needs one pass over the gradients and one read by the host less. Under `16-mixed` the
+    /// gradients are always checked.
     Ignore,
     /// Skips the step. Too many skips in a row end the run.
     #[default]

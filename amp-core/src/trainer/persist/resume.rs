@@ -26,10 +26,10 @@ use crate::{
 /// The key under which the chosen recomputation is saved.
 pub(in crate::trainer) const MEMORY: &str = "memory";
 
-/// The number of intervals over which two schedules are compared.
+/// The number of steps or epochs over which two schedules are compared.
 const HORIZON: i64 = 10_000;
 
-/// The number of intervals whose rates a file stores as a digest.
+/// The number of steps or epochs whose rates a file stores as a digest.
 const DIGEST_INTERVALS: usize = 1000;
 
 /// Settings that older files do not contain. They are not compared if a file lacks them.

@@ -95,9 +95,9 @@ struct Ran {
     log: Log,
 }
 
-/// Writes a note once if accumulated batches cannot compute the loss of one large batch. This is so
-/// if the loss depends on the batch as a whole, or if the model's own loss ignores targets without
-/// declaring the ignored class.
+/// Writes a note once if accumulated batches cannot compute the loss of one large batch. This is
+/// the case if the loss depends on the batch as a whole, or if the model's own loss ignores targets
+/// without declaring the ignored class.
 fn note_windows(
     state: &mut StepState<'_>,
     model: &dyn LightningModule,
@@ -161,8 +161,8 @@ fn forward_backward(
         match attempt() {
             Ok(loss) => break (loss, log),
             Err(error) if !error.is_out_of_memory() => {
-                // The position is added only to errors of later batches, because an error in the
-                // very first batch is not about that batch.
+                // The position is added only to errors of later batches. An error in the very first
+                // batch is usually about the model, not about that batch.
                 let position = examples.position(at);
                 return Err(match position == Position::default() {
                     true => error,

@@ -94,7 +94,7 @@ impl Steps {
         self.direct.is_full(state) || self.graph.as_ref().is_some_and(|graph| graph.is_full(state))
     }
 
-    /// Moves the sums that the graph keeps back to the log, before other code uses the log.
+    /// Moves the graph's sums of logged values back to the log, before other code uses the log.
     pub(in crate::trainer) fn release(&mut self, log: &mut Log) -> Result<()> {
         match &mut self.graph {
             Some(graph) => graph.release(log),

@@ -43,7 +43,7 @@ pub(in crate::trainer) trait Executor {
         observers: &mut Observers<'_, '_>,
     ) -> Result<Option<Ended>>;
 
-    /// Moves the sums that the executor keeps back to the log, before other code uses the log.
+    /// Moves the executor's sums of logged values back to the log, before other code uses the log.
     fn release(&mut self, log: &mut Log) -> Result<()>;
 }
 

@@ -25,13 +25,13 @@ use crate::{
 /// Numbers of steps.
 #[derive(Debug, Clone, Copy, Default, serde::Serialize, serde::Deserialize)]
 pub(in crate::trainer) struct Counts {
-    /// Applied steps.
+    /// The number of applied steps.
     pub(in crate::trainer) applied: u64,
-    /// Skipped steps.
+    /// The number of skipped steps.
     pub(in crate::trainer) skipped: u64,
-    /// Applied and skipped steps, including steps that were undone later.
+    /// The number of applied and skipped steps, including steps that were undone later.
     pub(in crate::trainer) attempts: u64,
-    /// Skipped steps since the last applied step.
+    /// The number of skipped steps since the last applied step.
     pub(super) consecutive_skips: u64,
 }
 
@@ -40,7 +40,7 @@ pub(in crate::trainer) struct StepState<'a> {
     pub(super) config: &'a TrainerConfig,
     /// The configured policy, or the policy of the precision to which the run fell back.
     pub(super) policy: Policy,
-    /// The context of training passes.
+    /// The context of forward passes in training.
     pub(super) context: Context,
     pub(in crate::trainer) optim: Optimization<'a>,
     pub(super) length: Length,
@@ -60,7 +60,7 @@ pub(in crate::trainer) struct StepState<'a> {
     pub(super) looked_at_windows: bool,
     /// Whether a note about lost updates of 16-bit weights was written.
     pub(super) told_lost_updates: bool,
-    /// The plan of recomputation, once it was made.
+    /// The plan that names the modules to recompute, once it was made.
     pub(in crate::trainer) memory: Option<MemoryPlan>,
     pub(in crate::trainer) profiler: Profiler,
     /// The averages of the weights, if the run keeps averages.
@@ -157,7 +157,7 @@ impl<'a> StepState<'a> {
         }
     }
 
-    /// Returns the context of a training pass.
+    /// Returns a context for a forward pass in training.
     pub(super) fn new_context(&self) -> Context {
         let context =
             Context::new(self.policy, true).with_overrides(self.config.numerics.overrides.clone());
@@ -238,7 +238,7 @@ impl<'a> StepState<'a> {
         casts.then(KeptCasts::keep).transpose()
     }
 
-    /// Returns the context of passes over batches in training.
+    /// Returns what the forward and backward passes over a batch need in training.
     pub(super) fn passes(&mut self) -> Passes<'_> {
         let global_step = self.global_step();
         let Self { policy, context, optim, parts, profiler, .. } = self;
@@ -246,7 +246,7 @@ impl<'a> StepState<'a> {
         Passes { policy, context, scaler: &optim.scaler, parts, global_step, profiler }
     }
 
-    /// Returns the context of passes over batches with another [`Context`].
+    /// Returns what the forward and backward passes over a batch need, with another [`Context`].
     pub(super) fn passes_in<'p>(&'p mut self, context: &'p Context) -> Passes<'p> {
         Passes { context, ..self.passes() }
     }

@@ -63,7 +63,8 @@ impl StepGraph {
         let mut room = LogRoom::new(device)?;
         let (graph, Captured { losses, report, log, grads, stepped }) = loop {
             state.optim.zero_grad()?;
-            // Cached memory of eager steps would be reserved in addition to the graph's memory.
+            // The cached memory of steps without a graph is freed, because the graph reserves
+            // memory of its own.
             ffi::cuda_empty_cache()?;
             let captured = CudaGraph::capture(index, || {
                 ffi::without_synchronization(|| {

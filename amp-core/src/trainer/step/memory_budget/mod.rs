@@ -51,7 +51,7 @@ pub(in crate::trainer) fn plan_memory(
     state.follow_memory_plan(made?, emit)
 }
 
-/// Trial passes on the first step's examples.
+/// Trial forward and backward passes on the first step's examples.
 struct Trial<'t, 'a> {
     state: &'t mut StepState<'a>,
     model: &'t mut dyn LightningModule,
@@ -72,7 +72,8 @@ impl Trial<'_, '_> {
         Ok(MemoryPlan { budget, segments: segments(&cells, &chosen), freed, predicted_peak })
     }
 
-    /// Measures what each module that can be recomputed keeps, and the time to recompute it.
+    /// Measures the bytes that each recomputable module keeps, and the time to recompute the
+    /// module.
     fn survey(&mut self) -> Result<Vec<Cell>> {
         let Self { state, model, examples, .. } = self;
         let survey = Rc::new(Survey::start(state.policy.device)?);
@@ -86,7 +87,8 @@ impl Trial<'_, '_> {
         Ok(survey.take())
     }
 
-    /// Measures the peak of tensor bytes in the passes of a step with this choice.
+    /// Measures the peak of tensor bytes in the forward and backward passes of a step that
+    /// recomputes these segments.
     fn peak(&mut self, segments: &[Segment]) -> Result<u64> {
         let outcome = self.run_passes(segments);
         self.state.optim.scaler.forget();

@@ -82,7 +82,7 @@ mod tests {
         cells.collect()
     }
 
-    /// The first trial shows how many bytes belong to no cell.
+    /// The search learns from the first trial how many bytes belong to no cell; here they are 5000.
     #[test]
     fn what_else_is_held_is_learnt() -> Result<()> {
         let cells = cells();
@@ -94,7 +94,8 @@ mod tests {
         Ok(())
     }
 
-    /// A choice that needs more memory than the cells predict is not taken.
+    /// A choice that needs more memory than the cells predict is not returned if it exceeds the
+    /// budget.
     #[test]
     fn what_turns_out_not_to_fit_is_not_taken() -> Result<()> {
         let cells = cells();

@@ -211,7 +211,8 @@ pub struct Epoch<'a> {
     /// Whether the run ends before the epoch's last batch. A resumed run completes the epoch, so a callback
     /// must not count it now.
     pub ended_early: bool,
-    /// Whether a value that is missing now may be reported at another validation.
+    /// Whether a value that is missing now may be reported at another moment: at a validation or at
+    /// the end of the epoch.
     pub(crate) more_to_come: bool,
 }
 

@@ -204,8 +204,8 @@ struct First {
 }
 
 impl First {
-    /// Ends the step with an error. Every later call for this step fails as well, so that the step
-    /// cannot continue if the model handles the error.
+    /// Ends the step with an error. Every later backward pass or optimizer step fails as well, so
+    /// that the step cannot continue if the model handles the error.
     fn end<T>() -> Result<T> {
         Err(Error::config("a manual step continued after its first backward pass had ended it"))
     }
@@ -283,7 +283,8 @@ impl ManualOptimizer<'_, '_> {
         self.step(gradients)
     }
 
-    /// Returns the optimizer's parameters. [`ManualStep::toggled`] freezes all other parameters.
+    /// Returns the optimizer's parameters. [`ManualStep::toggled`] freezes the parameters of all
+    /// other optimizers.
     pub fn parameters(&self) -> Vec<Tensor> {
         self.step.scheduled.parameters(self.at)
     }

@@ -96,7 +96,8 @@ pub(super) fn layers(model: &dyn LightningModule, traced: Traced) -> (Vec<LayerS
     }
     name_lists(&mut layers);
     // Rows of absent optional layers are dropped: such a layer has no tensors and did not run. A
-    // row of a parameter is dropped if its layer contains no layers.
+    // row of a parameter is dropped if its layer contains no layers, unless that layer is the model
+    // itself.
     let keeps: Vec<bool> = layers
         .iter()
         .map(|layer| {

@@ -112,8 +112,8 @@ impl Trial<'_, '_> {
             losses.push(state.passes_in(&context).run(*model, batch, *share, index, &mut log)?);
         }
         let peak = meter.read()?.peak_allocated;
-        // The tensors are dropped before this meter, because a meter that was started earlier does
-        // not count them while this meter exists.
+        // The tensors are dropped while this meter exists. A meter that was started earlier did not
+        // count their allocation, so it must not count their release.
         drop((losses, casts));
         state.optim.scaler.forget();
         state.optim.zero_grad()?;

@@ -49,7 +49,7 @@ pub struct CudaDevice {
     /// The size of its memory in bytes.
     pub memory: u64,
     /// Whether it has f16 matrix units: true for compute capability 7.0 or higher. (The GTX 16
-    /// series, 7.5, has none in spite of this.)
+    /// series has capability 7.5, but no such units.)
     pub tensor_cores: bool,
     /// Whether it has bf16 matrix units: compute capability 8.0 or higher.
     pub bf16: bool,

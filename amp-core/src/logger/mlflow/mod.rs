@@ -38,7 +38,7 @@ use crate::{
 pub struct MlflowLogger(Background);
 
 impl MlflowLogger {
-    /// Creates a logger that writes to `folder`, and the folder if it is missing.
+    /// Creates a logger that writes to `folder`. If the folder is missing, it is created.
     ///
     /// # Errors
     /// When the folder cannot be created or written to.

@@ -28,8 +28,8 @@ impl Drop for GrowsOnHostAlone {
     }
 }
 
-/// Returns the growth interval for the rule on the device. With the fault, the interval is too long
-/// to end.
+/// Returns the growth interval for the rule on the device. With the fault, it returns an interval
+/// that no run reaches.
 pub(super) fn device_interval(interval: i64) -> i64 {
     if GROWS_ON_HOST_ALONE.get() { i64::from(i32::MAX) } else { interval }
 }

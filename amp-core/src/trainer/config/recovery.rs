@@ -88,8 +88,8 @@ impl RecoveryConfig {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum NonFinite {
-    /// Does not check the gradients, as in Lightning, so that NaN can reach the weights. Each step
-    /// then needs one pass over the gradients and one read by the host less. Under `16-mixed` the
+    /// Does not check the gradients, as in Lightning, so that NaN can reach the weights. This saves
+    /// one pass over the gradients and one read by the host in each step. Under `16-mixed` the
     /// gradients are always checked.
     Ignore,
     /// Skips the step. Too many skips in a row end the run.

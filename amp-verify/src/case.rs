@@ -21,7 +21,7 @@ use crate::{
     registry::{Build, Judge, Model, Registry},
 };
 
-/// A model before it is built.
+/// A registered model that is not built yet: its name, its judge and the function that builds it.
 #[derive(Clone)]
 pub struct Subject {
     /// Its name.
@@ -48,15 +48,16 @@ pub struct Case {
     /// The merged hyperparameters, in increasing priority: from the registered model, the data and
     /// the user.
     pub hyperparameters: Hyperparameters,
-    /// The trainer's options, for the baseline. Its seed is also used for weights and dropout. Its
-    /// [`plan`](OptimizationConfig::plan) is that of the full run, so that a shorter run, such as one of the
-    /// gate's, uses the learning rates of the full run.
+    /// The trainer's options under 32-true; `Case::trainer` sets another precision. The seed also
+    /// determines the initial weights and dropout. The [`plan`](OptimizationConfig::plan) is the
+    /// plan of the full run, so that a run that ends earlier uses the learning rates of the full
+    /// run.
     pub trainer: TrainerConfig,
     /// The name of the value for early stopping, and the patience in epochs.
     pub early_stopping: Option<(String, u32)>,
 }
 
-/// The user's choices for a case; `None` keeps the model's default.
+/// The user's choices for a case. If a choice is `None`, the registered model's own value is used.
 #[derive(Debug, Default)]
 pub struct Choices {
     /// The name of the data set.
@@ -71,20 +72,20 @@ pub struct Choices {
     pub clip: Option<Clip>,
     /// Batches whose gradients are accumulated into one step.
     pub accumulate_grad_batches: Option<i64>,
-    /// The number of optimizer steps at which training ends, if this is before the end of its
-    /// length.
+    /// The largest number of optimizer steps. Training ends there if `length` is longer.
     pub max_steps: Option<u64>,
     /// The number or share of training batches to use in each epoch.
     pub limit_train_batches: Option<Limit>,
     /// The number or share of batches to use of each validation set.
     pub limit_val_batches: Option<Limit>,
-    /// Which steps are logged, and which are profiled. A model may decide the latter itself.
+    /// Which steps are logged, and which are profiled. If the user did not choose which steps are
+    /// profiled, the registered model decides.
     pub logging: LoggingConfig,
     /// The options of loss scaling and the dtypes of weights, optimizer state and gradients.
     pub numerics: NumericsConfig,
     /// What happens to steps whose gradients are not finite.
     pub recovery: RecoveryConfig,
-    /// The memory that a run may use.
+    /// The largest memory that the tensors of a run may use, and how the trainer stays below it.
     pub memory: MemoryConfig,
     /// Whether whole steps run as CUDA graphs.
     pub graph: Graph,
@@ -92,7 +93,7 @@ pub struct Choices {
     pub checks: ChecksConfig,
     /// The name of the value for early stopping, and the patience in epochs.
     pub early_stopping: Option<(String, u32)>,
-    /// Hyperparameters by name.
+    /// The values of hyperparameters, by name.
     pub set: Hyperparameters,
     /// How batches are loaded and copied to the device.
     pub loading: Loading,
@@ -121,8 +122,8 @@ impl From<&Changes> for Choices {
 }
 
 impl Case {
-    /// Loads the data, merges the choices, and builds the model once to check that it can be built.
-    /// `registry` lists the data sets.
+    /// Loads the data, merges the choices with the model's own values, and builds the model once to
+    /// check that it can be built. The data set is found in `registry`.
     ///
     /// # Errors
     /// When the data cannot be loaded or batched, an option is out of range, or a hyperparameter
@@ -160,7 +161,8 @@ impl Case {
             }
             false => data_set.load(batch_size)?,
         };
-        // Reports and goldens use the registry's name of the data.
+        // In reports and goldens (recorded figures), the data has the name under which the registry
+        // lists it.
         data_set.name().clone_into(&mut data.name);
         data.loading = choices.loading;
         data.check()?;
@@ -203,14 +205,15 @@ impl Case {
         }
         trainer.optimization.plan = Some(trainer.training_plan(&loader));
         let case = Self { model: model.into(), data, hyperparameters, trainer, early_stopping };
-        // A sized set has built it by now; a large model is not built for nothing.
+        // For a sized data set, the model was already built above to read its hyperparameters. It
+        // is not built a second time, because building a large model takes long.
         if !data_set.is_sized() {
             case.build()?;
         }
         Ok(case)
     }
 
-    /// Returns the trainer's options under `precision`.
+    /// Returns the trainer's options with this precision.
     ///
     /// # Errors
     /// When an option is out of range, or does not fit this precision.
@@ -220,8 +223,9 @@ impl Case {
         Ok(config)
     }
 
-    /// Returns the callback for early stopping, or `None`. Lower values are better, except for the
-    /// metric of a model for which higher is better.
+    /// Returns the callback for early stopping, or `None` if the case has none. The monitored value
+    /// improves if it falls, unless it is the value by which the model is judged and higher is
+    /// better.
     pub fn stopping(&self) -> Option<EarlyStopping> {
         let (monitor, patience) = self.early_stopping.as_ref()?;
         let judge = Some(self.model.judge).filter(|judge| judge.name == monitor);
@@ -239,14 +243,14 @@ impl Case {
     }
 }
 
-/// Creates a loader to count the batches of `data`. It is on the CPU, because a loader may copy the whole data
-/// set to its device.
+/// Creates a loader that only counts the batches of `data`. Its device is the CPU, because a loader
+/// for a GPU may copy the whole data set there.
 pub(crate) fn counting_loader(data: &DataModule) -> Result<DataLoader> {
     data.train_loader(Policy::new(Precision::F32True, Device::Cpu), 0)
 }
 
-/// Extra steps in the conversion of a number of steps into `max_epochs`: skipped steps do not count
-/// towards `max_steps`, so the run may need more batches.
+/// The number of extra steps for which `max_epochs` leaves room if the length of a run is a number
+/// of steps. Skipped steps do not count towards `max_steps`, so the run may need more batches.
 const SPARE: u64 = 32;
 
 /// Computes the trainer's `max_epochs` and `max_steps` for this length.
@@ -264,7 +268,8 @@ fn limits(
             let limit = trainer.loops.limit_train_batches.checked("limit_train_batches")?;
             let batches = loader.batches_under(limit);
             let window = trainer.optimization.accumulate_grad_batches;
-            // The trainer refuses an epoch without a batch.
+            // Without a batch, one is assumed here to avoid a division by zero. The trainer itself
+            // refuses to train on an epoch without a batch.
             let each = (batches.max(1).cast_unsigned()).div_ceil(window.cast_unsigned());
             let epochs = steps.saturating_add(SPARE).div_ceil(each);
             Ok((i64::try_from(epochs).unwrap_or(i64::MAX), Some(steps)))

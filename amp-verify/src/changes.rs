@@ -1,4 +1,5 @@
-//! The changes that a command makes to a registered model, apart from the precision.
+//! The changes that the options of a command make to a registered model. The precision does not
+//! belong to them.
 
 use std::fmt;
 
@@ -7,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::length::Length;
 
-/// Changes to a model's size, data, share of the data and length of training.
+/// Changes to a registered model: to its hyperparameters, its data, its batch size, the length of
+/// training and the share of the data to use.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Changes {
     /// Hyperparameters by name.

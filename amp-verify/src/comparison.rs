@@ -17,9 +17,10 @@ use crate::{
 /// The runs of one case under several precisions, each with its difference from the baseline.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
-    /// The version of this format; a changed meaning of a field changes it.
+    /// The version of this format. A new version means that a field has changed its meaning.
     pub schema: String,
-    /// The model, data, machine and hyperparameters of the runs. Its precision is the baseline's.
+    /// The model, data, machine and hyperparameters of the runs. The precision in it is the
+    /// baseline's.
     #[serde(flatten)]
     pub subject: FitStart,
     /// Examples per batch.
@@ -29,14 +30,14 @@ pub struct Comparison {
     /// Whether larger or smaller values are better.
     #[serde(default)]
     pub direction: Direction,
-    /// The seeds. The figures of [`Run`] are from the first seed; [`Run::over_seeds`] has the
-    /// figures of all seeds.
+    /// The seeds. The values in [`Run`] are from the first seed; [`Run::over_seeds`] has the values
+    /// of all seeds.
     pub seeds: Vec<u64>,
     /// The runs; the baseline is the first.
     pub runs: Vec<Run>,
 }
 
-/// One precision's figures.
+/// The results of the run under one precision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Run {
     /// The precision.
@@ -45,7 +46,7 @@ pub struct Run {
     pub accuracy: Option<f64>,
     /// The last epoch's validation loss; null when it is not finite.
     pub loss: Option<f64>,
-    /// The names of the last validation's values that are not finite.
+    /// The names of the values that were not finite in the last validation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_finite: Vec<String>,
     /// Optimizer steps applied.
@@ -58,21 +59,21 @@ pub struct Run {
     pub first_cause: Option<String>,
     /// The loss scale at the end; null if the precision has none.
     pub final_scale: Option<f64>,
-    /// The peak of tensor bytes.
+    /// The largest number of bytes that tensors occupied at one time.
     pub peak_memory_bytes: u64,
     /// Seconds of training, without validation.
     pub train_seconds: f64,
-    /// The observed dtypes.
+    /// The dtypes of matrix products, loss and weights, as observed in the first step.
     pub observed: Observed,
     /// Notes for the user.
     pub notes: Vec<String>,
-    /// This run minus the baseline; null for the baseline itself.
+    /// The differences from the baseline; null for the baseline itself.
     pub delta: Option<Delta>,
-    /// The precision's figures over all seeds; null for a single seed.
+    /// The results of all seeds under this precision; null if there is only one seed.
     pub over_seeds: Option<OverSeeds>,
 }
 
-/// One precision's figures over the seeds.
+/// The results of all seeds under one precision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OverSeeds {
     /// The validation metric.
@@ -89,7 +90,7 @@ pub struct OverSeeds {
     pub skipped_steps: u64,
 }
 
-/// The values of one figure for all seeds.
+/// The values of one quantity, for example the validation loss, for all seeds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
     /// The values in the order of the seeds; null for NaN.
@@ -98,15 +99,16 @@ pub struct Sample {
     pub interval: Option<Interval>,
 }
 
-/// Student's 95 % confidence interval of a mean: mean ± t(0.975, n − 1)·s/√n. An accuracy is a
-/// multiple of 1/N, so a few equal values have s = 0, and their interval would be too narrow.
-/// Therefore s is at least the standard deviation of this rounding: step/√12 for a metric and
-/// step/√6 for the difference of two.
+/// Student's 95 % confidence interval of a mean: mean ± t(0.975, n − 1)·s/√n, where s is the
+/// standard deviation of the n values. For N validation examples an accuracy is a multiple of the
+/// step 1/N. A few values may therefore be equal by chance: then s would be 0, and the interval too
+/// narrow. To prevent this, s is at least the standard deviation that rounding to a multiple of the
+/// step causes: step/√12 for a metric, and step/√6 for the difference of two metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
     /// The mean.
     pub mean: f64,
-    /// Half of the interval.
+    /// Half of the interval's width.
     pub half_width: f64,
 }
 
@@ -140,7 +142,7 @@ pub struct Delta {
 }
 
 impl Comparison {
-    /// Compares records of one case; the first is the baseline.
+    /// Compares the runs of one case. The first record is the baseline's.
     ///
     /// # Panics
     /// When there is no record.
@@ -163,10 +165,10 @@ impl Comparison {
         }
     }
 
-    /// Returns an error if a figure of any precision or seed is not finite.
+    /// Returns an error if a validated value is not finite under any precision or seed.
     ///
     /// # Errors
-    /// When a figure is not finite: the error names the figure and the precision.
+    /// When a value is not finite: the error names the value and the precision.
     pub fn is_finite(&self) -> Result<()> {
         let bad = self.runs.iter().filter_map(|run| {
             let seeds = run.over_seeds.as_ref();
@@ -190,7 +192,8 @@ impl Comparison {
         }
     }
 
-    /// Merges comparisons that differ only in the seed. The metric is a multiple of `step`.
+    /// Adds the results of `others`, which are comparisons of the same case with other seeds. The
+    /// metric is a multiple of `step`.
     #[must_use]
     pub fn with_seeds(mut self, others: &[Self], step: f64) -> Self {
         if others.is_empty() {
@@ -209,7 +212,7 @@ impl Comparison {
 }
 
 impl OverSeeds {
-    /// Computes the figures over all seeds of the run at index `at`.
+    /// Collects the results of all seeds for the run at index `at`.
     fn of(all: &[&Comparison], at: usize, step: f64) -> Self {
         let runs = || all.iter().map(|comparison| &comparison.runs[at]);
         let delta = |of: fn(&Delta) -> Option<f64>, least: f64| {

@@ -1,5 +1,5 @@
-//! A wrapper between the model and the trainer, for observers of a run and for the faults of the
-//! self-test.
+//! A wrapper around a model that intercepts the trainer's calls. Checks use it to observe a run,
+//! and the self-test uses it to put faults into a run.
 
 use amp_core::{
     Hook, Hyperparameters, LightningModule, Result, Step,
@@ -15,19 +15,20 @@ use amp_core::{
 /// Intercepts the calls of the trainer to a model. By default each method calls the model.
 #[expect(clippy::missing_errors_doc, reason = "an error ends the run, as in the model's hooks")]
 pub trait Interceptor {
-    /// Returns how closely the interceptor follows each step; this decides which optimized paths
-    /// the trainer can use. By default the choice is the same as without an interceptor.
+    /// Returns when the interceptor needs to read the values of a step. This decides which
+    /// optimizations the trainer can use, for example CUDA graphs. The default allows all
+    /// optimizations that the trainer would use without an interceptor.
     fn step_access(&self) -> StepAccess {
         StepAccess::Deferred
     }
 
-    /// Returns whether the model runs backward passes and optimizers itself. If this returns false,
-    /// the trainer uses [`training_step`](Self::training_step).
+    /// Returns whether the model runs backward passes and optimizers itself (manual optimization).
+    /// If not, the trainer calls [`training_step`](Self::training_step).
     fn optimizes_manually(&self, model: &dyn LightningModule) -> bool {
         model.optimizes_manually()
     }
 
-    /// Computes the loss.
+    /// Computes the loss of a batch.
     fn training_step(
         &mut self,
         model: &mut dyn LightningModule,
@@ -47,7 +48,7 @@ pub trait Interceptor {
         model.validation_step(batch, step)
     }
 
-    /// Chooses the optimizers.
+    /// Returns the optimizers and schedules of the run.
     fn optimizers(&self, model: &dyn LightningModule, plan: &TrainingPlan) -> Result<Optimizers> {
         model.configure_optimizers(plan)
     }
@@ -74,7 +75,7 @@ pub trait Interceptor {
         Ok(())
     }
 
-    /// Receives the loss of a batch, detached from the graph.
+    /// Receives the loss of a batch. The loss is detached from the autograd graph.
     fn after_batch(&mut self, loss: &Tensor) -> Result<()> {
         let _ = loss;
         Ok(())

@@ -15,8 +15,8 @@ pub enum Length {
 }
 
 impl Length {
-    /// Returns whether this length is shorter than `other`. False if one has epochs and the other
-    /// steps.
+    /// Returns whether this length is shorter than `other`. Returns false if one length is in
+    /// epochs and the other in steps.
     pub fn is_below(self, other: Self) -> bool {
         match (self, other) {
             (Self::Epochs(own), Self::Epochs(other)) => own < other,

@@ -5,10 +5,10 @@
 //! [`runner`] → [`matrix`] → [`comparison::Comparison`] → `view`, `report`. With [`verify!`] a test
 //! in `cargo test` compares a run with its recorded [`golden`].
 //!
-//! The feature `cli`, which is on by default, adds the other commands: `layers` and `exponents`
-//! measure the rounding error of each layer, `diagnose` finds the cause of a failed check, `gate`
-//! judges models in CI, `bench` measures speed, and `parity` compares models with their PyTorch
-//! twins.
+//! The feature `cli`, which is on by default, adds the modules of the other commands: `layers` and
+//! `exponents` measure the rounding error of each layer, `diagnose` finds the cause of a failed
+//! check, `gate` judges models in CI, `bench` measures speed, and `parity` compares models with
+//! their PyTorch twins.
 
 mod changes;
 pub mod length;
@@ -68,7 +68,7 @@ pub use cli::main;
 pub use registry::Twin;
 pub use registry::{DataSet, Model, Project, Registry};
 
-/// Names for the expansion of [`verify!`]; not for direct use.
+/// Items that the expansions of [`verify!`] and [`model!`] refer to; not for direct use.
 #[doc(hidden)]
 pub mod __private {
     pub use crate::registry::name_of;

@@ -13,35 +13,38 @@ pub struct Margins {
     /// The command that wrote the file.
     #[serde(default)]
     pub recorded_by: String,
-    /// For each model, the differences of its metric between precisions over seeds.
+    /// For each model, by name: its margin, and the differences over seeds from which it follows.
     #[serde(default)]
     pub models: BTreeMap<String, ModelMargin>,
-    /// Differences for models with changed settings, for example another size, data set or length.
+    /// The same for models with changed settings, for example another size, data set or length. A
+    /// model may have several entries, with different changes.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub changed: BTreeMap<String, Vec<ModelMargin>>,
 }
 
-/// The differences of a model's metric over seeds, and the margin that follows from them.
+/// A model's margin, and the differences from which it follows: those between its metric under
+/// 32-true and under another precision, over several seeds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelMargin {
-    /// δ: three times the largest σ, rounded up.
+    /// δ: three times the largest σ in `spread`, rounded up.
     pub margin: f64,
     /// The number of seeds.
     pub n: usize,
     /// The length of each run.
     #[serde(flatten)]
     pub length: Length,
-    /// The changes to the model.
+    /// The changes to the registered model with which the runs were made.
     #[serde(default, skip_serializing_if = "Changes::is_empty")]
     pub changes: Changes,
     /// All hyperparameters of the model; null in files of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hyperparameters: Option<Hyperparameters>,
-    /// For each precision, how much worse the metric is than 32-true's with the same seed.
+    /// For each precision: how much worse the metric is than the metric of 32-true with the same
+    /// seed.
     pub spread: BTreeMap<String, MetricSpread>,
 }
 
-/// The mean and the standard deviation of the differences of a metric.
+/// The mean and the standard deviation, over the seeds, of the differences of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct MetricSpread {
     /// The mean.
@@ -76,7 +79,8 @@ impl Margins {
         self.changed.get(model)?.iter().find(|recorded| recorded.changes == *changes)
     }
 
-    /// Adds a model's margin; it replaces an earlier one with the same changes.
+    /// Adds a model's margin, and removes the margin that was recorded earlier for this model with
+    /// the same changes.
     pub fn add(&mut self, model: &str, recorded: ModelMargin) {
         if recorded.changes.is_empty() {
             self.models.insert(model.to_owned(), recorded);

@@ -46,8 +46,9 @@ pub fn run(
     Ok(Comparison::new(records, case.model.judge, case.data.batch_size))
 }
 
-/// Runs the case with `seeds` consecutive seeds, beginning with its own, each under the baseline
-/// and `precisions`. Compares the runs of each seed.
+/// Runs the case with `seeds` consecutive seeds, beginning with the case's own seed. With each seed
+/// it runs once under the baseline and once under each of `precisions`. The runs of each seed are
+/// compared with the baseline of that seed.
 ///
 /// # Errors
 /// When a run fails; the error names the precision.
@@ -67,8 +68,8 @@ pub fn over_seeds(
     Ok(first.with_seeds(&others, 1.0 / case.data.val.examples().max(1) as f64))
 }
 
-/// Returns the precisions to run: the baseline, then the others in the given order, without
-/// duplicates.
+/// Returns the precisions to run, without duplicates: first the baseline, then `precisions` in
+/// their order.
 pub fn plan(precisions: &[Precision]) -> Vec<Precision> {
     let mut plan = vec![Precision::F32True];
     for precision in precisions {

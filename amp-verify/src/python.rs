@@ -1,6 +1,6 @@
 //! A Python program that communicates in JSON lines: it reads one request per line from standard
-//! input and writes one answer per line to standard output. An answer with `error` ends the
-//! request.
+//! input and writes one answer per line to standard output. If a request fails, its answer has the
+//! field `error` with the message.
 
 use std::{
     collections::BTreeMap,
@@ -21,8 +21,8 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts `program` with these arguments and returns at once, so that several programs start at
-    /// the same time. [`Process::versions`] waits until it is ready.
+    /// Starts `program` with these arguments and returns without waiting for it, so that several
+    /// programs can start at the same time. [`Process::versions`] waits until the program is ready.
     ///
     /// # Errors
     /// When the program does not exist.
@@ -79,7 +79,7 @@ impl Process {
     /// Reads the next answer.
     ///
     /// # Errors
-    /// The program's own error, or when it has ended or answered with something other than JSON.
+    /// When the program reports an error, has ended, or answers with something other than JSON.
     pub(crate) fn answer(&mut self) -> Result<Value> {
         let mut line = String::new();
         match self.answers.read_line(&mut line) {
@@ -108,7 +108,7 @@ pub(crate) fn unexpected(answer: &Value) -> Error {
     Error::config(format!("an answer that was not expected: {answer}"))
 }
 
-/// Returns the name of the device in torch.
+/// Returns the name that torch gives the device.
 pub(crate) fn device_name(device: Device) -> String {
     match device {
         Device::Cuda(index) => format!("cuda:{index}"),

@@ -1,4 +1,5 @@
-//! Rounds to narrower dtypes, independently of the code that the precisions use.
+//! Rounds tensors to narrower dtypes. This code is independent of the code with which the trainer
+//! rounds, so that it can check the trainer.
 
 use amp_core::{
     Result,
@@ -19,12 +20,13 @@ pub(crate) fn is_narrow(kind: Kind) -> bool {
     matches!(kind, Kind::Half | Kind::BFloat16)
 }
 
-/// Rounds values to nearest. In the backward pass, rounds the gradient as well.
+/// Rounds values to the nearest number of the dtype `to`, and returns them in their own dtype. In
+/// the backward pass, rounds the gradient in the same way.
 pub(crate) fn rounded(tensor: &Tensor, to: Kind) -> Result<Tensor> {
     Ok(tensor.f_to_kind(to)?.f_to_kind(tensor.kind())?)
 }
 
-/// Multiplies every element by 1 + `share`·u, with u drawn at random from [-1, 1].
+/// Multiplies every element by 1 + `share`·u. For each element, u is drawn at random from [-1, 1].
 pub(crate) fn moved(tensor: &Tensor, share: f64) -> Result<Tensor> {
     let factors = no_grad(|| -> Result<Tensor> {
         Ok(tensor.f_rand_like()?.f_mul_scalar(2.0 * share)?.f_add_scalar(1.0 - share)?)
@@ -45,8 +47,9 @@ mod tests {
 
     use super::*;
 
-    /// Errors are smaller than the distance of two neighbouring numbers, some results differ from
-    /// rounding to nearest, and half of the errors are positive. Representable values stay exact.
+    /// Every error is smaller than the distance between two neighbouring numbers. The mean error is
+    /// zero. Some results differ from rounding to nearest. Values that the dtype can represent do
+    /// not change.
     #[rstest]
     #[case::f16(Kind::Half)]
     #[case::bf16(Kind::BFloat16)]
@@ -59,8 +62,8 @@ mod tests {
         let neighbours = 2.0 * rounding_of(kind);
         let error = (&found - &exact) / neighbours;
         assert!(error.abs().max().double_value(&[]) < 1.0);
-        // Errors of rounding to nearest have a standard deviation of 0.289 distances, stochastic
-        // ones at most 0.41.
+        // In units of the distance between neighbours, the errors of rounding to nearest have a
+        // standard deviation of 0.289, and those of stochastic rounding one of at most 0.41.
         let deviation = error.std(true).double_value(&[]);
         assert!(deviation > 0.289 && deviation < 0.41, "{deviation}");
         assert!(error.mean(Kind::Double).double_value(&[]).abs() < 0.01);

@@ -22,21 +22,23 @@ use crate::{
     registry::{Judge, LOSS},
 };
 
-/// Builds a callback that compares epochs by this value.
+/// A function that builds a callback. It receives the value by which the callback compares epochs.
 pub type JudgedBy = Box<dyn FnOnce(Judge) -> Result<Box<dyn Callback>>>;
 
 /// Options of a run in addition to its case.
 pub struct Extras {
-    /// Callbacks, in the order in which they are called.
+    /// Callbacks, in the order in which the trainer calls them.
     pub callbacks: Vec<Box<dyn Callback>>,
-    /// A callback that compares epochs by the model's judge; it is called last.
+    /// Builds a callback that compares epochs by the value by which the model is judged. The
+    /// trainer calls this callback after all others.
     pub judged_by: Option<JudgedBy>,
     /// The checkpoint from which the run resumes.
     pub resume_from: Option<PathBuf>,
     /// The settings in which a resumed run may differ from the saved one.
     pub resume_with: Vec<Change>,
-    /// The number of a signal, and the file for the state of the run. The run ends once the number
-    /// is not 0.
+    /// The variable that a signal handler sets to the signal's number, and the file for the state
+    /// of the run. Once the number is not 0, the run saves its state to the file, if one is given,
+    /// and ends.
     pub interruption: Option<(Arc<AtomicUsize>, Option<PathBuf>)>,
     /// The file for the state of a run that ends with an error.
     pub save_on_error: Option<PathBuf>,
@@ -63,8 +65,9 @@ impl Default for Extras {
 /// [reproducible section](random::seeded): it depends only on the case's seed, not on other threads
 /// that train or draw random numbers through amp-core.
 ///
-/// First, a few batches are trained and discarded. So the time and memory of loading kernels,
-/// starting threads and capturing a process's first CUDA graph are not measured.
+/// Before the run, another model is trained on a few batches and discarded. This loads kernels,
+/// starts threads and captures the first CUDA graph of the process, so that the measured time and
+/// memory of the run do not include this work.
 ///
 /// # Errors
 /// When an option does not fit this precision, the checkpoint belongs to another run, a step or a
@@ -108,7 +111,8 @@ pub fn run(
     Ok(record)
 }
 
-/// Trains a few batches and returns their record, which has each logged value.
+/// Trains a new model on a few batches and returns the record of this short run. The record shows
+/// which values the model logs.
 fn warm_up(case: &Case, config: &TrainerConfig) -> Result<RunRecord> {
     let train = |batches: i64, graph: Graph| -> Result<RunRecord> {
         let data = case.data.head(batches)?;
@@ -118,8 +122,8 @@ fn warm_up(case: &Case, config: &TrainerConfig) -> Result<RunRecord> {
         Trainer::new(config).fit(model.as_mut(), &data)
     };
     if config.device.is_cuda() {
-        // Trains the steps before a graph and one step within it. A capture frees cuBLAS's
-        // workspaces; the last batches allocate them again.
+        // These batches are enough for the steps before a CUDA graph is captured, and for one
+        // replay. The capture frees cuBLAS's workspaces; the two batches below allocate them again.
         train(4 * config.optimization.accumulate_grad_batches, config.graph)?;
     }
     train(2, Graph::Off)
@@ -146,7 +150,7 @@ fn judge(case: &Case, first: &RunRecord, subscriber: &mut dyn Subscriber) -> Res
     Ok(Judge::loss())
 }
 
-/// Checks that the model logs the values that callbacks read.
+/// Checks that the model logs every value that a callback monitors.
 fn check_monitored(case: &Case, first: &RunRecord, callbacks: &[Box<dyn Callback>]) -> Result<()> {
     let names = logged(first);
     match callbacks.iter().filter_map(|one| one.monitors()).find(|name| !names.contains(name)) {

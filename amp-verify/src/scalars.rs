@@ -1,4 +1,5 @@
-//! Numbers that are read from a device together: each reading waits for the device, and for whoever shares it.
+//! Reads several numbers from a device at once. Each read waits until the device has finished all
+//! its work, also that of other processes, so one read for many numbers is faster.
 
 use amp_core::{
     Result,
@@ -63,7 +64,8 @@ pub(crate) fn all_finite<'t>(tensors: impl IntoIterator<Item = &'t Tensor>) -> R
     Ok(read(&each)?.into_iter().all(|finite| finite != 0.0))
 }
 
-/// Returns whether the tensors of each pair have the same values; NaN differs from all.
+/// Returns whether the two tensors of each pair have the same values. NaN counts as different from
+/// every value, also from NaN.
 ///
 /// # Errors
 /// When the shapes of a pair differ.

@@ -5,7 +5,7 @@ pub fn one_line(text: &str) -> String {
     text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
 }
 
-/// Replaces the reasons of std's number parsers by a description of a valid number.
+/// Replaces the error messages of Rust's number parsers by a description of a valid number.
 pub fn remedied(message: &str) -> String {
     [
         ("invalid digit found in string", "it must be a whole number, at least 0"),
@@ -62,8 +62,8 @@ pub fn percent(share: f64) -> String {
     }
 }
 
-/// Formats a figure divided by its bound: as a percentage, or as a multiple from ten times the
-/// bound on.
+/// Formats `share`, a value divided by its bound: as a percentage, or as a multiple if it is 10 or
+/// more.
 pub fn of_bound(share: f64) -> String {
     match share < 10.0 {
         true => percent(share),

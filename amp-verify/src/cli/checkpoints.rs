@@ -50,8 +50,8 @@ impl CheckpointArgs {
     }
 
     /// Returns a warning if a new run would save its checkpoints into the folder of an earlier run.
-    /// `--resume FOLDER` would later take the checkpoint with the most steps, whichever run saved
-    /// it.
+    /// A later `--resume FOLDER` would then continue from the checkpoint with the most steps, even
+    /// if the earlier run saved it.
     pub fn mixes_runs(&self) -> Option<String> {
         let folder = self.checkpoint_dir.as_ref().filter(|_| self.resume.is_none())?;
         checkpoint::latest(folder).ok()??;
@@ -62,13 +62,15 @@ impl CheckpointArgs {
         ))
     }
 
-    /// Returns the file for the run's last state, or `None`.
+    /// Returns the file for the run's last state. Returns `None` without a folder, or if only the
+    /// weights are saved.
     pub fn last(&self) -> Option<PathBuf> {
         let folder = self.checkpoint_dir.as_ref().filter(|_| !self.save_weights_only)?;
         Some(folder.join("last.safetensors"))
     }
 
-    /// Returns the file for the run's state after an error, or `None`.
+    /// Returns the file for the state of a run that ends with an error. Returns `None` if this file
+    /// was not requested.
     pub fn on_error(&self) -> Option<PathBuf> {
         let folder = self.checkpoint_dir.as_ref().filter(|_| self.save_on_error)?;
         Some(folder.join("on_error.safetensors"))

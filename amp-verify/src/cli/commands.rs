@@ -38,11 +38,11 @@ use crate::{
     view::{self, EpochTable, PhaseTables, doctor, table},
 };
 
-/// Runs the command on the command line with the models of `registry`. The binary `amp` of a
-/// project returns this exit code.
+/// Runs the command that the command line names, with the models of `registry`, and returns the
+/// exit code for the binary `amp` of a project.
 ///
-/// The exit code is 0 if the command succeeded, 1 if a run failed or a validated figure is not finite, and
-/// 2 if the request cannot be carried out. The gate has further codes.
+/// The exit code is 0 if the command succeeded, 1 if a run failed or a value in validation is not
+/// finite, and 2 if the request cannot be carried out. The gate has further codes.
 pub fn main(registry: Registry) -> ExitCode {
     let cli = match Cli::read() {
         Ok(cli) => cli,
@@ -181,7 +181,8 @@ fn train(registry: &Registry, args: &TrainArgs) -> Result<ExitCode> {
     let judged_by = args.checkpoints.callback()?;
     let mut epochs = EpochTable::new(io::stdout());
     let mut progress = progress(1, args.run.quiet);
-    // Everything that can fail runs before the first output.
+    // Everything above can refuse the request. It runs first, so that a refused request prints
+    // nothing.
     let mut listen = |event: &Event| -> Result<()> {
         logs.on_event(event)?;
         progress.suspend(|| epochs.on_event(event))?;
@@ -347,12 +348,13 @@ fn pretty(value: &impl serde::Serialize) -> Result<String> {
     Ok(text.map_err(|error| Error::io("standard output", error.into()))? + "\n")
 }
 
-/// Checks all options before any file is written.
+/// Builds the case from the options. An error here ends the command before it writes a file.
 fn prepare(registry: &Registry, args: &RunArgs) -> Result<Case> {
     prepare_as(registry, args, args.model.as_deref(), None)
 }
 
-/// Prepares the case of this model. `hyperparameters`, if given, replace those of the command line.
+/// Builds the case of this model. `hyperparameters`, if given, replace the hyperparameters of the
+/// command line.
 pub(super) fn prepare_as(
     registry: &Registry,
     args: &RunArgs,

@@ -39,14 +39,15 @@ pub struct PredictArgs {
     pub evaluate: EvaluateArgs,
 }
 
-/// The kind of data set on which a model is evaluated.
+/// The loop that evaluates a model: on its validation sets or on its test sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Loop {
     Validate,
     Test,
 }
 
-/// Builds the case and the model of a checkpoint.
+/// Reads the checkpoint, builds the case and the model that it names, and loads its weights into
+/// the model.
 fn trained(registry: &Registry, args: &EvaluateArgs) -> Result<(Case, Box<dyn LightningModule>)> {
     let path = checkpoint::find(&args.checkpoint)?;
     let summary = checkpoint::summary(&path)?;

@@ -2,19 +2,19 @@
 
 use amp_core::Error;
 
-/// The run itself failed.
+/// The request was valid, but the run failed.
 pub(super) const FAILED: u8 = 1;
 /// The request cannot be carried out; clap uses the same code.
 pub(super) const USAGE: u8 = 2;
 /// The seeds are too few for a verdict. The gate uses the same code.
 pub(super) const INCONCLUSIVE: u8 = 3;
-/// The recorded figures are from another kind of machine.
+/// The recorded values are from another kind of machine.
 const NOT_COMPARABLE: u8 = 4;
 
 /// Returns the exit code for this error.
 pub(super) fn code(error: &Error) -> u8 {
     match error {
-        // The error's module path does not change the exit code.
+        // `In` adds the path of a module to an error. The exit code is that of the error itself.
         Error::In { source, .. } => code(source),
         Error::Config(_) | Error::Io { .. } => USAGE,
         Error::NotComparable(_) => NOT_COMPARABLE,

@@ -47,8 +47,8 @@ pub struct LoopArgs {
 }
 
 impl LoopArgs {
-    /// Converts the options for the trainer. Options that are not given keep the model's own
-    /// values.
+    /// Converts the options into the trainer's. If a limit on batches is not given, the value in
+    /// `own`, which the registry declares for the model, is used.
     pub fn loops(&self, own: &Loops) -> Loops {
         Loops {
             min_epochs: self.min_epochs,

@@ -201,8 +201,9 @@ pub struct DoctorArgs {
 mod tests {
     use super::grammar;
 
-    /// With `--epochs -1`, clap's message "unexpected argument '-1'" would not help. The option's
-    /// own message lists its values.
+    /// By default clap reads the `-1` in `--epochs -1` as an unknown option, and its message
+    /// "unexpected argument '-1'" would not help. Every option must read `-1` as its value, so that
+    /// the message says which values the option accepts.
     #[test]
     fn every_option_takes_a_negative_number_as_its_value() {
         let all = grammar();

@@ -33,7 +33,7 @@ pub enum Monitor {
 }
 
 impl MonitorArgs {
-    /// Returns the callbacks, without duplicates.
+    /// Returns one callback for each chosen monitor, even if the user named a monitor twice.
     pub fn callbacks(&self) -> Vec<Box<dyn Callback>> {
         let asked = Monitor::value_variants().iter().filter(|one| self.monitor.contains(one));
         asked.map(|monitor| monitor.callback()).collect()

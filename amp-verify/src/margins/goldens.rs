@@ -1,5 +1,6 @@
-//! Records the differences of golden figures between CPUs: trains the case of each golden with
-//! several sets of kernels, and writes `NAME.spread.json` next to the golden.
+//! Records how much the figures of a golden (the recorded figures of a run) differ between CPUs:
+//! trains the golden's case with several sets of kernels, and writes the figures to
+//! `NAME.spread.json` next to the golden.
 
 use std::{
     collections::BTreeMap,
@@ -17,10 +18,13 @@ use crate::{
     registry::Registry,
 };
 
-/// Records the spread of every CPU golden in `folder` whose model is in `models`, or of every
-/// registered model if `models` is empty. Returns the names of the goldens. With `adds`, the
-/// metrics and losses of this CPU's own kernels are added to the recorded spread. Memory is not
-/// changed, because it is compared only between equal kernels.
+/// Records the spread of every CPU golden in `folder` whose model is in `models`. If `models` is
+/// empty, records the spread of the goldens of all registered models. Returns the names of the
+/// goldens.
+///
+/// If `adds` is true, keeps the recorded spread, and adds the metrics and losses that this CPU's
+/// own kernels give. The recorded memory stays as it is, because memory is compared only between
+/// equal kernels.
 ///
 /// # Errors
 /// When the folder has no such golden, a run fails, or a file cannot be written.
@@ -61,7 +65,8 @@ pub(super) fn record(
     Ok(names)
 }
 
-/// Returns the CPU goldens in `folder`, by file name without its extension.
+/// Reads the goldens in `folder` that were recorded on a CPU. The key is the file's name without
+/// its extension.
 fn of_cpus(
     registry: &Registry,
     folder: &Path,
@@ -87,7 +92,7 @@ fn of_cpus(
     Ok(goldens)
 }
 
-/// Reads the spread that is already recorded.
+/// Reads the spread from an earlier recording.
 fn recorded(path: &Path) -> Result<Spread> {
     Spread::read(path)?.ok_or_else(|| {
         Error::config(format!(
@@ -97,7 +102,8 @@ fn recorded(path: &Path) -> Result<Spread> {
     })
 }
 
-/// Trains the golden's own case under each set of kernels, each in a process of this binary.
+/// Trains the golden's case with each set of kernels. Each run is a process of this binary, because
+/// the environment variables that select kernels take effect only when a process starts.
 fn samples(golden: &Golden, sets: &[KernelSet]) -> Result<BTreeMap<String, Samples>> {
     let mut all: BTreeMap<String, Samples> = BTreeMap::new();
     for set in sets {

@@ -7,9 +7,10 @@ pub(super) const DESCRIPTION: &str = "ATen, oneDNN and MKL kernels of SSE, AVX2 
                                       with and without bf16 instructions, and MKL's compatible ones, \
                                       each with 1 and 2 threads";
 
-/// For each set: ATen's kernels, the newest instructions that oneDNN may use, MKL's instructions,
-/// and whether MKL must give the same numbers on every processor. `AVX512_CORE` has no bf16
-/// instructions; `ALL` has all instructions of this machine.
+/// For each set, the values of four environment variables: ATen's kernels, the newest instructions
+/// that oneDNN may use, MKL's instructions, and MKL's mode for equal numbers on every processor
+/// (empty if it is off). `AVX512_CORE` has no bf16 instructions; `ALL` has all instructions of this
+/// machine.
 const KERNELS: [(&str, &str, &str, &str); 5] = [
     ("default", "SSE41", "SSE4_2", ""),
     ("avx2", "AVX2", "AVX2", ""),
@@ -47,7 +48,7 @@ pub(super) fn all() -> Vec<KernelSet> {
 /// The description of [`own_of_cpu`]'s sets in the spread file.
 pub(super) const OWN_DESCRIPTION: &str = "its own kernels, with 1 and 2 threads";
 
-/// Returns this machine's newest kernels with each number of threads.
+/// Returns the sets with the newest kernels of this machine, one for each number of threads.
 pub(super) fn own_of_cpu() -> Vec<KernelSet> {
     all().split_off((KERNELS.len() - 1) * THREADS.len())
 }

@@ -24,7 +24,7 @@ use crate::{
     verdict::{mean, standard_deviation},
 };
 
-/// The kind of figures to record.
+/// What `margins` records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum What {
     /// The differences of each model's metric between precisions over seeds, from which its margin
@@ -64,17 +64,19 @@ pub struct MarginsArgs {
     pub processes: Option<usize>,
 }
 
-/// The precisions to record: all except the baseline.
+/// The precisions whose differences from the baseline are recorded: all others.
 const PRECISIONS: &[Precision] = Precision::ALL.split_at(1).1;
-/// The first seed. The gate uses other seeds.
+/// The first seed. The gate uses other seeds, so that a margin is not judged on the runs from which
+/// it was recorded.
 const METRIC_SEED: u64 = 100;
-/// A margin of a metric that is a share of examples is rounded up to a multiple of half a
-/// percentage point.
+/// If higher is better, for example for an accuracy, the margin is rounded up to a multiple of this
+/// step: half a percentage point.
 const MARGIN_STEP: f64 = 0.005;
 /// A margin is this multiple of the largest standard deviation over the precisions.
 const MARGIN_SIGMAS: f64 = 3.0;
 
-/// Records the requested figures in the project's `margins.json`, and returns the text to print.
+/// Records what the options request, and returns the text to print. Margins are written to the
+/// project's `margins.json`, the spreads of goldens to files next to the goldens.
 ///
 /// # Errors
 /// When an option is out of range, a run fails, or the file cannot be written.
@@ -116,7 +118,7 @@ pub fn command(registry: &Registry, args: &MarginsArgs) -> Result<String> {
         return Ok(text);
     }
     let path = registry.project().margins_file();
-    // The figures of other models in the file are kept.
+    // The file is read first, because the entries of other models must stay in it.
     let mut margins = registry.margins()?;
     let file = Staged::create(&path)?;
     let recorder = Recorder { registry, args, device: &args.device, changes };
@@ -161,7 +163,8 @@ impl Recorder<'_> {
         }
     }
 
-    /// Computes over the seeds how much worse each precision is than 32-true.
+    /// Trains a model with every seed under every precision. Computes how much worse each precision
+    /// is than 32-true, and the margin that follows.
     fn metric(&self, model: &Model) -> Result<ModelMargin> {
         let mut pool = gate::pool(self.registry, self.device, self.args.processes, 1, None)?;
         let seeds = (0..self.args.seeds as u64).map(|index| METRIC_SEED + index);
@@ -170,7 +173,8 @@ impl Recorder<'_> {
         pool.run(all.collect::<Vec<_>>())?;
         let metric = |precision: Precision, seed: u64| -> Result<f64> {
             let outcome = pool.outcome(&job(precision, seed));
-            // If the loss is not finite, the metric has no meaning.
+            // The metric of a run with a failure, for example a loss that is not finite, has no
+            // meaning.
             let sound = outcome.filter(|outcome| outcome.failures.is_empty());
             sound.and_then(|outcome| outcome.metric).ok_or_else(|| {
                 let why = outcome.map_or("it was not run".to_owned(), first_failure);
@@ -218,7 +222,7 @@ fn margin_of(direction: Direction, widest: f64) -> f64 {
             let steps = (margin / MARGIN_STEP).ceil().max(1.0);
             (steps * MARGIN_STEP * 1e4).round() / 1e4
         }
-        // Two digits are enough for a spread over a few seeds. They are rounded up.
+        // Rounds up to two digits. More digits would have no meaning for a spread over a few seeds.
         Direction::LowerIsBetter => {
             let unit = 10.0_f64.powf(margin.max(1e-6).log10().floor() - 1.0);
             significant((margin.max(1e-6) / unit).ceil() * unit)

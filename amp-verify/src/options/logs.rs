@@ -37,7 +37,7 @@ pub struct LogArgs {
 }
 
 impl LogArgs {
-    /// Returns which steps are logged and profiled.
+    /// Converts the options into the trainer's: which steps are logged, and which are profiled.
     pub fn logging(&self) -> LoggingConfig {
         let steps = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         LoggingConfig {

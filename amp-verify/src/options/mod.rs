@@ -140,7 +140,7 @@ pub enum Format {
 }
 
 impl RunArgs {
-    /// Returns the options that determine the case.
+    /// Converts the options into the choices from which a [`Case`](crate::case::Case) is built.
     pub fn choices(&self) -> Choices {
         Choices {
             data: self.data.clone(),
@@ -177,7 +177,7 @@ impl RunArgs {
     }
 }
 
-/// Parses `name=value`. A value that is not JSON is a string.
+/// Parses `name=value`. The value is parsed as JSON; if it is not valid JSON, it becomes a string.
 pub(crate) fn assignment(text: &str) -> Result<(String, Value), Error> {
     let (name, value) = text
         .split_once('=')

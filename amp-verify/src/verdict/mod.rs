@@ -1,10 +1,12 @@
 //! Decides whether a precision is as good as 32-true: a paired non-inferiority test over seeds.
 //!
-//! For each seed d = metric(32-true) − metric(precision), with the same weights, order of examples
-//! and dropout. A positive d is worse. With U, L = d̄ ± t(1 − α, n − 1)·s/√n the precision passes
-//! if U < δ, fails if L > δ, and is inconclusive otherwise. The test is evaluated twice, at the
-//! first and at the largest number of seeds, each time with risk α/2, so that the total risk is at
-//! most α.
+//! For each seed d = metric(32-true) − metric(precision). Both runs have the same initial weights,
+//! order of examples and dropout. If d is positive, the precision is worse than 32-true (for a
+//! metric such as a loss, the sign of d is reversed). d̄ is the mean of d over n seeds, s its
+//! standard deviation, and U, L = d̄ ± t(1 − α, n − 1)·s/√n. The precision passes if U < δ and
+//! fails if L > δ; otherwise the result is inconclusive. The test is evaluated up to two times:
+//! after the first seeds, and again after the largest number of seeds. Each evaluation uses α/2, so
+//! that the total risk is at most α.
 
 mod statistics;
 
@@ -12,13 +14,13 @@ pub use statistics::{mean, power, standard_deviation, t_quantile, tolerance_fact
 
 use serde::{Deserialize, Serialize};
 
-/// The conclusion.
+/// The conclusion of the test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// The precision is not worse by δ or more.
+    /// The test shows that the precision is worse than 32-true by less than δ.
     Pass,
-    /// The precision is worse by more than δ, or a check failed.
+    /// The test shows that the precision is worse than 32-true by more than δ, or a check failed.
     Fail,
     /// The seeds are not sufficient for a verdict.
     Inconclusive,
@@ -29,7 +31,8 @@ pub enum Verdict {
 pub struct Design {
     /// δ: the smallest regression of the metric that is not accepted, in the metric's unit.
     pub margin: f64,
-    /// The probability that a precision that is worse by δ passes, over both evaluations.
+    /// The accepted probability that a precision that is worse by δ passes in one of the two
+    /// evaluations.
     pub alpha: f64,
     /// The number of seeds of the first evaluation.
     pub first: usize,
@@ -48,13 +51,14 @@ pub struct Design {
 pub struct Judgement {
     /// The conclusion.
     pub verdict: Verdict,
-    /// The number of pairs.
+    /// The number of differences, one for each seed.
     pub n: usize,
     /// d̄: positive if the precision is worse than the baseline.
     pub mean: f64,
-    /// The measured s of the differences.
+    /// The standard deviation of the differences, as measured.
     pub s: f64,
-    /// The s that was used: at least resolution/√6, see [`Design::judge`].
+    /// The standard deviation with which the interval was computed: at least resolution/√6, see
+    /// [`Design::judge`].
     pub s_used: f64,
     /// L, the lower end of the interval.
     pub lower: f64,
@@ -64,25 +68,26 @@ pub struct Judgement {
     pub margin: f64,
     /// α of this evaluation.
     pub alpha: f64,
-    /// The probability that a precision without regression passes, computed from n and the used s.
+    /// The probability that a precision without regression passes, computed from `n` and `s_used`.
     /// It equals the probability of detecting a regression of δ.
     pub power: f64,
-    /// Whether the precision is better by more than δ. This is not a failure, but a sign of a
-    /// change.
+    /// Whether the precision is better than 32-true by more than δ. This is no regression, but a
+    /// sign that something has changed.
     pub improved: bool,
 }
 
 impl Design {
-    /// Returns α of one evaluation.
+    /// Returns the α that each evaluation uses: half of the total if there are two evaluations.
     pub fn look_alpha(&self) -> f64 {
         if self.most > self.first { self.alpha / 2.0 } else { self.alpha }
     }
 
-    /// Evaluates the differences of one or both sets of seeds.
+    /// Judges a precision by its differences from 32-true, one for each seed.
     ///
-    /// An accuracy changes in steps. A few equal differences have s = 0, and their interval would
-    /// be too narrow. Rounding both metrics to a step q gives their difference a standard deviation
-    /// of q/√6; a smaller s is never used.
+    /// An accuracy changes in steps of size q, so a few differences may be equal by chance. Their
+    /// standard deviation s would be 0, and the interval too narrow. Rounding two metrics to
+    /// multiples of q gives their difference a standard deviation of q/√6, so s is raised to at
+    /// least this value.
     ///
     /// # Examples
     ///

@@ -14,17 +14,18 @@ pub fn standard_deviation(values: &[f64]) -> f64 {
     (squares / (values.len() as f64 - 1.0)).sqrt()
 }
 
-/// Returns the quantile of Student's t with `freedom` degrees of freedom at `probability`. It is
-/// infinite if the distribution does not exist, so that every interval is infinite.
+/// Returns the quantile of Student's t with `freedom` degrees of freedom at `probability`. Without
+/// a degree of freedom the distribution does not exist; the result is then infinite, so that every
+/// interval becomes infinite.
 pub fn t_quantile(probability: f64, freedom: f64) -> f64 {
     StudentsT::new(0.0, 1.0, freedom).map_or(f64::INFINITY, |t| t.inverse_cdf(probability))
 }
 
-/// Returns the power of the one-sided one-sample t test at level `alpha` with `n` differences of
-/// standard deviation `s` to distinguish a mean of `effect` from 0: P(T > t(1 − alpha, n − 1)) for
-/// a noncentral T of noncentrality effect·√n/s (Owen 1965). It is the probability that a run
-/// without regression passes a margin of `effect`, and also the probability that a regression of
-/// `effect` is detected.
+/// Returns the power of a one-sided one-sample t test: the probability that it distinguishes a mean
+/// of `effect` from 0. The test has the level `alpha` and `n` differences with the standard
+/// deviation `s`. The power is P(T > t(1 − alpha, n − 1)), where T has a noncentral t distribution
+/// with noncentrality effect·√n/s (Owen 1965). It is the probability that a run without regression
+/// passes a margin of `effect`, and also the probability that a regression of `effect` is detected.
 ///
 /// # Examples
 ///
@@ -47,10 +48,11 @@ pub fn power(effect: f64, s: f64, n: usize, alpha: f64) -> f64 {
     noncentral_t_above(t_quantile(1.0 - alpha, freedom), freedom, shift)
 }
 
-/// Returns the factor k of a one-sided tolerance limit. With probability `confidence`, at most the
-/// share `risk` of a normal distribution is above mean + k·s of `n` draws. k is a quantile of a
-/// noncentral T: t′(confidence; n − 1, z(1 − risk)·√n)/√n (Natrella 1963; ISO 16269-6). Infinite
-/// for fewer than two draws.
+/// Returns the factor k of a one-sided tolerance limit, mean + k·s. The mean and the standard
+/// deviation s come from `n` values of a normal distribution. With probability `confidence`, at
+/// most the fraction `risk` of the distribution is above the limit. k is computed from a quantile
+/// of the noncentral t distribution: t′(confidence; n − 1, z(1 − risk)·√n)/√n (Natrella 1963; ISO
+/// 16269-6). It is infinite for fewer than two values.
 pub fn tolerance_factor(risk: f64, confidence: f64, n: usize) -> f64 {
     let (freedom, root) = (n as f64 - 1.0, (n as f64).sqrt());
     let Ok(normal) = Normal::new(0.0, 1.0) else { return f64::INFINITY };
@@ -76,9 +78,10 @@ fn noncentral_t_above(critical: f64, freedom: f64, shift: f64) -> f64 {
     let (Ok(normal), Ok(chi)) = (Normal::new(0.0, 1.0), ChiSquared::new(freedom)) else {
         return f64::NAN;
     };
-    // With a chi variable u, T > c means Z > c·u/√ν − shift. The integral over u uses Simpson's
-    // rule; the density of u is smooth. The interval covers 9 on each side of its center, so that
-    // f64 cannot show the rest.
+    // T = (Z + shift)·√ν/u, with a standard normal Z and a chi-distributed u with ν degrees of
+    // freedom. So T > c means Z > c·u/√ν − shift. The probability of this is integrated over the
+    // density of u with Simpson's rule. The density is smooth. The interval reaches 9 to each side
+    // of √ν: what is outside is too small to change an f64.
     let (low, high) = ((freedom.sqrt() - 9.0).max(0.0), freedom.sqrt() + 9.0);
     let intervals = 2000;
     let width = (high - low) / f64::from(intervals);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Runs the measurements of a benchmark until a time limit.
+/// Runs the measurements of a benchmark, and skips those that would not end within the time limit.
 pub struct Clock<'a> {
     limit: Option<Duration>,
     /// Returns the time since the benchmark began.
@@ -19,8 +19,8 @@ impl<'a> Clock<'a> {
         Self { limit, elapsed: Box::new(elapsed), longest, left_out }
     }
 
-    /// Runs the measurement `name` if it would end within the limit in the time of the longest
-    /// measurement so far. Otherwise the measurement is skipped and listed in [`Clock::note`].
+    /// Runs the measurement `name`, unless it might exceed the time limit: it is assumed to take as
+    /// long as the longest measurement so far. A skipped measurement is listed in [`Clock::note`].
     pub fn run<T>(&mut self, name: &str, part: impl FnOnce() -> T) -> Option<T> {
         let begun = (self.elapsed)();
         if self.limit.is_some_and(|limit| begun + self.longest > limit) {

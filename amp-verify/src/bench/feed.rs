@@ -1,5 +1,5 @@
-//! Measures training on a large data set in host memory and compares it with the same set on the
-//! device.
+//! Measures how fast training is if a large data set is in host memory, and compares the speed with
+//! that for the same data set in the device's memory.
 
 use super::{
     interleaved::Engine,
@@ -18,8 +18,8 @@ use amp_core::{
 /// The number of first steps that are not measured, because they load kernels and capture graphs.
 const WARM_UP: u64 = 16;
 
-/// Makes a data set of at least this many bytes from repeated examples. The time to copy the
-/// examples does not depend on their values.
+/// Makes a data set of at least `bytes` bytes by repeating the workload's examples. Repeated
+/// examples suffice, because the time to copy examples does not depend on their values.
 fn data(workload: &Task, bytes: u64) -> Result<DataModule> {
     let some = workload.data(Size::Full)?;
     let block = Batch::from_any(&some.train.head(some.train.len())?)?;
@@ -41,9 +41,9 @@ fn data(workload: &Task, bytes: u64) -> Result<DataModule> {
     Ok(DataModule::new("feed", train, val, workload.batch))
 }
 
-/// Trains `steps` steps per round with the data on the host and with the data on the device, in
-/// turns. The difference between a long run and a short run excludes the time to start a run.
-/// Examples are drawn in random order from the whole set.
+/// Trains in each round `steps` steps with the data on the host and `steps` steps with the data on
+/// the device. Each time is the difference between a long run and a short run, so that it does not
+/// include the time to start a run. The examples are read in random order from the whole data set.
 ///
 /// # Errors
 /// When a run fails, or the set does not fit into memory.
@@ -75,7 +75,8 @@ pub fn measure(
         let short = seconds(placement, WARM_UP)?;
         Ok(steps as f64 / (seconds(placement, WARM_UP + steps)? - short))
     };
-    // The first run with each placement is not measured.
+    // The rates of the first run with each placement are discarded, because this run also loads
+    // kernels.
     rate(Placement::Host)?;
     rate(Placement::Device)?;
     let (mut host, mut resident) = (Vec::new(), Vec::new());

@@ -1,5 +1,5 @@
-//! Interleaved measurement: the candidates take turns and train one chunk of steps each, so that a
-//! temporary disturbance of the machine affects all of them equally.
+//! Interleaved measurement: the candidates take turns, and each trains one chunk of steps at a
+//! time. So a temporary disturbance of the machine affects all candidates equally.
 
 use amp_core::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -14,20 +14,20 @@ pub struct Chunk {
     pub steps: u64,
     /// Wall-clock time in seconds, until the last kernel has ended.
     pub seconds: f64,
-    /// The peak of tensor bytes; null if it is not measured.
+    /// The largest number of bytes that tensors occupied at one time; null if it is not measured.
     pub peak_memory_bytes: Option<u64>,
 }
 
-/// An engine that trains a workload in turns with others.
+/// An engine that trains a workload in turns with other engines.
 pub trait Candidate {
     /// Returns the candidate's engine.
     fn engine(&self) -> Engine;
 
-    /// Starts work that [`prepare`](Self::prepare) waits for, so that several candidates can do it at the
-    /// same time.
+    /// Starts the candidate's preparation without waiting for its end, so that several candidates
+    /// can prepare at the same time. [`prepare`](Self::prepare) then waits for the end.
     ///
     /// # Errors
-    /// When the candidate cannot run; it is then left out.
+    /// When the candidate cannot run; the benchmark then skips it.
     fn begin(&mut self) -> Result<()> {
         Ok(())
     }
@@ -51,7 +51,8 @@ pub trait Candidate {
     fn chunk(&mut self) -> Result<Chunk>;
 }
 
-/// Prepares the candidates: ours one after the other, then the peers, which compile at the same time.
+/// Prepares the candidates: first the engines of this trainer, one after the other, then all peers
+/// at the same time. Returns for each candidate a measurement without rates.
 fn prepare(candidates: &mut [Box<dyn Candidate + '_>]) -> Vec<Measurement> {
     let mut failures = vec![None; candidates.len()];
     let text = |error: Error| one_line(&error.to_string());
@@ -76,7 +77,8 @@ fn prepare(candidates: &mut [Box<dyn Candidate + '_>]) -> Vec<Measurement> {
     made.collect()
 }
 
-/// Trains a chunk of each candidate in each round, in alternating order.
+/// Prepares the candidates, and trains one chunk with each of them in each round. Every second
+/// round runs through the candidates in reverse order.
 pub fn interleaved(candidates: &mut [Box<dyn Candidate + '_>], rounds: usize) -> Vec<Measurement> {
     let mut measurements = prepare(candidates);
     for round in 0..rounds {

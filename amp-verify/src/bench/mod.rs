@@ -1,5 +1,6 @@
-//! Measures the trainer's speed and compares it with its peers: [`mod@interleaved`] trains a [`workload`]
-//! by this trainer and the [`peers`] in turns, and [`report`] compares the figures with the [`target`]s.
+//! Measures the speed of this trainer and of its [`peers`], which are other training engines such
+//! as Lightning. [`mod@interleaved`] lets them train a [`workload`] in turns. [`report`] compares
+//! the measurements with the [`target`]s.
 
 mod args;
 pub mod clock;
@@ -35,7 +36,8 @@ use self::{
 };
 use crate::registry::Registry;
 
-/// Measures the requested workloads and passes messages on the progress to `tell`.
+/// Measures the requested workloads. Before each measurement, passes a message about the progress
+/// to `tell`.
 ///
 /// # Errors
 /// When a request cannot be carried out. The report contains the errors of peers.
@@ -107,7 +109,7 @@ pub fn run(registry: &Registry, args: &BenchArgs, tell: &dyn Fn(&str)) -> Result
             }
         }
     }
-    // The other measurements need this memory.
+    // The processes of the peers end here, because the next measurements need their memory.
     drop((peers, python));
     if plan.feed_bytes > 0 {
         for (workload, precision) in fed(&plan) {
@@ -137,7 +139,8 @@ fn compare(
 ) -> Result<Vec<Row>> {
     let steps = plan.steps.unwrap_or_else(|| workload.steps(plan.device));
     let ours: &[Engine] = match plan.device.is_cuda() {
-        // This workload is also measured with reduced gradients and optimizer state.
+        // The workload asks for measurements with 16-bit gradients and 8-bit optimizer state as
+        // well.
         true if workload.has_reduced_state() && precision != Precision::F32True => {
             &[Engine::Eager, Engine::Graph, Engine::Graph16Bit, Engine::GraphLean]
         }
@@ -175,7 +178,8 @@ fn compare(
     Ok(measurements.into_iter().map(row).collect())
 }
 
-/// Selects the workloads that are also fed from the host: on CUDA in bf16-mixed.
+/// Selects the workloads that are also measured with their data in host memory, each with the
+/// precision of that measurement: bf16-mixed on CUDA, 32-true on the CPU.
 fn fed(plan: &Plan) -> Vec<(&Task, Precision)> {
     let precision = match plan.device {
         Device::Cuda(_) => Precision::Bf16Mixed,
@@ -185,7 +189,7 @@ fn fed(plan: &Plan) -> Vec<(&Task, Precision)> {
     workloads.map(|workload| (workload, precision)).collect()
 }
 
-/// Returns the benchmark's command line, quoted for a shell.
+/// Returns the benchmark's command line.
 fn command() -> String {
     let arguments = std::env::args().skip(1);
     std::iter::once("cargo amp".to_owned()).chain(arguments).collect::<Vec<_>>().join(" ")

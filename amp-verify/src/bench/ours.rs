@@ -1,4 +1,5 @@
-//! Measures this trainer as a user calls it: [`Trainer::fit`], timed by its [`SpeedBenchmark`].
+//! Measures this trainer in the way in which users call it: with [`Trainer::fit`]. The callback
+//! [`SpeedBenchmark`] measures the times.
 
 use std::{cell::Cell, rc::Rc, time::Instant};
 
@@ -19,8 +20,9 @@ use super::{
     workload::{Size, Task, config},
 };
 
-/// Trains a workload with this trainer. Each chunk is a separate run of the same model. Its first
-/// epoch is not measured, because the epoch loads kernels and captures graphs.
+/// Trains a workload with this trainer. Each chunk is a separate run that trains the same model
+/// further. The first epoch of each run is not measured, because it loads kernels and captures CUDA
+/// graphs.
 pub(super) struct Ours<'a> {
     engine: Engine,
     workload: &'a Task,
@@ -28,12 +30,13 @@ pub(super) struct Ours<'a> {
     config: TrainerConfig,
     ready: Option<(Box<dyn LightningModule>, DataModule)>,
     first_step_seconds: Option<f64>,
-    /// The memory peak of the first run, which also builds the model.
+    /// The largest number of bytes that tensors occupied while the model was built and trained for
+    /// the first time.
     peak_memory_bytes: Option<u64>,
 }
 
 impl<'a> Ours<'a> {
-    /// Trains at least `steps` steps per chunk.
+    /// Creates the candidate. A chunk has at least `steps` steps, rounded up to whole epochs.
     pub(super) fn new(
         engine: Engine,
         workload: &'a Task,
@@ -69,8 +72,9 @@ impl<'a> Ours<'a> {
     }
 }
 
-/// Returns the seconds of all epochs from epoch `first` on, each until its last kernel has ended,
-/// and the number of steps that ran as CUDA graphs.
+/// Trains `model` and returns two numbers: the seconds of all epochs except the first `first` ones,
+/// where each epoch lasts until its last kernel has ended, and the number of steps that ran as CUDA
+/// graphs.
 pub(super) fn seconds_of(
     config: &TrainerConfig,
     first: i64,
@@ -92,7 +96,7 @@ pub(super) fn seconds_of(
     Ok((seconds, record.end.replayed))
 }
 
-/// The time from `begun` to the end of the first step on the device.
+/// A callback that measures the seconds from `begun` until the device has finished the first step.
 struct FirstStep {
     begun: Instant,
     seconds: Rc<Cell<Option<f64>>>,

@@ -1,10 +1,10 @@
-//! The peers. Each peer is a process of the registry's Python program, which answers requests in
-//! JSON lines.
+//! The peers: other training engines, such as Lightning, with which `bench` compares this trainer.
+//! Each peer is a process of the Python program that the registry names.
 //!
 //! The program is called as `program --engine NAME --device cpu|cuda:N --threads N`; [`engines`]
 //! lists the engines. The process reads one JSON request per line from standard input and writes
-//! one JSON answer per line to standard output. An answer with `error` ends the task of its
-//! request:
+//! one JSON answer per line to standard output. If a request fails, its answer has the field
+//! `error` with the message, and the task that was prepared has ended:
 //!
 //! ```text
 //! (at the start)                               -> {"versions": {"torch": "2.11.0"}}
@@ -13,12 +13,14 @@
 //! {"end": true}                                -> {"ended": true}
 //! ```
 //!
-//! `first_step_seconds`, from building the model to the end of its first step, may be left out.
+//! `first_step_seconds` is the time from building the model to the end of its first step. The
+//! answer may leave it out.
 //!
 //! `prepare` has the model's name and hyperparameters, the precision, `batch`, `batches`, `clip`
-//! and `warm_up` (steps). For random examples it also has `classes` and either `features` (numbers)
-//! or `tokens` (ids); the other one is null. If all three are null, the program makes the examples
-//! itself, from the model's name.
+//! and `warm_up` (steps). If the examples are random, it also has `classes` and either `features`,
+//! the number of values in an example, or `tokens`, the number of ids in an example; the field that
+//! does not apply is null. If all three are null, the program must know from the model's name which
+//! examples to make.
 
 use std::{
     collections::BTreeMap,
@@ -40,11 +42,12 @@ use crate::{
     registry::{Peers, Registry},
 };
 
-/// The Python interpreter of the peers, with its script.
+/// The Python interpreter and the script with which the peers are started.
 pub struct Python {
     program: PathBuf,
     script: PathBuf,
-    /// A temporary file with the script, removed when this is dropped.
+    /// Never read: keeps the temporary file with the script until the `Python` is dropped. `None`
+    /// if the script is the user's own file.
     _own: Option<NamedTempFile>,
 }
 
@@ -94,8 +97,8 @@ impl Python {
 }
 
 impl Peer {
-    /// Starts the process and returns at once, so that several processes start at the same time.
-    /// [`Peer::greet`] waits until the process is ready.
+    /// Starts the process and returns without waiting for it, so that several processes can start
+    /// at the same time. [`Peer::greet`] waits until the process is ready.
     ///
     /// # Errors
     /// When the interpreter does not exist.
@@ -123,7 +126,7 @@ impl Peer {
     }
 }
 
-/// A peer that is measured on one workload.
+/// The measurement of a peer on one workload under one precision.
 pub struct Entry<'a> {
     peer: &'a mut Peer,
     task: Value,
@@ -132,17 +135,19 @@ pub struct Entry<'a> {
     stage: Stage,
 }
 
-/// What the peer's process does with the task.
+/// The state of the task in the peer's process.
 #[derive(PartialEq, Eq)]
 enum Stage {
+    /// The process has no task.
     Idle,
-    /// It prepares, and its answer was not read.
+    /// The process prepares the task. Its answer was not read yet.
     Begun,
+    /// The task is prepared: the process waits for chunks to train.
     Running,
 }
 
 impl Peer {
-    /// Returns whether the peer takes part in this workload.
+    /// Returns whether the peer is measured on this workload.
     pub fn trains(&self, workload: &Task) -> bool {
         match self.engine {
             Engine::TorchCompileDefault | Engine::TorchCompileAutotuned => {
@@ -154,8 +159,8 @@ impl Peer {
 }
 
 impl<'a> Entry<'a> {
-    /// Creates the measurement of `peer`. As this trainer does, it trains whole epochs of the
-    /// workload, with at least `steps` steps per chunk.
+    /// Creates the measurement of `peer`. A chunk has at least `steps` steps, rounded up to whole
+    /// epochs as for this trainer.
     pub fn new(peer: &'a mut Peer, workload: &Task, precision: Precision, steps: i64) -> Self {
         let epochs = (steps + workload.batches - 1) / workload.batches;
         let steps = (epochs * workload.batches).cast_unsigned();
@@ -202,7 +207,8 @@ impl Candidate for Entry<'_> {
     }
 
     fn chunk(&mut self) -> Result<Chunk> {
-        // The error ended the task in the peer's process.
+        // If the answer is an error, the process has ended the task; so the stage is `Running`
+        // again only after a good answer.
         self.stage = Stage::Idle;
         let answer = self.peer.process.ask(&json!({ "go": self.steps }))?;
         self.stage = Stage::Running;
@@ -223,8 +229,7 @@ impl Drop for Entry<'_> {
     }
 }
 
-/// Returns the peers to measure on `device`; `only` restricts them to its names, unless it is
-/// empty.
+/// Returns the peers to measure on `device`. If `only` is not empty, returns only the peers in it.
 pub fn engines(device: Device, only: &[Engine]) -> Vec<Engine> {
     let measured = |engine: &Engine| {
         let everywhere = matches!(engine, Engine::Lightning | Engine::TorchLoop);

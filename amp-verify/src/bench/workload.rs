@@ -1,4 +1,5 @@
-//! A workload: a registered model with the sizes to compare, and its data.
+//! Workloads: what a benchmark trains. A workload is a registered model at a certain size, with its
+//! own data or with random examples.
 
 use std::str::FromStr;
 
@@ -23,9 +24,10 @@ pub const CLIP: f64 = 1.0;
 /// The size of a workload's model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Size {
-    /// The model at its real size.
+    /// The size at which the workload is measured.
     Full,
-    /// The model at a size so small that a step's time is the time of the host.
+    /// A size so small that the device's work takes almost no time: a step then takes the time of
+    /// the host's work.
     Tiny,
 }
 
@@ -76,7 +78,7 @@ impl Workload {
     }
 }
 
-/// Another size of the workloads.
+/// The changes to the size of the workloads from the option `--size`.
 #[derive(Debug, Clone, Default)]
 pub struct Changes {
     /// Examples in a batch.
@@ -90,7 +92,8 @@ pub struct Changes {
 impl FromStr for Changes {
     type Err = Error;
 
-    /// Parses pairs `name=value` between commas: `batch`, `length` and hyperparameters.
+    /// Parses pairs `name=value` that are separated by commas. A name is `batch`, `length` or the
+    /// name of a hyperparameter.
     fn from_str(text: &str) -> Result<Self> {
         let mut changes = Self::default();
         for part in text.split(',') {
@@ -113,10 +116,10 @@ impl FromStr for Changes {
 }
 
 impl Changes {
-    /// Returns the workload with these changes, which are part of its name in the tables.
+    /// Returns the workload with these changes. Its name in the tables lists them.
     ///
     /// # Errors
-    /// When it has no ids whose number could change.
+    /// When the length of examples is to change, but the workload's examples are not random ids.
     pub fn apply(&self, workload: &Workload) -> Result<Workload> {
         let (mut changed, mut texts) = (workload.clone(), Vec::new());
         if let Some(batch) = self.batch {
@@ -147,7 +150,7 @@ impl Changes {
     }
 }
 
-/// Finds a workload by name: a declared workload, or a model with its own data.
+/// Finds a workload by name: a workload that the registry declares, or a model with its own data.
 ///
 /// # Errors
 /// When there is no such workload and no such model.
@@ -158,7 +161,7 @@ pub fn find(registry: &Registry, name: &str) -> Result<Task> {
 /// Finds a workload as [`find`] does, and applies the changes to it.
 ///
 /// # Errors
-/// As [`find`], and when a change does not fit the workload.
+/// When there is no such workload and no such model, or a change does not fit the workload.
 pub fn find_changed(registry: &Registry, name: &str, changes: &Changes) -> Result<Task> {
     if let Some(workload) = declared(registry).find(|workload| workload.name == name) {
         return changes.apply(workload)?.resolve(registry);
@@ -189,7 +192,7 @@ fn declared(registry: &Registry) -> impl Iterator<Item = &Workload> {
     registry.bench.workloads.iter().map(AsRef::as_ref)
 }
 
-/// A workload whose model and data were found.
+/// A workload together with its model and its data from the registry.
 pub struct Task {
     workload: Workload,
     model: Model,
@@ -258,12 +261,12 @@ impl Task {
         self.workload.reduced_state
     }
 
-    /// Returns whether training on `device` with the data on the host is measured.
+    /// Returns whether training on `device` is also measured with the data in host memory.
     pub fn is_fed_on(&self, device: Device) -> bool {
         self.workload.fed.holds(device)
     }
 
-    /// Returns whether the workload declares a size at which its tensors take negligible time.
+    /// Returns whether the workload declares the hyperparameters of [`Size::Tiny`].
     pub fn has_tiny(&self) -> bool {
         self.workload.tiny.is_some()
     }
@@ -273,7 +276,7 @@ impl Task {
         if device.is_cuda() { self.workload.steps.0 } else { self.workload.steps.1 }
     }
 
-    /// Returns the model's hyperparameters.
+    /// Returns the model's hyperparameters at this size.
     pub fn hyperparameters(&self, size: Size) -> &Hyperparameters {
         match (size, &self.workload.tiny) {
             (Size::Tiny, Some(tiny)) => tiny,
@@ -290,8 +293,9 @@ impl Task {
         self.model.build(self.hyperparameters(size))
     }
 
-    /// Returns the data: random examples with seed 42, or the model's own data. For random
-    /// examples, the validation set is one batch, because validation is not measured.
+    /// Returns the data: random examples that are drawn with seed 42, or the model's own data. If
+    /// the examples are random, the validation set has only one batch, because validation is not
+    /// measured.
     ///
     /// # Errors
     /// When the data does not fit into memory or cannot be loaded.
@@ -309,9 +313,10 @@ impl Task {
         Ok(DataModule::new(self.name(), all, one, batch))
     }
 
-    /// Returns the number of floating-point operations in a step's matrix products. The workload
-    /// may declare the number. Otherwise each weight of a matrix counts 2 in the forward pass and 4
-    /// in the backward pass, for each example. `None` if the declared number is for another size.
+    /// Returns the number of floating-point operations in a step's matrix products. If the workload
+    /// declares the number, it is valid only for the declared size; at another size, returns
+    /// `None`. If the workload declares none, counts for each weight matrix and each example 2
+    /// operations per weight in the forward pass and 4 in the backward pass.
     pub fn matrix_operations(&self, model: &dyn LightningModule) -> Option<f64> {
         if let Some(operations) = self.workload.operations {
             return (!self.workload.resized).then_some(operations);
@@ -322,8 +327,8 @@ impl Task {
     }
 }
 
-/// Returns the smallest random examples of this kind, for which tensor operations take negligible
-/// time.
+/// Returns the kind of random examples for [`Size::Tiny`]: examples as in `input`, but with so few
+/// numbers that tensor operations take almost no time.
 fn tiny(input: Option<NoiseInput>) -> NoiseInput {
     match input {
         Some(NoiseInput::Features { classes, .. }) => {
@@ -353,9 +358,9 @@ fn draw(input: NoiseInput, count: i64) -> Result<AnyBatch> {
     }
 }
 
-/// Returns the trainer's options, equal for every measurement: clipping is on, and the models
-/// compute their declared metrics. Validation is not measured, so the validation set may repeat
-/// training examples.
+/// Returns the trainer's options, which are the same for every measurement: gradients are clipped,
+/// and the models compute their declared metrics. The check that no validation example is a
+/// training example is off, because validation is not measured.
 pub fn config(precision: Precision, device: Device) -> TrainerConfig {
     TrainerConfig::new(precision, device).with(|config| {
         config.optimization.gradient_clip = Some(Clip::Norm(CLIP));

@@ -30,7 +30,8 @@ pub struct DataSet {
     pub(crate) name: &'static str,
     about: String,
     hyperparameters: Hyperparameters,
-    /// Whether the size of the examples depends on the model's hyperparameters.
+    /// Whether the size of the examples depends on the model's hyperparameters. If so, `load` needs
+    /// all of them.
     is_sized: bool,
     load: Arc<Load>,
 }
@@ -81,15 +82,15 @@ impl DataSet {
         Self { name, about: String::new(), hyperparameters, is_sized, load: Arc::new(load) }
     }
 
-    /// Returns a short description.
+    /// Sets a short description, which `cargo amp models` shows.
     #[must_use]
     pub fn about(mut self, about: impl Into<String>) -> Self {
         self.about = about.into();
         self
     }
 
-    /// Sets hyperparameters that follow from the data, for example the number of features. A model
-    /// that has hyperparameters with these names gets these values.
+    /// Sets hyperparameters that follow from the data, for example the number of features. If a
+    /// model is registered with hyperparameters of these names, these values replace its own.
     #[must_use]
     pub fn hyperparameters<V: Into<Value>>(
         mut self,
@@ -123,15 +124,17 @@ impl DataSet {
         self.load_for(batch_size, &Hyperparameters::new())
     }
 
-    /// Loads the data for a model with these hyperparameters, which must be complete.
+    /// Loads the data for a model. `of` must have all hyperparameters of the model, including
+    /// defaults.
     ///
     /// # Errors
-    /// When the data cannot be loaded, or the model lacks a hyperparameter that the set needs.
+    /// When the data cannot be loaded, or the model lacks a hyperparameter that the data set needs.
     pub fn load_for(&self, batch_size: i64, of: &Hyperparameters) -> Result<DataModule> {
         (self.load)(batch_size, of)
     }
 
-    /// Sets the hyperparameters of a model that follow from the data.
+    /// Replaces those hyperparameters of a model that follow from the data. A hyperparameter that
+    /// the model does not have is not added.
     pub(crate) fn apply(&self, hyperparameters: &mut Hyperparameters) {
         for (name, value) in &self.hyperparameters {
             if let Some(own) = hyperparameters.get_mut(name) {

@@ -15,8 +15,8 @@ pub enum Direction {
 }
 
 impl Direction {
-    /// Returns how much worse `own` is than `baseline`, in the value's unit; negative if it is
-    /// better.
+    /// Returns how much worse `own` is than `baseline`, in the unit of the value. The result is
+    /// negative if `own` is better.
     pub fn regression(self, baseline: f64, own: f64) -> f64 {
         match self {
             Self::HigherIsBetter => baseline - own,
@@ -32,13 +32,14 @@ impl Direction {
         }
     }
 
-    /// Returns whether it is [`HigherIsBetter`](Self::HigherIsBetter).
+    /// Returns whether larger values are better.
     pub fn is_higher(&self) -> bool {
         *self == Self::HigherIsBetter
     }
 }
 
-/// A validation value by its logged name, and whether larger or smaller is better.
+/// The validation value by which a model is judged: its logged name, and whether larger or smaller
+/// values are better.
 ///
 /// # Examples
 ///
@@ -65,23 +66,25 @@ impl Judge {
     /// The default judge: the accuracy.
     pub const DEFAULT: Self = Self::higher("val_acc");
 
-    /// Returns a value for which higher is better, for example `val_acc`.
+    /// Judges by the value `name`, for which higher is better, for example `val_acc`.
     pub const fn higher(name: &'static str) -> Self {
         Self { name, direction: Direction::HigherIsBetter }
     }
 
-    /// Returns a value for which lower is better, for example `val_mae`.
+    /// Judges by the value `name`, for which lower is better, for example `val_mae`.
     pub const fn lower(name: &'static str) -> Self {
         Self { name, direction: Direction::LowerIsBetter }
     }
 
-    /// Returns the validation loss.
+    /// Judges by the validation loss.
     pub const fn loss() -> Self {
         Self::lower(LOSS)
     }
 
-    /// Returns the smallest difference between two values for this number of validation examples. A
-    /// share of examples is a multiple of 1/N; other values are continuous, and the result is 0.
+    /// Returns the smallest possible difference between two values of the metric, for this number N
+    /// of validation examples. A value for which higher is better is taken as a fraction of the
+    /// examples, so it changes in steps of 1/N. A value for which lower is better is taken as
+    /// continuous, so the result is 0.
     pub fn resolution(self, examples: i64) -> f64 {
         match self.direction {
             Direction::HigherIsBetter => 1.0 / examples.max(1) as f64,

@@ -75,7 +75,8 @@ pub(crate) struct Bench {
 #[cfg(feature = "cli")]
 type Overheads = dyn Fn() -> Result<Vec<Overhead>> + Send + Sync;
 
-/// The Python program of the peers.
+/// The Python program that trains with the peers: the engines with which `bench` compares this
+/// trainer.
 #[cfg(feature = "cli")]
 #[derive(Clone)]
 pub(crate) enum Peers {
@@ -129,8 +130,9 @@ impl Registry {
         self
     }
 
-    /// Does the same as [`peers`](Self::peers), with the program's text in the binary, for machines
-    /// without the files of the project.
+    /// Sets the Python program for `cargo amp bench --peers` by its text, where
+    /// [`peers`](Self::peers) sets it by its path. The text is part of the binary, so it is
+    /// available on machines without the files of the project.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn peers_program(mut self, text: &'static str) -> Self {
@@ -138,7 +140,8 @@ impl Registry {
         self
     }
 
-    /// Sets a measurement of the training loop's overhead, for `cargo amp bench` on a CPU.
+    /// Sets a function that measures the overhead of the training loop. `cargo amp bench` calls it
+    /// on a CPU.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn loop_overheads(
@@ -162,7 +165,7 @@ impl Registry {
         &self.project
     }
 
-    /// Returns the models that are listed and that run by default.
+    /// Returns the models that commands list and run by default: all except the hidden ones.
     pub fn models(&self) -> impl Iterator<Item = &Arc<Model>> {
         self.models.iter().filter(|model| !model.is_hidden)
     }
@@ -219,9 +222,9 @@ impl Registry {
         Margins::read(&self.project.margins_file())
     }
 
-    /// Returns δ, the largest loss of quality that the gate accepts for `model`: its declared
-    /// margin, or else the recorded one. For a changed model, returns the margin that was recorded
-    /// with the same changes.
+    /// Returns δ, the largest loss of quality that the gate accepts for `model`: the margin that
+    /// the registry declares, or, if it declares none, the recorded margin. With `changes`, returns
+    /// the margin that was recorded for the model with the same changes.
     ///
     /// # Errors
     /// When there is no margin, or it was recorded for other hyperparameters.
@@ -309,7 +312,8 @@ fn no_margin(name: &str, changes: &Changes) -> Error {
     })
 }
 
-/// Describes the first hyperparameter that differs.
+/// Describes the first hyperparameter that differs between the recording and now. Returns `None` if
+/// all are equal.
 fn first_difference(then: &Hyperparameters, now: &Hyperparameters) -> Option<String> {
     let value = |all: &Hyperparameters, name: &str| {
         all.get(name).map_or("nothing".to_owned(), ToString::to_string)

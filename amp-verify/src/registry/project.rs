@@ -5,7 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The environment variable for the folder of a packed project, on a machine without its sources.
+/// The environment variable that names the folder of a packed project's files. It is set on a
+/// machine that has the packed project but not its sources.
 const PACKED: &str = "AMP_PROJECT";
 const MARGINS: &str = "margins.json";
 
@@ -17,8 +18,9 @@ pub struct Project {
 }
 
 impl Project {
-    /// Returns the package `name` in `folder`; [`project!`](crate::project) fills in both. If the
-    /// environment variable `AMP_PROJECT` is set, it names another folder for the files.
+    /// Describes the package `name` in `folder`; the macro [`project!`](crate::project) passes its
+    /// caller's name and folder. If the environment variable `AMP_PROJECT` is set, its value is
+    /// used in place of `folder`.
     pub fn new(name: impl Into<String>, folder: impl Into<PathBuf>) -> Self {
         let packed = env::var_os(PACKED).filter(|folder| !folder.is_empty()).map(PathBuf::from);
         Self { name: name.into(), folder: packed.unwrap_or_else(|| folder.into()) }

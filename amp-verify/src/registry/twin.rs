@@ -64,7 +64,7 @@ use serde_json::Value;
 ///         return self.head(batch.input).argmax(1) == batch.target
 /// "#;
 ///
-/// // As a rule both are files: include_str!("../twins/net.py") and include_str!("net.rs").
+/// // Usually the sources are files: include_str!("../twins/net.py") and include_str!("net.rs").
 /// let model = model!(Net).twin(Twin::new(TWIN, SOURCE));
 /// ```
 #[derive(Debug, Clone)]
@@ -75,14 +75,15 @@ pub struct Twin {
 }
 
 impl Twin {
-    /// Creates a twin from its Python source, and from the Rust source with which its lines of code
-    /// are compared. The binary contains both.
+    /// Creates a twin from its Python source. `rust` is the Rust source of the model: `parity`
+    /// counts the lines of code of the two sources. The binary contains the two texts.
     pub fn new(python: &'static str, rust: &'static str) -> Self {
         Self { python, rust, hyperparameters: Hyperparameters::new() }
     }
 
-    /// Sets hyperparameters for both sides that differ from the registered ones, as a JSON object.
-    /// Dropout must be 0, because the two sides draw different masks.
+    /// Sets hyperparameters, as a JSON object, with which `parity` builds the model and its twin in
+    /// place of the registered ones. Dropout must be 0, because the model and the twin draw
+    /// different dropout masks.
     ///
     /// # Panics
     /// When the value is not an object: this is a mistake in the registry's source.

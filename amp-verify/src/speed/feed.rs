@@ -1,4 +1,5 @@
-//! The cost of feeding a large data set from the host.
+//! The loss of speed if a large data set is in host memory, and batches are copied to the device
+//! during training.
 
 use amp_core::precision::Precision;
 use serde::{Deserialize, Serialize};
@@ -8,7 +9,7 @@ use super::{
     statistics::{Spread, paired_ratio},
 };
 
-/// The speed with data on the host, compared with data on the device.
+/// The speeds of training with the data in host memory and with the data in the device's memory.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Feed {
     /// The workload.
@@ -26,13 +27,14 @@ pub struct Feed {
 }
 
 impl Feed {
-    /// Returns the cost of feeding as a share of the rate with data on the device: the median over
-    /// rounds.
+    /// Returns by which fraction training is slower with the data on the host than with the data on
+    /// the device: the median over the rounds.
     pub fn cost(&self) -> Option<f64> {
         paired_ratio(&self.host, &self.device).map(|ratio| 1.0 - ratio)
     }
 
-    /// Returns the steps per second with the data on the host and on the device.
+    /// Returns the steps per second with the data on the host, and those with the data on the
+    /// device.
     pub fn rates(&self) -> Option<(Spread, Spread)> {
         Some((Spread::of(&self.host)?, Spread::of(&self.device)?))
     }

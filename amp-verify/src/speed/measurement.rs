@@ -1,4 +1,4 @@
-//! The engines, and the speed of each.
+//! The engines that a benchmark compares, and the measurements of an engine.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,7 @@ pub enum Engine {
     Eager,
     /// This trainer, with whole steps as CUDA graphs.
     Graph,
-    /// Like `Graph`, with 16-bit gradients, which are rounded as in the peers.
+    /// Like `Graph`, with gradients that are stored in 16 bits, rounded as PyTorch rounds them.
     #[serde(rename = "graph-16-bit")]
     Graph16Bit,
     /// Like `Graph16Bit`, with the optimizer's state in 8 bits.
@@ -32,7 +32,7 @@ pub enum Engine {
 }
 
 impl Engine {
-    /// The engines of the peers' program, in the order of the tables.
+    /// The peers: the engines that the Python program runs, in the order of the tables.
     pub const PEERS: [Self; 6] = [
         Self::Lightning,
         Self::TorchLoop,
@@ -42,7 +42,7 @@ impl Engine {
         Self::TorchCompileAutotuned,
     ];
 
-    /// Returns the name in tables and in the protocol of the peers.
+    /// Returns the engine's name, as it is in tables and in the arguments of the peers' program.
     pub fn name(self) -> &'static str {
         match self {
             Self::Eager => "eager",
@@ -59,12 +59,12 @@ impl Engine {
         }
     }
 
-    /// Returns whether it is this trainer.
+    /// Returns whether the engine is a variant of this trainer.
     pub fn is_ours(self) -> bool {
         self == Self::Eager || self.is_graph()
     }
 
-    /// Returns whether it is this trainer with CUDA graphs.
+    /// Returns whether the engine is a variant of this trainer with CUDA graphs.
     pub fn is_graph(self) -> bool {
         matches!(self, Self::Graph | Self::Graph16Bit | Self::GraphLean | Self::GraphUnchecked)
     }
@@ -77,7 +77,7 @@ pub struct Measurement {
     pub engine: Engine,
     /// Steps per second in each round.
     pub rates: Vec<f64>,
-    /// The peak of tensor bytes, over all rounds.
+    /// The largest number of bytes that tensors occupied at one time, over all rounds.
     pub peak_memory_bytes: Option<u64>,
     /// Seconds from building the model to the end of its first step.
     pub first_step_seconds: Option<f64>,

@@ -1,4 +1,5 @@
-//! The benchmark's figures, and the registry's declarations for it: workloads and targets.
+//! What the benchmark measures, and what a registry declares for the benchmark: workloads and
+//! targets.
 
 mod feed;
 mod measurement;

@@ -1,17 +1,17 @@
-//! The time of a training loop in addition to its tensor operations.
+//! The time that a training loop takes in addition to its tensor operations.
 
 use serde::{Deserialize, Serialize};
 
-/// The time of the training loop beyond its tensor operations, as measured by
-/// [`Registry::loop_overheads`](crate::Registry::loop_overheads).
+/// The time that this trainer's loop takes in addition to its tensor operations. The function that
+/// [`Registry::loop_overheads`](crate::Registry::loop_overheads) sets measures it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Overhead {
     /// The model.
     pub model: String,
-    /// Microseconds per step beyond the tensor operations, for each block of steps, in ascending
-    /// order.
+    /// For each measured block of steps: the microseconds per step in addition to the tensor
+    /// operations. In ascending order.
     pub microseconds: Vec<f64>,
-    /// Microseconds per step of the tensor operations alone.
+    /// The microseconds per step that the tensor operations alone take.
     pub bare_microseconds: f64,
 }
 

@@ -13,16 +13,16 @@ use super::{
     target::Target,
 };
 
-/// All figures of a run of the benchmark.
+/// All results of a run of the benchmark.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// The version of this format; a changed meaning of a field changes it.
+    /// The version of this format. A new version means that a field has changed its meaning.
     pub schema: String,
     /// The date in UTC, for example `2026-01-31`.
     pub date: String,
     /// The command line.
     pub command: String,
-    /// The device on which the models were trained.
+    /// The description of the device on which the models were trained, and of its software.
     pub fingerprint: Fingerprint,
     /// The host's CPU.
     pub cpu: String,
@@ -30,16 +30,16 @@ pub struct Report {
     pub versions: BTreeMap<String, String>,
     /// The number of rounds.
     pub rounds: usize,
-    /// The measurements.
+    /// The measurements: one row for each workload, precision and engine.
     pub rows: Vec<Row>,
     /// Floating-point operations per second of large bf16 matrix products, in each round; only on
     /// CUDA.
     pub bf16_matrix_rates: Vec<f64>,
     /// The overhead of the training loop; only on the CPU.
     pub overheads: Vec<Overhead>,
-    /// The cost of feeding data from the host.
+    /// For some workloads: the speed with the data in host memory.
     pub feeds: Vec<Feed>,
-    /// The targets.
+    /// The registry's targets, compared with the measurements.
     pub targets: Vec<Target>,
     /// Notes for the reader.
     pub notes: Vec<String>,
@@ -58,21 +58,23 @@ pub struct Row {
     pub rates: Vec<f64>,
     /// The median and the quartiles of the rates.
     pub steps_per_second: Option<Spread>,
-    /// The peak of tensor bytes.
+    /// The largest number of bytes that tensors occupied at one time.
     pub peak_memory_bytes: Option<u64>,
-    /// Seconds from building the model to the end of its first step: kernels are loaded, and the peers' models
-    /// compiled. Engines of ours after the first find kernels loaded; peers compile beside one another.
+    /// Seconds from building the model to the end of its first step. They include loading kernels
+    /// and, for some peers, compiling the model. Two effects limit comparisons: of this trainer's
+    /// engines only the first loads kernels, because the others run later in the same process; and
+    /// the peers compile at the same time.
     pub first_step_seconds: Option<f64>,
-    /// Microseconds per step of the same model at a size so small that its tensors take negligible
-    /// time. What remains is the work of the host, and on CUDA the launches of kernels. Only for
-    /// this trainer.
+    /// Microseconds per step of the same model at a size so small that its tensor operations take
+    /// almost no time. What remains is the work of the host, including the launches of CUDA
+    /// kernels. Only for this trainer.
     pub host_microseconds: Option<f64>,
-    /// Ids in a batch of random ids; null for other examples.
+    /// The number of ids in a batch, if the examples are random ids; null for other examples.
     pub ids: Option<i64>,
-    /// The number of floating-point operations in the matrix products of a step; null if it is not known for
-    /// the size.
+    /// The number of floating-point operations in the matrix products of a step; null if the number
+    /// is not known for this size of the workload.
     pub matrix_operations: Option<f64>,
-    /// The reason why figures are missing.
+    /// The reason why measurements are missing.
     pub failure: Option<String>,
 }
 
@@ -120,20 +122,20 @@ impl Report {
         self.row(workload, precision, engine)
     }
 
-    /// Returns whether the models were trained on a CUDA device. Its fingerprint has no number of
-    /// threads.
+    /// Returns whether the models were trained on a CUDA device: the fingerprint (the machine's
+    /// description) of such a device has no number of threads.
     pub fn is_cuda(&self) -> bool {
         self.fingerprint.threads == 0
     }
 
-    /// Returns the speed of this trainer divided by the speed of another engine, or of its own
-    /// 32-true.
+    /// Returns the speed of this trainer with its default options, divided by the speed of what
+    /// `over` names: another engine, or this trainer under 32-true.
     pub fn speedup(&self, workload: &str, precision: Precision, over: Over) -> Option<f64> {
         self.speedup_of(self.ours(workload, precision)?, over)
     }
 
-    /// Returns the speed of one of this trainer's rows divided by that of another engine or of its
-    /// own 32-true.
+    /// Returns the speed in a row of this trainer, divided by the speed of what `over` names:
+    /// another engine, or this trainer under 32-true.
     pub fn speedup_of(&self, ours: &Row, over: Over) -> Option<f64> {
         let (workload, precision) = (ours.workload.as_str(), ours.precision);
         let other = match over {
@@ -143,36 +145,38 @@ impl Report {
         paired_ratio(&ours.rates, &other.rates)
     }
 
-    /// Returns the memory of one of this trainer's rows divided by the memory of its 32-true row.
+    /// Returns the memory in a row of this trainer, divided by this trainer's memory under 32-true.
     pub fn memory_of(&self, ours: &Row) -> Option<f64> {
         let baseline = self.ours(&ours.workload, Precision::F32True)?;
         Some(ours.peak_memory_bytes? as f64 / baseline.peak_memory_bytes? as f64)
     }
 
-    /// Returns this trainer's memory divided by its memory under 32-true.
+    /// Returns the memory of this trainer with its default options under `precision`, divided by
+    /// its memory under 32-true.
     pub fn memory(&self, workload: &str, precision: Precision) -> Option<f64> {
         self.memory_of(self.ours(workload, precision)?)
     }
 
-    /// Returns the share of the device's measured bf16 matrix rate that a step reaches. Only the
-    /// operations of its matrix products count.
+    /// Returns the rate at which a step computes its matrix products, as a fraction of the rate
+    /// that was measured for large bf16 matrix products on the same device. The rate is computed
+    /// from the whole time of the step.
     pub fn matrix_share(&self, row: &Row) -> Option<f64> {
         let operations = row.matrix_operations?;
         let reached: Vec<f64> = row.rates.iter().map(|rate| rate * operations).collect();
         paired_ratio(&reached, &self.bf16_matrix_rates)
     }
 
-    /// Returns whether the workload was measured under the precision.
+    /// Returns whether a row exists for the workload under the precision.
     pub fn measured(&self, workload: &str, precision: Precision) -> bool {
         self.rows.iter().any(|row| row.workload == workload && row.precision == precision)
     }
 }
 
-/// The engine with which a speed is compared.
+/// What the speed of this trainer is compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Over {
     /// Another engine, on the same workload under the same precision.
     Engine(Engine),
-    /// This trainer's own 32-true.
+    /// This trainer on the same workload under 32-true.
     Baseline,
 }

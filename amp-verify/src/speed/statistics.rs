@@ -25,7 +25,7 @@ impl Spread {
         })
     }
 
-    /// Returns the distance between the quartiles, as a share of the median.
+    /// Returns the distance between the quartiles, divided by the median.
     pub fn relative(&self) -> f64 {
         (self.q3 - self.q1) / self.median
     }
@@ -40,8 +40,9 @@ fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
     Some(sorted[low] + part * (sorted[high] - sorted[low]))
 }
 
-/// Returns the median of `numerator[i] / denominator[i]`. The two values of one round are compared,
-/// because a temporary slowdown of the machine affects both.
+/// Returns the median of `numerator[i] / denominator[i]`, where i is the round. A temporary
+/// slowdown of the machine affects all measurements of a round, so it has little effect on their
+/// ratio.
 pub fn paired_ratio(numerator: &[f64], denominator: &[f64]) -> Option<f64> {
     let ratios: Vec<f64> = numerator.iter().zip(denominator).map(|(a, b)| a / b).collect();
     Spread::of(&ratios).map(|spread| spread.median)

@@ -1,8 +1,8 @@
-//! Targets of a benchmark.
+//! Targets: bounds that a registry declares for the measurements of a benchmark.
 
 use serde::{Deserialize, Serialize};
 
-/// The bound of a target.
+/// The bound that a measured value must meet.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Goal {
@@ -15,7 +15,7 @@ pub enum Goal {
 }
 
 impl Goal {
-    /// Returns whether `value` meets the bound. NaN does not.
+    /// Returns whether `value` meets the bound. NaN meets no bound.
     pub fn is_met_by(self, value: f64) -> bool {
         match self {
             Self::AtLeast(bound) => value >= bound,
@@ -25,15 +25,15 @@ impl Goal {
     }
 }
 
-/// The result of comparing a figure with its target.
+/// The result of comparing a measured value with its target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// The figure meets the target.
+    /// The value meets the target.
     Met,
-    /// The figure misses the target.
+    /// The value misses the target.
     Missed,
-    /// The figure was not measured.
+    /// The value was not measured.
     NotMeasured,
 }
 
@@ -48,7 +48,7 @@ impl Outcome {
     }
 }
 
-/// The unit in which a figure is shown.
+/// The unit in which a measured value and its bound are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
@@ -60,16 +60,17 @@ pub enum Unit {
     Microseconds,
 }
 
-/// A figure with its target.
+/// A measured value and its bound.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Target {
-    /// A description of the figure.
-    pub what: String,
-    /// The bound.
-    pub goal: Goal,
-    /// The unit in which both are shown. A percentage is stored as a share of 1.
-    pub unit: Unit,
-    /// The figure; null if it was not measured.
+/// A description of the measured value.
+pub what: String,
+/// The bound.
+pub goal: Goal,
+/// The unit in which the value and the bound are shown. A percentage is stored as a fraction: 65 %
+/// is 0.65.
+pub unit: Unit,
+/// The measured value; null if it was not measured.
     pub measured: Option<f64>,
     /// The result.
     pub outcome: Outcome,

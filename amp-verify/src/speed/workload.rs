@@ -20,11 +20,11 @@ pub struct Workload {
     pub(crate) operations: Option<f64>,
     pub(crate) compiler_modes: bool,
     pub(crate) mixed_alone: bool,
-    /// Whether the size is another than the declared one.
+    /// Whether the option `--size` has changed the size that the registry declares.
     pub(crate) resized: bool,
 }
 
-/// Options of random examples.
+/// The number of batches of random examples, and their content.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Noise {
     pub(crate) batches: i64,
@@ -34,15 +34,15 @@ pub(crate) struct Noise {
 /// The content of random examples.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum NoiseInput {
-    /// `features` values from N(0, 1), with one class.
+    /// Each example has `features` values from N(0, 1). Its target is one of `classes` classes.
     Features { features: i64, classes: i64 },
-    /// `length` ids below the size of the vocabulary, with one id to predict at each position.
+    /// Each example has `length` ids below `vocabulary`. Its target has one id for each position.
     Tokens { length: i64, vocabulary: i64 },
-    /// A function that draws this number of examples.
+    /// A function makes the examples. It receives their number.
     Drawn(fn(i64) -> Result<AnyBatch>),
 }
 
-/// The kinds of devices for which an option applies.
+/// The kinds of devices to which an option of a workload applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Devices {
     /// Whether it applies on CUDA.
@@ -58,7 +58,7 @@ impl Devices {
     pub const CUDA: Self = Self { cuda: true, cpu: false };
     /// Only the CPU.
     pub const CPU: Self = Self { cuda: false, cpu: true };
-    /// Neither.
+    /// No device.
     pub const NONE: Self = Self { cuda: false, cpu: false };
 
     pub(crate) fn holds(self, device: Device) -> bool {
@@ -96,25 +96,26 @@ impl Workload {
         self
     }
 
-    /// Replaces the model's data by this number of batches of random examples with this many
-    /// features and random classes.
+    /// Replaces the model's data by `batches` batches of random examples. Each example has
+    /// `features` random numbers, and one of `classes` classes as its target.
     #[must_use]
     pub fn noise(mut self, batches: i64, features: i64, classes: i64) -> Self {
         self.noise = Some(Noise { batches, input: NoiseInput::Features { features, classes } });
         self
     }
 
-    /// Replaces the model's data by this number of batches of random sequences: `length` ids below
-    /// `vocabulary`, with a random id to predict at each position.
+    /// Replaces the model's data by `batches` batches of random sequences. Each sequence has
+    /// `length` ids below `vocabulary`, and at each position a random id as its target.
     #[must_use]
     pub fn tokens(mut self, batches: i64, length: i64, vocabulary: i64) -> Self {
         self.noise = Some(Noise { batches, input: NoiseInput::Tokens { length, vocabulary } });
         self
     }
 
-    /// Replaces the model's data by this number of batches of examples from `draw`, which returns
-    /// the requested number of examples. It uses libtorch's global generator, which is seeded
-    /// before. The peers' program draws its examples itself, from the model's name.
+    /// Replaces the model's data by `batches` batches of examples that the function `draw` makes.
+    /// Its argument is the number of examples. It must draw random numbers from libtorch's global
+    /// generator, which the benchmark seeds before the call. The Python program of the peers cannot
+    /// call `draw`: it must make examples for the model's name itself.
     ///
     /// ```
     /// use amp_core::{
@@ -135,16 +136,18 @@ impl Workload {
         self
     }
 
-    /// Sets the number of floating-point operations in the matrix products of a step, from which
-    /// the tables compute the matrix rate. The default is 6 for each weight of a matrix and each
-    /// example, which is correct for models of linear layers.
+    /// Sets the number of floating-point operations in the matrix products of a step. The tables
+    /// compute the matrix rate from it. By default the number is computed: 6 operations for each
+    /// weight of a matrix and each example. This is correct for models that apply each linear layer
+    /// once per example.
     #[must_use]
     pub fn operations_of_a_step(mut self, operations: f64) -> Self {
         self.operations = Some(operations);
         self
     }
 
-    /// Does not measure 32-true, which takes many times as long.
+    /// Does not measure 32-true. Use this for a workload that takes many times as long in 32-true
+    /// as in mixed precision.
     #[must_use]
     pub fn in_mixed_precision_alone(mut self) -> Self {
         self.mixed_alone = true;
@@ -159,15 +162,17 @@ impl Workload {
         self
     }
 
-    /// Sets hyperparameters that replace the model's own, as a JSON object.
+    /// Sets hyperparameters, as a JSON object, that replace those with which the model is
+    /// registered.
     #[must_use]
     pub fn hyperparameters(mut self, hyperparameters: Value) -> Self {
         self.hyperparameters = object(hyperparameters);
         self
     }
 
-    /// Sets the hyperparameters of a tiny version of the model, whose tensors take negligible time
-    /// with batches of 8 and 8 random features. It serves to measure the host's part of a step.
+    /// Sets the hyperparameters of a tiny version of the model, with which the benchmark measures
+    /// how long the host works in a step. The tiny model is trained on batches of 8 examples with 8
+    /// random features or ids; its tensor operations must take almost no time.
     #[must_use]
     pub fn tiny(mut self, hyperparameters: Value) -> Self {
         self.tiny = Some(object(hyperparameters));
@@ -181,29 +186,32 @@ impl Workload {
         self
     }
 
-    /// Sets the devices on which the workload runs by default; all if this is not called.
+    /// Sets the devices on which `bench` runs the workload if the user names no workloads; all
+    /// devices if this is not called.
     #[must_use]
     pub fn on(mut self, devices: Devices) -> Self {
         self.devices = devices;
         self
     }
 
-    /// Sets the devices on which the workload is also fed from the host; none by default.
+    /// Sets the devices on which the workload is also measured with its data in host memory; none
+    /// by default.
     #[must_use]
     pub fn fed_on(mut self, devices: Devices) -> Self {
         self.fed = devices;
         self
     }
 
-    /// Measures on CUDA also steps without the checks of training invariants. The difference is the
-    /// cost of the checks.
+    /// On CUDA, also measures steps without the checks of training invariants, to show how much
+    /// time the checks take.
     #[must_use]
     pub fn with_unchecked_steps(mut self) -> Self {
         self.unchecked = true;
         self
     }
 
-    /// Measures on CUDA also with 16-bit gradients, and with optimizer state in 8 bits.
+    /// On CUDA, also measures training with gradients stored in 16 bits, and training with 16-bit
+    /// gradients and optimizer state in 8 bits.
     #[must_use]
     pub fn with_reduced_state(mut self) -> Self {
         self.reduced_state = true;

@@ -36,8 +36,8 @@ impl Model {
         self
     }
 
-    /// Sets the number of epochs in the gate's quick tier and in goldens; 3 by default, or the full
-    /// length if it is shorter.
+    /// Sets the number of epochs in the gate's quick tier, in `margins` and in goldens (recorded
+    /// runs). The default is 3, or the full length if that is shorter.
     #[must_use]
     pub fn quick_epochs(mut self, epochs: i64) -> Self {
         self.quick = Some(Length::Epochs(epochs));

@@ -100,7 +100,7 @@ impl Model {
         self
     }
 
-    /// Returns a short description.
+    /// Sets a short description, which `cargo amp models` shows.
     #[must_use]
     pub fn about(mut self, about: impl Into<String>) -> Self {
         self.about = about.into();
@@ -155,8 +155,9 @@ impl Model {
         self
     }
 
-    /// Sets how much better a trained model must be than a model whose weights never change.
-    /// Otherwise the gate fails, because the model did not learn. The default is the margin.
+    /// Sets by how much the metric of a trained model must be better than the metric of the same
+    /// model with frozen weights. If the difference is smaller, the gate fails, because the model
+    /// did not learn. The default is the margin.
     #[must_use]
     pub fn learns_by(mut self, difference: f64) -> Self {
         self.learns_by = Some(difference);
@@ -193,7 +194,8 @@ impl Model {
         self
     }
 
-    /// Ends training if the logged value `name` has not fallen for `patience` epochs.
+    /// Ends training if the logged value `name` has not improved for `patience` epochs. It improves
+    /// if it falls, or, if it is a metric for which higher is better, if it rises.
     #[must_use]
     pub fn early_stopping(mut self, name: impl Into<String>, patience: u32) -> Self {
         self.early_stopping = Some((name.into(), patience));
@@ -220,15 +222,17 @@ impl Model {
         self
     }
 
-    /// Hides the model in lists and default runs. It is found only by its name.
+    /// Hides the model: commands neither list it nor run it by default. A command runs it only if
+    /// its name is given.
     #[must_use]
     pub fn hidden(mut self) -> Self {
         self.is_hidden = true;
         self
     }
 
-    /// Declares that these faults of `cargo amp selftest` change the model's numbers.
-    /// [`Fault::needs`](crate::selftest::Fault::needs) documents the requirement of each fault.
+    /// Declares that these faults of `cargo amp selftest` change the numbers of this model, so that
+    /// `selftest` can put them into its training. What a model needs so that a fault has an effect
+    /// is documented at [`Fault::needs`](crate::selftest::Fault::needs).
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn reveals(mut self, faults: impl IntoIterator<Item = Fault>) -> Self {
@@ -236,9 +240,9 @@ impl Model {
         self
     }
 
-    /// Sets the path of the layer for the faults in a single layer, for example
-    /// `encoder.layers.1.linear1`. The layer must compute in 16 bits and not be fused with other
-    /// layers.
+    /// Sets the path of the layer into which `cargo amp selftest` puts those faults that change a
+    /// single layer, for example `encoder.layers.1.linear1`. The layer must compute in 16 bits and
+    /// not be fused with other layers.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn plants_in(mut self, layer: &'static str) -> Self {
@@ -298,7 +302,7 @@ impl Model {
         })
     }
 
-    /// Returns all hyperparameters of the model: these ones, and defaults for the others.
+    /// Returns all hyperparameters of the model: those in `set`, and the defaults of all others.
     ///
     /// # Errors
     /// When a hyperparameter is unknown or out of range.

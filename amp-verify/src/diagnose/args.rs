@@ -15,7 +15,7 @@ use crate::{
     options::{Format, RunArgs},
 };
 
-/// The figure that decides which modules must stay in FP32.
+/// The measurement that decides which modules must stay in FP32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Search {
     /// How much worse the validation metric is than that of 32-true
@@ -123,7 +123,8 @@ impl DiagnoseArgs {
             let seconds = record.epochs.iter().map(|epoch| epoch.train_seconds).sum();
             Ok((seconds, record.memory.unwrap_or_default().peak_allocated as f64))
         };
-        // Each run has one epoch, because a run without FP32 modules may end early.
+        // Each of the two runs has only one epoch, because a longer run without FP32 modules may
+        // end early with an error.
         let brief = |overrides| {
             let mut case = with(case, case.trainer.seed, overrides);
             case.trainer.max_epochs = 1;

@@ -1,4 +1,5 @@
-//! Checks whether a precision is good enough if some modules stay in FP32.
+//! The checks that `diagnose` repeats: each one measures whether a precision is good enough if
+//! certain modules stay in FP32.
 
 use std::rc::Rc;
 
@@ -15,19 +16,20 @@ use crate::{
 /// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// The figure; null if it is not finite. Such a figure never passes.
+    /// The measured value; null if it is not finite, in which case the check fails.
     pub figure: Option<f64>,
-    /// The largest accepted figure.
+    /// The largest accepted value.
     pub limit: f64,
 }
 
 impl Outcome {
-    /// Returns whether the figure is within the limit.
+    /// Returns whether the measured value is finite and at most the limit.
     pub fn passes(self) -> bool {
         self.figure.is_some_and(|figure| figure <= self.limit)
     }
 
-    /// Compares a figure with the limit; a figure that is not finite becomes null.
+    /// Creates an outcome from a measured value and its limit. A value that is not finite becomes
+    /// null.
     pub fn new(figure: f64, limit: f64) -> Self {
         Self { figure: figure.is_finite().then_some(figure), limit }
     }
@@ -35,13 +37,14 @@ impl Outcome {
 
 /// A check that decides during the search whether a set of FP32 modules is enough.
 pub trait Check {
-    /// Returns the name of the figure in reports.
+    /// Returns the name that the measured value has in reports.
     fn describe(&self) -> String;
 
-    /// Runs the check with these precision regions.
+    /// Runs the check on the model with these precision regions, which set the precision of single
+    /// modules.
     ///
     /// # Errors
-    /// When the figure cannot be computed.
+    /// When the value cannot be measured.
     fn run(&mut self, overrides: &Overrides) -> Result<Outcome>;
 }
 
@@ -55,7 +58,8 @@ pub struct MetricLoss<'a> {
 }
 
 impl<'a> MetricLoss<'a> {
-    /// Trains the case in 32-true with several seeds, starting with the case's own seed.
+    /// Creates the check: trains the case in 32-true with several seeds, starting with the case's
+    /// own seed, to get the metrics of the baseline.
     ///
     /// # Errors
     /// When training fails, or 32-true's metric is not finite.
@@ -93,7 +97,8 @@ impl Check for MetricLoss<'_> {
             let metric = match train(&with(self.case, seed, overrides), self.precision) {
                 Ok(record) if !record.not_finite().is_empty() => f64::NAN,
                 Ok(record) => record.last(self.case.model.judge.name).unwrap_or(f64::NAN),
-                // A run that ended with an error counts as the largest possible loss.
+                // A run that ended because values were not finite fails the check, whatever the
+                // other seeds give.
                 Err(Error::NonFinite(_) | Error::Scaler(_)) => f64::NAN,
                 Err(error) => return Err(error),
             };
@@ -103,7 +108,8 @@ impl Check for MetricLoss<'_> {
     }
 }
 
-/// The largest relative error that a single layer makes on exact inputs, in one step.
+/// Measures the largest relative error of a single layer in one step, if the layer's inputs are
+/// exact.
 pub struct LayerError<'a> {
     /// The measured model and batch; the search replaces its precision regions.
     pub subject: Subject<'a>,
@@ -128,7 +134,7 @@ impl Check for LayerError<'_> {
     }
 }
 
-/// Returns the case with another seed and these precision regions.
+/// Returns the case with this seed and these precision regions.
 pub(super) fn with(case: &Case, seed: u64, overrides: &Overrides) -> Case {
     let mut case = case.clone();
     case.trainer.seed = seed;

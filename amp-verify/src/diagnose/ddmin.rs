@@ -1,6 +1,6 @@
-//! Finds a minimal set that passes, by ddmin (Zeller and Hildebrandt, "Simplifying and Isolating
-//! Failure-Inducing Input", IEEE TSE 28(2), 2002). The paper searches for a minimal set that fails;
-//! here "passes" replaces "fails".
+//! Finds a minimal set that passes a test, with the algorithm ddmin (Zeller and Hildebrandt,
+//! "Simplifying and Isolating Failure-Inducing Input", IEEE TSE 28(2), 2002). The paper searches
+//! for a minimal set that fails a test. Here the roles of passing and failing are exchanged.
 
 use std::collections::BTreeMap;
 
@@ -11,16 +11,17 @@ use amp_core::Result;
 pub struct Minimal<T> {
     /// Its elements, in the order of the input.
     pub set: Vec<T>,
-    /// Whether the set is known to be 1-minimal: it passes, and fails without any one of its
-    /// elements.
+    /// Whether the set was tested to be 1-minimal: it passes, and it fails if any single element is
+    /// removed.
     pub is_one_minimal: bool,
-    /// The number of calls of the predicate, at most one for each set.
+    /// The number of calls of the predicate. No set is tested twice.
     pub tests: usize,
 }
 
-/// Searches for a 1-minimal subset of `all` that passes; returns `None` if `all` does not pass. If
-/// the predicate is not monotone, smaller passing subsets may exist. The search takes at most n² +
-/// 3n calls, and about 2·log₂ n calls if a single element is enough.
+/// Searches for a 1-minimal subset of `all` for which `passes` returns true. Returns `None` if it
+/// returns false for `all`. If the predicate is not monotone, smaller subsets that pass may exist.
+/// For n elements the search takes at most n² + 3n calls, and about 2·log₂ n calls if a single
+/// element is enough.
 ///
 /// # Errors
 /// When the predicate fails.

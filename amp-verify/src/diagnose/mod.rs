@@ -20,31 +20,31 @@ use crate::layers::Group;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "is")]
 pub enum Attribution {
-    /// The check passes.
+    /// There is no failure: the check passes.
     Passes,
-    /// A repetition with the same seed gave another figure. The two figures differ by more than the
-    /// first one's distance from the limit.
+    /// Training is not deterministic. Repeating the check with the same seeds gave another value,
+    /// and the difference is at least as large as the distance of the first value from the limit.
     Determinism {
-        /// The second figure.
-        again: Outcome,
+    /// The outcome of the repetition.
+    again: Outcome,
     },
-    /// 32-true itself differs from its reference.
+    /// The environment has changed: 32-true gives other values than in the reference.
     Environment,
     /// Fused layers give other values than the same layers one by one.
     Fusion {
-        /// The groups that exceed their bounds.
-        groups: Vec<Group>,
+    /// The groups of fused layers whose difference exceeds its bound.
+    groups: Vec<Group>,
     },
-    /// Only the precision differs.
+    /// None of the other causes applies, so the precision is the cause.
     Precision,
 }
 
-/// The diagnosis.
+/// The result of a diagnosis.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Diagnosis {
-    /// The version of this format; a changed meaning of a field changes it.
+    /// The version of this format. A new version means that a field has changed its meaning.
     pub schema: String,
-    /// The name of the check's figure.
+    /// A description of the value that the check measures.
     pub check: String,
     /// The cause.
     pub attribution: Attribution,
@@ -61,13 +61,13 @@ pub struct Fix {
     /// The paths of the modules. The check passes if they stay in FP32, and fails if any one of
     /// them does not.
     pub modules: Vec<String>,
-    /// Whether the search verified this for each module.
+    /// Whether the search tested for each module that the check fails without it.
     pub is_one_minimal: bool,
-    /// The number of runs of the check.
+    /// How many times the search ran the check.
     pub tests: usize,
     /// The result of the check with these modules in FP32.
     pub after: Outcome,
-    /// The model's fields that contain the modules in `modules`.
+    /// The fields of the model's struct that contain the modules in `modules`.
     pub fields: Vec<String>,
     /// The result of the check with these whole fields in FP32, as the attribute
     /// `#[precision(fp32)]` sets them.
@@ -76,16 +76,16 @@ pub struct Fix {
     pub cost: Option<Cost>,
 }
 
-/// The cost of FP32 modules: a run with them compared with a run without them.
+/// The cost of FP32 modules: a run with these modules in FP32 compared with a run without.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Cost {
-    /// Training time, relative to the run without.
+    /// The training time, divided by that of the run without FP32 modules.
     pub train_seconds_ratio: f64,
-    /// Peak memory, relative to the run without.
+    /// The peak memory, divided by that of the run without FP32 modules.
     pub peak_memory_ratio: f64,
 }
 
-/// The input of the search.
+/// What the diagnosis knows about the model before it runs the check.
 pub struct Scope<'a> {
     /// Precision regions that apply to every run of the check.
     pub overrides: &'a Overrides,
@@ -93,11 +93,13 @@ pub struct Scope<'a> {
     pub layers: Vec<String>,
     /// The paths of all modules, for a second search if FP32 in `layers` is not enough.
     pub modules: Vec<String>,
-    /// Whether 32-true differs from its reference; `None` if there is no reference.
+    /// Whether 32-true gives other values now than in the reference, a file of an earlier run.
+    /// `None` if the user gave no reference.
     pub baseline_moved: Option<bool>,
-    /// The groups of layers that are fused.
+    /// The groups of layers that run as one fused kernel, compared with the same layers one by one.
     pub groups: Vec<Group>,
-    /// The layer with the largest error of its own. The search tries this layer first.
+    /// The path of a layer that an earlier check suspects. Before the search, it is tried as the
+    /// only module in FP32. `None` if no layer is suspected.
     pub suspect: Option<String>,
 }
 
@@ -126,8 +128,9 @@ pub fn diagnose(check: &mut dyn Check, scope: &Scope<'_>) -> Result<Diagnosis> {
 }
 
 fn attribute(check: &mut dyn Check, scope: &Scope<'_>, before: Outcome) -> Result<Attribution> {
-    // A check that measures layers one by one passes even if their fused kernel is wrong. An FP32
-    // region in a group prevents the fusion: it would hide the fault and look like a fix.
+    // Wrong fused kernels are reported first, for two reasons. A check that measures layers one by
+    // one passes even if their fused kernel is wrong. And an FP32 region in a group prevents the
+    // fusion, so the search would find "fixes" that only hide the fault.
     let groups: Vec<Group> = scope.groups.iter().filter(|group| group.is_beyond).cloned().collect();
     if !groups.is_empty() {
         return Ok(Attribution::Fusion { groups });
@@ -146,7 +149,8 @@ fn attribute(check: &mut dyn Check, scope: &Scope<'_>, before: Outcome) -> Resul
     Ok(if moved { Attribution::Determinism { again } } else { Attribution::Precision })
 }
 
-/// Tries the suspect as the only module in FP32: one run in place of a search.
+/// Runs the check with the suspected layer as the only module in FP32. If it passes, no search is
+/// needed.
 fn alone(check: &mut dyn Check, scope: &Scope<'_>, suspect: &str) -> Result<Option<Fix>> {
     let modules = vec![suspect.to_owned()];
     let after = check.run(&fp32(scope.overrides, &modules))?;
@@ -158,7 +162,7 @@ fn alone(check: &mut dyn Check, scope: &Scope<'_>, suspect: &str) -> Result<Opti
         true => after,
         false => check.run(&fp32(scope.overrides, &fields))?,
     };
-    // The check failed without this module, so the set is minimal.
+    // The check fails without FP32 modules, so a set of one module is minimal.
     Ok(Some(Fix {
         modules,
         is_one_minimal: true,
@@ -188,20 +192,21 @@ fn search(check: &mut dyn Check, scope: &Scope<'_>, modules: &[String]) -> Resul
     }))
 }
 
-/// Adds an FP32 region for each of the modules.
+/// Returns the precision regions with an additional FP32 region for each of `modules`.
 pub fn fp32(overrides: &Overrides, modules: &[String]) -> Overrides {
     let mut all = overrides.clone();
     all.extend(modules.iter().map(|path| (path.clone(), Region::Fp32)));
     all
 }
 
-/// Formats the attribute and the field's name, for each field.
+/// Formats for each field the lines that the user pastes into the model's struct: the attribute
+/// `#[precision(fp32)]` and the field's name.
 pub fn attribute_to_paste(fields: &[String]) -> String {
     let lines = fields.iter().map(|field| format!("    #[precision(fp32)]\n    {field}: …"));
     lines.collect::<Vec<_>>().join("\n\n")
 }
 
-/// Returns the struct's field that contains the module.
+/// Returns the name of the field of the model's struct that contains the module.
 fn field(path: &str) -> &str {
     path.split_once('.').map_or(path, |(field, _)| field)
 }

@@ -23,15 +23,16 @@ const PREVIOUS: &str = "amp-policy/1";
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PolicyFile {
-    /// The version of this format; a changed meaning of a field changes it.
+    /// The version of this format. A new version means that a field has changed its meaning.
     pub schema: String,
     /// The name of the model.
     pub model: String,
     /// The precision under which the policy was found.
     pub precision: Precision,
-    /// The machine on which it was found. The policy is valid on other machines as well.
+    /// The description of the machine on which the policy was found. The policy is valid on other
+    /// machines as well.
     pub fingerprint: Fingerprint,
-    /// The reason for these modules.
+    /// The reason why these modules stay in FP32.
     pub reason: String,
     /// Precision regions by module path; they replace the model's own regions.
     #[serde(alias = "islands")]

@@ -1,5 +1,5 @@
-//! Earlier figures of 32-true. They distinguish a changed environment from the effect of the
-//! precision.
+//! The reference of a diagnosis: a file with the results of an earlier run of 32-true. If 32-true
+//! gives other results now, the environment has changed, and the precision is not the cause.
 
 use std::{
     fmt, fs,
@@ -15,21 +15,21 @@ use crate::{
     golden::{self, Agreement, Figures, Golden, incomparable},
 };
 
-/// A file with earlier figures of 32-true.
+/// A file with the results of an earlier run of 32-true.
 pub(super) struct Reference {
     path: PathBuf,
     known: Known,
 }
 
 enum Known {
-    /// An output of `verify --output` from this machine; the figures are compared to the last bit.
+    /// An output of `verify --output` from this machine. The results must be equal to the last bit.
     Report(Box<Comparison>),
-    /// A golden from a machine of the same kind; the figures are compared within the golden's
-    /// tolerances.
+    /// A golden (recorded figures of a test run) from a machine of the same kind. The results must
+    /// agree within the golden's tolerances.
     Golden(Box<Golden>),
 }
 
-/// The command-line options that must be equal in both runs.
+/// The command-line options that must be the same in the run of the reference and in the run now.
 struct Options<'a> {
     model: &'a str,
     data: &'a str,
@@ -77,10 +77,10 @@ impl<'a> From<&'a Golden> for Options<'a> {
 }
 
 impl Reference {
-    /// Reads a file of either format.
+    /// Reads a reference: an output of `verify --output`, or a golden.
     ///
     /// # Errors
-    /// When the file is missing or has neither format.
+    /// When the file is missing or has another format.
     pub(super) fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).map_err(|error| Error::io(path, error))?;
         let known = match (serde_json::from_str(&text), golden::parse(&text)) {
@@ -97,7 +97,7 @@ impl Reference {
         Ok(Self { path: path.to_owned(), known })
     }
 
-    /// Returns whether 32-true gives other figures now.
+    /// Trains the case in 32-true, and returns whether the results differ from the reference.
     ///
     /// # Errors
     /// When training fails, or the reference is from another machine or has other options.

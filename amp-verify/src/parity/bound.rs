@@ -1,21 +1,24 @@
-//! The accepted difference between the first losses of two sides that compute the same in f32.
+//! Bounds for the differences between our first losses and the twin's, if the two sides compute the
+//! same function in f32.
 //!
-//! The two sides round at different places, and training passes each difference on: it may shrink,
-//! or grow with every step. The growth depends on the model, its weights and its data, so it is
-//! measured. A few of our own runs start from weights that are perturbed at random by [up to
-//! sixteen roundings](super::ours) and use the same batches. The bound of a loss is [`FACTOR`]
-//! times the largest difference of these runs up to this batch. It is at least [`LEAST`], which
-//! covers the roundings in the sum of the loss itself.
+//! The two sides round at different places. A difference between their weights changes the next
+//! step, so it may grow with every step. How fast it grows depends on the model, its weights and
+//! its data; therefore it is measured. A few runs of our side use the same batches, but their
+//! initial weights are perturbed at random by [up to sixteen roundings](super::ours). The bound of
+//! a loss is [`FACTOR`] times the largest difference between these runs and the unperturbed run, up
+//! to the batch of this loss. The bound is at least [`LEAST`], which covers the roundings in the
+//! sum that computes the loss itself.
 
 /// The number of runs with perturbed weights.
 pub(super) const RUNS: u64 = 4;
-/// The factor on the differences of the perturbed runs.
+/// The bound is this multiple of the largest difference of the perturbed runs.
 const FACTOR: f64 = 4.0;
 /// Sixteen roundings of f32, relative to the loss.
 const LEAST: f64 = 1.0 / 1_048_576.0;
 
-/// Returns the relative differences between two sequences of losses, step by step. A loss below the
-/// mean loss, for example a critic's loss near 0, is replaced by the mean in the denominator.
+/// Returns the relative difference between two sequences of losses at each step. The denominator is
+/// the loss in `own`, or the mean loss if that is larger: so a loss near 0, for example a critic's,
+/// does not make a small difference look large.
 pub(super) fn differences(own: &[f64], other: &[f64]) -> Vec<f64> {
     let finite = own.iter().filter(|loss| loss.is_finite());
     let typical = finite.clone().map(|loss| loss.abs()).sum::<f64>() / finite.count().max(1) as f64;
@@ -28,7 +31,8 @@ pub(super) fn differences(own: &[f64], other: &[f64]) -> Vec<f64> {
     own.iter().zip(other).map(difference).collect()
 }
 
-/// Returns the bound of each step.
+/// Returns the bound for each step's loss: `own` has the losses of our run, `moved` those of the
+/// runs with perturbed weights.
 pub(super) fn bounds(own: &[f64], moved: &[Vec<f64>]) -> Vec<f64> {
     let moved: Vec<Vec<f64>> = moved.iter().map(|other| differences(own, other)).collect();
     let mut furthest = 0.0_f64;

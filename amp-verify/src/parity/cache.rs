@@ -1,4 +1,5 @@
-//! Stores rows of earlier runs in a folder, one file for each row.
+//! Stores the result rows of `parity` in a folder, one file for each row, so that a later call can
+//! reuse them.
 
 use std::{
     collections::BTreeMap,
@@ -12,9 +13,9 @@ use sha2::{Digest, Sha256};
 
 use super::{ParityArgs, Row, args::Subject};
 
-/// A folder of rows. The name of a row's file is a digest of everything that affects it: the
-/// binary, the machine, Python and torch, the twin and the options. The files of data sets are not
-/// included.
+/// A folder of result rows. The name of a row's file is a digest of everything that the result
+/// depends on: the binary, the machine, the versions of Python and torch, the twin and the options.
+/// The digest does not include the files of data sets.
 pub(super) struct Cache {
     folder: PathBuf,
     /// The digest of the binary, which contains the models.
@@ -22,6 +23,8 @@ pub(super) struct Cache {
 }
 
 impl Cache {
+    /// Creates the folder if it does not exist, and computes the digest of this binary.
+    ///
     /// # Errors
     /// When the folder cannot be created, or the binary cannot be read.
     pub(super) fn open(folder: &Path) -> Result<Self> {

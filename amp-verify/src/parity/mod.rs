@@ -1,9 +1,10 @@
 //! `cargo amp parity`: compares models with their PyTorch twins.
 //!
-//! Both sides start with the same weights and use the same batches, hyperparameters, precision and
-//! schedule. `ours` trains the model and writes its initial weights. `theirs` sends the batches to
-//! the twin's process. `report` compares the two sides: the first losses with `bound`, the skipped
-//! steps with `skips`, and the final metric over several seeds.
+//! The model in Rust and its twin start with the same weights and use the same batches,
+//! hyperparameters, precision and schedule. `ours` writes the initial weights to a file and trains
+//! the model. `theirs` sends the batches to the twin's process. `report` compares the two sides:
+//! the first losses (their bounds are in `bound`), the skipped steps (`skips`), and the final
+//! metric over several seeds.
 
 mod args;
 mod bound;
@@ -40,7 +41,8 @@ use crate::{
     text::one_line,
 };
 
-/// Trains the requested models on both sides. `tell` receives messages on the progress.
+/// Trains the requested models and their twins, and compares them. Before each comparison, passes a
+/// message about the progress to `tell`.
 ///
 /// # Errors
 /// When the request cannot be carried out, or our side fails. If a twin fails, its row has the
@@ -79,8 +81,8 @@ pub fn run(registry: &Registry, args: &ParityArgs, tell: &dyn Fn(&str)) -> Resul
                 none => none.insert(start()?),
             };
             let row = comparison.row(theirs).map_err(|error| error.at(&what))?;
-            // If the twin failed, seeds are missing. The cause may be temporary, so the row is not
-            // stored.
+            // If the twin failed, the row lacks seeds. Such a row is not stored, because the next
+            // call may succeed.
             let is_whole = row.seeds.len() as u64 == args.seeds;
             if let Some(file) = file.filter(|_| is_whole) {
                 cache::write(&file, &row)?;
@@ -160,7 +162,9 @@ impl Comparison<'_> {
         Ok(row)
     }
 
-    /// Runs ours again, by either kernels and from moved weights, to see why other steps are skipped.
+    /// Runs our side again to find out why the two sides skip different steps: once with libtorch's
+    /// kernels, once with this library's kernels, and a few times with randomly perturbed initial
+    /// weights.
     fn again(&self, mut case: Case, losses: &[f64], twin: &Ran) -> Result<Again> {
         let mut traced = |kernels: Kernels| {
             case.trainer.numerics.kernels = kernels;
@@ -184,7 +188,8 @@ impl Comparison<'_> {
         })
     }
 
-    /// Compares the first losses of both sides. Under 32-true each difference also has a bound.
+    /// Compares the first losses of the two sides. Under 32-true, each difference is also compared
+    /// with a bound.
     fn first_losses(&self, case: &Case, own: &[f64], mut other: Vec<f64>) -> Result<First> {
         let count = usize::try_from(self.args.losses).unwrap_or(usize::MAX);
         let own = own[..own.len().min(count)].to_vec();

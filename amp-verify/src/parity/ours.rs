@@ -1,4 +1,5 @@
-//! Our side: trains the model and records its losses, or its attempted steps.
+//! Our side of the comparison: trains the model in Rust and records its losses, or the gradients
+//! and the loss scale of each step.
 
 use std::{cell::RefCell, path::Path, rc::Rc};
 
@@ -25,8 +26,8 @@ use crate::{
     rounding::{moved, rounding_of},
 };
 
-/// Returns how far the weights of a moved run are from the model's, relative to their size: sixteen
-/// roundings of f32, or what one rounding to 16 bits may change.
+/// Returns by which fraction of its size a weight is perturbed at most: by sixteen roundings of
+/// f32, or, for a 16-bit precision, by one rounding to 16 bits.
 fn share(precision: Precision) -> f64 {
     match precision.compute() {
         kind @ (Kind::Half | Kind::BFloat16) => rounding_of(kind),
@@ -34,7 +35,8 @@ fn share(precision: Precision) -> f64 {
     }
 }
 
-/// Moves the weights at random, as run `number` does.
+/// Perturbs the model's weights at random. The run's `number` is the seed, and the state of the
+/// random generator stays as it was.
 fn move_weights(model: &dyn LightningModule, number: u64, precision: Precision) -> Result<()> {
     let before = RandomState::read(Device::Cpu)?;
     seed_everything(number)?;
@@ -47,7 +49,7 @@ fn move_weights(model: &dyn LightningModule, number: u64, precision: Precision) 
     before.restore(Device::Cpu)
 }
 
-/// The results of a run.
+/// The results of training the model in Rust.
 pub(super) struct Ours {
     /// The loss of each batch.
     pub(super) losses: Vec<f64>,
@@ -55,14 +57,15 @@ pub(super) struct Ours {
     pub(super) skipped: Vec<u64>,
     pub(super) record: RunRecord,
     pub(super) peak_memory_bytes: u64,
-    /// The training plan for which optimizers and schedules were made.
+    /// The training plan (numbers of epochs and steps) from which the model built its optimizers
+    /// and schedules. The twin receives the same plan.
     pub(super) plan: Option<TrainingPlan>,
     /// The hyperparameters of the model.
     pub(super) hyperparameters: Hyperparameters,
 }
 
-/// Returns the options of both sides. A skipped step advances the schedule and changes batch
-/// statistics, as in a PyTorch loop.
+/// Returns the trainer's options, which hold for the model and its twin. A skipped step advances
+/// the schedule and changes batch statistics, because a PyTorch loop does so too.
 pub(super) fn config(case: &Case, precision: Precision) -> Result<TrainerConfig> {
     let mut config = case.trainer(precision)?;
     config.recovery.skipped_step_advances = true;
@@ -70,7 +73,7 @@ pub(super) fn config(case: &Case, precision: Precision) -> Result<TrainerConfig>
     Ok(config)
 }
 
-/// Trains the case and writes its initial weights to `weights_to`.
+/// Writes the initial weights to `weights_to` and trains the case.
 pub(super) fn train(case: &Case, precision: Precision, weights_to: &Path) -> Result<Ours> {
     let config = config(case, precision)?;
     let _section = random::seeded(config.seed)?;
@@ -84,7 +87,8 @@ pub(super) fn train(case: &Case, precision: Precision, weights_to: &Path) -> Res
     Ok(Ours { losses, skipped, record, peak_memory_bytes, plan, hyperparameters })
 }
 
-/// Returns the first losses of a run in 32-true with perturbed initial weights.
+/// Trains the case in 32-true on its first batches, with initial weights that are perturbed at
+/// random, and returns the loss of each batch.
 pub(super) fn train_moved(case: &Case, number: u64, batches: u64) -> Result<Vec<f64>> {
     let config = config(case, Precision::F32True)?;
     let _section = random::seeded(config.seed)?;
@@ -93,10 +97,10 @@ pub(super) fn train_moved(case: &Case, number: u64, batches: u64) -> Result<Vec<
     Ok(fit(case, config, model, Some(batches))?.0.losses)
 }
 
-/// The attempted steps of a run.
+/// The attempted optimizer steps of a run, with the losses.
 pub(super) struct Traced {
     pub(super) attempts: Vec<Attempt>,
-    /// Of each batch.
+    /// The loss of each batch.
     pub(super) losses: Vec<f64>,
     /// The indices of the skipped optimizer steps, from 0.
     pub(super) skipped: Vec<u64>,
@@ -104,13 +108,13 @@ pub(super) struct Traced {
     pub(super) scale: Option<f64>,
 }
 
-/// Trains the case and records the gradients of each step.
+/// Trains the case and records the largest gradient and the loss scale of each step.
 pub(super) fn trace(case: &Case, precision: Precision) -> Result<Traced> {
     traced(case, precision, None)
 }
 
-/// Trains the case on the first batches, from initial weights that are moved at random, and records
-/// the gradients of each step.
+/// Does the same as [`trace`], but only on the first batches, and with initial weights that are
+/// perturbed at random.
 pub(super) fn trace_moved(
     case: &Case,
     precision: Precision,
@@ -140,8 +144,8 @@ fn traced(case: &Case, precision: Precision, moved: Option<(u64, u64)>) -> Resul
                 skipped.push(*attempt);
             }
             Event::Scale { scale: new, .. } => *next = *new,
-            // If the model optimizes manually, its gradients are read after the update of the
-            // scale.
+            // The new scale is valid from the next batch on. It is not set earlier, because the
+            // gradients of a model that optimizes manually are read after its scale was updated.
             Event::Batch { .. } => *scale = *next,
             _ => {}
         }
@@ -159,21 +163,23 @@ fn traced(case: &Case, precision: Precision, moved: Option<(u64, u64)>) -> Resul
     Ok(Traced { attempts, losses, skipped, scale: record.end.scale })
 }
 
-/// The values that the callback records.
+/// What [`Gauge`] and the event listener record during a run.
 #[derive(Default)]
 struct Seen {
-    /// The loss scale of this batch and of the next one.
+    /// The loss scale of the current batch.
     scale: f64,
+    /// The loss scale from the next batch on.
     next: f64,
     skipped: Vec<u64>,
     attempts: Vec<Attempt>,
     losses: Vec<f64>,
 }
 
-/// A callback that reads the unscaled gradients of each step.
+/// Records the largest gradient of each step.
 struct Gauge {
     seen: Rc<RefCell<Seen>>,
-    /// The parameters of a model that optimizes manually; their gradients are read after the batch.
+    /// The parameters of a model that optimizes manually, whose gradients are read after each
+    /// batch. Empty for other models, whose gradients are read before the optimizer's step.
     parameters: Vec<Tensor>,
 }
 
@@ -228,8 +234,8 @@ struct Kept {
     plan: Option<TrainingPlan>,
 }
 
-/// Runs the model to the end, or for this many batches. The training plan, on which schedules
-/// depend, is the plan of the whole run.
+/// Trains the model to the end of the run, or on the first `batches` batches only. Also in a run
+/// that ends early, schedules depend on the training plan of the whole run.
 fn fit(
     case: &Case,
     config: TrainerConfig,
@@ -255,7 +261,7 @@ fn fit(
     Ok((kept.take(), record))
 }
 
-/// A callback that records the losses.
+/// Records the loss of each batch, and the training plan.
 struct Watch(Rc<RefCell<Kept>>);
 
 impl Interceptor for Watch {

@@ -1,4 +1,4 @@
-//! The results of both sides, and the decision whether they agree.
+//! The results of the models and their twins, and the decision whether a model and its twin agree.
 
 use std::collections::BTreeMap;
 
@@ -16,10 +16,12 @@ use crate::{
 
 /// The version of the format of [`Report`].
 pub const SCHEMA: &str = "amp-parity/1";
-/// The largest probability that a twin passes although its metric differs by more than δ.
+/// The largest accepted probability that a row passes although the metrics of the model and its
+/// twin differ by δ or more.
 const ALPHA: f64 = 0.05;
 
-/// A loss with a larger bound does not count as informative.
+/// If the bound of a loss is larger than this, comparing the loss says little: rounding alone may
+/// change it by that much.
 const TELLING: f64 = 1e-3;
 
 /// The conclusion for a row.
@@ -28,22 +30,22 @@ const TELLING: f64 = 1e-3;
 pub enum Status {
     /// The two sides agree.
     Agree,
-    /// The seeds do not decide.
+    /// The seeds are too few for a decision.
     Inconclusive,
     /// The two sides disagree.
     Disagree,
 }
 
-/// A value of each side.
+/// A value of the model and the same value of its twin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pair<T> {
-    /// Our value.
+    /// The value of the model in Rust.
     pub ours: T,
     /// The twin's value.
     pub theirs: T,
 }
 
-/// The results of one seed on both sides.
+/// The results of the model and its twin for one seed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Seed {
     /// The seed.
@@ -54,29 +56,33 @@ pub struct Seed {
     pub skipped: Pair<Vec<u64>>,
     /// The loss scale at the end.
     pub scale: Pair<Option<f64>>,
-    /// The results of the second run. It takes place if the two sides skip different steps.
+    /// The results of running the model again, which is done if the two sides skip different steps;
+    /// otherwise null.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub again: Option<Again>,
 }
 
-/// The first losses of the first seed.
+/// The comparison of the first losses for the first seed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct First {
-    /// The largest relative difference; null if only one side is finite.
+    /// The largest relative difference between the losses of a batch; null if for some batch only
+    /// one of the two losses is finite.
     pub largest: Option<f64>,
-    /// The index of the batch whose loss has the largest ratio of difference and bound, from 0.
+    /// The index, from 0, of the batch for which the difference divided by its bound is largest. If
+    /// there are no bounds: the batch with the largest difference.
     pub batch: usize,
-    /// The difference of that loss and its bound; null without bounds, as under 16-bit precisions.
+    /// The difference for this batch, and its bound; null without bounds, as under 16-bit
+    /// precisions.
     pub bound: Option<(f64, f64)>,
-    /// The number of first losses with a bound of at most 0.1 %; null without bounds. After these,
-    /// rounding alone changes the losses by more, so they are not informative.
+    /// The number of losses at the start whose bounds are at most 0.1 %; null without bounds. Later
+    /// losses may differ by more through rounding alone, so comparing them says little.
     #[serde(default)]
     pub told: Option<usize>,
     /// The losses of both sides.
     pub losses: Pair<Vec<f64>>,
 }
 
-/// The result for one model under one precision.
+/// The comparison of one model with its twin under one precision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     /// The model.
@@ -96,22 +102,22 @@ pub struct Row {
     pub metric: String,
     /// The results of each seed.
     pub seeds: Vec<Seed>,
-    /// The statistical comparison of the metrics.
+    /// The statistical comparison of the metrics; null if a metric is not finite.
     pub judgement: Option<Judgement>,
-    /// The peak of tensor bytes with the first seed. On a CPU the twin's figure is from its third
-    /// step.
+    /// The largest number of bytes that tensors occupied at one time, for the first seed. On a CPU
+    /// the twin's number is measured only in its third step.
     pub peak_memory_bytes: Option<Pair<Option<u64>>>,
-    /// Lines of code of the model alone: our struct with everything that it refers to in its
-    /// source, and the twin.
+    /// Lines of code: of the model's struct and everything in its source that the struct refers to,
+    /// and of the twin.
     pub lines: Pair<usize>,
 }
 
-/// All results.
+/// The results of a call of `parity`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// The version of this format, [`SCHEMA`].
     pub schema: String,
-    /// The machine.
+    /// The description of the machine on which the models were trained.
     pub fingerprint: Fingerprint,
     /// The versions of Python and torch.
     pub versions: BTreeMap<String, String>,
@@ -157,7 +163,7 @@ impl First {
 }
 
 impl Row {
-    /// Creates the row of a model and a precision, before training.
+    /// Creates a row without results.
     pub(super) fn new(model: &str, precision: Precision, judge: Judge, lines: Pair<usize>) -> Self {
         Self {
             model: model.to_owned(),
@@ -174,8 +180,9 @@ impl Row {
         }
     }
 
-    /// Judges the results: the first losses, the skipped steps, and the metrics, which must agree
-    /// within `margin` by two one-sided tests.
+    /// Judges the first losses, the skipped steps and the metrics, and sets the row's status. Two
+    /// one-sided tests must show that the mean difference of the metrics is between −`margin` and
+    /// `margin`.
     pub(super) fn judge(&mut self, judge: Judge, margin: f64, examples: i64, losses: u64) {
         self.failures.extend(self.first.as_ref().and_then(First::failure));
         for seed in &self.seeds {
@@ -247,7 +254,8 @@ mod tests {
         row
     }
 
-    /// For three differences with mean m and deviation s, m ± 2.92 s / √3 must be within 0.02.
+    /// The metrics of three seeds agree if the interval m ± 2.92·s/√3 is within ±0.02, where m is
+    /// the mean of the three differences and s their standard deviation.
     #[rstest]
     #[case::alike([0.9, 0.9, 0.9], Status::Agree, "")]
     #[case::near([0.895, 0.9, 0.905], Status::Agree, "")]
@@ -300,7 +308,8 @@ mod tests {
         assert_eq!(row.status, status, "{:?}", row.failures);
     }
 
-    /// The bounds grow; only the losses with small bounds are counted.
+    /// The bounds grow from step to step. Only the first losses, whose bounds are at most 0.1 %,
+    /// are counted.
     #[test]
     fn losses_with_a_small_bound_are_counted() {
         let losses = Pair { ours: vec![2.0; 4], theirs: vec![2.0; 4] };
@@ -310,7 +319,7 @@ mod tests {
         assert_eq!(told(None), None);
     }
 
-    /// A twin that trains fewer batches disagrees.
+    /// A twin that trains on fewer batches than the model disagrees with it.
     #[test]
     fn both_sides_need_the_same_number_of_losses() {
         let losses = Pair { ours: vec![2.0, 1.0], theirs: vec![2.0] };

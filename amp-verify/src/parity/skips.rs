@@ -1,18 +1,22 @@
-//! Compares which optimizer steps the two sides skip, and finds the reason for differences.
+//! Compares which optimizer steps the model and its twin skip, and looks for the reason if they
+//! skip different ones.
 //!
 //! If the skipped steps differ, our side runs the seed again with libtorch's kernels, which round
-//! where PyTorch rounds. Each step's scale and largest gradient are recorded. There are two
-//! explanations with which the sides agree: the second run skips the twin's steps; or the first
-//! differing step has a gradient so close to overflow that rounding decides.
-//! What rounding does is measured: by [runs](super::ours) whose initial weights were moved by one rounding.
+//! where PyTorch rounds, and records the loss scale and the largest gradient of each step. A
+//! difference is accepted if rounding explains it. There are two such explanations: with libtorch's
+//! kernels our side skips the same steps as the twin; or in the first step that only one side
+//! skips, the largest gradient is so close to overflow that rounding decides whether the step is
+//! skipped. How much rounding changes a gradient is measured with [runs](super::ours) whose initial
+//! weights are perturbed at random by up to one rounding ("moved runs").
 
 use serde::{Deserialize, Serialize};
 
 use super::{Pair, Seed, bound, ours::Traced};
 
-/// The largest f16 number.
+/// The largest finite number of f16.
 pub(super) const LARGEST: f64 = 65504.0;
-/// How far two largest gradients may always be apart, relative to them: two roundings of f16.
+/// The smallest bound for the relative difference between the largest gradients of two runs: two
+/// roundings of f16.
 const LEAST: f64 = 1.0 / 1024.0;
 
 /// One attempt at an optimizer step. For a model that optimizes manually, all steps on one batch
@@ -30,41 +34,45 @@ pub struct Attempt {
     pub skipped: bool,
 }
 
-/// The second run of a seed whose skipped steps differ.
+/// The results of running our side again, for a seed for which the two sides skip different steps.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Again {
     /// The steps that our side skips with libtorch's kernels, from 0.
     pub skipped: Vec<u64>,
-    /// The loss scale at the end of that run.
+    /// Our loss scale at the end of the run with libtorch's kernels.
     pub scale: Option<f64>,
-    /// The first attempts with this library's kernels, and the twin's first attempts.
+    /// The first attempts of our side with this library's kernels, and those of the twin.
     pub attempts: Pair<Vec<Attempt>>,
-    /// The first attempts with libtorch's kernels.
+    /// The first attempts of our side with libtorch's kernels.
     pub libtorch: Vec<Attempt>,
-    /// What rounding alone does to ours.
+    /// How much rounding alone changes the first steps of our side.
     #[serde(default)]
     pub rounding: Rounding,
 }
 
-/// What rounding alone does to the first steps of a run: how runs differ whose initial weights were moved at random by
-/// what one rounding may change.
+/// How much rounding alone changes the first steps of our side. This is measured with moved runs:
+/// they differ from our run only in their initial weights, which are perturbed at random by up to
+/// one rounding.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Rounding {
-    /// How far each step's largest gradient may be off, relative to it: four times the furthest of these runs up to there,
-    /// at the same loss scale.
+    /// For each step: by which fraction rounding may change the largest gradient. It is four times
+    /// the largest relative difference between a moved run and our run up to this step, at the same
+    /// loss scale.
     pub largest: Vec<f64>,
-    /// The steps that some of these runs skip and others apply.
+    /// The steps that some of these runs (our run and the moved runs) skip and others apply.
     pub either: Vec<u64>,
-    /// The first step in which the two sides' losses are further apart than four times the furthest of these runs: from
-    /// there on the two sides differ by more than rounding.
+    /// The first step in which the losses of the model and its twin differ by more than four times
+    /// the largest difference between a moved run and our run. From this step on, the two sides
+    /// differ by more than rounding explains. Null if there is no such step.
     pub parted: Option<u64>,
 }
 
 impl Rounding {
-    /// Computes the effect of rounding from our attempts, both sides' losses and moved runs. A step
-    /// has `window` batches.
+    /// Computes the effect of rounding from the attempts of our run, the losses of the model and
+    /// its twin, and the moved runs. Each optimizer step has `window` batches.
     pub(super) fn of(own: &[Attempt], losses: Pair<&[f64]>, moved: &[Traced], window: u64) -> Self {
-        // Each gradient at our loss scale, which an earlier skip of a moved run may have halved there.
+        // Converts a gradient to the loss scale of our run. A moved run that skipped an earlier
+        // step has a smaller scale.
         let size = |attempt: &Attempt, scale: f64| {
             attempt.largest.map_or(f64::NAN, |largest| largest * scale / attempt.scale)
         };
@@ -83,7 +91,7 @@ impl Rounding {
         let courses: Vec<Vec<f64>> = moved.iter().map(|run| run.losses.clone()).collect();
         let apart = bound::differences(losses.ours, losses.theirs);
         let bounds = bound::bounds(losses.ours, &courses);
-        // Moved runs end after the first batches.
+        // Moved runs end early, so later losses have no bound.
         let told = courses.iter().map(Vec::len).min().unwrap_or(0);
         let parted = (0..apart.len().min(told)).find(|at| apart[*at] > bounds[*at].max(LEAST));
         Self {
@@ -99,9 +107,10 @@ impl Rounding {
 pub(super) enum Skips {
     /// The two sides skip the same steps.
     Same,
-    /// The skipped steps differ because the sides round at different places; the text says where.
+    /// The skipped steps differ, and rounding explains it. The text names the steps and the
+    /// explanation.
     Rounding(String),
-    /// The skipped steps differ for another reason, which the text describes.
+    /// The skipped steps differ, and rounding does not explain it. The text names the steps.
     Differ(String),
 }
 
@@ -110,8 +119,8 @@ fn first(skipped: &[u64], count: u64) -> Vec<u64> {
     skipped.iter().copied().filter(|step| *step < count).collect()
 }
 
-/// Returns whether the final scales differ by at most one factor: rounding may decide about a later
-/// step, which changes the scale once.
+/// Returns whether the final loss scales of two runs differ at most by the factor 2. This much is
+/// accepted, because rounding may decide whether one late step is skipped, which halves the scale.
 fn are_near(own: Option<f64>, other: Option<f64>) -> bool {
     match (own, other) {
         (None, None) => true,
@@ -121,14 +130,14 @@ fn are_near(own: Option<f64>, other: Option<f64>) -> bool {
 }
 
 impl Seed {
-    /// Returns whether both sides skip the same of the first `count` steps, and their final scales
-    /// are close.
+    /// Returns whether the two sides skip the same steps among the first `count`, and their final
+    /// loss scales are [near](are_near).
     pub(super) fn has_equal_skips(&self, count: u64) -> bool {
         let Pair { ours, theirs } = &self.skipped;
         first(ours, count) == first(theirs, count) && are_near(self.scale.ours, self.scale.theirs)
     }
 
-    /// Compares the skipped ones among the first `count` steps, and the final scale.
+    /// Compares which of the first `count` steps the two sides skip, and their final loss scales.
     pub(super) fn skips(&self, count: u64) -> Skips {
         if self.has_equal_skips(count) {
             return Skips::Same;
@@ -174,7 +183,8 @@ impl Seed {
 }
 
 impl Again {
-    /// Describes the first step that only one side skips, with this library's kernels.
+    /// Describes the loss scale and the largest gradients in the first step that only one of the
+    /// two sides skips. Our side runs with this library's kernels.
     fn seen(&self) -> String {
         let Pair { ours, theirs } = &self.attempts;
         let Some((own, other)) = parting(ours, theirs) else { return String::new() };
@@ -192,11 +202,13 @@ impl Again {
     }
 }
 
-/// Returns the reason why rounding decides which side skips the first step that one side alone
-/// skips, or `None` if it does not decide. It decides if the losses are as near to each other as
-/// rounding keeps them up to there, and the side that applies the step has a gradient beyond f16's
-/// largest number, or as near to it as rounding moves this step's largest gradient, or moved runs
-/// of ours decide either way.
+/// Decides whether rounding explains the first step that only one side skips. Returns the reason,
+/// or `None` if it does not.
+///
+/// Rounding explains the step under two conditions. First, up to this step the losses of the two
+/// sides must not differ by more than rounding explains. Second, either some of our runs skip this
+/// step while others apply it, or the largest gradient of the side that applies the step reaches
+/// f16's largest number when it is increased by as much as rounding may change it.
 fn undecided(own: &[Attempt], theirs: &[Attempt], rounding: &Rounding) -> Option<String> {
     let (ours, other) = parting(own, theirs)?;
     let applied = if ours.skipped { other } else { ours };
@@ -221,7 +233,7 @@ fn undecided(own: &[Attempt], theirs: &[Attempt], rounding: &Rounding) -> Option
     })
 }
 
-/// Returns the first attempts of which only one is skipped.
+/// Returns the attempts of the two runs at the first step that only one of them skips.
 fn parting<'a>(own: &'a [Attempt], other: &'a [Attempt]) -> Option<(&'a Attempt, &'a Attempt)> {
     own.iter().zip(other).find(|(own, other)| own.skipped != other.skipped)
 }
@@ -232,8 +244,8 @@ mod tests {
 
     use super::*;
 
-    /// Makes attempts with these largest gradients. Gradients that are not finite lead to a skipped
-    /// step and half the scale.
+    /// Makes one attempt for each largest gradient. `None` stands for gradients that are not
+    /// finite: the step is skipped, and the scale of the next attempt is halved.
     fn attempts(largest: &[Option<f64>]) -> Vec<Attempt> {
         let mut scale = 65536.0;
         let attempt = |(step, largest): (u64, &Option<f64>)| {
@@ -268,7 +280,7 @@ mod tests {
         }
     }
 
-    /// Returns the name of a judgement, and its text.
+    /// Returns the name of the result for the first 100 steps of a seed, and its text.
     fn told(seed: &Seed) -> (&'static str, String) {
         match seed.skips(100) {
             Skips::Same => ("same", String::new()),
@@ -277,7 +289,10 @@ mod tests {
         }
     }
 
-    /// The expected kind of result, and a part of its text.
+    /// A difference is explained by rounding if our side skips the twin's steps with libtorch's
+    /// kernels, or if a gradient is close to f16's largest number. The columns: largest gradients
+    /// of our side, of our side with libtorch's kernels, and of the twin; the expected result, and
+    /// a part of its text.
     #[rstest]
     #[case::same(&[None, Some(0.7)], &[], &[None, Some(0.7)], "same", "")]
     #[case::wide(
@@ -318,7 +333,8 @@ mod tests {
         assert!(text.contains(said), "{text}");
     }
 
-    /// A step of which the largest gradient is 0.97 of f16's largest number is skipped by the twin alone.
+    /// Only the twin skips step 1, whose largest gradient on our side is 0.97 of f16's largest
+    /// number. Whether rounding explains this depends on the measured effect of rounding.
     #[rstest]
     #[case::moves_far(vec![1e-3, 0.05], vec![], None, "rounding", "which rounding moves by up to 5.0e-2")]
     #[case::moves_little(vec![0.05, 0.02], vec![], None, "differ", "")]
@@ -341,7 +357,8 @@ mod tests {
         assert!(text.contains(said), "{text}");
     }
 
-    /// A moved run whose gradients are 10 % larger, and that skips a step: four times as far, at the same scale.
+    /// The moved run skips step 1, and its gradient in step 2 is 10 % larger than ours at the same
+    /// loss scale. The bound from there on is four times 10 %.
     #[test]
     fn moved_runs_say_what_rounding_does() {
         let own = attempts(&[Some(0.5), Some(0.5), Some(0.5), Some(0.5)]);
@@ -361,7 +378,7 @@ mod tests {
         assert_eq!(found(&[2.0, 2.001, 2.001, 2.07], 1).parted, None);
     }
 
-    /// Without a second run, a difference has no explanation.
+    /// If our side did not run again, a difference has no explanation.
     #[test]
     fn other_skips_need_an_explanation() {
         let mut seed = seed(&[Some(1.4)], &[None], &[None]);

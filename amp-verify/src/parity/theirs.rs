@@ -29,10 +29,11 @@ use crate::{
 
 /// The Python program that runs a twin.
 const PROGRAM: &str = include_str!("program.py");
-/// Batches are sent when they have at least this many bytes.
+/// Batches are collected and sent to the twin's process together, once they have more than this
+/// many bytes.
 const CHUNK: usize = 1 << 26;
 
-/// A twin's process, with the folder of its files.
+/// A running process that trains a twin, and the temporary folder for the files that it reads.
 pub(super) struct Theirs {
     process: Process,
     folder: TempDir,
@@ -40,7 +41,7 @@ pub(super) struct Theirs {
     pub(super) versions: BTreeMap<String, String>,
 }
 
-/// The results of a run.
+/// The results of training a twin.
 #[derive(Default)]
 pub(super) struct Ran {
     /// The loss of each batch.
@@ -60,7 +61,7 @@ struct Trained {
     losses: Vec<Option<f64>>,
     skipped: Vec<bool>,
     scale: Option<f64>,
-    /// Each step's scale and largest gradient, if the loss is scaled.
+    /// For each step, its loss scale and its largest gradient; empty if the loss is not scaled.
     #[serde(default)]
     attempts: Vec<(f64, Option<f64>)>,
 }
@@ -107,7 +108,8 @@ impl Theirs {
         self.folder.path().join("weights.safetensors")
     }
 
-    /// Trains and validates the twin from the weights in that file, with the options of `ours`.
+    /// Trains and validates the twin. It starts from the weights in the file
+    /// [`weights`](Self::weights), and uses the hyperparameters and the training plan of `ours`.
     ///
     /// # Errors
     /// When the twin reports an error, or a batch cannot be read or written.
@@ -122,7 +124,8 @@ impl Theirs {
             "scaler": config.numerics.scaler,
         });
         self.process.ask(&json!({ "prepare": prepare }))?;
-        // The examples are read again, unchanged and on the host.
+        // Reads the same examples again, on the host and in f32, because the twin converts them
+        // itself.
         let host = TrainerConfig { precision: Precision::F32True, device: Device::Cpu, ..config };
         let loader = host.train_loader(&case.data)?;
         let model = case.build()?;
@@ -219,23 +222,24 @@ impl Theirs {
 }
 
 impl Ran {
-    /// Returns whether the run has reached its largest number of steps.
+    /// Returns whether the run has reached `max_steps`.
     fn is_over(&self, config: &TrainerConfig) -> bool {
         config.max_steps.is_some_and(|most| self.steps >= most)
     }
 }
 
-/// A number of batches that are sent together.
+/// The batches that are sent to the twin's process together.
 #[derive(Default)]
 struct Chunk {
     batches: Vec<AnyBatch>,
-    /// For each optimizer step, the factors on the losses of its batches.
+    /// For each optimizer step: the weights of its batches in the mean of their losses.
     shares: Vec<Vec<f64>>,
     bytes: usize,
 }
 
 impl Chunk {
-    /// Adds the batches of a step. The weight of each loss depends on what the loss is a mean over.
+    /// Adds the batches of one optimizer step. A batch's weight is proportional to the number of
+    /// elements over which its loss is a mean, for example its examples or its tokens.
     fn add(&mut self, model: &dyn LightningModule, step: Vec<AnyBatch>) -> Result<()> {
         let counts = match step.as_slice() {
             [_] => vec![1.0],

@@ -25,15 +25,15 @@ pub enum Attribution {
     /// Training is not deterministic. Repeating the check with the same seeds gave another value,
     /// and the difference is at least as large as the distance of the first value from the limit.
     Determinism {
-    /// The outcome of the repetition.
-    again: Outcome,
+        /// The outcome of the repetition.
+        again: Outcome,
     },
     /// The environment has changed: 32-true gives other values than in the reference.
     Environment,
     /// Fused layers give other values than the same layers one by one.
     Fusion {
-    /// The groups of fused layers whose difference exceeds its bound.
-    groups: Vec<Group>,
+        /// The groups of fused layers whose difference exceeds its bound.
+        groups: Vec<Group>,
     },
     /// None of the other causes applies, so the precision is the cause.
     Precision,

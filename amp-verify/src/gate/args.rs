@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 
 use crate::options::{ChangeArgs, duration, positive};
 
-/// The extent of a gate.
+/// How much a gate runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Tier {

@@ -1,11 +1,15 @@
-//! How much the rules of one model compute: a large model is judged on fewer examples, steps and draws, so that its
-//! rules take minutes.
+//! Limits how much the gate computes to check the rules of one model. A large model is judged on
+//! fewer examples, steps and draws (runs with emulated rounding), so that checking its rules takes
+//! minutes.
 //!
-//! The measure is the number of multiplications of one example's forward pass by the layers' weights. It depends on the
-//! model and its data alone, so that a repeated gate judges by the same bounds.
+//! The size of a model is measured by the number of multiplications by layers' weights in the
+//! forward pass of one example. This number depends only on the model and its data, so a repeated
+//! gate uses the same bounds.
 //!
-//! A bound is mean + k·s of the draws' figures, and k depends on their number n. With the least s, a tenth of the mean, a
-//! bound of [`FEWEST_DRAWS`] is 1.12 times as wide as one of [`DRAWS`]; with s of half the mean it is 1.26 times as wide.
+//! A bound is mean + k·s of the values that the draws give, and the factor k grows if there are
+//! fewer draws. How much wider a bound becomes with [`FEWEST_DRAWS`] in place of [`DRAWS`] depends
+//! on s: 1.12 times as wide with the smallest s, a tenth of the mean; 1.26 times as wide if s is
+//! half of the mean.
 
 use std::rc::Rc;
 
@@ -17,35 +21,41 @@ use crate::{
     layers::{self, Subject},
 };
 
-/// The draws of the first steps with emulated rounding, and the fewest.
+/// The number of runs of the first steps with emulated rounding, and the smallest number, for a
+/// large model.
 const DRAWS: u64 = 32;
 const FEWEST_DRAWS: u64 = 12;
-/// The most observed steps of an epoch, and the fewest: with two draws for each of these a bound has 32.
+/// The largest and the smallest number of observed steps of an epoch. Each step has two draws, so
+/// that a bound follows from at least 32 draws.
 const EPOCH_STEPS: i64 = 64;
 const FEWEST_STEPS: i64 = 16;
-/// The passes of a step of the observed epoch by which it is held against rounding: 32-true's and two draws.
+/// The number of additional forward passes for each step of the observed epoch: one in 32-true and
+/// two with emulated rounding.
 const PASSES: f64 = 3.0;
-/// The fewest examples over which statistics of a batch can be taken.
+/// The smallest number of examples from which batch statistics can be computed.
 const FEWEST_EXAMPLES: i64 = 2;
-/// The multiplications of a forward pass up to which all examples of a batch are used.
+/// The largest number of multiplications in a forward pass. If a batch needs more, fewer of its
+/// examples are used.
 const OF_PASS: f64 = 17_179_869_184.0;
-/// The multiplications of all forward passes up to which no draw and no step is left out.
+/// The largest number of multiplications in all forward passes together. If the full numbers of
+/// draws and steps need more, there are fewer draws and steps.
 const OF_RULES: f64 = 128.0 * OF_PASS;
 
-/// The sizes of a model's rules.
+/// The numbers of examples, draws and steps with which a model is judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Budget {
-    /// The examples of a batch on which first steps, layers, groups of layers and devices are compared.
+    /// The number of examples in the batch on which first steps, layers, fused groups and devices
+    /// are compared.
     pub(super) examples: i64,
-    /// The runs of the first steps with emulated rounding.
+    /// The number of runs of the first steps with emulated rounding.
     pub(super) draws: u64,
-    /// The observed steps of an epoch.
+    /// The largest number of observed steps of an epoch.
     pub(super) epoch_steps: i64,
 }
 
 impl Budget {
-    /// Computes the budget of the case's model, which runs once on a few examples. `steps` is the
-    /// number of the first steps.
+    /// Computes the budget of the case's model. To count its multiplications, runs the model once
+    /// on a few examples. `steps` is the number of first steps that are compared with 32-true.
     pub(super) fn of(job: &Job, case: &Case, steps: u64) -> Result<Self> {
         let batch = case.data.batch_size;
         let few = case.data.train.head(batch.min(FEWEST_EXAMPLES))?;
@@ -57,7 +67,7 @@ impl Budget {
             seed: case.trainer.seed,
             overrides: Rc::new(job.overrides.clone()),
         };
-        // A model whose layers cannot run one by one is judged on everything.
+        // If the multiplications cannot be counted, the numbers are not reduced.
         let products = layers::products(&subject).unwrap_or(0.0) / few.len().max(1) as f64;
         let window = case.trainer.optimization.accumulate_grad_batches;
         Ok(Self::for_work(products, batch, window, steps))
@@ -67,7 +77,7 @@ impl Budget {
     fn for_work(products: f64, batch: i64, window: i64, steps: u64) -> Self {
         let fewest = FEWEST_EXAMPLES.min(batch);
         let within = |limit: f64, work: f64, fewest: i64, most: i64| -> i64 {
-            // Without any multiplication there is no limit.
+            // If `work` is 0, the quotient is infinite, and the result is `most`.
             ((limit / work).min(most as f64) as i64).clamp(fewest, most)
         };
         let examples = within(OF_PASS, products, fewest, batch);
@@ -104,12 +114,14 @@ mod tests {
     ) {
         let found = Budget::for_work(products, batch, 1, 6);
         assert_eq!(found, Budget { examples, draws, epoch_steps });
-        // Two batches for each step take twice as long.
+        // With two batches for each step, each step takes twice as long, so there are at most as
+        // many draws and steps.
         let twice = Budget::for_work(products, batch, 2, 6);
         assert!(twice.draws <= draws && twice.epoch_steps <= epoch_steps);
     }
 
-    /// What the documentation says of bounds with few draws.
+    /// A bound with the smallest number of draws is wider than one with the full number by the
+    /// factors that this module's documentation states.
     #[test]
     fn few_draws_widen_a_bound_little() {
         let bound = |draws: u64, share: f64| {

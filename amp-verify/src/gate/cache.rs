@@ -18,7 +18,7 @@ use super::{
     job::{Job, Outcome},
 };
 
-/// The folder of the cache; `None` stores nothing.
+/// A cache in a folder, or one that stores nothing.
 pub struct Cache(Option<Open>);
 
 struct Open {
@@ -65,8 +65,9 @@ impl Open {
     fn path(&self, job: &Job) -> Option<PathBuf> {
         let device = hardware::parse_device(&job.device).ok()?;
         let machine = Fingerprint::of(device).ok()?;
-        // These settings are part of the job. In the fingerprint they would be those of the last
-        // job in this process.
+        // The fingerprint (the description of the machine) also has the current settings of this
+        // process, which an earlier job may have set. They are cleared here, because the key
+        // contains the job's own settings.
         let machine = Fingerprint { threads: 0, tf32: false, deterministic: false, ..machine };
         let parts = [
             self.binary.clone(),

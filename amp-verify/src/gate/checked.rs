@@ -1,4 +1,4 @@
-//! The result of checking a rule: the measured figure and its bound.
+//! The result of checking a rule: the measured value (its "figure") and its bound.
 
 use amp_core::memory::show_bytes;
 use serde::{Deserialize, Serialize};
@@ -14,9 +14,9 @@ pub enum Comparison {
     Held,
     /// The figure exceeds its bound, or the values differ.
     Broken,
-    /// The figure is only shown, without a bound.
+    /// The figure has no bound. It is shown, but not judged.
     Shown,
-    /// The seeds are too few to judge the figure.
+    /// The seeds are too few to decide whether the figure is within its bound.
     Open,
     /// Nothing was compared; `what` has the reason.
     LeftOut,
@@ -43,26 +43,27 @@ pub enum Unit {
 /// The result of checking a rule once.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Checked {
-    /// The rule, given as the reason of its failure.
+    /// The rule, named by the reason that a failure has if the rule is broken.
     pub rule: Reason,
-    /// The compared quantity, or the reason why nothing was compared.
+    /// A description of the compared quantity, or the reason why nothing was compared.
     pub what: String,
-    /// The run with its mode and number of steps; empty if nothing was compared.
+    /// A description of the run: its mode and its number of steps. Empty if nothing was compared.
     pub over: String,
     /// The result.
     pub result: Comparison,
-    /// The measured figure; null if the values can only be equal or not, or if it is not finite.
+    /// The measured figure; null if it is not finite, or if the rule only compares whether values
+    /// are equal.
     pub figure: Option<f64>,
-    /// The largest accepted figure (`at_least`: the smallest); null if there is no figure or no
-    /// bound.
+    /// The largest accepted figure (for the unit `at_least`: the smallest); null if there is no
+    /// figure or no bound.
     pub bound: Option<f64>,
     /// The unit of figure and bound.
     pub unit: Unit,
 }
 
 impl Checked {
-    /// Compares a figure with its largest accepted value. If the bound is infinite, the figure is
-    /// only shown.
+    /// Compares a figure with its bound: the largest accepted figure, or, for [`Unit::AtLeast`],
+    /// the smallest. If the bound is infinite, the figure is shown but not judged.
     pub fn at_most(
         rule: Reason,
         what: impl Into<String>,
@@ -85,7 +86,7 @@ impl Checked {
         Self { rule, what, over, result, figure: finite(figure), bound: finite(bound), unit }
     }
 
-    /// Records whether values were equal, as they must be.
+    /// Records the result of a rule that requires equal values: whether they were equal.
     pub fn equal(
         rule: Reason,
         what: impl Into<String>,
@@ -135,14 +136,16 @@ impl Checked {
             Unit::Bytes if value < 0.0 => format!("-{}", show_bytes(-value as u64)),
             Unit::Bytes => show_bytes(value as u64),
             Unit::StandardErrors => format!("{} σ", significant(value, 2)),
-            // If both were shown as zero, an exponent is used.
+            // If the figure and its bound would both be shown as 0 %, they are shown with an
+            // exponent.
             Unit::Share if largest >= 1e-4 => percent(value),
             _ => significant(value, 2),
         }
     }
 
-    /// Returns the figure divided by its bound, or the reverse for a lower bound; `None` without a
-    /// bound, or if the bound is zero.
+    /// Returns the figure divided by its bound. For [`Unit::AtLeast`], returns the bound divided by
+    /// the figure. So a broken rule always has a result above 1. Returns `None` without a bound, or
+    /// if the quotient is not finite.
     pub fn share(&self) -> Option<f64> {
         let (figure, bound) = (self.figure?.abs(), self.bound?.abs());
         let share = match self.unit {
@@ -165,7 +168,7 @@ impl Checked {
     }
 }
 
-/// The failures and comparisons of a job.
+/// The failures that a job found, and the results of all its comparisons.
 #[derive(Debug, Default)]
 pub(super) struct Findings {
     pub(super) failures: Vec<Failure>,
@@ -180,7 +183,8 @@ impl Findings {
         }
     }
 
-    /// Adds a comparison of values that must be equal. `wrong` describes a difference.
+    /// Adds the result for a rule that requires equal values. `wrong` describes a difference;
+    /// `None` means that the values were equal.
     pub(super) fn equal(
         &mut self,
         rule: Reason,

@@ -1,4 +1,5 @@
-//! `cargo amp gate`, from its options to the files it writes.
+//! The command `cargo amp gate`: makes a plan from the options, runs the gate and writes the
+//! requested files.
 
 use std::{env, fs::OpenOptions, io::Write, path::Path};
 
@@ -8,8 +9,8 @@ use crate::{diagnose::PolicyFile, registry::Registry};
 
 use super::{CACHE, GateArgs, Plan, Report, annotations, junit, markdown, pool, run, table};
 
-/// Writes the modules that must stay in FP32 to the policy file, for all diagnosed precisions
-/// together. Returns a line for the user.
+/// Writes the policy file with the modules that must stay in FP32. It contains the modules that the
+/// diagnosis found under any precision. Returns a line for the user.
 fn write_policy(plan: &Plan, report: &Report, file: Staged) -> Result<&'static str> {
     let Some(model) = report.models.first() else { return Ok("") };
     let mut overrides = plan.overrides.clone();

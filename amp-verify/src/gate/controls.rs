@@ -1,4 +1,5 @@
-//! Control runs, which give the metric of a model that does not learn.
+//! Control runs: training in which the weights never change. They give the metric of a model that
+//! does not learn.
 
 use std::rc::Rc;
 
@@ -14,9 +15,9 @@ use amp_core::{
 
 use crate::interceptor::Interceptor;
 
-/// An interceptor that trains with a learning rate of zero. Forward and backward passes, batch
-/// statistics and everything else run as usual. The result is the metric of an untrained model, or
-/// a better one if batch statistics alone help.
+/// An interceptor whose optimizer does nothing. Forward and backward passes and everything else run
+/// as usual. The run gives the metric of an untrained model. This metric may be better than that of
+/// a new build, because the model still collects batch statistics.
 pub(super) struct Freeze;
 
 impl Interceptor for Freeze {

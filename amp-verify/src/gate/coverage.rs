@@ -1,5 +1,5 @@
-//! Lists what was checked for a model under a precision, and what was not. Every format of the
-//! report uses this list.
+//! Lists for a model and a precision what was checked and what was not. Every output format of the
+//! report (table, JUnit, Markdown, HTML) uses this list.
 
 use std::collections::BTreeSet;
 
@@ -19,7 +19,8 @@ use crate::{
     verdict::{Judgement, Verdict},
 };
 
-/// The comparisons that one cell made, and the rules that it did not check.
+/// The comparisons that were made for one cell (a model under a precision), and the rules that were
+/// not checked.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Coverage {
     /// Properties of the runs (path, modes, size, seeds), each with its name.
@@ -34,7 +35,7 @@ pub struct Coverage {
     pub of_rules: usize,
 }
 
-/// One comparison in its printed form.
+/// One comparison, formatted as text.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
     /// The rule's title.
@@ -49,7 +50,8 @@ pub struct Row {
     pub figure: String,
     /// The bound of the figure.
     pub bound: String,
-    /// The figure divided by its bound; `None` if values can only be equal, or without a bound.
+    /// The figure divided by its bound; `None` without a bound, or if the rule only compares
+    /// whether values are equal.
     pub share: Option<f64>,
     /// The result.
     pub result: Comparison,
@@ -69,7 +71,7 @@ impl Missing {
         Self { what: what.into(), why: why.into() }
     }
 
-    /// Formats it in one line.
+    /// Formats in one line what was not checked, and why.
     pub fn in_words(&self) -> String {
         let Self { what, why } = self;
         if why.is_empty() { what.clone() } else { format!("{what}: {why}") }
@@ -109,8 +111,8 @@ impl Coverage {
     pub fn of(report: &Report, model: &ModelReport, cell: &Cell) -> Self {
         let mut coverage = Self::default();
         let all = seeds(&cell.seeds);
-        // The rules were checked with the seed of their own jobs. It is known even if no full run
-        // followed.
+        // The rules of first steps and of the training path were checked with one seed. It is taken
+        // from the job, because a cell without full runs lists no seeds.
         let of_rules = report.jobs.iter().find(|job| {
             (&job.model, job.precision) == (&model.model, cell.precision)
                 && matches!(job.task, Task::Conformance | Task::Path)
@@ -146,7 +148,8 @@ impl Coverage {
         if let Some(path) = &cell.path {
             checked.extend(path.checked.iter().map(|checked| (checked, first.as_str())));
         }
-        // Rules are sorted; the comparisons of each rule keep their order.
+        // Sorts by rule. The comparisons of one rule stay in their order, because the sort is
+        // stable.
         checked.sort_by_key(|(checked, _)| checked.rule);
         for (checked, seeds) in &checked {
             match checked.result {
@@ -195,7 +198,7 @@ impl Coverage {
         coverage
     }
 
-    /// Returns the comparison with the largest share of its bound.
+    /// Returns the comparison whose figure is largest relative to its bound, with this ratio.
     pub fn closest(&self) -> Option<(&Row, f64)> {
         let shares = self.rows.iter().filter_map(|row| Some((row, row.share?)));
         shares.max_by(|a, b| a.1.total_cmp(&b.1))
@@ -252,7 +255,8 @@ impl Coverage {
 
 const METRIC: &str = "Validation metric";
 
-/// Formats the verdict of the seeds as a comparison of the upper limit of the loss with δ.
+/// Formats the statistical test over seeds as a comparison: U, the upper limit of how much worse
+/// the precision is, with the margin δ.
 fn metric(model: &ModelReport, judgement: &Judgement, seeds: &str) -> Row {
     let is_share = model.direction == Direction::HigherIsBetter;
     let shown = |value: f64| match is_share {

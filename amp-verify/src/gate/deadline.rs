@@ -1,4 +1,4 @@
-//! The moment at which the gate's rules end.
+//! The moment at which the gate stops checking rules because of its time limit.
 
 use std::{
     cell::Cell,
@@ -8,10 +8,11 @@ use std::{
 
 use amp_core::{Error, Result};
 
-/// Why a rule was not judged.
+/// The reason that reports give for a rule that was not judged.
 pub(super) const OVER: &str = "the time limit was reached";
 
-/// The end of the time for a job. Clones share whether it ended the job.
+/// The moment at which a job must end. All clones of a deadline share the flag that says whether it
+/// has ended the job.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Deadline {
     at: Option<Instant>,
@@ -19,14 +20,14 @@ pub(super) struct Deadline {
 }
 
 impl Deadline {
-    /// Sets the end to so much time from now. Without a time there is no end.
+    /// Creates a deadline after `time` from now. `None` means that the job may take any time.
     pub(super) fn within(time: Option<Duration>) -> Self {
-        // A time that no clock reaches is no limit.
+        // If the moment is too far in the future for an `Instant`, there is no deadline.
         let at = time.and_then(|time| Instant::now().checked_add(time));
         Self { at, has_ended: Rc::default() }
     }
 
-    /// Returns an error once the time is over.
+    /// Returns an error if the deadline has passed.
     pub(super) fn check(&self) -> Result<()> {
         if self.at.is_none_or(|at| Instant::now() < at) {
             return Ok(());

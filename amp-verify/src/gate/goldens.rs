@@ -1,4 +1,5 @@
-//! Compares the first seed's figures with the model's golden.
+//! Compares the results of the first seed with the model's golden: the recorded results of an
+//! earlier run.
 
 use std::{fs, path::Path};
 
@@ -17,14 +18,16 @@ use crate::{
 pub(super) struct Case<'a> {
     pub(super) model: &'a str,
     pub(super) length: Length,
-    /// Whether the model was changed by options.
+    /// Whether options of the gate change the model's size, data or length. If so, no golden
+    /// applies.
     pub(super) is_changed: bool,
     pub(super) seed: u64,
     pub(super) precision: Precision,
 }
 
 impl Case<'_> {
-    /// Returns the figures outside their tolerance, or the reason why nothing can be compared.
+    /// Returns a failure for each value that differs from the golden by more than its tolerance. If
+    /// nothing can be compared, returns one failure with the reason.
     pub(super) fn failures(&self, folder: &Path, base: &Outcome, own: &Outcome) -> Vec<Failure> {
         let moved = match self.moved(folder, base, own) {
             Ok(moved) => moved,
@@ -83,8 +86,8 @@ impl Case<'_> {
         let mut found = known.clone();
         found.runs.insert(baseline.into(), figures(base, base, Precision::F32True));
         found.runs.insert(precision.into(), figures(own, base, self.precision));
-        // The memory figures of goldens are from warmed-up runs, but the gate's runs are not warmed
-        // up.
+        // Memory is not compared: a golden's run is preceded by a warm-up, which allocates
+        // workspaces, but the gate's runs are not.
         let agreement = Agreement { spread: None, memory: false };
         Ok(agreement.moved(&known, &found))
     }

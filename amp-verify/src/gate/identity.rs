@@ -1,5 +1,5 @@
-//! Digests of what both runs of a pair must share: initial weights, order of examples, validation
-//! set.
+//! Digests of what must be the same in the run in 32-true and in the run under the precision with
+//! which it is paired: initial weights, order of examples and validation set.
 
 use std::{cell::RefCell, collections::HashSet, rc::Rc};
 
@@ -13,17 +13,17 @@ use sha2::{Digest, Sha256};
 
 use crate::scalars::all_finite;
 
-/// The number of batches whose order is recorded. They distinguish two shuffles, and they come
-/// before a CUDA graph is captured, inside of which nothing can be read.
+/// The number of batches that are recorded. They are enough to distinguish two shuffles. They come
+/// before a CUDA graph is captured; within a graph no batch could be read.
 const NOTED: usize = 3;
 
-/// The largest numbers of examples, and of numbers in them, that are compared. A data set may be
-/// larger than memory.
+/// The largest number of examples that are compared, and the largest number of numbers in these
+/// examples. There are limits because a data set may be larger than memory.
 const MOST_EXAMPLES: i64 = 1 << 16;
 const MOST_NUMBERS: i64 = 1 << 27;
 const AT_ONCE: usize = 256;
 
-/// Records the order of a run's first examples.
+/// Records a digest of the first batches of a run, which depends on the order of the examples.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Order(Rc<RefCell<(usize, Sha256)>>);
 
@@ -79,14 +79,16 @@ impl Data {
         }
         let shared = val.iter().filter(|example| train.contains(*example)).count();
         let validation = digest(&val.iter().map(String::as_str).collect::<Vec<_>>());
-        // The share of the examples that were not compared is assumed to be equal.
+        // Only the fraction `seen` of the training examples was compared, so only about this
+        // fraction of the duplicates was found. The result is extrapolated to all training
+        // examples.
         let overlap = shared as f64 / val.len().max(1) as f64 / seen;
         Ok(Self { validation, overlap: overlap.min(1.0) })
     }
 }
 
-/// Returns digests of evenly spaced examples, and the share of all examples that they are. For a
-/// stream, they are the first examples.
+/// Returns the digests of some examples, and the fraction of the data set that they are. The
+/// examples are evenly spaced, or the first ones if the data set is a stream.
 fn sample(set: &SharedDataset) -> Result<(Vec<String>, f64)> {
     let length = set.len();
     if length == 0 {
@@ -107,7 +109,7 @@ fn sample(set: &SharedDataset) -> Result<(Vec<String>, f64)> {
     Ok((digests, count as f64 / length as f64))
 }
 
-/// Returns a digest of each example, over all tensors of the batch.
+/// Returns a digest of each example of the batch. It covers the example's values in all tensors.
 fn examples(batch: &AnyBatch) -> Result<Vec<String>> {
     let length = batch.len();
     let tensors = batch.tensors().filter(|(_, tensor)| tensor.size().first() == Some(&length));

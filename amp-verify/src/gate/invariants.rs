@@ -9,11 +9,12 @@ use super::{
 };
 use crate::{faults::Fault, registry::Registry};
 
-/// The number of applied steps. Within ten steps, each weight must have changed.
+/// The number of applied steps. It is more than ten, because the invariants require that each
+/// weight changes within ten steps.
 const STEPS: u64 = 12;
 /// The number of steps between two validations.
 const BETWEEN: i64 = 6;
-/// The largest number of epochs, in case no step is ever applied.
+/// The largest number of epochs. It ends a run in which every step is skipped.
 const EPOCHS: i64 = 8;
 /// A loss scale with which the first steps overflow.
 const SCALE: f64 = 17_179_869_184.0;

@@ -37,7 +37,7 @@ use crate::{
 pub enum Task {
     /// Trains and validates.
     Train,
-    /// Trains and validates with a learning rate of zero.
+    /// Trains and validates with an optimizer that changes no weight: the control run.
     Frozen,
     /// Runs a few steps and compares them with 32-true.
     Conformance,
@@ -47,7 +47,7 @@ pub enum Task {
     Invariants,
 }
 
-/// A job. Two equal jobs have equal results.
+/// The description of a job. Two equal jobs give equal results on the same machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Job {
     /// The model's name.
@@ -74,7 +74,7 @@ pub struct Job {
     pub task: Task,
     /// Precision regions by module path; they replace the model's own regions.
     pub overrides: Overrides,
-    /// The fault that a self-test plants.
+    /// The fault that the self-test puts into this job; `None` in an ordinary gate.
     pub fault: Option<Fault>,
 }
 
@@ -104,13 +104,15 @@ pub struct Outcome {
     pub skipped_steps: u64,
     /// The loss scale at the end.
     pub final_scale: Option<f64>,
-    /// The peak of tensor bytes. In an observed run it includes the memory of the observation.
+    /// The largest number of bytes that tensors occupied at one time. In an observed run this
+    /// includes the tensors that the gate keeps to check the run.
     pub peak_memory_bytes: u64,
-    /// The observed dtypes.
+    /// The dtypes of matrix products, loss and weights, as observed in the first step.
     pub observed: Observed,
     /// The number of validation examples.
     pub examples: i64,
-    /// A digest of what both runs of a pair must share.
+    /// A digest of the initial weights, the order of examples and the validation set. The run in
+    /// 32-true with the same seed must have the same digest.
     pub pairing: String,
     /// The share of validation examples that are also training examples.
     pub overlap: f64,
@@ -120,20 +122,20 @@ pub struct Outcome {
     pub data: String,
     /// The number of examples in a batch.
     pub batch_size: i64,
-    /// The machine.
+    /// The description of the machine and its settings; null if the job did not train.
     pub fingerprint: Option<Fingerprint>,
     /// The relative error of a matrix product in f32; only for jobs in 32-true.
     pub product_error: Option<f64>,
-    /// The comparison of the first steps with 32-true; only for this task.
+    /// The comparison of the first steps with 32-true; null unless the task is `conformance`.
     pub conformance: Option<Vec<Checked>>,
-    /// The checks of the training path; only for this task.
+    /// The checks of the training path; null unless the task is `path`.
     pub path: Option<path::PathReport>,
     /// The failures of the run.
     pub failures: Vec<Failure>,
-    /// Whether the time limit ended it before all was judged.
+    /// Whether the time limit ended the job before all its rules were judged.
     #[serde(default)]
     pub ended: bool,
-    /// Duration in seconds.
+    /// The duration of the job in seconds.
     pub seconds: f64,
 }
 
@@ -144,7 +146,7 @@ impl Outcome {
         Self { ended: true, failures: Vec::new(), ..Self::failed(crashed) }
     }
 
-    /// Creates the outcome of a job that only has this failure.
+    /// Creates the outcome of a job that failed without any result.
     pub fn failed(failure: Failure) -> Self {
         Self {
             metric: None,
@@ -172,20 +174,21 @@ impl Outcome {
 }
 
 impl Job {
-    /// Runs a job with a model of the registry. If the run returns an error, the error becomes a
-    /// failure.
+    /// Runs the job with its model from the registry. An error of the run becomes a failure in the
+    /// outcome.
     pub fn execute(&self, registry: &Registry) -> Outcome {
         self.execute_within(registry, None)
     }
 
-    /// Runs the job as [`execute`](Self::execute) does, but ends its rules after this time.
+    /// Runs the job as [`execute`](Self::execute) does, but stops checking rules after `time`.
     pub(super) fn execute_within(&self, registry: &Registry, time: Option<Duration>) -> Outcome {
         let deadline = Deadline::within(time);
         if deadline.check().is_err() {
             return Outcome::ended();
         }
         let started = std::time::Instant::now();
-        // Each task builds the model many times, so initial weights are remembered.
+        // Keeps the initial weights of the first build, so that the many further builds of the same
+        // model in this job need not compute them again.
         let _remembering = Remembering::new();
         let _kernels = self.kernels.enter();
         let model = registry.find(Some(&self.model)).ok();
@@ -205,7 +208,7 @@ impl Job {
         outcome
     }
 
-    /// Returns a text that differs for jobs that differ.
+    /// Returns a text that identifies the job: different jobs have different texts.
     pub(super) fn key(&self) -> String {
         // The job contains only names, numbers and sorted maps, so equal jobs give equal texts.
         serde_json::to_string(self).unwrap_or_else(|error| format!("{error}"))
@@ -226,7 +229,8 @@ impl Job {
         hardware::parse_device(&self.device)
     }
 
-    /// Returns the case of a run under `precision`, with the job's fault.
+    /// Builds the case of a run under `precision`. If the job's fault changes the data or the seed,
+    /// the case has the changed ones.
     pub(super) fn case(&self, registry: &Registry, precision: Precision) -> Result<Case> {
         hardware::set_numerics(self.tf32, self.deterministic)?;
         let seed = Fault::seed(self.fault, precision, self.seed);
@@ -240,8 +244,9 @@ impl Job {
         Ok(case)
     }
 
-    /// Returns the case of a run under another precision. Without a fault all precisions share one
-    /// case, whose model and data are not built again.
+    /// Returns the case of a run under another precision. Without a fault this is a copy of `case`,
+    /// so that its model and data are not built again. With a fault the case is built for this
+    /// precision, because a fault may affect only one precision.
     pub(super) fn case_like(
         &self,
         case: &Case,
@@ -254,7 +259,8 @@ impl Job {
         }
     }
 
-    /// Returns the trainer's options, with the job's fault.
+    /// Returns the trainer's options for a run of the gate under `precision`. They do not include a
+    /// fault in the options; [`Fault::config`] adds it.
     pub(super) fn config(&self, case: &Case, precision: Precision) -> TrainerConfig {
         let mut config = TrainerConfig { precision, ..case.trainer.clone() };
         config.recovery.provenance = false;
@@ -354,16 +360,17 @@ impl Job {
     }
 }
 
-/// Returns the relative error of a matrix product in f32 on this device: about 1e-7 in f32 and 1e-4
-/// in TF32. It shows whether TF32 was used, whichever switch selected it.
+/// Returns the relative error of a product of f32 matrices on this device: about 1e-7 if it is
+/// computed in f32, and about 1e-4 in TF32. So it shows whether TF32 was used, whichever switch
+/// turned it on.
 ///
 /// # Errors
 /// When libtorch fails.
 pub fn product_error(device: Device) -> Result<f64> {
     const SIZE: i64 = 256;
-    // No random numbers are drawn, because the generator belongs to the run. The phases are
-    // squares: with equally spaced sines the sum cancels, and the relative error would be ten times
-    // as large.
+    // The matrices are computed, not drawn at random, so that the state of the random generator
+    // does not change. Their phases are square numbers. With equally spaced phases, the sums in the
+    // product would nearly cancel, and the relative error would be ten times as large.
     let phases = Tensor::f_arange(SIZE * SIZE, (Kind::Double, device))?.f_square()?;
     let phases = phases.f_view([SIZE, SIZE])?;
     let [a, b] = [phases.f_sin()?, phases.f_cos()?].map(|m| m.f_to_kind(Kind::Float));
@@ -378,7 +385,7 @@ struct Untouched;
 
 impl Interceptor for Untouched {}
 
-/// An interceptor that records the order of the first epoch's examples.
+/// An interceptor that records a digest of the run's first batches.
 struct Watch(identity::Order);
 
 impl Interceptor for Watch {

@@ -57,8 +57,8 @@ pub const CACHE: &str = ".amp/cache";
 pub const DIAGNOSED: usize = 3;
 
 impl Plan {
-    /// Judges one precision of a model with this number of seeds. `cut_short` says whether the time
-    /// limit ended the seeds.
+    /// Judges one precision of a model by the outcomes of the first `count` seeds, which have
+    /// already run. `cut_short` says whether further seeds did not run because of the time limit.
     fn cell(
         &self,
         pool: &Pool,
@@ -124,7 +124,7 @@ impl Plan {
             resolution: model.judge.resolution(own.first().map_or(1, |outcome| outcome.examples)),
             equivalence: self.equivalence,
         };
-        // A single difference has no spread.
+        // With a single difference there is no standard deviation, and no test.
         let enough = differences.filter(|differences| differences.len() > 1);
         let judgement = enough.map(|differences| design.judge(&differences));
         let plain = own.iter().chain(&baseline).map(|run| run.peak_memory_bytes).max();
@@ -151,9 +151,9 @@ impl Plan {
     }
 }
 
-/// Runs the plan: first the smaller number of seeds for every model, then all seeds for each
-/// precision that is still inconclusive. With a time limit, seeds run one after the other until the
-/// limit.
+/// Runs the plan. Without a time limit, each precision of each model is first judged with the
+/// smaller number of seeds; if the result is inconclusive, the other seeds run too. With a time
+/// limit, the seeds run one after the other until the limit.
 ///
 /// # Errors
 /// When the cache cannot be written.
@@ -206,7 +206,7 @@ pub fn run(plan: &Plan, pool: &mut Pool) -> Result<Report> {
     })
 }
 
-/// Returns what the nightly tier runs in addition to this plan.
+/// Lists what the nightly tier would run in addition to this plan: precisions, longer runs, seeds.
 fn left_out(plan: &Plan) -> Vec<String> {
     let mut left = Vec::new();
     let missing: Vec<String> = Tier::Nightly
@@ -240,10 +240,11 @@ fn left_out(plan: &Plan) -> Vec<String> {
     left
 }
 
-/// Starts the processes for the device: on a CPU one per core, or `processes`; on a GPU only this
-/// process. On a CPU each operation has `threads` threads, for any number of processes. Otherwise
-/// figures would depend on the number of processes, because sums are split among threads. With a
-/// GPU all cores are used.
+/// Starts the processes that run the jobs. On a GPU the jobs run in this process, and operations on
+/// the host use all cores. On a CPU there are `processes` processes, by default as many as fit on
+/// the cores if each uses `threads` threads. The number of threads does not depend on the number of
+/// processes: sums are split among threads, so another number of threads would change the last
+/// digits of results.
 ///
 /// # Errors
 /// When a process cannot be started or the cache cannot be opened.

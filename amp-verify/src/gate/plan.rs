@@ -1,4 +1,4 @@
-//! The plan: what to judge, and which runs that needs.
+//! The plan of a gate: which models and precisions to judge, and which jobs this needs.
 
 use std::{ops::Deref, path::PathBuf, sync::Arc, time::Duration};
 
@@ -18,18 +18,20 @@ use crate::{
     registry::{Model, Registry},
 };
 
-/// A model with its margin.
+/// A model to judge, with its margin δ.
 #[derive(Debug, Clone)]
 pub struct Subject {
     model: Arc<Model>,
     /// δ.
     pub margin: f64,
-    /// The smallest accepted improvement over the control run without training.
+    /// By how much the metric of a trained model must be better than that of the control run, in
+    /// which no weight changes.
     pub learns_by: f64,
 }
 
 impl Subject {
-    /// Creates the subject with the model's declared margin, or else the recorded one.
+    /// Creates the subject with the margin that the registry declares or, if it declares none, with
+    /// the recorded margin.
     ///
     /// # Errors
     /// When the model has no margin.
@@ -62,7 +64,7 @@ impl Deref for Subject {
     }
 }
 
-/// A checked request for the gate.
+/// What a gate judges: the options after they were checked.
 #[derive(Clone)]
 pub struct Plan {
     /// The registry with the models.
@@ -71,9 +73,9 @@ pub struct Plan {
     pub models: Vec<Subject>,
     /// The changes to each model.
     pub changes: Changes,
-    /// The time within which rules are judged and seeds are added; none where all run.
+    /// The time limit for checking rules and running seeds; `None` means that everything runs.
     pub time_limit: Option<Duration>,
-    /// Whether only the rules are judged, without whole runs.
+    /// Whether only the rules are checked, without full training runs.
     pub rules_only: bool,
     /// The tier.
     pub tier: Tier,
@@ -85,9 +87,10 @@ pub struct Plan {
     pub most: usize,
     /// The first seed.
     pub first_seed: u64,
-    /// See [`Design::alpha`](crate::verdict::Design::alpha).
+    /// α, the risk of the statistical test; see [`Design::alpha`](crate::verdict::Design::alpha).
     pub alpha: f64,
-    /// See [`Design::equivalence`](crate::verdict::Design::equivalence).
+    /// Whether a precision that is better than 32-true by more than δ fails as well; see
+    /// [`Design::equivalence`](crate::verdict::Design::equivalence).
     pub equivalence: bool,
     /// The device's name.
     pub device: String,
@@ -99,13 +102,14 @@ pub struct Plan {
     pub kernels: Kernels,
     /// How often the invariants of training are checked.
     pub check: Check,
-    /// The folder of goldens to compare with, if any.
+    /// The folder with the goldens (recorded results) with which the first seed is compared; `None`
+    /// if there is no comparison.
     pub goldens: Option<PathBuf>,
     /// Precision regions by module path; they replace the model's own regions.
     pub overrides: Overrides,
-    /// The number of failing cells to diagnose.
+    /// The largest number of failing cells to diagnose.
     pub diagnosed: usize,
-    /// The fault that a self-test plants.
+    /// The fault that the self-test puts into the runs; `None` in an ordinary gate.
     pub fault: Option<Fault>,
 }
 
@@ -211,7 +215,8 @@ impl Plan {
 
     pub(crate) fn job(&self, model: &Model, precision: Precision, seed: u64, task: Task) -> Job {
         let fault = match (precision, self.fault) {
-            // A fault that does not change the baseline does not need its own baseline runs.
+            // A fault that does not change the baseline is left out of the baseline's jobs, so that
+            // the plans of all such faults share these jobs.
             (Precision::F32True, Some(fault)) if !fault.touches_baseline() => None,
             (_, fault) => fault,
         };
@@ -238,7 +243,8 @@ impl Plan {
         (0..count as u64).map(move |index| first + index)
     }
 
-    /// Returns the jobs of the first evaluation of every model.
+    /// Returns the jobs that the first evaluation of all models needs: the rules, and the full runs
+    /// of the first seeds.
     pub(crate) fn first_look(&self) -> Vec<Job> {
         let mut jobs = self.rules();
         for model in &self.models {
@@ -263,7 +269,8 @@ impl Plan {
         jobs
     }
 
-    /// Returns the full runs of a seed under 32-true and these precisions.
+    /// Returns the jobs that train a model with one seed: under 32-true and under each of
+    /// `precisions`.
     pub(super) fn pairs<'a>(
         &'a self,
         model: &'a Model,

@@ -25,21 +25,21 @@ use super::{
 };
 use crate::registry::Registry;
 
-/// In jobs that run one after the other, a stage that takes more seconds than this is reported on
-/// standard error.
+/// The number of seconds from which on the duration of a stage of a job, or of a job that runs in
+/// this process, is reported on standard error.
 pub(super) const LONG: f64 = 5.0;
 
 /// The hidden command that starts the binary as a worker.
 pub const WORKER: &str = "gate-worker";
 
-/// Runs jobs, each one only once.
+/// Runs jobs and keeps their outcomes, so that no job runs twice.
 pub struct Pool {
     registry: Registry,
     workers: Vec<Worker>,
     /// The number of threads of an operation, in each process.
     threads: usize,
     cache: Cache,
-    /// The known outcomes.
+    /// The outcomes of all jobs so far, by the job's key.
     outcomes: BTreeMap<String, (Job, Outcome)>,
     /// The number of jobs that were run.
     pub executed: usize,
@@ -47,11 +47,11 @@ pub struct Pool {
     pub cached: usize,
 }
 
-/// What a worker is asked to do.
+/// The request to a worker to run a job.
 #[derive(Serialize, Deserialize)]
 struct Order {
     job: Job,
-    /// The seconds after which rules end.
+    /// The seconds after which the job stops checking rules; `None` without a time limit.
     seconds: Option<f64>,
 }
 
@@ -63,8 +63,8 @@ struct Worker {
 }
 
 impl Pool {
-    /// Starts `processes` workers of this binary, each with `threads` threads. With 0 workers, jobs
-    /// run in this process, as is necessary for a GPU.
+    /// Starts `processes` workers, which are processes of this binary with `threads` threads each.
+    /// If `processes` is 1, there are no workers, and jobs run in this process. A GPU needs this.
     ///
     /// # Errors
     /// When a process cannot be started.
@@ -95,7 +95,8 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Sets the number of threads of this process to that of a worker, so that figures are equal.
+    /// Sets the number of threads of this process to that of a worker, so that a run in this
+    /// process gives the same numbers as a run in a worker.
     pub(super) fn join(&self) {
         tch::set_num_threads(i32::try_from(self.threads).unwrap_or(1));
     }
@@ -125,7 +126,7 @@ impl Pool {
         times
     }
 
-    /// Runs the jobs without a known outcome.
+    /// Runs those of the jobs whose outcome is not known yet.
     ///
     /// # Errors
     /// When the cache cannot be written.
@@ -133,8 +134,8 @@ impl Pool {
         self.run_until(None, jobs)
     }
 
-    /// Runs the jobs as [`run`](Self::run) does, but begins no job, and ends the rules of jobs,
-    /// when the time is over.
+    /// Runs the jobs as [`run`](Self::run) does, but only until `end`. After it no further job
+    /// begins, and a running job stops checking rules.
     ///
     /// # Errors
     /// When the cache cannot be written.
@@ -157,11 +158,12 @@ impl Pool {
                 None => open.push(job),
             }
         }
-        // Long jobs run first, so that no process waits for the last one.
+        // Long jobs run first. If a long job began last, the other processes would wait for it.
         open.sort_by_key(|job| std::cmp::Reverse(job.length));
         self.executed += open.len();
         for (job, outcome) in self.execute(&open, end) {
-            // A crash may be caused by the machine: the job runs once more. Another time limit may suffice.
+            // Two outcomes are not stored, so that the next gate runs the job again: a crash,
+            // because the machine may have caused it, and an outcome that the time limit cut short.
             let crashed = outcome.failures.iter().any(|failure| failure.reason == Reason::Crashed);
             if !crashed && !outcome.ended {
                 self.cache.put(&job, &outcome)?;
@@ -253,7 +255,7 @@ pub fn work(registry: &Registry, threads: i32) -> Result<()> {
     for line in std::io::stdin().lock().lines() {
         let Order { job, seconds } = serde_json::from_str(&line.map_err(failed)?)
             .map_err(|error| Error::config(format!("not a job: {error}")))?;
-        // A time beyond what a duration holds is no limit.
+        // If the number of seconds is too large for a `Duration`, there is no limit.
         let left = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
         let outcome = serde_json::to_string(&job.execute_within(registry, left))
             .map_err(|e| failed(e.into()))?;

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::text::one_line;
 
-/// The reason for a failure, apart from the metric.
+/// The reason for a failure: the rule that a run broke. That the metric is too much worse is not in
+/// this list; the statistical test reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
@@ -13,7 +14,7 @@ pub enum Reason {
     NonFinite,
     /// No step was applied, or the loss scale collapsed.
     AllSkipped,
-    /// The model is not better than without training.
+    /// The trained model is not better than the control run, in which no weight changes.
     DidNotLearn,
     /// The observed dtypes differ from the precision's.
     PrecisionDidNotRun,
@@ -41,22 +42,24 @@ pub enum Reason {
     Validation,
     /// A resumed run ends with other values.
     Resume,
-    /// The share of elements that dropout drops does not match its factor.
+    /// The fraction of elements that dropout sets to zero does not fit the factor by which it
+    /// scales the kept elements.
     Dropout,
-    /// The rounding errors of a layer have a nonzero mean, because the layer truncates, or they are
-    /// larger than its dtype explains.
+    /// The rounding errors of a layer have a nonzero mean, which shows that the layer truncates, or
+    /// they are larger than its dtype explains.
     Rounding,
-    /// Values have more or fewer digits than the dtype of their layer.
+    /// The values of a layer have more or fewer significant digits than the layer's dtype.
     Width,
     /// Fused layers give other values than the same layers one by one.
     Fusion,
-    /// Steps do not consist of the requested batches.
+    /// An epoch does not use all its batches, or its steps do not have the requested number of
+    /// batches.
     Batches,
     /// Steps leak memory, or use several times the memory of 32-true.
     Memory,
     /// A run violated an invariant of training.
     Invariant,
-    /// A figure differs from the golden.
+    /// A value differs from the golden (the recorded values of an earlier run).
     Moved,
     /// The golden is from another kind of machine, or is missing.
     NotComparable,
@@ -182,7 +185,9 @@ impl Reason {
             Self::Buffers => "running statistics with 32-true's",
             Self::Validation => "two validations of the same weights, which change no tensor",
             Self::Resume => "a run that is saved and resumed with an uninterrupted run",
-            Self::Dropout => "the share of dropped elements with the factor of the others",
+            Self::Dropout => {
+                "the fraction of elements that dropout sets to zero with the factor on the kept elements"
+            }
             Self::Rounding => "each 16-bit layer's own errors with what rounding explains",
             Self::Width => "the digits of values and gradients with their dtype's",
             Self::Fusion => "fused layers with the same layers one by one",
@@ -197,8 +202,8 @@ impl Reason {
         }
     }
 
-    /// Returns the part of training whose rule is broken, if a choice of precision cannot repair
-    /// it; `None` if numbers lose too much precision.
+    /// Returns the part of training that is broken, for a rule that no choice of precision can
+    /// repair. Returns `None` for a reason that may be caused by too little precision.
     pub fn rule(self) -> Option<&'static str> {
         match self {
             Self::Watching => Some("the training path"),
@@ -224,7 +229,7 @@ impl Reason {
 pub struct Failure {
     /// The reason.
     pub reason: Reason,
-    /// A description of the observation.
+    /// A description of what was observed.
     pub text: String,
     /// The name of the violated [invariant](amp_core::trainer::Invariant).
     #[serde(default)]

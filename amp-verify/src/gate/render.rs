@@ -1,4 +1,5 @@
-//! Formats the report as text, for CI and for GitHub.
+//! Formats the report: as a table for the terminal, as JUnit XML for CI, and as Markdown and
+//! annotations for GitHub.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,7 +29,8 @@ const HEADER: [&str; 11] = [
     "first failure",
 ];
 
-/// Formats a difference: in percentage points for a share, otherwise in the value's unit.
+/// Formats a difference of metrics: in percentage points if higher is better, as for an accuracy,
+/// otherwise in the unit of the metric.
 fn difference(direction: Direction, value: f64) -> String {
     match direction {
         Direction::HigherIsBetter => format!("{:+.2}", 100.0 * value),
@@ -70,7 +72,7 @@ fn tier(report: &Report) -> &'static str {
     }
 }
 
-/// Formats the lines before each table.
+/// Formats the lines above the table: the tier, the machine, and the meaning of d and α.
 fn heading(report: &Report) -> String {
     let machine = report.fingerprint.as_ref().map_or("no run ended".into(), |machine| {
         let tf32 = if machine.tf32 { ", TF32 on" } else { "" };
@@ -100,7 +102,7 @@ fn cells(report: &Report) -> impl Iterator<Item = (&ModelReport, &Cell)> {
     report.models.iter().flat_map(|model| model.cells.iter().map(move |cell| (model, cell)))
 }
 
-/// Lists what was not checked, each with its models and precisions.
+/// Lists what was not checked. Each line names the models and precisions to which it applies.
 fn missing(report: &Report) -> Vec<String> {
     let mut found: BTreeMap<String, BTreeMap<Precision, BTreeSet<&str>>> = BTreeMap::new();
     for (model, cell) in cells(report) {
@@ -162,7 +164,8 @@ pub fn table(report: &Report) -> String {
     for column in table.column_iter_mut().skip(5).take(5) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    // A report on all models has hundreds of comparisons, so they are only in the files.
+    // A report on many cells has hundreds of comparisons. Here only those of failing cells are
+    // printed; the files have all.
     let all = cells(report).count();
     let mut comparisons = String::new();
     for (model, cell) in cells(report) {
@@ -261,8 +264,8 @@ pub fn markdown(report: &Report) -> String {
     out
 }
 
-/// Formats JUnit XML: a suite for each model and a case for each precision. The figures are the
-/// case's output.
+/// Formats JUnit XML: a test suite for each model, and a test case for each precision. The output
+/// of a test case has the statistics and the comparisons.
 ///
 /// # Errors
 /// When there is not enough memory for the XML.
@@ -321,7 +324,7 @@ fn failure(model: &ModelReport, cell: &Cell) -> String {
     match (cell.note(), &cell.judgement) {
         (note, _) if !note.is_empty() => note,
         (_, Some(judgement)) => format!(
-            "{} seeds leave {} … {} around a margin of {}: {:.0}% power",
+            "{} seeds are too few: the interval {} … {} contains the margin {}; power {:.0}%",
             judgement.n,
             shown(judgement.lower),
             shown(judgement.upper),
@@ -335,8 +338,8 @@ fn failure(model: &ModelReport, cell: &Cell) -> String {
 /// The largest number of annotations per kind that GitHub shows for a step.
 const SHOWN: usize = 8;
 
-/// Formats workflow commands for the worst cells. The last command counts the cells that are not
-/// shown.
+/// Formats GitHub workflow commands, which annotate the run with the worst cells. If not all
+/// failing cells are shown, the last command says how many more there are.
 pub fn annotations(report: &Report) -> String {
     let mut bad: Vec<(&ModelReport, &Cell)> =
         cells(report).filter(|(_, cell)| cell.status != Status::Pass).collect();

@@ -18,18 +18,19 @@ use crate::{
     verdict::{Judgement, Verdict},
 };
 
-/// The status of one precision of a model, or of the whole report. The order is from best to worst,
-/// and the overall status is the worst.
+/// The status of one precision of a model, or of the whole report. The variants are in the order
+/// from best to worst. The status of the report is the worst status of its precisions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
-    /// The precision is not worse than 32-true by the margin.
+    /// The precision is worse than 32-true by less than the margin, and no check failed.
     Pass,
-    /// The seeds do not decide.
+    /// The seeds are too few to decide.
     Inconclusive,
-    /// The golden is from another kind of machine, or missing.
+    /// The golden (the recorded values of an earlier run) is from another kind of machine, or
+    /// missing.
     NotComparable,
-    /// The precision is worse by more than the margin, or a check failed.
+    /// The precision is worse than 32-true by more than the margin, or a check failed.
     Regression,
 }
 
@@ -58,22 +59,22 @@ impl Status {
 /// The gate's report.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// The version of this format; a changed meaning of a field changes it.
+    /// The version of this format. A new version means that a field has changed its meaning.
     pub schema: String,
     /// The overall status, which is the worst status of a cell.
     pub status: Status,
     /// The tier.
     pub tier: Tier,
-    /// The machine; null if no run ended.
+    /// The description of the machine; null if no control run ended.
     pub fingerprint: Option<Fingerprint>,
-    /// The probability that a regression as large as a margin passes.
+    /// The accepted probability that a precision passes although it is worse by the margin.
     pub alpha: f64,
-    /// The time limit for seeds in seconds; null without a limit.
+    /// The time limit for rules and seeds in seconds; null without a limit.
     #[serde(default)]
     pub time_limit_seconds: Option<f64>,
     /// The models.
     pub models: Vec<ModelReport>,
-    /// The checks that only the nightly tier makes.
+    /// What the nightly tier would run in addition: precisions, longer runs, seeds.
     pub left_out: Vec<String>,
     /// The number of failing cells that were not diagnosed.
     pub undiagnosed: usize,
@@ -99,9 +100,9 @@ pub struct JobTime {
     pub task: Task,
     /// The seed.
     pub seed: u64,
-    /// Its duration in seconds.
+    /// The duration in seconds.
     pub seconds: f64,
-    /// The peak of tensor bytes; 0 if it failed.
+    /// The largest number of bytes that tensors occupied at one time; 0 if the job failed.
     pub peak_memory_bytes: u64,
 }
 
@@ -122,11 +123,11 @@ pub struct ModelReport {
     pub hyperparameters: Hyperparameters,
     /// δ.
     pub margin: f64,
-    /// The smallest accepted improvement of the metric over the control run.
+    /// By how much the metric of a trained model must be better than that of the control run.
     pub learns_by: f64,
-    /// The metric of the control run without training; null if that run failed.
+    /// The metric of the control run, in which no weight changes; null if that run failed.
     pub control: Option<f64>,
-    /// The precisions.
+    /// The results, one for each precision.
     pub cells: Vec<Cell>,
 }
 
@@ -153,11 +154,11 @@ pub struct Cell {
     pub conformance: Option<Vec<Checked>>,
     /// The checks of the training path; null if that job failed.
     pub path: Option<PathReport>,
-    /// The peak of tensor bytes of full runs over all seeds, including 32-true; null if no run
-    /// ended.
+    /// The largest number of bytes that tensors occupied at one time in a full run, over all seeds
+    /// and including 32-true; null if no run ended.
     #[serde(default)]
     pub peak_memory_bytes: Option<u64>,
-    /// The peak of tensor bytes of observed runs, including everything that the gate keeps.
+    /// The same for the observed runs. It includes the tensors that the gate keeps to check them.
     #[serde(default)]
     pub watched_peak_memory_bytes: Option<u64>,
     /// Whether the time limit prevented further seeds.
@@ -166,14 +167,14 @@ pub struct Cell {
     /// Whether the time limit was reached before all rules were judged.
     #[serde(default)]
     pub rules_cut_short: bool,
-    /// Skipped steps, over all seeds.
+    /// The number of skipped steps, over all seeds.
     pub skipped_steps: u64,
-    /// The diagnosis of a failure; null if there is none, or if the failure's text is complete.
+    /// The diagnosis of a failure; null if nothing failed, or if no diagnosis was made.
     pub finding: Option<Finding>,
 }
 
 impl Cell {
-    /// Sets the status from failures and statistics.
+    /// Sets the status that follows from the failures and the statistical test.
     pub(super) fn settle(mut self) -> Self {
         let moved = |failure: &Failure| failure.reason != Reason::NotComparable;
         self.status = if self.failures.iter().any(moved) {
@@ -190,7 +191,8 @@ impl Cell {
         self
     }
 
-    /// Returns the most important line about the cell.
+    /// Returns the most important fact about the cell in one line; empty if there is nothing to
+    /// say.
     pub fn note(&self) -> String {
         match (&self.failures.first(), &self.judgement) {
             (Some(failure), _) => failure.text.clone(),

@@ -1,5 +1,5 @@
-//! A model that is built once and stays on its device. Before each run it is reset to the state of
-//! a new build.
+//! A model that is built only once and stays on its device. Before each run it is reset to the
+//! state that a newly built model has.
 
 use amp_core::{
     LightningModule, Result,
@@ -11,8 +11,9 @@ use amp_core::{
 
 use crate::case::Case;
 
-/// A model with the values of a new build. Building draws each weight on the host and copies it to
-/// the device; a reset copies it on the device.
+/// A model together with its initial state. A reset is faster than building the model again:
+/// building draws each weight on the host and copies it to the device, a reset only copies on the
+/// device.
 pub(super) struct ResetModel {
     model: Box<dyn LightningModule>,
     seed: u64,
@@ -25,7 +26,7 @@ pub(super) struct ResetModel {
     random: RandomState,
 }
 
-/// The name of the model's part in the state.
+/// The name of the part of [`ResetModel::state`] that the model itself wrote.
 const OWN: &str = "model";
 
 struct Initial {
@@ -52,7 +53,7 @@ impl ResetModel {
         Ok(Self { model, seed: case.trainer.seed, device, initial, state, random })
     }
 
-    /// Builds another model if the case has another seed.
+    /// Builds the model again if the case has another seed than the model.
     pub(super) fn follow(&mut self, case: &Case) -> Result<()> {
         if self.seed != case.trainer.seed {
             *self = Self::new(case)?;
@@ -66,7 +67,7 @@ impl ResetModel {
         parameters.map(|initial| initial.values.shallow_clone()).collect()
     }
 
-    /// Resets the model to a new build, and the random generators to their state after a build.
+    /// Resets the model to its state after the build, and the random generators to theirs.
     pub(super) fn reset(&mut self) -> Result<&mut dyn LightningModule> {
         clear_gradients(self.model.as_ref())?;
         let tensors = named_tensors(self.model.as_ref());
@@ -120,7 +121,8 @@ mod tests {
         }
     }
 
-    /// The model has buffers, dropout, tied weights and a state, and draws random noise itself.
+    /// A model with everything that a reset must restore: buffers, dropout, tied weights, a state
+    /// of its own and random noise.
     #[derive(LightningModule)]
     #[forward(|x| {
         let noisy = x.f_add(&x.f_randn_like()?.f_mul_scalar(0.1)?)?;
@@ -208,8 +210,8 @@ mod tests {
         bits(model)
     }
 
-    /// After a run under any precision, a model that is reset has the bits of a new build, and its
-    /// next run ends with the bits of a new build's run.
+    /// After a run under any precision, a model that is reset has the same bits as a newly built
+    /// model, and its next run ends with the same bits as a run of a newly built model.
     #[rstest]
     fn a_reset_model_is_a_new_build(
         #[values(Precision::F16Mixed, Precision::F64True, Precision::Bf16True)] before: Precision,
@@ -232,7 +234,8 @@ mod tests {
         Ok(())
     }
 
-    /// For another seed the model is built again.
+    /// If the case gets another seed, `follow` builds the model again, with the weights of that
+    /// seed.
     #[test]
     fn a_model_follows_the_seed() -> Result<()> {
         let _section = random::seeded(1)?;

@@ -1,4 +1,5 @@
-//! Checks of full runs before the statistics: equal starts, memory, learning.
+//! Checks of full runs that come before the statistical test: that the compared runs had the same
+//! start, that memory is as expected, and that the model learned.
 
 use amp_core::{memory::show_bytes, precision::Precision};
 
@@ -10,15 +11,17 @@ use super::{
 };
 use crate::{text::percent, verdict::mean};
 
-/// The largest error of a matrix product in f32; in TF32 it is thirty times as large.
+/// The largest accepted relative error of a product of f32 matrices. In TF32 the error is at least
+/// ten times as large.
 const F32_PRODUCT: f64 = 1e-5;
-/// The accepted share of validation examples that are also training examples, because texts and
-/// images may occur twice.
+/// The accepted fraction of validation examples that are also training examples. It is not zero,
+/// because in real data a text or an image may occur twice.
 const OVERLAP: f64 = 0.05;
-/// The largest memory of a precision, in multiples of 32-true's memory for the same width of
-/// weights.
+/// The largest accepted memory of a precision, as a multiple of 32-true's memory. For weights that
+/// are wider than f32 it is multiplied by their width relative to f32.
 const MEMORY: f64 = 2.0;
-/// The memory that libraries may allocate on CUDA in the first run that calls them.
+/// The additional memory that is accepted on CUDA, because libraries may allocate workspaces in the
+/// first run that calls them.
 const WORKSPACES: f64 = (1_u64 << 28) as f64;
 
 /// The full runs of a precision and of its baseline, for each seed.
@@ -26,14 +29,14 @@ pub(super) struct Runs<'a> {
     pub(super) plan: &'a Plan,
     pub(super) model: &'a Subject,
     pub(super) precision: Precision,
-    /// The run in 32-true without training.
+    /// The control run in 32-true, in which no weight changes.
     pub(super) control: &'a Outcome,
     pub(super) baseline: &'a [Outcome],
     pub(super) own: &'a [Outcome],
 }
 
 impl Runs<'_> {
-    /// Checks the runs against each of these rules.
+    /// Checks the runs against all rules of this module.
     pub(super) fn check(&self) -> Findings {
         let mut findings = Findings::default();
         self.products(&mut findings);
@@ -66,16 +69,17 @@ impl Runs<'_> {
         );
         if checked.is_broken() {
             let text = format!(
-                "the baseline: f32 matrix products are {error:.1e} off, as in TF32, which \
-                 something has turned on"
+                "the baseline: the relative error of f32 matrix products is {error:.1e}, as large as in \
+                 TF32: something has turned TF32 on"
             );
             findings.fail(Reason::PrecisionDidNotRun, text);
         }
         findings.checked.push(checked);
     }
 
-    /// Checks that each pair had the same weights, order and validation set, and that the
-    /// validation set is not the training set.
+    /// Checks that the runs with the same seed under the precision and under 32-true had the same
+    /// initial weights, order of examples, validation set and settings. Also checks that the
+    /// validation set has no training examples.
     fn pairing(&self, findings: &mut Findings) {
         let differ = |different: &dyn Fn(&Outcome, &Outcome) -> bool| {
             self.baseline.iter().zip(self.own).any(|(base, own)| different(base, own))
@@ -105,7 +109,7 @@ impl Runs<'_> {
         findings.checked.push(checked);
     }
 
-    /// Checks that the memory of the precision's steps is explained by its tensors.
+    /// Checks that the precision's peak memory is not much larger than 32-true's.
     fn memory(&self, findings: &mut Findings) {
         let (Some(first), Some(own)) = (self.baseline.first(), self.own.first()) else { return };
         let (base, own) = (first.peak_memory_bytes, own.peak_memory_bytes);
@@ -120,15 +124,15 @@ impl Runs<'_> {
             let (own, base) = (show_bytes(own), show_bytes(base));
             findings.fail(
                 Reason::Memory,
-                format!("its steps use at most {own}, those of 32-true {base}"),
+                format!("the peak memory is {own}; that of 32-true is {base}"),
             );
         }
         findings.checked.push(checked);
     }
 }
 
-/// Checks that the runs are better than the control run. The figure is left out if it is not
-/// finite.
+/// Checks that the mean metric of the runs is better than the metric of the control run by at least
+/// `learns_by`. Runs whose metric is not finite do not count in the mean.
 pub(super) fn learning(
     model: &Subject,
     control: &Outcome,

@@ -1,4 +1,4 @@
-//! Runs the seeds: all at once, or one after the other within a time limit.
+//! Runs the jobs of all seeds at once, or, with a time limit, one seed after the other.
 
 use std::time::{Duration, Instant};
 
@@ -7,8 +7,9 @@ use amp_core::{Result, precision::Precision};
 use super::{Plan, Pool, job::Task};
 use crate::verdict::Verdict;
 
-/// The number of seeds for each cell, by model and precision.
+/// How many seeds ran for each cell.
 pub(super) struct Seeds {
+    /// The number of seeds, by model and precision.
     counts: Vec<Vec<usize>>,
     /// Whether the time limit prevented further seeds for a cell, by model and precision.
     cut_short: Vec<Vec<bool>>,
@@ -23,14 +24,15 @@ impl Seeds {
         }
     }
 
-    /// Returns the number of seeds of a cell, and whether the time limit prevented further ones.
+    /// Returns the number of seeds that ran for a cell, and whether the time limit prevented
+    /// further seeds.
     pub(super) fn of(&self, model: usize, precision: usize) -> (usize, bool) {
         (self.counts[model][precision], self.cut_short[model][precision])
     }
 }
 
-/// Runs the plan's jobs: first the smaller number of seeds for every model, then all seeds for each
-/// precision that is still inconclusive.
+/// Runs the plan's jobs. Without a time limit, the smaller number of seeds runs for every model,
+/// and then all seeds for each precision that is still inconclusive.
 pub(super) fn run(plan: &Plan, pool: &mut Pool, started: Instant) -> Result<Seeds> {
     match plan.time_limit {
         _ if plan.rules_only => {
@@ -59,11 +61,13 @@ fn all(plan: &Plan, pool: &mut Pool) -> Result<Seeds> {
     Ok(seeds)
 }
 
-/// Runs the rules, which end with the limit, and then one seed after the other, as long as the
-/// longest so far would end within it. The number of seeds does not depend on what they show, so
-/// that the two looks keep their levels.
+/// Runs the rules until the limit, and then one seed after the other. A seed begins only if it
+/// would end within the limit in the time of the longest seed so far.
+///
+/// Between the two evaluations the number of seeds depends only on the time, not on their results.
+/// So each of the two evaluations keeps its significance level.
 fn within(plan: &Plan, pool: &mut Pool, started: Instant, limit: Duration) -> Result<Seeds> {
-    // A limit that no clock reaches is none.
+    // If the moment is too far in the future for an `Instant`, the rules have no limit.
     pool.run_until(started.checked_add(limit), plan.rules())?;
     let mut seeds = Seeds::new(plan, 0);
     let places = 0..plan.precisions.len();
@@ -99,7 +103,8 @@ fn within(plan: &Plan, pool: &mut Pool, started: Instant, limit: Duration) -> Re
 }
 
 impl Plan {
-    /// Returns whether this number of seeds is inconclusive for a cell in which nothing failed.
+    /// Returns whether the cell needs more than `count` seeds: nothing failed, and the test with
+    /// these seeds is inconclusive.
     fn is_open(&self, pool: &Pool, model: usize, precision: Precision, count: usize) -> bool {
         let cell = self.cell(pool, &self.models[model], precision, (count, false));
         let verdict = cell.judgement.map(|judgement| judgement.verdict);

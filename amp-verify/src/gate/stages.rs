@@ -1,10 +1,10 @@
-//! Reports the stages of a long job: each prints its time when it ends.
+//! Reports the progress of a long job: when a stage of the job ends, prints how long it took.
 
 use std::time::Instant;
 
 use super::{job::Job, pool::LONG};
 
-/// Measures the times of a job's stages.
+/// Measures how long each stage of a job takes.
 pub(super) struct Stages<'a> {
     job: &'a Job,
     begun: Instant,
@@ -15,8 +15,8 @@ impl<'a> Stages<'a> {
         Self { job, begun: Instant::now() }
     }
 
-    /// Ends a stage and begins the next one. Prints a line on standard error if the stage took
-    /// long.
+    /// Ends the stage named `stage` and begins the next one. If the stage took long, prints a line
+    /// on standard error.
     pub(super) fn end(&mut self, stage: &str) {
         let seconds = self.begun.elapsed().as_secs_f64();
         if seconds >= LONG {

@@ -54,7 +54,7 @@ fn has_code(line: &str, comment: &str) -> bool {
 
 /// A part of the Rust source: an item, or a method of an `impl` block.
 struct Part {
-/// The type to which a method belongs; `None` for other items.
+    /// The type to which a method belongs; `None` for other items.
     owner: Option<String>,
     /// The item's name. It is empty for the implementation of a trait: this counts as soon as its
     /// type counts, whatever the names of its methods are.

@@ -63,14 +63,14 @@ pub enum Unit {
 /// A measured value and its bound.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Target {
-/// A description of the measured value.
-pub what: String,
-/// The bound.
-pub goal: Goal,
-/// The unit in which the value and the bound are shown. A percentage is stored as a fraction: 65 %
-/// is 0.65.
-pub unit: Unit,
-/// The measured value; null if it was not measured.
+    /// A description of the measured value.
+    pub what: String,
+    /// The bound.
+    pub goal: Goal,
+    /// The unit in which the value and the bound are shown. A percentage is stored as a fraction: 65 %
+    /// is 0.65.
+    pub unit: Unit,
+    /// The measured value; null if it was not measured.
     pub measured: Option<f64>,
     /// The result.
     pub outcome: Outcome,

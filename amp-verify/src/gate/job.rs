@@ -104,8 +104,7 @@ pub struct Outcome {
     pub skipped_steps: u64,
     /// The loss scale at the end.
     pub final_scale: Option<f64>,
-    /// The largest number of bytes that tensors occupied at one time. In an observed run this
-    /// includes the tensors that the gate keeps to check the run.
+    /// The largest number of bytes that tensors occupied at one time, the gate's own included.
     pub peak_memory_bytes: u64,
     /// The dtypes of matrix products, loss and weights, as observed in the first step.
     pub observed: Observed,
@@ -229,8 +228,7 @@ impl Job {
         hardware::parse_device(&self.device)
     }
 
-    /// Builds the case of a run under `precision`. If the job's fault changes the data or the seed,
-    /// the case has the changed ones.
+    /// Builds the case of a run under `precision`, with the job's fault in its data and seed.
     pub(super) fn case(&self, registry: &Registry, precision: Precision) -> Result<Case> {
         hardware::set_numerics(self.tf32, self.deterministic)?;
         let seed = Fault::seed(self.fault, precision, self.seed);
@@ -259,8 +257,7 @@ impl Job {
         }
     }
 
-    /// Returns the trainer's options for a run of the gate under `precision`. They do not include a
-    /// fault in the options; [`Fault::config`] adds it.
+    /// Returns the trainer's options for a run under `precision`; a fault in them is added later.
     pub(super) fn config(&self, case: &Case, precision: Precision) -> TrainerConfig {
         let mut config = TrainerConfig { precision, ..case.trainer.clone() };
         config.recovery.provenance = false;
@@ -368,9 +365,9 @@ impl Job {
 /// When libtorch fails.
 pub fn product_error(device: Device) -> Result<f64> {
     const SIZE: i64 = 256;
-    // The matrices are computed, not drawn at random, so that the state of the random generator
-    // does not change. Their phases are square numbers. With equally spaced phases, the sums in the
-    // product would nearly cancel, and the relative error would be ten times as large.
+    // The matrices are not random, so that the state of the random generator does not change. Their
+    // phases are square numbers: with equally spaced phases, the sums in the product would nearly
+    // cancel, and the relative error would be ten times as large.
     let phases = Tensor::f_arange(SIZE * SIZE, (Kind::Double, device))?.f_square()?;
     let phases = phases.f_view([SIZE, SIZE])?;
     let [a, b] = [phases.f_sin()?, phases.f_cos()?].map(|m| m.f_to_kind(Kind::Float));

@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{text::percent, verdict::mean};
 
-/// The largest accepted relative error of a product of f32 matrices. In TF32 the error is at least
-/// ten times as large.
+/// The largest accepted relative error of a product of f32 matrices. In TF32 the error is about
+/// 1e-4.
 const F32_PRODUCT: f64 = 1e-5;
 /// The accepted fraction of validation examples that are also training examples. It is not zero,
 /// because in real data a text or an image may occur twice.

@@ -1,5 +1,5 @@
-//! The bounds for the distances of the first steps from 32-true. They follow from runs with
-//! emulated rounding.
+//! The bounds for the differences between the first steps of a precision and those of 32-true. They
+//! follow from runs with emulated rounding.
 
 use amp_core::tch::Kind;
 
@@ -9,35 +9,40 @@ use crate::{
     verdict::{mean, standard_deviation, tolerance_factor},
 };
 
-/// The accepted probability that a figure of an unchanged run exceeds its bound. A cell has five
-/// figures; the gradients of all parameters share the probability of one figure.
+/// The accepted probability that a measured value exceeds its bound although nothing is wrong. A
+/// cell has five such values; the gradients of all parameters together have the probability of one
+/// value.
 const RISK: f64 = 1e-5;
-/// The confidence that the probability is not larger, although the spread is estimated from few
-/// runs.
+/// The confidence that this probability is not larger. It is needed because the standard deviation
+/// is estimated from few runs.
 const CONFIDENCE: f64 = 0.95;
-/// The smallest standard deviation of a figure, as a share of its mean. Kernels also round inside
-/// modules, which the emulation does not cover.
+/// The smallest standard deviation of a value, relative to its mean. Without it a bound might be
+/// too narrow, because kernels also round inside modules, where the emulation does not round.
 const LEAST_SPREAD: f64 = 0.1;
-/// The number of roundings between the last module and the loss. The emulation rounds only between
-/// modules, so the loss may differ by at least this many roundings, and so may the gradients that
-/// follow from it.
+/// The smallest bounds, in roundings of the loss's dtype, for the loss and for gradients. The
+/// emulation rounds only between modules. The computation between the last module and the loss
+/// rounds a few more times, which changes the loss and the gradients that follow from it.
 pub(in crate::gate) const OF_LOSS: f64 = 4.0;
 pub(in crate::gate) const OF_GRADIENT: f64 = 24.0;
 
-/// Lower limits for all bounds.
+/// What determines the lower limits of all bounds.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Least {
     /// The dtype in which the loss is computed.
     pub(super) loss: Kind,
-    /// The error of the weights' figures from rounding an optimizer's constants to f32.
+    /// The lower limit for the values about weights: the error that arises because an optimizer's
+    /// constants are rounded to f32.
     pub(super) weights: f64,
 }
 
-/// Bounds are upper tolerance limits: with confidence 0.95, at most the share [`RISK`] of unchanged
-/// runs exceeds mean + k·s, with the factor k of [`tolerance_factor`]. The square of a distance is
-/// a sum of squares, and its cube root is nearly normal (Wilson and Hilferty 1931). Mean and s are
-/// therefore computed for distance^(2/3). Differences have two sides around zero, each with half of
-/// the risk. Both assume that the normal distribution also holds beyond the measured values.
+/// Computes bounds. A bound is an upper tolerance limit, mean + k·s, with the factor k of
+/// [`tolerance_factor`]: with confidence 0.95, at most the fraction [`RISK`] of runs in which
+/// nothing is wrong exceeds it. Mean and s come from the runs with emulated rounding.
+///
+/// The formula assumes a normal distribution, also for values far from the measured ones. The
+/// square of a distance is a sum of squares, so its cube root is nearly normal (Wilson and Hilferty
+/// 1931). Therefore mean and s of a distance are computed for distance^(2/3). A difference may be
+/// positive or negative, so each side gets half of the risk.
 pub(super) struct Bounds<'a> {
     runs: &'a [Figures],
     least: Least,
@@ -61,7 +66,7 @@ impl<'a> Bounds<'a> {
         }
     }
 
-    /// Returns the bound of a figure.
+    /// Returns the bound of the value `what`.
     pub(super) fn of(&self, what: &What) -> f64 {
         let values: Vec<f64> = self.runs.iter().filter_map(|run| run.get(what).copied()).collect();
         let of_distance = |k: f64| limit_of_distance(&values, k);
@@ -81,7 +86,8 @@ impl<'a> Bounds<'a> {
     }
 }
 
-/// Returns mean + k·s for distances, computed for their power 2/3, which is nearly normal.
+/// Returns the limit mean + k·s of distances. Mean and s are computed for the distances raised to
+/// the power 2/3, which are nearly normal.
 fn limit_of_distance(values: &[f64], k: f64) -> f64 {
     let roots: Vec<f64> = values.iter().map(|value| value.powf(2.0 / 3.0)).collect();
     let middle = mean(&roots);
@@ -89,9 +95,9 @@ fn limit_of_distance(values: &[f64], k: f64) -> f64 {
     k.mul_add(spread, middle).powf(1.5)
 }
 
-/// Returns the upper tolerance limit of distances: with confidence 0.95, among sets of `together`
-/// new distances at most the share [`RISK`] has a larger one. Infinite for fewer than two
-/// distances.
+/// Returns the upper tolerance limit that follows from these distances. With confidence 0.95, a set
+/// of `together` new distances exceeds it at most with the probability [`RISK`]. The limit is
+/// infinite for fewer than two distances.
 pub(in crate::gate) fn tolerance_limit(
     distances: impl IntoIterator<Item = f64>,
     together: u64,
@@ -110,9 +116,10 @@ mod tests {
 
     use super::*;
 
-    /// Returns forty draws with this mean and standard deviation.
+    /// Returns forty values with this mean and standard deviation.
     fn forty_draws(mean: f64, deviation: f64) -> Vec<f64> {
-        // Twenty on each side: the variance with n − 1 is 40/39 of the squared distance.
+        // Twenty values lie on each side of the mean. The variance (with n − 1) is 40/39 of their
+        // squared distance from the mean.
         let away = deviation * (39.0_f64 / 40.0).sqrt();
         (0..40).map(|at| mean + if at % 2 == 0 { away } else { -away }).collect()
     }
@@ -123,10 +130,11 @@ mod tests {
         What::Gradient(parameter.into())
     }
 
-    /// The factors are tolerance factors for forty draws with 95 % confidence. They were computed in
-    /// Python from the noncentral t distribution. A share of at most 1e-5 of all draws exceeds mean +
-    /// 5.297515 s. For each of two gradients the share is 5e-6 and the factor is 5.483708. Distances
-    /// are raised to the power 2/3, and s is at least a tenth of the mean.
+    /// The bounds of forty runs are mean + k·s with tolerance factors k for 95 % confidence, which
+    /// were computed in Python from the noncentral t distribution. For one distance the risk is
+    /// 1e-5, and k is 5.297515. For a difference, which has two sides, the risk is 5e-6 on each
+    /// side, and k is 5.483708. Each of three gradients has a third of the risk. Distances are
+    /// raised to the power 2/3, and s is at least a tenth of the mean.
     #[test]
     fn a_bound_is_a_tolerance_limit() {
         assert_eq!(RISK, 1e-5);
@@ -165,8 +173,8 @@ mod tests {
         assert_eq!(bounds.of(&gradient("unused")), 24.0 / 256.0);
     }
 
-    /// If a gradient is zero in every unchanged run, its bound is the rounding error alone, and a
-    /// nonzero gradient exceeds it.
+    /// If no run with emulated rounding has a gradient for a parameter, its bound is only a few
+    /// roundings, so that any other gradient exceeds it.
     #[test]
     fn an_unknown_gradient_is_beyond_its_bound() {
         let runs = vec![BTreeMap::from([(What::Loss, 0.0)]); 3];

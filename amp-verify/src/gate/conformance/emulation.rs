@@ -1,8 +1,9 @@
-//! Emulates the rounding of a precision in a wider precision, independently of the precision's own
-//! code: every value that the precision keeps in 16 bits is rounded to 16 bits. Weights and batches
-//! are first perturbed at random by less than one rounding, so that every run rounds differently.
-//! The distance of such runs from a run without rounding shows how much an unchanged program may
-//! differ from 32-true, for this model, its weights and its data.
+//! Emulates the rounding of a precision: the model runs in a wider precision, and every value that
+//! the precision would keep in 16 bits is rounded to 16 bits. This does not use the code of the
+//! precision that is checked. Weights are first perturbed at random by less than one rounding, so
+//! that every run rounds differently. The difference between such runs and a run without rounding
+//! shows how far a correct run of the precision may be from 32-true, for this model, its weights
+//! and its data.
 
 use std::{
     cell::{Cell, RefCell},
@@ -29,18 +30,19 @@ use crate::{
     rounding::{is_narrow, moved, rounded, rounded_stochastically, rounding_of},
 };
 
-/// The relative error of f32 sums with several hundred terms, of which a few may follow each other
-/// between two modules. Also the relative error of the mean in a loss.
+/// The relative errors with which a run in 32-true itself is emulated. The first is that of the f32
+/// sums between two modules, with several hundred terms each; the second is that of the mean in a
+/// loss.
 pub(in crate::gate) const SUMS: f64 = 1.0 / 1_048_576.0;
 const MEANS: f64 = 1.0 / 8_388_608.0;
 
-/// The number of additional roundings for the gradient of a layer norm's weight or bias. It is a
-/// sum over the batch, and some kernels keep parts of the sum in 16 bits.
+/// The number of additional roundings in the gradient of a layer norm's weight or bias. The
+/// gradient is a sum over the batch, and some kernels keep partial sums in 16 bits.
 const OF_PARTS: f64 = 3.0;
 
-/// The places at which a precision rounds, with their dtypes.
+/// Where a precision rounds, and to which dtypes.
 pub(in crate::gate) struct Emulation {
-    /// The precision in which the emulation computes.
+    /// The wider precision in which the emulation computes.
     pub(super) wide: Precision,
     precision: Precision,
     device: Device,
@@ -49,19 +51,20 @@ pub(in crate::gate) struct Emulation {
     loss: Kind,
 }
 
-/// The dtypes of a module's inputs, outputs and computation.
+/// The dtypes of a module's input (`given`), output (`returned`) and computation.
 #[derive(Debug, Clone, Copy)]
 struct Kinds {
     given: Kind,
     returned: Kind,
     computed: Kind,
-    /// Whether a kernel may sum the gradients of the module's parameters from rounded parts.
+    /// Whether a kernel may compute the gradients of the module's parameters from partial sums that
+    /// are rounded to 16 bits.
     sums_parts: bool,
 }
 
 impl Emulation {
-    /// Runs one pass of `model` under the precision and records the dtypes between its modules. The
-    /// model must be a new build of the case.
+    /// Runs one forward pass of `model` under the precision and records the dtypes between its
+    /// modules. The model must be newly built from the case.
     pub(in crate::gate) fn of(
         case: &Case,
         model: &mut dyn LightningModule,
@@ -80,7 +83,7 @@ impl Emulation {
             let _autocast = policy.autocast()?;
             let mut log = Log::default();
             let mut step = Step::new(&context, &mut log, 0, 0);
-            // Gradients are recorded, because a loss may have a gradient penalty.
+            // Autograd stays on, because the loss may have a gradient penalty.
             first_loss(model, &batch, &mut step)?.kind()
         };
         // 32-true itself is emulated in 64-true.
@@ -89,7 +92,7 @@ impl Emulation {
             other => (Precision::F32True, other),
         };
         let mut modules = seen.0.take();
-        // A batch norm sums in f32.
+        // A module with buffers is a batch norm. Its gradients are summed in f32.
         for (name, _, role) in named_tensors(model) {
             let module = name.rsplit_once('.').and_then(|(module, _)| modules.get_mut(module));
             if let (Role::Buffer, Some(module)) = (role, module) {
@@ -112,20 +115,20 @@ impl Emulation {
         parameter.rsplit_once('.').and_then(|(module, _)| self.modules.get(module))
     }
 
-    /// Returns whether a parameter is rounded: its module computes in 16 bits, or it belongs to no
-    /// module.
+    /// Returns whether a parameter is rounded: its module computes in 16 bits, or no module that
+    /// ran has this parameter.
     fn rounds(&self, parameter: &str) -> bool {
         self.module_of(parameter).is_none_or(|module| is_narrow(module.computed))
     }
 
-    /// Returns the factor on the loss with which gradients have the size at which the precision
-    /// rounds them.
+    /// Returns the loss scale of the emulation. With it, gradients have the same size as under the
+    /// precision when they are rounded.
     fn scale(&self) -> f64 {
         if self.precision.scales_loss() { LOW_SCALE } else { 1.0 }
     }
 
-    /// Returns the dtypes in which parameters and optimizer state are stored after a step, if they
-    /// are rounded.
+    /// Returns the dtypes to which parameters and optimizer state are rounded after a step. `None`
+    /// means that they are not rounded.
     fn stores(&self) -> (Option<Kind>, Option<Kind>) {
         match self.precision {
             Precision::F32True => (Some(Kind::Float), Some(Kind::Float)),
@@ -136,8 +139,9 @@ impl Emulation {
     }
 }
 
-/// Records that under `*-true`, a module in a region with a wider dtype gets 16-bit inputs, which
-/// are cast when it is called.
+/// Corrects the input dtypes of modules in FP32 regions under 16-bit `*-true` precisions. The
+/// values before such a module have 16 bits; they are cast to the wider dtype only when the module
+/// is called.
 fn cast_into_regions(modules: &mut BTreeMap<String, Kinds>, storage: Kind) {
     let computed: BTreeMap<String, Kind> =
         modules.iter().map(|(path, kinds)| (path.clone(), kinds.computed)).collect();
@@ -150,7 +154,7 @@ fn cast_into_regions(modules: &mut BTreeMap<String, Kinds>, storage: Kind) {
     }
 }
 
-/// The recorded dtypes between the modules of a pass, by path.
+/// Records the dtypes of each module in a forward pass, by the module's path.
 #[derive(Default)]
 struct Seen(RefCell<BTreeMap<String, Kinds>>);
 
@@ -171,25 +175,27 @@ impl Probe for Seen {
     }
 }
 
-/// A run with emulated rounding.
+/// The rounding and the random perturbations of one emulated run.
 pub(in crate::gate) struct Rounding {
     emulation: Rc<Emulation>,
     draws: Rc<Draws>,
-    /// The parameters before they were rounded for this step.
+    /// Each rounded parameter, with a copy of its values before it was rounded for this step.
     kept: Vec<(Tensor, Tensor)>,
+    /// Whether the parameters are rounded for the current step.
     has_begun: bool,
     /// Whether values between modules are also perturbed at random before they are rounded.
     moves_between: bool,
 }
 
-/// A random generator that is independent of libtorch's.
+/// Draws random numbers without changing the state of libtorch's generator.
 struct Draws {
     device: Device,
     seed: Cell<u64>,
 }
 
 impl Draws {
-    /// Runs `body` with these random numbers, and then restores libtorch's generator.
+    /// Runs `body` with libtorch's generator set to the next seed of these draws. Then restores the
+    /// generator's state.
     fn with<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<T> {
         let before = RandomState::read(self.device)?;
         self.seed.set(self.seed.get() + 1);
@@ -201,10 +207,11 @@ impl Draws {
 }
 
 impl Rounding {
-    /// Creates the run with this number.
+    /// Creates the rounding of run `number`. Each number gives other random perturbations.
     pub(in crate::gate) fn new(emulation: &Rc<Emulation>, seed: u64, number: u64) -> Self {
-        // The distance between two seeds is larger than the number of draws in a run. libtorch's
-        // CPU generator uses 32 bits of the seed.
+        // Each draw in a run increases the seed by 1. The seeds of two runs differ by more than the
+        // number of draws in a run, so that no two draws share a seed. The seed has only 32 bits,
+        // because libtorch's CPU generator uses no more.
         let seed = seed.wrapping_mul(0x9E37_79B1).wrapping_add(number << 20) & u64::from(u32::MAX);
         Self {
             emulation: Rc::clone(emulation),
@@ -215,14 +222,14 @@ impl Rounding {
         }
     }
 
-    /// Perturbs also the values between modules, before they are rounded. Weights that are stored
-    /// in rounded form cannot be perturbed, so without this each repetition of a step would round
-    /// in the same way.
+    /// Also perturbs the values between modules, before they are rounded. Weights that are stored
+    /// in 16 bits cannot be perturbed; without this option, all emulated runs of the same step
+    /// would then round in the same way.
     pub(in crate::gate) fn moving_between_modules(self) -> Self {
         Self { moves_between: true, ..self }
     }
 
-    /// Perturbs and rounds the parameters for the passes of a step.
+    /// Perturbs and rounds the parameters, if this was not yet done for the current step.
     pub(in crate::gate) fn begin(&mut self, model: &dyn LightningModule) -> Result<()> {
         if std::mem::replace(&mut self.has_begun, true) {
             return Ok(());
@@ -251,8 +258,8 @@ impl Rounding {
         })
     }
 
-    /// Returns the loss with the precision's rounding, and the value from which gradients are
-    /// computed.
+    /// Returns two values: the loss, rounded as under the precision, and the scaled loss from which
+    /// gradients are computed.
     pub(in crate::gate) fn loss(&self, loss: &Tensor) -> Result<(Tensor, Tensor)> {
         let loss = match self.emulation.precision {
             Precision::F32True => rounded(&self.draws.with(|| moved(loss, MEANS))?, Kind::Float)?,
@@ -263,8 +270,8 @@ impl Rounding {
         Ok((loss, scaled))
     }
 
-    /// Unscales and rounds gradients. Restores the parameters unless they are stored in rounded
-    /// form.
+    /// Ends a step's backward pass: unscales and rounds the gradients, and calls
+    /// [`restore`](Self::restore).
     pub(super) fn end(&mut self, gradients: &Gradients<Unscaled>) -> Result<()> {
         for (name, gradient) in gradients.named() {
             let other = self.gradient(name, gradient)?;
@@ -285,7 +292,8 @@ impl Rounding {
         })
     }
 
-    /// Restores the parameters unless they are stored in rounded form.
+    /// Gives the parameters the values that they had before they were rounded for this step. If the
+    /// precision stores parameters in 16 bits, they stay rounded.
     pub(in crate::gate) fn restore(&mut self) -> Result<()> {
         let kept = std::mem::take(&mut self.kept);
         if self.emulation.stores().0.is_none() {
@@ -297,7 +305,8 @@ impl Rounding {
         Ok(())
     }
 
-    /// Returns the gradient of a layer norm's parameter as a sum of rounded parts.
+    /// Adds a random error to the gradient of a layer norm's parameter, as if it were computed from
+    /// partial sums in 16 bits. Returns other gradients unchanged.
     fn with_parts(&self, name: &str, gradient: &Tensor, kind: Kind) -> Result<Tensor> {
         let sums_parts = self.emulation.module_of(name).is_some_and(|module| module.sums_parts);
         if gradient.dim() > 1 || !sums_parts {
@@ -309,8 +318,8 @@ impl Rounding {
         Ok(gradient.f_add(&drawn.f_mul(&size)?.f_mul_scalar(share)?)?)
     }
 
-    /// Rounds parameters and optimizer state after an optimizer's step, if they are stored in
-    /// rounded form.
+    /// Rounds parameters and optimizer state after an optimizer's step to the dtypes in which the
+    /// precision stores them.
     pub(super) fn stepped(
         &self,
         model: &dyn LightningModule,

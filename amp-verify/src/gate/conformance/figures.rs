@@ -1,4 +1,4 @@
-//! The distances between the first steps of a precision and those of 32-true.
+//! Measures how far the first steps of a precision are from those of 32-true.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -13,12 +13,14 @@ use crate::{
     scalars::{read, square, square_of_difference},
 };
 
-/// If the norm of a gradient is less than this share of the whole gradient's norm, the gradient may
-/// consist of rounding errors, for example for a bias before a batch norm. Its error is then
-/// relative to this share.
+/// If the norm of a parameter's gradient is less than this fraction of the whole gradient's norm,
+/// the gradient may consist of rounding errors alone, for example that of a bias before a batch
+/// norm. Its error is then divided by this fraction of the whole gradient's norm, not by its own
+/// norm.
 const SHARE: f64 = 1e-2;
 
-/// The compared properties of the first steps.
+/// The values by which the first steps are compared. l, g and w belong to the precision; those with
+/// the index 32 belong to 32-true.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum What {
     /// (l − l₃₂)/l₃₂ for the first loss l.
@@ -45,7 +47,7 @@ impl fmt::Display for What {
     }
 }
 
-/// The figures of one run by property.
+/// The measured values of one run.
 pub(super) type Figures = BTreeMap<What, f64>;
 
 /// Computes the norm of each tensor in f64, one tensor at a time.
@@ -61,7 +63,7 @@ fn distances<'t>(pairs: impl IntoIterator<Item = (&'t Tensor, &'t Tensor)>) -> R
     Ok(read(&squares)?.into_iter().map(f64::sqrt).collect())
 }
 
-/// Computes the norm of everything from the norms of its parts.
+/// Computes the norm of several tensors together from the norms of the single tensors.
 fn whole(parts: impl IntoIterator<Item = f64>) -> f64 {
     parts.into_iter().map(|part| part * part).sum::<f64>().sqrt()
 }
@@ -76,7 +78,7 @@ fn ratio(a: f64, b: f64) -> f64 {
     if a == 0.0 { 0.0 } else { a / b }
 }
 
-/// The run without rounding, and the sizes by which figures are divided.
+/// The run in 32-true, and the norms by which the differences of other runs from it are divided.
 pub(super) struct Exact<'a> {
     ran: &'a Ran,
     loss: f64,
@@ -84,7 +86,7 @@ pub(super) struct Exact<'a> {
     gradients: Vec<f64>,
     /// The norm of the weights.
     weights: f64,
-    /// The norm of their update.
+    /// The norm of the difference between the weights after the steps and the initial weights.
     way: f64,
 }
 
@@ -99,13 +101,14 @@ impl<'a> Exact<'a> {
         })
     }
 
-    /// Returns the error of the weights' figures that f32 itself causes: constants of the optimizer
-    /// such as 1 − lr·λ are rounded, which changes all weights in the same direction in each step.
+    /// Returns the error in the values about weights that f32 itself causes. An optimizer's
+    /// constants, such as 1 − lr·λ, are rounded to f32. This changes all weights in the same
+    /// direction in each step.
     pub(super) fn of_constants(&self) -> f64 {
         ratio(STEPS as f64 * rounding_of(Kind::Float) * self.weights, self.way)
     }
 
-    /// Computes the figures of another run.
+    /// Measures how far another run is from this one.
     pub(super) fn compare(&self, ran: &Ran) -> Result<Figures> {
         let Self { ran: exact, way, .. } = *self;
         let mut figures = BTreeMap::from([

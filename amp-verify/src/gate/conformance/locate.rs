@@ -1,5 +1,5 @@
-//! Finds the layer that causes an error. Each layer runs on exact values, so that none inherits the
-//! error of another.
+//! Finds the layer that causes an error. Each layer runs alone on exact inputs, so that it does not
+//! inherit the errors of earlier layers.
 
 use std::rc::Rc;
 
@@ -12,8 +12,9 @@ use crate::{
     rounding::is_narrow,
 };
 
-/// Returns a sentence about the layers for a figure that exceeds its bound. It is empty if the
-/// model's layers cannot run alone.
+/// Measures each layer alone, and returns a sentence that names the first layer whose error exceeds
+/// its bound. The report adds the sentence to the failure. It is empty if the layers cannot be
+/// measured alone.
 pub(super) fn locate(job: &Job, case: &Case, budget: Budget) -> Result<String> {
     if !is_narrow(job.precision.compute()) {
         return Ok(String::new());
@@ -34,14 +35,14 @@ pub(super) fn locate(job: &Job, case: &Case, budget: Budget) -> Result<String> {
 fn in_words(own: &[Own]) -> String {
     match own.iter().find(|own| own.is_beyond()) {
         Some(Own { path, error, .. }) => format!(
-            "; on exact inputs `{path}` is the first layer beyond its own bound, {:.1} times as far off as \
-             rounding takes it",
+            "; on exact inputs `{path}` is the first layer whose own error exceeds its bound: it is {:.1} \
+             times as large as rounding explains",
             error.unwrap_or(f64::NAN)
         ),
         None if own.is_empty() => String::new(),
         None => format!(
-            "; on exact inputs none of {} layers is beyond its own bound, so that no layer makes the error by \
-             itself",
+            "; on exact inputs the own error of none of {} layers exceeds its bound, so no single layer causes \
+             the difference",
             own.len()
         ),
     }
@@ -61,13 +62,13 @@ mod tests {
         }
     }
 
-    /// The sentence names the first layer beyond its bound, including errors that are not finite,
-    /// or says that there is none.
+    /// The sentence names the first layer whose error exceeds its bound, also if the error is not
+    /// finite. If there is no such layer, it says so.
     #[test]
     fn the_first_layer_beyond_its_bound_is_named() {
         let found = in_words(&[own("a", 1.0), own("b", 3.5), own("c", f64::INFINITY)]);
         assert!(
-            found.contains("`b` is the first layer beyond its own bound, 3.5 times"),
+            found.contains("`b` is the first layer whose own error exceeds its bound: it is 3.5"),
             "{found}"
         );
         assert!(in_words(&[own("a", f64::INFINITY)]).contains("`a` is the first"));

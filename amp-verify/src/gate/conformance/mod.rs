@@ -1,6 +1,7 @@
-//! Compares a few steps of a precision with the same steps in 32-true. This reveals errors that
-//! hardly affect the accuracy. Dropout and batch statistics are off, because their random numbers
-//! differ between dtypes on a GPU. Both runs have the same weights and examples.
+//! Compares a few steps of a precision with the same steps in 32-true, from the same weights and
+//! with the same examples. This reveals errors that hardly affect the accuracy. Dropout is off,
+//! because on a GPU it draws other random numbers in other dtypes. Batch norms use their running
+//! statistics, unless 32-true needs the batch's statistics to stay finite.
 
 mod bounds;
 pub(super) mod emulation;
@@ -33,10 +34,10 @@ use crate::{faults::Fault, registry::Registry, text::significant};
 
 /// The number of compared optimizer steps.
 const STEPS: u64 = 6;
-/// The loss scale of these steps. It is low, so that no step is skipped.
+/// The loss scale of these steps. It is so low that no step overflows and is skipped.
 const LOW_SCALE: f64 = 1024.0;
 
-/// Runs the job with one model, which is reset before each run.
+/// Runs the job. The model is built only once and reset before each run.
 pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result<Outcome> {
     let mut case = job.case(registry, Precision::F32True)?;
     let budget = Budget::of(job, &case, STEPS)?;
@@ -55,7 +56,8 @@ pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result
     let exact = match exact_steps.run(&mut model, exact_steps.config(STEPS, LOW_SCALE)) {
         Err(error) if deadline.has_ended() => return Err(error),
         Ok(exact) if exact.finite => exact,
-        // A deep model that normalizes by nothing may not stay finite.
+        // With running statistics, a deep model may not stay finite, because nothing normalizes its
+        // activations. It then runs again with batch statistics.
         _ => {
             exact_steps.batch_statistics = true;
             exact_steps.run(&mut model, exact_steps.config(STEPS, LOW_SCALE))?
@@ -78,7 +80,7 @@ pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result
     let Budget { examples, draws, .. } = budget;
     let without = if batch_statistics { "dropout" } else { "dropout and batch statistics" };
     let over = format!(
-        "{STEPS} steps of {examples} examples without {without}, beside {draws} runs that round"
+        "{STEPS} steps of {examples} examples without {without}, bounds from {draws} runs with emulated rounding"
     );
     let (checked, mut texts) =
         judged(&Exact::new(&exact)?.compare(&ran)?, &Bounds::new(&runs, least), &over);
@@ -100,16 +102,16 @@ pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result
     Ok(outcome)
 }
 
-/// Runs the job without its fault, several times with emulated rounding. Returns the figures of
-/// each run and the lower limits of the bounds.
+/// Runs the steps several times with emulated rounding and without the job's fault. Returns how far
+/// each of these runs is from 32-true, and the lower limits of the bounds.
 fn unchanged(
     job: &Job,
     registry: &Registry,
     model: &mut ResetModel,
     (of_job, budget, of): (&Ran, Budget, &Steps<'_>),
 ) -> Result<(Vec<Figures>, Least)> {
-    // A fault that affects 32-true as well stays in these runs, because the precision does not
-    // cause it.
+    // A fault that also affects 32-true stays in these runs, because this check looks only for
+    // differences between the precision and 32-true.
     let fault = job.fault.filter(|fault| fault.touches_baseline());
     let is_unbroken = fault == job.fault;
     let job = &Job { fault, ..job.clone() };
@@ -139,14 +141,15 @@ fn unchanged(
     Ok((runs, Least { loss: emulation.loss(), weights: exact.of_constants() }))
 }
 
-/// Compares each figure with its bound; of all gradients, only the one furthest beyond its bound is
-/// returned. Also returns a text for each figure that exceeds its bound.
+/// Compares each measured value with its bound. Of the gradients of all parameters, returns only
+/// the one that is largest relative to its bound. Also returns a text for each value that exceeds
+/// its bound.
 fn judged(found: &Figures, bounds: &Bounds<'_>, over: &str) -> (Vec<Checked>, Vec<String>) {
     let all: Vec<(&What, f64, f64)> =
         found.iter().map(|(what, figure)| (what, *figure, bounds.of(what))).collect();
     let (gradients, mut judged): (Vec<_>, Vec<_>) =
         all.into_iter().partition(|(what, ..)| matches!(what, What::Gradient(_)));
-    // NaN exceeds every bound, and every figure exceeds a bound that is not finite.
+    // NaN exceeds every bound. Every value exceeds a bound that is not finite.
     let is_beyond =
         |&(_, figure, bound): &(&What, f64, f64)| !(bound.is_finite() && figure.abs() <= bound);
     let beyond = gradients.iter().filter(|gradient| is_beyond(gradient)).count();
@@ -190,7 +193,8 @@ mod tests {
     use super::*;
     use crate::{DataSet, Registry, changes::Changes, gate::Task, length::Length, model, project};
 
-    /// With running statistics of 0 and 1 as they are built, the norm leaves values of the order of `size`.
+    /// A model whose activations have about the size `size` if the batch norm uses its initial
+    /// running statistics, mean 0 and variance 1.
     #[derive(LightningModule)]
     #[forward(|x| head(&norm(&x.f_mul_scalar(self.size)?)?))]
     #[loss(mse_loss)]
@@ -238,10 +242,11 @@ mod tests {
         }
     }
 
-    /// A model that does not stay finite without batch statistics is compared with them.
+    /// A model whose 32-true run does not stay finite with running statistics is compared with
+    /// batch statistics; another model is compared without.
     #[rstest]
     #[case::calm(1.0, "dropout and batch statistics")]
-    #[case::diverging(1e15, "dropout, beside")]
+    #[case::diverging(1e15, "dropout, bounds")]
     fn batch_statistics_are_used_where_32_true_needs_them(
         #[case] size: f64,
         #[case] without: &str,

@@ -1,4 +1,5 @@
-//! Runs some steps and records their values.
+//! Runs the first training steps and records the first loss, the first gradients and the learning
+//! rates.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -72,8 +73,9 @@ impl Callback for Tracer {
     }
 }
 
-/// Computes each loss without dropout, and without batch statistics unless it is to use them, and records the first
-/// one.
+/// An interceptor that computes each loss without dropout, emulates rounding if `rounding` is
+/// given, and records the first loss. Batch norms use batch statistics only if `batch_statistics`
+/// is true.
 struct Still {
     tracer: Tracer,
     overrides: Rc<Overrides>,
@@ -87,8 +89,8 @@ impl Interceptor for Still {
         StepAccess::InStep("the gate compares the steps with those of 32-true")
     }
 
-    /// Returns false, so that a model that optimizes manually is trained on its first loss of each
-    /// batch.
+    /// Returns false. So the trainer also trains a model that optimizes manually with
+    /// `training_step`, which uses the first loss of each batch.
     fn optimizes_manually(&self, _: &dyn LightningModule) -> bool {
         false
     }
@@ -141,8 +143,8 @@ impl Interceptor for Still {
     }
 }
 
-/// Returns a copy on the same device and in the same dtype. Three copies of the model in f64 on the
-/// host would take too much memory.
+/// Returns a copy on the same device and in the same dtype. It is not converted to f64 on the host,
+/// because three such copies of a model would take too much memory.
 fn kept(tensor: &Tensor) -> Result<Tensor> {
     Ok(tensor.f_detach()?.f_detach_copy()?)
 }
@@ -165,7 +167,8 @@ pub(super) struct Steps<'a> {
     pub(super) job: &'a Job,
     pub(super) case: &'a Case,
     pub(super) precision: Precision,
-    /// Whether batch norms use their batch's statistics, as in training.
+    /// Whether batch norms use the statistics of the batch, as in training, or their running
+    /// statistics.
     pub(super) batch_statistics: bool,
     pub(super) deadline: &'a Deadline,
 }
@@ -173,13 +176,13 @@ pub(super) struct Steps<'a> {
 impl Steps<'_> {
     pub(super) fn config(&self, steps: u64, init_scale: f64) -> TrainerConfig {
         let mut config = self.job.config(self.case, self.precision);
-        // There are enough steps for the scale to fall, and a limit in case no step is ever
-        // applied.
+        // The number of epochs leaves room for skipped steps. It also ends a run in which every
+        // step is skipped.
         config.max_epochs = 12;
         config.max_steps = Some(steps);
         config.numerics.scaler =
             GradScalerConfig { init_scale, growth_interval: 4, ..config.numerics.scaler };
-        // The steps are not validated. Other runs of the gate validate.
+        // This run does not validate, because other runs of the gate do.
         config.loops.val_check_interval = ValCheckInterval::Steps(i64::MAX);
         config.checks.shared_examples = true;
         config
@@ -197,7 +200,7 @@ impl Steps<'_> {
         rounding: Option<Rounding>,
     ) -> Result<Ran> {
         let mut config = self.config(STEPS, LOW_SCALE);
-        // The invariants of training are checked only in the runs that are judged.
+        // These runs only give bounds, so the invariants of training are not checked in them.
         config.checks.level = Check::Off;
         self.run_model(model, config, rounding)
     }
@@ -208,7 +211,8 @@ impl Steps<'_> {
         config: TrainerConfig,
         rounding: Option<Rounding>,
     ) -> Result<Ran> {
-        // 32-true without emulated overflows has finite gradients, or cannot be compared with.
+        // If a step of 32-true itself is skipped, nothing can be compared with it, so the run ends
+        // with an error. With emulated rounding, gradients may overflow.
         let must_apply = self.precision == Precision::F32True && rounding.is_none();
         let tracer = Tracer { trace: Rc::default(), must_apply };
         let overrides = config.numerics.overrides.clone();

@@ -1,5 +1,5 @@
-//! Finds the cause of a failure. The first failing seed runs again in this process, first unchanged
-//! and then with modules in FP32; see [`crate::diagnose`].
+//! Finds the cause of a failure. In this process, repeats the run of the first failing seed: first
+//! unchanged, and then with some modules in FP32; see [`crate::diagnose`].
 
 mod words;
 
@@ -27,9 +27,9 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
-    /// Repeating the seed does not give the same failure.
+    /// Repeating the run with the same seed gives other results.
     Nondeterministic,
-    /// 32-true differs from its golden.
+    /// 32-true differs from its golden (the recorded results of an earlier run).
     Environment,
     /// A rule of training is broken; no precision region can repair this.
     Rule,
@@ -48,33 +48,38 @@ pub struct Finding {
     pub seed: u64,
     /// The cause.
     pub cause: Cause,
-    /// The figure of the failing seed, in multiples of the accepted difference; null if the run has
-    /// no figure.
+    /// The failure of the seed as a number. If the metric is too much worse: the difference of the
+    /// metrics divided by the margin. If rules are broken: their number plus 1. Null if it is not
+    /// finite.
     pub figure: Option<f64>,
-    /// The layer with the largest error of its own in the first forward pass.
+    /// The path of the first layer whose own error rounding does not explain; if there is none, the
+    /// layer with the largest own error. It is measured in the first forward pass. Null if layers
+    /// were not measured.
     pub layer: Option<String>,
     /// The layer's own error, relative to its exact output; null if it is not finite.
     pub layer_error: Option<f64>,
-    /// Whether this error is larger than rounding explains. If not, the layer is only the one with
-    /// the largest error.
+    /// Whether this error is larger than rounding explains.
     #[serde(default)]
     pub is_beyond: bool,
-    /// The modules that must stay in FP32; with them in FP32 the seed passes.
+    /// The paths of the modules that must stay in FP32: with them in FP32 the run passes. Empty if
+    /// FP32 does not help.
     pub modules: Vec<String>,
-    /// Whether the seed fails if any one of these modules is not in FP32.
+    /// Whether it was tested that the run fails if any single one of these modules is not in FP32.
     pub one_minimal: bool,
-    /// The number of runs of the search.
+    /// How many sets of modules the search tested.
     pub tests: usize,
-    /// The model's fields that contain these modules.
+    /// The fields of the model's struct that contain these modules.
     pub fields: Vec<String>,
-    /// The attribute to paste, with these fields; empty if FP32 does not help.
+    /// The lines to paste into the model's struct: the attribute `#[precision(fp32)]` with each of
+    /// these fields. Empty if FP32 does not help.
     pub attribute: String,
     /// The whole diagnosis in one line.
     pub text: String,
 }
 
-/// Diagnoses the first failing cells and returns the number of the others. If `is_over` is true,
-/// the time is over, and only causes that need no run are found.
+/// Diagnoses the failing cells, at most as many as the plan allows, and returns the number of
+/// failing cells that were not diagnosed. If `is_over` is true, the time limit has passed, and only
+/// those causes are found that need no run.
 pub(super) fn find(plan: &Plan, pool: &Pool, reports: &mut [ModelReport], is_over: bool) -> usize {
     let mut open = if is_over { 0 } else { plan.diagnosed };
     let mut more = 0;
@@ -97,7 +102,8 @@ pub(super) fn find(plan: &Plan, pool: &Pool, reports: &mut [ModelReport], is_ove
     more
 }
 
-/// Returns the finding for broken rules, which needs no run: each rule with its first observation.
+/// Returns the finding for a cell with broken rules of training. It needs no run: the text lists
+/// each rule with its failure.
 fn rule(plan: &Plan, cell: &Cell) -> Option<Finding> {
     let broken: Vec<String> = cell
         .failures
@@ -134,31 +140,32 @@ impl Finding {
     }
 }
 
-/// A failing cell and its evidence.
+/// A failing cell, and what is known about its failure.
 struct Suspect<'a> {
     plan: &'a Plan,
     model: &'a gate::Subject,
     precision: Precision,
     /// The seed to repeat.
     seed: u64,
-    /// The metric of 32-true for that seed, if the training failed.
+    /// The metric of 32-true for this seed, if the metric of the precision was too much worse.
     baseline: Option<f64>,
     /// Whether the comparison of the first steps failed.
     steps: bool,
-    /// Whether a rule of the epoch in training mode failed.
+    /// Whether a rule of the training path is broken.
     in_training: bool,
     /// Whether 32-true failed as well.
     baseline_fails: bool,
-    /// Whether 32-true differs from its golden.
+    /// Whether 32-true differs from its golden; `None` without a golden.
     baseline_moved: Option<bool>,
-    /// The recorded figure of the seed.
+    /// The failure as a number, as in [`Finding::figure`]; above 1 if the cell fails.
     known: f64,
     /// The recorded outcome of the seed, if there is one.
     recorded: Option<Outcome>,
 }
 
 impl<'a> Suspect<'a> {
-    /// Returns `None` if nothing failed, or if the precision cannot be the cause.
+    /// Collects what is known about the failure of a cell. Returns `None` if nothing failed, or if
+    /// the precision cannot be the cause.
     fn of(plan: &'a Plan, pool: &Pool, model: &'a gate::Subject, cell: &Cell) -> Option<Self> {
         use Reason::{
             AllSkipped, Buffers, DidNotLearn, Gradient, Moved, NonFinite, NotConformant, Rounding,
@@ -205,7 +212,7 @@ impl<'a> Suspect<'a> {
             plan,
             model,
             precision,
-            // With a time limit, a rule may be broken before the first seed ran.
+            // With a time limit, a cell may fail by a rule before any seed has run.
             seed: cell.seeds.get(at).copied().unwrap_or(plan.first_seed),
             baseline: losing.and_then(|at| baseline[at].metric),
             steps,
@@ -225,7 +232,7 @@ impl<'a> Suspect<'a> {
             false => self.search(&mut finding).err(),
         };
         finding.text = text(&finding, self.known > 1.0);
-        // A diagnosis that fails does not change the verdict.
+        // An error of the diagnosis does not change the cell's status. It is only reported.
         if let Some(error) = failed {
             finding.cause = Cause::Unknown;
             let error = error.to_string();
@@ -249,7 +256,8 @@ impl<'a> Suspect<'a> {
             overrides: Rc::new(overrides.clone()),
         };
         let (layers, modules) = module_paths(&subject)?;
-        // Modules that must stay in FP32 can be found even if layers cannot be measured in 64-true.
+        // If the layers cannot be measured in 64-true, the search below still finds modules that
+        // must stay in FP32.
         let planted = Fault::planted(self.plan.fault, self.precision, self.model.planted_layer());
         let audited = layers::audit(&subject, Options::new(self.precision));
         drop(planted);
@@ -265,7 +273,7 @@ impl<'a> Suspect<'a> {
             layers,
             modules,
             baseline_moved: self.baseline_moved,
-            // The rule `fusion` checks groups.
+            // No groups: the rule `fusion` of the training path already checks fused layers.
             groups: Vec::new(),
             suspect: suspect.clone(),
         };
@@ -275,7 +283,8 @@ impl<'a> Suspect<'a> {
             Attribution::Environment => Cause::Environment,
             Attribution::Determinism { .. } => Cause::Nondeterministic,
             Attribution::Precision | Attribution::Fusion { .. } => Cause::Precision,
-            // Only the comparison with the golden, or --equivalence, failed.
+            // The repeated run passes: the cell failed only because of its golden or of
+            // --equivalence.
             Attribution::Passes if self.baseline_moved == Some(true) => Cause::Environment,
             Attribution::Passes if self.repeats(&job) => Cause::Precision,
             Attribution::Passes => Cause::Nondeterministic,
@@ -283,7 +292,8 @@ impl<'a> Suspect<'a> {
         if finding.cause != Cause::Precision {
             return Ok(());
         }
-        // Names the first layer beyond its bound, or else the layer with the largest error.
+        // Names the first layer whose own error rounding does not explain. If there is none, names
+        // the layer with the largest own error.
         if let Some(report) = measured {
             let beyond = report.layers.iter().find(|layer| Some(&layer.path) == suspect.as_ref());
             if let Some(layer) = beyond.or_else(|| report.worst(Kind::Forward)) {
@@ -305,17 +315,18 @@ impl<'a> Suspect<'a> {
 }
 
 impl Suspect<'_> {
-    /// Returns whether repeating the seed gives the recorded figures.
+    /// Runs the seed's job again, and returns whether it gives the same results as before.
     fn repeats(&self, job: &Job) -> bool {
         let again = |recorded| figures(&job.execute(&self.plan.registry)) == figures(recorded);
         self.recorded.as_ref().is_some_and(again)
     }
 }
 
-/// A check that repeats the seed with other precision regions.
+/// A check that repeats the failing runs of the seed with other precision regions.
 struct Again<'a> {
     suspect: &'a Suspect<'a>,
-    /// The figure of the failing run.
+    /// The result of the failing run in the gate. The first call of the check returns it without a
+    /// run.
     known: Option<f64>,
 }
 
@@ -349,7 +360,8 @@ impl Check for Again<'_> {
     }
 }
 
-/// Returns d/δ, or infinity for a run that failed.
+/// Returns how much worse the metric is than the baseline's, divided by the margin δ. Returns
+/// infinity for a run that failed.
 fn of_training(model: &gate::Subject, outcome: &Outcome, baseline: f64) -> f64 {
     match outcome.metric {
         Some(metric) if outcome.failures.is_empty() => {
@@ -367,7 +379,7 @@ fn of_steps(outcome: &Outcome) -> f64 {
     }
 }
 
-/// Returns the figures that two runs with the same seed must share.
+/// Returns the results that must be equal in two runs with the same seed.
 fn figures(outcome: &Outcome) -> (Option<f64>, Option<f64>, u64, Option<f64>) {
     (outcome.metric, outcome.loss, outcome.skipped_steps, outcome.final_scale)
 }

@@ -3,7 +3,8 @@
 use super::{Cause, Finding};
 use crate::text::percent;
 
-/// Formats the diagnosis. `searched` says whether there was a search for FP32 modules.
+/// Formats the diagnosis. If `searched` is true, modules that must stay in FP32 were searched for,
+/// and the text includes the result.
 pub(super) fn text(finding: &Finding, searched: bool) -> String {
     let Finding { seed, cause, layer, modules, .. } = finding;
     let text = match cause {
@@ -18,7 +19,7 @@ pub(super) fn text(finding: &Finding, searched: bool) -> String {
         }
         Cause::Baseline => return "baseline: 32-true fails as well".into(),
         Cause::Unknown => return "unknown: ".into(),
-        // The caller has written its text.
+        // The text of broken rules is written where they are found.
         Cause::Rule => return String::new(),
         Cause::Precision => format!("precision: seed {seed} fails again and passes under 32-true"),
     };

@@ -1,16 +1,19 @@
-//! Bounds for the differences of gradients and losses from 32-true. Rounding alone may cause these
-//! differences. The bounds follow from passes with emulated rounding, by one rule for every model.
+//! Bounds for the differences of gradients and losses from 32-true: how large these differences may
+//! be through rounding alone. The bounds follow from passes with emulated rounding, by one rule for
+//! every model.
 //!
-//! If the gradients of the examples nearly cancel in a step, rounding changes its gradient a
-//! hundred times as much as in other steps. Let e be the root mean square of ‖g − r‖/‖r‖ over a
-//! step's passes with emulated rounding (g) compared with 32-true (r). A few passes determine e
-//! well, because it is a norm over all weights. Let L be the upper tolerance limit of a figure
-//! divided by e, over all passes of the epoch, where e leaves out the pass itself. Then e·L is the
-//! effect of rounding in this step.
+//! The effect of rounding differs between steps. If the gradients of the examples nearly cancel in
+//! a step, rounding changes the step's gradient a hundred times as much as in other steps. Let g be
+//! the gradient of a pass with emulated rounding and r the gradient in 32-true. Let e be the root
+//! mean square of ‖g − r‖/‖r‖ over the passes of the step. A few passes determine e well, because
+//! it is a norm over all weights. For each pass of the epoch, divide the measured difference by e,
+//! where e is computed from the other passes of the same step. Let L be the upper tolerance limit
+//! of these quotients. Then e·L is the largest expected effect of rounding in this step.
 //!
-//! In a few steps, rounding switches a ReLU unit, which two passes of the step may not show. Let P
-//! be the upper tolerance limit of the figure itself over all passes of the epoch. The bound of a
-//! step is the larger one of e·L and P, plus a constant for the rounding that is not emulated.
+//! In a few steps, rounding switches a ReLU unit on or off, and the two passes of such a step may
+//! not show it. Let P be the upper tolerance limit of the measured difference itself, over all
+//! passes of the epoch. The bound of a step is the larger of e·L and P, plus a constant for the
+//! rounding that is not emulated.
 
 use amp_core::{precision::Precision, tch::Kind};
 
@@ -20,12 +23,12 @@ use crate::{
     rounding::{is_narrow, rounding_of},
 };
 
-/// The smallest number of passes with emulated rounding on which a bound is based, and the smallest
-/// number for each step.
+/// The smallest number of passes with emulated rounding from which a bound is computed, and the
+/// smallest number of such passes in each step.
 const PASSES: i64 = 32;
 const PASSES_OF_STEP: i64 = 2;
-/// The constant for 64-true. A ReLU unit switches so rarely that the passes do not show it, but
-/// then the gradient changes more than by all rounding of f32.
+/// The constant for 64-true. Under it, a ReLU unit switches so rarely that the passes do not show
+/// it. But when it does, the gradient changes by more than the whole effect of f32 rounding.
 const OF_SWITCHES: f64 = 1e-3;
 
 /// Returns the number of passes with emulated rounding per step, for an epoch with this number of
@@ -35,8 +38,8 @@ pub(super) fn passes(steps: i64) -> u64 {
     ((PASSES + steps - 1) / steps).max(PASSES_OF_STEP).cast_unsigned()
 }
 
-/// Figures with their bounds. Each is from the step that is furthest beyond its bound, or nearest
-/// to it.
+/// The measured differences with their bounds. Each pair is from the step in which the difference
+/// is largest relative to its bound.
 pub(super) struct Judged {
     pub(super) projection: (f64, f64),
     pub(super) parameter: (f64, f64),
@@ -49,7 +52,8 @@ impl Judged {
             Precision::F64True => OF_SWITCHES,
             other => OF_GRADIENT * rounding_of(loss_dtype(other)),
         };
-        // The last module's outputs have the precision's dtype, and the loss follows from them.
+        // The loss is computed from the outputs of the last module, which have the precision's
+        // dtype.
         let of_logits = match precision.compute() {
             kind if is_narrow(kind) => OF_LOSS * rounding_of(kind),
             _ => OF_LOSS * rounding_of(Kind::Float),
@@ -75,7 +79,9 @@ fn loss_dtype(precision: Precision) -> Kind {
     }
 }
 
-/// Returns the figure with the largest ratio to its bound, and this bound.
+/// Computes the bound of each step, and returns the difference that is largest relative to its
+/// bound, with this bound. `figure` is the difference to judge, `size` the measure of the effect of
+/// rounding (e in the module's documentation), and `not_emulated` the constant.
 fn worst(
     steps: &[Compared],
     figure: impl Fn(&Figures) -> f64,
@@ -126,8 +132,8 @@ mod tests {
         verdict::tolerance_factor,
     };
 
-    /// Returns a step whose passes with emulated rounding have the distance `error`, and half of it
-    /// along the gradient.
+    /// Returns a step with two passes with emulated rounding. Their gradients have the distance
+    /// `error` from 32-true's; all other differences are half of it.
     fn step(error: f64, found: Figures) -> Compared {
         let pass = Figures {
             projection: 0.5 * error,
@@ -146,9 +152,11 @@ mod tests {
     /// The constant for the rounding that is not emulated, under 16-mixed.
     const LEAST: f64 = 24.0 / 16_777_216.0;
 
-    /// In a sensitive step the bound is the tolerance limit of 64 equal ratios of 0.5, with s of a
-    /// tenth of the mean, for the power 2/3, times the step's error. In a calm step it is the limit
-    /// of all passes' figures, two of which are a hundred times as large.
+    /// Step 7 is sensitive: rounding changes it a hundred times as much as the 31 calm steps. Its
+    /// bound is e·L: the tolerance limit of 64 equal ratios of 0.5, times its error of 1. (The
+    /// limit is computed for the power 2/3, with s of a tenth of the mean.) The bound of a calm
+    /// step is P: the limit of the differences of all 64 passes, two of which are a hundred times
+    /// as large.
     #[rstest]
     #[case::sensitive(7, 0.5 * (1.0 + 0.1 * k()).powf(1.5))]
     #[case::calm(0, limit_of_all())]
@@ -178,8 +186,8 @@ mod tests {
         (mean + k() * (square / 63.0).sqrt()).powf(1.5)
     }
 
-    /// The figure of the sensitive step is within its bound, but the larger figure of another step
-    /// is not.
+    /// A difference of 0.05 in a sensitive step is within its bound. The smaller difference of 0.04
+    /// in a calm step exceeds its bound, so that this step is reported.
     #[test]
     fn the_step_that_is_furthest_beyond_its_bound_is_judged() {
         let mut steps: Vec<Compared> = (0..32).map(|_| step(0.01, projection(0.001))).collect();
@@ -196,7 +204,7 @@ mod tests {
         steps[3].found.projection = f64::NAN;
         let (figure, bound) = Judged::new(&steps, Precision::F16Mixed).projection;
         assert!(figure.is_nan() && bound.is_finite(), "{figure} {bound}");
-        // A NaN among the passes makes every figure exceed the bound.
+        // If a pass with emulated rounding has NaN, the bound is NaN, and the rule is broken.
         let mut steps: Vec<Compared> = (0..32).map(|_| step(0.01, projection(0.001))).collect();
         steps[3].rounded[0].error = f64::NAN;
         let (figure, bound) = Judged::new(&steps, Precision::F16Mixed).projection;
@@ -204,8 +212,9 @@ mod tests {
         assert!(checked.is_broken(), "{figure} {bound}");
     }
 
-    /// If rounding changes nothing, the bound is the constant alone: for a loss in 16 bits, logits
-    /// in 16 bits, and switching units.
+    /// If emulated rounding changes nothing, the bound is the constant alone. It depends on the
+    /// dtypes of the loss and the logits, and is larger under 64-true because of ReLU units that
+    /// switch.
     #[rstest]
     #[case::f16(Precision::F16Mixed, [24.0 / 16_777_216.0, 4.0 / 2048.0])]
     #[case::bf16(Precision::Bf16Mixed, [24.0 / 16_777_216.0, 4.0 / 256.0])]

@@ -1,5 +1,6 @@
-//! Compares the device's kernels, including fused layers, with the CPU's: one gradient in 32-true,
-//! in training mode. Dropout is off, because its random numbers differ between devices.
+//! Compares the kernels of a GPU, including those of fused layers, with the kernels of the CPU, by
+//! one gradient in 32-true in training mode. Dropout is off, because its random numbers differ
+//! between devices.
 
 use std::collections::BTreeMap;
 
@@ -27,9 +28,10 @@ use crate::{
     scalars::{read, square, square_of_difference},
 };
 
-/// The passes with moved weights by which a larger difference is accepted.
+/// The number of passes with perturbed weights from which the bounds are computed.
 const DRAWS: u64 = 12;
-/// The least accepted differences of a gradient's size and of its distance, for sums in another order.
+/// The smallest bounds for the difference in size and for the distance of the gradients. They allow
+/// for sums in another order.
 const SIZE: f64 = 1e-3;
 const DISTANCE: f64 = 1e-2;
 
@@ -41,9 +43,10 @@ struct GradientDifference {
     distance: f64,
 }
 
-/// Compares the first examples's gradient on the run's device with the CPU's. Sums in another order change a deep model's
-/// gradient by more than a shallow one's: the bounds are the upper tolerance limits of passes on the device whose weights
-/// are moved at random by the error of a sum.
+/// Compares the gradient of the first examples on the GPU with that on the CPU. The two devices sum
+/// in different orders, which changes the gradient of a deep model more than that of a shallow one.
+/// Therefore the bounds are measured: they are upper tolerance limits from passes on the GPU in
+/// which the weights are perturbed at random by the relative error of a sum.
 pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
     let device = setup.case.trainer.device;
     if !device.is_cuda() {
@@ -57,12 +60,12 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
         |figure: fn(&GradientDifference) -> f64| tolerance_limit(moved.iter().map(figure), 1);
     for (what, figure, bound) in [
         (
-            "length along the CPU's gradient, away from 1",
+            "component along the CPU's gradient, relative difference from its length",
             found.size,
             SIZE.max(limit(|gradient_difference| gradient_difference.size)),
         ),
         (
-            "distance from the CPU's gradient",
+            "distance from the CPU's gradient, relative to its length",
             found.distance,
             DISTANCE.max(limit(|gradient_difference| gradient_difference.distance)),
         ),
@@ -73,11 +76,12 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
     Ok(())
 }
 
-/// A gradient by parameter.
+/// The gradient of each parameter, by name.
 type Gradients = BTreeMap<String, Tensor>;
 
-/// Computes the gradient of a batch in 32-true, with layers fused as in an unobserved run, and how
-/// far `draws` gradients with moved weights are from it.
+/// Computes the gradient of a batch in 32-true, with layers fused as in `fit`. Also computes the
+/// gradient `draws` times with perturbed weights, and returns how far each is from the first
+/// gradient.
 fn gradients(
     setup: &Setup<'_>,
     device: Device,
@@ -125,8 +129,8 @@ fn gradient(
     Ok(gradients)
 }
 
-/// Computes the difference of `a` from `b`, on the device of `b`. A gradient that only one of them
-/// has is compared with zero.
+/// Computes the difference of `a` from `b`, on the device of `b`. For a parameter that has no
+/// gradient in `a`, the gradient counts as zero.
 fn gradient_difference(a: &Gradients, b: &Gradients) -> Result<GradientDifference> {
     let mut sums = Vec::new();
     for (name, exact) in b {

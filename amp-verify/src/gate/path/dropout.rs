@@ -1,4 +1,5 @@
-//! Compares the share of elements that dropout drops with the factor by which it scales the others.
+//! Checks dropout: the fraction of elements that it sets to zero must fit the factor by which it
+//! scales the kept elements. For a rate p the fraction is p and the factor is 1/(1 − p).
 
 use std::cell::RefCell;
 
@@ -8,33 +9,40 @@ use amp_core::{
     tch::{Kind, Tensor, no_grad},
 };
 
-/// The accepted distance of a share from its rate, in standard errors.
+/// The largest accepted difference between the fraction of zeroed elements and the rate that
+/// follows from the factor, in standard errors.
 pub(super) const CHANCE: f64 = 6.0;
-/// The accepted relative variation of a constant factor, because 16-bit values are rounded.
+/// The relative variation up to which the factors of the kept elements count as equal. They vary
+/// because 16-bit values are rounded.
 const CONSTANT: f64 = 0.01;
 
-/// A probe that counts the dropped elements of each layer.
+/// A probe that recognizes dropout by its effect on a layer's input, and counts the elements that
+/// it sets to zero.
 #[derive(Default)]
 pub(super) struct Counter(RefCell<Counts>);
 
 #[derive(Default)]
 struct Counts {
-    /// Whether counting has ended. It ends early, because it reads every element of each output.
+    /// Whether counting has ended. Only one batch is counted, because counting reads every element
+    /// of each output.
     done: bool,
+    /// The number of dropout layers.
     layers: u64,
-    /// The largest distance of a share from its rate in standard errors, and a sentence about its
-    /// layer.
+    /// The largest difference between a layer's fraction and its rate, in standard errors.
     worst: f64,
+    /// A sentence about the layer with this difference.
     text: String,
+    /// Whether this difference is too large.
     wrong: bool,
 }
 
 /// The effect of a layer on the elements of its input.
 struct Drops {
-    /// The share of elements that become zero.
+    /// The fraction of the nonzero elements that become zero.
     share: f64,
-    /// The factor on the other elements.
+    /// The factor by which the kept elements are multiplied.
     factor: f64,
+    /// The number of nonzero elements of the input.
     elements: f64,
 }
 
@@ -44,8 +52,8 @@ impl Counter {
         self.0.borrow_mut().done = true;
     }
 
-    /// Returns the number of layers that drop elements, the largest distance in standard errors,
-    /// and a sentence if it is too large.
+    /// Returns the number of dropout layers, the largest difference between fraction and rate in
+    /// standard errors, and, if the difference is too large, a sentence about the layer.
     pub(super) fn found(&self) -> (u64, f64, Option<String>) {
         let counts = self.0.borrow();
         (counts.layers, counts.worst, counts.wrong.then(|| counts.text.clone()))
@@ -60,7 +68,8 @@ impl Counter {
         };
         let rate = 1.0 - 1.0 / factor;
         let deviation = (share * (1.0 - share) / elements).sqrt();
-        // The factor is rounded as well.
+        // The measured factor is not exact, because values are rounded; this part of the difference
+        // is subtracted.
         let away = ((share - rate).abs() - CONSTANT * rate.max(0.0)).max(0.0) / deviation;
         let mut counts = self.0.borrow_mut();
         counts.layers += 1;
@@ -80,13 +89,14 @@ impl Counter {
 
 impl Probe for Counter {
     fn ran(&self, call: &Call<'_>) {
-        // A layer for which counting fails is not dropout.
+        // Errors are ignored: a layer for which counting fails, for example because of its shapes,
+        // is not dropout.
         let _ = no_grad(|| self.count(call));
     }
 }
 
-/// Returns the effect of the layer, or `None` if the output is not the input with some elements
-/// dropped at random.
+/// Returns the effect of the layer if it looks like dropout: some elements become zero, and all
+/// others are multiplied by the same factor. Otherwise returns `None`.
 fn drops(input: &Tensor, output: &Tensor) -> Result<Option<Drops>> {
     let (input, output) = (input.f_to_kind(Kind::Double)?, output.f_to_kind(Kind::Double)?);
     let number = |tensor: Tensor| -> Result<f64> { Ok(tensor.f_double_value(&[])?) };
@@ -95,7 +105,7 @@ fn drops(input: &Tensor, output: &Tensor) -> Result<Option<Drops>> {
     let kept = present.f_logical_and(&output.f_ne(0.0)?)?;
     let count = |mask: &Tensor| number(mask.f_sum(Kind::Double)?);
     let (zeros, others) = (count(&dropped)?, count(&kept)?);
-    // If only negative elements are dropped, the layer is a ReLU.
+    // If no positive element becomes zero, the layer is a ReLU.
     let positive = count(&dropped.f_logical_and(&input.f_gt(0.0)?)?)?;
     if zeros < 16.0 || others < 16.0 || positive == 0.0 {
         return Ok(None);
@@ -134,8 +144,8 @@ mod tests {
         (layers, wrong)
     }
 
-    /// The library's dropout passes. A dropout with a wrong factor, or without a factor, fails. A
-    /// ReLU is not dropout.
+    /// The library's dropout is found and passes. Dropout with a wrong factor or without a factor
+    /// is reported. A ReLU is not taken for dropout.
     #[test]
     fn a_dropout_rate_that_contradicts_its_factor_is_reported() -> Result<()> {
         let _section = random::seeded(3)?;

@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 use super::tolerance::Tolerance;
 use crate::gate::deadline::Deadline;
 
-/// The final state of a run.
+/// The final state of a run, as it is compared with that of another run.
 pub(super) struct FinalState {
     /// The model's tensors and those of its optimizers.
     pub(super) tensors: Vec<(String, Tensor)>,
@@ -47,18 +47,19 @@ pub(super) struct Counts {
     pub(super) batches: i64,
     /// The number of steps, applied or skipped.
     pub(super) attempts: i64,
-    /// Tensor bytes after each step, minus the bytes before the run.
+    /// For each step: the bytes of all tensors after the step, minus the bytes before the run.
     pub(super) held: Vec<i64>,
 }
 
 impl StateRecorder {
-    /// Ends the run when the time is over.
+    /// Creates a recorder that does not measure memory. It ends the run when the deadline has
+    /// passed.
     pub(super) fn until(deadline: &Deadline) -> Self {
         let deadline = deadline.clone();
         Self(Rc::new(RefCell::new(Recorded { deadline, ..Recorded::default() })))
     }
 
-    /// Ends the run when the time is over, and measures memory.
+    /// Creates a recorder that also measures memory. It ends the run when the deadline has passed.
     pub(super) fn new(device: Device, deadline: &Deadline) -> Result<Self> {
         let (meter, deadline) = (Some(MemoryMeter::start(device)?), deadline.clone());
         Ok(Self(Rc::new(RefCell::new(Recorded { meter, deadline, ..Recorded::default() }))))
@@ -115,7 +116,8 @@ impl FinalState {
         Ok(Self { tensors, values: state.values().clone(), record, counts })
     }
 
-    /// Returns the tolerance for runs that are equal to this one, where `again` is one of them.
+    /// Returns how far runs with the same steps may differ from this run. `again` is the final
+    /// state of a repetition of this run: if it has the same bits, nothing may differ.
     pub(super) fn repeated(&self, again: &Self) -> Result<Tolerance> {
         match self.difference(again, &Tolerance::default())? {
             None => Ok(Tolerance::default()),
@@ -123,8 +125,8 @@ impl FinalState {
         }
     }
 
-    /// Describes the first difference from `other`: in any bit, or by more than `tolerance`
-    /// relative to a tensor's size.
+    /// Describes the first difference from `other` that is larger than `tolerance`. The default
+    /// tolerance allows no different bit.
     pub(super) fn difference(&self, other: &Self, tolerance: &Tolerance) -> Result<Option<String>> {
         let (own, others) = (&self.record.end, &other.record.end);
         if (own.global_step, own.skipped) != (others.global_step, others.skipped) {
@@ -148,7 +150,7 @@ impl FinalState {
         Ok(None)
     }
 
-    /// Describes the first tensor that differs.
+    /// Describes the first tensor that differs by more than `tolerance`.
     pub(super) fn tensors_differ(
         &self,
         other: &Self,
@@ -174,10 +176,12 @@ impl FinalState {
     }
 }
 
-/// The part of a GPU's free memory that a copy of a model's tensors may take.
+/// A copy of a model's tensors may take 1/8 of a GPU's free memory. A larger copy is made on the
+/// host.
 const SHARE: u64 = 8;
 
-/// Copies of tensors: where they are, or on the host if they take too much of a GPU's memory.
+/// Copies tensors: on their device, or to the host if the copy would take too much of the GPU's
+/// memory.
 pub(super) fn snapshot(tensors: Vec<(String, Tensor)>) -> Result<Vec<(String, Tensor)>> {
     let bytes = |tensor: &Tensor| (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64;
     let on_cuda = || tensors.iter().map(|(_, tensor)| tensor).filter(|own| own.device().is_cuda());
@@ -200,8 +204,8 @@ pub(super) fn copy_of(tensor: &Tensor) -> Result<Tensor> {
     Ok(no_grad(|| tensor.f_detach()?.f_detach_copy())?)
 }
 
-/// Converts a tensor to f64 on `device`. Tensors are converted one at a time, because all tensors
-/// of a model together may take more memory than the run.
+/// Converts a tensor to f64 on `device`. Call this for one tensor at a time: the f64 copies of all
+/// tensors of a model together may take more memory than the run.
 pub(super) fn exact_on(device: Device, tensor: &Tensor) -> Result<Tensor> {
     Ok(no_grad(|| tensor.f_detach()?.f_to_device(device)?.f_to_kind(Kind::Double))?)
 }

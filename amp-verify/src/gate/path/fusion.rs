@@ -1,4 +1,4 @@
-//! Compares fused layers, which `fit` uses, with the same layers one by one.
+//! Compares the fused layers that `Trainer::fit` uses with the same layers run one by one.
 
 use amp_core::Result;
 
@@ -12,7 +12,8 @@ use crate::{
     text::of_bound,
 };
 
-/// Compares each fused group of the first training step with its layers.
+/// Compares each group of layers that is fused in a training step with the same layers run one by
+/// one.
 pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
     let batch = setup.budget.sample(setup.case)?;
     let build = || setup.job.model(setup.case, setup.precision);
@@ -21,7 +22,8 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
         findings.left_out(Reason::Fusion, "this device fuses no layers");
         return Ok(());
     };
-    // Names the first group beyond its bound, because later groups use its results.
+    // Names the first group whose difference exceeds its bound, because later groups depend on its
+    // results.
     let named = groups.iter().find(|group| group.is_beyond).unwrap_or(worst);
     if named.is_beyond {
         let text = format!(
@@ -33,7 +35,10 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
     }
     findings.measured(
         Reason::Fusion,
-        format!("outputs and gradients over what rounding explains, most in {}", in_code(worst)),
+        format!(
+            "difference of results, divided by what rounding explains, most in {}",
+            in_code(worst)
+        ),
         &format!("the first examples, {} groups on equal inputs, without dropout", groups.len()),
         Unit::Number,
         (worst.over_bound(), 1.0),

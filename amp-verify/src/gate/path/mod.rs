@@ -1,7 +1,8 @@
-//! Checks the training path of users, rule by rule. `Trainer::fit` runs as it does for a user: in
-//! training mode, with CUDA graphs, fused layers, clipping within the step and the fused optimizer
-//! if it can use them. The gate compares its final state. A second run is observed in each step and
-//! must end with the same bits, so that the checks of its steps hold for the first run as well.
+//! Checks, rule by rule, the training path that users run. A first run calls `Trainer::fit` as a
+//! user does: in training mode, with CUDA graphs, fused layers, clipping within the step and the
+//! fused optimizer where the trainer can use them. A second run is observed in each step, and the
+//! steps are checked. The two runs must end with the same bits, so that the checks of the second
+//! run hold for the first one as well.
 
 mod bounds;
 mod device;
@@ -46,8 +47,8 @@ use super::{
 };
 use crate::registry::Registry;
 
-/// Returns the accepted difference of batch statistics and of a validation loss from 32-true's, by
-/// the dtype of the computation. Rounding alone causes a few hundredths of this.
+/// Returns the largest accepted relative difference between batch statistics and those of 32-true.
+/// For the validation loss half of it is accepted. Rounding alone causes a few hundredths of this.
 fn statistics_bound(precision: Precision) -> f64 {
     match precision {
         Precision::F64True | Precision::F32True => 1e-3,
@@ -89,14 +90,14 @@ struct Checks<'a> {
     setup: &'a Setup<'a>,
     findings: &'a mut Findings,
     report: &'a mut PathReport,
-    /// The number of stages that ended.
+    /// The number of stages that have ended.
     ended: usize,
-    /// The tolerances of runs that differed from an equal one.
+    /// The tolerances for those scenarios in which repeating a run gave other bits.
     tolerances: Vec<(Scenario, Tolerance)>,
 }
 
 impl<'a> Checks<'a> {
-    /// Ends a stage. The next one begins, unless the time is over.
+    /// Ends a stage. Returns an error if the deadline has passed and there is a further stage.
     fn end(&mut self, stages: &mut Stages<'a>) -> Result<()> {
         stages.end(STAGES[self.ended].name);
         self.ended += 1;
@@ -142,7 +143,7 @@ impl<'a> Checks<'a> {
         self.end(&mut stages)
     }
 
-    /// Records the properties of the unobserved epoch.
+    /// Fills the report with the properties of the unobserved epoch.
     fn describe(&mut self, plain: &FinalState) -> Result<()> {
         let (case, record) = (self.setup.case, &plain.record);
         let loader = case.data.train_loader(case.trainer.policy(), 0)?;
@@ -186,7 +187,8 @@ impl<'a> Checks<'a> {
     /// Checks that steps do not leak memory.
     fn memory(&mut self, plain: &FinalState) {
         let held = &plain.counts.held;
-        // The first steps allocate the optimizer's state, workspaces of libraries and a CUDA graph.
+        // The first six steps are left out, because they allocate the optimizer's state, workspaces
+        // of libraries and a CUDA graph.
         let Some(later) = held.get(6..).filter(|later| later.len() >= 4) else {
             self.findings.left_out(Reason::Memory, "the epoch has too few steps");
             return;
@@ -203,7 +205,7 @@ impl<'a> Checks<'a> {
         );
     }
 
-    /// Runs with a scale that overflows, falls and grows.
+    /// Checks runs with a high loss scale: steps overflow, and the scale falls and grows.
     fn overflowing(&mut self) -> Result<()> {
         let plain = self.setup.plain(Scenario::Overflowing)?;
         let (observed, observation, model) = self.setup.observed(Scenario::Overflowing)?;
@@ -215,7 +217,7 @@ impl<'a> Checks<'a> {
         );
         self.same(Scenario::Overflowing, &what, &plain, &observed)?;
         self.followed(&what, &observation);
-        // Precision regions by path may replace f16 everywhere.
+        // With a policy, FP32 regions may cover the whole model, so that nothing overflows.
         if observation.skipped == 0 && self.setup.job.overrides.is_empty() {
             self.findings.fail(Reason::Skip, "no step was skipped although the scale overflows");
         }
@@ -259,7 +261,9 @@ impl<'a> Checks<'a> {
         Ok(())
     }
 
-    /// Returns 0, unless two equal runs differ, as on a GPU.
+    /// Returns how far the final states of two runs of a scenario may differ. Not at all on a CPU,
+    /// or if they have the same bits. Otherwise the first run is repeated: if the repetition
+    /// differs too, the tolerance follows from its difference.
     fn tolerance(
         &mut self,
         scenario: Scenario,
@@ -278,13 +282,13 @@ impl<'a> Checks<'a> {
         Ok(tolerance)
     }
 
-    /// Records a rule of equal values, whose violation was already reported.
+    /// Records that a rule that requires equal values holds, unless a failure was reported for it.
     fn said(&mut self, rule: Reason, what: &str, over: impl Into<String>) {
         let is_held = self.findings.failures.iter().all(|failure| failure.reason != rule);
         self.findings.checked.push(Checked::equal(rule, what, over, is_held));
     }
 
-    /// Records the results of the observed steps.
+    /// Adds the failures and comparisons from the observed steps.
     fn followed(&mut self, what: &str, observation: &Observation) {
         for Failure { reason, text, .. } in &observation.failures {
             self.findings.fail(*reason, format!("{what}: {text}"));
@@ -300,7 +304,7 @@ impl<'a> Checks<'a> {
                 };
                 self.findings.measured(
                     Reason::Update,
-                    "distance from float64 over what rounding explains",
+                    "difference from the update in float64, divided by what rounding explains",
                     &format!("{what}{clipped}"),
                     Unit::Number,
                     (replay.worst, 1.0),
@@ -311,8 +315,8 @@ impl<'a> Checks<'a> {
         }
     }
 
-    /// Returns whether the model's attention may drop other elements than in 32-true. On CUDA the
-    /// kernels for 16 and for 32 bits draw their masks in different orders.
+    /// Returns whether attention dropout may zero other elements than in 32-true. On CUDA the
+    /// attention kernels for 16 and for 32 bits draw their dropout masks in different orders.
     fn masks_differ(&self, reference: &Reference, model: &dyn amp_core::LightningModule) -> bool {
         let attends = |name: &str| name.ends_with("in_proj_weight");
         self.setup.case.trainer.device.is_cuda()
@@ -320,7 +324,7 @@ impl<'a> Checks<'a> {
             && nn::parameters(model).iter().any(|parameter| attends(&parameter.name))
     }
 
-    /// Compares each step's gradient, and the buffers, with 32-true's.
+    /// Compares each step's gradient and loss, and the batch statistics, with 32-true's.
     fn gradients(
         &mut self,
         observation: &Observation,
@@ -351,18 +355,21 @@ impl<'a> Checks<'a> {
         let over = format!("an epoch, {} steps", reference.steps.len());
         let masks_differ = self.masks_differ(reference, model);
         if masks_differ {
-            let why = "attention drops elements by a mask of its kernel's own on CUDA, which 32-true's \
-                       kernel does not repeat: its gradient is shown and not judged";
+            let why = "on CUDA the attention kernel of this precision draws another dropout mask than that \
+                       of 32-true, so the gradient is shown but not judged";
             self.findings.left_out(Reason::Gradient, why);
         }
         let steps = &reference.steps;
         let judged = Judged::new(steps, self.setup.precision);
         let error = steps.iter().map(|step| step.found.error).fold(0.0, larger);
         for (what, (figure, bound)) in [
-            ("length along 32-true's gradient, away from 1", judged.projection),
-            ("the same of one parameter's gradient", judged.parameter),
-            ("distance from 32-true's gradient", (error, f64::INFINITY)),
-            ("the loss, away from 32-true's", judged.loss),
+            (
+                "component along 32-true's gradient, relative difference from its length",
+                judged.projection,
+            ),
+            ("the same for the gradient of a single parameter", judged.parameter),
+            ("distance from 32-true's gradient, relative to its length", (error, f64::INFINITY)),
+            ("the loss, relative difference from 32-true's", judged.loss),
         ] {
             let figure = (figure, if masks_differ { f64::INFINITY } else { bound });
             self.findings.measured(Reason::Gradient, what, &over, Unit::Share, figure);
@@ -371,7 +378,7 @@ impl<'a> Checks<'a> {
         if let Some((name, away)) = reference.buffers(model)? {
             self.findings.measured(
                 Reason::Buffers,
-                format!("away from 32-true's, most in `{name}`"),
+                format!("relative difference from 32-true's, most in `{name}`"),
                 &format!("at the end of {over}"),
                 Unit::Share,
                 (away, bound),

@@ -1,5 +1,5 @@
-//! Observes each step of a run and checks the rules. The results hold for the unobserved run as
-//! well, because both must end with the same bits.
+//! Observes each step of a run and checks the rules of the training path. The results hold for the
+//! unobserved run as well, because the two runs must end with the same bits.
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
@@ -27,14 +27,15 @@ use crate::{
     scalars::{all_equal, all_finite, read, square},
 };
 
-/// The state of the observer.
+/// What the observer needs to check a step, and what it has found so far.
 pub(super) struct Observation {
     pub(super) device: Device,
     pub(super) clip: Option<Clip>,
-    /// A copy of the model, whose weights the same optimizers update in float64.
+    /// Another build of the model. When the run creates its optimizers, it becomes part of the
+    /// replay, which updates its weights in float64.
     copy: Option<Box<dyn LightningModule>>,
     pub(super) replay: Option<Replay>,
-    /// The reason why the updates are not repeated in float64.
+    /// The reason why there is no replay in float64; `None` if there is one.
     pub(super) no_replay: Option<String>,
     pub(super) reference: Option<Reference>,
     /// References with emulated rounding, which show how much rounding alone changes the gradients
@@ -46,20 +47,21 @@ pub(super) struct Observation {
     pub(super) norms: Vec<f64>,
     pub(super) applied: u64,
     pub(super) skipped: u64,
-    /// The number of attempted steps.
+    /// The number of steps so far, applied or skipped.
     attempts: u64,
-    /// The gradients of each optimizer, by parameter.
+    /// The gradients of the current step: for each optimizer, its gradients by parameter.
     gradients: Vec<BTreeMap<String, Tensor>>,
-    /// Whether all losses of the step are finite.
+    /// Whether all losses of the current step are finite.
     finite_loss: bool,
-    /// The tensors before the step's first batch.
+    /// Copies of the model's tensors from before the first batch of the current step.
     before: Vec<Before>,
+    /// The learning rates after the previous step.
     rates: Vec<f64>,
-    /// Whether the step's first batch has begun.
+    /// Whether the first batch of the current step has begun.
     begun: bool,
 }
 
-/// A tensor of the model with its earlier values.
+/// A tensor of the model, with a copy (`held`) of its values before the step.
 struct Before {
     name: String,
     role: Role,
@@ -67,7 +69,8 @@ struct Before {
     tensor: Tensor,
 }
 
-/// Receives batches as an interceptor and gradients as a callback.
+/// Observes a run. It is both an interceptor, which receives the batches, and a callback, which
+/// receives the gradients and the outcomes of steps.
 #[derive(Clone)]
 pub(super) struct Observer(pub(super) Rc<RefCell<Observation>>);
 
@@ -146,7 +149,8 @@ impl Observation {
         Ok(())
     }
 
-    /// Checks the results of an applied step.
+    /// Repeats an applied step in float64, and compares weights, optimizer state and learning
+    /// rates.
     fn apply(&mut self, gradients: &[BTreeMap<String, Tensor>], hook: &Hook<'_>) -> Result<()> {
         let squares = gradients.iter().flat_map(BTreeMap::values).map(square);
         let squares = read(&squares.collect::<Result<Vec<_>>>()?)?;
@@ -158,7 +162,7 @@ impl Observation {
             Some(Wrong::Rates(text)) => self.fail(Reason::Schedule, text),
             Some(Wrong::Update(text)) => self.fail(Reason::Update, text),
         }
-        // Later differences would only follow from this one.
+        // The replay ends at the first difference, because later ones would only follow from it.
         self.replay = None;
         Ok(())
     }

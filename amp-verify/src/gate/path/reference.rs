@@ -1,7 +1,7 @@
-//! Computes the gradient of each step's examples in 32-true, with the run's own weights and the
-//! same dropped elements, so that only the rounding of this step differs. Layers run one at a time,
-//! and this module weights the batches itself, so that fused kernels and the trainer's accumulation
-//! are checked as well.
+//! Computes the gradient of each step's examples in 32-true, with the current weights of the
+//! observed run and the same dropout masks, so that only the rounding of this step differs. The
+//! layers run one at a time, and this module computes the mean over the batches of a step itself.
+//! So the comparison also checks fused kernels and the trainer's accumulation of gradients.
 
 use std::{collections::BTreeMap, rc::Rc};
 
@@ -25,30 +25,33 @@ use crate::{
     scalars::{read, square, square_of_difference},
 };
 
-/// Tensors with a smaller share of the gradient's norm may consist mostly of rounding errors.
+/// The smallest norm of a parameter's gradient, relative to the norm of the whole gradient, for
+/// which the parameter is compared on its own. A smaller gradient may consist mostly of rounding
+/// errors.
 const SHARE: f64 = 0.05;
 
-/// A model in 32-true with the run's weights.
+/// A model in 32-true that gets the weights of the observed run before each step.
 pub(super) struct Reference {
     model: Box<dyn LightningModule>,
     policy: Policy,
     device: Device,
-    /// The total weight of the batches in this step.
+    /// The sum of the weights of this step's batches so far. A batch's weight in the mean gradient
+    /// is its number of examples, for example.
     weight: f64,
     /// The comparisons of the steps so far.
     pub(super) steps: Vec<Compared>,
-    /// The largest difference of a loss in this step.
+    /// The largest relative difference of a loss in this step.
     loss: f64,
     /// Whether the model draws random numbers in training.
     pub(super) draws: bool,
-    /// The dropped elements of the first batch.
+    /// Counts the elements that dropout sets to zero in the first batch.
     pub(super) dropout: Rc<Counter>,
-    /// The rounding to emulate, if any.
+    /// The rounding to emulate; `None` for plain 32-true.
     rounding: Option<Rounding>,
 }
 
-/// The differences of a step's gradient g and losses l from the reference's gradient r and losses
-/// m.
+/// How far a step's gradient g and losses l are from the gradient r and the losses m of the
+/// reference.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Figures {
     /// |⟨g, r⟩/⟨r, r⟩ − 1| of the whole gradient.
@@ -63,7 +66,8 @@ pub(super) struct Figures {
     pub(super) loss: f64,
 }
 
-/// The figures of a step, and of passes with emulated rounding on the same examples.
+/// For one step: how far the observed run is from the reference, and how far passes with emulated
+/// rounding on the same examples are from it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Compared {
     pub(super) found: Figures,
@@ -87,12 +91,13 @@ impl Reference {
         })
     }
 
-    /// Adds emulated rounding to the passes.
+    /// Returns a reference whose passes emulate rounding.
     pub(super) fn rounding(self, rounding: Rounding) -> Self {
         Self { rounding: Some(rounding), ..self }
     }
 
-    /// Copies the run's weights before the first batch of a step.
+    /// Begins a step: copies the weights of the observed run, rounds them if rounding is emulated,
+    /// and clears the gradients.
     fn begin(&mut self, run: &dyn LightningModule) -> Result<()> {
         let own = named_tensors(self.model.as_ref());
         for ((_, own, role), (_, run, _)) in own.into_iter().zip(named_tensors(run)) {
@@ -116,8 +121,9 @@ impl Reference {
         Ok(())
     }
 
-    /// Adds a batch, with the random numbers and the loss of the run. Returns the loss of the
-    /// reference.
+    /// Runs a forward and a backward pass for a batch of the observed run. `random` is the state of
+    /// the random generator before the run's own pass, so that dropout zeroes the same elements,
+    /// and `loss` the loss of the run. Returns the loss of the reference.
     pub(super) fn add(
         &mut self,
         run: &dyn LightningModule,
@@ -158,8 +164,8 @@ impl Reference {
         Ok(own)
     }
 
-    /// Compares the gradients of the run, and those with emulated rounding, with the gradients of
-    /// this reference, for the batches of the step.
+    /// Ends a step: compares the gradients of the observed run, and those of the passes with
+    /// emulated rounding, with the gradients of this reference.
     pub(super) fn compare(
         &mut self,
         gradients: &[BTreeMap<String, Tensor>],
@@ -177,7 +183,8 @@ impl Reference {
         Ok(())
     }
 
-    /// Returns the gradients for the batches of the step, with the final rounding.
+    /// Returns the mean gradients over the batches of the step, rounded as the precision rounds
+    /// gradients.
     fn rounded_gradients(&mut self) -> Result<BTreeMap<String, Tensor>> {
         let weight = std::mem::take(&mut self.weight);
         let mut all = BTreeMap::new();
@@ -224,9 +231,9 @@ impl Reference {
         Ok(Figures { projection, parameter, error, parameter_error, loss: 0.0 })
     }
 
-    /// Returns the buffer with the largest difference from the reference's buffer, relative to its
-    /// size. The rounding of a running average in its dtype is subtracted: ten roundings for a
-    /// momentum of 0.1.
+    /// Returns the name of the buffer with the largest difference from the reference's buffer, and
+    /// this difference relative to the buffer's norm. What rounding to the buffer's dtype explains
+    /// is subtracted: a running average with momentum 0.1 accumulates ten roundings.
     pub(super) fn buffers(&self, run: &dyn LightningModule) -> Result<Option<(String, f64)>> {
         let (mut buffers, mut sums) = (Vec::new(), Vec::new());
         let own = named_tensors(self.model.as_ref()).into_iter().zip(named_tensors(run));
@@ -247,7 +254,8 @@ impl Reference {
         Ok(worst)
     }
 
-    /// Returns the reference's model with the run's weights and buffers.
+    /// Copies the weights and buffers of the observed run into the reference's model, and returns
+    /// it.
     pub(super) fn into_model(self, run: &dyn LightningModule) -> Result<Box<dyn LightningModule>> {
         let own = named_tensors(self.model.as_ref());
         for ((_, own, _), (_, run, _)) in own.into_iter().zip(named_tensors(run)) {
@@ -258,7 +266,7 @@ impl Reference {
     }
 }
 
-/// Computes |a − b|/|b|; 0 for equal values.
+/// Computes |a − b|/|b|. Returns 0 for equal values, also for two zeros or two infinities.
 fn relative(a: f64, b: f64) -> f64 {
     if a == b { 0.0 } else { ((a - b) / b).abs() }
 }

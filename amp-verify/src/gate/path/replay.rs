@@ -1,7 +1,8 @@
-//! Repeats the updates in float64 from the same gradients: the expected effect of clipping,
-//! optimizer and schedule. It uses elementwise operations of libtorch on the run's device, but not
-//! the trainer's unscaling, clipping and stepping, and not the optimizers' code or kernels. A
-//! custom optimizer steps with its own code, in float64.
+//! Repeats the updates of an observed run in float64, from the same gradients, to check clipping,
+//! optimizer steps and schedules. It uses elementwise operations of libtorch on the run's device.
+//! It does not use the trainer's unscaling, clipping and stepping, nor the code and kernels of the
+//! optimizers. Only an optimizer for which this module has no rule makes its step with its own
+//! code, in float64.
 
 use std::collections::BTreeMap;
 
@@ -24,17 +25,21 @@ use crate::{
     scalars::{read, square, square_of_difference},
 };
 
-/// The accepted difference of a step's weights and optimizer state, relative to their change: each
-/// of several f32 operations has a relative error of 2⁻²⁴.
+/// The accepted difference of weights, relative to the distance that they have moved, and of
+/// optimizer state, relative to its norm. It covers several f32 operations with a relative error of
+/// 2⁻²⁴ each.
 const ROUNDING: f64 = 2e-5;
 
 /// The optimizers with f64 copies of the parameters.
 pub(super) struct Replay {
-    /// The model that owns the copies.
+    /// Never read: keeps alive the model whose parameters are the f64 copies that this replay
+    /// updates.
     _model: Box<dyn LightningModule>,
     scheduled: Vec<Scheduled>,
-    /// For each optimizer its rule, if this module has one.
+    /// For each optimizer, the rule with which this module makes its steps; `None` if it has no
+    /// rule for the optimizer.
     rules: Vec<Option<Ruled>>,
+    /// Copies of the run's parameters from before the first step, by name.
     initial: BTreeMap<String, Tensor>,
     clip: Option<Clip>,
     steps: u64,
@@ -44,23 +49,26 @@ pub(super) struct Replay {
     pub(super) clipped: u64,
 }
 
-/// An optimizer with a rule in this module.
+/// The update rule of an optimizer, with the state that it needs.
 struct Ruled {
     rule: Rule,
-    /// For each parameter, the number of its steps and its state.
+    /// For each parameter, the number of its steps so far and its optimizer state.
     kept: BTreeMap<String, (u64, Slots)>,
 }
 
-/// The difference from the repetition in float64.
+/// The difference between the run's optimizer state and the repetition in float64.
 struct Distance {
+    /// What was compared, in words.
     what: String,
+    /// The norm of the difference.
     off: f64,
-    /// The size to which the difference is relative.
+    /// The norm by which the difference is divided in a message.
     of: f64,
+    /// The largest accepted norm of the difference.
     allowed: f64,
 }
 
-/// A sentence about a difference.
+/// A sentence about a difference, either of the learning rates or of weights or optimizer state.
 pub(super) enum Wrong {
     Rates(String),
     Update(String),
@@ -86,7 +94,7 @@ impl Replay {
             no_grad(|| own.shallow_clone().f_copy_(&run.f_detach()?.f_to_kind(kind)?))?;
         }
         let parameters = nn::parameters(model.as_ref());
-        // The copies keep the run's dtype, which takes half of the memory.
+        // These copies have the dtype of the run, which takes at most half of the memory of f64.
         let initial = nn::parameters(run)
             .iter()
             .map(|parameter| Ok((parameter.name.clone(), copy_of(&parameter.tensor)?)))
@@ -110,7 +118,8 @@ impl Replay {
         })
     }
 
-    /// Makes a step with each optimizer's gradients by parameter, unscaled and not yet clipped.
+    /// Makes a step. `gradients` has for each optimizer its gradients by parameter, unscaled and
+    /// not yet clipped.
     pub(super) fn step(&mut self, gradients: &[BTreeMap<String, Tensor>]) -> Result<()> {
         self.steps += 1;
         for own in gradients {
@@ -133,14 +142,15 @@ impl Replay {
         Ok(())
     }
 
-    /// Advances the schedules that advance per epoch; some of them need logged values.
+    /// Advances the schedules that advance after each epoch. Some of them depend on logged values.
     pub(super) fn end_epoch(&mut self, logged: &[Logged]) -> Result<()> {
         self.scheduled
             .iter_mut()
             .try_for_each(|scheduled| scheduled.advance(Interval::Epoch, logged))
     }
 
-    /// Compares the run's optimizers with the repetition after the same steps.
+    /// Compares learning rates, weights and optimizer state of the run with those of the
+    /// repetition, after the same number of steps.
     pub(super) fn compare(&mut self, run: &[Scheduled]) -> Result<Option<Wrong>> {
         for (own, run) in self.scheduled.iter().zip(run) {
             if own.rates() != run.rates() {
@@ -196,12 +206,14 @@ impl Replay {
         Ok(None)
     }
 
-    /// Compares the running averages, which have the gradients' size even if the step does not.
+    /// Compares the running averages of an optimizer. They show a wrong factor on the gradients,
+    /// which the steps of an adaptive optimizer hide.
     fn averages(&self, own: &State, run: &Scheduled) -> Result<Vec<Distance>> {
         let run_parameters = run.optimizer.parameters();
         let run = run.optimizer.state()?;
         let (mut slots, mut each) = (Vec::new(), Vec::new());
-        // A clipped gradient is rounded to the dtype of its parameter.
+        // The run rounds clipped gradients to the dtype of the parameters, so the accepted
+        // difference is not below the rounding of this dtype.
         let kinds = run_parameters.iter().map(|parameter| rounding_of(parameter.tensor.kind()));
         let mut eps = kinds.fold(0.0_f64, f64::max);
         for (name, tensor) in own.tensors() {
@@ -228,7 +240,8 @@ impl Replay {
         Ok(sums.into_iter().map(distance).collect())
     }
 
-    /// Returns the accepted effect of rounding on signs, for an optimizer that steps by signs.
+    /// Returns the additional accepted difference of weights for Lion, which steps by the sign of a
+    /// number: rounding may turn the signs of a few numbers near zero.
     fn signs(&self) -> f64 {
         let by_sign = self
             .scheduled
@@ -286,7 +299,7 @@ impl Ruled {
         Ok(())
     }
 
-    /// Returns the state under the names in the optimizer's checkpoints.
+    /// Returns the state under the names that the optimizer itself uses in checkpoints.
     fn state(&self) -> State {
         let mut state = State::default();
         for (name, (_, slots)) in &self.kept {
@@ -298,7 +311,8 @@ impl Ruled {
     }
 }
 
-/// Makes a step with the optimizer's own code. The gradient of Σ⟨p, g⟩ is g.
+/// Makes a step with the optimizer's own code. To set the gradients g of the parameters p, runs a
+/// backward pass of Σ⟨p, g⟩, whose gradient is g.
 fn step_with_own_code(scheduled: &mut Scheduled, own: &BTreeMap<&str, Tensor>) -> Result<()> {
     scheduled.optimizer.zero_grad()?;
     let mut sum = Tensor::from(0.0);
@@ -313,7 +327,8 @@ fn step_with_own_code(scheduled: &mut Scheduled, own: &BTreeMap<&str, Tensor>) -
     scheduled.optimizer.step()
 }
 
-/// Clips the gradients as torch's documentation defines it, and returns whether they changed.
+/// Clips the gradients as defined in torch's documentation, and returns whether clipping changed
+/// them.
 fn clipped(
     gradients: BTreeMap<&str, Tensor>,
     clip: Option<Clip>,

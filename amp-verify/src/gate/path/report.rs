@@ -1,4 +1,4 @@
-//! The report on the checks of the training path, and the rules that belong to it.
+//! The report on the training path: the properties of the runs and the results of the checks.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,7 +7,7 @@ use crate::gate::{checked::Checked, reason::Reason};
 /// The properties of the observed runs, and the results of the checks.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct PathReport {
-    /// The number of trained values.
+    /// The number of elements of all trained parameters.
     pub parameters: i64,
     /// The number of examples in a batch.
     pub batch_size: i64,
@@ -15,14 +15,15 @@ pub struct PathReport {
     pub batches_per_step: i64,
     /// The number of batches in an epoch.
     pub batches: i64,
-    /// The number of batches that were trained on.
+    /// The number of batches on which the run trained. It is smaller than `batches` if an epoch is
+    /// too long to be checked as a whole.
     pub followed: i64,
     /// The number of applied steps in the unobserved epoch.
     pub steps: u64,
     /// The number of these steps that ran as a CUDA graph.
     pub replayed: u64,
-    /// The reason why the model observes its own steps, which prevents CUDA graphs and clipping
-    /// within the step; null if it does not.
+    /// The reason why the model itself needs access within each step, for example a hook. This
+    /// prevents CUDA graphs and clipping within the step. Null if the model needs no such access.
     pub watched_by_itself: Option<String>,
     /// The trainer's notes on the run, for example why there are no graphs.
     pub notes: Vec<String>,

@@ -1,4 +1,5 @@
-//! Clipped steps, and a run that is saved half way and continued in a new model.
+//! Checks two things in short runs: clipping, and saving a run half way and resuming it in a new
+//! model.
 
 use amp_core::Result;
 
@@ -11,7 +12,8 @@ use super::{
 use crate::{faults::Fault, gate::reason::Reason};
 
 impl Checks<'_> {
-    /// Runs with effective clipping, independently of the model's own limit, and runs that are saved and resumed.
+    /// Checks runs whose gradients are clipped to the norm `limit`, whatever the model's own limit
+    /// is. Then checks that such a run can be saved and resumed.
     pub(super) fn clipped(&mut self, limit: f64) -> Result<()> {
         if !(limit > 0.0 && limit.is_finite()) {
             self.findings
@@ -27,7 +29,8 @@ impl Checks<'_> {
         self.resume(scenario, &plain)
     }
 
-    /// Saves a run half way and continues it in a new model.
+    /// Compares two runs with the uninterrupted run `plain`: one that is saved half way and goes
+    /// on, and one that resumes from the saved file in a new model.
     fn resume(&mut self, scenario: Scenario, plain: &FinalState) -> Result<()> {
         let folder = run::folder()?;
         let path = folder.path().join("half.safetensors");
@@ -42,7 +45,8 @@ impl Checks<'_> {
                 false => Tolerance::default(),
             };
             let difference = match Fault::loses_state(self.setup.job.fault) {
-                // The counters of this run start again at zero.
+                // With this fault the resumed run starts its counters at zero, so only its tensors
+                // are compared.
                 true => plain.tensors_differ(state, &tolerance)?,
                 false => plain.difference(state, &tolerance)?,
             };

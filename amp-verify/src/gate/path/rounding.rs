@@ -1,7 +1,8 @@
-//! Checks how each layer rounds, compared with float64 on the layer's own rounded inputs. Rounding
-//! to nearest gives errors with mean zero; truncation gives errors whose mean is half their size.
-//! The rounding of parameters and results determines the expected size of the errors. A larger
-//! error arises inside the layer. A missing error shows that the layer does not compute in 16 bits.
+//! Checks how each 16-bit layer rounds. The layer runs on rounded inputs and is compared with
+//! float64 on the same inputs. Rounding to nearest gives errors with mean zero; truncation gives
+//! errors with a nonzero mean. The expected size of the errors follows from the rounding of
+//! parameters and results. If errors are larger, the layer loses precision inside. If there is no
+//! error, the layer does not compute in 16 bits.
 
 use amp_core::{Result, tch::Kind};
 
@@ -18,10 +19,11 @@ use crate::{
 /// The accepted mean of a layer's rounding errors, divided by their root mean square. Truncation
 /// towards zero gives 0.87.
 const MEAN: f64 = 0.4;
-/// If a mean has fewer standard errors, chance may explain it.
+/// If the mean of a layer's errors is less than this many standard errors from zero, chance may
+/// explain it, and it is not judged.
 const CHANCE: f64 = 6.0;
 
-/// Measures the layers with the first batch.
+/// Measures the layers on the first training examples, and checks them.
 pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
     let precision = setup.precision;
     if matches!(precision.compute(), Kind::Float | Kind::Double) {
@@ -52,8 +54,8 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
 /// Checks that the layers round to nearest.
 fn mean(report: &layers::Report, findings: &mut Findings) {
     let (mut worst, mut layer) = (0.0, "");
-    // Layers without weights are left out. They may multiply by a constant, as dropout does, and
-    // the constant's rounding error has a nonzero mean.
+    // Layers without weights are left out. Such a layer may multiply by a constant, as dropout
+    // does. The constant is rounded, so the errors of all products have the same sign.
     let weighed = report.layers.iter().filter(|layer| layer.weight_gradient.is_some());
     let count = weighed.clone().count();
     for own in weighed {
@@ -68,7 +70,7 @@ fn mean(report: &layers::Report, findings: &mut Findings) {
     let whose = if layer.is_empty() { String::new() } else { format!(", most in `{layer}`") };
     findings.measured(
         Reason::Rounding,
-        format!("mean of the errors over their root mean square{whose}"),
+        format!("mean of a layer's errors, divided by their root mean square{whose}"),
         &format!("the first examples, {count} layers with weights on exact inputs"),
         Unit::Number,
         (worst, MEAN),
@@ -81,22 +83,24 @@ fn size(own: &[Own], findings: &mut Findings) {
     let Some((error, path)) = errors.max_by(|a, b| a.0.total_cmp(&b.0)) else { return };
     findings.measured(
         Reason::Rounding,
-        format!("own error over what rounding explains, most in `{path}`"),
+        format!("a layer's own error, divided by what rounding explains, most in `{path}`"),
         &format!("the first examples, {} layers on exact inputs", own.len()),
         Unit::Number,
         (error, WITHIN),
     );
 }
 
-/// Checks that the layers keep the values that their dtype's exponents hold, and records how far
-/// the loss scale is from the nearer end of the safe loss scales.
+/// Checks that the layers do not turn values into 0 or infinity that their dtype can represent.
+/// Also records how far the loss scale is from the limits of the range that is safe for all layers.
 fn exponents(report: &layers::Report, own: &[Own], findings: &mut Findings) {
     let lost = own.iter().filter_map(|own| Some((own.lost?, own.path.as_str())));
     if let Some((share, path)) = lost.max_by(|a, b| a.0.total_cmp(&b.0)) {
         let whose = if share > 0.0 { format!(", most in `{path}`") } else { String::new() };
         findings.measured(
             Reason::Rounding,
-            format!("values lost although the dtype's exponents hold them{whose}"),
+            format!(
+                "values that became 0 or infinite although the dtype can represent them{whose}"
+            ),
             &format!("the first examples, {} layers on exact inputs", own.len()),
             Unit::Share,
             (share, LOST),
@@ -107,8 +111,8 @@ fn exponents(report: &layers::Report, own: &[Own], findings: &mut Findings) {
         findings.measured(
             Reason::Scale,
             format!(
-                "bits from 2^{} to the nearer end of the loss scales that are safe for all layers, 2^{} \
-                 (`{lowest}`) to 2^{} (`{highest}`)",
+                "powers of 2 between the loss scale 2^{} and the nearer limit of the range that is safe for \
+                 all layers, 2^{} (`{lowest}`) to 2^{} (`{highest}`)",
                 report.log2_scale, window.low, window.high
             ),
             "the first examples, gradients of 32-true",
@@ -121,7 +125,7 @@ fn exponents(report: &layers::Report, own: &[Own], findings: &mut Findings) {
 /// Checks that the layers compute in 16 bits and round only once.
 fn width(own: &[Own], findings: &mut Findings) {
     let mut wrong = None;
-    // Values are checked before the gradients that follow from them.
+    // Only the first difference is reported. Values come first, because gradients follow from them.
     for kind in [layers::Kind::Forward, layers::Kind::InputGradient] {
         let what = if kind == layers::Kind::Forward { "values" } else { "gradients" };
         for Own { path, .. } in own.iter().filter(|own| own.wide.contains(&kind)) {

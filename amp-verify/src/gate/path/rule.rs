@@ -8,10 +8,10 @@ use amp_core::{
 };
 use serde_json::{Map, Value};
 
-/// The state of one parameter, with torch's names.
+/// The optimizer state of one parameter. The keys are the names that torch uses.
 pub(super) type Slots = BTreeMap<&'static str, Tensor>;
 
-/// An optimizer with an update rule in this module.
+/// The optimizers for which this module has an update rule.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Rule {
     Adam { decoupled: bool },
@@ -51,7 +51,8 @@ impl Rule {
         }
     }
 
-    /// Updates a parameter in place; `step` counts from 1.
+    /// Updates a parameter and its state in place. `step` is the number of this step, counted from
+    /// 1.
     pub(super) fn step(
         self,
         options: &Map<String, Value>,
@@ -73,7 +74,7 @@ impl Rule {
     ) -> Result<()> {
         let mut p = parameter.shallow_clone();
         let (lr, decay) = (options.number("lr"), options.number("weight_decay"));
-        // L2 regularization: the decay is added to the gradient.
+        // L2 regularization: adds the parameter times the weight decay to the gradient.
         let pulled = || -> Result<Tensor> { Ok(gradient.f_add(&p.f_mul_scalar(decay)?)?) };
         match self {
             Self::Adam { decoupled } => {
@@ -98,7 +99,7 @@ impl Rule {
                     g
                 } else {
                     let buffer = match slots.get("momentum_buffer") {
-                        // The first gradient is not averaged.
+                        // The buffer starts with the first gradient itself, without dampening.
                         None => g.f_mul_scalar(1.0)?,
                         Some(old) => {
                             let new = g.f_mul_scalar(1.0 - options.number("dampening"))?;
@@ -146,7 +147,8 @@ impl Rule {
     }
 }
 
-/// Updates the running average with this name, which starts at zero.
+/// Updates the running average `name` with the value `new`, and returns it. The average starts at
+/// zero.
 fn mix(slots: &mut Slots, name: &'static str, decay: f64, new: &Tensor) -> Result<Tensor> {
     let new = new.f_mul_scalar(1.0 - decay)?;
     let average = match slots.get(name) {
@@ -173,8 +175,8 @@ mod tests {
         ((places * speed + phase).sin() * 0.3).view([3, 4])
     }
 
-    /// Compares the rules with amp-core's optimizers in float64. Tests of amp-core show that those
-    /// equal torch's to the last bit.
+    /// In float64 each rule gives the same weights and state as the optimizer of amp-core. Other
+    /// tests show that amp-core's optimizers give the same bits as torch's.
     #[rstest]
     #[case::adamw(&AdamW { weight_decay: 0.3, ..AdamW::default() })]
     #[case::adamw_betas(&AdamW { betas: (0.7, 0.95), eps: 1e-3, fused: false, ..AdamW::default() })]

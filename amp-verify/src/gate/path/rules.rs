@@ -1,15 +1,16 @@
-//! The rule by which a loss scale moves.
+//! The rule by which the loss scale falls and grows.
 
 use amp_core::precision::{GradScalerConfig, StepOutcome};
 
-/// Computes the loss scale by its rule, in f32 as on the device.
+/// Computes the expected loss scale after each step, in f32 as the trainer does on the device.
 pub(super) struct ScaleRule {
     constants: GradScalerConfig,
     scale: f32,
     /// The number of steps since the last change.
     since: i64,
-    /// The numbers of increases and decreases of the loss scale.
+    /// How many times the loss scale has grown.
     pub(super) grown: u64,
+    /// How many times the loss scale has fallen.
     pub(super) backed_off: u64,
 }
 

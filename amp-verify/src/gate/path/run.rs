@@ -1,5 +1,5 @@
-//! The runs to compare: an unobserved run and an observed run, with options for which each rule has
-//! an effect.
+//! The runs to compare: pairs of an unobserved and an observed run. Their options are chosen so
+//! that each rule of the training path is put to use.
 
 use std::{cell::RefCell, path::Path, rc::Rc};
 
@@ -44,18 +44,19 @@ pub(super) const LOW_SCALE: f64 = 1024.0;
 /// A loss scale with which steps overflow: f16 gradients above 65504/2³⁴ = 3.8e-6 become infinite.
 pub(super) const HIGH_SCALE: f64 = 17_179_869_184.0;
 
-/// The options for a pair of runs.
+/// The kinds of runs, each with its own options.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Scenario {
     /// An epoch with its validation, with the model's own options and a constant scale.
     Epoch,
     /// A few steps with gradients clipped to this norm.
     Clipped(f64),
-    /// Steps that begin with an overflowing scale and a short growth interval.
+    /// Steps that begin with a loss scale so high that gradients overflow. The growth interval is
+    /// short, so that the scale also grows again.
     Overflowing,
 }
 
-/// A case under one precision.
+/// A case under one precision, and the limits within which it is checked.
 pub(super) struct Setup<'a> {
     pub(super) job: &'a Job,
     pub(super) case: &'a Case,
@@ -65,7 +66,7 @@ pub(super) struct Setup<'a> {
 }
 
 impl Setup<'_> {
-    /// Returns the model and the batch for measuring layers.
+    /// Describes the model and the batch in the form in which layers are measured.
     pub(super) fn subject<'s>(
         &self,
         build: &'s dyn Fn() -> Result<Box<dyn LightningModule>>,
@@ -100,7 +101,8 @@ impl Setup<'_> {
                     Length::Epochs(_) => most,
                     Length::Steps(steps) => most.min(i64::try_from(steps).unwrap_or(most)),
                 };
-                // The last step has fewer batches, as the last step of an epoch may have.
+                // With accumulation, the last step has only one batch, because the last step of a
+                // real epoch may also have fewer batches.
                 let most = steps * window - (window - 1);
                 if self.batches(&config)? > most {
                     config.loops.limit_train_batches = Limit::Batches(most);
@@ -111,7 +113,7 @@ impl Setup<'_> {
                 config.optimization.gradient_clip = Some(Clip::Norm(limit));
             }
             Scenario::Overflowing => {
-                // A limit in case no step is ever applied.
+                // This ends a run in which every step is skipped.
                 config.max_epochs = 12;
                 config.max_steps = Some(SCALED_STEPS);
                 config.numerics.scaler.init_scale = HIGH_SCALE;
@@ -126,13 +128,14 @@ impl Setup<'_> {
         Ok(self.fit(self.config(scenario)?, Vec::new(), None)?.0)
     }
 
-    /// Trains without an observer, and saves the run after this step.
+    /// Trains without an observer, saves the run to `path` after `after` steps, and goes on
+    /// training.
     pub(super) fn saved(&self, scenario: Scenario, after: u64, path: &Path) -> Result<FinalState> {
         let saver = Saver { after, path: path.to_owned() };
         Ok(self.fit(self.config(scenario)?, vec![Box::new(saver)], None)?.0)
     }
 
-    /// Resumes a saved run.
+    /// Resumes the run that was saved to `path` after `done` steps, in a new model.
     pub(super) fn resumed(&self, scenario: Scenario, path: &Path, done: u64) -> Result<FinalState> {
         let mut config = self.config(scenario)?;
         if Fault::loses_state(self.job.fault) {
@@ -149,8 +152,8 @@ impl Setup<'_> {
         self.fit(self.config(scenario)?, Vec::new(), None)
     }
 
-    /// Creates references with emulated rounding, each with its own random numbers: as many as an
-    /// epoch of `windows` steps needs for a bound.
+    /// Creates references with emulated rounding, each with other random numbers. There are as many
+    /// as are needed to compute the bounds for an epoch of `windows` steps.
     fn rounded(&self, windows: i64) -> Result<Vec<Reference>> {
         let overrides = Rc::new(self.job.overrides.clone());
         let mut model = self.case.build()?;
@@ -165,7 +168,7 @@ impl Setup<'_> {
         (1..=bounds::passes(windows)).map(draw).collect()
     }
 
-    /// Trains with the gate's observer.
+    /// Trains with the gate's observer. Returns the final state, what was observed, and the model.
     pub(super) fn observed(
         &self,
         scenario: Scenario,
@@ -228,7 +231,7 @@ impl Setup<'_> {
     }
 }
 
-/// A callback that saves the run after this step.
+/// A callback that saves the run after the step with the number `after`.
 struct Saver {
     after: u64,
     path: std::path::PathBuf,
@@ -254,7 +257,7 @@ impl Callback for Saver {
     }
 }
 
-/// Creates a temporary folder, which is removed on drop.
+/// Creates a temporary folder. It is removed when the returned value is dropped.
 pub(super) fn folder() -> Result<tempfile::TempDir> {
     tempfile::tempdir().map_err(|error| Error::io("a temporary folder", error))
 }

@@ -1,4 +1,5 @@
-//! How far two runs of the same steps may differ on a device that does not repeat its bits.
+//! How far two runs of the same steps may differ on a device on which repeating a run gives other
+//! bits.
 
 use std::collections::BTreeMap;
 
@@ -12,11 +13,11 @@ use crate::scalars::all_equal;
 
 /// The smallest tolerance on such a device, relative to a tensor's norm.
 const LEAST: f64 = 0.05;
-/// The factor by which a difference may exceed the difference of one repeated run.
+/// A tensor may differ by this multiple of its difference in a repeated run.
 const REPEATED: f64 = 4.0;
 
-/// The accepted difference of each tensor from the tensor of an equal run, relative to its norm. By default no bit
-/// may differ.
+/// For each tensor, the accepted difference between two runs of the same steps, relative to the
+/// tensor's norm. By default no bit may differ.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Tolerance {
     least: f64,
@@ -24,9 +25,11 @@ pub(super) struct Tolerance {
 }
 
 impl Tolerance {
-    /// Computes the tolerance from two equal runs with different bits: 5 %, or four times the tensor's difference
-    /// in these runs. Some gradients are rounding errors alone, such as the gradient of the bias of an attention's
-    /// keys, and an adaptive optimizer turns them into full steps.
+    /// Computes the tolerance from two runs of the same steps that gave different bits. For each
+    /// tensor it is the larger of 5 % and four times the tensor's difference between these runs.
+    /// Some tensors need more than 5 %: the gradient of the bias of an attention's keys, for
+    /// example, consists of rounding errors alone, and an adaptive optimizer turns it into steps of
+    /// full size.
     pub(super) fn of_repeated(
         run: &[(String, Tensor)],
         again: &[(String, Tensor)],
@@ -98,7 +101,8 @@ mod tests {
         names.iter().zip(values).map(|(name, value)| (name.to_string(), tensor(value))).collect()
     }
 
-    /// A tensor that differs in a repeated run by 10 % may differ by four times as much, others by 5 %, and NaN by nothing.
+    /// A tensor that differs by 10 % in the repeated run may differ by 40 %. A tensor that is equal
+    /// in the repeated run may differ by 5 %. NaN is never accepted.
     #[test]
     fn a_tolerance_is_each_tensors_own() -> Result<()> {
         let first = run([1.0, 1.0, 1.0]);

@@ -1,5 +1,5 @@
-//! The stages in which the gate checks the rules of the training path, and the rules that stay
-//! unjudged when the time limit ends the checks.
+//! The stages in which the gate checks the rules of the training path. If the time limit ends the
+//! checks early, the rules of the remaining stages are listed as not judged.
 
 use super::run::Setup;
 use crate::gate::{checked::Findings, deadline::OVER, reason::Reason};
@@ -8,13 +8,13 @@ use crate::gate::{checked::Findings, deadline::OVER, reason::Reason};
 pub(super) struct Stage {
     pub(super) name: &'static str,
     rules: &'static [Reason],
-    /// Whether it runs at all.
+    /// Returns whether the stage applies to this device and precision.
     runs: fn(&Setup<'_>) -> bool,
 }
 
 const ALWAYS: fn(&Setup<'_>) -> bool = |_| true;
 
-/// All stages in their order.
+/// All stages, in the order in which they run.
 pub(super) const STAGES: &[Stage] = &[
     Stage { name: "a plain epoch", rules: &[Reason::Batches, Reason::Memory], runs: ALWAYS },
     Stage {
@@ -53,7 +53,7 @@ pub(super) const STAGES: &[Stage] = &[
     },
 ];
 
-/// Lists the rules of all stages after the first `ended` ones.
+/// Records the rules of all stages after the first `ended` ones as not judged.
 pub(super) fn unjudged(setup: &Setup<'_>, ended: usize, findings: &mut Findings) {
     for stage in STAGES[ended..].iter().filter(|stage| (stage.runs)(setup)) {
         for rule in stage.rules {
@@ -123,7 +123,7 @@ mod tests {
         }
     }
 
-    /// What is left of the stages on a CPU is listed, rule by rule.
+    /// For each remaining stage that applies on a CPU, every rule is listed as not judged.
     #[rstest]
     #[case::all(0, Precision::F16Mixed, 17)]
     #[case::unscaled(0, Precision::Bf16Mixed, 14)]
@@ -147,7 +147,8 @@ mod tests {
         Ok(())
     }
 
-    /// A run within a job ends with its time, and every rule of the job is listed as not judged.
+    /// If the deadline has passed, a job ends without failures, and every rule of the job is listed
+    /// as not judged.
     #[test]
     fn a_run_ends_with_its_time() -> Result<()> {
         let deadline = Deadline::within(Some(Duration::ZERO));
@@ -157,7 +158,7 @@ mod tests {
         let checked = outcome.path.map(|path| path.checked).unwrap_or_default();
         let rules: BTreeSet<Reason> = checked.iter().map(|checked| checked.rule).collect();
         assert!(checked.iter().all(|checked| !checked.is_done()), "{checked:?}");
-        // Fused layers run on a GPU alone.
+        // The rule for fused layers is missing, because layers are fused only on a GPU.
         let expected = super::super::report::RULES.iter().filter(|own| **own != Reason::Fusion);
         assert_eq!(rules, expected.copied().collect());
         for task in [Task::Conformance, Task::Path, Task::Frozen] {

@@ -1,5 +1,6 @@
-//! Checks that validation has no side effects: it gives the same bits twice, changes no tensor, and
-//! agrees with the values of the run.
+//! Checks validation: two validations of the same weights must log the same bits and change no
+//! tensor, and the values must be those that the run itself logged. The validation loss must be
+//! close to 32-true's.
 
 use amp_core::{LightningModule, Result, Trainer, log::Logged, nn::named_tensors, random};
 
@@ -18,7 +19,7 @@ use crate::{
     scalars::all_equal,
 };
 
-/// Validates the final state of the run twice.
+/// Validates the trained model twice, and once more in 32-true, and compares the results.
 pub(super) fn check(
     setup: &Setup<'_>,
     findings: &mut Findings,
@@ -49,7 +50,7 @@ pub(super) fn check(
         if let Some((_, now, _)) = now
             && !was.f_equal(&now.f_detach()?.f_to_device(was.device())?)?
         {
-            wrong = Some(format!("validation moved `{name}`"));
+            wrong = Some(format!("validation changed `{name}`"));
             break;
         }
     }
@@ -74,7 +75,7 @@ pub(super) fn check(
     if let (Some(own), Some(exact)) = (own, value(&exact, LOSS)) {
         findings.measured(
             Reason::NotConformant,
-            "the validation loss, away from 32-true's with the same weights",
+            "the validation loss, relative difference from 32-true's with the same weights",
             "evaluation mode, the validation set",
             Unit::Share,
             (((own - exact) / exact).abs(), 0.5 * statistics_bound(setup.precision)),
@@ -87,7 +88,8 @@ fn value(logged: &[Logged], name: &str) -> Option<f64> {
     logged.iter().find(|logged| logged.name == name).map(|logged| logged.value)
 }
 
-/// Returns the first value that differs, among values that both have.
+/// Returns the first logged value that differs from the value with the same name in `other`. Names
+/// that `other` does not have are skipped.
 fn difference(logged: &[Logged], other: impl Fn(&str) -> Option<f64>) -> Option<(&str, f64, f64)> {
     let both =
         logged.iter().filter_map(|own| Some((own.name.as_str(), own.value, other(&own.name)?)));

@@ -1,5 +1,5 @@
-//! Histograms of exponents. They predict which values of a tensor each floating-point format loses,
-//! without a run in that format.
+//! Histograms of the exponents of a tensor's values. They predict how many values would overflow or
+//! become zero in a floating-point format, without a run in that format.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::scalars;
 
-/// A floating format narrower than f32.
+/// A floating-point format that is narrower than f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Format {
     /// IEEE binary16.
@@ -30,7 +30,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// All formats, in the order of [`Bucket::beyond`].
+    /// All formats. [`Bucket::beyond`] has its numbers in this order.
     pub const ALL: [Self; 4] = [Self::F16, Self::Bf16, Self::E4M3, Self::E5M2];
 
     /// Returns the corresponding libtorch dtype.
@@ -77,8 +77,8 @@ impl Format {
         self.min_exponent() - fraction_bits
     }
 
-    /// Returns the smallest significand in `[1, 2)` that, with the largest exponent, is rounded to
-    /// infinity: it is halfway between the largest finite value and the next one.
+    /// Returns the limit for the significand, in `[1, 2)`, of values with the largest exponent:
+    /// above it they are rounded to infinity. It is half a step above the largest finite value.
     fn last_significand(self) -> f64 {
         match self {
             Self::F16 => 65520.0 / 32768.0,
@@ -88,15 +88,15 @@ impl Format {
         }
     }
 
-    /// Returns the first class of values that overflow with the largest exponent: a value beyond
-    /// this format's last significand is beyond all smaller ones.
+    /// Returns the first class of values that overflow in this format if they have its largest
+    /// exponent. A value's class is the number of formats whose limit its significand exceeds.
     fn class(self) -> usize {
         let last = self.last_significand();
         Self::ALL.into_iter().filter(|other| other.last_significand() <= last).count()
     }
 
-    /// Returns whether the halfway value rounds to the largest finite value. It rounds to the even
-    /// neighbour: 448 (E4M3) is even, the largest values of the other formats are odd.
+    /// Returns whether a value exactly at the limit is rounded down to the largest finite value.
+    /// This is so only if that value is the even neighbour, as 448 is in E4M3.
     fn keeps_halfway(self) -> bool {
         self == Self::E4M3
     }
@@ -107,10 +107,10 @@ impl Format {
 pub struct Bucket {
     /// The number of values.
     pub count: u64,
-    /// The number of values that are exactly 2^k.
+    /// The number of values with the magnitude 2^k exactly.
     pub powers: u64,
-    /// For each format of [`Format::ALL`], the number of values that would overflow if k were its
-    /// largest exponent.
+    /// For each format of [`Format::ALL`], the number of values that would overflow if k were the
+    /// largest exponent of the format.
     pub beyond: [u64; 4],
 }
 
@@ -125,7 +125,7 @@ pub struct Histogram {
     pub non_finite: u64,
 }
 
-/// The number of values that a format loses.
+/// The numbers of values that overflow and that become zero in a format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Losses {
     /// Finite values that become infinite, or NaN in E4M3.
@@ -134,10 +134,11 @@ pub struct Losses {
     pub underflow: u64,
 }
 
-/// The smallest exponent, which f64's subnormals reach, and the number of exponents from there on.
+/// The smallest counted exponent, and the number of counted exponents. They cover all f64 values.
 const LOWEST: i64 = -1100;
 const EXPONENTS: i64 = 2200;
-/// The classes of an exponent's values: those that are beyond the last significand of 0 to 4 formats, and powers.
+/// The number of classes of values with the same exponent: one for each number (0 to 4) of formats
+/// whose limit the significand exceeds, and one for exact powers of 2.
 const CLASSES: i64 = 6;
 const OF_POWERS: usize = 5;
 
@@ -151,13 +152,13 @@ impl Histogram {
             let values = tensor.f_detach()?.f_flatten(0, -1)?;
             let finite = values.f_isfinite()?;
             let present = values.f_ne(0.0)?.f_logical_and(&finite)?;
-            // A tensor's values are counted where it is: on a GPU a copy to the host takes longer than a training step.
+            // Counts on the tensor's device: a copy to the host takes longer than a training step.
             let values = values.f_to_kind(Kind::Double)?.f_abs()?;
             let values = values.f_masked_fill(&present.f_logical_not()?, 1.0)?;
             // frexp returns a mantissa in [1/2, 1).
             let (mantissa, exponent) = values.f_frexp()?;
             let significand = mantissa.f_mul_scalar(2.0)?;
-            // Each exponent has a place for each class of its values.
+            // Computes for each value the index of the counter for its exponent and class.
             let place = exponent.f_to_kind(Kind::Int64)?.f_sub_scalar(1 + LOWEST)?;
             let mut place = place.f_mul_scalar(CLASSES)?;
             for format in Format::ALL {
@@ -170,7 +171,7 @@ impl Histogram {
             }
             let powers = significand.f_eq(1.0)?.f_to_kind(Kind::Int64)?;
             let _ = place.f_add_(&powers.f_mul_scalar(OF_POWERS as i64)?)?;
-            // Zeros and what is not finite have places of their own.
+            // The last two counters are for zeros and for values that are not finite.
             let last = EXPONENTS * CLASSES;
             let absent = finite.f_logical_not()?.f_to_kind(Kind::Int64)?.f_add_scalar(last)?;
             let place = place.f_where_self(&present, &absent)?;
@@ -211,12 +212,13 @@ impl Histogram {
         self.buckets.values().map(|bucket| bucket.count).sum()
     }
 
-    /// Returns the largest exponent; `None` if all values are zero.
+    /// Returns the largest exponent of a finite value; `None` if all values are zero.
     pub fn max_exponent(&self) -> Option<i32> {
         self.buckets.keys().next_back().copied()
     }
 
-    /// Returns the largest exponent such that at most `share` of the nonzero values are below it.
+    /// Returns the largest exponent k such that at most the fraction `share` of the nonzero values
+    /// are below 2^k.
     pub fn low_exponent(&self, share: f64) -> Option<i32> {
         let limit = share * self.nonzero() as f64;
         let mut below = 0;
@@ -229,9 +231,9 @@ impl Histogram {
         self.max_exponent()
     }
 
-    /// Predicts the losses if the values are multiplied by 2^`log2_scale` and rounded to nearest
-    /// even without saturation, as in libtorch's casts. The result is exact although it uses only
-    /// the counts.
+    /// Predicts how many values overflow and how many become zero if all values are multiplied by
+    /// 2^`log2_scale` and cast to `format`. The cast rounds to nearest even and does not saturate,
+    /// as libtorch's casts do. The prediction is exact, although it uses only the counts.
     pub fn predict(&self, format: Format, log2_scale: i32) -> Losses {
         let (top, zero) = (format.max_exponent(), format.min_subnormal_exponent() - 1);
         let place = Format::ALL.iter().position(|other| *other == format).unwrap_or_default();
@@ -243,7 +245,7 @@ impl Histogram {
                 k if k == top => bucket.beyond[place],
                 _ => 0,
             };
-            // Half of the smallest value is rounded to zero, its even neighbour.
+            // Half of the smallest subnormal number is rounded to zero, its even neighbour.
             losses.underflow += match exponent {
                 k if k < zero => bucket.count,
                 k if k == zero => bucket.powers,
@@ -253,17 +255,16 @@ impl Histogram {
         losses
     }
 
-    /// Returns how many values become subnormal in the format after multiplication by
-    /// 2^`log2_scale`. Subnormal values keep fewer bits.
+    /// Returns how many values are subnormal in the format after multiplication by 2^`log2_scale`.
+    /// Subnormal numbers have fewer significant bits than others.
     pub fn subnormal(&self, format: Format, log2_scale: i32) -> u64 {
         let below = self.buckets.range(..format.min_exponent() - log2_scale);
         let count: u64 = below.map(|(_, bucket)| bucket.count).sum();
         count - self.predict(format, log2_scale).underflow
     }
 
-    /// Returns the loss scales for which the format can represent the values.
-    ///
-    /// Returns `None` if all values are zero.
+    /// Returns the loss scales with which the format can represent the values, as `options` require
+    /// it. Returns `None` if all values are zero.
     pub fn window(&self, format: Format, options: WindowOptions) -> Option<Window> {
         let low = self.low_exponent(options.underflow_share)?;
         let high = self.max_exponent()?;
@@ -274,7 +275,8 @@ impl Histogram {
     }
 }
 
-/// Counts the losses of an actual cast of the tensor times 2^`log2_scale`.
+/// Multiplies the tensor by 2^`log2_scale`, casts it to `format`, and counts the values that
+/// overflow and those that become zero.
 ///
 /// # Errors
 /// When libtorch cannot cast to this format on the device.
@@ -289,7 +291,8 @@ pub fn cast(tensor: &Tensor, format: Format, log2_scale: i32) -> Result<Losses> 
     })
 }
 
-/// Counts the elements of `before` that overflow or become zero in `after`.
+/// Counts the elements that are finite in `before` but not in `after`, and those that are nonzero
+/// in `before` but zero in `after`.
 ///
 /// # Errors
 /// When the shapes of the tensors differ.
@@ -310,9 +313,9 @@ pub fn losses(before: &Tensor, after: &Tensor) -> Result<Losses> {
 /// The requirements for a safe loss scale.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct WindowOptions {
-    /// The share of a tensor's nonzero values that may become zero.
+    /// The fraction of a tensor's nonzero values that may become zero.
     pub underflow_share: f64,
-    /// The number of bits to keep free between the largest value and the largest exponent.
+    /// How far the exponent of the largest value must be below the format's largest exponent.
     pub headroom_bits: i32,
 }
 
@@ -322,15 +325,15 @@ impl Default for WindowOptions {
     }
 }
 
-/// The safe loss scales `[2^low, 2^high]`, given as exponents of 2: low = e_min − q_low and high =
-/// e_max − q_max − headroom. e_min is the exponent of the format's smallest subnormal number and
-/// e_max its largest exponent. At most the permitted share of values is below 2^q_low, and q_max is
-/// the largest exponent of the values.
+/// The safe loss scales, from 2^low to 2^high: low = e_min − q_low and high = e_max − q_max −
+/// headroom. e_min is the exponent of the format's smallest subnormal number, and e_max its largest
+/// exponent. q_max is the largest exponent of the values. q_low is the largest exponent such that
+/// at most the permitted fraction of the values is below 2^q_low.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Window {
-    /// The lower end: below it too many values become zero.
+    /// The lower end, as an exponent of 2. With a smaller scale, too many values become zero.
     pub low: i32,
-    /// The upper end: above it values may overflow.
+    /// The upper end, as an exponent of 2. With a larger scale, values may overflow.
     pub high: i32,
 }
 
@@ -340,21 +343,20 @@ impl Window {
         self.low > self.high
     }
 
-    /// Returns the distance in bits from the scale to the nearer end of the window; negative
-    /// outside of it.
+    /// Returns how many powers of 2 the scale is inside the nearer end; negative if it is outside.
     pub fn margin_bits(self, log2_scale: i32) -> i32 {
         (log2_scale - self.low).min(self.high - log2_scale)
     }
 
-    /// Returns the scales that both windows contain.
+    /// Returns the window of the scales that are safe in this window and in `other`.
     #[must_use]
     pub fn intersect(self, other: Self) -> Self {
         Self { low: self.low.max(other.low), high: self.high.min(other.high) }
     }
 }
 
-/// The intersection of the windows of several layers. If it is empty, the two names show the
-/// conflict.
+/// The loss scales that are safe for several layers at once. If there are none, `lowest` and
+/// `highest` name two layers that need different scales.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommonWindow {
     /// The scales that are safe for all layers.
@@ -366,7 +368,7 @@ pub struct CommonWindow {
 }
 
 impl CommonWindow {
-    /// Intersects windows, each with the name of its layer; returns `None` without windows.
+    /// Intersects windows, each given with its layer's name. Returns `None` without windows.
     pub fn of<'a>(windows: impl IntoIterator<Item = (&'a str, Window)>) -> Option<Self> {
         let mut common: Option<Self> = None;
         for (name, window) in windows {
@@ -386,8 +388,8 @@ impl CommonWindow {
         common
     }
 
-    /// Returns the two layers without a common safe scale: one needs a larger scale than the other
-    /// allows.
+    /// If no scale is safe for all layers, returns the names of two layers: the first needs a
+    /// larger scale than the second allows.
     pub fn conflict(&self) -> Option<(&str, &str)> {
         self.window.is_empty().then_some((self.lowest.as_str(), self.highest.as_str()))
     }

@@ -41,7 +41,7 @@ pub struct LayersArgs {
 }
 
 impl LayersArgs {
-    /// Measures the case's first training batch.
+    /// Measures the layers of the case's model on the first training batch.
     ///
     /// # Errors
     /// When training or a step fails.
@@ -54,7 +54,7 @@ impl LayersArgs {
     }
 }
 
-/// Measures the case's first training batch with its initial weights.
+/// Measures the layers of the case's model on the first training batch, with the initial weights.
 ///
 /// # Errors
 /// When a step fails, or runs other layers under another precision.
@@ -80,7 +80,7 @@ fn case_with(
     measure(&subject, options)
 }
 
-/// Builds the model and replaces its initial tensors by these tensors.
+/// Builds the model, and copies `weights` into its tensors if they are given.
 fn build(
     case: &Case,
     weights: Option<&BTreeMap<String, Tensor>>,
@@ -94,7 +94,7 @@ fn build(
     Ok(model)
 }
 
-/// Returns every tensor after training in 32-true.
+/// Trains the model in 32-true, and returns all its tensors by name.
 fn trained(case: &Case) -> Result<BTreeMap<String, Tensor>> {
     let mut model = case.build()?;
     let config = case.trainer(Precision::F32True)?;

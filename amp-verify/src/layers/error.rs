@@ -1,4 +1,4 @@
-//! Statistics of a tensor's error.
+//! Statistics of the errors in a tensor: the differences of its values from exact values.
 
 use amp_core::{
     Result,
@@ -8,13 +8,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::scalars;
 
-/// The mean of signed errors, compared with the value expected by chance.
+/// The mean of the errors of a tensor, in two forms, and how far each is from zero compared with
+/// chance.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Bias {
-    /// The mean of error × sign of the exact value. It is negative if values shrink, for example by
-    /// truncation.
+    /// The mean of error × (sign of the exact value). It is negative if magnitudes shrink, for
+    /// example by truncation.
     pub magnitude: f64,
-    /// `magnitude` divided by its standard error. By chance it is within about ±3.
+    /// `magnitude` divided by its standard error. Without a bias it is within about ±3.
     pub magnitude_z: f64,
     /// The mean of the error.
     pub shift: f64,
@@ -29,17 +30,17 @@ impl Bias {
     }
 }
 
-/// How the bias changes with depth: a linear fit.
+/// How the bias of activations changes with depth: the slope of a linear fit.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Growth {
-    /// The slope: the relative change of magnitude (Σ error × sign / Σ |exact|) per layer, by least
-    /// squares over the layers in the order in which they run.
+    /// The change per layer of the relative change of magnitude, Σ error × sign / Σ |exact|. It is
+    /// the slope of a least-squares line over the layers in the order in which they run.
     pub per_layer: f64,
     /// The slope divided by its standard error; `None` if the fit is exact.
     pub t: Option<f64>,
 }
 
-/// Returns the root mean square; `None` if a value is not finite.
+/// Returns the root mean square of the values; `None` if a value is not finite.
 ///
 /// # Errors
 /// When there is not enough device memory.
@@ -76,9 +77,10 @@ pub(super) fn roots(squares: &[Tensor]) -> Result<Vec<Option<f64>>> {
 
 /// Computes the bias of `found`; returns `None` if a value is not finite.
 ///
-/// Errors of one example share causes, and so do errors of one feature (dimension 1 of `[N, C, H,
-/// W]`, otherwise the last), for example a rounded weight. The standard error accounts for both
-/// (two-way clustering, Cameron, Gelbach and Miller 2011).
+/// The errors of one example have causes in common. So have the errors of one feature (dimension 1
+/// of `[N, C, H, W]`, otherwise the last dimension), for example a rounded weight. The standard
+/// error takes the two correlations into account (two-way clustering, Cameron, Gelbach and Miller
+/// 2011).
 ///
 /// # Errors
 /// When the shapes differ.
@@ -90,7 +92,7 @@ pub fn bias(found: &Tensor, exact: &Tensor) -> Result<Option<Bias>> {
     sums.extend(of_error);
     let values = scalars::read(&sums)?;
     let (of_signed, of_error) = values.split_at(count);
-    // The last sum is the one of all squares.
+    // The last sum is the sum of all squares. It is not finite if an error is not finite.
     if of_error.last().is_some_and(|squares| !squares.is_finite()) {
         return Ok(None);
     }
@@ -100,9 +102,9 @@ pub fn bias(found: &Tensor, exact: &Tensor) -> Result<Option<Bias>> {
     Ok(Some(Bias { magnitude, magnitude_z, shift, shift_z }))
 }
 
-/// Computes the sums from which a mean and its standard error follow, on the device: of all values;
-/// of the squares of the sums over each example and over each feature, if there are several; and of
-/// all squares.
+/// Computes, on the device, the sums from which a mean and its standard error follow. They are the
+/// sum of all values; if there are several examples, also the sum over all examples of the squared
+/// sum of an example, and the same for features; and last the sum of all squares.
 fn sums(values: &Tensor) -> Result<Vec<Tensor>> {
     if values.numel() == 0 {
         return Ok(Vec::new());
@@ -112,8 +114,8 @@ fn sums(values: &Tensor) -> Result<Vec<Tensor>> {
     let mut sums = vec![values.f_sum(Kind::Double)?];
     let size = values.size();
     let feature = if size.len() == 4 { 1 } else { size.len().saturating_sub(1) };
-    // If a layer has one feature, all its errors share the same rounded weights, which alone may
-    // shift their mean. z is 1 then.
+    // For a layer with only one feature, z becomes 1 at most. This is intended: all its errors
+    // depend on the same rounded weights, which alone may shift their mean.
     if size.len() > 1 && size[0] > 1 {
         for dim in [0, feature] {
             let others: Vec<i64> =
@@ -125,8 +127,8 @@ fn sums(values: &Tensor) -> Result<Vec<Tensor>> {
     Ok(sums)
 }
 
-/// Computes the mean, and the mean divided by its standard error under the hypothesis that the mean
-/// is zero.
+/// Computes from these sums the mean, and z: the mean divided by the standard error that it has if
+/// the true mean is zero.
 fn mean_and_z(sums: &[f64], count: f64) -> (f64, f64) {
     let (sum, variance) = match *sums {
         [sum, examples, features, single] => (sum, (examples + features - single).max(single)),
@@ -137,7 +139,8 @@ fn mean_and_z(sums: &[f64], count: f64) -> (f64, f64) {
     (mean, if deviation > 0.0 { mean / deviation } else { 0.0 })
 }
 
-/// Computes Σ error × sign / Σ |exact|; `None` if that is NaN.
+/// Computes the relative change of magnitude, Σ error × sign / Σ |exact|. Returns `None` if it is
+/// not finite.
 ///
 /// # Errors
 /// When the shapes differ.
@@ -152,8 +155,8 @@ pub fn relative_change(found: &Tensor, exact: &Tensor) -> Result<Option<f64>> {
     Ok(change.is_finite().then_some(change))
 }
 
-/// Returns the least-squares line through `changes` over their indices; `None` for fewer than
-/// three.
+/// Fits a line to `changes`, one value for each layer, and returns its slope. Returns `None` for
+/// fewer than three layers.
 pub fn growth(changes: &[f64]) -> Option<Growth> {
     let n = changes.len() as f64;
     if changes.len() < 3 {

@@ -1,6 +1,6 @@
-//! Compares each group of fused layers with the same layers one after the other, with the same
-//! input and the same weights. Other figures of layers are measured one by one, but `fit` runs the
-//! fused groups.
+//! Compares each group of fused layers with the same layers run one after the other, on the same
+//! input and with the same weights. This is needed because the other modules here measure layers
+//! one by one, while `Trainer::fit` runs the fused groups.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -18,40 +18,44 @@ use serde::{Deserialize, Serialize};
 use super::Subject;
 use crate::rounding::rounding_of;
 
-/// A group of fused layers, and the distance of its results from the results of the same layers one
-/// by one.
+/// A group of fused layers, and how far its results are from those of the same layers run one by
+/// one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Group {
-    /// The layers' paths, in their order.
+    /// The paths of the layers, in the order in which they run.
     pub members: Vec<String>,
     /// The dtype of the output.
     pub dtype: String,
-    /// The distance of the output, rms(fused − one by one)/rms(one by one); null if it is not finite.
+    /// The relative difference of the output, rms(fused − one by one)/rms(one by one); null if it
+    /// is not finite.
     pub forward: Option<f64>,
-    /// The largest distance of an input's gradient; null without gradients, or if it is not finite.
+    /// The largest relative difference of an input's gradient; null without gradients, or if it is
+    /// not finite.
     pub input_gradient: Option<f64>,
-    /// The largest distance of a parameter's gradient; null without gradients, or if it is not finite.
+    /// The largest relative difference of a parameter's gradient; null without gradients, or if it
+    /// is not finite.
     pub weight_gradient: Option<f64>,
-    /// The largest accepted distance of the output.
+    /// The largest accepted difference of the output.
     pub forward_bound: f64,
-    /// The largest accepted distance of the gradients.
+    /// The largest accepted difference of the gradients.
     pub gradient_bound: f64,
-    /// Whether a distance exceeds its bound or is not finite.
+    /// Whether a difference exceeds its bound or is not finite.
     pub is_beyond: bool,
 }
 
-/// The accepted error in roundings of the output: either way rounds its results once, and a few
-/// times inside.
+/// The accepted differences of outputs and of gradients, in roundings of the output's dtype. The
+/// fused kernel and the separate layers each round their results once, and a few times inside.
 const OF_OUTPUT: f64 = 4.0;
 const OF_GRADIENT: f64 = 8.0;
-/// The smallest bound; f32 sums in another order may differ by this relative amount.
+/// The smallest bound. f32 sums in another order may differ by this relative amount.
 const LEAST: f64 = 1e-4;
-/// If a gradient is smaller than this share of the group's gradients, it may consist of rounding
-/// errors. Its distance is then divided by this share, not by its own size.
+/// If the norm of a gradient is less than this fraction of the norm of all the group's gradients,
+/// the gradient may consist of rounding errors alone. Its difference is then divided by this
+/// fraction of the norm, not by its own norm.
 const SHARE: f64 = 1e-2;
 
 impl Group {
-    /// Joins the names of the layers: `model.0 with model.1 and model.2`.
+    /// Joins the paths of the layers, for example `model.0 with model.1 and model.2`.
     pub fn name(&self) -> String {
         match self.members.as_slice() {
             [] => String::new(),
@@ -60,7 +64,8 @@ impl Group {
         }
     }
 
-    /// Returns the largest distance divided by its bound; infinite if a distance is not finite.
+    /// Returns the largest of the three differences divided by its bound. Returns infinity if a
+    /// difference is not finite.
     pub fn over_bound(&self) -> f64 {
         let over = |figure: Option<f64>, bound: f64| figure.map_or(0.0, |figure| figure / bound);
         let found = [
@@ -75,9 +80,10 @@ impl Group {
     }
 }
 
-/// Returns each group of layers that is fused in a training step of this precision, in the order in
-/// which they run. On a CPU there are none. Dropout is off, because the two ways would draw
-/// different random numbers.
+/// Runs a training step under this precision, and compares each group of layers that is fused in it
+/// with the separate layers. Returns the groups in the order in which they run; on a CPU there are
+/// none. Dropout is off, because the fused kernel and the separate layers would draw different
+/// masks.
 ///
 /// # Errors
 /// When the step fails.
@@ -179,7 +185,8 @@ impl Compare {
 
 type Run<'a> = &'a dyn Fn(&[&Tensor]) -> Result<Option<Tensor>>;
 
-/// Runs the group alone on its inputs, with a fixed gradient for the backward pass.
+/// Runs the group alone on its inputs, either fused or layer by layer as `run` says. The backward
+/// pass starts from the same fixed gradient each time. Returns `None` if `run` returns no output.
 fn ran(group: &nn::Group<'_>, weights: &[Tensor], run: Run<'_>) -> Result<Option<Ran>> {
     let leaf = |input: &&Tensor| -> Result<Tensor> {
         let input = input.f_detach()?;
@@ -196,7 +203,8 @@ fn ran(group: &nn::Group<'_>, weights: &[Tensor], run: Run<'_>) -> Result<Option
             let sum = output.f_mul(&direction(&output)?)?.f_sum(output.kind())?;
             let leaves: Vec<&Tensor> =
                 wanted.iter().zip(&traced).filter(|(_, traced)| **traced).map(|(t, _)| t).collect();
-            // Autocast's cached casts are part of the graph too, so the graph is kept.
+            // The graph is kept after this backward pass, because it contains casts that autocast
+            // has cached and that other graphs use too.
             let mut found = Tensor::f_run_backward(&[sum], &leaves, true, false)?.into_iter();
             let mut next = |traced: &bool| traced.then(|| found.next()).flatten();
             traced.iter().map(|traced| next(traced).filter(Tensor::defined)).collect()
@@ -205,7 +213,8 @@ fn ran(group: &nn::Group<'_>, weights: &[Tensor], run: Run<'_>) -> Result<Option
     Ok(Some(Ran { output: output.f_detach()?, gradients }))
 }
 
-/// Returns a gradient for an output. It has varied signs and magnitudes and uses no random numbers.
+/// Returns a fixed gradient for an output, with various signs and magnitudes. It draws no random
+/// numbers, so that the random generator of the step does not change.
 fn direction(output: &Tensor) -> Result<Tensor> {
     let numel = i64::try_from(output.numel()).unwrap_or(i64::MAX);
     let places = Tensor::f_arange(numel, (Dtype::Double, output.device()))?;
@@ -213,7 +222,7 @@ fn direction(output: &Tensor) -> Result<Tensor> {
     Ok(waves.f_view(output.size().as_slice())?.f_to_kind(output.kind())?)
 }
 
-/// Computes ‖a − b‖/max(‖b‖, least); 0 if both are zero.
+/// Computes ‖a − b‖/max(‖b‖, least). Returns 0 if a equals b.
 fn distance(a: &Tensor, b: &Tensor, least: f64) -> Result<f64> {
     let (a, b) = (a.f_to_kind(Dtype::Double)?, b.f_to_kind(Dtype::Double)?);
     let off = norm(&a.f_sub(&b)?)?;
@@ -224,8 +233,9 @@ fn norm(tensor: &Tensor) -> Result<f64> {
     Ok(tensor.f_to_kind(Dtype::Double)?.f_norm()?.f_double_value(&[])?)
 }
 
-/// Returns the largest distance between corresponding gradients; infinite if only one way has a
-/// gradient.
+/// Returns the largest relative difference between a gradient of the fused run and the same
+/// gradient of the separate layers; NaN if only one of the two runs has the gradient. Returns
+/// `None` without gradients.
 fn largest(fused: &[Option<Tensor>], apart: &[Option<Tensor>]) -> Result<Option<f64>> {
     let mut all = 0.0;
     for gradient in apart.iter().flatten() {

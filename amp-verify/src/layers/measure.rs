@@ -1,4 +1,5 @@
-//! Compares a training step under three precisions, layer by layer, and measures each layer alone.
+//! Compares, layer by layer, a training step under a precision with the same step in 32-true and in
+//! 64-true. Also runs each layer alone, to tell its own error from the error of its inputs.
 
 use std::ops::Range;
 
@@ -30,13 +31,13 @@ pub struct Options {
     pub log2_scale: i32,
     /// The requirements for a safe loss scale.
     pub window: WindowOptions,
-    /// The largest number of bytes of layers' tensors that are kept at once; on CUDA at least half
-    /// memory. If all layers need more, they are measured in parts. If one layer needs more, it is measured
-    /// on fewer examples, and the report has their number.
+    /// The largest number of bytes of layers' tensors that are kept at once, or half of a GPU's
+    /// free memory if that is more. If all layers together need more, they are measured in parts.
+    /// If one layer needs more, all are measured on fewer examples; the report has their number.
     pub budget: usize,
 }
 
-/// The default budget in bytes, and the divisor of a GPU's free memory, which is used if it gives more.
+/// The default budget in bytes, and the divisor of a GPU's free memory.
 const BUDGET: usize = 4 << 30;
 const SHARE: usize = 2;
 
@@ -57,16 +58,17 @@ pub fn measure(subject: &Subject<'_>, options: Options) -> Result<Report> {
     Ok(Report { groups: groups(subject, options.precision)?, ..report })
 }
 
-/// Does the same as [`measure`] without groups, and measures each 16-bit layer's own error.
+/// Measures every layer as [`measure`] does, but no fused groups. Also compares each 16-bit layer's
+/// own error with what rounding explains.
 ///
 /// # Errors
-/// The errors of [`measure`].
+/// When a step fails, or runs other layers under another precision.
 pub fn audit(subject: &Subject<'_>, options: Options) -> Result<(Report, Vec<Own>)> {
     let compute = options.precision.compute();
     in_parts(subject, options, is_narrow(compute).then_some(compute))
 }
 
-/// Measures the layers part by part, so that the kept tensors fit into memory.
+/// Measures the layers in parts, so that the kept tensors fit into memory.
 fn in_parts(
     subject: &Subject<'_>,
     options: Options,
@@ -90,15 +92,15 @@ fn in_parts(
         if rounds_to.is_some() {
             all.extend(no_grad(|| passes.own())?);
         }
-        // The tensors of one part are freed before the next part.
+        // Frees the tensors of this part before the next part.
         last = Some(passes.ends());
     }
     let ends = last.ok_or_else(|| Error::config("the model's step runs no module"))?;
     Ok((ends.report(&subject, options, layers, &changes)?, all))
 }
 
-/// Returns the number of bytes of layers' tensors to keep at once. Each part repeats the whole step, so more
-/// memory means fewer steps.
+/// Returns the number of bytes of layers' tensors to keep at once. It is large on a GPU, to have
+/// few parts, because each part repeats the whole step.
 fn budget(subject: &Subject<'_>, options: Options) -> Result<usize> {
     if !subject.device.is_cuda() || options.budget < BUDGET {
         return Ok(options.budget);
@@ -139,7 +141,7 @@ impl Subject<'_> {
     }
 }
 
-/// The data that the measurements of all parts share.
+/// The values that are the same in the measurements of all parts.
 struct Ends {
     log2_scale: i32,
     dropout: bool,
@@ -147,21 +149,22 @@ struct Ends {
     exact_loss: f64,
 }
 
+/// The steps from which the layers of one part are measured.
 pub(super) struct Passes {
     /// The indices of the layers whose tensors are kept.
     part: Range<usize>,
     pub(super) reference: Pass,
     baseline: Pass,
     pub(super) actual: Pass,
-    /// A step in 64-true. Each layer also runs alone on exact, rounded and actual values, and on the rounded
-    /// values with its parameters rounded to nearest and stochastically.
+    /// A second step in 64-true, in which each layer also runs alone: on exact inputs, on rounded
+    /// inputs, on the inputs under the precision, and on rounded inputs with rounded parameters.
     pub(super) alone: Pass,
     pub(super) log2_scale: i32,
     dropout: bool,
     options: Options,
 }
 
-/// The indices of a layer's runs in [`Passes::alone`].
+/// The indices of a layer's runs in [`Passes::alone`]; those from `OF_ROUNDED` on round parameters.
 const ON_EXACT: usize = 0;
 pub(super) const ON_ROUNDED: usize = 1;
 const ON_ACTUAL: usize = 2;
@@ -169,20 +172,20 @@ pub(super) const OF_ROUNDED: usize = 3;
 /// The number of runs with stochastically rounded parameters (and, for a 16-bit norm, perturbed inputs).
 const RUNS_OTHERWISE: u64 = 3;
 
-/// One tensor of a layer, for example its output or its gradient, in each of the compared steps.
+/// One tensor of a layer, for example its output or its gradient, with its values in each step.
 struct Values {
     exact: Tensor,
     baseline: Tensor,
     actual: Tensor,
-    /// The layer's result on the rounded values, and 64-true's result on the same values.
+    /// The result of the layer on rounded inputs, and the result of 64-true on the same inputs.
     local: Option<[Tensor; 2]>,
-    /// 64-true's results on the actual values and on the exact ones.
+    /// The results of 64-true on the inputs of the step under the precision, and on exact inputs.
     inherited: Option<[Tensor; 2]>,
 }
 
 impl Passes {
-    /// Runs the steps. If `rounds_to` is given, each layer runs again with its parameters rounded to that
-    /// dtype.
+    /// Runs the steps and keeps the tensors of the layers in `part`. If `rounds_to` is given, each
+    /// layer also runs alone with its parameters rounded to that dtype.
     fn of(
         subject: &Subject<'_>,
         options: Options,
@@ -261,7 +264,7 @@ impl Passes {
         Ends { log2_scale, dropout, loss: self.actual.loss, exact_loss: self.reference.loss }
     }
 
-    /// Adds the part's layers, and how much each layer changes the magnitude of its output.
+    /// Adds the part's layers, and the relative change of magnitude of each layer's output.
     fn add(&self, layers: &mut Vec<Layer>, changes: &mut Vec<f64>) -> Result<()> {
         for at in self.places() {
             let (call, exact) = (&self.actual.calls[at], &self.reference.calls[at]);
@@ -301,7 +304,7 @@ impl Passes {
     }
 
     fn values(&self, at: usize, kind: Kind) -> Result<Option<Values>> {
-        // This output does not influence the loss. The existing gradients belong to other runs of the module.
+        // This run does not influence the loss. Gradients of parameters belong to other runs.
         let is_passed_by = self.reference.calls[at].output_gradient.is_none();
         if kind != Kind::Forward && is_passed_by {
             return Ok(None);

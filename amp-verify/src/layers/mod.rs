@@ -1,7 +1,7 @@
-//! Measures the rounding error of each layer. The reference is a 64-true step with the same
-//! weights, batch and random numbers on the same machine. Errors are shown relative to the errors
-//! of 32-true. Layers are measured one by one; [`Group`] compares the fused groups of `fit` with
-//! them.
+//! Measures the rounding error of each layer in a training step under a precision. The exact values
+//! come from a 64-true step with the same weights, batch and random numbers on the same machine.
+//! The errors are compared with those of a 32-true step. Layers are measured one by one; a
+//! [`Group`] compares layers that `Trainer::fit` fuses with the same layers run one by one.
 
 mod args;
 mod error;
@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::exponents::{CommonWindow, Histogram, Losses, Window};
 
-/// The model and batch of a measurement.
+/// The model, the batch and the device of a measurement.
 pub struct Subject<'a> {
     /// Builds the model with the same weights on every call.
     pub build: &'a dyn Fn() -> Result<Box<dyn LightningModule>>,
@@ -40,63 +40,67 @@ pub struct Subject<'a> {
     pub batch: &'a AnyBatch,
     /// The device.
     pub device: Device,
-    /// The seed of dropout.
+    /// The seed of the random numbers in the step, for example those of dropout.
     pub seed: u64,
     /// Precision regions by module path; they replace the model's own regions.
     pub overrides: Rc<BTreeMap<String, Region>>,
 }
 
-/// The figures of one precision, layer by layer.
+/// The measurements under one precision, layer by layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// The version of this format; a changed meaning of a field changes it.
+    /// The version of this format. A new version means that a field has changed its meaning.
     pub schema: String,
     /// The model.
     pub model: String,
     /// The precision.
     pub precision: Precision,
-    /// The machine.
+    /// The description of the machine.
     pub fingerprint: Fingerprint,
     /// The seed of dropout.
     pub seed: u64,
     /// The number of examples in the batch.
     pub batch_size: i64,
-    /// The loss scale's exponent; 0 if the precision has no loss scale.
+    /// The loss scale as an exponent of 2; 0 if the precision has no loss scale.
     pub log2_scale: i32,
-    /// Whether dropout was on. It is on only if all dtypes drop the same elements.
+    /// Whether dropout was on. It is on only if dropout zeroes the same elements in all dtypes.
     pub dropout: bool,
-    /// The loss under the precision. This and all other figures are null if they are not finite.
+    /// The loss under the precision. This and all other measured values are null if they are not
+    /// finite.
     pub loss: Option<f64>,
     /// The loss in 64-true.
     pub exact_loss: f64,
     /// The layers in the order in which they run.
     pub layers: Vec<Layer>,
-    /// The groups that `fit` fuses on this device, each compared with its layers one by one.
+    /// The groups of layers that `Trainer::fit` fuses on this device, each compared with the same
+    /// layers run one by one.
     #[serde(default)]
     pub groups: Vec<Group>,
-    /// How the relative bias of activations changes with depth.
+    /// How the relative bias of activations changes with depth; null for fewer than three layers.
     pub growth: Option<Growth>,
     /// The loss scales that are safe in every 16-bit layer; null if there are none.
     pub window: Option<CommonWindow>,
 }
 
-/// The figures of one layer.
+/// The measurements of one layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Layer {
-    /// The module's path; for the second run of a module followed by `#2`.
+    /// The module's path. If a module runs several times in a step, its second run has `#2` after the
+    /// path.
     pub path: String,
     /// The dtype of its output.
     pub dtype: String,
-    /// The figures of the layer's output.
+    /// The errors of the layer's output.
     pub forward: Flow,
-    /// The figures of the gradient of the layer's input; null if there is no gradient.
+    /// The errors of the gradient of the layer's input; null if there is no gradient.
     pub input_gradient: Option<Flow>,
-    /// The figures of the gradients of the layer's own parameters; null for a layer without parameters.
+    /// The errors of the gradients of the layer's parameters; null for a layer without parameters.
     pub weight_gradient: Option<Flow>,
-    /// The loss scales that are safe for the layer's gradients; null if they do not have 16 bits.
+    /// The loss scales that are safe for the layer's gradients; null if the gradients do not have
+    /// 16 bits.
     pub window: Option<Window>,
-    /// The distance in bits from the loss scale to the nearer end of the window; negative outside
-    /// the window.
+    /// How many powers of 2 the loss scale is away from the nearer end of `window`; negative if it
+    /// is outside the window.
     pub margin_bits: Option<i32>,
     /// The kinds of tensors for which this layer's own error is the largest of all layers.
     pub worst: Vec<Kind>,
@@ -119,39 +123,42 @@ impl Kind {
     pub const ALL: [Self; 3] = [Self::Forward, Self::InputGradient, Self::WeightGradient];
 }
 
-/// The figures of one kind of a layer's tensors.
+/// The errors of one kind of a layer's tensors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Flow {
     /// The root mean square of the exact values.
     pub rms: Option<f64>,
-    /// The root mean square error of the precision against 64-true.
+    /// The root mean square of the difference between the step under the precision and the 64-true
+    /// step.
     pub error: Option<f64>,
-    /// The root mean square error of 32-true against 64-true.
+    /// The root mean square of the difference between the 32-true step and the 64-true step.
     pub baseline_error: Option<f64>,
     /// The ratio error / baseline_error; null if 32-true is exact.
     pub ratio: Option<f64>,
-    /// The layer's own error. The layer runs on exact values rounded to its input dtypes, and is
-    /// compared with 64-true on the same rounded values.
+    /// The layer's own error. The layer runs alone on exact inputs, rounded to its input dtypes.
+    /// Its results are compared with those of 64-true on the same rounded inputs.
     pub local_error: Option<f64>,
-    /// The inherited error: 64-true on the layer's actual inputs, compared with 64-true on the
-    /// exact inputs.
+    /// The error that the layer inherits from earlier layers. 64-true runs on the inputs that the
+    /// layer had in the step. Its results are compared with those of 64-true on the exact inputs.
     pub inherited_error: Option<f64>,
-    /// local² / (local² + inherited²); null if both are zero or one is not finite.
+    /// The layer's own part in the error, local² / (local² + inherited²); null if the two errors
+    /// are zero or one of them is not finite.
     pub local_share: Option<f64>,
     /// The bias of the layer's own error.
     pub bias: Option<Bias>,
-    /// How many values the layer's format loses, predicted from the exponents of 32-true's values;
-    /// gradients are multiplied by the loss scale. Null if the layer does not compute in 16 bits.
+    /// How many values overflow or underflow in the layer's dtype, predicted from the exponents of
+    /// the values in 32-true. Gradients are multiplied by the loss scale first. Null if the layer's
+    /// output does not have 16 bits.
     pub predicted: Option<Losses>,
-    /// How many values were lost in the actual step. A ReLU unit that is inactive in only one of
-    /// the two steps counts as underflow.
+    /// How many values of the 32-true step are infinite, NaN or zero in the step under the
+    /// precision. A ReLU unit that is active only in 32-true counts as underflow too.
     pub observed: Losses,
-    /// The exponents of the values in the 32-true run.
+    /// The exponents of the values in the 32-true step.
     pub histogram: Histogram,
 }
 
 impl Layer {
-    /// Returns the figures of this kind.
+    /// Returns the errors of the tensors of this kind.
     pub fn flow(&self, kind: Kind) -> Option<&Flow> {
         match kind {
             Kind::Forward => Some(&self.forward),
@@ -162,7 +169,8 @@ impl Layer {
 }
 
 impl Flow {
-    /// Returns the own error relative to the exact values; infinite if it is not finite.
+    /// Returns the layer's own error divided by the root mean square of the exact values. Returns
+    /// infinity if this is not finite.
     pub fn relative_local_error(&self) -> f64 {
         match (self.local_error, self.rms) {
             (Some(_), Some(0.0)) => 0.0,
@@ -179,11 +187,12 @@ impl Report {
     }
 }
 
-/// Marks the layers whose own error is the largest of all.
+/// Marks for each kind of tensor the layer whose own error is the largest.
 fn mark_worst(layers: &mut [Layer]) {
     for kind in Kind::ALL {
         let blame = |layer: &Layer| layer.flow(kind).map_or(0.0, Flow::relative_local_error);
-        // The first of equal errors: a later layer may only pass on the error of an earlier one.
+        // If several layers have the same error, marks the first, because a later layer may only
+        // pass on what an earlier one has done.
         let worst = layers.iter().map(blame).fold(0.0, f64::max);
         let first = layers.iter_mut().find(|layer| worst > 0.0 && blame(layer) == worst);
         if let Some(layer) = first {

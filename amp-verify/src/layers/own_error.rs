@@ -1,7 +1,7 @@
-//! Measures the own error of a layer that computes in 16 bits. The reference is the same layer in
-//! 64-true with rounded parameters and results. The comparison detects three faults: the layer
-//! rounds too often; it computes in a wider dtype and casts back; or it first rounds to fewer
-//! digits than its dtype has.
+//! Measures the own error of each layer that computes in 16 bits: the error that it makes on exact
+//! inputs. It is compared with the error that the same layer makes in 64-true if only its
+//! parameters and results are rounded. This reveals three faults: the layer rounds too often; it
+//! computes in a wider dtype and casts back; or it first rounds to fewer digits than its dtype has.
 
 use amp_core::{
     Result,
@@ -19,40 +19,43 @@ use crate::{
     scalars,
 };
 
-/// The figures of a layer that runs alone on exact inputs.
+/// The measurements of a layer that runs alone on exact inputs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Own {
     /// The layer's path, as in [`Layer`](super::Layer).
     pub path: String,
-    /// The layer's own error in multiples of the error from rounding its parameters and results;
-    /// the larger value of forward and backward pass. Null if nothing is rounded; infinite if
-    /// nothing is rounded but there is an error.
+    /// The layer's own error divided by the error that rounding its parameters and results causes.
+    /// It is the larger value of the forward and the backward pass. `None` if nothing is rounded
+    /// and there is no error; infinite if nothing is rounded but there is an error.
     pub error: Option<f64>,
-    /// The results that the layer computes with more digits than 16 bits have, before it casts them
-    /// back.
+    /// The kinds of results that the layer computes in a wider dtype and then casts to 16 bits.
     pub wide: Vec<Kind>,
-    /// The tensors that have fewer digits than their dtype.
+    /// The kinds of tensors with fewer significant digits than their dtype has, because they were
+    /// rounded to another dtype before.
     pub twice: Vec<Kind>,
-    /// The share of values that the layer's dtype holds and that became zero, infinite or NaN; the larger of forward and
-    /// backward. Null if there are too few such values.
+    /// Of the results that the layer's dtype can represent, the fraction that became zero, infinite
+    /// or NaN. It is the larger value of the forward and the backward pass. `None` if there are too
+    /// few results.
     pub lost: Option<f64>,
 }
 
 /// The largest accepted [`Own::error`]. It is above 1, because some layers round several times
 /// inside.
 pub const WITHIN: f64 = 3.0;
-/// A layer computes in a wider dtype if its results differ from the exact results this many times
-/// less often than results with rounded parameters do. All of them are rounded to the layer's
-/// dtype.
+/// How to recognize a layer that computes in a wider dtype: count its results that differ from the
+/// exact results rounded to its dtype. There are this many times fewer of them than among the
+/// results with rounded parameters.
 const FEWER: f64 = 4.0;
-/// If fewer differing results are expected, the rule is not applied.
+/// If fewer results with rounded parameters differ, whether the layer is wide is not judged.
 const LEAST_DIFFERING: f64 = 40.0;
-/// A tensor has too few digits if this share of its elements has. By chance the share is smaller.
+/// A tensor has too few digits if at least the fraction `ALL` of its elements have no more digits
+/// than bf16, although of the exact values, rounded to f16, at most `BY_CHANCE` have so few.
 const ALL: f64 = 0.99;
 const BY_CHANCE: f64 = 0.75;
-/// The accepted [`Own::lost`]: few values cancel to zero within a layer.
+/// The largest accepted [`Own::lost`]. It is not zero, because a few values may cancel to zero
+/// within a layer.
 pub const LOST: f64 = 0.01;
-/// If there are fewer elements, the rule is not applied.
+/// If there are fewer elements, digits and lost values are not judged.
 const LEAST_ELEMENTS: usize = 64;
 
 impl Own {
@@ -63,7 +66,7 @@ impl Own {
 }
 
 impl Passes {
-    /// Returns each layer with 16-bit results.
+    /// Measures each layer of this part that has 16-bit results.
     pub(super) fn own(&self) -> Result<Vec<Own>> {
         let mut all = Vec::new();
         for at in self.places().filter(|at| is_narrow(self.actual.calls[*at].output.kind())) {
@@ -116,7 +119,8 @@ impl Passes {
         }))
     }
 
-    /// Returns the f16 tensors with no more digits than bf16, if the tensors of 64-true have more.
+    /// Returns the kinds of the layer's f16 tensors that have no more digits than bf16, although
+    /// the values of 64-true have more.
     fn twice(&self, at: usize) -> Result<Vec<Kind>> {
         let (actual, reference) = (&self.actual.calls[at], &self.reference.calls[at]);
         let scale = 2.0_f64.powi(self.log2_scale);
@@ -147,8 +151,8 @@ impl Passes {
     }
 }
 
-/// Returns the share of finite nonzero elements with no more digits than bf16; `None` if there are
-/// too few elements.
+/// Of the finite nonzero elements, returns the fraction that bf16 can represent exactly. Returns
+/// `None` if there are too few elements.
 fn share_of_bf16(tensor: &Tensor) -> Result<Option<f64>> {
     let tensor = tensor.f_to_kind(Dtype::Float)?.f_contiguous()?;
     let present = tensor.f_ne(0.0)?.f_logical_and(&tensor.f_isfinite()?)?;
@@ -160,16 +164,17 @@ fn share_of_bf16(tensor: &Tensor) -> Result<Option<f64>> {
     Ok(Some(low.f_mean(Dtype::Double)?.f_double_value(&[])?))
 }
 
-/// The results of a layer for one kind of tensor, all multiplied by the same factor.
+/// The results of a layer for one kind of tensor, computed in several ways on the same inputs.
+/// Gradients are multiplied by the loss scale.
 struct Otherwise {
     /// The layer's results under the precision.
     found: Tensor,
-    /// The results of 64-true on the same values.
+    /// The results of 64-true.
     exact: Tensor,
-    /// The results of 64-true, rounded.
+    /// The results of 64-true, rounded to the layer's dtype.
     rounded: Tensor,
-    /// The rounded results of 64-true with rounded parameters. The first result uses parameters
-    /// rounded to nearest, the others stochastically rounded parameters.
+    /// The results of 64-true with rounded parameters, rounded to the layer's dtype. For the first
+    /// result the parameters are rounded to nearest, for the others stochastically.
     others: Vec<Tensor>,
 }
 
@@ -182,13 +187,13 @@ impl Otherwise {
         let own = roots.next().flatten().unwrap_or(f64::INFINITY);
         let expected: Vec<f64> = roots.flatten().collect();
         let expected = expected.iter().sum::<f64>() / expected.len() as f64;
-        // If nothing is rounded, any error exceeds every bound.
+        // If nothing is rounded, `expected` is 0: any error then gives infinity.
         Ok((expected > 0.0 || own > 0.0).then(|| own / expected))
     }
 
-    /// Computes the share of the values well within the dtype's exponents that are lost: subnormal
-    /// numbers that became zero, or finite ones that became infinite. Exponents predict that these
-    /// are kept.
+    /// Computes which fraction of the values that the dtype `to` can represent became zero or not
+    /// finite. Only values well within the range of the dtype's exponents count. Returns `None` if
+    /// there are too few of them.
     fn lost(&self, to: Dtype) -> Result<Option<f64>> {
         let Some(format) = Format::of(to) else { return Ok(None) };
         let power = |exponent: i32| 2.0_f64.powi(exponent);
@@ -203,7 +208,8 @@ impl Otherwise {
         Ok((held >= LEAST_ELEMENTS as f64).then(|| gone / held))
     }
 
-    /// Returns whether the results are those of unrounded parameters.
+    /// Returns whether the layer computes in a wider dtype: its results are those of unrounded
+    /// parameters, not those of rounded parameters.
     fn is_wide(&self) -> Result<bool> {
         let differing = |other: &Tensor| -> Result<Tensor> {
             Ok(other.f_ne_tensor(&self.rounded)?.f_sum(Dtype::Int64)?)
@@ -222,8 +228,8 @@ mod tests {
     use super::*;
     use crate::rounding::rounded_stochastically;
 
-    /// Multiplies 64 weights with 64 inputs (or with zeros) and adds a bias, with rounded or with
-    /// unrounded parameters.
+    /// Returns the results of a linear layer in f16 with 64 inputs of about the size `size`. Under
+    /// the precision the layer uses rounded or unrounded parameters, as `rounds` says.
     fn product(rounds: bool, size: f64) -> Result<Otherwise> {
         let _section = random::seeded(11)?;
         let draw = |rows: i64| Tensor::randn([rows, 64], (Dtype::Double, Device::Cpu));
@@ -251,14 +257,14 @@ mod tests {
         assert_eq!(values.is_wide()?, is_wide);
         let error = values.error()?.expect("weights are rounded");
         assert!(error < 1.1 && (error > 0.85) == rounds, "{error}");
-        // Without the product, only the bias is left: rounding it once or twice gives the same
-        // value.
+        // With inputs of 0 only the bias is left. Rounding it once or twice gives the same value,
+        // so the layer does not count as wide.
         assert!(!product(rounds, 0.0)?.is_wide()?);
         Ok(())
     }
 
-    /// A layer that makes zeros of subnormal numbers, or infinities of large ones, loses values that f16 holds; values
-    /// that are too small for f16 are not lost by the layer.
+    /// Values count as lost if the layer turns subnormal numbers into zeros or finite numbers into
+    /// infinities. Values that are too small for f16 do not count.
     #[rstest]
     #[case::rounded(1.0, |tensor: &Tensor| tensor.shallow_clone(), 0.0)]
     #[case::flushed(1.0 / 65536.0, |tensor: &Tensor| tensor * tensor.abs().ge(2.0_f64.powi(-14)), 1.0)]
@@ -274,14 +280,14 @@ mod tests {
         let nearest = rounded(&exact, Dtype::Half)?;
         let found = lose(&nearest);
         let values = Otherwise { found, rounded: nearest, exact, others: Vec::new() };
-        // Fewer than 64 values within the exponents say nothing: -1.
+        // −1 stands for `None`: f16 can represent too few of the values.
         let lost = values.lost(Dtype::Half)?.unwrap_or(-1.0);
         assert!((lost - expected).abs() < 0.01, "{lost}");
         Ok(())
     }
 
-    /// Random numbers have f16's digits and rounded ones bf16's. Zeros, infinities and very few
-    /// values are not counted.
+    /// Of random f16 numbers, an eighth happen to have no more digits than bf16; of numbers rounded
+    /// to bf16, all. Zeros, infinities and fewer than 64 values give no result.
     #[test]
     fn digits_are_counted() -> Result<()> {
         let _section = random::seeded(12)?;

@@ -1,12 +1,13 @@
-//! Divides a model into parts that are measured at once, because the tensors of all layers may not
-//! fit into memory.
+//! Divides a model's layers into parts. The layers of one part are measured together, because the
+//! tensors of all layers may not fit into memory.
 
 use std::ops::Range;
 
 use super::pass::Ran;
 
-/// The number of f64 values that are kept for each element of a layer's input and output (values
-/// and gradients of four passes and of up to eight runs alone), and for each parameter (gradients).
+/// The number of f64 values that are kept for each element of a layer's input and output, and for
+/// each element of its parameters. For inputs and outputs these are the values and gradients of
+/// four steps and of up to eight runs of the layer alone; for parameters, the gradients.
 const COPIES: usize = 24;
 const OF_PARAMETERS: usize = 12;
 
@@ -31,8 +32,8 @@ pub(super) fn parts(calls: &[Ran], budget: usize) -> Vec<Range<usize>> {
     parts
 }
 
-/// Returns the number of examples with which the largest layer fits into the budget. It is at least
-/// two, because batch statistics need two.
+/// Returns the number of examples, out of `all`, with which the largest layer fits into the budget.
+/// It is at least two, because batch statistics need two examples.
 pub(super) fn examples(calls: &[Ran], all: i64, budget: usize) -> i64 {
     let largest = calls.iter().map(bytes).max().unwrap_or_default();
     match largest > budget {
@@ -50,7 +51,8 @@ mod tests {
 
     use super::*;
 
-    /// Makes a layer of this many bytes: 192 for each value and 96 for each parameter.
+    /// Makes a layer with these numbers of values and parameters. It needs 192 bytes for each value
+    /// and 96 bytes for each parameter.
     fn layer(values: usize, parameters: usize) -> Ran {
         let empty = || Tensor::zeros([0], (Kind::Float, Device::Cpu));
         Ran {

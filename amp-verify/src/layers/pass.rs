@@ -1,4 +1,4 @@
-//! One training step, observed layer by layer.
+//! Runs one training step, records each layer's tensors, and runs layers alone on other inputs.
 
 use std::{
     cell::{Cell, RefCell},
@@ -21,28 +21,26 @@ use amp_core::{
 use super::Subject;
 use crate::rounding::{is_narrow, rounded, rounded_stochastically};
 
-/// One run of a layer within a step. Values have the step's dtypes. Gradients are in f64 and without the loss
-/// scale.
+/// One run of a layer within a step. Input and output have the step's dtypes. Gradients are in f64
+/// and divided by the loss scale.
 pub(super) struct Ran {
-    /// The module's path; for the second run of a module followed by `#2`.
+    /// The module's path, with `#2` after it for the module's second run in the step.
     pub(super) path: String,
     pub(super) op: Op,
     /// The numbers of elements of the layer's input and output, and of its own parameters.
     pub(super) numbers: (usize, usize),
-    /// The input, or an empty tensor if the pass does not keep the layer's tensors. The same holds for the
-    /// output.
+    /// The layer's input and output; empty tensors if the pass does not keep this layer's tensors.
     pub(super) input: Tensor,
     pub(super) output: Tensor,
     pub(super) output_gradient: Option<Tensor>,
     pub(super) input_gradient: Option<Tensor>,
-    /// One result for each job of the layer.
+    /// The results of running the layer alone, one for each job.
     pub(super) reruns: Vec<Rerun>,
 }
 
 impl Ran {
-    /// Returns whether this is a norm with 16-bit parameters. Such a norm also rounds the mean and
-    /// the deviation of its input, which changes its results as much as perturbing the input by one
-    /// rounding.
+    /// Returns whether this is a normalization layer with 16-bit parameters. Such a layer also
+    /// rounds the mean and deviation of its input, as if the input were perturbed by one rounding.
     pub(super) fn rounds_statistics(&self, precision: Precision) -> bool {
         let has_parameters = self.numbers.1 > 0;
         self.op == Op::Other
@@ -52,25 +50,25 @@ impl Ran {
     }
 }
 
-/// Describes a run of a layer alone. The inputs are in f64 and are rounded to the layer's dtypes first.
+/// Describes a run of a layer alone. The run rounds the f64 tensors to the layer's dtypes first.
 pub(super) struct Job {
     pub(super) input: Tensor,
-    /// The gradient of the loss (without the loss scale) with respect to the output.
+    /// The gradient of the unscaled loss with respect to the output, for the backward pass.
     pub(super) gradient: Option<Tensor>,
     /// The rounding of the layer's own parameters; `None` leaves them unchanged.
     pub(super) weights: Option<Rounded>,
 }
 
-/// Rounds parameters to this dtype: stochastically if a seed is given, otherwise to nearest.
+/// How to round parameters to the dtype `to`: stochastically with a seed, or else to nearest.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rounded {
     pub(super) to: Kind,
     pub(super) seed: Option<u64>,
 }
 
-/// The result of a job, in f64.
+/// The results of running a layer alone, in f64.
 pub(super) struct Rerun {
-    /// The job, with its inputs rounded.
+    /// The input and the output's gradient as the layer received them, rounded to its dtypes.
     pub(super) job: Job,
     pub(super) output: Tensor,
     pub(super) input_gradient: Option<Tensor>,
@@ -89,10 +87,11 @@ impl Rerun {
     }
 }
 
-/// The layers of a step in the order in which they ended.
+/// The records of one step.
 pub(super) struct Pass {
+    /// The runs of the layers, in the order in which they ended.
     pub(super) calls: Vec<Ran>,
-    /// The gradients of the loss (without the loss scale) in f64, by parameter.
+    /// The gradients of the unscaled loss, in f64, by parameter of the kept layers.
     pub(super) gradients: BTreeMap<String, Tensor>,
     pub(super) loss: f64,
 }
@@ -106,7 +105,7 @@ impl Pass {
     }
 }
 
-/// Returns the path without the number of the run.
+/// Returns the path of the module, without `#2` and the like.
 pub(super) fn module(path: &str) -> &str {
     path.split_once('#').map_or(path, |(module, _)| module)
 }
@@ -133,7 +132,7 @@ pub(super) struct Plan {
     pub(super) dropout: bool,
     /// The indices of the layers whose tensors are kept, in the order in which they end.
     pub(super) keeps: Range<usize>,
-    /// The jobs of each layer, in the order in which they end.
+    /// For each layer, in the order in which layers end, the jobs that run it alone.
     pub(super) jobs: Vec<Vec<Job>>,
 }
 
@@ -145,8 +144,8 @@ impl Plan {
     }
 }
 
-/// Runs the step. All passes of one subject draw the same random numbers in each layer, independently of its
-/// jobs.
+/// Runs the step. All steps of one subject draw the same random numbers in each layer, whatever
+/// their precision and jobs are.
 pub(super) fn run(subject: &Subject<'_>, plan: Plan) -> Result<Pass> {
     let policy = Policy::new(plan.precision, subject.device);
     let _section = random::seeded(subject.seed)?;
@@ -322,7 +321,7 @@ impl Observer {
             let gradient = gradient.f_mul_scalar(self.scale)?.f_to_kind(output.kind())?;
             // The gradient of Σ y·g with respect to y equals g exactly.
             let sum = output.f_mul(&gradient)?.f_sum(output.kind())?;
-            // Autocast's cached casts belong to both graphs, so the graph is kept.
+            // Keeps the graph: autocast's cached casts also belong to the graph of the whole step.
             let found = Tensor::f_run_backward(&[sum], &wanted, true, false)?;
             let mut found = found
                 .iter()
@@ -341,8 +340,8 @@ impl Observer {
     }
 }
 
-/// Rounds the values of parameters in place, without effect on autograd graphs that use them, and returns the
-/// earlier values.
+/// Rounds the values of parameters in place, without effect on the autograd graphs that use them.
+/// Returns for each parameter its data and a copy of the earlier values, to restore them.
 fn round(parameters: &[Tensor], how: Rounded) -> Result<Vec<(Tensor, Tensor)>> {
     if let Some(seed) = how.seed {
         seed_everything(seed)?;
@@ -359,8 +358,8 @@ fn round(parameters: &[Tensor], how: Rounded) -> Result<Vec<(Tensor, Tensor)>> {
     each.collect()
 }
 
-/// Returns whether dropout drops the same elements in these dtypes for equal seeds. It does on the
-/// CPU. On CUDA the number of elements that one thread draws depends on the dtype.
+/// Returns whether dropout with the same seed zeroes the same elements in all these dtypes. It does
+/// on the CPU. On CUDA the number of elements that one thread draws depends on the dtype.
 pub(super) fn masks_agree(device: Device, kinds: &[Kind]) -> Result<bool> {
     let draw = |kind: Kind| -> Result<Tensor> {
         let _section = random::seeded(0)?;
@@ -368,7 +367,7 @@ pub(super) fn masks_agree(device: Device, kinds: &[Kind]) -> Result<bool> {
         for size in [7, 1000, 65_537] {
             drawn.push(Tensor::f_ones([size], (kind, device))?.f_dropout(0.5, true)?.f_ne(0.0)?);
         }
-        // With equal weights and an identity matrix, the output shows which attention weights were dropped.
+        // Attention with equal weights and an identity matrix: its output shows the dropout mask.
         let zeros = Tensor::f_zeros([2, 2, 16, 16], (kind, device))?;
         let values = Tensor::f_eye(16, (kind, device))?.f_expand([2, 2, 16, 16], false)?;
         let attended = Tensor::f_scaled_dot_product_attention(
@@ -393,7 +392,7 @@ pub(super) fn masks_agree(device: Device, kinds: &[Kind]) -> Result<bool> {
     Ok(true)
 }
 
-/// Converts floating-point tensors to f64.
+/// Detaches a tensor, and converts it to f64 if it is a floating-point tensor.
 pub(super) fn exact(tensor: &Tensor) -> Result<Tensor> {
     let tensor = tensor.f_detach()?;
     Ok(if is_floating(tensor.kind()) { tensor.f_to_kind(Kind::Double)? } else { tensor })

@@ -1,4 +1,4 @@
-//! How much a model's layers compute.
+//! Counts how many multiplications a model's layers need.
 
 use std::{cell::Cell, rc::Rc};
 
@@ -13,9 +13,9 @@ use amp_core::{
 
 use super::Subject;
 
-/// Counts the multiplications by layers' weights in one forward pass: each weight once for each
-/// position of its layer's output. A product that is not a layer's, such as attention's, is left
-/// out.
+/// Counts the multiplications by layers' weights in one forward pass: each element of a weight
+/// matrix counts once for each position of the layer's output. Products without a layer's weights,
+/// such as those of attention, do not count.
 ///
 /// # Errors
 /// When the pass fails.
@@ -31,7 +31,7 @@ pub(crate) fn products(subject: &Subject<'_>) -> Result<f64> {
         .without_checkpointing()
         .with_probe(counter.clone());
     let mut log = Log::default();
-    // With gradients: a loss may have a gradient penalty.
+    // Autograd stays on, because the loss may have a gradient penalty.
     let batch = subject.batch.place(policy)?;
     let _ = first_loss(model.as_mut(), &batch, &mut Step::new(&context, &mut log, 0, 0))?;
     Ok(counter.products.get())
@@ -78,7 +78,8 @@ mod tests {
         head: Linear,
     }
 
-    /// 2 examples: 4·3·3·3 products at each of 3·3 places, and 36·5 ones.
+    /// For each of 2 examples, the convolution multiplies 4·3·3·3 weights at each of 3·3 positions,
+    /// and the linear layer multiplies 36·5 weights once.
     #[test]
     fn products_are_those_of_the_definition() -> Result<()> {
         let options = (Kind::Float, Device::Cpu);

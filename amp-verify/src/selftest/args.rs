@@ -5,7 +5,7 @@ use clap::Args;
 
 use crate::options::ChangeArgs;
 
-/// The first seed of the unchanged runs. Other runs use smaller seeds.
+/// The default first seed of the unchanged runs. By default all other runs use smaller seeds.
 const FRESH: u64 = 10_000;
 
 /// Options of `selftest`.

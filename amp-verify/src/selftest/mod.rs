@@ -1,4 +1,5 @@
-//! Tests the gate: it must report each planted fault, and must pass unchanged runs.
+//! Tests the gate: it must report each fault that is put into training on purpose, and it must pass
+//! unchanged training.
 
 mod args;
 mod report;

@@ -25,19 +25,19 @@ pub struct FaultResult {
     /// The names of the training invariants that the fault violated.
     #[serde(default)]
     pub invariants: Vec<String>,
-    /// Whether the metrics over seeds revealed the fault.
+    /// Whether the statistical test of the metrics reported the fault.
     pub by_seeds: bool,
-    /// Whether full training runs were needed, because no rule was broken.
+    /// Whether full training runs were made. They are made only if no rule reported the fault.
     pub trained: bool,
-    /// The first line of the gate's report on the fault.
+    /// The text of the first failure that the gate reported.
     pub first_line: String,
-    /// The result of the diagnosis; null unless it was requested.
+    /// The cause that the diagnosis found; null unless a diagnosis was requested.
     #[serde(default)]
     pub finding: Option<String>,
 }
 
 impl FaultResult {
-    /// Returns whether the gate failed.
+    /// Returns whether the gate reported the fault.
     pub fn is_reported(&self) -> bool {
         self.by_seeds || !self.reported_by.is_empty()
     }
@@ -48,23 +48,24 @@ impl FaultResult {
 pub struct Report {
     /// The result for each fault.
     pub faults: Vec<FaultResult>,
-    /// The faults that were not planted, with the reason.
+    /// The faults that were not tested, with the reason.
     pub left_out: Vec<String>,
-    /// The number of unchanged runs of the gate, over all models in turn.
+    /// How many times the gate judged unchanged training, each time of the next model.
     pub repetitions: u64,
-    /// The number of cells in the unchanged runs.
+    /// The number of cells (models under a precision) in the unchanged runs.
     pub cells: usize,
-    /// The failing cells of the unchanged runs, by model, precision and seed.
+    /// The cells of the unchanged runs in which the gate failed, with model, precision and seed.
     pub false_alarms: Vec<String>,
     /// The number of inconclusive cells in the unchanged runs; they do not count as false alarms.
     pub inconclusive: usize,
-    /// Whether a golden with NaN was refused.
+    /// Whether a golden (recorded results) that contains NaN was refused.
     pub nan_golden_refused: bool,
-    /// Duration in seconds.
+    /// The duration of the self-test in seconds.
     pub seconds: f64,
 }
 
-/// Checks that no planted fault can trigger, because they need a golden or do not compare numbers.
+/// The checks that no fault of the self-test can trigger: two need a golden, and the third does not
+/// compare numbers.
 const ELSEWHERE: &[Reason] = &[Reason::Moved, Reason::NotComparable, Reason::Crashed];
 
 impl Report {
@@ -74,7 +75,7 @@ impl Report {
             + usize::from(self.nan_golden_refused)
     }
 
-    /// Returns the number of planted faults: each [`Fault`], and a NaN in a golden.
+    /// Returns the number of tested faults: the faults in `faults`, and a NaN in a golden.
     pub fn injected(&self) -> usize {
         self.faults.len() + 1
     }
@@ -84,7 +85,8 @@ impl Report {
         self.reported() == self.injected() && self.false_alarms.is_empty()
     }
 
-    /// Returns the checks that reported no fault. Empty unless all faults were planted.
+    /// Returns the checks that reported no fault. The list is empty if only some faults were
+    /// requested, because it would then say nothing.
     pub fn idle(&self) -> Vec<Reason> {
         let all = self.faults.len() + self.left_out.len() == Fault::ALL.len();
         let saw =
@@ -93,8 +95,8 @@ impl Report {
         Reason::ALL.iter().copied().filter(|check| all && idle(check)).collect()
     }
 
-    /// Formats the report: a table of faults with a letter for each check that reported them, and a
-    /// legend of the letters.
+    /// Formats the report: a table of the faults, in which a letter stands for each check that
+    /// reported the fault, and a legend of the letters.
     pub fn table(&self) -> String {
         let checks: Vec<Reason> =
             Reason::ALL.iter().copied().filter(|check| !ELSEWHERE.contains(check)).collect();

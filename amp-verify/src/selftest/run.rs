@@ -19,13 +19,15 @@ use crate::{
     verdict::Verdict,
 };
 
-/// The precision of the runs with faults. Under it, every part of training is used.
+/// The precision of the runs with faults. It is the one that uses every part of training, for
+/// example the loss scaler.
 const PRECISION: Precision = Precision::F16Mixed;
 
 /// The number of seeds for a fault that breaks no rule.
 const SEEDS: usize = 3;
 
-/// Plants every fault, and repeats unchanged runs with new seeds.
+/// Puts each fault into training and checks that the gate reports it. Then lets the gate judge
+/// unchanged training with new seeds, and counts its false alarms.
 ///
 /// # Errors
 /// When the name of a fault is unknown or the device does not exist.
@@ -49,8 +51,8 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
             (Some(model), _) => {
                 let plan = plan(registry, args, model, &changes)?;
                 let (precisions, first, most) = (vec![PRECISION], SEEDS, SEEDS);
-                // The invariants are off, because they would end each run before another check
-                // could report the fault.
+                // The checks of the training invariants are off, because they would end a run
+                // before another check could report the fault.
                 let (fault_of_plan, check) = (Some(fault), Check::Off);
                 let own = Plan { fault: fault_of_plan, check, precisions, first, most, ..plan };
                 plans.push((fault, own));
@@ -73,7 +75,7 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
     let models = chosen_model.map_or_else(|| registry.models().collect(), |model| vec![model]);
     let (mut false_alarms, mut cells, mut inconclusive) = (Vec::new(), 0, 0);
     for index in 0..args.repetitions {
-        // Takes the models in turn, so that twenty repetitions include each of them.
+        // Each repetition uses the next model.
         let model = models[index as usize % models.len()];
         let mut plan = plan(registry, args, model, &changes)?;
         plan.first_seed = args.first_seed + 100 * index;
@@ -108,7 +110,8 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
     })
 }
 
-/// Returns the gate's report on the cause of a broken rule, without full runs.
+/// Runs the gate with a diagnosis and returns the cause that it found. The gate makes no full runs,
+/// because a rule is broken before the first seed.
 fn cause(plan: &Plan, pool: &mut Pool) -> Result<Option<String>> {
     let seeds = Some(Duration::MAX);
     let plan = Plan { diagnosed: 1, time_limit: seeds, ..plan.clone() };
@@ -138,7 +141,8 @@ fn plan(
     changes: &Changes,
 ) -> Result<Plan> {
     let (first, most) = Tier::Quick.seeds();
-    // Checks of rules use no margin, and a changed model has none.
+    // A changed model has no margin. Any value will do, because a changed model is judged by rules,
+    // which use no margin.
     let margin = (!changes.is_empty()).then_some(f64::MAX);
     Ok(Plan {
         registry: registry.clone(),
@@ -165,14 +169,15 @@ fn plan(
     })
 }
 
-/// The jobs for one fault run in this order until one fails. Full runs follow.
+/// The jobs that check rules, in the order in which they run. For each fault they stop at the first
+/// job that reports it. Full runs follow if none does.
 const STAGES: [Task; 2] = [Task::Path, Task::Conformance];
 
 /// A fault with its plan, the failures of the rules, and the job that checks the invariants.
 type Case<'a> = ((&'a (Fault, Plan), Vec<Failure>), &'a Job);
 
-/// Returns the gate's result for each fault. The rules of the training path are checked first, then
-/// the first steps, then full runs if these found nothing.
+/// Runs the gate's checks for each fault and returns the results. The rules of the training path
+/// come first, then the first steps; full runs follow only for faults that these did not report.
 fn results(plans: &[(Fault, Plan)], pool: &mut Pool) -> Result<Vec<FaultResult>> {
     let mut seen: Vec<Vec<Failure>> = vec![Vec::new(); plans.len()];
     for task in STAGES {
@@ -191,7 +196,8 @@ fn results(plans: &[(Fault, Plan)], pool: &mut Pool) -> Result<Vec<FaultResult>>
         .collect();
     pool.run(invariants.clone())?;
     let whole = plans.iter().zip(&seen).filter(|(_, seen)| seen.is_empty());
-    // All jobs are submitted at once, so that no process waits.
+    // The jobs of all faults are submitted together, so that no process is idle at the end of a
+    // fault.
     let jobs = whole.flat_map(|((_, plan), _)| plan.first_look());
     pool.run(jobs.collect::<Vec<_>>())?;
     let result = |(((fault, plan), mut failures), job): Case<'_>| {
@@ -206,7 +212,8 @@ fn results(plans: &[(Fault, Plan)], pool: &mut Pool) -> Result<Vec<FaultResult>>
                 reported = cell.note();
             }
         }
-        // Other errors of this run are the subject of other checks.
+        // Of the failures of this run, only broken invariants count. Other checks report the
+        // others.
         let broken = pool.outcome(job).into_iter().flat_map(|outcome| &outcome.failures);
         let broken: Vec<&Failure> =
             broken.filter(|failure| failure.reason == Reason::Invariant).collect();

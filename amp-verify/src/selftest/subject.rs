@@ -1,4 +1,4 @@
-//! Chooses the model in which a fault is planted.
+//! Chooses the model into whose training a fault is put.
 
 use std::sync::Arc;
 
@@ -8,8 +8,9 @@ use crate::{
 };
 
 impl Fault {
-    /// Returns the model in which the fault is planted: a model that declares that it reveals the
-    /// fault, or the registry's first model if every model reveals it.
+    /// Returns the model into whose training the fault is put: the first model whose registration
+    /// declares that it reveals the fault or, if every model reveals it, the registry's first
+    /// model.
     pub fn subject(self, registry: &Registry) -> Option<&Arc<Model>> {
         let declared = registry.all_models().find(|model| model.faults().contains(&self));
         declared.or_else(|| registry.models().next().filter(|_| self.needs().is_none()))

@@ -1,4 +1,4 @@
-//! Plants faults between the trainer and the model.
+//! An interceptor between the trainer and the model that puts a fault into a run.
 
 use std::{cell::Cell, rc::Rc};
 
@@ -15,20 +15,23 @@ use amp_core::{
 use super::{Fault, loss, optimizer, schedule};
 use crate::interceptor::Interceptor;
 
-/// A model with a planted fault.
+/// An interceptor that puts a fault into a run.
 pub struct Faulty {
     fault: Fault,
     precision: Precision,
+    /// The gradients of the previous step, for a fault that adds them to those of the next step.
     stale: Vec<Tensor>,
-    /// Whether the trainer calls the wrapper during the steps.
+    /// Whether the trainer has called this interceptor within a step, as in an observed run. Some
+    /// faults change only runs that are not observed.
     watched: Rc<Cell<bool>>,
     steps: loss::Steps,
-    /// The buffers before the first step.
+    /// The model's buffers before the first step, for a fault that restores them.
     buffers: Vec<Tensor>,
 }
 
 impl Faulty {
-    /// Plants the fault in runs of `precision`, if the fault affects this precision.
+    /// Creates the interceptor for a run under `precision`. If the fault does not affect this
+    /// precision, the interceptor changes nothing.
     pub fn new(fault: Fault, precision: Precision) -> Self {
         Self {
             fault,
@@ -62,7 +65,7 @@ impl Faulty {
     }
 }
 
-/// The clipping limit for faults in clipping.
+/// The norm to which the fault `ClipBeforeUnscale` clips gradients.
 const CLIP: f64 = 1.0;
 
 impl Interceptor for Faulty {
@@ -119,7 +122,8 @@ impl Interceptor for Faulty {
             Some(Fault::LearningRateDoubled) => {
                 Ok(OptimizerConfig::new(AdamW { lr: 2e-3, ..AdamW::default() }).into())
             }
-            // This decay changes the weights within a few steps. The baseline keeps it.
+            // The baseline gets a weight decay so large that it changes the weights within a few
+            // steps. The precision gets none.
             Some(Fault::WeightDecayDropped) => {
                 let weight_decay = if self.precision == Precision::F32True { 1.0 } else { 0.0 };
                 Ok(OptimizerConfig::new(AdamW { weight_decay, ..AdamW::default() }).into())

@@ -1,4 +1,4 @@
-//! Faults in the forward pass of training and of validation.
+//! Faults in the forward pass, in training and in validation.
 
 use amp_core::{
     LightningModule, Result, Step,
@@ -12,21 +12,22 @@ use amp_core::{
 
 use super::Fault;
 
-/// State that is kept between the steps of a run.
+/// What the faults keep between the steps of a run.
 #[derive(Default)]
 pub(super) struct Steps {
     /// The number of batches so far.
     batches: u64,
     /// The number of examples in the first batch.
     examples: i64,
+    /// The tensors that a fault leaks.
     kept: Vec<Tensor>,
-    /// A meter that measures during all steps.
+    /// A memory meter that stays active over all steps, to disturb another one.
     meter: Option<MemoryMeter>,
 }
 
 /// The number of eager steps before a step is captured as a CUDA graph.
 const BEFORE_CAPTURE: u64 = 3;
-/// The number of elements of a tensor that a faulty step keeps or allocates.
+/// The number of elements of the tensor that a fault leaks in each step.
 const ELEMENTS: i64 = 1 << 16;
 
 pub(super) fn training_step(
@@ -60,7 +61,8 @@ pub(super) fn training_step(
         Fault::LossIsNan => times(f64::NAN, model.training_step(batch, step)?),
         Fault::AlwaysSkips => times(f64::INFINITY, model.training_step(batch, step)?),
         Fault::LossInF16 => {
-            // Adds 2⁻⁶ of the loss; the gradient is unchanged.
+            // Truncates the loss to a multiple of 1/64. The gradient hardly changes, because the
+            // factor is a constant close to 1.
             let loss = model.training_step(batch, step)?;
             let steps_up = loss.f_detach()?.f_mul_scalar(64.0)?.f_trunc()?.f_div_scalar(64.0)?;
             Ok(loss.f_mul(&steps_up.f_div(&loss.f_detach()?)?)?)
@@ -132,7 +134,7 @@ pub(super) fn training_step(
         }
         Fault::TakesTooMuch => {
             let loss = model.training_step(batch, step)?;
-            // This is far more than the step of a small model needs. Only one element is written.
+            // Allocates far more than the step of a small model needs, but writes only one element.
             let room = Tensor::f_empty([1 << 27], (Kind::Float, loss.device()))?;
             Ok(loss.f_add(&room.f_select(0, 0)?.f_zero_()?)?)
         }
@@ -181,7 +183,8 @@ fn in_context(
     model.training_step(batch, &mut own)
 }
 
-/// Normalizes activations with a mean of about a thousand, with the variance computed in f16.
+/// Multiplies the input by 1000 and normalizes it with a variance that is computed in f16, where it
+/// overflows.
 fn normed_in_f16(batch: &AnyBatch) -> Result<AnyBatch> {
     let batch = Batch::from_any(batch)?;
     let large = batch.input.f_mul_scalar(1000.0)?.f_to_kind(Kind::Half)?;

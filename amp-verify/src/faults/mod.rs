@@ -1,5 +1,6 @@
-//! Typical faults of mixed-precision training, for testing the gate. Each is planted through public
-//! interfaces.
+//! Typical faults of mixed-precision training, with which the self-test tests the gate. They are
+//! put into training through public interfaces, mostly by wrapping the model, its optimizer or its
+//! schedule.
 
 mod interceptor;
 mod loss;
@@ -50,7 +51,7 @@ pub enum Area {
     Graph,
 }
 
-/// Defines the faults, each with its area and a description.
+/// Defines the enum [`Fault`]. Each line has a fault's name, its area and its description.
 macro_rules! faults {
     ($($name:ident in $area:ident: $about:literal,)+) => {
         /// A fault.
@@ -176,10 +177,10 @@ faults! {
 }
 
 impl Fault {
-    /// Returns the property that a model needs for the fault to change its numbers, or `None` if
-    /// the fault affects every model.
+    /// Returns which property a model must have so that the fault changes its numbers. Returns
+    /// `None` if the fault changes the numbers of every model.
     ///
-    /// A fault with such a property is planted only in models that declare the fault with
+    /// If a property is needed, the fault is put only into models that declare the fault with
     /// [`Model::reveals`](crate::Model::reveals).
     pub fn needs(self) -> Option<&'static str> {
         match self {
@@ -269,7 +270,8 @@ impl Fault {
         Ok(())
     }
 
-    /// Changes the options of a run, after all other code has set them.
+    /// Changes the trainer's options if the fault is one in the options. It must be called after
+    /// all other code has set them.
     pub(crate) fn config(fault: Option<Self>, config: &mut TrainerConfig) {
         let Some(fault) = fault.filter(|fault| fault.strikes(config.precision)) else { return };
         let scales = config.precision.scales_loss();
@@ -293,7 +295,7 @@ impl Fault {
                 *batches = (*batches - 1).max(1);
             }
             Self::LastBatchDropped => {
-                // A fraction would be rounded down.
+                // A fraction of 0.999 of the batches is rounded down to one batch fewer.
                 let limit = &mut config.loops.limit_train_batches;
                 *limit = match *limit {
                     Limit::Fraction(_) => Limit::Fraction(0.999),
@@ -304,8 +306,9 @@ impl Fault {
         }
     }
 
-    /// Activates a fault that no hook can plant, for jobs of this precision, until the returned
-    /// value is dropped. `layer` is the layer that the model names for the fault.
+    /// Activates a fault that a wrapper cannot cause, if it affects this precision. The fault stays
+    /// active until the returned value is dropped. `layer` is the path of the layer for a fault in
+    /// a single layer, as the registered model names it.
     pub(crate) fn planted(
         fault: Option<Self>,
         precision: Precision,

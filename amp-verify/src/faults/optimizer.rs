@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 
 use super::Fault;
 
-/// The norm to which each parameter's gradient is clipped by the fault.
+/// The norm to which the fault `ClipsEachParameter` clips the gradient of each parameter.
 const EACH: f64 = 0.02;
 
 /// Wraps the optimizer with the fault.
@@ -155,7 +155,8 @@ impl Optimizer for Broken {
 
     fn write_rates(&mut self) -> Result<()> {
         match self.fault {
-            // A step without a graph writes the rates itself.
+            // Only a step that is replayed as a CUDA graph needs this call, so it keeps the
+            // learning rates of its capture.
             Fault::CapturedRatesStale => Ok(()),
             _ => self.inner.write_rates(),
         }

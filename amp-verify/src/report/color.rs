@@ -1,10 +1,10 @@
-//! The colors of charts. Charts are drawn for a white background. On the page each color is a CSS
-//! variable, which has another value for dark color schemes.
+//! The colors of charts. Charts are drawn with the colors for a white background. On the HTML page
+//! each color is replaced by a CSS variable, which has another value in dark color schemes.
 
 use amp_core::precision::Precision;
 use plotters::style::RGBColor;
 
-/// A colour with its name.
+/// A color: the name of its CSS variable, and its values for light and dark color schemes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ChartColor {
     variable: &'static str,
@@ -31,8 +31,8 @@ pub(super) const NORMAL: ChartColor = color("normal", (86, 140, 180), (60, 120, 
 /// The exponents of a format's subnormal values.
 pub(super) const SUBNORMAL: ChartColor = color("subnormal", (196, 218, 234), (38, 68, 92));
 
-/// The colors of Okabe and Ito, which most color-blind readers can distinguish. They are darkened
-/// on white and lightened on black.
+/// The colors of the series. They are those of Okabe and Ito, which most color-blind readers can
+/// distinguish, made darker for a white background and lighter for a dark one.
 const SERIES: [ChartColor; 6] = [
     color("s0", (20, 20, 20), (240, 240, 240)),
     color("s1", (213, 94, 0), (255, 150, 60)),
@@ -54,13 +54,13 @@ impl ChartColor {
         SERIES[place % SERIES.len()]
     }
 
-    /// Returns the color in the drawing library's type.
+    /// Returns the color for a white background, in the type of the drawing library.
     pub(super) fn colour(self) -> RGBColor {
         let (red, green, blue) = self.light;
         RGBColor(red, green, blue)
     }
 
-    /// Returns the name of the CSS variable.
+    /// Returns the CSS expression for the color, for example `var(--text)`.
     pub(super) fn variable(self) -> String {
         format!("var(--{})", self.variable)
     }

@@ -1,5 +1,6 @@
-//! The gate's report as one HTML file: the first failure, then the verdict of each model with the
-//! checks that did not run, and a table of the comparisons.
+//! The gate's report as one HTML file. It begins with the first failure and a table of all
+//! verdicts. A section for each model follows, with what was checked, what was not checked, and all
+//! comparisons.
 
 use super::{color, page::escaped};
 use crate::{
@@ -45,7 +46,8 @@ fn cells(report: &Report) -> impl Iterator<Item = (&ModelReport, &Cell)> {
     report.models.iter().flat_map(|model| model.cells.iter().map(move |cell| (model, cell)))
 }
 
-/// Formats the first failure of the first failing cell, with its layer and its remedy.
+/// Formats the first failure of the cell with the worst status, with the diagnosis: the layer and
+/// the remedy.
 fn first_failure(report: &Report) -> String {
     let failing = cells(report).filter(|(_, cell)| cell.status != Status::Pass);
     let Some((model, cell)) = failing.max_by_key(|(_, cell)| cell.status) else {
@@ -91,7 +93,7 @@ fn anchor(model: &ModelReport, cell: &Cell) -> String {
     escaped(&format!("{}-{}", model.model, cell.precision).replace(' ', "-"))
 }
 
-/// Formats a line for each cell.
+/// Formats the table of verdicts, with one row for each model and precision.
 fn summary(report: &Report) -> String {
     let mut rows = String::new();
     for (model, cell) in cells(report) {
@@ -167,8 +169,8 @@ fn section(report: &Report, model: &ModelReport) -> String {
     out + "</section>\n"
 }
 
-/// Formats the comparisons. The name and description of a rule appear once, next to all of its
-/// rows.
+/// Formats the table of comparisons. The name and the description of a rule appear only once,
+/// beside all rows of the rule.
 fn table(rows: &[Row]) -> String {
     let mut body = String::new();
     for of_rule in rows.chunk_by(|a, b| a.rule == b.rule) {
@@ -209,7 +211,7 @@ fn table(rows: &[Row]) -> String {
     )
 }
 
-/// Draws a bar that shows how much of a bound the figure takes.
+/// Draws a bar whose length shows `share`, a measured value divided by its bound.
 fn bar(share: f64) -> String {
     let (width, class) = match share > 1.0 {
         true => (100.0, "bar beyond"),

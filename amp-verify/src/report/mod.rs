@@ -1,5 +1,5 @@
-//! The comparison as one self-contained HTML file, for light and dark color schemes, without network
-//! access.
+//! Reports as HTML: the comparison of precisions with charts, and the report of the gate. Each is
+//! one file that needs no network, for light and dark color schemes.
 
 mod chart;
 mod color;
@@ -20,17 +20,18 @@ pub use gate::gate_html;
 pub use page::{Content, html};
 pub use steps::measure_steps;
 
-/// The course of one run, for charts.
+/// The values of one run over time, for charts.
 #[derive(Debug, Clone, Default)]
 pub struct RunHistory {
-    /// At each epoch's end, the number of applied optimizer steps and the validation loss.
+    /// For the end of each epoch: the number of optimizer steps applied so far, and the validation
+    /// loss.
     pub val_loss: Vec<(f64, f64)>,
-    /// At each epoch's end, the number of applied optimizer steps and the training loss.
+    /// For the end of each epoch: the number of optimizer steps applied so far, and the training loss.
     pub train_loss: Vec<(f64, f64)>,
-    /// At each change, the number of attempted steps and the new loss scale; empty without a loss
-    /// scale.
+    /// For the start, the end and each change: the number of steps attempted so far, and the loss scale
+    /// from then on. Empty without a loss scale.
     pub scale: Vec<(f64, f64)>,
-    /// For each skipped step, its index among the attempted steps and its loss scale.
+    /// For each skipped step: its index among the attempted steps, and its loss scale.
     pub skips: Vec<(f64, f64)>,
 }
 
@@ -88,8 +89,10 @@ impl Subscriber for RunHistories {
     }
 }
 
-/// Returns Wilson's 95 % score interval of a share (Wilson 1927): the range of shares that chance
-/// explains with `n` examples. It stays between 0 and 1, and is not empty at either end.
+/// Returns Wilson's 95 % score interval (Wilson 1927) of a fraction that was measured with `n`
+/// examples, for example an accuracy: the range of true fractions for which chance explains the
+/// measured one. The interval stays between 0 and 1. It is not empty even if the fraction is 0 or
+/// 1.
 pub fn wilson(share: f64, n: i64) -> (f64, f64) {
     let (z, n) = (1.959_963_985, n.max(1) as f64);
     let z2 = z * z;

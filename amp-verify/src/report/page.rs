@@ -1,4 +1,4 @@
-//! The HTML page with the charts of a comparison.
+//! The HTML page with the tables and charts of a comparison of precisions.
 
 use amp_core::{Result, precision::Precision};
 
@@ -23,7 +23,7 @@ pub struct Content<'a> {
     pub comparison: &'a Comparison,
     /// The runs' histories.
     pub histories: &'a RunHistories,
-    /// The number of validation examples, which determines the interval of a share.
+    /// The number of validation examples. It determines the confidence interval of an accuracy.
     pub examples: i64,
     /// The layers of one step under each precision, or the reason why they were not measured.
     pub steps: &'a Result<Vec<layers::Report>>,
@@ -44,7 +44,8 @@ pub fn html(content: &Content<'_>) -> Result<String> {
         escaped(heading(comparison).trim_end()),
         table::comparison(comparison)
     );
-    // The loss has its own charts.
+    // For a model that is judged by its loss there is no chart of the metric, because the loss has
+    // its own charts.
     if comparison.metric != LOSS {
         body += &metric(content)?;
     }
@@ -102,11 +103,12 @@ pub fn html(content: &Content<'_>) -> Result<String> {
     ))
 }
 
-/// A precision with the points of its line.
+/// A line of a chart: a precision, and the points of its line.
 type Line = (Precision, Vec<(f64, f64)>);
 
-/// Draws the metric with its intervals. Over seeds, this is the interval of the mean. For a single
-/// seed and a share of examples, it is the range that chance explains.
+/// Draws the metric under each precision with a confidence interval. With several seeds, it is the
+/// interval of the mean over the seeds. With one seed, it is Wilson's interval of an accuracy;
+/// other metrics then have no chart.
 fn metric(content: &Content<'_>) -> Result<String> {
     let Content { comparison, examples, .. } = content;
     let is_share = comparison.direction.is_higher();
@@ -157,7 +159,7 @@ fn metric(content: &Content<'_>) -> Result<String> {
     let n = comparison.seeds.len();
     let means = shares(|run| Some(&run.over_seeds.as_ref()?.accuracy));
     let title = format!("{metric}, mean of {n} seeds");
-    let text = "With Student's 95 % interval of the mean; rings are single seeds.";
+    let text = "With Student's 95 % interval of the mean; each ring is one seed.";
     let drawn = chart::shares(&means, &axis)?;
     let mut sections = Section::new(&title, text).chart(drawn);
     let deltas = shares(|run| run.over_seeds.as_ref()?.accuracy_delta.as_ref());
@@ -175,7 +177,8 @@ fn metric(content: &Content<'_>) -> Result<String> {
     Ok(sections)
 }
 
-/// Subtracts the first line from the others, over their common length.
+/// Subtracts the first line, which is 32-true's, from each of the other lines. A result is as long
+/// as the shorter of the two lines.
 fn against_first(all: &[Line]) -> Vec<Line> {
     let Some(((_, first), others)) = all.split_first() else { return Vec::new() };
     let less = |points: &[(f64, f64)]| {
@@ -185,7 +188,8 @@ fn against_first(all: &[Line]) -> Vec<Line> {
     others.iter().map(|(precision, points)| (*precision, less(points))).collect()
 }
 
-/// A chart with its title. The legend is above the plane, where it hides no data.
+/// A section of the page: a title, a text, a legend and a chart. The legend is above the chart,
+/// where it hides no data.
 pub(super) struct Section {
     title: String,
     text: String,

@@ -15,7 +15,7 @@ use crate::{
     layers::{self, Kind, Options, Report},
 };
 
-/// Returns log₂ of f32's unit roundoff divided by the unit roundoff of `dtype`.
+/// Returns the unit roundoff of `dtype` divided by that of f32: a power of 2, 1 for f32 itself.
 fn unit(dtype: amp_core::tch::Kind) -> f64 {
     use amp_core::tch::Kind as Dtype;
     // f32 has 24 bits of precision, f16 11, bf16 8 and f64 53.
@@ -28,8 +28,8 @@ fn unit(dtype: amp_core::tch::Kind) -> f64 {
     2.0_f64.powi(log2)
 }
 
-/// Measures one step under each 16-bit precision of the comparison, or under 32-true if there are
-/// none. For 16-mixed, the loss scale is the one at the end of its run.
+/// Measures the layers in one step under each 16-bit precision of the comparison. If there is none,
+/// measures them under 32-true. The loss scale of 16-mixed is the one at the end of its run.
 ///
 /// # Errors
 /// When a step fails, or the precisions run different layers.
@@ -79,7 +79,8 @@ pub(super) fn sections(steps: &Result<Vec<Report>>) -> Result<String> {
     Ok(html)
 }
 
-/// Draws 32-true's exponents over all layers, and lists the values that each format would lose.
+/// Draws the exponents of all layers' values under 32-true. Below, lists how many of these values
+/// each format would lose.
 fn exponents(report: &Report, kind: Kind, log2_scale: Option<i32>) -> Result<String> {
     let mut all = Histogram::default();
     for flow in report.layers.iter().filter_map(|layer| layer.flow(kind)) {
@@ -117,9 +118,9 @@ fn errors(report: &Report) -> Result<String> {
     let title = format!("Error of each layer under {precision}, divided by 32-true's");
     let times = if unit >= 1.0 { format!("{unit:.0}") } else { format!("{unit:.1e}") };
     let text = format!(
-        "rmse against a 64-true step over that of 32-true, in the first batch's step with the \
-         initial weights{}. Grey lines: 1, as good as 32-true, and {times}, the ratio of the dtypes' \
-         unit roundoffs. A red cross is not finite; what 32-true has exactly has no ratio.",
+        "The root mean square error of each layer against a 64-true step, divided by that of 32-true, in the \
+         first batch's step with the initial weights{}. Grey lines: 1, as good as 32-true, and {times}, the \
+         ratio of the dtypes' unit roundoffs. A red cross: not finite. No mark: 32-true is exact.",
         if report.dropout { "" } else { ", without dropout" }
     );
     let names = ["output (disc)", "input gradient (triangle)", "weight gradient (square)"];

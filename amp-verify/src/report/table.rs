@@ -1,4 +1,4 @@
-//! The tables of the page.
+//! The tables of the HTML page with the comparison.
 
 use super::{
     chart::{short, superscript},
@@ -20,14 +20,14 @@ fn row(head: &str, cells: impl IntoIterator<Item = String>) -> String {
 fn table(heads: &[&str], rows: &str) -> String {
     let heads: String =
         heads.iter().map(|head| format!("<th scope=\"col\">{}</th>", escaped(head))).collect();
-    // A table that is too wide scrolls on its own.
+    // If a table is too wide, it scrolls without the rest of the page.
     format!(
         "<div class=\"wide\"><table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}</tbody>\n\
          </table></div>\n"
     )
 }
 
-/// Formats the figures of every run.
+/// Formats the table of all runs, and below it a list of notes.
 pub(super) fn comparison(comparison: &Comparison) -> String {
     let number = |value: Option<f64>, digits: usize| {
         value.map_or("–".to_owned(), |value| format!("{value:.digits$}"))
@@ -77,7 +77,8 @@ pub(super) fn comparison(comparison: &Comparison) -> String {
             format!("{:.2}", run.train_seconds),
         ]
     };
-    // The loss already has a column.
+    // For a model that is judged by its loss, leaves out the two columns of the metric, because the
+    // loss has its own column.
     let skipped = if comparison.metric == LOSS { 2 } else { 0 };
     let line = |run: &Run| row(run.precision.name(), cells(run).into_iter().skip(skipped));
     let rows: String = comparison.runs.iter().map(line).collect();
@@ -91,8 +92,8 @@ pub(super) fn comparison(comparison: &Comparison) -> String {
     let mut items = Vec::new();
     if let ([first, .., last], true) = (comparison.seeds.as_slice(), several) {
         items.push(format!(
-            "means over seeds {first} to {last} ± half of their 95 % intervals; Δ is taken seed by \
-             seed; scale, memory and seconds are seed {first}’s"
+            "means over seeds {first} to {last} ± half of their 95 % intervals; Δ: mean of the differences \
+             from 32-true with the same seed; scale, memory and seconds: of seed {first}"
         ));
     }
     for run in &comparison.runs {
@@ -117,7 +118,8 @@ pub(super) fn share(count: u64, all: u64) -> String {
     }
 }
 
-/// Formats the numbers of values that each format loses, unscaled and at the loss scale.
+/// Formats a table of the fractions of values that would overflow, become subnormal or become zero
+/// in each format: of the values themselves, and of the values times the loss scale.
 pub(super) fn losses(
     report: &Report,
     kind: Kind,
@@ -147,7 +149,8 @@ pub(super) fn power(exponent: i32) -> String {
     format!("2{}", superscript(f64::from(exponent)))
 }
 
-/// Lists the layers that lose the largest shares of values in f16, at the loss scale of training.
+/// Names two layers: the one with the largest fraction of values that would overflow in f16 at the
+/// loss scale, and the one with the largest fraction that would become zero.
 fn worst(report: &Report, kind: Kind, log2_scale: i32) -> String {
     let flows =
         report.layers.iter().filter_map(|layer| Some((layer.path.as_str(), layer.flow(kind)?)));
@@ -178,7 +181,7 @@ fn worst(report: &Report, kind: Kind, log2_scale: i32) -> String {
     )
 }
 
-/// Formats the errors of the layers, folded until a click.
+/// Formats the table of the layers' errors. The reader must click to open it.
 pub(super) fn layers(report: &Report) -> String {
     let rows: String = report
         .layers

@@ -1,4 +1,4 @@
-//! Formats the benchmark's figures as tables for a terminal and as a section of BENCHMARKS.md.
+//! Formats the benchmark's report as tables for a terminal, and as a section of BENCHMARKS.md.
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
@@ -11,7 +11,8 @@ use crate::bench::{
 };
 use crate::text::counted;
 
-/// The cells of a table without its header. The first columns are names, the others figures.
+/// The texts of a table. The first `names` columns are names; the other columns are numbers, which
+/// are aligned to the right.
 struct Cells {
     header: Vec<String>,
     rows: Vec<Vec<String>>,
@@ -206,22 +207,24 @@ fn targets(targets: &[Target]) -> Cells {
     cells
 }
 
-/// Explains columns that are not obvious, and adds notes on the measurement.
+/// Returns the lines below the tables: they explain columns that are not obvious, and list failures
+/// and notes.
 fn closing(report: &Report) -> Vec<String> {
     let ours = if report.is_cuda() { Engine::Graph } else { Engine::Eager };
     let mut lines = vec![format!(
-        "ours: {} of the line's workload and precision, divided by the line's engine; 32-true: \
-         divided by the same engine's 32-true; first step: from building the model to the end of its \
-         first step, in which kernels are loaded and the peers' models compiled beside one another \
-         (engines of ours after the first find kernels loaded); host: a step of the same model at a size at which \
-         its tensors take a negligible time; peaks of memory: ours in addition to what was held \
-         before, with the set if it is on the device",
+        "ours: the speed of our engine `{}`, divided by the speed of the row's engine; 32-true: the speed of the \
+         row's engine, divided by its speed under 32-true; memory: the peak of tensor bytes, for our engines without \
+         the bytes from before the run, and with the data set if it is on the device; first step: the time from \
+         building the model to the end of its first step, including loading kernels and compiling (of our engines \
+         only the first loads kernels; the peers compile at the same time); host: the time of a step of the same \
+         model at a size at which tensor operations take almost no time",
         ours.name()
     )];
     let rates: Vec<f64> = report.bf16_matrix_rates.iter().map(|rate| rate / 1e12).collect();
     if let Some(rate) = crate::bench::statistics::Spread::of(&rates) {
         lines.push(format!(
-            "matrix rate: of the {:.0} TFLOP/s that bf16 products of 8192 × 8192 matrices reach here",
+            "matrix rate: the rate of a step's matrix products, as a fraction of the {:.0} TFLOP/s that products of \
+             8192 × 8192 bf16 matrices reach on this device",
             rate.median
         ));
     }

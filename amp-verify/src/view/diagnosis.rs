@@ -1,4 +1,5 @@
-//! Formats the diagnosis of a failed check, with the attribute to paste.
+//! Formats the diagnosis of a failed check, with the lines that the user pastes into the model's
+//! struct.
 
 use crate::{
     diagnose::{Attribution, Diagnosis, Outcome, attribute_to_paste},
@@ -60,8 +61,8 @@ pub fn diagnosis(diagnosis: &Diagnosis) -> String {
     let whole = fix.fields == fix.modules;
     if !whole {
         out += &format!(
-            "\nThe attribute takes the whole field ({}); --fix FILE writes a policy for the \
-             modules alone.\n",
+            "\nThe attribute puts the whole field into FP32 ({}); --fix FILE writes a policy for only \
+             these modules.\n",
             outcome(fix.with_fields)
         );
     }

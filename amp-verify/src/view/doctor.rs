@@ -5,7 +5,7 @@ use comfy_table::{Table, presets::NOTHING};
 
 use crate::text::counted;
 
-/// Formats one line per fact, with the recommendation last.
+/// Formats one line for each property of the machine; the last line is the recommended precision.
 pub fn doctor(report: &Report) -> String {
     let mut table = Table::new();
     table.load_preset(NOTHING);

@@ -11,11 +11,11 @@ use amp_core::{
 
 use super::phases;
 
-/// Prints a line per epoch and a line per note.
+/// Prints a line for each epoch, and a line for each other event, such as a skipped step or a note.
 ///
-/// Values with a `/` in their name, for example `grad_norm/model.0.weight`, are not printed,
-/// because there is one for each parameter; loggers receive them. Saving `last.safetensors` is not
-/// reported, because it may happen in every step.
+/// Values of single parameters, such as `grad_norm/model.0.weight`, are not printed, because there
+/// are many; loggers receive them. That `last.safetensors` was saved is not printed either, because
+/// this may happen in every step.
 pub struct EpochTable<W> {
     out: W,
     /// Whether the reader has closed the pipe. This ends the table, but not the training.
@@ -45,8 +45,8 @@ impl<W: Write> EpochTable<W> {
     }
 }
 
-/// Returns whether a value gets a column: values of a single parameter do not, values of a
-/// validation set do.
+/// Returns whether the value `name` gets a column. A `/` in the name means that the value belongs
+/// to a single parameter, which gets no column, or to one of several validation sets, which does.
 fn is_shown(name: &str) -> bool {
     !name.contains('/') || name.starts_with("val_")
 }
@@ -107,8 +107,8 @@ impl<W: Write> Subscriber for EpochTable<W> {
                     values.iter().map(|logged| column(logged, logged.name.clone())).collect();
                 let (names, lr, seconds) = (names.join("  "), "lr", "seconds");
                 let header = format!("epoch  step  {names}  {lr:>9} {seconds:>8}");
-                // An epoch that was resumed in its middle lacks the values that are measured over a
-                // whole epoch.
+                // The header is printed again if the columns change. An epoch that was resumed in
+                // its middle, for example, lacks the values that are measured over a whole epoch.
                 if header != self.header {
                     self.line(&header)?;
                     self.header = header;

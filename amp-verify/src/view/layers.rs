@@ -1,4 +1,4 @@
-//! Formats the errors of the layers as a table.
+//! Formats the measured errors of the layers as a table.
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
 
@@ -9,7 +9,8 @@ use crate::{
     text::percent,
 };
 
-/// Formats a line that describes the run, the table, and lines with conclusions.
+/// Formats a line that describes the measurement, the table of the layers, and lines with
+/// conclusions.
 pub fn layers(report: &Report) -> String {
     let mut out = format!(
         "{} under {}, a batch of {}, seed {}, loss {} (64-true: {:.6}){}{}\n",
@@ -48,8 +49,8 @@ pub fn layers(report: &Report) -> String {
         column.set_cell_alignment(CellAlignment::Right);
     }
     out += &format!("{table}\n");
-    out += "E: error over 32-true's; *: the layer that loses most by itself; local: its own share \
-            of its output's squared error; overflow, underflow: predicted / observed\n";
+    out += "E: error, divided by the error under 32-true; *: the layer with the largest own error; local: the layer's own \
+            part in the squared error of its output; overflow, underflow: values, predicted / observed\n";
     out += &groups(&report.groups);
     for kind in Kind::ALL {
         if let Some(layer) = report.worst(kind) {
@@ -78,7 +79,8 @@ pub fn layers(report: &Report) -> String {
     out
 }
 
-/// Formats the distance between each group of fused layers and the same layers one by one.
+/// Formats for each group of fused layers how far its results are from those of the same layers run
+/// one by one.
 fn groups(groups: &[Group]) -> String {
     if groups.is_empty() {
         return "measured one by one, as in fit: this device fuses no layers\n".to_owned();

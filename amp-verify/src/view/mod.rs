@@ -32,7 +32,8 @@ pub(crate) fn wrap_to_terminal(table: &mut Table) {
     });
 }
 
-/// Formats a number with three significant digits, or with all digits before the decimal point.
+/// Formats a number with three significant digits. A number of 100 or more has all its digits
+/// before the decimal point, and none after it.
 fn significant(value: f64) -> String {
     match value {
         v if v >= 99.95 => format!("{v:.0}"),

@@ -5,7 +5,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets::UTF8_FULL_C
 
 use crate::parity::{Pair, Report, Row, Seed, Status};
 
-/// Formats the table, followed by the reasons for disagreement.
+/// Formats the table, an explanation of its columns, and the reasons for disagreement.
 pub fn parity(report: &Report) -> String {
     let mut table = Table::new();
     table.load_preset(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Disabled);
@@ -31,9 +31,9 @@ pub fn parity(report: &Report) -> String {
         report.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
     let mut out = format!("{table}\n");
     out += &format!(
-        "twins: {}; pairs: ours / the twin's; first losses apart: the largest relative difference, and how much \
-         of its bound the nearest to it takes, and how many have a bound of at most 0.1 %; memory: the most tensor bytes at once; lines: with code, \
-         of the model alone\n",
+        "twins: {}; A / B: our value / the twin's; first losses apart: the largest relative difference, then under \
+         32-true the largest difference as a fraction of its bound, and how many of the losses have a bound of at most \
+         0.1 %; memory: the peak of tensor bytes; lines: lines of code of the model alone\n",
         versions.join(", ")
     );
     for row in &report.rows {

@@ -1,4 +1,4 @@
-//! Formats the times of the profiled steps' phases.
+//! Formats how long each phase of the profiled steps takes.
 
 use amp_core::{
     Result,
@@ -7,7 +7,7 @@ use amp_core::{
 };
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 
-/// Collects the profiled steps of each run.
+/// Collects the profiled steps of each run, and formats a table when a run ends.
 #[derive(Debug, Default)]
 pub struct PhaseTables {
     run: String,
@@ -16,7 +16,7 @@ pub struct PhaseTables {
 }
 
 impl PhaseTables {
-    /// Returns a table for each finished run.
+    /// Returns the tables of all finished runs.
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -37,8 +37,9 @@ impl Subscriber for PhaseTables {
     }
 }
 
-/// Formats mean, standard deviation and share of each phase. If there are several steps, the first
-/// is left out, because it loads kernels and records dtypes.
+/// Formats for each phase the mean and the standard deviation of its time, and its part in the time
+/// of the step. If there are several steps, the first is left out, because it also loads kernels
+/// and records dtypes.
 pub fn phases(profile: &[Profile]) -> String {
     let steps = if profile.len() > 1 { &profile[1..] } else { profile };
     let on_device = steps.iter().flat_map(|step| &step.spans).any(|span| span.device.is_some());

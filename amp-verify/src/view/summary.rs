@@ -3,15 +3,15 @@
 use amp_core::{memory::show_bytes, trainer::ModelSummary};
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 
-/// Formats the tree of layers under the first precision, followed by the memory under each
-/// precision.
+/// Formats the tree of layers for the first precision, and a table of the memory of a step under
+/// each precision. If there is only one precision, the memory is a line below the tree.
 pub fn summary(summaries: &[ModelSummary]) -> String {
     let Some(first) = summaries.first() else { return String::new() };
     if summaries.len() == 1 {
         return first.to_string();
     }
     let tree = first.to_string();
-    // The line about memory is left out, because the table has it.
+    // Leaves out the line about the memory under the first precision, because the table has it.
     let tree: Vec<&str> =
         tree.lines().filter(|line| !line.starts_with("memory of a step")).collect();
     let mut table = Table::new();

@@ -10,8 +10,8 @@ use crate::{
     text::{counted, signed},
 };
 
-/// Formats lines that describe the runs, the table, and notes. On a narrow terminal the columns are
-/// split into two tables.
+/// Formats lines that describe the runs, the table of all runs, and notes. If the table is too wide
+/// for the terminal, its columns are divided into two tables.
 pub fn table(comparison: &Comparison) -> String {
     let mut out = heading(comparison);
     let columns = columns(comparison);
@@ -28,8 +28,8 @@ pub fn table(comparison: &Comparison) -> String {
     }
     if let [first, .., last] = comparison.seeds.as_slice() {
         out += &format!(
-            "± half of the mean's 95 % interval (Student's t) over seeds {first} to {last}; Δ: seed by \
-             seed; scale, memory, time and dtypes: seed {first}\n"
+            "means over seeds {first} to {last} ± half of the 95 % interval (Student's t); Δ: mean of the differences \
+             from 32-true with the same seed; scale, memory, time and dtypes: of seed {first}\n"
         );
     }
     for run in &comparison.runs {
@@ -72,13 +72,14 @@ struct Column {
     cell: fn(&Run) -> String,
 }
 
-/// Returns the number of columns about quality; the other columns are about cost.
+/// Returns the number of columns with the names and the results of training; the columns after them
+/// are about its cost.
 fn results(comparison: &Comparison) -> usize {
     5 + metric_columns(comparison).len()
 }
 
-/// Returns the columns of the metric and its difference. They are left out for a model that is
-/// judged by its loss, because the loss has its own columns.
+/// Returns the columns of the metric and of its difference from the baseline. There are none for a
+/// model that is judged by its loss, because the loss has its own columns.
 fn metric_columns(comparison: &Comparison) -> Vec<Column> {
     let column = |header: &str, cell| Column { header: header.to_owned(), cell };
     let metric = comparison.metric.as_str();
@@ -194,7 +195,8 @@ fn over(
     })
 }
 
-/// Formats a figure of the difference from the baseline; empty for the baseline itself.
+/// Formats a value from the differences from the baseline. The text is empty for the baseline
+/// itself.
 fn delta(run: &Run, text: impl Fn(&Delta) -> Option<String>) -> String {
     run.delta.as_ref().and_then(text).unwrap_or_default()
 }

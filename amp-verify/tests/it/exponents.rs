@@ -36,8 +36,9 @@ fn the_low_exponent_leaves_the_share_below() {
     assert_eq!(Histogram::of(&tensor(&[0.0])).expect("a histogram").low_exponent(0.1), None);
 }
 
-/// Returns every critical value of a format, on both sides of zero: the largest value, halfway past
-/// it and its neighbours in f32, the smallest value, half of it and its neighbours.
+/// Returns the values at which a cast to the format changes its behaviour, each with numbers just
+/// below and above it, and all of them with both signs. They are the largest value of the format,
+/// the value halfway to the next one, the smallest value, and half of it.
 fn edges(format: Format) -> Vec<f64> {
     let largest = match format {
         Format::F16 => 65504.0,

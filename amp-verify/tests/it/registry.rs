@@ -32,7 +32,8 @@ struct Line {
     head: Linear,
 }
 
-/// Returns the function y = x₀ + x₁, with 64 training examples and 16 validation examples.
+/// Returns a data set for learning y = x₀ + x₁, with 64 training examples and 16 validation
+/// examples.
 fn sums(batch_size: i64) -> Result<DataModule> {
     let part = |first: i64, count: i64| {
         let x = Tensor::f_arange_start(first, first + 2 * count, (Kind::Float, Device::Cpu))?;
@@ -86,7 +87,8 @@ fn an_unknown_model_is_told_from_the_known_ones() {
     assert!(error.contains("unknown model `Lime`: expected one of Line"), "{error}");
 }
 
-/// A model gets hyperparameters from its data set if it has them. The user's options override them.
+/// Hyperparameters of the data set replace those of the model with the same names, and
+/// hyperparameters from the user's options replace both.
 #[test]
 fn hyperparameters_come_from_the_model_then_the_data_then_the_user() {
     let set = DataSet::new("sums", sums).hyperparameters([("input_size", 2), ("classes", 3)]);
@@ -119,7 +121,8 @@ fn a_margin_is_declared_or_recorded_or_asked_for() {
     );
 }
 
-/// A regression is positive in either direction.
+/// A regression is positive if the value is worse than the baseline's, whether higher or lower
+/// values are better.
 #[test]
 fn a_regression_is_what_is_worse() {
     assert_eq!(Direction::HigherIsBetter.regression(0.75, 0.5), 0.25);
@@ -128,8 +131,9 @@ fn a_regression_is_what_is_worse() {
     assert_eq!(Judge::loss().resolution(4), 0.0);
 }
 
-/// A callback that compares epochs uses a value that the model logs: its judge, or the validation
-/// loss if the model declares no judge and logs no accuracy.
+/// A callback that compares epochs uses the value by which the model is judged or, if the model
+/// declares none and logs no accuracy, the validation loss. A note reports the second case. If the
+/// model does not log the declared value, the run is refused.
 #[rstest]
 #[case::none(model!(Line), Ok(Judge::loss()), 1)]
 #[case::loss(model!(Line).judged_by_loss(), Ok(Judge::loss()), 0)]
@@ -179,8 +183,8 @@ fn epochs_are_judged_by_a_logged_value(
     assert_eq!(said, notes);
 }
 
-/// A run ends early when the monitored value gets worse: a loss when it rises, an accuracy when it
-/// falls.
+/// Early stopping uses the direction of the monitored value: higher is better for an accuracy,
+/// lower is better for a loss.
 #[rstest]
 #[case("val_acc", "Max")]
 #[case("val_loss", "Min")]
@@ -191,9 +195,9 @@ fn a_monitored_value_has_its_direction(#[case] name: &str, #[case] mode: &str) {
     assert!(stopping.contains(&format!("mode: {mode}")), "{stopping}");
 }
 
-/// A length in steps becomes `max_steps`, with enough epochs for these steps and for skipped ones.
-/// A length in epochs becomes `max_epochs`. 64 examples in batches of 8 are 8 steps, or 4 steps of
-/// two batches.
+/// A length in steps becomes `max_steps`; `max_epochs` is then large enough for these steps and 32
+/// skipped ones. A length in epochs becomes `max_epochs`. An epoch of 64 examples in batches of 8
+/// has 8 steps, or 4 steps of two batches.
 #[rstest]
 #[case::epochs(model!(Line).epochs(7), Choices::default(), (7, None))]
 #[case::steps(model!(Line).steps(100), Choices::default(), (17, Some(100)))]
@@ -214,7 +218,8 @@ fn a_length_is_the_trainers(
     assert_eq!((case.trainer.max_epochs, case.trainer.max_steps), expected);
 }
 
-/// A model with a warm-up longer than the few steps that commands train on the side.
+/// A model whose schedule cannot be built for a run of less than 16 steps, because its `step_size`
+/// would be 0.
 #[derive(LightningModule)]
 #[loss(mse_loss)]
 #[optimizer(adamw, lr = 1e-2)]
@@ -224,15 +229,17 @@ struct Stepped {
     head: Linear,
 }
 
-/// Shorter runs on a case build their schedules for the whole run. A rate that halves each sixteenth of the
-/// run has no meaning in one of two steps.
+/// A short run of a case, such as the warm-up before a run, builds its schedule for the number of
+/// steps of the whole run. Otherwise a schedule that halves the rate after each sixteenth of the
+/// run could not be built for two steps.
 #[test]
 fn shorter_runs_have_the_schedule_of_the_whole_run() {
     let (registry, model) = (registry(), model!(Stepped).epochs(4).batch_size(8));
     let case = Case::new(&registry, &model, Choices::default(), Device::Cpu).expect("a case");
     let plan = case.trainer.optimization.plan.expect("a plan");
     assert_eq!((plan.max_epochs, plan.estimated_stepping_batches), (4, 32));
-    // Trains a few batches at first.
+    // The run first trains on a few batches as a warm-up. It would fail if the schedule were built
+    // for these batches alone.
     let extras = Extras { is_compared: false, ..Extras::default() };
     runner::run(&case, Precision::F32True, extras, &mut |_: &Event| Ok(())).expect("a run");
 }
@@ -246,7 +253,8 @@ fn no_length_is_refused(#[case] length: Length, #[case] expected: &str) {
     assert!(error.expect("no length").to_string().contains(expected));
 }
 
-/// The quick tier is shorter than full training, and has the same unit unless another is declared.
+/// The quick tier is at most as long as full training. Its length is in the same unit, epochs or
+/// steps, unless the model declares another one.
 #[rstest]
 #[case::epochs(model!(Line).epochs(9), "3 epochs")]
 #[case::fewer_epochs(model!(Line).epochs(1), "1 epoch")]
@@ -258,7 +266,8 @@ fn the_quick_tiers_length_is_in_words(#[case] model: Model, #[case] expected: &s
     assert_eq!(model.quick().to_string(), expected);
 }
 
-/// A data set whose size depends on the model gets all hyperparameters, including defaults.
+/// A data set whose examples depend on the model gets all hyperparameters of the model, including
+/// those that have their default values.
 #[test]
 fn a_set_is_as_large_as_the_model_says() {
     let wide = |batch_size: i64, of: &Hyperparameters| -> Result<DataModule> {

@@ -1,4 +1,5 @@
-//! The verdict, compared with tables, closed forms and simulated seeds.
+//! Tests of the statistical test: its results are compared with published tables, with closed forms
+//! and with simulated differences.
 
 use amp_verify::verdict::{Design, Verdict, power, t_quantile, tolerance_factor};
 use rstest::rstest;
@@ -6,7 +7,7 @@ use rstest::rstest;
 const DESIGN: Design =
     Design { margin: 0.02, alpha: 0.05, first: 5, most: 5, resolution: 0.0, equivalence: false };
 
-/// Expected values from scipy.stats.t.ppf.
+/// The quantiles of Student's t are those of scipy.stats.t.ppf.
 #[rstest]
 #[case(0.95, 1.0, 6.313751514675043)]
 #[case(0.975, 2.0, 4.302652729696142)]
@@ -18,8 +19,8 @@ fn quantiles_are_the_tables(#[case] p: f64, #[case] freedom: f64, #[case] expect
     assert!((t_quantile(p, freedom) - expected).abs() < 1e-7 * expected);
 }
 
-/// The smallest number of seeds for a power of 80 % and of 97 % at α = 0.05, for several δ/σ, from
-/// published tables of the one-sided t test.
+/// The smallest numbers of seeds with which the power is 80 % and 97 % are those of published
+/// tables of the one-sided t test. The first column is δ/σ, and α is 0.05.
 #[rstest]
 #[case(0.5, 27, 52)]
 #[case(1.0, 8, 14)]
@@ -37,7 +38,8 @@ fn power_without_an_effect_is_alpha(#[values(2, 3, 10, 60)] n: usize) {
     assert!((power(0.0, 1.0, n, 0.05) - 0.05).abs() < 1e-6);
 }
 
-/// d̄ = 0.01, s = 0.01·√2.5/2 = 0.0079057; U, L = d̄ ± 2.1318·s/√5.
+/// The interval of five differences is the one computed by hand: d̄ = 0.01, s = 0.01·√2.5/2 =
+/// 0.0079057 and U, L = d̄ ± 2.1318·s/√5.
 #[test]
 fn intervals_are_those_of_the_formula() {
     let found = DESIGN.judge(&[0.0, 0.005, 0.01, 0.015, 0.02]);
@@ -64,7 +66,8 @@ fn three_ways(#[case] d: &[f64], #[case] equivalence: bool, #[case] expected: Ve
     assert_eq!(found.improved, found.mean < -0.04);
 }
 
-/// Equal differences do not give an empty interval: two of them give an interval wider than a step.
+/// Equal differences do not give an empty interval: s is then the standard deviation of rounding to
+/// the metric's step, so that the interval is wider than one step.
 #[test]
 fn equal_differences_are_judged_by_the_metrics_step() {
     let step = 1.0 / 360.0;
@@ -83,8 +86,8 @@ fn normal(random: &mut fastrand::Rng) -> f64 {
 
 const TRIALS: u32 = 4000;
 
-/// Returns the rate at which `design` gives `verdict`, for simulated differences with this mean and
-/// σ = 0.01, rounded to the metric's resolution.
+/// Simulates many tests and returns the fraction of them in which `design` gives `verdict`. The
+/// simulated differences have this mean and σ = 0.01, and are rounded to the metric's resolution.
 fn rate(design: Design, mean: f64, verdict: Verdict) -> f64 {
     let mut random = fastrand::Rng::with_seed(20260801);
     let mut count = 0;
@@ -110,9 +113,9 @@ fn rate(design: Design, mean: f64, verdict: Verdict) -> f64 {
     f64::from(count) / f64::from(TRIALS)
 }
 
-/// A regression of exactly δ passes with probability α. In 4,000 trials, the observed rate is
-/// within 3.3 binomial standard deviations, except in one run of a thousand. With two evaluations
-/// at α/2, the rate is between α/2 and α.
+/// A regression of exactly δ passes with probability α or, with two evaluations at α/2 each, with a
+/// probability between α/2 and α. In 4,000 trials the observed rate may differ from the probability
+/// by 3.3 binomial standard deviations, which chance exceeds once in a thousand times.
 #[rstest]
 #[case::one_look(5, 5, 0.05, 0.05)]
 #[case::two_looks(4, 10, 0.025, 0.05)]
@@ -128,8 +131,8 @@ fn a_regression_of_the_margin_passes_at_most_alpha(
     assert!(found >= low - deviation(low) && found <= high + deviation(high), "{found}");
 }
 
-/// With one evaluation, an unchanged precision passes with the probability `power`, and a precision
-/// that is worse by 2δ fails with it.
+/// With one evaluation, a precision without regression passes with the probability `power`, and a
+/// precision that is worse by 2δ fails with the same probability.
 #[rstest]
 fn power_is_the_simulated_rate(#[values(3, 5, 8)] n: usize) {
     let design = Design { first: n, most: n, ..DESIGN };
@@ -141,7 +144,8 @@ fn power_is_the_simulated_rate(#[values(3, 5, 8)] n: usize) {
     assert!((fails - expected).abs() <= bound, "{fails}, not {expected} ± {bound}");
 }
 
-/// The test keeps its risk α for a metric that changes in steps of σ as well.
+/// For a metric that changes in steps as large as σ, a regression of exactly δ still passes with at
+/// most the probability α.
 #[test]
 fn coarse_metrics_keep_to_alpha() {
     let design = Design { first: 3, most: 10, resolution: 0.01, ..DESIGN };
@@ -149,7 +153,7 @@ fn coarse_metrics_keep_to_alpha() {
     assert!(found <= 0.05 + 3.3 * (0.05 * 0.95 / f64::from(TRIALS)).sqrt(), "{found}");
 }
 
-/// Factors from ISO 16269-6 and the NIST handbook.
+/// The tolerance factors are those of ISO 16269-6 and the NIST handbook.
 #[rstest]
 #[case(10, 0.05, 0.95, 2.911)]
 #[case(30, 0.05, 0.95, 2.220)]

@@ -1,4 +1,4 @@
-//! Axes with ticks at round numbers, and the plane between two axes.
+//! Axes with ticks at round numbers, and the chart area ("plane") between an x axis and a y axis.
 
 use std::ops::Range;
 
@@ -23,7 +23,7 @@ pub(super) struct Axis {
 /// A chart with its axes drawn.
 pub(super) type Plane<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<Ticked, Ticked>>;
 
-/// A range with explicitly chosen ticks.
+/// A range of numbers together with the ticks to draw, in the form that the drawing library needs.
 pub(super) struct Ticked {
     range: Range<f64>,
     ticks: Vec<f64>,
@@ -62,7 +62,7 @@ impl Axis {
         Self { range, ticks, label: Box::new(label), title: title.to_owned(), room }
     }
 
-    /// Returns an axis with ticks at round numbers, with as many decimals as necessary.
+    /// Returns an axis with ticks at round numbers. The labels have as many decimals as necessary.
     pub(super) fn linear(range: Range<f64>, title: &str) -> Self {
         let rough = (range.end - range.start) / 5.0;
         let power = 10.0_f64.powf(rough.log10().floor());
@@ -76,8 +76,8 @@ impl Axis {
         })
     }
 
-    /// Returns an axis whose values are exponents of `base`. Its ticks are multiples of a power of
-    /// two.
+    /// Returns a logarithmic axis: its values are exponents of `base`. The distance between ticks
+    /// is the smallest of 1, 2, 4, … with which there are at most about `most` ticks.
     pub(super) fn powers(base: u32, range: Range<f64>, most: f64, title: &str) -> Self {
         let steps = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0];
         let wide = |step: &f64| (range.end - range.start) / step <= most;
@@ -86,7 +86,8 @@ impl Axis {
         Self::new(range, ticks, title, move |tick| format!("{base}{}", superscript(tick)))
     }
 
-    /// Returns this axis without labels and title, for a second plane on top of another.
+    /// Returns this axis without labels and title. It is for a chart above another one with the
+    /// same x axis.
     pub(super) fn unlabelled(&self) -> Self {
         let (range, ticks) = (self.range.clone(), self.ticks.clone());
         Self { range, ticks, label: Box::new(|_| String::new()), title: String::new(), room: 0 }
@@ -101,12 +102,13 @@ impl Axis {
         })
     }
 
-    /// Draws the plane with this axis and `y`.
+    /// Draws a plane with this axis as the x axis and `y` as the y axis.
     pub(super) fn plane<'a, 'b>(&self, y: &Self, area: &'a Area<'b>) -> Result<Plane<'a, 'b>> {
         self.plane_beside(y, y.room, area)
     }
 
-    /// Does the same as `plane`, with `left` pixels of space on its left.
+    /// Draws the plane as `plane` does, but leaves `room` pixels on its left for the labels of `y`.
+    /// With the same `room`, planes above one another have the same left edge.
     pub(super) fn plane_beside<'a, 'b>(
         &self,
         y: &Self,
@@ -137,7 +139,7 @@ impl Axis {
         Ok(chart)
     }
 
-    /// Returns the width in pixels of the labels and the title.
+    /// Returns how many pixels the labels and the title need beside the plane.
     pub(super) fn room(&self) -> u32 {
         self.room
     }
@@ -150,7 +152,7 @@ fn multiples(range: &Range<f64>, step: f64) -> Vec<f64> {
     (first..=last).map(|index| index as f64 * step).collect()
 }
 
-/// Returns the range of the values with some space on both sides. It is never empty.
+/// Returns the range of the values, with some space below and above. It is never empty.
 pub(super) fn padded(values: impl Iterator<Item = f64>) -> Range<f64> {
     let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
         (low.min(value), high.max(value))

@@ -13,12 +13,12 @@ use super::{
 };
 use crate::report::color::{ChartColor, LIMIT, TEXT};
 
-/// A figure with its interval.
+/// The value of the metric under one precision, with its confidence interval.
 pub(in crate::report) struct Share {
     pub(in crate::report) precision: Precision,
     pub(in crate::report) value: f64,
     pub(in crate::report) interval: (f64, f64),
-    /// The figures of the single seeds.
+    /// The values for the single seeds; empty for one seed.
     pub(in crate::report) each: Vec<f64>,
 }
 
@@ -26,7 +26,8 @@ fn names(precisions: impl Iterator<Item = Precision>) -> Axis {
     Axis::names(precisions.map(|precision| precision.name().to_owned()).collect())
 }
 
-/// Draws points with their intervals, and the values of the seeds next to them.
+/// Draws for each precision a point with its confidence interval and, beside it, the values of the
+/// single seeds.
 pub(in crate::report) fn shares(shares: &[Share], y_label: &str) -> Result<String> {
     let ends = shares.iter().flat_map(|share| {
         [share.interval.0, share.interval.1].into_iter().chain(share.each.iter().copied())

@@ -1,4 +1,5 @@
-//! A chart of values by exponent, with the ranges of the formats below.
+//! A chart that shows how many values have each exponent, and below it the range of exponents of
+//! each format.
 
 use std::collections::BTreeMap;
 
@@ -11,22 +12,23 @@ use crate::{
     report::color::{ChartColor, NORMAL, SUBNORMAL},
 };
 
-/// The heights of the histogram and of the strips for the formats.
+/// The height of the histogram, and that of the strips that show the ranges of the formats.
 const PLOT: u32 = 200;
 const STRIPS: u32 = 140;
 /// Values with exponents beyond this range are drawn at its edge.
 const FURTHEST: (i32, i32) = (-80, 40);
-/// The lowest share on the axis, as a power of ten.
+/// The lower end of the y axis, as an exponent of ten: smaller fractions are drawn there.
 const LOWEST: f64 = -7.0;
 
-/// A histogram to draw.
+/// What the chart shows.
 pub(in crate::report) struct Shown<'a> {
     pub(in crate::report) histogram: &'a Histogram,
     /// The exponent of the loss scale, if training scales these values.
     pub(in crate::report) log2_scale: Option<i32>,
 }
 
-/// Computes shares of the nonzero values by exponent.
+/// Computes for each exponent which fraction of the nonzero values has it, after multiplication by
+/// 2^`shift`.
 fn shares(histogram: &Histogram, shift: i32) -> BTreeMap<i32, f64> {
     let all = histogram.nonzero().max(1) as f64;
     let mut shares = BTreeMap::new();
@@ -76,7 +78,7 @@ pub(in crate::report) fn exponents(shown: &Shown<'_>) -> Result<String> {
                 let corners = [(edge(from), y - 0.36), (edge(to), y + 0.36)];
                 chart.draw_series([Rectangle::new(corners, color.colour().filled())]).map(drop)
             };
-            // Numbers with the largest exponent reach up to the next power of two.
+            // Adds 1, because numbers with the largest exponent reach up to the next power of two.
             let (normal, end) = (format.min_exponent(), format.max_exponent() + 1);
             band(format.min_subnormal_exponent(), normal, SUBNORMAL).map_err(failed)?;
             band(normal, end, NORMAL).map_err(failed)?;

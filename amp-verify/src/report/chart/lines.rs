@@ -10,7 +10,7 @@ use super::{
 };
 use crate::report::color::{ALARM, ChartColor, LIMIT};
 
-/// Draws lines over optimizer steps.
+/// Draws one line for each precision; the x axis is the number of applied optimizer steps.
 pub(in crate::report) fn lines(
     lines: &[(Precision, Vec<(f64, f64)>)],
     y_label: &str,
@@ -47,7 +47,7 @@ pub(in crate::report) fn scale(
     let skips: Vec<(f64, f64)> = skips.iter().map(exponent).collect();
     let mut stairs: Vec<(f64, f64)> = Vec::new();
     for (x, y) in scale.iter().map(exponent) {
-        // The scale stays constant until it changes.
+        // Until it changes, the scale stays constant: a horizontal line, then a vertical one.
         stairs.extend(stairs.last().map(|(_, before)| (x, *before)));
         stairs.push((x, y));
     }

@@ -17,7 +17,7 @@ use plotters::{coord::Shift, prelude::*};
 
 use super::color::{self, PAPER};
 
-/// The width of every chart in SVG units. The page scales the charts; on a phone to three quarters.
+/// The width of every chart in SVG units. The page scales the charts to its own width.
 const WIDTH: u32 = 520;
 const HEIGHT: u32 = 300;
 const FONT: (&str, i32) = ("sans-serif", 14);

@@ -9,12 +9,14 @@ use crate::{
     report::color::{ALARM, ChartColor, LIMIT},
 };
 
-/// The largest number of letters of a layer's name. Of a longer name the end is shown.
+/// The largest number of letters of a layer's path that are shown. Of a longer path, the end is
+/// shown.
 const LETTERS: usize = 24;
 
-/// Draws a row for each layer, the first one at the top, with marks for output, input gradient and
-/// weight gradient on an axis of powers of ten. A line shows `unit`, the ratio of the two dtypes'
-/// unit roundoffs.
+/// Draws a row for each layer, the first layer at the top. On a logarithmic axis, marks show the
+/// errors of the output, the input gradient and the weight gradient, each divided by the error
+/// under 32-true. Vertical lines are at 1 and at `unit`, the ratio of the unit roundoffs of the two
+/// dtypes.
 pub(in crate::report) fn ratios(report: &Report, unit: f64) -> Result<String> {
     let layers = || report.layers.iter().rev();
     let flows = || layers().flat_map(|layer| Kind::ALL.iter().filter_map(|kind| layer.flow(*kind)));
@@ -22,7 +24,7 @@ pub(in crate::report) fn ratios(report: &Report, unit: f64) -> Result<String> {
     let logs = || ratios().map(f64::log10).chain([0.0, unit.log10()]);
     let low = logs().fold(f64::INFINITY, f64::min).floor();
     let high = logs().fold(f64::NEG_INFINITY, f64::max).ceil() + 0.5;
-    let x = Axis::powers(10, low..high, 9.0, "error over 32-true's");
+    let x = Axis::powers(10, low..high, 9.0, "error, divided by 32-true's");
     let y = Axis::names(layers().map(|layer| shortened(&layer.path)).collect());
     let height = 60 + 26 * report.layers.len().max(2) as u32;
     svg(height, |area| {
@@ -52,7 +54,7 @@ pub(in crate::report) fn ratios(report: &Report, unit: f64) -> Result<String> {
                         }
                         .map_err(failed)?;
                     }
-                    // A ratio that is not finite is drawn at the end of the axis.
+                    // An error that is not finite is drawn as a cross at the end of the axis.
                     (None, None) => {
                         let cross = ALARM.colour().stroke_width(2);
                         let at = (x.range.end - 0.1, y);

@@ -1,8 +1,8 @@
-"""What `cargo amp parity` runs beside its own trainer: a PyTorch twin of a model, under torch.autocast and
-GradScaler, on the batches that it is sent.
+"""Trains the PyTorch twin of a model for `cargo amp parity`, with torch.autocast and GradScaler, on the batches
+that `cargo amp parity` sends.
 
-Each line on standard input is a JSON object, each answer a line on standard output; an answer with "error"
-ends the run that it belongs to.
+Each line on standard input is a request, a JSON object; each answer is a line on standard output. If a request
+fails, its answer has the field "error" with the message.
 
   (at the start)                            -> {"versions": {"torch": ..., ...}}
   {"prepare": {precision, weights, ...}}    -> {"ready": true}
@@ -11,12 +11,12 @@ ends the run that it belongs to.
   {"validate": FILE, "batches": n}          -> {"kept": true}
   {"end": true}                             -> {"metric": m, "peak_memory_bytes": b}
 
-`attempts` has each step's scale and largest gradient, as scaled, over f16's largest number (null where one is not
-finite), where the loss is scaled.
+`attempts` has two numbers for each optimizer step: the loss scale, and the largest scaled gradient divided by
+f16's largest number (null if a gradient is not finite). It is empty if the loss is not scaled.
 
 `prepare` has hyperparameters, plan, clip ({"norm": c}, {"value": c} or null), scaler (GradScaler's arguments)
-and weights, a safetensors file. Batches are safetensors files with tensors BATCH/NAME. `shares` has a list
-for each optimizer step with a factor for each of its batches.
+and weights, the path of a safetensors file. FILE is a safetensors file with batches; its tensors are named
+BATCH/NAME. `shares` has a list for each optimizer step, with the factor on the loss of each of its batches.
 """
 
 import argparse
@@ -31,7 +31,7 @@ import sys
 import types
 import warnings
 
-# Libraries print; the answers keep standard output to themselves.
+# Only answers may go to standard output. What libraries print goes to standard error.
 ANSWERS = os.fdopen(os.dup(1), "w", buffering=1)
 os.dup2(2, 1)
 
@@ -76,7 +76,7 @@ DTYPES = {
 
 
 def read(path):
-    """The tensors of a safetensors file."""
+    """Reads the tensors of a safetensors file."""
     with open(path, "rb") as file:
         data = bytearray(file.read())
     (length,) = struct.unpack("<Q", data[:8])
@@ -94,7 +94,7 @@ def read(path):
 
 
 class Batch(dict):
-    """Tensors by name: batch.input is batch["input"]."""
+    """The tensors of a batch by name: batch.input is batch["input"]."""
 
     __getattr__ = dict.__getitem__
 
@@ -108,17 +108,18 @@ def batches(path, count):
 
 
 def requested(what):
-    """Bytes that tensors on the GPU asked for."""
+    """Returns the bytes that tensors on the GPU requested: `what` is "current" or "peak"."""
     return torch.cuda.memory_stats().get(f"requested_bytes.all.{what}", 0)
 
 
 def load(net, path):
-    """Gives the twin the model's weights, all of them by name."""
+    """Copies the model's weights into the twin by name, and fails if a name has no counterpart."""
     state = read(path)
     found = net.load_state_dict(state, strict=False)
     own = net.state_dict()
     loaded = {own[name].data_ptr() for name in state if name in own}
-    # A tied tensor is in the file once; PyTorch counts batches, which no number depends on.
+    # Two kinds of names may be missing in the file: further names of a tied tensor, and the batch counters of
+    # batch norms, on which no number depends.
     is_there = lambda name: own[name].data_ptr() in loaded or name.endswith("num_batches_tracked")
     missing = [name for name in found.missing_keys if not is_there(name)]
     for what, names in [("not in the model", missing), ("not in the twin", found.unexpected_keys)]:
@@ -127,7 +128,7 @@ def load(net, path):
 
 
 class Step:
-    """What a twin that optimizes by hand does a batch with."""
+    """What the `manual_step` of a twin with manual optimization uses to train on a batch."""
 
     def __init__(self, run):
         self.run, self.optimizers, self.loss = run, run.optimizers, None
@@ -157,7 +158,7 @@ class Step:
 
 
 class Run:
-    """A training under one precision."""
+    """The training of the twin under one precision."""
 
     def __init__(self, twin, task):
         torch.manual_seed(0)
@@ -186,7 +187,7 @@ class Run:
         return [p for group in optimizer.param_groups for p in group["params"]]
 
     def measure(self, optimizer):
-        """Notes the largest of the optimizer's gradients, as scaled, over f16's largest number."""
+        """Updates `largest`: the largest scaled gradient of the step, divided by f16's largest number."""
         gradients = [p.grad for p in self.parameters(optimizer) if p.grad is not None]
         if self.scaler.is_enabled() and gradients:
             largest = torch.stack([gradient.abs().max() for gradient in gradients]).max()
@@ -206,7 +207,7 @@ class Run:
                 schedule["scheduler"].step()
 
     def step(self, window, shares):
-        """One optimizer step; the losses of its batches."""
+        """Makes one optimizer step, and returns the losses of its batches."""
         if hasattr(self.net, "manual_step"):
             step = Step(self)
             self.net.manual_step(window[0], step)
@@ -224,14 +225,14 @@ class Run:
         return losses
 
     def held(self):
-        """Bytes of weights and of what the optimizers keep."""
+        """Returns the bytes of parameters, buffers and optimizer state."""
         states = [o.state.values() for o in self.optimizers]
         kept = [t for s in states for entry in s for t in entry.values() if torch.is_tensor(t)]
         tensors = [*self.net.parameters(), *self.net.buffers(), *kept]
         return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
 
     def counted(self, *step):
-        """A step whose memory on the CPU is counted."""
+        """Makes an optimizer step and measures its peak memory on the CPU with the profiler."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         before, now, most = self.held(), 0, 0
@@ -287,7 +288,7 @@ class Run:
         own = getattr(self.net, "metric", lambda first, *_: first.float().mean())
         value = float(own(*joined))
         if CUDA:
-            # Above what earlier runs have left, as on the other side.
+            # Without the bytes that were in use before this run, because the trainer in Rust counts so too.
             self.peak = requested("peak") - self.before
         answer(metric=value if math.isfinite(value) else None, peak_memory_bytes=self.peak)
 
@@ -319,7 +320,7 @@ def main():
                 run.epoch_end()
             else:
                 run.end()
-        except BaseException as error:  # whatever it is, it is the answer
+        except BaseException as error:  # every error becomes the answer
             at, place = error.__traceback__, ""
             while at is not None:
                 if at.tb_frame.f_code.co_filename == options.twin:

@@ -1,6 +1,7 @@
-//! The anchor of a golden: the figures of the first recording, and a budget for the sum of all
-//! later changes. Neither insta nor this code overwrites the file. To move an anchor, delete it,
-//! and give the reason in the commit.
+//! The anchor of a golden: the values of the first recording, and a budget for the sum of all later
+//! changes. Without it, many small accepted changes could add up to a large one. Neither insta nor
+//! this code overwrites an anchor file. To record a new anchor, delete the file, and give the
+//! reason in the commit.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -15,38 +16,40 @@ const BUDGET: f64 = 2.0;
 /// The content of an anchor file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Anchor {
-    /// The CPU kernels for which the memory figure holds: ATen's kernel set, and whether the CPU
-    /// has its own f16 kernels.
+    /// The kernels with which peak memory was measured: ATen's kernel set, and whether the CPU
+    /// multiplies f16 numbers itself. On a GPU: the compute capability. Memory is compared only
+    /// between equal kernels.
     pub capability: Option<String>,
-    /// The figures by precision.
+    /// The first values, by precision.
     pub runs: BTreeMap<String, Anchored>,
 }
 
-/// The first figures of one precision.
+/// The first values of one precision, each with its budget.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Anchored {
     /// The metric and its budget.
     pub accuracy: Value,
     /// The loss and its budget.
     pub loss: Value,
-    /// Peak tensor bytes and their budget.
+    /// The peak of tensor bytes and its budget.
     pub peak_memory_bytes: Value,
 }
 
-/// The first value of a figure and its budget.
+/// The first value of a quantity, and its budget.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Value {
     /// The first recorded value.
     pub original: f64,
-    /// The largest accepted difference from the original.
+    /// The largest accepted difference between a later value and `original`.
     pub budget: f64,
 }
 
 impl Anchor {
-    /// Creates an anchor from the figures of a golden.
+    /// Creates an anchor from the values of a golden. A budget is twice the tolerance that
+    /// `agreement` gives.
     ///
     /// # Errors
-    /// When a figure is not a number.
+    /// When a value is not finite.
     pub fn new(golden: &Golden, agreement: &Agreement) -> Result<Self> {
         let runs = golden.runs.iter().map(|(precision, figures)| {
             let tolerance = agreement.tolerances(golden, precision, figures);
@@ -101,7 +104,7 @@ impl Anchor {
         Ok(anchor)
     }
 
-    /// Returns the figures whose distance from the anchor exceeds their budget.
+    /// Returns the values whose difference from the anchor exceeds their budget.
     pub fn exceeded(&self, found: &Golden) -> Vec<Moved> {
         let mut moved = Vec::new();
         for (precision, anchored) in &self.runs {

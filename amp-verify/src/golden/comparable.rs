@@ -1,14 +1,14 @@
-//! Decides whether a golden can be compared with the figures of a machine.
+//! Decides whether the values of a golden can be compared with those of another machine.
 
 use amp_core::hardware::Fingerprint;
 
-/// Returns the reason why the figures of machine `found` cannot be compared with the golden's, or
-/// `None` if they can.
+/// Returns the reason why the values of machine `found` cannot be compared with those of the
+/// golden, or `None` if they can.
 ///
-/// libtorch, TF32 and deterministic algorithms must be the same on all devices. On a CPU the
-/// processor, its kernels and the number of threads may differ; the tolerance of a figure covers
-/// such differences. On CUDA the compute capability must be equal, because libtorch chooses kernels
-/// by it. On the golden's own model of GPU, figures must be equal.
+/// The version of libtorch and the settings of TF32 and deterministic algorithms must be the same.
+/// Two CPUs may have other processors, kernels and numbers of threads; the tolerances cover the
+/// resulting differences. Two GPUs must have the same compute capability, because libtorch chooses
+/// kernels by it. On the same model of GPU, the values must even be equal.
 pub fn incomparable(golden: &Fingerprint, found: &Fingerprint) -> Option<String> {
     let cuda = |machine: &Fingerprint| machine.threads == 0;
     let kind = |machine: &Fingerprint| match cuda(machine) {
@@ -29,9 +29,9 @@ pub fn incomparable(golden: &Fingerprint, found: &Fingerprint) -> Option<String>
     })
 }
 
-/// Returns the machine's kernels. They influence rounding and peak memory: in bf16, convolutions with AVX2 and
-/// with AVX-512 differ by a fifth in their memory, and so do f16 products on CPUs with f16
-/// instructions.
+/// Names the machine's kernels. They influence rounding and peak memory. In bf16, for example,
+/// convolutions with AVX2 need a fifth more or less memory than with AVX-512. The same holds for
+/// f16 products on CPUs with and without f16 instructions.
 pub(super) fn kernels(fingerprint: &Fingerprint) -> String {
     match fingerprint.multiplies_f16 {
         true => format!("{} with f16", fingerprint.capability),
@@ -45,14 +45,15 @@ pub(super) fn same_kernels(golden: &Fingerprint, found: &Fingerprint) -> bool {
     kernels(golden) == kernels(found) && (golden.threads > 0 || golden.device == found.device)
 }
 
-/// Returns whether both machines have the same model of GPU and use deterministic algorithms. Equal
-/// requests then give equal bits and use equal memory. Goldens are recorded in this way.
+/// Returns whether the two machines have the same model of GPU and use deterministic algorithms, as
+/// goldens do. The same run then gives the same bits and needs the same memory on both.
 pub(super) fn same_gpu(golden: &Fingerprint, found: &Fingerprint) -> bool {
     let gpu = |machine: &Fingerprint| machine.threads == 0 && machine.deterministic;
     gpu(golden) && gpu(found) && golden.device == found.device
 }
 
-/// Returns the part of a golden's name that distinguishes machines: `cpu`, or `cuda_9_0`.
+/// Returns the last part of a golden's name, which distinguishes kinds of machines: `cpu`, or for a
+/// GPU its compute capability, for example `cuda_9_0`.
 pub fn machine(fingerprint: &Fingerprint) -> String {
     match fingerprint.threads {
         0 => format!("cuda_{}", fingerprint.capability.replace('.', "_")),

@@ -1,4 +1,5 @@
-//! Decides whether a figure agrees with its golden, with one rule for each kind of figure.
+//! Decides whether the values of a run agree with those of its golden. Each kind of value has its
+//! own rule.
 
 use std::{f64::consts::SQRT_2, fmt};
 
@@ -17,43 +18,44 @@ use super::{
 /// The accepted relative difference of peak memory, because the kernels of other CPUs use
 /// workspaces of other sizes.
 pub(super) const MEMORY_SHARE: f64 = 0.05;
-/// Smaller relative differences of a loss are ignored, because f64 sums in another order cause
-/// them.
+/// The smallest tolerance of a loss, relative to the loss, because f64 sums in another order cause
+/// differences of this size.
 const LOSS_SHARE: f64 = 1e-6;
 
-/// A figure that differs from its golden by more than its tolerance.
+/// A value that differs from the golden's by more than its tolerance.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Moved {
     /// The precision; empty for a property that all precisions share.
     pub precision: String,
-    /// The figure's name.
+    /// The name of the value, for example `loss`.
     pub figure: &'static str,
     /// The golden's value.
     pub golden: String,
     /// The new value.
     pub found: String,
-    /// The accepted difference.
+    /// The accepted difference, as text.
     pub allowed: String,
 }
 
-/// The options for comparing a run with its golden.
+/// Options of the comparison of a run with its golden.
 #[derive(Debug, Clone)]
 pub struct Agreement {
-    /// The recorded spread of unchanged code over machines. Without it the tolerance for another
-    /// machine follows from the golden's n and s, as for two precisions over seeds, and is wider
-    /// than the differences between kernels.
+    /// The recorded differences between machines, from which the tolerances follow. If it is
+    /// `None`, they follow from n and s in the golden, the differences between precisions over
+    /// seeds. They are then wider than necessary.
     pub spread: Option<Spread>,
-    /// Whether to compare peak memory if the kernels are the golden's. Such runs must be warmed up
-    /// first.
+    /// Whether to compare peak memory. It is compared only if the run used the same kernels as the
+    /// golden. The run must be preceded by a warm-up, as the golden's was.
     pub memory: bool,
 }
 
-/// The accepted differences between a run's figures and the golden's.
+/// The accepted differences between the values of a run and those of the golden.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Tolerances {
     /// The tolerance of the metric.
     pub accuracy: f64,
-    /// The tolerance of the metric's difference from 32-true. It includes the spread of both runs.
+    /// The tolerance of the metric's difference from 32-true. It covers the differences between
+    /// machines in the two runs.
     pub accuracy_delta: f64,
     /// The tolerance of the validation loss.
     pub loss: f64,
@@ -71,13 +73,14 @@ pub struct Tolerances {
 const SKIPS_OF_OTHER_KERNELS: u64 = 1;
 
 impl Tolerances {
-    /// No tolerance: every figure must equal the golden's.
+    /// No tolerance: every value must be equal to the golden's.
     const NONE: Self =
         Self { accuracy: 0.0, accuracy_delta: 0.0, loss: 0.0, peak_memory_bytes: 0.0, skips: 0 };
 }
 
 impl Agreement {
-    /// Returns the figures outside their tolerance, in the golden's order.
+    /// Returns the values that differ from the golden's by more than their tolerance, in the order
+    /// in which the golden lists them.
     pub fn moved(&self, golden: &Golden, found: &Golden) -> Vec<Moved> {
         let mut moved = Vec::new();
         let head = |g: &Golden| {
@@ -110,12 +113,13 @@ impl Agreement {
         moved
     }
 
-    /// Returns the tolerances for figures of another machine with the same kernels. The tolerance of
-    /// the metric is at most δ, so that a golden also refuses each regression that the gate refuses.
+    /// Returns the tolerances for the values of another machine with the same kernels. The tolerance
+    /// of the metric is at most δ. So a comparison with the golden fails for every regression for
+    /// which the gate fails.
     pub fn tolerances(&self, golden: &Golden, precision: &str, figures: &Figures) -> Tolerances {
         let recorded = self.spread.as_ref().and_then(|spread| spread.samples.get(precision));
-        // One and a quarter examples: a difference of one example is accepted whatever the rounding
-        // of the quotient.
+        // The smallest tolerance of an accuracy is one and a quarter examples. So a difference of
+        // one example is always accepted, although the quotients are rounded.
         let step = match golden.direction {
             Direction::HigherIsBetter => 1.25 / golden.examples as f64,
             Direction::LowerIsBetter => LOSS_SHARE * figures.accuracy.unwrap_or(0.0).abs(),
@@ -127,7 +131,7 @@ impl Agreement {
                 (tolerance(accuracy), tolerance(loss), tolerance(peak_memory_bytes))
             }
             None => {
-                // 32-true has no differences over seeds itself. It gets the tolerance of the other
+                // 32-true has no differences from itself. It gets the widest tolerance of the other
                 // precisions.
                 let others = golden.runs.values().filter_map(|run| run.paired);
                 let paired: Vec<_> =
@@ -231,9 +235,9 @@ pub(super) fn exact<T: PartialEq + fmt::Display>(
     }
 }
 
-/// Adds the figure to `moved` if its values differ by more than the tolerance. A value that is not
-/// finite agrees with nothing, not even with itself, because two runs that failed in the same way
-/// do not agree.
+/// Adds the value to `moved` if it differs from the golden's by more than the tolerance. A value
+/// that is not finite always counts as different, even from the same value: that two runs failed in
+/// the same way is no agreement.
 pub(super) fn within(
     moved: &mut Vec<Moved>,
     precision: &str,
@@ -249,7 +253,7 @@ pub(super) fn within(
     if !agrees {
         let text = |value: Option<f64>| {
             value.map_or("not finite".into(), |v| match allowed {
-                // All digits are shown, because only the last digit may differ.
+                // Shows all digits, because the values may differ only in the last one.
                 0.0 => v.to_string(),
                 _ => format!("{v:.6}"),
             })
@@ -281,7 +285,7 @@ impl Comparator for Agreement {
         moved.is_empty()
     }
 
-    /// Returns whether the texts are equal, as `INSTA_REQUIRE_FULL_MATCH` requires.
+    /// Returns whether the texts are equal. insta calls this if `INSTA_REQUIRE_FULL_MATCH` is set.
     fn matches_fully(&self, reference: &insta::Snapshot, test: &insta::Snapshot) -> bool {
         reference.contents() == test.contents()
     }
@@ -291,7 +295,7 @@ impl Comparator for Agreement {
     }
 }
 
-/// Formats the figures outside their tolerance, with their differences.
+/// Formats the values that differ from the golden's by more than their tolerance as a table.
 pub fn table(moved: &[Moved]) -> Table {
     let mut table = Table::new();
     table.load_preset(UTF8_FULL_CONDENSED);
@@ -302,8 +306,8 @@ pub fn table(moved: &[Moved]) -> Table {
     table
 }
 
-/// Returns whether a golden with NaN is refused when it is compared with itself and with a good
-/// run. The gate's self-test checks this.
+/// Returns whether a comparison with a golden that contains NaN fails, both with a good run and
+/// with a run that has NaN too. The gate's self-test checks this.
 pub fn refuses_not_a_number() -> bool {
     let samples = |value: f64| vec![value; 3];
     let name = Precision::F16Mixed.name().to_owned();

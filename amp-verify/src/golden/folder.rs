@@ -1,4 +1,4 @@
-//! The folder of goldens: finds missing files and decides which files a run may write.
+//! The folder of goldens: reports missing files, and decides which files a test may write.
 
 use std::{env, fs, io, io::Write, path::PathBuf};
 
@@ -6,10 +6,11 @@ use amp_core::{Error, Result, file::Staged, hardware::Fingerprint};
 
 use super::{Golden, Site, Taken, Target, incomparable, parse};
 
-/// The environment variable that allows writing missing files; its value is `write`.
+/// The environment variable that allows a test to write missing goldens and anchors, if it is
+/// `write`.
 const ANCHORS: &str = "AMP_ANCHORS";
 
-/// The folder of goldens, and the run's permissions in it.
+/// The folder of goldens, and what the test may write there.
 #[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
@@ -17,20 +18,22 @@ pub(super) struct Folder {
     source: &'static str,
     /// Whether a missing golden or anchor may be written.
     writes: bool,
-    /// Whether a golden may be recorded for the first time. This is false in CI, where the file
-    /// would be lost.
+    /// Whether a golden may be recorded if neither it nor its anchor exists. This is false in CI,
+    /// where the new files would be lost.
     records_new: bool,
-    /// Whether insta writes goldens that are missing or have changed.
+    /// Whether insta itself writes goldens that are missing or have changed.
     insta_writes: bool,
-    /// Whether insta's behaviour was set explicitly.
+    /// Whether `INSTA_UPDATE` tells insta what to write. Then this code leaves the writing of
+    /// goldens to insta.
     insta_decides: bool,
-    /// Whether every seed must run, because the figures must equal the golden's exactly or are
-    /// recorded again.
+    /// Whether every seed must run even if the first one agrees with the golden: because the whole
+    /// text must be equal, or because the golden is recorded again.
     whole: bool,
 }
 
 impl Folder {
-    /// Returns the folder in `AMP_GOLDENS`, or else the folder of `site`.
+    /// Returns the folder that the environment variable `AMP_GOLDENS` names. If it is not set,
+    /// returns the folder of `site`.
     pub(super) fn of(site: Site) -> Self {
         let set = |name: &str| env::var(name).unwrap_or_default();
         let update = set("INSTA_UPDATE");
@@ -46,13 +49,15 @@ impl Folder {
         }
     }
 
-    /// Returns the golden of this target and machine, if it exists. If the first seed agrees with
-    /// it, no further seeds are needed.
+    /// Returns the golden of this target on this kind of machine, with which the first seed is
+    /// compared before the others run. Returns `None` if it does not exist, or if every seed must
+    /// run.
     pub(super) fn known(&self, target: &Target, found: &Golden) -> Option<Golden> {
         if self.whole { None } else { target.known(found, &self.path) }
     }
 
-    /// Adds the spread that is recorded next to the target's golden.
+    /// Returns the target with the recorded differences between machines (`NAME.spread.json`) from
+    /// this folder.
     ///
     /// # Errors
     /// When the spread file is damaged.
@@ -61,8 +66,9 @@ impl Folder {
         target.with_recorded_spread(&self.path, &name)
     }
 
-    /// Reports missing files before the training; `test` is the test's name. Returns the machine of
-    /// the recorded golden, or `None` if there is no golden yet.
+    /// Checks before the training whether the golden and its anchor exist or may be written, so
+    /// that a test with a missing file fails at once. `test` is the test's name. Returns the machine
+    /// on which the golden was recorded, or `None` if there is no golden yet.
     ///
     /// # Errors
     /// When a golden or its anchor is missing and may not be written, the golden is from another
@@ -89,8 +95,8 @@ impl Folder {
                     golden.display()
                 )));
             }
-            // This bypasses libtest's capture of output, because the user must commit the new
-            // files.
+            // Writes to standard error directly, because libtest does not capture this: the user
+            // must see it and commit the new files.
             let _ = writeln!(
                 io::stderr(),
                 "{name} is recorded for the first time, in {}: read its figures and commit it",
@@ -112,11 +118,11 @@ impl Folder {
         }
     }
 
-    /// Compares a new golden with the one in the folder, and writes missing files if that is
-    /// allowed. insta does the rest.
+    /// Prepares a new golden for insta's comparison with the golden in the folder, as
+    /// [`Target::prepare`] does. Writes missing files if that is allowed.
     ///
     /// # Errors
-    /// The errors of [`Target::prepare`], and when a file cannot be written.
+    /// When [`Target::prepare`] fails, or a file cannot be written.
     pub(super) fn taken(&self, target: &Target, golden: &Golden) -> Result<Taken> {
         let name = target.file_name(golden.fingerprint.as_ref());
         let writes = self.may_write(&name);

@@ -1,20 +1,20 @@
 //! Trains a golden in a separate process.
 //!
-//! libtest runs the tests of a binary on threads of one process, and libtorch has random
-//! generators, numeric switches and memory statistics once per process. If a golden trained in this
-//! process, its figures would change whenever another test draws a random number. So
-//! [`verify!`](crate::verify) starts the test binary again for its own test alone. That process
-//! trains, writes the figures to a file and ends. The test then compares the figures with the
-//! golden.
+//! libtest runs the tests of a binary on threads of one process. libtorch has its random
+//! generators, numeric switches and memory statistics only once in a process. If a golden were
+//! trained in the process of the tests, its values would change whenever another test draws a
+//! random number. Therefore [`verify!`](crate::verify) starts the test binary again as a new
+//! process that runs only this test. The new process trains, writes the values to a file and ends.
+//! The test then compares the values with the golden.
 //!
-//! On a GPU, earlier tests have an effect too. Autograd runs the backward pass there on its own
-//! thread, and executes the node with the largest sequence number first; each thread numbers the
-//! nodes that it creates. A second derivative, for example of a gradient penalty, contains nodes of
-//! both threads. Their order, and so the order in which gradients are added, depends on how many
-//! nodes each thread has created before.
+//! On a GPU, tests that ran earlier in the process have an effect too, through the order in which
+//! gradients are added. Autograd runs the backward pass of a GPU on a thread of its own. It
+//! executes the node with the largest sequence number first, and each thread numbers the nodes that
+//! it creates. A second derivative, for example of a gradient penalty, has nodes of the two
+//! threads. Their order depends on how many nodes each thread has created before.
 //!
-//! On a CPU with more instructions than the golden's, the separate process uses the golden's
-//! [kernels]. libtorch chooses its kernels when it is first used, so this process cannot do that.
+//! On a CPU with more instructions than the golden's CPU, the new process uses the golden's
+//! [kernels]. libtorch chooses its kernels when it is first used, so this process cannot change them.
 
 use std::{
     cell::Cell,
@@ -35,20 +35,21 @@ use super::{
     kernels::{self, Variable},
 };
 
-/// The environment variable with the order for the started process, as JSON.
+/// The environment variable with which the test tells the new process what to train. Its value is
+/// an [`Order`] in JSON.
 const ORDER: &str = "AMP_VERIFY_ORDER";
 
-/// The name of the main thread. With `--test-threads=1` libtest may run tests there, and their names
-/// are then unknown.
+/// The name of the main thread. With `--test-threads=1` libtest may run tests there. The name of the
+/// running test is then unknown.
 const MAIN_THREAD: &str = "main";
 
-/// The number of output lines to show of a failed process.
+/// How many of the last lines of a failed process's output are shown.
 const SHOWN: usize = 15;
 
-/// Allows one training at a time on a GPU.
+/// Locked during a training on a GPU, so that only one runs at a time.
 static ON_GPU: Mutex<()> = Mutex::new(());
 
-/// The position of a [`verify!`](crate::verify) in the source.
+/// Where a call of [`verify!`](crate::verify) is in the source, and where its goldens are.
 #[derive(Debug, Clone, Copy)]
 pub struct Site {
     /// The folder of its goldens.
@@ -59,41 +60,42 @@ pub struct Site {
     pub is_test: bool,
 }
 
-/// The task of a [`verify!`](crate::verify) in this process.
+/// What a call of [`verify!`](crate::verify) has to do in this process.
 pub enum Turn {
-    /// Train in this process: the data is created next.
+    /// Create the data and train in this process.
     Train(Training),
-    /// Compare the figures that another process has written.
+    /// Compare the values, which a new process has already computed, with the golden.
     Compare(Box<Taken>),
-    /// Skip: this process trains the golden of another `verify!`.
+    /// Do nothing: this process was started to train the golden of another call of `verify!`.
     Pass,
 }
 
 /// A training in this process. While this value exists, no other thread draws random numbers.
 pub struct Training {
     folder: Folder,
-    /// If another process started this one and waits: the model to train and the file for the figures.
+    /// The order of the process that started this one and waits for the values; `None` if this
+    /// process trains for itself.
     order: Option<Order>,
     _section: random::Section,
 }
 
-/// The golden that a process must train, and the file for its figures.
+/// The order to a new process: which golden to train, and where to write the values.
 #[derive(Debug, Serialize, Deserialize)]
 struct Order {
-    /// The id of the waiting process. It distinguishes the started process from processes that it
-    /// starts itself.
+    /// The id of the waiting process. Processes that the new process starts inherit the environment
+    /// variable; they notice that their parent has another id, and ignore the order.
     parent: u32,
     /// The test's name, which is also the name of its thread.
     test: String,
-    /// The number of earlier `verify!` calls of the test.
+    /// How many calls of `verify!` come before this one in the test.
     place: usize,
     /// The golden's name.
     golden: String,
-    /// The file for the figures.
+    /// The file to which the new process writes the values.
     answer: PathBuf,
 }
 
-/// The result of a training process.
+/// What the new process writes: the values, or the text of an error.
 #[derive(Debug, Serialize, Deserialize)]
 enum Answer {
     Golden(Box<Golden>),
@@ -106,8 +108,9 @@ thread_local! {
 }
 
 impl Turn {
-    /// Reports missing files before the training. Starts another process for the training if other
-    /// tests could disturb it, or if the golden's kernels must be selected.
+    /// Decides what this call of `verify!` has to do. Checks first that no file is missing. If
+    /// other tests could disturb the training, or the golden's kernels must be selected, lets a new
+    /// process train and waits for it.
     ///
     /// # Panics
     /// When a golden is missing and may not be written, the device is unknown, or the training in
@@ -154,15 +157,15 @@ impl Turn {
 
 impl Training {
     fn begin(target: &Target, folder: Folder, order: Option<Order>) -> Result<Self> {
-        // The seed makes data that is drawn at random the same each time.
+        // The seed is set before the data is created, so that random data is the same each time.
         Ok(Self { folder, order, _section: random::seeded(target.first_seed())? })
     }
 
-    /// Trains `target`, whose data exists now. A process that was started for this training ends
-    /// here.
+    /// Trains `target`, which must have its data by now. A process that was started only for this
+    /// training writes the values and ends here.
     ///
     /// # Panics
-    /// When a run fails, or a figure exceeds the budget of its anchor. The panic fails the test.
+    /// When a run fails, or a value exceeds the budget of its anchor. The panic fails the test.
     pub fn take(self, target: &Target) -> Taken {
         let golden = self
             .folder
@@ -177,7 +180,7 @@ impl Training {
 }
 
 impl Order {
-    /// Returns the order with which this process was started, or `None`.
+    /// Returns the order for this process, or `None` if the process was not started by a `verify!`.
     fn given() -> Result<Option<Self>> {
         let Ok(text) = env::var(ORDER) else { return Ok(None) };
         let order: Self = serde_json::from_str(&text)
@@ -185,7 +188,7 @@ impl Order {
         Ok((order.parent == parent_id()).then_some(order))
     }
 
-    /// Writes the figures for the waiting process and ends this process.
+    /// Writes the result to the file that the waiting process reads, and ends this process.
     fn answer(&self, golden: Result<Golden>) -> ! {
         let answer = match golden {
             Ok(golden) => Answer::Golden(Box::new(golden)),
@@ -201,8 +204,9 @@ impl Order {
     }
 }
 
-/// Returns whether other tests of a process with these arguments may change the figures of `test`:
-/// on a CPU, tests that run at the same time; on a GPU, also tests that run before it.
+/// Returns whether other tests of this process may change the values of `test`. `args` are the
+/// arguments of the process. On a CPU, tests that run at the same time may do so; on a GPU, also
+/// tests that ran before.
 fn other_tests_may_interfere(test: &str, args: &[String], is_on_gpu: bool) -> bool {
     const THREADS: &str = "--test-threads";
     let joined = args.iter().filter_map(|arg| arg.strip_prefix(THREADS)?.strip_prefix('='));
@@ -218,8 +222,9 @@ fn other_tests_may_interfere(test: &str, args: &[String], is_on_gpu: bool) -> bo
     !(args.iter().any(|arg| arg == "--exact") && names == [test])
 }
 
-/// Trains in another process, with these environment variables in addition. Returns `None` if that process ends without training, because its
-/// tests do not run on threads with the tests' names.
+/// Trains in a new process with the environment variables `kernels`, and returns the values. Returns
+/// `None` if that process ends without training. This happens if tests do not run on threads with the
+/// names of the tests, so that the new process cannot recognize the test.
 fn trained_elsewhere(
     target: &Target,
     test: &str,
@@ -251,7 +256,7 @@ fn trained_elsewhere(
             kernels.iter().map(|(name, value)| format!("{name}={value}")).collect();
         println!("{golden}: trained with the golden's CPU kernels: {}", chosen.join(" "));
     }
-    // libtest shows this output if the test fails, or if it shows all output.
+    // libtest captures what is printed here, and shows it if the test fails.
     print!("{said}");
     match fs::read_to_string(&order.answer) {
         Ok(text) => match serde_json::from_str(&text) {
@@ -272,7 +277,7 @@ fn trained_elsewhere(
     }
 }
 
-/// Returns the output of a process without libtest's first lines.
+/// Returns the output of the new process, without the lines that libtest prints before the test.
 fn said(output: &Output, test: &str) -> String {
     let out = String::from_utf8_lossy(&output.stdout);
     let own = out.split_once(&format!("test {test} ... ")).map_or(&*out, |(_, own)| own);
@@ -296,7 +301,8 @@ mod tests {
         assert!(!has("a::b", "--exact a::b --nocapture") && !has("a::b", "a::b --exact"));
     }
 
-    /// On a GPU, a test that runs after others uses a separate process.
+    /// On a GPU, other tests may interfere even if tests run one at a time, unless the process runs
+    /// only this test.
     #[test]
     fn on_a_gpu_earlier_tests_interfere() {
         let has = |test: &str, line: &str| {

@@ -1,4 +1,5 @@
-//! Goldens: recorded figures of a comparison, and the rules for comparing new figures with them.
+//! Goldens: recorded results of training a model under several precisions, and the rules for
+//! comparing new results with them.
 
 mod anchor;
 mod comparable;
@@ -29,23 +30,26 @@ use crate::{
     verdict::{Design, standard_deviation},
 };
 
-/// The recorded figures of a comparison, which later runs must reproduce.
+/// The recorded results of training a model under several precisions. Later runs must reproduce
+/// them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Golden {
     /// The model's name.
     pub model: String,
     /// The data's name.
     pub data: String,
-    /// The seeds. The figures are from the first seed; n and s are over all seeds.
+    /// The seeds. The values in `runs` are from the first seed, except for [`Figures::paired`],
+    /// which is computed over all seeds.
     pub seeds: Vec<u64>,
-    /// The machine. A golden cannot be compared with another kind of machine.
+    /// The description of the machine. Results of another kind of machine cannot be compared with
+    /// the golden.
     pub fingerprint: Option<Fingerprint>,
     /// δ: the largest regression of the metric that the gate accepts.
     pub margin: f64,
     /// Whether larger or smaller values are better.
     #[serde(default, skip_serializing_if = "Direction::is_higher")]
     pub direction: Direction,
-    /// ρ: the share by which peak memory may differ.
+    /// The fraction by which peak memory may differ.
     pub memory_share: f64,
     /// The number N of validation examples: an accuracy is a multiple of 1/N.
     pub examples: i64,
@@ -55,16 +59,16 @@ pub struct Golden {
     pub batch_size: i64,
     /// Hyperparameters by name.
     pub hyperparameters: amp_core::Hyperparameters,
-    /// Figures by precision.
+    /// The results, by precision.
     pub runs: BTreeMap<String, Figures>,
 }
 
-/// One precision's figures.
+/// The results under one precision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
     /// The validation metric; null if it is NaN.
     pub accuracy: Option<f64>,
-    /// The accuracy minus the baseline's.
+    /// The metric minus that of 32-true; null for 32-true itself.
     pub accuracy_delta: Option<f64>,
     /// The validation loss; null if it is not finite.
     pub loss: Option<f64>,
@@ -72,7 +76,7 @@ pub struct Figures {
     pub skipped_steps: u64,
     /// The loss scale at the end.
     pub final_scale: Option<f64>,
-    /// The peak of tensor bytes.
+    /// The largest number of bytes that tensors occupied at one time.
     pub peak_memory_bytes: u64,
     /// The dtypes of matrix products.
     pub matmul: BTreeSet<String>,
@@ -87,22 +91,24 @@ pub struct Figures {
 /// The differences between a precision and 32-true over several seeds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Paired {
-    /// The number of pairs.
+    /// The number of seeds.
     pub n: usize,
-    /// The mean regression: 32-true's metric minus the precision's, or the reverse if lower is
-    /// better.
+    /// The mean over the seeds of the regression: 32-true's metric minus the precision's, or the
+    /// reverse if lower is better.
     pub mean: f64,
     /// The standard deviation of the regression. It is at least the standard deviation of the
     /// metric's rounding.
     pub s: f64,
-    /// The standard deviation of the differences of the validation loss.
+    /// The standard deviation of the differences between the precision's validation loss and
+    /// 32-true's.
     pub loss_s: f64,
     /// The probability that a precision without regression passes the gate with this number of seeds.
     pub power: f64,
 }
 
 impl Golden {
-    /// Creates a golden from comparisons that differ only in their seed; `margin` is the model's δ.
+    /// Creates a golden from the comparisons of one case for several seeds. `margin` is the model's
+    /// δ.
     ///
     /// # Errors
     /// When there is no comparison.
@@ -132,14 +138,15 @@ impl Golden {
     }
 }
 
-/// Computes the differences between run `at` of each comparison and its baseline.
+/// Computes the statistics of the differences between run `at` of each comparison and the baseline
+/// of the same comparison. Returns `None` for the baseline itself and for fewer than two seeds.
 fn paired(comparisons: &[Comparison], at: usize, margin: f64, examples: i64) -> Option<Paired> {
     if at == 0 || comparisons.len() < 2 {
         return None;
     }
     let deltas = comparisons.iter().map(|comparison| comparison.runs[at].delta.as_ref());
     let direction = comparisons[0].direction;
-    // A delta is the precision's figure minus the baseline's figure.
+    // `delta` is the precision's metric minus the baseline's, so its regression is relative to 0.
     let worse = |delta: f64| direction.regression(0.0, delta);
     let worse: Vec<f64> =
         deltas.clone().map(|delta| delta?.accuracy.map(worse)).collect::<Option<_>>()?;
@@ -152,10 +159,11 @@ fn paired(comparisons: &[Comparison], at: usize, margin: f64, examples: i64) -> 
     Some(Paired { n, mean: found.mean, s: found.s_used, loss_s, power: found.power })
 }
 
-/// Reads a golden from JSON, or from an insta snapshot with its header.
+/// Parses a golden from JSON, or from the text of an insta snapshot, which has a header before the
+/// JSON.
 ///
 /// # Errors
-/// When the text has neither form.
+/// When the text has another form.
 pub fn parse(text: &str) -> Result<Golden> {
     let body = match text.strip_prefix("---\n") {
         Some(rest) => rest.split_once("---\n").map_or("", |(_, body)| body),

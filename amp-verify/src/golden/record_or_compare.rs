@@ -1,4 +1,4 @@
-//! Records and compares goldens in a test.
+//! Trains a golden in a test, and records it or compares it with the recorded one.
 
 use std::{env, fs, path, path::Path, slice};
 
@@ -13,7 +13,7 @@ use amp_core::{
 use super::{Agreement, Anchor, Golden, Spread, Target, incomparable, machine, parse, table};
 use crate::matrix;
 
-/// A golden in the form that insta expects.
+/// A new golden in the form that insta compares with the recorded snapshot.
 pub struct Taken {
     /// The name of the snapshot.
     pub name: String,
@@ -34,20 +34,21 @@ impl Target {
         self.golden_like(|_| None)
     }
 
-    /// Does the same as [`golden`](Self::golden), but runs only the first seed if its figures agree
-    /// with a `known` golden. Other seeds are needed only for n, s and power, which the known
-    /// golden has.
+    /// Trains as [`golden`](Self::golden) does, but stops after the first seed if its results agree
+    /// with the recorded golden. `known` returns the recorded golden for these results. The other
+    /// seeds would only give n, s and power, which are then taken from the recorded golden.
     ///
     /// # Errors
-    /// The errors of [`golden`](Self::golden).
+    /// When a run fails, or the model or the device does not exist.
     pub fn golden_like(&self, known: impl Fn(&Golden) -> Option<Golden>) -> Result<Golden> {
-        // Numeric switches and random generators belong to the whole process, so other threads must
-        // wait.
+        // Other threads that train or draw random numbers must wait, because numeric switches and
+        // random generators belong to the whole process.
         let _alone = random::seeded(self.first_seed())?;
         let device = self.device()?;
         hardware::set_numerics(false, device.is_cuda())?;
-        // Models in tests are too small for two threads. If other processes use the cores, two
-        // threads that wait for each other take ten times as long as one.
+        // Trains with one thread per operation. Models in tests are too small for more. If other
+        // processes use the cores, two threads that wait for each other take ten times as long as
+        // one.
         let threads = tch::get_num_threads();
         tch::set_num_threads(1);
         let taken = self.over_seeds(device, known);
@@ -64,12 +65,12 @@ impl Target {
         hardware::parse_device(self.check.device.as_ref().unwrap_or(&own))
     }
 
-    /// Returns the seed whose figures are recorded.
+    /// Returns the first seed, whose results are recorded.
     pub(super) fn first_seed(&self) -> u64 {
         self.check.seeds.first().copied().unwrap_or_default()
     }
 
-    /// Returns the fingerprint of the machine with the settings of a golden.
+    /// Returns the description of the machine, with the settings with which goldens are trained.
     pub(super) fn fingerprint(&self) -> Result<Fingerprint> {
         let device = self.device()?;
         let deterministic = device.is_cuda();
@@ -103,7 +104,8 @@ impl Target {
         Golden::over_seeds(&taken, margin, case.data.val.examples())
     }
 
-    /// Adds n, s and power of a known golden to the figures of the first seed.
+    /// Completes the golden of the first seed with n, s and power from the recorded golden. Returns
+    /// `None` if the first seed does not agree with the recorded golden.
     fn completed(&self, mut first: Golden, known: &Golden) -> Option<Golden> {
         first.seeds.clone_from(&self.check.seeds);
         for (precision, figures) in &mut first.runs {
@@ -116,8 +118,8 @@ impl Target {
         Agreement { spread: self.check.spread.clone(), memory: true }
     }
 
-    /// Returns the target with the spread that `folder` has for the golden `name`, unless its check
-    /// has a spread.
+    /// Returns the target with the spread (the recorded differences between machines) that `folder`
+    /// has for the golden `name`. A spread that the target already has is kept.
     ///
     /// # Errors
     /// When the spread file is damaged.
@@ -129,19 +131,20 @@ impl Target {
         Ok(target)
     }
 
-    /// Returns the golden of this target and machine in the folder. A golden of an older format
-    /// counts as missing; insta then shows both.
+    /// Reads the recorded golden of this target for this kind of machine from the folder. Returns
+    /// `None` if it does not exist or has an older format; insta then shows the old and the new
+    /// text.
     pub(super) fn known(&self, found: &Golden, folder: &Path) -> Option<Golden> {
         let name = self.file_name(found.fingerprint.as_ref());
         let text = fs::read_to_string(folder.join(format!("{name}.snap"))).ok()?;
         parse(&text).ok()
     }
 
-    /// Compares a new golden with the one in `folder`. Writes a missing anchor if `may_write` is
-    /// true.
+    /// Compares a new golden with its anchor in `folder`, and prepares insta's comparison with the
+    /// recorded golden. Writes a missing anchor if `may_write` is true.
     ///
     /// # Errors
-    /// When the folder's golden is from another kind of machine or has no anchor, a figure exceeds
+    /// When the recorded golden is from another kind of machine or has no anchor, a value exceeds
     /// the budget of the anchor, or the spread file is damaged.
     pub fn prepare(&self, golden: &Golden, folder: &Path, may_write: bool) -> Result<Taken> {
         // insta resolves a relative path from the test's source file.
@@ -157,7 +160,8 @@ impl Target {
         {
             return Err(Error::NotComparable(why));
         }
-        // Without a golden, insta fails and keeps the new one for review.
+        // If there is neither a golden nor an anchor and none may be written, no anchor is loaded:
+        // insta then fails the test and keeps the new snapshot for review.
         if snapshot.exists() || path.exists() || may_write {
             let anchor = Anchor::load_or_create(&path, golden, &agreement, may_write)?;
             let exceeded = anchor.exceeded(golden);
@@ -181,8 +185,8 @@ impl Target {
     }
 }
 
-/// Returns the name of a golden's file; for `MixedPrecisionDemo` on a CPU
-/// `mixed_precision_demo_cpu`.
+/// Returns the name of a golden's file without its extension, for example
+/// `mixed_precision_demo_cpu` for the model `MixedPrecisionDemo` on a CPU.
 pub fn file_name(model: &str, fingerprint: Option<&Fingerprint>) -> String {
     let mut name = String::new();
     let letters: Vec<char> = model.chars().collect();
@@ -198,9 +202,10 @@ pub fn file_name(model: &str, fingerprint: Option<&Fingerprint>) -> String {
     format!("{name}_{machine}")
 }
 
-/// Trains a model under every precision and compares the figures with its golden. The golden is an
-/// insta snapshot in `tests/goldens` of the calling crate, with an anchor next to it. The model
-/// comes from a registry, or is given with its data. Setters of [`Target`] may follow:
+/// Trains a model under several precisions and compares the results with its golden (its recorded
+/// results). The golden is an insta snapshot in `tests/goldens` of the calling crate, with an
+/// anchor next to it. The model comes from a registry (`registry = …`), or is given with its data
+/// (`data = …`). Setters of [`Target`](crate::golden::Target) may follow as `name = value`:
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{data::DataModule, precision::Precision, prelude::*};
@@ -231,26 +236,30 @@ pub fn file_name(model: &str, fingerprint: Option<&Fingerprint>) -> String {
 /// # Recording
 /// The first run of a test records its golden and the anchor, says so, and passes: commit both. In CI,
 /// where the variable `CI` is set, a missing golden fails the test before anything is trained.
-/// `AMP_ANCHORS=write` in the environment writes a missing golden or anchor in CI as well. If figures
-/// differ later, they are printed as a table, and `cargo insta review` accepts them.
+/// `AMP_ANCHORS=write` in the environment writes a missing golden or anchor in CI as well. If
+/// values differ from the golden later, a table shows them and the test fails; `cargo insta review`
+/// accepts the new values.
 ///
 /// # Tolerance over CPUs
-/// `cargo amp margins --what goldens` writes `NAME.spread.json` next to each golden of a CPU: how far its
-/// figures differ between CPUs. This macro reads the file by itself, and the tolerances follow from it; a
-/// [`Check`](crate::golden::Check) with a spread takes precedence over the file. Without either the
-/// tolerances follow from the golden's own seeds.
+/// `cargo amp margins --what goldens` writes `NAME.spread.json` next to each golden of a CPU: how
+/// much its values differ between CPUs. This macro reads the file and derives the tolerances from
+/// it. A spread in the target's [`Check`](crate::golden::Check) takes precedence over the file. If
+/// there is neither, the tolerances follow from the differences between the golden's seeds.
 ///
 /// # Other tests of the same binary
-/// Tests run on threads of one process, and libtorch has one random generator for all of them. The training
-/// and the expression after `data =` therefore run in a separate process: the test binary is started again
-/// for this test alone, so that code before `verify!` runs there as well. Under cargo-nextest, and if tests
-/// run one at a time (`--test-threads=1`), no other test can disturb the training, and it runs in the
-/// test's own process. It also does so if the thread does not have the test's name: in your own `main`
-/// (`harness = false`) and on threads that a test starts.
+/// Tests run on threads of one process, and libtorch has one random generator for all of them.
+/// Therefore the training, and the expression after `data =`, run in a separate process: the test
+/// binary is started again for only this test. Code before `verify!` in the test runs there as
+/// well.
+///
+/// In some cases the training runs in the test's own process. Under cargo-nextest, and on a CPU if
+/// tests run one at a time (`--test-threads=1`), no other test can disturb it. It also runs there
+/// if the thread does not have the test's name: in your own `main` (`harness = false`) and on
+/// threads that a test starts.
 ///
 /// # Panics
-/// When a golden or its anchor is missing, its spread is damaged, a run fails, the model does not log its metric, or
-/// figures have moved.
+/// When a golden or its anchor is missing, the spread file is damaged, a run fails, the model does
+/// not log its metric, or a value differs from the golden by more than its tolerance.
 #[macro_export]
 macro_rules! verify {
     ($model:ty, registry = $registry:expr $(, $setter:ident = $value:expr)* $(,)?) => {
@@ -278,7 +287,8 @@ macro_rules! verify {
         };
         let taken = match $crate::golden::Turn::of(&target, site) {
             $crate::golden::Turn::Train(training) => {
-                // Created here, because only the process that trains creates the data.
+                // The data is created only here, so that a process that does not train does not
+                // create it.
                 ::std::option::Option::Some(training.take(&target$(.data($data))?))
             }
             $crate::golden::Turn::Compare(taken) => ::std::option::Option::Some(*taken),

@@ -1,5 +1,5 @@
-//! The differences between figures of unchanged code on different machines, and the tolerances that
-//! follow.
+//! How much the values of a golden differ between machines although the code is the same, and the
+//! tolerances that follow.
 
 use std::{collections::BTreeMap, fs, io, path::Path};
 
@@ -8,18 +8,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::verdict::{standard_deviation, t_quantile};
 
-/// Figures of one case with several kernel sets and thread counts, by precision.
+/// The values of one golden's runs on several kinds of machines. The kinds differ in their kernels
+/// and their numbers of threads.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
     /// The command and the machine that recorded the samples.
     pub recorded_by: String,
     /// The number N of validation examples: an accuracy is a multiple of 1/N.
     pub examples: u32,
-    /// Samples by precision.
+    /// The values, by precision.
     pub samples: BTreeMap<String, Samples>,
 }
 
-/// The samples of one precision.
+/// The values of the runs under one precision: one value for each kind of machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Samples {
     /// The validation metric in each run.
@@ -73,18 +74,19 @@ impl Spread {
     }
 }
 
-/// The two-sided probability that an unchanged figure is reported as changed. A golden with six
-/// precisions has about twenty figures, so one comparison in fifty gives a false alarm.
+/// The probability that a value is reported as changed although the code has not changed. A golden
+/// with six precisions has about twenty values, so one comparison in fifty gives a false alarm.
 const RISK: f64 = 1e-3;
 
-/// Returns the accepted difference between two draws from the population of `samples`: t(1 −
-/// risk/2, K−1) · s · √2, the prediction interval of a difference.
+/// Returns the accepted difference between the values of two machines. It is half of the prediction
+/// interval for the difference of two values like the K values in `samples`: t(1 − risk/2, K −
+/// 1)·s·√2.
 pub(super) fn tolerance(samples: &[f64]) -> f64 {
     tolerance_of(samples.len(), standard_deviation(samples))
 }
 
-/// Returns the accepted difference for `n` samples with standard deviation `s`; infinite for fewer
-/// than two samples.
+/// Returns the accepted difference that follows from `n` values with standard deviation `s`. It is
+/// infinite for fewer than two values.
 pub(super) fn tolerance_of(n: usize, s: f64) -> f64 {
     t_quantile(1.0 - RISK / 2.0, n as f64 - 1.0) * s * std::f64::consts::SQRT_2
 }

@@ -1,4 +1,4 @@
-//! The model that a golden test trains: a registered model, or a model with its data.
+//! What a golden test trains: a model of a registry, or a model that the test gives with its data.
 
 use std::sync::Arc;
 
@@ -21,15 +21,17 @@ use crate::{
 /// The options for recording a golden.
 #[derive(Debug, Clone)]
 pub struct Check {
-    /// The device's name. The default is the value of `AMP_DEVICE`, or else the CPU.
+    /// The device's name. If it is `None`, the environment variable `AMP_DEVICE` names the device;
+    /// if that is not set, the device is the CPU.
     pub device: Option<String>,
     /// The precisions to compare with 32-true.
     pub precisions: Vec<Precision>,
-    /// The seeds. The figures of the first seed are recorded; all seeds give n and s.
+    /// The seeds. The results of the first seed are recorded. All seeds together give n and s, the
+    /// number and the standard deviation of the differences from 32-true.
     pub seeds: Vec<u64>,
-    /// The spread over machines, from which the tolerances follow. If it is `None`,
-    /// [`verify!`](crate::verify) reads `NAME.spread.json` next to the golden. Without that file
-    /// the tolerances follow from the golden's n and s.
+    /// The recorded differences between machines, from which the tolerances follow. If it is
+    /// `None`, [`verify!`](crate::verify) reads `NAME.spread.json` next to the golden. Without that
+    /// file the tolerances follow from the golden's n and s.
     pub spread: Option<Spread>,
 }
 
@@ -44,8 +46,9 @@ impl Default for Check {
     }
 }
 
-/// The model of a golden test, and the options for recording it. An option that is not set has the
-/// registry's value, or the default that its setter names.
+/// The model of a golden test, and the options with which it is trained. If an option is not set, a
+/// model of a registry has the value from there; for another model, the setter documents the
+/// default.
 #[derive(Clone)]
 pub struct Target {
     source: Source,
@@ -62,14 +65,14 @@ enum Source {
     Own { subject: Subject, data: Option<DataModule>, clip: Option<Clip>, accumulate: i64 },
 }
 
-/// The defaults for models without a registry: epochs, metric and δ.
+/// The defaults for a model that is not from a registry: its number of epochs, its metric and δ.
 const OWN: (i64, Judge, f64) = (3, Judge::higher("val_acc"), 0.01);
 
 impl Target {
     /// Selects the model `name` of the registry.
     ///
     /// # Panics
-    /// When the registry has no such model: the test is wrong.
+    /// When the registry has a mistake or no such model.
     ///
     /// # Examples
     ///
@@ -98,8 +101,8 @@ impl Target {
         }
     }
 
-    /// Uses a model without a registry; `build` creates it from hyperparameters. Its data is given
-    /// here too.
+    /// Uses a model that is not from a registry. `build` creates it from hyperparameters, and
+    /// `data` is its data.
     pub fn model(
         name: &'static str,
         build: impl Fn(&Hyperparameters) -> Result<Box<dyn LightningModule>> + Send + Sync + 'static,
@@ -108,7 +111,8 @@ impl Target {
         Self::without_data(name, build).data(data)
     }
 
-    /// Uses a model without a registry; [`data`](Self::data) must follow.
+    /// Uses a model that is not from a registry. `build` creates it from hyperparameters. Its data
+    /// must be set later with [`data`](Self::data).
     pub fn without_data(
         name: &'static str,
         build: impl Fn(&Hyperparameters) -> Result<Box<dyn LightningModule>> + Send + Sync + 'static,
@@ -199,8 +203,8 @@ impl Target {
         self
     }
 
-    /// Sets the seeds. The default is 42 to 45. The figures of the first seed are recorded; all
-    /// seeds give n and s.
+    /// Sets the seeds. The default is 42 to 45. The results of the first seed are recorded. All
+    /// seeds together give the statistics of the differences from 32-true.
     #[must_use]
     pub fn seeds(mut self, seeds: impl IntoIterator<Item = u64>) -> Self {
         self.check.seeds = seeds.into_iter().collect();
@@ -234,7 +238,7 @@ impl Target {
         }
     }
 
-    /// Returns the case, without its seed, and δ.
+    /// Builds the case, in which the caller still sets the seed, and returns it with δ.
     pub(super) fn prototype(&self, device: Device) -> Result<(Case, f64)> {
         Ok(match &self.source {
             Source::Registered { registry, model } => {

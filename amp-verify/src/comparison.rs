@@ -53,9 +53,11 @@ pub struct Run {
     pub applied_steps: u64,
     /// The number of optimizer steps that were skipped.
     pub skipped_steps: u64,
-    /// The first parameter with a non-finite gradient in a skipped step.
+    /// In the first skipped step, the first parameter whose gradient was not finite; null if no
+    /// step was skipped.
     pub first_culprit: Option<String>,
-    /// The source of the first non-finite value: a module, the loss or a gradient.
+    /// In the first skipped step, where the first value that was not finite came from: a module,
+    /// the loss or a gradient.
     pub first_cause: Option<String>,
     /// The loss scale at the end; null if the precision has none.
     pub final_scale: Option<f64>,

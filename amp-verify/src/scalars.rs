@@ -29,7 +29,7 @@ pub(crate) fn read(tensors: &[Tensor]) -> Result<Vec<f64>> {
 /// Returns the values of `N` tensors with one element.
 ///
 /// # Errors
-/// The same as [`read`]'s.
+/// When a tensor has another number of elements.
 pub(crate) fn read_all<const N: usize>(tensors: [Tensor; N]) -> Result<[f64; N]> {
     let mut values = read(&tensors)?.into_iter();
     Ok([(); N].map(|()| values.next().unwrap_or(f64::NAN)))

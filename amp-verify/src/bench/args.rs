@@ -35,8 +35,8 @@ pub struct BenchArgs {
     /// Smallest number of steps that are timed in a round [default: the workload's own]
     #[arg(long, value_name = "N")]
     pub steps: Option<i64>,
-    /// Gigabytes of the data set that is read once from the host and once from the device, to
-    /// compare them; 0 skips this
+    /// Size in gigabytes of a large data set with which training is measured twice: with the data
+    /// in host memory, and with the data on the device; 0 skips this
     #[arg(long, value_name = "N", default_value_t = 0.25, allow_negative_numbers = true)]
     pub feed_gb: f64,
     /// Time limit in seconds: no measurement starts that might exceed it; a note lists the skipped
@@ -80,7 +80,7 @@ fn peer(name: &str) -> std::result::Result<Engine, String> {
     })
 }
 
-/// The request after its arguments were checked.
+/// What to measure: the options of `bench` after they were checked.
 pub struct Plan {
     /// The device to measure on.
     pub device: Device,
@@ -92,7 +92,8 @@ pub struct Plan {
     pub rounds: usize,
     /// The number of steps per round; `None` means the workload's own number.
     pub steps: Option<i64>,
-    /// Size in bytes of the data set that is fed from the host.
+    /// The size in bytes of the data set with which training from host memory is measured; 0 if it
+    /// is not measured.
     pub feed_bytes: u64,
     /// The time limit.
     pub time_limit: Option<Duration>,

@@ -116,7 +116,8 @@ pub enum Command {
     /// them. Exit codes: 0 they agree, 1 they disagree, 2 usage error, 3 inconclusive
     #[command(after_help = "Example: cargo amp parity Net --device cuda --seeds 3")]
     Parity(ParityArgs),
-    /// Record each model's margin for the gate, and the differences of golden figures between CPUs
+    /// Record each model's margin for the gate, and how much the results of goldens differ between
+    /// CPUs
     #[command(after_help = "Example: cargo amp margins --model Net")]
     Margins(MarginsArgs),
     /// Test the gate: put known faults into training and check that the gate reports each; repeat
@@ -138,8 +139,8 @@ pub struct VerifyArgs {
     #[arg(long, value_delimiter = ',', value_name = "NAMES", value_parser = Precision::from_str,
           default_values_t = Precision::ALL, hide_default_value = true)]
     pub precision: Vec<Precision>,
-    /// Run N seeds, starting with --seed. Figures become means with 95 % intervals; differences
-    /// from the baseline are computed for each seed
+    /// Run N seeds, starting with --seed. The results are then means over the seeds with 95 %
+    /// intervals; differences from the baseline are computed for each seed
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive)]
     pub seeds: u64,
     /// Format of the comparison
@@ -169,8 +170,8 @@ pub struct TrainArgs {
     #[expect(missing_docs, reason = "the docs would become the command's help text")]
     pub loops: LoopArgs,
     /// Freeze the parameters whose names match these patterns, for example encoder.*, in addition
-    /// to the model's own frozen parameters. A pattern may have an end: encoder.*=epoch:3 or
-    /// encoder.*=step:500. May be repeated or separated by commas
+    /// to the model's own frozen parameters. A pattern may say when freezing ends:
+    /// encoder.*=epoch:3 or encoder.*=step:500. May be repeated or separated by commas
     #[arg(long, value_name = "PATTERNS", value_delimiter = ',')]
     pub freeze: Vec<Freeze>,
     /// Validate and save the exponential moving average of the weights, with this decay, for

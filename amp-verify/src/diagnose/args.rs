@@ -20,7 +20,7 @@ use crate::{
 pub enum Search {
     /// How much worse the validation metric is than that of 32-true
     Metric,
-    /// The layer's own error in the first step
+    /// The largest own error of a layer in the first step
     Layers,
 }
 
@@ -31,18 +31,19 @@ pub struct DiagnoseArgs {
     #[arg(long, value_name = "NAME", value_parser = Precision::from_str,
           default_value_t = Precision::F16Mixed)]
     pub precision: Precision,
-    /// The figure that decides whether a choice of FP32 modules is good enough
+    /// The measurement that decides whether a set of FP32 modules is good enough
     #[arg(long, value_enum, default_value_t = Search::Metric)]
     pub search: Search,
-    /// The accepted loss: of the metric [default: 0.01], or relative to a layer's values [default: 0.05]
+    /// The largest accepted loss of the metric [default: 0.01]; with --search layers, the largest
+    /// accepted error of a layer, relative to its values [default: 0.05]
     #[arg(long, value_name = "X")]
     pub limit: Option<f64>,
     /// Number of seeds to train with, starting with --seed
     #[arg(long, value_name = "K", default_value_t = 3,
           value_parser = clap::value_parser!(u64).range(1..=1000))]
     pub seeds: u64,
-    /// Earlier figures of 32-true, to distinguish a changed environment from the effect of the
-    /// precision: an output of `verify --output`, or a golden (.snap)
+    /// Results of an earlier run of 32-true, to distinguish a changed environment from the effect
+    /// of the precision: an output of `verify --output`, or a golden (.snap)
     #[arg(long, value_name = "FILE")]
     pub reference: Option<PathBuf>,
     /// Write the modules that must stay in FP32 to this policy file

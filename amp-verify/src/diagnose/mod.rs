@@ -48,7 +48,7 @@ pub struct Diagnosis {
     pub check: String,
     /// The cause.
     pub attribution: Attribution,
-    /// The result of the check without changes.
+    /// The result of the check on the unchanged model.
     pub before: Outcome,
     /// The modules that must stay in FP32; null if the precision is not the cause, or if FP32 in all
     /// modules does not help.

@@ -14,9 +14,9 @@ use crate::options::{ChangeArgs, duration, positive};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Tier {
-    /// Few epochs or steps, few seeds and the mixed precisions: for every change
+    /// Few epochs or steps, few seeds and the mixed precisions: to run for every change of the code
     Quick,
-    /// Each model's full epochs or steps, more seeds and every precision: for every night
+    /// Each model's full epochs or steps, more seeds and every precision: to run every night
     Nightly,
 }
 
@@ -50,7 +50,7 @@ pub struct GateArgs {
     /// Judge every model
     #[arg(long)]
     pub all: bool,
-    /// The extent of the gate
+    /// How much the gate runs
     #[arg(long, value_enum, default_value_t = Tier::Quick)]
     pub tier: Tier,
     /// Precisions to judge, separated by commas [default: the tier's]
@@ -75,8 +75,8 @@ pub struct GateArgs {
     /// or recorded margin; a model that is changed by one of the options below has none]
     #[arg(long, value_name = "DELTA")]
     pub margin: Option<f64>,
-    /// Run the seeds one after the other, and start no seed that would exceed this time: seconds,
-    /// 10m, 2h or HH:MM:SS
+    /// Time limit: check rules until then, run the seeds one after the other, and start no seed
+    /// that would exceed the limit; give seconds, 10m, 2h or HH:MM:SS
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub time_limit: Option<Duration>,
     #[command(flatten)]
@@ -104,23 +104,23 @@ pub struct GateArgs {
     /// Number of processes that share the work on a CPU [default: one per core]
     #[arg(long, value_name = "N")]
     pub processes: Option<usize>,
-    /// Threads of one operation on a CPU, in each process; the last digits of figures depend on it
+    /// Threads of one operation on a CPU, in each process; the last digits of results depend on it
     #[arg(long, value_name = "N", value_parser = positive, default_value_t = 1)]
     pub threads: u64,
     /// Ignore cached results and run everything again
     #[arg(long)]
     pub no_cache: bool,
-    /// Compare the first seed's figures with the goldens in this folder
+    /// Compare the results of the first seed with the goldens (recorded results) in this folder
     #[arg(long, value_name = "FOLDER")]
     pub goldens: Option<PathBuf>,
-    /// A file with precision regions by module path, as written by --fix; needs a single --model
+    /// A policy file: the precisions of single modules, as written by --fix; needs a single --model
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
     /// Write the modules that must stay in FP32 to this policy file, if a model fails; needs a
     /// single --model
     #[arg(long, value_name = "FILE", conflicts_with = "no_diagnose")]
     pub fix: Option<PathBuf>,
-    /// Do not search for the cause of failures; by default the first few failing cells are diagnosed
+    /// Do not search for the causes of failures; by default the first few failures are diagnosed
     #[arg(long)]
     pub no_diagnose: bool,
     /// Write JUnit XML to this file

@@ -28,7 +28,7 @@ pub enum Comparison {
 pub enum Unit {
     /// No unit: the values are either equal or not.
     Equal,
-    /// A share of one, shown as a percentage.
+    /// A fraction, shown as a percentage.
     Share,
     /// A number without a unit.
     Number,

@@ -230,7 +230,7 @@ fn left_out(plan: &Plan) -> Vec<String> {
         })
         .collect();
     if !shorter.is_empty() {
-        left.push(format!("whole trainings: {}", shorter.join(", ")));
+        left.push(format!("full training runs: {}", shorter.join(", ")));
     }
     let (first, most) = Tier::Nightly.seeds();
     if plan.most < most {

@@ -22,7 +22,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Subject {
     model: Arc<Model>,
-    /// δ.
+    /// The margin δ: a precision that is worse than 32-true by δ or more is a regression.
     pub margin: f64,
     /// By how much the metric of a trained model must be better than that of the control run, in
     /// which no weight changes.

@@ -153,7 +153,8 @@ fn closing(report: &Report) -> Vec<String> {
     lines
 }
 
-/// Formats the table with the lines before and after it.
+/// Formats the report for a terminal: the table of verdicts, diagnoses, comparisons, and what was
+/// not checked.
 pub fn table(report: &Report) -> String {
     let mut table = Table::new();
     table.load_preset(presets::UTF8_FULL_CONDENSED).set_header(HEADER);
@@ -357,12 +358,12 @@ pub fn annotations(report: &Report) -> String {
     out
 }
 
-/// Escapes data as actions/toolkit does.
+/// Escapes the message of a GitHub workflow command, as GitHub's package actions/toolkit does.
 fn escaped(text: &str) -> String {
     text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
 }
 
-/// Escapes properties as actions/toolkit does.
+/// Escapes a property of a GitHub workflow command, as GitHub's package actions/toolkit does.
 fn property(text: &str) -> String {
     escaped(text).replace(':', "%3A").replace(',', "%2C")
 }

@@ -121,7 +121,7 @@ pub struct ModelReport {
     pub changes: Changes,
     /// All hyperparameters of the model; empty if the control run failed.
     pub hyperparameters: Hyperparameters,
-    /// δ.
+    /// The margin δ: a precision that is worse than 32-true by δ or more is a regression.
     pub margin: f64,
     /// By how much the metric of a trained model must be better than that of the control run.
     pub learns_by: f64,

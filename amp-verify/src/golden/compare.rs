@@ -15,8 +15,8 @@ use super::{
     spread::{Samples, tolerance, tolerance_of},
 };
 
-/// The accepted relative difference of peak memory, because the kernels of other CPUs use
-/// workspaces of other sizes.
+/// The accepted relative difference of peak memory. It is not zero, because kernels of other CPUs
+/// use workspaces of other sizes.
 pub(super) const MEMORY_SHARE: f64 = 0.05;
 /// The smallest tolerance of a loss, relative to the loss, because f64 sums in another order cause
 /// differences of this size.

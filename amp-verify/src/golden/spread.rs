@@ -35,7 +35,7 @@ impl Spread {
     /// Parses a recorded spread.
     ///
     /// # Errors
-    /// When the text does not have this format, or has fewer than three samples of a figure.
+    /// When the text has another format, or has fewer than three samples of a value.
     pub fn parse(text: &str) -> Result<Self> {
         let spread: Self = serde_json::from_str(text)
             .map_err(|error| Error::config(format!("recorded spread: {error}")))?;

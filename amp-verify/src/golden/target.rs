@@ -131,7 +131,7 @@ impl Target {
     }
 
     /// Sets the validation metric by which the model is judged; higher is better. The default is
-    /// `val_acc`. A registered model has its own metric.
+    /// `val_acc`. This has no effect on a model of a registry, which names the metric itself.
     #[must_use]
     pub fn metric(mut self, name: &'static str) -> Self {
         if let Source::Own { subject, .. } = &mut self.source {
@@ -140,8 +140,8 @@ impl Target {
         self
     }
 
-    /// Judges the model by its validation loss; it then needs no metric. A registered model has its
-    /// own judge.
+    /// Judges the model by its validation loss, so that it needs no metric. This has no effect on a
+    /// model of a registry.
     #[must_use]
     pub fn judged_by_loss(mut self) -> Self {
         if let Source::Own { subject, .. } = &mut self.source {

@@ -22,7 +22,7 @@ pub struct LayersArgs {
     #[arg(long, value_name = "NAME", value_parser = Precision::from_str,
           default_value_t = Precision::F16Mixed)]
     pub precision: Precision,
-    /// Format of the figures
+    /// Format of the report
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
     /// Measure with the weights after training in 32-true, not with the initial weights
@@ -32,7 +32,8 @@ pub struct LayersArgs {
     #[arg(long, value_name = "N", default_value_t = 16,
           value_parser = clap::value_parser!(i32).range(-126..=127))]
     pub log2_scale: i32,
-    /// Bits to keep free above the largest gradient, for the window of safe scales
+    /// A loss scale counts as safe only if the largest gradient stays this many powers of 2 below
+    /// overflow
     #[arg(long, value_name = "BITS", default_value_t = WindowOptions::default().headroom_bits)]
     pub headroom: i32,
     #[command(flatten)]

@@ -78,7 +78,8 @@ pub struct Report {
     pub groups: Vec<Group>,
     /// How the relative bias of activations changes with depth; null for fewer than three layers.
     pub growth: Option<Growth>,
-    /// The loss scales that are safe in every 16-bit layer; null if there are none.
+    /// The loss scales that are safe for all layers with 16-bit gradients; null if there is no such
+    /// layer.
     pub window: Option<CommonWindow>,
 }
 
@@ -88,7 +89,7 @@ pub struct Layer {
     /// The module's path. If a module runs several times in a step, its second run has `#2` after the
     /// path.
     pub path: String,
-    /// The dtype of its output.
+    /// The dtype of the layer's output.
     pub dtype: String,
     /// The errors of the layer's output.
     pub forward: Flow,

@@ -27,10 +27,10 @@ use crate::{
 /// What `margins` records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum What {
-    /// The differences of each model's metric between precisions over seeds, from which its margin
-    /// follows; on the CPU
+    /// How much each model's metric differs between precisions, over several seeds; its margin
+    /// follows from this
     Metric,
-    /// The differences of golden figures between CPUs, written next to each golden as
+    /// How much the results of goldens differ between CPUs, written next to each golden as
     /// NAME.spread.json
     Goldens,
 }
@@ -47,13 +47,13 @@ pub struct MarginsArgs {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Number of seeds for the spread of the metric
+    /// Number of seeds with which the differences of the metric are measured
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub seeds: usize,
     /// The folder of the goldens [default: tests/goldens of the project]
     #[arg(long, value_name = "FOLDER")]
     pub goldens: Option<PathBuf>,
-    /// Add this CPU's own kernels to the recorded spread of goldens
+    /// Keep the recorded differences of goldens, and add results with this CPU's own kernels
     #[arg(long)]
     pub add: bool,
     #[command(flatten)]

@@ -87,7 +87,7 @@ pub struct RunArgs {
     /// Set a hyperparameter, for example --set hidden_size=1024; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = assignment)]
     pub set: Vec<(String, Value)>,
-    /// A file with precision regions by module path, as written by `diagnose --fix`
+    /// A policy file: the precisions of single modules, as written by `diagnose --fix`
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
     /// Allow TF32 in f32 matrix products on CUDA

@@ -31,8 +31,8 @@ pub struct ParityArgs {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Number of seeds, at least 2. For each seed both sides start with the same weights and use
-    /// the same batches
+    /// Number of seeds, at least 2. For each seed the model and its twin start with the same
+    /// weights and use the same batches
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub seeds: u64,
     /// The first seed
@@ -70,7 +70,7 @@ pub struct ParityArgs {
     pub quiet: bool,
 }
 
-/// The request after its arguments were checked.
+/// What to compare: the options of `parity` after they were checked.
 pub(super) struct Plan {
     pub(super) device: Device,
     pub(super) subjects: Vec<Subject>,

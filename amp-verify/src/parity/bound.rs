@@ -13,7 +13,7 @@
 pub(super) const RUNS: u64 = 4;
 /// The bound is this multiple of the largest difference of the perturbed runs.
 const FACTOR: f64 = 4.0;
-/// Sixteen roundings of f32, relative to the loss.
+/// The smallest bound, relative to the loss: sixteen roundings of f32.
 const LEAST: f64 = 1.0 / 1_048_576.0;
 
 /// Returns the relative difference between two sequences of losses at each step. The denominator is

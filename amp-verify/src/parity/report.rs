@@ -78,7 +78,7 @@ pub struct First {
     /// losses may differ by more through rounding alone, so comparing them says little.
     #[serde(default)]
     pub told: Option<usize>,
-    /// The losses of both sides.
+    /// The compared losses of the model and of its twin.
     pub losses: Pair<Vec<f64>>,
 }
 
@@ -151,13 +151,13 @@ impl First {
     fn failure(&self) -> Option<String> {
         let Pair { ours, theirs } = &self.losses;
         if ours.len() != theirs.len() {
-            return Some(format!("{} losses, the twin's {}", ours.len(), theirs.len()));
+            return Some(format!("{} losses, but the twin has {}", ours.len(), theirs.len()));
         }
         let (off, most) = self.bound.filter(|(off, most)| off > most)?;
         let (at, own, other) = (self.batch, ours[self.batch], theirs[self.batch]);
         Some(format!(
-            "the loss of batch {at} is {own:.9}, the twin's {other:.9}: {off:.1e} apart, where f32 allows \
-             {most:.1e}"
+            "the loss of batch {at} is {own:.9}, the twin's {other:.9}: they differ by {off:.1e}, but rounding \
+             in f32 explains at most {most:.1e}"
         ))
     }
 }
@@ -209,8 +209,8 @@ impl Row {
         self.judgement = differences.map(|differences| design.judge(&differences));
         match &self.judgement {
             Some(judged) if judged.verdict == Verdict::Fail => self.failures.push(format!(
-                "{} is {:+.4} from the twin's over {count} seeds, between {:+.4} and {:+.4}, where {margin} \
-                 is allowed",
+                "{} differs from the twin's by {:+.4} over {count} seeds, with the interval {:+.4} … {:+.4}; at \
+                 most {margin} is accepted",
                 self.metric, -judged.mean, -judged.upper, -judged.lower
             )),
             Some(_) => {}
@@ -260,8 +260,8 @@ mod tests {
     #[case::alike([0.9, 0.9, 0.9], Status::Agree, "")]
     #[case::near([0.895, 0.9, 0.905], Status::Agree, "")]
     #[case::scattered([0.88, 0.9, 0.92], Status::Inconclusive, "")]
-    #[case::worse([0.85, 0.851, 0.849], Status::Disagree, "val_acc is -0.0500 from the twin's over 3")]
-    #[case::better([0.95, 0.951, 0.949], Status::Disagree, "val_acc is +0.0500 from the twin's over 3")]
+    #[case::worse([0.85, 0.851, 0.849], Status::Disagree, "val_acc differs from the twin's by -0.0500 over 3")]
+    #[case::better([0.95, 0.951, 0.949], Status::Disagree, "val_acc differs from the twin's by +0.0500 over 3")]
     fn metrics_agree_within_the_margin(
         #[case] ours: [f64; 3],
         #[case] status: Status,
@@ -324,6 +324,6 @@ mod tests {
     fn both_sides_need_the_same_number_of_losses() {
         let losses = Pair { ours: vec![2.0, 1.0], theirs: vec![2.0] };
         let row = judged(vec![seed(0.9, 0.9)], Some(First::new(losses, None)));
-        assert_eq!(row.failures, ["2 losses, the twin's 1"]);
+        assert_eq!(row.failures, ["2 losses, but the twin has 1"]);
     }
 }

@@ -17,7 +17,7 @@ pub struct SelftestArgs {
     /// Number of unchanged runs with new seeds; each failure counts as a false alarm
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub repetitions: u64,
-    /// Plant no fault: only count the false alarms of the unchanged runs
+    /// Put no fault into training: only count the false alarms of the unchanged runs
     #[arg(long, conflicts_with_all = ["fault", "diagnose"])]
     pub unchanged: bool,
     /// Check only the rules of the unchanged runs, without full runs
@@ -29,7 +29,7 @@ pub struct SelftestArgs {
     /// The first seed of the unchanged runs; the seeds of each further run begin 100 later
     #[arg(long, value_name = "SEED", default_value_t = FRESH)]
     pub first_seed: u64,
-    /// Plant only these faults, separated by commas; --list prints their names [default: all]
+    /// Test only these faults, separated by commas; --list prints their names [default: all]
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     pub fault: Vec<String>,
     /// The model for the faults [default: for each fault a model that declares that it reveals the

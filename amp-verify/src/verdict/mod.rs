@@ -64,7 +64,7 @@ pub struct Judgement {
     pub lower: f64,
     /// U, the upper end of the interval.
     pub upper: f64,
-    /// δ.
+    /// The margin δ of the test.
     pub margin: f64,
     /// α of this evaluation.
     pub alpha: f64,

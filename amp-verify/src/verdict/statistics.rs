@@ -89,7 +89,8 @@ fn noncentral_t_above(critical: f64, freedom: f64, shift: f64) -> f64 {
         if u <= 0.0 { 0.0 } else { 2.0 * u * chi.pdf(u * u) }
     };
     let at = |index: i32| {
-        // The density for one degree of freedom does not vanish at 0.
+        // At u = 0, takes the density just above 0, because with one degree of freedom it does not
+        // vanish there.
         let u = (low + f64::from(index) * width).max(1e-9);
         density(u) * normal.cdf(shift - critical * u / freedom.sqrt())
     };

@@ -1,5 +1,5 @@
-//! Tests of the library's own figures. The crate `fixtures` tests the commands, because it has
-//! models.
+//! Tests of what the library itself computes. The crate `fixtures` tests the commands, because it
+//! has models.
 
 mod exponents;
 mod registry;

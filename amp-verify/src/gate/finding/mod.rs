@@ -44,7 +44,7 @@ pub enum Cause {
 /// The diagnosis of a failing cell.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Finding {
-    /// The repeated seed.
+    /// The seed whose failing run was repeated.
     pub seed: u64,
     /// The cause.
     pub cause: Cause,

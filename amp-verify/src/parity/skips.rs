@@ -146,11 +146,11 @@ impl Seed {
         let seed = self.seed;
         let what = match own == other {
             true => format!(
-                "seed {seed}: ends with the scale {:?}, the twin with {:?}",
+                "seed {seed}: our side ends with the scale {:?}, the twin with {:?}",
                 self.scale.ours, self.scale.theirs
             ),
             false => format!(
-                "seed {seed}: skips the steps {own:?} of the first {count}, the twin {other:?}"
+                "seed {seed}: our side skips the steps {own:?} of the first {count}, the twin {other:?}"
             ),
         };
         let Some(again) = &self.again else { return Skips::Differ(what) };

@@ -133,9 +133,8 @@ fn metric(content: &Content<'_>) -> Result<String> {
         };
         let shares: Vec<Share> = comparison.runs.iter().filter_map(share).collect();
         let text = format!(
-            "The values that chance alone explains with {examples} validation examples (Wilson's \
-             interval), for one seed: intervals that overlap show no difference; --seeds N shows \
-             more."
+            "Wilson's 95 % interval for one seed with {examples} validation examples. If two intervals \
+             overlap, chance may explain the difference; --seeds N tells more."
         );
         let title = format!("{metric} with 95 % intervals");
         let drawn = chart::shares(&shares, &axis)?;

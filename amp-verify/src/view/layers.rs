@@ -98,7 +98,7 @@ fn groups(groups: &[Group]) -> String {
             figure("weight gradient", group.weight_gradient, group.gradient_bound),
         ];
         let figures: Vec<String> = figures.into_iter().flatten().collect();
-        let verdict = if group.is_beyond { ": BEYOND" } else { "" };
+        let verdict = if group.is_beyond { ": OVER ITS BOUND" } else { "" };
         out += &format!("  {}: {}{verdict}\n", group.name(), figures.join(", "));
     }
     out

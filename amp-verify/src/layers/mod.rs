@@ -151,8 +151,9 @@ pub struct Flow {
     /// the values in 32-true. Gradients are multiplied by the loss scale first. Null if the layer's
     /// output does not have 16 bits.
     pub predicted: Option<Losses>,
-    /// How many values of the 32-true step are infinite, NaN or zero in the step under the
-    /// precision. A ReLU unit that is active only in 32-true counts as underflow too.
+    /// How many values that are finite in the 32-true step are not finite under the precision, and
+    /// how many that are not zero become zero. A ReLU unit that is active only in 32-true counts as
+    /// zero.
     pub observed: Losses,
     /// The exponents of the values in the 32-true step.
     pub histogram: Histogram,

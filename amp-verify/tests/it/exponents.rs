@@ -37,8 +37,8 @@ fn the_low_exponent_leaves_the_share_below() {
 }
 
 /// Returns the values at which a cast to the format changes its behaviour, each with numbers just
-/// below and above it, and all of them with both signs. They are the largest value of the format,
-/// the value halfway to the next one, the smallest value, and half of it.
+/// below and above it. They are the largest value of the format, the value halfway to the next one,
+/// the smallest value, and half of it. Every second number is negative.
 fn edges(format: Format) -> Vec<f64> {
     let largest = match format {
         Format::F16 => 65504.0,

@@ -68,9 +68,9 @@ pub struct Choices {
     pub batch_size: Option<i64>,
     /// The seed of the weights, the order of examples and dropout.
     pub seed: u64,
-    /// Gradient clipping.
+    /// The limit to which gradients are clipped.
     pub clip: Option<Clip>,
-    /// Batches whose gradients are accumulated into one step.
+    /// The number of batches whose gradients are accumulated into one optimizer step.
     pub accumulate_grad_batches: Option<i64>,
     /// The largest number of optimizer steps. Training ends there if `length` is longer.
     pub max_steps: Option<u64>,

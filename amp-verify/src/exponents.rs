@@ -343,7 +343,7 @@ impl Window {
         self.low > self.high
     }
 
-    /// Returns how many powers of 2 the scale is inside the nearer end; negative if it is outside.
+    /// Returns how far the scale is inside the window, in powers of 2; negative if it is outside.
     pub fn margin_bits(self, log2_scale: i32) -> i32 {
         (log2_scale - self.low).min(self.high - log2_scale)
     }

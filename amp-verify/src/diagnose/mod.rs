@@ -87,7 +87,8 @@ pub struct Cost {
 
 /// What the diagnosis knows about the model before it runs the check.
 pub struct Scope<'a> {
-    /// Precision regions that apply to every run of the check.
+    /// The precisions of single modules that apply to every run of the check, for example from a
+    /// policy file.
     pub overrides: &'a Overrides,
     /// The paths of the layers that compute something; the search begins with them.
     pub layers: Vec<String>,

@@ -1,4 +1,5 @@
-//! Policy files: precision regions for the modules of a model, stored outside the model's code.
+//! Policy files: the precisions of single modules of a model ("precision regions"), stored outside
+//! the model's code.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -12,7 +13,7 @@ use amp_core::{
 };
 use serde::{Deserialize, Serialize};
 
-/// Precision regions by module path.
+/// The precisions of single modules ("precision regions"), by module path.
 pub type Overrides = BTreeMap<String, Region>;
 
 const SCHEMA: &str = "amp-policy/2";
@@ -34,7 +35,7 @@ pub struct PolicyFile {
     pub fingerprint: Fingerprint,
     /// The reason why these modules stay in FP32.
     pub reason: String,
-    /// Precision regions by module path; they replace the model's own regions.
+    /// The precisions of single modules, by path. They replace those that the model's code sets.
     #[serde(alias = "islands")]
     pub overrides: Overrides,
 }

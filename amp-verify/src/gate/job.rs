@@ -72,7 +72,7 @@ pub struct Job {
     pub check: Check,
     /// The task.
     pub task: Task,
-    /// Precision regions by module path; they replace the model's own regions.
+    /// The precisions of single modules, by path. They replace those that the model's code sets.
     pub overrides: Overrides,
     /// The fault that the self-test puts into this job; `None` in an ordinary gate.
     pub fault: Option<Fault>,

@@ -105,7 +105,7 @@ pub struct Plan {
     /// The folder with the goldens (recorded results) with which the first seed is compared; `None`
     /// if there is no comparison.
     pub goldens: Option<PathBuf>,
-    /// Precision regions by module path; they replace the model's own regions.
+    /// The precisions of single modules, by path. They replace those that the model's code sets.
     pub overrides: Overrides,
     /// The largest number of failing cells to diagnose.
     pub diagnosed: usize,

@@ -88,7 +88,7 @@ pub struct Figures {
     pub paired: Option<Paired>,
 }
 
-/// The differences between a precision and 32-true over several seeds.
+/// Statistics of the differences between a precision and 32-true over several seeds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Paired {
     /// The number of seeds.

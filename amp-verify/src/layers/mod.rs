@@ -42,7 +42,7 @@ pub struct Subject<'a> {
     pub device: Device,
     /// The seed of the random numbers in the step, for example those of dropout.
     pub seed: u64,
-    /// Precision regions by module path; they replace the model's own regions.
+    /// The precisions of single modules, by path. They replace those that the model's code sets.
     pub overrides: Rc<BTreeMap<String, Region>>,
 }
 

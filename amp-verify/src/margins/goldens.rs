@@ -1,5 +1,5 @@
-//! Records how much the figures of a golden (the recorded figures of a run) differ between CPUs:
-//! trains the golden's case with several sets of kernels, and writes the figures to
+//! Records how much the results of a golden (the recorded results of a run) differ between CPUs:
+//! trains the golden's case with several sets of kernels, and writes the results to
 //! `NAME.spread.json` next to the golden.
 
 use std::{

@@ -86,7 +86,8 @@ impl Emulation {
             // Autograd stays on, because the loss may have a gradient penalty.
             first_loss(model, &batch, &mut step)?.kind()
         };
-        // 32-true itself is emulated in 64-true.
+        // For 64-true, the rounding of 32-true is emulated, because 64-true itself is the exact
+        // run.
         let (wide, rounds) = match precision {
             Precision::F64True => (Precision::F64True, Precision::F32True),
             other => (Precision::F32True, other),

@@ -34,7 +34,7 @@ pub(super) struct Trace {
 #[derive(Clone)]
 struct Tracer {
     trace: Rc<RefCell<Trace>>,
-    /// Whether a skipped step ends the run.
+    /// Whether a skipped step ends the run with an error.
     must_apply: bool,
 }
 

@@ -11,7 +11,7 @@ use amp_core::{
 use super::final_state::{dot, exact};
 use crate::scalars::all_equal;
 
-/// The smallest tolerance on such a device, relative to a tensor's norm.
+/// The smallest tolerance if repeating a run gives other bits, relative to a tensor's norm.
 const LEAST: f64 = 0.05;
 /// A tensor may differ by this multiple of its difference in a repeated run.
 const REPEATED: f64 = 4.0;

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Records the screens of these pages: runs each command and draws what it prints as an SVG.
+"""Records the terminal pictures of these pages: runs each command and draws its output as an SVG.
 
-    python3 docs/images/record.py [NAME ...]    all of them, or those named
+    python3 docs/images/record.py [NAME ...]    without a name: all pictures
 
-AMP_BINARY names a built `amp` binary to run in place of `cargo amp`.
+The variable AMP_BINARY may name a built `amp` binary, which then runs in place of `cargo amp`.
 """
 
 import os
@@ -14,7 +14,7 @@ import sys
 import textwrap
 from html import escape
 
-# name: the arguments of `cargo amp`, and how many lines of the output are drawn (None: all).
+# For each picture: the arguments of `cargo amp`, and how many lines of the output are drawn (None: all).
 SCREENS = {
     "verify": ("verify", None),
     "gate-fail": ("gate --model PlantedLayerNorm", 12),
@@ -26,10 +26,10 @@ CELL_WIDTH, LINE_HEIGHT, MARGIN = 7.2, 15, 16
 
 
 def output(arguments: str) -> list[str]:
-    """What the command prints on a wide terminal, standard error included."""
+    """Runs the command and returns the lines of its standard output and standard error."""
     binary = os.environ.get("AMP_BINARY")
     command = [binary] if binary else ["cargo", "amp"]
-    # A verdict of FAIL is exit code 1, and a screen like any other.
+    # Exit code 1 is a gate that fails: its output is drawn as well.
     run = subprocess.run(command + shlex.split(arguments), text=True, check=False,
                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if run.returncode not in (0, 1):
@@ -38,7 +38,7 @@ def output(arguments: str) -> list[str]:
 
 
 def wrapped(line: str, width: int) -> list[str]:
-    """A long line as a terminal of this width shows it, broken between words."""
+    """Breaks a long line between words, as it would appear on a terminal of this width."""
     if len(line) <= width:
         return [line]
     return textwrap.wrap(line, width, subsequent_indent="  ")
@@ -60,7 +60,7 @@ def drawn(command: str, lines: list[str]) -> str:
     rows = []
     for number, line in enumerate(shown):
         if line.strip():
-            # The length keeps columns straight whatever font the reader has.
+            # A fixed text length keeps table columns aligned in every monospace font of the reader.
             rows.append(f'<text x="{MARGIN}" y="{MARGIN + (number + 0.8) * LINE_HEIGHT:.1f}" '
                         f'textLength="{len(line) * CELL_WIDTH:.1f}" lengthAdjust="spacingAndGlyphs" '
                         f'xml:space="preserve">{colored(line)}</text>')

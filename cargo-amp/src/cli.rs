@@ -43,7 +43,7 @@ verify. If several packages of a workspace have such a binary, choose with --pac
   gate       decide whether each precision is as good as 32-true, for CI
   bench      measure speed and memory
   parity     compare training with a PyTorch copy of the model
-  margins    record the margins of the gate and the spread of goldens
+  margins    record each model's margin, and how far goldens differ between CPUs
   selftest   test that the gate reports known faults
   models     list the models and their data
   doctor     show the devices and the recommended precision

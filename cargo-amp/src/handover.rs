@@ -13,7 +13,8 @@ use crate::error::Error;
 use crate::libtorch::Libtorch;
 use crate::project::Package;
 
-/// Libtorch's threads of each operation, unless the program sets them.
+/// The variable with the number of threads that libtorch uses for each operation, unless the
+/// program sets another number.
 const THREADS: &str = "OMP_NUM_THREADS";
 
 /// Runs all test binaries of `package`, or of the whole workspace, even after one of them has

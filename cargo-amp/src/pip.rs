@@ -13,7 +13,7 @@ print('%d.%d' % sys.version_info[:2])
 print(importlib.util.find_spec('pip') is not None)
 ";
 
-/// The texts about a download for messages.
+/// Texts about a download, which the messages about it contain.
 #[derive(Clone, Copy)]
 pub(crate) struct Wanted {
     /// The short name, for example `libtorch`.
@@ -141,8 +141,8 @@ impl Pip {
             )
         } else {
             format!(
-                "pip failed ({status}; {}): mend what pip says above and run the command again, \
-                 {otherwise}",
+                "pip failed ({status}; {}): solve the problem that pip reports above and run the \
+                 command again, {otherwise}",
                 last_line(errors)
             )
         }

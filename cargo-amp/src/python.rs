@@ -11,7 +11,7 @@ use crate::project::Project;
 
 const WANTED: Wanted = Wanted {
     name: "the tests' Python packages",
-    package: "set of these packages that was tried",
+    package: "tested version of these packages",
     otherwise: "or run `cargo test --workspace`, where the tests that need them fail",
 };
 

@@ -1,5 +1,5 @@
-//! Golden tests: train the model under every precision and compare the figures with
-//! `tests/goldens`.
+//! Golden tests: train the model under every precision and compare the results with the recorded
+//! ones in `tests/goldens`.
 
 use my_model::registry;
 

@@ -65,7 +65,7 @@ impl Drop for Changes {
     }
 }
 
-/// Returns how to undo a change of the file at `path`.
+/// Returns the change that, when undone, restores the current state of `path`.
 fn before(path: &Path) -> io::Result<Change> {
     match fs::read(path) {
         Ok(bytes) => Ok(Change::Replaced(path.into(), bytes)),

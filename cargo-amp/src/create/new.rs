@@ -14,7 +14,8 @@ use crate::error::Error;
 /// The dependencies of a new crate, which cannot have the same name as the crate.
 const DEPENDENCIES: [&str; 4] = ["amp-core", "amp-derive", "amp-verify", "fastrand"];
 
-/// Crates of every Rust program. `cargo new` only warns about these names.
+/// Crates of the Rust distribution. `cargo new` only warns about these names; `cargo amp new`
+/// refuses them.
 const STANDARD: [&str; 4] = ["alloc", "core", "proc-macro", "std"];
 
 /// Creates the crate `name` in a folder with that name.

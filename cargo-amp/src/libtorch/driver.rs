@@ -23,8 +23,8 @@ pub(super) fn is_present() -> bool {
     !hidden && (LOADED.iter().any(|path| Path::new(path).exists()) || has_library())
 }
 
-/// Returns whether `CUDA_VISIBLE_DEVICES` hides all GPUs. CUDA ignores the list from the first
-/// device on that does not exist.
+/// Returns whether `CUDA_VISIBLE_DEVICES` hides all GPUs. CUDA ignores the first device in the list
+/// that does not exist, and all devices after it.
 fn hides_every_gpu(visible: &str) -> bool {
     visible.is_empty() || visible.starts_with("-1")
 }

@@ -1,4 +1,4 @@
-//! Distinguishes a complete libtorch from a broken one.
+//! Determines whether a folder has a complete libtorch.
 
 use std::fs;
 use std::io;
@@ -8,7 +8,7 @@ use super::manifest::{Found, Manifest, check_sizes};
 use super::variant::Variant;
 use super::version::{self, REQUIRED};
 
-/// The state of a folder.
+/// The state of a folder that should have a libtorch.
 pub(super) enum State {
     Absent,
     /// Complete, according to its manifest.
@@ -52,7 +52,7 @@ fn is_header(path: &str) -> bool {
     path.starts_with("torch/include/")
 }
 
-/// Checks the version, and that the files of every libtorch exist.
+/// Checks the version, and that the files exist without which the variant is incomplete.
 pub(super) fn check(folder: &Path, variant: Variant) -> Result<(), String> {
     match version::of(&folder.join("torch")) {
         Some(found) if version::is_required(&found) => {}

@@ -9,8 +9,8 @@ use super::version::REQUIRED;
 
 const NAME: &str = "amp-manifest";
 
-/// The layout of the folder. A change of the layout increases it, so that older folders are
-/// replaced.
+/// The version of the folder's layout. Increase it when the layout changes: folders with another
+/// version are replaced.
 const LAYOUT: u32 = 1;
 
 /// The files of a libtorch. The manifest is written last, so a folder with a manifest was complete.
@@ -60,7 +60,7 @@ impl Manifest {
         (first == header(variant)).then_some(Manifest { variant, files })
     }
 
-    /// Checks the sizes of the files for which `is_looked_at` returns true.
+    /// Checks the sizes of the files in `folder` for whose paths `is_looked_at` returns true.
     pub(super) fn check(
         &self,
         folder: &Path,

@@ -41,8 +41,9 @@ impl Libtorch {
         Self::find(project, None, Look::Quick)
     }
 
-    /// Does the same as [`find_or_provision`](Self::find_or_provision), for `cargo amp setup`:
-    /// checks every file and adds `wanted` if it is missing.
+    /// Finds or fetches libtorch for `cargo amp setup`. Unlike
+    /// [`find_or_provision`](Self::find_or_provision), checks every file, and adds the variant
+    /// `wanted` if it is missing.
     pub(crate) fn setup(project: &Path, wanted: Option<Variant>) -> Result<Self, Error> {
         let found = Self::find(project, wanted, Look::Thorough)?;
         if let (Libtorch::Foreign(folder), Some(_)) = (&found, wanted) {
@@ -87,8 +88,8 @@ impl Libtorch {
     /// Sets the environment of `command` for building with this libtorch and loading it.
     pub(crate) fn apply(&self, command: &mut Command) {
         match self {
-            // `.cargo/config.toml` sets the environment here. A plain cargo then has the same
-            // environment, and neither of the two rebuilds what the other has built.
+            // `.cargo/config.toml` sets the environment. A plain `cargo` then has the same environment
+            // as `cargo amp`, so that neither rebuilds what the other has built.
             Libtorch::Provisioned(..) => {
                 command.env_remove("LIBTORCH");
             }
@@ -98,10 +99,11 @@ impl Libtorch {
         }
     }
 
-    /// Does the same as `apply`, for a program, or for a cargo that runs tests. The run-time search
-    /// path in `.cargo/config.toml` works only in the project's own `target` folder. It does not
-    /// work for documentation tests, which are built elsewhere, or if CARGO_TARGET_DIR or
-    /// `build.target-dir` is set.
+    /// Sets the environment of `command` for running a program, or a cargo that runs tests. Unlike
+    /// `apply`, always sets LD_LIBRARY_PATH, because the run-time search path in
+    /// `.cargo/config.toml` works only in the project's own `target` folder. It does not work for
+    /// documentation tests, which are built elsewhere, or if CARGO_TARGET_DIR or `build.target-dir`
+    /// is set.
     pub(crate) fn apply_to_run(&self, command: &mut Command) {
         self.apply(command);
         let (Libtorch::Provisioned(torch, _) | Libtorch::Foreign(torch)) = self;

@@ -29,10 +29,10 @@ def unpack(wheel, target, listing, rules):
             if not (os.path.isfile(path) and os.path.getsize(path) == info.file_size):
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 if os.path.lexists(path):
-                    # Not written to: it may be the same file as one that is in use.
+                    # Removed, not overwritten: it may be a hard link to a file of a libtorch in use.
                     os.remove(path)
                 with archive.open(info) as source, open(path, "xb") as out:
-                    # Checks the CRC as well.
+                    # Reading to the end also checks the CRC.
                     shutil.copyfileobj(source, out, 1 << 20)
             sizes.write(f"{info.file_size} {info.filename}\n")
 

@@ -134,8 +134,8 @@ impl<'a> Wheels<'a> {
             )
         } else {
             format!(
-                "libtorch could not be unpacked in {folder} ({status}; {}): mend what python3 says \
-                 above and run the command again",
+                "libtorch could not be unpacked in {folder} ({status}; {}): solve the problem that \
+                 python3 reports above and run the command again",
                 last_line(&errors)
             )
         }))

@@ -1,4 +1,4 @@
-"""Writes a wheel with the layout of a real one, whose files hold their own names.
+"""Writes a wheel with the layout of a real one. The content of each file is its own name.
 
 Usage: wheel.py FOLDER NAME==VERSION [cpu-index]
 """
@@ -27,7 +27,7 @@ torch/lib/libtorch_cuda.so
 torch/lib/libtorch_cuda_linalg.so
 torch/lib/libtorch_nvshmem.so
 """.split()
-# What the larger of NVIDIA's wheels bring; the others bring a library of their own name.
+# The files of some of NVIDIA's wheels. Each other wheel has one library, named after the wheel.
 NVIDIA = {
     "nvidia-cuda-runtime": ["cu13/include/cuda_runtime.h", "cu13/lib/libcudart.so.13",
                             "cu13/lib/libcudart_static.a"],
@@ -52,5 +52,5 @@ with zipfile.ZipFile(folder / f"{name.replace('-', '_')}-{version}-py3-none-any.
     for path, text in texts.items():
         wheel.writestr(path, text)
     wheel.writestr(f"{name}-{version}.dist-info/METADATA", "")
-    # As no honest wheel has.
+    # A path that leads out of the target folder, which no real wheel contains.
     wheel.writestr("torch/lib/../../../outside.so", "")

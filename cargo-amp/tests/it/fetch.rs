@@ -57,7 +57,7 @@ fn for_cpus_only_the_needed_files_are_unpacked() {
         "torch/version.py",
     ];
     assert_eq!(checkout.files(), expected);
-    // All linkers accept this script; see `wheels.rs`, which writes it.
+    // In place of the library there is a linker script, which `wheels.rs` writes.
     let script = fs::read_to_string(checkout.home().join("torch/lib/libtorch.so"));
     assert_eq!(script.expect("written"), "INPUT(libtorch_cpu.so)\n");
     // The manifest lists no other files, for example files that a wheel would put outside the

@@ -93,7 +93,7 @@ fn amp_test_runs_cargo_test_of_the_workspace() {
         "device unset",
         "python unset",
         "test threads unset",
-        // Tests that run at the same time leave each operation one core.
+        // Several tests run at the same time, so each operation gets one thread.
         "threads 1",
         // `.cargo/config.toml` sets the variable, as for a plain cargo.
         "LIBTORCH unset",
@@ -174,8 +174,8 @@ fn every_other_command_passes_its_arguments_to_the_built_binary() {
     );
     let mut command = checkout.cargo_amp(&["verify", "--format", "a b", "--", "-x"]);
     real_cargo(&mut command);
-    // With an unusual target folder, and a working directory below the root, in which the binary
-    // must run.
+    // The target folder is not the default one, and the command is called from a folder below the
+    // root. The binary must run in that folder, not in the root.
     checkout.write("data/note", "");
     let folder = checkout.path("data");
     command.env("CARGO_TARGET_DIR", checkout.path("some \"target\"")).current_dir(&folder);

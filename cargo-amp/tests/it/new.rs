@@ -78,7 +78,7 @@ fn the_new_crate_is_valid_for_cargo_and_formatted() {
     assert_eq!(targets.len(), 3, "{targets:?}");
     assert_formatted(&project, &folder);
 
-    // A crate with this name exists now.
+    // Now that the folder exists, the same command is refused.
     let again = new(&project, &["spiral-model", "--amp-source", &source]);
     assert_refused(&again, &["here/spiral-model exists already", "cargo amp init"]);
     assert_eq!(self::files(&folder), files);

@@ -151,7 +151,7 @@ fn expand(input: &DeriveInput, fields: &[Field], amp_core: &Path) -> TokenStream
     let of = ident.unraw().to_string();
     let names: Vec<&Ident> = fields.iter().map(|field| &field.ident).collect();
     let keys: Vec<String> = names.iter().map(|name| name.unraw().to_string()).collect();
-    // The field's span makes rustc report at the field's type that it holds no tensors.
+    // With the field's span, rustc underlines the field's type if the type cannot hold tensors.
     let calls = |trait_: TokenStream, method: TokenStream| -> Vec<TokenStream> {
         let call = |field: &Field| {
             let ty = &field.ty;
@@ -234,7 +234,7 @@ fn declared(role: Option<Role>, otherwise: &TokenStream) -> TokenStream {
     }
 }
 
-/// Returns the struct's generics, with the bound that each type parameter holds tensors.
+/// Returns the struct's generics, with a bound that each type parameter is a type of tensors.
 fn bounded(generics: &Generics) -> Generics {
     let mut generics = generics.clone();
     for param in generics.type_params_mut() {

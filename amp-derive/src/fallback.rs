@@ -120,15 +120,17 @@ fn builder(input: &DeriveInput, spec: Option<&Spec>, derive: Derive) -> TokenStr
     }
 }
 
-/// Returns whether it is `#[hparam]` or `#[layer]` without arguments.
+/// Returns whether the field has `#[hparam]` or `#[layer]` without arguments, so that `builder` takes
+/// it as an argument.
 fn is_argument(field: &Field) -> bool {
     [symbol::HPARAM, symbol::LAYER].iter().any(|name| {
         named(&field.attrs, name).any(|attr| attr.args.as_ref().is_some_and(Vec::is_empty))
     })
 }
 
-/// Returns whether it is an `#[hparam(…)]` with arguments, that is, with a default. False if its
-/// name is a method of the builder, because a setter would clash with the method.
+/// Returns whether the builder has a setter for the field: the field has an `#[hparam(…)]` with
+/// arguments, that is, with a default. There is no setter if the field has the name of a method of
+/// the builder, because the two would clash.
 fn has_setter(field: &Field) -> bool {
     let is_own = field.ident == "build" || field.ident == "hyperparameters";
     let mut hparams = named(&field.attrs, symbol::HPARAM);

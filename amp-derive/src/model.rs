@@ -179,7 +179,7 @@ impl Forward {
 pub(crate) struct Body {
     /// The inputs; there is at least one.
     pub(crate) inputs: Vec<Input>,
-    /// The return type as written, and the type inside its `Result`.
+    /// The return type as the user wrote it, and the type inside its `Result`.
     pub(crate) output: Option<(Type, Type)>,
     pub(crate) body: Expr,
 }
@@ -323,7 +323,8 @@ pub(crate) enum Optimizers {
 
 pub(crate) struct Optimizer {
     pub(crate) config: Config,
-    /// The parameters that it trains; `None` means all parameters that no other optimizer trains.
+    /// The parameters that this optimizer trains; `None` means all parameters that no other optimizer
+    /// trains.
     pub(crate) params: Option<Selection>,
     pub(crate) groups: Vec<Group>,
     pub(crate) scheduler: Option<(Config, table::Interval)>,

@@ -40,7 +40,7 @@ pub(crate) enum Range {
     /// The name of a logged value, a bare word.
     Logged,
     /// One number for all dimensions, or an array with one number for each. Each number must be at
-    /// least this one.
+    /// least the number in the parentheses.
     Sizes(i64),
     /// Like [`Sizes`](Self::Sizes) with numbers of at least 0, or the word `same`.
     Padding,

@@ -102,7 +102,7 @@ fn one_takes_the_rest(
     for ((attr, _), _) in rest {
         diag.error(
             &attr.path,
-            "two optimizers would train all parameters: say which ones this one takes, as in \
+            "two optimizers would train all parameters: select those of this optimizer, as in \
              `params = [\"head.*\"]`, or keep one of the two",
         );
         fits = None;

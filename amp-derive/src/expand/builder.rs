@@ -77,11 +77,12 @@ fn from_checkpoint(model: &Model, inputs: &[&Field]) -> Option<TokenStream> {
         quote!(__amp::hparam::required(#key, &#saved)?)
     });
     Some(quote! {
-        /// The model that a checkpoint or a file of weights holds, with its hyperparameters, weights and
-        /// state, on the CPU: a file, a folder for its newest checkpoint, `FOLDER/best` or `FOLDER/last`.
+        /// Builds the model that was saved in a checkpoint or a file of weights, on the CPU, with its
+        /// hyperparameters, weights and state. The path is a file, a folder (its newest checkpoint is
+        /// used), `FOLDER/best` or `FOLDER/last`.
         ///
         /// # Errors
-        /// When there is no such file, or it holds another model.
+        /// When there is no such file, or the file has another model.
         #[allow(dead_code)]
         #vis fn from_checkpoint(#path: impl __amp::AsRef<__amp::Path>) -> __amp::Result<Self> {
             let (#file, #saved) = __amp::checkpoint::of_model(#name, #path.as_ref())?;

@@ -140,8 +140,8 @@ pub(super) fn loss_counts(model: &Model, loss: &Loss) -> TokenStream {
     quote! { #scope #weight }
 }
 
-/// Generates the loss's own declaration of how closely the trainer must follow the steps, if the
-/// loss has one.
+/// Generates the step access that a loss of the table or a loss value declares: whether a step with
+/// this loss may run as a CUDA graph. A function or a closure declares none.
 pub(super) fn loss_access(loss: &Loss) -> Option<TokenStream> {
     match loss {
         Loss::Value(value) => {

@@ -215,7 +215,7 @@ fn only_one_of_several_optimizers_may_take_the_rest() {
         "#[optimizer(sgd, lr = 0.1)] #[optimizer(sgd, lr = 0.2)]",
         &[(
             "optimizer",
-            "two optimizers would train all parameters: say which ones this one takes, as in \
+            "two optimizers would train all parameters: select those of this optimizer, as in \
              `params = [\"head.*\"]`, or keep one of the two",
         )],
     );

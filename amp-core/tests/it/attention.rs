@@ -17,8 +17,8 @@ use crate::support::{
 
 const WIDTH: i64 = 32;
 
-/// Computes with libtorch's attention and the same weights: the output, the gradient of the
-/// output's sum with respect to the input, and its gradients with respect to the weights.
+/// Computes the reference with libtorch's attention and the same weights: the output, and the
+/// gradients of the output's sum with respect to the input and the weights.
 fn by_libtorch(input: &Tensor, tensors: &[Tensor], dropout: f64) -> Result<Vec<Tensor>> {
     let [weight, bias, out_weight, out_bias] = tensors else { panic!("four tensors") };
     let heads = |x: &Tensor| -> Result<Tensor> {
@@ -58,7 +58,7 @@ fn one_position_attends_to_itself(#[values(0.0, 0.5)] dropout: f64) -> Result<()
         named_tensors(&attention).into_iter().map(|(_, tensor, _)| tensor).collect();
     let input = Tensor::f_randn([8, 1, WIDTH], (Kind::Float, Device::Cpu))?.set_requires_grad(true);
     let context = Context::new(Policy::new(Precision::F32True, Device::Cpu), true);
-    // The same elements are dropped.
+    // With this seed both computations drop the same elements.
     tch::manual_seed(11);
     let own = with_gradients(attention.forward(&input, &context)?, &input, &tensors)?;
     tch::manual_seed(11);
@@ -68,7 +68,7 @@ fn one_position_attends_to_itself(#[values(0.0, 0.5)] dropout: f64) -> Result<()
         assert!(error < 1e-5, "{at}: {error}");
         assert!(own.f_abs()?.f_max()?.f_double_value(&[])? > 0.1, "{at}");
     }
-    // The gradients of queries and keys.
+    // The weights of queries and keys have zero gradients, because the only attention weight is always 1.
     let nothing = own[1].f_narrow(0, 0, 2 * WIDTH)?;
     assert_eq!(nothing.f_count_nonzero(0)?.f_sum(Kind::Int64)?.f_int64_value(&[])?, 0);
     Ok(())

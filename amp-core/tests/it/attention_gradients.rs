@@ -14,12 +14,12 @@ fn sizes(first: Layout) -> [i64; 4] {
     [32 + first as i64, 4, 24, 8]
 }
 
-/// How the output's gradient `[N, heads, L, width]` lies in memory.
+/// The memory layout of the output's gradient `[N, heads, L, width]`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Layout {
-    /// As the output itself: the heads of one word together.
+    /// The heads of one word are next to each other, as in the output.
     ByWord,
-    /// The words of one head together.
+    /// The words of one head are next to each other.
     ByHead,
 }
 
@@ -58,7 +58,7 @@ fn each_layout_gives_the_same_gradients(
 ) -> Result<()> {
     needs_cuda();
     let _generator = seeded(3);
-    // A size of its own for each order: no other case compiled its backward pass.
+    // Each order has another size, so that no other case has compiled a backward pass for this size.
     let sizes = sizes(order[0]);
     let [n, heads, length, width] = sizes;
     let draw = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, device())).to_kind(kind);

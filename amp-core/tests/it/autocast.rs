@@ -237,7 +237,8 @@ fn a_dtype_autocast_does_not_have_is_refused(#[case] kind: Kind, #[case] name: &
     assert_eq!(state(), outside);
 }
 
-/// The numbers differ too: a sum that bf16 cannot represent is rounded inside the guard.
+/// Autocast changes numbers, not only dtypes: inside the guard, a sum that bf16 cannot represent is
+/// rounded.
 #[test]
 fn products_are_rounded_to_the_low_dtype() -> Result<()> {
     let (one, small) = (Tensor::ones([1, 1], (Kind::Float, CPU)), 1.0 + 2.0_f64.powi(-9));

@@ -1,4 +1,4 @@
-//! Averages of the weights, compared with sums computed in the test.
+//! Averages of the weights (EMA and SWA), compared with sums that the test computes.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -33,7 +33,7 @@ struct Net {
     head: Linear,
 }
 
-/// Records one weight after each applied step, or after each epoch.
+/// A callback that records one weight after each applied step, or after each epoch.
 struct Follow {
     weight: Tensor,
     each_step: bool,

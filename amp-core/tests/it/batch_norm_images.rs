@@ -133,7 +133,7 @@ fn pass(
     Ok(seen)
 }
 
-/// The gradients for a given gradient of the output.
+/// Runs the backward pass from a given gradient of the output.
 trait BackwardWith {
     fn backward_with(&self, incoming: &Tensor) -> Result<()>;
 }
@@ -280,7 +280,7 @@ fn momentum(_: &TrainingPlan) -> OptimizerConfig {
 
 /// Trains three epochs on some digits, with deterministic algorithms on CUDA.
 fn train(config: &TrainerConfig) -> Result<Outcome> {
-    // No other test trains meanwhile.
+    // The section makes other tests that train wait, because the next setting is for the whole process.
     let _generator = seeded(7);
     set_numerics(false, device().is_cuda())?;
     let config = TrainerConfig { max_epochs: 3, ..config.clone() };

@@ -62,7 +62,7 @@ pub(crate) fn composed() -> Compose {
         .then(Normalize::imagenet())
 }
 
-/// Draws random numbers for each image, and has no implementation for batches.
+/// A transform that draws random numbers for each image, and has no implementation for batches.
 struct Plain;
 
 impl Transform for Plain {
@@ -134,7 +134,7 @@ fn a_batch_on_cuda_is_that_on_the_cpu(
     Ok(())
 }
 
-/// At recorded positions the regions equal torchvision's crops.
+/// `RandomCrop` at the recorded positions gives torchvision's crops.
 #[test]
 fn parts_are_torchvisions() -> Result<()> {
     let all = crate::transforms::recorded();
@@ -146,7 +146,7 @@ fn parts_are_torchvisions() -> Result<()> {
         let (size, place, padding) = (ints("size"), ints("place"), integer(case, "padding"));
         let crop = RandomCrop::to(size[0], size[1]).padding(padding);
         let expected = crate::transforms::picture(&case["result"]);
-        // The first generator that draws this position.
+        // Finds the first seed whose generator draws this position.
         let wanted = |seed: &u64| {
             let mut rng = Rng::with_seed(*seed);
             let [h, w] = [20, 28].map(|own| own + 2 * padding);

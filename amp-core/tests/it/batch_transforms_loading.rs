@@ -1,5 +1,5 @@
-//! Transforms of batches in every way of loading: the same batches for any number of workers, any placement
-//! and after a resume.
+//! Tests that transforms of batches give the same batches for any number of workers, any placement of the
+//! data and after a resume.
 
 use std::{path::Path, sync::Arc};
 
@@ -22,7 +22,7 @@ use crate::{
     support::{bits::sha256, message, seeded},
 };
 
-/// A set of single images. It draws a number for each.
+/// A data set of single images, which draws a random number for each image.
 struct Examples(SharedTensor);
 
 impl MapDataset for Examples {
@@ -74,8 +74,8 @@ fn precision_kind(precision: Precision) -> Kind {
     }
 }
 
-/// The batches are the same from memory, read ahead, by workers or on the device, and starting at
-/// any batch of an epoch.
+/// The batches are the same if the data is read from memory, loaded ahead, loaded by workers or kept
+/// on the device, and if an epoch starts at any of its batches.
 #[rstest]
 fn batches_do_not_depend_on_how_they_are_loaded(
     #[values(Precision::F32True, Precision::Bf16True, Precision::F64True)] precision: Precision,
@@ -130,7 +130,8 @@ fn batches_are_changed_before_they_are_narrowed() -> Result<()> {
     Ok(())
 }
 
-/// Each epoch draws other numbers, and not the numbers that the set itself draws.
+/// The random numbers of a batch transform differ in each epoch, and differ from the numbers that the
+/// data set draws.
 #[test]
 fn numbers_of_batches_are_their_own() -> Result<()> {
     #[derive(Clone)]

@@ -1,4 +1,4 @@
-//! A memory budget chooses which layers are checkpointed, and changes nothing else.
+//! Tests that a memory budget decides which layers are recomputed, and changes nothing else.
 
 use std::collections::BTreeSet;
 
@@ -208,7 +208,8 @@ fn the_peak_is_as_predicted_and_within_the_budget(
     Ok(())
 }
 
-/// Two stages of layers. Recomputing a whole stage at once would exceed the budget.
+/// If recomputing a whole stage at once would exceed the budget, layers within the stage are chosen.
+/// The model has two stages of layers.
 #[test]
 fn layers_within_a_stage_are_chosen() -> Result<()> {
     let stages = || -> Result<Model> {

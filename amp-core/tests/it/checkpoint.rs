@@ -99,7 +99,7 @@ fn checkpointing_changes_nothing_but_the_memory(#[case] precision: Precision) ->
     Ok(())
 }
 
-/// Fails in its second run, the recomputation.
+/// A layer that fails in its second run, the recomputation.
 struct FailsAgain;
 
 impl Visit for FailsAgain {
@@ -125,7 +125,7 @@ fn a_failure_while_recomputing_is_an_error_with_its_text() -> Result<()> {
     Ok(())
 }
 
-/// Draws random numbers in the recomputation, as another thread may do at that moment.
+/// A layer that draws random numbers in the recomputation, as another thread may do at that moment.
 struct DrawsAgain;
 
 impl Visit for DrawsAgain {
@@ -158,7 +158,7 @@ fn a_module_without_random_numbers_leaves_the_generator_alone() -> Result<()> {
     Ok(())
 }
 
-/// Notes whether it runs while another thread is in a section.
+/// A layer that records whether it runs while another thread is in a section of `random::seeded`.
 struct Notes {
     is_in_section: Arc<AtomicBool>,
     ran_beside: Arc<AtomicBool>,
@@ -175,8 +175,9 @@ impl Module for Notes {
     }
 }
 
-/// A checkpointed module waits for sections of other threads. Otherwise the draws of a section
-/// would count as the module's own, and its recomputation would reset the section's generator.
+/// A checkpointed module waits for sections of `random::seeded` on other threads. Otherwise random
+/// numbers that a section draws would be attributed to the module, and its recomputation would reset
+/// the section's generator.
 #[test]
 fn a_checkpoint_waits_for_sections_of_other_threads() -> Result<()> {
     let (is_in_section, ran_beside) = (Arc::new(AtomicBool::new(true)), Arc::default());
@@ -209,8 +210,8 @@ fn a_second_backward_pass_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// A recomputation takes the kernels of its forward pass, and the fault that is planted there, whatever its own thread
-/// has. Where layers are fused, the planted factor doubles the gradient.
+/// A recomputation uses the same kernels as its forward pass, and the same planted fault, even if another thread with
+/// other settings runs it. The planted factor doubles the gradient if layers are fused, as with our own kernels.
 #[rstest]
 #[case::libtorch(Kernels::Libtorch, 1.0)]
 #[case::own(Kernels::Own, 2.0)]

@@ -148,7 +148,8 @@ fn it_has_second_derivatives(#[values(1, 3)] side: i64) -> Result<()> {
     Ok(())
 }
 
-/// For other convolutions, the output and the gradients are bit-identical to autograd's.
+/// In 32-true, which does not use the kernel, the output and the gradients are bit-identical to
+/// autograd's.
 #[rstest]
 fn elsewhere_it_is_the_convolution(
     #[values(true, false)] bias: bool,

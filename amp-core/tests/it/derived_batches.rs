@@ -51,8 +51,8 @@ fn sentences(count: i64) -> Sentences {
     }
 }
 
-/// Tests names, order and reassembly. Placement casts values and shared tensors, but not ids and
-/// masks.
+/// A derived batch is split into named tensors in order of the fields and assembled again. Placing a
+/// batch casts values and shared tensors, but not ids and masks.
 #[test]
 fn fields_are_placed_by_their_roles() -> Result<()> {
     let batch = sentences(4).to_any()?;
@@ -98,7 +98,7 @@ fn a_region_casts_the_fields_of_a_batch() -> Result<()> {
     Ok(())
 }
 
-/// The mean of the unmasked embeddings.
+/// A module that returns the mean of the unmasked embeddings.
 #[derive(Module)]
 #[forward(|ids: &Tensor, mask: Option<&Tensor>| {
     let x = table(ids)?;

@@ -211,7 +211,7 @@ fn every_precision_trains(
     Ok(())
 }
 
-/// Declares a matrix product, but computes in f32 in every precision.
+/// A layer that declares a matrix product, but computes in f32 in every precision.
 struct Stubborn;
 
 impl Visit for Stubborn {
@@ -334,7 +334,8 @@ fn the_device_describes_itself() -> Result<()> {
     Ok(())
 }
 
-/// libtorch's default has TF32 on for cuDNN's convolutions and recurrent layers.
+/// When a program starts, TF32 is off everywhere. libtorch's default has TF32 on for cuDNN's
+/// convolutions and recurrent layers.
 #[test]
 fn a_program_starts_with_tf32_off() -> Result<()> {
     let fingerprint = Fingerprint::of(device())?;

@@ -1,5 +1,5 @@
-//! Data sets that draw random numbers: their numbers do not depend on the way of loading or on a
-//! resume.
+//! Data sets that draw random numbers: the numbers do not depend on how the data is loaded, or on
+//! whether the run was resumed.
 
 use std::thread;
 
@@ -17,7 +17,7 @@ use tempfile::tempdir;
 
 use crate::support::{bits::values, device, seeded};
 
-/// Adds noise to its examples.
+/// A data set that adds noise to its examples.
 #[derive(Clone, Copy)]
 enum Noisy {
     /// Noise from libtorch's generator, which the model's dropout uses too.
@@ -55,7 +55,8 @@ impl Dataset for Noisy {
     }
 }
 
-/// Draws nothing itself, but another thread draws while the first batch is gathered.
+/// A data set that draws no random numbers, while another thread draws some when the first batch is
+/// gathered.
 struct Disturbed {
     gathered_on: Vec<Option<String>>,
 }
@@ -83,7 +84,8 @@ impl Dataset for Disturbed {
     }
 }
 
-/// Draws of another thread are not attributed to the data set: its batches are still loaded ahead.
+/// Random numbers that another thread draws are not attributed to the data set: its batches are still
+/// loaded ahead.
 #[test]
 fn draws_of_another_thread_are_not_the_sets() -> Result<()> {
     let data = SharedDataset::from(Disturbed { gathered_on: Vec::new() });
@@ -129,8 +131,8 @@ fn weights(net: &Net) -> Vec<f64> {
     nn::parameters(net).iter().flat_map(|own| values(&own.tensor)).collect()
 }
 
-/// pytorch PR#174106: the draws of a set are the same in every way of loading. In PyTorch, every
-/// repetition differed if batches were loaded ahead.
+/// pytorch PR#174106: a data set draws the same random numbers in every way of loading. In PyTorch,
+/// they differed in each run if batches were loaded ahead.
 #[rstest]
 fn draws_of_a_set_do_not_depend_on_the_way_of_loading(
     #[values(Noisy::OfLibtorch, Noisy::OfItsOwn, Noisy::Silent)] set: Noisy,
@@ -171,7 +173,8 @@ fn a_resumed_run_draws_the_same_numbers(
     Ok(())
 }
 
-/// The model draws the same numbers as with a data set that draws none.
+/// The model draws the same random numbers with a data set that draws some as with one that draws
+/// none.
 #[test]
 fn a_sets_draws_do_not_change_the_models() -> Result<()> {
     let after = |set| -> Result<f64> {

@@ -1,4 +1,4 @@
-//! Dropout by other rules than one element for itself.
+//! Dropout that drops whole examples, and alpha dropout.
 
 use amp_core::{
     Module, Result,
@@ -14,7 +14,7 @@ fn context(trains: bool) -> Context {
     Context::new(Policy::new(Precision::F32True, device()), trains)
 }
 
-/// Whole examples are dropped, by the draws that torchvision's operator makes.
+/// Stochastic depth drops whole examples, with the same random numbers as torchvision's operator.
 #[rstest]
 fn stochastic_depth_drops_examples(
     #[values(0.25, 1.0)] p: f64,
@@ -41,8 +41,8 @@ fn stochastic_depth_drops_examples(
     Ok(())
 }
 
-/// Kept elements are a·x + b and dropped ones a·α + b, with α = −1.7581 and a and b so that mean 0 and variance 1 stay
-/// (Klambauer et al., arXiv:1706.02515).
+/// Kept elements become a·x + b and dropped ones a·α + b, with α = −1.7581. a and b are chosen so that an input with mean
+/// 0 and variance 1 keeps them (Klambauer et al., arXiv:1706.02515).
 #[rstest]
 fn alpha_dropout_keeps_mean_and_variance(#[values(0.1, 0.5)] p: f64) -> Result<()> {
     let _generator = seeded(5);

@@ -56,7 +56,8 @@ fn an_index_out_of_range_is_an_error() -> Result<()> {
     Ok(())
 }
 
-/// The path of the innermost module is the whole path; outer modules add nothing.
+/// An error keeps the path of the innermost module, which is the whole path; outer modules add
+/// nothing.
 #[test]
 fn the_innermost_path_wins() {
     let inner = Error::config("shapes").at("model.0.norm1");

@@ -18,7 +18,7 @@ use rstest::rstest;
 
 use crate::support::{model::linear, seeded, tfevents};
 
-/// Logs a loss, an image, a text and a histogram in each evaluation, and in the hook after a validation.
+/// A model that logs a loss, an image, a text and a histogram in each evaluation, and in the hook after a validation.
 struct Looking {
     linear: Linear,
 }
@@ -143,8 +143,8 @@ fn media(events: &[Event]) -> Vec<(&str, &Media)> {
     seen.collect()
 }
 
-/// A validation of a trained model reports the images, texts, histograms and values that the last validation of
-/// its training reported.
+/// If a trained model is validated again, the images, texts, histograms and values are those of the last validation
+/// during its training.
 #[test]
 fn a_validation_reports_the_same_within_training_and_without() -> Result<()> {
     let _generator = seeded(1);

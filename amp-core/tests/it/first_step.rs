@@ -116,7 +116,7 @@ fn fused_layers_are_reported_one_by_one(
     let _generator = seeded(3);
     let policy = Policy::new(precision, device());
     let layers = demo(0.2)?;
-    // The first ReLU, which is between a batch norm and a dropout.
+    // The FP32 override is for the first ReLU, which is between a batch norm and a dropout.
     let islands = has_island.then(|| ("2".to_owned(), Region::Fp32));
     let islands = Rc::new(islands.into_iter().collect());
     place(&layers, policy, &islands)?;
@@ -134,7 +134,7 @@ fn fused_layers_are_reported_one_by_one(
     assert!(seen.0.equal(&unseen));
     assert_eq!(seen.1, bytes, "kept under a probe of dtypes");
     if device().is_cuda() {
-        assert!(bytes < apart, "{bytes} bytes are kept, and {apart} of layers apart");
+        assert!(bytes < apart, "fused layers keep {bytes} bytes, separate layers {apart}");
     }
     Ok(())
 }

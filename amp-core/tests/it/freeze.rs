@@ -39,7 +39,7 @@ fn checkpointed() -> bool {
     CHECKPOINTED.get()
 }
 
-/// The same model, whose encoder has a learning rate of 0.
+/// `Net` with a learning rate of 0 for the encoder.
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[optimizer(adamw, lr = 0.01, weight_decay = 0.1, params = ["middle.*", "head.*"])]
@@ -105,7 +105,7 @@ fn frozen_parameters_do_not_move(
         let near = after.allclose(&expected, 1e-5, 1e-6, false);
         assert!(near, "{name}");
     }
-    // Another run may train them.
+    // After the run the parameters require gradients again, so that another run may train them.
     assert!(nn::parameters(&net).iter().all(|parameter| parameter.tensor.requires_grad()));
     Ok(())
 }
@@ -158,7 +158,7 @@ fn freezing_nothing_or_everything_is_refused(
     Ok(())
 }
 
-/// Records the parameters that moved in each step.
+/// A callback that records which parameters changed in each step.
 struct Moves(Vec<Vec<String>>, Option<Vec<(String, Tensor)>>);
 
 impl Callback for Moves {

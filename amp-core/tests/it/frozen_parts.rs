@@ -31,7 +31,7 @@ struct Net {
     head: Linear,
 }
 
-/// The same model without checkpoints.
+/// `Net` without activation checkpoints.
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[optimizer(sgd, lr = 0.1)]

@@ -49,7 +49,7 @@ fn fused_layers_equal_separate_layers(
     let layers = Sequential::new(layers);
     let own = fill(&layers, policy, 0.5, 0.5)?;
 
-    // The separate layers, which run if a probe reads each tensor, have the same bits.
+    // If a probe reads each tensor, the layers run separately, with the same bits.
     let together = pass(&layers, policy, [&input, &incoming], false)?;
     let alone = pass(&layers, policy, [&input, &incoming], true)?;
     for ((name, together), (_, alone)) in together.named().zip(alone.named()) {
@@ -147,7 +147,7 @@ fn dropout_on_cuda_drops_its_share(#[values(0.1, 0.5)] p: f64) -> Result<()> {
     let _generator = seeded(1);
     let shape = [1000, 1000];
     let first = factors(p, shape, 3)?;
-    assert!(first.equal(&factors(p, shape, 3)?), "the seed decides");
+    assert!(first.equal(&factors(p, shape, 3)?), "the same seed drops the same elements");
     let kept = first.gt(0.0).to_kind(Kind::Double);
     let share = |kept: &Tensor| kept.mean(Kind::Double).double_value(&[]);
     let error = (p * (1.0 - p)).sqrt();

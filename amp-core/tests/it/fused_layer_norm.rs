@@ -128,7 +128,7 @@ fn a_norm_with_residual_and_dropout_equals_f64(
         let bound = bound * rounding(compute);
         assert!(off <= bound, "{name}: {off} for {bound}");
     }
-    // If 16 bits cut off an element that f64 does not cut off, the gradients differ.
+    // If ReLU sets an element to zero in 16 bits but not in f64, the gradients differ.
     if dropout > 0.0 || half {
         return Ok(());
     }

@@ -87,7 +87,7 @@ fn activation_and_dropout_go_along(
     let leaf = |tensor: &Tensor| wide(&tensor.to_kind(compute)).set_requires_grad(true);
     let (exact_in, exact_own) = (leaf(&input), own.iter().map(leaf).collect::<Vec<_>>());
     let active = behind.of(&exact_in.linear(&exact_own[0], exact_own.get(1)));
-    // On other devices a rounding decides whether an activation is 0.
+    // On another device, rounding may decide whether an activation near 0 becomes 0.
     let distinct = active.abs().gt(0.01).detach();
     let exact = if p > 0.0 { active * factors(p, [rows, outputs], 5)? } else { active };
     (&exact * wide(&incoming)).sum(Kind::Double).backward();
@@ -105,7 +105,7 @@ fn activation_and_dropout_go_along(
             assert!(off < bound, "{name}, {how}: {off} for {bound}");
         }
     }
-    // The same elements are dropped.
+    // Fused and separate layers drop the same elements.
     let zeros = |seen: &Tensor| wide(seen).eq(0.0).logical_and(&distinct);
     let other = zeros(&together.output).ne_tensor(&zeros(&alone.output)).sum(Kind::Int64);
     assert_eq!(other.int64_value(&[]), 0);

@@ -76,7 +76,7 @@ fn residuals_and_activations_equal_f64(
         amp_core::tch::no_grad(|| exact.shallow_clone().copy_(&wide(own)));
     }
     let exact = pass(&exact, exact_policy, [&wide(&input), &wide(&incoming)], false)?;
-    // If ReLU in 16 bits cuts off an element that f64 does not cut off, the gradients differ.
+    // If ReLU sets an element to zero in 16 bits but not in f64, the gradients differ.
     let is_cut_off =
         ACTIVATIONS[activation] == Activation::Relu && rounding(precision.compute()) > 1e-4;
     for ((name, seen), (_, exact)) in together.named().zip(exact.named()) {
@@ -177,8 +177,9 @@ fn a_residual_has_second_derivatives() -> Result<()> {
     Ok(())
 }
 
-/// Gradients of attention heads that come from one product equal f64. One kernel joins them and
-/// sums them for the bias, for few positions and for more than one pass sums.
+/// If one matrix product computes queries, keys and values, the gradients equal f64. One kernel joins
+/// the three gradients and sums them for the bias. The cases have few positions, and more positions
+/// than one block of the kernel sums.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn gradients_of_heads_equal_f64(

@@ -183,7 +183,7 @@ fn a_long_text_goes_on_with_its_last_tokens() -> Result<()> {
     Ok(())
 }
 
-/// Counts positions from 0 and ignores the cache.
+/// A model with a mistake: it counts positions from 0 and ignores the cache.
 #[derive(Module)]
 #[forward(|ids| {
     let places = Tensor::f_arange(ids.size()[1], (Kind::Int64, ids.device()))?;

@@ -50,7 +50,7 @@ fn lion(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(Lion::default())
 }
 
-/// Returns the demo on some digits, without graphs.
+/// Trains the demo model on some digits, without graphs.
 fn run(
     precision: Precision,
     access: StepAccess,
@@ -92,7 +92,7 @@ fn a_step_with_16_bit_gradients_equals_one_with_the_same_values_in_f32(
         change(config);
         config.numerics.gradients = GradientStorage::Full;
     })?;
-    assert_ne!(narrow.weights, full.weights, "gradients that were never rounded");
+    assert_ne!(narrow.weights, full.weights, "the gradients were not rounded");
     Ok(())
 }
 
@@ -114,7 +114,7 @@ fn state_in_8_bits_works_with_16_bit_gradients(
     Ok(())
 }
 
-/// Records the gradients of the first step as a hook receives them, times the scale.
+/// A callback that records the gradients of the first step, as a hook receives them, times the scale.
 struct First {
     seen: Rc<RefCell<Vec<Tensor>>>,
 }
@@ -172,7 +172,7 @@ fn gradients_of_weights_are_rounded_to_16_bits(
         }
         assert_eq!(bits(narrow), bits(&round(narrow)));
         assert_ne!(bits(full), bits(&round(full)));
-        // A sum in another order may round to the other neighbour.
+        // A sum in another order may be rounded to the other neighbouring 16-bit number.
         let ulp = if half == Kind::Half { 2.0_f64.powi(-10) } else { 2.0_f64.powi(-7) };
         let off = (narrow - full).abs() - full.abs() * (0.51 * ulp);
         assert!(off.max().double_value(&[]) <= 2.0_f64.powi(-24), "{off}");

@@ -155,7 +155,7 @@ fn lion(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(Lion::default())
 }
 
-/// Returns the schedule changes its momentum together with its rate.
+/// Returns a centered RMSprop whose schedule changes the momentum together with the learning rate.
 fn centered(plan: &TrainingPlan) -> OptimizerConfig {
     let total_steps = plan.estimated_stepping_batches;
     let schedule = OneCycle { max_lr: 1e-3, total_steps, ..Default::default() };
@@ -266,7 +266,8 @@ fn a_run_ends_after_the_same_steps_as_without_a_graph() -> Result<()> {
     Ok(())
 }
 
-/// Records the outcome of each step, and the model's first weight if the callback may read it.
+/// A callback that records the outcome of each step, and the model's first weight if its access allows
+/// reading it.
 struct Watch {
     access: StepAccess,
     seen: Rc<RefCell<Vec<String>>>,
@@ -323,7 +324,7 @@ fn a_callback_gets_the_access_it_asks_for(
     let (graphed, outcome) = run(Graph::On)?;
     assert_eq!(eager[..], graphed[..eager.len()]);
     assert!(outcome.record.end.replayed > 20);
-    // A deferred callback runs after the steps in flight.
+    // A deferred callback is called after the following steps may have started, so it stops the run later.
     let steps = outcome.record.end.global_step;
     match access {
         StepAccess::PerStep => assert_eq!(steps, stopped),

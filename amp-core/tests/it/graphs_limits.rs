@@ -25,7 +25,7 @@ fn the_step_timer_is_deferred_and_the_rate_monitor_is_not() {
     assert_eq!(LearningRateMonitor::new().step_access(), StepAccess::PerStep);
 }
 
-/// Reads a number from the device in every forward pass.
+/// A layer that reads a number from the device in every forward pass.
 struct Reads;
 
 impl Visit for Reads {
@@ -39,7 +39,7 @@ impl Module for Reads {
     }
 }
 
-/// Copies from host memory that is not pinned, which a capture does not allow.
+/// A layer that copies from host memory that is not pinned, which is not allowed in a capture.
 struct Copies;
 
 impl Visit for Copies {
@@ -54,7 +54,7 @@ impl Module for Copies {
     }
 }
 
-/// Saves a checkpoint after each of the first steps.
+/// A callback that saves a checkpoint after each of the first steps.
 struct Saves(std::path::PathBuf);
 
 impl Callback for Saves {
@@ -76,7 +76,7 @@ impl Callback for Saves {
     }
 }
 
-/// A thread copies a checkpoint to the host while the main thread captures the step.
+/// A step can be captured while a thread copies a checkpoint to the host.
 #[test]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn saving_does_not_disturb_a_capture() -> Result<()> {

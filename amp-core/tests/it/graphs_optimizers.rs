@@ -1,5 +1,5 @@
-//! Optimizers that cannot run inside a CUDA graph, or only after some steps. They run after the
-//! graph, with the same numbers (`AMP_DEVICE=cuda`).
+//! Optimizers that cannot be part of a CUDA graph, or only after some steps. They run after the graph,
+//! with the same numbers (`AMP_DEVICE=cuda`).
 
 use std::cell::Cell;
 
@@ -29,8 +29,8 @@ fn foreach_sgd(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(Sgd { lr: 1e-2, momentum: 0.9, fused: false, ..Default::default() })
 }
 
-/// Returns the first step of each parameter differs from the others, so the graph contains the
-/// optimizer only after every parameter has had its first step.
+/// Returns SGD with dampening. The first step of each parameter follows another rule, so the graph
+/// contains the optimizer only after every parameter has had its first step.
 fn damped(_: &TrainingPlan) -> OptimizerConfig {
     let sgd = Sgd { lr: 1e-2, momentum: 0.9, dampening: 0.5, ..Default::default() };
     OptimizerConfig::new(sgd)
@@ -50,7 +50,7 @@ fn an_optimizer_behind_the_graph_gives_the_same_step(
     runs(precision, optimizer, || demo(0.2))
 }
 
-/// A layer that training skips for a number of batches of 32.
+/// A layer that does not run for a number of batches of 32, so that its parameters have no gradient.
 struct Late {
     layer: Linear,
     left: Cell<u64>,

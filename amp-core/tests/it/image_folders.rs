@@ -31,7 +31,7 @@ fn files_are_decoded_as_pillow_does(#[case] kind: &str, #[case] levels: i64) -> 
     Ok(())
 }
 
-/// Makes a folder with copies of the recorded picture at these paths.
+/// Creates a folder with copies of the recorded image at these paths.
 fn folder(files: &[&str]) -> TempDir {
     let folder = tempdir().expect("a temporary folder");
     for file in files {

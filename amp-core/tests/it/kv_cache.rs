@@ -1,4 +1,5 @@
-//! Passes through a KV cache give the same as one pass on the whole sequence.
+//! Tests that several forward passes with a KV cache give the same outputs as one pass on the whole
+//! sequence.
 
 use std::collections::BTreeMap;
 
@@ -35,7 +36,7 @@ struct Own {
     out: Linear,
 }
 
-/// A block after embeddings of tokens and positions, as in all models here.
+/// A model of embeddings of tokens and positions and one block, which all tests here use.
 #[derive(Module)]
 #[forward(|ids| {
     let x = words(ids)?.f_add(&places(&cx.places(ids)?)?)?;
@@ -177,7 +178,7 @@ fn lower_precisions_differ_by_roundings_on_cuda() -> Result<()> {
         .try_for_each(|precision| is_within_a_few_roundings(precision, device()))
 }
 
-/// Attention with a padding mask: a sequence after padding gives the same as the sequence alone.
+/// With a padding mask, a sequence after padding has the same outputs as the sequence alone.
 #[rstest]
 fn padding_before_a_prompt_changes_nothing(#[values(false, true)] floating: bool) -> Result<()> {
     let _generator = seeded(6);

@@ -36,7 +36,7 @@ struct Options {
     pads: Sequential,
 }
 
-/// A tensor that a layer does not have has no name, as in torch.
+/// If an option removes a tensor from a layer, the layer has no tensor of this name, as in torch.
 #[test]
 fn options_leave_tensors_out() -> Result<()> {
     let _section = seeded(1);

@@ -190,7 +190,8 @@ fn an_own_loss_without_a_declaration_is_noted() -> Result<()> {
     Ok(())
 }
 
-/// A mean over the pairs of a batch. With fewer examples the loss is another.
+/// A model whose loss is a mean over the pairs of a batch. If the batch were split, the loss would be
+/// another one.
 #[derive(LightningModule)]
 #[loss(with = |output, _| Ok(output.f_matmul(&output.f_tr()?)?.f_mean(output.kind())?), of = batch)]
 #[optimizer(sgd, lr = 0.5)]
@@ -211,7 +212,8 @@ fn a_loss_of_the_whole_batch_is_never_split() -> Result<()> {
     Ok(())
 }
 
-/// libtorch computes the loss and refuses its gradient with an error that names no tensor.
+/// A model whose loss libtorch computes, but whose gradient it refuses with an error that names no
+/// tensor.
 #[derive(LightningModule)]
 #[loss(with = |output, target| {
     Ok(output.f_select(1, 0)?.f_mse_loss(target, amp_core::tch::Reduction::Mean)?)
@@ -222,7 +224,7 @@ struct OfIntegers {
     head: Linear,
 }
 
-/// Class weights have a dtype that libtorch does not support.
+/// A model whose class weights have a dtype that libtorch does not support.
 #[derive(LightningModule)]
 #[loss(with = |output, target| {
     let weights = Tensor::from_slice(&[1.0_f32, 2.0, 3.0]);

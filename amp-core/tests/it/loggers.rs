@@ -93,7 +93,7 @@ fn csv_fields_are_quoted() -> Result<()> {
     Ok(())
 }
 
-/// If a file cannot be made, the error has its path and the system's reason.
+/// If a log file cannot be created, the error has its path and the system's reason.
 #[test]
 fn a_file_that_cannot_be_made_is_named() {
     let folder = folder();
@@ -147,7 +147,8 @@ fn the_memory_logger_keeps_every_number() -> Result<()> {
     Ok(())
 }
 
-/// Blocks at the first event until the test releases it. The written text is returned at the end.
+/// A sink that blocks at the first event until the test opens its gate. At the end it sends the events that it has
+/// written.
 struct Gated {
     /// The test's gate. It is `None` after it was opened.
     gate: Option<Receiver<()>>,
@@ -180,7 +181,7 @@ fn no_event_waits_for_the_sink_and_none_is_lost() -> Result<()> {
     for ended in [true, false] {
         let ((open, gate), (out, written)) = (channel(), channel());
         let mut logger = Background::start(Gated { gate: Some(gate), written: Vec::new(), out })?;
-        // More events than a file's buffer holds, all while the sink is blocked at the first.
+        // Sends more events than a file's buffer can take, while the sink is blocked at the first one.
         let sent: Vec<&Event> = before.iter().cycle().take(1000).collect();
         sent.iter().try_for_each(|event| logger.on_event(event))?;
         open.send(()).expect("the sink waits");
@@ -196,7 +197,7 @@ fn no_event_waits_for_the_sink_and_none_is_lost() -> Result<()> {
     Ok(())
 }
 
-/// Returns an error, or panics, at events of this kind.
+/// A sink that returns an error, or panics, at events of this kind.
 struct Failing {
     at: fn(&Event) -> bool,
     panics: bool,

@@ -1,4 +1,5 @@
-//! How long runs train, on which sets they validate and when, against counts made by hand.
+//! How long runs train, on which sets they validate and when, compared with steps that were counted by
+//! hand.
 
 use std::time::Duration;
 
@@ -133,8 +134,8 @@ fn accumulated_batches_are_one_step(
     Ok(())
 }
 
-/// An interval that has always passed validates after each step. A maximum time that has passed
-/// ends the run after the current step, and so does a maximum number of steps.
+/// A validation interval of a nanosecond validates after each step. A run ends after the step in which
+/// the maximum time or the maximum number of steps is reached.
 #[test]
 fn times_and_steps_end_runs() -> Result<()> {
     let every = ValCheckInterval::Time(Duration::from_nanos(1));
@@ -160,7 +161,8 @@ fn no_validation_set_is_needed() -> Result<()> {
     Ok(())
 }
 
-/// Validation within a run gives the same as a separate validation of the model after that step.
+/// A validation within a run gives the same values as a separate validation of the model after that
+/// step.
 #[test]
 fn a_validation_sees_the_model_of_its_step() -> Result<()> {
     let _generator = seeded(0);

@@ -13,7 +13,7 @@ use rstest::rstest;
 
 use crate::support::{bits::values, device, layers::Room, message, seeded};
 
-/// A mean over targets, with weights in proportion to the size of each target.
+/// A loss that is a mean over targets, weighted by the size of each target.
 #[derive(Debug)]
 struct BySize;
 
@@ -141,7 +141,8 @@ fn a_window_equals_the_large_batch(
     Ok(())
 }
 
-/// A loss of the whole batch is not split, because half a batch has other negatives and other sums.
+/// A batch is not split if its loss needs the whole batch, because half a batch has other negative pairs
+/// and other sums.
 #[rstest]
 fn a_loss_of_the_whole_batch_is_not_split(
     #[values(contrastive as Build, dice_of_all as Build)] build: Build,
@@ -156,7 +157,7 @@ fn a_loss_of_the_whole_batch_is_not_split(
     Ok(())
 }
 
-/// If memory is short, validation runs in micro-batches too, but not for such a loss.
+/// If memory is short, validation runs in micro-batches too, but not for a loss of the whole batch.
 #[test]
 fn validation_of_a_loss_of_the_whole_batch_is_not_split() -> Result<()> {
     let validate = |build: Build| -> Result<_> {

@@ -186,7 +186,7 @@ fn losses_equal_torchs(
     Ok(())
 }
 
-/// Two towers of a model are one output. The target may be anything.
+/// InfoNCE accepts the two towers of a model as one output, and ignores the target.
 #[test]
 fn two_towers_are_one_output() -> Result<()> {
     let of = |seed: i64| Tensor::arange(12, (Kind::Double, Device::Cpu)).sin() * seed as f64;

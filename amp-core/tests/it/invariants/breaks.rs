@@ -1,4 +1,4 @@
-//! Each rule is broken once.
+//! Breaks each invariant of training once, and checks the error.
 
 use amp_core::{
     Error, Result, Trainer,
@@ -12,7 +12,7 @@ use rstest::rstest;
 use super::{Odd, Planted, broken, config, data, fit, planted::Does};
 use crate::support::{device, seeded};
 
-/// If a rule is broken, the error names step, tensor and cause.
+/// If a run breaks an invariant, the error names step, tensor and cause.
 #[rstest]
 #[case::weight_written_back(
     Odd::WritesBack,
@@ -117,8 +117,8 @@ fn each_broken_rule_is_reported(
     Ok(())
 }
 
-/// A meter of the epoch misses the memory of steps that have meters of their own; consecutive
-/// meters miss nothing.
+/// If each step has its own `MemoryMeter`, a meter of the whole epoch misses the memory of these steps,
+/// which is reported. Meters that follow one another miss nothing.
 #[rstest]
 fn a_meter_that_misses_memory_is_reported(
     #[values(Check::Cheap, Check::Full)] level: Check,
@@ -152,7 +152,7 @@ fn a_skipped_step_that_changes_something_is_reported(
     let _section = seeded(1);
     let text = broken(fit(config.clone(), &mut model), Invariant::SkipsChangeNothing);
     assert!(text.starts_with(says), "{text}");
-    // It is allowed if a skipped step counts as a step.
+    // With `skipped_step_advances` such changes are allowed.
     config.recovery.skipped_step_advances = true;
     config.max_epochs = 1;
     if does != Does::MovesBufferInValidation {
@@ -179,8 +179,8 @@ fn weights_written_after_their_masters_were_made_are_reported() -> Result<()> {
     Ok(())
 }
 
-/// If the option is set, a run that breaks a rule saves a checkpoint, before the step or after it,
-/// and the checkpoint resumes once the optimizer is correct.
+/// With `save_on_error`, a run that breaks an invariant saves a checkpoint, of the state before the
+/// step or after it. A run with a correct optimizer can be resumed from it.
 #[rstest]
 #[case::within_a_step(Odd::KeepsGradients, 13)]
 #[case::after_a_step(Odd::WritesBack, 4)]

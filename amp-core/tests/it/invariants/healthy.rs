@@ -60,7 +60,8 @@ impl BuildOptimizer for Boxed {
     }
 }
 
-/// Layers before a batch norm have biases whose gradients consist of rounding errors.
+/// No optimizer breaks an invariant in any precision. In the model, biases before a batch norm have
+/// gradients that consist of rounding errors.
 #[rstest]
 fn no_optimizer_breaks_a_rule_in_any_precision(
     #[values("adamw", "adam foreach", "sgd", "rmsprop", "lion")] name: &'static str,
@@ -181,8 +182,8 @@ fn no_storage_of_16_bit_weights_breaks_a_rule(
     trains(config, move || OptimizerConfig::new(AdamW { lr, ..AdamW::default() }))
 }
 
-/// A model in which most rows of an embedding have no gradient in any step, and a branch that never
-/// runs has none.
+/// A model in which most rows of an embedding have no gradient in any step, and the layers of a branch
+/// that never runs have no gradient.
 #[derive(LightningModule)]
 #[forward(|x| {
     let words = drop(&words(x)?)?;

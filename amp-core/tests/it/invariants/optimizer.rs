@@ -21,9 +21,9 @@ pub(super) enum Odd {
     WritesBack,
     /// Updates only parameters that had a gradient in the first step.
     StepsTheFirst,
-    /// Does not hold the first parameter.
+    /// Leaves out the first parameter.
     LeavesOut,
-    /// Holds a copy of the first parameter.
+    /// Updates a copy of the first parameter instead of the model's tensor.
     Copies,
     KeepsGradients,
     IgnoresRates,

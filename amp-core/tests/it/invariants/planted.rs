@@ -30,7 +30,7 @@ pub(super) enum Does {
     WritesAtStart,
     /// Sets its first weight to require no gradient in its second step.
     FreezesWithin,
-    /// Changes the dtype of its counts from its second step on.
+    /// Changes the dtype of its buffer of counts from its second step on.
     Converts,
     /// Changes its first weight in its hook even if the step was skipped.
     MovesInHook,
@@ -44,7 +44,7 @@ pub(super) enum Does {
     DropsInValidation,
     /// Skips its last layer in its first step.
     SkipsALayer,
-    /// Measures the memory of each step inside the measurement of the epoch.
+    /// Measures the memory of each step while the memory of the epoch is measured.
     MeasuresWithin,
     /// Measures the memory of each step.
     MeasuresSteps,

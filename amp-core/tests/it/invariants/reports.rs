@@ -1,5 +1,5 @@
-//! Public reports of silent errors that TrainCheck (OSDI 2025) has reproduced, as far as they can
-//! happen here. The other reports need several GPUs (deepspeed-1801, deepspeed-5794, pytorch-84803,
+//! Tests with public reports of silent errors that TrainCheck (OSDI 2025) has reproduced, as far as such
+//! errors can happen here. The other reports need several GPUs (deepspeed-1801, deepspeed-5794, pytorch-84803,
 //! pytorch-96600, baichuan2-86 and a run with diverging replicas), concern code that this project
 //! does not have (pytorch-51800's spectral norm, generation in transformers-23723, an image
 //! processor in transformers-34204, the repeated initial values of transformers-17877), or describe
@@ -121,8 +121,8 @@ fn stackoverflow_67180955_no_two_examples_draw_the_same() {
     assert_eq!(seeds.len(), 1000);
 }
 
-/// Kinds of errors in TrainCheck's invariants without a number of their own: a scheduler that steps
-/// never or twice, a group whose rate is ignored.
+/// Errors that TrainCheck's invariants cover without a report's number: a scheduler that never steps or
+/// steps twice, and a group whose rate is ignored.
 #[rstest]
 #[case::never(Odd::SchedulesNever)]
 #[case::twice(Odd::SchedulesTwice)]
@@ -131,7 +131,7 @@ fn schedulers_that_have_no_effect_are_reported(#[case] odd: Odd) -> Result<()> {
     says(odd, Does::Nothing, Invariant::RatesAreScheduled).map(drop)
 }
 
-/// One layer under two names, until it is taken apart.
+/// A model with one layer under two names, until the two are separated.
 struct Tied {
     layer: nn::Linear,
     apart: Rc<RefCell<Option<nn::Linear>>>,
@@ -168,7 +168,7 @@ impl Callback for Unties {
     }
 }
 
-/// Tied weights that loading has untied: nothing trains the second one.
+/// If loading separates tied weights, no optimizer trains the second one, which is reported.
 #[rstest]
 fn tied_weights_that_were_untied_are_reported(#[values(false, true)] unties: bool) -> Result<()> {
     let _section = seeded(0);

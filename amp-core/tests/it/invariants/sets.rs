@@ -82,7 +82,7 @@ fn validating_on_other_examples_is_not_reported(
     Ok(())
 }
 
-/// A run that is meant to overfit a few examples has an option for it.
+/// With `overfit_batches`, validation on training examples is not reported.
 #[test]
 fn an_option_allows_overfitting() -> Result<()> {
     let mut config = config(Check::Full);

@@ -42,7 +42,7 @@ where
     }
 }
 
-/// Makes a case of this module.
+/// Builds a case from a module and a function that runs it.
 pub(super) fn case<M: Visit + 'static>(
     module: Result<M>,
     run: impl Fn(&M, &[Tensor], &Context) -> Result<Vec<Tensor>> + 'static,
@@ -50,7 +50,7 @@ pub(super) fn case<M: Visit + 'static>(
     Ok(Box::new(Run { module: module?, run }))
 }
 
-/// Makes one of a case's inputs.
+/// Builds an input of a case.
 fn input(value: &Value, lcg: &mut Lcg, kind: Kind) -> Tensor {
     let size = shape(&value["shape"]);
     let integers = |key: &str| -> Option<Tensor> {

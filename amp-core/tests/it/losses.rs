@@ -257,7 +257,8 @@ fn options_out_of_range_are_refused(#[case] loss: &dyn Loss, #[case] why: &str) 
     assert!(said.contains(why), "{said}");
 }
 
-/// Weights of elements that libtorch would broadcast along the wrong dimension.
+/// Weights of elements are refused if they do not have the shape of one example: libtorch would
+/// broadcast them along the wrong dimension.
 #[rstest]
 #[case(&[3], &[4, 3, 3])]
 #[case(&[2, 1], &[4, 3, 3])]
@@ -283,7 +284,7 @@ fn a_variance_below_zero_is_refused() {
     let loss = GaussianNll::default();
     let said = message(loss.reduced(&of, &of, &(&of - 1.0), Reduction::Mean));
     assert!(said.contains("a variance is at least 0"), "{said}");
-    // −100 is ignored, −1 is a mistake.
+    // A class of −100 is ignored, but −1 is refused.
     let wrong = Tensor::from_slice(&[0_i64, -1]).reshape([1, 2]);
     let said = message(Dice::default().compute(&zeros(&[1, 3, 2], Kind::Float), &wrong));
     assert!(said.contains("-1"), "{said}");

@@ -26,7 +26,7 @@ struct Automatic {
     head: Linear,
 }
 
-/// The same model, with the trainer's sequence written by hand.
+/// The model of `Automatic`, whose manual step does by hand what the trainer does in a step.
 #[derive(LightningModule)]
 #[loss(mse_loss)]
 #[manual_step(as_the_trainer)]
@@ -74,8 +74,8 @@ fn train(model: &mut dyn LightningModule, config: TrainerConfig) -> Result<RunRe
     Trainer::new(config).fit(model, &rows(16)?)
 }
 
-/// The trainer's sequence, written by hand, is bit-identical to the trainer: weights, skips, scale
-/// and values.
+/// A manual step that does what the trainer does in a step gives the same weights, skipped steps, scale
+/// and logged values, bit for bit.
 #[rstest]
 fn the_trainers_sequence_by_hand_gives_the_trainers_bits(
     #[values(Precision::F32True, Precision::Bf16Mixed, Precision::F16Mixed)] precision: Precision,
@@ -115,8 +115,8 @@ fn one() -> Result<Linear> {
     Ok(layer)
 }
 
-/// Three steps of one weight for each step of the other. The gradient of both is the mean of the
-/// input.
+/// A model with two weights. The first one is updated three times for each update of the second one.
+/// The gradient of each is the mean of the input.
 #[derive(LightningModule)]
 #[manual_step(three_to_one)]
 #[optimizer(sgd, lr = 0.25, params = ["critic.*"])]
@@ -175,8 +175,8 @@ fn optimizers_step_as_often_as_they_are_called() -> Result<()> {
     Ok(())
 }
 
-/// WGAN-GP's penalty for a critic w·x: the gradient with respect to x is w, so the loss (|w| - 1)²
-/// has the gradient 2 (|w| - 1) w / |w|, which needs a second derivative.
+/// A critic w·x with WGAN-GP's penalty. The gradient with respect to x is w, so the loss is (|w| - 1)².
+/// Its gradient 2 (|w| - 1) w / |w| needs a second derivative.
 #[derive(LightningModule)]
 #[manual_step(penalized)]
 #[optimizer(sgd, lr = 0.5)]
@@ -219,15 +219,15 @@ fn second_derivatives_reach_the_weights(
             config.numerics.scaler = GradScalerConfig { init_scale: 256.0, ..Default::default() }
         });
     Trainer::new(config).fit(&mut critic, &DataModule::training("ones", batch, 3))?;
-    // |w| = 5: w - 0.5 · 2 · 4 · w / 5.
+    // |w| is 5, so the step gives w - 0.5 · 2 · 4 · w / 5.
     for (seen, expected) in values(critic.body.weight()).into_iter().zip([0.6, 0.8]) {
         assert!((seen - expected).abs() <= tolerance * 4.0, "{seen} for {expected}");
     }
     Ok(())
 }
 
-/// While an optimizer is toggled, a backward pass reaches only its parameters. Afterwards it
-/// reaches all again, even after an error.
+/// A model that toggles an optimizer: a backward pass then reaches only the optimizer's parameters.
+/// Afterwards it reaches all parameters again, even after an error.
 #[derive(LightningModule)]
 #[manual_step(toggled)]
 #[optimizer(sgd, lr = 0.25, params = ["critic.*"])]
@@ -263,8 +263,8 @@ fn toggling_excludes_other_parameters() -> Result<()> {
     let mut chain = Chain::builder().build()?;
     Trainer::new(config)
         .fit(&mut chain, &DataModule { batch_size: 4, ..columns([1.0; 4], [0.0; 4])? })?;
-    // Each gradient is the weight of the other: critic 1 - 0.25 · 1, then generator 1 - 0.25 ·
-    // 0.75.
+    // The gradient of each weight is the other weight: the critic becomes 1 - 0.25 · 1, and then the
+    // generator 1 - 0.25 · 0.75.
     assert_eq!(values(chain.critic.weight()), [0.75]);
     assert_eq!(values(chain.generator.weight()), [1.0 - 0.25 * 0.75]);
     Ok(())
@@ -314,7 +314,8 @@ fn a_manual_model_validates_by_its_own_function() -> Result<()> {
     Ok(())
 }
 
-/// The first loss of a step has its graph, and the model's function ends at its backward pass.
+/// `first_loss` returns the first loss of a manual step with its graph, and the model's function ends at
+/// the backward pass of this loss.
 #[test]
 fn a_manual_step_ends_at_its_first_loss() -> Result<()> {
     let policy = Policy::new(Precision::F32True, Device::Cpu);

@@ -31,8 +31,8 @@ enum Fault {
     Panic,
 }
 
-/// A set of noisy numbers. Of some examples the later ones are ready first, so that workers
-/// overtake each other.
+/// A data set of noisy numbers. Reading some examples takes longer than reading the next ones, so that
+/// workers overtake each other.
 struct Numbers {
     count: i64,
     noise: f64,
@@ -168,13 +168,14 @@ fn workers_are_not_too_far_ahead(
     #[case] prefetch: Option<usize>,
     #[case] most: i64,
 ) -> Result<()> {
-    // If other tests draw while the loader looks whether the set draws, it reads the first batch more than twice.
+    // The section prevents other tests from drawing random numbers while the loader checks whether the data set draws
+    // some. Otherwise the loader would read the first batch more than twice.
     let _section = seeded(1);
     let set = Numbers::of(200);
     let read = set.read.clone();
     let loader = loader(set.shared(), 2, loading(workers, prefetch))?;
     let mut furthest = 0;
-    // On CUDA the thread that copies loads two more batches ahead, and holds a third.
+    // On CUDA the copying thread has two more batches ready, and a third one in work.
     let copying = if device().is_cuda() { 3 } else { 0 };
     for (taken, batch) in (1..).zip(loader.epoch(0, 0)?) {
         batch?;
@@ -236,7 +237,8 @@ fn invalid_loading_options_are_refused(#[case] loading: Loading, #[case] says: &
     assert!(text.starts_with(says), "{text}");
 }
 
-/// A set on the device is read once. It is refused if each epoch would have other examples.
+/// A data set that is kept on the device is read only once. So it is refused if it draws random numbers,
+/// which would make each epoch different.
 #[test]
 fn a_set_that_draws_is_refused_on_the_device() -> Result<()> {
     let on_device = Loading { placement: Placement::Device, ..Loading::default() };
@@ -251,7 +253,7 @@ fn a_set_that_draws_is_refused_on_the_device() -> Result<()> {
     Ok(())
 }
 
-/// Sets in memory, and sets that gather whole batches, are loaded as without workers.
+/// `num_workers` has no effect on data sets in memory, and on data sets that gather whole batches.
 #[test]
 fn workers_do_not_affect_sets_of_whole_batches() -> Result<()> {
     let set = || crate::support::data::numbered(10);

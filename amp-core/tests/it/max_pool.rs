@@ -66,7 +66,7 @@ fn outputs_and_gradients_equal_libtorchs(
     Ok(())
 }
 
-/// The gradients for a given gradient of the output, for any values.
+/// Runs the backward pass from a given gradient of the output, whatever the output's values.
 trait BackwardWith {
     fn backward_with(&self, incoming: &Tensor) -> Result<()>;
 }
@@ -78,7 +78,7 @@ impl BackwardWith for Tensor {
     }
 }
 
-/// On every device libtorch computes a pool whose images are not in channels_last.
+/// If the images are not in channels_last, libtorch computes the pool on every device.
 #[test]
 fn without_channels_last_libtorch_computes_it() -> Result<()> {
     let _generator = seeded(2);

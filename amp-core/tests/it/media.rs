@@ -16,7 +16,7 @@ use rstest::rstest;
 
 use crate::support::{device, message, needs_cuda, seeded};
 
-/// Logs its input and weights when values are reported; with `always` in every step, with `never` in none.
+/// A model that logs its input and weights at the logging interval; with `always` in every step, with `never` in no step.
 #[derive(LightningModule)]
 #[training_step(shown, captured)]
 #[validation_step(looked_at)]
@@ -134,7 +134,7 @@ fn looking_changes_no_number() -> Result<()> {
     Ok(())
 }
 
-/// Logs in hooks.
+/// A callback that logs media in its hook.
 struct Texts;
 
 impl Callback for Texts {
@@ -159,8 +159,8 @@ fn hooks_log_media() -> Result<()> {
     Ok(())
 }
 
-/// An image has the clamped pixels, rounded down, row by row with the channels of a pixel adjacent,
-/// whatever the layout in memory.
+/// A logged image has the tensor's pixels, clamped and rounded down. They are written row by row, with
+/// the channels of a pixel next to each other, whatever the tensor's memory layout.
 #[test]
 fn an_image_is_its_pixels() -> Result<()> {
     let values = [-1.0, 0.0, 0.5, 0.999, 1.0, 2.0, f32::NAN, 0.25, 1.0, 0.0, 0.1, 0.2];
@@ -190,7 +190,7 @@ fn what_is_no_image_is_refused(#[case] size: &[i64], #[case] kind: Kind, #[case]
     assert!(text.contains(says), "{text}");
 }
 
-/// Every finite value is in the bucket whose edges enclose it.
+/// A histogram counts every finite value in the bucket whose edges enclose it.
 #[test]
 fn a_histogram_counts_each_value() -> Result<()> {
     let values: Vec<f64> = (0..400)
@@ -219,7 +219,7 @@ fn a_histogram_counts_each_value() -> Result<()> {
     Ok(())
 }
 
-/// Steps that log on the host run without the graph and give the same results.
+/// Steps that log media, which needs the host, run without the graph and give the same results.
 #[test]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_graph_leaves_logged_steps_out() -> Result<()> {

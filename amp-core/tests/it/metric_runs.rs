@@ -194,7 +194,7 @@ fn several_values_are_logged_by_their_index() -> Result<()> {
     Ok(())
 }
 
-/// Saves the run after every step.
+/// A callback that saves the run after every step.
 struct EveryStep(PathBuf, usize);
 
 fn file(folder: &Path, step: usize) -> PathBuf {
@@ -230,8 +230,8 @@ fn of_many_counts() -> Result<Box<dyn LightningModule>> {
     Ok(Box::new(OfManyCounts::builder().build()?))
 }
 
-/// A checkpoint contains the metric's state, also one saved after an epoch's last step, when no
-/// batch follows.
+/// A resumed run has the epoch's values, because a checkpoint contains the state of the metrics. This
+/// includes a checkpoint that is saved after the last step of an epoch, when no batch follows.
 #[rstest]
 #[case::rows(of_labels as Build, labels as fn() -> Result<Batch>)]
 #[case::counts(of_classes as Build, classes as fn() -> Result<Batch>)]
@@ -258,8 +258,8 @@ fn a_resumed_run_has_the_epochs_values(
     Ok(())
 }
 
-/// Logs a metric by hand. A checkpoint does not save how the metric is computed, so a resumed epoch
-/// without further batches cannot compute it.
+/// A model that logs a metric in its own training step. A checkpoint does not save how such a metric is
+/// computed. So if no batch of the epoch is left, a resumed run cannot compute it.
 #[derive(LightningModule)]
 #[training_step(Self::step)]
 #[loss(cross_entropy)]

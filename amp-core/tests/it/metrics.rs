@@ -55,8 +55,9 @@ fn assert_metric(metric: &dyn Metric, case: &Value, expected: &str, what: &str) 
     Ok(())
 }
 
-/// Averages are over the classes that occur among labels or predictions, as in torchmetrics. The
-/// cases have absent classes, ties with `none`, and a single predicted class.
+/// Metrics equal the exact fractions, however the examples are divided into batches. Averages are over
+/// the classes that occur among labels or predictions, as in torchmetrics. Some cases have absent
+/// classes, or a single predicted class.
 #[test]
 fn metrics_are_exact_however_the_set_is_cut() -> Result<()> {
     let oracle = oracle!("metrics.json");
@@ -110,7 +111,7 @@ fn sequences_count_every_position() -> Result<()> {
     Ok(())
 }
 
-/// Counts are exact in f64; a sum in the dtype of the logits would not be.
+/// Metrics of f16 logits count exactly, because the counts are f64. A sum in f16 would be wrong.
 #[test]
 fn f16_logits_are_counted_exactly() -> Result<()> {
     let rows = 5000;

@@ -43,7 +43,7 @@ fn logged(
     Ok((history, record))
 }
 
-/// Allocates this many bytes in the forward pass and sleeps.
+/// A layer that allocates this many bytes in the forward pass and sleeps.
 struct Burden {
     bytes: i64,
     pause: Duration,
@@ -132,8 +132,8 @@ fn the_rates_of_every_optimizer_and_group_are_logged() -> Result<()> {
     Ok(())
 }
 
-/// Gradients are described before they are clipped. The model is one layer of ones on inputs of
-/// ones: d/dw of the mean of (4w + b)² is 2·(4w + b)·x / 1.
+/// `GradientStatistics` describes gradients before they are clipped. The model is one layer of ones on
+/// inputs of ones: d/dw of the mean of (4w + b)² is 2·(4w + b)·x / 1.
 #[test]
 fn gradients_are_described_before_they_are_clipped() -> Result<()> {
     let _generator = seeded(0);
@@ -168,7 +168,7 @@ fn gradients_are_described_before_they_are_clipped() -> Result<()> {
     Ok(())
 }
 
-/// For a step whose scaled gradients overflow, the description counts the overflowed elements.
+/// If the scaled gradients of a step overflow, `GradientStatistics` counts the overflowed elements.
 #[test]
 fn an_overflow_shows_in_the_gradients_description() -> Result<()> {
     let _generator = seeded(0);

@@ -10,7 +10,7 @@ use rstest::rstest;
 
 use crate::support::{bits::values, parameter, set_gradient};
 
-/// Adam in f64 from its definition; only the weight is f16.
+/// The reference: Adam computed in f64 by its definition; only the weight is f16.
 struct Reference {
     options: AdamW,
     decoupled: bool,

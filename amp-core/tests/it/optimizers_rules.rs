@@ -163,7 +163,7 @@ fn fifty_steps_equal_the_recorded_ones(
     Ok(())
 }
 
-/// The defaults are torch's, and LAMB's are its paper's code's.
+/// The default options are those of torch; those of LAMB are from the code of its paper.
 #[test]
 fn the_defaults_are_torchs() {
     let oracle = oracle!("rules.json");
@@ -189,8 +189,8 @@ fn the_defaults_are_torchs() {
     assert_eq!((lr, beta2_decay, eps, d, weight_decay), (1e-2, -0.8, (None, 1e-3), 1.0, 0.0));
 }
 
-/// bf16 weights with f32 masters: the masters are bit-identical to an f32 optimizer with the same
-/// gradients. So the rule received whole parameters in their shapes.
+/// If bf16 weights have f32 masters, the masters are bit-identical to f32 weights with the same
+/// gradients. This shows that the rule receives whole parameters in their shapes.
 #[rstest]
 fn masters_are_updated_like_f32_weights(
     #[values("Muon", "Adafactor", "LAMB")] name: &str,

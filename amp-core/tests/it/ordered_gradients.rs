@@ -1,5 +1,5 @@
-//! Where deterministic algorithms are requested, gradients on CUDA have the same bits in each run, also of layers whose
-//! kernels of libtorch add up in no fixed order.
+//! If deterministic algorithms are requested, gradients on CUDA have the same bits in each run. This includes layers
+//! whose libtorch kernels add in no fixed order.
 
 use amp_core::{
     Module, Result,
@@ -15,7 +15,7 @@ use rstest::rstest;
 
 use crate::support::{bits::relative, device, needs_cuda, seeded};
 
-/// Requests deterministic algorithms while it lives.
+/// A guard that requests deterministic algorithms until it is dropped.
 struct Deterministic;
 
 impl Deterministic {

@@ -143,8 +143,8 @@ fn chunks_train_as_all_logits_at_once(#[case] build: Build) -> Result<()> {
     Ok(())
 }
 
-/// Every metric of rows has, for each chunk's rows and in sum, the value that it has for all logits at once, in training
-/// and in validation, where the last chunk has fewer rows.
+/// Metrics that are computed from chunks of rows have the values that they have for all logits at once, in training and in
+/// validation. In validation the last chunk has fewer rows.
 #[test]
 fn metrics_of_chunks_are_those_of_all_logits() -> Result<()> {
     for precision in [Precision::F64True, Precision::Bf16Mixed] {
@@ -161,7 +161,7 @@ fn metrics_of_chunks_are_those_of_all_logits() -> Result<()> {
         assert_eq!(whole.len(), 2 * (9 + 81));
         for ((name, one), (other_name, other)) in whole.iter().zip(&chunked) {
             assert_eq!(name, other_name);
-            // After rounding of weights to 16 bits a logit may change places with its neighbour.
+            // Because weights are rounded to 16 bits, the order of two nearly equal logits may change.
             let bound = if precision == Precision::F64True { 1e-12 } else { 0.1 };
             let both_nan = one.is_nan() && other.is_nan();
             assert!(
@@ -173,7 +173,8 @@ fn metrics_of_chunks_are_those_of_all_logits() -> Result<()> {
     Ok(())
 }
 
-/// The error about a class that does not exist names the tensors of the layer if the loss has run it.
+/// If the loss has run the output layer, the error about an invalid class names the input of this layer, and otherwise
+/// the logits.
 #[rstest]
 #[case::in_order(build!(InOrder), true)]
 #[case::called(build!(Called), true)]
@@ -200,7 +201,8 @@ fn the_loss_runs_the_layer_whose_output_is_the_models(
     Ok(())
 }
 
-/// A request ends with its step, also after an error: the model's output is then a tensor.
+/// The request for the output layer ends with its step, also after an error. A forward pass after it
+/// returns the model's output.
 #[rstest]
 fn a_forward_pass_outside_of_a_step_returns_the_output() -> Result<()> {
     let _generator = seeded(23);
@@ -211,7 +213,7 @@ fn a_forward_pass_outside_of_a_step_returns_the_output() -> Result<()> {
     let failed = nn::loss_of_output(&model, &loss, || Err(Error::config("stop")), &examples.target);
     assert_eq!(message(failed), "stop");
     assert_eq!(model.forward(&examples.input, &cx)?.size(), [8, 5, CLASSES]);
-    // This step belongs to another model.
+    // Here the model is called within the step of another model.
     let own = Tied::builder().build()?;
     let of_both = || {
         assert_eq!(own.forward(&examples.input, &cx)?.size(), [8, 5, CLASSES]);
@@ -260,7 +262,7 @@ fn observers_see_the_output_layer(#[values(false, true)] reads: bool) -> Result<
     Ok(())
 }
 
-/// A precision region that the run sets for the layer applies to it.
+/// If the run sets a precision region for the output layer, the loss runs the layer in this region.
 #[rstest]
 fn an_output_layer_with_a_region_runs_in_it() -> Result<()> {
     let _generator = seeded(25);

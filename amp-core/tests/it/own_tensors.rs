@@ -9,7 +9,7 @@ use amp_core::{
 
 use crate::support::{message, seeded};
 
-/// Adds a position to each token and scales by a constant.
+/// A module that adds a position to each token and scales by a constant.
 #[derive(Module)]
 #[forward(|x| {
     let x = x.f_add(&self.position)?.f_mul(&self.scale)?;

@@ -38,7 +38,7 @@ struct Net {
     bags: EmbeddingBag,
 }
 
-/// Runs each module again on its input.
+/// A probe that runs each module again on its input.
 #[derive(Default)]
 struct Again(RefCell<Vec<(String, f64)>>);
 

@@ -21,7 +21,7 @@ use crate::support::{
     seeded,
 };
 
-/// Runs each module again on its input, and on half of the input.
+/// A probe that runs each module again on its input, and on half of the input.
 #[derive(Default)]
 struct Again(RefCell<Vec<(String, Tensor, Tensor, Tensor)>>);
 
@@ -94,7 +94,8 @@ fn dropout_can_be_left_out_of_a_training_pass() -> Result<()> {
     Ok(())
 }
 
-/// Checkpoints can be switched off in a training pass: then activations have a graph for a probe.
+/// Activation checkpoints can be switched off in a training pass, so that a probe gets activations with
+/// a graph.
 #[test]
 fn checkpoints_can_be_left_out_of_a_training_pass() -> Result<()> {
     let _generator = seeded(0);
@@ -110,7 +111,8 @@ fn checkpoints_can_be_left_out_of_a_training_pass() -> Result<()> {
     Ok(())
 }
 
-/// Doubles the input of the first layer, negates the output of the ReLU, and records the order.
+/// A probe that doubles the input of the first layer, negates the output of the ReLU, and records the
+/// order of its calls.
 #[derive(Default)]
 struct Other(RefCell<Vec<String>>);
 
@@ -159,8 +161,8 @@ fn tensors_between_modules_are_substituted() -> Result<()> {
     Ok(())
 }
 
-/// Records the tensors inside modules, and halves the values of attention, which have a last
-/// dimension of another size.
+/// A probe that records the tensors inside modules, and halves the values of attention. The values have
+/// a last dimension of another size than queries and keys.
 #[derive(Default)]
 struct Within(RefCell<Vec<(String, Vec<i64>)>>);
 
@@ -206,7 +208,7 @@ fn tensors_inside_attention_are_substituted() -> Result<()> {
     Ok(())
 }
 
-/// Keeps what each module returns.
+/// A probe that keeps the output of each module.
 #[derive(Default)]
 struct Outputs(RefCell<Vec<Tensor>>);
 

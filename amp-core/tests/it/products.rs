@@ -141,7 +141,7 @@ fn a_region_asks_for_its_own_dtype() -> Result<()> {
     Ok(())
 }
 
-/// Evaluates in f32 in the middle of a training step, as a monitor may do.
+/// A model that runs a forward pass in f32 in the middle of a training step, as a monitor may do.
 #[derive(LightningModule)]
 #[training_step(Self::evaluating)]
 #[loss(mse_loss)]
@@ -163,7 +163,8 @@ impl Evaluating {
     }
 }
 
-/// Products under another context are not compared with this run's precision.
+/// The dtypes of products in such a pass, which has another context, are not compared with the run's
+/// precision.
 #[test]
 fn products_under_another_context_are_not_checked() -> Result<()> {
     let _generator = seeded(0);

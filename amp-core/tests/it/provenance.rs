@@ -1,4 +1,4 @@
-//! If a step is not finite, the report names the first place with a non-finite value.
+//! If a step is not finite, the report names the first module, gradient or loss with a non-finite value.
 
 use std::{cell::Cell, rc::Rc};
 
@@ -26,8 +26,8 @@ use crate::support::{
     seeded,
 };
 
-/// Multiplies its input by one number in the forward pass, and the gradient by another in the
-/// backward pass.
+/// A layer that multiplies its input by one number in the forward pass, and the gradient by another
+/// number in the backward pass.
 #[derive(Clone, Copy)]
 struct Gain {
     forward: f64,
@@ -189,7 +189,8 @@ fn a_non_finite_input_or_weight_is_named_first() -> Result<()> {
     Ok(())
 }
 
-/// A layer that is infinite in one of three draws, and counts its runs.
+/// A layer that draws a random number in each run, returns infinity for a third of them, and counts its
+/// runs.
 struct Rare {
     runs: Rc<Cell<u32>>,
 }
@@ -208,8 +209,8 @@ impl Module for Rare {
     }
 }
 
-/// The second run draws the same numbers as the first, does not change the numbers that follow, and
-/// happens only for skipped steps.
+/// Only a skipped step runs a second time. The second run draws the same random numbers as the first,
+/// and does not change the numbers that follow.
 #[rstest]
 #[case(Precision::F32True)]
 #[case(Precision::F16Mixed)]
@@ -246,8 +247,8 @@ fn only_the_skipped_step_runs_again_and_with_the_same_numbers(
     Ok(())
 }
 
-/// A checkpointed part is named as a whole, because the second run cannot observe the modules
-/// inside it.
+/// If the non-finite value arises inside a checkpointed module, the report names this module, because
+/// the second run cannot observe the modules inside it.
 #[test]
 fn a_checkpointed_part_is_named_as_a_whole() -> Result<()> {
     let _generator = seeded(0);
@@ -265,7 +266,7 @@ fn a_checkpointed_part_is_named_as_a_whole() -> Result<()> {
     Ok(())
 }
 
-/// A step that is non-finite only in its first run is reported as such.
+/// If a step is non-finite only in its first run, the report says that the second run was finite.
 #[test]
 fn a_cause_that_does_not_recur_is_reported_as_unknown() -> Result<()> {
     struct Once(Cell<bool>);

@@ -69,7 +69,7 @@ fn sections_are_not_disturbed() {
         found.into_iter().map(|run| run.expect("a run")).collect()
     });
     assert_eq!(found.len(), 6);
-    assert!(found.iter().all(|weights| *weights == found[0]), "one seed, and other weights");
+    assert!(found.iter().all(|weights| *weights == found[0]), "one seed gave different weights");
 }
 
 /// On another thread, drawing, seeding, changing switches and beginning a section wait until the
@@ -83,7 +83,7 @@ fn sections_are_not_disturbed() {
     set_numerics(now.tf32, now.deterministic)
 })]
 #[case::section(|| random::seeded(2).map(drop))]
-// It would clear the casts of the section's weights, which libtorch keeps for the whole process.
+// Leaving this region would clear the cache of cast weights, which all threads share.
 #[case::autocast(|| AutocastGuard::enter(Device::Cpu, Kind::BFloat16).map(drop))]
 fn other_threads_wait_until_a_section_ends(#[case] draws: fn() -> Result<()>) -> Result<()> {
     let section = random::seeded(1)?;
@@ -150,8 +150,9 @@ impl Callback for Late {
     }
 }
 
-/// A run outside of a section cannot begin one: its numbers may already be disturbed by other
-/// threads, so it is not reproducible. A run inside a section can begin another.
+/// A run that began outside of a section cannot begin a section: other threads may already have
+/// disturbed its random numbers, so that it is not reproducible. A run inside a section can begin an
+/// inner section.
 #[test]
 fn a_run_outside_of_a_section_cannot_begin_one() -> Result<()> {
     let train = || -> Result<Option<String>> {
@@ -169,7 +170,7 @@ fn a_run_outside_of_a_section_cannot_begin_one() -> Result<()> {
     Ok(())
 }
 
-/// A data set that draws a layer's weights in each batch.
+/// A data set that builds a layer, and so draws its weights, in each batch.
 struct Drawn;
 
 impl Dataset for Drawn {

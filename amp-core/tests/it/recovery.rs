@@ -263,7 +263,7 @@ fn an_invalid_floor_is_refused(#[case] min_scale: f64) -> Result<()> {
     Ok(())
 }
 
-/// A layer with enough memory for this many examples.
+/// A layer that reports a lack of memory for more than this many examples.
 struct Room {
     examples: i64,
 }
@@ -327,8 +327,8 @@ fn a_batch_that_does_not_fit_is_split(#[case] window: i64) -> Result<()> {
     Ok(())
 }
 
-/// The device itself refuses the batch: activations of 64 GiB do not fit, but a quarter of them
-/// does.
+/// A batch is also split if the CUDA device itself runs out of memory. Here activations of 64 GiB do not
+/// fit, but a quarter of them does.
 #[test]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_batch_that_does_not_fit_on_cuda_is_split() -> Result<()> {

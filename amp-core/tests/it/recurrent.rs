@@ -126,8 +126,8 @@ fn dropout_acts_between_layers() -> Result<()> {
     Ok(())
 }
 
-/// On the CPU the same elements are dropped as in libtorch's layers, for padded and packed
-/// sequences.
+/// On the CPU, dropout between layers drops the same elements as libtorch's layers, for padded and
+/// packed sequences.
 #[rstest]
 fn dropout_drops_libtorchs_elements(#[values(false, true)] is_packed: bool) -> Result<()> {
     let _generator = seeded(6);

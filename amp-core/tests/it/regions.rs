@@ -1,4 +1,5 @@
-//! Precision regions: parts of a model with a dtype of their own, under every precision.
+//! Precision regions: parts of a model that compute in another dtype than the rest, under every
+//! precision.
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
@@ -100,8 +101,8 @@ fn run(precision: Precision, part: &Part, islands: &[(&str, Region)]) -> Result<
     })
 }
 
-/// A region sets the dtypes of its parameters, of its products, and not of the products around it,
-/// under each precision. In a mixed run the region's dtype is used. In a `*-true` run a region can
+/// Under each precision, a region sets the dtypes of its parameters and of its matrix products, but not
+/// of the products around it. In a mixed run the region's dtype is used. In a `*-true` run a region can
 /// only raise the dtype, so that the baseline stays the baseline.
 #[rstest]
 #[case(Precision::F16Mixed, Region::Fp32, Kind::Float, Kind::Float)]
@@ -267,7 +268,7 @@ fn every_precision_parses_from_lightnings_names() -> Result<()> {
     Ok(())
 }
 
-/// A block with a region in it.
+/// A block with a layer in a precision region.
 #[derive(Module)]
 #[forward(|x| inner(&head(x)?))]
 struct Inside {

@@ -142,7 +142,7 @@ fn perform(
     }
 }
 
-/// Taking the scaled gradients of an optimizer twice must not divide by the scale twice.
+/// If the scaled gradients of an optimizer are taken twice, they are divided by the scale only once.
 #[test]
 fn gradients_taken_twice_are_unscaled_once() -> Result<()> {
     let (mut scaler, mut optimizer) = (scaler()?, optimizer(&[Kind::Float])?);
@@ -212,7 +212,7 @@ fn gradients_have_their_parameters_names() -> Result<()> {
     Ok(())
 }
 
-/// Taken gradients remain valid after the parameters' own are cleared.
+/// `Gradients` remain valid after the optimizer has cleared the parameters' gradients.
 #[test]
 fn gradients_outlive_those_of_their_parameters() -> Result<()> {
     let (mut scaler, mut optimizer) = (scaler()?, optimizer(&[Kind::Float; 2])?);

@@ -162,8 +162,8 @@ fn a_monitored_value_must_be_logged() -> Result<()> {
     Ok(())
 }
 
-/// torch's OneCycleLR rises again after its last step and then raises an error, so one accumulation
-/// window or epoch too many ends a run. Here the last rate is kept.
+/// After its last step, OneCycle keeps its last rate. torch's OneCycleLR rises again and then raises an
+/// error, so that one optimizer step or epoch too many ends a run.
 #[test]
 fn one_cycle_holds_its_last_rate_where_torch_turns_back_up() -> Result<()> {
     let oracle = oracle!("schedulers.json");

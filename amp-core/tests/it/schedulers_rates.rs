@@ -162,7 +162,8 @@ impl Schedule for InverseRoot {
     }
 }
 
-/// A user-defined schedule with state: it halves the rate whenever the loss was above 1.
+/// A user-defined schedule with state. It halves the rate after each interval in which the loss was above
+/// 1.
 struct Halving;
 
 struct HalvingRunning {

@@ -65,7 +65,7 @@ fn gradients(
     Ok(named.map(|(parameter, gradient)| (parameter.name.clone(), gradient)).collect())
 }
 
-/// Second derivatives equal a pass in f64 on the CPU, on every device and in every precision.
+/// Second derivatives on every device and in every precision equal those in f64 on the CPU.
 #[rstest]
 #[case::linear(|| stack(vec![Box::new(linear(8, 8)?), Box::new(Tanh)]), &[6, 8])]
 #[case::linear_relu(|| stack(vec![Box::new(linear(8, 8)?), Box::new(Relu), Box::new(linear(8, 8)?)]), &[6, 8])]

@@ -38,7 +38,7 @@ fn tokens(width: TokenWidth, count: u32) -> Vec<u8> {
     (0..count).flat_map(bytes).collect()
 }
 
-/// The windows are all windows that fit, each with its next tokens.
+/// A token file has all windows that fit into it. The targets of a window are the next tokens.
 #[rstest]
 #[case(TokenWidth::U16, 65535.0)]
 #[case(TokenWidth::U32, 4294967295.0)]
@@ -138,7 +138,7 @@ fn random_windows_follow_from_the_seed() -> Result<()> {
     Ok(())
 }
 
-/// Workers share the file.
+/// Several workers can read windows of one file at the same time.
 #[test]
 fn workers_read_windows() -> Result<()> {
     let (_folder, path) = file(tokens(TokenWidth::U16, 300));
@@ -286,7 +286,8 @@ fn columns_become_tensors() -> Result<()> {
     Ok(())
 }
 
-/// A name from another data set is refused, or gets the last id.
+/// A category that the training set does not have is refused, or gets the last id if `with_unknown`
+/// declares one.
 #[test]
 fn unknown_categories_need_a_declared_id() -> Result<()> {
     let (_folder, path) = file(PEOPLE);
@@ -363,7 +364,7 @@ fn windows_stay_within_a_series() -> Result<()> {
     Ok(())
 }
 
-/// No value is on both sides of the split.
+/// `Windows::split` puts no value into both parts.
 #[test]
 fn a_split_leaks_nothing() -> Result<()> {
     let (before, after) = Windows::new(vec![series(0, 20), series(1, 11)], 3, 2)?.split(0.5)?;

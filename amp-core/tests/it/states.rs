@@ -245,7 +245,7 @@ fn linear() -> Result<Linear> {
     Linear::new(amp_core::nn::LinearConfig::new(2, 1))
 }
 
-/// Logs a value under the given name.
+/// A model that logs a value under the given name.
 struct Named {
     head: Linear,
     name: String,
@@ -313,8 +313,8 @@ fn two_callbacks_of_one_name_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// The largest numbers do not overflow, in a run without a maximum length and with the largest
-/// possible windows.
+/// Options with the largest possible numbers do not overflow: a run without a maximum length, and the
+/// largest accumulation windows.
 #[test]
 fn the_largest_numbers_do_not_overflow() -> Result<()> {
     let _section = seeded(0);

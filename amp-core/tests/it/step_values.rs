@@ -94,7 +94,7 @@ fn an_epoch_of_skipped_steps_has_their_mean() -> Result<()> {
     Ok(())
 }
 
-/// Lightning's rule counts a skipped step.
+/// With `skipped_step_advances`, Lightning's rule, a skipped step counts in the epoch's mean.
 #[test]
 fn lightnings_rule_counts_a_skipped_step() -> Result<()> {
     let config = mixed(NonFinite::Skip).with(|config| config.recovery.skipped_step_advances = true);

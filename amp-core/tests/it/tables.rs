@@ -13,7 +13,8 @@ use tempfile::{TempDir, tempdir};
 
 use crate::support::{bits::values, message};
 
-/// Returns a file of this name with these bytes.
+/// Writes a file with this name and these bytes into a temporary folder, and returns the folder and the
+/// file's path.
 pub(crate) fn file(name: &str, bytes: impl AsRef<[u8]>) -> (TempDir, PathBuf) {
     let folder = tempdir().expect("a temporary folder");
     let path = folder.path().join(name);
@@ -21,7 +22,7 @@ pub(crate) fn file(name: &str, bytes: impl AsRef<[u8]>) -> (TempDir, PathBuf) {
     (folder, path)
 }
 
-/// Returns the text without the path.
+/// Returns the text with `FILE` in place of the path.
 pub(crate) fn of_file(text: &str, path: &std::path::Path) -> String {
     text.replace(&path.display().to_string(), "FILE")
 }
@@ -107,8 +108,8 @@ fn columns_and_categories_are_saved() -> Result<()> {
     Ok(())
 }
 
-/// Every example is drawn once. Only blocks that are shuffled together overlap. Each epoch has
-/// another order.
+/// `ShuffledBlocks` draws every example once, in another order in each epoch. At any time, at most
+/// `together` blocks are begun and not finished.
 #[rstest]
 fn blocks_are_shuffled(#[values(1, 2, 3, 9)] together: usize) -> Result<()> {
     let lengths = vec![3, 0, 5, 1, 4, 2];

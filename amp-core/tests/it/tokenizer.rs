@@ -93,7 +93,7 @@ fn text_is_encoded_as_by_python(
     Ok(())
 }
 
-/// Single sentences, which are padded when a batch is made.
+/// A data set of single sentences, which are padded when a batch is made.
 struct Sentences(Tokenizer, Vec<String>);
 
 #[derive(Batch)]

@@ -1,4 +1,4 @@
-//! The loop: its events, its refusals and its effects.
+//! The training loop: its events, the configurations that it refuses, and its effects.
 
 use amp_core::{
     Error, Module, Result, Trainer, TrainerConfig,
@@ -148,7 +148,7 @@ fn validation_changes_nothing_and_repeats_itself() -> Result<()> {
     let mut model = Model {
         model: Box::new(demo(0.5)?),
         loss: amp_core::loss::cross_entropy,
-        // Training that changes no weight, so that only the running statistics change.
+        // The learning rate is 0, so that training changes only the running statistics.
         optimizer: Box::new(|_| OptimizerConfig::new(Sgd { lr: 0.0, ..Default::default() })),
     };
     let record = fit(&config, &mut model, &same(digits(64)?, 64)?).1?;
@@ -157,22 +157,22 @@ fn validation_changes_nothing_and_repeats_itself() -> Result<()> {
         &mut model,
         &same(digits(64)?, 64)?,
     );
-    // One more pass over the training data changes the statistics. The validation in between did
-    // not change them.
+    // Only the training batches changed the statistics; the validations in between did not.
     let tracked = amp_core::nn::named_tensors(&model)
         .into_iter()
         .find(|(name, ..)| name == "model.1.num_batches_tracked");
     assert_eq!(tracked.expect("a batch norm").1.int64_value(&[]), 4);
     assert!(record.last("val_loss").is_some_and(f64::is_finite));
     let again = again.1?;
-    // The same weights and statistics give the same bits again: nothing is dropped.
+    // With the same weights and statistics a second validation gives the same bits, because nothing is
+    // dropped.
     let data = same(digits(64)?, 64)?;
     let mut trainer = Trainer::new(config);
     let first = trainer.validate(&mut model, &data)?;
     assert_eq!(first, trainer.validate(&mut model, &data)?);
     let loss = first.iter().find(|logged| logged.name == "val_loss").expect("a loss").value;
     assert_eq!(again.last("val_loss"), Some(loss), "as the run reported it");
-    // The model alone in evaluation mode, outside of any loop.
+    // The loss is also that of a forward pass in evaluation mode outside of the trainer.
     let batch = digits(64)?;
     let policy = amp_core::precision::Policy::new(Precision::F32True, Device::Cpu);
     let output = model.model.forward(&batch.input, &Context::new(policy, false))?;
@@ -201,7 +201,7 @@ fn an_error_names_the_module() -> Result<()> {
     Ok(())
 }
 
-/// Declares a matrix product, but computes in f32 in every precision.
+/// A layer that declares a matrix product, but computes in f32 in every precision.
 struct Stubborn(Linear);
 
 impl Visit for Stubborn {

@@ -1,4 +1,4 @@
-//! The step: accumulation, skipped steps, the schedule, and a collapsing scale.
+//! Optimizer steps: accumulation, skipped steps, the schedule, and a collapsing loss scale.
 
 use amp_core::{
     Error, Hook, Result, Trainer, TrainerConfig,
@@ -116,7 +116,7 @@ fn a_skipped_step_advances_no_count_by_default(#[case] advances: bool) -> Result
     assert!((1..11).contains(&skipped), "{skipped} of 12 steps overflow");
     let counted = if advances { 12 } else { 12 - skipped };
     assert_eq!(record.end.global_step, counted);
-    // The rate of the last counted step.
+    // The epoch reports the rate of the last counted step.
     assert_eq!(lr, 1e-3 * 0.5_f64.powi(counted as i32 - 1));
     let halved = 2.0_f64.powi(24 - skipped as i32);
     assert_eq!(record.end.scale, Some(halved));
@@ -232,7 +232,8 @@ fn a_tied_weight_is_one_parameter() -> Result<()> {
         nn::parameters(&tied).into_iter().map(|p| p.name.to_string()).collect();
     assert_eq!(names, ["first.weight", "first.bias"]);
     assert_eq!(nn::named_tensors(&tied).len(), 4);
-    // One step moves it once, by the gradient of both places: L = mean of (W(Wx + b) + b − y)².
+    // One step changes the weight once, by the sum of the gradients of both uses:
+    // L = mean of (W(Wx + b) + b − y)².
     let batch = constant(2, 3, 1.0)?;
     let own: Vec<Tensor> = nn::parameters(&tied)
         .iter()

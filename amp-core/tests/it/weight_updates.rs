@@ -33,7 +33,7 @@ fn over_ones(
     options.build_with(vec![parameter("weight", &ones(count, kind))], update.into())
 }
 
-/// Takes steps with gradients of 1.
+/// Runs optimizer steps with gradients of 1.
 fn train(optimizer: &mut dyn Optimizer, steps: usize) -> Result<()> {
     for _ in 0..steps {
         let grad = Tensor::ones_like(&optimizer.parameters()[0].tensor).detach();
@@ -212,7 +212,7 @@ fn stochastic_rounding_applies_to_bf16_alone() -> Result<()> {
     Ok(())
 }
 
-/// The trainer's switch reaches the optimizer.
+/// The trainer passes the option `weight_update` to the optimizer.
 #[rstest]
 #[case(WeightUpdate::RoundToNearest, false)]
 #[case(WeightUpdate::MasterWeights, true)]
@@ -279,7 +279,7 @@ fn lost_updates_are_reported(
     for part in [spacing, step, "--weight-update master-weights"] {
         assert!(told[0].contains(part), "{}", told[0]);
     }
-    // A schedule's first rate is not representative, so the tenth step is checked.
+    // With a schedule the tenth step is checked, because its first rate is not representative.
     let told = notes(precision, rate, WeightUpdate::RoundToNearest, true, 5)?;
     assert!(told.len() == 1 && told[0].contains("step 10 "), "{told:?}");
     Ok(())

@@ -13,7 +13,7 @@ struct Net {
     head: Linear,
 }
 
-/// Trains on rows with a value, an id and another value, and returns the notes.
+/// Trains on rows of three columns, a value, an id and another value, and returns the notes.
 fn notes(precision: Precision, ids: [f64; 4], target: [f64; 4]) -> Result<Vec<String>> {
     let _section = seeded(0);
     let row = |id: f64| [0.123_456_7, id, 1.0];

@@ -96,7 +96,7 @@ fn with_other_head(keep: bool) -> Result<(Bert, Result<Imported>)> {
     Ok((model, report))
 }
 
-/// With the option, a head with another number of classes keeps its initial values.
+/// With `keep`, a head with another number of classes than the file's keeps its initial values.
 #[test]
 fn a_head_of_another_size_keeps_its_initial_values() -> Result<()> {
     let before = {

@@ -44,7 +44,7 @@ static FILES: [(&str, &[u8]); 5] = files![
     "gpt2/model.safetensors.index.json",
 ];
 
-/// Makes a folder with the files of Python's model `name`.
+/// Creates a folder with the files of Python's model `name`.
 fn folder(name: &str) -> TempDir {
     let folder = tempdir().expect("a folder");
     for (path, bytes) in FILES {

@@ -73,7 +73,7 @@ struct Bert {
     head: Linear,
 }
 
-/// Makes sentences whose class depends on one word, 1 or 2, among their first words. The padding
+/// Draws sentences whose class depends on one word, 1 or 2, among their first words. The padding
 /// contains the other word, so a model that does not mask the padding learns nothing.
 fn sentences(count: i64, padding: i64) -> Result<Sentences> {
     let options = (Kind::Int64, Device::Cpu);

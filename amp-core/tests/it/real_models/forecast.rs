@@ -1,4 +1,4 @@
-//! Predicts the next value of a series, from series of different lengths.
+//! An LSTM that predicts the next value of series of different lengths.
 
 use amp_core::{nn::Lstm, prelude::*};
 use rstest::rstest;
@@ -32,7 +32,7 @@ struct Forecast {
     head: Linear,
 }
 
-/// Makes sine waves with two frequencies and random phases.
+/// Returns sine waves with two frequencies and random phases.
 fn series(count: i64) -> Result<Series> {
     let options = (Kind::Float, Device::Cpu);
     let lengths = Tensor::f_randint_low(4, STEPS + 1, [count], (Kind::Int64, Device::Cpu))?;

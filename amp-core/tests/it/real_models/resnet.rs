@@ -47,7 +47,7 @@ struct Bottleneck {
     downsample: Option<Sequential>,
 }
 
-/// Makes the blocks of a stage.
+/// Builds the blocks of a stage.
 fn stage(width: i64, inputs: i64, blocks: usize, stride: i64) -> Result<Sequential> {
     let mut layers: Vec<Box<dyn Module>> = Vec::new();
     for block in 0..blocks {

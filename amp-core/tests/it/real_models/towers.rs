@@ -1,4 +1,4 @@
-//! Two towers with two inputs, trained to find each other's pair in the batch.
+//! A model of two towers, one for each of two inputs, trained to find the pairs of a batch.
 
 use amp_core::prelude::*;
 use rstest::rstest;
@@ -35,7 +35,7 @@ struct Towers {
     right: Sequential,
 }
 
-/// Makes pairs in which an answer is half of its question, in reverse order.
+/// Draws pairs in which an answer is half of its question, in reverse order.
 fn pairs(count: i64) -> Result<Pairs> {
     let question = randn(&[count, 16]);
     let answer = question.f_narrow(1, 0, 8)?.f_flip([1_i64].as_slice())?.f_mul_scalar(2.0)?;

@@ -59,7 +59,7 @@ struct UNet {
     up: Stage,
 }
 
-/// Makes images of stripes with noise of any strength: (1 - t) image + t noise. Without t the
+/// Draws images of stripes with noise of any strength: (1 - t) image + t noise. Without t the
 /// strength is unknown, so only the direction of the noise could be predicted.
 fn noisy(count: i64) -> Result<Noisy> {
     let stripes = Tensor::f_arange(8, (Kind::Float, Device::Cpu))?.f_remainder(2.0)?;

@@ -1,4 +1,4 @@
-//! A pass through layers, forward and backward, fused or one by one.
+//! Runs a forward and a backward pass through layers, which are fused or run one by one.
 
 use std::{collections::BTreeMap, rc::Rc};
 
@@ -39,7 +39,7 @@ pub(crate) fn rounding(kind: Kind) -> f64 {
     }
 }
 
-/// Draws normal numbers with this spread around `shift`.
+/// Draws normal numbers with the mean `shift` and the standard deviation `scale`.
 pub(crate) fn draw(shape: &[i64], kind: Kind, scale: f64, shift: f64) -> Tensor {
     (Tensor::randn(shape, (Kind::Double, Device::Cpu)) * scale + shift).to_kind(kind)
 }
@@ -51,7 +51,8 @@ pub(crate) fn factors(p: f64, shape: [i64; 2], seed: i64) -> Result<Tensor> {
     Ok(wide(&Dropout::new(p)?.forward(&Tensor::ones(shape, (Kind::Double, device())), &cx)?))
 }
 
-/// Places the layers under the policy, with parameters that have this spread around `shift`.
+/// Places the layers under the policy, and fills their parameters with normal numbers of this standard
+/// deviation around `shift`.
 pub(crate) fn fill(
     layers: &impl Module,
     policy: Policy,

@@ -52,7 +52,7 @@ pub(crate) fn shapes(value: &Value) -> Vec<Vec<i64>> {
     serde_json::from_value(value["shapes"].clone()).expect("lists of sizes")
 }
 
-/// Knuth's MMIX generator, from which the inputs of the recordings come.
+/// Knuth's MMIX generator, which computes the inputs of the recordings.
 pub(crate) struct Lcg(pub(crate) u64);
 
 impl Lcg {

@@ -1,5 +1,5 @@
-"""Python with torch loaded, from which programs are forked: loading torch and its optimizers takes six seconds
-of CPU time.
+"""Runs Python programs that import torch, each as a fork of one process that has already loaded torch. Loading
+torch and its optimizers takes six seconds of CPU time, which is spent only once.
 
   forked_python.py --serve              loads torch, and waits until its standard input ends
   forked_python.py PROGRAM [arguments]  runs the program as `python3 PROGRAM [arguments]` does, in a process that
@@ -41,7 +41,7 @@ def load():
     try:
         import torch
     except ModuleNotFoundError:
-        # The program says what is missing.
+        # The forked program reports the missing module when it imports torch itself.
         return
     weight = torch.nn.Parameter(torch.zeros(1))
     weight.grad = torch.zeros(1)
@@ -65,7 +65,7 @@ def fork(listener):
 
 
 def run(folder, arguments):
-    """The program's exit code."""
+    """Runs the program in this process and returns its exit code."""
     import runpy
     import traceback
 
@@ -85,7 +85,7 @@ def run(folder, arguments):
 
 
 def ask():
-    """The exit code of the program that the waiting process forks; 1 if it ended without one."""
+    """Asks the waiting process to run the program. Returns the program's exit code, or 1 if it ended without one."""
     with socket.socket(socket.AF_UNIX) as waiting:
         waiting.connect(ADDRESS)
         message = json.dumps([os.getcwd(), sys.argv[1:]]).encode()

@@ -4,9 +4,9 @@
 "images": {tag: [[step, width, height, pixels in RGB]]}, "histograms": {tag: [[step, min, max, num, sum, sum of
 squares, limits, counts]]}}}
 
-With --torch first writes the run `torch` there by torch.utils.tensorboard, with an image, a text and a histogram.
+With --torch, torch.utils.tensorboard first writes a run named `torch` there, with images, a text and histograms.
 
-`cargo amp test` installs the packages into .amp/python; tests/tests/tensorboard.rs runs this.
+`cargo amp test` installs the packages into .amp/python; tests/tests/tensorboard.rs runs this program.
 """
 
 import io
@@ -60,7 +60,7 @@ def read(accumulator):
             for tag in tags["scalars"]
         },
         "hparams": {name: plain(value) for name, value in start.hparams.items()},
-        # api.proto: STATUS_SUCCESS
+        # In TensorBoard's api.proto, 1 is STATUS_SUCCESS.
         "ended": end.status == 1,
         "images": {tag: [image(event) for event in accumulator.Images(tag)] for tag in tags["images"]},
         "texts": dict(texts(accumulator)),
@@ -88,7 +88,7 @@ def write_with_torch(folder):
 folder = pathlib.Path(sys.argv[1])
 if "--torch" in sys.argv:
     write_with_torch(folder)
-# 0: every value, not a sample.
+# With 0 the reader keeps every value. Otherwise it keeps a random sample.
 sizes = {"scalars": 0, "images": 0, "histograms": 0, "tensors": 0}
 runs = EventMultiplexer(size_guidance=sizes).AddRunsFromDirectory(str(folder))
 runs.Reload()

@@ -120,8 +120,8 @@ fn builder(input: &DeriveInput, spec: Option<&Spec>, derive: Derive) -> TokenStr
     }
 }
 
-/// Returns whether the field has `#[hparam]` or `#[layer]` without arguments, so that `builder` takes
-/// it as an argument.
+/// Returns whether the field has `#[hparam]` or `#[layer]` without arguments, so that `builder`
+/// takes it as an argument.
 fn is_argument(field: &Field) -> bool {
     [symbol::HPARAM, symbol::LAYER].iter().any(|name| {
         named(&field.attrs, name).any(|attr| attr.args.as_ref().is_some_and(Vec::is_empty))

@@ -323,8 +323,8 @@ pub(crate) enum Optimizers {
 
 pub(crate) struct Optimizer {
     pub(crate) config: Config,
-    /// The parameters that this optimizer trains; `None` means all parameters that no other optimizer
-    /// trains.
+    /// The parameters that this optimizer trains; `None` means all parameters that no other
+    /// optimizer trains.
     pub(crate) params: Option<Selection>,
     pub(crate) groups: Vec<Group>,
     pub(crate) scheduler: Option<(Config, table::Interval)>,

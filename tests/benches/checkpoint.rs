@@ -1,6 +1,7 @@
-//! Measures the cost of saving for a run with 126 million parameters: steps while a checkpoint is
-//! written, in turns with steps without one. A checkpoint has the weights and AdamW's state: 1.5
-//! GB. Run it with `cargo bench --bench checkpoint -- [rounds]`.
+//! Measures the cost of saving a checkpoint during a run with 126 million parameters. A checkpoint
+//! contains the weights and AdamW's state, together 1.5 GB. Each round is a run without a
+//! checkpoint and then a run that saves one, and compares the time of their steps. Run it with
+//! `cargo bench --bench checkpoint -- [rounds]`.
 
 use std::{path::PathBuf, time::Instant};
 
@@ -57,8 +58,8 @@ impl Callback for Saves {
     }
 }
 
-/// The times in seconds: the end of each step, the start of writing the file, and the moment at
-/// which its end was observed.
+/// Times in seconds since the start of the run: the end of each step, the start of writing the
+/// file, and the moment at which the run noticed that the file was written.
 #[derive(Default)]
 struct Times {
     steps: Vec<f64>,
@@ -66,7 +67,7 @@ struct Times {
     saved: Option<f64>,
 }
 
-/// Runs this many steps. With `saves`, saves after a fifth of them.
+/// Trains for this many steps. If `saves` is set, a checkpoint is saved after a fifth of the steps.
 fn run(data: &DataModule, device: Device, steps: u64, saves: bool) -> Result<Times> {
     let _section = seeded(0)?;
     let folder = tempfile::tempdir().expect("a folder");
@@ -119,12 +120,13 @@ fn main() -> Result<()> {
         let steps_without: Vec<f64> =
             without.steps.windows(2).skip(first).map(|pair| pair[1] - pair[0]).collect();
         println!(
-            "round {round}: {:.3} ms a step without ({:.3} median); writing took {:.2} s{}, in which {while_written} \
-             steps took {:.3} ms each: {:+.2} %; the pause before it {:.1} ms; {rest} steps with it {:+.2} %",
+            "round {round}: without a checkpoint, a step took {:.3} ms ({:.3} median); writing took {:.2} s{}, in which \
+             {while_written} steps took {:.3} ms each ({:+.2} %); training stopped for {:.1} ms before it; all {rest} \
+             steps with a checkpoint took {:+.2} %",
             1e3 * seconds(&without, rest) / rest as f64,
             1e3 * median(steps_without),
             saved - saving,
-            if saved > last { " (and outlasted them)" } else { "" },
+            if saved > last { " (longer than the training)" } else { "" },
             1e3 * seconds(&with, while_written) / while_written as f64,
             100.0 * (seconds(&with, while_written) / seconds(&without, while_written) - 1.0),
             1e3 * (saving - with.steps[first - 1]),

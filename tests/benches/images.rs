@@ -1,11 +1,11 @@
-//! Measures the cost of an image. JPEGs of 500×375 pixels and about 100 kB, like ImageNet's, are
-//! decoded, cropped and scaled to 224×224, mirrored and normalized on one thread; parts of this are
-//! measured too. Then worker threads prepare batches of 32.
+//! Measures the time to load an image. JPEGs of 500×375 pixels and about 100 kB, like ImageNet's,
+//! are decoded, cropped and scaled to 224×224, mirrored and normalized on one thread. Decoding and
+//! the transforms are also measured separately. Then worker threads prepare batches of 32.
 //!
-//! `OMP_NUM_THREADS=1 cargo bench -p tests --bench images` prints images per second and core by CPU
-//! time. A GPU that trains on n images per second needs n divided by this number of cores. The
-//! second figure leaves out mirroring and normalization, which the device can do
-//! (`SharedDataset::transformed`).
+//! `OMP_NUM_THREADS=1 cargo bench -p tests --bench images` prints how many images one core loads
+//! per second of CPU time. A GPU that trains on n images per second needs n divided by this number
+//! of cores. A second number is printed without mirroring and normalization, which can also run on
+//! the GPU (`SharedDataset::transformed`).
 
 use amp_core::{
     Result,
@@ -57,7 +57,7 @@ fn jpeg(number: i64) -> Vec<u8> {
     file
 }
 
-/// Returns this thread's CPU time for an image, on which other programs have little effect.
+/// Returns this thread's CPU time for one image. Other programs have little effect on CPU time.
 fn cpu_seconds(set: &ImageFolder) -> Result<f64> {
     let now = || {
         let time = clock_gettime(ClockId::ThreadCPUTime);
@@ -93,8 +93,10 @@ fn main() -> Result<()> {
         });
     });
     let part = ImageFolder::open(folder.path(), RandomResizedCrop::new(224))?;
-    for (set, what) in [(&set, "decoded, cut, mirrored, normalized"), (&part, "decoded and cut")] {
-        println!("CPU time, {what}: {:.0} images a second and core", 1.0 / cpu_seconds(set)?);
+    for (set, what) in
+        [(&set, "decoded, cropped, mirrored, normalized"), (&part, "decoded and cropped")]
+    {
+        println!("{what}: {:.0} images per second of CPU time", 1.0 / cpu_seconds(set)?);
     }
     let file = set.files()[0].0.clone();
     group.bench_function("decoded", |bencher| {

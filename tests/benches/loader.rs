@@ -1,7 +1,7 @@
-//! Measures the cost of a batch for three ways of loading, over a shuffled epoch of 64 MiB:
-//! selected from a set on the device, gathered on the host by a thread ahead of the loop, and
-//! gathered on the host in the loop. Each batch is multiplied by a matrix, as in a training step,
-//! so that loading can overlap with computation.
+//! Measures three ways of loading batches, over a shuffled epoch of 64 MiB. A batch is selected
+//! from a data set on the device, or gathered on the host by a thread that runs ahead of the loop,
+//! or gathered on the host in the loop. Each batch is multiplied by a matrix, as in a training
+//! step, so that loading can overlap with computation.
 //!
 //! Run it with `cargo bench -p tests --bench loader` on the CPU, and with `AMP_DEVICE=cuda` on a
 //! GPU. Compare the three times.

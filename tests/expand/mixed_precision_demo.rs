@@ -1,4 +1,4 @@
-//! The notebook's first model.
+//! The first model of the Lightning notebook that `fixtures/GUIDE.md` follows.
 
 use amp_core::prelude::*;
 

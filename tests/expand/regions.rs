@@ -1,5 +1,5 @@
-//! Precision regions, a forward closure, a loss of the user's own, several metrics, a schedule of
-//! steps.
+//! A model with precision regions, a forward closure, the user's own loss, several metrics and a
+//! scheduler that counts steps.
 
 use amp_core::{
     nn::{Visit, Visitor},

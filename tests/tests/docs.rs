@@ -1,5 +1,4 @@
-//! `docs/SEMANTICS.md` and `docs/PAINS.md` name the tests of each rule. Each of these tests must
-//! exist.
+//! Checks that the tests that `docs/SEMANTICS.md` and `docs/PAINS.md` name for each rule exist.
 
 use std::{fs, path::PathBuf};
 

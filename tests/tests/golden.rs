@@ -1,5 +1,5 @@
-//! Compares the models with their goldens, on any CPU or on a GPU with a recorded compute
-//! capability, and tests which changes a golden refuses.
+//! Compares the models with their goldens, on any CPU and on GPUs for whose compute capability
+//! there is a golden. Also tests which differences the comparison with a golden reports.
 
 use amp_core::{Hyperparameters, hardware::Fingerprint, precision::Precision};
 use amp_verify::golden::{
@@ -35,7 +35,7 @@ goldens! {
     tabular_net: TabularNet;
     two_tower: TwoTower;
     wgan_gp: WganGp, epochs = 12, margin = 0.22;
-    // The larger projects at a small size, so that each trains in a few seconds of CPU time.
+    // The larger projects have a small size here, so that each trains in a few seconds of CPU time.
     unet: UNet, epochs = 3;
     gpt2: Gpt2, epochs = 2, margin = 0.49, hyperparameters = set(json!({ "n_embd": 32, "n_head": 2, "n_layer": 1 }));
     bert: Bert;
@@ -65,8 +65,8 @@ fn in_16(golden: &mut Golden) -> &mut Figures {
     golden.runs.get_mut("16-mixed").expect("a run of 16-mixed")
 }
 
-/// A golden must refuse each of these changes and name it, with the recorded spread and with the
-/// golden's own seeds.
+/// The comparison with a golden reports each of these differences by name. This holds whether the
+/// tolerance comes from a recorded spread or from the golden's own seeds.
 #[rstest]
 fn a_changed_figure_is_named(#[values(true, false)] recorded: bool) {
     let agreement = Agreement { spread: recorded.then(spread), memory: true };
@@ -127,8 +127,8 @@ fn other_kernels_may_halve_the_scale_once_more(
     assert_eq!(moved(2, None), ["final_scale"]);
 }
 
-/// On the same model of GPU, a run must reproduce the golden to the last bit. For another GPU with
-/// the same compute capability there is a tolerance.
+/// On the same model of GPU, a run must reproduce every number of the golden to the last bit. On
+/// another model of GPU with the same compute capability there is a tolerance.
 #[test]
 fn one_model_of_gpu_repeats_every_figure() {
     let on = |device: &str| {
@@ -157,7 +157,8 @@ fn one_model_of_gpu_repeats_every_figure() {
     }
 }
 
-/// No golden of this repository tolerates a regression of δ, with or without a recorded spread.
+/// No golden of this repository tolerates a change of the accuracy that is larger than the model's
+/// margin, with or without a recorded spread.
 #[test]
 fn no_golden_tolerates_more_than_the_gate() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens");
@@ -180,8 +181,8 @@ fn no_golden_tolerates_more_than_the_gate() {
     }
 }
 
-/// A run with non-finite values does not agree with a golden that has the same values, and cannot
-/// become an anchor.
+/// A run whose loss is not a finite number does not agree with any golden, not even with one that
+/// has the same value. An anchor cannot be made from such a run.
 #[test]
 fn nan_agrees_with_nothing() {
     for value in [None, Some(f64::NAN), Some(f64::INFINITY)] {
@@ -193,8 +194,8 @@ fn nan_agrees_with_nothing() {
     }
 }
 
-/// Each single change is within the golden's tolerance and is accepted. The anchor refuses the sum
-/// of the changes.
+/// Small changes cannot add up without limit. Each change is within the golden's tolerance and is
+/// accepted as the new golden, but the anchor reports when their sum exceeds its budget.
 #[test]
 fn accepted_drift_cannot_ratchet() {
     let agreement = agreement();
@@ -219,7 +220,7 @@ fn accepted_drift_cannot_ratchet() {
     assert_eq!(stopped, Some(3), "a budget of two tolerances is spent by the third step of 0.9");
 }
 
-/// The anchor is written once and never overwritten.
+/// An anchor is written once and never overwritten.
 #[test]
 fn an_anchor_is_immutable() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -275,8 +276,8 @@ fn machines_differ_in_whatever_changes_figures(
     }
 }
 
-/// Tests the name of a GPU's golden, the files that it needs, and the error for another GPU's
-/// golden, with an invented fingerprint.
+/// A GPU's golden has the compute capability in its file name. A golden of another GPU, and a
+/// golden without an anchor, are refused. The fingerprints are invented.
 #[test]
 fn goldens_are_kept_by_compute_capability() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -308,8 +309,8 @@ fn goldens_are_kept_by_compute_capability() {
     assert!(bare.contains("AMP_ANCHORS=write"), "{bare}");
 }
 
-/// Peak memory depends on the kernels. On a CPU with other kernels it is not compared, neither with
-/// a golden nor with its anchor.
+/// Peak memory depends on the kernels. If a CPU uses other kernels than the golden's CPU, peak
+/// memory is compared neither with the golden nor with its anchor.
 #[rstest]
 #[case::same(cpu(), true)]
 #[case::other_kernels(Fingerprint { capability: "avx512".into(), ..cpu() }, false)]

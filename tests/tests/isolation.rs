@@ -1,6 +1,6 @@
-//! Tests of `verify!` together with other tests in the same binary, and of its messages if it
-//! cannot train. The ignored tests are examples of a user's tests; the other tests run them in a
-//! child process of this binary.
+//! Tests that `verify!` is not affected by other tests in the same binary, and tests of its
+//! messages if training fails. The ignored tests are examples of a user's tests. The other tests
+//! run them in a child process of this binary.
 
 use std::{
     env, fs,
@@ -58,7 +58,8 @@ fn drawn() -> Result<DataModule> {
 
 static TRAINED: AtomicBool = AtomicBool::new(false);
 
-/// Marks that the golden's test has ended, even if it fails. It does so when it is dropped.
+/// Sets `TRAINED` when it is dropped, so that the test `noise` ends even if the test `golden`
+/// fails.
 struct Ended;
 
 impl Drop for Ended {
@@ -77,7 +78,7 @@ fn golden() -> Result<()> {
     Ok(())
 }
 
-/// The same run as `golden`, with a spread that accepts any figures.
+/// Trains as `golden` does, with a spread so large that any result is accepted.
 #[test]
 #[ignore = "run by the tests of this file"]
 fn with_a_spread_of_its_own() {
@@ -86,7 +87,7 @@ fn with_a_spread_of_its_own() {
     verify!(Drawn, data = drawn().expect("data"), check = check);
 }
 
-/// Draws random numbers while `golden` trains.
+/// Draws random numbers until `golden` has ended.
 #[test]
 #[ignore = "run by the tests of this file"]
 fn noise() {
@@ -95,7 +96,7 @@ fn noise() {
     }
 }
 
-/// Several goldens in one test, some of them in a loop.
+/// Compares with several goldens in one test, two of them in a loop.
 #[test]
 #[ignore = "run by the tests of this file"]
 fn several() {
@@ -105,7 +106,7 @@ fn several() {
     verify!(Drawn, data = drawn().expect("data"), precisions = IN_ONE, epochs = 1, case = "short");
 }
 
-/// Two goldens with the same name, the second from another run.
+/// Compares two different runs with goldens of the same name, which is an error.
 #[test]
 #[ignore = "run by the tests of this file"]
 fn twice() {
@@ -161,8 +162,9 @@ fn with_another_metric() {
     verify!(Scored, data = drawn().expect("data"));
 }
 
-/// `verify!` takes the test's name from the thread's name, to train in a process of its own. On a
-/// thread with another name it trains in this process.
+/// Compares with a golden on threads that do not have the name of a test. `verify!` takes the name
+/// of the test from the thread, to run that test in a child process. Without it, `verify!` trains
+/// in this process.
 #[test]
 #[ignore = "run by the tests of this file"]
 fn on_other_threads() {
@@ -174,7 +176,7 @@ fn on_other_threads() {
     }
 }
 
-/// Runs these tests of this file at the same time, with their goldens in `folder`.
+/// Runs these tests of this file in parallel, with their goldens in `folder`.
 fn run(folder: &Path, tests: &[&str], variables: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env::current_exe().expect("this binary"));
     command.args(tests).args(["--exact", "--include-ignored", "--test-threads=3"]);
@@ -215,8 +217,8 @@ fn files(folder: &Path) -> Vec<String> {
     names
 }
 
-/// A test that constantly draws random numbers does not change a golden, even with random data: the
-/// golden's text is equal.
+/// Another test that constantly draws random numbers does not change the result of `verify!`, even
+/// if the data is random. The golden's text stays exactly the same.
 #[test]
 fn a_test_that_draws_does_not_change_a_golden() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -226,15 +228,15 @@ fn a_test_that_draws_does_not_change_a_golden() {
     passed(&run(folder.path(), &["golden", "noise"], &exact), 2);
 }
 
-/// In CI, or if insta's mode is set, a run only reports the missing file and how to record it.
-/// Otherwise the first run creates the folder and records both files, and the next run compares
-/// with them.
+/// The first run creates the folder and records the golden and its anchor, and the next run
+/// compares with them. In CI, or if `INSTA_UPDATE` is set, a run without a golden fails instead,
+/// and the message names the missing file and the command that records it.
 #[test]
 fn the_first_run_records_a_golden_but_not_in_ci() {
     let root = tempfile::tempdir().expect("a folder");
     let folder = root.path().join("tests/goldens");
     for variables in [&[("CI", "true")], &[("INSTA_UPDATE", "always")], &[("INSTA_UPDATE", "no")]] {
-        // Loading the data would end the process, so this proves that the data is never loaded.
+        // Loading the data would abort the process, so a message proves that it was not loaded.
         let missing = run(&folder, &["aborts"], variables);
         let command = "record it with `AMP_ANCHORS=write cargo test aborts`";
         failed(&missing, &["NOT COMPARABLE: there is no golden", "drawn_cpu.snap yet", command]);
@@ -273,7 +275,7 @@ fn each_golden_of_a_test_has_its_own_process() {
         cases.map(|case| ["anchor.json", "snap"].map(|end| format!("drawn_cpu_{case}.{end}")));
     assert_eq!(files(folder.path()), names.concat());
     passed(&run(folder.path(), &tests, &[]), 2);
-    // This is the second golden of the loop. Its training is compared with its own golden.
+    // The second run of the loop is compared with its own golden, not with the first one.
     let path = folder.path().join("drawn_cpu_4.snap");
     let golden = fs::read_to_string(&path).expect("the golden");
     let moved = golden.replacen("\"skipped_steps\": 0", "\"skipped_steps\": 9", 1);
@@ -284,7 +286,7 @@ fn each_golden_of_a_test_has_its_own_process() {
     failed(&both, &["test twice ... FAILED", "1 passed; 1 failed"]);
 }
 
-/// An error in the training process becomes the error of the test.
+/// If the training process fails, the test fails with the cause and with the process's output.
 #[rstest]
 #[case("aborts", &["SIGABRT", "before it had trained", "the last words"])]
 #[case("panics", &["before it had trained", "no data today"])]
@@ -292,14 +294,15 @@ fn each_golden_of_a_test_has_its_own_process() {
 #[case("with_another_metric", &["it logs `val_f1`, `val_loss`", "with `metric`"])]
 fn a_failed_training_is_explained(#[case] test: &str, #[case] expected: &[&str]) {
     let folder = tempfile::tempdir().expect("a folder");
-    // It runs together with another test, so that `verify!` starts a separate process.
+    // A second test runs too. `verify!` starts a child process only if there are other tests.
     let output = run(folder.path(), &[test, "expected_to_fail"], &RECORD);
     failed(&output, expected);
     failed(&output, &["1 passed; 1 failed"]);
     assert_eq!(files(folder.path()), Vec::<String>::new());
 }
 
-/// If only one test runs, it trains in its own process, and so do threads that belong to no test.
+/// If only one test runs, `verify!` trains in the test's process. It does so too on threads that do
+/// not have the name of a test.
 #[test]
 fn without_other_tests_training_needs_no_child_process() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -321,15 +324,15 @@ fn a_golden_of_older_kernels_is_compared_with_these_kernels() {
     passed(&run(folder.path(), &["golden"], &[("INSTA_REQUIRE_FULL_MATCH", "1")]), 1);
 }
 
-/// Formats a spread file with these samples for each figure.
+/// Returns the text of a spread file that has these samples for each measured value.
 fn spread(samples: [f64; 3]) -> String {
     let figures = json!({ "accuracy": samples, "loss": samples, "peak_memory_bytes": samples });
     let samples = json!({ "32-true": figures, "bf16-mixed": figures });
     json!({ "recorded_by": "a test", "examples": 256, "samples": samples }).to_string()
 }
 
-/// A spread next to the golden determines the tolerance of its figures, in the training process and
-/// in the test. A spread in the check overrides the file.
+/// A spread file next to the golden determines the tolerance, whether training runs in a child
+/// process or in the test's process. A spread in the check overrides the file.
 #[rstest]
 fn a_spread_next_to_a_golden_is_its_tolerance(#[values("golden", "noise")] beside: &str) {
     let folder = tempfile::tempdir().expect("a folder");
@@ -373,7 +376,8 @@ fn an_anchor_has_its_budget_from_the_spread() {
     assert!(of_its_seeds < 10.0 && recorded > 1e3, "{of_its_seeds} {recorded}");
 }
 
-/// The error comes before training, because the data would end the process.
+/// A damaged spread file is reported before training, with its path and the fix. Training would
+/// abort the process when it loads the data.
 #[rstest]
 #[case("{", "recorded spread: EOF")]
 #[case(&spread([1.0; 3]).replace("1.0,", ""), "32-true has fewer than three samples")]

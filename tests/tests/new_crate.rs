@@ -1,5 +1,5 @@
-//! Tests of the library that `cargo amp new` writes: it compiles, its own tests run here, and its
-//! model trains.
+//! Tests the library that `cargo amp new` writes. It compiles, its own tests pass, and its model
+//! trains.
 
 // The files refer to each other as modules of their crate.
 #[path = "../../cargo-amp/templates/lib.rs"]
@@ -21,8 +21,8 @@ fn the_registered_model_learns_the_spirals() -> Result<()> {
     let record = Trainer::new(config).fit(&mut model, &data)?;
     let accuracy = record.last("val_acc").expect("the template logs it");
     assert!(accuracy > 0.95, "val_acc {accuracy}");
-    // `cargo amp train` shows its training loss for each epoch, even though an epoch is shorter
-    // than the logging interval.
+    // The training loss is logged once per epoch, although an epoch is shorter than the logging
+    // interval. `cargo amp train` shows it.
     assert!(record.last("train_loss").is_some());
     Ok(())
 }

@@ -56,8 +56,8 @@ fn wave_net(#[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Prec
     );
 }
 
-/// Other seeds run only if the figures of the first seed differ from the golden. They are reported
-/// and not compared.
+/// The runs of the other seeds are needed only for a report, so they are skipped if the results of
+/// the first seed equal the golden.
 #[test]
 fn further_seeds_are_run_when_a_figure_moved() {
     let target = Target::model(

@@ -1,5 +1,5 @@
-//! Compares the models with their twins in real PyTorch: they agree, and differ after a change of
-//! the training.
+//! Compares the models with their twins in real PyTorch. A model agrees with its twin, and after a
+//! change to the twin's training it disagrees.
 
 use std::{
     cell::Cell,
@@ -33,7 +33,7 @@ struct Options {
 fn python() -> &'static str {
     static LOADED: OnceLock<(Child, String)> = OnceLock::new();
     let (_, program) = LOADED.get_or_init(|| {
-        // Removed by the process that waits, which ends when this one does.
+        // The waiting Python process ends when this process ends, and then removes the folder.
         let folder = tempdir().expect("a temporary folder").keep();
         let (own, program) = (folder.join("forked_python.py"), folder.join("python"));
         fs::write(&own, include_str!("../forked_python.py")).expect("a program can be written");
@@ -118,7 +118,8 @@ fn changed(
     Ok(Registry::new(project!()).data_set(data.as_ref().clone()).model(model))
 }
 
-/// The twin overflows only in step 3. In earlier steps both sides have the same largest gradients.
+/// If only the twin skips a step, the report shows the largest gradients of the steps before. The
+/// twin overflows in step 3. Before that, the largest gradients of both are nearly equal.
 #[rstest]
 #[case::automatic(lstm("return F.mse_loss(", &format!("return {} * F.mse_loss(", overflows("self")))?)]
 #[case::manual(wgan("loss = gap +", &format!("loss = gap + {} *", overflows("self")))?)]
@@ -156,7 +157,8 @@ fn overflows(module: &str) -> String {
     )
 }
 
-/// Each of these changes has a larger effect on the first losses than rounding in f32.
+/// A twin with a different training disagrees. Each of these changes has a larger effect on the
+/// first losses than rounding in f32.
 #[rstest]
 #[case::learning_rate("lr=self.learning_rate", "lr=1.0001 * self.learning_rate")]
 #[case::epsilon("lr=self.learning_rate", "lr=self.learning_rate, eps=1e-7")]
@@ -172,8 +174,8 @@ fn a_twin_that_trains_otherwise_disagrees(#[case] from: &str, #[case] to: &str) 
     Ok(())
 }
 
-/// A row is computed once. It is computed again with other options, with another twin, if its file
-/// is damaged, and if the twin failed.
+/// A row that is stored in the folder is not computed again. It is computed again if the options or
+/// the twin differ, if its file is damaged, or if the twin failed.
 #[test]
 fn rows_are_kept_in_a_folder() -> Result<()> {
     const RATE: &str = "lr=self.learning_rate";

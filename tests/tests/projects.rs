@@ -34,7 +34,7 @@ fn no_project_is_left_out() {
     assert_eq!(all.models().skip(others).map(|model| model.name()).collect::<Vec<_>>(), NAMES);
 }
 
-/// Counts the lines with code of a project's file, without imports: model, data and registration.
+/// Counts the lines of a project's file that contain code and are not imports.
 fn lines_of_code(source: &str) -> usize {
     let mut imports = false;
     let counts = |line: &&str| {
@@ -63,12 +63,12 @@ fn a_project_has_at_most_150_lines_of_code() {
     }
 }
 
-/// The loss falls from the first to the last epoch, and the matrix products run in the dtype of the
-/// precision.
+/// Every project trains under every precision: the loss falls from the first to the last epoch, and
+/// the matrix products run in the dtype of the precision.
 #[rstest]
 #[case::lstm("LstmForecaster", 2, json!({}))]
-// The registered width takes 45 seconds of CPU time, nearly all of them in convolutions in f16. The diffusion
-// and the GPT-2 are small for the same reason.
+// With its registered width it takes 45 seconds of CPU time, nearly all of it in convolutions in
+// f16. The diffusion model and GPT-2 are also made smaller to save time.
 #[case::image_folder("ResNet", 4, json!({ "width": 8 }))]
 #[case::tabular("TabularNet", 2, json!({}))]
 #[case::two_tower("TwoTower", 2, json!({}))]

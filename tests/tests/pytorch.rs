@@ -27,7 +27,7 @@ use rstest::rstest;
 use serde_json::Value;
 use tempfile::tempdir;
 
-/// Recorded files. They are part of the binary, so that it needs no other files.
+/// Includes recorded files in the binary, so that it needs no other files when it runs.
 macro_rules! recorded {
     ($($name:literal),*) => {
         [$((
@@ -138,10 +138,10 @@ fn every_model_has_a_copy() {
     assert_eq!(registry.models().map(|model| model.name()).collect::<Vec<_>>(), names);
 }
 
-/// Weights from a PyTorch copy load here and give the copy's logits: on the CPU within 1e-6 in f32
-/// and 1e-12 in f64. On CUDA, sums in f32 have another order. The bound is eight times the distance
-/// between PyTorch's f32 and f64 logits, or eight roundings of the largest logit. TF32, which is
-/// off here, would differ a hundred times as much.
+/// A model that loads the weights of its PyTorch copy computes the copy's logits. On the CPU the
+/// bounds are 1e-6 in f32 and 1e-12 in f64. On CUDA, sums in f32 have another order, and the bound
+/// is eight times the distance between PyTorch's f32 and f64 logits, or eight roundings of the
+/// largest logit. TF32 is off here. It would cause differences a hundred times as large.
 #[rstest]
 fn pytorchs_weights_give_its_logits(
     #[values(Precision::F32True, Precision::F64True)] precision: Precision,
@@ -173,7 +173,7 @@ fn pytorchs_weights_give_its_logits(
     }
 }
 
-/// The names have the order of PyTorch's state_dict.
+/// The tensors have the names and the order of PyTorch's `state_dict`.
 #[test]
 fn state_dicts_have_pytorchs_order() {
     for (name, _) in WEIGHTS {
@@ -183,7 +183,7 @@ fn state_dicts_have_pytorchs_order() {
     }
 }
 
-/// Another model's weights, and a file with the same names and other shapes, are refused.
+/// The weights of another model are refused, and so is a file with the same names and other shapes.
 #[test]
 fn the_recorded_weights_belong_to_one_model() {
     let folder = tempdir().expect("a temporary folder");
@@ -193,8 +193,8 @@ fn the_recorded_weights_belong_to_one_model() {
     assert!(error.to_string().contains("these are the weights of another model"), "{error}");
 }
 
-/// Weights that are saved here load in PyTorch with `strict=True`. They have the names and dtypes
-/// of the copy's state_dict in each precision, and give the same logits there.
+/// PyTorch loads saved weights with `strict=True` and computes the same logits with them. In each
+/// precision the weights have the names and dtypes of the copy's `state_dict`.
 #[test]
 fn pytorch_reads_our_weights() {
     let folder = tempdir().expect("a temporary folder");

@@ -1,4 +1,4 @@
-//! Reads a run's logs with the readers of MLflow and W&B, without a server.
+//! Tests that the readers of MLflow and W&B can read the logs of a run, without a server.
 
 use std::{
     collections::BTreeMap,
@@ -48,7 +48,7 @@ fn python(arguments: &[&str], folder: &Path) -> String {
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
-/// Returns a text that is longer than a block of W&B's log.
+/// Returns a text that is longer than a block of W&B's log file.
 fn long() -> String {
     (0..9000).map(|number| format!("{number} ")).collect()
 }
@@ -65,8 +65,8 @@ fn shown() -> Result<Vec<(u64, &'static str, Media)>> {
     ])
 }
 
-/// Runs a training with skipped steps that logs images, texts and histograms. Then it starts a second
-/// run and does not finish it.
+/// Trains a model that logs images, texts and histograms, and skips some steps. Then starts a
+/// second run and does not finish it.
 fn train(logger: &mut dyn Subscriber) -> Result<MemoryLogger> {
     let registry = registry();
     let model = registry.find(Some("PrecisionTestModel"))?;
@@ -198,8 +198,8 @@ fn wandbs_reader_reads_every_run() -> Result<()> {
     Ok(())
 }
 
-/// Checks that each step has one row, the steps increase, and the rows have the logged values. The
-/// summary has the last value of each name.
+/// Asserts that each step has one row, that the steps increase, that the rows contain the logged
+/// values, and that the summary contains the last value of each name.
 fn holds(memory: &MemoryLogger, history: &[&Value], summary: &Value) {
     let step = |row: &Value| row["step"]["num"].as_u64().expect("a step");
     let steps: Vec<u64> = history.iter().map(|row| step(row)).collect();
@@ -211,7 +211,8 @@ fn holds(memory: &MemoryLogger, history: &[&Value], summary: &Value) {
         let last = values.last().expect("a value").1;
         assert_eq!(summary["update"][tag].as_f64(), Some(last), "{tag}");
         if tag.starts_with("grad_scaler/") {
-            // These values are logged at attempted steps, several of which may be in one row.
+            // These values are logged at attempted steps. A row may contain several attempted
+            // steps, so it has only the last value.
             assert_eq!(rows.last().map(|(_, value)| *value), Some(last), "{tag}");
         } else {
             let by_step: BTreeMap<u64, f64> = values.iter().copied().collect();

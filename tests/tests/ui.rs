@@ -1,11 +1,10 @@
 //! Tests of the error messages of the derive macros. `ui/<rule>/<defect>.rs` breaks one rule in one
 //! way, and the `.stderr` file next to it has rustc's output.
 //!
-//! Each case is compiled with the amp-core with which this test was built, so nothing is built
-//! again.
+//! The cases use the amp-core library that was built for this test, so no crate is built again.
 //!
-//! `UI=overwrite cargo test -p tests --test ui` writes the `.stderr` files again. Review them as a
-//! user would read them.
+//! `UI=overwrite cargo test -p tests --test ui` overwrites the `.stderr` files. Review the new
+//! messages from a user's point of view.
 
 use std::{
     env, fs,
@@ -77,7 +76,7 @@ fn check(root: &Path, case: &Path, amp_core: &Path, overwrite: bool) -> Result<(
         .output()
         .expect("rustc runs");
     if output.status.success() {
-        return Err("it compiles, and must not".to_owned());
+        return Err("the case compiles, but it must not".to_owned());
     }
     let said = diagnostics(&output.stderr);
     let file = root.join(case).with_extension("stderr");

@@ -68,7 +68,8 @@ fn one_position_attends_to_itself(#[values(0.0, 0.5)] dropout: f64) -> Result<()
         assert!(error < 1e-5, "{at}: {error}");
         assert!(own.f_abs()?.f_max()?.f_double_value(&[])? > 0.1, "{at}");
     }
-    // The weights of queries and keys have zero gradients, because the only attention weight is always 1.
+    // The weights of queries and keys have zero gradients, because the only attention weight is
+    // always 1.
     let nothing = own[1].f_narrow(0, 0, 2 * WIDTH)?;
     assert_eq!(nothing.f_count_nonzero(0)?.f_sum(Kind::Int64)?.f_int64_value(&[])?, 0);
     Ok(())

@@ -58,7 +58,8 @@ fn each_layout_gives_the_same_gradients(
 ) -> Result<()> {
     needs_cuda();
     let _generator = seeded(3);
-    // Each order has another size, so that no other case has compiled a backward pass for this size.
+    // Each order has another size, so that no other case has compiled a backward pass for this
+    // size.
     let sizes = sizes(order[0]);
     let [n, heads, length, width] = sizes;
     let draw = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, device())).to_kind(kind);

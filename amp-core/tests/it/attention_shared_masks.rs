@@ -18,8 +18,8 @@ fn is_finite(tensor: &Tensor) -> bool {
     tensor.isfinite().all().int64_value(&[]) == 1
 }
 
-/// Layers that share a converted mask have bit-identical outputs and gradients to layers that each convert the mask.
-/// The first text has no padding, the last consists of padding only.
+/// Layers that share a converted mask have bit-identical outputs and gradients to layers that each
+/// convert the mask. The first text has no padding, the last consists of padding only.
 #[rstest]
 fn a_mask_that_layers_share_changes_nothing(
     #[values(Precision::F32True, Precision::Bf16Mixed, Precision::F16Mixed)] precision: Precision,

@@ -280,7 +280,8 @@ fn momentum(_: &TrainingPlan) -> OptimizerConfig {
 
 /// Trains three epochs on some digits, with deterministic algorithms on CUDA.
 fn train(config: &TrainerConfig) -> Result<Outcome> {
-    // The section makes other tests that train wait, because the next setting is for the whole process.
+    // The section makes other tests that train wait, because the next setting is for the whole
+    // process.
     let _generator = seeded(7);
     set_numerics(false, device().is_cuda())?;
     let config = TrainerConfig { max_epochs: 3, ..config.clone() };

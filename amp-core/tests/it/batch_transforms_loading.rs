@@ -1,5 +1,5 @@
-//! Tests that transforms of batches give the same batches for any number of workers, any placement of the
-//! data and after a resume.
+//! Tests that transforms of batches give the same batches for any number of workers, any placement
+//! of the data and after a resume.
 
 use std::{path::Path, sync::Arc};
 
@@ -74,8 +74,8 @@ fn precision_kind(precision: Precision) -> Kind {
     }
 }
 
-/// The batches are the same if the data is read from memory, loaded ahead, loaded by workers or kept
-/// on the device, and if an epoch starts at any of its batches.
+/// The batches are the same if the data is read from memory, loaded ahead, loaded by workers or
+/// kept on the device, and if an epoch starts at any of its batches.
 #[rstest]
 fn batches_do_not_depend_on_how_they_are_loaded(
     #[values(Precision::F32True, Precision::Bf16True, Precision::F64True)] precision: Precision,
@@ -130,8 +130,8 @@ fn batches_are_changed_before_they_are_narrowed() -> Result<()> {
     Ok(())
 }
 
-/// The random numbers of a batch transform differ in each epoch, and differ from the numbers that the
-/// data set draws.
+/// The random numbers of a batch transform differ in each epoch, and differ from the numbers that
+/// the data set draws.
 #[test]
 fn numbers_of_batches_are_their_own() -> Result<()> {
     #[derive(Clone)]

@@ -208,8 +208,8 @@ fn the_peak_is_as_predicted_and_within_the_budget(
     Ok(())
 }
 
-/// If recomputing a whole stage at once would exceed the budget, layers within the stage are chosen.
-/// The model has two stages of layers.
+/// If recomputing a whole stage at once would exceed the budget, layers within the stage are
+/// chosen. The model has two stages of layers.
 #[test]
 fn layers_within_a_stage_are_chosen() -> Result<()> {
     let stages = || -> Result<Model> {

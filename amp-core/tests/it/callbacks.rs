@@ -250,7 +250,8 @@ fn a_value_that_is_not_logged_cannot_be_monitored() -> Result<()> {
     let text = message(Trainer::new(config(1)).fit(&mut model, &same(constant(2, 3, 9.0)?, 1)?));
     assert!(text.contains("nothing to monitor under `val_acc`"), "{text}");
     assert!(!model.calls.into_inner().contains(&"step".to_owned()), "no step has run");
-    // A name with `train_` can be checked only in training, so the error occurs at the end of an epoch.
+    // A name with `train_` can be checked only in training, so the error occurs at the end of an
+    // epoch.
     let own = EarlyStopping::new("train_typo", Mode::Max);
     let text = message(trained(&[1.0], Trainer::new(config(1)).callback(own)));
     assert!(text.contains("nothing to monitor under `train_typo`"), "{text}");

@@ -176,8 +176,8 @@ impl Module for Notes {
 }
 
 /// A checkpointed module waits for sections of `random::seeded` on other threads. Otherwise random
-/// numbers that a section draws would be attributed to the module, and its recomputation would reset
-/// the section's generator.
+/// numbers that a section draws would be attributed to the module, and its recomputation would
+/// reset the section's generator.
 #[test]
 fn a_checkpoint_waits_for_sections_of_other_threads() -> Result<()> {
     let (is_in_section, ran_beside) = (Arc::new(AtomicBool::new(true)), Arc::default());
@@ -210,8 +210,9 @@ fn a_second_backward_pass_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// A recomputation uses the same kernels as its forward pass, and the same planted fault, even if another thread with
-/// other settings runs it. The planted factor doubles the gradient if layers are fused, as with our own kernels.
+/// A recomputation uses the same kernels as its forward pass, and the same planted fault, even if
+/// another thread with other settings runs it. The planted factor doubles the gradient if layers
+/// are fused, as with our own kernels.
 #[rstest]
 #[case::libtorch(Kernels::Libtorch, 1.0)]
 #[case::own(Kernels::Own, 2.0)]

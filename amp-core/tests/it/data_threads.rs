@@ -175,8 +175,8 @@ fn a_datasets_failure_reaches_the_loop(
 #[case(1)]
 #[case(3)]
 fn the_thread_gathers_at_most_the_requested_batches(#[case] batches: i64) -> Result<()> {
-    // The section prevents other tests from drawing random numbers while the loader checks whether the data set draws
-    // some. Otherwise the loader would read the first batch again.
+    // The section prevents other tests from drawing random numbers while the loader checks whether
+    // the data set draws some. Otherwise the loader would read the first batch again.
     let _section = seeded(1);
     let (data, gathered) = faulty(64, -1, Fault::Error)?;
     let loader = DataLoader::new(&data, 1, ahead(batches as usize), policy())?;
@@ -261,8 +261,8 @@ fn copies_arrive_before_they_are_used(#[values(false, true)] busy: bool) -> Resu
     let x = number.expand([rows, width], false).contiguous();
     let data = Batch::new(x, Tensor::arange(rows, (Kind::Int64, Device::Cpu)))?.into();
     let loader = DataLoader::new(&data, 4, ahead(3), policy())?.shuffled(1);
-    // These products take longer than the thread needs for a batch, so that sums are still queued when
-    // the memory of their batches becomes free.
+    // These products take longer than the thread needs for a batch, so that sums are still queued
+    // when the memory of their batches becomes free.
     let products = if busy { 8 } else { 0 };
     let side = if cuda { 4096 } else { 8 };
     let work = Tensor::ones([side, side], (Kind::Float, device()));

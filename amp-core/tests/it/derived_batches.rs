@@ -51,8 +51,8 @@ fn sentences(count: i64) -> Sentences {
     }
 }
 
-/// A derived batch is split into named tensors in order of the fields and assembled again. Placing a
-/// batch casts values and shared tensors, but not ids and masks.
+/// A derived batch is split into named tensors in order of the fields and assembled again. Placing
+/// a batch casts values and shared tensors, but not ids and masks.
 #[test]
 fn fields_are_placed_by_their_roles() -> Result<()> {
     let batch = sentences(4).to_any()?;

@@ -28,8 +28,8 @@ fn distance(found: &Tensor, expected: &Tensor) -> f64 {
     (found.to_kind(Kind::Double) - expected.to_kind(Kind::Double)).abs().max().double_value(&[])
 }
 
-/// Schedules equal diffusers'. diffusers rounds ᾱ to f32. The effect of this rounding grows in steps
-/// in which little of the image is left, because the formula divides by ᾱ.
+/// Schedules equal diffusers'. diffusers rounds ᾱ to f32. The effect of this rounding grows in
+/// steps in which little of the image is left, because the formula divides by ᾱ.
 #[rstest]
 #[case::few(0)]
 #[case::many(1)]

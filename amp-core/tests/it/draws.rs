@@ -84,8 +84,8 @@ impl Dataset for Disturbed {
     }
 }
 
-/// Random numbers that another thread draws are not attributed to the data set: its batches are still
-/// loaded ahead.
+/// Random numbers that another thread draws are not attributed to the data set: its batches are
+/// still loaded ahead.
 #[test]
 fn draws_of_another_thread_are_not_the_sets() -> Result<()> {
     let data = SharedDataset::from(Disturbed { gathered_on: Vec::new() });

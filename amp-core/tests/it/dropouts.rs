@@ -41,8 +41,8 @@ fn stochastic_depth_drops_examples(
     Ok(())
 }
 
-/// Kept elements become a·x + b and dropped ones a·α + b, with α = −1.7581. a and b are chosen so that an input with mean
-/// 0 and variance 1 keeps them (Klambauer et al., arXiv:1706.02515).
+/// Kept elements become a·x + b and dropped ones a·α + b, with α = −1.7581. a and b are chosen so
+/// that an input with mean 0 and variance 1 keeps them (Klambauer et al., arXiv:1706.02515).
 #[rstest]
 fn alpha_dropout_keeps_mean_and_variance(#[values(0.1, 0.5)] p: f64) -> Result<()> {
     let _generator = seeded(5);

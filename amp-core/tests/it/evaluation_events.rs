@@ -18,7 +18,8 @@ use rstest::rstest;
 
 use crate::support::{model::linear, seeded, tfevents};
 
-/// A model that logs a loss, an image, a text and a histogram in each evaluation, and in the hook after a validation.
+/// A model that logs a loss, an image, a text and a histogram in each evaluation, and in the hook
+/// after a validation.
 struct Looking {
     linear: Linear,
 }
@@ -143,8 +144,8 @@ fn media(events: &[Event]) -> Vec<(&str, &Media)> {
     seen.collect()
 }
 
-/// If a trained model is validated again, the images, texts, histograms and values are those of the last validation
-/// during its training.
+/// If a trained model is validated again, the images, texts, histograms and values are those of the
+/// last validation during its training.
 #[test]
 fn a_validation_reports_the_same_within_training_and_without() -> Result<()> {
     let _generator = seeded(1);

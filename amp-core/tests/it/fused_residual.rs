@@ -177,9 +177,9 @@ fn a_residual_has_second_derivatives() -> Result<()> {
     Ok(())
 }
 
-/// If one matrix product computes queries, keys and values, the gradients equal f64. One kernel joins
-/// the three gradients and sums them for the bias. The cases have few positions, and more positions
-/// than one block of the kernel sums.
+/// If one matrix product computes queries, keys and values, the gradients equal f64. One kernel
+/// joins the three gradients and sums them for the bias. The cases have few positions, and more
+/// positions than one block of the kernel sums.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn gradients_of_heads_equal_f64(

@@ -28,8 +28,8 @@ use crate::support::{
 };
 
 const WIDTH: i64 = 128;
-/// The number of classes. A batch of 32 examples then has more logits than one block of the loss's small kernel
-/// processes.
+/// The number of classes. A batch of 32 examples then has more logits than one block of the loss's
+/// small kernel processes.
 const CLASSES: i64 = 4096;
 
 /// Attention whose queries, keys and values come from one product. One kernel joins their
@@ -188,8 +188,9 @@ const PLAIN: How<'_> = How { graph: Graph::Off, checkpointed: false, saves: None
 /// after the run, and the number of steps that ran as graphs.
 fn train(net: Net, precision: Precision, how: How<'_>) -> Result<(Vec<(String, String)>, u64)> {
     let How { graph, checkpointed, saves, from } = how;
-    // The section makes other tests that train wait, because the next setting is for the whole process. A
-    // resumed run begins with another seed, so that only the checkpoint can restore the random numbers.
+    // The section makes other tests that train wait, because the next setting is for the whole
+    // process. A resumed run begins with another seed, so that only the checkpoint can restore the
+    // random numbers.
     let _generator = seeded(if from.is_some() { 8 } else { 7 });
     set_numerics(false, device().is_cuda())?;
     let config = TrainerConfig { max_epochs: 3, graph, ..TrainerConfig::new(precision, device()) }

@@ -114,7 +114,8 @@ fn state_in_8_bits_works_with_16_bit_gradients(
     Ok(())
 }
 
-/// A callback that records the gradients of the first step, as a hook receives them, times the scale.
+/// A callback that records the gradients of the first step, as a hook receives them, times the
+/// scale.
 struct First {
     seen: Rc<RefCell<Vec<Tensor>>>,
 }

@@ -266,8 +266,8 @@ fn a_run_ends_after_the_same_steps_as_without_a_graph() -> Result<()> {
     Ok(())
 }
 
-/// A callback that records the outcome of each step, and the model's first weight if its access allows
-/// reading it.
+/// A callback that records the outcome of each step, and the model's first weight if its access
+/// allows reading it.
 struct Watch {
     access: StepAccess,
     seen: Rc<RefCell<Vec<String>>>,
@@ -324,7 +324,8 @@ fn a_callback_gets_the_access_it_asks_for(
     let (graphed, outcome) = run(Graph::On)?;
     assert_eq!(eager[..], graphed[..eager.len()]);
     assert!(outcome.record.end.replayed > 20);
-    // A deferred callback is called after the following steps may have started, so it stops the run later.
+    // A deferred callback is called after the following steps may have started, so it stops the run
+    // later.
     let steps = outcome.record.end.global_step;
     match access {
         StepAccess::PerStep => assert_eq!(steps, stopped),

@@ -67,8 +67,8 @@ fn a_hook_gets_each_steps_own_loss(#[values(1, 3)] window: i64) -> Result<()> {
     sees_the_same(|| Each::builder().build(), |model| std::mem::take(&mut model.seen), window)
 }
 
-/// Asserts that the hook gets the same values with several steps in flight as without graphs, and that
-/// the logged values are the same, also if some steps overflow.
+/// Asserts that the hook gets the same values with several steps in flight as without graphs, and
+/// that the logged values are the same, also if some steps overflow.
 fn sees_the_same<M: LightningModule>(
     new: impl Fn() -> Result<M>,
     seen: impl Fn(&mut M) -> Vec<String>,

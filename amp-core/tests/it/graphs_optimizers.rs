@@ -1,5 +1,5 @@
-//! Optimizers that cannot be part of a CUDA graph, or only after some steps. They run after the graph,
-//! with the same numbers (`AMP_DEVICE=cuda`).
+//! Optimizers that cannot be part of a CUDA graph, or only after some steps. They run after the
+//! graph, with the same numbers (`AMP_DEVICE=cuda`).
 
 use std::cell::Cell;
 
@@ -50,7 +50,8 @@ fn an_optimizer_behind_the_graph_gives_the_same_step(
     runs(precision, optimizer, || demo(0.2))
 }
 
-/// A layer that does not run for a number of batches of 32, so that its parameters have no gradient.
+/// A layer that does not run for a number of batches of 32, so that its parameters have no
+/// gradient.
 struct Late {
     layer: Linear,
     left: Cell<u64>,

@@ -139,8 +139,8 @@ struct Net {
     third: Linear,
 }
 
-/// Initializers in attributes give the values that torch gives if nn.init is called on each parameter
-/// after the layers were built.
+/// Initializers in attributes give the values that torch gives if nn.init is called on each
+/// parameter after the layers were built.
 #[test]
 fn attributes_set_initializers_of_layers() -> Result<()> {
     let oracle = oracle!("init.json");

@@ -190,8 +190,8 @@ fn an_own_loss_without_a_declaration_is_noted() -> Result<()> {
     Ok(())
 }
 
-/// A model whose loss is a mean over the pairs of a batch. If the batch were split, the loss would be
-/// another one.
+/// A model whose loss is a mean over the pairs of a batch. If the batch were split, the loss would
+/// be another one.
 #[derive(LightningModule)]
 #[loss(with = |output, _| Ok(output.f_matmul(&output.f_tr()?)?.f_mean(output.kind())?), of = batch)]
 #[optimizer(sgd, lr = 0.5)]

@@ -67,9 +67,9 @@ fn gradients_of_weights_are_f32_sums_on_cuda(
     Ok(())
 }
 
-/// In a layer that computes in the dtype of its parameters, each gradient is a sum in f32 or f64 that is
-/// rounded once, also with more rows than one block of the kernel sums for the bias. The errors of n
-/// terms add up as √n.
+/// In a layer that computes in the dtype of its parameters, each gradient is a sum in f32 or f64
+/// that is rounded once, also with more rows than one block of the kernel sums for the bias. The
+/// errors of n terms add up as √n.
 #[rstest]
 fn gradients_are_rounded_once(
     #[values(

@@ -240,8 +240,8 @@ fn frozen_tensors_get_no_gradient(#[values(0, 1, 2)] frozen: usize) -> Result<()
     Ok(())
 }
 
-/// With class weights, target probabilities or 16-bit weights, chunks are not supported, and all logits
-/// are computed at once.
+/// With class weights, target probabilities or 16-bit weights, chunks are not supported, and all
+/// logits are computed at once.
 #[rstest]
 fn what_chunks_cannot_do_is_done_at_once() -> Result<()> {
     let _generator = seeded(10);
@@ -278,8 +278,8 @@ fn mistakes_are_errors() -> Result<()> {
     Ok(())
 }
 
-/// A sequence has a class for each of its elements. If shapes can be read in two ways, they are refused, as for a
-/// cross entropy of logits.
+/// A sequence has a class for each of its elements. If shapes can be read in two ways, they are
+/// refused, as for a cross entropy of logits.
 #[rstest]
 fn sequences_are_rows() -> Result<()> {
     let _generator = seeded(12);

@@ -147,8 +147,8 @@ fn the_memory_logger_keeps_every_number() -> Result<()> {
     Ok(())
 }
 
-/// A sink that blocks at the first event until the test opens its gate. At the end it sends the events that it has
-/// written.
+/// A sink that blocks at the first event until the test opens its gate. At the end it sends the
+/// events that it has written.
 struct Gated {
     /// The test's gate. It is `None` after it was opened.
     gate: Option<Receiver<()>>,
@@ -181,7 +181,8 @@ fn no_event_waits_for_the_sink_and_none_is_lost() -> Result<()> {
     for ended in [true, false] {
         let ((open, gate), (out, written)) = (channel(), channel());
         let mut logger = Background::start(Gated { gate: Some(gate), written: Vec::new(), out })?;
-        // Sends more events than a file's buffer can take, while the sink is blocked at the first one.
+        // Sends more events than a file's buffer can take, while the sink is blocked at the first
+        // one.
         let sent: Vec<&Event> = before.iter().cycle().take(1000).collect();
         sent.iter().try_for_each(|event| logger.on_event(event))?;
         open.send(()).expect("the sink waits");

@@ -1,5 +1,5 @@
-//! How long runs train, on which sets they validate and when, compared with steps that were counted by
-//! hand.
+//! How long runs train, on which sets they validate and when, compared with steps that were counted
+//! by hand.
 
 use std::time::Duration;
 
@@ -134,8 +134,8 @@ fn accumulated_batches_are_one_step(
     Ok(())
 }
 
-/// A validation interval of a nanosecond validates after each step. A run ends after the step in which
-/// the maximum time or the maximum number of steps is reached.
+/// A validation interval of a nanosecond validates after each step. A run ends after the step in
+/// which the maximum time or the maximum number of steps is reached.
 #[test]
 fn times_and_steps_end_runs() -> Result<()> {
     let every = ValCheckInterval::Time(Duration::from_nanos(1));

@@ -141,8 +141,8 @@ fn a_window_equals_the_large_batch(
     Ok(())
 }
 
-/// A batch is not split if its loss needs the whole batch, because half a batch has other negative pairs
-/// and other sums.
+/// A batch is not split if its loss needs the whole batch, because half a batch has other negative
+/// pairs and other sums.
 #[rstest]
 fn a_loss_of_the_whole_batch_is_not_split(
     #[values(contrastive as Build, dice_of_all as Build)] build: Build,

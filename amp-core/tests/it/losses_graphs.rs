@@ -80,8 +80,8 @@ fn steps_with_ctc_run_without_a_graph() -> Result<()> {
     Ok(())
 }
 
-/// With `Graph::Auto` one note gives the reason, and the numbers are those of a run without graphs. With
-/// `Graph::On` the run ends with an error before any step.
+/// With `Graph::Auto` one note gives the reason, and the numbers are those of a run without graphs.
+/// With `Graph::On` the run ends with an error before any step.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn ctc_on_cuda_is_refused_before_a_step() -> Result<()> {

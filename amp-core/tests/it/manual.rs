@@ -74,8 +74,8 @@ fn train(model: &mut dyn LightningModule, config: TrainerConfig) -> Result<RunRe
     Trainer::new(config).fit(model, &rows(16)?)
 }
 
-/// A manual step that does what the trainer does in a step gives the same weights, skipped steps, scale
-/// and logged values, bit for bit.
+/// A manual step that does what the trainer does in a step gives the same weights, skipped steps,
+/// scale and logged values, bit for bit.
 #[rstest]
 fn the_trainers_sequence_by_hand_gives_the_trainers_bits(
     #[values(Precision::F32True, Precision::Bf16Mixed, Precision::F16Mixed)] precision: Precision,
@@ -115,8 +115,8 @@ fn one() -> Result<Linear> {
     Ok(layer)
 }
 
-/// A model with two weights. The first one is updated three times for each update of the second one.
-/// The gradient of each is the mean of the input.
+/// A model with two weights. The first one is updated three times for each update of the second
+/// one. The gradient of each is the mean of the input.
 #[derive(LightningModule)]
 #[manual_step(three_to_one)]
 #[optimizer(sgd, lr = 0.25, params = ["critic.*"])]
@@ -175,8 +175,8 @@ fn optimizers_step_as_often_as_they_are_called() -> Result<()> {
     Ok(())
 }
 
-/// A critic w·x with WGAN-GP's penalty. The gradient with respect to x is w, so the loss is (|w| - 1)².
-/// Its gradient 2 (|w| - 1) w / |w| needs a second derivative.
+/// A critic w·x with WGAN-GP's penalty. The gradient with respect to x is w, so the loss is (|w| -
+/// 1)². Its gradient 2 (|w| - 1) w / |w| needs a second derivative.
 #[derive(LightningModule)]
 #[manual_step(penalized)]
 #[optimizer(sgd, lr = 0.5)]
@@ -263,8 +263,8 @@ fn toggling_excludes_other_parameters() -> Result<()> {
     let mut chain = Chain::builder().build()?;
     Trainer::new(config)
         .fit(&mut chain, &DataModule { batch_size: 4, ..columns([1.0; 4], [0.0; 4])? })?;
-    // The gradient of each weight is the other weight: the critic becomes 1 - 0.25 · 1, and then the
-    // generator 1 - 0.25 · 0.75.
+    // The gradient of each weight is the other weight: the critic becomes 1 - 0.25 · 1, and then
+    // the generator 1 - 0.25 · 0.75.
     assert_eq!(values(chain.critic.weight()), [0.75]);
     assert_eq!(values(chain.generator.weight()), [1.0 - 0.25 * 0.75]);
     Ok(())
@@ -314,8 +314,8 @@ fn a_manual_model_validates_by_its_own_function() -> Result<()> {
     Ok(())
 }
 
-/// `first_loss` returns the first loss of a manual step with its graph, and the model's function ends at
-/// the backward pass of this loss.
+/// `first_loss` returns the first loss of a manual step with its graph, and the model's function
+/// ends at the backward pass of this loss.
 #[test]
 fn a_manual_step_ends_at_its_first_loss() -> Result<()> {
     let policy = Policy::new(Precision::F32True, Device::Cpu);

@@ -31,8 +31,8 @@ enum Fault {
     Panic,
 }
 
-/// A data set of noisy numbers. Reading some examples takes longer than reading the next ones, so that
-/// workers overtake each other.
+/// A data set of noisy numbers. Reading some examples takes longer than reading the next ones, so
+/// that workers overtake each other.
 struct Numbers {
     count: i64,
     noise: f64,
@@ -168,8 +168,8 @@ fn workers_are_not_too_far_ahead(
     #[case] prefetch: Option<usize>,
     #[case] most: i64,
 ) -> Result<()> {
-    // The section prevents other tests from drawing random numbers while the loader checks whether the data set draws
-    // some. Otherwise the loader would read the first batch more than twice.
+    // The section prevents other tests from drawing random numbers while the loader checks whether
+    // the data set draws some. Otherwise the loader would read the first batch more than twice.
     let _section = seeded(1);
     let set = Numbers::of(200);
     let read = set.read.clone();
@@ -237,8 +237,8 @@ fn invalid_loading_options_are_refused(#[case] loading: Loading, #[case] says: &
     assert!(text.starts_with(says), "{text}");
 }
 
-/// A data set that is kept on the device is read only once. So it is refused if it draws random numbers,
-/// which would make each epoch different.
+/// A data set that is kept on the device is read only once. So it is refused if it draws random
+/// numbers, which would make each epoch different.
 #[test]
 fn a_set_that_draws_is_refused_on_the_device() -> Result<()> {
     let on_device = Loading { placement: Placement::Device, ..Loading::default() };

@@ -124,8 +124,8 @@ fn limits_are_above_0(#[case] most: f64, #[case] norm_type: f64, #[case] says: &
     assert!(message(EmbeddingBag::new(maxima)).contains("is for sums and means"));
 }
 
-/// A model of words whose vectors have a maximum length, with a head whose products overflow f16 for
-/// long vectors.
+/// A model of words whose vectors have a maximum length, with a head whose products overflow f16
+/// for long vectors.
 #[derive(LightningModule)]
 #[training_step(trained, captured)]
 #[validation_step(validated)]
@@ -201,8 +201,8 @@ fn skipped_steps_and_validations_change_no_vector(
     Ok(())
 }
 
-/// Master weights are refused for such embeddings, because they would undo the changes of the forward
-/// pass.
+/// Master weights are refused for such embeddings, because they would undo the changes of the
+/// forward pass.
 #[test]
 fn master_weights_of_limited_vectors_are_refused() {
     let with = |update| {

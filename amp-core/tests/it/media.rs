@@ -16,7 +16,8 @@ use rstest::rstest;
 
 use crate::support::{device, message, needs_cuda, seeded};
 
-/// A model that logs its input and weights at the logging interval; with `always` in every step, with `never` in no step.
+/// A model that logs its input and weights at the logging interval; with `always` in every step,
+/// with `never` in no step.
 #[derive(LightningModule)]
 #[training_step(shown, captured)]
 #[validation_step(looked_at)]
@@ -159,8 +160,8 @@ fn hooks_log_media() -> Result<()> {
     Ok(())
 }
 
-/// A logged image has the tensor's pixels, clamped and rounded down. They are written row by row, with
-/// the channels of a pixel next to each other, whatever the tensor's memory layout.
+/// A logged image has the tensor's pixels, clamped and rounded down. They are written row by row,
+/// with the channels of a pixel next to each other, whatever the tensor's memory layout.
 #[test]
 fn an_image_is_its_pixels() -> Result<()> {
     let values = [-1.0, 0.0, 0.5, 0.999, 1.0, 2.0, f32::NAN, 0.25, 1.0, 0.0, 0.1, 0.2];

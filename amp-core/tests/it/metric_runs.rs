@@ -230,8 +230,8 @@ fn of_many_counts() -> Result<Box<dyn LightningModule>> {
     Ok(Box::new(OfManyCounts::builder().build()?))
 }
 
-/// A resumed run has the epoch's values, because a checkpoint contains the state of the metrics. This
-/// includes a checkpoint that is saved after the last step of an epoch, when no batch follows.
+/// A resumed run has the epoch's values, because a checkpoint contains the state of the metrics.
+/// This includes a checkpoint that is saved after the last step of an epoch, when no batch follows.
 #[rstest]
 #[case::rows(of_labels as Build, labels as fn() -> Result<Batch>)]
 #[case::counts(of_classes as Build, classes as fn() -> Result<Batch>)]
@@ -258,8 +258,8 @@ fn a_resumed_run_has_the_epochs_values(
     Ok(())
 }
 
-/// A model that logs a metric in its own training step. A checkpoint does not save how such a metric is
-/// computed. So if no batch of the epoch is left, a resumed run cannot compute it.
+/// A model that logs a metric in its own training step. A checkpoint does not save how such a
+/// metric is computed. So if no batch of the epoch is left, a resumed run cannot compute it.
 #[derive(LightningModule)]
 #[training_step(Self::step)]
 #[loss(cross_entropy)]

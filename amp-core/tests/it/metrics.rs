@@ -55,9 +55,9 @@ fn assert_metric(metric: &dyn Metric, case: &Value, expected: &str, what: &str) 
     Ok(())
 }
 
-/// Metrics equal the exact fractions, however the examples are divided into batches. Averages are over
-/// the classes that occur among labels or predictions, as in torchmetrics. Some cases have absent
-/// classes, or a single predicted class.
+/// Metrics equal the exact fractions, however the examples are divided into batches. Averages are
+/// over the classes that occur among labels or predictions, as in torchmetrics. Some cases have
+/// absent classes, or a single predicted class.
 #[test]
 fn metrics_are_exact_however_the_set_is_cut() -> Result<()> {
     let oracle = oracle!("metrics.json");

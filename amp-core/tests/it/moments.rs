@@ -172,8 +172,8 @@ fn a_running_square_decays(#[case] moments: Moments, #[case] error: f64) -> Resu
 }
 
 /// Small squares in a block with a large one are not lost. For gradients of 10⁻⁵ in a block with a
-/// gradient of 1, the squares are far below the smallest 8-bit code. Nevertheless no update is divided
-/// by eps alone.
+/// gradient of 1, the squares are far below the smallest 8-bit code. Nevertheless no update is
+/// divided by eps alone.
 #[test]
 fn small_squares_in_a_block_with_a_large_one_do_no_harm() -> Result<()> {
     let grad = zeros(256, Kind::Float) + 1e-5;
@@ -223,9 +223,9 @@ fn averages_of_f64_stay_f64() -> Result<()> {
 }
 
 /// With the option `moments` the demo model learns as well as with f32 state, with f32 and bf16
-/// weights. Over six seeds, the mean of the final losses differs by less than a tenth from the mean with
-/// f32 state. Final losses of single seeds have a standard deviation of 2 % (24 seeds), so a tenth is
-/// more than ten standard errors of the mean.
+/// weights. Over six seeds, the mean of the final losses differs by less than a tenth from the mean
+/// with f32 state. Final losses of single seeds have a standard deviation of 2 % (24 seeds), so a
+/// tenth is more than ten standard errors of the mean.
 #[rstest]
 fn a_model_learns_as_well_as_with_f32_state(
     #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,

@@ -132,8 +132,8 @@ fn the_rates_of_every_optimizer_and_group_are_logged() -> Result<()> {
     Ok(())
 }
 
-/// `GradientStatistics` describes gradients before they are clipped. The model is one layer of ones on
-/// inputs of ones: d/dw of the mean of (4w + b)² is 2·(4w + b)·x / 1.
+/// `GradientStatistics` describes gradients before they are clipped. The model is one layer of ones
+/// on inputs of ones: d/dw of the mean of (4w + b)² is 2·(4w + b)·x / 1.
 #[test]
 fn gradients_are_described_before_they_are_clipped() -> Result<()> {
     let _generator = seeded(0);

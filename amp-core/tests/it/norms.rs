@@ -37,8 +37,9 @@ fn statistics(module: &impl nn::Visit) -> Vec<Vec<f64>> {
         .collect()
 }
 
-/// In training, a batch norm refuses a batch with one value for each channel, as torch.nn.functional
-/// does, and the statistics are unchanged. With more values, and in evaluation, the norm runs.
+/// In training, a batch norm refuses a batch with one value for each channel, as
+/// torch.nn.functional does, and the statistics are unchanged. With more values, and in evaluation,
+/// the norm runs.
 #[rstest]
 fn one_value_for_each_channel_is_refused(
     #[values(&[1, 3], &[1, 3, 1], &[1, 3, 1, 1], &[0, 3], &[2, 3, 0])] shape: &[i64],

@@ -93,8 +93,8 @@ fn replay_all(oracle: &Value, kind: &str, way: &str, count: usize, dtype: Kind) 
         .filter(|case| text(case, "capability") == recorded)
         .collect();
     assert_eq!(cases.len(), count, "every case recorded for {recorded} is replayed");
-    // Only results that use MKL's square root may differ. The fused kernels use the CPU's instruction
-    // instead, and SGD has no square root.
+    // Only results that use MKL's square root may differ. The fused kernels use the CPU's
+    // instruction instead, and SGD has no square root.
     let same_bits = way == "fused" || kind == "SGD" || takes_the_recorded_roots(oracle, dtype);
     for case in cases {
         replay(oracle, case, dtype, |step, parameters| {
@@ -138,8 +138,8 @@ fn assert_near(tensor: &Tensor, bits: &str, step: i64, what: &str) {
     }
 }
 
-/// Runs the steps of a recorded case, and calls `look` with the parameters after each step. Steps are
-/// counted from 1.
+/// Runs the steps of a recorded case, and calls `look` with the parameters after each step. Steps
+/// are counted from 1.
 fn replay(
     oracle: &Value,
     case: &Value,

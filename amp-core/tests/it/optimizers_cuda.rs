@@ -159,8 +159,8 @@ fn steps_on_cuda_equal_steps_on_the_cpu(
     Ok(())
 }
 
-/// A schedule may set the momentum to 0 and back. As long as the momentum is 0, the momentum buffers do
-/// not change, as in PyTorch.
+/// A schedule may set the momentum to 0 and back. As long as the momentum is 0, the momentum
+/// buffers do not change, as in PyTorch.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn buffers_do_not_change_while_the_momentum_is_zero() -> Result<()> {
@@ -272,10 +272,11 @@ fn each_optimizer_declares_its_capabilities(
     Ok(())
 }
 
-/// The 8-bit codes on CUDA equal those on the CPU. With betas of zero the averages are the gradient and
-/// its square, so that the averages and the scales of blocks have the same bits on both devices. A code
-/// may differ only if its value is within a rounding of the middle between two codes. The cases cover all decades, full and partial blocks, zeros, and
-/// gradients that are transposed or not aligned.
+/// The 8-bit codes on CUDA equal those on the CPU. With betas of zero the averages are the gradient
+/// and its square, so that the averages and the scales of blocks have the same bits on both
+/// devices. A code may differ only if its value is within a rounding of the middle between two
+/// codes. The cases cover all decades, full and partial blocks, zeros, and gradients that are
+/// transposed or not aligned.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn codes_equal_the_cpus() -> Result<()> {

@@ -125,8 +125,8 @@ fn weights(scheduled: &Scheduled) -> Vec<Tensor> {
     parameters.map(|parameter| parameter.tensor.detach().copy()).collect()
 }
 
-/// Returns the state as it would be read from a file: copies of the tensors on the CPU, and values that
-/// were converted to JSON and back.
+/// Returns the state as it would be read from a file: copies of the tensors on the CPU, and values
+/// that were converted to JSON and back.
 fn through_a_file(state: &State) -> State {
     let mut read = State::default();
     for (name, tensor) in state.tensors() {

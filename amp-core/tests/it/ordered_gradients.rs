@@ -1,5 +1,5 @@
-//! If deterministic algorithms are requested, gradients on CUDA have the same bits in each run. This includes layers
-//! whose libtorch kernels add in no fixed order.
+//! If deterministic algorithms are requested, gradients on CUDA have the same bits in each run.
+//! This includes layers whose libtorch kernels add in no fixed order.
 
 use amp_core::{
     Module, Result,

@@ -143,8 +143,8 @@ fn chunks_train_as_all_logits_at_once(#[case] build: Build) -> Result<()> {
     Ok(())
 }
 
-/// Metrics that are computed from chunks of rows have the values that they have for all logits at once, in training and in
-/// validation. In validation the last chunk has fewer rows.
+/// Metrics that are computed from chunks of rows have the values that they have for all logits at
+/// once, in training and in validation. In validation the last chunk has fewer rows.
 #[test]
 fn metrics_of_chunks_are_those_of_all_logits() -> Result<()> {
     for precision in [Precision::F64True, Precision::Bf16Mixed] {
@@ -161,7 +161,8 @@ fn metrics_of_chunks_are_those_of_all_logits() -> Result<()> {
         assert_eq!(whole.len(), 2 * (9 + 81));
         for ((name, one), (other_name, other)) in whole.iter().zip(&chunked) {
             assert_eq!(name, other_name);
-            // Because weights are rounded to 16 bits, the order of two nearly equal logits may change.
+            // Because weights are rounded to 16 bits, the order of two nearly equal logits may
+            // change.
             let bound = if precision == Precision::F64True { 1e-12 } else { 0.1 };
             let both_nan = one.is_nan() && other.is_nan();
             assert!(
@@ -173,8 +174,8 @@ fn metrics_of_chunks_are_those_of_all_logits() -> Result<()> {
     Ok(())
 }
 
-/// If the loss has run the output layer, the error about an invalid class names the input of this layer, and otherwise
-/// the logits.
+/// If the loss has run the output layer, the error about an invalid class names the input of this
+/// layer, and otherwise the logits.
 #[rstest]
 #[case::in_order(build!(InOrder), true)]
 #[case::called(build!(Called), true)]
@@ -201,8 +202,8 @@ fn the_loss_runs_the_layer_whose_output_is_the_models(
     Ok(())
 }
 
-/// The request for the output layer ends with its step, also after an error. A forward pass after it
-/// returns the model's output.
+/// The request for the output layer ends with its step, also after an error. A forward pass after
+/// it returns the model's output.
 #[rstest]
 fn a_forward_pass_outside_of_a_step_returns_the_output() -> Result<()> {
     let _generator = seeded(23);

@@ -91,8 +91,8 @@ fn columns() -> Columns {
         .integers("flag", "flag")
 }
 
-/// Rows that are read in any order, some of them repeatedly, equal the rows of the whole table, for any
-/// number of row groups that are kept in memory.
+/// Rows that are read in any order, some of them repeatedly, equal the rows of the whole table, for
+/// any number of row groups that are kept in memory.
 #[rstest]
 fn rows_are_read_when_they_are_needed(#[values(1, 2, 3)] kept: usize) -> Result<()> {
     let all = recorded();

@@ -94,8 +94,8 @@ fn dropout_can_be_left_out_of_a_training_pass() -> Result<()> {
     Ok(())
 }
 
-/// Activation checkpoints can be switched off in a training pass, so that a probe gets activations with
-/// a graph.
+/// Activation checkpoints can be switched off in a training pass, so that a probe gets activations
+/// with a graph.
 #[test]
 fn checkpoints_can_be_left_out_of_a_training_pass() -> Result<()> {
     let _generator = seeded(0);
@@ -111,8 +111,8 @@ fn checkpoints_can_be_left_out_of_a_training_pass() -> Result<()> {
     Ok(())
 }
 
-/// A probe that doubles the input of the first layer, negates the output of the ReLU, and records the
-/// order of its calls.
+/// A probe that doubles the input of the first layer, negates the output of the ReLU, and records
+/// the order of its calls.
 #[derive(Default)]
 struct Other(RefCell<Vec<String>>);
 
@@ -161,8 +161,8 @@ fn tensors_between_modules_are_substituted() -> Result<()> {
     Ok(())
 }
 
-/// A probe that records the tensors inside modules, and halves the values of attention. The values have
-/// a last dimension of another size than queries and keys.
+/// A probe that records the tensors inside modules, and halves the values of attention. The values
+/// have a last dimension of another size than queries and keys.
 #[derive(Default)]
 struct Within(RefCell<Vec<(String, Vec<i64>)>>);
 

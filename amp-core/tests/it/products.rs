@@ -163,8 +163,8 @@ impl Evaluating {
     }
 }
 
-/// The dtypes of products in such a pass, which has another context, are not compared with the run's
-/// precision.
+/// The dtypes of products in such a pass, which has another context, are not compared with the
+/// run's precision.
 #[test]
 fn products_under_another_context_are_not_checked() -> Result<()> {
     let _generator = seeded(0);

@@ -1,4 +1,5 @@
-//! If a step is not finite, the report names the first module, gradient or loss with a non-finite value.
+//! If a step is not finite, the report names the first module, gradient or loss with a non-finite
+//! value.
 
 use std::{cell::Cell, rc::Rc};
 
@@ -189,8 +190,8 @@ fn a_non_finite_input_or_weight_is_named_first() -> Result<()> {
     Ok(())
 }
 
-/// A layer that draws a random number in each run, returns infinity for a third of them, and counts its
-/// runs.
+/// A layer that draws a random number in each run, returns infinity for a third of them, and counts
+/// its runs.
 struct Rare {
     runs: Rc<Cell<u32>>,
 }
@@ -209,8 +210,8 @@ impl Module for Rare {
     }
 }
 
-/// Only a skipped step runs a second time. The second run draws the same random numbers as the first,
-/// and does not change the numbers that follow.
+/// Only a skipped step runs a second time. The second run draws the same random numbers as the
+/// first, and does not change the numbers that follow.
 #[rstest]
 #[case(Precision::F32True)]
 #[case(Precision::F16Mixed)]
@@ -247,8 +248,8 @@ fn only_the_skipped_step_runs_again_and_with_the_same_numbers(
     Ok(())
 }
 
-/// If the non-finite value arises inside a checkpointed module, the report names this module, because
-/// the second run cannot observe the modules inside it.
+/// If the non-finite value arises inside a checkpointed module, the report names this module,
+/// because the second run cannot observe the modules inside it.
 #[test]
 fn a_checkpointed_part_is_named_as_a_whole() -> Result<()> {
     let _generator = seeded(0);

@@ -151,8 +151,8 @@ impl Callback for Late {
 }
 
 /// A run that began outside of a section cannot begin a section: other threads may already have
-/// disturbed its random numbers, so that it is not reproducible. A run inside a section can begin an
-/// inner section.
+/// disturbed its random numbers, so that it is not reproducible. A run inside a section can begin
+/// an inner section.
 #[test]
 fn a_run_outside_of_a_section_cannot_begin_one() -> Result<()> {
     let train = || -> Result<Option<String>> {

@@ -327,8 +327,8 @@ fn a_batch_that_does_not_fit_is_split(#[case] window: i64) -> Result<()> {
     Ok(())
 }
 
-/// A batch is also split if the CUDA device itself runs out of memory. Here activations of 64 GiB do not
-/// fit, but a quarter of them does.
+/// A batch is also split if the CUDA device itself runs out of memory. Here activations of 64 GiB
+/// do not fit, but a quarter of them does.
 #[test]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_batch_that_does_not_fit_on_cuda_is_split() -> Result<()> {

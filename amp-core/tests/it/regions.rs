@@ -101,9 +101,9 @@ fn run(precision: Precision, part: &Part, islands: &[(&str, Region)]) -> Result<
     })
 }
 
-/// Under each precision, a region sets the dtypes of its parameters and of its matrix products, but not
-/// of the products around it. In a mixed run the region's dtype is used. In a `*-true` run a region can
-/// only raise the dtype, so that the baseline stays the baseline.
+/// Under each precision, a region sets the dtypes of its parameters and of its matrix products, but
+/// not of the products around it. In a mixed run the region's dtype is used. In a `*-true` run a
+/// region can only raise the dtype, so that the baseline stays the baseline.
 #[rstest]
 #[case(Precision::F16Mixed, Region::Fp32, Kind::Float, Kind::Float)]
 #[case(Precision::F16Mixed, Region::Bf16, Kind::Float, Kind::BFloat16)]

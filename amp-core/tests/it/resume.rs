@@ -165,7 +165,8 @@ fn resuming_at_any_step_equals_an_uninterrupted_run(
         assert!(record.end.skipped > 0 && record.end.global_step > 0, "{:?}", record.end);
     }
     for step in 1..=steps {
-        // A resumed run begins with another seed, because only the checkpoint may determine its random numbers.
+        // A resumed run begins with another seed, because only the checkpoint may determine its
+        // random numbers.
         let _generator = seeded(100 + step as u64);
         let path = file(folder.path(), step);
         let mut resumed = model(optimizer)?;
@@ -290,8 +291,8 @@ fn a_run_that_fell_back_resumes_in_bf16() -> Result<()> {
     Ok(())
 }
 
-/// A resumed run neither compares nor deletes the best files that a checkpoint names, if they are in
-/// another folder or no longer exist.
+/// A resumed run neither compares nor deletes the best files that a checkpoint names, if they are
+/// in another folder or no longer exist.
 #[test]
 fn best_files_of_another_folder_are_kept() -> Result<()> {
     let (one, other) = (tempdir().expect("a folder"), tempdir().expect("a folder"));

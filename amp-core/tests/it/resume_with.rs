@@ -129,8 +129,8 @@ fn a_length_that_affects_no_schedule_needs_no_permission() -> Result<()> {
     Ok(())
 }
 
-/// If the code has another learning rate than the saved run, resuming needs permission, with and without
-/// a schedule. The saved rate is not used silently, and the schedule does not restart.
+/// If the code has another learning rate than the saved run, resuming needs permission, with and
+/// without a schedule. The saved rate is not used silently, and the schedule does not restart.
 #[test]
 fn a_new_rate_needs_permission() -> Result<()> {
     let plain: [Optimizer; 2] = [
@@ -152,8 +152,9 @@ fn a_new_rate_needs_permission() -> Result<()> {
     Ok(())
 }
 
-/// A run with another batch size continues the epoch after the same number of examples: after 4 of 6
-/// batches of 2 examples, it continues after 2 of 3 batches of 4. With other data the epoch restarts.
+/// A run with another batch size continues the epoch after the same number of examples: after 4 of
+/// 6 batches of 2 examples, it continues after 2 of 3 batches of 4. With other data the epoch
+/// restarts.
 #[test]
 fn an_epoch_continues_after_the_same_number_of_examples() -> Result<()> {
     let folder = tempdir().expect("a folder");

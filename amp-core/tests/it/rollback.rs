@@ -88,8 +88,8 @@ fn a_skipped_step_changes_nothing() -> Result<()> {
     let with = data(5, &[2])?;
     let (skipped, record) = train(config(NonFinite::Skip), &with)?;
     assert_eq!((record.end.skipped, record.end.global_step), (1, 4));
-    // The run to compare with has the same examples without the third batch, and the scale after the
-    // skip.
+    // The run to compare with has the same examples without the third batch, and the scale after
+    // the skip.
     let all = with.train.head(40)?;
     let keep: Vec<i64> = (0..16).chain(24..40).collect();
     let index = Tensor::from_slice(&keep);
@@ -104,8 +104,8 @@ fn a_skipped_step_changes_nothing() -> Result<()> {
     Ok(())
 }
 
-/// With `skipped_step_advances`, as in Lightning and PyTorch, batch statistics include the batch that
-/// overflowed.
+/// With `skipped_step_advances`, as in Lightning and PyTorch, batch statistics include the batch
+/// that overflowed.
 #[test]
 fn lightnings_rule_keeps_the_effects_of_a_skipped_step() -> Result<()> {
     let data = data(3, &[2])?;
@@ -125,8 +125,8 @@ fn lightnings_rule_keeps_the_effects_of_a_skipped_step() -> Result<()> {
     Ok(())
 }
 
-/// If the examples of a step are repeated at a lower scale, the step counts once: the run ends like a
-/// run that began with this scale.
+/// If the examples of a step are repeated at a lower scale, the step counts once: the run ends like
+/// a run that began with this scale.
 #[rstest]
 fn a_repeated_step_counts_once(#[values(1, 2)] window: i64) -> Result<()> {
     let data = data(4, &[1])?;

@@ -60,8 +60,8 @@ fn balanced_weights_draw_each_class_equally_often() -> Result<()> {
     Ok(())
 }
 
-/// `Bucketed` draws every example once. If all examples are in one pool, the ranges of lengths in two
-/// batches do not overlap, and the batches are in random order.
+/// `Bucketed` draws every example once. If all examples are in one pool, the ranges of lengths in
+/// two batches do not overlap, and the batches are in random order.
 #[rstest]
 fn batches_have_similar_lengths(#[values(60, 67)] examples: i64) -> Result<()> {
     let lengths: Vec<i64> = (0..examples).map(|at| at * 37 % 61).collect();
@@ -107,8 +107,8 @@ fn an_incomplete_last_batch_has_random_lengths() -> Result<()> {
     Ok(())
 }
 
-/// `Distributed` gives each process the same examples as `torch.utils.data.DistributedSampler(range(n),
-/// R, r, shuffle=False, drop_last=…)` of torch 2.11.
+/// `Distributed` gives each process the same examples as
+/// `torch.utils.data.DistributedSampler(range(n), R, r, shuffle=False, drop_last=…)` of torch 2.11.
 #[rstest]
 #[case(10, Tail::Pad, vec![vec![0, 4, 8], vec![1, 5, 9], vec![2, 6, 0], vec![3, 7, 1]])]
 #[case(10, Tail::Drop, vec![vec![0, 4], vec![1, 5], vec![2, 6], vec![3, 7]])]
@@ -194,8 +194,8 @@ fn order(loader: &DataLoader, first: i64) -> Result<Vec<Vec<f64>>> {
     loader.epoch(2, first)?.map(|batch| Ok(values(batch?.required("target")?))).collect()
 }
 
-/// Batches have the examples of the sampler in its order, including repetitions. This holds for data on
-/// the device and on the host, and if an epoch begins at any of its batches.
+/// Batches have the examples of the sampler in its order, including repetitions. This holds for
+/// data on the device and on the host, and if an epoch begins at any of its batches.
 #[rstest]
 fn batches_follow_the_sampler(
     #[values(Placement::Device, Placement::Host)] placement: Placement,

@@ -126,8 +126,8 @@ fn run(
             config.max_epochs = 3;
             config.optimization.accumulate_grad_batches = window;
         });
-        // A resumed run begins with another seed, because only the checkpoint may determine its random
-        // numbers.
+        // A resumed run begins with another seed, because only the checkpoint may determine its
+        // random numbers.
         let _section = seeded(if resume { 1 } else { 0 });
         let trainer = Trainer::new(config).save_on_error(save_to).callback(Fails(0));
         let trainer = if resume { trainer.resume_from(save_to) } else { trainer };
@@ -143,8 +143,8 @@ fn run(
     (outcome, notes)
 }
 
-/// A run that was saved after an error resumes bit for bit, including batch statistics, random numbers,
-/// the running sums of logged values, momentum and schedule.
+/// A run that was saved after an error resumes bit for bit, including batch statistics, random
+/// numbers, the running sums of logged values, momentum and schedule.
 #[rstest]
 #[case::first_batch(At::Batch(0), 1)]
 #[case::a_batch(At::Batch(17), 1)]

@@ -142,7 +142,8 @@ fn perform(
     }
 }
 
-/// If the scaled gradients of an optimizer are taken twice, they are divided by the scale only once.
+/// If the scaled gradients of an optimizer are taken twice, they are divided by the scale only
+/// once.
 #[test]
 fn gradients_taken_twice_are_unscaled_once() -> Result<()> {
     let (mut scaler, mut optimizer) = (scaler()?, optimizer(&[Kind::Float])?);

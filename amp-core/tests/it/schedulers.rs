@@ -162,8 +162,8 @@ fn a_monitored_value_must_be_logged() -> Result<()> {
     Ok(())
 }
 
-/// After its last step, OneCycle keeps its last rate. torch's OneCycleLR rises again and then raises an
-/// error, so that one optimizer step or epoch too many ends a run.
+/// After its last step, OneCycle keeps its last rate. torch's OneCycleLR rises again and then
+/// raises an error, so that one optimizer step or epoch too many ends a run.
 #[test]
 fn one_cycle_holds_its_last_rate_where_torch_turns_back_up() -> Result<()> {
     let oracle = oracle!("schedulers.json");

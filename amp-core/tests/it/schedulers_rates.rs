@@ -162,7 +162,8 @@ impl Schedule for InverseRoot {
     }
 }
 
-/// A user-defined schedule with state. It halves the rate after each interval in which the loss was above
+/// A user-defined schedule with state. It halves the rate after each interval in which the loss was
+/// above
 /// 1.
 struct Halving;
 

@@ -212,8 +212,8 @@ fn a_nan_score_makes_the_metric_nan(#[case] metric: &dyn Metric) -> Result<()> {
     Ok(())
 }
 
-/// For recall@k, an answer whose score equals those of other answers does not count as retrieved. If all
-/// outputs are equal, recall@k is 0.
+/// For recall@k, an answer whose score equals those of other answers does not count as retrieved.
+/// If all outputs are equal, recall@k is 0.
 #[test]
 fn ties_count_as_not_retrieved() -> Result<()> {
     let alike = Tensor::ones([6, 3], (Kind::Float, Device::Cpu));

@@ -80,8 +80,8 @@ fn read(loader: &DataLoader, epoch: u64, first: i64, most: usize) -> Result<Vec<
     batches.map(|batch| Ok(values(batch?.required("target")?))).collect()
 }
 
-/// An epoch begins where the previous epoch ended, even if that epoch was not read to its end, or if the
-/// loader read ahead.
+/// An epoch begins where the previous epoch ended, even if that epoch was not read to its end, or
+/// if the loader read ahead.
 #[rstest]
 fn an_epoch_begins_where_the_previous_one_ended(#[values(0, 2)] prefetch: usize) -> Result<()> {
     let way = loading(prefetch);

@@ -13,8 +13,8 @@ use tempfile::{TempDir, tempdir};
 
 use crate::support::{bits::values, message};
 
-/// Writes a file with this name and these bytes into a temporary folder, and returns the folder and the
-/// file's path.
+/// Writes a file with this name and these bytes into a temporary folder, and returns the folder and
+/// the file's path.
 pub(crate) fn file(name: &str, bytes: impl AsRef<[u8]>) -> (TempDir, PathBuf) {
     let folder = tempdir().expect("a temporary folder");
     let path = folder.path().join(name);

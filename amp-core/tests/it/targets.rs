@@ -83,8 +83,8 @@ fn classes_of_every_shape_equal_torchs() -> Result<()> {
     Ok(())
 }
 
-/// Logits with classes in the last dimension give the same loss as torch's shape. If the shapes can be
-/// read in both ways, the loss is refused.
+/// Logits with classes in the last dimension give the same loss as torch's shape. If the shapes can
+/// be read in both ways, the loss is refused.
 #[test]
 fn classes_last_are_flattened() -> Result<()> {
     let oracle = oracle!("classes.json");
@@ -274,8 +274,8 @@ fn a_nan_is_not_a_correct_prediction() -> Result<()> {
     Ok(())
 }
 
-/// Binary targets below 0 or above 1 are refused. Labels of -1 and 1 are a common mistake, with which the
-/// loss has no minimum.
+/// Binary targets below 0 or above 1 are refused. Labels of -1 and 1 are a common mistake, with
+/// which the loss has no minimum.
 #[rstest]
 #[case(&[-1.0, 1.0])]
 #[case(&[0.0, 2.0])]
@@ -287,8 +287,8 @@ fn binary_targets_are_probabilities(#[case] target: &[f64]) {
     assert!(said.contains("targets must be from 0 to 1"), "{said}");
 }
 
-/// The function of a `Mean` must return a value for each example. One value for a whole batch would have
-/// the same weight for batches of every size.
+/// The function of a `Mean` must return a value for each example. One value for a whole batch would
+/// have the same weight for batches of every size.
 #[test]
 fn a_mean_takes_a_value_for_each_example() -> Result<()> {
     let (output, target) = (zeros(&[3, 2], Kind::Float), zeros(&[3], Kind::Int64));

@@ -39,9 +39,9 @@ fn bytes(fields: &[(u64, Field)], number: u64) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// An event file contains the whole run, and the checksums of all records are correct. The first record
-/// has the version, the next ones have the hyperparameters, and the last one has the end of the session.
-/// Between them is every number of the run, in f32, with its step.
+/// An event file contains the whole run, and the checksums of all records are correct. The first
+/// record has the version, the next ones have the hyperparameters, and the last one has the end of
+/// the session. Between them is every number of the run, in f32, with its step.
 #[test]
 fn an_event_file_holds_the_run() -> Result<()> {
     let folder = tempfile::tempdir().expect("a folder for the test");

@@ -164,8 +164,8 @@ fn validation_changes_nothing_and_repeats_itself() -> Result<()> {
     assert_eq!(tracked.expect("a batch norm").1.int64_value(&[]), 4);
     assert!(record.last("val_loss").is_some_and(f64::is_finite));
     let again = again.1?;
-    // With the same weights and statistics a second validation gives the same bits, because nothing is
-    // dropped.
+    // With the same weights and statistics a second validation gives the same bits, because nothing
+    // is dropped.
     let data = same(digits(64)?, 64)?;
     let mut trainer = Trainer::new(config);
     let first = trainer.validate(&mut model, &data)?;

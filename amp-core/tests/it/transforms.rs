@@ -70,7 +70,8 @@ fn images_are_resized_as_in_torchvision() -> Result<()> {
     Ok(())
 }
 
-/// If a part of an image is cropped and resized, interpolation reads only that part, as in torchvision.
+/// If a part of an image is cropped and resized, interpolation reads only that part, as in
+/// torchvision.
 #[test]
 fn parts_are_resized_as_in_torchvision() -> Result<()> {
     let all = recorded();

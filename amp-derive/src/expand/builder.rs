@@ -77,9 +77,9 @@ fn from_checkpoint(model: &Model, inputs: &[&Field]) -> Option<TokenStream> {
         quote!(__amp::hparam::required(#key, &#saved)?)
     });
     Some(quote! {
-        /// Builds the model that was saved in a checkpoint or a file of weights, on the CPU, with its
-        /// hyperparameters, weights and state. The path is a file, a folder (its newest checkpoint is
-        /// used), `FOLDER/best` or `FOLDER/last`.
+        /// Builds the model that was saved in a checkpoint or a file of weights, on the CPU, with
+        /// its hyperparameters, weights and state. The path is a file, a folder (its newest
+        /// checkpoint is used), `FOLDER/best` or `FOLDER/last`.
         ///
         /// # Errors
         /// When there is no such file, or the file has another model.

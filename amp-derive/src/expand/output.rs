@@ -19,7 +19,8 @@ pub(super) fn is_requested(model: &Model, loss: &Loss, metrics: &[Metric]) -> bo
     is_cross_entropy && metrics.iter().all(is_of_rows) && is_known(model)
 }
 
-/// The metrics of logits and classes whose state for a batch is the sum of the states of its chunks of rows.
+/// The metrics of logits and classes whose state for a batch is the sum of the states of its chunks
+/// of rows.
 const OF_ROWS: &[&str] = &[
     "accuracy",
     "top_k",

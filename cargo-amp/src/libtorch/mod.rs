@@ -88,8 +88,8 @@ impl Libtorch {
     /// Sets the environment of `command` for building with this libtorch and loading it.
     pub(crate) fn apply(&self, command: &mut Command) {
         match self {
-            // `.cargo/config.toml` sets the environment. A plain `cargo` then has the same environment
-            // as `cargo amp`, so that neither rebuilds what the other has built.
+            // `.cargo/config.toml` sets the environment. A plain `cargo` then has the same
+            // environment as `cargo amp`, so that neither rebuilds what the other has built.
             Libtorch::Provisioned(..) => {
                 command.env_remove("LIBTORCH");
             }

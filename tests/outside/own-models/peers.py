@@ -10,7 +10,7 @@ import os
 import sys
 import time
 
-# Libraries print; the answers keep standard output to themselves.
+# Libraries print to standard output. The answers get its descriptor, and everything else goes to standard error.
 ANSWERS = os.fdopen(os.dup(1), "w", buffering=1)
 os.dup2(2, 1)
 

@@ -29,12 +29,12 @@ pub(crate) fn upward(root: &Path, krate: &str, order: &[&str]) -> Vec<Finding> {
         for (line, name) in imports.found {
             let text = match names.meaning(&name) {
                 Meaning::Module(other) if place(&other) > place(own) => format!(
-                    "`{own}` imports `{name}` of `{other}`, which stands above it: move what it needs \
-                     to `{own}` or below",
+                    "`{own}` imports `{name}` of `{other}`, which is above it in the order: move the \
+                     imported code to `{own}` or below it",
                 ),
                 Meaning::Root => format!(
-                    "`{own}` imports `{name}` of the crate's root, which stands above all modules: \
-                     name the module it is in",
+                    "`{own}` imports `{name}` of the crate's root, which is above all modules: import \
+                     it from the module that defines it",
                 ),
                 _ => continue,
             };
@@ -51,14 +51,14 @@ fn differences(root: &Source, krate: &str, order: &[&str]) -> Vec<Finding> {
     let missing = modules.iter().filter(|module| !order.iter().any(|entry| *module == entry));
     let missing = missing.map(|module| {
         let text = format!(
-            "`{module}` has no place in the order of {krate}: add it to tests/tests/tidy/main.rs, above \
-             what it imports"
+            "`{module}` is missing in the order of {krate}: add it to tests/tests/tidy/main.rs, after \
+             the modules that it imports"
         );
         Finding::new(&root.file, module.span().start().line, text)
     });
     let stale = order.iter().filter(|entry| !modules.iter().any(|module| module == *entry));
     let stale = stale.map(|entry| {
-        let text = format!("no module `{entry}` is here: take it from the order of {krate}");
+        let text = format!("there is no module `{entry}`: remove it from the order of {krate}");
         Finding::new(&root.file, 1, text)
     });
     missing.chain(stale).collect()
@@ -73,7 +73,7 @@ struct Imports {
     found: Vec<(usize, String)>,
 }
 
-/// The module that a path has reached.
+/// The module to which the segments of a path have led so far.
 #[derive(Clone, Copy)]
 enum At {
     Start,

@@ -1,5 +1,5 @@
-//! Checks links between pages: each leads to a file that exists and, after `#`, to one of its
-//! headings.
+//! Checks the links between pages. The file must exist, and if the link has a part after `#`, the
+//! file must have a heading of that name.
 
 use std::{
     collections::HashMap,
@@ -46,7 +46,7 @@ pub(crate) fn outside_the_book(root: &Path) -> Vec<Finding> {
             let path = target.split('#').next().unwrap_or_default();
             let file = plain(&page.with_file_name("").join(path));
             if !path.is_empty() && !is_elsewhere(&target) && !file.starts_with(book) {
-                let advice = format!("name the file in backticks: the book has {BOOK} alone");
+                let advice = format!("the book contains only {BOOK}: name the file in backticks");
                 findings.push(Finding::new(&page, line, format!("link `{target}`: {advice}")));
             }
         }

@@ -1,7 +1,7 @@
-//! Checks the structure of the sources. No module imports a module above it, no file is too long,
-//! unsafe code is only in amp-core's `ffi`, some file mentions every page, every link leads to an
-//! existing page or heading, and the comments of functions begin with a verb. Each finding is one
-//! line.
+//! Checks rules for the sources. No module imports a module above it. No file is too long. Unsafe
+//! code is only in amp-core's `ffi`. Every page is mentioned in another file. Every link leads to
+//! an existing page or heading. Comments of functions begin with a verb. A violation is reported in
+//! one line.
 
 mod files;
 mod imports;
@@ -108,7 +108,7 @@ const VERBS: &[&str] = &["amp-core", "amp-derive", "amp-verify", "cargo-amp", "f
 /// The only folder with unsafe code.
 const FFI: &str = "amp-core/src/ffi";
 
-/// A violation, with its place and the remedy.
+/// A violation of a rule: where it is, and how to fix it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Finding {
     /// The path relative to the workspace.

@@ -18,7 +18,7 @@ pub(crate) struct Source {
     pub(crate) items: Vec<Item>,
 }
 
-/// Reads the sources of a crate; also returns findings for files that could not be read.
+/// Reads the sources of a crate. Also returns a finding for each file that could not be read.
 pub(crate) fn sources(root: &Path, krate: &str) -> (Vec<Source>, Vec<Finding>) {
     let (mut sources, mut findings) = (Vec::new(), Vec::new());
     let folder = Path::new(krate).join("src");
@@ -131,7 +131,8 @@ fn re_exported(
         let first = first.unwrap_or(original);
         match modules.iter().find(|module| *module == first) {
             Some(module) => drop(names.insert(name, Meaning::Module(module.clone()))),
-            // A trait and a derive macro may have the same name. The one in this crate counts.
+            // A trait and a derive macro may have the same name. If one of them is in this crate,
+            // that one counts.
             None => drop(names.entry(name).or_insert(Meaning::Foreign)),
         }
     };

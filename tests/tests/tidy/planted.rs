@@ -1,4 +1,5 @@
-//! Tests that the checks find violations. Each violation is put into its own small workspace.
+//! Tests of the checks: each test writes a small workspace with violations, which a check must
+//! find.
 
 use std::{
     fs,
@@ -47,7 +48,7 @@ fn about_low(root: &str, low: &str) -> Vec<String> {
     shown(upward(folder.path(), "my-kit", &["low", "high"]))
 }
 
-const ABOVE: &str = "which stands above it: move what it needs to `low` or below";
+const ABOVE: &str = "which is above it in the order: move the imported code to `low` or below it";
 
 #[test]
 fn an_upward_import_is_found_in_every_form() {
@@ -114,11 +115,12 @@ fn missing_and_unknown_modules_of_the_order_are_found() {
     let folder = planted(&[("kit/src/lib.rs", "mod low;"), ("kit/src/low.rs", "")]);
     let found = shown(upward(folder.path(), "kit", &["gone"]));
     assert_eq!(found.len(), 2, "{found:?}");
-    assert!(found[0].starts_with("kit/src/lib.rs:1: `low` has no place in the order"), "{found:?}");
-    assert!(found[1].starts_with("kit/src/lib.rs:1: no module `gone`"), "{found:?}");
+    assert!(found[0].starts_with("kit/src/lib.rs:1: `low` is missing in the order"), "{found:?}");
+    assert!(found[1].starts_with("kit/src/lib.rs:1: there is no module `gone`"), "{found:?}");
 }
 
-/// Adds an upward import to a copy of a crate without findings.
+/// The check also finds an upward import in real code: it is added to a copy of amp-derive, which
+/// has none.
 #[test]
 fn an_import_planted_in_amp_derive_is_found() {
     let folder = tempdir().expect("a temporary folder");
@@ -222,7 +224,7 @@ fn a_page_outside_the_book_is_found() {
     ]);
     let expected = [
         "docs/guide/three.md:1: list this page in docs/SUMMARY.md",
-        "docs/guide/two.md:2: link `../../README.md`: name the file in backticks: the book has docs alone",
+        "docs/guide/two.md:2: link `../../README.md`: the book contains only docs: name the file in backticks",
     ];
     assert_eq!(shown(links::outside_the_book(folder.path())), expected);
 }

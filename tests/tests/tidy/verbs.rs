@@ -1,5 +1,5 @@
-//! Doc comments of functions: the first sentence begins with a verb in the third person, as in
-//! `Returns the sum.`. Comments of tests state what holds, so they are not checked.
+//! Finds doc comments of functions that do not begin with a verb in the third person, as in
+//! `Returns the sum.`. Comments of tests state the property under test, so they are not checked.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use crate::{
     files::{all, ends_in, text},
 };
 
-/// Words that end like a verb in the third person and begin no sentence with a verb.
+/// Words that end like a verb in the third person but are not verbs.
 const NO_VERBS: &[&str] = &[
     "Always",
     "As",

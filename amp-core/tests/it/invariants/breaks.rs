@@ -117,8 +117,8 @@ fn each_broken_rule_is_reported(
     Ok(())
 }
 
-/// If each step has its own `MemoryMeter`, a meter of the whole epoch misses the memory of these steps,
-/// which is reported. Meters that follow one another miss nothing.
+/// If each step has its own `MemoryMeter`, a meter of the whole epoch misses the memory of these
+/// steps, which is reported. Meters that follow one another miss nothing.
 #[rstest]
 fn a_meter_that_misses_memory_is_reported(
     #[values(Check::Cheap, Check::Full)] level: Check,

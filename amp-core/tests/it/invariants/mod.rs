@@ -1,5 +1,5 @@
-//! The invariants of training, which hold in every correct run. The tests break each invariant once, by
-//! a fault in an optimizer, a schedule or a model, and check that correct runs break none.
+//! The invariants of training, which hold in every correct run. The tests break each invariant
+//! once, by a fault in an optimizer, a schedule or a model, and check that correct runs break none.
 
 mod breaks;
 mod healthy;

@@ -1,9 +1,10 @@
-//! Tests with public reports of silent errors that TrainCheck (OSDI 2025) has reproduced, as far as such
-//! errors can happen here. The other reports need several GPUs (deepspeed-1801, deepspeed-5794, pytorch-84803,
-//! pytorch-96600, baichuan2-86 and a run with diverging replicas), concern code that this project
-//! does not have (pytorch-51800's spectral norm, generation in transformers-23723, an image
-//! processor in transformers-34204, the repeated initial values of transformers-17877), or describe
-//! a deliberate choice (pytorch-forum-84911: all parameters but the batch norms are frozen).
+//! Tests with public reports of silent errors that TrainCheck (OSDI 2025) has reproduced, as far as
+//! such errors can happen here. The other reports need several GPUs (deepspeed-1801,
+//! deepspeed-5794, pytorch-84803, pytorch-96600, baichuan2-86 and a run with diverging replicas),
+//! concern code that this project does not have (pytorch-51800's spectral norm, generation in
+//! transformers-23723, an image processor in transformers-34204, the repeated initial values of
+//! transformers-17877), or describe a deliberate choice (pytorch-forum-84911: all parameters but
+//! the batch norms are frozen).
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -121,8 +122,8 @@ fn stackoverflow_67180955_no_two_examples_draw_the_same() {
     assert_eq!(seeds.len(), 1000);
 }
 
-/// Errors that TrainCheck's invariants cover without a report's number: a scheduler that never steps or
-/// steps twice, and a group whose rate is ignored.
+/// Errors that TrainCheck's invariants cover without a report's number: a scheduler that never
+/// steps or steps twice, and a group whose rate is ignored.
 #[rstest]
 #[case::never(Odd::SchedulesNever)]
 #[case::twice(Odd::SchedulesTwice)]

@@ -1,4 +1,5 @@
-//! Builds the recorded cases of max pooling that returns indices, and of unpooling with these indices.
+//! Builds the recorded cases of max pooling that returns indices, and of unpooling with these
+//! indices.
 
 use amp_core::{
     Result,
@@ -39,8 +40,8 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Runs>> {
     }
 }
 
-/// Builds a case of pooling and unpooling: the largest values return to their positions. The output of
-/// unpooling has the input's size if `sized`, otherwise the smallest possible size.
+/// Builds a case of pooling and unpooling: the largest values return to their positions. The output
+/// of unpooling has the input's size if `sized`, otherwise the smallest possible size.
 fn unpool<const N: usize>(
     pool: Result<MaxPool<N>>,
     back: Result<MaxUnpool<N>>,

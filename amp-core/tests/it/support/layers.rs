@@ -51,8 +51,8 @@ pub(crate) fn factors(p: f64, shape: [i64; 2], seed: i64) -> Result<Tensor> {
     Ok(wide(&Dropout::new(p)?.forward(&Tensor::ones(shape, (Kind::Double, device())), &cx)?))
 }
 
-/// Places the layers under the policy, and fills their parameters with normal numbers of this standard
-/// deviation around `shift`.
+/// Places the layers under the policy, and fills their parameters with normal numbers of this
+/// standard deviation around `shift`.
 pub(crate) fn fill(
     layers: &impl Module,
     policy: Policy,

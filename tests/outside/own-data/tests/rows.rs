@@ -67,7 +67,7 @@ fn damaged_and_missing_files_are_named() {
     assert!(missing.to_string().contains("gone.f32: No such file"), "{missing}");
 }
 
-/// The file is truncated after it was opened.
+/// If the file is truncated after it was opened, the epoch ends with an error that names the file.
 #[test]
 fn an_example_that_is_gone_ends_the_epoch_with_the_files_name() {
     let folder = project();
@@ -85,7 +85,8 @@ fn loaded(folder: &TempDir) -> Result<DataModule> {
     registry.find_data("heights")?.load(16)
 }
 
-/// An epoch has every example once, in random order, also with a thread that loads ahead.
+/// An epoch contains every example once, in random order. This also holds with a thread that loads
+/// ahead.
 #[test]
 fn an_epoch_has_every_example_once() {
     let data = loaded(&project()).expect("data");

@@ -1,4 +1,5 @@
-//! Two models on two data sets, all defined in this project: `cargo amp` trains and judges them.
+//! Two models and two data sets that are defined in this project. `cargo amp` trains the models and
+//! compares their precisions.
 
 pub mod data;
 mod next_symbol;
@@ -30,7 +31,7 @@ pub fn registry() -> Registry {
         )
         .model(
             model!(RingNet)
-                .about("a small MLP that tells the inner ring from the outer one")
+                .about("a small MLP that decides whether a point belongs to the inner or the outer ring")
                 .data("rings")
                 .epochs(6)
                 .batch_size(32)
@@ -39,7 +40,7 @@ pub fn registry() -> Registry {
         )
         .model(
             model!(NextSymbol)
-                .about("causal attention that tells a sentence's next symbol")
+                .about("causal attention that predicts the next symbol of a sentence")
                 .data("sentences")
                 .epochs(4)
                 .batch_size(32)
@@ -47,7 +48,7 @@ pub fn registry() -> Registry {
                 .learns_by(0.5),
         )
         .workload(
-            // A size that occupies a GPU. The workload runs only if the command names it.
+            // This size makes full use of a GPU. The workload runs only if the command names it.
             Workload::new("next-symbol", "NextSymbol")
                 .batch(64)
                 .tokens(16, 512, SYMBOLS)

@@ -1,4 +1,5 @@
-//! Tests of structs that a macro writes from fragments of every kind.
+//! Tests of the derives on structs that a `macro_rules!` macro defines, with fragments of every
+//! kind in their attributes.
 
 use engine::{nn, prelude::*};
 use serde_json::json;
@@ -76,7 +77,8 @@ macro_rules! block {
 
 block!(Scaled<M>, Option<M>, 1 + 2, |x| Ok(given(x)? * self.product as f64), { 7 }, -1..=3);
 
-/// In the output of a derive, rustc drops the groups that keep `1 + 2` together.
+/// A fragment such as `1 + 2` keeps its value in a product. In the output of a derive, rustc drops
+/// the invisible groups around fragments, so the derive must write parentheses.
 #[test]
 fn a_fragment_keeps_its_value() {
     let block = Scaled::builder(Some(Identity)).build().expect("a block");
@@ -103,7 +105,8 @@ macro_rules! counting {
 
 counting!(u64, (u8, u8));
 
-/// Types that the caller writes without a group around them.
+/// The type of state can be a fragment of kind `ident` or `tt`, around which there is no invisible
+/// group.
 #[test]
 fn state_can_have_a_type_of_the_caller() {
     let model = Counting::builder().build().expect("a model");
@@ -130,8 +133,8 @@ macro_rules! hygienic {
     };
 }
 
-// The macro writes the fields. Its caller writes expressions that mention them, with `self`, `cx`
-// and `plan`.
+// The fields are defined in the macro. The expressions that mention them, and `self`, `cx` and
+// `plan`, are written by the caller.
 hygienic!(
     linear(2, width),
     |x| {

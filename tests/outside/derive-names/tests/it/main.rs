@@ -1,4 +1,4 @@
-//! Derives in a crate that depends on amp-core under the name `engine`.
+//! Tests the derives in a crate that depends on amp-core under the name `engine`.
 
 mod fragments;
 mod shadowed;
@@ -16,7 +16,7 @@ fn points() -> DataModule {
     DataModule::new("points", points(32), points(8), 8)
 }
 
-/// Returns the loss after one optimizer step of `model`.
+/// Trains the model for one optimizer step and returns its validation loss.
 fn step(model: &mut dyn LightningModule) -> f64 {
     let config = TrainerConfig {
         max_epochs: 1,

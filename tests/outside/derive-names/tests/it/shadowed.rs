@@ -1,4 +1,5 @@
-//! Tests with names of the user that are also names in generated code.
+//! Tests that the generated code works if the user's code defines items with the names that it
+//! uses.
 
 /// A module without the prelude that defines the prelude's names itself, and items with the names
 /// of the generated variables, which a variable cannot shadow.
@@ -62,7 +63,7 @@ pub(crate) mod hostile {
     const criterion: u8 = 0;
     const block: u8 = 0;
 
-    /// A struct with the name of one that is generated for [`Net`].
+    /// A struct whose name is also the name of a struct that is generated for [`Net`].
     #[derive(Module)]
     pub(crate) struct __NetBuilder {
         #[hparam]

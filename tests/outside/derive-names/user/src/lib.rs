@@ -2,7 +2,7 @@
 
 use kit::engine::prelude::*;
 
-/// The path in quotes, as in serde.
+/// A model that writes the path of amp-core in quotes, as serde does.
 #[derive(LightningModule)]
 #[amp(crate = "kit::engine")]
 #[loss(cross_entropy)]
@@ -17,7 +17,7 @@ pub struct Quoted {
     head: Linear,
 }
 
-/// A block has the attribute too.
+/// A block that names the path of amp-core. Blocks have the attribute `#[amp]` too.
 #[derive(Module)]
 #[amp(crate = kit::engine)]
 #[forward(|x| Ok(relu(x)?.f_add_scalar(1.0)?))]

@@ -1,4 +1,4 @@
-//! `cargo amp` in this project.
+//! The program that `cargo amp` runs in this project.
 
 use std::process::ExitCode;
 

@@ -1,5 +1,5 @@
-//! Registries with one mistake each; the variable `MISTAKE` chooses one. `tests/bad_registry.rs`
-//! checks the errors.
+//! Runs `cargo amp` with a registry that has one mistake, which the variable `MISTAKE` chooses.
+//! `tests/commands/bad_registry.rs` checks the errors.
 
 use std::{env, process::ExitCode};
 

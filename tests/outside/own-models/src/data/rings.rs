@@ -28,8 +28,8 @@ pub fn load(batch_size: i64) -> Result<DataModule> {
     Ok(DataModule::new("rings", train, val, batch_size))
 }
 
-/// Returns the accuracy of the best possible model, up to chance in a finite set. Where the rings
-/// overlap, half of the points belong to each ring.
+/// Returns the expected accuracy of the best possible model. Where the rings overlap, half of the
+/// points belong to each ring, so that every model is wrong about half of them.
 pub fn best_accuracy() -> f64 {
     let overlap = 2.0 * HALF_WIDTH - 1.0;
     1.0 - 0.5 * overlap / (2.0 * HALF_WIDTH)

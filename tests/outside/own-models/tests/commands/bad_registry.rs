@@ -1,4 +1,5 @@
-//! A mistake in a registry gives one line with the cause and the fix, and exit status 2.
+//! Tests of mistakes in a registry. The error is one line with the cause and the fix, and the exit
+//! status is 2.
 
 use std::process::Command;
 

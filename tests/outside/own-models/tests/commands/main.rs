@@ -16,8 +16,8 @@ use tempfile::{TempDir, tempdir};
 fn amp(folder: &TempDir, arguments: &[&str]) -> Said {
     let mut command = Command::new(env!("CARGO_BIN_EXE_amp"));
     command.current_dir(folder.path()).env("AMP_PROJECT", folder.path());
-    // Two threads that wait for each other actively need many times as long if other processes use
-    // the cores. This option does not change the numbers.
+    // By default, threads wait for each other in a busy loop, which takes many times as long if
+    // other processes use the cores. This setting does not change the results.
     command.env("OMP_WAIT_POLICY", "passive");
     Said::of(command.args(arguments))
 }
@@ -114,8 +114,8 @@ fn the_gate_asks_for_a_margin_that_was_neither_declared_nor_recorded() {
     assert_eq!(files(folder.path()), [] as [&str; 0]);
 }
 
-/// A model with a declared margin is judged in a project without recorded figures, because the gate
-/// estimates the bounds of the first steps.
+/// The gate needs only a declared margin to judge a model. If a project has recorded no bounds for
+/// the first steps, the gate estimates them.
 #[test]
 fn a_declared_margin_is_all_that_the_gate_needs() {
     let folder = folder();
@@ -234,8 +234,8 @@ fn layers_measures_each_layer_of_both() {
     }
 }
 
-/// No layer has an error as large as its values, so with limit 1 no layer must stay in FP32. Every
-/// layer has some error, so with a tiny limit some must.
+/// With limit 1, no layer must stay in FP32, because no layer has an error as large as its values.
+/// With a tiny limit some layers must stay in FP32, because every layer has some error.
 #[test]
 fn diagnose_tells_layers_that_hold_from_layers_that_do_not() {
     for model in ["RingNet", "NextSymbol"] {
@@ -252,7 +252,8 @@ fn diagnose_tells_layers_that_hold_from_layers_that_do_not() {
     }
 }
 
-/// The second run resumes from the first one's checkpoint. The best epoch has the lowest loss.
+/// A second run can resume from the checkpoint of the first. The best epoch is the one with the
+/// lowest loss.
 #[test]
 fn train_saves_a_run_that_another_goes_on_with() {
     let folder = folder();

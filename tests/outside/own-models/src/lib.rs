@@ -31,7 +31,7 @@ pub fn registry() -> Registry {
         )
         .model(
             model!(RingNet)
-                .about("a small MLP that decides whether a point belongs to the inner or the outer ring")
+                .about("a small MLP that decides whether a point is in the inner or the outer ring")
                 .data("rings")
                 .epochs(6)
                 .batch_size(32)

@@ -1,4 +1,5 @@
-//! Gradients of attention on CUDA, by the memory layout in which the output's gradient arrives.
+//! Tests the gradients of attention on CUDA for both memory layouts that the output's gradient may
+//! have.
 
 use amp_core::{
     Result,
@@ -46,8 +47,10 @@ fn gradient(
     Ok(gradient.to_kind(Kind::Double))
 }
 
-/// The gradients of queries, keys and values are right in both layouts of the output's gradient, whichever comes first.
-/// libtorch runs a backward pass that cuDNN compiled for one layout on gradients of the other layout.
+/// The gradients of queries, keys and values equal f64 for both layouts of the output's gradient,
+/// and for both orders in which the layouts occur in a process. The order matters because libtorch
+/// runs the backward pass that cuDNN compiled for the first layout on gradients of the second
+/// layout.
 #[rstest]
 #[ignore]
 fn each_layout_gives_the_same_gradients(

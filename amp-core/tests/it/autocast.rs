@@ -35,7 +35,7 @@ fn linear() -> &'static str {
     name_of(x(&[4, 8]).linear(&x(&[3, 8]), None::<&Tensor>).kind())
 }
 
-/// [10]: outside of any region, the state is torch's.
+/// [10]: outside of any autocast region, the autocast state has torch's default values.
 #[test]
 fn the_defaults_are_torchs() {
     let defaults = &oracle!("autocast_cpu.json")["defaults"];

@@ -71,8 +71,9 @@ impl Exact {
         Self { leaves, statistics, sum }
     }
 
-    /// Returns output, gradients and statistics by name. ReLU may or may not cut off values within
-    /// rounding of zero, so `seen`, the output under test, decides for both.
+    /// Returns output, gradients and statistics by name. Rounding decides whether a value near zero
+    /// is cut off by ReLU, so the reference cuts off the elements that are zero in `seen`, the
+    /// output under test.
     fn values(
         &self,
         after: After,
@@ -260,7 +261,7 @@ impl Module for Images {
     }
 }
 
-/// Returns two residual blocks after a convolution, 64 → 10.
+/// Builds a classifier of 64 pixels into 10 classes: a convolution and two residual blocks.
 fn net() -> Result<Sequential> {
     Ok(Sequential::new(vec![
         Box::new(Images),

@@ -1,5 +1,5 @@
-//! Transforms of whole batches on their device: each image is changed like a single image, in every way of
-//! loading.
+//! Tests of transforms that change a whole batch on its device. Each image of the batch is changed
+//! exactly as if it were transformed alone.
 
 use amp_core::{
     data::{
@@ -107,8 +107,8 @@ fn a_batch_is_changed_as_each_image_by_itself(
     Ok(())
 }
 
-/// The images on the device equal the CPU's images, within one level for each transform that
-/// computes numbers.
+/// A batch that is transformed on CUDA equals the batch that is transformed on the CPU. Transforms
+/// that do arithmetic may each differ by one of the 256 levels of a pixel.
 #[rstest]
 #[case::flip(&RandomHorizontalFlip::new(0.5), 0.0)]
 #[case::crop(&RandomCrop::new(9).padding(3), 0.0)]

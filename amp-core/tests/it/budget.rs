@@ -84,7 +84,7 @@ struct Run {
     /// The peak above the memory that was held before the model was built. The data already existed
     /// then.
     peak: u64,
-    /// All parameters and buffers.
+    /// All parameters and buffers after the run, as text.
     tensors: Vec<String>,
     /// The next numbers of the random generator, as text.
     after: String,
@@ -141,7 +141,8 @@ fn run(config: &TrainerConfig, build: impl Fn() -> Result<Model>) -> Result<Run>
     Ok(Run { record, plans: plans.collect(), peak, tensors, after })
 }
 
-/// Returns the inputs and targets of the previous step, which a lagging device may still hold.
+/// Returns the size of the previous step's inputs and targets. On CUDA they may still exist,
+/// because the device runs behind the host.
 fn earlier_batches(config: &TrainerConfig) -> u64 {
     match device() {
         Device::Cpu => 0,
@@ -289,8 +290,9 @@ fn pair(enabled: bool) -> Result<Model> {
     Ok(Model::regression(Pair(stack()?, stack()?), sgd))
 }
 
-/// If everything fits, nothing is recomputed; otherwise the budget's choice is recomputed. The
-/// `enabled` of a checkpoint has no effect.
+/// A budget overrides the option `enabled` of `Checkpoint`. If everything fits into the budget, no
+/// layer is recomputed, even with `enabled = true`. Otherwise the layers that the budget chooses
+/// are recomputed, even with `enabled = false`.
 #[test]
 fn a_budget_overrides_the_options_of_checkpoints() -> Result<()> {
     let config = config(Precision::F32True, None);

@@ -24,7 +24,7 @@ use crate::{
     },
 };
 
-/// Counts its own forward passes.
+/// A layer that counts its forward passes.
 struct Counts(Arc<AtomicUsize>);
 
 impl Visit for Counts {
@@ -89,7 +89,7 @@ fn a_resumed_run_uses_the_saved_plan() -> Result<()> {
     Ok(())
 }
 
-/// Trial steps do not change the model's own count.
+/// The plan is made by trial steps. They do not change state such as the model's count of steps.
 #[test]
 fn trial_steps_do_not_change_the_models_own_count() -> Result<()> {
     let _generator = seeded(3);

@@ -29,7 +29,7 @@ struct Scripted {
     linear: Linear,
     scores: Vec<f64>,
     calls: RefCell<Vec<String>>,
-    /// What the schedule monitors, if there is one.
+    /// The name of the value that the plateau schedule monitors, if the model has such a schedule.
     plateau: Option<&'static str>,
 }
 

@@ -1,5 +1,5 @@
-//! Layers within layers, as in `self.block.head`. If a derived `#[forward]` calls one, it has the
-//! paths and the regions of both.
+//! Layers within layers, as in `self.block.head`. If a derived `#[forward]` calls `head`, its path
+//! begins with the path of `block`, and the precision regions of both `block` and `head` apply.
 
 use amp_core::{
     Module, Result,
@@ -116,7 +116,7 @@ fn a_layer_of_a_layer_keeps_path_and_region() -> Result<()> {
     Ok(())
 }
 
-/// A module whose tensor names do not begin with its field's name.
+/// A module that visits its field `projection` under the name `proj`.
 struct Renamed {
     projection: Linear,
 }
@@ -127,7 +127,8 @@ impl Visit for Renamed {
     }
 }
 
-/// The path omits a name that the module does not have.
+/// A layer that is called by the name under which the module visits it has this name in its path.
+/// If the module visits no layer under the given name, the path ends with the module.
 #[test]
 fn a_field_with_another_name_is_left_out_of_the_path() -> Result<()> {
     let _generator = seeded(0);

@@ -29,9 +29,8 @@ fn leaf(tensor: &Tensor, kind: Kind, device: Device) -> Tensor {
     tensor.detach().copy().to_kind(kind).to(device).set_requires_grad(true)
 }
 
-/// Loss and gradient have errors as large as the dtype of the computation allows; the gradient is
-/// then rounded to the dtype of the logits. 16-bit logits come from a region that requires an f32
-/// loss.
+/// The loss equals f64 up to the rounding of the dtype in which it is computed: f32 for 16-bit
+/// logits under autocast. The gradient is also rounded to the dtype of the logits.
 #[rstest]
 #[case(Kind::Double, Precision::F64True, 1e-14, 1e-13)]
 #[case(Kind::Float, Precision::F32True, 1e-6, 3e-6)]
@@ -154,8 +153,8 @@ fn a_sequence_has_the_loss_of_its_elements() -> Result<()> {
     Ok(())
 }
 
-/// Computes the losses of images' positions under these options: the cross entropy, and the
-/// negative log-likelihood of the log-softmax.
+/// Computes the loss over the pixels of images with these options, as a cross entropy of the logits
+/// and as a negative log-likelihood of the log-softmax.
 fn of_positions(
     options: (f64, i64, f64, bool),
     logits: &Tensor,
@@ -171,7 +170,8 @@ fn of_positions(
     Ok([entropy, nll])
 }
 
-/// The losses of the pixels of images are those of rows of logits, which libtorch adds up by another kernel.
+/// The loss over the pixels of images equals the loss over the same logits as rows. libtorch has a
+/// different kernel for each.
 #[rstest]
 fn a_loss_of_pixels_is_the_loss_of_rows(
     #[values(0.0, 0.1)] label_smoothing: f64,

@@ -77,7 +77,8 @@ fn clipping_by_value_has_torchs_bits() -> Result<()> {
 }
 
 /// Finite gradients whose f32 norm is infinite become 0, as in torch, so the step has no effect.
-/// The returned norm is infinite although every gradient was finite, which shows the case.
+/// The returned norm is infinite although every gradient was finite. Callers can detect the case by
+/// it.
 #[test]
 fn gradients_with_an_infinite_norm_become_zero() -> Result<()> {
     let grads = [Tensor::from_slice(&[1e30_f32, -1e30])];

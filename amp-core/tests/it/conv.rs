@@ -58,7 +58,8 @@ impl Module for Images {
     }
 }
 
-/// Builds convolutions and all layers that occur between them, 64 → 10.
+/// Builds a classifier of 64 pixels into 10 classes, with convolutions and every kind of layer that
+/// may be between them.
 fn net() -> Result<Sequential> {
     let conv = |from, to, kernel_size: i64, padding: i64, bias| {
         Conv2d::new(Conv2dConfig {

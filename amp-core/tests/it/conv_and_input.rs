@@ -32,7 +32,8 @@ fn channels_last(tensor: &Tensor) -> Tensor {
     tensor.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
 
-/// Returns the loss: the sum of both uses, each multiplied by the given gradient.
+/// Returns a loss whose gradient with respect to `y` is `for_y` and with respect to `x` is `for_x`,
+/// as far as `uses` includes these outputs.
 fn loss(y: &Tensor, x: &Tensor, [for_y, for_x]: [&Tensor; 2], uses: Uses) -> Tensor {
     let sum = |a: &Tensor, b: &Tensor| (a * b.to(a.device()).to_kind(a.kind())).sum(Kind::Double);
     match uses {

@@ -31,7 +31,7 @@ fn child() {
     }
 }
 
-/// Returns the paths with this name that the process has mapped.
+/// Returns the path of the file with this name that the process has mapped, if there is one.
 fn loaded(name: &str) -> Option<PathBuf> {
     let maps = fs::read_to_string("/proc/self/maps").expect("Linux has it");
     maps.lines()

@@ -212,8 +212,8 @@ fn an_epoch_can_begin_at_any_batch() -> Result<()> {
     Ok(())
 }
 
-/// Values that every dtype rounds have the same bits in each precision and each way of loading, in
-/// order and shuffled.
+/// In each precision, batches have the same bits in every way of loading, in order and shuffled.
+/// The data are multiples of 1/7, which every dtype rounds.
 #[rstest]
 fn every_way_of_loading_gives_the_same_bits(
     #[values(Precision::F32True, Precision::F16True, Precision::Bf16True, Precision::F64True)]

@@ -68,8 +68,8 @@ fn the_exact_noise_restores_the_image() -> Result<()> {
     let image = drawn(128.0);
     let image = &image;
     let noise_in = |x: &Tensor, steps: &Tensor| -> Result<Tensor> {
-        // ε = (x − √ᾱ image) / √(1 − ᾱ), with the coefficients read from the schedule's result for
-        // ones.
+        // ε = (x − √ᾱ image) / √(1 − ᾱ). `add_noise` returns √ᾱ for an image of ones without noise,
+        // and √(1 − ᾱ) for noise of ones without an image.
         let ones = Tensor::ones(SHAPE, (Kind::Double, Device::Cpu));
         let kept = schedule.add_noise(&ones, &(&ones * 0.0), steps)?;
         let of_noise = schedule.add_noise(&(&ones * 0.0), &ones, steps)?;

@@ -36,7 +36,7 @@ fn fused_layers_equal_separate_layers(
     let _generator = seeded(11);
     let policy = Policy::new(precision, device());
     let (compute, storage) = (precision.compute(), precision.storage());
-    // Far from zero, as after a ReLU.
+    // The mean of the input is far from zero, as after a ReLU.
     let input = draw(&shape, compute, 0.5, 3.0);
     let incoming = draw(&shape, compute, 1.0, 0.0);
 
@@ -79,8 +79,9 @@ fn fused_layers_equal_separate_layers(
     let exact = if p > 0.0 { cut * factors(p, shape, 5)? } else { cut };
     (&exact * wide(&incoming)).sum(Kind::Double).backward();
 
-    // A batch of two is normalized to two numbers, so that its gradients cancel almost completely.
-    // A weight's gradient is a sum of values that were rounded between the layers.
+    // Gradients of a batch of two are not compared: they cancel almost completely, because each
+    // column is normalized to two numbers. The gradient of a weight is a sum of values that were
+    // rounded to the computation's dtype between the layers.
     let close = |name: &str, seen: &Tensor, exact: &Tensor, kind: Kind| {
         let bound = 2.0 * rounding(kind).max(rounding(compute));
         let off = relative(seen, exact);
@@ -137,7 +138,7 @@ fn a_bias_before_a_norm_has_the_whole_gradient(
     Ok(())
 }
 
-/// Dropout on CUDA drops the requested fraction. For a million draws the fraction of dropped
+/// Dropout on CUDA drops the requested fraction. For a million elements the fraction of dropped
 /// elements is within five standard errors, rows and columns show no pattern, each pass drops other
 /// elements, and the gradient is zero exactly at the dropped elements.
 #[rstest]

@@ -50,10 +50,10 @@ fn layers(shape: [i64; 2], bias: bool, behind: Behind, p: f64) -> Result<Sequent
     Ok(Sequential::new(layers))
 }
 
-/// Activation and dropout run with the layer and equal f64. Separate products may use another
-/// kernel, which sums in another order. The cases include more rows than one pass sums for the
-/// bias, numbers of columns that no vector load fits, and so many elements that they are summed in
-/// lines.
+/// A linear layer that is fused with its activation and dropout equals f64, and so do the separate
+/// layers. Separate matrix products may use another kernel, which sums in another order. The cases
+/// include more rows than one pass sums for the bias, numbers of columns that no vector load fits,
+/// and so many elements that they are summed in lines.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn activation_and_dropout_go_along(

@@ -94,7 +94,9 @@ fn residuals_and_activations_equal_f64(
     Ok(())
 }
 
-/// A residual of products, whose norm may have the region's dtype.
+/// A residual around a norm and a linear layer. With `narrow` it is computed by
+/// `residual_of_products`, in which the norm may write its output in the dtype of the autocast
+/// region.
 #[derive(Module)]
 #[forward(|x| match self.narrow {
     true => self.norm.residual_of_products(x, layer, cx),

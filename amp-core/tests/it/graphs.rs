@@ -207,7 +207,7 @@ fn a_graph_gives_the_numbers_of_eager_steps(
     needs_cuda();
     let runs = both(|_| {}, precision, optimizer)?;
     assert_same(&runs);
-    // All steps except the first few and the last of each epoch.
+    // Graphs ran all steps except the first few and the last step of each epoch.
     assert!(runs[1].record.end.replayed > 400, "{}", runs[1].record.end.replayed);
     Ok(())
 }

@@ -23,7 +23,7 @@ const HEADS: i64 = 6;
 const LENGTH: i64 = 9;
 const ROWS: i64 = 3;
 
-/// A hand-written attention.
+/// Attention written with `split_heads` and `causal_attention`, which use the KV cache too.
 #[derive(Module)]
 #[forward(|x| {
     let [q, k, v] = split_heads(&qkv(x)?, HEADS)?;
@@ -36,7 +36,8 @@ struct Own {
     out: Linear,
 }
 
-/// A model of embeddings of tokens and positions and one block, which all tests here use.
+/// The model of these tests: embeddings of tokens and of positions, two kinds of attention and a
+/// transformer block.
 #[derive(Module)]
 #[forward(|ids| {
     let x = words(ids)?.f_add(&places(&cx.places(ids)?)?)?;
@@ -211,7 +212,7 @@ fn padding_before_a_prompt_changes_nothing(#[values(false, true)] floating: bool
     Ok(())
 }
 
-/// After an error the pass can be repeated.
+/// A pass that fails leaves the cache as it was, so that the next pass gives the correct output.
 #[test]
 fn a_failed_pass_changes_nothing() -> Result<()> {
     let _generator = seeded(7);

@@ -57,7 +57,7 @@ fn config(window: i64) -> TrainerConfig {
     })
 }
 
-/// A run over the twelve examples in these batches.
+/// The results of a run over the twelve examples.
 struct Ran {
     weights: Vec<f64>,
     record: RunRecord,

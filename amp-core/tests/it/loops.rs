@@ -345,7 +345,8 @@ fn invalid_options_are_refused(#[case] loops: Loops, #[case] says: &str) -> Resu
     Ok(())
 }
 
-/// Texts of command line options.
+/// Options are parsed from the texts of the command line, and an interval is formatted as the same
+/// text.
 #[test]
 fn options_are_parsed_from_text() -> Result<()> {
     for (text, interval) in [

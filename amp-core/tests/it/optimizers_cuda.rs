@@ -18,8 +18,9 @@ use crate::support::{
     device, needs_cuda, parameter, seeded,
 };
 
-/// Returns more tensors than one launch of the kernel takes, with sizes that fill no block, and a
-/// matrix with a transposed gradient. Gradients are at least a half, so that no decay cancels one.
+/// Returns parameters and their gradients: more tensors than one launch of the kernel takes, most
+/// with sizes that are not a multiple of a block, and a matrix with a transposed gradient.
+/// Gradients are at least a half in size, so that weight decay does not cancel them.
 fn tensors(kind: Kind) -> (Vec<Tensor>, Vec<Tensor>) {
     let _generator = seeded(3);
     let draw = |shape: &[i64]| Tensor::randn(shape, (Kind::Double, Device::Cpu)).to_kind(kind);

@@ -65,8 +65,8 @@ where
     Ok(())
 }
 
-/// Rates are reported by group, the optimizer's own first. A group that contains every parameter
-/// leaves none for the optimizer's own.
+/// Rates are reported by group. First are the parameters that are in no declared group, with the
+/// optimizer's own options, unless the declared groups contain every parameter.
 #[test]
 fn rates_are_reported_by_optimizer_and_group() -> Result<()> {
     let adamw = AdamW::default();
@@ -141,7 +141,7 @@ fn each_parameter_has_one_group(#[case] one: &[&str], #[case] other: &[&str], #[
     assert!(said.contains(says), "{said}");
 }
 
-/// A state with other groups is refused.
+/// Optimizer state that was saved with another number of groups is refused.
 #[test]
 fn another_number_of_groups_is_refused() -> Result<()> {
     let saved: State = Sgd::default().build(parameters())?.state()?;

@@ -29,7 +29,7 @@ struct Regression {
     head: Linear,
 }
 
-/// Returns four batches of eight rows. The targets of the second batch are multiplied by `large`.
+/// Returns four batches of eight rows. All targets of the second batch are `size`.
 fn with_outliers(size: f64) -> Result<DataModule> {
     let _section = seeded(7);
     let options = (Kind::Float, Device::Cpu);

@@ -240,7 +240,8 @@ fn the_trainer_passes_the_option_to_the_optimizer(
     Ok(())
 }
 
-/// Trains two steps in each epoch over ones, at this rate, and returns the notes about updates.
+/// Trains a linear layer with inputs of ones, for two steps in each epoch, at the learning rate
+/// `rate`. Returns the run's notes about weights that did not move.
 fn notes(
     precision: Precision,
     rate: f64,

@@ -31,7 +31,9 @@ fn shape(value: &Value) -> Vec<i64> {
     serde_json::from_value(value.clone()).expect("a list of sizes")
 }
 
-/// Returns the layer and its input with the generator's values, and the generator.
+/// Builds the layer and its input, and fills the parameters and inputs with numbers of the
+/// recordings' generator. Also returns the generator, because the next numbers are the gradients of
+/// the outputs.
 fn filled(
     name: &str,
     case: &Value,

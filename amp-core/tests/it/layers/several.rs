@@ -67,7 +67,9 @@ fn input(value: &Value, lcg: &mut Lcg, kind: Kind) -> Tensor {
     }
 }
 
-/// Returns the module and its inputs with the generator's values, and the generator.
+/// Builds the module and its inputs, and fills the parameters and inputs with numbers of the
+/// recordings' generator. Also returns the generator, because the next numbers are the gradients of
+/// the outputs.
 fn filled(
     name: &str,
     case: &Value,

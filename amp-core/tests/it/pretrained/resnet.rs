@@ -67,8 +67,8 @@ struct ResNet18 {
     fc: Linear,
 }
 
-/// torchvision's state_dict, written by Python; its values come from the generator of the
-/// recordings.
+/// A model that loads the `state_dict` of torchvision's model computes Python's logits. Python
+/// wrote the file, with values of the recordings' generator.
 #[test]
 fn its_state_dict_gives_pythons_logits() -> Result<()> {
     let _generator = seeded(0);

@@ -1,5 +1,7 @@
-//! Waits for amp-libtorch's check. Cargo starts first what most units wait for, and with this script it is
-//! the check rather than torch-sys's script, which would fail with pages of a C++ compiler's output.
+//! Does nothing, but makes this crate depend on amp-libtorch, which checks the libtorch
+//! installation. Cargo starts first what most other crates wait for. Because of this dependency
+//! that is the check. Otherwise torch-sys's build script might run first, and without libtorch it
+//! fails with pages of compiler output instead of one line.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

@@ -1,4 +1,4 @@
-//! Breaks every rule once.
+//! Tests of the error messages of `derive(Batch)`: each case breaks one rule.
 
 use quote::quote;
 

@@ -17,7 +17,7 @@ pub(super) struct Locals {
     pub(super) examples: Ident,
     /// The batch as the step receives it, before the conversion.
     any: Ident,
-    /// The weight of the batch's loss.
+    /// The weight with which the batch's loss enters means over several batches.
     counted: Ident,
 }
 

@@ -1,4 +1,5 @@
-//! Breaks every rule once, and checks the error message and the underlined source.
+//! Tests of the rules: each case breaks one rule, and checks the error message and the underlined
+//! source.
 
 mod advice;
 mod field;

@@ -98,7 +98,7 @@ fn a_captured_step_equals_the_eager_step(
             let _section = seeded(0);
             Captured::builder().build()?
         };
-        // The data are made before the section that draws dropout, because sections do not nest.
+        // `data` seeds the generator too, so it is called before the section in which dropout draws.
         let data = data()?;
         let _section = seeded(1);
         let record = train(&mut model, precision, graph, &data)?;

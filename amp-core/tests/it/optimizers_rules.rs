@@ -148,7 +148,7 @@ fn fifty_steps_equal_the_recorded_ones(
             for (at, kept) in list(case, "state_10").iter().enumerate() {
                 for (slot, bits) in kept.as_object().expect("slots") {
                     let (path, expected) = (format!("{slot}/p{at}"), tensor(bits));
-                    // A count is kept in f32; torch's has its default dtype, which is f32 too.
+                    // Our count of steps is f32. torch's has torch's default dtype, which was f32 in the recording.
                     let expected = match slot == "step" {
                         true => from_bits(Kind::Float, bits.as_str().expect("bits")),
                         false => expected,

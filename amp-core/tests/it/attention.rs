@@ -1,4 +1,5 @@
-//! Attention of a single position to itself returns the value of this position.
+//! Attention over a sequence of a single position: softmax gives the only key the weight 1, so the
+//! output is the value of that position.
 
 use std::collections::BTreeMap;
 

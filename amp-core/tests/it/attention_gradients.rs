@@ -10,7 +10,8 @@ use rstest::rstest;
 
 use crate::support::{bits::relative, device, needs_cuda, seeded};
 
-/// Returns the numbers of examples, heads, words and columns of a head.
+/// Returns the number of examples, which depends on the layout that runs first, and the numbers of
+/// heads, words and columns per head.
 fn sizes(first: Layout) -> [i64; 4] {
     [32 + first as i64, 4, 24, 8]
 }
@@ -37,7 +38,8 @@ fn gradient(
         [0, 1, 2].map(|part: usize| parts[part].view([n, length, heads, width]).transpose(1, 2));
     let options = AttentionOptions { attn_mask: mask, ..Default::default() };
     let output = scaled_dot_product_attention(&q, &k, &v, &options)?;
-    // The gradient of a reshaped tensor is contiguous in the new shape.
+    // The gradient of the flat tensor is contiguous, so the order of the dimensions before
+    // `reshape` sets the layout of the output's gradient.
     let flat = |x: &Tensor| match layout {
         Layout::ByWord => x.transpose(1, 2).reshape([n, length * heads * width]),
         Layout::ByHead => x.reshape([n, length * heads * width]),

@@ -1,4 +1,4 @@
-//! Attention under masks, positions and precision regions.
+//! Attention with masks, with encodings of positions, and in precision regions.
 
 use amp_core::{
     Module, Result,
@@ -83,7 +83,8 @@ fn a_query_without_keys_attends_to_zeros(
     Ok(())
 }
 
-/// Padding changes no bit of other positions. A sequence may consist of padding only.
+/// The values at padded positions change no bit of the output at other positions. Outputs and
+/// gradients are finite, even if a sequence consists of padding only.
 #[rstest]
 fn padding_has_no_effect(
     #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,
@@ -112,7 +113,8 @@ fn padding_has_no_effect(
     for parameter in parameters(&layer) {
         assert!(is_finite(&parameter.tensor.grad()), "{}", parameter.name);
     }
-    // No gradient reaches keys that are masked for every unpadded query.
+    // The loss ignores padded positions, and unpadded queries do not attend to them, so no gradient
+    // reaches them.
     assert!(is_zero(&x.grad().masked_select(&padding.unsqueeze(-1))));
     Ok(())
 }
@@ -295,7 +297,9 @@ struct Checkpointed {
     layer: Checkpoint<TransformerEncoderLayer>,
 }
 
-/// A checkpointed layer has the same gradients with a mask: the recomputation uses the same mask.
+/// A masked layer has the same gradients with and without checkpointing, because the recomputation
+/// uses the mask of the forward pass. If the mask is changed in place before the backward pass, the
+/// gradients differ.
 #[test]
 fn masked_layers_can_be_checkpointed() -> Result<()> {
     let run = |enabled, changes_mask| -> Result<Vec<Tensor>> {
@@ -324,7 +328,8 @@ fn masked_layers_can_be_checkpointed() -> Result<()> {
     Ok(())
 }
 
-/// A model of attention, encoder and decoder, built by the derive and connected by a closure.
+/// A model with attention, an encoder and a decoder. The derive builds the layers, and the closure
+/// of `#[forward]` calls them.
 #[derive(Module)]
 #[forward(|words, image: &Tensor, padding: &Tensor| {
     let mask = AttentionMask::padding(padding);
@@ -360,7 +365,8 @@ struct Net {
     decoder: TransformerDecoder,
 }
 
-/// Every matrix product is reported under its layer's path, with its region's dtype.
+/// The dtype probe reports every matrix product under its layer's path, in the dtype of the
+/// precision region around the layer.
 #[test]
 fn several_inputs_keep_path_and_region() -> Result<()> {
     let _generator = seeded(0);

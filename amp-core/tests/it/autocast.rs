@@ -19,7 +19,7 @@ use crate::support::{
 
 const CPU: Device = Device::Cpu;
 
-/// Returns positive values below 1, the same as in the recording.
+/// Returns positive values below 1. The script that recorded PyTorch's dtypes uses the same values.
 pub(crate) fn x(shape: &[i64]) -> Tensor {
     let count: i64 = shape.iter().product();
     let values: Vec<f64> = (1..=count).map(|n| n as f64 / (count + 2) as f64).collect();
@@ -43,8 +43,9 @@ fn the_defaults_are_torchs() {
     assert_eq!(state(), AutocastState { enabled: defaults["enabled"] == 1, dtype });
 }
 
-/// [13], [14]: the state before, inside and after nested regions is torch's, also if a panic ends a
-/// region. Gradients of f32 weights and inputs are f32.
+/// [13], [14]: before, inside and after nested regions, a linear layer has the output dtype
+/// recorded from PyTorch, even if a panic ends a region. Gradients of f32 weights and inputs are
+/// f32.
 #[rstest]
 #[case("f16")]
 #[case("bf16")]
@@ -174,8 +175,8 @@ fn a_weight_changed_between_regions_is_cast_again() -> Result<()> {
     Ok(())
 }
 
-/// [13], pytorch#48049, #65766: a pass without gradients caches no weight that would block the
-/// gradient of a later pass in the same region.
+/// [13], pytorch#48049, #65766: a forward pass under `no_grad` leaves no cast weight in the cache,
+/// because it would block the gradient of a later pass in the same autocast region.
 #[test]
 fn a_pass_without_gradients_does_not_block_later_gradients() -> Result<()> {
     let on = |tensor: Tensor| tensor.to_device(device());
@@ -193,8 +194,9 @@ fn a_pass_without_gradients_does_not_block_later_gradients() -> Result<()> {
     Ok(())
 }
 
-/// [13], pytorch#105211: cast weights are freed when their region ends, so a sequence of regions
-/// needs the memory of one: a weight of 256 KiB, its copy of 128 KiB, and little else.
+/// [13], pytorch#105211: cast weights are freed when their autocast region ends. Four regions in
+/// sequence therefore need as much memory as one region: the bf16 copy of one weight, 128 KiB, and
+/// little else.
 #[test]
 fn cast_weights_are_freed_with_their_region() -> Result<()> {
     let options = (Kind::Float, device());
@@ -206,7 +208,8 @@ fn cast_weights_are_freed_with_their_region() -> Result<()> {
         drop(input.linear(weight, None::<&Tensor>));
         Ok(())
     };
-    // Memory that libraries keep for themselves is allocated before the measurement.
+    // The first pass allocates the memory that libraries never free, so that the measurement does
+    // not count it.
     pass(&weights[0])?;
     let peak = |count: usize| -> Result<i64> {
         let meter = MemoryMeter::start(device())?;
@@ -214,7 +217,8 @@ fn cast_weights_are_freed_with_their_region() -> Result<()> {
         Ok(meter.read()?.peak_allocated as i64)
     };
     // All threads share libtorch's cache of casts. If an autocast region on another thread ends
-    // during a measurement, that thread frees the copy, and the meter does not count the release.
+    // during a measurement, that thread frees the copy. The meter misses this release and reports
+    // too high a peak, so the lowest of eight measurements counts.
     let least = |count: usize| -> Result<i64> {
         (0..8).try_fold(i64::MAX, |least, _| Ok(least.min(peak(count)?)))
     };

@@ -177,7 +177,7 @@ fn validation_and_files_have_the_average(#[values(EMA, SWA)] averaging: Averagin
     Ok(())
 }
 
-/// Graphs change no bit of an average.
+/// Averages are bit-identical with and without CUDA graphs.
 #[test]
 fn averages_are_the_same_with_graphs() -> Result<()> {
     let data = data()?;

@@ -177,8 +177,9 @@ fn images_that_do_not_fit_are_refused(
     assert!(text.starts_with(says), "{text}");
 }
 
-/// Rectangles and areas equal torchvision 0.26's. The recording replaced torchvision's draws by
-/// these numbers (fixtures/oracles/images.json).
+/// The rectangles that `CutMix` pastes and the shares of the classes equal torchvision 0.26's. The
+/// recording made torchvision use the shares and positions in fixtures/oracles/images.json instead
+/// of random numbers.
 #[test]
 fn rectangles_are_torchvisions() -> Result<()> {
     let all = crate::transforms::recorded();

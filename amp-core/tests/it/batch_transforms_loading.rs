@@ -188,8 +188,9 @@ struct Net {
     all: Sequential,
 }
 
-/// A run that resumes in the middle of an epoch ends like an uninterrupted run, in every way of
-/// loading: batch transforms on the device do not use the random generator of the model.
+/// A run that resumes in the middle of an epoch ends with the weights of an uninterrupted run, even
+/// if the two load their data differently. Batch transforms do not use the model's random
+/// generator.
 #[rstest]
 fn a_resumed_run_equals_the_straight_one(#[values(2, 3, 5)] steps: u64) -> Result<()> {
     let data = |num_workers, prefetch| -> Result<DataModule> {

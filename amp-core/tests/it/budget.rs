@@ -49,7 +49,8 @@ fn stack<M: Module + 'static>(activation: fn() -> M) -> Result<Model> {
     Ok(Model::regression(Sequential::new(layers), sgd))
 }
 
-/// Returns layers that keep their inputs: two activations for each block.
+/// Returns blocks of two layers that each keep their input for the backward pass: two activations
+/// for each block.
 pub(crate) fn mlp() -> Result<Model> {
     stack(|| Gelu)
 }
@@ -81,8 +82,8 @@ pub(crate) fn mixed() -> Result<Model> {
 struct Run {
     record: Result<RunRecord>,
     plans: Vec<MemoryPlan>,
-    /// The peak above the memory that was held before the model was built. The data already existed
-    /// then.
+    /// The peak of allocated bytes, measured from just before the model was built. The data already
+    /// existed then and is not counted.
     peak: u64,
     /// All parameters and buffers after the run, as text.
     tensors: Vec<String>,
@@ -113,7 +114,8 @@ pub(crate) fn config(precision: Precision, budget: Option<u64>) -> TrainerConfig
     })
 }
 
-/// Returns four batches of noise. They stay on the host, because on CUDA the data set would count.
+/// Returns four batches of noise. On CUDA they stay on the host, because a data set on the device
+/// would count towards the budget.
 pub(crate) fn examples() -> Result<DataModule> {
     let noise = || Tensor::randn([4 * BATCH, WIDTH], (Kind::Float, Device::Cpu));
     let mut data = same(Batch::new(noise(), noise())?, BATCH)?;
@@ -124,7 +126,8 @@ pub(crate) fn examples() -> Result<DataModule> {
     Ok(data)
 }
 
-/// Trains for an epoch.
+/// Builds the model, trains it for one epoch, and returns the plans, the peak and the resulting
+/// tensors.
 fn run(config: &TrainerConfig, build: impl Fn() -> Result<Model>) -> Result<Run> {
     let _generator = seeded(3);
     let data = examples()?;
@@ -150,9 +153,11 @@ fn earlier_batches(config: &TrainerConfig) -> u64 {
     }
 }
 
-/// Returns the peak of a run without a budget, and the memory that the budget counts in addition,
-/// including the previous step's batches. The first run of a process on CUDA allocates workspaces
-/// that remain.
+/// Returns the peak of a run without a budget, and the bytes that count towards a budget in
+/// addition: memory that was allocated before the run, and the previous step's batches.
+///
+/// Trains twice and measures the second run, because the first run of a process on CUDA allocates
+/// workspaces that remain.
 pub(crate) fn unlimited(
     config: &TrainerConfig,
     build: impl Fn() -> Result<Model>,
@@ -169,7 +174,8 @@ pub(crate) fn unlimited(
 }
 
 /// The measured peak equals the predicted peak and is within the budget, and only one input of each
-/// checkpointed segment is kept. The cases give the number of kept layer inputs out of two.
+/// checkpointed segment is kept. `kept_of_two` is how many of the two layers in a block keep their
+/// input.
 #[rstest]
 #[case::each_keeps_its_input(mlp, 2, 70)]
 #[case::each_keeps_its_input(mlp, 2, 80)]
@@ -196,7 +202,8 @@ fn the_peak_is_as_predicted_and_within_the_budget(
     let freed = plan.segments.iter().map(|segment| {
         let layers = segment.layers.clone().expect("layers of the container");
         assert_eq!(segment.path, "model");
-        // Layers at even positions are linear.
+        // Layers at even positions are linear. If only half of the layers keep their inputs, these
+        // are the linear layers.
         let kept = layers.filter(|place| place % 2 < kept_of_two).count();
         (kept as u64 - 1) * ACTIVATION
     });
@@ -237,9 +244,8 @@ fn layers_within_a_stage_are_chosen() -> Result<()> {
     Ok(())
 }
 
-/// A memory budget changes neither weights, batch statistics, losses and loss scale, nor the
-/// profile's phases and the next random numbers. The runs to compare with have no budget, or no
-/// activation checkpoints.
+/// A run with a memory budget has the same weights, batch statistics, losses, loss scale, profile
+/// phases and next random numbers as a run without one.
 #[rstest]
 fn a_budget_changes_no_result(
     #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16Mixed, Precision::F64True)]
@@ -342,7 +348,7 @@ fn a_model_without_checkpointable_layers_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// Blocks of a list are chosen as a whole, including their dropout.
+/// The plan checkpoints whole blocks of a list, including their dropout, and changes no result.
 #[test]
 fn transformer_blocks_are_chosen_as_a_whole() -> Result<()> {
     /// Reshapes `[N, d]` to sequences of 16.

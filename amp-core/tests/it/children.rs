@@ -1,5 +1,5 @@
-//! Modules with any inputs, and the ways in which a derived `#[forward]` calls its layers. Each way
-//! keeps path, region and the check of dtypes.
+//! Modules with inputs of any type, and every form in which a derived `#[forward]` can call a
+//! layer. In each form, the layer keeps its path, its precision region and the check of dtypes.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -15,7 +15,7 @@ use amp_core::{
 
 use crate::support::{message, seeded};
 
-/// The matrix products of a pass: path and dtype.
+/// Records the path and the dtype of each matrix product in a forward pass.
 #[derive(Default)]
 struct Products(RefCell<Vec<(String, Kind)>>);
 
@@ -107,7 +107,7 @@ struct Net {
     head: Linear,
 }
 
-/// Returns a function that accepts any module.
+/// Runs a layer that is passed as a generic argument.
 fn apply(layer: &impl Module, x: &Tensor, cx: &Context) -> Result<Tensor> {
     layer.forward(x, cx)
 }
@@ -164,7 +164,8 @@ fn overrides_apply_to_children() -> Result<()> {
     };
     assert_eq!(of("first"), [Kind::Double, Kind::Double]);
     assert_eq!(of("blocks.0.inner"), [Kind::Double]);
-    // This region is declared inside the override and closer to the layer, so it wins.
+    // `outer` declares its own precision region. This region is closer to the layer than the
+    // override of `blocks.0`, so it wins.
     assert_eq!(of("blocks.0.outer"), [Kind::Float]);
     assert_eq!(of("blocks.1.inner"), [Kind::BFloat16, Kind::BFloat16]);
     assert_eq!((of("grid.0.0"), of("grid.1.0")), (vec![Kind::Float], vec![Kind::Double]));
@@ -218,7 +219,8 @@ fn mask() -> Tensor {
     Tensor::from_slice(&[true, true, false]).reshape([1, 3])
 }
 
-/// A region casts its inputs and outputs, including options and tuples; booleans are not cast.
+/// A precision region casts all floating-point inputs and outputs of its module, also in options
+/// and tuples. It does not cast booleans.
 #[test]
 fn a_region_casts_every_input_and_output() -> Result<()> {
     let _generator = seeded(0);
@@ -319,8 +321,8 @@ fn blocks_with_two_inputs_run_in_a_model() -> Result<()> {
     Ok(())
 }
 
-/// A probe for modules with several inputs and outputs. It records the path, the output's size and
-/// a difference for each call.
+/// A probe for modules with several inputs and outputs. For each output it records the path, the
+/// size, and the largest difference between the output and that of a second run.
 #[derive(Default)]
 struct Shown(RefCell<Vec<(String, Vec<i64>, f64)>>);
 

@@ -61,8 +61,7 @@ struct Lists<'m> {
     let last = &self.deep;
     x = last.block.inner.forward(&x, cx)?;
     let pair = Pair { layer: &self.alone };
-    // This layer is not a child of a child, so it is called directly, outside of every layer's
-    // path.
+    // `pair` is not a module, so this call has no path and the probe reports nothing.
     x = pair.layer.forward(&x, cx)?;
     let lists = Lists { layers: vec![&self.alone] };
     lists.layers[0].forward(&x, cx)

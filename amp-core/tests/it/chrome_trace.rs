@@ -55,8 +55,8 @@ fn complete(trace: &[Value], pid: u64) -> Vec<&Value> {
     trace.iter().filter(|event| event["ph"] == "X" && event["pid"] == pid).collect()
 }
 
-/// Each profile has one `step` that contains its phases, in order and without gaps. In microseconds
-/// their sums equal the profile's seconds.
+/// Each profile has one `step` event. The step's phases lie within it, in order and without gaps,
+/// and their durations add up to the profile's times.
 #[test]
 fn spans_nest_and_add_up_to_the_profile() -> Result<()> {
     let folder = tempdir().expect("a folder");
@@ -92,7 +92,8 @@ fn spans_nest_and_add_up_to_the_profile() -> Result<()> {
         }
         assert!(rest.next().is_none());
     }
-    // The profile's time of a phase: on the device if there is one.
+    // The profile measures a phase on the GPU if there is one, so the GPU's events are compared
+    // with it.
     let events = if gpu.is_empty() { &host } else { &gpu };
     for phase in Phase::ALL {
         let own = events.iter().filter(|event| event["name"] == phase.name());

@@ -1,4 +1,5 @@
-//! Cross entropy and accuracy, which have own kernels on CUDA, against libtorch in f64 on the CPU.
+//! Cross entropy and accuracy have their own kernels on CUDA. The tests compare them with libtorch
+//! in f64 on the CPU.
 
 use amp_core::{
     Result,
@@ -67,7 +68,8 @@ fn cross_entropy_equals_f64(
     Ok(())
 }
 
-/// A row may contain values whose exponential overflows, or only non-finite values.
+/// The loss is libtorch's, even if a row contains non-finite values or values whose exponential
+/// overflows.
 #[rstest]
 #[case(&[1e4, -1e4, 0.0], 0.0)]
 #[case(&[-1e4, 1e4, 0.0], 2e4)]
@@ -90,8 +92,7 @@ fn a_mean_over_no_rows_is_nan() -> Result<()> {
     Ok(())
 }
 
-/// Outside of a region a loss has the dtype of its logits. Without gradients, libtorch computes the
-/// loss.
+/// Outside of an autocast region, a loss has the dtype of its logits.
 #[rstest]
 fn a_loss_has_the_dtype_of_its_logits(
     #[values(Kind::Half, Kind::BFloat16)] kind: Kind,
@@ -120,7 +121,8 @@ fn cross_entropy_has_second_derivatives(#[values(0.0, 0.01)] z_loss: f64) -> Res
     Ok(())
 }
 
-/// The first of several equal logits is the largest, and NaN is larger than all others.
+/// If several logits of a row are equal, the first one counts as the largest. NaN counts as larger
+/// than every number.
 #[rstest]
 fn correct_counts_equal_libtorchs_argmax(
     #[values(Kind::Double, Kind::Float, Kind::Half, Kind::BFloat16)] kind: Kind,
@@ -141,7 +143,8 @@ fn correct_counts_equal_libtorchs_argmax(
     Ok(())
 }
 
-/// Sequences are flattened, and the loss is the same if no gradient is needed.
+/// The loss of sequences equals the loss of their flattened elements, also if no gradient is
+/// needed.
 #[rstest]
 fn a_sequence_has_the_loss_of_its_elements() -> Result<()> {
     let _generator = seeded(3);
@@ -201,7 +204,8 @@ fn a_loss_of_pixels_is_the_loss_of_rows(
     Ok(())
 }
 
-/// 300,000 losses of ln 3 add up to more than f16's largest number.
+/// The losses of 300,000 pixels, ln 3 each, add up to more than f16's largest number. Their mean is
+/// finite nevertheless.
 #[test]
 fn a_mean_over_many_pixels_in_f16_is_finite() -> Result<()> {
     let logits = Tensor::zeros([2, 3, 500, 300], (Kind::Half, device()));
@@ -237,7 +241,7 @@ fn losses_of_pixels_repeat_their_bits(
     Ok(())
 }
 
-/// The loss equals f64 for all its options, for few logits and for many.
+/// With all its options, the loss equals the loss in f64, for few classes and for many.
 #[rstest]
 fn options_equal_f64(
     #[values((Kind::Float, Precision::F32True), (Kind::BFloat16, Precision::Bf16Mixed))]
@@ -261,7 +265,8 @@ fn options_equal_f64(
     };
     seen.backward();
     assert!(relative(&seen, &wide(&exact_loss)) < 1e-6);
-    // Elsewhere than on CUDA the gradients of both terms are rounded and added up.
+    // On the CPU, the gradients of the cross entropy and of the z-loss are each rounded before they
+    // are added.
     let terms = if z_loss > 0.0 { 2.0 } else { 1.0 };
     let bound = if kind == Kind::Float { 1e-5 } else { terms * 2.0_f64.powi(-8) };
     let error = relative(&given.grad(), &wide(&exact.grad()));

@@ -203,8 +203,9 @@ fn unscaling_and_clipping_in_one_pass_has_the_same_bits(
     Ok(())
 }
 
-/// A NaN makes the norm NaN, and clipping spreads it to all gradients. The parameter that had it
-/// first is named nevertheless.
+/// A NaN or an inf in one gradient makes the norm non-finite, and clipping spreads it to all
+/// gradients. The skipped step nevertheless names the parameter whose gradient was not finite
+/// before clipping.
 #[rstest]
 fn the_first_parameter_with_a_nan_is_named_after_clipping(
     #[values(f64::NAN, f64::INFINITY, f64::NEG_INFINITY)] value: f64,

@@ -77,7 +77,8 @@ fn the_padded_length_follows_the_option(#[case] pad: Pad, #[case] length: i64) -
     Ok(())
 }
 
-/// Other dimensions are unchanged; floating-point values are padded in their own dtype.
+/// Padding changes the length of a sequence and no other dimension. Floating-point sequences are
+/// padded in their own dtype.
 #[test]
 fn sequences_of_vectors_are_padded() -> Result<()> {
     let example = |length: i64| Batch {
@@ -176,8 +177,7 @@ fn invalid_padding_is_refused(#[case] pad: Pad, #[case] says: &str) {
     assert!(text.starts_with(says), "{text}");
 }
 
-/// A set whose batches contain one of the batch's random numbers and the number of the batch's
-/// first example.
+/// A data set that draws one random number for each batch and adds it to the batch as `share`.
 struct Mixed;
 
 impl MapDataset for Mixed {

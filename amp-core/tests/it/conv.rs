@@ -33,7 +33,7 @@ use crate::{
 
 const HALF: [Kind; 2] = [Kind::Half, Kind::BFloat16];
 
-/// Returns half a unit in the last place, as a relative error.
+/// Returns the largest relative error of rounding to this dtype.
 fn rounding(kind: Kind) -> f64 {
     if kind == Kind::Half { 2.0_f64.powi(-11) } else { 2.0_f64.powi(-8) }
 }
@@ -84,8 +84,9 @@ fn net() -> Result<Sequential> {
     ]))
 }
 
-/// Output and gradients of one layer equal f64 on the same rounded numbers, and the memory layout
-/// is kept. libtorch's convolution of contiguous tensors has the same error.
+/// The output and the gradients of a convolution equal those in f64 on the same rounded inputs,
+/// within a few roundings. The output is in channels_last. libtorch's convolution of contiguous
+/// tensors meets the same bound.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_layer_on_tensor_cores_is_near_f64(
@@ -113,7 +114,7 @@ fn a_layer_on_tensor_cores_is_near_f64(
     let incoming = draw(&[8, 32, side, side]);
     let cx = Context::new(policy, true);
 
-    // Output and gradients of input, weight and bias.
+    // Returns the output, and the gradients of the input, the weight and the bias.
     let run = |forward: &dyn Fn(&Tensor) -> Result<Tensor>| -> Result<[Tensor; 4]> {
         let given = input.to(device()).to_kind(storage).set_requires_grad(true);
         let output = {
@@ -150,9 +151,9 @@ fn a_layer_on_tensor_cores_is_near_f64(
     Ok(())
 }
 
-/// A first layer with few channels, whose input needs no gradient, equals f64 on the same rounded
-/// numbers: its output and the gradients of its parameters. Images have even and odd sides, in
-/// either layout.
+/// For a first layer with few channels, whose input needs no gradient, the output and the gradients
+/// of the parameters equal those in f64 on the same rounded inputs. The images have even and odd
+/// sides, and are contiguous or in channels_last.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_first_layer_is_near_f64(
@@ -207,7 +208,7 @@ fn a_first_layer_is_near_f64(
     Ok(())
 }
 
-/// The layouts of each module's input and output.
+/// Records the output of each module, so that its memory layout can be compared.
 #[derive(Default)]
 struct Layouts(RefCell<Vec<(String, Tensor)>>);
 
@@ -276,7 +277,7 @@ fn train(config: &TrainerConfig) -> Result<Outcome> {
 }
 
 /// A run is reproducible, and on CUDA a run with graphs equals the run without. The same holds for
-/// optimizer state in 8 bits, whose blocks follow the weights' memory.
+/// optimizer state in 8 bits, whose blocks follow the order of the weights in memory.
 #[rstest]
 fn a_run_is_reproducible(
     #[values(Precision::F16Mixed, Precision::Bf16Mixed, Precision::Bf16True)] precision: Precision,
@@ -293,8 +294,8 @@ fn a_run_is_reproducible(
     Ok(())
 }
 
-/// A checkpoint of a 16-bit run loads on a device without channels_last, and back, with the same
-/// bits under the same names.
+/// A checkpoint of a 16-bit run with channels_last loads into a model without channels_last, and
+/// the other way round, with the same bits under the same names.
 #[test]
 fn checkpoints_load_across_layouts() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");

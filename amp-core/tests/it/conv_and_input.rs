@@ -15,7 +15,7 @@ use crate::support::{
     needs_cuda, seeded,
 };
 
-/// Which of the two uses contribute to the loss.
+/// Which of the two uses of the input contribute to the loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Uses {
     Both,
@@ -43,8 +43,9 @@ fn loss(y: &Tensor, x: &Tensor, [for_y, for_x]: [&Tensor; 2], uses: Uses) -> Ten
     }
 }
 
-/// The output, and the gradients of input and weight if there are any, equal f64. The gradients are
-/// added up within one product (1×1), or after it. The second output equals the input bit for bit.
+/// The output equals f64, and so do the gradients of the input and the weight if they exist. For
+/// some 1×1 kernels the gradients of both uses are added up within one product, otherwise after it.
+/// The second output equals the input bit for bit.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn gradients_are_those_of_f64(
@@ -118,7 +119,7 @@ fn a_gradient_that_is_held_stays() -> Result<()> {
     Ok(())
 }
 
-/// Gradients of gradients exist, as a gradient penalty needs them.
+/// The two outputs have second derivatives, which a gradient penalty needs.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn it_has_second_derivatives(#[values(1, 3)] side: i64) -> Result<()> {

@@ -15,9 +15,9 @@ use crate::support::{
     seeded,
 };
 
-/// The product equals f64, for patches of 4 and 16 pixels, images that patches cover completely or
-/// not, with and without a bias, for f32 images and images in channels_last. On other devices
-/// libtorch's convolution runs.
+/// The output and the gradients equal those in f64: for patches of 4 and 16 pixels, for images that
+/// patches cover completely or not, with and without a bias, and for contiguous images and images
+/// in channels_last. On other devices than CUDA, libtorch's convolution runs.
 #[rstest]
 fn patches_are_those_of_f64(
     #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16Mixed, Precision::Bf16True)]

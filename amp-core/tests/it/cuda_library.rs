@@ -111,8 +111,8 @@ fn without_a_driver_nothing_is_loaded() {
     let (found, printed) = libtorch.run();
     assert_eq!(found, CudaLibrary::NoDriver);
     assert!(printed.contains("devices: 0"), "{printed}");
-    // The program is not linked with it either: libtorch's own folder comes later in the search
-    // path.
+    // The program is not linked with the CUDA library either. Otherwise the loader would have
+    // mapped the replacement, whose folder comes before libtorch's own in the search path.
     assert!(printed.contains("mapped: None"), "{printed}");
 }
 

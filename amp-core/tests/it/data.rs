@@ -246,8 +246,8 @@ fn every_way_of_loading_gives_the_same_bits(
     Ok(())
 }
 
-/// A data set in memory is copied to the device if it fits. It is not copied for a CPU with
-/// prefetching, or under `Host`.
+/// With `Placement::Auto`, a data set in memory is copied to the device if it fits, except for a
+/// CPU with prefetching. With `Placement::Host` it is never copied.
 #[test]
 fn sets_are_stored_according_to_the_placement() -> Result<()> {
     let resident = |placement, prefetch| -> Result<bool> {
@@ -287,7 +287,7 @@ fn invalid_loading_options_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// `head` returns the first batches of a data set, for a trial.
+/// `head` returns a data module with only the first batches of each data set, for a trial run.
 #[test]
 fn a_head_of_a_set_has_its_first_batches() -> Result<()> {
     let head = DataModule::new("numbers", numbered(9)?, numbered(3)?, 2).head(2)?;

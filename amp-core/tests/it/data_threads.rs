@@ -99,7 +99,7 @@ fn a_dataset_from_disk_equals_one_in_memory(
     Ok(())
 }
 
-/// The fault of the test's data set at this example.
+/// How the data set of the test fails at its faulty example.
 #[derive(Clone, Copy)]
 enum Fault {
     Error,

@@ -48,7 +48,8 @@ fn config(run: &Value) -> TrainerConfig {
     let mut config = TrainerConfig::new(precision, Device::Cpu);
     config.max_epochs = 3;
     config.logging.log_every_n_steps = 1;
-    // In PyTorch a skipped step changes batch statistics and draws dropout.
+    // In PyTorch a skipped step still updates batch statistics and draws dropout, so it must do the
+    // same here.
     config.recovery.skipped_step_advances = true;
     config.optimization.gradient_clip =
         run["clip"].as_str().map(|_| Clip::Norm(number(run, "clip")));
@@ -212,7 +213,7 @@ fn evaluate(model: &Model, precision: &str) -> Result<Tensor> {
     no_grad(|| model.forward(&input, &Context::new(policy, false)))
 }
 
-/// Returns the distance from 1 to the next number.
+/// Returns the distance from 1 to the next larger number of this dtype.
 fn unit(kind: Kind) -> f64 {
     match kind {
         Kind::Half => 2.0_f64.powi(-10),
@@ -303,8 +304,8 @@ fn every_dtype_is_torchs(#[case] precision: &str) -> Result<()> {
     Ok(())
 }
 
-/// The scale, which Lightning does not show, moves as torch's, and the record has the steps of its
-/// changes.
+/// The record lists every skipped step with the parameter that caused it. The loss scale changes at
+/// the same steps as PyTorch's.
 #[test]
 fn the_record_holds_every_skip_and_scale() -> Result<()> {
     let oracle = oracle!("demo_training.json");
@@ -318,7 +319,7 @@ fn the_record_holds_every_skip_and_scale() -> Result<()> {
     let skips: Vec<u64> = record.skips.iter().map(|skip| skip.attempt).collect();
     assert_eq!(skips, recorded_skips);
     assert!(record.skips.iter().all(|skip| skip.culprit.is_some()));
-    // Lightning counts all steps.
+    // As in Lightning, `global_step` counts skipped steps too.
     let steps = list(run, "steps").len() as u64;
     assert_eq!((record.end.global_step, record.end.skipped), (steps, skips.len() as u64));
     let last = record.end.scale.expect("16-mixed scales");

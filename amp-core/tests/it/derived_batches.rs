@@ -83,7 +83,8 @@ fn wrong_fields_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// A region casts the fields of a struct like single tensors.
+/// `each` applies a function to every tensor of a batch. A precision region uses `each` to cast the
+/// fields.
 #[test]
 fn a_region_casts_the_fields_of_a_batch() -> Result<()> {
     use amp_core::nn::Tensors;
@@ -131,7 +132,8 @@ struct Classifier {
     head: Linear,
 }
 
-/// A model with two outputs, a loss of the whole batch, and a metric that reads parts of both.
+/// A model with two outputs, a loss that reads the whole batch, and a metric that reads one of the
+/// outputs and one field of the batch.
 #[derive(LightningModule)]
 #[batch(Sentences, inputs(batch), target = batch)]
 #[forward(|batch: &Sentences| -> Result<(Tensor, Tensor)> {

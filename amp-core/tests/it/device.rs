@@ -78,7 +78,8 @@ fn overflow_skips_the_step(
     Ok(())
 }
 
-/// A scaler that only checks does not scale, and skips steps in any dtype, including f16.
+/// Without loss scaling, the scaler only checks gradients. It skips steps that are not finite in
+/// any dtype, including f16, and has no scale.
 #[rstest]
 fn steps_that_are_not_finite_are_skipped_under_every_precision(
     #[values(Precision::F32True, Precision::F16True, Precision::Bf16True, Precision::F64True)]

@@ -22,7 +22,7 @@ fn recorded() -> Value {
     oracle!("diffusion.json")
 }
 
-/// Returns the largest difference.
+/// Returns the largest absolute difference between the elements of two tensors.
 fn distance(found: &Tensor, expected: &Tensor) -> f64 {
     assert_eq!(found.size(), expected.size());
     (found.to_kind(Kind::Double) - expected.to_kind(Kind::Double)).abs().max().double_value(&[])
@@ -138,8 +138,7 @@ fn grids_are_torchvisions() -> Result<()> {
     Ok(())
 }
 
-/// Pillow reads the same pixels from torchvision's file as from ours, and so does this crate's
-/// decoder.
+/// A file written by `save_image` decodes to the pixels that Pillow read from torchvision's file.
 #[cfg(feature = "images")]
 #[test]
 fn files_have_torchvisions_pixels() -> Result<()> {

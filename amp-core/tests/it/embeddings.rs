@@ -85,7 +85,8 @@ fn invalid_arguments_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// An option of a layer that is an `Option` also accepts a plain value.
+/// A model with layer options of the type `Option`. An attribute accepts `None`, `Some(…)` and a
+/// plain value for them.
 #[derive(Module)]
 #[forward(|ids, offsets: &Tensor| {
     let x = words(ids)?.f_add(&other(ids)?)?;

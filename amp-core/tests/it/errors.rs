@@ -27,8 +27,8 @@ fn the_text_is_the_exceptions_without_its_stack() -> Result<()> {
     Ok(())
 }
 
-/// Exceptions in the shim are caught like exceptions in tch: a foreach kernel refuses an integer
-/// tensor.
+/// Exceptions in this crate's C++ code are caught like exceptions in tch. Here a foreach kernel
+/// refuses an integer tensor.
 #[test]
 fn the_shim_lets_no_exception_out() {
     let integers = [Tensor::ones([2], (Kind::Int64, Device::Cpu))];

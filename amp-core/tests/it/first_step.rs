@@ -86,7 +86,8 @@ impl Probe for Tensors {
     }
 }
 
-/// Returns the output and the number of kept bytes of a training pass over some digits.
+/// Runs a forward pass in training mode over some digits. Returns its output, and the bytes that it
+/// keeps for a backward pass.
 fn pass(layers: &Sequential, policy: Policy, context: Context) -> Result<(Tensor, i64)> {
     let input = digits(330)?.place(policy)?.input;
     tch::manual_seed(5);
@@ -98,9 +99,9 @@ fn pass(layers: &Sequential, policy: Policy, context: Context) -> Result<(Tensor
     Ok((output, meter.allocated()?))
 }
 
-/// A probe of dtypes gets a report of each layer, like a probe of tensors, although on CUDA batch
-/// norm, ReLU and dropout run in one kernel. The pass has the same bits and keeps the same bytes as
-/// a pass without a probe.
+/// A probe that reads dtypes gets a report of each layer, like a probe that reads tensors, although
+/// on CUDA one kernel computes batch norm, ReLU and dropout. The pass has the same bits and keeps
+/// as many bytes as a pass without a probe.
 #[rstest]
 fn fused_layers_are_reported_one_by_one(
     #[values(

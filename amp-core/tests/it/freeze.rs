@@ -198,8 +198,8 @@ fn moves(precision: Precision, freeze: &[&str], epochs: i64) -> Result<Vec<Vec<S
     Ok(moves.0)
 }
 
-/// Parameters are unfrozen at their epoch. The steps are counted by hand: with four steps an epoch,
-/// epoch 2 begins with the ninth step.
+/// Parameters are unfrozen at their epoch or step. The expected steps were counted by hand: with
+/// four steps an epoch, epoch 2 begins with the ninth step.
 #[rstest]
 #[case::epoch("encoder.*=epoch:2", 8)]
 #[case::step("encoder.*=step:6", 6)]

@@ -50,7 +50,7 @@ struct Other {
 }
 
 /// A type and a file suffice: hyperparameters (including required ones), weights and state are
-/// restored. `best` and `last` name files.
+/// restored. The path may also be the folder of the files, alone or followed by `best` or `last`.
 #[test]
 fn a_model_is_built_from_its_type_and_a_file() -> Result<()> {
     let _section = seeded(0);

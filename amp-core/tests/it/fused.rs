@@ -1,5 +1,5 @@
-//! Batch normalization with ReLU and dropout in one kernel, and dropout alone, only on CUDA
-//! (`AMP_DEVICE=cuda`), against libtorch in f64 on the CPU.
+//! Fused kernels on CUDA (`AMP_DEVICE=cuda`): batch normalization with ReLU and dropout, and
+//! dropout alone. The reference is libtorch in f64 on the CPU.
 
 use amp_core::{
     Module, Result,
@@ -104,9 +104,9 @@ fn fused_layers_equal_separate_layers(
     Ok(())
 }
 
-/// A norm also computes the gradient of the bias before it, by summing the gradient it passes on.
-/// If another gradient is added to that gradient in between, the bias's gradient is the sum of
-/// both.
+/// The backward pass of a norm also computes the gradient of the bias in the layer before it, by
+/// summing the gradient of the norm's input. If another operation also uses that layer's output,
+/// the bias's gradient includes the gradient of that operation.
 #[rstest]
 fn a_bias_before_a_norm_has_the_whole_gradient(
     #[values(Precision::F32True, Precision::Bf16Mixed, Precision::Bf16True)] precision: Precision,

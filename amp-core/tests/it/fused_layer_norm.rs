@@ -1,5 +1,5 @@
-//! Layer normalization fused with the operations before and after it, only on CUDA
-//! (`AMP_DEVICE=cuda`), against libtorch in f64 on the CPU.
+//! On CUDA (`AMP_DEVICE=cuda`), layer normalization is fused with the operations before and after
+//! it. The reference is libtorch in f64 on the CPU.
 
 use amp_core::{
     Module, Result,

@@ -1,5 +1,5 @@
-//! A linear layer followed by ReLU or GELU and dropout, only on CUDA (`AMP_DEVICE=cuda`), against libtorch
-//! in f64 on the CPU.
+//! On CUDA (`AMP_DEVICE=cuda`), a linear layer is fused with the ReLU or GELU and the dropout that
+//! follow it. The reference is libtorch in f64 on the CPU.
 
 use amp_core::{
     Module, Result,

@@ -1,5 +1,5 @@
-//! A residual around a norm, and GELU after a linear layer, whose kernels run only on CUDA
-//! (`AMP_DEVICE=cuda`), against libtorch in f64 on the CPU.
+//! A residual around a norm, and GELU after a linear layer. Their fused kernels run only on CUDA
+//! (`AMP_DEVICE=cuda`). The reference is libtorch in f64 on the CPU.
 
 use amp_core::{
     nn::{Activation, Context, LinearConfig, split_heads},
@@ -156,7 +156,7 @@ fn on_a_cpu_separate_operations_run() -> Result<()> {
     Ok(())
 }
 
-/// Gradients of gradients exist, as a gradient penalty needs them.
+/// A residual has second derivatives, which a gradient penalty needs.
 #[test]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_residual_has_second_derivatives() -> Result<()> {

@@ -44,8 +44,8 @@ struct Gpt2 {
     h: TransformerEncoder,
 }
 
-/// Returns the recorded model, whose weights come from the recordings' generator. The norms'
-/// weights are around 1.
+/// Returns the model that was recorded. Its weights come from the number generator of the recording
+/// script. The norms' weights are around 1.
 fn gpt2(policy: Policy) -> Result<Gpt2> {
     let (model, mut generator) = (Gpt2::builder().build()?, Lcg(8));
     place(&model, policy, &BTreeMap::new())?;
@@ -68,8 +68,8 @@ fn policy() -> Policy {
     Policy::new(Precision::F64True, device())
 }
 
-/// The likeliest tokens equal those of transformers, also if the prompt leaves room for only one
-/// token in the context.
+/// The likeliest tokens equal those of transformers: with and without a cache, up to the last
+/// position of the context, and with a token that ends sequences.
 #[rstest]
 fn the_likeliest_tokens_are_those_of_transformers(
     #[values(true, false)] cache: bool,
@@ -89,7 +89,7 @@ fn the_likeliest_tokens_are_those_of_transformers(
     assert_eq!(ended.run(&model, &prompts, policy())?, ids(&greedy["ended"]));
     let one = found.narrow(0, 0, 1);
     let options = Generation { end: Some(integer(greedy, "end")), ..Generation::new(9, PLACES) };
-    // The first sequence ends with its third token.
+    // The third new token of the first sequence is the end token, so the generation stops there.
     assert_eq!(options.run(&model, &one.narrow(1, 0, 5), policy())?, one.narrow(1, 0, 8));
     Ok(())
 }

@@ -63,9 +63,9 @@ fn run(
     train_on(&config, demo(0.2)?, access, optimizer, Vec::new())
 }
 
-/// A kernel that reads 16-bit gradients gives the same step as the same values in f32. A hook
-/// before the step gets these values in f32, with and without clipping, also in steps that
-/// overflow.
+/// A kernel that reads 16-bit gradients makes the same step as with the same values in f32. If code
+/// may read gradients before the step (`StepAccess::InStep`), it gets these values in f32. This
+/// holds with and without clipping, also in steps that overflow.
 #[rstest]
 #[case(adamw)]
 #[case(foreach)]
@@ -181,7 +181,7 @@ fn gradients_of_weights_are_rounded_to_16_bits(
     Ok(())
 }
 
-/// Each element of a weight needs two bytes less.
+/// 16-bit gradients save two bytes for each element of a weight.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn gradients_in_16_bits_need_half_the_memory() -> Result<()> {
@@ -208,7 +208,8 @@ fn gradients_in_16_bits_need_half_the_memory() -> Result<()> {
     Ok(())
 }
 
-/// Accumulated gradients are f32, as on the CPU: they are bit-identical to a run that requests f32.
+/// Accumulated gradients, and gradients on the CPU, stay in f32 even if the run requests 16 bits:
+/// the weights are bit-identical to those of a run that requests f32.
 #[rstest]
 fn accumulated_gradients_are_f32(
     #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,

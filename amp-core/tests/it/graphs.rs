@@ -28,7 +28,7 @@ use crate::support::{
     needs_cuda, seeded,
 };
 
-/// A model whose steps can be graphs.
+/// A model with a given `step_access`, which decides whether its steps can be CUDA graphs.
 struct Free {
     model: Model,
     access: StepAccess,
@@ -224,7 +224,7 @@ fn overflowing_steps_are_handled_as_without_a_graph(
 ) -> Result<()> {
     needs_cuda();
     let change = |config: &mut TrainerConfig| {
-        // Overflows in the first steps, and again each time the scale has grown.
+        // The gradients overflow in the first steps, and again each time the loss scale has grown.
         config.numerics.scaler = GradScalerConfig {
             init_scale: 2.0_f64.powi(26),
             growth_interval: 3,

@@ -36,8 +36,8 @@ fn damped(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(sgd)
 }
 
-/// An optimizer that runs after the graph gives the same step. In steps that overflow it must not
-/// step.
+/// An optimizer that runs after the graph gives the same weights as without a graph. In steps that
+/// overflow it must not change them.
 #[rstest]
 #[case(foreach_adamw)]
 #[case(foreach_sgd)]

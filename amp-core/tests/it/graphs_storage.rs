@@ -24,7 +24,7 @@ fn a_graph_updates_state_in_fewer_bits(
     let change = |config: &mut TrainerConfig| {
         config.max_epochs = 10;
         config.numerics.moments = moments;
-        // Overflows in the first steps, and again each time the scale has grown.
+        // The gradients overflow in the first steps, and again each time the loss scale has grown.
         config.numerics.scaler = GradScalerConfig { growth_interval: 3, ..Default::default() };
         config.numerics.scaler.init_scale = 2.0_f64.powi(26);
     };

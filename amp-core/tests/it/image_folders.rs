@@ -103,7 +103,7 @@ fn invalid_folders_are_refused(#[case] files: &[&str], #[case] says: &str) {
     assert!(text.contains(says), "{text}");
 }
 
-/// A damaged file ends the epoch with an error that has its name and number.
+/// A damaged file ends the epoch with an error that names the file and the number of its example.
 #[rstest]
 fn a_damaged_file_is_named(#[values(0, 2)] num_workers: usize) -> Result<()> {
     let folder = folder(&["a/1.png", "a/2.png", "b/3.png"]);

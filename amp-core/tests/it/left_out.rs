@@ -1,5 +1,5 @@
-//! Batches and micro-batches that make up one step. The step's gradient is the gradient of the
-//! large batch, even if some targets are ignored, and the step logs its own values.
+//! Several batches or micro-batches may make up one step. The step's gradient and the logged values
+//! then equal those of one large batch, even if some targets are ignored.
 
 use amp_core::{Trainer, TrainerConfig, event::Event, nn, prelude::*, record::RunRecord};
 use rstest::rstest;
@@ -61,7 +61,7 @@ fn config(window: i64) -> TrainerConfig {
 struct Ran {
     weights: Vec<f64>,
     record: RunRecord,
-    /// The values of each step.
+    /// The first logged value of each step, which is the loss.
     logged: Vec<f64>,
     notes: Vec<String>,
 }

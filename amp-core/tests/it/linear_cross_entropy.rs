@@ -1,4 +1,5 @@
-//! The cross entropy of a linear layer in chunks of rows, against all logits at once in f64.
+//! The cross entropy of a linear layer, computed in chunks of rows. The reference computes all
+//! logits at once in f64.
 
 use amp_core::{
     Result,
@@ -305,7 +306,7 @@ fn sequences_are_rows() -> Result<()> {
 fn the_logits_of_all_rows_do_not_exist_together() -> Result<()> {
     needs_cuda();
     let _generator = seeded(13);
-    // Chunks of 8192 rows by default.
+    // The default chunk has 8192 rows.
     let (rows, width, classes) = (32_768, 64, 16_384);
     let draw = |size: [i64; 2]| {
         (Tensor::randn(size, (Kind::Float, device())) / 8.0).set_requires_grad(true)

@@ -122,7 +122,7 @@ fn several_values_are_named_by_their_index() -> Result<()> {
     Ok(())
 }
 
-/// Counts with another shape belong to another metric.
+/// If the counts of a metric change their shape, they belong to another metric and are refused.
 #[test]
 fn counts_of_another_shape_are_refused() -> Result<()> {
     let mut log = Log::default();

@@ -268,8 +268,8 @@ fn early_stopping_waits_for_the_minimum_length(
     Ok(())
 }
 
-/// Sanity validation before training changes nothing. The model counts the calls of its validation
-/// step.
+/// Sanity validation before training has no effect: events and weights equal those of a run without
+/// it.
 #[test]
 fn sanity_steps_leave_no_trace() -> Result<()> {
     let checked = Loops { num_sanity_val_steps: 2, ..Loops::default() };

@@ -1,6 +1,7 @@
-//! Batches of a window and micro-batches are weighted by the number of elements of the loss's mean.
-//! Their gradient equals the large batch's, for every loss with options and for a user-defined
-//! loss. A loss of the whole batch is never split without a note.
+//! Accumulated batches and micro-batches are weighted by the number of elements over which their
+//! loss takes the mean. Their gradient then equals the gradient of the large batch, for every loss
+//! with options and for a user-defined loss. A loss of the whole batch is never split without a
+//! note.
 
 use amp_core::{
     Trainer, TrainerConfig,
@@ -69,8 +70,8 @@ model!(by_size, OfSize, value = BySize);
 model!(contrastive, Contrastive, info_nce, temperature = 0.5);
 model!(dice_of_all, DiceOfAll, dice, batch = true);
 
-/// Returns twelve examples: with classes, of which this one is ignored and fills the first batch;
-/// or with three numbers from 0 to 1.
+/// Returns twelve examples. If `ignored` is given, the targets are classes, and the first five have
+/// the ignored class. Otherwise each target has three numbers from 0 to 1.
 fn examples(ignored: Option<i64>) -> Result<Batch> {
     let _section = seeded(11);
     let input = Tensor::f_randn([12, 4], (Kind::Float, Device::Cpu))?;

@@ -197,7 +197,7 @@ fn two_towers_are_one_output() -> Result<()> {
     Ok(())
 }
 
-/// `compute` uses the length of the output as the length of each example.
+/// Without lengths, `compute` uses all time steps of the output for each example.
 #[test]
 fn ctc_without_lengths_uses_all_steps() -> Result<()> {
     let oracle = oracle!("losses.json");
@@ -276,8 +276,7 @@ fn weights_of_elements_need_the_shape_of_an_example(
     assert!(said.contains("the shape of one example, [3, 3]"), "{said}");
 }
 
-/// A variance below zero is refused. A NaN in a sum of probabilities would otherwise be hidden by
-/// `reduction = mean`.
+/// A variance below zero is refused, and so is a negative class that is not the ignored class.
 #[test]
 fn a_variance_below_zero_is_refused() {
     let of = zeros(&[4], Kind::Float);

@@ -333,7 +333,7 @@ fn a_manual_step_ends_at_its_first_loss() -> Result<()> {
     let loss = of(&mut chain)?;
     assert_eq!((loss.double_value(&[]), loss.requires_grad()), (3.0, true));
     loss.backward();
-    // The critic's gradient is the generator's output for 3.
+    // The critic's gradient is the generator's output for the input 3.
     assert_eq!(values(&chain.critic.weight().grad()), [3.0]);
     assert_eq!(values(chain.critic.weight()), [1.0]);
     let text = message(of(&mut Wrong::builder().build()?));

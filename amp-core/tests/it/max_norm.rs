@@ -34,7 +34,8 @@ fn lengths(rows: &Tensor) -> Vec<f64> {
     Vec::try_from(norms.reshape([-1])).expect("numbers")
 }
 
-/// In evaluation the output has the rescaled vectors, and the table and its gradients are unchanged.
+/// In evaluation the output has rescaled vectors, but the table is not changed. Output and
+/// gradients equal those of training.
 #[rstest]
 fn evaluation_leaves_the_table_as_it_is(
     #[values(false, true)] scale_grad_by_freq: bool,
@@ -70,8 +71,8 @@ fn evaluation_leaves_the_table_as_it_is(
     Ok(())
 }
 
-/// For embedding bags in evaluation, with and without padding and weights, the table is unchanged
-/// too.
+/// In evaluation an embedding bag does not change its table either, in any mode, with and without
+/// padding. The output equals that of training.
 #[rstest]
 #[case(BagMode::Mean, None)]
 #[case(BagMode::Mean, Some(1))]

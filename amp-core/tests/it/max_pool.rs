@@ -73,7 +73,8 @@ trait BackwardWith {
 
 impl BackwardWith for Tensor {
     fn backward_with(&self, incoming: &Tensor) -> Result<()> {
-        // A product with NaN or infinity would spoil a sum, but its gradient is `incoming`.
+        // If the output has NaN or infinity, the sum is not finite, but the gradient of the output
+        // is `incoming` in any case.
         Ok((self * incoming).f_sum(Kind::Double)?.f_backward()?)
     }
 }

@@ -69,7 +69,7 @@ fn config(device: Device, graph: Graph) -> TrainerConfig {
     )
 }
 
-/// Returns the events of a run, and the weights after it.
+/// Returns the events of a run, the weights after it, and the number of steps that ran as a graph.
 fn run(
     (always, never): (bool, bool),
     config: TrainerConfig,
@@ -101,8 +101,8 @@ fn media(events: &[Event]) -> Vec<(u64, &str, &Media)> {
     seen.collect()
 }
 
-/// Images and texts are logged in each second step, and in the first batch of each validation, but
-/// not in validations before training.
+/// Images and histograms are logged in each second step, and texts in the first batch of each
+/// validation, but not in validations before training.
 #[test]
 fn media_come_at_the_logging_interval() -> Result<()> {
     let (events, ..) = run((false, false), config(Device::Cpu, Graph::Off), None)?;
@@ -243,7 +243,8 @@ fn a_graph_refuses_to_log_for_the_host() -> Result<()> {
     needs_cuda();
     let text = message(run((true, false), config(device(), Graph::On), None));
     assert!(text.contains("log it only if `step.at_logging_interval()` is true"), "{text}");
-    // Otherwise there is a note, and no step is lost.
+    // With `Graph::Auto` the run continues without a graph, and each of its ten steps logs an
+    // image.
     let (events, ..) = run((true, false), config(device(), Graph::Auto), None)?;
     assert_eq!(media(&events).iter().filter(|(_, name, _)| *name == "inputs").count(), 10);
     Ok(())

@@ -33,7 +33,7 @@ impl Metric for Largest {
     }
 }
 
-/// A metric: the centre of the scores in steps of 1/1000, computed from 40,000 counts.
+/// A metric: the mean score, computed from 40,000 counts of the scores in steps of 1/1000.
 #[derive(Debug)]
 struct Centre;
 
@@ -293,8 +293,8 @@ fn a_metric_that_nothing_computes_is_an_error() -> Result<()> {
     Ok(())
 }
 
-/// Counts are summed inside the graph, and rows are copied after each replay, also in a step that
-/// overflows and is repeated.
+/// With CUDA graphs the metrics have the same values as without, also if a step overflows. Counts
+/// are summed inside the graph, and rows are copied after each replay.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_graph_keeps_the_same_state_as_eager_steps(

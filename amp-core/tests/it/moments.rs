@@ -29,7 +29,7 @@ fn build(
     options.build_with(vec![parameter("weight", start)], moments.into())
 }
 
-/// Steps with this gradient.
+/// Runs one step of the optimizer with this gradient.
 fn step(optimizer: &mut dyn Optimizer, grad: &Tensor) -> Result<()> {
     set_gradients(optimizer, &[Some(grad.shallow_clone())]);
     optimizer.step()

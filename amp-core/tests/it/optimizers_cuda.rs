@@ -1,5 +1,5 @@
-//! This crate's kernels of optimizers, only on CUDA (`AMP_DEVICE=cuda`), against libtorch on the
-//! CPU.
+//! This crate's optimizer kernels, only on CUDA (`AMP_DEVICE=cuda`). The reference is libtorch on
+//! the CPU.
 
 use amp_core::{
     Result,
@@ -51,7 +51,7 @@ fn build(
     build_with(options, params, device, Moments::Full)
 }
 
-/// Gives the parameters these gradients, with their memory layout.
+/// Sets the gradients of the parameters. Each keeps the memory layout of the given gradient.
 fn give(parameters: &[Parameter], grads: &[Tensor]) {
     for (parameter, grad) in parameters.iter().zip(grads) {
         let mut own = parameter.tensor.grad();
@@ -316,7 +316,8 @@ fn codes_equal_the_cpus() -> Result<()> {
     Ok(())
 }
 
-/// libtorch's kernels on the CPU can skip a step and have no other capability.
+/// AdamW without fused kernels can neither skip a step nor scale gradients on the device, and
+/// refuses to do so.
 #[rstest]
 fn a_missing_capability_is_refused() -> Result<()> {
     let (params, _) = tensors(Kind::Float);

@@ -62,13 +62,14 @@ model!(Unbiased, [], [forward(|ids| {
 model!(Tied, [], [forward(|ids| {
     nn::linear(&inner(&norm(&token(ids)?)?)?, self.token.weight(), None)
 })], |inner| #[layer(linear(WIDTH, WIDTH))]);
-// The output of these layers is not the model's output, or something else reads it.
+// In these models the result of the output layer is not the model's output, or something else reads
+// it.
 model!(Capped, [], [forward(|ids| {
     let y = head(&norm(&token(ids)?)?)?;
     Ok(y.f_tanh()?)
 })], |head| #[layer(linear(WIDTH, CLASSES))]);
 model!(Measured, [metric(accuracy)], [], |head| #[layer(linear(WIDTH, CLASSES))]);
-// Rows of logits are kept until the epoch ends.
+// AUROC keeps all rows of logits until the epoch ends.
 model!(MeasuredOtherwise, [metric(auroc)], [], |head| #[layer(linear(WIDTH, CLASSES))]);
 model!(MeasuredByAll, [
     metric(accuracy),

@@ -38,8 +38,8 @@ fn cells<'a>(column: &'a Value, of: &str) -> Option<Vec<Option<&'a Value>>> {
     Some(cells.iter().map(|cell| Some(cell).filter(|cell| !cell.is_null())).collect())
 }
 
-/// Every column is read as by pyarrow, in each way in which it can be read, from files with several
-/// compressions and row groups.
+/// Every column has the values that pyarrow reads: as numbers, integers or categories, as far as
+/// its type allows. The files have several compressions and row groups.
 #[rstest]
 fn columns_are_read_as_pyarrow_reads_them(
     #[values("plain", "snappy", "gzip", "lz4", "zstd")] kind: &str,

@@ -105,7 +105,7 @@ fn an_activation_that_overflows_is_named(
     Ok(())
 }
 
-/// Under f16 the matrix product itself overflows: the report names the layer and float16.
+/// Under f16 the report names the module whose output overflows, and float16 as its dtype.
 #[test]
 fn a_matrix_product_that_overflows_in_f16_is_named() -> Result<()> {
     let _generator = seeded(0);

@@ -139,7 +139,8 @@ fn a_run_stops_only_if_the_scaler_cannot_help(#[case] policy: NonFinite) -> Resu
     Ok(())
 }
 
-/// No example is skipped: the weights equal a run that began with the lower scale.
+/// With `LowerScale`, a step that overflows is repeated with the same examples at a lower scale. No
+/// example is skipped: the weights equal those of a run that began at the final scale.
 #[test]
 fn lowering_the_scale_repeats_the_same_examples() -> Result<()> {
     let train = |init_scale: f64, policy: NonFinite| -> Result<_> {
@@ -180,13 +181,14 @@ fn the_last_good_state_is_restored() -> Result<()> {
     assert_eq!(record.recoveries, [(8, Recovery::Restored { global_step: 5 })]);
     // 7 steps were applied, 5 remain after the rollback, and 12 batches are left.
     assert_eq!((record.end.global_step, record.end.skipped), (17, 1));
-    // All examples are equal, so the result is a run of 17 good steps, including momentum.
+    // All examples are equal, so the weights equal those of a run of 17 good steps, including the
+    // effect of momentum.
     let _ = amp_core::hardware::seed_everything(0);
     let mut straight = faulty(|_| false)?;
     let config = TrainerConfig { max_steps: Some(17), ..config(Precision::F32True) };
     let _: RunRecord = train(&config, &mut straight)?;
     assert_eq!(fingerprint(&model), fingerprint(&straight));
-    // If no good step follows, a second return would not help, so the run ends.
+    // If no good step follows a rollback, a second rollback would not help, so the run ends.
     let outcome = train(&restoring, &mut faulty(|run| run >= 7)?);
     assert!(message(outcome).contains("is not finite"));
     Ok(())

@@ -231,7 +231,7 @@ fn invalid_inputs_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// Two layers built by attributes, one of them in a precision region.
+/// Recurrent layers built by attributes, one of them in a precision region.
 #[derive(Module)]
 #[forward(|ids, lengths: &Tensor| {
     let x = words(ids)?;
@@ -266,7 +266,8 @@ fn last_of(h: &Tensor) -> Result<Tensor> {
     Ok(h.f_narrow(0, -1, 1)?)
 }
 
-/// Every product is reported under its layer's path, with its region's dtype.
+/// The dtype probe reports every product under its layer's path, in the dtype of the layer's
+/// precision region.
 #[test]
 fn attributes_build_recurrent_layers() -> Result<()> {
     let _generator = seeded(0);

@@ -71,7 +71,7 @@ struct Run {
     output: Kind,
 }
 
-/// Builds `outer ⊃ inner`, runs it forward and backward, and returns all dtypes.
+/// Runs `part` forward and backward with these overrides by path, and returns all dtypes.
 fn run(precision: Precision, part: &Part, islands: &[(&str, Region)]) -> Result<Run> {
     let policy = Policy::new(precision, Device::Cpu);
     let islands: BTreeMap<_, _> =
@@ -229,7 +229,8 @@ fn a_panic_inside_a_region_restores_autocast() -> Result<()> {
     Ok(())
 }
 
-/// Placing a model changes its own tensors, so that handles of an optimizer remain valid.
+/// Placing a model changes its tensors in place, so that the tensors that an optimizer holds remain
+/// valid.
 #[test]
 fn handles_taken_before_placing_remain_valid() -> Result<()> {
     let _generator = seeded(0);

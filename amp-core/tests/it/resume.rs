@@ -105,7 +105,8 @@ pub(crate) fn fingerprint(model: &Model) -> String {
         .collect()
 }
 
-/// Returns an event without times and without the position at which the run began.
+/// Returns an event as JSON without its times, or `None` for events that may differ in a resumed
+/// run.
 fn comparable(event: &Event) -> Option<Value> {
     if matches!(event, Event::FitStart(_) | Event::Observed(_) | Event::Note { .. }) {
         return None;

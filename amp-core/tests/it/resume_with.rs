@@ -229,7 +229,7 @@ fn another_schedule_needs_permission() -> Result<()> {
         "{said}"
     );
     let (record, _) = resumed(&[Change::Lr])?.train(elsewhere.path())?;
-    // One epoch has passed.
+    // The schedule has advanced by one epoch, with the new factor.
     assert!((record.epochs[0].lr / 0.01 - 1.0).abs() < 1e-12, "{}", record.epochs[0].lr);
     Ok(())
 }

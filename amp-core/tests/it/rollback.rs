@@ -39,7 +39,8 @@ fn counted(net: &mut Net, batch: &Batch, step: &mut amp_core::Step<'_>) -> Resul
     Ok(loss)
 }
 
-/// Returns batches of 8 rows. The targets of the given batches overflow f16 gradients.
+/// Returns batches of 8 rows. The targets of the `overflowing` batches are so large that f16
+/// gradients overflow.
 fn data(batches: i64, overflowing: &[i64]) -> Result<DataModule> {
     let _section = seeded(7);
     let options = (Kind::Float, Device::Cpu);

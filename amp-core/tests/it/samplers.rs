@@ -131,8 +131,8 @@ fn processes_get_the_same_examples_as_in_torch(
     Ok(())
 }
 
-/// Each example is drawn by one process, with both options for the last examples. Batches that all
-/// processes draw at the same time have similar lengths.
+/// Each example is drawn by exactly one process. Batches that all processes draw at the same time
+/// have similar lengths.
 #[test]
 fn processes_share_an_order() -> Result<()> {
     let lengths: Vec<i64> = (0..48).map(|at| at * 29 % 48).collect();

@@ -16,7 +16,7 @@ use crate::support::{
     parameter, set_gradients,
 };
 
-/// Builds SGD over ones with these dtypes, named `p0`, `p1`, …
+/// Builds SGD for the parameters `p0`, `p1`, … with these dtypes. Their elements are ones.
 fn optimizer(kinds: &[Kind]) -> Result<Box<dyn Optimizer>> {
     let ones = |kind: &Kind| Tensor::ones([2], (*kind, Device::Cpu));
     let parameters =

@@ -128,7 +128,8 @@ fn groups_have_torchs_rates(
     };
     let one = Tensor::from_slice(&[1.0_f32]);
     let mut scheduled = config.build(vec![parameter("first", &one), parameter("second", &one)])?;
-    // The test above covers the last rate of OneCycle.
+    // The 101st recorded rate is not compared, because torch's OneCycle rises again after its
+    // cycle.
     for step in 0..100 {
         for rates in scheduled.rates() {
             assert_eq!(rates.optimizer, "AdamW");
@@ -184,9 +185,9 @@ fn one_cycle_leaves_an_optimizer_without_momentum() -> Result<()> {
     Ok(())
 }
 
-/// transformers' get_cosine_schedule_with_warmup: t / warm-up, then half a cosine. The recorded
-/// warm-ups of torch are LambdaLR with (t + 1) / warm-up. They differ during the warm-up;
-/// afterwards the cosines are equal up to rounding.
+/// The schedule follows transformers' `get_cosine_schedule_with_warmup`: t / warm-up, then half a
+/// cosine. The recorded warm-ups of torch are `LambdaLR` with (t + 1) / warm-up. They differ during
+/// the warm-up; afterwards the cosines are equal up to rounding.
 #[test]
 fn warmup_cosine_follows_its_formula() -> Result<()> {
     let schedule = WarmupCosine { warmup_steps: 10, total_steps: 100 };

@@ -32,7 +32,7 @@ fn tensor(value: &Value) -> Tensor {
     }
 }
 
-/// Returns the metric of a recorded case and its tolerance, because torchmetrics divides in f32.
+/// Returns the metric of a recorded case.
 fn metric(case: &Value, num_classes: i64) -> Box<dyn Metric> {
     let options = &case["options"];
     let average = match options.get("average").and_then(Value::as_str) {
@@ -86,7 +86,7 @@ fn values(value: &Tensor) -> Vec<f64> {
     Vec::<f64>::try_from(value.reshape([-1])).expect("numbers")
 }
 
-/// Returns the metric of the set in batches of at most this many examples.
+/// Computes the metric of a set that is divided into batches of at most `size` examples.
 fn measure(metric: &dyn Metric, output: &Tensor, target: &Tensor, size: i64) -> Result<Vec<f64>> {
     let count = output.size()[0];
     let mut merged = None::<MetricState>;

@@ -16,7 +16,7 @@ use rstest::rstest;
 
 use crate::support::{device, model::linear, seeded};
 
-/// A norm, a residual around the norm, and ReLU after both.
+/// A convolution, batch norm, the addition of the input, and ReLU.
 #[derive(Module)]
 #[forward(|x| self.norm.forward_add_relu(&conv(x)?, x, cx))]
 struct Residual {
@@ -118,7 +118,8 @@ fn gradients_of_penalties_equal_f64(
 ) -> Result<()> {
     let expected = gradients(build, Precision::F64True, Device::Cpu, shape)?;
     let seen = gradients(build, precision, device(), shape)?;
-    // Relative to the largest gradient, because the gradient of a bias before a batch norm is 0.
+    // Errors are relative to the largest gradient, because the gradient of a bias before a batch
+    // norm is 0.
     let norms = expected.iter().filter(|(_, gradient)| gradient.defined());
     let size = norms.map(|(_, gradient)| gradient.norm().double_value(&[])).fold(0.0, f64::max);
     for ((name, expected), (_, seen)) in expected.iter().zip(&seen) {

@@ -330,8 +330,8 @@ fn cells_that_do_not_fit_are_named() -> Result<()> {
     Ok(())
 }
 
-/// Returns `count` pairs of values for each series: the time plus 1000 times the series' number,
-/// and its negative.
+/// Returns a series of `count` pairs: the time plus 1000 times the series' number, and the negative
+/// of this sum.
 fn series(number: i64, count: i64) -> Tensor {
     let times = Tensor::arange(count, (Kind::Float, Device::Cpu)) + (1000 * number) as f64;
     Tensor::stack(&[&times, &-&times], 1)

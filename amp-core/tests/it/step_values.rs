@@ -1,4 +1,4 @@
-//! The epoch's mean and a step's value if steps are skipped or repeated.
+//! The values that are logged for an epoch and for a step if steps are skipped or repeated.
 
 use amp_core::{
     Trainer, TrainerConfig,

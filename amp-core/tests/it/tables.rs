@@ -123,7 +123,7 @@ fn blocks_are_shuffled(#[values(1, 2, 3, 9)] together: usize) -> Result<()> {
     assert_eq!(order, blocks.order(&epoch)?);
     let ends = [3, 3, 8, 9, 13, 15];
     let block = |index: i64| ends.iter().position(|end| index < *end).expect("a block");
-    // The number of blocks that are begun and not finished.
+    // `open` counts the blocks that have begun and are not finished.
     let mut left = lengths.clone();
     let (mut open, mut most) = (0_usize, 0);
     for index in order {

@@ -29,7 +29,8 @@ fn weights(model: &Model) -> Vec<f64> {
     nn::parameters(model).iter().flat_map(|parameter| values(&parameter.tensor)).collect()
 }
 
-/// Trains a regression onto noise with `count` examples, and returns the weights.
+/// Trains a linear regression on these examples, from the weights of `from` if it is given. Returns
+/// the model.
 fn trained_on(
     examples: std::ops::Range<i64>,
     batch: i64,

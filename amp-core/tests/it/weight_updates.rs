@@ -1,5 +1,5 @@
 //! Updates that are smaller than bf16's spacing. They are lost, kept in master weights, or kept on
-//! average.
+//! average by stochastic rounding.
 
 use amp_core::{
     Error, Result, TrainerConfig,
@@ -86,7 +86,7 @@ fn stochastic_rounding_is_unbiased_for_every_size() -> Result<()> {
         let start = (ones(count, Kind::Float) * start).to_kind(Kind::BFloat16);
         let first = values(&start)[0];
         let (target, spacing) = match first.is_finite() && first != 0.0 {
-            // A third of the way to the next value away from 0.
+            // The target is a third of the way to the next value away from 0.
             true => {
                 let spacing = first.abs().log2().floor().exp2() / 128.0;
                 (first + first.signum() * spacing / 3.0, spacing)
@@ -229,7 +229,7 @@ fn the_trainer_passes_the_option_to_the_optimizer(
     for (_, tensor, _) in amp_core::nn::named_tensors(&module) {
         let _ = amp_core::tch::no_grad(|| tensor.shallow_clone().fill_(1.0));
     }
-    // Gradients around 2, so that 40 steps add up to 8e-3.
+    // The gradients are around 2, so that 40 steps add up to 8e-3.
     let mut model =
         Model::regression(module, |_| OptimizerConfig::new(Sgd { lr: 1e-4, ..Default::default() }));
     fit(&config, &mut model, &same(constant(8, 8, 1.0)?, 8)?).1?;

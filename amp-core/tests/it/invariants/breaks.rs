@@ -91,7 +91,7 @@ use crate::support::{device, seeded};
     Does::TrainsInValidation,
     Invariant::EvaluationMode,
     if device().is_cuda() {
-        // The test uses this crate's own layer, which libtorch does not record.
+        // On CUDA, this crate's own batch norm runs. libtorch does not record its name.
         "validation after step 7: layers run in training mode"
     } else {
         "validation after step 7: `batch_norm_impl_index` runs in training mode"

@@ -42,7 +42,7 @@ pub(super) enum Does {
     TrainsInValidation,
     /// Drops elements in validation, whatever the mode of the step.
     DropsInValidation,
-    /// Skips its last layer in its first step.
+    /// Computes no gradient for its last layer in its first step.
     SkipsALayer,
     /// Measures the memory of each step while the memory of the epoch is measured.
     MeasuresWithin,
@@ -56,7 +56,8 @@ pub(super) struct Planted {
     odd: Odd,
     does: Does,
     steps: Cell<u32>,
-    /// Replacement tensors, by position.
+    /// Tensors that `visit` reports in place of the model's own, by position. Empty unless the
+    /// fault is `ReplacesTensors`.
     replaced: RefCell<Vec<Tensor>>,
     meter: Option<MemoryMeter>,
 }
@@ -64,7 +65,8 @@ pub(super) struct Planted {
 impl Planted {
     pub(super) fn new(odd: Odd, does: Does) -> Result<Self> {
         let _section = seeded(0);
-        // `configure_optimizers` of the wrapped model is not called.
+        // This optimizer is never used, because `configure_optimizers` of the wrapped model is not
+        // called.
         let mut inner = Model::regression(demo(0.2)?, |_| {
             OptimizerConfig::new(amp_core::optim::AdamW::default())
         });
@@ -142,7 +144,8 @@ impl LightningModule for Planted {
             }
             (Does::SkipsALayer, 1) => {
                 let batch = Batch::from_any(batch)?;
-                // The last layer is skipped, and its sixteen inputs then serve as classes.
+                // The last layer's parameters require no gradient in this forward pass, so the step
+                // computes none for them.
                 let tensors = named_tensors(&self.inner);
                 let head = tensors.iter().filter(|(name, _, _)| name.starts_with("model.12."));
                 let held: Vec<Tensor> = head.map(|(_, tensor, _)| tensor.shallow_clone()).collect();

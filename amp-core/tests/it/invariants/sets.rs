@@ -17,7 +17,8 @@ use crate::support::{model::digits, seeded};
 enum From {
     /// The training set itself.
     Handle,
-    /// The memory of the training set, from this example on.
+    /// A view of 20 examples in the memory of all 60, from this example on. The training set is the
+    /// first 40.
     Memory(i64),
     /// Copies of this many last examples of the training set, followed by other examples.
     Copies(i64),
@@ -64,7 +65,7 @@ fn validating_on_training_examples_is_reported(
 ) -> Result<()> {
     let text = broken(train(level, from, false), Invariant::SetsAreDisjoint);
     assert!(text.starts_with(&format!("before step 1: the validation set {says}")), "{text}");
-    // The check is off if the overlap is intended.
+    // With `shared_examples` the overlap is intended, so the run checks nothing.
     train(level, from, true)?;
     Ok(())
 }

@@ -208,7 +208,7 @@ fn invalid_options_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// A layer built by an attribute equals the layer built from its type.
+/// Attributes with options build layers whose parameters have the expected names and shapes.
 #[test]
 fn attributes_build_the_same_layers() -> Result<()> {
     let net = {

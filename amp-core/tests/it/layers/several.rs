@@ -156,8 +156,8 @@ fn modules_with_several_inputs_under_autocast_equal_torchs() -> Result<()> {
             // Each device has its own list of operators and dtypes.
             if !device().is_cuda() {
                 let dtype = if output.kind() == Kind::BFloat16 { "bf16" } else { "f32" };
-                // torch has no autocast rule for recurrent layers on the CPU: some of its products
-                // and some outputs are bf16.
+                // On the CPU torch has no autocast rule for recurrent layers, so only some of its
+                // outputs are bf16. Here all outputs are bf16.
                 let is_recurrent = ["lstm", "gru", "rnn"].iter().any(|kind| name.starts_with(kind));
                 let expected = if is_recurrent { "bf16" } else { text(recorded, "dtype") };
                 assert_eq!(dtype, expected, "{what}");

@@ -42,7 +42,7 @@ fn train(
     Ok(record)
 }
 
-/// Asserts that a run with generated steps uses CUDA graphs on a GPU.
+/// Asserts that the run used CUDA graphs if and only if it ran on CUDA.
 fn is_replayed_on_cuda(record: &RunRecord) {
     let replayed = record.end.replayed;
     assert_eq!(replayed > 0, device().is_cuda(), "{replayed} replayed, {:?}", record.notes);

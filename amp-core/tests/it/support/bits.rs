@@ -84,7 +84,8 @@ pub(crate) fn values(tensor: &Tensor) -> Vec<f64> {
     Vec::try_from(flat).expect("one number an element")
 }
 
-/// Asserts [`has_bits`], and shows both in full if they differ.
+/// Asserts that the tensor has these bits (see [`has_bits`]). If not, shows the tensor's bits and
+/// the expected bits in full.
 #[track_caller]
 pub(crate) fn assert_bits(tensor: &Tensor, expected: &str, what: &str) {
     assert!(

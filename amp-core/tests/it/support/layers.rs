@@ -44,7 +44,7 @@ pub(crate) fn draw(shape: &[i64], kind: Kind, scale: f64, shift: f64) -> Tensor 
     (Tensor::randn(shape, (Kind::Double, Device::Cpu)) * scale + shift).to_kind(kind)
 }
 
-/// Returns the factors of a dropout with this many elements and this seed.
+/// Returns the factors by which dropout multiplies elements in this shape, drawn from this seed.
 pub(crate) fn factors(p: f64, shape: [i64; 2], seed: i64) -> Result<Tensor> {
     let cx = Context::new(Policy::new(Precision::F64True, device()), true);
     tch::manual_seed(seed);
@@ -86,8 +86,8 @@ impl Seen {
     }
 }
 
-/// Runs a training pass with this seed: forward, and backward from the gradient `incoming`. If a
-/// probe reads each tensor, the layers run one by one.
+/// Runs a training pass with a fixed seed: forward, and backward from the gradient `incoming`. With
+/// `one_by_one`, a probe reads each tensor, so that the layers are not fused.
 pub(crate) fn pass(
     layers: &impl Module,
     policy: Policy,

@@ -27,7 +27,7 @@ pub(crate) struct Model {
 }
 
 impl Model {
-    /// Trains this module on the mean squared error.
+    /// Returns a model that trains this module on the mean squared error.
     pub(crate) fn regression(
         model: impl Module + 'static,
         optimizer: impl Fn(&TrainingPlan) -> OptimizerConfig + 'static,

@@ -83,8 +83,7 @@ fn a_query_without_keys_attends_to_zeros(
     Ok(())
 }
 
-/// The values at padded positions change no bit of the output at other positions. Outputs and
-/// gradients are finite, even if a sequence consists of padding only.
+/// Values at padded positions change no bit of other outputs, even if all positions are padded.
 #[rstest]
 fn padding_has_no_effect(
     #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,
@@ -113,8 +112,7 @@ fn padding_has_no_effect(
     for parameter in parameters(&layer) {
         assert!(is_finite(&parameter.tensor.grad()), "{}", parameter.name);
     }
-    // The loss ignores padded positions, and unpadded queries do not attend to them, so no gradient
-    // reaches them.
+    // The loss ignores padding and no unpadded query attends to it, so it gets no gradient.
     assert!(is_zero(&x.grad().masked_select(&padding.unsqueeze(-1))));
     Ok(())
 }
@@ -297,9 +295,8 @@ struct Checkpointed {
     layer: Checkpoint<TransformerEncoderLayer>,
 }
 
-/// A masked layer has the same gradients with and without checkpointing, because the recomputation
-/// uses the mask of the forward pass. If the mask is changed in place before the backward pass, the
-/// gradients differ.
+/// A masked layer has the same gradients with and without checkpointing. The recomputation reads
+/// the mask again, so a change of the mask before the backward pass changes the gradients.
 #[test]
 fn masked_layers_can_be_checkpointed() -> Result<()> {
     let run = |enabled, changes_mask| -> Result<Vec<Tensor>> {
@@ -328,8 +325,7 @@ fn masked_layers_can_be_checkpointed() -> Result<()> {
     Ok(())
 }
 
-/// A model with attention, an encoder and a decoder. The derive builds the layers, and the closure
-/// of `#[forward]` calls them.
+/// A model with attention, an encoder and a decoder, which the closure of `#[forward]` calls.
 #[derive(Module)]
 #[forward(|words, image: &Tensor, padding: &Tensor| {
     let mask = AttentionMask::padding(padding);
@@ -365,8 +361,7 @@ struct Net {
     decoder: TransformerDecoder,
 }
 
-/// The dtype probe reports every matrix product under its layer's path, in the dtype of the
-/// precision region around the layer.
+/// The dtype probe reports each product under its layer's path, in its precision region's dtype.
 #[test]
 fn several_inputs_keep_path_and_region() -> Result<()> {
     let _generator = seeded(0);

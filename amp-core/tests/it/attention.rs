@@ -76,8 +76,9 @@ fn one_position_attends_to_itself(#[values(0.0, 0.5)] dropout: f64) -> Result<()
     Ok(())
 }
 
-/// Dropout of the only attention weight drops or scales a whole head, together with its gradient.
-/// The output projection is the identity, so the output shows which heads were dropped.
+/// In a sequence of one position, dropout of the only attention weight drops or scales the output
+/// of a whole head, and this head's gradient with it. The output projection is the identity, so the
+/// output shows which heads were dropped.
 #[rstest]
 fn dropout_drops_whole_heads(
     #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,

@@ -90,8 +90,8 @@ fn regions_nest_as_torchs(#[case] low: &str) -> Result<()> {
     Ok(())
 }
 
-/// Three nested regions, f16 in bf16 in off: after each one ends, the state of the outer region is
-/// restored.
+/// Three autocast regions are nested: f16 inside bf16 inside a region without autocast. When a
+/// region ends, the state of the region around it is restored.
 #[test]
 fn every_region_restores_the_one_around_it() -> Result<()> {
     let outside = state();
@@ -111,8 +111,8 @@ fn every_region_restores_the_one_around_it() -> Result<()> {
     Ok(())
 }
 
-/// A Vec drops its guards first to last, in the wrong order. Afterwards the original state is
-/// restored nevertheless.
+/// A `Vec` drops its guards from first to last, so the outermost region ends first. After all
+/// guards were dropped, the original state is restored nevertheless.
 #[test]
 fn guards_dropped_in_the_wrong_order_leave_nothing_behind() -> Result<()> {
     let outside = state();
@@ -145,7 +145,7 @@ fn a_panic_leaves_every_region() {
     assert_eq!(state(), outside);
 }
 
-/// [13]: the autocast state belongs to one thread.
+/// [13]: the autocast state belongs to one thread. Another thread computes in f32.
 #[test]
 fn the_state_belongs_to_one_thread() -> Result<()> {
     let _guard = AutocastGuard::enter(CPU, Kind::Half)?;
@@ -188,7 +188,7 @@ fn a_pass_without_gradients_does_not_block_later_gradients() -> Result<()> {
         forward().sum(Kind::Float)
     };
     loss.backward();
-    // d/dW Σ (x Wᵀ) has the column sums of x in every row, with bf16's eight bits.
+    // Each row of the gradient d/dW Σ (x Wᵀ) has the column sums of x, up to bf16's eight bits.
     let exact = input.sum_dim_intlist([0].as_slice(), false, Kind::Float).expand_as(&weight);
     assert!(weight.grad().allclose(&exact, 2e-2, 0.0, false), "{}", weight.grad());
     Ok(())

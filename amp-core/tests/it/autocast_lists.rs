@@ -165,8 +165,8 @@ const CUDA: [(&str, &str); 3] = [
     ("error", "binary_cross_entropy binary_cross_entropy_low"),
 ];
 
-/// [11], [12]: the operations whose dtype on CUDA differs from the CPU: softmax and sums give f32
-/// there, and binary_cross_entropy is refused.
+/// [11], [12]: some operations have another dtype on CUDA than on the CPU. On CUDA softmax and sums
+/// give f32, and binary_cross_entropy is refused.
 #[test]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn cuda_has_its_own_list_of_operations() -> Result<()> {

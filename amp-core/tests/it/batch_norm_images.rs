@@ -1,5 +1,5 @@
-//! Batch normalization of images followed by ReLU, or by a residual and ReLU. On CUDA
-//! (`AMP_DEVICE=cuda`) fused kernels compute them, elsewhere one layer after the other. The
+//! Batch normalization of images, followed by ReLU, or by the addition of a residual and ReLU. On
+//! CUDA (`AMP_DEVICE=cuda`) fused kernels run, on other devices one layer after the other. The
 //! reference is libtorch in f64 on the CPU.
 
 use amp_core::{

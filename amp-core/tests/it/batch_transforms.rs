@@ -71,8 +71,8 @@ impl Transform for Plain {
     }
 }
 
-/// A batch is bit-identical to its single images on the CPU, in every dtype, and each generator
-/// ends in the same state.
+/// On the CPU, a batch that is transformed at once is bit-identical to its images transformed one
+/// by one, in every dtype. The random generator of each image ends in the same state.
 #[rstest]
 #[case::flip(&RandomHorizontalFlip::new(0.5))]
 #[case::crop(&RandomCrop::to(5, 7))]

@@ -271,7 +271,7 @@ fn a_budget_changes_no_result(
     Ok(())
 }
 
-/// Two checkpoints outside of any container.
+/// A model of two checkpointed stacks that are not in a container.
 struct Pair(Checkpoint<Sequential>, Checkpoint<Sequential>);
 
 impl Visit for Pair {
@@ -351,7 +351,7 @@ fn a_model_without_checkpointable_layers_is_refused() -> Result<()> {
 /// The plan checkpoints whole blocks of a list, including their dropout, and changes no result.
 #[test]
 fn transformer_blocks_are_chosen_as_a_whole() -> Result<()> {
-    /// Reshapes `[N, d]` to sequences of 16.
+    /// Transformer blocks whose input `[N, d]` is reshaped to sequences of 16 rows.
     struct Fold(Vec<TransformerEncoderLayer>);
     impl Visit for Fold {
         fn visit(&self, visitor: &mut dyn Visitor) {

@@ -38,7 +38,8 @@ impl Module for Counts {
     }
 }
 
-/// A resumed run uses the saved plan without measuring. With another budget it measures again.
+/// A resumed run with the same budget uses the saved plan without measuring memory. With another
+/// budget it measures again.
 #[test]
 fn a_resumed_run_uses_the_saved_plan() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
@@ -80,8 +81,8 @@ fn a_resumed_run_uses_the_saved_plan() -> Result<()> {
     let (first, _) = part(budget, 1, false)?;
     let (second, counted) = part(budget, 2, true)?;
     assert_eq!(first, second);
-    // Four training steps and four validation batches; the training steps count twice if the layer
-    // is recomputed.
+    // Four training steps and four validation batches run the layer eight times. If the plan
+    // recomputes the layer, each training step runs it once more.
     assert!(counted == 8 || counted == 12, "{counted}");
     let (other, counted) = part(budget + 4096, 2, true)?;
     assert_eq!(other[0].budget, budget + 4096);

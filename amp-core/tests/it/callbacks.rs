@@ -24,7 +24,8 @@ use crate::support::{
     seeded,
 };
 
-/// Logs the given numbers, one per epoch, as `val_score`, and records its calls.
+/// A model that logs the given numbers, one per epoch, as `val_score`, and records the calls of its
+/// hooks.
 struct Scripted {
     linear: Linear,
     scores: Vec<f64>,

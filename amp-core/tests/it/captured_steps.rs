@@ -37,7 +37,7 @@ struct Eager {
     body: Linear,
 }
 
-/// Computes the loss of R-Drop: the same examples with two dropout masks.
+/// Computes the loss of R-Drop, which runs the same examples with two dropout masks.
 fn twice(net: &mut Captured, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
     let one = net.forward(&batch.input, step.context())?;
     let other = net.forward(&batch.input, step.context())?;

@@ -82,7 +82,7 @@ fn step(precision: Precision, checkpointed: bool) -> Result<Outcome> {
 #[case::f64(Precision::F64True)]
 fn checkpointing_changes_nothing_but_the_memory(#[case] precision: Precision) -> Result<()> {
     if device().is_cuda() {
-        // Libraries allocate their workspaces in the first passes of a process.
+        // In the first pass of a process, libraries allocate workspaces, which must not count.
         step(precision, true)?;
     }
     let (kept, again) = (step(precision, false)?, step(precision, true)?);
@@ -142,8 +142,8 @@ impl Module for DrawsAgain {
     }
 }
 
-/// A module that draws nothing does not reset the generator when it is recomputed. Otherwise it
-/// would reset the random numbers of another thread.
+/// If a module draws no random numbers, its recomputation does not reset the generator. A reset
+/// would also reset the random numbers of another thread.
 #[test]
 fn a_module_without_random_numbers_leaves_the_generator_alone() -> Result<()> {
     let policy = Policy::new(Precision::F32True, device());

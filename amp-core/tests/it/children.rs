@@ -240,7 +240,7 @@ fn a_region_casts_every_input_and_output() -> Result<()> {
     Ok(())
 }
 
-/// Masked elements have no effect.
+/// The attention weights of masked elements are 0.
 #[test]
 fn masked_elements_have_no_effect() -> Result<()> {
     let _generator = seeded(0);

@@ -16,8 +16,8 @@ use crate::support::{
     device, needs_cuda, seeded,
 };
 
-/// Returns logits with few bits, so that every dtype represents them exactly, and classes. Every
-/// fifth row is ignored.
+/// Returns logits and classes. The logits have few bits, so that every dtype represents them
+/// exactly. Every fifth row has the ignored class.
 fn examples(rows: i64, classes: i64) -> [Tensor; 2] {
     let logits = Tensor::randn([rows, classes], (Kind::Double, Device::Cpu)) * 4;
     let targets = Tensor::randint(classes, [rows], (Kind::Int64, Device::Cpu));
@@ -42,7 +42,8 @@ fn cross_entropy_equals_f64(
     #[case] precision: Precision,
     #[case] bound: f64,
     #[case] grad_bound: f64,
-    // In the last cases a whole block processes one row, and not all rows are aligned to 16 bytes.
+    // With 4099 and more classes, a whole CUDA block processes one row. Rows of 4099 classes are
+    // not all aligned to 16 bytes.
     #[values(
         (1, 2), (7, 10), (128, 10), (300, 33), (1500, 43), (1500, 44), (70, 4099), (3, 50304)
     )]
@@ -307,7 +308,7 @@ fn logits_that_nothing_else_holds_are_reused_for_the_gradient(
     let draw = |size: [i64; 2]| Tensor::randn(size, (Kind::Float, device()));
     let (x, weight) = (draw([rows, width]).set_requires_grad(true), draw([classes, width]));
     let targets = Tensor::randint(classes, [2, rows / 2], (Kind::Int64, device()));
-    // Classes are the last dimension, so the loss gets a view.
+    // The classes are the last dimension, so `cross_entropy` gets a view of the logits.
     let logits = x.matmul(&weight.tr()).view([2, rows / 2, classes]);
     let loss = loss::cross_entropy(&logits, &targets)?;
     // The first product of a thread's backward pass allocates the workspace of cuBLAS.

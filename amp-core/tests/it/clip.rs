@@ -88,8 +88,8 @@ fn gradients_with_an_infinite_norm_become_zero() -> Result<()> {
     Ok(())
 }
 
-/// The norm of f16 and bf16 gradients is the norm of their values. A sum of squares in f16
-/// overflows from a norm of 256 on, and in bf16 has only 8 bits.
+/// The norm of f16 and bf16 gradients is computed in f32. In f16 a sum of squares would overflow
+/// from a norm of 256 on, and in bf16 it would have only 8 bits.
 #[rstest]
 #[case(Kind::Half, 1000.0)]
 #[case(Kind::Half, 1e-4)]
@@ -150,7 +150,8 @@ fn a_limit_that_is_not_positive_is_refused(#[case] clip: Clip) {
     assert!(message(clip.validated()).contains("needs a positive limit"));
 }
 
-/// Builds parameters with these gradients, each with some hundred elements.
+/// Builds an optimizer over three parameters with gradients of this size. If `spoiled` is given,
+/// one element of the second gradient has this value.
 fn with_gradients(kind: Kind, size: f64, spoiled: Option<f64>) -> Result<Box<dyn Optimizer>> {
     let mut lcg = Lcg(11);
     let shapes = [vec![17, 9], vec![64], vec![3, 5, 7]];
@@ -168,8 +169,8 @@ fn with_gradients(kind: Kind, size: f64, spoiled: Option<f64>) -> Result<Box<dyn
     Ok(optimizer)
 }
 
-/// Clipping without unscaling first saves one pass over the gradients and gives the same bits,
-/// because the scale is a power of two.
+/// Unscaling and clipping at once saves one pass over the gradients. It gives the same bits as
+/// unscaling first, because the scale is a power of two.
 #[rstest]
 fn unscaling_and_clipping_in_one_pass_has_the_same_bits(
     #[values(None, Some(65536.0), Some(0.25))] scale: Option<f64>,

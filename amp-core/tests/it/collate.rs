@@ -42,8 +42,9 @@ fn tokens() -> Pad {
     Pad::new("source.tokens", 1.0)
 }
 
-/// Sequences are padded as by `torch.nn.utils.rnn.pad_sequence(…, batch_first=True,
-/// padding_value=1)`, with masks and lengths. The batch is of the struct's own type.
+/// Sequences are padded as by
+/// `torch.nn.utils.rnn.pad_sequence(…, batch_first=True, padding_value=1)`, with masks and lengths.
+/// The batch can be read as the struct `Sentence`.
 #[test]
 fn sequences_are_padded_with_their_masks_and_lengths() -> Result<()> {
     let pad = tokens().attention_mask("mask").key_padding_mask("padding").lengths("lengths");

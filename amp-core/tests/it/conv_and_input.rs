@@ -95,8 +95,8 @@ fn gradients_are_those_of_f64(
     Ok(())
 }
 
-/// A gradient that other code also holds is not overwritten. Here it is the gradient of the second
-/// output, which the test requests too.
+/// A gradient that other code still holds is not overwritten. Here this is the gradient of the
+/// second output, because the test requests it too.
 #[test]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_gradient_that_is_held_stays() -> Result<()> {

@@ -1,5 +1,5 @@
-//! A convolution whose windows are adjacent patches is computed as a product on CUDA (`AMP_DEVICE=cuda`) in
-//! 16 bits. The reference is libtorch's convolution in f64 on the CPU.
+//! On CUDA (`AMP_DEVICE=cuda`), a 16-bit convolution whose windows are adjacent patches is computed
+//! as a matrix product. The reference is libtorch's convolution in f64 on the CPU.
 
 use amp_core::{
     nn::{Context, Conv2dConfig, Module},

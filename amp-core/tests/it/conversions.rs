@@ -56,7 +56,7 @@ fn a_transposed_tensor_is_read_row_by_row() -> Result<()> {
     Ok(())
 }
 
-/// A tensor is never read as another dtype.
+/// A tensor of another dtype is refused and not converted.
 #[test]
 fn another_dtype_is_refused() {
     let f16 = Tensor::zeros([1], (Kind::Half, Device::Cpu));

@@ -196,7 +196,7 @@ const WAYS: [(Placement, Option<usize>); 6] = [
     (Placement::Host, Some(5)),
 ];
 
-/// A run that begins at a batch reads the same batches as a run that reached this batch, in every
+/// An epoch that begins at any batch has the same batches as the rest of a whole epoch, in every
 /// way of loading.
 #[test]
 fn an_epoch_can_begin_at_any_batch() -> Result<()> {

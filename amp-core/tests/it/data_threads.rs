@@ -39,7 +39,7 @@ fn ahead(batches: usize) -> Loading {
     Loading { placement: Placement::Host, prefetch: Some(batches), ..Loading::default() }
 }
 
-/// Records of a file: eight little-endian f32 and a class each.
+/// A data set of records in a file. Each record has eight little-endian f32 numbers and a class.
 struct Records {
     file: File,
     count: i64,
@@ -207,8 +207,8 @@ fn dropping_an_epoch_ends_its_thread(#[values(0, 1, 5)] taken: usize) -> Result<
     Ok(())
 }
 
-/// The meter counts the memory of batches that a thread gathers: at least the current batch, at
-/// most also the batches ahead and the one that waits for room.
+/// The meter counts the memory of batches that a thread gathers. The peak includes at least the
+/// current batch, and at most also the batches ahead and the batch that waits for room.
 #[test]
 fn the_meter_counts_the_threads_batches() -> Result<()> {
     let data: SharedDataset = constant(64, 1 << 14, 1.0)?.into();

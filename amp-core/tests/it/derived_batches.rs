@@ -13,7 +13,7 @@ use rstest::rstest;
 
 use crate::support::{message, seeded};
 
-/// Sentences with masks.
+/// Token ids with an optional mask.
 #[derive(Debug, Batch)]
 struct Source {
     #[batch(ids)]
@@ -118,7 +118,8 @@ struct Encoder {
     table: Embedding,
 }
 
-/// A batch with two inputs, one of them optional, and a target with another name.
+/// A model for batches with two inputs, one of them optional, and with a target that is called
+/// `labels`.
 #[derive(LightningModule)]
 #[batch(Sentences, inputs(source.ids, source.mask), target = labels)]
 #[forward(|ids, mask: Option<&Tensor>| head(&encoder(ids, mask)?))]

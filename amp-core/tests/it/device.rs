@@ -31,7 +31,8 @@ fn values(count: i64, scale: f64) -> Tensor {
     (Tensor::arange(count, (Kind::Float, Device::Cpu)) - count as f64 / 2.0) * scale
 }
 
-/// Steps an SGD parameter of this dtype with the gradient of a scaled loss.
+/// Runs one step of SGD on a parameter of this dtype, with `grad` as the gradient of a scaled loss.
+/// Returns the outcome, the weight, the scale, and the scale and growth tracker on the device.
 fn scaled_step(kind: Kind, grad: &Tensor) -> Result<(StepOutcome, Tensor, f64, (f32, i32))> {
     let device = device();
     let parameters =
@@ -95,7 +96,8 @@ fn steps_that_are_not_finite_are_skipped_under_every_precision(
     Ok(())
 }
 
-/// [19] Norm and clipped gradients equal f64 on the CPU, up to the rounding of the dtype.
+/// [19] The norm and the clipped gradients equal those in f64 on the CPU, up to the rounding of the
+/// dtype.
 #[rstest]
 #[case::f32(Kind::Float, 1e-6)]
 #[case::f64(Kind::Double, 1e-12)]
@@ -169,8 +171,8 @@ fn autocast_casts_and_is_left_on_panic(
     Ok(())
 }
 
-/// The demo learns in every precision, computes in its dtypes and agrees with f64 in the first
-/// steps.
+/// The demo network learns in every precision. Its matrix products have the precision's dtype, and
+/// its first loss is close to the loss in f64.
 #[rstest]
 fn every_precision_trains(
     #[values(
@@ -252,7 +254,7 @@ fn a_precision_that_did_not_run_is_an_error(
     Ok(())
 }
 
-/// A region of f32 keeps its layer in f32 under every lower precision.
+/// A precision region of f32 runs its layer in f32 under every lower precision.
 #[rstest]
 #[case(Precision::F16Mixed)]
 #[case(Precision::Bf16Mixed)]

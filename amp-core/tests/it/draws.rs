@@ -146,7 +146,8 @@ fn draws_of_a_set_do_not_depend_on_the_way_of_loading(
     Ok(())
 }
 
-/// A run resumed in the middle of an epoch reads the same examples as an uninterrupted run.
+/// A run that is resumed in the middle of an epoch gets the same random numbers from its data set,
+/// and ends with the same weights as an uninterrupted run.
 #[rstest]
 fn a_resumed_run_draws_the_same_numbers(
     #[values(Noisy::OfLibtorch, Noisy::OfItsOwn)] set: Noisy,

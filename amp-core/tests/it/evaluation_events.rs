@@ -113,7 +113,7 @@ fn config() -> TrainerConfig {
         .with(|config| config.loops.num_sanity_val_steps = 0)
 }
 
-/// Runs one evaluation, and returns its values if it has any.
+/// Runs one evaluation. Returns its values, or none for predictions.
 fn evaluate(trainer: &mut Trainer<'_>, stage: Stage, model: &mut Looking) -> Result<Vec<Logged>> {
     match stage {
         Stage::Validate => trainer.validate(model, &data()?),

@@ -31,7 +31,8 @@ fn peaks(config: &TrainerConfig, model: &mut Model, data: &DataModule) -> Result
         if !matches!(event, Event::FitStart(_) | Event::Batch { .. }) {
             return Ok(());
         }
-        // One batch is measured at a time.
+        // The meter of the previous batch is read before the next meter starts, so that each meter
+        // measures one batch.
         if let Some(meter) = meter.take() {
             peaks.push(held.cast_unsigned() + meter.read()?.peak_allocated);
             held += meter.allocated()?;
@@ -43,7 +44,8 @@ fn peaks(config: &TrainerConfig, model: &mut Model, data: &DataModule) -> Result
     Ok(peaks)
 }
 
-/// The first of four steps has the same peak as the others, except for the logged scalars.
+/// The first of four steps has the same peak memory as the later steps, up to 4 KiB for logged
+/// scalars.
 #[rstest]
 fn the_first_step_has_the_same_peak_memory(
     #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16Mixed, Precision::Bf16True)]

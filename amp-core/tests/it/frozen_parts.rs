@@ -1,5 +1,5 @@
-//! Frozen layers inside a checkpointed layer, under a memory budget and before an overflow; and one
-//! weight under two names.
+//! Frozen layers inside a checkpointed layer, with a memory budget, and in a step that overflows.
+//! Also one weight under two names.
 
 use amp_core::{
     Trainer, TrainerConfig,

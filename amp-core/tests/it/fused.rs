@@ -122,8 +122,8 @@ fn a_bias_before_a_norm_has_the_whole_gradient(
     let cx = Context::new(policy, true);
     let _region = policy.autocast()?;
     let between = linear.forward(&input, &cx)?;
-    // This operation ran before the norm, so its backward pass runs after the norm's and adds to
-    // the norm's gradient.
+    // This operation runs before the norm. Its backward pass therefore runs after the norm's, and
+    // adds its gradient to the gradient of the norm's input.
     let other = around.then(|| (&between * &incoming).sum(Kind::Float));
     let own_loss = (norm.forward(&between, &cx)? * &incoming).sum(Kind::Float);
     let loss = other.map_or_else(|| own_loss.shallow_clone(), |other| other + &own_loss);

@@ -19,8 +19,9 @@ use crate::support::{
     needs_cuda, seeded,
 };
 
-/// The norm equals f64 for rows that one vector load covers, rows longer than a block processes at
-/// once, and more rows than one pass sums for weight and bias.
+/// Layer norm, alone and with GELU and dropout, equals f64. The cases have rows that one vector
+/// load covers, rows longer than a block processes at once, and more rows than one pass sums for
+/// weight and bias.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_norm_with_gelu_and_dropout_equals_f64(
@@ -41,7 +42,8 @@ fn a_norm_with_gelu_and_dropout_equals_f64(
     let policy = Policy::new(precision, device());
     let (compute, storage) = (precision.compute(), precision.storage());
     let input = draw(&shape, compute, 2.0, 10.0);
-    // The output is f32 under autocast, as in PyTorch.
+    // Under autocast the norm's output is f32, as in PyTorch, so its gradient has the dtype of the
+    // parameters.
     let incoming = draw(&shape, storage, 1.0, 0.0);
     let mut layers: Vec<Box<dyn Module>> =
         vec![Box::new(LayerNorm::new(LayerNormConfig::new(shape[1]))?)];
@@ -80,9 +82,9 @@ fn a_norm_with_gelu_and_dropout_equals_f64(
     Ok(())
 }
 
-/// Two sums of a residual and a dropout, each followed by a norm, and a dropout after ReLU equal
-/// f64. With the same random numbers, the separate layers have the same bits, if matrix products do
-/// not depend on the size of the batch.
+/// A transformer layer equals f64: two sums of a residual and a dropout, each followed by a norm,
+/// and a dropout after ReLU. With the same random numbers, the separate layers have the same bits,
+/// provided that matrix products do not depend on the size of the batch.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_norm_with_residual_and_dropout_equals_f64(
@@ -95,7 +97,8 @@ fn a_norm_with_residual_and_dropout_equals_f64(
         Precision::Bf16True
     )]
     precision: Precision,
-    // The last two cases use the kernels by rows, which sum biases' gradients in another order.
+    // The last two cases use kernels that process whole rows and sum biases' gradients in another
+    // order.
     #[values([6, 1, 16], [9, 13, 24], [5, 7, 128], [300, 3, 256])] shape: [i64; 3],
     #[values(0.2, 0.0)] dropout: f64,
 ) -> Result<()> {

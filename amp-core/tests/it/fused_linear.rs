@@ -98,7 +98,7 @@ fn activation_and_dropout_go_along(
     for (((name, together), (_, alone)), exact) in together.named().zip(alone.named()).zip(all) {
         let kind = if name.starts_with("parameter") { storage } else { compute };
         assert_eq!((together.kind(), alone.kind()), (kind, kind), "{name}");
-        // Each operation rounds.
+        // Each operation adds a rounding error.
         let bound = if half { 4.0 } else { 2.0 * terms } * rounding(compute);
         for (how, seen) in [("together", together), ("alone", alone)] {
             let off = relative(seen, &exact);
@@ -137,7 +137,8 @@ fn second_derivatives_go_through_relu() -> Result<()> {
     Ok(())
 }
 
-/// A layer that is not trained passes the gradient to its input and has no gradient itself.
+/// If a layer's parameters are frozen, the gradient of its input is the same, and its parameters
+/// get none.
 #[rstest]
 fn a_frozen_layer_passes_its_gradient_on(
     #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,

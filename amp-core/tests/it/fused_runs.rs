@@ -1,6 +1,6 @@
-//! Runs of models whose layers have their own kernels on CUDA: a run with graphs, with checkpointed blocks
-//! or resumed from a checkpoint equals the plain run, bit for bit. The kernels run on CUDA
-//! (`AMP_DEVICE=cuda`); elsewhere the separate layers run.
+//! Runs of models whose layers have their own kernels on CUDA (`AMP_DEVICE=cuda`). A run with
+//! graphs, with checkpointed blocks, or resumed from a checkpoint equals the plain run bit for bit.
+//! On other devices the separate layers run.
 
 use std::{
     cell::Cell,

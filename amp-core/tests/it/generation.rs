@@ -1,5 +1,5 @@
-//! Continued prompts equal those of transformers' `generate`, and tokens are chosen with its samplers'
-//! probabilities.
+//! The tokens that continue a prompt equal those of transformers' `generate`. Sampled tokens have
+//! the probabilities of its samplers.
 
 use std::collections::BTreeMap;
 
@@ -173,7 +173,7 @@ fn a_long_text_goes_on_with_its_last_tokens() -> Result<()> {
     };
     let found = run(20, true, &prompt)?;
     assert_eq!(found, run(20, false, &prompt)?);
-    // Only the last eight tokens have an effect.
+    // The next token depends only on the last eight tokens, which are the context.
     for start in 0..=16 {
         let window = found.narrow(1, start, 8);
         let next = run(1, false, &window)?.narrow(1, 8, 1);

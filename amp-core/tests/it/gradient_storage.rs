@@ -157,7 +157,7 @@ fn gradients_of_weights_are_rounded_to_16_bits(
         let seen = Rc::new(RefCell::default());
         let mut config = TrainerConfig { max_steps: Some(1), ..config(precision, Graph::Off) };
         config.numerics.gradients = gradients;
-        // This step does not overflow.
+        // With this scale the step does not overflow.
         config.numerics.scaler = GradScalerConfig { init_scale: 1024.0, ..Default::default() };
         let callback = First { seen: Rc::clone(&seen) };
         train_on(&config, demo(0.2)?, StepAccess::Deferred, adamw, vec![Box::new(callback)])?;
@@ -224,8 +224,8 @@ fn accumulated_gradients_are_f32(
     Ok(())
 }
 
-/// If a run requests 16-bit gradients but cannot have them, a note gives the reason, provided that
-/// its products have 16 bits.
+/// If a run requests 16-bit gradients but cannot have them, a note gives the reason. There is no
+/// note if the precision has no 16-bit products.
 #[rstest]
 #[case(Precision::Bf16Mixed, 1, (!device().is_cuda()).then_some("only CUDA has kernels for 16-bit gradients"))]
 #[case(Precision::F16Mixed, 4, Some(if device().is_cuda() { "the gradients of 4 batches are added" } else { "only CUDA" }))]

@@ -100,7 +100,7 @@ pub(crate) fn train_on(
     let loss = amp_core::loss::cross_entropy;
     let model = Model { model: Box::new(network), loss, optimizer: Box::new(optimizer) };
     let mut model = Free { model, access };
-    // The last batch is smaller.
+    // The last batch of an epoch is smaller than the others.
     let data = same(digits(330)?, 32)?;
     let mut events = Vec::new();
     let mut listen = |event: &Event| -> Result<()> {
@@ -294,7 +294,7 @@ impl Callback for Watch {
         };
         let seen = format!("{} {:?} {outcome:?} {state}", hook.global_step, hook.scale);
         self.seen.borrow_mut().push(seen);
-        // The run stops after the 60th step.
+        // The callback stops the run after the 60th step.
         Ok(match hook.global_step {
             60 => vec![Action::Stop("enough".to_owned())],
             _ => Vec::new(),

@@ -16,7 +16,7 @@ use crate::support::{
 
 macro_rules! noting {
     ($name:ident, $hook:meta) => {
-        /// Records the steps and their losses, and logs the losses.
+        /// A model whose hook records the steps and their losses, and logs the losses.
         #[derive(LightningModule)]
         #[loss(cross_entropy)]
         #[optimizer(adamw, lr = 1e-3)]
@@ -98,7 +98,7 @@ fn sees_the_same<M: LightningModule>(
             }
             Ok(())
         };
-        // The last batch is smaller.
+        // The last batch of an epoch is smaller than the others.
         let data = same(digits(330)?, 32)?;
         let record = Trainer::new(config).subscribe(&mut listen).fit(&mut model, &data)?;
         Ok::<_, amp_core::Error>((seen(&mut model), logged, record.end))

@@ -82,7 +82,8 @@ fn values_equal_torchs() -> Result<()> {
     Ok(())
 }
 
-/// A tensor of any dtype and device gets the f32 values drawn on the CPU, rounded.
+/// A tensor of any dtype and device gets the values of f32 numbers that are drawn on the CPU,
+/// rounded to its dtype.
 #[rstest]
 fn values_do_not_depend_on_dtype_and_device(
     #[values(Kind::Half, Kind::BFloat16, Kind::Double)] kind: Kind,
@@ -98,7 +99,7 @@ fn values_do_not_depend_on_dtype_and_device(
     Ok(())
 }
 
-/// Rows of a wide matrix and columns of a tall one are orthogonal.
+/// The rows of a wide orthogonal matrix are orthogonal, and the columns of a tall one.
 #[rstest]
 fn orthogonal_matrices_are_orthogonal(#[values(3, 7)] rows: i64) -> Result<()> {
     let _section = seeded(2);
@@ -163,7 +164,7 @@ fn attributes_set_initializers_of_layers() -> Result<()> {
     Ok(())
 }
 
-/// A model with an attribute for a parameter that its layer does not have.
+/// A model with an initializer for a parameter (`bias`) that its layer does not have.
 #[derive(Module)]
 struct WithoutBias {
     #[layer(linear(5, 3, bias = false, bias_init = zeros))]

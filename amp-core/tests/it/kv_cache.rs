@@ -89,8 +89,8 @@ fn ids(policy: Policy) -> Tensor {
     Tensor::randint(40, [ROWS, LENGTH], (Kind::Int64, Device::Cpu)).to_device(policy.device)
 }
 
-/// Returns the outputs of one pass on the whole sequence, and of several passes with these numbers
-/// of tokens.
+/// Returns the output of one pass over the whole sequence, and the joined outputs of several passes
+/// with these numbers of tokens.
 fn both<M>(model: &M, policy: Policy, parts: &[i64], room: i64) -> Result<[Tensor; 2]>
 where
     M: Forward<Input = (&'static Tensor,), Output = Tensor>,

@@ -102,7 +102,8 @@ fn batches_are_their_own_statistics() -> Result<()> {
     Ok(())
 }
 
-/// Whole channels are 0 or scaled, in the requested proportion; in evaluation nothing is dropped.
+/// Dropout of channels sets whole channels to 0 or scales them, in the requested proportion. In
+/// evaluation nothing is dropped.
 #[test]
 fn channels_are_dropped_whole() -> Result<()> {
     let _section = seeded(3);

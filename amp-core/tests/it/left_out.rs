@@ -40,8 +40,8 @@ struct OfWeightedClasses {
     head: Linear,
 }
 
-/// Returns twelve examples in f64. All targets of the first batch of four are ignored, and some of
-/// the others.
+/// Returns twelve examples. The targets of the first four are all ignored, and so are some of the
+/// others.
 fn examples() -> Result<Batch> {
     let _section = seeded(11);
     let input = Tensor::f_randn([12, 4], (Kind::Float, Device::Cpu))?;
@@ -102,9 +102,9 @@ fn of_weighted_classes(room: i64) -> Result<Box<dyn LightningModule>> {
 
 type Build = fn(i64) -> Result<Box<dyn LightningModule>>;
 
-/// transformers#24725: one step on twelve examples has the same effect in windows, in micro-batches
-/// for lack of memory, in both, and as one batch of twelve. The weights, the logged loss and the
-/// validation are the same.
+/// transformers#24725: one step on twelve examples gives the same weights, logged loss and
+/// validation, whether it consists of accumulated batches, of micro-batches for lack of memory, of
+/// both, or of one batch of twelve.
 #[rstest]
 fn ignored_targets_do_not_count_in_a_window(
     #[values(of_classes as Build, of_weighted_classes as Build)] build: Build,
@@ -273,8 +273,8 @@ struct OfWeights {
     head: Linear,
 }
 
-/// Weights of examples count in validation and in the epoch's loss as in the step. Invalid weights
-/// are refused.
+/// Weights of examples count in validation and in the epoch's loss, as they do in the step. Invalid
+/// weights are refused.
 #[test]
 fn weights_of_examples_count_everywhere() -> Result<()> {
     let run = |weights: [f64; 8], batch: i64, window: i64| -> Result<(Vec<f64>, f64, f64)> {

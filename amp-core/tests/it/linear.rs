@@ -19,7 +19,7 @@ use crate::support::{
 
 /// Input, weight and incoming gradient have 16 bits. The weight's gradient (a product) and the
 /// bias's gradient (a sum) are f32 on CUDA, and rounded to 16 bits on the CPU, as in PyTorch. The
-/// input's gradient is rounded on both.
+/// input's gradient is rounded on both devices.
 #[rstest]
 fn gradients_of_weights_are_f32_sums_on_cuda(
     #[values(Precision::Bf16Mixed, Precision::F16Mixed)] precision: Precision,
@@ -165,8 +165,9 @@ fn a_kernel_without_a_second_derivative_returns_an_error() -> Result<()> {
     Ok(())
 }
 
-/// At the start of a region, all weights that the previous region used are cast together. The
-/// second region computes the same as without the cache, and each weight has its current value.
+/// At the start of an autocast region, all weights that the previous region used are cast together.
+/// Each weight then has its current value: the results equal those of a new model with the same
+/// weights.
 #[rstest]
 fn a_region_casts_the_weights_of_the_previous_region_together(
     #[values(Precision::Bf16Mixed, Precision::F16Mixed)] precision: Precision,

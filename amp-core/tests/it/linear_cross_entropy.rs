@@ -18,7 +18,7 @@ use crate::support::{
 
 const FEATURES: i64 = 16;
 
-/// The tensors of a layer, as leaves.
+/// The tensors of a linear layer.
 struct Layer {
     input: Tensor,
     weight: Tensor,
@@ -94,8 +94,9 @@ fn assert_close(seen: &[Tensor], exact: &[Tensor], bounds: [f64; 3]) {
     }
 }
 
-/// A gradient of logits is rounded to their dtype once, and the input's gradient once more. In f32 and f64 the
-/// logits are below 64, and their exponentials have 64 times the relative error of a rounding.
+/// A gradient of logits is rounded to their dtype once, and the input's gradient once more. In f32
+/// and f64 the logits are below 64, and their exponentials have 64 times the relative error of a
+/// rounding.
 #[rstest]
 #[case(Kind::Double, Precision::F64True, 2.0_f64.powi(-46))]
 #[case(Kind::Float, Precision::F32True, 2.0_f64.powi(-17))]
@@ -133,8 +134,8 @@ fn loss_and_gradients_equal_f64(
     Ok(())
 }
 
-/// Without a loss scale the gradients of f16 logits would be far below the smallest f16 number of full
-/// precision, 6e-5. A scale changes nothing but the factor.
+/// Without a loss scale the gradients of f16 logits would be far below 6e-5, the smallest f16
+/// number of full precision. The loss scale changes the gradients only by its factor.
 #[rstest]
 fn gradients_of_f16_do_not_depend_on_the_loss_scale(
     #[values(1.0, 65536.0)] scale: f64,
@@ -183,8 +184,8 @@ fn a_mean_over_no_targets_is_nan_and_has_no_gradient() -> Result<()> {
     Ok(())
 }
 
-/// A graph that is kept gives the same gradients in a second backward pass. Without keeping it, a
-/// second pass is an error.
+/// If the graph is kept, a second backward pass gives the same gradients. Otherwise a second pass
+/// is an error.
 #[rstest]
 fn a_graph_that_is_kept_runs_backward_twice() -> Result<()> {
     let _generator = seeded(7);
@@ -299,8 +300,8 @@ fn sequences_are_rows() -> Result<()> {
     Ok(())
 }
 
-/// The peak of forward and backward pass is the size of a chunk's logits plus the sums of
-/// gradients.
+/// The peak memory of a forward and a backward pass is that of one chunk's logits and of the sums
+/// of gradients.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn the_logits_of_all_rows_do_not_exist_together() -> Result<()> {

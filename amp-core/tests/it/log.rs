@@ -96,7 +96,7 @@ fn an_empty_log_has_no_values() -> Result<()> {
     Ok(())
 }
 
-/// Six values in two rows.
+/// A metric with six values in two rows.
 struct Table;
 
 impl Metric for Table {
@@ -109,7 +109,7 @@ impl Metric for Table {
     }
 }
 
-/// Names have the row first, then the column. Both are counted from 0.
+/// The index in a name has the row first and then the column, both counted from 0.
 #[test]
 fn several_values_are_named_by_their_index() -> Result<()> {
     let mut log = Log::default();

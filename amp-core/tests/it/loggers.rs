@@ -36,8 +36,8 @@ fn json_lines_are_the_events() -> Result<()> {
     Ok(())
 }
 
-/// The file has a row for each value: values of the logging interval with the step, values of the
-/// epoch with step and epoch. Numbers are exact.
+/// The file has a row for each value. A value of the logging interval has its step, and a value of
+/// the epoch has step and epoch. Numbers are exact.
 #[test]
 fn csv_rows_are_the_logged_values() -> Result<()> {
     let folder = folder();

@@ -22,7 +22,7 @@ use crate::support::{
     seeded,
 };
 
-/// One linear layer.
+/// A model of one linear layer.
 #[derive(LightningModule)]
 #[loss(mse_loss)]
 #[optimizer(sgd, lr = 0.1)]
@@ -142,7 +142,7 @@ fn times_and_steps_end_runs() -> Result<()> {
     let always = Loops { val_check_interval: every, ..Loops::default() };
     assert_eq!(run(&config(1, always), &same(constant(6, 3, 1.0)?, 2)?)?, ".v.v.v|");
     let at_once = Loops { max_time: Some(Duration::from_nanos(1)), ..Loops::default() };
-    // The run ends before the first step.
+    // The time limit has passed before the first step, so no step runs.
     assert_eq!(run(&config(2, at_once), &ten()?)?, "!");
     let soon = Loops { max_time: Some(Duration::from_secs(3600)), ..Loops::default() };
     assert_eq!(run(&config(1, soon), &ten()?)?, "..........V|");
@@ -184,7 +184,7 @@ fn a_validation_sees_the_model_of_its_step() -> Result<()> {
     Ok(())
 }
 
-/// Returns a model trained for this many steps from the seed.
+/// Seeds the generator with 0, trains a new model for this many steps, and returns it.
 fn trained_until(step: u64) -> Result<Model> {
     amp_core::tch::manual_seed(0);
     let mut model = model()?;

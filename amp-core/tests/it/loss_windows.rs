@@ -31,7 +31,7 @@ impl Loss for BySize {
 
 type Build = fn(i64) -> Result<Box<dyn LightningModule>>;
 
-/// Returns the weights of classes or outputs.
+/// Returns weights for the three classes or outputs.
 fn rare() -> Tensor {
     Tensor::from_slice(&[0.25_f32, 1.0, 8.0])
 }

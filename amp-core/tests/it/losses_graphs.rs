@@ -61,7 +61,8 @@ fn a_loss_says_why_it_is_outside_of_graphs() -> Result<()> {
     Ok(())
 }
 
-/// Trains `Letters` with the CTC loss on six sequences of nine time steps, each with one or two labels.
+/// Trains `Letters` with the CTC loss on six sequences of nine time steps, each with one or two
+/// labels.
 fn fit(graph: Graph) -> Result<RunRecord> {
     let _section = seeded(2);
     let input = Tensor::f_randn([6, 9, 4], (Kind::Float, Device::Cpu))?;

@@ -286,7 +286,7 @@ fn idle(_: &mut Idle, _: &Batch, _: &mut ManualStep<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A model whose validation step is a function of its own, so that it needs no loss.
+/// A model with its own function for validation steps, so that it needs no loss.
 #[derive(LightningModule)]
 #[manual_step(idle)]
 #[validation_step(Self::measured)]
@@ -343,7 +343,7 @@ fn a_manual_step_ends_at_its_first_loss() -> Result<()> {
     Ok(())
 }
 
-/// Invalid calls are refused in one line.
+/// Each invalid call is refused with an error of one line.
 #[test]
 fn invalid_calls_are_refused() -> Result<()> {
     let fit = |config: TrainerConfig| -> Result<RunRecord> {

@@ -188,7 +188,7 @@ fn workers_are_not_too_far_ahead(
     Ok(())
 }
 
-/// Dropping an epoch in the middle ends its threads, which held handles of the set.
+/// If an epoch is dropped in the middle, its threads end and release the data set.
 #[rstest]
 fn dropping_an_epoch_ends_its_workers(
     #[values(1, 2, 7)] workers: usize,

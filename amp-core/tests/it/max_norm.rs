@@ -186,8 +186,8 @@ fn run(config: TrainerConfig, overflows: bool) -> Result<(Vec<Event>, Vec<Tensor
     Ok((events, weights, record.end.replayed))
 }
 
-/// The invariants of training hold: skipped steps and validations leave the table unchanged, although their
-/// forward passes look up vectors.
+/// The invariants of training hold: skipped steps and validations leave the table unchanged,
+/// although their forward passes look up vectors.
 #[rstest]
 #[case(Precision::F32True, false)]
 #[case(Precision::F16Mixed, true)]

@@ -118,7 +118,7 @@ fn media_come_at_the_logging_interval() -> Result<()> {
     for (.., text) in texts {
         assert_eq!(text, &Media::Text("batch 0".into()));
     }
-    // A grid of two images of 2 × 2, with two pixels around each.
+    // The image is a grid of two images of 2 × 2 pixels, with a border of two pixels around each.
     let Some((.., Media::Image(image))) = media(&events).into_iter().next() else {
         panic!("an image")
     };

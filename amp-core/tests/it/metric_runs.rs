@@ -310,7 +310,8 @@ fn a_graph_keeps_the_same_state_as_eager_steps(
     needs_cuda();
     let run = |graph: Graph| -> Result<RunRecord> {
         let _section = seeded(3);
-        // The set is repeated eight times, because the first steps are not graphs.
+        // The set is repeated eight times so that a run has enough steps: its first steps do not
+        // run as graphs.
         let eight = |set: Batch| Batch::new(set.input.repeat([8, 1]), repeated(&set.target));
         let data = DataModule::new("rows", eight(set()?)?, set()?, 4).in_order();
         let config = TrainerConfig { graph, precision, ..config(window) }.with(|config| {

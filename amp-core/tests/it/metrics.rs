@@ -99,7 +99,8 @@ fn unequal_batches_weigh_by_their_examples() -> Result<()> {
     Ok(())
 }
 
-/// Language models have classes last: `[N, L, C]` against `[N, L]` equals the flattened problem.
+/// The logits of a language model have the classes last. Logits `[N, L, C]` with labels `[N, L]`
+/// give the same metric as logits `[N·L, C]` with labels `[N·L]`.
 #[test]
 fn sequences_count_every_position() -> Result<()> {
     let logits =

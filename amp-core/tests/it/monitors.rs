@@ -76,7 +76,7 @@ fn each_epochs_peak_memory_is_logged() -> Result<()> {
     let (history, record) = logged(config(2), &mut model, MemoryMonitor::new())?;
     let peaks = history.get("memory_peak_mib");
     assert_eq!(peaks.len(), 2, "one an epoch");
-    // Other tests may allocate on a CUDA device at the same time.
+    // Other tests may allocate on a CUDA device at the same time, so the limit is higher there.
     let most = if device().is_cuda() { 4096.0 } else { 65.0 };
     assert!(peaks.iter().all(|(_, mib)| (63.5..most).contains(mib)), "{peaks:?}");
     assert_eq!(history.last("memory_reserved_mib").is_some(), device().is_cuda());

@@ -85,7 +85,8 @@ fn options_out_of_range_are_refused(#[case] config: BatchNormConfig, #[case] say
     }
 }
 
-/// One value within an example is refused, because its norm would be the bias for any input.
+/// Normalization over a single value of an example is refused, because its output would be the bias
+/// for any input.
 #[rstest]
 fn one_value_within_an_example_is_refused(
     #[values(&[4, 6], &[4, 6, 1], &[1, 6, 1, 1])] shape: &[i64],

@@ -202,7 +202,7 @@ fn a_factor_multiplies_gradients_and_a_skipped_step_moves_nothing(
     let number = |value: f32| Tensor::from(value).to(device());
     let mut scaled = build_with(options, &params, device(), moments)?;
     let mut plain = build_with(options, &params, device(), moments)?;
-    // The first step of some optimizers follows another rule.
+    // The first step of some optimizers follows another rule, so it runs before the comparison.
     for optimizer in [&mut scaled, &mut plain] {
         seed_everything(3)?;
         give(optimizer.parameters(), &grads);

@@ -218,8 +218,8 @@ fn masters_are_updated_like_f32_weights(
     Ok(())
 }
 
-/// With optimizer state in fewer bits the parameters end close to those trained with f32 state: the difference is
-/// small compared with the total change of the parameters.
+/// With optimizer state in fewer bits the parameters end close to those trained with f32 state: the
+/// difference is small compared with the total change of the parameters.
 #[rstest]
 fn state_in_fewer_bits_stays_near_f32(
     #[values("Muon", "LAMB")] name: &str,

@@ -22,7 +22,7 @@ use crate::support::{
 const CLASSES: i64 = 9;
 const WIDTH: i64 = 6;
 
-/// A function with the shape of `nn::linear`, which multiplies its result.
+/// A user's function with the name and the arguments of `nn::linear`, but it doubles the result.
 mod own {
     pub(super) mod nn {
         use amp_core::prelude::*;

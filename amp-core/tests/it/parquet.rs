@@ -140,7 +140,8 @@ fn an_epoch_of_shuffled_groups_reads_each_once(
     Ok(())
 }
 
-/// Any number of threads gives the same rows in the same order, reads as many groups, and finds the same error.
+/// Any number of threads gives the same rows in the same order, reads as many groups, and finds the
+/// same error.
 #[rstest]
 fn threads_change_nothing(
     #[values(2, 3, 16)] threads: usize,

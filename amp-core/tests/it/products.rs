@@ -30,8 +30,8 @@ fn words() -> Words {
     Words { labels: ids.select(1, 0), ids }
 }
 
-/// An output layer that shares the embedding's table. Its product runs in the precision, with
-/// autocast off, or in a region.
+/// An output layer that shares the embedding's table. Its matrix product runs in the run's
+/// precision, with autocast off, or in a precision region of f32.
 #[derive(Module)]
 #[forward(|x, table: &Tensor| {
     let x = norm(x)?;

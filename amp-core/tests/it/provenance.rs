@@ -42,7 +42,8 @@ impl Visit for Gain {
 impl Module for Gain {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
         let fixed = input.f_detach()?;
-        // The second term is zero, but its gradient is the layer's `backward` factor.
+        // The second term is zero. The gradient flows only through it and is multiplied by
+        // `backward`.
         let traced = input.f_sub(&fixed)?.f_mul_scalar(self.backward)?;
         Ok(fixed.f_mul_scalar(self.forward)?.f_add(&traced)?)
     }
@@ -204,7 +205,7 @@ impl Module for Rare {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
         self.runs.set(self.runs.get() + 1);
         let draw = Tensor::f_rand([1], (Kind::Float, input.device()))?;
-        // The factor is 1, but infinite in a third of the draws.
+        // The factor is 1 with a probability of two thirds, and infinite otherwise.
         let gate = draw.f_gt(1.0 / 3.0)?.f_to_kind(Kind::Float)?.f_reciprocal()?;
         Ok(input.f_mul(&gate.f_to_kind(input.kind())?)?)
     }

@@ -72,8 +72,8 @@ fn sections_are_not_disturbed() {
     assert!(found.iter().all(|weights| *weights == found[0]), "one seed gave different weights");
 }
 
-/// On another thread, drawing, seeding, changing switches and beginning a section wait until the
-/// section ends.
+/// On another thread, four actions wait until the section ends: drawing numbers, seeding, changing
+/// switches, and beginning a section.
 #[rstest]
 #[case::uniform(|| linear(3, 3).map(drop))]
 #[case::normal(|| Embedding::new(EmbeddingConfig::new(3, 3)).map(drop))]

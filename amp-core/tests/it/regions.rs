@@ -20,7 +20,8 @@ use crate::support::{
     seeded,
 };
 
-/// A linear layer, optionally with a region and with inner layers that run before it.
+/// A linear layer, optionally in a precision region, and optionally with inner layers that run
+/// before it.
 struct Part {
     region: Option<Region>,
     layer: Linear,
@@ -52,7 +53,7 @@ impl Module for Part {
     }
 }
 
-/// The actual and the planned dtype of every matrix product.
+/// A probe that records the actual and the planned dtype of every matrix product.
 #[derive(Default)]
 struct Products(RefCell<BTreeMap<String, (Kind, Kind)>>);
 
@@ -140,8 +141,8 @@ fn a_region_applies_to_its_part_alone(
     Ok(())
 }
 
-/// Regions nest: bf16 autocast inside an f32 region of an f16 run. After each region the outer
-/// state is restored.
+/// Precision regions can be nested: a region of bf16 inside a region of f32, in an f16 run. After
+/// each region the state of the region around it is restored.
 #[test]
 fn regions_nest() -> Result<()> {
     let _generator = seeded(0);
@@ -155,8 +156,8 @@ fn regions_nest() -> Result<()> {
     Ok(())
 }
 
-/// In a `*-true` run the innermost region that raises the dtype decides, and its parameters have
-/// this dtype.
+/// In a `*-true` run with nested regions, each layer and its parameters have the dtype of the
+/// innermost region around them.
 #[test]
 fn a_region_inside_a_raised_one_raises_from_the_runs_dtype() -> Result<()> {
     let _generator = seeded(0);
@@ -280,7 +281,8 @@ struct Inside {
     head: Linear,
 }
 
-/// Calls the block's layers through a reference to the block, so that they have no path.
+/// A model that calls the block's layers through a reference to the block, so that they have no
+/// path.
 #[derive(LightningModule)]
 #[forward(|x| {
     let block: &Inside = &self.block;

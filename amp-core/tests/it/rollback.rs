@@ -82,8 +82,8 @@ fn same(one: &Net, other: &Net) {
     assert_eq!(one.seen, other.seen);
 }
 
-/// A run whose third step is skipped ends like a run without these examples: weights, batch
-/// statistics, optimizer, schedule, `#[state]` and the random numbers of dropout.
+/// A run whose third step is skipped ends like a run without the examples of this step. Weights,
+/// batch statistics, optimizer, schedule, `#[state]` and the random numbers of dropout are equal.
 #[test]
 fn a_skipped_step_changes_nothing() -> Result<()> {
     let with = data(5, &[2])?;
@@ -97,7 +97,8 @@ fn a_skipped_step_changes_nothing() -> Result<()> {
     let pick = |name| Ok::<_, amp_core::Error>(all.required(name)?.index_select(0, &index));
     let rest = Batch::new(pick("input")?, pick("target")?)?;
     let without = DataModule { train: rest.into(), ..with };
-    // The scale is a power of two, so the bits do not depend on it.
+    // The skip halved the scale of the first run only. The scale is a power of two, so it does not
+    // change the bits.
     let (straight, record) = train(config(NonFinite::Skip), &without)?;
     assert_eq!(record.end.skipped, 0);
     same(&skipped, &straight);

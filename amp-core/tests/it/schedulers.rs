@@ -143,7 +143,8 @@ fn groups_have_torchs_rates(
     Ok(())
 }
 
-/// A monitored value must be logged, and exists only after an epoch.
+/// A plateau schedule needs a value that the model logs. The value exists only after an epoch, so
+/// the schedule cannot advance after each step.
 #[test]
 fn a_monitored_value_must_be_logged() -> Result<()> {
     let plateau = || ReduceLrOnPlateau { monitor: "val_acc".to_owned(), ..Default::default() };

@@ -101,8 +101,8 @@ fn tokens_of_another_vocabulary_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// Random windows begin anywhere, differently in each epoch and with each seed, but equally for any number
-/// of workers and after a resume in the middle of an epoch.
+/// Random windows begin anywhere, differently in each epoch and with each seed, but equally for any
+/// number of workers and after a resume in the middle of an epoch.
 #[test]
 fn random_windows_follow_from_the_seed() -> Result<()> {
     let (_folder, path) = file(tokens(TokenWidth::U16, 14));
@@ -127,7 +127,7 @@ fn random_windows_follow_from_the_seed() -> Result<()> {
         assert_eq!((input, target), (&from(start), &from(start + 1.0)));
         starts[start as usize] += 1;
     }
-    // Five standard deviations of 400 draws around 40.
+    // Each of the ten starts is expected 40 times in 400 draws. Five standard deviations are 30.
     assert!(starts.iter().all(|count| (10..=70).contains(count)), "{starts:?}");
     assert_eq!(read(3, 1, 0, 0)?, own);
     assert_eq!(read(0, 1, 0, 150)?, own[150..]);

@@ -114,8 +114,8 @@ fn a_stream_can_be_read_again_from_any_batch(#[values(0, 2)] prefetch: usize) ->
     Ok(())
 }
 
-/// A failed batch is read again. The error has the number, and the next reading begins at the
-/// batch's first number.
+/// A failed batch is read again. The error has the number of the failed example, and the next
+/// reading begins at the first number of its batch.
 #[rstest]
 fn a_failed_batch_is_read_again(#[values(0, 2)] prefetch: usize) -> Result<()> {
     let set = Numbers { fails: Some(7), ..Numbers::new() }.shared()?;

@@ -1,5 +1,5 @@
-//! Text encoded by Python's package `tokenizers` 0.22.1 (fixtures/oracles/tokenizers.json): the tokenizers
-//! of GPT-2, BERT and T5, trained on a small text.
+//! Text encoded by Python's package `tokenizers` 0.22.1 (fixtures/oracles/tokenizers.json): the
+//! tokenizers of GPT-2, BERT and T5, trained on a small text.
 
 use amp_core::{
     data::{Collate, MapDataset, Tokenizer, Tokens},
@@ -49,9 +49,9 @@ fn same(tokens: &Tokens, expected: &Value) {
     assert_eq!(kinds, [Kind::Int64, Kind::Int64, Kind::Bool]);
 }
 
-/// Text is encoded as by Python: ids with and without special tokens, the decoded text, and batches
-/// of texts and of pairs that are truncated and padded to the longest, to a length and to a
-/// multiple, on both sides.
+/// The tokenizer equals Python's. The test compares ids with and without special tokens, and the
+/// decoded text. It also compares batches of texts and of pairs, truncated and padded on both
+/// sides: to the longest text, to a length, and to a multiple.
 #[rstest]
 fn text_is_encoded_as_by_python(
     #[values("byte_level", "word_piece", "unigram")] kind: &str,

@@ -79,8 +79,8 @@ fn fit(layer: impl Module + 'static, config: TrainerConfig) -> Result<()> {
     Trainer::new(config).fit(&mut model, &same(constant(4, 3, 0.0)?, 2)?).map(drop)
 }
 
-/// A parameter without a gradient is refused when it is trained, because the optimizer would never
-/// move it.
+/// A parameter that requires no gradient is refused when it is trained, because the optimizer would
+/// never move it.
 #[test]
 fn a_parameter_without_a_gradient_is_refused_when_it_is_trained() {
     let _generator = seeded(0);

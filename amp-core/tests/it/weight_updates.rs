@@ -56,8 +56,9 @@ fn mean(optimizer: &dyn Optimizer) -> f64 {
 /// The spacing of bf16 just below 1.
 const SPACING: f64 = 1.0 / 256.0;
 
-/// One step moves each weight from 1 to 0.999, which stochastic rounding rounds to one of the two nearest bf16
-/// values. The mean of all `count` weights equals the f32 result within five standard errors.
+/// One step moves each weight from 1 to 0.999, which stochastic rounding rounds to one of the two
+/// nearest bf16 values. The mean of all `count` weights equals the f32 result within five standard
+/// errors.
 #[test]
 fn stochastic_rounding_is_unbiased() -> Result<()> {
     let _generator = seeded(0);
@@ -117,9 +118,9 @@ fn stochastic_rounding_is_unbiased_for_every_size() -> Result<()> {
     Ok(())
 }
 
-/// Updates of 10⁻⁵, each 1/400 of the spacing, are lost or kept by the option. After 200 steps with
-/// rounding to nearest, the weight has not moved. With stochastic rounding it has moved by the sum
-/// on average. With masters it moves to the neighbour once the sum is closer to the neighbour.
+/// Each update of 10⁻⁵ is 1/400 of the spacing. With rounding to nearest, the weights have not
+/// moved after 400 steps. With stochastic rounding, they have moved by the sum of the updates on
+/// average. With master weights, they move to the next value once the sum is closer to it.
 #[test]
 fn updates_below_the_spacing_are_lost_or_kept_by_the_option() -> Result<()> {
     let _generator = seeded(2);
@@ -135,7 +136,7 @@ fn updates_below_the_spacing_are_lost_or_kept_by_the_option() -> Result<()> {
     let share = 2e-3 / SPACING;
     let error = SPACING * (share * (1.0 - share) / count as f64).sqrt();
     assert!((moved - (1.0 - 2e-3)).abs() < 6.0 * error, "{moved} ± {error}");
-    // The mean is of equal numbers, summed in f64 in the device's order.
+    // All weights are equal. Their mean is a sum in f64, in an order that depends on the device.
     let moved = |steps| Ok::<_, Error>(1.0 - run(WeightUpdate::MasterWeights, steps)?);
     assert!(moved(190)?.abs() < 1e-12);
     assert!((moved(200)? - SPACING).abs() < 1e-12);

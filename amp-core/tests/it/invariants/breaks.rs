@@ -134,8 +134,8 @@ fn a_meter_that_misses_memory_is_reported(
     Ok(())
 }
 
-/// A skipped step that changes something is reported. With this scale the first steps of 16-mixed
-/// overflow.
+/// A skipped step that changes something is reported. With a loss scale of 2^40 the first steps of
+/// 16-mixed overflow.
 #[rstest]
 #[case::a_weight(Odd::Nothing, Does::MovesInHook, "step 1: `model.0.weight` has moved")]
 #[case::a_buffer(Odd::Nothing, Does::CountsInHook, "step 1: `model.1.running_mean` has moved")]
@@ -203,7 +203,7 @@ fn a_run_that_breaks_a_rule_is_saved(#[case] odd: Odd, #[case] left: usize) -> R
     Ok(())
 }
 
-/// With the checks switched off nothing is reported, and a run of a correct model ends normally.
+/// Without the checks, a run that breaks a rule ends normally, and nothing is reported.
 #[rstest]
 fn without_checks_a_broken_rule_is_not_reported(
     #[values(Odd::WritesBack, Odd::KeepsGradients, Odd::SchedulesTwice)] odd: Odd,

@@ -33,7 +33,7 @@ pub(super) enum Odd {
     SchedulesNever,
 }
 
-/// AdamW, or its schedule, with the fault.
+/// Builds AdamW, or its schedule, with the fault.
 #[derive(Clone, Copy)]
 pub(super) struct Build(pub(super) Odd);
 

@@ -28,29 +28,29 @@ pub(super) enum Does {
     ReplacesTensors,
     /// Writes to its weights before the first step.
     WritesAtStart,
-    /// Sets its first weight to require no gradient in its second step.
+    /// Switches off the gradient of its first weight in its second step.
     FreezesWithin,
     /// Changes the dtype of its buffer of counts from its second step on.
     Converts,
-    /// Changes its first weight in its hook even if the step was skipped.
+    /// Changes its first weight in the hook after each batch, even if the step was skipped.
     MovesInHook,
-    /// Changes a buffer in its hook.
+    /// Changes a buffer in the hook after each batch.
     CountsInHook,
     MovesWeightInValidation,
     MovesBufferInValidation,
     /// Validates in training mode.
     TrainsInValidation,
-    /// Drops elements in validation, whatever the mode of the step.
+    /// Applies dropout to the input in validation, whatever the mode of the step.
     DropsInValidation,
     /// Computes no gradient for its last layer in its first step.
     SkipsALayer,
     /// Measures the memory of each step while the memory of the epoch is measured.
     MeasuresWithin,
-    /// Measures the memory of each step.
+    /// Measures the memory of each step, one step after the other.
     MeasuresSteps,
 }
 
-/// The notebook's model with batch norm and dropout.
+/// The notebook's model with batch norm and dropout, and with a planted fault.
 pub(super) struct Planted {
     inner: Model,
     odd: Odd,

@@ -16,7 +16,7 @@ use crate::support::{
     seeded,
 };
 
-/// A module, and a function that runs it on the inputs of a case.
+/// A module that can run on the inputs of a case.
 pub(super) trait Runs: Visit {
     fn run(&self, inputs: &[Tensor], cx: &Context) -> Result<Vec<Tensor>>;
 }

@@ -276,7 +276,8 @@ fn sdpa(options: AttentionOptions<'static>) -> Result<Box<dyn Runs>> {
     })
 }
 
-/// Runs a decoder with the masks of target and memory, followed by their padding masks.
+/// Builds a case of a decoder. The inputs after target and memory are their attention masks, and
+/// then their padding masks.
 fn decoder<M>(module: Result<M>) -> Result<Box<dyn Runs>>
 where
     M: 'static,
@@ -330,7 +331,7 @@ where
     })
 }
 
-/// Runs an embedding bag on indices with offsets or weights.
+/// Builds a case of an embedding bag on indices, with offsets or weights.
 fn bag(config: EmbeddingBagConfig) -> Result<Box<dyn Runs>> {
     case(EmbeddingBag::new(config), |bag, inputs, cx| {
         let (offsets, weights) = match inputs.get(1) {

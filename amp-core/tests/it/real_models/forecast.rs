@@ -10,10 +10,11 @@ const STEPS: i64 = 12;
 
 #[derive(Batch)]
 struct Series {
-    /// `[N, STEPS, 1]`. After the end of a series the numbers are meaningless.
+    /// The values of the series, `[N, STEPS, 1]`. After the end of a series the numbers are
+    /// meaningless.
     values: Tensor,
     lengths: Tensor,
-    /// `[N, 1]`.
+    /// The value that follows the end of each series, `[N, 1]`.
     next: Tensor,
 }
 

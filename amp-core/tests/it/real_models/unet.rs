@@ -8,9 +8,9 @@ use crate::support::seeded;
 
 #[derive(Batch)]
 struct Noisy {
-    /// `[N, 1, 8, 8]`.
+    /// The noisy images, `[N, 1, 8, 8]`.
     x: Tensor,
-    /// `[N, 1]`, from 0 to 1.
+    /// The share of noise in each image, from 0 to 1, `[N, 1]`.
     t: Tensor,
     noise: Tensor,
 }

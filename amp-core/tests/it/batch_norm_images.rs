@@ -248,7 +248,7 @@ struct Residual {
     bn2: BatchNorm,
 }
 
-/// Reshapes `[N, 64]` to images.
+/// A layer that reshapes `[N, 64]` to images.
 struct Images;
 
 impl Visit for Images {

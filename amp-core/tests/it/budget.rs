@@ -32,7 +32,7 @@ pub(crate) const WIDTH: i64 = 32;
 /// products.
 pub(crate) const BATCH: i64 = 8192;
 const BLOCKS: usize = 8;
-/// Bytes of one activation in f32.
+/// The number of bytes of one activation in f32.
 const ACTIVATION: u64 = (BATCH * WIDTH * 4) as u64;
 
 pub(crate) fn sgd(_: &TrainingPlan) -> OptimizerConfig {
@@ -87,7 +87,7 @@ struct Run {
     peak: u64,
     /// All parameters and buffers after the run, as text.
     tensors: Vec<String>,
-    /// The next numbers of the random generator, as text.
+    /// A digest of the next random numbers, which shows the state of the generator.
     after: String,
 }
 

@@ -15,7 +15,7 @@ use amp_core::{
 
 use crate::support::{message, seeded};
 
-/// Records the path and the dtype of each matrix product in a forward pass.
+/// A dtype probe that records the path and the dtype of each matrix product in a forward pass.
 #[derive(Default)]
 struct Products(RefCell<Vec<(String, Kind)>>);
 
@@ -61,7 +61,7 @@ struct Block {
     outer: Linear,
 }
 
-/// Layers called as methods, in containers, by index and as functions.
+/// A model that calls its layers as methods, in containers, by index and as functions.
 #[derive(Module)]
 #[forward(|x| {
     let mut x = self.first.forward(x, cx)?;

@@ -45,7 +45,7 @@ fn is_channels_last(tensor: &Tensor) -> bool {
     tensor.stride() == [channels * height * width, 1, channels * width, channels]
 }
 
-/// Reshapes `[N, 64]` to images.
+/// A layer that reshapes `[N, 64]` to images.
 struct Images;
 
 impl Visit for Images {
@@ -208,7 +208,7 @@ fn a_first_layer_is_near_f64(
     Ok(())
 }
 
-/// Records the output of each module, so that its memory layout can be compared.
+/// A probe that records the output of each module, so that its memory layout can be compared.
 #[derive(Default)]
 struct Layouts(RefCell<Vec<(String, Tensor)>>);
 

@@ -258,7 +258,7 @@ fn sixteen_true_stays_near_f64_with_the_default_eps() -> Result<()> {
     Ok(())
 }
 
-/// Records the dtype of each layer's output.
+/// A dtype probe that records the dtype of each layer's output.
 #[derive(Default)]
 struct Outputs(RefCell<BTreeMap<String, Kind>>);
 

@@ -122,7 +122,7 @@ fn a_skip_is_explained_with_frozen_layers(
     Ok(())
 }
 
-/// One weight under two names, the second inside a precision region.
+/// A module that visits one weight under two names, the second inside a precision region.
 struct Tied {
     layer: Linear,
     region: Option<Region>,

@@ -151,7 +151,7 @@ fn weighted_classes_equal_libtorchs() -> Result<()> {
     )?;
     let seen = loss::weighted_cross_entropy(&logits, &target, &weights)?;
     assert_eq!(seen.double_value(&[]), expected.double_value(&[]));
-    // The targets are 2, 1, 0, 2, 2 and 1.
+    // The targets that are not ignored are 2, 1, 0, 2, 2 and 1.
     let counted = loss::sum_of_weights(&target, &weights)?;
     assert_eq!(counted.double_value(&[]), 3.0 * 8.0 + 2.0 * 1.0 + 0.25);
     let half = loss::weighted_cross_entropy(

@@ -106,7 +106,8 @@ fn loss_and_gradients_equal_f64(
     #[case] kind: Kind,
     #[case] precision: Precision,
     #[case] rounding: f64,
-    // The last chunk has fewer rows, or there is one chunk.
+    // There are chunks of one row, a last chunk with fewer rows, equal chunks, and one chunk for
+    // all rows.
     #[values((50, 1), (50, 7), (64, 16), (50, 1000))] (rows, chunk): (i64, i64),
     #[values(33, 4099)] classes: i64,
     #[values(false, true)] has_bias: bool,
@@ -143,7 +144,8 @@ fn gradients_of_f16_do_not_depend_on_the_loss_scale(
     let _generator = seeded(5);
     let (rows, classes) = (256, 4099);
     let (layer, target) = (Layer::draw(rows, classes, true), targets(rows, classes, -100));
-    // The gradients are near 1 / classes, and a mean over rows divides them by the number of rows.
+    // With small weights the logits are near 0, and their gradients near 1 / classes. The mean
+    // divides the gradients by the number of rows.
     let layer = Layer { weight: layer.weight / 16, ..layer };
     let loss = CrossEntropy::default();
     let (_, exact) = layer.exact(&loss, &target, Kind::Half)?;

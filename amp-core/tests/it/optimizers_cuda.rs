@@ -145,7 +145,7 @@ fn steps_on_cuda_equal_steps_on_the_cpu(
         }
         let [weights, states] = distances(ours.as_ref(), theirs.as_ref(), epsilon)?;
         let rounded = 3.0 * f64::from(step);
-        // The state of 16-bit weights is f32.
+        // The state of 16-bit weights is f32, so its errors are units of f32.
         let unit = epsilon.min(f64::from(f32::EPSILON)) / epsilon;
         let summed = if longest_sum > 0 { f64::from(longest_sum + 4) * unit } else { 0.0 };
         assert!(

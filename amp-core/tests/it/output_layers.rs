@@ -225,7 +225,7 @@ fn a_forward_pass_outside_of_a_step_returns_the_output() -> Result<()> {
     Ok(())
 }
 
-/// The dtypes of modules' outputs.
+/// A dtype probe that records the dtypes of modules' outputs.
 #[derive(Default)]
 struct Dtypes(RefCell<Vec<(String, Kind)>>);
 

@@ -178,7 +178,7 @@ impl Substitute for Within {
     fn within(&self, path: &str, inner: &Tensor) -> Result<Tensor> {
         let mut seen = self.0.borrow_mut();
         seen.push((path.to_owned(), inner.size()));
-        // The order is queries, keys, values, weights.
+        // The third tensor is the values: the order is queries, keys, values, weights.
         Ok(if seen.len() == 3 { inner.f_mul_scalar(0.5)? } else { inner.shallow_clone() })
     }
 }

@@ -179,7 +179,8 @@ fn the_last_good_state_is_restored() -> Result<()> {
     let mut model = faulty(|run| run == 7)?;
     let record = train(&restoring, &mut model)?;
     assert_eq!(record.recoveries, [(8, Recovery::Restored { global_step: 5 })]);
-    // 7 steps were applied, 5 remain after the rollback, and 12 batches are left.
+    // Before the rollback 7 steps were applied, of which 5 remain. The 12 batches that are left add
+    // 12 steps.
     assert_eq!((record.end.global_step, record.end.skipped), (17, 1));
     // All examples are equal, so the weights equal those of a run of 17 good steps, including the
     // effect of momentum.

@@ -66,7 +66,7 @@ fn the_file_has_pytorchs_names() -> Result<()> {
     Ok(())
 }
 
-/// One weight under two names.
+/// A module that visits one weight under two names.
 struct Tied(Tensor);
 
 impl Visit for Tied {

@@ -99,7 +99,7 @@ impl Visit for Planted {
     }
 }
 
-/// Visits the replacement tensors in place of the model's own.
+/// A visitor that reports replacement tensors in place of the model's own.
 struct Replacing<'a> {
     visitor: &'a mut dyn Visitor,
     by: &'a [Tensor],

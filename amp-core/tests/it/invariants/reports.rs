@@ -154,8 +154,8 @@ impl nn::Module for Tied {
     }
 }
 
-/// Gives the decoder a layer of its own when the run begins. Loading a file with both tensors has
-/// this effect if it makes new tensors.
+/// A callback that gives the decoder a separate layer when the run begins. Loading a file with both
+/// tensors has this effect if it makes new tensors.
 struct Unties(Rc<RefCell<Option<nn::Linear>>>);
 
 impl Callback for Unties {

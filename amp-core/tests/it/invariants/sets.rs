@@ -20,7 +20,8 @@ enum From {
     /// A view of 20 examples in the memory of all 60, from this example on. The training set is the
     /// first 40.
     Memory(i64),
-    /// Copies of this many last examples of the training set, followed by other examples.
+    /// Copies of the last examples of the training set, followed by other examples. The number says
+    /// how many are copies.
     Copies(i64),
 }
 

@@ -153,7 +153,8 @@ fn modules_with_several_inputs_under_autocast_equal_torchs() -> Result<()> {
         };
         for (at, (output, recorded)) in outputs.iter().zip(list(case, "autocast")).enumerate() {
             let what = format!("{name}: output {at}");
-            // Each device has its own list of operators and dtypes.
+            // The recorded dtypes are those of the CPU. On CUDA, torch's autocast lists are
+            // different.
             if !device().is_cuda() {
                 let dtype = if output.kind() == Kind::BFloat16 { "bf16" } else { "f32" };
                 // On the CPU torch has no autocast rule for recurrent layers, so only some of its

@@ -123,7 +123,7 @@ fn masked_words_have_no_effect() -> Result<()> {
         weights.push(amp_core::nn::parameters(&model));
     }
     for (one, other) in weights[0].iter().zip(&weights[1]) {
-        // The embedding looks up masked words too, with a gradient of 0.
+        // The embedding's vectors of the masked words are equal too, because their gradient is 0.
         assert!(one.tensor.equal(&other.tensor), "`{}` on {:?}", one.name, device());
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! The autocast guard: regions, nested regions, and the cache of cast weights.
+//! The autocast guard: autocast regions, nested regions, and the cache of cast weights.
 
 use std::{panic, thread};
 
@@ -129,7 +129,7 @@ fn guards_dropped_in_the_wrong_order_leave_nothing_behind() -> Result<()> {
     Ok(())
 }
 
-/// A panic inside three nested regions ends all of them.
+/// A panic inside three nested autocast regions ends all of them.
 #[test]
 fn a_panic_leaves_every_region() {
     let outside = state();

@@ -149,11 +149,11 @@ fn one_seed_gives_torchs_initial_weights(#[case] seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// [14], [15], [18], [19] hold together in twelve steps in every precision, with and without
-/// dropout and clipping, through overflow, growth and backoff of the scale. On a machine with the
-/// recording's kernels, losses, final weights and logits have torch's bits. On other machines
-/// losses are within ten times the recorded spread between kernel sets, plus one unit of their
-/// dtype.
+/// Rules [14], [15], [18] and [19] hold at the same time, in twelve steps in every precision: with
+/// and without dropout and clipping, through overflow, growth and backoff of the scale. On a
+/// machine with the recording's kernels, losses, final weights and logits have torch's bits. On
+/// other machines losses are within ten times the recorded spread between kernel sets, plus one
+/// unit of their dtype.
 #[rstest]
 #[case("32-true")]
 #[case("32-true/seed-1")]

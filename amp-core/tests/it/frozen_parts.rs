@@ -135,7 +135,7 @@ impl Visit for Tied {
     }
 }
 
-/// trl#4446: a weight that is in two regions of different dtypes is refused.
+/// trl#4446: a weight that is in two precision regions of different dtypes is refused.
 #[rstest]
 #[case(Precision::Bf16True, Some(Region::Fp32), Some("bfloat16"))]
 #[case(Precision::F16True, Some(Region::Fp32), Some("float16"))]

@@ -111,8 +111,8 @@ struct OfProducts {
     layer: Linear,
 }
 
-/// `residual_of_products` is bit-identical to `residual`, because the matrix products of the branch
-/// round the norm's output to the region's dtype in both cases.
+/// `residual_of_products` is bit-identical to `residual`, because in both cases the matrix products
+/// of the branch round the norm's output to the dtype of the autocast region.
 #[rstest]
 fn a_residual_of_products_is_the_residual(
     #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16Mixed, Precision::Bf16True)]

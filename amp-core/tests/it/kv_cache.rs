@@ -131,8 +131,9 @@ fn cached_logits_are_the_uncached_ones(
     Ok(())
 }
 
-/// Asserts that the error is within a few roundings of the products' dtype, because the two
-/// computations round at different points.
+/// Asserts that the outputs of one pass and of several passes differ by a few roundings in the
+/// dtype of the matrix products. They differ because the two computations round at different
+/// points.
 fn is_within_a_few_roundings(precision: Precision, device: Device) -> Result<()> {
     let _generator = seeded(5);
     let policy = Policy::new(precision, device);

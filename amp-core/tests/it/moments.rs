@@ -149,8 +149,8 @@ fn averages_are_as_precise_as_their_dtype() -> Result<()> {
 }
 
 /// If gradients are zero, a running square loses a thousandth in each step, far less than bf16's
-/// spacing. bf16 follows on average, within five standard errors; 8 bits follow exactly, because
-/// their scale is f32.
+/// spacing. State in bf16 follows this decay on average, within five standard errors. State in 8
+/// bits follows it exactly, because its scale is f32.
 #[rstest]
 #[case(Moments::Bf16, 2e-3)]
 #[case(Moments::EightBit, 1e-5)]

@@ -1,5 +1,5 @@
 //! Optimizers whose rule needs whole parameters: Muon and Adafactor against 50 recorded steps of
-//! torch.optim, LAMB against its paper. Also their state and their refusals.
+//! torch.optim, LAMB against its paper. Also the state that they keep, and what they refuse.
 
 use amp_core::{
     Result,

@@ -193,8 +193,8 @@ fn a_resumed_run_equals_an_uninterrupted_one(
     Ok(())
 }
 
-/// A graph contains the steps of every rule that allows it, with the same numbers as a run without
-/// graphs, including overflows, clipping and changing rates.
+/// Every rule that allows it runs inside CUDA graphs, with the same numbers as in a run without
+/// graphs. This includes overflows, clipping and changing rates.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_graph_runs_the_rule(

@@ -284,7 +284,7 @@ fn an_output_layer_with_a_region_runs_in_it() -> Result<()> {
     Ok(())
 }
 
-/// Captured steps are bit-identical to eager steps.
+/// Steps that run as CUDA graphs are bit-identical to steps without graphs.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn captured_steps_equal_eager_ones(

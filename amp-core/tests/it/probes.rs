@@ -53,8 +53,8 @@ fn run(module: &Sequential, context: &Context, policy: Policy) -> Result<()> {
     module.forward(&input, context).map(drop)
 }
 
-/// A module that runs again under the pass's autocast gives the same output for the same input, and
-/// another output for another input. The batch is counted once in batch statistics.
+/// A module that runs again, under the same autocast as before, gives the same output for the same
+/// input, and another output for another input. The batch is counted once in batch statistics.
 #[test]
 fn a_module_can_run_again_with_the_same_output() -> Result<()> {
     let _generator = seeded(0);
@@ -76,8 +76,8 @@ fn a_module_can_run_again_with_the_same_output() -> Result<()> {
     Ok(())
 }
 
-/// Dropout can be switched off in a training pass: no element is dropped, and batch statistics are
-/// still the batch's.
+/// Dropout can be switched off in a training pass: no element is dropped, and batch norm still uses
+/// the statistics of the batch.
 #[test]
 fn dropout_can_be_left_out_of_a_training_pass() -> Result<()> {
     let _generator = seeded(0);

@@ -156,8 +156,8 @@ fn regions_nest() -> Result<()> {
     Ok(())
 }
 
-/// In a `*-true` run with nested regions, each layer and its parameters have the dtype of the
-/// innermost region around them.
+/// In a `*-true` run with nested regions, a layer and its parameters have the dtype of the
+/// innermost region that raises the dtype of the run.
 #[test]
 fn a_region_inside_a_raised_one_raises_from_the_runs_dtype() -> Result<()> {
     let _generator = seeded(0);

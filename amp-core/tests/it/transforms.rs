@@ -54,7 +54,7 @@ fn sizes(value: &Value, key: &str) -> Vec<i64> {
 }
 
 /// Images are resized to a shorter side and to both sides, smaller and larger, as in torchvision.
-/// Rounding depends on the CPU's kernels by one level.
+/// The rounding of the CPU's kernels may change a pixel by one level.
 #[test]
 fn images_are_resized_as_in_torchvision() -> Result<()> {
     let all = recorded();

@@ -143,8 +143,8 @@ fn updates_below_the_spacing_are_lost_or_kept_by_the_option() -> Result<()> {
     Ok(())
 }
 
-/// With masters, 16-bit parameters equal the rounded values of an f32 run, bit for bit; their
-/// running averages are f32.
+/// With master weights, 16-bit parameters equal the rounded values of an f32 run, bit for bit. The
+/// running averages are f32 and equal those of the f32 run.
 #[rstest]
 fn masters_equal_an_f32_run(
     #[values(

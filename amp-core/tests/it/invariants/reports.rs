@@ -112,7 +112,8 @@ fn mmpretrain_702_frozen_stages_do_not_train() -> Result<()> {
 }
 
 /// stackoverflow-67180955: the workers of a loader draw the same random numbers and produce the
-/// same augmentations. Here the draws depend only on the example; `draws.rs` tests the numbers.
+/// same augmentations. Here the random numbers depend only on the example; `draws.rs` tests their
+/// values.
 #[test]
 fn stackoverflow_67180955_no_two_examples_draw_the_same() {
     let draws = amp_core::random::Draws::new(3, 1);

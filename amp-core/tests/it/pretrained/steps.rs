@@ -1,4 +1,4 @@
-//! The steps of an import: the mistakes that each refuses, and every dtype that a file may have.
+//! The steps of an import: which mistakes each step refuses, and every dtype that a file may have.
 
 use std::path::{Path, PathBuf};
 

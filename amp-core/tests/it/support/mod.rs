@@ -38,7 +38,7 @@ pub(crate) fn parameter(name: &str, value: &Tensor) -> Parameter {
     Parameter { name: name.into(), tensor: value.detach().copy().set_requires_grad(true) }
 }
 
-/// Gives a parameter this gradient, bit for bit; it must not have a gradient yet.
+/// Gives a parameter this gradient, bit for bit. The parameter must not have a gradient yet.
 pub(crate) fn set_gradient(parameter: &Parameter, grad: &Tensor) {
     assert!(!parameter.tensor.grad().defined(), "gradients would add up");
     // d/dp Σ p·g = 1·g, and 1·g is g for every g.

@@ -43,9 +43,9 @@ fn the_defaults_are_torchs() {
     assert_eq!(state(), AutocastState { enabled: defaults["enabled"] == 1, dtype });
 }
 
-/// [13], [14]: before, inside and after nested regions, a linear layer has the output dtype
-/// recorded from PyTorch, even if a panic ends a region. Gradients of f32 weights and inputs are
-/// f32.
+/// [13], [14]: before, inside and after nested autocast regions, a linear layer has the output
+/// dtype recorded from PyTorch, even if a panic ends a region. Gradients of f32 weights and inputs
+/// are f32.
 #[rstest]
 #[case("f16")]
 #[case("bf16")]
@@ -156,8 +156,9 @@ fn the_state_belongs_to_one_thread() -> Result<()> {
     Ok(())
 }
 
-/// [13]: cast weights are cached until the region ends. If a weight changes between two regions,
-/// the second region uses the new value. In both, gradients reach the weight through the cast.
+/// [13]: cast weights are cached until the autocast region ends. If a weight changes between two
+/// regions, the second region uses the new value. In both regions, gradients reach the weight
+/// through the cast.
 #[test]
 fn a_weight_changed_between_regions_is_cast_again() -> Result<()> {
     let on = |tensor: Tensor| tensor.to_device(device());

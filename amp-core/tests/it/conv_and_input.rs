@@ -44,8 +44,8 @@ fn loss(y: &Tensor, x: &Tensor, [for_y, for_x]: [&Tensor; 2], uses: Uses) -> Ten
 }
 
 /// The output equals f64, and so do the gradients of the input and the weight if they exist. For
-/// some 1×1 kernels the gradients of both uses are added up within one product, otherwise after it.
-/// The second output equals the input bit for bit.
+/// some 1×1 kernels one matrix product also adds up the gradients of both uses. For other kernels
+/// they are added up after the product. The second output equals the input bit for bit.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn gradients_are_those_of_f64(

@@ -147,7 +147,8 @@ fn optimizers_agree_with_f64_on_the_cpu(
     Ok(())
 }
 
-/// [10] Autocast applies to the requested device, in both dtypes, and a panic ends it.
+/// [10] Autocast to f16 and bf16 applies to the requested device, and a panic ends the autocast
+/// region.
 #[rstest]
 fn autocast_casts_and_is_left_on_panic(
     #[values(Kind::Half, Kind::BFloat16)] kind: Kind,

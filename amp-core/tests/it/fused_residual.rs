@@ -17,8 +17,8 @@ use crate::support::{
 
 const ACTIVATIONS: [Activation; 3] = [Activation::Relu, Activation::Gelu, Activation::GeluTanh];
 
-/// Two residuals follow each other, so that the kernel of the second one computes the gradient of
-/// the first.
+/// A block of two residuals, one after the other, so that the kernel of the second residual
+/// computes the gradient of the first.
 #[derive(Module)]
 #[forward(|x| {
     let x = self.norm1.residual(x, inner, cx)?;

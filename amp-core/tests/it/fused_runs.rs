@@ -89,7 +89,7 @@ struct Words {
     head: Linear,
 }
 
-/// Convolutions of 1×1 and 3×3 with a residual around them.
+/// A block of 1×1 and 3×3 convolutions with a residual around them.
 #[derive(Module)]
 #[forward(|x| {
     let (y, x) = self.conv1.and_input(x, cx)?;

@@ -37,7 +37,7 @@ fn damped(_: &TrainingPlan) -> OptimizerConfig {
 }
 
 /// An optimizer that runs after the graph gives the same weights as without a graph. In steps that
-/// overflow it must not change them.
+/// overflow it must not change the weights.
 #[rstest]
 #[case(foreach_adamw)]
 #[case(foreach_sgd)]

@@ -191,7 +191,7 @@ fn a_region_casts_the_weights_of_the_previous_region_together(
         let output = {
             let _region = policy.autocast()?;
             let cx = Context::new(policy, true);
-            // The layers run twice in one region, as with micro-batches.
+            // The layers run twice in one autocast region, as with micro-batches.
             drop(layers.forward(&input, &cx)?);
             layers.forward(&input, &cx)?
         };

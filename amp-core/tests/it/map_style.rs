@@ -182,7 +182,8 @@ fn workers_are_not_too_far_ahead(
         std::thread::sleep(Duration::from_millis(2));
         furthest = furthest.max(read.load(Ordering::SeqCst) - 2 * taken);
     }
-    // The first batch may be read twice, because the loader checks whether it draws from libtorch.
+    // The first batch may be read twice, because the loader checks whether the data set draws from
+    // libtorch's generator.
     assert!(furthest <= 2 * (most + copying), "{furthest} examples ahead");
     assert!(furthest >= most, "{furthest} examples ahead");
     Ok(())

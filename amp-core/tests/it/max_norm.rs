@@ -71,8 +71,8 @@ fn evaluation_leaves_the_table_as_it_is(
     Ok(())
 }
 
-/// In evaluation an embedding bag does not change its table either, in any mode, with and without
-/// padding. The output equals that of training.
+/// In evaluation an embedding bag does not change its table, in any mode, with and without padding.
+/// The output equals that of training.
 #[rstest]
 #[case(BagMode::Mean, None)]
 #[case(BagMode::Mean, Some(1))]

@@ -242,7 +242,7 @@ fn loads_within_a_section() -> Result<()> {
     Ok(())
 }
 
-/// Two states differ if something was drawn between them.
+/// Two states of the generators differ if a number was drawn in between, and are equal otherwise.
 #[test]
 fn states_differ_if_something_was_drawn() -> Result<()> {
     let _section = random::seeded(3)?;

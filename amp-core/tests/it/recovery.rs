@@ -126,7 +126,8 @@ fn too_many_non_finite_steps_in_a_row_end_the_run() -> Result<()> {
 #[case::skip(NonFinite::Skip)]
 fn a_run_stops_only_if_the_scaler_cannot_help(#[case] policy: NonFinite) -> Result<()> {
     let _generator = seeded(0);
-    // The first scales overflow with a finite loss, which the scaler handles in both cases.
+    // The first scales are so large that steps overflow, although the loss is finite. The scaler
+    // skips these steps under both policies.
     let scaler = GradScalerConfig { init_scale: 2f64.powi(30), ..Default::default() };
     let config = config(Precision::F16Mixed).with(|config| {
         config.recovery.on_non_finite = policy;

@@ -213,7 +213,8 @@ fn other_changed_options_need_permission() -> Result<()> {
     Ok(())
 }
 
-/// A schedule with another factor begins with the rate of the saved schedule.
+/// Resuming with another factor of the schedule needs permission. The run then continues from the
+/// rate of the saved schedule.
 #[test]
 fn another_schedule_needs_permission() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");

@@ -28,8 +28,8 @@ struct Part(
     Option<Vec<String>>,
 );
 
-/// Compares every step of a family of traces: the scale's bits on the device and in the host's
-/// copy, the tracker, the skipped steps, the unscaled gradients and the parameters.
+/// Compares every step of a family of recorded runs (traces): the scale's bits on the device and in
+/// the host's copy, the tracker, the skipped steps, the unscaled gradients and the parameters.
 ///
 /// The traces cover rules 3 (reciprocal in f64), 4 (skip on any non-finite gradient), 5 (growth,
 /// backoff, the limits of f32) and 6 (one update for several optimizers).

@@ -307,7 +307,8 @@ fn the_defaults_are_torchs() -> Result<()> {
 }
 
 /// [5]: backoff has no lower limit. When the reciprocal becomes infinite, torch silently ruins the
-/// parameters (`bottom` in the traces); here the scaler returns an error from 2⁻¹²⁸ down.
+/// parameters (as the recorded runs named `bottom` show). Here the scaler reports this from 2⁻¹²⁸
+/// down.
 #[rstest]
 #[case(2.0_f64.powi(-127), false)]
 #[case(2.0_f64.powi(-128), true)]

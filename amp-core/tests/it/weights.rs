@@ -83,8 +83,9 @@ impl Module for Tied {
     }
 }
 
-/// A tied weight loads under any of its names. `safetensors.torch.save_model` keeps its
-/// alphabetically first name, and a state_dict has both. Both load, and so does a file saved here.
+/// A tied weight loads under any of its names. A file of `safetensors.torch.save_model` has only
+/// its alphabetically first name, and a state_dict has both names. Both files load, and so does a
+/// file that this crate saved.
 #[rstest]
 #[case::the_first_of_the_alphabet(&["head.weight"])]
 #[case::the_first_declared(&["token.weight"])]

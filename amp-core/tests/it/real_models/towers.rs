@@ -60,8 +60,8 @@ fn towers_find_their_pairs(
     Ok(())
 }
 
-/// Two towers with this crate's loss, which multiplies in f32. This product must not count as
-/// evidence for the model's dtype.
+/// Two towers with this crate's loss, which multiplies matrices in f32. The check of the run's
+/// precision must not count this product as one of the model's.
 #[derive(LightningModule)]
 #[batch(Pairs, inputs(question, answer), target = question)]
 #[forward(|question, answer| -> Result<Tensor> {

@@ -113,7 +113,8 @@ fn a_norm_with_residual_and_dropout_equals_f64(
     };
     let layer = TransformerEncoderLayer::new(config)?;
     let own = fill(&layer, policy, 1.6 / (shape[2] as f64).sqrt(), 0.1)?;
-    // A residual stream is f32 under autocast.
+    // Under autocast the input of a residual is f32, so input and gradient have the dtype of the
+    // parameters.
     let input = draw(&shape, storage, 1.0, 0.0);
     let incoming = draw(&shape, storage, 1.0, 0.0);
     let together = pass(&layer, policy, [&input, &incoming], false)?;
@@ -144,7 +145,7 @@ fn a_norm_with_residual_and_dropout_equals_f64(
     }
     let exact = pass(&exact_layer, exact_policy, [&wide(&input), &wide(&incoming)], false)?;
     for ((name, seen), (_, exact)) in together.named().zip(exact.named()) {
-        // Each of about twelve operations rounds.
+        // Each of about twelve operations adds a rounding error.
         let off = relative(seen, exact);
         assert!(off < 12.0 * rounding(compute), "{name}: {off}");
     }

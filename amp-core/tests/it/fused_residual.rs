@@ -64,7 +64,8 @@ fn residuals_and_activations_equal_f64(
     let policy = Policy::new(precision, device());
     let block = Block::builder(shape[1], activation).build()?;
     let own = fill(&block, policy, 0.5 / (shape[1] as f64).sqrt(), 0.02)?;
-    // A residual stream is f32 under autocast.
+    // Under autocast the input of a residual is f32, so input and gradient have the dtype of the
+    // parameters.
     let input = draw(&shape, precision.storage(), 1.0, 0.5);
     let incoming = draw(&shape, precision.storage(), 1.0, 0.0);
     let together = pass(&block, policy, [&input, &incoming], false)?;
@@ -83,7 +84,7 @@ fn residuals_and_activations_equal_f64(
         if is_cut_off && name != "output" {
             continue;
         }
-        // Each of about ten operations rounds.
+        // Each of about ten operations adds a rounding error.
         let bound = 20.0 * rounding(precision.compute());
         let off = relative(seen, exact);
         assert!(off < bound, "{name}: {off} for {bound}");

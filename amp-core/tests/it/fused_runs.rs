@@ -49,7 +49,8 @@ struct Attention {
     out: Linear,
 }
 
-/// A norm with a residual around it, and GELU fused with its layer's bias.
+/// A transformer block: norms with residuals around attention and around two linear layers, the
+/// first of which is fused with its bias and GELU.
 #[derive(Module)]
 #[forward(|x| {
     let x = self.norm1.residual_of_products(x, attention, cx)?;

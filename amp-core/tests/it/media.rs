@@ -232,7 +232,8 @@ fn a_graph_leaves_logged_steps_out() -> Result<()> {
     let (expected, same, none) = with(Graph::Off)?;
     assert_eq!(media(&events), media(&expected));
     assert!(weights.iter().zip(&same).all(|(weight, same)| weight.equal(same)));
-    // Half of the 30 steps are logged, and the first steps run without a graph.
+    // 15 of the 30 steps log on the host and run without a graph, and so do the first steps. At
+    // least ten of the other steps are replayed.
     assert!(replayed >= 10 && none == 0, "{replayed}");
     Ok(())
 }

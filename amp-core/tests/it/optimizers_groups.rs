@@ -33,7 +33,8 @@ fn train(optimizer: &mut dyn amp_core::optim::Optimizer, from: &[&str]) -> Resul
     Ok(())
 }
 
-/// Each group moves like its parameters alone under an optimizer with the group's options.
+/// The parameters of each group move exactly as under a separate optimizer with the group's
+/// options.
 #[rstest]
 #[case::adamw(AdamW::default(), AdamW { lr: 0.1, weight_decay: 0.0, betas: (0.5, 0.9), ..Default::default() })]
 #[case::adam(Adam { fused: false, ..Default::default() }, Adam { weight_decay: 0.1, eps: 1e-3, fused: false, ..Default::default() })]

@@ -263,7 +263,7 @@ fn goes_on_alike(
     Ok(())
 }
 
-/// The names are PyTorch's state keys followed by the parameter's dotted name.
+/// The names of saved state are PyTorch's state keys followed by the parameter's dotted name.
 #[test]
 fn state_is_named_as_in_pytorch() -> Result<()> {
     let adam = built(schedule("cosine", optimizer("adamw")), &start(Kind::Float))?.state()?;

@@ -33,7 +33,7 @@ mod own {
     }
 }
 
-/// Defines a language model with this `forward`.
+/// Defines a language model with these metrics, this `forward` and this output layer.
 macro_rules! model {
     ($name:ident, [$($metric:meta),*], [$($forward:meta)?], |$head:ident| $($layer:tt)*) => {
         #[derive(LightningModule)]
@@ -69,7 +69,8 @@ model!(Capped, [], [forward(|ids| {
     Ok(y.f_tanh()?)
 })], |head| #[layer(linear(WIDTH, CLASSES))]);
 model!(Measured, [metric(accuracy)], [], |head| #[layer(linear(WIDTH, CLASSES))]);
-// AUROC keeps all rows of logits until the epoch ends.
+// AUROC keeps all rows of logits until the epoch ends, so the loss cannot run the output layer in
+// chunks.
 model!(MeasuredOtherwise, [metric(auroc)], [], |head| #[layer(linear(WIDTH, CLASSES))]);
 model!(MeasuredByAll, [
     metric(accuracy),
@@ -158,7 +159,7 @@ fn metrics_of_chunks_are_those_of_all_logits() -> Result<()> {
             Ok(metrics.map(|value| (value.name.clone(), value.value)).collect())
         };
         let (whole, chunked) = (of(false)?, of(true)?);
-        // Nine numbers and a matrix of 9 × 9, in training and in validation.
+        // In training and in validation, nine single values and a matrix of 9 × 9 are logged.
         assert_eq!(whole.len(), 2 * (9 + 81));
         for ((name, one), (other_name, other)) in whole.iter().zip(&chunked) {
             assert_eq!(name, other_name);

@@ -127,7 +127,8 @@ fn a_loss_that_overflows_is_named() -> Result<()> {
     Ok(())
 }
 
-/// The loss is finite and its gradient with respect to the output is not.
+/// If the loss is finite but its gradient with respect to the output is not, the report names the
+/// gradient of the loss.
 #[test]
 fn a_loss_gradient_that_overflows_is_named() -> Result<()> {
     let _generator = seeded(0);
@@ -296,7 +297,7 @@ fn a_cause_that_does_not_recur_is_reported_as_unknown() -> Result<()> {
     Ok(())
 }
 
-/// If the run is configured to stop, its error has the cause.
+/// If the run is configured to stop at a step that is not finite, its error contains the cause.
 #[test]
 fn a_run_that_stops_reports_the_cause() -> Result<()> {
     let _generator = seeded(0);

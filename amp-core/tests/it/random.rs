@@ -103,7 +103,8 @@ fn other_threads_wait_until_a_section_ends(#[case] draws: fn() -> Result<()>) ->
     Ok(())
 }
 
-/// A section inside another seeds again, and the outer section continues.
+/// A section that begins inside another section seeds the generators again. When it ends, the outer
+/// section is still in force.
 #[test]
 fn an_inner_section_seeds_again() -> Result<()> {
     let draw = || Vec::<f32>::try_from(Tensor::rand([4], (Kind::Float, Device::Cpu)));

@@ -184,7 +184,8 @@ fn regions_by_path_override_declared_regions() -> Result<()> {
     Ok(())
 }
 
-/// An error inside a region restores autocast, path and plan: the next pass runs.
+/// An error inside a region restores the autocast state, the module path and the plan of dtypes, so
+/// that the next pass runs.
 #[test]
 fn an_error_inside_a_region_ends_it() -> Result<()> {
     let _generator = seeded(0);

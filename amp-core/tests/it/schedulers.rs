@@ -99,7 +99,8 @@ fn a_plateau_equals_torchs(
     Ok(())
 }
 
-/// The schedule moves each parameter group from the group's own rate, as in torch.
+/// The schedule changes the rate of each parameter group, starting from the group's own rate, as in
+/// torch.
 #[rstest]
 fn groups_have_torchs_rates(
     #[values("cosine_eta_min", "step", "linear", "one_cycle_30", "plateau")] name: &str,

@@ -222,8 +222,8 @@ fn advance(scheduled: &mut Scheduled, loss: f64) -> Result<[f64; 2]> {
     Ok([0, 1].map(|group| scheduled.rates()[group].rates.lr))
 }
 
-/// A user-defined formula moves every group from the group's own rate and resumes from its saved
-/// state.
+/// A user-defined formula changes the rate of every parameter group, starting from the group's own
+/// rate, and resumes from its saved state.
 #[test]
 fn a_formula_is_enough_for_a_schedule() -> Result<()> {
     let mut straight = scheduled(InverseRoot { warmup_steps: 4 })?;

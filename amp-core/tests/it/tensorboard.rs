@@ -72,7 +72,7 @@ fn an_event_file_holds_the_run() -> Result<()> {
                     _ => None,
                 });
                 match number {
-                    // Protobuf omits zeros.
+                    // Protobuf omits fields whose value is 0, so a missing step is step 0.
                     Some(number) => seen.push((tag, step.unwrap_or(0), number.to_bits())),
                     None => other_tags.push(tag),
                 }

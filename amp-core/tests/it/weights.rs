@@ -107,7 +107,7 @@ fn a_tied_weight_loads_under_any_of_its_names(#[case] names: &[&str]) -> Result<
     load(&Tied(Tensor::zeros([3, 2], options)), &path).map(drop)
 }
 
-/// In a file without any name of a tied weight, the weight is missing.
+/// If a file has none of the names of a tied weight, the weight is missing and the file is refused.
 #[test]
 fn a_tied_weight_may_not_be_missing() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");

@@ -83,8 +83,8 @@ fn the_prediction_is_what_a_cast_does(#[case] format: Format) {
 
 #[test]
 fn a_window_is_where_neither_end_is_lost() {
-    // These are values from 2^-30 to 2^-3. In f16, the smallest must become at least 2^-24, and the
-    // largest must stay below 2^15.
+    // These are values from 2^-30 to 2^-3. A loss scale must raise the smallest value to at least
+    // 2^-24 in f16, and leave the largest below 2^15, so that one bit is free.
     let values: Vec<f64> = (3..=30).map(|at| 2.0_f64.powi(-at)).collect();
     let values = tensor(&values);
     let histogram = Histogram::of(&values).expect("a histogram");

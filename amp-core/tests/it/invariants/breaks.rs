@@ -91,7 +91,8 @@ use crate::support::{device, seeded};
     Does::TrainsInValidation,
     Invariant::EvaluationMode,
     if device().is_cuda() {
-        // On CUDA, this crate's own batch norm runs. libtorch does not record its name.
+        // On CUDA, this crate's own batch norm runs. libtorch does not record its name, so the
+        // error cannot contain it.
         "validation after step 7: layers run in training mode"
     } else {
         "validation after step 7: `batch_norm_impl_index` runs in training mode"

@@ -66,7 +66,7 @@ fn validating_on_training_examples_is_reported(
 ) -> Result<()> {
     let text = broken(train(level, from, false), Invariant::SetsAreDisjoint);
     assert!(text.starts_with(&format!("before step 1: the validation set {says}")), "{text}");
-    // With `shared_examples` the overlap is intended, so the run checks nothing.
+    // With `shared_examples` the overlap is intended, so the run does not report it.
     train(level, from, true)?;
     Ok(())
 }

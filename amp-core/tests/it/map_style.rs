@@ -90,8 +90,8 @@ fn batches(loader: &DataLoader, epoch: u64, first: i64) -> Result<Vec<(Vec<f64>,
     read.collect()
 }
 
-/// Batches do not depend on the workers, in order and shuffled, from the start of an epoch and from
-/// its middle.
+/// Batches do not depend on the number of workers: in order and shuffled, from the start of an
+/// epoch and from its middle.
 #[rstest]
 fn batches_do_not_depend_on_the_workers(
     #[values(1, 2, 7)] workers: usize,

@@ -228,8 +228,8 @@ fn classes_that_do_not_fit_are_refused(
     }
 }
 
-/// Classes out of range are refused. torch's error is unclear for them, and metrics counted them as
-/// wrong predictions.
+/// Classes out of range are refused. torch's error for them is unclear, and metrics would count
+/// them as wrong predictions.
 #[rstest]
 #[case(3)]
 #[case(-1)]

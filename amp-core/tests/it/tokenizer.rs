@@ -121,7 +121,8 @@ impl MapDataset for Sentences {
     }
 }
 
-/// A set that is padded batch by batch gives the same batch as the tokenizer.
+/// A batch that the data set pads when it collates examples equals the batch that the tokenizer
+/// makes of the same texts.
 #[test]
 fn examples_are_padded_when_they_are_collated() -> Result<()> {
     let all = recorded();

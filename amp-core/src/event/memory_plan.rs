@@ -6,16 +6,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::{memory::show_bytes, nn::Segment};
 
-/// The modules that are recomputed so that a step fits into its budget.
+/// The modules whose activations are recomputed in the backward pass, so that a training step fits
+/// into the memory budget.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MemoryPlan {
-    /// The budget, in bytes.
+    /// The memory budget: the most bytes that tensors may occupy on the device.
     pub budget: u64,
     /// The chosen modules.
     pub segments: Vec<Segment>,
     /// Bytes of activations that this choice frees between the forward and the backward pass.
     pub freed: u64,
-    /// The expected peak of tensor bytes.
+    /// The largest number of bytes that tensors are expected to occupy during a step.
     pub predicted_peak: u64,
 }
 

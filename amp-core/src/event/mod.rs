@@ -1,4 +1,5 @@
-//! Events of training and evaluation. Tables, progress bars, logs and records are built from them.
+//! The events that training and evaluation emit. The trainer's tables, progress bars, logs and run
+//! records are built from these events.
 
 mod memory_plan;
 mod profile;
@@ -21,22 +22,23 @@ use crate::{
     provenance::Provenance,
 };
 
-/// An event of a run. The variants are in the order in which a run emits them.
+/// An event of a training or evaluation run. The variants are in the order in which a run emits
+/// them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Event {
-    /// The run begins; no step has run yet.
+    /// Training begins; no step has run yet.
     FitStart(FitStart),
     /// A note for the user, written once.
     Note {
-        /// The text, one line.
+        /// The text of the note, one line.
         text: String,
     },
     /// The dtypes that the first step used.
     Observed(Observed),
-    /// The plan of the modules that are recomputed to stay within the memory budget. It is emitted
-    /// before the first step.
+    /// The trainer has chosen the modules whose activations are recomputed in the backward pass to
+    /// stay within the memory budget. Emitted before the first step.
     Checkpointed(MemoryPlan),
     /// A batch was trained on.
     Batch {
@@ -48,11 +50,11 @@ pub enum Event {
         global_step: u64,
         /// The number of examples in the batch.
         examples: i64,
-        /// The loss scale; `None` if the precision has none.
+        /// The loss scale; `None` if the precision does not scale the loss.
         scale: Option<f64>,
-        /// The completed fraction of the run, from 0 to 1, measured by its epochs or its largest
-        /// number of steps. If a run ends earlier, for example because of a callback, its last
-        /// fraction is below one.
+        /// The completed fraction of the run, from 0 to 1. It is measured by the run's epochs or by
+        /// its largest number of steps. If a run ends earlier, for example because of a callback,
+        /// the last fraction is below 1.
         done: f64,
     },
     /// A step was skipped, because a gradient or the loss was not finite.
@@ -65,7 +67,7 @@ pub enum Event {
         #[serde(flatten)]
         recovery: Recovery,
     },
-    /// The loss scale changed.
+    /// The loss scale has changed.
     Scale {
         /// Optimizer steps attempted so far.
         attempt: u64,
@@ -76,25 +78,26 @@ pub enum Event {
     Logged {
         /// Optimizer steps applied so far.
         global_step: u64,
-        /// The values that were logged.
+        /// The logged values, with their names.
         values: Vec<Logged>,
     },
     /// A step, a hook or a validation logged an image, a text or a histogram.
     Media {
         /// Optimizer steps applied so far.
         global_step: u64,
-        /// The name under which it was logged.
+        /// The name under which the model or callback logged the media.
         name: String,
         /// The image, text or histogram.
         media: Media,
     },
-    /// A step was profiled. Emitted when the device has finished it, some steps later.
+    /// A step was profiled. The event is emitted some steps later, when the device has finished the
+    /// step.
     Profiled(Profile),
     /// A validation within an epoch has ended (see
     /// [`ValCheckInterval`](crate::trainer::ValCheckInterval)), or an evaluation without training
     /// has ended.
     Validated(Validated),
-    /// An epoch has ended, and its validation if one was due.
+    /// An epoch has ended. If a validation was due at its end, the validation has ended too.
     EpochEnd(EpochEnd),
     /// A checkpoint of the current state is being written, while training continues.
     Saving {
@@ -110,7 +113,7 @@ pub enum Event {
     Interrupted {
         /// The signal's number.
         signal: u32,
-        /// The file in which the run was saved, if it was saved.
+        /// The checkpoint file in which the run was saved; `None` if the run was not saved.
         saved: Option<PathBuf>,
     },
     /// A callback ended the run before its last epoch.
@@ -156,12 +159,13 @@ pub struct Skipped {
     pub culprit: Option<String>,
     /// The loss scale of the attempt.
     pub scale: f64,
-    /// The first value that was not finite, if the trainer searched for it and found it.
+    /// The first value that was not finite. `None` if the trainer did not search for it or did not
+    /// find it.
     pub provenance: Option<Provenance>,
 }
 
 impl Skipped {
-    /// Returns the cause of the skip, as far as it is known.
+    /// Returns one line that says why the step was skipped, as precisely as is known.
     pub fn cause(&self) -> String {
         match (&self.provenance, &self.culprit) {
             (Some(found), _) => found.to_string(),
@@ -189,50 +193,51 @@ pub struct RunStart {
     pub data: String,
     /// The precision.
     pub precision: Precision,
-    /// The trainer's seed of the order of examples. If the caller seeded libtorch with the same
-    /// number, it is also the seed of the weights and of dropout.
+    /// The seed from which the trainer computes the order of examples. If the caller seeded
+    /// libtorch with the same number, this is also the seed of the weights and of dropout.
     pub seed: u64,
-    /// The description of the machine.
+    /// The description of the machine and of the libraries on which the run was computed.
     pub fingerprint: Fingerprint,
     /// Hyperparameters by name.
     pub hyperparameters: crate::Hyperparameters,
-    /// The number of trained parameter elements.
+    /// The number of elements of all trained parameters.
     pub parameters: i64,
 }
 
-/// The properties of a training run.
+/// The properties of a training run, known before its first step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FitStart {
-    /// The properties of every run.
+    /// The properties that every run has, with or without training.
     #[serde(flatten)]
     pub run: RunStart,
-    /// The largest number of epochs.
+    /// The number of epochs after which the run ends at the latest.
     pub max_epochs: i64,
     /// Batches per epoch.
     pub batches_per_epoch: i64,
-    /// The position at which the run continues, if it was resumed from a checkpoint.
+    /// The position at which a run continues that was resumed from a checkpoint; `None` for a new
+    /// run.
     pub resumed: Option<Position>,
 }
 
 /// The properties of an evaluation without training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EvaluationStart {
-    /// Which evaluation it is.
+    /// The kind of evaluation: validation, test or prediction.
     pub stage: Stage,
-    /// The properties of every run.
+    /// The properties that every run has, with or without training.
     #[serde(flatten)]
     pub run: RunStart,
 }
 
-/// The evaluations without training.
+/// The kinds of evaluation without training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
-    /// On the validation sets.
+    /// Evaluates the model on the validation sets.
     Validate,
-    /// On the test sets.
+    /// Evaluates the model on the test sets.
     Test,
-    /// On the sets to predict.
+    /// Computes predictions for the sets to predict.
     Predict,
 }
 
@@ -240,18 +245,18 @@ pub enum Stage {
 /// and step of an evaluation without training are 0.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Validated {
-    /// The position: the next batch.
+    /// The epoch of the validation, and the batch that is trained next.
     #[serde(flatten)]
     pub position: Position,
     /// Optimizer steps applied so far.
     pub global_step: u64,
     /// The values that the validation or evaluation has logged.
     pub val: Vec<Logged>,
-    /// Wall-clock seconds of validation.
+    /// The wall-clock time of this validation or evaluation, in seconds.
     pub val_seconds: f64,
 }
 
-/// The values of an epoch.
+/// What the trainer knows at the end of an epoch: its logged values, learning rate and times.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EpochEnd {
     /// The epoch, counted from 0.
@@ -262,11 +267,11 @@ pub struct EpochEnd {
     pub lr: f64,
     /// The training values.
     pub train: Vec<Logged>,
-    /// The validation values; empty if no validation was due.
+    /// The values logged in validation; empty if no validation was due in this epoch.
     pub val: Vec<Logged>,
-    /// Wall-clock seconds of training.
+    /// The wall-clock time of the epoch's training, in seconds.
     pub train_seconds: f64,
-    /// Wall-clock seconds of validation.
+    /// The wall-clock time of the epoch's validation, in seconds.
     pub val_seconds: f64,
 }
 
@@ -278,7 +283,7 @@ impl EpochEnd {
     }
 }
 
-/// The end of a run.
+/// The counts, the loss scale and the time at the end of a training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FitEnd {
     /// Optimizer steps applied.
@@ -288,9 +293,9 @@ pub struct FitEnd {
     /// Applied steps that ran as a CUDA graph.
     #[serde(default)]
     pub replayed: u64,
-    /// The loss scale at the end; `None` if the precision has none.
+    /// The loss scale at the end of the run; `None` if the precision does not scale the loss.
     pub scale: Option<f64>,
-    /// Wall-clock seconds of the whole run.
+    /// The wall-clock time of the whole run, in seconds.
     pub seconds: f64,
     /// The number of the signal that ended the run, if one did.
     #[serde(default, skip_serializing_if = "Option::is_none")]

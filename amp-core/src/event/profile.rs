@@ -1,4 +1,4 @@
-//! Times of a step's phases.
+//! The times of the phases of a training step, such as its forward and backward pass.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Phase {
-    /// Waiting for a batch.
+    /// The training loop waits for the next batch.
     Data,
-    /// Forward pass and loss.
+    /// Forward pass, including the loss.
     Forward,
     /// Backward pass.
     Backward,
@@ -24,7 +24,7 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// All phases, in order.
+    /// All phases, in the order in which a step runs them.
     pub const ALL: [Self; 7] = [
         Self::Data,
         Self::Forward,
@@ -49,12 +49,12 @@ impl Phase {
     }
 }
 
-/// The start of an interval, in seconds since the run's first profiled step, and its length.
+/// An interval of time within a run.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
     /// Seconds since the first profiled step began.
     pub start: f64,
-    /// The length, in seconds.
+    /// The length of the interval, in seconds.
     pub seconds: f64,
 }
 
@@ -70,16 +70,17 @@ pub struct Span {
     pub device: Option<Interval>,
 }
 
-/// A profiled optimizer step.
+/// The times and the memory of a profiled optimizer step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Profile {
     /// The epoch, counted from 0.
     pub epoch: i64,
     /// The step's first batch, from 0 in the epoch.
     pub batch: i64,
-    /// The intervals of its phases, in order.
+    /// The intervals of the step's phases, in the order in which the phases ran.
     pub spans: Vec<Span>,
-    /// The largest number of tensor bytes at the end of a phase; only on CUDA.
+    /// The largest number of bytes that tensors occupied on the CUDA device, measured at the end of
+    /// each phase. `None` without CUDA.
     pub memory: Option<u64>,
 }
 

@@ -11,24 +11,24 @@ use crate::precision::Precision;
 #[serde(tag = "recovery", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Recovery {
-    /// The same examples ran again with a lower loss scale.
+    /// A step was skipped, and its examples ran again with a lower loss scale.
     LoweredScale {
         /// The new scale.
         scale: f64,
     },
-    /// An earlier state was restored.
+    /// The trainer restored an earlier state of the run.
     Restored {
         /// The number of applied steps of that state.
         global_step: u64,
     },
-    /// Training continues in another precision.
+    /// Training continues in another precision, because the old precision did not work.
     FellBack {
         /// The new precision.
         precision: Precision,
     },
-    /// The loss scale is kept at its lowest allowed value.
+    /// The loss scale stays at its lowest allowed value instead of becoming smaller.
     HeldScale {
-        /// The lowest allowed value.
+        /// The lowest allowed loss scale.
         scale: f64,
     },
     /// Each batch is split into micro-batches, because a whole batch does not fit into memory.

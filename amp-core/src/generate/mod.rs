@@ -13,13 +13,16 @@ use crate::{
     random::{Draws, Rng},
 };
 
-/// The options for continuing a prompt. From ids `[N, L]` the model computes logits `[N, L,
-/// vocabulary]` of the next token at each position, using only the tokens up to that position. Move
-/// the model to the policy's device and dtype first, with [`place`](crate::nn::place).
+/// The options for continuing a prompt. The model must map token ids `[N, L]` to logits `[N, L,
+/// vocabulary]`. The logits at a position are those of the next token, computed from the tokens up
+/// to that position. Before generation, move the model to the policy's device and dtype with
+/// [`place`](crate::nn::place).
 ///
-/// Keys and values of earlier tokens are kept in a [`KvCache`]; its documentation lists the requirements on
-/// the model. Once a sequence is longer than `context`, every position shifts, so each further token is
-/// computed from the last `context` tokens without the cache, as in nanoGPT.
+/// The attention layers keep the keys and values of earlier tokens in a [`KvCache`]; its
+/// documentation lists the requirements on the model. If a sequence becomes longer than `context`,
+/// the positions of all tokens in the model's window shift. Then the cached keys and values are no
+/// longer valid, and each further token is computed from the last `context` tokens without the
+/// cache, as in nanoGPT.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{
@@ -65,18 +68,18 @@ use crate::{
 pub struct Generation {
     /// The largest number of tokens that are added to the prompt.
     pub max_new_tokens: i64,
-    /// The largest number of tokens that the model reads: its number of positions.
+    /// The largest number of tokens that the model can read, which is the number of its positions.
     pub context: i64,
     /// How the next token is chosen. The default chooses the likeliest token.
     pub sampling: Sampling,
     /// The token that ends a sequence. The rest of an ended sequence is filled with this token.
     /// Generation stops when all sequences have ended.
     pub end: Option<i64>,
-    /// The seed of the random choices. Each sequence has its own random numbers, so that its tokens
-    /// do not depend on the other sequences.
+    /// The seed of the random numbers that choose tokens. Each sequence of the batch has its own
+    /// random number generator, so its tokens do not depend on the other sequences.
     pub seed: u64,
-    /// Whether keys and values of earlier tokens are kept. Without them the model runs on the whole
-    /// sequence for every token.
+    /// Whether the attention layers keep the keys and values of earlier tokens. If not, the model
+    /// computes the whole sequence again for every token.
     pub cache: bool,
 }
 
@@ -99,12 +102,13 @@ impl Generation {
         self.run_with(model, prompt, policy, |_| Ok(()))
     }
 
-    /// Does the same as [`run`](Self::run), and calls `show` with the next token of each sequence,
-    /// `[N]`, as soon as it is chosen.
+    /// Continues the prompt as [`run`](Self::run) does, and in addition calls `show` with the next
+    /// token of each sequence, `[N]`, as soon as the tokens are chosen.
     ///
     /// # Errors
-    /// When an option is out of range, the prompt is not `[N, L]` of integers, the model fails or cannot use a
-    /// [`KvCache`], its output is not `[N, L, vocabulary]`, logits are not finite, or `show` fails.
+    /// When an option is out of range, the prompt is not `[N, L]` of integers, or `show` fails.
+    /// When the model fails, cannot use a [`KvCache`], returns an output that is not `[N, L,
+    /// vocabulary]`, or returns logits that are not finite.
     pub fn run_with<M>(
         &self,
         model: &M,

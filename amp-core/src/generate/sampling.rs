@@ -3,15 +3,17 @@ use tch::{Device, Kind, Tensor};
 use super::refused;
 use crate::{Result, random::Rng};
 
-/// How a token is chosen from its logits. The steps follow the order of `transformers`:
-/// temperature, then `top_k`, then `top_p`. The default chooses the likeliest token.
+/// How the next token is chosen from its logits. The options are applied in the order that
+/// `transformers` uses: temperature, then `top_k`, then `top_p`. The default chooses the most
+/// likely token.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Sampling {
-    /// The divisor of the logits. A value below 1 makes likely tokens likelier. At 0 the likeliest
-    /// token is chosen; if several are equally likely, the first of them.
+    /// The number by which the logits are divided. A value below 1 makes likely tokens even more
+    /// likely. At 0 the most likely token is chosen; among equally likely tokens, the one with the
+    /// lowest id.
     pub temperature: f64,
-    /// The number of the likeliest tokens that are candidates. Further tokens that are as likely as
-    /// the last of these are candidates too.
+    /// The number of most likely tokens from which the token is chosen. Tokens that are exactly as
+    /// likely as the last of these tokens are candidates too. `None` allows all tokens.
     pub top_k: Option<i64>,
     /// The smallest set of the likeliest tokens whose probabilities add up to at least this number
     /// are candidates (nucleus sampling, Holtzman et al., arXiv:1904.09751).
@@ -64,7 +66,8 @@ impl Sampling {
             let (sorted, places) = logits.f_sort(-1, false)?;
             let sums = sorted.f_softmax(-1, Kind::Double)?.f_cumsum(-1, Kind::Double)?;
             let unlikely = sums.f_le(1.0 - share)?;
-            // The likeliest token stays a candidate.
+            // The most likely token comes last in ascending order. It always stays a candidate, so
+            // that at least one token does.
             let _ = unlikely.f_narrow(-1, -1, 1)?.f_fill_(0)?;
             let unlikely = unlikely.f_scatter(-1, &places, &unlikely)?;
             logits = logits.f_masked_fill(&unlikely, f64::NEG_INFINITY)?;

@@ -1,5 +1,6 @@
-//! Floats that JSON cannot represent. If the whole value is NaN or infinite, it is written as text
-//! and read back. Within another value it is refused, because serde_json would silently write null.
+//! Writes NaN and infinite floats, which JSON cannot represent. If a saved value consists of one
+//! such float, the float is written as text and read back. If such a float is part of a larger
+//! value, the value is refused, because serde_json would silently write null.
 
 use std::fmt;
 
@@ -10,7 +11,7 @@ use serde::{
 };
 use serde_json::Value;
 
-/// Converts the value to JSON.
+/// Converts the value to JSON. A value that is NaN or infinite becomes text.
 ///
 /// # Errors
 /// When JSON cannot represent the value.
@@ -44,8 +45,9 @@ pub(crate) fn from_value<T: DeserializeOwned>(value: &Value) -> serde_json::Resu
     })
 }
 
-/// A serializer that only searches for a float that is not finite. If the whole value is such a
-/// float, returns this float. If such a float is part of another value, stops with an error.
+/// A serializer that writes nothing and only searches for a float that is NaN or infinite. If the
+/// whole value is such a float, the result is this float. If such a float is part of a larger
+/// value, the search stops with an error.
 struct Look {
     bare: bool,
 }

@@ -1,4 +1,5 @@
-//! The saved state of a run or of one of its components: tensors by name, and small values as JSON.
+//! The saved state of a run or of one of its components, such as an optimizer. A state contains
+//! tensors and small JSON values, each with a name.
 
 mod floats;
 
@@ -27,7 +28,8 @@ impl State {
         self.tensors.insert(name.into(), tensor.shallow_clone());
     }
 
-    /// Stores a small value. If the whole value is a float, it may be infinite or NaN.
+    /// Stores a small value under a name. The value may be a single float that is infinite or NaN,
+    /// but an infinite or NaN float inside a larger value is an error.
     ///
     /// # Errors
     /// When JSON cannot represent the value, for example a NaN within a list.
@@ -64,18 +66,20 @@ impl State {
         }
     }
 
-    /// Returns the tensor of this name.
+    /// Returns the tensor that is stored under this name.
     ///
     /// # Errors
-    /// When there is no such tensor.
+    /// When the state has no tensor of this name.
     pub fn tensor(&self, name: &str) -> Result<&Tensor> {
         self.tensors.get(name).ok_or_else(|| missing(name))
     }
 
-    /// Returns the tensor of this name, if it has the shape and dtype of `like`.
+    /// Returns the tensor that is stored under this name, after checking that it has the shape and
+    /// dtype of `like`.
     ///
     /// # Errors
-    /// When there is no such tensor, or it has another shape or dtype.
+    /// When the state has no tensor of this name, or the tensor has another shape or dtype than
+    /// `like`.
     pub fn tensor_like(&self, name: &str, like: &Tensor) -> Result<&Tensor> {
         let found = self.tensor(name)?;
         if found.size() == like.size() && found.kind() == like.kind() {
@@ -88,10 +92,10 @@ impl State {
         )))
     }
 
-    /// Returns the value of this name.
+    /// Returns the small value that is stored under this name.
     ///
     /// # Errors
-    /// When there is no such value, or it has another type.
+    /// When the state has no value of this name, or the value has another type than `T`.
     pub fn get<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
         let value = self.values.get(name).ok_or_else(|| missing(name))?;
         from_value(value).map_err(|error| Error::config(format!("state `{name}`: {error}")))
@@ -119,7 +123,7 @@ impl State {
         Ok(self)
     }
 
-    /// Returns whether the state is empty.
+    /// Returns whether the state contains neither tensors nor values.
     pub fn is_empty(&self) -> bool {
         self.tensors.is_empty() && self.values.is_empty()
     }

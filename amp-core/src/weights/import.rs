@@ -1,4 +1,5 @@
-//! Imports the weights of other programs and converts names and layouts to a model's own.
+//! Loads weights that other programs saved, and converts their names and layouts to those of a
+//! model.
 
 use std::{
     collections::BTreeMap,
@@ -20,14 +21,14 @@ use crate::{
     tensor_file::TensorFile,
 };
 
-/// Loads a file of another program, such as `transformers` or `torchvision`, into a model with
-/// other names, layouts or heads.
+/// Loads a weights file of another program, such as `transformers` or `torchvision`, into a model
+/// whose tensors have other names or layouts, or whose last layer (head) has another shape.
 ///
-/// The steps run in the order in which they are written. Each applies to the names that the
-/// previous steps produced. In a pattern each `*` matches any text, as short as possible; a new
-/// name inserts the text of each `*`. A step that matches nothing, for example because of a
-/// misspelling, is an error. A tensor of the file or of the model without a counterpart is an error
-/// too.
+/// The steps run in the order in which they are called. Each step applies to the names that the
+/// previous steps produced. In a pattern, each `*` matches any text, as short as possible. In a new
+/// name, each `*` stands for the text that the pattern's `*` matched. A step that matches no
+/// tensor, for example because of a misspelling, is an error. A tensor of the file that the model
+/// does not have is an error too, and so is a tensor of the model that the file does not have.
 ///
 /// ```no_run
 /// use std::path::Path;
@@ -73,10 +74,10 @@ enum Step {
     Ignore(Pattern),
 }
 
-/// A tensor during the import.
+/// A tensor of the file while the import steps rename and change it.
 struct Entry {
     name: String,
-    /// The tensor's names in the file.
+    /// The names of the file's tensors from which this tensor was made.
     from: Vec<String>,
     tensor: Tensor,
 }
@@ -86,8 +87,8 @@ impl Import {
     /// folder that contains one of them.
     ///
     /// # Errors
-    /// When a file is missing or damaged, has a dtype that libtorch lacks, or contradicts its
-    /// index.
+    /// When a file is missing or damaged, has a dtype that libtorch lacks, or does not have the
+    /// tensors that the index lists.
     pub fn open(path: &Path) -> Result<Self> {
         let file = source::read(path)?;
         Ok(Self { path: path.to_owned(), file, steps: Vec::new(), kept: Vec::new() })
@@ -103,7 +104,8 @@ impl Import {
         self.then(Step::Rename { from: Pattern::new(from), to: Pattern::new(to) })
     }
 
-    /// Transposes matrices, such as those of GPT-2's `Conv1D`, which are `[in, out]`.
+    /// Transposes the matrices that match the pattern, for example the weights of GPT-2's `Conv1D`,
+    /// whose shape is `[in, out]`.
     pub fn transpose(self, pattern: &str) -> Self {
         self.then(Step::Transpose(Pattern::new(pattern)))
     }
@@ -120,8 +122,8 @@ impl Import {
         self.then(Step::Ignore(Pattern::new(pattern)))
     }
 
-    /// Allows tensors of the model to keep their initial values if the file has no tensor with
-    /// their shape, for example a head for other classes.
+    /// Lets the model's tensors that match the pattern keep their initial values if the file has no
+    /// tensor with their name and shape. An example is a head for other classes.
     pub fn keep(mut self, pattern: &str) -> Self {
         self.kept.push(Pattern::new(pattern));
         self
@@ -136,8 +138,8 @@ impl Import {
     ///
     /// # Errors
     /// When a step matches nothing or cannot be applied, two tensors get the same name, a tensor of
-    /// the file or the model has no counterpart, or a shape or dtype differs. Then nothing is
-    /// changed.
+    /// the file or the model has no counterpart, or a shape or dtype differs. After an error the
+    /// model is unchanged.
     pub fn load_into(self, module: &(impl Visit + ?Sized)) -> Result<Imported> {
         let Self { path, file: TensorFile { tensors, metadata }, steps, kept } = self;
         let failed = |why: String| Error::config(format!("{}: {why}", path.display()));
@@ -194,7 +196,7 @@ fn imported(pair: Pair, origins: &mut BTreeMap<String, Vec<String>>) -> Imported
 }
 
 impl Step {
-    /// Changes the tensors that match.
+    /// Applies this step to the tensors whose names match its pattern.
     ///
     /// # Errors
     /// Returns the reason if the step cannot be applied.
@@ -249,7 +251,7 @@ impl Step {
         Ok(())
     }
 
-    /// Returns the step's pattern. At least one tensor must match it.
+    /// Returns the pattern of this step. The step is an error if no tensor matches the pattern.
     fn pattern(&self) -> &Pattern {
         match self {
             Self::Rename { from, .. } => from,

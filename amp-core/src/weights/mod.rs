@@ -1,9 +1,9 @@
 //! Weights in safetensors files, with PyTorch's names.
 //!
-//! A file is read and checked completely before the first tensor changes. A checkpoint of a run
-//! ([`checkpoint`](crate::checkpoint)) is such a file too. Its other entries have names with a `/`,
-//! which weights never have, and are ignored here. [`Import`] reads files with other names, layouts
-//! or heads.
+//! Loading reads and checks a file completely before it changes the first tensor. A run's
+//! [`checkpoint`](crate::checkpoint) can be loaded as a weights file. Its entries that are not
+//! weights have a `/` in their names, which weights never have, so loading ignores them. [`Import`]
+//! reads files with other names, layouts or heads.
 
 mod import;
 mod pairs;
@@ -25,8 +25,9 @@ use crate::{
     tensor_file::{self, TensorFile},
 };
 
-/// Saves every tensor of `module`, with additional text. A tied tensor is saved once, under its
-/// first name, as in `safetensors.torch.save_model`.
+/// Saves every tensor of `module`, and `metadata`, which is additional text by name. A tied tensor
+/// (one tensor with several names) is saved once, under its first name, as in
+/// `safetensors.torch.save_model`.
 ///
 /// # Errors
 /// When two tensors have one name, or the folder is missing or cannot be written to.
@@ -41,7 +42,8 @@ pub fn save(
     tensor_file::write(path, named, metadata)
 }
 
-/// Saves these tensors, with additional text, in every dtype that safetensors and libtorch support.
+/// Saves these tensors, and additional text by name. Supports every dtype that both safetensors and
+/// libtorch have.
 ///
 /// # Errors
 /// When a dtype is not supported, or the folder is missing or cannot be written to.
@@ -53,10 +55,10 @@ pub fn save_tensors<'t>(
     tensor_file::write(path, tensors, metadata)
 }
 
-/// Loads every tensor of `module` from a file that has exactly the same names and shapes. Dtypes
-/// are converted. For a tied tensor the file needs only one of its names, because
-/// `safetensors.torch.save_model` keeps only the alphabetically first name. Returns the file's
-/// additional text.
+/// Loads every tensor of `module` from a file that has exactly the same names and shapes. Converts
+/// dtypes if they differ. For a tied tensor (one tensor with several names) the file needs only one
+/// of the names, because `safetensors.torch.save_model` writes only the alphabetically first one.
+/// Returns the file's additional text by name.
 ///
 /// # Errors
 /// When the file is missing or damaged, or belongs to another model. Then nothing is changed.

@@ -1,4 +1,4 @@
-//! Pairs a model's tensors with the values to load into them.
+//! Finds, for each tensor of a model, the values of a file that are to be loaded into it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -13,12 +13,13 @@ use crate::{
     precision::{dtype_name, is_floating},
 };
 
-/// Returns a model's tensors, each under its first name.
+/// Returns each tensor of a model once, under the first of its names.
 pub(crate) fn distinct(module: &(impl Visit + ?Sized)) -> Vec<(String, Tensor)> {
     tied(module).into_iter().map(|(tensor, mut names)| (names.swap_remove(0), tensor)).collect()
 }
 
-/// Returns every tensor once, with its names in order of declaration.
+/// Returns each tensor of the model once, with all its names in order of declaration. A tied tensor
+/// has several names.
 fn tied(module: &(impl Visit + ?Sized)) -> Vec<(Tensor, Vec<String>)> {
     let mut places = HashMap::new();
     let mut all: Vec<(Tensor, Vec<String>)> = Vec::new();
@@ -32,7 +33,8 @@ fn tied(module: &(impl Visit + ?Sized)) -> Vec<(Tensor, Vec<String>)> {
     all
 }
 
-/// Returns whether a file's tensor is a weight. Other state in a checkpoint has names with a `/`.
+/// Returns whether a tensor of a file is a weight, given its name. A checkpoint also contains
+/// tensors that are not weights, for example optimizer state; their names contain a `/`.
 pub(super) fn is_weight(name: &str) -> bool {
     !name.contains('/')
 }
@@ -44,8 +46,8 @@ fn is_float8(kind: Kind) -> bool {
     )
 }
 
-/// Returns the reason why these values cannot be loaded into `tensor`, if its dtype cannot
-/// represent them.
+/// Returns the reason why `values` cannot be loaded into `tensor`, or `None` if the dtype of
+/// `tensor` can represent them.
 fn loses(name: &str, values: &Tensor, tensor: &Tensor) -> Result<Option<String>> {
     let (there, here) = (values.kind(), tensor.kind());
     let has_fractions = is_floating(there) || is_float8(there);
@@ -84,22 +86,24 @@ fn equal(a: &Tensor, b: &Tensor) -> Result<bool> {
     Ok(wide(a)?.f_equal(&wide(b)?)?)
 }
 
-/// A tensor of a model and its entry in a file.
+/// A tensor of a model and the values to load into it.
 pub(super) struct Pair {
     /// The model's tensor.
     pub(super) tensor: Tensor,
-    /// Its name in the file, or its first name in the model.
+    /// The tensor's name in the file. If the file does not have the tensor, the tensor's first name
+    /// in the model.
     pub(super) name: String,
     /// The values from the file; `None` if the tensor keeps its initial values.
     pub(super) values: Option<Tensor>,
-    /// The shape of the file's tensor, if it differs from the model's, so that its values were not
-    /// used.
+    /// The shape of the file's tensor of this name, if that shape differs from the model's tensor.
+    /// The values of the file's tensor are then not used.
     pub(super) other_shape: Option<Vec<i64>>,
 }
 
-/// Pairs every tensor of a model with its values in `tensors`. If `tensors` has no tensor of its
-/// name and shape, a tensor keeps its values, provided that `keeps` returns true for its name.
-/// Other mismatches are returned as texts; the pairs are then incomplete.
+/// Finds the values of `tensors` for every tensor of a model. A tensor for which `tensors` has no
+/// values of its name and shape keeps its initial values if `keeps` returns true for its name.
+/// Otherwise this is a mismatch. Returns the pairs, and one text for each mismatch. If there are
+/// mismatches, pairs are missing.
 pub(super) fn pair(
     module: &(impl Visit + ?Sized),
     tensors: &BTreeMap<String, Tensor>,
@@ -148,7 +152,7 @@ pub(super) fn pair(
     Ok((pairs, misfits))
 }
 
-/// Returns the mismatches, in one line.
+/// Joins the texts of the mismatches to one line, and shortens a long list.
 pub(super) fn listed(misfits: &[String]) -> String {
     const SHOWN: usize = 4;
     let shown = misfits.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
@@ -167,7 +171,8 @@ impl Found {
     /// Pairs a model's tensors with the tensors of the file at `path`.
     ///
     /// # Errors
-    /// When names or shapes differ from the model's, or its dtypes cannot represent the values.
+    /// When the names or shapes of the tensors differ from the model's, or the model's dtypes
+    /// cannot represent the values.
     pub(crate) fn in_file(
         module: &(impl Visit + ?Sized),
         path: &Path,
@@ -187,16 +192,16 @@ impl Found {
         }
     }
 
-    /// Loads these values into the model.
+    /// Copies the paired values into the model's tensors.
     ///
     /// # Errors
-    /// When libtorch fails.
+    /// When libtorch cannot copy a tensor.
     pub(crate) fn apply(self) -> Result<()> {
         apply(&self.pairs)
     }
 }
 
-/// Loads the values into each tensor.
+/// Copies the values of each pair into the pair's tensor. Tensors without values stay unchanged.
 pub(super) fn apply(pairs: &[Pair]) -> Result<()> {
     for Pair { tensor, values, .. } in pairs {
         if let Some(values) = values {

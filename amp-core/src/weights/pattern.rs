@@ -1,6 +1,7 @@
-//! Names with wildcards, whose text can be inserted into other names.
+//! Patterns of names with wildcards. The text that a wildcard matched can be inserted into a new
+//! name.
 
-/// A dotted name in which each `*` matches any text, as short as possible.
+/// A pattern for dotted names. Each `*` matches any text, as short as possible.
 #[derive(Debug, Clone)]
 pub(super) struct Pattern {
     text: String,
@@ -16,7 +17,7 @@ impl Pattern {
         &self.text
     }
 
-    /// Returns the number of `*`.
+    /// Returns the number of `*` in the pattern.
     pub(super) fn wildcards(&self) -> usize {
         self.parts.len() - 1
     }
@@ -41,8 +42,8 @@ impl Pattern {
     }
 }
 
-/// Returns the text between the parts. The first part is at the start of the text and the last part
-/// at its end.
+/// Returns the texts that the wildcards between `parts` match in `text`, or `None` if `text` does
+/// not match. `text` must start with the first part and end with the last part.
 fn matched<'n>(parts: &[String], text: &'n str) -> Option<Vec<&'n str>> {
     let (first, rest) = parts.split_first()?;
     let text = text.strip_prefix(first.as_str())?;

@@ -1,4 +1,4 @@
-//! The report of an import.
+//! The report of an import of weights: the source of each tensor's values.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -6,19 +6,21 @@ use tch::Kind;
 
 use crate::precision::dtype_name;
 
-/// The source of a tensor's values.
+/// Where the values of a model's tensor come from after an import.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Origin {
-    /// Tensors of the file, under the file's own names. There are several if they were stacked.
+    /// From tensors of the file, with their names in the file. There are several names if the
+    /// import stacked several tensors into one.
     File(Vec<String>),
-    /// The model's initialization, because the file has no such tensor.
+    /// From the model's initialization, because the file has no tensor of this name.
     Missing,
-    /// The model's initialization, because the file's tensor has this other shape.
+    /// From the model's initialization, because the file's tensor of this name has another shape.
+    /// The shape of the file's tensor is given.
     OtherShape(Vec<i64>),
 }
 
-/// A model's tensor after an import.
+/// A tensor of the model after an import.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ImportedTensor {
@@ -28,19 +30,19 @@ pub struct ImportedTensor {
     pub shape: Vec<i64>,
     /// The dtype in the model, and the dtype in the file if the values come from there.
     pub kinds: (Kind, Option<Kind>),
-    /// The source of the tensor's values.
+    /// Where the tensor's values come from.
     pub origin: Origin,
 }
 
-/// The result of an import for each tensor of the file and of the model. It prints as a table.
+/// The result of an import, for each tensor of the file and of the model. It prints as a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Imported {
-    /// Every tensor of the model, in its order.
+    /// Every tensor of the model, in the order in which the model declares them.
     pub tensors: Vec<ImportedTensor>,
     /// The file's names of the tensors that were ignored.
     pub ignored: Vec<String>,
-    /// The file's additional text.
+    /// The additional text of the file, by name.
     pub metadata: BTreeMap<String, String>,
 }
 

@@ -25,7 +25,7 @@ struct Index {
 /// Reads a safetensors file, the files of an index, or the folder of a model.
 ///
 /// # Errors
-/// When a file is missing, damaged or has other tensors than its index lists.
+/// When a file is missing or damaged, or does not contain the tensors that its index lists.
 pub(super) fn read(path: &Path) -> Result<TensorFile> {
     let path = located(path)?;
     match path.extension().is_some_and(|end| end == "json") {

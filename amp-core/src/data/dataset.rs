@@ -17,8 +17,8 @@ use crate::{Error, Result, random::Draws, state::State};
 /// `index_select` serves the batch. To read one example at a time, as torch.utils.data.Dataset
 /// does, implement [`MapDataset`](super::MapDataset).
 ///
-/// A batch in memory is a dataset too: a [`Batch`](super::Batch) or any other [`BatchType`]. With
-/// prefetching, `gather` runs on a thread of the loader.
+/// A batch in memory is a dataset too: [`Batch`](super::Batch), or any other type that implements
+/// [`BatchType`]. If batches are prefetched, a thread of the loader calls `gather`.
 ///
 /// ```no_run,standalone_crate
 /// use std::path::PathBuf;
@@ -53,10 +53,10 @@ use crate::{Error, Result, random::Draws, state::State};
 /// # fn main() {}
 /// ```
 pub trait Dataset: Send {
-    /// The type of the set's batches.
+    /// The type of the batches that `gather` returns.
     type Batch: BatchType;
 
-    /// Returns the number of examples; it must not change.
+    /// Returns the number of examples. It must be the same in every call.
     fn len(&self) -> i64;
 
     /// Returns whether there are no examples.
@@ -64,32 +64,33 @@ pub trait Dataset: Send {
         self.len() == 0
     }
 
-    /// Returns the examples at `indices` (from 0, in any order), in that order and in the set's own
-    /// dtypes. The loader converts and moves them.
+    /// Returns a batch of the examples at `indices`, in the order of `indices`. An index counts
+    /// from 0; the indices may be in any order. Return the dtypes in which the set stores the
+    /// examples: the loader casts them and moves the batch to the device.
     ///
     /// # Errors
-    /// When an example cannot be read; the error ends the epoch and reaches the training loop.
+    /// When an example cannot be read. The training loop then ends the epoch and returns the error.
     fn gather(&mut self, indices: &[i64]) -> Result<Self::Batch>;
 
-    /// Returns the examples at `indices` as [`gather`](Self::gather) does, for a set that draws
-    /// random numbers, for example for augmentation. Draw the numbers of each example from a
-    /// generator with the seed [`draws.seed(index)`](Draws::seed): they are then the same with any
-    /// number of threads and any batch size. The loader calls this method. The default calls
-    /// `gather`.
+    /// Returns the examples at `indices` as [`gather`](Self::gather) does. Implement this method if
+    /// the set uses random numbers, for example for augmentation. Seed a generator with
+    /// [`draws.seed(index)`](Draws::seed) for each example. The random numbers of an example then
+    /// do not depend on the number of threads or the batch size. The loader calls this method. Its
+    /// default calls `gather`.
     ///
-    /// If `gather` draws from libtorch's CPU generator, its numbers depend on the batch, but not on
-    /// the numbers that the model draws. The loader reads such a set in the training loop, even
-    /// with `prefetch`.
+    /// If `gather` instead takes random numbers from libtorch's CPU generator, they depend on the
+    /// examples of the batch, but not on the random numbers that the model uses. The loader then
+    /// reads the set in the training loop, even with `prefetch`.
     ///
     /// # Errors
-    /// The errors of [`gather`](Self::gather).
+    /// When an example cannot be read, as for [`gather`](Self::gather).
     fn gather_drawing(&mut self, indices: &[i64], draws: Draws) -> Result<Self::Batch> {
         let _ = draws;
         self.gather(indices)
     }
 
-    /// Returns all examples if the set holds them in memory anyway: [`Placement::Auto`] moves only
-    /// such a set to the device.
+    /// Returns all examples if the set already stores them in memory, otherwise `None`.
+    /// [`Placement::Auto`] copies only a set in memory to the device.
     ///
     /// # Errors
     /// When the examples in memory do not form a batch.
@@ -100,7 +101,7 @@ pub trait Dataset: Send {
     }
 }
 
-/// All examples in memory.
+/// A batch in memory is the set of its examples.
 impl<B: BatchType + Send> Dataset for B {
     type Batch = AnyBatch;
 
@@ -139,18 +140,19 @@ impl<D: Dataset> AnyDataset for D {
     }
 }
 
-/// A handle of a dataset. Clones are handles of the same dataset.
+/// A handle of a dataset. A clone is another handle of the same dataset.
 #[derive(Clone)]
 pub struct SharedDataset {
     len: i64,
-    /// Whether the set draws from libtorch's generator; unset until that was checked.
+    /// Whether the set takes random numbers from libtorch's generator. Unset until the first batch
+    /// has been read, because only then this is known.
     draws: Arc<OnceLock<bool>>,
     reader: Reader,
     /// The transforms of batches on the device.
     transforms: Transforms,
 }
 
-/// The source of the examples.
+/// How the examples are read.
 #[derive(Clone)]
 enum Reader {
     /// Reads a batch at a time, on one thread at a time.
@@ -189,10 +191,11 @@ impl SharedDataset {
         Ok(Self::of(len, Reader::Stream(Arc::new(Mutex::new(stream)))))
     }
 
-    /// Adds a transform of whole batches, for example [`Images`](super::Images). The loader applies
-    /// it after it has moved a batch to the device. Floating-point values are f32 or f64 until the
-    /// last transform, and are then cast to the precision's dtype. The batches are the same for any
-    /// number of workers, for any [`Placement`](super::Placement), and after a resume.
+    /// Adds a transform that changes whole batches, for example [`Images`](super::Images). The
+    /// loader applies the transform on the device. Floating-point values are f32 or f64 in the
+    /// transforms; after the last transform the loader casts them to the precision's dtype. The
+    /// batches are the same for any number of workers, for any [`Placement`](super::Placement), and
+    /// after a resume.
     #[must_use]
     pub fn transformed(mut self, transform: impl BatchTransform + 'static) -> Self {
         self.transforms = self.transforms.and(transform);
@@ -211,24 +214,25 @@ impl SharedDataset {
         }
     }
 
-    /// Returns whether the set is read in sequence. [`gather`](Self::gather) of such a set takes
-    /// only consecutive numbers.
+    /// Returns whether the set is a stream, which can only be read in sequence. For a stream,
+    /// [`gather`](Self::gather) accepts only consecutive indices.
     pub fn is_stream(&self) -> bool {
         matches!(self.reader, Reader::Stream(_))
     }
 
-    /// Returns the stream's state before the example of this number; `None` for other sets.
+    /// Returns the state in which the stream was before it returned the example `number`. Returns
+    /// `None` if the set is not a stream.
     pub(super) fn stream_state(&self, number: i64) -> Result<Option<State>> {
         self.stream().map(|stream| stream.state_before(number)).transpose()
     }
 
-    /// Sets the position of a stream, so that the example with this number comes next. Without a
-    /// saved state the stream starts from its beginning.
+    /// Sets the position of a stream, so that the next example gets this number. If `state` is
+    /// `None`, the stream starts from its beginning.
     pub(super) fn set_stream(&self, number: i64, state: Option<State>) -> Result<()> {
         self.stream().map_or(Ok(()), |mut stream| stream.set(number, state))
     }
 
-    /// Returns the set, if it gives one example at a time.
+    /// Returns the map-style set behind this handle; `None` for other sets.
     pub(super) fn examples(&self) -> Option<Arc<dyn AnyMapDataset>> {
         match &self.reader {
             Reader::Examples(set) => Some(set.clone()),
@@ -246,8 +250,8 @@ impl SharedDataset {
         self.len == 0
     }
 
-    /// Returns the error of examples in memory that do not form a batch. The length of such a set
-    /// is 0.
+    /// Returns the error of a set in memory whose examples do not form a batch. [`len`](Self::len)
+    /// cannot report it, and returns 0 for such a set.
     pub(super) fn check(&self) -> Result<()> {
         match self.len {
             0 => self.in_memory().map(drop),
@@ -275,7 +279,7 @@ impl SharedDataset {
         counted(batch, indices.len(), method)
     }
 
-    /// Returns whether `self` and `other` read the same data set.
+    /// Returns whether `self` and `other` are handles of the same data set.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         match (&self.reader, &other.reader) {
             (Reader::Batches(one), Reader::Batches(two)) => Arc::ptr_eq(one, two),
@@ -285,12 +289,13 @@ impl SharedDataset {
         }
     }
 
-    /// Returns whether the set draws from libtorch's generator; `None` if that was not checked yet.
+    /// Returns whether the set takes random numbers from libtorch's generator; `None` if this is
+    /// not known yet.
     pub(super) fn draws(&self) -> Option<bool> {
         self.draws.get().copied()
     }
 
-    /// Records whether the set draws from libtorch's generator.
+    /// Stores whether the set takes random numbers from libtorch's generator.
     pub(super) fn note_draws(&self, draws: bool) {
         let _ = self.draws.set(draws);
     }
@@ -298,11 +303,11 @@ impl SharedDataset {
     /// Returns the first `count` examples, or all when there are fewer.
     ///
     /// # Errors
-    /// When the dataset fails.
+    /// When the dataset or a transform fails.
     pub fn head(&self, count: i64) -> Result<AnyBatch> {
         let indices: Vec<i64> = (0..count.min(self.len)).collect();
-        // These random numbers are independent of the run's, so that this call does not change the
-        // run.
+        // The generator is seeded independently of the run's seed, so that this call does not
+        // change the random numbers of the run.
         let draws = Draws::new(0, 0);
         self.transforms().apply(self.first(&indices, draws)?, &indices, draws)
     }
@@ -315,10 +320,12 @@ impl SharedDataset {
         }
     }
 
-    /// Reads all examples once, to use them in every epoch. Applies no batch transforms.
+    /// Reads all examples once, so that a copy on the device can be used in every epoch. Does not
+    /// apply the batch transforms.
     ///
     /// # Errors
-    /// When the dataset fails, or has other examples in each epoch.
+    /// When the dataset fails, is a stream, or uses random numbers and therefore returns other
+    /// examples in each epoch.
     pub(super) fn whole(&self) -> Result<AnyBatch> {
         let set = match &self.reader {
             Reader::Batches(_) => {
@@ -344,7 +351,8 @@ impl SharedDataset {
         Ok(all)
     }
 
-    /// Returns handles of all examples, before batch transforms, if they are in memory.
+    /// Returns all examples if the set stores them in memory, otherwise `None`. The result shares
+    /// memory with the set, and the batch transforms are not applied.
     pub(super) fn in_memory(&self) -> Result<Option<AnyBatch>> {
         match &self.reader {
             Reader::Batches(set) => lock(set).in_memory(),
@@ -354,7 +362,7 @@ impl SharedDataset {
 }
 
 fn lock<T: ?Sized>(set: &Mutex<T>) -> MutexGuard<'_, T> {
-    // If the data set panicked while it was locked, the panic was reported then. The data set
-    // itself decides whether it can continue.
+    // A poisoned lock means that the data set panicked in an earlier call, which already reported
+    // the panic. The data set is used again: it decides itself whether it can continue.
     set.lock().unwrap_or_else(PoisonError::into_inner)
 }

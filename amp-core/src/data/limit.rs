@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// How many batches of a set are used, by Lightning's convention: an integer is a number of
-/// batches; a number with a decimal point is a fraction of the set.
+/// How many batches of a set are used in an epoch, by Lightning's convention for
+/// `limit_train_batches`. An integer is a number of batches. A number with a decimal point is a
+/// fraction of the set's batches.
 ///
 /// ```
 /// use amp_core::data::Limit;
@@ -20,7 +21,7 @@ use crate::{Error, Result};
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub enum Limit {
-    /// At most this number of batches; 0 uses none.
+    /// At most this number of batches; 0 means no batch.
     Batches(i64),
     /// This fraction of the batches, from 0.0 to 1.0, rounded down.
     Fraction(f64),

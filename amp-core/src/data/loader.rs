@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{Error, Result, precision::Policy, random::Draws, state::State};
 
-/// Splits a dataset into batches and moves them to the policy's device and dtype.
+/// Splits a dataset into batches, moves them to the policy's device and casts them to its dtype.
 ///
 /// The batches of an epoch depend only on the dataset, the seed and the epoch's number. A run can
 /// therefore continue from the pair (epoch, batch).
@@ -21,14 +21,14 @@ pub struct DataLoader {
     /// The number of examples of the set, and the number per epoch.
     examples: i64,
     len: i64,
-    /// The number of bytes that the loader's copy of the set takes on the device. Tensors that
-    /// share memory with the data are not counted.
+    /// The number of bytes of the loader's copy of the set on the device. Tensors that share memory
+    /// with the set itself are not counted.
     copied: u64,
     batch_size: i64,
     drop_last: bool,
     limit: Limit,
     order: Order,
-    /// The seed of the order.
+    /// The seed from which the order of the examples is computed.
     order_seed: u64,
     /// The seed of the set's random numbers.
     seed: u64,
@@ -44,18 +44,19 @@ enum Source {
     Host {
         data: SharedDataset,
         prefetch: usize,
-        /// The number of threads that read examples, and the number of batches that they may read
-        /// ahead.
+        /// The number of threads that read examples, and the number of batches that the threads
+        /// together may read ahead. `None` if the set is read without worker threads.
         workers: Option<(usize, usize)>,
     },
 }
 
 impl DataLoader {
-    /// Makes batches in order; the last one may be smaller.
+    /// Creates a loader that returns the examples in the set's order. The last batch may be smaller
+    /// than the others.
     ///
     /// # Errors
-    /// When the set cannot be split into batches of this size, or the device has not enough memory
-    /// for a set that is to be stored there.
+    /// When the set cannot be split into batches of this size, or when the set is to be stored on
+    /// the device and does not fit into the device's memory.
     pub fn new(
         data: &SharedDataset,
         batch_size: i64,
@@ -107,8 +108,8 @@ impl DataLoader {
         })
     }
 
-    /// Shuffles the examples by a permutation that depends only on the seed and the epoch and not
-    /// on device or precision ([`Order::Shuffled`]). A stream keeps its order.
+    /// Shuffles the examples in each epoch. The permutation depends only on the seed and the epoch,
+    /// not on the device or the precision ([`Order::Shuffled`]). A stream is not shuffled.
     #[must_use]
     pub fn shuffled(mut self, seed: u64) -> Self {
         self.len = self.examples;
@@ -122,7 +123,7 @@ impl DataLoader {
     /// Orders the examples by this order or sampler, with this seed.
     ///
     /// # Errors
-    /// When a sampler draws no batch, or the set is a stream.
+    /// When the sampler returns too few examples for one batch, or the set is a stream.
     pub fn ordered(mut self, order: impl Into<Order>, seed: u64) -> Result<Self> {
         let order = order.into();
         let Order::Sampled(sampler) = &order else {
@@ -149,7 +150,8 @@ impl DataLoader {
         Ok(self)
     }
 
-    /// Sets the seed of the random numbers of a set that [draws](super::Dataset::gather_drawing).
+    /// Sets the seed of the random numbers that the set uses in
+    /// [`gather_drawing`](super::Dataset::gather_drawing).
     #[must_use]
     pub fn drawing(mut self, seed: u64) -> Self {
         self.seed = seed;
@@ -168,8 +170,8 @@ impl DataLoader {
         matches!(self.source, Source::Resident(_))
     }
 
-    /// Returns the number of bytes of the tensors that the loader has made and keeps, such as a
-    /// copy of the whole set and the order of an epoch.
+    /// Returns the number of bytes of the tensors that the loader itself keeps: the copy of the set
+    /// on the device, and the order of an epoch's examples.
     pub(crate) fn held_bytes(&self) -> u64 {
         match (&self.source, self.order.sampler()) {
             (Source::Resident(_), Some(_)) => self.copied + 8 * self.len as u64,
@@ -187,7 +189,8 @@ impl DataLoader {
         epoch.cast_signed() * read(self.batches()) + read(batch)
     }
 
-    /// Returns the state of a stream before a batch; `None` for other sets.
+    /// Returns the state in which a stream is before it returns this batch. Returns `None` if the
+    /// set is not a stream.
     pub(crate) fn stream_state(&self, epoch: u64, batch: i64) -> Result<Option<State>> {
         match &self.source {
             Source::Resident(_) => Ok(None),
@@ -219,8 +222,9 @@ impl DataLoader {
         self.batch_size.min(self.len - index * self.batch_size)
     }
 
-    /// Returns the batches of one epoch, from the batch at `first` on, on the policy's device and
-    /// in its dtype. The iterator ends after an error. Dropping it ends its thread.
+    /// Returns the batches of one epoch, from the batch `first` on. They are on the policy's device
+    /// and in its dtype. After an error the iterator ends. Dropping the iterator ends the threads
+    /// that read ahead.
     ///
     /// # Errors
     /// When an epoch has no batch `first`, the device has not enough memory, or no thread can be
@@ -238,7 +242,8 @@ impl DataLoader {
         Ok(Box::new(until_error(changed)))
     }
 
-    /// Returns the order of an epoch's examples; `None` for the set's own order.
+    /// Returns the indices of an epoch's examples in the order in which they are read. Returns
+    /// `None` if the examples are read in the set's order.
     fn order(&self, epoch: u64, first: i64) -> Result<Option<Arc<[i64]>>> {
         let batches = self.batches();
         if !(0..=batches).contains(&first) {
@@ -337,7 +342,7 @@ impl DataLoader {
     }
 }
 
-/// The batches of an epoch.
+/// The iterator over the batches of an epoch.
 type Batches<'l> = Box<dyn Iterator<Item = Result<AnyBatch>> + 'l>;
 
 /// Ends the iterator after the first error.

@@ -28,11 +28,11 @@ pub struct DataModule {
     pub name: String,
     /// Training examples.
     pub train: SharedDataset,
-    /// The sets on which `fit` and `validate` validate; may be empty.
+    /// The validation sets, which `fit` and `validate` use. There may be none.
     pub val: Sets,
-    /// Sets of the test loop.
+    /// The test sets, which `test` uses.
     pub test: Sets,
-    /// Sets of the predict loop.
+    /// The sets for which `predict` computes predictions.
     pub predict: Sets,
     /// The number of examples in a batch.
     pub batch_size: i64,
@@ -43,7 +43,8 @@ pub struct DataModule {
 }
 
 impl DataModule {
-    /// Takes two datasets, or two batches in memory, and loads them by [`Loading::default`].
+    /// Creates a data module from a training set and a validation set. Each may be a dataset or a
+    /// batch in memory. They are loaded as [`Loading::default`] says.
     ///
     /// # Examples
     ///
@@ -67,7 +68,8 @@ impl DataModule {
         Self { val: Sets::one(val), ..Self::training(name, train, batch_size) }
     }
 
-    /// Takes training examples only. The other loops have no sets.
+    /// Creates a data module that has a training set, but no sets for validation, test and
+    /// prediction.
     pub fn training(
         name: impl Into<String>,
         train: impl Into<SharedDataset>,
@@ -122,8 +124,9 @@ impl DataModule {
     /// Refuses data that cannot be split into batches.
     ///
     /// # Errors
-    /// When the batch size is not positive or is larger than the training set, a set is empty or is
-    /// not a batch, or two sets of one loop have the same name.
+    /// When the batch size is not positive or is larger than the training set. When a set is empty,
+    /// or its examples do not form a batch. When two sets for the same loop, such as two validation
+    /// sets, have the same name.
     pub fn check(&self) -> Result<()> {
         let (name, batch, train) = (&self.name, self.batch_size, self.train.len());
         if batch < 1 {
@@ -167,8 +170,8 @@ impl DataModule {
     /// Returns the training batches in the data's order, with this seed.
     ///
     /// # Errors
-    /// When the training set cannot be split into batches, or the device has not enough memory for
-    /// a set that is to be stored there.
+    /// When the training set cannot be split into batches. When the set is to be stored on the
+    /// device and does not fit into the device's memory.
     pub fn train_loader(&self, policy: Policy, seed: u64) -> Result<DataLoader> {
         let loader = DataLoader::new(&self.train, self.batch_size, self.loading, policy)?;
         loader.ordered(self.order.clone(), seed)
@@ -178,17 +181,19 @@ impl DataModule {
     /// even with `drop_last`.
     ///
     /// # Errors
-    /// The errors of [`DataModule::train_loader`].
+    /// When the set cannot be split into batches. When the set is to be stored on the device and
+    /// does not fit into the device's memory.
     pub fn loader(&self, set: &SharedDataset, policy: Policy) -> Result<DataLoader> {
         let loading = Loading { drop_last: false, ..self.loading };
         DataLoader::new(set, self.batch_size, loading, policy)
     }
 
-    /// Returns the same data with only the first `batches` batches of each set. A sampler's order
-    /// becomes [`Order::Shuffled`], because the sampler was made for the whole set.
+    /// Returns a data module with only the first `batches` batches of each set. An order that a
+    /// sampler determines is replaced by [`Order::Shuffled`], because the sampler was made for the
+    /// complete set.
     ///
     /// # Errors
-    /// When a dataset fails.
+    /// When the first examples of a dataset cannot be read.
     pub fn head(&self, batches: i64) -> Result<Self> {
         let count = batches * self.batch_size;
         let head = |sets: &Sets| {

@@ -10,7 +10,8 @@ use tch::{Device, Kind, Tensor};
 use super::{AnyBatch, SharedDataset};
 use crate::Result;
 
-/// Returns whether the two handles refer to one set, or the examples of two sets share memory.
+/// Returns whether `one` and `other` are handles of the same set, or examples of the two sets share
+/// memory.
 ///
 /// # Errors
 /// When examples in memory do not form a batch.
@@ -32,8 +33,8 @@ pub(crate) fn share_memory(one: &SharedDataset, other: &SharedDataset) -> Result
     Ok(overlapping.peek().is_some() && overlapping.all(overlaps))
 }
 
-/// Returns the fraction of the examples of `other` that equal an example of `one`; `None` unless
-/// both sets are in memory.
+/// Returns the fraction of the examples of `other` that are equal to an example of `one`. Returns
+/// `None` if one of the sets is not in memory.
 ///
 /// # Errors
 /// When the examples cannot be read from their device.
@@ -41,7 +42,7 @@ pub(crate) fn shared_part(one: &SharedDataset, other: &SharedDataset) -> Result<
     let (Some(one), Some(other)) = (one.in_memory()?, other.in_memory()?) else {
         return Ok(None);
     };
-    // Both sets are hashed with the same key.
+    // The hashes of the two sets are compared, so they are computed with the same key.
     let keys = RandomState::new();
     let known: HashSet<u64> = hashes(&one, &keys)?.into_iter().collect();
     let own = hashes(&other, &keys)?;
@@ -66,7 +67,8 @@ struct Rows {
 }
 
 impl Rows {
-    /// Returns the addresses of a tensor's rows; `None` if all rows are at one address.
+    /// Returns the memory addresses of a tensor's rows. Returns `None` if all rows are at the same
+    /// address, or if there is no element.
     fn of(tensor: &Tensor) -> Option<Self> {
         let (size, stride) = (tensor.size(), tensor.stride());
         let apart = stride.first()? * tensor.kind().elt_size_in_bytes() as i64;
@@ -75,8 +77,8 @@ impl Rows {
         (apart > 0 && tensor.numel() > 0).then_some(Self { first, apart, count: size[0], form })
     }
 
-    /// Returns whether the two tensors have a row at the same memory address. Returns false if the
-    /// shapes of their rows differ.
+    /// Returns whether a row of `self` and a row of `other` are at the same memory address. Rows of
+    /// different shapes or strides are not compared; the result is then false.
     fn share_one(&self, other: &Self) -> bool {
         let between = other.first - self.first;
         let rows = between / self.apart;

@@ -12,10 +12,11 @@ pub const DEVICE_SHARE: f64 = 0.25;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Placement {
-    /// Chooses what is faster. If the training device is a CUDA device, a set in memory is copied
-    /// there if it takes at most [`DEVICE_SHARE`] of the free memory. If the training device is the
-    /// CPU, a set in memory is placed once before training, unless prefetching is requested. Every
-    /// other set stays on the host.
+    /// Chooses the faster placement. If the training device is a CUDA device, a set in memory is
+    /// copied to the device, provided that the set takes at most the fraction [`DEVICE_SHARE`] of
+    /// the free memory. If the training device is the CPU, a set in memory is cast once before
+    /// training, unless prefetching is requested. Every other set stays on the host, and its
+    /// batches are moved one by one.
     #[default]
     Auto,
     /// On the training device: the whole set is read before the first batch.
@@ -59,20 +60,20 @@ impl FromStr for Placement {
 pub struct Loading {
     /// Whether training omits a last batch that is not full.
     pub drop_last: bool,
-    /// Where the sets are stored.
+    /// Where the data sets are stored during training: on the host or on the device.
     pub placement: Placement,
-    /// For sets on the host: the number of batches that a thread gathers ahead of the training
-    /// loop. For CUDA the thread also pins the batches' memory and copies the batches on a stream
-    /// of its own. With `Some(0)` the training loop gathers each batch itself. For `None` see
-    /// [`Loading::prefetch_for`].
+    /// For sets that stay on the host: the number of batches that a thread reads ahead of the
+    /// training loop. For a CUDA device, the thread also pins the memory of the batches, and copies
+    /// the batches on a separate CUDA stream. With `Some(0)` the training loop itself reads each
+    /// batch. What `None` means is described in [`Loading::prefetch_for`].
     ///
-    /// With [`num_workers`](Self::num_workers) it is the number of batches that all workers
-    /// together make ahead. `None` then means 2 for each worker.
+    /// If [`num_workers`](Self::num_workers) is not 0, this is the number of batches that all
+    /// workers together read ahead. `None` then means 2 batches for each worker.
     pub prefetch: Option<usize>,
-    /// The number of threads that read the examples of a [`MapDataset`](super::MapDataset); each
-    /// makes a whole batch at a time (`num_workers`). The batches and their order are the same for
-    /// any number. With 0 the training loop or the prefetching thread reads them. Other sets ignore
-    /// this number.
+    /// The number of threads that read the examples of a [`MapDataset`](super::MapDataset). Each
+    /// thread makes one whole batch at a time. The batches and their order are the same for any
+    /// number of threads. With 0, the training loop or the prefetching thread reads the examples.
+    /// Sets of other types ignore this number.
     pub num_workers: usize,
 }
 

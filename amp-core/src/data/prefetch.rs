@@ -16,7 +16,8 @@ use crate::{
     random::{self, Draws},
 };
 
-/// The batches of an epoch. A thread gathers them, and ends when this iterator is dropped.
+/// The batches of an epoch, which a thread reads ahead of the training loop. Dropping this iterator
+/// ends the thread.
 pub(super) struct Prefetch {
     /// `None` when no further batch will arrive.
     receiver: Option<Receiver<Result<Loaded>>>,
@@ -26,20 +27,21 @@ pub(super) struct Prefetch {
 /// A batch that the loading thread has made.
 enum Loaded {
     Placed(AnyBatch),
-    /// On the host. The copy of its tensors to the device may still be running.
+    /// The batch on the host, and the copy of its tensors to the device, which may still be
+    /// running.
     Copying(AnyBatch, ffi::DeviceCopy),
 }
 
 impl Prefetch {
-    /// Starts a thread that gathers these batches and moves them to the device. It is at most
-    /// `ahead` batches ahead of the training loop.
+    /// Starts a thread that takes `batches` from the iterator and moves them to the device. The
+    /// thread is at most `ahead` batches ahead of the training loop.
     pub(super) fn start(
         batches: impl Iterator<Item = Result<AnyBatch>> + Send + 'static,
         policy: Policy,
         ahead: usize,
     ) -> Result<Self> {
-        // The channel has room for one batch less than `ahead`, because the thread itself keeps a
-        // finished batch while it waits for room.
+        // The thread keeps one finished batch while it waits for room in the channel. The channel
+        // therefore has room for one batch less than `ahead`.
         let (sender, receiver) = sync_channel(ahead.saturating_sub(1));
         let context = ffi::DebugInfo::current()?;
         let inherited = random::Inherited::current();
@@ -89,14 +91,15 @@ impl Drop for Prefetch {
         // Drops the receiver first, so that a thread that waits for room ends.
         self.receiver = None;
         if let Some(worker) = self.worker.take() {
-            // The thread catches its panics itself.
+            // The thread catches panics and sends them as errors, so joining it cannot fail.
             let _ = worker.join();
         }
     }
 }
 
-/// Gathers the examples at `indices` on a thread, and waits for it so that no other code of the run
-/// draws random numbers meanwhile. Records whether the set draws from libtorch's generator.
+/// Reads the examples at `indices` on a separate thread, and stores whether the set took random
+/// numbers from libtorch's generator. Waits for the thread, so that no other code of the run uses
+/// the generator at the same time.
 pub(super) fn watched(data: &SharedDataset, draws: Draws, indices: &[i64]) -> Result<AnyBatch> {
     let (context, inherited) = (ffi::DebugInfo::current()?, random::Inherited::current());
     let gather = move || {
@@ -148,7 +151,8 @@ impl Worker {
     }
 }
 
-/// Reads from a data set. A panic of the data set becomes an [`Error::Data`], as do its errors.
+/// Calls `load`, which reads from a data set. A panic in the data set's code becomes an
+/// [`Error::Data`].
 pub(super) fn caught<T>(load: impl FnOnce() -> Result<T>) -> Result<T> {
     let loaded = catch_unwind(AssertUnwindSafe(load)).unwrap_or_else(|payload| {
         let reason = panic_text(payload.as_ref());

@@ -1,25 +1,25 @@
 use super::SharedDataset;
 
-/// The data sets of one loop, in the order in which the loop reads them. A set may have a name,
-/// which the names of its logged values contain: `val_loss/rare` for a set `rare`, `val_loss` for a
-/// set without a name.
+/// The data sets for one loop, such as validation, in the order in which the loop reads them. If a
+/// set has a name, the name becomes part of the names of the logged values: `val_loss/rare` for the
+/// set `rare`, and `val_loss` for a set without a name.
 #[derive(Debug, Clone, Default)]
 pub struct Sets(Vec<(String, SharedDataset)>);
 
 impl Sets {
-    /// Makes one set without a name.
+    /// Creates a list of one set without a name.
     pub fn one(set: impl Into<SharedDataset>) -> Self {
         Self(vec![(String::new(), set.into())])
     }
 
-    /// Adds another set after the others.
+    /// Adds a set with a name at the end of the list.
     #[must_use]
     pub fn and(mut self, name: impl Into<String>, set: impl Into<SharedDataset>) -> Self {
         self.0.push((name.into(), set.into()));
         self
     }
 
-    /// Returns each set with its name.
+    /// Returns each set with its name, which may be empty.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &SharedDataset)> {
         self.0.iter().map(|(name, set)| (name.as_str(), set))
     }

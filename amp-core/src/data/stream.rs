@@ -9,10 +9,10 @@ use crate::{
     state::State,
 };
 
-/// Examples in sequence, for example from shards, a queue or a generator
-/// (torch.utils.data.IterableDataset). Checkpoints store the position, so a resumed run continues
-/// with the next example. A stream keeps its own order: it is not shuffled and takes no sampler.
-/// One thread reads it.
+/// A data set that can only be read in sequence, for example from shards, a queue or a generator
+/// (torch.utils.data.IterableDataset). Checkpoints contain the position in the stream, so a resumed
+/// run continues with the next example. A stream is neither shuffled nor read in a sampler's order.
+/// Only one thread reads it.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{
@@ -63,20 +63,20 @@ pub trait IterableDataset: Send {
     /// One example.
     type Example: BatchField;
 
-    /// Returns the number of examples that count as an epoch; the next epoch continues after them.
-    /// It must not change.
+    /// Returns the number of examples that count as one epoch. The next epoch continues after these
+    /// examples. The number must be the same in every call.
     fn epoch_len(&self) -> i64;
 
-    /// Returns the next example. After the last example a stream starts again. Draw random numbers
-    /// only from `rng`.
+    /// Returns the next example. After the last example, the stream continues with the first one.
+    /// Take random numbers only from `rng`.
     ///
     /// # Errors
     /// When the example cannot be read.
     fn next(&mut self, rng: &mut Rng) -> Result<Self::Example>;
 
-    /// Returns the position of the stream, from which [`load_state`](Self::load_state) continues
-    /// with the same examples. It is read after each batch and saved in checkpoints, so it must be
-    /// small.
+    /// Returns the position of the stream, so that [`load_state`](Self::load_state) can continue
+    /// with the same examples. The position is read after each batch and is saved in checkpoints,
+    /// so it must be small.
     ///
     /// # Errors
     /// When the position cannot be determined.
@@ -85,11 +85,11 @@ pub trait IterableDataset: Send {
     /// Moves to a position that a stream of this kind returned from [`state`](Self::state).
     ///
     /// # Errors
-    /// When there is no such position.
+    /// When the stream does not have the position that `state` describes.
     fn load_state(&mut self, state: &State) -> Result<()>;
 
-    /// Makes the batch of these examples, each given with its number in the stream. The default
-    /// stacks tensors of one shape.
+    /// Combines examples into a batch. Each example comes with its number in the stream. The
+    /// default stacks the tensors, which must have one shape.
     ///
     /// # Errors
     /// When the examples do not fit together.
@@ -98,7 +98,7 @@ pub trait IterableDataset: Send {
         Collate::new().batch(examples)
     }
 
-    /// Converts the set for a [`DataModule`](super::DataModule).
+    /// Converts the stream to the handle that a [`DataModule`](super::DataModule) takes.
     ///
     /// # Errors
     /// When the stream's state cannot be determined.
@@ -117,12 +117,14 @@ pub(super) trait AnyStream: Send {
     /// Returns the state before the example of this number. The example was already read, or is the
     /// next one.
     fn state_before(&self, number: i64) -> Result<State>;
-    /// Moves the stream to `state`, or to its beginning, and gives the next example this number.
+    /// Moves the stream to `state` or, if `state` is `None`, to the stream's beginning. The next
+    /// example gets this number.
     fn set(&mut self, number: i64, state: Option<State>) -> Result<()>;
 }
 
-/// The number of remembered states. It is larger than the number of batches that are read ahead of
-/// a checkpoint.
+/// The number of states that are remembered. A checkpoint needs the state at the last trained
+/// batch, and a thread may have read further batches since. This number is larger than any usual
+/// number of batches that are read ahead.
 const REMEMBERED: usize = 4096;
 
 /// A state from which several copies can be made.
@@ -131,7 +133,7 @@ struct Kept(State);
 impl Kept {
     const PART: &str = "stream";
 
-    /// Copies the tensors, because the stream may overwrite its own.
+    /// Stores a copy of the state, because the stream may overwrite the tensors of its state.
     fn of(state: State) -> Result<Self> {
         let mut kept = State::default();
         kept.put_part(Self::PART, state.copied()?);
@@ -143,18 +145,18 @@ impl Kept {
     }
 }
 
-/// The stream and its earlier states.
+/// A stream, and its states after the latest batches.
 pub(super) struct Stream<D> {
     set: D,
     /// The number of the next example, if known.
     next: Option<i64>,
     first: Kept,
-    /// The states before examples with these numbers.
+    /// The state of the stream before an example, by the example's number.
     states: BTreeMap<i64, Kept>,
 }
 
 impl<D: IterableDataset> Stream<D> {
-    /// Starts at the stream's beginning.
+    /// Takes the stream, whose current position is its beginning.
     pub(super) fn new(set: D) -> Result<Self> {
         let first = Kept::of(set.state()?)?;
         Ok(Self { set, next: Some(0), states: BTreeMap::new(), first })

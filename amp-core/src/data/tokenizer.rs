@@ -1,4 +1,4 @@
-//! Text encoded by a `tokenizer.json`.
+//! Encodes text by a Hugging Face `tokenizer.json`.
 
 use std::path::{Path, PathBuf};
 
@@ -10,10 +10,11 @@ use tokenizers::{
 use super::Pad;
 use crate::{Batch, Error, Result};
 
-/// A Hugging Face tokenizer, read from the `tokenizer.json` of a model. It converts text to ids and
-/// back with the Rust crate on which Python's package `tokenizers` is built.
+/// A Hugging Face tokenizer, read from the `tokenizer.json` of a model. It converts text to token
+/// ids, and ids to text. It uses the Rust crate on which Python's package `tokenizers` is built.
 ///
-/// The file's settings of truncation and padding apply until a method of this type changes them.
+/// Truncation and padding follow the settings in the file. A method of this type that declares
+/// truncation or padding replaces the file's setting.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{Batch, Result, data::{DataModule, Tokenizer, Tokens}, tch::Tensor};
@@ -47,7 +48,8 @@ pub struct Tokens {
     /// int64 `[N, L]`.
     #[batch(ids)]
     pub input_ids: Tensor,
-    /// int64 `[N, L]`: 1 for tokens of the second text of a pair, if the file declares it.
+    /// The token types, int64 `[N, L]`: 1 for tokens of the second text of a pair, if the
+    /// tokenizer's file declares token types, and 0 otherwise.
     #[batch(ids)]
     pub token_type_ids: Tensor,
     /// Booleans `[N, L]`, true for tokens and false for padding.
@@ -116,13 +118,14 @@ impl Tokenizer {
         self.with_padding(|padding| padding.pad_to_multiple_of = Some(length))
     }
 
-    /// Pads before the text, as generation needs it. Has an effect only after padding is declared.
+    /// Adds padding before the text instead of after it, as generation needs it. Has an effect only
+    /// if padding was declared before.
     #[must_use]
     pub fn padded_left(self) -> Self {
         self.with_padding(|padding| padding.direction = PaddingDirection::Left)
     }
 
-    /// Omits the tokens that the file adds around a text, such as `[CLS]`.
+    /// Leaves out the special tokens that the tokenizer adds around a text, such as `[CLS]`.
     #[must_use]
     pub fn without_special_tokens(mut self) -> Self {
         self.special = false;
@@ -145,7 +148,7 @@ impl Tokenizer {
         self.inner.get_vocab_size(true) as i64
     }
 
-    /// Returns the id of a token.
+    /// Returns the id of a token, or `None` if the vocabulary does not have the token.
     pub fn id(&self, token: &str) -> Option<i64> {
         self.inner.token_to_id(token).map(i64::from)
     }
@@ -153,7 +156,7 @@ impl Tokenizer {
     /// Returns the ids of one text without padding, truncated if the file declares truncation.
     ///
     /// # Errors
-    /// When the tokenizer cannot encode it.
+    /// When the tokenizer cannot encode the text.
     pub fn ids(&self, text: &str) -> Result<Vec<i64>> {
         let encoded = self.encoded(text, self.special)?;
         let mask = encoded.get_attention_mask().iter();
@@ -161,7 +164,7 @@ impl Tokenizer {
         Ok(kept.map(|(id, _)| i64::from(*id)).collect())
     }
 
-    /// Encodes these texts as a batch.
+    /// Encodes several texts as a batch of token ids.
     ///
     /// # Errors
     /// When there is no text, the tokenizer cannot encode a text, or texts differ in length and no
@@ -170,10 +173,11 @@ impl Tokenizer {
         self.encode(texts.iter().map(|text| text.as_ref().into()).collect())
     }
 
-    /// Encodes these pairs of texts as a batch, for example questions and answers.
+    /// Encodes several pairs of texts, for example questions with their answers, as a batch of
+    /// token ids.
     ///
     /// # Errors
-    /// The errors of [`batch`](Self::batch).
+    /// When [`batch`](Self::batch) would fail for such texts.
     pub fn batch_of_pairs(&self, pairs: &[(impl AsRef<str>, impl AsRef<str>)]) -> Result<Tokens> {
         self.encode(pairs.iter().map(|(one, two)| (one.as_ref(), two.as_ref()).into()).collect())
     }
@@ -192,7 +196,7 @@ impl Tokenizer {
     /// Decodes ids to text, without special tokens.
     ///
     /// # Errors
-    /// When an id is negative or too large, or the tokenizer cannot decode them.
+    /// When an id is negative or too large, or the tokenizer cannot decode the ids.
     pub fn decode(&self, ids: &[i64]) -> Result<String> {
         let known = |id: &i64| {
             let id = u32::try_from(*id).ok().filter(|id| self.inner.id_to_token(*id).is_some());

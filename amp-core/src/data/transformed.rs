@@ -32,18 +32,18 @@ use crate::{
 /// }
 /// ```
 pub trait BatchTransform: Send + Sync {
-    /// Returns the transformed batch, with the same number of examples. Draw random numbers only
-    /// from `random`, which is a generator on the host, so that they are the same on every device.
+    /// Returns the transformed batch. It must have the same number of examples. Take random numbers
+    /// only from `random`, a generator on the host, so that the result is the same on every device.
     ///
     /// # Errors
     /// When the transform cannot process the batch.
     fn apply(&self, batch: AnyBatch, random: &mut BatchRandom) -> Result<AnyBatch>;
 }
 
-/// The random numbers of a batch and of its examples. The numbers of an example depend only on the
-/// run's seed, the epoch and the example's number. The numbers of the batch depend also on the
-/// numbers of its examples. All are independent of the numbers that a data set draws for the same
-/// example.
+/// The random numbers of a batch and of its examples. The random numbers of an example depend only
+/// on the run's seed, the epoch and the example's index. The random numbers of the batch depend on
+/// the indices of its examples, too. They are independent of the random numbers that the data set
+/// itself uses for the same examples.
 #[derive(Debug)]
 pub struct BatchRandom {
     examples: Vec<Rng>,
@@ -63,7 +63,7 @@ impl BatchRandom {
         &mut self.examples
     }
 
-    /// Returns the generator of the batch.
+    /// Returns the random number generator of the whole batch.
     pub fn batch(&mut self) -> &mut Rng {
         &mut self.batch
     }
@@ -80,7 +80,7 @@ impl fmt::Debug for Transforms {
 }
 
 impl Transforms {
-    /// Returns these transforms with one more after them.
+    /// Returns a list of these transforms with `transform` at the end.
     pub(super) fn and(&self, transform: impl BatchTransform + 'static) -> Self {
         let mut all = self.0.clone();
         all.push(Arc::new(transform));
@@ -91,8 +91,8 @@ impl Transforms {
         self.0.is_empty()
     }
 
-    /// Returns the policy by which batches are moved to the device before the transforms. In a
-    /// 16-bit precision the transforms get f32 values.
+    /// Returns the policy by which batches are moved to the device before the transforms. If the
+    /// precision's dtype has 16 bits, batches are f32 instead.
     pub(super) fn placing(&self, policy: Policy) -> Policy {
         let wide = matches!(policy.precision.storage(), Kind::Float | Kind::Double);
         match self.is_empty() || wide {
@@ -101,7 +101,7 @@ impl Transforms {
         }
     }
 
-    /// Applies all transforms to the batch of these examples.
+    /// Applies all transforms, one after the other, to the batch of the examples at `indices`.
     pub(super) fn apply(&self, batch: AnyBatch, indices: &[i64], draws: Draws) -> Result<AnyBatch> {
         if self.is_empty() {
             return Ok(batch);
@@ -155,7 +155,7 @@ impl<T: Transform> Images<T> {
         Self { field: "input".to_owned(), transform }
     }
 
-    /// Transforms the images of another field.
+    /// Transforms the images of the field `name` instead of the field `input`.
     #[must_use]
     pub fn of_field(mut self, name: impl Into<String>) -> Self {
         self.field = name.into();

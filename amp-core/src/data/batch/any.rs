@@ -9,28 +9,28 @@ use crate::{
     precision::{Policy, Precision, is_floating},
 };
 
-/// The role of a tensor in a batch, which decides what the loader and the trainer may do with it.
+/// The role of a tensor in a batch, which decides whether the tensor is cast, selected and split.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum FieldRole {
     /// Values such as inputs, with one row per example in dimension 0. The loader casts
-    /// floating-point values to the precision's dtype; integers and booleans keep their dtype.
+    /// floating-point values to the precision's dtype. It does not cast integers and booleans.
     #[default]
     Value,
-    /// Integer indices, for example of tokens or classes; they keep their dtype.
+    /// Integer indices, for example of tokens or classes. The loader does not cast them.
     Ids,
-    /// A mask, which keeps its dtype. A boolean or integer mask says which elements exist; a
+    /// A mask. The loader does not cast it. A boolean or integer mask says which elements exist; a
     /// floating-point mask is added to attention scores.
     Mask,
-    /// The weight of each target in the loss, floating-point or boolean. It keeps its dtype.
-    /// Batches that are accumulated into one step are weighted by the sum of these weights instead
-    /// of by their number of examples.
+    /// The weight of each target in the loss, floating-point or boolean. The loader does not cast
+    /// it. If several batches are accumulated into one step, each batch counts in proportion to the
+    /// sum of its weights, not to its number of examples.
     Weights,
-    /// Values that belong to the whole batch. The loader neither selects nor splits them.
+    /// Values of the whole batch. The loader neither selects nor splits them by example.
     Shared,
 }
 
-/// A tensor of a batch.
+/// A tensor of a batch, with its name and role.
 #[derive(Debug)]
 pub(super) struct Field {
     pub(super) name: Cow<'static, str>,
@@ -38,16 +38,16 @@ pub(super) struct Field {
     pub(super) role: FieldRole,
 }
 
-/// A batch as the loader and the trainer handle it: tensors with names, whatever the
-/// [type](super::BatchType) of the model's batches is. A model converts it to its own type with
+/// A batch as the loader and the trainer handle it: tensors with names. This type is the same for
+/// every model. A model converts it to the model's [batch type](super::BatchType) with
 /// [`BatchType::from_any`](super::BatchType::from_any).
 #[derive(Debug)]
 pub struct AnyBatch {
     /// The name of the type from which the batch was made.
     of: &'static str,
     pub(super) fields: Vec<Field>,
-    /// The sum of the batch's weights. It is computed on request, or before the tensors leave the
-    /// host.
+    /// The sum of the batch's weights. It is computed when it is first requested, or before the
+    /// tensors leave the CPU, because reading it from the device would wait.
     pub(super) weight: OnceCell<f64>,
     /// Whether a check has shown that no target has the class that losses ignore, `IGNORED`.
     complete: bool,
@@ -69,8 +69,8 @@ impl AnyBatch {
     /// Adds a tensor.
     ///
     /// # Errors
-    /// When the batch has a tensor of this name, the dtype does not fit the role, or the number of
-    /// examples (dimension 0) differs from the other tensors.
+    /// When the batch already has a tensor of this name, the dtype does not fit the role, or the
+    /// number of examples (dimension 0) differs from that of the batch's other tensors.
     pub fn push(
         &mut self,
         name: impl Into<Cow<'static, str>>,
@@ -116,7 +116,7 @@ impl AnyBatch {
         Ok(())
     }
 
-    /// Returns the tensor of this name.
+    /// Returns the tensor of this name, or `None` if the batch has no such tensor.
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
         self.fields.iter().find(|field| field.name == name).map(|field| &field.tensor)
     }
@@ -124,7 +124,7 @@ impl AnyBatch {
     /// Returns the tensor of this name, which the model needs.
     ///
     /// # Errors
-    /// When it is missing.
+    /// When the batch has no tensor of this name.
     pub fn required(&self, name: &str) -> Result<&Tensor> {
         self.tensor(name).ok_or_else(|| {
             let mut has = String::new();
@@ -177,8 +177,8 @@ impl AnyBatch {
         self.len() == 0
     }
 
-    /// Returns the batch's weight among batches that are averaged: the sum of its weights, or its
-    /// number of examples.
+    /// Returns the factor by which this batch counts in an average over batches: the sum of its
+    /// weights or, if it has no weights, its number of examples.
     ///
     /// # Errors
     /// When weights cannot be read from the device.
@@ -196,7 +196,7 @@ impl AnyBatch {
         self.weights().is_some()
     }
 
-    /// Returns the batch's weight for a loss that is a mean over its examples or, if there are
+    /// Returns the factor by which this batch counts if its loss is a mean over examples or, with
     /// weights, a weighted mean. Reads nothing from the device.
     ///
     /// # Errors
@@ -243,7 +243,8 @@ impl AnyBatch {
         Ok(self)
     }
 
-    /// Returns the batch on the policy's device, with its values in the policy's dtype.
+    /// Returns a copy of the batch on the policy's device, with floating-point values cast to the
+    /// policy's dtype.
     ///
     /// # Errors
     /// When the device has not enough memory.
@@ -259,7 +260,8 @@ impl AnyBatch {
         Ok(Self { weight: self.weight.clone(), ..placed })
     }
 
-    /// Returns this batch with its tensors replaced by `tensors`, in the order of its fields.
+    /// Returns this batch with other tensors. `tensors` replaces the tensors of all fields, in the
+    /// order of the fields.
     pub(crate) fn with_tensors(&self, tensors: Vec<Tensor>) -> Self {
         debug_assert_eq!(tensors.len(), self.fields.len());
         let fields = self.fields.iter().zip(tensors);
@@ -295,8 +297,8 @@ impl AnyBatch {
         self.fields.iter().map(|field| tensor_bytes(&field.tensor)).sum()
     }
 
-    /// Returns the number of bytes of the batch's tensors that do not share memory with tensors of
-    /// `other`.
+    /// Returns the number of bytes of the batch's tensors. Tensors that share memory with tensors
+    /// of `other` are not counted.
     pub(crate) fn bytes_not_shared_with(&self, other: Option<&Self>) -> u64 {
         let Some(other) = other else { return self.bytes() };
         let pairs = self.fields.iter().zip(&other.fields);
@@ -304,12 +306,12 @@ impl AnyBatch {
         own.map(|(own, _)| tensor_bytes(&own.tensor)).sum()
     }
 
-    /// Returns the examples at these indices, given as int64 on the batch's device.
+    /// Returns the examples at `index`, which is int64 and on the batch's device.
     pub(crate) fn select(&self, index: &Tensor) -> Result<Self> {
         self.each_example(|tensor| Ok(tensor.f_index_select(0, index)?))
     }
 
-    /// Returns `length` examples from `start` on, in the same memory.
+    /// Returns the `length` examples from `start` on. The result shares memory with this batch.
     ///
     /// # Errors
     /// When the batch has fewer examples.
@@ -333,18 +335,18 @@ impl AnyBatch {
         parts.collect::<Result<_>>().map(Some)
     }
 
-    /// Returns a copy of the batch in memory of its own.
+    /// Returns a copy of the batch that shares no memory with this batch.
     pub(crate) fn copied(&self) -> Result<Self> {
         let copied = self.with(|field| Ok(field.tensor.f_detach_copy()?))?;
         Ok(Self { weight: self.weight.clone(), ..copied })
     }
 
-    /// Returns handles of the same tensors.
+    /// Returns a second handle of the batch. The tensors share memory with this batch's tensors.
     pub(crate) fn shallow_clone(&self) -> Self {
         self.with_tensors(self.fields.iter().map(|field| field.tensor.shallow_clone()).collect())
     }
 
-    /// Returns whether the tensors of both batches have the same names, shapes and dtypes.
+    /// Returns whether the tensors of the two batches have the same names, shapes and dtypes.
     pub(crate) fn is_like(&self, other: &Self) -> bool {
         let alike = |own: &Field, other: &Field| {
             own.name == other.name

@@ -1,4 +1,4 @@
-//! Batches made from other batches.
+//! Functions that make a batch from other batches.
 
 use std::cell::OnceCell;
 
@@ -12,7 +12,8 @@ impl AnyBatch {
     /// a dtype that fits the field's role.
     ///
     /// # Errors
-    /// When the batch has no such field, or the tensor does not fit.
+    /// When the batch has no field of this name, or the dtype or the number of examples of the
+    /// tensor does not fit.
     pub fn replace(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
         let _ = self.required(name)?;
         let (count, of) = (self.len(), self.of());
@@ -36,7 +37,7 @@ impl AnyBatch {
 
 #[cfg(feature = "parquet")]
 impl AnyBatch {
-    /// Concatenates batches that have the same fields.
+    /// Concatenates batches along the examples. The batches must have the same fields.
     ///
     /// # Errors
     /// When there is no batch, or their fields differ.

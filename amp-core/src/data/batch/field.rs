@@ -5,17 +5,19 @@ use tch::Tensor;
 use super::{AnyBatch, FieldRole};
 use crate::Result;
 
-/// A struct of tensors that serves as a model's training batch. Derive it with
-/// [`derive(Batch)`](derive@crate::Batch). [`Batch`](super::Batch) has an input and a target.
+/// A struct of tensors that is a model's batch, in training and evaluation. Derive this trait with
+/// [`derive(Batch)`](derive@crate::Batch). For a batch of one input and one target, use
+/// [`Batch`](super::Batch).
 pub trait BatchType: Sized {
-    /// Returns the batch's tensors by name, as handles of the same memory.
+    /// Returns the struct's tensors with their names. The tensors share memory with the struct.
     ///
     /// # Errors
-    /// When the tensors differ in dimension 0, or a dtype does not fit its role.
+    /// When the tensors differ in their numbers of examples (dimension 0), or a tensor's dtype does
+    /// not fit the tensor's role.
     fn to_any(&self) -> Result<AnyBatch>;
 
-    /// Makes the struct from these tensors, as handles of the same memory. It ignores tensors for
-    /// which the struct has no field.
+    /// Makes the struct from the tensors of `batch`, and shares memory with them. Tensors of
+    /// `batch` for which the struct has no field are ignored.
     ///
     /// # Errors
     /// When the batch lacks the tensor of a field.
@@ -32,7 +34,7 @@ impl BatchType for AnyBatch {
     }
 }
 
-/// Converts the batch to its own type and calls `run` with it.
+/// Converts `batch` to the model's batch type and calls `run` with the result.
 #[doc(hidden)]
 pub fn with_batch<B: BatchType, T>(
     batch: &AnyBatch,
@@ -57,7 +59,7 @@ pub fn take_field<B, F: BatchField>(
     batch: &AnyBatch,
     of: impl Fn(&B) -> &F,
 ) -> Result<F> {
-    // `of` only fixes the field's type; it is not called.
+    // `of` is not called: the compiler only infers the field's type from it.
     let _ = of;
     F::take(name, batch)
 }
@@ -72,7 +74,8 @@ pub fn field_name(parent: &str, field: &str) -> String {
     }
 }
 
-/// The type of a batch's field: a tensor, an option, a list, or a struct of such fields.
+/// The type of a field of a batch: a tensor, an option, a list or tuple of fields, or a struct of
+/// such fields.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be a field of a batch",
     note = "fields are tensors, options, lists and tuples of fields, and structs that derive `Batch`"
@@ -90,10 +93,10 @@ pub trait BatchField: Sized {
     /// Adds the field's tensors to `batch` under `name`.
     ///
     /// # Errors
-    /// The errors of [`AnyBatch::push`].
+    /// When [`AnyBatch::push`] refuses a tensor.
     fn put(&self, name: Cow<'static, str>, role: FieldRole, batch: &mut AnyBatch) -> Result<()>;
 
-    /// Takes the field's tensors from `batch`.
+    /// Makes the field from the tensors of `batch` whose names begin with `name`.
     ///
     /// # Errors
     /// When a tensor is missing.
@@ -144,7 +147,7 @@ impl<F: BatchField> BatchField for Option<F> {
     }
 }
 
-/// A list. Its items have the names `name.0`, `name.1` and so on.
+/// A field that is a list. The tensors of its items get the names `name.0`, `name.1` and so on.
 impl<F: BatchField> BatchField for Vec<F> {
     type Ref<'a>
         = &'a [F]

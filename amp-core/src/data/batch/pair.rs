@@ -18,7 +18,7 @@ impl Batch {
     /// Pairs inputs with targets.
     ///
     /// # Errors
-    /// When their numbers differ.
+    /// When the number of inputs differs from the number of targets.
     ///
     /// # Examples
     ///
@@ -54,7 +54,7 @@ impl Batch {
         Self::from_any(&self.to_any()?.place(policy)?)
     }
 
-    /// Returns `length` examples from `start` on, in the same memory.
+    /// Returns the `length` examples from `start` on. The result shares memory with this batch.
     ///
     /// # Errors
     /// When there are fewer examples.

@@ -1,5 +1,5 @@
-//! Finds whole numbers that are stored as floating-point values. Such numbers may be ids, and a
-//! 16-bit dtype would round large ones.
+//! Finds whole numbers that are stored as floating-point values and that a 16-bit dtype would
+//! round. Such numbers may be ids, which must not be rounded.
 
 use tch::{Kind, Tensor};
 
@@ -10,7 +10,8 @@ use crate::{Result, precision::dtype_name};
 #[derive(Debug, PartialEq)]
 pub(crate) struct Changed {
     field: String,
-    /// The column's index in the last dimension; `None` for a field with one number per example.
+    /// The index of the column in the last dimension. `None` if the field has only one number per
+    /// example.
     column: Option<i64>,
     before: f64,
     after: f64,
@@ -59,7 +60,8 @@ impl AnyBatch {
         Ok(None)
     }
 
-    /// Returns tensors of floating-point values. Placing the batch casts them.
+    /// Returns the f32 and f64 tensors of the batch's values. These are the tensors that are cast
+    /// to the precision's dtype when the batch is moved to the device.
     fn floating_values(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.values().filter(|(_, tensor)| matches!(tensor.kind(), Kind::Float | Kind::Double))
     }

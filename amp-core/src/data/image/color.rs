@@ -1,4 +1,4 @@
-//! Transforms that change colors.
+//! Image transforms that change colors.
 
 use tch::{Kind, Tensor};
 
@@ -15,7 +15,7 @@ pub struct ColorJitter {
     hue: Option<(f64, f64)>,
 }
 
-/// The range of a random factor.
+/// The range from which the random factor of a color change is drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Jitter {
     /// This much below and above the value that changes nothing, which is 1 for a factor and 0 for
@@ -38,7 +38,7 @@ impl From<(f64, f64)> for Jitter {
 }
 
 impl Jitter {
-    /// Returns the range, or `None` if it changes nothing.
+    /// Returns the lowest and highest factor, or `None` if no factor of the range changes an image.
     fn range(self, name: &str, center: f64, bounds: (f64, f64)) -> Result<Option<(f64, f64)>> {
         let (least, most) = match self {
             Self::By(by) => ((center - by).max(if center > 0.0 { 0.0 } else { -by }), center + by),
@@ -62,7 +62,8 @@ impl ColorJitter {
         Self::default()
     }
 
-    /// Draws brightness factors from `max(0, 1 - by)` to `1 + by`, or from a range.
+    /// Changes the brightness by a random factor. A number `by` stands for factors from `max(0, 1 -
+    /// by)` to `1 + by`; a range gives the factors directly.
     ///
     /// # Errors
     /// When a factor may be negative.
@@ -71,7 +72,8 @@ impl ColorJitter {
         Ok(self)
     }
 
-    /// Draws contrast factors from `max(0, 1 - by)` to `1 + by`, or from a range.
+    /// Changes the contrast by a random factor. A number `by` stands for factors from `max(0, 1 -
+    /// by)` to `1 + by`; a range gives the factors directly.
     ///
     /// # Errors
     /// When a factor may be negative.
@@ -80,7 +82,8 @@ impl ColorJitter {
         Ok(self)
     }
 
-    /// Draws saturation factors from `max(0, 1 - by)` to `1 + by`, or from a range.
+    /// Changes the saturation by a random factor. A number `by` stands for factors from `max(0, 1 -
+    /// by)` to `1 + by`; a range gives the factors directly.
     ///
     /// # Errors
     /// When a factor may be negative.
@@ -156,7 +159,8 @@ type Change = fn(&Tensor, &[f64]) -> Result<Tensor>;
 
 const CHANGES: [Change; 4] = [brightness, contrast, saturation, hue];
 
-/// Returns the factors, `[N, 1, 1, 1]` in the dtype in which a transform computes.
+/// Returns one factor per image as a tensor `[N, 1, 1, 1]`, in the dtype in which color transforms
+/// of these images compute.
 fn factors(factors: &[f64], images: &Tensor) -> Result<Tensor> {
     Ok(of_each(factors, images)?.f_to_kind(computed_in(images))?)
 }
@@ -165,7 +169,8 @@ fn computed_in(images: &Tensor) -> Kind {
     if images.kind() == Kind::Double { Kind::Double } else { Kind::Float }
 }
 
-/// Returns `ratio` · `one` + (1 − `ratio`) · `other` for each image.
+/// Returns `ratio` · `one` + (1 − `ratio`) · `other` for each image, with the image's ratio from
+/// `ratios`.
 fn blended(one: &Tensor, other: &Tensor, ratios: &[f64]) -> Result<Tensor> {
     let rest: Vec<f64> = ratios.iter().map(|ratio| 1.0 - ratio).collect();
     let (ratios, rest) = (factors(ratios, one)?, factors(&rest, one)?);
@@ -257,8 +262,9 @@ fn hue(images: &Tensor, turns: &[f64]) -> Result<Tensor> {
     Ok(turned.f_mul_scalar(255.0 + 1.0 - 1e-3)?.f_to_kind(Kind::Uint8)?)
 }
 
-/// Converts an image to f32 from 0 to 1, subtracts the mean of each channel and divides by its
-/// standard deviation (torchvision's ToDtype with scale, and Normalize). An f64 image stays f64.
+/// Converts an image to f32 values from 0 to 1. Then subtracts each channel's mean and divides by
+/// each channel's standard deviation (torchvision's ToDtype with scale, and Normalize). An f64
+/// image stays f64.
 #[derive(Debug, Clone)]
 pub struct Normalize {
     mean: Vec<f64>,
@@ -266,7 +272,8 @@ pub struct Normalize {
 }
 
 impl Normalize {
-    /// Normalizes each channel by its mean and standard deviation.
+    /// Creates the transform. `mean` and `std` contain the mean and the standard deviation of each
+    /// channel.
     ///
     /// # Errors
     /// When the numbers of means and deviations differ, or a deviation is not positive.

@@ -1,4 +1,4 @@
-//! Folders of image files.
+//! A data set of image files, with one folder for each class.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,8 @@ use crate::{
 
 /// The file name extensions that are read.
 const ENDINGS: [&str; 3] = ["jpg", "jpeg", "png"];
-/// Formats that torchvision reads and this crate does not. Such files cause an error.
+/// Extensions of image files that torchvision reads and this crate does not. Such a file in the
+/// folder is an error, so that no image is left out silently.
 const UNREAD: [&str; 6] = ["ppm", "bmp", "pgm", "tif", "tiff", "webp"];
 
 /// Decodes a JPEG or PNG file to uint8 `[3, H, W]`. Gray images become RGB; transparency and the
@@ -72,7 +73,8 @@ pub struct ImageFolder {
 }
 
 impl ImageFolder {
-    /// Finds the files; `transform` must give all images one size.
+    /// Finds the image files below `root`. `transform` must give all images the same size, so that
+    /// they can be stacked to a batch.
     ///
     /// # Errors
     /// When a folder cannot be read, `root` contains no folders, or a class's folder contains no
@@ -110,11 +112,12 @@ impl ImageFolder {
         self
     }
 
-    /// Checks that this set has the same classes as `other`, and returns this set. Use it for a
-    /// validation set.
+    /// Checks that this set has the same classes as `other`, and returns this set. Call it on a
+    /// validation set with the training set as `other`, because a class must have the same number
+    /// in each set.
     ///
     /// # Errors
-    /// When the classes differ.
+    /// When the two sets have different classes.
     pub fn like(self, other: &Self) -> Result<Self> {
         let lacks = |one: &Self, two: &Self| {
             one.classes.iter().find(|name| !two.classes.contains(name)).cloned()
@@ -135,7 +138,7 @@ impl ImageFolder {
         &self.classes
     }
 
-    /// Returns the files in the order of their numbers, each with its class.
+    /// Returns each file with its class. The position of a file is the index of its example.
     pub fn files(&self) -> &[(PathBuf, i64)] {
         &self.files
     }

@@ -1,4 +1,4 @@
-//! Transforms that move pixels.
+//! Image transforms that move pixels: resizing, cropping and flipping.
 
 use tch::{Device, Kind, Tensor};
 
@@ -13,7 +13,7 @@ pub struct Resize {
 }
 
 impl Resize {
-    /// Resizes so that the shorter side gets this size; the other side keeps the proportion.
+    /// Resizes the shorter side to `size` pixels. The longer side is scaled by the same factor.
     pub fn new(size: i64) -> Self {
         Self { height: None, size }
     }
@@ -87,8 +87,8 @@ pub(super) fn cropped(
     Ok(image.f_narrow(-2, top, height)?.f_narrow(-1, left, width)?)
 }
 
-/// Crops an image to its middle. A smaller image gets a border of zeros
-/// (torchvision.transforms.v2.CenterCrop).
+/// Crops an image to the rectangle in its middle. An image that is smaller than the rectangle is
+/// padded with zeros (torchvision.transforms.v2.CenterCrop).
 #[derive(Debug, Clone, Copy)]
 pub struct CenterCrop {
     height: i64,
@@ -120,7 +120,8 @@ impl Transform for CenterCrop {
 }
 
 impl CenterCrop {
-    /// Crops one image or a batch of images to its middle of this height and width.
+    /// Crops one image or a batch of images to the rectangle in the middle. `h` and `w` are the
+    /// images' height and width.
     fn middle(self, mut image: Tensor, mut h: i64, mut w: i64) -> Result<Tensor> {
         let Self { height, width } = self;
         if h < height || w < width {
@@ -135,8 +136,8 @@ impl CenterCrop {
     }
 }
 
-/// Crops an image to one size at a random position, after adding zeros around it
-/// (torchvision.transforms.v2.RandomCrop).
+/// Crops a rectangle of a fixed size at a random position. The image can be padded with zeros
+/// before (torchvision.transforms.v2.RandomCrop).
 #[derive(Debug, Clone, Copy)]
 pub struct RandomCrop {
     height: i64,
@@ -180,7 +181,7 @@ impl RandomCrop {
         Ok((image, h, w))
     }
 
-    /// Draws the first row and column of the crop.
+    /// Chooses the first row and column of the crop at random.
     fn place(self, h: i64, w: i64, rng: &mut Rng) -> (i64, i64) {
         (rng.below(h - self.height + 1), rng.below(w - self.width + 1))
     }
@@ -219,7 +220,7 @@ pub struct RandomHorizontalFlip {
 }
 
 impl RandomHorizontalFlip {
-    /// Flips with this probability.
+    /// Flips an image with this probability, from 0 to 1.
     pub fn new(probability: f64) -> Self {
         Self { probability }
     }

@@ -9,7 +9,7 @@ use crate::{Error, Result};
 #[cfg(feature = "images")]
 use crate::{file::Staged, precision::is_floating};
 
-/// Arranges images in a grid (torchvision.utils.make_grid).
+/// Arranges the images of a batch in a grid, as one image (torchvision.utils.make_grid).
 ///
 /// ```
 /// use amp_core::{Result, data::ImageGrid, tch::{Device, Kind, Tensor}};
@@ -75,9 +75,10 @@ impl ImageGrid {
     }
 }
 
-/// Writes an image `[C, H, W]` of 1 or 3 channels as a PNG or JPEG file; the extension decides
-/// (torchvision.utils.save_image). uint8 values range from 0 to 255. Floating-point values range
-/// from 0 to 1; they are clamped and rounded. The file appears whole or not at all.
+/// Writes an image `[C, H, W]` of 1 or 3 channels as a PNG or JPEG file; the path's extension
+/// chooses the format (torchvision.utils.save_image). uint8 values are written as they are.
+/// Floating-point values from 0 to 1 are scaled to 0 to 255 and rounded; values outside are
+/// clamped. A failed call leaves no incomplete file.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{Result, data::{ImageGrid, save_image}, tch::{Device, Kind, Tensor}};
@@ -112,7 +113,9 @@ pub fn save_image(image: &Tensor, path: impl AsRef<Path>) -> Result<()> {
             if image.f_isnan()?.f_any()?.f_int64_value(&[])? != 0 {
                 return Err(refused("the image has NaN".into()));
             }
-            // f32 as in torchvision, because its rounding decides ties.
+            // Values in 16 bits are converted to f32 before rounding, as in torchvision. In another
+            // dtype, a value halfway between two pixel values could be rounded to the other pixel
+            // value.
             let wide = if kind == Kind::Double { kind } else { Kind::Float };
             let scaled = image.f_to_kind(wide)?.f_mul_scalar(255.0)?.f_add_scalar(0.5)?;
             scaled.f_clamp(0.0, 255.0)?.f_to_kind(Kind::Uint8)?

@@ -8,11 +8,12 @@ use crate::{
     random::Rng,
 };
 
-/// Mixes each image of a batch with the previous image, and their classes in the same proportion
-/// (torchvision.transforms.v2.MixUp; <https://arxiv.org/abs/1710.09412>). As a [`BatchTransform`]
-/// it mixes the fields `input` and `target` on the device;
-/// [`MapDataset::collate`](super::super::MapDataset::collate) receives random numbers for the
-/// batch, so it can mix too.
+/// Mixes each image of a batch with the previous image of the batch, and the classes of the two
+/// images in the same proportion (torchvision.transforms.v2.MixUp;
+/// <https://arxiv.org/abs/1710.09412>). As a [`BatchTransform`] it mixes the fields `input` and
+/// `target` on the device. It can also be called in
+/// [`MapDataset::collate`](super::super::MapDataset::collate), which receives random numbers for
+/// the batch.
 ///
 /// ```
 /// use amp_core::{Result, data::{Batch, MixUp}, random::Rng, tch::{Device, Kind, Tensor}};
@@ -32,8 +33,8 @@ pub struct MixUp {
 }
 
 impl MixUp {
-    /// Draws proportions from the distribution Beta(alpha, alpha) for targets of `num_classes`
-    /// classes.
+    /// Creates the transform. The proportion of each batch is drawn from the distribution
+    /// Beta(alpha, alpha). The targets have `num_classes` classes.
     ///
     /// # Errors
     /// When `alpha` is not positive, or `num_classes` is below 1.
@@ -65,9 +66,10 @@ impl MixUp {
     }
 }
 
-/// Replaces a rectangle of each image by the same rectangle of the previous image, and mixes the
-/// classes in proportion to the areas (torchvision.transforms.v2.CutMix;
-/// <https://arxiv.org/abs/1905.04899>). It is used like [`MixUp`]; images may also be uint8.
+/// Replaces a rectangle of each image by the same rectangle of the previous image of the batch.
+/// Mixes the classes of the two images in proportion to their areas
+/// (torchvision.transforms.v2.CutMix; <https://arxiv.org/abs/1905.04899>). It is used like
+/// [`MixUp`], but its images may also be uint8.
 #[derive(Debug, Clone, Copy)]
 pub struct CutMix {
     alpha: f64,
@@ -75,8 +77,9 @@ pub struct CutMix {
 }
 
 impl CutMix {
-    /// Draws the area that is kept from the distribution Beta(alpha, alpha); with alpha 1 all areas
-    /// are equally likely. Targets have `num_classes` classes.
+    /// Creates the transform. The fraction of an image's area that is kept is drawn from the
+    /// distribution Beta(alpha, alpha); with alpha 1 all fractions are equally likely. The targets
+    /// have `num_classes` classes.
     ///
     /// # Errors
     /// When `alpha` is not positive, or `num_classes` is below 1.
@@ -98,11 +101,12 @@ impl CutMix {
         self.cut(batch, share, (rng.below(h), column))
     }
 
-    /// Mixes the batch with a rectangle whose area is 1 − `share` of the image and whose center is
-    /// at this row and column. The rectangle is cut off at the sides of the image.
+    /// Replaces a rectangle in each image and mixes the classes. `share` is the fraction of the
+    /// image that is kept: the rectangle's area is 1 − `share` of the image. The rectangle's center
+    /// is at this row and column. The rectangle is cut off at the sides of the image.
     ///
     /// # Errors
-    /// The errors of [`apply`](Self::apply), and an error when the share is not from 0 to 1.
+    /// When [`apply`](Self::apply) would fail, or `share` is not from 0 to 1.
     pub fn cut(&self, batch: &Batch, share: f64, (row, column): (i64, i64)) -> Result<Batch> {
         let Batch { input, target } = batch;
         let (h, w) = height_and_width(input)?;
@@ -168,7 +172,8 @@ fn checked(what: &str, alpha: f64, classes: i64) -> Result<()> {
     }
 }
 
-/// Returns `share` times each example plus 1 − `share` times the example before it.
+/// Mixes each example with the previous example of the batch: returns `share` times the example
+/// plus 1 − `share` times the previous one.
 fn blended(tensor: &Tensor, share: f64) -> Result<Tensor> {
     let before = tensor.f_roll([1], [0])?.f_mul_scalar_(1.0 - share)?;
     Ok(before.f_add(&tensor.f_mul_scalar(share)?)?)
@@ -191,7 +196,8 @@ fn probabilities(what: &str, target: &Tensor, classes: i64) -> Result<Tensor> {
     if target.dim() == 2 {
         return Ok(target.f_to_kind(Kind::Float)?);
     }
-    // Reading a class from another device would wait for it; there the device checks the range.
+    // The range of the classes is checked only on the CPU. On another device, reading the classes
+    // would make the host wait, and the device's kernel checks the range.
     if target.device() == Device::Cpu {
         let (least, most) =
             (target.f_min()?.f_int64_value(&[])?, target.f_max()?.f_int64_value(&[])?);

@@ -37,15 +37,17 @@ use crate::{Error, Result, random::Rng};
 /// }
 /// ```
 pub trait Transform: Send + Sync {
-    /// Returns the transformed image. Draw random numbers only from `rng`.
+    /// Returns the transformed image. Take random numbers only from `rng`, so that the result does
+    /// not depend on the number of workers.
     ///
     /// # Errors
     /// When the transform cannot process the image.
     fn apply(&self, image: Tensor, rng: &mut Rng) -> Result<Tensor>;
 
-    /// Transforms the images of a batch `[N, C, H, W]`, on any device. The result equals
-    /// [`apply`](Self::apply) for each image with its own random numbers. The default calls `apply`
-    /// for each image, which starts N times as many kernels.
+    /// Transforms the images of a batch `[N, C, H, W]`, on any device. Each image has its own
+    /// random number generator in `rngs`. The result must be the same as if [`apply`](Self::apply)
+    /// were called for each image. The default does call `apply` for each image, which launches N
+    /// times as many kernels as one call for the batch.
     ///
     /// # Errors
     /// When the transform cannot process the images, or there is not one `rng` for each image.
@@ -57,7 +59,7 @@ pub trait Transform: Send + Sync {
     }
 }
 
-/// Applies transforms in sequence.
+/// Applies several transforms, one after the other.
 ///
 /// ```
 /// use amp_core::{
@@ -83,12 +85,12 @@ pub trait Transform: Send + Sync {
 pub struct Compose(Vec<Box<dyn Transform>>);
 
 impl Compose {
-    /// Creates a sequence without transforms. It returns images unchanged.
+    /// Creates an empty sequence of transforms, which returns images unchanged.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a transform after the others.
+    /// Adds a transform at the end of the sequence.
     #[must_use]
     pub fn then(mut self, transform: impl Transform + 'static) -> Self {
         self.0.push(Box::new(transform));
@@ -106,7 +108,7 @@ impl Transform for Compose {
     }
 }
 
-/// Returns channels, height and width.
+/// Returns the numbers of channels, rows and columns of an image.
 fn sizes(image: &Tensor) -> Result<(i64, i64, i64)> {
     match image.size().as_slice() {
         &[c, h, w] if are_images(image) => Ok((c, h, w)),

@@ -1,4 +1,4 @@
-//! Crops of random area and proportion.
+//! Random crops that vary in area and in aspect ratio.
 
 use tch::{Kind, Tensor};
 
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{Error, Result, random::Rng};
 
-/// Crops a region of random area and proportion, and resizes it to one size
+/// Crops a rectangle of random area and aspect ratio, and resizes it to a square of a fixed size
 /// (torchvision.transforms.v2.RandomResizedCrop).
 #[derive(Debug, Clone, Copy)]
 pub struct RandomResizedCrop {
@@ -59,8 +59,9 @@ impl RandomResizedCrop {
         }
     }
 
-    /// Tries ten times to draw a region of random area and proportion that fits into the image.
-    /// Otherwise returns the largest region in the middle whose proportion is allowed.
+    /// Chooses a rectangle of random area and aspect ratio. If ten attempts give no rectangle that
+    /// fits into the image, returns the largest rectangle in the middle of the image whose aspect
+    /// ratio is allowed.
     fn region(&self, h: i64, w: i64, rng: &mut Rng) -> Region {
         let area = (h * w) as f64;
         for _ in 0..10 {
@@ -108,8 +109,9 @@ impl Transform for RandomResizedCrop {
     }
 }
 
-/// Cuts a region out of each image of `[N, C, H, W]` and scales all regions to one size, with the
-/// values of [`resized`]. It multiplies by one matrix for the rows and by one for the columns.
+/// Cuts a rectangle out of each image of `[N, C, H, W]` and scales all rectangles to squares of one
+/// size. The pixels equal those of [`resized`] for each rectangle. One product with a matrix scales
+/// the rows, and one scales the columns, so the number of kernels does not grow with the batch.
 fn resized_regions(images: &Tensor, regions: &[Region], size: i64) -> Result<Tensor> {
     let whole = images.kind() == Kind::Uint8;
     let kind = if images.kind() == Kind::Double { Kind::Double } else { Kind::Float };
@@ -123,7 +125,8 @@ fn resized_regions(images: &Tensor, regions: &[Region], size: i64) -> Result<Ten
         let (start, own) = (column(|part| part.0)?, column(|part| part.1)?);
         let scale = own.f_div_scalar(size as f64)?;
         let steps = |count| Tensor::f_arange(count, options)?.f_add_scalar(0.5);
-        // The center of each new pixel, and its distance from the old pixels.
+        // The position of each new pixel's center in the rectangle, and the position of each old
+        // pixel's center, both in old pixels.
         let middles = scale.f_mul(&steps(size)?.f_view([1, -1, 1])?)?;
         let places = steps(length)?.f_view([1, 1, -1])?.f_sub(&start)?;
         let far = places.f_sub(&middles)?.f_abs()?.f_div(&scale.f_clamp_min(1.0)?)?;
@@ -135,7 +138,7 @@ fn resized_regions(images: &Tensor, regions: &[Region], size: i64) -> Result<Ten
     let (n, (c, h, w)) = (regions.len() as i64, sizes(&images.f_get(0)?)?);
     let rows = weights(regions.iter().map(|part| (part.top, part.height)).collect(), h)?;
     let columns = weights(regions.iter().map(|part| (part.left, part.width)).collect(), w)?;
-    // All channels of an image have the same weights, so one product computes all of them.
+    // The matrix of an image is the same for all its channels, so one product scales all channels.
     let narrow = pixels.f_reshape([n, c * h, w])?.f_bmm(&columns.f_transpose(1, 2)?)?;
     let narrow = narrow.f_view([n, c, h, size])?.f_transpose(1, 2)?;
     let scaled = rows.f_bmm(&narrow.f_reshape([n, h, c * size])?)?;
@@ -166,8 +169,8 @@ mod tests {
             areas += area;
             wide += i32::from(ratio > 1.0);
         }
-        // Some tall and some large regions do not fit into a wide image, so the average is a little
-        // less than the middle of the range.
+        // Some of the largest and of the tallest rectangles do not fit into the wide image. The
+        // mean area is therefore a little below 0.4, the middle of the range.
         assert!((0.37..0.41).contains(&(areas / 4000.0)), "{areas}");
         assert!((1950..2500).contains(&wide), "{wide}");
     }

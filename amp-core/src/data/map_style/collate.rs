@@ -1,4 +1,4 @@
-//! Batches from single examples.
+//! Combines single examples into a batch (PyTorch's `collate_fn`).
 
 use tch::{Device, Kind, Tensor};
 
@@ -61,7 +61,7 @@ pub struct Collate {
     padded: Vec<Pad>,
 }
 
-/// How a field is padded at its end if the lengths (dimension 0) of its examples differ.
+/// How the examples of a field are padded at their ends, if their lengths (dimension 0) differ.
 #[derive(Debug, Clone)]
 pub struct Pad {
     field: String,
@@ -105,7 +105,8 @@ impl Pad {
         self
     }
 
-    /// Pads every batch to this length; longer examples are an error.
+    /// Pads every batch to this length instead of the length of its longest example. An example
+    /// that is longer is an error.
     #[must_use]
     pub fn to(mut self, length: i64) -> Self {
         self.length = Some(length);
@@ -142,19 +143,20 @@ impl Collate {
         Self::default()
     }
 
-    /// Adds a field that is padded.
+    /// Declares how a field is padded. Fields without such a declaration must have one shape.
     #[must_use]
     pub fn pad(mut self, field: Pad) -> Self {
         self.padded.push(field);
         self
     }
 
-    /// Returns the batch of these examples. Each example comes with its number in the data set.
+    /// Combines examples into a batch. Each example comes with its index in the data set, for error
+    /// messages.
     ///
     /// # Errors
-    /// When there is no example; when the examples differ in fields, dtypes, or shapes without
-    /// declared padding; when a padded field is missing, or the padding value does not fit its
-    /// dtype.
+    /// When there is no example; when the examples differ in their fields or dtypes; when the
+    /// shapes of a field without padding differ; when no example has the field for which padding is
+    /// declared; or when the field's dtype cannot represent the padding value.
     pub fn batch<E: BatchField>(&self, examples: &[(i64, E)]) -> Result<AnyBatch> {
         let name = std::any::type_name::<E>().split('<').next().unwrap_or_default();
         let of = name.rsplit("::").next().unwrap_or_default();
@@ -300,7 +302,8 @@ impl Pad {
         let kind = model.kind();
         let given = Tensor::from(*value);
         let there = given.f_to_kind(kind)?.f_double_value(&[])?;
-        // A floating-point dtype may round the value; other dtypes must represent it exactly.
+        // A floating-point field may round the padding value. A field of another dtype must
+        // represent the value exactly.
         if !crate::precision::is_floating(kind) && there != *value {
             return Err(Error::config(format!(
                 "`{field}` is {kind:?}, which has no {value} to pad with: choose another value"

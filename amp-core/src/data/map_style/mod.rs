@@ -1,4 +1,5 @@
-//! Data sets that return one example at a time. Any number of threads read them.
+//! Data sets that return one example at a time, by its index. Several threads may read such a set
+//! at once.
 
 mod collate;
 mod shared_tensor;
@@ -16,17 +17,18 @@ use crate::{
     random::{Draws, Rng},
 };
 
-/// A map-style data set (torch.utils.data.Dataset), which returns one example by its number. `get`
-/// is `__getitem__`.
+/// A map-style data set (torch.utils.data.Dataset), which returns one example for an index. `get`
+/// corresponds to `__getitem__`.
 ///
-/// [`Loading::num_workers`](super::Loading::num_workers) threads read examples in parallel. Random
-/// numbers of an example depend only on the run's seed, the epoch and the example's index, so the
-/// batches are bit-identical for any number of threads, any batch size and after a resume.
+/// [`Loading::num_workers`](super::Loading::num_workers) threads read examples in parallel. The
+/// random numbers of an example depend only on the run's seed, the epoch and the example's index.
+/// The batches are therefore bit-identical for any number of threads and after a resume, and an
+/// example does not depend on the batch size.
 ///
 /// An example is a struct that derives [`Batch`](derive@crate::Batch), or a
-/// [`Batch`](super::Batch). Its tensors have no dimension for the examples:
-/// [`collate`](Self::collate) adds it. A set that keeps tensors in memory stores them as
-/// [`SharedTensor`]s, which threads can share.
+/// [`Batch`](super::Batch). Its tensors have no batch dimension, because [`collate`](Self::collate)
+/// adds this dimension. If a set stores tensors in memory, it stores them as [`SharedTensor`]s,
+/// which several threads can read.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{
@@ -64,7 +66,7 @@ pub trait MapDataset: Send + Sync {
     /// One example.
     type Example: BatchField;
 
-    /// Returns the number of examples; it must not change.
+    /// Returns the number of examples. It must be the same in every call.
     fn len(&self) -> i64;
 
     /// Returns whether there are no examples.
@@ -72,18 +74,19 @@ pub trait MapDataset: Send + Sync {
         self.len() == 0
     }
 
-    /// Returns the example at `index`, counted from 0. Draw random numbers, for example for
-    /// augmentation, only from `rng`: several threads call this method at once, in any order. An
-    /// example that a sampler draws twice in an epoch gets the same random numbers both times.
+    /// Returns the example at `index`, counted from 0. Take random numbers, for example for
+    /// augmentation, only from `rng`, because several threads call this method at once and in any
+    /// order. If a sampler selects an example twice in an epoch, the example gets the same random
+    /// numbers both times.
     ///
     /// # Errors
-    /// When the example cannot be read; the error ends the epoch and reaches the training loop with the
-    /// example's number.
+    /// When the example cannot be read. The training loop then ends the epoch and returns the
+    /// error, which names the example's index.
     fn get(&self, index: i64, rng: &mut Rng) -> Result<Self::Example>;
 
-    /// Makes the batch of these examples, each given with its number (`collate_fn`). The default
-    /// stacks tensors of one shape; [`Collate`] also pads. Draw random numbers for the whole batch,
-    /// for example for mixup, from `rng`.
+    /// Combines examples into a batch, as PyTorch's `collate_fn` does. Each example comes with its
+    /// index. The default stacks the tensors, which must have one shape; [`Collate`] also pads.
+    /// Take random numbers for the whole batch, for example for mixup, from `rng`.
     ///
     /// # Errors
     /// When the examples cannot form a batch.
@@ -92,7 +95,7 @@ pub trait MapDataset: Send + Sync {
         Collate::new().batch(examples)
     }
 
-    /// Converts the set for a [`DataModule`](super::DataModule).
+    /// Converts the set to the handle that a [`DataModule`](super::DataModule) takes.
     fn shared(self) -> SharedDataset
     where
         Self: Sized + 'static,

@@ -2,9 +2,9 @@ use std::sync::{Mutex, PoisonError};
 
 use tch::Tensor;
 
-/// A tensor that any number of threads can read. Use it for sets that keep tensors in memory:
-/// workers share a [`MapDataset`](super::MapDataset), but Rust does not let threads share a plain
-/// `Tensor`.
+/// A tensor that several threads can read at once. Use it in a [`MapDataset`](super::MapDataset)
+/// that stores tensors in memory: the worker threads share the set, but Rust does not let threads
+/// share a plain `Tensor`.
 ///
 /// ```
 /// use amp_core::{data::SharedTensor, tch::Tensor};
@@ -16,15 +16,16 @@ use tch::Tensor;
 pub struct SharedTensor(Mutex<Tensor>);
 
 impl SharedTensor {
-    /// Takes ownership of the tensor. Do not change it in place afterwards.
+    /// Takes the tensor. Do not change it in place afterwards, because other threads may be reading
+    /// it.
     pub fn new(tensor: Tensor) -> Self {
         Self(Mutex::new(tensor))
     }
 
-    /// Returns a handle of the same tensor.
+    /// Returns a handle of the tensor, which shares its memory.
     pub fn get(&self) -> Tensor {
-        // No code changes the tensor while it holds the lock, so a panic cannot leave it
-        // half-changed.
+        // A lock is poisoned if a thread panicked while it held the lock. The lock is held only to
+        // copy the handle, so the tensor cannot have been changed halfway.
         self.0.lock().unwrap_or_else(PoisonError::into_inner).shallow_clone()
     }
 }

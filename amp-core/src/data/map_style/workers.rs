@@ -1,5 +1,5 @@
-//! Threads that each create whole batches of a map-style set; batches are returned in the sampler's
-//! order.
+//! Worker threads that read a map-style set. Each thread makes whole batches. The batches are
+//! returned in the sampler's order.
 
 use std::{
     collections::BTreeMap,
@@ -16,15 +16,16 @@ use crate::{
     random::{self, Draws},
 };
 
-/// The batches of an epoch on the CPU. Threads create them, and end when this iterator is dropped.
+/// The batches of an epoch, on the CPU. Worker threads make the batches. Dropping this iterator
+/// ends the threads.
 pub(in crate::data) struct Workers {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
-    /// Whether all batches were returned.
+    /// Whether the iterator has ended: all batches were returned, or a batch failed.
     over: bool,
 }
 
-/// What the threads and the iterator share.
+/// The data that the worker threads and the iterator share.
 struct Shared {
     work: Work,
     queue: Mutex<Queue>,
@@ -55,8 +56,8 @@ struct Queue {
 }
 
 impl Workers {
-    /// Starts `count` threads that create the batches of `indices` in the policy's dtypes, at most
-    /// `ahead` batches before they are requested.
+    /// Starts `count` threads that make the batches of `indices`, in the policy's dtypes. The
+    /// threads are at most `ahead` batches ahead of the caller.
     pub(in crate::data) fn start(
         data: Arc<dyn AnyMapDataset>,
         draws: Draws,
@@ -147,7 +148,7 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the next batch in order and returns it.
+    /// Waits until the next batch in the sampler's order is ready, and returns it.
     fn take(&self) -> Option<Result<AnyBatch>> {
         let waits = |queue: &mut Queue| queue.alive > 0 && !queue.ready.contains_key(&queue.given);
         let queue = self.changed.wait_while(self.queue(), waits);
@@ -167,7 +168,8 @@ impl Shared {
         }
     }
 
-    /// Creates a batch as soon as the queue has room for it. Returns false if no batch is left.
+    /// Waits until the queue has room for a batch, and makes that batch. Returns false if no batch
+    /// is left.
     fn make_one(&self) -> bool {
         let full = |queue: &mut Queue| {
             !queue.stopped && queue.begun >= queue.given.saturating_add(self.ahead)
@@ -187,8 +189,8 @@ impl Shared {
             counted(batch, indices.len(), "collate")?.place(*policy)
         });
         let mut queue = self.queue();
-        // After an error no further batch is begun. Other threads still finish the batches before
-        // this one.
+        // After an error the threads begin no further batch. Batches that come before the failed
+        // one in the order are still finished by their threads.
         queue.stopped |= batch.is_err();
         queue.ready.insert(place, batch);
         drop(queue);
@@ -206,8 +208,8 @@ impl Shared {
     }
 }
 
-/// Returns an error if the batch has not `asked` examples. `method` is the data set's method that
-/// created it.
+/// Returns the batch if it has `asked` examples, otherwise an error. `method` is the method of the
+/// data set that made the batch; the error names it.
 pub(in crate::data) fn counted(batch: AnyBatch, asked: usize, method: &str) -> Result<AnyBatch> {
     let (asked, given) = (asked as i64, batch.len());
     if asked == given {

@@ -1,9 +1,9 @@
 use super::{Epoch, Sampler, digest};
 use crate::{Error, Result};
 
-/// Shuffles a set that consists of blocks, such as files or row groups, so that few blocks are
-/// needed at a time. The order of the blocks is random, and examples are shuffled within every few
-/// consecutive blocks of that order.
+/// Shuffles a set that consists of blocks, such as files or row groups, so that only a few blocks
+/// must be in memory at a time. First shuffles the order of the blocks. Then shuffles the examples
+/// of every few consecutive blocks of that order.
 ///
 /// ```
 /// use amp_core::{Result, data::{Epoch, Sampler, ShuffledBlocks}};
@@ -24,8 +24,8 @@ pub struct ShuffledBlocks {
 }
 
 impl ShuffledBlocks {
-    /// Creates a sampler for a set of consecutive blocks of these lengths. The examples of
-    /// `together` blocks are shuffled together.
+    /// Creates a sampler for a set of consecutive blocks. `lengths` contains the number of examples
+    /// of each block. The examples of `together` blocks are shuffled together.
     ///
     /// # Errors
     /// When a length is negative, or `together` is 0.

@@ -1,4 +1,4 @@
-//! The order in which an epoch's examples are drawn.
+//! Samplers, which determine the order of the examples in each epoch.
 
 mod blocks;
 mod bucketed;
@@ -14,9 +14,9 @@ pub use weighted::Weighted;
 
 use crate::{Error, Result, random::Rng};
 
-/// The order of the examples of each epoch (torch.utils.data.Sampler). It depends only on the
-/// content of an [`Epoch`], not on the device, the precision or the batches read before. A resumed
-/// run therefore continues in the same order.
+/// Determines the order of the examples in each epoch (torch.utils.data.Sampler). The order depends
+/// only on the content of an [`Epoch`]. It does not depend on the device, the precision or the
+/// batches that were read before. A resumed run therefore continues in the same order.
 ///
 /// Batches are consecutive parts of the order, so a sampler also decides which examples are in one batch.
 ///
@@ -56,7 +56,8 @@ pub trait Sampler: fmt::Debug + Send + Sync {
     /// Returns the sampler's kind and options, as text.
     fn name(&self) -> String;
 
-    /// Returns the number of examples that the sampler draws in each epoch from a set of this size.
+    /// Returns the number of examples that the sampler selects in each epoch from a set of
+    /// `examples` examples. An example counts each time it is selected.
     fn len(&self, examples: i64) -> i64 {
         examples
     }
@@ -65,7 +66,7 @@ pub trait Sampler: fmt::Debug + Send + Sync {
     /// numbers, each from 0 to `epoch.examples - 1`.
     ///
     /// # Errors
-    /// When the sampler cannot draw from a set of this size.
+    /// When the sampler does not fit a set of this size.
     fn order(&self, epoch: &Epoch) -> Result<Vec<i64>>;
 }
 
@@ -74,7 +75,7 @@ pub trait Sampler: fmt::Debug + Send + Sync {
 pub struct Epoch {
     /// The run's seed.
     pub seed: u64,
-    /// The epoch's number, counted from 0.
+    /// The number of the epoch, counted from 0.
     pub epoch: u64,
     /// The number of examples in the set.
     pub examples: i64,
@@ -104,7 +105,7 @@ impl<S: Sampler + ?Sized> Sampler for Arc<S> {
     }
 }
 
-/// Draws all examples in the set's order (SequentialSampler).
+/// Selects all examples in the order of the set (SequentialSampler).
 #[derive(Debug, Clone, Copy, Default)]
 pub struct InOrder;
 
@@ -118,8 +119,8 @@ impl Sampler for InOrder {
     }
 }
 
-/// Draws all examples in a uniformly random permutation (RandomSampler), as [`Order::Shuffled`]
-/// does.
+/// Selects all examples in a uniformly random order (RandomSampler), which is the same order as
+/// that of [`Order::Shuffled`].
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Shuffled;
 
@@ -135,16 +136,17 @@ impl Sampler for Shuffled {
     }
 }
 
-/// The order in which a loader draws its examples. `with_order(Weighted::new(…)?)` uses a sampler;
-/// `with_order(Order::InOrder)` uses the set's own order.
+/// The order in which a loader reads the examples of a set. `with_order(Weighted::new(…)?)` uses a
+/// sampler. `with_order(Order::InOrder)` uses the order of the set.
 #[derive(Debug, Clone, Default)]
 pub enum Order {
-    /// A new permutation in each epoch, which depends only on the seed and the epoch. A stream keeps its own order.
+    /// A new random permutation in each epoch, which depends only on the seed and the epoch. A
+    /// stream is not shuffled.
     #[default]
     Shuffled,
-    /// The set's own order.
+    /// The order in which the set stores the examples.
     InOrder,
-    /// The order of a sampler.
+    /// The order that a sampler determines.
     Sampled(Arc<dyn Sampler>),
 }
 
@@ -155,7 +157,7 @@ impl<S: Sampler + 'static> From<S> for Order {
 }
 
 impl Order {
-    /// Returns the sampler; `None` for the set's own order.
+    /// Returns the sampler that determines the order; `None` for the set's order.
     pub(super) fn sampler(&self) -> Option<&dyn Sampler> {
         match self {
             Self::Shuffled => Some(&Shuffled),
@@ -165,7 +167,8 @@ impl Order {
     }
 }
 
-/// Returns the order of a sampler after checking it.
+/// Returns the order that `sampler` determines for this epoch, after checking its length and its
+/// indices.
 pub(super) fn checked_order(sampler: &dyn Sampler, epoch: &Epoch) -> Result<Vec<i64>> {
     let order = sampler.order(epoch)?;
     let most = epoch.examples - 1;

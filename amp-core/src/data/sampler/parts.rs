@@ -1,10 +1,10 @@
-//! Samplers that draw a subset of the examples in another sampler's order.
+//! Samplers that select some of the examples, in the order of another sampler.
 
 use super::{Epoch, Sampler, digest};
 use crate::{Error, Result};
 
-/// Draws a subset of the examples. Another sampler determines their order: it draws from a set of
-/// the subset's size. With [`Shuffled`](super::Shuffled) it is torch's SubsetRandomSampler.
+/// Selects some of the examples. Another sampler determines their order, as if the set had only
+/// these examples. With [`Shuffled`](super::Shuffled) this is torch's SubsetRandomSampler.
 #[derive(Debug, Clone)]
 pub struct Subset<S> {
     indices: Vec<i64>,
@@ -12,7 +12,7 @@ pub struct Subset<S> {
 }
 
 impl<S: Sampler> Subset<S> {
-    /// Selects the examples at `indices`.
+    /// Selects the examples at `indices`, in the order that `inner` determines.
     ///
     /// # Errors
     /// When `indices` is empty.
@@ -51,10 +51,10 @@ pub enum Tail {
     Drop,
 }
 
-/// The share of the examples that one of several processes draws in distributed training
-/// (DistributedSampler). All processes divide the same order, so no two processes draw the same
-/// example, except for the examples that [`Tail::Pad`] repeats. All processes draw the same number
-/// of examples. The processes do not communicate.
+/// Selects the examples for one of several processes in distributed training (DistributedSampler).
+/// Each process takes every `world_size`-th example of the same order. No two processes therefore
+/// read the same example, except for the examples that [`Tail::Pad`] repeats. All processes read
+/// the same number of examples. The processes do not communicate.
 ///
 /// ```
 /// use amp_core::{Result, data::{Distributed, Epoch, Sampler, Shuffled, Tail}};
@@ -107,8 +107,9 @@ impl<S: Sampler> Sampler for Distributed<S> {
     }
 
     fn order(&self, epoch: &Epoch) -> Result<Vec<i64>> {
-        // At each step every process draws one batch. Together these batches are one batch of the
-        // common order.
+        // In each step, every process reads one batch. The batches of all processes together form
+        // one large batch of the common order, so the inner sampler gets the size of this large
+        // batch.
         let batch_size = epoch.batch_size * self.world_size;
         let order = self.inner.order(&Epoch { batch_size, ..*epoch })?;
         let places = (0..self.len(epoch.examples)).map(|at| at * self.world_size + self.rank);

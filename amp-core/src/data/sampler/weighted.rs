@@ -1,9 +1,9 @@
 use super::{Epoch, Sampler, digest};
 use crate::{Error, Result};
 
-/// Draws examples with replacement and with probabilities in proportion to their weights
-/// (WeightedRandomSampler), for example to balance classes of very different sizes. An epoch may
-/// draw an example several times or not at all.
+/// Selects examples at random with probabilities in proportion to their weights
+/// (WeightedRandomSampler), for example to balance classes of very different sizes. An example may
+/// be selected several times in an epoch, or not at all.
 ///
 /// ```
 /// use amp_core::{Result, data::{Epoch, Sampler, Weighted}};
@@ -20,14 +20,15 @@ use crate::{Error, Result};
 /// ```
 #[derive(Debug, Clone)]
 pub struct Weighted {
-    /// The cumulative sums of the weights, each including its own example's weight.
+    /// The sum of the weights from the first example up to and including this one, for each
+    /// example.
     sums: Vec<f64>,
     draws: i64,
 }
 
 impl Weighted {
-    /// Draws `num_samples` examples per epoch. `weights` has a weight for each example of the set;
-    /// the weights need not add up to 1.
+    /// Creates a sampler that selects `num_samples` examples per epoch. `weights` contains the
+    /// weight of each example of the set. The weights need not add up to 1.
     ///
     /// # Errors
     /// When a weight is negative or not finite, all weights are 0, or `num_samples` is below 1.
@@ -68,8 +69,8 @@ impl Weighted {
         Ok(Self { sums, draws: num_samples })
     }
 
-    /// Returns weights with which each class is drawn equally often: 1 / size of the example's
-    /// class.
+    /// Returns weights for which each class is selected equally often. The weight of an example is
+    /// 1 / (the number of examples of its class).
     pub fn balanced(classes: &[i64]) -> Vec<f64> {
         let mut sizes = std::collections::HashMap::new();
         classes.iter().for_each(|class| *sizes.entry(class).or_insert(0.0) += 1.0);
@@ -99,7 +100,8 @@ impl Sampler for Weighted {
         let draw = |_| {
             let place = rng.uniform(0.0, all);
             // Chooses the first example whose cumulative sum is larger than `place`. An example of
-            // weight 0 is never chosen, because its sum equals the previous sum.
+            // weight 0 is never chosen, because its cumulative sum equals that of the previous
+            // example.
             let at = self.sums.partition_point(|sum| *sum <= place);
             at.min(weights - 1) as i64
         };

@@ -4,8 +4,9 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{Error, Result};
 
-/// Maps a file into memory and returns its bytes. A byte is read from the file when it is used, and
-/// all processes that map the file share its memory. The file must not change while it is mapped.
+/// Maps a file into memory and returns its bytes. A byte is read from the file when it is first
+/// used. Processes that map the same file share the memory. The file must not change while it is
+/// mapped.
 pub(super) fn bytes(path: &Path) -> Result<Tensor> {
     let length = std::fs::metadata(path).map_err(|error| Error::io(path, error))?.len();
     let refused = |why: &str| Error::config(format!("{}: {why}", path.display()));

@@ -1,4 +1,4 @@
-//! Arrays of numpy's `.npy` files.
+//! Reads arrays from numpy's `.npy` files.
 
 use std::{collections::HashMap, path::Path};
 
@@ -22,17 +22,18 @@ use crate::{Error, Result};
 /// ```
 ///
 /// # Errors
-/// When the file cannot be read or is truncated, or its array has a dtype that libtorch does not
-/// have.
+/// When the file cannot be read or is truncated, or libtorch does not support the dtype of the
+/// array.
 pub fn read_npy(path: impl AsRef<Path>) -> Result<Tensor> {
     Ok(map_npy(path)?.f_contiguous()?.f_detach_copy()?)
 }
 
-/// Maps the array of a `.npy` file into memory. A number is read from the file when it is used. The
-/// file must not change while the tensor is used. Writes to the tensor do not change the file.
+/// Maps the array of a `.npy` file into memory. A number is read from the file when it is first
+/// used. The file must not change while the tensor is used. If you write to the tensor, the file
+/// stays unchanged.
 ///
 /// # Errors
-/// The errors of [`read_npy`].
+/// When [`read_npy`] would fail for this file.
 pub fn map_npy(path: impl AsRef<Path>) -> Result<Tensor> {
     let path = path.as_ref();
     let bytes = mapped::bytes(path)?;
@@ -59,7 +60,7 @@ pub fn map_npy(path: impl AsRef<Path>) -> Result<Tensor> {
     Ok(flat.f_view(reversed.as_slice())?.f_permute(&back)?)
 }
 
-/// The header of the file.
+/// What the header of a `.npy` file says about the array.
 struct Header {
     kind: Kind,
     fortran_order: bool,

@@ -6,9 +6,9 @@ use crate::{
     random::Rng,
 };
 
-/// Windows of time series: a past (the context) from which a model forecasts, and the future after
-/// it (the horizon). No window has values of two series, or from both sides of a
-/// [split](Self::split).
+/// A data set of windows of time series. A window consists of past values (the context), from which
+/// a model forecasts, and the future values after them (the horizon). All values of a window belong
+/// to one series, and to one side of a [split](Self::split).
 ///
 /// An example is a [`Batch`]: `input` `[context, …]` and `target` `[horizon, …]` of a series `[T, …]`.
 ///
@@ -41,7 +41,8 @@ struct Series {
 }
 
 impl Windows {
-    /// Makes a window at every time step of these series `[T, …]`, in their order.
+    /// Creates the windows of these series. A series has the shape `[T, …]`. A window begins at
+    /// every time step from which `context` and `horizon` fit into the series.
     ///
     /// # Errors
     /// When a series is a scalar, or no series has a window.
@@ -73,8 +74,9 @@ impl Windows {
         Ok(self)
     }
 
-    /// Splits each series in time. Returns the windows of the first parts, which have this fraction
-    /// of the values, and the windows of the last parts. No value is in both.
+    /// Splits each series at one point in time. The first result has the windows before this point,
+    /// where `fraction` of the values are. The second result has the windows after it. No value
+    /// occurs in both results.
     ///
     /// # Errors
     /// When the fraction is not between 0 and 1, or a part has no window.

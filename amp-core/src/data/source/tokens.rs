@@ -9,7 +9,8 @@ use crate::{
     random::Rng,
 };
 
-/// How a token is stored: as a little-endian integer, as numpy's `tofile` writes it.
+/// The integer type in which a token is stored in the file. The byte order is little-endian, as in
+/// files that numpy's `tofile` writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TokenWidth {
     /// `uint16`, for vocabularies of at most 65536 tokens, as in nanoGPT's `train.bin`.
@@ -18,12 +19,12 @@ pub enum TokenWidth {
     U32,
 }
 
-/// Windows of consecutive tokens in a file, for a model that predicts the next token. The file
-/// contains only tokens and has no header, like the files of nanoGPT. It is mapped into memory, so
-/// it may be larger than the memory.
+/// A data set of windows of consecutive tokens in a file, for a model that predicts the next token.
+/// The file contains only tokens and has no header, as in nanoGPT. The file is mapped into memory,
+/// so it may be larger than the machine's memory.
 ///
-/// An example is a [`Batch`] of int64. `input` and `target` are `[length]`; the target is the input
-/// shifted by one token.
+/// An example is a [`Batch`] of int64. `input` and `target` have the shape `[length]`. `target`
+/// contains, for each token of `input`, the next token of the file.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{Result, data::{DataModule, MapDataset, TokenFile, TokenWidth}};
@@ -108,9 +109,9 @@ impl TokenFile {
         Ok(self)
     }
 
-    /// Begins windows at random positions, as nanoGPT's batches do. An epoch has this number of
-    /// windows. The positions depend only on the seed of the run, the epoch and the number of the
-    /// window, so a resumed run continues with the same windows.
+    /// Lets each window begin at a random position, as nanoGPT does. An epoch then has `windows`
+    /// windows. The position of a window depends only on the run's seed, the epoch and the window's
+    /// number, so a resumed run continues with the same windows.
     ///
     /// # Errors
     /// When `windows` is below 1.
@@ -122,8 +123,8 @@ impl TokenFile {
         Ok(self)
     }
 
-    /// Refuses tokens that are not below this vocabulary size. Such tokens occur if the file has
-    /// another token width.
+    /// Sets the size of the vocabulary. A token of the file that is not below this size is an
+    /// error. Such tokens are found if the file was written with another token width.
     #[must_use]
     pub fn vocabulary(mut self, tokens: i64) -> Self {
         self.vocabulary = Some(tokens);

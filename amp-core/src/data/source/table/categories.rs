@@ -5,13 +5,15 @@ use serde::{Deserialize, Serialize};
 use super::saved;
 use crate::{Error, Result};
 
-/// The different values of a column of names. The position of a name is its id.
+/// The different names that occur in a column. The id of a name is its position among the names in
+/// sorted order.
 ///
-/// Save it with a model as a field with `#[state]`, or in a file of its own.
+/// A trained model needs the same categories again. Save them with the model as a field with
+/// `#[state]`, or in a separate file with [`save`](Self::save).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Stored")]
 pub struct Categories {
-    /// The names, sorted by their bytes.
+    /// The names, sorted by their bytes. The position of a name is its id.
     names: Vec<String>,
     unknown: bool,
 }
@@ -60,12 +62,13 @@ impl Categories {
         self.names.len() as i64 + i64::from(self.unknown)
     }
 
-    /// Returns whether there are no ids.
+    /// Returns whether there are no ids: neither a name nor an id for unknown names.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Returns the id of a name.
+    /// Returns the id of a name. If the name is unknown, returns the id for unknown names, or
+    /// `None` if there is no such id.
     pub fn id(&self, name: &str) -> Option<i64> {
         let found = self.names.binary_search_by(|known| known.as_str().cmp(name)).ok();
         let unknown = self.unknown.then_some(self.names.len());
@@ -80,10 +83,10 @@ impl Categories {
         saved::save(path.as_ref(), self)
     }
 
-    /// Reads a file that [`save`](Self::save) wrote.
+    /// Reads categories from a file that [`save`](Self::save) wrote.
     ///
     /// # Errors
-    /// When the file cannot be read, or has other content.
+    /// When the file cannot be read, or does not contain categories.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         saved::load(path.as_ref())
     }

@@ -1,4 +1,4 @@
-//! Columns of a table, and the tensors made from them.
+//! Converts columns of a table to tensors.
 
 use std::borrow::Cow;
 
@@ -25,7 +25,7 @@ pub(super) trait Rows {
 /// The error text for a missing value.
 const MISSING: &str = "is missing: fill the table, or declare a value for missing ones";
 
-/// Builds the error for a cell.
+/// Builds the error for a cell that cannot be converted. `why` is the reason.
 pub(super) fn refused(rows: &impl Rows, row: usize, column: &str, why: &str) -> Error {
     Error::config(format!("{}: `{column}` {why}", rows.place(row)))
 }
@@ -52,7 +52,8 @@ pub(super) fn numbers(
     let mut all = Vec::with_capacity(columns.len());
     for column in columns {
         let column = column.as_ref();
-        // A NaN is treated as missing, because it would make all weights NaN.
+        // A NaN is treated as a missing value. If it reached the model, it would make all weights
+        // NaN.
         let cells = rows.floats(column)?.into_iter().map(|cell| cell.filter(|own| !own.is_nan()));
         all.push(Tensor::f_from_slice(&present(rows, column, cells.collect(), fill)?)?);
     }

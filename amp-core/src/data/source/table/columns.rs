@@ -12,11 +12,12 @@ use crate::{
     data::{AnyBatch, FieldRole},
 };
 
-/// The columns of a table that become the fields of a batch. A missing value (an empty cell, a null
-/// or a NaN) is an error that names file, row and column, unless a replacement is declared.
+/// Says which columns of a table become which fields of a batch. A missing value is an empty cell,
+/// a null or a NaN. If no replacement for missing values is declared, a missing value is an error
+/// that names the file, row and column.
 ///
-/// A `Columns` contains the categories of the training set, so a trained model needs it to read
-/// other tables. Save it with the model as a field with `#[state]`, or in a file of its own.
+/// A `Columns` contains the categories of the training set. A trained model therefore needs it to
+/// read other tables. Save it with the model as a field with `#[state]`, or in a separate file.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{Batch, Result, data::{Columns, DataModule, Table}, tch::Tensor};
@@ -61,19 +62,19 @@ enum Content {
 }
 
 impl Columns {
-    /// Makes a list without fields.
+    /// Creates a list without fields.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a field f32 `[N, columns]`.
+    /// Adds a field of numbers, f32 `[N, columns]`, from these columns.
     #[must_use]
     pub fn numbers(self, field: &str, columns: &[&str]) -> Self {
         self.with_numbers(field, columns, None)
     }
 
-    /// Does the same as [`numbers`](Self::numbers), and replaces missing values by `missing`, which
-    /// must be finite.
+    /// Adds a field of numbers as [`numbers`](Self::numbers) does, but replaces missing values by
+    /// `missing`, which must be finite.
     #[must_use]
     pub fn numbers_or(self, field: &str, columns: &[&str], missing: f32) -> Self {
         self.with_numbers(field, columns, Some(missing))
@@ -90,8 +91,8 @@ impl Columns {
         self.with(field, Content::Integers { column: column.to_owned(), missing: None })
     }
 
-    /// Does the same as [`integers`](Self::integers), and replaces missing values by `missing`.
-    /// Losses and metrics ignore the value -100.
+    /// Adds a field of integers as [`integers`](Self::integers) does, but replaces missing values
+    /// by `missing`. Losses and metrics ignore targets of the value -100.
     #[must_use]
     pub fn integers_or(self, field: &str, column: &str, missing: i64) -> Self {
         self.with(field, Content::Integers { column: column.to_owned(), missing: Some(missing) })
@@ -104,7 +105,8 @@ impl Columns {
         self.with(field, Content::Ids { column, categories, missing: None })
     }
 
-    /// Does the same as [`ids`](Self::ids), and replaces missing values by the category `missing`.
+    /// Adds a field of ids as [`ids`](Self::ids) does, but reads missing values as the category
+    /// `missing`.
     #[must_use]
     pub fn ids_or(self, field: &str, column: &str, categories: &Categories, missing: &str) -> Self {
         let (column, categories) = (column.to_owned(), categories.clone());
@@ -125,10 +127,10 @@ impl Columns {
         saved::save(path.as_ref(), self)
     }
 
-    /// Reads a file that [`save`](Self::save) wrote.
+    /// Reads the list from a file that [`save`](Self::save) wrote.
     ///
     /// # Errors
-    /// When the file cannot be read, or has other content.
+    /// When the file cannot be read, or does not contain such a list.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         saved::load(path.as_ref())
     }
@@ -162,7 +164,7 @@ impl Columns {
         Ok(())
     }
 
-    /// Makes the batch of these rows.
+    /// Converts these rows of a table to a batch.
     pub(super) fn batch(&self, rows: &impl Rows) -> Result<AnyBatch> {
         self.check()?;
         let mut batch = AnyBatch::new("Columns");

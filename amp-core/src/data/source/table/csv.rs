@@ -1,4 +1,4 @@
-//! Columns of a CSV file.
+//! Reads CSV files and converts their columns to tensors.
 
 use std::{
     borrow::Cow,
@@ -14,8 +14,9 @@ use super::{
 };
 use crate::{Error, Result, data::AnyBatch};
 
-/// A CSV file in memory. Its first row names the columns. Columns become tensors; [`Columns`]
-/// declares several fields at once and makes a batch of the whole file.
+/// A CSV file, read into memory. The first row contains the names of the columns. The methods
+/// convert single columns to tensors. [`Columns`] converts several columns at once, to a batch of
+/// the whole file.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{Batch, Result, data::{DataModule, Table}, tch::Tensor};
@@ -48,25 +49,27 @@ use crate::{Error, Result, data::AnyBatch};
 pub struct Table {
     path: PathBuf,
     columns: Vec<String>,
-    /// The cells of each row, with the row's line in the file.
+    /// The cells of each row, and the number of the line at which the row begins in the file.
     rows: Vec<(u64, csv::StringRecord)>,
 }
 
 impl Table {
-    /// Reads a file with commas between cells. Quotes, and line breaks in cells, follow RFC 4180.
+    /// Reads a file whose cells are separated by commas. Quotes, and line breaks within cells,
+    /// follow RFC 4180.
     ///
     /// # Errors
-    /// When the file cannot be read, two columns have the same name, or the rows differ in their
+    /// When the file cannot be read, two columns have the same name, or two rows have different
     /// numbers of cells.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         Self::read_separated(path, b',')
     }
 
-    /// Does the same as [`read`](Self::read), with this character between cells, such as `b';'` or
-    /// `b'\t'`.
+    /// Reads a file as [`read`](Self::read) does, but with another character between cells, such as
+    /// `b';'` or `b'\t'`.
     ///
     /// # Errors
-    /// The errors of [`read`](Self::read).
+    /// When the file cannot be read, two columns have the same name, or two rows have different
+    /// numbers of cells.
     pub fn read_separated(path: impl AsRef<Path>, separator: u8) -> Result<Self> {
         let path = path.as_ref().to_owned();
         let refused = |error: csv::Error| {
@@ -118,10 +121,11 @@ impl Table {
         cells::numbers(self, columns, None)
     }
 
-    /// Does the same as [`numbers`](Self::numbers), and replaces empty cells and NaN by `missing`.
+    /// Converts columns as [`numbers`](Self::numbers) does, but replaces empty cells and NaN by
+    /// `missing`.
     ///
     /// # Errors
-    /// When a column is missing, or a cell that is not empty is not a number.
+    /// When the table has no such column, or a cell that is not empty is not a number.
     pub fn numbers_or(&self, columns: &[&str], missing: f32) -> Result<Tensor> {
         cells::numbers(self, columns, Some(missing))
     }
@@ -134,8 +138,8 @@ impl Table {
         cells::integers(self, column, None)
     }
 
-    /// Returns the categories of a column: its different cells, sorted by their bytes, without
-    /// empty cells.
+    /// Returns the categories of a column: the different texts in its cells, sorted by their bytes.
+    /// Empty cells are not a category.
     ///
     /// # Errors
     /// When the column is missing.
@@ -146,21 +150,22 @@ impl Table {
     /// Reads a column of categories as ids, int64 `[N]`.
     ///
     /// # Errors
-    /// When the column is missing, a cell is empty, or a cell is not a known category and the
-    /// categories have no id for unknown ones.
+    /// When the table has no such column or a cell is empty. When a cell is not one of the
+    /// categories, and the categories have no id for unknown names.
     pub fn ids(&self, column: &str, categories: &Categories) -> Result<Tensor> {
         cells::ids(self, column, categories, None)
     }
 
-    /// Reads all rows into a batch with these fields. The batch is a data set in memory.
+    /// Converts all rows to a batch with the fields that `columns` declares. The batch is a data
+    /// set in memory.
     ///
     /// # Errors
-    /// When a column is missing, or a cell does not fit its field.
+    /// When the table lacks a column, or a cell does not fit the field for which it is used.
     pub fn batch(&self, columns: &Columns) -> Result<AnyBatch> {
         columns.batch(self)
     }
 
-    /// Returns the cells of a column; `None` for an empty cell.
+    /// Returns the cells of a column, from the first row to the last. An empty cell is `None`.
     fn cells(&self, column: &str) -> Result<impl Iterator<Item = Option<&str>>> {
         let at = self.columns.iter().position(|name| name == column).ok_or_else(|| {
             let (path, names) = (self.path.display(), self.columns.join(", "));

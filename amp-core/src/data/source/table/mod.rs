@@ -1,4 +1,4 @@
-//! Tables, whose columns become tensors.
+//! Reads tables, whose columns become tensors.
 
 mod categories;
 mod cells;

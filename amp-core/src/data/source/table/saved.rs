@@ -1,4 +1,4 @@
-//! Small values in JSON files.
+//! Saves and loads small values as JSON files.
 
 use std::{fs, path::Path};
 

@@ -1,4 +1,4 @@
-//! Arrow arrays as cells of a table.
+//! Converts Arrow arrays, as they are read from Parquet files, to the cells of a table.
 
 use std::borrow::Cow;
 
@@ -10,7 +10,8 @@ use arrow_array::{
     TimestampSecondArray, UInt8Array, UInt16Array, UInt32Array, UInt64Array,
 };
 
-/// Reads the cells of an array of one of these types; `None` for an array of another type.
+/// Reads the cells of an array if its type is one of the listed types. For an array of another type
+/// the result is `None`.
 macro_rules! cells {
     ($array:expr, $($($kind:ty)|+ => $cell:expr;)*) => {{
         let any = $array.as_any();
@@ -46,8 +47,9 @@ pub(super) fn integers(array: &dyn Array) -> Option<Vec<Option<Result<i64, Strin
     )
 }
 
-/// Converts a floating-point number that is whole. Writers without nullable integers, such as
-/// pandas, store whole numbers as floating-point numbers.
+/// Converts a floating-point number to an integer if it is a whole number. Programs without
+/// nullable integers, such as pandas, store integers as floating-point numbers if a value is
+/// missing.
 fn whole(number: f64) -> Result<i64, String> {
     // Above 2⁵³ neighbouring f64 values are more than 1 apart, so the number may have been rounded.
     let exact = number.abs() <= 2.0_f64.powi(53);

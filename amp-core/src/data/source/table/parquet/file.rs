@@ -1,4 +1,4 @@
-//! A Parquet file and its row groups.
+//! Reads a Parquet file by row groups.
 
 use std::{
     borrow::Cow,
@@ -62,7 +62,7 @@ impl File {
         })
     }
 
-    /// Reads these columns of a row group.
+    /// Reads these columns of one row group.
     pub(super) fn read<'c>(
         &self,
         group: usize,
@@ -100,7 +100,7 @@ fn damaged(path: &Path, error: &(impl std::error::Error + 'static)) -> Error {
     }
 }
 
-/// The rows of a group.
+/// The rows of one row group.
 pub(super) struct GroupRows<'f> {
     path: &'f Path,
     /// The number of the group's first row in the file.

@@ -17,9 +17,10 @@ pub use self::set::ParquetSet;
 use super::{Categories, Columns, cells::Rows};
 use crate::{Error, Result, data::AnyBatch};
 
-/// A Parquet file, or several files with the same columns, read as one. Opening reads only the
-/// footers. Rows are read by row group, the unit in which the file was written, and only the
-/// requested columns are read. Up to [`threads`](Self::threads) row groups are decoded at a time.
+/// A Parquet file, or several files with the same columns that are read as one table. Opening a
+/// file reads only its footer. Rows are read by row group, which is the unit in which the file was
+/// written. Only the requested columns are read. Up to [`threads`](Self::threads) row groups are
+/// decoded at once.
 ///
 /// Columns may hold integers, floating-point numbers, booleans, dates, times or text, compressed by
 /// Snappy, gzip, LZ4 or zstd.
@@ -56,7 +57,8 @@ pub struct ParquetTable {
     threads: usize,
 }
 
-/// A row group: the index of its file, and its index in the file.
+/// A row group: the index of the file among the table's files, and the index of the group in that
+/// file.
 type Group = (usize, usize);
 
 impl ParquetTable {
@@ -132,8 +134,8 @@ impl ParquetTable {
         files.flat_map(|(at, file)| (0..file.group_rows().count()).map(move |group| (at, group)))
     }
 
-    /// Returns the categories of a column: its different values, sorted by their bytes, without
-    /// missing values. Reads only this column, once.
+    /// Returns the categories of a column: its different values, sorted by their bytes. Missing
+    /// values are not a category. Reads only this column.
     ///
     /// # Errors
     /// When the column is missing or cannot be read.
@@ -152,10 +154,12 @@ impl ParquetTable {
         Ok(Categories::of(names.into_iter().flatten().collect::<BTreeSet<_>>()))
     }
 
-    /// Reads all rows into memory, as a batch with these fields. The batch is a data set.
+    /// Reads all rows into memory, as a batch with the fields that `columns` declares. The batch is
+    /// a data set.
     ///
     /// # Errors
-    /// When a column is missing, a value does not fit its field, or there is no row.
+    /// When the table lacks a column, a value does not fit the field for which it is used, or there
+    /// is no row.
     pub fn batch(&self, columns: &Columns) -> Result<AnyBatch> {
         let groups: Vec<Group> = self.groups().collect();
         AnyBatch::joined(&parallel::each(self.threads, &groups, |group| {
@@ -163,7 +167,8 @@ impl ParquetTable {
         })?)
     }
 
-    /// Returns the rows as a data set that reads each row group when it is needed.
+    /// Returns the rows as a data set that reads a row group only when one of its rows is
+    /// requested.
     ///
     /// # Errors
     /// When a column is missing.

@@ -1,4 +1,4 @@
-//! Row groups decoded by several threads.
+//! Decodes several row groups at once, each on a thread.
 
 use std::{
     sync::{
@@ -75,7 +75,7 @@ mod tests {
     }
 
     /// If two items fail, the error of the earlier item is returned, even if the later item failed
-    /// first. After a failure no other item is begun.
+    /// first. After an item has failed, no further item is begun.
     #[test]
     fn the_first_error_is_returned() {
         let (both, begun) = (Barrier::new(2), AtomicUsize::new(0));

@@ -1,5 +1,6 @@
-//! Reads at given offsets of a file. Several threads can read at a time. Copies of a [`fs::File`]
-//! share one offset, which each thread would change.
+//! Reads from given offsets of a file, so that several threads can read at once. Copies of a
+//! [`fs::File`] share one offset, so a thread that moves the offset would disturb the other
+//! threads.
 
 use std::{
     fs,
@@ -47,7 +48,7 @@ impl ChunkReader for Positioned {
     }
 }
 
-/// The bytes after an offset.
+/// The bytes of a file from an offset on.
 #[derive(Debug)]
 pub(super) struct BytesFrom {
     file: Arc<fs::File>,

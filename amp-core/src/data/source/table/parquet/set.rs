@@ -8,11 +8,11 @@ use crate::{
     data::{AnyBatch, Columns, Dataset, ShuffledBlocks},
 };
 
-/// The rows of [Parquet files](ParquetTable) as a data set that keeps the most recently used row
-/// groups in memory. One thread requests rows; with
-/// [`Loading::prefetch`](crate::data::Loading::prefetch) it works ahead of the loop.
-/// [`ParquetTable::threads`] threads decode the row groups of a batch. While a thread decodes, it
-/// needs memory for one more group.
+/// The rows of [Parquet files](ParquetTable) as a data set. It keeps the most recently used row
+/// groups in memory. With [`Loading::prefetch`](crate::data::Loading::prefetch), a thread reads
+/// batches ahead of the training loop. The row groups that a batch needs are decoded by up to
+/// [`ParquetTable::threads`] threads at once. Each thread needs memory for one further row group
+/// while it decodes.
 ///
 /// In a fully shuffled order every batch has rows of nearly all groups, so most groups are read
 /// again for each batch. Use [`shuffled_groups`](Self::shuffled_groups) instead, or keep all groups
@@ -26,7 +26,8 @@ pub struct ParquetSet {
     starts: Vec<i64>,
     kept: usize,
     read: u64,
-    /// The groups in memory; the most recently used is the last.
+    /// The row groups in memory, in the order of their last use. The most recently used group is
+    /// the last.
     cache: VecDeque<(usize, AnyBatch)>,
 }
 
@@ -59,7 +60,7 @@ impl ParquetSet {
     /// once.
     ///
     /// # Errors
-    /// When `together` is 0.
+    /// When `together`, the number of row groups that are shuffled together, is 0.
     pub fn shuffled_groups(&self, together: usize) -> Result<ShuffledBlocks> {
         ShuffledBlocks::new(self.table.group_rows(), together)
     }
@@ -80,7 +81,7 @@ impl ParquetSet {
         self.cache.iter().any(|(group, _)| *group == at)
     }
 
-    /// Reads those groups that are not in memory.
+    /// Reads the row groups of `groups` that are not in memory.
     fn read(&self, groups: impl Iterator<Item = usize>) -> Result<Vec<(usize, AnyBatch)>> {
         let missing: Vec<usize> = groups.filter(|group| !self.is_kept(*group)).collect();
         let Self { table, columns, groups, .. } = self;
@@ -96,7 +97,7 @@ impl ParquetSet {
         self.cache.push_back(read);
     }
 
-    /// Returns a row group from memory, and marks it as the most recently used.
+    /// Returns a row group if it is in memory, and makes it the most recently used one.
     fn kept_group(&mut self, at: usize) -> Option<&AnyBatch> {
         let place = self.cache.iter().position(|(group, _)| *group == at)?;
         let entry = self.cache.remove(place)?;
@@ -113,8 +114,8 @@ impl Dataset for ParquetSet {
     }
 
     fn gather(&mut self, indices: &[i64]) -> Result<AnyBatch> {
-        // For each group the positions of its rows in the batch, so that each group is requested
-        // once.
+        // Each row group that the batch needs, with the positions in the batch of the rows from
+        // this group. Grouping the rows this way requests each row group once.
         let mut wanted: Vec<(usize, Vec<usize>)> = Vec::new();
         for (place, row) in indices.iter().enumerate() {
             let group = self.group_of(*row)?;
@@ -123,7 +124,8 @@ impl Dataset for ParquetSet {
                 None => wanted.push((group, vec![place])),
             }
         }
-        // Groups in memory are used first, because reading others may remove them.
+        // Row groups that are in memory come first, because reading another row group may remove
+        // them from memory.
         wanted.sort_by_key(|(group, _)| !self.is_kept(*group));
         let (mut parts, mut order) = (Vec::with_capacity(wanted.len()), vec![0; indices.len()]);
         let mut before = 0;

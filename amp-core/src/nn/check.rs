@@ -39,7 +39,8 @@ pub(super) fn tensors_are_sound(found: &[Found]) -> Result<()> {
     }
 }
 
-/// Checks the rule: a tensor that several modules share has one dtype and one role.
+/// Checks that a tensor that several modules share has the same dtype and the same role (parameter
+/// or buffer) in each of them.
 fn tied_tensors_have_one_place(found: &[Found]) -> Result<()> {
     let mut seen: HashMap<_, &Found> = HashMap::new();
     for one in found {
@@ -80,8 +81,8 @@ pub(crate) fn names_are_unique<'t>(
     Ok(())
 }
 
-/// Checks the rule: the parameters of a trained model require gradients; otherwise they would never
-/// change.
+/// Checks that every parameter of a model that is to be trained requires a gradient. A parameter
+/// without a gradient would never change.
 ///
 /// # Errors
 /// When a parameter requires no gradient.
@@ -105,7 +106,8 @@ fn closest<'p>(path: &str, known: &'p [String]) -> Option<&'p str> {
     let last = |path: &str| path.rsplit('.').next().map(str::to_owned);
     match near {
         (edits, found) if edits <= allowed => Some(found),
-        // No path is similar. Suggests a module with the same last name elsewhere in the model.
+        // If no path is similar, suggests a module elsewhere in the model whose last name is the
+        // same.
         _ => known.iter().find(|known| last(known) == last(path)).map(String::as_str),
     }
 }

@@ -11,7 +11,7 @@ use crate::{
 /// A step in a module's path: the dotted path of a child, or of an element of a container.
 #[derive(Debug, Clone)]
 pub(in crate::nn) struct Place<'m> {
-    /// The name. It is dotted if containers are nested.
+    /// The module's name in its parent. The name contains dots if containers are nested.
     pub(in crate::nn) path: Cow<'m, str>,
     /// The index in the container at `path`.
     pub(in crate::nn) index: Option<usize>,
@@ -19,10 +19,11 @@ pub(in crate::nn) struct Place<'m> {
     pub(in crate::nn) region: Option<Region>,
 }
 
-/// A module with its name in the parent. It runs under the parent's path and in its own precision
-/// region, as [`Context::call`] does for modules with one tensor. In a derived `#[forward]` every
-/// layer field is a `Child`, so that `self.head.forward(x, cx)` runs under the path `head` and in
-/// that field's precision region.
+/// A module together with its name in the parent module. When it runs, its path is the parent's
+/// path followed by this name, and its own precision region applies. [`Context::call`] does the
+/// same for modules whose input is one tensor. In a derived `#[forward]` every layer field is a
+/// `Child`. For example, `self.head.forward(x, cx)` runs under the path `head` and in that field's
+/// precision region.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{nn::Child, prelude::*};
@@ -46,7 +47,8 @@ pub struct Child<'m, M: ?Sized> {
 }
 
 impl<'m, M: ?Sized> Child<'m, M> {
-    /// Gives `module` this name in its parent, and this precision region.
+    /// Creates the child `module` with its name in the parent, and the precision region that the
+    /// parent declares for it.
     pub fn new(name: &'m str, region: Option<Region>, module: &'m M) -> Self {
         let place = Place { path: Cow::Borrowed(name), index: None, region };
         Self { parents: Vec::new(), place, module }
@@ -66,7 +68,7 @@ impl<'m, M: ?Sized> Child<'m, M> {
     /// Runs a module with any inputs, given as a tuple.
     ///
     /// # Errors
-    /// The errors of [`forward`](Self::forward).
+    /// When [`forward`](Self::forward) would fail.
     pub fn forward_with(
         &self,
         inputs: <M::Input as Arguments>::At<'_>,
@@ -80,13 +82,13 @@ impl<'m, M: ?Sized> Child<'m, M> {
 }
 
 impl<'m, M: ?Sized> Child<'m, M> {
-    /// Returns the module itself.
+    /// Returns the module, without name and precision region.
     pub(super) fn module(&self) -> &M {
         self.module
     }
 
-    /// Runs `view`, a wrapper of the module that takes other inputs, under the child's name and in
-    /// its precision region.
+    /// Runs `view`, a wrapper of the module that takes other inputs than the module, under the
+    /// child's path and in the child's precision region.
     pub(super) fn run_as<V: Forward>(
         &self,
         view: &V,
@@ -103,9 +105,10 @@ impl<'m, M: ?Sized> Child<'m, M> {
 }
 
 impl<'m, M: Visit + ?Sized> Child<'m, M> {
-    /// Returns a child of this module, such as `block.head` of `block`. It runs under the path of
-    /// both names and in the precision regions of both modules. `name` is its name in the module's
-    /// [`Visit`]. If the module has no child of this name, the path omits it.
+    /// Returns a child of this module, for example `block.head` of `block`. When it runs, its path
+    /// contains the names of both modules, and the precision regions of both apply. `name` is the
+    /// name that the module gives to the child in [`Visit`]. If the module names no such child, the
+    /// path does not contain the name.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::{nn::Child, prelude::*};
@@ -133,8 +136,8 @@ impl<'m, M: Visit + ?Sized> Child<'m, M> {
     }
 }
 
-/// Returns the region that `module` declares for its child of this name; `None` if it has no such
-/// child.
+/// Returns the precision region that `module` declares for its child of this name. The outer `None`
+/// means that `module` has no such child; the inner `None` means that it declares no region.
 fn region_of<M: Visit + ?Sized>(name: &str, module: &M) -> Option<Option<Region>> {
     struct Search<'n> {
         name: &'n str,
@@ -162,10 +165,10 @@ fn region_of<M: Visit + ?Sized>(name: &str, module: &M) -> Option<Option<Region>
 }
 
 impl<M: Module> Child<'_, M> {
-    /// Runs the module by `run`, in one fused call with neighbouring operations that are not
-    /// modules. Calls `apart` instead, which runs the operations one by one, if a probe reads the
-    /// tensors between them, if the module has a precision region of its own, or if `run` returns
-    /// `None`.
+    /// Calls `run`, which computes the module fused with neighbouring operations that are not
+    /// modules. Calls `apart` instead, which computes the operations one by one, in three cases: a
+    /// probe reads the tensors between the operations, the module has its own precision region, or
+    /// `run` returns `None`.
     pub(super) fn run_with<const N: usize>(
         &self,
         cx: &Context,
@@ -183,8 +186,8 @@ impl<M: Module> Child<'_, M> {
 }
 
 impl<'m, M> Child<'m, M> {
-    /// Returns one child for each module of a container. Its path is the container's name and its
-    /// index, as in `blocks.0`.
+    /// Returns one child for each module of a container. The path of a child is the container's
+    /// name followed by the child's index, as in `blocks.0`.
     pub fn list(name: &'m str, region: Option<Region>, modules: &'m [M]) -> Vec<Self> {
         let child = |(index, module)| Self {
             parents: Vec::new(),
@@ -194,14 +197,14 @@ impl<'m, M> Child<'m, M> {
         modules.iter().enumerate().map(child).collect()
     }
 
-    /// Returns the module with this name, if it exists.
+    /// Returns the child of this name if the optional module exists.
     pub fn optional(name: &'m str, region: Option<Region>, module: &'m Option<M>) -> Option<Self> {
         module.as_ref().map(|module| Self::new(name, region, module))
     }
 }
 
 impl<'m, M> Child<'m, Vec<M>> {
-    /// Returns the container's modules.
+    /// Returns the container's modules as children.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Child<'m, M>> + DoubleEndedIterator {
         let list = self.list_place();
         self.module.iter().enumerate().map(move |(index, module)| Child {
@@ -258,7 +261,8 @@ impl<M: Visit + ?Sized> Visit for Child<'_, M> {
     }
 }
 
-/// Lets functions that accept any module take a child, which keeps its name and precision region.
+/// A child is a module itself, so that it can be passed to functions that accept any module. The
+/// child's name and precision region then still apply.
 impl<M: Module + ?Sized> Module for Child<'_, M> {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         self.forward_with((input,), cx)

@@ -1,4 +1,4 @@
-//! Modules that consist of modules.
+//! Modules that contain other modules, such as `Sequential`.
 
 use std::sync::Arc;
 
@@ -9,15 +9,17 @@ use super::{
 };
 use crate::Result;
 
-/// Runs its layers in order; their names are their indices, as in nn.Sequential.
+/// Runs its layers one after the other. As in nn.Sequential, the names of the layers are their
+/// indices.
 #[derive(Default)]
 pub struct Sequential {
-    /// Each layer is an `Arc`, because the backward pass may need it to recompute activations.
+    /// Each layer is in an `Arc`, because the backward pass may need to keep the layer to recompute
+    /// its activations.
     layers: Vec<Arc<dyn Module>>,
 }
 
 impl Sequential {
-    /// Runs these layers in this order.
+    /// Creates a sequence that runs these layers in this order.
     pub fn new(layers: Vec<Box<dyn Module>>) -> Self {
         Self { layers: layers.into_iter().map(Arc::from).collect() }
     }
@@ -35,7 +37,8 @@ impl Module for Sequential {
     }
 }
 
-/// Runs layers in order. The first layer has the index `place` in its container.
+/// Runs `layers` one after the other. They are consecutive layers of a container, in which the
+/// first of them has the index `place`.
 pub(super) fn run<M: Module>(
     layers: &[M],
     place: usize,
@@ -51,8 +54,8 @@ pub(super) fn run<M: Module>(
     Ok(x)
 }
 
-/// Runs the first of `layers`, which has the index `place` in its container, fused with following
-/// layers if possible. Returns the number of layers that ran and the output.
+/// Runs the first of `layers`, whose index in the container is `place`. If possible, runs it fused
+/// with the layers that follow. Returns the number of layers that ran and the output.
 pub(super) fn run_first<M: Module>(
     layers: &[M],
     place: usize,
@@ -65,7 +68,8 @@ pub(super) fn run_first<M: Module>(
     }
 }
 
-/// Runs the modules in order. The names are those of nn.ModuleList.
+/// Runs the modules one after the other. The names of the modules are their indices, as in
+/// nn.ModuleList.
 impl<M: Visit> Visit for Vec<M> {
     fn visit(&self, visitor: &mut dyn Visitor) {
         for (index, layer) in self.iter().enumerate() {
@@ -88,7 +92,7 @@ impl<M: Module> Module for Vec<M> {
     }
 }
 
-/// An optional layer. If it is absent, the input is returned.
+/// An optional layer. If the layer is absent, the output is the input.
 impl<M: Visit> Visit for Option<M> {
     fn visit(&self, visitor: &mut dyn Visitor) {
         if let Some(layer) = self {

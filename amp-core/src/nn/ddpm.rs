@@ -2,13 +2,13 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{Error, Result, precision::is_floating};
 
-/// The noise schedule of a diffusion model. It adds noise to images, and removes the noise that a
-/// model predicts (Ho et al., arXiv:2006.11239). It equals diffusers' `DDPMScheduler` with its
-/// defaults: the model predicts the noise, the variance is `fixed_small`, and samples are clipped
-/// to −1 to 1.
+/// The noise schedule of a diffusion model (Ho et al., arXiv:2006.11239). It adds noise to images
+/// in training. In sampling it removes the noise that the model predicts. It equals diffusers'
+/// `DDPMScheduler` with default options: the model predicts the noise, the variance is
+/// `fixed_small`, and the images are clipped to −1 to 1.
 ///
-/// With ᾱ_t = ∏ (1 − β_s) over s from 0 to t, and noise ε from N(0, 1), an image x of values from
-/// −1 to 1 becomes √ᾱ_t x + √(1 − ᾱ_t) ε after step t.
+/// Let ᾱ_t = ∏ (1 − β_s) over s from 0 to t, and let ε be noise from N(0, 1). After step t, an
+/// image x with values from −1 to 1 has become √ᾱ_t x + √(1 − ᾱ_t) ε.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{Result, nn::DdpmSchedule, random::Rng, tch::Tensor};
@@ -23,7 +23,7 @@ use crate::{Error, Result, precision::is_floating};
 #[derive(Debug, Clone, PartialEq)]
 pub struct DdpmSchedule {
     betas: Vec<f64>,
-    /// ᾱ_t of each step t.
+    /// The value of ᾱ_t for each step t.
     kept: Vec<f64>,
 }
 
@@ -51,14 +51,14 @@ impl DdpmSchedule {
         Ok(Self { betas, kept })
     }
 
-    /// Returns the number of steps.
+    /// Returns the number of steps of the schedule.
     pub fn steps(&self) -> i64 {
         self.betas.len() as i64
     }
 
-    /// Computes √ᾱ_t x + √(1 − ᾱ_t) ε, where x are the images `original`, `[N, …]`, ε is `noise` of
-    /// the same shape, and t are the steps `timesteps`, int64 `[N]`. A single image and its step
-    /// have the shapes `[…]` and `[]`.
+    /// Adds noise to images: computes √ᾱ_t x + √(1 − ᾱ_t) ε. Here x are the images `original`, `[N,
+    /// …]`, ε is `noise` of the same shape, and t are the steps `timesteps`, int64 `[N]`. For a
+    /// single image, the image has the shape `[…]` and the step has the shape `[]`.
     ///
     /// # Errors
     /// When shapes or dtypes are invalid, or a step on the CPU is out of range.
@@ -94,9 +94,10 @@ impl DdpmSchedule {
         Ok(image.f_add(&noise.f_mul(&root(kept.f_neg()?.f_add_scalar(1.0)?)?)?)?)
     }
 
-    /// Returns the images at the step before `timestep`, computed from the images `sample` at
-    /// `timestep` and the predicted noise. It is the mean of the posterior for the clipped image,
-    /// plus `noise` scaled to the posterior's variance. Step 0 adds no noise.
+    /// Takes one step of sampling: returns the images of the step before `timestep`. They are
+    /// computed from the images `sample` of the step `timestep` and from the noise that the model
+    /// predicts for them. The result is the mean of the posterior for the clipped image, plus
+    /// `noise` scaled to the posterior's variance. Step 0 adds no noise.
     ///
     /// # Errors
     /// When shapes differ, or the step is out of range.

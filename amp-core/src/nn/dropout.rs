@@ -3,16 +3,16 @@ use tch::Tensor;
 use super::{Context, Fusable, Module, Visit, Visitor};
 use crate::{Error, Result, ffi};
 
-/// Sets elements to zero with probability p in training, and scales the other elements by 1/(1−p).
-/// On CUDA no mask is stored: the backward pass computes again which elements were dropped, from
-/// the state of libtorch's generator.
+/// In training, sets each element to zero with probability p, and multiplies all other elements by
+/// 1/(1−p). On CUDA no mask is stored. The backward pass computes again which elements were set to
+/// zero, from the saved state of libtorch's generator.
 #[derive(Debug, Clone, Copy)]
 pub struct Dropout {
     p: f64,
 }
 
 impl Dropout {
-    /// Drops with probability `p`.
+    /// Creates a layer that sets an element to zero with probability `p`.
     ///
     /// # Errors
     /// When `p` is outside `[0, 1]`.
@@ -47,14 +47,14 @@ impl Module for Dropout {
     }
 }
 
-/// Dropout that preserves the mean and the variance of the outputs of [`Selu`](super::Selu).
-/// Dropped elements become −1.7581, the least value of SELU. Then all elements are scaled and
-/// shifted; nn.AlphaDropout.
+/// Dropout that preserves the mean and the variance of the outputs of [`Selu`](super::Selu);
+/// nn.AlphaDropout. In training, an element becomes −1.7581, the lowest value of SELU, with
+/// probability p. Then all elements are scaled and shifted.
 #[derive(Debug, Clone, Copy)]
 pub struct AlphaDropout(Dropout);
 
 impl AlphaDropout {
-    /// Drops with probability `p`.
+    /// Creates a layer that replaces an element with probability `p`.
     ///
     /// # Errors
     /// When `p` is outside `[0, 1]`.
@@ -73,10 +73,10 @@ impl Module for AlphaDropout {
     }
 }
 
-/// Drops the branch of a residual block for whole examples, before the branch is added (Huang et
-/// al., arXiv:1603.09382). In training it sets each example of `[N, …]` to zero with probability p,
-/// and scales the other examples by 1/(1−p). torchvision's `StochasticDepth(p, "row")`, timm's
-/// `DropPath(p)`.
+/// Drops the branch of a residual block for some of the examples, before the branch is added to the
+/// block's input (Huang et al., arXiv:1603.09382). In training, sets each example of `[N, …]` to
+/// zero with probability p, and multiplies all other examples by 1/(1−p). Equals torchvision's
+/// `StochasticDepth(p, "row")` and timm's `DropPath(p)`.
 ///
 /// ```no_run,standalone_crate
 /// # use amp_core::prelude::*;
@@ -96,7 +96,7 @@ impl Module for AlphaDropout {
 pub struct StochasticDepth(Dropout);
 
 impl StochasticDepth {
-    /// Drops with probability `p`.
+    /// Creates a layer that sets an example to zero with probability `p`.
     ///
     /// # Errors
     /// When `p` is outside `[0, 1]`.
@@ -131,13 +131,13 @@ impl Module for StochasticDepth {
     }
 }
 
-/// Sets whole channels of each example of `[N, C, …]` to zero with probability p in training, and
-/// scales the other channels by 1/(1−p); nn.Dropout1d, nn.Dropout2d and nn.Dropout3d.
+/// In training, sets each channel of each example of `[N, C, …]` to zero with probability p, and
+/// multiplies all other channels by 1/(1−p); nn.Dropout1d, nn.Dropout2d and nn.Dropout3d.
 #[derive(Debug, Clone, Copy)]
 pub struct ChannelDropout(Dropout);
 
 impl ChannelDropout {
-    /// Drops with probability `p`.
+    /// Creates a layer that sets a channel to zero with probability `p`.
     ///
     /// # Errors
     /// When `p` is outside `[0, 1]`.

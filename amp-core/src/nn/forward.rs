@@ -10,9 +10,9 @@ use crate::{
 /// and one as output. The derives implement `Forward` for a `#[forward(|x, mask: Option<&Tensor>|
 /// -> Result<(Tensor, Tensor)> { … })]`.
 ///
-/// The inputs are a tuple. [`Input`](Self::Input) lists their types with the lifetime `'static`,
-/// which stands for any lifetime. A module that runs another module wraps it in a
-/// [`Child`](super::Child).
+/// The inputs are a tuple. [`Input`](Self::Input) lists the types of the inputs. The lifetime
+/// `'static` in this list stands for any lifetime. A module that runs another module wraps the
+/// other module in a [`Child`](super::Child).
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{
@@ -53,7 +53,7 @@ use crate::{
 pub trait Forward: Visit {
     /// The inputs, with the lifetime `'static` in place of every lifetime.
     type Input: Arguments;
-    /// The type of the output.
+    /// The type of the module's output.
     type Output: Tensors;
 
     /// Runs the module.
@@ -66,7 +66,7 @@ pub trait Forward: Visit {
         cx: &Context,
     ) -> Result<Self::Output>;
 
-    /// Returns the kind of the module's own computation; see [`Module::op`].
+    /// Returns what the module itself computes, without its children; see [`Module::op`].
     fn own_op(&self) -> Op {
         Op::Other
     }

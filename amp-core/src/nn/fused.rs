@@ -1,25 +1,26 @@
-//! Fuses consecutive layers in training on CUDA: a linear layer with ReLU or GELU, a batch norm
-//! with ReLU, a layer norm with GELU, and dropout after each of them.
+//! Fuses consecutive layers in training on CUDA: a linear layer with a following ReLU or GELU, a
+//! batch norm with a following ReLU, or a layer norm with a following GELU. A dropout after them is
+//! fused, too.
 
 use tch::Tensor;
 
 use super::{BatchNorm, Context, Dropout, LayerNorm, Linear, Module, planted};
 use crate::{Result, ffi::FollowingOp};
 
-/// The fusion pattern in which a layer can take part.
+/// The role that a layer can have in a group of fused layers.
 #[derive(Debug, Clone, Copy)]
 pub enum Fusable<'a> {
     /// ReLU or GELU may follow, and then dropout.
     Linear(&'a Linear),
-    /// ReLU and dropout may follow.
+    /// ReLU may follow, and then dropout.
     BatchNorm(&'a BatchNorm),
-    /// GELU and dropout may follow.
+    /// GELU may follow, and then dropout.
     LayerNorm(&'a LayerNorm),
     /// max(x, 0).
     Relu,
     /// x·Φ(x).
     Gelu,
-    /// GELU approximated by tanh.
+    /// GELU, approximated by means of tanh.
     GeluTanh,
     /// The last layer of a pattern: dropout.
     Dropout(&'a Dropout),
@@ -29,8 +30,8 @@ pub enum Fusable<'a> {
 
 /// Runs the first of `layers` fused with the layers after it. `place` is the index of the first
 /// layer in its container. Returns the number of layers that ran and the output. Returns `None` if
-/// the first layer must run alone: because a probe reads the tensors between layers, because a
-/// precision override names one of the layers, or because no kernel supports the input.
+/// the first layer must run alone, for one of three reasons: a probe reads the tensors between
+/// layers, a precision override names one of the layers, or no kernel supports the input.
 pub(super) fn run<M: Module>(
     layers: &[M],
     place: usize,

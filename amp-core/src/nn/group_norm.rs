@@ -11,7 +11,7 @@ use crate::{Error, Result};
 /// The options of a [`GroupNorm`]. The defaults are those of nn.GroupNorm.
 #[derive(Debug, Clone, Copy)]
 pub struct GroupNormConfig {
-    /// The number of groups.
+    /// The number of groups into which the channels are divided.
     pub num_groups: i64,
     /// The size of the input's dimension 1.
     pub num_channels: i64,
@@ -28,7 +28,8 @@ impl GroupNormConfig {
     }
 }
 
-/// Normalizes each group of channels of each example of `[N, C, …]`; nn.GroupNorm.
+/// Divides the channels of `[N, C, …]` into groups, and normalizes each group of each example by
+/// its mean and variance; nn.GroupNorm.
 #[derive(Debug)]
 pub struct GroupNorm {
     affine: Option<[Tensor; 2]>,
@@ -63,8 +64,8 @@ impl Module for GroupNorm {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
         let size = input.size();
         if size.iter().skip(1).product::<i64>() == self.num_groups {
-            // torch accepts groups of one value. Its output is then the bias, whatever the input
-            // is.
+            // torch accepts groups of one value. The output of such a group is the bias, whatever
+            // the input is, so this is an error here.
             return Err(Error::config(format!(
                 "group_norm: each of {} groups of {size:?} has one value, which has no variance",
                 self.num_groups
@@ -86,8 +87,8 @@ pub struct InstanceNormConfig {
     pub momentum: f64,
     /// Whether each channel has a weight and a bias.
     pub affine: bool,
-    /// Whether there are running statistics. Evaluation then uses them instead of each example's
-    /// own.
+    /// Whether the layer keeps running statistics. In evaluation the layer then uses the running
+    /// statistics instead of each example's mean and variance.
     pub track_running_stats: bool,
 }
 
@@ -99,9 +100,9 @@ impl InstanceNormConfig {
 }
 
 /// Normalizes each channel of each example of `[N, C, L]`, `[N, C, H, W]` or `[N, C, D, H, W]` by
-/// the channel's own mean and variance. If there are running statistics, evaluation uses them
-/// instead; nn.InstanceNorm1d, nn.InstanceNorm2d and nn.InstanceNorm3d. As in torch,
-/// num_batches_tracked stays 0.
+/// the mean and variance of that channel; nn.InstanceNorm1d, nn.InstanceNorm2d and
+/// nn.InstanceNorm3d. If the layer keeps running statistics, evaluation uses the running statistics
+/// instead. As in torch, num_batches_tracked stays 0.
 #[derive(Debug)]
 pub struct InstanceNorm {
     affine: Option<[Tensor; 2]>,
@@ -112,8 +113,9 @@ pub struct InstanceNorm {
 }
 
 impl InstanceNorm {
-    /// Initializes the weight to 1, the bias to 0, the running mean to 0 and the running variance
-    /// to 1, as far as the options ask for them.
+    /// Creates the layer. If the options ask for weight and bias, they start at 1 and 0. If the
+    /// options ask for running statistics, the running mean starts at 0 and the running variance at
+    /// 1.
     ///
     /// # Errors
     /// When the size is negative, eps is not above 0 or the momentum is not in [0, 1].
@@ -167,9 +169,10 @@ impl Module for InstanceNorm {
 pub struct RmsNormConfig {
     /// The sizes of the input's last dimensions.
     pub normalized_shape: NormalizedShape,
-    /// The number that is added to the mean square; `None` means the dtype's machine epsilon.
+    /// The number that is added to the mean square, so that the divisor is not zero. `None` means
+    /// the machine epsilon of the dtype.
     pub eps: Option<f64>,
-    /// Whether there is a weight.
+    /// Whether the layer multiplies by a learned weight.
     pub elementwise_affine: bool,
 }
 
@@ -189,7 +192,7 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
-    /// Initializes the weight to 1.
+    /// Creates the layer. The weight starts at 1.
     ///
     /// # Errors
     /// When a size is below 1 or eps is not above 0.

@@ -10,7 +10,7 @@ pub struct LinearConfig {
     pub in_features: i64,
     /// The size of the output's last dimension.
     pub out_features: i64,
-    /// Whether to add a bias.
+    /// Whether the layer adds a bias.
     pub bias: bool,
 }
 
@@ -21,8 +21,9 @@ impl LinearConfig {
     }
 }
 
-/// y = x·Wᵀ + b, for x of shape `[…, in_features]`; nn.Linear. Under autocast on CUDA the weight's
-/// gradient is computed in f32. PyTorch rounds it to 16 bits before it converts it to f32.
+/// y = x·Wᵀ + b, for x of shape `[…, in_features]`; nn.Linear. Under autocast on CUDA, the gradient
+/// of the weight is computed in f32. PyTorch instead computes it in 16 bits and then converts it to
+/// f32.
 #[derive(Debug)]
 pub struct Linear {
     weight: Tensor,
@@ -30,7 +31,7 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Draws weight, then bias, from U(±1/√in_features).
+    /// Creates the layer. Draws the weight, and then the bias, from U(±1/√in_features).
     ///
     /// # Errors
     /// When a size is not positive.
@@ -89,9 +90,8 @@ impl Linear {
 }
 
 /// Computes x·Wᵀ + b for tensors that do not belong to a layer; torch.nn.functional.linear. For
-/// example, an output layer that shares an embedding's table is `nn::linear(&x,
-/// self.embedding.weight(), None)`. On CUDA it is as fast as a [`Linear`], and has the same
-/// gradients.
+/// example, `nn::linear(&x, self.embedding.weight(), None)` is an output layer whose weight is the
+/// table of an embedding. On CUDA it is as fast as a [`Linear`], and has the same gradients.
 ///
 /// | tensor | shape |
 /// | --- | --- |
@@ -140,7 +140,7 @@ impl Child<'_, Linear> {
     /// ```
     ///
     /// # Errors
-    /// The errors of the layer, with its path.
+    /// When the layer fails; the error contains the layer's path.
     pub fn activated(
         &self,
         input: &Tensor,

@@ -1,9 +1,11 @@
-//! Layers, and the two traits of every layer: [`Visit`] names its tensors, [`Module`] runs it.
+//! Layers, and the two traits that every layer implements. [`Visit`] lists the layer's tensors with
+//! their names, and [`Module`] runs the layer.
 //!
-//! Layers own ordinary tensors, as in PyTorch. A tensor's name is its path in the struct
-//! (`model.0.weight`), so that PyTorch and this crate use the same names. Initial values are drawn
-//! in f32 on the CPU from libtorch's global generator, in PyTorch's order: the same seed gives the
-//! same initial weights in every precision and on every device.
+//! As in PyTorch, layers own ordinary tensors. The name of a tensor is its path in the struct
+//! (`model.0.weight`), so PyTorch and this crate use the same names. Initial values are random
+//! numbers from libtorch's global generator, computed in f32 on the CPU, in the order in which
+//! PyTorch computes them. Therefore the same seed gives the same initial weights in every precision
+//! and on every device.
 
 mod activation;
 mod attention;
@@ -133,11 +135,12 @@ use tch::Tensor;
 pub use crate::precision::{Arguments, Kept, Tensors};
 use crate::{Result, precision::Region};
 
-/// What a layer itself computes, without its children. The check of a run's dtypes depends on it.
+/// What a layer itself computes, without its children. The check of the dtypes of a run depends on
+/// this.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
-    /// A matrix product or convolution. The dtype of its output shows the precision in which it
-    /// ran.
+    /// A matrix product or a convolution. The dtype of its output shows in which dtype it was
+    /// computed.
     Matmul,
     /// Any other computation.
     Other,
@@ -177,8 +180,8 @@ pub trait Visit {
 /// A module that computes a tensor from a tensor.
 ///
 /// [`derive(Module)`](derive@crate::Module) and
-/// [`derive(LightningModule)`](derive@crate::LightningModule) implement it for structs whose fields
-/// are modules.
+/// [`derive(LightningModule)`](derive@crate::LightningModule) implement this trait for structs
+/// whose fields are modules.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a module of one tensor: `Module` is not implemented for it",
     note = "a module with other inputs is called in a `#[forward(|x, mask| …)]` closure"
@@ -191,49 +194,50 @@ pub trait Module: Visit {
     /// When libtorch refuses an operation, for example because shapes do not match.
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor>;
 
-    /// Returns the kind of the module's own computation, without its children's.
+    /// Returns what the module itself computes, without its children.
     fn op(&self) -> Op {
         Op::Other
     }
 
-    /// Returns the fusion pattern in which this layer can take part.
+    /// Returns the role that this layer can have in a group of fused layers.
     #[doc(hidden)]
     fn fusable(&self) -> Fusable<'_> {
         Fusable::Other
     }
 
-    /// Returns the full name of the module's type. A pointer returns the name of the module it
-    /// points to.
+    /// Returns the full name of the module's type. For a pointer, returns the name of the type to
+    /// which it points.
     #[doc(hidden)]
     fn type_name(&self) -> &'static str {
         std::any::type_name::<Self>()
     }
 
-    /// Returns a handle of the module that the backward pass can keep to run the module again;
-    /// `None` if the module cannot be shared. Under a memory budget, only layers that return a
-    /// handle can be recomputed.
+    /// Returns a second handle of the module, with which the backward pass can run the module
+    /// again. Returns `None` if the module cannot be shared. Under a memory budget, only layers
+    /// that return a handle can be recomputed.
     fn shared(&self) -> Option<Arc<dyn Module>> {
         None
     }
 }
 
-/// Visits the tensors of a module.
+/// Receives the tensors and the children of a module.
 pub trait Visitor {
-    /// Enters the child `name`; its precision region applies until the matching `leave`.
+    /// Receives the beginning of the child `name`. The child's precision region applies until the
+    /// matching call of `leave`.
     fn enter(&mut self, name: &str, region: Option<Region>);
-    /// Leaves the child entered last.
+    /// Receives the end of the child that was entered last.
     fn leave(&mut self);
     /// Visits a tensor of the current module.
     fn tensor(&mut self, name: &str, tensor: &Tensor, role: Role);
-    /// Visits a parameter that the forward pass itself changes in training, as an embedding with
-    /// `max_norm` does. The trainer restores the parameter when it skips or repeats a step. The
+    /// Receives a parameter that the forward pass itself changes in training, as an embedding with
+    /// `max_norm` does. When the trainer skips or repeats a step, it restores such a parameter. The
     /// default calls [`tensor`](Self::tensor).
     fn changed_in_forward(&mut self, name: &str, tensor: &Tensor) {
         self.tensor(name, tensor, Role::Parameter);
     }
 }
 
-/// Visits a child module under its name.
+/// Visits a child module, between `enter` and `leave` with the child's name.
 pub fn visit_child<M: Visit + ?Sized>(
     visitor: &mut dyn Visitor,
     name: &str,

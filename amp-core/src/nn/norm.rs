@@ -23,8 +23,8 @@ pub struct BatchNormConfig {
     pub momentum: f64,
     /// Whether each feature has a weight and a bias.
     pub affine: bool,
-    /// Whether there are running statistics. Without them, evaluation uses the batch's own
-    /// statistics too.
+    /// Whether the layer keeps running statistics. Without running statistics, evaluation
+    /// normalizes with the statistics of the batch, as training does.
     pub track_running_stats: bool,
 }
 
@@ -46,7 +46,8 @@ impl BatchNormConfig {
     }
 }
 
-/// Checks the rule: eps is above zero, because it may be the only term of a divisor.
+/// Checks that `eps` is above zero. If the variance is zero, `eps` is all that is left in the
+/// divisor.
 pub(super) fn eps_is_positive(norm: &str, eps: f64) -> Result<()> {
     match eps > 0.0 && eps.is_finite() {
         true => Ok(()),
@@ -131,9 +132,9 @@ impl BatchNorm {
         }
     }
 
-    /// Computes max(norm(input) + residual, 0) in training. Reads the images twice: for the
-    /// statistics, and for the result. Returns `None` outside training, or if no kernel supports
-    /// these images.
+    /// Computes max(norm(input) + residual, 0) in training by a fused kernel. The kernel reads the
+    /// images twice: for the statistics, and for the result. Returns `None` outside training, or if
+    /// no kernel supports these images.
     pub(super) fn forward_sum(
         &self,
         input: &Tensor,
@@ -156,8 +157,8 @@ impl BatchNorm {
         ImageNormOptions { momentum: self.momentum, eps: self.eps, relu: relu.into() }
     }
 
-    /// Returns the running statistics to use and update. Returns `None` if there are none, or if
-    /// this is a recomputation, because the first run has already updated them.
+    /// Returns the running statistics to update, or `None` if the layer has none. Returns `None`
+    /// also in a recomputation, because the first forward pass has already updated the statistics.
     fn statistics(&self, cx: &Context) -> Option<Statistics<'_>> {
         self.running.as_ref().filter(|_| !cx.is_recomputing()).map(<[Tensor; 3]>::each_ref)
     }
@@ -233,7 +234,7 @@ impl NormalizedShape {
 /// The options of a [`LayerNorm`].
 #[derive(Debug, Clone)]
 pub struct LayerNormConfig {
-    /// The sizes of the last dimensions.
+    /// The sizes of the last dimensions, over which the layer normalizes.
     pub normalized_shape: NormalizedShape,
     /// The number that is added to the variance.
     pub eps: f64,
@@ -252,7 +253,7 @@ impl LayerNormConfig {
 }
 
 /// Normalizes over the last dimensions of `[…, normalized_shape]`; nn.LayerNorm. This crate's
-/// kernels run only for one dimension, with a weight and a bias.
+/// kernels are used only if the layer normalizes over one dimension and has a weight and a bias.
 #[derive(Debug)]
 pub struct LayerNorm {
     shape: Vec<i64>,
@@ -288,8 +289,8 @@ impl LayerNorm {
         Ok(Self { shape: shape.clone(), weight: copied(weight)?, bias: copied(bias)?, eps: *eps })
     }
 
-    /// Returns the weight and the bias, if the layer has both and normalises one dimension. The
-    /// kernels support only this case.
+    /// Returns the weight and the bias, if the layer has both and normalizes over one dimension.
+    /// The kernels support no other case.
     fn parameters(&self) -> Option<[&Tensor; 2]> {
         let both = [self.weight.as_ref()?, self.bias.as_ref()?];
         (self.shape.len() == 1).then_some(both)

@@ -8,12 +8,12 @@ use crate::Result;
 impl BatchNorm {
     /// Computes max(norm(input), 0).
     ///
-    /// In training on CUDA, one fused operation computes this. It reads the input twice: for the
+    /// In training on CUDA, one fused operation computes this and reads the input twice: for the
     /// statistics, and for the result. The input must be `[N, C]`, or 16-bit images `[N, C, H, W]`
     /// in channels_last with a multiple of eight channels, as a [`Conv2d`](super::Conv2d) in f16 or
-    /// bf16 returns them. In all other cases norm and ReLU run separately. A
-    /// [`Sequential`](super::Sequential) fuses a `batch_norm2d` with a following `relu` in the same
-    /// way.
+    /// bf16 returns them. In all other cases the norm and ReLU run one after the other. In a
+    /// [`Sequential`](super::Sequential), a `batch_norm2d` with a following `relu` is fused in the
+    /// same way.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::prelude::*;
@@ -30,7 +30,7 @@ impl BatchNorm {
     /// ```
     ///
     /// # Errors
-    /// The errors of [`Module::forward`].
+    /// When [`Module::forward`] would fail.
     pub fn forward_relu(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         match self.forward_with(input, cx, true, 0.0)? {
             Some(output) => Ok(output),
@@ -83,7 +83,8 @@ impl BatchNorm {
 }
 
 impl Child<'_, BatchNorm> {
-    /// Calls [`BatchNorm::forward_relu`] under the child's name and in its precision region.
+    /// Calls [`BatchNorm::forward_relu`] under the child's path and in the child's precision
+    /// region.
     ///
     /// # Errors
     /// The errors of the layer, with the path of the module that failed.
@@ -94,7 +95,8 @@ impl Child<'_, BatchNorm> {
         self.run_with(cx, [input], together, apart)
     }
 
-    /// Calls [`BatchNorm::forward_add_relu`] under the child's name and in its precision region.
+    /// Calls [`BatchNorm::forward_add_relu`] under the child's path and in the child's precision
+    /// region.
     ///
     /// # Errors
     /// The errors of the layer, with the path of the module that failed.

@@ -1,5 +1,5 @@
-//! Operators whose gradients are added up in a fixed order, for interpolation and padding layers.
-//! On CUDA libtorch's own kernels for these layers add up by atomic operations. The order then
+//! Operators for interpolation and padding layers that add up gradients in a fixed order. On CUDA,
+//! libtorch's kernels for these layers add up by atomic operations. The order of the additions then
 //! differs from run to run, even if deterministic algorithms are requested.
 
 use tch::{Kind, Tensor};
@@ -7,15 +7,15 @@ use tch::{Kind, Tensor};
 use super::PaddingMode;
 use crate::{Result, ffi};
 
-/// Returns whether these operators are to be used: on CUDA, if deterministic algorithms are
-/// requested.
+/// Returns whether the operators of this file are used for `input`: if it is on CUDA and
+/// deterministic algorithms are requested.
 pub(super) fn applies(input: &Tensor) -> Result<bool> {
     Ok(input.device().is_cuda() && ffi::numerics()?.1)
 }
 
-/// Interpolates each dimension after the first two linearly to the sizes `out`. Positions in the
-/// input are computed from the factors `by`; where there is no factor, from the sizes. 16-bit
-/// numbers are computed in f32, as in libtorch.
+/// Resizes each dimension after the first two to its size in `out`, by linear interpolation. The
+/// positions in the input are computed from the factors `by`; for a dimension without a factor,
+/// from the two sizes. As in libtorch, 16-bit values are computed in f32.
 pub(super) fn linear(
     input: &Tensor,
     out: &[i64],
@@ -51,9 +51,9 @@ fn linear_along(x: &Tensor, dim: usize, to: i64, by: Option<f64>, align: bool) -
     Ok(first.f_add(&next.f_sub(&first)?.f_mul(&share)?)?)
 }
 
-/// Pads the last dimensions with values of the input, by `before` elements before and `after`
-/// elements after each dimension. Returns `None` for modes other than `Replicate` and `Reflect`,
-/// and for sizes that libtorch refuses.
+/// Pads each of the last dimensions with values of the input: `before` elements before the
+/// dimension and `after` elements after it. Returns `None` for modes other than `Replicate` and
+/// `Reflect`, and for sizes that libtorch refuses.
 pub(super) fn padded(
     input: &Tensor,
     mode: PaddingMode,
@@ -95,8 +95,8 @@ mod tests {
         (numbers * 0.7).sin().reshape(shape).set_requires_grad(true)
     }
 
-    /// Checks that the values of `own`, and the gradients of `x` through it, equal those of
-    /// `other`, the result of libtorch's kernel.
+    /// Checks that `own` equals `other`, the result of libtorch's kernel, and that the gradients of
+    /// `x` through `own` equal the gradients through `other`.
     fn assert_same(x: &Tensor, own: &Tensor, other: &Tensor) {
         let factor = sample(&own.size()).detach();
         let gradient = |of: &Tensor| {

@@ -1,6 +1,7 @@
-//! A model's output layer, which its loss may run in chunks of rows. The derive marks the output
-//! layer of a model. If the loss of a step is a cross entropy, the loss requests this layer. The
-//! layer then does not run, but passes its input and its weights to the loss.
+//! Lets the loss compute the output layer of a model, in chunks of rows, so that not all logits
+//! have to be in memory at once. The derive marks a model's output layer. If the loss of a step is
+//! a cross entropy, the loss requests this layer. The layer then does not run, but hands its input
+//! and its weights to the loss.
 
 use std::{any::TypeId, cell::RefCell};
 
@@ -25,19 +26,19 @@ enum State {
     Requested(Model),
     /// [`linear`] is called as the output layer of this model.
     Called(Model),
-    /// The layer was not run. The loss gets its tensors.
+    /// The output layer did not run. The loss computes it from these tensors.
     Deferred(Layer),
 }
 
-/// A model's address and type. The type is needed, because a struct and its first field may have
-/// the same address.
+/// Identifies a model by its address and type. The address is not enough, because a struct and its
+/// first field may have the same address.
 type Model = (usize, &'static str);
 
 fn identity<M: ?Sized>(model: &M) -> Model {
     (std::ptr::from_ref(model).cast::<()>() as usize, std::any::type_name::<M>())
 }
 
-/// The tensors of a linear layer and its input.
+/// The weights of a linear layer, and its input.
 #[derive(Debug)]
 struct Layer {
     input: Tensor,
@@ -45,7 +46,7 @@ struct Layer {
     bias: Option<Tensor>,
 }
 
-/// A guard that restores the state when it is dropped, also after an error.
+/// A guard that restores the earlier state when it is dropped, also after an error.
 struct Restored(State);
 
 impl Restored {
@@ -62,7 +63,8 @@ impl Drop for Restored {
 }
 
 /// Computes the loss of a model's output. If the output layer is linear and its outputs are so
-/// large that they should not exist all at once, the loss runs the layer.
+/// large that they should not all be in memory at once, the loss computes the layer in chunks of
+/// rows.
 ///
 /// # Errors
 /// The errors of `forward` and of the loss.
@@ -78,11 +80,12 @@ pub fn loss_of_output<M: ?Sized>(
 }
 
 /// Computes the loss as [`loss_of_output`] does, and updates each metric with the model's output
-/// and the target. Returns the loss and the metrics' states. If the loss runs the output layer, a
-/// metric reads the logits of some rows at a time, and the states of all rows are merged.
+/// and the target. Returns the loss and the states of the metrics. If the loss computes the output
+/// layer in chunks, each metric reads the logits of one chunk at a time, and its states for all
+/// chunks are merged.
 ///
 /// # Errors
-/// Those of `forward`, of the loss and of the metrics.
+/// When `forward`, the loss or a metric fails.
 #[doc(hidden)]
 pub fn loss_and_metrics_of_output<M: ?Sized, const N: usize>(
     model: &M,
@@ -129,13 +132,14 @@ pub fn loss_and_metrics_of_output<M: ?Sized, const N: usize>(
     }
 }
 
-/// Returns whether the loss of this model requests its output layer.
+/// Returns whether the loss of this model has requested the model's output layer.
 pub(super) fn is_requested<M: ?Sized>(model: &M) -> bool {
     STATE.with_borrow(|state| matches!(state, State::Requested(of) if *of == identity(model)))
 }
 
-/// Passes a requested layer to the loss if that saves time or memory, and returns the dtype of its
-/// output. The layer must then return an undefined tensor.
+/// Hands the tensors of a requested output layer to the loss if that saves time or memory. In this
+/// case returns the dtype of the layer's output, and the layer must return an undefined tensor.
+/// Otherwise returns `None`.
 pub(super) fn defer(
     input: &Tensor,
     weight: &Tensor,
@@ -153,7 +157,7 @@ pub(super) fn defer(
     Ok(kind)
 }
 
-/// A guard: while it exists, [`linear`] computes the model's output.
+/// A guard. While it exists, a call of [`linear`] is the call that computes the model's output.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct AtOutput(Option<Model>);
@@ -191,8 +195,8 @@ fn type_of<F: 'static>(_: &F) -> TypeId {
     TypeId::of::<F>()
 }
 
-/// Returns whether [`linear`] is called as the output layer and passes its tensors to the loss.
-/// Only the first query in a call of the layer can return true.
+/// Returns whether this call of [`linear`] is the model's output layer and hands its tensors to the
+/// loss. Only the first query within a call of the output layer can return true.
 pub(super) fn is_deferred(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<bool> {
     let model = STATE.with_borrow(|state| match state {
         State::Called(model) => Some(*model),

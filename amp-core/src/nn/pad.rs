@@ -5,9 +5,10 @@ use tch::Tensor;
 use super::{Context, Module, PaddingMode, Sizes, Visit, Visitor, conv::sides};
 use crate::{Error, Result};
 
-/// The padding of a layer. `1` pads all sides, `[1, 2]` pads both sides of each dimension, and
-/// `[[0, 1], [2, 0]]` pads the start and the end of each dimension. Dimensions have the input's
-/// order; torch's tuples begin with the last dimension.
+/// How many elements a layer adds at the start and at the end of each dimension. `1` adds one
+/// element on every side. `[1, 2]` gives each dimension a number for its two sides. `[[0, 1], [2,
+/// 0]]` gives the start and the end of each dimension. The dimensions are in the order of the
+/// input, whereas torch's tuples begin with the last dimension.
 ///
 /// ```
 /// use amp_core::nn::Sides;
@@ -66,8 +67,8 @@ macro_rules! pads {
         }
 
         impl $name {
-            /// Pads all sides by one number, both sides of each dimension by a number for the
-            /// dimension, or each side by its own number.
+            /// Creates the layer. `padding` is one number for all sides, a number for each
+            /// dimension, or a number for each side of each dimension.
             ///
             /// # Errors
             /// When a size is negative.
@@ -95,30 +96,31 @@ pads! {
     ZeroPad2d 2 Zeros;
     /// Pads `[N, C, D, H, W]` with zeros; nn.ZeroPad3d.
     ZeroPad3d 3 Zeros;
-    /// Pads `[N, C, L]` with the input mirrored at its edges, without repeating the edges;
-    /// nn.ReflectionPad1d.
+    /// Pads `[N, C, L]` with the input mirrored at its edges; the elements at the edges are not
+    /// repeated. nn.ReflectionPad1d.
     ReflectionPad1d 1 Reflect;
-    /// Pads `[N, C, H, W]` with the input mirrored at its edges, without repeating the edges;
-    /// nn.ReflectionPad2d.
+    /// Pads `[N, C, H, W]` with the input mirrored at its edges; the elements at the edges are not
+    /// repeated. nn.ReflectionPad2d.
     ReflectionPad2d 2 Reflect;
-    /// Pads `[N, C, D, H, W]` with the input mirrored at its edges, without repeating the edges;
-    /// nn.ReflectionPad3d.
+    /// Pads `[N, C, D, H, W]` with the input mirrored at its edges; the elements at the edges are
+    /// not repeated. nn.ReflectionPad3d.
     ReflectionPad3d 3 Reflect;
-    /// Pads `[N, C, L]` with the values at its edges; nn.ReplicationPad1d.
+    /// Pads `[N, C, L]` with the nearest value of the input; nn.ReplicationPad1d.
     ReplicationPad1d 1 Replicate;
-    /// Pads `[N, C, H, W]` with the values at its edges; nn.ReplicationPad2d.
+    /// Pads `[N, C, H, W]` with the nearest value of the input; nn.ReplicationPad2d.
     ReplicationPad2d 2 Replicate;
-    /// Pads `[N, C, D, H, W]` with the values at its edges; nn.ReplicationPad3d.
+    /// Pads `[N, C, D, H, W]` with the nearest value of the input; nn.ReplicationPad3d.
     ReplicationPad3d 3 Replicate;
-    /// Pads `[N, C, L]` with the values of the opposite end; nn.CircularPad1d.
+    /// Pads `[N, C, L]` with values from the opposite end; nn.CircularPad1d.
     CircularPad1d 1 Circular;
-    /// Pads `[N, C, H, W]` with the values of the opposite end; nn.CircularPad2d.
+    /// Pads `[N, C, H, W]` with values from the opposite end of each dimension; nn.CircularPad2d.
     CircularPad2d 2 Circular;
-    /// Pads `[N, C, D, H, W]` with the values of the opposite end; nn.CircularPad3d.
+    /// Pads `[N, C, D, H, W]` with values from the opposite end of each dimension;
+    /// nn.CircularPad3d.
     CircularPad3d 3 Circular;
 }
 
-/// Pads the last `N` dimensions of `[N, C, …]` with one value; nn.ConstantPad1d, nn.ConstantPad2d
+/// Pads the last `N` dimensions of `[N, C, …]` with a constant; nn.ConstantPad1d, nn.ConstantPad2d
 /// and nn.ConstantPad3d.
 #[derive(Debug, Clone, Copy)]
 pub struct ConstantPad<const N: usize> {
@@ -126,15 +128,15 @@ pub struct ConstantPad<const N: usize> {
     value: f64,
 }
 
-/// Pads `[N, C, L]` with one value; nn.ConstantPad1d.
+/// Pads `[N, C, L]` with a constant; nn.ConstantPad1d.
 pub type ConstantPad1d = ConstantPad<1>;
-/// Pads `[N, C, H, W]` with one value; nn.ConstantPad2d.
+/// Pads `[N, C, H, W]` with a constant; nn.ConstantPad2d.
 pub type ConstantPad2d = ConstantPad<2>;
-/// Pads `[N, C, D, H, W]` with one value; nn.ConstantPad3d.
+/// Pads `[N, C, D, H, W]` with a constant; nn.ConstantPad3d.
 pub type ConstantPad3d = ConstantPad<3>;
 
 impl<const N: usize> ConstantPad<N> {
-    /// Pads these sides with `value`.
+    /// Creates a layer that pads these sides with the constant `value`.
     ///
     /// # Errors
     /// When a size is negative.

@@ -1,4 +1,4 @@
-//! A module's tensors by name, and moving them to a device and precision.
+//! Lists the tensors of a module by name, and moves them to a device and a dtype.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::{
     precision::{Policy, Precision, Region, RegionPlan, is_floating},
 };
 
-/// The role of a tensor in its module.
+/// What a tensor is in its module: a parameter or a buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// A trained tensor.
@@ -20,14 +20,15 @@ pub enum Role {
     Buffer,
 }
 
-/// Returns every tensor with its name and role, in order of declaration.
+/// Returns every tensor of the module with its name and role, in order of declaration.
 pub fn named_tensors(module: &(impl Visit + ?Sized)) -> Vec<(String, Tensor, Role)> {
-    // Any precision will do: names, tensors and roles do not depend on it.
+    // Names, tensors and roles are the same in every precision, so any precision can be given here.
     let (found, _) = walk(module, Precision::F32True, &BTreeMap::new());
     found.into_iter().map(|found| (found.name, found.tensor, found.role)).collect()
 }
 
-/// Returns the trained tensors. A tied tensor appears once, under its first name.
+/// Returns the parameters that are trained. A tied parameter (one tensor with several names) is
+/// returned once, under its first name.
 pub fn parameters(module: &(impl Visit + ?Sized)) -> Vec<Parameter> {
     let mut seen = std::collections::HashSet::new();
     named_tensors(module)
@@ -46,8 +47,8 @@ pub fn clear_gradients(module: &(impl Visit + ?Sized)) -> Result<()> {
     ffi::clear_grads(parameters(module).iter().map(|parameter| &parameter.tensor))
 }
 
-/// Returns the parameters that the model's forward pass changes too. Skipped and repeated steps
-/// restore them.
+/// Returns the parameters that the model's forward pass itself changes. They are restored when the
+/// trainer skips or repeats a step.
 pub(crate) fn changed_in_forward(module: &(impl Visit + ?Sized)) -> Vec<Parameter> {
     let (found, _) = walk(module, Precision::F32True, &BTreeMap::new());
     let changed = found.into_iter().filter(|found| found.is_changed_in_forward);
@@ -67,14 +68,14 @@ pub(crate) fn parameters_in_regions(
     within.map(|Found { name, tensor, plan, .. }| (Parameter { name, tensor }, plan)).collect()
 }
 
-/// Moves every tensor to the policy's device, and every floating-point tensor to its dtype: the
-/// dtype of the innermost precision region around it, or the policy's. `overrides` are precision
-/// regions by module path; they override the structs' regions. Handles taken earlier refer to the
-/// moved tensors.
+/// Moves every tensor to the policy's device. Casts every floating-point tensor to the dtype of the
+/// innermost precision region around it or, outside of precision regions, to the policy's dtype.
+/// `overrides` contains precision regions by the paths of modules; they replace the regions that
+/// the structs declare. Handles of the tensors that were taken before refer to the moved tensors.
 ///
 /// # Errors
-/// When an override names no module, two tensors have one name, a parameter has an integer dtype,
-/// or the device has too little memory.
+/// When no module has the path of an override, two tensors have the same name, a parameter has an
+/// integer dtype, or the device has too little memory.
 pub fn place(
     module: &(impl Visit + ?Sized),
     policy: Policy,
@@ -93,7 +94,7 @@ pub fn place(
     Ok(())
 }
 
-/// A tensor with its path.
+/// A tensor of a module, with its path.
 pub(super) struct Found {
     pub(super) name: String,
     pub(super) tensor: Tensor,
@@ -102,7 +103,7 @@ pub(super) struct Found {
     pub(super) is_changed_in_forward: bool,
 }
 
-/// Returns the tensors of a module, and the paths of its modules.
+/// Returns the tensors of a module, and the paths of the modules within it.
 fn walk(
     module: &(impl Visit + ?Sized),
     precision: Precision,
@@ -123,7 +124,8 @@ struct Walk<'a> {
     /// For each module that was entered: the length of the path and the plan outside of the module.
     scopes: Vec<(usize, RegionPlan)>,
     found: Vec<Found>,
-    /// The paths of all modules, if there are overrides to compare with them; else empty.
+    /// The paths of all modules. Collected only if there are overrides, to check that a module
+    /// exists for each of them.
     modules: Vec<String>,
 }
 

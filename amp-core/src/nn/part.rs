@@ -1,7 +1,8 @@
-//! Implements `block.head` in a derived `#[forward]`. If `block` is a [`Child`], the result is a
-//! child of it; otherwise it is the field. The derive writes `(&Within(&block)).part("head",
-//! |block| &block.head)`. Method resolution prefers [`PartOfChild`] if `block` is a child, because
-//! that needs no further reference.
+//! Implements expressions such as `block.head` in a derived `#[forward]`. If `block` is a
+//! [`Child`], the result is a child of `block`; otherwise the result is the field itself. For
+//! `block.head`, the derive writes `(&Within(&block)).part("head", |block| &block.head)`. If
+//! `block` is a child, method resolution chooses [`PartOfChild`], because that needs one reference
+//! less.
 
 use std::ops::Index;
 
@@ -44,7 +45,7 @@ impl<'m, M: Visit + ?Sized> PartOfChild<'m, M> for Within<&&Child<'m, M>> {
     }
 }
 
-/// Gives access to the fields of any other object.
+/// Gives access to the fields of an object that is not a [`Child`].
 pub trait PartOfAny<'t, T: ?Sized + 't> {
     /// Returns the field itself.
     fn part<C: ?Sized>(&self, name: &'static str, of: impl FnOnce(&'t T) -> &'t C) -> &'t C;

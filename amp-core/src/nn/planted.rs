@@ -1,5 +1,5 @@
-//! Faults in fused layers and in single layers, which cannot be planted through public hooks. Only
-//! the self-test plants them, to show which check reports them.
+//! Faults (deliberate mistakes) in fused layers and in single layers that cannot be made through
+//! public hooks. Only the self-test plants them in a model, to show which check reports them.
 
 use std::cell::{Cell, RefCell};
 
@@ -12,9 +12,9 @@ thread_local! {
     static LAYER: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// A guard: while it exists, the output of fused layers on this thread is multiplied by a factor. A
-/// CPU has no fused kernels. There the layers that a GPU would fuse run one by one, and count as
-/// fused.
+/// A guard. While it exists, the output of fused layers on this thread is multiplied by a factor. A
+/// CPU has no kernels for fused layers. Layers that a GPU would fuse run one by one there, and
+/// their output is multiplied as if they were fused.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct FusedTimes(());
@@ -33,8 +33,8 @@ impl Drop for FusedTimes {
     }
 }
 
-/// The faults that are planted on a thread. A backward pass may recompute a checkpoint on another
-/// thread, as it does on CUDA. These faults then apply there too.
+/// The faults that are planted on a thread. On CUDA, the backward pass recomputes a checkpointed
+/// module on another thread. The faults must apply there, too.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Planted {
     factor: Option<f64>,
@@ -42,12 +42,13 @@ pub(super) struct Planted {
 }
 
 impl Planted {
-    /// Returns the faults of this thread.
+    /// Returns the faults that are planted on this thread.
     pub(super) fn here() -> Self {
         Self { factor: FACTOR.get(), layer: LAYER.with_borrow(Clone::clone) }
     }
 
-    /// Calls `run` with these faults, and restores the thread's own faults afterwards.
+    /// Calls `run` with these faults planted on this thread, and restores the earlier state of the
+    /// thread afterwards.
     pub(super) fn during<T>(&self, run: impl FnOnce() -> T) -> T {
         let outer = Self::here();
         self.clone().plant();
@@ -80,9 +81,9 @@ pub(super) fn of_group(output: Option<Tensor>) -> Result<Option<Tensor>> {
     }
 }
 
-/// A guard: while it exists, the 16-bit outputs of the module at a path lose their last two binary
-/// digits, as if sums were kept in 16 bits. It affects this thread's models. Outputs in other
-/// dtypes and gradients do not change.
+/// A guard. While it exists, the 16-bit outputs of the module at a path lose their last two binary
+/// digits, as if the module added up in 16 bits. Only models on this thread are affected. Outputs
+/// in wider dtypes and gradients do not change.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct LayerLosesDigits(());

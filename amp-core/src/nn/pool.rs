@@ -10,11 +10,12 @@ use crate::{Error, Result, ffi};
 pub struct MaxPoolConfig<const N: usize> {
     /// The window's size.
     pub kernel_size: Sizes<N>,
-    /// The step between windows.
+    /// The distance between the starts of neighbouring windows, in elements of the input.
     pub stride: Sizes<N>,
-    /// The padding on both sides. A padded element is never the largest.
+    /// The padding at the start and at the end of each dimension. A padded element is never the
+    /// maximum.
     pub padding: Sizes<N>,
-    /// The distance between a window's elements.
+    /// The distance between neighbouring elements of a window, in elements of the input.
     pub dilation: Sizes<N>,
     /// Whether the last window may extend beyond the input.
     pub ceil_mode: bool,
@@ -28,7 +29,7 @@ pub type MaxPool2dConfig = MaxPoolConfig<2>;
 pub type MaxPool3dConfig = MaxPoolConfig<3>;
 
 impl<const N: usize> MaxPoolConfig<N> {
-    /// Sets adjacent windows, without padding.
+    /// Sets adjacent windows (a stride of `kernel_size`), without padding.
     pub fn new(kernel_size: impl Into<Sizes<N>>) -> Self {
         let kernel_size = kernel_size.into();
         Self {
@@ -41,24 +42,24 @@ impl<const N: usize> MaxPoolConfig<N> {
     }
 }
 
-/// The largest value of each window; nn.MaxPool1d, nn.MaxPool2d and nn.MaxPool3d.
+/// Returns the largest value of each window; nn.MaxPool1d, nn.MaxPool2d and nn.MaxPool3d.
 ///
-/// On CUDA a [`MaxPool2d`] of 16-bit images in channels_last with a multiple of eight channels
-/// keeps one byte per output for the backward pass, instead of the input.
+/// For a [`MaxPool2d`] on CUDA, the backward pass needs one byte per output instead of the input,
+/// if the images are in 16 bits and in channels_last with a multiple of eight channels.
 #[derive(Debug, Clone, Copy)]
 pub struct MaxPool<const N: usize> {
     config: MaxPoolConfig<N>,
 }
 
-/// The largest value of each window of `[N, C, L]`; nn.MaxPool1d.
+/// Returns the largest value of each window of `[N, C, L]`; nn.MaxPool1d.
 pub type MaxPool1d = MaxPool<1>;
-/// The largest value of each window of `[N, C, H, W]`; nn.MaxPool2d.
+/// Returns the largest value of each window of `[N, C, H, W]`; nn.MaxPool2d.
 pub type MaxPool2d = MaxPool<2>;
-/// The largest value of each window of `[N, C, D, H, W]`; nn.MaxPool3d.
+/// Returns the largest value of each window of `[N, C, D, H, W]`; nn.MaxPool3d.
 pub type MaxPool3d = MaxPool<3>;
 
 impl<const N: usize> MaxPool<N> {
-    /// Creates a pool with these options.
+    /// Creates a layer with these options.
     ///
     /// # Errors
     /// At present this function returns no error. It returns a `Result` like the constructors of
@@ -75,9 +76,9 @@ impl<const N: usize> MaxPool<N> {
         [kernel_size.0, stride.0, padding.0, dilation.0]
     }
 
-    /// Returns the largest value of each window and its index in the flattened spatial dimensions,
-    /// int64, as torch's pool with `return_indices` does. A [`MaxUnpool`](super::MaxUnpool) takes
-    /// values and indices.
+    /// Returns the largest value of each window, and its index as int64, as torch's layer with
+    /// `return_indices` does. An index counts the elements of the flattened spatial dimensions. A
+    /// [`MaxUnpool`](super::MaxUnpool) takes the values and the indices.
     ///
     /// # Errors
     /// When libtorch refuses the input.
@@ -114,16 +115,16 @@ impl<const N: usize> Module for MaxPool<N> {
 pub struct AvgPoolConfig<const N: usize> {
     /// The window's size.
     pub kernel_size: Sizes<N>,
-    /// The step between windows.
+    /// The distance between the starts of neighbouring windows, in elements of the input.
     pub stride: Sizes<N>,
-    /// The number of zeros on both sides.
+    /// The number of zeros that are added at the start and at the end of each dimension.
     pub padding: Sizes<N>,
     /// Whether the last window may extend beyond the input.
     pub ceil_mode: bool,
-    /// Whether the mean includes the padding.
+    /// Whether the zeros of the padding count in the mean.
     pub count_include_pad: bool,
-    /// The number by which each window's sum is divided, instead of the window's number of
-    /// elements. As in torch, it is not available for sequences.
+    /// The number by which the sum of each window is divided, instead of the window's number of
+    /// elements. As in torch, it cannot be set for sequences (`AvgPool1d`).
     pub divisor_override: Option<i64>,
 }
 
@@ -135,7 +136,7 @@ pub type AvgPool2dConfig = AvgPoolConfig<2>;
 pub type AvgPool3dConfig = AvgPoolConfig<3>;
 
 impl<const N: usize> AvgPoolConfig<N> {
-    /// Sets adjacent windows, without padding.
+    /// Sets adjacent windows (a stride of `kernel_size`), without padding.
     pub fn new(kernel_size: impl Into<Sizes<N>>) -> Self {
         let kernel_size = kernel_size.into();
         Self {
@@ -149,21 +150,21 @@ impl<const N: usize> AvgPoolConfig<N> {
     }
 }
 
-/// The mean of each window; nn.AvgPool1d, nn.AvgPool2d and nn.AvgPool3d.
+/// Returns the mean of each window; nn.AvgPool1d, nn.AvgPool2d and nn.AvgPool3d.
 #[derive(Debug, Clone, Copy)]
 pub struct AvgPool<const N: usize> {
     config: AvgPoolConfig<N>,
 }
 
-/// The mean of each window of `[N, C, L]`; nn.AvgPool1d.
+/// Returns the mean of each window of `[N, C, L]`; nn.AvgPool1d.
 pub type AvgPool1d = AvgPool<1>;
-/// The mean of each window of `[N, C, H, W]`; nn.AvgPool2d.
+/// Returns the mean of each window of `[N, C, H, W]`; nn.AvgPool2d.
 pub type AvgPool2d = AvgPool<2>;
-/// The mean of each window of `[N, C, D, H, W]`; nn.AvgPool3d.
+/// Returns the mean of each window of `[N, C, D, H, W]`; nn.AvgPool3d.
 pub type AvgPool3d = AvgPool<3>;
 
 impl<const N: usize> AvgPool<N> {
-    /// Creates a pool with these options.
+    /// Creates a layer with these options.
     ///
     /// # Errors
     /// When the divisor is below 1, or given for sequences.
@@ -191,18 +192,19 @@ impl<const N: usize> Module for AvgPool<N> {
     }
 }
 
-/// The mean of each window. The number of windows is the size of the output; nn.AdaptiveAvgPool1d,
-/// nn.AdaptiveAvgPool2d and nn.AdaptiveAvgPool3d.
+/// Divides each dimension into as many windows as the output has elements, and returns the mean of
+/// each window; nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d and nn.AdaptiveAvgPool3d.
 #[derive(Debug, Clone, Copy)]
 pub struct AdaptiveAvgPool<const N: usize> {
     output_size: Sizes<N>,
 }
 
-/// Averages `[N, C, L]` over windows to `[N, C, output]`; nn.AdaptiveAvgPool1d.
+/// Averages windows of `[N, C, L]` to an output `[N, C, L_out]`; nn.AdaptiveAvgPool1d.
 pub type AdaptiveAvgPool1d = AdaptiveAvgPool<1>;
-/// Averages `[N, C, H, W]` over windows to `[N, C, output]`; nn.AdaptiveAvgPool2d.
+/// Averages windows of `[N, C, H, W]` to an output `[N, C, H_out, W_out]`; nn.AdaptiveAvgPool2d.
 pub type AdaptiveAvgPool2d = AdaptiveAvgPool<2>;
-/// Averages `[N, C, D, H, W]` over windows to `[N, C, output]`; nn.AdaptiveAvgPool3d.
+/// Averages windows of `[N, C, D, H, W]` to an output `[N, C, D_out, H_out, W_out]`;
+/// nn.AdaptiveAvgPool3d.
 pub type AdaptiveAvgPool3d = AdaptiveAvgPool<3>;
 
 impl<const N: usize> AdaptiveAvgPool<N> {
@@ -241,21 +243,21 @@ impl<const N: usize> Module for AdaptiveAvgPool<N> {
     }
 }
 
-/// The largest value of each window. The number of windows is the size of the output;
-/// nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d and nn.AdaptiveMaxPool3d.
+/// Divides each dimension into as many windows as the output has elements, and returns the largest
+/// value of each window; nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d and nn.AdaptiveMaxPool3d.
 #[derive(Debug, Clone, Copy)]
 pub struct AdaptiveMaxPool<const N: usize> {
     output_size: Sizes<N>,
 }
 
-/// Takes the largest value of windows of `[N, C, L]`, with the result `[N, C, output]`;
+/// Returns the largest value of windows of `[N, C, L]`, with the shape `[N, C, L_out]`;
 /// nn.AdaptiveMaxPool1d.
 pub type AdaptiveMaxPool1d = AdaptiveMaxPool<1>;
-/// Takes the largest value of windows of `[N, C, H, W]`, with the result `[N, C, output]`;
+/// Returns the largest value of windows of `[N, C, H, W]`, with the shape `[N, C, H_out, W_out]`;
 /// nn.AdaptiveMaxPool2d.
 pub type AdaptiveMaxPool2d = AdaptiveMaxPool<2>;
-/// Takes the largest value of windows of `[N, C, D, H, W]`, with the result `[N, C, output]`;
-/// nn.AdaptiveMaxPool3d.
+/// Returns the largest value of windows of `[N, C, D, H, W]`, with the shape `[N, C, D_out, H_out,
+/// W_out]`; nn.AdaptiveMaxPool3d.
 pub type AdaptiveMaxPool3d = AdaptiveMaxPool<3>;
 
 impl<const N: usize> AdaptiveMaxPool<N> {
@@ -270,8 +272,8 @@ impl<const N: usize> AdaptiveMaxPool<N> {
 }
 
 impl<const N: usize> AdaptiveMaxPool<N> {
-    /// Returns the largest value of each window and its index in the flattened spatial dimensions,
-    /// int64, as torch's pool with `return_indices` does.
+    /// Returns the largest value of each window, and its index as int64, as torch's layer with
+    /// `return_indices` does. An index counts the elements of the flattened spatial dimensions.
     ///
     /// # Errors
     /// When libtorch refuses the input.

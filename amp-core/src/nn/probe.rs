@@ -10,11 +10,11 @@ use crate::{Result, precision::RegionPlan};
 /// Observes the tensors of every module in one forward pass. Each module then runs alone, and
 /// layers are not fused. Forward passes without a probe are not slower.
 pub trait Probe {
-    /// Runs after a module has run, and after the modules within it have run.
+    /// Receives a module after the module, and all modules within it, have run.
     fn ran(&self, call: &Call<'_>);
 }
 
-/// One run of a module.
+/// A module that has run in the observed forward pass, with its input and output.
 pub struct Call<'a> {
     /// The module's dotted path.
     pub path: &'a str,
@@ -22,12 +22,13 @@ pub struct Call<'a> {
     pub op: Op,
     /// The expected dtypes.
     pub plan: RegionPlan,
-    /// The module's input, cast for its precision region.
+    /// The module's input, cast to the dtype of the module's precision region.
     pub input: &'a Tensor,
     /// The module's output.
     pub output: &'a Tensor,
-    /// Runs the module again on another input, under the same plan and without observers. Random
-    /// numbers continue from their current state; batch statistics are not updated.
+    /// Runs the module again on another input, with the same dtypes and without observers. Random
+    /// numbers continue from the current state of the generator. Running statistics are not
+    /// updated.
     pub rerun: &'a dyn Fn(&Tensor) -> Result<Tensor>,
 }
 
@@ -40,7 +41,7 @@ pub trait Substitute {
     /// When libtorch refuses an operation.
     fn given(&self, path: &str, input: &Tensor) -> Result<Tensor>;
 
-    /// Replaces an output of the module.
+    /// Replaces an output of the module at this dotted path.
     ///
     /// # Errors
     /// When libtorch refuses an operation.
@@ -56,10 +57,11 @@ pub trait Substitute {
     }
 }
 
-/// Observes the dtypes of every module in one forward pass, which computes the same as without an
-/// observer. Fused layers are reported one by one.
+/// Observes the dtypes of every module in a forward pass. The pass computes the same values as
+/// without an observer. If layers are fused, each of them is reported.
 pub trait DtypeProbe {
-    /// Runs after a module has run, and after the modules within it have run.
+    /// Receives the dtype of a module's output, after the module and all modules within it have
+    /// run.
     fn module_output(&self, output: &ModuleOutput<'_>);
 
     /// Runs after libtorch has multiplied matrices, within a module or between modules.
@@ -77,21 +79,23 @@ pub struct Product<'a> {
     pub operator: &'a str,
     /// The expected dtypes.
     pub plan: RegionPlan,
-    /// The output's dtype, which is floating-point.
+    /// The dtype of the output. It is always floating-point.
     pub kind: Kind,
 }
 
-/// Observes groups of fused layers in one forward pass, which computes the same as without an
-/// observer. Only groups for which the device has kernels are reported, so there may be none.
+/// Observes the groups of fused layers in a forward pass. The pass computes the same values as
+/// without an observer. If the device has no kernel for a group, the group is not fused and not
+/// reported.
 pub trait GroupProbe {
-    /// Runs after a group has run.
+    /// Receives a group after its layers have run fused.
     fn ran(&self, group: &Group<'_>);
 }
 
-/// A group of fused layers.
+/// A group of layers that have run fused.
 pub struct Group<'a> {
-    /// The dotted paths of the layers, in order. Operations without a path, such as a sum or an
-    /// activation that a module applies itself, are left out.
+    /// The dotted paths of the layers, in the order in which they run. Operations that are not
+    /// modules have no path. Examples are the sum of a residual block, or an activation that a
+    /// module applies itself.
     pub paths: &'a [String],
     /// The expected dtypes.
     pub plan: RegionPlan,
@@ -99,17 +103,17 @@ pub struct Group<'a> {
     pub inputs: &'a [&'a Tensor],
     /// The group's output.
     pub output: &'a Tensor,
-    /// Runs the group again on other inputs, fused; returns `None` if the kernels do not support
-    /// them. Batch statistics are not updated.
+    /// Runs the group fused on other inputs. Returns `None` if the kernels do not support these
+    /// inputs. Running statistics are not updated.
     pub fused: &'a dyn Fn(&[&Tensor]) -> Result<Option<Tensor>>,
-    /// Runs the group's layers one by one on other inputs. Batch statistics are not updated.
+    /// Runs the layers of the group one by one on other inputs. Running statistics are not updated.
     pub apart: &'a dyn Fn(&[&Tensor]) -> Result<Tensor>,
 }
 
 /// Observes the beginning and end of each module in a forward pass. Each module then runs alone.
 pub(crate) trait Trace {
-    /// Runs when a module begins: its dotted path, the full name of its type, and the shapes of its
-    /// inputs.
+    /// Receives the beginning of a module: its dotted path, the full name of its type, and the
+    /// shapes of its inputs.
     fn began(&self, path: &str, type_name: &'static str, inputs: Vec<Vec<i64>>);
 
     /// Runs when the most recently started module that is still running ends.
@@ -129,7 +133,7 @@ pub struct ModuleOutput<'a> {
     pub kind: Kind,
 }
 
-/// What observes a forward pass.
+/// The observer of a forward pass, if there is one.
 #[derive(Default)]
 pub(super) enum Observer {
     #[default]

@@ -8,9 +8,9 @@ use super::{Child, Context, LayerNorm};
 use crate::{Result, ffi};
 
 impl Child<'_, LayerNorm> {
-    /// Computes x + branch(norm(x)). The result has the shape of x. x is used twice, in the norm
-    /// and in the sum. In training on CUDA one kernel adds the gradients of these two uses, if the
-    /// number of columns is a multiple of 128 and at most 1024.
+    /// Computes x + branch(norm(x)), with the shape of x. Since x is used in the norm and in the
+    /// sum, the backward pass adds two gradients of x. In training on CUDA, one kernel adds them,
+    /// if the number of columns is a multiple of 128 and at most 1024.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::prelude::*;
@@ -47,11 +47,11 @@ impl Child<'_, LayerNorm> {
         self.around(x, branch, cx, false)
     }
 
-    /// Computes the same as [`residual`](Self::residual), for a branch that uses the norm's output
-    /// only in matrix products, such as attention or a perceptron. Under autocast the products
-    /// round this output to the autocast dtype. So the kernel writes it in that dtype at once, and
-    /// writes no f32 values. The numbers are the same, unless the branch has its own
-    /// `#[precision(…)]`; then use [`residual`](Self::residual).
+    /// Computes what [`residual`](Self::residual) computes, for a branch that uses the output of
+    /// the norm only in matrix products, such as attention or a perceptron. Under autocast, the
+    /// matrix products round the output of the norm to the autocast dtype. Therefore the kernel
+    /// writes the output in this dtype, and not in f32. The results are the same, unless the branch
+    /// has its own `#[precision(…)]`; in this case use [`residual`](Self::residual).
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::prelude::*;
@@ -70,7 +70,7 @@ impl Child<'_, LayerNorm> {
     /// ```
     ///
     /// # Errors
-    /// The errors of [`residual`](Self::residual).
+    /// When [`residual`](Self::residual) would fail.
     pub fn residual_of_products(
         &self,
         x: &Tensor,
@@ -87,8 +87,8 @@ impl Child<'_, LayerNorm> {
         cx: &Context,
         narrow: bool,
     ) -> Result<Tensor> {
-        // With precision overrides, a product after the norm may run in more bits than autocast's
-        // dtype. Its input must then not be rounded.
+        // If there are precision overrides, a matrix product in the branch may run in more bits
+        // than the autocast dtype has. Its input must then not be rounded.
         let narrow = narrow && !cx.has_overrides();
         let stream = RefCell::new(None);
         let together = |[x]: [&Tensor; 1], cx: &Context| {

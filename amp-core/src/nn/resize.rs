@@ -5,7 +5,7 @@ use tch::Tensor;
 use super::{Context, Module, Visit, Visitor, ordered};
 use crate::{Error, Result};
 
-/// The interpolation between the input's values.
+/// How the output's values are computed from the neighbouring values of the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Interpolation {
     /// The nearest value, whose index is rounded down as in torch's `nearest`.
@@ -21,7 +21,8 @@ pub enum Interpolation {
     Area,
 }
 
-/// A value for all dimensions after the first two, a value for each of these dimensions, or none.
+/// A value for every spatial dimension (all dimensions after the first two): none, one for all of
+/// them, or one for each.
 ///
 /// ```
 /// use amp_core::nn::{PerDimension, UpsampleConfig};
@@ -35,7 +36,7 @@ pub enum PerDimension<T> {
     /// Not given.
     #[default]
     None,
-    /// One value for all dimensions.
+    /// The same value for all spatial dimensions.
     All(T),
     /// A value for the dimension L of a sequence `[N, C, L]`.
     Sequence([T; 1]),
@@ -104,11 +105,11 @@ from_numbers! {
 /// The options of an [`Upsample`]. The defaults are those of nn.Upsample.
 #[derive(Debug, Clone, Copy)]
 pub struct UpsampleConfig {
-    /// The size of each dimension except the first two. Give either this or `scale_factor`.
+    /// The output's size in each spatial dimension. Set either `size` or `scale_factor`.
     pub size: PerDimension<i64>,
     /// The factor of each dimension except the first two. The new size is rounded down.
     pub scale_factor: PerDimension<f64>,
-    /// The interpolation between the input's values.
+    /// How the output's values are computed from the neighbouring values of the input.
     pub mode: Interpolation,
     /// Whether the corners of input and output coincide.
     pub align_corners: bool,
@@ -136,7 +137,7 @@ impl Default for UpsampleConfig {
     }
 }
 
-/// Changes the size of `[N, C, L]`, `[N, C, H, W]` or `[N, C, D, H, W]`; nn.Upsample.
+/// Resizes the spatial dimensions of `[N, C, L]`, `[N, C, H, W]` or `[N, C, D, H, W]`; nn.Upsample.
 #[derive(Debug, Clone, Copy)]
 pub struct Upsample {
     config: UpsampleConfig,
@@ -146,8 +147,8 @@ impl Upsample {
     /// Creates a layer that resizes to the size, or by the factor, of the options.
     ///
     /// # Errors
-    /// When neither or both of `size` and `scale_factor` are given, one of them is not positive, or
-    /// an option has no effect.
+    /// When `size` and `scale_factor` are both set or both missing, one of their values is not
+    /// positive, or an option has no effect.
     pub fn new(config: UpsampleConfig) -> Result<Self> {
         let UpsampleConfig { size, scale_factor, mode, align_corners, recompute_scale_factor } =
             config;
@@ -171,9 +172,9 @@ impl Upsample {
         Ok(Self { config })
     }
 
-    /// Returns the output's size, and for each dimension the factor from which positions are
-    /// computed, or `None` if they are computed from the sizes. Returns `None` as a whole if the
-    /// options are for another number of dimensions.
+    /// Returns the output's size, and for each dimension the factor from which positions in the
+    /// input are computed. The factor is `None` if the positions are computed from the two sizes.
+    /// Returns `None` if the options are for another number of dimensions.
     fn output(&self, spatial: &[i64]) -> Option<(Vec<i64>, Vec<Option<f64>>)> {
         let UpsampleConfig { size, scale_factor, recompute_scale_factor, .. } = self.config;
         if size.is_given() {
@@ -243,7 +244,7 @@ macro_rules! shuffles {
         }
 
         impl $name {
-            /// Resizes by this factor.
+            /// Creates a layer that enlarges height and width by this factor.
             ///
             /// # Errors
             /// When the factor is not positive.

@@ -8,7 +8,7 @@ use crate::{Error, Result};
 pub struct LocalResponseNormConfig {
     /// The number of adjacent channels whose squares are averaged.
     pub size: i64,
-    /// The factor of the mean square.
+    /// The factor by which the mean square is multiplied.
     pub alpha: f64,
     /// The exponent.
     pub beta: f64,
@@ -23,8 +23,9 @@ impl LocalResponseNormConfig {
     }
 }
 
-/// x / (k + α·m)^β for `[N, C, …]` (AlexNet, GoogLeNet); nn.LocalResponseNorm. m is the mean of x²
-/// over `size` neighbouring channels. Beyond the first and the last channel x counts as zero.
+/// Computes x / (k + α·m)^β for `[N, C, …]`; nn.LocalResponseNorm. Here m is the mean of x² over
+/// `size` neighbouring channels. Before the first and after the last channel, x counts as zero.
+/// AlexNet and GoogLeNet use this layer.
 #[derive(Debug, Clone, Copy)]
 pub struct LocalResponseNorm {
     config: LocalResponseNormConfig,

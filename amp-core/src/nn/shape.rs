@@ -8,14 +8,16 @@ use crate::{Error, Result};
 /// The options of a [`Flatten`]; the defaults are nn.Flatten's.
 #[derive(Debug, Clone, Copy)]
 pub struct FlattenConfig {
-    /// The first dimension that is joined; negative numbers count from the end.
+    /// The first of the dimensions that are joined. A negative number counts from the last
+    /// dimension.
     pub start_dim: i64,
-    /// The last dimension that is joined.
+    /// The last of the dimensions that are joined. A negative number counts from the last
+    /// dimension.
     pub end_dim: i64,
 }
 
 impl FlattenConfig {
-    /// Selects all dimensions except the batch.
+    /// Joins all dimensions except the batch dimension.
     pub fn new() -> Self {
         Self { start_dim: 1, end_dim: -1 }
     }
@@ -27,7 +29,8 @@ impl Default for FlattenConfig {
     }
 }
 
-/// Joins dimensions to one: `[N, …]` to `[N, product]` by default; nn.Flatten.
+/// Joins consecutive dimensions to one, by default `[N, …]` to `[N, product of the sizes]`;
+/// nn.Flatten.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Flatten {
     config: FlattenConfig,
@@ -58,8 +61,8 @@ pub struct Unflatten {
 }
 
 impl Unflatten {
-    /// Creates a layer that splits dimension `dim`, which may be negative, into dimensions of these
-    /// sizes. One size may be -1: it is then computed from the size of `dim`.
+    /// Creates a layer that splits the dimension `dim` into dimensions of these sizes. `dim` may be
+    /// negative. One of the sizes may be -1, and is then computed from the size of `dim`.
     ///
     /// ```
     /// use amp_core::{nn::{Context, Unflatten}, precision::{Policy, Precision}, prelude::*};
@@ -91,8 +94,8 @@ impl Module for Unflatten {
     }
 }
 
-/// Divides the channels of `[N, C, …]` into `groups` equal groups, and interleaves the groups;
-/// nn.ChannelShuffle.
+/// Divides the channels of `[N, C, …]` into `groups` groups of equal size, and interleaves the
+/// groups; nn.ChannelShuffle.
 #[derive(Debug, Clone, Copy)]
 pub struct ChannelShuffle {
     groups: i64,
@@ -133,11 +136,11 @@ impl Module for ChannelShuffle {
 pub struct UnfoldConfig {
     /// The window's size.
     pub kernel_size: Sizes<2>,
-    /// The distance between a window's elements.
+    /// The distance between neighbouring elements of a window, in elements of the image.
     pub dilation: Sizes<2>,
-    /// The number of zeros on both sides.
+    /// The number of zeros that are added on each side of the image.
     pub padding: Sizes<2>,
-    /// The step between windows.
+    /// The distance between the starts of neighbouring windows, in elements of the image.
     pub stride: Sizes<2>,
 }
 
@@ -149,7 +152,8 @@ impl UnfoldConfig {
     }
 }
 
-/// The windows of images `[N, C, H, W]` as columns `[N, C·kernel, windows]`; nn.Unfold.
+/// Copies each window of the images `[N, C, H, W]` to a column of the output `[N, C·kernel,
+/// windows]`; nn.Unfold.
 #[derive(Debug, Clone, Copy)]
 pub struct Unfold {
     config: UnfoldConfig,
@@ -176,15 +180,15 @@ impl Module for Unfold {
 /// The options of a [`Fold`]; the defaults are nn.Fold's.
 #[derive(Debug, Clone, Copy)]
 pub struct FoldConfig {
-    /// Height and width of the images.
+    /// The height and the width of the images.
     pub output_size: Sizes<2>,
     /// The window's size.
     pub kernel_size: Sizes<2>,
-    /// The distance between a window's elements.
+    /// The distance between neighbouring elements of a window, in elements of the image.
     pub dilation: Sizes<2>,
-    /// The number of zeros on both sides.
+    /// The number of zeros that are added on each side of the image.
     pub padding: Sizes<2>,
-    /// The step between windows.
+    /// The distance between the starts of neighbouring windows, in elements of the image.
     pub stride: Sizes<2>,
 }
 
@@ -198,8 +202,8 @@ impl FoldConfig {
     }
 }
 
-/// Adds up columns `[N, C·kernel, windows]` to images `[N, C, H, W]`, each column at the position
-/// of its window; nn.Fold.
+/// Adds each column of `[N, C·kernel, windows]` to the images `[N, C, H, W]` at the position of the
+/// column's window; nn.Fold.
 #[derive(Debug, Clone, Copy)]
 pub struct Fold {
     config: FoldConfig,

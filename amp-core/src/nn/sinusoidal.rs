@@ -3,14 +3,15 @@ use tch::{Kind, Tensor};
 use super::{Context, Module, Visit, Visitor};
 use crate::{Error, Result, precision::is_floating};
 
-/// An embedding of numbers, for example of diffusion steps or text positions, as sines and cosines.
-/// `[…]` becomes `[…, dim]`. The first half is sin(x · max_period^(−2k/dim)) for k from 0 to dim/2
-/// − 1; the second half has the cosines.
+/// Embeds numbers, for example diffusion steps or text positions, as sines and cosines. Numbers
+/// `[…]` become `[…, dim]`. The first half of the last dimension is sin(x · max_period^(−2k/dim))
+/// for k from 0 to dim/2 − 1; the second half contains the cosines of the same angles.
 ///
-/// The values equal Vaswani et al.'s (arXiv:1706.03762, section 3.5, where sines and cosines
-/// alternate) and diffusers' `Timesteps(dim, flip_sin_to_cos=False, downscale_freq_shift=0)`. They
-/// are computed in f64. For integer inputs the result has the dtype of the run's parameters;
-/// floating-point inputs keep their dtype.
+/// The values equal those of diffusers' `Timesteps(dim, flip_sin_to_cos=False,
+/// downscale_freq_shift=0)`. They also equal those of Vaswani et al. (arXiv:1706.03762, section
+/// 3.5), where sines and cosines alternate. The values are computed in f64. If the input is
+/// floating-point, the result has its dtype; if the input consists of integers, the result has the
+/// dtype of the run's parameters.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{nn::SinusoidalEmbedding, prelude::*};

@@ -1,7 +1,7 @@
 //! Sizes of windows: one number for all dimensions, or one for each.
 
-/// A size for each of `N` dimensions. A single number applies to all of them, as in PyTorch: `3`
-/// and `[3, 3]` are the same kernel.
+/// A size for each of `N` dimensions. As in PyTorch, a single number stands for all dimensions: `3`
+/// and `[3, 3]` are the same kernel size.
 ///
 /// ```
 /// use amp_core::nn::Sizes;

@@ -5,15 +5,15 @@ use tch::Tensor;
 use super::{Context, Forward, Sizes, Visit, Visitor};
 use crate::{Error, Result};
 
-/// The options of a [`MaxUnpool`] over `N` dimensions. They must equal those of its
-/// [`MaxPool`](super::MaxPool).
+/// The options of a [`MaxUnpool`] over `N` dimensions. They must equal the options of the
+/// [`MaxPool`](super::MaxPool) whose output it takes.
 #[derive(Debug, Clone, Copy)]
 pub struct MaxUnpoolConfig<const N: usize> {
     /// The window's size.
     pub kernel_size: Sizes<N>,
-    /// The step between windows.
+    /// The distance between the starts of neighbouring windows, in elements of the output.
     pub stride: Sizes<N>,
-    /// The padding on both sides.
+    /// The padding at the start and at the end of each dimension.
     pub padding: Sizes<N>,
 }
 
@@ -32,14 +32,15 @@ impl<const N: usize> MaxUnpoolConfig<N> {
     }
 }
 
-/// Puts each value at the index at which a [`MaxPool`](super::MaxPool) found it, and 0 everywhere
-/// else; nn.MaxUnpool1d, nn.MaxUnpool2d and nn.MaxUnpool3d.
+/// Inverts a [`MaxPool`](super::MaxPool): puts each value at the index at which the pool found it,
+/// and 0 everywhere else; nn.MaxUnpool1d, nn.MaxUnpool2d and nn.MaxUnpool3d.
 ///
-/// Inputs are the values, their indices, which
+/// The inputs are the values and indices that
 /// [`MaxPool::forward_with_indices`](super::MaxPool::forward_with_indices) returns, and optionally
-/// the output's spatial size. A pool reduces inputs of several sizes to the same size. Without a
-/// given size, the output has the smallest of these sizes. If windows overlap, two values may have
-/// the same index. One of these two values is then kept, on CUDA not always the same.
+/// the spatial size of the output. A pool maps inputs of several sizes to the same size. If no size
+/// is given, the output has the smallest of these sizes. If windows overlap, two values may have
+/// the same index. Only one of the two values is then kept, and on CUDA it is not always the same
+/// one.
 ///
 /// ```
 /// use amp_core::{
@@ -61,11 +62,11 @@ pub struct MaxUnpool<const N: usize> {
     config: MaxUnpoolConfig<N>,
 }
 
-/// `[N, C, L]` from the values of a [`MaxPool1d`](super::MaxPool1d); nn.MaxUnpool1d.
+/// Inverts a [`MaxPool1d`](super::MaxPool1d), with an output `[N, C, L]`; nn.MaxUnpool1d.
 pub type MaxUnpool1d = MaxUnpool<1>;
-/// `[N, C, H, W]` from the values of a [`MaxPool2d`](super::MaxPool2d); nn.MaxUnpool2d.
+/// Inverts a [`MaxPool2d`](super::MaxPool2d), with an output `[N, C, H, W]`; nn.MaxUnpool2d.
 pub type MaxUnpool2d = MaxUnpool<2>;
-/// `[N, C, D, H, W]` from the values of a [`MaxPool3d`](super::MaxPool3d); nn.MaxUnpool3d.
+/// Inverts a [`MaxPool3d`](super::MaxPool3d), with an output `[N, C, D, H, W]`; nn.MaxUnpool3d.
 pub type MaxUnpool3d = MaxUnpool<3>;
 
 impl<const N: usize> MaxUnpool<N> {
@@ -78,9 +79,9 @@ impl<const N: usize> MaxUnpool<N> {
         Ok(Self { config })
     }
 
-    /// Returns the output's spatial size. Without a given size it is the smallest one that the pool
-    /// reduces to the input's size. A given size must differ from the smallest one by less than a
-    /// stride.
+    /// Returns the spatial size of the output. If the caller gives no size, returns the smallest
+    /// size that the pool maps to the size of `input`. A given size must differ from this smallest
+    /// size by less than a stride.
     fn output_size(&self, input: &Tensor, given: Option<&[i64]>) -> Result<[i64; N]> {
         let MaxUnpoolConfig { kernel_size, stride, padding } = self.config;
         let size = input.size();

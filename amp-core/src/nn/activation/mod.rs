@@ -1,4 +1,4 @@
-//! Activations, and other layers without parameters.
+//! Activation layers, and other layers without parameters.
 
 mod options;
 

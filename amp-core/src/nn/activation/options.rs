@@ -20,7 +20,7 @@ macro_rules! with_options {
         }
 
         impl $config {
-            /// Returns the defaults of torch.nn.
+            /// Returns the default options of the same layer in torch.nn.
             #[expect(clippy::new_without_default, reason = "all layers' options begin with `new`")]
             pub fn new() -> Self {
                 Self { $($field: $default,)* }
@@ -34,7 +34,7 @@ macro_rules! with_options {
         }
 
         impl $name {
-            /// Creates the layer with these options.
+            /// Creates the layer with the options `config`.
             ///
             /// # Errors
             /// At present this function returns no error. It returns a `Result` like the
@@ -60,7 +60,7 @@ macro_rules! with_options {
 with_options! {
     /// x where x is positive, and slope·x elsewhere; nn.LeakyReLU.
     LeakyRelu, LeakyReluConfig {
-        /// The slope of negative values.
+        /// The factor by which negative values are multiplied.
         negative_slope: f64 = 0.01,
     } => |x, options| {
         // libtorch's function supports only a slope of 0.01.
@@ -101,7 +101,7 @@ with_options! {
         max_val: f64 = 1.0,
     } => |x, options| {
         let HardtanhConfig { min_val, max_val } = options;
-        // The gradient at a bound is 0. It would be 1 with `clamp`.
+        // As in torch, the gradient is 0 where x equals a bound. With `clamp` it would be 1 there.
         let within = x.f_gt(min_val)?.f_logical_and(&x.f_lt(max_val)?)?;
         x.f_where_self(&within, &x.f_detach()?.f_clamp(min_val, max_val)?)?
     };
@@ -115,7 +115,8 @@ with_options! {
         /// λ.
         lambd: f64 = 0.5,
     } => |x, options| x.f_sub(&x.f_clamp(-options.lambd, options.lambd)?)?;
-    /// The first half of a dimension times σ of the second half; nn.GLU.
+    /// Splits a dimension into two halves, and multiplies the first half by the sigmoid of the
+    /// second half; nn.GLU.
     Glu, GluConfig {
         /// The dimension that is split into halves.
         dim: i64 = -1,
@@ -131,7 +132,7 @@ macro_rules! over_a_dimension {
         }
 
         impl $name {
-            /// Normalizes over this dimension; -1 is the last.
+            /// Creates a layer that normalizes over the dimension `dim`; -1 is the last dimension.
             ///
             /// # Errors
             /// At present this function returns no error. It returns a `Result` like the
@@ -173,14 +174,14 @@ pub struct PreluConfig {
 }
 
 impl PreluConfig {
-    /// Sets one slope of 0.25.
+    /// Sets one slope for all channels, with the initial value 0.25.
     #[expect(clippy::new_without_default, reason = "all layers' options begin with `new`")]
     pub fn new() -> Self {
         Self { num_parameters: 1, init: 0.25 }
     }
 }
 
-/// x where x is positive, and slope·x with a learned slope elsewhere; nn.PReLU.
+/// x where x is positive, and slope·x elsewhere, where the slope is a learned parameter; nn.PReLU.
 #[derive(Debug)]
 pub struct Prelu {
     weight: Tensor,
@@ -214,7 +215,7 @@ impl Module for Prelu {
     }
 }
 
-/// x where x is above a threshold, and a constant elsewhere; nn.Threshold.
+/// x where x is above `threshold`, and the constant `value` elsewhere; nn.Threshold.
 #[derive(Debug, Clone, Copy)]
 pub struct Threshold {
     threshold: f64,

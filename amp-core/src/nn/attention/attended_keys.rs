@@ -1,4 +1,5 @@
-//! The keys and values to which queries attend: those of the running forward pass and cached ones.
+//! The keys and values to which the queries of a forward pass attend. With a cache, they include
+//! the cached keys and values.
 
 use tch::{Kind, Tensor};
 
@@ -11,16 +12,16 @@ pub(super) struct AttendedKeys {
     pub(super) values: Tensor,
     /// See [`AttentionOptions::attn_mask`].
     pub(super) mask: Option<Tensor>,
-    /// The prepared mask, if several layers share one (`AttentionMask::for_layers`). `mask` is then
-    /// `None`.
+    /// The mask after its preparation, if several layers share one mask (see
+    /// `AttentionMask::for_layers`). The field `mask` is then `None`.
     pub(super) open: Option<OpenMask>,
-    /// Whether libtorch's causal mask is needed: there are as many keys as queries, and a query
-    /// attends to the keys up to its own position.
+    /// Whether libtorch applies its causal mask, so that a query attends only to the keys up to its
+    /// own position. Requires as many keys as queries.
     pub(super) is_causal: bool,
 }
 
 impl AttendedKeys {
-    /// Lets every query attend to all of these keys.
+    /// Returns keys and values without a mask, so that every query attends to every key.
     pub(super) fn all(keys: Tensor, values: Tensor) -> Self {
         Self { keys, values, mask: None, open: None, is_causal: false }
     }
@@ -73,9 +74,10 @@ impl AttendedKeys {
     }
 }
 
-/// Computes causal [`scaled_dot_product_attention`] for attention layers of your own, without
-/// dropout. A query attends to the keys up to its own position. If the model runs through a
-/// [`KvCache`](super::KvCache), a query also attends to the cached keys of all earlier tokens.
+/// Computes causal [`scaled_dot_product_attention`] without dropout. Call it in attention layers
+/// that you write yourself. A query attends to the keys up to its own position. If the model runs
+/// with a [`KvCache`](super::KvCache), a query also attends to the cached keys, which belong to all
+/// earlier tokens.
 ///
 /// | tensor | shape |
 /// | --- | --- |

@@ -66,7 +66,7 @@ impl Forward for AttendingWithWeights<'_> {
 }
 
 impl Child<'_, MultiheadAttention> {
-    /// Calls [`MultiheadAttention::attend_with_weights`] under the child's name and in its
+    /// Calls [`MultiheadAttention::attend_with_weights`] under the child's path and in the child's
     /// precision region.
     ///
     /// # Errors
@@ -82,7 +82,8 @@ impl Child<'_, MultiheadAttention> {
         self.run_as(&AttendingWithWeights(self.module()), (query, key, value, mask), cx)
     }
 
-    /// Calls [`MultiheadAttention::attend`] under the child's name and in its precision region.
+    /// Calls [`MultiheadAttention::attend`] under the child's path and in the child's precision
+    /// region.
     ///
     /// # Errors
     /// The errors of that method, with the path of the innermost module that failed.

@@ -11,7 +11,7 @@ pub struct MultiheadAttentionConfig {
     pub num_heads: i64,
     /// The probability of dropout on the attention weights in training.
     pub dropout: f64,
-    /// Whether the projections add biases.
+    /// Whether the linear projections of queries, keys, values and output add biases.
     pub bias: bool,
     /// Whether a learned key and value, `bias_k` and `bias_v`, are appended to the keys and values
     /// of the input.
@@ -22,15 +22,17 @@ pub struct MultiheadAttentionConfig {
     pub kdim: i64,
     /// The width of the input from which values are projected.
     pub vdim: i64,
-    /// The number of heads of keys and values; it must divide `num_heads`. Each is shared by
-    /// neighbouring heads of queries (grouped-query attention, which torch.nn does not have).
+    /// The number of heads of keys and values. It must divide `num_heads`. Several neighbouring
+    /// heads of queries use the same head of keys and values (grouped-query attention, which
+    /// torch.nn does not have).
     pub num_kv_heads: i64,
     /// Whether a position attends only to itself and earlier positions.
     pub causal: bool,
-    /// Which elements of queries and keys a [`RotaryEmbedding`](super::RotaryEmbedding) rotates
-    /// together; `None` for no rotary embedding. torch.nn has no rotary embeddings.
+    /// Which two elements of a query or key a [`RotaryEmbedding`](super::RotaryEmbedding) rotates
+    /// as a pair. `None` means no rotary embedding. torch.nn has no rotary embeddings.
     pub rotary: Option<RotaryPairing>,
-    /// The base of the rotary embedding.
+    /// The base of the rotary embedding's angles: pair i of a head of width D is rotated by
+    /// position·base^(−2i/D).
     pub rotary_base: f64,
 }
 
@@ -82,7 +84,7 @@ impl MultiheadAttentionConfig {
         Ok(())
     }
 
-    /// Returns the width of a head.
+    /// Returns the number of elements of a query in one head.
     pub(super) fn head_dim(&self) -> i64 {
         self.embed_dim / self.num_heads
     }

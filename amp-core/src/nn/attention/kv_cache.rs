@@ -16,18 +16,19 @@ use crate::{
     precision::dtype_name,
 };
 
-/// For each attention layer, the keys and values of the tokens on which a causal model has run.
-/// [`extend`](Self::extend) runs the model on the next tokens only. It returns what the model would
-/// return for these tokens if it ran on the whole sequence, up to rounding.
+/// The keys and values that each attention layer of a causal model computed for earlier tokens.
+/// [`extend`](Self::extend) runs the model on the next tokens only. The output for these tokens
+/// equals, up to rounding, the output of the model on the whole sequence.
 ///
-/// [`MultiheadAttention`](super::MultiheadAttention) with `causal`, and every layer built on it,
-/// uses the cache automatically, also with grouped queries and rotary embeddings. Attention layers
-/// of your own call [`causal_attention`](super::causal_attention). A model with position embeddings
-/// gets the positions of its tokens from [`Context::places`].
+/// [`MultiheadAttention`](super::MultiheadAttention) with `causal` uses the cache automatically,
+/// and so does every layer that contains it. Grouped queries and rotary embeddings are supported.
+/// An attention layer that you write yourself calls [`causal_attention`](super::causal_attention)
+/// to use the cache. A model with position embeddings gets the positions of its tokens from
+/// [`Context::places`].
 ///
 /// For each attention layer the cache stores keys `[N, kv_heads, room, E]` and values of the same
-/// shape. `room` is the number of tokens for which memory is allocated. It doubles when the memory
-/// is full. The cache takes memory for 2 · layers · N · kv_heads · room · E elements.
+/// shape. `room` is the number of tokens for which memory is allocated. When the memory is full,
+/// `room` doubles. In total the cache stores 2 · layers · N · kv_heads · room · E elements.
 ///
 /// ```
 /// use amp_core::{
@@ -60,7 +61,7 @@ use crate::{
 #[derive(Default)]
 pub struct KvCache(Rc<Entries>);
 
-/// The contents of a cache. The context of each forward pass shares them.
+/// The contents of a cache. The context of a forward pass refers to them, too.
 #[derive(Default)]
 pub(in crate::nn) struct Entries {
     /// The number of cached tokens.
@@ -69,13 +70,14 @@ pub(in crate::nn) struct Entries {
     new: Cell<i64>,
     /// The number of tokens for which memory is allocated first.
     room: Cell<i64>,
-    /// Whether the running forward pass has asked for the positions of its tokens.
+    /// Whether the running forward pass has called [`Context::past`] or [`Context::places`], and so
+    /// knows the positions of its tokens.
     asked: Cell<bool>,
     /// The keys and values of each attention layer, by the layer's path.
     layers: RefCell<BTreeMap<String, Layer>>,
 }
 
-/// The cache of one attention layer.
+/// The cached keys and values of one attention layer.
 struct Layer {
     /// Keys and values, `[N, kv_heads, room, E]` each.
     tensors: [Tensor; 2],
@@ -117,7 +119,7 @@ impl KvCache {
     /// under the policy of `cx`. Returns the model's output, for example `[N, L, vocabulary]`.
     ///
     /// # Errors
-    /// The errors of [`extend_with`](Self::extend_with).
+    /// When [`extend_with`](Self::extend_with) would fail.
     pub fn extend<M: Forward<Input = (&'static Tensor,)> + ?Sized>(
         &mut self,
         model: &M,
@@ -130,15 +132,16 @@ impl KvCache {
         self.extend_with(length, cx, |cx| model.forward_with((ids,), cx))
     }
 
-    /// Does the same as [`extend`](Self::extend) for models with other inputs: `run` runs the model
-    /// once, on the next `length` tokens, with the given context.
+    /// Extends the cache as [`extend`](Self::extend) does, but for models whose input is not a
+    /// single tensor. `run` must run the model once, on the next `length` tokens, with the context
+    /// that it is given.
     ///
     /// # Errors
     /// When `run` fails; the cache is then unchanged. When `cx` is a training context. When no
     /// attention layer used the cache, or an attention layer is not causal, ran twice, did not run
     /// in an earlier forward pass, or changed its batch size, heads, width or dtype. When there are
-    /// cached tokens, but the model did not call [`Context::past`] or [`Context::places`]: a model
-    /// that counts positions from 0 would use wrong positions.
+    /// cached tokens, but the model called neither [`Context::past`] nor [`Context::places`],
+    /// because a model that counts positions from 0 would then use wrong positions.
     pub fn extend_with<T>(
         &mut self,
         length: i64,
@@ -171,7 +174,8 @@ impl Entries {
         }
     }
 
-    /// Ends the forward pass. Counts its tokens as cached, if every attention layer has added them.
+    /// Ends the forward pass. Checks that every attention layer has added the keys and values of
+    /// the new tokens, and counts these tokens as cached.
     fn end(&self) -> Result<()> {
         let layers = self.layers.borrow();
         if layers.is_empty() {
@@ -275,8 +279,8 @@ fn empty(tensor: &Tensor, room: i64) -> Result<Tensor> {
     Ok(Tensor::f_empty(size, (tensor.kind(), tensor.device()))?)
 }
 
-/// Returns whether two tensors have the same batch size, heads, width, dtype and device. Their
-/// numbers of tokens may differ.
+/// Returns whether two tensors have the same batch size, heads, width, dtype and device. The
+/// numbers of tokens (dimension 2) may differ.
 fn is_alike(one: &Tensor, other: &Tensor) -> bool {
     let (mut a, mut b) = (one.size(), other.size());
     (a[2], b[2]) = (0, 0);

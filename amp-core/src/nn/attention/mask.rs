@@ -7,12 +7,13 @@ use tch::{Kind, Tensor};
 use super::scores::{Shapes, is_mask, refused};
 use crate::Result;
 
-/// A mask in which every query attends to some key. It is made from a mask by unmasking each row in
-/// which every key is masked. For such a row libtorch's kernels return different values, some NaN.
+/// A mask that leaves at least one key unmasked for each query. It is made from the user's mask by
+/// unmasking every row in which all keys are masked. For a row in which all keys are masked,
+/// libtorch's kernels differ in their results, and some return NaN.
 #[derive(Debug)]
 pub(super) struct OpenMask {
-    /// The mask without fully masked rows. It is boolean, or it is added to the scores and has
-    /// their dtype.
+    /// The mask, in which no row is fully masked. It is boolean, or floating-point in the dtype of
+    /// the scores, to which it is then added.
     pub(super) mask: Tensor,
     /// `[…, 1]`, true for the queries whose keys were all masked. The caller sets their outputs to
     /// zero.
@@ -20,9 +21,9 @@ pub(super) struct OpenMask {
 }
 
 impl OpenMask {
-    /// Unmasks the rows of `mask` in which every key is masked, and notes which rows they are.
-    /// `mask` is a mask of [`scaled_dot_product_attention`](super::scaled_dot_product_attention),
-    /// and `kind` is the dtype of the scores.
+    /// Unmasks the rows of `mask` in which every key is masked, and remembers which rows these are.
+    /// `mask` is as in [`scaled_dot_product_attention`](super::scaled_dot_product_attention);
+    /// `kind` is the dtype of the scores.
     pub(super) fn of(mask: &Tensor, kind: Kind) -> Result<Self> {
         if mask.kind() == Kind::Bool {
             let masked = mask.f_any_dim(-1, true)?.f_logical_not()?;
@@ -33,30 +34,32 @@ impl OpenMask {
         Ok(Self { mask, masked })
     }
 
-    /// Returns handles of the same tensors.
+    /// Returns a second handle of this mask, which shares its tensors.
     pub(super) fn shared(&self) -> Self {
         Self { mask: self.mask.shallow_clone(), masked: self.masked.shallow_clone() }
     }
 }
 
-/// The keys that are masked out for a query in a [`MultiheadAttention`](super::MultiheadAttention)
-/// or a transformer layer. As in torch.nn **true means masked out**, the opposite of
-/// [`scaled_dot_product_attention`](super::scaled_dot_product_attention). For a query whose keys
-/// are all masked out, the sum of the attended values is zero, and so are its gradients.
+/// The keys to which a query does not attend in a [`MultiheadAttention`](super::MultiheadAttention)
+/// or a transformer layer. As in torch.nn **true means masked out**. In
+/// [`scaled_dot_product_attention`](super::scaled_dot_product_attention) true has the opposite
+/// meaning. If all keys are masked out for a query, the attention output for this query is zero,
+/// and so are its gradients.
 ///
-/// If you call several layers in a loop of your own, give them the result of
-/// [`for_layers`](Self::for_layers): the layers then run faster.
+/// If you call several layers in a loop that you write yourself, give all of them the result of
+/// [`for_layers`](Self::for_layers). The mask is then prepared only once, which is faster.
 #[derive(Debug, Default)]
 pub struct AttentionMask {
-    /// `[L, S]`, `[N·heads, L, S]`, or a 4-D shape that broadcasts to `[N, heads, L, S]`. If it is
-    /// boolean, true masks a key out for a query. If it is floating-point, it is added to the
-    /// scores, for example [`alibi_bias`](super::alibi_bias).
+    /// A mask for single pairs of query and key. Its shape is `[L, S]`, `[N·heads, L, S]`, or a 4-D
+    /// shape that broadcasts to `[N, heads, L, S]`. If the mask is boolean, true masks a key out
+    /// for a query. If the mask is floating-point, it is added to the scores, as
+    /// [`alibi_bias`](super::alibi_bias) is.
     pub attn_mask: Option<Tensor>,
-    /// `[N, S]`. If it is boolean, true marks a key as padding. If it is floating-point, it is
-    /// added to the scores.
+    /// A mask for whole keys, `[N, S]`. If it is boolean, true marks a key as padding. If it is
+    /// floating-point, it is added to the scores of all queries.
     pub key_padding_mask: Option<Tensor>,
-    /// Set if several layers share this mask. Contains the prepared mask once the first layer has
-    /// run.
+    /// Set if several layers share this mask. The first layer that runs stores the prepared mask
+    /// here.
     opened: Option<Arc<Mutex<Option<Opened>>>>,
 }
 
@@ -84,10 +87,10 @@ impl AttentionMask {
         Self { attn_mask: Some(attn_mask.shallow_clone()), ..Self::none() }
     }
 
-    /// Returns the same mask for several layers of one forward pass. The first layer checks and
-    /// prepares the mask. Each later layer reuses the result and launches four kernels fewer.
-    /// [`TransformerEncoder`](crate::nn::TransformerEncoder) calls this function itself. Do not
-    /// write to the mask's tensors between the layers.
+    /// Returns the same mask for use in several layers of one forward pass. The first layer checks
+    /// and prepares the mask. Each later layer reuses the prepared mask, and so launches four
+    /// kernels fewer. [`TransformerEncoder`](crate::nn::TransformerEncoder) calls this function
+    /// itself. Do not write to the mask's tensors between the layers.
     ///
     /// ```
     /// use amp_core::{nn::AttentionMask, tch::Tensor};
@@ -103,7 +106,7 @@ impl AttentionMask {
         Self { opened: Some(self.opened.clone().unwrap_or_default()), ..self.shared() }
     }
 
-    /// Returns handles of the same masks.
+    /// Returns a second handle of this mask, which shares its tensors.
     pub(in crate::nn) fn shared(&self) -> Self {
         let handle = |mask: &Option<Tensor>| mask.as_ref().map(Tensor::shallow_clone);
         Self {
@@ -113,8 +116,9 @@ impl AttentionMask {
         }
     }
 
-    /// Returns the prepared mask for scores of these shapes and this dtype. Prepares it if no
-    /// earlier layer has. Returns `None` if layers do not share this mask, or if nothing is masked.
+    /// Returns the prepared mask for scores of these shapes and this dtype. If no earlier layer has
+    /// prepared the mask, prepares it. Returns `None` if this mask is not shared between layers, or
+    /// if no key is masked out.
     pub(super) fn opened(&self, shapes: &Shapes, kind: Kind) -> Result<Option<OpenMask>> {
         let Some(opened) = &self.opened else { return Ok(None) };
         let scores = shapes.of_scores();
@@ -135,7 +139,7 @@ impl AttentionMask {
         self.opened.is_some()
     }
 
-    /// Returns whether nothing is masked out.
+    /// Returns whether there is no mask, so that no key is masked out.
     pub(in crate::nn) fn is_none(&self) -> bool {
         self.attn_mask.is_none() && self.key_padding_mask.is_none()
     }

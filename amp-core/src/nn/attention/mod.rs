@@ -32,9 +32,9 @@ use crate::{Error, Result, ffi};
 /// Multi-head attention through scaled_dot_product_attention; nn.MultiheadAttention with
 /// batch_first.
 ///
-/// As a [`Module`] it is self-attention on `[N, L, embed_dim]`. [`attend`](Self::attend) takes
-/// queries, keys, values and masks. Call it in a derived `#[forward]` as `self.attention.attend(…,
-/// cx)`.
+/// As a [`Module`] it is self-attention on `[N, L, embed_dim]`. For other queries, keys and values,
+/// or with a mask, call [`attend`](Self::attend): in a derived `#[forward]`,
+/// `self.attention.attend(…, cx)`.
 ///
 /// Parameters have torch's names: `in_proj_weight`, or `q_proj_weight`, `k_proj_weight` and
 /// `v_proj_weight` if `kdim`, `vdim` or `num_kv_heads` differ; `in_proj_bias` for queries, keys and
@@ -115,7 +115,7 @@ impl MultiheadAttention {
         })
     }
 
-    /// Returns a copy of the layer.
+    /// Returns a copy of the layer: new parameters with the same values.
     pub(super) fn copied(&self) -> Result<Self> {
         let copied = |[k, v]: &[Tensor; 2]| -> Result<[Tensor; 2]> {
             Ok([init::copied(k)?, init::copied(v)?])
@@ -177,7 +177,7 @@ impl MultiheadAttention {
     /// include dropout. No fused kernel is used, and the weights need memory.
     ///
     /// # Errors
-    /// The errors of [`attend`](Self::attend).
+    /// When [`attend`](Self::attend) would fail.
     pub fn attend_with_weights(
         &self,
         query: &Tensor,
@@ -263,8 +263,8 @@ impl MultiheadAttention {
         Ok((q, AttendedKeys { mask, ..AttendedKeys::all(keys, values) }))
     }
 
-    /// Appends the keys and values that the options `add_bias_kv` and `add_zero_attn` ask for.
-    /// Extends the mask so that queries attend to them.
+    /// Appends the additional keys and values of the options `add_bias_kv` and `add_zero_attn`.
+    /// Extends the mask so that every query attends to these keys.
     fn with_added_keys(
         &self,
         mut k: Tensor,

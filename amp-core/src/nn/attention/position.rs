@@ -7,23 +7,24 @@ use crate::{
     nn::{Context, Module, Visit, Visitor},
 };
 
-/// Which elements of a head are rotated together. Weights trained with one pairing give wrong
-/// results with the other.
+/// Which two elements of a head form a pair that is rotated. The setting must be the one with which
+/// the weights were trained; otherwise the results are wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RotaryPairing {
     /// Neighbouring elements, (x₀, x₁), (x₂, x₃), …, as in the paper, GPT-J and Meta's Llama files.
     Interleaved,
-    /// An element of the first half with the same element of the second half, (x₀, x_{D/2}), …, as
-    /// in GPT-NeoX, and in Llama of the `transformers` library, which calls it `rotate_half`.
+    /// An element of the first half of the head and the element at the same index of the second
+    /// half: (x₀, x_{D/2}), and so on. GPT-NeoX uses this pairing, and Llama in the `transformers`
+    /// library, which calls it `rotate_half`.
     HalfRotated,
 }
 
 /// The options of a [`RotaryEmbedding`].
 #[derive(Debug, Clone, Copy)]
 pub struct RotaryEmbeddingConfig {
-    /// The width of a head.
+    /// The width of a head: the number of elements that are rotated. It must be even.
     pub dim: i64,
-    /// Which elements are rotated together.
+    /// Which two elements form a pair that is rotated.
     pub pairing: RotaryPairing,
     /// The base from which the angles are computed. Llama 3 uses 500000.
     pub base: f64,
@@ -36,12 +37,13 @@ impl RotaryEmbeddingConfig {
     }
 }
 
-/// Rotary position embedding (Su et al., arXiv:2104.09864): pair `i` of a head of width `D`, at
-/// position `p`, is rotated by the angle p·base^(−2i/D). Apply it to queries and keys, not to
-/// values.
+/// Rotary position embedding (Su et al., arXiv:2104.09864). In a head of width `D` at position `p`,
+/// the pair `i` of elements is rotated by the angle p·base^(−2i/D). Apply the embedding to queries
+/// and keys, but not to values.
 ///
-/// The input is `[…, L, D]`, and the output has the same shape and dtype. Angles are computed in
-/// f64, products in at least f32. [`Module::forward`] gives the first element position 0.
+/// The input is `[…, L, D]`, and the output has the same shape and dtype. The angles are computed
+/// in f64, and the rotation in at least f32. In [`Module::forward`], the first of the L elements
+/// has the position 0.
 ///
 /// ```
 /// use amp_core::{
@@ -135,9 +137,10 @@ impl Module for RotaryEmbedding {
     }
 }
 
-/// Returns the slopes of ALiBi (Press et al., arXiv:2108.12409), one for each head: 2^(−8i/n) for i
-/// from 1 to n, if the number n of heads is a power of two. Otherwise they are the slopes of the
-/// next smaller power of two, followed by every second slope of twice that power.
+/// Returns the slopes of ALiBi (Press et al., arXiv:2108.12409), one for each head. If the number n
+/// of heads is a power of two, the slopes are 2^(−8i/n) for i from 1 to n. Otherwise, let m be the
+/// largest power of two below n: the slopes are those for m heads, followed by every second slope
+/// for 2m heads.
 pub fn alibi_slopes(num_heads: i64) -> Vec<f64> {
     let of_power = |count: i64| (1..=count).map(move |i| (-8.0 * i as f64 / count as f64).exp2());
     if num_heads < 1 {
@@ -148,10 +151,11 @@ pub fn alibi_slopes(num_heads: i64) -> Vec<f64> {
     of_power(power).chain(of_power(2 * power).step_by(2).take(rest)).collect()
 }
 
-/// Computes −slope·|i − j| for query i and key j: `[1, num_heads, length, length]` in f32 on the
-/// CPU, for [`AttentionMask::attn_mask`](super::AttentionMask) or
-/// [`scaled_dot_product_attention`](super::scaled_dot_product_attention). Store the result in a
-/// `#[buffer]` of the model, so that it moves to the device with the model:
+/// Computes the ALiBi bias −slope·|i − j| for each head, query i and key j. The result is `[1,
+/// num_heads, length, length]`, in f32 on the CPU. Use it as
+/// [`AttentionMask::attn_mask`](super::AttentionMask) or in
+/// [`scaled_dot_product_attention`](super::scaled_dot_product_attention). Store it in a `#[buffer]`
+/// of the model, so that it moves to the device with the model:
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{

@@ -14,7 +14,7 @@ pub(super) enum Projection {
     Apart([Tensor; 3]),
 }
 
-/// The result of the projections.
+/// The projected queries, keys and values.
 pub(super) enum Projected {
     /// Queries, keys and values in one tensor, `[N, L, 3·embed_dim]`.
     Together(Tensor),

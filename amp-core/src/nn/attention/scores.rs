@@ -1,4 +1,4 @@
-//! Scaled dot-product attention and its masks.
+//! Scaled dot-product attention, and how its masks are applied.
 
 use tch::{Kind, Tensor};
 
@@ -12,17 +12,17 @@ use crate::{
 /// The options of [`scaled_dot_product_attention`], with torch's names and defaults.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct AttentionOptions<'a> {
-    /// A mask that broadcasts to `[…, heads, L, S]`. If it is boolean, **true lets a query attend
-    /// to a key**, as in torch's function; [`AttentionMask`](super::AttentionMask) has the opposite meaning. If it is
-    /// floating-point, it is added to the scores.
+    /// A mask that broadcasts to `[…, heads, L, S]`. If the mask is boolean, **true lets a query
+    /// attend to a key**, as in torch's function. In [`AttentionMask`](super::AttentionMask) true
+    /// has the opposite meaning. If the mask is floating-point, it is added to the scores.
     pub attn_mask: Option<&'a Tensor>,
     /// The probability of dropout on the attention weights, also outside training: give 0 if
     /// [`Context::drops_out`](crate::nn::Context::drops_out) is false.
     pub dropout_p: f64,
-    /// Whether a query attends only to the keys up to its own position. It needs as many keys as
+    /// Whether a query attends only to the keys up to its own position. Requires as many keys as
     /// queries.
     pub is_causal: bool,
-    /// The factor of the products of queries and keys; `None` means 1/√E.
+    /// The factor by which the products of queries and keys are multiplied; `None` means 1/√E.
     pub scale: Option<f64>,
 }
 
@@ -36,9 +36,10 @@ pub struct AttentionOptions<'a> {
 /// | `value` | `[…, kv_heads, S, V]` |
 /// | output | `[…, heads, L, V]` |
 ///
-/// If there are fewer heads of keys than of queries, neighbouring heads of queries share a head of
-/// keys (grouped-query attention). For a query without any key the output and the gradients are
-/// zero. torch returns zeros or NaN there, depending on its kernel.
+/// If keys and values have fewer heads than queries, several neighbouring heads of queries use the
+/// same head of keys and values (grouped-query attention). If all keys are masked out for a query,
+/// the output for this query and its gradients are zero. torch returns zeros or NaN in this case,
+/// depending on its kernel.
 ///
 /// Under autocast the products run in 16 bits.
 ///
@@ -68,8 +69,8 @@ pub fn scaled_dot_product_attention(
     attend(query, key, value, options, None)
 }
 
-/// Computes [`scaled_dot_product_attention`]. If the caller has already prepared the options' mask,
-/// it passes the result as `open`.
+/// Computes [`scaled_dot_product_attention`]. If the caller has already prepared the mask from
+/// `options`, the caller passes the prepared mask as `open`.
 pub(super) fn attend(
     query: &Tensor,
     key: &Tensor,
@@ -81,8 +82,8 @@ pub(super) fn attend(
     let Some(OpenMask { mask, masked }) = shapes.mask(query, options, open)? else {
         return by_libtorch([query, key, value], &AttentionOptions { attn_mask: None, ..*options });
     };
-    // libtorch's fused kernels do not accept a mask together with grouped queries. So the heads of
-    // keys and values are repeated for the heads of queries that share them.
+    // libtorch's fused kernels do not accept a mask together with grouped queries. Therefore each
+    // head of keys and values is repeated, once for each head of queries that uses it.
     let (key, value) = (shapes.shared(key)?, shapes.shared(value)?);
     let masked_scores = AttentionOptions { attn_mask: Some(&mask), is_causal: false, ..*options };
     let output = by_libtorch([query, &key, &value], &masked_scores)?;
@@ -108,9 +109,10 @@ pub(super) fn by_libtorch(
     Ok(output)
 }
 
-/// Splits a product `[N, L, 3·heads·width]` into queries, keys and values, each `[N, heads, L,
-/// width]`, for [`scaled_dot_product_attention`]. They are views. On CUDA one kernel joins their
-/// gradients and computes the gradient of the product's bias.
+/// Splits the output `[N, L, 3·heads·width]` of one linear layer into queries, keys and values for
+/// [`scaled_dot_product_attention`], each `[N, heads, L, width]`. The results are views of the
+/// output. In the backward pass on CUDA, one kernel joins the gradients of the three results and
+/// computes the gradient of the layer's bias.
 ///
 /// # Errors
 /// When the product does not have three dimensions, or the last dimension is not a multiple of
@@ -202,7 +204,7 @@ impl Shapes {
         Ok(Tensor::f_ones(square, (Kind::Bool, query.device()))?.f_tril(0)?)
     }
 
-    /// Repeats the heads of keys or values for the heads of queries that share them.
+    /// Repeats each head of keys or values, once for each head of queries that uses it.
     fn shared(&self, heads: &Tensor) -> Result<Tensor> {
         match self.heads / self.kv_heads {
             1 => Ok(heads.shallow_clone()),

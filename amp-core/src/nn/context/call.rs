@@ -18,8 +18,9 @@ use crate::{
 type Inputs<'a, M> = <<M as Forward>::Input as Arguments>::At<'a>;
 
 impl Context {
-    /// Runs the child `name`, a module of one tensor, on `input` in its precision region. Use
-    /// [`Child`](crate::nn::Child) for modules with other inputs.
+    /// Runs the module `name`, a child of the running module, on `input` and in the precision
+    /// region `region`. The module's input must be a single tensor. For modules with other inputs,
+    /// use [`Child`](crate::nn::Child).
     ///
     /// # Errors
     /// The child's error, with the path of the innermost module that failed.
@@ -34,10 +35,10 @@ impl Context {
         self.run(self.plan_of(outer, region), outer, module, (input,), parent)
     }
 
-    /// Does the same as [`call`](Self::call) for the child at `index` of a container.
+    /// Runs a module as [`call`](Self::call) does, for the child at `index` of a container.
     ///
     /// # Errors
-    /// The errors of [`call`](Self::call).
+    /// When [`call`](Self::call) would fail.
     pub fn call_nth<M: Forward<Input = (&'static Tensor,)> + ?Sized>(
         &self,
         index: usize,
@@ -48,7 +49,7 @@ impl Context {
         self.run(self.plan_of(outer, None), outer, module, (input,), parent)
     }
 
-    /// Runs `module` under a path of these steps. Each step is a child of the step before it.
+    /// Runs `module` under the path that these steps form. Each step is a child of the step before.
     pub(in crate::nn) fn call_at<'p, M: Forward + ?Sized>(
         &self,
         places: impl Iterator<Item = &'p Place<'p>>,
@@ -71,9 +72,10 @@ impl Context {
         self.run(plan, outer, module, inputs, parent)
     }
 
-    /// Returns the dtypes (the plan) of the module at the current path. They come from a precision
-    /// override of this path, else from the region `declared` by the parent, else from `outer`, the
-    /// plan of the surrounding module.
+    /// Returns the dtypes (the plan) in which the module at the current path computes. If there is
+    /// a precision override for this path, the override decides. Otherwise the region `declared` by
+    /// the parent decides. If there is neither, the plan is `outer`, that of the surrounding
+    /// module.
     fn plan_of(&self, outer: RegionPlan, declared: Option<Region>) -> RegionPlan {
         match self.overrides.get(self.path.borrow().as_str()).copied().or(declared) {
             None => outer,
@@ -125,7 +127,8 @@ impl Context {
         output
     }
 
-    /// Runs the module at the path under `plan`, and removes its name from the path.
+    /// Runs the module at the current path under `plan`, and then removes the module's name from
+    /// the path.
     fn run<M: Forward + ?Sized>(
         &self,
         plan: RegionPlan,
@@ -171,7 +174,7 @@ impl Context {
         result
     }
 
-    /// Runs the module at the path and returns its output.
+    /// Runs the module at the current path, and returns its output.
     fn forward<M: Forward + ?Sized>(&self, module: &M, inputs: Inputs<'_, M>) -> Result<M::Output> {
         let output = module.forward_with(inputs, self)?;
         planted::of_layer(&self.path.borrow(), output)
@@ -193,8 +196,8 @@ impl Context {
         Ok(())
     }
 
-    /// Runs the module at the path, and reports each of its outputs with the first floating-point
-    /// input.
+    /// Runs the module at the current path. Reports each of its outputs, together with its first
+    /// floating-point input, to the probe.
     fn report_call<M: Forward + ?Sized>(
         &self,
         probe: &dyn Probe,
@@ -251,7 +254,7 @@ impl Context {
         self.enter(itoa::Buffer::new().format(index))
     }
 
-    /// Shortens the path to this length.
+    /// Shortens the path to `parent` bytes, which removes the name of the child that ran.
     pub(super) fn leave(&self, parent: usize) {
         self.report_products();
         self.path.borrow_mut().truncate(parent);

@@ -9,7 +9,7 @@ thread_local! {
     static TRAINED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// A guard: while it exists, a model is being evaluated on this thread.
+/// A guard. While it exists, a model is being evaluated (and not trained) on this thread.
 pub(crate) struct Evaluating(PhantomData<*const ()>);
 
 impl Evaluating {

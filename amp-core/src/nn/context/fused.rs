@@ -1,4 +1,4 @@
-//! Fuses modules with their neighbours.
+//! Runs modules fused with neighbouring modules or operations.
 
 use std::ops::Range;
 
@@ -11,8 +11,8 @@ use crate::{
 };
 
 impl Context {
-    /// Returns whether the children at `places` may be fused: no probe reads the tensors between
-    /// them, and no precision override names one of them.
+    /// Returns whether the children at `places` may be fused. They may not if a probe reads the
+    /// tensors between them, or if a precision override names one of them.
     pub(in crate::nn) fn is_plain(&self, mut places: Range<usize>) -> bool {
         let has_override = |place| {
             let parent = self.enter_nth(place);
@@ -70,10 +70,10 @@ impl Context {
         Ok(output)
     }
 
-    /// Runs the child `name` together with neighbouring operations in one fused call, `run`. The
-    /// neighbours are not modules, so they have no names. Calls `apart` instead, which runs the
-    /// operations one by one, if a probe reads the tensors between them, if a precision override
-    /// names the child, or if `run` returns `None`.
+    /// Calls `run`, which computes the child `name` fused with neighbouring operations. These
+    /// operations are not modules, so they have no names. Calls `apart` instead, which computes the
+    /// operations one by one, in three cases: a probe reads the tensors between them, a precision
+    /// override names the child, or `run` returns `None`.
     pub(in crate::nn) fn call_with<M: Module, const N: usize>(
         &self,
         name: &str,
@@ -154,8 +154,8 @@ mod tests {
         fn ran(&self, _: &Call<'_>) {}
     }
 
-    /// Fused layers are reported under their own paths. If layers cannot be fused, nothing is
-    /// reported and the path is unchanged.
+    /// Fused layers are reported to the probe one by one, each under its own path. If the layers
+    /// cannot be fused, nothing is reported and the path is unchanged.
     #[test]
     fn fused_layers_are_reported_one_by_one() -> Result<()> {
         let policy = Policy::new(Precision::Bf16Mixed, Device::Cpu);

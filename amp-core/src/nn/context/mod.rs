@@ -1,4 +1,5 @@
-//! The context of a forward pass.
+//! The context of a forward pass: precision, training or evaluation, the current path, and
+//! observers.
 
 mod call;
 mod evaluating;
@@ -26,13 +27,13 @@ use crate::{
     precision::{Policy, Region, RegionPlan},
 };
 
-/// Which modules drop their activations, and recompute them in the backward pass.
+/// Which modules do not keep their activations for the backward pass, but recompute them there.
 pub(in crate::nn) enum Checkpointing {
     /// No module.
     Off,
     /// The modules that the model wraps in an enabled `Checkpoint`.
     Declared,
-    /// The modules and layers of these segments, which the trainer chose.
+    /// The modules and ranges of layers that the trainer chose to stay within the memory budget.
     Chosen(Rc<[Segment]>),
     /// No module. The modules that could be recomputed are measured.
     Measured(Rc<Survey>),
@@ -44,7 +45,7 @@ pub struct Context {
     training: bool,
     recomputing: bool,
     dropout: bool,
-    /// Whether layers may be fused.
+    /// Whether layers may be computed fused with the layers that follow.
     fuses: bool,
     checkpointing: Checkpointing,
     overrides: Rc<BTreeMap<String, Region>>,
@@ -77,7 +78,8 @@ impl Context {
         }
     }
 
-    /// Runs each module alone and reports its tensors to `probe`.
+    /// Reports the tensors of every module to `probe`. The modules then run one by one: layers are
+    /// not fused.
     #[must_use]
     pub fn with_probe(mut self, probe: Rc<dyn Probe>) -> Self {
         self.observer = Observer::Tensors(probe);
@@ -105,30 +107,31 @@ impl Context {
         self
     }
 
-    /// Runs each module alone and reports its beginning and end to `trace`.
+    /// Reports the beginning and the end of every module to `trace`. The modules then run one by
+    /// one: layers are not fused.
     #[must_use]
     pub(crate) fn with_trace(mut self, trace: Rc<dyn Trace>) -> Self {
         self.observer = Observer::Trace(trace);
         self.without_fusion()
     }
 
-    /// Sets precision regions by module path. They override the regions that the structs declare.
-    /// Call [`place`](super::place) with the same map, so that the parameters have the dtypes of
-    /// these regions.
+    /// Sets precision regions by the paths of modules. They replace the regions that the structs
+    /// declare. Call [`place`](super::place) with the same map, so that the parameters have the
+    /// dtypes of these regions.
     #[must_use]
     pub fn with_overrides(mut self, overrides: Rc<BTreeMap<String, Region>>) -> Self {
         self.overrides = overrides;
         self
     }
 
-    /// Switches dropout off, even in training.
+    /// Switches dropout off, even if this is a forward pass in training.
     #[must_use]
     pub fn without_dropout(mut self) -> Self {
         self.dropout = false;
         self
     }
 
-    /// Returns the same context without fused layers, even if the device has kernels for them.
+    /// Forbids the fusion of layers, even if the device has kernels for fused layers.
     #[must_use]
     pub fn without_fusion(mut self) -> Self {
         self.fuses = false;
@@ -143,7 +146,8 @@ impl Context {
         self
     }
 
-    /// Drops the activations of these segments, and of no other modules.
+    /// Recomputes the activations of these segments in the backward pass, and those of no other
+    /// module.
     #[must_use]
     pub(crate) fn with_segments(mut self, segments: Rc<[Segment]>) -> Self {
         self.checkpointing = Checkpointing::Chosen(segments);
@@ -177,15 +181,15 @@ impl Context {
         self.cache.as_deref()
     }
 
-    /// Returns the number of tokens in the [`KvCache`](super::KvCache). It is also the position of
-    /// the first token of the running forward pass. It is 0 without a cache.
+    /// Returns the number of tokens in the [`KvCache`](super::KvCache), which is also the position
+    /// of the first token of this forward pass. Returns 0 without a cache.
     pub fn past(&self) -> i64 {
         self.cache().map_or(0, Entries::past)
     }
 
-    /// Returns the positions of tokens `[N, L]` in their sequences, int64 `[L]` on the tokens'
-    /// device, for a position embedding. They are 0, 1, …. With a [`KvCache`](super::KvCache) they
-    /// continue after the cached tokens.
+    /// Returns the positions of the tokens `ids`, `[N, L]`, in their sequences, as input for a
+    /// position embedding. The result is int64 `[L]` on the device of `ids`. The positions begin at
+    /// 0 or, with a [`KvCache`](super::KvCache), after the cached tokens.
     ///
     /// # Errors
     /// When `ids` is not `[N, L]`.
@@ -198,30 +202,30 @@ impl Context {
         Ok(Tensor::f_arange_start(first, first + length, (Kind::Int64, ids.device()))?)
     }
 
-    /// Returns whether this is a forward pass in training. Batch statistics are then active, and so
-    /// is dropout, unless it is [disabled](Self::without_dropout).
+    /// Returns whether this is a forward pass in training. In training, batch norms use the batch's
+    /// statistics, and dropout is active unless it is [disabled](Self::without_dropout).
     pub fn is_training(&self) -> bool {
         self.training
     }
 
-    /// Returns whether dropout is on.
+    /// Returns whether dropout is active.
     pub fn drops_out(&self) -> bool {
         self.dropout
     }
 
-    /// Returns which modules drop their activations.
+    /// Returns which modules recompute their activations in the backward pass.
     pub(in crate::nn) fn checkpointing(&self) -> &Checkpointing {
         &self.checkpointing
     }
 
-    /// Returns whether a module runs for the second time on the same input, as checkpointed modules
-    /// do. Batch statistics were updated the first time.
+    /// Returns whether a checkpointed module runs for the second time, in the backward pass, to
+    /// recompute its activations. The running statistics must then not be updated again.
     pub fn is_recomputing(&self) -> bool {
         self.recomputing
     }
 
-    /// Returns a context for running a module a second time later, with the path and the precision
-    /// that hold now. It has no observer and no cache.
+    /// Returns a context with which a module can be run a second time later. The path and the
+    /// precision are those of this moment. The new context has no observer and no cache.
     pub(in crate::nn) fn recomputing(&self) -> Self {
         Self {
             policy: self.policy,

@@ -1,4 +1,4 @@
-//! Runs a model's output layer, or passes it to the loss.
+//! Runs the output layer of a model, or leaves it to the loss.
 
 use tch::{Device, Kind, Tensor};
 
@@ -15,12 +15,12 @@ use crate::{
 };
 
 impl Context {
-    /// Runs the child `name` as [`call`](Self::call) does. The child's output is the output of
-    /// `model`, and the child declares no precision region. If the loss can run this layer itself,
-    /// fused with the loss, the layer does not run here, and the result is an undefined tensor.
+    /// Runs the child `name`, whose output is the output of `model`, as [`call`](Self::call) does.
+    /// The child must declare no precision region. If the loss computes this layer itself, fused
+    /// with the loss, the layer does not run here, and the result is an undefined tensor.
     ///
     /// # Errors
-    /// The child's error, with its path.
+    /// When the child fails; the error contains the child's path.
     #[doc(hidden)]
     pub fn call_output<R: ?Sized, M: Module>(
         &self,

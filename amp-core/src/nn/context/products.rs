@@ -1,4 +1,5 @@
-//! Reports every matrix product of a forward pass to a dtype probe, also those outside of layers.
+//! Reports every matrix product of a forward pass to a dtype probe, even if it is computed outside
+//! of layers.
 
 use super::{Context, Observer};
 use crate::{
@@ -7,7 +8,8 @@ use crate::{
     nn::Product,
 };
 
-/// A guard: while it exists, a context's dtype probe receives the products of this thread.
+/// A guard. While it exists, the matrix products that this thread computes are reported to the
+/// dtype probe of `context`.
 #[must_use = "products are watched until this is dropped"]
 pub(crate) struct ProductsOf<'c> {
     context: &'c Context,
@@ -15,7 +17,8 @@ pub(crate) struct ProductsOf<'c> {
 }
 
 impl Context {
-    /// Starts reporting every product to the dtype probe. Returns `None` if there is no such probe.
+    /// Starts reporting every matrix product to the context's dtype probe. Returns `None` if the
+    /// context has no dtype probe.
     ///
     /// # Errors
     /// When libtorch does not accept a callback.
@@ -28,8 +31,9 @@ impl Context {
         Ok(Some(ProductsOf { context: self, _watched: watched }))
     }
 
-    /// Pauses the recording of matrix products unless this context records them, so that they are
-    /// not reported to the probe of another context.
+    /// Stops the recording of matrix products until the result is dropped, unless this context
+    /// started the recording. Otherwise the probe of another context would receive this context's
+    /// products.
     pub(crate) fn pause_others_products(&self) -> Option<PausedProducts> {
         (!self.watches_products.get()).then(PausedProducts::pause)
     }

@@ -13,9 +13,10 @@ use crate::{
 impl Child<'_, Conv2d> {
     /// Returns the convolution of x, and x for a second use, as at the start of a residual block.
     ///
-    /// The first value equals `Conv2d`'s output, and the second value equals x. In training on CUDA in f16 or bf16, without a
-    /// bias, with a 1 × 1 kernel and stride 1, one matrix product computes the gradient of x and
-    /// adds the gradient of the second use. In other cases the two gradients are added afterwards.
+    /// The first result is the output of the convolution, and the second is x. In training on CUDA,
+    /// one matrix product computes the gradient of x and adds the gradient of the second result, if
+    /// the convolution has the dtype f16 or bf16, no bias, a 1 × 1 kernel and stride 1. In other
+    /// cases the two gradients are added afterwards.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::prelude::*;

@@ -27,18 +27,18 @@ pub struct ConvConfig<const N: usize> {
     pub out_channels: i64,
     /// The kernel's size.
     pub kernel_size: Sizes<N>,
-    /// The step between windows.
+    /// The distance between the positions of the kernel, in elements of the input.
     pub stride: Sizes<N>,
-    /// The padding on both sides.
+    /// The padding at the start and at the end of each dimension.
     pub padding: Padding<N>,
-    /// The distance between the kernel's elements.
+    /// The distance between neighbouring elements of the kernel, in elements of the input.
     pub dilation: Sizes<N>,
-    /// The number of groups of channels, each with its own filters. It must divide both numbers of
-    /// channels.
+    /// The number of groups of channels. Each group has its own filters. The number must divide
+    /// `in_channels` and `out_channels`.
     pub groups: i64,
-    /// Whether to add a bias.
+    /// Whether the convolution adds a bias.
     pub bias: bool,
-    /// The values of the padding.
+    /// The values with which the input is padded.
     pub padding_mode: PaddingMode,
 }
 
@@ -66,12 +66,12 @@ impl<const N: usize> ConvConfig<N> {
     }
 }
 
-/// A convolution over `N` dimensions: `[N, C, L]`, `[N, C, H, W]` or `[N, C, D, H, W]`, or the same
-/// without the batch; nn.Conv1d, nn.Conv2d and nn.Conv3d.
+/// A convolution over `N` dimensions; nn.Conv1d, nn.Conv2d and nn.Conv3d. The input is `[N, C, L]`,
+/// `[N, C, H, W]` or `[N, C, D, H, W]`, or the same without the batch dimension.
 ///
-/// A [`Conv2d`] that computes in f16 or bf16 on CUDA uses the memory layout channels_last, which
-/// tensor cores need. Its output has this layout too, and the following layers keep it up to a
-/// [`Flatten`](super::Flatten). The weight and its gradient are contiguous.
+/// If a [`Conv2d`] computes in f16 or bf16 on CUDA, it uses the memory layout channels_last, which
+/// tensor cores need. Its output has this layout, and the following layers keep the layout until a
+/// [`Flatten`](super::Flatten). The weight and the weight's gradient are contiguous.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::nn::{Conv2d, Conv2dConfig, Padding, Sizes};
@@ -100,11 +100,11 @@ pub type Conv2d = Conv<2>;
 pub type Conv3d = Conv<3>;
 
 impl<const N: usize> Conv<N> {
-    /// Draws weight, then bias, from U(±1/√fan_in).
+    /// Creates the layer. Draws the weight, and then the bias, from U(±1/√fan_in).
     ///
     /// # Errors
-    /// When a size is not positive, the groups do not divide the channels, or the output of padding `same`
-    /// would not have the input's size.
+    /// When a size is not positive, `groups` does not divide the numbers of channels, or the
+    /// padding is `Same` and the output would not have the input's size.
     pub fn new(config: ConvConfig<N>) -> Result<Self> {
         let ConvConfig { in_channels, out_channels, kernel_size, groups, .. } = config;
         groups_divide("conv", groups, in_channels, out_channels)?;
@@ -134,7 +134,8 @@ impl<const N: usize> Conv<N> {
     }
 }
 
-/// Draws a weight of this shape, then a bias of this size, as torch.nn's convolutions do.
+/// Creates a weight of this shape and then a bias of this size, with the random initial values of
+/// torch.nn's convolutions.
 fn weights(shape: &[i64], fan_in: i64, bias: Option<i64>) -> Result<(Tensor, Option<Tensor>)> {
     let weight = init::uniform(shape, init::kaiming_bound(fan_in))?;
     let bias = bias.map(|size| init::uniform(&[size], init::bias_bound(fan_in))).transpose()?;

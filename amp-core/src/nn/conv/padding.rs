@@ -1,4 +1,4 @@
-//! The padding of convolutions.
+//! How a convolution pads its input.
 
 use tch::Tensor;
 
@@ -7,13 +7,13 @@ use crate::{
     nn::{Sizes, ordered},
 };
 
-/// The size of the padding on both sides of each dimension.
+/// How many elements are added at the start and at the end of each dimension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Padding<const N: usize> {
-    /// This number of elements.
+    /// The given number of elements on each side.
     Sizes(Sizes<N>),
-    /// The number of elements with which the output has the input's size; the stride must be 1. If
-    /// this number is odd for a dimension, the extra element is at the end.
+    /// As many elements as are needed for an output of the input's size. The stride must be 1. If
+    /// the number for a dimension is odd, the end gets one element more than the start.
     Same,
 }
 
@@ -46,15 +46,15 @@ impl<const N: usize> Padding<N> {
     }
 }
 
-/// The values of the padding.
+/// The values with which the input of a convolution is padded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PaddingMode {
     /// Zeros.
     #[default]
     Zeros,
-    /// The input mirrored at its edge, without repeating the edge.
+    /// The input, mirrored at its edge. The element at the edge is not repeated.
     Reflect,
-    /// The value at the input's edge.
+    /// The value at the nearest edge of the input.
     Replicate,
     /// The values at the opposite end of the input.
     Circular,

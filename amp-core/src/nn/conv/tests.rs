@@ -1,4 +1,4 @@
-//! The memory layout in which a convolution computes.
+//! Tests of the memory layout in which a convolution computes.
 
 use tch::{Device, Kind};
 
@@ -56,9 +56,10 @@ fn both_ways(
     Ok((output, gradients))
 }
 
-/// A convolution in f16 or bf16 gives the output and the gradients of an f64 convolution, up to
-/// rounding. Each gradient has the dtype of its tensor, and the weight's gradient has the weight's
-/// layout. One case has a single channel: such a tensor is contiguous and channels_last at once.
+/// Checks that a convolution in f16 or bf16 gives the output and gradients of a convolution in f64,
+/// up to rounding. Each gradient must have the dtype of its tensor, and the weight's gradient must
+/// have the weight's layout. One case has a single channel, because a tensor with one channel is
+/// contiguous and channels_last at once.
 #[test]
 fn a_layout_changes_no_value() -> Result<()> {
     let _section = random::seeded(0)?;
@@ -116,9 +117,9 @@ fn other_convolutions_are_left_alone() -> Result<()> {
     same(&[input.f_select(0, 0)?, weight, bias])
 }
 
-/// In an autocast region a weight is converted to channels_last once, as autocast caches its casts.
-/// So a write to the weight inside a region takes effect in the next region. Each forward pass has
-/// its own gradients, also after a forward pass without gradients.
+/// In an autocast region the weight is converted to channels_last once, because autocast caches its
+/// casts. Therefore a write to the weight inside the region takes effect in the next region. Each
+/// forward pass must have its own gradients, even if it follows a forward pass without gradients.
 #[test]
 fn a_weight_is_brought_to_the_layout_once_a_region() -> Result<()> {
     let _section = random::seeded(0)?;
@@ -166,7 +167,7 @@ fn a_weight_has_second_derivatives() -> Result<()> {
     Ok(())
 }
 
-/// The layers after a convolution keep its channels_last layout.
+/// Checks that the layers after a convolution return outputs in the layout channels_last.
 #[test]
 fn layers_keep_the_layout() -> Result<()> {
     let _section = random::seeded(0)?;

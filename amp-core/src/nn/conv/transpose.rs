@@ -20,17 +20,19 @@ pub struct ConvTransposeConfig<const N: usize> {
     pub kernel_size: Sizes<N>,
     /// The step between windows of the output.
     pub stride: Sizes<N>,
-    /// The number of elements that are removed from the output on both sides.
+    /// The number of elements that are removed from the start and from the end of each dimension of
+    /// the output.
     pub padding: Sizes<N>,
-    /// The number of elements that are added at the output's end, because strides above 1 leave its
-    /// size ambiguous.
+    /// The number of elements that are added at the end of each dimension of the output. With a
+    /// stride above 1, inputs of several sizes give the same size in a convolution, so this number
+    /// selects one of these sizes.
     pub output_padding: Sizes<N>,
-    /// The number of groups of channels, each with its own filters. It must divide both numbers of
-    /// channels.
+    /// The number of groups of channels. Each group has its own filters. The number must divide
+    /// `in_channels` and `out_channels`.
     pub groups: i64,
-    /// Whether to add a bias.
+    /// Whether the convolution adds a bias.
     pub bias: bool,
-    /// The distance between the kernel's elements.
+    /// The distance between neighbouring elements of the kernel, in elements of the output.
     pub dilation: Sizes<N>,
 }
 
@@ -58,9 +60,9 @@ impl<const N: usize> ConvTransposeConfig<N> {
     }
 }
 
-/// A transposed convolution, the gradient of a convolution with respect to its input: for `[N, C,
-/// L]`, `[N, C, H, W]` or `[N, C, D, H, W]`. The stride multiplies the size; nn.ConvTranspose1d,
-/// nn.ConvTranspose2d and nn.ConvTranspose3d.
+/// A transposed convolution, which computes the gradient of a convolution with respect to its
+/// input; nn.ConvTranspose1d, nn.ConvTranspose2d and nn.ConvTranspose3d. The input is `[N, C, L]`,
+/// `[N, C, H, W]` or `[N, C, D, H, W]`. The output is larger by about the factor `stride`.
 #[derive(Debug)]
 pub struct ConvTranspose<const N: usize> {
     weight: Tensor,
@@ -76,8 +78,8 @@ pub type ConvTranspose2d = ConvTranspose<2>;
 pub type ConvTranspose3d = ConvTranspose<3>;
 
 impl<const N: usize> ConvTranspose<N> {
-    /// Draws weight, then bias, from U(±1/√fan), where fan is computed from the output channels of
-    /// a group, as in torch.nn.
+    /// Creates the layer. Draws the weight, and then the bias, from U(±1/√fan). As in torch.nn, fan
+    /// is computed from the output channels of one group.
     ///
     /// # Errors
     /// When a size is not positive, or the groups do not divide the channels.

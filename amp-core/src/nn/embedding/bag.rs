@@ -10,21 +10,21 @@ use crate::{
 /// The options of an [`EmbeddingBag`]. The defaults are those of nn.EmbeddingBag.
 #[derive(Debug, Clone, Copy)]
 pub struct EmbeddingBagConfig {
-    /// The number of vectors.
+    /// The number of vectors in the table.
     pub num_embeddings: i64,
-    /// The size of each vector.
+    /// The number of elements of each vector.
     pub embedding_dim: i64,
     /// See [`EmbeddingConfig`](super::EmbeddingConfig).
     pub max_norm: Option<f64>,
     /// The p of the p-norm that `max_norm` limits.
     pub norm_type: f64,
-    /// Whether the gradient of a vector is divided by the number of its uses in the batch. Maxima
-    /// do not support it.
+    /// Whether the gradient of a vector is divided by the number of times that the batch uses the
+    /// vector. Not supported by [`BagMode::Max`].
     pub scale_grad_by_freq: bool,
     /// How the vectors of a bag are combined.
     pub mode: BagMode,
-    /// The padding index. It is excluded from every bag; its vector starts as zeros and gets no
-    /// gradient. Negative values count from the end.
+    /// The index that stands for padding. Bags ignore this index. Its vector starts as zeros and
+    /// gets no gradient. A negative index counts from the end of the table.
     pub padding_idx: Option<i64>,
     /// Whether the last offset is the end of the last bag.
     pub include_last_offset: bool,
@@ -61,11 +61,12 @@ impl EmbeddingBagConfig {
     }
 }
 
-/// Sums, means or maxima of looked-up vectors; nn.EmbeddingBag. An empty bag gives zeros. The
-/// option `sparse` does not exist: gradients are dense.
+/// Looks up the vectors of each bag of indices, and returns their sum, mean or maximum;
+/// nn.EmbeddingBag. An empty bag gives zeros. There is no option `sparse`: gradients are dense.
 ///
-/// With `scale_grad_by_freq` the vectors are looked up one by one before they are combined, because
-/// the operator of libtorch 2.11 on the CPU divides the gradients by the counts of wrong indices.
+/// With `scale_grad_by_freq` the vectors are looked up one by one before they are combined. The
+/// reason is an error of libtorch 2.11: on the CPU its operator divides the gradients by the counts
+/// of wrong indices.
 ///
 /// | input | shape |
 /// | --- | --- |
@@ -97,11 +98,11 @@ pub struct EmbeddingBag {
 }
 
 impl EmbeddingBag {
-    /// Draws the table from N(0, std²). The padding vector is zero.
+    /// Creates the layer. Draws the table of vectors from N(0, std²). The padding vector is zero.
     ///
     /// # Errors
-    /// When a size is negative, `padding_idx` is outside the dictionary, `max_norm` or `norm_type` is not above
-    /// 0, or `scale_grad_by_freq` is set for maxima.
+    /// When a size is negative, `padding_idx` is not an index of the table, `max_norm` or
+    /// `norm_type` is not above 0, or `scale_grad_by_freq` is set together with [`BagMode::Max`].
     pub fn new(config: EmbeddingBagConfig) -> Result<Self> {
         let EmbeddingBagConfig { num_embeddings, embedding_dim, std, .. } = config;
         if config.scale_grad_by_freq && config.mode == BagMode::Max {
@@ -115,7 +116,7 @@ impl EmbeddingBag {
         Ok(Self { weight, padding_idx, max_norm, config })
     }
 
-    /// Returns the table, `[num_embeddings, embedding_dim]`.
+    /// Returns the table of vectors, `[num_embeddings, embedding_dim]`.
     pub fn weight(&self) -> &Tensor {
         &self.weight
     }
@@ -150,10 +151,10 @@ impl EmbeddingBag {
         }
     }
 
-    /// Returns a table of vectors, the indices to look up in it, and the index of the padding in
-    /// it. The table is usually the layer's weight. If vectors are rescaled, or their gradients are
-    /// scaled by frequency, the table instead consists of the looked-up vectors, one for each
-    /// index.
+    /// Returns a table of vectors, the indices to look up in this table, and the index that stands
+    /// for padding in this table. The table is usually the layer's weight. If vectors are rescaled
+    /// in evaluation, or gradients are divided by frequency, the table instead contains one
+    /// looked-up vector for each index.
     fn rows(&self, all: Tensor, cx: &Context) -> Result<(Tensor, Tensor, Option<i64>)> {
         let (scales, limit) = (self.config.scale_grad_by_freq, self.max_norm);
         if let (Some(limit), true) = (limit, changes_table(cx)) {
@@ -190,7 +191,7 @@ impl Visit for EmbeddingBag {
 }
 
 impl Forward for EmbeddingBag {
-    /// Indices, offsets and weights.
+    /// The indices, the offsets of the bags, and the weights of the vectors.
     type Input = (&'static Tensor, Option<&'static Tensor>, Option<&'static Tensor>);
     type Output = Tensor;
 

@@ -1,4 +1,4 @@
-//! Embeddings: tables of vectors.
+//! Embeddings: layers that look up vectors in a table.
 
 mod bag;
 mod rescale;
@@ -14,23 +14,25 @@ pub use bag::{BagMode, EmbeddingBag, EmbeddingBagConfig};
 /// The options of an [`Embedding`]. The defaults are those of nn.Embedding.
 #[derive(Debug, Clone, Copy)]
 pub struct EmbeddingConfig {
-    /// The number of vectors.
+    /// The number of vectors in the table.
     pub num_embeddings: i64,
-    /// The size of each vector.
+    /// The number of elements of each vector.
     pub embedding_dim: i64,
-    /// The padding index. Its vector starts as zeros and gets no gradient. Negative values count
-    /// from the end.
+    /// The index that stands for padding. Its vector starts as zeros and gets no gradient. A
+    /// negative index counts from the end of the table.
     pub padding_idx: Option<i64>,
-    /// The largest norm of a vector. Longer vectors are rescaled to it when they are looked up. In
-    /// training this changes the table itself, as in torch; a skipped step leaves the table
-    /// unchanged. In evaluation only the output changes, while PyTorch changes the table then too.
+    /// The largest norm of a vector. When a longer vector is looked up, it is scaled down to this
+    /// norm. In training this changes the table itself, as in torch, but a skipped step leaves the
+    /// table unchanged. In evaluation only the output changes, while torch changes the table in
+    /// evaluation, too.
     pub max_norm: Option<f64>,
     /// The p of the p-norm that `max_norm` limits.
     pub norm_type: f64,
-    /// Whether the gradient of a vector is divided by the number of its uses in the batch.
+    /// Whether the gradient of a vector is divided by the number of times that the batch uses the
+    /// vector.
     pub scale_grad_by_freq: bool,
-    /// The standard deviation of the initial values. If an output layer shares the table, use a
-    /// small value (0.02 in GPT-2).
+    /// The standard deviation of the initial values. If the table is also the weight of an output
+    /// layer, use a small value (0.02 in GPT-2).
     pub std: f64,
 }
 
@@ -49,8 +51,8 @@ impl EmbeddingConfig {
     }
 }
 
-/// Looks up int64 indices `[…]`. The output is `[…, embedding_dim]`; nn.Embedding. The option
-/// `sparse` does not exist: gradients are dense.
+/// Looks up the vectors of int64 indices `[…]`, and returns `[…, embedding_dim]`; nn.Embedding.
+/// There is no option `sparse`: gradients are dense.
 #[derive(Debug)]
 pub struct Embedding {
     weight: Tensor,
@@ -60,7 +62,7 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    /// Draws the table from N(0, std²). The padding vector is zero.
+    /// Creates the layer. Draws the table of vectors from N(0, std²). The padding vector is zero.
     ///
     /// # Errors
     /// When a size is negative, `padding_idx` is outside the dictionary, or `max_norm` or `norm_type` is not
@@ -90,7 +92,7 @@ fn padding_index(index: Option<i64>, num_embeddings: i64) -> Result<Option<i64>>
     }
 }
 
-/// Draws a table from N(0, std²), with zeros for the padding vector.
+/// Creates a table with random values from N(0, std²), and with zeros for the padding vector.
 fn table(shape: [i64; 2], std: f64, padding_idx: Option<i64>) -> Result<Tensor> {
     let weight = init::normal(&shape, std)?;
     if let Some(index) = padding_idx {
@@ -104,7 +106,8 @@ fn changes_table(cx: &Context) -> bool {
     cx.is_training() && !cx.is_recomputing()
 }
 
-/// Visits a table. If its vectors have a largest norm, the forward pass changes the table.
+/// Visits a table of vectors. If the norm of the vectors is limited, the forward pass changes the
+/// table, and the visitor is told so.
 fn visit_table(visitor: &mut dyn Visitor, weight: &Tensor, max_norm: Option<MaxNorm>) {
     match max_norm {
         Some(_) => visitor.changed_in_forward("weight", weight),

@@ -25,7 +25,7 @@ impl MaxNorm {
         Ok(Some(Self { most, p: norm_type }))
     }
 
-    /// Rescales in place the rows of `table` at these indices that are too long. As in torch,
+    /// Rescales in place those rows of `table` at these indices that are too long. As in torch,
     /// gradients are computed for the rescaled rows.
     pub(super) fn rescale(self, table: &Tensor, indices: &Tensor) -> Result<()> {
         if indices.numel() == 0 {
@@ -42,9 +42,9 @@ impl MaxNorm {
         })
     }
 
-    /// Computes the factor of each row of `table`, `[num_embeddings, 1]`, by libtorch's CPU
-    /// formula. On CUDA libtorch's `embedding_renorm_` is wrong for the maximum norm: it computes
-    /// Σ|x|^∞ and takes 1 as the norm of every vector with elements below 1.
+    /// Computes the factor by which each row of `table` is rescaled, `[num_embeddings, 1]`, by the
+    /// formula that libtorch uses on the CPU. libtorch's `embedding_renorm_` on CUDA is wrong for
+    /// the maximum norm: it computes Σ|x|^∞, so every vector with elements below 1 gets the norm 1.
     fn factors(self, table: &Tensor, indices: &Tensor) -> Result<Tensor> {
         let lengths = table.f_norm_scalaropt_dim(self.p, [1_i64], true)?;
         let shorter = lengths.f_add_scalar(1e-7)?.f_reciprocal()?.f_mul_scalar(self.most)?;

@@ -1,7 +1,8 @@
-//! Initializers with the names of torch.nn.init. For an f32 tensor on the CPU the same seed gives
-//! torch's values. For any other dtype and device it gives these values, rounded.
+//! Functions with the names of torch.nn.init, which fill tensors with initial values. For an f32
+//! tensor on the CPU, the same seed gives the same values as torch. For another dtype or device,
+//! the values are rounded or copied.
 //!
-//! The functions fill a tensor in place, for example a parameter found by its name:
+//! The functions fill a tensor in place, for example a parameter that was found by its name:
 //!
 //! ```no_run,standalone_crate
 //! use amp_core::{
@@ -58,32 +59,35 @@ in_place! {
     zeros_() = Init::Zeros;
     /// Fills with 1.
     ones_() = Init::Ones;
-    /// Fills with one value.
+    /// Sets every element to `val`.
     constant_(val: f64) = Init::Full { value: val };
-    /// Draws from U(a, b).
+    /// Fills the tensor with random values from U(a, b).
     uniform_(a: f64, b: f64) = Init::Uniform { low: a, high: b };
-    /// Draws from N(mean, std²).
+    /// Fills the tensor with random values from N(mean, std²).
     normal_(mean: f64, std: f64) = Init::Normal { mean, std };
-    /// Draws from N(mean, std²), restricted to [a, b]. torch's defaults of a and b are ±2.
+    /// Fills the tensor with random values from N(mean, std²) that are restricted to [a, b].
+    /// torch's defaults of a and b are -2 and 2.
     trunc_normal_(mean: f64, std: f64, a: f64, b: f64) = Init::TruncNormal { mean, std, a, b };
-    /// Draws from U(±gain·√(6 / (fan_in + fan_out))).
+    /// Fills the tensor with random values from U(±gain·√(6 / (fan_in + fan_out))).
     xavier_uniform_(gain: f64) = Init::XavierUniform { gain };
-    /// Draws from N(0, gain²·2 / (fan_in + fan_out)).
+    /// Fills the tensor with random values from N(0, gain²·2 / (fan_in + fan_out)).
     xavier_normal_(gain: f64) = Init::XavierNormal { gain };
-    /// Draws from U(±gain·√(3 / fan)).
+    /// Fills the tensor with random values from U(±gain·√(3 / fan)).
     kaiming_uniform_(a: f64, mode: FanMode, nonlinearity: Nonlinearity) =
         Init::KaimingUniform { a, mode, nonlinearity };
-    /// Draws from N(0, gain² / fan).
+    /// Fills the tensor with random values from N(0, gain² / fan).
     kaiming_normal_(a: f64, mode: FanMode, nonlinearity: Nonlinearity) =
         Init::KaimingNormal { a, mode, nonlinearity };
-    /// Draws a (semi-)orthogonal matrix. The first dimension counts its rows; all other dimensions
-    /// together count its columns.
+    /// Fills the tensor with a random (semi-)orthogonal matrix. The size of the first dimension is
+    /// the number of rows. The product of the sizes of all other dimensions is the number of
+    /// columns.
     orthogonal_(gain: f64) = Init::Orthogonal { gain };
-    /// Fills with the identity matrix.
+    /// Makes the tensor the identity matrix.
     eye_() = Init::Eye;
 }
 
-/// Draws the named parameters of a layer again, each with its own initializer.
+/// Initializes some parameters of a layer again. `draws` contains the name of each of these
+/// parameters and its initializer.
 #[doc(hidden)]
 pub fn redrawn<M: Visit>(layer: &str, module: M, draws: &[(&str, Init)]) -> Result<M> {
     let tensors = named_tensors(&module);
@@ -102,8 +106,8 @@ pub fn redrawn<M: Visit>(layer: &str, module: M, draws: &[(&str, Init)]) -> Resu
     Ok(module)
 }
 
-/// Converts a user's tensor to a tensor of a module: it has no autograd history, and a parameter
-/// requires a gradient.
+/// Converts a tensor that the user made to a tensor of a module. The result has no autograd
+/// history. If it is a parameter, it requires a gradient.
 #[doc(hidden)]
 pub fn own_tensor(name: &str, tensor: Tensor, role: Role) -> Result<Tensor> {
     let tensor = tensor.f_detach()?;
@@ -118,17 +122,17 @@ pub fn own_tensor(name: &str, tensor: Tensor, role: Role) -> Result<Tensor> {
     }
 }
 
-/// Draws a parameter of this shape, uniform in `[-bound, bound]`.
+/// Creates a parameter of this shape with random values, uniform in `[-bound, bound]`.
 pub(super) fn uniform(shape: &[i64], bound: f64) -> Result<Tensor> {
     Ok(values::symmetric(shape, bound)?.f_set_requires_grad(true)?)
 }
 
-/// Draws a parameter from a normal distribution around 0.
+/// Creates a parameter of this shape with random values from N(0, std²).
 pub(super) fn normal(shape: &[i64], std: f64) -> Result<Tensor> {
     Init::Normal { mean: 0.0, std }.tensor(shape, Role::Parameter)
 }
 
-/// Draws a parameter `[fan_out, fan_in]` from Xavier's uniform distribution.
+/// Creates a parameter `[fan_out, fan_in]` with random values from Xavier's uniform distribution.
 pub(super) fn xavier(fan_out: i64, fan_in: i64) -> Result<Tensor> {
     Init::XavierUniform { gain: 1.0 }.tensor(&[fan_out, fan_in], Role::Parameter)
 }
@@ -150,7 +154,7 @@ pub(super) fn buffer(shape: &[i64], value: f64) -> Result<Tensor> {
 
 /// Returns the bound of `kaiming_uniform_(a = √5)`, which nn.Linear and nn.Conv2d use: 1/√fan_in.
 pub(super) fn kaiming_bound(fan_in: i64) -> f64 {
-    // This is torch's order of operations, which gives the same last bit.
+    // The operations have the same order as in torch, so that the result has the same last bit.
     let gain = (2.0 / (1.0 + 5.0_f64.sqrt().powi(2))).sqrt();
     let std = gain / (fan_in as f64).sqrt();
     3.0_f64.sqrt() * std

@@ -1,5 +1,5 @@
-//! A cache of large tensors of random numbers (draws), for models that are built again with the
-//! same seed. Drawing GPT-2's weights takes ten times as long as copying them.
+//! A cache of large tensors of random initial values, for models that are built several times with
+//! the same seed. Computing the random weights of GPT-2 takes ten times as long as copying them.
 
 use std::cell::RefCell;
 
@@ -8,9 +8,9 @@ use tch::{Device, Tensor};
 use super::values::Draw;
 use crate::{Result, random::RandomState};
 
-/// Draws of fewer numbers are not cached.
+/// The smallest number of elements of a tensor that is cached.
 const LEAST: usize = 1 << 16;
-/// The largest number of cached bytes.
+/// The largest number of bytes that the cached tensors may take.
 const MOST: usize = 8 << 30;
 
 thread_local! {
@@ -24,9 +24,10 @@ struct Kept {
     after: RandomState,
 }
 
-/// A guard: while it exists, large draws on this thread are cached. If the same draw is requested
-/// in the same state of libtorch's generator, the cached values are copied, and the generator gets
-/// the state after the draw. The numbers are the same as without the cache.
+/// A guard. While it exists, large tensors of random initial values are cached on this thread. If
+/// the same tensor is requested in the same state of libtorch's generator, the cached values are
+/// copied, and the generator gets the state that it had after the first computation. The values are
+/// the same as without the cache.
 ///
 /// ```
 /// use amp_core::{nn::{Init, Role, init}, random};
@@ -44,12 +45,14 @@ struct Kept {
 /// ```
 #[derive(Debug)]
 pub struct Remembering {
-    /// Whether another guard existed before.
+    /// Whether another guard existed when this one was created. The other guard then clears the
+    /// cache.
     is_inner: bool,
 }
 
 impl Remembering {
-    /// Starts caching draws. If another guard exists already, both use its cache.
+    /// Starts the caching of random initial values. If another guard exists already, the two guards
+    /// share one cache.
     #[expect(clippy::new_without_default, reason = "it is a guard")]
     pub fn new() -> Self {
         KEPT.with_borrow_mut(|kept| {
@@ -68,7 +71,8 @@ impl Drop for Remembering {
     }
 }
 
-/// Returns the values of a draw: a copy of the cached values, or the values that `new` draws.
+/// Returns random values: a copy of the cached values for the same request and generator state, or
+/// otherwise the values that `new` computes.
 pub(super) fn values(
     draw: Draw,
     shape: &[i64],
@@ -116,7 +120,8 @@ mod tests {
         random,
     };
 
-    /// Draws a large tensor, a small one, another large one, and then eight numbers, all from the same seed.
+    /// Returns a large random tensor, a small one, another large one, and eight numbers, all
+    /// computed one after the other from one seed.
     fn drawn(seed: u64, std: f64) -> Result<Vec<Tensor>> {
         let _section = random::seeded(seed)?;
         let init = Init::Normal { mean: 0.0, std };
@@ -127,9 +132,10 @@ mod tests {
         Ok(all)
     }
 
-    /// Cached draws, and the draws after them, are bit-identical to draws without the cache, the
-    /// first time and later, for each seed and each kind of draw. Changing a returned tensor in
-    /// place does not change later draws.
+    /// Cached random values, and the random values after them, must be bit-identical to values that
+    /// are computed without the cache. This must hold for the first and for every later request,
+    /// for each seed, and for each distribution. Changing a returned tensor in place must not
+    /// change the values that are returned later.
     #[rstest]
     #[case::again(&[(1, 1.0), (1, 1.0), (1, 1.0)])]
     #[case::other_seed(&[(1, 1.0), (2, 1.0), (1, 1.0)])]

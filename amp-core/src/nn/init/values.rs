@@ -3,11 +3,11 @@ use tch::{Device, Kind, Tensor};
 use super::remembered;
 use crate::{Error, Result, nn::Role, random};
 
-/// An initializer: draws a tensor's initial values in f32 on the CPU from libtorch's generator. The
-/// same seed gives the same values for any dtype and device, up to rounding. For an f32 tensor on
-/// the CPU they equal the values of torch.nn.init. Use it for a field, `#[parameter(shape = [64,
-/// 10], init = normal(0.0, 0.02))]`, or for a layer, `linear(64, 10, weight_init = normal(0.0,
-/// 0.02))`.
+/// An initializer: the distribution of a tensor's initial values. The values are computed in f32 on
+/// the CPU by libtorch's generator. The same seed gives the same values for any dtype and device,
+/// up to rounding. For an f32 tensor on the CPU they equal the values of torch.nn.init. Use an
+/// initializer for a field, `#[parameter(shape = [64, 10], init = normal(0.0, 0.02))]`, or for a
+/// layer, `linear(64, 10, weight_init = normal(0.0, 0.02))`.
 ///
 /// Fans are defined for weights `[outputs, inputs, …]`, as in torch: fan_in = inputs · (product of
 /// the rest), fan_out = outputs · (product of the rest).
@@ -17,7 +17,7 @@ pub enum Init {
     Zeros,
     /// All elements are 1.
     Ones,
-    /// All elements have one value.
+    /// All elements have the value `value`.
     Full {
         /// The value.
         value: f64,
@@ -26,7 +26,7 @@ pub enum Init {
     Uniform {
         /// The smallest value.
         low: f64,
-        /// The upper bound, exclusive.
+        /// The upper bound. Values are below it.
         high: f64,
     },
     /// N(mean, std²).
@@ -36,7 +36,7 @@ pub enum Init {
         /// The standard deviation.
         std: f64,
     },
-    /// N(mean, std²), restricted to [a, b].
+    /// The normal distribution N(mean, std²), restricted to [a, b].
     TruncNormal {
         /// The mean.
         mean: f64,
@@ -49,12 +49,12 @@ pub enum Init {
     },
     /// U(±gain·√(6 / (fan_in + fan_out))) (Glorot and Bengio 2010).
     XavierUniform {
-        /// The factor of all values; see [`calculate_gain`].
+        /// The factor by which the values are multiplied; see [`calculate_gain`].
         gain: f64,
     },
-    /// N(0, gain²·2 / (fan_in + fan_out)).
+    /// The normal distribution N(0, gain²·2 / (fan_in + fan_out)).
     XavierNormal {
-        /// The factor of all values; see [`calculate_gain`].
+        /// The factor by which the values are multiplied; see [`calculate_gain`].
         gain: f64,
     },
     /// U(±gain·√(3 / fan)) (He et al., arXiv:1502.01852).
@@ -62,24 +62,25 @@ pub enum Init {
         /// The negative slope of a leaky ReLU after the layer. √5 gives the default of nn.Linear
         /// and convolutions in torch, U(±1/√fan_in).
         a: f64,
-        /// The fan to use.
+        /// Whether fan_in or fan_out is the fan.
         mode: FanMode,
         /// The activation after the layer, which determines the gain.
         nonlinearity: Nonlinearity,
     },
-    /// N(0, gain² / fan).
+    /// The normal distribution N(0, gain² / fan).
     KaimingNormal {
         /// See [`KaimingUniform`](Self::KaimingUniform).
         a: f64,
-        /// The fan to use.
+        /// Whether fan_in or fan_out is the fan.
         mode: FanMode,
         /// The activation after the layer, which determines the gain.
         nonlinearity: Nonlinearity,
     },
-    /// A (semi-)orthogonal matrix (Saxe et al., arXiv:1312.6120). The first dimension counts its
-    /// rows; all other dimensions together count its columns.
+    /// A random (semi-)orthogonal matrix (Saxe et al., arXiv:1312.6120). The size of the first
+    /// dimension is the number of rows. The product of the sizes of all other dimensions is the
+    /// number of columns.
     Orthogonal {
-        /// The factor of all values.
+        /// The factor by which the values are multiplied.
         gain: f64,
     },
     /// The identity matrix.
@@ -139,7 +140,7 @@ impl Init {
     /// Fills a tensor with new values, in place and without autograd history.
     ///
     /// # Errors
-    /// The errors of [`tensor`](Self::tensor).
+    /// When [`tensor`](Self::tensor) would fail for this shape.
     pub fn fill(self, tensor: &Tensor) -> Result<()> {
         let values = self.draw(&tensor.size())?;
         // A copy inside `no_grad` has no autograd history.
@@ -182,7 +183,7 @@ impl Init {
     }
 }
 
-/// Draws uniform values in `[-bound, bound]`.
+/// Returns random values, uniform in `[-bound, bound]`.
 pub(super) fn symmetric(shape: &[i64], bound: f64) -> Result<Tensor> {
     drawn(shape, Draw::Uniform(-bound, bound))
 }
@@ -190,7 +191,7 @@ pub(super) fn symmetric(shape: &[i64], bound: f64) -> Result<Tensor> {
 /// A distribution from which numbers are drawn with libtorch's generator.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Draw {
-    /// Uniform from one value to another.
+    /// The uniform distribution from the first to the second value.
     Uniform(f64, f64),
     /// Normal with a mean and a standard deviation.
     Normal(f64, f64),
@@ -222,12 +223,12 @@ fn drawn(shape: &[i64], draw: Draw) -> Result<Tensor> {
     })
 }
 
-/// Fills a tensor with one value.
+/// Returns a tensor in which every element has the same value.
 pub(super) fn filled(shape: &[i64], value: f64) -> Result<Tensor> {
     Ok(Tensor::f_full(shape, value, (Kind::Float, Device::Cpu))?)
 }
 
-/// Returns fan_in and fan_out.
+/// Returns fan_in and fan_out of a weight of this shape.
 fn fans(init: &str, shape: &[i64]) -> Result<[i64; 2]> {
     match shape {
         [outputs, inputs, rest @ ..] if shape.iter().all(|size| *size > 0) => {
@@ -256,8 +257,8 @@ fn kaiming(init: &str, gain: f64, mode: FanMode, shape: &[i64]) -> Result<f64> {
     Ok(gain / (fan as f64).sqrt())
 }
 
-/// Draws from a truncated normal distribution: applies the inverse distribution function to uniform
-/// numbers, as torch does.
+/// Returns random values from a truncated normal distribution. As torch does, computes them from
+/// uniform random numbers by the inverse of the distribution function.
 fn truncated(shape: &[i64], [mean, std]: [f64; 2], [a, b]: [f64; 2]) -> Result<Tensor> {
     let refused = |why| Err(Error::config(format!("trunc_normal({mean}, {std}, {a}, {b}): {why}")));
     if std.is_nan() || std <= 0.0 || a.is_nan() || b.is_nan() || a >= b {

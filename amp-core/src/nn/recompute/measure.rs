@@ -1,5 +1,5 @@
-//! Measures what modules keep for the backward pass. It measures one module at a time, so that a
-//! model that does not fit into memory can be measured too.
+//! Measures how many bytes each module keeps for the backward pass. Only one module at a time is
+//! run with gradients, so even a model that does not fit into memory can be measured.
 
 use std::{cell::RefCell, time::Instant};
 
@@ -20,22 +20,22 @@ pub(crate) struct Cell {
     pub(crate) segment: Segment,
     /// The bytes kept for the backward pass, without input and output.
     pub(crate) own: u64,
-    /// Bytes of the input.
+    /// The number of bytes of the module's input.
     pub(crate) input: u64,
-    /// Bytes of the output.
+    /// The number of bytes of the module's output.
     pub(crate) output: u64,
-    /// Whether the input is kept.
+    /// Whether the backward pass of the module needs the input.
     pub(crate) keeps_input: bool,
-    /// Whether the output is kept even if no other module needs it.
+    /// Whether the backward pass of the module needs the output, even if no other module does.
     pub(crate) keeps_output: bool,
-    /// The time to recompute the module.
+    /// The seconds that one more forward pass of the module takes.
     pub(crate) seconds: f64,
     /// The measurements of the modules inside this module.
     pub(crate) within: Vec<Cell>,
 }
 
 /// Measures the modules of a forward pass that can be recomputed, and the modules within them. Use
-/// it in a forward pass without gradients under `Context::again`.
+/// it in a forward pass without gradients, with the context from `Context::again`.
 pub(crate) struct Survey {
     device: Device,
     meter: MemoryMeter,
@@ -47,7 +47,8 @@ impl Survey {
         Ok(Self { device, meter: MemoryMeter::untracked(device)?, cells: RefCell::default() })
     }
 
-    /// Returns the measurements, in the order in which the modules ran.
+    /// Returns the measurements so far, in the order in which the modules ran, and removes them
+    /// from the survey.
     pub(crate) fn take(&self) -> Vec<Cell> {
         self.cells.take()
     }
@@ -62,7 +63,8 @@ impl Survey {
         let (mut x, mut place) = (input.shallow_clone(), 0);
         while place < layers.len() {
             if layers[place].shared().is_none() {
-                // The layer itself cannot be recomputed, but modules inside it may be.
+                // The layer itself cannot be recomputed, but the modules inside it may be
+                // recomputable.
                 x = cx.call_nth(place, &layers[place], &x)?;
                 place += 1;
                 continue;
@@ -83,7 +85,7 @@ impl Survey {
         Ok(x)
     }
 
-    /// Runs a whole module that can be recomputed, and measures it.
+    /// Runs and measures a module that can be recomputed as a whole.
     pub(in crate::nn) fn module(
         &self,
         module: &dyn Module,
@@ -96,15 +98,16 @@ impl Survey {
         Ok(output)
     }
 
-    /// Returns the measurements of the layers that `run` runs, and takes them out of the survey.
+    /// Returns the measurements of the layers that `run` runs. They are not added to the survey's
+    /// other measurements.
     fn within<T>(&self, run: impl FnOnce() -> Result<T>) -> Result<Vec<Cell>> {
         let before = self.cells.take();
         run()?;
         Ok(self.cells.replace(before))
     }
 
-    /// Adds a measurement. If a module runs several times in a forward pass, adds up its
-    /// measurements.
+    /// Adds a measurement to the survey. If the same module runs several times in a forward pass,
+    /// its bytes and seconds are added up.
     fn note(&self, cell: Cell) {
         let mut cells = self.cells.borrow_mut();
         match cells.iter_mut().find(|other| other.segment == cell.segment) {
@@ -116,8 +119,9 @@ impl Survey {
         }
     }
 
-    /// Measures a module by running it twice on the input: once with autograd, to count the bytes
-    /// that are freed with its graph, and once for the time.
+    /// Measures a module by running it twice on the input. The first run is with autograd, and
+    /// measures the bytes that are freed together with the autograd graph. The second run measures
+    /// the time.
     fn measure(
         &self,
         input: &Tensor,
@@ -126,8 +130,8 @@ impl Survey {
         let bytes = tensor_bytes(input);
         let history = history_for(input)?;
         let before = self.meter.allocated()?;
-        // The module gets an input that is not a leaf, because an autograd graph keeps its leaves
-        // even if no operation needs their values.
+        // The module gets an input that is not a leaf of the autograd graph. A graph keeps its
+        // leaves even if no operation needs their values, so a leaf would always be counted.
         let own_input = match &history {
             Some(history) => tch::with_grad(|| input.f_detach()?.f_add(history))?,
             None => input.f_detach_copy()?,
@@ -151,8 +155,8 @@ impl Survey {
         let (seconds, output) = self.timed(|| run(input))?;
         let cell = Cell {
             segment: Segment { path: String::new(), layers: None },
-            // If the output is a view of the input, the same bytes are subtracted twice, and the
-            // difference may be negative.
+            // If the output is a view of the input, their common bytes are subtracted twice, and
+            // the difference may be negative.
             own: (graph - ends as i64).max(0).cast_unsigned(),
             input: bytes,
             output: output_bytes,
@@ -177,8 +181,8 @@ impl Survey {
     }
 }
 
-/// Returns a scalar zero with autograd history. Added to an input, it makes the input require a
-/// gradient.
+/// Returns a scalar zero that requires a gradient. If it is added to an input, the sum requires a
+/// gradient, too.
 fn history_for(input: &Tensor) -> Result<Option<Tensor>> {
     if !is_floating(input.kind()) {
         return Ok(None);

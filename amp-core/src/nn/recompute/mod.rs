@@ -1,6 +1,6 @@
-//! Activation checkpointing: activations are not kept for the backward pass but recomputed in it. A
-//! [`Checkpoint`] recomputes one module, and a [`Segment`] several layers of a sequence.
-//! [`measure`] measures how many bytes that saves.
+//! Activation checkpointing: the activations of a module are not kept for the backward pass, which
+//! computes them again. A [`Checkpoint`] applies this to one module, and a [`Segment`] to several
+//! layers of a sequence. [`measure`] measures how many bytes this saves.
 
 mod measure;
 mod segment;
@@ -20,9 +20,10 @@ use crate::{
     random::{self, Place},
 };
 
-/// Activation checkpointing (torch.utils.checkpoint): the module's activations are not kept. The
-/// backward pass recomputes them, with the same autocast state and random numbers. On the CPU the
-/// gradients are bit-identical. Batch statistics are updated once.
+/// Activation checkpointing for a module (torch.utils.checkpoint). The activations of the module
+/// are not kept. The backward pass computes them again, with the same autocast state and the same
+/// random numbers. On the CPU the gradients are bit-identical to those without checkpointing.
+/// Running statistics are updated only once.
 ///
 /// Under a memory budget ([`MemoryConfig::budget`](crate::trainer::MemoryConfig::budget)) the
 /// trainer decides which modules are recomputed, and `enabled` is ignored.
@@ -35,16 +36,18 @@ pub struct Checkpoint<M> {
 }
 
 impl<M> Checkpoint<M> {
-    /// Checkpoints `module` during training if `enabled` is true. Otherwise it runs normally.
+    /// Creates a checkpoint of `module`. It recomputes activations in training if `enabled` is
+    /// true. Otherwise the module runs as without a checkpoint.
     pub fn new(module: M, enabled: bool) -> Self {
-        // The module is in an `Arc`, because the autograd graph owns it too, and a thread of
-        // libtorch may free the graph.
+        // The module is in an `Arc`, because the autograd graph keeps it, too, and libtorch may
+        // free the graph on another thread.
         Self { module: Arc::new(module), enabled }
     }
 }
 
 impl<M> Checkpoint<M> {
-    /// Returns a checkpoint of `view(module)`, a wrapper of the module, with the same `enabled`.
+    /// Returns a checkpoint of `view(module)`, where `view` wraps the module. `enabled` is the
+    /// same.
     pub(in crate::nn) fn viewed<V>(&self, view: impl FnOnce(&M) -> V) -> Checkpoint<V> {
         Checkpoint::new(view(&self.module), self.enabled)
     }
@@ -56,8 +59,8 @@ impl<M: Visit> Visit for Checkpoint<M> {
     }
 }
 
-/// Returns whether a gradient passes through the module or ends in it. Otherwise nothing needs to
-/// be recomputed.
+/// Returns whether the backward pass reaches this module: the input or a parameter requires a
+/// gradient. Otherwise nothing needs to be recomputed.
 fn is_trained(module: &(impl Visit + ?Sized), input: &Tensor) -> bool {
     struct Look(bool);
 
@@ -78,11 +81,12 @@ fn is_trained(module: &(impl Visit + ?Sized), input: &Tensor) -> bool {
     look.0
 }
 
-/// Waits for reproducible sections of other threads. A checkpoint compares the generator's state
-/// before and after its module, to find out whether the module draws random numbers. If another
-/// thread drew numbers meanwhile, the backward pass would reset the generator for a module that
-/// draws nothing, and would disturb that thread. A recomputation does not wait: the thread for
-/// which it runs waits for its result, and may itself be in a section.
+/// Waits until no other thread is in a section with its own seed, in which it draws random numbers
+/// from the generator that all threads share. A checkpoint compares the state of the generator
+/// before and after its module, to find out whether the module uses random numbers. If another
+/// thread changed the state meanwhile, the backward pass would reset the generator for a module
+/// that uses no random numbers, and would disturb the other thread. A recomputation does not wait.
+/// The thread that needs its result waits for it, and may itself be in such a section.
 fn without_sections(cx: &Context) -> Option<Place> {
     (!cx.is_recomputing()).then(random::place)
 }

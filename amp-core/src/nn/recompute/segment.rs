@@ -16,12 +16,12 @@ use crate::{
 pub struct Segment {
     /// The dotted path of the container, or of the module.
     pub path: String,
-    /// The layers' indices in the container; `None` for the whole module.
+    /// The indices of the layers in the container; `None` if the segment is the whole module.
     pub layers: Option<Range<usize>>,
 }
 
 impl Segment {
-    /// Returns whether the segment `behind` directly follows this one in the same container.
+    /// Returns whether the segment `behind` begins where this segment ends, in the same container.
     pub(crate) fn meets(&self, behind: &Self) -> bool {
         match (&self.layers, &behind.layers) {
             (Some(own), Some(other)) => self.path == behind.path && own.end == other.start,

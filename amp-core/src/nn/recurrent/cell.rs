@@ -1,4 +1,4 @@
-//! Single steps of recurrent networks.
+//! Cells, which compute a single step of a recurrent network.
 
 use tch::Tensor;
 
@@ -16,11 +16,11 @@ use crate::{
 /// The options of an [`LstmCell`]. The defaults are those of nn.LSTMCell.
 #[derive(Debug, Clone, Copy)]
 pub struct LstmCellConfig {
-    /// The size of the input.
+    /// The number of elements of the input.
     pub input_size: i64,
-    /// The size of the states.
+    /// The number of elements of the hidden state.
     pub hidden_size: i64,
-    /// Whether to add biases.
+    /// Whether the cell adds biases.
     pub bias: bool,
 }
 
@@ -54,7 +54,7 @@ impl RnnCellConfig {
     }
 }
 
-/// One step of an [`Lstm`](super::Lstm) with one layer, with the same formula; nn.LSTMCell.
+/// Computes one step of an [`Lstm`](super::Lstm) with one layer, by the same formula; nn.LSTMCell.
 ///
 /// | input | shape |
 /// | --- | --- |
@@ -62,8 +62,8 @@ impl RnnCellConfig {
 /// | states h and c, default zeros | `[N, hidden_size]`, or `[hidden_size]` |
 /// | output: the next h and c | the shape of the states |
 ///
-/// Under autocast the cell computes in the autocast dtype, and both states have this dtype.
-/// Parameters have torch's names: `weight_ih`, `weight_hh`, `bias_ih` and `bias_hh`.
+/// Under autocast the cell computes in the autocast dtype, and the two states have this dtype. The
+/// parameters have torch's names: `weight_ih`, `weight_hh`, `bias_ih` and `bias_hh`.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{nn::LstmCell, prelude::*};
@@ -92,17 +92,17 @@ impl RnnCellConfig {
 #[derive(Debug)]
 pub struct LstmCell(Weights);
 
-/// One step of a [`Gru`](super::Gru) with one layer, with the same formula; nn.GRUCell. Shapes are
-/// as in an [`LstmCell`], without c.
+/// Computes one step of a [`Gru`](super::Gru) with one layer, by the same formula; nn.GRUCell. The
+/// shapes are as in an [`LstmCell`], but there is no cell state c.
 #[derive(Debug)]
 pub struct GruCell(Weights);
 
-/// One step of an [`Rnn`](super::Rnn) with one layer, with the same formula; nn.RNNCell. Shapes are
-/// as in an [`LstmCell`], without c.
+/// Computes one step of an [`Rnn`](super::Rnn) with one layer, by the same formula; nn.RNNCell. The
+/// shapes are as in an [`LstmCell`], but there is no cell state c.
 #[derive(Debug)]
 pub struct RnnCell(Weights);
 
-/// A cell and its weights.
+/// The kind of a cell, and its weights.
 #[derive(Debug)]
 struct Weights {
     cell: Cell,
@@ -138,7 +138,7 @@ impl Weights {
         }
     }
 
-    /// Computes the next states.
+    /// Computes one step: returns the next states.
     fn step<const STATES: usize>(
         &self,
         input: &Tensor,
@@ -207,7 +207,8 @@ impl Weights {
 macro_rules! constructor {
     ($($layer:ident $config:ident $cell:expr;)*) => {$(
         impl $layer {
-            /// Draws weights and biases from U(±1/√hidden_size), in PyTorch's order.
+            /// Creates the cell. Draws the weights and biases from U(±1/√hidden_size), in PyTorch's
+            /// order.
             ///
             /// # Errors
             /// When a size is not positive.
@@ -234,7 +235,7 @@ constructor! {
 impl Forward for LstmCell {
     /// The input, and the states h and c.
     type Input = (&'static Tensor, Option<(&'static Tensor, &'static Tensor)>);
-    /// The next states h and c.
+    /// The hidden state h and the cell state c after the step.
     type Output = (Tensor, Tensor);
 
     fn forward_with(
@@ -254,7 +255,7 @@ impl Forward for LstmCell {
 macro_rules! with_one_state {
     ($($layer:ident)*) => {$(
         impl Forward for $layer {
-            /// The input and the state.
+            /// The input of the step and, if it is not zero, the state before the step.
             type Input = (&'static Tensor, Option<&'static Tensor>);
             /// The next state.
             type Output = Tensor;

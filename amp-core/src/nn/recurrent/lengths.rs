@@ -4,7 +4,8 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{Error, Result, precision::dtype_name};
 
-/// The lengths of a batch's sequences, and the order in which they are packed, longest first.
+/// The lengths of the sequences of a batch, and the order in which the sequences are packed. The
+/// longest sequence comes first.
 pub(super) struct Lengths {
     /// The sorted lengths, int64 on the CPU.
     sorted: Tensor,
@@ -50,7 +51,8 @@ impl Lengths {
         })
     }
 
-    /// Reorders a tensor from the batch's order to the packing order, along its batch dimension.
+    /// Reorders the batch dimension `dim` of a tensor: from the order of the batch to the order in
+    /// which the sequences are packed.
     pub(super) fn sort(&self, tensor: &Tensor, dim: i64) -> Result<Tensor> {
         Ok(tensor.f_index_select(dim, &self.order)?)
     }

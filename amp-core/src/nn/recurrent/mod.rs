@@ -14,13 +14,13 @@ use crate::Result;
 /// The options of an [`Lstm`]. The defaults are those of nn.LSTM.
 #[derive(Debug, Clone, Copy)]
 pub struct LstmConfig {
-    /// The size of each step's input.
+    /// The number of elements of the input at each step.
     pub input_size: i64,
-    /// The size of the states.
+    /// The number of elements of the hidden state.
     pub hidden_size: i64,
     /// The number of layers. The input of each layer is the output of the previous one.
     pub num_layers: i64,
-    /// Whether to add biases.
+    /// Whether the layers add biases.
     pub bias: bool,
     /// Whether inputs and outputs are `[N, L, …]` instead of `[L, N, …]`.
     pub batch_first: bool,
@@ -28,7 +28,8 @@ pub struct LstmConfig {
     pub dropout: f64,
     /// Whether the layer also reads the sequence in reverse.
     pub bidirectional: bool,
-    /// The size to which the hidden state is projected, below `hidden_size`; 0 means no projection.
+    /// The size to which the hidden state is projected. It must be below `hidden_size`. 0 means
+    /// that there is no projection.
     pub proj_size: i64,
 }
 
@@ -72,7 +73,7 @@ pub struct RnnConfig {
     pub bidirectional: bool,
 }
 
-/// The nonlinearity of an [`Rnn`].
+/// The function that an [`Rnn`] applies to the hidden state in each step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum RnnNonlinearity {
     /// tanh(x).
@@ -82,7 +83,7 @@ pub enum RnnNonlinearity {
     Relu,
 }
 
-/// Implements the default options.
+/// Implements the constructors of the options, with torch's default values.
 macro_rules! config {
     ($($config:ident { $($option:ident: $value:expr),* })*) => {$(
         impl $config {
@@ -150,10 +151,11 @@ config! {
 /// Here `hidden` is `proj_size`, or `hidden_size` if there is no projection. As in torch **the
 /// first dimension is time**, unless `batch_first` is set.
 ///
-/// With lengths the layer computes the same as torch's layer on a packed sequence. Steps after a
-/// sequence's end are zeros in the output and have no effect. The last states are the states at the
-/// end, and the reverse direction begins at the end. The output has the input's length L. The host
-/// reads the lengths, so a step with lengths cannot be a CUDA graph.
+/// With lengths, the layer computes what torch's layer computes for a packed sequence. Steps after
+/// the end of a sequence have no effect, and their output is zero. The last states are the states
+/// at the end of each sequence. The reverse direction begins at the end of each sequence. The
+/// output has the same length L as the input. The host reads the lengths, so a step with lengths
+/// cannot be recorded as a CUDA graph.
 ///
 /// Under autocast the layer computes in the autocast dtype, also in bf16 on CUDA, although
 /// libtorch's autocast would compute in f16 there. Parameters have torch's names: `weight_ih_l0`,
@@ -195,15 +197,17 @@ pub struct Lstm(Stack);
 #[derive(Debug)]
 pub struct Gru(Stack);
 
-/// A plain recurrent network, h ← tanh(W·x + U·h + b), or with ReLU; nn.RNN. Input, initial state,
-/// lengths, output and last state are as in an [`Lstm`], without c and projection.
+/// A plain recurrent network, h ← tanh(W·x + U·h + b), or with ReLU instead of tanh; nn.RNN. The
+/// input, initial state, lengths, output and last state are as in an [`Lstm`], but there is no cell
+/// state c and no projection.
 #[derive(Debug)]
 pub struct Rnn(Stack);
 
 macro_rules! constructor {
     ($($layer:ident $config:ident $cell:expr, $proj_size:expr;)*) => {$(
         impl $layer {
-            /// Draws all weights and biases from U(±1/√hidden_size), in PyTorch's order.
+            /// Creates the layer. Draws all weights and biases from U(±1/√hidden_size), in
+            /// PyTorch's order.
             ///
             /// # Errors
             /// When a size is not positive, `dropout` is not a probability, or a projection is not below
@@ -254,7 +258,7 @@ macro_rules! with_one_state {
         impl Forward for $layer {
             /// The sequence, the initial state and the lengths.
             type Input = (&'static Tensor, Option<&'static Tensor>, Option<&'static Tensor>);
-            /// The output and the last state.
+            /// The output of the last layer, and the last state of each layer.
             type Output = (Tensor, Tensor);
 
             fn forward_with(

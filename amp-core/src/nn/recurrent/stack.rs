@@ -1,4 +1,4 @@
-//! Layers of recurrent cells, in one direction or both.
+//! Layers of recurrent cells that read sequences forwards, or forwards and backwards.
 
 use std::ops::Range;
 
@@ -14,7 +14,7 @@ use crate::{
     precision::{AutocastGuard, autocast_state, is_floating},
 };
 
-/// The kind of cell, which computes one step.
+/// The kind of cell, which determines the formula of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cell {
     Lstm,
@@ -101,7 +101,7 @@ impl Shape {
         if self.bidirectional { 2 } else { 1 }
     }
 
-    /// Returns the size of a cell's output state.
+    /// Returns the number of elements of the output of one step.
     fn output_size(&self) -> i64 {
         if self.proj_size > 0 { self.proj_size } else { self.hidden_size }
     }
@@ -184,7 +184,7 @@ impl Stack {
         }
     }
 
-    /// Computes the output and the last states; the number of states depends on the cell.
+    /// Computes the output and the last states. The number of states depends on the cell.
     pub(super) fn run<const STATES: usize>(
         &self,
         input: &Tensor,
@@ -240,7 +240,7 @@ impl Stack {
         }
     }
 
-    /// Returns the given states, or zeros.
+    /// Returns the states `given` by the caller or, without them, zeros.
     fn initial<const STATES: usize>(
         &self,
         given: Option<[&Tensor; STATES]>,
@@ -303,7 +303,7 @@ impl Stack {
         Ok((x, states))
     }
 
-    /// Runs consecutive layers in one call.
+    /// Runs several consecutive layers in one call of libtorch.
     fn cells<const STATES: usize>(
         &self,
         layers: Range<i64>,

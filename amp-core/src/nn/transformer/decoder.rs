@@ -12,9 +12,9 @@ use crate::{
     },
 };
 
-/// Self-attention of a target, attention of the target to a memory, and a feed-forward network.
-/// Each has a residual, and a layer norm before or after it; nn.TransformerDecoderLayer with
-/// batch_first.
+/// A decoder layer: self-attention of the target, attention of the target to the memory (the
+/// encoder's output), and a feed-forward network. Each of the three has a residual connection, and
+/// a layer norm before or after it; nn.TransformerDecoderLayer with batch_first.
 ///
 /// | input | shape |
 /// | --- | --- |
@@ -24,7 +24,7 @@ use crate::{
 /// | mask of the memory (memory_mask, memory_key_padding_mask) | [`AttentionMask`] |
 /// | output | `[N, L, d_model]` |
 ///
-/// `causal` applies only to the self-attention, in addition to its mask.
+/// The option `causal` applies only to the self-attention of the target, in addition to its mask.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{
@@ -56,7 +56,8 @@ pub struct TransformerDecoderLayer {
 }
 
 impl TransformerDecoderLayer {
-    /// Draws the weights of attention and feed-forward network in PyTorch's order.
+    /// Creates the layer. Draws the weights of the attentions and of the feed-forward network in
+    /// PyTorch's order.
     ///
     /// # Errors
     /// When `nhead` does not divide `d_model`, or `dropout` is not a probability.
@@ -143,9 +144,9 @@ impl Forward for TransformerDecoderLayer {
     }
 }
 
-/// [`TransformerDecoderLayer`]s in order, and optionally a layer norm; nn.TransformerDecoder with
-/// batch_first. The inputs are those of a single layer. As in torch, all layers start with the same
-/// weights.
+/// Several [`TransformerDecoderLayer`]s one after the other, and optionally a layer norm;
+/// nn.TransformerDecoder with batch_first. The inputs are those of a single layer. As in torch, all
+/// layers have the same initial weights.
 #[derive(Debug)]
 pub struct TransformerDecoder {
     layers: Vec<TransformerDecoderLayer>,
@@ -153,7 +154,8 @@ pub struct TransformerDecoder {
 }
 
 impl TransformerDecoder {
-    /// Draws the weights of one layer and copies them to the others.
+    /// Creates the layers. Draws the weights of the first layer, and copies them to the other
+    /// layers.
     ///
     /// # Errors
     /// The errors of [`TransformerDecoderLayer::new`], and when there are no layers.

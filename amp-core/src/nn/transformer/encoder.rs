@@ -14,10 +14,12 @@ use crate::{
     },
 };
 
-/// Attention and a feed-forward network on `[N, L, d_model]`. Each has a residual, and a layer norm
-/// before or after it; nn.TransformerEncoderLayer with batch_first.
+/// An encoder layer: self-attention and a feed-forward network on `[N, L, d_model]`. Each of the
+/// two has a residual connection, and a layer norm before or after it; nn.TransformerEncoderLayer
+/// with batch_first.
 ///
-/// As a [`Module`] it has no mask. [`forward_masked`](Self::forward_masked) takes a mask:
+/// As a [`Module`] the layer has no mask. To give a mask, call
+/// [`forward_masked`](Self::forward_masked):
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{nn::AttentionMask, prelude::*};
@@ -50,7 +52,8 @@ struct Parts {
 }
 
 impl TransformerEncoderLayer {
-    /// Draws the weights of attention and feed-forward network in PyTorch's order.
+    /// Creates the layer. Draws the weights of the attention and of the feed-forward network in
+    /// PyTorch's order.
     ///
     /// # Errors
     /// When `nhead` does not divide `d_model`, or `dropout` is not a probability.
@@ -90,9 +93,9 @@ impl TransformerEncoderLayer {
         Masked { parts: self.0.clone(), mask: mask.shared() }
     }
 
-    /// Runs the layer with `mask` on its attention. The mask combines torch's src_mask and
-    /// src_key_padding_mask. To run the layer under its path and in its precision region, call the
-    /// method of the same name of [`Child`].
+    /// Runs the layer with `mask` in its attention. The mask combines torch's src_mask and
+    /// src_key_padding_mask. In a model, call the method of the same name of [`Child`], which runs
+    /// the layer under its path and in its precision region.
     ///
     /// # Errors
     /// When the mask's shape does not match `[N, L, d_model]`.
@@ -158,7 +161,8 @@ impl Module for Parts {
     }
 }
 
-/// An encoder layer with its mask, as a module with one input. Its activations can be recomputed.
+/// An encoder layer together with its mask, as a module with one input, so that the backward pass
+/// can run it again to recompute its activations.
 struct Masked {
     parts: Arc<Parts>,
     mask: AttentionMask,
@@ -190,11 +194,11 @@ impl Module for Masked {
 }
 
 impl Checkpoint<TransformerEncoderLayer> {
-    /// Calls [`TransformerEncoderLayer::forward_masked`] under activation checkpointing. [`Child`]
-    /// has the same method.
+    /// Runs [`TransformerEncoderLayer::forward_masked`] with activation checkpointing. [`Child`]
+    /// has a method of the same name.
     ///
     /// # Errors
-    /// The errors of [`TransformerEncoderLayer::forward_masked`].
+    /// When [`TransformerEncoderLayer::forward_masked`] would fail.
     pub fn forward_masked(
         &self,
         input: &Tensor,
@@ -205,9 +209,10 @@ impl Checkpoint<TransformerEncoderLayer> {
     }
 }
 
-/// [`TransformerEncoderLayer`]s in order, and optionally a layer norm; nn.TransformerEncoder with
-/// batch_first, on `[N, L, d_model]`. As in torch, all layers start with the same weights. For
-/// layers with different initial weights use `repeat(6, |_| transformer_encoder_layer(…))`.
+/// Several [`TransformerEncoderLayer`]s one after the other on `[N, L, d_model]`, and optionally a
+/// layer norm; nn.TransformerEncoder with batch_first. As in torch, all layers have the same
+/// initial weights. For layers with different initial weights use `repeat(6, |_|
+/// transformer_encoder_layer(…))`.
 #[derive(Debug)]
 pub struct TransformerEncoder {
     layers: Vec<TransformerEncoderLayer>,
@@ -215,7 +220,8 @@ pub struct TransformerEncoder {
 }
 
 impl TransformerEncoder {
-    /// Draws the weights of one layer and copies them to the others.
+    /// Creates the layers. Draws the weights of the first layer, and copies them to the other
+    /// layers.
     ///
     /// # Errors
     /// The errors of [`TransformerEncoderLayer::new`], and when there are no layers.
@@ -225,8 +231,8 @@ impl TransformerEncoder {
         Ok(Self { layers, norm })
     }
 
-    /// Runs the layers with `mask` on the attention of each. The mask combines torch's mask and
-    /// src_key_padding_mask. [`Child`] has the same method.
+    /// Runs the layers with `mask` in the attention of each layer. The mask combines torch's mask
+    /// and src_key_padding_mask. [`Child`] has a method of the same name.
     ///
     /// # Errors
     /// When the mask's shape does not match `[N, L, d_model]`.
@@ -265,7 +271,8 @@ impl Module for TransformerEncoder {
     }
 }
 
-/// Defines a module that calls the layer's `forward_masked`, and the same method for [`Child`].
+/// Defines a module of one input that calls `forward_masked` of a layer type, and the method
+/// `forward_masked` of a [`Child`] with this layer type.
 macro_rules! masked {
     ($($layer:ty, $view:ident;)*) => {$(
         struct $view<'m>(&'m $layer);
@@ -294,8 +301,8 @@ macro_rules! masked {
         }
 
         impl Child<'_, $layer> {
-            /// Calls the layer's `forward_masked` under the child's name and in its precision
-            /// region.
+            /// Calls `forward_masked` of the layer, under the child's path and in the child's
+            /// precision region.
             ///
             /// # Errors
             /// The errors of the layer, with the path of the innermost module that failed.

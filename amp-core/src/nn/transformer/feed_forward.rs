@@ -17,13 +17,13 @@ pub enum FeedForward {
     Gelu,
     /// GELU approximated by tanh, as in GPT-2.
     GeluTanh,
-    /// silu(a)·b (Shazeer, arXiv:2002.05202; not in torch.nn): `linear1` has 2·dim_feedforward
-    /// outputs: the first half is the gate a, the second half is b.
+    /// silu(a)·b (Shazeer, arXiv:2002.05202; not in torch.nn). `linear1` has 2·dim_feedforward
+    /// outputs. The first half of the outputs is a (the gate), and the second half is b.
     SwiGlu,
 }
 
-/// linear2(dropout(activation(linear1(x)))). Its parameters are named as if `linear1` and `linear2`
-/// were fields of the transformer layer itself.
+/// Computes linear2(dropout(activation(linear1(x)))). The names of its parameters are those that
+/// they would have if `linear1` and `linear2` were fields of the transformer layer, as in torch.
 #[derive(Debug)]
 pub(super) struct Perceptron {
     linear1: Linear,
@@ -59,7 +59,8 @@ impl Perceptron {
         })
     }
 
-    /// Runs the network. Its linear layers run under the path of the transformer layer around it.
+    /// Runs the network. The paths of its linear layers begin with the path of the transformer
+    /// layer that contains the network.
     pub(super) fn forward(&self, x: &Tensor, cx: &Context) -> Result<Tensor> {
         cx.call("linear2", None, &self.linear2, &self.expand(x, cx)?)
     }

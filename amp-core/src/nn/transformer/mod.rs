@@ -1,4 +1,4 @@
-//! Transformers: layers, and stacks of layers.
+//! Transformer layers, stacks of such layers, and the complete transformer of encoder and decoder.
 
 mod decoder;
 mod encoder;
@@ -20,19 +20,19 @@ use super::{
 };
 use crate::{Error, Result};
 
-/// The options of a transformer's layer; the defaults are PyTorch's.
+/// The options of a transformer layer; the defaults are PyTorch's.
 #[derive(Debug, Clone, Copy)]
 pub struct TransformerLayerConfig {
-    /// The width of the model.
+    /// The number of features of each position.
     pub d_model: i64,
     /// The number of attention heads.
     pub nhead: i64,
-    /// The width of the feed-forward network.
+    /// The number of hidden features of the feed-forward network.
     pub dim_feedforward: i64,
     /// The probability of dropout in attention, in the feed-forward network and on each residual
     /// branch.
     pub dropout: f64,
-    /// The activation of the feed-forward network.
+    /// The activation function of the feed-forward network.
     pub activation: FeedForward,
     /// The number that is added to the variance in the norms.
     pub layer_norm_eps: f64,
@@ -89,13 +89,13 @@ impl TransformerLayerConfig {
 /// are PyTorch's.
 #[derive(Debug, Clone, Copy)]
 pub struct TransformerStackConfig {
-    /// The width of the model.
+    /// The number of features of each position.
     pub d_model: i64,
     /// The number of attention heads.
     pub nhead: i64,
     /// The number of layers.
     pub num_layers: i64,
-    /// The width of the feed-forward networks.
+    /// The number of hidden features of the feed-forward networks.
     pub dim_feedforward: i64,
     /// See [`TransformerLayerConfig`].
     pub dropout: f64,
@@ -107,7 +107,7 @@ pub struct TransformerStackConfig {
     pub norm_first: bool,
     /// See [`TransformerLayerConfig`].
     pub causal: bool,
-    /// See [`TransformerLayerConfig`]. It applies to the last norm too.
+    /// As [`TransformerLayerConfig::bias`]. It applies to the final layer norm, too.
     pub bias: bool,
     /// Whether a layer norm follows the last layer, which pre-norm layers need.
     pub norm: bool,
@@ -151,8 +151,9 @@ impl TransformerStackConfig {
         }
     }
 
-    /// Builds `num_layers` layers, and a final norm if the options ask for one. The first layer is
-    /// new, and the others are copies of it, as torch clones the layer that it is given.
+    /// Builds `num_layers` layers and, if the options ask for it, a final layer norm. The first
+    /// layer is new. The other layers are copies of the first one, because torch clones the layer
+    /// that it is given.
     fn build<L>(
         &self,
         layer: impl FnOnce(TransformerLayerConfig) -> Result<L>,

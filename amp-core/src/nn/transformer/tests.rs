@@ -12,9 +12,9 @@ use crate::{
     random,
 };
 
-/// The layers of a masked stack can be recomputed like the layers of any container, with the same
-/// gradients. The recomputation uses the mask as it was in the forward pass, even if it has changed
-/// since then.
+/// Checks that the layers of a stack with a mask can be recomputed in the backward pass like the
+/// layers of any container, with the same gradients. The recomputation must use the mask as it was
+/// in the forward pass, even if the mask has changed since then.
 #[test]
 fn a_masked_stack_can_be_checkpointed() -> Result<()> {
     let _section = random::seeded(0)?;

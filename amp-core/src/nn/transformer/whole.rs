@@ -12,15 +12,15 @@ use crate::{
 /// The options of a [`Transformer`]. The defaults are those of nn.Transformer.
 #[derive(Debug, Clone, Copy)]
 pub struct TransformerConfig {
-    /// The width of the model.
+    /// The number of features of each position.
     pub d_model: i64,
     /// The number of attention heads.
     pub nhead: i64,
-    /// The number of the encoder's layers.
+    /// The number of layers of the encoder.
     pub num_encoder_layers: i64,
-    /// The number of the decoder's layers.
+    /// The number of layers of the decoder.
     pub num_decoder_layers: i64,
-    /// The width of the feed-forward networks.
+    /// The number of hidden features of the feed-forward networks.
     pub dim_feedforward: i64,
     /// See [`TransformerLayerConfig`].
     pub dropout: f64,
@@ -30,8 +30,8 @@ pub struct TransformerConfig {
     pub layer_norm_eps: f64,
     /// See [`TransformerLayerConfig`].
     pub norm_first: bool,
-    /// Whether a position of the target attends only to itself and earlier positions, in addition
-    /// to its mask (torch's tgt_is_causal).
+    /// Whether a position of the target attends only to itself and to earlier positions (torch's
+    /// tgt_is_causal). This applies in addition to the target's mask.
     pub causal: bool,
     /// See [`TransformerLayerConfig`].
     pub bias: bool,
@@ -66,7 +66,8 @@ impl TransformerConfig {
         }
     }
 
-    /// Returns the options of the encoder or the decoder. Both end with a norm.
+    /// Returns the options of the encoder or the decoder. The encoder and the decoder end with a
+    /// layer norm.
     fn stack(&self, num_layers: i64, causal: bool) -> TransformerStackConfig {
         TransformerStackConfig {
             d_model: self.d_model,
@@ -90,10 +91,10 @@ impl Default for TransformerConfig {
     }
 }
 
-/// An encoder of a source, and a decoder of a target that attends to the encoder's output (Vaswani
-/// et al., arXiv:1706.03762); nn.Transformer with batch_first. Both end with a layer norm. The
-/// parameters have torch's names: `encoder.layers.0.self_attn.in_proj_weight`, `decoder.norm.bias`
-/// and so on.
+/// An encoder that reads a source, and a decoder that reads a target and attends to the encoder's
+/// output (Vaswani et al., arXiv:1706.03762); nn.Transformer with batch_first. The encoder and the
+/// decoder end with a layer norm. The parameters have torch's names:
+/// `encoder.layers.0.self_attn.in_proj_weight`, `decoder.norm.bias` and so on.
 ///
 /// | input | shape |
 /// | --- | --- |
@@ -137,9 +138,9 @@ pub struct Transformer {
 }
 
 impl Transformer {
-    /// Builds encoder and decoder, and then draws all matrices again from Xavier's uniform
-    /// distribution, as torch does. So the layers start with different weights, unlike the layers
-    /// of a [`TransformerEncoder`] that is built by itself.
+    /// Builds the encoder and the decoder. Then draws all matrices again from Xavier's uniform
+    /// distribution, as torch does. The layers therefore have different initial weights, unlike the
+    /// layers of a [`TransformerEncoder`] outside of a `Transformer`.
     ///
     /// # Errors
     /// When `nhead` does not divide `d_model`, `dropout` is not a probability, or the encoder or
@@ -171,12 +172,14 @@ impl Transformer {
 }
 
 impl<'m> Child<'m, Transformer> {
-    /// Returns the encoder, which runs under its name and in its precision region.
+    /// Returns the encoder as a child module, which runs under its path and in its precision
+    /// region.
     pub fn encoder(&self) -> Child<'m, TransformerEncoder> {
         self.part("encoder", |transformer| &transformer.encoder)
     }
 
-    /// Returns the decoder, which runs under its name and in its precision region.
+    /// Returns the decoder as a child module, which runs under its path and in its precision
+    /// region.
     pub fn decoder(&self) -> Child<'m, TransformerDecoder> {
         self.part("decoder", |transformer| &transformer.decoder)
     }

@@ -104,7 +104,7 @@ pub enum Event {
         /// The file.
         path: PathBuf,
     },
-    /// A checkpoint is on the disk.
+    /// A checkpoint has been written to the disk.
     Saved {
         /// The file.
         path: PathBuf,

@@ -11,22 +11,22 @@ use crate::{
     precision::{dtype_name, is_floating},
 };
 
-/// Cross entropy of logits `[N, C, …]` against int64 classes `[N, …]`: with `lᵢ = −log
-/// softmax(xᵢ)[yᵢ]`, the mean is Σ wᵢ lᵢ / Σ wᵢ over the targets that are not `ignore_index`. wᵢ is
-/// the weight of the target's class, or 1. With label smoothing ε, the target distribution is 1 − ε
-/// for the target's class plus ε/C for every class. With `z_loss`, z·log²(Σ exp xᵢ) is added to
-/// each lᵢ, which keeps the logits of large vocabularies near zero (PaLM, arXiv:2204.02311, uses z
-/// = 1e-4).
+/// Cross entropy of logits `[N, C, …]` against int64 classes `[N, …]`. The loss of a target is `lᵢ
+/// = −log softmax(xᵢ)[yᵢ]`. The mean is Σ wᵢ lᵢ / Σ wᵢ over the targets that are not
+/// `ignore_index`, where wᵢ is the weight of the target's class, or 1 without weights. With label
+/// smoothing ε, the target distribution is 1 − ε for the target's class plus ε/C for every class.
+/// With `z_loss` = z, z·log²(Σ exp xᵢ) is added to each lᵢ, which keeps the logits of large
+/// vocabularies near zero (PaLM, arXiv:2204.02311, uses z = 1e-4).
 ///
-/// Logits with classes in the last dimension (`[N, L, C]` against `[N, L]`) are flattened. If
-/// both readings are possible, as with `[N, 5, 5]` against `[N, 5]`, the loss is refused. A
-/// floating-point target with the shape of the logits, `[N, C, …]`, contains the probability of
-/// each class.
+/// Logits with the classes in the last dimension (`[N, L, C]` against `[N, L]`) are accepted, too.
+/// If the classes may be in the second or in the last dimension, as for `[N, 5, 5]` against `[N,
+/// 5]`, the loss is an error. A floating-point target with the shape of the logits, `[N, C, …]`,
+/// contains the probability of each class.
 ///
 /// # Errors
 /// When shapes or dtypes are invalid, the number of weights is not the number of classes, or an
-/// option or a class is out of range. On CUDA a class out of range is a device-side error, as in
-/// PyTorch.
+/// option or a class is out of range. On CUDA, a class out of range is instead a device-side error,
+/// as in PyTorch.
 ///
 /// ```no_run,standalone_crate
 /// # use amp_core::prelude::*;
@@ -43,9 +43,10 @@ use crate::{
 /// ```
 #[derive(Debug)]
 pub struct CrossEntropy {
-    /// ε, from 0 to 1.
+    /// The label smoothing ε, from 0 to 1.
     pub label_smoothing: f64,
-    /// The weight of a target by its class: `[C]`, floating-point.
+    /// The weight of each class: `[C]`, floating-point. The loss of a target is multiplied by the
+    /// weight of its class.
     pub weight: Option<Tensor>,
     /// The class of ignored targets. The default is -100.
     pub ignore_index: i64,
@@ -66,7 +67,7 @@ impl CrossEntropy {
     /// targets.
     ///
     /// # Errors
-    /// The errors of [`CrossEntropy`].
+    /// When output, target or options are not as [`CrossEntropy`] requires.
     pub fn reduced(
         &self,
         output: &Tensor,
@@ -160,15 +161,17 @@ impl Loss for CrossEntropy {
     }
 }
 
-/// Negative log likelihood of log probabilities against int64 classes, in the shapes of
-/// [`CrossEntropy`]. The mean is Σ wᵢ lᵢ / Σ wᵢ over the targets other than `ignore_index`, with
-/// `lᵢ = −xᵢ[yᵢ]`.
+/// The negative log likelihood of log probabilities against int64 classes, in the shapes of
+/// [`CrossEntropy`]. The loss of a target is `lᵢ = −xᵢ[yᵢ]`. The mean is Σ wᵢ lᵢ / Σ wᵢ over the
+/// targets that are not `ignore_index`, where wᵢ is the weight of the target's class, or 1 without
+/// weights.
 ///
 /// # Errors
-/// The errors of [`CrossEntropy`].
+/// When [`CrossEntropy`] would be an error for such shapes, dtypes and options.
 #[derive(Debug)]
 pub struct Nll {
-    /// The weight of a target by its class: `[C]`, floating-point.
+    /// The weight of each class: `[C]`, floating-point. The loss of a target is multiplied by the
+    /// weight of its class.
     pub weight: Option<Tensor>,
     /// The class of ignored targets. The default is -100.
     pub ignore_index: i64,
@@ -185,7 +188,7 @@ impl Nll {
     /// targets.
     ///
     /// # Errors
-    /// The errors of [`CrossEntropy`].
+    /// When output, target or options are not as [`Nll`] requires.
     pub fn reduced(
         &self,
         output: &Tensor,
@@ -215,9 +218,9 @@ impl Loss for Nll {
     }
 }
 
-/// Computes the loss by `of_reduction`. For logits with several positions, `[N, C, …]`, computes
-/// the losses of all positions first and then adds them up, because libtorch's kernel for such
-/// logits (nll_loss2d) adds up in an order that differs from run to run on CUDA.
+/// Computes the loss by `of_reduction`. For logits with several positions, `[N, C, …]`, first
+/// computes the loss of every position and then adds up these losses. The reason is that libtorch's
+/// kernel for such logits on CUDA (nll_loss2d) adds up in an order that differs from run to run.
 fn in_fixed_order(
     logits: &Tensor,
     of: &Tensor,
@@ -257,8 +260,8 @@ fn weights_of(of: &Tensor, weight: Option<&Tensor>, ignored: i64, kind: Kind) ->
     })
 }
 
-/// Reshapes a loss for each target to the shape of the targets. The logits may have been flattened,
-/// if they had the classes last.
+/// Reshapes a loss without reduction to the shape of the targets, because logits with the classes
+/// in the last dimension were flattened.
 fn like_target(loss: Tensor, reduction: Reduction, target: &Tensor) -> Result<Tensor> {
     match reduction {
         Reduction::None => Ok(loss.f_reshape(target.size())?),
@@ -266,7 +269,8 @@ fn like_target(loss: Tensor, reduction: Reduction, target: &Tensor) -> Result<Te
     }
 }
 
-/// Returns the class weights in the dtype in which the loss of these logits is computed.
+/// Checks the class weights, and converts them to the dtype in which the loss of these logits is
+/// computed.
 fn class_weights(
     what: &str,
     weight: Option<&Tensor>,

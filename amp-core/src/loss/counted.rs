@@ -14,26 +14,26 @@ pub type WeightOf<'a> = Box<dyn Fn(&Tensor) -> Result<Tensor> + 'a>;
 pub enum MeanOver<'a> {
     /// The number of examples. If the batch has a tensor of weights, the sum of the weights.
     Examples,
-    /// The number of targets (int64 classes) other than `ignored`, or the sum of their classes'
-    /// weights (`weight`, `[C]`). Targets of another dtype are counted as
-    /// [`Examples`](Self::Examples).
+    /// The number of targets (int64 classes) that are not `ignored`. With `weight`, `[C]`, the sum
+    /// of the weights of these targets' classes. For targets of another dtype, the number of
+    /// examples, as in [`Examples`](Self::Examples).
     Classes {
         /// The ignored class.
         ignored: i64,
-        /// One weight for each class; `None` means 1.
+        /// The weight of each class. `None` means that every class has the weight 1.
         weight: Option<&'a Tensor>,
     },
     /// The result of this function for the target: a scalar on the target's device.
     Weights(WeightOf<'a>),
-    /// The whole batch. The loss compares the examples of a batch with each other, so there is no
-    /// denominator and the batch is never split.
+    /// There is no denominator, because the loss compares the examples of a batch with each other.
+    /// Therefore the batch is never split into micro-batches.
     Batch,
 }
 
 impl MeanOver<'_> {
-    /// Computes a batch's weight from its targets, as an f64 scalar on their device; `None` if the
-    /// weight is the number of examples. `none_left_out` means that no target is -100, so no
-    /// counting is needed.
+    /// Computes the denominator for a batch from its targets, as an f64 scalar on the targets'
+    /// device. Returns `None` if the denominator is the number of examples. `none_left_out` says
+    /// that no target is -100; then the targets need not be counted.
     pub(crate) fn counts(&self, target: &Tensor, none_left_out: bool) -> Result<Option<Counted>> {
         let counted = match self {
             Self::Examples | Self::Batch => return Ok(None),
@@ -62,17 +62,18 @@ impl fmt::Debug for MeanOver<'_> {
     }
 }
 
-/// The weight of a batch's loss: the denominator of its mean.
+/// The factor by which a batch's loss counts in the mean over several batches. It is the
+/// denominator of the mean over the batch.
 #[derive(Debug)]
 pub enum Counted {
-    /// A number of examples.
+    /// The number of examples.
     Examples(f64),
     /// The number of targets or the sum of weights, an f64 scalar on the batch's device.
     OnDevice(Tensor),
 }
 
 impl Counted {
-    /// Returns the number. This reads a scalar on the device and waits for it.
+    /// Returns the number. If it is on the device, waits for the device.
     ///
     /// # Errors
     /// When the device reports an earlier failure.
@@ -101,9 +102,9 @@ pub fn counted_as(count: &Tensor) -> Result<Counted> {
     }
 }
 
-/// Sums the weights `[C]` of the classes in `target` other than -100. The result is an f64 scalar
-/// on the target's device. It is the denominator of a [weighted](super::weighted_cross_entropy)
-/// mean.
+/// Adds up the class weights of the targets that are not -100. `weight` contains the weight of each
+/// class, `[C]`. The result is an f64 scalar on the target's device. It is the denominator of the
+/// mean in [`weighted_cross_entropy`](super::weighted_cross_entropy).
 ///
 /// # Errors
 /// When a class has no weight.

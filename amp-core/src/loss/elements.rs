@@ -1,4 +1,4 @@
-//! Elementwise losses: output and target have the same shape, and the mean is over all elements.
+//! Elementwise losses. Output and target have the same shape, and the mean is over all elements.
 
 use tch::{Device, Reduction, Tensor};
 
@@ -8,8 +8,8 @@ use super::{
 };
 use crate::Result;
 
-/// Implements `reduced` and `Loss` for an elementwise loss. Output and target must have the same
-/// shape. They are converted to the wider of their dtypes.
+/// Implements `reduced` and `Loss` for an elementwise loss. The generated code checks that output
+/// and target have the same shape, and converts the two tensors to the wider of their dtypes.
 macro_rules! of_elements {
     ($loss:ident $name:literal, |$own:ident, $output:ident, $target:ident, $reduction:ident| $computed:expr) => {
         impl $loss {
@@ -42,7 +42,7 @@ macro_rules! of_elements {
     };
 }
 
-/// Squared error, (x − y)².
+/// The squared error (x − y)² of output x and target y.
 ///
 /// ```
 /// use amp_core::{loss::{Loss, Mse}, tch::Tensor};
@@ -59,7 +59,7 @@ pub struct Mse;
 
 of_elements!(Mse "mse_loss", |_own, x, y, reduction| Ok(x.f_mse_loss(y, reduction)?));
 
-/// Absolute error, |x − y|.
+/// The absolute error |x − y| of output x and target y.
 ///
 /// ```
 /// use amp_core::{loss::{L1, Loss}, tch::Tensor};
@@ -107,7 +107,8 @@ of_elements!(Huber "huber_loss", |own, x, y, reduction| {
     Ok(x.f_huber_loss(y, reduction, own.delta)?)
 });
 
-/// The smooth absolute error with d = x − y: d²/(2β) for |d| < β, otherwise |d| − β/2. With β = 0 it is [`L1`].
+/// The smooth absolute error. With d = x − y it is d²/(2β) for |d| < β, and |d| − β/2 otherwise.
+/// With β = 0 it equals [`L1`].
 ///
 /// # Errors
 /// When the shapes differ, a dtype is not floating-point, or an option is out of range.
@@ -131,8 +132,9 @@ of_elements!(SmoothL1 "smooth_l1_loss", |own, x, y, reduction| {
     }
 });
 
-/// Binary cross entropy of probabilities, −w (y ln p + (1 − y) ln(1 − p)). CUDA autocast refuses it: use
-/// [`BinaryCrossEntropyWithLogits`].
+/// Binary cross entropy of probabilities p, −w (y ln p + (1 − y) ln(1 − p)). Autocast on CUDA
+/// refuses this loss; [`BinaryCrossEntropyWithLogits`] computes the same from logits and runs under
+/// autocast.
 ///
 /// # Errors
 /// When the shapes differ, a dtype is not floating-point, the weight has another shape, or CUDA
@@ -152,8 +154,8 @@ of_elements!(BinaryCrossEntropy "binary_cross_entropy", |own, p, y, reduction| {
 /// Binary cross entropy of logits x against probabilities y from 0 to 1: −w (q y ln σ(x) + (1 − y)
 /// ln(1 − σ(x))). The mean is over all elements, independent of w.
 ///
-/// A weight is a single number or has the shape of one example, for example `[C]` for outputs `[N,
-/// C]` and `[C, 1, 1]` for `[N, C, H, W]`.
+/// A weight is a single number, or has the shape of one example. For outputs `[N, C]` it is `[C]`;
+/// for outputs `[N, C, H, W]` it may be `[C, 1, 1]`.
 ///
 /// ```
 /// use amp_core::{loss::{BinaryCrossEntropyWithLogits, Loss}, tch::Tensor};
@@ -172,11 +174,11 @@ of_elements!(BinaryCrossEntropy "binary_cross_entropy", |own, p, y, reduction| {
 /// # Errors
 /// When the shapes differ, a dtype is not floating-point, or a weight has another shape.
 ///
-/// A target outside 0 to 1 is an error on the CPU, because for labels such as -1 the loss has no
-/// minimum. On CUDA this is not checked.
+/// On the CPU, a target that is not from 0 to 1 is an error. For labels such as -1 the loss would
+/// have no minimum. On CUDA the targets are not checked.
 #[derive(Debug, Default)]
 pub struct BinaryCrossEntropyWithLogits {
-    /// w, the weight of each element.
+    /// The factor w by which the loss of each element is multiplied.
     pub weight: Option<Tensor>,
     /// q, the weight of a positive target relative to a negative one.
     pub pos_weight: Option<Tensor>,
@@ -196,15 +198,16 @@ of_elements!(BinaryCrossEntropyWithLogits "binary_cross_entropy_with_logits", |o
     Ok(x.f_binary_cross_entropy_with_logits(y, weight, pos_weight, reduction)?)
 });
 
-/// The divergence y (ln y − x) of log probabilities x from probabilities y, or exp(y) (y − x) from
-/// log probabilities y. The mean is over all elements, as in torch. With `batchmean` it is over
+/// The Kullback-Leibler divergence y (ln y − x) of log probabilities x from probabilities y. If
+/// `log_target` is set, y contains log probabilities, and the divergence is exp(y) (y − x). As in
+/// torch, the mean is over all elements. With `batchmean` the sum is divided by the number of
 /// examples, which is the mathematical definition.
 ///
 /// # Errors
 /// When the shapes differ or a dtype is not floating-point.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct KlDiv {
-    /// Whether the target holds log probabilities.
+    /// Whether the target contains log probabilities instead of probabilities.
     pub log_target: bool,
     /// Whether a mean divides by the number of examples (dimension 0) instead of elements.
     pub batchmean: bool,
@@ -219,9 +222,10 @@ of_elements!(KlDiv "kl_div", |own, x, y, reduction| match (own.batchmean, reduct
     _ => Ok(x.f_kl_div(y, reduction, own.log_target)?),
 });
 
-/// Negative log likelihood of counts y under a Poisson distribution of rate exp(x): exp(x) − y x; without
-/// `log_input`, of rate x: x − y ln(x + ε). `full` adds Stirling's approximation of ln y!,
-/// y ln y − y + ln(2π y)/2, where y > 1.
+/// The negative log likelihood of counts y under a Poisson distribution. With `log_input`, x is the
+/// logarithm of the rate, and the loss is exp(x) − y x. Without it, x is the rate, and the loss is
+/// x − y ln(x + ε). Where y > 1, `full` adds Stirling's approximation of ln y!, which is y ln y − y
+/// + ln(2π y)/2.
 ///
 /// # Errors
 /// When the shapes differ, a dtype is not floating-point, or an option is out of range.
@@ -253,7 +257,7 @@ of_elements!(PoissonNll "poisson_nll_loss", |own, x, y, reduction| {
 /// When the shapes differ or a dtype is not floating-point.
 #[derive(Debug, Clone, Copy)]
 pub struct HingeEmbedding {
-    /// The default is 1.
+    /// The margin. The default is 1.
     pub margin: f64,
 }
 

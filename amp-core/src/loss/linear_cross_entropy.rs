@@ -10,10 +10,10 @@ use super::{
 };
 use crate::{Error, Result, ffi, precision::autocast_state};
 
-/// The smallest number of rows in a chunk. Each chunk reads and writes the weight's gradient once
-/// more, and products with few rows do not use the whole device: the products of 16384 rows with
-/// 50304 classes and 768 features take 2 % longer in chunks of 8192 rows on an H200 machine, 5 %
-/// longer in chunks of 4096 and 14 % in chunks of 2048.
+/// The smallest number of rows in a chunk. Each further chunk reads and writes the gradient of the
+/// weight once more, and matrix products with few rows do not use the whole device. For example, on
+/// an H200 the products of 16384 rows with 50304 classes and 768 features take 2 % longer in chunks
+/// of 8192 rows, 5 % longer in chunks of 4096 rows and 14 % longer in chunks of 2048 rows.
 const ROWS: i64 = 8192;
 
 /// The smallest number of logits in a chunk, if there are that many.
@@ -26,8 +26,9 @@ thread_local! {
     static CHOSEN: Cell<Option<i64>> = const { Cell::new(None) };
 }
 
-/// A guard for tests: while it exists, losses on this thread process every linear output layer in
-/// chunks of this many rows, if they can. Tests then need no large layers.
+/// A guard for tests. While it exists, the losses on this thread compute every linear output layer
+/// in chunks of this many rows, if the layer can be computed in chunks. So a test of the chunks
+/// needs no large layer.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct ChunksOf(());
@@ -47,13 +48,13 @@ impl Drop for ChunksOf {
 }
 
 impl CrossEntropy {
-    /// Computes the loss of the logits `input`·`weight`ᵀ + `bias`, as
-    /// [`nn::linear`](crate::nn::linear) computes them. If `rows` is given, the logits are computed
-    /// for this many rows at a time, so that all logits never exist together. A row belongs to one
-    /// element of the target. Without `rows` the size decides: the logits are computed in chunks if
-    /// there are at least one and a half chunks. A chunk has about 8192 rows: more if they have
-    /// fewer than 2²⁷ logits, and fewer if they have more than 2²⁹. Up to rounding, loss and
-    /// gradients are the same as without chunks: sums over chunks are f32 or wider.
+    /// Computes the loss of the logits `input`·`weight`ᵀ + `bias`, without storing all logits at
+    /// once. The logits are those of [`nn::linear`](crate::nn::linear). A row is the input for one
+    /// element of the target. If `rows` is given, the logits of this many rows are computed at a
+    /// time. Otherwise the chunks have about 8192 rows: more if 8192 rows have fewer than 2²⁷
+    /// logits, and fewer if they have more than 2²⁹. If there would be less than one and a half
+    /// chunks, all logits are computed at once. Up to rounding, the loss and the gradients are the
+    /// same as without chunks, because sums over chunks are f32 or wider.
     ///
     /// The forward pass also computes the gradients, except for a factor that the backward pass
     /// multiplies by. So the f16 gradients of the logits do not depend on the loss scale.
@@ -138,9 +139,9 @@ impl CrossEntropy {
     }
 }
 
-/// Returns the dtype of the chunked computation if computing the logits of this layer in chunks is
-/// faster or saves enough memory. Returns `None` if it is not, or if the layer cannot be computed
-/// in chunks.
+/// Returns the dtype in which the logits of this layer are to be computed in chunks, if chunks are
+/// faster or save enough memory. Otherwise, and if the layer cannot be computed in chunks, returns
+/// `None`.
 pub(crate) fn pays_in_chunks(
     input: &Tensor,
     weight: &Tensor,
@@ -163,8 +164,8 @@ fn rows_of_chunk(input: &Tensor, weight: &Tensor) -> Option<i64> {
     (chunks > 1).then(|| (rows + chunks - 1) / chunks)
 }
 
-/// Returns the dtype in which the logits of this layer are computed in chunks; `None` if the layer
-/// cannot be computed in chunks.
+/// Returns the dtype in which the logits of this layer would be computed in chunks. Returns `None`
+/// if the layer cannot be computed in chunks.
 fn computed_in_chunks(
     input: &Tensor,
     weight: &Tensor,
@@ -202,11 +203,12 @@ fn computed_in_chunks(
     Ok(is_wide.then_some(own))
 }
 
-/// Returns whether the target holds a class for each row, and the shapes have no other reading.
+/// Returns whether the target contains a class for each row of the input, and no other reading of
+/// the shapes is possible.
 fn are_classes_of(target: &Tensor, input: &Tensor, classes: i64) -> bool {
     let (sizes, of_target) = (input.size(), target.size());
     let leading = &sizes[..sizes.len() - 1];
-    // Logits [N, L, C] with L = C can be read with the classes in either dimension.
+    // For logits `[N, L, C]` with L = C, the classes may be in the second or in the last dimension.
     let is_ambiguous = leading.len() > 1 && [&leading[2..], &[classes]].concat() == of_target[1..];
     target.kind() == Kind::Int64
         && target.device() == input.device()

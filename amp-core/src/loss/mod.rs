@@ -1,8 +1,10 @@
-//! Losses with the names of torch.nn.functional. Each loss has a function with torch's defaults,
-//! and a struct with torch's options. Both return a scalar, the mean over the batch.
+//! Losses with the names of torch.nn.functional. For each loss there is a function, which uses
+//! torch's default options, and a struct with torch's options. The result is a scalar, the mean
+//! over the batch.
 //!
-//! If shapes or dtypes are invalid, the error names the loss, both tensors and the remedy. Losses
-//! never broadcast. Under autocast every loss is computed in f32, as in torch.
+//! If shapes or dtypes are invalid, the error names the loss, describes the output and the target,
+//! and says what to change. Losses never broadcast. As in torch, losses under autocast are computed
+//! in f32.
 //!
 //! ```
 //! use amp_core::{loss::{CrossEntropy, Loss}, tch::{Reduction, Tensor}};
@@ -47,8 +49,8 @@ use crate::{Error, Result};
 /// The class of targets that losses and metrics ignore, as in PyTorch.
 pub(crate) const IGNORED: i64 = -100;
 
-/// A loss with its options. Implement this trait for your own loss, and use it in `#[loss(value =
-/// …)]`.
+/// A loss with its options. To use your own loss, implement this trait, and name the loss in
+/// `#[loss(value = …)]`.
 ///
 /// ```
 /// use amp_core::{Result, loss::{Loss, MeanOver}, tch::{Kind, Tensor}};
@@ -78,9 +80,10 @@ pub trait Loss {
     /// When shapes or dtypes are invalid, or an option is out of range.
     fn compute(&self, output: &Tensor, target: &Tensor) -> Result<Tensor>;
 
-    /// Returns the denominator of the mean. Batches of an accumulation window, and micro-batches of
-    /// a batch that does not fit into memory, are weighted by it, so that their gradients add up to
-    /// the large batch's gradient.
+    /// Returns what the sum of the losses is divided by in the mean over a batch. When several
+    /// batches are accumulated, or a batch is split because it does not fit into memory, each batch
+    /// counts in proportion to this number. The accumulated gradients then equal those of one large
+    /// batch.
     fn mean_over(&self) -> MeanOver<'_>;
 
     /// Returns the reason why a step with this loss cannot run as a CUDA graph, for example
@@ -90,7 +93,7 @@ pub trait Loss {
     }
 }
 
-/// Computes [`CrossEntropy`] with its defaults.
+/// Computes [`CrossEntropy`] with the default options.
 ///
 /// ```
 /// use amp_core::{loss, tch::Tensor};
@@ -104,25 +107,26 @@ pub trait Loss {
 /// ```
 ///
 /// # Errors
-/// The errors of [`CrossEntropy`].
+/// When output and target are not as [`CrossEntropy`] requires.
 pub fn cross_entropy(output: &Tensor, target: &Tensor) -> Result<Tensor> {
     CrossEntropy::default().compute(output, target)
 }
 
-/// Computes [`CrossEntropy`] in which each target has the weight of its class; `weights` are `[C]`,
-/// floating-point. The weight of a batch in a mean over several batches is [`sum_of_weights`].
+/// Computes [`CrossEntropy`] in which each target counts with the weight of its class. `weight`
+/// contains the weight of each class: `[C]`, floating-point. If several batches are averaged, each
+/// batch counts in proportion to its [`sum_of_weights`].
 ///
 /// # Errors
-/// The errors of [`CrossEntropy`].
+/// When output, target and weights are not as [`CrossEntropy`] requires.
 pub fn weighted_cross_entropy(output: &Tensor, target: &Tensor, weight: &Tensor) -> Result<Tensor> {
     CrossEntropy { weight: Some(weight.shallow_clone()), ..CrossEntropy::default() }
         .compute(output, target)
 }
 
-/// Computes [`Nll`] with its defaults.
+/// Computes [`Nll`] with the default options.
 ///
 /// # Errors
-/// The errors of [`Nll`].
+/// When output and target are not as [`Nll`] requires.
 pub fn nll_loss(output: &Tensor, target: &Tensor) -> Result<Tensor> {
     Nll::default().compute(output, target)
 }
@@ -151,7 +155,7 @@ pub fn huber_loss(output: &Tensor, target: &Tensor) -> Result<Tensor> {
     Huber::default().compute(output, target)
 }
 
-/// Computes [`BinaryCrossEntropy`] of probabilities. CUDA autocast refuses it.
+/// Computes [`BinaryCrossEntropy`] of probabilities. Autocast on CUDA refuses this loss.
 ///
 /// # Errors
 /// When the shapes differ, a dtype is not floating-point, or under CUDA autocast.
@@ -159,10 +163,10 @@ pub fn binary_cross_entropy(output: &Tensor, target: &Tensor) -> Result<Tensor> 
     BinaryCrossEntropy::default().compute(output, target)
 }
 
-/// Computes [`BinaryCrossEntropyWithLogits`] with its defaults.
+/// Computes [`BinaryCrossEntropyWithLogits`] with the default options.
 ///
 /// # Errors
-/// The errors of [`BinaryCrossEntropyWithLogits`].
+/// When output and target are not as [`BinaryCrossEntropyWithLogits`] requires.
 pub fn binary_cross_entropy_with_logits(output: &Tensor, target: &Tensor) -> Result<Tensor> {
     BinaryCrossEntropyWithLogits::default().compute(output, target)
 }
@@ -178,10 +182,11 @@ fn explained(what: &str, ignored: i64, error: Error, output: &Tensor, target: &T
     }
 }
 
-/// Adds shapes and dtypes to the error of a user-defined loss, if libtorch refused its arguments.
+/// Adds the shapes and dtypes of output and target to the error of a user's loss, if libtorch
+/// refused the arguments of an operation.
 ///
 /// # Errors
-/// The error of `loss`.
+/// The error of `loss`, with the added text.
 #[doc(hidden)]
 pub fn own(loss: Result<Tensor>, output: &Tensor, target: &Tensor) -> Result<Tensor> {
     loss.map_err(|error| match &error {
@@ -192,8 +197,8 @@ pub fn own(loss: Result<Tensor>, output: &Tensor, target: &Tensor) -> Result<Ten
     })
 }
 
-/// Adds a remedy to an error of a loss's backward pass. If output and target have different dtypes,
-/// libtorch computes the loss, but cannot differentiate it.
+/// Adds the remedy to an error from the backward pass of a loss. If output and target have
+/// different dtypes, libtorch computes some losses, but cannot differentiate them.
 pub(crate) fn in_backward(error: Error) -> Error {
     match &error {
         Error::Torch(text) if text.contains("dtype") && !error.is_out_of_memory() => {

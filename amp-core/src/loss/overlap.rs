@@ -12,9 +12,9 @@ use crate::{Result, ffi, precision::is_floating};
 /// mean over classes and examples. The sums are over the positions of one example, or with `batch` over the
 /// whole batch.
 ///
-/// For int64 classes `[N, …]`, p is the softmax over dimension 1 and t the one-hot class; positions
-/// of class -100 are ignored. For a floating-point mask with the shape of the logits, p is the
-/// sigmoid.
+/// For int64 classes `[N, …]`, p is the softmax over dimension 1, and t is the one-hot encoding of
+/// the class. Positions of class -100 are ignored. For a floating-point mask with the shape of the
+/// logits, p is the sigmoid of the logits and t is the mask.
 ///
 /// With `batch` the loss compares all positions of the batch, so a batch is never split.
 ///
@@ -23,7 +23,8 @@ use crate::{Result, ffi, precision::is_floating};
 /// range.
 #[derive(Debug, Clone, Copy)]
 pub struct Dice {
-    /// s, at least 0. It makes the loss of an empty mask 0 instead of NaN. The default is 1.
+    /// The number s that is added to numerator and denominator, at least 0. If it is above 0, the
+    /// loss of an empty mask is 0 instead of NaN. The default is 1.
     pub smooth: f64,
     /// Whether the sums are over the whole batch.
     pub batch: bool,
@@ -39,7 +40,7 @@ impl Dice {
     /// Computes the loss with another reduction: `None` returns `[N, C]`, or `[C]` with `batch`.
     ///
     /// # Errors
-    /// The errors of [`Dice`].
+    /// When output, target or options are not as [`Dice`] requires.
     pub fn reduced(
         &self,
         output: &Tensor,
@@ -69,7 +70,8 @@ impl Dice {
             return Err(misfit(NAME, output, target, why));
         }
         let counted = ffi::counted_classes(target, sizes[1]);
-        // `nothing` is NaN if a class is out of range, which CUDA does not refuse; otherwise 0.
+        // CUDA does not report a class that is out of range. `nothing` is then NaN, so that the
+        // loss is NaN; otherwise `nothing` is 0.
         let nothing = counted
             .and_then(|counted| Ok(counted.f_mul_scalar(0.0)?))
             .map_err(|error| misfit(NAME, output, target, &error.to_string()))?;
@@ -113,9 +115,10 @@ impl Loss for Dice {
     }
 }
 
-/// The focal loss of logits against probabilities from 0 to 1 (Lin et al. 2017, torchvision's
-/// `sigmoid_focal_loss`): α_t (1 − p_t)^γ times the binary cross entropy, with p_t = p y + (1 − p)(1 − y) and
-/// α_t = α y + (1 − α)(1 − y). The mean is over all elements.
+/// The focal loss of logits against probabilities y from 0 to 1 (Lin et al. 2017, torchvision's
+/// `sigmoid_focal_loss`). It is α_t (1 − p_t)^γ times the binary cross entropy. Here p is the
+/// sigmoid of the logit, p_t = p y + (1 − p)(1 − y), and α_t = α y + (1 − α)(1 − y). The mean is
+/// over all elements.
 ///
 /// ```
 /// use amp_core::{loss::{Focal, Loss}, tch::Tensor};
@@ -131,7 +134,8 @@ impl Loss for Dice {
 /// When the shapes differ, a dtype is not floating-point, or an option is out of range.
 #[derive(Debug, Clone, Copy)]
 pub struct Focal {
-    /// α, from 0 to 1; a negative value means no weighting. The default is 0.25.
+    /// The weight α of positive elements, from 0 to 1; negative elements have the weight 1 − α. A
+    /// negative α means no weights. The default is 0.25.
     pub alpha: f64,
     /// γ, at least 0. The default is 2.
     pub gamma: f64,
@@ -147,7 +151,7 @@ impl Focal {
     /// Computes the loss with another reduction: `None` returns the output's shape.
     ///
     /// # Errors
-    /// The errors of [`Focal`].
+    /// When output, target or options are not as [`Focal`] requires.
     pub fn reduced(
         &self,
         output: &Tensor,

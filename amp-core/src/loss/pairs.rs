@@ -1,4 +1,5 @@
-//! Losses that compare vectors: pairs, triplets, and each example with every other.
+//! Losses that compare vectors: the two vectors of a pair, the three of a triplet, or each vector
+//! of a batch with every other one.
 
 use std::f64::consts::PI;
 
@@ -30,7 +31,7 @@ impl CosineSimilarity {
     /// Computes the loss with another reduction: `None` returns `[N, …]`, without dimension 1.
     ///
     /// # Errors
-    /// The errors of [`CosineSimilarity`].
+    /// When output and target are not as [`CosineSimilarity`] requires.
     pub fn reduced(
         &self,
         output: &Tensor,
@@ -57,8 +58,9 @@ impl Loss for CosineSimilarity {
     }
 }
 
-/// The cosine embedding loss of pairs `[N, D]` with labels 1 and -1: 1 − cos for 1, max(0, cos − margin) for -1.
-/// Use it in `#[loss(with = |(one, other), target| …, of = examples)]`.
+/// The cosine embedding loss of pairs of vectors `[N, D]`. For a pair with the label 1 it is 1 −
+/// cos, and for a pair with the label -1 it is max(0, cos − margin). Use it in `#[loss(with =
+/// |(one, other), target| …, of = examples)]`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CosineEmbedding {
     /// From -1 to 1. The default is 0.
@@ -88,18 +90,19 @@ impl CosineEmbedding {
     }
 }
 
-/// The triplet margin loss of vectors: max(0, ‖a − p + ε‖ₚ − ‖a − n + ε‖ₚ + margin) along the last dimension. Use it
-/// in `#[loss(with = |(anchor, positive, negative), target| …, of = examples)]`.
+/// The triplet margin loss of anchors a, positives p and negatives n: max(0, ‖a − p + ε‖ₚ − ‖a − n
+/// + ε‖ₚ + margin), with norms along the last dimension. Use it in `#[loss(with = |(anchor,
+/// positive, negative), target| …, of = examples)]`.
 #[derive(Debug, Clone, Copy)]
 pub struct TripletMargin {
-    /// Above 0. The default is 1.
+    /// The margin, above 0. The default is 1.
     pub margin: f64,
     /// The norm's degree. The default is 2.
     pub p: f64,
-    /// ε. The default is 1e-6.
+    /// The number ε that is added to each difference. The default is 1e-6.
     pub eps: f64,
-    /// Whether to use the distance between negative and positive if it is smaller than the distance
-    /// between negative and anchor.
+    /// Whether the distance between negative and positive replaces the distance between negative
+    /// and anchor where it is smaller (the distance swap).
     pub swap: bool,
 }
 
@@ -133,12 +136,12 @@ impl TripletMargin {
     }
 }
 
-/// Negative log likelihood of targets y under a normal distribution with mean μ and variance v: (ln
-/// max(v, ε) + (μ − y)² / max(v, ε)) / 2, plus ln(2π)/2 with `full`. Use it in `#[loss(with =
-/// |(mean, variance), target| …, of = examples)]`.
+/// The negative log likelihood of targets y under a normal distribution with mean μ and variance v:
+/// (ln max(v, ε) + (μ − y)² / max(v, ε)) / 2. With `full`, ln(2π)/2 is added. Use it in
+/// `#[loss(with = |(mean, variance), target| …, of = examples)]`.
 #[derive(Debug, Clone, Copy)]
 pub struct GaussianNll {
-    /// Whether to add the constant ln(2π)/2.
+    /// Whether the constant ln(2π)/2 is added.
     pub full: bool,
     /// ε, above 0. The default is 1e-6. The gradient of the variance ignores this limit.
     pub eps: f64,
@@ -188,19 +191,20 @@ impl GaussianNll {
     }
 }
 
-/// InfoNCE, a contrastive loss whose negatives are the other examples of the batch (Oord et al.
-/// 2018; symmetric in CLIP): the cross entropy of the cosines x̂ᵢ·ŷⱼ / τ, `[N, N]`, with class i
-/// for row i. Outputs and targets are `[N, D]`. If the model computes both vectors of a pair, its
-/// output is `[N, 2, D]` and the target is not used.
+/// InfoNCE, a contrastive loss in which the other examples of the batch are the negatives (Oord et
+/// al. 2018; symmetric in CLIP). It is the cross entropy of the cosines x̂ᵢ·ŷⱼ / τ, `[N, N]`, where
+/// the class of row i is i. Outputs x and targets y are `[N, D]`. If the model computes the two
+/// vectors of each pair itself, its output is `[N, 2, D]`, and the target is not used.
 ///
-/// The loss compares the whole batch: half a batch has half the negatives. Therefore a batch is
-/// never split, and an accumulation window averages the losses of its batches, which differs from
-/// the loss of one large batch. Under autocast the loss is computed in f32, including the products,
-/// because rounding a cosine to bf16 changes a score by up to 1/(256 τ).
+/// The loss compares all examples of a batch with each other, so half a batch has only half the
+/// negatives. Therefore a batch is never split into micro-batches. If gradients are accumulated,
+/// the losses of the batches are averaged, which differs from the loss of one large batch. Under
+/// autocast the loss and its matrix products are computed in f32, because rounding a cosine to bf16
+/// changes a score by up to 1/(256 τ).
 ///
 /// # Errors
-/// When the shapes are neither both `[N, D]` nor `[N, 2, D]`, a dtype is not floating-point, or τ
-/// is not above 0.
+/// When the shapes are neither `[N, D]` for output and target nor `[N, 2, D]` for the output, a
+/// dtype is not floating-point, or τ is not above 0.
 #[derive(Debug, Clone, Copy)]
 pub struct InfoNce {
     /// τ, above 0. The default is 0.07.
@@ -219,7 +223,7 @@ impl InfoNce {
     /// Computes the loss with another reduction: `None` returns `[N]`.
     ///
     /// # Errors
-    /// The errors of [`InfoNce`].
+    /// When output, target or options are not as [`InfoNce`] requires.
     pub fn reduced(
         &self,
         output: &Tensor,
@@ -260,13 +264,14 @@ impl Loss for InfoNce {
     }
 }
 
-/// Normalizes rows to length 1; a row shorter than 1e-12 is divided by 1e-12.
+/// Divides each row by its length. A row shorter than 1e-12 is divided by 1e-12.
 fn unit(rows: &Tensor) -> Result<Tensor> {
     let norm = rows.f_norm_scalaropt_dim(2.0, [1].as_slice(), true)?;
     Ok(rows.f_div(&norm.f_clamp_min(1e-12)?)?)
 }
 
-/// Checks that two tensors are floating-point and have the same shape `[N, D, …]`.
+/// Checks that two tensors are floating-point and have the same shape `[N, D, …]`. Returns them in
+/// the wider of their dtypes.
 fn vectors(what: &str, one: &Tensor, other: &Tensor) -> Result<(Tensor, Tensor)> {
     let (x, y) = elementwise(what, one, other)?;
     match x.dim() < 2 {

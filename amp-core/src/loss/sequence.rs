@@ -1,20 +1,21 @@
-//! Losses of sequences without known alignment.
+//! Losses of sequences whose alignment with the labels is not known.
 
 use tch::{Kind, Reduction, Tensor};
 
 use super::{IGNORED, Loss, MeanOver, shapes::misfit};
 use crate::{Result, precision::is_floating};
 
-/// Connectionist temporal classification (Graves et al. 2006): log probabilities `[N, T, C]`, batch
-/// first, against int64 labels `[N, S]` without blanks. Each row is padded at its end with -100.
-/// The mean divides the loss of an example by its number of labels, then averages over examples, as
-/// in torch.
+/// Connectionist temporal classification (Graves et al. 2006). The output contains log
+/// probabilities `[N, T, C]`, batch first. The target contains int64 labels `[N, S]` without
+/// blanks; each row is padded at its end with -100. As in torch, the mean divides the loss of each
+/// example by the example's number of labels, and then averages over the examples.
 ///
-/// libtorch reads the lengths on the host, so a step with this loss cannot run as a CUDA graph.
-/// Under [`Graph::Auto`](crate::trainer::Graph::Auto) steps run without a graph, and a note says
-/// why; `Graph::On` is an error. cuDNN's loss reads the lengths on the device, but only in f32 with
-/// blank 0. It reads out of bounds if there are more labels than steps or at least 256 labels, and
-/// a captured step cannot check that.
+/// libtorch reads the lengths on the host, so a step with this loss cannot be recorded as a CUDA
+/// graph. With [`Graph::Auto`](crate::trainer::Graph::Auto) the steps run without a graph, and a
+/// note says why. With `Graph::On` this is an error. cuDNN has a kernel that reads the lengths on
+/// the device, but it is not used, for two reasons. It supports only f32 and the blank 0. It reads
+/// out of bounds if there are more labels than steps or at least 256 labels, which a recorded step
+/// cannot check.
 ///
 /// # Errors
 /// When shapes or dtypes are invalid, or libtorch refuses a length.
@@ -28,11 +29,11 @@ pub struct Ctc {
 }
 
 impl Ctc {
-    /// Computes the loss of outputs with these lengths (`[N]`, int64). The reduction `None` returns
-    /// `[N]`.
+    /// Computes the loss of outputs with these lengths (`[N]`, int64). With the reduction `None`,
+    /// returns the loss of each example, `[N]`.
     ///
     /// # Errors
-    /// The errors of [`Ctc`].
+    /// When output, target or options are not as [`Ctc`] requires.
     pub fn reduced(
         &self,
         output: &Tensor,

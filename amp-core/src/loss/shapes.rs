@@ -1,4 +1,4 @@
-//! Checks shapes and dtypes of outputs and targets. Errors name both shapes.
+//! Checks the shapes and dtypes of outputs and targets. An error names the two shapes.
 
 use tch::{Device, Kind, Reduction, Tensor};
 
@@ -13,7 +13,8 @@ pub(super) fn describe(tensor: &Tensor) -> String {
     format!("{} {:?}", dtype_name(tensor.kind()), tensor.size())
 }
 
-/// Builds the error for an output and its target, with the remedy.
+/// Builds the error for an output and a target that do not fit together. `why` says what is
+/// expected.
 pub(crate) fn misfit(what: &str, output: &Tensor, target: &Tensor, why: &str) -> Error {
     let (output, target) = (describe(output), describe(target));
     Error::config(format!("{what}: the output is {output} and the target {target}: {why}"))
@@ -70,7 +71,8 @@ pub(crate) fn classes(what: &str, output: &Tensor, target: &Tensor) -> Result<(T
     Ok((logits, of))
 }
 
-/// Converts two tensors of the same shape to the wider of their floating-point dtypes.
+/// Converts two tensors of the same shape to the wider of their dtypes, which must be
+/// floating-point.
 ///
 /// # Errors
 /// When the shapes differ (libtorch would broadcast), or a dtype is not floating-point.
@@ -104,7 +106,7 @@ pub(crate) fn elementwise(
     Ok((cast(output)?, cast(target)?))
 }
 
-/// Returns the smallest floating-point dtype that represents all values of both dtypes.
+/// Returns the smallest floating-point dtype that represents all values of the two dtypes.
 fn wider(one: Kind, other: Kind) -> Kind {
     match (one, other) {
         (one, other) if one == other => one,
@@ -142,7 +144,8 @@ pub(super) fn in_f32<const N: usize>(
         return compute(tensors.map(Tensor::shallow_clone));
     }
     let _off = AutocastGuard::off(device)?;
-    // These products belong to the loss and do not show the model's precision.
+    // The dtypes of these matrix products are chosen by the loss, and do not show the precision of
+    // the model. Therefore they are not reported to a dtype probe.
     let _apart = PausedProducts::pause();
     let wide = tensors.map(|tensor| match tensor.kind() {
         Kind::Half | Kind::BFloat16 => tensor.f_to_kind(Kind::Float),
@@ -155,8 +158,8 @@ pub(super) fn in_f32<const N: usize>(
     compute(all.try_into().expect("all N tensors were converted"))
 }
 
-/// Checks weights, which have the shape of one example of the output or are a single number, and
-/// converts them to the output's dtype.
+/// Checks weights and converts them to the output's dtype. Weights have the shape of one example of
+/// the output, or are a single number.
 pub(super) fn of_one_example(
     what: &str,
     key: &str,
@@ -181,8 +184,8 @@ pub(super) fn of_one_example(
     Ok(Some(weight.f_to_device(output.device())?.f_to_kind(computed_in(output)?)?))
 }
 
-/// Returns the dtype in which torch computes a loss of this output: the output's dtype, but at
-/// least f32 under autocast.
+/// Returns the dtype in which torch computes a loss of this output. This is the output's dtype or,
+/// under autocast, at least f32.
 pub(super) fn computed_in(output: &Tensor) -> Result<Kind> {
     let half = matches!(output.kind(), Kind::Half | Kind::BFloat16);
     match half && autocast_state(output.device())?.enabled {

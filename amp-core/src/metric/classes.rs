@@ -15,8 +15,8 @@ use crate::{
 /// The fraction of examples whose largest logit is at the target class. Targets of class -100 are
 /// ignored. On CUDA a class out of range makes the epoch's value NaN.
 ///
-/// For a single logit per example, and for masks, use [`BinaryAccuracy`]; for targets that are
-/// probabilities, [`SoftAccuracy`].
+/// If there is a single logit per example, or for masks, use [`BinaryAccuracy`]. If the targets are
+/// probabilities, use [`SoftAccuracy`].
 ///
 /// ```
 /// use amp_core::{metric::{Accuracy, Metric}, tch::Tensor};
@@ -50,8 +50,9 @@ impl Metric for Accuracy {
     }
 }
 
-/// The fraction of examples whose largest logit is at the target's largest probability. Output and
-/// target are `[N, C, …]`. Use it for smoothed or mixed labels.
+/// The fraction of examples in which the class with the largest logit is the class with the largest
+/// probability in the target. Output and target are `[N, C, …]`. Use it if labels are smoothed or
+/// mixed.
 #[derive(Debug, Clone, Copy)]
 pub struct SoftAccuracy;
 
@@ -68,8 +69,9 @@ impl Metric for SoftAccuracy {
     }
 }
 
-/// The fraction of elements for which logit > 0 equals target > ½; output and target have the same
-/// shape. An element with target -100 is ignored, and a NaN logit is wrong.
+/// The fraction of elements that are classified correctly: logit > 0 and target > ½, or logit ≤ 0
+/// and target ≤ ½. Output and target have the same shape. An element with the target -100 is
+/// ignored, and a NaN logit counts as wrong.
 ///
 /// ```
 /// use amp_core::{metric::{BinaryAccuracy, Metric}, tch::Tensor};
@@ -140,9 +142,9 @@ impl Metric for TopK {
     }
 }
 
-/// F1 = 2·TP / (predicted + actual), averaged over the classes that occur. The score of a class
-/// without a correct prediction is 0. Targets of class -100 are ignored. See
-/// [`FBeta`](super::FBeta) for other averages.
+/// The F1 score 2·TP / (predicted + actual), averaged over the classes that occur. The score of a
+/// class without a correct prediction is 0. Targets of class -100 are ignored.
+/// [`FBeta`](super::FBeta) has other averages.
 #[derive(Debug, Clone, Copy)]
 pub struct F1 {
     /// The number of classes.

@@ -8,7 +8,7 @@ use crate::{
     loss::{IGNORED, classes, elementwise, misfit},
 };
 
-/// Which curve's area is computed.
+/// The curve under which the area is computed.
 #[derive(Debug, Clone, Copy)]
 enum Area {
     Roc,
@@ -19,22 +19,22 @@ macro_rules! curve {
     ($(#[$doc:meta])* $metric:ident $name:literal $area:expr) => {
         $(#[$doc])*
         ///
-        /// For logits `[N, C, …]` and int64 classes `[N, …]`, the score of each class is its
-        /// softmax, and the areas are averaged over the classes that occur. For logits and labels 0
+        /// For logits `[N, C, …]` and int64 classes `[N, …]`, the score of a class is its softmax
+        /// probability. The areas of all classes that occur are averaged. For logits and labels 0
         /// and 1 of the same shape, there is one area. Targets of -100 are ignored. The area is NaN
         /// if there is no positive label, if a logit is NaN, or, for [`Auroc`], if there is no
         /// negative label.
         ///
-        /// Without `thresholds` the area is exact, and the scores of all examples stay on the
-        /// device until the epoch's end. With T `thresholds`, at 0, 1/(T−1), …, 1, the state has 2
-        /// (T + 1) counts for each class, and the curve has T points.
+        /// If `thresholds` is `None`, the area is exact, and the scores of all examples stay on the
+        /// device until the end of the epoch. With T thresholds, which are 0, 1/(T−1), …, 1, the
+        /// curve has T points. The device then keeps only 2 (T + 1) counts for each class.
         ///
         /// # Errors
         /// When shapes or dtypes are invalid, or a class on the CPU or an option is out of range.
         #[derive(Debug, Clone, Copy, Default)]
         pub struct $metric {
-            /// How the classes' areas are averaged. The default is [`Average::Macro`]. It is not
-            /// used for labels 0 and 1.
+            /// How the areas of the classes are averaged. The default is [`Average::Macro`]. The
+            /// option has no effect for labels 0 and 1.
             pub average: Average,
             /// T, the number of thresholds, at least 2.
             pub thresholds: Option<i64>,
@@ -63,9 +63,10 @@ curve!(
     AveragePrecision "average_precision" Area::PrecisionRecall
 );
 
-/// Computes the state of a batch. Without thresholds it is the scores `[n, C]` and the int64 labels
-/// `[n]`. For labels 0 and 1, C is 1. The label -100 is ignored. With thresholds it is counts `[C,
-/// T + 1, 2]` of negatives and positives, by the number of thresholds that their score reaches.
+/// Computes the metric's state for a batch. Without thresholds, the state consists of the scores
+/// `[n, C]` and the int64 labels `[n]`. For labels 0 and 1, C is 1. Labels of -100 are ignored.
+/// With thresholds, the state consists of the numbers of negatives and of positives for each class
+/// and each number of thresholds that a score reaches, `[C, T + 1, 2]`.
 fn update(
     what: &str,
     average: Average,
@@ -90,7 +91,8 @@ fn update(
             let counted =
                 counted.map_err(|error| misfit(what, output, target, &error.to_string()))?;
             let kind = if logits.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-            // `nothing` is NaN if a class is out of range, which CUDA does not refuse; otherwise 0.
+            // CUDA does not report a class that is out of range. `nothing` is then NaN, so that the
+            // scores are NaN; otherwise `nothing` is 0.
             let nothing = counted.f_mul_scalar(0.0)?.f_to_kind(kind)?;
             let scores = logits.f_softmax(1, kind)?.f_add(&nothing)?;
             (scores.f_movedim([1].as_slice(), [-1].as_slice())?.f_reshape([-1, count])?, of)
@@ -171,13 +173,13 @@ fn compute(
     }
 }
 
-/// The numbers of positives and negatives with scores at or above falling thresholds. The last
-/// number counts all of them.
+/// The points of a curve: for each of several falling thresholds, the numbers of positives and
+/// negatives whose scores are at or above the threshold. The last point counts all of them.
 struct Curve {
     tp: Vec<f64>,
     fp: Vec<f64>,
-    /// Whether the curve is computed from bins. Its first point then counts the scores at or above
-    /// the highest threshold. An exact curve begins at zero.
+    /// Whether the curve is computed from counts at given thresholds. Its first point then counts
+    /// the scores at or above the highest threshold. An exact curve instead begins at zero.
     binned: bool,
 }
 

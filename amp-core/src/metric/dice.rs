@@ -1,4 +1,4 @@
-//! The Dice score of segmentations.
+//! The Dice score of a segmentation.
 
 use tch::{Kind, Tensor};
 
@@ -9,13 +9,14 @@ use crate::{Result, loss::IGNORED};
 /// as a class, and T are the positions whose target is the class. Logits are `[N, C, …]` and int64
 /// classes `[N, …]`, as in [`CrossEntropy`](crate::loss::CrossEntropy).
 ///
-/// The score is computed for each example and class, then averaged over the classes, then over the
-/// examples. Without `per_example` it is computed from all positions together, which is
-/// [`FBeta`](super::FBeta) with β = 1. A class that occurs neither in an example's targets nor in
-/// its predictions is excluded from the average. An example without any class is excluded too.
+/// With `per_example`, the score is computed for each example and class. The scores are averaged
+/// over the classes of each example, and then over the examples. Without `per_example`, the score
+/// is computed from all positions together, which equals [`FBeta`](super::FBeta) with β = 1. A
+/// class that occurs neither in the targets nor in the predictions of an example is left out of the
+/// average. An example without any class is left out, too.
 #[derive(Debug, Clone, Copy)]
 pub struct Dice {
-    /// The default is [`Average::Macro`].
+    /// How the scores of the classes are averaged. The default is [`Average::Macro`].
     pub average: Average,
     /// Whether the score is computed for each example and averaged, instead of from all positions
     /// together. The default is true.
@@ -24,7 +25,8 @@ pub struct Dice {
     pub include_background: bool,
     /// A class whose targets are ignored, in addition to -100.
     pub ignore_index: i64,
-    /// The number of classes. If it is given, the output must have this number of classes.
+    /// The number of classes; `None` takes the number from the output. If a number is given, an
+    /// output with another number of classes is an error.
     pub num_classes: Option<i64>,
 }
 
@@ -97,10 +99,11 @@ impl Metric for Dice {
 }
 
 impl Dice {
-    /// Computes the mean score from correct, predicted and actual positions `[N, C]`. Returns the
-    /// scores, with 0 where there is none, and a tensor with 1 where there is a score and 0
-    /// elsewhere. Both are `[N]`, or `[N, C]` for [`Average::None`]. If a count is NaN, for example
-    /// because a logit is NaN, the score is NaN.
+    /// Computes the mean score of each example from its numbers of correct, predicted and actual
+    /// positions, `[N, C]` each. Returns two tensors. The first contains the scores, with 0 where
+    /// there is no score. The second contains 1 where there is a score and 0 elsewhere. They are
+    /// `[N]`, or `[N, C]` for [`Average::None`]. If a count is NaN, for example because a logit is
+    /// NaN, the score is NaN.
     fn of(&self, [hits, predicted, actual]: &[Tensor; 3]) -> Result<[Tensor; 2]> {
         let classes = |of: &Tensor| of.f_sum_dim_intlist([1_i64].as_slice(), false, Kind::Double);
         let (both, all) = (hits.f_mul_scalar(2.0)?, predicted.f_add(actual)?);

@@ -12,8 +12,9 @@ use crate::{
     precision::AutocastGuard,
 };
 
-/// The peak signal-to-noise ratio in decibels, 10 log₁₀(R² / MSE), over all elements of all
-/// batches. Output and target are floating-point tensors of the same shape.
+/// The peak signal-to-noise ratio in decibels, 10 log₁₀(R² / MSE), where R is `data_range` and the
+/// mean squared error is over all elements of all batches. Output and target are floating-point
+/// tensors of the same shape.
 #[derive(Debug, Clone, Copy)]
 pub struct Psnr {
     /// R, the difference between the largest and the smallest value that an element can have. The

@@ -1,9 +1,11 @@
-//! Metrics. Each batch gives a state on the device; the states of all batches are merged.
+//! Metrics. For each batch, a metric computes a state (for example counts) on the device. The
+//! states of all batches are merged, and the metric's value is computed from the merged state.
 //!
-//! Metrics ignore the same targets as the loss: classes of -100. Shapes of logits and classes are
-//! those of [`loss::cross_entropy`](crate::loss::cross_entropy); other shapes and dtypes are
-//! errors. Values equal those of torchmetrics, with one difference: if all targets are ignored, or
-//! a class that the metric needs does not occur, the value is NaN, where torchmetrics returns 0.
+//! Metrics ignore the same targets as the loss: those of class -100. Logits and classes have the
+//! shapes that [`loss::cross_entropy`](crate::loss::cross_entropy) accepts; other shapes and dtypes
+//! are errors. The values equal those of torchmetrics, with one difference. If all targets are
+//! ignored, or a class that the metric needs does not occur, the value is NaN, where torchmetrics
+//! returns 0.
 //!
 //! ```
 //! use amp_core::{metric::{FBeta, Metric}, tch::Tensor};
@@ -47,7 +49,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{Error, Result};
 
-/// A metric with its options. Implement this trait for your own metric, and use it in
+/// A metric with its options. To use your own metric, implement this trait, and name the metric in
 /// `#[metric(with = …, name = …)]`.
 ///
 /// ```
@@ -80,7 +82,7 @@ pub trait Metric {
         Reduction::Mean
     }
 
-    /// Computes the metric of one batch.
+    /// Computes the metric's value for a single batch.
     ///
     /// # Errors
     /// When shapes or dtypes are invalid.
@@ -92,7 +94,7 @@ pub trait Metric {
 /// A function from the merged tensors of a state to a metric.
 type Compute = Arc<dyn Fn(&[Tensor]) -> Result<Tensor> + Send + Sync>;
 
-/// How a metric's state becomes its value.
+/// How the value of a metric is computed from its state.
 #[derive(Clone)]
 #[non_exhaustive]
 pub enum Reduction {
@@ -100,21 +102,22 @@ pub enum Reduction {
     Mean,
     /// The first of two sums divided by the second.
     Ratio,
-    /// A function of the merged tensors, in the order in which they were added: see
-    /// [`Reduction::of`].
+    /// The result of a function of the state's merged tensors; see [`Reduction::of`].
     Of(Compute),
 }
 
 impl Reduction {
-    /// Takes a function that computes the value from the merged tensors, which have the order in
-    /// which they were added to the [state](MetricState). The value is a number or a tensor of any
-    /// shape. A tensor is logged by element as `NAME_0`, or as `NAME_0_1` for a matrix. Sums are on
-    /// the host. Rows are on the device, and the function may read them back.
+    /// Takes a function that computes the metric's value from the merged tensors of all batches.
+    /// The tensors have the order in which they were added to the [state](MetricState). The value
+    /// is a number, or a tensor of any shape. The elements of a tensor are logged as `NAME_0` and
+    /// so on, those of a matrix as `NAME_0_1` and so on. Sums are on the host when the function
+    /// gets them. Concatenated rows are on the device, and the function may read them back.
     pub fn of(compute: impl Fn(&[Tensor]) -> Result<Tensor> + Send + Sync + 'static) -> Self {
         Self::Of(Arc::new(compute))
     }
 
-    /// Returns the metric's value for a state, f64 on the host; NaN for an empty state.
+    /// Computes the metric's value from its state, as f64 on the host. The value of an empty state
+    /// is NaN.
     ///
     /// # Errors
     /// When the device reports an earlier failure.
@@ -161,7 +164,8 @@ impl Reduction {
         }
     }
 
-    /// Returns the reduction with this name. Functions cannot be saved, so they have no name.
+    /// Returns the reduction with this name; `None` for a reduction by a function, because
+    /// functions cannot be saved.
     pub(crate) fn named(name: &str) -> Option<Self> {
         match name {
             "Mean" => Some(Self::Mean),

@@ -8,7 +8,7 @@ use crate::{
     loss::{IGNORED, classes, elementwise, misfit},
 };
 
-/// Converts two tensors of the same shape to f64.
+/// Checks that two tensors have the same shape, and converts them to f64.
 pub(super) fn doubles(what: &str, output: &Tensor, target: &Tensor) -> Result<(Tensor, Tensor)> {
     let (x, y) = elementwise(what, output, target)?;
     Ok((x.f_to_kind(Kind::Double)?, y.f_to_kind(Kind::Double)?))
@@ -44,7 +44,8 @@ impl Metric for Mse {
     }
 }
 
-/// The square root of the [mean squared error](Mse) over all batches. It has the target's unit.
+/// The square root of the [mean squared error](Mse) over all batches. It has the unit of the
+/// target.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Rmse;
 
@@ -68,9 +69,10 @@ pub(super) fn sum_and_count(values: &Tensor) -> Result<Tensor> {
     Ok(Tensor::f_stack(&[&sum, &sum.f_full_like(values.numel() as f64)?], 0)?)
 }
 
-/// The coefficient of determination, 1 − Σ(x − y)² / Σ(y − ȳ)², of floating-point tensors `[N]` or
-/// `[N, D]`; for D outputs it is the mean of their coefficients. If all targets are equal, it is 1
-/// if every output equals the target, otherwise 0. It is NaN for fewer than two examples.
+/// The coefficient of determination R² = 1 − Σ(x − y)² / Σ(y − ȳ)² of outputs x and targets y,
+/// floating-point tensors `[N]` or `[N, D]`. For D outputs it is the mean of their D coefficients.
+/// If all targets are equal, it is 1 if every output equals its target, and otherwise 0. It is NaN
+/// for fewer than two examples.
 ///
 /// ```
 /// use amp_core::{metric::{Metric, R2}, tch::Tensor};

@@ -9,7 +9,7 @@ use crate::{
     precision::AutocastGuard,
 };
 
-/// The number of rows that are compared with all other rows at a time.
+/// The number of rows whose similarities to all other rows are computed at a time, to limit memory.
 const ROWS: i64 = 1024;
 
 /// The fraction of queries whose own key is among the `k` nearest of all keys by cosine similarity.
@@ -31,7 +31,8 @@ const ROWS: i64 = 1024;
 /// ```
 #[derive(Debug, Clone, Copy)]
 pub struct RecallAtK {
-    /// k, at least 1.
+    /// The number k of most similar rows among which the matching row must be to count as found; at
+    /// least 1.
     pub k: i64,
 }
 

@@ -19,8 +19,8 @@ pub enum Average {
     Macro,
     /// The mean over classes, weighted by their numbers of targets.
     Weighted,
-    /// One value for each class, logged as `NAME_0`, `NAME_1` and so on; 0 for a class that does
-    /// not occur.
+    /// One value for each class, logged as `NAME_0`, `NAME_1` and so on. The value of a class that
+    /// does not occur is 0.
     None,
 }
 
@@ -197,7 +197,7 @@ fn binary_counts(
     Ok(Tensor::f_stack(&counts, 0)?)
 }
 
-/// Converts labels to floating-point numbers.
+/// Converts labels to a floating-point dtype.
 pub(super) fn as_floating(target: &Tensor) -> Result<Tensor> {
     match is_floating(target.kind()) {
         true => Ok(target.shallow_clone()),
@@ -205,7 +205,7 @@ pub(super) fn as_floating(target: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// Defines a metric of classes and the same metric for labels 0 and 1.
+/// Defines a metric for classes, and the corresponding metric for labels 0 and 1.
 macro_rules! score {
     (
         $(#[$doc:meta])* $of_classes:ident $class_name:literal,
@@ -295,8 +295,8 @@ score!(
     |_own| Score::Precision
 );
 score!(
-    /// TP / (TP + FN): the fraction of a class's targets that are found. With [`Average::Macro`] it
-    /// is the balanced accuracy, with [`Average::Micro`] the accuracy.
+    /// TP / (TP + FN): the fraction of a class's targets that the model finds. With
+    /// [`Average::Macro`] this is the balanced accuracy, and with [`Average::Micro`] the accuracy.
     Recall "recall",
     /// TP / (TP + FN): the fraction of labels of 1 that are found.
     BinaryRecall "binary_recall",
@@ -310,11 +310,12 @@ score!(
     /// = 1 it is F1, for masks also called the Dice score.
     BinaryFBeta "binary_f_beta",
     |own| Score::FBeta(own.beta),
-    /// β. The default is 1.
+    /// The weight β of recall relative to precision. The default is 1.
     beta = 1.0
 );
 score!(
-    /// TN / (TN + FP): the fraction of other classes' targets that are not predicted as this class.
+    /// TN / (TN + FP): of the targets of other classes, the fraction that is not predicted as this
+    /// class.
     Specificity "specificity",
     /// TN / (TN + FP): the fraction of labels of 0 that are found.
     BinarySpecificity "binary_specificity",

@@ -24,7 +24,7 @@ pub struct MetricState {
 #[derive(Debug)]
 pub(crate) struct Part {
     pub(crate) merge: Merge,
-    /// One tensor if the batches are summed; one per batch if they are concatenated.
+    /// The sum over all batches (one tensor), or the rows of each batch (one tensor per batch).
     pub(crate) pieces: Vec<Tensor>,
 }
 
@@ -38,8 +38,8 @@ impl MetricState {
         Ok(Self { weight, ..Self::default().and_sum(sum)? })
     }
 
-    /// Makes a state of counts, which are summed in f64. They may have any shape, but the same for
-    /// every batch.
+    /// Makes a state of counts. The counts of all batches are added up in f64. They may have any
+    /// shape, but it must be the same for every batch.
     ///
     /// # Errors
     /// When there is not enough memory.
@@ -54,7 +54,7 @@ impl MetricState {
         Self::default().and_concat(rows)
     }
 
-    /// Adds a tensor of [counts](Self::sum).
+    /// Adds a tensor of counts to the state, as in [`sum`](Self::sum).
     ///
     /// # Errors
     /// When there is not enough memory.
@@ -64,7 +64,7 @@ impl MetricState {
         Ok(self)
     }
 
-    /// Adds a tensor of [rows](Self::concat).
+    /// Adds a tensor of rows to the state, as in [`concat`](Self::concat).
     #[must_use]
     pub fn and_concat(mut self, rows: &Tensor) -> Self {
         let pieces = vec![rows.shallow_clone()];
@@ -95,7 +95,8 @@ impl MetricState {
         parts.collect()
     }
 
-    /// Returns the weight by which a [mean](Self::mean)'s sum is divided.
+    /// Returns the sum of the batches' weights, by which the sum of a [`mean`](Self::mean) is
+    /// divided.
     pub fn weight(&self) -> f64 {
         self.weight
     }
@@ -105,7 +106,8 @@ impl MetricState {
             && self.parts.iter().zip(&other.parts).all(|(own, other)| own.is_like(other))
     }
 
-    /// Builds the error for a batch whose state has other shapes than the state so far.
+    /// Builds the error for a batch whose state has other shapes than the states of earlier
+    /// batches.
     pub(crate) fn differs(&self, other: &Self) -> crate::Error {
         let sizes = |state: &Self| -> Vec<Vec<i64>> {
             state.parts.iter().filter_map(|part| Some(part.pieces.last()?.size())).collect()
@@ -117,8 +119,9 @@ impl MetricState {
         ))
     }
 
-    /// Adds the state of a later batch, which has the same kinds of tensors in the same order. Sums
-    /// are updated in place if they are `owned`.
+    /// Merges the state of a later batch into this state. The two states must have the same kinds
+    /// of tensors in the same order. If this state's sums are `owned` (used nowhere else), they are
+    /// updated in place.
     pub(crate) fn add(&mut self, later: &Self, owned: bool) -> Result<()> {
         for (part, later) in self.parts.iter_mut().zip(&later.parts) {
             match (part.merge, part.pieces.as_mut_slice(), later.pieces.as_slice()) {
@@ -138,8 +141,7 @@ impl MetricState {
         Ok(())
     }
 
-    /// Returns an empty state of this metric: its sums are zero, and its concatenations have no
-    /// rows.
+    /// Returns an empty state of the same metric: the sums are zero, and there are no rows.
     pub(crate) fn nothing_like(&self) -> Result<Self> {
         let parts = self.parts.iter().map(|part| {
             let pieces = match part.merge {
@@ -159,7 +161,7 @@ impl MetricState {
         Self { parts: parts.collect(), weight: self.weight }
     }
 
-    /// Copies the state to this device, in its own memory.
+    /// Copies the state to this device. The copy shares no memory with this state.
     pub(crate) fn copied_to(&self, device: Device) -> Result<Self> {
         let mut copy = self.shallow_clone();
         for part in &mut copy.parts {

@@ -8,10 +8,10 @@ use super::{
 };
 use crate::{Result, parameter::Parameter};
 
-/// Scales updates as Adam does, with little memory. For parameters with at least two dimensions the
-/// second moment is stored as the product of a column and a row, n + m numbers instead of n·m.
-/// There is no first moment. The defaults are those of torch.optim.Adafactor. In step t, with
-/// gradient g:
+/// Adafactor scales updates as Adam does, but needs less memory. If a parameter has at least two
+/// dimensions, the second moment is stored as the product of a column and a row. For an n × m
+/// matrix these are n + m numbers instead of n·m. There is no first moment. The defaults are those
+/// of torch.optim.Adafactor. In step t, with gradient g and weight w:
 ///
 /// β = t^[`beta2_decay`](Self::beta2_decay); R ← R + β(mean of g² over rows − R), and C in the same way
 /// over columns; V = RC / max(mean of R, ε₁); U = g/√max(V, ε₁²); α = max(ε₂, rms(w))·min(lr, 1/√t); w ← w
@@ -28,14 +28,15 @@ use crate::{Result, parameter::Parameter};
 pub struct Adafactor {
     /// The highest learning rate, relative to a parameter's size.
     pub lr: f64,
-    /// The exponent of t in β, which is the weight of the newest square. It is at most 0.
+    /// The exponent of t in β = t^`beta2_decay`, at most 0. β is the weight of the newest squared
+    /// gradient in the running mean.
     pub beta2_decay: f64,
-    /// ε₁ and ε₂. If ε₁ is `None`, it is the distance from 1 to the next number in the dtype in
-    /// which the parameter is updated.
+    /// The numbers ε₁ and ε₂ of the formulas. If ε₁ is `None`, it is the machine epsilon of the
+    /// dtype in which the parameter is updated.
     pub eps: (Option<f64>, f64),
     /// The largest root mean square of an update, at least 1.
     pub d: f64,
-    /// Each step subtracts lr·weight_decay·weight.
+    /// The weight decay: each step subtracts lr·weight_decay·weight from the weight.
     pub weight_decay: f64,
 }
 
@@ -116,7 +117,7 @@ impl Adafactor {
     }
 }
 
-/// Returns the second moment of a matrix, computed from the running means over its rows and
+/// Computes the second moment of a matrix from the running means over its rows and over its
 /// columns.
 fn factored(one: &ParameterStep<'_>, share: &Number, eps1: f64) -> Result<Tensor> {
     let (row, column, grad) = (one.slot(ROW)?, one.slot(COLUMN)?, one.grad());

@@ -15,7 +15,7 @@ use crate::{
     parameter::Parameter,
 };
 
-/// Adam with decoupled weight decay. The defaults are those of torch.optim.AdamW.
+/// AdamW: Adam with decoupled weight decay. The defaults are those of torch.optim.AdamW.
 ///
 /// ```
 /// use amp_core::optim::{AdamW, Interval, OptimizerConfig, WarmupCosine};
@@ -34,10 +34,10 @@ pub struct AdamW {
     pub eps: f64,
     /// The weight decay. Each step subtracts lr·weight_decay·weight.
     pub weight_decay: f64,
-    /// Whether one kernel computes the whole step (torch's `fused=True`), or a few kernels, each
-    /// over all parameters (`foreach=True`). The results differ in the last bit. On CUDA the single
-    /// kernel belongs to this crate. It can also unscale and clip gradients, and run inside a CUDA
-    /// graph.
+    /// Whether one kernel computes the whole step (torch's `fused=True`). Otherwise the step
+    /// consists of a few kernels, each of which processes all parameters (`foreach=True`). The
+    /// results of the two settings differ in the last bit. On CUDA the single kernel is this
+    /// crate's. It can also unscale and clip the gradients, and can be recorded in a CUDA graph.
     pub fused: bool,
 }
 
@@ -74,10 +74,11 @@ macro_rules! adam {
             const NAME: &'static str = stringify!($options);
             const ELEMENTWISE: bool = true;
 
-            /// Returns the reason for updating f16 parameters in f32. f16 represents squares of
-            /// gradients only if the gradients are between 2⁻¹² and 2⁸. With smaller gradients the
-            /// running square is zero and the update is divided by eps. With larger gradients it is
-            /// infinite and the parameter never changes again (Lightning #20619).
+            /// Returns the reason why f16 parameters are updated in f32; `None` for other dtypes.
+            /// f16 represents the square of a gradient only if the gradient is between 2⁻¹² and 2⁸.
+            /// For smaller gradients the running average of the squares becomes zero, and the
+            /// update is divided by eps. For larger gradients it becomes infinite, and the
+            /// parameter never changes again (Lightning #20619).
             fn upcasts(kind: Kind) -> Option<&'static str> {
                 (kind == Kind::Half).then_some("float16 cannot hold a gradient's square")
             }
@@ -90,8 +91,8 @@ macro_rules! adam {
             }
 
             fn slots(&self, _: &Parameter) -> Result<Vec<Slot>> {
-                // The fused kernel reads the number of steps on the device, and the foreach kernels
-                // read it on the host.
+                // The fused kernel reads the number of steps on the device. The foreach kernels
+                // read the number of steps on the host.
                 let shape = if self.fused { SlotShape::Scalar } else { SlotShape::HostScalar };
                 Ok(vec![
                     Slot::like_parameter("exp_avg"),

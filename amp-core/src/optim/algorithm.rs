@@ -1,4 +1,5 @@
-//! The trait of an optimizer: its options, its state for a parameter, and the rule of its step.
+//! The trait that every optimizer implements: its options, its state for a parameter, and the
+//! formula of its step.
 
 use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
@@ -6,12 +7,13 @@ use tch::{Device, Kind, Tensor};
 use super::{Capabilities, Moments, Rates, Slot, StepTensors, weight_update::is_half};
 use crate::{Result, parameter::Parameter};
 
-/// The options of an optimizer together with its rule for one step. Options with this trait are a
-/// [`BuildOptimizer`](super::BuildOptimizer). They support parameter groups
-/// ([`ParamGroups`](super::ParamGroups)), schedules, checkpoints, updates of 16-bit weights in f32
-/// or in master weights, optimizer state in fewer bits, and skipped steps after an overflow.
+/// The options of an optimizer, and the rule (formula) by which one step updates the parameters.
+/// Every type with this trait is also a [`BuildOptimizer`](super::BuildOptimizer). It then supports
+/// parameter groups ([`ParamGroups`](super::ParamGroups)), schedules and checkpoints. It can update
+/// 16-bit weights in f32 or in master weights, and store its state in fewer bits. Steps after an
+/// overflow are skipped.
 ///
-/// If a rule consists of tensor operations, this is all that it needs:
+/// If the rule consists of tensor operations, an optimizer needs no more than this:
 ///
 /// ```
 /// use amp_core::{Result, nn::Parameter, optim::{Algorithm, Rates, Slot, StepTensors, require}};
@@ -61,9 +63,9 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
     /// The name under which the state is saved: PyTorch's name, if PyTorch has the optimizer.
     const NAME: &'static str;
 
-    /// Whether the rule computes each element independently. If a parameter is updated through
-    /// copies in another dtype, such a rule gets flat pieces of limited size, so that the copies
-    /// need little memory. Other rules get the whole parameter.
+    /// Whether the rule computes each element independently of the others. If a parameter is
+    /// updated in copies of another dtype, such a rule gets flat pieces of the parameter, so that
+    /// the copies need little memory. Other rules get the whole parameter.
     const ELEMENTWISE: bool = false;
 
     /// Returns the reason why parameters of a dtype are updated in f32 with f32 state, whatever the
@@ -76,7 +78,7 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
     /// Refuses options out of range, by [`require`](super::require).
     ///
     /// # Errors
-    /// When an option is out of range. The text names the option and its range.
+    /// When an option is out of range. The message names the option and its range.
     fn check(&self) -> Result<()> {
         Ok(())
     }
@@ -87,7 +89,7 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
     /// When the rule cannot update this parameter.
     fn slots(&self, parameter: &Parameter) -> Result<Vec<Slot>>;
 
-    /// Returns the current rates.
+    /// Returns the current learning rate and momentum.
     fn rates(&self) -> Rates;
 
     /// Sets the rates.
@@ -97,7 +99,7 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
     /// [`StepTensors::each`].
     ///
     /// # Errors
-    /// When an operation fails.
+    /// When an operation of the step fails.
     fn step(&self, tensors: &StepTensors<'_>) -> Result<()>;
 
     /// Returns whether the first step of a parameter follows another rule
@@ -107,19 +109,20 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
         false
     }
 
-    /// Returns whether a step on CUDA can be part of a CUDA graph. If so, the rule must read its
-    /// rates from [`ParameterStep`](super::ParameterStep), must not read a tensor's value on the
-    /// host, and must run the same operations for any values. If this returns true, the options
-    /// that [`StepTensors::each`] passes to the rule have rates of NaN on CUDA. A rate that the
-    /// rule captured as a constant would then show as NaN.
+    /// Returns whether a step on CUDA can be recorded in a CUDA graph. If so, the rule must read
+    /// its rates from [`ParameterStep`](super::ParameterStep), must not read a tensor's value on
+    /// the host, and must run the same operations for all values. In addition,
+    /// [`StepTensors::each`] then passes options to the rule on CUDA in which the rates are NaN. A
+    /// rule that wrongly uses a rate from the options, which the graph would record as a constant,
+    /// then computes NaN.
     fn captures(&self) -> bool {
         false
     }
 
-    /// Returns the capabilities of [`step`](Self::step) on this device. By default these are all
-    /// capabilities of [`StepTensors::each`] if the rule [can be captured](Self::captures),
-    /// otherwise none. A rule without capabilities gets gradients that are already unscaled and
-    /// clipped.
+    /// Returns what [`step`](Self::step) can do on this device besides the update, for example clip
+    /// gradients. If the rule [can be recorded in a CUDA graph](Self::captures), the default
+    /// returns everything that [`StepTensors::each`] can do, and otherwise nothing. A rule that can
+    /// do neither gets gradients that are already unscaled and clipped.
     fn capabilities(&self, device: Device) -> Capabilities {
         Capabilities::all(device.is_cuda() && self.captures())
     }
@@ -131,8 +134,8 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
         moments == Moments::Full
     }
 
-    /// Returns the options by field name; `None` if they are not available. Checks of a run
-    /// recompute its steps from them.
+    /// Returns the values of the options by field name, with which checks of a run compute the
+    /// steps again. `None` if the values are not available.
     fn fields(&self) -> Option<Map<String, Value>> {
         None
     }
@@ -162,7 +165,7 @@ pub(super) fn fields(options: &impl serde::Serialize) -> Option<Map<String, Valu
     serde_json::to_value(options).ok()?.as_object().cloned()
 }
 
-/// Returns the tensors of a slot; empty if the options do not use the slot.
+/// Returns the tensors of a slot. The result is empty if the options do not use the slot.
 pub(super) fn kept<'s, 't>(slot: Option<&'s Vec<&'t Tensor>>) -> &'s [&'t Tensor] {
     slot.map(Vec::as_slice).unwrap_or_default()
 }

@@ -14,7 +14,7 @@ const PART: i64 = 1 << 20;
 /// A piece of one tensor of a list. The piece is flat.
 #[derive(Debug)]
 pub(super) struct Piece {
-    /// The tensor's index in the list.
+    /// The index of the piece's tensor in the list.
     pub(super) at: usize,
     pub(super) start: i64,
     pub(super) count: i64,
@@ -31,14 +31,15 @@ impl Piece {
     }
 }
 
-/// Returns one part for each tensor. It consists of one piece, the whole tensor.
+/// Returns one part for each tensor. The part consists of a single piece, which is the whole
+/// tensor.
 pub(super) fn wholes(tensors: &[&Tensor]) -> Vec<Vec<Piece>> {
     let counts = tensors.iter().map(|tensor| tensor.numel() as i64).enumerate();
     let pieces = counts.map(|(at, count)| Piece { at, start: 0, count, whole: true });
     pieces.filter(|piece| piece.count > 0).map(|piece| vec![piece]).collect()
 }
 
-/// Cuts the tensors into pieces, and groups these into parts of at most [`PART`] elements.
+/// Cuts the tensors into pieces, and groups the pieces into parts of at most [`PART`] elements.
 pub(super) fn parts(tensors: &[&Tensor]) -> Vec<Vec<Piece>> {
     const {
         assert!(
@@ -66,8 +67,8 @@ pub(super) fn parts(tensors: &[&Tensor]) -> Vec<Vec<Piece>> {
     parts
 }
 
-/// The step counts of parameters that are updated in pieces. Every piece of a parameter must get
-/// the same count.
+/// The step counts of parameters that are updated in pieces. A step must give the same count to
+/// every piece of a parameter, although the rule increases the count for each piece.
 #[derive(Debug, Default)]
 pub(super) struct Scalars(HashMap<(usize, usize), Tensor>);
 

@@ -3,7 +3,7 @@
 use super::{BuildOptimizer, BuildScheduler, Interval, Scheduled, Selection, Storage};
 use crate::{Error, Result, nn::Parameter};
 
-/// An optimizer and, optionally, its schedule. It holds only options, no state.
+/// The options of an optimizer and, optionally, of its schedule. Contains no state.
 pub struct OptimizerConfig {
     optimizer: Box<dyn BuildOptimizer>,
     scheduler: Option<(Box<dyn BuildScheduler>, Interval)>,
@@ -47,8 +47,9 @@ impl OptimizerConfig {
         self
     }
 
-    /// Trains these parameters, given as a [`Selection`] or a list of name patterns. Without this
-    /// the optimizer trains the parameters that no other optimizer selects.
+    /// Selects the parameters that this optimizer trains, by a [`Selection`] or a list of name
+    /// patterns. Without this call, the optimizer trains the parameters that no other optimizer
+    /// selects.
     #[must_use]
     pub fn params(mut self, params: impl Into<Selection>) -> Self {
         self.params = Some(params.into());
@@ -67,8 +68,8 @@ impl OptimizerConfig {
     }
 }
 
-/// The optimizers of a model, which share one backward pass: one optimizer, or several over
-/// different parameters. It is made from one [`OptimizerConfig`] or a `Vec` of them.
+/// The optimizers of a model: one optimizer, or several optimizers that train different parameters
+/// in the same backward pass. Made from one [`OptimizerConfig`] or a `Vec` of them.
 ///
 /// ```
 /// use amp_core::optim::{AdamW, Muon, OptimizerConfig, Optimizers, Selection};
@@ -94,18 +95,18 @@ impl From<Vec<OptimizerConfig>> for Optimizers {
 }
 
 impl Optimizers {
-    /// Changes each optimizer's options.
+    /// Applies `change` to the options of each optimizer.
     #[must_use]
     pub fn map(self, change: impl FnMut(OptimizerConfig) -> OptimizerConfig) -> Self {
         Self(self.0.into_iter().map(change).collect())
     }
 
-    /// Builds each optimizer over its parameters. Returns the optimizers in the order of their
-    /// options, at least one.
+    /// Builds each optimizer for the parameters that it selects. Returns at least one optimizer, in
+    /// the order of the options.
     ///
     /// # Errors
-    /// When an option is out of range, there is nothing to train, a pattern matches nothing, or a
-    /// parameter belongs to two optimizers or to none.
+    /// When an option is out of range, there is no parameter to train, a pattern matches no
+    /// parameter, or a parameter belongs to two optimizers or to none.
     pub fn build(
         self,
         parameters: Vec<Parameter>,
@@ -144,8 +145,8 @@ impl Optimizers {
     }
 }
 
-/// Returns each optimizer's parameters. A selection of `None` stands for the parameters that no
-/// other optimizer selects.
+/// Returns the parameters of each optimizer. An optimizer without a selection gets the parameters
+/// that no other optimizer selects.
 fn split(
     parameters: Vec<Parameter>,
     selections: &[Option<&Selection>],

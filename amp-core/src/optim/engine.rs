@@ -24,16 +24,16 @@ use crate::{
 
 /// A built optimizer.
 pub(super) struct Engine<A> {
-    /// The options of each group.
+    /// The options of each parameter group.
     options: Vec<A>,
     /// The lists of slots (state tensors) that parameters may have. Equal lists are stored once.
     layouts: Vec<Vec<Slot>>,
     /// The rates of each group on the device, if steps can be captured.
     rates: Vec<Option<RatesOnDevice>>,
     parameters: Rc<[Parameter]>,
-    /// The device of all parameters; `None` if they are on several devices.
+    /// The device of the parameters; `None` if they are on several devices.
     device: Option<Device>,
-    /// The state of each parameter.
+    /// The group and the state tensors of each parameter.
     kept: Vec<Kept>,
     storage: Storage,
     /// Whether a skipped step leaves the running averages unchanged. If a step converts them from
@@ -157,7 +157,8 @@ impl<A: Algorithm> Engine<A> {
             }
         }
         let on = |grads| self.step_on(batch, &params, grads, &kept, (&scales, &codes), known);
-        // Only this crate's kernels accept gradients in a dtype other than the parameters'.
+        // Libtorch's kernels need gradients in the dtype of the parameters. This crate's kernels,
+        // which are used if the rates are on the device, accept other dtypes.
         match grad_kind == kind || self.rates[group].is_some() {
             true => on(&batch.grads),
             false => {
@@ -167,7 +168,8 @@ impl<A: Algorithm> Engine<A> {
         }
     }
 
-    /// Updates f32 copies of pieces of parameters and state, and writes them back.
+    /// Copies pieces of parameters and their state to f32, updates the copies, and writes the
+    /// results back.
     fn step_part(
         &self,
         batch: &Batch<'_>,

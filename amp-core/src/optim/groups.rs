@@ -3,7 +3,7 @@
 use super::{Algorithm, BuildOptimizer, Optimizer, Selection, Storage, engine::Engine};
 use crate::{Error, Result, nn::Parameter};
 
-/// An optimizer with other options for some of its parameters (PyTorch's param_groups).
+/// An optimizer that has other options for some of the parameters (PyTorch's param_groups).
 ///
 /// ```no_run,standalone_crate
 /// # use amp_core::optim::{AdamW, OptimizerConfig, ParamGroups};
@@ -28,8 +28,7 @@ impl<O> ParamGroups<O> {
         Self { base, groups: Vec::new() }
     }
 
-    /// Sets the options of these parameters, which are given as a [`Selection`] or a list of name
-    /// patterns.
+    /// Sets the options of some parameters. `params` is a [`Selection`] or a list of name patterns.
     #[must_use]
     pub fn group(mut self, params: impl Into<Selection>, options: O) -> Self {
         self.groups.push((params.into(), options));
@@ -50,8 +49,8 @@ impl<A: Algorithm> BuildOptimizer for A {
 
 impl<O: Algorithm> BuildOptimizer for ParamGroups<O> {
     /// # Errors
-    /// Returns an error also when a pattern matches no parameter, or two groups match the same
-    /// parameter.
+    /// When the optimizer cannot be built, a pattern matches no parameter, or two groups match the
+    /// same parameter.
     fn build_with(
         &self,
         parameters: Vec<Parameter>,

@@ -1,8 +1,8 @@
-//! Parameters that one kernel call updates.
+//! A batch of parameters that one call of a kernel updates.
 
 use tch::{Kind, Tensor};
 
-/// The properties that the parameters of one kernel call share.
+/// The properties that all parameters of one kernel call must have in common.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Key {
     pub(super) group: usize,
@@ -14,7 +14,7 @@ pub(super) struct Key {
     pub(super) first: bool,
 }
 
-/// The parameters of one kernel call.
+/// The parameters that one kernel call updates, with their gradients.
 pub(super) struct Batch<'g> {
     pub(super) key: Key,
     /// The parameters' indices in the optimizer's list.

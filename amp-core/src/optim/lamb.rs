@@ -6,13 +6,13 @@ use super::{
 };
 use crate::{Result, parameter::Parameter};
 
-/// Adam's update, scaled to the norm of the parameter, for large batches. m and v are Adam's
-/// moments, divided by 1 − βᵗ because they start at zero. In step t:
+/// LAMB: Adam's update, scaled to the norm of the parameter, for training with large batches. m and
+/// v are Adam's running averages, with the correction 1 − βᵗ for their start at zero. In step t:
 ///
 /// u = m/(1 − β₁ᵗ) / (√(v/(1 − β₂ᵗ)) + eps) + weight_decay·w; w ← w − lr·(‖w‖/‖u‖)·u.
 ///
-/// The norms are over whole parameters. If one of them is 0, as for a bias that starts at zero, the
-/// quotient is 1.
+/// Each norm is over a whole parameter. If one of the two norms is 0, as for a bias that starts at
+/// zero, the quotient is replaced by 1.
 ///
 /// ```
 /// use amp_core::optim::{Lamb, OptimizerConfig};

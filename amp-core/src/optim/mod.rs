@@ -54,8 +54,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, parameter::Parameter};
 
-/// The values from which [`configure_optimizers`](crate::LightningModule::configure_optimizers) may
-/// compute its options.
+/// What is known about a run before it starts.
+/// [`configure_optimizers`](crate::LightningModule::configure_optimizers) may use these numbers in
+/// its options, for example as the length of a schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrainingPlan {
     /// The maximum number of epochs.
@@ -64,13 +65,13 @@ pub struct TrainingPlan {
     pub estimated_stepping_batches: i64,
 }
 
-/// When a schedule advances.
+/// When a schedule moves on to its next rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Interval {
-    /// After every applied optimizer step.
+    /// After every optimizer step that was applied (not skipped).
     Step,
-    /// After every epoch and its validation.
+    /// After every epoch, including the epoch's validation.
     Epoch,
 }
 
@@ -95,7 +96,8 @@ pub trait BuildOptimizer {
     }
 }
 
-/// Refuses an option outside its range, with the same wording for all options.
+/// Returns an error if `holds` is false or `value` is not finite. The error says that `option` must
+/// be in `range`.
 ///
 /// # Errors
 /// When `holds` is false, or the value is not finite.

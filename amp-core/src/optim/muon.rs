@@ -5,20 +5,21 @@ use super::{
 };
 use crate::{Error, Result, ffi, parameter::Parameter};
 
-/// The factor by which [`Muon`] multiplies the rate of a matrix with a rows and b columns. The
-/// update has singular values near 1.
+/// The factor by which [`Muon`] multiplies the learning rate for a matrix with a rows and b
+/// columns. Without this factor, the singular values of the update are near 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 pub enum AdjustLr {
     /// √max(1, a/b), as in Keller Jordan's code.
     #[default]
     Original,
-    /// 0.2·√max(a, b). Updates are then as large as is usual for AdamW, so that AdamW's rate and
-    /// decay can be used (Moonshot, "Muon is Scalable for LLM Training").
+    /// 0.2·√max(a, b). The updates are then about as large as those of AdamW, so that AdamW's
+    /// learning rate and weight decay can be used (Moonshot, "Muon is Scalable for LLM Training").
     MatchRmsAdamw,
 }
 
-/// Momentum that is made orthogonal before each step, for the matrices of hidden layers. The
-/// defaults are those of torch.optim.Muon. With B the momentum and g the gradient:
+/// Muon: the momentum of each matrix is made orthogonal before it is subtracted from the weights.
+/// It is meant for the matrices of hidden layers. The defaults are those of torch.optim.Muon. With
+/// momentum B and gradient g:
 ///
 /// B ← μB + (1 − μ)g; U = (1 − μ)g + μB with nesterov, otherwise U = B; O is the result of
 /// [`ns_steps`](Self::ns_steps) iterations X ← aX + (bA + cA²)X with A = XXᵀ, from X = U/‖U‖; w ← w −
@@ -36,9 +37,9 @@ pub enum AdjustLr {
 /// ]);
 /// ```
 ///
-/// The same as attributes: `#[optimizer(muon, lr = 0.02, ndim = 2, except = ["embedding.*",
-/// "head.*"])]` above `#[optimizer(adamw, lr = 3e-4)]`. 16-bit weights are updated in f32; torch
-/// updates them in 16 bits. A CUDA graph can contain the step.
+/// The same as attributes of the model: `#[optimizer(muon, lr = 0.02, ndim = 2, except =
+/// ["embedding.*", "head.*"])]` above `#[optimizer(adamw, lr = 3e-4)]`. 16-bit weights are updated
+/// in f32, whereas torch updates them in 16 bits. The step can be recorded in a CUDA graph.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Muon {
     /// The learning rate.
@@ -47,13 +48,13 @@ pub struct Muon {
     pub weight_decay: f64,
     /// The decay rate of the running mean of gradients.
     pub momentum: f64,
-    /// Whether to use Nesterov momentum.
+    /// Whether the step uses Nesterov momentum.
     pub nesterov: bool,
     /// The coefficients a, b and c of the iteration.
     pub ns_coefficients: (f64, f64, f64),
     /// The smallest norm that is used as a divisor.
     pub eps: f64,
-    /// The number of iterations, below 100.
+    /// The number of Newton-Schulz iterations that make the momentum orthogonal, below 100.
     pub ns_steps: i64,
     /// The factor of the rate that depends on a matrix's shape.
     pub adjust_lr_fn: AdjustLr,

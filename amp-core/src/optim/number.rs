@@ -4,16 +4,17 @@ use tch::{Kind, TchError, Tensor};
 
 use crate::{Result, ffi};
 
-/// A number of a step in f64, such as a rate, a count of steps, or a norm. If the step may be part
-/// of a CUDA graph, the number is on the parameter's CUDA device, because a graph cannot wait for
-/// the host. Otherwise it is on the host. The operations are the same for both.
+/// A number of an optimizer step in f64, such as a rate, a count of steps, or a norm. If the step
+/// may be recorded in a CUDA graph, the number is on the parameter's CUDA device, because a graph
+/// cannot wait for the host. Otherwise the number is on the host. The operations of this type work
+/// in the same way on host and device.
 #[derive(Debug)]
 pub struct Number(Kept);
 
 #[derive(Debug)]
 enum Kept {
     Host(f64),
-    /// A tensor without dimensions.
+    /// A tensor with zero dimensions, on a CUDA device.
     Device(Tensor),
 }
 
@@ -41,8 +42,8 @@ struct Binary {
 }
 
 impl Number {
-    /// Returns the value of a tensor with one element. It stays on the device if `stays` is true,
-    /// and is otherwise read to the host.
+    /// Returns the value of a tensor with one element. If `stays` is true, the number stays on the
+    /// tensor's device. Otherwise it is read to the host.
     pub(super) fn of(tensor: &Tensor, stays: bool) -> Result<Self> {
         Ok(Self(match stays {
             true => {
@@ -75,7 +76,7 @@ impl Number {
     /// Returns the sum.
     ///
     /// # Errors
-    /// When the device fails. The same holds for every operation of this type.
+    /// When the device fails, as for every operation of this type.
     pub fn plus(&self, other: impl Into<Self>) -> Result<Self> {
         self.with(
             other,
@@ -91,7 +92,7 @@ impl Number {
     /// Returns the difference.
     ///
     /// # Errors
-    /// The errors of [`plus`](Self::plus).
+    /// When the device fails.
     pub fn minus(&self, other: impl Into<Self>) -> Result<Self> {
         self.with(
             other,
@@ -107,7 +108,7 @@ impl Number {
     /// Returns the product.
     ///
     /// # Errors
-    /// The errors of [`plus`](Self::plus).
+    /// When the device fails.
     pub fn times(&self, other: impl Into<Self>) -> Result<Self> {
         self.with(
             other,
@@ -123,7 +124,7 @@ impl Number {
     /// Returns the quotient.
     ///
     /// # Errors
-    /// The errors of [`plus`](Self::plus).
+    /// When the device fails.
     pub fn over(&self, other: impl Into<Self>) -> Result<Self> {
         self.with(
             other,
@@ -139,7 +140,7 @@ impl Number {
     /// Returns this number to the power of `power`.
     ///
     /// # Errors
-    /// The errors of [`plus`](Self::plus).
+    /// When the device fails.
     pub fn to_the(&self, power: impl Into<Self>) -> Result<Self> {
         self.with(
             power,
@@ -155,7 +156,7 @@ impl Number {
     /// Returns the smaller of this number and `other`.
     ///
     /// # Errors
-    /// The errors of [`plus`](Self::plus).
+    /// When the device fails.
     pub fn at_most(&self, other: impl Into<Self>) -> Result<Self> {
         self.with(
             other,
@@ -171,7 +172,7 @@ impl Number {
     /// Returns the larger of this number and `other`.
     ///
     /// # Errors
-    /// The errors of [`plus`](Self::plus).
+    /// When the device fails.
     pub fn at_least(&self, other: impl Into<Self>) -> Result<Self> {
         self.with(
             other,
@@ -184,10 +185,10 @@ impl Number {
         )
     }
 
-    /// Returns this number if it is above 0, otherwise `other`.
+    /// Returns this number if it is above 0, and otherwise `other`.
     ///
     /// # Errors
-    /// The errors of [`plus`](Self::plus).
+    /// When the device fails.
     pub fn if_positive_or(&self, other: f64) -> Result<Self> {
         Ok(Self(match &self.0 {
             Kept::Host(number) => Kept::Host(if *number > 0.0 { *number } else { other }),
@@ -200,7 +201,7 @@ impl Number {
     /// Returns a new tensor: each element times this number.
     ///
     /// # Errors
-    /// The errors of [`plus`](Self::plus).
+    /// When the device fails.
     pub fn scaled(&self, tensor: &Tensor) -> Result<Tensor> {
         Ok(match &self.0 {
             Kept::Host(number) => tensor.f_mul_scalar(*number)?,
@@ -211,7 +212,7 @@ impl Number {
     /// Multiplies each element of `tensor` by this number, in place.
     ///
     /// # Errors
-    /// The errors of [`plus`](Self::plus).
+    /// When the device fails.
     pub fn scale(&self, tensor: &Tensor) -> Result<()> {
         let mut tensor = tensor.shallow_clone();
         let _ = match &self.0 {
@@ -227,7 +228,7 @@ impl Number {
     /// Adds this number times `update` to `tensor` in place. The dtypes may differ.
     ///
     /// # Errors
-    /// The errors of [`plus`](Self::plus).
+    /// When the device fails.
     pub fn add(&self, tensor: &Tensor, update: &Tensor) -> Result<()> {
         match &self.0 {
             Kept::Host(number) => ffi::add_scaled(tensor, update, *number),
@@ -240,11 +241,11 @@ impl Number {
         }
     }
 
-    /// Moves `tensor` in place towards `to`, which has the same dtype, by this number as a
-    /// fraction: tensor + fraction·(to − tensor).
+    /// Changes `tensor` in place to tensor + f·(to − tensor), where f is this number. `to` has the
+    /// same dtype as `tensor`.
     ///
     /// # Errors
-    /// The errors of [`plus`](Self::plus).
+    /// When the device fails.
     pub fn lerp(&self, tensor: &Tensor, to: &Tensor) -> Result<()> {
         let mut tensor = tensor.shallow_clone();
         let _ = match &self.0 {

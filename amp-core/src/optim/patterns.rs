@@ -1,4 +1,4 @@
-//! Selects parameters by name.
+//! Patterns that select parameters by their names.
 
 use wildmatch::WildMatch;
 
@@ -15,7 +15,7 @@ impl<P: Into<String>> FromIterator<P> for Patterns {
 }
 
 impl Patterns {
-    /// Returns whether a pattern matches.
+    /// Returns whether one of the patterns matches the name.
     pub(crate) fn matches(&self, name: &str) -> bool {
         self.0.iter().any(|pattern| pattern.matches(name))
     }

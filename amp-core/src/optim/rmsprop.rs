@@ -14,8 +14,8 @@ use crate::{
     parameter::Parameter,
 };
 
-/// Divides gradients by their running root mean square. The defaults are those of
-/// torch.optim.RMSprop. On CUDA one kernel of this crate computes the whole step, see
+/// RMSprop divides each gradient by the square root of the running mean of its square. The defaults
+/// are those of torch.optim.RMSprop. On CUDA one kernel of this crate computes the whole step; see
 /// [`AdamW::fused`](super::AdamW::fused).
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct RmsProp {

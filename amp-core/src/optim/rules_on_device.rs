@@ -10,8 +10,8 @@ use super::{
 };
 use crate::{Result, parameter::Parameter};
 
-/// A rule that wrongly reads its rate from its options, so that a graph would capture it as a
-/// constant.
+/// An optimizer with a mistake: its rule reads the rate from the options, so a CUDA graph would
+/// record the rate as a constant.
 #[derive(Debug, Clone)]
 struct Careless {
     lr: f64,
@@ -44,7 +44,7 @@ impl Algorithm for Careless {
     }
 }
 
-/// A matrix with its optimizer state.
+/// A parameter that is a matrix, with its optimizer state.
 struct Rig<A> {
     options: A,
     param: Tensor,
@@ -103,7 +103,8 @@ fn on_device(rates: Rates) -> Result<Tensor> {
     Ok(Tensor::f_from_slice(&[rates.lr, rates.momentum.unwrap_or_default()])?)
 }
 
-/// The same steps with changing rates give the same numbers on the host and on the device.
+/// Steps with changing rates must give the same results whether the rates are numbers on the host
+/// or tensors on the device.
 #[rstest]
 #[case::muon(Muon::default())]
 #[case::plain_muon(Muon { nesterov: false, ..Muon::default() })]
@@ -124,9 +125,9 @@ fn numbers_on_the_device_are_the_hosts(#[case] options: impl Algorithm) -> Resul
     Ok(())
 }
 
-/// A skipped step leaves every bit unchanged, even if the gradient is NaN. A step that is not
-/// skipped is the ordinary step. The gradients are multiplied by the factor before the rule gets
-/// them.
+/// A step that the device skips must leave every bit unchanged, even if the gradient is NaN. A step
+/// that is not skipped must equal the ordinary step. The gradients must be multiplied by the factor
+/// before the rule gets them.
 #[rstest]
 #[case::muon(Muon::default())]
 #[case::adafactor(Adafactor::default())]
@@ -149,8 +150,9 @@ fn a_step_is_skipped_and_scaled_on_the_device(#[case] options: impl Algorithm) -
     Ok(())
 }
 
-/// A rate that comes from the options would be a constant in a captured graph. It is NaN in a step
-/// on the device, so that the run's checks report it. In a step on the host it has its value.
+/// A CUDA graph would record a rate from the options as a constant. Such a rate must be NaN in a
+/// step on the device, so that the checks of the run report the mistake. In a step on the host, the
+/// rate must have its value.
 #[test]
 fn a_rate_from_the_options_shows_itself() -> Result<()> {
     let rig = Rig::new(Careless { lr: 0.1 })?;

@@ -11,11 +11,12 @@ use crate::{Error, Result, state::State};
 pub(super) const NAME: &str = "name";
 /// The f32 master weights of 16-bit parameters.
 pub(super) const MASTER: &str = "master";
-/// Whether a parameter has had its first step.
+/// The key of the flag that says whether a parameter has been updated before.
 pub(super) const STARTED: &str = "started";
-/// The number of intervals of a schedule. PyTorch calls it `last_epoch` even if it counts steps.
+/// The key of the number of steps or epochs that a schedule has passed. As in PyTorch, the key is
+/// `last_epoch` even if the schedule counts steps.
 pub(super) const LAST_EPOCH: &str = "last_epoch";
-/// The current rates of a schedule.
+/// The key of the current rates of a schedule.
 pub(super) const LAST: &str = "last";
 
 /// Returns the prefix of a parameter group's state.
@@ -35,8 +36,8 @@ pub(super) fn get_rates(state: &State, under: &str) -> Result<Rates> {
     })
 }
 
-/// Refuses a state whose names, shapes, dtypes or types of values differ from those in `own`,
-/// because another optimizer or schedule saved it.
+/// Returns an error if the names, shapes, dtypes or types of the saved values differ from those in
+/// `own`, the current state. Another optimizer or schedule has then saved the state.
 pub(super) fn same_layout(own: &State, saved: &State) -> Result<()> {
     let names = own.values().iter().filter(|(path, _)| path.rsplit('/').next() == Some(NAME));
     for (path, own) in names {

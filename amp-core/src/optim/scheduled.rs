@@ -1,9 +1,9 @@
-//! A built optimizer with its schedule.
+//! An optimizer together with its schedule.
 
 use super::{BuildScheduler, Interval, Optimizer, Rates, Scheduler, saved};
 use crate::{Error, Result, log::Logged, monitor::is_not_logged, state::State};
 
-/// A built optimizer with its schedule.
+/// A built optimizer together with its schedule, if it has one.
 pub struct Scheduled {
     /// The optimizer.
     pub optimizer: Box<dyn Optimizer>,
@@ -84,7 +84,7 @@ impl Scheduled {
         groups.map(named).collect()
     }
 
-    /// Returns whether there is a schedule.
+    /// Returns whether the optimizer has a schedule.
     pub fn is_scheduled(&self) -> bool {
         self.schedule.is_some()
     }
@@ -99,11 +99,12 @@ impl Scheduled {
         self.schedule.as_ref()?.config.note()
     }
 
-    /// Advances the schedule if an interval of this kind has passed. `logged` has the values of the
-    /// epoch that was just validated; a schedule may monitor one of them.
+    /// Advances the schedule if it counts intervals of the kind `passed`, that is, steps or epochs.
+    /// `logged` contains the values of the epoch that was just validated. The schedule may use one
+    /// of these values.
     ///
     /// # Errors
-    /// When the monitored value is missing. Then the schedule is unchanged.
+    /// When the value that the schedule monitors is missing. The schedule is then unchanged.
     pub fn advance(&mut self, passed: Interval, logged: &[Logged]) -> Result<()> {
         let Some(schedule) = self.schedule.as_mut().filter(|s| s.interval == passed) else {
             return Ok(());
@@ -124,13 +125,14 @@ impl Scheduled {
         &self.initial
     }
 
-    /// Returns a digest of the rates of the first `intervals` intervals; `None` if there is no
-    /// schedule, or if its rates depend on a monitored value.
+    /// Returns a digest of the rates that the schedule gives in its first `intervals` intervals.
+    /// Returns `None` if there is no schedule, or if the rates depend on a logged value.
     pub(crate) fn rates_digest(&self, intervals: usize) -> Result<Option<u64>> {
         self.rates_digest_under(self.schedule.as_ref().map(|own| own.config.as_ref()), intervals)
     }
 
-    /// Computes [`rates_digest`](Self::rates_digest) with another schedule.
+    /// Computes the digest of [`rates_digest`](Self::rates_digest) for the given schedule instead
+    /// of the optimizer's schedule.
     pub(crate) fn rates_digest_under(
         &self,
         schedule: Option<&dyn BuildScheduler>,
@@ -145,7 +147,7 @@ impl Scheduled {
             for group in &mut groups {
                 let Rates { lr, momentum } = group.rates();
                 for bits in [lr.to_bits(), momentum.unwrap_or_default().to_bits()] {
-                    // FNV-1a, applied to whole words.
+                    // This is the hash FNV-1a, applied to 64-bit words instead of bytes.
                     hash = (hash ^ bits).wrapping_mul(0x0100_0000_01b3);
                 }
                 group.advance(None);
@@ -154,8 +156,8 @@ impl Scheduled {
         Ok(Some(hash))
     }
 
-    /// Returns whether `other` would give other rates than this schedule within `horizon`
-    /// intervals.
+    /// Returns whether the schedule `other` gives different rates than this optimizer's schedule in
+    /// any of the first `horizon` intervals.
     pub(crate) fn is_unlike(
         &self,
         other: Option<&dyn BuildScheduler>,
@@ -182,12 +184,12 @@ impl Scheduled {
         Ok(false)
     }
 
-    /// Continues as if the current options had been used from the start. The schedule is advanced
-    /// by the number of intervals in `saved`. Without a schedule the rates are those of the
-    /// options.
+    /// Continues a saved run as if the current options had been used from the start. The new
+    /// schedule is advanced by the number of intervals in `saved`. If there is no schedule now, the
+    /// rates are those of the options.
     ///
     /// # Errors
-    /// When the saved schedule does not contain its number of intervals.
+    /// When the saved state does not say how many intervals its schedule had passed.
     pub(crate) fn replan(&mut self, saved: &State) -> Result<()> {
         let Some(schedule) = &mut self.schedule else {
             self.optimizer.set_rates(&self.initial);
@@ -214,21 +216,21 @@ impl Scheduled {
         self.schedule.as_ref().map(Schedule::rates)
     }
 
-    /// Returns the number of steps that the schedule has counted; `None` if it does not advance by
-    /// steps.
+    /// Returns the number of steps that the schedule has counted. Returns `None` if there is no
+    /// schedule or if it counts epochs.
     pub(crate) fn passed_steps(&self) -> Option<i64> {
         let schedule = self.schedule.as_ref().filter(|s| s.interval == Interval::Step)?;
         schedule.groups.first()?.state().ok()?.get(saved::LAST_EPOCH).ok()
     }
 
-    /// Returns copies of the running schedules, which a rollback restores; `None` if the schedule
-    /// does not advance by steps.
+    /// Returns copies of the schedules of all parameter groups, to which a rollback can return.
+    /// Returns `None` if there is no schedule or if it counts epochs.
     pub(crate) fn fork_schedule(&self) -> Option<Vec<Box<dyn Scheduler>>> {
         let schedule = self.schedule.as_ref().filter(|s| s.interval == Interval::Step)?;
         Some(schedule.groups.iter().map(|scheduler| scheduler.fork()).collect())
     }
 
-    /// Restores the schedules that [`fork_schedule`](Self::fork_schedule) returned.
+    /// Goes back to the copies that [`fork_schedule`](Self::fork_schedule) returned.
     pub(crate) fn restore_schedule(&mut self, forked: Vec<Box<dyn Scheduler>>) {
         if let Some(schedule) = &mut self.schedule {
             schedule.groups = forked;
@@ -236,8 +238,9 @@ impl Scheduled {
         }
     }
 
-    /// Returns the state for a checkpoint: the optimizer's under `optimizer/`, each group's
-    /// schedule under `scheduler/<group>/`. Tensors are handles, so save them before the next step.
+    /// Returns the state for a checkpoint: the optimizer's state under `optimizer/`, and the
+    /// schedule of each parameter group under `scheduler/<group>/`. The tensors share memory with
+    /// the optimizer, so save them before the next step.
     ///
     /// # Errors
     /// When a rate is not finite.
@@ -259,7 +262,7 @@ impl Scheduled {
         saved::same_layout(&self.state()?, state)
     }
 
-    /// Restores a saved state.
+    /// Restores a state that [`state`](Self::state) returned.
     ///
     /// # Errors
     /// When the state belongs to another optimizer or schedule. Then nothing is changed.

@@ -43,8 +43,8 @@ impl Selection {
         Self { except: Some(patterns.into_iter().collect()), ..self }
     }
 
-    /// Keeps only parameters with this number of dimensions. Matrices have 2; biases and the
-    /// weights of norms have 1.
+    /// Selects only the parameters with this number of dimensions. Matrices have 2 dimensions.
+    /// Biases and the weights of norms have 1.
     #[must_use]
     pub fn ndim(self, ndim: usize) -> Self {
         Self { ndim: Some(ndim), ..self }

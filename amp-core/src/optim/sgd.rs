@@ -26,10 +26,11 @@ pub struct Sgd {
     pub dampening: f64,
     /// The weight decay. weight_decay·weight is added to the gradient.
     pub weight_decay: f64,
-    /// Whether to use Nesterov momentum.
+    /// Whether the step uses Nesterov momentum.
     pub nesterov: bool,
-    /// See [`AdamW::fused`](super::AdamW::fused). With dampening, a CUDA graph can contain a step
-    /// only after every parameter has had its first step.
+    /// Whether one kernel computes the whole step, as in [`AdamW::fused`](super::AdamW::fused).
+    /// With dampening, a step can be recorded in a CUDA graph only after every parameter has been
+    /// updated once.
     pub fused: bool,
 }
 

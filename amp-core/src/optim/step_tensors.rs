@@ -1,4 +1,4 @@
-//! The tensors of one step.
+//! The tensors that an optimizer reads and writes in one step.
 
 use tch::Tensor;
 
@@ -19,11 +19,13 @@ pub struct StepTensors<'a> {
     pub(super) states: &'a [Vec<&'a Tensor>],
     /// The scales of the slots with 8-bit averages, in order.
     pub(super) scales: &'a [Vec<&'a Tensor>],
-    /// The numbers that the codes stand for, in the same order as `scales`.
+    /// The numbers that the 8-bit codes stand for, in the same order as `scales`.
     pub(super) codes: &'a [&'a Code],
-    /// Whether these parameters have never been updated. It is the same for all of them.
+    /// Whether this is the first update of these parameters. They have all been updated before, or
+    /// none of them has.
     pub(super) first: bool,
-    /// The gradients' factor and the flag of a skipped step, if only the device knows them.
+    /// What only the device knows: the factor by which the gradients are multiplied, and whether
+    /// the step is skipped. Empty if the host knows them.
     pub(super) known: OnDevice<'a>,
     /// The rates that a captured step reads.
     pub(super) rates: Option<&'a Tensor>,
@@ -45,7 +47,8 @@ impl StepTensors<'_> {
     /// gradients and without autocast. The rule gets unscaled and clipped gradients. If the device
     /// skips the step, the rule's writes are undone.
     ///
-    /// The rule is a function or a closure without captures. It gets the options as an argument.
+    /// The rule is a function, or a closure that captures nothing. It gets the options as an
+    /// argument.
     ///
     /// # Errors
     /// The errors of the rule.
@@ -115,7 +118,7 @@ impl StepTensors<'_> {
     }
 }
 
-/// The step of one parameter.
+/// The tensors and rates with which a rule updates one parameter.
 #[derive(Debug)]
 pub struct ParameterStep<'a> {
     param: &'a Tensor,
@@ -128,9 +131,9 @@ pub struct ParameterStep<'a> {
 }
 
 impl ParameterStep<'_> {
-    /// Returns the parameter, which the rule updates in place. It is the model's own tensor, or its
-    /// f32 copy if the parameter is updated in f32. An [`ELEMENTWISE`](Algorithm::ELEMENTWISE) rule
-    /// may get a flat piece of this tensor.
+    /// Returns the parameter, which the rule updates in place. It is the model's tensor or, if the
+    /// parameter is updated in f32, an f32 copy. If the rule is
+    /// [`ELEMENTWISE`](Algorithm::ELEMENTWISE), the tensor may be a flat piece of the parameter.
     pub fn param(&self) -> &Tensor {
         self.param
     }
@@ -144,7 +147,7 @@ impl ParameterStep<'_> {
     /// Returns a slot of the parameter's state, which the rule updates in place.
     ///
     /// # Errors
-    /// When [`Algorithm::slots`] has no such slot.
+    /// When [`Algorithm::slots`] declares no slot of this name.
     pub fn slot(&self, name: &str) -> Result<&Tensor> {
         let at = self.slots.iter().position(|slot| slot.name == name);
         at.map(|at| self.states[at]).ok_or_else(|| {
@@ -158,7 +161,7 @@ impl ParameterStep<'_> {
     /// Increments a [`Slot::count`], and returns the number of steps including this one.
     ///
     /// # Errors
-    /// The errors of [`slot`](Self::slot).
+    /// When [`Algorithm::slots`] declares no slot of this name, or the device fails.
     pub fn count(&self, name: &str) -> Result<Number> {
         let mut slot = self.slot(name)?.shallow_clone();
         self.number(&slot.f_add_scalar_(1.0)?)
@@ -169,7 +172,7 @@ impl ParameterStep<'_> {
         self.rate(0, self.rates.lr)
     }
 
-    /// Returns the momentum of this step; 0 if the optimizer has none.
+    /// Returns the momentum of this step. It is 0 if the optimizer has no momentum.
     pub fn momentum(&self) -> Number {
         self.rate(1, self.rates.momentum.unwrap_or_default())
     }
@@ -179,8 +182,8 @@ impl ParameterStep<'_> {
         self.first
     }
 
-    /// Returns the value of a tensor with one element. On CUDA the value stays on the device if the
-    /// step may be captured; otherwise the host waits for it.
+    /// Returns the value of a tensor with one element. If the step may be recorded in a CUDA graph,
+    /// the value stays on the device. Otherwise the host waits for the value.
     ///
     /// # Errors
     /// When the tensor does not have exactly one element.

@@ -9,23 +9,25 @@ use crate::{Result, named::named};
 
 /// How an optimizer writes to 16-bit parameters, the weights of the `*-true` precisions.
 ///
-/// bfloat16 has 8 significant bits, so neighbouring numbers near 1 differ by at least 2⁻⁸. With
-/// rounding to nearest, smaller updates are lost, even if there are many of them.
+/// bfloat16 has 8 significant bits, so neighbouring numbers near 1 differ by at least 2⁻⁸. If
+/// results are rounded to the nearest number, smaller updates are lost, however many of them there
+/// are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum WeightUpdate {
-    /// As in PyTorch: each result is rounded to the nearest value. The running averages have the
-    /// dtype of the parameters if the kernels support it.
+    /// Rounds each result to the nearest number, as PyTorch does. The running averages have the
+    /// dtype of the parameters if the kernels support this dtype.
     #[default]
     RoundToNearest,
-    /// The optimizer updates f32 copies, and the weights are the rounded copies. The copies are
-    /// made when the optimizer is built. So a step overwrites what other code has written to the
-    /// weights since then. The running averages are f32.
+    /// Updates f32 copies of the weights (master weights), and rounds the copies to get the
+    /// weights. The copies are made when the optimizer is built. If other code writes to the
+    /// weights later, the next step overwrites what it wrote. The running averages are f32.
     MasterWeights,
-    /// The step is computed in f32 and rounded stochastically, so that the expected value of a
-    /// weight is the f32 result. There are no copies, and the running averages are f32. It supports
-    /// only bfloat16, and uses libtorch's generator of the parameters' device.
+    /// Computes each step in f32 and rounds the result up or down at random, so that the expected
+    /// value of a weight is the f32 result. No copies of the weights are kept, and the running
+    /// averages are f32. Only bfloat16 is supported. The random numbers come from libtorch's
+    /// generator of the parameters' device.
     StochasticRounding,
 }
 
@@ -34,7 +36,7 @@ pub enum WeightUpdate {
 pub struct Storage {
     /// How 16-bit weights are updated.
     pub weights: WeightUpdate,
-    /// How running averages are stored.
+    /// How the running averages of gradients are stored.
     pub moments: Moments,
 }
 
@@ -56,7 +58,7 @@ named!(WeightUpdate, "weight update", {
     StochasticRounding => "stochastic-rounding",
 });
 
-/// Returns whether a dtype has 16 bits, so that its parameters can be updated in f32.
+/// Returns whether a dtype has 16 bits. Only parameters of such a dtype can be updated in f32.
 pub(super) fn is_half(kind: Kind) -> bool {
     matches!(kind, Kind::Half | Kind::BFloat16)
 }
@@ -72,9 +74,9 @@ pub(super) fn write(to: &Tensor, from: &Tensor) -> Result<()> {
     Ok(())
 }
 
-/// Writes f32 values into a bf16 tensor with stochastic rounding. A value is rounded up with a
-/// probability equal to the fraction that would be cut off: 16 random bits are added below the bits
-/// that are kept. Infinities and NaN are unchanged.
+/// Writes f32 values into a bf16 tensor with stochastic rounding. The probability of rounding a
+/// value up is the fraction that would be cut off. To achieve this, 16 random bits are added below
+/// the bits that are kept. Infinities and NaN are unchanged.
 pub(super) fn write_stochastically(to: &Tensor, from: &Tensor) -> Result<()> {
     let bits = from.f_view_dtype(Kind::Int)?;
     let noise = bits.f_randint_like(1 << 16)?;

@@ -1,5 +1,5 @@
-//! The tensors on which a parameter is updated. They depend on its dtype and on the storage of the
-//! run.
+//! Decides on which tensors a parameter is updated: on itself, on f32 copies, or on master weights.
+//! The choice depends on the parameter's dtype and on the options of the run.
 
 use tch::{Device, Kind, Tensor};
 
@@ -21,7 +21,7 @@ pub(super) enum Working {
     Masters,
 }
 
-/// Returns the device of all parameters; `None` if they are on several devices.
+/// Returns the device of the parameters; `None` if they are on several devices.
 pub(super) fn common_device(parameters: &[Parameter]) -> Option<Device> {
     let mut devices = parameters.iter().map(|parameter| parameter.tensor.device());
     let first = devices.next()?;

@@ -83,7 +83,8 @@ pub enum RnnNonlinearity {
     Relu,
 }
 
-/// Implements the constructors of the options, with torch's default values.
+/// Implements for the options of a layer: a constructor with torch's defaults, and the conversion
+/// to the shape of a stack.
 macro_rules! config {
     ($($config:ident { $($option:ident: $value:expr),* })*) => {$(
         impl $config {

@@ -5,8 +5,8 @@ use std::rc::Rc;
 use super::{Rates, Schedule};
 use crate::Result;
 
-/// Several schedules for the same rate. Each is applied to the result of the previous one
-/// (ChainedScheduler).
+/// Applies several schedules to the same rate. Each schedule gets the rate that the previous
+/// schedule returned (ChainedScheduler).
 ///
 /// ```
 /// use amp_core::optim::{ChainedScheduler, ConstantLr, ExponentialLr};
@@ -14,13 +14,14 @@ use crate::Result;
 ///     .then(ExponentialLr { gamma: 0.9 });
 /// ```
 ///
-/// A schedule that computes its rate only from the optimizer's rate, such as
-/// [`LambdaLr`](super::LambdaLr), discards the effect of the schedules before it, as in torch.
+/// Some schedules, such as [`LambdaLr`](super::LambdaLr), compute the rate only from the
+/// optimizer's initial rate. As in torch, such a schedule discards the effect of the schedules
+/// before it.
 #[derive(Clone)]
 pub struct ChainedScheduler(Vec<Rc<dyn Link>>);
 
 impl ChainedScheduler {
-    /// Starts a chain with this schedule.
+    /// Starts a chain with its first schedule.
     pub fn new(first: impl Schedule) -> Self {
         Self(vec![Rc::new(first)])
     }

@@ -1,4 +1,4 @@
-//! Schedules along a cosine.
+//! Schedules in which the rate follows a cosine.
 
 use std::f64::consts::PI;
 
@@ -44,9 +44,10 @@ impl Schedule for CosineAnnealing {
     }
 }
 
-/// The formula of [`CosineAnnealing`] with restarts. It restarts from the optimizer's rate after
-/// t_0 intervals, and then after periods that are each t_mult times as long as the previous period
-/// (SGDR, Loshchilov and Hutter 2017; torch's CosineAnnealingWarmRestarts).
+/// [`CosineAnnealing`] with restarts (SGDR, Loshchilov and Hutter 2017; torch's
+/// CosineAnnealingWarmRestarts). The first period has t_0 intervals. Each further period is t_mult
+/// times as long as the previous one. At the start of a period the rate is the optimizer's initial
+/// rate.
 ///
 /// ```
 /// use amp_core::optim::CosineAnnealingWarmRestarts;
@@ -102,9 +103,9 @@ impl Schedule for CosineAnnealingWarmRestarts {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct WarmupCosine {
-    /// The number of warm-up steps. Unless it is 0, the first step has rate 0.
+    /// The number of warm-up steps. If there is a warm-up, the first step has the rate 0.
     pub warmup_steps: i64,
-    /// The total number of steps.
+    /// The total number of steps, including the warm-up.
     pub total_steps: i64,
 }
 

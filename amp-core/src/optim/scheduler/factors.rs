@@ -51,8 +51,8 @@ impl Schedule for LinearLr {
     }
 }
 
-/// A factor that multiplies the rate for total_iters intervals; afterwards the rate is the
-/// optimizer's (ConstantLR).
+/// Multiplies the optimizer's rate by a constant factor for total_iters intervals. Afterwards the
+/// rate is the optimizer's (ConstantLR).
 ///
 /// ```
 /// use amp_core::optim::ConstantLr;
@@ -129,8 +129,9 @@ impl Schedule for PolynomialLr {
     }
 }
 
-/// The optimizer's rate times a function of the number of intervals, the same for all parameter
-/// groups (LambdaLR). The function is not saved: a resumed run uses the function in the code.
+/// Multiplies the optimizer's rate by a function of the number of intervals, which is the same for
+/// all parameter groups (LambdaLR). Checkpoints do not contain the function, so a resumed run uses
+/// the function in the current code.
 ///
 /// ```
 /// use amp_core::optim::LambdaLr;

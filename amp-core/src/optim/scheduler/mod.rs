@@ -22,10 +22,10 @@ pub use wsd::{Decay, Wsd};
 use super::{Rates, saved};
 use crate::{Error, Result, state::State};
 
-/// A schedule whose rates depend only on the number of intervals and on the previous rates. It
-/// consists of options and one formula. Saving, resuming, rollback and parameter groups work for
-/// every `Schedule`, because each is also a [`BuildScheduler`]. A schedule with other state
-/// implements [`BuildScheduler`] and [`Scheduler`].
+/// A schedule whose rates depend only on the number of passed intervals and on the previous rates.
+/// It consists of options and one formula. Every `Schedule` is also a [`BuildScheduler`], so it can
+/// be saved, resumed, rolled back and used with parameter groups. A schedule that needs other state
+/// implements [`BuildScheduler`] and [`Scheduler`] instead.
 ///
 /// ```
 /// use amp_core::{Result, optim::{AdamW, Interval, OptimizerConfig, Rates, Schedule}};
@@ -60,22 +60,22 @@ pub trait Schedule: Clone + 'static {
         Ok(())
     }
 
-    /// Returns a remark on options that are valid but unusual, such as a warm-up that is longer than
-    /// the run. A run prints it when it starts.
+    /// Returns a note if the options are valid but unusual, for example if the warm-up is longer
+    /// than the run. The trainer prints the note when the run starts.
     fn note(&self) -> Option<String> {
         None
     }
 
-    /// Returns the rates after `passed` intervals, given the optimizer's own rates (`base`) and the
-    /// rates of the previous interval (`last`, equal to `base` if `passed` is 0). The result
-    /// depends only on the arguments.
+    /// Returns the rates after `passed` intervals. `base` are the optimizer's initial rates. `last`
+    /// are the rates of the previous interval, or `base` if `passed` is 0. The result must depend
+    /// only on the arguments.
     fn rates(&self, passed: i64, base: Rates, last: Rates) -> Rates;
 }
 
 /// Options of a schedule, which can start from an optimizer's rates.
 pub trait BuildScheduler {
-    /// Checks the options, and returns the schedule before its first step. `base` are the
-    /// optimizer's own rates.
+    /// Checks the options, and returns the schedule at its start. `base` are the optimizer's
+    /// initial rates.
     ///
     /// # Errors
     /// When an option is out of range.
@@ -86,7 +86,7 @@ pub trait BuildScheduler {
         None
     }
 
-    /// Returns the schedule's note on its options: see [`Schedule::note`].
+    /// Returns a note if the options are valid but unusual; see [`Schedule::note`].
     fn note(&self) -> Option<String> {
         None
     }
@@ -104,16 +104,17 @@ pub trait Scheduler {
     /// # Errors
     /// When a rate is not finite.
     fn state(&self) -> Result<State>;
-    /// Restores a saved state.
+    /// Restores a state that [`state`](Self::state) returned.
     ///
     /// # Errors
     /// When the state belongs to another schedule. Then nothing is changed.
     fn load_state(&mut self, state: &State) -> Result<()>;
-    /// Returns a copy in the same state.
+    /// Returns an independent copy of the schedule in its current state.
     fn fork(&self) -> Box<dyn Scheduler>;
 }
 
-/// Checks the rule: an option is a number in its range.
+/// Checks that the option `name` is a finite number in its range; `holds` says whether it is in its
+/// range.
 fn within(name: &str, value: f64, holds: bool, range: &str) -> Result<()> {
     if holds && value.is_finite() {
         return Ok(());

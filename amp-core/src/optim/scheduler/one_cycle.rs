@@ -19,15 +19,15 @@ pub struct OneCycle {
     pub max_lr: f64,
     /// The number of steps of the whole cycle.
     pub total_steps: i64,
-    /// The fraction of the steps in which the rate rises.
+    /// The fraction of all steps in which the rate rises.
     pub pct_start: f64,
-    /// max_lr divided by the first rate.
+    /// The quotient of `max_lr` and the first rate.
     pub div_factor: f64,
     /// The first rate divided by the last.
     pub final_div_factor: f64,
-    /// The lowest momentum, reached at max_lr.
+    /// The lowest momentum, which is reached when the rate is `max_lr`.
     pub base_momentum: f64,
-    /// The highest momentum, at both ends.
+    /// The highest momentum, at the start and at the end.
     pub max_momentum: f64,
 }
 

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{BuildScheduler, Rates, Scheduler, within};
 use crate::{Error, Result, monitor::Mode, optim::saved, state::State};
 
-/// The meaning of `threshold`.
+/// Whether `threshold` is relative to the best value or absolute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ThresholdMode {
@@ -17,23 +17,24 @@ pub enum ThresholdMode {
     Abs,
 }
 
-/// Multiplies the rate by factor if the monitored value has not improved for more than patience
-/// epochs. The defaults are those of torch, with `val_loss` as the monitored value.
+/// Multiplies the rate by `factor` if the monitored value has not improved for more than `patience`
+/// epochs. The defaults are those of torch; the monitored value is `val_loss` by default.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReduceLrOnPlateau {
-    /// The monitored value, such as `val_loss`.
+    /// The name of the logged value that is monitored, such as `val_loss`.
     pub monitor: String,
-    /// The direction of improvement.
+    /// Whether a lower or a higher value is an improvement.
     pub mode: Mode,
-    /// The factor, below 1.
+    /// The factor by which the rate is multiplied, below 1.
     pub factor: f64,
     /// The number of epochs without improvement that are tolerated.
     pub patience: i64,
     /// The smallest difference that counts as an improvement.
     pub threshold: f64,
-    /// The meaning of `threshold`.
+    /// Whether `threshold` is relative to the best value or absolute.
     pub threshold_mode: ThresholdMode,
-    /// The number of epochs after a reduction in which a missing improvement is not counted.
+    /// The number of epochs after a reduction of the rate in which epochs without improvement are
+    /// not counted.
     pub cooldown: i64,
     /// The lowest rate.
     pub min_lr: f64,
@@ -96,7 +97,7 @@ struct Plateau {
     rates: Rates,
     best: f64,
     bad_epochs: i64,
-    /// The remaining epochs of the cooldown.
+    /// The number of epochs that are left of the cooldown.
     cooldown: i64,
 }
 
@@ -151,7 +152,8 @@ impl Scheduler for Plateau {
     fn state(&self) -> Result<State> {
         let mut state = State::default();
         state.put(saved::NAME, &"ReduceLROnPlateau")?;
-        // The value is saved as text, because it is infinite at first and JSON has no infinity.
+        // The best value is saved as text, because it is infinite at first, and JSON has no
+        // infinity.
         state.put(BEST, &self.best.to_string())?;
         state.put(BAD_EPOCHS, &self.bad_epochs)?;
         state.put(COOLDOWN, &self.cooldown)?;

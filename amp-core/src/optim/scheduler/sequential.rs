@@ -16,7 +16,7 @@ pub struct SequentialLr {
 }
 
 impl SequentialLr {
-    /// Starts a sequence with this schedule.
+    /// Starts a sequence with its first schedule.
     pub fn new(first: impl BuildScheduler + 'static) -> Self {
         Self { schedules: vec![Box::new(first)], milestones: Vec::new() }
     }
@@ -79,7 +79,7 @@ impl Scheduler for Sequential {
 
     fn advance(&mut self, monitored: Option<f64>) {
         self.passed += 1;
-        // At a milestone the next schedule starts with its own first rates.
+        // At a milestone the next schedule begins, with the first rates of that schedule.
         if !self.milestones.contains(&self.passed) {
             let current = self.current();
             self.schedules[current].advance(monitored);

@@ -15,7 +15,7 @@ fn factor(gamma: f64) -> Result<()> {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepLr {
-    /// The number of intervals between changes.
+    /// The number of intervals after which the rate is multiplied by `gamma` again.
     pub step_size: i64,
     /// The factor.
     pub gamma: f64,

@@ -17,10 +17,11 @@ pub enum Decay {
     OneMinusSqrt,
 }
 
-/// A linear warm-up over warmup_steps, then the optimizer's rate, then a decay over the last
-/// decay_steps of total_steps. Afterwards the rate is constant (warm-up, stable, decay; Hu et al.
-/// 2024, "MiniCPM", §4). The formula is that of transformers' get_wsd_schedule: a factor f becomes
-/// f·(1 − min_lr_ratio) + min_lr_ratio, so that the factor at both ends is min_lr_ratio.
+/// Warm-up, stable, decay (Hu et al. 2024, "MiniCPM", §4). The rate rises during warmup_steps, then
+/// stays at the optimizer's rate, and falls during the last decay_steps of total_steps. Afterwards
+/// it is constant. The warm-up is linear. The formula is that of transformers' get_wsd_schedule: a
+/// factor f from 0 to 1 becomes f·(1 − min_lr_ratio) + min_lr_ratio, so that the factor is
+/// min_lr_ratio at the start and at the end.
 ///
 /// ```
 /// use amp_core::optim::{Decay, Wsd};
@@ -34,13 +35,13 @@ pub enum Decay {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Wsd {
-    /// The number of warm-up steps.
+    /// The number of steps of the warm-up.
     pub warmup_steps: i64,
-    /// The number of decay steps.
+    /// The number of steps of the decay.
     pub decay_steps: i64,
-    /// The total number of steps.
+    /// The number of steps until the end of the decay, including the warm-up.
     pub total_steps: i64,
-    /// The shape of the decay.
+    /// The curve that the rate follows in the decay.
     pub decay_type: Decay,
     /// The factor at the start of the warm-up and at the end of the decay.
     pub min_lr_ratio: f64,

@@ -1,5 +1,6 @@
-//! The state of an optimizer: its [slots](slot), the values of the slots for a [parameter], and
-//! their [storage in fewer bits](quantized).
+//! The state of an optimizer. A [`slot`] declares a state tensor, such as a running average. A
+//! [`parameter`] has one tensor for each slot. Running averages can be stored in [fewer
+//! bits](quantized).
 
 mod parameter;
 mod quantized;

@@ -13,7 +13,7 @@ use crate::{
     },
 };
 
-/// A parameter's group and its state.
+/// The index of a parameter's group, and the parameter's optimizer state.
 pub(in crate::optim) struct Kept {
     pub(in crate::optim) group: usize,
     /// The index of the parameter's list of slots.
@@ -44,11 +44,11 @@ pub(in crate::optim) fn laid_out<A: Algorithm>(
 
 /// The state of an optimizer for one parameter.
 pub(in crate::optim) struct ParameterState {
-    /// One tensor for each slot.
+    /// The state tensor of each slot.
     pub(in crate::optim) slots: Vec<Moment>,
     /// The f32 master weight of a 16-bit parameter.
     pub(in crate::optim) master: Option<Tensor>,
-    /// Whether the parameter has had its first step.
+    /// Whether the parameter has been updated at least once.
     pub(in crate::optim) started: bool,
 }
 
@@ -66,7 +66,8 @@ impl ParameterState {
         let moments = moments(tensor.kind(), storage);
         let in_parts = working != Working::Itself || moments != Moments::Full;
         if in_parts && !tensor.is_contiguous() {
-            // A flat piece of a non-contiguous tensor is a copy. Writes to it would be lost.
+            // A flat piece of a non-contiguous tensor is a copy, so an update of the piece would be
+            // lost.
             return Err(Error::config(format!(
                 "optimizer: `{name}` is not contiguous, so it cannot be updated in parts: make it contiguous"
             )));

@@ -1,4 +1,4 @@
-//! Optimizer state in fewer bits.
+//! Storage of optimizer state in fewer bits.
 
 use std::rc::Rc;
 
@@ -8,11 +8,11 @@ use tch::{Device, Kind, Tensor};
 use crate::optim::weight_update::{wide, write, write_stochastically};
 use crate::{Result, ffi, named::named};
 
-/// How an optimizer stores its running averages of gradients (the moments). Each average is as
-/// large as the weights. Averages in fewer bits are converted to f32 for a step, a piece of the
-/// parameters at a time, so that the copies need little memory. On CUDA, Adam's kernel for f32
-/// parameters reads and writes the stored averages directly. Averages of f64 parameters are always
-/// f64.
+/// How an optimizer stores its running averages of gradients (the moments). Each average has as
+/// many elements as the weights. If averages are stored in fewer bits, a step converts them to f32
+/// for one piece of the parameters at a time, so that the copies need little memory. On CUDA,
+/// Adam's kernel for f32 parameters instead reads and writes the stored averages directly. Averages
+/// of f64 parameters are always f64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -20,9 +20,10 @@ pub enum Moments {
     /// In the dtype of the parameters, or in f32 if the parameters are updated in f32.
     #[default]
     Full,
-    /// In bfloat16, 2 bytes per element, with stochastic rounding. With rounding to nearest, an
-    /// average such as a running square would never change if its change in a step is below 1/256
-    /// of its value. The rounding uses libtorch's generator of the parameters' device.
+    /// Stored in bfloat16, 2 bytes per element, with stochastic rounding. If values were rounded to
+    /// the nearest, an average would never change when its change in a step is below 1/256 of its
+    /// value, which is usual for a running average of squares. The random numbers for the rounding
+    /// come from libtorch's generator of the parameters' device.
     Bf16,
     /// In 8 bits with an f32 scale for each 256 elements, 1.016 bytes per element (Dettmers et al.
     /// 2022, "8-bit Optimizers via Block-wise Quantization", §2: dynamic tree quantization, to
@@ -37,15 +38,15 @@ named!(Moments, "moments", {
     EightBit => "8-bit",
 });
 
-/// The number of elements that share a scale.
+/// The number of consecutive elements that have a common scale.
 pub(in crate::optim) const BLOCK: i64 = 256;
 
 /// One stored running average of a parameter.
 #[derive(Debug)]
 pub(in crate::optim) enum Moment {
-    /// In the dtype in which the kernels compute.
+    /// The values, in the dtype in which the kernels compute.
     Plain(Tensor),
-    /// In bf16, as a flat tensor.
+    /// The values in bf16, as a flat tensor.
     Bf16(Tensor),
     /// Codes `[blocks · 256]` and scales `[blocks]`.
     EightBit { codes: Tensor, scales: Tensor, code: Rc<Code> },
@@ -57,7 +58,8 @@ impl Moment {
         Ok(Self::Bf16(Tensor::f_zeros([elements], (Kind::BFloat16, device))?))
     }
 
-    /// Makes zeros in 8 bits with these codes, on the device of the codes.
+    /// Returns an average of zeros that is stored in 8 bits. `code` are the numbers that the codes
+    /// stand for. The tensors are on the device of `code`.
     pub(in crate::optim) fn eight_bit(elements: i64, code: Rc<Code>) -> Result<Self> {
         let (blocks, device) = ((elements + BLOCK - 1) / BLOCK, code.values.device());
         Ok(Self::EightBit {
@@ -93,8 +95,8 @@ impl Moment {
         }
     }
 
-    /// Returns the stored tensor, which the kernels read and write. In 8 bits it contains the
-    /// codes.
+    /// Returns the stored tensor, which the kernels read and write. For an average in 8 bits, this
+    /// is the tensor of codes.
     pub(in crate::optim) fn kept(&self) -> &Tensor {
         let (Self::Plain(tensor) | Self::Bf16(tensor) | Self::EightBit { codes: tensor, .. }) =
             self;
@@ -119,24 +121,25 @@ impl Moment {
     }
 }
 
-/// Returns the codes and scales of the blocks that contain these elements.
+/// Returns the codes and the scales of those blocks that contain `count` elements from `start` on.
 fn part(codes: &Tensor, scales: &Tensor, start: i64, count: i64) -> Result<(Tensor, Tensor)> {
     debug_assert!(start % BLOCK == 0, "a part begins at the start of a block");
     let (from, blocks) = (start / BLOCK, (count + BLOCK - 1) / BLOCK);
     Ok((codes.f_narrow(0, from * BLOCK, blocks * BLOCK)?, scales.f_narrow(0, from, blocks)?))
 }
 
-/// The 256 values of dynamic tree quantization. There are seven decades from 10⁻⁶ to 1. Each has
-/// twice as many values as the decade below. In a decade that ends at d, the range from d/10 to d
-/// is divided into equal parts, and the values are the centres of these parts. 0 and 1 are added.
+/// The 256 numbers that the codes stand for (dynamic tree quantization). There are seven decades
+/// from 10⁻⁶ to 1. Each decade has twice as many numbers as the decade below. In a decade that ends
+/// at d, the range from d/10 to d is divided into equal intervals, and the numbers are the centres
+/// of these intervals. 0 and 1 are added.
 #[derive(Debug)]
 pub(in crate::optim) struct Code {
     /// The numbers that the codes stand for, in ascending order.
     values: Tensor,
-    /// The bounds between neighbouring values. An element is rounded to the value between its
-    /// bounds.
+    /// The bounds between neighbouring numbers. An element is rounded to the number between whose
+    /// bounds it lies.
     bounds: Tensor,
-    /// The code of 0.
+    /// The code that stands for 0.
     zero: i64,
     signed: bool,
 }
@@ -159,7 +162,7 @@ impl Codes {
 }
 
 impl Code {
-    /// Returns the values and the bounds.
+    /// Returns the numbers that the codes stand for, and the bounds between them.
     pub(in crate::optim) fn tables(&self) -> [&Tensor; 2] {
         [&self.values, &self.bounds]
     }
@@ -177,8 +180,8 @@ impl Code {
         })
     }
 
-    /// Decodes the first `count` elements of these blocks. The CPU runs a loop of this crate, and
-    /// other devices run libtorch's operations. The results are bit-identical.
+    /// Decodes the first `count` elements of these blocks. On the CPU this crate's loop decodes
+    /// them, and on other devices operations of libtorch do. The results are bit-identical.
     fn decode(&self, codes: &Tensor, scales: &Tensor, count: i64) -> Result<Tensor> {
         if codes.device() == Device::Cpu {
             let out = Tensor::f_empty([count], (Kind::Float, Device::Cpu))?;
@@ -245,8 +248,8 @@ fn dynamic_tree(signed: bool) -> Vec<f32> {
 mod tests {
     use super::*;
 
-    /// The loops for the CPU and the operations for other devices, both run on a CPU, give the same
-    /// bits.
+    /// The loops that decode and encode on the CPU must give the same bits as the operations for
+    /// other devices. The test runs these operations on the CPU, too.
     #[test]
     fn both_ways_have_the_same_bits() -> Result<()> {
         let _section = crate::random::seeded(0)?;

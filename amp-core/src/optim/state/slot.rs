@@ -1,4 +1,4 @@
-//! The slots of an optimizer's state.
+//! The slots of an optimizer's state: which state tensors a parameter has.
 
 /// One tensor in the state of a parameter, initially zero.
 #[derive(Debug, Clone, PartialEq)]
@@ -12,17 +12,17 @@ pub(in crate::optim) enum SlotShape {
     /// The parameter's shape. The dtype is the parameter's, or f32 if the parameter is updated in
     /// f32. Running averages have this shape. `signed` means that values may be negative.
     Parameter { signed: bool },
-    /// Another shape, in the dtype in which the parameter is updated.
+    /// A tensor of the given shape, in the dtype in which the parameter is updated.
     Own(Vec<i64>),
-    /// One f32, on the parameter's device.
+    /// A single f32 value on the parameter's device.
     Scalar,
-    /// One f32 on the CPU.
+    /// A single f32 value on the CPU.
     HostScalar,
 }
 
 impl Slot {
-    /// Declares a running average of the parameter's shape. It may be stored in fewer bits
-    /// ([`Moments`](super::Moments)).
+    /// Declares a running average with the shape of the parameter. It may be stored in fewer bits
+    /// (see [`Moments`](super::Moments)).
     pub const fn like_parameter(name: &'static str) -> Self {
         Self { name, shape: SlotShape::Parameter { signed: true } }
     }
@@ -37,7 +37,8 @@ impl Slot {
         Self { name, shape: SlotShape::Own(shape.into()) }
     }
 
-    /// Declares a count of steps ([`ParameterStep::count`](crate::optim::ParameterStep::count)).
+    /// Declares the number of steps in which the parameter was updated
+    /// ([`ParameterStep::count`](crate::optim::ParameterStep::count)).
     pub const fn count(name: &'static str) -> Self {
         Self { name, shape: SlotShape::Scalar }
     }

@@ -13,10 +13,10 @@ use crate::{
     random::{Draws, Rng},
 };
 
-/// The options for continuing a prompt. The model must map token ids `[N, L]` to logits `[N, L,
-/// vocabulary]`. The logits at a position are those of the next token, computed from the tokens up
-/// to that position. Before generation, move the model to the policy's device and dtype with
-/// [`place`](crate::nn::place).
+/// The options for continuing a prompt. The model must map token ids `[N, L]` to logits
+/// `[N, L, vocabulary]`. The logits at a position are those of the next token, computed from the
+/// tokens up to that position. Before generation, move the model to the policy's device and dtype
+/// with [`place`](crate::nn::place).
 ///
 /// The attention layers keep the keys and values of earlier tokens in a [`KvCache`]; its
 /// documentation lists the requirements on the model. If a sequence becomes longer than `context`,
@@ -107,8 +107,8 @@ impl Generation {
     ///
     /// # Errors
     /// When an option is out of range, the prompt is not `[N, L]` of integers, or `show` fails.
-    /// When the model fails, cannot use a [`KvCache`], returns an output that is not `[N, L,
-    /// vocabulary]`, or returns logits that are not finite.
+    /// When the model fails, cannot use a [`KvCache`], returns an output that is not
+    /// `[N, L, vocabulary]`, or returns logits that are not finite.
     pub fn run_with<M>(
         &self,
         model: &M,

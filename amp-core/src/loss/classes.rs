@@ -11,17 +11,17 @@ use crate::{
     precision::{dtype_name, is_floating},
 };
 
-/// Cross entropy of logits `[N, C, …]` against int64 classes `[N, …]`. The loss of a target is `lᵢ
-/// = −log softmax(xᵢ)[yᵢ]`. The mean is Σ wᵢ lᵢ / Σ wᵢ over the targets that are not
+/// Cross entropy of logits `[N, C, …]` against int64 classes `[N, …]`. The loss of a target is
+/// `lᵢ = −log softmax(xᵢ)[yᵢ]`. The mean is Σ wᵢ lᵢ / Σ wᵢ over the targets that are not
 /// `ignore_index`, where wᵢ is the weight of the target's class, or 1 without weights. With label
 /// smoothing ε, the target distribution is 1 − ε for the target's class plus ε/C for every class.
 /// With `z_loss` = z, z·log²(Σ exp xᵢ) is added to each lᵢ, which keeps the logits of large
 /// vocabularies near zero (PaLM, arXiv:2204.02311, uses z = 1e-4).
 ///
 /// Logits with the classes in the last dimension (`[N, L, C]` against `[N, L]`) are accepted, too.
-/// If the classes may be in the second or in the last dimension, as for `[N, 5, 5]` against `[N,
-/// 5]`, the loss is an error. A floating-point target with the shape of the logits, `[N, C, …]`,
-/// contains the probability of each class.
+/// If the classes may be in the second or in the last dimension, as for `[N, 5, 5]` against
+/// `[N, 5]`, the loss is an error. A floating-point target with the shape of the logits,
+/// `[N, C, …]`, contains the probability of each class.
 ///
 /// # Errors
 /// When shapes or dtypes are invalid, the number of weights is not the number of classes, or an

@@ -56,9 +56,9 @@ impl DdpmSchedule {
         self.betas.len() as i64
     }
 
-    /// Adds noise to images: computes √ᾱ_t x + √(1 − ᾱ_t) ε. Here x are the images `original`, `[N,
-    /// …]`, ε is `noise` of the same shape, and t are the steps `timesteps`, int64 `[N]`. For a
-    /// single image, the image has the shape `[…]` and the step has the shape `[]`.
+    /// Adds noise to images: computes √ᾱ_t x + √(1 − ᾱ_t) ε. Here x are the images `original`,
+    /// `[N, …]`, ε is `noise` of the same shape, and t are the steps `timesteps`, int64 `[N]`. For
+    /// a single image, the image has the shape `[…]` and the step has the shape `[]`.
     ///
     /// # Errors
     /// When shapes or dtypes are invalid, or a step on the CPU is out of range.

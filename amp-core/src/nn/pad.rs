@@ -6,9 +6,9 @@ use super::{Context, Module, PaddingMode, Sizes, Visit, Visitor, conv::sides};
 use crate::{Error, Result};
 
 /// How many elements a layer adds at the start and at the end of each dimension. `1` adds one
-/// element on every side. `[1, 2]` gives each dimension a number for its two sides. `[[0, 1], [2,
-/// 0]]` gives the start and the end of each dimension. The dimensions are in the order of the
-/// input, whereas torch's tuples begin with the last dimension.
+/// element on every side. `[1, 2]` gives each dimension a number for its two sides.
+/// `[[0, 1], [2, 0]]` gives the start and the end of each dimension. The dimensions are in the
+/// order of the input, whereas torch's tuples begin with the last dimension.
 ///
 /// ```
 /// use amp_core::nn::Sides;

@@ -256,8 +256,8 @@ pub type AdaptiveMaxPool1d = AdaptiveMaxPool<1>;
 /// Returns the largest value of windows of `[N, C, H, W]`, with the shape `[N, C, H_out, W_out]`;
 /// nn.AdaptiveMaxPool2d.
 pub type AdaptiveMaxPool2d = AdaptiveMaxPool<2>;
-/// Returns the largest value of windows of `[N, C, D, H, W]`, with the shape `[N, C, D_out, H_out,
-/// W_out]`; nn.AdaptiveMaxPool3d.
+/// Returns the largest value of windows of `[N, C, D, H, W]`, with the shape
+/// `[N, C, D_out, H_out, W_out]`; nn.AdaptiveMaxPool3d.
 pub type AdaptiveMaxPool3d = AdaptiveMaxPool<3>;
 
 impl<const N: usize> AdaptiveMaxPool<N> {

@@ -152,8 +152,8 @@ impl UnfoldConfig {
     }
 }
 
-/// Copies each window of the images `[N, C, H, W]` to a column of the output `[N, C·kernel,
-/// windows]`; nn.Unfold.
+/// Copies each window of the images `[N, C, H, W]` to a column of the output
+/// `[N, C·kernel, windows]`; nn.Unfold.
 #[derive(Debug, Clone, Copy)]
 pub struct Unfold {
     config: UnfoldConfig,

@@ -58,7 +58,8 @@ named!(WeightUpdate, "weight update", {
     StochasticRounding => "stochastic-rounding",
 });
 
-/// Returns whether a dtype has 16 bits. Only parameters of such a dtype can be updated in f32.
+/// Returns whether a dtype has 16 bits. Parameters of such a dtype may be updated in f32 instead of
+/// in their own dtype.
 pub(super) fn is_half(kind: Kind) -> bool {
     matches!(kind, Kind::Half | Kind::BFloat16)
 }

@@ -62,8 +62,8 @@ impl ColorJitter {
         Self::default()
     }
 
-    /// Changes the brightness by a random factor. A number `by` stands for factors from `max(0, 1 -
-    /// by)` to `1 + by`; a range gives the factors directly.
+    /// Changes the brightness by a random factor. A number `by` stands for factors from
+    /// `max(0, 1 - by)` to `1 + by`; a range gives the factors directly.
     ///
     /// # Errors
     /// When a factor may be negative.
@@ -72,8 +72,8 @@ impl ColorJitter {
         Ok(self)
     }
 
-    /// Changes the contrast by a random factor. A number `by` stands for factors from `max(0, 1 -
-    /// by)` to `1 + by`; a range gives the factors directly.
+    /// Changes the contrast by a random factor. A number `by` stands for factors from
+    /// `max(0, 1 - by)` to `1 + by`; a range gives the factors directly.
     ///
     /// # Errors
     /// When a factor may be negative.
@@ -82,8 +82,8 @@ impl ColorJitter {
         Ok(self)
     }
 
-    /// Changes the saturation by a random factor. A number `by` stands for factors from `max(0, 1 -
-    /// by)` to `1 + by`; a range gives the factors directly.
+    /// Changes the saturation by a random factor. A number `by` stands for factors from
+    /// `max(0, 1 - by)` to `1 + by`; a range gives the factors directly.
     ///
     /// # Errors
     /// When a factor may be negative.

@@ -144,8 +144,8 @@ impl AttentionMask {
         self.attn_mask.is_none() && self.key_padding_mask.is_none()
     }
 
-    /// Combines `attn_mask` and `key_padding_mask` into one mask for scores `[n, heads, queries,
-    /// keys]`. In the result true means attended to, as in
+    /// Combines `attn_mask` and `key_padding_mask` into one mask for scores
+    /// `[n, heads, queries, keys]`. In the result true means attended to, as in
     /// [`scaled_dot_product_attention`](super::scaled_dot_product_attention).
     pub(super) fn joined(&self, scores: [i64; 4]) -> Result<Option<Tensor>> {
         let [n, heads, queries, keys] = scores;

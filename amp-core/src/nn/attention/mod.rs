@@ -136,10 +136,10 @@ impl MultiheadAttention {
         })
     }
 
-    /// Computes the attention of `query` to `key` and `value`, with a mask; torch's `forward(query,
-    /// key, value)` without the weights. The option `causal` applies in addition to the mask. If
-    /// the model runs through a [`KvCache`], the masks cover the cached keys too, and a rotary
-    /// embedding counts positions from the first cached token.
+    /// Computes the attention of `query` to `key` and `value`, with a mask; torch's
+    /// `forward(query, key, value)` without the weights. The option `causal` applies in addition to
+    /// the mask. If the model runs through a [`KvCache`], the masks cover the cached keys too, and
+    /// a rotary embedding counts positions from the first cached token.
     ///
     /// | tensor | shape |
     /// | --- | --- |
@@ -172,9 +172,9 @@ impl MultiheadAttention {
         self.join(&attended, cx)
     }
 
-    /// Computes [`attend`](Self::attend), and also returns the attention weights, `[N, heads, L,
-    /// S]`, as torch does with need_weights and average_attn_weights = false. In training they
-    /// include dropout. No fused kernel is used, and the weights need memory.
+    /// Computes [`attend`](Self::attend), and also returns the attention weights,
+    /// `[N, heads, L, S]`, as torch does with need_weights and average_attn_weights = false. In
+    /// training they include dropout. No fused kernel is used, and the weights need memory.
     ///
     /// # Errors
     /// When [`attend`](Self::attend) would fail.

@@ -151,8 +151,8 @@ pub fn alibi_slopes(num_heads: i64) -> Vec<f64> {
     of_power(power).chain(of_power(2 * power).step_by(2).take(rest)).collect()
 }
 
-/// Computes the ALiBi bias −slope·|i − j| for each head, query i and key j. The result is `[1,
-/// num_heads, length, length]`, in f32 on the CPU. Use it as
+/// Computes the ALiBi bias −slope·|i − j| for each head, query i and key j. The result is
+/// `[1, num_heads, length, length]`, in f32 on the CPU. Use it as
 /// [`AttentionMask::attn_mask`](super::AttentionMask) or in
 /// [`scaled_dot_product_attention`](super::scaled_dot_product_attention). Store it in a `#[buffer]`
 /// of the model, so that it moves to the device with the model:

@@ -23,8 +23,8 @@
 //! # fn main() {}
 //! ```
 //!
-//! [`Init`] is an initializer as a value, for use in attributes: `linear(64, 10, weight_init =
-//! orthogonal)`.
+//! [`Init`] is an initializer as a value, for use in attributes:
+//! `linear(64, 10, weight_init = orthogonal)`.
 
 mod remembered;
 mod values;

@@ -211,8 +211,8 @@ impl Checkpoint<TransformerEncoderLayer> {
 
 /// Several [`TransformerEncoderLayer`]s one after the other on `[N, L, d_model]`, and optionally a
 /// layer norm; nn.TransformerEncoder with batch_first. As in torch, all layers have the same
-/// initial weights. For layers with different initial weights use `repeat(6, |_|
-/// transformer_encoder_layer(…))`.
+/// initial weights. For layers with different initial weights use
+/// `repeat(6, |_| transformer_encoder_layer(…))`.
 #[derive(Debug)]
 pub struct TransformerEncoder {
     layers: Vec<TransformerEncoderLayer>,

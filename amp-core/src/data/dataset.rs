@@ -13,9 +13,10 @@ use super::{
 };
 use crate::{Error, Result, random::Draws, state::State};
 
-/// Examples by number. The loader reads a whole batch at a time, so that one disk access or one
-/// `index_select` serves the batch. To read one example at a time, as torch.utils.data.Dataset
-/// does, implement [`MapDataset`](super::MapDataset).
+/// A data set that returns the examples at given indices. The loader requests all examples of a
+/// batch at once, so that one disk access or one `index_select` is enough for the batch. To return
+/// one example at a time, as torch.utils.data.Dataset does, implement
+/// [`MapDataset`](super::MapDataset).
 ///
 /// A batch in memory is a dataset too: [`Batch`](super::Batch), or any other type that implements
 /// [`BatchType`]. If batches are prefetched, a thread of the loader calls `gather`.
@@ -106,7 +107,7 @@ impl<B: BatchType + Send> Dataset for B {
     type Batch = AnyBatch;
 
     fn len(&self) -> i64 {
-        // `in_memory` reports the error of an invalid batch.
+        // If the batch is not valid, `in_memory` reports the error.
         self.to_any().map_or(0, |batch| batch.len())
     }
 
@@ -124,7 +125,8 @@ impl<B: BatchType + Send> Dataset for B {
     }
 }
 
-/// A dataset that returns batches as [`AnyBatch`], whatever their own type is.
+/// A dataset that returns its batches as [`AnyBatch`], so that datasets of all batch types can be
+/// handled alike.
 trait AnyDataset: Send {
     fn gather(&mut self, indices: &[i64], draws: Draws) -> Result<AnyBatch>;
     fn in_memory(&self) -> Result<Option<AnyBatch>>;
@@ -148,18 +150,18 @@ pub struct SharedDataset {
     /// has been read, because only then this is known.
     draws: Arc<OnceLock<bool>>,
     reader: Reader,
-    /// The transforms of batches on the device.
+    /// The transforms that the loader applies to batches on the device.
     transforms: Transforms,
 }
 
 /// How the examples are read.
 #[derive(Clone)]
 enum Reader {
-    /// Reads a batch at a time, on one thread at a time.
+    /// A set that returns batches. One thread at a time may read it.
     Batches(Arc<Mutex<dyn AnyDataset>>),
-    /// Reads one example at a time, on any number of threads.
+    /// A set that returns single examples. Several threads may read it at once.
     Examples(Arc<dyn AnyMapDataset>),
-    /// Reads in sequence, on one thread at a time.
+    /// A stream, which is read in sequence. One thread at a time may read it.
     Stream(Arc<Mutex<dyn AnyStream>>),
 }
 
@@ -180,12 +182,12 @@ impl SharedDataset {
         Self { len, draws: Arc::default(), reader, transforms: Transforms::default() }
     }
 
-    /// Makes a set that gives one example at a time.
+    /// Makes the handle of a set that returns one example at a time.
     pub(super) fn of_examples(set: impl MapDataset + 'static) -> Self {
         Self::of(set.len(), Reader::Examples(Arc::new(set)))
     }
 
-    /// Makes a set that is read in sequence.
+    /// Makes the handle of a stream.
     pub(super) fn of_stream(set: impl IterableDataset + 'static) -> Result<Self> {
         let (len, stream) = (set.epoch_len(), Stream::new(set)?);
         Ok(Self::of(len, Reader::Stream(Arc::new(Mutex::new(stream)))))
@@ -259,17 +261,17 @@ impl SharedDataset {
         }
     }
 
-    /// Returns the examples at `indices`, in that order.
+    /// Returns a batch of the examples at `indices`, in the order of `indices`.
     ///
     /// # Errors
-    /// When the dataset fails or gives another number of examples.
+    /// When the dataset fails, or returns a batch with another number of examples.
     pub fn gather(&self, indices: &[i64]) -> Result<AnyBatch> {
         let draws = Draws::new(0, 0);
         self.transforms().apply(self.gather_drawing(indices, draws)?, indices, draws)
     }
 
-    /// Returns the examples at `indices`, in that order, with random numbers of this epoch, before
-    /// batch transforms.
+    /// Returns a batch of the examples at `indices`, in the order of `indices`. `draws` determines
+    /// the random numbers that the set uses in this epoch. The batch transforms are not applied.
     pub(super) fn gather_drawing(&self, indices: &[i64], draws: Draws) -> Result<AnyBatch> {
         let (batch, method) = match &self.reader {
             Reader::Batches(set) => (lock(set).gather(indices, draws)?, "gather"),
@@ -300,7 +302,7 @@ impl SharedDataset {
         let _ = self.draws.set(draws);
     }
 
-    /// Returns the first `count` examples, or all when there are fewer.
+    /// Returns the first `count` examples, or all examples if there are fewer.
     ///
     /// # Errors
     /// When the dataset or a transform fails.
@@ -312,7 +314,8 @@ impl SharedDataset {
         self.transforms().apply(self.first(&indices, draws)?, &indices, draws)
     }
 
-    /// Returns the first examples of the set, before batch transforms. `indices` are their numbers.
+    /// Returns the first examples of the set, without applying the batch transforms. `indices` are
+    /// the indices of these examples.
     fn first(&self, indices: &[i64], draws: Draws) -> Result<AnyBatch> {
         match self.in_memory()? {
             Some(all) => all.narrow(0, indices.len() as i64),

@@ -23,7 +23,7 @@ use crate::{Error, Result};
 pub enum Limit {
     /// At most this number of batches; 0 means no batch.
     Batches(i64),
-    /// This fraction of the batches, from 0.0 to 1.0, rounded down.
+    /// This fraction of the set's batches, from 0.0 to 1.0. The number of batches is rounded down.
     Fraction(f64),
 }
 
@@ -43,8 +43,8 @@ impl Limit {
         }
     }
 
-    /// Refuses a negative count, and a fraction that is not from 0 to 1. `name` is the name of the
-    /// option.
+    /// Returns an error if the limit is a negative number of batches, or a fraction that is not
+    /// from 0 to 1. `name` is the name of the option in the error.
     ///
     /// # Errors
     /// When the limit is out of range.

@@ -13,12 +13,13 @@ use crate::{Error, Result, precision::Policy, random::Draws, state::State};
 
 /// Splits a dataset into batches, moves them to the policy's device and casts them to its dtype.
 ///
-/// The batches of an epoch depend only on the dataset, the seed and the epoch's number. A run can
-/// therefore continue from the pair (epoch, batch).
+/// The batches of an epoch depend only on the dataset, the seed and the number of the epoch. A
+/// resumed run therefore needs only the numbers of the epoch and the batch to continue with the
+/// same batches.
 #[derive(Debug)]
 pub struct DataLoader {
     source: Source,
-    /// The number of examples of the set, and the number per epoch.
+    /// The number of examples of the set, and the number of examples that one epoch reads.
     examples: i64,
     len: i64,
     /// The number of bytes of the loader's copy of the set on the device. Tensors that share memory
@@ -30,10 +31,10 @@ pub struct DataLoader {
     order: Order,
     /// The seed from which the order of the examples is computed.
     order_seed: u64,
-    /// The seed of the set's random numbers.
+    /// The seed of the random numbers that the set itself uses.
     seed: u64,
     policy: Policy,
-    /// The transforms of batches on the device.
+    /// The transforms that are applied to batches on the device.
     transforms: Transforms,
 }
 
@@ -120,7 +121,8 @@ impl DataLoader {
         self
     }
 
-    /// Orders the examples by this order or sampler, with this seed.
+    /// Sets the order of the examples. `order` is an [`Order`] or a sampler; `seed` is the seed
+    /// that it gets.
     ///
     /// # Errors
     /// When the sampler returns too few examples for one batch, or the set is a stream.
@@ -183,7 +185,8 @@ impl DataLoader {
         matches!(&self.source, Source::Host { data, .. } if data.is_stream())
     }
 
-    /// Returns the number of a batch's first example, counted from the start of the run.
+    /// Returns the number of a batch's first example, counted over all epochs from the start of the
+    /// run.
     fn stream_number(&self, epoch: u64, batch: i64) -> i64 {
         let read = |batches: i64| (batches * self.batch_size).min(self.len);
         epoch.cast_signed() * read(self.batches()) + read(batch)
@@ -198,7 +201,8 @@ impl DataLoader {
         }
     }
 
-    /// Moves a stream to the start of a batch: to a saved state, or to the stream's beginning.
+    /// Moves a stream to the start of a batch: to `state` or, if it is `None`, to the beginning of
+    /// the stream.
     pub(crate) fn set_stream(&self, epoch: u64, batch: i64, state: Option<State>) -> Result<()> {
         match &self.source {
             Source::Resident(_) => Ok(()),
@@ -211,7 +215,7 @@ impl DataLoader {
         self.batches_under(self.limit)
     }
 
-    /// Returns the number of batches in an epoch under this limit instead of the loader's own limit.
+    /// Returns the number of batches in an epoch if `limit` replaces the loader's limit.
     pub fn batches_under(&self, limit: Limit) -> i64 {
         let rounded = if self.drop_last { self.len } else { self.len + self.batch_size - 1 };
         limit.of(rounded / self.batch_size)
@@ -259,8 +263,8 @@ impl DataLoader {
         Ok(order.transpose()?.map(Arc::from))
     }
 
-    /// Returns the start of each batch in the order of examples, and the batch's number of
-    /// examples.
+    /// Returns the ranges of the batches in the order of examples, from the batch `first` on: the
+    /// start of each batch, and its number of examples.
     fn ranges(&self, first: i64) -> impl Iterator<Item = (i64, i64)> + Send + use<> {
         let (len, batch_size) = (self.len, self.batch_size);
         (first..self.batches()).map(move |index| {
@@ -269,7 +273,7 @@ impl DataLoader {
         })
     }
 
-    /// Returns the numbers of each batch's examples.
+    /// Returns the indices of the examples of each batch.
     fn indices(
         &self,
         epoch: u64,
@@ -283,7 +287,7 @@ impl DataLoader {
         })
     }
 
-    /// Returns an epoch's batches on the device, before batch transforms.
+    /// Returns the batches of an epoch on the device, without applying the batch transforms.
     fn placed(&self, epoch: u64, first: i64, order: Option<Arc<[i64]>>) -> Result<Batches<'_>> {
         let policy = self.transforms.placing(self.policy);
         match &self.source {
@@ -345,7 +349,7 @@ impl DataLoader {
 /// The iterator over the batches of an epoch.
 type Batches<'l> = Box<dyn Iterator<Item = Result<AnyBatch>> + 'l>;
 
-/// Ends the iterator after the first error.
+/// Returns the items up to and including the first error.
 fn until_error<T>(mut items: impl Iterator<Item = Result<T>>) -> impl Iterator<Item = Result<T>> {
     let mut failed = false;
     std::iter::from_fn(move || {

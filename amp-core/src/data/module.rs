@@ -36,7 +36,7 @@ pub struct DataModule {
     pub predict: Sets,
     /// The number of examples in a batch.
     pub batch_size: i64,
-    /// The order of the training examples. By default they are shuffled.
+    /// The order of the training examples. By default the examples are shuffled in each epoch.
     pub order: Order,
     /// How examples are read, and how batches are moved to the device.
     pub loading: Loading,
@@ -87,21 +87,22 @@ impl DataModule {
         }
     }
 
-    /// Adds another validation set, whose values are logged under `…/name`.
+    /// Adds a validation set with a name. The name is part of the names of the set's logged values,
+    /// such as `val_loss/name`.
     #[must_use]
     pub fn with_val(mut self, name: impl Into<String>, set: impl Into<SharedDataset>) -> Self {
         self.val = self.val.and(name, set);
         self
     }
 
-    /// Sets the test set or test sets.
+    /// Sets the test set, or several test sets.
     #[must_use]
     pub fn with_test(mut self, sets: impl Into<Sets>) -> Self {
         self.test = sets.into();
         self
     }
 
-    /// Sets the set or sets to predict.
+    /// Sets the set, or several sets, for which `predict` computes predictions.
     #[must_use]
     pub fn with_predict(mut self, sets: impl Into<Sets>) -> Self {
         self.predict = sets.into();
@@ -115,13 +116,13 @@ impl DataModule {
         self
     }
 
-    /// Uses the training examples in the set's own order.
+    /// Trains on the examples in the order in which the set stores them.
     #[must_use]
     pub fn in_order(self) -> Self {
         self.with_order(Order::InOrder)
     }
 
-    /// Refuses data that cannot be split into batches.
+    /// Checks that the data can be split into batches.
     ///
     /// # Errors
     /// When the batch size is not positive or is larger than the training set. When a set is empty,
@@ -167,7 +168,8 @@ impl DataModule {
         self.loading.check()
     }
 
-    /// Returns the training batches in the data's order, with this seed.
+    /// Returns the loader of the training set, in the order that this module declares. `seed` is
+    /// the seed of that order.
     ///
     /// # Errors
     /// When the training set cannot be split into batches. When the set is to be stored on the
@@ -177,8 +179,8 @@ impl DataModule {
         loader.ordered(self.order.clone(), seed)
     }
 
-    /// Returns the batches of a set that is not used for training: in order, with every example,
-    /// even with `drop_last`.
+    /// Returns the loader of a set that is not used for training. It returns all examples in the
+    /// order of the set, even if `drop_last` is set.
     ///
     /// # Errors
     /// When the set cannot be split into batches. When the set is to be stored on the device and

@@ -1,4 +1,4 @@
-//! Examples that two data sets have in common.
+//! Finds examples that two data sets have in common.
 
 use std::{
     collections::{HashSet, hash_map::RandomState},
@@ -59,10 +59,10 @@ fn per_example(batch: &AnyBatch) -> impl Iterator<Item = (&str, &Tensor)> {
 /// The memory addresses of a tensor's rows.
 struct Rows {
     first: i64,
-    /// The number of bytes from one row to the next.
+    /// The number of bytes from the start of one row to the start of the next.
     apart: i64,
     count: i64,
-    /// The sizes and strides within a row.
+    /// The sizes and strides of the dimensions within a row.
     form: (Vec<i64>, Vec<i64>),
 }
 

@@ -8,7 +8,7 @@ use crate::{Error, Result, memory, precision::Policy};
 /// The fraction of a CUDA device's free memory that [`Placement::Auto`] uses for a set.
 pub const DEVICE_SHARE: f64 = 0.25;
 
-/// Where a set is stored during training. The batches are bit-identical in all cases.
+/// Where a data set is stored during training. The batches are bit-identical for all placements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Placement {
@@ -19,9 +19,9 @@ pub enum Placement {
     /// batches are moved one by one.
     #[default]
     Auto,
-    /// On the training device: the whole set is read before the first batch.
+    /// On the training device. The whole set is read before the first batch.
     Device,
-    /// On the host: each batch is gathered there and copied to the device.
+    /// On the host. Each batch is read there and then moved to the device.
     Host,
 }
 
@@ -58,7 +58,7 @@ impl FromStr for Placement {
 /// How examples are read, and how batches are moved to the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Loading {
-    /// Whether training omits a last batch that is not full.
+    /// Whether training leaves out the last batch of an epoch if the batch is not full.
     pub drop_last: bool,
     /// Where the data sets are stored during training: on the host or on the device.
     pub placement: Placement,
@@ -78,13 +78,14 @@ pub struct Loading {
 }
 
 impl Loading {
-    /// Returns the number of batches ahead of the loop: the requested number, otherwise 2 for CUDA,
-    /// as PyTorch's `prefetch_factor`, and 0 for the CPU, whose cores the loop itself needs.
+    /// Returns the number of batches that a thread reads ahead of the training loop. If no number
+    /// is requested, it is 2 for CUDA, as PyTorch's `prefetch_factor`. For the CPU it is 0, because
+    /// the training loop itself needs the cores.
     pub fn prefetch_for(&self, device: Device) -> usize {
         self.prefetch.unwrap_or(if device.is_cuda() { 2 } else { 0 })
     }
 
-    /// Returns the number of batches that workers make ahead of the loop.
+    /// Returns the number of batches that all workers together read ahead of the training loop.
     pub(super) fn ahead_of_workers(&self) -> usize {
         self.prefetch.unwrap_or(2 * self.num_workers)
     }
@@ -108,7 +109,8 @@ impl Loading {
         }
     }
 
-    /// Returns the whole set on the policy's device, if the set is to be stored there.
+    /// Returns the whole set on the policy's device if the placement says that it is stored there,
+    /// otherwise `None`.
     pub(super) fn resident(
         &self,
         data: &SharedDataset,

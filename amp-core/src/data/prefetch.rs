@@ -1,4 +1,4 @@
-//! A thread that gathers batches ahead of the loop.
+//! A thread that reads batches ahead of the training loop and moves them to the device.
 
 use std::{
     any::Any,
@@ -46,8 +46,8 @@ impl Prefetch {
         let context = ffi::DebugInfo::current()?;
         let inherited = random::Inherited::current();
         let body = move || {
-            // The training loop waits for this thread, so the thread must not wait for the loop's
-            // reproducible section.
+            // The training loop, which may be in a reproducible section, waits for this thread.
+            // Therefore the thread must not wait until that section ends.
             let _guest = inherited.enter();
             let loaded = context.enter().and_then(|()| {
                 let stream = match policy.device {
@@ -88,7 +88,7 @@ impl Iterator for Prefetch {
 
 impl Drop for Prefetch {
     fn drop(&mut self) {
-        // Drops the receiver first, so that a thread that waits for room ends.
+        // The receiver is dropped first. A thread that waits for room in the channel then ends.
         self.receiver = None;
         if let Some(worker) = self.worker.take() {
             // The thread catches panics and sends them as errors, so joining it cannot fail.
@@ -141,7 +141,8 @@ impl Worker {
     fn load(&self, batch: AnyBatch) -> Result<Loaded> {
         match self.stream {
             Some(stream) if batch.is_on(Device::Cpu) => {
-                // The dtype is converted on this thread, because f16 halves the bytes to copy.
+                // The cast to the precision's dtype is on this thread, because an f16 batch has
+                // only half the bytes to copy to the device.
                 let batch = batch.place(Policy::new(self.policy.precision, Device::Cpu))?;
                 let copy = stream.copy(batch.tensors().map(|(_, tensor)| tensor))?;
                 Ok(Loaded::Copying(batch, copy))

@@ -34,7 +34,7 @@ impl Sets {
         self.0.is_empty()
     }
 
-    /// Returns the number of examples in all sets together.
+    /// Returns the number of examples of all sets together.
     pub fn examples(&self) -> i64 {
         self.0.iter().map(|(_, set)| set.len()).sum()
     }

@@ -82,7 +82,8 @@ pub trait IterableDataset: Send {
     /// When the position cannot be determined.
     fn state(&self) -> Result<State>;
 
-    /// Moves to a position that a stream of this kind returned from [`state`](Self::state).
+    /// Moves the stream to a position that [`state`](Self::state) has returned for a stream of the
+    /// same type.
     ///
     /// # Errors
     /// When the stream does not have the position that `state` describes.
@@ -110,12 +111,13 @@ pub trait IterableDataset: Send {
     }
 }
 
-/// A stream of any type of example, addressed by the examples' numbers from the start of the run.
+/// A stream with examples of any type. Examples are numbered from the start of the run, over all
+/// epochs.
 pub(super) trait AnyStream: Send {
     /// Returns the batch of the examples at `indices`, which are consecutive.
     fn gather(&mut self, indices: &[i64], draws: Draws) -> Result<AnyBatch>;
-    /// Returns the state before the example of this number. The example was already read, or is the
-    /// next one.
+    /// Returns the state of the stream before the example with this number. The example must be the
+    /// next one, or must have been read.
     fn state_before(&self, number: i64) -> Result<State>;
     /// Moves the stream to `state` or, if `state` is `None`, to the stream's beginning. The next
     /// example gets this number.
@@ -148,7 +150,7 @@ impl Kept {
 /// A stream, and its states after the latest batches.
 pub(super) struct Stream<D> {
     set: D,
-    /// The number of the next example, if known.
+    /// The number of the next example; `None` if the stream's position is not known.
     next: Option<i64>,
     first: Kept,
     /// The state of the stream before an example, by the example's number.
@@ -171,7 +173,7 @@ impl<D: IterableDataset> Stream<D> {
 
     fn read(&mut self, indices: &[i64], draws: Draws) -> Result<AnyBatch> {
         let start = indices.first().copied().unwrap_or_default();
-        // `next` stays empty if reading the batch fails, so that the next call loads a state.
+        // If reading the batch fails, `next` stays `None`, so that the next call loads a state.
         if self.next.take() != Some(start) {
             let state = self.known(start)?;
             self.set.load_state(&state)?;
@@ -202,7 +204,8 @@ impl<D: IterableDataset> AnyStream for Stream<D> {
 
     fn set(&mut self, number: i64, state: Option<State>) -> Result<()> {
         let state = state.unwrap_or_else(|| self.first.state());
-        // The numbers of earlier examples are no longer valid.
+        // The states before earlier examples are removed, because the numbers of these examples are
+        // no longer valid.
         self.states.clear();
         self.states.insert(number, Kept::of(state)?);
         self.next = None;

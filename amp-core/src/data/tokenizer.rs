@@ -42,7 +42,8 @@ pub struct Tokenizer {
     special: bool,
 }
 
-/// Encoded texts, padded to one length. The fields have the names of transformers' models.
+/// Encoded texts, padded to the same length. The names of the fields are those of the inputs of
+/// transformers' models.
 #[derive(Debug, Batch)]
 pub struct Tokens {
     /// int64 `[N, L]`.

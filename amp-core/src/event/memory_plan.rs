@@ -1,4 +1,5 @@
-//! Which modules are recomputed in the backward pass to stay within a memory budget.
+//! Which modules recompute their activations in the backward pass, so that training stays within
+//! the memory budget.
 
 use std::fmt;
 
@@ -14,7 +15,8 @@ pub struct MemoryPlan {
     pub budget: u64,
     /// The chosen modules.
     pub segments: Vec<Segment>,
-    /// Bytes of activations that this choice frees between the forward and the backward pass.
+    /// The number of bytes of activations that the recomputation frees between the forward and the
+    /// backward pass.
     pub freed: u64,
     /// The largest number of bytes that tensors are expected to occupy during a step.
     pub predicted_peak: u64,

@@ -35,7 +35,7 @@ pub enum Event {
         /// The text of the note, one line.
         text: String,
     },
-    /// The dtypes that the first step used.
+    /// The dtypes in which the first step computed.
     Observed(Observed),
     /// The trainer has chosen the modules whose activations are recomputed in the backward pass to
     /// stay within the memory budget. Emitted before the first step.
@@ -59,7 +59,7 @@ pub enum Event {
     },
     /// A step was skipped, because a gradient or the loss was not finite.
     Skipped(Skipped),
-    /// The trainer took an action so that the run could continue.
+    /// A problem occurred, and the trainer took an action so that the run could continue.
     Recovered {
         /// Optimizer steps attempted so far.
         attempt: u64,
@@ -74,7 +74,7 @@ pub enum Event {
         /// The new scale.
         scale: f64,
     },
-    /// The values of one step, emitted at the logging interval.
+    /// The values that one step logged. Emitted at the logging interval.
     Logged {
         /// Optimizer steps applied so far.
         global_step: u64,
@@ -150,14 +150,15 @@ impl Event {
     }
 }
 
-/// A step that was skipped because a gradient or the loss was not finite.
+/// An optimizer step that was skipped because a gradient or the loss was not finite.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Skipped {
     /// Optimizer steps attempted before this one.
     pub attempt: u64,
-    /// The first parameter, in order of declaration, whose gradient is not finite.
+    /// The name of the first parameter, in order of declaration, whose gradient is not finite.
+    /// `None` if no gradient was found to be the cause.
     pub culprit: Option<String>,
-    /// The loss scale of the attempt.
+    /// The loss scale with which the step was attempted.
     pub scale: f64,
     /// The first value that was not finite. `None` if the trainer did not search for it or did not
     /// find it.
@@ -175,7 +176,7 @@ impl Skipped {
     }
 }
 
-/// The position of a run: the next batch.
+/// The position in a training run: the batch that is trained next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Position {
     /// The epoch, counted from 0.
@@ -184,7 +185,7 @@ pub struct Position {
     pub batch: i64,
 }
 
-/// The properties of a run, with or without training.
+/// The properties that every run has, with or without training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunStart {
     /// The model's name.
@@ -219,7 +220,7 @@ pub struct FitStart {
     pub resumed: Option<Position>,
 }
 
-/// The properties of an evaluation without training.
+/// The properties of an evaluation without training, known before its first batch.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EvaluationStart {
     /// The kind of evaluation: validation, test or prediction.
@@ -241,8 +242,8 @@ pub enum Stage {
     Predict,
 }
 
-/// The values of a validation within an epoch, or of an evaluation without training. The position
-/// and step of an evaluation without training are 0.
+/// The values that a validation within an epoch, or an evaluation without training, has logged. For
+/// an evaluation without training, the position and the step are 0.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Validated {
     /// The epoch of the validation, and the batch that is trained next.
@@ -263,7 +264,7 @@ pub struct EpochEnd {
     pub epoch: i64,
     /// Optimizer steps applied so far.
     pub global_step: u64,
-    /// The learning rate of the epoch's last step.
+    /// The learning rate of the last step of the epoch.
     pub lr: f64,
     /// The training values.
     pub train: Vec<Logged>,
@@ -276,7 +277,7 @@ pub struct EpochEnd {
 }
 
 impl EpochEnd {
-    /// Returns the value of this name, training or validation.
+    /// Returns the value that was logged under this name, in training or in validation.
     pub fn value(&self, name: &str) -> Option<f64> {
         let mut values = self.train.iter().chain(&self.val);
         values.find(|logged| logged.name == name).map(|logged| logged.value)
@@ -290,24 +291,24 @@ pub struct FitEnd {
     pub global_step: u64,
     /// Optimizer steps skipped.
     pub skipped: u64,
-    /// Applied steps that ran as a CUDA graph.
+    /// The number of applied steps that ran as a CUDA graph.
     #[serde(default)]
     pub replayed: u64,
     /// The loss scale at the end of the run; `None` if the precision does not scale the loss.
     pub scale: Option<f64>,
     /// The wall-clock time of the whole run, in seconds.
     pub seconds: f64,
-    /// The number of the signal that ended the run, if one did.
+    /// The number of the signal that ended the run; `None` if no signal did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interrupted: Option<u32>,
 }
 
-/// Receives the events of a run.
+/// Receives the events of a run, for example to write a log.
 pub trait Subscriber {
     /// Receives an event.
     ///
     /// # Errors
-    /// An error ends the run.
+    /// An error of a subscriber ends the run.
     fn on_event(&mut self, event: &Event) -> Result<()>;
 }
 

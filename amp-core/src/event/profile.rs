@@ -13,13 +13,13 @@ pub enum Phase {
     Forward,
     /// Backward pass.
     Backward,
-    /// Unscaling, and the check for values that are not finite.
+    /// Unscaling of the gradients, and the check for gradients that are not finite.
     Unscale,
-    /// The hooks of the model and the callbacks before the step.
+    /// The hooks of the model and of the callbacks that run before the optimizer's step.
     Hooks,
     /// Clipping.
     Clip,
-    /// The optimizers' steps and the scaler's update.
+    /// The steps of the optimizers, and the update of the loss scale.
     Optimizer,
 }
 
@@ -52,21 +52,22 @@ impl Phase {
 /// An interval of time within a run.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
-    /// Seconds since the first profiled step began.
+    /// The start of the interval, in seconds since the first profiled step of the run began.
     pub start: f64,
     /// The length of the interval, in seconds.
     pub seconds: f64,
 }
 
-/// One interval of a phase. A step that accumulates batches has several intervals of some phases.
+/// One interval in which a step was in a phase. A step that accumulates several batches has several
+/// intervals of some phases.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Span {
     /// The phase.
     pub phase: Phase,
-    /// The phase's time on the host: on CUDA the time to enqueue the work.
+    /// The interval on the host. On CUDA this is the time in which the host enqueues the work.
     pub host: Interval,
-    /// The phase's time on the CUDA device, from the end of the previous work to the end of this
-    /// phase's work.
+    /// The interval on the CUDA device, from the end of the previous phase's work to the end of
+    /// this phase's work. `None` without CUDA.
     pub device: Option<Interval>,
 }
 
@@ -75,7 +76,7 @@ pub struct Span {
 pub struct Profile {
     /// The epoch, counted from 0.
     pub epoch: i64,
-    /// The step's first batch, from 0 in the epoch.
+    /// The number of the step's first batch, counted from 0 in the epoch.
     pub batch: i64,
     /// The intervals of the step's phases, in the order in which the phases ran.
     pub spans: Vec<Span>,
@@ -85,8 +86,8 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// Returns the seconds of a phase, measured on the CUDA device if there is one, otherwise on
-    /// the host.
+    /// Returns the seconds that the step was in a phase. On CUDA they are measured on the device,
+    /// otherwise on the host.
     pub fn seconds(&self, phase: Phase) -> f64 {
         let spans = self.spans.iter().filter(|span| span.phase == phase);
         spans.map(|span| span.device.unwrap_or(span.host).seconds).sum()

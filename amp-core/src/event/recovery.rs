@@ -1,4 +1,4 @@
-//! The trainer's actions that let a run continue after a problem.
+//! The actions of the trainer after a problem that let the run continue.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::precision::Precision;
 
-/// An action of the trainer that let a run continue.
+/// An action of the trainer after a problem that let the run continue.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "recovery", rename_all = "snake_case")]
 #[non_exhaustive]
@@ -18,7 +18,7 @@ pub enum Recovery {
     },
     /// The trainer restored an earlier state of the run.
     Restored {
-        /// The number of applied steps of that state.
+        /// The number of applied optimizer steps of the restored state.
         global_step: u64,
     },
     /// Training continues in another precision, because the old precision did not work.
@@ -33,7 +33,7 @@ pub enum Recovery {
     },
     /// Each batch is split into micro-batches, because a whole batch does not fit into memory.
     MicroBatches {
-        /// The number of micro-batches of a batch.
+        /// The number of micro-batches into which a batch is split.
         parts: i64,
     },
 }

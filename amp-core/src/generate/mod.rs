@@ -70,10 +70,11 @@ pub struct Generation {
     pub max_new_tokens: i64,
     /// The largest number of tokens that the model can read, which is the number of its positions.
     pub context: i64,
-    /// How the next token is chosen. The default chooses the likeliest token.
+    /// How the next token is chosen from its probabilities. The default chooses the most likely
+    /// token.
     pub sampling: Sampling,
-    /// The token that ends a sequence. The rest of an ended sequence is filled with this token.
-    /// Generation stops when all sequences have ended.
+    /// The id of the token that ends a sequence. After this token, the sequence is filled with the
+    /// same token. Generation stops when all sequences have ended.
     pub end: Option<i64>,
     /// The seed of the random numbers that choose tokens. Each sequence of the batch has its own
     /// random number generator, so its tokens do not depend on the other sequences.
@@ -84,7 +85,7 @@ pub struct Generation {
 }
 
 impl Generation {
-    /// Chooses the likeliest tokens, with a cache, up to `max_new_tokens`.
+    /// Sets the choice of the most likely token, with a cache, for up to `max_new_tokens` tokens.
     pub fn new(max_new_tokens: i64, context: i64) -> Self {
         let sampling = Sampling::default();
         Self { max_new_tokens, context, sampling, end: None, seed: 0, cache: true }
@@ -94,7 +95,7 @@ impl Generation {
     /// CPU.
     ///
     /// # Errors
-    /// The errors of [`run_with`](Self::run_with).
+    /// When [`run_with`](Self::run_with) would fail.
     pub fn run<M>(&self, model: &M, prompt: &Tensor, policy: Policy) -> Result<Tensor>
     where
         M: Forward<Input = (&'static Tensor,), Output = Tensor> + ?Sized,
@@ -144,7 +145,7 @@ impl Generation {
         Ok(ids.f_to_device(tch::Device::Cpu)?)
     }
 
-    /// Returns the logits `[N, vocabulary]` of the token after `ids`.
+    /// Returns the logits `[N, vocabulary]` of the token that follows `ids`.
     fn next_logits<M>(
         &self,
         model: &M,

@@ -15,13 +15,13 @@ pub struct Sampling {
     /// The number of most likely tokens from which the token is chosen. Tokens that are exactly as
     /// likely as the last of these tokens are candidates too. `None` allows all tokens.
     pub top_k: Option<i64>,
-    /// The smallest set of the likeliest tokens whose probabilities add up to at least this number
-    /// are candidates (nucleus sampling, Holtzman et al., arXiv:1904.09751).
+    /// Only the smallest set of most likely tokens whose probabilities add up to at least this
+    /// number are candidates (nucleus sampling, Holtzman et al., arXiv:1904.09751).
     pub top_p: Option<f64>,
 }
 
 impl Sampling {
-    /// Samples tokens with their probabilities at this temperature.
+    /// Sets sampling from the model's probabilities at this temperature.
     pub fn at(temperature: f64) -> Self {
         Self { temperature, ..Self::default() }
     }
@@ -47,7 +47,7 @@ impl Sampling {
         let Some(vocabulary) = logits.size().last().copied().filter(|count| *count > 0) else {
             return Err(refused(format!("logits {:?} have no token", logits.size())));
         };
-        // If a logit is NaN, the largest is NaN.
+        // If a logit is NaN, the largest logit is NaN, too, so checking the largest one is enough.
         let largest = logits.f_amax([-1], true)?;
         if !largest.f_isfinite()?.f_all()?.f_int64_value(&[]).is_ok_and(|all| all == 1) {
             return Err(refused("logits are not finite: check the model's weights".to_owned()));
@@ -75,13 +75,14 @@ impl Sampling {
         Ok(logits.f_softmax(-1, Kind::Double)?)
     }
 
-    /// Chooses a token for each row of `[N, vocabulary]`, with the row's random numbers.
+    /// Chooses a token for each row of `[N, vocabulary]`. Each row has its own random number
+    /// generator in `streams`.
     pub(super) fn choose(&self, logits: &Tensor, streams: &mut [Rng]) -> Result<Vec<i64>> {
         let probabilities = self.probabilities(logits)?;
         let vocabulary = probabilities.size()[1] as usize;
         let values = Vec::<f64>::try_from(&probabilities.f_view(-1)?)?;
         let choose = |(row, stream): (&[f64], &mut Rng)| {
-            // The sum is 1 up to rounding.
+            // Up to rounding, the probabilities of a row add up to 1.
             let mut rest = stream.uniform(0.0, row.iter().sum());
             let mut last = 0;
             for (token, probability) in (0..).zip(row) {

@@ -12,8 +12,9 @@ use crate::{
     precision::is_floating,
 };
 
-/// The fraction of examples whose largest logit is at the target class. Targets of class -100 are
-/// ignored. On CUDA a class out of range makes the epoch's value NaN.
+/// The fraction of examples in which the class with the largest logit is the target class. Targets
+/// of class -100 are ignored. On CUDA, a class that is out of range makes the value of the epoch
+/// NaN.
 ///
 /// If there is a single logit per example, or for masks, use [`BinaryAccuracy`]. If the targets are
 /// probabilities, use [`SoftAccuracy`].
@@ -104,8 +105,8 @@ impl Metric for BinaryAccuracy {
     }
 }
 
-/// The fraction of examples whose target class is among the `k` largest logits. Targets of class
-/// -100 are ignored.
+/// The fraction of examples in which the target class is among the classes with the `k` largest
+/// logits. Targets of class -100 are ignored.
 ///
 /// ```
 /// use amp_core::{metric::{Metric, TopK}, tch::Tensor};
@@ -117,7 +118,7 @@ impl Metric for BinaryAccuracy {
 /// ```
 #[derive(Debug, Clone, Copy)]
 pub struct TopK {
-    /// k, the number of the largest logits that are compared.
+    /// The number k of classes with the largest logits that count as predicted.
     pub k: i64,
 }
 
@@ -165,7 +166,7 @@ impl Metric for F1 {
 /// `#[metric(mean, of = confidence, name = "confidence")]`.
 #[derive(Debug, Clone, Copy)]
 pub struct Mean<F> {
-    /// Returns one value per example, or per element, in any shape.
+    /// The function, which returns one value per example or per element, in any shape.
     pub of: F,
 }
 
@@ -175,8 +176,8 @@ impl<F: Fn(&Tensor, &Tensor) -> Result<Tensor>> Metric for Mean<F> {
         let (count, examples) =
             (values.numel() as i64, output.size().first().copied().unwrap_or(1));
         if values.dim() == 0 || examples == 0 || count % examples != 0 {
-            // One value for the whole batch is refused, because small and large batches would then
-            // have equal weights.
+            // One value for the whole batch is an error. Otherwise small and large batches would
+            // have equal weights in the mean.
             let why = format!(
                 "its function returned {:?}, but must return one or several values for each example",
                 values.size()

@@ -54,12 +54,13 @@ macro_rules! curve {
 }
 
 curve!(
-    /// The area under the receiver operating characteristic: the probability that a positive has a
-    /// larger score than a negative, where ties count half.
+    /// The area under the receiver operating characteristic (ROC). It is the probability that a
+    /// positive has a larger score than a negative, where equal scores count half.
     Auroc "auroc" Area::Roc
 );
 curve!(
-    /// The average precision, Σ (Rᵢ − Rᵢ₋₁) Pᵢ over falling thresholds, with recall R and precision P.
+    /// The average precision, Σ (Rᵢ − Rᵢ₋₁) Pᵢ. Rᵢ and Pᵢ are recall and precision at the i-th of
+    /// several falling thresholds.
     AveragePrecision "average_precision" Area::PrecisionRecall
 );
 
@@ -103,8 +104,8 @@ fn update(
             let label = of.f_gt(0.5)?.f_to_kind(Kind::Int64)?;
             let label = label.f_masked_fill(&of.f_eq(IGNORED)?, IGNORED)?;
             let logits = logits.f_to_kind(kind)?.f_reshape([-1, 1])?;
-            // Sigmoids of large logits are equal in floating point, so sigmoids are used only for
-            // bins.
+            // Sigmoids of different large logits are equal in floating point, so the logits
+            // themselves are compared. Sigmoids are used only with given thresholds.
             let scores = if thresholds.is_some() { logits.f_sigmoid()? } else { logits };
             (scores, label)
         }
@@ -122,7 +123,7 @@ fn update(
         Tensor::f_arange(columns, (Kind::Int64, scores.device()))?.f_mul_scalar(bins)?;
     let places = reached.f_add(&of_column)?.f_mul_scalar(2)?.f_add(&positive)?.f_reshape([-1])?;
     let kept = labels.f_ne(IGNORED)?.f_unsqueeze(1)?.f_expand(scores.size(), false)?;
-    // A NaN score is in no bin, and makes the metric NaN.
+    // A NaN score reaches no threshold. It makes the metric NaN.
     let nan = scores.f_isnan()?.f_logical_and(&kept)?;
     let kept = kept.f_to_kind(Kind::Double)?.f_masked_fill(&nan, f64::NAN)?;
     let counts = Tensor::f_zeros([columns * bins * 2], (Kind::Double, scores.device()))?;
@@ -130,8 +131,8 @@ fn update(
     MetricState::sum(&counts.f_reshape([columns, bins, 2])?)
 }
 
-/// Returns a mask `[n, C]`, true where the label is the column's class. A single column has label
-/// 1.
+/// Returns a mask `[n, C]` that is true where the label is the class of the column. If there is a
+/// single column, it stands for label 1.
 fn positives(labels: &Tensor, columns: i64) -> Result<Tensor> {
     let labels = labels.f_unsqueeze(1)?;
     match columns {
@@ -161,8 +162,8 @@ fn compute(
     if let [one] = areas.as_slice() {
         return Ok(Tensor::from(*one));
     }
-    // A class without positives or negatives has no curve and is not averaged. A NaN score makes
-    // the area NaN.
+    // A class without positives or without negatives has no curve, and is left out of the average.
+    // A NaN score makes the area NaN.
     let present: Vec<usize> =
         (0..areas.len()).filter(|at| !curves[*at].is_undefined(area)).collect();
     let weight = |at: usize| if average == Average::Weighted { positives[at] } else { 1.0 };
@@ -202,7 +203,7 @@ impl Curve {
             return Ok(f64::NAN);
         }
         let mut sum = 0.0;
-        // Curves from bins begin at the highest threshold, as in torchmetrics.
+        // As in torchmetrics, a curve at given thresholds begins at the highest threshold.
         let first = match (area, self.binned) {
             (Area::Roc, true) => (self.tp[0], self.fp[0]),
             _ => (0.0, 0.0),
@@ -223,7 +224,7 @@ impl Curve {
     }
 }
 
-/// Returns a curve for each column of scores, with a point for every distinct score.
+/// Computes a curve for each column of scores. A curve has a point for every distinct score.
 fn exact(scores: &Tensor, labels: &Tensor) -> Result<Vec<Curve>> {
     let positive = positives(labels, scores.size()[1])?.f_to_kind(Kind::Double)?;
     let kept = labels.f_ne(IGNORED)?.f_to_kind(Kind::Double)?;
@@ -256,11 +257,12 @@ fn exact(scores: &Tensor, labels: &Tensor) -> Result<Vec<Curve>> {
     curves.collect()
 }
 
-/// Makes a curve for each class from counts `[C, T + 1, 2]`.
+/// Makes a curve for each class from the counts `[C, T + 1, 2]` at T given thresholds.
 fn binned(counts: &Tensor) -> Result<Vec<Curve>> {
     let classes = 0..counts.size()[0];
     let curves = classes.map(|class| {
-        // The bin below all thresholds is empty, because all scores are at least 0.
+        // The count of scores that reach no threshold is left out. It is always zero, because all
+        // scores are at least 0, the lowest threshold.
         let falling = counts.f_get(class)?.f_flip([0])?.f_cumsum(0, Kind::Double)?;
         let bins = falling.size()[0] - 1;
         let column = |at: i64| {

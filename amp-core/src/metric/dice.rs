@@ -5,9 +5,9 @@ use tch::{Kind, Tensor};
 use super::{Average, Metric, MetricState, Reduction, scores::predictions};
 use crate::{Result, loss::IGNORED};
 
-/// 2 |P ∩ T| / (|P| + |T|), as torchmetrics' DiceScore. P are the positions that the model predicts
-/// as a class, and T are the positions whose target is the class. Logits are `[N, C, …]` and int64
-/// classes `[N, …]`, as in [`CrossEntropy`](crate::loss::CrossEntropy).
+/// The Dice score 2 |P ∩ T| / (|P| + |T|), as in torchmetrics' DiceScore. P are the positions that
+/// the model predicts as a class, and T are the positions whose target is this class. Logits are
+/// `[N, C, …]` and int64 classes `[N, …]`, as in [`CrossEntropy`](crate::loss::CrossEntropy).
 ///
 /// With `per_example`, the score is computed for each example and class. The scores are averaged
 /// over the classes of each example, and then over the examples. Without `per_example`, the score
@@ -21,7 +21,7 @@ pub struct Dice {
     /// Whether the score is computed for each example and averaged, instead of from all positions
     /// together. The default is true.
     pub per_example: bool,
-    /// Whether class 0 is part of the score. The default is true.
+    /// Whether class 0 (the background) counts in the average. The default is true.
     pub include_background: bool,
     /// A class whose targets are ignored, in addition to -100.
     pub ignore_index: i64,
@@ -49,7 +49,7 @@ impl Metric for Dice {
             predictions("dice", output, target, num_classes, ignore_index)?;
         let examples = target.size().first().copied().unwrap_or(1).max(1);
         let positions = (of.numel() as i64 / examples).max(1);
-        // The index of a pair of example and class is `example` plus the class.
+        // Gives each pair of an example and a class its own index: `example` plus the class.
         let example = Tensor::f_arange(of.numel() as i64, (Kind::Int64, of.device()))?
             .f_div_scalar_mode(positions, "floor")?
             .f_mul_scalar(classes)?;

@@ -77,7 +77,7 @@ pub trait Metric {
     /// When shapes or dtypes are invalid.
     fn update(&self, output: &Tensor, target: &Tensor) -> Result<MetricState>;
 
-    /// Returns how the merged state becomes the metric's value.
+    /// Returns how the metric's value is computed from the merged state.
     fn reduction(&self) -> Reduction {
         Reduction::Mean
     }
@@ -91,16 +91,16 @@ pub trait Metric {
     }
 }
 
-/// A function from the merged tensors of a state to a metric.
+/// A function that computes a metric's value from the merged tensors of its state.
 type Compute = Arc<dyn Fn(&[Tensor]) -> Result<Tensor> + Send + Sync>;
 
 /// How the value of a metric is computed from its state.
 #[derive(Clone)]
 #[non_exhaustive]
 pub enum Reduction {
-    /// The state's only sum divided by the weight.
+    /// The only sum of the state, divided by the state's weight.
     Mean,
-    /// The first of two sums divided by the second.
+    /// The first of the state's two sums, divided by the second.
     Ratio,
     /// The result of a function of the state's merged tensors; see [`Reduction::of`].
     Of(Compute),
@@ -125,8 +125,8 @@ impl Reduction {
         let on_host =
             |tensor: &Tensor| tensor.f_to_device_(Device::Cpu, Kind::Double, false, false);
         let mut tensors = state.tensors()?;
-        // A GPU multiplies by a reciprocal instead of dividing, and sums in another order. On the
-        // host the last digit does not depend on the device.
+        // On a GPU, libtorch multiplies by a reciprocal instead of dividing, and adds up in another
+        // order. Sums are moved to the host, so that the last digit does not depend on the device.
         for (tensor, part) in tensors.iter_mut().zip(&state.parts) {
             if part.merge == Merge::Sum {
                 *tensor = on_host(tensor)?;
@@ -155,7 +155,7 @@ impl Reduction {
         Ok(on_host(&value)?)
     }
 
-    /// Returns the name of the reduction's kind in saved runs.
+    /// Returns the name that stands for this kind of reduction in saved runs.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Mean => "Mean",

@@ -1,4 +1,4 @@
-//! Regression metrics, and perplexity.
+//! Metrics of regression, and perplexity.
 
 use tch::{Kind, Reduction as Of, Tensor};
 
@@ -63,7 +63,7 @@ impl Metric for Rmse {
     }
 }
 
-/// Returns the sum and the number of elements: `[2]`.
+/// Returns the sum of the elements and their number, as a tensor `[2]`.
 pub(super) fn sum_and_count(values: &Tensor) -> Result<Tensor> {
     let sum = values.f_sum(Kind::Double)?;
     Ok(Tensor::f_stack(&[&sum, &sum.f_full_like(values.numel() as f64)?], 0)?)
@@ -105,7 +105,8 @@ impl Metric for R2 {
             let [errors, sum, squares, count] = [0, 1, 2, 3].map(|at| counts.f_get(at));
             let (errors, sum, squares, count) = (errors?, sum?, squares?, count?);
             let spread = squares.f_sub(&sum.f_square()?.f_div(&count)?)?.f_clamp_min(0.0)?;
-            // If all targets are equal, the remaining sum of squares is only a rounding error.
+            // If all targets are equal, the computed variance of the targets is only a rounding
+            // error.
             let constant = spread.f_le_tensor(&squares.f_mul_scalar(1e-14)?)?;
             let exact = errors.f_eq(0.0)?.f_to_kind(Kind::Double)?;
             let each = errors.f_div(&spread)?.f_neg()?.f_add_scalar(1.0)?;
@@ -116,8 +117,9 @@ impl Metric for R2 {
     }
 }
 
-/// The exponential of the mean of `−log softmax(x)[y]` over the targets that are not ignored.
-/// Logits and int64 classes have the shapes of [`CrossEntropy`](crate::loss::CrossEntropy).
+/// The perplexity: the exponential of the mean of `−log softmax(x)[y]` over the targets that are
+/// not ignored. Logits and int64 classes have the shapes of
+/// [`CrossEntropy`](crate::loss::CrossEntropy).
 #[derive(Debug, Clone, Copy)]
 pub struct Perplexity {
     /// A class whose targets are ignored, in addition to -100.

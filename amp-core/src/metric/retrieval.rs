@@ -12,10 +12,11 @@ use crate::{
 /// The number of rows whose similarities to all other rows are computed at a time, to limit memory.
 const ROWS: i64 = 1024;
 
-/// The fraction of queries whose own key is among the `k` nearest of all keys by cosine similarity.
-/// Queries and keys are `[N, D]`, or one output `[N, 2, D]` with any target. The keys of the whole
-/// set are compared, so the value does not depend on the batches. A tie counts against the query,
-/// so that a model with equal outputs has a recall of 0.
+/// Recall at k: the fraction of queries whose own key is among the `k` keys with the largest cosine
+/// similarity. Queries and keys are `[N, D]`. If the model computes queries and keys, its output is
+/// `[N, 2, D]`, and the target is not used. The keys of all batches are compared, so the value does
+/// not depend on the batch size. A key with the same similarity as the query's own key counts as
+/// nearer, so a model with equal outputs has a recall of 0.
 ///
 /// ```no_run,standalone_crate
 /// # use amp_core::prelude::*;
@@ -72,8 +73,8 @@ impl Metric for RecallAtK {
                 let rows = ROWS.min(count - start);
                 let scores = queries.f_narrow(0, start, rows)?.f_matmul(&keys.f_tr()?)?;
                 let own = scores.f_diagonal(start, 0, 1)?.f_unsqueeze(1)?;
-                // The rank counts all scores that are not below the query's own score, itself and
-                // NaN included.
+                // The rank of the query's own key is the number of scores that are not below its
+                // score. Its own score and NaN are counted, too.
                 let before = scores.f_lt_tensor(&own)?.f_logical_not()?;
                 let rank = before.f_sum_dim_intlist([1].as_slice(), false, Kind::Double)?;
                 found = found.f_add(&rank.f_le(k as f64)?.f_sum(Kind::Double)?)?;

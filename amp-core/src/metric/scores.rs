@@ -1,4 +1,4 @@
-//! Metrics from a confusion matrix: precision, recall, F-beta, specificity, Jaccard.
+//! Metrics from a confusion matrix: precision, recall, F-beta, specificity and Jaccard index.
 
 use tch::{Kind, Tensor};
 
@@ -12,7 +12,7 @@ use crate::{
 /// How the scores of classes are averaged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Average {
-    /// The score computed from the summed counts of all classes.
+    /// One score, computed from the sums of all classes' counts.
     Micro,
     /// The mean over the classes that occur in targets or predictions.
     #[default]
@@ -24,7 +24,7 @@ pub enum Average {
     None,
 }
 
-/// A score computed from one class's counts.
+/// A score that is computed from the counts of one class.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Score {
     Precision,
@@ -60,7 +60,7 @@ impl Score {
             let [counts] = state else { return Err(super::other_state(1, state)) };
             let [tp, predicted, actual] = [0, 1, 2].map(|at| counts.f_get(at));
             let (tp, predicted, actual) = (tp?, predicted?, actual?);
-            // As in torchmetrics, the ignored class is excluded from the union.
+            // As in torchmetrics, the union does not contain the ignored class.
             let predicted = match self {
                 Self::Jaccard => {
                     let classes = (Kind::Int64, predicted.device());
@@ -83,14 +83,14 @@ impl Score {
             if average == Average::Micro {
                 return Ok(each);
             }
-            // A NaN with another cause, for example a class out of range, is kept.
+            // A NaN that has another cause, for example a class out of range, stays.
             let each = each.f_masked_fill(&whole.f_eq(0.0)?, 0.0)?;
             let weight = match average {
                 Average::Weighted => actual,
                 _ => predicted.f_add(&fn_)?.f_ne(0.0)?.f_to_kind(Kind::Double)?,
             };
             match average {
-                // The result is NaN if nothing was counted.
+                // If nothing was counted, the result is NaN.
                 Average::None => Ok(each.f_add(&all.f_div(&all)?)?.f_sub_scalar(1.0)?),
                 _ => Ok(Tensor::from(in_order(&each.f_mul(&weight)?)? / in_order(&weight)?)),
             }

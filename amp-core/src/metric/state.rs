@@ -1,20 +1,20 @@
-//! The state of a metric over batches.
+//! The state of a metric, which is merged over the batches of an epoch.
 
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::Result;
 
-/// How the tensors of several batches are merged.
+/// How the states of several batches are merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Merge {
     Sum,
     Concat,
 }
 
-/// The state of a metric for one batch, or for several merged batches: tensors on the device, each
-/// a sum or a concatenation, and a weight on the host. Nothing is read back until the metric is
-/// computed.
+/// The state of a metric for one batch, or for several merged batches. It consists of tensors on
+/// the device and a weight on the host. Each tensor is a sum over batches or a concatenation of
+/// rows. No tensor is read back to the host until the metric's value is computed.
 #[derive(Debug, Default)]
 pub struct MetricState {
     pub(crate) parts: Vec<Part>,
@@ -29,8 +29,9 @@ pub(crate) struct Part {
 }
 
 impl MetricState {
-    /// Makes a state of one sum, which is divided by the sum of the batches' weights, for
-    /// [`Reduction::Mean`](super::Reduction::Mean).
+    /// Makes the state for [`Reduction::Mean`](super::Reduction::Mean): a sum over the batch, and
+    /// the batch's weight. The metric's value is the sum over all batches divided by the sum of
+    /// their weights.
     ///
     /// # Errors
     /// When there is not enough memory.
@@ -47,9 +48,9 @@ impl MetricState {
         Self::default().and_sum(counts)
     }
 
-    /// Makes a state of rows, one for each example, `[n, …]`. The epoch's tensor has the rows of
-    /// all batches in order. Rows stay on the device until the epoch's end, so memory grows with
-    /// the number of examples.
+    /// Makes a state of rows, one for each example, `[n, …]`. At the end of the epoch, the rows of
+    /// all batches are concatenated in order. The rows stay on the device until then, so memory
+    /// grows with the number of examples.
     pub fn concat(rows: &Tensor) -> Self {
         Self::default().and_concat(rows)
     }
@@ -83,7 +84,7 @@ impl MetricState {
         self.add(later, false)
     }
 
-    /// Returns the tensors. The pieces of a concatenation are joined into one tensor.
+    /// Returns the tensors of the state. The rows of all batches are joined into one tensor.
     ///
     /// # Errors
     /// When there is not enough memory.
@@ -126,8 +127,8 @@ impl MetricState {
         for (part, later) in self.parts.iter_mut().zip(&later.parts) {
             match (part.merge, part.pieces.as_mut_slice(), later.pieces.as_slice()) {
                 (Merge::Sum, [sum], [counts]) => {
-                    // A value that a hook logs is on the host or on the device, depending on how
-                    // the step ran.
+                    // A value that a hook logs is on the host or on the device, depending on
+                    // whether the step ran as a CUDA graph or eagerly.
                     let counts = counts.f_to_device(sum.device())?;
                     match owned {
                         true => _ = sum.f_add_(&counts)?,

@@ -55,7 +55,7 @@ struct Look {
 #[derive(Debug)]
 enum Stop {
     Nested(f64),
-    /// An error for which serde_json has a better text.
+    /// An error for which serde_json gives a better message.
     Other,
 }
 
@@ -75,7 +75,7 @@ impl ser::Error for Stop {
 
 type Found = Result<Option<f64>, Stop>;
 
-/// Implements methods for values that contain no float.
+/// Implements the serializer's methods for types that contain no float.
 macro_rules! without {
     ($($method:ident($($of:ty),*)),+ $(,)?) => {
         $(fn $method(self, $(_: $of),*) -> Found {
@@ -175,7 +175,7 @@ impl Serializer for Look {
     }
 }
 
-/// The serializer of the elements, fields or entries of a value.
+/// The serializer of the elements, fields or entries of a larger value.
 struct Inside;
 
 impl Inside {
@@ -184,7 +184,8 @@ impl Inside {
     }
 }
 
-/// Implements serde's traits for the parts of values, whose methods differ only in their names.
+/// Implements serde's traits for the parts of larger values. The methods of these traits differ
+/// only in their names.
 macro_rules! parts {
     ($($of:ident: $method:ident($($key:ty)?)),+ $(,)?) => {
         $(impl ser::$of for Inside {

@@ -22,8 +22,8 @@ pub struct State {
 }
 
 impl State {
-    /// Stores a handle of `tensor`. If the tensor changes before the state is saved, the changes
-    /// are saved too.
+    /// Stores a handle of `tensor`. If the tensor is changed before the state is saved, the changed
+    /// values are saved.
     pub fn put_tensor(&mut self, name: impl Into<String>, tensor: &Tensor) {
         self.tensors.insert(name.into(), tensor.shallow_clone());
     }
@@ -41,14 +41,14 @@ impl State {
         Ok(())
     }
 
-    /// Stores another state under names that begin with `part/`.
+    /// Stores another state within this state: `part/` is put before its names.
     pub fn put_part(&mut self, part: &str, state: Self) {
         let under = |name: String| format!("{part}/{name}");
         self.tensors.extend(state.tensors.into_iter().map(|(name, t)| (under(name), t)));
         self.values.extend(state.values.into_iter().map(|(name, v)| (under(name), v)));
     }
 
-    /// Returns the state under names that begin with `part/`, without this prefix.
+    /// Returns the state whose names begin with `part/`, without this prefix.
     #[must_use]
     pub fn part(&self, part: &str) -> Self {
         let within = |name: &str| Some(name.strip_prefix(part)?.strip_prefix('/')?.to_owned());
@@ -101,7 +101,7 @@ impl State {
         from_value(value).map_err(|error| Error::config(format!("state `{name}`: {error}")))
     }
 
-    /// Replaces each tensor with the result of `replace`, in order.
+    /// Replaces each tensor with the result of `replace`, in the order of the tensors' names.
     pub(crate) fn replace_tensors(
         &mut self,
         replace: impl FnOnce(&[&Tensor]) -> Result<Vec<Tensor>>,
@@ -112,7 +112,8 @@ impl State {
         Ok(())
     }
 
-    /// Copies all tensors on their devices, so that later changes do not affect the state.
+    /// Copies every tensor on its device, so that later changes of the original tensors do not
+    /// affect the state.
     ///
     /// # Errors
     /// When there is not enough device memory.

@@ -94,12 +94,14 @@ impl Import {
         Ok(Self { path: path.to_owned(), file, steps: Vec::new(), kept: Vec::new() })
     }
 
-    /// Returns the names and shapes in the file, to help with writing the steps.
+    /// Returns the names and shapes of the file's tensors, which you need to write the import
+    /// steps.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, Vec<i64>)> {
         self.file.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.size()))
     }
 
-    /// Renames tensors that match `from` to `to`: `rename("bert.*", "*")` removes a prefix.
+    /// Renames the tensors whose names match `from` to `to`. For example, `rename("bert.*", "*")`
+    /// removes a prefix.
     pub fn rename(self, from: &str, to: &str) -> Self {
         self.then(Step::Rename { from: Pattern::new(from), to: Pattern::new(to) })
     }
@@ -110,14 +112,15 @@ impl Import {
         self.then(Step::Transpose(Pattern::new(pattern)))
     }
 
-    /// Concatenates tensors along their first dimension, in the order of `parts`. For example
-    /// query, key and value become `in_proj_weight`.
+    /// Concatenates tensors along their first dimension, in the order of `parts`. For example, the
+    /// weights of query, key and value become `in_proj_weight`.
     pub fn stack(self, parts: &[impl AsRef<str>], into: &str) -> Self {
         let parts = parts.iter().map(|part| Pattern::new(part.as_ref())).collect();
         self.then(Step::Stack { parts, into: Pattern::new(into) })
     }
 
-    /// Ignores tensors of the file that the model does not have.
+    /// Ignores the file's tensors that match the pattern. Use it for tensors that the model does
+    /// not have.
     pub fn ignore(self, pattern: &str) -> Self {
         self.then(Step::Ignore(Pattern::new(pattern)))
     }
@@ -134,7 +137,7 @@ impl Import {
         self
     }
 
-    /// Runs the steps and loads the values into the model. Returns a report on each tensor.
+    /// Runs the import steps and loads the values into the model. Returns a report on each tensor.
     ///
     /// # Errors
     /// When a step matches nothing or cannot be applied, two tensors get the same name, a tensor of
@@ -199,7 +202,7 @@ impl Step {
     /// Applies this step to the tensors whose names match its pattern.
     ///
     /// # Errors
-    /// Returns the reason if the step cannot be applied.
+    /// The reason why the step cannot be applied.
     fn run(&self, entries: &mut Vec<Entry>, ignored: &mut Vec<String>) -> Result<(), String> {
         let refused = |why: &str| format!("{}: {why}", self.written());
         let pattern = self.pattern();
@@ -271,7 +274,8 @@ impl Step {
     }
 }
 
-/// Stacks each set of parts into one tensor, at the position of the first part.
+/// Stacks the tensors that match `parts` into one tensor for each set of matched names. The new
+/// tensor takes the position of its first part.
 fn stack(entries: &mut Vec<Entry>, parts: &[Pattern], into: &Pattern) -> Result<(), String> {
     let (first, others) = parts.split_first().ok_or("it has no parts")?;
     let mut place = 0;

@@ -30,7 +30,7 @@ use crate::{
 /// `safetensors.torch.save_model`.
 ///
 /// # Errors
-/// When two tensors have one name, or the folder is missing or cannot be written to.
+/// When two tensors have the same name, or the folder is missing or cannot be written to.
 pub fn save(
     module: &(impl Visit + ?Sized),
     path: &Path,
@@ -61,7 +61,8 @@ pub fn save_tensors<'t>(
 /// Returns the file's additional text by name.
 ///
 /// # Errors
-/// When the file is missing or damaged, or belongs to another model. Then nothing is changed.
+/// When the file is missing or damaged, or contains the weights of another model. After an error
+/// the module is unchanged.
 pub fn load(module: &(impl Visit + ?Sized), path: &Path) -> Result<BTreeMap<String, String>> {
     let TensorFile { tensors, metadata } = tensor_file::read(path)?;
     Found::in_file(module, path, &tensors)?.apply()?;

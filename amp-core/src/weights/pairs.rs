@@ -162,13 +162,13 @@ pub(super) fn listed(misfits: &[String]) -> String {
     }
 }
 
-/// A model's tensors, paired with the values of a file.
+/// A model's tensors, each paired with its values from a file.
 pub(crate) struct Found {
     pairs: Vec<Pair>,
 }
 
 impl Found {
-    /// Pairs a model's tensors with the tensors of the file at `path`.
+    /// Finds the values of a model's tensors among the tensors of the file at `path`.
     ///
     /// # Errors
     /// When the names or shapes of the tensors differ from the model's, or the model's dtypes

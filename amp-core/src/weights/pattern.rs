@@ -22,7 +22,7 @@ impl Pattern {
         self.parts.len() - 1
     }
 
-    /// Returns the text of each `*` if the name matches.
+    /// Returns the text that each `*` matches, or `None` if the name does not match.
     pub(super) fn captures<'n>(&self, name: &'n str) -> Option<Vec<&'n str>> {
         matched(&self.parts, name)
     }
@@ -31,7 +31,7 @@ impl Pattern {
         self.captures(name).is_some()
     }
 
-    /// Returns the name with this text in place of each `*`.
+    /// Returns the name in which each `*` is replaced by its text in `captures`.
     pub(super) fn filled(&self, captures: &[&str]) -> String {
         let mut name = self.parts[0].clone();
         for (capture, part) in captures.iter().zip(&self.parts[1..]) {

@@ -28,7 +28,8 @@ pub struct ImportedTensor {
     pub name: String,
     /// The tensor's shape.
     pub shape: Vec<i64>,
-    /// The dtype in the model, and the dtype in the file if the values come from there.
+    /// The dtype of the tensor in the model, and its dtype in the file. The second is `None` if the
+    /// values do not come from the file.
     pub kinds: (Kind, Option<Kind>),
     /// Where the tensor's values come from.
     pub origin: Origin,
@@ -40,14 +41,14 @@ pub struct ImportedTensor {
 pub struct Imported {
     /// Every tensor of the model, in the order in which the model declares them.
     pub tensors: Vec<ImportedTensor>,
-    /// The file's names of the tensors that were ignored.
+    /// The names, in the file, of the tensors that the import ignored.
     pub ignored: Vec<String>,
     /// The additional text of the file, by name.
     pub metadata: BTreeMap<String, String>,
 }
 
 impl Imported {
-    /// Returns the model's tensors that kept their initial values.
+    /// Returns the tensors of the model that kept their initial values.
     pub fn kept(&self) -> impl Iterator<Item = &ImportedTensor> {
         self.tensors.iter().filter(|tensor| !matches!(tensor.origin, Origin::File(_)))
     }

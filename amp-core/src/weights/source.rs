@@ -1,4 +1,5 @@
-//! The sources of weights: a file, an index of several files, or a folder with a file or an index.
+//! Finds and reads the files of weights: a single file, the files of an index, or those of a folder
+//! with a file or an index.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,16 +14,17 @@ use crate::{
     tensor_file::{self, TensorFile},
 };
 
-/// The files that `save_pretrained` writes to a folder.
+/// The files that `save_pretrained` of `transformers` writes to a folder, in the order in which
+/// they are searched.
 const FILES: [&str; 2] = ["model.safetensors.index.json", "model.safetensors"];
 
-/// The content of `model.safetensors.index.json`: the file of each tensor.
+/// The content of `model.safetensors.index.json`: for each tensor, the file that contains it.
 #[derive(Deserialize)]
 struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// Reads a safetensors file, the files of an index, or the folder of a model.
+/// Reads a safetensors file, all files that an index lists, or the files in the folder of a model.
 ///
 /// # Errors
 /// When a file is missing or damaged, or does not contain the tensors that its index lists.
@@ -52,7 +54,7 @@ fn sharded(path: &Path) -> Result<TensorFile> {
     let files: BTreeSet<&String> = weight_map.values().collect();
     let mut whole = TensorFile { tensors: BTreeMap::new(), metadata: BTreeMap::new() };
     for file in files {
-        // A path that leads out of the folder cannot be a shard of this model.
+        // A file outside of the index's folder cannot belong to this model.
         if Path::new(file).components().count() != 1 {
             return Err(Error::config(format!(
                 "{}: the shard `{file}` is not in the index's folder",

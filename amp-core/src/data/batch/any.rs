@@ -208,8 +208,8 @@ impl AnyBatch {
         }
     }
 
-    /// Returns the batch's weight for a loss that is a mean over `over`. `target` is one of the
-    /// batch's tensors. Reads nothing from the device.
+    /// Returns the factor by which the batch counts in the mean of a loss over `over`. `target` is
+    /// a tensor of the batch. Reads nothing from the device.
     ///
     /// # Errors
     /// When targets cannot be counted.
@@ -223,13 +223,13 @@ impl AnyBatch {
         self.counted()
     }
 
-    /// Returns whether a check has shown that no target has the class that losses ignore. Then no
-    /// ignored targets have to be counted.
+    /// Returns whether a check has shown that no target has the class that losses ignore. If so, a
+    /// loss need not count the ignored targets.
     pub(crate) fn is_complete(&self) -> bool {
         self.complete
     }
 
-    /// Checks whether a target has the class that losses ignore, and notes the result. Waits for
+    /// Checks whether a target has the class that losses ignore, and stores the result. Waits for
     /// the device.
     pub(crate) fn noting_ignored(mut self) -> Result<Self> {
         let mut complete = true;
@@ -250,7 +250,7 @@ impl AnyBatch {
     /// When the device has not enough memory.
     pub fn place(&self, policy: Policy) -> Result<Self> {
         if self.weights().is_some_and(|field| field.tensor.device() == Device::Cpu) {
-            // Reading the weight after the move would wait for the device.
+            // After the move, reading the weight would wait for the device.
             let _ = self.weight()?;
         }
         let placed = self.with(|field| {
@@ -373,7 +373,7 @@ impl AnyBatch {
         })
     }
 
-    /// Returns the batch with `change` applied to each field.
+    /// Returns the batch in which the tensor of each field is replaced by the result of `change`.
     fn with(&self, change: impl Fn(&Field) -> Result<Tensor>) -> Result<Self> {
         let fields = self.fields.iter().map(|field| Ok(field.of(change(field)?)));
         let fields = fields.collect::<Result<_>>()?;

@@ -18,7 +18,7 @@ impl AnyBatch {
         let _ = self.required(name)?;
         let (count, of) = (self.len(), self.of());
         for field in self.fields.iter_mut().filter(|field| field.name == name) {
-            // `push` refuses a tensor that does not fit the role.
+            // `push` returns an error if the tensor does not fit the role.
             Self::new(of).push(field.name.clone(), tensor, field.role)?;
             let given = tensor.size().first().copied().unwrap_or(0);
             if field.role != FieldRole::Shared && given != count {
@@ -40,7 +40,7 @@ impl AnyBatch {
     /// Concatenates batches along the examples. The batches must have the same fields.
     ///
     /// # Errors
-    /// When there is no batch, or their fields differ.
+    /// When `batches` is empty, or the fields of two batches differ.
     pub(in crate::data) fn joined(batches: &[Self]) -> Result<Self> {
         let Some(first) = batches.first() else {
             return Err(Error::config("there are no rows to make a batch of"));

@@ -43,7 +43,7 @@ pub fn with_batch<B: BatchType, T>(
     run(&B::from_any(batch)?)
 }
 
-/// Returns the output of a forward pass as a batch of predictions.
+/// Makes a batch from the output of a forward pass, to return the output as predictions.
 #[doc(hidden)]
 pub fn predictions(output: &impl BatchField) -> Result<AnyBatch> {
     let mut predictions = AnyBatch::new("predictions");
@@ -51,8 +51,8 @@ pub fn predictions(output: &impl BatchField) -> Result<AnyBatch> {
     Ok(predictions)
 }
 
-/// Returns the field with this dotted name. `of`, which returns a field of a batch, only determines
-/// the type of the result.
+/// Returns the field with this dotted name. `of` is never called: the compiler infers the type of
+/// the result from it.
 #[doc(hidden)]
 pub fn take_field<B, F: BatchField>(
     name: &str,
@@ -81,7 +81,7 @@ pub fn field_name(parent: &str, field: &str) -> String {
     note = "fields are tensors, options, lists and tuples of fields, and structs that derive `Batch`"
 )]
 pub trait BatchField: Sized {
-    /// The type that a forward pass takes for this field.
+    /// The type of the argument that a forward pass gets for this field.
     type Ref<'a>
     where
         Self: 'a;

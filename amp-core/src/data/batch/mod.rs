@@ -1,4 +1,4 @@
-//! Batches: a pair of tensors, or any struct of tensors.
+//! Batches: inputs with targets, or any struct of tensors.
 
 mod any;
 mod changed;

@@ -5,7 +5,7 @@ use tch::Tensor;
 use super::{AnyBatch, BatchField, BatchType, FieldRole, field_name};
 use crate::{Error, Result, precision::Policy};
 
-/// A batch of inputs and their targets, with equal dimension 0.
+/// A batch of inputs and their targets, with the same number of examples (dimension 0).
 #[derive(Debug)]
 pub struct Batch {
     /// `[N, …]`.
@@ -15,7 +15,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Pairs inputs with targets.
+    /// Makes a batch of inputs and their targets.
     ///
     /// # Errors
     /// When the number of inputs differs from the number of targets.
@@ -57,7 +57,7 @@ impl Batch {
     /// Returns the `length` examples from `start` on. The result shares memory with this batch.
     ///
     /// # Errors
-    /// When there are fewer examples.
+    /// When the batch has too few examples.
     pub fn narrow(&self, start: i64, length: i64) -> Result<Self> {
         let (input, target) =
             (self.input.f_narrow(0, start, length)?, self.target.f_narrow(0, start, length)?);

@@ -31,7 +31,8 @@ impl std::fmt::Display for Changed {
 }
 
 impl AnyBatch {
-    /// Returns the first column of whole numbers that `kind` changes.
+    /// Returns the first column that contains only whole numbers, some of which are changed by a
+    /// cast to the dtype `kind`.
     pub(crate) fn changed_whole_numbers(&self, kind: Kind) -> Result<Option<Changed>> {
         for (name, tensor) in self.floating_values() {
             let rows = match tensor.dim() {

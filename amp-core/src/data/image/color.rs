@@ -18,10 +18,10 @@ pub struct ColorJitter {
 /// The range from which the random factor of a color change is drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Jitter {
-    /// This much below and above the value that changes nothing, which is 1 for a factor and 0 for
-    /// the hue. A factor is never below 0.
+    /// A range around the value that changes nothing, from this much below to this much above. This
+    /// value is 1 for a factor and 0 for the hue. A factor is never below 0.
     By(f64),
-    /// From the first to the second number.
+    /// The range from the first to the second number.
     Between(f64, f64),
 }
 
@@ -92,10 +92,11 @@ impl ColorJitter {
         Ok(self)
     }
 
-    /// Turns the hue by a random angle from `-by` to `by`, or from a range. 1 is the whole circle.
+    /// Turns the hue by a random angle. A number `by` stands for angles from `-by` to `by`; a range
+    /// gives the angles directly. The unit is a full circle.
     ///
     /// # Errors
-    /// When the hue may turn by more than half of the circle.
+    /// When the hue may turn by more than half a circle.
     pub fn hue(mut self, by: impl Into<Jitter>) -> Result<Self> {
         self.hue = by.into().range("hue", 0.0, (-0.5, 0.5))?;
         Ok(self)
@@ -117,7 +118,8 @@ impl Transform for ColorJitter {
             )));
         }
         let ranges = [self.brightness, self.contrast, self.saturation, self.hue];
-        // The changes of each image in their order: the index in `CHANGES`, and the factor.
+        // For each image, its changes in their random order: the index of a change in `CHANGES`,
+        // and the factor.
         let drawn = rngs.iter_mut().map(|rng| {
             let mut order = [0, 1, 2, 3];
             rng.shuffle(&mut order);
@@ -154,7 +156,7 @@ impl Transform for ColorJitter {
     }
 }
 
-/// Changes images `[N, C, H, W]` by one factor for each image.
+/// A function that changes the images `[N, C, H, W]`, with one factor for each image.
 type Change = fn(&Tensor, &[f64]) -> Result<Tensor>;
 
 const CHANGES: [Change; 4] = [brightness, contrast, saturation, hue];
@@ -178,7 +180,7 @@ fn blended(one: &Tensor, other: &Tensor, ratios: &[f64]) -> Result<Tensor> {
     Ok(sum.f_clamp(0.0, bound(one.kind()))?.f_to_kind(one.kind())?)
 }
 
-/// Converts images to gray, `[N, 1, H, W]`, in whole numbers for uint8.
+/// Converts images to gray, `[N, 1, H, W]`. Pixels of uint8 images are rounded to whole numbers.
 fn gray(images: &Tensor) -> Result<Tensor> {
     if images.size()[1] == 1 {
         return Ok(images.f_to_kind(computed_in(images))?);
@@ -196,8 +198,8 @@ fn brightness(images: &Tensor, by: &[f64]) -> Result<Tensor> {
 }
 
 fn contrast(images: &Tensor, by: &[f64]) -> Result<Tensor> {
-    // The sum is computed in f64, where sums of whole numbers are exact: the order of addition does
-    // not matter.
+    // The sum is computed in f64, where sums of whole numbers are exact. Therefore the result does
+    // not depend on the order of addition.
     let mean = gray(images)?.f_mean_dim([1_i64, 2, 3].as_slice(), true, Kind::Double)?;
     blended(images, &mean.f_to_kind(computed_in(images))?, by)
 }
@@ -209,7 +211,8 @@ fn saturation(images: &Tensor, by: &[f64]) -> Result<Tensor> {
     }
 }
 
-/// Turns the hue by a fraction of the circle: converts to HSV and back by torchvision's formulas.
+/// Turns the hue of each image by a fraction of the circle: converts to HSV and back, by
+/// torchvision's formulas.
 fn hue(images: &Tensor, turns: &[f64]) -> Result<Tensor> {
     if images.size()[1] == 1 {
         return Ok(images.shallow_clone());
@@ -246,8 +249,8 @@ fn hue(images: &Tensor, turns: &[f64]) -> Result<Tensor> {
     let t = unit(sf.f_add(&ones.f_sub(&s)?)?)?;
     let p = unit(ones.f_sub(&s)?)?;
     let all = Tensor::f_stack(&[&value, &p, &q, &t], 1)?;
-    // For red, green and blue, and for each sixth of the circle: the index of the new value in
-    // `all`.
+    // The index in `all` of the new value of red, of green and of blue, for each sixth of the
+    // circle.
     let table = [[0_i64, 2, 1, 1, 3, 0], [3, 0, 0, 2, 1, 1], [1, 1, 3, 0, 0, 2]];
     let table = Tensor::f_from_slice(&table.concat())?.f_view([3, 6])?;
     let select =
@@ -258,7 +261,8 @@ fn hue(images: &Tensor, turns: &[f64]) -> Result<Tensor> {
     if !whole {
         return Ok(turned);
     }
-    // torchvision's conversion from floating point to uint8: nearly 256 equal steps.
+    // This is torchvision's conversion from floating point to uint8, with 256 steps of nearly equal
+    // size.
     Ok(turned.f_mul_scalar(255.0 + 1.0 - 1e-3)?.f_to_kind(Kind::Uint8)?)
 }
 
@@ -286,7 +290,8 @@ impl Normalize {
         Ok(Self { mean: mean.to_vec(), std: std.to_vec() })
     }
 
-    /// Normalizes by the values of ImageNet, which torchvision's pretrained models expect.
+    /// Creates the transform with the mean and standard deviation of ImageNet, which torchvision's
+    /// pretrained models expect.
     pub fn imagenet() -> Self {
         Self { mean: vec![0.485, 0.456, 0.406], std: vec![0.229, 0.224, 0.225] }
     }

@@ -35,12 +35,11 @@ pub fn decode_image(path: impl AsRef<Path>) -> Result<Tensor> {
     Ok(pixels.f_permute([2, 0, 1])?)
 }
 
-/// Images in one folder for each class (torchvision.datasets.ImageFolder): `root/cat/1.jpg`,
-/// `root/dog/a/2.png`. The classes are the folder names, sorted by their bytes. Files are sorted by
-/// their paths.
+/// A data set of image files, in one folder for each class (torchvision.datasets.ImageFolder):
+/// `root/cat/1.jpg`, `root/dog/a/2.png`. The classes are the names of the folders, sorted by their
+/// bytes. The files are sorted by their paths.
 ///
-/// An example is a [`Batch`]: `input` is the transform's result for the image, and `target` is the
-/// class as int64.
+/// An example is a [`Batch`]: `input` is the transformed image, and `target` is its class as int64.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{
@@ -133,7 +132,7 @@ impl ImageFolder {
         Ok(self)
     }
 
-    /// Returns the names of the classes, in the order of their numbers.
+    /// Returns the names of the classes. The position of a name is the number of the class.
     pub fn classes(&self) -> &[String] {
         &self.classes
     }

@@ -23,7 +23,7 @@ impl Resize {
         Self { height: Some(height), size: width }
     }
 
-    /// Returns the new height and width of an image of height `h` and width `w`.
+    /// Returns the height and width to which an image of height `h` and width `w` is resized.
     fn asked(self, h: i64, w: i64) -> (i64, i64) {
         let Self { height, size } = self;
         match height {
@@ -66,7 +66,7 @@ fn resized_batch(images: &Tensor, height: i64, width: i64) -> Result<Tensor> {
         images.f_internal_upsample_bilinear2d_aa([height, width], false, None, None)
     };
     match (images.kind(), images.device()) {
-        // libtorch resizes whole numbers only on the CPU.
+        // libtorch's resizing on CUDA does not support uint8.
         (Kind::Uint8, Device::Cuda(_)) => rounded(&scaled(&images.f_to_kind(Kind::Float)?)?),
         _ => Ok(scaled(images)?),
     }

@@ -1,4 +1,4 @@
-//! Batches whose images and classes are mixed.
+//! Batch transforms that mix images and their classes.
 
 use tch::{Device, Kind, Tensor};
 
@@ -214,7 +214,8 @@ fn probabilities(what: &str, target: &Tensor, classes: i64) -> Result<Tensor> {
 mod tests {
     use super::*;
 
-    /// The paper's formula holds: 0.75 of each example and 0.25 of the previous example.
+    /// Checks the formula of the paper with the proportion 0.75: the result must be 0.75 of each
+    /// example plus 0.25 of the previous example.
     #[test]
     fn an_example_is_mixed_with_the_one_before() -> Result<()> {
         let input = Tensor::from_slice(&[0.0f32, 4.0, 8.0]).view([3, 1]);

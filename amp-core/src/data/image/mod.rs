@@ -137,7 +137,7 @@ fn are_images(images: &Tensor) -> bool {
     dtype && images.size().iter().all(|size| *size > 0)
 }
 
-/// Makes a tensor `[N, 1, 1, 1]` of one number for each image, on the images' device.
+/// Makes a tensor `[N, 1, 1, 1]` with one number for each image, on the device of the images.
 fn of_each<T: Element>(numbers: &[T], images: &Tensor) -> Result<Tensor> {
     Ok(Tensor::f_from_slice(numbers)?.f_view([-1, 1, 1, 1])?.f_to_device(images.device())?)
 }

@@ -28,20 +28,20 @@ struct Region {
 }
 
 impl RandomResizedCrop {
-    /// Makes crops to a square of this size, from 8 to 100 % of the area, in proportions from 3:4
-    /// to 4:3.
+    /// Makes a crop that is resized to a square of this size. Its area is from 8 to 100 % of the
+    /// image's area, and its ratio of width to height is from 3:4 to 4:3.
     pub fn new(size: i64) -> Self {
         Self { size, scale: (0.08, 1.0), ratio: (3.0 / 4.0, 4.0 / 3.0) }
     }
 
-    /// Sets the smallest and the largest fraction of the area.
+    /// Sets the smallest and the largest area of a crop, as fractions of the image's area.
     #[must_use]
     pub fn scale(mut self, least: f64, most: f64) -> Self {
         self.scale = (least, most);
         self
     }
 
-    /// Sets the smallest and the largest ratio of width to height.
+    /// Sets the smallest and the largest ratio of a crop's width to its height.
     #[must_use]
     pub fn ratio(mut self, least: f64, most: f64) -> Self {
         self.ratio = (least, most);
@@ -94,8 +94,8 @@ impl Transform for RandomResizedCrop {
         resized(&cropped(&image, top, left, height, width)?, self.size, self.size)
     }
 
-    /// Transforms the whole batch in one operation on CUDA. The values equal the values of single
-    /// images within one rounding.
+    /// On CUDA, transforms all images of a batch in one operation. The pixels differ by at most one
+    /// rounding from those of images that are transformed one by one.
     fn apply_batch(&self, images: Tensor, rngs: &mut [Rng]) -> Result<Tensor> {
         let (_, h, w) = sizes_of_batch(&images, rngs)?;
         self.check()?;
@@ -153,8 +153,8 @@ fn resized_regions(images: &Tensor, regions: &[Region], size: i64) -> Result<Ten
 mod tests {
     use super::*;
 
-    /// Regions fit into the image and have the requested areas and proportions. Tall and wide
-    /// regions are equally frequent, and every corner is reached.
+    /// Checks that the rectangles lie within the image and have the requested areas and aspect
+    /// ratios. Wide and tall rectangles must be about equally frequent.
     #[test]
     fn regions_are_what_is_asked_for() {
         let crop = RandomResizedCrop::new(8).scale(0.2, 0.6).ratio(0.5, 2.0);
@@ -175,8 +175,8 @@ mod tests {
         assert!((1950..2500).contains(&wide), "{wide}");
     }
 
-    /// In f64 the matrix products equal libtorch's resizing of each region, whether the region is
-    /// enlarged or reduced.
+    /// Checks in f64 that the matrix products equal libtorch's resizing of each rectangle, for
+    /// rectangles that are enlarged and for rectangles that are reduced.
     #[test]
     fn regions_of_a_batch_are_scaled_as_each_by_itself() -> Result<()> {
         let mut rng = Rng::with_seed(4);
@@ -195,8 +195,8 @@ mod tests {
         Ok(())
     }
 
-    /// If no region with an allowed proportion is found, torchvision's fallback is used: the middle
-    /// of the image, in the nearest allowed proportion.
+    /// Checks what is returned if no rectangle with an allowed aspect ratio is found. As in
+    /// torchvision, it must be the middle of the image, in the nearest allowed aspect ratio.
     #[test]
     fn images_of_another_proportion_give_their_middle() {
         let crop = RandomResizedCrop::new(8).scale(1.0, 1.0);

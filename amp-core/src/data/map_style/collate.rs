@@ -7,8 +7,8 @@ use crate::{
     data::{AnyBatch, BatchField, FieldRole},
 };
 
-/// Makes a batch from examples. Tensors of one shape are stacked along a new first dimension.
-/// Sequences of different lengths are padded if padding is declared for the field.
+/// Combines examples into a batch. Tensors of one shape are stacked along a new first dimension.
+/// Sequences of different lengths are padded if padding is declared for their field.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{
@@ -74,8 +74,8 @@ pub struct Pad {
 }
 
 impl Pad {
-    /// Pads the field of this name with `value`, to the longest example of the batch. A field of a nested
-    /// struct has a dotted name, as in `source.ids`.
+    /// Pads the field of this name with `value`, up to the length of the batch's longest example. A
+    /// field of a nested struct has a dotted name, such as `source.ids`.
     ///
     /// # Examples
     ///
@@ -98,7 +98,8 @@ impl Pad {
         }
     }
 
-    /// Pads to a multiple of this length. Tensor cores are faster for multiples of 8.
+    /// Pads every batch to a multiple of this length. Tensor cores are faster if lengths are
+    /// multiples of 8.
     #[must_use]
     pub fn multiple_of(mut self, length: i64) -> Self {
         self.multiple = length;
@@ -113,23 +114,24 @@ impl Pad {
         self
     }
 
-    /// Adds a mask of this name: booleans `[N, L]`, true where the example has an element, as in
-    /// Hugging Face's models.
+    /// Adds a field of this name that contains a mask: booleans `[N, L]`, true where the example
+    /// has an element and false where there is padding, as in Hugging Face's models.
     #[must_use]
     pub fn attention_mask(mut self, name: impl Into<String>) -> Self {
         self.attention_mask = Some(name.into());
         self
     }
 
-    /// Adds a mask of this name: booleans `[N, L]`, true where there is padding, for
-    /// [`AttentionMask::padding`](crate::nn::AttentionMask::padding).
+    /// Adds a field of this name that contains a mask: booleans `[N, L]`, true where there is
+    /// padding, for [`AttentionMask::padding`](crate::nn::AttentionMask::padding).
     #[must_use]
     pub fn key_padding_mask(mut self, name: impl Into<String>) -> Self {
         self.key_padding_mask = Some(name.into());
         self
     }
 
-    /// Adds the examples' lengths under this name: int64 `[N]`.
+    /// Adds a field of this name that contains the lengths of the examples without padding: int64
+    /// `[N]`.
     #[must_use]
     pub fn lengths(mut self, name: impl Into<String>) -> Self {
         self.lengths = Some(name.into());
@@ -219,7 +221,8 @@ impl Collate {
             }
         }
         let pad = self.padded.iter().find(|pad| pad.field == name);
-        // The sizes that must be equal in all examples.
+        // The sizes of a tensor that must be the same in all examples: all of them, except the
+        // length if the field is padded.
         let fixed = |tensor: &Tensor| match pad {
             Some(_) => tensor.size().get(1..).map(<[i64]>::to_vec),
             None => Some(tensor.size()),
@@ -271,7 +274,7 @@ impl Collate {
     }
 }
 
-/// Refuses a field that only the first of two examples has.
+/// Returns an error if the first example has a field that the second example lacks.
 fn same_fields((one, has): (i64, &AnyBatch), (two, lacks): (i64, &AnyBatch)) -> Result<()> {
     match has.tensors().find(|(name, _)| lacks.tensor(name).is_none()) {
         Some((name, _)) => Err(Error::config(format!(

@@ -104,13 +104,13 @@ pub trait MapDataset: Send + Sync {
     }
 }
 
-/// A map-style dataset of any type of example.
+/// A map-style data set with examples of any type.
 pub(super) trait AnyMapDataset: Send + Sync {
     /// Returns the batch of the examples at `indices`.
     fn gather(&self, indices: &[i64], draws: Draws, watch: &Watch) -> Result<AnyBatch>;
 }
 
-/// Signals to and from threads that read examples.
+/// Signals between the loader and the threads that read examples.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
     stopped: AtomicBool,
@@ -118,12 +118,12 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Asks the threads to stop: reading ends with an error before the next example.
+    /// Asks the threads to stop. They then return an error instead of reading the next example.
     fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
     }
 
-    /// Returns whether an example drew random numbers.
+    /// Returns whether an example has used random numbers.
     pub(super) fn drew(&self) -> bool {
         self.drew.load(Ordering::Relaxed)
     }

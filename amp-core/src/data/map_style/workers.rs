@@ -31,7 +31,8 @@ struct Shared {
     queue: Mutex<Queue>,
     changed: Condvar,
     watch: Watch,
-    /// The largest number of batches that may be begun and not yet returned.
+    /// The largest number of batches that the threads may have begun, but that were not yet
+    /// returned.
     ahead: u64,
 }
 
@@ -42,12 +43,13 @@ struct Work {
 }
 
 struct Queue {
-    /// The examples of the batches that no thread has begun.
+    /// The indices of the examples of each batch that no thread has begun yet.
     indices: Box<dyn Iterator<Item = Vec<i64>> + Send>,
-    /// The numbers of batches begun and returned.
+    /// The number of batches that the threads have begun, and the number of batches that were
+    /// returned.
     begun: u64,
     given: u64,
-    /// Finished batches that were not yet returned, by their index.
+    /// The finished batches that were not yet returned, by their number in the epoch.
     ready: BTreeMap<u64, Result<AnyBatch>>,
     /// The number of threads that may still finish a batch.
     alive: usize,
@@ -89,8 +91,8 @@ impl Workers {
             let living = Living(shared.clone());
             let body = move || {
                 let living = living;
-                // The training loop waits for this thread, so the thread must not wait for the
-                // loop's reproducible section.
+                // The training loop, which may be in a reproducible section, waits for this thread.
+                // Therefore the thread must not wait until that section ends.
                 let _guest = inherited.enter();
                 let _no_grad = tch::no_grad_guard();
                 match context.enter() {
@@ -126,13 +128,13 @@ impl Drop for Workers {
         self.shared.queue().stopped = true;
         self.shared.changed.notify_all();
         for thread in self.threads.drain(..) {
-            // The thread catches panics of the data set itself.
+            // The thread catches panics of the data set, so joining it cannot fail.
             let _ = thread.join();
         }
     }
 }
 
-/// A thread that may still finish a batch.
+/// Counts, while it exists, as one thread that may still finish a batch.
 struct Living(Arc<Shared>);
 
 impl Drop for Living {
@@ -144,7 +146,7 @@ impl Drop for Living {
 
 impl Shared {
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        // A panic cannot leave the queue in an inconsistent state.
+        // The queue is consistent even if a thread panicked while it held the lock.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -198,7 +200,7 @@ impl Shared {
         true
     }
 
-    /// Queues this error instead of the next batch.
+    /// Puts an error into the queue in place of the next batch.
     fn refuse(&self, error: Error) {
         let mut queue = self.queue();
         queue.stopped = true;

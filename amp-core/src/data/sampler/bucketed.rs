@@ -1,9 +1,10 @@
 use super::{Epoch, Sampler, digest};
 use crate::{Error, Result};
 
-/// Shuffles a set so that the examples of a batch have similar lengths and little padding is
-/// needed. Examples are shuffled, then sorted by length within pools of some batches, then the
-/// batches are shuffled. A last batch that is not full holds examples of any length.
+/// Shuffles a set such that the examples of a batch have similar lengths, so that little padding is
+/// needed. First shuffles all examples. Then sorts the examples by length within pools of several
+/// batches. Finally shuffles the order of the batches. If the last batch is not full, it contains
+/// examples of any length.
 ///
 /// ```
 /// use amp_core::{Result, data::{Bucketed, Epoch, Sampler}};
@@ -24,13 +25,13 @@ pub struct Bucketed {
 }
 
 impl Bucketed {
-    /// Takes the length of each example. The default is a pool of 100 batches.
+    /// Creates the sampler from the length of each example. By default, a pool has 100 batches.
     pub fn new(lengths: Vec<i64>) -> Self {
         Self { lengths, pool: 100 }
     }
 
-    /// Sorts within pools of this many batches: a small number shuffles better, a large one needs
-    /// less padding.
+    /// Sets the number of batches in a pool. A small number shuffles better, and a large number
+    /// needs less padding.
     #[must_use]
     pub fn pool(mut self, batches: i64) -> Self {
         self.pool = batches.max(1);
@@ -55,7 +56,8 @@ impl Sampler for Bucketed {
         let mut order: Vec<i64> = (0..examples).collect();
         rng.shuffle(&mut order);
         let size = epoch.batch_size.max(1) as usize;
-        // The rest is split off before sorting, so that `drop_last` omits examples of any length.
+        // The examples of the last batch, if it is not full, are split off before sorting.
+        // Otherwise `drop_last` would always leave out examples of similar length.
         let rest = order.split_off(lengths / size * size);
         for pool in order.chunks_mut(size.saturating_mul(self.pool as usize)) {
             pool.sort_by_key(|index| self.lengths[*index as usize]);

@@ -18,7 +18,8 @@ use crate::{Error, Result, random::Rng};
 /// only on the content of an [`Epoch`]. It does not depend on the device, the precision or the
 /// batches that were read before. A resumed run therefore continues in the same order.
 ///
-/// Batches are consecutive parts of the order, so a sampler also decides which examples are in one batch.
+/// A batch consists of consecutive examples of the order. Therefore the sampler also decides which
+/// examples are in the same batch.
 ///
 /// ```
 /// use amp_core::{Result, data::{Epoch, Sampler}};
@@ -53,7 +54,7 @@ use crate::{Error, Result, random::Rng};
 /// # }
 /// ```
 pub trait Sampler: fmt::Debug + Send + Sync {
-    /// Returns the sampler's kind and options, as text.
+    /// Returns a text that names the sampler and its options.
     fn name(&self) -> String;
 
     /// Returns the number of examples that the sampler selects in each epoch from a set of
@@ -70,7 +71,7 @@ pub trait Sampler: fmt::Debug + Send + Sync {
     fn order(&self, epoch: &Epoch) -> Result<Vec<i64>>;
 }
 
-/// The values on which the order of an epoch depends.
+/// What the order of the examples in an epoch depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Epoch {
     /// The run's seed.
@@ -84,9 +85,10 @@ pub struct Epoch {
 }
 
 impl Epoch {
-    /// Returns random numbers that depend on the seed and the epoch.
+    /// Returns a random number generator whose seed depends on the run's seed and the epoch.
     pub fn rng(&self) -> Rng {
-        // Two generators are used, so that (seed, epoch) and (seed + 1, epoch - 1) are unrelated.
+        // The seed of the run goes through a generator first. With a sum of seed and epoch, (seed,
+        // epoch) and (seed + 1, epoch - 1) would give the same numbers.
         Rng::with_seed(Rng::with_seed(self.seed).bits() ^ self.epoch)
     }
 }
@@ -188,7 +190,8 @@ pub(super) fn checked_order(sampler: &dyn Sampler, epoch: &Epoch) -> Result<Vec<
     }
 }
 
-/// Returns a checksum of a long list, so that samplers with different lists have different names.
+/// Returns a checksum of a list. As part of a sampler's name, it distinguishes samplers with
+/// different lists.
 fn digest(bytes: impl Iterator<Item = [u8; 8]>) -> String {
     format!("{:08x}", bytes.fold(0, |digest, bytes| crc32c::crc32c_append(digest, &bytes)))
 }

@@ -44,10 +44,11 @@ impl<S: Sampler> Sampler for Subset<S> {
 /// What happens if the number of examples is not a multiple of the number of processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Tail {
-    /// The first examples of the order are drawn once more, until every process has equally many.
+    /// The first examples of the order are selected again, until all processes have the same number
+    /// of examples.
     #[default]
     Pad,
-    /// The last examples of the order are omitted.
+    /// The last examples of the order are left out.
     Drop,
 }
 

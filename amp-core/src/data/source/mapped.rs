@@ -19,7 +19,7 @@ pub(super) fn bytes(path: &Path) -> Result<Tensor> {
         ));
     };
     let size = i64::try_from(length).map_err(|_| refused("the file is too large to be mapped"))?;
-    // The mapping is private: writes to the tensor do not change the file.
+    // The mapping is private, so that writes to the tensor do not change the file.
     Tensor::f_from_file(name, false, size, (Kind::Uint8, Device::Cpu))
         .map_err(|error| refused(&Error::from(error).to_string()))
 }

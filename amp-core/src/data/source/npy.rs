@@ -112,7 +112,7 @@ fn entries(text: &str) -> Option<HashMap<&str, &str>> {
         let behind = behind.trim_start();
         let end = match behind.chars().next()? {
             '(' => behind.find(')')? + 1,
-            // A list describes columns of a structured array, which is not supported.
+            // A list describes the columns of a structured array. Such arrays are not supported.
             '[' => behind.rfind(']')? + 1,
             _ => behind.find(',').unwrap_or(behind.len()),
         };

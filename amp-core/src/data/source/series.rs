@@ -10,7 +10,8 @@ use crate::{
 /// a model forecasts, and the future values after them (the horizon). All values of a window belong
 /// to one series, and to one side of a [split](Self::split).
 ///
-/// An example is a [`Batch`]: `input` `[context, …]` and `target` `[horizon, …]` of a series `[T, …]`.
+/// An example is a [`Batch`] made from a series `[T, …]`: `input` is the context, `[context, …]`,
+/// and `target` is the horizon, `[horizon, …]`.
 ///
 /// ```
 /// use amp_core::{Result, data::{MapDataset, Windows}, random::Rng, tch::Tensor};
@@ -79,7 +80,7 @@ impl Windows {
     /// occurs in both results.
     ///
     /// # Errors
-    /// When the fraction is not between 0 and 1, or a part has no window.
+    /// When the fraction is not between 0 and 1, or one side of the split has no window.
     pub fn split(&self, fraction: f64) -> Result<(Self, Self)> {
         if !(fraction > 0.0 && fraction < 1.0) {
             return Err(Error::config(format!(

@@ -41,7 +41,7 @@ pub enum TokenWidth {
 pub struct TokenFile {
     path: PathBuf,
     tokens: SharedTensor,
-    /// A bit mask of the token's width.
+    /// A mask whose bits are set for the bits of a token.
     bits: i64,
     count: i64,
     length: i64,
@@ -52,14 +52,14 @@ pub struct TokenFile {
 /// Where windows begin.
 #[derive(Debug, Clone, Copy)]
 enum Starts {
-    /// At every multiple of this number of tokens.
+    /// A window begins at every multiple of this number of tokens.
     Every(i64),
-    /// At random positions. The value is the number of windows in an epoch.
+    /// Windows begin at random positions. The number is that of windows in an epoch.
     Anywhere(i64),
 }
 
 impl TokenFile {
-    /// Opens a file as consecutive windows of `length` tokens without overlap.
+    /// Opens a file of tokens. Windows of `length` tokens follow each other without overlap.
     ///
     /// # Errors
     /// When the file cannot be mapped, does not consist of whole tokens, or has at most `length`
@@ -96,8 +96,8 @@ impl TokenFile {
         })
     }
 
-    /// Begins a window after every `stride` tokens. Windows overlap if `stride` is less than their
-    /// length.
+    /// Lets a window begin after every `stride` tokens. If `stride` is less than the length of a
+    /// window, the windows overlap.
     ///
     /// # Errors
     /// When the stride is below 1.
@@ -153,7 +153,8 @@ impl MapDataset for TokenFile {
             Starts::Anywhere(_) => rng.below(self.count - self.length),
         };
         let window = self.tokens.get().f_narrow(0, start, self.length + 1)?;
-        // libtorch reads the tokens as signed integers.
+        // libtorch reads the tokens as signed integers, so tokens with the highest bit set would be
+        // negative.
         let window = window.f_to_kind(Kind::Int64)?.f_bitwise_and(self.bits)?;
         if let Some(most) = self.vocabulary {
             let largest = window.f_max()?.f_int64_value(&[])?;

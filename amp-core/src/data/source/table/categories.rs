@@ -18,7 +18,7 @@ pub struct Categories {
     unknown: bool,
 }
 
-/// The saved form of [`Categories`], not yet checked.
+/// Categories as read from a file, not yet checked.
 #[derive(Deserialize)]
 struct Stored {
     names: Vec<String>,
@@ -45,7 +45,7 @@ impl Categories {
         Self { names, unknown: false }
     }
 
-    /// Adds one more id, the last, which stands for every unknown name.
+    /// Adds an id for names that are not categories. It is the largest id.
     #[must_use]
     pub fn with_unknown(mut self) -> Self {
         self.unknown = true;
@@ -57,7 +57,7 @@ impl Categories {
         &self.names
     }
 
-    /// Returns the number of ids, which is the number of rows of an embedding.
+    /// Returns the number of ids. It is the number of rows that an embedding of the ids needs.
     pub fn len(&self) -> i64 {
         self.names.len() as i64 + i64::from(self.unknown)
     }
@@ -75,7 +75,7 @@ impl Categories {
         found.or(unknown).map(|id| id as i64)
     }
 
-    /// Writes the categories to a JSON file. The file appears whole or not at all.
+    /// Writes the categories to a JSON file. A failed call leaves no incomplete file.
     ///
     /// # Errors
     /// When the file cannot be written.

@@ -7,14 +7,14 @@ use tch::Tensor;
 use super::Categories;
 use crate::{Error, Result};
 
-/// Rows of a table, read by column. A missing value is `None`.
+/// The rows of a table, which are read by column. A missing value is `None`.
 pub(super) trait Rows {
     fn len(&self) -> usize;
 
-    /// Returns the position of a row for error messages: `people.csv, line 3`.
+    /// Returns the file and line of a row for error messages, such as `people.csv, line 3`.
     fn place(&self, row: usize) -> String;
 
-    /// Returns the numbers of a column, rounded to f32.
+    /// Returns the numbers in a column, rounded to f32.
     fn floats(&self, column: &str) -> Result<Vec<Option<f32>>>;
 
     fn integers(&self, column: &str) -> Result<Vec<Option<i64>>>;

@@ -118,7 +118,7 @@ impl Columns {
         self
     }
 
-    /// Writes the columns to a JSON file. The file appears whole or not at all.
+    /// Writes the list to a JSON file. A failed call leaves no incomplete file.
     ///
     /// # Errors
     /// When the file cannot be written, or a replacement for missing numbers is not finite.
@@ -135,7 +135,7 @@ impl Columns {
         saved::load(path.as_ref())
     }
 
-    /// Returns the names of the columns that are read.
+    /// Returns the names of the columns that the fields need.
     #[cfg(feature = "parquet")]
     pub(super) fn read(&self) -> impl Iterator<Item = &str> {
         self.fields.iter().flat_map(|field| match &field.content {

@@ -33,8 +33,8 @@ pub(super) fn floats(array: &dyn Array) -> Option<Vec<Option<f32>>> {
     )
 }
 
-/// Reads whole numbers, dates in days and times in the column's unit. Returns an error for a number
-/// that int64 cannot represent.
+/// Reads whole numbers. Dates are read as days, and times in the unit of the column. The result for
+/// a number that int64 cannot represent is an error.
 pub(super) fn integers(array: &dyn Array) -> Option<Vec<Option<Result<i64, String>>>> {
     cells!(array,
         Int64Array | Date64Array | Time64MicrosecondArray | Time64NanosecondArray | TimestampSecondArray
@@ -59,7 +59,7 @@ fn whole(number: f64) -> Result<i64, String> {
     }
 }
 
-/// Reads text, and whole numbers as text.
+/// Reads text. Whole numbers are converted to text.
 pub(super) fn texts(array: &dyn Array) -> Option<Vec<Option<Cow<'_, str>>>> {
     cells!(array,
         StringArray | LargeStringArray | StringViewArray => Cow::Borrowed;

@@ -34,7 +34,8 @@ impl File {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let file = fs::File::open(path).map_err(|error| Error::io(path, error))?;
         let file = Positioned::new(file);
-        // Types of pandas and arrow are ignored: categories are read as text.
+        // The types that pandas and arrow store in the file are ignored, so that categories are
+        // read as text.
         let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
         let footer =
             ArrowReaderMetadata::load(&file, options).map_err(|error| damaged(path, &error))?;
@@ -49,7 +50,7 @@ impl File {
         self.footer.metadata().row_groups().iter().map(|group| group.num_rows())
     }
 
-    /// Refuses a column that the file does not have.
+    /// Returns an error if the file does not have this column.
     pub(super) fn check(&self, column: &str) -> Result<()> {
         self.root(column).map(drop)
     }
@@ -89,7 +90,7 @@ impl File {
 
 fn damaged(path: &Path, error: &(impl std::error::Error + 'static)) -> Error {
     let text = error.to_string();
-    // Some errors of the parquet crate have several lines.
+    // Only the first line is used, because some errors of the parquet crate have several lines.
     let line = text.lines().next().unwrap_or_default();
     let own: &(dyn std::error::Error + 'static) = error;
     match own.downcast_ref::<ParquetError>() {
@@ -103,7 +104,7 @@ fn damaged(path: &Path, error: &(impl std::error::Error + 'static)) -> Error {
 /// The rows of one row group.
 pub(super) struct GroupRows<'f> {
     path: &'f Path,
-    /// The number of the group's first row in the file.
+    /// The number of the row group's first row, counted from the start of the file.
     first: i64,
     batches: Vec<RecordBatch>,
 }

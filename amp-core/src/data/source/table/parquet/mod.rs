@@ -22,8 +22,8 @@ use crate::{Error, Result, data::AnyBatch};
 /// written. Only the requested columns are read. Up to [`threads`](Self::threads) row groups are
 /// decoded at once.
 ///
-/// Columns may hold integers, floating-point numbers, booleans, dates, times or text, compressed by
-/// Snappy, gzip, LZ4 or zstd.
+/// A column may contain integers, floating-point numbers, booleans, dates, times or text. It may be
+/// compressed by Snappy, gzip, LZ4 or zstd.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{Batch, Result, data::{Columns, DataModule, ParquetTable}, tch::Tensor};
@@ -53,7 +53,7 @@ use crate::{Error, Result, data::AnyBatch};
 #[derive(Debug)]
 pub struct ParquetTable {
     files: Vec<File>,
-    /// The most threads that decode row groups.
+    /// The largest number of threads that decode row groups at once.
     threads: usize,
 }
 
@@ -70,7 +70,8 @@ impl ParquetTable {
         Self::open_all(&[path])
     }
 
-    /// Opens several files. The rows of the table are the rows of all files, in this order.
+    /// Opens several files as one table. The rows of the table are the rows of the files, in the
+    /// order of `paths`.
     ///
     /// # Errors
     /// When the list is empty, a file cannot be read or is not a Parquet file, or the files have

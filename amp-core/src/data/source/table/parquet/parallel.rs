@@ -10,7 +10,7 @@ use std::{
 
 use crate::{Error, Result};
 
-/// Returns the result of `decode` for each item, in order.
+/// Returns the result of `decode` for each item, in the order of the items.
 pub(super) fn each<I: Sync, T: Send>(
     threads: usize,
     items: &[I],
@@ -51,8 +51,8 @@ mod tests {
 
     use super::*;
 
-    /// Several items are decoded at a time. Their results are in the order of the items, whichever
-    /// is finished first.
+    /// Several items are decoded at once. The results must be in the order of the items, even if a
+    /// later item is finished first.
     #[test]
     fn results_are_in_order() -> Result<()> {
         let (both, done, later) = (Barrier::new(2), Mutex::new(false), Condvar::new());

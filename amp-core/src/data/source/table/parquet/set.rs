@@ -14,15 +14,15 @@ use crate::{
 /// [`ParquetTable::threads`] threads at once. Each thread needs memory for one further row group
 /// while it decodes.
 ///
-/// In a fully shuffled order every batch has rows of nearly all groups, so most groups are read
-/// again for each batch. Use [`shuffled_groups`](Self::shuffled_groups) instead, or keep all groups
-/// in memory with [`kept`](Self::kept).
+/// If all rows are shuffled, every batch has rows of nearly all row groups. Most row groups then
+/// have to be read again for each batch. Use [`shuffled_groups`](Self::shuffled_groups) instead, or
+/// keep all row groups in memory with [`kept`](Self::kept).
 #[derive(Debug)]
 pub struct ParquetSet {
     table: ParquetTable,
     columns: Columns,
     groups: Vec<Group>,
-    /// The number of each group's first row, followed by the number of all rows.
+    /// The number of the first row of each row group, followed by the number of rows of the table.
     starts: Vec<i64>,
     kept: usize,
     read: u64,
@@ -49,15 +49,15 @@ impl ParquetSet {
         self
     }
 
-    /// Returns how many row groups were read from the files so far. A group that was read twice
-    /// counts twice.
+    /// Returns how many row groups were read from the files so far. If a row group was read twice,
+    /// it counts twice.
     pub fn groups_read(&self) -> u64 {
         self.read
     }
 
-    /// Returns an order for training. The order of the row groups is random, and rows are shuffled
-    /// within `together` groups, which the set keeps in memory. An epoch then reads each group
-    /// once.
+    /// Returns a sampler for training. It shuffles the order of the row groups, and then the rows
+    /// within every `together` consecutive row groups. The set must keep this number of row groups
+    /// in memory; then an epoch reads each row group once.
     ///
     /// # Errors
     /// When `together`, the number of row groups that are shuffled together, is 0.
@@ -65,7 +65,7 @@ impl ParquetSet {
         ShuffledBlocks::new(self.table.group_rows(), together)
     }
 
-    /// Returns the group of a row, as an index.
+    /// Returns the index of the row group that contains a row.
     fn group_of(&self, row: i64) -> Result<usize> {
         let all = self.starts[self.groups.len()];
         match (0..all).contains(&row) {
@@ -88,7 +88,8 @@ impl ParquetSet {
         parallel::each(table.threads, &missing, |at| Ok((*at, table.group(groups[*at], columns)?)))
     }
 
-    /// Keeps a group in memory that was just read.
+    /// Puts a row group that was just read into memory, and removes another one if there are too
+    /// many.
     fn keep(&mut self, read: (usize, AnyBatch)) {
         while self.cache.len() >= self.kept {
             self.cache.pop_front();

@@ -48,9 +48,9 @@ pub struct CrossEntropy {
     /// The weight of each class: `[C]`, floating-point. The loss of a target is multiplied by the
     /// weight of its class.
     pub weight: Option<Tensor>,
-    /// The class of ignored targets. The default is -100.
+    /// The class whose targets are ignored. The default is -100.
     pub ignore_index: i64,
-    /// z, at least 0. The default is 0.
+    /// The factor z of the additional term, at least 0. The default is 0, which adds nothing.
     pub z_loss: f64,
 }
 
@@ -63,8 +63,8 @@ impl Default for CrossEntropy {
 }
 
 impl CrossEntropy {
-    /// Computes the loss with another reduction: `None` returns `[N, …]`, with 0 for ignored
-    /// targets.
+    /// Computes the loss with another reduction than the mean. With `None` the result is the loss
+    /// of each target, `[N, …]`, with 0 for ignored targets.
     ///
     /// # Errors
     /// When output, target or options are not as [`CrossEntropy`] requires.
@@ -173,7 +173,7 @@ pub struct Nll {
     /// The weight of each class: `[C]`, floating-point. The loss of a target is multiplied by the
     /// weight of its class.
     pub weight: Option<Tensor>,
-    /// The class of ignored targets. The default is -100.
+    /// The class whose targets are ignored. The default is -100.
     pub ignore_index: i64,
 }
 
@@ -184,8 +184,8 @@ impl Default for Nll {
 }
 
 impl Nll {
-    /// Computes the loss with another reduction: `None` returns `[N, …]`, with 0 for ignored
-    /// targets.
+    /// Computes the loss with another reduction than the mean. With `None` the result is the loss
+    /// of each target, `[N, …]`, with 0 for ignored targets.
     ///
     /// # Errors
     /// When output, target or options are not as [`Nll`] requires.
@@ -234,7 +234,7 @@ fn in_fixed_order(
         return of_reduction(reduction);
     }
     let each = of_reduction(Reduction::None)?;
-    // A sum of 16-bit numbers may exceed the largest number of their dtype.
+    // 16-bit losses are added up in f32, because their sum may exceed the largest 16-bit number.
     let wide = match each.kind() {
         Kind::Half | Kind::BFloat16 => Kind::Float,
         kind => kind,

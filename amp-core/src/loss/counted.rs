@@ -23,7 +23,7 @@ pub enum MeanOver<'a> {
         /// The weight of each class. `None` means that every class has the weight 1.
         weight: Option<&'a Tensor>,
     },
-    /// The result of this function for the target: a scalar on the target's device.
+    /// The result of this function for the targets, a scalar on their device.
     Weights(WeightOf<'a>),
     /// There is no denominator, because the loss compares the examples of a batch with each other.
     /// Therefore the batch is never split into micro-batches.
@@ -68,7 +68,8 @@ impl fmt::Debug for MeanOver<'_> {
 pub enum Counted {
     /// The number of examples.
     Examples(f64),
-    /// The number of targets or the sum of weights, an f64 scalar on the batch's device.
+    /// The number of targets, or the sum of their weights: an f64 scalar on the device of the
+    /// batch.
     OnDevice(Tensor),
 }
 
@@ -85,10 +86,10 @@ impl Counted {
     }
 }
 
-/// Converts the weight of a batch that a model's `counts` function returned.
+/// Checks and converts the scalar that a model's `counts` function returned for a batch.
 ///
 /// # Errors
-/// When the weight is not a scalar.
+/// When the result of the function is not a scalar.
 #[doc(hidden)]
 pub fn counted_as(count: &Tensor) -> Result<Counted> {
     match count.numel() {

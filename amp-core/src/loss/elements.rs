@@ -13,7 +13,8 @@ use crate::Result;
 macro_rules! of_elements {
     ($loss:ident $name:literal, |$own:ident, $output:ident, $target:ident, $reduction:ident| $computed:expr) => {
         impl $loss {
-            /// Computes the loss with another reduction: `None` returns the output's shape.
+            /// Computes the loss with another reduction than the mean. With `None` the result is
+            /// the loss of each element, in the shape of the output.
             ///
             /// # Errors
             #[doc = concat!("The errors of [`", stringify!($loss), "`].")]
@@ -76,7 +77,7 @@ pub struct L1;
 
 of_elements!(L1 "l1_loss", |_own, x, y, reduction| Ok(x.f_l1_loss(y, reduction)?));
 
-/// Huber's loss with d = x − y: d²/2 for |d| < δ, otherwise δ (|d| − δ/2).
+/// Huber's loss. With d = x − y it is d²/2 for |d| < δ, and δ (|d| − δ/2) otherwise.
 ///
 /// ```
 /// use amp_core::{loss::{Huber, Loss}, tch::Tensor};
@@ -92,7 +93,7 @@ of_elements!(L1 "l1_loss", |_own, x, y, reduction| Ok(x.f_l1_loss(y, reduction)?
 /// When the shapes differ, a dtype is not floating-point, or an option is out of range.
 #[derive(Debug, Clone, Copy)]
 pub struct Huber {
-    /// δ, above 0. The default is 1.
+    /// The number δ, above 0. The default is 1.
     pub delta: f64,
 }
 
@@ -114,7 +115,7 @@ of_elements!(Huber "huber_loss", |own, x, y, reduction| {
 /// When the shapes differ, a dtype is not floating-point, or an option is out of range.
 #[derive(Debug, Clone, Copy)]
 pub struct SmoothL1 {
-    /// β, at least 0. The default is 1.
+    /// The number β, at least 0. The default is 1.
     pub beta: f64,
 }
 
@@ -141,8 +142,8 @@ of_elements!(SmoothL1 "smooth_l1_loss", |own, x, y, reduction| {
 /// autocast is on.
 #[derive(Debug, Default)]
 pub struct BinaryCrossEntropy {
-    /// w: a single number, or a tensor with the shape of one example, where a size of 1 means one
-    /// weight for the whole dimension.
+    /// The weight w: a single number, or a tensor with the shape of one example. If a size of the
+    /// tensor is 1, the weight is the same for the whole dimension.
     pub weight: Option<Tensor>,
 }
 
@@ -152,7 +153,7 @@ of_elements!(BinaryCrossEntropy "binary_cross_entropy", |own, p, y, reduction| {
 });
 
 /// Binary cross entropy of logits x against probabilities y from 0 to 1: −w (q y ln σ(x) + (1 − y)
-/// ln(1 − σ(x))). The mean is over all elements, independent of w.
+/// ln(1 − σ(x))). The mean divides by the number of elements, whatever the weights w are.
 ///
 /// A weight is a single number, or has the shape of one example. For outputs `[N, C]` it is `[C]`;
 /// for outputs `[N, C, H, W]` it may be `[C, 1, 1]`.
@@ -180,7 +181,7 @@ of_elements!(BinaryCrossEntropy "binary_cross_entropy", |own, p, y, reduction| {
 pub struct BinaryCrossEntropyWithLogits {
     /// The factor w by which the loss of each element is multiplied.
     pub weight: Option<Tensor>,
-    /// q, the weight of a positive target relative to a negative one.
+    /// The weight q of positive targets relative to negative ones.
     pub pos_weight: Option<Tensor>,
 }
 
@@ -209,7 +210,8 @@ of_elements!(BinaryCrossEntropyWithLogits "binary_cross_entropy_with_logits", |o
 pub struct KlDiv {
     /// Whether the target contains log probabilities instead of probabilities.
     pub log_target: bool,
-    /// Whether a mean divides by the number of examples (dimension 0) instead of elements.
+    /// Whether a mean divides by the number of examples (dimension 0) instead of the number of
+    /// elements.
     pub batchmean: bool,
 }
 
@@ -231,11 +233,11 @@ of_elements!(KlDiv "kl_div", |own, x, y, reduction| match (own.batchmean, reduct
 /// When the shapes differ, a dtype is not floating-point, or an option is out of range.
 #[derive(Debug, Clone, Copy)]
 pub struct PoissonNll {
-    /// Whether the output is the rate's logarithm. The default is true.
+    /// Whether the output is the logarithm of the rate. The default is true.
     pub log_input: bool,
-    /// Whether to add the approximation of ln y!.
+    /// Whether the approximation of ln y! is added.
     pub full: bool,
-    /// ε, above 0. The default is 1e-8.
+    /// The number ε, above 0. The default is 1e-8.
     pub eps: f64,
 }
 
@@ -251,7 +253,8 @@ of_elements!(PoissonNll "poisson_nll_loss", |own, x, y, reduction| {
     Ok(x.f_poisson_nll_loss(y, log_input, full, eps, reduction)?)
 });
 
-/// Hinge loss of distances x against labels 1 and -1: x for 1, max(0, margin − x) for -1.
+/// Hinge loss of distances x against labels 1 and -1. For the label 1 it is x, and for the label -1
+/// it is max(0, margin − x).
 ///
 /// # Errors
 /// When the shapes differ or a dtype is not floating-point.

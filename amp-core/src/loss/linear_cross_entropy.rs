@@ -1,4 +1,4 @@
-//! The cross entropy of a linear layer's outputs, computed without holding all outputs in memory.
+//! The cross entropy of a linear layer's outputs, computed without storing all outputs at once.
 
 use std::cell::Cell;
 
@@ -16,10 +16,10 @@ use crate::{Error, Result, ffi, precision::autocast_state};
 /// of 8192 rows, 5 % longer in chunks of 4096 rows and 14 % longer in chunks of 2048 rows.
 const ROWS: i64 = 8192;
 
-/// The smallest number of logits in a chunk, if there are that many.
+/// The smallest number of logits in a chunk, if the layer has that many logits.
 const LOGITS: i64 = 1 << 27;
 
-/// The largest number of logits in a chunk: 1 GiB in 16 bits.
+/// The largest number of logits in a chunk. In 16 bits they take 1 GiB.
 const MOST_LOGITS: i64 = 1 << 29;
 
 thread_local! {
@@ -56,8 +56,9 @@ impl CrossEntropy {
     /// chunks, all logits are computed at once. Up to rounding, the loss and the gradients are the
     /// same as without chunks, because sums over chunks are f32 or wider.
     ///
-    /// The forward pass also computes the gradients, except for a factor that the backward pass
-    /// multiplies by. So the f16 gradients of the logits do not depend on the loss scale.
+    /// The forward pass also computes the gradients, up to a factor (the gradient of the loss),
+    /// which the backward pass multiplies in. Therefore the f16 gradients of the logits do not
+    /// depend on the loss scale.
     ///
     /// | tensor | shape |
     /// | --- | --- |
@@ -66,11 +67,13 @@ impl CrossEntropy {
     /// | `bias` | `[classes]` |
     /// | `target` | `[…]`, int64 |
     ///
-    /// With class weights, with probabilities as targets, and for 16-bit weights the logits are
-    /// computed all at once. The backward pass of second derivatives computes all logits.
+    /// If there are class weights, if the targets are probabilities, or if the weights have 16
+    /// bits, all logits are computed at once. If second derivatives are needed, the backward pass
+    /// computes all logits at once.
     ///
     /// # Errors
-    /// When `rows` is below 1, and the errors of [`CrossEntropy`].
+    /// When `rows` is below 1, or when output, target or options are not as [`CrossEntropy`]
+    /// requires.
     ///
     /// ```
     /// use amp_core::{loss::{CrossEntropy, Loss}, nn, tch::{Device, Kind, Tensor}};
@@ -100,7 +103,7 @@ impl CrossEntropy {
     }
 
     /// Computes [`of_linear`](Self::of_linear) in chunks, and calls `each` with the logits of each
-    /// chunk. Returns `None` if the logits are to be computed all at once.
+    /// chunk. Returns `None` if the logits are to be computed all at once instead.
     pub(crate) fn in_chunks(
         &self,
         input: &Tensor,
@@ -151,8 +154,8 @@ pub(crate) fn pays_in_chunks(
     Ok(kind.filter(|_| rows_of_chunk(input, weight).is_some()))
 }
 
-/// Returns the number of rows in a chunk, for chunks of equal size. Returns `None` if one chunk is
-/// enough for all rows.
+/// Returns the number of rows in a chunk. All chunks have about the same size. Returns `None` if
+/// all rows fit into one chunk.
 fn rows_of_chunk(input: &Tensor, weight: &Tensor) -> Option<i64> {
     if let Some(chosen) = CHOSEN.get() {
         return Some(chosen);

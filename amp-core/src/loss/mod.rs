@@ -74,7 +74,7 @@ pub(crate) const IGNORED: i64 = -100;
 /// # Ok::<(), amp_core::Error>(())
 /// ```
 pub trait Loss {
-    /// Computes the loss of a batch, a scalar, from the model's output and the target.
+    /// Computes the loss of a batch from the model's output and the target. The loss is a scalar.
     ///
     /// # Errors
     /// When shapes or dtypes are invalid, or an option is out of range.
@@ -86,8 +86,8 @@ pub trait Loss {
     /// batch.
     fn mean_over(&self) -> MeanOver<'_>;
 
-    /// Returns the reason why a step with this loss cannot run as a CUDA graph, for example
-    /// `ctc_loss reads lengths on the host`.
+    /// Returns the reason why a step with this loss cannot be recorded as a CUDA graph, for example
+    /// `ctc_loss reads lengths on the host`. `None` if it can.
     fn outside_graphs(&self) -> Option<&'static str> {
         None
     }
@@ -158,7 +158,7 @@ pub fn huber_loss(output: &Tensor, target: &Tensor) -> Result<Tensor> {
 /// Computes [`BinaryCrossEntropy`] of probabilities. Autocast on CUDA refuses this loss.
 ///
 /// # Errors
-/// When the shapes differ, a dtype is not floating-point, or under CUDA autocast.
+/// When the shapes differ, a dtype is not floating-point, or autocast is on for CUDA.
 pub fn binary_cross_entropy(output: &Tensor, target: &Tensor) -> Result<Tensor> {
     BinaryCrossEntropy::default().compute(output, target)
 }
@@ -171,7 +171,7 @@ pub fn binary_cross_entropy_with_logits(output: &Tensor, target: &Tensor) -> Res
     BinaryCrossEntropyWithLogits::default().compute(output, target)
 }
 
-/// Adds the loss's name and the shapes to libtorch's error about a class out of range.
+/// Adds the name of the loss and the shapes to libtorch's error about a class that is out of range.
 fn explained(what: &str, ignored: i64, error: Error, output: &Tensor, target: &Tensor) -> Error {
     match &error {
         Error::Torch(text) if !error.is_out_of_memory() => {

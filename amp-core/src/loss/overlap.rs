@@ -1,4 +1,4 @@
-//! Losses for segmentation masks.
+//! Losses for segmentation masks, which compare overlapping areas.
 
 use tch::{Kind, Reduction, Tensor};
 
@@ -8,15 +8,16 @@ use super::{
 };
 use crate::{Result, ffi, precision::is_floating};
 
-/// The Dice loss of logits `[N, C, …]` (Milletari et al. 2016): 1 − (2 Σ p t + s) / (Σ p + Σ t + s), the
-/// mean over classes and examples. The sums are over the positions of one example, or with `batch` over the
-/// whole batch.
+/// The Dice loss of logits `[N, C, …]` (Milletari et al. 2016): 1 − (2 Σ p t + s) / (Σ p + Σ t +
+/// s), averaged over classes and examples. The sums are over the positions of one example, or with
+/// `batch` over the positions of all examples.
 ///
 /// For int64 classes `[N, …]`, p is the softmax over dimension 1, and t is the one-hot encoding of
 /// the class. Positions of class -100 are ignored. For a floating-point mask with the shape of the
 /// logits, p is the sigmoid of the logits and t is the mask.
 ///
-/// With `batch` the loss compares all positions of the batch, so a batch is never split.
+/// With `batch` the loss depends on all positions of the batch together. Therefore a batch is never
+/// split into micro-batches.
 ///
 /// # Errors
 /// When shapes or dtypes are invalid, the smoothing is below 0, or a class on the CPU is out of
@@ -26,7 +27,7 @@ pub struct Dice {
     /// The number s that is added to numerator and denominator, at least 0. If it is above 0, the
     /// loss of an empty mask is 0 instead of NaN. The default is 1.
     pub smooth: f64,
-    /// Whether the sums are over the whole batch.
+    /// Whether the sums are over the positions of all examples of the batch.
     pub batch: bool,
 }
 
@@ -37,7 +38,8 @@ impl Default for Dice {
 }
 
 impl Dice {
-    /// Computes the loss with another reduction: `None` returns `[N, C]`, or `[C]` with `batch`.
+    /// Computes the loss with another reduction than the mean. With `None` the result is `[N, C]`,
+    /// or `[C]` with `batch`.
     ///
     /// # Errors
     /// When output, target or options are not as [`Dice`] requires.
@@ -137,7 +139,7 @@ pub struct Focal {
     /// The weight α of positive elements, from 0 to 1; negative elements have the weight 1 − α. A
     /// negative α means no weights. The default is 0.25.
     pub alpha: f64,
-    /// γ, at least 0. The default is 2.
+    /// The exponent γ, at least 0. The default is 2.
     pub gamma: f64,
 }
 
@@ -148,7 +150,8 @@ impl Default for Focal {
 }
 
 impl Focal {
-    /// Computes the loss with another reduction: `None` returns the output's shape.
+    /// Computes the loss with another reduction than the mean. With `None` the result is the loss
+    /// of each element, in the shape of the output.
     ///
     /// # Errors
     /// When output, target or options are not as [`Focal`] requires.

@@ -11,7 +11,8 @@ use super::{
 };
 use crate::Result;
 
-/// 1 − cos(x, y) along dimension 1 of outputs and targets `[N, D, …]`.
+/// The loss 1 − cos(x, y) of outputs x and targets y, `[N, D, …]`, with the cosine along dimension
+/// 1.
 ///
 /// # Errors
 /// When the shapes differ, there is no dimension 1, or a dtype is not floating-point.
@@ -28,7 +29,8 @@ impl Default for CosineSimilarity {
 }
 
 impl CosineSimilarity {
-    /// Computes the loss with another reduction: `None` returns `[N, …]`, without dimension 1.
+    /// Computes the loss with another reduction than the mean. With `None` the result has the shape
+    /// of the output without dimension 1, `[N, …]`.
     ///
     /// # Errors
     /// When output and target are not as [`CosineSimilarity`] requires.
@@ -63,13 +65,13 @@ impl Loss for CosineSimilarity {
 /// |(one, other), target| …, of = examples)]`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CosineEmbedding {
-    /// From -1 to 1. The default is 0.
+    /// The margin, from -1 to 1. The default is 0.
     pub margin: f64,
 }
 
 impl CosineEmbedding {
-    /// Computes the loss of two tensors `[N, D]` and labels `[N]`, 1 or -1. The reduction `None`
-    /// returns `[N]`.
+    /// Computes the loss of two tensors `[N, D]` and of labels `[N]`, which are 1 or -1. With the
+    /// reduction `None`, the result is the loss of each pair, `[N]`.
     ///
     /// # Errors
     /// When shapes or dtypes are invalid, or the margin is out of range.
@@ -97,7 +99,7 @@ impl CosineEmbedding {
 pub struct TripletMargin {
     /// The margin, above 0. The default is 1.
     pub margin: f64,
-    /// The norm's degree. The default is 2.
+    /// The degree p of the norm. The default is 2.
     pub p: f64,
     /// The number ε that is added to each difference. The default is 1e-6.
     pub eps: f64,
@@ -113,8 +115,8 @@ impl Default for TripletMargin {
 }
 
 impl TripletMargin {
-    /// Computes the loss of three tensors of one shape `[…, D]`. The reduction `None` returns
-    /// `[…]`.
+    /// Computes the loss of three tensors of the same shape `[…, D]`. With the reduction `None`,
+    /// the result is the loss of each triplet, `[…]`.
     ///
     /// # Errors
     /// When shapes or dtypes are invalid, or the margin is out of range.
@@ -143,7 +145,8 @@ impl TripletMargin {
 pub struct GaussianNll {
     /// Whether the constant ln(2π)/2 is added.
     pub full: bool,
-    /// ε, above 0. The default is 1e-6. The gradient of the variance ignores this limit.
+    /// The lower limit ε of the variance, above 0. The default is 1e-6. The gradient of the
+    /// variance is computed as if there were no limit.
     pub eps: f64,
 }
 
@@ -154,7 +157,8 @@ impl Default for GaussianNll {
 }
 
 impl GaussianNll {
-    /// Computes the loss of three tensors of one shape. The reduction `None` returns that shape.
+    /// Computes the loss of three tensors of the same shape. With the reduction `None`, the result
+    /// has this shape.
     ///
     /// # Errors
     /// When shapes or dtypes are invalid, or a variance on the CPU is below 0. On CUDA this is not
@@ -176,7 +180,8 @@ impl GaussianNll {
             return Err(misfit(NAME, &mean, &variance, why));
         }
         in_f32([&mean, &target, &variance], |[mean, target, variance]| {
-            // As in torch, the gradient ignores the lower limit of the variance.
+            // As in torch, the gradient of the variance is computed as if there were no lower
+            // limit.
             let least =
                 tch::no_grad(|| variance.f_clamp_min(self.eps)?.f_sub(&variance.f_detach()?))?;
             let variance = variance.f_add(&least)?;
@@ -207,9 +212,10 @@ impl GaussianNll {
 /// dtype is not floating-point, or τ is not above 0.
 #[derive(Debug, Clone, Copy)]
 pub struct InfoNce {
-    /// τ, above 0. The default is 0.07.
+    /// The temperature τ, above 0. The default is 0.07.
     pub temperature: f64,
-    /// Whether to average with the loss of targets against outputs (CLIP).
+    /// Whether the loss is averaged with the loss in which outputs and targets are exchanged (as in
+    /// CLIP).
     pub symmetric: bool,
 }
 
@@ -220,7 +226,8 @@ impl Default for InfoNce {
 }
 
 impl InfoNce {
-    /// Computes the loss with another reduction: `None` returns `[N]`.
+    /// Computes the loss with another reduction than the mean. With `None` the result is the loss
+    /// of each example, `[N]`.
     ///
     /// # Errors
     /// When output, target or options are not as [`InfoNce`] requires.

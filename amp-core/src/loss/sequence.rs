@@ -21,7 +21,7 @@ use crate::{Result, precision::is_floating};
 /// When shapes or dtypes are invalid, or libtorch refuses a length.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Ctc {
-    /// The class of the blank. The default is 0.
+    /// The number of the blank class. The default is 0.
     pub blank: i64,
     /// Whether an infinite loss, which occurs if there are more labels than steps, is replaced by 0
     /// with a gradient of 0.

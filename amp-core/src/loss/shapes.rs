@@ -8,7 +8,7 @@ use crate::{
     precision::{AutocastGuard, autocast_state, dtype_name, is_floating},
 };
 
-/// Formats dtype and shape for error messages, as in `f32 [8, 10]`.
+/// Formats the dtype and the shape of a tensor for error messages, such as `f32 [8, 10]`.
 pub(super) fn describe(tensor: &Tensor) -> String {
     format!("{} {:?}", dtype_name(tensor.kind()), tensor.size())
 }
@@ -20,11 +20,12 @@ pub(crate) fn misfit(what: &str, output: &Tensor, target: &Tensor, why: &str) ->
     Error::config(format!("{what}: the output is {output} and the target {target}: {why}"))
 }
 
-/// Checks logits `[N, C, …]` and int64 classes `[N, …]`. Logits with classes in the last dimension
-/// are accepted too.
+/// Checks logits `[N, C, …]` and int64 classes `[N, …]`. Logits with the classes in the last
+/// dimension are accepted, too.
 ///
 /// # Errors
-/// When no reading or two readings of the shapes are possible, or the dtypes are wrong.
+/// When the shapes do not match, when the classes could be in the second or in the last dimension,
+/// or when a dtype is wrong.
 pub(crate) fn classes(what: &str, output: &Tensor, target: &Tensor) -> Result<(Tensor, Tensor)> {
     let refused = |why: &str| Err(misfit(what, output, target, why));
     if !is_floating(output.kind()) {
@@ -115,7 +116,7 @@ fn wider(one: Kind, other: Kind) -> Kind {
     }
 }
 
-/// Refuses an option of a loss that is out of range.
+/// Returns an error if an option of a loss is out of range.
 pub(super) fn option(what: &str, key: &str, value: f64, fits: bool, must: &str) -> Result<()> {
     match fits {
         true => Ok(()),
@@ -123,7 +124,7 @@ pub(super) fn option(what: &str, key: &str, value: f64, fits: bool, must: &str) 
     }
 }
 
-/// Reduces a loss that has a value for each example or element.
+/// Applies a reduction to a loss that has a value for each example or element.
 pub(super) fn reduce(each: &Tensor, reduction: Reduction) -> Result<Tensor> {
     match reduction {
         Reduction::None => Ok(each.shallow_clone()),
@@ -132,9 +133,9 @@ pub(super) fn reduce(each: &Tensor, reduction: Reduction) -> Result<Tensor> {
     }
 }
 
-/// Runs `compute` as torch runs losses under autocast: if autocast is on for the tensors' device,
-/// converts 16-bit tensors to f32 and switches autocast off. A dtype probe does not record the
-/// products of the loss.
+/// Calls `compute` in the dtype in which torch computes losses. If autocast is on for the tensors'
+/// device, 16-bit tensors are first converted to f32, and autocast is switched off during the call.
+/// The matrix products of the loss are not reported to a dtype probe.
 pub(super) fn in_f32<const N: usize>(
     tensors: [&Tensor; N],
     compute: impl FnOnce([Tensor; N]) -> Result<Tensor>,

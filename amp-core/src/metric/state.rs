@@ -127,8 +127,9 @@ impl MetricState {
         for (part, later) in self.parts.iter_mut().zip(&later.parts) {
             match (part.merge, part.pieces.as_mut_slice(), later.pieces.as_slice()) {
                 (Merge::Sum, [sum], [counts]) => {
-                    // A value that a hook logs is on the host or on the device, depending on
-                    // whether the step ran as a CUDA graph or eagerly.
+                    // A value that a hook logs may be on the host in one step and on the device in
+                    // another, depending on how the step ran. The counts are moved to the device of
+                    // the sum.
                     let counts = counts.f_to_device(sum.device())?;
                     match owned {
                         true => _ = sum.f_add_(&counts)?,

@@ -8,7 +8,7 @@ use crate::{
     precision::{Region, dtype_name, is_floating},
 };
 
-/// Checks the rule: every override names a module.
+/// Checks that a module exists for the path of every precision override.
 pub(super) fn overrides_name_modules(
     overrides: &BTreeMap<String, Region>,
     modules: &[String],
@@ -23,7 +23,7 @@ pub(super) fn overrides_name_modules(
     Err(Error::config(format!("the model has no module `{unknown}`: {instead}")))
 }
 
-/// Checks the rule: each name belongs to one tensor, and parameters have a floating-point dtype.
+/// Checks that each name belongs to one tensor, and that parameters have a floating-point dtype.
 pub(super) fn tensors_are_sound(found: &[Found]) -> Result<()> {
     names_are_unique(found.iter().map(|found| (found.name.as_str(), &found.tensor)))?;
     tied_tensors_have_one_place(found)?;
@@ -65,7 +65,7 @@ fn tied_tensors_have_one_place(found: &[Found]) -> Result<()> {
     Ok(())
 }
 
-/// Checks the rule: each name belongs to one tensor.
+/// Checks that no two tensors have the same name.
 pub(crate) fn names_are_unique<'t>(
     tensors: impl Iterator<Item = (&'t str, &'t tch::Tensor)>,
 ) -> Result<()> {
@@ -99,7 +99,7 @@ pub(crate) fn parameters_require_gradients(module: &(impl Visit + ?Sized)) -> Re
     }
 }
 
-/// Returns the module path that `path` most likely means.
+/// Returns the module path that is most similar to `path`, for an error message.
 fn closest<'p>(path: &str, known: &'p [String]) -> Option<&'p str> {
     let near = known.iter().map(|known| (edits(path, known), known.as_str())).min()?;
     let allowed = (path.len() / 2).clamp(1, 3);

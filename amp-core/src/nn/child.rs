@@ -8,12 +8,14 @@ use crate::{
     precision::{Arguments, Region},
 };
 
-/// A step in a module's path: the dotted path of a child, or of an element of a container.
+/// A step in the path of a module: a child by its name, or an element of a container by name and
+/// index.
 #[derive(Debug, Clone)]
 pub(in crate::nn) struct Place<'m> {
     /// The module's name in its parent. The name contains dots if containers are nested.
     pub(in crate::nn) path: Cow<'m, str>,
-    /// The index in the container at `path`.
+    /// The index of the module in the container at `path`; `None` if the module is not in a
+    /// container.
     pub(in crate::nn) index: Option<usize>,
     /// The precision region that the parent declares for the first name of `path`.
     pub(in crate::nn) region: Option<Region>,
@@ -54,10 +56,10 @@ impl<'m, M: ?Sized> Child<'m, M> {
         Self { parents: Vec::new(), place, module }
     }
 
-    /// Runs a module with one input.
+    /// Runs a module that has one input.
     ///
     /// # Errors
-    /// The module's error, with the path of the innermost module that failed.
+    /// When the module fails; the error contains the path of the innermost module that failed.
     pub fn forward<A: Arguments>(&self, input: A::At<'_>, cx: &Context) -> Result<M::Output>
     where
         M: Forward<Input = (A,)>,
@@ -65,7 +67,7 @@ impl<'m, M: ?Sized> Child<'m, M> {
         cx.call_at(self.places(), self.module, (input,))
     }
 
-    /// Runs a module with any inputs, given as a tuple.
+    /// Runs a module that has any number of inputs, given as a tuple.
     ///
     /// # Errors
     /// When [`forward`](Self::forward) would fail.
@@ -214,10 +216,10 @@ impl<'m, M> Child<'m, Vec<M>> {
         })
     }
 
-    /// Returns the container's module at this index.
+    /// Returns the module at this index of the container, as a child.
     ///
     /// # Panics
-    /// When the container has fewer modules, as when indexing a `Vec`.
+    /// When the container has no module at this index, as when indexing a `Vec`.
     #[must_use]
     pub fn nth(&self, index: usize) -> Child<'m, M> {
         Child {
@@ -227,7 +229,7 @@ impl<'m, M> Child<'m, Vec<M>> {
         }
     }
 
-    /// Returns the path step of the container itself, without an index.
+    /// Returns the step of the path that names the container itself, without an index.
     fn list_place(&self) -> Place<'m> {
         let Place { path, index, region } = &self.place;
         let path = match index {

@@ -128,13 +128,14 @@ impl DdpmSchedule {
         Ok(mean.f_add(&noise.f_mul_scalar(variance.sqrt())?)?)
     }
 
-    /// Generates images: begins with pure `noise`, and removes the predicted noise step by step,
-    /// down to step 0. `model` predicts the noise from images `[N, …]` and their steps, int64
-    /// `[N]`. The generated images have the dtype and device of the noise, whatever the model's
-    /// dtype is.
+    /// Generates images. Begins with pure `noise`, and in each step removes the noise that `model`
+    /// predicts, down to step 0. `model` gets images `[N, …]` and their steps, int64 `[N]`. The
+    /// generated images have the dtype and the device of the noise, even if the model has another
+    /// dtype.
     ///
     /// # Errors
-    /// When drawing the noise or running the model fails, or the model's output has another shape.
+    /// When random numbers cannot be generated, the model fails, or the model's output has another
+    /// shape than the images.
     pub fn sample(
         &self,
         mut noise: impl FnMut() -> Result<Tensor>,

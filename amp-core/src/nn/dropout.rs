@@ -23,7 +23,7 @@ impl Dropout {
         Ok(Self { p })
     }
 
-    /// Returns the dropout probability that applies under `cx`: 0 outside training.
+    /// Returns the probability of dropout in this forward pass: `p` in training, and otherwise 0.
     pub(super) fn active(&self, cx: &Context) -> f64 {
         if cx.drops_out() { self.p } else { 0.0 }
     }

@@ -51,7 +51,8 @@ use crate::{
     note = "derive `Module` for a struct of layers, or implement `Visit` and `Module`"
 )]
 pub trait Forward: Visit {
-    /// The inputs, with the lifetime `'static` in place of every lifetime.
+    /// The tuple of inputs. Each reference has the lifetime `'static`, which stands for any
+    /// lifetime.
     type Input: Arguments;
     /// The type of the module's output.
     type Output: Tensors;

@@ -22,9 +22,9 @@ pub enum Fusable<'a> {
     Gelu,
     /// GELU, approximated by means of tanh.
     GeluTanh,
-    /// The last layer of a pattern: dropout.
+    /// Dropout, which is always the last layer of a group.
     Dropout(&'a Dropout),
-    /// The layer is part of no pattern.
+    /// The layer can be in no group.
     Other,
 }
 

@@ -13,16 +13,16 @@ use crate::{Error, Result};
 pub struct GroupNormConfig {
     /// The number of groups into which the channels are divided.
     pub num_groups: i64,
-    /// The size of the input's dimension 1.
+    /// The number of channels, which is the size of the input's dimension 1.
     pub num_channels: i64,
-    /// The number that is added to the variance.
+    /// The number that is added to the variance, so that the divisor is not zero.
     pub eps: f64,
     /// Whether each channel has a weight and a bias.
     pub affine: bool,
 }
 
 impl GroupNormConfig {
-    /// Sets eps 1e-5, a weight and a bias.
+    /// Sets `eps` to 1e-5, with weight and bias.
     pub fn new(num_groups: i64, num_channels: i64) -> Self {
         Self { num_groups, num_channels, eps: 1e-5, affine: true }
     }
@@ -79,11 +79,11 @@ impl Module for GroupNorm {
 /// The options of an [`InstanceNorm`]. The defaults are those of nn.InstanceNorm2d.
 #[derive(Debug, Clone, Copy)]
 pub struct InstanceNormConfig {
-    /// The size of the input's dimension 1.
+    /// The number of channels, which is the size of the input's dimension 1.
     pub num_features: i64,
-    /// The number that is added to the variance.
+    /// The number that is added to the variance, so that the divisor is not zero.
     pub eps: f64,
-    /// The weight of the newest batch in the running statistics.
+    /// The weight of the newest batch when the running statistics are updated.
     pub momentum: f64,
     /// Whether each channel has a weight and a bias.
     pub affine: bool,
@@ -93,7 +93,7 @@ pub struct InstanceNormConfig {
 }
 
 impl InstanceNormConfig {
-    /// Sets eps 1e-5 and momentum 0.1, without weight, bias and running statistics.
+    /// Sets `eps` to 1e-5 and `momentum` to 0.1, without weight, bias and running statistics.
     pub fn new(num_features: i64) -> Self {
         Self { num_features, eps: 1e-5, momentum: 0.1, affine: false, track_running_stats: false }
     }
@@ -156,7 +156,8 @@ impl Module for InstanceNorm {
             )));
         }
         let [weight, bias] = both(self.affine.as_ref());
-        // In a recomputation, the first run has already updated the running statistics.
+        // A recomputation must not update the running statistics, because the first forward pass
+        // has already updated them.
         let running = self.running.as_ref().filter(|_| !(is_of_input && cx.is_recomputing()));
         let (mean, variance) = (running.map(|own| &own[0]), running.map(|own| &own[1]));
         let (momentum, eps) = (self.momentum, self.eps);
@@ -167,7 +168,7 @@ impl Module for InstanceNorm {
 /// The options of an [`RmsNorm`]. The defaults are those of nn.RMSNorm.
 #[derive(Debug, Clone)]
 pub struct RmsNormConfig {
-    /// The sizes of the input's last dimensions.
+    /// The sizes of the last dimensions, over which the layer normalizes.
     pub normalized_shape: NormalizedShape,
     /// The number that is added to the mean square, so that the divisor is not zero. `None` means
     /// the machine epsilon of the dtype.
@@ -177,13 +178,14 @@ pub struct RmsNormConfig {
 }
 
 impl RmsNormConfig {
-    /// Sets a weight, and the dtype's machine epsilon as eps.
+    /// Sets a weight, and as `eps` the machine epsilon of the dtype.
     pub fn new(normalized_shape: impl Into<NormalizedShape>) -> Self {
         Self { normalized_shape: normalized_shape.into(), eps: None, elementwise_affine: true }
     }
 }
 
-/// x / √(mean(x²) + eps) · weight over the last dimensions; nn.RMSNorm. The mean is computed in f32.
+/// Computes x / √(mean(x²) + eps) · weight, with the mean over the last dimensions; nn.RMSNorm. The
+/// mean is computed in f32.
 #[derive(Debug)]
 pub struct RmsNorm {
     shape: Vec<i64>,
@@ -239,7 +241,8 @@ pub(super) fn visit(affine: Option<&[Tensor; 2]>, visitor: &mut dyn Visitor) {
     }
 }
 
-/// Checks the rule: momentum is in [0, 1], because running statistics are weighted means.
+/// Checks that `momentum` is in [0, 1]. Otherwise the running statistics would not be weighted
+/// means.
 pub(super) fn momentum_is_a_fraction(norm: &str, momentum: f64) -> Result<()> {
     match (0.0..=1.0).contains(&momentum) {
         true => Ok(()),

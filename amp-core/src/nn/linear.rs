@@ -6,9 +6,9 @@ use crate::{Error, Result, ffi};
 /// The options of a [`Linear`].
 #[derive(Debug, Clone, Copy)]
 pub struct LinearConfig {
-    /// The size of the input's last dimension.
+    /// The number of input features, which is the size of the input's last dimension.
     pub in_features: i64,
-    /// The size of the output's last dimension.
+    /// The number of output features, which is the size of the output's last dimension.
     pub out_features: i64,
     /// Whether the layer adds a bias.
     pub bias: bool,
@@ -59,8 +59,8 @@ impl Linear {
         self.bias.as_ref()
     }
 
-    /// Runs the layer, then the activation `behind`, then dropout of probability `p`, in one
-    /// operation. Returns `None` outside training on CUDA.
+    /// Computes the layer, then the activation `behind`, then dropout with probability `p`, in one
+    /// fused operation. Returns `None` if this is not a training pass on CUDA.
     pub(super) fn forward_activated(
         &self,
         input: &Tensor,
@@ -121,7 +121,7 @@ pub enum Activation {
 }
 
 impl Child<'_, Linear> {
-    /// Runs the layer followed by an activation. In training on CUDA, the gradients of the
+    /// Computes the layer and then an activation. In training on CUDA, the gradients of the
     /// activation and of the bias are computed together. With GELU, second derivatives exist only
     /// on the CPU.
     ///

@@ -146,7 +146,7 @@ pub enum Op {
     Other,
 }
 
-/// A layer, a block or a model that lists its tensors by name.
+/// A layer, a block or a model that lists its tensors with their names.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{
@@ -177,7 +177,7 @@ pub trait Visit {
     fn visit(&self, visitor: &mut dyn Visitor);
 }
 
-/// A module that computes a tensor from a tensor.
+/// A module whose input is one tensor and whose output is one tensor.
 ///
 /// [`derive(Module)`](derive@crate::Module) and
 /// [`derive(LightningModule)`](derive@crate::LightningModule) implement this trait for structs
@@ -187,8 +187,8 @@ pub trait Visit {
     note = "a module with other inputs is called in a `#[forward(|x, mask| …)]` closure"
 )]
 pub trait Module: Visit {
-    /// Runs the module on `input`. Run children with [`Context::call`], which tracks the path for
-    /// errors and probes and applies precision regions.
+    /// Runs the module on `input`. Run child modules by [`Context::call`], which applies their
+    /// precision regions, and tracks the path for errors and probes.
     ///
     /// # Errors
     /// When libtorch refuses an operation, for example because shapes do not match.

@@ -15,11 +15,11 @@ use crate::{
 /// The options of a [`BatchNorm`]. The defaults are those of nn.BatchNorm1d.
 #[derive(Debug, Clone, Copy)]
 pub struct BatchNormConfig {
-    /// The size of the input's dimension 1.
+    /// The number of features, which is the size of the input's dimension 1.
     pub num_features: i64,
-    /// The number that is added to the variance.
+    /// The number that is added to the variance, so that the divisor is not zero.
     pub eps: f64,
-    /// The weight of the newest batch in the running statistics.
+    /// The weight of the newest batch when the running statistics are updated.
     pub momentum: f64,
     /// Whether each feature has a weight and a bias.
     pub affine: bool,
@@ -29,7 +29,7 @@ pub struct BatchNormConfig {
 }
 
 impl BatchNormConfig {
-    /// Sets eps 1e-5, momentum 0.1, weight, bias and running statistics.
+    /// Sets `eps` to 1e-5 and `momentum` to 0.1, with weight, bias and running statistics.
     pub fn new(num_features: i64) -> Self {
         Self { num_features, eps: 1e-5, momentum: 0.1, affine: true, track_running_stats: true }
     }
@@ -55,8 +55,8 @@ pub(super) fn eps_is_positive(norm: &str, eps: f64) -> Result<()> {
     }
 }
 
-/// Checks the rule: a variance needs at least two values, as in torch.nn.functional's batch_norm.
-/// For one value the running variance would silently become NaN.
+/// Checks that there are at least two values for each variance, as torch.nn.functional's batch_norm
+/// does. For one value the running variance would silently become NaN.
 fn has_a_variance(input: &Tensor) -> Result<()> {
     let sizes = input.size();
     let per_channel = sizes.iter().product::<i64>() / sizes.get(1).copied().unwrap_or(1).max(1);
@@ -98,7 +98,7 @@ impl BatchNorm {
 }
 
 impl BatchNorm {
-    /// Returns whether the layer normalizes by the statistics of the batch under `cx`.
+    /// Returns whether the layer normalizes by the batch's statistics in this forward pass.
     fn is_of_batch(&self, cx: &Context) -> bool {
         cx.is_training() || self.running.is_none()
     }
@@ -238,14 +238,14 @@ pub struct LayerNormConfig {
     pub normalized_shape: NormalizedShape,
     /// The number that is added to the variance.
     pub eps: f64,
-    /// Whether there are a weight and a bias.
+    /// Whether the layer has a weight and a bias.
     pub elementwise_affine: bool,
-    /// Whether there is a bias in addition to the weight.
+    /// Whether the layer has a bias in addition to the weight.
     pub bias: bool,
 }
 
 impl LayerNormConfig {
-    /// Sets eps 1e-5, weight and bias.
+    /// Sets `eps` to 1e-5, with weight and bias.
     pub fn new(normalized_shape: impl Into<NormalizedShape>) -> Self {
         let normalized_shape = normalized_shape.into();
         Self { normalized_shape, eps: 1e-5, elementwise_affine: true, bias: true }

@@ -1,4 +1,4 @@
-//! Batch norm followed by ReLU, or by a residual and ReLU.
+//! Batch norm followed by ReLU, or by the sum with a residual and ReLU.
 
 use tch::Tensor;
 
@@ -68,7 +68,7 @@ impl BatchNorm {
     /// ```
     ///
     /// # Errors
-    /// The errors of [`Module::forward`], and an error when the shapes cannot be added.
+    /// When [`Module::forward`] would fail, or the two tensors cannot be added.
     pub fn forward_add_relu(
         &self,
         input: &Tensor,
@@ -87,7 +87,7 @@ impl Child<'_, BatchNorm> {
     /// region.
     ///
     /// # Errors
-    /// The errors of the layer, with the path of the module that failed.
+    /// When the layer fails; the error contains the path of the module that failed.
     pub fn forward_relu(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         let together =
             |[x]: [&Tensor; 1], cx: &Context| self.module().forward_with(x, cx, true, 0.0);
@@ -99,7 +99,7 @@ impl Child<'_, BatchNorm> {
     /// region.
     ///
     /// # Errors
-    /// The errors of the layer, with the path of the module that failed.
+    /// When the layer fails; the error contains the path of the module that failed.
     pub fn forward_add_relu(
         &self,
         input: &Tensor,

@@ -70,7 +70,8 @@ pub(super) fn padded(
         let places = match mode {
             PaddingMode::Replicate if last >= 0 => places.f_clamp(0, last)?,
             PaddingMode::Reflect if *before.max(after) <= last => {
-                // Positions are mirrored at 0, and then at the last element.
+                // Positions before the start are mirrored at 0, and positions after the end are
+                // then mirrored at the last element.
                 let from_end = places.f_abs()?.f_neg()?.f_add_scalar(last)?;
                 from_end.f_abs()?.f_neg()?.f_add_scalar(last)?
             }
@@ -141,7 +142,7 @@ mod tests {
         Ok(())
     }
 
-    /// For padding that libtorch refuses, `padded` returns `None`, so that libtorch reports the
+    /// If libtorch refuses a padding, `padded` must return `None`, so that libtorch reports the
     /// error.
     #[test]
     fn sides_that_libtorch_refuses_are_left_to_it() -> Result<()> {

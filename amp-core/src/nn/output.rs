@@ -18,13 +18,13 @@ thread_local! {
     static STATE: RefCell<State> = const { RefCell::new(State::Unrequested) };
 }
 
-/// The state of the output layer of the model that runs on this thread.
+/// How far the model that runs on this thread has come with its output layer.
 #[derive(Debug)]
 enum State {
     Unrequested,
-    /// A loss requests the output layer of this model.
+    /// A loss has requested the output layer of this model, so that the layer need not run.
     Requested(Model),
-    /// [`linear`] is called as the output layer of this model.
+    /// [`linear`] is being called as the output layer of this model.
     Called(Model),
     /// The output layer did not run. The loss computes it from these tensors.
     Deferred(Layer),
@@ -67,7 +67,7 @@ impl Drop for Restored {
 /// rows.
 ///
 /// # Errors
-/// The errors of `forward` and of the loss.
+/// When `forward` or the loss fails.
 #[doc(hidden)]
 pub fn loss_of_output<M: ?Sized>(
     model: &M,
@@ -163,8 +163,8 @@ pub(super) fn defer(
 pub struct AtOutput(Option<Model>);
 
 impl AtOutput {
-    /// Returns a guard for the model's call of `function`. The guard has an effect only if
-    /// `function` is [`linear`] and the loss has requested the model's output layer.
+    /// Returns a guard for a call of `function` in `model`. The guard has an effect only if
+    /// `function` is [`linear`] and the loss has requested the output layer of `model`.
     pub(super) fn begin<M: ?Sized, F: 'static>(model: &M, _: &F) -> Self {
         if TypeId::of::<F>() != type_of(&linear) || !is_requested(model) {
             return Self(None);
@@ -182,7 +182,8 @@ impl AtOutput {
 
 impl Drop for AtOutput {
     fn drop(&mut self) {
-        // After a panic or an error in the call, the layer may not have read the state.
+        // If the call panicked or failed, the layer may not have used the state. The state then
+        // becomes what it was before the call.
         if let Some(model) = self.0
             && STATE.with_borrow(|state| matches!(state, State::Called(_)))
         {

@@ -57,7 +57,7 @@ macro_rules! from_pairs {
 
 from_pairs!(i64 i32);
 
-/// Defines layers that pad the last `$n` dimensions of `[N, C, …]` in one mode.
+/// Defines layers that pad the last `$n` dimensions of `[N, C, …]` with values of one kind.
 macro_rules! pads {
     ($($(#[$doc:meta])* $name:ident $n:literal $mode:ident;)*) => {$(
         $(#[$doc])*

@@ -16,7 +16,7 @@ use crate::{
 pub enum Role {
     /// A trained tensor.
     Parameter,
-    /// A stored tensor that is not trained.
+    /// A tensor that is saved with the module but not trained.
     Buffer,
 }
 
@@ -55,7 +55,8 @@ pub(crate) fn changed_in_forward(module: &(impl Visit + ?Sized)) -> Vec<Paramete
     changed.map(|Found { name, tensor, .. }| Parameter { name, tensor }).collect()
 }
 
-/// Returns the parameters in precision regions, with the plan of each region.
+/// Returns the parameters that are in precision regions, each with the dtypes (the plan) of its
+/// region.
 pub(crate) fn parameters_in_regions(
     module: &(impl Visit + ?Sized),
     precision: Precision,
@@ -121,7 +122,8 @@ struct Walk<'a> {
     overrides: &'a BTreeMap<String, Region>,
     path: String,
     plan: RegionPlan,
-    /// For each module that was entered: the length of the path and the plan outside of the module.
+    /// For each module that was entered: the length of the path before, and the dtypes (the plan)
+    /// of the surrounding module.
     scopes: Vec<(usize, RegionPlan)>,
     found: Vec<Found>,
     /// The paths of all modules. Collected only if there are overrides, to check that a module

@@ -8,7 +8,7 @@ use std::ops::Index;
 
 use super::{Child, Visit};
 
-/// The object to which the field belongs.
+/// The object whose field is accessed.
 #[derive(Debug)]
 pub struct Within<T>(pub T);
 

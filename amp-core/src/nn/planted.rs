@@ -20,7 +20,7 @@ thread_local! {
 pub struct FusedTimes(());
 
 impl FusedTimes {
-    /// Plants the fault. A factor of 1 changes no number.
+    /// Plants the fault on this thread. A factor of 1 changes no value.
     pub fn new(factor: f64) -> Self {
         FACTOR.set(Some(factor));
         Self(())
@@ -63,7 +63,8 @@ impl Planted {
     }
 }
 
-/// Returns whether groups of layers count as fused on a CPU.
+/// Returns whether groups of layers count as fused on a CPU, because a fault in fused layers is
+/// planted.
 pub(super) fn fuses_on_host() -> bool {
     FACTOR.get().is_some()
 }
@@ -113,8 +114,8 @@ pub(super) fn of_layer<T: Tensors>(path: &str, output: T) -> Result<T> {
         }
         let exact = tensor.f_detach()?.f_contiguous()?;
         let bits = exact.f_view_dtype(Kind::Int16)?.f_bitwise_and(-4)?;
-        // Adding the difference keeps the gradient of `tensor`. The difference and the sum are
-        // exact.
+        // The difference is added to `tensor`, and not returned as a new tensor, so that the
+        // gradient of `tensor` is kept. Difference and sum are exact.
         let lost = bits.f_view_dtype(tensor.kind())?.f_sub(&exact)?;
         Ok(tensor.f_add(&lost)?)
     })

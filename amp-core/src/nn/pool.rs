@@ -17,7 +17,7 @@ pub struct MaxPoolConfig<const N: usize> {
     pub padding: Sizes<N>,
     /// The distance between neighbouring elements of a window, in elements of the input.
     pub dilation: Sizes<N>,
-    /// Whether the last window may extend beyond the input.
+    /// Whether the last window may extend beyond the end of the input.
     pub ceil_mode: bool,
 }
 
@@ -119,7 +119,7 @@ pub struct AvgPoolConfig<const N: usize> {
     pub stride: Sizes<N>,
     /// The number of zeros that are added at the start and at the end of each dimension.
     pub padding: Sizes<N>,
-    /// Whether the last window may extend beyond the input.
+    /// Whether the last window may extend beyond the end of the input.
     pub ceil_mode: bool,
     /// Whether the zeros of the padding count in the mean.
     pub count_include_pad: bool,
@@ -167,7 +167,7 @@ impl<const N: usize> AvgPool<N> {
     /// Creates a layer with these options.
     ///
     /// # Errors
-    /// When the divisor is below 1, or given for sequences.
+    /// When the divisor is below 1, or is set for sequences (`AvgPool1d`).
     pub fn new(config: AvgPoolConfig<N>) -> Result<Self> {
         match config.divisor_override {
             Some(divisor) if N == 1 || divisor < 1 => Err(Error::config(format!(
@@ -208,7 +208,7 @@ pub type AdaptiveAvgPool2d = AdaptiveAvgPool<2>;
 pub type AdaptiveAvgPool3d = AdaptiveAvgPool<3>;
 
 impl<const N: usize> AdaptiveAvgPool<N> {
-    /// Creates a pool with this output size.
+    /// Creates a layer whose output has this size.
     ///
     /// # Errors
     /// At present this function returns no error. It returns a `Result` like the constructors of
@@ -261,7 +261,7 @@ pub type AdaptiveMaxPool2d = AdaptiveMaxPool<2>;
 pub type AdaptiveMaxPool3d = AdaptiveMaxPool<3>;
 
 impl<const N: usize> AdaptiveMaxPool<N> {
-    /// Creates a pool with this output size.
+    /// Creates a layer whose output has this size.
     ///
     /// # Errors
     /// At present this function returns no error. It returns a `Result` like the constructors of

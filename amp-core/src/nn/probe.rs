@@ -1,4 +1,4 @@
-//! Observers of the modules in a forward pass.
+//! Observers, which receive or replace the tensors of the modules in a forward pass.
 
 use std::rc::Rc;
 
@@ -7,8 +7,8 @@ use tch::{Kind, Tensor};
 use super::Op;
 use crate::{Result, precision::RegionPlan};
 
-/// Observes the tensors of every module in one forward pass. Each module then runs alone, and
-/// layers are not fused. Forward passes without a probe are not slower.
+/// Observes the tensors of every module in a forward pass. The modules then run one by one: layers
+/// are not fused. Forward passes without a probe are not slower.
 pub trait Probe {
     /// Receives a module after the module, and all modules within it, have run.
     fn ran(&self, call: &Call<'_>);
@@ -18,7 +18,7 @@ pub trait Probe {
 pub struct Call<'a> {
     /// The module's dotted path.
     pub path: &'a str,
-    /// The kind of the module's own computation.
+    /// What the module itself computes, without its children.
     pub op: Op,
     /// The expected dtypes.
     pub plan: RegionPlan,
@@ -32,8 +32,8 @@ pub struct Call<'a> {
     pub rerun: &'a dyn Fn(&Tensor) -> Result<Tensor>,
 }
 
-/// Replaces the inputs and outputs of modules in a forward pass, for example to study rounding. Modules are not
-/// fused then.
+/// Replaces the inputs and outputs of modules in a forward pass, for example to study rounding. The
+/// modules then run one by one: layers are not fused.
 pub trait Substitute {
     /// Replaces an input of the module at this dotted path.
     ///
@@ -64,18 +64,18 @@ pub trait DtypeProbe {
     /// run.
     fn module_output(&self, output: &ModuleOutput<'_>);
 
-    /// Runs after libtorch has multiplied matrices, within a module or between modules.
+    /// Receives a matrix product that libtorch has computed, within a module or between modules.
     fn matrix_product(&self, product: &Product<'_>) {
         let _ = product;
     }
 }
 
-/// A matrix product or convolution by libtorch, anywhere in the code of a forward pass.
+/// A matrix product or convolution that libtorch computed anywhere in a forward pass.
 #[derive(Debug, Clone, Copy)]
 pub struct Product<'a> {
-    /// The dotted path of the innermost module that ran.
+    /// The dotted path of the innermost module that was running.
     pub path: &'a str,
-    /// libtorch's name of the operator: `matmul`, `conv2d`.
+    /// The name of libtorch's operator, such as `matmul` or `conv2d`.
     pub operator: &'a str,
     /// The expected dtypes.
     pub plan: RegionPlan,
@@ -110,22 +110,24 @@ pub struct Group<'a> {
     pub apart: &'a dyn Fn(&[&Tensor]) -> Result<Tensor>,
 }
 
-/// Observes the beginning and end of each module in a forward pass. Each module then runs alone.
+/// Observes the beginning and the end of each module in a forward pass. The modules then run one by
+/// one: layers are not fused.
 pub(crate) trait Trace {
     /// Receives the beginning of a module: its dotted path, the full name of its type, and the
     /// shapes of its inputs.
     fn began(&self, path: &str, type_name: &'static str, inputs: Vec<Vec<i64>>);
 
-    /// Runs when the most recently started module that is still running ends.
+    /// Receives the end of the module that began last among those that are still running, with the
+    /// shapes of its outputs.
     fn ended(&self, outputs: Vec<Vec<i64>>);
 }
 
-/// The dtype of a module's output, and the expected dtypes.
+/// The dtype of a module's output, and the dtypes that are expected for the module.
 #[derive(Debug, Clone, Copy)]
 pub struct ModuleOutput<'a> {
     /// The module's dotted path.
     pub path: &'a str,
-    /// The kind of the module's own computation.
+    /// What the module itself computes, without its children.
     pub op: Op,
     /// The expected dtypes.
     pub plan: RegionPlan,

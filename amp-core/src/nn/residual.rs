@@ -1,4 +1,4 @@
-//! Residual branches around a norm, as in pre-norm transformers.
+//! Residual connections around a norm and a branch, as in pre-norm transformers.
 
 use std::cell::RefCell;
 
@@ -37,7 +37,7 @@ impl Child<'_, LayerNorm> {
     /// ```
     ///
     /// # Errors
-    /// The errors of the norm and the branch, and when the branch's output cannot be added to x.
+    /// When the norm or the branch fails, or the output of the branch cannot be added to x.
     pub fn residual(
         &self,
         x: &Tensor,

@@ -8,14 +8,16 @@ use crate::{Error, Result};
 /// How the output's values are computed from the neighbouring values of the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Interpolation {
-    /// The nearest value, whose index is rounded down as in torch's `nearest`.
+    /// The nearest value of the input. Its index is rounded down, as in torch's `nearest`.
     #[default]
     Nearest,
-    /// The value whose center is nearest, as in Pillow, OpenCV and torch's `nearest-exact`.
+    /// The value of the input whose center is nearest, as in Pillow, OpenCV and torch's
+    /// `nearest-exact`.
     NearestExact,
-    /// Linear along each dimension, for sequences, images (bilinear) and volumes (trilinear).
+    /// Linear interpolation along each dimension, for sequences, images (bilinear) and volumes
+    /// (trilinear).
     Linear,
-    /// Cubic interpolation along both dimensions, for images.
+    /// Cubic interpolation along height and width, for images.
     Bicubic,
     /// The mean of the input elements that each output element covers.
     Area,
@@ -47,8 +49,8 @@ pub enum PerDimension<T> {
 }
 
 impl<T: Copy> PerDimension<T> {
-    /// Returns a value for each of `dimensions` dimensions. Returns `None` if no values are given,
-    /// or if their number differs.
+    /// Returns the value of each of `dimensions` dimensions. Returns `None` if no value is set, or
+    /// if values are set for another number of dimensions.
     fn of(self, dimensions: usize) -> Option<Vec<T>> {
         let values = match self {
             Self::None => return None,
@@ -107,19 +109,20 @@ from_numbers! {
 pub struct UpsampleConfig {
     /// The output's size in each spatial dimension. Set either `size` or `scale_factor`.
     pub size: PerDimension<i64>,
-    /// The factor of each dimension except the first two. The new size is rounded down.
+    /// The factor by which the size of each spatial dimension is multiplied. The new size is
+    /// rounded down.
     pub scale_factor: PerDimension<f64>,
     /// How the output's values are computed from the neighbouring values of the input.
     pub mode: Interpolation,
-    /// Whether the corners of input and output coincide.
+    /// Whether the corner elements of the input and of the output are at the same positions.
     pub align_corners: bool,
-    /// Whether positions in the input are computed from the rounded output size, as if the size
-    /// were given, and not from the factor.
+    /// Whether positions in the input are computed from the two sizes instead of from
+    /// `scale_factor`. The results differ if the output's size was rounded.
     pub recompute_scale_factor: bool,
 }
 
 impl UpsampleConfig {
-    /// Selects the nearest value. The caller must add the size or the factor.
+    /// Selects the nearest value as interpolation. The caller must set `size` or `scale_factor`.
     pub fn new() -> Self {
         Self {
             size: PerDimension::None,
@@ -144,7 +147,7 @@ pub struct Upsample {
 }
 
 impl Upsample {
-    /// Creates a layer that resizes to the size, or by the factor, of the options.
+    /// Creates a layer that resizes its input to `size` or by `scale_factor`.
     ///
     /// # Errors
     /// When `size` and `scale_factor` are both set or both missing, one of their values is not

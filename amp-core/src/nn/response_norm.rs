@@ -6,18 +6,18 @@ use crate::{Error, Result};
 /// The options of a [`LocalResponseNorm`]; the defaults are nn.LocalResponseNorm's.
 #[derive(Debug, Clone, Copy)]
 pub struct LocalResponseNormConfig {
-    /// The number of adjacent channels whose squares are averaged.
+    /// The number of neighbouring channels whose squares are averaged.
     pub size: i64,
     /// The factor by which the mean square is multiplied.
     pub alpha: f64,
     /// The exponent.
     pub beta: f64,
-    /// What is added to the mean square.
+    /// The number that is added to the mean square.
     pub k: f64,
 }
 
 impl LocalResponseNormConfig {
-    /// Sets the number of channels, and PyTorch's defaults for the other options.
+    /// Sets the number of channels that are averaged, and PyTorch's defaults of the other options.
     pub fn new(size: i64) -> Self {
         Self { size, alpha: 1e-4, beta: 0.75, k: 1.0 }
     }
@@ -35,7 +35,7 @@ impl LocalResponseNorm {
     /// Creates a layer with these options.
     ///
     /// # Errors
-    /// When the number of channels is not positive.
+    /// When `size` is not positive.
     pub fn new(config: LocalResponseNormConfig) -> Result<Self> {
         match config.size {
             1.. => Ok(Self { config }),
@@ -59,7 +59,8 @@ impl Module for LocalResponseNorm {
                 input.size()
             )));
         };
-        // Windows over the channels of [batch, 1, channels, positions].
+        // The squares as volumes with the channels as one dimension, [batch, 1, channels,
+        // positions], so that pooling can average over channels.
         let squares = input.f_square()?.f_reshape([batch, 1, channels, -1])?;
         let padded = squares.f_constant_pad_nd([0, 0, size / 2, (size - 1) / 2])?;
         let means = padded.f_avg_pool2d([size, 1], [1, 1], [0, 0], false, true, None)?;

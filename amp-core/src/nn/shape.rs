@@ -145,7 +145,7 @@ pub struct UnfoldConfig {
 }
 
 impl UnfoldConfig {
-    /// Sets windows of this size, one at each pixel, without padding.
+    /// Sets windows of this size, one window at each pixel, without padding.
     pub fn new(kernel_size: impl Into<Sizes<2>>) -> Self {
         let [dilation, stride] = [Sizes([1; 2]); 2];
         Self { kernel_size: kernel_size.into(), dilation, padding: Sizes([0; 2]), stride }
@@ -193,8 +193,8 @@ pub struct FoldConfig {
 }
 
 impl FoldConfig {
-    /// Sets windows of this kernel size, one at each pixel of images of this output size, without
-    /// padding.
+    /// Sets images of this output size with windows of this kernel size, one window at each pixel,
+    /// without padding.
     pub fn new(output_size: impl Into<Sizes<2>>, kernel_size: impl Into<Sizes<2>>) -> Self {
         let UnfoldConfig { kernel_size, dilation, padding, stride } =
             UnfoldConfig::new(kernel_size);

@@ -46,7 +46,7 @@ impl SinusoidalEmbedding {
         Ok(Self { dim, max_period: 10_000.0 })
     }
 
-    /// Sets max_period, which is the period of the slowest wave divided by 2π.
+    /// Sets `max_period`. It is the period of the slowest sine wave, divided by 2π.
     ///
     /// # Errors
     /// When `max_period` is not above 0.

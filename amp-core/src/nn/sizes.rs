@@ -1,4 +1,4 @@
-//! Sizes of windows: one number for all dimensions, or one for each.
+//! Sizes of windows and paddings: one number for all dimensions, or one for each dimension.
 
 /// A size for each of `N` dimensions. As in PyTorch, a single number stands for all dimensions: `3`
 /// and `[3, 3]` are the same kernel size.
@@ -36,7 +36,7 @@ impl<const N: usize> Sizes<N> {
         self.0.iter().product()
     }
 
-    /// Returns the common size, if all are equal.
+    /// Returns the size that all dimensions have, or `None` if their sizes differ.
     pub(super) fn common(&self) -> Option<i64> {
         self.0.iter().all(|size| *size == self.0[0]).then_some(self.0[0])
     }

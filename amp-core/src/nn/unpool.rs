@@ -1,4 +1,4 @@
-//! The inverse of pooling by the largest value.
+//! The inverse of max pooling.
 
 use tch::Tensor;
 
@@ -25,7 +25,7 @@ pub type MaxUnpool2dConfig = MaxUnpoolConfig<2>;
 pub type MaxUnpool3dConfig = MaxUnpoolConfig<3>;
 
 impl<const N: usize> MaxUnpoolConfig<N> {
-    /// Sets adjacent windows of this size, without padding.
+    /// Sets adjacent windows of this size (a stride of `kernel_size`), without padding.
     pub fn new(kernel_size: impl Into<Sizes<N>>) -> Self {
         let kernel_size = kernel_size.into();
         Self { kernel_size, stride: kernel_size, padding: Sizes([0; N]) }
@@ -96,7 +96,7 @@ impl<const N: usize> MaxUnpool<N> {
             (spatial[at] - 1) * stride.0[at] - 2 * padding.0[at] + kernel_size.0[at]
         });
         let Some(given) = given else { return Ok(least) };
-        // As in torch, a given size differs from the smallest one by less than a stride.
+        // As in torch, the given size must differ from the smallest one by less than a stride.
         let fits = |at: usize| (given[at] - least[at]).abs() < stride.0[at];
         match <[i64; N]>::try_from(given) {
             Ok(output) if (0..N).all(fits) => Ok(output),
@@ -113,7 +113,7 @@ impl<const N: usize> Visit for MaxUnpool<N> {
 }
 
 impl<const N: usize> Forward for MaxUnpool<N> {
-    /// The values, their indices, and the output's spatial size.
+    /// The values, their indices, and the spatial size of the output.
     type Input = (&'static Tensor, &'static Tensor, Option<&'static [i64]>);
     type Output = Tensor;
 
@@ -125,7 +125,7 @@ impl<const N: usize> Forward for MaxUnpool<N> {
         let size = self.output_size(input, output_size)?;
         Ok(match N {
             1 => {
-                // A sequence is an image of one column.
+                // A sequence is processed as an image with one column.
                 let [input, places] = [input.f_unsqueeze(-1)?, places.f_unsqueeze(-1)?];
                 input.f_max_unpool2d(&places, [size[0], 1])?.f_squeeze_dim(-1)?
             }

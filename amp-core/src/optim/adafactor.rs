@@ -22,11 +22,11 @@ use crate::{Result, parameter::Parameter};
 /// let config = OptimizerConfig::new(Adafactor { lr: 1e-2, ..Default::default() });
 /// ```
 ///
-/// 16-bit weights are updated in f32. The column and the row, which are small, are kept in f32. A
-/// CUDA graph can contain the step.
+/// 16-bit weights are updated in f32. The column and the row, which are small, are stored in f32.
+/// The step can be recorded in a CUDA graph.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Adafactor {
-    /// The highest learning rate, relative to a parameter's size.
+    /// The highest learning rate, as a fraction of the root mean square of the parameter.
     pub lr: f64,
     /// The exponent of t in β = t^`beta2_decay`, at most 0. β is the weight of the newest squared
     /// gradient in the running mean.
@@ -34,7 +34,7 @@ pub struct Adafactor {
     /// The numbers ε₁ and ε₂ of the formulas. If ε₁ is `None`, it is the machine epsilon of the
     /// dtype in which the parameter is updated.
     pub eps: (Option<f64>, f64),
-    /// The largest root mean square of an update, at least 1.
+    /// The largest root mean square of an update: larger updates are scaled down. At least 1.
     pub d: f64,
     /// The weight decay: each step subtracts lr·weight_decay·weight from the weight.
     pub weight_decay: f64,

@@ -28,11 +28,11 @@ use crate::{
 pub struct AdamW {
     /// The learning rate.
     pub lr: f64,
-    /// The decay rates of the running mean and of the running square.
+    /// The decay rates β₁ of the gradient's running average and β₂ of its square's running average.
     pub betas: (f64, f64),
-    /// The number that is added to the root of the running square.
+    /// The number that is added to the root of the running average of squares.
     pub eps: f64,
-    /// The weight decay. Each step subtracts lr·weight_decay·weight.
+    /// The weight decay: each step subtracts lr·weight_decay·weight from the weight.
     pub weight_decay: f64,
     /// Whether one kernel computes the whole step (torch's `fused=True`). Otherwise the step
     /// consists of a few kernels, each of which processes all parameters (`foreach=True`). The
@@ -47,16 +47,16 @@ impl Default for AdamW {
     }
 }
 
-/// Adam with L2 weight decay. The defaults are those of torch.optim.Adam.
+/// Adam, with L2 weight decay. The defaults are those of torch.optim.Adam.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Adam {
     /// The learning rate.
     pub lr: f64,
-    /// The decay rates of the running mean and of the running square.
+    /// The decay rates β₁ of the gradient's running average and β₂ of its square's running average.
     pub betas: (f64, f64),
-    /// The number that is added to the root of the running square.
+    /// The number that is added to the root of the running average of squares.
     pub eps: f64,
-    /// The weight decay. weight_decay·weight is added to the gradient.
+    /// The weight decay: weight_decay·weight is added to the gradient.
     pub weight_decay: f64,
     /// See [`AdamW::fused`].
     pub fused: bool,

@@ -60,7 +60,8 @@ use crate::{Result, parameter::Parameter};
 /// }
 /// ```
 pub trait Algorithm: Clone + std::fmt::Debug + 'static {
-    /// The name under which the state is saved: PyTorch's name, if PyTorch has the optimizer.
+    /// The name of the optimizer in saved states. It is PyTorch's name if PyTorch has the
+    /// optimizer.
     const NAME: &'static str;
 
     /// Whether the rule computes each element independently of the others. If a parameter is
@@ -68,14 +69,14 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
     /// the copies need little memory. Other rules get the whole parameter.
     const ELEMENTWISE: bool = false;
 
-    /// Returns the reason why parameters of a dtype are updated in f32 with f32 state, whatever the
-    /// user chooses. Returns `None` if [`step`](Self::step) supports the dtype. By default there is
-    /// a reason for 16-bit dtypes.
+    /// Returns the reason why parameters of a dtype are always updated in f32 and with f32 state.
+    /// Returns `None` if [`step`](Self::step) supports the dtype. The default returns a reason for
+    /// 16-bit dtypes.
     fn upcasts(kind: Kind) -> Option<&'static str> {
         is_half(kind).then_some("each operation of its rule would round to 16 bits")
     }
 
-    /// Refuses options out of range, by [`require`](super::require).
+    /// Checks that every option is in its range, by calls of [`require`](super::require).
     ///
     /// # Errors
     /// When an option is out of range. The message names the option and its range.
@@ -83,7 +84,7 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
         Ok(())
     }
 
-    /// Returns the state for a parameter, with PyTorch's names.
+    /// Declares the state tensors (slots) of a parameter. Use PyTorch's names for them.
     ///
     /// # Errors
     /// When the rule cannot update this parameter.
@@ -95,16 +96,16 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
     /// Sets the rates.
     fn set_rates(&mut self, rates: Rates);
 
-    /// Updates parameters of one dtype. For a rule that consists of tensor operations, call
-    /// [`StepTensors::each`].
+    /// Updates several parameters of the same dtype. If the rule consists of tensor operations,
+    /// call [`StepTensors::each`].
     ///
     /// # Errors
     /// When an operation of the step fails.
     fn step(&self, tensors: &StepTensors<'_>) -> Result<()>;
 
-    /// Returns whether the first step of a parameter follows another rule
-    /// ([`ParameterStep::is_first`](super::ParameterStep::is_first)). A CUDA graph can contain only
-    /// the later steps.
+    /// Returns whether the rule treats the first step of a parameter in another way
+    /// ([`ParameterStep::is_first`](super::ParameterStep::is_first)). Then only the later steps can
+    /// be recorded in a CUDA graph.
     fn first_step_differs(&self) -> bool {
         false
     }
@@ -127,8 +128,9 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
         Capabilities::all(device.is_cuda() && self.captures())
     }
 
-    /// Returns whether [`step`](Self::step) works directly on the stored running averages of
-    /// parameters with this dtype. Otherwise the averages are converted to f32 for the step.
+    /// Returns whether [`step`](Self::step) reads and writes running averages directly in the form
+    /// in which they are stored, for parameters of this dtype. Otherwise the averages are converted
+    /// to f32 for the step.
     fn takes(&self, moments: Moments, kind: Kind, device: Device) -> bool {
         let _ = (kind, device);
         moments == Moments::Full
@@ -141,8 +143,8 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
     }
 }
 
-/// Implements methods for options that implement serde's `Serialize`. Their step runs their `rule`
-/// for each parameter and can be part of a CUDA graph.
+/// Implements trait methods for options that implement serde's `Serialize`. The step calls `rule`
+/// for each parameter, and can be recorded in a CUDA graph.
 macro_rules! stepped_by_rule {
     () => {
         fn captures(&self) -> bool {
@@ -160,7 +162,7 @@ macro_rules! stepped_by_rule {
 }
 pub(super) use stepped_by_rule;
 
-/// Returns the fields of options that implement serde's `Serialize`.
+/// Returns the options by field name, for a type that implements serde's `Serialize`.
 pub(super) fn fields(options: &impl serde::Serialize) -> Option<Map<String, Value>> {
     serde_json::to_value(options).ok()?.as_object().cloned()
 }

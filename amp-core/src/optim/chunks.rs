@@ -1,4 +1,4 @@
-//! Splits parameters into pieces of limited size, so that the f32 copies of a step need limited
+//! Splits parameters into pieces of limited size, so that the f32 copies of a step need little
 //! memory.
 
 use std::collections::HashMap;
@@ -11,7 +11,7 @@ use crate::Result;
 /// The largest number of elements that are copied to f32 at a time.
 const PART: i64 = 1 << 20;
 
-/// A piece of one tensor of a list. The piece is flat.
+/// A range of elements of one tensor in a list of tensors. The tensor's dimensions are flattened.
 #[derive(Debug)]
 pub(super) struct Piece {
     /// The index of the piece's tensor in the list.
@@ -23,8 +23,8 @@ pub(super) struct Piece {
 }
 
 impl Piece {
-    /// Returns the piece's elements in `tensor`, which has as many elements as the list's tensor.
-    /// The result is a view if `tensor` is contiguous.
+    /// Returns this range of elements of `tensor`, which has as many elements as the piece's
+    /// tensor. The result is a view if `tensor` is contiguous.
     pub(super) fn of(&self, tensor: &Tensor) -> Result<Tensor> {
         let flat = tensor.f_detach()?.f_reshape([-1])?;
         Ok(flat.f_narrow(0, self.start, self.count)?)
@@ -74,7 +74,8 @@ pub(super) struct Scalars(HashMap<(usize, usize), Tensor>);
 
 impl Scalars {
     /// Returns the step count that the rule increases for this piece. `own` is the stored count of
-    /// the whole parameter. Later pieces get a copy of the count from before the step.
+    /// the whole parameter, which only the first piece increases. Later pieces get a copy of the
+    /// count from before the step.
     pub(super) fn of(&mut self, piece: &Piece, slot: usize, own: &Tensor) -> Result<Tensor> {
         if piece.whole {
             return Ok(own.shallow_clone());

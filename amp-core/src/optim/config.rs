@@ -11,7 +11,7 @@ pub struct OptimizerConfig {
 }
 
 impl OptimizerConfig {
-    /// Uses this optimizer with a constant rate.
+    /// Sets this optimizer, with a constant learning rate.
     pub fn new(optimizer: impl BuildOptimizer + 'static) -> Self {
         Self { optimizer: Box::new(optimizer), scheduler: None, params: None }
     }
@@ -56,11 +56,11 @@ impl OptimizerConfig {
         self
     }
 
-    /// Builds optimizer and schedule over `parameters`. The optimizer starts with the schedule's
-    /// first rate.
+    /// Builds the optimizer and its schedule for `parameters`. The optimizer starts with the first
+    /// rate of the schedule.
     ///
     /// # Errors
-    /// When an option is out of range, there is nothing to train, or a parameter belongs to no
+    /// When an option is out of range, there is no parameter to train, or a parameter belongs to no
     /// optimizer.
     pub fn build(self, parameters: Vec<Parameter>) -> Result<Scheduled> {
         let mut built = Optimizers::from(self).build(parameters, Storage::default())?;
@@ -139,7 +139,7 @@ impl Optimizers {
         self.0.len()
     }
 
-    /// Returns the options of the schedules, one for each optimizer.
+    /// Returns the schedule of each optimizer; `None` for an optimizer without a schedule.
     pub(crate) fn into_schedules(self) -> Vec<Option<Box<dyn BuildScheduler>>> {
         self.0.into_iter().map(|config| config.scheduler.map(|(schedule, _)| schedule)).collect()
     }

@@ -1,4 +1,5 @@
-//! The code that all optimizers share: groups of parameters, their state, and the dtype of a step.
+//! The code that all optimizers share: parameter groups, the state of each parameter, and the
+//! choice of the dtype in which a step computes.
 
 use std::rc::Rc;
 
@@ -28,7 +29,8 @@ pub(super) struct Engine<A> {
     options: Vec<A>,
     /// The lists of slots (state tensors) that parameters may have. Equal lists are stored once.
     layouts: Vec<Vec<Slot>>,
-    /// The rates of each group on the device, if steps can be captured.
+    /// The learning rate and momentum of each group on the device, if steps can be recorded in a
+    /// CUDA graph; otherwise `None`.
     rates: Vec<Option<RatesOnDevice>>,
     parameters: Rc<[Parameter]>,
     /// The device of the parameters; `None` if they are on several devices.
@@ -36,19 +38,20 @@ pub(super) struct Engine<A> {
     /// The group and the state tensors of each parameter.
     kept: Vec<Kept>,
     storage: Storage,
-    /// Whether a skipped step leaves the running averages unchanged. If a step converts them from
-    /// fewer bits, even a skipped step rounds them again.
+    /// Whether a skipped step leaves the running averages bit for bit unchanged. Averages that are
+    /// stored in fewer bits and converted for a step are rounded again even in a skipped step.
     steady: bool,
 }
 
-/// The rates that a captured step reads.
+/// The learning rate and momentum on the device, from which a recorded step reads them.
 struct RatesOnDevice {
     tensor: Tensor,
     written: Option<Rates>,
 }
 
 impl<A: Algorithm> Engine<A> {
-    /// Creates the optimizer. `group_of` gives each parameter's group, as an index into `options`.
+    /// Creates the optimizer. `group_of` contains the group of each parameter, as an index into
+    /// `options`.
     pub(super) fn new(
         options: Vec<A>,
         parameters: Vec<Parameter>,
@@ -88,7 +91,8 @@ impl<A: Algorithm> Engine<A> {
         Ok(engine)
     }
 
-    /// Returns the state of a parameter that has a gradient. `place` is the parameter's index.
+    /// Returns the state of the parameter with the index `place`. The parameter must have a
+    /// gradient.
     fn state_of(&self, place: usize) -> Result<&ParameterState> {
         self.kept[place].state.as_ref().ok_or_else(|| {
             Error::config(format!(
@@ -98,7 +102,8 @@ impl<A: Algorithm> Engine<A> {
         })
     }
 
-    /// Returns the parameters with gradients, in lists for one kernel call each.
+    /// Groups the parameters that have gradients. All parameters of a group can be updated by one
+    /// kernel call.
     fn batches<'g>(&self, grads: &'g Grads) -> Result<Vec<Batch<'g>>> {
         let mut batches: Vec<Batch<'_>> = Vec::new();
         for (place, grad) in grads.with_places() {
@@ -135,7 +140,7 @@ impl<A: Algorithm> Engine<A> {
             .try_for_each(|part| self.step_part(batch, part, working, &mut scalars, known))
     }
 
-    /// Updates parameters directly on their stored state.
+    /// Updates parameters in place, with their state as it is stored.
     fn step_whole(&self, batch: &Batch<'_>, known: OnDevice<'_>) -> Result<()> {
         let states =
             batch.places.iter().map(|at| self.state_of(*at)).collect::<Result<Vec<_>>>()?;
@@ -180,7 +185,8 @@ impl<A: Algorithm> Engine<A> {
     ) -> Result<()> {
         let kept = batch.places.iter().map(|at| self.state_of(*at)).collect::<Result<Vec<_>>>()?;
         let each = |read: &dyn Fn(&Piece) -> Result<Tensor>| -> Result<Vec<Tensor>> {
-            // A rule for whole parameters needs their shapes.
+            // A rule that does not compute each element independently needs the shape of the
+            // parameter.
             let shaped = |piece: &Piece| match A::ELEMENTWISE {
                 true => read(piece),
                 false => Ok(read(piece)?.f_view(batch.grads[piece.at].size().as_slice())?),
@@ -288,8 +294,8 @@ impl<A: Algorithm> Optimizer for Engine<A> {
     }
 
     fn capabilities(&self) -> Capabilities {
-        // Whether a parameter's first step was taken is recorded only on the host. The host would
-        // not know if the device skipped the step.
+        // Only the host records whether a parameter had its first step. If the device alone decided
+        // to skip that step, the host would record it wrongly.
         let mut states = self.kept.iter().filter_map(|kept| kept.state.as_ref());
         let started = states.all(|state| state.started);
         let (true, Some(device)) = (started && self.steady, self.device) else {

@@ -1,4 +1,4 @@
-//! Parameter groups: options for parameters selected by name.
+//! Parameter groups: other options for some parameters, which are selected by name.
 
 use super::{Algorithm, BuildOptimizer, Optimizer, Selection, Storage, engine::Engine};
 use crate::{Error, Result, nn::Parameter};
@@ -14,8 +14,9 @@ use crate::{Error, Result, nn::Parameter};
 /// let config = OptimizerConfig::new(groups);
 /// ```
 ///
-/// A schedule changes the rate of every group, starting from the group's own rate. Groups are
-/// numbered in the order of their declaration. Parameters that no pattern matches are group 0.
+/// A schedule changes the rate of every group, starting from the rate in the group's options.
+/// Groups are numbered in the order in which they are declared. Parameters that no group selects
+/// are in group 0.
 #[derive(Debug, Clone)]
 pub struct ParamGroups<O> {
     base: O,
@@ -23,7 +24,7 @@ pub struct ParamGroups<O> {
 }
 
 impl<O> ParamGroups<O> {
-    /// Sets the options of every parameter that is in no group.
+    /// Sets the options of all parameters that no group selects.
     pub fn new(base: O) -> Self {
         Self { base, groups: Vec::new() }
     }
@@ -74,7 +75,8 @@ impl<O: Algorithm> BuildOptimizer for ParamGroups<O> {
         let mut options = vec![self.base.clone()];
         options.extend(self.groups.iter().map(|(_, options)| options.clone()));
         if !group_of.contains(&0) {
-            // A group without parameters would still appear among the rates.
+            // If all parameters are in other groups, group 0 is removed, so that it does not appear
+            // among the rates.
             options.remove(0);
             group_of.iter_mut().for_each(|group| *group -= 1);
         }

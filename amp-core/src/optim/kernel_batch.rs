@@ -6,18 +6,18 @@ use tch::{Kind, Tensor};
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Key {
     pub(super) group: usize,
-    /// The index of the parameters' list of slots.
+    /// The index of the list of slots (state tensors) that all these parameters have.
     pub(super) layout: usize,
     pub(super) kind: Kind,
     pub(super) grad_kind: Kind,
-    /// Whether the parameters are updated for the first time.
+    /// Whether this is the first update of these parameters.
     pub(super) first: bool,
 }
 
 /// The parameters that one kernel call updates, with their gradients.
 pub(super) struct Batch<'g> {
     pub(super) key: Key,
-    /// The parameters' indices in the optimizer's list.
+    /// The indices of the parameters in the optimizer's list.
     pub(super) places: Vec<usize>,
     pub(super) grads: Vec<&'g Tensor>,
 }

@@ -19,16 +19,16 @@ use crate::{Result, parameter::Parameter};
 /// let config = OptimizerConfig::new(Lamb { lr: 2e-3, ..Default::default() });
 /// ```
 ///
-/// 16-bit weights are updated in f32. A CUDA graph can contain the step.
+/// 16-bit weights are updated in f32. The step can be recorded in a CUDA graph.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Lamb {
     /// The learning rate.
     pub lr: f64,
-    /// The decay rates of the running mean and of the running square.
+    /// The decay rates β₁ of the gradient's running average and β₂ of its square's running average.
     pub betas: (f64, f64),
-    /// The number that is added to the root of the running square.
+    /// The number that is added to the root of the running average of squares.
     pub eps: f64,
-    /// The weight decay. weight_decay·weight is added to the update.
+    /// The weight decay: weight_decay·weight is added to the update.
     pub weight_decay: f64,
 }
 
@@ -81,7 +81,7 @@ impl Lamb {
         let update = mean.f_div(&square.f_sqrt()?.f_add_scalar(self.eps)?)?;
         Number::from(self.weight_decay).add(&update, param)?;
         let (size, length) = (one.norm(param)?, one.norm(&update)?);
-        // 0/‖u‖ is 0, and ‖w‖/0 would be infinite.
+        // If ‖w‖ is 0 or ‖u‖ is 0, the quotient would be 0 or infinite; it is replaced by 1.
         let trust = size.over(length.if_positive_or(f64::INFINITY)?)?.if_positive_or(1.0)?;
         one.lr().times(-1.0)?.times(trust)?.add(param, &update)
     }

@@ -18,9 +18,10 @@ use crate::{
 pub struct Lion {
     /// The learning rate.
     pub lr: f64,
-    /// The weight of the running mean in the interpolation, and the decay rate of the running mean.
+    /// The weight of the gradient's running average in the interpolation, and the decay rate of
+    /// this average.
     pub betas: (f64, f64),
-    /// The weight decay. Each step subtracts lr·weight_decay·weight.
+    /// The weight decay: each step subtracts lr·weight_decay·weight from the weight.
     pub weight_decay: f64,
 }
 

@@ -1,4 +1,4 @@
-//! Optimizers and learning-rate schedules with torch.optim's rules, on fused kernels.
+//! Optimizers and learning-rate schedules, with the formulas of torch.optim and with fused kernels.
 
 mod adafactor;
 mod adam;
@@ -59,9 +59,9 @@ use crate::{Error, Result, parameter::Parameter};
 /// its options, for example as the length of a schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrainingPlan {
-    /// The maximum number of epochs.
+    /// The number of epochs after which training ends at the latest.
     pub max_epochs: i64,
-    /// The number of optimizer steps over all epochs, as Lightning's property of this name.
+    /// The number of optimizer steps in all epochs together, as Lightning's property of this name.
     pub estimated_stepping_batches: i64,
 }
 
@@ -75,9 +75,10 @@ pub enum Interval {
     Epoch,
 }
 
-/// Options of an optimizer that can be built over parameters.
+/// Options from which an optimizer for given parameters can be built.
 pub trait BuildOptimizer {
-    /// Checks the options and creates the state.
+    /// Checks the options and creates the optimizer with its state. `storage` says how 16-bit
+    /// weights are updated and how running averages are stored.
     ///
     /// # Errors
     /// When an option is out of range, or `storage` does not support the parameters' dtype.
@@ -87,7 +88,8 @@ pub trait BuildOptimizer {
         storage: Storage,
     ) -> Result<Box<dyn Optimizer>>;
 
-    /// Calls [`build_with`](Self::build_with) with PyTorch's storage of weights and averages.
+    /// Calls [`build_with`](Self::build_with) such that weights and running averages are stored as
+    /// in PyTorch.
     ///
     /// # Errors
     /// When an option is out of range.

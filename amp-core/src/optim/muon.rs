@@ -9,7 +9,7 @@ use crate::{Error, Result, ffi, parameter::Parameter};
 /// columns. Without this factor, the singular values of the update are near 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 pub enum AdjustLr {
-    /// √max(1, a/b), as in Keller Jordan's code.
+    /// √max(1, a/b), as in the code of Keller Jordan, the inventor of Muon.
     #[default]
     Original,
     /// 0.2·√max(a, b). The updates are then about as large as those of AdamW, so that AdamW's
@@ -25,8 +25,8 @@ pub enum AdjustLr {
 /// [`ns_steps`](Self::ns_steps) iterations X ← aX + (bA + cA²)X with A = XXᵀ, from X = U/‖U‖; w ← w −
 /// lr·weight_decay·w − lr·[`adjust_lr_fn`](Self::adjust_lr_fn)·O.
 ///
-/// The iteration runs in bfloat16, on CUDA with tensor cores. Use another optimizer for embeddings,
-/// the output layer, biases and norms:
+/// The iteration runs in bfloat16, on CUDA with tensor cores. For embeddings, the output layer,
+/// biases and norms, use another optimizer:
 ///
 /// ```
 /// use amp_core::optim::{AdamW, Muon, OptimizerConfig, Optimizers, Selection};
@@ -44,19 +44,19 @@ pub enum AdjustLr {
 pub struct Muon {
     /// The learning rate.
     pub lr: f64,
-    /// The weight decay. Each step subtracts lr·weight_decay·weight.
+    /// The weight decay: each step subtracts lr·weight_decay·weight from the weight.
     pub weight_decay: f64,
     /// The decay rate of the running mean of gradients.
     pub momentum: f64,
     /// Whether the step uses Nesterov momentum.
     pub nesterov: bool,
-    /// The coefficients a, b and c of the iteration.
+    /// The coefficients a, b and c of the Newton-Schulz iteration.
     pub ns_coefficients: (f64, f64, f64),
-    /// The smallest norm that is used as a divisor.
+    /// The smallest norm by which the momentum is divided.
     pub eps: f64,
     /// The number of Newton-Schulz iterations that make the momentum orthogonal, below 100.
     pub ns_steps: i64,
-    /// The factor of the rate that depends on a matrix's shape.
+    /// The factor by which the learning rate is multiplied, depending on the shape of the matrix.
     pub adjust_lr_fn: AdjustLr,
 }
 
@@ -135,7 +135,7 @@ impl Muon {
         lr.times(-self.adjusted(&param.size()))?.add(param, &update)
     }
 
-    /// Returns the factor of the rate for a matrix of this shape.
+    /// Returns the factor by which the learning rate is multiplied for a matrix of this shape.
     fn adjusted(&self, shape: &[i64]) -> f64 {
         let (rows, columns) = (shape[0] as f64, shape[1] as f64);
         match self.adjust_lr_fn {

@@ -1,4 +1,4 @@
-//! Numbers of a step, on the host or on the device.
+//! Numbers of an optimizer step, which are on the host or on the device.
 
 use tch::{Kind, TchError, Tensor};
 
@@ -53,7 +53,7 @@ impl Number {
         }))
     }
 
-    /// Returns an element of a list of f64 on the device.
+    /// Returns the number at the index `at` of a list of f64 values on the device.
     pub(super) fn of_element(list: &Tensor, at: i64) -> Self {
         Self(Kept::Device(list.select(0, at)))
     }
@@ -198,7 +198,7 @@ impl Number {
         }))
     }
 
-    /// Returns a new tensor: each element times this number.
+    /// Returns a new tensor, in which each element of `tensor` is multiplied by this number.
     ///
     /// # Errors
     /// When the device fails.
@@ -225,7 +225,8 @@ impl Number {
         Ok(())
     }
 
-    /// Adds this number times `update` to `tensor` in place. The dtypes may differ.
+    /// Adds `update`, multiplied by this number, to `tensor` in place. The two tensors may have
+    /// different dtypes.
     ///
     /// # Errors
     /// When the device fails.

@@ -20,8 +20,8 @@ impl Patterns {
         self.0.iter().any(|pattern| pattern.matches(name))
     }
 
-    /// Refuses patterns that match nothing, for example because of a misspelling. `what` is the
-    /// owner of the patterns in the error text.
+    /// Returns an error if a pattern matches no name, for example because of a misspelling. `what`
+    /// names the owner of the patterns in the error.
     pub(crate) fn match_something(&self, what: &str, parameters: &[Parameter]) -> Result<()> {
         let idle = |pattern: &&WildMatch| {
             !parameters.iter().any(|parameter| pattern.matches(&parameter.name))

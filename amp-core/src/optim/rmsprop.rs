@@ -21,15 +21,16 @@ use crate::{
 pub struct RmsProp {
     /// The learning rate.
     pub lr: f64,
-    /// The decay rate of the running square.
+    /// The decay rate of the running average of squared gradients.
     pub alpha: f64,
-    /// The number that is added to the root of the running square.
+    /// The number that is added to the root of the running average.
     pub eps: f64,
-    /// The weight decay. weight_decay·weight is added to the gradient.
+    /// The weight decay: weight_decay·weight is added to the gradient.
     pub weight_decay: f64,
-    /// The decay rate of the running sum of updates. 0 means no momentum.
+    /// The factor by which the running sum of updates decays in each step. 0 means no momentum.
     pub momentum: f64,
-    /// Whether the running mean is subtracted from the running square, which gives the variance.
+    /// Whether the square of the gradient's running mean is subtracted from the running average of
+    /// squares, which gives the variance.
     pub centered: bool,
 }
 

@@ -1,5 +1,5 @@
-//! Tests rules whose numbers are on the device, as in a captured step. The CPU serves as the
-//! device.
+//! Tests of rules that get their numbers on the device, as in a step that is recorded in a CUDA
+//! graph. In these tests the CPU is the device.
 
 use rstest::rstest;
 use tch::{Device, Kind, Tensor};
@@ -89,7 +89,7 @@ impl<A: Algorithm> Rig<A> {
         std::iter::once(&self.param).chain(&self.states)
     }
 
-    /// Returns the largest difference between the parameters or states of two rigs.
+    /// Returns the largest difference between the parameters or states of `self` and `other`.
     fn off(&self, other: &Self) -> Result<f64> {
         let mut most = 0.0;
         for (own, other) in self.everything().zip(other.everything()) {
@@ -163,7 +163,7 @@ fn a_rate_from_the_options_shows_itself() -> Result<()> {
     Ok(())
 }
 
-/// The error for a missing slot lists the existing slots.
+/// The error for a slot that does not exist must list the slots that exist.
 #[test]
 fn a_slot_that_is_not_there_is_named() -> Result<()> {
     #[derive(Debug, Clone)]

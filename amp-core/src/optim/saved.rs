@@ -1,4 +1,5 @@
-//! The names under which optimizers and schedules save their state, and the check before loading.
+//! The keys under which optimizers and schedules save their state, and the check of a state before
+//! it is loaded.
 
 use std::mem::discriminant;
 
@@ -7,9 +8,9 @@ use serde_json::Value;
 use super::Rates;
 use crate::{Error, Result, state::State};
 
-/// The kind of optimizer or schedule that saved the state.
+/// The key of the name of the optimizer or schedule that saved the state.
 pub(super) const NAME: &str = "name";
-/// The f32 master weights of 16-bit parameters.
+/// The key of the f32 master weights of 16-bit parameters.
 pub(super) const MASTER: &str = "master";
 /// The key of the flag that says whether a parameter has been updated before.
 pub(super) const STARTED: &str = "started";
@@ -19,7 +20,7 @@ pub(super) const LAST_EPOCH: &str = "last_epoch";
 /// The key of the current rates of a schedule.
 pub(super) const LAST: &str = "last";
 
-/// Returns the prefix of a parameter group's state.
+/// Returns the prefix of the keys of a parameter group.
 pub(super) fn group(index: usize) -> String {
     format!("param_groups/{index}")
 }

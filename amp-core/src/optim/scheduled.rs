@@ -8,12 +8,12 @@ pub struct Scheduled {
     /// The optimizer.
     pub optimizer: Box<dyn Optimizer>,
     name: String,
-    /// The rates that each group has without a schedule.
+    /// The rates that each parameter group has in its options, before a schedule changes them.
     initial: Vec<Rates>,
     schedule: Option<Schedule>,
 }
 
-/// The current rates of one parameter group.
+/// The current learning rate and momentum of one parameter group.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GroupRates {
     /// The optimizer's name in the run: `AdamW`, or `AdamW-1` for the second optimizer, as in
@@ -27,7 +27,7 @@ pub struct GroupRates {
 
 struct Schedule {
     config: Box<dyn BuildScheduler>,
-    /// One schedule for each parameter group, each starting from the group's own rate.
+    /// The schedules of the parameter groups. Each starts from the rate in the group's options.
     groups: Vec<Box<dyn Scheduler>>,
     interval: Interval,
     monitor: Option<String>,
@@ -41,13 +41,14 @@ impl Schedule {
 
 const OPTIMIZER: &str = "optimizer";
 
-/// Returns the prefix of the state of a group's schedule.
+/// Returns the prefix of the keys under which a group's schedule is saved.
 fn scheduler(group: usize) -> String {
     format!("scheduler/{group}")
 }
 
 impl Scheduled {
-    /// Starts the schedule. `name` distinguishes the optimizers of a run.
+    /// Adds a schedule to a built optimizer, and sets the first rates of the schedule. Without a
+    /// schedule the rates are those of the options. `name` distinguishes the optimizers of a run.
     pub(super) fn new(
         mut optimizer: Box<dyn Optimizer>,
         name: String,
@@ -94,7 +95,8 @@ impl Scheduled {
         self.schedule.as_ref()?.monitor.as_deref()
     }
 
-    /// Returns the note on the schedule's options, for example on a warm-up longer than the run.
+    /// Returns a note if the options of the schedule are valid but unusual, for example if the
+    /// warm-up is longer than the run.
     pub(crate) fn note(&self) -> Option<String> {
         self.schedule.as_ref()?.config.note()
     }
@@ -120,7 +122,8 @@ impl Scheduled {
         Ok(())
     }
 
-    /// Returns the rates that each group has without a schedule.
+    /// Returns the rates that each parameter group has in its options, before a schedule changes
+    /// them.
     pub(crate) fn initial_rates(&self) -> &[Rates] {
         &self.initial
     }
@@ -211,7 +214,8 @@ impl Scheduled {
         Ok(())
     }
 
-    /// Returns the rates of each group for the next step, as computed by the schedule.
+    /// Returns the rates of each parameter group for the next step, as computed by the schedule.
+    /// Returns `None` if there is no schedule.
     pub(crate) fn schedule_rates(&self) -> Option<Vec<Rates>> {
         self.schedule.as_ref().map(Schedule::rates)
     }
@@ -243,7 +247,7 @@ impl Scheduled {
     /// the optimizer, so save them before the next step.
     ///
     /// # Errors
-    /// When a rate is not finite.
+    /// When a learning rate or momentum is not finite.
     pub fn state(&self) -> Result<State> {
         let mut state = State::default();
         state.put_part(OPTIMIZER, self.optimizer.state()?);
@@ -253,8 +257,8 @@ impl Scheduled {
         Ok(state)
     }
 
-    /// Checks that this state can be loaded. All optimizers are checked before the first is
-    /// changed.
+    /// Checks that a saved state can be loaded. All optimizers of a run are checked before the
+    /// first one is changed.
     ///
     /// # Errors
     /// When the state belongs to another optimizer or schedule.
@@ -277,8 +281,8 @@ impl Scheduled {
     }
 }
 
-/// Checks the rule: every schedule, including user-defined ones, gives rates that are finite and at
-/// least 0.
+/// Checks that the rates of every schedule, including schedules that a user wrote, are finite and
+/// at least 0.
 fn rates_are_finite(optimizer: &str, rates: &[Rates]) -> Result<()> {
     match rates.iter().find(|rates| !(rates.lr >= 0.0 && rates.lr.is_finite())) {
         None => Ok(()),

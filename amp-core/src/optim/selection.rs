@@ -1,4 +1,4 @@
-//! Selects the parameters that an optimizer or a group trains.
+//! Selects the parameters that an optimizer or a parameter group trains.
 
 use super::Patterns;
 use crate::{Error, Result, error::some_names, parameter::Parameter};
@@ -19,7 +19,7 @@ use crate::{Error, Result, error::some_names, parameter::Parameter};
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct Selection {
-    /// Patterns of names. `None` selects all names.
+    /// The patterns of the selected names. `None` selects all names.
     named: Option<Patterns>,
     except: Option<Patterns>,
     ndim: Option<usize>,
@@ -57,8 +57,8 @@ impl Selection {
             && self.ndim.is_none_or(|ndim| tensor.dim() == ndim)
     }
 
-    /// Refuses patterns that match nothing, for example because of a misspelling, and a selection
-    /// without parameters.
+    /// Returns an error if a pattern matches no parameter, for example because of a misspelling, or
+    /// if no parameter is selected.
     pub(super) fn selects_something(&self, parameters: &[Parameter]) -> Result<()> {
         for patterns in [&self.named, &self.except].into_iter().flatten() {
             patterns.match_something("optimizer", parameters)?;

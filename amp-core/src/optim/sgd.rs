@@ -20,11 +20,11 @@ use crate::{
 pub struct Sgd {
     /// The learning rate.
     pub lr: f64,
-    /// The decay rate of the running sum of gradients. 0 means no momentum.
+    /// The factor by which the running sum of gradients decays in each step. 0 means no momentum.
     pub momentum: f64,
-    /// The fraction of a new gradient that is not added to the sum.
+    /// The fraction of a new gradient that is not added to the running sum.
     pub dampening: f64,
-    /// The weight decay. weight_decay·weight is added to the gradient.
+    /// The weight decay: weight_decay·weight is added to the gradient.
     pub weight_decay: f64,
     /// Whether the step uses Nesterov momentum.
     pub nesterov: bool,
@@ -51,8 +51,8 @@ impl Algorithm for Sgd {
     const NAME: &'static str = "SGD";
     const ELEMENTWISE: bool = true;
 
-    /// Returns the reason for updating 16-bit parameters in f32. With libtorch's 16-bit kernels a
-    /// bf16 model does not learn, as with PyTorch's `SGD(fused=True)`.
+    /// Returns the reason why 16-bit parameters are updated in f32. With libtorch's 16-bit kernels,
+    /// as with PyTorch's `SGD(fused=True)`, a bf16 model does not learn.
     fn upcasts(kind: Kind) -> Option<&'static str> {
         is_half(kind).then_some("libtorch's 16-bit kernels lose the momentum on the CPU")
     }
@@ -91,7 +91,8 @@ impl Algorithm for Sgd {
         ffi::sgd(lists, &options, tensors.kernels(fused))
     }
 
-    /// Returns whether there is dampening, because the first gradient is stored without dampening.
+    /// Returns whether there is dampening. The first gradient is stored without dampening, so the
+    /// first step differs.
     fn first_step_differs(&self) -> bool {
         self.dampening != 0.0
     }

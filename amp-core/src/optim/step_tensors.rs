@@ -9,15 +9,17 @@ use crate::{
     precision::AutocastGuard,
 };
 
-/// The parameters of one step, with their gradients and state.
+/// The parameters that one call of a rule updates, with their gradients and state.
 #[derive(Debug)]
 pub struct StepTensors<'a> {
     pub(super) params: &'a [&'a Tensor],
     pub(super) grads: &'a [&'a Tensor],
     pub(super) slots: &'a [Slot],
-    /// One list for each slot. 8-bit averages are given as codes.
+    /// The state tensors: one list for each slot, with one tensor for each parameter. An 8-bit
+    /// average is given by its codes.
     pub(super) states: &'a [Vec<&'a Tensor>],
-    /// The scales of the slots with 8-bit averages, in order.
+    /// The scales of the 8-bit averages: one list for each slot that is stored in 8 bits, in the
+    /// order of the slots.
     pub(super) scales: &'a [Vec<&'a Tensor>],
     /// The numbers that the 8-bit codes stand for, in the same order as `scales`.
     pub(super) codes: &'a [&'a Code],
@@ -27,13 +29,14 @@ pub struct StepTensors<'a> {
     /// What only the device knows: the factor by which the gradients are multiplied, and whether
     /// the step is skipped. Empty if the host knows them.
     pub(super) known: OnDevice<'a>,
-    /// The rates that a captured step reads.
+    /// The learning rate and momentum on the device, from which a recorded step reads them. `None`
+    /// if the step is not recorded.
     pub(super) rates: Option<&'a Tensor>,
 }
 
 impl StepTensors<'_> {
-    /// Returns the kernels of the step: this crate's, which can be captured, or libtorch's. With
-    /// `fused`, one kernel of libtorch computes the whole step.
+    /// Returns the kernels that compute the step: this crate's kernels, which can be recorded in a
+    /// CUDA graph, or libtorch's. With `fused`, one kernel of libtorch computes the whole step.
     pub(super) fn kernels(&self, fused: bool) -> Kernels<'_> {
         let OnDevice { factor, found_inf } = self.known;
         match self.rates {
@@ -43,15 +46,15 @@ impl StepTensors<'_> {
         }
     }
 
-    /// Runs a rule that consists of tensor operations for each parameter, without recording
-    /// gradients and without autocast. The rule gets unscaled and clipped gradients. If the device
-    /// skips the step, the rule's writes are undone.
+    /// Calls `rule`, which consists of tensor operations, for each parameter. Gradients are not
+    /// recorded, and autocast is off. The rule gets gradients that are unscaled and clipped. If the
+    /// device decides to skip the step, what the rule wrote is undone.
     ///
     /// The rule is a function, or a closure that captures nothing. It gets the options as an
     /// argument.
     ///
     /// # Errors
-    /// The errors of the rule.
+    /// When the rule fails.
     pub fn each<A: Algorithm>(
         &self,
         options: &A,
@@ -60,7 +63,8 @@ impl StepTensors<'_> {
         let Some(like) = self.params.first() else {
             return Ok(());
         };
-        // Inside a user's autocast region, products would be computed in 16 bits.
+        // If the caller is in an autocast region, matrix products would otherwise be computed in 16
+        // bits.
         let _autocast = AutocastGuard::off(like.device())?;
         let rates = options.rates();
         let mut options = options.clone();
@@ -158,7 +162,7 @@ impl ParameterStep<'_> {
         })
     }
 
-    /// Increments a [`Slot::count`], and returns the number of steps including this one.
+    /// Increments a step count ([`Slot::count`]). Returns the number of steps including this one.
     ///
     /// # Errors
     /// When [`Algorithm::slots`] declares no slot of this name, or the device fails.
@@ -191,7 +195,7 @@ impl ParameterStep<'_> {
         Number::of(tensor, self.on_device.is_some())
     }
 
-    /// Returns the square root of the sum of a tensor's squares.
+    /// Returns the Euclidean norm of a tensor: the square root of the sum of its squares.
     ///
     /// # Errors
     /// When the device fails.

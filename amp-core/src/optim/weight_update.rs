@@ -1,5 +1,5 @@
-//! How an optimizer updates 16-bit weights if an update is smaller than the distance between
-//! neighbouring values.
+//! How an optimizer updates 16-bit weights. An update may be smaller than the distance between
+//! neighbouring 16-bit numbers.
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 use super::Moments;
 use crate::{Result, named::named};
 
-/// How an optimizer writes to 16-bit parameters, the weights of the `*-true` precisions.
+/// How an optimizer updates 16-bit parameters, which the `*-true` precisions have.
 ///
 /// bfloat16 has 8 significant bits, so neighbouring numbers near 1 differ by at least 2⁻⁸. If
 /// results are rounded to the nearest number, smaller updates are lost, however many of them there
@@ -31,7 +31,7 @@ pub enum WeightUpdate {
     StochasticRounding,
 }
 
-/// How an optimizer stores weights and state.
+/// How an optimizer stores and updates 16-bit weights, and how it stores running averages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Storage {
     /// How 16-bit weights are updated.
@@ -64,12 +64,12 @@ pub(super) fn is_half(kind: Kind) -> bool {
     matches!(kind, Kind::Half | Kind::BFloat16)
 }
 
-/// Returns a copy in f32, without autograd history.
+/// Returns an f32 copy of a tensor, without autograd history.
 pub(super) fn wide(tensor: &Tensor) -> Result<Tensor> {
     Ok(tensor.f_detach()?.f_to_kind(Kind::Float)?)
 }
 
-/// Writes f32 values into a tensor of another dtype, rounded to nearest.
+/// Writes f32 values into a tensor of another dtype, rounded to the nearest value of that dtype.
 pub(super) fn write(to: &Tensor, from: &Tensor) -> Result<()> {
     tch::no_grad(|| to.shallow_clone().f_copy_(from))?;
     Ok(())
@@ -83,7 +83,8 @@ pub(super) fn write_stochastically(to: &Tensor, from: &Tensor) -> Result<()> {
     let noise = bits.f_randint_like(1 << 16)?;
     // The low bits are cleared, because the cast to bf16 would otherwise round again.
     let rounded = bits.f_add(&noise)?.f_bitwise_and(-(1_i64 << 16))?.f_view_dtype(Kind::Float)?;
-    // A NaN with all bits set, as on CUDA, would become zero.
+    // A NaN in which all bits are set, as CUDA makes it, would become zero by the addition.
+    // Therefore NaN values are written unchanged.
     write(to, &from.f_where_self(&from.f_isnan()?, &rounded)?)
 }
 

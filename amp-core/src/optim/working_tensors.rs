@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{Result, parameter::Parameter};
 
-/// The tensors on which parameters of one dtype are updated.
+/// The tensors on which the parameters of one dtype are updated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Working {
     Itself,
@@ -28,7 +28,8 @@ pub(super) fn common_device(parameters: &[Parameter]) -> Option<Device> {
     devices.all(|device| device == first).then_some(first)
 }
 
-/// Returns how averages are stored. Averages of f64 parameters stay f64.
+/// Returns how running averages are stored for parameters of this dtype. Averages of f64 parameters
+/// stay f64.
 pub(super) fn moments(kind: Kind, storage: Storage) -> Moments {
     if kind == Kind::Double { Moments::Full } else { storage.moments }
 }
@@ -38,7 +39,8 @@ pub(super) fn working<A: Algorithm>(kind: Kind, storage: Storage) -> Working {
         WeightUpdate::MasterWeights if is_half(kind) => Working::Masters,
         WeightUpdate::StochasticRounding if is_half(kind) => Working::Copies { stochastic: true },
         _ if A::upcasts(kind).is_some() => Working::Copies { stochastic: false },
-        // Averages in fewer bits are read as f32, so the parameters are updated in f32 too.
+        // Averages that are stored in fewer bits are read as f32. Therefore the parameters are
+        // updated in f32, too.
         _ if is_half(kind) && storage.moments != Moments::Full => {
             Working::Copies { stochastic: false }
         }
@@ -46,8 +48,8 @@ pub(super) fn working<A: Algorithm>(kind: Kind, storage: Storage) -> Working {
     }
 }
 
-/// Returns whether the kernels update parameters like `like` directly, and their averages as
-/// stored.
+/// Returns whether the kernels update parameters like `like` in place, and read and write their
+/// running averages in the form in which they are stored.
 pub(super) fn is_taken<A: Algorithm>(options: &A, like: &Tensor, storage: Storage) -> bool {
     let kind = like.kind();
     working::<A>(kind, storage) == Working::Itself

@@ -63,7 +63,7 @@ with_options! {
         /// The factor by which negative values are multiplied.
         negative_slope: f64 = 0.01,
     } => |x, options| {
-        // libtorch's function supports only a slope of 0.01.
+        // libtorch's function is not used, because it supports only a slope of 0.01.
         x.f_where_self(&x.f_gt(0.0)?, &x.f_mul_scalar(options.negative_slope)?)?
     };
     /// x where x is positive, and α·(eˣ - 1) elsewhere; nn.ELU.
@@ -86,7 +86,7 @@ with_options! {
     Softplus, SoftplusConfig {
         /// β.
         beta: f64 = 1.0,
-        /// The value of β·x above which the function is linear.
+        /// The value of β·x above which the function returns x.
         threshold: f64 = 20.0,
     } => |x, options| {
         let scaled = x.f_mul_scalar(options.beta)?;
@@ -118,7 +118,7 @@ with_options! {
     /// Splits a dimension into two halves, and multiplies the first half by the sigmoid of the
     /// second half; nn.GLU.
     Glu, GluConfig {
-        /// The dimension that is split into halves.
+        /// The dimension that is split into two halves.
         dim: i64 = -1,
     } => |x, options| x.f_glu(options.dim)?;
 }
@@ -223,7 +223,7 @@ pub struct Threshold {
 }
 
 impl Threshold {
-    /// Creates the layer with this threshold and this constant.
+    /// Creates the layer with this threshold, and with the constant `value`.
     ///
     /// # Errors
     /// At present this function returns no error. It returns a `Result` like the constructors of

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 use super::{AttentionOptions, kv_cache::refused, mask::OpenMask, scaled_dot_product_attention};
 use crate::{Result, nn::Context};
 
-/// The keys and values to which the queries of one forward pass attend, and the mask.
+/// The keys and values to which the queries of one forward pass attend, and the mask that applies.
 pub(super) struct AttendedKeys {
     pub(super) keys: Tensor,
     pub(super) values: Tensor,
@@ -52,7 +52,7 @@ impl AttendedKeys {
         if all == queries {
             return Ok(Self { mask, is_causal: true, ..Self::all(keys, values) });
         }
-        // A single query attends to all keys.
+        // A single new query comes after all cached tokens, so it attends to all keys.
         let seen = match queries {
             1 => None,
             _ => Some(
@@ -86,7 +86,8 @@ impl AttendedKeys {
 /// | `value` | `[N, kv_heads, L, V]` |
 /// | output | `[N, heads, L, V]` |
 ///
-/// The cache stores keys and values under the path of the module that calls this function.
+/// The cache stores the keys and values under the path of the module that calls this function. Each
+/// module can therefore call the function once in a forward pass.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{

@@ -1,4 +1,4 @@
-//! Attention with several inputs, as a child of another module.
+//! Calls attention layers with several inputs as children of another module.
 
 use tch::Tensor;
 
@@ -8,8 +8,7 @@ use crate::{
     nn::{Child, Context, Forward, Op, Visit, Visitor},
 };
 
-/// Implements [`Forward`] for attention whose queries, keys, values and mask are separate
-/// arguments.
+/// An attention layer as a module whose inputs are queries, keys, values and mask.
 struct Attending<'m>(&'m MultiheadAttention);
 
 impl Visit for Attending<'_> {
@@ -39,7 +38,8 @@ impl Forward for Attending<'_> {
     }
 }
 
-/// Implements [`Forward`] for attention that also returns the attention weights.
+/// An attention layer as a module whose inputs are queries, keys, values and mask, and which also
+/// returns the attention weights.
 struct AttendingWithWeights<'m>(&'m MultiheadAttention);
 
 impl Visit for AttendingWithWeights<'_> {
@@ -70,7 +70,7 @@ impl Child<'_, MultiheadAttention> {
     /// precision region.
     ///
     /// # Errors
-    /// The errors of that method, with the path of the innermost module that failed.
+    /// When that method fails; the error contains the path of the innermost module that failed.
     pub fn attend_with_weights(
         &self,
         query: &Tensor,
@@ -86,7 +86,7 @@ impl Child<'_, MultiheadAttention> {
     /// region.
     ///
     /// # Errors
-    /// The errors of that method, with the path of the innermost module that failed.
+    /// When that method fails; the error contains the path of the innermost module that failed.
     pub fn attend(
         &self,
         query: &Tensor,

@@ -5,7 +5,7 @@ use crate::{Error, Result};
 /// nn.MultiheadAttention.
 #[derive(Debug, Clone, Copy)]
 pub struct MultiheadAttentionConfig {
-    /// The width of queries and of the output.
+    /// The number of features of the queries and of the output.
     pub embed_dim: i64,
     /// The number of heads. It must divide `embed_dim`.
     pub num_heads: i64,
@@ -13,20 +13,20 @@ pub struct MultiheadAttentionConfig {
     pub dropout: f64,
     /// Whether the linear projections of queries, keys, values and output add biases.
     pub bias: bool,
-    /// Whether a learned key and value, `bias_k` and `bias_v`, are appended to the keys and values
-    /// of the input.
+    /// Whether a learned key (`bias_k`) and a learned value (`bias_v`) are appended to the keys and
+    /// values of the input.
     pub add_bias_kv: bool,
-    /// Whether a key and a value of zeros are appended, after `bias_k` and `bias_v`.
+    /// Whether a key of zeros and a value of zeros are appended, after `bias_k` and `bias_v`.
     pub add_zero_attn: bool,
-    /// The width of the input from which keys are projected.
+    /// The number of features of the input from which keys are computed.
     pub kdim: i64,
-    /// The width of the input from which values are projected.
+    /// The number of features of the input from which values are computed.
     pub vdim: i64,
     /// The number of heads of keys and values. It must divide `num_heads`. Several neighbouring
     /// heads of queries use the same head of keys and values (grouped-query attention, which
     /// torch.nn does not have).
     pub num_kv_heads: i64,
-    /// Whether a position attends only to itself and earlier positions.
+    /// Whether a position attends only to itself and to earlier positions.
     pub causal: bool,
     /// Which two elements of a query or key a [`RotaryEmbedding`](super::RotaryEmbedding) rotates
     /// as a pair. `None` means no rotary embedding. torch.nn has no rotary embeddings.
@@ -37,7 +37,7 @@ pub struct MultiheadAttentionConfig {
 }
 
 impl MultiheadAttentionConfig {
-    /// Sets biases, no dropout, the width `embed_dim` for queries, keys and values, and attention
+    /// Sets biases, no dropout, `embed_dim` features for queries, keys and values, and attention
     /// that is not causal.
     pub fn new(embed_dim: i64, num_heads: i64) -> Self {
         Self {
@@ -89,7 +89,8 @@ impl MultiheadAttentionConfig {
         self.embed_dim / self.num_heads
     }
 
-    /// Returns the width of projected keys and values.
+    /// Returns the number of features of all heads of keys together. For values it is the same
+    /// number.
     pub(super) fn kv_width(&self) -> i64 {
         self.num_kv_heads * self.head_dim()
     }

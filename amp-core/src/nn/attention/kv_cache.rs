@@ -64,11 +64,11 @@ pub struct KvCache(Rc<Entries>);
 /// The contents of a cache. The context of a forward pass refers to them, too.
 #[derive(Default)]
 pub(in crate::nn) struct Entries {
-    /// The number of cached tokens.
+    /// The number of tokens whose keys and values are cached.
     past: Cell<i64>,
-    /// The number of tokens of the running forward pass.
+    /// The number of tokens that the running forward pass adds.
     new: Cell<i64>,
-    /// The number of tokens for which memory is allocated first.
+    /// The number of tokens for which memory is allocated at first.
     room: Cell<i64>,
     /// Whether the running forward pass has called [`Context::past`] or [`Context::places`], and so
     /// knows the positions of its tokens.
@@ -115,8 +115,9 @@ impl KvCache {
         self.0.layers.borrow_mut().clear();
     }
 
-    /// Runs `model` without gradients on `ids`, `[N, L]`, the tokens that follow the cached ones,
-    /// under the policy of `cx`. Returns the model's output, for example `[N, L, vocabulary]`.
+    /// Runs `model` on the tokens `ids`, `[N, L]`, which follow the cached tokens. Runs under the
+    /// policy of `cx` and without gradients. Returns the model's output, for example
+    /// `[N, L, vocabulary]`.
     ///
     /// # Errors
     /// When [`extend_with`](Self::extend_with) would fail.
@@ -204,14 +205,15 @@ impl Entries {
         self.past.get()
     }
 
-    /// Returns the number of cached tokens, and notes that the model has asked for positions.
+    /// Returns the number of cached tokens, and remembers that the model has asked for the
+    /// positions of its tokens.
     pub(in crate::nn) fn past(&self) -> i64 {
         self.asked.set(true);
         self.past.get()
     }
 
-    /// Adds keys and values `[N, kv_heads, new, E]` of the attention at `path`. Returns the keys
-    /// and values of all tokens.
+    /// Appends the keys and values `[N, kv_heads, new, E]` of the attention layer at `path`.
+    /// Returns the keys and values of all tokens.
     pub(super) fn append(&self, path: &str, added: [&Tensor; 2]) -> Result<[Tensor; 2]> {
         let (past, new) = (self.past.get(), self.new.get());
         let refuse = |why: String| Err(refused(format!("the attention `{path}` {why}")));
@@ -271,8 +273,8 @@ impl Entries {
     }
 }
 
-/// Allocates memory for the keys or values of `room` tokens, in the dtype and on the device of
-/// `tensor`.
+/// Allocates memory for the keys or values of `room` tokens. Batch size, heads, width, dtype and
+/// device are those of `tensor`.
 fn empty(tensor: &Tensor, room: i64) -> Result<Tensor> {
     let mut size = tensor.size();
     size[2] = room;

@@ -15,8 +15,8 @@ pub(super) struct OpenMask {
     /// The mask, in which no row is fully masked. It is boolean, or floating-point in the dtype of
     /// the scores, to which it is then added.
     pub(super) mask: Tensor,
-    /// `[…, 1]`, true for the queries whose keys were all masked. The caller sets their outputs to
-    /// zero.
+    /// `[…, 1]`, true for the queries for which all keys were masked. The caller sets the output
+    /// for these queries to zero.
     pub(super) masked: Tensor,
 }
 
@@ -63,7 +63,7 @@ pub struct AttentionMask {
     opened: Option<Arc<Mutex<Option<Opened>>>>,
 }
 
-/// A mask that was prepared for scores of this shape and dtype.
+/// A mask that was prepared for scores of a certain shape and dtype.
 #[derive(Debug)]
 struct Opened {
     scores: Vec<i64>,
@@ -72,17 +72,17 @@ struct Opened {
 }
 
 impl AttentionMask {
-    /// Lets every query attend to every key.
+    /// Returns a mask that masks nothing, so that every query attends to every key.
     pub fn none() -> Self {
         Self::default()
     }
 
-    /// Masks the keys where `[N, S]` is true, which are padding.
+    /// Returns a mask for padding. `key_padding_mask`, `[N, S]`, is true where a key is padding.
     pub fn padding(key_padding_mask: &Tensor) -> Self {
         Self { key_padding_mask: Some(key_padding_mask.shallow_clone()), ..Self::none() }
     }
 
-    /// Uses this mask of queries and keys.
+    /// Returns a mask for pairs of query and key; see [`attn_mask`](Self::attn_mask).
     pub fn of(attn_mask: &Tensor) -> Self {
         Self { attn_mask: Some(attn_mask.shallow_clone()), ..Self::none() }
     }
@@ -156,7 +156,8 @@ impl AttentionMask {
                 [all, l, s] if [*all, *l, *s] == [n * heads, queries, keys] => {
                     Ok(mask.f_reshape([n, heads, queries, keys])?)
                 }
-                // `Shapes::take` checks later whether a 4-D mask broadcasts to the scores.
+                // If the mask has four dimensions, `Shapes::take` checks later whether it
+                // broadcasts to the scores.
                 [_, _, _, _] => Ok(mask.shallow_clone()),
                 other => Err(refused(format!(
                     "attn_mask is {other:?}, but must be [{queries}, {keys}], [{}, {queries}, {keys}] or 4-D \
@@ -188,7 +189,7 @@ impl AttentionMask {
     }
 }
 
-/// Returns the values that a mask adds to the scores.
+/// Converts a mask to the values that are added to the scores.
 fn added(mask: &Tensor) -> Result<Tensor> {
     if mask.kind() != Kind::Bool {
         return Ok(mask.shallow_clone());
@@ -221,9 +222,9 @@ mod tests {
     use super::*;
     use crate::precision::Tensors;
 
-    /// The second layer reuses the mask that the first layer prepared. Scores of another dtype get
-    /// a prepared mask of their own, and scores of another batch size are refused. A mask whose
-    /// values were changed between the layers is no longer shared.
+    /// The second layer must reuse the mask that the first layer prepared. For scores of another
+    /// dtype, a mask must be prepared again. Scores of another batch size must be an error. If the
+    /// values of the mask were changed between the layers, the prepared mask must not be reused.
     #[test]
     fn layers_open_a_shared_mask_once() -> Result<()> {
         let scores = |batch: i64| -> Result<Shapes> {

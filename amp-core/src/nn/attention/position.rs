@@ -1,4 +1,4 @@
-//! Positions for attention: rotary embeddings, and biases by distance.
+//! Positions of tokens in attention: rotary embeddings, and biases that depend on distance.
 
 use tch::{Device, Kind, Tensor};
 
@@ -11,7 +11,8 @@ use crate::{
 /// the weights were trained; otherwise the results are wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RotaryPairing {
-    /// Neighbouring elements, (x₀, x₁), (x₂, x₃), …, as in the paper, GPT-J and Meta's Llama files.
+    /// Neighbouring elements form a pair: (x₀, x₁), (x₂, x₃), and so on. The paper, GPT-J and
+    /// Meta's own Llama files use this pairing.
     Interleaved,
     /// An element of the first half of the head and the element at the same index of the second
     /// half: (x₀, x_{D/2}), and so on. GPT-NeoX uses this pairing, and Llama in the `transformers`
@@ -81,7 +82,8 @@ impl RotaryEmbedding {
         Ok(Self { config })
     }
 
-    /// Rotates `[…, L, D]`, whose positions are `first`, `first + 1`, ….
+    /// Rotates queries or keys `[…, L, D]`. The first of the L elements has the position `first`,
+    /// the next has `first + 1`, and so on.
     ///
     /// # Errors
     /// When the last dimension is not the width of a head.

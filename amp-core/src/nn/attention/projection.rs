@@ -1,4 +1,4 @@
-//! The matrix products that compute queries, keys and values.
+//! The matrix products that compute queries, keys and values from the inputs of attention.
 
 use tch::Tensor;
 

@@ -16,8 +16,8 @@ pub struct AttentionOptions<'a> {
     /// attend to a key**, as in torch's function. In [`AttentionMask`](super::AttentionMask) true
     /// has the opposite meaning. If the mask is floating-point, it is added to the scores.
     pub attn_mask: Option<&'a Tensor>,
-    /// The probability of dropout on the attention weights, also outside training: give 0 if
-    /// [`Context::drops_out`](crate::nn::Context::drops_out) is false.
+    /// The probability of dropout on the attention weights. Dropout applies also outside of
+    /// training, so give 0 if [`Context::drops_out`](crate::nn::Context::drops_out) is false.
     pub dropout_p: f64,
     /// Whether a query attends only to the keys up to its own position. Requires as many keys as
     /// queries.
@@ -26,8 +26,8 @@ pub struct AttentionOptions<'a> {
     pub scale: Option<f64>,
 }
 
-/// Computes softmax(scale · Q·Kᵀ + mask) · V, as torch.nn.functional.scaled_dot_product_attention,
-/// for attention layers of your own.
+/// Computes softmax(scale · Q·Kᵀ + mask) · V, as torch.nn.functional.scaled_dot_product_attention
+/// does. Call it in attention layers that you write yourself.
 ///
 /// | tensor | shape |
 /// | --- | --- |
@@ -41,7 +41,7 @@ pub struct AttentionOptions<'a> {
 /// the output for this query and its gradients are zero. torch returns zeros or NaN in this case,
 /// depending on its kernel.
 ///
-/// Under autocast the products run in 16 bits.
+/// Under autocast the matrix products are computed in 16 bits.
 ///
 /// ```
 /// use amp_core::{
@@ -93,8 +93,8 @@ pub(super) fn attend(
     }
 }
 
-/// Runs libtorch's attention on checked arguments: `[N, heads, L, E]` or more dimensions each. If
-/// keys have fewer heads than queries, `attn_mask` must be `None`.
+/// Calls libtorch's attention with arguments that were checked before: `[N, heads, L, E]` or more
+/// dimensions each. If keys have fewer heads than queries, `attn_mask` must be `None`.
 pub(super) fn by_libtorch(
     [query, key, value]: [&Tensor; 3],
     options: &AttentionOptions<'_>,
@@ -127,7 +127,7 @@ pub fn split_heads(product: &Tensor, heads: i64) -> Result<[Tensor; 3]> {
     }
 }
 
-/// Computes [`scaled_dot_product_attention`], and returns the attention weights after dropout too.
+/// Computes [`scaled_dot_product_attention`]. Also returns the attention weights, after dropout.
 pub(super) fn attend_with_weights(
     query: &Tensor,
     key: &Tensor,
@@ -165,7 +165,7 @@ pub(super) fn attend_with_weights(
     Ok((weights.f_matmul(&value)?, weights))
 }
 
-/// The sizes of queries, keys and values.
+/// The sizes of queries, keys and values in one call of attention.
 pub(super) struct Shapes {
     batch: Vec<i64>,
     heads: i64,
@@ -198,7 +198,7 @@ impl Shapes {
         )))
     }
 
-    /// Returns the causal mask `[L, L]`: true where a query attends to a key.
+    /// Returns the causal mask `[L, L]`, which is true where a query attends to a key.
     fn up_to_own_place(&self, query: &Tensor) -> Result<Tensor> {
         let square = [self.queries, self.keys];
         Ok(Tensor::f_ones(square, (Kind::Bool, query.device()))?.f_tril(0)?)
@@ -213,8 +213,8 @@ impl Shapes {
     }
 
     /// Combines the mask of the options with the causal mask, and unmasks rows in which every key
-    /// is masked. Returns `None` if no mask tensor is needed. If the caller passes `open`, a mask
-    /// that was already prepared this way, returns `open`. Checks the options too.
+    /// is masked. Returns `None` if no mask tensor is needed. If the caller passes `open`, which is
+    /// a mask that was already prepared in this way, returns `open`. Also checks the options.
     fn mask(
         &self,
         query: &Tensor,
@@ -249,14 +249,14 @@ impl Shapes {
         OpenMask::of(&mask, query.kind()).map(Some)
     }
 
-    /// Returns the shape of the scores: batch, heads, queries and keys.
+    /// Returns the shape of the attention scores: batch, heads, queries and keys.
     pub(super) fn of_scores(&self) -> Vec<i64> {
         let mut scores = self.batch.clone();
         scores.extend([self.heads, self.queries, self.keys]);
         scores
     }
 
-    /// Checks the rule: a mask broadcasts to the scores, and is boolean or floating-point.
+    /// Checks that a mask broadcasts to the scores, and that it is boolean or floating-point.
     pub(super) fn take(&self, mask: &Tensor) -> Result<()> {
         is_mask("attn_mask", mask)?;
         let (size, scores) = (mask.size(), self.of_scores());
@@ -271,7 +271,8 @@ impl Shapes {
     }
 }
 
-/// Checks the rule: a mask is boolean, or floating-point values that are added to the scores.
+/// Checks that a mask is boolean, or that it contains floating-point values to be added to the
+/// scores.
 pub(super) fn is_mask(name: &str, mask: &Tensor) -> Result<()> {
     let kind = mask.kind();
     if kind == Kind::Bool || is_floating(kind) {

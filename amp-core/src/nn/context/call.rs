@@ -1,4 +1,4 @@
-//! Runs the modules of a forward pass.
+//! Runs the modules of a forward pass under their paths and in their precision regions.
 
 use tch::Tensor;
 
@@ -23,7 +23,7 @@ impl Context {
     /// use [`Child`](crate::nn::Child).
     ///
     /// # Errors
-    /// The child's error, with the path of the innermost module that failed.
+    /// When the child fails; the error contains the path of the innermost module that failed.
     pub fn call<M: Forward<Input = (&'static Tensor,)> + ?Sized>(
         &self,
         name: &str,
@@ -88,13 +88,13 @@ impl Context {
         matches!(self.observer, Observer::Tensors(_) | Observer::Substitutes(_))
     }
 
-    /// Returns whether tensors between modules are replaced.
+    /// Returns whether an observer replaces the tensors between modules.
     pub(crate) fn has_substitutes(&self) -> bool {
         matches!(self.observer, Observer::Substitutes(_))
     }
 
-    /// Returns the observer's replacement of a tensor inside the module at the current path, or the
-    /// tensor itself if no observer replaces tensors.
+    /// Returns the tensor by which the observer replaces a tensor inside the module at the current
+    /// path. If no observer replaces tensors, returns the tensor itself.
     pub(crate) fn within(&self, inner: &Tensor) -> Result<Tensor> {
         match &self.observer {
             Observer::Substitutes(other) => other.within(&self.path.borrow(), inner),
@@ -107,7 +107,7 @@ impl Context {
         self.overrides.contains_key(self.path.borrow().as_str())
     }
 
-    /// Runs an expression on `input` in a precision region.
+    /// Calls `body` with `input`, which is cast to the dtype of the precision region `region`.
     ///
     /// # Errors
     /// When a cast or `body` fails.
@@ -180,7 +180,7 @@ impl Context {
         planted::of_layer(&self.path.borrow(), output)
     }
 
-    /// Reports the dtypes of the output of the module at the path.
+    /// Reports the dtypes of the outputs of the module at the current path to `probe`.
     pub(super) fn report_output<M: Forward + ?Sized>(
         &self,
         probe: &dyn DtypeProbe,
@@ -238,7 +238,8 @@ impl Context {
         Ok(output)
     }
 
-    /// Appends a name to the path and returns the earlier length.
+    /// Appends a name to the path. Returns the length of the path before, for
+    /// [`leave`](Self::leave).
     pub(super) fn enter(&self, name: &str) -> usize {
         self.report_products();
         let mut path = self.path.borrow_mut();

@@ -1,4 +1,4 @@
-//! Detects code that creates a training context while a model is evaluated.
+//! Detects if a training context is created while a model is evaluated.
 
 use std::{cell::Cell, marker::PhantomData};
 
@@ -25,7 +25,8 @@ impl Drop for Evaluating {
     }
 }
 
-/// Records that a training context was created during an evaluation. Called for each new context.
+/// Remembers that a training context was created if a model is being evaluated. Called for each new
+/// context.
 pub(super) fn note(training: bool) {
     if training && EVALUATING.get() {
         TRAINED.set(true);

@@ -32,9 +32,9 @@ impl Context {
         self.fuses && ffi::own_kernels() && !self.is_watched()
     }
 
-    /// Runs `layers` in one fused call, `run`, under the path of the first layer, whose index in
-    /// the container is `place`. If a dtype probe observes the run, reports the dtype of the fused
-    /// output for each of the layers. Returns `None` if `run` returns `None`.
+    /// Calls `run`, which computes `layers` in one fused call. The path is that of the first layer,
+    /// whose index in the container is `place`. If a dtype probe observes the forward pass, reports
+    /// the dtype of the output for each of the layers. Returns `None` if `run` returns `None`.
     pub(in crate::nn) fn call_fused<M: Module>(
         &self,
         layers: &[M],
@@ -176,7 +176,8 @@ mod tests {
         Ok(())
     }
 
-    /// Probes of tensors and precision overrides prevent fusing. Dtype probes do not.
+    /// Checks that tensor probes and precision overrides prevent the fusion of layers, and that
+    /// dtype probes do not.
     #[test]
     fn only_tensor_probes_and_regions_prevent_fusing() {
         let policy = Policy::new(Precision::F32True, Device::Cpu);

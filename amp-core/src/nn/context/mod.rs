@@ -35,11 +35,13 @@ pub(in crate::nn) enum Checkpointing {
     Declared,
     /// The modules and ranges of layers that the trainer chose to stay within the memory budget.
     Chosen(Rc<[Segment]>),
-    /// No module. The modules that could be recomputed are measured.
+    /// No module. Instead, the memory and time of the modules that could be recomputed are
+    /// measured.
     Measured(Rc<Survey>),
 }
 
-/// The state of a forward pass: training or evaluation, precision, path, observer.
+/// The state of a forward pass: training or evaluation, the precision, the path of the running
+/// module, and an observer.
 pub struct Context {
     policy: Policy,
     training: bool,
@@ -100,7 +102,8 @@ impl Context {
         self
     }
 
-    /// Runs each module alone and replaces the tensors between modules.
+    /// Lets `substitute` replace the tensors between modules. The modules then run one by one:
+    /// layers are not fused.
     #[must_use]
     pub fn with_substitute(mut self, substitute: Rc<dyn Substitute>) -> Self {
         self.observer = Observer::Substitutes(substitute);
@@ -138,8 +141,8 @@ impl Context {
         self
     }
 
-    /// Keeps every activation, so that a probe reads the autograd graph of checkpointed modules
-    /// too.
+    /// Keeps the activations of all modules, so that a probe can read the autograd graph of
+    /// checkpointed modules, too.
     #[must_use]
     pub fn without_checkpointing(mut self) -> Self {
         self.checkpointing = Checkpointing::Off;
@@ -154,15 +157,15 @@ impl Context {
         self
     }
 
-    /// Measures the modules that could be recomputed.
+    /// Measures the memory and time of the modules that could be recomputed.
     #[must_use]
     pub(crate) fn with_survey(mut self, survey: Rc<Survey>) -> Self {
         self.checkpointing = Checkpointing::Measured(survey);
         self
     }
 
-    /// Marks the forward pass as a repetition, so that batch statistics are not updated a second
-    /// time.
+    /// Marks the forward pass as a repetition of an earlier one, so that the running statistics are
+    /// not updated a second time.
     #[must_use]
     pub(crate) fn again(mut self) -> Self {
         self.recomputing = true;
@@ -235,7 +238,8 @@ impl Context {
             fuses: self.fuses,
             checkpointing: match &self.checkpointing {
                 Checkpointing::Declared => Checkpointing::Declared,
-                // Inside modules that the trainer chose or measured, nothing is checkpointed again.
+                // If the trainer chose or measures a module, the modules inside it are not
+                // recomputed separately.
                 _ => Checkpointing::Off,
             },
             overrides: Rc::new(self.overrides.as_ref().clone()),

@@ -50,7 +50,9 @@ impl Context {
         self.call(name, None, module, input)
     }
 
-    /// Returns a guard for a call of `function` whose result is the output of `model`.
+    /// Returns a guard for a call of `function`, if the result of the call is the output of
+    /// `model`. While the guard exists, [`linear`](crate::nn::linear) may leave its computation to
+    /// the loss.
     #[doc(hidden)]
     pub fn at_output<R: ?Sized, F: 'static>(&self, model: &R, function: &F) -> AtOutput {
         match self.may_defer() {
@@ -59,8 +61,8 @@ impl Context {
         }
     }
 
-    /// Returns whether the loss may run the output layer: the model is not part of another model,
-    /// and no observer reads the layer's output.
+    /// Returns whether the loss may compute the output layer. It may if the model is not part of
+    /// another model, and no observer reads the output of the layer.
     fn may_defer(&self) -> bool {
         self.fuses
             && matches!(self.observer, Observer::Nobody | Observer::Dtypes(_))
@@ -70,7 +72,7 @@ impl Context {
     }
 }
 
-/// Returns an empty tensor of this dtype, from which a probe reads the dtype.
+/// Returns an empty tensor of this dtype, for a probe that only reads the dtype.
 fn empty(kind: Kind) -> Result<Tensor> {
     Ok(Tensor::f_empty([0], (kind, Device::Cpu))?)
 }

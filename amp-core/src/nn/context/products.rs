@@ -38,7 +38,8 @@ impl Context {
         (!self.watches_products.get()).then(PausedProducts::pause)
     }
 
-    /// Reports the products computed since the path or the plan changed.
+    /// Reports the matrix products that were computed since the path or the precision region
+    /// changed.
     pub(super) fn report_products(&self) {
         if !self.watches_products.get() {
             return;

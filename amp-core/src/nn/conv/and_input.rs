@@ -11,7 +11,8 @@ use crate::{
 };
 
 impl Child<'_, Conv2d> {
-    /// Returns the convolution of x, and x for a second use, as at the start of a residual block.
+    /// Computes the convolution of x, and returns x again for a second use, as at the start of a
+    /// residual block.
     ///
     /// The first result is the output of the convolution, and the second is x. In training on CUDA,
     /// one matrix product computes the gradient of x and adds the gradient of the second result, if
@@ -42,8 +43,8 @@ impl Child<'_, Conv2d> {
     /// ```
     ///
     /// # Errors
-    /// The errors of [`forward`](crate::nn::Module::forward), with the path of the module that
-    /// failed.
+    /// When [`forward`](crate::nn::Module::forward) would fail; the error contains the path of the
+    /// module that failed.
     pub fn and_input(&self, x: &Tensor, cx: &Context) -> Result<(Tensor, Tensor)> {
         let again = RefCell::new(None);
         let together = |[x]: [&Tensor; 1], cx: &Context| {

@@ -56,7 +56,7 @@ pub enum PaddingMode {
     Reflect,
     /// The value at the nearest edge of the input.
     Replicate,
-    /// The values at the opposite end of the input.
+    /// The values from the opposite end of the input.
     Circular,
 }
 

@@ -27,8 +27,8 @@ fn region(precision: Precision) -> Result<Option<AutocastGuard>> {
     Policy::new(precision, Device::Cpu).autocast()
 }
 
-/// Returns the largest difference between `seen` and `exact`, divided by the largest absolute value
-/// of `exact`.
+/// Returns the largest difference between `seen` and `exact`, as a fraction of the largest absolute
+/// value of `exact`.
 fn off(seen: &Tensor, exact: &Tensor) -> Result<f64> {
     let distance = seen.f_to_kind(Kind::Double)?.f_sub(exact)?.f_abs()?.f_max()?;
     Ok(distance.f_div(&exact.f_abs()?.f_max()?)?.f_double_value(&[])?)
@@ -96,8 +96,8 @@ fn a_layout_changes_no_value() -> Result<()> {
     Ok(())
 }
 
-/// Convolutions in wider dtypes, and inputs without a batch dimension, have the bits and the layout
-/// of libtorch's defaults.
+/// Checks that convolutions in wider dtypes, and convolutions of inputs without a batch dimension,
+/// have the same bits and the same layout as in libtorch.
 #[test]
 fn other_convolutions_are_left_alone() -> Result<()> {
     let _section = random::seeded(0)?;
@@ -148,7 +148,7 @@ fn a_weight_is_brought_to_the_layout_once_a_region() -> Result<()> {
     Ok(())
 }
 
-/// The second derivative d²/dw² of Σ conv(x, w)³ equals the derivative in f64.
+/// Checks that the second derivative d²/dw² of Σ conv(x, w)³ equals the same derivative in f64.
 #[test]
 fn a_weight_has_second_derivatives() -> Result<()> {
     let _section = random::seeded(0)?;

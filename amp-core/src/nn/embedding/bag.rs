@@ -16,7 +16,7 @@ pub struct EmbeddingBagConfig {
     pub embedding_dim: i64,
     /// See [`EmbeddingConfig`](super::EmbeddingConfig).
     pub max_norm: Option<f64>,
-    /// The p of the p-norm that `max_norm` limits.
+    /// The degree p of the norm that `max_norm` limits.
     pub norm_type: f64,
     /// Whether the gradient of a vector is divided by the number of times that the batch uses the
     /// vector. Not supported by [`BagMode::Max`].
@@ -26,7 +26,7 @@ pub struct EmbeddingBagConfig {
     /// The index that stands for padding. Bags ignore this index. Its vector starts as zeros and
     /// gets no gradient. A negative index counts from the end of the table.
     pub padding_idx: Option<i64>,
-    /// Whether the last offset is the end of the last bag.
+    /// Whether the last offset is the end of the last bag, and not the start of one more bag.
     pub include_last_offset: bool,
     /// See [`EmbeddingConfig`](super::EmbeddingConfig).
     pub std: f64,
@@ -35,7 +35,7 @@ pub struct EmbeddingBagConfig {
 /// How an [`EmbeddingBag`] combines the vectors of a bag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum BagMode {
-    /// Their sum, weighted if there are weights.
+    /// The sum of the vectors. If there are weights, each vector is multiplied by its weight.
     Sum,
     /// Their mean.
     #[default]
@@ -45,7 +45,8 @@ pub enum BagMode {
 }
 
 impl EmbeddingBagConfig {
-    /// Uses the mean of vectors drawn from N(0, 1).
+    /// Sets bags that return the mean of their vectors, and a table with initial values from N(0,
+    /// 1).
     pub fn new(num_embeddings: i64, embedding_dim: i64) -> Self {
         Self {
             num_embeddings,
@@ -173,7 +174,8 @@ impl EmbeddingBag {
         let places = Tensor::f_arange(count, (all.kind(), all.device()))?;
         match self.padding_idx {
             None => Ok((rows, places, None)),
-            // Padding refers to an additional row of zeros after all looked-up vectors.
+            // For padding, a row of zeros is appended to the looked-up vectors, and the index is
+            // that of this row.
             Some(index) => {
                 let (kind, device) = (rows.kind(), rows.device());
                 let none = Tensor::f_zeros([1, rows.size()[1]], (kind, device))?;

@@ -26,7 +26,7 @@ pub struct EmbeddingConfig {
     /// table unchanged. In evaluation only the output changes, while torch changes the table in
     /// evaluation, too.
     pub max_norm: Option<f64>,
-    /// The p of the p-norm that `max_norm` limits.
+    /// The degree p of the norm that `max_norm` limits.
     pub norm_type: f64,
     /// Whether the gradient of a vector is divided by the number of times that the batch uses the
     /// vector.
@@ -37,7 +37,7 @@ pub struct EmbeddingConfig {
 }
 
 impl EmbeddingConfig {
-    /// Creates a table of `num_embeddings` vectors drawn from N(0, 1), as in PyTorch.
+    /// Sets a table of `num_embeddings` vectors with initial values from N(0, 1), as in PyTorch.
     pub fn new(num_embeddings: i64, embedding_dim: i64) -> Self {
         Self {
             num_embeddings,
@@ -65,8 +65,8 @@ impl Embedding {
     /// Creates the layer. Draws the table of vectors from N(0, std²). The padding vector is zero.
     ///
     /// # Errors
-    /// When a size is negative, `padding_idx` is outside the dictionary, or `max_norm` or `norm_type` is not
-    /// above 0.
+    /// When a size is negative, `padding_idx` is not an index of the table, or `max_norm` or
+    /// `norm_type` is not above 0.
     pub fn new(config: EmbeddingConfig) -> Result<Self> {
         let EmbeddingConfig { num_embeddings, embedding_dim, scale_grad_by_freq, std, .. } = config;
         let padding_idx = padding_index(config.padding_idx, num_embeddings)?;
@@ -75,13 +75,14 @@ impl Embedding {
         Ok(Self { weight, padding_idx, max_norm, scale_grad_by_freq })
     }
 
-    /// Returns the table, `[num_embeddings, embedding_dim]`, for an output layer with tied weights.
+    /// Returns the table of vectors, `[num_embeddings, embedding_dim]`, for example as the weight
+    /// of an output layer.
     pub fn weight(&self) -> &Tensor {
         &self.weight
     }
 }
 
-/// Converts a padding index to one counted from the start.
+/// Converts a padding index, which may count from the end, to an index that counts from the start.
 fn padding_index(index: Option<i64>, num_embeddings: i64) -> Result<Option<i64>> {
     match index {
         Some(index) if !(-num_embeddings..num_embeddings).contains(&index) => Err(Error::config(
@@ -101,7 +102,8 @@ fn table(shape: [i64; 2], std: f64, padding_idx: Option<i64>) -> Result<Tensor> 
     Ok(weight)
 }
 
-/// Returns whether vectors are rescaled in the table and not only in the output.
+/// Returns whether a vector that is too long is rescaled in the table. If not, only the output is
+/// rescaled.
 fn changes_table(cx: &Context) -> bool {
     cx.is_training() && !cx.is_recomputing()
 }

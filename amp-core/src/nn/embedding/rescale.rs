@@ -12,7 +12,7 @@ pub(super) struct MaxNorm {
 }
 
 impl MaxNorm {
-    /// Checks the options. Returns `None` if there is no largest norm.
+    /// Checks the options. Returns `None` if the norm is not limited.
     pub(super) fn new(layer: &str, max_norm: Option<f64>, norm_type: f64) -> Result<Option<Self>> {
         let Some(most) = max_norm else { return Ok(None) };
         for (name, value) in [("max_norm", most), ("norm_type", norm_type)] {
@@ -53,7 +53,7 @@ impl MaxNorm {
         Ok(shorter.f_where_self(&is_longer, &lengths.f_ones_like()?)?)
     }
 
-    /// Rescales all rows of `rows`, `[N, embedding_dim]`.
+    /// Rescales all rows of `rows` that are too long, `[N, embedding_dim]`.
     pub(super) fn rescale_all(self, rows: &Tensor) -> Result<()> {
         let all = Tensor::f_arange(rows.size()[0], (Kind::Int64, rows.device()))?;
         self.rescale(rows, &all)

@@ -47,7 +47,7 @@ macro_rules! in_place {
         $(#[$doc])*
         ///
         /// # Errors
-        /// Returns the errors of [`Init::tensor`].
+        /// When [`Init::tensor`] would fail for this shape.
         pub fn $name(tensor: &Tensor, $($argument: $ty),*) -> Result<()> {
             $init.fill(tensor)
         }
@@ -137,17 +137,17 @@ pub(super) fn xavier(fan_out: i64, fan_in: i64) -> Result<Tensor> {
     Init::XavierUniform { gain: 1.0 }.tensor(&[fan_out, fan_in], Role::Parameter)
 }
 
-/// Returns a parameter filled with one value.
+/// Creates a parameter in which every element has the same value.
 pub(super) fn constant(shape: &[i64], value: f64) -> Result<Tensor> {
     Init::Full { value }.tensor(shape, Role::Parameter)
 }
 
-/// Returns a copy of a parameter. The copy requires gradients.
+/// Returns a copy of a parameter. The copy requires gradients, too.
 pub(super) fn copied(parameter: &Tensor) -> Result<Tensor> {
     Ok(parameter.f_detach()?.f_detach_copy()?.f_set_requires_grad(true)?)
 }
 
-/// Returns a buffer filled with one value.
+/// Creates a buffer in which every element has the same value.
 pub(super) fn buffer(shape: &[i64], value: f64) -> Result<Tensor> {
     values::filled(shape, value)
 }

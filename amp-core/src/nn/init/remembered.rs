@@ -153,7 +153,7 @@ mod tests {
         Ok(())
     }
 
-    /// Nothing is cached after the guard is dropped.
+    /// Nothing may be cached after the guard was dropped.
     #[test]
     fn nothing_is_kept_behind_the_guard() -> Result<()> {
         {

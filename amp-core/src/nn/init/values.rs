@@ -9,8 +9,8 @@ use crate::{Error, Result, nn::Role, random};
 /// initializer for a field, `#[parameter(shape = [64, 10], init = normal(0.0, 0.02))]`, or for a
 /// layer, `linear(64, 10, weight_init = normal(0.0, 0.02))`.
 ///
-/// Fans are defined for weights `[outputs, inputs, …]`, as in torch: fan_in = inputs · (product of
-/// the rest), fan_out = outputs · (product of the rest).
+/// As in torch, the weights `[outputs, inputs, …]` have fan_in = inputs · (product of the other
+/// sizes) and fan_out = outputs · (product of the other sizes).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Init {
     /// All elements are 0.
@@ -59,12 +59,12 @@ pub enum Init {
     },
     /// U(±gain·√(3 / fan)) (He et al., arXiv:1502.01852).
     KaimingUniform {
-        /// The negative slope of a leaky ReLU after the layer. √5 gives the default of nn.Linear
-        /// and convolutions in torch, U(±1/√fan_in).
+        /// The negative slope of the leaky ReLU that follows the layer. √5 gives the initial values
+        /// that torch uses by default for nn.Linear and convolutions, U(±1/√fan_in).
         a: f64,
         /// Whether fan_in or fan_out is the fan.
         mode: FanMode,
-        /// The activation after the layer, which determines the gain.
+        /// The activation that follows the layer. It determines the gain.
         nonlinearity: Nonlinearity,
     },
     /// The normal distribution N(0, gain² / fan).
@@ -73,7 +73,7 @@ pub enum Init {
         a: f64,
         /// Whether fan_in or fan_out is the fan.
         mode: FanMode,
-        /// The activation after the layer, which determines the gain.
+        /// The activation that follows the layer. It determines the gain.
         nonlinearity: Nonlinearity,
     },
     /// A random (semi-)orthogonal matrix (Saxe et al., arXiv:1312.6120). The size of the first
@@ -87,17 +87,17 @@ pub enum Init {
     Eye,
 }
 
-/// The number of connections (fan) from which the standard deviation is computed.
+/// The number of connections (fan) from which the standard deviation of the values is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FanMode {
-    /// The fan of the inputs: the forward pass preserves the variance.
+    /// The number of inputs of an output: the forward pass preserves the variance.
     #[default]
     FanIn,
-    /// The fan of the outputs: the backward pass preserves the variance.
+    /// The number of outputs of an input: the backward pass preserves the variance.
     FanOut,
 }
 
-/// The activation after a layer, which decides the gain.
+/// The activation that follows a layer. It determines the gain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Nonlinearity {
     /// No activation, or a convolution.
@@ -128,10 +128,12 @@ pub fn calculate_gain(nonlinearity: Nonlinearity, a: f64) -> f64 {
 }
 
 impl Init {
-    /// Returns a new tensor with this shape. A parameter requires a gradient.
+    /// Returns a new tensor of this shape with initial values. If `role` is a parameter, the tensor
+    /// requires a gradient.
     ///
     /// # Errors
-    /// When a size is negative, the bounds or the deviation are invalid, or the shape has no fans.
+    /// When a size is negative, the bounds or the standard deviation are invalid, or fans are
+    /// needed and the shape has fewer than two dimensions.
     pub fn tensor(self, shape: &[i64], role: Role) -> Result<Tensor> {
         let tensor = self.draw(shape)?;
         Ok(tensor.f_set_requires_grad(role == Role::Parameter)?)
@@ -188,14 +190,15 @@ pub(super) fn symmetric(shape: &[i64], bound: f64) -> Result<Tensor> {
     drawn(shape, Draw::Uniform(-bound, bound))
 }
 
-/// A distribution from which numbers are drawn with libtorch's generator.
+/// A distribution of random numbers from libtorch's generator.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Draw {
     /// The uniform distribution from the first to the second value.
     Uniform(f64, f64),
-    /// Normal with a mean and a standard deviation.
+    /// The normal distribution with this mean and this standard deviation.
     Normal(f64, f64),
-    /// Normal, restricted to `ends`: the inverse distribution function of uniform values.
+    /// The normal distribution, restricted to `ends`. The values are computed from uniform random
+    /// numbers by the inverse of the distribution function.
     Truncated { uniform: [f64; 2], moments: [f64; 2], ends: [f64; 2] },
 }
 
@@ -277,8 +280,8 @@ fn truncated(shape: &[i64], [mean, std]: [f64; 2], [a, b]: [f64; 2]) -> Result<T
     drawn(shape, Draw::Truncated { uniform: [low, high], moments: [mean, std], ends: [a, b] })
 }
 
-/// Returns Q of a QR decomposition of normal numbers. The signs are chosen so that Q is uniformly
-/// distributed.
+/// Returns the matrix Q of the QR decomposition of a matrix of normal random numbers. The signs are
+/// chosen such that Q is uniformly distributed.
 fn orthogonal(shape: &[i64], gain: f64) -> Result<Tensor> {
     let [rows, rest @ ..] = shape else { return no_matrix(shape) };
     if rest.is_empty() || shape.iter().any(|size| *size < 1) {

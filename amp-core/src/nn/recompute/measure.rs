@@ -14,11 +14,12 @@ use crate::{
     precision::is_floating,
 };
 
-/// The measured bytes and time of a module or of several fused layers.
+/// The memory and time of a module, or of several layers that run fused.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Cell {
     pub(crate) segment: Segment,
-    /// The bytes kept for the backward pass, without input and output.
+    /// The number of bytes that are kept for the backward pass, not counting the input and the
+    /// output.
     pub(crate) own: u64,
     /// The number of bytes of the module's input.
     pub(crate) input: u64,
@@ -53,7 +54,7 @@ impl Survey {
         self.cells.take()
     }
 
-    /// Runs a container's layers, and measures each layer that can be shared.
+    /// Runs the layers of a container, and measures each layer that can be recomputed.
     pub(in crate::nn) fn layers<M: Module>(
         &self,
         layers: &[M],
@@ -139,7 +140,8 @@ impl Survey {
         let output = tch::with_grad(|| run(&own_input))?;
         let output_bytes = tensor_bytes(&output);
         let computed = self.meter.allocated()?;
-        // `end` keeps the autograd graph alive, but not the output.
+        // `end` keeps the autograd graph alive, but not the output, so that the bytes of the output
+        // can be measured separately.
         let end = tch::with_grad(|| output.f_sum(output.kind()))?;
         let held = self.meter.allocated()?;
         drop(output);
@@ -168,7 +170,7 @@ impl Survey {
         Ok((cell, output))
     }
 
-    /// Measures the seconds that `body` takes. Waits for the device.
+    /// Measures the seconds that `body` takes. On CUDA, waits for the device.
     fn timed<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<(f64, T)> {
         let started = Instant::now();
         if !self.device.is_cuda() {

@@ -25,10 +25,10 @@ use crate::{
 /// random numbers. On the CPU the gradients are bit-identical to those without checkpointing.
 /// Running statistics are updated only once.
 ///
-/// Under a memory budget ([`MemoryConfig::budget`](crate::trainer::MemoryConfig::budget)) the
-/// trainer decides which modules are recomputed, and `enabled` is ignored.
+/// If there is a memory budget ([`MemoryConfig::budget`](crate::trainer::MemoryConfig::budget)),
+/// the trainer decides which modules are recomputed, and `enabled` has no effect.
 ///
-/// The names of the module's tensors do not change.
+/// The tensors of the module keep their names.
 #[derive(Debug)]
 pub struct Checkpoint<M> {
     module: Arc<M>,
@@ -91,8 +91,8 @@ fn without_sections(cx: &Context) -> Option<Place> {
     (!cx.is_recomputing()).then(random::place)
 }
 
-/// Runs `first` now without keeping activations, and `again` in the backward pass. The faults that
-/// are planted now apply to `again` too.
+/// Calls `first` now, without keeping activations, and calls `again` in the backward pass. The
+/// faults that are planted at this moment apply to `again`, too.
 fn run(
     input: &Tensor,
     first: impl FnOnce() -> Result<Tensor>,

@@ -11,10 +11,11 @@ use crate::{
     nn::{Context, Module, container},
 };
 
-/// Layers that are recomputed together: neighbours in a container, or a single module.
+/// Layers whose activations are recomputed together: neighbouring layers of a container, or a
+/// single module.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
-    /// The dotted path of the container, or of the module.
+    /// The dotted path of the container or of the single module.
     pub path: String,
     /// The indices of the layers in the container; `None` if the segment is the whole module.
     pub layers: Option<Range<usize>>,
@@ -44,8 +45,8 @@ impl fmt::Display for Segment {
     }
 }
 
-/// Runs a container's layers. Layers of the `segments` that lie in this container are recomputed in
-/// the backward pass.
+/// Runs the layers of a container. If a layer is in one of the `segments`, its activations are
+/// recomputed in the backward pass.
 pub(in crate::nn) fn forward<M: Module>(
     layers: &[M],
     segments: &[Segment],
@@ -70,7 +71,8 @@ pub(in crate::nn) fn forward<M: Module>(
     container::run(&layers[done..], done, &x, cx)
 }
 
-/// Runs consecutive layers without keeping their activations. The first has the index `place`.
+/// Runs consecutive layers without keeping their activations. The first of `layers` has the index
+/// `place` in the container.
 fn checkpointed<M: Module>(
     layers: &[M],
     place: usize,

@@ -28,7 +28,7 @@ pub struct LstmCellConfig {
 pub type GruCellConfig = LstmCellConfig;
 
 impl LstmCellConfig {
-    /// Creates a cell with biases.
+    /// Sets a cell with biases.
     pub fn new(input_size: i64, hidden_size: i64) -> Self {
         Self { input_size, hidden_size, bias: true }
     }
@@ -43,12 +43,12 @@ pub struct RnnCellConfig {
     pub hidden_size: i64,
     /// See [`LstmCellConfig`].
     pub bias: bool,
-    /// The function that computes the next state.
+    /// The function that is applied to compute the next state.
     pub nonlinearity: RnnNonlinearity,
 }
 
 impl RnnCellConfig {
-    /// Creates a cell with biases and tanh.
+    /// Sets a cell with biases and the function tanh.
     pub fn new(input_size: i64, hidden_size: i64) -> Self {
         Self { input_size, hidden_size, bias: true, nonlinearity: RnnNonlinearity::Tanh }
     }
@@ -154,8 +154,8 @@ impl Weights {
         let device = input.device();
         let autocast = autocast_kind(input, &self.weight_ih)?;
         let kind = autocast.unwrap_or(input.kind());
-        // This function casts all tensors to the autocast dtype itself, as the layers over
-        // sequences do. So autocast is off.
+        // This function itself casts all tensors to the autocast dtype, as the layers for sequences
+        // do. Therefore autocast is switched off.
         let _off = autocast.map(|_| AutocastGuard::off(device)).transpose()?;
         let is_single = size.len() == 1;
         let batched = |tensor: &Tensor| -> Result<Tensor> {
@@ -233,7 +233,7 @@ constructor! {
 }
 
 impl Forward for LstmCell {
-    /// The input, and the states h and c.
+    /// The input of the step and, if they are not zero, the states h and c before the step.
     type Input = (&'static Tensor, Option<(&'static Tensor, &'static Tensor)>);
     /// The hidden state h and the cell state c after the step.
     type Output = (Tensor, Tensor);

@@ -1,4 +1,4 @@
-//! Sequences of different lengths in one tensor.
+//! Packs sequences of different lengths that are padded in one tensor.
 
 use tch::{Device, Kind, Tensor};
 
@@ -7,16 +7,16 @@ use crate::{Error, Result, precision::dtype_name};
 /// The lengths of the sequences of a batch, and the order in which the sequences are packed. The
 /// longest sequence comes first.
 pub(super) struct Lengths {
-    /// The sorted lengths, int64 on the CPU.
+    /// The lengths in the order in which the sequences are packed, int64 on the CPU.
     sorted: Tensor,
-    /// The index in the batch of each packed sequence, on the batch's device.
+    /// For each packed sequence, its index in the batch, on the batch's device.
     order: Tensor,
-    /// The index among the packed sequences of each sequence of the batch.
+    /// For each sequence of the batch, its index among the packed sequences.
     back: Tensor,
 }
 
 impl Lengths {
-    /// Reads the lengths `[N]` of sequences with at most `steps` steps.
+    /// Reads and checks the lengths `[N]` of sequences that have at most `steps` steps.
     pub(super) fn of(lengths: &Tensor, batch: i64, steps: i64, device: Device) -> Result<Self> {
         let kind = lengths.kind();
         if !matches!(kind, Kind::Int64 | Kind::Int | Kind::Int16 | Kind::Int8 | Kind::Uint8) {
@@ -57,18 +57,20 @@ impl Lengths {
         Ok(tensor.f_index_select(dim, &self.order)?)
     }
 
-    /// Reorders a tensor from the packing order to the batch's order.
+    /// Reorders the batch dimension `dim` of a tensor: from the packing order back to the order of
+    /// the batch.
     pub(super) fn unsort(&self, tensor: &Tensor, dim: i64) -> Result<Tensor> {
         Ok(tensor.f_index_select(dim, &self.back)?)
     }
 
-    /// Packs sorted sequences: removes the steps after their ends. Also returns the number of
-    /// sequences that are active at each step.
+    /// Packs sequences that are in the packing order: removes the steps after the end of each
+    /// sequence. Also returns, for each step, the number of sequences that have this step.
     pub(super) fn pack(&self, sorted: &Tensor, batch_first: bool) -> Result<(Tensor, Tensor)> {
         Ok(sorted.f_internal_pack_padded_sequence(&self.sorted, batch_first)?)
     }
 
-    /// Unpacks to sorted sequences of `steps` steps, with zeros after their ends.
+    /// Converts packed sequences to a padded tensor with `steps` steps. Steps after the end of a
+    /// sequence are zero.
     pub(super) fn pad(
         data: &Tensor,
         batch_sizes: &Tensor,

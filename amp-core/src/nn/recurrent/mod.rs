@@ -26,7 +26,7 @@ pub struct LstmConfig {
     pub batch_first: bool,
     /// The probability of dropout between layers in training. With one layer there is no dropout.
     pub dropout: f64,
-    /// Whether the layer also reads the sequence in reverse.
+    /// Whether the layer also reads the sequences from the end to the start.
     pub bidirectional: bool,
     /// The size to which the hidden state is projected. It must be below `hidden_size`. 0 means
     /// that there is no projection.
@@ -61,7 +61,7 @@ pub struct RnnConfig {
     pub hidden_size: i64,
     /// See [`LstmConfig`].
     pub num_layers: i64,
-    /// The function that computes the next state.
+    /// The function that is applied to compute the next state.
     pub nonlinearity: RnnNonlinearity,
     /// See [`LstmConfig`].
     pub bias: bool,
@@ -88,8 +88,8 @@ pub enum RnnNonlinearity {
 macro_rules! config {
     ($($config:ident { $($option:ident: $value:expr),* })*) => {$(
         impl $config {
-            /// Sets one layer in one direction with biases, without dropout, with time as the first
-            /// dimension.
+            /// Sets one layer that reads sequences forwards, with biases and without dropout, and
+            /// with time as the first dimension.
             pub fn new(input_size: i64, hidden_size: i64) -> Self {
                 Self {
                     input_size,
@@ -128,7 +128,7 @@ config! {
     RnnConfig { nonlinearity: RnnNonlinearity::Tanh }
 }
 
-/// Long short-term memory over sequences; nn.LSTM. For the input x and the states h and c, a step
+/// Long short-term memory for sequences; nn.LSTM. From the input x and the states h and c, a step
 /// computes
 ///
 /// ```text
@@ -158,8 +158,8 @@ config! {
 /// output has the same length L as the input. The host reads the lengths, so a step with lengths
 /// cannot be recorded as a CUDA graph.
 ///
-/// Under autocast the layer computes in the autocast dtype, also in bf16 on CUDA, although
-/// libtorch's autocast would compute in f16 there. Parameters have torch's names: `weight_ih_l0`,
+/// Under autocast the layer computes in the autocast dtype. This includes bf16 on CUDA, where
+/// libtorch's autocast would compute in f16. The parameters have torch's names: `weight_ih_l0`,
 /// `weight_hh_l0`, `bias_ih_l0`, `bias_hh_l0`, `weight_hr_l0`, then `…_l0_reverse`, and so on for
 /// each layer.
 ///
@@ -185,7 +185,7 @@ config! {
 #[derive(Debug)]
 pub struct Lstm(Stack);
 
-/// Gated recurrent units over sequences; nn.GRU. A step computes
+/// Gated recurrent units for sequences; nn.GRU. A step computes
 ///
 /// ```text
 /// r, z = σ(W·x + U·h + b), with separate rows of the weights, in the order r, z, n
@@ -193,8 +193,8 @@ pub struct Lstm(Stack);
 /// h ← (1 − z)·n + z·h
 /// ```
 ///
-/// Input, initial state, lengths, output and last state are as in an [`Lstm`], without c and
-/// projection.
+/// The input, initial state, lengths, output and last state are as in an [`Lstm`], but there is no
+/// cell state c and no projection.
 #[derive(Debug)]
 pub struct Gru(Stack);
 
@@ -233,10 +233,10 @@ constructor! {
 }
 
 impl Forward for Lstm {
-    /// The sequence, the initial states h and c, and the lengths.
+    /// The sequences, the initial states h and c, and the lengths of the sequences.
     type Input =
         (&'static Tensor, Option<(&'static Tensor, &'static Tensor)>, Option<&'static Tensor>);
-    /// The output, and the last states h and c.
+    /// The output of the last layer, and the last states h and c of each layer.
     type Output = (Tensor, (Tensor, Tensor));
 
     fn forward_with(
@@ -257,7 +257,7 @@ impl Forward for Lstm {
 macro_rules! with_one_state {
     ($($layer:ident)*) => {$(
         impl Forward for $layer {
-            /// The sequence, the initial state and the lengths.
+            /// The sequences, the initial state, and the lengths of the sequences.
             type Input = (&'static Tensor, Option<&'static Tensor>, Option<&'static Tensor>);
             /// The output of the last layer, and the last state of each layer.
             type Output = (Tensor, Tensor);

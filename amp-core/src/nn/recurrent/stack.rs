@@ -32,7 +32,7 @@ impl Cell {
         }
     }
 
-    /// Returns the number of weight rows for each element of the state.
+    /// Returns the number of rows in a weight for each element of the state.
     pub(super) fn gates(self) -> i64 {
         match self {
             Self::Lstm => 4,
@@ -66,7 +66,7 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    /// Makes the shape of one layer in one direction.
+    /// Returns the shape of a single layer in one direction.
     pub(super) fn single(cell: Cell, [input_size, hidden_size]: [i64; 2], bias: bool) -> Self {
         Self {
             cell,
@@ -106,17 +106,17 @@ impl Shape {
         if self.proj_size > 0 { self.proj_size } else { self.hidden_size }
     }
 
-    /// Returns the size of a layer's input.
+    /// Returns the number of features of a layer's input.
     fn input_of(&self, layer: i64) -> i64 {
         if layer == 0 { self.input_size } else { self.directions() * self.output_size() }
     }
 
-    /// Returns the number of weights of one direction of one layer.
+    /// Returns the number of weight tensors of one layer in one direction.
     fn per_direction(&self) -> i64 {
         2 + if self.bias { 2 } else { 0 } + i64::from(self.proj_size > 0)
     }
 
-    /// Returns the names and sizes of a direction's weights, in torch's order.
+    /// Returns the names and sizes of the weights of one layer in one direction, in torch's order.
     fn weights_of(&self, layer: i64) -> Vec<(&'static str, Vec<i64>)> {
         let rows = self.cell.gates() * self.hidden_size;
         let mut weights = vec![
@@ -155,7 +155,7 @@ pub(super) fn autocast_kind(input: &Tensor, weight: &Tensor) -> Result<Option<Ki
     Ok(state.dtype.filter(|_| casts))
 }
 
-/// The layers of a recurrent network with their weights.
+/// The layers of a recurrent network, with their weights.
 #[derive(Debug)]
 pub(super) struct Stack {
     weights: Vec<Tensor>,
@@ -226,7 +226,7 @@ impl Stack {
         Ok((lengths.unsort(&output, batch_dim)?, last))
     }
 
-    /// Returns the numbers of steps and of sequences.
+    /// Returns the number of steps and the number of sequences.
     fn sizes(&self, input: &Tensor) -> Result<(i64, i64)> {
         let Shape { batch_first, input_size, .. } = self.shape;
         let size = input.size();

@@ -100,7 +100,7 @@ impl Visit for TransformerDecoderLayer {
     }
 }
 
-/// The target, the memory, and a mask for each.
+/// The target, the memory, the mask of the target, and the mask of the memory.
 type Inputs<'a> = (&'a Tensor, &'a Tensor, &'a AttentionMask, &'a AttentionMask);
 
 impl Forward for TransformerDecoderLayer {
@@ -158,7 +158,7 @@ impl TransformerDecoder {
     /// layers.
     ///
     /// # Errors
-    /// The errors of [`TransformerDecoderLayer::new`], and when there are no layers.
+    /// When [`TransformerDecoderLayer::new`] would fail, or when there are no layers.
     pub fn new(config: TransformerDecoderConfig) -> Result<Self> {
         let (layers, norm) =
             config.build(TransformerDecoderLayer::new, TransformerDecoderLayer::copied)?;

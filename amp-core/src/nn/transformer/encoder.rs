@@ -88,7 +88,7 @@ impl TransformerEncoderLayer {
         }))
     }
 
-    /// Returns the layer and this mask as a module with one input.
+    /// Returns the layer together with `mask` as a module with one input.
     fn masked(&self, mask: &AttentionMask) -> Masked {
         Masked { parts: self.0.clone(), mask: mask.shared() }
     }
@@ -224,7 +224,7 @@ impl TransformerEncoder {
     /// layers.
     ///
     /// # Errors
-    /// The errors of [`TransformerEncoderLayer::new`], and when there are no layers.
+    /// When [`TransformerEncoderLayer::new`] would fail, or when there are no layers.
     pub fn new(config: TransformerEncoderConfig) -> Result<Self> {
         let (layers, norm) =
             config.build(TransformerEncoderLayer::new, TransformerEncoderLayer::copied)?;
@@ -305,7 +305,8 @@ macro_rules! masked {
             /// precision region.
             ///
             /// # Errors
-            /// The errors of the layer, with the path of the innermost module that failed.
+            /// When the layer fails; the error contains the path of the innermost module that
+            /// failed.
             pub fn forward_masked(
                 &self,
                 input: &Tensor,

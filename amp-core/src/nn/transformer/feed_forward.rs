@@ -7,7 +7,7 @@ use crate::{
     nn::{Context, Dropout, Linear, LinearConfig, Module, Visit, Visitor, visit_child},
 };
 
-/// The activation of a transformer's feed-forward network.
+/// The activation function of a transformer's feed-forward network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FeedForward {
     /// max(x, 0).
@@ -15,7 +15,7 @@ pub enum FeedForward {
     Relu,
     /// x·Φ(x), exact.
     Gelu,
-    /// GELU approximated by tanh, as in GPT-2.
+    /// GELU, approximated by means of tanh, as in GPT-2.
     GeluTanh,
     /// silu(a)·b (Shazeer, arXiv:2002.05202; not in torch.nn). `linear1` has 2·dim_feedforward
     /// outputs. The first half of the outputs is a (the gate), and the second half is b.
@@ -65,7 +65,7 @@ impl Perceptron {
         cx.call("linear2", None, &self.linear2, &self.expand(x, cx)?)
     }
 
-    /// Runs the first linear layer and the activation.
+    /// Computes the first linear layer and the activation function.
     fn expand(&self, x: &Tensor, cx: &Context) -> Result<Tensor> {
         let p = self.dropout.active(cx);
         let behind = match self.activation {

@@ -29,19 +29,19 @@ pub struct TransformerLayerConfig {
     pub nhead: i64,
     /// The number of hidden features of the feed-forward network.
     pub dim_feedforward: i64,
-    /// The probability of dropout in attention, in the feed-forward network and on each residual
-    /// branch.
+    /// The probability of dropout in the attention, in the feed-forward network and at the end of
+    /// each residual branch.
     pub dropout: f64,
     /// The activation function of the feed-forward network.
     pub activation: FeedForward,
-    /// The number that is added to the variance in the norms.
+    /// The number that layer norms add to the variance, so that the divisor is not zero.
     pub layer_norm_eps: f64,
-    /// Whether the norms come before attention and feed-forward (pre-norm, as in GPT-2) instead of after
-    /// the residuals.
+    /// Whether the layer norms come before the attention and the feed-forward network (pre-norm, as
+    /// in GPT-2). Otherwise they come after the residual connections.
     pub norm_first: bool,
     /// Whether a position attends only to itself and earlier positions of its own sequence.
     pub causal: bool,
-    /// Whether attention, linear layers and norms have biases.
+    /// Whether the attention, the linear layers and the layer norms have biases.
     pub bias: bool,
 }
 
@@ -51,8 +51,8 @@ pub type TransformerEncoderLayerConfig = TransformerLayerConfig;
 pub type TransformerDecoderLayerConfig = TransformerLayerConfig;
 
 impl TransformerLayerConfig {
-    /// Sets a feed-forward width of 2048, dropout 0.1, ReLU, eps 1e-5, norms after the residuals,
-    /// biases, and attention that is not causal.
+    /// Sets a feed-forward network with 2048 hidden features, dropout 0.1, ReLU, `layer_norm_eps`
+    /// 1e-5, norms after the residual connections, biases, and attention that is not causal.
     pub fn new(d_model: i64, nhead: i64) -> Self {
         Self {
             d_model,
@@ -101,7 +101,7 @@ pub struct TransformerStackConfig {
     pub dropout: f64,
     /// See [`TransformerLayerConfig`].
     pub activation: FeedForward,
-    /// The number that is added to the variance in all norms.
+    /// The number that layer norms add to the variance, so that the divisor is not zero.
     pub layer_norm_eps: f64,
     /// See [`TransformerLayerConfig`].
     pub norm_first: bool,
@@ -109,7 +109,7 @@ pub struct TransformerStackConfig {
     pub causal: bool,
     /// As [`TransformerLayerConfig::bias`]. It applies to the final layer norm, too.
     pub bias: bool,
-    /// Whether a layer norm follows the last layer, which pre-norm layers need.
+    /// Whether a layer norm follows the last layer. It is needed if `norm_first` is set.
     pub norm: bool,
 }
 
@@ -119,7 +119,7 @@ pub type TransformerEncoderConfig = TransformerStackConfig;
 pub type TransformerDecoderConfig = TransformerStackConfig;
 
 impl TransformerStackConfig {
-    /// Sets layers with their defaults, and no norm after the last layer.
+    /// Sets layers with their default options, and no layer norm after the last layer.
     pub fn new(d_model: i64, nhead: i64, num_layers: i64) -> Self {
         let layer = TransformerLayerConfig::new(d_model, nhead);
         Self {
@@ -175,7 +175,7 @@ impl TransformerStackConfig {
     }
 }
 
-/// Computes norm(residual + dropout(branch)), where `name` is the norm's name.
+/// Computes norm(residual + dropout(branch)). `name` is the name of the norm.
 fn add_and_normalise(
     name: &str,
     norm: &LayerNorm,

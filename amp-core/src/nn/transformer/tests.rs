@@ -1,4 +1,4 @@
-//! Stacks of layers whose activations are recomputed.
+//! Tests of transformer layers whose activations are recomputed.
 
 use std::rc::Rc;
 

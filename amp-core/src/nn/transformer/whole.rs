@@ -26,7 +26,7 @@ pub struct TransformerConfig {
     pub dropout: f64,
     /// See [`TransformerLayerConfig`].
     pub activation: FeedForward,
-    /// The number that is added to the variance in all norms.
+    /// The number that layer norms add to the variance, so that the divisor is not zero.
     pub layer_norm_eps: f64,
     /// See [`TransformerLayerConfig`].
     pub norm_first: bool,
@@ -38,7 +38,8 @@ pub struct TransformerConfig {
 }
 
 impl TransformerConfig {
-    /// Sets width 512, 8 heads, 6 layers in each stack, and the defaults of the layers.
+    /// Sets 512 features, 8 heads, 6 layers in the encoder and in the decoder, and default options
+    /// of the layers.
     pub fn new() -> Self {
         let TransformerLayerConfig {
             d_model,
@@ -129,8 +130,8 @@ impl Default for TransformerConfig {
 /// # fn main() {}
 /// ```
 ///
-/// For generation, run encoder and decoder separately: `self.transformer.encoder()` once, and
-/// `self.transformer.decoder()` for each new token.
+/// To generate text, run the encoder and the decoder separately: `self.transformer.encoder()` once,
+/// and `self.transformer.decoder()` for each new token.
 #[derive(Debug)]
 pub struct Transformer {
     encoder: TransformerEncoder,
@@ -192,7 +193,8 @@ impl Visit for Transformer {
     }
 }
 
-/// The source, the target, and the masks of the source, the target and the encoder's output.
+/// The source, the target, the mask of the source, the mask of the target, and the mask of the
+/// encoder's output.
 type Inputs<'a> = (&'a Tensor, &'a Tensor, &'a AttentionMask, &'a AttentionMask, &'a AttentionMask);
 
 impl Forward for Transformer {

@@ -26,7 +26,7 @@ impl ChainedScheduler {
         Self(vec![Rc::new(first)])
     }
 
-    /// Adds a schedule, which is applied to the result of the previous ones.
+    /// Adds a schedule to the chain, which changes the rates that the previous schedules returned.
     #[must_use]
     pub fn then(mut self, next: impl Schedule) -> Self {
         self.0.push(Rc::new(next));
@@ -34,7 +34,7 @@ impl ChainedScheduler {
     }
 }
 
-/// A schedule of any type, as stored in the chain.
+/// A schedule of any type, as the chain stores it.
 trait Link {
     fn check(&self) -> Result<()>;
     fn note(&self) -> Option<String>;

@@ -5,7 +5,8 @@ use std::f64::consts::PI;
 use super::{Rates, Schedule, not_negative, positive, within};
 use crate::Result;
 
-/// η = η_min + (η₀ − η_min)(1 + cos(πt/T))/2, in torch's recursive form (CosineAnnealingLR).
+/// η = η_min + (η₀ − η_min)(1 + cos(πt/T))/2, where η₀ is the optimizer's rate and T is `t_max`. As
+/// in torch, each rate is computed from the previous one (CosineAnnealingLR).
 ///
 /// ```
 /// use amp_core::optim::CosineAnnealing;
@@ -13,7 +14,7 @@ use crate::Result;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct CosineAnnealing {
-    /// The number of intervals until the lowest rate.
+    /// The number of intervals after which the rate is lowest.
     pub t_max: i64,
     /// The lowest rate.
     pub eta_min: f64,
@@ -94,8 +95,8 @@ impl Schedule for CosineAnnealingWarmRestarts {
     }
 }
 
-/// A linear warm-up over warmup_steps, then half a cosine down to zero at total_steps
-/// (transformers' get_cosine_schedule_with_warmup).
+/// A linear warm-up for warmup_steps, and then half a period of a cosine, which falls to zero at
+/// total_steps (transformers' get_cosine_schedule_with_warmup).
 ///
 /// ```
 /// use amp_core::optim::WarmupCosine;

@@ -3,8 +3,8 @@
 use super::{Rates, Schedule, positive, within};
 use crate::Result;
 
-/// A factor that changes linearly from start_factor to end_factor over total_iters intervals
-/// (LinearLR).
+/// Multiplies the optimizer's rate by a factor that changes linearly from start_factor to
+/// end_factor in total_iters intervals (LinearLR).
 ///
 /// ```
 /// use amp_core::optim::LinearLr;
@@ -16,7 +16,7 @@ pub struct LinearLr {
     pub start_factor: f64,
     /// The last factor.
     pub end_factor: f64,
-    /// The number of intervals between the two factors.
+    /// The number of intervals in which the factor changes.
     pub total_iters: i64,
 }
 
@@ -32,7 +32,8 @@ impl Schedule for LinearLr {
     fn check(&self) -> Result<()> {
         let Self { start_factor: start, end_factor: end, total_iters } = *self;
         positive("total_iters", total_iters)?;
-        // A start_factor of 0 is refused: torch multiplies the current rate, which would stay 0.
+        // torch multiplies the current rate in each step, so a rate that starts at 0 would stay 0.
+        // Therefore a start_factor of 0 is an error.
         within("start_factor", start, start > 0.0 && start <= 1.0, "in (0, 1]")?;
         within("end_factor", end, (0.0..=1.0).contains(&end), "in [0, 1]")
     }
@@ -62,7 +63,7 @@ impl Schedule for LinearLr {
 pub struct ConstantLr {
     /// The factor.
     pub factor: f64,
-    /// The number of intervals with the factor.
+    /// The number of intervals in which the factor applies.
     pub total_iters: i64,
 }
 
@@ -77,8 +78,8 @@ impl Schedule for ConstantLr {
 
     fn check(&self) -> Result<()> {
         positive("total_iters", self.total_iters)?;
-        // A factor of 0 is refused: torch divides the current rate by the factor, and stops with a
-        // ZeroDivisionError.
+        // torch divides the current rate by the factor, and stops with a ZeroDivisionError if the
+        // factor is 0. Therefore a factor of 0 is an error here, too.
         within("factor", self.factor, self.factor > 0.0 && self.factor <= 1.0, "in (0, 1]")
     }
 
@@ -92,7 +93,8 @@ impl Schedule for ConstantLr {
     }
 }
 
-/// η₀(1 − t/T)^power over T = total_iters intervals, then 0, in torch's recursive form (PolynomialLR).
+/// η₀(1 − t/T)^power during T = total_iters intervals, and then 0, where η₀ is the optimizer's
+/// rate. As in torch, each rate is computed from the previous one (PolynomialLR).
 ///
 /// ```
 /// use amp_core::optim::PolynomialLr;
@@ -100,7 +102,7 @@ impl Schedule for ConstantLr {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PolynomialLr {
-    /// The number of intervals until the rate is 0.
+    /// The number of intervals after which the rate is 0.
     pub total_iters: i64,
     /// The exponent. 1 gives a straight line.
     pub power: f64,
@@ -139,7 +141,7 @@ impl Schedule for PolynomialLr {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LambdaLr<F: Fn(i64) -> f64 + Clone + 'static> {
-    /// Computes the factor from the number of intervals.
+    /// The function that computes the factor from the number of passed intervals.
     pub lr_lambda: F,
 }
 

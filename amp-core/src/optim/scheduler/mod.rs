@@ -1,4 +1,4 @@
-//! Learning-rate schedules with the rules and the rounding of torch.optim.lr_scheduler.
+//! Learning-rate schedules, with the formulas and the rounding of torch.optim.lr_scheduler.
 
 mod chained;
 mod cosine;
@@ -49,7 +49,7 @@ use crate::{Error, Result, state::State};
 ///     .with_scheduler(InverseRoot { warmup_steps: 4000 }, Interval::Step);
 /// ```
 pub trait Schedule: Clone + 'static {
-    /// The name under which the state is saved: torch's name, if torch has the schedule.
+    /// The name of the schedule in saved states. It is torch's name if torch has the schedule.
     const NAME: &'static str;
 
     /// Checks the options.
@@ -72,7 +72,7 @@ pub trait Schedule: Clone + 'static {
     fn rates(&self, passed: i64, base: Rates, last: Rates) -> Rates;
 }
 
-/// Options of a schedule, which can start from an optimizer's rates.
+/// The options of a schedule, from which the schedule for given initial rates can be built.
 pub trait BuildScheduler {
     /// Checks the options, and returns the schedule at its start. `base` are the optimizer's
     /// initial rates.
@@ -81,7 +81,7 @@ pub trait BuildScheduler {
     /// When an option is out of range.
     fn build(&self, base: Rates) -> Result<Box<dyn Scheduler>>;
 
-    /// Returns the logged value that the schedule monitors, if any.
+    /// Returns the name of the logged value that the schedule monitors, if it monitors one.
     fn monitor(&self) -> Option<&str> {
         None
     }
@@ -96,18 +96,18 @@ pub trait BuildScheduler {
 pub trait Scheduler {
     /// Returns the rates of the next step.
     fn rates(&self) -> Rates;
-    /// Advances by one interval. `monitored` is the value that [`monitor`](BuildScheduler::monitor)
-    /// names.
+    /// Advances the schedule by one interval. `monitored` is the current value that
+    /// [`monitor`](BuildScheduler::monitor) names.
     fn advance(&mut self, monitored: Option<f64>);
     /// Returns the state for a checkpoint.
     ///
     /// # Errors
-    /// When a rate is not finite.
+    /// When a learning rate or momentum is not finite.
     fn state(&self) -> Result<State>;
     /// Restores a state that [`state`](Self::state) returned.
     ///
     /// # Errors
-    /// When the state belongs to another schedule. Then nothing is changed.
+    /// When another schedule saved the state. After an error the schedule is unchanged.
     fn load_state(&mut self, state: &State) -> Result<()>;
     /// Returns an independent copy of the schedule in its current state.
     fn fork(&self) -> Box<dyn Scheduler>;

@@ -5,9 +5,10 @@ use std::f64::consts::PI;
 use super::{Rates, Schedule, positive, within};
 use crate::Result;
 
-/// A cosine up from max_lr/div_factor to max_lr, then a cosine down to a fraction of the first rate
-/// (OneCycleLR). The momentum changes in the opposite direction. After the end the last rates are
-/// kept.
+/// The learning rate rises along a cosine from max_lr/div_factor to max_lr, and then falls along a
+/// cosine to a fraction of the first rate (OneCycleLR). The momentum falls while the rate rises,
+/// and rises while the rate falls. After the last step, learning rate and momentum stay as they
+/// are.
 ///
 /// ```
 /// use amp_core::optim::OneCycle;
@@ -23,7 +24,7 @@ pub struct OneCycle {
     pub pct_start: f64,
     /// The quotient of `max_lr` and the first rate.
     pub div_factor: f64,
-    /// The first rate divided by the last.
+    /// The quotient of the first and the last learning rate.
     pub final_div_factor: f64,
     /// The lowest momentum, which is reached when the rate is `max_lr`.
     pub base_momentum: f64,

@@ -9,8 +9,8 @@ use crate::{Error, Result, monitor::Mode, optim::saved, state::State};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ThresholdMode {
-    /// A fraction of the best value's magnitude. In torch, if the best value is negative, even a
-    /// worse value can count as an improvement.
+    /// `threshold` is a fraction of the best value's magnitude. In torch the sign of a negative
+    /// best value matters, so that even a worse value can count as an improvement.
     #[default]
     Rel,
     /// An absolute difference.
@@ -27,9 +27,10 @@ pub struct ReduceLrOnPlateau {
     pub mode: Mode,
     /// The factor by which the rate is multiplied, below 1.
     pub factor: f64,
-    /// The number of epochs without improvement that are tolerated.
+    /// The number of epochs without improvement in which the rate stays unchanged. After one more
+    /// epoch without improvement, the rate is reduced.
     pub patience: i64,
-    /// The smallest difference that counts as an improvement.
+    /// The smallest difference from the best value that counts as an improvement.
     pub threshold: f64,
     /// Whether `threshold` is relative to the best value or absolute.
     pub threshold_mode: ThresholdMode,
@@ -38,7 +39,7 @@ pub struct ReduceLrOnPlateau {
     pub cooldown: i64,
     /// The lowest rate.
     pub min_lr: f64,
-    /// The rate is changed only if the change is larger than this number.
+    /// If the change of the rate would be at most this number, the rate stays unchanged.
     pub eps: f64,
 }
 
@@ -102,7 +103,7 @@ struct Plateau {
 }
 
 impl Plateau {
-    /// Returns whether the value is an improvement. NaN is not.
+    /// Returns whether the value is better than the best value so far. NaN is never better.
     fn is_better(&self, value: f64) -> bool {
         let ReduceLrOnPlateau { mode, threshold, threshold_mode, .. } = self.options;
         match (threshold_mode, mode) {

@@ -3,7 +3,8 @@
 use super::{BuildScheduler, Rates, Scheduler};
 use crate::{Error, Result, optim::saved, state::State};
 
-/// Several schedules in sequence. Each starts from the optimizer's own rates (SequentialLR).
+/// Runs several schedules one after the other. Each starts from the optimizer's initial rates
+/// (SequentialLR).
 ///
 /// ```
 /// use amp_core::optim::{CosineAnnealing, LinearLr, SequentialLr};
@@ -21,7 +22,8 @@ impl SequentialLr {
         Self { schedules: vec![Box::new(first)], milestones: Vec::new() }
     }
 
-    /// Adds a schedule that takes over after `milestone` intervals, counted from the start.
+    /// Adds a schedule that replaces the previous one after `milestone` intervals, counted from the
+    /// start of the run.
     #[must_use]
     pub fn then(mut self, milestone: i64, next: impl BuildScheduler + 'static) -> Self {
         self.schedules.push(Box::new(next));
@@ -66,7 +68,7 @@ struct Sequential {
 }
 
 impl Sequential {
-    /// Returns the index of the current schedule.
+    /// Returns the index of the schedule that currently applies.
     fn current(&self) -> usize {
         self.milestones.partition_point(|milestone| *milestone <= self.passed)
     }

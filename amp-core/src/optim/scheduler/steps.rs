@@ -1,4 +1,4 @@
-//! Schedules that multiply the rate by gamma.
+//! Schedules that multiply the rate by `gamma` at certain intervals.
 
 use super::{Rates, Schedule, positive, within};
 use crate::{Error, Result};
@@ -51,8 +51,8 @@ impl Schedule for StepLr {
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct MultiStepLr {
-    /// Numbers of intervals from the start, in ascending order. A number that occurs twice counts
-    /// twice.
+    /// The numbers of intervals after which the rate changes, counted from the start and in
+    /// ascending order. If a number occurs twice, the rate is multiplied twice.
     pub milestones: Vec<i64>,
     /// The factor.
     pub gamma: f64,

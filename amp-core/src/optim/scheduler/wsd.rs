@@ -5,7 +5,8 @@ use std::f64::consts::PI;
 use super::{Rates, Schedule, not_negative, positive, within};
 use crate::Result;
 
-/// The shape of [`Wsd`]'s decay. p is the completed fraction of decay_steps.
+/// The curve of the factor in the decay of [`Wsd`]. p is the fraction of decay_steps that has
+/// passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Decay {
     /// 1 − p.
@@ -43,7 +44,8 @@ pub struct Wsd {
     pub total_steps: i64,
     /// The curve that the rate follows in the decay.
     pub decay_type: Decay,
-    /// The factor at the start of the warm-up and at the end of the decay.
+    /// The factor by which the rate is multiplied at the start of the warm-up and at the end of the
+    /// decay.
     pub min_lr_ratio: f64,
 }
 

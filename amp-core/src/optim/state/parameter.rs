@@ -16,14 +16,14 @@ use crate::{
 /// The index of a parameter's group, and the parameter's optimizer state.
 pub(in crate::optim) struct Kept {
     pub(in crate::optim) group: usize,
-    /// The index of the parameter's list of slots.
+    /// The index of the parameter's list of slots (state tensors).
     pub(in crate::optim) layout: usize,
-    /// `None` while the parameter does not require a gradient.
+    /// The state of the parameter; `None` while the parameter does not require a gradient.
     pub(in crate::optim) state: Option<ParameterState>,
 }
 
-/// Returns the lists of slots that the groups' options use, without duplicates, and the index of
-/// each parameter's list.
+/// Returns the lists of slots (state tensors) that the options of the groups declare, without
+/// duplicates, and the index of each parameter's list.
 pub(in crate::optim) fn laid_out<A: Algorithm>(
     options: &[A],
     parameters: &[Parameter],
@@ -53,7 +53,7 @@ pub(in crate::optim) struct ParameterState {
 }
 
 impl ParameterState {
-    /// Creates the state before the first step.
+    /// Creates the state of a parameter before its first step.
     pub(in crate::optim) fn new<A: Algorithm>(
         parameter: &Parameter,
         slots: &[Slot],

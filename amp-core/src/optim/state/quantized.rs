@@ -17,7 +17,7 @@ use crate::{Result, ffi, named::named};
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Moments {
-    /// In the dtype of the parameters, or in f32 if the parameters are updated in f32.
+    /// Stored in the dtype of the parameters. If the parameters are updated in f32, stored in f32.
     #[default]
     Full,
     /// Stored in bfloat16, 2 bytes per element, with stochastic rounding. If values were rounded to
@@ -25,10 +25,10 @@ pub enum Moments {
     /// value, which is usual for a running average of squares. The random numbers for the rounding
     /// come from libtorch's generator of the parameters' device.
     Bf16,
-    /// In 8 bits with an f32 scale for each 256 elements, 1.016 bytes per element (Dettmers et al.
-    /// 2022, "8-bit Optimizers via Block-wise Quantization", §2: dynamic tree quantization, to
-    /// nearest). A positive square is never rounded to zero, because the step would then divide by
-    /// eps.
+    /// Stored in 8 bits, with an f32 scale for each 256 elements: 1.016 bytes per element (Dettmers
+    /// et al. 2022, "8-bit Optimizers via Block-wise Quantization", §2: dynamic tree quantization,
+    /// to nearest). A positive square is never rounded to zero, because the step would then divide
+    /// by eps.
     EightBit,
 }
 
@@ -41,7 +41,7 @@ named!(Moments, "moments", {
 /// The number of consecutive elements that have a common scale.
 pub(in crate::optim) const BLOCK: i64 = 256;
 
-/// One stored running average of a parameter.
+/// One running average of a parameter, as it is stored.
 #[derive(Debug)]
 pub(in crate::optim) enum Moment {
     /// The values, in the dtype in which the kernels compute.
@@ -53,7 +53,7 @@ pub(in crate::optim) enum Moment {
 }
 
 impl Moment {
-    /// Makes zeros in bf16 for a parameter of this size.
+    /// Makes a bf16 average of zeros for a parameter of this size.
     pub(in crate::optim) fn bf16(elements: i64, device: Device) -> Result<Self> {
         Ok(Self::Bf16(Tensor::f_zeros([elements], (Kind::BFloat16, device))?))
     }
@@ -69,8 +69,8 @@ impl Moment {
         })
     }
 
-    /// Reads the elements `start..start + count` in f32. The result is a view if the average is
-    /// stored in f32, otherwise a copy. `start` is the beginning of a block.
+    /// Reads `count` elements from `start` on, in f32. The result is a view if the average is
+    /// stored in f32, and otherwise a copy. `start` is the beginning of a block.
     pub(in crate::optim) fn read(&self, start: i64, count: i64) -> Result<Tensor> {
         match self {
             Self::Plain(tensor) => Ok(tensor.f_reshape([-1])?.f_narrow(0, start, count)?),
@@ -82,7 +82,7 @@ impl Moment {
         }
     }
 
-    /// Writes back values that [`read`](Self::read) returned and that a step has changed.
+    /// Stores values that [`read`](Self::read) returned and that a step has changed since.
     pub(in crate::optim) fn write(&self, start: i64, values: &Tensor) -> Result<()> {
         let (values, count) = (&values.f_reshape([-1])?, values.numel() as i64);
         match self {
@@ -103,8 +103,8 @@ impl Moment {
         tensor
     }
 
-    /// Returns the scales of the blocks and the table of the codes, if the average is stored in 8
-    /// bits.
+    /// Returns the scales of the blocks, and the numbers that the codes stand for. Returns `None`
+    /// if the average is not stored in 8 bits.
     pub(in crate::optim) fn coded(&self) -> Option<(&Tensor, &Code)> {
         match self {
             Self::EightBit { scales, code, .. } => Some((scales, code)),
@@ -112,7 +112,7 @@ impl Moment {
         }
     }
 
-    /// Returns the saved tensors, each with the suffix that is appended to the slot's name.
+    /// Returns the tensors to save, each with the suffix that is appended to the slot's name.
     pub(in crate::optim) fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
         match self {
             Self::Plain(tensor) | Self::Bf16(tensor) => vec![("", tensor)],
@@ -144,12 +144,13 @@ pub(in crate::optim) struct Code {
     signed: bool,
 }
 
-/// The code tables of all devices, each created once.
+/// The code tables of all devices. Each table is created once.
 #[derive(Debug, Default)]
 pub(in crate::optim) struct Codes(Vec<(bool, Device, Rc<Code>)>);
 
 impl Codes {
-    /// Returns the table for averages on this device. `signed` means that averages may be negative.
+    /// Returns the code table for averages on this device. `signed` says whether averages may be
+    /// negative.
     pub(in crate::optim) fn of(&mut self, signed: bool, device: Device) -> Result<Rc<Code>> {
         let found = self.0.iter().find(|(own, place, _)| (*own, *place) == (signed, device));
         if let Some((.., code)) = found {
@@ -197,9 +198,9 @@ impl Code {
         Ok(values.f_view(-1)?.f_narrow(0, 0, count)?.f_contiguous()?)
     }
 
-    /// Encodes elements as codes and scales. Each element becomes the nearest value. If values
-    /// cannot be negative, an element between zero and the smallest positive value becomes that
-    /// value.
+    /// Encodes elements as codes and scales. Each element becomes the code of the nearest number.
+    /// If the average is never negative, an element between zero and the smallest positive number
+    /// becomes that number instead of zero.
     fn encode(&self, elements: &Tensor, codes: &Tensor, scales: &Tensor) -> Result<()> {
         if codes.device() == Device::Cpu {
             return ffi::moments_encode(elements, &self.bounds, !self.signed, codes, scales);
@@ -216,7 +217,8 @@ impl Code {
         let rest = codes.numel() as i64 - elements.numel() as i64;
         let blocks = elements.f_constant_pad_nd([0, rest])?.f_view([-1, BLOCK])?;
         let largest = blocks.f_abs()?.f_amax([1_i64].as_slice(), true)?;
-        // The divisor of a block of zeros must not be zero.
+        // A block of zeros has the largest element 0. Its divisor must not be 0, so there is a
+        // lower limit.
         let shares = blocks.f_div(&largest.f_clamp_min(f64::from(f32::MIN_POSITIVE))?)?;
         let mut nearest = shares.f_bucketize(&self.bounds, true, false)?;
         if !self.signed {

@@ -1,6 +1,6 @@
 //! The slots of an optimizer's state: which state tensors a parameter has.
 
-/// One tensor in the state of a parameter, initially zero.
+/// Declares one tensor in the state of a parameter. It is initially zero.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Slot {
     pub(in crate::optim) name: &'static str,
@@ -9,8 +9,8 @@ pub struct Slot {
 
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::optim) enum SlotShape {
-    /// The parameter's shape. The dtype is the parameter's, or f32 if the parameter is updated in
-    /// f32. Running averages have this shape. `signed` means that values may be negative.
+    /// A tensor of the parameter's shape, such as a running average. The dtype is the parameter's,
+    /// or f32 if the parameter is updated in f32. `signed` says whether values may be negative.
     Parameter { signed: bool },
     /// A tensor of the given shape, in the dtype in which the parameter is updated.
     Own(Vec<i64>),

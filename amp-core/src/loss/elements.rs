@@ -226,8 +226,8 @@ of_elements!(KlDiv "kl_div", |own, x, y, reduction| match (own.batchmean, reduct
 
 /// The negative log likelihood of counts y under a Poisson distribution. With `log_input`, x is the
 /// logarithm of the rate, and the loss is exp(x) − y x. Without it, x is the rate, and the loss is
-/// x − y ln(x + ε). Where y > 1, `full` adds Stirling's approximation of ln y!, which is y ln y − y
-/// + ln(2π y)/2.
+/// x − y ln(x + ε). With `full`, where y > 1, the loss also contains Stirling's approximation of ln
+/// y!, which is y ln y − y + ln(2π y)/2.
 ///
 /// # Errors
 /// When the shapes differ, a dtype is not floating-point, or an option is out of range.

@@ -92,8 +92,8 @@ impl CosineEmbedding {
     }
 }
 
-/// The triplet margin loss of anchors a, positives p and negatives n: max(0, ‖a − p + ε‖ₚ − ‖a − n
-/// + ε‖ₚ + margin), with norms along the last dimension. Use it in `#[loss(with = |(anchor,
+/// The triplet margin loss of anchors a, positives p and negatives n. It is max(0, ‖a − p + ε‖ₚ −
+/// ‖a − n + ε‖ₚ + margin), with norms along the last dimension. Use it in `#[loss(with = |(anchor,
 /// positive, negative), target| …, of = examples)]`.
 #[derive(Debug, Clone, Copy)]
 pub struct TripletMargin {

@@ -314,8 +314,8 @@ impl LayerNorm {
         )
     }
 
-    /// Computes the layer norm of residual + dropout(branch, p) in one training kernel. Returns `None` if the kernel
-    /// does not support this input.
+    /// Computes the layer norm of residual + dropout(branch, p) in training, in one kernel. Returns
+    /// `None` if the kernel does not support this input.
     pub(super) fn forward_sum(
         &self,
         residual: &Tensor,
@@ -326,9 +326,10 @@ impl LayerNorm {
         self.kernel(branch, Some(residual), cx, LayerNormOptions { before: p, ..self.options() })
     }
 
-    /// Computes the norm of a residual stream in training. Returns the stream, to which
-    /// [`ffi::residual_add`] later adds a branch, and the norm. With `narrow` the norm has
-    /// autocast's 16-bit dtype. Returns `None` if the kernel does not support this input.
+    /// Computes, in training, the norm of the input x of a residual block. Returns x, to which
+    /// [`ffi::residual_add`] later adds the output of the branch, and the norm. With `narrow` the
+    /// norm has the 16-bit dtype of autocast. Returns `None` if the kernel does not support this
+    /// input.
     pub(super) fn forward_residual(
         &self,
         input: &Tensor,

@@ -94,7 +94,7 @@ impl Transform for RandomResizedCrop {
         resized(&cropped(&image, top, left, height, width)?, self.size, self.size)
     }
 
-    /// On CUDA, transforms all images of a batch in one operation. The pixels differ by at most one
+    /// Transforms all images of a batch in one operation on CUDA. The pixels differ by at most one
     /// rounding from those of images that are transformed one by one.
     fn apply_batch(&self, images: Tensor, rngs: &mut [Rng]) -> Result<Tensor> {
         let (_, h, w) = sizes_of_batch(&images, rngs)?;

@@ -27,7 +27,7 @@ pub struct ConvConfig<const N: usize> {
     pub out_channels: i64,
     /// The kernel's size.
     pub kernel_size: Sizes<N>,
-    /// The distance between the positions of the kernel, in elements of the input.
+    /// The distance between neighbouring positions of the kernel, in elements of the input.
     pub stride: Sizes<N>,
     /// The padding at the start and at the end of each dimension.
     pub padding: Padding<N>,

@@ -18,7 +18,7 @@ pub struct ConvTransposeConfig<const N: usize> {
     pub out_channels: i64,
     /// The kernel's size.
     pub kernel_size: Sizes<N>,
-    /// The step between windows of the output.
+    /// The distance between neighbouring positions of the kernel, in elements of the output.
     pub stride: Sizes<N>,
     /// The number of elements that are removed from the start and from the end of each dimension of
     /// the output.

@@ -45,8 +45,8 @@ struct Kept {
 /// ```
 #[derive(Debug)]
 pub struct Remembering {
-    /// Whether another guard existed when this one was created. The other guard then clears the
-    /// cache.
+    /// Whether another guard existed when this one was created. The cache is then cleared only when
+    /// the other guard is dropped.
     is_inner: bool,
 }
 

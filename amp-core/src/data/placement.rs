@@ -12,11 +12,10 @@ pub const DEVICE_SHARE: f64 = 0.25;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Placement {
-    /// Chooses the faster placement. If the training device is a CUDA device, a set in memory is
-    /// copied to the device, provided that the set takes at most the fraction [`DEVICE_SHARE`] of
-    /// the free memory. If the training device is the CPU, a set in memory is cast once before
-    /// training, unless prefetching is requested. Every other set stays on the host, and its
-    /// batches are moved one by one.
+    /// Chooses the faster placement. On a CUDA device, a set in memory is copied to the device,
+    /// provided that it takes at most the fraction [`DEVICE_SHARE`] of the free memory. On the CPU,
+    /// a set in memory is cast once before training, unless prefetching is requested. Every other
+    /// set stays on the host, and its batches are moved one by one.
     #[default]
     Auto,
     /// On the training device. The whole set is read before the first batch.

@@ -44,8 +44,8 @@ impl<const N: usize> MaxPoolConfig<N> {
 
 /// Returns the largest value of each window; nn.MaxPool1d, nn.MaxPool2d and nn.MaxPool3d.
 ///
-/// For a [`MaxPool2d`] on CUDA, the backward pass needs one byte per output instead of the input,
-/// if the images are in 16 bits and in channels_last with a multiple of eight channels.
+/// A [`MaxPool2d`] on CUDA keeps one byte per output for the backward pass, instead of the input.
+/// This applies to 16-bit images in the layout channels_last with a multiple of eight channels.
 #[derive(Debug, Clone, Copy)]
 pub struct MaxPool<const N: usize> {
     config: MaxPoolConfig<N>,

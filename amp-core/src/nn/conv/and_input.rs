@@ -14,10 +14,11 @@ impl Child<'_, Conv2d> {
     /// Computes the convolution of x, and returns x again for a second use, as at the start of a
     /// residual block.
     ///
-    /// The first result is the output of the convolution, and the second is x. In training on CUDA,
-    /// one matrix product computes the gradient of x and adds the gradient of the second result, if
-    /// the convolution has the dtype f16 or bf16, no bias, a 1 × 1 kernel and stride 1. In other
-    /// cases the two gradients are added afterwards.
+    /// The first result is the output of the convolution, and the second is x. In the backward
+    /// pass, the gradient of x is the sum of two gradients, one for each result. In training on
+    /// CUDA in f16 or bf16, one matrix product computes this sum, if the convolution has no bias, a
+    /// 1 × 1 kernel and stride 1. In other cases the two gradients are computed separately and then
+    /// added.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::prelude::*;

@@ -20,10 +20,10 @@ pub enum Moments {
     /// Stored in the dtype of the parameters. If the parameters are updated in f32, stored in f32.
     #[default]
     Full,
-    /// Stored in bfloat16, 2 bytes per element, with stochastic rounding. If values were rounded to
-    /// the nearest, an average would never change when its change in a step is below 1/256 of its
-    /// value, which is usual for a running average of squares. The random numbers for the rounding
-    /// come from libtorch's generator of the parameters' device.
+    /// Stored in bfloat16, 2 bytes per element, with stochastic rounding. With rounding to the
+    /// nearest number, an average would never change if its change in a step is below 1/256 of its
+    /// value. Running averages of squares usually change this little. The random numbers for the
+    /// rounding come from libtorch's generator of the parameters' device.
     Bf16,
     /// Stored in 8 bits, with an f32 scale for each 256 elements: 1.016 bytes per element (Dettmers
     /// et al. 2022, "8-bit Optimizers via Block-wise Quantization", §2: dynamic tree quantization,

@@ -1,11 +1,11 @@
-//! A saved run: one safetensors file, never a pickle file. The file appears whole or not at all,
-//! and its checksum is verified before anything else is read.
+//! Checkpoints: a saved run in one safetensors file, never a pickle file. A reader never sees a
+//! partly written file. Its checksum is verified before anything else is read.
 //!
-//! Weights have PyTorch's names, as in a file of [`weights`]. The rest of the run's state (optimizers,
-//! schedules, scaler, random generators, position, running sums, callbacks) has names with a `/`, and
-//! small values are JSON in the header. In Python, `{name: t for name, t in load_file(path).items() if
-//! "/" not in name}` is the model's `state_dict`. [`Trainer::resume_from`](crate::Trainer::resume_from)
-//! continues from such a file.
+//! Weights have PyTorch's names, as in a file that [`weights`] writes. The names of all other
+//! tensors of the run (from optimizers, schedules, scaler, random generators, position, running
+//! sums and callbacks) contain a `/`. Small values are JSON in the header. In Python, `{name: t for
+//! name, t in load_file(path).items() if "/" not in name}` is the model's `state_dict`.
+//! [`Trainer::resume_from`](crate::Trainer::resume_from) continues a run from such a file.
 
 use std::{
     collections::BTreeMap,
@@ -34,7 +34,7 @@ const OLD_FORMAT: &str = "format";
 /// The format version that this code writes and reads.
 const VERSION: &str = "amp-checkpoint-1";
 
-/// The content of a checkpoint.
+/// The content of a checkpoint: the weights, and the state of the run.
 #[derive(Debug)]
 pub(crate) struct Saved {
     pub(crate) weights: BTreeMap<String, Tensor>,
@@ -68,7 +68,7 @@ pub(crate) fn can_save(model: &dyn LightningModule) -> Result<()> {
     tensor_file::can_hold(own.tensors())
 }
 
-/// Reads a whole checkpoint.
+/// Reads the weights and the state of the run from a checkpoint.
 pub(crate) fn read(path: &Path) -> Result<Saved> {
     let TensorFile { tensors, metadata } = tensor_file::read(path)?;
     let Some(state) = metadata.get(STATE) else {
@@ -95,7 +95,7 @@ pub(crate) fn read(path: &Path) -> Result<Saved> {
 /// ignored.
 ///
 /// # Errors
-/// When the folder cannot be read, or one of its safetensors files is damaged.
+/// When the folder cannot be read, or a safetensors file in it is damaged.
 pub fn latest(folder: &Path) -> Result<Option<PathBuf>> {
     let failed = |error| Error::io(folder, error);
     let mut newest = None;
@@ -113,13 +113,13 @@ pub fn latest(folder: &Path) -> Result<Option<PathBuf>> {
     Ok(newest.map(|(_, path)| path))
 }
 
-/// Finds the checkpoint for a path that a user gave. The path may be a file; `FOLDER/last` or
-/// `FOLDER/best`, for the last or best file that a
-/// [`ModelCheckpoint`](crate::callback::ModelCheckpoint) kept there; or a folder, for its newest
-/// checkpoint.
+/// Finds the checkpoint for a path that a user gave. The path may be a file. It may be
+/// `FOLDER/last` or `FOLDER/best`, for the last or best file that a
+/// [`ModelCheckpoint`](crate::callback::ModelCheckpoint) wrote into the folder. It may also be a
+/// folder, for the newest checkpoint in it.
 ///
 /// # Errors
-/// When there is no such checkpoint.
+/// When the path names no checkpoint.
 pub fn find(path: &Path) -> Result<PathBuf> {
     if path.is_file() {
         return Ok(path.to_owned());
@@ -155,8 +155,9 @@ pub fn find(path: &Path) -> Result<PathBuf> {
     }
 }
 
-/// Returns the best checkpoint file that the run's `ModelCheckpoint` had kept when it wrote
-/// `checkpoint`. Returns `None` if the run had no such callback or the callback had kept no file.
+/// Returns the file of the best epoch that the run's `ModelCheckpoint` had kept when it wrote
+/// `checkpoint`. Returns `None` if the run had no `ModelCheckpoint`, or if the callback had kept no
+/// file.
 fn best_of(checkpoint: &Path) -> Result<Option<PathBuf>> {
     let text = header(checkpoint)?;
     let state: Map<String, Value> =
@@ -168,7 +169,8 @@ fn best_of(checkpoint: &Path) -> Result<Option<PathBuf>> {
     Ok(kept.map(PathBuf::from))
 }
 
-/// Resolves `path` as [`find`] does, and reads the hyperparameters of its model.
+/// Resolves `path` as [`find`] does, checks that the checkpoint holds the model `model`, and
+/// returns the path and the hyperparameters of the model.
 #[doc(hidden)]
 pub fn of_model(model: &str, path: &Path) -> Result<(PathBuf, Hyperparameters)> {
     let path = find(path)?;
@@ -199,15 +201,16 @@ pub fn restore(model: &mut dyn LightningModule, path: &Path) -> Result<()> {
 /// The model information in a file of weights or a checkpoint.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Summary {
-    /// The model's name.
+    /// The name of the model's struct.
     pub model: String,
-    /// The hyperparameters with which it was built.
+    /// The hyperparameters from which the model was built.
     pub hyperparameters: Hyperparameters,
-    /// The precision with which it was trained.
+    /// The precision in which the model was trained. `None` if the file does not name it.
     pub precision: Option<Precision>,
 }
 
-/// Reads a file's model information, without its tensors.
+/// Reads the name, hyperparameters and precision of the model in a file, without reading its
+/// tensors.
 ///
 /// # Errors
 /// When the file cannot be read, or was not written by this crate.

@@ -2,7 +2,8 @@
 //!
 //! tch declares `half::bf16` as f16 ([`Element::KIND`](tch::kind::Element), tch #995).
 //! `Tensor::from_slice` therefore copies the right bits but gives the tensor the wrong dtype, so
-//! that its numbers are wrong. The conversions here copy bytes and set the dtype explicitly.
+//! that the bits stand for other numbers. The conversions here copy the bytes and set the dtype
+//! explicitly.
 
 pub use half::{bf16, f16};
 
@@ -10,7 +11,7 @@ use tch::{Kind, Tensor};
 
 use crate::{Error, Result, precision::dtype_name};
 
-/// Returns a bf16 tensor of one dimension with these values.
+/// Returns a one-dimensional bf16 tensor with the elements of `values`.
 ///
 /// # Errors
 /// When there is not enough memory.
@@ -18,7 +19,7 @@ pub fn from_bf16(values: &[bf16]) -> Result<Tensor> {
     from_words(values.iter().map(|value| value.to_bits()), Kind::BFloat16)
 }
 
-/// Returns an f16 tensor of one dimension with these values.
+/// Returns a one-dimensional f16 tensor with the elements of `values`.
 ///
 /// # Errors
 /// When there is not enough memory.

@@ -6,15 +6,16 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// libtorch refused an operation; the text is the C++ exception's first line.
+    /// libtorch refused an operation. The text is the message of the C++ exception, without its
+    /// stack trace.
     #[error("libtorch: {0}")]
     Torch(String),
-    /// An operation inside a module failed.
+    /// An operation inside a module of the model failed.
     #[error("in `{path}`: {source}")]
     In {
         /// The module's dotted path, as in `model.0`.
         path: String,
-        /// What failed there.
+        /// The error that occurred in the module.
         source: Box<Error>,
     },
     /// The caller requested something impossible. The text says what to do instead. A command then
@@ -24,18 +25,19 @@ pub enum Error {
     /// A file could not be read or written.
     #[error("{}: {source}", .path.display())]
     Io {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// The operating system's reason.
+        /// The reason that the operating system gave.
         source: std::io::Error,
     },
-    /// A data set could not be read: its code panicked, or one of its examples is unusable.
+    /// A data set could not be read. Its code panicked, or it returned an example that cannot be
+    /// used.
     #[error("{0}")]
     Data(String),
     /// A thread of the run could not be started, panicked, or ended too early.
     #[error("{0}")]
     Thread(String),
-    /// A run did not compute in the dtypes its precision promises.
+    /// A run computed in other dtypes than its precision prescribes.
     #[error("{0}")]
     Precision(String),
     /// A run ended because a step was not finite. The text names the first tensor with NaN or
@@ -45,25 +47,25 @@ pub enum Error {
     /// A run broke an invariant, a rule that holds in every training run.
     #[error("{text}")]
     Invariant {
-        /// The rule's name: one of [`trainer::Invariant`](crate::trainer::Invariant).
+        /// The invariant's name, as in [`trainer::Invariant`](crate::trainer::Invariant).
         name: &'static str,
         /// Step, tensor and rule, the likely cause and the remedy, in one line.
         text: String,
     },
-    /// Recorded values come from a machine with other properties, so they cannot be compared with
-    /// the values of this machine.
+    /// The recorded values that should be compared with this machine's values come from a machine
+    /// with other properties, so the comparison would say nothing.
     #[error("{0}")]
     NotComparable(String),
-    /// The scaler's methods were called out of order, or its scale fell too low.
+    /// The methods of the gradient scaler were called out of order, or the loss scale fell too low.
     #[error("grad scaler: {0}")]
     Scaler(String),
 }
 
-/// The result type of this crate.
+/// A result whose error is an [`Error`](enum@Error) unless another type is given.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// Creates an [`Error::Config`] with this text.
+    /// Creates an [`Error::Config`] with the given text.
     pub fn config(text: impl Into<String>) -> Self {
         Self::Config(text.into())
     }
@@ -73,8 +75,8 @@ impl Error {
         Self::Io { path: path.into(), source }
     }
 
-    /// Returns whether a device or the host ran out of memory. Searches libtorch's message for it,
-    /// because the type of the C++ exception is lost at the language boundary.
+    /// Returns whether a device or the host ran out of memory. Searches the text of libtorch's
+    /// message, because the type of the C++ exception does not reach Rust.
     pub fn is_out_of_memory(&self) -> bool {
         match self {
             Self::In { source, .. } => source.is_out_of_memory(),
@@ -85,8 +87,8 @@ impl Error {
         }
     }
 
-    /// Adds the path of the module in which the error occurred. An error that already has a path is
-    /// returned unchanged, because that path is of the innermost module.
+    /// Adds the path of the module in which the error occurred. If the error already has a path, it
+    /// is returned unchanged, because that path names the innermost module.
     #[must_use]
     pub fn at(self, path: &str) -> Self {
         match self {
@@ -96,7 +98,8 @@ impl Error {
         }
     }
 
-    /// Adds the training batch and epoch, both counted from 0, to an error of a model or its loss.
+    /// Adds the numbers of the training batch and the epoch, both counted from 0, to the text of an
+    /// error in a model or its loss.
     pub(crate) fn in_batch(self, epoch: i64, batch: i64) -> Self {
         match self {
             Self::In { path, source } => {
@@ -115,8 +118,8 @@ impl Error {
         }
     }
 
-    /// Converts an error that a data set returned. Its [`Error::Config`] becomes an
-    /// [`Error::Data`], because it is not a mistake in the command line.
+    /// Converts an error that a data set returned. An [`Error::Config`] of a data set becomes an
+    /// [`Error::Data`], because the cause is the data and not the command line.
     pub(crate) fn of_data_set(self) -> Self {
         match self {
             Self::Config(text) => Self::Data(text),

@@ -14,11 +14,12 @@ use tempfile::NamedTempFile;
 
 use crate::{Error, Result};
 
-/// The prefix of an unfinished file's name. The process id follows it.
+/// The first characters of the name of an unfinished file. The id of the writing process follows.
 const UNFINISHED: &str = ".unfinished-";
 
-/// A reserved file in the folder of `path`. Reserve it before the work whose result it will hold,
-/// so that a folder without write access causes an error before the work.
+/// A file that is reserved in the folder of `path` until its content is known. Reserve the file
+/// before the work that computes the content. If the folder cannot be written to, the error then
+/// comes before the work.
 #[derive(Debug)]
 pub struct Staged {
     path: PathBuf,
@@ -26,26 +27,27 @@ pub struct Staged {
 }
 
 impl Staged {
-    /// Reserves the file.
+    /// Reserves a file in the folder of `path`.
     ///
     /// # Errors
     /// When the folder is missing or not writable.
     pub fn create(path: &Path) -> Result<Self> {
         let file = tempfile::Builder::new()
             .prefix(&format!("{UNFINISHED}{}-", process::id()))
-            // With this mode, the umask gives the file the permissions of any other new file. The
-            // default mode of temporary files would make it private.
+            // With this mode, the umask decides about the permissions, as for every other new file.
+            // By default, only the owner could read a temporary file.
             .permissions(Permissions::from_mode(0o666))
             .tempfile_in(folder(path)?)
             .map_err(|error| Error::io(path, error))?;
         Ok(Self { path: path.to_owned(), file })
     }
 
-    /// Writes `bytes` and renames the file to its name, replacing an earlier file. On return the
-    /// content and the name are on the disk.
+    /// Writes `bytes` and renames the reserved file to its final name. Replaces an earlier file of
+    /// this name. When the function returns, the content and the name are on the disk.
     ///
     /// # Errors
-    /// For example when the disk is full. An earlier file is then unchanged.
+    /// When the file cannot be written, for example because the disk is full. An earlier file is
+    /// then unchanged.
     pub fn write(mut self, bytes: &[u8]) -> Result<()> {
         let failed = |error| Error::io(&self.path, error);
         self.file.write_all(bytes).map_err(failed)?;
@@ -57,15 +59,15 @@ impl Staged {
     }
 }
 
-/// A lock of a folder, which only one process can hold at a time. The system releases it when the
-/// process ends, also when the process is killed, and no file remains.
+/// A lock of a folder, which only one process can have at a time. The operating system releases the
+/// lock when the process ends or is killed. No lock file remains.
 #[derive(Debug, Clone)]
 pub struct FolderLock {
     _folder: Arc<File>,
 }
 
-/// The folders that this process has locked. All locks of a folder within a process share one file
-/// handle.
+/// The folders that this process has locked. All locks of one folder within this process share one
+/// file handle.
 static LOCKED: Mutex<Option<HashMap<PathBuf, Weak<File>>>> = Mutex::new(None);
 
 impl FolderLock {
@@ -100,7 +102,7 @@ impl FolderLock {
     }
 }
 
-/// Creates the folder at `path` and its missing parent folders.
+/// Creates the folder at `path` and all missing parent folders.
 ///
 /// # Errors
 /// When a folder cannot be created.
@@ -130,7 +132,7 @@ pub fn remove_abandoned(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Returns the folder of a file.
+/// Returns the folder that contains the file at `path`.
 ///
 /// # Errors
 /// When the folder does not exist.

@@ -16,24 +16,24 @@ use crate::{Error, Result, ffi, random};
 /// from runs with different properties are not comparable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprint {
-    /// The device's name.
+    /// The name of the GPU or CPU.
     pub device: String,
-    /// The CUDA compute capability, as `9.0`, or the name of the CPU kernels that ATen chose:
-    /// `avx512`, `avx2`, `default`, … Results differ between them. The environment variable
-    /// `ATEN_CPU_CAPABILITY` can select a lower capability than the CPU has.
+    /// On CUDA, the compute capability, such as `9.0`. On a CPU, the name of the kernels that ATen
+    /// chose: `avx512`, `avx2`, `default` or another. Different kernels give different results. The
+    /// environment variable `ATEN_CPU_CAPABILITY` can select kernels for a less capable CPU.
     pub capability: String,
-    /// Whether libtorch multiplies f16 with instructions of the CPU, as with AVX512-FP16. Its kernels
-    /// for such CPUs round differently and need workspaces of other sizes. The variable
-    /// ONEDNN_MAX_CPU_ISA can exclude them.
+    /// Whether libtorch multiplies f16 numbers with instructions of the CPU (AVX512-FP16, for
+    /// example). The kernels that use these instructions round differently and need workspaces of
+    /// other sizes. The environment variable `ONEDNN_MAX_CPU_ISA` can exclude these kernels.
     #[serde(default)]
     pub multiplies_f16: bool,
-    /// The version of libtorch.
+    /// The version of libtorch, such as `2.11.0`.
     pub libtorch: String,
-    /// Threads per operation; 0 on CUDA.
+    /// The number of CPU threads for one operation. It is 0 on CUDA.
     pub threads: i32,
     /// Whether f32 matrix products, convolutions or recurrent layers may run in TF32.
     pub tf32: bool,
-    /// Whether deterministic algorithms are requested.
+    /// Whether libtorch was asked for deterministic algorithms.
     pub deterministic: bool,
 }
 
@@ -41,7 +41,7 @@ pub struct Fingerprint {
 pub const LIBTORCH_VERSION: &str = "2.11.0";
 
 impl Fingerprint {
-    /// Returns the current properties of `device`.
+    /// Returns the properties of `device` and the current settings of this process.
     ///
     /// # Errors
     /// When the device cannot be queried.
@@ -75,7 +75,7 @@ impl Fingerprint {
 /// Parses `cpu`, `cuda`, `cuda:N` or `auto` (CUDA if present, otherwise the CPU).
 ///
 /// # Errors
-/// When the name is unknown or there is no such device.
+/// When the text is not one of these forms, or there is no such device.
 pub fn parse_device(text: &str) -> Result<Device> {
     let index = match text {
         "cpu" => return Ok(Device::Cpu),
@@ -108,12 +108,12 @@ pub fn parse_device(text: &str) -> Result<Device> {
     Ok(Device::Cuda(index))
 }
 
-/// Returns the number of CUDA devices that libtorch can use. It is 0 without an NVIDIA driver and
-/// with a CPU-only libtorch.
+/// Returns the number of CUDA devices that libtorch can use. The number is 0 if there is no NVIDIA
+/// driver, or if libtorch was installed without CUDA.
 ///
 /// # Errors
-/// [`Error::Config`] when there is an NVIDIA driver and libtorch's CUDA library cannot be loaded; the text
-/// says why.
+/// [`Error::Config`] when there is an NVIDIA driver but libtorch's CUDA library cannot be loaded.
+/// The text gives the reason.
 pub fn cuda_devices() -> Result<i64> {
     match cuda_library() {
         CudaLibrary::Loaded { .. } => Ok(Cuda::device_count()),
@@ -129,21 +129,21 @@ pub fn cuda_library() -> CudaLibrary {
     ffi::cuda_library()
 }
 
-/// Switches TF32 (for f32 matrix products, convolutions and recurrent layers) and deterministic
-/// algorithms on or off, for the whole process. Both are off when the program starts. (PyTorch
-/// starts with TF32 on for cuDNN.) Waits while another thread is in a [reproducible
-/// section](crate::random::seeded).
+/// Switches TF32 and deterministic algorithms on or off, for the whole process. TF32 applies to f32
+/// matrix products, convolutions and recurrent layers. Both settings are off when the program
+/// starts, whereas PyTorch starts with TF32 on for cuDNN. Waits while another thread is in a
+/// [reproducible section](crate::random::seeded).
 ///
 /// # Errors
-/// When libtorch fails.
+/// When libtorch refuses a setting.
 pub fn set_numerics(tf32: bool, deterministic: bool) -> Result<()> {
     let _place = random::place();
     ffi::set_numerics(tf32, deterministic)
 }
 
-/// Seeds libtorch's generators of every device, which the whole process shares. Other threads may draw
-/// from them right afterwards; [`random::seeded`] prevents that. Waits while another thread is in such a
-/// section.
+/// Seeds libtorch's random generators of every device, which the whole process shares. Other
+/// threads may take random numbers from these generators right afterwards. To prevent that, use
+/// [`random::seeded`]. Waits while another thread is in a reproducible section.
 ///
 /// # Errors
 /// At present this function does not return an error.
@@ -153,10 +153,10 @@ pub fn seed_everything(seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// Returns whether Linux reports x86 instructions that multiply f16, and the environment does not
-/// exclude them for oneDNN.
+/// Returns whether oneDNN multiplies f16 numbers with instructions of this CPU: Linux must report
+/// such instructions, and the environment must not exclude them.
 fn cpu_multiplies_f16() -> bool {
-    // oneDNN reads the second variable, which is its older name, if the first is not set.
+    // oneDNN reads the second variable, the older name of the first, only if the first is not set.
     let limit =
         ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"].into_iter().find_map(|name| env::var(name).ok());
     if limit.is_some_and(|limit| excludes_f16(&limit)) {
@@ -166,8 +166,9 @@ fn cpu_multiplies_f16() -> bool {
     own.split(' ').any(|flag| ["avx512_fp16", "amx_fp16", "avx_ne_convert"].contains(&flag))
 }
 
-/// Returns whether this value of ONEDNN_MAX_CPU_ISA excludes instructions that multiply f16. The names
-/// are those of oneDNN's page "CPU Dispatcher Control"; upper and lower case are the same.
+/// Returns whether oneDNN uses no instructions that multiply f16 numbers if `ONEDNN_MAX_CPU_ISA`
+/// has this value. The names are from oneDNN's page "CPU Dispatcher Control". Upper and lower case
+/// are not distinguished.
 fn excludes_f16(limit: &str) -> bool {
     const WITHOUT: [&str; 7] = [
         "SSE41",

@@ -17,7 +17,7 @@ pub fn get<T: DeserializeOwned>(name: &str, value: &Value) -> Result<T> {
         .map_err(|error| Error::config(format!("hyperparameter `{name}` = {value}: {error}")))
 }
 
-/// Reads a required hyperparameter.
+/// Reads the hyperparameter `name`, which has no default value.
 ///
 /// # Errors
 /// When the hyperparameter is missing, or the value has another type.
@@ -27,8 +27,8 @@ pub fn required<T: DeserializeOwned>(name: &str, values: &Map<String, Value>) ->
     get(name, value.ok_or_else(missing)?)
 }
 
-/// Writes a hyperparameter. If the value itself is NaN or infinite, it becomes text. Inside lists
-/// and structs, values that JSON cannot represent become null.
+/// Converts a hyperparameter to JSON. A value that is NaN or infinite becomes a text. If the value
+/// is a list or struct, elements that JSON cannot represent become null.
 pub fn put<T: Serialize>(value: &T) -> Value {
     to_value(value).unwrap_or(Value::Null)
 }

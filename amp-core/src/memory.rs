@@ -1,4 +1,4 @@
-//! Peak memory of tensors, measured in the same way on CPU and CUDA.
+//! The peak memory of tensors, defined in the same way on CPU and CUDA.
 
 use std::cell::Cell;
 
@@ -13,12 +13,13 @@ pub struct Memory {
     /// The largest number of bytes that tensors had requested at one time, minus the bytes that
     /// were in use when the measurement started.
     pub peak_allocated: u64,
-    /// The peak of bytes that the caching allocator reserved; CUDA only.
+    /// The largest number of bytes that the caching allocator had reserved at one time. `None` on
+    /// the CPU.
     pub peak_reserved: Option<u64>,
 }
 
-/// Returns the number of bytes that tensors on a CUDA device currently use. It counts the requested
-/// bytes, not the larger blocks of the allocator.
+/// Returns the number of bytes that tensors on a CUDA device currently use. Counts the bytes that
+/// were requested, not the larger blocks that the allocator handed out.
 ///
 /// # Errors
 /// When the device is not a CUDA device or cannot be queried.
@@ -40,15 +41,15 @@ pub fn cuda_free(device: Device) -> Result<u64> {
     }
 }
 
-/// Returns the number of bytes of a tensor's elements. For a view it counts only the view's
-/// elements.
+/// Returns the number of bytes of a tensor's elements. For a view of a larger tensor, counts only
+/// the elements of the view.
 pub(crate) fn tensor_bytes(tensor: &Tensor) -> u64 {
     (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64
 }
 
-/// Returns a copy in other memory, without autograd history. With history, the copy of a parameter
-/// would keep the parameter's node of the autograd graph, which belongs to one CUDA stream, and
-/// steps could not be captured as CUDA graphs.
+/// Returns a copy of the tensor in other memory, without autograd history. A copy with history
+/// would keep a parameter's node of the autograd graph alive. The node belongs to one CUDA stream,
+/// so that steps could not be captured as CUDA graphs.
 pub(crate) fn copy_of(tensor: &Tensor) -> Result<Tensor> {
     Ok(tch::no_grad(|| tensor.f_detach_copy())?)
 }
@@ -104,15 +105,15 @@ pub fn show_bytes(count: u64) -> String {
     }
 }
 
-/// Measures the memory that tensors use from the meter's creation on. Only one meter can measure at
-/// a time: while a second meter is active, the first does not see new memory. If a run's
-/// measurement misses memory for this reason, the run breaks the invariant
+/// Measures the memory that tensors use, from the creation of the meter on. Only one meter can
+/// measure at a time: while a second meter is active, the first meter does not see new memory. If a
+/// run's measurement misses memory for this reason, the run violates the invariant
 /// [`memory-over-step`](crate::trainer::Invariant::MemoryOverStep). On CUDA the meter reads the
 /// caching allocator's statistics of requested bytes (`requested_bytes.all.peak` of
-/// torch.cuda.memory_stats). torch.cuda.max_memory_allocated counts blocks instead, each of which
-/// is up to 1 MiB larger, depending on what ran before. On the CPU the meter counts what libtorch's
-/// allocator hands out on this thread and its workers, which is exact and independent of the C
-/// library's heap.
+/// torch.cuda.memory_stats). torch.cuda.max_memory_allocated counts the allocator's blocks instead.
+/// Each block is up to 1 MiB larger than requested, depending on earlier allocations. On the CPU
+/// the meter counts what libtorch's allocator hands out on this thread and its worker threads. This
+/// count is exact and does not depend on the heap of the C library.
 pub struct MemoryMeter {
     source: Source,
     /// The value of `STARTED` when this meter was created. If `STARTED` is larger at a reading,
@@ -138,7 +139,7 @@ enum Source {
 }
 
 impl MemoryMeter {
-    /// Starts measuring. On CUDA it releases cached blocks first.
+    /// Starts a measurement. On CUDA, first releases the blocks that the allocator has cached.
     ///
     /// # Errors
     /// When the device cannot be queried.
@@ -148,7 +149,8 @@ impl MemoryMeter {
     }
 
     /// Starts a measurement of memory that does not belong to a run, for example of trials before
-    /// the first step. It does not count as a second meter.
+    /// the first step. The measurement does not count as a second meter that cuts a run's
+    /// measurement short.
     pub(crate) fn untracked(device: Device) -> Result<Self> {
         let source = match device {
             Device::Cuda(index) => {

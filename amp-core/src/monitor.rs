@@ -1,4 +1,4 @@
-//! Monitored values.
+//! Logged values that a callback or schedule monitors.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,9 +8,9 @@ use crate::Error;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
-    /// Smaller is better.
+    /// A smaller value is better.
     Min,
-    /// Larger is better.
+    /// A larger value is better.
     Max,
 }
 

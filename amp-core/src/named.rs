@@ -1,11 +1,11 @@
 //! Enums whose variants have names, for example for a command line.
 
-/// Names each variant of an enum. Variants are parsed from and printed as these names. `$what` is
-/// the enum's name in error messages.
+/// Gives each variant of an enum a name. The enum is parsed from the names and printed as the
+/// names. `$what` says in error messages what the enum is.
 macro_rules! named {
     ($type:ident, $what:literal, { $($variant:ident => $name:literal),+ $(,)? }) => {
         impl $type {
-            /// All variants.
+            /// All variants, in the order of their declaration.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
 
             /// Returns the variant's name on the command line.

@@ -8,19 +8,20 @@ use tch::Tensor;
 
 use crate::{Result, ffi, parameter::Parameter, state::State};
 
-/// The rates that a schedule sets.
+/// The settings of an optimizer that a learning-rate schedule changes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Rates {
-    /// Learning rate.
+    /// The learning rate.
     pub lr: f64,
-    /// Momentum, or Adam's first beta; `None` if the optimizer has neither.
+    /// The momentum, or Adam's first beta. `None` if the optimizer has neither of the two.
     pub momentum: Option<f64>,
 }
 
-/// Numbers that an optimizer step reads on the device, so that the host need not know them.
+/// Tensors that an optimizer step reads on the device, so that the host need not wait for their
+/// values.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct OnDevice<'a> {
-    /// An f32 scalar. If it is not 0, the step changes nothing.
+    /// An f32 scalar. If its value is not 0, the step changes nothing.
     pub found_inf: Option<&'a Tensor>,
     /// A scalar by which the step multiplies every gradient before it uses the gradient.
     pub factor: Option<&'a Tensor>,
@@ -34,8 +35,8 @@ pub struct Capabilities {
     /// Multiplies the gradients by [`OnDevice::factor`]. A step in a CUDA graph gets no factor,
     /// because the graph itself unscales and clips the gradients.
     pub scales: bool,
-    /// Runs in a CUDA graph. The step then reads its rates on the device, where
-    /// [`Optimizer::write_rates`] writes them.
+    /// Runs in a CUDA graph. The step then reads the learning rate and the momentum from the
+    /// device, where [`Optimizer::write_rates`] writes them.
     pub captures: bool,
 }
 
@@ -53,19 +54,20 @@ impl Capabilities {
     }
 }
 
-/// An optimizer with its parameters and state.
+/// An optimizer with the parameters that it updates, and its state.
 pub trait Optimizer {
-    /// Returns PyTorch's name, such as `AdamW`.
+    /// Returns the name that the optimizer has in PyTorch, such as `AdamW`.
     fn name(&self) -> &'static str;
 
     /// Returns the parameters, in the order in which the model declares them.
-    /// [`Gradients`](crate::precision::Gradients) share this list.
+    /// [`Gradients`](crate::precision::Gradients) have the same order, because they share this
+    /// list.
     fn parameters(&self) -> &Rc<[Parameter]>;
 
     /// Updates every parameter that has a gradient.
     ///
     /// # Errors
-    /// When the kernel fails.
+    /// When the kernel of the update fails.
     fn step(&mut self) -> Result<()> {
         self.step_with(OnDevice::default())
     }
@@ -79,7 +81,7 @@ pub trait Optimizer {
     /// kernel fails.
     fn step_with(&mut self, known: OnDevice<'_>) -> Result<()>;
 
-    /// Returns the operations that [`step_with`](Self::step_with) supports.
+    /// Returns what [`step_with`](Self::step_with) can do on the device.
     fn capabilities(&self) -> Capabilities {
         Capabilities::default()
     }
@@ -87,7 +89,7 @@ pub trait Optimizer {
     /// Writes the current rates to the device, for captured steps.
     ///
     /// # Errors
-    /// When the kernel fails.
+    /// When writing to the device fails.
     fn write_rates(&mut self) -> Result<()> {
         Ok(())
     }
@@ -106,8 +108,9 @@ pub trait Optimizer {
     /// Sets the rates of the next step, one for each group.
     fn set_rates(&mut self, rates: &[Rates]);
 
-    /// Creates the state of parameters that require gradients and have no state yet. The trainer calls it
-    /// when it unfreezes parameters. An optimizer keeps no state for parameters that require no gradient.
+    /// Creates the optimizer state of parameters that require gradients and have no state yet. The
+    /// trainer calls this method when it unfreezes parameters, because an optimizer keeps no state
+    /// for frozen parameters.
     ///
     /// # Errors
     /// When there is not enough device memory.
@@ -115,9 +118,10 @@ pub trait Optimizer {
         Ok(())
     }
 
-    /// Returns the state for a checkpoint: the rates of each group, and tensors under PyTorch's
-    /// state key followed by the parameter's name (`exp_avg/model.0.weight`). The tensors share
-    /// memory with the optimizer, so save them before the next step changes them.
+    /// Returns the state for a checkpoint: the learning rate and momentum of each group, and
+    /// tensors. The name of a tensor is PyTorch's key followed by the parameter's name, as in
+    /// `exp_avg/model.0.weight`. The tensors share memory with the optimizer, so save them before
+    /// the next step changes them.
     ///
     /// # Errors
     /// When a rate is not finite.
@@ -129,23 +133,23 @@ pub trait Optimizer {
     /// When a name, shape or dtype differs from this optimizer's state. Then nothing is changed.
     fn load_state(&mut self, state: &State) -> Result<()>;
 
-    /// Returns the options of each group except the rates, as a text that is equal for equal
-    /// options. A resumed run must have the same options as the saved run. If the text is empty,
-    /// the options are not compared.
+    /// Returns the options of each group, except the learning rate and momentum, as a text. Equal
+    /// options give equal texts. A resumed run must have the same options as the saved run. If the
+    /// text is empty, the options are not compared.
     fn fixed_options(&self) -> String {
         String::new()
     }
 
-    /// Returns a note for the user about options that the optimizer changed because of the
-    /// parameters' dtype; `None` if it changed none.
+    /// Returns a note for the user if the optimizer changed some of its options because of the
+    /// parameters' dtype. Returns `None` if it changed no option.
     fn note(&self) -> Option<String> {
         None
     }
 
-    /// Drops all gradients (PyTorch's `set_to_none=True`).
+    /// Drops the gradients of all parameters (PyTorch's `zero_grad(set_to_none=True)`).
     ///
     /// # Errors
-    /// When libtorch fails.
+    /// When libtorch cannot drop a gradient.
     fn zero_grad(&mut self) -> Result<()> {
         ffi::clear_grads(self.parameters().iter().map(|parameter| &parameter.tensor))
     }

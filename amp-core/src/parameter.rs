@@ -1,17 +1,17 @@
-//! A trained tensor with its name.
+//! A parameter of a model, with its name.
 
 use tch::Tensor;
 
-/// A trained tensor under its dotted name.
+/// A parameter of a model, under its dotted name.
 #[derive(Debug)]
 pub struct Parameter {
     /// The name as in PyTorch's state_dict: `model.0.weight`.
     pub name: String,
-    /// A handle that shares the memory of the module's tensor.
+    /// A handle to the module's tensor: it shares the tensor's memory.
     pub tensor: Tensor,
 }
 
-/// A guard: while it exists, these parameters require no gradient.
+/// A guard. While the guard exists, the parameters in it require no gradient.
 pub(crate) struct Frozen(Vec<Tensor>);
 
 impl Frozen {

@@ -1,5 +1,5 @@
-//! Checks that a run computes in its precision: compares the dtypes that one step used with the
-//! dtypes that the precision prescribes.
+//! Checks that a run computes in the dtypes of its precision: compares the dtypes that one step
+//! used with the dtypes that the precision prescribes.
 
 use std::{
     cell::RefCell,
@@ -22,9 +22,9 @@ pub struct Observed {
     pub matmul: BTreeSet<String>,
     /// The dtype of the loss.
     pub loss: String,
-    /// The dtypes of the parameters.
+    /// The dtypes of all parameters.
     pub parameters: BTreeSet<String>,
-    /// The dtypes of the gradients.
+    /// The dtypes of all gradients.
     pub gradients: BTreeSet<String>,
 }
 
@@ -36,7 +36,8 @@ pub(crate) struct Products {
     ran: RefCell<BTreeMap<String, RegionPlan>>,
 }
 
-/// A module's path, and the operator in it if libtorch reported one.
+/// The source of a matrix product: the path of its module, and the operator in the module if
+/// libtorch reported one.
 type Source = (String, Option<String>);
 
 impl DtypeProbe for Products {
@@ -53,8 +54,9 @@ impl DtypeProbe for Products {
 }
 
 impl Products {
-    /// Records the expected and observed dtype of this product. For each module and operator it
-    /// keeps the first product with an unexpected dtype, or the last product if there is none.
+    /// Records the expected and observed dtype of a matrix product. For each module and operator,
+    /// keeps the first product with an unexpected dtype. If all products have the expected dtype,
+    /// keeps the last.
     fn note(&self, path: &str, operator: Option<&str>, plan: RegionPlan, kind: Kind) {
         let mut seen = self.seen.borrow_mut();
         let place = seen.entry((path.to_owned(), operator.map(str::to_owned)));
@@ -64,9 +66,10 @@ impl Products {
         }
     }
 
-    /// Checks that the precision regions had an effect: if a parameter of a region has a gradient,
-    /// its module must have run in the region's dtype. If the model ran every forward pass with a
-    /// context that it created itself, no module was observed, and the check is skipped.
+    /// Checks that the precision regions had an effect. If a parameter of a region has a gradient,
+    /// its module must have run with the region's dtypes. The check is skipped if no module was
+    /// observed, which happens if the model ran every forward pass with a context that it created
+    /// itself.
     ///
     /// # Errors
     /// When a region had no effect.
@@ -144,8 +147,9 @@ impl Products {
                 observed.gradients.insert(name(grad.kind()));
             }
         }
-        // At least one parameter must have the precision's dtype. Regions that are given by module
-        // path may change the dtype of every parameter, so a run with such regions is not checked.
+        // At least one parameter must have the precision's dtype. Regions that the user gives by
+        // module path may change the dtype of every parameter, so the check is skipped for a run
+        // with such regions.
         if let (false, false, Some(first)) = (plain, has_overrides, first) {
             let what = format!("the parameter `{}`", first.name);
             return Err(mismatch(&what, precision.storage(), first.tensor.kind()));

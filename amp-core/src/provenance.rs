@@ -17,15 +17,15 @@ use crate::{
 /// The first value of a step that was not finite.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Provenance {
-    /// What the value is, with its name: for example a parameter or the output of a module.
+    /// Where the value occurred: for example a parameter, or the output of a module.
     pub cause: Cause,
     /// The dtype of the value, as in `float16`.
     pub dtype: String,
-    /// The number of NaN elements.
+    /// The number of NaN elements in the tensor.
     pub nan: i64,
-    /// The number of infinite elements.
+    /// The number of infinite elements in the tensor.
     pub inf: i64,
-    /// The number of all elements.
+    /// The number of all elements of the tensor.
     pub of: i64,
     /// The largest magnitude of the numbers from which the value was computed, if known.
     pub from: Option<f64>,
@@ -36,9 +36,9 @@ pub struct Provenance {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Cause {
-    /// A parameter, before the step.
+    /// The parameter with this name was not finite before the step.
     Parameter(String),
-    /// A tensor of the batch.
+    /// The field of the batch with this name.
     Input(String),
     /// The output of a module whose input was finite.
     Activation(String),
@@ -49,13 +49,14 @@ pub enum Cause {
     /// The gradient with respect to a module's input. The gradient of the module's output was
     /// finite.
     InputGradient(String),
-    /// The gradient of a parameter. The gradient of its module's output was finite.
+    /// The gradient of the parameter with this name. The gradient of its module's output was
+    /// finite.
     WeightGradient(String),
 }
 
 impl Cause {
-    /// Returns whether the forward pass or its inputs are not finite. Then a lower loss scale does
-    /// not help.
+    /// Returns whether the value occurred before the backward pass: in a parameter, the batch, an
+    /// activation or the loss. A lower loss scale does not make such a value finite.
     pub fn is_forward(&self) -> bool {
         matches!(self, Self::Parameter(_) | Self::Input(_) | Self::Activation(_) | Self::Loss)
     }
@@ -86,20 +87,21 @@ impl fmt::Display for Provenance {
     }
 }
 
-/// The step to repeat.
+/// A step that is repeated to find the first value that is not finite.
 pub(crate) struct Replay<'a> {
     pub(crate) policy: Policy,
     /// The context of the forward pass, without a probe.
     pub(crate) context: Context,
     pub(crate) scale: f64,
-    /// The batches of the step, or the micro-batches of its batch. Each has its weight in the loss.
+    /// The batches of the step, or the micro-batches into which its batch is split, each with the
+    /// weight of its loss.
     pub(crate) batches: Vec<(AnyBatch, f64)>,
     pub(crate) global_step: u64,
     pub(crate) parameters: &'a [Parameter],
 }
 
 /// Checks the output of each module when it is computed, and the gradient of the output in the
-/// backward pass. It keeps only statistics and the last output, so that the repeated step needs no
+/// backward pass. Keeps only statistics and the last output, so that the repeated step needs no
 /// additional memory.
 #[derive(Default)]
 struct Watch {
@@ -109,7 +111,7 @@ struct Watch {
     first: RefCell<Option<Result<Provenance>>>,
 }
 
-/// A module that ran.
+/// One call of a module in the forward pass.
 struct ModuleRun {
     path: String,
     kind: Kind,
@@ -188,7 +190,7 @@ fn backward(
     scaled: &Tensor,
     parameters: &[Parameter],
 ) -> Result<Option<Provenance>> {
-    // Frozen parameters have no gradient, so they are left out.
+    // Frozen parameters have no gradient, so only trained parameters are asked for one.
     let trained = parameters.iter().filter(|parameter| parameter.tensor.requires_grad());
     let parameters: Vec<&Parameter> = trained.collect();
     let inputs: Vec<&Tensor> = parameters.iter().map(|parameter| &parameter.tensor).collect();
@@ -219,8 +221,8 @@ fn backward(
     Ok(None)
 }
 
-/// Returns a [`Provenance`] if `tensor`, computed from `source`, has values that are not finite;
-/// otherwise `None`.
+/// Returns a [`Provenance`] if `tensor` has values that are not finite, and otherwise `None`.
+/// `source` is the tensor from which `tensor` was computed, if known.
 fn check(cause: Cause, tensor: &Tensor, source: Option<&Tensor>) -> Result<Option<Provenance>> {
     if !tensor.defined() || !is_floating(tensor.kind()) {
         return Ok(None);

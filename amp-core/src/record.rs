@@ -1,4 +1,4 @@
-//! The values of one run, collected from its events.
+//! The record of a run: the values and events that the trainer reported.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,10 +10,10 @@ use crate::{
     probe::Observed,
 };
 
-/// The recorded values of a run.
+/// The values and events that the trainer reported in a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunRecord {
-    /// The model, data and machine.
+    /// What was trained on which machine: the model, the data and the settings of the run.
     #[serde(flatten)]
     pub start: FitStart,
     /// The dtypes that a training step used.
@@ -23,19 +23,19 @@ pub struct RunRecord {
     /// The validations that ran before the end of an epoch.
     #[serde(default)]
     pub validations: Vec<Validated>,
-    /// The skipped steps.
+    /// The optimizer steps that were skipped.
     pub skips: Vec<Skipped>,
     /// The changes of the loss scale: the number of attempted steps, and the new scale.
     pub scales: Vec<(u64, f64)>,
     /// The recoveries: the number of attempted steps, and what the trainer did.
     pub recoveries: Vec<(u64, Recovery)>,
-    /// Notes for the user.
+    /// Notes that the trainer reported for the user.
     pub notes: Vec<String>,
-    /// The profiled steps.
+    /// The measurements of the profiled steps.
     pub profile: Vec<Profile>,
-    /// The end of the run.
+    /// How the run ended.
     pub end: FitEnd,
-    /// Peak memory, if it was measured.
+    /// The peak memory of the run. `None` if it was not measured.
     pub memory: Option<Memory>,
 }
 
@@ -45,8 +45,8 @@ impl RunRecord {
         self.epochs.last()?.value(name)
     }
 
-    /// Returns the values of the last validation that are not finite. For a run without
-    /// validations, returns the last epoch's training loss if it is not finite.
+    /// Returns those values of the last validation that are NaN or infinite. For a run without
+    /// validations, returns the last epoch's training loss if it is NaN or infinite.
     pub fn not_finite(&self) -> Vec<&Logged> {
         let epoch = self.epochs.iter().rev().find(|end| !end.val.is_empty());
         let validated = match (epoch, self.validations.last()) {
@@ -63,7 +63,7 @@ impl RunRecord {
     }
 }
 
-/// Collects the events of a run and builds its record.
+/// A subscriber that collects the events of a run and builds the run's record.
 #[derive(Debug, Default)]
 pub struct Recorder {
     start: Option<FitStart>,
@@ -112,7 +112,7 @@ impl Subscriber for Recorder {
 }
 
 impl Recorder {
-    /// Returns the record of a finished run; `None` before its end.
+    /// Returns the record of the run. Returns `None` if the run has not ended.
     pub fn finish(self) -> Option<RunRecord> {
         Some(RunRecord {
             start: self.start?,

@@ -1,4 +1,4 @@
-//! Tensors and text in one safetensors file, with a checksum over both.
+//! Tensors and text in one safetensors file, with a checksum over the tensors and the text.
 //!
 //! The safetensors format has no checksum, so a flipped bit in a weight would not be noticed.
 
@@ -17,7 +17,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{Error, Result, file::Staged, precision::dtype_name};
 
-/// The key of the checksum.
+/// The header's key for the checksum.
 const CHECKSUM: &str = "sha256";
 
 /// The key under which Hugging Face's `transformers` looks for the framework that wrote the
@@ -25,8 +25,9 @@ const CHECKSUM: &str = "sha256";
 const FORMAT: &str = "format";
 const PYTORCH: &str = "pt";
 
-/// The key that marks a file of this crate. A file with this key must also have a checksum, and a
-/// single flipped bit cannot remove both keys.
+/// The header's key that marks a file of this crate. A file with this key must also have a
+/// checksum. One flipped bit cannot remove both keys, so a damaged file is not mistaken for a file
+/// of another program.
 const WRITER: &str = "amp";
 
 /// The content of a file, on the CPU.
@@ -101,9 +102,10 @@ pub(crate) fn read(path: &Path) -> Result<TensorFile> {
     Ok(TensorFile { tensors, metadata })
 }
 
-/// Reads a file's entry as a tensor. If libtorch lacks the entry's dtype, the result has the
-/// smallest dtype that represents all its values: unsigned integers become a wider signed dtype,
-/// 8-bit exponents become f32. Returns `None` if there is no such dtype.
+/// Reads one entry of a file as a tensor. If libtorch lacks the entry's dtype, the tensor gets the
+/// smallest dtype that represents all values of the entry's dtype. Unsigned integers get a wider
+/// signed dtype, and 8-bit exponents get f32. Returns `None` if no dtype of libtorch represents all
+/// values.
 fn tensor(view: &TensorView<'_>) -> Result<Option<Tensor>> {
     let shape: Vec<i64> = view.shape().iter().map(|size| *size as i64).collect();
     if let Some(kind) = kind(view.dtype()) {
@@ -209,7 +211,7 @@ const DTYPES: [(Kind, Dtype); 14] = [
 /// Returns safetensors' dtype for libtorch's dtype `kind`.
 ///
 /// # Errors
-/// When safetensors has no such dtype.
+/// When safetensors has no corresponding dtype.
 fn dtype(kind: Kind) -> Result<Dtype> {
     let found = DTYPES.iter().find(|(own, _)| *own == kind).map(|(_, dtype)| *dtype);
     found.ok_or_else(|| {
@@ -220,7 +222,7 @@ fn dtype(kind: Kind) -> Result<Dtype> {
 /// Returns an error before training if a tensor cannot be stored in a file.
 ///
 /// # Errors
-/// When a tensor cannot be stored. The error names the first such tensor and the reason.
+/// When a tensor cannot be stored in a file. The error names the first such tensor and the reason.
 pub(crate) fn can_hold<'t>(tensors: impl IntoIterator<Item = (&'t str, &'t Tensor)>) -> Result<()> {
     tensors.into_iter().try_for_each(|(name, tensor)| {
         dtype(tensor.kind()).map(drop).map_err(|error| error.at(name))

@@ -1,9 +1,9 @@
 use super::{Action, Callback, Epoch, Mode};
 use crate::{Error, Hook, Result, module::StepAccess, state::State};
 
-/// Ends a run whose monitored value no longer improves, or is no longer finite
-/// (lightning.pytorch.callbacks.EarlyStopping). It checks the value whenever it is reported: at the end
-/// of each epoch, or at each validation within one.
+/// Ends a run when the monitored value no longer improves or is no longer finite
+/// (lightning.pytorch.callbacks.EarlyStopping). The callback checks the value whenever the value is
+/// reported: at the end of each epoch, or at each validation within an epoch.
 ///
 /// ```
 /// use amp_core::{callback::{EarlyStopping, Mode}, prelude::*};

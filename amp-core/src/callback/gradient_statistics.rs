@@ -8,13 +8,14 @@ use crate::{
     precision::{Gradients, Unscaled},
 };
 
-/// Logs statistics of gradients before clipping, and reads them back from the device only at the
-/// logging interval: `grad_norm`, the global 2-norm, and for each parameter `grad_norm/NAME`, its
-/// 2-norm; `grad_nan/NAME` and `grad_inf/NAME`, the numbers of NaN and infinite elements;
-/// `grad_zero/NAME`, the fraction of elements that are exactly zero.
+/// Logs statistics of the unscaled gradients before clipping. `grad_norm` is the 2-norm of all
+/// gradients together. For each parameter NAME, `grad_norm/NAME` is the 2-norm of its gradient,
+/// `grad_nan/NAME` and `grad_inf/NAME` are the numbers of NaN and infinite elements, and
+/// `grad_zero/NAME` is the fraction of elements that are exactly zero. The values are read from the
+/// device only at the logging interval.
 ///
-/// Under f16 a gradient becomes zero if its scaled value is below 2⁻²⁵. Compare the fraction of
-/// zeros with an f32 run, because inactive ReLU units have zero gradients as well.
+/// In f16, a gradient element becomes zero if its scaled value is below 2⁻²⁵. Compare the fraction
+/// of zeros with an f32 run, because inactive ReLU units have zero gradients as well.
 #[derive(Debug, Clone)]
 pub struct GradientStatistics {
     per_parameter: bool,

@@ -21,7 +21,7 @@ impl LearningRateMonitor {
         Self::default()
     }
 
-    /// Logs the momentum too.
+    /// Also logs the momentum.
     #[must_use]
     pub fn log_momentum(mut self) -> Self {
         self.momentum = true;

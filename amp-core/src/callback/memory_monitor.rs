@@ -1,9 +1,9 @@
 use super::Callback;
 use crate::{Hook, Result, log::LogOptions, memory::MemoryMeter, module::StepAccess};
 
-/// Logs each epoch's peak memory in MiB: `memory_peak_mib`, the peak of tensor bytes minus the
-/// bytes at the epoch's start, and on CUDA `memory_reserved_mib`, the peak of what the caching
-/// allocator reserved.
+/// Logs the peak memory of each epoch in MiB. `memory_peak_mib` is the peak number of bytes in
+/// tensors, minus the number of bytes at the start of the epoch. On CUDA, `memory_reserved_mib` is
+/// the peak number of bytes that the caching allocator reserved.
 ///
 /// Use only one `MemoryMonitor` in a process at a time, because on CUDA the allocator has a single
 /// peak counter.
@@ -13,7 +13,7 @@ pub struct MemoryMonitor {
 }
 
 impl MemoryMonitor {
-    /// Creates a monitor without measurements.
+    /// Creates a monitor that has no measurements yet.
     pub fn new() -> Self {
         Self::default()
     }

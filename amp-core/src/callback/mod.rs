@@ -1,5 +1,6 @@
-//! Callbacks act on a run: they measure, save the model or end the run. Their hooks have Lightning's
-//! names and order. Code that only listens is a [`Subscriber`](crate::event::Subscriber).
+//! Callbacks act on a run: a callback can measure, save the model or end the run. Hooks have
+//! Lightning's names and run in Lightning's order. Code that only reads events should implement
+//! [`Subscriber`](crate::event::Subscriber) instead.
 
 mod early_stopping;
 mod gradient_statistics;
@@ -56,9 +57,9 @@ pub trait Callback {
     /// Returns the callback's name in a checkpoint. Two callbacks of one run need different names.
     fn name(&self) -> String;
 
-    /// Returns the name of the logged value that the callback reads. If the validation before the
-    /// first epoch shows that the run does not log this value, the run ends with an error before it
-    /// trains.
+    /// Returns the name of the logged value that the callback reads, if it reads one. If the
+    /// validation before the first epoch shows that the run does not log this value, the run ends
+    /// with an error before any training step.
     fn monitors(&self) -> Option<&str> {
         None
     }
@@ -69,7 +70,7 @@ pub trait Callback {
         Ok(())
     }
 
-    /// Runs before an epoch's first batch.
+    /// Runs before the first batch of each epoch.
     fn on_train_epoch_start(&mut self, hook: &mut Hook<'_>) -> Result<()> {
         let _ = hook;
         Ok(())
@@ -96,8 +97,8 @@ pub trait Callback {
         Ok(Vec::new())
     }
 
-    /// Returns how closely this callback must follow each step. The trainer runs steps as CUDA
-    /// graphs only if every callback allows it.
+    /// Returns when this callback must run: after a step, or within it. The trainer runs steps as
+    /// CUDA graphs only if no callback runs within a step.
     fn step_access(&self) -> StepAccess {
         StepAccess::InStep("a callback does not declare a step_access that allows them")
     }
@@ -114,7 +115,8 @@ pub trait Callback {
         Ok(Vec::new())
     }
 
-    /// Runs after an epoch, and after its validation if one was due.
+    /// Runs after each epoch. If a validation was due at the end of the epoch, runs after the
+    /// validation.
     fn on_epoch_end(&mut self, epoch: &Epoch<'_>) -> Result<Vec<Action>> {
         let _ = epoch;
         Ok(Vec::new())
@@ -125,7 +127,7 @@ pub trait Callback {
         Ok(State::default())
     }
 
-    /// Restores a saved state.
+    /// Restores a state that [`state`](Self::state) returned in the saved run.
     fn load_state(&mut self, state: &State) -> Result<()> {
         let _ = state;
         Ok(())
@@ -198,44 +200,46 @@ macro_rules! forward_callback {
 forward_callback!(&mut C);
 forward_callback!(Box<C>);
 
-/// The state of an epoch, at its end or at a validation within it.
+/// What a callback learns about an epoch, at the end of the epoch or at a validation within it.
 pub struct Epoch<'a> {
-    /// The model.
+    /// The model in its current state.
     pub model: &'a dyn LightningModule,
     /// The precision of the run.
     pub precision: Precision,
-    /// The values of the epoch. Training values exist only at the epoch's end.
+    /// The values that were logged. `train` is empty at a validation within the epoch, because
+    /// training values are computed at the end of the epoch.
     pub end: &'a EpochEnd,
-    /// Whether the epoch continues after this validation.
+    /// Whether this is a validation within the epoch, after which the epoch continues.
     pub goes_on: bool,
-    /// Whether the run ends before the epoch's last batch. A resumed run completes the epoch, so a callback
-    /// must not count it now.
+    /// Whether the run ends before the last batch of the epoch. A resumed run completes the epoch,
+    /// so a callback must not count the epoch now.
     pub ended_early: bool,
     /// Whether a value that is missing now may be reported at another moment: at a validation or at
     /// the end of the epoch.
     pub(crate) more_to_come: bool,
 }
 
-/// An action that a callback requests. The trainer executes actions after all callbacks have run,
-/// so that a saved file holds the state of each callback. It deletes files last.
+/// What a callback asks the trainer to do. The trainer executes the actions after all callbacks
+/// have run, so that a saved file holds the final state of each callback. It deletes files last.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Save the run to this file.
+    /// Save the run to a file.
     Save {
-        /// The file.
+        /// The path of the file to write.
         path: PathBuf,
-        /// Whether only the weights are saved; such a file cannot be resumed.
+        /// Whether only the weights are saved. A run cannot be resumed from a file with only the
+        /// weights.
         weights_only: bool,
     },
-    /// Delete this file.
+    /// Delete the file at this path.
     Delete(PathBuf),
-    /// End the run, with the reason.
+    /// End the run. The text gives the reason.
     Stop(String),
 }
 
 impl Epoch<'_> {
-    /// Returns the value of this name; `None` if it is not reported now but may be reported at
-    /// another moment.
+    /// Returns the logged value with the name `monitor`. Returns `None` if the value is not
+    /// reported now but may be reported later, at a validation or at the end of the epoch.
     ///
     /// # Errors
     /// When no value of this name is logged per epoch.

@@ -9,9 +9,10 @@ use crate::{
     state::State,
 };
 
-/// Saves a run (lightning.pytorch.callbacks.ModelCheckpoint): the best epochs by a monitored value,
-/// in files such as `epoch=03-val_acc=0.9821.safetensors`; optionally the last epoch, and the state
-/// after every N steps, in `last.safetensors`. A run can be resumed from each file.
+/// Saves a run during training (lightning.pytorch.callbacks.ModelCheckpoint). Keeps the best epochs
+/// according to a monitored value, in files such as `epoch=03-val_acc=0.9821.safetensors`. On
+/// request it also writes `last.safetensors` after each epoch, after every N steps, or both. A run
+/// can be resumed from each file.
 #[derive(Debug, Clone)]
 pub struct ModelCheckpoint {
     folder: PathBuf,
@@ -23,10 +24,10 @@ pub struct ModelCheckpoint {
     every_n_train_steps: Option<u64>,
     /// The kept files with their values, sorted from best to worst.
     best: Vec<(f64, PathBuf)>,
-    /// The kept file of an epoch that ended early, in addition to `save_top_k`. It is removed when a
-    /// resumed run completes the epoch.
+    /// The file of an epoch that ended early, if there is one. The file is kept in addition to the
+    /// `save_top_k` files, and is removed when a resumed run completes the epoch.
     early: Option<PathBuf>,
-    /// A lock that keeps other processes from saving their runs in the folder.
+    /// Never read. While the lock exists, no other process can save its runs in the folder.
     _lock: FolderLock,
 }
 
@@ -35,12 +36,12 @@ pub struct ModelCheckpoint {
 const LONGEST: usize = 150;
 
 impl ModelCheckpoint {
-    /// Creates a callback that keeps the best epoch in `folder`. The folder is created if it is
-    /// missing, and partial files of earlier processes are removed.
+    /// Creates a callback that keeps the file of the best epoch in `folder`. Creates the folder if
+    /// it is missing, and removes unfinished files of processes that no longer run.
     ///
     /// # Errors
-    /// When the folder cannot be created, another running process saves its run there, or the
-    /// monitored name is too long for a file name.
+    /// When the folder cannot be created, when another running process saves its run there, or when
+    /// the monitored name is too long for a file name.
     ///
     /// # Examples
     ///
@@ -120,7 +121,7 @@ impl ModelCheckpoint {
 
     /// Saves the run if `value` is among the best.
     fn keep_best(&mut self, epoch: &Epoch<'_>, value: f64) -> Vec<Action> {
-        // A NaN is not better than any kept value, so its place is at the end.
+        // A NaN is never better than a kept value, so its position is at the end.
         let worse = |kept: &(f64, PathBuf)| self.mode.better(value, kept.0, 0.0);
         let place = self.best.iter().position(worse).unwrap_or(self.best.len());
         if !value.is_finite() || place >= self.save_top_k {
@@ -170,8 +171,8 @@ fn is_of_one_file(old: &Action, new: &Action) -> bool {
     matches!((old, new), (Action::Delete(old), Action::Save { path, .. }) if old == path)
 }
 
-/// Encodes a name for a file name. Different names have different encodings, whatever characters
-/// they contain.
+/// Encodes the name of a logged value for use in a file name. Different names always get different
+/// encodings.
 fn file_name(name: &str) -> String {
     let mut text = String::new();
     for byte in name.bytes() {

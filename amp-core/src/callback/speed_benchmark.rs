@@ -3,10 +3,12 @@ use std::time::Instant;
 use super::{Action, Callback};
 use crate::{Hook, Result, log::LogOptions, module::StepAccess, precision::StepOutcome};
 
-/// Logs each epoch's training time, `epoch_seconds`, and the median `batch_ms` and 95th percentile
-/// `batch_ms_p95` of its batches, including data and callbacks.
+/// Logs the training time of each epoch as `epoch_seconds`. Also logs the median and the 95th
+/// percentile of the time per batch, as `batch_ms` and `batch_ms_p95`. The times include data
+/// loading and callbacks.
 ///
-/// On CUDA a batch's time is the time to enqueue its work; only the epoch's time waits for the device.
+/// On CUDA the time of a batch is the time that the host takes to enqueue its work. Only the time
+/// of the epoch includes waiting for the device.
 #[derive(Debug, Default)]
 pub struct SpeedBenchmark {
     epoch: Option<Instant>,

@@ -1,4 +1,4 @@
-//! Steps in which the model itself runs backward passes and updates.
+//! Training steps in which the model itself runs the backward passes and steps its optimizers.
 
 use tch::Tensor;
 
@@ -13,12 +13,13 @@ use crate::{
 };
 
 /// The context of one batch for a model that [optimizes
-/// manually](crate::LightningModule::optimizes_manually): forward passes under autocast, backward
-/// passes of scaled losses, and steps of any optimizer, any number of times. The loss scale is
-/// updated once, after the batch, with the results of all its backward passes.
+/// manually](crate::LightningModule::optimizes_manually). The model runs forward passes under
+/// autocast, backward passes of scaled losses, and steps of any optimizer, any number of times. The
+/// loss scale is updated once, after the batch, with the results of all backward passes.
 ///
-/// Types enforce the order of a step: a backward pass returns [`Gradients<Scaled>`](Gradients), and only
-/// [`unscale`](ManualOptimizer::unscale) turns them into gradients that can be clipped and stepped.
+/// The types enforce the order of a step. A backward pass returns [`Gradients<Scaled>`](Gradients).
+/// Only [`unscale`](ManualOptimizer::unscale) turns these into gradients that can be clipped and
+/// stepped.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{prelude::*, trainer::ManualStep};
@@ -60,9 +61,10 @@ pub struct ManualStep<'s> {
     context: &'s Context,
     pub(super) log: &'s mut Log,
     scheduled: Updates<'s>,
-    /// The batch's index in its epoch.
+    /// The index of the batch in its epoch, counted from 0.
     pub batch_idx: usize,
-    /// The number of steps applied so far: batches in which an optimizer has stepped.
+    /// The number of steps applied so far. A batch counts as one step if an optimizer has stepped
+    /// in it.
     pub global_step: u64,
     outcomes: Vec<StepOutcome>,
     loss: Option<Tensor>,
@@ -71,8 +73,8 @@ pub struct ManualStep<'s> {
 /// The optimizers of the run, as a trait object.
 type Updates<'s> = &'s mut dyn Update;
 
-/// The operations of a manual step on the optimizers of a run. It is a trait so that [`ManualStep`]
-/// has only one lifetime.
+/// The operations of a manual step on the optimizers of a run. [`ManualStep`] holds the optimizers
+/// through this trait, so that it has only one lifetime parameter.
 pub(crate) trait Update {
     fn count(&self) -> usize;
     fn backward(&mut self, at: usize, loss: &Tensor) -> Result<Gradients<Scaled>>;
@@ -81,9 +83,10 @@ pub(crate) trait Update {
     fn parameters(&self, at: usize) -> Vec<Tensor>;
 }
 
-/// The results of a manual step.
+/// What a manual step leaves to the trainer: its last loss, and the outcome of each optimizer step.
 pub(crate) struct Done {
-    /// The last loss, detached.
+    /// The loss of the last backward pass, detached from the autograd graph. `None` if the manual
+    /// step ran no backward pass.
     pub(crate) loss: Option<Tensor>,
     pub(crate) outcomes: Vec<StepOutcome>,
 }
@@ -108,13 +111,14 @@ impl<'s> ManualStep<'s> {
     /// Runs a forward pass in the policy's autocast region. Run backward passes outside of `run`.
     ///
     /// # Errors
-    /// When `run` fails.
+    /// When autocast cannot be switched on, or `run` fails.
     pub fn forward<T>(&mut self, run: impl FnOnce(&mut Step<'_>) -> Result<T>) -> Result<T> {
         let _autocast = self.policy.autocast()?;
         run(&mut Step::new(self.context, self.log, self.batch_idx, self.global_step))
     }
 
-    /// Logs a scalar that belongs to `batch_size` examples; nothing is read back to the host here.
+    /// Logs a scalar that belongs to `batch_size` examples. The value stays on the device until it
+    /// is reported.
     ///
     /// # Errors
     /// When `value` is not a scalar.
@@ -147,7 +151,7 @@ impl<'s> ManualStep<'s> {
     /// `toggle_optimizer`). A backward pass then computes only their gradients.
     ///
     /// # Errors
-    /// When there is no such optimizer, or `body` fails.
+    /// When there is no optimizer with the index `at`, or `body` fails.
     pub fn toggled<T>(
         &mut self,
         at: usize,
@@ -166,9 +170,10 @@ impl<'s> ManualStep<'s> {
     }
 }
 
-/// Returns the first loss of a model's step on `batch`, with its graph: the result of
-/// [`training_step`](LightningModule::training_step), or the loss of the first backward pass of a
-/// [manual step](LightningModule::manual_step). The manual step ends there, and nothing is updated.
+/// Returns the first loss of a model's step on `batch`, with its autograd graph. This is the result
+/// of [`training_step`](LightningModule::training_step), or the loss of the first backward pass of
+/// a [manual step](LightningModule::manual_step). A manual step ends at its first backward pass, so
+/// no parameter is updated.
 ///
 /// # Errors
 /// When the step fails, or a manual step runs no backward pass.
@@ -197,7 +202,8 @@ pub fn first_loss(
     }
 }
 
-/// Ends a manual step with an error at its first backward pass.
+/// Replaces the optimizers of a manual step. Keeps the loss of the first backward pass, and ends
+/// the step there with an error.
 struct First {
     count: usize,
     loss: Option<Tensor>,
@@ -234,16 +240,17 @@ impl Update for First {
     }
 }
 
-/// An optimizer of a [manual step](ManualStep).
+/// An optimizer in a [manual step](ManualStep).
 pub struct ManualOptimizer<'a, 's> {
     step: &'a mut ManualStep<'s>,
     at: usize,
 }
 
 impl ManualOptimizer<'_, '_> {
-    /// Drops the gradients of the optimizer's parameters and runs the backward pass of the scaled
-    /// loss. The backward pass also adds gradients to parameters of other optimizers, until
-    /// `backward` of such an optimizer drops them; [`ManualStep::toggled`] avoids computing them.
+    /// Drops the gradients of this optimizer's parameters and runs the backward pass of the scaled
+    /// loss. The backward pass also adds gradients to the parameters of other optimizers. Those
+    /// gradients remain until `backward` of their optimizer drops them. Within
+    /// [`ManualStep::toggled`] they are not computed at all.
     ///
     /// # Errors
     /// When the loss is not a scalar or depends on no parameter.
@@ -260,8 +267,8 @@ impl ManualOptimizer<'_, '_> {
         self.step.scheduled.unscale(gradients)
     }
 
-    /// Steps the optimizer unless a gradient is not finite. Steps its schedule too if the schedule
-    /// counts steps.
+    /// Steps the optimizer unless a gradient is not finite. If the optimizer's learning-rate
+    /// schedule counts steps, the schedule advances too.
     ///
     /// # Errors
     /// When the gradients belong to another optimizer.
@@ -271,11 +278,12 @@ impl ManualOptimizer<'_, '_> {
         Ok(outcome)
     }
 
-    /// Runs [`backward`](Self::backward), [`unscale`](Self::unscale), clipping and
-    /// [`step`](Self::step).
+    /// Updates the optimizer's parameters once: runs [`backward`](Self::backward),
+    /// [`unscale`](Self::unscale), the clipping if `clip` is given, and [`step`](Self::step).
     ///
     /// # Errors
-    /// The errors of these methods.
+    /// When the loss is not a scalar or depends on none of the optimizer's parameters, or when
+    /// libtorch fails.
     pub fn minimize(&mut self, loss: &Tensor, clip: Option<Clip>) -> Result<StepOutcome> {
         let gradients = self.backward(loss)?;
         let gradients = self.unscale(gradients)?;
@@ -283,8 +291,8 @@ impl ManualOptimizer<'_, '_> {
         self.step(gradients)
     }
 
-    /// Returns the optimizer's parameters. [`ManualStep::toggled`] freezes the parameters of all
-    /// other optimizers.
+    /// Returns the optimizer's parameters. While [`ManualStep::toggled`] runs for this optimizer,
+    /// the parameters of all other optimizers are frozen.
     pub fn parameters(&self) -> Vec<Tensor> {
         self.step.scheduled.parameters(self.at)
     }

@@ -21,11 +21,11 @@ fn image(image: &Tensor) -> Result<Option<Media>> {
 macro_rules! logs_media {
     ($($type:ty),*) => {$(
         impl $type {
-            /// Logs an image or figure `[H, W]` or `[C, H, W]` with 1, 3 or 4 channels, or images
-            /// `[N, C, H, W]` as a [grid](ImageGrid): uint8, or floating-point from 0 to 1. The
-            /// image is copied to the host at once, which waits for the device, so log images
-            /// rarely. Loggers encode and write it on threads of their own. Without a logger for
-            /// images the image is dropped.
+            /// Logs an image `[H, W]` or `[C, H, W]` with 1, 3 or 4 channels, or images `[N, C, H,
+            /// W]` as a [grid](ImageGrid). Elements are uint8, or floating-point from 0 to 1. The
+            /// image is copied to the host immediately. The copy waits for the device, so log
+            /// images rarely. Loggers encode and write images on separate threads. If no logger
+            /// writes images, the image is dropped.
             ///
             /// # Errors
             /// When the image has another shape or dtype, and within a step that runs as a CUDA
@@ -37,7 +37,7 @@ macro_rules! logs_media {
             /// Logs a text, which TensorBoard shows as Markdown.
             ///
             /// # Errors
-            /// The errors of [`log_image`](Self::log_image).
+            /// Within a step that runs as a CUDA graph.
             pub fn log_text(&mut self, name: &str, text: impl Into<String>) -> Result<()> {
                 self.log.media(name, || Ok(Some(Media::Text(text.into()))))
             }
@@ -60,12 +60,12 @@ logs_media!(Hook<'_>, Step<'_>, ManualStep<'_>);
 macro_rules! at_interval {
     ($($type:ty),*) => {$(
         impl $type {
-            /// Returns whether values of this batch are reported, so that code can do additional
-            /// work then, such as logging an image. In training, values are reported for the last
-            /// batch of each
-            /// [`log_every_n_steps`](crate::trainer::LoggingConfig::log_every_n_steps)-th step, in
-            /// an evaluation for the first batch of each set. If a step calls this, the steps at
-            /// the logging interval run without a CUDA graph.
+            /// Returns whether values of this batch are reported. Code can do additional work only
+            /// for these batches, such as logging an image. In training, values are reported for
+            /// the last batch of each
+            /// [`log_every_n_steps`](crate::trainer::LoggingConfig::log_every_n_steps)-th step. In
+            /// an evaluation, values are reported for the first batch of each set. If a step calls
+            /// this method, the steps whose values are reported run without a CUDA graph.
             ///
             /// ```no_run,standalone_crate
             /// use amp_core::prelude::*;

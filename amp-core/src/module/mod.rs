@@ -23,17 +23,17 @@ use crate::{
     state::State,
 };
 
-/// The set over which a loss takes its mean.
+/// The examples over which a loss takes its mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum LossScope {
     /// The mean is over the batch's examples, by weight. The weighted mean of the micro-batches'
     /// losses equals the batch's loss.
     Examples,
-    /// The whole batch, whose examples the loss compares with each other, as in a contrastive loss.
-    /// Such a batch is never split.
+    /// The mean is over the whole batch, whose examples the loss compares with each other, as in a
+    /// contrastive loss. A batch with such a loss is never split.
     Batch,
-    /// Unknown. If memory is short, the batch is split, and a note reports it.
+    /// Not known. If memory is short, the batch is split, and a note reports this.
     #[default]
     Unknown,
 }
@@ -48,13 +48,13 @@ impl LossScope {
     }
 }
 
-/// Hyperparameters by name, as they are saved with the weights.
+/// The hyperparameters of a model by name, as files of weights store them.
 pub type Hyperparameters = serde_json::Map<String, serde_json::Value>;
 
-/// A model with its loss, metrics and optimizer. This is the unit that is trained and verified.
+/// A model with its loss, metrics and optimizers, which a [`Trainer`](crate::Trainer) trains.
 ///
-/// Derive it with [`derive(LightningModule)`](derive@crate::LightningModule). Every step below can
-/// be overridden there.
+/// Derive the trait with [`derive(LightningModule)`](derive@crate::LightningModule). The derive
+/// lets you replace each of the steps below by your own code.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::prelude::*;
@@ -78,17 +78,17 @@ pub type Hyperparameters = serde_json::Map<String, serde_json::Value>;
 /// # }
 /// ```
 pub trait LightningModule: Visit {
-    /// Returns the struct's name.
+    /// Returns the name of the model's struct.
     fn name(&self) -> &'static str;
 
-    /// Returns the hyperparameters with which the model was built.
+    /// Returns the hyperparameters from which the model was built.
     fn hyperparameters(&self) -> Hyperparameters;
 
-    /// Computes the loss of one batch and logs the declared values. It runs in the policy's
-    /// autocast region. The trainer runs the backward pass. A model with its own type of batch
-    /// converts it with [`BatchType::from_any`](crate::data::BatchType::from_any).
+    /// Computes the loss of one batch and logs the declared values. The trainer calls this method
+    /// under autocast, and runs the backward pass afterwards. A model with its own batch type
+    /// converts `batch` with [`BatchType::from_any`](crate::data::BatchType::from_any).
     ///
-    /// Returns the loss, a scalar.
+    /// Returns the loss as a scalar tensor.
     ///
     /// # Errors
     /// When the forward pass or the loss fails.
@@ -97,10 +97,10 @@ pub trait LightningModule: Visit {
         Err(no_step(self.name(), "training_step"))
     }
 
-    /// Returns the weight of a batch's loss in a mean over several batches or micro-batches of a
-    /// step. If each weight is the denominator of the loss's mean, the step's gradient equals the
-    /// gradient of one large batch. The derive generates such weights. The default is the batch's
-    /// [weight](AnyBatch::weight).
+    /// Returns the weight that the loss of this batch has in a mean over several batches or
+    /// micro-batches of one step. If the weight is the denominator of the loss's mean, the step's
+    /// gradient equals the gradient of one large batch. The derive generates such weights. By
+    /// default this is the [weight](AnyBatch::weight) of the batch.
     ///
     /// # Errors
     /// When weights or targets cannot be read from the device.
@@ -108,16 +108,16 @@ pub trait LightningModule: Visit {
         batch.weight()
     }
 
-    /// Returns the set over which the loss takes its mean. It decides whether a batch that does not
-    /// fit into memory may be split. The derive uses the loss's own declaration, or `#[loss(…, of =
-    /// …)]`.
+    /// Returns the examples over which the loss takes its mean. The result decides whether a batch
+    /// that does not fit into memory may be split. The derive uses the declaration of the loss, or
+    /// `#[loss(…, of = …)]`.
     fn loss_scope(&self) -> LossScope {
         LossScope::Unknown
     }
 
-    /// Returns how this training metric is computed from its saved state. It is needed if a run is
-    /// resumed at the end of an epoch. The derive implements it for declared metrics; for other
-    /// metrics it returns `None`.
+    /// Returns how the training metric `name` is computed from its saved state. A run that is
+    /// resumed at the end of an epoch needs it to compute the epoch's value. The derive returns it
+    /// for declared metrics, and `None` for other names.
     fn reduction(&self, name: &str) -> Option<Reduction> {
         let _ = name;
         None
@@ -130,7 +130,7 @@ pub trait LightningModule: Visit {
         false
     }
 
-    /// Processes one batch: runs its forward and backward passes and steps the optimizers.
+    /// Trains on one batch: runs forward and backward passes and steps the optimizers.
     ///
     /// # Errors
     /// When a forward pass, a backward pass or an optimizer's step fails.
@@ -173,21 +173,21 @@ pub trait LightningModule: Visit {
     /// When an option is out of range.
     fn configure_optimizers(&self, plan: &TrainingPlan) -> Result<Optimizers>;
 
-    /// Returns how closely the model must follow each step. The trainer runs steps as CUDA graphs
-    /// only if this allows it. The derive implements it for generated steps.
+    /// Returns when the model's own code must run. The trainer runs steps as CUDA graphs only if no
+    /// code runs within a step. The derive implements this method for generated steps.
     fn step_access(&self) -> StepAccess {
         StepAccess::InStep("the model's steps are handwritten")
     }
 
-    /// Runs before the first epoch.
+    /// Runs once, before the first epoch.
     ///
     /// # Errors
-    /// An error ends the run. The same holds for every hook.
+    /// An error ends the run, as an error of any hook does.
     fn on_train_start(&mut self) -> Result<()> {
         Ok(())
     }
 
-    /// Runs before an epoch's first batch.
+    /// Runs before the first batch of each epoch.
     ///
     /// # Errors
     /// An error ends the run.
@@ -196,8 +196,8 @@ pub trait LightningModule: Visit {
         Ok(())
     }
 
-    /// Runs before the step of each optimizer: its gradients are unscaled and not yet clipped.
-    /// After an overflow some are not finite, and the step will be skipped.
+    /// Runs before each optimizer's step, when the gradients are unscaled and not yet clipped.
+    /// After an overflow, some gradients are not finite, and the step will be skipped.
     ///
     /// # Errors
     /// An error ends the run.
@@ -210,9 +210,9 @@ pub trait LightningModule: Visit {
         Ok(())
     }
 
-    /// Runs after a batch, with the detached result of the training step and the outcome of the
-    /// optimizer step. The outcome is `None` while gradients are only accumulated. If the step ran
-    /// as a CUDA graph, the loss is on the host, and reading it does not wait for the device.
+    /// Runs after a training batch, with the detached loss. `outcome` is the outcome of the
+    /// optimizer step, or `None` while gradients are only accumulated. If the step ran as a CUDA
+    /// graph, the loss is on the host, and reading it does not wait for the device.
     ///
     /// # Errors
     /// An error ends the run.
@@ -244,7 +244,7 @@ pub trait LightningModule: Visit {
         Ok(())
     }
 
-    /// Adds state other than the model's tensors to a checkpoint.
+    /// Adds to a checkpoint what the model needs besides its parameters and buffers.
     ///
     /// # Errors
     /// An error ends the run.
@@ -253,8 +253,8 @@ pub trait LightningModule: Visit {
         Ok(())
     }
 
-    /// Restores the state that [`on_save_checkpoint`](Self::on_save_checkpoint) added; the tensors
-    /// are already restored.
+    /// Restores what [`on_save_checkpoint`](Self::on_save_checkpoint) added. The model's parameters
+    /// and buffers have been restored before.
     ///
     /// # Errors
     /// An error ends the run.
@@ -263,7 +263,7 @@ pub trait LightningModule: Visit {
         Ok(())
     }
 
-    /// Runs after the last epoch.
+    /// Runs once, after the last epoch.
     ///
     /// # Errors
     /// An error ends the run.
@@ -276,22 +276,22 @@ fn no_step(model: &str, step: &str) -> Error {
     Error::config(format!("`{model}` has no {step}: add one, or train without data for it"))
 }
 
-/// The state of the run that a hook can read, and its log.
+/// What a hook can use: the position and the optimizers of the run, and the log.
 pub struct Hook<'a> {
-    /// The epoch, counted from 0.
+    /// The current epoch, counted from 0.
     pub epoch: i64,
     /// The number of optimizer steps applied so far.
     pub global_step: u64,
-    /// The loss scale; `None` if the precision does not scale the loss.
+    /// The current loss scale. `None` if the precision does not scale the loss.
     pub scale: Option<f64>,
-    /// The device of the run.
+    /// The device on which the run trains.
     pub device: Device,
     pub(crate) optimizers: &'a [Scheduled],
     pub(crate) log: &'a mut Log,
 }
 
 impl Hook<'_> {
-    /// Returns the optimizers with their schedules.
+    /// Returns the optimizers of the run with their learning-rate schedules.
     pub fn optimizers(&self) -> &[Scheduled] {
         self.optimizers
     }
@@ -313,16 +313,16 @@ impl Hook<'_> {
     }
 }
 
-/// The context of a step: the state of the run and its log.
+/// What a step can use: the context of the forward pass, the position of the run, and the log.
 pub struct Step<'a> {
     context: &'a Context,
     log: &'a mut Log,
-    /// The batch's index in its epoch.
+    /// The index of the batch in its epoch, counted from 0.
     pub batch_idx: usize,
     /// The number of optimizer steps applied so far.
     pub global_step: u64,
-    /// Stops the recording of matrix products for an outer step while this step runs, because
-    /// this step has its own context.
+    /// Never read. While this step runs, the guard stops the outer step's recording of matrix
+    /// products, because this step has its own context.
     _apart: Option<PausedProducts>,
 }
 
@@ -333,7 +333,7 @@ impl<'a> Step<'a> {
         Self { context, log, batch_idx, global_step, _apart }
     }
 
-    /// Returns the forward pass's context.
+    /// Returns the context with which the step calls its modules.
     pub fn context(&self) -> &'a Context {
         self.context
     }

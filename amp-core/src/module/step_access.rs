@@ -1,19 +1,21 @@
-//! How closely the observers of a run must follow its steps.
+//! When the code of a model or callback runs: after a step, or within it.
 
 use crate::loss::Loss;
 
-/// How closely an observer must follow a step. The trainer decides by it whether the step may run
-/// as a CUDA graph.
+/// When an observer (the model's hooks, or a callback) runs relative to a training step. The
+/// trainer runs a step as a CUDA graph only if no observer runs within the step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StepAccess {
-    /// The observer is called for steps in order, possibly while later steps are in flight. Its
-    /// requests are executed when those steps have ended.
+    /// The observer is called once per step, in order. Later steps may already be running on the
+    /// device when the observer is called. What the observer requests is executed after those
+    /// steps.
     Deferred,
-    /// The observer reads the model in its state after each step.
+    /// The observer is called after each step, before the next step begins, so that it can read the
+    /// model in its state after the step.
     PerStep,
     /// The observer is called within the step, for example before the optimizer's step, or changes
-    /// the following step. Such a step cannot be a graph. The text names the observer, as in `the
-    /// model has a hook there`.
+    /// the following step. A step with such an observer cannot run as a CUDA graph. The text names
+    /// the observer, as in `the model has a hook there`.
     InStep(&'static str),
 }
 
@@ -23,7 +25,7 @@ impl StepAccess {
         loss.outside_graphs().map_or(Self::Deferred, Self::InStep)
     }
 
-    /// Returns the closer of the two accesses. It satisfies both observers.
+    /// Returns the stricter of two requirements, which satisfies both observers.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         match (self, other) {

@@ -1,6 +1,7 @@
 use crate::prelude::*;
 
-/// Generated code refers to amp-core by its name, also inside amp-core itself.
+/// Derived inside amp-core, to check that the generated paths, which begin with `::amp_core`, are
+/// valid here too.
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[optimizer(sgd, lr = 0.1)]

@@ -30,7 +30,7 @@ use tch::{Device, Kind};
 
 use crate::Error;
 
-/// A precision with its Lightning name.
+/// The dtypes in which a run computes and keeps its weights. The names are Lightning's.
 ///
 /// ```
 /// use amp_core::{precision::Precision, tch::Kind};
@@ -63,7 +63,7 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// All precisions; the baseline is first.
+    /// All precisions. The first is the baseline, with which the other precisions are compared.
     pub const ALL: [Self; 6] = [
         Self::F32True,
         Self::F16Mixed,
@@ -73,7 +73,7 @@ impl Precision {
         Self::Bf16True,
     ];
 
-    /// Returns Lightning's name of the precision.
+    /// Returns Lightning's name of the precision, such as `16-mixed`.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32True => "32-true",
@@ -104,7 +104,7 @@ impl Precision {
         }
     }
 
-    /// Returns the dtype of matrix products.
+    /// Returns the dtype in which matrix products are computed outside of regions.
     pub fn compute(self) -> Kind {
         self.autocast().unwrap_or(self.storage())
     }
@@ -144,19 +144,20 @@ impl FromStr for Precision {
 /// A precision on a device, which determines all casts and guards of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
-    /// The precision.
+    /// The dtypes in which the run computes and keeps its weights.
     pub precision: Precision,
-    /// The device of the run.
+    /// The device on which the run trains.
     pub device: Device,
 }
 
 impl Policy {
-    /// Combines this precision and this device.
+    /// Creates the policy of a run with this precision on this device.
     pub fn new(precision: Precision, device: Device) -> Self {
         Self { precision, device }
     }
 
-    /// Enters the policy's autocast region. It does nothing for `*-true` precisions.
+    /// Switches autocast on until the guard is dropped. Returns `None` for `*-true` precisions,
+    /// which do not use autocast.
     ///
     /// # Errors
     /// When libtorch refuses the dtype.
@@ -186,7 +187,8 @@ pub fn dtype_name(kind: Kind) -> &'static str {
     }
 }
 
-/// Returns whether a dtype is a floating-point dtype in which models compute.
+/// Returns whether `kind` is one of the floating-point dtypes in which models compute: f16, bf16,
+/// f32 or f64.
 pub fn is_floating(kind: Kind) -> bool {
     matches!(kind, Kind::Half | Kind::Float | Kind::Double | Kind::BFloat16)
 }

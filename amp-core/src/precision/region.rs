@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 use super::{Arguments, AutocastGuard, Kept, Precision, Tensors, is_floating};
 use crate::{Error, Result};
 
-/// A region as written in `#[precision(…)]`.
+/// A precision region, as written in `#[precision(…)]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Region {
@@ -24,13 +24,13 @@ pub enum Region {
     AutocastOff,
 }
 
-/// The dtypes in a part of the model. The same plan is used to cast the part's parameters and to
-/// run the part.
+/// The dtypes that a module uses in a run. The trainer uses one plan to cast the module's
+/// parameters and to run the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RegionPlan {
     /// The dtype of parameters and floating-point buffers.
     pub storage: Kind,
-    /// The dtype of matrix products.
+    /// The dtype in which matrix products are computed.
     pub compute: Kind,
     /// The autocast dtype, if autocast is on.
     pub autocast: Option<Kind>,
@@ -46,9 +46,9 @@ impl RegionPlan {
         }
     }
 
-    /// Returns the plan of `region` inside a part with this plan. In a `*-true` run a region can
-    /// only raise the precision, so that the baseline stays in f32 or f64. In a mixed run it sets
-    /// its own dtypes.
+    /// Returns the plan of a module with this region inside a module with the plan `self`. In a run
+    /// with a `*-true` precision a region can only raise the precision, so that the baseline stays
+    /// in f32 or f64. In a run with a mixed precision, the region sets its dtypes.
     #[must_use]
     pub fn enter(self, region: Region, precision: Precision) -> Self {
         let mixed = precision.autocast().is_some();

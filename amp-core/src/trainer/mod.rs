@@ -57,13 +57,13 @@ pub struct Trainer<'a> {
     interruption: Interruption,
 }
 
-/// The causes that may end a run early, and the files in which the run is then saved.
+/// What may end a run before its last step, and the files to which the run is then saved.
 #[derive(Debug, Clone, Default)]
 struct Interruption {
-    /// The number of the received signal, or 0.
+    /// The number of the received signal, or 0 if no signal was received.
     signal: Arc<AtomicUsize>,
     save_to: Option<PathBuf>,
-    /// The file in which the run is saved if it ends with an error.
+    /// The file to which the run is saved if it ends with an error; `None` if it is not saved then.
     save_errors_to: Option<PathBuf>,
 }
 
@@ -109,16 +109,16 @@ impl<'a> Trainer<'a> {
         self
     }
 
-    /// Continues from a [`checkpoint`](crate::checkpoint) of the same run. On the CPU the following
-    /// numbers are bit-identical to the numbers of an uninterrupted run. Pass model, callbacks and
-    /// data as for a new run.
+    /// Continues from a [`checkpoint`](crate::checkpoint) of the same run. Pass the same model,
+    /// callbacks and data as for a new run. On the CPU, all losses, metrics and weights after the
+    /// checkpoint are bit-identical to those of an uninterrupted run.
     #[must_use]
     pub fn resume_from(mut self, checkpoint: impl Into<PathBuf>) -> Self {
         self.resume_from = Some(checkpoint.into());
         self
     }
 
-    /// Allows these settings of a resumed run to differ from the saved run.
+    /// Allows the settings in `changes` to differ between the saved run and the resumed run.
     #[must_use]
     pub fn resume_with(mut self, changes: impl IntoIterator<Item = Change>) -> Self {
         self.resume_with = changes.into_iter().collect();
@@ -126,9 +126,10 @@ impl<'a> Trainer<'a> {
     }
 
     /// Ends the run after its current step when `signal` is no longer 0. A signal handler or
-    /// another thread may store the number of a signal there. The run is saved at `save_to` if that
-    /// is given, and [`resume_from`](Self::resume_from) continues from the saved run.
-    /// [`FitEnd::interrupted`](crate::event::FitEnd::interrupted) contains the number.
+    /// another thread may store the number of a signal in `signal`. If `save_to` is given, the run
+    /// is saved to this file, and [`resume_from`](Self::resume_from) continues from the file.
+    /// [`FitEnd::interrupted`](crate::event::FitEnd::interrupted) contains the number of the
+    /// signal.
     #[must_use]
     pub fn interrupted_by(mut self, signal: Arc<AtomicUsize>, save_to: Option<PathBuf>) -> Self {
         self.interruption.signal = signal;
@@ -136,18 +137,18 @@ impl<'a> Trainer<'a> {
         self
     }
 
-    /// Saves the run at `path`, in its state before the failed step, if the run ends with an error.
-    /// [`resume_from`](Self::resume_from) continues from there. A note says where the run was saved
-    /// or why it could not be saved. The run cannot be saved if the failed step has begun to change
-    /// the weights or is still running on the device.
+    /// Saves the run to `path` if the run ends with an error. The file contains the state before
+    /// the failed step, from which [`resume_from`](Self::resume_from) continues. A note says where
+    /// the run was saved or why it could not be saved. The run cannot be saved if the failed step
+    /// has begun to change the weights or is still running on the device.
     #[must_use]
     pub fn save_on_error(mut self, path: impl Into<PathBuf>) -> Self {
         self.interruption.save_errors_to = Some(path.into());
         self
     }
 
-    /// Adds a callback. Callbacks run in the order in which they were added. Pass `&mut callback`
-    /// to read its results afterwards.
+    /// Adds a callback. Callbacks run in the order in which they were added. To read a callback's
+    /// results after the run, pass `&mut callback`.
     #[must_use]
     pub fn callback(mut self, callback: impl Callback + 'a) -> Self {
         self.callbacks.push(Box::new(callback));
@@ -157,15 +158,16 @@ impl<'a> Trainer<'a> {
     /// Trains and validates `model` for the configured epochs. The model is moved to the policy's device
     /// and dtype and stays there.
     ///
-    /// The run draws from libtorch's generators, which the whole process shares, and does not seed them.
-    /// For a run that can be repeated while other threads train, begin a [reproducible
-    /// section](crate::random::seeded) before the model is built. The run waits while another thread is
-    /// in such a section.
+    /// The run takes its random numbers from libtorch's generators, which the whole process shares,
+    /// and does not seed the generators. To make a run repeatable while other threads train, begin
+    /// a [reproducible section](crate::random::seeded) before you build the model. A run waits as
+    /// long as another thread is in a reproducible section.
     ///
     /// # Errors
-    /// When the configuration is invalid, the checkpoint is damaged or belongs to another run, a
-    /// step fails or is not finite and cannot be recovered, the observed dtypes differ from the
-    /// precision's, an [invariant](Invariant) of training is violated, or a subscriber fails.
+    /// When the configuration is invalid, when the checkpoint is damaged or belongs to another run,
+    /// when a step fails, when a step is not finite and the run cannot recover, when the observed
+    /// dtypes differ from those of the precision, when an [invariant](Invariant) of training is
+    /// violated, or when a subscriber fails.
     pub fn fit(&mut self, model: &mut dyn LightningModule, data: &DataModule) -> Result<RunRecord> {
         let _place = random::place();
         let _kernels = self.config.numerics.kernels.enter();
@@ -188,13 +190,14 @@ impl<'a> Trainer<'a> {
             None => None,
         };
         run.go(resumed)?;
-        // The loop's first event is FitStart, and its last event is FitEnd.
+        // The loop reports FitStart as its first event and FitEnd as its last event, so the
+        // recorder has the start and the end of the run.
         Ok(recorder.finish().expect("a run that ended has a start and an end"))
     }
 
-    /// Validates `model` once on the validation sets of `data` and returns the values in order. If
-    /// a set is named, the names of its values end in `/name`. The model is moved to the policy's
-    /// device and dtype.
+    /// Validates `model` once on the validation sets of `data` and returns the logged values, in
+    /// the order in which the model logged them. For a set with a name, the names of the logged
+    /// values end in `/name`. The model is moved to the policy's device and dtype.
     ///
     /// Subscribers first receive [`Event::EvaluationStart`], then the events that a validation
     /// within [`fit`](Self::fit) has, at epoch 0 and step 0, and at the end
@@ -229,11 +232,11 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// Tests `model` once on the test sets of `data` with its `test_step`. In other respects it is
-    /// like [`validate`](Self::validate).
+    /// Tests `model` once on the test sets of `data`, with the model's `test_step`. Moves the
+    /// model, names the values and reports events as [`validate`](Self::validate) does.
     ///
     /// # Errors
-    /// The errors of [`validate`](Self::validate).
+    /// When the configuration is invalid, there is no test set, or a step or a subscriber fails.
     pub fn test(
         &mut self,
         model: &mut dyn LightningModule,
@@ -247,10 +250,11 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// Predicts on the prediction sets of `data`, batch by batch and in order. `write` receives the
-    /// set's name, the batch's index in the set, and the predictions on the device. If a batch does
-    /// not fit into memory, it is predicted in parts, and `write` receives each part with the same
-    /// index. Subscribers receive what the model logs, as in [`validate`](Self::validate).
+    /// Predicts on the prediction sets of `data`, batch by batch and in order. Calls `write` with
+    /// the name of the set, the index of the batch in the set, and the predictions on the device.
+    /// If a batch does not fit into memory, it is split, and `write` is called for each part of the
+    /// batch with the same index. Subscribers receive what the model logs, as in
+    /// [`validate`](Self::validate).
     ///
     /// # Errors
     /// When the configuration is invalid, there is no set to predict, or a step, `write` or a
@@ -271,7 +275,7 @@ impl<'a> Trainer<'a> {
         .map(drop)
     }
 
-    /// Runs an evaluation and reports its events to the subscribers. Returns its values.
+    /// Runs an evaluation, reports its events to the subscribers, and returns the logged values.
     fn report(
         &mut self,
         model: &mut dyn LightningModule,
@@ -302,7 +306,9 @@ impl<'a> Trainer<'a> {
         Ok(val)
     }
 
-    /// Checks the configuration, moves the model to its device and creates the loaders of the sets.
+    /// Checks the configuration, moves the model to its device and creates the loaders of `sets`.
+    /// `kind` and `method` name the data set and the method that adds it, for the error if there is
+    /// no set.
     fn prepare(
         &self,
         model: &dyn LightningModule,

@@ -1,12 +1,13 @@
-//! Averaging of weights.
+//! How a run averages the weights of its model.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// How a run averages its weights (torch.optim.swa_utils.AveragedModel, including buffers). Validation and
-/// checkpoints use the averaged weights, and the model has them after the run. Training continues with the
-/// unaveraged weights, which checkpoints store as well.
+/// How a run averages its weights and buffers (torch.optim.swa_utils.AveragedModel). Validation and
+/// checkpoints use the averaged weights, and the model has the averaged weights after the run.
+/// Training itself continues with the unaveraged weights, and checkpoints store the unaveraged
+/// weights as well.
 ///
 /// ```
 /// use amp_core::{prelude::*, trainer::Averaging};

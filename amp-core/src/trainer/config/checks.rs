@@ -11,14 +11,16 @@ use crate::named::named;
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Check {
-    /// Never.
+    /// Checks no invariant.
     Off,
-    /// In the first three steps, the tenth, the hundredth and so on; in the validations with these
-    /// numbers; and at the ends of epochs. It takes less than 1 % of the training time.
+    /// Checks the first, second, third, tenth, hundredth, … step and validation. Also checks at the
+    /// end of an epoch if at least ten steps have run since the last check at the end of an epoch.
+    /// The checks take less than 1 % of the training time.
     #[default]
     Cheap,
-    /// In each step and validation. The examples of the training and validation sets are compared
-    /// too. With CUDA graphs, a step is launched only after the step before it has ended.
+    /// Checks every step and every validation. Also compares the examples of the training set with
+    /// those of the validation sets. With CUDA graphs, a step is launched only after the step
+    /// before it has ended.
     Full,
 }
 
@@ -32,10 +34,10 @@ named!(Check, "level of checks", {
 /// [`Error::Invariant`](crate::Error::Invariant).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ChecksConfig {
-    /// How often they are checked.
+    /// How often the invariants are checked.
     pub level: Check,
-    /// Whether the validation sets may contain training examples, for example because the model
-    /// should memorize a few examples. [`Loops::overfit_batches`](super::Loops::overfit_batches)
-    /// needs no such permission.
+    /// Whether the validation sets may contain training examples. Set this if the model should
+    /// memorize a few examples, for instance.
+    /// [`Loops::overfit_batches`](super::Loops::overfit_batches) needs no such permission.
     pub shared_examples: bool,
 }

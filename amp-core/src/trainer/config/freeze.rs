@@ -4,9 +4,10 @@ use std::{fmt, str::FromStr};
 
 use crate::{Error, Result};
 
-/// Parameters that are not trained, for the whole run or until an epoch or step. The text form is a
-/// pattern (`encoder.*`), optionally followed by `=epoch:3` or `=step:500`, the epoch or step from
-/// which they are trained. A parameter is frozen while any entry of the list freezes it.
+/// Parameters that are frozen (not trained), for the whole run or until an epoch or step. The text
+/// form is a pattern for parameter names, such as `encoder.*`. After the pattern, `=epoch:3` or
+/// `=step:500` may name the epoch or step from which the parameters are trained. A parameter is
+/// frozen while at least one entry of the list freezes it.
 ///
 /// ```
 /// use amp_core::trainer::Freeze;
@@ -54,7 +55,8 @@ impl Freeze {
         &self.pattern
     }
 
-    /// Returns whether the entry freezes its parameters at this position of a run.
+    /// Returns whether this entry's parameters are frozen in the given epoch and after the given
+    /// number of optimizer steps.
     pub(in crate::trainer) fn holds(&self, epoch: i64, global_step: u64) -> bool {
         match self.until {
             Until::End => true,
@@ -63,8 +65,8 @@ impl Freeze {
         }
     }
 
-    /// Returns the step from which the entry's parameters are trained; `None` if the entry does not
-    /// name a step.
+    /// Returns the step from which this entry's parameters are trained. Returns `None` if the entry
+    /// does not name a step.
     pub(in crate::trainer) fn step(&self) -> Option<u64> {
         match self.until {
             Until::Step(step) => Some(step),

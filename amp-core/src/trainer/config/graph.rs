@@ -1,20 +1,21 @@
-//! Whether steps run as CUDA graphs.
+//! Whether training steps run as CUDA graphs.
 
 use serde::{Deserialize, Serialize};
 
 use crate::named::named;
 
-/// Whether steps run as CUDA graphs.
+/// Whether training steps run as CUDA graphs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Graph {
-    /// Steps run as graphs if possible; otherwise a note gives the reason.
+    /// Steps run as CUDA graphs if possible. If that is not possible, a note gives the reason.
     #[default]
     Auto,
-    /// Steps must run as graphs; if that is impossible, an error gives the reason.
+    /// Steps must run as CUDA graphs. If that is not possible, the run ends with an error that
+    /// gives the reason.
     On,
-    /// Steps never run as graphs.
+    /// Steps never run as CUDA graphs.
     Off,
 }
 

@@ -1,8 +1,8 @@
-//! Which steps are reported.
+//! Which training steps are reported to the subscribers.
 
 use crate::{Error, Result};
 
-/// Which steps are reported and profiled.
+/// Which training steps are reported to the subscribers, and which are profiled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoggingConfig {
     /// The number of optimizer steps between logged values, counted across epochs.

@@ -1,4 +1,4 @@
-//! The length of a run, how much of each set it uses, and when it validates.
+//! The length of a run, how many batches of each data set it uses, and when it validates.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -28,12 +28,12 @@ pub enum ValCheckInterval {
     /// After each multiple of this fraction of an epoch's batches, in the epochs that
     /// [`Loops::check_val_every_n_epoch`] selects. 1.0 means the epoch's end.
     Fraction(f64),
-    /// After this number of optimizer steps, counted across epochs. A skipped step counts; a repeated
-    /// step counts once.
+    /// After this number of optimizer steps, counted across epochs. A skipped step counts. A step
+    /// that is repeated counts once.
     Steps(i64),
     /// After the first optimizer step that ends at least this long after the last validation.
     Time(Duration),
-    /// Never during training.
+    /// No validation during training.
     Never,
 }
 
@@ -116,15 +116,16 @@ pub fn parse_time(text: &str) -> Result<Duration> {
     }
 }
 
-/// Formats the time as `HH:MM:SS`.
+/// Formats a time as `HH:MM:SS`, the form that [`parse_time`] reads.
 pub(in crate::trainer) fn show_time(time: Duration) -> String {
     let seconds = time.as_secs();
     format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
 
-/// The length of a run, how much of each set it uses, and when it validates. Names and defaults are
-/// Lightning's, except that no batch is validated before training
-/// ([`num_sanity_val_steps`](Self::num_sanity_val_steps) is 2 there).
+/// The length of a run, how many batches of each data set it uses, and when it validates. Names and
+/// defaults are Lightning's, with one exception:
+/// [`num_sanity_val_steps`](Self::num_sanity_val_steps) is 0 here and 2 in Lightning, so no batch
+/// is validated before training.
 ///
 /// ```
 /// use amp_core::{prelude::*, trainer::ValCheckInterval};
@@ -141,8 +142,8 @@ pub struct Loops {
     pub min_epochs: i64,
     /// No callback ends the run before this number of optimizer steps.
     pub min_steps: u64,
-    /// Training ends after this time, when the current step has ended. If the run was resumed, the
-    /// time of the runs before it counts too.
+    /// Training ends with the first step that ends after this time. For a resumed run, the training
+    /// time before the checkpoint counts too. `None` sets no limit.
     pub max_time: Option<Duration>,
     /// How many training batches of each epoch are used.
     pub limit_train_batches: Limit,
@@ -153,19 +154,20 @@ pub struct Loops {
     /// How many batches of each prediction set are used.
     pub limit_predict_batches: Limit,
     /// Trains only on this many batches from the beginning of the training set, in order, and
-    /// validates on the same batches. A model that is able to learn memorizes them.
+    /// validates on the same batches. A model that is able to learn memorizes these batches.
     pub overfit_batches: Option<Limit>,
-    /// Trains for one epoch with this number of batches, uses the same number in validation, test
-    /// and prediction, and saves nothing. It is a quick test of all code.
+    /// Trains for one epoch with this number of batches, and uses the same number of batches in
+    /// validation, test and prediction. Nothing is saved. Use it to test quickly that all code of a
+    /// model runs.
     pub fast_dev_run: Option<i64>,
     /// The number of batches of each validation set that are validated before training, so that a
     /// mistake in the validation shows at once. Their values are not reported. With 0, a run whose
     /// callback or schedule reads a validation value still validates one batch, to check that the
     /// value exists.
     pub num_sanity_val_steps: i64,
-    /// When the run validates.
+    /// When the run validates: at the ends of epochs, within epochs, or never.
     pub val_check_interval: ValCheckInterval,
-    /// The number of epochs between validations.
+    /// The number of training epochs from one validation to the next.
     pub check_val_every_n_epoch: i64,
 }
 
@@ -189,7 +191,7 @@ impl Default for Loops {
 }
 
 impl Loops {
-    /// Checks each option.
+    /// Checks that each option is in its range.
     pub(in crate::trainer) fn check(&self) -> Result<()> {
         let limits = [
             ("limit_train_batches", Some(self.limit_train_batches)),
@@ -217,7 +219,8 @@ impl Loops {
         self.val_check_interval.checked().map(drop)
     }
 
-    /// Applies `fast_dev_run` and `overfit_batches` to the other options.
+    /// Returns the options that result from `fast_dev_run` and `overfit_batches`, which override
+    /// other options.
     pub(in crate::trainer) fn resolved(&self) -> Self {
         let mut loops = self.clone();
         if let Some(limit) = self.overfit_batches {
@@ -266,8 +269,8 @@ impl Validations {
             ValCheckInterval::Fraction(part) => {
                 let every = ((self.batches as f64 * part) as i64).max(1);
                 let start = end - (end - 1) % self.window - 1;
-                // A step of several batches may begin before a multiple of `every` and end after
-                // it. The validation then follows that step.
+                // A step that processes several batches may begin before a multiple of `every` and
+                // end after the multiple. The validation then follows that step.
                 (epoch + 1) % self.every_n_epoch == 0
                     && (end / every > start / every || (part == 1.0 && end == self.batches))
             }

@@ -1,4 +1,4 @@
-//! What happens when memory is short.
+//! How much memory a run may use, and what happens when memory is short.
 
 use crate::{Error, Result};
 
@@ -15,15 +15,16 @@ use crate::{Error, Result};
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryConfig {
-    /// The largest number of bytes that the tensors of a step may use at once: parameters, buffers,
-    /// optimizer state, gradients, activations and the step's batches. On CUDA it limits everything
-    /// that the process holds on the device. Use it if the run may use only a part of the available
-    /// memory. With the first step's examples the trainer measures the modules that it can
-    /// recompute in the backward pass, and chooses the set that costs the least time and saves
-    /// enough memory. It chooses among the layers of a [`Sequential`](crate::nn::Sequential), other
-    /// modules that are [`shared`](crate::Module::shared), and
-    /// [`Checkpoint`](crate::nn::Checkpoint)s, whose own setting is ignored. On the CPU,
-    /// recomputation changes no number. Temporary tensors of an optimizer are not counted.
+    /// The largest number of bytes that the tensors of a training step may use at once: parameters,
+    /// buffers, optimizer state, gradients, activations and the step's batches. On CUDA, the budget
+    /// limits all memory that the process uses on the device. Set a budget if the run may use only
+    /// a part of the available memory. To stay below the budget, the trainer recomputes the
+    /// activations of some modules in the backward pass. In the first step it measures all modules
+    /// that can be recomputed, and chooses the set that saves enough memory at the least cost in
+    /// time. It chooses among the layers of a [`Sequential`](crate::nn::Sequential), other modules
+    /// that are [`shared`](crate::Module::shared), and [`Checkpoint`](crate::nn::Checkpoint)s,
+    /// whose own setting is ignored. On the CPU, recomputation changes no result. Temporary tensors
+    /// of an optimizer are not counted.
     pub budget: Option<u64>,
     /// Whether a batch that does not fit into memory runs in halves, quarters and so on, whose
     /// gradients are added up. Batch statistics are then computed for each part.
@@ -37,8 +38,8 @@ impl Default for MemoryConfig {
 }
 
 impl MemoryConfig {
-    /// Returns whether a batch of `length` examples that failed with `error` when it ran in `parts`
-    /// parts should run again in twice as many parts.
+    /// Returns whether a batch that failed with `error` should run again in twice as many parts.
+    /// The batch has `length` examples and ran in `parts` parts.
     pub(in crate::trainer) fn halves(&self, error: &Error, parts: i64, length: i64) -> bool {
         self.micro_batching && error.is_out_of_memory() && 2 * parts <= length
     }

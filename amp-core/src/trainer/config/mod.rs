@@ -35,7 +35,7 @@ use crate::{
     precision::{Policy, Precision},
 };
 
-/// The trainer's options. They have Lightning's names where Lightning has them.
+/// The trainer's options. An option that Lightning also has is named as in Lightning.
 ///
 /// ```
 /// use amp_core::{precision::Clip, prelude::*, trainer::NonFinite};
@@ -49,33 +49,33 @@ use crate::{
 /// ```
 #[derive(Debug, Clone)]
 pub struct TrainerConfig {
-    /// The precision.
+    /// The dtypes in which the run computes and keeps its weights.
     pub precision: Precision,
-    /// The device of the run.
+    /// The device on which the run trains.
     pub device: Device,
-    /// The seed for the order of the examples. It does not affect weights and dropout, which use
-    /// libtorch's generator.
+    /// The seed for the order in which the examples are read. The seed does not affect the initial
+    /// weights and dropout, because libtorch's generator provides their random numbers.
     pub seed: u64,
-    /// The number of epochs to train.
+    /// The largest number of epochs that the run trains.
     pub max_epochs: i64,
     /// Training ends after this number of optimizer steps, if that comes before the last epoch.
     pub max_steps: Option<u64>,
     /// Whether whole steps run as CUDA graphs. The numbers are bit-identical with and without
     /// graphs.
     pub graph: Graph,
-    /// The length of the run, how much of each set it uses, and when it validates.
+    /// The length of the run, how many batches of each data set it uses, and when it validates.
     pub loops: Loops,
     /// Loss scaling, and the formats of weights, optimizer state and gradients.
     pub numerics: NumericsConfig,
-    /// What happens to gradients before they are applied, and which weights are trained and averaged.
+    /// How gradients are accumulated and clipped, and which weights are trained and averaged.
     pub optimization: OptimizationConfig,
     /// How much memory the run may use, and what happens when memory is short.
     pub memory: MemoryConfig,
     /// What happens to steps that are not finite, and when the loss scale is too low.
     pub recovery: RecoveryConfig,
-    /// Which steps are reported and profiled.
+    /// Which training steps are reported to the subscribers, and which are profiled.
     pub logging: LoggingConfig,
-    /// Which invariants of training are checked.
+    /// Which invariants of training are checked, and how often.
     pub checks: ChecksConfig,
 }
 
@@ -112,7 +112,7 @@ impl TrainerConfig {
         }
     }
 
-    /// Calls `set` to change some options.
+    /// Calls `set`, which changes some of the options, and returns the changed options.
     #[must_use]
     pub fn with(mut self, set: impl FnOnce(&mut Self)) -> Self {
         set(&mut self);
@@ -124,7 +124,8 @@ impl TrainerConfig {
         Policy::new(self.precision, self.device)
     }
 
-    /// Returns the training batches of a run with these options, in the run's order.
+    /// Returns the loader of the training batches that a run with these options reads, in the order
+    /// of the run.
     ///
     /// # Errors
     /// When the data cannot be split into batches, or the device has no memory for a set that should be
@@ -138,10 +139,10 @@ impl TrainerConfig {
         Ok(loader.drawing(self.seed).limited(loops.limit_train_batches))
     }
 
-    /// Returns the number of epochs and steps for which a run over the batches of `loader` builds
-    /// its learning-rate schedules: [`optimization.plan`](OptimizationConfig::plan), or else the
-    /// length of the run. A trial run by `fast_dev_run` builds its schedules for the length of the
-    /// full run.
+    /// Returns the training plan: the number of epochs and steps for which a run over the batches
+    /// of `loader` builds its learning-rate schedules. This is
+    /// [`optimization.plan`](OptimizationConfig::plan) if it is given, and otherwise the length of
+    /// the run. With `fast_dev_run`, the schedules are built for the length of the full run.
     pub fn training_plan(&self, loader: &DataLoader) -> TrainingPlan {
         let tried = Loops { fast_dev_run: None, ..self.loops.clone() }.resolved();
         let batches = loader.batches_under(tried.limit_train_batches).max(1);
@@ -158,8 +159,8 @@ impl TrainerConfig {
         TrainingPlan { max_epochs, estimated_stepping_batches }
     }
 
-    /// Checks the options as far as possible before a run. [`Trainer::fit`](crate::Trainer::fit)
-    /// makes the same checks.
+    /// Checks the options as far as this is possible without a model and data.
+    /// [`Trainer::fit`](crate::Trainer::fit) makes the same checks.
     ///
     /// # Errors
     /// When an option is out of range, or is invalid for the precision.
@@ -193,7 +194,7 @@ impl TrainerConfig {
         }
     }
 
-    /// Refuses options that are invalid for a model that steps its optimizers itself.
+    /// Refuses options that cannot apply to a model that steps its optimizers itself.
     pub(super) fn check_manual(&self, model: &str) -> Result<()> {
         let Self { optimization, memory, recovery, .. } = self;
         let cannot = [

@@ -1,4 +1,4 @@
-//! Loss scaling; the formats of weights, optimizer state and gradients; and the choice of kernels.
+//! Loss scaling, the formats of weights, optimizer state and gradients, and the choice of kernels.
 
 use std::{collections::BTreeMap, rc::Rc};
 
@@ -7,12 +7,13 @@ use crate::{
     precision::{GradScalerConfig, GradientStorage, Kernels, Region},
 };
 
-/// Loss scaling; the formats of weights, optimizer state and gradients; and the choice of kernels.
+/// Loss scaling, the formats of weights, optimizer state and gradients, and the choice of kernels.
 #[derive(Debug, Clone, Default)]
 pub struct NumericsConfig {
     /// The constants of the loss scaler, which `16-mixed` uses.
     pub scaler: GradScalerConfig,
-    /// Precision regions by module path. They override the regions that the model declares.
+    /// The precision region of each module whose path is a key. These regions override the regions
+    /// that the model declares.
     pub overrides: Rc<BTreeMap<String, Region>>,
     /// How optimizers update 16-bit parameters, which the `*-true` precisions have.
     pub weight_update: WeightUpdate,

@@ -3,23 +3,23 @@
 use super::{Averaging, Freeze};
 use crate::{Error, Result, optim::TrainingPlan, precision::Clip};
 
-/// What happens to gradients before they are applied, and which weights are trained and averaged.
+/// How gradients are accumulated and clipped, and which weights are trained and averaged.
 #[derive(Debug, Clone, PartialEq)]
 pub struct OptimizationConfig {
-    /// How gradients are clipped; `None` for no clipping.
+    /// How gradients are clipped. `None` means that gradients are not clipped.
     pub gradient_clip: Option<Clip>,
     /// The number of batches whose gradients are accumulated into one step.
     pub accumulate_grad_batches: i64,
     /// Parameters that are not trained, for the whole run or until an epoch or step. A frozen
-    /// parameter has no gradient and no optimizer state. Batch statistics of its module still
-    /// change.
+    /// parameter has no gradient and no optimizer state. The batch statistics of a frozen module
+    /// still change.
     pub freeze: Vec<Freeze>,
-    /// How weights are averaged; `None` for no averages.
+    /// How weights are averaged over the run. `None` means that no average is computed.
     pub averaging: Option<Averaging>,
-    /// The length for which the learning-rate schedules are built, or `None` for the length of this
-    /// run. In a trial of a longer run, set it to the longer run's
-    /// [`training_plan`](super::TrainerConfig::training_plan), because a warm-up may be longer than
-    /// the trial.
+    /// The number of epochs and steps for which the learning-rate schedules are built. `None` means
+    /// the length of this run. For a short trial of a longer run, set this option to the
+    /// [`training_plan`](super::TrainerConfig::training_plan) of the longer run, because the
+    /// warm-up of the longer run may be longer than the trial.
     pub plan: Option<TrainingPlan>,
 }
 

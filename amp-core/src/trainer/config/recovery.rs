@@ -18,19 +18,19 @@ use serde::{Deserialize, Serialize};
 pub struct RecoveryConfig {
     /// What happens to a step whose gradients are not finite.
     pub on_non_finite: NonFinite,
-    /// The largest number of skipped steps in a row. If it is exceeded, the run ends.
+    /// The largest number of skipped steps in a row. After one more skipped step the run ends.
     pub max_consecutive_skips: u64,
     /// The number of applied steps between two copies of the state. [`NonFinite::RestoreLastGood`]
     /// restores the last copy.
     pub keep_good_every_n_steps: u64,
-    /// The lowest allowed loss scale.
+    /// The lowest allowed loss scale, and what happens when the scale falls below it.
     pub scale_floor: ScaleFloor,
-    /// Whether a skipped step is repeated once with observers, to find the module in which the
-    /// first value was not finite. It costs nothing for other steps.
+    /// Whether a skipped step is repeated once with observers, to find the module that computed the
+    /// first value that was not finite. Steps that are not skipped are not slowed down.
     pub provenance: bool,
-    /// Whether a skipped step advances the schedule and the step count, and keeps the changes of its
-    /// forward pass (batch statistics, the model's state, the random generator), as in Lightning.
-    /// Otherwise it changes nothing.
+    /// Whether a skipped step advances the learning-rate schedule and the step count, and keeps
+    /// what its forward pass changed (batch statistics, the model's state, the random generator),
+    /// as in Lightning. If this is false, a skipped step changes nothing.
     pub skipped_step_advances: bool,
 }
 
@@ -76,14 +76,14 @@ impl RecoveryConfig {
     }
 }
 
-/// What happens to a step whose gradients are not finite. Such a step is never applied, and the
-/// trainer searches for its cause.
+/// What happens to a step whose gradients are not finite. A step whose gradients are found not to
+/// be finite is never applied, and the trainer searches for the cause.
 ///
-/// An overflow of scaled gradients with a finite loss is always handled by the scaler: under
-/// `16-mixed` the step is skipped and the scale is lowered. The choice applies to the other cases:
-/// a forward pass that is not finite, gradients that are not finite under another precision, and
-/// more than [`max_consecutive_skips`](RecoveryConfig::max_consecutive_skips) skipped steps in a
-/// row.
+/// If the loss is finite and only the scaled gradients overflow, the scaler always handles the
+/// overflow: under `16-mixed` it skips the step and lowers the loss scale. This option applies to
+/// the remaining causes: a forward pass that is not finite, gradients that are not finite under
+/// another precision, and more than
+/// [`max_consecutive_skips`](RecoveryConfig::max_consecutive_skips) skipped steps in a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -95,17 +95,18 @@ pub enum NonFinite {
     /// Skips the step. Too many skips in a row end the run.
     #[default]
     Skip,
-    /// Under `16-mixed`, repeats the same examples with a lower scale until the step is finite, so
-    /// that no examples are lost. Under other precisions it is the same as [`Skip`](Self::Skip).
+    /// Under `16-mixed`, repeats the step with the same examples and a lower loss scale until the
+    /// step is finite, so that no examples are lost. Under another precision, skips the step as
+    /// [`Skip`](Self::Skip) does.
     LowerScale,
-    /// Restores the weights, optimizer state and schedule of the last kept state (see
+    /// Restores weights, optimizer state and schedule from the last copy that the trainer made (see
     /// [`keep_good_every_n_steps`](RecoveryConfig::keep_good_every_n_steps)), and continues with
-    /// the next examples. If the same state is restored twice without an applied step in between,
+    /// the next examples. If the same copy is restored twice without an applied step in between,
     /// the run ends.
     RestoreLastGood,
-    /// Continues in `bf16-mixed`. It is available only in `16-mixed`.
+    /// Continues the run in `bf16-mixed`. This is available only for a run in `16-mixed`.
     FallBackToBf16,
-    /// Ends the run with the cause as its error.
+    /// Ends the run with an error that names the cause.
     Stop,
 }
 
@@ -118,12 +119,13 @@ named!(NonFinite, "policy", {
     Stop => "stop",
 });
 
-/// The lowest allowed loss scale. PyTorch has no such limit.
+/// The lowest allowed loss scale, and what happens when the scale falls below it. PyTorch has no
+/// such limit.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct ScaleFloor {
-    /// The lowest scale with which training continues; fairseq's `min_loss_scale`.
+    /// The lowest loss scale with which training continues (fairseq's `min_loss_scale`).
     pub min_scale: f64,
-    /// What happens below this scale.
+    /// What happens when the loss scale falls below `min_scale`.
     pub then: AtFloor,
 }
 
@@ -133,7 +135,7 @@ impl Default for ScaleFloor {
     }
 }
 
-/// What happens when the scale falls below its lowest value.
+/// What happens when the loss scale falls below the lowest allowed scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -141,9 +143,9 @@ pub enum AtFloor {
     /// Ends the run with an error.
     #[default]
     Halt,
-    /// Keeps the scale at its lowest value, with a note.
+    /// Keeps the loss scale at the lowest allowed scale and reports a note.
     Warn,
-    /// Continues in `bf16-mixed`.
+    /// Continues the run in `bf16-mixed`.
     FallBackToBf16,
 }
 

@@ -5,29 +5,30 @@ use serde::{Deserialize, Serialize};
 use super::{CudaLibrary, LIBTORCH_VERSION, cpu_field, cuda_devices, cuda_library};
 use crate::{Result, ffi, precision::Precision};
 
-/// The report of `cargo amp doctor`.
+/// What `cargo amp doctor` reports: the machine's capabilities, and the recommended precision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// The version of libtorch for which this program was built.
     pub libtorch: String,
-    /// The CPU.
+    /// The CPU of this machine.
     pub cpu: Cpu,
-    /// Whether libtorch's CUDA library was loaded.
+    /// Whether libtorch's CUDA library was loaded, and if not, why.
     pub cuda_library: CudaLibrary,
-    /// The CUDA version that the driver supports, as `13.0`; null without a usable device.
+    /// The CUDA version that the driver supports, such as `13.0`. `None` (null in JSON) if there is
+    /// no usable CUDA device.
     pub cuda_driver: Option<String>,
-    /// The CUDA devices libtorch can use.
+    /// The CUDA devices that libtorch can use.
     pub devices: Vec<CudaDevice>,
-    /// The precision to start with.
+    /// The precision with which a user should start.
     pub recommended: Recommendation,
 }
 
-/// A CPU.
+/// The properties of a CPU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cpu {
-    /// Its name.
+    /// The name of the CPU model.
     pub name: String,
-    /// The kernel set that ATen chose.
+    /// The name of the CPU kernels that ATen chose, such as `avx2`.
     pub kernels: String,
     /// The instructions of this CPU that matter for low precision.
     pub features: Vec<String>,
@@ -35,45 +36,46 @@ pub struct Cpu {
     pub threads: i32,
 }
 
-/// A CUDA device.
+/// The properties of a CUDA device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CudaDevice {
-    /// Its index, as in `cuda:0`.
+    /// The index of the device, such as 0 in `cuda:0`.
     pub index: usize,
-    /// Its name.
+    /// The name of the GPU model.
     pub name: String,
-    /// Its compute capability.
+    /// The compute capability of the device, as major and minor number.
     pub capability: (i32, i32),
-    /// The number of multiprocessors.
+    /// The number of the GPU's multiprocessors.
     pub multiprocessors: i32,
-    /// The size of its memory in bytes.
+    /// The size of the device's memory in bytes.
     pub memory: u64,
-    /// Whether it has f16 matrix units: true for compute capability 7.0 or higher. (The GTX 16
-    /// series has capability 7.5, but no such units.)
+    /// Whether the device has matrix units for f16. True for compute capability 7.0 or higher. (The
+    /// GTX 16 series has compute capability 7.5, but no matrix units for f16.)
     pub tensor_cores: bool,
-    /// Whether it has bf16 matrix units: compute capability 8.0 or higher.
+    /// Whether the device has matrix units for bf16: true for compute capability 8.0 or higher.
     pub bf16: bool,
-    /// Whether it has TF32: compute capability 8.0 or higher.
+    /// Whether the device can compute in TF32: true for compute capability 8.0 or higher.
     pub tf32: bool,
-    /// Whether it has FP8 matrix units: compute capability 8.9 or higher.
+    /// Whether the device has matrix units for FP8: true for compute capability 8.9 or higher.
     pub fp8: bool,
 }
 
-/// A recommended precision with the reason.
+/// A recommended precision, with the reason for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recommendation {
-    /// The precision.
+    /// The recommended precision.
     pub precision: Precision,
-    /// Why this precision is recommended.
+    /// Why this precision is recommended on this machine.
     pub reason: String,
 }
 
-/// Instructions for low precision, under the names that Linux gives them in `/proc/cpuinfo`.
+/// CPU features for computation in low precision. The names are those that Linux writes in
+/// `/proc/cpuinfo`.
 const FEATURES: [&str; 8] =
     ["avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "asimdhp", "bf16"];
 
 impl Report {
-    /// Reads the properties of the machine.
+    /// Reads the properties of this machine and its devices.
     ///
     /// # Errors
     /// When a device cannot be queried.
@@ -96,7 +98,7 @@ impl Report {
         // lists no devices.
         for index in 0..cuda_devices().unwrap_or(0) as usize {
             let device = ffi::cuda_device(index)?;
-            // The driver packs 13.0 as 13000.
+            // The driver returns its CUDA version as one number: 13000 stands for 13.0.
             cuda_driver = Some(format!("{}.{}", device.driver / 1000, device.driver % 1000 / 10));
             devices.push(CudaDevice::new(index, device));
         }
@@ -123,8 +125,9 @@ impl CudaDevice {
     }
 }
 
-/// Recommends a precision. It prefers bf16 to f16, because bf16 has the range of f32, so that
-/// nothing overflows and no scaler is needed.
+/// Recommends a precision for the device, or for the CPU if there is no device. Prefers bf16 to
+/// f16, because bf16 has the range of f32. Values therefore do not overflow, and no loss scaling is
+/// needed.
 fn recommend(cpu: &Cpu, device: Option<&CudaDevice>) -> Recommendation {
     let has = |feature: &str| cpu.features.iter().any(|own| own == feature);
     let (precision, reason) = match device {
@@ -168,8 +171,8 @@ mod tests {
         CudaDevice::new(0, device)
     }
 
-    /// The expected values are those of NVIDIA's tables of arithmetic by compute capability (CUDA C
-    /// programming guide).
+    /// Checks which dtypes a device supports against NVIDIA's tables of arithmetic by compute
+    /// capability (CUDA C programming guide).
     #[test]
     fn capabilities_decide_what_a_device_can_do() {
         let of = |major, minor| {

@@ -1,6 +1,6 @@
-//! The log of a step in a CUDA graph. The step adds its values to sums on the device, without the
-//! host. For metrics that need every example, such as AUROC, the step writes rows, which the host
-//! copies after each replay.
+//! The log of a step that runs as a CUDA graph. The graph adds the step's values to sums on the
+//! device, without the host. For metrics that need every example, such as AUROC, the graph writes
+//! one row per example, and the host copies the rows after each replay.
 
 use std::cell::Cell;
 
@@ -16,8 +16,9 @@ use crate::{
 /// F1 of C classes needs 3·C, and a confusion matrix C².
 const AT_FIRST: i64 = 1 << 14;
 
-/// Memory for the sums of a captured step. It must be allocated before the capture: memory allocated
-/// during the capture may reuse addresses from earlier in the step, which the next replay overwrites.
+/// Memory for the sums of a step that is captured as a CUDA graph. The memory must be allocated
+/// before the capture. Memory that is allocated during the capture may reuse addresses from earlier
+/// in the step, which the next replay overwrites.
 #[derive(Debug)]
 pub(crate) struct LogRoom {
     numbers: Tensor,
@@ -61,7 +62,7 @@ impl LogRoom {
     }
 }
 
-/// The log of a captured step.
+/// The log of a step that was captured as a CUDA graph.
 #[derive(Debug)]
 pub(crate) struct CapturedLog {
     entries: Vec<Captured>,
@@ -72,11 +73,12 @@ pub(crate) struct CapturedLog {
 
 #[derive(Debug)]
 struct Captured {
-    /// The values of one step; each replay writes its counts to `latest`.
+    /// The values of the captured step. Each replay of the CUDA graph overwrites the tensors in
+    /// `latest`.
     step: Entry,
     /// What the replays have accumulated, for each part of the value's state.
     kept: Vec<Kept>,
-    /// The number of batches in the log when its sums were taken over.
+    /// The number of batches in the log's entry when its sums were taken over.
     before: u64,
 }
 
@@ -84,12 +86,12 @@ struct Captured {
 #[derive(Debug)]
 enum Kept {
     Sum(Tensor),
-    /// The rows of the counted steps.
+    /// The rows of each counted step, copied from the device memory of the graph.
     Rows(Vec<Tensor>),
 }
 
-/// Returns the part's counts if replays add them to a sum; `None` if the rows of each step are
-/// kept.
+/// Returns the tensor whose elements each replay adds to a sum. Returns `None` if the rows of each
+/// step are kept instead.
 fn summed(part: &Part) -> Option<&Tensor> {
     match (part.merge, &*part.pieces) {
         (Merge::Sum, [counts]) => Some(counts),
@@ -98,8 +100,9 @@ fn summed(part: &Part) -> Option<&Tensor> {
 }
 
 impl CapturedLog {
-    /// Adds the values that the batches of one step have logged. The sums are tensors in `room`.
-    /// Call this during the capture. The sums are undefined until they are taken over.
+    /// Adds the values that the batches of one step have logged to sums in `room`. Call this during
+    /// the capture of the CUDA graph. The contents of the sums are undefined until
+    /// [`take_over`](Self::take_over) writes them.
     ///
     /// # Errors
     /// When the room is too small.
@@ -109,7 +112,7 @@ impl CapturedLog {
         let parts = step.entries.iter().flat_map(|entry| &entry.state.parts);
         let counts: Vec<&Tensor> = parts.filter_map(summed).collect();
         let slots = room.slots(&counts)?;
-        // One kernel adds all values.
+        // One kernel adds the values to all sums.
         ffi::foreach_add_each(&slots.iter().collect::<Vec<_>>(), &counts)?;
         let mut slots = slots.into_iter();
         let entries = step.entries.into_iter().map(|entry| {
@@ -124,7 +127,7 @@ impl CapturedLog {
         Ok(Self { entries: entries.collect(), steps: 0, device: room.numbers.device() })
     }
 
-    /// Returns the sums on the device.
+    /// Returns the sums, which are on the device.
     pub(crate) fn sums(&self) -> impl Iterator<Item = &Tensor> {
         let kept = self.entries.iter().flat_map(|entry| &entry.kept);
         kept.filter_map(|kept| match kept {
@@ -133,10 +136,10 @@ impl CapturedLog {
         })
     }
 
-    /// Copies the sums of `log`, so that the next replays add to them.
+    /// Copies the sums of `log` into the sums on the device, to which the next replays add.
     ///
     /// # Errors
-    /// When a value of the same name was logged in another way.
+    /// When `log` has a value with the same name whose state has another structure or shape.
     pub(crate) fn take_over(&mut self, log: &mut Log) -> Result<()> {
         self.steps = 0;
         for Captured { step, kept, before } in &mut self.entries {
@@ -174,7 +177,8 @@ impl CapturedLog {
         Ok(())
     }
 
-    /// Copies the rows of the replay that was started last, before the next replay overwrites them.
+    /// Copies the rows that the last started replay writes, before the next replay overwrites the
+    /// rows.
     ///
     /// # Errors
     /// When there is not enough device memory.
@@ -201,7 +205,8 @@ impl CapturedLog {
     /// Writes the sums and the rows of the counted steps back to `log`.
     ///
     /// # Errors
-    /// When another observer logged under the same name in the meantime.
+    /// When another observer has logged a value under the same name since
+    /// [`take_over`](Self::take_over).
     pub(crate) fn give_back(&mut self, log: &mut Log) -> Result<()> {
         let steps = std::mem::take(&mut self.steps);
         if steps == 0 {
@@ -267,7 +272,7 @@ mod tests {
     fn merged(steps: impl Iterator<Item = i64>) -> Result<Log> {
         let mut log = Log::default();
         for step in steps {
-            // The expected values: the log of the same step without a graph.
+            // The expected values are those that the log of the same step has without a CUDA graph.
             let mut own = Log::default();
             logged(step)?.into_iter().try_for_each(|batch| own.merge(batch))?;
             log.merge(own)?;

@@ -1,4 +1,4 @@
-//! One name of the log: its values, and how they are reduced.
+//! The logged values of one name, and how the value of an epoch is computed from them.
 
 use tch::{Device, Kind, Tensor};
 
@@ -13,21 +13,24 @@ use crate::{
 pub(super) struct Entry {
     pub(super) name: String,
     pub(super) options: LogOptions,
-    /// How the value is computed from the state. In a restored log it is unknown until the model
-    /// provides it.
+    /// How the reported value is computed from the state, for example as a mean. In a log that was
+    /// restored from a checkpoint it is `None` until the model provides it.
     pub(super) reduction: Option<Reduction>,
-    /// The sums. Until a second step is added, they are the same tensors as the latest values.
+    /// The sums over the steps of the epoch. Until a second step is added, the sums share their
+    /// tensors with `latest`.
     pub(super) state: MetricState,
     pub(super) latest: MetricState,
-    /// Whether a hook logs the value instead of a step; unknown in older files.
+    /// Whether a hook logs the value (true) or a step (false). `None` in a log from an older
+    /// checkpoint, which does not say it.
     pub(super) of_hook: Option<bool>,
-    /// The number of batches. It is 0 while only skipped steps have contributed.
+    /// The number of batches in the sums. The number is 0 as long as all steps that logged a value
+    /// were skipped.
     pub(super) batches: u64,
 }
 
 impl Entry {
-    /// Returns an error if both a step and a hook log the name, because the mean of their values
-    /// has no meaning.
+    /// Returns an error if both a step and a hook log a value under this name, because a mean over
+    /// their values has no meaning.
     pub(super) fn is_logged_by(&self, hook: bool) -> Result<()> {
         match self.of_hook {
             Some(own) if own != hook => Err(Error::config(format!(
@@ -38,7 +41,7 @@ impl Entry {
         }
     }
 
-    /// Adds the name to an error.
+    /// Adds the name of the logged value to the text of an error.
     pub(super) fn named(&self, error: Error) -> Error {
         match error {
             Error::Config(text) => Error::config(format!("log `{}`: {text}", self.name)),
@@ -46,7 +49,8 @@ impl Entry {
         }
     }
 
-    /// Returns whether the values are reduced in the same way; true for an unknown reduction.
+    /// Returns whether `other` reduces values in the same way as this entry. Returns true if one of
+    /// the two reductions is unknown.
     pub(super) fn is_reduced_like(&self, other: Option<&Reduction>) -> bool {
         match (&self.reduction, other) {
             (Some(own), Some(other)) => own.name() == other.name(),
@@ -54,7 +58,7 @@ impl Entry {
         }
     }
 
-    /// Empties the sums if only skipped steps have contributed to them.
+    /// Empties the sums if all steps that contributed to them were skipped.
     pub(super) fn forget_left_out(&mut self) -> Result<()> {
         if self.batches == 0 {
             self.state = self.state.nothing_like()?;
@@ -65,7 +69,9 @@ impl Entry {
     pub(super) fn add(&mut self, reduction: Option<&Reduction>, state: MetricState) -> Result<()> {
         let state = match (&self.reduction, reduction) {
             (Some(Reduction::Ratio), Some(Reduction::Mean)) => as_ratio(&state)?,
-            // The weight of a mean was on the host for some batches and on the device for others.
+            // The entry is a mean. Its weights were on the host for the batches before, and the
+            // weight of this batch is on the device. The sum of the weights must then be on the
+            // device too.
             (Some(Reduction::Mean), Some(Reduction::Ratio)) => {
                 self.state = as_ratio(&self.state)?;
                 self.reduction = reduction.cloned();

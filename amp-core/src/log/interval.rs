@@ -9,8 +9,8 @@ use crate::{Error, Result};
 pub(crate) struct Interval {
     is_logged: bool,
     is_captured: bool,
-    /// Whether code asked for the position. Such code may do additional work when values are
-    /// reported.
+    /// Whether code has asked if the batch's values are reported. Such code may do additional work
+    /// in the batches whose values are reported.
     asked: Cell<bool>,
 }
 

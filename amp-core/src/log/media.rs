@@ -5,25 +5,25 @@ use tch::{Kind, Tensor};
 
 use crate::{Error, Result, precision::is_floating};
 
-/// A logged image, text or distribution. Its content is on the host.
+/// A logged image, text or histogram. Its content is on the host.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", content = "content", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Media {
-    /// An image, or a figure.
+    /// An image.
     Image(Image),
     /// A text, which TensorBoard shows as Markdown.
     Text(String),
-    /// The distribution of values.
+    /// A histogram of values.
     Histogram(Histogram),
 }
 
 /// An image of 8 bits per channel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
-    /// The height in pixels.
+    /// The height of the image in pixels.
     pub height: u32,
-    /// The width in pixels.
+    /// The width of the image in pixels.
     pub width: u32,
     /// The number of channels: 1 for gray, 3 for RGB, 4 for RGBA.
     pub channels: u8,
@@ -76,22 +76,22 @@ fn refused(size: &[i64]) -> Error {
 /// 1.1e−12, …, 1e20]`. Only the buckets between the smallest and the largest value are kept.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Histogram {
-    /// The smallest finite value.
+    /// The smallest of the finite values.
     pub min: f64,
-    /// The largest finite value.
+    /// The largest of the finite values.
     pub max: f64,
-    /// The number of finite values.
+    /// The number of all finite values.
     pub count: u64,
-    /// The sum of the finite values.
+    /// The sum of all finite values.
     pub sum: f64,
     /// The sum of the squares of the finite values.
     pub sum_squares: f64,
     /// The right edge of each bucket. A bucket does not include its right edge.
     pub limits: Vec<f64>,
-    /// The number of values in each bucket. The first bucket is empty: its right edge is the left
-    /// edge of the second.
+    /// The number of values in each bucket. The first bucket is always empty: its right edge is the
+    /// left edge of the second bucket.
     pub counts: Vec<u64>,
-    /// The number of NaN and infinite values. No other field includes them.
+    /// The number of NaN and infinite values. The other fields do not include these values.
     pub not_finite: u64,
 }
 
@@ -113,8 +113,8 @@ impl Histogram {
         }
         let limits = limits();
         let edges = Tensor::f_from_slice(&limits)?.f_to_device(values.device())?;
-        // The number of edges that are at most as large as the value; the last edge belongs to the last
-        // bucket.
+        // The index of each value's bucket: the number of edges that are at most as large as the
+        // value. A value that equals the last edge belongs to the last bucket.
         let places = values.f_bucketize(&edges, true, true)?;
         let places = places.f_clamp(0, limits.len() as i64 - 1)?;
         let counts = places.f_bincount(None::<Tensor>, limits.len() as i64)?;
@@ -142,7 +142,7 @@ impl Histogram {
     }
 }
 
-/// Returns torch.utils.tensorboard's default bins.
+/// Returns the default bin edges of torch.utils.tensorboard.
 fn limits() -> Vec<f64> {
     let mut positive = Vec::new();
     let mut limit = 1e-12;

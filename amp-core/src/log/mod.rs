@@ -32,20 +32,20 @@ pub struct LogOptions {
 }
 
 impl LogOptions {
-    /// Only the batch's value.
+    /// Only the value of each batch is reported, at the logging interval.
     pub const ON_STEP: Self = Self { on_step: true, on_epoch: false, prog_bar: false };
-    /// Only the epoch's value.
+    /// Only the value of the epoch is reported, at the end of the epoch.
     pub const ON_EPOCH: Self = Self { on_step: false, on_epoch: true, prog_bar: false };
-    /// Both values.
+    /// Both the value of the batch and the value of the epoch are reported.
     pub const ON_BOTH: Self = Self { on_step: true, on_epoch: true, prog_bar: false };
 }
 
-/// One reported value.
+/// A reported value with its name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Logged {
-    /// Its name, as in `train_loss`.
+    /// The name of the value, such as `train_loss`.
     pub name: String,
-    /// Its value. In JSON a value that is not finite is null.
+    /// The value itself. In JSON, NaN and infinities are written as null.
     #[serde(deserialize_with = "null_is_nan")]
     pub value: f64,
     /// Whether the progress bar shows the value.
@@ -67,7 +67,8 @@ pub struct Log {
 }
 
 impl Log {
-    /// Adds a scalar for `batch_size` examples. It is kept in f64, whatever the precision.
+    /// Adds a scalar that belongs to `batch_size` examples. The sum of such scalars is kept in f64
+    /// under every precision.
     ///
     /// # Errors
     /// When `value` is not a scalar.
@@ -106,8 +107,8 @@ impl Log {
         options: LogOptions,
     ) -> Result<()> {
         let value = scalar(name, value)?;
-        // The product is computed in f64, because the weight is an f64 scalar. It takes only one
-        // kernel.
+        // The product is computed in f64, because the weight is an f64 scalar. A single kernel
+        // converts and multiplies.
         let sum = tch::no_grad(|| value.f_mul(&Tensor::from(weight)))?;
         self.add(name, options, Reduction::Mean, MetricState::mean(&sum, weight)?)
     }
@@ -154,7 +155,7 @@ impl Log {
         Ok(())
     }
 
-    /// Removes the images, texts and histograms from the log and returns them.
+    /// Removes all images, texts and histograms from the log and returns them with their names.
     pub(crate) fn take_media(&mut self) -> Vec<(String, Media)> {
         std::mem::take(&mut self.media)
     }
@@ -185,7 +186,8 @@ impl Log {
         self.metric_state(name, metric, state, options)
     }
 
-    /// Logs a metric as [`metric`](Self::metric) does, from its state for the batch.
+    /// Adds the state that a metric computed for a batch, as [`metric`](Self::metric) does for a
+    /// metric that it computes itself.
     pub(crate) fn metric_state(
         &mut self,
         name: &str,
@@ -219,8 +221,8 @@ impl Log {
         Ok(())
     }
 
-    /// Adds the values of a skipped step. They become the latest values, but enter the epoch's
-    /// value only as long as no step has been applied.
+    /// Adds the values of a skipped step. They become the latest values of the step. They enter the
+    /// epoch's value only as long as every step of the epoch was skipped.
     pub(crate) fn merge_left_out(&mut self, mut step: Self) -> Result<()> {
         self.take_over(&mut step);
         for entry in step.entries {
@@ -239,7 +241,7 @@ impl Log {
         Ok(())
     }
 
-    /// Adds the values of one batch, or of one of its micro-batches.
+    /// Adds the values that one batch, or one micro-batch of a batch, has logged.
     pub(crate) fn merge(&mut self, mut batch: Self) -> Result<()> {
         self.take_over(&mut batch);
         for entry in batch.entries {
@@ -263,7 +265,7 @@ impl Log {
         self.interval.follow(&batch.interval);
     }
 
-    /// Returns the state for a checkpoint.
+    /// Returns the sums of the epoch so far, for a checkpoint.
     pub(crate) fn state(&self) -> Result<State> {
         let mut state = State::default();
         let names: Vec<&str> = self.entries.iter().map(|entry| entry.name.as_str()).collect();
@@ -291,13 +293,13 @@ impl Log {
         }
     }
 
-    /// Returns a copy of the values.
+    /// Returns a log with copies of all tensors, on `device`.
     pub(crate) fn copied(&self, device: Device) -> Result<Self> {
         let entries = self.entries.iter().map(|entry| entry.copied(device));
         Ok(Self { entries: entries.collect::<Result<_>>()?, ..Self::default() })
     }
 
-    /// Reads the latest batch's values.
+    /// Reads the values that the latest step logged with `on_step`.
     ///
     /// # Errors
     /// When the device reports an earlier failure.
@@ -306,7 +308,7 @@ impl Log {
         read(step.map(|entry| entry.read(&entry.latest)))
     }
 
-    /// Reads the epoch's values.
+    /// Reads the values of the epoch that were logged with `on_epoch`.
     ///
     /// # Errors
     /// When the device reports an earlier failure.

@@ -8,16 +8,17 @@ use crate::{
     event::{Event, Subscriber},
 };
 
-/// Writes events to a file or another destination. [`Background`] runs it on a thread.
+/// Writes events to a file or another destination. A [`Background`] calls the sink on a separate
+/// thread.
 pub trait Sink: Send + 'static {
-    /// Receives an event. The sink may keep it in memory until the next `flush`.
+    /// Receives one event. The sink may keep the event in memory until the next `flush`.
     ///
     /// # Errors
     /// An error ends the thread and the run.
     fn write(&mut self, event: &Event) -> Result<()>;
 
-    /// Writes everything received so far. It is called whenever no event is waiting, so it must
-    /// cost nothing if there is nothing to write.
+    /// Writes all events that the sink has received and not yet written. `flush` is called whenever
+    /// no event is waiting, so it must return immediately if there is nothing to write.
     ///
     /// # Errors
     /// An error ends the thread and the run.
@@ -27,11 +28,12 @@ pub trait Sink: Send + 'static {
 /// The largest number of events that may wait for the thread.
 const QUEUE: usize = 1024;
 
-/// Passes events to a [`Sink`] on a thread of its own, so that no training step waits for a disk.
+/// Passes events to a [`Sink`] on a separate thread, so that no training step waits for a disk.
 ///
-/// At most 1,024 events wait. If the disk is slower, the training loop waits for it, because no
-/// event is dropped. An error of the sink is returned for the next event. The call for the run's
-/// last event returns when everything is written. Dropping this object also waits for that.
+/// At most 1,024 events wait for the thread. No event is dropped: if the disk is slower than the
+/// training loop, the loop waits for the disk. An error of the sink is returned by the call for the
+/// next event. The call for the last event of a run returns after all events are written. Dropping
+/// the `Background` also waits until all events are written.
 #[derive(Debug)]
 pub struct Background {
     /// `None` when the thread has failed or is about to end.
@@ -46,7 +48,7 @@ enum Message {
 }
 
 impl Background {
-    /// Starts the thread.
+    /// Starts the thread that passes events to `sink`.
     ///
     /// # Errors
     /// When the system cannot start a thread.
@@ -61,10 +63,10 @@ impl Background {
         Ok(Self { sender: Some(sender), worker: Some(worker) })
     }
 
-    /// Waits until everything is written.
+    /// Waits until the sink has written all events.
     ///
     /// # Errors
-    /// The sink's error, if the sink failed since the last call.
+    /// The error of the sink, if the sink has failed since the last call.
     pub fn flush(&mut self) -> Result<()> {
         let (done, answer) = sync_channel(1);
         self.send(Message::Flush(done))?;
@@ -105,9 +107,9 @@ impl Drop for Background {
     fn drop(&mut self) {
         self.sender = None;
         if let Some(worker) = self.worker.take() {
-            // An error of the thread can be ignored: if the run reached its last event, that
-            // event's call has already returned the error. Otherwise the run failed for another
-            // reason, and the caller reports that.
+            // An error of the thread can be ignored here. If the run reached its last event, the
+            // call for that event has already returned the error. If not, the run failed for
+            // another reason, which the caller reports.
             let _ = worker.join();
         }
     }

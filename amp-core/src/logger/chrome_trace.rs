@@ -15,14 +15,14 @@ use crate::{
 /// Writes the profiled steps as a trace for chrome://tracing and Perfetto: Trace Event Format, JSON array,
 /// complete events (`"ph": "X"`) in microseconds since the run's first profiled step.
 ///
-/// The trace shows each run as one process for the host and, on CUDA, a second process for the
+/// The trace shows each run as one process for the host. On CUDA it shows a second process for the
 /// device, because host and device have different clocks. In a process, each `step`, with its
 /// `epoch` and `batch`, contains the phases of the step. The counter `memory` shows the largest
 /// number of tensor bytes.
-/// [`profile_every_n_steps`](crate::trainer::LoggingConfig::profile_every_n_steps) chooses the
-/// profiled steps. The trainer reports them at the end of an epoch. Between two writes the file is
-/// a complete array: if a run is killed, the steps of the earlier epochs remain, unless it is
-/// killed during a write.
+/// [`profile_every_n_steps`](crate::trainer::LoggingConfig::profile_every_n_steps) selects the
+/// profiled steps. The trainer reports them at the end of an epoch. After each write the file is a
+/// complete JSON array. If a run is killed between two writes, the file still has the profiled
+/// steps of the earlier epochs.
 #[derive(Debug)]
 pub struct ChromeTrace(Background);
 
@@ -45,7 +45,7 @@ impl Subscriber for ChromeTrace {
     }
 }
 
-/// The end of the array. The next event overwrites it.
+/// The text that closes the JSON array. The next event overwrites it.
 const END: &[u8] = b"\n]\n";
 
 /// A file that is a complete JSON array after every flush.
@@ -53,10 +53,10 @@ const END: &[u8] = b"\n]\n";
 struct Array {
     path: PathBuf,
     file: File,
-    /// The position of the array's end.
+    /// The position in the file at which `END` begins.
     end: u64,
     buffer: Vec<u8>,
-    /// The run's number, counted from 1, and its name.
+    /// The number of the run in this file, counted from 1, and the name of the run.
     run: (u64, String),
     /// The number of the last run whose device process was named.
     device_named: u64,
@@ -125,7 +125,8 @@ impl Array {
         }
     }
 
-    /// Writes a step and its phases, measured by one clock.
+    /// Writes a step and its phases to the process `pid`, with the times of one clock (the host's
+    /// or the device's).
     fn track(&mut self, pid: u64, step: &Profile, clock: impl Fn(&Span) -> Option<Interval>) {
         let spans = step.spans.iter().filter_map(|span| Some((span.phase.name(), clock(span)?)));
         let spans: Vec<(&str, Interval)> = spans.collect();

@@ -13,7 +13,7 @@ use crate::{
 pub struct CsvLogger(Background);
 
 impl CsvLogger {
-    /// Creates the file with its header, replacing an earlier one.
+    /// Creates the file with a header row. Replaces an earlier file of this name.
     ///
     /// # Errors
     /// When the file cannot be created.

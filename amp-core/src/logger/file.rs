@@ -25,7 +25,7 @@ impl RecordFile {
         Ok(Self { path: path.to_owned(), file, buffer: Vec::new() })
     }
 
-    /// Adds one or several records.
+    /// Adds one or more records. Writes the records to the file when the buffer is full.
     pub(super) fn write(&mut self, records: &[u8]) -> Result<()> {
         self.buffer.extend_from_slice(records);
         if self.buffer.len() < BUFFER { Ok(()) } else { self.flush() }

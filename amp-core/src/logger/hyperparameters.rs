@@ -2,8 +2,8 @@ use serde_json::Value;
 
 use crate::event::RunStart;
 
-/// Returns the hyperparameters that loggers show for a run: its data, precision and seed, and the
-/// hyperparameters of its model.
+/// Returns the hyperparameters that loggers show for a run: the data, the precision, the seed, and
+/// the hyperparameters of the model.
 pub(super) fn hyperparameters(start: &RunStart) -> Vec<(String, Value)> {
     let own = [
         ("data", start.data.as_str().into()),

@@ -38,8 +38,8 @@ pub struct MemoryLogger {
 }
 
 impl MemoryLogger {
-    /// Returns the steps and values of this tag, in the order in which they were logged; empty if
-    /// the tag does not exist.
+    /// Returns the step and the value of each entry with this tag, in the order in which the
+    /// entries were logged. Returns an empty slice if no value has this tag.
     pub fn get(&self, tag: &str) -> &[(u64, f64)] {
         self.history.get(tag).map_or(&[], Vec::as_slice)
     }
@@ -49,7 +49,7 @@ impl MemoryLogger {
         self.get(tag).last().map(|(_, value)| *value)
     }
 
-    /// Returns all values by tag.
+    /// Returns the steps and values of all tags.
     pub fn history(&self) -> &BTreeMap<String, Vec<(u64, f64)>> {
         &self.history
     }

@@ -1,5 +1,5 @@
-//! Loggers: subscribers that write a run to files on their own threads, keep it in memory, or show
-//! its progress.
+//! Loggers: subscribers that write a run to files on separate threads, keep its values in memory,
+//! or show its progress.
 
 mod background;
 mod chrome_trace;

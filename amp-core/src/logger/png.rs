@@ -1,4 +1,4 @@
-//! Images as PNG.
+//! Encodes images as PNG files.
 
 use crate::{Error, Result, log::Image};
 

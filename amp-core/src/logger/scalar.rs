@@ -1,13 +1,14 @@
 use crate::{event::Event, log::Logged};
 
-/// A number of a run with its tag. [`MemoryLogger`](super::MemoryLogger) documents the tags.
+/// A number that a run reported, under a tag. [`MemoryLogger`](super::MemoryLogger) documents the
+/// tags.
 pub(super) struct Scalar {
     pub(super) tag: String,
     pub(super) step: u64,
     pub(super) value: f64,
 }
 
-/// Returns the numbers in an event.
+/// Returns the numbers that an event contains, each under its tag.
 pub(super) fn scalars(event: &Event) -> Vec<Scalar> {
     let scalar = |tag: &str, step: u64, value: f64| Scalar { tag: tag.to_owned(), step, value };
     match event {

@@ -1,11 +1,13 @@
-//! Autocast with a device and a dtype. It is a guard, so it also ends after a panic.
+//! Switches autocast on for a device and a dtype, until a guard is dropped. Because it is a guard,
+//! autocast also ends after a panic.
 //!
-//! libtorch keeps autocast's state and dtype per thread and device type, but it has one cache of
-//! cast weights for the whole process. When the outermost region of any thread ends, libtorch
-//! clears the cache (ATen/autocast_mode.cpp). If another thread's step uses a weight twice, the
-//! weight would then be cast twice, and its gradients would be added up in another rounding.
-//! Therefore a region waits for the [reproducible sections](crate::random::seeded) of other
-//! threads, and such a section waits for the regions of other threads.
+//! libtorch keeps the autocast state and dtype separately for each thread and device type. Its
+//! cache of cast weights, however, is shared by the whole process. When the outermost autocast
+//! region of any thread ends, libtorch clears the cache (ATen/autocast_mode.cpp). If a step of
+//! another thread uses a weight twice, the weight would then be cast twice, and the sum of its
+//! gradients would be rounded differently. Therefore an autocast region waits for the [reproducible
+//! sections](crate::random::seeded) of other threads, and a reproducible section waits for the
+//! autocast regions of other threads.
 
 use std::{cell::RefCell, marker::PhantomData};
 
@@ -19,16 +21,16 @@ use crate::{
 /// The autocast state of a device type on this thread, for tests and reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AutocastState {
-    /// Whether eligible operations are cast.
+    /// Whether autocast is on, so that operations on its list are cast.
     pub enabled: bool,
-    /// The dtype to which they are cast, if it is f16 or bf16.
+    /// The dtype to which these operations are cast. `None` if it is not f16, bf16, f32 or f64.
     pub dtype: Option<Kind>,
 }
 
 /// Reads the autocast state of this device type on this thread.
 ///
 /// # Errors
-/// When libtorch fails.
+/// When libtorch cannot read the state.
 pub fn autocast_state(device: Device) -> Result<AutocastState> {
     let state = ffi::autocast_state(device.is_cuda())?;
     let dtype = [Kind::Half, Kind::BFloat16, Kind::Float, Kind::Double]
@@ -37,9 +39,10 @@ pub fn autocast_state(device: Device) -> Result<AutocastState> {
     Ok(AutocastState { enabled: state.enabled, dtype })
 }
 
-/// An autocast region. It begins when the guard is created and ends when the guard is dropped. Drop
-/// guards in reverse order; in another order, the original state is restored when the last guard is
-/// dropped. The guard is not `Send`, because the state belongs to the thread.
+/// An autocast region, which begins when the guard is created and ends when the guard is dropped.
+/// Drop nested guards in reverse order. If guards are dropped in another order, the original state
+/// is restored when the last guard is dropped. The guard is not `Send`, because libtorch keeps the
+/// autocast state per thread.
 ///
 /// ```
 /// use amp_core::{precision::AutocastGuard, tch::{Device, Kind, Tensor}};
@@ -59,9 +62,9 @@ pub struct AutocastGuard {
     _thread: PhantomData<*const ()>,
 }
 
-/// Keeps the cast weights of autocast regions until it is dropped, so that several forward passes
-/// with the same weights cast them once. Drop it before the weights change. It is not `Send`,
-/// because the state belongs to the thread.
+/// Keeps the weights that autocast has cast until this guard is dropped, so that several forward
+/// passes cast the same weights only once. Drop the guard before the weights change. The guard is
+/// not `Send`, because libtorch keeps the autocast state per thread.
 #[derive(Debug)]
 #[must_use = "the casts are kept until this is dropped"]
 pub(crate) struct KeptCasts {
@@ -81,12 +84,13 @@ impl KeptCasts {
 
 impl Drop for KeptCasts {
     fn drop(&mut self) {
-        // The call only decrements a counter and clears a map; `drop` cannot return its error.
+        // The call only decrements a counter and clears a map. Its error is ignored, because `drop`
+        // cannot return it.
         let _ = ffi::autocast_leave();
     }
 }
 
-/// An open region, and the state before it.
+/// An autocast region that has not ended, and the autocast state before it began.
 struct Open {
     number: u64,
     cuda: bool,
@@ -94,7 +98,7 @@ struct Open {
 }
 
 thread_local! {
-    /// This thread's open regions, outermost first.
+    /// The autocast regions of this thread that have not ended, outermost first.
     static OPEN: RefCell<Vec<Open>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -116,7 +120,7 @@ impl AutocastGuard {
     /// Switches autocast off inside an outer region.
     ///
     /// # Errors
-    /// When libtorch fails.
+    /// When libtorch cannot change the state.
     pub fn off(device: Device) -> Result<Self> {
         Self::switch(device, None)
     }
@@ -126,7 +130,8 @@ impl AutocastGuard {
         let outer = ffi::autocast_state(cuda)?;
         let dtype = kind.map(ffi::scalar_type).transpose()?.unwrap_or(outer.dtype);
         ffi::autocast_enter()?;
-        // The guard is created before the switch, so that an error leaves the nesting unchanged.
+        // The guard is created before autocast is switched. If switching fails, dropping the guard
+        // restores the nesting.
         let guard = Self {
             number: OPEN.with_borrow_mut(|open| {
                 let number = open.last().map_or(0, |last| last.number + 1);
@@ -147,8 +152,8 @@ impl Drop for AutocastGuard {
             let at = open.iter().position(|region| region.number == self.number)?;
             let Open { cuda, outer, .. } = open.remove(at);
             match open[at..].iter_mut().find(|region| region.cuda == cuda) {
-                // This guard is dropped before an inner region. The inner region continues, and
-                // when it ends, it restores the state from before this region.
+                // This guard is dropped before the guard of an inner region. The inner region
+                // continues. When it ends, it restores the state from before this outer region.
                 Some(inner) => {
                     inner.outer = outer;
                     None
@@ -156,7 +161,8 @@ impl Drop for AutocastGuard {
                 None => Some((cuda, outer)),
             }
         });
-        // The calls only assign thread-local state; `drop` cannot return their errors.
+        // Both calls only assign thread-local state. Their errors are ignored, because `drop`
+        // cannot return them.
         let _ = ffi::autocast_leave();
         if let Some((cuda, outer)) = around {
             let _ = ffi::set_autocast(cuda, outer);

@@ -16,8 +16,8 @@ pub enum Clip {
 }
 
 impl Clip {
-    /// Returns an error for a limit that is not positive, because it would set all gradients to
-    /// zero.
+    /// Returns this setting if its limit is positive. Returns an error otherwise, because a limit
+    /// of 0 or less would set all gradients to zero.
     ///
     /// # Errors
     /// When the limit is not a positive number.
@@ -30,9 +30,9 @@ impl Clip {
     }
 }
 
-/// Returns the global 2-norm of all gradients, on the device. Without gradients it is 0. For f16
-/// and bf16 gradients it is computed in f32. (PyTorch computes it in the dtype of the gradients,
-/// where an f16 sum of squares overflows above 65504.)
+/// Returns the 2-norm of all gradients together, as a scalar on the device. Without gradients the
+/// norm is 0. For f16 and bf16 gradients the norm is computed in f32. (PyTorch computes it in the
+/// dtype of the gradients, where a sum of squares above 65504 overflows in f16.)
 ///
 /// # Errors
 /// When libtorch fails, for example for gradients on several devices.
@@ -141,7 +141,7 @@ pub(super) fn multiply(grads: &[Tensor], factor: &Tensor) -> Result<()> {
 /// Clamps every element of `grads` to `[-limit, limit]` in place.
 ///
 /// # Errors
-/// When libtorch fails.
+/// When libtorch cannot clamp a gradient.
 pub fn clip_grad_value(grads: &[Tensor], limit: f64) -> Result<()> {
     by_dtype(grads, |_, group| {
         ffi::foreach_clamp(group, -limit, limit)?;

@@ -12,8 +12,9 @@ use crate::{
     parameter::Parameter,
 };
 
-/// How gradients of f32 weights are stored between the backward pass and the step, if matrix
-/// products run in 16 bits. In both variants the products are added up in f32.
+/// How gradients of f32 weights are stored between the backward pass and the optimizer step, if
+/// matrix products run in 16 bits. In both variants the matrix product that computes a gradient
+/// adds up its terms in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -22,11 +23,11 @@ pub enum GradientStorage {
     /// result in f32.
     #[default]
     Full,
-    /// Rounded to 16 bits, as in PyTorch, and stored in 2 bytes each. It applies to weights of
-    /// [`Linear`](crate::nn::Linear) on CUDA. The dtype is f16 under `16-mixed`, where the loss
-    /// scale must keep gradients in range, and bf16 under `bf16-mixed`. Only this crate's optimizer
-    /// kernels read the 16-bit gradients. Hooks before the step, clipping by value and other
-    /// optimizers get gradients in f32. Accumulated gradients are f32.
+    /// Rounded to 16 bits, as in PyTorch, and stored in 2 bytes per element. This applies to the
+    /// weights of [`Linear`](crate::nn::Linear) on CUDA. The dtype is bf16 under `bf16-mixed`. It
+    /// is f16 under `16-mixed`, where the loss scale must keep gradients in the range of f16. Only
+    /// the optimizer kernels of this crate read 16-bit gradients. Hooks before the step, clipping
+    /// by value and other optimizers get gradients in f32. Accumulated gradients are f32.
     SixteenBit,
 }
 
@@ -35,7 +36,8 @@ named!(GradientStorage, "gradient storage", {
     SixteenBit => "16-bit",
 });
 
-/// A guard: while it exists, backward passes may store gradients of f32 parameters in 16 bits.
+/// A guard. While the guard exists, backward passes may store gradients of f32 parameters in 16
+/// bits.
 #[derive(Debug)]
 pub(crate) struct NarrowGradients(Vec<Tensor>);
 

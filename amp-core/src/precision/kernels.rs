@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ffi, named::named};
 
-/// The kernels of layers and losses on CUDA. On a CPU both choices give the same numbers, because
-/// this library has no CPU kernels for them.
+/// Which kernels layers and losses use on CUDA. On a CPU both choices give the same results,
+/// because this library has no CPU kernels for layers and losses.
 ///
 /// ```
 /// use amp_core::{precision::Kernels, prelude::*};
@@ -20,15 +20,15 @@ use crate::{ffi, named::named};
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Kernels {
-    /// This library's kernels, where they exist. They fuse layers and round less often than
-    /// PyTorch. Under autocast the gradients of linear layers' weights stay in f32, where PyTorch
-    /// rounds them to 16 bits. A gradient beyond f16's range therefore stays finite.
+    /// The kernels of this library, where they exist. They fuse layers and round less often than
+    /// PyTorch. Under autocast, the gradients of linear layers' weights stay in f32, whereas
+    /// PyTorch rounds them to 16 bits. A gradient beyond f16's range therefore stays finite.
     #[default]
     Own,
-    /// libtorch's operators, one for each layer, activation and loss, as in PyTorch, with the same
-    /// roundings and overflows. Steps take longer. Use it to find out whether a difference from
-    /// PyTorch is only a difference in rounding. Optimizers and the loss scaler still use this
-    /// library's kernels. Dropout sets the same elements to zero as PyTorch.
+    /// The operators of libtorch, one for each layer, activation and loss, with the roundings and
+    /// overflows of PyTorch. Steps take longer than with `Own`. Use this choice to find out whether
+    /// a difference from PyTorch is only a difference in rounding. Optimizers and the loss scaler
+    /// still use the kernels of this library. Dropout sets the same elements to zero as PyTorch.
     Libtorch,
 }
 
@@ -38,9 +38,9 @@ named!(Kernels, "kernels", {
 });
 
 impl Kernels {
-    /// Makes layers and losses on this thread use these kernels until the guard is dropped. A
-    /// backward pass and a recomputation of checkpoints use the kernels of their forward pass. A
-    /// [`Trainer`](crate::Trainer) calls this itself.
+    /// Makes layers and losses on this thread use the chosen kernels until the guard is dropped. A
+    /// backward pass, and a recomputation of activations, use the kernels of their forward pass. A
+    /// [`Trainer`](crate::Trainer) calls this method itself.
     pub fn enter(self) -> KernelsGuard {
         let outer = ffi::own_kernels();
         ffi::set_own_kernels(self == Self::Own);
@@ -48,8 +48,8 @@ impl Kernels {
     }
 }
 
-/// A guard that restores the previous choice of kernels. Drop guards in reverse order. It is not
-/// `Send`, because the choice belongs to the thread.
+/// A guard that restores the previous choice of kernels when it is dropped. Drop nested guards in
+/// reverse order. The guard is not `Send`, because the choice belongs to the thread.
 #[derive(Debug)]
 #[must_use = "the choice ends when the guard is dropped"]
 pub struct KernelsGuard {

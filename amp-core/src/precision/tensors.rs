@@ -1,4 +1,4 @@
-//! Values that contain tensors. A precision region casts these tensors at its beginning and end.
+//! Values that contain tensors. A precision region casts the tensors in its inputs and outputs.
 
 use std::{any::Any, cell::OnceCell};
 
@@ -6,9 +6,9 @@ use tch::Tensor;
 
 use crate::Result;
 
-/// A value that contains tensors: the output of a forward pass, or a referenced input. It is
-/// implemented for tensors, numbers, and options, lists and tuples of such values. A struct
-/// implements it by calling [`each`](Self::each) on its fields:
+/// A value that contains tensors: the output of a forward pass, or an input that is passed by
+/// reference. The trait is implemented for tensors, numbers, and options, lists and tuples of such
+/// values. A struct implements the trait by calling [`each`](Self::each) on its fields:
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{nn::Tensors, prelude::*};
@@ -32,11 +32,11 @@ use crate::Result;
     note = "for a struct of your own implement `amp_core::nn::Tensors`"
 )]
 pub trait Tensors: Sized {
-    /// Returns the same value with each tensor replaced by the result of `change`, in order of
-    /// declaration.
+    /// Returns a copy of the value in which each tensor is replaced by the result of `change`.
+    /// Tensors are visited in the order of their declaration.
     ///
     /// # Errors
-    /// The errors of `change`.
+    /// When `change` fails.
     fn each(&self, change: &mut dyn FnMut(&Tensor) -> Result<Tensor>) -> Result<Self>;
 }
 
@@ -64,23 +64,24 @@ impl<T: Tensors> Tensors for Box<T> {
     }
 }
 
-/// The inputs of a forward pass, for any lifetime. For example `(&'static Tensor, Option<&'static
-/// Tensor>)` stands for a tensor and an optional tensor. It is implemented for tuples of references
-/// to [`Tensors`], slices of them, options, tensors and numbers.
+/// The types of a forward pass's inputs, without their lifetime. For example, `(&'static Tensor,
+/// Option<&'static Tensor>)` stands for a tensor and an optional tensor. The trait is implemented
+/// for references to [`Tensors`], slices, options, tensors and numbers, and for tuples of these
+/// types.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not an input of a forward pass",
     note = "inputs are `&Tensor`, numbers, references to structs that implement `Tensors`, slices \
             and options of them"
 )]
 pub trait Arguments: 'static {
-    /// The inputs with the lifetime `'a`.
+    /// The same inputs with the lifetime `'a`.
     type At<'a>;
 
-    /// Returns the same inputs with each tensor replaced by the result of `change`, in order.
-    /// `kept` owns the new tensors.
+    /// Returns the inputs with each tensor replaced by the result of `change`, in order. The new
+    /// tensors are stored in `kept`, to which the returned inputs refer.
     ///
     /// # Errors
-    /// The errors of `change`.
+    /// When `change` fails.
     fn each<'a: 'k, 'k>(
         inputs: &Self::At<'a>,
         kept: &'k Kept,
@@ -194,7 +195,7 @@ tuple!(A 0, B 1, C 2, D 3, E 4, F 5);
 tuple!(A 0, B 1, C 2, D 3, E 4, F 5, G 6);
 tuple!(A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7);
 
-/// Owns cast inputs while a forward pass refers to them.
+/// Stores the inputs that a precision region has cast, while a forward pass refers to them.
 #[derive(Default)]
 pub struct Kept {
     first: OnceCell<Box<Link>>,

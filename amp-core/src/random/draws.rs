@@ -5,16 +5,16 @@ use tch::Tensor;
 use super::{Rng, place};
 use crate::{Result, ffi::CpuRandom};
 
-/// The seeds of examples. They depend only on the run's seed, the epoch and the example's index.
-/// Therefore an augmentation is the same for any number of prefetched batches, any order of
-/// examples and after a resume. It does not change the model's random numbers.
+/// Computes a seed for each example. The seed depends only on the seed of the run, the epoch and
+/// the index of the example. Therefore an augmentation is the same for any number of prefetched
+/// batches, in any order of examples, and after a resume. The model's random numbers do not change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Draws {
     key: u64,
 }
 
 impl Draws {
-    /// Creates the seeds of an epoch.
+    /// Creates the seeds of one epoch from the seed of the run.
     pub fn new(seed: u64, epoch: u64) -> Self {
         Self { key: mixed(mixed(seed) ^ epoch) }
     }
@@ -29,29 +29,31 @@ impl Draws {
         Rng::with_seed(self.seed(index))
     }
 
-    /// Returns a random generator for the batch with these examples. Its numbers are independent of
-    /// the examples' own numbers.
+    /// Returns a random generator for the batch that consists of these examples. Its numbers are
+    /// independent of the numbers from the generators of the single examples.
     pub fn batch_rng(self, indices: &[i64]) -> Rng {
         let start = mixed(!self.key);
         Rng::with_seed(indices.iter().fold(start, |key, index| mixed(key ^ index.cast_unsigned())))
     }
 
-    /// Returns the seeds of the same run and epoch for transforms of whole batches. Their numbers
-    /// are independent of the examples' numbers.
+    /// Returns the seeds for transforms of whole batches, in the same run and epoch. The random
+    /// numbers from these seeds are independent of the examples' random numbers.
     #[must_use]
     pub(crate) fn of_batches(self) -> Self {
         Self { key: mixed(self.key ^ BATCHES) }
     }
 
-    /// Runs `body` with libtorch's CPU generator seeded for the example at `index`, and restores
-    /// the generator afterwards. Other threads of the run must not draw meanwhile.
+    /// Runs `body` while libtorch's CPU generator is seeded for the example at `index`, and
+    /// restores the generator's state afterwards. Other threads of the run must not use the
+    /// generator meanwhile.
     pub(crate) fn apart<T>(self, index: i64, body: impl FnOnce() -> T) -> Result<T> {
         /// Restores the generator, also after a panic.
         struct Kept(CpuRandom);
 
         impl Drop for Kept {
             fn drop(&mut self) {
-                // Restoring a state that was read from the same generator does not fail.
+                // Restoring a state that was read from the same generator does not fail, so the
+                // result is ignored.
                 let _ = self.0.restore();
             }
         }
@@ -62,13 +64,14 @@ impl Draws {
         Ok(body())
     }
 
-    /// Returns the result of `body`, and whether `body` drew from libtorch's generator. If it did,
-    /// it ran [apart](Self::apart), and the generator is unchanged.
+    /// Runs `body`, and returns its result and whether `body` used libtorch's random generator. If
+    /// `body` used the generator, the result comes from a call with the seed of the example, as in
+    /// [`apart`](Self::apart), and the generator's state is restored.
     ///
-    /// Other threads may draw at the same time and change the generator too. Therefore `body` is
-    /// run several times from one seed. If two runs leave the generator in the same changed state,
-    /// `body` draws. If no two runs agree, `body` is assumed to draw, which costs time but gives
-    /// correct numbers.
+    /// Another thread may use the generator at the same time and change its state too. Therefore
+    /// `body` is called several times with the same seed. If two calls in a row leave the generator
+    /// in the same changed state, `body` uses the generator. If no two calls agree, `body` is
+    /// assumed to use it. A wrong assumption costs time, but the random numbers are still correct.
     pub(crate) fn watched<T>(self, index: i64, body: impl Fn() -> T) -> Result<(T, bool)> {
         let _place = place();
         let state = || CpuRandom::read()?.tensor();
@@ -101,7 +104,8 @@ impl Draws {
 /// examples.
 const BATCHES: u64 = 0x6261_7463_6865_7321;
 
-/// The number of repeated runs after which `body` is assumed to draw, if no two runs agree.
+/// The number of further calls after which `body` is assumed to use the random generator if no two
+/// calls agree.
 const RUNS: usize = 4;
 
 /// Computes SplitMix64's output function: consecutive inputs give unrelated outputs.

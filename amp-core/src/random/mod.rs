@@ -1,5 +1,5 @@
-//! libtorch's random generators, which the whole process shares, and reproducible sections, which
-//! use them exclusively.
+//! libtorch's random generators, which all threads of the process share, and reproducible sections,
+//! in which one thread uses the generators alone.
 
 mod draws;
 mod rng;

@@ -4,8 +4,8 @@ use tch::Tensor;
 
 use crate::Result;
 
-/// A stream of random numbers that depends only on its seed. It does not use libtorch's generators,
-/// from which the model draws.
+/// A stream of random numbers that depends only on its seed. It is independent of libtorch's
+/// generators, from which the model takes its random numbers.
 ///
 /// ```
 /// use amp_core::random::Rng;
@@ -20,7 +20,7 @@ use crate::Result;
 pub struct Rng(fastrand::Rng);
 
 impl Rng {
-    /// Returns the stream of this seed.
+    /// Returns the stream of random numbers that belongs to `seed`.
     pub fn with_seed(seed: u64) -> Self {
         Self(fastrand::Rng::with_seed(seed))
     }
@@ -30,7 +30,8 @@ impl Rng {
         self.0.u64(..)
     }
 
-    /// Returns a uniform number in [`low`, `high`), or `low` if both are equal.
+    /// Returns a number that is uniformly distributed in [`low`, `high`). Returns `low` if `low`
+    /// and `high` are equal.
     pub fn uniform(&mut self, low: f64, high: f64) -> f64 {
         low + (high - low) * self.0.f64()
     }
@@ -40,7 +41,7 @@ impl Rng {
         self.0.i64(0..count.max(1))
     }
 
-    /// Returns true with this probability.
+    /// Returns true with the given probability, and otherwise false.
     pub fn chance(&mut self, probability: f64) -> bool {
         self.0.f64() < probability
     }
@@ -63,11 +64,11 @@ impl Rng {
         Ok(Tensor::f_from_slice(&values)?.f_reshape(shape)?)
     }
 
-    /// Returns a number with the distribution Beta(a, b), from 0 to 1; `a` and `b` must be
+    /// Returns a random number from 0 to 1 with the distribution Beta(a, b). `a` and `b` must be
     /// positive.
     pub fn beta(&mut self, a: f64, b: f64) -> f64 {
         // The result is X / (X + Y) for two gamma distributed numbers X and Y. It is computed from
-        // their logarithms, because X and Y underflow if a and b are small.
+        // the logarithms of X and Y, because X and Y underflow if a and b are small.
         let (x, y) = (self.ln_gamma(a), self.ln_gamma(b));
         1.0 / (1.0 + (y - x).exp())
     }
@@ -88,7 +89,7 @@ impl Rng {
         }
     }
 
-    /// Shuffles the items uniformly.
+    /// Shuffles the items, so that each order is equally likely.
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         self.0.shuffle(items);
     }

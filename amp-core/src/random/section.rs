@@ -1,5 +1,5 @@
-//! Controls which threads may draw random numbers: either one thread that is in a reproducible
-//! section, or any number of threads outside of sections.
+//! Controls which threads may use libtorch's random generators: either one thread that is in a
+//! reproducible section, or any number of threads that are not in a section.
 
 use std::{
     cell::Cell,
@@ -9,11 +9,12 @@ use std::{
 
 use crate::{Error, Result};
 
-/// The threads that have permission to draw random numbers.
+/// The threads that currently have permission to use the random generators.
 struct Holders {
     /// Whether a thread is in a section.
     section: bool,
-    /// The number of threads that train or draw outside a section.
+    /// The number of threads with shared permission, which train or use the generators outside of a
+    /// section.
     others: usize,
 }
 
@@ -24,7 +25,8 @@ thread_local! {
     static HELD: Cell<Held> = const { Cell::new(Held { kind: Kind::Nothing, depth: 0 }) };
 }
 
-/// The kind of this thread's permission, and the number of guards that share it.
+/// The kind of permission that this thread has, and the number of guards through which it has the
+/// permission.
 #[derive(Clone, Copy)]
 struct Held {
     kind: Kind,
@@ -34,30 +36,33 @@ struct Held {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Nothing,
-    /// A section: no other thread draws.
+    /// The thread is in a section: no other thread uses the generators.
     Section,
-    /// Shared permission: other threads may have it at the same time.
+    /// Shared permission. Other threads may have shared permission at the same time.
     Place,
-    /// No permission of its own: the thread works for a thread that has permission.
+    /// The thread works for another thread, which has permission.
     Guest,
 }
 
-/// Locks the counts of permissions. A panic cannot make them inconsistent.
+/// Locks the counts of threads with permission. The lock is used even after a panic, because a
+/// panic cannot make the counts inconsistent.
 fn holders() -> MutexGuard<'static, Holders> {
     HOLDERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A guard of this thread's permission to draw random numbers. The permission ends when the last
-/// guard is dropped.
+/// A guard of this thread's permission to use the random generators. The permission ends when the
+/// last guard is dropped.
 #[derive(Debug)]
 struct Hold {
-    /// A permission belongs to one thread, so its guard is not `Send`.
+    /// A permission belongs to one thread. This field keeps the guard from being sent to another
+    /// thread.
     not_send: PhantomData<*const ()>,
 }
 
 impl Hold {
-    /// Returns a guard of this thread's permission. The first guard sets the permission's kind;
-    /// the caller has waited until that kind is allowed.
+    /// Returns a guard of this thread's permission. For the first guard of the thread, `kind` is
+    /// the kind of permission, and the caller has waited until this kind is allowed. Further guards
+    /// share the kind of the first.
     fn new(kind: Kind) -> Self {
         let held = HELD.get();
         let kind = if held.depth == 0 { kind } else { held.kind };
@@ -85,31 +90,33 @@ impl Drop for Hold {
     }
 }
 
-/// A reproducible section. It begins with [`seeded`] and ends on the same thread when this guard is
-/// dropped.
+/// A reproducible section. It begins with [`seeded`]. It ends when this guard is dropped, on the
+/// same thread.
 #[derive(Debug)]
 #[must_use = "the section ends when this is dropped: bind it, as in `let _section = seeded(42)?;`"]
 pub struct Section {
     _hold: Hold,
 }
 
-/// Begins a section whose random numbers depend only on `seed`, not on other threads, and seeds
+/// Begins a section in which random numbers depend only on `seed` and not on other threads. Seeds
 /// libtorch's generators of every device.
 ///
 /// libtorch has one default generator for the whole process. If two threads train at the same time,
-/// as two tests of one binary do, each takes numbers from the other's sequence, and neither run can
-/// be repeated. While the section exists, every other thread waits before it does one of these
-/// things: it begins a section, [`Trainer::fit`](crate::Trainer::fit) or a region of
-/// [autocast](crate::precision::AutocastGuard) (libtorch keeps the casts of such a region for the
-/// whole process); it builds a layer of [`nn`](crate::nn); it seeds the generators; it changes
-/// [numeric switches](crate::hardware::set_numerics). Likewise the section begins only when no
-/// other thread does one of these things. Without a section nothing waits: as in PyTorch, several
-/// threads can train at the same time, and their runs cannot be repeated.
+/// as two tests of one binary do, each thread takes numbers from the sequence of the other thread,
+/// and neither run can be repeated. While the section exists, every other thread waits before it
+/// begins a section, [`Trainer::fit`](crate::Trainer::fit) or an [autocast
+/// region](crate::precision::AutocastGuard), because libtorch keeps the casts of an autocast region
+/// for the whole process. Every other thread also waits before it builds a layer of
+/// [`nn`](crate::nn), seeds the generators or changes [numeric
+/// switches](crate::hardware::set_numerics). The section begins only when no other thread does any
+/// of these things. Without a section no thread waits: several threads can train at the same time,
+/// as in PyTorch, but their runs cannot be repeated.
 ///
-/// A section may contain further sections on the same thread. Each seeds the generators again, and
-/// the outer section lasts until all have ended. Code that draws from libtorch directly, such as
-/// `Tensor::randn`, does not wait: put it into a section. A thread in a section must not wait for
-/// another thread that draws, because both would wait forever.
+/// A section may contain inner sections on the same thread. Each inner section seeds the generators
+/// again. Other threads wait until all sections of the thread have ended. Code that uses libtorch's
+/// generators directly, such as `Tensor::randn`, does not wait for the sections of other threads:
+/// put such code into a section. A thread in a section must not wait for a thread that needs the
+/// generators, because both threads would wait forever.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{
@@ -131,9 +138,9 @@ pub struct Section {
 /// ```
 ///
 /// # Errors
-/// When this thread is within a `Trainer::fit` or an autocast region that began outside a section,
-/// or works for such a run as its data loader, because other threads may already have disturbed
-/// that run. Also when libtorch cannot be seeded.
+/// When libtorch cannot be seeded. Also when this thread is within a `Trainer::fit` or an autocast
+/// region that began outside of a section, or works for such a run as its data loader. Other
+/// threads may then have used the generators already, so the run could not be repeated.
 pub fn seeded(seed: u64) -> Result<Section> {
     match HELD.get().kind {
         Kind::Section => {}
@@ -155,13 +162,15 @@ pub fn seeded(seed: u64) -> Result<Section> {
     Ok(section)
 }
 
-/// A guard: while it exists, other threads cannot begin a section.
+/// A guard of shared permission to use the random generators. While it exists, other threads cannot
+/// begin a section.
 #[derive(Debug)]
 pub(crate) struct Place {
     _hold: Hold,
 }
 
-/// Waits until no other thread is in a section. Call it before code that draws, seeds or changes switches.
+/// Waits until no other thread is in a section. Call this before code that uses or seeds the random
+/// generators, or changes numeric switches.
 pub(crate) fn place() -> Place {
     if HELD.get().kind == Kind::Nothing {
         let waited = CHANGED.wait_while(holders(), |holders| holders.section);
@@ -170,26 +179,29 @@ pub(crate) fn place() -> Place {
     Place { _hold: Hold::new(Kind::Place) }
 }
 
-/// The state that a new thread inherits from the thread that starts it and waits for it.
+/// The permission to use the random generators that a thread passes on to a thread that works for
+/// it. The first thread waits for the new thread to end.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Inherited {
     holds: bool,
 }
 
 impl Inherited {
-    /// Returns the state of the calling thread, for a thread that it starts and waits for.
+    /// Returns whether the calling thread has permission, for a thread that it starts and waits
+    /// for.
     pub(crate) fn current() -> Self {
         Self { holds: HELD.get().kind != Kind::Nothing }
     }
 
-    /// Applies the inherited state on the new thread. While the guard exists, the thread does not
-    /// wait for sections if its starter would not have to.
+    /// Applies the permission on the new thread. While the returned guard exists, the new thread
+    /// does not wait for sections, because the thread that started it has permission already.
+    /// Returns `None` if the starting thread has no permission.
     pub(crate) fn enter(self) -> Option<Guest> {
         self.holds.then(|| Guest { _hold: Hold::new(Kind::Guest) })
     }
 }
 
-/// See [`Inherited::enter`].
+/// The guard of a thread that works for another thread. See [`Inherited::enter`].
 #[derive(Debug)]
 pub(crate) struct Guest {
     _hold: Hold,

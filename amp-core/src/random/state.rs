@@ -1,4 +1,4 @@
-//! The state of the random generators from which a run draws.
+//! The state of the random generators that a run uses.
 
 use tch::{Device, Tensor};
 
@@ -28,20 +28,21 @@ pub struct RandomState {
 }
 
 impl RandomState {
-    /// Reads the current state. It does not wait for the device, because a CUDA generator's state
-    /// is on the host.
+    /// Reads the current state of the generators. This does not wait for the device, because the
+    /// state of a CUDA generator is on the host.
     ///
     /// # Errors
-    /// When libtorch has no such device.
+    /// When libtorch does not have this device.
     pub fn read(device: Device) -> Result<Self> {
         let cuda = device.is_cuda().then(|| ffi::random_state(device)).transpose()?;
         Ok(Self { cpu: CpuRandom::read()?, cuda })
     }
 
-    /// Restores this state in the generators of the same device.
+    /// Writes this state back to the generators. `device` must be the device from which the state
+    /// was read.
     ///
     /// # Errors
-    /// When libtorch has no such device.
+    /// When libtorch does not have this device.
     pub fn restore(&self, device: Device) -> Result<()> {
         self.cpu.restore()?;
         match &self.cuda {
@@ -50,10 +51,11 @@ impl RandomState {
         }
     }
 
-    /// Returns whether both states are equal, so that nothing was drawn in between.
+    /// Returns whether this state equals `other`. If it does, no random number was taken between
+    /// the two readings.
     ///
     /// # Errors
-    /// When libtorch fails.
+    /// When libtorch cannot compare the states.
     pub fn is_same(&self, other: &Self) -> Result<bool> {
         let cuda = match (&self.cuda, &other.cuda) {
             (Some(own), Some(other)) => own.f_equal(other)?,
@@ -71,8 +73,8 @@ impl RandomState {
         Ok(state)
     }
 
-    /// Reads a saved state. If the state of the CUDA generator was not saved, the result contains
-    /// its current state.
+    /// Converts a saved state. If the state of the CUDA generator was not saved, the result
+    /// contains the generator's current state.
     pub(crate) fn from_state(state: &State, device: Device) -> Result<Self> {
         let now = Self::read(device)?;
         let cpu = CpuRandom::from_tensor(state.tensor_like("cpu", &now.cpu.tensor()?)?)?;

@@ -1,4 +1,4 @@
-//! `meta.yaml` of experiments and runs.
+//! The `meta.yaml` files of experiments and runs in MLflow's file store.
 
 use std::{
     fmt::Write,
@@ -9,7 +9,7 @@ use std::{
 use super::{make, now};
 use crate::{Error, Result, file::Staged};
 
-/// MLflow's RunStatus.
+/// The status of a run, with the numbers of MLflow's RunStatus.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Status {
     Running = 1,
@@ -18,7 +18,7 @@ pub(super) enum Status {
     Killed = 5,
 }
 
-/// An experiment in a store.
+/// An experiment in MLflow's file store.
 #[derive(Debug)]
 pub(super) struct Experiment {
     pub(super) id: String,
@@ -26,7 +26,7 @@ pub(super) struct Experiment {
 }
 
 impl Experiment {
-    /// Finds the experiment of this name, or creates it.
+    /// Finds the experiment `name` in the file store, or creates it.
     pub(super) fn find(store: &Path, name: &str) -> Result<Self> {
         let failed = |error| Error::io(store, error);
         for entry in fs::read_dir(store).map_err(failed)? {
@@ -46,7 +46,7 @@ impl Experiment {
                 return Ok(Self { id, folder });
             }
         }
-        // MLflow's ids are 18 random digits, of which the first is not 0.
+        // MLflow's ids are random numbers of 18 digits. The first digit is not 0.
         let id = fastrand::u64(100_000_000_000_000_000..1_000_000_000_000_000_000).to_string();
         let folder = store.join(&id);
         make(&folder)?;
@@ -63,7 +63,7 @@ impl Experiment {
     }
 }
 
-/// A run's `meta.yaml`.
+/// The content of a run's `meta.yaml`.
 #[derive(Debug)]
 pub(super) struct RunMeta {
     experiment: String,
@@ -92,7 +92,7 @@ impl RunMeta {
         (self.status, self.ended) = (status, Some(ended));
     }
 
-    /// Writes the file. It appears whole or not at all.
+    /// Writes `meta.yaml` into the run's folder. A reader never sees a partly written file.
     pub(super) fn write(&self, folder: &Path) -> Result<()> {
         let ended = self.ended.map_or("null".to_owned(), |ended| ended.to_string());
         let id = quoted(&self.id);
@@ -111,7 +111,7 @@ impl RunMeta {
     }
 }
 
-/// Puts a text into YAML's single quotes, in which only a single quote is special.
+/// Encloses a text in YAML's single quotes, in which only the single quote is special.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
@@ -123,7 +123,8 @@ fn unquoted(text: &str) -> String {
     }
 }
 
-/// Returns `file://` followed by the path, as Python's pathname2url writes it.
+/// Returns the URI of a file: `file://` followed by the path, encoded as Python's `pathname2url`
+/// does.
 fn uri(path: &Path) -> String {
     let mut uri = "file://".to_owned();
     for byte in path.to_string_lossy().bytes() {

@@ -1,4 +1,4 @@
-//! Runs in MLflow's file store.
+//! Writes runs in the format of MLflow's file store.
 
 mod meta;
 
@@ -32,13 +32,14 @@ use crate::{
 /// | artifacts | images (`NAME/step_000010.png`), texts (`.md`) and histograms (`.json`) |
 /// | status | running, then finished, killed (by a signal) or failed |
 ///
-/// `mlflow ui --backend-store-uri FOLDER` shows them. MLflow 3 reads file stores only if
-/// `MLFLOW_ALLOW_FILE_STORE=true` is set; `mlflow migrate-filestore` converts them into a database.
+/// `mlflow ui --backend-store-uri FOLDER` shows the runs. MLflow 3 reads file stores only if
+/// `MLFLOW_ALLOW_FILE_STORE=true` is set. `mlflow migrate-filestore` converts a file store into a
+/// database.
 #[derive(Debug)]
 pub struct MlflowLogger(Background);
 
 impl MlflowLogger {
-    /// Creates a logger that writes to `folder`. If the folder is missing, it is created.
+    /// Creates a logger that writes to `folder`. Creates the folder if it is missing.
     ///
     /// # Errors
     /// When the folder cannot be created or written to.
@@ -64,7 +65,7 @@ impl Subscriber for MlflowLogger {
 
 struct Store {
     folder: PathBuf,
-    /// The current run, if it has not ended.
+    /// The current run. `None` before a run starts and after it has ended.
     run: Option<Run>,
 }
 
@@ -201,7 +202,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     fs::write(path, bytes).map_err(|error| Error::io(path, error))
 }
 
-/// Returns the milliseconds since 1970.
+/// Returns the time since 1970 in milliseconds.
 fn now() -> u128 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis()
 }

@@ -1,4 +1,4 @@
-//! A progress bar.
+//! A progress bar for training runs.
 
 mod text;
 
@@ -20,9 +20,9 @@ use crate::{
 /// Shows the progress of a run on standard error: epoch, batch and step, optimizer steps and examples per
 /// second, the remaining time, the loss scale, and logged values.
 ///
-/// On a terminal it is a bar that is drawn at most 10 times a second, without colors if `NO_COLOR`
-/// is set. Otherwise it writes a line every 30 seconds, and no line for shorter runs. It reads only
-/// events, whose values are already on the host, so it never waits for the device.
+/// On a terminal it draws a bar at most 10 times a second, without colors if `NO_COLOR` is set.
+/// Without a terminal it writes a line of text every 30 seconds, and no line for a shorter run. It
+/// reads only events. Their values are already on the host, so the bar never waits for the device.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{logger::ProgressBar, prelude::*};
@@ -46,7 +46,7 @@ use crate::{
 pub struct ProgressBar {
     output: Output,
     progress: RunProgress,
-    /// `runs` is the number of runs that the bar covers, `begun` the number of them that have
+    /// `runs` is the number of runs that one bar shows. `begun` is the number of runs that have
     /// begun.
     runs: u64,
     begun: u64,
@@ -54,7 +54,7 @@ pub struct ProgressBar {
     next: Option<Instant>,
 }
 
-/// Where the progress is shown.
+/// The destination of the progress display.
 enum Output {
     Bar {
         bar: indicatif::ProgressBar,
@@ -69,11 +69,11 @@ enum Output {
     Nowhere,
 }
 
-/// The time between two drawings.
+/// The shortest time between two drawings of the bar.
 const REDRAW: Duration = Duration::from_millis(100);
-/// The time between two lines.
+/// The time between two lines of text.
 const LINE: Duration = Duration::from_secs(30);
-/// The number of steps in which the bar shows the progress of one run.
+/// The number of positions that the bar has for one run.
 const PARTS: u64 = 10_000;
 
 impl fmt::Debug for ProgressBar {
@@ -89,8 +89,8 @@ impl Default for ProgressBar {
 }
 
 impl ProgressBar {
-    /// Creates a progress display for one run. It is a bar if standard error is a terminal,
-    /// otherwise a line every 30 seconds.
+    /// Creates a progress display for one run. The display is a bar if standard error is a
+    /// terminal. Otherwise it is a line of text every 30 seconds.
     pub fn new() -> Self {
         match io::stderr().is_terminal() {
             // 255 is the highest rate that indicatif accepts. This type limits the drawing rate
@@ -114,8 +114,8 @@ impl ProgressBar {
             bar.set_style(style.with_key(
                 "details",
                 move |_: &ProgressState, out: &mut dyn fmt::Write| {
-                    // Another thread may have panicked while it held the lock. The text is complete
-                    // even then.
+                    // A thread that held the lock may have panicked. The text is complete even
+                    // then, because it is replaced as a whole.
                     let shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
                     let _ = out.write_str(&shown);
                 },
@@ -138,14 +138,14 @@ impl ProgressBar {
         self
     }
 
-    /// Shows the values of these names too.
+    /// Also shows the logged values with these names.
     #[must_use]
     pub fn showing<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
         self.progress.show(names.into_iter().map(Into::into));
         self
     }
 
-    /// Hides the bar.
+    /// Shows nothing: neither a bar nor lines of text.
     #[must_use]
     pub fn hidden(mut self) -> Self {
         self.output = Output::Nowhere;
@@ -160,7 +160,7 @@ impl ProgressBar {
         }
     }
 
-    /// Removes the bar.
+    /// Removes the bar from the terminal.
     pub fn finish(&self) {
         if let Output::Bar { bar, .. } = &self.output {
             bar.finish_and_clear();
@@ -183,7 +183,7 @@ impl ProgressBar {
             }
             Event::Batch { .. } if self.next.is_none_or(|next| now >= next) => self.show(now),
             Event::EpochEnd(_) if !matches!(self.output, Output::Lines { .. }) => self.show(now),
-            // A run that ends before its first line is due writes no line.
+            // If the run ends before its first line of text is due, no line is written.
             Event::FitEnd(_) if matches!(self.output, Output::Lines { is_used: false, .. }) => {}
             Event::FitEnd(_) => {
                 self.show(now);
@@ -196,7 +196,7 @@ impl ProgressBar {
         }
     }
 
-    /// Draws the bar or writes a line. A failed write does not end the run.
+    /// Draws the bar or writes a line of text. A failed write does not end the run.
     fn show(&mut self, now: Instant) {
         match &mut self.output {
             Output::Bar { bar, details } => {

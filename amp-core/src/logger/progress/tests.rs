@@ -55,7 +55,7 @@ fn end() -> Event {
     })
 }
 
-/// The text that a bar or its lines wrote.
+/// Receives the text that a progress display writes.
 #[derive(Clone, Default)]
 struct Written(Arc<Mutex<Vec<u8>>>);
 
@@ -144,7 +144,7 @@ fn validation_does_not_lower_the_rate_but_is_time_that_passes() {
     progress.follow(&batch(50), at(100.1));
     progress.follow(&batch(51), at(100.2));
     let text = progress.text(at(100.2));
-    // The first 26 % of the run took 100.2 s, so the other 74 % take 285 s.
+    // The first 26 % of the run took 100.2 s, so the remaining 74 % are expected to take 285 s.
     assert!(text.contains("left 00:04:45"), "{text}");
     assert!(text.contains("val_acc 0.5000"), "{text}");
     // The rate is 10 steps per second before and after the validation.
@@ -165,7 +165,7 @@ fn a_resumed_run_begins_where_it_stopped() {
     assert!(text.contains("step 110  2.00 steps/s  16.0 examples/s  left 00:00:45"), "{text}");
 }
 
-/// A terminal that keeps its text and counts how often it is drawn.
+/// A terminal for tests. It keeps the text and counts how often the bar was drawn.
 #[derive(Debug, Default)]
 struct Screen {
     drawn: AtomicUsize,
@@ -241,8 +241,8 @@ shared! {
     flush();
 }
 
-/// The bar draws 200 batches within two seconds at 10 times a second, plus once at the run's start
-/// and once at its end.
+/// Checks the drawing rate: for 200 batches within two seconds, the bar is drawn 10 times a second,
+/// once at the start of the run, and once at its end.
 #[test]
 fn it_is_drawn_at_most_ten_times_a_second() {
     let screen = Arc::new(Screen::default());

@@ -1,4 +1,4 @@
-//! The text of a progress bar.
+//! Computes the text that the progress bar shows.
 
 use std::{
     fmt::Write,
@@ -15,10 +15,10 @@ use crate::{
 /// The time over which rates are averaged.
 const WINDOW: Duration = Duration::from_secs(10);
 
-/// The progress of a run, and its speed.
+/// The position of a run, its speed, and the values to show.
 #[derive(Debug, Default)]
 pub(super) struct RunProgress {
-    /// Values that are shown even if they are not logged for the bar.
+    /// The names of values that are shown even if they are not logged with `prog_bar`.
     names: Vec<String>,
     epochs: i64,
     batches: i64,
@@ -135,13 +135,13 @@ impl RunProgress {
 /// The optimizer steps and examples per second, averaged over the last seconds.
 #[derive(Debug, Default)]
 struct Speed {
-    /// The start of the current measurement.
+    /// When the current measurement started. `None` before the first batch, and after a pause.
     last: Option<Instant>,
-    /// The end of the last batch.
+    /// When the last batch ended. `None` before the first batch.
     seen: Option<Instant>,
     steps: u64,
     examples: i64,
-    /// Steps and examples per second.
+    /// The averaged optimizer steps per second and examples per second.
     rates: Option<(f64, f64)>,
 }
 
@@ -149,7 +149,8 @@ impl Speed {
     fn count(&mut self, now: Instant, steps: u64, examples: i64) {
         self.seen = Some(now);
         if self.last.is_none() {
-            // The first batch is not timed, because the time at which it began is unknown.
+            // The first batch only starts the measurement, because it is not known when the batch
+            // began.
             self.last = Some(now);
             return;
         }
@@ -157,8 +158,8 @@ impl Speed {
         self.examples += examples;
     }
 
-    /// Excludes the time between the last batch and the next, because training pauses there. The
-    /// next batch is not measured either.
+    /// Ends the measurement at the end of the last batch, because training pauses after it. The
+    /// batch after the pause starts a new measurement.
     fn pause(&mut self) {
         if let Some(seen) = self.seen {
             let _ = self.rates(seen);
@@ -167,7 +168,8 @@ impl Speed {
         (self.steps, self.examples) = (0, 0);
     }
 
-    /// Returns optimizer steps and examples per second; `None` before the second batch.
+    /// Returns optimizer steps and examples per second. Returns `None` until a second batch was
+    /// measured.
     fn rates(&mut self, now: Instant) -> Option<(f64, f64)> {
         let Some(last) = self.last else { return self.rates };
         let passed = now.saturating_duration_since(last);

@@ -1,4 +1,5 @@
-//! Summaries for TensorBoard's HParams page (tensorboard/plugins/hparams/{plugin_data,api}.proto).
+//! Writes the summaries that TensorBoard's HParams page reads
+//! (tensorboard/plugins/hparams/{plugin_data,api}.proto).
 
 use std::collections::BTreeMap;
 
@@ -50,9 +51,9 @@ struct Hparam {
     bool: Option<bool>,
 }
 
-/// STATUS_SUCCESS of api.proto.
+/// The status of a run that ended: STATUS_SUCCESS of api.proto.
 const SUCCESS: i32 = 1;
-/// DT_FLOAT of types.proto.
+/// The dtype of a tensor: DT_FLOAT of types.proto.
 const FLOAT: i32 = 1;
 
 /// Returns the summary with the hyperparameters of a run that begins.

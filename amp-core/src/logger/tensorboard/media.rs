@@ -9,7 +9,7 @@ use crate::{
     log::{self, Media},
 };
 
-/// DT_STRING of types.proto.
+/// The dtype of a text: DT_STRING of types.proto.
 const STRING: i32 = 7;
 
 pub(super) fn value(name: &str, media: &Media) -> Result<Value> {

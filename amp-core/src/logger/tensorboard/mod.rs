@@ -1,4 +1,4 @@
-//! TensorBoard's event files.
+//! Writes event files for TensorBoard.
 
 mod hparams;
 mod media;
@@ -25,18 +25,18 @@ use crate::{
     file,
 };
 
-/// Writes event files for `tensorboard --logdir FOLDER`: scalars under the tags of
-/// [`MemoryLogger`](super::MemoryLogger), in f32 as TensorBoard stores them; hyperparameters for its
-/// HParams page; and the images, texts and histograms that steps and hooks log, in the format of
-/// torch.utils.tensorboard.
+/// Writes event files for `tensorboard --logdir FOLDER`. They contain scalars under the tags of
+/// [`MemoryLogger`](super::MemoryLogger), in f32 as TensorBoard stores them. They contain the
+/// hyperparameters for TensorBoard's HParams page. They also contain the images, texts and
+/// histograms that steps and hooks log, in the format of torch.utils.tensorboard.
 ///
-/// Each run has its own folder, `FOLDER/<model>/<precision>/version_<n>`, numbered as Lightning does, so
-/// that TensorBoard compares runs and does not merge them.
+/// Each run has a separate folder, `FOLDER/<model>/<precision>/version_<n>`, numbered as Lightning
+/// does. TensorBoard therefore compares runs and does not merge them.
 #[derive(Debug)]
 pub struct TensorBoardLogger(Background);
 
 impl TensorBoardLogger {
-    /// Creates a logger that writes to `folder`. If the folder is missing, it is created.
+    /// Creates a logger that writes to `folder`. Creates the folder if it is missing.
     ///
     /// # Errors
     /// When the folder cannot be created or written to.
@@ -121,8 +121,8 @@ fn new_version(folder: &Path) -> Result<PathBuf> {
     let mut number = 0;
     loop {
         let version = folder.join(format!("version_{number}"));
-        // The folder is created without checking first, so that two processes never get the same
-        // folder.
+        // The folder is created without checking first whether it exists, so that two processes
+        // never get the same folder.
         match fs::create_dir(&version) {
             Ok(()) => return Ok(version),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
@@ -139,7 +139,7 @@ fn file_name() -> String {
     format!("events.out.tfevents.{seconds:010}.{}.{process}.0", host.to_string_lossy())
 }
 
-/// Returns the seconds since 1970.
+/// Returns the time since 1970 in seconds.
 fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
 }

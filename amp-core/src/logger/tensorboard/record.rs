@@ -1,7 +1,7 @@
 //! The TFRecord format (tensorflow/core/lib/io/record_writer.h): the data's length as little-endian
 //! u64, the masked CRC of the length, the data, the masked CRC of the data.
 
-/// Encodes data as a record.
+/// Encodes `data` as one record.
 pub(super) fn framed(data: &[u8]) -> Vec<u8> {
     let length = (data.len() as u64).to_le_bytes();
     let mut record = Vec::with_capacity(data.len() + 16);
@@ -12,8 +12,9 @@ pub(super) fn framed(data: &[u8]) -> Vec<u8> {
     record
 }
 
-/// Masks a CRC as in tensorflow/core/lib/hash/crc32c.h: it is rotated and a constant is added,
-/// because a CRC over data that contains CRCs detects errors poorly.
+/// Computes the CRC of `data` and masks it as in tensorflow/core/lib/hash/crc32c.h: rotates it and
+/// adds a constant. The mask is needed because a CRC over data that contains CRCs detects errors
+/// poorly.
 fn masked_crc(data: &[u8]) -> u32 {
     crc32c::crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8)
 }

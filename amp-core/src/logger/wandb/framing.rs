@@ -46,7 +46,7 @@ impl Framing {
             crc.update(&[kind]);
             crc.update(part);
             out.extend_from_slice(&crc.finalize().to_le_bytes());
-            // A chunk is shorter than a block, so its length fits into 16 bits.
+            // A chunk is shorter than a block (32,768 bytes), so its length fits into 16 bits.
             out.extend_from_slice(&(part.len() as u16).to_le_bytes());
             out.push(kind);
             out.extend_from_slice(part);

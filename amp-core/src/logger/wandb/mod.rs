@@ -1,4 +1,4 @@
-//! Offline runs of Weights & Biases.
+//! Writes offline runs of Weights & Biases.
 
 mod framing;
 mod proto;
@@ -33,9 +33,9 @@ use crate::{
     log::{Image, Media},
 };
 
-/// Writes each run as an offline run of Weights & Biases, `FOLDER/wandb/offline-run-<time>-<id>`,
-/// without a connection; `wandb sync` uploads it. The W&B project has the model's name, and the run
-/// has the precision's name.
+/// Writes each run as an offline run of Weights & Biases to `FOLDER/wandb/offline-run-<time>-<id>`,
+/// without a network connection. `wandb sync` uploads the run. The W&B project has the model's
+/// name, and the W&B run has the precision's name.
 ///
 /// | W&B | here |
 /// | --- | --- |
@@ -50,7 +50,7 @@ use crate::{
 pub struct WandbLogger(Background);
 
 impl WandbLogger {
-    /// Creates a logger that writes to `folder`. If the folder is missing, it is created.
+    /// Creates a logger that writes to `folder`. Creates the folder if it is missing.
     ///
     /// # Errors
     /// When the folder cannot be created or written to.
@@ -74,17 +74,17 @@ impl Subscriber for WandbLogger {
 
 struct Runs {
     folder: PathBuf,
-    /// The current run, if it has not ended.
+    /// The current run. `None` before a run starts and after it has ended.
     run: Option<Offline>,
 }
 
 struct Offline {
     id: String,
-    /// The run's folder.
+    /// The folder of this run, `offline-run-<time>-<id>`.
     folder: PathBuf,
     file: RecordFile,
     framing: Framing,
-    /// The number of records so far.
+    /// The number of records that were written so far.
     records: i64,
     started: Instant,
     row: Row,
@@ -200,7 +200,7 @@ impl Offline {
         Ok(())
     }
 
-    /// Writes an image's file and returns its description for the history.
+    /// Writes an image to a PNG file and returns the file's description for the run's history.
     fn image(&mut self, step: u64, name: &str, image: &Image) -> Result<Value> {
         let bytes = png::encoded(image)?;
         let hash =

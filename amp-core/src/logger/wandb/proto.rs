@@ -3,7 +3,7 @@
 /// The message Record.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Record {
-    /// The record's number, counted from 1.
+    /// The number of the record in its file, counted from 1.
     #[prost(int64, tag = "1")]
     pub(super) num: i64,
     #[prost(message, optional, tag = "2")]
@@ -117,7 +117,7 @@ pub(super) struct Files {
     pub(super) files: Vec<File>,
 }
 
-/// FilesItem; policy 0 makes W&B upload the file immediately.
+/// The message FilesItem. With policy 0, W&B uploads the file immediately.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct File {
     #[prost(string, tag = "1")]
@@ -133,7 +133,7 @@ pub(super) struct File {
 pub(super) struct Exit {
     #[prost(int32, tag = "1")]
     pub(super) exit_code: i32,
-    /// The run's time in seconds.
+    /// The duration of the run in seconds.
     #[prost(int32, tag = "2")]
     pub(super) runtime: i32,
 }

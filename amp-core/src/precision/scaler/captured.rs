@@ -7,10 +7,10 @@ use crate::Result;
 
 impl GradScaler {
     /// Sets `skip_flag`, an f32 scalar on the device, to 1 if a loss or gradient since the last
-    /// update was not finite. It never resets the flag.
+    /// update was not finite. If all were finite, leaves the flag as it is.
     pub(crate) fn note_non_finite(&self, skip_flag: &Tensor) -> Result<()> {
         for seen in &self.iteration {
-            // NaN counts as true.
+            // A NaN in `found_inf` counts as true in this operation.
             let _ = skip_flag.shallow_clone().f_logical_or_(&seen.found_inf.on(self.device)?)?;
         }
         Ok(())

@@ -1,5 +1,5 @@
-//! The values that pass through the scaler: a scaled loss, its gradients, and the outcome of the
-//! step.
+//! The values on which a gradient scaler works: a scaled loss, the gradients of that loss, and the
+//! outcome of the optimizer step.
 
 use std::{marker::PhantomData, rc::Rc};
 
@@ -13,13 +13,14 @@ use crate::{
     precision::{Clip, clip},
 };
 
-/// Marks [`Gradients`] of a scaled loss.
+/// Marks [`Gradients`] that are multiplied by the loss scale.
 #[derive(Debug)]
 pub struct Scaled;
-/// Marks unscaled [`Gradients`].
+/// Marks [`Gradients`] that were divided by the loss scale.
 #[derive(Debug)]
 pub struct Unscaled;
-/// Marks [`Gradients`] that are still scaled. The optimizer's step unscales and clips them.
+/// Marks [`Gradients`] that are still multiplied by the loss scale. The optimizer's step itself
+/// unscales and clips them.
 #[derive(Debug)]
 pub struct Deferred;
 
@@ -30,7 +31,8 @@ pub struct Gradients<S> {
     pub(super) parameters: Rc<[Parameter]>,
     pub(super) tensors: Grads,
     pub(super) found_inf: Option<FoundInf>,
-    /// A scalar by which the step must still multiply the tensors.
+    /// A scalar on the device by which the optimizer step must still multiply the gradients. `None`
+    /// if they are already unscaled and clipped.
     pub(super) factor: Option<Tensor>,
     pub(super) owner: usize,
     pub(super) state: PhantomData<S>,
@@ -39,7 +41,7 @@ pub struct Gradients<S> {
 /// Whether a loss or gradient was not finite.
 #[derive(Debug)]
 pub(super) enum FoundInf {
-    /// The host already knows the answer.
+    /// The host already knows whether a value was not finite.
     Known(bool),
     /// The answer is on the device: an f32 scalar that is 0 unless a value was not finite.
     Device(Tensor),
@@ -84,11 +86,11 @@ pub struct ScaledLoss {
     pub(super) scale: Option<Tensor>,
 }
 
-/// The outcome of an optimizer step.
+/// Whether an optimizer step was applied or skipped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use = "a skipped step must not advance the schedule"]
 pub enum StepOutcome {
-    /// The parameters were updated.
+    /// The optimizer updated its parameters.
     Applied,
     /// A gradient was not finite, and nothing changed.
     Skipped {
@@ -108,19 +110,20 @@ impl ScaledLoss {
 }
 
 impl Gradients<Unscaled> {
-    /// Clips by global norm; see [`clip_grad_norm`](crate::precision::clip_grad_norm). Returns the
-    /// norm before clipping.
+    /// Scales the gradients so that their global 2-norm is at most `max_norm`, as
+    /// [`clip_grad_norm`](crate::precision::clip_grad_norm) does. Returns the norm before clipping.
     ///
     /// # Errors
-    /// When libtorch fails.
+    /// When libtorch cannot compute the norm or scale a gradient.
     pub fn clip_grad_norm(&self, max_norm: f64) -> Result<Tensor> {
         clip::clip_grad_norm(&self.tensors, max_norm)
     }
 
-    /// Clips by value; see [`clip_grad_value`](crate::precision::clip_grad_value).
+    /// Clamps each element to `[-limit, limit]`, as
+    /// [`clip_grad_value`](crate::precision::clip_grad_value) does.
     ///
     /// # Errors
-    /// When libtorch fails.
+    /// When libtorch cannot clamp a gradient.
     pub fn clip_grad_value(&self, limit: f64) -> Result<()> {
         clip::clip_grad_value(&self.tensors, limit)
     }
@@ -136,16 +139,18 @@ impl Gradients<Unscaled> {
         }
     }
 
-    /// Returns each gradient under its parameter's name, in order of declaration.
+    /// Returns each gradient with its parameter's name, in the order in which the model declares
+    /// the parameters.
     pub fn named(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         let grads = self.tensors.with_places();
         grads.map(|(place, grad)| (self.parameters[place].name.as_str(), grad))
     }
 
-    /// Returns the global 2-norm, on the device; see [`grad_norm`](crate::precision::grad_norm).
+    /// Returns the 2-norm of all gradients together, as a scalar on the device. See
+    /// [`grad_norm`](crate::precision::grad_norm).
     ///
     /// # Errors
-    /// When libtorch fails.
+    /// When libtorch cannot compute the norm.
     pub fn norm(&self) -> Result<Tensor> {
         clip::grad_norm(&self.tensors)
     }
@@ -153,7 +158,7 @@ impl Gradients<Unscaled> {
     /// Returns the number of parameters with a NaN in their gradient: a scalar on the device.
     ///
     /// # Errors
-    /// When libtorch fails.
+    /// When libtorch cannot compare a gradient.
     pub fn nan_count(&self) -> Result<Tensor> {
         self.count(|grad| Ok(grad.f_isnan()?))
     }
@@ -161,7 +166,7 @@ impl Gradients<Unscaled> {
     /// Returns the number of parameters with an infinity in their gradient: a scalar on the device.
     ///
     /// # Errors
-    /// When libtorch fails.
+    /// When libtorch cannot compare a gradient.
     pub fn inf_count(&self) -> Result<Tensor> {
         self.count(|grad| Ok(grad.f_isinf()?))
     }
@@ -196,7 +201,7 @@ impl<S> Gradients<S> {
         Ok(None)
     }
 
-    /// Returns the same gradients with another marker.
+    /// Returns the same gradients, marked with the state `T`.
     pub(super) fn into_state<T>(self) -> Gradients<T> {
         let Self { parameters, tensors, found_inf, factor, owner, .. } = self;
         Gradients { parameters, tensors, found_inf, factor, owner, state: PhantomData }
@@ -204,23 +209,24 @@ impl<S> Gradients<S> {
 }
 
 impl Gradients<Deferred> {
-    /// Returns the factor by which the step multiplies each gradient; `None` if the gradients are
-    /// already unscaled and clipped.
+    /// Returns the factor by which the optimizer step multiplies each gradient. Returns `None` if
+    /// the gradients are already unscaled and clipped.
     pub(crate) fn factor(&self) -> Option<&Tensor> {
         self.factor.as_ref()
     }
 }
 
-/// Converts gradients that are already unscaled and clipped, so that the step changes them no
-/// further.
+/// Converts gradients that are already unscaled and clipped. The optimizer step then uses them as
+/// they are.
 impl From<Gradients<Unscaled>> for Gradients<Deferred> {
     fn from(unscaled: Gradients<Unscaled>) -> Self {
         unscaled.into_state()
     }
 }
 
-/// Sets `found_inf` to NaN if an element of a gradient is not finite. It is enough to check the
-/// largest magnitude of each gradient, because the maximum preserves NaN and infinities.
+/// Sets `found_inf` to NaN if an element of a gradient is not finite. Checks only the largest
+/// magnitude in each gradient, because the maximum of a tensor with a NaN or an infinity is not
+/// finite either.
 pub(super) fn check_finite(grads: &[Tensor], found_inf: &Tensor) -> Result<()> {
     let largest = clip::by_dtype(grads, |_, group| {
         let sizes = ffi::foreach_norm(group, f64::INFINITY, false)?;

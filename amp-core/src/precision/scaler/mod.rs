@@ -1,10 +1,10 @@
-//! The gradient scaler, with the rules of torch/amp/grad_scaler.py. Its types enforce the order of
+//! The gradient scaler, which follows torch/amp/grad_scaler.py. Its types enforce the order of
 //! calls.
 //!
-//! [`GradScaler::scale`] returns a [`ScaledLoss`]. Its backward pass computes scaled gradients,
-//! which [`GradScaler::gradients`] takes as [`Gradients<Scaled>`]. [`GradScaler::unscale`] converts
-//! these to [`Gradients<Unscaled>`], and only these can be clipped and stepped. Each call consumes
-//! a value that must not be used twice:
+//! [`GradScaler::scale`] returns a [`ScaledLoss`], whose backward pass computes scaled gradients.
+//! [`GradScaler::gradients`] returns these as [`Gradients<Scaled>`]. [`GradScaler::unscale`]
+//! converts them to [`Gradients<Unscaled>`], the only type that can be clipped and stepped. Each
+//! call consumes a value that must not be used twice:
 //!
 //! ```no_run,standalone_crate
 //! # use amp_core::{precision::{GradScaler, StepOutcome}, optim::Optimizer, tch::Tensor};
@@ -38,7 +38,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Unscaling, stepping or running the backward pass twice does not compile either:
+//! To unscale, to step or to run the backward pass twice does not compile either:
 //!
 //! ```compile_fail,E0382
 //! # use amp_core::{precision::GradScaler, optim::Optimizer};
@@ -67,9 +67,9 @@
 //! # Ok(()) }
 //! ```
 //!
-//! The remaining mistakes give an [`Error::Scaler`] at run time: gradients without a scaled loss;
-//! gradients that are taken twice, kept beyond an update or passed to another optimizer; f16
-//! gradients; and an update without gradients.
+//! The remaining mistakes give an [`Error::Scaler`] at run time: gradients without a scaled loss,
+//! gradients that are taken twice, gradients that are kept beyond an update or passed to another
+//! optimizer, f16 gradients, and an update without gradients.
 
 mod captured;
 mod gradients;
@@ -108,7 +108,8 @@ pub struct GradScaler {
     device: Device,
     scale: Tensor,
     growth_tracker: Tensor,
-    /// A zero on the device. A captured step passes it to the scaler's rule as the overflow flag.
+    /// A zero on the device. A captured step passes it to libtorch's update of the scale as the
+    /// overflow flag.
     no_overflow: Tensor,
     mirror: (f32, i32),
     /// Whether a loss was scaled since the last update.
@@ -120,11 +121,11 @@ pub struct GradScaler {
 /// What the scaler does in a precision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
-    /// Neither scales nor checks.
+    /// Neither scales losses nor checks gradients.
     Off,
     /// Skips steps whose gradients are not finite.
     Check,
-    /// Scales the loss and skips steps.
+    /// Scales losses, and skips steps whose gradients are not finite.
     Scale,
 }
 
@@ -137,7 +138,7 @@ struct Use {
 }
 
 impl GradScaler {
-    /// Creates a scaler on `device`.
+    /// Creates a scaler for losses and gradients on `device`.
     ///
     /// # Errors
     /// When a constant is out of range: the scale must be positive and finite in f32, growth
@@ -158,11 +159,11 @@ impl GradScaler {
         })
     }
 
-    /// Creates a scaler that neither scales nor skips. With it, code for all precisions is the
-    /// same.
+    /// Creates a scaler that neither scales losses nor skips steps. With it, the same training code
+    /// works for every precision.
     ///
     /// # Errors
-    /// When libtorch has no such device.
+    /// When libtorch does not have this device.
     pub fn disabled(device: Device) -> Result<Self> {
         Self::unscaled(device, Mode::Off)
     }
@@ -171,7 +172,7 @@ impl GradScaler {
     /// dtype.
     ///
     /// # Errors
-    /// When libtorch has no such device.
+    /// When libtorch does not have this device.
     pub fn checking(device: Device) -> Result<Self> {
         Self::unscaled(device, Mode::Check)
     }
@@ -181,22 +182,23 @@ impl GradScaler {
         Ok(Self { mode, ..Self::new(device, config)? })
     }
 
-    /// Returns whether losses are scaled.
+    /// Returns whether the scaler multiplies losses by a scale.
     pub fn is_enabled(&self) -> bool {
         self.mode == Mode::Scale
     }
 
-    /// Returns the current scale; 1 when disabled.
+    /// Returns the current loss scale. It is 1 if losses are not scaled.
     pub fn scale_value(&self) -> f64 {
         f64::from(self.mirror.0)
     }
 
-    /// Returns whether backoff has made the scale so small that its reciprocal is infinite in f32.
+    /// Returns whether repeated overflows have made the scale so small that its reciprocal is
+    /// infinite in f32.
     ///
-    /// PyTorch has no lower limit. With a scale of 2⁻¹²⁸ or less, finite gradients become infinite
-    /// or NaN when they are unscaled, after the check that would have skipped the step, and the
-    /// parameters are lost silently. Call this after [`update`](Self::update), and stop if it is
-    /// true. The trainer does this.
+    /// PyTorch has no lower limit for the scale. With a scale of 2⁻¹²⁸ or less, finite gradients
+    /// become infinite or NaN when they are unscaled. This happens after the check for overflows,
+    /// so the step is not skipped and the parameters are destroyed silently. Call this method after
+    /// [`update`](Self::update), and end the training if it returns true. The trainer does so.
     pub fn has_collapsed(&self) -> bool {
         !((1.0 / f64::from(self.mirror.0)) as f32).is_finite()
     }
@@ -216,9 +218,8 @@ impl GradScaler {
         Ok((scale, tracker))
     }
 
-    /// Multiplies a loss by the scale. A loss that is not finite leads to a skipped step, even if
-    /// its gradients are finite, as with a squared error that overflows. PyTorch applies such a
-    /// step.
+    /// Multiplies a loss by the scale. If the loss is not finite, the step is skipped even if all
+    /// gradients are finite, as with a squared error that overflows. PyTorch applies such a step.
     ///
     /// # Errors
     /// When `loss` is not a scalar.
@@ -233,8 +234,8 @@ impl GradScaler {
         if self.mode == Mode::Scale {
             self.scaled.set(true);
         }
-        // On CUDA the scale is passed even if it is 1, because the backward pass would otherwise
-        // need a kernel that creates a tensor of 1.
+        // On CUDA the backward pass gets the scale even if the scale is 1. Otherwise it would
+        // launch a kernel that creates a tensor with the value 1.
         let scaled = self.mode == Mode::Scale || self.device.is_cuda();
         Ok(ScaledLoss {
             loss: loss.shallow_clone(),
@@ -266,7 +267,7 @@ impl GradScaler {
         })
     }
 
-    /// Updates the scale. Call it once per iteration, after every optimizer's step.
+    /// Updates the loss scale. Call this once per iteration, after the steps of all optimizers.
     ///
     /// # Errors
     /// When no gradients were unscaled since the last update.
@@ -327,7 +328,7 @@ impl GradScaler {
         }
     }
 
-    /// Restores a saved state.
+    /// Restores a state that [`state`](Self::state) returned.
     ///
     /// # Errors
     /// When a constant is out of range.
@@ -347,7 +348,8 @@ impl GradScaler {
     }
 
     /// Allows an optimizer that has stepped to step again before the update, with the gradients of
-    /// another backward pass. The update then depends on the gradients of all these passes.
+    /// another backward pass. The update then depends on the gradients of all these backward
+    /// passes.
     pub(crate) fn end_use(&mut self, optimizer: &dyn Optimizer) {
         let owner = owner(optimizer.parameters());
         self.iteration
@@ -378,7 +380,8 @@ impl GradScaler {
     }
 }
 
-/// Identifies an optimizer by the address of its first parameter.
+/// Identifies an optimizer by the address of its first parameter. Returns 0 if the optimizer has no
+/// parameters.
 fn owner(parameters: &[Parameter]) -> usize {
     parameters.first().map_or(0, |parameter| ffi::identity(&parameter.tensor))
 }

@@ -1,5 +1,5 @@
-//! A fault inside the scaler, which cannot be planted through public hooks. Only the self-test
-//! plants it, to show which check reports it.
+//! A deliberate fault inside the scaler. Public hooks cannot cause this fault. Only the self-test
+//! causes it, to find out which check reports it.
 
 use std::cell::Cell;
 
@@ -7,14 +7,14 @@ thread_local! {
     static GROWS_ON_HOST_ALONE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// A guard: while it exists, the scale of scalers on this thread grows only on the host, and not on
-/// the device.
+/// A guard that causes the fault. While the guard exists, scalers on this thread increase the loss
+/// scale only in the host's copy, and not on the device.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct GrowsOnHostAlone(());
 
 impl GrowsOnHostAlone {
-    /// Plants the fault.
+    /// Begins the fault, which lasts until this guard is dropped.
     #[expect(clippy::new_without_default, reason = "the fault lasts until this guard is dropped")]
     pub fn new() -> Self {
         GROWS_ON_HOST_ALONE.set(true);
@@ -28,8 +28,8 @@ impl Drop for GrowsOnHostAlone {
     }
 }
 
-/// Returns the growth interval for the rule on the device. With the fault, it returns an interval
-/// that no run reaches.
+/// Returns the growth interval that is passed to libtorch's update of the scale on the device. With
+/// the fault, returns an interval that no run reaches.
 pub(super) fn device_interval(interval: i64) -> i64 {
     if GROWS_ON_HOST_ALONE.get() { i64::from(i32::MAX) } else { interval }
 }

@@ -1,17 +1,18 @@
-//! The scaler's constants, its saved state and its rule.
+//! The scaler's constants, its saved state, and how the next loss scale is computed.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// The scaler's constants. The defaults are those of PyTorch.
+/// The constants of the scaler. Their defaults are those of PyTorch.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct GradScalerConfig {
-    /// The scale of the first step.
+    /// The loss scale of the first step.
     pub init_scale: f64,
-    /// The factor by which the scale grows after `growth_interval` steps without overflow; above 1.
+    /// The factor by which the loss scale grows after `growth_interval` steps without overflow. It
+    /// must be above 1.
     pub growth_factor: f64,
-    /// The factor by which the scale falls after an overflow; below 1.
+    /// The factor by which the loss scale is multiplied after an overflow. It must be below 1.
     pub backoff_factor: f64,
     /// The number of steps without overflow before the scale grows.
     pub growth_interval: i64,
@@ -26,13 +27,13 @@ impl Default for GradScalerConfig {
 /// The scaler's state in a checkpoint, with PyTorch's keys.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct ScalerState {
-    /// The current scale.
+    /// The current loss scale.
     pub scale: f64,
-    /// See [`GradScalerConfig::growth_factor`].
+    /// The factor of growth, as in [`GradScalerConfig::growth_factor`].
     pub growth_factor: f64,
-    /// See [`GradScalerConfig::backoff_factor`].
+    /// The factor after an overflow, as in [`GradScalerConfig::backoff_factor`].
     pub backoff_factor: f64,
-    /// See [`GradScalerConfig::growth_interval`].
+    /// The number of steps before growth, as in [`GradScalerConfig::growth_interval`].
     pub growth_interval: i64,
     /// The number of steps since the last overflow or growth. PyTorch's key is `_growth_tracker`.
     #[serde(rename = "_growth_tracker")]
@@ -71,7 +72,7 @@ impl GradScalerConfig {
 }
 
 /// Converts the scale to f32, or returns an error if it is not positive and finite. PyTorch accepts
-/// any number, and then trains on zeros or NaN.
+/// every number. With such a scale it would train on gradients that are zero or NaN.
 pub(super) fn usable_scale(scale: f64) -> Result<f32> {
     let narrow = scale as f32;
     if narrow > 0.0 && narrow.is_finite() {

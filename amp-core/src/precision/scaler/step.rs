@@ -29,7 +29,8 @@ impl GradScaler {
     /// without gradients does nothing.
     ///
     /// # Errors
-    /// The errors of [`step`](Self::step).
+    /// When gradients belong to another optimizer or were unscaled before the last update, or an
+    /// optimizer's kernel fails.
     pub fn step_all(
         &mut self,
         steps: Vec<(Gradients<Deferred>, &mut (dyn Optimizer + 'static))>,

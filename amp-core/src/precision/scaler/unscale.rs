@@ -47,7 +47,7 @@ impl GradScaler {
     /// finite, and gradients that are not finite do not become finite.
     ///
     /// # Errors
-    /// The errors of [`unscale`](Self::unscale).
+    /// When [`unscale`](Self::unscale) would return an error for these gradients.
     pub fn unscale_and_clip_norm(
         &mut self,
         gradients: Gradients<Scaled>,
@@ -60,19 +60,20 @@ impl GradScaler {
         }
         let mut gradients = self.defer(gradients, max_norm)?;
         if let Some(factor) = gradients.factor.take() {
-            // If the factor is NaN, the gradients are not multiplied, because every gradient would
-            // become NaN and hide the first one that was not finite.
+            // A factor of NaN is replaced by 1. Otherwise every gradient would become NaN and hide
+            // which gradient was the first that was not finite.
             clip::multiply(&gradients.tensors, &factor.f_nan_to_num(1.0, None, None)?)?;
         }
         Ok(gradients.into_state())
     }
 
-    /// Does the work of [`unscale_and_clip_norm`](Self::unscale_and_clip_norm), except that the
-    /// tensors stay scaled and the optimizer's kernel multiplies them by the factor. With an
-    /// infinite `max_norm` nothing is clipped.
+    /// Checks the gradients and computes the factor as
+    /// [`unscale_and_clip_norm`](Self::unscale_and_clip_norm) does, but leaves the gradients
+    /// scaled. The optimizer's kernel multiplies them by the factor. With an infinite `max_norm`
+    /// nothing is clipped.
     ///
     /// # Errors
-    /// The errors of [`unscale`](Self::unscale).
+    /// When [`unscale`](Self::unscale) would return an error for these gradients.
     pub(crate) fn defer(
         &mut self,
         gradients: Gradients<Scaled>,

@@ -1,4 +1,4 @@
-//! The training batches of an epoch, step by step.
+//! Trains over the batches of an epoch, step by step.
 
 use std::collections::VecDeque;
 
@@ -24,14 +24,14 @@ impl Run<'_, '_> {
                 .callbacks
                 .each(|callback| callback.on_train_epoch_start(&mut hook).map(|()| Vec::new()))?;
         } else {
-            // A checkpoint after a step is saved before the validation that follows the step. The
-            // resumed run makes up for that validation here.
+            // A checkpoint after a step is saved before the validation that follows the step. A run
+            // that is resumed from such a checkpoint runs the validation here.
             self.validate_within_epoch()?;
         }
         let loader = self.loader.clone();
         let mut batches = loader.epoch(epoch.cast_unsigned(), first)?;
-        // `queue` holds examples that were read and not yet used; `next` is the position to read
-        // from.
+        // `queue` holds examples that were read and are not used yet. `next` is the index of the
+        // batch to read next.
         let (mut queue, mut next) = (VecDeque::new(), first);
         let mut actions = Vec::new();
         while self.position.batch < loader.batches() {
@@ -75,7 +75,7 @@ impl Run<'_, '_> {
     }
 
     /// Starts the step on these examples, and returns whether it was started. If a running step
-    /// must end first, puts the examples back at the front of `queue`.
+    /// must end before this step can start, puts the examples back at the front of `queue`.
     fn start_step(&mut self, examples: Examples, queue: &mut VecDeque<Examples>) -> Result<bool> {
         if self.interruption.save_errors_to.is_some() && self.steps.running() == 0 {
             self.log_before = Some(self.observers.log.state()?.copied()?);
@@ -86,7 +86,8 @@ impl Run<'_, '_> {
                 false => self.loader.held_bytes() + self.val.held_bytes(),
                 true if self.loader.is_resident() => 0,
                 // Batches that are not resident use device memory until the device has read them,
-                // which may be during the next step.
+                // which may be during the following step. Therefore the batches of one more step
+                // are counted.
                 true => examples.bytes(),
             };
             plan_memory(state, *model, &examples, loaders, budget, observers.emit)?;
@@ -100,8 +101,8 @@ impl Run<'_, '_> {
         Ok(started)
     }
 
-    /// Ends the oldest step. If the device skipped steps, their examples are returned to the front
-    /// of `queue`.
+    /// Ends the oldest step in flight. If the device skipped steps, returns their examples to the
+    /// front of `queue`.
     fn end_step(&mut self, queue: &mut VecDeque<Examples>) -> Result<Vec<Action>> {
         let Self { model, state, steps, observers, .. } = self;
         match steps.end(state, *model, observers)? {
@@ -122,8 +123,8 @@ impl Run<'_, '_> {
         }
     }
 
-    /// Reads the examples of a step. Returns `None` at the end of the epoch, or if the steps in
-    /// flight must end before the next step may start.
+    /// Reads the examples of one step. Returns `None` at the end of the epoch. Also returns `None`
+    /// if the steps in flight must end before the next step may start.
     fn read(
         &mut self,
         loader: &DataLoader,

@@ -1,4 +1,4 @@
-//! Passes over data sets without training: validation, test and prediction.
+//! Runs a model over data sets without training it: validation, test and prediction.
 
 use std::slice;
 
@@ -14,7 +14,7 @@ use crate::{
     precision::Policy,
 };
 
-/// The loaders of a loop, each with the name of its set.
+/// The loaders of the validation, test or prediction sets, each with the name of its set.
 pub(super) struct Loaders(Vec<(String, DataLoader)>);
 
 impl Loaders {
@@ -40,15 +40,15 @@ impl Loaders {
         Ok(Self(sets.iter().map(loader).collect::<Result<_>>()?))
     }
 
-    /// Returns loaders of the training set's first batches, in order, which replace the loop's own
-    /// sets.
+    /// Returns loaders of the first batches of the training set, in order. A run with
+    /// `overfit_batches` validates on them instead of the validation sets.
     pub(super) fn overfitting(data: &DataModule, policy: Policy, limit: Limit) -> Result<Self> {
         let loader = data.clone().in_order().train_loader(policy, 0)?.limited(limit);
         Ok(Self(vec![(String::new(), loader)]))
     }
 
-    /// Returns the values of each set's log, with the set's name, then the values of the log that
-    /// belongs to no set.
+    /// Returns the values of each set's log, with the set's name appended to their names, followed
+    /// by the values of the log that belongs to no set.
     fn values(&self, logs: &[Log]) -> Result<Vec<Logged>> {
         let mut values = Vec::new();
         let names = self.0.iter().map(|(name, _)| name.as_str()).chain([""]);
@@ -66,7 +66,7 @@ impl Loaders {
         self.0.iter().map(|(_, loader)| loader.held_bytes()).sum()
     }
 
-    /// Returns whether there is no batch at all.
+    /// Returns whether the sets contain no batch at all.
     pub(super) fn is_empty(&self) -> bool {
         self.0.iter().all(|(_, loader)| loader.batches() == 0)
     }
@@ -79,20 +79,22 @@ pub(super) struct EvaluationStep {
 }
 
 impl EvaluationStep {
-    /// The validation step.
+    /// Runs the model's `validation_step`.
     pub(super) const VALIDATION: Self =
         Self { step: |model, batch, step| model.validation_step(batch, step) };
-    /// The test step.
+    /// Runs the model's `test_step`.
     pub(super) const TEST: Self = Self { step: |model, batch, step| model.test_step(batch, step) };
 }
 
 /// Receives the images, texts and histograms of an evaluation, with their names.
 pub(super) type Show<'s> = dyn FnMut(String, Media) -> Result<()> + 's;
 
-/// Receives the results of a batch's parts, with the name of the batch's set and the batch's index.
+/// Receives the name of a set, the index of a batch in the set, and the result for each part of the
+/// batch.
 type Then<'t, T> = dyn FnMut(&str, usize, Vec<T>) -> Result<()> + 't;
 
-/// Returns the properties of a run. `parameters` is the number of trained parameter elements.
+/// Returns what is known of a run when it starts. `parameters` is the number of trained parameter
+/// elements.
 pub(super) fn run_start(
     config: &TrainerConfig,
     model: &dyn LightningModule,
@@ -115,7 +117,7 @@ pub(super) struct Evaluator {
     policy: Policy,
     context: Context,
     global_step: u64,
-    /// The number of parts in which a batch runs when memory is short.
+    /// The number of parts into which each batch is split. It is doubled when memory is short.
     parts: i64,
     memory: MemoryConfig,
 }
@@ -126,9 +128,10 @@ impl Evaluator {
         Self { policy, context, global_step, parts: 1, memory: config.memory.clone() }
     }
 
-    /// Evaluates the model on each set, over at most `most` batches, and returns the values with
-    /// the sets' names. After all sets it calls `last`, which may add values to the first set's
-    /// log. `show` receives images, texts and histograms.
+    /// Evaluates the model on each set, over at most `most` batches per set. Returns the logged
+    /// values, with the name of the set appended to each name. After all sets it calls `last`,
+    /// which may add values to the log of the first set. `show` receives images, texts and
+    /// histograms.
     pub(super) fn evaluate(
         &mut self,
         model: &mut dyn LightningModule,
@@ -151,8 +154,9 @@ impl Evaluator {
         loaders.values(&logs)
     }
 
-    /// Calls `write` with the predictions for each batch in order, the set's name and the batch's
-    /// index. Returns what the model logged. `show` receives images, texts and histograms.
+    /// Predicts each batch in order, and calls `write` with the predictions, the name of the set
+    /// and the index of the batch in the set. Returns what the model logged. `show` receives
+    /// images, texts and histograms.
     pub(super) fn predict(
         &mut self,
         model: &mut dyn LightningModule,
@@ -171,8 +175,8 @@ impl Evaluator {
         loaders.values(&logs)
     }
 
-    /// Runs `run` on at most `most` batches of each set, and passes the results of each batch's
-    /// parts to `then`. Returns what each set logged.
+    /// Calls `run` for at most `most` batches of each set, and passes the results for the parts of
+    /// each batch to `then`. Returns one log per set.
     #[expect(
         clippy::too_many_arguments,
         reason = "validation, test and prediction differ in these"
@@ -209,8 +213,8 @@ impl Evaluator {
         Ok(logs)
     }
 
-    /// Runs a batch, in parts if memory is too short and the loss allows parts. Returns what it logged
-    /// and the result of each part.
+    /// Runs a batch. If memory is too short for the whole batch, splits the batch into parts,
+    /// unless its loss forbids that. Returns what the batch logged and the result for each part.
     fn in_parts<T>(
         &mut self,
         batch: &AnyBatch,
@@ -244,7 +248,8 @@ impl Evaluator {
     }
 }
 
-/// Appends the set's name to the name of a value. A single set may have no name.
+/// Appends the name of the set to the name of a logged value. If the name of the set is empty,
+/// returns the name unchanged.
 fn of_set(name: String, set: &str) -> String {
     if set.is_empty() { name } else { format!("{name}/{set}") }
 }

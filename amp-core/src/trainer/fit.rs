@@ -1,4 +1,4 @@
-//! A training run: its epochs, and the actions that callbacks request.
+//! A training run: trains its epochs, and executes what callbacks request.
 
 use std::{
     rc::Rc,
@@ -29,7 +29,7 @@ use crate::{
     state::State,
 };
 
-/// A training run and its position.
+/// A training run and its current position.
 pub(super) struct Run<'r, 'c> {
     pub(super) config: &'r TrainerConfig,
     pub(super) model: &'r mut dyn LightningModule,
@@ -43,28 +43,31 @@ pub(super) struct Run<'r, 'c> {
     /// The steps after which the run validates.
     pub(super) validations: Validations,
     pub(super) started: Instant,
-    /// The training time of the runs that this run resumes.
+    /// The training time before the checkpoint from which this run was resumed.
     pub(super) trained_before: Duration,
-    /// The time and position of the last validation.
+    /// When the last validation ended, and the run's position then. `None` before the first
+    /// validation.
     pub(super) validated: Option<(Instant, Position)>,
-    /// The reason why the run ends once its minimum length is reached.
+    /// Why the run ends as soon as `min_epochs` and `min_steps` are reached. `None` while nothing
+    /// has requested the end.
     stop: Option<String>,
     /// Whether the end of the run was reported.
     ended: bool,
     pub(super) interruption: &'r Interruption,
-    /// The signal that ended the run.
+    /// The number of the signal that ended the run. `None` if no signal ended it.
     interrupted: Option<u32>,
     pub(super) freezing: Freezing,
     pub(super) state: StepState<'r>,
     pub(super) steps: Steps,
     pub(super) writer: Writer,
-    /// The log as it was before the running step, if the run is to be saved after an error.
+    /// The log before the step that is running, with which the run is saved if the step fails.
+    /// `None` if no step is running, or if the run is not saved after an error.
     pub(super) log_before: Option<State>,
     pub(super) observers: Observers<'r, 'c>,
     pub(super) position: Position,
 }
 
-/// Whether the run continues.
+/// Whether the run continues (`On`) or ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Flow {
     On,
@@ -72,7 +75,8 @@ pub(super) enum Flow {
 }
 
 impl<'r, 'c> Run<'r, 'c> {
-    /// Checks the configuration, moves the model to its device and builds the optimizers.
+    /// Checks the configuration, moves the model to its device, and builds the optimizers and
+    /// loaders.
     pub(super) fn new(
         config: &'r TrainerConfig,
         model: &'r mut dyn LightningModule,
@@ -221,11 +225,12 @@ impl<'r, 'c> Run<'r, 'c> {
         let epoch = self.position.epoch;
         let (mut flow, train_seconds) = timed(|| self.train())?;
         if self.interrupted.is_some() {
-            // The interrupted run is already saved. The resumed run ends the epoch: it validates
-            // and runs the callbacks.
+            // The run was saved when it was interrupted. The resumed run will end this epoch,
+            // including its validation and the callbacks.
             return Ok(Flow::End);
         }
-        // An epoch that ended early is resumed later, so its sums are kept unchanged.
+        // If the epoch ends early, a resumed run will continue it. Its sums are therefore copied
+        // before hooks add values.
         let batches = self.loader.batches();
         let unfinished = match self.position.batch < batches {
             true => Some(self.observers.log.copied(self.config.device)?),
@@ -279,7 +284,8 @@ impl<'r, 'c> Run<'r, 'c> {
         Ok(flow)
     }
 
-    /// Requests the end of the run. The run ends once its minimum length is reached.
+    /// Requests the end of the run for the given reason. The run ends as soon as `min_epochs` and
+    /// `min_steps` are reached.
     pub(super) fn stop(&mut self, reason: String) -> Result<()> {
         if self.stop.is_none() && !self.may_stop() {
             let Loops { min_epochs, min_steps, .. } = self.loops;
@@ -298,8 +304,8 @@ impl<'r, 'c> Run<'r, 'c> {
             && self.state.global_step() >= self.loops.min_steps
     }
 
-    /// Unfreezes the parameters that are trained from this position on. They get gradients and
-    /// optimizer state.
+    /// Unfreezes the parameters that are to be trained from the current position on, and creates
+    /// their optimizer state.
     pub(super) fn unfreeze(&mut self) -> Result<()> {
         let ended = self.freezing.update(self.position.epoch, self.state.global_step());
         if ended.is_empty() {
@@ -340,7 +346,7 @@ impl<'r, 'c> Run<'r, 'c> {
 }
 
 impl Run<'_, '_> {
-    /// Checks the invariants at this moment.
+    /// Checks those invariants of training that apply at this moment of the run.
     pub(super) fn check_invariants(&mut self, moment: Moment) -> Result<()> {
         let Self { observers, state, model, steps, .. } = self;
         observers.invariants.at(moment, state, *model, steps.running())
@@ -354,7 +360,7 @@ impl Run<'_, '_> {
         }
     }
 
-    /// Ends the run between two steps and saves it.
+    /// Ends the run between two steps because of a signal, and saves the run if a file was given.
     fn interrupt(&mut self, signal: u32) -> Result<Flow> {
         (self.ended, self.interrupted) = (true, Some(signal));
         let saved = self.interruption.save_to.clone();

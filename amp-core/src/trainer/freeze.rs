@@ -8,11 +8,11 @@ use crate::{
     parameter::Frozen,
 };
 
-/// The frozen parameters of a run.
+/// The frozen parameters of a run, and the entries of the `freeze` option.
 pub(super) struct Freezing {
     entries: Vec<Entry>,
     parameters: Vec<Parameter>,
-    /// For each entry, whether it is in effect.
+    /// For each entry, whether the entry currently freezes its parameters.
     holding: Vec<bool>,
     frozen: Frozen,
 }
@@ -49,8 +49,8 @@ impl Freezing {
         Ok(freezing)
     }
 
-    /// Freezes the parameters for this position of the run. Returns the entries that are no longer
-    /// in effect.
+    /// Freezes and unfreezes parameters for the given epoch and number of steps. Returns the
+    /// entries that no longer freeze their parameters.
     pub(super) fn update(&mut self, epoch: i64, global_step: u64) -> Vec<String> {
         let holding: Vec<bool> =
             self.entries.iter().map(|entry| entry.freeze.holds(epoch, global_step)).collect();
@@ -64,12 +64,14 @@ impl Freezing {
         ended
     }
 
-    /// Returns for each entry whether it is in effect, for a checkpoint.
+    /// Returns for each entry whether it currently freezes its parameters. A checkpoint stores this
+    /// list.
     pub(super) fn holding(&self) -> &[bool] {
         &self.holding
     }
 
-    /// Freezes the parameters of the entries for which `holding` is true, and unfreezes all others.
+    /// Freezes the parameters of the entries for which `holding` is true, and unfreezes the
+    /// parameters of all remaining entries.
     pub(super) fn hold(&mut self, holding: Vec<bool>) {
         let is_frozen = |parameter: &&Parameter| {
             let mut entries = self.entries.iter().zip(&holding);
@@ -81,7 +83,8 @@ impl Freezing {
         self.holding = holding;
     }
 
-    /// Returns the next step that unfreezes parameters.
+    /// Returns the next step at which an entry unfreezes its parameters. Returns `None` if no such
+    /// step follows.
     pub(super) fn next_step(&self, global_step: u64) -> Option<u64> {
         let steps = self.entries.iter().filter_map(|entry| entry.freeze.step());
         steps.filter(|step| *step > global_step).min()

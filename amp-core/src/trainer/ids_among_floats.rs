@@ -1,4 +1,4 @@
-//! Searches the first examples for ids that are stored as floating-point values.
+//! Searches the first examples for ids (whole numbers) that are stored as floating-point values.
 
 use tch::Kind;
 
@@ -6,8 +6,8 @@ use super::fit::Run;
 use crate::{Result, event::Event};
 
 impl Run<'_, '_> {
-    /// Writes a note if a 16-bit dtype changes whole numbers among the values of the first
-    /// examples, because they may be ids.
+    /// Emits a note if the conversion to the precision's 16-bit dtype changes whole numbers in the
+    /// first examples. Such numbers may be ids, and a changed id selects another embedding.
     pub(super) fn note_whole_numbers(&mut self) -> Result<()> {
         let storage = self.config.precision.storage();
         if !matches!(storage, Kind::Half | Kind::BFloat16) {

@@ -1,4 +1,4 @@
-//! Validations of a run: before training, within epochs and after them.
+//! Validates during a run: before training, within epochs and at the ends of epochs.
 
 use std::time::Instant;
 
@@ -19,8 +19,7 @@ use crate::{
 const VALIDATION: &str = "val_";
 
 impl Run<'_, '_> {
-    /// Returns whether validation values may be reported at other moments than the end of each
-    /// epoch.
+    /// Returns whether validations may report values at other moments than the end of each epoch.
     pub(super) fn validates(&self) -> bool {
         !self.val.is_empty() && !self.validations.follow_each_epoch()
     }
@@ -36,7 +35,7 @@ impl Run<'_, '_> {
         let last = self.validated.map_or(self.started, |(when, _)| when);
         let due =
             self.validations.follows(epoch, batch) || self.validations.is_due_after(last.elapsed());
-        // The code that ends the epoch also runs the validation at the epoch's end.
+        // A validation at the end of the epoch is run by the code that ends the epoch, not here.
         let ends_epoch = batch == self.loader.batches() && self.validations.follows(epoch, batch);
         if !due || self.is_validated() || ends_epoch || self.val.is_empty() {
             return Ok(());
@@ -63,7 +62,7 @@ impl Run<'_, '_> {
         self.act(actions)
     }
 
-    /// Validates and returns the values.
+    /// Validates with the averaged weights, if there are any, and returns the logged values.
     pub(super) fn validate(&mut self) -> Result<Vec<Logged>> {
         self.state.swap_average()?;
         let values = self.evaluate(None);
@@ -82,7 +81,7 @@ impl Run<'_, '_> {
             model.on_validation_epoch_end(&mut state.hook(epoch, log))
         };
         let global_step = state.global_step();
-        // The few batches before training are not reported.
+        // The few batches that are validated before training report nothing.
         let mut show = |name, media| match most {
             None => emit(Event::Media { global_step, name, media }),
             Some(_) => Ok(()),

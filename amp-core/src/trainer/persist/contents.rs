@@ -1,4 +1,4 @@
-//! The content of a run's checkpoint.
+//! Collects the content of a run's checkpoint.
 
 use std::collections::BTreeMap;
 
@@ -23,8 +23,8 @@ impl Run<'_, '_> {
             ("epoch".to_owned(), self.position.epoch.to_string()),
             ("global_step".to_owned(), self.state.global_step().to_string()),
         ]);
-        // The file's weights are the averaged weights. The unaveraged weights are part of the run's
-        // state.
+        // The weights in the file are the averaged weights. The unaveraged weights are stored in
+        // the run's state.
         self.state.swap_average()?;
         let weights = weights::distinct(self.model);
         let snapshot = Snapshot::take(weights, state, text, self.config.device);

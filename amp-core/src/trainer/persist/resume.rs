@@ -1,4 +1,5 @@
-//! Resumes a saved run, and defines the settings in which it may differ from the saved run.
+//! Resumes a saved run, and defines which settings may differ between the saved run and the resumed
+//! run.
 
 use std::{
     path::Path,
@@ -23,16 +24,18 @@ use crate::{
     weights::Found,
 };
 
-/// The key under which the chosen recomputation is saved.
+/// The key under which a checkpoint stores the memory plan: which modules are recomputed in the
+/// backward pass.
 pub(in crate::trainer) const MEMORY: &str = "memory";
 
 /// The number of steps or epochs over which two schedules are compared.
 const HORIZON: i64 = 10_000;
 
-/// The number of steps or epochs whose rates a file stores as a digest.
+/// The number of steps or epochs from whose learning rates the digest in a checkpoint is computed.
 const DIGEST_INTERVALS: usize = 1000;
 
-/// Settings that older files do not contain. They are not compared if a file lacks them.
+/// The settings that older checkpoints do not contain. A setting that is missing in the file is not
+/// compared.
 const NEWER: [&str; 5] = [
     "gradient_clip",
     "optimizer's options",
@@ -41,23 +44,23 @@ const NEWER: [&str; 5] = [
     "skipped_step_advances",
 ];
 
-/// A setting in which a resumed run may differ from the saved run.
+/// A setting that may differ between the saved run and the resumed run, if the user allows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Change {
-    /// Learning rates, in the code or as hyperparameters. The schedule continues at its position with the
-    /// new rates.
+    /// Learning rates, given in the code or as hyperparameters. The schedule continues at its
+    /// position with the new learning rates.
     Lr,
-    /// The number of epochs or steps. A schedule that depends on it continues at its position in the new
-    /// schedule.
+    /// The number of epochs or steps. A schedule whose length depends on this number continues at
+    /// the same position of the new schedule.
     Epochs,
-    /// The batch size and the number of batches per step. An epoch continues after the same number
-    /// of examples.
+    /// The batch size and the number of batches per step. An epoch that was not complete continues
+    /// after the same number of examples.
     BatchSize,
     /// The data. A partial epoch starts again with the new examples.
     Data,
-    /// Options of optimizers other than their rates, and gradient clipping.
+    /// Options of optimizers other than learning rate and momentum, and gradient clipping.
     Optimizer,
 }
 
@@ -70,8 +73,8 @@ named!(Change, "change", {
 });
 
 impl Run<'_, '_> {
-    /// Returns the properties of the run. They must be equal for a resumed run to continue with the
-    /// same numbers.
+    /// Returns the settings and properties of the run that decide its results. For a resumed run to
+    /// continue with the same results, they must equal those of the saved run.
     pub(in crate::trainer) fn identity(&self) -> Map<String, Value> {
         let config = self.config;
         let freeze = config.optimization.freeze.iter().map(Freeze::to_string);
@@ -102,8 +105,8 @@ impl Run<'_, '_> {
         entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
-    /// Restores the state of the checkpoint at `path`. Everything is checked before the model, its
-    /// callbacks or a random generator is changed.
+    /// Restores the checkpoint at `path`. Compares the whole checkpoint with this run before it
+    /// changes the model, a callback or a random generator.
     pub(in crate::trainer) fn resume(&mut self, path: &Path, with: &[Change]) -> Result<Position> {
         let Saved { weights, state } = checkpoint::read(path)?;
         let at = |error: Error| match error {
@@ -143,7 +146,8 @@ impl Run<'_, '_> {
             Ok(frozen) if frozen.len() == self.freezing.holding().len() => {
                 self.freezing.hold(frozen)
             }
-            // Files of older versions, without unfreezing, have no such entry.
+            // Checkpoints of older versions, which could not unfreeze parameters, have no such
+            // entry.
             _ => {}
         }
         self.state.optim.extend()?;
@@ -187,7 +191,8 @@ impl Run<'_, '_> {
         Ok(position)
     }
 
-    /// Returns the initial rates of all optimizers, before any schedule.
+    /// Returns the learning rate and momentum of each optimizer's parameter groups, before any
+    /// schedule changes them.
     pub(in crate::trainer) fn initial_rates(&self) -> Vec<Vec<Rates>> {
         let scheduled = self.state.optim.scheduled.iter();
         scheduled.map(|scheduled| scheduled.initial_rates().to_vec()).collect()
@@ -198,7 +203,7 @@ impl Run<'_, '_> {
         scheduled.map(|scheduled| scheduled.optimizer.fixed_options()).collect()
     }
 
-    /// Returns a digest of the first rates of each optimizer's schedule.
+    /// Returns for each optimizer a digest of the learning rates at the beginning of its schedule.
     pub(in crate::trainer) fn rates_digests(&self) -> Result<Vec<Option<u64>>> {
         self.state
             .optim
@@ -208,8 +213,8 @@ impl Run<'_, '_> {
             .collect()
     }
 
-    /// Returns the settings in which this run differs from the saved run. Differences that `with`
-    /// does not allow are errors.
+    /// Returns the settings that differ between the saved run and this run. Returns an error for a
+    /// difference that `with` does not allow.
     fn changes(&mut self, state: &State, with: &[Change]) -> Result<Vec<Change>> {
         let mut changed = Vec::new();
         let mut differs = |what: &str, there: &Value, here: &Value, by: Option<Change>| match by {
@@ -222,8 +227,8 @@ impl Run<'_, '_> {
             by => Err(Error::config(format!(
                 "saved by a run whose {what} is {there}, but here it is {here}: {}",
                 match by {
-                    // A hyperparameter that is an integer may be a size, and changing it would
-                    // change the sizes of weights.
+                    // An integer hyperparameter may be a layer size. If it changed, the shapes of
+                    // weights would change too.
                     Some(Change::Lr) if here.is_i64() =>
                         "make them equal, or, if it belongs to the \
                              schedule, allow the change (resume_with, --resume-with lr)"
@@ -239,7 +244,7 @@ impl Run<'_, '_> {
         let saved: Map<String, Value> = state.get("run")?;
         let no_freeze = Value::Array(Vec::new());
         for (name, here) in self.identity() {
-            // Files of older versions, without freezing, have no such entry.
+            // Checkpoints of older versions, which could not freeze parameters, have no such entry.
             let nothing = if name == "freeze" { &no_freeze } else { &Value::Null };
             if NEWER.contains(&name.as_str()) && !saved.contains_key(&name) {
                 continue;
@@ -273,7 +278,8 @@ impl Run<'_, '_> {
         }
         let plan = state.get::<TrainingPlan>("plan");
         if let (Ok(plan), Ok(there)) = (&plan, state.get::<Vec<Option<u64>>>("courses")) {
-            // These are the schedules that the current code builds for the length of the saved run.
+            // The saved digests are compared with those of the schedules that the current code
+            // builds for the length of the saved run.
             let schedules = self.model.configure_optimizers(plan)?.into_schedules();
             let here = self.state.optim.scheduled.iter().zip(schedules);
             let here = here.map(|(one, schedule)| {
@@ -306,8 +312,8 @@ impl Run<'_, '_> {
     }
 }
 
-/// Returns the entries that differ between two maps, with both values. A value is null if the map
-/// lacks the entry.
+/// Returns the entries that differ between two maps, each with the value in `there` and the value
+/// in `here`. If a map lacks the entry, its value is null.
 fn different<'v>(
     there: &'v Map<String, Value>,
     here: &'v Map<String, Value>,

@@ -1,11 +1,11 @@
-//! Saves a run when a callback requests it, and after an error.
+//! Saves a run when a callback requests it, and after an error in a step.
 
 use std::path::PathBuf;
 
 use crate::{Error, Result, callback::Action, event::Event, log::Log, trainer::fit::Run};
 
 impl Run<'_, '_> {
-    /// Executes the callbacks' requests: first saving, then deleting.
+    /// Executes the actions that callbacks requested. Files are deleted after all other actions.
     pub(in crate::trainer) fn act(&mut self, actions: Vec<Action>) -> Result<()> {
         let mut deleted = Vec::new();
         for action in actions {
@@ -22,7 +22,7 @@ impl Run<'_, '_> {
         self.report_saved(written)
     }
 
-    /// Starts saving the run in its state between two steps.
+    /// Starts to save the run to `path`. No step may be running.
     pub(in crate::trainer) fn save(&mut self, path: PathBuf, weights_only: bool) -> Result<()> {
         let snapshot = self.snapshot(weights_only)?;
         let written = self.writer.write(&path, snapshot)?;
@@ -40,7 +40,8 @@ impl Run<'_, '_> {
         self.report_saved(written)
     }
 
-    /// Saves the run in its state before the failed step, if that was requested.
+    /// Saves the run in its state before the failed step, if
+    /// [`Trainer::save_on_error`](crate::Trainer::save_on_error) has requested it.
     pub(in crate::trainer) fn save_after(&mut self, error: &Error) -> Result<()> {
         let Some(path) = self.interruption.save_errors_to.clone() else { return Ok(()) };
         let saved = self.return_to_step().and_then(|()| self.save(path.clone(), false));
@@ -51,7 +52,7 @@ impl Run<'_, '_> {
         (self.observers.emit)(Event::Note { text })
     }
 
-    /// Restores the state between the last two steps.
+    /// Restores the state that the run had before the failed step.
     fn return_to_step(&mut self) -> Result<()> {
         if self.steps.running() > 0 {
             return Err(Error::config("steps are still running on the device"));

@@ -18,12 +18,13 @@ use crate::{
     state::State,
 };
 
-/// A copy of a run at one moment. Later steps do not change it.
+/// A copy of a run's weights and state at one moment, which later steps do not change.
 pub(in crate::trainer) struct Snapshot {
     weights: Vec<(String, Tensor)>,
     state: Option<State>,
     text: BTreeMap<String, String>,
-    /// On CUDA, an event after the copies, and the stream that waits for it.
+    /// On CUDA, an event that is recorded after the copies, and the stream that waits for the
+    /// event. `None` on the CPU.
     ready: Option<(CudaEvent, SideStream)>,
 }
 
@@ -65,11 +66,12 @@ enum Job {
     Delete(PathBuf),
 }
 
-/// Writes and deletes checkpoints in order on its own thread. After a failure it deletes nothing.
+/// Writes and deletes checkpoints, in order, on a separate thread. After a failed job it writes and
+/// deletes nothing more, so that the last good checkpoint remains.
 #[derive(Default)]
 pub(in crate::trainer) struct Writer {
     worker: Option<Worker>,
-    /// The number of jobs whose outcome is not known.
+    /// The number of jobs (files to write or delete) whose outcome is not known yet.
     pending: usize,
 }
 
@@ -176,7 +178,8 @@ impl Drop for Worker {
     fn drop(&mut self) {
         self.jobs = None;
         if let Some(thread) = self.thread.take() {
-            // A panic of the thread needs no report, because the thread has printed it.
+            // A panic of the thread needs no report here, because the panic has already printed its
+            // message.
             let _ = thread.join();
         }
     }

@@ -1,4 +1,4 @@
-//! Executes steps that end as soon as they are started.
+//! Executes steps that end as soon as they are started, without CUDA graphs.
 
 use super::{
     executor::{Ended, Executor},
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{LightningModule, Result, callback::Action, log::Log};
 
-/// Runs a step on some examples and returns the callbacks' requests.
+/// Runs a training step on some examples and returns the actions that callbacks request.
 pub(super) type RunStep = fn(
     &mut StepState<'_>,
     &mut dyn LightningModule,
@@ -16,7 +16,7 @@ pub(super) type RunStep = fn(
     &Examples,
 ) -> Result<Vec<Action>>;
 
-/// Runs each step to its end as soon as it is started.
+/// An executor that runs each step to its end as soon as the step is started.
 pub(super) struct Direct {
     run: RunStep,
     ended: Option<Ended>,

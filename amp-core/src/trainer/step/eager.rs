@@ -1,4 +1,4 @@
-//! Steps that run operator by operator.
+//! Runs training steps operator by operator (eager).
 
 use std::rc::Rc;
 
@@ -23,8 +23,8 @@ use crate::{
     probe::Products,
 };
 
-/// Runs one optimizer step: forward and backward → unscale → clip → apply → report. A skipped step
-/// changes nothing, and is repeated if the recovery policy requires it.
+/// Runs one optimizer step: forward and backward → unscale → clip → apply → report. If the step is
+/// skipped, undoes its changes, and repeats the step if the recovery policy requires it.
 pub(super) fn step(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
@@ -45,7 +45,7 @@ pub(super) fn step(
             actions.extend(end_batch(state, model, observers, batch, loss, None)?);
         }
     }
-    // The cast weights are valid until the weights change.
+    // The casts of the weights are valid only until the optimizer changes the weights.
     drop(casts);
     let outcome = loop {
         let scale = state.optim.scaler.scale_value();
@@ -89,15 +89,15 @@ pub(super) fn step(
 /// The results of the forward and backward passes over a step's batches.
 #[derive(Default)]
 struct Ran {
-    /// The loss of each batch.
+    /// The losses of the batches, in order.
     losses: Vec<Tensor>,
-    /// The logged values of all batches.
+    /// The values that all batches logged.
     log: Log,
 }
 
-/// Writes a note once if accumulated batches cannot compute the loss of one large batch. This is
-/// the case if the loss depends on the batch as a whole, or if the model's own loss ignores targets
-/// without declaring the ignored class.
+/// Emits a note, once per run, if accumulating the gradients of several batches does not give the
+/// gradient of one large batch. This is so if the loss depends on the batch as a whole. It may be
+/// so if the model's own loss ignores targets without declaring the ignored class.
 fn note_windows(
     state: &mut StepState<'_>,
     model: &dyn LightningModule,
@@ -129,8 +129,9 @@ fn note_windows(
     Ok(())
 }
 
-/// Runs the batch at this index: adds its gradients, its loss and its logged values. On the run's
-/// first batch the dtypes are probed. If the batch does not fit into memory, it runs in more parts.
+/// Runs the batch with the index `at` of the step: adds its gradients, its loss and its logged
+/// values. On the first batch of the run, observes the dtypes. If the batch does not fit into
+/// memory, splits it into more parts and runs it again.
 fn forward_backward(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
@@ -185,8 +186,8 @@ fn forward_backward(
     Ok(())
 }
 
-/// Doubles the number of parts per batch if `error` is an out-of-memory error and a batch of this
-/// length can be split.
+/// Doubles the number of parts per batch if `error` is an out-of-memory error and a batch of
+/// `length` examples can be split further. Returns `error` otherwise.
 fn halve(
     state: &mut StepState<'_>,
     scope: LossScope,
@@ -219,7 +220,7 @@ fn halve(
     state.report_recovery(Recovery::MicroBatches { parts }, emit)
 }
 
-/// Recomputes the gradients of the step's first batches, with the same random numbers.
+/// Computes the gradients of the first batches of the step once more, with the same random numbers.
 fn run_again(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
@@ -240,8 +241,8 @@ fn run_again(
     Ok(ran)
 }
 
-/// Reports and undoes a skipped step: counts and explains it, restores the state before its passes,
-/// and decides what follows.
+/// Handles a skipped step: counts it, searches for its cause, reports it, restores the state before
+/// its forward pass, and decides what follows.
 fn skip(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,

@@ -12,11 +12,11 @@ use super::{
 };
 use crate::{LightningModule, Result, log::Log, trainer::config::Graph};
 
-/// The executors of a run. All steps in flight belong to the same executor.
+/// The executors of a run. All steps in flight belong to one executor.
 pub(in crate::trainer) struct Steps {
     graph: Option<Replay>,
     direct: Direct,
-    /// The reason why steps do not run as graphs, if the user may expect graphs.
+    /// Why steps do not run as CUDA graphs, if the user may expect that they do.
     pub(in crate::trainer) note: Option<String>,
 }
 
@@ -41,15 +41,16 @@ impl Steps {
         Ok(Self { graph, direct: Direct::new(run), note })
     }
 
-    /// Discards the graph. A new graph is captured after a few steps without a graph, as at the
-    /// start of the run.
+    /// Discards the CUDA graph. A new graph is captured after a few steps without a graph, as at
+    /// the start of the run.
     pub(in crate::trainer) fn forget_graph(&mut self, state: &StepState<'_>) {
         if let Some(graph) = &mut self.graph {
             graph.forget(state);
         }
     }
 
-    /// Starts a step, or returns its examples if a step in flight must end first.
+    /// Starts a step on `examples`. If a step in flight must end first, starts nothing and returns
+    /// the examples.
     pub(in crate::trainer) fn start(
         &mut self,
         state: &mut StepState<'_>,
@@ -71,7 +72,7 @@ impl Steps {
         Ok(None)
     }
 
-    /// Ends the oldest step in flight; `None` if there is none.
+    /// Ends the oldest step in flight. Returns `None` if no step is in flight.
     pub(in crate::trainer) fn end(
         &mut self,
         state: &mut StepState<'_>,
@@ -89,12 +90,13 @@ impl Steps {
         self.graph.as_ref().map_or(0, Executor::running)
     }
 
-    /// Returns whether the oldest step must end before another can start.
+    /// Returns whether the oldest step must end before a further step can start.
     pub(in crate::trainer) fn is_full(&self, state: &StepState<'_>) -> bool {
         self.direct.is_full(state) || self.graph.as_ref().is_some_and(|graph| graph.is_full(state))
     }
 
-    /// Moves the graph's sums of logged values back to the log, before other code uses the log.
+    /// Writes the sums of logged values that the CUDA graph keeps on the device back to the log, so
+    /// that other code can use the log.
     pub(in crate::trainer) fn release(&mut self, log: &mut Log) -> Result<()> {
         match &mut self.graph {
             Some(graph) => graph.release(log),

@@ -4,13 +4,14 @@
 use super::{micro_batches::Examples, observers::Observers, state::StepState};
 use crate::{LightningModule, Result, callback::Action, log::Log};
 
-/// Runs optimizer steps. A step starts on its examples, and ends later, when its outcome is known
-/// (applied, skipped or failed). Steps end in the order in which they started.
+/// Runs optimizer steps. A step ends when it is known whether it was applied, was skipped or has
+/// failed. This may be long after the step was started. Steps end in the order in which they
+/// started.
 pub(in crate::trainer) trait Executor {
-    /// Returns whether the executor can start a step on these examples now.
+    /// Returns whether this executor can start a step on these examples now.
     ///
     /// # Errors
-    /// When the configuration requires this executor, but the step cannot run on it.
+    /// When the configuration requires this executor, but this executor cannot run the step.
     fn accepts(
         &mut self,
         state: &mut StepState<'_>,
@@ -19,7 +20,7 @@ pub(in crate::trainer) trait Executor {
         examples: &Examples,
     ) -> Result<bool>;
 
-    /// Starts a step.
+    /// Starts a step on these examples.
     fn start(
         &mut self,
         state: &mut StepState<'_>,
@@ -28,14 +29,14 @@ pub(in crate::trainer) trait Executor {
         examples: Examples,
     ) -> Result<()>;
 
-    /// Returns the number of steps in flight. A step is in flight if it was started and its outcome
-    /// is unknown.
+    /// Returns the number of steps in flight: steps that were started and whose outcome is not
+    /// known yet.
     fn running(&self) -> u64;
 
-    /// Returns whether the oldest step must [end](Self::end) before another can start.
+    /// Returns whether the oldest step must [end](Self::end) before a further step can start.
     fn is_full(&self, state: &StepState<'_>) -> bool;
 
-    /// Ends the oldest step in flight; `None` if there is none.
+    /// Ends the oldest step in flight. Returns `None` if no step is in flight.
     fn end(
         &mut self,
         state: &mut StepState<'_>,
@@ -43,20 +44,21 @@ pub(in crate::trainer) trait Executor {
         observers: &mut Observers<'_, '_>,
     ) -> Result<Option<Ended>>;
 
-    /// Moves the executor's sums of logged values back to the log, before other code uses the log.
+    /// Writes the sums of logged values that the executor keeps back to the log, so that other code
+    /// can use the log.
     fn release(&mut self, log: &mut Log) -> Result<()>;
 }
 
-/// How a step has ended.
+/// The outcome of a step that has ended.
 pub(in crate::trainer) enum Ended {
-    /// It was applied or skipped, and its batches are reported.
+    /// The step was applied or skipped, and its batches were reported.
     Over {
         /// The batch of the epoch that follows the step.
         next_batch: i64,
-        /// The actions that callbacks request.
+        /// The actions that callbacks request after the step.
         actions: Vec<Action>,
     },
-    /// The device skipped the step and the steps started after it. Nothing has changed, and their
-    /// examples must be used again.
+    /// The device skipped this step and all steps that were started after it. No state has changed.
+    /// The steps must be repeated on these examples.
     Void(Vec<Examples>),
 }

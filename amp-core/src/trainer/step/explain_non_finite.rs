@@ -8,9 +8,9 @@ use crate::{
     provenance::{self, Provenance, Replay},
 };
 
-/// Runs a step again with the same random numbers and with observers, to find the first value that
-/// is not finite. If every value is finite, emits a note that says so. The state of the training
-/// does not change.
+/// Repeats a step with the same random numbers and with observers, to find the first value that is
+/// not finite. If every value is finite in the repetition, emits a note that says so. Does not
+/// change the state of the training.
 pub(super) fn explain(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
@@ -19,7 +19,7 @@ pub(super) fn explain(
     emit: &mut Emit<'_>,
 ) -> Result<Option<Provenance>> {
     let backup = StateBackup::begin(model, state.policy.device)?;
-    // The step's gradients are no longer needed, and the observed passes compute their own.
+    // The gradients of the skipped step are no longer needed. The repetition computes its own.
     state.optim.zero_grad()?;
     state.rollback.restore_random()?;
     let parameters = nn::parameters(model);

@@ -1,4 +1,4 @@
-//! Forward and backward passes over one batch.
+//! Runs the forward and backward pass over one batch.
 
 use tch::Tensor;
 
@@ -21,16 +21,17 @@ pub(super) struct Passes<'p> {
     pub(super) policy: Policy,
     pub(super) context: &'p Context,
     pub(super) scaler: &'p GradScaler,
-    /// The number of parts in which a batch runs.
+    /// The number of parts into which a batch is split.
     pub(super) parts: i64,
     pub(super) global_step: u64,
     pub(super) profiler: &'p mut Profiler,
 }
 
 impl Passes<'_> {
-    /// Adds the gradients of `share` times the batch's loss to the parameters' gradients. Returns
-    /// the batch's loss, detached. A batch in parts is processed part by part; its loss is the
-    /// weighted mean of the parts' losses.
+    /// Runs the forward and backward pass over a batch. The batch's loss is multiplied by `share`,
+    /// and the gradients are added to the parameters' gradients. Returns the loss itself, detached.
+    /// If the batch is split, the parts run one after the other, and the returned loss is the
+    /// weighted mean of their losses.
     pub(super) fn run(
         &mut self,
         model: &mut dyn LightningModule,
@@ -45,8 +46,8 @@ impl Passes<'_> {
         let mut whole: Option<Tensor> = None;
         for (part, fraction) in &parts {
             let loss = self.run_part(model, part, share * fraction, index, log)?;
-            // If all targets of a part are ignored, its loss is a mean over no elements, which is
-            // NaN. The NaN must not enter the sum.
+            // If all targets of a part are ignored, the loss of the part is a mean over no
+            // elements, which is NaN. The NaN must not enter the sum.
             let loss = match *fraction {
                 0.0 => loss.f_zeros_like()?,
                 fraction => loss.f_mul_scalar(fraction)?,

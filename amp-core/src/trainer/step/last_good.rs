@@ -1,4 +1,4 @@
-//! The last good state of a run, which recovery can restore.
+//! A copy of a run's state, which recovery restores after steps that were not finite.
 
 use tch::Tensor;
 
@@ -11,24 +11,24 @@ use crate::{
     trainer::config::{NonFinite, TrainerConfig},
 };
 
-/// The last good state of a run: weights, buffers, optimizers and schedules.
+/// A copy of a run's state after an applied step: weights, buffers, optimizers and schedules.
 pub(super) struct LastGood {
     applied: u64,
     tensors: Vec<Tensor>,
     optimizers: Vec<State>,
-    /// Whether the state was restored before.
+    /// Whether this copy was restored before.
     used: bool,
 }
 
 impl LastGood {
-    /// Returns whether a state is kept after this number of applied steps. `exists` tells whether a
-    /// state was kept before.
+    /// Returns whether the state is copied after `applied` applied steps. `exists` says whether
+    /// there is an earlier copy.
     pub(super) fn is_due(config: &TrainerConfig, exists: bool, applied: u64) -> bool {
         config.recovery.on_non_finite == NonFinite::RestoreLastGood
             && (!exists || applied.is_multiple_of(config.recovery.keep_good_every_n_steps))
     }
 
-    /// Copies the current state.
+    /// Copies the current state of the run.
     pub(super) fn keep(
         model: &dyn LightningModule,
         optim: &Optimization<'_>,
@@ -45,13 +45,13 @@ impl LastGood {
         })
     }
 
-    /// Returns whether restoring the state can help a run with this number of applied steps.
-    /// Restoring it a second time helps only if a step was applied in between.
+    /// Returns whether it makes sense to restore this copy in a run with `applied` applied steps.
+    /// Restoring it a second time makes sense only if a step was applied since.
     pub(super) fn helps(&self, applied: u64) -> bool {
         !self.used || applied > self.applied
     }
 
-    /// Restores the state and returns its number of applied steps.
+    /// Restores the copy, and returns the number of steps that were applied before it was made.
     pub(super) fn restore(
         &mut self,
         model: &dyn LightningModule,
@@ -67,7 +67,7 @@ impl LastGood {
         Ok(self.applied)
     }
 
-    /// Returns the number of bytes of the kept tensors.
+    /// Returns the number of bytes of the tensors in this copy.
     pub(super) fn bytes(&self) -> u64 {
         let states = self.optimizers.iter().flat_map(State::tensors).map(|(_, tensor)| tensor);
         self.tensors.iter().chain(states).map(tensor_bytes).sum()

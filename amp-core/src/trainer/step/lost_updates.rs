@@ -13,26 +13,26 @@ use crate::{
     trainer::config::TrainerConfig,
 };
 
-/// The fraction of lost updates from which on a note is written.
+/// The fraction of lost updates from which on a note is emitted.
 const MANY: f64 = 0.25;
 
-/// The number of elements of each parameter that are checked. It is small enough to need little
-/// memory.
+/// The number of elements of each parameter that are compared. The number is small, so that the
+/// copies need little memory.
 const SAMPLE: i64 = 1024;
 
 /// Sampled elements of each 16-bit weight before a step.
 pub(super) struct Before(Vec<(Tensor, Tensor)>);
 
-/// Returns whether updates can be lost in a run with these options.
+/// Returns whether 16-bit weights may lose updates in a run with these options.
 fn may_be_lost(config: &TrainerConfig, precision: Precision) -> bool {
     let narrow = matches!(precision.storage(), Kind::Half | Kind::BFloat16);
     narrow && config.numerics.weight_update == WeightUpdate::RoundToNearest
 }
 
 impl StepState<'_> {
-    /// Returns whether the next step after the steps in flight is checked: the first, tenth,
-    /// hundredth and so on, until lost updates are found. Schedules often begin with a tiny rate,
-    /// so the first step alone is not enough.
+    /// Returns whether the next step after the steps in flight is checked for lost updates. This is
+    /// so for the first, tenth, hundredth, … step, until lost updates are found. The first step
+    /// alone is not enough, because learning-rate schedules often begin with a tiny rate.
     pub(super) fn looks_for_lost_updates(&self, in_flight: u64) -> bool {
         let step = self.counts.applied + in_flight + 1;
         let power = 10_u64.checked_pow(step.ilog10()).is_some_and(|power| power == step);
@@ -61,7 +61,8 @@ impl StepState<'_> {
         Ok(Some(Before(pairs.collect::<Result<_>>()?)))
     }
 
-    /// Checks an applied step, and returns a note if it lost many updates.
+    /// Compares the sampled weights with their values before the step, which was applied. Returns a
+    /// note if many weights with a gradient did not change.
     pub(super) fn lost_updates(&mut self, before: &Before) -> Result<Option<String>> {
         let (mut lost, mut all) = (0.0, 0.0);
         for (weight, before) in &before.0 {

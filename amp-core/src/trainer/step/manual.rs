@@ -1,4 +1,4 @@
-//! Steps that the model executes itself.
+//! Runs training steps that the model executes itself.
 
 use std::rc::Rc;
 
@@ -22,7 +22,7 @@ use crate::{
     probe::Products,
 };
 
-/// Lets the model execute the step on its only batch.
+/// Lets the model execute the step, which consists of a single batch.
 pub(super) fn step(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
@@ -36,8 +36,8 @@ pub(super) fn step(
     end_batch(state, model, observers, (examples, 0), &loss, Some(&outcome))
 }
 
-/// Executes the model's own step. Returns the loss of its last backward pass, and whether an optimizer
-/// has stepped.
+/// Executes the model's `manual_step`. Returns the loss of its last backward pass, and whether an
+/// optimizer has stepped.
 fn manual_step(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,

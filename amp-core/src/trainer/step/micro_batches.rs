@@ -6,14 +6,14 @@ use crate::{Error, LightningModule, Result, data::AnyBatch, event::Position};
 
 /// The batches of one optimizer step.
 pub(in crate::trainer) struct Examples {
-    /// The first batch's position.
+    /// The position of the first batch in the run.
     pub(super) start: Position,
     pub(in crate::trainer) batches: Vec<AnyBatch>,
-    /// The factor of each batch's loss. With these factors the sum of the losses is a mean over the
-    /// step's examples, for any number of batches in the step.
+    /// The factor by which the loss of each batch is multiplied. The sum of the losses, each
+    /// multiplied by its factor, is a mean over all examples of the step.
     pub(super) shares: Vec<f64>,
-    /// Whether the device skipped a step on these examples. The step is then repeated without a
-    /// graph.
+    /// Whether the device has skipped a step on these examples. The step is then repeated without a
+    /// CUDA graph.
     pub(super) skipped: bool,
 }
 
@@ -23,32 +23,32 @@ impl Examples {
         self.batches.iter().map(AnyBatch::bytes).sum()
     }
 
-    /// Creates the examples of a step from its batches. A batch's share is proportional to the
-    /// model's [weight](LightningModule::loss_weight) of its loss.
+    /// Creates the examples of a step from its batches. Each batch's factor is proportional to the
+    /// [weight](LightningModule::loss_weight) that the model gives to its loss.
     pub(in crate::trainer) fn new(
         model: &dyn LightningModule,
         start: Position,
         batches: Vec<AnyBatch>,
     ) -> Result<Self> {
         let shares = match batches.as_slice() {
-            // For a single batch no weight is read from the device.
+            // A single batch always has the factor 1, so its weight is not read from the device.
             [_] => vec![1.0],
             several => shares(model, several)?,
         };
         Ok(Self { start, batches, shares, skipped: false })
     }
 
-    /// Returns the position of the batch at this index of the step.
+    /// Returns the position in the run of the batch with the index `at` of this step.
     pub(super) fn position(&self, at: usize) -> Position {
         Position { batch: self.start.batch + at as i64, ..self.start }
     }
 
-    /// Returns the index within the epoch of the first batch after the step.
+    /// Returns the index in the epoch of the first batch after this step.
     pub(super) fn next_batch(&self) -> i64 {
         self.start.batch + self.batches.len() as i64
     }
 
-    /// Returns the first part of the first batch.
+    /// Returns the first part of the first batch, if each batch is split into `parts` parts.
     pub(super) fn first_part(&self, parts: i64) -> Result<AnyBatch> {
         let Some(batch) = self.batches.first() else { return Err(no_examples()) };
         match batch.split(parts)? {
@@ -57,8 +57,8 @@ impl Examples {
         }
     }
 
-    /// Returns the parts of the batches, each with the factor of its loss. Parts with weight 0
-    /// contribute no gradient and are omitted.
+    /// Returns the parts of all batches, each with the factor of its loss. Omits parts with the
+    /// factor 0, because they contribute no gradient.
     pub(super) fn in_parts(
         &self,
         model: &dyn LightningModule,
@@ -75,15 +75,15 @@ impl Examples {
         Ok(all)
     }
 
-    /// Returns the losses of the batches with a weight above 0.
+    /// Returns the losses of those batches whose factor is above 0.
     pub(super) fn counting(&self, losses: &[Tensor]) -> Vec<Tensor> {
         let pairs = losses.iter().zip(&self.shares).filter(|(_, share)| **share > 0.0);
         pairs.map(|(loss, _)| loss.shallow_clone()).collect()
     }
 }
 
-/// Splits a batch into at most this number of parts, each with its share of the batch's loss.
-/// Returns `None` for one part.
+/// Splits a batch into at most `parts` parts, each with the factor of its loss. Returns `None` if
+/// the batch is not split.
 pub(super) fn split(
     model: &dyn LightningModule,
     batch: &AnyBatch,
@@ -108,7 +108,8 @@ fn shares(model: &dyn LightningModule, batches: &[AnyBatch]) -> Result<Vec<f64>>
     if all > 0.0 {
         return Ok(weights.into_iter().map(|weight| weight / all).collect());
     }
-    // All weights are 0. The loss is a mean over no targets, as for one large batch.
+    // All weights are 0, for example because every target is ignored. Each batch gets the same
+    // factor. The loss is then a mean over no targets, as it would be for one large batch.
     Ok(vec![1.0 / batches.len() as f64; batches.len()])
 }
 

@@ -1,5 +1,5 @@
-//! The observers of a run: callbacks in the order in which they were added, the receiver of events,
-//! and the log.
+//! What observes a run: the callbacks, in the order in which they were added, the receiver of
+//! events, the invariants, and the log.
 
 use std::collections::HashSet;
 
@@ -12,26 +12,27 @@ use crate::{
     precision::{Gradients, Unscaled},
 };
 
-/// The receiver of events.
+/// Receives the events of a run.
 pub(in crate::trainer) type Emit<'a> = dyn FnMut(Event) -> Result<()> + 'a;
 
-/// The observers of a run.
+/// What observes a run.
 pub(in crate::trainer) struct Observers<'r, 'c> {
     pub(in crate::trainer) callbacks: Callbacks<'r, 'c>,
     pub(in crate::trainer) emit: &'r mut Emit<'r>,
-    /// The invariants of training.
+    /// Checks the invariants of training.
     pub(in crate::trainer) invariants: Invariants,
-    /// The current epoch's values.
+    /// The values that were logged in the current epoch.
     pub(in crate::trainer) log: Log,
 }
 
-/// The callbacks of a run, called in the order they were added.
+/// The callbacks of a run. They are called in the order in which they were added.
 pub(in crate::trainer) struct Callbacks<'r, 'c>(
     pub(in crate::trainer) &'r mut [Box<dyn Callback + 'c>],
 );
 
 impl Callbacks<'_, '_> {
-    /// Refuses two callbacks with one name, because a checkpoint holds the state of only one of them.
+    /// Returns an error if two callbacks have the same name, because a checkpoint stores only one
+    /// state per name.
     pub(in crate::trainer) fn check(&self) -> Result<()> {
         let mut names = HashSet::new();
         match self.0.iter().map(|callback| callback.name()).find(|name| !names.insert(name.clone()))

@@ -1,4 +1,4 @@
-//! The part of a step that processes gradients: unscale, clip, apply.
+//! Processes the gradients in a step: unscales, clips and applies them.
 
 use tch::Tensor;
 
@@ -19,9 +19,10 @@ pub(in crate::trainer) struct Optimization<'a> {
     config: &'a TrainerConfig,
     pub(in crate::trainer) scheduled: Vec<Scheduled>,
     pub(in crate::trainer) scaler: GradScaler,
-    /// A guard: while it exists, gradients may have 16 bits.
+    /// A guard. While it exists, gradients may be stored in 16 bits. `None` if gradients are stored
+    /// in the parameters' dtype.
     narrow: Option<NarrowGradients>,
-    /// The closest access to steps that an observer needs.
+    /// The strictest requirement of any observer for when it must run: after a step, or within it.
     pub(in crate::trainer) access: StepAccess,
 }
 
@@ -47,18 +48,18 @@ impl<'a> Optimization<'a> {
         Ok(Self { config, scheduled, scaler, narrow, access })
     }
 
-    /// Keeps gradients in f32 from now on.
+    /// Stores gradients in f32 from now on.
     pub(in crate::trainer) fn keep_full_gradients(&mut self) {
         self.narrow = None;
     }
 
-    /// Returns the loss scale; `None` if the precision does not scale the loss.
+    /// Returns the loss scale. Returns `None` if the precision does not scale the loss.
     pub(in crate::trainer) fn scale(&self) -> Option<f64> {
         self.scaler.is_enabled().then(|| self.scaler.scale_value())
     }
 
-    /// Returns the rate of the first optimizer's first group, which is the rate that a progress
-    /// line shows.
+    /// Returns the learning rate of the first optimizer's first parameter group. A progress line
+    /// shows this learning rate.
     pub(in crate::trainer) fn lr(&self) -> f64 {
         self.scheduled.first().map_or(0.0, |first| first.optimizer.rates()[0].lr)
     }
@@ -72,7 +73,7 @@ impl<'a> Optimization<'a> {
         self.scheduled.iter_mut().try_for_each(|scheduled| scheduled.optimizer.extend_state())
     }
 
-    /// Returns whether a hook reads the gradients before they are clipped.
+    /// Returns whether a hook reads the gradients within the step, before they are clipped.
     pub(in crate::trainer) fn is_watched(&self) -> bool {
         matches!(self.access, StepAccess::InStep(_))
     }
@@ -93,7 +94,8 @@ impl<'a> Optimization<'a> {
         some(gradients)
     }
 
-    /// Clips gradients after the hooks, by the norm of each optimizer's own gradients, as Lightning does.
+    /// Clips gradients after the hooks. The norm is computed for each optimizer separately, as
+    /// Lightning does.
     pub(in crate::trainer) fn clip(
         &self,
         gradients: Vec<Gradients<Unscaled>>,
@@ -106,19 +108,20 @@ impl<'a> Optimization<'a> {
         gradients.into_iter().map(clip).collect()
     }
 
-    /// Does the work of [`unscale`](Self::unscale) and [`clip`](Self::clip) in as few passes as the
-    /// optimizers allow, for steps in which no hook reads the gradients in between. If the step is
-    /// `captured`, an optimizer that steps after the graph gets no factor. Its gradients are
-    /// therefore unscaled and clipped here.
+    /// Unscales and clips the gradients, for steps in which no hook reads the gradients in between.
+    /// Reads the gradients as few times as the optimizers allow. If the step is `captured`, an
+    /// optimizer that steps after the CUDA graph gets no factor, so its gradients are unscaled and
+    /// clipped here.
     pub(in crate::trainer) fn unscale_and_clip(
         &mut self,
         captured: bool,
     ) -> Result<Vec<Gradients<Deferred>>> {
-        // An observer may read gradients after the step; they must be unscaled then.
+        // An observer that runs after the step may read gradients, which must then be unscaled.
+        // Therefore they stay scaled only if no observer runs right after the step.
         let may_defer = matches!(self.access, StepAccess::Deferred);
         let limit = match self.config.optimization.gradient_clip {
             Some(Clip::Norm(limit)) => Some(limit),
-            // Nothing is clipped, but the factor must still divide by the loss scale.
+            // Nothing is clipped, but the factor must still divide the gradients by the loss scale.
             None if self.scaler.is_enabled() => Some(f64::INFINITY),
             _ => None,
         };
@@ -150,8 +153,9 @@ impl<'a> Optimization<'a> {
         some(gradients)
     }
 
-    /// Steps each optimizer that has gradients, or no optimizer if a gradient is not finite. Then updates
-    /// the loss scale. A schedule advances with its optimizer, or with every step if skipped steps count.
+    /// Steps each optimizer that has gradients. If a gradient is not finite, steps no optimizer.
+    /// Then updates the loss scale. The schedule of an optimizer advances when the optimizer steps.
+    /// If skipped steps count, the schedule also advances in skipped steps.
     pub(in crate::trainer) fn apply(
         &mut self,
         gradients: Vec<Gradients<Deferred>>,
@@ -175,8 +179,8 @@ impl<'a> Optimization<'a> {
         Ok(outcome)
     }
 
-    /// Steps each optimizer that can be captured, unless `skip_flag` is not 0. Returns which optimizers have
-    /// gradients.
+    /// Steps each optimizer whose step can be captured in a CUDA graph. These steps change nothing
+    /// if `skip_flag` is not 0. Returns for each optimizer whether it has gradients.
     pub(in crate::trainer) fn apply_captured(
         &mut self,
         gradients: &[Gradients<Deferred>],
@@ -195,13 +199,14 @@ impl<'a> Optimization<'a> {
         Ok(stepped)
     }
 
-    /// Writes the learning rates to the memory from which captured steps read them.
+    /// Writes the learning rates to the device memory from which captured steps read them.
     pub(in crate::trainer) fn write_rates(&mut self) -> Result<()> {
         self.scheduled.iter_mut().try_for_each(|scheduled| scheduled.optimizer.write_rates())
     }
 
-    /// Advances the schedules that advance by epochs. `logged` are the epoch's values. A schedule
-    /// whose monitored value is reported at other moments advances at those moments.
+    /// Advances the schedules that count epochs. `logged` are the values of the epoch. A schedule
+    /// that monitors a value does not advance here if the value is missing and a validation within
+    /// an epoch may report it.
     pub(in crate::trainer) fn end_epoch(
         &mut self,
         logged: &[Logged],
@@ -213,7 +218,8 @@ impl<'a> Optimization<'a> {
         })
     }
 
-    /// Advances the schedules whose monitored value was reported by a validation within an epoch.
+    /// Advances the schedules that monitor a value which a validation within the epoch has
+    /// reported.
     pub(in crate::trainer) fn follow_validation(&mut self, logged: &[Logged]) -> Result<()> {
         self.scheduled.iter_mut().try_for_each(|scheduled| match scheduled.monitor() {
             Some(monitor) if has(logged, monitor) => scheduled.advance(Interval::Epoch, logged),
@@ -241,7 +247,7 @@ fn has(logged: &[Logged], name: &str) -> bool {
     logged.iter().any(|logged| logged.name == name)
 }
 
-/// Returns whether the run requests 16-bit gradients and supports them.
+/// Returns whether gradients are stored in 16 bits: the run must request it and be able to do it.
 fn keeps_16_bit_gradients(config: &TrainerConfig) -> bool {
     requests_16_bit_gradients(config) && full_gradients_note(config).is_none()
 }
@@ -251,7 +257,7 @@ fn requests_16_bit_gradients(config: &TrainerConfig) -> bool {
         && config.precision.autocast().is_some()
 }
 
-/// Returns the reason why gradients are kept in f32 in a run that requests 16 bits.
+/// Returns why a run that requests 16-bit gradients stores its gradients in f32.
 pub(in crate::trainer) fn full_gradients_note(config: &TrainerConfig) -> Option<String> {
     let why = match (config.device.is_cuda(), config.optimization.accumulate_grad_batches) {
         _ if !requests_16_bit_gradients(config) => return None,
@@ -284,7 +290,7 @@ impl Update for Optimization<'_> {
     fn step(&mut self, at: usize, gradients: Gradients<Unscaled>) -> Result<StepOutcome> {
         let scheduled = &mut self.scheduled[at];
         let outcome = self.scaler.step(gradients, scheduled.optimizer.as_mut())?;
-        // The optimizer may step again before the scale changes.
+        // The optimizer may step again before the loss scale is updated.
         self.scaler.end_use(scheduled.optimizer.as_ref());
         if outcome == StepOutcome::Applied {
             scheduled.advance(Interval::Step, &[])?;

@@ -1,5 +1,6 @@
-//! Times of a step's phases, on the host and on the device. Nothing waits for the device: on CUDA
-//! the ends of phases are events in the stream, which are read at the end of the epoch.
+//! Measures the times of a step's phases, on the host and on the device. No measurement waits for
+//! the device: on CUDA the ends of phases are events in the stream, whose times are read at the end
+//! of the epoch.
 
 use std::time::Instant;
 
@@ -12,7 +13,7 @@ use crate::{
     memory,
 };
 
-/// A moment on the host and, on CUDA, in the device's stream.
+/// A moment on the host's clock and, on CUDA, an event in the device's stream.
 struct Mark {
     host: Instant,
     device: Option<CudaEvent>,
@@ -40,17 +41,18 @@ impl Mark {
     }
 }
 
-/// A step that is being profiled, or whose times were not read yet.
+/// A step that is being profiled, or whose times have not been read from the device yet.
 pub(in crate::trainer) struct Recording {
     epoch: i64,
     batch: i64,
     start: Mark,
-    /// The phases and their ends. `None` is a time that belongs to no phase.
+    /// The phases in order, each with the moment of its end. `None` marks time that belongs to no
+    /// phase.
     ends: Vec<(Option<Phase>, Mark)>,
     memory: Option<u64>,
 }
 
-/// Profiles the requested steps.
+/// Measures the steps that the user wants to profile.
 pub(in crate::trainer) struct Profiler {
     device: Device,
     origin: Option<Mark>,
@@ -63,7 +65,7 @@ impl Profiler {
         Self { device, origin: None, running: None, done: Vec::new() }
     }
 
-    /// Begins profiling a step.
+    /// Begins to profile the step that starts with this batch.
     pub(in crate::trainer) fn start(&mut self, epoch: i64, batch: i64) -> Result<()> {
         if self.origin.is_none() {
             self.origin = Some(Mark::now(self.device)?);
@@ -78,7 +80,7 @@ impl Profiler {
         self.running.is_some()
     }
 
-    /// Ends a phase, if a step is being profiled.
+    /// Ends the phase `phase` now, if a step is being profiled.
     pub(in crate::trainer) fn lap(&mut self, phase: Phase) -> Result<()> {
         let Some(running) = &mut self.running else { return Ok(()) };
         running.ends.push((Some(phase), Mark::now(self.device)?));
@@ -89,12 +91,14 @@ impl Profiler {
         Ok(())
     }
 
-    /// Pauses the profile of a step.
+    /// Pauses the profiling of the current step, if a step is being profiled, and returns what was
+    /// recorded.
     pub(in crate::trainer) fn suspend(&mut self) -> Option<Recording> {
         self.running.take()
     }
 
-    /// Continues the profile of a step. The time since the pause belongs to no phase.
+    /// Continues the profiling of a step that [`suspend`](Self::suspend) has paused. The time since
+    /// the pause belongs to no phase.
     pub(in crate::trainer) fn resume(&mut self, recording: Option<Recording>) -> Result<()> {
         self.running = recording;
         if let Some(running) = &mut self.running {
@@ -103,12 +107,12 @@ impl Profiler {
         Ok(())
     }
 
-    /// Ends the profile of a step.
+    /// Ends the profiling of the current step.
     pub(in crate::trainer) fn stop(&mut self) {
         self.done.extend(self.running.take());
     }
 
-    /// Returns the profiles since the last call. Waits for the device.
+    /// Returns the profiles of the steps that have ended since the last call. Waits for the device.
     pub(in crate::trainer) fn take(&mut self) -> Result<Vec<Profile>> {
         let Some(origin) = &self.origin else { return Ok(Vec::new()) };
         let read = |recording: Recording| -> Result<Profile> {

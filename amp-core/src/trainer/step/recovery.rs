@@ -1,4 +1,5 @@
-//! Decides what follows a skipped step.
+//! Decides what follows a skipped step: the next examples, a repetition, another precision, or the
+//! end of the run.
 
 use tch::Tensor;
 
@@ -13,16 +14,16 @@ use crate::{
 /// The examples on which the next step runs.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    /// The next examples.
+    /// The step runs on the next examples.
     GoOn,
-    /// The same examples.
+    /// The step runs again on the same examples.
     Again,
 }
 
-/// The decision after a skipped step.
+/// What is done after a skipped step.
 enum Remedy {
     Nothing,
-    /// The loss scale was lowered: the same examples run again.
+    /// The scaler has lowered the loss scale, and the step runs again on the same examples.
     RunAgain,
     HoldScale(f64),
     RestoreLastGood,
@@ -56,7 +57,8 @@ pub(super) fn recover(
             Ok(Next::GoOn)
         }
         Remedy::FallBackToBf16 => {
-            // The weights are f32 in both precisions, so only the casts change.
+            // The weights are f32 in 16-mixed and in bf16-mixed, so only the autocast dtype
+            // changes.
             state.set_precision(model, Precision::Bf16Mixed)?;
             state.counts.consecutive_skips = 0;
             state.report_recovery(Recovery::FellBack { precision: Precision::Bf16Mixed }, emit)?;
@@ -83,7 +85,7 @@ fn choose(state: &StepState<'_>, skipped: &Skipped, losses: &[Tensor]) -> Result
     };
     let stuck = state.counts.consecutive_skips > config.recovery.max_consecutive_skips;
     Ok(match config.recovery.on_non_finite {
-        // If only scaled gradients overflowed, the scaler has lowered the scale already.
+        // If only the scaled gradients overflowed, the scaler has already lowered the loss scale.
         NonFinite::LowerScale if scaled && !forward && !stuck => Remedy::RunAgain,
         _ if scaled && !forward && !stuck => Remedy::Nothing,
         NonFinite::Ignore => Remedy::Nothing,
@@ -104,7 +106,7 @@ fn restore_last_good(
     emit: &mut Emit<'_>,
 ) -> Result<()> {
     let applied = state.counts.applied;
-    // Restoring a state again helps only if steps were applied in between.
+    // Restoring the same copy again helps only if a step was applied in between.
     let Some(good) = state.good.as_mut().filter(|good| good.helps(applied)) else {
         return Err(not_finite(state, skipped));
     };

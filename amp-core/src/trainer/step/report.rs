@@ -1,4 +1,4 @@
-//! Reports the batches of a step.
+//! Reports the batches of a step to hooks, callbacks and subscribers.
 
 use tch::Tensor;
 
@@ -10,8 +10,8 @@ use crate::{
     precision::StepOutcome,
 };
 
-/// Calls the hooks that follow the batch at this index of the step, and reports the batch. After
-/// the last batch the hooks get the step's outcome.
+/// Calls the hooks and callbacks that follow the batch with the index `at` of the step, and reports
+/// the batch. The outcome of the step is passed to them only after the last batch.
 pub(super) fn end_batch(
     state: &StepState<'_>,
     model: &mut dyn LightningModule,

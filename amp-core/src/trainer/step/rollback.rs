@@ -1,6 +1,7 @@
-//! The state that a skipped or repeated step must not change: buffers, the model's own state, random
-//! numbers, and parameters that the forward pass changes. Other parameters, optimizers, schedules and the loss
-//! scale change only in applied steps.
+//! Saves and restores the state that a skipped or repeated step must not change: buffers, the
+//! model's own state, the random generators, and parameters that the forward pass changes. Other
+//! parameters, optimizers, schedules and the loss scale need no copy, because they change only in
+//! applied steps.
 
 use tch::Device;
 
@@ -12,8 +13,8 @@ use crate::{
     state::State,
 };
 
-/// The random generators' states and the model's own state before forward and backward passes that
-/// must change neither.
+/// A copy of the random generators' states and of the model's own state. It is made before a
+/// forward and backward pass that must change neither of the two.
 pub(in crate::trainer) struct StateBackup {
     device: Device,
     own: State,
@@ -21,14 +22,14 @@ pub(in crate::trainer) struct StateBackup {
 }
 
 impl StateBackup {
-    /// Saves the current state.
+    /// Copies the current state of the model and of the random generators.
     pub(in crate::trainer) fn begin(model: &dyn LightningModule, device: Device) -> Result<Self> {
         let mut own = State::default();
         model.on_save_checkpoint(&mut own)?;
         Ok(Self { device, own: own.copied()?, random: RandomState::read(device)? })
     }
 
-    /// Restores the saved state.
+    /// Restores the copied state of the model and of the random generators.
     pub(in crate::trainer) fn end(&self, model: &mut dyn LightningModule) -> Result<()> {
         if !self.own.is_empty() {
             model.on_load_checkpoint(&self.own)?;
@@ -36,23 +37,23 @@ impl StateBackup {
         self.restore_random()
     }
 
-    /// Restores the random generators.
+    /// Restores the state of the random generators.
     pub(super) fn restore_random(&self) -> Result<()> {
         self.random.restore(self.device)
     }
 }
 
-/// The state before the running step.
+/// The state before the step that is running, to which a skipped or repeated step returns.
 pub(super) struct Rollback {
     device: Device,
     buffers: Kept,
-    /// The backup, which exists while a step runs.
+    /// The copy of the remaining state. `None` while no step is running.
     backup: Option<StateBackup>,
 }
 
 impl Rollback {
-    /// Prepares backups of the buffers of `model`, which is already on its device, and of the
-    /// parameters that its forward pass changes.
+    /// Allocates memory for copies of the buffers of `model`, and of the parameters that its
+    /// forward pass changes. The model must already be on its device.
     pub(super) fn new(model: &dyn LightningModule, device: Device) -> Result<Self> {
         let tensors = named_tensors(model).into_iter();
         let buffers = tensors.filter(|(_, _, role)| *role == Role::Buffer);
@@ -62,26 +63,26 @@ impl Rollback {
         Ok(Self { device, buffers, backup: None })
     }
 
-    /// Saves the current state.
+    /// Saves the current state, before a step.
     pub(super) fn keep(&mut self, model: &dyn LightningModule) -> Result<()> {
         self.buffers.keep(0)?;
         self.backup = Some(StateBackup::begin(model, self.device)?);
         Ok(())
     }
 
-    /// Restores the saved state during the step.
+    /// Restores the saved state, if a step is running.
     pub(super) fn restore(&self, model: &mut dyn LightningModule) -> Result<()> {
         let Some(backup) = &self.backup else { return Ok(()) };
         self.buffers.restore(0)?;
         backup.end(model)
     }
 
-    /// Ends the step and keeps its changes.
+    /// Ends the step. Its changes remain.
     pub(super) fn end(&mut self) {
         self.backup = None;
     }
 
-    /// Restores the random generators.
+    /// Restores the state that the random generators had before the step.
     pub(super) fn restore_random(&self) -> Result<()> {
         self.backup.as_ref().map_or(Ok(()), StateBackup::restore_random)
     }

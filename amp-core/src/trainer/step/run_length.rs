@@ -1,8 +1,8 @@
-//! The length of a run, and its completed fraction.
+//! The planned length of a run, and the fraction of it that is complete.
 
 use crate::optim::TrainingPlan;
 
-/// The planned length of a run.
+/// The planned length of a run, in epochs and in steps.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::trainer) struct Length {
     pub(in crate::trainer) batches_per_epoch: i64,
@@ -31,12 +31,12 @@ mod tests {
             batches_per_epoch: 10,
             plan: TrainingPlan { max_epochs: 2, estimated_stepping_batches: steps },
         };
-        // Two batches form a step.
+        // Two batches form a step, and an epoch has ten batches.
         assert_eq!(length(10).done(0, 0, 0), 0.05);
         assert_eq!(length(10).done(0, 9, 5), 0.5);
-        // Skipped steps are not counted.
+        // Skipped steps do not count as steps, but their batches count: the last epoch is complete.
         assert_eq!(length(10).done(1, 9, 7), 1.0);
-        // The run has reached its largest number of steps.
+        // The run ends at its largest number of steps, before the last epoch is complete.
         assert_eq!(length(4).done(0, 3, 2), 0.5);
         assert_eq!(length(4).done(0, 8, 4), 1.0);
     }

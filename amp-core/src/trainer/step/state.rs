@@ -1,4 +1,4 @@
-//! The state between steps, and the parts of a step that all executors share.
+//! The state of the training between steps, and the operations that all kinds of steps share.
 
 use tch::Tensor;
 
@@ -22,12 +22,12 @@ use crate::{
     probe::Products,
 };
 
-/// Numbers of steps.
+/// Counts of training steps.
 #[derive(Debug, Clone, Copy, Default, serde::Serialize, serde::Deserialize)]
 pub(in crate::trainer) struct Counts {
-    /// The number of applied steps.
+    /// The number of steps that were applied.
     pub(in crate::trainer) applied: u64,
-    /// The number of skipped steps.
+    /// The number of steps that were skipped.
     pub(in crate::trainer) skipped: u64,
     /// The number of applied and skipped steps, including steps that were undone later.
     pub(in crate::trainer) attempts: u64,
@@ -35,7 +35,7 @@ pub(in crate::trainer) struct Counts {
     pub(super) consecutive_skips: u64,
 }
 
-/// The state between steps.
+/// The state of the training between steps.
 pub(in crate::trainer) struct StepState<'a> {
     pub(super) config: &'a TrainerConfig,
     /// The configured policy, or the policy of the precision to which the run fell back.
@@ -45,14 +45,15 @@ pub(in crate::trainer) struct StepState<'a> {
     pub(in crate::trainer) optim: Optimization<'a>,
     pub(super) length: Length,
     pub(in crate::trainer) counts: Counts,
-    /// The number of steps of this process that ran without a graph.
+    /// The number of steps of this process that ran without a CUDA graph.
     pub(super) eager: u64,
-    /// The number of steps of this process that ran as a graph.
+    /// The number of steps of this process that ran as a CUDA graph.
     pub(in crate::trainer) replayed: u64,
     pub(super) rollback: Rollback,
-    /// The number of parts in which a batch runs.
+    /// The number of parts into which each batch is split.
     pub(in crate::trainer) parts: i64,
-    /// Whether steps do additional work when their values are reported, and then run without a graph.
+    /// Whether the model does additional work in steps whose values are reported. These steps then
+    /// run without a CUDA graph.
     pub(super) does_more: bool,
     /// Whether the dtypes of the first step were reported.
     pub(super) probed: bool,
@@ -60,16 +61,17 @@ pub(in crate::trainer) struct StepState<'a> {
     pub(super) looked_at_windows: bool,
     /// Whether a note about lost updates of 16-bit weights was written.
     pub(super) told_lost_updates: bool,
-    /// The plan that names the modules to recompute, once it was made.
+    /// The memory plan: which modules are recomputed in the backward pass. `None` before the first
+    /// step, and without a memory budget.
     pub(in crate::trainer) memory: Option<MemoryPlan>,
     pub(in crate::trainer) profiler: Profiler,
-    /// The averages of the weights, if the run keeps averages.
+    /// The averages of the weights. `None` if the run does not average weights.
     pub(in crate::trainer) average: Option<Average>,
-    /// The last good state, for a recovery.
+    /// The last copy of the state, which recovery restores.
     pub(super) good: Option<LastGood>,
     /// The learning rate of the last step.
     pub(in crate::trainer) lr: f64,
-    /// Whether a step is changing the weights, or has changed them and was not reported yet.
+    /// Whether the step has begun to change the weights and has not been reported yet.
     changing: bool,
 }
 
@@ -109,8 +111,8 @@ impl<'a> StepState<'a> {
         })
     }
 
-    /// Returns the number of applied steps. If skipped steps count, as in Lightning, they are
-    /// included.
+    /// Returns the number of applied steps, plus the number of skipped steps if they count, as in
+    /// Lightning.
     pub(in crate::trainer) fn global_step(&self) -> u64 {
         let Self { counts, config, .. } = self;
         counts.applied + if config.recovery.skipped_step_advances { counts.skipped } else { 0 }
@@ -131,13 +133,13 @@ impl<'a> StepState<'a> {
         next.is_multiple_of(self.config.logging.log_every_n_steps.cast_unsigned())
     }
 
-    /// Exchanges the weights and their averages, if averages are kept.
+    /// Exchanges the weights and the averages of the weights. Does nothing if the run does not
+    /// average weights.
     pub(in crate::trainer) fn swap_average(&self) -> Result<()> {
         self.average.as_ref().map_or(Ok(()), Average::swap)
     }
 
-    /// Splits each batch into this number of parts from now on, and adds up the gradients of the
-    /// parts.
+    /// Splits each batch into `parts` parts from now on. The gradients of the parts are added up.
     pub(in crate::trainer) fn set_parts(&mut self, parts: i64) {
         self.parts = parts;
         if parts > 1 {
@@ -145,7 +147,7 @@ impl<'a> StepState<'a> {
         }
     }
 
-    /// Returns the state that a hook can read now.
+    /// Returns what a hook of the model or a callback can read now.
     pub(in crate::trainer) fn hook<'l>(&'l self, epoch: i64, log: &'l mut Log) -> Hook<'l> {
         Hook {
             epoch,
@@ -157,7 +159,8 @@ impl<'a> StepState<'a> {
         }
     }
 
-    /// Returns a context for a forward pass in training.
+    /// Returns a context for forward passes in training, with the current precision and memory
+    /// plan.
     pub(super) fn new_context(&self) -> Context {
         let context =
             Context::new(self.policy, true).with_overrides(self.config.numerics.overrides.clone());
@@ -167,12 +170,13 @@ impl<'a> StepState<'a> {
         }
     }
 
-    /// Returns the memory budget, if the run has one and there is no plan for it yet.
+    /// Returns the memory budget if no memory plan has been made for it yet.
     pub(in crate::trainer) fn unplanned_budget(&self) -> Option<u64> {
         self.config.memory.budget.filter(|_| self.memory.is_none())
     }
 
-    /// Recomputes the modules that the plan names from now on, and reports the plan.
+    /// Recomputes the modules that the plan names in all following backward passes, and reports the
+    /// plan.
     pub(in crate::trainer) fn follow_memory_plan(
         &mut self,
         plan: MemoryPlan,
@@ -184,7 +188,7 @@ impl<'a> StepState<'a> {
         Ok(())
     }
 
-    /// Continues in another precision whose weights have the same dtype.
+    /// Continues the run in another precision, in which the weights have the same dtype.
     pub(in crate::trainer) fn set_precision(
         &mut self,
         model: &dyn LightningModule,
@@ -204,18 +208,18 @@ impl<'a> StepState<'a> {
         self.rollback.keep(model)
     }
 
-    /// Marks that the step begins to change the weights. From then on it cannot be undone.
+    /// Marks that the step begins to change the weights. From now on the step cannot be undone.
     pub(in crate::trainer) fn begin_changes(&mut self) {
         self.changing = true;
     }
 
-    /// Ends a step after it was reported.
+    /// Ends the step, which has been reported. The step can no longer be undone.
     pub(in crate::trainer) fn end(&mut self) {
         self.rollback.end();
         self.changing = false;
     }
 
-    /// Returns to the state before the running step, if a step is running.
+    /// If a step is running, returns to the state before the step.
     ///
     /// # Errors
     /// When the step has begun to change the weights.
@@ -230,15 +234,15 @@ impl<'a> StepState<'a> {
         self.rollback.restore(model)
     }
 
-    /// Casts each weight once for all batches of a step while the guard lives, if there are several
-    /// batches.
+    /// If a step runs several batches or parts, makes autocast cast each weight only once until the
+    /// guard is dropped.
     pub(super) fn keep_casts(&self) -> Result<Option<KeptCasts>> {
         let several = self.config.optimization.accumulate_grad_batches > 1 || self.parts > 1;
         let casts = self.policy.precision.autocast().is_some() && several;
         casts.then(KeptCasts::keep).transpose()
     }
 
-    /// Returns what the forward and backward passes over a batch need in training.
+    /// Returns what the forward and backward passes of a training step need.
     pub(super) fn passes(&mut self) -> Passes<'_> {
         let global_step = self.global_step();
         let Self { policy, context, optim, parts, profiler, .. } = self;
@@ -246,12 +250,12 @@ impl<'a> StepState<'a> {
         Passes { policy, context, scaler: &optim.scaler, parts, global_step, profiler }
     }
 
-    /// Returns what the forward and backward passes over a batch need, with another [`Context`].
+    /// Returns what the forward and backward passes need if they run in the given [`Context`].
     pub(super) fn passes_in<'p>(&'p mut self, context: &'p Context) -> Passes<'p> {
         Passes { context, ..self.passes() }
     }
 
-    /// Unscales the gradients, calls the hooks, and clips.
+    /// Unscales the gradients, calls the hooks that read them, and clips the gradients.
     pub(super) fn unscale_and_clip(
         &mut self,
         model: &mut dyn LightningModule,
@@ -289,7 +293,7 @@ impl<'a> StepState<'a> {
         Ok(outcome)
     }
 
-    /// Counts an applied step, and updates everything that depends on the weights.
+    /// Counts an applied step, and updates what depends on the weights, for example their average.
     pub(super) fn count_applied(&mut self, model: &dyn LightningModule) -> Result<()> {
         self.changing = true;
         self.counts.applied += 1;
@@ -300,7 +304,7 @@ impl<'a> StepState<'a> {
         self.keep_good(model)
     }
 
-    /// Counts a step that the device has applied within a graph.
+    /// Counts a step that the device has applied as a CUDA graph.
     pub(super) fn follow_applied(
         &mut self,
         model: &dyn LightningModule,
@@ -313,7 +317,7 @@ impl<'a> StepState<'a> {
         self.report_scale(scale, emit)
     }
 
-    /// Updates the state at the end of an epoch.
+    /// Updates the average of the weights at the end of an epoch, if it changes there.
     pub(in crate::trainer) fn follow_epoch(&mut self, epoch: i64) -> Result<()> {
         match &mut self.average {
             Some(average) if average.follows_epoch(epoch) => {
@@ -330,8 +334,8 @@ impl<'a> StepState<'a> {
     }
 
     /// Updates the state after parameters were unfrozen. Creates the optimizer state of these
-    /// parameters. Drops the memory plan and the last good state, which were made without these
-    /// parameters, and keeps a new good state.
+    /// parameters. Drops the memory plan and the last copy of the state, because both were made
+    /// without these parameters. Makes a new copy of the state.
     pub(in crate::trainer) fn extend(&mut self, model: &dyn LightningModule) -> Result<()> {
         self.optim.extend()?;
         self.memory = None;
@@ -340,7 +344,7 @@ impl<'a> StepState<'a> {
         self.keep_good(model)
     }
 
-    /// Keeps the current state for a recovery, if the run requests it and it is due.
+    /// Copies the current state for a later recovery, if the run needs copies and one is due.
     pub(in crate::trainer) fn keep_good(&mut self, model: &dyn LightningModule) -> Result<()> {
         let applied = self.counts.applied;
         if LastGood::is_due(self.config, self.good.is_some(), applied) {
@@ -349,7 +353,7 @@ impl<'a> StepState<'a> {
         Ok(())
     }
 
-    /// Reports the dtypes of the first step, and returns an error for regions that had no effect.
+    /// Reports the dtypes of the first step. Returns an error if a precision region had no effect.
     pub(super) fn report_dtypes(
         &mut self,
         model: &dyn LightningModule,
@@ -367,7 +371,7 @@ impl<'a> StepState<'a> {
         Ok(())
     }
 
-    /// Reports the loss scale, if it differs from `before`.
+    /// Reports the loss scale if it is no longer `before`.
     pub(super) fn report_scale(&self, before: f64, emit: &mut Emit<'_>) -> Result<()> {
         match self.optim.scaler.scale_value() {
             same if same == before => Ok(()),
@@ -375,7 +379,7 @@ impl<'a> StepState<'a> {
         }
     }
 
-    /// Reports a recovery.
+    /// Reports what the trainer did to recover from a skipped step or a shortage of memory.
     pub(super) fn report_recovery(&self, recovery: Recovery, emit: &mut Emit<'_>) -> Result<()> {
         emit(Event::Recovered { attempt: self.counts.attempts, recovery })
     }

@@ -1,10 +1,10 @@
-//! Copies of tensors' values before some steps.
+//! Copies of tensors, made before a step so that the step can be undone.
 
 use tch::Tensor;
 
 use crate::{Result, ffi, memory::tensor_bytes};
 
-/// Tensors, and copies of their values before some steps.
+/// Tensors, and one or more copies of their values.
 pub(super) struct Kept {
     live: Vec<Tensor>,
     slots: Vec<Vec<Tensor>>,
@@ -16,12 +16,13 @@ impl Kept {
         Ok(Self { slots: (0..slots).map(room).collect::<Result<_>>()?, live })
     }
 
-    /// Returns the copies that save the current values, as pairs of target and source.
+    /// Returns the pairs of target and source that must be copied to save the current values in
+    /// `slot`.
     pub(super) fn copies(&self, slot: usize) -> impl Iterator<Item = [&Tensor; 2]> {
         self.slots[slot].iter().zip(&self.live).map(|(kept, live)| [kept, live])
     }
 
-    /// Saves the current values.
+    /// Saves the current values of all tensors in `slot`.
     pub(super) fn keep(&self, slot: usize) -> Result<()> {
         let pairs: Vec<_> = self.copies(slot).collect();
         if pairs.is_empty() { Ok(()) } else { ffi::copy_each(&pairs) }
@@ -32,7 +33,7 @@ impl Kept {
         self.slots.iter().flatten().map(tensor_bytes).sum()
     }
 
-    /// Restores the copied values.
+    /// Restores the values that were saved in `slot`.
     pub(super) fn restore(&self, slot: usize) -> Result<()> {
         let pairs: Vec<_> = self.copies(slot).map(|[kept, live]| [live, kept]).collect();
         if pairs.is_empty() { Ok(()) } else { ffi::copy_each(&pairs) }

@@ -1,4 +1,4 @@
-//! Averages of the weights over the steps or epochs of a run.
+//! Averages the weights over the steps or epochs of a run.
 
 use tch::{Kind, Tensor};
 
@@ -11,7 +11,7 @@ use crate::{
     weights,
 };
 
-/// The averaged tensors of a model.
+/// The parameters and buffers of a model, and their averages.
 pub(in crate::trainer) struct Average {
     averaging: Averaging,
     names: Vec<String>,
@@ -22,14 +22,15 @@ pub(in crate::trainer) struct Average {
 }
 
 impl Average {
-    /// Copies the tensors of `model`, which is already on its device, as the first averages.
+    /// Copies the tensors of `model` as the first averages. The model must already be on its
+    /// device.
     pub(super) fn new(model: &dyn LightningModule, averaging: Averaging) -> Result<Self> {
         let (names, live): (Vec<_>, Vec<_>) = weights::distinct(model).into_iter().unzip();
         let shadow = live.iter().map(copy_of).collect::<Result<_>>()?;
         Ok(Self { averaging, names, shadow, live, updates: 0 })
     }
 
-    /// Updates the average after an applied step.
+    /// Updates the average after an applied step, if it is a moving average over steps.
     pub(super) fn follow_step(&mut self) -> Result<()> {
         match self.averaging {
             Averaging::Ema { decay } => {
@@ -44,12 +45,12 @@ impl Average {
         matches!(self.averaging, Averaging::Swa { start_epoch } if epoch >= start_epoch)
     }
 
-    /// Updates the average after an epoch.
+    /// Updates the mean over epochs with the weights at the end of an epoch.
     pub(super) fn follow_epoch(&mut self) -> Result<()> {
         self.update(1.0 / (self.updates + 1) as f64)
     }
 
-    /// Moves the average towards the weights by this fraction of their difference.
+    /// Moves the average towards the weights by the fraction `part` of their difference.
     fn update(&mut self, part: f64) -> Result<()> {
         self.updates += 1;
         tch::no_grad(|| {
@@ -70,7 +71,8 @@ impl Average {
         })
     }
 
-    /// Exchanges the weights and their averages, once there are averages.
+    /// Exchanges the weights and their averages. Does nothing before the first update of the
+    /// average.
     pub(super) fn swap(&self) -> Result<()> {
         if self.updates == 0 {
             return Ok(());
@@ -90,9 +92,9 @@ impl Average {
         self.shadow.iter().map(tensor_bytes).sum()
     }
 
-    /// Returns the state for a checkpoint. The weights of the file are the averages. Therefore this
-    /// state contains the unaveraged weights, once the caller has [exchanged](Self::swap) weights
-    /// and averages.
+    /// Returns the state for a checkpoint. The file stores the averages as the model's weights, so
+    /// this state contains the unaveraged weights. The caller must have [exchanged](Self::swap)
+    /// weights and averages before.
     pub(in crate::trainer) fn state(&self) -> Result<State> {
         let mut state = State::default();
         state.put("updates", &self.updates)?;

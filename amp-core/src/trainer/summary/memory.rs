@@ -1,4 +1,4 @@
-//! The memory of a training step.
+//! Measures the memory that a training step needs.
 
 use std::collections::HashSet;
 
@@ -18,30 +18,31 @@ use crate::{
     weights,
 };
 
-/// The bytes that a training step holds, by their use. The peak of a step is higher, because
-/// operators need temporary memory.
+/// The bytes that a training step keeps in memory, by their use. The peak is higher than their sum,
+/// because operators need temporary memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct StepMemory {
-    /// Parameters, in the precision's dtype.
+    /// The bytes of the parameters, in the dtype of the precision.
     pub parameters: u64,
-    /// Buffers.
+    /// The bytes of the buffers, such as the running statistics of batch norm.
     pub buffers: u64,
     /// Gradients of the trained parameters, in the parameters' dtype.
     pub gradients: u64,
     /// The state of the optimizers, including f32 copies of 16-bit weights.
     pub optimizer_state: u64,
-    /// Averages of parameters and buffers, if the run keeps them.
+    /// The bytes of the averages of parameters and buffers. 0 if the run computes no averages.
     pub averages: u64,
-    /// The bytes that the forward pass of one batch keeps for the backward pass, as measured: activations,
-    /// and under autocast the 16-bit copies of weights. Layers that are recomputed keep only their inputs.
-    /// The batch is measured as a whole, without a memory budget.
+    /// The measured number of bytes that the forward pass of one batch keeps for the backward pass.
+    /// It includes activations and, under autocast, the 16-bit copies of weights. Layers that are
+    /// recomputed keep only their inputs. The batch is measured as a whole, without a memory
+    /// budget.
     pub activations: u64,
-    /// The tensors of the batch.
+    /// The bytes of the tensors of the batch.
     pub batch: u64,
 }
 
 impl StepMemory {
-    /// Returns the sum of all bytes.
+    /// Returns the sum of all fields.
     pub fn total(&self) -> u64 {
         let Self { parameters, buffers, gradients, optimizer_state, averages, .. } = self;
         parameters
@@ -54,8 +55,8 @@ impl StepMemory {
     }
 }
 
-/// Measures a step with these options. The model is already on its device, and its frozen
-/// parameters are frozen.
+/// Measures the memory of a training step with these options. The model must already be on its
+/// device, and the parameters that the options freeze must be frozen.
 pub(super) fn of(
     model: &mut dyn LightningModule,
     batch: &AnyBatch,

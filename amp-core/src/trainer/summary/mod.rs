@@ -16,8 +16,8 @@ use crate::{
 
 pub use self::{memory::StepMemory, show::show_count, tree::LayerSummary};
 
-/// The layers of a model, and the cost of a training step on one batch.
-/// [`Display`](std::fmt::Display) shows them as a tree.
+/// The layers of a model, and what a training step on one batch costs.
+/// [`Display`](std::fmt::Display) shows the layers as a tree.
 ///
 /// ```
 /// use amp_core::prelude::*;
@@ -47,42 +47,43 @@ pub use self::{memory::StepMemory, show::show_count, tree::LayerSummary};
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ModelSummary {
-    /// The model's name.
+    /// The name of the model.
     pub model: String,
-    /// The data's name.
+    /// The name of the data.
     pub data: String,
-    /// The precision.
+    /// The precision of the training step.
     pub precision: Precision,
     /// The number of examples of the batch.
     pub batch_size: i64,
     /// The shape of each tensor of the batch, by name.
     pub batch: Vec<(String, Vec<i64>)>,
-    /// The model, followed by its layers in order of declaration. Each layer comes before the
-    /// layers within it.
+    /// The model itself, followed by its layers in the order of their declaration. A layer that
+    /// contains layers comes before them.
     pub layers: Vec<LayerSummary>,
     /// The number of parameter elements that the optimizers update.
     pub trainable: i64,
     /// The number of parameter elements that are frozen at the start of the run.
     pub frozen: i64,
-    /// The number of elements in buffers, such as the running statistics of batch norm.
+    /// The number of elements in all buffers, such as the running statistics of batch norm.
     pub buffers: i64,
-    /// The number of floating-point operations of the forward pass of one batch, as
-    /// torch.utils.flop_counter counts them. A multiplication with its addition counts as two.
-    /// Matrix products, convolutions, attention and recurrent layers are counted; elementwise
-    /// operations are not. Causal attention counts as full attention.
+    /// The number of floating-point operations in the forward pass of one batch, counted as
+    /// torch.utils.flop_counter counts them. A multiplication and the following addition count as
+    /// two operations. Matrix products, convolutions, attention and recurrent layers are counted.
+    /// Elementwise operations are not counted. Causal attention counts as full attention.
     pub flops: u64,
-    /// The memory of a step.
+    /// The memory that the training step needs.
     pub memory: StepMemory,
 }
 
 impl ModelSummary {
-    /// Returns the layer at this dotted path; the model itself at the empty path.
+    /// Returns the layer at this dotted path. The empty path stands for the model itself.
     pub fn layer(&self, path: &str) -> Option<&LayerSummary> {
         self.layers.iter().find(|layer| layer.path == path)
     }
 
-    /// Removes layers deeper than `depth`: 0 keeps only the model, 1 keeps its own layers too. A
-    /// layer's numbers include the layers within it.
+    /// Removes the layers that are nested deeper than `depth`. With 0 only the model remains, with
+    /// 1 also its direct layers. The numbers of a remaining layer still include the layers within
+    /// it.
     #[must_use]
     pub fn with_max_depth(mut self, depth: usize) -> Self {
         self.layers.retain(|layer| layer.depth <= depth);
@@ -92,9 +93,9 @@ impl ModelSummary {
 
 impl Trainer<'_> {
     /// Describes `model`, and a training step on the first batch of `data` with this trainer's
-    /// options. It runs the forward pass and the loss twice, the first time without dropout, and no
+    /// options. Runs the forward pass and the loss twice, the first time without dropout. Runs no
     /// backward pass. Weights, buffers and random generators are unchanged afterwards. The model is
-    /// moved to the policy's device and dtype, as by [`fit`](Self::fit).
+    /// moved to the policy's device and dtype, as [`fit`](Self::fit) does.
     ///
     /// The number of operations does not depend on the device. The memory does, and is measured on
     /// the trainer's device.

@@ -1,11 +1,11 @@
-//! Shows the summary as a tree.
+//! Shows the summary of a model as a tree of layers.
 
 use std::fmt;
 
 use super::{LayerSummary, ModelSummary, StepMemory};
 use crate::memory::show_bytes;
 
-/// Columns of the tree.
+/// The headings of the columns.
 const COLUMNS: [&str; 6] = ["layer", "type", "input", "output", "parameters", "FLOPs"];
 /// The index of the first column with numbers. Numbers are aligned to the right.
 const NUMBERS: usize = 4;
@@ -59,13 +59,14 @@ impl ModelSummary {
         [self.branch(place), kind, shapes(&layer.input), shapes(&layer.output), parameters, flops]
     }
 
-    /// Returns the layer's name with the branches of the tree in front of it.
+    /// Returns the layer's name, after the lines that draw its branch of the tree.
     fn branch(&self, place: usize) -> String {
         let layer = &self.layers[place];
         if layer.depth == 0 {
             return self.model.clone();
         }
-        // Whether another layer of this depth follows within the same parent.
+        // Returns whether a later layer has the same depth and the same parent, so that the line of
+        // the tree continues.
         let continues = |depth: usize| {
             let mut later =
                 self.layers[place + 1..].iter().take_while(|layer| layer.depth >= depth);
@@ -101,18 +102,19 @@ impl fmt::Display for StepMemory {
 fn shapes(shapes: &[Vec<i64>]) -> String {
     let shown: Vec<String> = shapes.iter().map(|shape| format!("{shape:?}")).collect();
     match shown.len() {
-        // The state of a recurrent layer may have many tensors.
+        // If there are more than two tensors, only the first shape is shown. The state of a
+        // recurrent layer may have many tensors.
         0..=2 => shown.join(" "),
         more => format!("{} +{}", shown[0], more - 1),
     }
 }
 
-/// Formats a count: `1,234,567`.
+/// Formats a count with a comma between groups of three digits: `1,234,567`.
 pub fn show_count(count: i64) -> String {
     indicatif::HumanCount(count.cast_unsigned()).to_string()
 }
 
-/// Formats three digits: `1.81 G`.
+/// Formats a number of operations with three significant digits and a unit: `1.81 G`.
 fn operations(count: u64) -> String {
     const UNITS: [(f64, &str); 5] = [(1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")];
     let count = count as f64;

@@ -12,26 +12,26 @@ use crate::{
     trainer::TrainerConfig,
 };
 
-/// Shapes of tensors.
+/// The shapes of a module's input or output tensors.
 type Shapes = Vec<Vec<i64>>;
 
-/// The record of a forward pass.
+/// What was recorded in a forward pass.
 #[derive(Debug, Default)]
 pub(super) struct Traced {
-    /// The runs of modules, in the order in which they began.
+    /// The calls of modules, in the order in which they began.
     pub(super) calls: Vec<Call>,
-    /// The number of operations of the whole pass, including the loss.
+    /// The number of floating-point operations of the forward pass, including the loss.
     pub(super) flops: u64,
 }
 
-/// The run of one module.
+/// One call of a module.
 #[derive(Debug)]
 pub(super) struct Call {
     pub(super) path: String,
     pub(super) type_name: &'static str,
     pub(super) input: Shapes,
     pub(super) output: Shapes,
-    /// The number of operations of the module, including its inner modules.
+    /// The number of floating-point operations of the call, including the modules that it calls.
     pub(super) flops: u64,
 }
 
@@ -65,13 +65,13 @@ struct Tracer {
 #[derive(Default)]
 struct Seen {
     calls: Vec<Call>,
-    /// The indices of the calls that have not ended.
+    /// The indices of the calls that have begun and not ended.
     open: Vec<usize>,
 }
 
 impl Tracer {
     fn count(&self) -> u64 {
-        // The call only copies an existing number.
+        // Reading the counter only copies a number, so it does not fail.
         self.counter.read().unwrap_or_default()
     }
 }

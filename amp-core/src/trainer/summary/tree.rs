@@ -1,4 +1,4 @@
-//! A model's layers: the declared layers and the layers that ran.
+//! Builds the tree of a model's layers from the layers that it declares and the layers that ran.
 
 use std::collections::HashSet;
 
@@ -17,31 +17,31 @@ const PARAMETER: &str = "Parameter";
 /// The type name of a row that shows a `Vec` of layers.
 const LIST: &str = "List";
 
-/// A layer of a model, or a parameter that belongs to no layer of torch.nn: a parameter of the
-/// model itself, or of a layer that contains layers. A layer's numbers are therefore the sums of
-/// the rows within it.
+/// A layer of a model, or a parameter that gets its own row. A parameter gets a row if it belongs
+/// to the model itself, or to a layer that contains layers. The numbers of such a layer are
+/// therefore the sums of the rows within it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LayerSummary {
-    /// The layer's dotted path, as in parameter names; empty for the model itself.
+    /// The dotted path of the layer, as in the names of its parameters. Empty for the model itself.
     pub path: String,
-    /// The nesting depth: the number of layers that contain it.
+    /// The number of layers that contain this layer, counting the model.
     pub depth: usize,
-    /// The name of the layer's type, for example `Conv2d`, or `Parameter`; `List` for a `Vec` whose
-    /// layers run one by one; `None` if the forward pass did not run the layer.
+    /// The name of the layer's type, for example `Conv2d`. `Parameter` for a parameter, and `List`
+    /// for a `Vec` whose layers run one by one. `None` if the forward pass did not run the layer.
     pub kind: Option<String>,
     /// The number of times that the forward pass ran the layer.
     pub calls: u64,
-    /// The shapes of the layer's inputs when it first ran.
+    /// The shapes of the layer's inputs at its first call.
     pub input: Vec<Vec<i64>>,
-    /// The shapes of the layer's outputs when it first ran, or the shape of the parameter.
+    /// The shapes of the layer's outputs at its first call, or the shape of the parameter.
     pub output: Vec<Vec<i64>>,
-    /// The number of trained elements in the layer and in the layers within it. A parameter that
-    /// two layers share counts for the first layer.
+    /// The number of trained parameter elements in the layer, including the layers within it. A
+    /// parameter that two layers share is counted only for the first of them.
     pub trainable: i64,
-    /// The number of frozen parameter elements, counted in the same way.
+    /// The number of frozen parameter elements in the layer, counted as in `trainable`.
     pub frozen: i64,
-    /// The number of floating-point operations of all runs of the layer, including the layers
-    /// within it; see [`ModelSummary::flops`](super::ModelSummary::flops).
+    /// The number of floating-point operations of all calls of the layer, including the layers
+    /// within it. See [`ModelSummary::flops`](super::ModelSummary::flops).
     pub flops: u64,
 }
 
@@ -75,7 +75,8 @@ impl LayerSummary {
     }
 }
 
-/// Returns the layers, and the number of operations of the pass.
+/// Returns the layers in the order of their declaration, and the number of floating-point
+/// operations of the forward pass.
 pub(super) fn layers(model: &dyn LightningModule, traced: Traced) -> (Vec<LayerSummary>, u64) {
     let mut declared = Declared {
         layers: vec![LayerSummary::new(String::new(), 0)],
@@ -95,9 +96,9 @@ pub(super) fn layers(model: &dyn LightningModule, traced: Traced) -> (Vec<LayerS
         layers[place].ran(call);
     }
     name_lists(&mut layers);
-    // Rows of absent optional layers are dropped: such a layer has no tensors and did not run. A
-    // row of a parameter is dropped if its layer contains no layers, unless that layer is the model
-    // itself.
+    // The row of an optional layer that is absent is dropped: such a layer has no tensors and did
+    // not run. The row of a parameter is dropped if its layer contains no layers, unless that layer
+    // is the model itself.
     let keeps: Vec<bool> = layers
         .iter()
         .map(|layer| {
@@ -137,12 +138,13 @@ fn name_lists(layers: &mut [LayerSummary]) {
     }
 }
 
-/// Returns the path of the layer that contains this path; `None` for the model.
+/// Returns the path of the layer that contains the layer at `path`. Returns `None` for the model.
 fn parent_of(path: &str) -> Option<&str> {
     (!path.is_empty()).then(|| path.rsplit_once('.').map_or("", |(parent, _)| parent))
 }
 
-/// Inserts a layer that is not declared, after the other layers of its parent.
+/// Inserts a layer that ran but is not declared, after the layers that its parent already has.
+/// Returns its index.
 fn insert(layers: &mut Vec<LayerSummary>, path: &str) -> usize {
     let parent = parent_of(path).unwrap_or_default();
     let found = layers.iter().position(|layer| layer.path == parent);
@@ -154,7 +156,7 @@ fn insert(layers: &mut Vec<LayerSummary>, path: &str) -> usize {
     place
 }
 
-/// Counts elements. Each tensor counts once.
+/// Counts the elements of parameters and buffers. A tensor that occurs several times counts once.
 #[derive(Debug, Default)]
 pub(super) struct Tensors {
     seen: HashSet<usize>,
@@ -172,7 +174,8 @@ impl Tensors {
         tensors
     }
 
-    /// Returns the numbers of trained and frozen elements that the tensor adds.
+    /// Counts a tensor. Returns the numbers of trained and frozen elements that it adds, which are
+    /// 0 if the tensor was counted before.
     fn add(&mut self, tensor: &Tensor, role: Role) -> (i64, i64) {
         if !self.seen.insert(ffi::identity(tensor)) {
             return (0, 0);
@@ -197,12 +200,12 @@ struct Declared {
     /// The indices of the layers that contain the next tensor.
     open: Vec<usize>,
     tensors: Tensors,
-    /// The paths of the rows that are parameters.
+    /// The paths of the rows that show parameters.
     parameters: HashSet<String>,
 }
 
 impl Declared {
-    /// Returns the path of this name in the innermost open layer.
+    /// Returns the path of the layer or tensor `name` in the innermost layer that is being visited.
     fn path(&self, name: &str) -> String {
         let parent = self.open.last().map_or("", |place| self.layers[*place].path.as_str());
         if parent.is_empty() { name.to_owned() } else { format!("{parent}.{name}") }

@@ -1,4 +1,5 @@
-//! Operations before and after attention (`csrc/attention.cpp`, `csrc/heads.cpp`, `csrc/masked_rows.cpp`).
+//! Operations before and after attention (`csrc/attention.cpp`, `csrc/heads.cpp`,
+//! `csrc/masked_rows.cpp`).
 
 use std::ffi::c_int;
 
@@ -24,15 +25,15 @@ pub(crate) fn split_heads(product: &Tensor, heads: i64) -> Result<[Tensor; 3]> {
 }
 
 /// Makes the gradient of `attended` have the same memory layout in every backward pass, if
-/// `attended` is an output of libtorch's attention that cuDNN computed. If the layout changes
-/// between calls, libtorch 2.11 returns wrong gradients.
+/// `attended` is the output of an attention that cuDNN computed. If the layout differed between two
+/// backward passes, libtorch 2.11 would return wrong gradients.
 pub(crate) fn attention_gradient_layout(attended: &Tensor) -> Result<()> {
     checked!(amp_attention_gradient_layout(attended.as_ptr()))
 }
 
-/// Writes zeros in place to the output of attention, `[N, heads, L, width]`, where `masked` is
-/// true. The shape of `masked` broadcasts to `[N, heads, L, 1]`. No other handle of the output may
-/// be read afterwards. Returns `None` if the kernel does not support these arguments.
+/// Writes zeros to the output of attention, `[N, heads, L, width]`, where `masked` is true. Works
+/// in place. The shape of `masked` broadcasts to `[N, heads, L, 1]`. No other handle of the output
+/// may be read afterwards. Returns `None` if the kernel does not support these arguments.
 pub(crate) fn masked_rows(attended: &Tensor, masked: &Tensor) -> Result<Option<Tensor>> {
     let (attended, masked) = (attended.as_ptr(), masked.as_ptr());
     optional_tensor(|out| checked!(amp_masked_rows(attended, masked, out)))

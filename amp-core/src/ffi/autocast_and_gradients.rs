@@ -63,7 +63,8 @@ pub(crate) struct AutocastState {
     pub(crate) cache: bool,
 }
 
-/// Returns libtorch's number of a dtype that autocast supports (c10/core/ScalarType.h).
+/// Returns the number by which libtorch identifies a dtype that autocast supports
+/// (c10/core/ScalarType.h).
 pub(crate) fn scalar_type(kind: Kind) -> Result<c_int> {
     match kind {
         Kind::Half => Ok(5),
@@ -101,7 +102,7 @@ pub(crate) fn autocast_leave() -> Result<i32> {
     Ok(depth)
 }
 
-/// Multiplies `grads` by `inv_scale` in place; sets `found_inf` to 1 if an element is not finite.
+/// Multiplies `grads` by `inv_scale` in place. Sets `found_inf` to 1 if an element is not finite.
 pub(crate) fn unscale(grads: &[Tensor], found_inf: &Tensor, inv_scale: &Tensor) -> Result<()> {
     let grads = handles(grads);
     checked!(amp_unscale(grads.as_ptr(), grads.len(), found_inf.as_ptr(), inv_scale.as_ptr()))
@@ -115,8 +116,8 @@ pub(crate) fn all_finite(tensors: &[Tensor]) -> Result<bool> {
     Ok(all != 0)
 }
 
-/// Returns the norm of order `ord` of each tensor, on its device. If `as_f32` is true, f16 and bf16
-/// input is accumulated in f32.
+/// Returns the norm of order `ord` of each tensor, on the device of the tensor. If `as_f32` is
+/// true, the norm of f16 and bf16 tensors is accumulated in f32.
 pub(crate) fn foreach_norm(tensors: &[Tensor], ord: f64, as_f32: bool) -> Result<Vec<Tensor>> {
     let inputs = handles(tensors);
     let mut norms = vec![std::ptr::null_mut(); inputs.len()];
@@ -131,9 +132,10 @@ pub(crate) fn foreach_norm(tensors: &[Tensor], ord: f64, as_f32: bool) -> Result
     Ok(norms.into_iter().map(|norm| unsafe { Tensor::from_ptr(norm) }).collect())
 }
 
-/// Returns the joint norm of gradients on one CUDA device, and the factor min(1, `max_norm` / (norm
-/// / `scale` + 1e-6)) / `scale`. Both are scalars on the device, in f64 if a gradient is f64,
-/// otherwise in f32. `found_inf` becomes NaN if the norm is not finite.
+/// Returns the norm of all gradients together, and the factor min(1, `max_norm` / (norm / `scale` +
+/// 1e-6)) / `scale`. The gradients must be on one CUDA device. Norm and factor are scalars on this
+/// device, in f64 if a gradient is f64 and otherwise in f32. `found_inf` becomes NaN if the norm is
+/// not finite.
 pub(crate) fn clip_factor(
     grads: &[Tensor],
     scale: Option<&Tensor>,
@@ -169,7 +171,8 @@ pub(crate) fn copy_each(pairs: &[[&Tensor; 2]]) -> Result<()> {
     checked!(amp_copy_each(to.as_ptr(), from.as_ptr(), pairs.len()))
 }
 
-/// Adds each tensor of `from` to the tensor at the same index of `to`, without an autograd graph.
+/// Adds each tensor of `from` to the tensor at the same index of `to`. The additions are not part
+/// of an autograd graph.
 pub(crate) fn foreach_add_each(to: &[&Tensor], from: &[&Tensor]) -> Result<()> {
     assert_eq!(to.len(), from.len(), "one for each");
     if to.is_empty() {
@@ -179,8 +182,8 @@ pub(crate) fn foreach_add_each(to: &[&Tensor], from: &[&Tensor]) -> Result<()> {
     checked!(amp_foreach_add_each(to.as_ptr(), from.as_ptr(), to.len()))
 }
 
-/// Runs the backward pass of a scalar loss and adds to the parameters' gradients. If `seed`, an f32
-/// scalar on the loss's device, is given, the gradients are multiplied by it.
+/// Runs the backward pass of a scalar loss, which adds to the parameters' gradients. If `seed` is
+/// given, an f32 scalar on the loss's device, the gradients are multiplied by `seed`.
 pub(crate) fn backward(loss: &Tensor, seed: Option<&Tensor>) -> Result<()> {
     checked!(amp_backward(loss.as_ptr(), handle(seed)))
 }
@@ -195,19 +198,19 @@ pub(crate) fn foreach_clamp(tensors: &[Tensor], low: f64, high: f64) -> Result<(
     checked!(amp_foreach_clamp(tensors.as_ptr(), tensors.len(), low, high))
 }
 
-/// The gradients of some parameters, in one list that the C++ code allocates, so that no handle is
-/// allocated for each gradient.
+/// The gradients of some parameters. The C++ code allocates all of them in one list, so that no
+/// handle is allocated for each gradient.
 #[derive(Debug)]
 pub(crate) struct Grads {
     list: *mut c_void,
     /// Handles of the list's elements. The list frees the elements.
     tensors: Vec<Tensor>,
-    /// The parameter index of each gradient.
+    /// For each gradient, the index of its parameter.
     places: Vec<usize>,
 }
 
 impl Grads {
-    /// Returns the gradients that exist now.
+    /// Returns the gradients of those parameters that have one.
     pub(crate) fn of(parameters: &[Parameter]) -> Result<Self> {
         let owners = handles(parameters.iter().map(|parameter| &parameter.tensor));
         let mut grads = vec![std::ptr::null_mut(); owners.len()];
@@ -223,7 +226,7 @@ impl Grads {
         Ok(found)
     }
 
-    /// Returns each gradient with the index of its parameter.
+    /// Returns each gradient together with the index of its parameter.
     pub(crate) fn with_places(&self) -> impl Iterator<Item = (usize, &Tensor)> {
         self.places.iter().copied().zip(&self.tensors)
     }
@@ -247,20 +250,22 @@ impl Drop for Grads {
     }
 }
 
-/// Sets which dtypes a gradient may have. If `any` is true, backward passes may give leaves
-/// gradients of any dtype, otherwise only of the leaf's own dtype (PyTorch's `grad_dtype`).
+/// Sets which dtypes the gradients of these leaves may have (PyTorch's `grad_dtype`). If `any` is
+/// true, backward passes may store gradients of any dtype. If `any` is false, only gradients of the
+/// leaf's dtype are allowed.
 pub(crate) fn allow_any_grad_dtype(tensors: &[Tensor], any: bool) -> Result<()> {
     let tensors = handles(tensors);
     checked!(amp_allow_any_grad_dtype(tensors.as_ptr(), tensors.len(), c_int::from(any)))
 }
 
-/// Drops gradients (PyTorch's `set_to_none=True`).
+/// Drops the gradients of all tensors (PyTorch's `zero_grad(set_to_none=True)`).
 pub(crate) fn clear_grads<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<()> {
     let tensors = handles(tensors);
     checked!(amp_clear_grads(tensors.as_ptr(), tensors.len()))
 }
 
-/// Returns a number that is equal for two handles exactly if they are handles of the same tensor.
+/// Returns a number that identifies a tensor: two handles have the same number exactly if they are
+/// handles of the same tensor.
 pub(crate) fn identity(tensor: &Tensor) -> usize {
     // SAFETY: the handle is live; the returned address is never dereferenced.
     unsafe { amp_identity(tensor.as_ptr()) as usize }
@@ -283,7 +288,7 @@ mod tests {
             (Kind::Double, f64::MAX),
         ];
         for (kind, largest) in largest {
-            // Lengths below, between and above the widths of the CPU's vector instructions.
+            // The lengths are below, between and above the widths of the CPU's vector instructions.
             for length in [1, 7, 33, 300] {
                 let finite = Tensor::f_full([length], -largest, (kind, Device::Cpu))?;
                 assert!(all_finite(slice::from_ref(&finite))?, "{length} of {kind:?}");

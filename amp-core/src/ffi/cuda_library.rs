@@ -11,7 +11,8 @@ unsafe extern "C" {
     fn amp_cuda_library(text: *mut *const c_char) -> c_int;
 }
 
-/// Links the shim's start-up code into every program that depends on this crate, even if it only calls tch.
+/// Links the shim's start-up code into every program that depends on this crate, even if the
+/// program only calls tch.
 #[used]
 static LINKED: unsafe extern "C" fn(*mut *const c_char) -> c_int = amp_cuda_library;
 
@@ -30,12 +31,12 @@ pub(crate) fn cuda_library() -> CudaLibrary {
     }
 }
 
-/// The result of loading libtorch's CUDA library (`libtorch_cuda.so`) at the program's start.
+/// The result of loading libtorch's CUDA library (`libtorch_cuda.so`) when the program starts.
 ///
-/// A program is linked only with libtorch's CPU library. If there is an NVIDIA driver, the CUDA
-/// library in the same folder is loaded at start-up. One binary therefore runs with both kinds of
-/// libtorch. The [`Display`](fmt::Display) text of this enum is one line with the cause and the
-/// fix.
+/// A program is linked only with libtorch's CPU library. If there is an NVIDIA driver, the program
+/// loads the CUDA library from the same folder when it starts. One binary therefore runs with
+/// libtorch for the CPU and with libtorch for CUDA. The [`Display`](fmt::Display) text of this enum
+/// is one line with the cause and the fix.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::hardware::{CudaLibrary, cuda_library};
@@ -48,21 +49,21 @@ pub(crate) fn cuda_library() -> CudaLibrary {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum CudaLibrary {
-    /// The library is loaded.
+    /// The CUDA library was loaded.
     Loaded {
-        /// The file.
+        /// The path of the loaded file.
         path: String,
     },
     /// There is no NVIDIA driver: `libcuda.so.1` cannot be opened.
     NoDriver,
     /// There is an NVIDIA driver, but this libtorch supports only the CPU.
     NotInstalled {
-        /// The file that would be loaded.
+        /// The path at which the library was expected.
         path: String,
     },
     /// There is an NVIDIA driver, but the library could not be loaded.
     Failed {
-        /// The loader's error.
+        /// The error message of the dynamic loader.
         reason: String,
     },
 }

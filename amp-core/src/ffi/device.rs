@@ -1,4 +1,4 @@
-//! Memory, numeric switches and devices (`csrc/device.cpp`).
+//! Memory, numeric switches and properties of devices (`csrc/device.cpp`).
 
 use std::ffi::{c_char, c_int, c_void};
 use std::marker::PhantomData;
@@ -34,10 +34,11 @@ unsafe extern "C" {
     fn amp_cuda_device(index: c_int, out: *mut AmpCudaDevice) -> c_int;
 }
 
-/// A guard that counts the bytes of CPU tensors allocated on this thread.
+/// A guard that counts the bytes of CPU tensors that this thread allocates.
 pub(crate) struct HostMemory {
     guard: *mut c_void,
-    /// The guard belongs to the thread that started it, so it is not `Send`.
+    /// The guard belongs to the thread that started it. This field keeps the guard from being sent
+    /// to another thread.
     _not_send: PhantomData<*const ()>,
 }
 
@@ -48,7 +49,7 @@ impl HostMemory {
         Ok(Self { guard, _not_send: PhantomData })
     }
 
-    /// Returns current and peak bytes since the start.
+    /// Returns the current number of bytes and the peak, since the guard was started.
     pub(crate) fn read(&self) -> (i64, i64) {
         let (mut live, mut peak) = (0, 0);
         // SAFETY: the guard lives as long as self.
@@ -59,13 +60,14 @@ impl HostMemory {
 
 impl Drop for HostMemory {
     fn drop(&mut self) {
-        // If this call fails, an unused counter remains; `drop` cannot return an error.
+        // If this call fails, a counter remains that nobody reads. The error is ignored, because
+        // `drop` cannot return it.
         let _ = checked!(amp_host_memory_stop(self.guard));
     }
 }
 
-/// Returns the requested bytes now, their peak, and the peak of bytes that the caching allocator
-/// reserved.
+/// Returns three numbers of bytes: those that tensors have requested now, the peak of the requested
+/// bytes, and the peak of the bytes that the caching allocator has reserved.
 pub(crate) fn cuda_memory(index: usize) -> Result<(i64, i64, i64)> {
     let (mut requested, mut peak, mut reserved) = (0, 0, 0);
     checked!(amp_cuda_memory(index as c_int, &mut requested, &mut peak, &mut reserved))?;
@@ -84,14 +86,14 @@ pub(crate) fn set_numerics(tf32: bool, deterministic: bool) -> Result<()> {
     checked!(amp_set_numerics(c_int::from(tf32), c_int::from(deterministic)))
 }
 
-/// Returns the settings of TF32 and of deterministic algorithms.
+/// Returns whether TF32 is on, and whether deterministic algorithms are requested.
 pub(crate) fn numerics() -> Result<(bool, bool)> {
     let (mut tf32, mut deterministic) = (0, 0);
     checked!(amp_get_numerics(&mut tf32, &mut deterministic))?;
     Ok((tf32 != 0, deterministic != 0))
 }
 
-/// Returns the kernel set that ATen chose, such as `AVX2`.
+/// Returns the name of the CPU kernels that ATen chose, such as `AVX2`.
 pub(crate) fn cpu_capability() -> Result<String> {
     let mut name = [0; 32];
     checked!(amp_cpu_capability(name.as_mut_ptr(), name.len()))?;

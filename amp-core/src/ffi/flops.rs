@@ -14,8 +14,8 @@ unsafe extern "C" {
     fn amp_flops_read(count: *mut c_double) -> c_int;
 }
 
-/// Counts this thread's operations until it is dropped. Only one counter may exist at a time. It is
-/// not `Send`, because the callback belongs to the thread.
+/// Counts the operations of this thread until the counter is dropped. Only one counter may exist at
+/// a time. The counter is not `Send`, because its callback belongs to the thread.
 pub(crate) struct FlopCounter {
     _thread: PhantomData<*const ()>,
 }
@@ -26,7 +26,7 @@ impl FlopCounter {
         Ok(Self { _thread: PhantomData })
     }
 
-    /// Returns the number of operations since the start.
+    /// Returns the number of floating-point operations since the start.
     pub(crate) fn read(&self) -> Result<u64> {
         let mut count = 0.0;
         checked!(amp_flops_read(&mut count))?;
@@ -36,7 +36,7 @@ impl FlopCounter {
 
 impl Drop for FlopCounter {
     fn drop(&mut self) {
-        // The call removes a callback; `drop` cannot return its error.
+        // The call removes a callback. Its error is ignored, because `drop` cannot return it.
         let _ = checked!(amp_flops_stop());
     }
 }

@@ -28,7 +28,7 @@ unsafe extern "C" {
     fn amp_event_drop(event: *mut c_void);
 }
 
-/// Returns a device's index as the shim expects it: -1 for the CPU.
+/// Returns the index by which the C++ code identifies a device. The CPU has the index -1.
 fn index(device: Device) -> c_int {
     match device {
         Device::Cuda(index) => index as c_int,
@@ -36,26 +36,26 @@ fn index(device: Device) -> c_int {
     }
 }
 
-/// A state of the CPU's default generator.
+/// A saved state of the CPU's default random generator.
 #[derive(Debug)]
 pub(crate) struct CpuRandom {
     random: *mut c_void,
 }
 
 impl CpuRandom {
-    /// Reads the current state.
+    /// Reads the current state of the generator.
     pub(crate) fn read() -> Result<Self> {
         let mut random = std::ptr::null_mut();
         checked!(amp_cpu_random_read(&mut random))?;
         Ok(Self { random })
     }
 
-    /// Makes the generator continue from this state.
+    /// Writes this state back to the generator.
     pub(crate) fn restore(&self) -> Result<()> {
         checked!(amp_cpu_random_write(self.random))
     }
 
-    /// Seeds only the CPU's default generator.
+    /// Seeds the CPU's default generator, and no generator of another device.
     pub(crate) fn seed(seed: u64) -> Result<()> {
         checked!(amp_cpu_random_seed(seed))
     }
@@ -95,7 +95,7 @@ pub(crate) fn set_random_state(device: Device, state: &Tensor) -> Result<()> {
     checked!(amp_random_set(index(device), state.as_ptr()))
 }
 
-/// A point in the work of a CUDA device's current stream.
+/// A point in the sequence of operations of a CUDA device's current stream.
 pub(crate) struct CudaEvent {
     event: *mut c_void,
 }
@@ -107,7 +107,8 @@ impl CudaEvent {
         Ok(Self { event })
     }
 
-    /// Takes ownership of an event of the shim.
+    /// Creates an event from a handle that the C++ code returned, and takes ownership of the
+    /// handle.
     pub(super) fn from_handle(event: *mut c_void) -> Self {
         Self { event }
     }
@@ -116,12 +117,13 @@ impl CudaEvent {
         self.event
     }
 
-    /// Waits until this point has been reached.
+    /// Waits until the device has reached this point.
     pub(crate) fn wait(&self) -> Result<()> {
         checked!(amp_event_synchronize(self.event))
     }
 
-    /// Returns the seconds from this point to a later one. Waits for the later point.
+    /// Returns the time in seconds from this point to a later point. Waits until the device has
+    /// reached the later point.
     pub(crate) fn seconds_to(&self, later: &Self) -> Result<f64> {
         let mut milliseconds = 0.0;
         checked!(amp_event_elapsed(self.event, later.event, &mut milliseconds))?;

@@ -13,12 +13,13 @@ unsafe extern "C" {
     fn amp_forget_twin(tensor: Handle) -> c_int;
 }
 
-/// Statistics of a tensor's gradient, available after a backward pass has computed it.
+/// Statistics of the gradient of one tensor. They can be read after a backward pass has computed
+/// the gradient.
 #[derive(Debug)]
 pub(crate) struct WatchedGradient(Tensor);
 
 impl WatchedGradient {
-    /// Watches the gradient of `tensor`, which must require one.
+    /// Starts to watch the gradient of `tensor`, which must require a gradient.
     pub(crate) fn of(tensor: &Tensor) -> Result<Self> {
         let mut out = std::ptr::null_mut();
         checked!(amp_watch_gradient(tensor.as_ptr(), &mut out))?;
@@ -26,17 +27,17 @@ impl WatchedGradient {
         Ok(Self(unsafe { Tensor::from_ptr(out) }))
     }
 
-    /// Returns the numbers of NaN and infinite elements and the largest magnitude; `None` if there
-    /// was no gradient.
+    /// Returns the number of NaN elements, the number of infinite elements, and the largest
+    /// magnitude in the gradient. Returns `None` if no gradient was computed.
     pub(crate) fn read(&self) -> Result<Option<(i64, i64, f64)>> {
         let figures = Vec::<f64>::try_from(&self.0)?;
         Ok((figures[0] != 0.0).then(|| (figures[1] as i64, figures[2] as i64, figures[3])))
     }
 }
 
-/// Drops the cached 16-bit cast of `tensor`, which the kernel that made `tensor` wrote as well.
-/// Otherwise matrix products in an autocast region would read the cast, and their gradients would
-/// bypass `tensor`. The values are the same either way.
+/// Drops the cached 16-bit cast of `tensor`. The kernel that made `tensor` wrote this cast as well.
+/// Without this call, matrix products under autocast would read the cast, and their gradients would
+/// not pass through `tensor`. The values are the same with and without the cached cast.
 pub(crate) fn drop_cached_cast(tensor: &Tensor) -> Result<()> {
     checked!(amp_forget_twin(tensor.as_ptr()))
 }

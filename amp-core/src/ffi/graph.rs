@@ -1,4 +1,4 @@
-//! CUDA graphs (`csrc/graph.cpp`).
+//! Captures and launches CUDA graphs (`csrc/graph.cpp`).
 
 use std::{
     ffi::{c_int, c_void},
@@ -24,31 +24,34 @@ unsafe extern "C" {
     fn amp_set_grads(parameters: *const Handle, grads: *const Handle, count: usize) -> c_int;
 }
 
-/// Captured work of a CUDA device, which is launched as a whole. The memory of its tensors stays
-/// reserved until the graph is dropped.
+/// A CUDA graph: captured work of a device, which is launched as a whole. The memory of its tensors
+/// stays reserved until the graph is dropped.
 #[derive(Debug)]
 pub(crate) struct CudaGraph {
     handle: *mut c_void,
-    /// The stream of the capture belongs to the thread, so the graph is not `Send`.
+    /// The stream of the capture belongs to the thread. This field keeps the graph from being sent
+    /// to another thread.
     _not_send: PhantomData<*const ()>,
 }
 
 impl CudaGraph {
-    /// Captures the work that `body` starts on the device, without executing it.
+    /// Captures the operations that `body` starts on the device, without executing them. Returns
+    /// the graph and the result of `body`.
     pub(crate) fn capture<T>(index: usize, body: impl FnOnce() -> Result<T>) -> Result<(Self, T)> {
         let mut handle = std::ptr::null_mut();
         checked!(amp_graph_begin(index as c_int, &mut handle))?;
         let graph = Self { handle, _not_send: PhantomData };
         let noted = body();
         let ended: Result<(), Error> = checked!(amp_graph_end(graph.handle));
-        // The error of the body is more specific than the error of the capture.
+        // The error of `body` is returned first, because it is more specific than the error of the
+        // capture.
         let noted = noted?;
         ended?;
         Ok((graph, noted))
     }
 
-    /// Launches the graph, followed by a copy from `from` to `to`, which is in pinned memory. The
-    /// returned event marks the end of both.
+    /// Launches the graph and then copies `from` to `to`, which is in pinned memory. The returned
+    /// event marks the end of the copy.
     pub(crate) fn launch(&self, from: &Tensor, to: &Tensor) -> Result<CudaEvent> {
         let mut event = std::ptr::null_mut();
         checked!(amp_graph_launch(self.handle, from.as_ptr(), to.as_ptr(), &mut event))?;
@@ -58,13 +61,13 @@ impl CudaGraph {
 
 impl Drop for CudaGraph {
     fn drop(&mut self) {
-        // A drop cannot report an error.
+        // The error is ignored, because `drop` cannot return it.
         let _ = checked!(amp_graph_drop(self.handle));
     }
 }
 
-/// Runs `body` in a mode in which waiting for the device is an error, as far as libtorch's
-/// operations detect waits.
+/// Runs `body` in a mode in which an operation of libtorch returns an error if it would wait for
+/// the device. libtorch does not detect every wait.
 pub(crate) fn without_synchronization<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     checked!(amp_forbid_synchronization(1))?;
     let done = body();
@@ -72,7 +75,7 @@ pub(crate) fn without_synchronization<T>(body: impl FnOnce() -> Result<T>) -> Re
     done
 }
 
-/// Sets the gradient of each parameter to the given tensor.
+/// Makes each tensor of `grads` the gradient of the parameter at the same index.
 pub(crate) fn set_grads<'a>(
     parameters: impl IntoIterator<Item = &'a Tensor>,
     grads: &[Tensor],

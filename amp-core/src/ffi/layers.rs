@@ -13,37 +13,37 @@ use torch_sys::C_tensor;
 use super::{Handle, handle, take_error};
 use crate::Result;
 
-/// The options of a batch norm and of the operations after it.
+/// The options of a batch norm of `[rows, columns]`, and of ReLU and dropout after it.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BatchNormOptions {
     pub(crate) momentum: c_double,
     pub(crate) eps: c_double,
-    /// Dropout's probability, below 1.
+    /// The probability of dropout, below 1.
     pub(crate) p: c_double,
-    /// Whether ReLU runs before the dropout: 0 or 1.
+    /// Whether ReLU runs after the batch norm and before the dropout: 0 or 1.
     pub(crate) relu: c_int,
 }
 
-/// The options of a batch normalisation of images.
+/// The options of a batch norm of images.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ImageNormOptions {
     pub(crate) momentum: c_double,
     pub(crate) eps: c_double,
-    /// Whether ReLU follows: 0 or 1. After a residual, ReLU always follows.
+    /// Whether ReLU follows the batch norm: 0 or 1. If a residual is added, ReLU always follows.
     pub(crate) relu: c_int,
 }
 
-/// The options of a layer norm and of the operations before and after it.
+/// The options of a layer norm, of the dropout before it, and of GELU and dropout after it.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct LayerNormOptions {
     pub(crate) eps: c_double,
-    /// The probability, below 1, of the dropout on the input, before the input is added to a
-    /// residual.
+    /// The probability, below 1, of dropout on the input. The dropout runs before the input is
+    /// added to a residual.
     pub(crate) before: c_double,
-    /// The probability of the dropout at the end.
+    /// The probability of the dropout after the layer norm and GELU.
     pub(crate) after: c_double,
     /// Whether GELU follows the normalization: 0 or 1.
     pub(crate) gelu: c_int,
@@ -62,7 +62,7 @@ impl LinearOptions {
     const PLAIN: Self = Self { first: 0, count: 0, p: 0.0, activation: 0 };
 }
 
-/// The operations that can follow a linear layer. The C++ code uses the same numbers.
+/// The activations that can follow a linear layer. The C++ code uses the same numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FollowingOp {
     Relu = 1,
@@ -70,7 +70,7 @@ pub(crate) enum FollowingOp {
     GeluTanh = 3,
 }
 
-/// Running mean, running variance and the number of batches that they contain.
+/// The running mean, the running variance, and the number of batches that were averaged.
 pub(crate) type Statistics<'a> = [&'a Tensor; 3];
 
 unsafe extern "C" {
@@ -156,7 +156,8 @@ unsafe extern "C" {
     fn amp_hits(logits: Handle, targets: Handle, out: *mut *mut C_tensor) -> c_int;
 }
 
-/// Returns the tensor that `call` makes, if it makes one.
+/// Calls `call`, which writes a new tensor or null, and returns the tensor. Returns `None` for
+/// null.
 pub(super) fn optional_tensor(
     call: impl FnOnce(*mut *mut C_tensor) -> Result<()>,
 ) -> Result<Option<Tensor>> {
@@ -166,7 +167,8 @@ pub(super) fn optional_tensor(
     Ok((!out.is_null()).then(|| unsafe { Tensor::from_ptr(out) }))
 }
 
-/// Returns the two tensors that `call` makes, if it makes them.
+/// Calls `call`, which writes two new tensors or null, and returns the tensors. Returns `None` for
+/// null.
 fn optional_pair(
     call: impl FnOnce(*mut *mut C_tensor, *mut *mut C_tensor) -> Result<()>,
 ) -> Result<Option<(Tensor, Tensor)>> {
@@ -176,18 +178,18 @@ fn optional_pair(
     Ok(first.map(|first| (first, unsafe { Tensor::from_ptr(second) })))
 }
 
-/// Returns the tensor that `call` makes.
+/// Calls `call`, which writes a new tensor, and returns the tensor.
 pub(super) fn made(call: impl FnOnce(*mut *mut C_tensor) -> Result<()>) -> Result<Tensor> {
     Ok(optional_tensor(call)?.expect("on success there is one"))
 }
 
-/// Computes x·Wᵀ + b.
+/// Computes a linear layer, `input`·Wᵀ + b.
 pub(crate) fn linear(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     linear_with(input, weight, bias, &LinearOptions::PLAIN)
 }
 
-/// Computes [`linear`] followed by an activation, and after ReLU by dropout with probability `p`
-/// below 1.
+/// Computes [`linear`] followed by an activation. If the activation is ReLU, dropout with
+/// probability `p` below 1 follows.
 pub(crate) fn linear_activated(
     input: &Tensor,
     weight: &Tensor,
@@ -199,7 +201,7 @@ pub(crate) fn linear_activated(
     linear_with(input, weight, bias, &LinearOptions { p, activation, ..LinearOptions::PLAIN })
 }
 
-/// Computes only these outputs of a [`linear`] layer.
+/// Computes only the outputs of a [`linear`] layer whose indices are in `outputs`.
 pub(crate) fn linear_part(
     input: &Tensor,
     weight: &Tensor,
@@ -220,9 +222,9 @@ fn linear_with(
     made(|out| checked!(amp_linear(input, weight, bias, &raw const *options, out)))
 }
 
-/// Computes a square convolution of `[N, C, H, W]` with this stride and padding. In 16 bits the
-/// computation and the output are in channels_last if requested. The weight's gradient has the
-/// weight's layout.
+/// Computes a square convolution of `[N, C, H, W]` with this stride and padding. In 16 bits, the
+/// computation and the output are in channels_last if the caller requests it. The gradient of the
+/// weight has the layout of the weight.
 pub(crate) fn conv2d(
     input: &Tensor,
     weight: &Tensor,
@@ -236,9 +238,10 @@ pub(crate) fn conv2d(
     })
 }
 
-/// Computes [`conv2d`] without a bias in channels_last and 16 bits on CUDA, and returns the input
-/// for a second use. The gradients of both uses are added up, if possible within one matrix
-/// product. Returns `None` for other convolutions.
+/// Computes [`conv2d`] without a bias, in channels_last and 16 bits on CUDA. Returns the output,
+/// and the input for a second use. The gradients of the convolution and of the second use are added
+/// up, if possible within one matrix product. Returns `None` if the kernels do not support the
+/// convolution.
 pub(crate) fn conv2d_and_input(
     input: &Tensor,
     weight: &Tensor,
@@ -250,9 +253,9 @@ pub(crate) fn conv2d_and_input(
     })
 }
 
-/// Computes the largest value of each window of `[N, C, H, W]` in channels_last and 16 bits on
-/// CUDA. `windows` are sizes, strides, padding and dilation, each for rows and columns. Returns
-/// `None` if the kernels do not support these arguments.
+/// Computes max pooling: the largest value of each window of `[N, C, H, W]`, in channels_last and
+/// 16 bits on CUDA. `windows` are sizes, strides, padding and dilation, each for rows and columns.
+/// Returns `None` if the kernels do not support these arguments.
 pub(crate) fn max_pool2d(
     input: &Tensor,
     windows: [[i64; 2]; 4],
@@ -264,8 +267,8 @@ pub(crate) fn max_pool2d(
     })
 }
 
-/// Computes batch norm of `[rows, columns]` over the rows in training mode, and the operations after
-/// it. Returns `None` if the kernels do not support these tensors.
+/// Computes batch norm of `[rows, columns]` over the rows, in training mode, followed by ReLU and
+/// dropout as in `options`. Returns `None` if the kernels do not support these tensors.
 pub(crate) fn batch_norm(
     input: &Tensor,
     [weight, bias]: [&Tensor; 2],
@@ -287,9 +290,9 @@ pub(crate) fn batch_norm(
     })
 }
 
-/// Computes batch norm of 16-bit `[N, C, H, W]` in channels_last over all dimensions except the
-/// channels, in training mode, followed by ReLU, or by adding the residual and ReLU. Returns `None`
-/// if the kernels do not support these tensors.
+/// Computes batch norm of 16-bit images `[N, C, H, W]` in channels_last, over all dimensions except
+/// the channels, in training mode. Then applies ReLU if `options` say so. If a residual is given,
+/// adds the residual and applies ReLU. Returns `None` if the kernels do not support these tensors.
 pub(crate) fn batch_norm_images(
     input: &Tensor,
     residual: Option<&Tensor>,
@@ -315,9 +318,9 @@ pub(crate) fn batch_norm_images(
     })
 }
 
-/// Computes layer norm along the last dimension, in training mode, and the operations after it.
-/// With a residual the input of the norm is the residual plus `input` after dropout. Returns `None`
-/// if the kernels do not support these tensors.
+/// Computes layer norm along the last dimension, in training mode, followed by GELU and dropout as
+/// in `options`. If a residual is given, the layer norm is computed of the residual plus `input`
+/// after dropout. Returns `None` if the kernels do not support these tensors.
 pub(crate) fn layer_norm(
     input: &Tensor,
     residual: Option<&Tensor>,
@@ -331,9 +334,10 @@ pub(crate) fn layer_norm(
     })
 }
 
-/// Returns `input` for a second use by [`residual_add`], and the layer norm of `input` along the
-/// last dimension. With `narrow` the norm's output has the dtype of an autocast region. One kernel
-/// adds up the gradients of both uses. Returns `None` if the kernels do not support these tensors.
+/// Computes the layer norm of `input` along the last dimension. Returns `input` for a second use by
+/// [`residual_add`], and the layer norm's output. With `narrow` the output has the dtype of
+/// autocast. One kernel adds up the gradients of both uses of `input`. Returns `None` if the
+/// kernels do not support these tensors.
 pub(crate) fn residual_norm(
     input: &Tensor,
     [weight, bias]: [&Tensor; 2],
@@ -347,15 +351,15 @@ pub(crate) fn residual_norm(
     })
 }
 
-/// Computes `stream` + `branch`.
+/// Computes `stream` + `branch`, the addition of a residual block.
 pub(crate) fn residual_add(stream: &Tensor, branch: &Tensor) -> Result<Tensor> {
     made(|out| checked!(amp_residual_add(stream.as_ptr(), branch.as_ptr(), out)))
 }
 
-/// Computes the mean cross entropy of logits against int64 classes, ignoring the class `left_out`,
-/// or against probabilities. With smoothing, the fraction `smoothing` of each target is divided
-/// equally among all classes. If `z` is given, z·log²Σexp(logits) is added for each target. Returns
-/// `None` if `z` is given and the kernels do not support these arguments.
+/// Computes the mean cross entropy of logits. The targets are int64 classes, of which the class
+/// `left_out` is ignored, or probabilities. With smoothing, the fraction `smoothing` of each target
+/// is divided equally among all classes. If `z` is not 0, adds z·log²Σexp(logits) for each target.
+/// Returns `None` if `z` is not 0 and the kernels do not support these arguments.
 pub(crate) fn cross_entropy(
     logits: &Tensor,
     targets: &Tensor,
@@ -367,23 +371,25 @@ pub(crate) fn cross_entropy(
     optional_tensor(|out| checked!(amp_cross_entropy(logits, targets, smoothing, left_out, z, out)))
 }
 
-/// Returns the number of int64 targets other than -100: an f64 scalar on their device.
+/// Returns the number of int64 targets other than -100, as an f64 scalar on the device of the
+/// targets.
 ///
 /// # Errors
-/// When a target on the CPU is not a class below `classes`. On other devices the count is NaN
-/// instead.
+/// When a target on the CPU is not a class below `classes`. On other devices the returned number is
+/// NaN in this case.
 pub(crate) fn counted_classes(targets: &Tensor, classes: i64) -> Result<Tensor> {
     made(|out| checked!(amp_counted_classes(targets.as_ptr(), classes, out)))
 }
 
-/// Counts the examples whose largest logit, along the second dimension, is at their class, and the
-/// examples of which [`counted_classes`] counts the target. Returns f64 `[2]` on the device.
+/// Counts the correct predictions. The first element of the result is the number of examples whose
+/// largest logit, along the second dimension, is that of their class. The second element is the
+/// number of examples whose target [`counted_classes`] counts. Returns f64 `[2]` on the device.
 pub(crate) fn correct_counts(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     made(|out| checked!(amp_hits(logits.as_ptr(), targets.as_ptr(), out)))
 }
 
-/// Drops elements of a CUDA tensor with probability `p`, between 0 and 1. Each group of `together`
-/// neighbours is dropped or kept as a whole.
+/// Sets elements of a CUDA tensor to zero with probability `p`, between 0 and 1. Each group of
+/// `together` neighbouring elements is set to zero or kept as a whole.
 pub(crate) fn dropout(input: &Tensor, p: f64, together: i64) -> Result<Tensor> {
     made(|out| checked!(amp_dropout(input.as_ptr(), p, together, out)))
 }

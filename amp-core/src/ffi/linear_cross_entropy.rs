@@ -1,4 +1,5 @@
-//! The cross entropy of a linear layer in chunks of rows (`csrc/linear_cross_entropy.cpp`).
+//! Computes a linear layer followed by the cross entropy, in chunks of rows
+//! (`csrc/linear_cross_entropy.cpp`).
 
 use std::{
     ffi::{c_double, c_int, c_void},
@@ -16,9 +17,9 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LinearCrossEntropyOptions {
     pub(crate) smoothing: c_double,
-    /// The ignored class.
+    /// The class that the loss ignores.
     pub(crate) left_out: i64,
-    /// The factor of log²Σexp(logits).
+    /// The factor of the penalty log²Σexp(logits).
     pub(crate) z: c_double,
     /// The number of rows in a chunk.
     pub(crate) rows: i64,
@@ -37,20 +38,20 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// Reads the logits of a chunk, `[rows, classes]`, which begins at the given row. Afterwards other values are
-/// written to the memory of the logits.
+/// Reads the logits of one chunk, `[rows, classes]`. The second argument is the index of the
+/// chunk's first row. After the call, the memory of the logits is overwritten.
 pub(crate) type EachChunk<'a> = dyn FnMut(&Tensor, i64) -> Result<()> + 'a;
 
 /// The state that C++ passes to [`read_chunk`].
 struct Chunks<'a, 'b> {
     each: &'a mut EachChunk<'b>,
-    /// The error of the first chunk that failed; no later chunk is read.
+    /// The error of the first chunk that failed. No chunk after it is read.
     error: Option<Error>,
 }
 
-/// Returns the mean cross entropy of `input`·Wᵀ + b against int64 classes, on the CPU or CUDA. It
-/// computes in the dtype of the autocast region, or without one in the weight's dtype. Only the
-/// logits of one chunk are in memory at a time; `each` reads them.
+/// Returns the mean cross entropy of `input`·Wᵀ + b against int64 classes, on the CPU or CUDA.
+/// Under autocast, computes in the autocast dtype. Without autocast, computes in the weight's
+/// dtype. Only the logits of one chunk are in memory at a time. `each` reads these logits.
 pub(crate) fn linear_cross_entropy(
     input: &Tensor,
     weight: &Tensor,
@@ -75,8 +76,8 @@ pub(crate) fn linear_cross_entropy(
     let loss = made(|out| {
         checked!(amp_linear_cross_entropy(input, weight, bias, targets, options, run, state, out))
     });
-    // If a target is not a class, the caller gets the error of the loss, not the error that `each`
-    // may have had with it.
+    // If a target is not a class, the loss fails. The caller gets this error first, and not an
+    // error that `each` may have returned because of the same target.
     let loss = loss?;
     match chunks.error {
         Some(error) => Err(error),
@@ -84,8 +85,8 @@ pub(crate) fn linear_cross_entropy(
     }
 }
 
-/// Passes the logits of a chunk to the caller's function. Neither an error nor a panic may reach
-/// C++.
+/// Passes the logits of a chunk to the caller's function. Keeps an error or a panic of the
+/// function, because neither may reach C++.
 unsafe extern "C" fn read_chunk(state: *mut c_void, logits: Handle, first: i64) {
     // SAFETY: C++ passes the state that it was given, which lives during the call of `linear_cross_entropy` and which
     // nothing else uses meanwhile, and a tensor that lives during this call; the clone is a separate handle.

@@ -1,4 +1,4 @@
-//! The matrix products that this thread computes (`csrc/matrix_products.cpp`).
+//! Records the matrix products that this thread computes (`csrc/matrix_products.cpp`).
 
 use std::{
     cell::Cell,
@@ -19,12 +19,12 @@ unsafe extern "C" {
 }
 
 thread_local! {
-    /// Whether this thread's products are watched.
+    /// Whether the matrix products of this thread are recorded.
     static WATCHED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Records this thread's matrix products until it is dropped. It is not `Send`, because the
-/// callback belongs to the thread.
+/// Records the matrix products of this thread until it is dropped. The recorder is not `Send`,
+/// because its callback belongs to the thread.
 pub(crate) struct WatchedProducts {
     _thread: PhantomData<*const ()>,
 }
@@ -39,13 +39,13 @@ impl WatchedProducts {
 
 impl Drop for WatchedProducts {
     fn drop(&mut self) {
-        // The call removes a callback; `drop` cannot return its error.
+        // The call removes a callback. Its error is ignored, because `drop` cannot return it.
         let _ = checked!(amp_products_stop());
         WATCHED.set(false);
     }
 }
 
-/// A guard: while it exists, this thread's products are not recorded.
+/// A guard. While the guard exists, the matrix products of this thread are not recorded.
 pub(crate) struct PausedProducts {
     paused: bool,
     _thread: PhantomData<*const ()>,
@@ -53,7 +53,7 @@ pub(crate) struct PausedProducts {
 
 impl PausedProducts {
     pub(crate) fn pause() -> Self {
-        // The call only increments a counter. If it fails, recording is not paused.
+        // The call only increments a counter. If it fails, the recording is not paused.
         let paused = WATCHED.get() && checked!(amp_products_pause(1)).is_ok();
         Self { paused, _thread: PhantomData }
     }
@@ -67,8 +67,8 @@ impl Drop for PausedProducts {
     }
 }
 
-/// Returns the products since the last call, in order. Each is the operator and the dtype of its
-/// output.
+/// Returns the matrix products since the last call, in order. Each is described by its operator and
+/// the dtype of its output.
 pub(crate) fn take_products() -> Result<Vec<(&'static str, Kind)>> {
     let mut products = Vec::new();
     for place in 0.. {

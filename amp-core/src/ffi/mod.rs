@@ -1,5 +1,5 @@
-//! The only unsafe code of the crate: calls into the C++ shim (`csrc/`). Each C++ file has its own
-//! module here.
+//! The only unsafe code of the crate: calls into the C++ code (the shim, in `csrc/`). Each module
+//! of this folder calls the C++ files that it names.
 //!
 //! Every call goes through [`checked!`], which turns a C++ exception into an [`Error`].
 
@@ -10,7 +10,7 @@ use torch_sys::C_tensor;
 
 use crate::Error;
 
-/// A tensor as it is passed to the shim. Rust owns it.
+/// A tensor as it is passed to the C++ code. Rust owns the tensor.
 type Handle = *const C_tensor;
 
 unsafe extern "C" {
@@ -27,7 +27,7 @@ macro_rules! checked {
     }};
 }
 
-// The modules are declared below the macro because they use it.
+// The modules are declared below the macro `checked!`, because they use it.
 mod attention;
 mod autocast_and_gradients;
 mod cuda_library;

@@ -1,4 +1,4 @@
-//! Optimizer steps (`csrc/optim.cpp`, `csrc/step.cpp`, `csrc/adam.cpp`).
+//! Calls the kernels of optimizer steps (`csrc/optim.cpp`, `csrc/step.cpp`, `csrc/adam.cpp`).
 
 use std::{
     ffi::{c_double, c_int},
@@ -10,7 +10,7 @@ use tch::Tensor;
 use super::{Handle, handle, handles, take_error};
 use crate::Result;
 
-/// Options of an Adam step.
+/// The options of an Adam or AdamW step.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AdamStep {
@@ -19,11 +19,12 @@ pub(crate) struct AdamStep {
     pub(crate) beta2: c_double,
     pub(crate) eps: c_double,
     pub(crate) weight_decay: c_double,
-    /// Whether the weight decay is decoupled, as in AdamW. This and the other integers are 0 or 1.
+    /// Whether the weight decay is decoupled, as in AdamW. This integer and the integers after it
+    /// are 0 or 1.
     pub(crate) decoupled: c_int,
 }
 
-/// Options of an SGD step.
+/// The options of an SGD step.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SgdStep {
@@ -35,7 +36,7 @@ pub(crate) struct SgdStep {
     pub(crate) first_step: c_int,
 }
 
-/// Options of an RMSprop step.
+/// The options of an RMSprop step.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RmspropStep {
@@ -47,7 +48,7 @@ pub(crate) struct RmspropStep {
     pub(crate) centered: c_int,
 }
 
-/// Options of a Lion step.
+/// The options of a Lion step.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LionStep {
@@ -57,7 +58,7 @@ pub(crate) struct LionStep {
     pub(crate) weight_decay: c_double,
 }
 
-/// The values of a step that this crate's kernels read on the device.
+/// The values that the kernels of this crate read on the device in an optimizer step.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct DeviceValues<'a> {
@@ -68,9 +69,9 @@ pub(crate) struct DeviceValues<'a> {
 }
 
 impl<'a> DeviceValues<'a> {
-    /// Creates the values for a step that reads its rates from `rates`, where [`write_rates`] wrote
-    /// them, and multiplies the gradients by `factor`. If `found_inf` (f32) is not 0, the step
-    /// changes nothing. `factor` and `found_inf` are scalars.
+    /// Creates the values for a step. The step reads its learning rate and momentum from `rates`,
+    /// where [`write_rates`] wrote them. It multiplies the gradients by `factor`, a scalar. If
+    /// `found_inf`, an f32 scalar, is not 0, the step changes nothing.
     pub(crate) fn new(
         rates: &'a Tensor,
         factor: Option<&'a Tensor>,
@@ -130,10 +131,12 @@ unsafe extern "C" {
     fn amp_foreach_lion(lists: *const *const Handle, count: usize, step: *const LionStep) -> c_int;
 }
 
-/// The largest number of lists. Lists that an optimizer does not need are null.
+/// The largest number of lists of tensors. A list that an optimizer does not need is passed as
+/// null.
 const LISTS: usize = 7;
 
-/// Calls `step` with the tensor handles of lists of equal length. Missing lists are empty.
+/// Calls `step` with the tensor handles in `lists`. All lists have the same length, except that a
+/// list that the optimizer does not need is empty.
 fn with_lists(
     lists: &[&[&Tensor]],
     step: impl FnOnce(*const *const Handle, usize) -> Result<()>,
@@ -149,27 +152,28 @@ fn with_lists(
     step(pointers.as_ptr(), count)
 }
 
-/// The kernels that compute a step.
+/// The kernels that compute an optimizer step.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Kernels<'a> {
     /// This crate's kernel for the whole step, on a CUDA device.
     Ours(DeviceValues<'a>),
-    /// libtorch's kernel for the whole step. If this f32 scalar on the device is 1, the step
-    /// changes nothing.
+    /// libtorch's kernel for the whole step. The argument is an f32 scalar on the device. If its
+    /// value is 1, the step changes nothing.
     Fused(Option<&'a Tensor>),
-    /// Several kernels of libtorch, each over all parameters.
+    /// Several kernels of libtorch, each over all parameters (PyTorch's `foreach=True`).
     Foreach,
 }
 
-/// Writes these two rates to `rates`, f64 `[2]` on a CUDA device.
+/// Writes the learning rate and the momentum to `rates`, an f64 tensor `[2]` on a CUDA device.
 pub(crate) fn write_rates(rates: &Tensor, lr: f64, momentum: f64) -> Result<()> {
     checked!(amp_write_rates(rates.as_ptr(), lr, momentum))
 }
 
-/// Updates parameters from gradients, exp_avgs, exp_avg_sqs and steps. Only this crate's kernel
-/// increments the steps and supports low-precision averages: bfloat16 with stochastic rounding, or
-/// u8 codes. For u8 codes the last lists are the scales of both averages, and `code` has the values
-/// (f32 `[256]`) and bounds (f32 `[255]`) for each average.
+/// Updates parameters from their gradients, exp_avgs, exp_avg_sqs and steps. Only the kernel of
+/// this crate increments the steps. Only this kernel supports averages in low precision: bfloat16
+/// with stochastic rounding, or u8 codes. With u8 codes the last two lists are the scales of
+/// exp_avgs and exp_avg_sqs. `code` then contains the values (f32 `[256]`) and bounds (f32 `[255]`)
+/// for each of the two averages.
 pub(crate) fn adam(
     lists: [&[&Tensor]; 7],
     code: Option<[&Tensor; 4]>,
@@ -205,8 +209,8 @@ pub(crate) fn sgd(lists: [&[&Tensor]; 3], step: &SgdStep, kernels: Kernels<'_>) 
     })
 }
 
-/// Updates parameters from gradients and square_avgs, and, if the options use them, momentum
-/// buffers and grad_avgs.
+/// Updates parameters from their gradients and square_avgs. Also uses momentum buffers and
+/// grad_avgs if the options need them.
 pub(crate) fn rmsprop(
     lists: [&[&Tensor]; 5],
     step: &RmspropStep,
@@ -223,7 +227,7 @@ pub(crate) fn rmsprop(
     })
 }
 
-/// Updates parameters from gradients and exp_avgs.
+/// Updates parameters from their gradients and exp_avgs.
 pub(crate) fn lion(lists: [&[&Tensor]; 3], step: &LionStep, kernels: Kernels<'_>) -> Result<()> {
     let step = &raw const *step;
     with_lists(&lists, |lists, count| match kernels {

@@ -1,4 +1,4 @@
-//! Operations of optimizers' rules (`csrc/optimizer_rules.cpp`).
+//! Operations that optimizers compute on single tensors (`csrc/optimizer_rules.cpp`).
 
 use std::ffi::{c_double, c_int};
 
@@ -19,7 +19,7 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// Adds `factor` · `other` to `tensor`; `other` may have another dtype.
+/// Adds `factor` · `other` to `tensor` in place. `other` may have another dtype than `tensor`.
 pub(crate) fn add_scaled(tensor: &Tensor, other: &Tensor, factor: f64) -> Result<()> {
     checked!(amp_add_scaled(tensor.as_ptr(), other.as_ptr(), factor))
 }

@@ -7,13 +7,13 @@ unsafe extern "C" {
     fn amp_own_kernels_set(own: c_int);
 }
 
-/// Returns whether layers and losses on this thread use this library's kernels if there are any.
+/// Returns whether layers and losses on this thread use this library's kernels where they exist.
 pub(crate) fn own_kernels() -> bool {
     // SAFETY: it reads a thread-local number.
     unsafe { amp_own_kernels() != 0 }
 }
 
-/// Sets [`own_kernels`] for this thread.
+/// Sets what [`own_kernels`] returns on this thread.
 pub(crate) fn set_own_kernels(own: bool) {
     // SAFETY: it writes a thread-local number.
     unsafe { amp_own_kernels_set(c_int::from(own)) }

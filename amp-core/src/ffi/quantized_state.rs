@@ -1,4 +1,4 @@
-//! Optimizer state in 8 bits on the CPU (`csrc/quantized_state.cpp`).
+//! Encodes and decodes optimizer state in 8 bits on the CPU (`csrc/quantized_state.cpp`).
 
 use std::ffi::c_int;
 
@@ -18,8 +18,9 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// Decodes optimizer state: writes to `out` (f32) the `values` (f32 `[256]`) at `codes` (u8),
-/// multiplied by the scale of their block of 256 elements. All tensors are contiguous.
+/// Decodes optimizer state. For each code in `codes` (u8), writes to `out` (f32) the element of
+/// `values` (f32 `[256]`) with this index, multiplied by the scale of its block of 256 elements.
+/// All tensors are contiguous.
 pub(crate) fn moments_decode(
     codes: &Tensor,
     scales: &Tensor,
@@ -29,9 +30,9 @@ pub(crate) fn moments_decode(
     checked!(amp_moments_decode(codes.as_ptr(), scales.as_ptr(), values.as_ptr(), out.as_ptr()))
 }
 
-/// Encodes optimizer state: writes `from` (f32) to `codes` (u8) and `scales`. An element is divided
-/// by the largest magnitude of its block; its code is the number of `bounds` (f32 `[255]`) below
-/// the quotient. With `positive`, an element above zero has at least code 1.
+/// Encodes optimizer state: writes `from` (f32) to `codes` (u8) and `scales`. Each element is
+/// divided by the largest magnitude of its block. Its code is the number of `bounds` (f32 `[255]`)
+/// that are below the quotient. With `positive`, an element above zero has at least code 1.
 pub(crate) fn moments_encode(
     from: &Tensor,
     bounds: &Tensor,

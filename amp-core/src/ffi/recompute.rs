@@ -1,4 +1,4 @@
-//! Activation checkpointing (`csrc/recompute.cpp`).
+//! Recomputes activations in the backward pass, as activation checkpointing (`csrc/recompute.cpp`).
 
 use std::ffi::{c_int, c_void};
 
@@ -25,14 +25,15 @@ unsafe extern "C" {
 /// Computes a module's output from its input.
 type Run = dyn Fn(&Tensor) -> Result<Tensor>;
 
-/// A checkpointed module, owned by the C++ node.
+/// A module that is recomputed in the backward pass. The C++ node of the autograd graph owns it.
 struct Recompute {
     run: Box<Run>,
 }
 
-/// Runs `first` on `input` without keeping activations, and adds a node to the graph. The backward
-/// pass then runs `again` with the same autocast state and random numbers. `again` may share values
-/// with the caller only through an `Arc`, because on CUDA libtorch's threads run and free it.
+/// Runs `first` on `input` without keeping activations, and adds a node to the autograd graph. In
+/// the backward pass, the node runs `again` with the same autocast state and random numbers.
+/// `again` may share values with the caller only through an `Arc`, because on CUDA libtorch's
+/// threads run and free it.
 pub(crate) fn checkpoint(
     input: &Tensor,
     first: impl FnOnce() -> Result<Tensor>,
@@ -61,8 +62,8 @@ pub(crate) fn checkpoint(
     Ok(output)
 }
 
-/// Runs a checkpointed module for C++. Returns null if the module fails or panics, because neither
-/// errors nor panics may reach C++.
+/// Runs a module again, when C++ calls this function in the backward pass. Returns null if the
+/// module fails or panics, because neither errors nor panics may reach C++.
 unsafe extern "C" fn recompute(state: *mut c_void, input: Handle) -> *mut C_tensor {
     // SAFETY: C++ passes the state that it was given, which lives until `drop_recompute`, and a tensor that
     // lives during the call; the clone is a separate handle.

@@ -14,9 +14,9 @@ unsafe extern "C" {
     fn amp_modes_seen(op: *mut *const c_char) -> c_int;
 }
 
-/// Watches this thread, until it is dropped, for dropout with a probability above 0 and for batch
-/// norm that uses the batch's statistics. Only one watch may exist at a time. It is not `Send`,
-/// because the callback belongs to the thread.
+/// Watches this thread for operators in training mode, until it is dropped: dropout with a
+/// probability above 0, and batch norm that uses the statistics of the batch. Only one watch may
+/// exist at a time. The watch is not `Send`, because its callback belongs to the thread.
 pub(crate) struct WatchedModes {
     _thread: PhantomData<*const ()>,
 }
@@ -43,7 +43,7 @@ impl WatchedModes {
 
 impl Drop for WatchedModes {
     fn drop(&mut self) {
-        // The call removes a callback; `drop` cannot return its error.
+        // The call removes a callback. Its error is ignored, because `drop` cannot return it.
         let _ = checked!(amp_modes_stop());
     }
 }

@@ -36,7 +36,7 @@ unsafe extern "C" {
     fn amp_debug_info_drop(info: *mut c_void);
 }
 
-/// Returns the number of bytes of a device that the driver reports as free.
+/// Returns the number of free bytes of a device, according to the driver.
 pub(crate) fn cuda_free_memory(index: usize) -> Result<u64> {
     let mut bytes = 0;
     checked!(amp_cuda_free_memory(index as c_int, &mut bytes))?;
@@ -87,8 +87,8 @@ impl SideStream {
         Ok(DeviceCopy { event, tensors })
     }
 
-    /// Copies the tensors' values to host memory after the event `ready`. This thread waits for the copies;
-    /// the device's other streams do not.
+    /// Copies the values of the tensors to host memory after the event `ready`. This thread waits
+    /// for the copies. The other streams of the device do not wait.
     pub(crate) fn copies_to_host(
         self,
         ready: &CudaEvent,
@@ -113,7 +113,7 @@ impl SideStream {
 #[derive(Debug)]
 pub(crate) struct DeviceCopy {
     event: *mut c_void,
-    /// Empty after [`arrive`](Self::arrive).
+    /// The tensors on the device. Empty after [`arrive`](Self::arrive) has returned them.
     tensors: Vec<Tensor>,
 }
 
@@ -121,8 +121,8 @@ pub(crate) struct DeviceCopy {
 unsafe impl Send for DeviceCopy {}
 
 impl DeviceCopy {
-    /// Returns the tensors for use on this thread's current stream. The stream waits for the copy;
-    /// the thread does not.
+    /// Returns the tensors for use on this thread's current stream. The stream waits for the copy.
+    /// The thread does not wait.
     pub(crate) fn arrive(mut self) -> Result<Vec<Tensor>> {
         let tensors = std::mem::take(&mut self.tensors);
         let handles: Vec<Handle> = tensors.iter().map(|tensor| tensor.as_ptr()).collect();
@@ -138,8 +138,8 @@ impl Drop for DeviceCopy {
     }
 }
 
-/// The observers of a thread's allocations, such as the memory meter. A worker thread enters them,
-/// so that its allocations are counted for the first thread.
+/// What observes a thread's allocations, such as the memory meter. A worker thread enters this
+/// object, so that its allocations are counted for the thread that started the worker.
 pub(crate) struct DebugInfo(*mut c_void);
 
 // SAFETY: a counted pointer to data that C++ only reads; the meters count atomically.
@@ -152,7 +152,7 @@ impl DebugInfo {
         Ok(Self(info))
     }
 
-    /// Makes this thread report to the same observers.
+    /// Makes this thread report its allocations to the same observers.
     pub(crate) fn enter(&self) -> Result<()> {
         checked!(amp_debug_info_enter(self.0))
     }

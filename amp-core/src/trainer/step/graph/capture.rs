@@ -1,4 +1,4 @@
-//! Captures a step as a CUDA graph.
+//! Captures a training step as a CUDA graph.
 
 use tch::{Device, Kind, Tensor};
 
@@ -15,35 +15,38 @@ use crate::{
     precision::Precision,
 };
 
-/// A captured step. Its tensors have the addresses that the graph reads and writes.
+/// A training step that was captured as a CUDA graph, with the tensors from which the graph reads
+/// and to which it writes.
 pub(super) struct StepGraph {
     graph: CudaGraph,
     /// The tensors from which the graph reads the batches.
     inputs: Vec<AnyBatch>,
-    /// The weight of each batch's loss.
+    /// The factor by which the loss of each batch is multiplied.
     shares: Vec<f64>,
-    /// The dtype of each batch's loss.
+    /// The dtype of the loss of each batch.
     losses: Vec<Kind>,
-    /// For each optimizer the parameters that have a gradient, and their gradients, unscaled and
-    /// clipped.
+    /// For each optimizer, the parameters that have a gradient in the graph, and these gradients,
+    /// unscaled and clipped.
     grads: Vec<(Vec<Tensor>, Vec<Tensor>)>,
     pub(super) log: CapturedLog,
-    /// 1 after the first step that was not finite, otherwise 0.
+    /// A scalar on the device. It is 0, and 1 from the first step on that is not finite.
     pub(super) skip_flag: Tensor,
-    /// `skip_flag` and the losses, in one tensor of shape `[1 + batches]`.
+    /// `skip_flag` and the losses of the batches, in one tensor of shape `[1 + batches]` on the
+    /// device.
     report: Tensor,
-    /// The report of each step in flight, in pinned memory.
+    /// The copy of `report` for each step in flight, in pinned host memory.
     reports: Vec<Tensor>,
     kept: Kept,
     precision: Precision,
-    /// For each optimizer, whether the graph contains its step.
+    /// For each optimizer, whether the graph contains the optimizer's step.
     pub(super) steps: Vec<bool>,
-    /// For each optimizer, whether it has gradients.
+    /// For each optimizer, whether it has gradients in the graph.
     pub(super) stepped: Vec<bool>,
 }
 
 impl StepGraph {
-    /// Captures a step on batches with these shapes. Nothing is computed and nothing changes.
+    /// Captures a step on batches of the same shapes as `batches`. The capture computes nothing and
+    /// changes no parameter.
     pub(super) fn capture(
         state: &mut StepState<'_>,
         model: &mut dyn LightningModule,
@@ -63,8 +66,8 @@ impl StepGraph {
         let mut room = LogRoom::new(device)?;
         let (graph, Captured { losses, report, log, grads, stepped }) = loop {
             state.optim.zero_grad()?;
-            // The cached memory of steps without a graph is freed, because the graph reserves
-            // memory of its own.
+            // The cached memory of earlier steps is freed first, because the graph reserves
+            // separate memory.
             ffi::cuda_empty_cache()?;
             let captured = CudaGraph::capture(index, || {
                 ffi::without_synchronization(|| {
@@ -99,14 +102,14 @@ impl StepGraph {
         })
     }
 
-    /// Returns whether the graph computes in the run's precision, and contains exactly the
+    /// Returns whether the graph computes in the run's precision, and contains exactly those
     /// optimizer steps that can be captured now.
     pub(super) fn is_of(&self, state: &StepState<'_>) -> bool {
         self.precision == state.policy().precision
             && captured_steps(state).eq(self.steps.iter().copied())
     }
 
-    /// Returns whether the graph can run a step on these batches.
+    /// Returns whether the graph can run a step on the batches of `examples`.
     pub(super) fn fits(&self, examples: &Examples, state: &StepState<'_>) -> bool {
         self.is_of(state)
             && self.shares == examples.shares
@@ -114,15 +117,16 @@ impl StepGraph {
             && self.inputs.iter().zip(&examples.batches).all(|(own, other)| own.is_like(other))
     }
 
-    /// Copies the log's sums to the graph's sums, and makes the gradients that the graph computes
-    /// the parameters' gradients.
+    /// Copies the sums of `log` into the sums to which the graph adds. Makes the gradients that the
+    /// graph computes the gradients of the parameters.
     pub(super) fn enter(&mut self, log: &mut Log) -> Result<()> {
         self.log.take_over(log)?;
         let mut grads = self.grads.iter();
         grads.try_for_each(|(parameters, grads)| ffi::set_grads(parameters, grads))
     }
 
-    /// Launches the step. When the returned event has passed, the step's outcome is known.
+    /// Launches the step on these batches. When the returned event has passed, the outcome of the
+    /// step is known.
     pub(super) fn launch(&self, batches: &[AnyBatch], slot: usize) -> Result<CudaEvent> {
         let examples = self.inputs.iter().zip(batches).flat_map(|(own, batch)| {
             own.tensors().zip(batch.tensors()).map(|((_, own), (_, given))| [own, given])
@@ -132,7 +136,7 @@ impl StepGraph {
         self.graph.launch(&self.report, &self.reports[slot])
     }
 
-    /// Returns whether the step in this slot was skipped. Its event must have passed.
+    /// Returns whether the step in this slot was skipped. The event of the step must have passed.
     pub(super) fn is_void(&self, slot: usize) -> Result<bool> {
         Ok(self.reports[slot].f_double_value(&[0])? != 0.0)
     }
@@ -140,13 +144,13 @@ impl StepGraph {
     /// Returns the loss of each batch of the step in this slot, on the host.
     pub(super) fn losses(&self, slot: usize) -> Result<Vec<Tensor>> {
         let losses = (1..).zip(&self.losses).map(|(at, kind)| {
-            // The values are copied, because the slot is reused.
+            // The values are copied, because a later step will use the slot.
             Ok(self.reports[slot].f_select_copy(0, at)?.f_totype(*kind)?)
         });
         losses.collect()
     }
 
-    /// Undoes the changes of a skipped step and of the steps after it.
+    /// Undoes the changes of the skipped step in this slot and of the steps after it.
     pub(super) fn roll_back(&self, slot: usize) -> Result<()> {
         self.kept.restore(slot)?;
         let _ = self.skip_flag.shallow_clone().f_zero_()?;
@@ -154,7 +158,7 @@ impl StepGraph {
     }
 }
 
-/// Returns for each optimizer whether its step can be captured now.
+/// Returns for each optimizer whether its step can be captured in a CUDA graph now.
 fn captured_steps(state: &StepState<'_>) -> impl Iterator<Item = bool> {
     state.optim.scheduled.iter().map(|scheduled| scheduled.optimizer.capabilities().captures)
 }
@@ -183,7 +187,7 @@ fn capture_step(
         state.does_more |= log.interval().was_asked();
         logs.push(log);
     }
-    // The cast weights are valid until the weights change.
+    // The casts of the weights are valid only until the optimizer changes the weights.
     drop(casts);
     let gradients = state.optim.unscale_and_clip(true)?;
     state.optim.scaler.note_non_finite(skip_flag)?;
@@ -191,7 +195,8 @@ fn capture_step(
     state.optim.scaler.update_applied()?;
     let log = CapturedLog::capture(logs, room)?;
     let reported = std::iter::once(skip_flag).chain(&losses).map(|tensor| tensor.f_reshape([1]));
-    // The report has the widest of these dtypes, which represents each value exactly.
+    // The report has the widest dtype of the flag and the losses, which represents each value
+    // exactly.
     let report = Tensor::f_cat(&reported.collect::<std::result::Result<Vec<_>, _>>()?, 0)?;
     let losses = losses.iter().map(Tensor::kind).collect();
     let grads = state.optim.scheduled.iter().map(|scheduled| {

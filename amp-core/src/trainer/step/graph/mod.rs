@@ -1,16 +1,17 @@
-//! Whole steps as CUDA graphs: captured once, then launched with one call each.
+//! Runs whole training steps as CUDA graphs: a step is captured once, and then launched with one
+//! call each time.
 //!
-//! The graph contains the forward and backward passes of a step's batches, unscaling, the check for
-//! values that are not finite, clipping, the optimizers' kernels if they are this crate's, the
-//! scaler's update, and the sums of logged values. Kernels of other optimizers run after the graph
-//! in the stream, because the host passes their learning rates. Several steps are [queued](replay),
-//! so that the device does not wait for the host.
+//! The graph contains the forward and backward passes over a step's batches, unscaling, the check
+//! for values that are not finite, clipping, the optimizer kernels of this crate, the update of the
+//! loss scale, and the sums of logged values. Kernels of libtorch's optimizers run after the graph
+//! in the same stream, because the host passes their learning rates. Several steps are
+//! [queued](replay), so that the device does not wait for the host.
 //!
-//! After a step that is not finite, the device changes no parameter, neither in this step nor in
-//! later ones. The host reads the outcome, undoes the other changes of these steps, and repeats the
-//! step without a graph. Everything that follows such a step (lowering the scale, explanation,
-//! recovery) is therefore implemented only once, and a run has the same numbers, bit for bit, with
-//! and without graphs.
+//! From a step that is not finite on, the device changes no parameter, neither in this step nor in
+//! the steps queued after it. The host reads the outcome, undoes all other changes of these steps,
+//! and repeats the first of them without a graph. Therefore only the code for steps without a graph
+//! lowers the scale, explains a skipped step and recovers. The results of a run are the same, bit
+//! for bit, with and without graphs.
 
 mod capture;
 mod replay;
@@ -24,14 +25,15 @@ use crate::{
     trainer::config::{Averaging, Check, NonFinite, TrainerConfig},
 };
 
-/// The number of steps queued at a time, if no observer must follow each step.
+/// The largest number of steps in the queue, if no observer must run after each step.
 const QUEUED: usize = 4;
 
-/// The number of steps that run without a graph first. In these, libraries choose their kernels and
-/// allocate their workspaces.
+/// The number of steps that run without a graph before the capture. In these steps, libraries
+/// choose their kernels and allocate their workspaces.
 const WARM_UP: u64 = 3;
 
-/// Returns the closest access to steps that any observer of the run needs.
+/// Returns the strictest requirement of any observer of the run for when it must run: after a step,
+/// or within it.
 pub(in crate::trainer) fn step_access(
     model: &dyn LightningModule,
     callbacks: &[Box<dyn Callback + '_>],
@@ -49,8 +51,8 @@ pub(in crate::trainer) fn step_access(
     callbacks.fold(model.step_access().and(average).and(checks), StepAccess::and)
 }
 
-/// Returns how many steps may be queued. If steps cannot be graphs, returns an error with the
-/// reason.
+/// Returns how many steps may be queued. If steps cannot run as CUDA graphs, returns an error with
+/// the reason.
 fn capacity(config: &TrainerConfig, access: StepAccess) -> Result<usize> {
     if !config.device.is_cuda() {
         return Err(refused("they need a CUDA device"));

@@ -1,4 +1,4 @@
-//! Runs steps as graphs, and queues steps whose outcome the host has not read yet.
+//! Runs steps as CUDA graphs, and queues steps whose outcome the host has not read yet.
 
 use std::collections::VecDeque;
 
@@ -26,35 +26,35 @@ use crate::{
     trainer::config::Graph,
 };
 
-/// Runs steps as a graph, once it is captured.
+/// An executor that captures a step as a CUDA graph and runs the following steps with it.
 pub(in super::super) struct Replay {
     graph: Captured,
     /// The largest number of steps in flight.
     capacity: usize,
     steps: VecDeque<Queued>,
     started: u64,
-    /// Whether the graph holds the log's sums and the parameters' gradients.
+    /// Whether the log's sums and the parameters' gradients are those of the graph.
     entered: bool,
 }
 
 enum Captured {
-    /// A graph is captured after this number of steps without a graph.
+    /// No graph exists yet. It is captured when this number of steps has run without a graph.
     After(u64),
     Graph(Box<StepGraph>),
-    /// Graphs cannot be used for the rest of the run.
+    /// CUDA graphs cannot be used for the rest of the run.
     Refused,
 }
 
-/// A step that was started.
+/// A step that was started and has not ended.
 struct Queued {
     examples: Examples,
     slot: usize,
-    /// The rows that metrics keep for each example.
+    /// The rows that metrics such as AUROC keep for each example.
     rows: Vec<Tensor>,
     known: CudaEvent,
     /// The state of the random generators before the step.
     random: RandomState,
-    /// The state of each schedule before the step, if schedules advance by steps.
+    /// The state of each learning-rate schedule before the step, for schedules that count steps.
     schedules: Vec<Option<Vec<Box<dyn Scheduler>>>>,
     lr: f64,
 }
@@ -63,7 +63,7 @@ impl Replay {
     /// Creates an executor for the steps of a run.
     ///
     /// # Errors
-    /// When steps cannot be graphs.
+    /// When steps cannot run as CUDA graphs.
     pub(in super::super) fn new(state: &StepState<'_>) -> Result<Self> {
         Ok(Self {
             graph: Captured::After(WARM_UP),
@@ -74,8 +74,8 @@ impl Replay {
         })
     }
 
-    /// Discards the graph. A new graph is captured after a few steps without a graph, as at the
-    /// start of the run.
+    /// Discards the CUDA graph. A new graph is captured after a few steps without a graph, as at
+    /// the start of the run.
     pub(in super::super) fn forget(&mut self, state: &StepState<'_>) {
         if !matches!(self.graph, Captured::Refused) {
             self.graph = Captured::After(state.eager + WARM_UP);
@@ -83,7 +83,7 @@ impl Replay {
         }
     }
 
-    /// Returns whether a graph of a step on these examples should be captured now.
+    /// Returns whether a step on these examples should be captured as a CUDA graph now.
     fn is_due(&self, state: &StepState<'_>, examples: &Examples) -> bool {
         let whole =
             examples.batches.len() as i64 == state.config.optimization.accumulate_grad_batches;
@@ -105,8 +105,8 @@ impl Executor for Replay {
         examples: &Examples,
     ) -> Result<bool> {
         let looked_at = state.looks_for_lost_updates(self.running());
-        // In a step whose values are reported, such a model logs images or texts on the host, which
-        // a graph cannot do.
+        // `does_more` is true for a model that does additional work when values are reported, for
+        // example logs images. A graph cannot do this work, because it runs on the host.
         let does_more = state.does_more && state.logs_after(self.running());
         if examples.skipped
             || does_more
@@ -122,7 +122,8 @@ impl Executor for Replay {
         if !self.is_due(state, examples) {
             return Ok(false);
         }
-        // The previous graph and its memory are released first. Its sums are added to the log.
+        // The previous graph and its memory are released before the capture. Its sums are added to
+        // the log.
         self.release(&mut observers.log)?;
         self.graph = Captured::Refused;
         let Examples { batches, shares, .. } = examples;
@@ -152,7 +153,7 @@ impl Executor for Replay {
         };
         if !self.entered {
             // Some parameters may have no gradient in the graph. Without this call, the optimizer
-            // would use their gradients of an earlier step.
+            // would use the gradients that an earlier step left on them.
             state.optim.zero_grad()?;
             graph.enter(&mut observers.log)?;
             self.entered = true;
@@ -192,7 +193,7 @@ impl Executor for Replay {
 
     fn is_full(&self, state: &StepState<'_>) -> bool {
         let every = state.config.logging.log_every_n_steps.cast_unsigned();
-        // The values of a step are read before the next step overwrites them.
+        // The reported values of a step must be read before the next step overwrites them.
         let logs = (state.counts.attempts + self.running()).is_multiple_of(every);
         self.steps.len() >= self.capacity || (logs && !self.steps.is_empty())
     }

@@ -1,4 +1,4 @@
-//! When invariants are checked.
+//! Decides when the invariants of training are checked.
 
 use super::{super::state::Counts, Moment};
 use crate::trainer::config::Check;
@@ -9,15 +9,15 @@ const BETWEEN: u64 = 10;
 /// Decides at which moments invariants are checked.
 pub(super) struct Clock {
     level: Check,
-    /// The numbers of attempted and applied steps at the start of the run. Steps are numbered from
-    /// there.
+    /// The numbers of attempted and applied steps at the start of this process. Steps are counted
+    /// from these numbers.
     start: (u64, u64),
-    /// The number of the attempt that is checked, until the attempt has ended.
+    /// The number of the attempted step that is being checked. `None` if no step is being checked.
     step: Option<u64>,
-    /// The number of the last applied step that was checked or was due.
+    /// The number of the last applied step for which a check was due.
     applied: u64,
     evaluations: u64,
-    /// The number of attempts at the last check at an epoch's end.
+    /// The number of attempted steps at the last check at the end of an epoch.
     epoch: Option<u64>,
 }
 
@@ -44,8 +44,8 @@ impl Clock {
                 let of_run = attempt - self.start.0;
                 // After an earlier state was restored, the count may be lower than at the start.
                 let applied = (counts.applied + running + 1).saturating_sub(self.start.1);
-                // The attempts that are due may all be skipped. Therefore applied steps are counted
-                // as well.
+                // All attempted steps for which a check is due may be skipped. Therefore applied
+                // steps are counted as well.
                 let first = applied > self.applied && is_sparse(applied);
                 let due = all || is_sparse(of_run) || first;
                 if due {
@@ -108,8 +108,8 @@ mod tests {
         assert_eq!(looked_at(Check::Full, 50), (1..=50).collect::<Vec<_>>());
     }
 
-    /// A resumed run is checked from its first step on. Skipped steps do not delay checks of
-    /// applied steps.
+    /// Checks that a resumed run is checked from its first step on, and that skipped steps do not
+    /// delay the checks of applied steps.
     #[test]
     fn steps_are_counted_from_the_start_of_the_process() {
         let mut clock = Clock::new(Check::Cheap);
@@ -122,7 +122,8 @@ mod tests {
         assert!(clock.is_due(Moment::StepBegins, &counts, 0));
     }
 
-    /// A step in flight is checked when it ends, after the steps before it.
+    /// Checks that a step in flight is checked when it ends, after the steps that were started
+    /// before it.
     #[test]
     fn a_step_in_flight_is_looked_at_when_it_ends() {
         let mut clock = Clock::new(Check::Cheap);

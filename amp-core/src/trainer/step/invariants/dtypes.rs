@@ -1,4 +1,4 @@
-//! Dtypes, shapes and devices of a model's tensors.
+//! Checks that the dtypes, shapes and devices of a model's tensors do not change.
 
 use std::collections::HashMap;
 
@@ -13,7 +13,7 @@ pub(super) struct DtypesStay {
     first: HashMap<String, Form>,
 }
 
-/// The properties that must not change.
+/// The properties of a tensor that must not change during a run.
 #[derive(Debug, PartialEq)]
 struct Form {
     kind: Kind,

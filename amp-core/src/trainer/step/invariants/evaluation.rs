@@ -5,7 +5,8 @@ use crate::{Result, ffi::WatchedModes, nn};
 
 /// Checks that validated values are computed in evaluation mode.
 pub(super) struct EvaluationMode {
-    /// Whether the operators of each validation are checked, or only those of the first one.
+    /// Whether the operators of every validation are checked. If false, only those of the first
+    /// validation are checked.
     all: bool,
     looked: bool,
     watch: Option<WatchedModes>,

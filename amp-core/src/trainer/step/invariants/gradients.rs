@@ -1,4 +1,4 @@
-//! Checks for gradients of earlier steps.
+//! Checks that no gradient of an earlier step is left.
 
 use super::{Invariant, Moment, Rule, run_state::RunView};
 use crate::Result;
@@ -19,7 +19,7 @@ impl Rule for GradientsAreCleared {
         for scheduled in seen.scheduled() {
             for parameter in scheduled.optimizer.parameters().iter() {
                 let gradient = parameter.tensor.f_grad()?;
-                // A gradient of zeros changes nothing when it is added.
+                // A gradient that consists of zeros is accepted, because adding it changes nothing.
                 if gradient.defined() && gradient.f_any()?.f_int64_value(&[])? != 0 {
                     return Ok(Some(format!(
                         "`{}` still has the last step's gradient, which would be added to the new one: \

@@ -3,19 +3,19 @@
 use super::{Invariant, Moment, Rule, run_state::RunView};
 use crate::{Result, optim::Scheduled};
 
-/// Checks that optimizers step with the rates of their schedules, which advance once per applied
-/// step.
+/// Checks that each optimizer steps with the learning rate of its schedule, and that the schedule
+/// advances once per applied step.
 pub(super) struct RatesAreScheduled {
     /// Whether the model itself decides which optimizer steps.
     manual: bool,
-    /// The state before the step.
+    /// The schedules and step counts before the step.
     before: Before,
 }
 
 #[derive(Default)]
 struct Before {
-    /// For each schedule, the number of steps by which it has advanced; `None` if the schedule does
-    /// not advance by steps or does not report the number.
+    /// For each schedule, the number of steps by which it has advanced. `None` if the schedule does
+    /// not count steps or does not report the number.
     passed: Vec<Option<i64>>,
     applied: u64,
     skipped: u64,
@@ -50,8 +50,8 @@ impl Rule for RatesAreScheduled {
                 };
                 Ok(None)
             }
-            // The schedules are compared only if no later step has advanced them and no earlier
-            // state was restored.
+            // The schedules are compared only if this is the last step that was started, and if no
+            // earlier state of the run was restored meanwhile.
             Moment::StepEnds
                 if !self.manual && seen.running == 0 && counts.applied >= self.before.applied =>
             {
@@ -73,7 +73,7 @@ impl RatesAreScheduled {
         for (scheduled, before) in seen.scheduled().iter().zip(&self.before.passed) {
             let (Some(before), Some(now)) = (before, scheduled.passed_steps()) else { continue };
             let advanced = now - before;
-            // Without gradients the optimizer did not step, and its schedule did not advance.
+            // An optimizer without gradients did not step, so its schedule need not have advanced.
             if advanced == steps || (advanced == 0 && !has_gradients(scheduled)?) {
                 continue;
             }
@@ -97,7 +97,8 @@ fn has_gradients(scheduled: &Scheduled) -> Result<bool> {
     Ok(false)
 }
 
-/// Returns a group of parameters whose rate differs from its schedule's rate.
+/// Describes a parameter group whose learning rate or momentum differs from the value of its
+/// schedule. Returns `None` if there is no such group.
 fn other_rates(scheduled: &Scheduled) -> Option<String> {
     let planned = scheduled.schedule_rates()?;
     let rates = scheduled.optimizer.rates();

@@ -1,4 +1,4 @@
-//! Compares the loss scale with its rule.
+//! Compares the loss scale with the scale that torch.amp.GradScaler would have.
 
 use super::{Invariant, Moment, Rule, run_state::RunView};
 use crate::{
@@ -7,13 +7,14 @@ use crate::{
     trainer::config::{AtFloor, ScaleFloor},
 };
 
-/// Checks that the loss scale grows and falls by its rule.
+/// Checks that the loss scale grows after enough steps and falls after an overflow, as in
+/// torch.amp.GradScaler.
 #[derive(Default)]
 pub(super) struct ScaleFollowsRule {
     before: Option<Before>,
 }
 
-/// The state before a step.
+/// The scaler's state and the step counts before a step.
 #[derive(Debug, Clone, Copy)]
 struct Before {
     state: ScalerState,
@@ -33,7 +34,8 @@ impl Rule for ScaleFollowsRule {
     fn violation(&mut self, moment: Moment, seen: &RunView<'_>) -> Result<Option<String>> {
         let scaler = &seen.state.optim.scaler;
         let counts = seen.state.counts;
-        // While steps are in flight, host and device are at different steps.
+        // While steps are in flight, the host's copy of the scale and the scale on the device
+        // belong to different steps.
         if !scaler.is_enabled() || seen.running > 0 {
             self.before = None;
             return Ok(None);
@@ -58,7 +60,8 @@ impl Rule for ScaleFollowsRule {
     }
 }
 
-/// Returns the violation, if scale and tracker differ between the device and the host.
+/// Describes the violation if the scale or the growth tracker differs between the device and the
+/// host.
 fn differs_on_device((scale, tracker): (f32, i32), host: ScalerState) -> Option<String> {
     ((f64::from(scale), tracker) != (host.scale, host.growth_tracker)).then(|| {
         format!(
@@ -69,7 +72,8 @@ fn differs_on_device((scale, tracker): (f32, i32), host: ScalerState) -> Option<
     })
 }
 
-/// Returns the violation, if the scale after skipped and applied steps does not follow the rule.
+/// Describes the violation if the scale `now` is not the one that follows from `before` after
+/// `skipped` skipped and `applied` applied steps.
 fn differs(before: ScalerState, now: ScalerState, applied: u64, skipped: u64) -> Option<String> {
     let mut expected = (before.scale, before.growth_tracker);
     for _ in 0..skipped {
@@ -95,8 +99,8 @@ fn differs(before: ScalerState, now: ScalerState, applied: u64, skipped: u64) ->
     })
 }
 
-/// Computes scale and step count after one more step, by the rule of torch.amp.GradScaler. A scale
-/// that would be infinite in f32 does not grow.
+/// Computes the scale and the growth tracker after one more step, as torch.amp.GradScaler does. A
+/// scale that would become infinite in f32 does not grow.
 fn after(rule: ScalerState, (scale, tracker): (f64, i32), overflowed: bool) -> (f64, i32) {
     let narrow = |scale: f64| f64::from(scale as f32);
     match i64::from(tracker) + 1 {
@@ -123,8 +127,8 @@ mod tests {
         growth_interval: 3,
     };
 
-    /// Returns the first step after which a scaler with these constants violates the rule of
-    /// `CONFIG`.
+    /// Returns the index of the first step after which the scale of a scaler with the constants
+    /// `config` differs from the scale under the constants of `CONFIG`.
     fn first_difference(config: GradScalerConfig, overflows: &[bool]) -> Option<usize> {
         let state = |scale, growth_tracker| ScalerState {
             scale,
@@ -167,8 +171,9 @@ mod tests {
         Ok(())
     }
 
-    /// The check accepts that a step is tried several times with lower scales (`lower-scale`), and
-    /// that a scale that is already the largest f32 does not grow.
+    /// Checks two cases that are not violations: a step that is tried several times with lower
+    /// scales (`lower-scale`), and a scale that does not grow because it is already the largest
+    /// power of two in f32.
     #[test]
     fn attempts_are_followed_and_a_scale_that_cannot_grow_stays() -> Result<()> {
         let scaler = GradScaler::new(Device::Cpu, CONFIG)?;

@@ -1,4 +1,4 @@
-//! Checks memory measurements.
+//! Checks that memory measurements are complete.
 
 use super::{Invariant, Moment, Rule, run_state::RunView};
 use crate::{Result, memory};
@@ -6,7 +6,7 @@ use crate::{Result, memory};
 /// Checks that no memory meter misses memory because another meter was started.
 #[derive(Default)]
 pub(super) struct MemoryOverStep {
-    /// The number of measurements that missed memory, as of the last check.
+    /// The number of measurements that missed memory, as counted at the last check.
     known: u64,
 }
 

@@ -1,9 +1,10 @@
 //! Rules that hold in every training run, whatever the model, optimizer or precision, and the
 //! checks that detect a violation.
 //!
-//! Each [`Rule`] is checked at certain [`Moment`]s. The [clock](check_interval) decides when: in
-//! every step, or so rarely that the cost is negligible. A rule never changes the run and never
-//! keeps tensors. For later comparisons it keeps only a few elements of each tensor, on the host.
+//! Each [`Rule`] is checked at certain [`Moment`]s. The [clock](check_interval) decides which steps
+//! are checked: every step, or so few that the cost is negligible. A rule never changes the run and
+//! never keeps tensors. For later comparisons it keeps only a few elements of each tensor, on the
+//! host.
 
 mod check_interval;
 mod dtypes;
@@ -35,11 +36,12 @@ use crate::{
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Invariant {
-    /// A parameter with a gradient changes within the first ten applied steps, unless its learning
-    /// rate is 0 or its update is smaller than the spacing of its dtype.
+    /// A parameter with a gradient changes within the first ten applied steps. Exceptions are a
+    /// learning rate of 0, and an update that is smaller than the spacing of the parameter's dtype.
     WeightsMove,
-    /// An optimizer holds each trained parameter, as the same tensor that the model has. A step
-    /// does not change which parameters are trained. Master weights in f32 round to the weights.
+    /// Each trained parameter belongs to an optimizer, which has the same tensor as the model. A
+    /// step does not change which parameters are trained. An f32 master weight, rounded to 16 bits,
+    /// equals its weight.
     OptimizerHoldsWeights,
     /// No gradient is left when a step begins.
     GradientsAreCleared,
@@ -47,7 +49,8 @@ pub enum Invariant {
     RatesAreScheduled,
     /// Parameters and buffers keep their dtypes, shapes and devices.
     DtypesStay,
-    /// The loss scale grows and falls by its rule, and is the same on host and device.
+    /// The loss scale grows after enough steps and falls after an overflow, as in
+    /// torch.amp.GradScaler. It is the same on host and device.
     ScaleFollowsRule,
     /// Validation changes no parameter and no buffer.
     EvaluationMovesNothing,
@@ -57,7 +60,7 @@ pub enum Invariant {
     SetsAreDisjoint,
     /// Validated values are computed in evaluation mode.
     EvaluationMode,
-    /// A memory meter measures its whole period: no other meter is started during it.
+    /// A memory meter measures without interruption: no other meter is started before it ends.
     MemoryOverStep,
 }
 
@@ -80,9 +83,10 @@ named!(Invariant, "invariant", {
 pub(in crate::trainer) enum Moment {
     /// Before the first step of a run, including a resumed run.
     Start,
-    /// Before a step.
+    /// Before a step is started.
     StepBegins,
-    /// In a step without a graph, before its backward passes.
+    /// Within a step that runs without a CUDA graph, after the old gradients are dropped and before
+    /// the backward passes.
     GradientsCleared,
     /// After a step was applied or skipped, and was reported.
     StepEnds,
@@ -91,19 +95,19 @@ pub(in crate::trainer) enum Moment {
     EpochEnds,
 }
 
-/// A rule that holds in every run.
+/// A check of one invariant.
 trait Rule {
     fn invariant(&self) -> Invariant;
 
     /// Returns the moments at which the invariant is checked.
     fn moments(&self) -> &'static [Moment];
 
-    /// Checks the rule at this moment. Returns the violation as a clause: the tensor or setting,
-    /// the observation, the cause and the remedy.
+    /// Checks the invariant at this moment. Returns `None` if it holds. If it is violated, returns
+    /// a clause with the tensor or setting, the observation, the cause and the remedy.
     fn violation(&mut self, moment: Moment, seen: &RunView<'_>) -> Result<Option<String>>;
 }
 
-/// The rules of a run.
+/// All invariants that a run checks.
 pub(in crate::trainer) struct Invariants {
     clock: Clock,
     rules: Vec<Box<dyn Rule>>,
@@ -130,8 +134,8 @@ impl Invariants {
             Box::new(unchanged_tensors::SkipsChangeNothing::default()),
         ];
         if !manual {
-            // A manual step may leave gradients that no optimizer uses, and may change the loss
-            // scale by its own rule.
+            // These checks do not apply to manual steps: a manual step may leave gradients that no
+            // optimizer uses, and may change the loss scale as it likes.
             rules.push(Box::new(weights::WeightsMove::default()));
             rules.push(Box::new(loss_scale::ScaleFollowsRule::default()));
         }
@@ -141,7 +145,8 @@ impl Invariants {
         Self { clock: Clock::new(level), rules }
     }
 
-    /// Checks the rules that are due now. `running` is the number of steps in flight.
+    /// Checks the invariants for which a check is due now. `running` is the number of steps in
+    /// flight.
     ///
     /// # Errors
     /// [`Error::Invariant`] when a rule is violated.
@@ -176,7 +181,7 @@ impl Invariants {
     }
 }
 
-/// Returns the text that names the step, counted from 1, at the start of a violation's message.
+/// Returns the beginning of a violation's message, which names the step, counted from 1.
 fn when(moment: Moment, seen: &RunView<'_>) -> String {
     let ended = seen.state.counts.attempts;
     match moment {

@@ -1,4 +1,4 @@
-//! Compares the parameters that optimizers hold with the parameters of the model.
+//! Compares the parameters that optimizers update with the parameters of the model.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,10 +9,11 @@ use crate::{
     optim::{Scheduled, WeightUpdate},
 };
 
-/// Checks that an optimizer holds each trained parameter, as the same tensor that the model has.
+/// Checks that each trained parameter belongs to an optimizer, which has the same tensor as the
+/// model.
 #[derive(Default)]
 pub(super) struct OptimizerHoldsWeights {
-    /// The parameters that were trained before the step.
+    /// The names of the parameters that were trained before the step.
     trained: Vec<String>,
 }
 
@@ -94,8 +95,8 @@ fn not_held(seen: &RunView<'_>) -> Option<String> {
     ))
 }
 
-/// Describes an f32 master weight that does not round to its weight. All values are read in one
-/// copy from the device.
+/// Describes an f32 master weight that, rounded to the dtype of its weight, differs from the
+/// weight. All elements are read in one copy from the device.
 fn stale_master(seen: &RunView<'_>) -> Result<Option<String>> {
     let (mut names, mut pieces) = (Vec::new(), Vec::new());
     for scheduled in seen.scheduled() {

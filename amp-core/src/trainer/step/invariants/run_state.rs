@@ -15,7 +15,7 @@ use crate::{
 pub(super) struct RunView<'a> {
     pub(super) model: &'a dyn LightningModule,
     pub(super) state: &'a StepState<'a>,
-    /// The number of steps in flight.
+    /// The number of steps that were started and have not ended.
     pub(super) running: u64,
     tensors: OnceCell<Vec<(String, Tensor, Role)>>,
     samples: OnceCell<Rc<Samples>>,
@@ -31,7 +31,7 @@ impl<'a> RunView<'a> {
         Self { model, state, running, tensors, samples }
     }
 
-    /// Returns the model's parameters and buffers.
+    /// Returns the model's parameters and buffers, with their names and roles.
     pub(super) fn tensors(&self) -> &[(String, Tensor, Role)] {
         self.tensors.get_or_init(|| nn::named_tensors(self.model))
     }

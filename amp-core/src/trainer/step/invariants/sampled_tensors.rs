@@ -1,4 +1,4 @@
-//! A few elements of each of a model's tensors, on the host.
+//! A few elements of each parameter and buffer of a model, on the host.
 
 use std::ops::Range;
 
@@ -7,11 +7,11 @@ use tch::{Device, Kind, Tensor};
 use super::super::sampled_elements::sample;
 use crate::{Result, nn::Role, precision::is_floating};
 
-/// The approximate number of elements read per tensor. It is small, because all tensors are read at
-/// once.
+/// The approximate number of elements that are read from each tensor. The number is small, because
+/// the elements of all tensors are read in one copy.
 const MOST: i64 = 128;
 
-/// Sampled elements of tensors.
+/// A few elements of each of several tensors, at one moment.
 #[derive(Debug)]
 pub(super) struct Samples {
     tensors: Vec<Sampled>,
@@ -24,7 +24,7 @@ pub(super) struct Samples {
 pub(super) struct Sampled {
     pub(super) name: String,
     pub(super) role: Role,
-    /// Whether the tensor is trained.
+    /// Whether the tensor is a parameter that is trained.
     pub(super) trains: bool,
     pub(super) kind: Kind,
     range: Range<usize>,
@@ -52,8 +52,9 @@ impl Samples {
         Ok(Self { tensors: sampled, values: read(&taken)? })
     }
 
-    /// Pairs each tensor of `self`, the earlier sample, with its elements in `now`. Tensors are
-    /// matched by name. A tensor that is missing in `now` is omitted.
+    /// Pairs the elements of each tensor in `self`, the earlier sample, with the elements of the
+    /// same tensor in `now`. Tensors are matched by name. A tensor that is missing in `now` is
+    /// omitted.
     pub(super) fn pairs<'s>(&'s self, now: &'s Self) -> impl Iterator<Item = Pair<'s>> {
         self.tensors.iter().enumerate().filter_map(move |(at, tensor)| {
             let same = |other: &&Sampled| other.name == tensor.name;
@@ -75,8 +76,8 @@ impl Pair<'_> {
     }
 }
 
-/// Returns the sampled elements of a tensor; `None` for an undefined tensor, or if f64 cannot
-/// represent the values.
+/// Returns the sampled elements of a tensor. Returns `None` if the tensor is undefined, or if f64
+/// cannot represent the values of its dtype.
 pub(super) fn elements(tensor: &Tensor) -> Result<Option<Tensor>> {
     if !tensor.defined() {
         return Ok(None);
@@ -91,7 +92,7 @@ pub(super) fn elements(tensor: &Tensor) -> Result<Option<Tensor>> {
     })?))
 }
 
-/// Returns the values of sampled elements, in one copy from the device.
+/// Reads the values of sampled elements in one copy from the device.
 pub(super) fn read(pieces: &[Tensor]) -> Result<Vec<f64>> {
     if pieces.is_empty() {
         return Ok(Vec::new());

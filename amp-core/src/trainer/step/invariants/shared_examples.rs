@@ -1,4 +1,4 @@
-//! Checks for examples that are used both for training and for validation.
+//! Checks that no example is used both for training and for validation.
 
 use super::{Invariant, Moment, Rule, run_state::RunView};
 use crate::{
@@ -14,7 +14,8 @@ const DUPLICATES: f64 = 0.05;
 pub(super) struct SetsAreDisjoint {
     train: SharedDataset,
     val: Vec<(String, SharedDataset)>,
-    /// Whether examples are compared, or only their memory addresses.
+    /// Whether the contents of examples are compared. If false, only the memory addresses of their
+    /// tensors are compared.
     by_value: bool,
 }
 

@@ -50,7 +50,7 @@ pub(super) struct SkipsChangeNothing {
 /// The state of a run before a step.
 struct Before {
     samples: Rc<Samples>,
-    /// The rates of each optimizer's groups.
+    /// The learning rate and momentum of each parameter group of each optimizer.
     rates: Vec<Vec<Rates>>,
     applied: u64,
     skipped: u64,
@@ -71,7 +71,8 @@ impl Rule for SkipsChangeNothing {
         if recovery.skipped_step_advances || recovery.on_non_finite == NonFinite::RestoreLastGood {
             return Ok(None);
         }
-        // Steps in flight may still be skipped, and may change weights while they are read.
+        // While steps are in flight, nothing can be compared: these steps may still be skipped, and
+        // may change weights while the weights are read.
         if seen.running > 0 {
             self.before = None;
             return Ok(None);
@@ -94,7 +95,7 @@ impl Rule for SkipsChangeNothing {
         let now = seen.samples()?;
         let advice = "look at the step's outcome in hooks, or set recovery.skipped_step_advances";
         let manual = seen.model.optimizes_manually();
-        // In a manual step the model itself decides what the step changes.
+        // In a manual step, the model itself decides which buffers the step changes.
         let moved =
             moved(&before.samples, &now).filter(|(_, role)| !manual || *role == Role::Parameter);
         if let Some((name, _)) = moved {

@@ -1,4 +1,4 @@
-//! Checks for weights that training does not change.
+//! Checks that training changes every weight that has a gradient.
 
 use std::{collections::HashSet, rc::Rc};
 
@@ -14,18 +14,19 @@ use crate::{Result, module::StepAccess, optim::Scheduled, precision::Clip};
 /// The number of applied steps within which a parameter must have changed.
 const STEPS: u64 = 10;
 
-/// An unchanged element is a violation only if its learning rate times its gradient (counted as at
-/// most 1) is more than this number of spacings of the dtype at the element. No optimizer makes ten
-/// such steps in a row without changing the element.
+/// An element that has not changed is a violation only if the product of its learning rate and its
+/// gradient (at most 1) is more than this number of spacings of the dtype at the element. No
+/// optimizer makes ten such steps in a row without changing the element.
 const SPACINGS: f64 = 8.0;
 
 /// Checks that a parameter with a gradient changes within the first applied steps.
 #[derive(Default)]
 pub(super) struct WeightsMove {
-    /// The first sample of the parameters, and the number of applied steps when it was taken.
+    /// The first sample of the parameters, and the number of applied steps at that time. `None`
+    /// before the first step.
     first: Option<(Rc<Samples>, u64)>,
     moved: HashSet<String>,
-    /// The rate of each optimizer's groups before the step.
+    /// The learning rate of each optimizer's parameter groups before the step.
     rates: Vec<Vec<f64>>,
     done: bool,
 }
@@ -79,7 +80,8 @@ impl WeightsMove {
         Ok(broken)
     }
 
-    /// Describes a violation: the parameter's gradient should have changed the parameter.
+    /// Describes the violation if the parameter's gradient should have changed the parameter.
+    /// Returns `None` if the gradient is too small for that.
     fn stuck(&self, seen: &RunView<'_>, pair: &Pair<'_>, steps: u64) -> Result<Option<String>> {
         let name = &pair.tensor.name;
         for (scheduled, rates) in seen.scheduled().iter().zip(&self.rates) {
@@ -119,7 +121,8 @@ fn lrs(scheduled: &Scheduled) -> Vec<f64> {
     scheduled.optimizer.rates().iter().map(|rates| rates.lr).collect()
 }
 
-/// Returns the rate of the parameter's group before the step; 0 if it is not known.
+/// Returns the learning rate that the parameter's group had before the step. Returns 0 if it is not
+/// known.
 fn rate(scheduled: &Scheduled, place: usize, before: &[f64]) -> f64 {
     if let [only] = before {
         return *only;
@@ -130,16 +133,16 @@ fn rate(scheduled: &Scheduled, place: usize, before: &[f64]) -> f64 {
     group.and_then(|group| before.get(group)).copied().unwrap_or(0.0)
 }
 
-/// Returns a lower bound of the factor between a gradient as it is stored after a step and the
-/// gradient that the optimizer used. If the optimizer's kernel unscales and clips, the stored
-/// gradient is still scaled.
+/// Returns the factor by which the stored gradient must be multiplied to get the gradient that the
+/// optimizer used, or a lower bound of this factor. If the optimizer's kernel unscales and clips,
+/// the gradient that is stored after the step is still scaled.
 fn factor(seen: &RunView<'_>, scheduled: &Scheduled) -> Result<f64> {
     let deferred = matches!(seen.state.optim.access, StepAccess::Deferred)
         && scheduled.optimizer.capabilities().scales;
     if !deferred {
         return Ok(1.0);
     }
-    // The scale may have grown after the step. The true factor is then larger.
+    // The loss scale may have grown after the step. The true factor is then larger.
     let scale = seen.state.optim.scale().unwrap_or(1.0);
     let Some(Clip::Norm(limit)) = seen.state.config.optimization.gradient_clip else {
         return Ok(1.0 / scale.max(1.0));

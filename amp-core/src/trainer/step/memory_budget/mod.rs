@@ -1,10 +1,12 @@
-//! Chooses which modules to recompute in the backward pass, so that a step fits into a memory budget.
+//! Chooses which modules to recompute in the backward pass, so that a step fits into the memory
+//! budget.
 //!
-//! This happens before the first step, on its examples. A choice is a set of modules to recompute.
-//! The code [measures](Survey) how many bytes each module keeps. It tries the choice that keeps the
-//! fewest bytes, and measures its peak. From these measurements it predicts the cheapest choice
-//! that fits into the budget, and tries that choice too. The error of a prediction corrects the
-//! next one.
+//! The choice is made before the first step, on the examples of that step. A choice is a set of
+//! modules to recompute. The code first [measures](Survey) how many bytes each module keeps. It
+//! tries the choice under which the fewest bytes are kept, and measures the peak. From these
+//! measurements it predicts the choice that fits into the budget at the least cost in time, and
+//! tries it. The difference between the predicted and the measured peak improves the next
+//! prediction.
 
 mod search;
 mod select;
@@ -30,9 +32,10 @@ use crate::{
 /// Bytes for the scalars of a step: losses and logged sums.
 const SCALARS: u64 = 4096;
 
-/// Chooses which modules a run with a budget recomputes, on the examples of its first step, and
-/// reports the choice. `loaders` is the number of bytes that the data loaders hold: copies of data
-/// sets, and on CUDA also earlier batches that the device still reads. Nothing else changes.
+/// Chooses which modules a run with a memory budget recomputes, using the examples of the first
+/// step, and reports the choice. `loaders` is the number of bytes in data loaders: copies of data
+/// sets and, on CUDA, earlier batches that the device still reads. Nothing else in the state of the
+/// training changes.
 pub(in crate::trainer) fn plan_memory(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
@@ -56,7 +59,7 @@ struct Trial<'t, 'a> {
     state: &'t mut StepState<'a>,
     model: &'t mut dyn LightningModule,
     examples: &'t Examples,
-    /// The number of bytes that loaders hold.
+    /// The number of bytes in data loaders.
     loaders: u64,
 }
 
@@ -72,8 +75,8 @@ impl Trial<'_, '_> {
         Ok(MemoryPlan { budget, segments: segments(&cells, &chosen), freed, predicted_peak })
     }
 
-    /// Measures the bytes that each recomputable module keeps, and the time to recompute the
-    /// module.
+    /// Measures for each module that can be recomputed how many bytes it keeps for the backward
+    /// pass and how long its recomputation takes.
     fn survey(&mut self) -> Result<Vec<Cell>> {
         let Self { state, model, examples, .. } = self;
         let survey = Rc::new(Survey::start(state.policy.device)?);
@@ -87,8 +90,8 @@ impl Trial<'_, '_> {
         Ok(survey.take())
     }
 
-    /// Measures the peak of tensor bytes in the forward and backward passes of a step that
-    /// recomputes these segments.
+    /// Measures the peak of tensor bytes in the forward and backward pass of a step in which the
+    /// backward pass recomputes the layers in `segments`.
     fn peak(&mut self, segments: &[Segment]) -> Result<u64> {
         let outcome = self.run_passes(segments);
         self.state.optim.scaler.forget();
@@ -103,9 +106,9 @@ impl Trial<'_, '_> {
         let held = self.held()?;
         let Self { state, model, examples, .. } = self;
         let meter = MemoryMeter::untracked(state.policy.device)?;
-        // Keeps the losses, as a real step does, so that the measured peak includes them.
-        // libtorch's mean squared error is a view that keeps the tensor of all elements' errors
-        // alive.
+        // The losses are kept, as in a real step, so that the measured peak includes them.
+        // libtorch's mean squared error is a view, which keeps the tensor with the errors of all
+        // elements alive.
         let mut losses = Vec::with_capacity(examples.batches.len());
         for (index, (batch, share)) in (0..).zip(examples.batches.iter().zip(&examples.shares)) {
             let mut log = Log::default();
@@ -113,7 +116,7 @@ impl Trial<'_, '_> {
         }
         let peak = meter.read()?.peak_allocated;
         // The tensors are dropped while this meter exists. A meter that was started earlier did not
-        // count their allocation, so it must not count their release.
+        // count their allocation, so it must not count their release either.
         drop((losses, casts));
         state.optim.scaler.forget();
         state.optim.zero_grad()?;

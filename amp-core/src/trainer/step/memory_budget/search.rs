@@ -1,26 +1,27 @@
-//! Finds the cheapest choice of cells to recompute that fits into the memory budget. The bytes that
-//! cells hold are known in advance. The other bytes of a step are known only after a choice was
-//! tried.
+//! Finds the choice of cells (layers, or groups of layers) to recompute that fits into the memory
+//! budget at the least cost in time. The bytes that cells keep are known in advance. The remaining
+//! bytes of a step are known only after a choice was tried.
 
 use std::ops::Range;
 
 use super::select::{choose, leanest, peak, seconds};
 use crate::{Result, nn::Cell};
 
-/// The largest number of choices that are tried.
+/// The largest number of choices that are tried in forward and backward passes.
 const TRIES: usize = 8;
 
-/// A choice that was tried.
+/// A choice that was tried, with its measured peak.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Tried {
-    /// The ranges of cells that are recomputed together.
+    /// The ranges of neighbouring cells that are recomputed together.
     pub(super) chosen: Vec<Range<usize>>,
-    /// The measured peak of bytes.
+    /// The measured peak of tensor bytes in the forward and backward pass.
     pub(super) peak: u64,
 }
 
-/// Returns the cheapest choice that was measured to hold at most `budget` bytes, or the choice with
-/// the fewest bytes if none fits. `measure` tries a choice.
+/// Tries choices with `measure`, which returns the peak of a choice in bytes. Returns the choice
+/// with the shortest recomputation whose peak is at most `budget`. If the peak of every choice is
+/// larger, returns the choice with the smallest peak.
 pub(super) fn search(
     cells: &[Cell],
     budget: u64,
@@ -31,7 +32,7 @@ pub(super) fn search(
     let (mut best, mut tried) = (first.clone(), vec![first]);
     while let Some(chosen) = next(cells, budget, &tried) {
         let peak = match measure(&chosen) {
-            // The search ends with the best earlier choice.
+            // The trial ran out of memory, so the search ends with the best choice so far.
             Err(error) if error.is_out_of_memory() => break,
             outcome => outcome?,
         };
@@ -48,15 +49,15 @@ pub(super) fn search(
     Ok(best)
 }
 
-/// Returns the next choice to try, if there is one.
+/// Returns the next choice to try. Returns `None` if there is none that was not tried before.
 fn next(cells: &[Cell], budget: u64, tried: &[Tried]) -> Option<Vec<Range<usize>>> {
     let last = tried.last().filter(|_| tried.len() < TRIES)?;
     let chosen = match tried.iter().any(|tried| tried.peak <= budget) {
-        // The difference between the measured peak and the cells' bytes belongs to no cell. It is
-        // assumed to be constant.
+        // The measured peak is larger than the bytes of the cells. The difference is assumed to be
+        // the same for every choice.
         true => choose(cells, (budget + peak(cells, &last.chosen)).saturating_sub(last.peak))?,
-        // No choice fits so far. Recomputing nothing may need fewer bytes, because a recomputation
-        // needs temporary tensors.
+        // No choice has fitted so far. Recomputing nothing may need fewer bytes, because a
+        // recomputation needs temporary tensors.
         false => Vec::new(),
     };
     tried.iter().all(|tried| tried.chosen != chosen).then_some(chosen)
@@ -67,7 +68,7 @@ mod tests {
     use super::*;
     use crate::{Error, nn::Segment};
 
-    /// Returns six layers of one container, of 100 bytes and one second each.
+    /// Returns six layers of one container. Each keeps 100 bytes and takes one second to recompute.
     fn cells() -> Vec<Cell> {
         let cells = (0..6).map(|at| Cell {
             segment: Segment { path: "model".to_owned(), layers: Some(at..at + 1) },
@@ -82,7 +83,8 @@ mod tests {
         cells.collect()
     }
 
-    /// The search learns from the first trial how many bytes belong to no cell; here they are 5000.
+    /// Checks that the search learns from the first trial how many bytes a step needs besides those
+    /// of the cells (here 5000).
     #[test]
     fn what_else_is_held_is_learnt() -> Result<()> {
         let cells = cells();
@@ -94,8 +96,8 @@ mod tests {
         Ok(())
     }
 
-    /// A choice that needs more memory than the cells predict is not returned if it exceeds the
-    /// budget.
+    /// Checks that the search does not return a choice whose measured peak exceeds the budget,
+    /// although the bytes of its cells would fit.
     #[test]
     fn what_turns_out_not_to_fit_is_not_taken() -> Result<()> {
         let cells = cells();
@@ -108,8 +110,8 @@ mod tests {
         Ok(())
     }
 
-    /// Nothing is recomputed if a recomputation needs more memory, for its temporary tensors, than
-    /// it saves.
+    /// Checks that nothing is recomputed if the temporary tensors of a recomputation need more
+    /// memory than the recomputation saves.
     #[test]
     fn nothing_is_taken_where_that_holds_less() -> Result<()> {
         let cells = cells();
@@ -121,7 +123,7 @@ mod tests {
         Ok(())
     }
 
-    /// If a trial runs out of memory, the result of the earlier trial is used.
+    /// Checks that the result of an earlier trial is used if a later trial runs out of memory.
     #[test]
     fn a_try_may_run_out_of_memory() -> Result<()> {
         let cells = cells();

@@ -1,33 +1,36 @@
-//! Selects the layers to recompute, so that the activations of the other layers fit into memory.
+//! Selects the layers to recompute, so that the activations of the remaining layers fit into
+//! memory.
 //!
 //! The forward pass is a chain of [cells](Cell), which are layers or groups of layers. A cell that
-//! is kept holds its own bytes, and also its input if the cell itself or the previous cell needs
-//! it. Neighbouring cells that are recomputed together hold only the input of the first of them.
-//! When they are recomputed in the backward pass, they hold all their values, in addition to the
-//! values that the cells before them hold. The backward pass of a cell also holds the gradients of
-//! its output and input. Neighbouring cells that are recomputed together hold their output and its
-//! gradient during all of their backward passes.
+//! is not recomputed keeps some bytes for the backward pass. It also keeps its input, if the cell
+//! itself or the previous cell needs the input later. Of neighbouring cells that are recomputed
+//! together, only the input of the first cell is kept. While they are recomputed in the backward
+//! pass, all their values are in memory, in addition to the values that the cells before them keep.
+//! In the backward pass of a cell, the gradients of its output and input are in memory too. For
+//! neighbouring cells that are recomputed together, their last output and its gradient stay in
+//! memory during the backward passes of all these cells.
 //!
-//! This is the cost model of rematerialization of chains (Chen et al., "Training deep nets with
+//! This is the cost model for rematerialization in chains (Chen et al., "Training deep nets with
 //! sublinear memory cost", 2016; Beaumont et al., "Optimal checkpointing for heterogeneous chains",
-//! 2019), with each cell recomputed at most once. Dynamic programming over pairs (bytes, seconds),
-//! without pairs that another pair beats in both, finds the cheapest choice exactly. A greedy
-//! choice by seconds per byte would waste up to the bytes of a whole cell.
+//! 2019), restricted to at most one recomputation per cell. Dynamic programming over pairs (bytes,
+//! seconds) finds the fastest choice that fits. At each cell it drops every pair for which another
+//! pair needs no more bytes and no more seconds. A greedy choice by seconds per byte would be
+//! worse: it could leave as many bytes unused as a whole cell needs.
 
 use std::ops::Range;
 
 use crate::nn::Cell;
 
 /// The largest number of pairs (bytes, seconds) that are kept at each cell. Dropping pairs may lead
-/// to a slower choice, but never to one that holds too many bytes.
+/// to a slower choice, but never to a choice that needs too many bytes.
 const MOST: usize = 256;
 
-/// A cell that holds more than 1/8 of all bytes is split.
+/// A cell is large if it keeps more than 1/8 of the bytes of all cells. Large cells are split.
 const MUCH: u64 = 8;
 
-/// Returns the cells among which the search chooses. A cell that holds a large fraction of all
-/// bytes is split if the modules within it hold most of its bytes. A cell that stays whole can be
-/// recomputed together with its neighbours.
+/// Returns the cells among which the search chooses. Splits a large cell into the modules within it
+/// if these modules keep most of its bytes. Leaves all other cells whole, because a whole cell can
+/// be recomputed together with its neighbours.
 pub(super) fn refine(cells: Vec<Cell>) -> Vec<Cell> {
     let much = held(&cells, &[]) / MUCH;
     cells.into_iter().flat_map(|cell| parts(cell, much)).collect()
@@ -42,8 +45,9 @@ fn parts(mut cell: Cell, much: u64) -> Vec<Cell> {
     within.into_iter().flat_map(|cell| parts(cell, much)).collect()
 }
 
-/// Returns the cheapest choice under which at most `room` bytes are held, as ranges of cells to
-/// recompute together; `None` if there is no such choice.
+/// Returns the choice with the shortest recomputation under which at most `room` bytes are in
+/// memory at any time. The choice consists of ranges of cells to recompute together. Returns `None`
+/// if no choice needs so few bytes.
 pub(super) fn choose(cells: &[Cell], room: u64) -> Option<Vec<Range<usize>>> {
     let mut fronts = vec![vec![State::default()]];
     for end in 1..=cells.len() {
@@ -73,7 +77,7 @@ pub(super) fn choose(cells: &[Cell], room: u64) -> Option<Vec<Range<usize>>> {
         }
         fronts.push(front(states));
     }
-    // The last pair of a front has the fewest seconds.
+    // The pairs are sorted by bytes, so the last pair has the fewest seconds.
     let mut at = fronts[cells.len()].len().checked_sub(1)?;
     let (mut end, mut chosen) = (cells.len(), Vec::new());
     while end > 0 {
@@ -87,8 +91,8 @@ pub(super) fn choose(cells: &[Cell], room: u64) -> Option<Vec<Range<usize>>> {
     Some(chosen)
 }
 
-/// Returns the choice that holds the fewest bytes, to within a hundredth. It is deterministic, so
-/// that the budget suggested by an error is sufficient.
+/// Returns the choice with the smallest peak of bytes, to within a hundredth. For the same cells
+/// the choice is always the same. An error can therefore suggest its peak as a sufficient budget.
 pub(super) fn leanest(cells: &[Cell]) -> Vec<Range<usize>> {
     let cells: Vec<Cell> = cells.iter().map(|cell| Cell { seconds: 1.0, ..cell.clone() }).collect();
     let cells = cells.as_slice();
@@ -104,22 +108,23 @@ pub(super) fn leanest(cells: &[Cell]) -> Vec<Range<usize>> {
     chosen
 }
 
-/// Returns the largest number of bytes that cells hold at once under a choice.
+/// Returns the peak of the bytes of the cells under a choice, over the forward and backward pass.
 pub(super) fn peak(cells: &[Cell], chosen: &[Range<usize>]) -> u64 {
     walk(cells, chosen).1
 }
 
-/// Returns the number of bytes that cells hold under a choice at the end of the forward pass.
+/// Returns the number of bytes that the cells keep under a choice at the end of the forward pass.
 pub(super) fn held(cells: &[Cell], chosen: &[Range<usize>]) -> u64 {
     walk(cells, chosen).0
 }
 
-/// Returns the seconds that it takes to recompute the chosen cells.
+/// Returns the time in seconds that it takes to recompute the cells of a choice.
 pub(super) fn seconds(cells: &[Cell], chosen: &[Range<usize>]) -> f64 {
     chosen.iter().flat_map(|range| &cells[range.clone()]).map(|cell| cell.seconds).sum()
 }
 
-/// Returns the bytes at the end of the forward pass, and the peak.
+/// Returns the bytes that are kept at the end of the forward pass, and the peak over the forward
+/// and backward pass.
 fn walk(cells: &[Cell], chosen: &[Range<usize>]) -> (u64, u64) {
     let (mut held, mut most, mut at) = (0, 0, 0);
     let mut chosen = chosen.iter().peekable();
@@ -140,7 +145,7 @@ fn walk(cells: &[Cell], chosen: &[Range<usize>]) -> (u64, u64) {
     (held, most.max(held))
 }
 
-/// Returns the number of bytes that a cell adds if it is kept.
+/// Returns the number of bytes that a cell keeps for the backward pass if it is not recomputed.
 fn kept(cells: &[Cell], at: usize) -> u64 {
     let before = at.checked_sub(1).map(|before| &cells[before]);
     let kept_before =
@@ -149,7 +154,8 @@ fn kept(cells: &[Cell], at: usize) -> u64 {
     own + if keeps_input || kept_before { input } else { 0 }
 }
 
-/// Returns the largest number of bytes that cells recomputed together hold in their backward pass.
+/// Returns the largest number of bytes in memory for the cells in `range`, which are recomputed
+/// together, during their backward pass.
 fn again(cells: &[Cell], range: &Range<usize>) -> u64 {
     let Range { start, end } = *range;
     let kept: u64 = (start + 1..end).map(|at| kept(cells, at)).sum();
@@ -158,26 +164,26 @@ fn again(cells: &[Cell], range: &Range<usize>) -> u64 {
     cells[start].input + cells[start].own + kept + output + gradients
 }
 
-/// Returns the bytes of the gradients of a cell's output and input.
+/// Returns the number of bytes of the gradients of a cell's output and input.
 fn gradients(cell: &Cell) -> u64 {
     cell.output + cell.input
 }
 
-/// The bytes and seconds of a choice among the cells up to some cell.
+/// A choice among the cells up to some cell, with its bytes and seconds.
 #[derive(Debug, Clone, Copy, Default)]
 struct State {
     held: u64,
     seconds: f64,
     segments: usize,
-    /// The earlier state that this one continues: the number of its front, and its index in that
-    /// front.
+    /// The earlier state to which this state adds cells: the number of its front (the list of
+    /// states after that number of cells), and its index in the front.
     from: (usize, usize),
-    /// Whether the cells after the earlier state are recomputed.
+    /// Whether the cells that were added to the earlier state are recomputed.
     checkpointed: bool,
 }
 
-/// Returns the pairs that no other pair beats in both bytes and seconds, sorted from the fewest
-/// bytes to the fewest seconds.
+/// Returns the states without those for which another state needs no more bytes and no more
+/// seconds. Sorts them from the fewest bytes to the fewest seconds.
 fn front(mut states: Vec<State>) -> Vec<State> {
     let cost = |state: &State| (state.seconds, state.segments);
     states.sort_by(|a, b| {
@@ -203,7 +209,8 @@ mod tests {
     use crate::nn::Segment;
 
     /// Makes the cells of a container whose layers save only their inputs for the backward pass.
-    /// `of` contains for each layer the bytes of its input and the seconds to recompute it.
+    /// `of` contains for each layer the bytes of its input and the seconds that its recomputation
+    /// takes.
     fn chain(of: &[(u64, f64)]) -> Vec<Cell> {
         let cells = of.iter().enumerate().map(|(at, (input, seconds))| Cell {
             segment: Segment { path: "model".to_owned(), layers: Some(at..at + 1) },
@@ -218,7 +225,7 @@ mod tests {
         cells.collect()
     }
 
-    /// Returns all possible choices.
+    /// Returns all possible choices among the cells from the index `from` on.
     fn all(cells: &[Cell], from: usize) -> Vec<Vec<Range<usize>>> {
         if from == cells.len() {
             return vec![Vec::new()];
@@ -235,10 +242,11 @@ mod tests {
         choices
     }
 
-    /// Equal layers are divided into √n segments. If all 25 layers are kept, 25 inputs are kept. In
-    /// five segments of five layers, 5 inputs are kept, and the last segment is recomputed with
-    /// four more: 2√n − 1, as in Chen et al. The peak also contains two gradients and, while a
-    /// segment is recomputed, the segment's output and the gradient of that output.
+    /// Checks against Chen et al. that equal layers are divided into √n segments. If none of the 25
+    /// layers is recomputed, 25 inputs are kept. With five segments of five layers, 5 inputs are
+    /// kept, and four more while a segment is recomputed: 2√n − 1. The peak also contains two
+    /// gradients and, while a segment is recomputed, the segment's output and the gradient of that
+    /// output.
     #[test]
     fn equal_layers_are_cut_at_the_root_of_their_number() {
         let cells = chain(&[(1000, 1.0); 25]);
@@ -250,8 +258,8 @@ mod tests {
         assert_eq!(choose(&cells, 8000), None, "every choice needs more than 8000 bytes");
     }
 
-    /// The choice is as good as the best of all choices, for any limit, on chains with all kinds of
-    /// layers.
+    /// Checks that the choice is as good as the best of all possible choices, for every limit, on
+    /// chains of different kinds of layers.
     #[test]
     fn no_choice_that_fits_is_cheaper() {
         let mut random = 1_u64;
@@ -265,7 +273,7 @@ mod tests {
                 (cell.own, cell.input, cell.output) = (next(50), next(50), next(50));
                 cell.seconds = next(9) as f64;
                 (cell.keeps_input, cell.keeps_output) = (next(2) == 1, next(2) == 1);
-                // The last layers are in another container.
+                // The last layers belong to a second container.
                 cell.segment.path = if at < 5 { "first" } else { "second" }.to_owned();
             }
             let choices = all(&cells, 0);
@@ -282,7 +290,7 @@ mod tests {
         }
     }
 
-    /// A tensor between two layers is counted once, even if both layers need it.
+    /// Checks that a tensor between two layers is counted once, even if both layers need it.
     #[test]
     fn a_tensor_between_two_layers_is_kept_once() {
         for (output, input, expected) in
@@ -292,14 +300,14 @@ mod tests {
             cells[0].keeps_output = output;
             cells[1].keeps_input = input;
             assert_eq!(held(&cells, &[]), expected, "{output} {input}");
-            // In another container the layers do not share the tensor.
+            // Layers of different containers do not share a tensor.
             cells[1].segment.path = "another".to_owned();
             assert_eq!(held(&cells, &[]), if input { 10 } else { 0 });
         }
     }
 
-    /// Large cells are split. There are three stages of two blocks each. The blocks of the last
-    /// stage keep little, so that stage is not split. A small block is not split either.
+    /// Checks that only large cells are split. There are three stages of two blocks each. The last
+    /// stage is not split, because its blocks keep few bytes. A small block is not split either.
     #[test]
     fn what_holds_much_is_taken_apart() {
         let stage = |at: usize, blocks: &[u64]| {
@@ -322,25 +330,25 @@ mod tests {
         assert_eq!(refined[6].segment, Segment { path: "model".to_owned(), layers: Some(2..3) });
     }
 
-    /// The cheap layer is recomputed if the bytes are equal.
+    /// Checks that, among layers with equally many bytes, the layer that takes the least time is
+    /// recomputed.
     #[test]
     fn the_cheap_one_goes_first() {
         let mut cells = chain(&[(10, 5.0), (10, 1.0), (10, 5.0)]);
         cells.iter_mut().for_each(|cell| cell.own = 100);
-        // With different paths the layers are not neighbours, so they cannot be recomputed
-        // together.
+        // Layers with different paths are not neighbours, so they cannot be recomputed together.
         for (cell, path) in cells.iter_mut().zip(["a", "b", "c"]) {
             cell.segment = Segment { path: path.to_owned(), layers: None };
         }
-        // The limits include the gradients of the last layer, or of a recomputed layer with its
-        // output.
+        // The limits include the gradients of the last layer. If a layer is recomputed, they
+        // include its output and its gradients.
         assert_eq!(choose(&cells, 350), Some(vec![]));
         let cheap = 1..2;
         assert_eq!(choose(&cells, 349), Some(vec![cheap]));
         assert_eq!(choose(&cells, 249), Some(vec![0..1, 1..2]));
     }
 
-    /// The number of pairs stays limited for many layers of different sizes.
+    /// Checks that the number of pairs stays limited for many layers of different sizes.
     #[test]
     fn long_chains_are_thinned() {
         let layers: Vec<(u64, f64)> = (0..300_u64).map(|at| (at * at % 977 + 1, 1.0)).collect();

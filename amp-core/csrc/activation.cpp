@@ -16,8 +16,8 @@ amp::KernelSource& source() {
   return source;
 }
 
-// Returns whether the matrix is so large that reading it takes most of the time, and whether its rows begin at
-// multiples of 16 bytes, so that 16 bytes can be read at once.
+// Returns whether the matrix is so large that most of the time goes into reading it, and whether each of its rows
+// begins at a multiple of 16 bytes, so that a thread can read 16 bytes at once.
 bool is_large(const at::Tensor& matrix) {
   constexpr int64_t large = 1 << 21;
   const auto line = 16 / matrix.element_size();
@@ -25,16 +25,15 @@ bool is_large(const at::Tensor& matrix) {
          reinterpret_cast<uintptr_t>(matrix.const_data_ptr()) % 16 == 0;
 }
 
-// A kernel that sums columns, the dtypes for which it is compiled, and the number of threads in its
-// blocks.
+// A kernel that sums columns, the dtypes for which it is compiled, and the number of threads per block.
 struct SumKernel {
   const char* name;
   amp::Types types;
   unsigned threads;
 };
 
-// Starts the kernel. Each block sums up to `part` rows and writes its sums to `sums`. `sums` may be undefined if only
-// the gradient of the activation's input is needed.
+// Starts the kernel. Each block sums up to `part` rows and writes its sums to `sums`. `sums` may be undefined if the
+// caller needs only the gradient of the activation's input.
 void start_sums(const SumKernel& kernel, const at::Tensor& matrix, const Activated& activated,
                 const at::Tensor& sums, long long part, int64_t blocks) {
   const void *from = matrix.const_data_ptr(), *kept = amp::const_data(activated.kept);
@@ -47,7 +46,7 @@ void start_sums(const SumKernel& kernel, const at::Tensor& matrix, const Activat
                   arguments);
 }
 
-// Computes column_sums of a large matrix.
+// Computes `column_sums` for a large matrix.
 void large_column_sums(const at::Tensor& matrix, const Activated& activated, const at::Tensor& out) {
   constexpr int64_t rows_per_block = 256;
   const int64_t rows = matrix.size(0), columns = matrix.size(1);
@@ -74,7 +73,8 @@ void column_sums(const at::Tensor& matrix, const Activated& activated, const at:
   const int64_t parts = std::max<int64_t>(1, (rows + rows_per_block - 1) / rows_per_block);
   const int64_t blocks = parts * ((columns + columns_per_block - 1) / columns_per_block);
   if (blocks == 0) return;
-  // If the rows are summed in several parts, `sums` holds the sums of each part. A second call adds them up.
+  // If the rows are summed in several parts, `sums` holds one row of sums per part. A second call of `column_sums`
+  // adds up these rows.
   const bool in_parts = out.defined() && parts > 1;
   const auto wide = matrix.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const auto sums = in_parts ? at::empty({parts, columns}, matrix.options().dtype(wide)) : out;

@@ -7,12 +7,13 @@
 
 namespace amp::activation {
 
-// kernels/linear.cu has the same numbers.
+// The activations. kernels/linear.cu uses the same numbers.
 enum Activation : int { none, relu, gelu, gelu_tanh };
 
-// An activation after a layer. The kernel writes the gradient of the activation's input to `passed`. For ReLU and
-// dropout, `kept` is their output: where it is not 0, the gradient passes, multiplied by the dropout's scale. For GELU,
-// `kept` is its input, and the dropout after GELU drops the same elements as in the forward pass.
+// An activation after a layer, and what its backward pass needs. The kernel writes the gradient of the activation's
+// input to `passed`. For ReLU and dropout, `kept` is the output of both: where it is not 0, the gradient is multiplied
+// by the dropout's scale, and elsewhere the gradient is 0. For GELU, `kept` is the input of GELU. The dropout after
+// GELU then drops the same elements as in the forward pass.
 struct Activated {
   int activation = none;
   at::Tensor kept, passed;
@@ -20,15 +21,15 @@ struct Activated {
 };
 
 // Sums up the columns of `matrix` and writes the sums to `out`, which may be undefined. If `activated` has an
-// activation, `matrix` is the gradient of its output, and the columns of the gradient of its input are summed up
-// instead.
+// activation, `matrix` is the gradient of the activation's output. The gradient of the activation's input is then
+// computed, and the columns of this gradient are summed up.
 void column_sums(const at::Tensor& matrix, const Activated& activated, const at::Tensor& out);
 
-// Adds `bias`, if it is defined, and applies ReLU and dropout, all in place. Nothing else may refer
-// to `values`.
+// Adds `bias`, if it is defined, to `values`, and applies ReLU and dropout. Works in place, so nothing else may refer
+// to the memory of `values`.
 void activate(at::Tensor& values, const at::Tensor& bias, amp::Dropout dropout);
 
-// Computes GELU of `values`, and dropout after it, if there is any.
+// Computes GELU of `values`, and applies dropout if its probability is above 0.
 at::Tensor gelu_and_dropout(const at::Tensor& values, int activation, amp::Dropout dropout);
 
 }  // namespace amp::activation

@@ -9,11 +9,11 @@
 namespace amp::adam {
 extern "C" {
 
-// `lists` are params, grads, exp_avgs, exp_avg_sqs and steps (f32 scalars, incremented here). With
-// 8-bit averages exp_avg_scales and exp_avg_sq_scales follow. Averages have the parameters' dtype
-// or bfloat16, and their parameter's layout. 8-bit averages are contiguous u8 codes in whole blocks
-// of 256. `code` then has the values (f32 [256]) and bounds (f32 [255]) of exp_avg, followed by
-// those of exp_avg_sq.
+// Runs an Adam or AdamW step. `lists` are params, grads, exp_avgs, exp_avg_sqs and steps (f32 scalars, which
+// are incremented here). With 8-bit averages, exp_avg_scales and exp_avg_sq_scales follow. An average has the
+// layout of its parameter, and the parameter's dtype or bfloat16. An 8-bit average consists of contiguous u8
+// codes in whole blocks of 256. `code` then contains the values (f32 [256]) and bounds (f32 [255]) of exp_avg,
+// followed by those of exp_avg_sq.
 int amp_adam_on_device(const amp::Handle* const* lists, size_t count, const AmpAdam* options,
                        const amp::Handle* code, const AmpOnDevice* known) {
   return amp::guarded([&] {
@@ -31,7 +31,8 @@ int amp_adam_on_device(const amp::Handle* const* lists, size_t count, const AmpA
         step.on_elements(source, types, "step_8bit", start,
                          {options, &exp_avg_code, &exp_avg_sq_code});
       } else {
-        // Averages with fewer bits than their parameters are rounded stochastically, with these random numbers.
+        // If the averages have fewer bits than their parameters, they are rounded stochastically with these
+        // random numbers.
         at::PhiloxCudaState random;
         if (kept != dtype) random = amp::draw_random(known->rates->device());
         step.on_elements(source, types, "step", start, {options, &random});

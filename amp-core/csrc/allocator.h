@@ -1,4 +1,4 @@
-// CUDA's caching allocator. It can be used before the process first uses CUDA.
+// CUDA's caching allocator. It can be used even before the process has used CUDA for the first time.
 #pragma once
 
 #include <ATen/Context.h>

@@ -1,4 +1,4 @@
-// The layout of attention's gradient.
+// The memory layout of the gradient of attention's output.
 
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/autograd/function.h>
@@ -20,9 +20,9 @@ at::Tensor by_word(const at::Tensor& grad) {
 extern "C" {
 
 // Makes the gradient of `attended`, [N, heads, L, width], have the same memory layout in every backward pass, if cuDNN
-// computed `attended`. cuDNN compiles a backward pass for the strides of all tensors, but libtorch 2.11 looks up a
-// compiled pass only by the sizes and by the strides of queries, keys, values and mask
-// (aten/src/ATen/native/cudnn/MHA.cpp, MHACacheKeyWrapper). If this gradient's strides differ from its strides at the
+// computed `attended`. cuDNN compiles a backward pass for the strides of all tensors. libtorch 2.11, however, finds a
+// compiled backward pass by the sizes of all tensors and by the strides of queries, keys, values and mask alone
+// (aten/src/ATen/native/cudnn/MHA.cpp, MHACacheKeyWrapper). If the strides of this gradient differ from those at the
 // first call, the results are wrong. Gradients from layers that join heads already have this layout.
 int amp_attention_gradient_layout(const at::Tensor* attended) {
   return amp::guarded([&] {

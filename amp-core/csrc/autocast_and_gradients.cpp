@@ -1,5 +1,5 @@
-// Functions that tch does not bind: autocast state, the AMP kernels and the foreach kernels. Tensors are
-// passed as at::Tensor*. Rust owns them unless a comment says otherwise.
+// Functions that tch does not bind: the autocast state, the kernels of the gradient scaler, and the foreach kernels.
+// Tensors are passed as at::Tensor*. Rust owns every tensor unless a comment says otherwise.
 
 #include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
@@ -24,9 +24,9 @@
 namespace amp::bindings {
 namespace {
 
-// Returns whether all elements are finite. NaNs and infinities are the values whose exponent bits are all set: adding 1
-// at the exponent's lowest bit then carries into the sign bit. The loop has no branch, so that the compiler can
-// vectorise it for each vector width of the supported CPUs.
+// Returns whether all elements are finite. NaNs and infinities are exactly the numbers whose exponent bits are all 1:
+// adding 1 at the lowest bit of the exponent then carries into the sign bit. The loop has no branch, so that the
+// compiler can vectorise it for each vector width of the supported CPUs.
 template <typename Word>
 inline __attribute__((always_inline)) bool all_finite(const Word* words, int64_t count,
                                                       Word exponent) {
@@ -58,7 +58,7 @@ template <typename Word>
 bool finite(const void* data, int64_t count, Word exponent) {
   constexpr int64_t grain = 1 << 19;
   const auto* words = static_cast<const Word*>(data);
-  // Below this size, starting threads takes longer than it saves.
+  // A tensor of at most `grain` elements is checked on this thread, because starting other threads would take longer.
   if (count <= grain) return run_is_finite(words, count, exponent);
   std::atomic<bool> all{true};
   at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
@@ -92,7 +92,7 @@ c10::DeviceType device_type(int cuda) {
 
 extern "C" {
 
-// Copies the last error into `buffer`, at most `capacity` bytes, and returns its whole length.
+// Copies the text of the last error into `buffer`, at most `capacity` bytes, and returns the length of the whole text.
 size_t amp_take_error(char* buffer, size_t capacity) {
   const size_t length = amp::last_error.size();
   std::memcpy(buffer, amp::last_error.data(), std::min(length, capacity));
@@ -163,7 +163,7 @@ int amp_foreach_mul(const Handle* tensors, size_t count, Handle factor) {
   });
 }
 
-// Adds each tensor of `from` to the tensor at the same index of `to`.
+// Adds each tensor of `from` to the tensor at the same index of `to`, in place and without an autograd graph.
 int amp_foreach_add_each(const Handle* to, const Handle* from, size_t count) {
   return amp::guarded([&] {
     const c10::NoGradGuard no_grad;
@@ -171,8 +171,8 @@ int amp_foreach_add_each(const Handle* to, const Handle* from, size_t count) {
   });
 }
 
-// Runs the backward pass of a scalar loss. Gradients are multiplied by `seed` (f32) if it is not null, and
-// added to the parameters' gradients.
+// Runs the backward pass of a scalar loss, which adds to the parameters' gradients. If `seed` (f32) is not null, the
+// gradients are multiplied by it.
 int amp_backward(Handle loss, Handle seed) {
   return amp::guarded([&] {
     loss->backward(seed == nullptr ? at::Tensor()
@@ -183,8 +183,8 @@ int amp_backward(Handle loss, Handle seed) {
 int amp_foreach_add(const Handle* tensors, size_t count, double value) {
   return amp::guarded([&] {
     c10::NoGradGuard no_grad;
-    // On the CPU libtorch makes one call for each tensor. For an optimizer's step counts these
-    // calls take longer than the step itself.
+    // On the CPU, libtorch makes one call for each tensor. For the step counts of an optimizer, these calls take longer
+    // than the optimizer step itself.
     if (std::all_of(tensors, tensors + count, is_host_number)) {
       for (size_t i = 0; i < count; ++i) {
         *tensors[i]->mutable_data_ptr<float>() += static_cast<float>(value);
@@ -203,12 +203,12 @@ int amp_foreach_clamp(const Handle* tensors, size_t count, double low, double hi
   });
 }
 
-// Returns the list of defined gradients; the caller frees it with amp_grads_drop. Writes to `grads` a
-// handle into the list for each tensor, or null if the tensor has no gradient.
+// Returns the list of those gradients that exist. The caller frees the list with amp_grads_drop. For each tensor,
+// writes to `grads` a handle of its gradient in the list, or null if the tensor has no gradient.
 int amp_grads(const Handle* tensors, size_t count, Handle* grads, amp::Tensors** out) {
   return amp::guarded([&] {
     auto held = std::make_unique<amp::Tensors>();
-    // With this capacity the elements never move, so pointers to them stay valid.
+    // With this capacity the list never moves its elements, so pointers to the elements stay valid.
     held->reserve(count);
     for (size_t i = 0; i < count; ++i) {
       const auto& grad = tensors[i]->grad();
@@ -220,8 +220,8 @@ int amp_grads(const Handle* tensors, size_t count, Handle* grads, amp::Tensors**
 
 void amp_grads_drop(amp::Tensors* grads) { delete grads; }
 
-// If `any` is not 0, backward passes may give these leaves gradients of any dtype; otherwise only
-// of the leaf's own dtype.
+// Sets which dtypes the gradients of these leaves may have. If `any` is not 0, backward passes may store gradients of
+// any dtype. If `any` is 0, only gradients of the leaf's dtype are allowed.
 int amp_allow_any_grad_dtype(const Handle* tensors, size_t count, int any) {
   return amp::guarded([&] {
     for (size_t i = 0; i < count; ++i) {
@@ -231,15 +231,15 @@ int amp_allow_any_grad_dtype(const Handle* tensors, size_t count, int any) {
   });
 }
 
-// Drops the gradients, so that the next backward pass writes gradients instead of adding to them.
+// Drops the gradients of the tensors, so that the next backward pass stores new gradients instead of adding to the old
+// ones.
 int amp_clear_grads(const Handle* tensors, size_t count) {
   return amp::guarded([&] {
     for (size_t i = 0; i < count; ++i) tensors[i]->mutable_grad().reset();
   });
 }
 
-// Returns the address of the tensor's implementation object. It is equal for two handles of one
-// tensor.
+// Returns the address of the tensor's implementation object. Two handles of the same tensor have the same address.
 const void* amp_identity(Handle tensor) { return tensor->unsafeGetTensorImpl(); }
 
 }  // extern "C"

@@ -25,7 +25,7 @@ using torch::autograd::variable_list;
 constexpr int64_t columns_per_block = 32;
 constexpr unsigned threads = 512;
 
-// Has the same layout as `Layer` in kernels/batch_norm.cu.
+// The arguments of a batch norm. `Layer` in kernels/batch_norm.cu has the same layout.
 struct Layer {
   int rows, columns, relu;
   double momentum, eps;
@@ -94,7 +94,7 @@ struct AmpBatchNorm : torch::autograd::Function<AmpBatchNorm> {
     const auto &input = saved.at(0), &weight = saved.at(1), &bias = saved.at(2),
                &means = saved.at(3), &inverses = saved.at(4);
     auto& kept = context->saved_data;
-    // Only the forward pass uses the other options.
+    // The backward pass does not use the momentum and epsilon, so they are 0 here.
     const Options options{0, 0, kept.at("p").toDouble(), kept.at("relu").toBool()};
     const auto grad = amp::aligned(grads.at(0));
     variable_list out(5);
@@ -117,8 +117,8 @@ struct AmpBatchNorm : torch::autograd::Function<AmpBatchNorm> {
     return out;
   }
 
-  // Builds an autograd graph of the backward pass, for second derivatives. The second derivative of ReLU is
-  // 0.
+  // Computes the gradients with operations that build an autograd graph, for second derivatives. The second
+  // derivative of ReLU is 0.
   static variable_list differentiable(const at::Tensor& grad, const variable_list& saved,
                                       bool relu) {
     const auto &input = saved.at(0), &weight = saved.at(1), &bias = saved.at(2),
@@ -132,7 +132,7 @@ struct AmpBatchNorm : torch::autograd::Function<AmpBatchNorm> {
       }
       passed = grad * positive;
     }
-    // In training mode libtorch's kernel does not read epsilon, so it is 0 here.
+    // In training mode, libtorch's kernel does not use epsilon, so 0 is passed.
     auto [input_grad, weight_grad, bias_grad] = at::native_batch_norm_backward(
         passed, input, weight, {}, {}, means, inverses, /*train=*/true, /*eps=*/0,
         {true, true, true});
@@ -140,8 +140,8 @@ struct AmpBatchNorm : torch::autograd::Function<AmpBatchNorm> {
   }
 };
 
-// Returns whether the kernels support these arguments: [rows, columns] on a CUDA device with at least two rows and a
-// multiple of four columns.
+// Returns whether the kernels support these arguments: a matrix [rows, columns] on a CUDA device, with at least two
+// rows and a multiple of four columns.
 bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias) {
   constexpr int64_t largest = std::numeric_limits<int>::max();
   return amp::own_kernels() && input.is_cuda() && input.dim() == 2 && input.size(0) >= 2 && input.size(0) <= largest &&
@@ -159,9 +159,9 @@ struct AmpBatchNormOptions {
   int relu;
 };
 
-// Normalises over the rows, then applies ReLU if requested, then dropout with probability p below 1. The
-// running statistics and their count may be null. The result is a new tensor, or null if the kernels do not
-// support these arguments.
+// Computes batch norm over the rows in training mode, then applies ReLU if requested, then dropout with probability
+// p below 1. The running statistics and the count of batches may be null. Writes a new tensor to `out`. Writes
+// nothing if the kernels do not support these arguments.
 int amp_batch_norm(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias,
                    const at::Tensor* running_mean, const at::Tensor* running_var,
                    const at::Tensor* tracked, const AmpBatchNormOptions* options,

@@ -142,8 +142,8 @@ struct AmpBatchNormImages : torch::autograd::Function<AmpBatchNormImages> {
     return adds ? "_add_relu" : relu ? "_relu" : "";
   }
 
-  // Builds an autograd graph of the backward pass, for second derivatives. The second derivative of
-  // ReLU is 0.
+  // Computes the gradients with operations that build an autograd graph, for second derivatives. The second
+  // derivative of ReLU is 0.
   static variable_list differentiable(const at::Tensor& grad, const variable_list& saved,
                                       bool relu) {
     const auto &input = saved.at(0), &weight = saved.at(1), &known = saved.at(2), &mask = saved.at(3);
@@ -156,14 +156,15 @@ struct AmpBatchNormImages : torch::autograd::Function<AmpBatchNormImages> {
       }
       passed = grad * positive;
     }
-    // In training mode libtorch's kernel does not read epsilon, so it is 0 here.
+    // In training mode, libtorch's kernel does not use epsilon, so 0 is passed.
     auto [input_grad, weight_grad, bias_grad] = at::native_batch_norm_backward(
         passed, input, weight, {}, {}, known[mean_row], known[inverse_row], /*train=*/true,
         /*eps=*/0, {true, true, true});
     return {input_grad, weight_grad, bias_grad, mask.defined() ? passed : at::Tensor(), {}, {}};
   }
 
-  // Returns a mask of the elements where ReLU passes its input on.
+  // Returns a mask that is true where the input of ReLU is above 0 or NaN, so that ReLU passes the gradient
+  // on.
   static at::Tensor is_passed(const at::Tensor& input, const at::Tensor& known) {
     const auto of_channels = [&](Known row) { return known[row].view({1, -1, 1, 1}); };
     const auto y = input.to(at::kFloat) * of_channels(scale_row) + of_channels(shift_row);
@@ -205,10 +206,10 @@ struct AmpImageNormOptions {
   int relu;
 };
 
-// Normalises [N, C, H, W] over all dimensions except the channels. Then adds the residual, if it is
-// given, and applies ReLU, if it is requested or there is a residual. The statistics and their
-// count may be null. The result is a new tensor, or null if the kernels do not support these
-// arguments.
+// Computes batch norm of images [N, C, H, W] over all dimensions except the channels, in training mode. Then
+// adds the residual, if it is given. Applies ReLU if it is requested or a residual is given. The running
+// statistics and the count of batches may be null. Writes a new tensor to `out`. Writes nothing if the
+// kernels do not support these arguments.
 int amp_batch_norm_images(const at::Tensor* input, const at::Tensor* residual,
                           const at::Tensor* weight, const at::Tensor* bias,
                           const at::Tensor* running_mean, const at::Tensor* running_var,

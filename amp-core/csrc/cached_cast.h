@@ -1,5 +1,5 @@
-// The cached cast ("twin") of a tensor: the same values in the dtype of an autocast region, written by the
-// kernel that wrote the tensor.
+// The cached cast ("twin") of a tensor: its values in the dtype of autocast. The kernel that wrote the tensor
+// also wrote the cached cast, so that the next layer need not cast the tensor.
 #pragma once
 
 #include <optional>
@@ -14,9 +14,9 @@ inline void note_twin(const at::Tensor& tensor, const at::Tensor& cast) {
   note_beside<Twin>(tensor, cast);
 }
 
-// Returns the cached cast of `tensor`, or of the tensor of which it is a view, in the shape of
-// `tensor`. Returns nothing if there is no cached cast of this dtype, if the tensor was written to
-// after the cast, or if gradients through the cast would not reach the tensor.
+// Returns the cached cast of `tensor` in the shape of `tensor`. For a view, returns the cached cast of the whole
+// tensor. Returns nothing if there is no cached cast of this dtype, if the tensor was written to after the cast,
+// or if gradients through the cast would not reach the tensor.
 inline std::optional<at::Tensor> twin_of(const at::Tensor& tensor, at::ScalarType dtype) {
   const at::TensorBase& whole = tensor.is_view() ? tensor._base() : tensor;
   const auto twin = known_beside<Twin>(whole);
@@ -24,7 +24,7 @@ inline std::optional<at::Tensor> twin_of(const at::Tensor& tensor, at::ScalarTyp
       !tensor.is_contiguous() || tensor.storage_offset() != whole.storage_offset()) {
     return std::nullopt;
   }
-  // The cast replaces the tensor only if tensor and cast both have an autograd history, or if neither requires a
+  // The cast can replace the tensor if both have an autograd history, or if neither of the two requires a
   // gradient. A leaf that requires a gradient has no history, so gradients through the cast would not reach it.
   const bool follows = tensor.requires_grad() && !tensor.is_leaf();
   if (twin.requires_grad() != follows || tensor.requires_grad() != follows) return std::nullopt;

@@ -46,11 +46,12 @@ struct Casts {
   std::map<Key, Filter> filters;
   // The weights that this region used, in order, each once.
   std::vector<Use> used;
-  // The weights that earlier regions used; the key is the first weight of the region.
+  // The weights that each earlier region used. The key of a region is the first weight that it
+  // used.
   std::map<Key, std::vector<Use>> known;
 };
 
-// The record is thread-local, as autocast's state is.
+// The casts are thread-local, because autocast's state is thread-local.
 thread_local Casts casts;
 
 void cast_all(const std::vector<at::Tensor>& weights, at::ScalarType dtype) {
@@ -72,7 +73,8 @@ void cast_all(const std::vector<at::Tensor>& weights, at::ScalarType dtype) {
   }
 }
 
-// Returns whether the kernel supports the weight and the same tensor will exist in the next region.
+// Returns whether the kernel supports the weight, and the weight is a leaf, so that the same tensor
+// will exist in the next region.
 bool is_plain(const at::Tensor& weight) {
   return weight.is_leaf() && weight.is_non_overlapping_and_dense() &&
          weight.scalar_type() == at::kFloat;
@@ -88,7 +90,7 @@ at::Tensor cast_weight(const at::Tensor& weight, at::ScalarType dtype) {
   const auto key = key_of(weight, dtype);
   auto found = casts.made.find(key);
   if (found == casts.made.end()) {
-    // The weights for one kernel call, which have the same device and dtype.
+    // The weights that one kernel call casts. All of them have the same device and dtype.
     std::vector<at::Tensor> weights{weight};
     if (casts.used.empty()) {
       for (const auto& use : casts.known[key]) {
@@ -110,8 +112,8 @@ at::Tensor cast_weight(const at::Tensor& weight, at::ScalarType dtype) {
 at::Tensor cast_filter(const at::Tensor& weight, at::ScalarType dtype) {
   using namespace cast;
   const c10::NoGradGuard no_grad;
-  // If the filter covers one pixel, both layouts are equal, and one kernel casts it together with
-  // the other weights.
+  // If the filter covers a single pixel, contiguous and channels_last are the same layout. One
+  // kernel then casts the filter together with other weights.
   if (weight.is_cuda() && is_plain(weight) && weight.is_contiguous() &&
       weight.numel() == weight.size(0) * weight.size(1)) {
     return cast_weight(weight, dtype);

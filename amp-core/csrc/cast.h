@@ -5,9 +5,9 @@
 
 namespace amp {
 
-// Casts an f32 tensor on a CUDA device to 16 bits, without a gradient. If a region begins with the same
-// weight as an earlier region, its first cast runs one kernel that casts all weights of that earlier
-// region.
+// Casts an f32 tensor on a CUDA device to 16 bits, without a gradient. The first cast in an autocast
+// region looks for an earlier region that began with the same weight. If there is one, a single kernel
+// casts all weights of the earlier region.
 at::Tensor cast_weight(const at::Tensor& weight, at::ScalarType dtype);
 
 // Casts a convolution's weight to 16 bits and channels_last, without a gradient. Within an autocast region

@@ -1,5 +1,5 @@
-// Cross entropy and correct counts on CUDA devices (kernels/classification.cu). For logits that the
-// kernels do not support, and on other devices, libtorch computes them.
+// Cross entropy and the number of correct predictions on CUDA devices (kernels/classification.cu). libtorch computes
+// them on other devices, and for logits that the kernels do not support.
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Reduction.h>
@@ -39,7 +39,8 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr auto cuda = c10::DeviceType::CUDA;
-// The largest number of logits for which one block computes the whole loss. It takes a few microseconds.
+// The largest number of logits for which a single block computes the whole loss. The kernel then takes a few
+// microseconds.
 constexpr int64_t most_logits = 1 << 16;
 constexpr int64_t ignored = -100;
 constexpr int64_t largest_int = std::numeric_limits<int>::max();
@@ -62,7 +63,8 @@ bool fits(const at::Tensor& logits, const at::Tensor& targets) {
 
 bool are_few(const at::Tensor& logits) { return logits.numel() <= most_logits; }
 
-// Returns whether libtorch's loss for these logits has the wide dtype. For 16-bit logits it does only under autocast.
+// Returns whether libtorch's loss for these logits would have the dtype `wide(logits)`. For 16-bit logits this is so
+// only under autocast.
 bool has_wide_loss(const at::Tensor& logits) {
   return logits.scalar_type() == wide(logits) || at::autocast::is_autocast_enabled(cuda);
 }
@@ -106,7 +108,7 @@ struct AmpCrossEntropy : torch::autograd::Function<AmpCrossEntropy> {
     return {out, {}};
   }
 
-  // Builds an autograd graph of the backward pass, for second derivatives.
+  // Computes the gradient with operations that build an autograd graph, for second derivatives.
   static at::Tensor differentiable(const at::Tensor& logits, const at::Tensor& targets,
                                    const at::Tensor& grad) {
     const auto share = at::softmax(logits, 1, wide(logits));
@@ -124,8 +126,8 @@ unsigned threads_of_row(const at::Tensor& logits) {
   return static_cast<unsigned>(std::clamp<int64_t>((lines + 31) / 32 * 32, 32, 1024));
 }
 
-// Returns whether the current backward graph alone owns the saved logits, apart from `saved`
-// itself. If so, they may be overwritten.
+// Returns whether only the autograd graph of the current backward pass owns the saved logits, besides the handle
+// `saved`. If so, the memory of the logits may be overwritten.
 bool are_held_by_graph_alone(const at::Tensor& saved) {
   if (torch::autograd::get_current_graph_task_keep_graph() || !saved.is_contiguous() ||
       saved.use_count() > 2) {
@@ -134,7 +136,7 @@ bool are_held_by_graph_alone(const at::Tensor& saved) {
   return amp::has_own_memory(saved);
 }
 
-// The loss of many logits. The forward pass reads them once, and the backward pass replaces them by
+// The cross entropy of many logits. The forward pass reads the logits once. The backward pass replaces the logits by
 // their gradients.
 struct AmpRowCrossEntropy : torch::autograd::Function<AmpRowCrossEntropy> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& given,
@@ -181,8 +183,8 @@ struct AmpRowCrossEntropy : torch::autograd::Function<AmpRowCrossEntropy> {
   }
 };
 
-// Computes the loss with this crate's kernel. The result is undefined if the kernel does not
-// support these arguments.
+// Computes the loss with the kernels of this crate. Returns an undefined tensor if the kernels do not support these
+// arguments.
 at::Tensor cross_entropy(const at::Tensor& logits, const at::Tensor& targets,
                          const Options& options) {
   if (!amp::own_kernels() || !fits(logits, targets) || !has_wide_loss(logits)) return {};
@@ -212,7 +214,7 @@ at::Tensor counted_classes(const at::Tensor& targets, int64_t classes) {
   return at::full({}, static_cast<double>(count), options);
 }
 
-// Computes row_losses with libtorch's operators.
+// Computes `row_losses` with libtorch's operators instead of a kernel.
 void composed_row_losses(const at::Tensor& logits, const at::Tensor& targets, const Options& options,
                          double factor, at::Tensor losses) {
   const auto [smoothing, left_out, z] = options;
@@ -289,10 +291,10 @@ at::Tensor differentiable_gradient(const at::Tensor& logits, const at::Tensor& t
 
 extern "C" {
 
-// Computes the mean cross entropy of logits against classes, without targets of class `left_out`,
-// or against probabilities. The fraction `smoothing` of each target is divided equally among all
-// classes. With `z`, z·log²Σexp(logits) of each target is added. The result is a new tensor, or
-// null if `z` is given and the kernels do not support these arguments.
+// Computes the mean cross entropy of logits. The targets are classes, of which the class `left_out` is ignored, or
+// probabilities. The fraction `smoothing` of each target is divided equally among all classes. If `z` is not 0,
+// z·log²Σexp(logits) is added for each target. Writes a new tensor to `out`. Writes nothing if `z` is not 0 and the
+// kernels do not support these arguments.
 int amp_cross_entropy(const at::Tensor* logits, const at::Tensor* targets, double smoothing,
                       int64_t left_out, double z, at::Tensor** out) {
   return amp::guarded([&] {
@@ -305,8 +307,8 @@ int amp_cross_entropy(const at::Tensor* logits, const at::Tensor* targets, doubl
   });
 }
 
-// Counts the targets that are not of the ignored class, as an f64 scalar. On the CPU a class that
-// is not below `classes` is an error; on other devices the count is NaN.
+// Counts the targets that are not of the ignored class, as an f64 scalar. If a target on the CPU is not below
+// `classes`, this is an error. On other devices the count is NaN in this case.
 int amp_counted_classes(const at::Tensor* targets, int64_t classes, at::Tensor** out) {
   return amp::guarded([&] { *out = new at::Tensor(counted_classes(*targets, classes)); });
 }

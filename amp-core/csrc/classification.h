@@ -13,7 +13,8 @@ struct Options {
   double z;
 };
 
-// Returns the dtype in which the loss of these logits is computed: f32 or f64.
+// Returns the dtype in which the loss of these logits is computed: f64 for f64 logits, and
+// otherwise f32.
 at::ScalarType wide(const at::Tensor& logits);
 
 // Writes the loss of each row of the logits [rows, classes] to `losses` [rows]. The loss of an

@@ -1,5 +1,5 @@
-// Column sums of a gradient, computed by the kernel that wrote the gradient. They are the gradient of a
-// bias.
+// The sums of a gradient's columns, which are the gradient of a bias. The kernel that wrote the gradient also
+// computed the sums.
 #pragma once
 
 #include "tensor_metadata.h"
@@ -12,11 +12,11 @@ inline void note_column_sums(const at::Tensor& gradient, const at::Tensor& sums)
   note_beside<ColumnSums>(gradient, sums);
 }
 
-// Returns the column sums of `gradient` and removes them from it. The result is undefined if no kernel computed the
-// sums, if they were taken before, or if something was added to the gradient since.
+// Returns the column sums of `gradient` and detaches them from it. The result is undefined if no kernel computed
+// the sums, if an earlier call has returned them, or if something was added to the gradient since.
 inline at::Tensor take_column_sums(const at::Tensor& gradient) {
   auto sums = known_beside<ColumnSums>(gradient);
-  // Afterwards nothing else refers to the sums, so autograd can use them without a copy.
+  // After this, nothing else refers to the sums, so that autograd can use them without a copy.
   if (sums.defined()) gradient.unsafeGetTensorImpl()->set_backend_meta(nullptr);
   return sums;
 }

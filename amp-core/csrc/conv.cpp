@@ -1,7 +1,7 @@
-// nn.Conv2d. In 16 bits it can compute in channels_last, the layout that tensor cores need: otherwise cuDNN
-// converts each input, output and gradient to that layout and back. On CUDA a first layer of few channels
-// is computed as a convolution with more channels (kernels/fold.cu), and a convolution of adjacent patches
-// as a matrix product.
+// nn.Conv2d. In 16 bits it can compute in channels_last, the layout that tensor cores need. In another layout cuDNN
+// would convert each input, output and gradient to channels_last and back. On CUDA, a first layer with few channels is
+// computed as a convolution with more channels (kernels/fold.cu). A convolution of adjacent patches is computed as a
+// matrix product.
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
@@ -32,8 +32,8 @@ using torch::autograd::variable_list;
 
 constexpr auto dtype_key = "dtype";
 
-// The weight in the dtype and layout of the computation. The backward pass converts the gradient to the weight's layout
-// and dtype in one copy; autograd would need two copies.
+// Converts the weight to the dtype and layout of the computation. The backward pass converts the gradient to the layout
+// and dtype of the weight in one copy, where autograd would need two copies.
 struct AmpFilter : torch::autograd::Function<AmpFilter> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& weight,
                             at::ScalarType dtype) {
@@ -70,13 +70,12 @@ std::optional<at::ScalarType> half_of(const at::Tensor& input, const at::Tensor&
 constexpr auto format = at::MemoryFormat::ChannelsLast;
 constexpr int most_channels = folded_channels / 4;
 
-// Computes a convolution with stride 2 of few channels, such as a network's first layer, as a
-// convolution with stride 1 of blocks of 2×2 pixels. Three channels do not fill a tensor core:
-// cuDNN takes ten times as long for them as reading and writing the memory.
+// Computes a convolution of few channels with stride 2, such as the first layer of a network, as a convolution with
+// stride 1 of blocks of 2×2 pixels. Three channels do not fill a tensor core: without this, cuDNN would take ten times
+// as long as reading and writing the memory takes.
 struct Fold {
-  // The side of the filter; the blocks of padding before the image; the zeros before the filter in
-  // its first block; the number of blocks that the filter covers along a side; and the size of the
-  // output.
+  // The side of the filter, the number of blocks of padding before the image, the number of zeros before the filter in
+  // its first block, the number of blocks that the filter covers along a side, and the size of the output.
   int64_t side, before, ahead, taps, out[2];
 
   Fold(const at::Tensor& input, const at::Tensor& weight, int64_t padding) {
@@ -135,8 +134,8 @@ struct Fold {
   }
 };
 
-// Returns whether `Fold` can compute the convolution: it has few channels and stride 2, and its input needs no
-// gradient.
+// Returns whether `Fold` can compute the convolution. It must have few channels and stride 2, and its input must not
+// need a gradient.
 bool folds(const at::Tensor& input, const at::Tensor& weight, int64_t stride, int64_t padding) {
   const auto channels = input.size(1), side = weight.size(2);
   if (!input.is_cuda() || stride != 2 || channels > most_channels || channels != weight.size(1) ||
@@ -150,7 +149,7 @@ bool folds(const at::Tensor& input, const at::Tensor& weight, int64_t stride, in
   return input.numel() > 0 && fold.out[0] > 0 && fold.out[1] > 0 && blocks <= largest;
 }
 
-// Saves the original image, because its blocks take several times as much memory.
+// Saves the original image for the backward pass, because the image in blocks takes several times as much memory.
 struct AmpFolded : torch::autograd::Function<AmpFolded> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input,
                             const at::Tensor& weight, int64_t padding, at::ScalarType dtype) {
@@ -161,7 +160,7 @@ struct AmpFolded : torch::autograd::Function<AmpFolded> {
     return at::conv2d(fold.image(input, dtype), fold.filter(weight, dtype));
   }
 
-  // Uses only operations that have derivatives themselves.
+  // Uses only operations that have derivatives, so that second derivatives can be computed.
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     const auto saved = context->get_saved_variables();
     const auto &input = saved.at(0), &weight = saved.at(1);
@@ -204,9 +203,9 @@ at::Tensor of_patches(const at::Tensor& input, const at::Tensor& weight,
       .permute({0, 3, 1, 2});
 }
 
-// A convolution of an input that is used a second time, as at the start of a residual block. The gradients
-// of both uses are added up: if the input's gradient is a matrix product, the product is accumulated into
-// the gradient of the other use.
+// A convolution of an input that is used a second time, as at the start of a residual block. The gradients of both uses
+// are added up. If the input's gradient is a matrix product, the product is accumulated into the gradient of the second
+// use.
 struct AmpConvAndInput : torch::autograd::Function<AmpConvAndInput> {
   static variable_list forward(AutogradContext* context, const at::Tensor& input,
                                const at::Tensor& filter, int64_t stride, int64_t padding) {
@@ -219,7 +218,7 @@ struct AmpConvAndInput : torch::autograd::Function<AmpConvAndInput> {
     return {at::conv2d(input, filter, {}, at::IntArrayRef(strides), at::IntArrayRef(paddings)), input};
   }
 
-  // If a graph of the backward pass is built, uses only operations that have derivatives.
+  // If an autograd graph of the backward pass is built, uses only operations that have derivatives.
   static variable_list backward(AutogradContext* context, const variable_list& given) {
     const auto saved = context->get_saved_variables();
     const auto &input = saved.at(0), &filter = saved.at(1);
@@ -244,7 +243,8 @@ struct AmpConvAndInput : torch::autograd::Function<AmpConvAndInput> {
   }
 
  private:
-  // Returns whether the tensor may be overwritten: nothing else refers to it, and it is in channels_last.
+  // Returns whether the tensor's memory may be overwritten: nothing else refers to the tensor, and it is in
+  // channels_last.
   static bool is_alone(const at::Tensor& tensor) {
     return tensor.use_count() == 1 && amp::has_own_memory(tensor) && tensor.is_contiguous(format);
   }
@@ -259,9 +259,9 @@ struct AmpConvAndInput : torch::autograd::Function<AmpConvAndInput> {
 
 extern "C" {
 
-// Computes a square convolution without bias of [N, C, H, W] in channels_last, in the input's
-// 16-bit dtype. Writes the output to `out` and the input, for its second use, to `again`. Both are
-// new tensors, or null for other convolutions.
+// Computes a square convolution without bias of [N, C, H, W] in channels_last, in the 16-bit dtype of the input. Writes
+// the output to `out`, and the input, for its second use, to `again`. Both are new tensors. Writes nothing for
+// convolutions that are not supported.
 int amp_conv2d_and_input(const at::Tensor* input, const at::Tensor* weight, int64_t stride,
                          int64_t padding, at::Tensor** out, at::Tensor** again) {
   return amp::guarded([&] {
@@ -276,8 +276,8 @@ int amp_conv2d_and_input(const at::Tensor* input, const at::Tensor* weight, int6
   });
 }
 
-// Computes a square convolution of [N, C, H, W]; `bias` may be null. With `channels_last` a 16-bit
-// computation and its output use that layout. The result is a new tensor.
+// Computes a square convolution of [N, C, H, W]. `bias` may be null. If `channels_last` is not 0, a 16-bit computation
+// and its output use channels_last. Writes a new tensor to `out`.
 int amp_conv2d(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias,
                int64_t stride, int64_t padding, int channels_last, at::Tensor** out) {
   return amp::guarded([&] {
@@ -301,9 +301,8 @@ int amp_conv2d(const at::Tensor* input, const at::Tensor* weight, const at::Tens
       *out = new at::Tensor(of_patches(*input, *weight, addend, *dtype));
       return;
     }
-    // One `to` call changes dtype and layout in a single copy. `contiguous(format)` is not enough
-    // for an input with one channel: its strides fit both layouts, so that `contiguous` would
-    // return it unchanged.
+    // One call of `to` changes dtype and layout in a single copy. `contiguous(format)` would not do for an input with
+    // one channel: its strides fit both layouts, so that `contiguous` would return it unchanged.
     const auto given = input->to(*dtype, /*non_blocking=*/false, /*copy=*/false, format);
     run(given, AmpFilter::apply(*weight, *dtype));
   });

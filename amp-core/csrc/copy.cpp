@@ -19,7 +19,7 @@ namespace {
 
 #include "kernels/copy.h"
 
-// Returns whether the bytes can be copied unchanged: dtypes and layouts are equal.
+// Returns whether the tensor can be copied byte by byte: both tensors have the same dtype and layout.
 bool is_plain(const at::Tensor& to, const at::Tensor& from) {
   return to.is_cuda() && to.device() == from.device() && to.scalar_type() == from.scalar_type() &&
          to.sizes() == from.sizes() && to.strides() == from.strides() &&
@@ -51,7 +51,7 @@ void to_pinned(const at::Tensor& to, const at::Tensor& from) {
   if (!from.is_contiguous() || !to.is_contiguous() || !to.is_cpu() || from.nbytes() != to.nbytes()) {
     throw std::runtime_error("a copy to pinned memory needs contiguous tensors of one size");
   }
-  // A device reads and writes pinned memory by its address on the host.
+  // A device reads and writes pinned memory by its host address.
   std::vector<amp::Start<Bytes>> starts;
   add(starts, to.mutable_data_ptr(), from.const_data_ptr(), from.nbytes());
   launch(starts, from.device());
@@ -59,8 +59,8 @@ void to_pinned(const at::Tensor& to, const at::Tensor& from) {
 
 extern "C" {
 
-// Copies each tensor of `from` to the tensor at the same index of `to`. Tensors on one CUDA device are
-// copied together.
+// Copies each tensor of `from` to the tensor at the same index of `to`. One kernel copies all tensors
+// that are on the same CUDA device.
 int amp_copy_each(const Handle* to, const Handle* from, size_t count) {
   return amp::guarded([&] {
     const c10::NoGradGuard no_grad;

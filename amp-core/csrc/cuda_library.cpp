@@ -1,7 +1,7 @@
-// Loads libtorch's CUDA library when the program starts. This happens before any code can ask
-// whether CUDA is available, because libtorch determines that once and keeps the answer. The
-// program is linked only with the CPU library. It is therefore the same wherever it was built, and
-// a machine without a GPU does not spend time on loading the CUDA library.
+// Loads libtorch's CUDA library when the program starts. It must be loaded before any code asks
+// whether CUDA is available, because libtorch determines the answer once and keeps it. The program
+// itself is linked only with libtorch's CPU library. It is therefore the same program wherever it
+// was built, and on a machine without a GPU no time is spent on the CUDA library.
 
 #include <dlfcn.h>
 #include <unistd.h>
@@ -13,12 +13,12 @@
 namespace amp::cuda_library {
 namespace {
 
-// Has the same values as in Rust (ffi/cuda_library.rs).
+// The outcome of loading. ffi/cuda_library.rs uses the same numbers.
 enum Status : int { loaded = 0, no_driver = 1, not_installed = 2, failed = 3 };
 
 struct Attempt {
   Status status;
-  // The library's path, or the reason why it could not be loaded.
+  // The path of the library, or the reason why it could not be loaded.
   std::string text;
 };
 
@@ -36,14 +36,15 @@ const Attempt& attempt() {
   return made;
 }
 
-// Runs after libtorch's CPU library is initialised, because this library depends on it.
+// Runs after the initialisation of libtorch's CPU library, because the CUDA library depends on it.
 __attribute__((constructor)) void load_at_start() { attempt(); }
 
 }  // namespace
 
 extern "C" {
 
-// Returns the result of loading. `text` stays valid.
+// Returns the outcome of loading the CUDA library. Writes the path or the reason to `text`, which
+// stays valid.
 int amp_cuda_library(const char** text) {
   *text = attempt().text.c_str();
   return attempt().status;

@@ -18,8 +18,9 @@
 namespace amp::device {
 namespace {
 
-// Counts the bytes of CPU tensors. libtorch's CPU allocator reports to the debug info of the thread that
-// allocates. libtorch's worker threads inherit the debug info of the thread that started them.
+// Counts the bytes of CPU tensors. libtorch's CPU allocator reports each allocation to the debug info of
+// the thread that allocates. libtorch's worker threads inherit the debug info of the thread that started
+// them.
 struct HostMemory final : c10::MemoryReportingInfoBase {
   std::atomic<int64_t> live{0};
   std::atomic<int64_t> peak{0};
@@ -39,8 +40,8 @@ struct HostMemoryGuard {
   c10::DebugInfoGuard guard{c10::DebugInfoKind::PROFILER_STATE, memory};
 };
 
-// libtorch starts with TF32 on for cuDNN, so an f32 convolution would keep 10 bits of mantissa
-// while a matrix product keeps 23. This program starts with TF32 off for both.
+// libtorch starts with TF32 on for cuDNN and off for matrix products. An f32 convolution would then have
+// 10 bits of mantissa, and a matrix product 23. This program starts with TF32 off for both.
 [[maybe_unused]] const bool cudnn_starts_in_f32 = [] {
   at::globalContext().setAllowTF32CuDNN(false);
   return true;
@@ -52,8 +53,8 @@ extern "C" {
 
 int amp_host_memory_start(void** out) {
   return amp::guarded([&] {
-    // The allocator warns when a block is freed that was allocated before the meter started. Such
-    // blocks are normal here, so the warnings are silenced.
+    // The allocator warns when a block is freed that was allocated before the meter started. This is
+    // normal here, so the warning is silenced.
     FLAGS_caffe2_log_level = std::max(FLAGS_caffe2_log_level, static_cast<int>(c10::GLOG_ERROR));
     *out = new HostMemoryGuard();
   });
@@ -113,8 +114,8 @@ int amp_get_numerics(int* tf32, int* deterministic) {
   });
 }
 
-// Writes the name of the kernel set that ATen chose, such as `AVX2`, truncated to fit and terminated by a
-// NUL.
+// Writes the name of the CPU kernels that ATen chose, such as `AVX2`. The name is truncated to fit and
+// ends with a NUL.
 int amp_cpu_capability(char* out, size_t capacity) {
   return amp::guarded([&] {
     const std::string name = at::get_cpu_capability();
@@ -133,7 +134,7 @@ struct AmpCudaDevice {
 int amp_cuda_device(int index, AmpCudaDevice* out) {
   return amp::guarded([&] {
     static const amp::Library driver = amp::driver();
-    // Attribute numbers of cuda.h: CU_DEVICE_ATTRIBUTE_…
+    // The numbers of the attributes CU_DEVICE_ATTRIBUTE_… in cuda.h.
     constexpr int multiprocessor_count = 16, capability_major = 75, capability_minor = 76;
     auto init = driver.find<int(unsigned)>("cuInit");
     auto version = driver.find<int(int*)>("cuDriverGetVersion");

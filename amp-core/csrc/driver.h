@@ -19,10 +19,11 @@ struct Library {
   }
 };
 
-// Opens the CUDA driver's library. It exists wherever a GPU can be used, and its ABI is stable.
+// Opens the library of the CUDA driver. The library exists wherever a GPU can be used, and its ABI is stable.
 inline Library driver() { return {dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL)}; }
 
-// Returns the folder from which libtorch was loaded, with a slash at its end; empty if the loader does not report it.
+// Returns the folder from which libtorch was loaded, with a slash at its end. Returns an empty text if the loader
+// does not report the folder.
 inline std::string libtorch_folder() {
   Dl_info here{};
   if (dladdr(reinterpret_cast<void*>(&at::globalContext), &here) == 0) return {};
@@ -35,8 +36,8 @@ inline Library beside_libtorch(const char* name, int flags) {
   return {dlopen((libtorch_folder() + name).c_str(), flags)};
 }
 
-// Returns a symbol of libtorch's CUDA library by its mangled name. The library was loaded with its symbols visible to
-// all (cuda_library.cpp).
+// Returns a symbol of libtorch's CUDA library by its mangled name. The symbols can be found because cuda_library.cpp
+// loads the library with RTLD_GLOBAL.
 template <typename Function>
 Function cuda_symbol(const char* name) {
   void* found = dlsym(RTLD_DEFAULT, name);

@@ -17,8 +17,8 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Applies dropout to `given`. An element's index in memory decides whether it is dropped, so a second run with the same
-// random numbers drops the same elements.
+// Applies dropout to `given`. The random numbers and the index of an element in memory decide whether the element is
+// dropped. A second call with the same random numbers therefore drops the same elements.
 at::Tensor run(const at::Tensor& given, at::MemoryFormat format, int64_t together,
                amp::Dropout dropout) {
   static amp::KernelSource source("dropout.cu", amp_kernels_dropout);

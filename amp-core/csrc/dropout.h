@@ -11,7 +11,7 @@
 
 namespace amp {
 
-// Has the same layout as in kernels/common.cuh.
+// The parameters of a dropout. `Dropout` in kernels/common.cuh has the same layout.
 struct Dropout {
   at::PhiloxCudaState random;
   unsigned threshold;
@@ -23,7 +23,8 @@ struct Dropout {
     if (threshold != 0) random = draw_random(device);
   }
 
-  // Makes a dropout that drops the same elements again, for the backward pass.
+  // Makes a dropout that drops the same elements as the dropout whose `drawn()` is given. It is used in the backward
+  // pass.
   Dropout(double p, const std::vector<int64_t>& drawn) : Dropout(p) {
     random.seed_.val = static_cast<uint64_t>(drawn.at(0));
     random.offset_.val = static_cast<uint64_t>(drawn.at(1));
@@ -31,15 +32,15 @@ struct Dropout {
     random.captured_ = drawn.at(3) != 0;
   }
 
-  // Makes a dropout that drops nothing but has the scale for probability p. Use it in a backward pass that finds the
-  // dropped elements in the layer's output. It draws no random number.
+  // Makes a dropout that drops nothing but multiplies by the scale for probability p. It is for a backward pass that
+  // finds the dropped elements in the layer's output, and uses no random numbers.
   static Dropout of_output(double p) {
     Dropout out(p);
     out.threshold = 0;
     return out;
   }
 
-  // Makes a dropout that changes nothing.
+  // Makes a dropout that leaves every element unchanged.
   Dropout() : Dropout(0) {}
 
   std::vector<int64_t> drawn() const {

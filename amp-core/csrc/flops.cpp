@@ -1,6 +1,5 @@
-// Counts the floating-point operations of the matrix products that this thread computes, with
-// libtorch's profiling callbacks. A multiplication with its addition counts as two, as in
-// torch.utils.flop_counter.
+// Counts the floating-point operations of the matrix products that this thread computes, with libtorch's profiling
+// callbacks. A multiplication and the following addition count as two operations, as in torch.utils.flop_counter.
 
 #include <ATen/record_function.h>
 
@@ -36,12 +35,12 @@ Count one_column(Inputs inputs) {
 
 double row(const at::Tensor& weight) { return static_cast<double>(weight.numel() / weight.size(0)); }
 
-// Counts a convolution. Its weights are [out, in / groups, ..]. Each element of the output is a sum over one row of the
+// Counts a convolution with weights [out, in / groups, ..]. Each element of the output is a sum over one row of the
 // weights.
 Count convolution(Inputs inputs) { return {0, 2.0 * row(inputs[1].toTensor())}; }
 
-// Counts a transposed convolution. Its weights are [in, out / groups, ..]. Each element of the input is multiplied by
-// one row of the weights.
+// Counts a transposed convolution with weights [in, out / groups, ..]. Each element of the input is multiplied by one
+// row of the weights.
 Count transposed_convolution(Inputs inputs) {
   return {2.0 * inputs[0].toTensor().numel() * row(inputs[1].toTensor()), 0};
 }
@@ -80,9 +79,9 @@ struct Rule {
   Count (*count)(Inputs);
 };
 
-// Operators called within a listed operator are not counted again, so the count does not depend on
-// the operator's kernel. Operators that are not listed, such as `linear` and `matmul`, are counted
-// through the products that they call.
+// The operators that are counted. An operator that is called within one of them is not counted again, so that the count
+// does not depend on the kernel of the outer operator. Operators that are not in this list, such as `linear` and
+// `matmul`, are counted through the operators that they call.
 constexpr Rule kRules[] = {
     {"aten::mm", product<0, 1>},
     {"aten::bmm", product<0, 1>},
@@ -116,10 +115,10 @@ struct Watched : at::ObserverContext {
 
 thread_local std::optional<at::CallbackHandle> handle;
 thread_local double counted = 0;
-// The number of listed operators that are currently running, nested in each other.
+// The number of listed operators that are running within each other at the moment.
 thread_local int depth = 0;
 
-// Counts a listed operator when it begins, because its inputs are available only then.
+// Counts a listed operator when it begins, because its inputs are available only at the beginning.
 std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction& function) {
   for (const Rule& rule : kRules) {
     if (rule.op != function.name()) continue;
@@ -142,7 +141,7 @@ void end(const at::RecordFunction& function, at::ObserverContext* context) {
 
 extern "C" {
 
-// Starts counting from 0.
+// Starts to count this thread's operations from 0.
 int amp_flops_start() {
   return amp::guarded([] {
     counted = 0;
@@ -161,7 +160,7 @@ int amp_flops_stop() {
   });
 }
 
-// Returns the count since the start.
+// Writes the number of operations since the start to `count`.
 int amp_flops_read(double* count) {
   return amp::guarded([&] { *count = counted; });
 }

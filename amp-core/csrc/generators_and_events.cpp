@@ -13,8 +13,8 @@
 namespace amp::run {
 namespace {
 
-// A copy of the CPU generator's state. Copying it is faster than reading libtorch's own state tensor, which libtorch
-// builds word by word in some microseconds.
+// A copy of the CPU generator's state. Making this copy is faster than reading libtorch's state tensor, which
+// libtorch builds word by word in some microseconds.
 struct CpuRandom {
   at::mt19937 engine;
   std::optional<float> next_float;
@@ -54,8 +54,7 @@ c10::Device device(int cuda) {
 
 extern "C" {
 
-// Reads the state of a CUDA generator; `cuda` is the device's index. The caller owns the new
-// tensor.
+// Reads the state of a CUDA generator. `cuda` is the index of the device. The caller owns the new tensor.
 int amp_random_get(int cuda, at::Tensor** out) {
   return amp::guarded([&] { *out = new at::Tensor(amp::Random(device(cuda)).state); });
 }
@@ -64,7 +63,7 @@ int amp_random_set(int cuda, const at::Tensor* state) {
   return amp::guarded([&] { amp::Random(device(cuda)).write(*state); });
 }
 
-// Reads the state of the CPU's default generator. The caller frees it with amp_cpu_random_drop.
+// Reads the state of the CPU's default generator. The caller frees the result with amp_cpu_random_drop.
 int amp_cpu_random_read(void** out) {
   return amp::guarded([&] {
     auto generator = at::detail::getDefaultCPUGenerator();
@@ -81,7 +80,7 @@ int amp_cpu_random_write(const void* random) {
   });
 }
 
-// Seeds only the CPU's default generator, as torch.manual_seed does.
+// Seeds the CPU's default generator as torch.manual_seed does, and no generator of another device.
 int amp_cpu_random_seed(uint64_t seed) {
   return amp::guarded([&] {
     auto generator = at::detail::getDefaultCPUGenerator();
@@ -99,7 +98,8 @@ int amp_cpu_random_tensor(const void* random, at::Tensor** out) {
   });
 }
 
-// Makes a state from the tensor of amp_cpu_random_tensor. The caller frees it with amp_cpu_random_drop.
+// Makes a state from a tensor that amp_cpu_random_tensor returned. The caller frees the state with
+// amp_cpu_random_drop.
 int amp_cpu_random_of(const at::Tensor* state, void** out) {
   return amp::guarded([&] {
     auto generator = at::detail::createCPUGenerator();
@@ -110,10 +110,10 @@ int amp_cpu_random_of(const at::Tensor* state, void** out) {
 
 void amp_cpu_random_drop(void* random) { spare.reset(static_cast<CpuRandom*>(random)); }
 
-// Records an event in the device's current stream. The caller frees it with amp_event_drop.
+// Records an event in the device's current stream. The caller frees the event with amp_event_drop.
 int amp_event_record(int cuda, void** out) {
   return amp::guarded([&] {
-    // This flag makes the event store its time. PyTorch's own events do not store it.
+    // With this flag the event stores its time. PyTorch's events do not store their time by default.
     auto event = std::make_unique<c10::Event>(c10::DeviceType::CUDA, c10::EventFlag::BACKEND_DEFAULT);
     const c10::impl::VirtualGuardImpl guard(c10::DeviceType::CUDA);
     event->record(guard.getStream(device(cuda)));

@@ -9,8 +9,8 @@
 namespace amp::watch {
 namespace {
 
-// Writes [1, number of NaNs, number of infinities, largest magnitude] of `grad` to `figures`, in f64. Until a gradient
-// is computed, `figures` contains zeros.
+// Writes four f64 numbers to `figures`: 1, the number of NaNs in `grad`, the number of infinities, and the largest
+// magnitude. Until a gradient is computed, `figures` contains zeros.
 void note(const at::Tensor& figures, const at::Tensor& grad) {
   const c10::NoGradGuard no_grad;
   const at::AutoDispatchBelowADInplaceOrView below;
@@ -25,7 +25,7 @@ void note(const at::Tensor& figures, const at::Tensor& grad) {
 
 extern "C" {
 
-// Returns a new f64 tensor for four statistics of `tensor`'s gradient. The backward pass fills it.
+// Returns a new f64 tensor for four statistics of the gradient of `tensor`. The backward pass writes the statistics.
 int amp_watch_gradient(const at::Tensor* tensor, at::Tensor** out) {
   return amp::guarded([&] {
     auto figures = at::zeros({4}, tensor->options().dtype(at::kDouble).requires_grad(false));
@@ -34,8 +34,8 @@ int amp_watch_gradient(const at::Tensor* tensor, at::Tensor** out) {
   });
 }
 
-// Makes the following layers read `tensor` itself instead of its cached cast, so that the gradient of `tensor` includes
-// the gradients from these layers.
+// Makes all later layers read `tensor` instead of its cached cast. The gradient of `tensor` then includes the gradients
+// from these layers.
 int amp_forget_twin(const at::Tensor* tensor) {
   return amp::guarded([&] {
     const at::TensorBase& whole = tensor->is_view() ? tensor->_base() : *tensor;

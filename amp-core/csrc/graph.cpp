@@ -1,5 +1,5 @@
-// CUDA graphs: the kernels of a step, captured once and launched with one call. This uses libtorch's own
-// class by its symbol names, so that the build needs neither CUDA's headers nor its libraries.
+// CUDA graphs: the kernels of a training step are captured once and then launched with one call. The code calls
+// libtorch's class CUDAGraph by its symbol names, so that the build needs neither CUDA's headers nor CUDA's libraries.
 
 #include <ATen/Context.h>
 #include <ATen/core/Generator.h>
@@ -25,8 +25,8 @@ namespace {
 
 using PoolId = std::pair<unsigned long long, unsigned long long>;
 
-// at::cuda::CUDAGraph of libtorch 2.11.0 (ATen/cuda/CUDAGraph.h). Its members are called by their mangled
-// names; each takes the object as its first argument (Itanium C++ ABI).
+// A wrapper of at::cuda::CUDAGraph of libtorch 2.11.0 (ATen/cuda/CUDAGraph.h). The member functions are called by
+// their mangled names. Each takes the object as its first argument (Itanium C++ ABI).
 class CudaGraph {
  public:
   CudaGraph() { cuda_symbol<void (*)(void*, bool)>("_ZN2at4cuda9CUDAGraphC1Eb")(object_, false); }
@@ -34,8 +34,8 @@ class CudaGraph {
   CudaGraph(const CudaGraph&) = delete;
 
   void capture_begin() {
-    // The value of cudaStreamCaptureModeThreadLocal. Other threads, such as those that load data,
-    // may allocate during a capture.
+    // The value of cudaStreamCaptureModeThreadLocal. With this mode other threads, such as those that load data, may
+    // allocate memory during a capture.
     constexpr int thread_local_mode = 1;
     cuda_symbol<void (*)(void*, PoolId, int)>(
         "_ZN2at4cuda9CUDAGraph13capture_beginESt4pairIyyE21cudaStreamCaptureMode")(
@@ -45,19 +45,19 @@ class CudaGraph {
   void replay() { replay_(object_); }
 
  private:
-  // The object needs about 150 bytes.
+  // Memory for the object, which needs about 150 bytes.
   alignas(16) unsigned char object_[512];
   void (*replay_)(void*) = cuda_symbol<void (*)(void*)>("_ZN2at4cuda9CUDAGraph6replayEv");
 };
 
-// Frees cuBLAS's workspaces. cuBLAS keeps a workspace for each stream that it has used, 32 MiB on recent devices, even
-// if the stream is not used again. A workspace that a captured graph uses stays reserved for the graph.
+// Frees the workspaces of cuBLAS. cuBLAS keeps a workspace (32 MiB on recent devices) for each stream that it has
+// used, even if the stream is not used again. A workspace that a captured graph uses stays reserved for the graph.
 void clear_cublas_workspaces() {
   cuda_symbol<void (*)()>("_ZN2at4cuda21clearCublasWorkspacesEv")();
 }
 
-// Replaces the generator by a copy. If the driver itself ends a capture, the generator stays in its
-// capturing state, in which it refuses to draw; a copy of it is in the ordinary state.
+// Replaces the state of the device's generator by a copy. If the driver itself ends a capture, the generator stays in
+// its capturing state and then refuses to return random numbers. A copy of the state is not in the capturing state.
 void leave_capture(c10::Device device) {
   auto generator = at::globalContext().defaultGenerator(device);
   std::lock_guard<std::mutex> lock(generator.mutex());
@@ -80,7 +80,7 @@ int amp_graph_begin(int index, void** out) {
   return amp::guarded([&] {
     const c10::Device device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(index));
     const c10::impl::VirtualGuardImpl impl(device.type());
-    // Earlier work is waited for now, because a capture must not wait for it.
+    // The device finishes all earlier work now, because nothing may wait for earlier work during the capture.
     impl.synchronizeDevice(device.index());
     clear_cublas_workspaces();
     auto capture = std::make_unique<Capture>(impl.getStreamFromGlobalPool(device));
@@ -113,8 +113,8 @@ int amp_graph_drop(void* handle) {
   return amp::guarded([&] { delete static_cast<Capture*>(handle); });
 }
 
-// Launches the captured work on the device's current stream, then copies `from` to `to`, which is in pinned
-// memory. `event` is recorded after the copy; the caller frees it with amp_event_drop.
+// Launches the captured work on the device's current stream, and then copies `from` to `to`, which is in pinned
+// memory. `event` is recorded after the copy. The caller frees the event with amp_event_drop.
 int amp_graph_launch(void* handle, const at::Tensor* from, const at::Tensor* to, void** event) {
   return amp::guarded([&] {
     const c10::NoGradGuard no_grad;
@@ -127,16 +127,16 @@ int amp_graph_launch(void* handle, const at::Tensor* from, const at::Tensor* to,
   });
 }
 
-// Makes waiting for the device an error on the threads of this process, or allows it again
+// Makes waiting for the device an error on all threads of this process, or allows it again
 // (torch.cuda.set_sync_debug_mode).
 int amp_forbid_synchronization(int forbid) {
   return amp::guarded([&] {
-    // c10::cuda::warning_state() is an enum: 0 allows waiting, 2 makes it an error.
+    // The variable in c10::cuda::warning_state() is an enum. 0 allows waiting, and 2 makes waiting an error.
     *cuda_symbol<int*>("_ZZN3c104cuda13warning_stateEvE14warning_state_") = forbid != 0 ? 2 : 0;
   });
 }
 
-// Sets the gradients of the parameters to these tensors.
+// Makes each tensor of `grads` the gradient of the parameter at the same index.
 int amp_set_grads(const at::Tensor* const* parameters, const at::Tensor* const* grads,
                   size_t count) {
   return amp::guarded([&] {

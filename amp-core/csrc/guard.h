@@ -1,4 +1,5 @@
-// Every entry point runs its body in `guarded`, so that no C++ exception reaches Rust.
+// Converts C++ exceptions to error codes. Every function that Rust calls runs its body in
+// `guarded`, so that no exception reaches Rust.
 #pragma once
 
 #include <cstring>
@@ -7,10 +8,10 @@
 
 namespace amp {
 
-// The text of the last exception on this thread. Rust reads it through amp_take_error.
+// The text of the last exception on this thread. Rust reads the text through amp_take_error.
 inline thread_local std::string last_error;
 
-// Runs `body` and returns 0, or 1 if it threw an exception.
+// Runs `body` and returns 0. Returns 1 if `body` threw an exception.
 template <typename Body>
 int guarded(Body&& body) noexcept {
   try {

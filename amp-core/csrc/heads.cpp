@@ -23,7 +23,7 @@ using torch::autograd::variable_list;
 
 constexpr int parts_of_product = 3;
 
-// Has the same layout as `Heads` in kernels/heads.cu.
+// The gradients of queries, keys and values, for the kernel. `Heads` in kernels/heads.cu has the same layout.
 struct Heads {
   const void* data[parts_of_product];
   long long batch[parts_of_product], head[parts_of_product], place[parts_of_product];
@@ -45,8 +45,7 @@ at::Tensor in_lines(const at::Tensor& grad) {
   return fits ? grad : grad.contiguous();
 }
 
-// Returns queries, keys and values, each [batch, heads, length, width]. They are views of the
-// product.
+// Returns queries, keys and values, each [batch, heads, length, width]. All three are views of the product.
 variable_list by_head(const at::Tensor& product, int64_t heads) {
   variable_list out;
   for (const auto& part : product.chunk(parts_of_product, 2)) {

@@ -14,7 +14,7 @@ inline bool has_layout(const at::Tensor& images) {
   return images.is_contiguous(format) && reinterpret_cast<uintptr_t>(images.const_data_ptr()) % 16 == 0;
 }
 
-// Returns the images, or a copy in that layout.
+// Returns the images if they have this layout, and otherwise a copy with this layout.
 inline at::Tensor in_layout(const at::Tensor& images) {
   return has_layout(images) ? images : images.clone(format);
 }

@@ -46,8 +46,9 @@ void find(const amp::Library& library, const char* name, Function*& out) {
   if (out == nullptr) throw std::runtime_error(std::string("CUDA's libraries have no ") + name);
 }
 
-// Opens NVRTC's library of built-in functions, which is in NVRTC's own folder. NVRTC itself opens
-// it by its bare name, which is found only on the search path or if the library is already open.
+// Opens NVRTC's library of built-in functions, which is in the same folder as NVRTC. NVRTC opens the
+// library by its bare name. The loader finds the bare name only on the search path, or if the library is
+// already open.
 void load_builtins(const amp::Library& compiler) {
   int (*version)(int*, int*);
   find(compiler, "nvrtcVersion", version);
@@ -63,7 +64,8 @@ void load_builtins(const amp::Library& compiler) {
 const Functions& functions() {
   static const Functions found = [] {
     const auto driver = amp::driver();
-    // libcaffe2_nvrtc.so is linked with NVRTC and knows its path, so it gives access to NVRTC's functions.
+    // libcaffe2_nvrtc.so is linked with NVRTC and knows NVRTC's path, so NVRTC's functions can be found
+    // through it.
     const auto compiler = amp::beside_libtorch("libcaffe2_nvrtc.so", RTLD_NOW | RTLD_LOCAL);
     Functions f{};
     find(driver, "cuDeviceGet", f.device_get);
@@ -96,7 +98,7 @@ void check(int status, const std::string& what) {
 }
 
 std::string architecture(int index) {
-  // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+  // The numbers 75 and 76 are CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR.
   int device = 0, major = 0, minor = 0;
   check(functions().device_get(&device, index), "finding the device");
   check(functions().attribute(&major, 75, device), "asking for its capability");
@@ -104,9 +106,9 @@ std::string architecture(int index) {
   return "sm_" + std::to_string(major) + std::to_string(minor);
 }
 
-// Makes the device's context current on this thread. libtorch does this at the thread's first call
-// of the CUDA runtime. A backward pass runs on other threads, whose first kernel may be one of this
-// crate's.
+// Makes the device's context current on this thread. libtorch does this at the thread's first call of the
+// CUDA runtime. A backward pass runs on other threads, and the first kernel on such a thread may be a
+// kernel of this crate.
 void ensure_context(c10::Device device) {
   const auto& f = functions();
   void* context = nullptr;
@@ -114,7 +116,7 @@ void ensure_context(c10::Device device) {
   if (context != nullptr) return;
   int own = 0;
   check(f.device_get(&own, device.index()), "finding the device");
-  // This is the device's primary context. It is kept until the process ends.
+  // This is the device's primary context. It is retained until the process ends.
   check(f.context_retain(&context, own), "finding the context");
   check(f.context_set(context), "setting the context");
 }
@@ -153,7 +155,7 @@ std::vector<char> compile(const char* file, const char* text, const std::string&
   return out;
 }
 
-// Reads a file in the folder that AMP_KERNELS names; returns an empty text if the file is missing.
+// Reads a file in the folder that AMP_KERNELS names. Returns an empty text if the file is missing.
 std::string read(const std::string& path) {
   std::ifstream in(path);
   std::ostringstream text;
@@ -161,8 +163,9 @@ std::string read(const std::string& path) {
   return text.str();
 }
 
-// Replaces a built-in kernel file for experiments: AMP_KERNELS names a folder like kernels/.
-// Results may then differ, so a line on standard error reports it.
+// Returns the text that replaces a built-in kernel file in an experiment. The environment variable
+// AMP_KERNELS names a folder like kernels/. Results may differ with other kernels, so a line on standard
+// error reports each replaced file. Returns an empty text if the file is not replaced.
 std::string tried(const char* file) {
   const char* folder = std::getenv("AMP_KERNELS");
   if (folder == nullptr || *folder == 0) return "";

@@ -1,5 +1,5 @@
-// This crate's own CUDA kernels. NVRTC, which is part of libtorch, compiles them on the machine
-// where they run, so the build needs no CUDA.
+// The CUDA kernels of this crate. NVRTC, which is part of libtorch, compiles the kernels on the
+// machine on which they run, so the build needs no CUDA.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -18,7 +18,8 @@ namespace amp {
 
 using Types = std::vector<std::string>;
 
-// Returns the name of a dtype in the kernels' sources, or null if the kernels do not support it.
+// Returns the name of a dtype in the kernels' sources. Returns null if the kernels do not support
+// the dtype.
 inline const char* kernel_dtype(at::ScalarType dtype) {
   switch (dtype) {
     case at::kFloat: return "float";
@@ -45,7 +46,8 @@ inline at::Tensor aligned(const at::Tensor& tensor) {
   return tensor.clone(at::MemoryFormat::Contiguous);
 }
 
-// Returns the memory that a kernel reads or writes; null for an undefined tensor.
+// Returns the address of the memory that a kernel reads or writes. Returns null for an undefined
+// tensor.
 inline void* data(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.mutable_data_ptr() : nullptr;
 }
@@ -61,16 +63,16 @@ inline void refuse_second_derivative(const char* layer) {
                            " (create_graph) exist only on the CPU, not on CUDA");
 }
 
-// A source file of `kernels/`.
+// A source file of `kernels/`, and the modules that were compiled from it.
 class KernelSource {
  public:
   // `text` must live as long as this object.
   KernelSource(const char* file, const char* text) : file_(file), text_(text) {}
 
-  // Launches kernel `name` on the device's current stream. `types` are the values of the file's
-  // macros: the dtypes AMP_T and, if the file has them, AMP_P, AMP_Q and AMP_R, named by
-  // kernel_dtype; and the number AMP_N. The first launch on a device with these types compiles the
-  // file, which is impossible while a graph is captured.
+  // Launches the kernel `name` on the device's current stream. `types` are the values of the file's
+  // macros: the dtypes AMP_T and, if the file uses them, AMP_P, AMP_Q and AMP_R, as named by
+  // kernel_dtype, and the number AMP_N. The first launch on a device with these types compiles the
+  // file. A file cannot be compiled while a CUDA graph is captured.
   void launch(const char* name, const Types& types, c10::Device device, unsigned blocks,
               unsigned threads, void** arguments);
 

@@ -16,8 +16,8 @@ struct Start {
   unsigned blocks = 0;
 };
 
-// Adds a tensor of `size` elements to the last launch if it fits, otherwise to a new launch, and
-// returns its index there.
+// Adds a tensor of `size` elements to the last launch if it fits, and otherwise to a new launch.
+// Returns the index of the tensor in its launch.
 template <typename List>
 int add(std::vector<Start<List>>& starts, at::ScalarType dtype, int64_t size) {
   if (starts.empty() || starts.back().dtype != dtype ||

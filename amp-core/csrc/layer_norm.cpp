@@ -1,6 +1,6 @@
-// Layer normalisation on CUDA devices, fused with the residual and dropout before it and the GELU and
-// dropout after it (kernels/layer_norm.cu; the backward pass uses norm_rows.h if its kernels support the
-// arguments).
+// Layer normalisation on CUDA devices, fused with the residual and dropout before it and with the GELU and
+// dropout after it (kernels/layer_norm.cu). The backward pass uses norm_rows.h if its kernels support the
+// arguments.
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
@@ -29,7 +29,8 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Has the same layout as `Layer` in kernels/layer_norm.cu. The same holds for the following structs.
+// The arguments of the kernels. This struct and the structs below have the same layout as those in
+// kernels/layer_norm.cu.
 struct Layer {
   int rows, columns, gelu;
   double eps;
@@ -49,15 +50,16 @@ struct Options {
   bool gelu;
 };
 
-// Returns the kernels' names of these dtypes: of the input, the sum, the output and its cached cast.
+// Returns the names that these dtypes have in the kernels: the dtypes of the input, the sum, the output and
+// the cached cast.
 amp::Types types_of(std::initializer_list<at::ScalarType> dtypes) {
   amp::Types out;
   for (const auto dtype : dtypes) out.push_back(amp::kernel_dtype(dtype));
   return out;
 }
 
-// Returns the dtype of the output's cached cast, which is made in an autocast region for the
-// following layers. Without a cached cast it is the dtype of the output.
+// Returns the dtype of the cached cast of the output, which following layers read under autocast. Without
+// autocast no cast is made, and the function returns the dtype of the output.
 at::ScalarType twin_dtype(at::ScalarType out) {
   constexpr auto cuda = c10::DeviceType::CUDA;
   return at::autocast::is_autocast_enabled(cuda) ? at::autocast::get_autocast_dtype(cuda) : out;
@@ -77,7 +79,7 @@ unsigned threads_for(int columns) {
 }
 
 struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
-  // Returns the output and, if there is one, its cached cast.
+  // Returns the output and, if a cast is made, the cached cast of the output.
   static variable_list forward(AutogradContext* context, const at::Tensor& input,
                                const at::Tensor& weight, const at::Tensor& bias,
                                const std::optional<at::Tensor>& residual, const Options& options) {
@@ -109,7 +111,8 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
                       threads_for(layer.columns), arguments);
     }
     context->save_for_backward({sums, weight, bias, means, inverses});
-    // One of the outputs may have no gradient. Its gradient then stays undefined, instead of zeros.
+    // The output or its cached cast may have no gradient. The missing gradient then stays undefined, and
+    // autograd does not fill it with zeros.
     context->set_materialize_grads(false);
     auto& kept = context->saved_data;
     kept["cast"] = static_cast<int64_t>(cast);
@@ -149,7 +152,8 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
       }
       return differentiable(whole, saved, given);
     }
-    // If nothing is dropped or rounded, the input and the residual have the same gradient.
+    // If nothing is dropped and nothing is rounded, the gradient of the residual equals the gradient of the
+    // input.
     const bool alike = before == 0 && given == sums.scalar_type();
     const bool for_weights = context->needs_input_grad(1) || context->needs_input_grad(2);
     if (context->needs_input_grad(0) && for_weights && layer.rows > 0 && !layer.gelu && after == 0 &&
@@ -177,7 +181,7 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
       out[1] = at::empty_like(weight);
       out[2] = at::empty_like(bias);
     }
-    // The number of rows that is enough to keep a block's threads busy.
+    // The number of rows that a block sums up. It is large enough to keep the threads of the block busy.
     int part = 512;
     int parts = std::max(1, (layer.rows + part - 1) / part);
     at::Tensor sums_of_parts;
@@ -253,10 +257,10 @@ struct AmpLayerNormOptions {
   int gelu;
 };
 
-// Normalises along the last dimension: `input`, or with a residual the sum of the residual and `input`
-// after dropout with probability `before`. Then applies GELU, if requested, and dropout with probability
-// `after`. Both probabilities are below 1. The result is a new tensor, or null if the kernels do not
-// support these arguments.
+// Normalises along the last dimension. Without a residual, normalises `input`. With a residual, normalises the
+// sum of the residual and of `input` after dropout with probability `before`. Then applies GELU, if requested,
+// and dropout with probability `after`. Both probabilities are below 1. Writes a new tensor to `out`. Writes
+// nothing if the kernels do not support these arguments.
 int amp_layer_norm(const at::Tensor* input, const at::Tensor* residual, const at::Tensor* weight,
                    const at::Tensor* bias, const AmpLayerNormOptions* options, at::Tensor** out) {
   return amp::guarded([&] {

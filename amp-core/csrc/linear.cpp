@@ -1,8 +1,8 @@
-// nn.Linear on CUDA in training mode. Under autocast the product for the weight's gradient accumulates in
-// f32 and is written in f32; PyTorch rounds it to 16 bits and casts it back at once. A weight that accepts
-// gradients of any dtype gets PyTorch's 16-bit gradient instead. The kernel that adds the bias also applies
-// ReLU and dropout; another one applies GELU and dropout; and the kernel that sums the bias's gradient also
-// applies the activation's derivative (activation.h).
+// nn.Linear on CUDA in training mode. Under autocast, the product for the weight's gradient accumulates in f32 and is
+// written in f32. PyTorch rounds this gradient to 16 bits and casts it back. A weight that accepts gradients of any
+// dtype gets a 16-bit gradient, as in PyTorch. One kernel adds the bias and applies ReLU and dropout. Another kernel
+// applies GELU and dropout. The kernel that sums the bias's gradient also applies the activation's derivative
+// (activation.h).
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
@@ -46,27 +46,28 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr auto cuda = c10::DeviceType::CUDA;
-// The key of the weight in the product's dtype, and the key of the weight in its own dtype.
+// The keys under which the backward pass finds the weight in the dtype of the product, and the weight in its original
+// dtype.
 constexpr auto factor_key = "factor";
 constexpr auto weight_key = "weight";
-// The key that tells whether the layer has a bias.
+// The key of the value that says whether the layer has a bias.
 constexpr auto bias_key = "bias";
-// The key that tells whether the weight's gradient may have fewer bits than the weight.
+// The key of the value that says whether the weight's gradient may have fewer bits than the weight.
 constexpr auto narrow_key = "narrow";
-// The keys of the first requested output, of the number of outputs, of the activation, of the probability of the
-// dropout after the activation, and of the generator's position for dropout after GELU.
+// The keys of the first computed output, of the number of computed outputs, of the activation, of the probability of
+// the dropout after the activation, and of the generator's position for the dropout after GELU.
 constexpr auto first_key = "first";
 constexpr auto count_key = "count";
 constexpr auto activation_key = "activation";
 constexpr auto p_key = "p";
 constexpr auto drawn_key = "drawn";
-// The key of the bias. It is kept only if second derivatives may need it.
+// The key of the bias. The bias is kept only if second derivatives may need it.
 constexpr auto addend_key = "addend";
 
 const char* approximation(int activation) { return activation == gelu_tanh ? "tanh" : "none"; }
 
 struct Options {
-  // The requested outputs: `count` of them from `first` on.
+  // The outputs to compute: `count` outputs, from the output `first` on.
   int64_t first, count;
   // The activation after the product, and the probability of the dropout after the activation.
   int activation;
@@ -87,8 +88,9 @@ void transposed_product(const at::Tensor& a, const at::Tensor& b, at::Tensor out
   wider ? at::mm_out(out, a.t(), b, out.scalar_type()) : at::mm_out(out, a.t(), b);
 }
 
-// Computes x·Wᵀ + b, then the activation and dropout. In f64, and in f32 with few rows, the bias is added separately,
-// because the cuBLASLt product with a bias takes up to twice as long as cuBLAS's product and an addition (H100).
+// Computes x·Wᵀ + b, then the activation and dropout. In f64, and in f32 with few rows, the bias is added by a
+// separate kernel. In these cases cuBLASLt's product with a bias takes up to twice as long as cuBLAS's product
+// followed by an addition (H100).
 at::Tensor output_of(const at::Tensor& input, const at::Tensor& weight,
                      const std::optional<at::Tensor>& bias, const Options& options) {
   constexpr int64_t few = 256;
@@ -116,7 +118,7 @@ at::Tensor output_of(const at::Tensor& input, const at::Tensor& weight,
 }
 
 struct AmpLinear : torch::autograd::Function<AmpLinear> {
-  // The input has the dtype of the computation; the weight may be f32 instead.
+  // The input has the dtype of the computation. The weight may have this dtype or be f32.
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input,
                             const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                             const Options& options) {
@@ -143,10 +145,12 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
       }
       if (bias) context->saved_data[addend_key] = *bias;
     }
-    // A weight that was cast is not saved here, so that it may be changed before the backward pass, as in PyTorch.
+    // If the weight was cast, the weight itself is not saved here. It may then be changed before the backward pass, as
+    // in PyTorch.
     context->save_for_backward({input, casts ? at::Tensor() : weight, behind});
     auto& kept = context->saved_data;
-    // If the input needs no gradient, as in a first layer, the cast weight is freed with the region.
+    // If the input needs no gradient, as in a first layer, the cast of the weight is freed at the end of the autocast
+    // region.
     if (input.requires_grad()) kept[factor_key] = factor.detach();
     kept[weight_key] = weight;
     kept[bias_key] = bias.has_value();
@@ -262,7 +266,7 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
   }
 };
 
-// Returns the dtype in which the layer computes; nothing if this code does not support the layer.
+// Returns the dtype in which the layer computes. Returns nothing if this code does not support the layer.
 std::optional<at::ScalarType> dtype_of(const at::Tensor& input, const at::Tensor& weight,
                                        const std::optional<at::Tensor>& bias) {
   const auto own = weight.scalar_type();
@@ -297,8 +301,8 @@ struct AmpLinearOptions {
   int activation;
 };
 
-// Computes x·Wᵀ + b, then an activation, then dropout with probability p below 1; `bias` may be null. Computes `count`
-// of the outputs from `first` on. The result is a new tensor.
+// Computes x·Wᵀ + b, then an activation, then dropout with probability p below 1. `bias` may be null. Computes `count`
+// of the outputs, from the output `first` on. Writes a new tensor to `out`.
 int amp_linear(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias,
                const AmpLinearOptions* options, at::Tensor** out) {
   return amp::guarded([&] {

@@ -1,16 +1,16 @@
-// A linear layer and the cross entropy of its outputs, computed in chunks of rows. Only the logits
-// of one chunk exist at a time.
+// A linear layer and the cross entropy of its outputs, computed in chunks of rows. Only the logits of one chunk are in
+// memory at a time.
 //
-// The forward pass also computes the gradients. It computes a chunk's logits, replaces them by
-// their gradients, and multiplies these with the weight and the input before the next chunk.
-// Computing the logits again in the backward pass would take as much memory, because gradients and
-// all activations exist there too, and a third more operations.
+// The forward pass also computes the gradients. For each chunk, it computes the logits and replaces them by their
+// gradients. Before the next chunk, it multiplies these gradients with the weight and with the input. Computing the
+// logits again in the backward pass would not save memory, because all activations are in memory there too, besides the
+// gradients. It would take a third more operations.
 //
-// The gradient of the mean is known only in the backward pass. The forward pass therefore computes the gradients of the
-// sum of the losses, neither multiplied by that gradient nor divided by the number of targets. The gradient of a logit
-// is then between -1 and 1, whatever the loss scale and the batch. In f16 it is multiplied by a power of two that
-// brings it close to the largest number. Products of gradients are f32 sums. The backward pass multiplies these sums
-// once, before they are rounded to 16 bits.
+// The gradient of the mean loss is known only in the backward pass. The forward pass therefore computes the gradients
+// of the sum of the losses, and neither multiplies by the gradient of the mean nor divides by the number of targets.
+// The gradient of a logit is then between -1 and 1, whatever the loss scale and the batch. In f16 the gradient is
+// multiplied by a power of two that brings it close to the largest number. Products of gradients are f32 sums. The
+// backward pass multiplies these sums once, before they are rounded to 16 bits.
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
@@ -45,15 +45,14 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// The keys of the sums of gradients with respect to input, weight and bias. A sum is absent if it
-// is not needed.
+// The keys of the sums of gradients with respect to input, weight and bias. If a sum is not needed, its key is absent.
 constexpr const char* sums_keys[] = {"of_input", "of_weight", "of_bias"};
-// The keys of the number of targets that are not ignored, and of the factor of the sums.
+// The keys of the number of targets that are not ignored, and of the factor by which the sums are multiplied.
 constexpr auto counted_key = "counted";
 constexpr auto factor_key = "factor";
-// The key that tells whether the weight's gradient may have fewer bits than the weight.
+// The key of the value that says whether the weight's gradient may have fewer bits than the weight.
 constexpr auto narrow_key = "narrow";
-// The key of the weight.
+// The keys of the weight, of the bias and of the options of the loss.
 constexpr auto weight_key = "weight";
 constexpr auto bias_key = "bias";
 constexpr auto smoothing_key = "smoothing";
@@ -64,15 +63,16 @@ struct Settings {
   classification::Options loss;
   // The number of rows in a chunk.
   int64_t rows;
-  // Whether gradients are needed.
+  // Whether the forward pass computes gradients.
   bool trains;
-  // Gets the logits of each chunk, and its first row, before their gradients take their place. May be empty.
+  // Is called with the logits of each chunk and the index of the chunk's first row, before the gradients replace the
+  // logits. May be empty.
   std::function<void(const at::Tensor&, int64_t)> each;
 };
 
-// Returns the power of two by which gradients of logits are multiplied. In f16 it is the largest
-// that cannot overflow, provided that no logit, and so no log-sum-exp, is much larger than f16's
-// largest number.
+// Returns the power of two by which the gradients of logits are multiplied. In f16 it is the largest power of two that
+// cannot cause an overflow. This assumes that no logit, and therefore no log-sum-exp, is much larger than the largest
+// f16 number.
 double factor_for(at::ScalarType dtype, double z) {
   if (dtype != at::kHalf) return 1;
   constexpr double largest = 65504, largest_logarithm = 65600;
@@ -105,8 +105,7 @@ void add_columns(const at::Tensor& sums, const at::Tensor& rows, bool adds) {
 }
 
 struct AmpLinearCrossEntropy : torch::autograd::Function<AmpLinearCrossEntropy> {
-  // The input [rows, features] has the dtype of the computation; weight and bias may be f32
-  // instead.
+  // The input [rows, features] has the dtype of the computation. Weight and bias may have this dtype or be f32.
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input, const at::Tensor& weight,
                             const std::optional<at::Tensor>& bias, const at::Tensor& targets,
                             const Settings& settings) {
@@ -139,7 +138,7 @@ struct AmpLinearCrossEntropy : torch::autograd::Function<AmpLinearCrossEntropy> 
       if (settings.each) settings.each(logits, first);
       classification::row_losses(logits, targets.narrow(0, first, count), settings.loss, factor,
                                  losses.narrow(0, first, count));
-      // These products belong to the backward pass, so they are not recorded.
+      // These products belong to the backward pass, so the recording of matrix products is paused.
       const products::Pause pause;
       if (of_input.defined()) multiply(of_input.narrow(0, first, count), logits, matrix, false);
       if (of_weight.defined()) multiply(of_weight, logits.t(), part, first > 0);
@@ -198,7 +197,8 @@ struct AmpLinearCrossEntropy : torch::autograd::Function<AmpLinearCrossEntropy> 
     return out;
   }
 
-  // Builds an autograd graph of the backward pass, for second derivatives. It computes all logits.
+  // Computes the gradients with operations that build an autograd graph, for second derivatives. Computes all logits at
+  // once.
   static variable_list differentiable(AutogradContext* context, const at::Tensor& input,
                                       const at::Tensor& targets, const at::Tensor& grad) {
     const auto& kept = context->saved_data;
@@ -232,10 +232,9 @@ struct AmpLinearCrossEntropyOptions {
   int64_t rows;
 };
 
-// Computes the mean cross entropy of input·Wᵀ + b against int64 classes, for `rows` rows of logits
-// at a time; `bias` may be null. It computes in the dtype of the autocast region, or without one in
-// the weight's dtype. For each chunk `each`, which may be null, is called with `state`, the logits
-// and the first row. The result is a new tensor.
+// Computes the mean cross entropy of input·Wᵀ + b against int64 classes, for `rows` rows of logits at a time. `bias`
+// may be null. Computes in the autocast dtype, or without autocast in the dtype of the weight. For each chunk calls
+// `each`, which may be null, with `state`, the logits and the index of the first row. Writes a new tensor to `out`.
 int amp_linear_cross_entropy(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias,
                              const at::Tensor* targets, const AmpLinearCrossEntropyOptions* options,
                              void (*each)(void*, const at::Tensor*, int64_t), void* state, at::Tensor** out) {

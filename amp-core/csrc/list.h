@@ -1,4 +1,4 @@
-// Lists of tensors, as Rust passes them.
+// Converts lists of tensor handles, as Rust passes them, to vectors.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -21,8 +21,8 @@ using torch::autograd::variable_list;
 
 constexpr int dimensions = 3;
 
-// Has the same layout as in the kernel: sizes, and strides of the values and of the mask; a stride is 0 if
-// the mask is broadcast.
+// The sizes, and the strides of the values and of the mask. A stride is 0 if the mask is broadcast along
+// the dimension. `Rows` in the kernel has the same layout.
 struct Rows {
   unsigned size[dimensions];
   int64_t stride[dimensions], masked[dimensions], width, step;
@@ -51,9 +51,9 @@ void clear(const at::Tensor& values, const at::Tensor& masked) {
                 (count + threads - 1) / threads, threads, arguments);
 }
 
-// Changes the output of attention in place although its backward pass reads it. This is correct,
-// because the backward pass reads only the product of each query's output and gradient, which is
-// zero if the gradient is zero.
+// Changes the output of attention in place although the backward pass of attention reads the output. This
+// is correct: that backward pass uses only the product of each query's output with its gradient. For a
+// masked query the gradient is zero, so the product is zero too.
 struct AmpMaskedRows : torch::autograd::Function<AmpMaskedRows> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& attended,
                             const at::Tensor& masked) {
@@ -78,9 +78,9 @@ struct AmpMaskedRows : torch::autograd::Function<AmpMaskedRows> {
 
 extern "C" {
 
-// Writes zeros in place to the output of attention, [N, heads, L, width], where the boolean `masked`, [N or
-// 1, heads or 1, L or 1, 1], is true. The result is a new handle, or null if the kernel does not support
-// these arguments.
+// Writes zeros to the output of attention, [N, heads, L, width], where the boolean `masked`, [N or 1, heads
+// or 1, L or 1, 1], is true. Works in place. Writes a new handle to `out`. Writes nothing if the kernel
+// does not support these arguments.
 int amp_masked_rows(const at::Tensor* attended, const at::Tensor* masked, at::Tensor** out) {
   return amp::guarded([&] {
     if (!amp::own_kernels() || !attended->is_cuda() || masked->device() != attended->device() || attended->dim() != 4 ||

@@ -13,8 +13,8 @@
 namespace amp::products {
 namespace {
 
-// Only the outer operator is recorded, not the operators that it calls. For example attention with
-// bf16 input and output may compute in f32 inside.
+// The recorded operators. If one of them runs within another, only the outer operator is recorded. Attention with
+// bf16 input and output, for example, may compute in f32 inside.
 constexpr const char* kProducts[] = {
     "aten::mm",
     "aten::addmm",
@@ -44,7 +44,8 @@ constexpr const char* kProducts[] = {
     "aten::rnn_relu",
 };
 
-// Autocast itself runs these in f32, including the products that they call.
+// Autocast itself runs these operators in f32, including the products that they call. They are therefore not
+// recorded.
 constexpr const char* kInF32[] = {"aten::cdist", "aten::_cdist_forward", "aten::pdist"};
 
 struct Product {
@@ -52,7 +53,7 @@ struct Product {
   int dtype;
 };
 
-// The recorded operator that is running; null if it runs within another recorded operator.
+// A recorded operator that is running. `op` is null if it runs within another recorded operator.
 struct Watched : at::ObserverContext {
   explicit Watched(const char* op) : op(op) {}
   const char* op;
@@ -60,9 +61,9 @@ struct Watched : at::ObserverContext {
 
 thread_local std::optional<at::CallbackHandle> handle;
 thread_local std::vector<Product> seen;
-// The number of recorded operators that are currently running, nested in each other.
+// The number of recorded operators that are running within each other at the moment.
 thread_local int depth = 0;
-// While it is above 0, nothing is recorded.
+// The number of pauses. While it is above 0, nothing is recorded.
 thread_local int paused = 0;
 
 template <size_t N>
@@ -74,8 +75,8 @@ const char* among(const char* const (&names)[N], std::string_view name) {
 }
 
 std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction& function) {
-  // Products of a backward pass that runs within the forward pass are not recorded, because gradients have dtypes of
-  // their own.
+  // If a backward pass runs within the forward pass, its products are not recorded, because gradients may have other
+  // dtypes.
   const bool is_backward = function.scope() == at::RecordScope::BACKWARD_FUNCTION;
   const char* op = is_backward ? nullptr : among(kProducts, function.name());
   if (op == nullptr && !is_backward && among(kInF32, function.name()) == nullptr) return nullptr;
@@ -119,7 +120,7 @@ int amp_products_stop() {
   });
 }
 
-// Changes the number of pauses by `by`; nothing is recorded while it is above 0.
+// Adds `by` to the number of pauses. While the number is above 0, nothing is recorded.
 int amp_products_pause(int by) {
   return amp::guarded([&] { paused += by; });
 }

@@ -1,9 +1,9 @@
-// The record of this thread's matrix products.
+// Controls the recording of this thread's matrix products.
 #pragma once
 
 namespace amp::products {
 
-// A guard: while it exists, products of this thread are not recorded.
+// A guard. While the guard exists, matrix products of this thread are not recorded.
 class Pause {
  public:
   Pause();

@@ -1,5 +1,5 @@
-// Max pooling of images in channels_last and 16 bits on CUDA devices (kernels/max_pool.cu). For the
-// backward pass it keeps one byte per output instead of the input.
+// Max pooling of images in channels_last and 16 bits on CUDA devices (kernels/max_pool.cu). For the backward pass it
+// keeps one byte per output, and does not keep the input.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/arange.h>
@@ -94,8 +94,8 @@ struct AmpMaxPool : torch::autograd::Function<AmpMaxPool> {
     auto images = images_of(sizes, pool);
     const auto out = at::empty(sizes, given.options(), format);
     if (c10::GradMode::is_enabled()) {
-      // Builds an autograd graph of the backward pass, for second derivatives. It reads only the
-      // sizes of the input.
+      // Computes the gradient with an operation that builds an autograd graph, for second derivatives. The operation
+      // reads only the sizes of the input.
       return {at::max_pool2d_with_indices_backward(
                   given, out, list("size"), list("stride"), list("padding"), list("dilation"),
                   pool.ceil_mode, indices(places, images, pool.windows)),
@@ -110,7 +110,7 @@ struct AmpMaxPool : torch::autograd::Function<AmpMaxPool> {
   }
 
  private:
-  // Returns indices as libtorch defines them: each is a position within an image's channel.
+  // Returns the indices of the largest values as libtorch defines them: positions within one channel of an image.
   static at::Tensor indices(const at::Tensor& places, const Images& images, const Windows& windows) {
     const auto taps = places.view({images.count, images.out[0], images.out[1], images.channels})
                           .permute({0, 3, 1, 2})
@@ -128,7 +128,7 @@ struct AmpMaxPool : torch::autograd::Function<AmpMaxPool> {
 };
 
 // Returns whether the kernels support these arguments. Padding may make the output larger than the input, but less than
-// eight times as large. A thread processes eight channels, so the threads can be counted in 32 bits.
+// eight times as large. A thread processes eight channels, so the number of threads fits into 32 bits.
 bool fits(const at::Tensor& input, const Windows& windows) {
   constexpr int64_t largest = std::numeric_limits<int>::max();
   if (!amp::own_kernels() || !input.is_cuda() || input.dim() != 4 || !amp::is_half(input.scalar_type()) ||
@@ -150,9 +150,9 @@ bool fits(const at::Tensor& input, const Windows& windows) {
 
 extern "C" {
 
-// Computes the largest value of each window of [N, C, H, W]. `windows` has sizes, strides, padding
-// and dilation, each for rows and columns. The result is a new tensor, or null if the kernels do
-// not support these arguments.
+// Computes max pooling: the largest value of each window of [N, C, H, W]. `windows` has sizes, strides, padding and
+// dilation, each for rows and columns. Writes a new tensor to `out`. Writes nothing if the kernels do not support these
+// arguments.
 int amp_max_pool2d(const at::Tensor* input, const int64_t* windows, int ceil_mode, at::Tensor** out) {
   return amp::guarded([&] {
     Pool pool{{}, ceil_mode != 0};

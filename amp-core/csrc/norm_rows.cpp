@@ -12,13 +12,14 @@
 namespace amp::norm_rows {
 namespace {
 
-// kernels/norm_rows.cu has the same values.
+// The sizes of blocks. kernels/norm_rows.cu has the same values.
 constexpr int warps = 8, threads = 32 * warps, sums = 3;
 constexpr int64_t columns_of_a_pack = 128;
 // The registers of a lane hold at most eight times four columns.
 constexpr int64_t most_columns = 8 * columns_of_a_pack;
 
-// Has the same layout as in kernels/norm_rows.cu. The same holds for the following struct.
+// The arguments of the kernels. This struct and the next struct have the same layout as those in
+// kernels/norm_rows.cu.
 struct Behind {
   const void *in, *stream_grads, *grads, *twin_grads, *weights, *means, *inverses;
 };

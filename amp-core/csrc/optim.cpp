@@ -1,7 +1,7 @@
-// Optimizer steps. The fused functions call ATen's kernels. The foreach functions run the
-// operations of torch/optim/*.py (_multi_tensor_*) in the same order, so that results are
-// bit-identical to PyTorch's. The gradients belong to the caller and are not changed. `lists` are
-// pointers to `count` handles each, in the order that each function names.
+// Optimizer steps with libtorch's kernels. The fused functions call ATen's fused kernels. The foreach
+// functions run the operations of torch/optim/*.py (_multi_tensor_*) in the same order, so that results
+// are bit-identical to PyTorch's. The gradients belong to the caller and are not changed. `lists` are
+// pointers to `count` handles each, in the order that the comment of each function gives.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_foreach_add.h>
@@ -56,7 +56,8 @@ int amp_fused_adam(const Handle* const* lists, size_t count, const AmpAdam* opti
     using Fused = void (*)(at::TensorList, at::TensorList, at::TensorList, at::TensorList,
                            at::TensorList, at::TensorList, double, double, double, double, double,
                            bool, bool, const MaybeTensor&, const MaybeTensor&);
-    // Both functions are overloaded on the type of lr.
+    // libtorch has two versions of these functions, which differ in the type of the learning rate. The
+    // type `Fused` selects one.
     Fused adamw = at::_fused_adamw_, adam = at::_fused_adam_;
     auto fused = o.decoupled != 0 ? adamw : adam;
     fused(list(lists[0], count), list(lists[1], count), list(lists[2], count),

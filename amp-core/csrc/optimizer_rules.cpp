@@ -1,4 +1,4 @@
-// Operations that optimizers' rules use.
+// Operations on single tensors that optimizers use.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/addmm.h>
@@ -11,7 +11,7 @@
 
 extern "C" {
 
-// Adds `factor` · `other` to `tensor`; `other` may have another dtype.
+// Adds `factor` · `other` to `tensor` in place. `other` may have another dtype than `tensor`.
 int amp_add_scaled(amp::Handle tensor, amp::Handle other, double factor) {
   return amp::guarded([&] {
     c10::NoGradGuard no_grad;
@@ -20,9 +20,9 @@ int amp_add_scaled(amp::Handle tensor, amp::Handle other, double factor) {
   });
 }
 
-// Replaces the matrix `update` by a matrix with the same singular vectors and singular values near
-// 1, in bfloat16. The operations follow _zeropower_via_newtonschulz in torch/optim/_muon.py. There
-// are three `coefficients`.
+// Computes in bfloat16 a matrix with the same singular vectors as `update` and with singular values
+// near 1. The operations follow _zeropower_via_newtonschulz in torch/optim/_muon.py. `coefficients`
+// are three numbers. Writes a new tensor to `out`.
 int amp_newton_schulz(amp::Handle update, const double* coefficients, int64_t steps, double eps,
                       at::Tensor** out) {
   return amp::guarded([&] {

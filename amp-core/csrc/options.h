@@ -1,5 +1,5 @@
-// The options of optimizers as Rust passes them and the kernels receive them. The kernels' files describe
-// them.
+// The options of optimizers, as Rust passes them and the kernels receive them. The .cu files of the
+// kernels explain the options.
 #pragma once
 
 #include "kernels/adam.h"

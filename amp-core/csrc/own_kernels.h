@@ -3,8 +3,8 @@
 
 namespace amp {
 
-// Returns whether layers and losses on this thread use this crate's kernels where they exist.
-// Otherwise they use only libtorch's operators. Backward passes use the kernels of their forward
+// Returns whether layers and losses on this thread use the kernels of this crate where they exist.
+// If not, they use only libtorch's operators. Backward passes use the kernels of their forward
 // pass.
 bool own_kernels();
 void set_own_kernels(bool own);

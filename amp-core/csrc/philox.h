@@ -1,4 +1,4 @@
-// Random numbers for this crate's kernels.
+// Random numbers for the kernels of this crate.
 #pragma once
 
 #include <ATen/Context.h>
@@ -13,15 +13,15 @@
 
 namespace amp {
 
-// Reserves a range of the stream of libtorch's generator of the device. In a CUDA graph each replay gets
-// another range. Kernels read it as `Random` of kernels/common.cuh.
+// Reserves a range of the random numbers of libtorch's generator of the device. In a CUDA graph, each
+// replay gets another range. Kernels read the range as `Random` of kernels/common.cuh.
 inline at::PhiloxCudaState draw_random(c10::Device device) {
   // at::CUDAGeneratorImpl::philox_cuda_state, whose first argument is the object.
   static const auto draw = cuda_symbol<at::PhiloxCudaState (*)(void*, uint64_t)>(
       "_ZN2at17CUDAGeneratorImpl17philox_cuda_stateEm");
   auto generator = at::globalContext().defaultGenerator(device);
   const std::lock_guard<std::mutex> lock(generator.mutex());
-  // Offsets are multiples of four.
+  // The generator requires that offsets are multiples of four.
   return draw(generator.unsafeGetGeneratorImpl(), 4);
 }
 

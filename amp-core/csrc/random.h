@@ -9,7 +9,8 @@
 
 namespace amp {
 
-// Saves the state when it is constructed, so that dropout can drop the same elements again.
+// A random generator with the state that it had when this object was made. Dropout can drop the
+// same elements again from this state.
 struct Random {
   at::Generator generator;
   at::Tensor state;

@@ -1,5 +1,5 @@
 // Activation checkpointing: a node of the autograd graph that saves a module's input instead of its
-// activations, and runs the module again when the gradient arrives.
+// activations. The node runs the module again when the gradient arrives.
 
 #include <ATen/Context.h>
 #include <ATen/autocast_mode.h>
@@ -44,7 +44,7 @@ struct Module {
   }
 };
 
-// The state of autocast, and the choice of kernels for layers.
+// The state of autocast, and whether layers use the kernels of this crate.
 struct Modes {
   c10::DeviceType device;
   bool enabled, cache, own_kernels;
@@ -65,14 +65,14 @@ struct Modes {
   }
 };
 
-// State that is restored while the module runs again: autocast and the random generator. The
-// current state is restored afterwards.
+// State that is set again while the module runs the second time: autocast and the random generator.
+// Afterwards the state from before the second run is restored.
 class Surroundings {
  public:
   explicit Surroundings(c10::Device device) : modes_(device.type()), random_(device) {}
 
-  // Called after the module's first run. If the module drew no random number, its second run does
-  // not set the generator, because another thread may be drawing from it.
+  // Must be called after the first run of the module. If the module used no random number, its second run
+  // does not set the generator, because another thread may be using it.
   void end_forward() {
     if (at::equal(amp::Random::read(random_->generator), random_->state)) random_.reset();
   }
@@ -100,7 +100,7 @@ class Surroundings {
 
  private:
   Modes modes_;
-  // Set if the module draws random numbers.
+  // The generator's state before the first run. Empty if the module uses no random numbers.
   std::optional<amp::Random> random_;
 };
 
@@ -125,7 +125,7 @@ struct CheckpointNode : torch::autograd::Node {
     auto leaf = input.detach().requires_grad_(input_requires_grad);
     at::AutoGradMode enabled(true);
     auto output = surroundings.restore(input.device(), [&] { return (*module)(leaf); });
-    // If all parameters that the module reads have been frozen since, its output has no gradient.
+    // If all parameters that the module reads were frozen after the first run, its output has no gradient.
     if (!output.requires_grad()) return {at::Tensor()};
     torch::autograd::backward({output}, {grads.at(0)});
     return {leaf.grad()};
@@ -143,7 +143,7 @@ struct CheckpointNode : torch::autograd::Node {
 
 extern "C" {
 
-// Called by a closure before it returns null.
+// Stores the reason why a module failed. The Rust closure calls this function before it returns null.
 void amp_checkpoint_failed(const char* text, size_t length) { failure.assign(text, length); }
 
 // Saves the autocast state, the choice of kernels and the random generator of `input`'s device. The result is
@@ -156,9 +156,8 @@ void amp_surroundings_drop(void* surroundings) {
   delete static_cast<Surroundings*>(surroundings);
 }
 
-// Adds a node for `output` to the autograd graph; `output` was computed from `input` without gradients and
-// with these surroundings. Takes ownership of the surroundings and of the closure's state, also if it
-// fails.
+// Adds a node for `output` to the autograd graph. `output` was computed from `input` without gradients and
+// with these surroundings. Takes ownership of the surroundings and of the closure's state, even if it fails.
 int amp_checkpoint(void* surroundings, void* state, at::Tensor* (*run)(void*, const at::Tensor*),
                    void (*drop)(void*), const at::Tensor* input, const at::Tensor* output) {
   std::unique_ptr<Surroundings> noted(static_cast<Surroundings*>(surroundings));

@@ -1,5 +1,5 @@
-// x + f(norm(x)) on CUDA devices, as in pre-norm transformers (kernels/residual_norm.cu). One kernel adds
-// up the gradients of both uses of x (norm_rows.h).
+// The norm and the addition in x + f(norm(x)) on CUDA devices, as in pre-norm transformers
+// (kernels/residual_norm.cu). One kernel adds up the gradients of both uses of x (norm_rows.h).
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
@@ -32,7 +32,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr auto cuda = c10::DeviceType::CUDA;
-// kernels/residual_norm.cu has the same values.
+// The sizes of blocks. kernels/residual_norm.cu has the same values.
 constexpr int warps = 8, threads = 32 * warps;
 constexpr int64_t columns_of_a_pack = 128;
 
@@ -54,8 +54,8 @@ amp::Types types_of(at::ScalarType stream, at::ScalarType out, at::ScalarType tw
 }
 
 struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
-  // Returns the stream unchanged, its norm, and the norm's cached cast if there is one. With `narrow` the cast takes
-  // the place of the norm.
+  // Returns the stream unchanged, the norm of the stream, and the cached cast of the norm if there is one. With
+  // `narrow`, the cast is returned in place of the norm.
   static variable_list forward(AutogradContext* context, const at::Tensor& input,
                                const at::Tensor& weight, const at::Tensor& bias, double eps,
                                bool narrow) {
@@ -79,7 +79,8 @@ struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
     source().launch("forward", types_of(input.scalar_type(), own, cast, columns), input.device(),
                     static_cast<unsigned>((rows + warps - 1) / warps), threads, arguments);
     context->save_for_backward({input, weight, bias, means, inverses});
-    // One of the outputs may have no gradient. Its gradient then stays undefined, instead of zeros.
+    // The stream or the norm may have no gradient. The missing gradient then stays undefined, and autograd does not
+    // fill it with zeros.
     context->set_materialize_grads(false);
     context->saved_data["cast"] = static_cast<int64_t>(cast);
     return out;
@@ -103,7 +104,7 @@ struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
     return {found.in, found.weight, found.bias, {}, {}};
   }
 
-  // Builds an autograd graph of the backward pass, for second derivatives.
+  // Computes the gradients with operations that build an autograd graph, for second derivatives.
   static variable_list differentiable(const variable_list& saved, const variable_list& given) {
     const auto &weight = saved.at(1), &bias = saved.at(2);
     const auto input = saved.at(0).to(weight.scalar_type());
@@ -177,9 +178,9 @@ bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& b
 
 extern "C" {
 
-// Writes the layer norm of `input` along the last dimension to `normal`. Writes the input again to
-// `stream`, to which amp_residual_add adds the branch. With `narrow` the norm has the dtype of an
-// autocast region. Both are new tensors, or null if the kernels do not support these arguments.
+// Writes the layer norm of `input` along the last dimension to `normal`. Writes `input` itself to `stream`, to which
+// amp_residual_add adds the branch. With `narrow`, the norm has the dtype of autocast. Both are new tensors. Writes
+// nothing if the kernels do not support these arguments.
 int amp_residual_norm(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias,
                       double eps, int narrow, at::Tensor** stream, at::Tensor** normal) {
   return amp::guarded([&] {
@@ -192,7 +193,7 @@ int amp_residual_norm(const at::Tensor* input, const at::Tensor* weight, const a
   });
 }
 
-// Computes stream + branch. The result is a new tensor.
+// Computes stream + branch. Writes a new tensor to `out`.
 int amp_residual_add(const at::Tensor* stream, const at::Tensor* branch, at::Tensor** out) {
   return amp::guarded([&] {
     const bool ours = amp::own_kernels() && stream->is_cuda() && branch->device() == stream->device() &&

@@ -10,8 +10,8 @@
 #include "list.h"
 #include "launch_lists.h"
 
-// The values of a step in device memory, as Rust passes them: `rates` is f64 [2]. The others are scalars
-// and may be null; `found_inf` is f32.
+// The values of a step that are in device memory, as Rust passes them. `rates` is f64 [2]. `factor` and
+// `found_inf` are scalars and may be null. `found_inf` is f32.
 extern "C" struct AmpOnDevice {
   amp::Handle rates, factor, found_inf;
 };
@@ -36,7 +36,7 @@ class Step {
   void on_tensors(KernelSource& source, const Types& types, const char* name,
                   Start<StepTensors>& start);
 
-  // Launches a kernel on all elements; `last` points to the arguments that follow the common ones.
+  // Launches a kernel on all elements. `last` points to the arguments after those that every kernel gets.
   void on_elements(KernelSource& source, const Types& types, const char* name,
                    Start<StepTensors>& start, std::initializer_list<const void*> last);
 

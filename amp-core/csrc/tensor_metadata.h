@@ -9,7 +9,7 @@
 
 namespace amp {
 
-// `What` distinguishes kinds of results.
+// A result that is attached to a tensor. `What` is the kind of result.
 template <typename What>
 struct Beside : c10::BackendMeta {
   Beside(at::Tensor found, int64_t of_version) : value(std::move(found)), version(of_version) {}
@@ -25,8 +25,8 @@ void note_beside(const at::Tensor& tensor, const at::Tensor& value) {
   impl->set_backend_meta(c10::make_intrusive<Beside<What>>(value, tensor._version()));
 }
 
-// Returns the result that was attached to `tensor`. It is undefined if there is none, or if the tensor was written to
-// since.
+// Returns the result of the kind `What` that was attached to `tensor`. The result is undefined if nothing was
+// attached, or if the tensor was written to after that.
 template <typename What>
 at::Tensor known_beside(const at::TensorBase& tensor) {
   const auto known = tensor.unsafeGetTensorImpl()->get_backend_meta_intrusive_ptr();

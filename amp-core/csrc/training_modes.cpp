@@ -12,15 +12,15 @@
 namespace amp::modes {
 namespace {
 
-// An operator, and the indices of the arguments that show whether it is in training mode.
+// An operator, and the indices of those arguments that show whether it runs in training mode.
 struct Mode {
   const char* op;
-  // The index of a probability, which is above 0 in training mode; or none.
+  // The index of a probability, which is above 0 in training mode. kNone if there is no such argument.
   int probability;
-  // The index of a boolean; or none.
+  // The index of a boolean that is true in training mode. kNone if there is no such argument.
   int training;
-  // The index of the running statistics; or none. Without running statistics the operator always
-  // uses the batch's statistics.
+  // The index of the running statistics. kNone if there is no such argument. Without running statistics
+  // the operator always uses the statistics of the batch.
   int statistics;
 };
 
@@ -36,7 +36,7 @@ constexpr Mode kModes[] = {
     {"aten::alpha_dropout_", 1, 2, kNone},
     {"aten::feature_alpha_dropout", 1, 2, kNone},
     {"aten::feature_alpha_dropout_", 1, 2, kNone},
-    // `scaled_dot_product_attention` chooses among these operators.
+    // `scaled_dot_product_attention` calls one of the following operators.
     {"aten::_scaled_dot_product_attention_math", 4, kNone, kNone},
     {"aten::_scaled_dot_product_flash_attention", 3, kNone, kNone},
     {"aten::_scaled_dot_product_flash_attention_for_cpu", 3, kNone, kNone},
@@ -44,7 +44,7 @@ constexpr Mode kModes[] = {
     {"aten::_scaled_dot_product_cudnn_attention", 5, kNone, kNone},
     {"aten::rrelu", kNone, 3, kNone},
     {"aten::rrelu_", kNone, 3, kNone},
-    // `batch_norm` is recorded under this name.
+    // libtorch's `batch_norm` calls this operator.
     {"aten::_batch_norm_impl_index", kNone, 5, 3},
 };
 

@@ -1,5 +1,5 @@
 // Copies to a CUDA device on a separate stream, and the thread state that a loader thread inherits
-// from the thread for which it loads. The code uses c10's virtual guards, which need no CUDA
+// from the thread for which it loads. The code uses c10's virtual guards, because they need no CUDA
 // headers.
 
 #include <ATen/core/Tensor.h>
@@ -62,8 +62,8 @@ int amp_copy_start(int index, int64_t stream_id, const at::Tensor* const* host, 
     const c10::NoGradGuard no_grad;
     const c10::Stream stream(c10::Stream::UNSAFE, cuda(index), stream_id);
     const c10::StreamGuard guard(stream);
-    // The pinned copies may be freed at once, because their allocator waits for the copy before it
-    // reuses the memory.
+    // The pinned copies may be freed immediately, because their allocator waits for the transfer
+    // before it reuses the memory.
     auto copy = [&](const at::Tensor& tensor) {
       auto to = tensor.options().device(stream.device());
       return std::make_unique<at::Tensor>(
@@ -85,16 +85,17 @@ int amp_copy_arrive(void* event, const at::Tensor* const* tensors, size_t count)
     if (count == 0) return;
     const auto stream = device.getStream(tensors[0]->device());
     static_cast<c10::Event*>(event)->block(stream);
-    // The memory belongs to the side stream. Without this call, if a tensor is freed while a
-    // computation on it is still queued, the next copy would overwrite it.
+    // The memory of the tensors belongs to the side stream. Without this call, a tensor might be
+    // freed while a computation on it is still queued, and the next copy would overwrite its
+    // memory.
     for (size_t at = 0; at < count; ++at) tensors[at]->record_stream(stream);
   });
 }
 
-// Returns copies of `count` tensors in host memory, made on a side stream after the event `ready`,
-// and waits for them. Tensors that are already on the host are not copied. The copies go through a
-// pinned buffer, because libtorch's own copy to ordinary memory waits for the stream, which is an
-// error while another thread captures a graph.
+// Copies `count` tensors to host memory, on a side stream and after the event `ready`. Waits for
+// the copies. Tensors that are already on the host are not copied. The copies go through a pinned
+// buffer: libtorch's direct copy to ordinary memory waits for the stream, which is an error while
+// another thread captures a CUDA graph.
 int amp_copies_to_host(int index, int64_t stream_id, const void* ready, const at::Tensor* const* tensors,
                        size_t count, at::Tensor** out) {
   return amp::guarded([&] {

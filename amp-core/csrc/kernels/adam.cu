@@ -1,11 +1,11 @@
-// Adam and AdamW steps over many tensors at once: parameters, gradients, exp_avgs, exp_avg_sqs,
-// steps (f32 scalars) and, for 8-bit averages, an exp_avg_scale and an exp_avg_sq_scale for each
-// 256 elements. The arithmetic equals libtorch's fused kernel
-// (ATen/native/cuda/fused_adam_utils.cuh): rates in f64, everything else in the parameter's dtype,
-// or in f32 if that has 16 bits. This kernel differs in three ways. Rates are read from device
-// memory, so that a captured step follows its schedule. Gradients are multiplied by a factor when
-// they are read, so unscaling and clipping need no separate pass. Averages may have fewer bits than
-// the parameters.
+// Adam and AdamW steps over many tensors at once. The lists of tensors are parameters, gradients, exp_avgs,
+// exp_avg_sqs and steps (f32 scalars). For 8-bit averages, lists with an exp_avg_scale and an exp_avg_sq_scale for
+// each 256 elements follow. The arithmetic equals that of libtorch's fused kernel
+// (ATen/native/cuda/fused_adam_utils.cuh): learning rate and betas in f64, everything else in the parameter's dtype,
+// or in f32 if this dtype has 16 bits. This kernel differs from libtorch's kernel in three ways. The learning rate is
+// read from device memory, so that a captured step follows its schedule. Gradients are multiplied by a factor when
+// they are read, so that unscaling and clipping need no separate kernel. Averages may have fewer bits than the
+// parameters.
 
 constexpr float smallest_normal = 1.17549435e-38f;
 
@@ -13,14 +13,14 @@ __device__ float* steps_of(const StepTensors& tensors, int at) {
   return static_cast<float*>(tensors.data[4][at]);
 }
 
-// Increments the step count of each tensor. Runs in one block.
+// Increments the step count of each tensor. Runs in a single block.
 extern "C" __global__ void count_steps(const StepTensors tensors, const OnDevice known) {
   const int at = threadIdx.x;
   if (at < tensors.count && !is_left_out(known)) *steps_of(tensors, at) += 1;
 }
 
-// Approximate a square root and a quotient. The error is at most two units in the last place for normal numbers.
-// Subnormal numbers give zero.
+// Compute approximations of a square root and a quotient. For normal numbers the error is at most two units in the
+// last place. Subnormal numbers give zero.
 __device__ float approximate_sqrt(float x) {
   float out;
   asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
@@ -32,7 +32,7 @@ __device__ float approximate_ratio(float x, float y) {
   return out;
 }
 
-// The constants of a step for one tensor. R is the dtype of its rates.
+// The constants of a step for one tensor. R is the dtype in which they are computed.
 template <typename R>
 struct Update {
   using W = Wide<T>;
@@ -40,7 +40,7 @@ struct Update {
   bool decoupled, decays;
   W step_size, correction2_sqrt, multiplier;
 
-  // Called by all threads of the block.
+  // Must be called by all threads of the block.
   __device__ Update(const OnDevice& known, const AmpAdam& options, const float* steps)
       : decay(options.decoupled ? known.rates[0] * options.weight_decay : options.weight_decay),
         beta1(known.rates[1]),
@@ -148,13 +148,13 @@ extern "C" __global__ void step(const StepTensors tensors, const OnDevice known,
 
 constexpr int block_elements = 256;
 
-// Encodes a value as a fraction of its block's largest magnitude, with the code of optim/state/quantized.rs. There are
-// seven decades. Each decade is divided into `count` equal parts, and a code stands for the middle of a part. The
-// bounds between the values are therefore the edges of the parts, except between decades.
+// Encodes a value as a fraction of the largest magnitude in its block, with the code of optim/state/quantized.rs. The
+// magnitudes are divided into seven decades (factors of ten), and each decade into `count` equal parts. A code stands
+// for the middle of a part. Within a decade, the bounds between two values are therefore the edges of the parts.
 template <bool is_signed>
 struct Coder {
   struct Decade {
-    // part = size · slope - offset. The code is `first` plus the part.
+    // The index of a part is size · slope - offset. The code is `first` plus this index.
     float slope, offset;
     int last, first;
   };
@@ -164,7 +164,7 @@ struct Coder {
   // and between the last decade and 1.
   float bounds[8];
 
-  // Called by all threads of the block, before it synchronises.
+  // Must be called by all threads of the block, before the block synchronises.
   __device__ void load(const Code& code) {
     __shared__ float kept_values[256];
     __shared__ Decade kept_decades[9];
@@ -204,7 +204,7 @@ struct Coder {
     const Decade decade = decades[at];
     const int part = static_cast<int>(size * decade.slope - decade.offset);
     const int code = decade.first + max(0, min(part, decade.last));
-    // Codes of negative values descend with the magnitude; -1 has no code.
+    // The codes of negative values descend with increasing magnitude. The fraction -1 has no code.
     if (is_signed && share < 0) return static_cast<unsigned char>(max(0, 254 - code));
     return static_cast<unsigned char>(code);
   }

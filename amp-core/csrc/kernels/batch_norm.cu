@@ -1,8 +1,8 @@
 // Batch normalisation of [rows, columns] in training mode, followed by ReLU and dropout if
-// requested. One pass over the batch computes the statistics, and a second pass the output. The
-// backward pass reads only the input, and recomputes which elements ReLU and dropout set to zero.
-// It also sums the input's gradient over the rows, which is the gradient of a bias before the
-// layer.
+// requested. The forward pass reads the batch twice: first to compute the statistics, and then to
+// compute the output. The backward pass reads only the input, and recomputes which elements ReLU
+// and dropout set to zero. It also sums the input's gradient over the rows, which gives the
+// gradient of the bias of the layer before.
 
 struct Layer {
   int rows, columns, relu;
@@ -17,7 +17,7 @@ __device__ double scaled(double x, double mean, double inverse, double weight, d
   return fma((x - mean) * inverse, weight, bias);
 }
 
-// The index of the group of four elements at a row and column.
+// Returns the index of the group of four elements that begins at this row and column.
 __device__ long long group_of(const Layer& layer, int row, int column) {
   return (static_cast<long long>(row) * layer.columns + column) / per_thread;
 }
@@ -32,8 +32,8 @@ extern "C" __global__ void forward(const T* in, const P* weights, const P* biase
   const bool within = column < layer.columns;
   if (tracked != nullptr && blockIdx.x == 0 && threadIdx.x == 0) *tracked += 1;
 
-  // Distances from the first row are summed, so that no precision is lost if a column's mean is far
-  // from zero.
+  // The kernel sums the distances from the first row, so that no precision is lost if the mean of a
+  // column is far from zero.
   W shift[per_thread] = {}, sum[per_thread] = {}, squares[per_thread] = {};
   if (within) {
     const auto pack = pack_at(in, column);
@@ -76,7 +76,7 @@ extern "C" __global__ void forward(const T* in, const P* weights, const P* biase
       const int own = lane * per_thread + k;
       W y = rounded<T>(
           scaled(widen(x.at[k]), mean[own], inverse[own], W(widen(w.at[k])), W(widen(b.at[k]))));
-      // The comparison is false for a NaN, so ReLU keeps it.
+      // The comparison is false for a NaN, so ReLU returns the NaN.
       if (layer.relu && y <= 0) y = 0;
       narrow(y * factors[k], x.at[k]);
     }

@@ -2,15 +2,16 @@
 // by adding a residual and ReLU. Sums are f32 within a thread and f64 across threads, always in the
 // same order.
 //
-// Forward: `statistics` reads the input, `normalise` computes the coefficients of each channel, and
-// `apply` reads the input again. Backward: `gradient_sums`, `slopes` and `input_gradient` do the
-// same for the gradients. ReLU's mask is recomputed from the input; with a residual it is stored as
-// one bit per element. The first pass starts at the end of the images, which was written last and
-// may still be in the cache. The second pass starts where the first has ended.
+// In the forward pass, `statistics` reads the input, `normalise` computes the coefficients of each
+// channel, and `apply` reads the input again. In the backward pass, `gradient_sums`, `slopes` and
+// `input_gradient` have these three tasks for the gradients. The mask of ReLU is recomputed from
+// the input. With a residual, the mask is stored as one bit per element. The first kernel starts at
+// the end of the images, which was written last and may still be in the cache. The third kernel
+// starts where the first has ended.
 
 constexpr int threads = 256;
 constexpr int eight = 8;
-// The number of blocks that run on a multiprocessor at once. They share its registers.
+// The number of blocks that run on a multiprocessor at the same time and share its registers.
 constexpr int resident = 3;
 
 using Row = Line;
@@ -22,8 +23,8 @@ __device__ void widen(const Row& row, float (&out)[eight]) {
 __device__ constexpr bool is_bf16(bf16) { return true; }
 __device__ constexpr bool is_bf16(f16) { return false; }
 
-// Packs two numbers in T, with the first in the lower half. If the device has an instruction for
-// it, one instruction rounds both.
+// Rounds two numbers to T and packs them into 32 bits, with the first number in the lower half. If
+// the device has an instruction for two numbers, one instruction rounds both.
 __device__ unsigned narrow_two(float low, float high) {
 #if __CUDA_ARCH__ >= 800
   unsigned out;
@@ -49,17 +50,19 @@ __device__ Row narrow(const float (&from)[eight]) {
   return row;
 }
 
-// The largest number that T rounds to 0: half of its smallest number.
+// Returns the largest number that T rounds to 0, which is half of the smallest positive number of
+// T.
 __device__ float rounds_to_zero(bf16) { return __uint_as_float(1u << 15); }
 __device__ float rounds_to_zero(f16) { return 0x1p-25f; }
 
-// Applies ReLU and keeps a NaN.
+// Computes ReLU. Returns NaN for a NaN.
 __device__ float relu(float x) { return x <= 0 ? 0.f : x; }
 
-// Returns whether ReLU passes the gradient at x on. For a NaN it does.
+// Returns whether ReLU passes on the gradient of an element with the value x. This is so for a NaN,
+// too.
 __device__ bool passes(float x) { return !(x <= rounds_to_zero(T())); }
 
-// A thread's first column and first row, and whether it has work.
+// The first column and the first row that a thread processes, and whether it processes any.
 struct Place {
   int column, row, chunk;
   bool within;
@@ -105,7 +108,8 @@ __device__ const Row& row_at(const T* data, long long at) {
 }
 __device__ Row& row_at(T* data, long long at) { return *reinterpret_cast<Row*>(data + at); }
 
-// Adds up the block's rows and writes its two sums of each column to `sums`: [chunks, 2, columns].
+// Adds up the two values per column over all rows of the block, and writes the two sums of each
+// column to `sums`: [chunks, 2, columns].
 __device__ void write_sums(const Shape& shape, const Place& place, const float (&first)[eight],
                            const float (&second)[eight], float* sums) {
   __shared__ float kept[2][eight][threads];
@@ -157,8 +161,8 @@ __device__ void for_columns(const Shape& shape, const float* sums, Finish finish
   if (part == 0 && column < shape.columns) finish(column, kept[0][0][own], kept[1][0][own]);
 }
 
-// Sums the distances from the first row, and their squares. Distances lose no precision if a column
-// is far from zero.
+// Sums the distances from the first row, and the squares of the distances. Sums of distances lose
+// no precision if the values of a column are far from zero.
 extern "C" __global__ void __launch_bounds__(threads, resident) statistics(const T* __restrict__ in, float* sums, const Shape shape) {
   const Place place(shape);
   float origin[eight] = {}, sum[eight] = {}, squares[eight] = {};
@@ -260,8 +264,9 @@ extern "C" __global__ void __launch_bounds__(threads, resident) apply_add_relu(c
   apply_to<adds_and_cuts>(in, residual, known, out, mask, shape);
 }
 
-// Sums the gradients of the normalised values, and their products with the distance from the mean.
-// With a residual, the gradient is also written, because it is the residual's gradient.
+// Sums the gradients of the normalised values, and the products of these gradients with the
+// distance from the mean. With a residual, also writes the gradient after ReLU, because it is the
+// gradient of the residual.
 template <After after>
 __device__ void sum_gradients(const T* __restrict__ in, const T* __restrict__ grads,
                               const unsigned char* __restrict__ mask,

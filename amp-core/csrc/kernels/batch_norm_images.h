@@ -1,8 +1,8 @@
-// Declarations that the kernels of batch_norm_images.cu share with the code that launches them.
+// Declarations for the kernels of batch_norm_images.cu and for the code that launches them.
 
-// Images as a matrix of `rows` pixels and `columns` channels; the channels of a pixel are
-// neighbours in memory. A block processes a tile of columns, with eight columns for each of its
-// `lanes` threads, and every `chunks`th group of `rows_at_once` rows.
+// Images as a matrix of `rows` pixels and `columns` channels. The channels of a pixel are neighbours in memory. A
+// block processes a tile of columns: each of its `lanes` threads processes eight columns. Of the groups of
+// `rows_at_once` rows, a block processes every `chunks`th group.
 struct Shape {
   int rows, columns, lanes, rows_at_once, tiles, chunks;
 };

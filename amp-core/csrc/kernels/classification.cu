@@ -26,8 +26,8 @@ __device__ Row<W> row_of(const T* logits, int classes) {
   return {largest, logarithm(sum)};
 }
 
-// Runs in one block. Computes the mean over the rows that are not ignored, the number of these
-// rows, and the values of each row that the backward pass needs.
+// Computes the mean over the rows that are not ignored, the number of these rows, and the values of each
+// row that the backward pass needs. Runs in a single block.
 extern "C" __global__ void cross_entropy(const T* logits, const long long* targets, int rows,
                                          int classes, Wide<T>* mean, double* counted,
                                          Row<Wide<T>>* kept) {
@@ -70,9 +70,9 @@ extern "C" __global__ void cross_entropy_backward(const T* logits, const long lo
   narrow(value, out[at]);
 }
 
-// Runs in one block. Counts the rows whose largest logit is at the target, where the first of equal
-// logits counts as the largest, and the rows that are not ignored. Both are NaN if a target is not
-// a class.
+// Counts the rows whose largest logit is that of the target, and the rows that are not ignored. Of equal
+// logits, the first counts as the largest. Both counts are NaN if a target is not a class. Runs in a
+// single block.
 extern "C" __global__ void hits(const T* logits, const long long* targets, int rows, int classes,
                                 double* out) {
   double count = 0, counted = 0;
@@ -107,8 +107,9 @@ __device__ float share_of(float x) {
 }
 __device__ double share_of(double x) { return exp(x); }
 
-// Calls `each` with the class and a reference to each logit of the block's row, whose address may
-// be unaligned, or with a line of 16 bytes of logits.
+// Calls `each` for all logits of the block's row, whose address may be unaligned. For a logit outside of
+// the aligned lines, `each` gets the class and a reference to the logit. For the remaining logits,
+// `each` gets the class of the first logit and a line of 16 bytes.
 template <typename U, typename Each>
 __device__ void for_row(U* row, int classes, const Each& each) {
   const int offset = static_cast<int>(reinterpret_cast<unsigned long long>(row) % sizeof(Line) / sizeof(T));
@@ -128,13 +129,13 @@ __device__ void for_row(U* row, int classes, const Each& each) {
   if (rest < classes) each(rest, row[rest]);
 }
 
-// The largest logit, the sum of exp(x - largest) and the sum of x, for a part of a row.
+// Three values of a part of a row: the largest logit, the sum of exp(x - largest), and the sum of x.
 template <typename W>
 struct Softmax {
   W largest = sizeof(W) == 8 ? W(-1.7976931348623157e308) : W(-3.402823466e38f);
   W exponentials = 0, total = 0;
 
-  // A NaN makes the sums NaN.
+  // Adds a logit. A NaN makes the two sums NaN.
   __device__ void add(W value) {
     if (value > largest) {
       exponentials *= exponential(largest - value);
@@ -186,8 +187,8 @@ struct AddToSoftmax {
   }
 };
 
-// Computes the sums over the block's row for its first thread. When the first thread returns, every
-// thread has read its part of the row.
+// Computes the sums over the block's row. Only the first thread gets the whole sums. When the first
+// thread returns, every thread has read its part of the row.
 template <typename W>
 __device__ Softmax<W> softmax_of(const T* row, int classes) {
   __shared__ Softmax<W> parts[32];
@@ -202,9 +203,9 @@ __device__ Softmax<W> softmax_of(const T* row, int classes) {
   return sums;
 }
 
-// Computes the loss of a row from its sums and the logarithm of its softmax's denominator. The
-// fraction `smoothing` of the target is divided equally among all classes. `z` multiplies the
-// square of log Σ exp(logits).
+// Computes the loss of a row from the sums over the row and from the logarithm of the softmax's
+// denominator. The fraction `smoothing` of the target is divided equally among all classes. `z` is the
+// factor of the square of log Σ exp(logits).
 template <typename W>
 __device__ W loss_of(const T* row, const Softmax<W>& sums, W log_sum, int classes, long long target,
                      long long left_out, double smoothing, double z) {
@@ -234,8 +235,8 @@ extern "C" __global__ void __launch_bounds__(1024)
       loss_of(row, sums, log_sum, classes, targets[blockIdx.x], left_out, smoothing, z);
 }
 
-// Runs in one block. Computes the mean of the losses of rows that are not ignored, and the number
-// of these rows.
+// Computes the mean of the losses of the rows that are not ignored, and the number of these rows. Runs
+// in a single block.
 extern "C" __global__ void mean_of_rows(const Wide<T>* losses, const long long* targets, int rows,
                                         long long left_out, Wide<T>* mean, double* counted) {
   double sum = 0, count = 0;
@@ -304,7 +305,8 @@ extern "C" __global__ void __launch_bounds__(1024)
     losses[blockIdx.x] = loss_of(row, sums, log_sum, classes, target, left_out, smoothing, z);
   }
   if (factor == 0) return;
-  // The loss has read the target's logit before it becomes a gradient.
+  // The threads wait, because the loss must be computed from the target's logit before the gradient
+  // replaces the logit.
   __syncthreads();
   for_row(row, classes,
           ToGradient<W>{of.largest, of.log_sum, 1 + 2 * W(z) * (of.largest + of.log_sum), W(factor),

@@ -36,8 +36,8 @@ __device__ float widen(f16 x) {
 __device__ float widen(float x) { return x; }
 __device__ double widen(double x) { return x; }
 
-// Rounds to nearest, with ties to even. The conversion of two numbers, of which one is not used, takes a
-// quarter of the time of the conversion of one number.
+// Rounds to the nearest number, with ties to even. An instruction that converts two numbers takes a quarter of the
+// time of an instruction that converts one. Therefore a zero is converted as well and is not used.
 __device__ void narrow(float x, bf16& out) {
 #if __CUDA_ARCH__ >= 800
   unsigned both;
@@ -69,7 +69,7 @@ __device__ void narrow_at_random(float x, bf16& out, unsigned noise) {
   out.bits = x != x ? 0x7fc0 : (__float_as_uint(x) + noise) >> 16;
 }
 
-// The dtype in which values of dtype U are computed.
+// The dtype in which the kernels compute with values of dtype U.
 template <typename U>
 using Wide = decltype(widen(U()));
 
@@ -123,21 +123,21 @@ __device__ bool is_left_out(const OnDevice& known) {
   return known.found_inf != nullptr && *known.found_inf != 0;
 }
 
-// The factor by which each gradient is multiplied before the update.
+// Returns the factor by which each gradient is multiplied before the update.
 template <typename W>
 __device__ W factor_of(const OnDevice& known) {
   return known.factor == nullptr ? 1 : *static_cast<const W*>(known.factor);
 }
 
-// Returns a product that is rounded before it is used, so that the compiler forms no fused
-// multiply-add.
+// Returns a product that is rounded before it is used further. The compiler must not combine it with an addition to a
+// fused multiply-add.
 __device__ float product(float a, float b) { return __fmul_rn(a, b); }
 __device__ double product(double a, double b) { return __dmul_rn(a, b); }
 
 __device__ float exponential(float x) { return expf(x); }
 __device__ double exponential(double x) { return exp(x); }
 
-// Load and store four neighbouring elements, or fewer at the end of a tensor. `whole` tells whether there are four
+// Load and store four neighbouring elements, or fewer at the end of a tensor. `whole` says whether there are four
 // aligned elements.
 template <typename U>
 __device__ Pack<U> load(const U* data, int at, int count, bool whole) {
@@ -155,9 +155,9 @@ __device__ void store(const Pack<U>& pack, U* data, int at, int count, bool whol
   }
 }
 
-// Calls `update` for each element of the block's part of a tensor. `update` receives the values of the first `lists`
-// lists for this element, in the dtype of the computation: the parameter, its gradient (of dtype P) times the factor,
-// then the state. All values except the gradient are written back.
+// Calls `update` for each element of the block's part of a tensor. `update` receives this element's values from the
+// first `lists` lists, in the dtype of the computation: the parameter, its gradient (of dtype P) times the factor,
+// and then the optimizer state. All values except the gradient are written back.
 template <int lists, typename Update>
 __device__ void step_elements(const StepTensors& tensors, const OnDevice& known,
                               const Update& update) {
@@ -221,8 +221,7 @@ constexpr int lanes = 8;
 constexpr int columns_per_block = lanes * per_thread;
 constexpr int rows_at_once = 64;
 
-// Sums two values for each column over the block's rows, then calls `finish` for each column with both
-// sums.
+// Sums two values per column over the rows of the block. Then calls `finish` for each column with the two sums.
 template <typename W, typename Finish>
 __device__ void for_column_sums(const W (&first)[per_thread], const W (&second)[per_thread],
                                 Finish finish) {
@@ -231,7 +230,7 @@ __device__ void for_column_sums(const W (&first)[per_thread], const W (&second)[
   const int lane = threadIdx.x % lanes, warp = threadIdx.x / 32;
   for (int k = 0; k < per_thread; ++k) {
     double a = first[k], b = second[k];
-    // A warp processes four rows.
+    // The lanes of a warp belong to four rows, so their values are added up first.
     for (int offset = lanes; offset < 32; offset *= 2) {
       a += __shfl_xor_sync(~0u, a, offset);
       b += __shfl_xor_sync(~0u, b, offset);
@@ -253,8 +252,8 @@ __device__ void for_column_sums(const W (&first)[per_thread], const W (&second)[
   __syncthreads();
 }
 
-// Returns four random words for a place in a stream, by Philox4x32 with 7 rounds, the smallest
-// number that passed BigCrush in Salmon et al. (2011, table 2).
+// Returns four random words for the position `place` in a stream, by Philox4x32 with 7 rounds. 7 is the smallest
+// number of rounds that passed BigCrush in Salmon et al. (2011, table 2).
 __device__ uint4 philox(unsigned long long seed, unsigned long long stream,
                         unsigned long long place) {
   unsigned k0 = static_cast<unsigned>(seed), k1 = static_cast<unsigned>(seed >> 32);
@@ -281,7 +280,7 @@ struct Random {
   bool captured;
 };
 
-// The random words of one run of a kernel. A default stream is for kernels that draw no words.
+// The random words for one launch of a kernel. A default-constructed stream is for launches that use no random words.
 struct Stream {
   unsigned long long seed = 0, stream = 0;
 
@@ -292,22 +291,22 @@ struct Stream {
     stream = captured ? *offset.place + offset_in_graph : offset.value;
   }
 
-  // Returns the words for a place. The caller numbers the places.
+  // Returns four random words for a position. The caller numbers the positions.
   __device__ void words(long long place, unsigned (&out)[per_thread]) const {
     const uint4 drawn = philox(seed, stream, place);
     out[0] = drawn.x, out[1] = drawn.y, out[2] = drawn.z, out[3] = drawn.w;
   }
 };
 
-// Has the same layout as in csrc/dropout.h.
+// The parameters of a dropout. `Dropout` in csrc/dropout.h has the same layout.
 struct Dropout {
   Random random;
-  // Elements whose random word is below this are dropped; 0 drops none.
+  // An element is dropped if its random word is below this number. If the number is 0, no element is dropped.
   unsigned threshold;
   float scale;
 };
 
-// The factors by which dropout multiplies elements; 0 for dropped elements.
+// Computes the factors by which dropout multiplies elements. The factor of a dropped element is 0.
 struct Factors {
   Stream stream;
   unsigned threshold;
@@ -318,7 +317,7 @@ struct Factors {
     if (threshold != 0) stream = Stream(dropout.random);
   }
 
-  // Returns the factors of four neighbours. `group` is the index of the first, divided by four.
+  // Returns the factors of four neighbouring elements. `group` is the index of the first element, divided by four.
   __device__ void of(long long group, float (&out)[per_thread]) const {
     if (threshold == 0) {
       for (float& factor : out) factor = scale;

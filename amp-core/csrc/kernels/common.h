@@ -1,7 +1,7 @@
 // The arguments of kernels, shared by host and device code.
 
-// Lists of at most `most` tensors of one dtype, for one launch of a kernel. A tensor has the same
-// layout in every list.
+// Lists of at most `most` tensors of one dtype, for one launch of a kernel. Tensors at the same index of
+// the lists have the same layout.
 template <int lists, int most, int per_block>
 struct TensorList {
   static constexpr int max_tensors = most;
@@ -23,8 +23,8 @@ struct OnDevice {
   // The learning rate, and the second value that a schedule may change: a momentum, or beta1 of Adam and
   // Lion.
   const double* rates;
-  // The factor of the gradients, in the dtype of the computation; may be null.
+  // The factor by which each gradient is multiplied, in the dtype of the computation. May be null.
   const void* factor;
-  // If it is not null and its value is not 0, nothing changes.
+  // A scalar that may be null. If it is not null and its value is not 0, the step changes nothing.
   const float* found_inf;
 };

@@ -1,4 +1,4 @@
-// Copies the bytes of many tensors.
+// Copies many tensors byte by byte.
 
 extern "C" __global__ void copy(const Bytes tensors) {
   constexpr int width = sizeof(uint4);

@@ -1,6 +1,6 @@
-// The joint norm of many gradients, and the clipping factor.
+// Computes the norm of many gradients together, and the clipping factor.
 
-// Squares are summed in f64, where the square of an f32 cannot overflow.
+// Squares are summed in f64, in which the square of an f32 number cannot overflow.
 extern "C" __global__ void square_sums(const Tensors tensors, double* sums) {
   const auto [at, begin, count] = part_of(tensors);
   const auto* data = static_cast<const T*>(tensors.data[0][at]) + begin;

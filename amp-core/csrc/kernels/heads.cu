@@ -1,5 +1,6 @@
 // Joins the gradients of queries, keys and values, which are stored by head, into the gradient of the product from
-// which they were split. Also sums its columns, which gives the gradient of the product's bias.
+// which queries, keys and values were split. Also sums the columns of this gradient, which gives the gradient of
+// the product's bias.
 
 // Queries, keys and values, [batch, heads, length, width], with their strides in memory. `width` is a
 // multiple of a line.
@@ -9,8 +10,8 @@ struct Heads {
   int heads, width;
 };
 
-// A row is a position of a sequence; each sequence has `length` rows. A block of eight warps
-// processes up to `part` rows of the columns in one warp's lines. `sums` receives the sums of each
+// A row is one position of a sequence, and each sequence has `length` rows. A block of eight warps processes up to
+// `part` rows. Its columns are those that one warp covers with one line per lane. `sums` receives the sums of each
 // part.
 extern "C" __global__ void __launch_bounds__(256)
     join_heads(const Heads from, T* out, Wide<T>* sums, long long rows, int length, int part) {
@@ -46,7 +47,7 @@ extern "C" __global__ void __launch_bounds__(256)
   sums[at * columns + own] = total;
 }
 
-// Adds up the sums of the parts. A block processes 32 columns; each warp reads every eighth part.
+// Adds up the sums of all parts. A block processes 32 columns, and each warp of the block reads every eighth part.
 extern "C" __global__ void __launch_bounds__(256)
     add_parts(const Wide<T>* sums, int count, int columns, Wide<T>* out) {
   __shared__ double shared[8][32];

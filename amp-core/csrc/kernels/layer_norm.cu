@@ -2,8 +2,8 @@
 // residual and the input after dropout. GELU and dropout follow if requested. The backward pass
 // reads only the input of the normalisation and recomputes the rest.
 //
-// T is the dtype of the input, P of the sum, and Q of weights and output. R is the dtype of the
-// output's cached cast, which has the same values in the dtype of an autocast region.
+// T is the dtype of the input, P the dtype of the sum, and Q the dtype of weights and output. R is
+// the dtype of the cached cast, which has the values of the output in the dtype of autocast.
 
 struct Layer {
   int rows, columns, gelu;
@@ -20,14 +20,14 @@ constexpr int most_threads = 512;
 __device__ float error_function(float x) { return erff(x); }
 __device__ double error_function(double x) { return erf(x); }
 
-// Compute GELU, x·Φ(x), and its derivative, Φ(x) + x·φ(x).
+// Compute GELU, x·Φ(x), and the derivative of GELU, Φ(x) + x·φ(x).
 __device__ W normal_share(W x) { return W(0.5) * (1 + error_function(x * W(0.70710678118654752))); }
 __device__ W gelu(W x) { return x * normal_share(x); }
 __device__ W gelu_slope(W x) {
   return normal_share(x) + x * W(0.39894228040143268) * exponential(x * x * W(-0.5));
 }
 
-// Computes the sum over the block. Every thread gets it.
+// Computes the sum over the block. Every thread gets the sum.
 __device__ double all_sum(double value) {
   __shared__ double sum;
   // Waits for threads that still read the previous sum.
@@ -98,10 +98,10 @@ extern "C" __global__ void __launch_bounds__(most_threads)
   }
 }
 
-// The inputs of the backward pass.
+// The tensors that the backward pass reads.
 struct Behind {
   const P* sums;
-  // Gradients of the output and of its cached cast; one of them may be null.
+  // The gradients of the output and of the cached cast. One of the two may be null.
   const Q* grads;
   const R* twin_grads;
   const Q *weights, *biases;
@@ -135,9 +135,9 @@ __device__ void read(const Behind& behind, const Layer& layer, const Factors& af
   }
 }
 
-// The results of the backward pass.
+// The tensors that the backward pass writes.
 struct Gradients {
-  // Gradients of the sum and of the input; each may be null.
+  // The gradients of the sum and of the input. Each may be null.
   P* sum;
   T* in;
   Q *weight, *bias;
@@ -214,8 +214,8 @@ __device__ void parameter_grads(int index, int part, const Behind& behind, const
   });
 }
 
-// The first blocks compute the gradients of rows, if requested. The others compute the gradients of
-// columns, so that both run at the same time.
+// The first blocks compute the gradients of rows, if requested. The remaining blocks compute the
+// gradients of weight and bias. In one launch, both kinds of blocks can run at the same time.
 extern "C" __global__ void __launch_bounds__(most_threads)
     backward(const Behind behind, const Gradients out, int row_blocks, int part,
              const Layer layer) {

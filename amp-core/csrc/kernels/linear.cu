@@ -1,4 +1,4 @@
-// The operations after the product of a linear layer, and the operations before the products of its
+// The operations after the matrix product of a linear layer, and the operations before the matrix products of its
 // backward pass.
 
 // Adds a bias, which may be null, then applies ReLU and dropout to [rows, columns], in place.
@@ -15,18 +15,18 @@ extern "C" __global__ void activate(T* values, const T* bias, long long count, l
   for (int k = 0; k < per_thread; ++k) {
     auto value = widen(pack.at[k]);
     if (bias != nullptr) value = rounded<T>(value + widen(bias[(begin + k) % columns]));
-    // The comparison is false for a NaN, so ReLU keeps it.
+    // The comparison is false for a NaN, so ReLU returns the NaN.
     if (value <= 0) value = 0;
     narrow(value * factors[k], pack.at[k]);
   }
   store(pack, values + begin, 0, own, whole);
 }
 
-// The numbers are the same as in csrc/activation.h.
+// The activations. csrc/activation.h uses the same numbers.
 enum Activation : int { none, relu, gelu, gelu_tanh };
 
-// Compute 2ˣ and 1/x for 16-bit values, with an error of about 2⁻²². A number that is too small for a normal
-// f32 becomes 0. Otherwise a quarter of the instructions of GELU would scale such numbers.
+// Compute 2ˣ and 1/x for 16-bit values, with an error of about 2⁻²². A number that is too small for a normal f32
+// becomes 0. To handle such numbers exactly would take a quarter of GELU's instructions.
 __device__ float power_of_two(float x) {
   float out;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
@@ -69,7 +69,7 @@ __device__ Normal<double> normal_of(double x) {
   return {0.5 * (1 + erf(x * 0.70710678118654752)), 0.39894228040143268 * exp(x * x * -0.5)};
 }
 
-// Computes x·Φ(x), or its approximation x·(1 + tanh(β·(x + κ·x³)))/2.
+// Compute GELU, x·Φ(x), and its approximation x·(1 + tanh(β·(x + κ·x³)))/2.
 template <typename W>
 __device__ W gelu_of(W x) {
   return x * normal_of(x).share;
@@ -109,8 +109,8 @@ __device__ void factors_of(const Factors& factors, long long place, float (&out)
   }
 }
 
-// Applies GELU to a line, and then dropout if `drops` is true. Between the two layers a value is rounded to the layers'
-// dtype.
+// Applies GELU to a line, and then dropout if `drops` is true. Between GELU and dropout, each value is rounded to the
+// dtype of the layers.
 template <int activation, bool drops>
 __device__ void activate_line(Line& line, const float (&factors)[Line::length]) {
   for (int k = 0; k < Line::length; ++k) {
@@ -160,7 +160,7 @@ extern "C" __global__ void gelu_and_dropout(const T* in, T* out, long long count
 }
 
 // Computes the gradient of an activation's input from the gradient after the activation and the dropout. `factor` is
-// the dropout's factor. After GELU it is used only if `drops` is true.
+// the factor of the dropout. For GELU, `factor` is used only if `drops` is true.
 template <int activation, bool drops = true, typename W>
 __device__ W passed_on(W value, W kept, float factor) {
   if constexpr (activation == relu) return kept != 0 ? value * factor : W(0);
@@ -170,7 +170,8 @@ __device__ W passed_on(W value, W kept, float factor) {
   return value;
 }
 
-// Computes the same gradient for an activation that is chosen at run time, and rounds it.
+// Computes the gradient of an activation's input, for an activation that is chosen at run time, and rounds the
+// gradient.
 template <typename W>
 __device__ W passed_on(W value, W kept, int activation, float factor) {
   switch (activation) {
@@ -181,10 +182,10 @@ __device__ W passed_on(W value, W kept, int activation, float factor) {
   }
 }
 
-// Sums a matrix's columns, which gives the gradient of a bias. Each block processes 32 columns and
-// up to `part` rows, and writes the sums of each part to a row of the output. With an activation
-// the matrix is first multiplied by the activation's derivative and written to `passed`. `kept` is
-// the output of ReLU and dropout, or the input of GELU. `out` may then be null.
+// Sums the columns of a matrix, which gives the gradient of a bias. Each block processes 32 columns and up to `part`
+// rows, and writes one row of sums. With an activation, the matrix is first multiplied by the activation's derivative
+// and written to `passed`. `kept` is the output of ReLU and dropout, or the input of GELU. With an activation, `out`
+// may be null.
 extern "C" __global__ void column_sums(const T* in, const T* kept, int activation,
                                        const Dropout dropout, T* passed, P* out, long long rows,
                                        long long columns, long long part) {
@@ -214,8 +215,8 @@ extern "C" __global__ void column_sums(const T* in, const T* kept, int activatio
   narrow(sum, out[at * columns + column]);
 }
 
-// Sums columns in lines of 16 bytes, one for each lane. A block of eight warps processes up to
-// `part` rows of the columns in one warp's lines.
+// Sums columns with one line of 16 bytes per lane. A block of eight warps processes up to `part` rows. Its columns are
+// those that one warp covers with one line per lane.
 struct Lines {
   const T *in, *kept;
   Factors factors;
@@ -227,7 +228,7 @@ template <int activation, bool drops = true, typename W>
 __device__ void add_lines(const Lines& lines, long long column, long long at,
                           W (&sum)[Line::length]) {
   constexpr int warps = 8;
-  // The number of rows whose lines are read before the first is used.
+  // The number of rows whose lines are read before the line of the first row is used.
   constexpr int depth = activation == none ? 4 : 2;
   const long long end = (at + 1) * lines.part < lines.rows ? (at + 1) * lines.part : lines.rows;
   for (long long first = at * lines.part + threadIdx.x / 32; first < end; first += warps * depth) {

@@ -1,13 +1,14 @@
-// Writes zeros to the masked rows of [N, heads, L, width].
+// Writes zeros to those rows of [N, heads, L, width] that are masked.
 
-// Sizes, and the strides of the values and of the mask. There are fewer than 2³¹ rows, so that their indices are
-// divided in 32 bits; most of them are not masked, and a division in 64 bits takes longer than reading the mask.
+// The sizes, and the strides of the values and of the mask. There are fewer than 2³¹ rows, so that the index of
+// a row is divided in 32 bits. Most rows are not masked, and for such a row a division in 64 bits would take
+// longer than reading the mask.
 struct Rows {
   unsigned size[3];
   long long stride[3], masked[3], width, step;
 };
 
-// Each thread processes a row.
+// Writes zeros to the masked rows. Each thread processes one row.
 extern "C" __global__ void clear(T* values, const bool* masked, unsigned count, const Rows rows) {
   unsigned at = blockIdx.x * blockDim.x + threadIdx.x;
   if (at >= count) return;

@@ -1,6 +1,6 @@
-// Max pooling of images in channels_last and 16 bits. For each output, one byte stores where in its
-// window the largest value is. In the backward pass each input gathers its gradients, so that they
-// are always summed in the same order.
+// Max pooling of images in channels_last and 16 bits. For each output, one byte stores the position
+// of the largest value in the window. In the backward pass, each input collects the gradients of
+// all windows that contain it, so that the gradients are always summed in the same order.
 
 constexpr int eight = 8;
 
@@ -10,8 +10,8 @@ struct alignas(8) Places {
   unsigned char at[eight];
 };
 
-// Eight channels of a pixel, which a thread processes. It is an output pixel in the forward pass
-// and an input pixel in the backward pass.
+// Eight channels of a pixel, which one thread processes. In the forward pass it is a pixel of the
+// output, and in the backward pass a pixel of the input.
 struct Pixel {
   int image, row, column, channel;
   bool within;
@@ -55,7 +55,7 @@ extern "C" __global__ void __launch_bounds__(256) forward(const T* __restrict__ 
       const Row x = *reinterpret_cast<const Row*>(in + place_of(images, images.in, pixel, row, column));
       for (int k = 0; k < eight; ++k) {
         const float value = widen(x.at[k]);
-        // A NaN counts as the largest value. Of equal values the first is used.
+        // A NaN counts as the largest value. Of several equal values, the first is used.
         if (first || value > largest[k] || value != value) {
           largest[k] = value;
           found.at[k] = static_cast<unsigned char>(i * windows.size[1] + j);

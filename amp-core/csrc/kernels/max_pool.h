@@ -1,4 +1,4 @@
-// Declarations that the kernels of max_pool.cu share with the code that launches them.
+// Declarations for the kernels of max_pool.cu and for the code that launches them.
 
 // The windows' options, each for rows and columns.
 struct Windows {

@@ -1,20 +1,20 @@
-// The backward pass of layer normalisation with a residual before it or around it. Each row is
-// processed by one or two warps, which keep its elements in registers.
+// The backward pass of layer normalisation with a residual before it or around it. One or two warps process each row
+// and keep its elements in registers.
 //
-// P is the dtype of the norm's input. Q is the dtype of its weights and its output. R is the dtype of the
-// output's cached cast, a copy in the dtype of an autocast region. A row has AMP_N times 128 columns.
+// P is the dtype of the norm's input, and Q the dtype of the norm's weights and output. R is the dtype of the cached
+// cast, which has the values of the output in the dtype of autocast. A row has AMP_N times 128 columns.
 
 using W = Wide<Q>;
 
 constexpr int warps = 8;
-// The number of warps for a row. Each of two warps needs half of the registers, so that more blocks
-// run at the same time.
+// The number of warps per row. If two warps share a row, each needs half as many registers, so that more blocks run at
+// the same time.
 constexpr int halves = AMP_N % 2 == 0 ? 2 : 1;
 constexpr int packs = AMP_N / halves;
 constexpr int stride = 32 * per_thread;
 constexpr int columns = AMP_N * stride;
 constexpr int rows_of_block = warps / halves;
-// The number of blocks that run at the same time on a multiprocessor and share its registers.
+// The number of blocks that run on a multiprocessor at the same time and share its registers.
 constexpr int resident = sizeof(W) == 8 || packs > 4 ? 1 : 2;
 // The number of column sums: the gradients of the weight, of the bias, and of the branch.
 constexpr int sums = 3;
@@ -23,8 +23,8 @@ struct Two {
   W sum, product;
 };
 
-// Computes both sums over a row. Only the warps of the row wait for each other; `turn`
-// distinguishes successive rows.
+// Computes two sums over a row. Only the warps of this row wait for each other. `turn` alternates from row to row, so
+// that successive rows use different memory.
 __device__ Two row_sums(Two own, int turn) {
   for (int offset = 16; offset > 0; offset /= 2) {
     own.sum += __shfl_xor_sync(~0u, own.sum, offset);
@@ -40,9 +40,9 @@ __device__ Two row_sums(Two own, int turn) {
 }
 
 struct Behind {
-  // The norm's input.
+  // The input of the norm.
   const P* in;
-  // The gradients of the residual stream, of the output and of its cached cast. Each may be null.
+  // The gradients of the residual stream, of the output and of the cached cast. Each may be null.
   const P* stream_grads;
   const Q* grads;
   const R* twin_grads;
@@ -50,9 +50,9 @@ struct Behind {
   const W *means, *inverses;
 };
 
-// The results. `in` is the gradient of the norm's input, including the stream's gradient. `branch` is the gradient that
-// passes from it through dropout to the branch, in R; it may be null. `parts` holds each block's column sums over its
-// rows, [blocks, sums, columns].
+// The tensors that the backward pass writes. `in` is the gradient of the norm's input, including the gradient of the
+// residual stream. `branch` is the gradient of the branch: the gradient `in` after dropout, in the dtype R. It may be
+// null. `parts` holds the column sums of each block over its rows: [blocks, sums, columns].
 struct Gradients {
   P* in;
   R* branch;
@@ -62,7 +62,7 @@ struct Gradients {
 extern "C" __global__ void __launch_bounds__(32 * warps, resident)
     backward(const Behind behind, const Gradients out, int rows, const Dropout before) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  // The first column of this lane.
+  // The first column that this lane processes.
   const int first = warp % halves * packs * stride + lane * per_thread;
   const Factors factors(before);
   W totals[sums][packs][per_thread] = {};
@@ -132,8 +132,7 @@ extern "C" __global__ void __launch_bounds__(32 * warps, resident)
   __shared__ W shared[columns];
 #pragma unroll
   for (int s = 0; s < sums; ++s) {
-    // The rows of the warps are added one after the other, so that the order of a sum is always the
-    // same.
+    // The sums of the warps are added one after the other, so that the order of the additions is always the same.
     for (int other = 0; other < rows_of_block; ++other) {
       if (other == warp / halves) {
 #pragma unroll
@@ -152,9 +151,9 @@ extern "C" __global__ void __launch_bounds__(32 * warps, resident)
   }
 }
 
-// Adds up the sums of the parts. Gradients of weights and biases are written in their dtype, and
-// sums of the branch in the dtype of the computation. Each block processes 32 columns of one sum;
-// each warp reads every eighth part.
+// Adds up the sums of all parts. The gradients of weight and bias are written in their dtype, and the column sums of
+// the branch in the dtype of the computation. Each block processes 32 columns of one of the sums, and each warp of the
+// block reads every eighth part.
 extern "C" __global__ void __launch_bounds__(32 * warps)
     add_parts(const W* parts, int count, Q* weight, Q* bias, W* column_sums) {
   __shared__ double shared[warps][32];

@@ -1,8 +1,8 @@
-// Layer normalisation of a residual stream, and the sum of the stream and a branch. Each warp
-// processes a row and keeps its elements in registers. norm_rows.cu computes the backward pass.
+// Layer normalisation of a residual stream, and the sum of the stream and a branch. One warp
+// processes each row and keeps its elements in registers. norm_rows.cu computes the backward pass.
 //
-// P is the dtype of the stream, and Q of weights and output. R is the dtype of the output's cached
-// cast, which has the same values in the dtype of an autocast region. Each lane processes AMP_N
+// P is the dtype of the stream, and Q the dtype of weights and output. R is the dtype of the cached
+// cast, which has the values of the output in the dtype of autocast. Each lane processes AMP_N
 // times four columns.
 
 using W = Wide<Q>;
@@ -17,7 +17,8 @@ __device__ W warp_sum(W value) {
   return value;
 }
 
-// `twin` is the cached cast. Either `out` or `twin` may be null, but not both.
+// Computes the layer norm of each row. `twin` is the cached cast. `out` or `twin` may be null, but
+// not both.
 extern "C" __global__ void __launch_bounds__(32 * warps)
     forward(const P* in, const Q* weights, const Q* biases, double eps, int rows, W* means,
             W* inverses, Q* out, R* twin) {
@@ -59,7 +60,8 @@ extern "C" __global__ void __launch_bounds__(32 * warps)
   }
 }
 
-// Computes stream + branch; the branch has dtype R. Each thread processes four neighbours.
+// Computes stream + branch. The branch has the dtype R. Each thread processes four neighbouring
+// elements.
 extern "C" __global__ void add(const P* stream, const R* branch, P* out, long long count) {
   const long long at = (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) * per_thread;
   if (at >= count) return;

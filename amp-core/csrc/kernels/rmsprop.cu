@@ -15,7 +15,7 @@ extern "C" __global__ void step(const StepTensors tensors, const OnDevice known,
     square_avg = product(square_avg, alpha) + rest * product(grad, grad);
     W variance = square_avg;
     if (options.centered) {
-      // This is the formula of torch.lerp, which is exact at both ends.
+      // This is the formula of torch.lerp. It is exact at both ends, where the weight is 0 or 1.
       const W away = grad - grad_avg;
       grad_avg = rest < W(0.5) ? grad_avg + rest * away : grad - away * (1 - rest);
       variance -= product(grad_avg, grad_avg);

@@ -1,4 +1,4 @@
-// The arguments of sgd.cu: the options as Rust passes them.
+// The options of an SGD step, as Rust passes them to the kernel of sgd.cu.
 
 struct AmpSgd {
   double lr, momentum, dampening, weight_decay;

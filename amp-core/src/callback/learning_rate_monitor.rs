@@ -21,7 +21,7 @@ impl LearningRateMonitor {
         Self::default()
     }
 
-    /// Also logs the momentum.
+    /// Logs the momentum as well as the learning rate.
     #[must_use]
     pub fn log_momentum(mut self) -> Self {
         self.momentum = true;

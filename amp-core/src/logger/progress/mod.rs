@@ -138,7 +138,7 @@ impl ProgressBar {
         self
     }
 
-    /// Also shows the logged values with these names.
+    /// Shows the logged values with these names, too.
     #[must_use]
     pub fn showing<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
         self.progress.show(names.into_iter().map(Into::into));

@@ -219,7 +219,7 @@ impl<'a> StepState<'a> {
         self.changing = false;
     }
 
-    /// If a step is running, returns to the state before the step.
+    /// Returns to the state before the step that is running. Does nothing if no step is running.
     ///
     /// # Errors
     /// When the step has begun to change the weights.
@@ -234,8 +234,8 @@ impl<'a> StepState<'a> {
         self.rollback.restore(model)
     }
 
-    /// If a step runs several batches or parts, makes autocast cast each weight only once until the
-    /// guard is dropped.
+    /// Makes autocast cast each weight only once until the guard is dropped. Returns `None` if a
+    /// step has a single batch in a single part, or if autocast is off.
     pub(super) fn keep_casts(&self) -> Result<Option<KeptCasts>> {
         let several = self.config.optimization.accumulate_grad_batches > 1 || self.parts > 1;
         let casts = self.policy.precision.autocast().is_some() && several;

@@ -49,7 +49,7 @@ pub enum Error {
     Invariant {
         /// The invariant's name, as in [`trainer::Invariant`](crate::trainer::Invariant).
         name: &'static str,
-        /// Step, tensor and rule, the likely cause and the remedy, in one line.
+        /// One line with the step, the tensor, the violated rule, the likely cause and the remedy.
         text: String,
     },
     /// The recorded values that should be compared with this machine's values come from a machine

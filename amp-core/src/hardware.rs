@@ -12,8 +12,8 @@ use tch::{Cuda, Device};
 
 use crate::{Error, Result, ffi, random};
 
-/// The properties of machine and process that affect a run's numbers, besides the model. Numbers
-/// from runs with different properties are not comparable.
+/// The properties of the machine and of this process that affect the results of a run, besides the
+/// model. Results from runs with different properties are not comparable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprint {
     /// The name of the GPU or CPU.

@@ -186,7 +186,7 @@ impl MemoryMeter {
     }
 
     /// Returns the bytes that are in use now, minus the bytes that were in use when this meter was
-    /// created. The result is negative if some of the latter were freed.
+    /// created. The result is negative if more bytes were freed than allocated since.
     ///
     /// # Errors
     /// When the device cannot be queried.

@@ -117,7 +117,7 @@ impl Products {
         let mut observed = Observed { loss: name(loss.kind()), ..Default::default() };
         let mismatch = |what: &str, expected: Kind, seen: Kind| {
             Error::Precision(format!(
-                "{precision} did not run: {what} is {}, but the precision asks for {}",
+                "the run does not compute in {precision}: {what} is {}, but the precision asks for {}",
                 dtype_name(seen),
                 dtype_name(expected)
             ))

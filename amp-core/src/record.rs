@@ -25,9 +25,11 @@ pub struct RunRecord {
     pub validations: Vec<Validated>,
     /// The optimizer steps that were skipped.
     pub skips: Vec<Skipped>,
-    /// The changes of the loss scale: the number of attempted steps, and the new scale.
+    /// The changes of the loss scale. Each is the number of steps attempted before, and the new
+    /// scale.
     pub scales: Vec<(u64, f64)>,
-    /// The recoveries: the number of attempted steps, and what the trainer did.
+    /// What the trainer did to recover. Each is the number of steps attempted before, and the
+    /// action.
     pub recoveries: Vec<(u64, Recovery)>,
     /// Notes that the trainer reported for the user.
     pub notes: Vec<String>,

@@ -30,7 +30,7 @@ const PYTORCH: &str = "pt";
 /// of another program.
 const WRITER: &str = "amp";
 
-/// The content of a file, on the CPU.
+/// The tensors (on the CPU) and the text of a file.
 #[derive(Debug)]
 pub(crate) struct TensorFile {
     pub(crate) tensors: BTreeMap<String, Tensor>,

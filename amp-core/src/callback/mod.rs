@@ -250,7 +250,7 @@ impl Epoch<'_> {
         }
     }
 
-    /// Returns the epoch's value of this name.
+    /// Returns the value that was logged under the name `monitor` in the epoch.
     ///
     /// # Errors
     /// When no value of this name is logged per epoch.

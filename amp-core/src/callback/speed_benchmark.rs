@@ -52,7 +52,8 @@ impl Callback for SpeedBenchmark {
     }
 
     fn on_train_epoch_end(&mut self, hook: &mut Hook<'_>) -> Result<()> {
-        // There is no start if the run was resumed within the epoch.
+        // If the run was resumed within the epoch, the start of the epoch was not measured, and
+        // nothing is logged.
         let Some(start) = self.epoch.take() else { return Ok(()) };
         if let tch::Device::Cuda(index) = hook.device {
             tch::Cuda::synchronize(index as i64);

@@ -39,7 +39,7 @@ pub enum LossScope {
 }
 
 impl LossScope {
-    /// Returns the scope of a loss with this denominator.
+    /// Returns the scope of a loss whose mean has the denominator `over`.
     pub fn of(over: &MeanOver<'_>) -> Self {
         match over {
             MeanOver::Batch => Self::Batch,

@@ -20,7 +20,8 @@ pub enum StepAccess {
 }
 
 impl StepAccess {
-    /// Returns the access that a step with this loss needs.
+    /// Returns what a step with this loss requires: [`InStep`](Self::InStep) if the loss cannot run
+    /// in a CUDA graph, and otherwise [`Deferred`](Self::Deferred).
     pub fn of_loss(loss: &impl Loss) -> Self {
         loss.outside_graphs().map_or(Self::Deferred, Self::InStep)
     }

@@ -103,7 +103,8 @@ thread_local! {
 }
 
 impl AutocastGuard {
-    /// Casts eligible operations on `device` to `kind`.
+    /// Switches autocast on: until the guard is dropped, the operations on `device` that autocast
+    /// supports run in the dtype `kind`.
     ///
     /// # Errors
     /// When `kind` is neither f16 nor bf16.
@@ -117,7 +118,7 @@ impl AutocastGuard {
         Self::switch(device, Some(kind))
     }
 
-    /// Switches autocast off inside an outer region.
+    /// Switches autocast off within an outer autocast region, until the guard is dropped.
     ///
     /// # Errors
     /// When libtorch cannot change the state.

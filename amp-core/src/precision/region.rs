@@ -1,4 +1,4 @@
-//! Precision regions: parts of a model with their own dtype.
+//! Precision regions: modules that compute in another dtype than the rest of the model.
 
 use std::{fmt, str::FromStr};
 
@@ -14,9 +14,9 @@ use crate::{Error, Result};
 pub enum Region {
     /// At least f32: autocast is off, and input and parameters are f32.
     Fp32,
-    /// In a mixed run, autocast to f16.
+    /// Autocast to f16, in runs with a mixed precision.
     Fp16,
-    /// In a mixed run, autocast to bf16.
+    /// Autocast to bf16, in runs with a mixed precision.
     Bf16,
     /// f64: autocast is off, and input and parameters are f64.
     Fp64,
@@ -37,7 +37,7 @@ pub struct RegionPlan {
 }
 
 impl RegionPlan {
-    /// Returns the plan outside of every region.
+    /// Returns the dtypes of modules outside of every region, for a run in `precision`.
     pub fn of(precision: Precision) -> Self {
         Self {
             storage: precision.storage(),
@@ -72,7 +72,7 @@ impl RegionPlan {
         self
     }
 
-    /// Runs `body` on `inputs` under this plan. `outer` is the plan of the surrounding part.
+    /// Runs `body` on `inputs` with these dtypes. `outer` are the dtypes of the surrounding module.
     /// Switches autocast, and casts every floating-point input and output that autocast would not
     /// cast.
     ///

@@ -249,7 +249,7 @@ fn a_precision_that_did_not_run_is_an_error(
     assert!(matches!(record, Err(Error::Precision(_))), "{record:?}");
     let text = message(record);
     let expected = format!(
-        "{precision} did not run: the output of `model.1` is float32, but the precision asks for {wanted}"
+        "the run does not compute in {precision}: the output of `model.1` is float32, but the precision asks for {wanted}"
     );
     assert_eq!(text, expected);
     Ok(())

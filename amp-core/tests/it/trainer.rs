@@ -227,8 +227,8 @@ impl Module for Stubborn {
 
 /// A run that did not compute in its precision is an error.
 #[rstest]
-#[case(Precision::F16Mixed, "16-mixed did not run", "float16")]
-#[case(Precision::Bf16Mixed, "bf16-mixed did not run", "bfloat16")]
+#[case(Precision::F16Mixed, "the run does not compute in 16-mixed", "float16")]
+#[case(Precision::Bf16Mixed, "the run does not compute in bf16-mixed", "bfloat16")]
 fn a_precision_that_did_not_run_is_an_error(
     #[case] precision: Precision,
     #[case] says: &str,

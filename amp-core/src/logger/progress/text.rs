@@ -29,7 +29,7 @@ pub(super) struct RunProgress {
     done: f64,
     scale: Option<f64>,
     values: Vec<(String, f64)>,
-    /// When this process began, and the fraction of the run that was complete then.
+    /// When the run started in this process, and the fraction of the run that was complete then.
     began: Option<(Instant, f64)>,
     speed: Speed,
 }

@@ -98,9 +98,9 @@ use crate::{
 
 /// Scales losses and skips steps whose gradients overflowed.
 ///
-/// The scale (f32) and the growth tracker (i32) are on the device, as in PyTorch. The host also
-/// applies the rule to the outcomes, which [`step`](Self::step) reads anyway, so that
-/// [`scale_value`](Self::scale_value) does not wait for the device.
+/// The scale (f32) and the growth tracker (i32) are on the device, as in PyTorch. The host computes
+/// the same numbers from the outcome of each step, which [`step`](Self::step) reads in any case.
+/// Therefore [`scale_value`](Self::scale_value) does not wait for the device.
 #[derive(Debug)]
 pub struct GradScaler {
     config: GradScalerConfig,
@@ -208,7 +208,7 @@ impl GradScaler {
         self.mirror.1
     }
 
-    /// Returns the scale and the tracker, read from the device.
+    /// Returns the loss scale and the growth tracker, read from the device.
     ///
     /// # Errors
     /// When the device reports an earlier failure.
@@ -302,8 +302,8 @@ impl GradScaler {
         Ok(())
     }
 
-    /// Ends the iteration and sets this scale instead of the scale by the rule, as PyTorch's
-    /// `update(new_scale)`. The growth tracker does not change.
+    /// Ends the iteration as [`update`](Self::update) does, but sets the given scale (PyTorch's
+    /// `update(new_scale)`). The growth tracker does not change.
     ///
     /// # Errors
     /// When the scale is not positive and finite in f32.

@@ -40,11 +40,11 @@ impl GradScaler {
         Ok(self.unscaled_by(gradients, Some(FoundInf::Device(found_inf))))
     }
 
-    /// Does the work of [`unscale`](Self::unscale) and
-    /// [`clip_grad_norm`](Gradients::clip_grad_norm) with one pass fewer over the gradients. The
-    /// norm of the scaled gradients shows whether all are finite, and one factor unscales and
-    /// clips. If the scale is a power of two, the result is bit-identical. Finite gradients stay
-    /// finite, and gradients that are not finite do not become finite.
+    /// Unscales and clips the gradients, as [`unscale`](Self::unscale) and
+    /// [`clip_grad_norm`](Gradients::clip_grad_norm) do, but reads and writes the gradients once
+    /// less. The norm of the scaled gradients shows whether all are finite, and one factor unscales
+    /// and clips. If the scale is a power of two, the result is bit-identical. Finite gradients
+    /// stay finite, and gradients that are not finite do not become finite.
     ///
     /// # Errors
     /// When [`unscale`](Self::unscale) would return an error for these gradients.

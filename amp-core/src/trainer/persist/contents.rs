@@ -10,7 +10,8 @@ use crate::{
 };
 
 impl Run<'_, '_> {
-    /// Returns the state of a run between two steps.
+    /// Returns a copy of the run's weights, for a checkpoint. Unless `weights_only` is true, the
+    /// copy contains the state of the run, too. No step may be running.
     pub(in crate::trainer) fn snapshot(&self, weights_only: bool) -> Result<Snapshot> {
         let state = match weights_only {
             true => None,

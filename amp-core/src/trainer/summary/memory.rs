@@ -26,9 +26,9 @@ pub struct StepMemory {
     pub parameters: u64,
     /// The bytes of the buffers, such as the running statistics of batch norm.
     pub buffers: u64,
-    /// Gradients of the trained parameters, in the parameters' dtype.
+    /// The bytes of the gradients of trained parameters, in the parameters' dtype.
     pub gradients: u64,
-    /// The state of the optimizers, including f32 copies of 16-bit weights.
+    /// The bytes of the optimizers' state, including f32 copies of 16-bit weights.
     pub optimizer_state: u64,
     /// The bytes of the averages of parameters and buffers. 0 if the run computes no averages.
     pub averages: u64,

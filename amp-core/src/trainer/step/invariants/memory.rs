@@ -24,9 +24,8 @@ impl Rule for MemoryOverStep {
         let new = all - std::mem::replace(&mut self.known, all);
         Ok((moment != Moment::Start && new > 0).then(|| {
             format!(
-                "{new} readings of a `MemoryMeter` miss the memory that tensors took while another \
-                 meter measured, which was started later: a hook or a callback nests meters; use \
-                 one at a time"
+                "{new} readings of a `MemoryMeter` are too low, because another meter was started \
+                 before the first had ended: a hook or a callback nests meters; use one at a time"
             )
         }))
     }

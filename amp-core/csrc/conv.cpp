@@ -40,7 +40,8 @@ struct AmpFilter : torch::autograd::Function<AmpFilter> {
     context->saved_data[dtype_key] = static_cast<int64_t>(weight.scalar_type());
     // Otherwise autograd would pass zeros to `backward` if the output has no gradient.
     context->set_materialize_grads(false);
-    // The tensor that the region keeps must not get an autograd history, so the result is a new handle.
+    // The cast filter is kept for the whole autocast region and must not get an autograd history. Therefore the result
+    // is a new handle.
     return amp::cast_filter(weight, dtype).variable_data();
   }
 

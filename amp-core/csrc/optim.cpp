@@ -35,7 +35,8 @@ MaybeTensor maybe(Handle tensor) {
   return tensor == nullptr ? MaybeTensor() : MaybeTensor(*tensor);
 }
 
-// Returns the gradients plus L2 decay, or without decay the caller's own tensors.
+// Returns the gradients plus `weight_decay` times the parameters (L2 decay). Without decay, returns the
+// caller's tensors.
 Tensors decayed(const Tensors& grads, const Tensors& params, double weight_decay) {
   if (weight_decay == 0) return grads;
   return at::_foreach_add(grads, params, weight_decay);

@@ -1,4 +1,5 @@
-//! Describes the machine, and sets the switches of the process that change numbers.
+//! Describes the machine, and sets the switches of this process that affect results: TF32,
+//! deterministic algorithms and the seeds of generators.
 
 mod report;
 

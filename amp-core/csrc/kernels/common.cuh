@@ -206,8 +206,8 @@ __device__ double block_sum(double value) {
   return value;
 }
 
-// Rounds the value to dtype U. Between separate layers a value has the layers' dtype, so with this
-// rounding a fused kernel gives bit-identical results.
+// Rounds the value to dtype U. Separate layers would pass the value on in this dtype, so with this rounding a fused
+// kernel gives bit-identical results.
 template <typename U>
 __device__ Wide<U> rounded(Wide<U> x) {
   U out;

@@ -214,8 +214,9 @@ __device__ void parameter_grads(int index, int part, const Behind& behind, const
   });
 }
 
-// The first blocks compute the gradients of rows, if requested. The remaining blocks compute the
-// gradients of weight and bias. In one launch, both kinds of blocks can run at the same time.
+// The first blocks compute the gradients of the rows of the input, if requested. The remaining
+// blocks compute the gradients of weight and bias. In one launch, both kinds of blocks can run at
+// the same time.
 extern "C" __global__ void __launch_bounds__(most_threads)
     backward(const Behind behind, const Gradients out, int row_blocks, int part,
              const Layer layer) {
@@ -227,8 +228,8 @@ extern "C" __global__ void __launch_bounds__(most_threads)
   }
 }
 
-// Adds up the sums of the parts, which gives the gradients of weight and bias. Each thread
-// processes a column.
+// Adds up the sums of all parts, which gives the gradients of weight and bias. Each thread
+// processes one column.
 extern "C" __global__ void add_parts(const Gradients out, int count, const Layer layer) {
   const int own = blockIdx.x * blockDim.x + threadIdx.x;
   if (own >= layer.columns) return;

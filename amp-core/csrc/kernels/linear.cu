@@ -130,7 +130,7 @@ __device__ void activate_line(Line& line, long long begin, const Dropout& dropou
   }
 }
 
-// Applies GELU, then dropout. Each thread processes a line.
+// Applies GELU, then dropout. Each thread processes a line of 16 bytes.
 extern "C" __global__ void gelu_and_dropout(const T* in, T* out, long long count, int activation,
                                             const Dropout dropout) {
   const long long begin =

@@ -83,7 +83,8 @@ struct Span {
   }
 };
 
-// Returns where in the window of output `out` the input is, or -1.
+// Returns the position of the input `place` within the window of the output `out`, along one side.
+// Returns -1 if the dilation skips the input.
 __device__ int tap_of(const Windows& windows, int side, int out, int place) {
   const int offset = place + windows.padding[side] - out * windows.stride[side];
   return offset % windows.dilation[side] == 0 ? offset / windows.dilation[side] : -1;

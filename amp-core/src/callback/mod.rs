@@ -103,7 +103,8 @@ pub trait Callback {
         StepAccess::InStep("a callback does not declare a step_access that allows them")
     }
 
-    /// Runs after an epoch's last batch, before the epoch's values are read.
+    /// Runs after the last batch of an epoch, before the values that were logged in the epoch are
+    /// read from the device.
     fn on_train_epoch_end(&mut self, hook: &mut Hook<'_>) -> Result<()> {
         let _ = hook;
         Ok(())

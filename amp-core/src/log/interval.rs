@@ -1,10 +1,11 @@
-//! The position of a batch in the logging interval.
+//! The position of a batch in the logging interval, which decides whether its values are reported.
 
 use std::cell::Cell;
 
 use crate::{Error, Result};
 
-/// The position of a batch in the logging interval.
+/// The position of a batch in the logging interval: whether its values are reported, and whether
+/// the batch runs within a CUDA graph.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Interval {
     is_logged: bool,

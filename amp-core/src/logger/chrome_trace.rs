@@ -27,7 +27,7 @@ use crate::{
 pub struct ChromeTrace(Background);
 
 impl ChromeTrace {
-    /// Creates the file, replacing an earlier one.
+    /// Creates the file. Replaces an earlier file of this name.
     ///
     /// # Errors
     /// When the file cannot be created.

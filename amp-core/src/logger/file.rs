@@ -19,7 +19,7 @@ pub(super) struct RecordFile {
 }
 
 impl RecordFile {
-    /// Creates the file, replacing an earlier one.
+    /// Creates the file. Replaces an earlier file of this name.
     pub(super) fn create(path: &Path) -> Result<Self> {
         let file = File::create(path).map_err(|error| Error::io(path, error))?;
         Ok(Self { path: path.to_owned(), file, buffer: Vec::new() })

@@ -11,7 +11,7 @@ use crate::{
 pub struct JsonLinesLogger(Background);
 
 impl JsonLinesLogger {
-    /// Creates the file, replacing an earlier one.
+    /// Creates the file. Replaces an earlier file of this name.
     ///
     /// # Errors
     /// When the file cannot be created.

@@ -47,7 +47,7 @@ impl Draws {
     /// restores the generator's state afterwards. Other threads of the run must not use the
     /// generator meanwhile.
     pub(crate) fn apart<T>(self, index: i64, body: impl FnOnce() -> T) -> Result<T> {
-        /// Restores the generator, also after a panic.
+        /// Restores the state of the generator when it is dropped, also after a panic.
         struct Kept(CpuRandom);
 
         impl Drop for Kept {

@@ -9,7 +9,7 @@ const BLOCK: usize = 32768;
 /// The size of a chunk's CRC, length and kind in bytes.
 const CHUNK_HEADER: usize = 7;
 
-/// Frames records, which follow the [header](HEADER) in the file.
+/// Frames records for the file. The first record follows the [header](HEADER).
 #[derive(Debug)]
 pub(super) struct Framing {
     /// The position in the current block, in bytes.

@@ -129,7 +129,7 @@ enum Mode {
     Scale,
 }
 
-/// The state of one optimizer since the last update.
+/// What the scaler knows of an optimizer whose gradients were unscaled since the last update.
 #[derive(Debug)]
 struct Use {
     owner: usize,

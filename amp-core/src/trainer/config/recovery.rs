@@ -69,7 +69,7 @@ impl RecoveryConfig {
         Ok(())
     }
 
-    /// Returns whether a step may be repeated.
+    /// Returns whether a run with these options may repeat a skipped step.
     pub(super) fn runs_again(&self) -> bool {
         matches!(self.on_non_finite, NonFinite::LowerScale | NonFinite::FallBackToBf16)
             || self.scale_floor.then == AtFloor::FallBackToBf16

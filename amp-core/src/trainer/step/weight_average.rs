@@ -56,8 +56,8 @@ impl Average {
         tch::no_grad(|| {
             for (shadow, live) in self.shadow.iter_mut().zip(&self.live) {
                 match is_floating(live.kind()) {
-                    // 16 bits cannot represent small changes, so the sum is computed in more bits
-                    // and rounded once.
+                    // 16 bits cannot represent small changes, so the average is computed in f32 and
+                    // rounded once.
                     true if live.kind() != Kind::Double && live.kind() != Kind::Float => {
                         let wide = shadow.f_to_kind(Kind::Float)?;
                         let moved = wide.f_lerp(&live.f_to_kind(Kind::Float)?, part)?;

@@ -120,7 +120,7 @@ int amp_autocast_enter(int* depth) {
   return amp::guarded([&] { *depth = at::autocast::increment_nesting(); });
 }
 
-// Leaves one level. Leaving the outermost level clears the cache of cast weights.
+// Leaves one level of nested autocast regions. Leaving the outermost level clears the cache of cast weights.
 int amp_autocast_leave(int* depth) {
   return amp::guarded([&] {
     *depth = at::autocast::decrement_nesting();
@@ -145,8 +145,8 @@ int amp_all_finite(const Handle* tensors, size_t count, int* all) {
   });
 }
 
-// Writes `count` new tensors into `norms`, owned by the caller. If `as_f32` is not 0, f16 and bf16 input is accumulated
-// in f32.
+// Writes one new tensor per input to `norms`. The caller owns the new tensors. If `as_f32` is not 0, the norm of f16
+// and bf16 tensors is accumulated in f32.
 int amp_foreach_norm(const Handle* tensors, size_t count, double ord, int as_f32, Handle* norms) {
   return amp::guarded([&] {
     c10::NoGradGuard no_grad;

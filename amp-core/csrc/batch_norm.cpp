@@ -37,7 +37,7 @@ struct Options {
   bool relu;
 };
 
-// The running statistics. Each may be undefined.
+// The running statistics, and the number of batches that they contain. Each may be undefined.
 struct Statistics {
   at::Tensor mean, var, tracked;
 };

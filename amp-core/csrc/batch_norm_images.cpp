@@ -32,8 +32,8 @@ using torch::autograd::variable_list;
 using namespace amp::images;
 
 constexpr unsigned threads = 256, finishing_threads = 512;
-// Three blocks for each of the 132 multiprocessors of a Hopper GPU. The order of the sums depends
-// on this number, and must not depend on the GPU.
+// The number of blocks: three for each of the 132 multiprocessors of a Hopper GPU. The number is the same on
+// every GPU, because the order of the sums depends on it.
 constexpr int blocks = 396;
 
 struct Options {
@@ -41,7 +41,7 @@ struct Options {
   bool relu;
 };
 
-// The running statistics. Each may be undefined.
+// The running statistics, and the number of batches that they contain. Each may be undefined.
 struct Statistics {
   at::Tensor mean, var, tracked;
 };
@@ -69,7 +69,8 @@ void pass(const std::string& name, const at::Tensor& images, const at::Tensor& w
   start(name, images, weight, static_cast<unsigned>(shape.tiles * shape.chunks), threads, arguments);
 }
 
-// Launches the kernel `name`, which computes results for each column from the sums of a pass.
+// Launches the kernel `name`, which computes results for each column from the sums that another kernel has
+// written.
 void finish(const char* name, const at::Tensor& images, const at::Tensor& weight,
             const Shape& shape, void** arguments) {
   start(name, images, weight, static_cast<unsigned>(shape.columns / eight), finishing_threads,
@@ -128,7 +129,7 @@ struct AmpBatchNormImages : torch::autograd::Function<AmpBatchNormImages> {
     finish("slopes", input, weight, shape, for_line);
     if (!context->needs_input_grad(0)) return out;
     out[0] = at::empty_like(input, input.options(), format);
-    // With a residual, `p` is the residual's gradient, to which the mask of ReLU was already applied.
+    // With a residual, `p` is the gradient of the residual. The mask of ReLU was already applied to it.
     const void* passed = mask.defined() ? p : g;
     void* gi = amp::data(out[0]);
     void* for_input[] = {&in, &passed, &k, &l, &gi, &shape};
@@ -171,8 +172,8 @@ struct AmpBatchNormImages : torch::autograd::Function<AmpBatchNormImages> {
     return (y.to(input.scalar_type()) <= 0).logical_not();
   }
 
-  // Unpacks the mask's bits to the input's shape. There is one bit for each element, in the order
-  // of memory.
+  // Unpacks the bits of the mask to the shape of the input. The mask has one bit for each element, in the
+  // order of the elements in memory.
   static at::Tensor unpacked(const at::Tensor& mask, const at::Tensor& input) {
     const auto places = at::arange(eight, mask.options());
     const auto bits = at::bitwise_and(at::bitwise_right_shift(mask.unsqueeze(1), places), 1);

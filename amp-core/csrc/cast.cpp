@@ -41,10 +41,10 @@ struct Filter {
 };
 
 struct Casts {
-  // The casts that were made in this region.
+  // The casts that the current autocast region has made.
   std::map<Key, Cast> made;
   std::map<Key, Filter> filters;
-  // The weights that this region used, in order, each once.
+  // The weights that the current autocast region has used, in order. Each weight occurs once.
   std::vector<Use> used;
   // The weights that each earlier region used. The key of a region is the first weight that it
   // used.
@@ -137,7 +137,7 @@ void end_cast_weights() {
   casts.used.clear();
   casts.made.clear();
   casts.filters.clear();
-  // Removes weights of models that no longer exist.
+  // Removes the weights of models that were freed.
   for (auto at = casts.known.begin(); at != casts.known.end();) {
     at = at->second.empty() || at->second.front().weight.expired() ? casts.known.erase(at)
                                                                     : std::next(at);

@@ -1,4 +1,4 @@
-// 16-bit casts of weights, kept for the duration of an autocast region.
+// Casts weights to 16 bits and keeps the casts until the autocast region ends.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -10,11 +10,12 @@ namespace amp {
 // casts all weights of the earlier region.
 at::Tensor cast_weight(const at::Tensor& weight, at::ScalarType dtype);
 
-// Casts a convolution's weight to 16 bits and channels_last, without a gradient. Within an autocast region
-// an f32 weight is cast once.
+// Casts the weight of a convolution to 16 bits and channels_last, without a gradient. Within an autocast
+// region, an f32 weight is cast only once.
 at::Tensor cast_filter(const at::Tensor& weight, at::ScalarType dtype);
 
-// Called when the thread's outermost autocast region has ended. Weights may change from then on.
+// Must be called when the outermost autocast region of the thread has ended. From then on, weights may
+// change.
 void end_cast_weights();
 
 }  // namespace amp

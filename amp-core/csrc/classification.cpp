@@ -313,8 +313,8 @@ int amp_counted_classes(const at::Tensor* targets, int64_t classes, at::Tensor**
   return amp::guarded([&] { *out = new at::Tensor(counted_classes(*targets, classes)); });
 }
 
-// Counts the rows whose largest logit is at their class, and the rows that are not ignored: a new
-// f64 tensor [2].
+// Writes a new f64 tensor [2] to `out`: the number of rows whose largest logit is that of the target's class, and
+// the number of rows that are not ignored.
 int amp_hits(const at::Tensor* logits, const at::Tensor* targets, at::Tensor** out) {
   return amp::guarded([&] {
     if (!fits(*logits, *targets) || !are_few(*logits)) {

@@ -24,13 +24,13 @@ void row_losses(const at::Tensor& logits, const at::Tensor& targets, const Optio
                 const at::Tensor& losses);
 
 struct Mean {
-  // The mean, a scalar in the losses' dtype, and the number of targets that are not ignored, an f64
-  // scalar.
+  // `value` is the mean, a scalar in the dtype of the losses. `counted` is the number of targets
+  // that are not ignored, an f64 scalar.
   at::Tensor value, counted;
 };
 
-// Computes the mean of the losses of rows whose target is not ignored. `logits` is the dtype of the
-// logits.
+// Computes the mean of the losses of those rows whose target is not ignored. `logits` is the dtype
+// of the logits from which the losses were computed.
 Mean mean_of_rows(const at::Tensor& losses, const at::Tensor& targets, const Options& options,
                   at::ScalarType logits);
 

@@ -38,7 +38,7 @@ struct AmpFilter : torch::autograd::Function<AmpFilter> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& weight,
                             at::ScalarType dtype) {
     context->saved_data[dtype_key] = static_cast<int64_t>(weight.scalar_type());
-    // Otherwise autograd would pass zeros to `backward` if the output has no gradient.
+    // Without this call, autograd would pass zeros to `backward` if the output has no gradient.
     context->set_materialize_grads(false);
     // The cast filter is kept for the whole autocast region and must not get an autograd history. Therefore the result
     // is a new handle.
@@ -90,7 +90,8 @@ struct Fold {
     }
   }
 
-  // Returns the filter on blocks: [out, 16·taps, taps, 1]. The taps along a row are channels.
+  // Returns the filter for an image in blocks: [out, 16·taps, taps, 1]. The positions along a row of the filter become
+  // channels.
   at::Tensor filter(const at::Tensor& weight, at::ScalarType dtype) const {
     const auto behind = 2 * taps - side - ahead, count = weight.size(0);
     return at::constant_pad_nd(weight, {ahead, behind, ahead, behind, 0,
@@ -101,7 +102,7 @@ struct Fold {
         .to(dtype, /*non_blocking=*/false, /*copy=*/false, format);
   }
 
-  // Converts the gradient of the filter on blocks to the gradient of the weight.
+  // Converts the gradient of the filter for blocks to the gradient of the weight.
   at::Tensor weight_gradient(const at::Tensor& filter, const at::Tensor& weight) const {
     const auto count = weight.size(0);
     return filter.reshape({count, taps, 2, 2, most_channels, taps})
@@ -185,8 +186,7 @@ bool are_patches(const at::Tensor& input, const at::Tensor& weight, int64_t stri
          input.size(0) > 0;
 }
 
-// Computes the convolution as a product of patches and filters, by operations that have
-// derivatives.
+// Computes the convolution as a matrix product of patches and filters, with operations that have derivatives.
 at::Tensor of_patches(const at::Tensor& input, const at::Tensor& weight,
                       const std::optional<at::Tensor>& bias, at::ScalarType dtype) {
   const auto side = weight.size(2), count = weight.size(0), images = input.size(0);
@@ -211,7 +211,7 @@ struct AmpConvAndInput : torch::autograd::Function<AmpConvAndInput> {
   static variable_list forward(AutogradContext* context, const at::Tensor& input,
                                const at::Tensor& filter, int64_t stride, int64_t padding) {
     context->save_for_backward({input, filter});
-    // Otherwise autograd would pass zeros to `backward` for a use that has no gradient.
+    // Without this call, autograd would pass zeros to `backward` for an output that has no gradient.
     context->set_materialize_grads(false);
     context->saved_data["stride"] = stride;
     context->saved_data["padding"] = padding;

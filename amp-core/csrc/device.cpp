@@ -66,7 +66,7 @@ void amp_host_memory_read(const void* guard, int64_t* live, int64_t* peak) {
   *peak = memory.peak.load();
 }
 
-// Stops counting. Must run on the thread that called amp_host_memory_start.
+// Stops counting. Must be called on the thread that called amp_host_memory_start.
 int amp_host_memory_stop(void* guard) {
   return amp::guarded([&] { delete static_cast<HostMemoryGuard*>(guard); });
 }
@@ -100,8 +100,8 @@ int amp_set_numerics(int tf32, int deterministic) {
     context.setAllowTF32CuDNN(tf32 != 0);
     context.setDeterministicCuDNN(deterministic != 0);
     context.setDeterministicAlgorithms(deterministic != 0, /*warn_only=*/true);
-    // Otherwise, with deterministic algorithms, libtorch would fill every new tensor, to make reads
-    // of uninitialised memory deterministic.
+    // By default, libtorch would fill every new tensor if deterministic algorithms are on, so that reads
+    // of uninitialised memory are deterministic. This switches the filling off.
     context.setDeterministicFillUninitializedMemory(false);
   });
 }

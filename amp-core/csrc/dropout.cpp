@@ -61,8 +61,8 @@ struct AmpDropout : torch::autograd::Function<AmpDropout> {
 
 extern "C" {
 
-// Drops elements of a CUDA tensor with probability p, above 0 and below 1, in groups of `together`
-// neighbours. The result is a new tensor.
+// Sets elements of a CUDA tensor to zero with probability p, above 0 and below 1. Each group of `together`
+// neighbouring elements is set to zero or kept as a whole. Writes a new tensor to `out`.
 int amp_dropout(const at::Tensor* input, double p, int64_t together, at::Tensor** out) {
   return amp::guarded([&] {
     if (amp::kernel_dtype(input->scalar_type()) == nullptr) {

@@ -17,8 +17,8 @@ struct Dropout {
   unsigned threshold;
   float scale;
 
-  // Makes a dropout with probability p, below 1, that takes random numbers from libtorch's
-  // generator of the device. In a CUDA graph each replay takes new numbers.
+  // Makes a dropout with probability p, below 1. It uses random numbers of libtorch's generator of the device. In a
+  // CUDA graph, each replay uses new numbers.
   Dropout(double p, c10::Device device) : Dropout(p) {
     if (threshold != 0) random = draw_random(device);
   }

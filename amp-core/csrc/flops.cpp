@@ -14,7 +14,7 @@ namespace {
 
 using Inputs = c10::ArrayRef<const c10::IValue>;
 
-// The operations of one call: `all`, plus `each` for each element of the output.
+// The number of operations of one call: `all`, plus `each` times the number of elements of the output.
 struct Count {
   double all = 0;
   double each = 0;
@@ -132,7 +132,7 @@ void end(const at::RecordFunction& function, at::ObserverContext* context) {
   if (context == nullptr) return;
   --depth;
   const Count& count = static_cast<Watched*>(context)->count;
-  // An operator that failed has no output.
+  // An operator that has failed has no output, so it is not counted.
   if (function.outputs().empty() || !function.outputs()[0].isTensor()) return;
   counted += count.all + count.each * function.outputs()[0].toTensor().numel();
 }

@@ -31,8 +31,8 @@ struct CpuRandom {
   }
 };
 
-// The last state that this thread dropped, for reuse. A step saves a state and drops the previous
-// one, and an allocation of this size is slow.
+// The last state that this thread dropped. It is kept because its memory can be used again: each step saves a
+// state and drops the previous one, and an allocation of this size is slow.
 thread_local std::unique_ptr<CpuRandom> spare;
 
 CpuRandom* note(at::CPUGeneratorImpl& generator) {
@@ -89,7 +89,7 @@ int amp_cpu_random_seed(uint64_t seed) {
   });
 }
 
-// Returns the state in the layout of torch.get_rng_state(). The caller owns the new tensor.
+// Returns the state as a new tensor in the layout of torch.get_rng_state(). The caller owns the tensor.
 int amp_cpu_random_tensor(const void* random, at::Tensor** out) {
   return amp::guarded([&] {
     const auto generator = at::detail::createCPUGenerator();
@@ -121,7 +121,7 @@ int amp_event_record(int cuda, void** out) {
   });
 }
 
-// Returns the milliseconds between two events of one device. Waits for the later event.
+// Writes the time in milliseconds between two events of one device. Waits for the later event.
 int amp_event_elapsed(const void* from, const void* to, double* milliseconds) {
   return amp::guarded([&] {
     const auto& end = *static_cast<const c10::Event*>(to);

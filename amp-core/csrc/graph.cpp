@@ -74,8 +74,8 @@ struct Capture {
 
 extern "C" {
 
-// Starts a capture: until amp_graph_end this thread's work on the device is recorded instead of executed.
-// The caller frees the capture with amp_graph_drop.
+// Starts a capture. Until amp_graph_end is called, the work that this thread starts on the device is recorded and not
+// executed. The caller frees the capture with amp_graph_drop.
 int amp_graph_begin(int index, void** out) {
   return amp::guarded([&] {
     const c10::Device device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(index));

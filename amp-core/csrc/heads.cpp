@@ -37,7 +37,7 @@ amp::KernelSource& source() {
 
 int64_t line_of(const at::Tensor& tensor) { return 16 / tensor.element_size(); }
 
-// Returns a gradient in a layout that the kernel can read: in lines of 16 bytes.
+// Returns the gradient, or a copy whose layout the kernel can read: in aligned lines of 16 bytes.
 at::Tensor in_lines(const at::Tensor& grad) {
   const auto line = line_of(grad);
   bool fits = grad.stride(3) == 1 && reinterpret_cast<uintptr_t>(grad.const_data_ptr()) % 16 == 0;

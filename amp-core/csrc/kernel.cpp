@@ -57,7 +57,7 @@ void load_builtins(const amp::Library& compiler) {
   if (version(&major, &minor) != 0 || dladdr(reinterpret_cast<void*>(version), &here) == 0) return;
   const std::string path(here.dli_fname);
   const auto name = "libnvrtc-builtins.so." + std::to_string(major) + "." + std::to_string(minor);
-  // If this fails, the compiler reports the missing library.
+  // The result is not checked, because the compiler reports a missing library itself.
   dlopen((path.substr(0, path.rfind('/') + 1) + name).c_str(), RTLD_NOW | RTLD_LOCAL);
 }
 
@@ -197,7 +197,7 @@ void* KernelSource::module(c10::Device device, const Types& types) {
 
 void KernelSource::launch(const char* name, const Types& types, c10::Device device,
                           unsigned blocks, unsigned threads, void** arguments) {
-  // The device is made current, because a context belongs to the current device.
+  // The device is made current, because ensure_context and the launch apply to the current device.
   const c10::DeviceGuard guard(device);
   kernel::ensure_context(device);
   const c10::impl::VirtualGuardImpl impl(device.type());

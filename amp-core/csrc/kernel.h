@@ -66,7 +66,7 @@ inline void refuse_second_derivative(const char* layer) {
 // A source file of `kernels/`, and the modules that were compiled from it.
 class KernelSource {
  public:
-  // `text` must live as long as this object.
+  // Names a file of `kernels/`. `text` is its content, and must live as long as this object.
   KernelSource(const char* file, const char* text) : file_(file), text_(text) {}
 
   // Launches the kernel `name` on the device's current stream. `types` are the values of the file's

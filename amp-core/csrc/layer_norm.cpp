@@ -208,7 +208,7 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
     return out;
   }
 
-  // Builds an autograd graph of the backward pass, for second derivatives.
+  // Computes the gradients with operations that build an autograd graph, for second derivatives.
   static variable_list differentiable(const at::Tensor& grad, const variable_list& saved,
                                       at::ScalarType given) {
     const auto &weight = saved.at(1), &bias = saved.at(2);

@@ -76,7 +76,7 @@ struct Options {
   bool is_gelu() const { return activation == gelu || activation == gelu_tanh; }
 
   bool is_part_of(const at::Tensor& weight) const { return count < weight.size(0); }
-  // Returns the rows of the weight, of the bias or of a gradient that belong to the requested outputs.
+  // Returns those rows of the weight, of the bias or of a gradient that belong to the computed outputs.
   at::Tensor rows_of(const at::Tensor& tensor) const {
     return is_part_of(tensor) ? tensor.narrow(0, first, count) : tensor;
   }
@@ -195,7 +195,7 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
         rows = rows * (saved.at(2).reshape_as(rows).ne(0) * (1 / (1 - options.p)));
       }
       if (options.is_gelu()) {
-        // Computes the input of the activation again, with a graph.
+        // Computes the input of the activation again, with an autograd graph.
         const auto dtype = input.scalar_type();
         if (addend) addend = addend->to(dtype);
         const auto given = at::linear(input, weight.to(dtype), addend);
@@ -225,7 +225,8 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
       if (options.activation != none) rows = activated.passed;
     }
     if (context->needs_input_grad(0)) out[0] = at::matmul(rows, factor).view(input.sizes());
-    // The cast weight is freed before the weight's gradient is allocated. The gradient may be twice as large.
+    // The cast of the weight is freed before memory for the weight's gradient is allocated. The gradient may be twice
+    // as large as the cast.
     factor.reset();
     if (context->needs_input_grad(1)) {
       const auto dtype = narrow ? rows.scalar_type() : weight.scalar_type();
@@ -240,13 +241,13 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
     return out;
   }
 
-  // Builds an autograd graph of the backward pass, for second derivatives.
+  // Computes the gradients with operations that build an autograd graph, for second derivatives.
   static variable_list differentiable(AutogradContext* context, const at::Tensor& grad,
                                       const at::Tensor& rows, const at::Tensor& inputs,
                                       const at::Tensor& weight, bool wants_bias,
                                       const Options& options) {
     const auto dtype = weight.scalar_type();
-    // Places the part of the requested outputs among zeros for all outputs.
+    // Places a gradient of the computed outputs among zeros for the remaining outputs.
     const auto placed = [&](const at::Tensor& part, const at::Tensor& all) {
       if (!options.is_part_of(weight)) return part;
       return at::slice_scatter(all, part, 0, options.first, options.first + options.count);
@@ -295,7 +296,7 @@ at::Tensor in_dtype(const at::Tensor& input, at::ScalarType dtype) {
 extern "C" {
 
 struct AmpLinearOptions {
-  // A count of 0 stands for all outputs.
+  // If `count` is 0, all outputs are computed.
   int64_t first, count;
   double p;
   int activation;

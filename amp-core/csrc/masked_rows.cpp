@@ -1,4 +1,4 @@
-// Zeros for the queries of attention whose keys are all masked (kernels/masked_rows.cu).
+// Writes zeros to the outputs of attention for queries whose keys are all masked (kernels/masked_rows.cu).
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/GradMode.h>

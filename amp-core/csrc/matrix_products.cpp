@@ -87,7 +87,7 @@ void end(const at::RecordFunction& function, at::ObserverContext* context) {
   if (context == nullptr) return;
   --depth;
   const char* op = static_cast<Watched*>(context)->op;
-  // An operator that failed has no output.
+  // An operator that has failed has no output, so it is not recorded.
   if (op == nullptr || paused > 0 || function.outputs().empty()) return;
   const c10::IValue& output = function.outputs()[0];
   if (!output.isTensor()) return;
@@ -125,8 +125,8 @@ int amp_products_pause(int by) {
   return amp::guarded([&] { paused += by; });
 }
 
-// Returns the recorded product at this index. If there is none, `op` is null and all products are removed. Otherwise
-// `op` is a string that is never freed.
+// Writes the operator and dtype of the recorded product with the index `place`. `op` is a string that is never
+// freed. If there is no such product, `op` is null and all recorded products are removed.
 int amp_products_take(size_t place, const char** op, int* dtype) {
   return amp::guarded([&] {
     *op = nullptr;

@@ -15,7 +15,7 @@ namespace {
 // The sizes of blocks. kernels/norm_rows.cu has the same values.
 constexpr int warps = 8, threads = 32 * warps, sums = 3;
 constexpr int64_t columns_of_a_pack = 128;
-// The registers of a lane hold at most eight times four columns.
+// The largest number of columns. The registers of a lane have room for eight times four columns.
 constexpr int64_t most_columns = 8 * columns_of_a_pack;
 
 // The arguments of the kernels. This struct and the next struct have the same layout as those in
@@ -49,8 +49,8 @@ Outgoing backward(const Normalised& from, const Incoming& given, const amp::Drop
                       from.inverses.const_data_ptr()};
   int rows = static_cast<int>(means.numel());
   const auto columns = weight.numel();
-  // Two blocks for each multiprocessor of the largest GPU. The order of the sums depends on this
-  // number.
+  // The largest number of blocks: two for each multiprocessor of the largest GPU. The number is the
+  // same on every GPU, because the order of the sums depends on it.
   constexpr int most_blocks = 264;
   int blocks = std::min((rows + warps - 1) / warps, most_blocks);
   Outgoing out;

@@ -12,7 +12,7 @@ namespace amp::norm_rows {
 // The input of the normalisation, its statistics and the weights.
 struct Normalised {
   at::Tensor in, weight, means, inverses;
-  // The dtype of the output's cached cast in an autocast region.
+  // The dtype of the cached cast of the output, under autocast.
   at::ScalarType cast;
 };
 

@@ -46,8 +46,9 @@ Tensors decayed(const Tensors& grads, const Tensors& params, double weight_decay
 
 extern "C" {
 
-// `lists` are params, grads, exp_avgs, exp_avg_sqs, steps (already incremented). If `found_inf` is given
-// and 1, nothing changes and the steps are decremented again.
+// Runs a fused Adam step. `lists` are params, grads, exp_avgs, exp_avg_sqs and steps (already
+// incremented). If `found_inf` is not null and its value is 1, nothing changes, and the steps are
+// decremented again.
 int amp_fused_adam(const Handle* const* lists, size_t count, const AmpAdam* options,
                    Handle found_inf) {
   return amp::guarded([&] {
@@ -68,7 +69,8 @@ int amp_fused_adam(const Handle* const* lists, size_t count, const AmpAdam* opti
   });
 }
 
-// `lists` are as for amp_fused_adam, but the steps are on the CPU.
+// Runs an Adam step with foreach operations. `lists` are as for amp_fused_adam, but the steps are on
+// the CPU.
 int amp_foreach_adam(const Handle* const* lists, size_t count, const AmpAdam* options) {
   return amp::guarded([&] {
     c10::NoGradGuard no_grad;
@@ -96,8 +98,8 @@ int amp_foreach_adam(const Handle* const* lists, size_t count, const AmpAdam* op
   });
 }
 
-// `lists` are params, grads, momentum buffers (only with momentum). `found_inf` works as in
-// amp_fused_adam.
+// Runs a fused SGD step. `lists` are params, grads and, with momentum, momentum buffers. `found_inf`
+// has the same effect as in amp_fused_adam.
 int amp_fused_sgd(const Handle* const* lists, size_t count, const AmpSgd* options,
                   Handle found_inf) {
   return amp::guarded([&] {
@@ -110,7 +112,8 @@ int amp_fused_sgd(const Handle* const* lists, size_t count, const AmpSgd* option
   });
 }
 
-// `lists` are params, grads, momentum buffers (only with momentum).
+// Runs an SGD step with foreach operations. `lists` are params, grads and, with momentum, momentum
+// buffers.
 int amp_foreach_sgd(const Handle* const* lists, size_t count, const AmpSgd* options) {
   return amp::guarded([&] {
     c10::NoGradGuard no_grad;
@@ -131,7 +134,8 @@ int amp_foreach_sgd(const Handle* const* lists, size_t count, const AmpSgd* opti
   });
 }
 
-// `lists` are params, grads, square_avgs, momentum buffers (with momentum), grad_avgs (if centered).
+// Runs an RMSprop step with foreach operations. `lists` are params, grads, square_avgs, with momentum
+// the momentum buffers, and if centered the grad_avgs.
 int amp_foreach_rmsprop(const Handle* const* lists, size_t count, const AmpRmsprop* options) {
   return amp::guarded([&] {
     c10::NoGradGuard no_grad;
@@ -162,8 +166,9 @@ int amp_foreach_rmsprop(const Handle* const* lists, size_t count, const AmpRmspr
   });
 }
 
-// `lists` are params, grads, exp_avgs. PyTorch has no Lion. The order of operations follows
-// Algorithm 2 (Chen et al. 2023): decay, the sign of the interpolation, then the running mean.
+// Runs a Lion step with foreach operations. `lists` are params, grads and exp_avgs. PyTorch has no
+// Lion. The order of operations follows Algorithm 2 of Chen et al. 2023: decay, the sign of the
+// interpolation, then the running mean.
 int amp_foreach_lion(const Handle* const* lists, size_t count, const AmpLion* options) {
   return amp::guarded([&] {
     c10::NoGradGuard no_grad;

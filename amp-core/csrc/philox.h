@@ -16,7 +16,7 @@ namespace amp {
 // Reserves a range of the random numbers of libtorch's generator of the device. In a CUDA graph, each
 // replay gets another range. Kernels read the range as `Random` of kernels/common.cuh.
 inline at::PhiloxCudaState draw_random(c10::Device device) {
-  // at::CUDAGeneratorImpl::philox_cuda_state, whose first argument is the object.
+  // This is at::CUDAGeneratorImpl::philox_cuda_state. Its first argument is the generator object.
   static const auto draw = cuda_symbol<at::PhiloxCudaState (*)(void*, uint64_t)>(
       "_ZN2at17CUDAGeneratorImpl17philox_cuda_stateEm");
   auto generator = at::globalContext().defaultGenerator(device);

@@ -22,8 +22,8 @@ int64_t blocks_of(int64_t elements) { return (elements + block - 1) / block; }
 
 extern "C" {
 
-// Writes to `out` (f32) the values (f32 [256]) of `codes` (u8), multiplied by the scale (f32) of their
-// block.
+// Decodes optimizer state: writes to `out` (f32) the element of `values` (f32 [256]) for each code in
+// `codes` (u8), multiplied by the scale (f32) of the code's block.
 int amp_moments_decode(const at::Tensor* codes, const at::Tensor* scales, const at::Tensor* values,
                        const at::Tensor* out) {
   return amp::guarded([&] {
@@ -54,7 +54,7 @@ int amp_moments_encode(const at::Tensor* from, const at::Tensor* bounds, int pos
     auto* scale = scales->mutable_data_ptr<float>();
     const int64_t count = from->numel();
     const auto code_of = [&](float share) {
-      // The number of bounds below the element, out of 255.
+      // The number of bounds, out of 255, that are below the fraction. It is found by binary search.
       int below = 0;
       for (int step = 128; step > 0; step /= 2) {
         if (bound[below + step - 1] < share) below += step;

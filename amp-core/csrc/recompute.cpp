@@ -22,7 +22,7 @@
 namespace amp::checkpoint {
 namespace {
 
-// The reason why the last module on this thread failed.
+// The reason why the last module that failed on this thread has failed.
 thread_local std::string failure;
 
 // A closure in Rust that runs the module. `run` returns a new tensor, or null if the module failed.

@@ -41,7 +41,7 @@ amp::KernelSource& source() {
   return source;
 }
 
-// Returns the dtype to which an autocast region casts the output.
+// Returns the dtype to which autocast would cast the output. Without autocast, returns the dtype of the output.
 at::ScalarType twin_dtype(at::ScalarType out) {
   return at::autocast::is_autocast_enabled(cuda) ? at::autocast::get_autocast_dtype(cuda) : out;
 }
@@ -124,8 +124,8 @@ struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
   }
 };
 
-// Computes stream + branch. The gradient of a 16-bit branch is the cached cast of the stream's
-// gradient, if there is one.
+// Computes stream + branch. If the gradient of the stream has a cached cast, the cast becomes the gradient of a
+// 16-bit branch.
 struct AmpResidualAdd : torch::autograd::Function<AmpResidualAdd> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& stream,
                             const at::Tensor& branch) {

@@ -66,7 +66,7 @@ void Step::on_tensors(KernelSource& source, const Types& types, const char* name
 
 void Step::on_elements(KernelSource& source, const Types& types, const char* name,
                        Start<StepTensors>& start, std::initializer_list<const void*> last) {
-  // For tensors without elements only the steps are counted.
+  // If no tensor has elements, no kernel is needed for the elements.
   if (start.blocks == 0) return;
   std::vector<void*> arguments{&start.tensors, &known_};
   for (const void* argument : last) arguments.push_back(const_cast<void*>(argument));

@@ -20,14 +20,15 @@ namespace amp {
 
 class Step {
  public:
-  // The lists of one kernel call (see StepTensors), of `count` tensors each. All parameters have one dtype,
-  // and all gradients have one dtype. A tensor of a parameter's shape has the parameter's strides.
+  // Divides the lists into lists for single kernel calls (see StepTensors). Each list has `count` tensors.
+  // All parameters have one dtype, and all gradients have one dtype. A tensor of a parameter's shape gets
+  // the parameter's strides.
   Step(const Handle* const* lists, size_t count, const AmpOnDevice& known);
 
-  // Runs the kernel "step" of `source` on all elements. State has the parameters' dtype.
+  // Runs the kernel "step" of `source` on all elements. The optimizer state has the parameters' dtype.
   void run(KernelSource& source, const void* options);
 
-  // Returns the dtypes for which kernels are compiled if averages have this dtype.
+  // Returns the dtypes for which the kernels are compiled if the averages have the dtype `averages`.
   Types types(at::ScalarType averages) const;
 
   std::vector<Start<StepTensors>>& starts() { return starts_; }
@@ -46,7 +47,7 @@ class Step {
   at::ScalarType dtype_ = at::kFloat, grad_dtype_ = at::kFloat;
   OnDevice known_{};
   at::Tensor factor_;
-  // Copies of gradients whose layout differs from their parameter's.
+  // Copies of those gradients whose layout differs from the layout of their parameter.
   std::vector<at::Tensor> copies_;
 };
 

@@ -46,7 +46,7 @@ int amp_pinned(const at::Tensor* host, at::Tensor** out) {
   return amp::guarded([&] { *out = new at::Tensor(host->pin_memory()); });
 }
 
-// Returns the number of a stream for which the device's default stream does not wait.
+// Returns the id of a side stream of the device. The default stream does not wait for this stream.
 int amp_side_stream(int index, int64_t* id) {
   return amp::guarded([&] {
     const c10::impl::VirtualGuardImpl device(c10::DeviceType::CUDA);
@@ -54,8 +54,9 @@ int amp_side_stream(int index, int64_t* id) {
   });
 }
 
-// Starts copying `count` host tensors to the device on a side stream. `out` must not be used before
-// amp_copy_arrive. `event` is passed to amp_copy_arrive or to amp_copy_drop.
+// Starts to copy `count` host tensors to the device on a side stream. The tensors in `out` must not
+// be used before amp_copy_arrive is called. The caller passes `event` to amp_copy_arrive or to
+// amp_copy_drop.
 int amp_copy_start(int index, int64_t stream_id, const at::Tensor* const* host, size_t count,
                    at::Tensor** out, void** event) {
   return amp::guarded([&] {
@@ -134,7 +135,7 @@ int amp_debug_info_current(void** out) {
   return amp::guarded([&] { *out = new DebugInfo(c10::ThreadLocalDebugInfo::current()); });
 }
 
-// Sets this thread's debug info to the given one until the thread ends.
+// Makes `info` the debug info of this thread until the thread ends.
 int amp_debug_info_enter(const void* info) {
   return amp::guarded([&] {
     c10::ThreadLocalDebugInfo::_forceCurrentDebugInfo(*static_cast<const DebugInfo*>(info));

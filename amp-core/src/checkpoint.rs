@@ -25,7 +25,7 @@ use crate::{
     weights::{self, Found},
 };
 
-/// The header's keys for the run's state and for the version of the file format.
+/// The header's keys for the state of the run, and for the version of the file format.
 const STATE: &str = "state";
 const FORMAT: &str = "amp-format";
 /// The key for the version of the file format in older files.
@@ -41,7 +41,7 @@ pub(crate) struct Saved {
     pub(crate) state: State,
 }
 
-/// Writes weights and, unless only weights are requested, the run's state.
+/// Writes the weights and, if `state` is given, the state of the run.
 pub(crate) fn write(
     path: &Path,
     weights: &[(String, Tensor)],
@@ -185,7 +185,8 @@ pub fn of_model(model: &str, path: &Path) -> Result<(PathBuf, Hyperparameters)> 
     Ok((path, summary.hyperparameters))
 }
 
-/// Loads the weights of a file into a model and, from a checkpoint of a run, the model's own state.
+/// Loads the weights of a file into a model. From the checkpoint of a run, also restores what the
+/// model's [`on_save_checkpoint`](LightningModule::on_save_checkpoint) added.
 ///
 /// # Errors
 /// When the file is missing or damaged, or belongs to another model.
@@ -198,7 +199,7 @@ pub fn restore(model: &mut dyn LightningModule, path: &Path) -> Result<()> {
     model.on_load_checkpoint(&state.part("model"))
 }
 
-/// The model information in a file of weights or a checkpoint.
+/// What a file of weights or a checkpoint says about its model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Summary {
     /// The name of the model's struct.

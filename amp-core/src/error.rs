@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// The errors of building, training and checking a model.
+/// The errors that occur while a model is built, trained or checked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -44,7 +44,7 @@ pub enum Error {
     /// infinity.
     #[error("{0}")]
     NonFinite(String),
-    /// A run broke an invariant, a rule that holds in every training run.
+    /// A run violated an invariant of training, a rule that holds for every model.
     #[error("{text}")]
     Invariant {
         /// The invariant's name, as in [`trainer::Invariant`](crate::trainer::Invariant).

@@ -1,4 +1,4 @@
-//! Files that appear whole or not at all.
+//! Writes files that a reader sees whole or not at all, and locks folders.
 
 use std::{
     collections::HashMap,
@@ -53,7 +53,7 @@ impl Staged {
         self.file.write_all(bytes).map_err(failed)?;
         self.file.as_file().sync_all().map_err(failed)?;
         self.file.persist(&self.path).map_err(|error| failed(error.error))?;
-        // The new name is on the disk once the folder is synchronized.
+        // The new name is on the disk only after the folder is synchronized, too.
         let folder = folder(&self.path)?;
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
     }
@@ -71,7 +71,7 @@ pub struct FolderLock {
 static LOCKED: Mutex<Option<HashMap<PathBuf, Weak<File>>>> = Mutex::new(None);
 
 impl FolderLock {
-    /// Locks an existing folder. On a file system without locks this always succeeds.
+    /// Locks an existing folder. On a file system that has no locks, this always succeeds.
     ///
     /// # Errors
     /// When another process holds the lock, or the folder cannot be read.

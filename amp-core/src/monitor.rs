@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
-/// Whether a monitored value is better when smaller or larger.
+/// Whether a monitored value is better when it is smaller or when it is larger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
@@ -24,7 +24,7 @@ impl Mode {
     }
 }
 
-/// Returns the error for a name `monitor` under which the model logs no value.
+/// Returns the error for a monitored name under which the model logs no value.
 pub(crate) fn is_not_logged<'a>(monitor: &str, logged: impl Iterator<Item = &'a str>) -> Error {
     let names: Vec<&str> = logged.collect();
     let names = if names.is_empty() { "nothing".to_owned() } else { names.join(", ") };

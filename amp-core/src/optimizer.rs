@@ -27,16 +27,17 @@ pub struct OnDevice<'a> {
     pub factor: Option<&'a Tensor>,
 }
 
-/// The operations that an optimizer's step can do on the device, without the host.
+/// What an optimizer's step can do with values on the device, so that the host need not wait for
+/// them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Capabilities {
-    /// Skips the step if [`OnDevice::found_inf`] is not 0.
+    /// Whether the step can skip itself if [`OnDevice::found_inf`] is not 0.
     pub skips: bool,
-    /// Multiplies the gradients by [`OnDevice::factor`]. A step in a CUDA graph gets no factor,
-    /// because the graph itself unscales and clips the gradients.
+    /// Whether the step can multiply the gradients by [`OnDevice::factor`]. A step in a CUDA graph
+    /// gets no factor, because the graph itself unscales and clips the gradients.
     pub scales: bool,
-    /// Runs in a CUDA graph. The step then reads the learning rate and the momentum from the
-    /// device, where [`Optimizer::write_rates`] writes them.
+    /// Whether the step can run in a CUDA graph. It then reads the learning rate and the momentum
+    /// from the device, where [`Optimizer::write_rates`] writes them.
     pub captures: bool,
 }
 
@@ -86,7 +87,7 @@ pub trait Optimizer {
         Capabilities::default()
     }
 
-    /// Writes the current rates to the device, for captured steps.
+    /// Writes the current learning rates and momenta to the device, for steps in CUDA graphs.
     ///
     /// # Errors
     /// When writing to the device fails.
@@ -94,7 +95,8 @@ pub trait Optimizer {
         Ok(())
     }
 
-    /// Returns the current rates of each parameter group. An optimizer has at least one group.
+    /// Returns the current learning rate and momentum of each parameter group. An optimizer has at
+    /// least one group.
     fn rates(&self) -> Vec<Rates>;
 
     /// Returns the options of the parameter with the index `place` in
@@ -105,7 +107,7 @@ pub trait Optimizer {
         None
     }
 
-    /// Sets the rates of the next step, one for each group.
+    /// Sets the learning rate and momentum for the next step, one pair for each parameter group.
     fn set_rates(&mut self, rates: &[Rates]);
 
     /// Creates the optimizer state of parameters that require gradients and have no state yet. The

@@ -5,7 +5,7 @@ use tch::Tensor;
 /// A parameter of a model, under its dotted name.
 #[derive(Debug)]
 pub struct Parameter {
-    /// The name as in PyTorch's state_dict: `model.0.weight`.
+    /// The name that the parameter has in PyTorch's state_dict, such as `model.0.weight`.
     pub name: String,
     /// A handle to the module's tensor: it shares the tensor's memory.
     pub tensor: Tensor,

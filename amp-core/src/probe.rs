@@ -28,11 +28,12 @@ pub struct Observed {
     pub gradients: BTreeSet<String>,
 }
 
-/// Collects the expected and observed dtypes of a forward pass's matrix products.
+/// Collects, for each matrix product of a forward pass, the expected dtype and the observed dtype.
 #[derive(Debug, Default)]
 pub(crate) struct Products {
     seen: RefCell<BTreeMap<Source, (Kind, Kind)>>,
-    /// The dtypes that were prescribed for each module that ran, by the module's path.
+    /// For each module that ran, by its path, the dtypes that the precision and its region
+    /// prescribe.
     ran: RefCell<BTreeMap<String, RegionPlan>>,
 }
 
@@ -102,7 +103,7 @@ impl Products {
         Ok(())
     }
 
-    /// Returns the observed dtypes, after the backward pass.
+    /// Returns the observed dtypes. Must be called after the backward pass.
     ///
     /// # Errors
     /// When a dtype differs from the dtype that the precision prescribes.

@@ -1,4 +1,4 @@
-//! Finds the first value of a step that was not finite. The step is repeated once with observers.
+//! Finds the first value of a step that was not finite, by repeating the step once with observers.
 
 use std::{cell::RefCell, fmt, rc::Rc};
 
@@ -27,11 +27,12 @@ pub struct Provenance {
     pub inf: i64,
     /// The number of all elements of the tensor.
     pub of: i64,
-    /// The largest magnitude of the numbers from which the value was computed, if known.
+    /// The largest magnitude of the numbers from which the value was computed. `None` if it is not
+    /// known.
     pub from: Option<f64>,
 }
 
-/// The kind of value that stopped being finite.
+/// Where the first value that was not finite occurred.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -143,9 +144,9 @@ impl Probe for Watch {
 }
 
 impl Replay<'_> {
-    /// Runs the batches until a value is not finite. The caller has restored the random generator
-    /// to the start of the step. Does not change parameters or gradients. Returns `None` if
-    /// everything is finite in this repetition.
+    /// Repeats the forward and backward passes until a value is not finite. Before the call, the
+    /// caller must restore the random generator to its state at the start of the step. Does not
+    /// change parameters or gradients. Returns `None` if everything is finite in this repetition.
     pub(crate) fn find(self, model: &mut dyn LightningModule) -> Result<Option<Provenance>> {
         for Parameter { name, tensor } in self.parameters {
             if let Some(found) = check(Cause::Parameter(name.clone()), tensor, None)? {
@@ -184,7 +185,8 @@ impl Replay<'_> {
     }
 }
 
-/// Follows the gradient of the scaled loss back through the modules, starting with the last.
+/// Follows the gradient of the scaled loss back through the modules, starting with the last module,
+/// until a gradient is not finite.
 fn backward(
     seen: &[ModuleRun],
     scaled: &Tensor,
@@ -195,15 +197,15 @@ fn backward(
     let parameters: Vec<&Parameter> = trained.collect();
     let inputs: Vec<&Tensor> = parameters.iter().map(|parameter| &parameter.tensor).collect();
     let weights = Tensor::f_run_backward(&[scaled], &inputs, false, false)?;
-    // The largest magnitude of the gradient from which the gradient in the loop was computed: the
-    // gradient of the next module's output.
+    // The largest magnitude in the gradient of the next module's output, from which the next
+    // module's backward pass computed the gradient that the loop looks at.
     let mut from = None;
     for (at, ModuleRun { kind, elements, gradient, .. }) in seen.iter().enumerate().rev() {
         let Some(gradient) = gradient else { continue };
         let Some((nan, inf, largest)) = gradient.read()? else { continue };
         if nan + inf > 0 {
-            // The backward pass of the next module computed this gradient, because this output is
-            // the next module's input.
+            // The backward pass of the next module computed this gradient, because the output of
+            // this module is the input of the next module.
             let cause = match seen.get(at + 1) {
                 None => Cause::LossGradient,
                 Some(next) => Cause::InputGradient(next.path.clone()),

@@ -18,7 +18,7 @@ pub struct RunRecord {
     pub start: FitStart,
     /// The dtypes that a training step used.
     pub observed: Observed,
-    /// The values at the end of each epoch.
+    /// The values that were logged, and the times, of each epoch.
     pub epochs: Vec<EpochEnd>,
     /// The validations that ran before the end of an epoch.
     #[serde(default)]
@@ -42,7 +42,7 @@ pub struct RunRecord {
 }
 
 impl RunRecord {
-    /// Returns the value that the last epoch logged under this name, in training or in validation.
+    /// Returns the value that the last epoch logged under `name`, in training or in validation.
     pub fn last(&self, name: &str) -> Option<f64> {
         self.epochs.last()?.value(name)
     }

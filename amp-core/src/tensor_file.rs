@@ -1,6 +1,7 @@
 //! Tensors and text in one safetensors file, with a checksum over the tensors and the text.
 //!
-//! The safetensors format has no checksum, so a flipped bit in a weight would not be noticed.
+//! The safetensors format itself has no checksum, so a flipped bit in a weight would not be
+//! noticed.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -37,7 +38,8 @@ pub(crate) struct TensorFile {
     pub(crate) metadata: BTreeMap<String, String>,
 }
 
-/// Writes tensors from any device, and some text. The file appears whole or not at all.
+/// Writes tensors from any device, and some text, to a file. A reader never sees a partly written
+/// file.
 ///
 /// # Errors
 /// When the folder is missing or cannot be written to.
@@ -66,7 +68,8 @@ pub(crate) fn write<'t>(
     Staged::create(path)?.write(&bytes)
 }
 
-/// Reads a whole file. A file without a checksum comes from another program and is accepted.
+/// Reads all tensors and the text of a file. A file without a checksum comes from another program
+/// and is accepted.
 ///
 /// # Errors
 /// When the file is missing, truncated or changed.
@@ -142,7 +145,7 @@ fn tensor(view: &TensorView<'_>) -> Result<Option<Tensor>> {
 fn power_of_two(exponent: u8) -> f32 {
     match exponent {
         255 => f32::NAN,
-        // 2⁻¹²⁷ is a subnormal f32, whose highest mantissa bit is set.
+        // 2⁻¹²⁷ is a subnormal f32. Only the highest bit of its mantissa is set.
         0 => f32::from_bits(1 << 22),
         _ => f32::from_bits(u32::from(exponent) << 23),
     }
@@ -219,7 +222,8 @@ fn dtype(kind: Kind) -> Result<Dtype> {
     })
 }
 
-/// Returns an error before training if a tensor cannot be stored in a file.
+/// Returns an error if a tensor cannot be stored in a file. Called before training, so that saving
+/// does not fail later.
 ///
 /// # Errors
 /// When a tensor cannot be stored in a file. The error names the first such tensor and the reason.

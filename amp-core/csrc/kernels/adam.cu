@@ -94,8 +94,8 @@ __device__ void keep(Wide<T> average, U& out, unsigned noise) {
   }
 }
 
-// P is the dtype of the gradients, and Q is the dtype of the averages. If Q has fewer bits than the
-// parameters' dtype, averages are rounded stochastically.
+// Computes an Adam step. P is the dtype of the gradients, and Q the dtype of the averages. If Q has fewer bits than
+// the parameters' dtype, the averages are rounded stochastically.
 extern "C" __global__ void step(const StepTensors tensors, const OnDevice known,
                                 const AmpAdam options, const Random random) {
   using W = Wide<T>;
@@ -175,7 +175,7 @@ struct Coder {
     constexpr int nothing = is_signed ? 127 : 0;
     const auto first = [](int decade) { return nothing + 1 + (count(decade) - count(0)); };
     for (int decade = 0; decade < 8; ++decade) bounds[decade] = code.bounds[first(decade) - 1];
-    // A positive square is never encoded as zero.
+    // A square of a gradient that is above zero never gets the code of zero.
     if (!is_signed) bounds[0] = 0;
     if (threadIdx.x >= 9) return;
     const int decade = static_cast<int>(threadIdx.x) - 1;
@@ -193,7 +193,7 @@ struct Coder {
   // Returns the number of parts of a decade.
   static __device__ int count(int decade) { return (is_signed ? 1 : 2) << decade; }
 
-  // Returns the code of a fraction between -1 and 1.
+  // Returns the code of `share`, a fraction between -1 and 1.
   __device__ unsigned char of(float share) const {
     const float size = fabsf(share);
     // Finds the number of bounds below the magnitude by binary search.
@@ -217,7 +217,7 @@ __device__ float warp_max(float value) {
   return value;
 }
 
-// A step with 8-bit averages, which have an f32 scale for each 256 elements. Each warp updates 256
+// Computes a step with 8-bit averages, which have one f32 scale for each 256 elements. Each warp updates 256
 // elements.
 extern "C" __global__ void step_8bit(const StepTensors tensors, const OnDevice known,
                                      const AmpAdam options, const Code exp_avg_code,
@@ -250,7 +250,7 @@ extern "C" __global__ void step_8bit(const StepTensors tensors, const OnDevice k
     for (int p = 0; p < packs; ++p) {
       const int i = first + (p * 32 + lane) * per_thread;
       const long long from = begin + i;
-      // Blocks of codes are complete, so no bounds check is needed.
+      // Blocks of codes are always complete, so reading four codes never goes beyond the end.
       const auto codes = pack_at(exp_avgs, from), sq_codes = pack_at(exp_avg_sqs, from);
       const bool whole = packed && i + per_thread <= count;
       Pack<T> param{};
@@ -285,7 +285,7 @@ extern "C" __global__ void step_8bit(const StepTensors tensors, const OnDevice k
       exp_avg_scale = largest;
       exp_avg_sq_scale = largest_sq;
     }
-    // This avoids a division by zero if all elements of the block are zero.
+    // The smallest normal number avoids a division by zero if all elements of the block are zero.
     const float inverse = 1 / fmaxf(largest, smallest_normal);
     const float sq_inverse = 1 / fmaxf(largest_sq, smallest_normal);
 #pragma unroll

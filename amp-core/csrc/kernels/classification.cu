@@ -4,7 +4,7 @@
 
 constexpr long long ignored = -100;
 
-// The softmax of a row is exp(x - largest - log_sum).
+// The values from which the softmax of a row is computed, as exp(x - largest - log_sum).
 template <typename W>
 struct Row {
   W largest, log_sum;
@@ -52,7 +52,7 @@ extern "C" __global__ void cross_entropy(const T* logits, const long long* targe
   *counted = count;
 }
 
-// Each thread computes the gradient of a logit.
+// Computes the gradient of each logit. Each thread computes one logit's gradient.
 extern "C" __global__ void cross_entropy_backward(const T* logits, const long long* targets,
                                                   int rows, int classes, const double* counted,
                                                   const Row<Wide<T>>* kept, const Wide<T>* grad,
@@ -100,7 +100,8 @@ extern "C" __global__ void hits(const T* logits, const long long* targets, int r
   out[1] = counted;
 }
 
-// Returns exp(x). For 16-bit logits the error of the fast instruction is far below the logits' rounding.
+// Returns exp(x). For 16-bit logits it uses a fast instruction, whose error is far below the rounding
+// error of the logits.
 __device__ float share_of(float x) {
   if constexpr (sizeof(T) == 2) return __expf(x);
   return expf(x);
@@ -220,8 +221,8 @@ __device__ W loss_of(const T* row, const Softmax<W>& sums, W log_sum, int classe
   return loss;
 }
 
-// Each block computes the loss of one row, and stores the values of the row that the backward pass
-// needs.
+// Computes the loss of each row, and stores the values of the row that the backward pass needs. Each
+// block processes one row.
 extern "C" __global__ void __launch_bounds__(1024)
     row_losses(const T* logits, const long long* targets, int classes, long long left_out,
                double smoothing, double z, Wide<T>* losses, Row<Wide<T>>* kept) {
@@ -274,7 +275,8 @@ struct ToGradient {
   }
 };
 
-// Each block replaces the logits of a row by their gradients. `grad` is the gradient of the mean.
+// Replaces the logits of each row by their gradients. Each block processes one row. `grad` is the
+// gradient of the mean loss.
 extern "C" __global__ void __launch_bounds__(1024)
     row_gradients(T* logits, const long long* targets, int classes, long long left_out,
                   double smoothing, double z, const double* counted, const Row<Wide<T>>* kept,
@@ -289,8 +291,8 @@ extern "C" __global__ void __launch_bounds__(1024)
                         target != left_out});
 }
 
-// Each block computes the loss of one row. If `factor` is not 0, the row's logits are replaced by
-// the gradient of this loss, times `factor`.
+// Computes the loss of each row. If `factor` is not 0, replaces the logits of the row by the gradients
+// of this loss, times `factor`. Each block processes one row.
 extern "C" __global__ void __launch_bounds__(1024)
     row_losses_and_gradients(T* logits, const long long* targets, int classes, long long left_out,
                              double smoothing, double z, double factor, Wide<T>* losses) {

@@ -8,8 +8,8 @@ struct f16 {
   unsigned short bits;
 };
 
-// The dtypes for which the file is compiled: T is the main dtype. Up to three more are for weights,
-// or for an optimizer's gradients and averages.
+// The dtypes for which the file is compiled. T is the main dtype. P, Q and R are for weights, or for an optimizer's
+// gradients and averages. A file uses as many of the three as it needs.
 using T = AMP_T;
 #ifdef AMP_P
 using P = AMP_P;
@@ -94,7 +94,7 @@ __device__ const Pack<U>& pack_at(const U* data, long long at) {
   return *reinterpret_cast<const Pack<U>*>(data + at);
 }
 
-// Sixteen bytes, the largest vector that a thread reads or writes at once.
+// A line of 16 bytes, the largest vector that a thread reads or writes at once.
 struct alignas(16) Line {
   static constexpr int length = 16 / sizeof(T);
   T at[length];
@@ -215,8 +215,8 @@ __device__ Wide<U> rounded(Wide<U> x) {
   return widen(out);
 }
 
-// Kernels that sum over the rows of a matrix have blocks of 512 threads for 32 columns. Eight
-// threads process a row, four columns each, and 64 rows are processed at a time.
+// Kernels that sum over the rows of a matrix have blocks of 512 threads for 32 columns. Eight threads process one
+// row, with four columns per thread. A block processes 64 rows at a time.
 constexpr int lanes = 8;
 constexpr int columns_per_block = lanes * per_thread;
 constexpr int rows_at_once = 64;
@@ -328,7 +328,7 @@ struct Factors {
     for (int k = 0; k < per_thread; ++k) out[k] = words[k] < threshold ? 0 : scale;
   }
 
-  // Returns the factor of the element at index `place`.
+  // Returns the factor of the element with the index `place`.
   __device__ float at(long long place) const {
     float factors[per_thread];
     of(place / per_thread, factors);

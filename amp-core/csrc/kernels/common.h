@@ -9,7 +9,7 @@ struct TensorList {
 
   void* data[lists][most];
   long long sizes[most];
-  // The index of the block that works on a tensor's first elements.
+  // For each tensor, the index of the block that works on its first elements.
   int first_blocks[most];
   int count;
 };
@@ -18,7 +18,7 @@ struct TensorList {
 // optimizer's order. An unused list is null.
 using StepTensors = TensorList<7, 48, 4096>;
 
-// The values of a step that are read from device memory.
+// The values of an optimizer step that a kernel reads from device memory.
 struct OnDevice {
   // The learning rate, and the second value that a schedule may change: a momentum, or beta1 of Adam and
   // Lion.

@@ -12,7 +12,7 @@ extern "C" __global__ void copy(const Bytes tensors) {
       *reinterpret_cast<uint4*>(to + i) = *reinterpret_cast<const uint4*>(from + i);
       continue;
     }
-    // All bytes are read before the first is written, so that the reads overlap.
+    // A thread reads all its bytes before it writes the first, so that the reads overlap.
     unsigned char bytes[width];
     for (int k = 0; k < width; ++k) bytes[k] = i + k < count ? from[i + k] : 0;
     for (int k = 0; k < width && i + k < count; ++k) to[i + k] = bytes[k];

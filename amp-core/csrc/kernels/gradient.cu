@@ -20,8 +20,8 @@ extern "C" __global__ void square_sums(const Tensors tensors, double* sums) {
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
-// Runs in one block. `norm` is the norm of the tensors without scaling. `factor` also divides by
-// the scale.
+// Computes the norm and the clipping factor. `norm` is the norm of the unscaled gradients. `factor`
+// also contains the division by the loss scale. Runs in a single block.
 extern "C" __global__ void clip_factor(const double* sums, int count, const float* scale,
                                        double max_norm, float* found_inf, Wide<T>* norm,
                                        Wide<T>* factor) {

@@ -2,8 +2,8 @@
 // which queries, keys and values were split. Also sums the columns of this gradient, which gives the gradient of
 // the product's bias.
 
-// Queries, keys and values, [batch, heads, length, width], with their strides in memory. `width` is a
-// multiple of a line.
+// The gradients of queries, keys and values, [batch, heads, length, width], with their strides in memory. `width`
+// is a multiple of the length of a line.
 struct Heads {
   const T* data[3];
   long long batch[3], head[3], place[3];

@@ -30,7 +30,7 @@ __device__ W gelu_slope(W x) {
 // Computes the sum over the block. Every thread gets the sum.
 __device__ double all_sum(double value) {
   __shared__ double sum;
-  // Waits for threads that still read the previous sum.
+  // Waits for threads that still read the sum of the previous call.
   __syncthreads();
   value = block_sum(value);
   if (threadIdx.x == 0) sum = value;
@@ -38,7 +38,7 @@ __device__ double all_sum(double value) {
   return sum;
 }
 
-// Each block processes a row. Without a residual `sums` is the input.
+// Computes the layer norm. Each block processes one row. Without a residual, `sums` is the input.
 extern "C" __global__ void __launch_bounds__(most_threads)
     forward(const T* in, const P* residual, const Q* weights, const Q* biases, P* sums, W* means,
             W* inverses, Q* out, R* twin, const Layer layer) {
@@ -145,7 +145,7 @@ struct Gradients {
   W* parts;
 };
 
-// Computes the gradients of one row. Each block processes a row.
+// Computes the gradients of the elements of one row. Each block processes one row.
 __device__ void input_grads(int row, const Behind& behind, const Gradients& out,
                             const Layer& layer) {
   const int first = threadIdx.x * per_thread, stride = blockDim.x * per_thread;

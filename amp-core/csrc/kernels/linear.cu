@@ -38,7 +38,7 @@ __device__ float reciprocal(float x) {
   return out;
 }
 
-// Computes the hyperbolic tangent, for 16-bit values with an error of about 1e-7.
+// Computes the hyperbolic tangent. For 16-bit values, the error is about 1e-7.
 __device__ float hyperbolic_tangent(float x) {
   constexpr float to_power = 2.8853900817779268f;
   if constexpr (sizeof(T) == 2) return 1 - 2 * reciprocal(1 + power_of_two(to_power * x));
@@ -46,7 +46,7 @@ __device__ float hyperbolic_tangent(float x) {
 }
 __device__ double hyperbolic_tangent(double x) { return tanh(x); }
 
-// Φ(x) and φ(x) of the normal distribution.
+// The values Φ(x) and φ(x) of the standard normal distribution.
 template <typename W>
 struct Normal {
   W share, density;
@@ -59,7 +59,7 @@ __device__ Normal<float> normal_of(float x) {
     return {0.5f * (1 + erff(x * 0.70710678118654752f)), peak * expf(x * x * -0.5f)};
   }
   const float bell = power_of_two(x * x * to_power), t = reciprocal(1 + 0.23164189f * fabsf(x));
-  // The coefficients are half of the published ones, because the tail of Φ is half of the published function.
+  // The published function is twice the tail of Φ. Therefore the coefficients here are half of the published ones.
   const float rest = 0.7107068705f + t * (-0.7265760135f + t * 0.5307027145f);
   const float sum = t * (0.127414796f + t * (-0.142248368f + t * rest));
   const float tail = bell * sum;
@@ -261,7 +261,7 @@ __device__ void add_lines(const Lines& lines, long long column, long long at,
   }
 }
 
-// Writes the sums of the parts to `out`.
+// Sums the columns of a large matrix in parts of rows, and writes the sums of each part to `out`.
 extern "C" __global__ void __launch_bounds__(256, sizeof(T) == 2 ? 3 : 2)
     large_column_sums(const T* in, const T* kept, int activation, const Dropout dropout, T* passed,
                       Wide<T>* out, long long rows, long long columns, long long part) {

@@ -71,7 +71,7 @@ extern "C" __global__ void __launch_bounds__(256) forward(const T* __restrict__ 
   *reinterpret_cast<Places*>(places + at) = found;
 }
 
-// The outputs along one side whose windows may contain the input.
+// The first and the last output along one side whose windows may contain the input `place`.
 struct Span {
   int first, last;
 

@@ -86,7 +86,7 @@ impl Callback for EarlyStopping {
         let (monitor, delta) = (&self.monitor, self.min_delta);
         match delta >= 0.0 && delta.is_finite() {
             true => Ok(()),
-            // A negative value would count a deterioration as an improvement.
+            // With a negative `min_delta`, a value that gets worse could count as an improvement.
             false => Err(Error::config(format!(
                 "EarlyStopping of `{monitor}`: min_delta is {delta}, but must be at least 0"
             ))),
@@ -99,7 +99,8 @@ impl Callback for EarlyStopping {
 
     fn on_epoch_end(&mut self, epoch: &Epoch<'_>) -> Result<Vec<Action>> {
         if epoch.ended_early {
-            // The run ends now. A resumed run that completes the epoch counts the epoch then.
+            // The run ends in the middle of the epoch. The resumed run completes the epoch and
+            // counts it then.
             return Ok(Vec::new());
         }
         let Self { monitor, mode, patience, min_delta, .. } = self;

@@ -33,7 +33,7 @@ impl GradientStatistics {
         Self::default()
     }
 
-    /// Creates a callback that logs only the global norm.
+    /// Creates a callback that logs only `grad_norm`, the norm of all gradients together.
     pub fn norm_only() -> Self {
         Self { per_parameter: false }
     }

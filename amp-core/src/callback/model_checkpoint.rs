@@ -22,7 +22,7 @@ pub struct ModelCheckpoint {
     save_last: bool,
     weights_only: bool,
     every_n_train_steps: Option<u64>,
-    /// The kept files with their values, sorted from best to worst.
+    /// The files that are kept, each with its monitored value, sorted from best to worst.
     best: Vec<(f64, PathBuf)>,
     /// The file of an epoch that ended early, if there is one. The file is kept in addition to the
     /// `save_top_k` files, and is removed when a resumed run completes the epoch.
@@ -110,7 +110,7 @@ impl ModelCheckpoint {
         self
     }
 
-    /// Returns the best epoch's file so far.
+    /// Returns the file of the best epoch so far. Returns `None` if no file was saved.
     pub fn best_model_path(&self) -> Option<&Path> {
         self.best.first().map(|(_, path)| path.as_path())
     }
@@ -119,7 +119,8 @@ impl ModelCheckpoint {
         Action::Save { path, weights_only: self.weights_only }
     }
 
-    /// Saves the run if `value` is among the best.
+    /// Saves the run if `value` is among the best values so far. Deletes the files that no longer
+    /// belong to the best `save_top_k`.
     fn keep_best(&mut self, epoch: &Epoch<'_>, value: f64) -> Vec<Action> {
         // A NaN is never better than a kept value, so its position is at the end.
         let worse = |kept: &(f64, PathBuf)| self.mode.better(value, kept.0, 0.0);
@@ -246,7 +247,8 @@ impl Callback for ModelCheckpoint {
         self.best = state.get("best")?;
         self.early =
             state.values().contains_key("early").then(|| state.get("early")).transpose()?;
-        // Files in another folder do not belong to this run, and a file may have been deleted.
+        // Files in another folder do not belong to this run. A file in the folder may have been
+        // deleted since.
         let here = |path: &Path| path.parent() == Some(self.folder.as_path()) && path.exists();
         self.best.retain(|(_, path)| here(path));
         Ok(())

@@ -203,7 +203,7 @@ pub(crate) fn foreach_clamp(tensors: &[Tensor], low: f64, high: f64) -> Result<(
 #[derive(Debug)]
 pub(crate) struct Grads {
     list: *mut c_void,
-    /// Handles of the list's elements. The list frees the elements.
+    /// Handles of the gradients in `list`. The list frees the gradients.
     tensors: Vec<Tensor>,
     /// For each gradient, the index of its parameter.
     places: Vec<usize>,

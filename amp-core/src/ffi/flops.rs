@@ -1,4 +1,5 @@
-//! The number of operations of the matrix products that this thread computes (`csrc/flops.cpp`).
+//! Counts the floating-point operations of the matrix products that this thread computes
+//! (`csrc/flops.cpp`).
 
 use std::{
     ffi::{c_double, c_int},

@@ -42,7 +42,7 @@ unsafe extern "C" {
 /// chunk's first row. After the call, the memory of the logits is overwritten.
 pub(crate) type EachChunk<'a> = dyn FnMut(&Tensor, i64) -> Result<()> + 'a;
 
-/// The state that C++ passes to [`read_chunk`].
+/// What [`read_chunk`] needs. C++ passes a pointer to this struct.
 struct Chunks<'a, 'b> {
     each: &'a mut EachChunk<'b>,
     /// The error of the first chunk that failed. No chunk after it is read.

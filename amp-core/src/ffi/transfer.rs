@@ -52,7 +52,7 @@ pub(crate) fn pinned(host: &Tensor) -> Result<Tensor> {
     Ok(unsafe { Tensor::from_ptr(out) })
 }
 
-/// A stream of a CUDA device for copies, separate from the stream of computations.
+/// A second stream of a CUDA device, for copies that run at the same time as computations.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SideStream {
     index: c_int,
@@ -109,7 +109,7 @@ impl SideStream {
     }
 }
 
-/// Tensors whose copy to a device was started.
+/// Tensors on a device whose copies were started and may not be complete.
 #[derive(Debug)]
 pub(crate) struct DeviceCopy {
     event: *mut c_void,

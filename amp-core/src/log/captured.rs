@@ -66,7 +66,8 @@ impl LogRoom {
 #[derive(Debug)]
 pub(crate) struct CapturedLog {
     entries: Vec<Captured>,
-    /// The number of counted steps since the sums were [taken over](CapturedLog::take_over).
+    /// The number of counted steps since [`take_over`](CapturedLog::take_over) copied the sums of
+    /// the log.
     steps: u64,
     device: Device,
 }
@@ -76,13 +77,13 @@ struct Captured {
     /// The values of the captured step. Each replay of the CUDA graph overwrites the tensors in
     /// `latest`.
     step: Entry,
-    /// What the replays have accumulated, for each part of the value's state.
+    /// For each part of the value's state, what the replays of the CUDA graph have accumulated.
     kept: Vec<Kept>,
     /// The number of batches in the log's entry when its sums were taken over.
     before: u64,
 }
 
-/// A part of a value's state, accumulated over several replays.
+/// What several replays of the CUDA graph have accumulated for one part of a value's state.
 #[derive(Debug)]
 enum Kept {
     Sum(Tensor),
@@ -243,7 +244,7 @@ mod tests {
         metric::{Auroc, Rmse},
     };
 
-    /// Returns the output and target of a step's two batches.
+    /// Returns the outputs and targets of the two batches of a step.
     fn batches(step: i64) -> Vec<(Tensor, Tensor)> {
         let batch = |at: i64| {
             let places = Tensor::arange(3, (Kind::Float, Device::Cpu));
@@ -280,7 +281,8 @@ mod tests {
         Ok(log)
     }
 
-    /// Simulates a replay of the step's kernels: writes the logged values, and adds to the sums.
+    /// Simulates a replay of the CUDA graph: writes the values that the step logs, and adds them to
+    /// the sums.
     fn replay(captured: &CapturedLog, step: i64) -> Result<()> {
         let own = merged(std::iter::once(step))?;
         for (entry, own) in captured.entries.iter().zip(&own.entries) {

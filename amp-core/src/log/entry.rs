@@ -92,7 +92,8 @@ impl Entry {
         Ok(())
     }
 
-    /// Reads one value, or one value per element, named after the element's index.
+    /// Reads the value from the device. If it has several elements, returns one value per element,
+    /// whose name ends in the element's index.
     pub(super) fn read(&self, state: &MetricState) -> Result<Vec<Logged>> {
         let name = &self.name;
         let Some(reduction) = &self.reduction else {
@@ -180,7 +181,7 @@ fn name_of(key: &str, at: usize) -> String {
     }
 }
 
-/// Converts a mean with a weight on the host to a sum and a weight on the device.
+/// Converts a mean whose weight is on the host to a sum and a weight on the device.
 fn as_ratio(mean: &MetricState) -> Result<MetricState> {
     let [sum] = mean.tensors()?.try_into().map_err(|_| Error::config("a mean is of one sum"))?;
     let weight = sum.f_full_like(mean.weight)?;

@@ -72,8 +72,9 @@ fn refused(size: &[i64]) -> Error {
     Error::config(format!("an image is [H, W] or [C, H, W] of 1, 3 or 4 channels, not {size:?}"))
 }
 
-/// The number of values in each of TensorFlow's buckets, with edges `[−1e20, …, −1.1e−12, −1e−12, 0, 1e−12,
-/// 1.1e−12, …, 1e20]`. Only the buckets between the smallest and the largest value are kept.
+/// A histogram of values with TensorFlow's buckets, whose edges are `[−1e20, …, −1.1e−12, −1e−12,
+/// 0, 1e−12, 1.1e−12, …, 1e20]`. Only the buckets between the smallest and the largest value are
+/// kept.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Histogram {
     /// The smallest of the finite values.
@@ -96,7 +97,7 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    /// Counts all elements on their device. Returns `None` if no element is finite.
+    /// Counts all elements of `values` on their device. Returns `None` if no element is finite.
     ///
     /// # Errors
     /// When the elements are not real numbers, or the device reports an earlier failure.

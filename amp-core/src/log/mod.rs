@@ -1,4 +1,5 @@
-//! The log of a run's steps: sums on the device, read at the logging interval and at the epoch's end.
+//! The log of a run's steps. It keeps sums on the device, and reads them at the logging interval
+//! and at the end of the epoch.
 
 mod captured;
 mod entry;
@@ -23,9 +24,9 @@ use crate::{
 /// When a value is reported. The names of the fields are Lightning's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogOptions {
-    /// Whether the batch's own value is reported, at the logging interval.
+    /// Whether the value of each batch is reported, at the logging interval.
     pub on_step: bool,
-    /// Whether the epoch's value is reported, at the epoch's end.
+    /// Whether the value of the epoch is reported, at the end of the epoch.
     pub on_epoch: bool,
     /// Whether the progress bar shows the value.
     pub prog_bar: bool,
@@ -57,7 +58,7 @@ fn null_is_nan<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<f64, D
     Ok(Option::<f64>::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
-/// The values that were logged in an epoch of one stage, for example of training.
+/// The values that were logged in an epoch of training, or in one evaluation.
 #[derive(Debug, Default)]
 pub struct Log {
     entries: Vec<Entry>,
@@ -82,7 +83,7 @@ impl Log {
         self.weighed(name, value, batch_size as f64, options)
     }
 
-    /// Adds a value logged by a hook, separate from the values of steps.
+    /// Adds a value that a hook logs. The values of hooks are separate from the values of steps.
     pub(crate) fn of_hook(
         &mut self,
         name: &str,
@@ -113,8 +114,8 @@ impl Log {
         self.add(name, options, Reduction::Mean, MetricState::mean(&sum, weight)?)
     }
 
-    /// Adds the loss of a batch to the epoch's mean, with the weight `counted`. With weight 0 the
-    /// loss is NaN, so nothing is added.
+    /// Adds the loss of a batch to the mean of the epoch, with the weight `counted`. If the weight
+    /// is 0, the loss is NaN and is not added.
     ///
     /// # Errors
     /// When `value` is not a scalar.
@@ -170,7 +171,7 @@ impl Log {
         &self.interval
     }
 
-    /// Adds a metric's state for a batch.
+    /// Computes the state of a metric for a batch, and adds it to the state of the epoch.
     ///
     /// # Errors
     /// When the shapes are invalid for the metric.

@@ -25,7 +25,7 @@ pub trait Sink: Send + 'static {
     fn flush(&mut self) -> Result<()>;
 }
 
-/// The largest number of events that may wait for the thread.
+/// The largest number of events that may wait for the logger's thread.
 const QUEUE: usize = 1024;
 
 /// Passes events to a [`Sink`] on a separate thread, so that no training step waits for a disk.
@@ -43,7 +43,7 @@ pub struct Background {
 
 enum Message {
     Event(Box<Event>),
-    /// The thread answers when all earlier messages are written.
+    /// Asks the thread for an answer, which it sends after it has written all earlier events.
     Flush(SyncSender<()>),
 }
 

@@ -12,8 +12,9 @@ use crate::{
     event::{Event, FitStart, Interval, Profile, Span, Subscriber},
 };
 
-/// Writes the profiled steps as a trace for chrome://tracing and Perfetto: Trace Event Format, JSON array,
-/// complete events (`"ph": "X"`) in microseconds since the run's first profiled step.
+/// Writes the profiled steps as a trace for chrome://tracing and Perfetto. The file is in the Trace
+/// Event Format: a JSON array of complete events (`"ph": "X"`). Times are in microseconds since the
+/// first profiled step of the run.
 ///
 /// The trace shows each run as one process for the host. On CUDA it shows a second process for the
 /// device, because host and device have different clocks. In a process, each `step`, with its
@@ -58,7 +59,7 @@ struct Array {
     buffer: Vec<u8>,
     /// The number of the run in this file, counted from 1, and the name of the run.
     run: (u64, String),
-    /// The number of the last run whose device process was named.
+    /// The number of the last run for which the name of the device's process was written.
     device_named: u64,
 }
 

@@ -6,7 +6,7 @@ use crate::{
     event::{Event, Subscriber},
 };
 
-/// Keeps the numbers of one run in memory, by tag.
+/// Keeps the numbers that a run reports in memory, under tags.
 ///
 /// | tag | value | step |
 /// |---|---|---|

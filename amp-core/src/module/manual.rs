@@ -210,8 +210,8 @@ struct First {
 }
 
 impl First {
-    /// Ends the step with an error. Every later backward pass or optimizer step fails as well, so
-    /// that the step cannot continue if the model handles the error.
+    /// Ends the step with an error. Every later backward pass or optimizer step also fails, so that
+    /// the step cannot go on if the model ignores the error.
     fn end<T>() -> Result<T> {
         Err(Error::config("a manual step continued after its first backward pass had ended it"))
     }

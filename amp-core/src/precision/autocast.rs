@@ -18,7 +18,8 @@ use crate::{
     random::{self, Place},
 };
 
-/// The autocast state of a device type on this thread, for tests and reports.
+/// Whether autocast is on for a device type on this thread, and in which dtype. For tests and
+/// reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AutocastState {
     /// Whether autocast is on, so that operations on its list are cast.
@@ -27,7 +28,7 @@ pub struct AutocastState {
     pub dtype: Option<Kind>,
 }
 
-/// Reads the autocast state of this device type on this thread.
+/// Reads the autocast state of the type of `device` (CPU or CUDA) on this thread.
 ///
 /// # Errors
 /// When libtorch cannot read the state.
@@ -75,8 +76,8 @@ pub(crate) struct KeptCasts {
 impl KeptCasts {
     pub(crate) fn keep() -> Result<Self> {
         let place = random::place();
-        // libtorch clears the cache only when the outermost level of nesting ends. This call opens
-        // a level around all regions that follow.
+        // libtorch clears the cache only when the outermost level of nested autocast regions ends.
+        // This call opens a level around all regions that follow.
         ffi::autocast_enter()?;
         Ok(Self { _place: place, _thread: PhantomData })
     }

@@ -104,7 +104,7 @@ pub(super) fn norm_and_factor(
     Ok((norm, factor))
 }
 
-/// Returns the reciprocal of the scale, computed in f64 and rounded once, as in PyTorch.
+/// Returns the reciprocal of the loss scale, computed in f64 and rounded once, as in PyTorch.
 pub(super) fn reciprocal(scale: &Tensor) -> Result<Tensor> {
     Ok(scale.f_to_kind(Kind::Double)?.f_reciprocal()?.f_to_kind(Kind::Float)?)
 }
@@ -116,8 +116,8 @@ pub(super) fn note_norm(norm: &Tensor, found_inf: &Tensor) -> Result<()> {
     Ok(())
 }
 
-/// Returns whether there are gradients and all are on one CUDA device. This crate's kernel then
-/// computes norm and factor together.
+/// Returns whether there are gradients and all gradients are on one CUDA device. A kernel of this
+/// crate can then compute the norm and the factor together.
 fn is_on_cuda(grads: &[Tensor]) -> bool {
     let mut devices = grads.iter().map(Tensor::device);
     devices.next().is_some_and(|first| first.is_cuda() && devices.all(|device| device == first))

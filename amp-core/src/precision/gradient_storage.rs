@@ -1,4 +1,4 @@
-//! The dtype of gradients between the backward pass and the step.
+//! The dtype in which gradients are stored between the backward pass and the optimizer step.
 
 use std::slice;
 
@@ -19,8 +19,8 @@ use crate::{
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum GradientStorage {
-    /// In f32, the dtype of the sum on CUDA. PyTorch rounds the gradients to 16 bits and stores the
-    /// result in f32.
+    /// In f32. On CUDA, the matrix products for gradients already add up in f32. PyTorch, in
+    /// contrast, rounds the gradients to 16 bits and then stores them in f32.
     #[default]
     Full,
     /// Rounded to 16 bits, as in PyTorch, and stored in 2 bytes per element. This applies to the
@@ -53,7 +53,8 @@ impl NarrowGradients {
 
 impl Drop for NarrowGradients {
     fn drop(&mut self) {
-        // This resets the permission that `allow` gave. `drop` cannot return an error.
+        // Takes back the permission that `allow` gave. The error is ignored, because `drop` cannot
+        // return it.
         let _ = ffi::allow_any_grad_dtype(&self.0, false);
     }
 }

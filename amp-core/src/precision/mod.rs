@@ -85,7 +85,7 @@ impl Precision {
         }
     }
 
-    /// Returns the dtype of parameters and inputs.
+    /// Returns the dtype of parameters and of floating-point inputs.
     pub fn storage(self) -> Kind {
         match self {
             Self::F32True | Self::F16Mixed | Self::Bf16Mixed => Kind::Float,
@@ -95,7 +95,7 @@ impl Precision {
         }
     }
 
-    /// Returns the autocast dtype of a mixed precision.
+    /// Returns the autocast dtype of a mixed precision. Returns `None` for a `*-true` precision.
     pub fn autocast(self) -> Option<Kind> {
         match self {
             Self::F16Mixed => Some(Kind::Half),
@@ -109,8 +109,8 @@ impl Precision {
         self.autocast().unwrap_or(self.storage())
     }
 
-    /// Returns whether the loss is scaled, which is the case only for f16 gradients and f32
-    /// weights.
+    /// Returns whether the loss is scaled. This is so only if gradients are f16 and weights are
+    /// f32.
     pub fn scales_loss(self) -> bool {
         self == Self::F16Mixed
     }
@@ -141,7 +141,7 @@ impl FromStr for Precision {
     }
 }
 
-/// A precision on a device, which determines all casts and guards of a run.
+/// A precision on a device. The two determine all casts and autocast regions of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
     /// The dtypes in which the run computes and keeps its weights.

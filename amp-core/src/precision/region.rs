@@ -12,7 +12,7 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Region {
-    /// At least f32: autocast is off, and input and parameters are f32.
+    /// f32, or more if the precision has more: autocast is off, and inputs and parameters are f32.
     Fp32,
     /// Autocast to f16, in runs with a mixed precision.
     Fp16,
@@ -20,7 +20,7 @@ pub enum Region {
     Bf16,
     /// f64: autocast is off, and input and parameters are f64.
     Fp64,
-    /// Autocast is off. Inputs and parameters have the precision's own dtype.
+    /// Autocast is off. Inputs and parameters have the dtype of the precision.
     AutocastOff,
 }
 

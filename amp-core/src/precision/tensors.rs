@@ -207,7 +207,7 @@ struct Link {
 }
 
 impl Kept {
-    /// Keeps `value` as long as this object exists.
+    /// Stores `value` as long as this object exists, and returns a reference to it.
     pub fn keep<T: 'static>(&self, value: T) -> &T {
         let mut end = &self.first;
         while let Some(link) = end.get() {

@@ -1,4 +1,5 @@
-//! Random numbers for examples, independent of the model's random numbers.
+//! Seeds and random generators for examples. Their numbers are independent of the model's random
+//! numbers.
 
 use tch::Tensor;
 
@@ -100,8 +101,7 @@ impl Draws {
     }
 }
 
-/// A constant that makes the numbers for transforms of batches differ from the numbers for
-/// examples.
+/// A constant that makes the seeds for transforms of batches differ from the seeds for examples.
 const BATCHES: u64 = 0x6261_7463_6865_7321;
 
 /// The number of further calls after which `body` is assumed to use the random generator if no two

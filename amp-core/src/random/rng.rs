@@ -36,7 +36,8 @@ impl Rng {
         low + (high - low) * self.0.f64()
     }
 
-    /// Returns a uniform whole number from 0 to `count - 1`, or 0 if `count` is below 1.
+    /// Returns a whole number from 0 to `count - 1`, each with the same probability. Returns 0 if
+    /// `count` is below 1.
     pub fn below(&mut self, count: i64) -> i64 {
         self.0.i64(0..count.max(1))
     }

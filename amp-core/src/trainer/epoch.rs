@@ -49,7 +49,7 @@ impl Run<'_, '_> {
             if !started {
                 actions.extend(self.end_step(&mut queue)?);
             }
-            // The next examples are read while the device computes.
+            // The examples of the next step are read while the device computes this step.
             if queue.is_empty() && self.steps.running() > 0 {
                 queue.extend(self.read(&loader, &mut batches, &mut next)?);
             }

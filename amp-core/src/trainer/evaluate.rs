@@ -72,7 +72,7 @@ impl Loaders {
     }
 }
 
-/// The step of the model that an evaluation runs.
+/// The method of the model that an evaluation calls for each batch.
 #[derive(Clone, Copy)]
 pub(super) struct EvaluationStep {
     step: fn(&mut dyn LightningModule, &AnyBatch, &mut Step<'_>) -> Result<()>,

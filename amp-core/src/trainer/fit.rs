@@ -34,7 +34,7 @@ pub(super) struct Run<'r, 'c> {
     pub(super) config: &'r TrainerConfig,
     pub(super) model: &'r mut dyn LightningModule,
     pub(super) data: &'r DataModule,
-    /// The loop options after `fast_dev_run` and `overfit_batches` were applied.
+    /// The options of the loops, after `fast_dev_run` and `overfit_batches` have changed them.
     pub(super) loops: Loops,
     max_epochs: i64,
     pub(super) plan: TrainingPlan,
@@ -51,7 +51,7 @@ pub(super) struct Run<'r, 'c> {
     /// Why the run ends as soon as `min_epochs` and `min_steps` are reached. `None` while nothing
     /// has requested the end.
     stop: Option<String>,
-    /// Whether the end of the run was reported.
+    /// Whether the event for the end of the run was reported.
     ended: bool,
     pub(super) interruption: &'r Interruption,
     /// The number of the signal that ended the run. `None` if no signal ended it.
@@ -180,7 +180,8 @@ impl<'r, 'c> Run<'r, 'c> {
         Ok(())
     }
 
-    /// Returns the training time, including the runs that this run resumes.
+    /// Returns the training time, including the time before the checkpoint from which the run was
+    /// resumed.
     pub(super) fn trained_for(&self) -> Duration {
         self.trained_before + self.started.elapsed()
     }

@@ -1,4 +1,4 @@
-//! Frozen parameters of a run, and their unfreezing.
+//! Freezes and unfreezes parameters during a run.
 
 use super::config::Freeze;
 use crate::{

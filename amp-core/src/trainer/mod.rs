@@ -199,8 +199,8 @@ impl<'a> Trainer<'a> {
     /// the order in which the model logged them. For a set with a name, the names of the logged
     /// values end in `/name`. The model is moved to the policy's device and dtype.
     ///
-    /// Subscribers first receive [`Event::EvaluationStart`], then the events that a validation
-    /// within [`fit`](Self::fit) has, at epoch 0 and step 0, and at the end
+    /// Subscribers first receive [`Event::EvaluationStart`]. Then they receive the events of a
+    /// validation within [`fit`](Self::fit), with epoch 0 and step 0. At the end they receive
     /// [`Event::EvaluationEnd`].
     ///
     /// # Errors

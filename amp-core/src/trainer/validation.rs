@@ -114,8 +114,8 @@ impl Run<'_, '_> {
         backup.end(self.model)?;
         match values {
             Ok(values) => are_logged(&monitored, &values),
-            // A metric may need more than one batch. In that case the first validation checks the
-            // names.
+            // A metric may need more than one batch, so this error is ignored. The first validation
+            // then checks the names.
             Err(_) if batches == 0 => Ok(()),
             Err(error) => Err(error),
         }

@@ -72,7 +72,7 @@ struct Store {
 struct Run {
     folder: PathBuf,
     meta: RunMeta,
-    /// The lines of each metric's file that were not yet written.
+    /// For each metric, the lines that were not yet written to the metric's file.
     metrics: BTreeMap<String, Vec<u8>>,
 }
 

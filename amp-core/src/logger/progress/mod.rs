@@ -50,7 +50,7 @@ pub struct ProgressBar {
     /// begun.
     runs: u64,
     begun: u64,
-    /// The earliest time of the next drawing.
+    /// The bar is not drawn before this time. `None` before the first drawing.
     next: Option<Instant>,
 }
 
@@ -93,8 +93,8 @@ impl ProgressBar {
     /// terminal. Otherwise it is a line of text every 30 seconds.
     pub fn new() -> Self {
         match io::stderr().is_terminal() {
-            // 255 is the highest rate that indicatif accepts. This type limits the drawing rate
-            // itself.
+            // 255 is the highest rate that indicatif accepts. [`ProgressBar`] itself draws less
+            // often.
             true => Self::on(ProgressDrawTarget::stderr_with_hz(255)),
             false => Self::lines(io::stderr(), LINE),
         }

@@ -90,7 +90,7 @@ impl RunProgress {
         }
     }
 
-    /// Formats one line without a line break.
+    /// Formats the progress as one line, without a line break at its end.
     pub(super) fn text(&mut self, now: Instant) -> String {
         let Self { epochs, batches, epoch, batch, global_step, scale, .. } = *self;
         let mut text =
@@ -120,7 +120,7 @@ impl RunProgress {
         text
     }
 
-    /// Returns the estimated remaining time at the average speed so far.
+    /// Returns the estimated time until the end of the run, at the average speed so far.
     fn left(&self, now: Instant) -> Option<Duration> {
         let (began, before) = self.began?;
         let passed = now.saturating_duration_since(began).as_secs_f64();

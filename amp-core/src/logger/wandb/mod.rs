@@ -88,7 +88,7 @@ struct Offline {
     records: i64,
     started: Instant,
     row: Row,
-    /// The last value of each key, by the path of the key.
+    /// The last value of each key. A key is a path of names.
     summary: BTreeMap<Vec<String>, String>,
     /// The number of attempted steps that were not applied.
     skipped: u64,

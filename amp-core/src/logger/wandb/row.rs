@@ -31,7 +31,8 @@ impl Row {
         before
     }
 
-    /// Takes the values so far, if there are any.
+    /// Returns the values of the current row and empties the row. Returns `None` if the row has no
+    /// values.
     pub(super) fn take(&mut self) -> Option<(u64, Values)> {
         let values = std::mem::take(&mut self.values);
         (!values.is_empty()).then_some((self.step, values))

@@ -1,4 +1,5 @@
-//! The scaler in a step that runs as a CUDA graph. The host reads the step's outcome later.
+//! What the gradient scaler does in a step that runs as a CUDA graph. The host reads the outcome of
+//! such a step later.
 
 use tch::Tensor;
 
@@ -33,7 +34,7 @@ impl GradScaler {
         Ok(())
     }
 
-    /// Discards the record of gradients that were unscaled since the last update.
+    /// Forgets which gradients were unscaled since the last update.
     pub(crate) fn forget(&mut self) {
         self.end_iteration();
     }

@@ -38,7 +38,7 @@ pub struct Gradients<S> {
     pub(super) state: PhantomData<S>,
 }
 
-/// Whether a loss or gradient was not finite.
+/// Whether a loss or gradient was not finite, and where the answer is known.
 #[derive(Debug)]
 pub(super) enum FoundInf {
     /// The host already knows whether a value was not finite.
@@ -48,7 +48,7 @@ pub(super) enum FoundInf {
 }
 
 impl FoundInf {
-    /// Returns whether a value was not finite. Waits for the device.
+    /// Returns whether a loss or gradient was not finite. Waits for the device.
     pub(super) fn read(&self) -> Result<bool> {
         match self {
             Self::Known(found) => Ok(*found),
@@ -56,7 +56,7 @@ impl FoundInf {
         }
     }
 
-    /// Returns a scalar on `device` that is not 0 if a value was not finite.
+    /// Returns a scalar on `device` that is not 0 if a loss or gradient was not finite.
     pub(super) fn on(&self, device: Device) -> Result<Tensor> {
         match self {
             Self::Known(found) => {
@@ -75,14 +75,15 @@ impl FoundInf {
     }
 }
 
-/// A loss times the scale, on which only the backward pass can run. The product itself is never
-/// computed: the backward pass starts with the scale, which is the gradient of the product with
-/// respect to the loss.
+/// A loss that is multiplied by the loss scale. Only its backward pass can run. The product itself
+/// is never computed: the backward pass starts with the scale, which is the gradient of the product
+/// with respect to the loss.
 #[derive(Debug)]
 #[must_use = "a scaled loss is only for its backward pass"]
 pub struct ScaledLoss {
     pub(super) loss: Tensor,
-    /// The factor of the loss, in f32 on the loss's device. `None` means 1.
+    /// The factor by which the loss is multiplied, in f32 on the device of the loss. `None` means
+    /// 1.
     pub(super) scale: Option<Tensor>,
 }
 
@@ -92,15 +93,17 @@ pub struct ScaledLoss {
 pub enum StepOutcome {
     /// The optimizer updated its parameters.
     Applied,
-    /// A gradient was not finite, and nothing changed.
+    /// A gradient or the loss was not finite, and nothing changed.
     Skipped {
-        /// The first parameter, in order of declaration, whose gradient is not finite.
+        /// The first parameter, in the order of declaration, whose gradient is not finite. `None`
+        /// if all gradients are finite.
         culprit: Option<String>,
     },
 }
 
 impl ScaledLoss {
-    /// Runs the backward pass: adds the gradients of the scaled loss to the parameters.
+    /// Runs the backward pass, which adds the gradients of the scaled loss to the parameters'
+    /// gradients.
     ///
     /// # Errors
     /// When the loss does not depend on a parameter.
@@ -155,7 +158,7 @@ impl Gradients<Unscaled> {
         clip::grad_norm(&self.tensors)
     }
 
-    /// Returns the number of parameters with a NaN in their gradient: a scalar on the device.
+    /// Returns the number of parameters whose gradient contains a NaN, as a scalar on the device.
     ///
     /// # Errors
     /// When libtorch cannot compare a gradient.
@@ -163,7 +166,8 @@ impl Gradients<Unscaled> {
         self.count(|grad| Ok(grad.f_isnan()?))
     }
 
-    /// Returns the number of parameters with an infinity in their gradient: a scalar on the device.
+    /// Returns the number of parameters whose gradient contains an infinity, as a scalar on the
+    /// device.
     ///
     /// # Errors
     /// When libtorch cannot compare a gradient.
@@ -187,7 +191,7 @@ impl<S> Gradients<S> {
         super::owner(optimizer.parameters()) == self.owner
     }
 
-    /// Returns whether no parameter of the optimizer has a gradient.
+    /// Returns whether there is no gradient: no parameter of the optimizer has one.
     pub(crate) fn is_empty(&self) -> bool {
         self.tensors.is_empty()
     }

@@ -118,7 +118,7 @@ pub struct GradScaler {
     iteration: Vec<Use>,
 }
 
-/// What the scaler does in a precision.
+/// What the scaler does with losses and gradients. The precision decides it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     /// Neither scales losses nor checks gradients.
@@ -203,7 +203,7 @@ impl GradScaler {
         !((1.0 / f64::from(self.mirror.0)) as f32).is_finite()
     }
 
-    /// Returns the number of steps since the last overflow or growth.
+    /// Returns the number of steps since the last overflow or the last growth of the scale.
     pub fn growth_tracker(&self) -> i32 {
         self.mirror.1
     }
@@ -243,7 +243,7 @@ impl GradScaler {
         })
     }
 
-    /// Takes the gradients that backward passes have stored on the optimizer's parameters.
+    /// Returns the gradients that backward passes have stored on the optimizer's parameters.
     ///
     /// # Errors
     /// When no loss was scaled since the last [`update`](Self::update), or this optimizer's
@@ -288,7 +288,8 @@ impl GradScaler {
         }
         let overflowed = match uses.iter().map(|seen| seen.overflowed).collect::<Option<Vec<_>>>() {
             Some(known) => known.contains(&true),
-            // The gradients were unscaled, but no step read the flag of overflows from the device.
+            // The gradients were unscaled, but no step has read from the device whether they
+            // overflowed.
             None => total.f_double_value(&[])? != 0.0,
         };
         let _ = self.scale.f_internal_amp_update_scale_(

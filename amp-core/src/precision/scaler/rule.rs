@@ -14,7 +14,7 @@ pub struct GradScalerConfig {
     pub growth_factor: f64,
     /// The factor by which the loss scale is multiplied after an overflow. It must be below 1.
     pub backoff_factor: f64,
-    /// The number of steps without overflow before the scale grows.
+    /// The number of steps in a row without overflow after which the loss scale grows.
     pub growth_interval: i64,
 }
 
@@ -35,7 +35,8 @@ pub struct ScalerState {
     pub backoff_factor: f64,
     /// The number of steps before growth, as in [`GradScalerConfig::growth_interval`].
     pub growth_interval: i64,
-    /// The number of steps since the last overflow or growth. PyTorch's key is `_growth_tracker`.
+    /// The number of steps since the last overflow or the last growth of the scale. PyTorch's key
+    /// is `_growth_tracker`.
     #[serde(rename = "_growth_tracker")]
     pub growth_tracker: i32,
 }
@@ -57,7 +58,7 @@ impl GradScalerConfig {
         Ok(scale)
     }
 
-    /// Computes the next scale and tracker by the rule of ATen's `_amp_update_scale_`. Products are
+    /// Computes the next scale and growth tracker as ATen's `_amp_update_scale_` does. Products are
     /// computed in f64 and rounded to f32.
     pub(crate) fn next(&self, (scale, tracker): (f32, i32), overflowed: bool) -> (f32, i32) {
         if overflowed {

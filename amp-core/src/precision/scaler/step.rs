@@ -7,7 +7,8 @@ use crate::{
 };
 
 impl GradScaler {
-    /// Steps the optimizer, unless a gradient is not finite. Reads one number from the device.
+    /// Steps the optimizer, unless a loss or gradient is not finite. Reads one number from the
+    /// device.
     ///
     /// # Errors
     /// When the gradients belong to another optimizer or were unscaled before the last update,

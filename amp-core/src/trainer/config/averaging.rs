@@ -28,7 +28,7 @@ pub enum Averaging {
     },
     /// Stochastic weight averaging: the mean of the weights at the ends of epochs.
     Swa {
-        /// The first epoch whose final weights enter the mean, counted from 0.
+        /// The first epoch, counted from 0, whose weights at its end are part of the mean.
         start_epoch: i64,
     },
 }

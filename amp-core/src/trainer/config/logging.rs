@@ -5,9 +5,10 @@ use crate::{Error, Result};
 /// Which training steps are reported to the subscribers, and which are profiled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoggingConfig {
-    /// The number of optimizer steps between logged values, counted across epochs.
+    /// How many optimizer steps lie from one reported step to the next, counted across epochs.
     pub log_every_n_steps: i64,
-    /// The number of optimizer steps between profiled steps, counted across epochs.
+    /// How many optimizer steps lie from one profiled step to the next, counted across epochs.
+    /// `None` profiles no step.
     pub profile_every_n_steps: Option<i64>,
 }
 

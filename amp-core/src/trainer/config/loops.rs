@@ -161,9 +161,9 @@ pub struct Loops {
     /// model runs.
     pub fast_dev_run: Option<i64>,
     /// The number of batches of each validation set that are validated before training, so that a
-    /// mistake in the validation shows at once. Their values are not reported. With 0, a run whose
-    /// callback or schedule reads a validation value still validates one batch, to check that the
-    /// value exists.
+    /// mistake in the validation shows immediately. The values of these batches are not reported.
+    /// With 0, a run whose callback or schedule reads a validation value still validates one batch,
+    /// to check that the value is logged.
     pub num_sanity_val_steps: i64,
     /// When the run validates: at the ends of epochs, within epochs, or never.
     pub val_check_interval: ValCheckInterval,
@@ -261,8 +261,8 @@ impl Validations {
         }
     }
 
-    /// Returns whether a validation follows the step that ends before batch `end` of the epoch.
-    /// Returns false for validations by time, about which [`is_due_after`](Self::is_due_after)
+    /// Returns whether a validation follows the step whose last batch is the batch before `end` in
+    /// the epoch. Returns false for validations by time, which [`is_due_after`](Self::is_due_after)
     /// decides.
     pub(in crate::trainer) fn follows(&self, epoch: i64, end: i64) -> bool {
         match self.interval {
@@ -290,7 +290,8 @@ impl Validations {
         (is_whole || by_fraction) && self.follows(epoch, self.batches)
     }
 
-    /// Returns whether a validation is due when the time `passed` has passed since the last one.
+    /// Returns whether a validation by time is due, if `passed` is the time since the last
+    /// validation.
     pub(in crate::trainer) fn is_due_after(&self, passed: Duration) -> bool {
         matches!(self.interval, ValCheckInterval::Time(every) if passed >= every)
     }

@@ -60,7 +60,7 @@ pub struct TrainerConfig {
     pub max_epochs: i64,
     /// Training ends after this number of optimizer steps, if that comes before the last epoch.
     pub max_steps: Option<u64>,
-    /// Whether whole steps run as CUDA graphs. The numbers are bit-identical with and without
+    /// Whether whole steps run as CUDA graphs. Results are bit-identical with and without CUDA
     /// graphs.
     pub graph: Graph,
     /// The length of the run, how many batches of each data set it uses, and when it validates.
@@ -149,10 +149,10 @@ impl TrainerConfig {
         self.optimization.plan.unwrap_or_else(|| self.length(batches, self.max_epochs))
     }
 
-    /// Returns the length of a run with this number of batches per epoch.
+    /// Returns the length of a run that has `batches` batches per epoch.
     pub(super) fn length(&self, batches: i64, max_epochs: i64) -> TrainingPlan {
         let window = self.optimization.accumulate_grad_batches;
-        // The product saturates, because a run may be configured without an end.
+        // The product saturates, because a run without an end has a very large number of epochs.
         let steps = ((batches - 1) / window + 1).saturating_mul(max_epochs);
         let most = self.max_steps.map(|most| i64::try_from(most).unwrap_or(i64::MAX));
         let estimated_stepping_batches = most.map_or(steps, |most| steps.min(most));

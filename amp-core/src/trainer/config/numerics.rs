@@ -15,11 +15,11 @@ pub struct NumericsConfig {
     /// The precision region of each module whose path is a key. These regions override the regions
     /// that the model declares.
     pub overrides: Rc<BTreeMap<String, Region>>,
-    /// How optimizers update 16-bit parameters, which the `*-true` precisions have.
+    /// How optimizers update 16-bit parameters, which only runs with `16-true` or `bf16-true` have.
     pub weight_update: WeightUpdate,
     /// The format of the optimizers' running averages.
     pub moments: Moments,
-    /// The format of gradients between the backward pass and the step.
+    /// The format in which gradients are stored between the backward pass and the optimizer step.
     pub gradients: GradientStorage,
     /// Whether layers and losses on CUDA use this library's kernels or libtorch's.
     pub kernels: Kernels,

@@ -8,7 +8,7 @@ use crate::{Error, Result, optim::TrainingPlan, precision::Clip};
 pub struct OptimizationConfig {
     /// How gradients are clipped. `None` means that gradients are not clipped.
     pub gradient_clip: Option<Clip>,
-    /// The number of batches whose gradients are accumulated into one step.
+    /// The number of batches whose gradients are added up for one optimizer step.
     pub accumulate_grad_batches: i64,
     /// Parameters that are not trained, for the whole run or until an epoch or step. A frozen
     /// parameter has no gradient and no optimizer state. The batch statistics of a frozen module

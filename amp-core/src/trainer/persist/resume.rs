@@ -58,7 +58,7 @@ pub enum Change {
     /// The batch size and the number of batches per step. An epoch that was not complete continues
     /// after the same number of examples.
     BatchSize,
-    /// The data. A partial epoch starts again with the new examples.
+    /// The data. An epoch that was not complete starts again with the new examples.
     Data,
     /// Options of optimizers other than learning rate and momentum, and gradient clipping.
     Optimizer,
@@ -166,7 +166,7 @@ impl Run<'_, '_> {
         self.state.optim.scaler.load_state(scaler).map_err(at)?;
         for callback in self.observers.callbacks.0.iter_mut() {
             let part = state.part(&format!("callback/{}", callback.name()));
-            // A callback that the saved run did not have starts without a saved state.
+            // A callback that the saved run did not have gets no saved state.
             if !part.is_empty() {
                 callback.load_state(&part).map_err(at)?;
             }
@@ -179,7 +179,8 @@ impl Run<'_, '_> {
         random.restore(device)?;
         self.state.lr = lr;
         self.state.set_parts(parts);
-        // If the memory budget has changed, the modules to recompute are chosen again.
+        // The saved plan of the modules to recompute is dropped if the memory budget has changed. A
+        // new plan is then made.
         self.state.memory = plan.filter(|plan| Some(plan.budget) == self.config.memory.budget);
         (self.position, self.observers.log) = (position, log);
         for change in changed {

@@ -1,4 +1,4 @@
-//! Writes checkpoints on a thread, so that training continues meanwhile.
+//! Writes checkpoints on a separate thread, so that training continues meanwhile.
 
 use std::{
     collections::BTreeMap,
@@ -29,7 +29,7 @@ pub(in crate::trainer) struct Snapshot {
 }
 
 impl Snapshot {
-    /// Copies weights and state on their device, which takes negligible time.
+    /// Copies weights and state on their device. This takes little time.
     pub(in crate::trainer) fn take(
         weights: Vec<(String, Tensor)>,
         state: Option<State>,
@@ -82,8 +82,8 @@ struct Worker {
 }
 
 impl Writer {
-    /// Starts writing a file. Only one file is written at a time, so this waits for the previous
-    /// file.
+    /// Starts to write a file. Only one file is written at a time, so this waits until the previous
+    /// file is written.
     pub(in crate::trainer) fn write(
         &mut self,
         path: &Path,

@@ -162,8 +162,8 @@ fn forward_backward(
         match attempt() {
             Ok(loss) => break (loss, log),
             Err(error) if !error.is_out_of_memory() => {
-                // The position is added only to errors of later batches. An error in the very first
-                // batch is usually about the model, not about that batch.
+                // The position is added only to errors of later batches. An error in the first
+                // batch of the run is usually caused by the model and not by this batch.
                 let position = examples.position(at);
                 return Err(match position == Position::default() {
                     true => error,

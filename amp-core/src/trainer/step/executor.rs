@@ -53,7 +53,7 @@ pub(in crate::trainer) trait Executor {
 pub(in crate::trainer) enum Ended {
     /// The step was applied or skipped, and its batches were reported.
     Over {
-        /// The batch of the epoch that follows the step.
+        /// The index in the epoch of the first batch after the step.
         next_batch: i64,
         /// The actions that callbacks request after the step.
         actions: Vec<Action>,

@@ -1,4 +1,5 @@
-//! Detects updates that are smaller than the spacing of 16-bit weights, and so change nothing.
+//! Detects updates that are smaller than the spacing of 16-bit weights, so that they change no
+//! weight.
 
 use tch::{Kind, Tensor};
 
@@ -20,7 +21,7 @@ const MANY: f64 = 0.25;
 /// copies need little memory.
 const SAMPLE: i64 = 1024;
 
-/// Sampled elements of each 16-bit weight before a step.
+/// Pairs of a 16-bit weight and the sampled elements that it had before a step.
 pub(super) struct Before(Vec<(Tensor, Tensor)>);
 
 /// Returns whether 16-bit weights may lose updates in a run with these options.

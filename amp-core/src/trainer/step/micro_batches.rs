@@ -94,7 +94,7 @@ pub(super) fn split(
     Ok(Some(parts.into_iter().zip(shares).collect()))
 }
 
-/// Returns the weight of each batch in the mean over all batches.
+/// Returns the factor of each batch's loss in the mean over all batches.
 fn shares(model: &dyn LightningModule, batches: &[AnyBatch]) -> Result<Vec<f64>> {
     let weights = batches.iter().map(|batch| model.loss_weight(batch));
     let weights = weights.collect::<Result<Vec<_>>>()?;

@@ -78,7 +78,7 @@ impl<'a> Optimization<'a> {
         matches!(self.access, StepAccess::InStep(_))
     }
 
-    /// Returns the unscaled gradients of each optimizer, for hooks.
+    /// Returns the unscaled gradients of each optimizer, which hooks read.
     pub(in crate::trainer) fn unscale(&mut self) -> Result<Vec<Gradients<Unscaled>>> {
         let mut gradients = Vec::with_capacity(self.scheduled.len());
         for scheduled in &self.scheduled {

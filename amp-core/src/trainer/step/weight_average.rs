@@ -111,7 +111,7 @@ impl Average {
             let current = state.tensor_like(&format!("current/{name}"), shadow)?;
             tch::no_grad(|| shadow.shallow_clone().f_copy_(current))?;
         }
-        // In the file, weights and averages are exchanged.
+        // The file has the averages as weights, and the weights as averages, so both are exchanged.
         self.swap()
     }
 }

@@ -97,8 +97,8 @@ impl Trainer<'_> {
     /// backward pass. Weights, buffers and random generators are unchanged afterwards. The model is
     /// moved to the policy's device and dtype, as [`fit`](Self::fit) does.
     ///
-    /// The number of operations does not depend on the device. The memory does, and is measured on
-    /// the trainer's device.
+    /// The number of operations is the same on every device. The memory is measured on the
+    /// trainer's device.
     ///
     /// # Errors
     /// When the configuration is invalid, there is no batch to train on, or the step fails.

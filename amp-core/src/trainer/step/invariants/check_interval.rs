@@ -42,7 +42,8 @@ impl Clock {
             Moment::StepBegins => {
                 let attempt = counts.attempts + running + 1;
                 let of_run = attempt - self.start.0;
-                // After an earlier state was restored, the count may be lower than at the start.
+                // If the run has returned to an earlier state, fewer steps may be applied than at
+                // the start.
                 let applied = (counts.applied + running + 1).saturating_sub(self.start.1);
                 // All attempted steps for which a check is due may be skipped. Therefore applied
                 // steps are counted as well.

@@ -50,8 +50,8 @@ impl Rule for ScaleFollowsRule {
         if let Some(broken) = differs_on_device(scaler.read_device()?, now) {
             return Ok(Some(broken));
         }
-        // If fewer steps are applied now than before, an earlier state was restored, and nothing
-        // can be compared.
+        // If fewer steps are applied now than before, the run has returned to an earlier state, and
+        // nothing can be compared.
         let Some(applied) = counts.applied.checked_sub(before.applied) else { return Ok(None) };
         let skipped = counts.skipped - before.skipped;
         let ScaleFloor { min_scale, then } = seen.state.config.recovery.scale_floor;

@@ -1,5 +1,5 @@
-//! Rules that hold in every training run, whatever the model, optimizer or precision, and the
-//! checks that detect a violation.
+//! The invariants of training: rules that hold in every run, whatever the model, optimizer or
+//! precision. Checks detect a violation.
 //!
 //! Each [`Rule`] is checked at certain [`Moment`]s. The [clock](check_interval) decides which steps
 //! are checked: every step, or so few that the cost is negligible. A rule never changes the run and

@@ -1,4 +1,4 @@
-//! The state of a run that the rules read.
+//! What the checks of invariants can read of a run.
 
 use std::{cell::OnceCell, rc::Rc};
 

@@ -29,7 +29,7 @@ use crate::{
     weights,
 };
 
-/// Bytes for the scalars of a step: losses and logged sums.
+/// The number of bytes reserved for the scalars of a step: losses and logged sums.
 const SCALARS: u64 = 4096;
 
 /// Chooses which modules a run with a memory budget recomputes, using the examples of the first

@@ -28,7 +28,8 @@ use crate::{
     state::State,
 };
 
-/// Acts on a run. The default of every hook does nothing.
+/// Measures or changes a run: the trainer calls the hooks at fixed points of the run. By default, a
+/// hook does nothing.
 ///
 /// # Errors
 /// An error in a hook ends the run as failed.

@@ -10,7 +10,8 @@ use tch::{Device, Kind, Tensor};
 use crate::{Result, ffi};
 
 /// What is known of the losses since the last update. A loss on the CPU is checked immediately,
-/// which takes no time. A loss on CUDA is not read by the host.
+/// because that costs almost nothing. A loss on CUDA stays on the device and is not read by the
+/// host.
 #[derive(Debug, Default)]
 pub(super) struct Losses {
     /// Whether a loss on the CPU was not finite.

@@ -11,11 +11,11 @@ use crate::{
 /// | tag | value | step |
 /// |---|---|---|
 /// | `val_loss` | a value of an epoch, from training or validation | applied optimizer steps |
-/// | `train_loss_step` | a step's value, at the logging interval | applied steps |
-/// | `epoch` | the epoch's number, from 0 | applied steps |
-/// | `lr` | the learning rate of the epoch's last step | applied steps |
+/// | `train_loss_step` | the value of a step, at the logging interval | applied optimizer steps |
+/// | `epoch` | the number of the epoch, counted from 0 | applied optimizer steps |
+/// | `lr` | the learning rate of the last step of an epoch | applied optimizer steps |
 /// | `grad_scaler/scale` | the loss scale after a change | attempted optimizer steps |
-/// | `grad_scaler/skipped` | 1 for a step that was not applied | attempted steps |
+/// | `grad_scaler/skipped` | 1 for a step that was skipped | attempted optimizer steps |
 ///
 /// # Examples
 ///

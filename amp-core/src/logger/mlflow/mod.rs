@@ -25,10 +25,10 @@ use crate::{
 /// Writes runs to a folder in the format of MLflow's file store (`mlruns`), without a server. The
 /// experiment has the model's name, and the run has the precision's name.
 ///
-/// | MLflow | here |
+/// | MLflow | what the logger writes there |
 /// | --- | --- |
 /// | params | hyperparameters, data, precision and seed |
-/// | metrics | the values of [`MemoryLogger`](super::MemoryLogger) under its tags, with each slash replaced by a dot, because MLflow stores a metric `a/b` in a folder `a`, so that no metric could be named `a` |
+/// | metrics | the values that [`MemoryLogger`](super::MemoryLogger) keeps, under the same tags. Each slash in a tag becomes a dot: MLflow would store a metric `a/b` in a folder `a`, and a metric `a` could then not be stored |
 /// | artifacts | images (`NAME/step_000010.png`), texts (`.md`) and histograms (`.json`) |
 /// | status | running, then finished, killed (by a signal) or failed |
 ///

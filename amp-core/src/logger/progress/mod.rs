@@ -37,12 +37,12 @@ use crate::{
 /// # fn main() {}
 /// ```
 ///
-/// | shown | what it is |
+/// | shown | meaning |
 /// | --- | --- |
 /// | `12.3 steps/s` | optimizer steps, over about the last 10 seconds of training, without validation |
 /// | `394 examples/s` | training examples, over the same time |
-/// | `left 00:01:10` | the remaining time, estimated from the time that the run has taken so far, with validation; it assumes that the run does not end before its largest number of epochs or steps |
-/// | `train_loss 0.1234` | the value reported last; shown for values that are logged with `prog_bar`, or are [named](Self::showing) |
+/// | `left 00:01:10` | the remaining time, estimated from the time that the run has taken so far, including validation. The estimate assumes that the run does not end before its largest number of epochs or steps |
+/// | `train_loss 0.1234` | the value that was reported last. Shown are values that are logged with `prog_bar` or [named](Self::showing) |
 pub struct ProgressBar {
     output: Output,
     progress: RunProgress,

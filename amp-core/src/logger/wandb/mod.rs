@@ -37,10 +37,10 @@ use crate::{
 /// without a network connection. `wandb sync` uploads the run. The W&B project has the model's
 /// name, and the W&B run has the precision's name.
 ///
-/// | W&B | here |
+/// | W&B | what the logger writes there |
 /// | --- | --- |
 /// | config | hyperparameters, data, precision and seed |
-/// | history | the values of [`MemoryLogger`](super::MemoryLogger) under its tags, one row per applied optimizer step, and images, texts and histograms (of at most 512 buckets). W&B requires that steps grow from row to row, so a value that is counted in attempted steps is in the row of the steps applied until then |
+/// | history | the values that [`MemoryLogger`](super::MemoryLogger) keeps, under the same tags, with one row per applied optimizer step. Also images, texts and histograms (of at most 512 buckets). W&B requires that the step grows from row to row. Therefore a value that belongs to an attempted step is in the row of the last step applied before |
 /// | summary | the last value of each key |
 /// | files | images |
 ///

@@ -1,5 +1,5 @@
-//! The changes that the options of a command make to a registered model. The precision does not
-//! belong to them.
+//! The changes that a command's options make to a registered model. The precision is not one of
+//! these changes, because a command may run a model under several precisions.
 
 use std::fmt;
 
@@ -8,32 +8,35 @@ use serde::{Deserialize, Serialize};
 
 use crate::length::Length;
 
-/// Changes to a registered model: to its hyperparameters, its data, its batch size, the length of
-/// training and the share of the data to use.
+/// Changes to a registered model: to its hyperparameters, its data set, its batch size, the length
+/// of training, and the number of batches to use in each epoch. A field that is `None` changes
+/// nothing.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Changes {
     /// Hyperparameters by name.
     #[serde(default, skip_serializing_if = "Hyperparameters::is_empty")]
     pub hyperparameters: Hyperparameters,
-    /// The data set's name.
+    /// The name of the data set to train on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<String>,
-    /// Examples per batch.
+    /// The number of examples per batch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch_size: Option<i64>,
-    /// The length of a run.
+    /// How long to train: a number of epochs or of optimizer steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub length: Option<Length>,
-    /// The number or share of training batches to use in each epoch.
+    /// How many training batches to use in each epoch: a number of batches, or a fraction of all
+    /// batches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit_train_batches: Option<Limit>,
-    /// The number or share of batches to use of each validation set.
+    /// How many batches of each validation set to use: a number of batches, or a fraction of all
+    /// batches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit_val_batches: Option<Limit>,
 }
 
 impl Changes {
-    /// Returns whether nothing changes.
+    /// Returns whether these changes leave the model as it is registered.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }

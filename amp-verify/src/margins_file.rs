@@ -10,37 +10,38 @@ use crate::{changes::Changes, length::Length};
 /// The recorded margins of a project's models.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Margins {
-    /// The command that wrote the file.
+    /// The command that wrote this file, for the reader of the file.
     #[serde(default)]
     pub recorded_by: String,
-    /// For each model, by name: its margin, and the differences over seeds from which it follows.
+    /// The margin of each model, by the model's name, for the model as it is registered.
     #[serde(default)]
     pub models: BTreeMap<String, ModelMargin>,
-    /// The same for models with changed settings, for example another size, data set or length. A
-    /// model may have several entries, with different changes.
+    /// The margins of models whose settings were changed by options, for example the size, the data
+    /// set or the length. A model has one entry for each combination of changes.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub changed: BTreeMap<String, Vec<ModelMargin>>,
 }
 
-/// A model's margin, and the differences from which it follows: those between its metric under
-/// 32-true and under another precision, over several seeds.
+/// A model's margin, and the differences from which the margin was computed: for each seed, the
+/// metric under 32-true minus the metric under another precision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelMargin {
     /// δ: three times the largest σ in `spread`, rounded up.
     pub margin: f64,
-    /// The number of seeds.
+    /// The number of seeds with which the differences were measured.
     pub n: usize,
-    /// The length of each run.
+    /// The length of each training run from which the differences were measured.
     #[serde(flatten)]
     pub length: Length,
-    /// The changes to the registered model with which the runs were made.
+    /// The changes to the registered model in these training runs.
     #[serde(default, skip_serializing_if = "Changes::is_empty")]
     pub changes: Changes,
-    /// All hyperparameters of the model; null in files of older versions.
+    /// The values of all hyperparameters of the model in these training runs. `None` in files that
+    /// an older version wrote.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hyperparameters: Option<Hyperparameters>,
-    /// For each precision: how much worse the metric is than the metric of 32-true with the same
-    /// seed.
+    /// How much worse the metric is under each precision than under 32-true with the same seed: the
+    /// mean and the standard deviation over the seeds, by the precision's name.
     pub spread: BTreeMap<String, MetricSpread>,
 }
 
@@ -54,7 +55,8 @@ pub struct MetricSpread {
 }
 
 impl Margins {
-    /// Reads the file. A missing file means that nothing was recorded.
+    /// Reads the margins from the file `path`. If there is no such file, returns an empty list of
+    /// margins.
     ///
     /// # Errors
     /// When the file cannot be read or has another format.
@@ -71,7 +73,8 @@ impl Margins {
         }
     }
 
-    /// Returns the recorded margin of a model with these changes.
+    /// Returns the margin that was recorded for a model with these changes. Returns `None` if none
+    /// was recorded.
     pub fn of(&self, model: &str, changes: &Changes) -> Option<&ModelMargin> {
         if changes.is_empty() {
             return self.models.get(model);
@@ -79,8 +82,8 @@ impl Margins {
         self.changed.get(model)?.iter().find(|recorded| recorded.changes == *changes)
     }
 
-    /// Adds a model's margin, and removes the margin that was recorded earlier for this model with
-    /// the same changes.
+    /// Adds a model's margin to the file. If a margin for the same model and the same changes
+    /// exists, replaces it.
     pub fn add(&mut self, model: &str, recorded: ModelMargin) {
         if recorded.changes.is_empty() {
             self.models.insert(model.to_owned(), recorded);

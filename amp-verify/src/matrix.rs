@@ -8,11 +8,12 @@ use crate::{
     runner::{self, Extras},
 };
 
-/// Runs the case once under the baseline and under each of `precisions`, and compares the runs. The
-/// baseline keeps its optimizer state in full precision.
+/// Trains the case once under the 32-true baseline and once under each of `precisions`. Compares
+/// each run with the baseline. The baseline always stores its optimizer state in full precision,
+/// even if the case prescribes another storage.
 ///
 /// # Errors
-/// When a run fails; the error names the precision.
+/// When a training run fails. The error names the run's precision.
 ///
 /// # Examples
 ///
@@ -46,12 +47,12 @@ pub fn run(
     Ok(Comparison::new(records, case.model.judge, case.data.batch_size))
 }
 
-/// Runs the case with `seeds` consecutive seeds, beginning with the case's own seed. With each seed
-/// it runs once under the baseline and once under each of `precisions`. The runs of each seed are
-/// compared with the baseline of that seed.
+/// Trains the case with `seeds` consecutive seeds, the first of which is the case's seed. Each seed
+/// gives one run under the baseline and one run under each of `precisions`. Each run is compared
+/// with the baseline run that has the same seed.
 ///
 /// # Errors
-/// When a run fails; the error names the precision.
+/// When a training run fails. The error names the run's precision.
 pub fn over_seeds(
     case: &Case,
     precisions: &[Precision],

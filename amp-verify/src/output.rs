@@ -11,8 +11,8 @@ use amp_core::{
 
 use crate::options::LogArgs;
 
-/// The loggers that the user requested. They create their files when the first run starts, so that
-/// a request that is refused before does not overwrite the files of earlier runs.
+/// The loggers that the user requested. A logger creates its file when the first run starts. So a
+/// command that fails before the first run does not overwrite the files of earlier runs.
 pub struct Logs<'a> {
     args: &'a LogArgs,
     loggers: Option<Vec<Box<dyn Subscriber>>>,

@@ -1,6 +1,6 @@
-//! A Python program that communicates in JSON lines: it reads one request per line from standard
-//! input and writes one answer per line to standard output. If a request fails, its answer has the
-//! field `error` with the message.
+//! A Python program that communicates in lines of JSON. The program reads one request per line from
+//! standard input, and writes one answer per line to standard output. If a request fails, the
+//! answer's field `error` contains the error message.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +13,7 @@ use std::{
 use amp_core::{Error, Result, tch::Device};
 use serde_json::Value;
 
-/// A running Python program.
+/// A running Python program, to which requests are sent.
 pub(crate) struct Process {
     child: Child,
     requests: Option<ChildStdin>,
@@ -21,8 +21,9 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts `program` with these arguments and returns without waiting for it, so that several
-    /// programs can start at the same time. [`Process::versions`] waits until the program is ready.
+    /// Starts the Python interpreter `program` with these arguments. Does not wait until the
+    /// program is ready, so that several programs can start at the same time. [`Process::versions`]
+    /// waits until the program is ready.
     ///
     /// # Errors
     /// When the program does not exist.
@@ -43,10 +44,11 @@ impl Process {
         Ok(Self { child, requests: Some(requests), answers: BufReader::new(answers) })
     }
 
-    /// Returns the program's first answer: the versions of Python and its packages.
+    /// Waits for the program's first answer. Returns the versions of Python and of its packages, by
+    /// the package's name.
     ///
     /// # Errors
-    /// When a package is missing; the error names it.
+    /// When a Python package is missing. The error names the package.
     pub(crate) fn versions(&mut self) -> Result<BTreeMap<String, String>> {
         let hello = self.answer()?;
         let versions = hello.get("versions").and_then(Value::as_object);
@@ -58,7 +60,7 @@ impl Process {
     /// Sends a request and returns the answer.
     ///
     /// # Errors
-    /// When the program reports an error, has ended, or answers with something other than JSON.
+    /// When the program reports an error, the program has ended, or its answer is not valid JSON.
     pub(crate) fn ask(&mut self, request: &Value) -> Result<Value> {
         self.send(request)?;
         self.answer()
@@ -76,10 +78,10 @@ impl Process {
         sent.map_err(|_| self.gone())
     }
 
-    /// Reads the next answer.
+    /// Waits for the next answer of the program and returns it.
     ///
     /// # Errors
-    /// When the program reports an error, has ended, or answers with something other than JSON.
+    /// When the program reports an error, the program has ended, or its answer is not valid JSON.
     pub(crate) fn answer(&mut self) -> Result<Value> {
         let mut line = String::new();
         match self.answers.read_line(&mut line) {
@@ -103,7 +105,7 @@ impl Process {
     }
 }
 
-/// Returns the error for an answer that does not fit its request.
+/// Returns an error that shows an answer whose content does not fit the request.
 pub(crate) fn unexpected(answer: &Value) -> Error {
     Error::config(format!("an answer that was not expected: {answer}"))
 }
@@ -118,7 +120,7 @@ pub(crate) fn device_name(device: Device) -> String {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // The program ends as soon as its input is closed.
+        // The program ends as soon as its standard input is closed.
         self.requests = None;
         let _ = self.child.kill();
         let _ = self.child.wait();

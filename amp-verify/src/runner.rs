@@ -1,4 +1,4 @@
-//! Runs a case under one precision.
+//! Trains a case under one precision.
 
 use std::{
     collections::BTreeSet,
@@ -22,28 +22,30 @@ use crate::{
     registry::{Judge, LOSS},
 };
 
-/// A function that builds a callback. It receives the value by which the callback compares epochs.
+/// A function that builds a callback. Its argument is the logged value by which the callback
+/// compares epochs, to find the best epoch.
 pub type JudgedBy = Box<dyn FnOnce(Judge) -> Result<Box<dyn Callback>>>;
 
-/// Options of a run in addition to its case.
+/// What a training run needs in addition to its case. The default is a run without callbacks and
+/// without checkpoints.
 pub struct Extras {
     /// Callbacks, in the order in which the trainer calls them.
     pub callbacks: Vec<Box<dyn Callback>>,
-    /// Builds a callback that compares epochs by the value by which the model is judged. The
-    /// trainer calls this callback after all others.
+    /// A function that builds one more callback. This callback receives the value by which the
+    /// model is judged, to find the best epoch. The trainer calls this callback after all others.
     pub judged_by: Option<JudgedBy>,
     /// The checkpoint from which the run resumes.
     pub resume_from: Option<PathBuf>,
-    /// The settings in which a resumed run may differ from the saved one.
+    /// The settings in which a resumed run may differ from the run that saved the checkpoint.
     pub resume_with: Vec<Change>,
-    /// The variable that a signal handler sets to the signal's number, and the file for the state
-    /// of the run. Once the number is not 0, the run saves its state to the file, if one is given,
-    /// and ends.
+    /// The variable in which a signal handler stores the number of a signal, and the file for the
+    /// state of the run. If the variable is not 0, the run ends. If a file is given, the run saves
+    /// its state to this file before it ends.
     pub interruption: Option<(Arc<AtomicUsize>, Option<PathBuf>)>,
     /// The file for the state of a run that ends with an error.
     pub save_on_error: Option<PathBuf>,
-    /// Whether the run is compared with other runs, so that it must log the value by which its
-    /// model is judged.
+    /// Whether the results of the run are compared with those of other runs. If so, the run fails
+    /// if the model does not log the value by which it is judged.
     pub is_compared: bool,
 }
 
@@ -61,17 +63,17 @@ impl Default for Extras {
     }
 }
 
-/// Trains the case under `precision` and passes its events to `subscriber`. The run is a
-/// [reproducible section](random::seeded): it depends only on the case's seed, not on other threads
-/// that train or draw random numbers through amp-core.
+/// Trains the case under `precision` and passes the events of the run to `subscriber`. The run is a
+/// [reproducible section](random::seeded): its results depend only on the case's seed. Other
+/// threads that train or draw random numbers through amp-core have no effect on the results.
 ///
-/// Before the run, another model is trained on a few batches and discarded. This loads kernels,
-/// starts threads and captures the first CUDA graph of the process, so that the measured time and
-/// memory of the run do not include this work.
+/// Before the run, trains a second model on a few batches and discards it. This loads kernels,
+/// starts threads and captures the first CUDA graph of the process. So the measured time and memory
+/// of the run do not include this work.
 ///
 /// # Errors
-/// When an option does not fit this precision, the checkpoint belongs to another run, a step or a
-/// callback fails, or the observed dtypes differ from the precision's dtypes.
+/// When an option cannot be used with this precision, the checkpoint belongs to another run, a step
+/// or a callback fails, or the run computed in other dtypes than the precision prescribes.
 pub fn run(
     case: &Case,
     precision: Precision,
@@ -122,8 +124,9 @@ fn warm_up(case: &Case, config: &TrainerConfig) -> Result<RunRecord> {
         Trainer::new(config).fit(model.as_mut(), &data)
     };
     if config.device.is_cuda() {
-        // These batches are enough for the steps before a CUDA graph is captured, and for one
-        // replay. The capture frees cuBLAS's workspaces; the two batches below allocate them again.
+        // Trains enough batches to run the steps that precede the capture of a CUDA graph, and then
+        // to replay the graph once. The capture frees cuBLAS's workspaces. The two batches below
+        // allocate these workspaces again.
         train(4 * config.optimization.accumulate_grad_batches, config.graph)?;
     }
     train(2, Graph::Off)
@@ -135,8 +138,8 @@ fn logged(record: &RunRecord) -> BTreeSet<&str> {
     values.map(|logged| logged.name.as_str()).collect()
 }
 
-/// Returns the value by which epochs are compared: the model's judge, or the validation loss if the
-/// model declares no judge and logs no accuracy.
+/// Returns the logged value by which epochs are compared. This is the value by which the model is
+/// judged. If the model declares no such value and logs no accuracy, it is the validation loss.
 fn judge(case: &Case, first: &RunRecord, subscriber: &mut dyn Subscriber) -> Result<Judge> {
     let (judge, names) = (case.model.judge, logged(first));
     if judge != Judge::DEFAULT || names.contains(judge.name) || !names.contains(LOSS) {
@@ -163,7 +166,7 @@ fn check_monitored(case: &Case, first: &RunRecord, callbacks: &[Box<dyn Callback
     }
 }
 
-/// Checks that the model logs its validation loss and the value by which it is judged.
+/// Checks that the model logs its validation loss and the value by which the model is judged.
 fn check_logged(case: &Case, record: &RunRecord) -> Result<()> {
     let (model, judged_by) = (case.model.name, case.model.judge.name);
     let logged: BTreeSet<&str> = record

@@ -1,5 +1,6 @@
 //! Reads several numbers from a device at once. Each read waits until the device has finished all
-//! its work, also that of other processes, so one read for many numbers is faster.
+//! its work, including the work of other processes. So one read of many numbers is faster than many
+//! reads.
 
 use amp_core::{
     Result,
@@ -46,7 +47,7 @@ pub(crate) fn square(tensor: &Tensor) -> Result<Tensor> {
 /// Computes Σ(a − b)² in f64, on the device of `a`.
 ///
 /// # Errors
-/// When their shapes differ.
+/// When the shapes of `a` and `b` differ.
 pub(crate) fn square_of_difference(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     no_grad(|| {
         let b = b.f_to_device(a.device())?.f_to_kind(Kind::Double)?;
@@ -54,7 +55,7 @@ pub(crate) fn square_of_difference(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     })
 }
 
-/// Returns whether all values of all tensors are finite.
+/// Returns whether every element of every tensor is finite.
 ///
 /// # Errors
 /// When libtorch fails.
@@ -64,8 +65,8 @@ pub(crate) fn all_finite<'t>(tensors: impl IntoIterator<Item = &'t Tensor>) -> R
     Ok(read(&each)?.into_iter().all(|finite| finite != 0.0))
 }
 
-/// Returns whether the two tensors of each pair have the same values. NaN counts as different from
-/// every value, also from NaN.
+/// Returns whether the two tensors of each pair have equal elements. A NaN is not equal to any
+/// value, not even to another NaN.
 ///
 /// # Errors
 /// When the shapes of a pair differ.

@@ -23,7 +23,7 @@ pub fn counted(count: i32, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
-/// Formats a number with its sign and this many decimals. A number that rounds to zero gets a plus
+/// Formats a number with a sign and `digits` decimals. A number that is rounded to zero gets a plus
 /// sign.
 pub fn signed(value: f64, digits: usize) -> String {
     let text = format!("{value:+.digits$}");
@@ -31,8 +31,8 @@ pub fn signed(value: f64, digits: usize) -> String {
     if is_zero { text.replace('-', "+") } else { text }
 }
 
-/// Formats a number with this many significant digits, without trailing zeros: `0`, `0.85`,
-/// `1.3e-7`, `120000`. Numbers below 10⁻⁴ or from 10⁶ on have an exponent.
+/// Formats a number with `digits` significant digits, without trailing zeros: `0`, `0.85`,
+/// `1.3e-7`, `120000`. Uses an exponent if the number is below 10⁻⁴, or 10⁶ or more.
 pub fn significant(value: f64, digits: usize) -> String {
     if value == 0.0 {
         return "0".to_owned();
@@ -52,8 +52,8 @@ pub fn significant(value: f64, digits: usize) -> String {
     without_zeros(&format!("{rounded:.decimals$}")).to_owned()
 }
 
-/// Formats a fraction as a percentage with two significant digits. A value below 0.001 % that is
-/// not zero is shown as `under 0.001 %`.
+/// Formats the fraction `share` as a percentage with two significant digits. A percentage below
+/// 0.001 that is not zero is shown as `under 0.001 %`.
 pub fn percent(share: f64) -> String {
     let percent = 100.0 * share;
     match percent.abs() {
@@ -62,8 +62,8 @@ pub fn percent(share: f64) -> String {
     }
 }
 
-/// Formats `share`, a value divided by its bound: as a percentage, or as a multiple if it is 10 or
-/// more.
+/// Formats `share`, a value divided by the bound of this value. The result is a percentage, or a
+/// multiple such as `12 ×` if `share` is 10 or more.
 pub fn of_bound(share: f64) -> String {
     match share < 10.0 {
         true => percent(share),

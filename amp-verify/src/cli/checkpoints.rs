@@ -50,8 +50,8 @@ impl CheckpointArgs {
     }
 
     /// Returns a warning if a new run would save its checkpoints into the folder of an earlier run.
-    /// A later `--resume FOLDER` would then continue from the checkpoint with the most steps, even
-    /// if the earlier run saved it.
+    /// The warning is needed because a later `--resume FOLDER` continues from the checkpoint with
+    /// the most steps, and the earlier run may have saved this checkpoint.
     pub fn mixes_runs(&self) -> Option<String> {
         let folder = self.checkpoint_dir.as_ref().filter(|_| self.resume.is_none())?;
         checkpoint::latest(folder).ok()??;
@@ -62,8 +62,8 @@ impl CheckpointArgs {
         ))
     }
 
-    /// Returns the file for the run's last state. Returns `None` without a folder, or if only the
-    /// weights are saved.
+    /// Returns the path of the file in which the run saves its last state. Returns `None` if the
+    /// user gave no checkpoint folder, or if only the weights are saved.
     pub fn last(&self) -> Option<PathBuf> {
         let folder = self.checkpoint_dir.as_ref().filter(|_| !self.save_weights_only)?;
         Some(folder.join("last.safetensors"))
@@ -76,11 +76,11 @@ impl CheckpointArgs {
         Some(folder.join("on_error.safetensors"))
     }
 
-    /// Locks the folder and returns a builder of the callback that saves the best epochs there.
-    /// `None` without a folder.
+    /// Locks the checkpoint folder for this process. Returns a function that builds the callback
+    /// that saves the best epochs in this folder. Returns `None` if the user gave no folder.
     ///
     /// # Errors
-    /// When the folder cannot be created, or another running process saves there.
+    /// When the folder cannot be created, or another running process saves its checkpoints there.
     pub fn callback(&self) -> Result<Option<JudgedBy>> {
         let Some(folder) = self.checkpoint_dir.clone() else { return Ok(None) };
         file::create_folder(&folder)?;
@@ -100,12 +100,12 @@ impl CheckpointArgs {
         })))
     }
 
-    /// Returns whether the folder exists.
+    /// Returns whether the user gave a checkpoint folder and this folder exists.
     pub fn has_folder(&self) -> bool {
         self.checkpoint_dir.as_ref().is_some_and(|folder| folder.exists())
     }
 
-    /// Removes the folder if nothing was saved there.
+    /// Removes the checkpoint folder if it is empty.
     pub fn remove_empty_folder(&self) {
         if let Some(folder) = &self.checkpoint_dir {
             // The system refuses to remove a folder that is not empty. This is intended.

@@ -41,8 +41,9 @@ use crate::{
 /// Runs the command that the command line names, with the models of `registry`, and returns the
 /// exit code for the binary `amp` of a project.
 ///
-/// The exit code is 0 if the command succeeded, 1 if a run failed or a value in validation is not
-/// finite, and 2 if the request cannot be carried out. The gate has further codes.
+/// The exit code is 0 if the command succeeded, 1 if a run failed or a validation value is not
+/// finite, and 2 if the command line is invalid or cannot be carried out. `gate` and `parity` have
+/// further exit codes, which their help texts list.
 pub fn main(registry: Registry) -> ExitCode {
     let cli = match Cli::read() {
         Ok(cli) => cli,
@@ -100,7 +101,7 @@ fn run(registry: &Registry, command: Command) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints clap's help unchanged, and shortens its errors to one line.
+/// Prints clap's help as it is. Shortens clap's error messages to one line.
 fn usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
         return match print(&error.to_string()) {
@@ -152,7 +153,8 @@ fn verify(registry: &Registry, args: &VerifyArgs) -> Result<()> {
         page.write(report::html(&content)?.as_bytes())?;
     }
     let text = match args.format {
-        // Some models profile themselves in every run. The times are shown only on request.
+        // Some models measure the phases of their steps in every run. The table of these times is
+        // shown only if the user asks for it.
         Format::Table if args.run.logs.profile.is_some() => table(&comparison) + phases.text(),
         Format::Table => table(&comparison),
         Format::Json => json,
@@ -181,8 +183,8 @@ fn train(registry: &Registry, args: &TrainArgs) -> Result<ExitCode> {
     let judged_by = args.checkpoints.callback()?;
     let mut epochs = EpochTable::new(io::stdout());
     let mut progress = progress(1, args.run.quiet);
-    // Everything above can refuse the request. It runs first, so that a refused request prints
-    // nothing.
+    // All code above this line may refuse the user's request. It runs before the training, so that
+    // a refused request prints nothing but the error.
     let mut listen = |event: &Event| -> Result<()> {
         logs.on_event(event)?;
         progress.suspend(|| epochs.on_event(event))?;
@@ -348,13 +350,14 @@ fn pretty(value: &impl serde::Serialize) -> Result<String> {
     Ok(text.map_err(|error| Error::io("standard output", error.into()))? + "\n")
 }
 
-/// Builds the case from the options. An error here ends the command before it writes a file.
+/// Builds the case (a model with its data and options) from the command line. Runs before the
+/// command writes any file, so that an error here leaves no file behind.
 fn prepare(registry: &Registry, args: &RunArgs) -> Result<Case> {
     prepare_as(registry, args, args.model.as_deref(), None)
 }
 
-/// Builds the case of this model. `hyperparameters`, if given, replace the hyperparameters of the
-/// command line.
+/// Builds the case for the model `model`. If `hyperparameters` is given, the case uses them in
+/// place of the hyperparameters of the command line.
 pub(super) fn prepare_as(
     registry: &Registry,
     args: &RunArgs,

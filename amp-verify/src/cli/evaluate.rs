@@ -39,15 +39,15 @@ pub struct PredictArgs {
     pub evaluate: EvaluateArgs,
 }
 
-/// The loop that evaluates a model: on its validation sets or on its test sets.
+/// Which data sets a model is evaluated on: its validation sets or its test sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Loop {
     Validate,
     Test,
 }
 
-/// Reads the checkpoint, builds the case and the model that it names, and loads its weights into
-/// the model.
+/// Reads the checkpoint. Builds the case for the model that is named in the checkpoint, builds this
+/// model, and loads the saved weights into the model.
 fn trained(registry: &Registry, args: &EvaluateArgs) -> Result<(Case, Box<dyn LightningModule>)> {
     let path = checkpoint::find(&args.checkpoint)?;
     let summary = checkpoint::summary(&path)?;

@@ -4,9 +4,9 @@ use amp_core::Error;
 
 /// The request was valid, but the run failed.
 pub(super) const FAILED: u8 = 1;
-/// The request cannot be carried out; clap uses the same code.
+/// The command line is invalid or cannot be carried out. clap uses the same exit code.
 pub(super) const USAGE: u8 = 2;
-/// The seeds are too few for a verdict. The gate uses the same code.
+/// There are too few seeds for a verdict. `gate` uses the same exit code.
 pub(super) const INCONCLUSIVE: u8 = 3;
 /// The recorded values are from another kind of machine.
 const NOT_COMPARABLE: u8 = 4;
@@ -14,7 +14,8 @@ const NOT_COMPARABLE: u8 = 4;
 /// Returns the exit code for this error.
 pub(super) fn code(error: &Error) -> u8 {
     match error {
-        // `In` adds the path of a module to an error. The exit code is that of the error itself.
+        // `In` adds the path of a module to the error `source`. The exit code depends only on
+        // `source`.
         Error::In { source, .. } => code(source),
         Error::Config(_) | Error::Io { .. } => USAGE,
         Error::NotComparable(_) => NOT_COMPARABLE,

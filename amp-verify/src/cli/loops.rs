@@ -7,7 +7,8 @@ use amp_core::{
 };
 use clap::Args;
 
-/// Options for the length of a run, the share of each data set to use, and the times of validation.
+/// Options for the length of a run, for how many batches of each data set it uses, and for when it
+/// validates.
 #[derive(Debug, Args)]
 pub struct LoopArgs {
     /// Train at least N epochs, even if early stopping would end the run
@@ -23,8 +24,8 @@ pub struct LoopArgs {
     /// 0.1
     #[arg(long, value_name = "LIMIT")]
     pub limit_train_batches: Option<Limit>,
-    /// Validate on only the first batches of each set: a number of batches or a fraction; 0
-    /// switches validation off
+    /// Validate on only the first batches of each set: a number of batches, or a fraction such as
+    /// 0.1; 0 switches validation off
     #[arg(long, value_name = "LIMIT")]
     pub limit_val_batches: Option<Limit>,
     /// Train and validate on only these first training batches, without shuffling, to test whether
@@ -47,8 +48,9 @@ pub struct LoopArgs {
 }
 
 impl LoopArgs {
-    /// Converts the options into the trainer's. If a limit on batches is not given, the value in
-    /// `own`, which the registry declares for the model, is used.
+    /// Converts these options into the trainer's options. `own` has the limits on batches that the
+    /// registry declares for the model. A limit that the command line does not give is taken from
+    /// `own`.
     pub fn loops(&self, own: &Loops) -> Loops {
         Loops {
             min_epochs: self.min_epochs,

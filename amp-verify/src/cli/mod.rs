@@ -43,11 +43,11 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// Reads the command line. A negative number after an option counts as the option's value, so
-    /// that the error message is about the option.
+    /// Reads the command line. If an option is followed by a negative number, this number is read
+    /// as the option's value, so that the error message is about the option.
     ///
     /// # Errors
-    /// When the command line is not valid, or asks for help.
+    /// When the command line is invalid, or when it asks for the help text.
     pub fn read() -> Result<Self, clap::Error> {
         Self::from_arg_matches(&grammar().try_get_matches()?)
     }
@@ -202,9 +202,9 @@ pub struct DoctorArgs {
 mod tests {
     use super::grammar;
 
-    /// By default clap reads the `-1` in `--epochs -1` as an unknown option, and its message
-    /// "unexpected argument '-1'" would not help. Every option must read `-1` as its value, so that
-    /// the message says which values the option accepts.
+    /// By default clap reads the `-1` in `--epochs -1` as an unknown option, and prints "unexpected
+    /// argument '-1'". This message would not tell the user what is wrong. So every option must
+    /// accept `-1` as its value, and then report which values are valid.
     #[test]
     fn every_option_takes_a_negative_number_as_its_value() {
         let all = grammar();

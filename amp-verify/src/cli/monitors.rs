@@ -19,7 +19,7 @@ pub struct MonitorArgs {
     pub monitor: Vec<Monitor>,
 }
 
-/// A callback that logs additional values.
+/// The choices of `--monitor`: each one is a callback that logs additional values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Monitor {
     /// [`MemoryMonitor`]
@@ -33,7 +33,8 @@ pub enum Monitor {
 }
 
 impl MonitorArgs {
-    /// Returns one callback for each chosen monitor, even if the user named a monitor twice.
+    /// Returns one callback for each chosen monitor. A monitor that the user named twice gets only
+    /// one callback.
     pub fn callbacks(&self) -> Vec<Box<dyn Callback>> {
         let asked = Monitor::value_variants().iter().filter(|one| self.monitor.contains(one));
         asked.map(|monitor| monitor.callback()).collect()

@@ -17,8 +17,8 @@ use signal_hook::{
     flag,
 };
 
-/// Installs handlers for SIGTERM, SIGINT and SIGUSR1. The first signal sets the returned number to
-/// the signal's number; a second signal ends the process at once.
+/// Installs handlers for SIGTERM, SIGINT and SIGUSR1. Returns a number that is 0 until the first
+/// signal arrives and then has the number of this signal. A second signal ends the process at once.
 ///
 /// # Errors
 /// When the system refuses to install a handler.
@@ -36,8 +36,9 @@ pub(super) fn noted() -> Result<Arc<AtomicUsize>> {
     Ok(signal)
 }
 
-/// Asks SLURM to start this job again, as Lightning does. This applies to SLURM jobs that receive
-/// SIGUSR1 before their time ends (`#SBATCH --signal=USR1@90`).
+/// Asks SLURM to start this job again, as Lightning does. SLURM sends SIGUSR1 to jobs with
+/// `#SBATCH --signal=USR1@90` before their time ends. Does nothing outside SLURM and for another
+/// signal.
 pub(super) fn requeue(signal: u32) {
     let Some(job) = env::var_os("SLURM_JOB_ID").filter(|_| signal == SIGUSR1.unsigned_abs()) else {
         return;

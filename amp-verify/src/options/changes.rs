@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::{assignment, positive};
 use crate::{changes::Changes, length::Length};
 
-/// Options that change a registered model's size, data and length.
+/// Options that change the size, the data and the length of training of a registered model.
 #[derive(Debug, Clone, Default, Args)]
 pub struct ChangeArgs {
     /// Set a hyperparameter of each model, for example --set n_layer=12; may be repeated
@@ -30,7 +30,7 @@ pub struct ChangeArgs {
 }
 
 impl ChangeArgs {
-    /// Collects the changes from the options.
+    /// Returns the changes to a registered model that these options ask for.
     pub fn changes(&self) -> Changes {
         Changes {
             hyperparameters: self.set.iter().cloned().collect::<Hyperparameters>(),

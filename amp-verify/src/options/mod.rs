@@ -1,4 +1,4 @@
-//! Options that the training commands share, and output formats.
+//! Options that several commands share.
 
 mod changes;
 mod logs;
@@ -73,7 +73,7 @@ pub struct RunArgs {
           default_value_t = Kernels::default())]
     pub kernels: Kernels,
     /// The largest memory that tensors may use at once, for example 500MB or 2GiB. To stay below
-    /// it, the trainer recomputes layers in the backward pass; the results do not change
+    /// this limit, the trainer recomputes layers in the backward pass; the results do not change
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub memory_budget: Option<u64>,
     /// End training when this logged value, for example val_loss, no longer improves. It improves
@@ -177,7 +177,8 @@ impl RunArgs {
     }
 }
 
-/// Parses `name=value`. The value is parsed as JSON; if it is not valid JSON, it becomes a string.
+/// Parses `name=value`. If `value` is valid JSON, it is parsed as JSON; otherwise it is taken as a
+/// string.
 pub(crate) fn assignment(text: &str) -> Result<(String, Value), Error> {
     let (name, value) = text
         .split_once('=')

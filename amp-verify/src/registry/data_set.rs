@@ -30,14 +30,15 @@ pub struct DataSet {
     pub(crate) name: &'static str,
     about: String,
     hyperparameters: Hyperparameters,
-    /// Whether the size of the examples depends on the model's hyperparameters. If so, `load` needs
-    /// all of them.
+    /// Whether the size of an example depends on the model's hyperparameters. If so, `load` needs
+    /// the values of all hyperparameters.
     is_sized: bool,
     load: Arc<Load>,
 }
 
 impl DataSet {
-    /// Creates a data set. `load` gets the batch size and must return the same examples each time.
+    /// Creates a data set. `load` receives the batch size and returns the data. Every call must
+    /// return the same examples, so that runs can be compared.
     pub fn new(
         name: &'static str,
         load: impl Fn(i64) -> Result<DataModule> + Send + Sync + 'static,
@@ -45,9 +46,10 @@ impl DataSet {
         Self::with(name, false, move |batch_size, _| load(batch_size))
     }
 
-    /// Creates a data set whose examples have a size that depends on the model's hyperparameters,
-    /// for example the length of generated sequences. `load` gets all hyperparameters, including
-    /// defaults. It must return the same examples each time.
+    /// Creates a data set in which the size of an example depends on the model's hyperparameters,
+    /// for example on the length of generated sequences. `load` receives the batch size and all
+    /// hyperparameters, including those with default values. Every call with the same
+    /// hyperparameters must return the same examples.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::{Hyperparameters, Result, data::{Batch, DataModule}, tch::{Device, Kind, Tensor}};
@@ -89,8 +91,9 @@ impl DataSet {
         self
     }
 
-    /// Sets hyperparameters that follow from the data, for example the number of features. If a
-    /// model is registered with hyperparameters of these names, these values replace its own.
+    /// Sets hyperparameters whose values follow from the data, for example the number of features.
+    /// If a model that is trained on this data has hyperparameters of these names, the values given
+    /// here replace the model's values.
     #[must_use]
     pub fn hyperparameters<V: Into<Value>>(
         mut self,
@@ -106,7 +109,8 @@ impl DataSet {
         self.name
     }
 
-    /// Returns the description; empty if none was given.
+    /// Returns the description of the data set. The description is empty if [`about`](Self::about)
+    /// was not called.
     pub fn description(&self) -> &str {
         &self.about
     }
@@ -116,7 +120,7 @@ impl DataSet {
         self.is_sized
     }
 
-    /// Loads the data in batches of `batch_size` examples.
+    /// Loads the data, divided into batches of `batch_size` examples.
     ///
     /// # Errors
     /// When the data cannot be loaded.
@@ -124,8 +128,8 @@ impl DataSet {
         self.load_for(batch_size, &Hyperparameters::new())
     }
 
-    /// Loads the data for a model. `of` must have all hyperparameters of the model, including
-    /// defaults.
+    /// Loads the data for a model. `of` must contain the values of all hyperparameters of the
+    /// model, including those with default values.
     ///
     /// # Errors
     /// When the data cannot be loaded, or the model lacks a hyperparameter that the data set needs.
@@ -133,8 +137,8 @@ impl DataSet {
         (self.load)(batch_size, of)
     }
 
-    /// Replaces those hyperparameters of a model that follow from the data. A hyperparameter that
-    /// the model does not have is not added.
+    /// Replaces the hyperparameters of a model whose values follow from the data. Ignores a
+    /// hyperparameter that the model does not have.
     pub(crate) fn apply(&self, hyperparameters: &mut Hyperparameters) {
         for (name, value) in &self.hyperparameters {
             if let Some(own) = hyperparameters.get_mut(name) {

@@ -15,8 +15,8 @@ pub enum Direction {
 }
 
 impl Direction {
-    /// Returns how much worse `own` is than `baseline`, in the unit of the value. The result is
-    /// negative if `own` is better.
+    /// Returns how much worse the value `own` is than the value `baseline`, in the unit of these
+    /// values. The result is negative if `own` is better.
     pub fn regression(self, baseline: f64, own: f64) -> f64 {
         match self {
             Self::HigherIsBetter => baseline - own,
@@ -38,8 +38,8 @@ impl Direction {
     }
 }
 
-/// The validation value by which a model is judged: its logged name, and whether larger or smaller
-/// values are better.
+/// The validation value by which a model is judged: the name under which the value is logged, and
+/// whether larger or smaller values are better.
 ///
 /// # Examples
 ///
@@ -53,38 +53,38 @@ impl Direction {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Judge {
-    /// The name, for example `val_acc`.
+    /// The name under which the value is logged, for example `val_acc`.
     pub name: &'static str,
-    /// Whether larger or smaller is better.
+    /// Whether larger or smaller values are better.
     pub direction: Direction,
 }
 
-/// The name of the validation loss.
+/// The name under which the validation loss is logged.
 pub(crate) const LOSS: &str = "val_loss";
 
 impl Judge {
-    /// The default judge: the accuracy.
+    /// The value by which a model is judged by default: the accuracy, `val_acc`.
     pub const DEFAULT: Self = Self::higher("val_acc");
 
-    /// Judges by the value `name`, for which higher is better, for example `val_acc`.
+    /// Judges a model by the logged value `name`, for example `val_acc`. Larger values are better.
     pub const fn higher(name: &'static str) -> Self {
         Self { name, direction: Direction::HigherIsBetter }
     }
 
-    /// Judges by the value `name`, for which lower is better, for example `val_mae`.
+    /// Judges a model by the logged value `name`, for example `val_mae`. Smaller values are better.
     pub const fn lower(name: &'static str) -> Self {
         Self { name, direction: Direction::LowerIsBetter }
     }
 
-    /// Judges by the validation loss.
+    /// Judges a model by its validation loss.
     pub const fn loss() -> Self {
         Self::lower(LOSS)
     }
 
-    /// Returns the smallest possible difference between two values of the metric, for this number N
-    /// of validation examples. A value for which higher is better is taken as a fraction of the
-    /// examples, so it changes in steps of 1/N. A value for which lower is better is taken as
-    /// continuous, so the result is 0.
+    /// Returns the smallest possible difference between two values of the metric if there are N =
+    /// `examples` validation examples. If higher is better, the metric is assumed to be a fraction
+    /// of the examples, which changes in steps of 1/N. If lower is better, the metric is assumed to
+    /// be continuous, and the result is 0.
     pub fn resolution(self, examples: i64) -> f64 {
         match self.direction {
             Direction::HigherIsBetter => 1.0 / examples.max(1) as f64,

@@ -1,7 +1,7 @@
 //! The registry of a project: its [`Model`]s, its [`DataSet`]s and the workloads of `bench`.
 //!
-//! A project has a function that returns its [`Registry`], and a binary named `amp` that passes it to
-//! [`main`](crate::main()):
+//! A project has a function that returns its [`Registry`], and a binary named `amp`. The binary
+//! passes the registry to [`main`](crate::main()):
 //!
 //! ```no_run,standalone_crate
 //! use amp_core::{data::DataModule, prelude::*};
@@ -75,19 +75,20 @@ pub(crate) struct Bench {
 #[cfg(feature = "cli")]
 type Overheads = dyn Fn() -> Result<Vec<Overhead>> + Send + Sync;
 
-/// The Python program that trains with the peers: the engines with which `bench` compares this
-/// trainer.
+/// The Python program that trains models with the peers. Peers are the other engines that `bench`
+/// measures, for example Lightning.
 #[cfg(feature = "cli")]
 #[derive(Clone)]
 pub(crate) enum Peers {
     /// The path of a file in the project.
     File(String),
-    /// The text of the program.
+    /// The source text of the program.
     Text(&'static str),
 }
 
 impl Registry {
-    /// Returns a registry without models; [`project!`](crate::project) names the project.
+    /// Creates a registry without models. The argument is usually the result of
+    /// [`project!`](crate::project).
     pub fn new(project: Project) -> Self {
         Self {
             project,
@@ -98,7 +99,8 @@ impl Registry {
         }
     }
 
-    /// Adds a model. The first one is the commands' default.
+    /// Adds a model. If a command is not told which model to use, it uses the model that was added
+    /// first.
     #[must_use]
     pub fn model(mut self, model: Model) -> Self {
         self.models.push(Arc::new(model));
@@ -121,8 +123,8 @@ impl Registry {
         self
     }
 
-    /// Sets the Python program for `cargo amp bench --peers`: a path relative to the project's
-    /// folder.
+    /// Sets the Python program that trains with the peers in `cargo amp bench --peers`: a path
+    /// relative to the project's folder.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn peers(mut self, file: impl Into<String>) -> Self {
@@ -130,9 +132,9 @@ impl Registry {
         self
     }
 
-    /// Sets the Python program for `cargo amp bench --peers` by its text, where
-    /// [`peers`](Self::peers) sets it by its path. The text is part of the binary, so it is
-    /// available on machines without the files of the project.
+    /// Sets the Python program that trains with the peers in `cargo amp bench --peers`, as in
+    /// [`peers`](Self::peers), but by its text. The binary contains this text, so the program is
+    /// available on machines without the project's files.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn peers_program(mut self, text: &'static str) -> Self {
@@ -140,8 +142,8 @@ impl Registry {
         self
     }
 
-    /// Sets a function that measures the overhead of the training loop. `cargo amp bench` calls it
-    /// on a CPU.
+    /// Sets a function that measures how much time the training loop takes in addition to the
+    /// model's operations. `cargo amp bench` calls the function if it runs on a CPU.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn loop_overheads(
@@ -152,7 +154,7 @@ impl Registry {
         self
     }
 
-    /// Sets the targets with which `cargo amp bench` compares its report.
+    /// Sets the targets for speed and memory with which `cargo amp bench` compares its results.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn targets(mut self, targets: fn(&Report) -> Vec<Target>) -> Self {
@@ -170,18 +172,18 @@ impl Registry {
         self.models.iter().filter(|model| !model.is_hidden)
     }
 
-    /// Returns all models, including hidden ones.
+    /// Returns all models, including the hidden ones.
     #[cfg(feature = "cli")]
     pub(crate) fn all_models(&self) -> impl Iterator<Item = &Arc<Model>> {
         self.models.iter()
     }
 
-    /// Returns the data sets.
+    /// Returns the data sets of the registry.
     pub fn data_sets(&self) -> impl Iterator<Item = &Arc<DataSet>> {
         self.data_sets.iter()
     }
 
-    /// Finds a model by name, or returns the first model if `name` is `None`.
+    /// Returns the model with the given name. If `name` is `None`, returns the first model.
     ///
     /// # Errors
     /// When no model has this name.
@@ -202,7 +204,7 @@ impl Registry {
         })
     }
 
-    /// Finds a data set by name.
+    /// Returns the data set with the given name.
     ///
     /// # Errors
     /// When no data set has this name.
@@ -213,8 +215,8 @@ impl Registry {
         })
     }
 
-    /// Reads the margins that `cargo amp margins` recorded in the project's `margins.json`; empty
-    /// if the file does not exist.
+    /// Reads the margins that `cargo amp margins` recorded in the project's file `margins.json`. If
+    /// the file does not exist, there are no margins.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -222,12 +224,12 @@ impl Registry {
         Margins::read(&self.project.margins_file())
     }
 
-    /// Returns δ, the largest loss of quality that the gate accepts for `model`: the margin that
-    /// the registry declares, or, if it declares none, the recorded margin. With `changes`, returns
-    /// the margin that was recorded for the model with the same changes.
+    /// Returns δ, the margin with which the gate judges `model`. If `changes` is empty, this is the
+    /// margin that the registry declares, or else the margin that `cargo amp margins` recorded. If
+    /// there are changes, this is the margin that was recorded for the model with the same changes.
     ///
     /// # Errors
-    /// When there is no margin, or it was recorded for other hyperparameters.
+    /// When the model has no margin, or the margin was recorded with other hyperparameters.
     pub fn margin(&self, model: &Model, changes: &Changes) -> Result<f64> {
         if let (Some(margin), true) = (model.margin, changes.is_empty()) {
             return Ok(margin);
@@ -248,7 +250,8 @@ impl Registry {
         Ok(recorded.margin)
     }
 
-    /// Merges the hyperparameters of the model, its data and the changes.
+    /// Merges the hyperparameters of the model, those that follow from its data set, and those in
+    /// `changes`.
     fn hyperparameters(&self, model: &Model, changes: &Changes) -> Result<Hyperparameters> {
         let data = match &changes.data {
             Some(name) => name.as_str(),

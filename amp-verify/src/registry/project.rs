@@ -5,12 +5,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The environment variable that names the folder of a packed project's files. It is set on a
-/// machine that has the packed project but not its sources.
+/// The environment variable that names the folder with the files of a packed project.
+/// `cargo amp pack` copies these files, so that the project runs on a machine without its sources.
 const PACKED: &str = "AMP_PROJECT";
 const MARGINS: &str = "margins.json";
 
-/// The package that declares a registry.
+/// The package that declares a registry: its name and its folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Project {
     name: String,
@@ -18,20 +18,20 @@ pub struct Project {
 }
 
 impl Project {
-    /// Describes the package `name` in `folder`; the macro [`project!`](crate::project) passes its
-    /// caller's name and folder. If the environment variable `AMP_PROJECT` is set, its value is
-    /// used in place of `folder`.
+    /// Describes the package `name` in the folder `folder`. The macro [`project!`](crate::project)
+    /// passes the name and the folder of the package that calls the macro. If the environment
+    /// variable `AMP_PROJECT` is set, its value replaces `folder`.
     pub fn new(name: impl Into<String>, folder: impl Into<PathBuf>) -> Self {
         let packed = env::var_os(PACKED).filter(|folder| !folder.is_empty()).map(PathBuf::from);
         Self { name: name.into(), folder: packed.unwrap_or_else(|| folder.into()) }
     }
 
-    /// Returns the package's name.
+    /// Returns the name of the package.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Returns the package's folder.
+    /// Returns the folder of the package.
     pub fn folder(&self) -> &Path {
         &self.folder
     }

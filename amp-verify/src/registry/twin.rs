@@ -3,12 +3,14 @@
 use amp_core::Hyperparameters;
 use serde_json::Value;
 
-/// A copy of a model in PyTorch. [`Model::twin`](crate::Model::twin) declares it, and `cargo amp
-/// parity` trains it on the same batches from the same weights.
+/// A copy of a model in PyTorch. [`Model::twin`](crate::Model::twin) declares the copy.
+/// `cargo amp parity` trains the model and its copy on the same batches from the same initial
+/// weights, and compares the results.
 ///
-/// The Python source defines a class with the model's registered name that extends
-/// `torch.nn.Module`. Its parameters have the same names as the model's parameters. The class has
-/// these methods, named as in Lightning where Lightning has them:
+/// The Python source defines a class that extends `torch.nn.Module`. The class has the name under
+/// which the model is registered. The parameters of the class have the same names as the parameters
+/// of the model. The class has the methods below. If Lightning has such a method, the name is
+/// Lightning's:
 ///
 /// | method | what it does |
 /// | --- | --- |
@@ -75,15 +77,15 @@ pub struct Twin {
 }
 
 impl Twin {
-    /// Creates a twin from its Python source. `rust` is the Rust source of the model: `parity`
-    /// counts the lines of code of the two sources. The binary contains the two texts.
+    /// Creates a twin from the Python source `python`. `rust` is the Rust source of the model, from
+    /// which `parity` counts the lines of code for its table. The binary contains both texts.
     pub fn new(python: &'static str, rust: &'static str) -> Self {
         Self { python, rust, hyperparameters: Hyperparameters::new() }
     }
 
-    /// Sets hyperparameters, as a JSON object, with which `parity` builds the model and its twin in
-    /// place of the registered ones. Dropout must be 0, because the model and the twin draw
-    /// different dropout masks.
+    /// Sets the hyperparameters with which `parity` builds the model and its twin, as a JSON
+    /// object. They replace the registered hyperparameters. Dropout must be 0, because the model
+    /// and the twin would use different random dropout masks.
     ///
     /// # Panics
     /// When the value is not an object: this is a mistake in the registry's source.

@@ -1,4 +1,4 @@
-//! Setters for the length of training and the share of the data to use.
+//! Methods that set the length of training and how many batches of the data to use.
 
 use amp_core::data::Limit;
 
@@ -10,16 +10,16 @@ const QUICK_EPOCHS: i64 = 3;
 const QUICK_STEPS: u64 = 100;
 
 impl Model {
-    /// Sets the number of epochs of a full training run; 10 by default.
+    /// Sets the number of epochs of a full training run. The default is 10.
     #[must_use]
     pub fn epochs(mut self, epochs: i64) -> Self {
         self.length = Length::Epochs(epochs);
         self
     }
 
-    /// Sets the number of optimizer steps of a full training run. Use it for a model whose data set
-    /// is infinite or too large for epochs. The run validates at its end, and at the end of each
-    /// epoch. Skipped steps do not count.
+    /// Sets the number of optimizer steps of a full training run. Skipped steps do not count. Use
+    /// this method if the data set is infinite, or too large to train in whole epochs. The run
+    /// validates at the end of each epoch and after its last step.
     ///
     /// ```no_run,standalone_crate
     /// # use amp_core::prelude::*;
@@ -36,16 +36,18 @@ impl Model {
         self
     }
 
-    /// Sets the number of epochs in the gate's quick tier, in `margins` and in goldens (recorded
-    /// runs). The default is 3, or the full length if that is shorter.
+    /// Sets the number of epochs in the gate's quick tier, in `cargo amp margins`, and in golden
+    /// tests (tests that compare a run with recorded results). The default is 3, or the full length
+    /// if the full length is shorter.
     #[must_use]
     pub fn quick_epochs(mut self, epochs: i64) -> Self {
         self.quick = Some(Length::Epochs(epochs));
         self
     }
 
-    /// Sets the number of optimizer steps in the gate's quick tier and in `margins`. For a model
-    /// with [`steps`](Self::steps) the default is 100, or the full length if it is shorter.
+    /// Sets the number of optimizer steps in the gate's quick tier and in `cargo amp margins`. If
+    /// the full length is set by [`steps`](Self::steps), the default is 100, or the full length if
+    /// the full length is shorter.
     #[must_use]
     pub fn quick_steps(mut self, steps: u64) -> Self {
         self.quick = Some(Length::Steps(steps));

@@ -19,14 +19,14 @@ use super::{Judge, Registry};
 use crate::faults::Fault;
 use crate::length::Length;
 
-/// Builds a model from hyperparameters. Its initial weights come from libtorch's global random
-/// generator.
+/// A function that builds a model from hyperparameters. The initial weights come from libtorch's
+/// global random generator.
 pub type Build = dyn Fn(&Hyperparameters) -> Result<Box<dyn LightningModule>> + Send + Sync;
 
 /// A registered model: its name, and how it is built, trained and judged.
 ///
-/// [`model!`](crate::model!) creates it from a struct that derives `LightningModule`. Each setter
-/// documents its default.
+/// [`model!`](crate::model!) creates this value from a struct that derives `LightningModule`. The
+/// documentation of each setter below names the default.
 #[derive(Clone)]
 pub struct Model {
     pub(crate) name: &'static str,
@@ -58,7 +58,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// Registers the model `name`; `build` creates it from hyperparameters.
+    /// Registers a model under the name `name`. `build` creates the model from hyperparameters.
     pub fn new(
         name: &'static str,
         build: impl Fn(&Hyperparameters) -> Result<Box<dyn LightningModule>> + Send + Sync + 'static,
@@ -107,30 +107,30 @@ impl Model {
         self
     }
 
-    /// Sets the default data set of the model. Without it, the default is the registry's first data
-    /// set.
+    /// Sets the data set that the model is trained on by default. If this method is not called, it
+    /// is the registry's first data set.
     #[must_use]
     pub fn data(mut self, name: &'static str) -> Self {
         self.data = Some(name);
         self
     }
 
-    /// Sets the batch size; 64 by default.
+    /// Sets the number of examples per batch. The default is 64.
     #[must_use]
     pub fn batch_size(mut self, examples: i64) -> Self {
         self.batch_size = examples;
         self
     }
 
-    /// Sets the validation metric by which the model is judged, if higher is better; `val_acc` by
-    /// default.
+    /// Sets the validation metric by which the model is judged. Higher values must be better. The
+    /// default is `val_acc`.
     #[must_use]
     pub fn metric(mut self, name: &'static str) -> Self {
         self.judge = Judge::higher(name);
         self
     }
 
-    /// Sets the validation metric by which the model is judged, if lower is better, for example
+    /// Sets the validation metric by which the model is judged. Lower values must be better, as for
     /// `val_mae`.
     #[must_use]
     pub fn error_metric(mut self, name: &'static str) -> Self {
@@ -138,25 +138,26 @@ impl Model {
         self
     }
 
-    /// Judges the model by its validation loss, for example a language model. It then needs no
-    /// metric.
+    /// Judges the model by its validation loss. Use this method for a model without a metric, for
+    /// example a language model.
     #[must_use]
     pub fn judged_by_loss(mut self) -> Self {
         self.judge = Judge::loss();
         self
     }
 
-    /// Sets δ, the margin of the gate: a precision that is worse than 32-true by δ or more is a
-    /// regression. Its unit is the unit of the metric: 0.01 is one percentage point of an accuracy.
-    /// Without it, `cargo amp margins` records a margin.
+    /// Sets δ, the margin of the gate, in the unit of the metric: 0.01 is one percentage point of
+    /// an accuracy. If a precision is worse than 32-true by δ or more, the gate calls this a
+    /// regression. If this method is not called, the margin is the one that `cargo amp margins`
+    /// recorded.
     #[must_use]
     pub fn margin(mut self, margin: f64) -> Self {
         self.margin = Some(margin);
         self
     }
 
-    /// Sets by how much the metric of a trained model must be better than the metric of the same
-    /// model with frozen weights. If the difference is smaller, the gate fails, because the model
+    /// Sets by how much the metric of the trained model must be better than the metric of the same
+    /// model with frozen weights. If the improvement is smaller, the gate fails, because the model
     /// did not learn. The default is the margin.
     #[must_use]
     pub fn learns_by(mut self, difference: f64) -> Self {
@@ -164,15 +165,15 @@ impl Model {
         self
     }
 
-    /// Clips gradients to this norm; none by default.
+    /// Sets the global norm to which gradients are clipped. By default gradients are not clipped.
     #[must_use]
     pub fn gradient_clip_val(mut self, norm: f64) -> Self {
         self.gradient_clip_val = Some(norm);
         self
     }
 
-    /// Sets the number of batches whose gradients are accumulated into one optimizer step; 1 by
-    /// default.
+    /// Sets the number of batches whose gradients are accumulated for one optimizer step. The
+    /// default is 1.
     #[must_use]
     pub fn accumulate_grad_batches(mut self, batches: i64) -> Self {
         self.accumulate_grad_batches = batches;
@@ -194,15 +195,17 @@ impl Model {
         self
     }
 
-    /// Ends training if the logged value `name` has not improved for `patience` epochs. It improves
-    /// if it falls, or, if it is a metric for which higher is better, if it rises.
+    /// Ends training if the logged value `name` has not improved for `patience` epochs. If `name`
+    /// is a metric for which higher is better, it improves if it rises. Every other value improves
+    /// if it falls.
     #[must_use]
     pub fn early_stopping(mut self, name: impl Into<String>, patience: u32) -> Self {
         self.early_stopping = Some((name.into(), patience));
         self
     }
 
-    /// Measures the phases of every n-th step; no steps by default.
+    /// Measures the time of each phase of a step, in every n-th step. By default no step is
+    /// measured.
     #[must_use]
     pub fn profile_every_n_steps(mut self, steps: i64) -> Self {
         self.profile_every_n_steps = Some(steps);
@@ -222,17 +225,18 @@ impl Model {
         self
     }
 
-    /// Hides the model: commands neither list it nor run it by default. A command runs it only if
-    /// its name is given.
+    /// Hides the model from the list of models. A command runs a hidden model only if the user
+    /// gives its name.
     #[must_use]
     pub fn hidden(mut self) -> Self {
         self.is_hidden = true;
         self
     }
 
-    /// Declares that these faults of `cargo amp selftest` change the numbers of this model, so that
-    /// `selftest` can put them into its training. What a model needs so that a fault has an effect
-    /// is documented at [`Fault::needs`](crate::selftest::Fault::needs).
+    /// Declares that these faults of `cargo amp selftest` change the results of this model. Only
+    /// then can `selftest` put these faults into the training of this model, to test that the gate
+    /// reports them. [`Fault::needs`](crate::selftest::Fault::needs) documents which property a
+    /// model needs so that a fault has an effect.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn reveals(mut self, faults: impl IntoIterator<Item = Fault>) -> Self {
@@ -240,9 +244,9 @@ impl Model {
         self
     }
 
-    /// Sets the path of the layer into which `cargo amp selftest` puts those faults that change a
-    /// single layer, for example `encoder.layers.1.linear1`. The layer must compute in 16 bits and
-    /// not be fused with other layers.
+    /// Sets the path of the layer into which `cargo amp selftest` puts faults, for example
+    /// `encoder.layers.1.linear1`. Only those faults that change a single layer use this path. The
+    /// layer must compute in 16 bits, and must not be fused with other layers.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn plants_in(mut self, layer: &'static str) -> Self {
@@ -278,17 +282,19 @@ impl Model {
         self.name
     }
 
-    /// Returns the value by which the model is judged.
+    /// Returns the validation value by which the model is judged.
     pub fn judge(&self) -> Judge {
         self.judge
     }
 
-    /// Returns the declared margin δ.
+    /// Returns the margin δ that the registry declares. Returns `None` if [`margin`](Self::margin)
+    /// was not called.
     pub fn declared_margin(&self) -> Option<f64> {
         self.margin
     }
 
-    /// Returns the name of the model's data set, or of the registry's first data set.
+    /// Returns the name of the data set that the model is trained on. If the model declares none,
+    /// this is the registry's first data set.
     ///
     /// # Errors
     /// When the registry has no data set.
@@ -302,7 +308,8 @@ impl Model {
         })
     }
 
-    /// Returns all hyperparameters of the model: those in `set`, and the defaults of all others.
+    /// Returns the values of all hyperparameters of the model. Values that `set` does not contain
+    /// are defaults.
     ///
     /// # Errors
     /// When a hyperparameter is unknown or out of range.
@@ -311,7 +318,7 @@ impl Model {
         Ok(self.build(set)?.hyperparameters())
     }
 
-    /// Builds the model. Its initial weights come from libtorch's global random generator.
+    /// Builds the model. The initial weights come from libtorch's global random generator.
     ///
     /// # Errors
     /// When a hyperparameter is unknown or out of range.
@@ -326,8 +333,8 @@ impl fmt::Debug for Model {
     }
 }
 
-/// Registers a struct that derives `LightningModule` as a [`Model`](crate::Model). The name is the
-/// struct's name without its path: `model!(nets::Net)` is called `Net`.
+/// Registers a struct that derives `LightningModule` as a [`Model`](crate::Model). The name of the
+/// model is the last segment of the struct's path: `model!(nets::Net)` has the name `Net`.
 ///
 /// ```no_run,standalone_crate
 /// # use amp_core::prelude::*;
@@ -351,7 +358,7 @@ macro_rules! model {
     };
 }
 
-/// Returns the name of a struct without its path and its type parameters.
+/// Returns the last segment of a struct's path, without type parameters: `Net` for `nets::Net<T>`.
 pub fn name_of(written: &'static str) -> &'static str {
     let path = written.split('<').next().unwrap_or(written);
     path.rsplit("::").next().unwrap_or(path).trim()

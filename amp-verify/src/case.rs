@@ -21,14 +21,15 @@ use crate::{
     registry::{Build, Judge, Model, Registry},
 };
 
-/// A registered model that is not built yet: its name, its judge and the function that builds it.
+/// A registered model that is not built yet: its name, the validation value by which it is judged,
+/// and the function that builds it.
 #[derive(Clone)]
 pub struct Subject {
-    /// Its name.
+    /// The name under which the model is registered.
     pub name: &'static str,
     /// The validation value by which the model is judged.
     pub judge: Judge,
-    /// The function that builds the model.
+    /// The function that builds the model from hyperparameters.
     pub build: Arc<Build>,
 }
 
@@ -48,21 +49,22 @@ pub struct Case {
     /// The merged hyperparameters, in increasing priority: from the registered model, the data and
     /// the user.
     pub hyperparameters: Hyperparameters,
-    /// The trainer's options under 32-true; `Case::trainer` sets another precision. The seed also
-    /// determines the initial weights and dropout. The [`plan`](OptimizationConfig::plan) is the
-    /// plan of the full run, so that a run that ends earlier uses the learning rates of the full
-    /// run.
+    /// The trainer's options under 32-true. [`Case::trainer`] returns the options under another
+    /// precision. The seed determines the initial weights, the order of examples and dropout.
+    /// [`plan`](OptimizationConfig::plan) is the plan of the full run. So a run that ends earlier
+    /// uses the learning rates of the full run.
     pub trainer: TrainerConfig,
     /// The name of the value for early stopping, and the patience in epochs.
     pub early_stopping: Option<(String, u32)>,
 }
 
-/// The user's choices for a case. If a choice is `None`, the registered model's own value is used.
+/// The user's choices for a case. If a choice is `None`, the value that the registry declares for
+/// the model is used.
 #[derive(Debug, Default)]
 pub struct Choices {
-    /// The name of the data set.
+    /// The name of the data set to train on.
     pub data: Option<String>,
-    /// The length of the run.
+    /// How long to train: a number of epochs or of optimizer steps.
     pub length: Option<Length>,
     /// Examples per batch.
     pub batch_size: Option<i64>,
@@ -72,24 +74,29 @@ pub struct Choices {
     pub clip: Option<Clip>,
     /// The number of batches whose gradients are accumulated into one optimizer step.
     pub accumulate_grad_batches: Option<i64>,
-    /// The largest number of optimizer steps. Training ends there if `length` is longer.
+    /// The largest number of optimizer steps. Training ends after this number of steps even if
+    /// `length` is longer.
     pub max_steps: Option<u64>,
-    /// The number or share of training batches to use in each epoch.
+    /// How many training batches to use in each epoch: a number of batches, or a fraction of all
+    /// batches.
     pub limit_train_batches: Option<Limit>,
-    /// The number or share of batches to use of each validation set.
+    /// How many batches of each validation set to use: a number of batches, or a fraction of all
+    /// batches.
     pub limit_val_batches: Option<Limit>,
-    /// Which steps are logged, and which are profiled. If the user did not choose which steps are
-    /// profiled, the registered model decides.
+    /// In which steps values are logged, and in which steps the time of each phase is measured. If
+    /// the user did not choose in which steps to measure, the registered model decides.
     pub logging: LoggingConfig,
     /// The options of loss scaling and the dtypes of weights, optimizer state and gradients.
     pub numerics: NumericsConfig,
     /// What happens to steps whose gradients are not finite.
     pub recovery: RecoveryConfig,
-    /// The largest memory that the tensors of a run may use, and how the trainer stays below it.
+    /// The largest memory that the tensors of a run may use. To stay below this limit, the trainer
+    /// recomputes layers in the backward pass.
     pub memory: MemoryConfig,
     /// Whether whole steps run as CUDA graphs.
     pub graph: Graph,
-    /// Which invariants of training are checked.
+    /// How often the invariants of training are checked (rules that hold in every run, for example
+    /// that every weight changes).
     pub checks: ChecksConfig,
     /// The name of the value for early stopping, and the patience in epochs.
     pub early_stopping: Option<(String, u32)>,
@@ -122,8 +129,9 @@ impl From<&Changes> for Choices {
 }
 
 impl Case {
-    /// Loads the data, merges the choices with the model's own values, and builds the model once to
-    /// check that it can be built. The data set is found in `registry`.
+    /// Loads the data set, which must be in `registry`. Merges the user's choices with the values
+    /// that are registered for the model. Builds the model once, so that an invalid hyperparameter
+    /// is reported here and not during training.
     ///
     /// # Errors
     /// When the data cannot be loaded or batched, an option is out of range, or a hyperparameter
@@ -161,8 +169,8 @@ impl Case {
             }
             false => data_set.load(batch_size)?,
         };
-        // In reports and goldens (recorded figures), the data has the name under which the registry
-        // lists it.
+        // In reports and goldens (recorded results), the data set has the name under which the
+        // registry lists it.
         data_set.name().clone_into(&mut data.name);
         data.loading = choices.loading;
         data.check()?;
@@ -192,7 +200,8 @@ impl Case {
             logging: LoggingConfig { profile_every_n_steps, ..choices.logging },
             ..TrainerConfig::new(Precision::F32True, device)
         };
-        // If the model's length is in steps, a shorter `max_steps` replaces it.
+        // If the model's length is a number of steps and `max_steps` is smaller, the length is
+        // `max_steps`.
         let length = match (choices.length, model.length, choices.max_steps) {
             (Some(length), ..) => length,
             (None, Length::Steps(_), Some(steps)) => Length::Steps(steps),
@@ -205,27 +214,28 @@ impl Case {
         }
         trainer.optimization.plan = Some(trainer.training_plan(&loader));
         let case = Self { model: model.into(), data, hyperparameters, trainer, early_stopping };
-        // For a sized data set, the model was already built above to read its hyperparameters. It
-        // is not built a second time, because building a large model takes long.
+        // If the size of the examples depends on hyperparameters, the model was already built above
+        // to read these hyperparameters. The model is not built a second time here, because
+        // building a large model takes long.
         if !data_set.is_sized() {
             case.build()?;
         }
         Ok(case)
     }
 
-    /// Returns the trainer's options with this precision.
+    /// Returns the trainer's options under this precision.
     ///
     /// # Errors
-    /// When an option is out of range, or does not fit this precision.
+    /// When an option is out of range, or cannot be used with this precision.
     pub fn trainer(&self, precision: Precision) -> Result<TrainerConfig> {
         let config = TrainerConfig { precision, ..self.trainer.clone() };
         config.check()?;
         Ok(config)
     }
 
-    /// Returns the callback for early stopping, or `None` if the case has none. The monitored value
-    /// improves if it falls, unless it is the value by which the model is judged and higher is
-    /// better.
+    /// Returns the callback for early stopping. Returns `None` if the case has no early stopping.
+    /// The monitored value improves if it falls, except in one case: if it is the metric by which
+    /// the model is judged, and higher is better, it improves if it rises.
     pub fn stopping(&self) -> Option<EarlyStopping> {
         let (monitor, patience) = self.early_stopping.as_ref()?;
         let judge = Some(self.model.judge).filter(|judge| judge.name == monitor);
@@ -233,7 +243,7 @@ impl Case {
         Some(EarlyStopping::new(monitor, mode).patience(*patience))
     }
 
-    /// Builds the model; the seed determines its initial weights.
+    /// Builds the model. The case's seed determines the initial weights.
     ///
     /// # Errors
     /// When a hyperparameter is unknown or out of range.
@@ -243,17 +253,18 @@ impl Case {
     }
 }
 
-/// Creates a loader that only counts the batches of `data`. Its device is the CPU, because a loader
-/// for a GPU may copy the whole data set there.
+/// Creates a loader that is only used to count the batches of `data`. The loader is on the CPU,
+/// because a loader for a GPU may copy the whole data set to the GPU.
 pub(crate) fn counting_loader(data: &DataModule) -> Result<DataLoader> {
     data.train_loader(Policy::new(Precision::F32True, Device::Cpu), 0)
 }
 
-/// The number of extra steps for which `max_epochs` leaves room if the length of a run is a number
-/// of steps. Skipped steps do not count towards `max_steps`, so the run may need more batches.
+/// If the length of a run is a number of steps, `max_epochs` is large enough for this number of
+/// further steps. The run may need more batches than steps, because skipped steps do not count
+/// towards `max_steps`.
 const SPARE: u64 = 32;
 
-/// Computes the trainer's `max_epochs` and `max_steps` for this length.
+/// Computes `max_epochs` and `max_steps` of the trainer from the length of the run.
 fn limits(
     length: Length,
     loader: &DataLoader,
@@ -268,8 +279,8 @@ fn limits(
             let limit = trainer.loops.limit_train_batches.checked("limit_train_batches")?;
             let batches = loader.batches_under(limit);
             let window = trainer.optimization.accumulate_grad_batches;
-            // Without a batch, one is assumed here to avoid a division by zero. The trainer itself
-            // refuses to train on an epoch without a batch.
+            // If an epoch has no batch, one batch is assumed here to avoid a division by zero. The
+            // trainer later refuses to train on an epoch without a batch.
             let each = (batches.max(1).cast_unsigned()).div_ceil(window.cast_unsigned());
             let epochs = steps.saturating_add(SPARE).div_ceil(each);
             Ok((i64::try_from(epochs).unwrap_or(i64::MAX), Some(steps)))

@@ -1,4 +1,4 @@
-//! Compares runs with their baseline.
+//! Compares training runs under several precisions with the 32-true baseline.
 
 use amp_core::{
     Error, Result,
@@ -14,12 +14,13 @@ use crate::{
     verdict::{mean, standard_deviation, t_quantile},
 };
 
-/// The runs of one case under several precisions, each with its difference from the baseline.
+/// The training runs of one case under several precisions. Each run has its differences from the
+/// baseline.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
-    /// The version of this format. A new version means that a field has changed its meaning.
+    /// The version of this format. The version changes if a field gets another meaning.
     pub schema: String,
-    /// The model, data, machine and hyperparameters of the runs. The precision in it is the
+    /// The model, data, machine and hyperparameters of all runs. The precision named here is the
     /// baseline's.
     #[serde(flatten)]
     pub subject: FitStart,
@@ -30,10 +31,10 @@ pub struct Comparison {
     /// Whether larger or smaller values are better.
     #[serde(default)]
     pub direction: Direction,
-    /// The seeds. The values in [`Run`] are from the first seed; [`Run::over_seeds`] has the values
-    /// of all seeds.
+    /// The seeds of the runs. The values in [`Run`] are those of the first seed.
+    /// [`Run::over_seeds`] has the values of all seeds.
     pub seeds: Vec<u64>,
-    /// The runs; the baseline is the first.
+    /// The runs. The first one is the baseline.
     pub runs: Vec<Run>,
 }
 
@@ -42,9 +43,9 @@ pub struct Comparison {
 pub struct Run {
     /// The precision.
     pub precision: Precision,
-    /// The last epoch's validation metric; null if it is NaN.
+    /// The metric in the last validation; null if it is NaN.
     pub accuracy: Option<f64>,
-    /// The last epoch's validation loss; null when it is not finite.
+    /// The loss in the last validation; null if it is not finite.
     pub loss: Option<f64>,
     /// The names of the values that were not finite in the last validation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -53,21 +54,21 @@ pub struct Run {
     pub applied_steps: u64,
     /// The number of optimizer steps that were skipped.
     pub skipped_steps: u64,
-    /// In the first skipped step, the first parameter whose gradient was not finite; null if no
-    /// step was skipped.
+    /// The first parameter whose gradient was not finite in the first skipped step; null if no step
+    /// was skipped.
     pub first_culprit: Option<String>,
     /// In the first skipped step, where the first value that was not finite came from: a module,
     /// the loss or a gradient.
     pub first_cause: Option<String>,
-    /// The loss scale at the end; null if the precision has none.
+    /// The loss scale at the end of training; null if the precision has no loss scale.
     pub final_scale: Option<f64>,
     /// The largest number of bytes that tensors occupied at one time.
     pub peak_memory_bytes: u64,
-    /// Seconds of training, without validation.
+    /// The time spent on training, in seconds, without the time of validation.
     pub train_seconds: f64,
     /// The dtypes of matrix products, loss and weights, as observed in the first step.
     pub observed: Observed,
-    /// Notes for the user.
+    /// Notes for the user, for example about an option that had no effect.
     pub notes: Vec<String>,
     /// The differences from the baseline; null for the baseline itself.
     pub delta: Option<Delta>,
@@ -82,22 +83,22 @@ pub struct OverSeeds {
     pub accuracy: Sample,
     /// The validation loss.
     pub loss: Sample,
-    /// The metric minus the baseline's metric with the same seed; null for the baseline itself.
+    /// For each seed, the metric minus the baseline's metric; null for the baseline itself.
     pub accuracy_delta: Option<Sample>,
-    /// The loss minus the baseline's loss with the same seed; null for the baseline itself.
+    /// For each seed, the loss minus the baseline's loss; null for the baseline itself.
     pub loss_delta: Option<Sample>,
-    /// Applied steps, over all seeds.
+    /// The number of applied optimizer steps, summed over all seeds.
     pub applied_steps: u64,
-    /// Skipped steps, over all seeds.
+    /// The number of skipped optimizer steps, summed over all seeds.
     pub skipped_steps: u64,
 }
 
 /// The values of one quantity, for example the validation loss, for all seeds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
-    /// The values in the order of the seeds; null for NaN.
+    /// The value of each seed, in the order of the seeds; null for NaN.
     pub values: Vec<Option<f64>>,
-    /// The confidence interval of the mean; null if a value is NaN.
+    /// The 95 % confidence interval of the mean; null if a value is NaN.
     pub interval: Option<Interval>,
 }
 
@@ -110,12 +111,13 @@ pub struct Sample {
 pub struct Interval {
     /// The mean.
     pub mean: f64,
-    /// Half of the interval's width.
+    /// Half of the width of the interval: the interval is `mean` ± `half_width`.
     pub half_width: f64,
 }
 
 impl Sample {
-    /// Computes the interval of the values; `least` is the lower limit of s.
+    /// Computes the confidence interval of `values`. If the standard deviation s of the values is
+    /// below `least`, uses `least` in place of s.
     pub fn new(values: Vec<Option<f64>>, least: f64) -> Self {
         let numbers: Option<Vec<f64>> = values.iter().copied().collect();
         let interval = numbers.filter(|numbers| numbers.len() > 1).map(|numbers| {
@@ -131,20 +133,21 @@ impl Sample {
 /// The differences of a run from the baseline.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Delta {
-    /// Accuracy minus the baseline's.
+    /// The metric minus the metric of the baseline; null if one of the two is NaN.
     pub accuracy: Option<f64>,
-    /// Loss minus the baseline's.
+    /// The validation loss minus the loss of the baseline; null if one of the two is not finite.
     pub loss: Option<f64>,
-    /// Skipped steps minus the baseline's.
+    /// The number of skipped steps minus the number of the baseline.
     pub skipped_steps: i64,
-    /// Peak memory divided by the baseline's.
+    /// The peak memory divided by the peak memory of the baseline.
     pub peak_memory_ratio: f64,
-    /// Training time divided by the baseline's.
+    /// The training time divided by the training time of the baseline.
     pub train_seconds_ratio: f64,
 }
 
 impl Comparison {
-    /// Compares the runs of one case. The first record is the baseline's.
+    /// Compares the training runs of one case. `records` has one record for each precision; the
+    /// first is the record of the baseline.
     ///
     /// # Panics
     /// When there is no record.
@@ -194,8 +197,8 @@ impl Comparison {
         }
     }
 
-    /// Adds the results of `others`, which are comparisons of the same case with other seeds. The
-    /// metric is a multiple of `step`.
+    /// Adds the results of other seeds: `others` are comparisons of the same case with one other
+    /// seed each. `step` is the smallest difference between two values of the metric.
     #[must_use]
     pub fn with_seeds(mut self, others: &[Self], step: f64) -> Self {
         if others.is_empty() {

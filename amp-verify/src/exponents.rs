@@ -1,5 +1,5 @@
-//! Histograms of the exponents of a tensor's values. They predict how many values would overflow or
-//! become zero in a floating-point format, without a run in that format.
+//! Histograms of the exponents of a tensor's values. The counts tell how many values would overflow
+//! or become zero in a floating-point format, without training in this format.
 
 use std::collections::BTreeMap;
 
@@ -30,10 +30,10 @@ pub enum Format {
 }
 
 impl Format {
-    /// All formats. [`Bucket::beyond`] has its numbers in this order.
+    /// All formats, in the order in which [`Bucket::beyond`] counts them.
     pub const ALL: [Self; 4] = [Self::F16, Self::Bf16, Self::E4M3, Self::E5M2];
 
-    /// Returns the corresponding libtorch dtype.
+    /// Returns the libtorch dtype of this format.
     pub fn kind(self) -> Kind {
         match self {
             Self::F16 => Kind::Half,
@@ -77,8 +77,9 @@ impl Format {
         self.min_exponent() - fraction_bits
     }
 
-    /// Returns the limit for the significand, in `[1, 2)`, of values with the largest exponent:
-    /// above it they are rounded to infinity. It is half a step above the largest finite value.
+    /// Returns a limit for the significands, in `[1, 2)`, of values with the format's largest
+    /// exponent. Values above the limit are rounded to infinity. The limit is half a step above the
+    /// largest finite value.
     fn last_significand(self) -> f64 {
         match self {
             Self::F16 => 65520.0 / 32768.0,
@@ -88,15 +89,16 @@ impl Format {
         }
     }
 
-    /// Returns the first class of values that overflow in this format if they have its largest
-    /// exponent. A value's class is the number of formats whose limit its significand exceeds.
+    /// Returns the lowest class of values that overflow in this format. It applies to values with
+    /// the format's largest exponent. The class of a value is the number of formats whose limit is
+    /// below the value's significand.
     fn class(self) -> usize {
         let last = self.last_significand();
         Self::ALL.into_iter().filter(|other| other.last_significand() <= last).count()
     }
 
     /// Returns whether a value exactly at the limit is rounded down to the largest finite value.
-    /// This is so only if that value is the even neighbour, as 448 is in E4M3.
+    /// Rounding to even does this if the largest finite value is even, as 448 is in E4M3.
     fn keeps_halfway(self) -> bool {
         self == Self::E4M3
     }
@@ -105,7 +107,7 @@ impl Format {
 /// Counts of the values with a magnitude in `[2^k, 2^(k+1))`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Bucket {
-    /// The number of values.
+    /// The number of values with this exponent.
     pub count: u64,
     /// The number of values with the magnitude 2^k exactly.
     pub powers: u64,
@@ -114,14 +116,14 @@ pub struct Bucket {
     pub beyond: [u64; 4],
 }
 
-/// A tensor's values by exponent.
+/// The values of a tensor, counted by their exponent.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Histogram {
-    /// The counts by exponent k; an exponent without values has no entry.
+    /// The counts for each exponent k. An exponent that no value has is not in the map.
     pub buckets: BTreeMap<i32, Bucket>,
-    /// The number of zeros.
+    /// The number of values that are zero.
     pub zeros: u64,
-    /// The number of NaN and infinities.
+    /// The number of values that are NaN or infinite.
     pub non_finite: u64,
 }
 
@@ -130,15 +132,15 @@ pub struct Histogram {
 pub struct Losses {
     /// Finite values that become infinite, or NaN in E4M3.
     pub overflow: u64,
-    /// Values other than zero that become zero.
+    /// Nonzero values that become zero.
     pub underflow: u64,
 }
 
-/// The smallest counted exponent, and the number of counted exponents. They cover all f64 values.
+/// The smallest counted exponent, and the number of counted exponents: all of finite f64 values.
 const LOWEST: i64 = -1100;
 const EXPONENTS: i64 = 2200;
-/// The number of classes of values with the same exponent: one for each number (0 to 4) of formats
-/// whose limit the significand exceeds, and one for exact powers of 2.
+/// The number of classes of values with one exponent. Classes 0 to 4 are the number of formats
+/// whose limit is below the value's significand. Class 5 has the exact powers of 2.
 const CLASSES: i64 = 6;
 const OF_POWERS: usize = 5;
 
@@ -152,13 +154,13 @@ impl Histogram {
             let values = tensor.f_detach()?.f_flatten(0, -1)?;
             let finite = values.f_isfinite()?;
             let present = values.f_ne(0.0)?.f_logical_and(&finite)?;
-            // Counts on the tensor's device: a copy to the host takes longer than a training step.
+            // Counts on the tensor's device, because copying to the host takes longer than a step.
             let values = values.f_to_kind(Kind::Double)?.f_abs()?;
             let values = values.f_masked_fill(&present.f_logical_not()?, 1.0)?;
             // frexp returns a mantissa in [1/2, 1).
             let (mantissa, exponent) = values.f_frexp()?;
             let significand = mantissa.f_mul_scalar(2.0)?;
-            // Computes for each value the index of the counter for its exponent and class.
+            // Computes for each value which counter (one for each exponent and class) counts it.
             let place = exponent.f_to_kind(Kind::Int64)?.f_sub_scalar(1 + LOWEST)?;
             let mut place = place.f_mul_scalar(CLASSES)?;
             for format in Format::ALL {
@@ -193,7 +195,7 @@ impl Histogram {
         })
     }
 
-    /// Adds the counts of `other`.
+    /// Adds the counts of the histogram `other` to this histogram.
     pub fn add(&mut self, other: &Self) {
         for (exponent, bucket) in &other.buckets {
             let own = self.buckets.entry(*exponent).or_default();
@@ -207,18 +209,18 @@ impl Histogram {
         self.non_finite += other.non_finite;
     }
 
-    /// Returns the number of finite values other than zero.
+    /// Returns the number of finite, nonzero values.
     pub fn nonzero(&self) -> u64 {
         self.buckets.values().map(|bucket| bucket.count).sum()
     }
 
-    /// Returns the largest exponent of a finite value; `None` if all values are zero.
+    /// Returns the largest exponent of a finite value, or `None` if all values are zero.
     pub fn max_exponent(&self) -> Option<i32> {
         self.buckets.keys().next_back().copied()
     }
 
-    /// Returns the largest exponent k such that at most the fraction `share` of the nonzero values
-    /// are below 2^k.
+    /// Returns the largest exponent k for which at most the fraction `share` of the nonzero values
+    /// is below 2^k.
     pub fn low_exponent(&self, share: f64) -> Option<i32> {
         let limit = share * self.nonzero() as f64;
         let mut below = 0;
@@ -232,8 +234,8 @@ impl Histogram {
     }
 
     /// Predicts how many values overflow and how many become zero if all values are multiplied by
-    /// 2^`log2_scale` and cast to `format`. The cast rounds to nearest even and does not saturate,
-    /// as libtorch's casts do. The prediction is exact, although it uses only the counts.
+    /// 2^`log2_scale` and then cast to `format`. The cast rounds to nearest even and does not
+    /// saturate, as libtorch's casts do. The prediction is exact, although it uses only the counts.
     pub fn predict(&self, format: Format, log2_scale: i32) -> Losses {
         let (top, zero) = (format.max_exponent(), format.min_subnormal_exponent() - 1);
         let place = Format::ALL.iter().position(|other| *other == format).unwrap_or_default();
@@ -255,16 +257,16 @@ impl Histogram {
         losses
     }
 
-    /// Returns how many values are subnormal in the format after multiplication by 2^`log2_scale`.
-    /// Subnormal numbers have fewer significant bits than others.
+    /// Returns how many values become subnormal in `format` after multiplication by 2^`log2_scale`.
+    /// Subnormal numbers have fewer significant bits than normal numbers.
     pub fn subnormal(&self, format: Format, log2_scale: i32) -> u64 {
         let below = self.buckets.range(..format.min_exponent() - log2_scale);
         let count: u64 = below.map(|(_, bucket)| bucket.count).sum();
         count - self.predict(format, log2_scale).underflow
     }
 
-    /// Returns the loss scales with which the format can represent the values, as `options` require
-    /// it. Returns `None` if all values are zero.
+    /// Returns the range of loss scales with which `format` can represent the values as precisely
+    /// as `options` demand. Returns `None` if all values are zero.
     pub fn window(&self, format: Format, options: WindowOptions) -> Option<Window> {
         let low = self.low_exponent(options.underflow_share)?;
         let high = self.max_exponent()?;
@@ -275,8 +277,8 @@ impl Histogram {
     }
 }
 
-/// Multiplies the tensor by 2^`log2_scale`, casts it to `format`, and counts the values that
-/// overflow and those that become zero.
+/// Multiplies the tensor by 2^`log2_scale` and casts the result to `format`. Counts the values that
+/// overflow in this cast, and the values that become zero.
 ///
 /// # Errors
 /// When libtorch cannot cast to this format on the device.
@@ -291,8 +293,8 @@ pub fn cast(tensor: &Tensor, format: Format, log2_scale: i32) -> Result<Losses> 
     })
 }
 
-/// Counts the elements that are finite in `before` but not in `after`, and those that are nonzero
-/// in `before` but zero in `after`.
+/// Counts two kinds of elements: those that are finite in `before` but not in `after`, and those
+/// that are nonzero in `before` but zero in `after`.
 ///
 /// # Errors
 /// When the shapes of the tensors differ.
@@ -326,9 +328,9 @@ impl Default for WindowOptions {
 }
 
 /// The safe loss scales, from 2^low to 2^high: low = e_min − q_low and high = e_max − q_max −
-/// headroom. e_min is the exponent of the format's smallest subnormal number, and e_max its largest
-/// exponent. q_max is the largest exponent of the values. q_low is the largest exponent such that
-/// at most the permitted fraction of the values is below 2^q_low.
+/// headroom. Here e_min is the exponent of the format's smallest subnormal number, and e_max is the
+/// format's largest exponent. q_max is the largest exponent of the values. q_low is the largest
+/// exponent for which at most the permitted fraction of the values is below 2^q_low.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Window {
     /// The lower end, as an exponent of 2. With a smaller scale, too many values become zero.
@@ -338,17 +340,18 @@ pub struct Window {
 }
 
 impl Window {
-    /// Returns whether no scale is safe.
+    /// Returns whether there is no safe loss scale.
     pub fn is_empty(self) -> bool {
         self.low > self.high
     }
 
-    /// Returns how far the scale is inside the window, in powers of 2; negative if it is outside.
+    /// Returns how far the scale 2^`log2_scale` is inside the window, in powers of 2. The result is
+    /// negative if the scale is outside.
     pub fn margin_bits(self, log2_scale: i32) -> i32 {
         (log2_scale - self.low).min(self.high - log2_scale)
     }
 
-    /// Returns the window of the scales that are safe in this window and in `other`.
+    /// Returns the window of the loss scales that are safe according to both windows.
     #[must_use]
     pub fn intersect(self, other: Self) -> Self {
         Self { low: self.low.max(other.low), high: self.high.min(other.high) }
@@ -361,14 +364,15 @@ impl Window {
 pub struct CommonWindow {
     /// The scales that are safe for all layers.
     pub window: Window,
-    /// The layer whose window begins at the highest scale: its values become zero first.
+    /// The layer with the highest `low`. If the scale falls, its values become zero first.
     pub lowest: String,
-    /// The layer whose window ends at the lowest scale: its values overflow first.
+    /// The layer with the lowest `high`. If the scale rises, its values overflow first.
     pub highest: String,
 }
 
 impl CommonWindow {
-    /// Intersects windows, each given with its layer's name. Returns `None` without windows.
+    /// Intersects the windows of layers, each given with its layer's name; `None` if there are
+    /// none.
     pub fn of<'a>(windows: impl IntoIterator<Item = (&'a str, Window)>) -> Option<Self> {
         let mut common: Option<Self> = None;
         for (name, window) in windows {

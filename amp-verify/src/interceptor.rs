@@ -1,5 +1,5 @@
-//! A wrapper around a model that intercepts the trainer's calls. Checks use it to observe a run,
-//! and the self-test uses it to put faults into a run.
+//! Wraps a model and intercepts the trainer's calls to the model. Checks use an interceptor to
+//! observe a run. The self-test uses an interceptor to put faults into a run.
 
 use amp_core::{
     Hook, Hyperparameters, LightningModule, Result, Step,
@@ -28,7 +28,7 @@ pub trait Interceptor {
         model.optimizes_manually()
     }
 
-    /// Computes the loss of a batch.
+    /// Computes the loss of a training batch.
     fn training_step(
         &mut self,
         model: &mut dyn LightningModule,
@@ -64,7 +64,7 @@ pub trait Interceptor {
         Ok(())
     }
 
-    /// Receives the outcome of a step.
+    /// Receives the outcome of a step: applied or skipped.
     fn after_step(
         &mut self,
         model: &dyn LightningModule,
@@ -82,7 +82,7 @@ pub trait Interceptor {
     }
 }
 
-/// A model with its interceptor.
+/// A model whose calls from the trainer go through an interceptor.
 pub struct Intercepted<'m, T> {
     model: Held<'m>,
     interceptor: T,
@@ -111,7 +111,7 @@ impl Held<'_> {
 }
 
 impl<T: Interceptor> Intercepted<'static, T> {
-    /// Wraps `model` with `interceptor`.
+    /// Wraps `model`, so that the trainer's calls to it go through `interceptor`.
     pub fn new(model: Box<dyn LightningModule>, interceptor: T) -> Self {
         Self { model: Held::Own(model), interceptor }
     }

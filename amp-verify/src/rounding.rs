@@ -1,5 +1,5 @@
-//! Rounds tensors to narrower dtypes. This code is independent of the code with which the trainer
-//! rounds, so that it can check the trainer.
+//! Rounds tensors to narrower dtypes. The code here is independent of the trainer's code for
+//! rounding, so that a check can compare the two.
 
 use amp_core::{
     Result,
@@ -20,13 +20,13 @@ pub(crate) fn is_narrow(kind: Kind) -> bool {
     matches!(kind, Kind::Half | Kind::BFloat16)
 }
 
-/// Rounds values to the nearest number of the dtype `to`, and returns them in their own dtype. In
-/// the backward pass, rounds the gradient in the same way.
+/// Rounds each element to the nearest number of the dtype `to`. The result has the dtype of
+/// `tensor`. In the backward pass, rounds the gradient in the same way.
 pub(crate) fn rounded(tensor: &Tensor, to: Kind) -> Result<Tensor> {
     Ok(tensor.f_to_kind(to)?.f_to_kind(tensor.kind())?)
 }
 
-/// Multiplies every element by 1 + `share`·u. For each element, u is drawn at random from [-1, 1].
+/// Multiplies each element by a random factor between 1 − `share` and 1 + `share`.
 pub(crate) fn moved(tensor: &Tensor, share: f64) -> Result<Tensor> {
     let factors = no_grad(|| -> Result<Tensor> {
         Ok(tensor.f_rand_like()?.f_mul_scalar(2.0 * share)?.f_add_scalar(1.0 - share)?)
@@ -47,9 +47,9 @@ mod tests {
 
     use super::*;
 
-    /// Every error is smaller than the distance between two neighbouring numbers. The mean error is
-    /// zero. Some results differ from rounding to nearest. Values that the dtype can represent do
-    /// not change.
+    /// Checks that every error is smaller than the distance between two neighbouring numbers, that
+    /// the mean error is zero, and that some results differ from rounding to nearest. Also checks
+    /// that values that the dtype can represent do not change.
     #[rstest]
     #[case::f16(Kind::Half)]
     #[case::bf16(Kind::BFloat16)]
@@ -62,8 +62,9 @@ mod tests {
         let neighbours = 2.0 * rounding_of(kind);
         let error = (&found - &exact) / neighbours;
         assert!(error.abs().max().double_value(&[]) < 1.0);
-        // In units of the distance between neighbours, the errors of rounding to nearest have a
-        // standard deviation of 0.289, and those of stochastic rounding one of at most 0.41.
+        // The errors are divided by the distance between two neighbouring numbers. Rounding to
+        // nearest then gives errors with a standard deviation of 0.289. Stochastic rounding gives
+        // errors with a standard deviation of at most 0.41.
         let deviation = error.std(true).double_value(&[]);
         assert!(deviation > 0.289 && deviation < 0.41, "{deviation}");
         assert!(error.mean(Kind::Double).double_value(&[]).abs() < 0.01);

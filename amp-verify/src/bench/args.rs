@@ -39,8 +39,8 @@ pub struct BenchArgs {
     /// in host memory, and with the data on the device; 0 skips this
     #[arg(long, value_name = "N", default_value_t = 0.25, allow_negative_numbers = true)]
     pub feed_gb: f64,
-    /// Time limit in seconds: no measurement starts that might exceed it; a note lists the skipped
-    /// ones
+    /// Time limit in seconds: a measurement that might not end in time is skipped; a note lists the
+    /// skipped ones
     #[arg(long, value_name = "SECONDS")]
     pub time_limit: Option<u64>,
     /// Also measure Lightning, PyTorch loops and torch.compile, if the Python of --python has these
@@ -80,22 +80,23 @@ fn peer(name: &str) -> std::result::Result<Engine, String> {
     })
 }
 
-/// What to measure: the options of `bench` after they were checked.
+/// What to measure: the options of `bench`, after they were checked.
 pub struct Plan {
-    /// The device to measure on.
+    /// The device on which the models are trained.
     pub device: Device,
-    /// The workloads.
+    /// The workloads to measure.
     pub workloads: Vec<Task>,
     /// The precisions to measure. The first is 32-true, the baseline.
     pub precisions: Vec<Precision>,
-    /// The number of rounds.
+    /// The number of rounds. In each round, every engine is measured once.
     pub rounds: usize,
-    /// The number of steps per round; `None` means the workload's own number.
+    /// The number of steps that are timed in a round. `None` means that each workload's own number
+    /// is used.
     pub steps: Option<i64>,
-    /// The size in bytes of the data set with which training from host memory is measured; 0 if it
-    /// is not measured.
+    /// The size in bytes of the data set with which training from host memory is measured. 0 if
+    /// training from host memory is not measured.
     pub feed_bytes: u64,
-    /// The time limit.
+    /// The time limit for all measurements. `None` means that there is no limit.
     pub time_limit: Option<Duration>,
 }
 

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// Runs the measurements of a benchmark, and skips those that would not end within the time limit.
+/// Runs the measurements of a benchmark one after another. Skips a measurement that might not end
+/// within the time limit.
 pub struct Clock<'a> {
     limit: Option<Duration>,
     /// Returns the time since the benchmark began.
@@ -19,8 +20,9 @@ impl<'a> Clock<'a> {
         Self { limit, elapsed: Box::new(elapsed), longest, left_out }
     }
 
-    /// Runs the measurement `name`, unless it might exceed the time limit: it is assumed to take as
-    /// long as the longest measurement so far. A skipped measurement is listed in [`Clock::note`].
+    /// Runs the measurement `name`, unless it might exceed the time limit. This is assumed if the
+    /// remaining time is shorter than the longest measurement so far. [`Clock::note`] lists the
+    /// skipped measurements.
     pub fn run<T>(&mut self, name: &str, part: impl FnOnce() -> T) -> Option<T> {
         let begun = (self.elapsed)();
         if self.limit.is_some_and(|limit| begun + self.longest > limit) {

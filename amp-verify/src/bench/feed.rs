@@ -1,5 +1,5 @@
-//! Measures how fast training is if a large data set is in host memory, and compares the speed with
-//! that for the same data set in the device's memory.
+//! Measures how fast training is with a large data set in host memory, and how fast it is with the
+//! same data set in the device's memory.
 
 use super::{
     interleaved::Engine,
@@ -15,7 +15,8 @@ use amp_core::{
     trainer::Graph,
 };
 
-/// The number of first steps that are not measured, because they load kernels and capture graphs.
+/// The number of steps at the start of each run that are not measured, because they load kernels
+/// and capture CUDA graphs.
 const WARM_UP: u64 = 16;
 
 /// Makes a data set of at least `bytes` bytes by repeating the workload's examples. Repeated
@@ -41,12 +42,13 @@ fn data(workload: &Task, bytes: u64) -> Result<DataModule> {
     Ok(DataModule::new("feed", train, val, workload.batch))
 }
 
-/// Trains in each round `steps` steps with the data on the host and `steps` steps with the data on
-/// the device. Each time is the difference between a long run and a short run, so that it does not
-/// include the time to start a run. The examples are read in random order from the whole data set.
+/// In each round, trains `steps` steps with the data in host memory, and `steps` steps with the
+/// data in the device's memory. Each measured time is the time of a long run minus the time of a
+/// short run. So it does not include the time to start a run. The examples are read in random order
+/// from the whole data set.
 ///
 /// # Errors
-/// When a run fails, or the set does not fit into memory.
+/// When a run fails, or the data set does not fit into memory.
 pub fn measure(
     workload: &Task,
     precision: Precision,
@@ -75,7 +77,7 @@ pub fn measure(
         let short = seconds(placement, WARM_UP)?;
         Ok(steps as f64 / (seconds(placement, WARM_UP + steps)? - short))
     };
-    // The rates of the first run with each placement are discarded, because this run also loads
+    // The first rate with the data in each memory is discarded, because this run also loads
     // kernels.
     rate(Placement::Host)?;
     rate(Placement::Device)?;

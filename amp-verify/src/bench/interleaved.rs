@@ -7,52 +7,54 @@ use serde::{Deserialize, Serialize};
 pub use crate::speed::{Engine, Measurement};
 use crate::text::one_line;
 
-/// A measured sequence of steps.
+/// A sequence of training steps whose total time was measured.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Chunk {
-    /// The number of steps.
+    /// The number of steps in the sequence.
     pub steps: u64,
     /// Wall-clock time in seconds, until the last kernel has ended.
     pub seconds: f64,
-    /// The largest number of bytes that tensors occupied at one time; null if it is not measured.
+    /// The largest number of bytes that tensors occupied at one time. `None` if memory is not
+    /// measured.
     pub peak_memory_bytes: Option<u64>,
 }
 
 /// An engine that trains a workload in turns with other engines.
 pub trait Candidate {
-    /// Returns the candidate's engine.
+    /// Returns which engine this candidate measures.
     fn engine(&self) -> Engine;
 
-    /// Starts the candidate's preparation without waiting for its end, so that several candidates
-    /// can prepare at the same time. [`prepare`](Self::prepare) then waits for the end.
+    /// Starts the preparation without waiting for its end, so that several candidates can prepare
+    /// at the same time. [`prepare`](Self::prepare) then waits for the end.
     ///
     /// # Errors
-    /// When the candidate cannot run; the benchmark then skips it.
+    /// When the candidate cannot run. The benchmark then skips this candidate.
     fn begin(&mut self) -> Result<()> {
         Ok(())
     }
 
-    /// Does the work that is not measured: loads kernels, compiles, captures graphs.
+    /// Does all work that must not be measured: loads kernels, compiles the model, captures CUDA
+    /// graphs.
     ///
     /// # Errors
-    /// When the candidate cannot run; the benchmark then skips it.
+    /// When the candidate cannot run. The benchmark then skips this candidate.
     fn prepare(&mut self) -> Result<()>;
 
-    /// Returns the seconds from building the model to the end of its first step, after
-    /// [`prepare`](Self::prepare), or `None` if they are not measured.
+    /// Returns the time in seconds from building the model to the end of the first training step.
+    /// The time is known after [`prepare`](Self::prepare). Returns `None` if it is not measured.
     fn first_step_seconds(&self) -> Option<f64> {
         None
     }
 
-    /// Trains a chunk.
+    /// Trains one chunk of steps and returns the measured time.
     ///
     /// # Errors
-    /// When the candidate fails; the benchmark then skips it.
+    /// When the training fails. The benchmark then skips this candidate.
     fn chunk(&mut self) -> Result<Chunk>;
 }
 
-/// Prepares the candidates: first the engines of this trainer, one after the other, then all peers
-/// at the same time. Returns for each candidate a measurement without rates.
+/// Prepares the candidates: first this trainer's engines, one after another, then all peers at the
+/// same time. Returns for each candidate a measurement that does not have rates yet.
 fn prepare(candidates: &mut [Box<dyn Candidate + '_>]) -> Vec<Measurement> {
     let mut failures = vec![None; candidates.len()];
     let text = |error: Error| one_line(&error.to_string());
@@ -77,8 +79,8 @@ fn prepare(candidates: &mut [Box<dyn Candidate + '_>]) -> Vec<Measurement> {
     made.collect()
 }
 
-/// Prepares the candidates, and trains one chunk with each of them in each round. Every second
-/// round runs through the candidates in reverse order.
+/// Prepares the candidates. Then, in each round, trains one chunk of steps with each candidate.
+/// Every second round runs through the candidates in reverse order.
 pub fn interleaved(candidates: &mut [Box<dyn Candidate + '_>], rounds: usize) -> Vec<Measurement> {
     let mut measurements = prepare(candidates);
     for round in 0..rounds {

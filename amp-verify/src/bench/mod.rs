@@ -1,6 +1,6 @@
-//! Measures the speed of this trainer and of its [`peers`], which are other training engines such
-//! as Lightning. [`mod@interleaved`] lets them train a [`workload`] in turns. [`report`] compares
-//! the measurements with the [`target`]s.
+//! Measures the speed of this trainer and of its [`peers`] (other training engines, such as
+//! Lightning). [`mod@interleaved`] lets the engines train a [`workload`] in turns. [`report`]
+//! compares the measurements with the [`target`]s that the registry declares.
 
 mod args;
 pub mod clock;
@@ -40,7 +40,8 @@ use crate::registry::Registry;
 /// to `tell`.
 ///
 /// # Errors
-/// When a request cannot be carried out. The report contains the errors of peers.
+/// When an option is invalid, or this trainer fails. An error of a peer does not end the benchmark;
+/// the report contains it.
 pub fn run(registry: &Registry, args: &BenchArgs, tell: &dyn Fn(&str)) -> Result<Report> {
     let begun = Instant::now();
     let plan = args.plan(registry)?;
@@ -84,7 +85,7 @@ pub fn run(registry: &Registry, args: &BenchArgs, tell: &dyn Fn(&str)) -> Result
     }
     if plan.device.is_cuda() {
         tell("the device's bf16 matrix rate");
-        // The device was idle, so its first measurement would be too low. It is discarded.
+        // The device was idle before, so the first measured rate would be too low. It is discarded.
         rate::bf16_matrix_rate(plan.device)?;
         for _ in 0..plan.rounds {
             report.bf16_matrix_rates.push(rate::bf16_matrix_rate(plan.device)?);
@@ -178,8 +179,8 @@ fn compare(
     Ok(measurements.into_iter().map(row).collect())
 }
 
-/// Selects the workloads that are also measured with their data in host memory, each with the
-/// precision of that measurement: bf16-mixed on CUDA, 32-true on the CPU.
+/// Returns the workloads that are also measured with their data in host memory. Each one is
+/// returned with the precision for this measurement: bf16-mixed on CUDA, 32-true on the CPU.
 fn fed(plan: &Plan) -> Vec<(&Task, Precision)> {
     let precision = match plan.device {
         Device::Cuda(_) => Precision::Bf16Mixed,
@@ -189,7 +190,7 @@ fn fed(plan: &Plan) -> Vec<(&Task, Precision)> {
     workloads.map(|workload| (workload, precision)).collect()
 }
 
-/// Returns the benchmark's command line.
+/// Returns the command line with which the benchmark was started.
 fn command() -> String {
     let arguments = std::env::args().skip(1);
     std::iter::once("cargo amp".to_owned()).chain(arguments).collect::<Vec<_>>().join(" ")

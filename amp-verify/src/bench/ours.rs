@@ -1,4 +1,4 @@
-//! Measures this trainer in the way in which users call it: with [`Trainer::fit`]. The callback
+//! Measures this trainer as users call it, through [`Trainer::fit`]. The callback
 //! [`SpeedBenchmark`] measures the times.
 
 use std::{cell::Cell, rc::Rc, time::Instant};
@@ -20,9 +20,9 @@ use super::{
     workload::{Size, Task, config},
 };
 
-/// Trains a workload with this trainer. Each chunk is a separate run that trains the same model
-/// further. The first epoch of each run is not measured, because it loads kernels and captures CUDA
-/// graphs.
+/// Trains a workload with this trainer. Each chunk of steps is a separate call of `fit` that
+/// continues to train the same model. The first epoch of each call is not measured, because it
+/// loads kernels and captures CUDA graphs.
 pub(super) struct Ours<'a> {
     engine: Engine,
     workload: &'a Task,
@@ -72,9 +72,9 @@ impl<'a> Ours<'a> {
     }
 }
 
-/// Trains `model` and returns two numbers: the seconds of all epochs except the first `first` ones,
-/// where each epoch lasts until its last kernel has ended, and the number of steps that ran as CUDA
-/// graphs.
+/// Trains `model` and returns two numbers. The first is the seconds of all epochs except the first
+/// `first` epochs. An epoch lasts until its last kernel has ended. The second is the number of
+/// steps that ran as CUDA graphs.
 pub(super) fn seconds_of(
     config: &TrainerConfig,
     first: i64,

@@ -1,10 +1,11 @@
 //! The peers: other training engines, such as Lightning, with which `bench` compares this trainer.
-//! Each peer is a process of the Python program that the registry names.
+//! Each peer runs in its own process. The process executes the Python program that the registry
+//! names.
 //!
-//! The program is called as `program --engine NAME --device cpu|cuda:N --threads N`; [`engines`]
-//! lists the engines. The process reads one JSON request per line from standard input and writes
-//! one JSON answer per line to standard output. If a request fails, its answer has the field
-//! `error` with the message, and the task that was prepared has ended:
+//! The program is called as `program --engine NAME --device cpu|cuda:N --threads N`. [`engines`]
+//! lists the names of the engines. The process reads one JSON request per line from standard input,
+//! and writes one JSON answer per line to standard output. If a request fails, the answer's field
+//! `error` contains the error message, and the task that was prepared has ended:
 //!
 //! ```text
 //! (at the start)                               -> {"versions": {"torch": "2.11.0"}}
@@ -13,14 +14,15 @@
 //! {"end": true}                                -> {"ended": true}
 //! ```
 //!
-//! `first_step_seconds` is the time from building the model to the end of its first step. The
-//! answer may leave it out.
+//! `first_step_seconds` is the time from building the model to the end of the first training step.
+//! The answer may leave this field out.
 //!
-//! `prepare` has the model's name and hyperparameters, the precision, `batch`, `batches`, `clip`
-//! and `warm_up` (steps). If the examples are random, it also has `classes` and either `features`,
-//! the number of values in an example, or `tokens`, the number of ids in an example; the field that
-//! does not apply is null. If all three are null, the program must know from the model's name which
-//! examples to make.
+//! The request `prepare` contains the model's name and hyperparameters, the precision, `batch`
+//! (examples in a batch), `batches`, `clip` (the norm to which gradients are clipped) and `warm_up`
+//! (a number of steps). If the examples are random, it also contains `classes`, and either
+//! `features` (the number of values in an example) or `tokens` (the number of ids in an example). A
+//! field that does not apply is null. If all three fields are null, the program must know from the
+//! model's name which examples to make.
 
 use std::{
     collections::BTreeMap,
@@ -42,7 +44,7 @@ use crate::{
     registry::{Peers, Registry},
 };
 
-/// The Python interpreter and the script with which the peers are started.
+/// The Python interpreter and the script that run the peers.
 pub struct Python {
     program: PathBuf,
     script: PathBuf,
@@ -54,16 +56,17 @@ pub struct Python {
 /// A peer's process.
 pub struct Peer {
     engine: Engine,
-    /// The versions of Python and its packages.
+    /// The versions of Python and of its packages, by the package's name.
     pub versions: BTreeMap<String, String>,
     process: Process,
 }
 
 impl Python {
-    /// Uses the interpreter `program` with this script, or with the registry's script.
+    /// Creates a `Python` from the interpreter `program` and the script `script`. If `script` is
+    /// `None`, uses the script that the registry names.
     ///
     /// # Errors
-    /// When there is no script, or it cannot be written.
+    /// When there is no script, or the script's file cannot be written.
     pub fn new(registry: &Registry, program: &Path, script: Option<&Path>) -> Result<Self> {
         let text = match (script, &registry.bench.peers) {
             (Some(script), _) => return Self::of_file(program, script.to_owned()),
@@ -97,8 +100,8 @@ impl Python {
 }
 
 impl Peer {
-    /// Starts the process and returns without waiting for it, so that several processes can start
-    /// at the same time. [`Peer::greet`] waits until the process is ready.
+    /// Starts the process of a peer. Does not wait until the process is ready, so that several
+    /// processes can start at the same time. [`Peer::greet`] waits until the process is ready.
     ///
     /// # Errors
     /// When the interpreter does not exist.
@@ -116,10 +119,10 @@ impl Peer {
         Ok(Self { engine, versions: BTreeMap::new(), process })
     }
 
-    /// Waits until the process has loaded its packages.
+    /// Waits until the process has loaded its packages, and stores their versions.
     ///
     /// # Errors
-    /// When a package is missing; the error names it.
+    /// When a Python package is missing. The error names the package.
     pub fn greet(&mut self) -> Result<()> {
         self.versions = self.process.versions()?;
         Ok(())
@@ -135,14 +138,14 @@ pub struct Entry<'a> {
     stage: Stage,
 }
 
-/// The state of the task in the peer's process.
+/// What the peer's process does with the task: the workload to train.
 #[derive(PartialEq, Eq)]
 enum Stage {
-    /// The process has no task.
+    /// The process has no task to prepare or to train.
     Idle,
-    /// The process prepares the task. Its answer was not read yet.
+    /// The process prepares the task. Its answer to the request was not read yet.
     Begun,
-    /// The task is prepared: the process waits for chunks to train.
+    /// The process has prepared the task and waits for the next chunk of steps to train.
     Running,
 }
 
@@ -207,8 +210,8 @@ impl Candidate for Entry<'_> {
     }
 
     fn chunk(&mut self) -> Result<Chunk> {
-        // If the answer is an error, the process has ended the task; so the stage is `Running`
-        // again only after a good answer.
+        // If the answer is an error, the process has ended the task. So the stage becomes `Running`
+        // again only after an answer without an error.
         self.stage = Stage::Idle;
         let answer = self.peer.process.ask(&json!({ "go": self.steps }))?;
         self.stage = Stage::Running;
@@ -229,7 +232,8 @@ impl Drop for Entry<'_> {
     }
 }
 
-/// Returns the peers to measure on `device`. If `only` is not empty, returns only the peers in it.
+/// Returns the peers that are measured on `device`. If `only` is not empty, returns only those
+/// peers that are also in `only`.
 pub fn engines(device: Device, only: &[Engine]) -> Vec<Engine> {
     let measured = |engine: &Engine| {
         let everywhere = matches!(engine, Engine::Lightning | Engine::TorchLoop);
@@ -238,7 +242,8 @@ pub fn engines(device: Device, only: &[Engine]) -> Vec<Engine> {
     Engine::PEERS.into_iter().filter(measured).collect()
 }
 
-/// Starts these peers and adds a line to `notes` for each peer that cannot be started.
+/// Starts a process for each of these peers. For each peer that cannot be started, adds a line to
+/// `notes`.
 pub fn start(
     python: &Python,
     engines: &[Engine],

@@ -21,13 +21,13 @@ use amp_core::{
 /// The norm to which gradients are clipped in every measurement.
 pub const CLIP: f64 = 1.0;
 
-/// The size of a workload's model.
+/// The size at which a workload's model is built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Size {
-    /// The size at which the workload is measured.
+    /// The size that the workload declares, at which training is measured.
     Full,
-    /// A size so small that the device's work takes almost no time: a step then takes the time of
-    /// the host's work.
+    /// A size at which the device's operations take almost no time. So the time of a training step
+    /// is the time of the host's work.
     Tiny,
 }
 
@@ -35,10 +35,10 @@ pub enum Size {
 const TINY: i64 = 8;
 
 impl Workload {
-    /// Looks up the model and its data.
+    /// Looks up the workload's model and its data in the registry.
     ///
     /// # Errors
-    /// When they are not registered.
+    /// When the model or its data is not in the registry.
     pub fn resolve(&self, registry: &Registry) -> Result<Task> {
         let model = registry.find(Some(&self.model)).map_err(|error| error.at(&self.name))?;
         let data_set = registry.find_data(model.data_name(registry)?)?;
@@ -81,11 +81,11 @@ impl Workload {
 /// The changes to the size of the workloads from the option `--size`.
 #[derive(Debug, Clone, Default)]
 pub struct Changes {
-    /// Examples in a batch.
+    /// The number of examples in a batch.
     pub batch: Option<i64>,
-    /// Ids in a random example.
+    /// The number of ids in each randomly generated example.
     pub length: Option<i64>,
-    /// Hyperparameters of the model.
+    /// Hyperparameters that replace those of the workload.
     pub hyperparameters: Hyperparameters,
 }
 
@@ -116,7 +116,8 @@ impl FromStr for Changes {
 }
 
 impl Changes {
-    /// Returns the workload with these changes. Its name in the tables lists them.
+    /// Returns the workload with these changes. The name of the changed workload lists the changes,
+    /// so that the tables show them.
     ///
     /// # Errors
     /// When the length of examples is to change, but the workload's examples are not random ids.
@@ -150,18 +151,20 @@ impl Changes {
     }
 }
 
-/// Finds a workload by name: a workload that the registry declares, or a model with its own data.
+/// Finds a workload by its name. The name is that of a declared workload, or that of a registered
+/// model. In the second case the model is trained on its own data.
 ///
 /// # Errors
-/// When there is no such workload and no such model.
+/// When there is neither a workload nor a model of this name.
 pub fn find(registry: &Registry, name: &str) -> Result<Task> {
     find_changed(registry, name, &Changes::default())
 }
 
-/// Finds a workload as [`find`] does, and applies the changes to it.
+/// Finds a workload by its name, as [`find`] does, and applies `changes` to it.
 ///
 /// # Errors
-/// When there is no such workload and no such model, or a change does not fit the workload.
+/// When there is neither a workload nor a model of this name, or the workload does not allow one of
+/// the changes.
 pub fn find_changed(registry: &Registry, name: &str, changes: &Changes) -> Result<Task> {
     if let Some(workload) = declared(registry).find(|workload| workload.name == name) {
         return changes.apply(workload)?.resolve(registry);
@@ -174,11 +177,11 @@ pub fn find_changed(registry: &Registry, name: &str, changes: &Changes) -> Resul
     Err(Error::config(format!("unknown workload `{name}`: expected one of {}", names.join(", "))))
 }
 
-/// Returns the declared workloads of `device`. If there are none, returns the registry's first
-/// model with its own data.
+/// Returns the workloads that are declared for `device`. If there are none, returns the registry's
+/// first model with its own data. Applies `changes` to each workload.
 ///
 /// # Errors
-/// When their models are not registered, or a change does not fit one of them.
+/// When the model of a workload is not registered, or a workload does not allow one of the changes.
 pub fn defaults(registry: &Registry, device: Device, changes: &Changes) -> Result<Vec<Task>> {
     let own: Vec<_> = declared(registry).filter(|w| w.devices.holds(device)).collect();
     if own.is_empty() {
@@ -198,9 +201,9 @@ pub struct Task {
     model: Model,
     load: Box<dyn Fn(i64) -> Result<DataModule>>,
     hyperparameters: Hyperparameters,
-    /// Examples in a batch.
+    /// The number of examples in a batch.
     pub batch: i64,
-    /// Batches in an epoch.
+    /// The number of batches in an epoch.
     pub batches: i64,
 }
 
@@ -210,12 +213,13 @@ impl Task {
         &self.workload.name
     }
 
-    /// Returns the model's name.
+    /// Returns the name under which the model is registered.
     pub fn model(&self) -> &'static str {
         self.model.name()
     }
 
-    /// Returns the number of values in a random example; `None` for all other kinds of examples.
+    /// Returns the number of values in a randomly generated example. Returns `None` if the examples
+    /// are of another kind.
     pub fn features(&self) -> Option<i64> {
         match self.workload.noise?.input {
             NoiseInput::Features { features, .. } => Some(features),
@@ -223,7 +227,8 @@ impl Task {
         }
     }
 
-    /// Returns the number of ids in a random example; `None` for all other kinds of examples.
+    /// Returns the number of ids in a randomly generated example. Returns `None` if the examples
+    /// are of another kind.
     pub fn tokens(&self) -> Option<i64> {
         match self.workload.noise?.input {
             NoiseInput::Tokens { length, .. } => Some(length),
@@ -231,8 +236,8 @@ impl Task {
         }
     }
 
-    /// Returns the number of classes for random numbers, or the size of the vocabulary for ids;
-    /// `None` for other kinds of examples.
+    /// Returns the number of classes if the examples are random numbers, or the size of the
+    /// vocabulary if the examples are random ids. Returns `None` for examples of another kind.
     pub fn classes(&self) -> Option<i64> {
         match self.workload.noise?.input {
             NoiseInput::Features { classes, .. } => Some(classes),
@@ -241,7 +246,7 @@ impl Task {
         }
     }
 
-    /// Returns whether this precision is measured.
+    /// Returns whether this workload is measured under `precision`.
     pub fn is_measured_in(&self, precision: Precision) -> bool {
         !self.workload.mixed_alone || precision != Precision::F32True
     }
@@ -284,7 +289,7 @@ impl Task {
         }
     }
 
-    /// Builds the model with seed 0.
+    /// Builds the model at this size, with initial weights from seed 0.
     ///
     /// # Errors
     /// When libtorch fails.
@@ -293,9 +298,9 @@ impl Task {
         self.model.build(self.hyperparameters(size))
     }
 
-    /// Returns the data: random examples that are drawn with seed 42, or the model's own data. If
-    /// the examples are random, the validation set has only one batch, because validation is not
-    /// measured.
+    /// Returns the data: randomly generated examples (seed 42), or the data of the registered
+    /// model. If the examples are random, the validation set has only one batch, because validation
+    /// is not measured.
     ///
     /// # Errors
     /// When the data does not fit into memory or cannot be loaded.
@@ -313,10 +318,11 @@ impl Task {
         Ok(DataModule::new(self.name(), all, one, batch))
     }
 
-    /// Returns the number of floating-point operations in a step's matrix products. If the workload
-    /// declares the number, it is valid only for the declared size; at another size, returns
-    /// `None`. If the workload declares none, counts for each weight matrix and each example 2
-    /// operations per weight in the forward pass and 4 in the backward pass.
+    /// Returns the number of floating-point operations in the matrix products of a step. If the
+    /// workload declares this number, it is valid only for the declared size. At another size,
+    /// returns `None`. If the workload does not declare it, computes it from the weight matrices:
+    /// for each weight and each example, 2 operations in the forward pass and 4 in the backward
+    /// pass.
     pub fn matrix_operations(&self, model: &dyn LightningModule) -> Option<f64> {
         if let Some(operations) = self.workload.operations {
             return (!self.workload.resized).then_some(operations);
@@ -342,7 +348,7 @@ fn tiny(input: Option<NoiseInput>) -> NoiseInput {
     }
 }
 
-/// Draws `count` random examples.
+/// Generates `count` random examples.
 fn draw(input: NoiseInput, count: i64) -> Result<AnyBatch> {
     let ids = |below: i64, size: &[i64]| Tensor::f_randint(below, size, (Kind::Int64, Device::Cpu));
     match input {
@@ -358,8 +364,8 @@ fn draw(input: NoiseInput, count: i64) -> Result<AnyBatch> {
     }
 }
 
-/// Returns the trainer's options, which are the same for every measurement: gradients are clipped,
-/// and the models compute their declared metrics. The check that no validation example is a
+/// Returns the trainer's options, which are the same for all measurements. Gradients are clipped,
+/// and the models compute their declared metrics. The check that no validation example is also a
 /// training example is off, because validation is not measured.
 pub fn config(precision: Precision, device: Device) -> TrainerConfig {
     TrainerConfig::new(precision, device).with(|config| {

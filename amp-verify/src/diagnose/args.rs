@@ -15,7 +15,7 @@ use crate::{
     options::{Format, RunArgs},
 };
 
-/// The measurement that decides which modules must stay in FP32.
+/// Which measurement decides whether enough modules are in FP32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Search {
     /// How much worse the validation metric is than that of 32-true
@@ -58,7 +58,7 @@ pub struct DiagnoseArgs {
 }
 
 impl DiagnoseArgs {
-    /// Diagnoses the case and writes the policy file if one is requested.
+    /// Diagnoses the case. If the user asked for a policy file, writes it.
     ///
     /// # Errors
     /// When an option or a file cannot be used, or training fails.
@@ -124,8 +124,8 @@ impl DiagnoseArgs {
             let seconds = record.epochs.iter().map(|epoch| epoch.train_seconds).sum();
             Ok((seconds, record.memory.unwrap_or_default().peak_allocated as f64))
         };
-        // Each of the two runs has only one epoch, because a longer run without FP32 modules may
-        // end early with an error.
+        // Each of the two runs trains only one epoch. A longer run without FP32 modules might end
+        // early with an error.
         let brief = |overrides| {
             let mut case = with(case, case.trainer.seed, overrides);
             case.trainer.max_epochs = 1;

@@ -1,5 +1,5 @@
-//! The checks that `diagnose` repeats: each one measures whether a precision is good enough if
-//! certain modules stay in FP32.
+//! The checks that `diagnose` runs again and again. Each check measures whether a precision is good
+//! enough if certain modules stay in FP32.
 
 use std::rc::Rc;
 
@@ -13,12 +13,12 @@ use crate::{
     runner::{self, Extras},
 };
 
-/// The result of a check.
+/// The value that a check measured, and the largest value that the check accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// The measured value; null if it is not finite, in which case the check fails.
+    /// The measured value; null if it is not finite. A value that is not finite fails the check.
     pub figure: Option<f64>,
-    /// The largest accepted value.
+    /// The largest value that the check accepts.
     pub limit: f64,
 }
 
@@ -28,7 +28,7 @@ impl Outcome {
         self.figure.is_some_and(|figure| figure <= self.limit)
     }
 
-    /// Creates an outcome from a measured value and its limit. A value that is not finite becomes
+    /// Creates an outcome from a measured value and its limit. If the value is not finite, stores
     /// null.
     pub fn new(figure: f64, limit: f64) -> Self {
         Self { figure: figure.is_finite().then_some(figure), limit }
@@ -40,26 +40,27 @@ pub trait Check {
     /// Returns the name that the measured value has in reports.
     fn describe(&self) -> String;
 
-    /// Runs the check on the model with these precision regions, which set the precision of single
-    /// modules.
+    /// Runs the check on the model. `overrides` sets the precision of single modules (precision
+    /// regions).
     ///
     /// # Errors
     /// When the value cannot be measured.
     fn run(&mut self, overrides: &Overrides) -> Result<Outcome>;
 }
 
-/// Measures how much worse the validation metric is than under 32-true: the mean over paired seeds.
+/// Measures how much worse the validation metric is than under 32-true: the mean of the differences
+/// between runs with the same seed.
 pub struct MetricLoss<'a> {
     case: &'a Case,
     precision: Precision,
     limit: f64,
-    /// The metric of 32-true for each seed.
+    /// The metric under 32-true, for each seed.
     baseline: Vec<f64>,
 }
 
 impl<'a> MetricLoss<'a> {
-    /// Creates the check: trains the case in 32-true with several seeds, starting with the case's
-    /// own seed, to get the metrics of the baseline.
+    /// Trains the case under 32-true with several seeds, to get the metrics with which the check
+    /// compares. The first seed is the case's own seed.
     ///
     /// # Errors
     /// When training fails, or 32-true's metric is not finite.
@@ -97,8 +98,8 @@ impl Check for MetricLoss<'_> {
             let metric = match train(&with(self.case, seed, overrides), self.precision) {
                 Ok(record) if !record.not_finite().is_empty() => f64::NAN,
                 Ok(record) => record.last(self.case.model.judge.name).unwrap_or(f64::NAN),
-                // A run that ended because values were not finite fails the check, whatever the
-                // other seeds give.
+                // If a run ended because values were not finite, the check fails, whatever the runs
+                // with other seeds give.
                 Err(Error::NonFinite(_) | Error::Scaler(_)) => f64::NAN,
                 Err(error) => return Err(error),
             };
@@ -108,14 +109,15 @@ impl Check for MetricLoss<'_> {
     }
 }
 
-/// Measures the largest relative error of a single layer in one step, if the layer's inputs are
-/// exact.
+/// Measures how large the relative error of each layer is in one step if the inputs of the layer
+/// are exact. The result is the largest of these errors.
 pub struct LayerError<'a> {
-    /// The measured model and batch; the search replaces its precision regions.
+    /// The model and the batch with which the errors are measured. For each check, the search
+    /// replaces the model's precision regions.
     pub subject: Subject<'a>,
-    /// The options of the measurement.
+    /// The options with which the errors are measured.
     pub options: Options,
-    /// The largest accepted error.
+    /// The largest relative error that the check accepts.
     pub limit: f64,
 }
 
@@ -134,7 +136,7 @@ impl Check for LayerError<'_> {
     }
 }
 
-/// Returns the case with this seed and these precision regions.
+/// Returns the case with the seed `seed` and the precision regions `overrides`.
 pub(super) fn with(case: &Case, seed: u64, overrides: &Overrides) -> Case {
     let mut case = case.clone();
     case.trainer.seed = seed;

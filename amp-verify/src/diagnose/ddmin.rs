@@ -1,30 +1,31 @@
 //! Finds a minimal set that passes a test, with the algorithm ddmin (Zeller and Hildebrandt,
 //! "Simplifying and Isolating Failure-Inducing Input", IEEE TSE 28(2), 2002). The paper searches
-//! for a minimal set that fails a test. Here the roles of passing and failing are exchanged.
+//! for a minimal set that fails a test. Here, passing and failing are exchanged.
 
 use std::collections::BTreeMap;
 
 use amp_core::Result;
 
-/// A set found by [`ddmin`].
+/// The set that [`ddmin`] found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Minimal<T> {
-    /// Its elements, in the order of the input.
+    /// The elements of the set, in the order in which they were passed to [`ddmin`].
     pub set: Vec<T>,
-    /// Whether the set was tested to be 1-minimal: it passes, and it fails if any single element is
-    /// removed.
+    /// Whether the search has shown that the set is 1-minimal: the set passes the test, and fails
+    /// if any one element is removed.
     pub is_one_minimal: bool,
     /// The number of calls of the predicate. No set is tested twice.
     pub tests: usize,
 }
 
-/// Searches for a 1-minimal subset of `all` for which `passes` returns true. Returns `None` if it
-/// returns false for `all`. If the predicate is not monotone, smaller subsets that pass may exist.
-/// For n elements the search takes at most n² + 3n calls, and about 2·log₂ n calls if a single
-/// element is enough.
+/// Searches for a subset of `all` for which `passes` returns true, and which is 1-minimal: without
+/// any one of its elements, `passes` returns false. Returns `None` if `passes` returns false for
+/// `all`. Smaller subsets that pass may exist, if removing elements can turn a failing set into a
+/// passing one. For n elements the search takes at most n² + 3n calls of `passes`. If a single
+/// element is enough, it takes about 2·log₂ n calls.
 ///
 /// # Errors
-/// When the predicate fails.
+/// When `passes` returns an error.
 pub fn ddmin<T: Clone + Ord>(
     all: &[T],
     passes: impl FnMut(&[T]) -> Result<bool>,
@@ -78,7 +79,7 @@ impl<T: Clone + Ord, F: FnMut(&[T]) -> Result<bool>> Asked<T, F> {
         Ok(passes)
     }
 
-    /// Returns the first set that passes.
+    /// Returns the first of `sets` that passes the test. Returns `None` if none passes.
     fn first(&mut self, sets: impl Iterator<Item = Vec<T>>) -> Result<Option<Vec<T>>> {
         for set in sets {
             if self.passes(&set)? {

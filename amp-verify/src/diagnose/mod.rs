@@ -16,91 +16,97 @@ use serde::{Deserialize, Serialize};
 
 use crate::layers::Group;
 
-/// The cause of a check's failure.
+/// Why a check failed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "is")]
 pub enum Attribution {
-    /// There is no failure: the check passes.
+    /// The check did not fail.
     Passes,
-    /// Training is not deterministic. Repeating the check with the same seeds gave another value,
-    /// and the difference is at least as large as the distance of the first value from the limit.
+    /// Training is not deterministic. The check was repeated with the same seeds, and its value
+    /// changed. The change is at least as large as the distance between the first value and the
+    /// limit.
     Determinism {
-        /// The outcome of the repetition.
+        /// The outcome of the repeated check.
         again: Outcome,
     },
-    /// The environment has changed: 32-true gives other values than in the reference.
+    /// The environment has changed: 32-true now gives other results than those in the reference
+    /// file.
     Environment,
-    /// Fused layers give other values than the same layers one by one.
+    /// Fused layers give other results than the same layers run one at a time.
     Fusion {
-        /// The groups of fused layers whose difference exceeds its bound.
+        /// The groups of fused layers whose results differ by more than their bound.
         groups: Vec<Group>,
     },
-    /// None of the other causes applies, so the precision is the cause.
+    /// The precision. This is concluded if none of the other causes applies.
     Precision,
 }
 
-/// The result of a diagnosis.
+/// The result of a diagnosis: the cause of the failure, and the modules that must stay in FP32.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Diagnosis {
-    /// The version of this format. A new version means that a field has changed its meaning.
+    /// The version of this format. The version changes if a field gets another meaning.
     pub schema: String,
     /// A description of the value that the check measures.
     pub check: String,
-    /// The cause.
+    /// Why the check failed.
     pub attribution: Attribution,
-    /// The result of the check on the unchanged model.
+    /// The result of the check before any further module is set to FP32.
     pub before: Outcome,
-    /// The modules that must stay in FP32; null if the precision is not the cause, or if FP32 in all
-    /// modules does not help.
+    /// The modules that must stay in FP32. Null if the precision is not the cause, or if the check
+    /// fails even with all modules in FP32.
     pub fix: Option<Fix>,
 }
 
 /// A set of modules that must stay in FP32.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Fix {
-    /// The paths of the modules. The check passes if they stay in FP32, and fails if any one of
-    /// them does not.
+    /// The paths of the modules. The check passes if all of them stay in FP32. It fails if any one
+    /// of them does not.
     pub modules: Vec<String>,
-    /// Whether the search tested for each module that the check fails without it.
+    /// Whether the search has run the check without each one of the modules, and the check failed
+    /// each time.
     pub is_one_minimal: bool,
     /// How many times the search ran the check.
     pub tests: usize,
-    /// The result of the check with these modules in FP32.
+    /// The result of the check with the modules in `modules` in FP32.
     pub after: Outcome,
     /// The fields of the model's struct that contain the modules in `modules`.
     pub fields: Vec<String>,
-    /// The result of the check with these whole fields in FP32, as the attribute
-    /// `#[precision(fp32)]` sets them.
+    /// The result of the check with all of `fields` in FP32. This is what the attribute
+    /// `#[precision(fp32)]` on these fields does.
     pub with_fields: Outcome,
-    /// The cost of these modules in FP32; null if the check does not train.
+    /// How much time and memory these modules cost in FP32. Null if the check does not train.
     pub cost: Option<Cost>,
 }
 
-/// The cost of FP32 modules: a run with these modules in FP32 compared with a run without.
+/// The time and the memory of a run with certain modules in FP32, compared with a run without them.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Cost {
-    /// The training time, divided by that of the run without FP32 modules.
+    /// The training time, divided by the training time of the run without FP32 modules.
     pub train_seconds_ratio: f64,
-    /// The peak memory, divided by that of the run without FP32 modules.
+    /// The peak memory, divided by the peak memory of the run without FP32 modules.
     pub peak_memory_ratio: f64,
 }
 
-/// What the diagnosis knows about the model before it runs the check.
+/// What is known about the model before the check runs.
 pub struct Scope<'a> {
     /// The precisions of single modules that apply to every run of the check, for example from a
     /// policy file.
     pub overrides: &'a Overrides,
-    /// The paths of the layers that compute something; the search begins with them.
+    /// The paths of the layers that compute something. The search first tries to find enough
+    /// modules among these layers.
     pub layers: Vec<String>,
-    /// The paths of all modules, for a second search if FP32 in `layers` is not enough.
+    /// The paths of all modules. They are searched if the check fails even with all of `layers` in
+    /// FP32.
     pub modules: Vec<String>,
-    /// Whether 32-true gives other values now than in the reference, a file of an earlier run.
-    /// `None` if the user gave no reference.
+    /// Whether 32-true now gives other results than those in the reference file of an earlier run.
+    /// `None` if the user gave no reference file.
     pub baseline_moved: Option<bool>,
-    /// The groups of layers that run as one fused kernel, compared with the same layers one by one.
+    /// The groups of layers that run as one fused kernel. For each group: how much its results
+    /// differ from those of the same layers run one at a time.
     pub groups: Vec<Group>,
-    /// The path of a layer that an earlier check suspects. Before the search, it is tried as the
-    /// only module in FP32. `None` if no layer is suspected.
+    /// The path of a layer that an earlier check found suspicious. Before the search, this layer is
+    /// tried as the only module in FP32. `None` if no layer is suspicious.
     pub suspect: Option<String>,
 }
 
@@ -108,7 +114,7 @@ pub struct Scope<'a> {
 /// for the modules that must stay in FP32.
 ///
 /// # Errors
-/// When the check fails to run.
+/// When the check cannot be run.
 pub fn diagnose(check: &mut dyn Check, scope: &Scope<'_>) -> Result<Diagnosis> {
     let before = check.run(scope.overrides)?;
     let attribution = attribute(check, scope, before)?;
@@ -150,8 +156,8 @@ fn attribute(check: &mut dyn Check, scope: &Scope<'_>, before: Outcome) -> Resul
     Ok(if moved { Attribution::Determinism { again } } else { Attribution::Precision })
 }
 
-/// Runs the check with the suspected layer as the only module in FP32. If it passes, no search is
-/// needed.
+/// Runs the check with the suspected layer as the only module in FP32. If the check passes, returns
+/// this layer as the result, so that no search is needed.
 fn alone(check: &mut dyn Check, scope: &Scope<'_>, suspect: &str) -> Result<Option<Fix>> {
     let modules = vec![suspect.to_owned()];
     let after = check.run(&fp32(scope.overrides, &modules))?;
@@ -193,7 +199,7 @@ fn search(check: &mut dyn Check, scope: &Scope<'_>, modules: &[String]) -> Resul
     }))
 }
 
-/// Returns the precision regions with an additional FP32 region for each of `modules`.
+/// Returns the precision regions in `overrides`, with an FP32 region added for each of `modules`.
 pub fn fp32(overrides: &Overrides, modules: &[String]) -> Overrides {
     let mut all = overrides.clone();
     all.extend(modules.iter().map(|path| (path.clone(), Region::Fp32)));

@@ -17,31 +17,32 @@ use serde::{Deserialize, Serialize};
 pub type Overrides = BTreeMap<String, Region>;
 
 const SCHEMA: &str = "amp-policy/2";
-/// The previous schema, in which `overrides` was called `islands`.
+/// The earlier schema, in which the field `overrides` was called `islands`.
 const PREVIOUS: &str = "amp-policy/1";
 
-/// The content of a policy file.
+/// The content of a policy file: the precisions of single modules of one model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PolicyFile {
-    /// The version of this format. A new version means that a field has changed its meaning.
+    /// The version of this format. The version changes if a field gets another meaning.
     pub schema: String,
-    /// The name of the model.
+    /// The name under which the model is registered.
     pub model: String,
     /// The precision under which the policy was found.
     pub precision: Precision,
-    /// The description of the machine on which the policy was found. The policy is valid on other
-    /// machines as well.
+    /// The description of the machine on which the policy was found, for the reader. The policy may
+    /// be used on other machines.
     pub fingerprint: Fingerprint,
-    /// The reason why these modules stay in FP32.
+    /// Why these modules stay in FP32, for the reader.
     pub reason: String,
-    /// The precisions of single modules, by path. They replace those that the model's code sets.
+    /// The precisions of single modules, by the module's path. They replace the precisions that the
+    /// model's code sets for these modules.
     #[serde(alias = "islands")]
     pub overrides: Overrides,
 }
 
 impl PolicyFile {
-    /// Creates a policy for this model.
+    /// Creates a policy for the model `model`.
     pub fn new(
         model: &str,
         precision: Precision,
@@ -53,7 +54,7 @@ impl PolicyFile {
         Self { schema, model, precision, fingerprint, reason, overrides }
     }
 
-    /// Writes the policy to the file.
+    /// Writes the policy to the file `place`.
     ///
     /// # Errors
     /// When the disk is full, for example.
@@ -66,8 +67,8 @@ impl PolicyFile {
     /// Reads the policy of the model named `name`.
     ///
     /// # Errors
-    /// When the file is missing or is not a policy file, belongs to another model, or names a module that
-    /// the model does not have.
+    /// When the file is missing or is not a policy file, the policy belongs to another model, or
+    /// the policy names a module that the model does not have.
     pub fn read(path: &Path, name: &str, model: &(impl Visit + ?Sized)) -> Result<Self> {
         let text = fs::read_to_string(path).map_err(|error| Error::io(path, error))?;
         let refuse = |why: String| Error::config(format!("{}: {why}", path.display()));
@@ -91,7 +92,7 @@ impl PolicyFile {
     }
 }
 
-/// The paths of a model's modules.
+/// Collects the paths of a model's modules.
 #[derive(Default)]
 struct Modules {
     all: Vec<String>,

@@ -1,5 +1,6 @@
-//! The reference of a diagnosis: a file with the results of an earlier run of 32-true. If 32-true
-//! gives other results now, the environment has changed, and the precision is not the cause.
+//! The reference of a diagnosis: a file with the results of an earlier run under 32-true. If
+//! 32-true now gives other results, the environment has changed, so the precision is not the cause
+//! of the failure.
 
 use std::{
     fmt, fs,
@@ -24,12 +25,12 @@ pub(super) struct Reference {
 enum Known {
     /// An output of `verify --output` from this machine. The results must be equal to the last bit.
     Report(Box<Comparison>),
-    /// A golden (recorded figures of a test run) from a machine of the same kind. The results must
-    /// agree within the golden's tolerances.
+    /// A golden (the recorded results of a test) from a machine of the same kind. The new results
+    /// must agree with it within the golden's tolerances.
     Golden(Box<Golden>),
 }
 
-/// The command-line options that must be the same in the run of the reference and in the run now.
+/// The command-line options that must be the same in the earlier run and in the new run.
 struct Options<'a> {
     model: &'a str,
     data: &'a str,
@@ -100,7 +101,7 @@ impl Reference {
     /// Trains the case in 32-true, and returns whether the results differ from the reference.
     ///
     /// # Errors
-    /// When training fails, or the reference is from another machine or has other options.
+    /// When training fails, or the reference was recorded on another machine or with other options.
     pub(super) fn moved(&self, case: &Case) -> Result<bool> {
         let record = train(case, Precision::F32True)?;
         let now = Comparison::new(vec![record], case.model.judge, case.data.batch_size);
@@ -134,7 +135,8 @@ impl Reference {
             Known::Golden(golden) => {
                 let mut found = golden.as_ref().clone();
                 found.runs.insert(Precision::F32True.name().into(), Figures::from(&now.runs[0]));
-                // Memory is not compared, because it does not depend on the computed values.
+                // Peak memory is not compared, because a difference in memory does not mean that
+                // results have changed.
                 let agreement = Agreement { spread: None, memory: false };
                 !agreement.moved(golden, &found).is_empty()
             }

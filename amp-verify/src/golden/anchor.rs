@@ -1,7 +1,7 @@
-//! The anchor of a golden: the values of the first recording, and a budget for the sum of all later
-//! changes. Without it, many small accepted changes could add up to a large one. Neither insta nor
-//! this code overwrites an anchor file. To record a new anchor, delete the file, and give the
-//! reason in the commit.
+//! The anchor of a golden (recorded results): the values of the first recording, each with a budget
+//! for the sum of all later changes. Without an anchor, many small accepted changes could add up to
+//! a large change. Neither insta nor this code overwrites an anchor file. To record a new anchor,
+//! delete the file, and give the reason in the commit.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -16,37 +16,38 @@ const BUDGET: f64 = 2.0;
 /// The content of an anchor file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Anchor {
-    /// The kernels with which peak memory was measured: ATen's kernel set, and whether the CPU
-    /// multiplies f16 numbers itself. On a GPU: the compute capability. Memory is compared only
-    /// between equal kernels.
+    /// The kernels with which peak memory was measured. On a CPU: ATen's kernel set, and whether
+    /// the CPU has instructions that multiply f16 numbers. On a GPU: the compute capability. Peak
+    /// memory is compared only with a run that uses the same kernels.
     pub capability: Option<String>,
-    /// The first values, by precision.
+    /// The values of the first recording, by precision.
     pub runs: BTreeMap<String, Anchored>,
 }
 
-/// The first values of one precision, each with its budget.
+/// The values of the first recording under one precision. Each value has a budget.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Anchored {
-    /// The metric and its budget.
+    /// The validation metric, and by how much it may change.
     pub accuracy: Value,
-    /// The loss and its budget.
+    /// The validation loss, and by how much it may change.
     pub loss: Value,
-    /// The peak of tensor bytes and its budget.
+    /// The largest number of bytes that tensors occupied at one time, and by how much it may
+    /// change.
     pub peak_memory_bytes: Value,
 }
 
-/// The first value of a quantity, and its budget.
+/// A value of the first recording, and by how much later values may differ from it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Value {
-    /// The first recorded value.
+    /// The value of the first recording.
     pub original: f64,
     /// The largest accepted difference between a later value and `original`.
     pub budget: f64,
 }
 
 impl Anchor {
-    /// Creates an anchor from the values of a golden. A budget is twice the tolerance that
-    /// `agreement` gives.
+    /// Creates an anchor from the values of a golden. The budget of a value is twice the tolerance
+    /// of this value, which follows from `agreement`.
     ///
     /// # Errors
     /// When a value is not finite.
@@ -74,8 +75,8 @@ impl Anchor {
         Ok(Self { capability: capability(golden), runs: runs.collect::<Result<_>>()? })
     }
 
-    /// Reads the anchor in `path`. If the file is missing and `may_write` is true, creates it from
-    /// `golden`.
+    /// Reads the anchor from the file `path`. If there is no such file and `may_write` is true,
+    /// creates the anchor from `golden` and writes the file.
     ///
     /// # Errors
     /// When the file is damaged, or is missing and may not be written.

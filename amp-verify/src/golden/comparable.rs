@@ -1,14 +1,16 @@
-//! Decides whether the values of a golden can be compared with those of another machine.
+//! Decides whether results that were recorded on one machine (a golden) can be compared with
+//! results of another machine.
 
 use amp_core::hardware::Fingerprint;
 
-/// Returns the reason why the values of machine `found` cannot be compared with those of the
-/// golden, or `None` if they can.
+/// Returns the reason why results of the machine `found` cannot be compared with results of the
+/// machine `golden`. Returns `None` if they can be compared.
 ///
-/// The version of libtorch and the settings of TF32 and deterministic algorithms must be the same.
-/// Two CPUs may have other processors, kernels and numbers of threads; the tolerances cover the
-/// resulting differences. Two GPUs must have the same compute capability, because libtorch chooses
-/// kernels by it. On the same model of GPU, the values must even be equal.
+/// The two machines must have the same version of libtorch, and the same settings of TF32 and of
+/// deterministic algorithms. Two CPUs may differ in processor, kernels and number of threads,
+/// because the tolerances cover the resulting differences. Two GPUs must have the same compute
+/// capability, because libtorch chooses its kernels by the compute capability. On two GPUs of the
+/// same model, the results must be equal.
 pub fn incomparable(golden: &Fingerprint, found: &Fingerprint) -> Option<String> {
     let cuda = |machine: &Fingerprint| machine.threads == 0;
     let kind = |machine: &Fingerprint| match cuda(machine) {
@@ -29,9 +31,10 @@ pub fn incomparable(golden: &Fingerprint, found: &Fingerprint) -> Option<String>
     })
 }
 
-/// Names the machine's kernels. They influence rounding and peak memory. In bf16, for example,
-/// convolutions with AVX2 need a fifth more or less memory than with AVX-512. The same holds for
-/// f16 products on CPUs with and without f16 instructions.
+/// Returns the name of the kernels that the machine uses. The kernels influence rounding and peak
+/// memory. In bf16, for example, peak memory of convolutions differs by a fifth between AVX2 and
+/// AVX-512 kernels. In f16, matrix products differ in the same way between CPUs with and without
+/// f16 instructions.
 pub(super) fn kernels(fingerprint: &Fingerprint) -> String {
     match fingerprint.multiplies_f16 {
         true => format!("{} with f16", fingerprint.capability),
@@ -39,21 +42,22 @@ pub(super) fn kernels(fingerprint: &Fingerprint) -> String {
     }
 }
 
-/// Returns whether both machines run the same kernels: CPUs with the same kernel set, or one model of
-/// GPU.
+/// Returns whether the two machines run the same kernels. CPUs do if they have the same kernel set;
+/// GPUs do if they are of the same model.
 pub(super) fn same_kernels(golden: &Fingerprint, found: &Fingerprint) -> bool {
     kernels(golden) == kernels(found) && (golden.threads > 0 || golden.device == found.device)
 }
 
 /// Returns whether the two machines have the same model of GPU and use deterministic algorithms, as
-/// goldens do. The same run then gives the same bits and needs the same memory on both.
+/// goldens do. If so, the same training run gives the same bits and needs the same memory on the
+/// two machines.
 pub(super) fn same_gpu(golden: &Fingerprint, found: &Fingerprint) -> bool {
     let gpu = |machine: &Fingerprint| machine.threads == 0 && machine.deterministic;
     gpu(golden) && gpu(found) && golden.device == found.device
 }
 
-/// Returns the last part of a golden's name, which distinguishes kinds of machines: `cpu`, or for a
-/// GPU its compute capability, for example `cuda_9_0`.
+/// Returns the end of a golden's file name, which names the kind of machine: `cpu`, or the compute
+/// capability of a GPU, for example `cuda_9_0`.
 pub fn machine(fingerprint: &Fingerprint) -> String {
     match fingerprint.threads {
         0 => format!("cuda_{}", fingerprint.capability.replace('.', "_")),

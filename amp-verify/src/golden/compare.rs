@@ -1,5 +1,5 @@
-//! Decides whether the values of a run agree with those of its golden. Each kind of value has its
-//! own rule.
+//! Decides whether the results of a training run agree with its golden (the recorded results). Each
+//! kind of value has its own tolerance.
 
 use std::{f64::consts::SQRT_2, fmt};
 
@@ -15,61 +15,64 @@ use super::{
     spread::{Samples, tolerance, tolerance_of},
 };
 
-/// The accepted relative difference of peak memory. It is not zero, because kernels of other CPUs
-/// use workspaces of other sizes.
+/// The accepted relative difference of peak memory: 5 %. Peak memory differs between CPUs, because
+/// their kernels use workspaces of different sizes.
 pub(super) const MEMORY_SHARE: f64 = 0.05;
-/// The smallest tolerance of a loss, relative to the loss, because f64 sums in another order cause
-/// differences of this size.
+/// The smallest tolerance of a loss, relative to the loss. Sums of f64 numbers in another order
+/// cause differences of this size.
 const LOSS_SHARE: f64 = 1e-6;
 
-/// A value that differs from the golden's by more than its tolerance.
+/// A value of a run that differs from the value in the golden by more than its tolerance.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Moved {
-    /// The precision; empty for a property that all precisions share.
+    /// The precision of the run. Empty for a property that all precisions share.
     pub precision: String,
     /// The name of the value, for example `loss`.
     pub figure: &'static str,
-    /// The golden's value.
+    /// The value in the golden.
     pub golden: String,
-    /// The new value.
+    /// The value in the new run.
     pub found: String,
-    /// The accepted difference, as text.
+    /// The accepted difference between the two values, as text.
     pub allowed: String,
 }
 
-/// Options of the comparison of a run with its golden.
+/// Options for the comparison of a run with its golden.
 #[derive(Debug, Clone)]
 pub struct Agreement {
-    /// The recorded differences between machines, from which the tolerances follow. If it is
-    /// `None`, they follow from n and s in the golden, the differences between precisions over
-    /// seeds. They are then wider than necessary.
+    /// The recorded differences between machines, from which the tolerances are computed. If it is
+    /// `None`, the tolerances are computed from the differences between seeds that the golden
+    /// contains (`n` and `s`). These tolerances are wider than necessary.
     pub spread: Option<Spread>,
-    /// Whether to compare peak memory. It is compared only if the run used the same kernels as the
-    /// golden. The run must be preceded by a warm-up, as the golden's was.
+    /// Whether to compare peak memory. Even if this is true, peak memory is compared only if the
+    /// run used the same kernels as the golden. Before the run there must be a warm-up run, as
+    /// there was before the golden's run.
     pub memory: bool,
 }
 
 /// The accepted differences between the values of a run and those of the golden.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Tolerances {
-    /// The tolerance of the metric.
+    /// By how much the metric may differ.
     pub accuracy: f64,
-    /// The tolerance of the metric's difference from 32-true. It covers the differences between
-    /// machines in the two runs.
+    /// By how much the difference between the metric and the metric of 32-true may differ. This
+    /// tolerance is wider than the tolerance of the metric, because each of the two runs may differ
+    /// between machines.
     pub accuracy_delta: f64,
-    /// The tolerance of the validation loss.
+    /// By how much the validation loss may differ.
     pub loss: f64,
-    /// The tolerance of peak memory.
+    /// By how much peak memory may differ, in bytes.
     pub peak_memory_bytes: f64,
-    /// How many more or fewer steps may be skipped; the final scale may differ by two to this
-    /// power.
+    /// By how much the number of skipped steps may differ. If this is n, the final loss scale may
+    /// differ by a factor of 2^n.
     pub skips: u64,
 }
 
-/// The accepted difference in skipped steps between two kernel sets. Their gradients differ by
-/// roundings. Only a gradient that is next to the largest f16 at one scale can overflow with one of
-/// them alone; at half this scale it is far from overflow, so the counts differ by at most one
-/// halving of the scale.
+/// By how much the number of skipped steps may differ between two kernel sets. The gradients of the
+/// two kernel sets differ only by rounding. So a gradient overflows with only one of the kernel
+/// sets only if it is next to the largest f16 number. After one halving of the loss scale, this
+/// gradient is far from overflow with both. Therefore the numbers of skipped steps differ by at
+/// most one.
 const SKIPS_OF_OTHER_KERNELS: u64 = 1;
 
 impl Tolerances {
@@ -79,8 +82,8 @@ impl Tolerances {
 }
 
 impl Agreement {
-    /// Returns the values that differ from the golden's by more than their tolerance, in the order
-    /// in which the golden lists them.
+    /// Returns the values that differ from those of the golden by more than their tolerances. The
+    /// values are in the order in which the golden lists them.
     pub fn moved(&self, golden: &Golden, found: &Golden) -> Vec<Moved> {
         let mut moved = Vec::new();
         let head = |g: &Golden| {
@@ -113,13 +116,14 @@ impl Agreement {
         moved
     }
 
-    /// Returns the tolerances for the values of another machine with the same kernels. The tolerance
-    /// of the metric is at most δ. So a comparison with the golden fails for every regression for
-    /// which the gate fails.
+    /// Returns the tolerances for the results of another machine that uses the same kernels. The
+    /// tolerance of the metric is at most δ. So every regression that fails the gate also fails the
+    /// comparison with the golden.
     pub fn tolerances(&self, golden: &Golden, precision: &str, figures: &Figures) -> Tolerances {
         let recorded = self.spread.as_ref().and_then(|spread| spread.samples.get(precision));
-        // The smallest tolerance of an accuracy is one and a quarter examples. So a difference of
-        // one example is always accepted, although the quotients are rounded.
+        // The smallest tolerance of an accuracy corresponds to one and a quarter examples. So a
+        // difference of one example is always accepted, even if the division by the number of
+        // examples rounds.
         let step = match golden.direction {
             Direction::HigherIsBetter => 1.25 / golden.examples as f64,
             Direction::LowerIsBetter => LOSS_SHARE * figures.accuracy.unwrap_or(0.0).abs(),
@@ -131,8 +135,8 @@ impl Agreement {
                 (tolerance(accuracy), tolerance(loss), tolerance(peak_memory_bytes))
             }
             None => {
-                // 32-true has no differences from itself. It gets the widest tolerance of the other
-                // precisions.
+                // 32-true has no differences from itself. Its tolerance is the widest tolerance of
+                // the other precisions.
                 let others = golden.runs.values().filter_map(|run| run.paired);
                 let paired: Vec<_> =
                     figures.paired.map_or_else(|| others.collect(), |own| vec![own]);
@@ -168,7 +172,7 @@ impl Agreement {
         let Tolerances { accuracy, accuracy_delta, loss, peak_memory_bytes, .. } = allowed;
         within(moved, precision, "accuracy", golden.accuracy, found.accuracy, accuracy);
         let (a, b) = (golden.accuracy_delta, found.accuracy_delta);
-        // The baseline has no difference from itself.
+        // 32-true has no difference from itself, so nothing is compared for 32-true.
         if precision != Precision::F32True.name() || a.is_some() || b.is_some() {
             within(moved, precision, "accuracy_delta", a, b, accuracy_delta);
         }
@@ -181,7 +185,7 @@ impl Agreement {
     }
 }
 
-/// Compares the number of skipped steps and the final scale.
+/// Compares the number of skipped steps, and the loss scale at the end of the run.
 fn scaler(moved: &mut Vec<Moved>, precision: &str, golden: &Figures, found: &Figures, skips: u64) {
     let (before, now) = (golden.skipped_steps, found.skipped_steps);
     if before.abs_diff(now) > skips {
@@ -235,9 +239,9 @@ pub(super) fn exact<T: PartialEq + fmt::Display>(
     }
 }
 
-/// Adds the value to `moved` if it differs from the golden's by more than the tolerance. A value
-/// that is not finite always counts as different, even from the same value: that two runs failed in
-/// the same way is no agreement.
+/// Adds the value to `moved` if it differs from the golden's value by more than the tolerance. A
+/// value that is not finite is always added, even if the golden's value is not finite either: two
+/// runs that failed in the same way do not agree.
 pub(super) fn within(
     moved: &mut Vec<Moved>,
     precision: &str,
@@ -253,7 +257,7 @@ pub(super) fn within(
     if !agrees {
         let text = |value: Option<f64>| {
             value.map_or("not finite".into(), |v| match allowed {
-                // Shows all digits, because the values may differ only in the last one.
+                // Shows all digits, because the two values may differ only in the last digit.
                 0.0 => v.to_string(),
                 _ => format!("{v:.6}"),
             })
@@ -306,8 +310,8 @@ pub fn table(moved: &[Moved]) -> Table {
     table
 }
 
-/// Returns whether a comparison with a golden that contains NaN fails, both with a good run and
-/// with a run that has NaN too. The gate's self-test checks this.
+/// Compares a golden that contains NaN with a good run, and with a run that has NaN too. Returns
+/// whether both comparisons fail. The gate's self-test calls this function.
 pub fn refuses_not_a_number() -> bool {
     let samples = |value: f64| vec![value; 3];
     let name = Precision::F16Mixed.name().to_owned();

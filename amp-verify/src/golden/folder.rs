@@ -6,34 +6,35 @@ use amp_core::{Error, Result, file::Staged, hardware::Fingerprint};
 
 use super::{Golden, Site, Taken, Target, incomparable, parse};
 
-/// The environment variable that allows a test to write missing goldens and anchors, if it is
-/// `write`.
+/// The environment variable that allows a test to write missing goldens and anchors. It does so if
+/// its value is `write`.
 const ANCHORS: &str = "AMP_ANCHORS";
 
 /// The folder of goldens, and what the test may write there.
 #[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
-    /// The test's source file; a golden contains its name.
+    /// The source file of the test. The golden names this file.
     source: &'static str,
     /// Whether a missing golden or anchor may be written.
     writes: bool,
-    /// Whether a golden may be recorded if neither it nor its anchor exists. This is false in CI,
-    /// where the new files would be lost.
+    /// Whether a golden may be recorded if neither the golden nor its anchor exists. This is false
+    /// in CI, where the new files would be lost.
     records_new: bool,
     /// Whether insta itself writes goldens that are missing or have changed.
     insta_writes: bool,
-    /// Whether `INSTA_UPDATE` tells insta what to write. Then this code leaves the writing of
-    /// goldens to insta.
+    /// Whether `INSTA_UPDATE` tells insta what to write. If so, insta alone decides whether a
+    /// golden is written.
     insta_decides: bool,
-    /// Whether every seed must run even if the first one agrees with the golden: because the whole
-    /// text must be equal, or because the golden is recorded again.
+    /// Whether every seed must be trained even if the results of the first seed agree with the
+    /// golden. This is so if the whole text must be equal, or if the golden is to be recorded
+    /// again.
     whole: bool,
 }
 
 impl Folder {
-    /// Returns the folder that the environment variable `AMP_GOLDENS` names. If it is not set,
-    /// returns the folder of `site`.
+    /// Returns the folder in which the goldens are: the folder named by the environment variable
+    /// `AMP_GOLDENS`, or `site.folder` if the variable is not set.
     pub(super) fn of(site: Site) -> Self {
         let set = |name: &str| env::var(name).unwrap_or_default();
         let update = set("INSTA_UPDATE");
@@ -49,30 +50,31 @@ impl Folder {
         }
     }
 
-    /// Returns the golden of this target on this kind of machine, with which the first seed is
-    /// compared before the others run. Returns `None` if it does not exist, or if every seed must
-    /// run.
+    /// Returns the recorded golden of this target for this kind of machine. The results of the
+    /// first seed are compared with it before the other seeds are trained. Returns `None` if the
+    /// golden does not exist, or if every seed must be trained.
     pub(super) fn known(&self, target: &Target, found: &Golden) -> Option<Golden> {
         if self.whole { None } else { target.known(found, &self.path) }
     }
 
-    /// Returns the target with the recorded differences between machines (`NAME.spread.json`) from
-    /// this folder.
+    /// Returns a copy of the target that has the recorded differences between machines. These are
+    /// in the file `NAME.spread.json` of this folder.
     ///
     /// # Errors
-    /// When the spread file is damaged.
+    /// When the spread file cannot be parsed.
     pub(super) fn with_recorded_spread(&self, target: &Target) -> Result<Target> {
         let name = target.file_name(Some(&target.fingerprint()?));
         target.with_recorded_spread(&self.path, &name)
     }
 
     /// Checks before the training whether the golden and its anchor exist or may be written, so
-    /// that a test with a missing file fails at once. `test` is the test's name. Returns the machine
-    /// on which the golden was recorded, or `None` if there is no golden yet.
+    /// that a test with a missing file fails at once. `test` is the name of the test. Returns the
+    /// description of the machine on which the golden was recorded, or `None` if there is no golden
+    /// yet.
     ///
     /// # Errors
-    /// When a golden or its anchor is missing and may not be written, the golden is from another
-    /// kind of machine, or its spread file is damaged.
+    /// When the golden or its anchor is missing and may not be written, the golden was recorded on
+    /// another kind of machine, or its spread file cannot be parsed.
     pub(super) fn check_recorded(
         &self,
         target: &Target,
@@ -95,8 +97,8 @@ impl Folder {
                     golden.display()
                 )));
             }
-            // Writes to standard error directly, because libtest does not capture this: the user
-            // must see it and commit the new files.
+            // Writes directly to standard error, because libtest does not capture what is written
+            // there. The user must see this line in order to commit the new files.
             let _ = writeln!(
                 io::stderr(),
                 "{name} is recorded for the first time, in {}: read its figures and commit it",
@@ -118,8 +120,8 @@ impl Folder {
         }
     }
 
-    /// Prepares a new golden for insta's comparison with the golden in the folder, as
-    /// [`Target::prepare`] does. Writes missing files if that is allowed.
+    /// Prepares insta's comparison of a new golden with the recorded golden, as [`Target::prepare`]
+    /// does. Writes the golden's missing files if the test may write.
     ///
     /// # Errors
     /// When [`Target::prepare`] fails, or a file cannot be written.

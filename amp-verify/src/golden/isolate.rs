@@ -1,20 +1,21 @@
 //! Trains a golden in a separate process.
 //!
-//! libtest runs the tests of a binary on threads of one process. libtorch has its random
-//! generators, numeric switches and memory statistics only once in a process. If a golden were
-//! trained in the process of the tests, its values would change whenever another test draws a
-//! random number. Therefore [`verify!`](crate::verify) starts the test binary again as a new
-//! process that runs only this test. The new process trains, writes the values to a file and ends.
-//! The test then compares the values with the golden.
+//! libtest runs the tests of a binary on threads of one process. In a process, libtorch has only
+//! one random generator, one set of numeric switches and one set of memory statistics. If a golden
+//! were trained in this process, its values would change whenever another test draws a random
+//! number. Therefore [`verify!`](crate::verify) starts the test binary again, as a new process that
+//! runs only this test. The new process trains, writes the results to a file and ends. The test
+//! then compares the results with the golden.
 //!
-//! On a GPU, tests that ran earlier in the process have an effect too, through the order in which
-//! gradients are added. Autograd runs the backward pass of a GPU on a thread of its own. It
-//! executes the node with the largest sequence number first, and each thread numbers the nodes that
-//! it creates. A second derivative, for example of a gradient penalty, has nodes of the two
-//! threads. Their order depends on how many nodes each thread has created before.
+//! On a GPU, even tests that ran earlier in the process change the results, because they change the
+//! order in which gradients are added. Autograd runs the backward pass of a GPU on a separate
+//! thread. It executes the node with the largest sequence number first, and each thread numbers the
+//! nodes that it creates. A second derivative, for example of a gradient penalty, has nodes from
+//! two threads. The order of these nodes depends on how many nodes each thread has created before.
 //!
-//! On a CPU with more instructions than the golden's CPU, the new process uses the golden's
-//! [kernels]. libtorch chooses its kernels when it is first used, so this process cannot change them.
+//! If the CPU has more instructions than the CPU on which the golden was recorded, the new process
+//! uses the golden's [kernels]. The test's own process cannot do this, because libtorch chooses its
+//! kernels when it is first used.
 
 use std::{
     cell::Cell,
@@ -35,28 +36,28 @@ use super::{
     kernels::{self, Variable},
 };
 
-/// The environment variable with which the test tells the new process what to train. Its value is
-/// an [`Order`] in JSON.
+/// The environment variable that tells the new process what to train. Its value is an [`Order`] in
+/// JSON.
 const ORDER: &str = "AMP_VERIFY_ORDER";
 
-/// The name of the main thread. With `--test-threads=1` libtest may run tests there. The name of the
-/// running test is then unknown.
+/// The name of the main thread. With `--test-threads=1`, libtest may run tests on the main thread.
+/// The name of the running test is then unknown.
 const MAIN_THREAD: &str = "main";
 
-/// How many of the last lines of a failed process's output are shown.
+/// How many lines from the end of a failed process's output are shown.
 const SHOWN: usize = 15;
 
-/// Locked during a training on a GPU, so that only one runs at a time.
+/// Locked while a process trains on a GPU, so that only one process trains at a time.
 static ON_GPU: Mutex<()> = Mutex::new(());
 
-/// Where a call of [`verify!`](crate::verify) is in the source, and where its goldens are.
+/// The place of a call of [`verify!`](crate::verify) in the source, and the folder of its goldens.
 #[derive(Debug, Clone, Copy)]
 pub struct Site {
-    /// The folder of its goldens.
+    /// The folder in which the goldens of this call are.
     pub folder: &'static str,
-    /// Its source file.
+    /// The source file that contains the call.
     pub file: &'static str,
-    /// Whether the source was compiled as a test.
+    /// Whether the source file was compiled as a test.
     pub is_test: bool,
 }
 
@@ -64,17 +65,19 @@ pub struct Site {
 pub enum Turn {
     /// Create the data and train in this process.
     Train(Training),
-    /// Compare the values, which a new process has already computed, with the golden.
+    /// Compare the results with the golden. A new process has already trained and computed the
+    /// results.
     Compare(Box<Taken>),
     /// Do nothing: this process was started to train the golden of another call of `verify!`.
     Pass,
 }
 
-/// A training in this process. While this value exists, no other thread draws random numbers.
+/// The permission to train in this process. While this value exists, no other thread draws random
+/// numbers through amp-core.
 pub struct Training {
     folder: Folder,
-    /// The order of the process that started this one and waits for the values; `None` if this
-    /// process trains for itself.
+    /// The order from the process that started this process and waits for the results. `None` if no
+    /// process waits.
     order: Option<Order>,
     _section: random::Section,
 }
@@ -82,20 +85,21 @@ pub struct Training {
 /// The order to a new process: which golden to train, and where to write the values.
 #[derive(Debug, Serialize, Deserialize)]
 struct Order {
-    /// The id of the waiting process. Processes that the new process starts inherit the environment
-    /// variable; they notice that their parent has another id, and ignore the order.
+    /// The id of the process that waits for the results. Processes that the new process starts
+    /// inherit the environment variable. They ignore the order, because the id of their parent
+    /// process is another.
     parent: u32,
-    /// The test's name, which is also the name of its thread.
+    /// The name of the test, which is also the name of the thread that runs it.
     test: String,
-    /// How many calls of `verify!` come before this one in the test.
+    /// How many calls of `verify!` come before this call in the test.
     place: usize,
-    /// The golden's name.
+    /// The name of the golden to train.
     golden: String,
-    /// The file to which the new process writes the values.
+    /// The file to which the new process writes the results.
     answer: PathBuf,
 }
 
-/// What the new process writes: the values, or the text of an error.
+/// What the new process writes to the file: the results, or the text of an error.
 #[derive(Debug, Serialize, Deserialize)]
 enum Answer {
     Golden(Box<Golden>),
@@ -103,18 +107,18 @@ enum Answer {
 }
 
 thread_local! {
-    /// The number of `verify!` calls of this thread so far.
+    /// The number of calls of `verify!` on this thread so far.
     static PLACE: Cell<usize> = const { Cell::new(0) };
 }
 
 impl Turn {
-    /// Decides what this call of `verify!` has to do. Checks first that no file is missing. If
-    /// other tests could disturb the training, or the golden's kernels must be selected, lets a new
-    /// process train and waits for it.
+    /// Decides what this call of `verify!` has to do. First checks that no file of the golden is
+    /// missing. If other tests could change the results, or if the golden's kernels must be
+    /// selected, starts a new process that trains, and waits for its results.
     ///
     /// # Panics
     /// When a golden is missing and may not be written, the device is unknown, or the training in
-    /// the other process fails. The panic fails the test.
+    /// the new process fails. The panic fails the test.
     pub fn of(target: &Target, site: Site) -> Self {
         let place = PLACE.replace(PLACE.get() + 1);
         Self::find(target, site, place).unwrap_or_else(|error| panic!("{error}"))
@@ -157,15 +161,17 @@ impl Turn {
 
 impl Training {
     fn begin(target: &Target, folder: Folder, order: Option<Order>) -> Result<Self> {
-        // The seed is set before the data is created, so that random data is the same each time.
+        // The seed is set before the data is created. So data that is generated at random is the
+        // same in each run.
         Ok(Self { folder, order, _section: random::seeded(target.first_seed())? })
     }
 
-    /// Trains `target`, which must have its data by now. A process that was started only for this
-    /// training writes the values and ends here.
+    /// Trains `target`, whose data must be set. If this process was started only for this training,
+    /// writes the results to a file and ends the process.
     ///
     /// # Panics
-    /// When a run fails, or a value exceeds the budget of its anchor. The panic fails the test.
+    /// When a training run fails, or a value differs from the anchor by more than its budget. The
+    /// panic fails the test.
     pub fn take(self, target: &Target) -> Taken {
         let golden = self
             .folder
@@ -204,9 +210,9 @@ impl Order {
     }
 }
 
-/// Returns whether other tests of this process may change the values of `test`. `args` are the
-/// arguments of the process. On a CPU, tests that run at the same time may do so; on a GPU, also
-/// tests that ran before.
+/// Returns whether other tests of this process may change the results of `test`. On a CPU, tests
+/// that run at the same time may do so. On a GPU, tests that ran earlier may do so as well. `args`
+/// are the arguments of the process, from which it follows which tests run.
 fn other_tests_may_interfere(test: &str, args: &[String], is_on_gpu: bool) -> bool {
     const THREADS: &str = "--test-threads";
     let joined = args.iter().filter_map(|arg| arg.strip_prefix(THREADS)?.strip_prefix('='));
@@ -217,14 +223,16 @@ fn other_tests_may_interfere(test: &str, args: &[String], is_on_gpu: bool) -> bo
     if in_turn && !is_on_gpu {
         return false;
     }
-    // cargo-nextest starts a process for each test, with arguments of this form.
+    // cargo-nextest starts one process for each test, with the arguments `TEST --exact`. No other
+    // test runs in such a process.
     let names: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
     !(args.iter().any(|arg| arg == "--exact") && names == [test])
 }
 
-/// Trains in a new process with the environment variables `kernels`, and returns the values. Returns
-/// `None` if that process ends without training. This happens if tests do not run on threads with the
-/// names of the tests, so that the new process cannot recognize the test.
+/// Trains in a new process with the environment variables `kernels`, and returns the results.
+/// Returns `None` if the new process ends without training. This happens if the threads of the
+/// tests do not have the names of the tests, because the new process then cannot recognize the
+/// test.
 fn trained_elsewhere(
     target: &Target,
     test: &str,
@@ -256,7 +264,7 @@ fn trained_elsewhere(
             kernels.iter().map(|(name, value)| format!("{name}={value}")).collect();
         println!("{golden}: trained with the golden's CPU kernels: {}", chosen.join(" "));
     }
-    // libtest captures what is printed here, and shows it if the test fails.
+    // libtest captures what is printed here. It shows the output if the test fails.
     print!("{said}");
     match fs::read_to_string(&order.answer) {
         Ok(text) => match serde_json::from_str(&text) {
@@ -301,8 +309,8 @@ mod tests {
         assert!(!has("a::b", "--exact a::b --nocapture") && !has("a::b", "a::b --exact"));
     }
 
-    /// On a GPU, other tests may interfere even if tests run one at a time, unless the process runs
-    /// only this test.
+    /// Checks that on a GPU other tests are assumed to interfere even with `--test-threads=1`. Only
+    /// if the process runs just this test, no test can interfere.
     #[test]
     fn on_a_gpu_earlier_tests_interfere() {
         let has = |test: &str, line: &str| {

@@ -1,36 +1,40 @@
-//! Selects a golden's CPU kernels on a CPU that has more instructions than the golden's.
+//! Makes a new process use the CPU kernels with which a golden was recorded, on a CPU that has more
+//! instructions than the golden's CPU.
 //!
-//! Kernels for other instructions round differently. A metric and a loss then differ within their
-//! tolerance, but a scaled gradient next to the largest f16 may overflow with one of two kernel sets
-//! only, and peak memory differs by a fifth. A CPU with more instructions can run the golden's
-//! kernels, so a comparison there is as strict as on the golden's own CPU.
+//! Kernels for other instructions round differently. The metric and the loss then still agree
+//! within their tolerances. But a scaled gradient next to the largest f16 number may overflow with
+//! only one of the two kernel sets, and peak memory differs by a fifth. A CPU with more
+//! instructions can run the golden's kernels. With them, the comparison is as strict as on the
+//! golden's CPU.
 
 use std::env;
 
 use amp_core::hardware::Fingerprint;
 
-/// ATen's kernel sets, from the fewest to the most instructions, each with the values of
-/// MKL_ENABLE_INSTRUCTIONS and ONEDNN_MAX_CPU_ISA that belong to it. The last value excludes
-/// instructions that multiply f16.
+/// The kernel sets of ATEN_CPU_CAPABILITY, from the fewest to the most instructions. Each has the
+/// corresponding values of MKL_ENABLE_INSTRUCTIONS and ONEDNN_MAX_CPU_ISA. The value of
+/// ONEDNN_MAX_CPU_ISA excludes instructions that multiply f16 numbers.
 const SETS: [(&str, &str, &str); 3] = [
     ("default", "SSE4_2", "SSE41"),
     ("avx2", "AVX2", "AVX2"),
     ("avx512", "AVX512", "AVX512_CORE_BF16"),
 ];
 
-/// An environment variable and its value.
+/// The name and the value of an environment variable.
 pub(super) type Variable = (&'static str, &'static str);
 
-/// Returns the environment variables that make a new process on machine `found` use the golden's CPU
-/// kernels. Returns none if it uses them anyway, if the CPU lacks their instructions, and on a GPU. A
-/// variable that is set in this process is left as it is.
+/// Returns the environment variables that make a new process on the machine `found` use the
+/// golden's CPU kernels. Returns no variables on a GPU, if the process uses these kernels without
+/// them, or if the CPU lacks instructions for these kernels. Leaves out variables that are already
+/// set in this process.
 pub(super) fn environment(golden: &Fingerprint, found: &Fingerprint) -> Vec<Variable> {
     let variables = variables(golden, found).unwrap_or_default();
     variables.into_iter().filter(|(name, _)| env::var_os(name).is_none()).collect()
 }
 
-/// Does what [`environment`] does, but does not look at this process. Returns `None` if the golden's
-/// kernels cannot be selected.
+/// Returns the environment variables that select the golden's CPU kernels on the machine `found`,
+/// without regard to variables that are already set. Returns `None` if the golden's kernels cannot
+/// be selected.
 fn variables(golden: &Fingerprint, found: &Fingerprint) -> Option<Vec<Variable>> {
     let rank = |machine: &Fingerprint| {
         let is_cpu = machine.threads > 0;

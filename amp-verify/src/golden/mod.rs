@@ -30,36 +30,36 @@ use crate::{
     verdict::{Design, standard_deviation},
 };
 
-/// The recorded results of training a model under several precisions. Later runs must reproduce
-/// them.
+/// The recorded results of training a model under several precisions. A test compares the results
+/// of later runs with them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Golden {
     /// The model's name.
     pub model: String,
     /// The data's name.
     pub data: String,
-    /// The seeds. The values in `runs` are from the first seed, except for [`Figures::paired`],
-    /// which is computed over all seeds.
+    /// The seeds of the training runs. The values in `runs` are those of the first seed. Only
+    /// [`Figures::paired`] is computed from all seeds.
     pub seeds: Vec<u64>,
-    /// The description of the machine. Results of another kind of machine cannot be compared with
-    /// the golden.
+    /// The description of the machine. The golden cannot be compared with results of another kind
+    /// of machine.
     pub fingerprint: Option<Fingerprint>,
     /// δ: the largest regression of the metric that the gate accepts.
     pub margin: f64,
     /// Whether larger or smaller values are better.
     #[serde(default, skip_serializing_if = "Direction::is_higher")]
     pub direction: Direction,
-    /// The fraction by which peak memory may differ.
+    /// The accepted relative difference of peak memory.
     pub memory_share: f64,
     /// The number N of validation examples: an accuracy is a multiple of 1/N.
     pub examples: i64,
-    /// The number of epochs.
+    /// The number of epochs of each training run.
     pub epochs: i64,
     /// The batch size.
     pub batch_size: i64,
     /// Hyperparameters by name.
     pub hyperparameters: amp_core::Hyperparameters,
-    /// The results, by precision.
+    /// The results under each precision, by the precision's name.
     pub runs: BTreeMap<String, Figures>,
 }
 
@@ -68,23 +68,24 @@ pub struct Golden {
 pub struct Figures {
     /// The validation metric; null if it is NaN.
     pub accuracy: Option<f64>,
-    /// The metric minus that of 32-true; null for 32-true itself.
+    /// The metric minus the metric of 32-true; null for 32-true itself.
     pub accuracy_delta: Option<f64>,
     /// The validation loss; null if it is not finite.
     pub loss: Option<f64>,
     /// The number of skipped optimizer steps.
     pub skipped_steps: u64,
-    /// The loss scale at the end.
+    /// The loss scale at the end of the run; null if the precision has no loss scale.
     pub final_scale: Option<f64>,
     /// The largest number of bytes that tensors occupied at one time.
     pub peak_memory_bytes: u64,
-    /// The dtypes of matrix products.
+    /// The dtypes of the matrix products in the first step.
     pub matmul: BTreeSet<String>,
     /// The dtype of the loss.
     pub loss_dtype: String,
-    /// The dtypes of weights.
+    /// The dtypes of the weights.
     pub weights: BTreeSet<String>,
-    /// The differences from 32-true over the seeds; null for 32-true itself and for a single seed.
+    /// Statistics of the differences from 32-true over the seeds; null for 32-true itself, and if
+    /// there is only one seed.
     pub paired: Option<Paired>,
 }
 
@@ -93,14 +94,15 @@ pub struct Figures {
 pub struct Paired {
     /// The number of seeds.
     pub n: usize,
-    /// The mean over the seeds of the regression: 32-true's metric minus the precision's, or the
-    /// reverse if lower is better.
+    /// The mean of the regression over the seeds. The regression is the metric of 32-true minus the
+    /// metric of the precision. If lower is better, it is the metric of the precision minus the
+    /// metric of 32-true.
     pub mean: f64,
-    /// The standard deviation of the regression. It is at least the standard deviation of the
-    /// metric's rounding.
+    /// The standard deviation of the regression over the seeds, or the standard deviation that
+    /// rounding of the metric alone would cause, whichever is larger.
     pub s: f64,
-    /// The standard deviation of the differences between the precision's validation loss and
-    /// 32-true's.
+    /// The standard deviation, over the seeds, of the difference between the validation loss under
+    /// the precision and under 32-true.
     pub loss_s: f64,
     /// The probability that a precision without regression passes the gate with this number of seeds.
     pub power: f64,
@@ -138,15 +140,17 @@ impl Golden {
     }
 }
 
-/// Computes the statistics of the differences between run `at` of each comparison and the baseline
-/// of the same comparison. Returns `None` for the baseline itself and for fewer than two seeds.
+/// Computes statistics of the differences from the baseline. Each comparison gives one difference:
+/// between the run at index `at` and the baseline of the same comparison. Returns `None` for the
+/// baseline itself, and if there are fewer than two comparisons (seeds).
 fn paired(comparisons: &[Comparison], at: usize, margin: f64, examples: i64) -> Option<Paired> {
     if at == 0 || comparisons.len() < 2 {
         return None;
     }
     let deltas = comparisons.iter().map(|comparison| comparison.runs[at].delta.as_ref());
     let direction = comparisons[0].direction;
-    // `delta` is the precision's metric minus the baseline's, so its regression is relative to 0.
+    // `delta` is the metric of the precision minus the metric of the baseline. So 0 is passed as
+    // the value of the baseline.
     let worse = |delta: f64| direction.regression(0.0, delta);
     let worse: Vec<f64> =
         deltas.clone().map(|delta| delta?.accuracy.map(worse)).collect::<Option<_>>()?;

@@ -1,4 +1,5 @@
-//! Trains a golden in a test, and records it or compares it with the recorded one.
+//! Trains a model in a test, and records the results as a golden or compares them with the recorded
+//! golden.
 
 use std::{env, fs, path, path::Path, slice};
 
@@ -15,40 +16,41 @@ use crate::matrix;
 
 /// A new golden in the form that insta compares with the recorded snapshot.
 pub struct Taken {
-    /// The name of the snapshot.
+    /// The name of the insta snapshot.
     pub name: String,
-    /// The text of the snapshot.
+    /// The text of the insta snapshot.
     pub text: String,
-    /// insta's settings: the folder and the comparator.
+    /// The settings for insta: the folder of the snapshot, and how two snapshots are compared.
     pub settings: insta::Settings,
 }
 
 impl Target {
-    /// Trains under every precision and seed. On CUDA it requests deterministic algorithms and
-    /// switches TF32 off, so that machines with the same compute capability run the same kernels.
-    /// It does not load batches ahead, so that peak memory does not depend on timing.
+    /// Trains under every precision with every seed. On CUDA, requests deterministic algorithms and
+    /// switches TF32 off. So machines with the same compute capability run the same kernels. On
+    /// CUDA, also loads no batches ahead, so that peak memory does not depend on timing.
     ///
     /// # Errors
-    /// When a run fails, or the model or the device does not exist.
+    /// When a training run fails, or the model or the device does not exist.
     pub fn golden(&self) -> Result<Golden> {
         self.golden_like(|_| None)
     }
 
-    /// Trains as [`golden`](Self::golden) does, but stops after the first seed if its results agree
-    /// with the recorded golden. `known` returns the recorded golden for these results. The other
-    /// seeds would only give n, s and power, which are then taken from the recorded golden.
+    /// Trains as [`golden`](Self::golden) does, but stops after the first seed if the results of
+    /// the first seed agree with the recorded golden. The other seeds would only give `n`, `s` and
+    /// `power`, and these are taken from the recorded golden. `known` receives the results of the
+    /// first seed and returns the recorded golden for them.
     ///
     /// # Errors
-    /// When a run fails, or the model or the device does not exist.
+    /// When a training run fails, or the model or the device does not exist.
     pub fn golden_like(&self, known: impl Fn(&Golden) -> Option<Golden>) -> Result<Golden> {
-        // Other threads that train or draw random numbers must wait, because numeric switches and
-        // random generators belong to the whole process.
+        // Other threads that train or draw random numbers wait until this function returns. This is
+        // necessary because numeric switches and random generators belong to the whole process.
         let _alone = random::seeded(self.first_seed())?;
         let device = self.device()?;
         hardware::set_numerics(false, device.is_cuda())?;
-        // Trains with one thread per operation. Models in tests are too small for more. If other
-        // processes use the cores, two threads that wait for each other take ten times as long as
-        // one.
+        // Trains with one thread per operation, because the models in tests are too small for more.
+        // If other processes use the cores, two threads that wait for each other take ten times as
+        // long as one thread.
         let threads = tch::get_num_threads();
         tch::set_num_threads(1);
         let taken = self.over_seeds(device, known);
@@ -70,7 +72,8 @@ impl Target {
         self.check.seeds.first().copied().unwrap_or_default()
     }
 
-    /// Returns the description of the machine, with the settings with which goldens are trained.
+    /// Returns the description of the machine, including the settings of TF32 and deterministic
+    /// algorithms with which goldens are trained.
     pub(super) fn fingerprint(&self) -> Result<Fingerprint> {
         let device = self.device()?;
         let deterministic = device.is_cuda();
@@ -131,21 +134,22 @@ impl Target {
         Ok(target)
     }
 
-    /// Reads the recorded golden of this target for this kind of machine from the folder. Returns
-    /// `None` if it does not exist or has an older format; insta then shows the old and the new
-    /// text.
+    /// Reads the recorded golden of this target from the folder. Its name depends on the kind of
+    /// machine in `found`. Returns `None` if the golden does not exist or has an older format. In
+    /// this case insta shows the old and the new text.
     pub(super) fn known(&self, found: &Golden, folder: &Path) -> Option<Golden> {
         let name = self.file_name(found.fingerprint.as_ref());
         let text = fs::read_to_string(folder.join(format!("{name}.snap"))).ok()?;
         parse(&text).ok()
     }
 
-    /// Compares a new golden with its anchor in `folder`, and prepares insta's comparison with the
-    /// recorded golden. Writes a missing anchor if `may_write` is true.
+    /// Compares a new golden with its anchor in `folder`, and prepares insta's comparison of the
+    /// new golden with the recorded golden. If the anchor is missing and `may_write` is true,
+    /// writes the anchor.
     ///
     /// # Errors
-    /// When the recorded golden is from another kind of machine or has no anchor, a value exceeds
-    /// the budget of the anchor, or the spread file is damaged.
+    /// When the recorded golden is from another kind of machine or has no anchor, a value differs
+    /// from the anchor by more than its budget, or the spread file cannot be parsed.
     pub fn prepare(&self, golden: &Golden, folder: &Path, may_write: bool) -> Result<Taken> {
         // insta resolves a relative path from the test's source file.
         let folder = path::absolute(folder).map_err(|error| Error::io(folder, error))?;
@@ -185,8 +189,8 @@ impl Target {
     }
 }
 
-/// Returns the name of a golden's file without its extension, for example
-/// `mixed_precision_demo_cpu` for the model `MixedPrecisionDemo` on a CPU.
+/// Returns the name of a golden's file without its extension. For the model `MixedPrecisionDemo` on
+/// a CPU, this is `mixed_precision_demo_cpu`.
 pub fn file_name(model: &str, fingerprint: Option<&Fingerprint>) -> String {
     let mut name = String::new();
     let letters: Vec<char> = model.chars().collect();
@@ -202,10 +206,11 @@ pub fn file_name(model: &str, fingerprint: Option<&Fingerprint>) -> String {
     format!("{name}_{machine}")
 }
 
-/// Trains a model under several precisions and compares the results with its golden (its recorded
-/// results). The golden is an insta snapshot in `tests/goldens` of the calling crate, with an
-/// anchor next to it. The model comes from a registry (`registry = …`), or is given with its data
-/// (`data = …`). Setters of [`Target`](crate::golden::Target) may follow as `name = value`:
+/// Trains a model under several precisions and compares the results with the recorded results, the
+/// golden. The golden is an insta snapshot in the folder `tests/goldens` of the calling crate. Its
+/// anchor, a second file, limits the sum of all later changes. The model comes from a registry
+/// (`registry = …`), or is given with its data (`data = …`). After these arguments, setters of
+/// [`Target`](crate::golden::Target) may follow as `name = value`:
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{data::DataModule, precision::Precision, prelude::*};
@@ -234,32 +239,34 @@ pub fn file_name(model: &str, fingerprint: Option<&Fingerprint>) -> String {
 /// ```
 ///
 /// # Recording
-/// The first run of a test records its golden and the anchor, says so, and passes: commit both. In CI,
-/// where the variable `CI` is set, a missing golden fails the test before anything is trained.
-/// `AMP_ANCHORS=write` in the environment writes a missing golden or anchor in CI as well. If
-/// values differ from the golden later, a table shows them and the test fails; `cargo insta review`
-/// accepts the new values.
+/// The first run of a test records the golden and its anchor, says so, and passes. Commit the two
+/// files. In CI, where the environment variable `CI` is set, a missing golden fails the test before
+/// anything is trained. If the environment variable `AMP_ANCHORS` is `write`, a missing golden or
+/// anchor is written in CI as well. If the results of a later run differ from the golden, the test
+/// prints a table of the differences and fails. `cargo insta review` accepts the new results.
 ///
 /// # Tolerance over CPUs
-/// `cargo amp margins --what goldens` writes `NAME.spread.json` next to each golden of a CPU: how
-/// much its values differ between CPUs. This macro reads the file and derives the tolerances from
-/// it. A spread in the target's [`Check`](crate::golden::Check) takes precedence over the file. If
-/// there is neither, the tolerances follow from the differences between the golden's seeds.
+/// `cargo amp margins --what goldens` records how much the results of a golden differ between CPUs,
+/// in the file `NAME.spread.json` next to the golden. This macro reads the file and computes the
+/// tolerances from it. If the target's [`Check`](crate::golden::Check) has a spread, that spread is
+/// used in place of the file. If there is neither a file nor a spread, the tolerances are computed
+/// from the differences between the golden's seeds.
 ///
 /// # Other tests of the same binary
-/// Tests run on threads of one process, and libtorch has one random generator for all of them.
-/// Therefore the training, and the expression after `data =`, run in a separate process: the test
-/// binary is started again for only this test. Code before `verify!` in the test runs there as
-/// well.
+/// All tests of a binary run on threads of one process, and libtorch has one random generator for
+/// all of them. Therefore this macro starts the test binary again, as a process that runs only this
+/// test. In the new process it evaluates the expression after `data =` and trains. The new process
+/// also runs the code that is before `verify!` in the test.
 ///
-/// In some cases the training runs in the test's own process. Under cargo-nextest, and on a CPU if
-/// tests run one at a time (`--test-threads=1`), no other test can disturb it. It also runs there
-/// if the thread does not have the test's name: in your own `main` (`harness = false`) and on
-/// threads that a test starts.
+/// If no other test can change the results, the macro trains in the test's own process. This is so
+/// under cargo-nextest, and on a CPU with `--test-threads=1`. The macro also trains in the test's
+/// process if the name of the thread is not the name of the test: in your own `main`
+/// (`harness = false`), and on threads that a test starts.
 ///
 /// # Panics
-/// When a golden or its anchor is missing, the spread file is damaged, a run fails, the model does
-/// not log its metric, or a value differs from the golden by more than its tolerance.
+/// When a golden or its anchor is missing, the spread file cannot be parsed, a training run fails,
+/// the model does not log its metric, or a value differs from the golden by more than its
+/// tolerance.
 #[macro_export]
 macro_rules! verify {
     ($model:ty, registry = $registry:expr $(, $setter:ident = $value:expr)* $(,)?) => {
@@ -287,8 +294,8 @@ macro_rules! verify {
         };
         let taken = match $crate::golden::Turn::of(&target, site) {
             $crate::golden::Turn::Train(training) => {
-                // The data is created only here, so that a process that does not train does not
-                // create it.
+                // The data is created only here, because a process that does not train needs no
+                // data.
                 ::std::option::Option::Some(training.take(&target$(.data($data))?))
             }
             $crate::golden::Turn::Compare(taken) => ::std::option::Option::Some(*taken),

@@ -1,5 +1,5 @@
-//! How much the values of a golden differ between machines although the code is the same, and the
-//! tolerances that follow.
+//! How much the results of a golden differ between machines that run the same code, and the
+//! tolerances that follow from these differences.
 
 use std::{collections::BTreeMap, fs, io, path::Path};
 
@@ -16,23 +16,23 @@ pub struct Spread {
     pub recorded_by: String,
     /// The number N of validation examples: an accuracy is a multiple of 1/N.
     pub examples: u32,
-    /// The values, by precision.
+    /// The results of the training runs, by the precision's name.
     pub samples: BTreeMap<String, Samples>,
 }
 
 /// The values of the runs under one precision: one value for each kind of machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Samples {
-    /// The validation metric in each run.
+    /// The validation metric of each run.
     pub accuracy: Vec<f64>,
-    /// The validation loss in each run.
+    /// The validation loss of each run.
     pub loss: Vec<f64>,
     /// The peak of tensor bytes in each run.
     pub peak_memory_bytes: Vec<f64>,
 }
 
 impl Spread {
-    /// Parses a recorded spread.
+    /// Parses the text of a spread file.
     ///
     /// # Errors
     /// When the text has another format, or has fewer than three samples of a value.
@@ -50,8 +50,8 @@ impl Spread {
         Ok(spread)
     }
 
-    /// Reads the spread file that `cargo amp margins` wrote to `path`; returns `None` if the file
-    /// does not exist.
+    /// Reads the spread file that `cargo amp margins` wrote to `path`. Returns `None` if there is
+    /// no such file.
     ///
     /// # Errors
     /// When the file cannot be read or is damaged.
@@ -78,15 +78,15 @@ impl Spread {
 /// with six precisions has about twenty values, so one comparison in fifty gives a false alarm.
 const RISK: f64 = 1e-3;
 
-/// Returns the accepted difference between the values of two machines. It is half of the prediction
-/// interval for the difference of two values like the K values in `samples`: t(1 − risk/2, K −
-/// 1)·s·√2.
+/// Returns the accepted difference between the values of two machines. `samples` has the values of
+/// K machines with the standard deviation s. The result is half of the prediction interval for the
+/// difference of two further values: t(1 − risk/2, K − 1)·s·√2.
 pub(super) fn tolerance(samples: &[f64]) -> f64 {
     tolerance_of(samples.len(), standard_deviation(samples))
 }
 
-/// Returns the accepted difference that follows from `n` values with standard deviation `s`. It is
-/// infinite for fewer than two values.
+/// Returns the accepted difference between two values, computed from `n` values with the standard
+/// deviation `s`. The result is infinite if `n` is less than 2.
 pub(super) fn tolerance_of(n: usize, s: f64) -> f64 {
     t_quantile(1.0 - RISK / 2.0, n as f64 - 1.0) * s * std::f64::consts::SQRT_2
 }

@@ -1,4 +1,5 @@
-//! What a golden test trains: a model of a registry, or a model that the test gives with its data.
+//! What a golden test trains: a model of a registry, or a model that the test passes together with
+//! its data.
 
 use std::sync::Arc;
 
@@ -18,20 +19,20 @@ use crate::{
     registry::{Judge, Model, Registry},
 };
 
-/// The options for recording a golden.
+/// The options with which a golden is recorded.
 #[derive(Debug, Clone)]
 pub struct Check {
-    /// The device's name. If it is `None`, the environment variable `AMP_DEVICE` names the device;
-    /// if that is not set, the device is the CPU.
+    /// The name of the device. If it is `None`, the environment variable `AMP_DEVICE` names the
+    /// device. If this variable is not set either, the device is the CPU.
     pub device: Option<String>,
-    /// The precisions to compare with 32-true.
+    /// The precisions that are compared with 32-true.
     pub precisions: Vec<Precision>,
-    /// The seeds. The results of the first seed are recorded. All seeds together give n and s, the
-    /// number and the standard deviation of the differences from 32-true.
+    /// The seeds. The golden contains the results of the first seed. From all seeds it contains n
+    /// and s, the number and the standard deviation of the differences from 32-true.
     pub seeds: Vec<u64>,
-    /// The recorded differences between machines, from which the tolerances follow. If it is
-    /// `None`, [`verify!`](crate::verify) reads `NAME.spread.json` next to the golden. Without that
-    /// file the tolerances follow from the golden's n and s.
+    /// The recorded differences between machines, from which the tolerances are computed. If it is
+    /// `None`, [`verify!`](crate::verify) reads the file `NAME.spread.json` next to the golden. If
+    /// there is no such file, the tolerances are computed from n and s in the golden.
     pub spread: Option<Spread>,
 }
 
@@ -46,9 +47,9 @@ impl Default for Check {
     }
 }
 
-/// The model of a golden test, and the options with which it is trained. If an option is not set, a
-/// model of a registry has the value from there; for another model, the setter documents the
-/// default.
+/// The model of a golden test, and the options with which the model is trained. If an option of a
+/// registered model is not set, the registry's value is used. The defaults for other models are
+/// documented at the setters.
 #[derive(Clone)]
 pub struct Target {
     source: Source,
@@ -65,14 +66,14 @@ enum Source {
     Own { subject: Subject, data: Option<DataModule>, clip: Option<Clip>, accumulate: i64 },
 }
 
-/// The defaults for a model that is not from a registry: its number of epochs, its metric and δ.
+/// The defaults for a model that is not in a registry: the number of epochs, the metric, and δ.
 const OWN: (i64, Judge, f64) = (3, Judge::higher("val_acc"), 0.01);
 
 impl Target {
     /// Selects the model `name` of the registry.
     ///
     /// # Panics
-    /// When the registry has a mistake or no such model.
+    /// When the registry has a mistake, or has no model of this name.
     ///
     /// # Examples
     ///
@@ -101,8 +102,8 @@ impl Target {
         }
     }
 
-    /// Uses a model that is not from a registry. `build` creates it from hyperparameters, and
-    /// `data` is its data.
+    /// Selects a model that is not in a registry. `build` creates the model from hyperparameters.
+    /// `data` is the data on which it is trained.
     pub fn model(
         name: &'static str,
         build: impl Fn(&Hyperparameters) -> Result<Box<dyn LightningModule>> + Send + Sync + 'static,
@@ -111,8 +112,8 @@ impl Target {
         Self::without_data(name, build).data(data)
     }
 
-    /// Uses a model that is not from a registry. `build` creates it from hyperparameters. Its data
-    /// must be set later with [`data`](Self::data).
+    /// Selects a model that is not in a registry. `build` creates the model from hyperparameters.
+    /// Before the training, the data must be set with [`data`](Self::data).
     pub fn without_data(
         name: &'static str,
         build: impl Fn(&Hyperparameters) -> Result<Box<dyn LightningModule>> + Send + Sync + 'static,
@@ -121,7 +122,7 @@ impl Target {
         Self::of(Source::Own { subject, data: None, clip: None, accumulate: 1 })
     }
 
-    /// Sets the data of a model without a registry.
+    /// Sets the data of a model that is not in a registry.
     #[must_use]
     pub fn data(mut self, own: DataModule) -> Self {
         if let Source::Own { data, .. } = &mut self.source {
@@ -130,8 +131,9 @@ impl Target {
         self
     }
 
-    /// Sets the validation metric by which the model is judged; higher is better. The default is
-    /// `val_acc`. This has no effect on a model of a registry, which names the metric itself.
+    /// Sets the validation metric by which the model is judged. Higher values must be better. The
+    /// default is `val_acc`. This has no effect on a model of a registry, because the registry
+    /// names the metric.
     #[must_use]
     pub fn metric(mut self, name: &'static str) -> Self {
         if let Source::Own { subject, .. } = &mut self.source {
@@ -140,8 +142,9 @@ impl Target {
         self
     }
 
-    /// Judges the model by its validation loss, so that it needs no metric. This has no effect on a
-    /// model of a registry.
+    /// Judges the model by its validation loss. Use this for a model without a metric. This has no
+    /// effect on a model of a registry, because the registry names the value by which the model is
+    /// judged.
     #[must_use]
     pub fn judged_by_loss(mut self) -> Self {
         if let Source::Own { subject, .. } = &mut self.source {
@@ -150,7 +153,7 @@ impl Target {
         self
     }
 
-    /// Sets gradient clipping for a model without a registry.
+    /// Sets gradient clipping for a model that is not in a registry.
     #[must_use]
     pub fn gradient_clip(mut self, own: Clip) -> Self {
         if let Source::Own { clip, .. } = &mut self.source {
@@ -159,7 +162,7 @@ impl Target {
         self
     }
 
-    /// Sets the number of batches per step for a model without a registry.
+    /// Sets how many batches make one optimizer step, for a model that is not in a registry.
     #[must_use]
     pub fn accumulate_grad_batches(mut self, batches: i64) -> Self {
         if let Source::Own { accumulate, .. } = &mut self.source {
@@ -168,28 +171,30 @@ impl Target {
         self
     }
 
-    /// Sets the number of epochs. The default is three for a model without a registry.
+    /// Sets the number of epochs. For a model of a registry, the default is the length of the
+    /// gate's quick tier. For any other model, the default is three.
     #[must_use]
     pub fn epochs(mut self, epochs: i64) -> Self {
         self.epochs = Some(epochs);
         self
     }
 
-    /// Sets δ, in the metric's unit. The default is 0.01 for a model without a registry.
+    /// Sets δ, in the unit of the metric. For a model of a registry, the default is the margin in
+    /// the registry. For any other model, the default is 0.01.
     #[must_use]
     pub fn margin(mut self, margin: f64) -> Self {
         self.margin = Some(margin);
         self
     }
 
-    /// Sets the options for recording.
+    /// Sets all options with which the golden is recorded.
     #[must_use]
     pub fn check(mut self, check: Check) -> Self {
         self.check = check;
         self
     }
 
-    /// Sets hyperparameters; they override the struct's defaults.
+    /// Sets hyperparameters. They replace the default values of the model's struct.
     #[must_use]
     pub fn hyperparameters(mut self, hyperparameters: Hyperparameters) -> Self {
         self.hyperparameters = hyperparameters;
@@ -211,8 +216,8 @@ impl Target {
         self
     }
 
-    /// Sets a name that distinguishes this golden from other goldens of the same model, for example
-    /// in a parametrized test.
+    /// Adds a name that distinguishes this golden from other goldens of the same model. A
+    /// parametrized test needs one name for each of its cases.
     #[must_use]
     pub fn case(mut self, name: impl ToString) -> Self {
         self.case = Some(name.to_string());
@@ -226,7 +231,7 @@ impl Target {
         }
     }
 
-    /// Returns the golden's file name without its extension.
+    /// Returns the file name of the golden without its extension.
     pub(super) fn file_name(&self, fingerprint: Option<&Fingerprint>) -> String {
         let name = file_name(self.name(), fingerprint);
         match &self.case {
@@ -238,7 +243,8 @@ impl Target {
         }
     }
 
-    /// Builds the case, in which the caller still sets the seed, and returns it with δ.
+    /// Builds the case with which the golden is trained, and returns it together with δ. The caller
+    /// must still set the seed of the case.
     pub(super) fn prototype(&self, device: Device) -> Result<(Case, f64)> {
         Ok(match &self.source {
             Source::Registered { registry, model } => {

@@ -18,16 +18,16 @@ use crate::{
     registry::Registry,
 };
 
-/// Records the spread of every CPU golden in `folder` whose model is in `models`. If `models` is
-/// empty, records the spread of the goldens of all registered models. Returns the names of the
-/// goldens.
+/// Records the spread (the differences between CPUs) of every golden in `folder` that was recorded
+/// on a CPU and whose model is in `models`. If `models` is empty, includes the goldens of all
+/// registered models. Returns the names of the goldens.
 ///
-/// If `adds` is true, keeps the recorded spread, and adds the metrics and losses that this CPU's
-/// own kernels give. The recorded memory stays as it is, because memory is compared only between
-/// equal kernels.
+/// If `adds` is true, keeps the recorded spread and adds metrics and losses that are measured with
+/// this CPU's own kernels. The recorded peak memory stays as it is, because peak memory is compared
+/// only between equal kernels.
 ///
 /// # Errors
-/// When the folder has no such golden, a run fails, or a file cannot be written.
+/// When the folder has no golden of these models, a run fails, or a file cannot be written.
 pub(super) fn record(
     registry: &Registry,
     folder: &Path,
@@ -65,8 +65,8 @@ pub(super) fn record(
     Ok(names)
 }
 
-/// Reads the goldens in `folder` that were recorded on a CPU. The key is the file's name without
-/// its extension.
+/// Reads the goldens in `folder` that were recorded on a CPU. The keys of the result are file names
+/// without the extension.
 fn of_cpus(
     registry: &Registry,
     folder: &Path,
@@ -159,7 +159,8 @@ fn verify(golden: &Golden, set: &KernelSet) -> Result<Comparison> {
     serde_json::from_slice(&output.stdout).map_err(|error| failed(error.into()))
 }
 
-/// Adds the metrics and losses of this machine's own kernels to the recorded spread.
+/// Adds the metrics and losses that were measured with this machine's own kernels to the recorded
+/// spread.
 fn added(mut known: Spread, own: &Spread) -> Spread {
     known.recorded_by = format!("{}; {}", known.recorded_by, own.recorded_by);
     for (precision, samples) in &mut known.samples {

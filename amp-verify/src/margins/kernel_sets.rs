@@ -1,4 +1,5 @@
-//! Kernels and thread counts of other CPUs, selected on this CPU by environment variables.
+//! The kernels and the numbers of threads of other CPUs. Environment variables select them on this
+//! CPU.
 
 use std::fs;
 
@@ -7,10 +8,10 @@ pub(super) const DESCRIPTION: &str = "ATen, oneDNN and MKL kernels of SSE, AVX2 
                                       with and without bf16 instructions, and MKL's compatible ones, \
                                       each with 1 and 2 threads";
 
-/// For each set, the values of four environment variables: ATen's kernels, the newest instructions
-/// that oneDNN may use, MKL's instructions, and MKL's mode for equal numbers on every processor
-/// (empty if it is off). `AVX512_CORE` has no bf16 instructions; `ALL` has all instructions of this
-/// machine.
+/// For each set of kernels, the values of four environment variables: ATen's kernels, the newest
+/// instructions that oneDNN may use, MKL's instructions, and MKL's mode for equal results on every
+/// processor (empty if this mode is off). `AVX512_CORE` has no bf16 instructions. `ALL` has all
+/// instructions of this machine.
 const KERNELS: [(&str, &str, &str, &str); 5] = [
     ("default", "SSE41", "SSE4_2", ""),
     ("avx2", "AVX2", "AVX2", ""),
@@ -25,7 +26,7 @@ const THREADS: [usize; 2] = [1, 2];
 pub(super) struct KernelSet {
     /// The number of threads of one operation.
     pub(super) threads: usize,
-    /// The environment variables that select these kernels in a new process.
+    /// The environment variables that select the kernels in a new process.
     pub(super) environment: Vec<(&'static str, String)>,
 }
 
@@ -45,7 +46,7 @@ pub(super) fn all() -> Vec<KernelSet> {
     KERNELS.iter().flat_map(|kernels| THREADS.map(|threads| set(*kernels, threads))).collect()
 }
 
-/// The description of [`own_of_cpu`]'s sets in the spread file.
+/// The description, in the spread file, of the kernel sets that [`own_of_cpu`] returns.
 pub(super) const OWN_DESCRIPTION: &str = "its own kernels, with 1 and 2 threads";
 
 /// Returns the sets with the newest kernels of this machine, one for each number of threads.
@@ -53,7 +54,7 @@ pub(super) fn own_of_cpu() -> Vec<KernelSet> {
     all().split_off((KERNELS.len() - 1) * THREADS.len())
 }
 
-/// Returns the CPU's name, as Linux reports it.
+/// Returns the name of the CPU, as Linux reports it.
 pub(super) fn processor() -> String {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = info.lines().find_map(|line| line.strip_prefix("model name"));

@@ -1,5 +1,6 @@
-//! Measures how much the metrics of a project's models vary without a fault. `cargo amp margins`
-//! writes the result to `margins.json` in the project's folder, and the gate uses it.
+//! Measures how much the metrics of a project's models vary although nothing is wrong.
+//! `cargo amp margins` writes the result to the file `margins.json` in the project's folder. The
+//! gate reads its margins from this file.
 
 #[cfg(feature = "cli")]
 mod goldens;

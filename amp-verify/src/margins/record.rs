@@ -1,5 +1,5 @@
-//! `cargo amp margins`: trains unchanged models with several seeds, and records how much their metrics
-//! differ.
+//! `cargo amp margins`: trains the registered models under all precisions with several seeds, and
+//! records how much their metrics differ.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -27,8 +27,8 @@ use crate::{
 /// What `margins` records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum What {
-    /// How much each model's metric differs between precisions, over several seeds; its margin
-    /// follows from this
+    /// How much each model's metric differs between precisions, over several seeds; the model's
+    /// margin is computed from these differences
     Metric,
     /// How much the results of goldens differ between CPUs, written next to each golden as
     /// NAME.spread.json
@@ -64,19 +64,20 @@ pub struct MarginsArgs {
     pub processes: Option<usize>,
 }
 
-/// The precisions whose differences from the baseline are recorded: all others.
+/// The precisions whose differences from 32-true are recorded: all except 32-true itself.
 const PRECISIONS: &[Precision] = Precision::ALL.split_at(1).1;
-/// The first seed. The gate uses other seeds, so that a margin is not judged on the runs from which
-/// it was recorded.
+/// The first seed. The gate uses other seeds, because a margin must not be used to judge the same
+/// runs from which it was computed.
 const METRIC_SEED: u64 = 100;
-/// If higher is better, for example for an accuracy, the margin is rounded up to a multiple of this
-/// step: half a percentage point.
+/// The margin of a metric for which higher is better is rounded up to a multiple of this step: half
+/// a percentage point of an accuracy.
 const MARGIN_STEP: f64 = 0.005;
-/// A margin is this multiple of the largest standard deviation over the precisions.
+/// The margin is this multiple of the largest standard deviation among the precisions.
 const MARGIN_SIGMAS: f64 = 3.0;
 
-/// Records what the options request, and returns the text to print. Margins are written to the
-/// project's `margins.json`, the spreads of goldens to files next to the goldens.
+/// Records what the options ask for, and returns the text to print. Margins are written to the
+/// project's file `margins.json`. The differences between CPUs are written to one file next to each
+/// golden.
 ///
 /// # Errors
 /// When an option is out of range, a run fails, or the file cannot be written.
@@ -118,7 +119,7 @@ pub fn command(registry: &Registry, args: &MarginsArgs) -> Result<String> {
         return Ok(text);
     }
     let path = registry.project().margins_file();
-    // The file is read first, because the entries of other models must stay in it.
+    // The file is read before it is written, because it must keep the entries of other models.
     let mut margins = registry.margins()?;
     let file = Staged::create(&path)?;
     let recorder = Recorder { registry, args, device: &args.device, changes };
@@ -163,8 +164,8 @@ impl Recorder<'_> {
         }
     }
 
-    /// Trains a model with every seed under every precision. Computes how much worse each precision
-    /// is than 32-true, and the margin that follows.
+    /// Trains a model under every precision with every seed. From this computes how much worse each
+    /// precision is than 32-true, and the model's margin.
     fn metric(&self, model: &Model) -> Result<ModelMargin> {
         let mut pool = gate::pool(self.registry, self.device, self.args.processes, 1, None)?;
         let seeds = (0..self.args.seeds as u64).map(|index| METRIC_SEED + index);
@@ -173,7 +174,7 @@ impl Recorder<'_> {
         pool.run(all.collect::<Vec<_>>())?;
         let metric = |precision: Precision, seed: u64| -> Result<f64> {
             let outcome = pool.outcome(&job(precision, seed));
-            // The metric of a run with a failure, for example a loss that is not finite, has no
+            // If a run has a failure, for example a loss that is not finite, its metric has no
             // meaning.
             let sound = outcome.filter(|outcome| outcome.failures.is_empty());
             sound.and_then(|outcome| outcome.metric).ok_or_else(|| {
@@ -214,7 +215,7 @@ fn first_failure(outcome: &Outcome) -> String {
     outcome.failures.first().map_or("it returned no figure".to_owned(), |first| first.text.clone())
 }
 
-/// Computes δ from the largest standard deviation over the precisions.
+/// Computes the margin δ from `widest`, the largest standard deviation among the precisions.
 fn margin_of(direction: Direction, widest: f64) -> f64 {
     let margin = MARGIN_SIGMAS * widest;
     match direction {
@@ -222,7 +223,8 @@ fn margin_of(direction: Direction, widest: f64) -> f64 {
             let steps = (margin / MARGIN_STEP).ceil().max(1.0);
             (steps * MARGIN_STEP * 1e4).round() / 1e4
         }
-        // Rounds up to two digits. More digits would have no meaning for a spread over a few seeds.
+        // Rounds up to two significant digits. More digits would have no meaning, because the
+        // standard deviation is estimated from a few seeds.
         Direction::LowerIsBetter => {
             let unit = 10.0_f64.powf(margin.max(1e-6).log10().floor() - 1.0);
             significant((margin.max(1e-6) / unit).ceil() * unit)
@@ -230,12 +232,12 @@ fn margin_of(direction: Direction, widest: f64) -> f64 {
     }
 }
 
-/// Rounds to four significant digits.
+/// Rounds a number to four significant digits.
 fn significant(value: f64) -> f64 {
     format!("{value:.3e}").parse().unwrap_or(value)
 }
 
-/// Rounds to six decimals.
+/// Rounds a number to six decimals.
 fn rounded(value: f64) -> f64 {
     (value * 1e6).round() / 1e6
 }

@@ -16,7 +16,7 @@ use crate::{
     registry::{Model, Registry, Twin},
 };
 
-/// The default precisions: those that PyTorch has too.
+/// The precisions that are compared by default: those that PyTorch has as well.
 const PRECISIONS: [Precision; 3] = [Precision::F32True, Precision::F16Mixed, Precision::Bf16Mixed];
 
 /// The command-line options of `parity`.
@@ -70,14 +70,14 @@ pub struct ParityArgs {
     pub quiet: bool,
 }
 
-/// What to compare: the options of `parity` after they were checked.
+/// What to compare: the options of `parity`, after they were checked.
 pub(super) struct Plan {
     pub(super) device: Device,
     pub(super) subjects: Vec<Subject>,
     pub(super) precisions: Vec<Precision>,
 }
 
-/// A model with its twin and its margin δ.
+/// A model, its twin (its copy in PyTorch), and its margin δ.
 pub(super) struct Subject {
     pub(super) model: Arc<Model>,
     pub(super) twin: Twin,

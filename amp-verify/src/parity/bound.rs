@@ -1,24 +1,25 @@
-//! Bounds for the differences between our first losses and the twin's, if the two sides compute the
-//! same function in f32.
+//! Bounds for the differences between the first losses of our side (the model in Rust) and of its
+//! twin in PyTorch. The bounds hold if the two sides compute the same function in f32.
 //!
-//! The two sides round at different places. A difference between their weights changes the next
-//! step, so it may grow with every step. How fast it grows depends on the model, its weights and
-//! its data; therefore it is measured. A few runs of our side use the same batches, but their
-//! initial weights are perturbed at random by [up to sixteen roundings](super::ours). The bound of
-//! a loss is [`FACTOR`] times the largest difference between these runs and the unperturbed run, up
-//! to the batch of this loss. The bound is at least [`LEAST`], which covers the roundings in the
-//! sum that computes the loss itself.
+//! The two sides round at different places in the computation. A difference between their weights
+//! changes the next step, so it may grow with every step. How fast it grows depends on the model,
+//! its weights and its data. Therefore the growth is measured. A few runs of our side use the same
+//! batches, but their initial weights are perturbed at random by
+//! [up to sixteen roundings](super::ours). The bound of a loss is [`FACTOR`] times the largest
+//! difference between the perturbed runs and the unperturbed run, up to the batch of this loss. The
+//! bound is at least [`LEAST`], because the sum that computes the loss rounds too.
 
-/// The number of runs with perturbed weights.
+/// The number of runs with perturbed initial weights.
 pub(super) const RUNS: u64 = 4;
-/// The bound is this multiple of the largest difference of the perturbed runs.
+/// The bound of a loss is this multiple of the largest difference between a perturbed run and the
+/// unperturbed run.
 const FACTOR: f64 = 4.0;
 /// The smallest bound, relative to the loss: sixteen roundings of f32.
 const LEAST: f64 = 1.0 / 1_048_576.0;
 
-/// Returns the relative difference between two sequences of losses at each step. The denominator is
-/// the loss in `own`, or the mean loss if that is larger: so a loss near 0, for example a critic's,
-/// does not make a small difference look large.
+/// Returns for each step the difference between the losses in `own` and in `other`, divided by the
+/// loss in `own`. If the mean loss is larger than the loss, divides by the mean loss. So a small
+/// difference of a loss near 0, for example of a GAN's critic, does not look large.
 pub(super) fn differences(own: &[f64], other: &[f64]) -> Vec<f64> {
     let finite = own.iter().filter(|loss| loss.is_finite());
     let typical = finite.clone().map(|loss| loss.abs()).sum::<f64>() / finite.count().max(1) as f64;
@@ -31,8 +32,8 @@ pub(super) fn differences(own: &[f64], other: &[f64]) -> Vec<f64> {
     own.iter().zip(other).map(difference).collect()
 }
 
-/// Returns the bound for each step's loss: `own` has the losses of our run, `moved` those of the
-/// runs with perturbed weights.
+/// Returns the bound for the loss of each step. `own` has the losses of our unperturbed run.
+/// `moved` has the losses of the runs with perturbed initial weights.
 pub(super) fn bounds(own: &[f64], moved: &[Vec<f64>]) -> Vec<f64> {
     let moved: Vec<Vec<f64>> = moved.iter().map(|other| differences(own, other)).collect();
     let mut furthest = 0.0_f64;
@@ -64,7 +65,7 @@ mod tests {
         let own = [4.0, 0.0, f64::NAN, 1.0, 3.0];
         let other = [4.4, 0.2, f64::NAN, f64::NAN, 3.0];
         let found = differences(&own, &other);
-        // The mean of the finite losses 4, 0, 1 and 3 is 2.
+        // The mean of the finite losses 4, 0, 1 and 3 is 2, so losses below 2 are divided by 2.
         let expected = [0.1, 0.1, 0.0, f64::INFINITY, 0.0];
         for (found, expected) in found.iter().zip(expected) {
             assert!(*found == expected || (found - expected).abs() < 1e-12, "{found}: {expected}");

@@ -1,5 +1,5 @@
-//! Stores the result rows of `parity` in a folder, one file for each row, so that a later call can
-//! reuse them.
+//! Stores the result rows of `parity` in a folder, in one file per row. A later call of `parity`
+//! can then reuse them.
 
 use std::{
     collections::BTreeMap,
@@ -18,12 +18,13 @@ use super::{ParityArgs, Row, args::Subject};
 /// The digest does not include the files of data sets.
 pub(super) struct Cache {
     folder: PathBuf,
-    /// The digest of the binary, which contains the models.
+    /// The digest of the running binary. The binary contains the models, so it changes if a model
+    /// changes.
     binary: String,
 }
 
 impl Cache {
-    /// Creates the folder if it does not exist, and computes the digest of this binary.
+    /// Creates the folder `folder` if it does not exist. Computes the digest of the running binary.
     ///
     /// # Errors
     /// When the folder cannot be created, or the binary cannot be read.
@@ -61,7 +62,7 @@ impl Cache {
     }
 }
 
-/// Reads the row in this file; returns `None` if the file does not exist or cannot be read.
+/// Reads the row in the file `path`. Returns `None` if the file does not exist or cannot be read.
 pub(super) fn read(path: &Path) -> Option<Row> {
     serde_json::from_str(&fs::read_to_string(path).ok()?).ok()
 }

@@ -1,10 +1,11 @@
 //! Counts the lines of code of a model, in the Rust source and in the Python source that a
 //! [`Twin`](crate::registry::Twin) contains.
 //!
-//! The count in Rust includes the model's struct and everything in the same source that the struct
-//! refers to, directly or indirectly: blocks, batches, functions and constants. It excludes the
-//! code of data sets and of the registration, imports, and methods that the counted code does not
-//! call. The Python source contains only the model, so all its lines count, except imports.
+//! In the Rust source, the count includes the model's struct and everything in the same source that
+//! the struct refers to, directly or indirectly: blocks, batches, functions and constants. The
+//! count does not include imports, the code of data sets and of the registration, or methods that
+//! the counted code does not call. The Python source contains only the model, so all its lines
+//! except imports are counted.
 
 use std::collections::BTreeSet;
 
@@ -24,7 +25,8 @@ pub(super) fn of_twin(python: &str) -> usize {
 /// # Errors
 /// When the source is not Rust, or does not contain this struct.
 pub(super) fn of_model(rust: &str, name: &str) -> Result<usize> {
-    // The text may be the concatenation of several files.
+    // The text may consist of several files, one after another. `//!` is valid only at the start of
+    // a file.
     let lines: Vec<&str> =
         rust.lines().map(|line| if line.starts_with("//!") { "" } else { line }).collect();
     let refused = |why: String| Error::config(format!("the Rust of the twin of {name}: {why}"));
@@ -52,12 +54,13 @@ fn has_code(line: &str, comment: &str) -> bool {
     !line.is_empty() && !line.starts_with(comment)
 }
 
-/// A part of the Rust source: an item, or a method of an `impl` block.
+/// A piece of the Rust source that is counted or left out as a whole: an item, or a method of an
+/// `impl` block.
 struct Part {
-    /// The type to which a method belongs; `None` for other items.
+    /// The type to which a method belongs. `None` if this is not a method.
     owner: Option<String>,
-    /// The item's name. It is empty for the implementation of a trait: this counts as soon as its
-    /// type counts, whatever the names of its methods are.
+    /// The name of the item or method. It is empty for the implementation of a trait: this is
+    /// counted if its type is counted, whatever the names of its methods are.
     name: String,
     /// The names that occur in the item.
     mentions: BTreeSet<String>,
@@ -73,15 +76,17 @@ impl Part {
         Self { owner, name: name.to_string(), mentions, lines }
     }
 
-    /// Returns whether the part counts: its name and its owner, if it has these, must be among the
-    /// names in `known`.
+    /// Returns whether the lines of this piece are counted. They are if its name and its owner are
+    /// in `known`, the names that the counted code mentions. A missing name or owner counts as
+    /// known.
     fn is_of(&self, known: &BTreeSet<String>) -> bool {
         let is_known = |name: &String| known.contains(name);
         self.owner.as_ref().is_none_or(is_known) && (self.name.is_empty() || is_known(&self.name))
     }
 }
 
-/// Divides an item into parts: an `impl` block has one part for each method. An import has no part.
+/// Divides an item into the pieces that are counted separately. An `impl` block has one piece for
+/// each method. An import has no piece.
 fn parts(item: &Item) -> Vec<Part> {
     let alone = |name: &dyn ToString| vec![Part::new(None, name.to_string(), item)];
     match item {
@@ -109,7 +114,7 @@ fn parts(item: &Item) -> Vec<Part> {
     }
 }
 
-/// Collects the identifiers of the tokens.
+/// Adds all identifiers among the tokens to `found`.
 fn names(tokens: TokenStream, found: &mut BTreeSet<String>) {
     for token in tokens {
         match token {
@@ -178,8 +183,9 @@ impl Net {
 }
 ";
 
-    /// For `Net` these lines count: 8 of the struct, 5 of `Block`, 3 of `Drop for Block`, 3 of the
-    /// function `far`, 3 of the method `apart` and 1 of the constant `WIDTH`.
+    /// Checks which lines are counted for `Net`: 8 of the struct, 5 of `Block`, 3 of
+    /// `Drop for Block`, 3 of the function `far`, 3 of the method `apart`, and 1 of the constant
+    /// `WIDTH`.
     #[test]
     fn lines_are_counted_for_each_model() -> Result<()> {
         assert_eq!(of_model(RUST, "Net")?, 23);

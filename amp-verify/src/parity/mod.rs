@@ -1,10 +1,10 @@
 //! `cargo amp parity`: compares models with their PyTorch twins.
 //!
-//! The model in Rust and its twin start with the same weights and use the same batches,
+//! The model in Rust and its twin start with the same weights, and use the same batches,
 //! hyperparameters, precision and schedule. `ours` writes the initial weights to a file and trains
 //! the model. `theirs` sends the batches to the twin's process. `report` compares the two sides:
-//! the first losses (their bounds are in `bound`), the skipped steps (`skips`), and the final
-//! metric over several seeds.
+//! the first losses (`bound` computes the bounds of their differences), the skipped steps
+//! (`skips`), and the final metric over several seeds.
 
 mod args;
 mod bound;
@@ -45,8 +45,8 @@ use crate::{
 /// message about the progress to `tell`.
 ///
 /// # Errors
-/// When the request cannot be carried out, or our side fails. If a twin fails, its row has the
-/// error.
+/// When an option is invalid, or the model in Rust fails. If a twin fails, the error is in its row
+/// of the report.
 pub fn run(registry: &Registry, args: &ParityArgs, tell: &dyn Fn(&str)) -> Result<Report> {
     let plan = args.plan(registry)?;
     let (mut rows, mut versions) = (Vec::new(), BTreeMap::new());
@@ -81,8 +81,8 @@ pub fn run(registry: &Registry, args: &ParityArgs, tell: &dyn Fn(&str)) -> Resul
                 none => none.insert(start()?),
             };
             let row = comparison.row(theirs).map_err(|error| error.at(&what))?;
-            // If the twin failed, the row lacks seeds. Such a row is not stored, because the next
-            // call may succeed.
+            // If the twin failed, the row lacks seeds. Such a row is not stored, because the twin
+            // may succeed in the next call.
             let is_whole = row.seeds.len() as u64 == args.seeds;
             if let Some(file) = file.filter(|_| is_whole) {
                 cache::write(&file, &row)?;
@@ -113,7 +113,8 @@ impl Comparison<'_> {
             ..Choices::default()
         };
         let mut case = Case::new(self.registry, &self.subject.model, choices, self.device)?;
-        // Without early stopping, both sides train for the same number of epochs.
+        // Early stopping is switched off, so that the model and its twin train for the same number
+        // of epochs.
         case.early_stopping = None;
         Ok(case)
     }
@@ -162,9 +163,9 @@ impl Comparison<'_> {
         Ok(row)
     }
 
-    /// Runs our side again to find out why the two sides skip different steps: once with libtorch's
-    /// kernels, once with this library's kernels, and a few times with randomly perturbed initial
-    /// weights.
+    /// Runs our side (the model in Rust) again to find out why the two sides skip different steps.
+    /// One run uses libtorch's kernels, one run uses this library's kernels, and a few runs have
+    /// randomly perturbed initial weights.
     fn again(&self, mut case: Case, losses: &[f64], twin: &Ran) -> Result<Again> {
         let mut traced = |kernels: Kernels| {
             case.trainer.numerics.kernels = kernels;
@@ -188,8 +189,8 @@ impl Comparison<'_> {
         })
     }
 
-    /// Compares the first losses of the two sides. Under 32-true, each difference is also compared
-    /// with a bound.
+    /// Compares the first losses of the model and of its twin. Under 32-true, compares each
+    /// difference with a bound.
     fn first_losses(&self, case: &Case, own: &[f64], mut other: Vec<f64>) -> Result<First> {
         let count = usize::try_from(self.args.losses).unwrap_or(usize::MAX);
         let own = own[..own.len().min(count)].to_vec();

@@ -1,5 +1,5 @@
-//! Our side of the comparison: trains the model in Rust and records its losses, or the gradients
-//! and the loss scale of each step.
+//! Our side of the comparison: trains the model in Rust. Records the loss of each batch, or the
+//! gradients and the loss scale of each step.
 
 use std::{cell::RefCell, path::Path, rc::Rc};
 
@@ -26,8 +26,8 @@ use crate::{
     rounding::{moved, rounding_of},
 };
 
-/// Returns by which fraction of its size a weight is perturbed at most: by sixteen roundings of
-/// f32, or, for a 16-bit precision, by one rounding to 16 bits.
+/// Returns by which fraction a weight is perturbed at most. Under 32-true these are sixteen
+/// roundings of f32, and under a 16-bit precision one rounding to 16 bits.
 fn share(precision: Precision) -> f64 {
     match precision.compute() {
         kind @ (Kind::Half | Kind::BFloat16) => rounding_of(kind),
@@ -35,8 +35,8 @@ fn share(precision: Precision) -> f64 {
     }
 }
 
-/// Perturbs the model's weights at random. The run's `number` is the seed, and the state of the
-/// random generator stays as it was.
+/// Perturbs the model's weights at random. `number` is the number of the run and the seed of the
+/// perturbation. Afterwards the random generator has the state that it had before.
 fn move_weights(model: &dyn LightningModule, number: u64, precision: Precision) -> Result<()> {
     let before = RandomState::read(Device::Cpu)?;
     seed_everything(number)?;
@@ -51,21 +51,22 @@ fn move_weights(model: &dyn LightningModule, number: u64, precision: Precision) 
 
 /// The results of training the model in Rust.
 pub(super) struct Ours {
-    /// The loss of each batch.
+    /// The loss of each batch, in the order of training.
     pub(super) losses: Vec<f64>,
     /// The indices of the skipped optimizer steps, from 0.
     pub(super) skipped: Vec<u64>,
     pub(super) record: RunRecord,
     pub(super) peak_memory_bytes: u64,
-    /// The training plan (numbers of epochs and steps) from which the model built its optimizers
-    /// and schedules. The twin receives the same plan.
+    /// The training plan (the numbers of epochs and steps) from which the model built its
+    /// optimizers and schedules. The twin receives the same plan.
     pub(super) plan: Option<TrainingPlan>,
-    /// The hyperparameters of the model.
+    /// The values of all hyperparameters of the model.
     pub(super) hyperparameters: Hyperparameters,
 }
 
-/// Returns the trainer's options, which hold for the model and its twin. A skipped step advances
-/// the schedule and changes batch statistics, because a PyTorch loop does so too.
+/// Returns the trainer's options with which the model and its twin are trained. A skipped step
+/// advances the schedule and changes batch statistics, because a training loop in PyTorch does so
+/// too.
 pub(super) fn config(case: &Case, precision: Precision) -> Result<TrainerConfig> {
     let mut config = case.trainer(precision)?;
     config.recovery.skipped_step_advances = true;
@@ -87,8 +88,8 @@ pub(super) fn train(case: &Case, precision: Precision, weights_to: &Path) -> Res
     Ok(Ours { losses, skipped, record, peak_memory_bytes, plan, hyperparameters })
 }
 
-/// Trains the case in 32-true on its first batches, with initial weights that are perturbed at
-/// random, and returns the loss of each batch.
+/// Trains the case under 32-true on its first `batches` batches, with initial weights that are
+/// perturbed at random. Returns the loss of each batch.
 pub(super) fn train_moved(case: &Case, number: u64, batches: u64) -> Result<Vec<f64>> {
     let config = config(case, Precision::F32True)?;
     let _section = random::seeded(config.seed)?;
@@ -97,14 +98,14 @@ pub(super) fn train_moved(case: &Case, number: u64, batches: u64) -> Result<Vec<
     Ok(fit(case, config, model, Some(batches))?.0.losses)
 }
 
-/// The attempted optimizer steps of a run, with the losses.
+/// The optimizer steps that a run attempted, and the losses of the run.
 pub(super) struct Traced {
     pub(super) attempts: Vec<Attempt>,
-    /// The loss of each batch.
+    /// The loss of each batch, in the order of training.
     pub(super) losses: Vec<f64>,
     /// The indices of the skipped optimizer steps, from 0.
     pub(super) skipped: Vec<u64>,
-    /// The loss scale at the end.
+    /// The loss scale at the end of the run.
     pub(super) scale: Option<f64>,
 }
 
@@ -113,8 +114,8 @@ pub(super) fn trace(case: &Case, precision: Precision) -> Result<Traced> {
     traced(case, precision, None)
 }
 
-/// Does the same as [`trace`], but only on the first batches, and with initial weights that are
-/// perturbed at random.
+/// Trains the case as [`trace`] does, but only on the first `batches` batches, and with initial
+/// weights that are perturbed at random.
 pub(super) fn trace_moved(
     case: &Case,
     precision: Precision,
@@ -144,8 +145,9 @@ fn traced(case: &Case, precision: Precision, moved: Option<(u64, u64)>) -> Resul
                 skipped.push(*attempt);
             }
             Event::Scale { scale: new, .. } => *next = *new,
-            // The new scale is valid from the next batch on. It is not set earlier, because the
-            // gradients of a model that optimizes manually are read after its scale was updated.
+            // The new loss scale applies from the next batch on. The gradients of a model that
+            // optimizes manually are read after the loss scale was updated, and must be recorded
+            // with the old loss scale.
             Event::Batch { .. } => *scale = *next,
             _ => {}
         }
@@ -175,11 +177,11 @@ struct Seen {
     losses: Vec<f64>,
 }
 
-/// Records the largest gradient of each step.
+/// A wrapper around the model that records the largest gradient of each step.
 struct Gauge {
     seen: Rc<RefCell<Seen>>,
-    /// The parameters of a model that optimizes manually, whose gradients are read after each
-    /// batch. Empty for other models, whose gradients are read before the optimizer's step.
+    /// The parameters of a model that optimizes manually. Their gradients are read after each
+    /// batch. Empty for any other model, whose gradients are read before the optimizer's step.
     parameters: Vec<Tensor>,
 }
 
@@ -234,7 +236,7 @@ struct Kept {
     plan: Option<TrainingPlan>,
 }
 
-/// Trains the model to the end of the run, or on the first `batches` batches only. Also in a run
+/// Trains the model to the end of the run, or only on the first `batches` batches. Even in a run
 /// that ends early, schedules depend on the training plan of the whole run.
 fn fit(
     case: &Case,
@@ -261,7 +263,7 @@ fn fit(
     Ok((kept.take(), record))
 }
 
-/// Records the loss of each batch, and the training plan.
+/// A wrapper around the model that records the loss of each batch, and the training plan.
 struct Watch(Rc<RefCell<Kept>>);
 
 impl Interceptor for Watch {
@@ -277,7 +279,7 @@ impl Interceptor for Watch {
     }
 }
 
-/// A callback that ends the run after this many batches.
+/// A callback that ends the run after `batches` batches.
 struct End {
     batches: u64,
     seen: u64,

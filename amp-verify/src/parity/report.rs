@@ -1,4 +1,5 @@
-//! The results of the models and their twins, and the decision whether a model and its twin agree.
+//! The results of the models and of their twins, and the decision whether a model and its twin
+//! agree.
 
 use std::collections::BTreeMap;
 
@@ -16,32 +17,32 @@ use crate::{
 
 /// The version of the format of [`Report`].
 pub const SCHEMA: &str = "amp-parity/1";
-/// The largest accepted probability that a row passes although the metrics of the model and its
-/// twin differ by δ or more.
+/// The largest accepted probability that a row is shown as agreeing although the metrics of the
+/// model and its twin differ by δ or more.
 const ALPHA: f64 = 0.05;
 
-/// If the bound of a loss is larger than this, comparing the loss says little: rounding alone may
-/// change it by that much.
+/// The largest relative bound with which comparing a loss is informative. If the bound is larger,
+/// rounding alone may change the loss by more than 0.1 %.
 const TELLING: f64 = 1e-3;
 
-/// The conclusion for a row.
+/// Whether a model and its twin agree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
-    /// The two sides agree.
+    /// The model and its twin agree.
     Agree,
-    /// The seeds are too few for a decision.
+    /// There are too few seeds for a decision.
     Inconclusive,
-    /// The two sides disagree.
+    /// The model and its twin disagree.
     Disagree,
 }
 
-/// A value of the model and the same value of its twin.
+/// A value of the model, and the same value of its twin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pair<T> {
     /// The value of the model in Rust.
     pub ours: T,
-    /// The twin's value.
+    /// The value of the twin in PyTorch.
     pub theirs: T,
 }
 
@@ -50,35 +51,35 @@ pub struct Pair<T> {
 pub struct Seed {
     /// The seed.
     pub seed: u64,
-    /// The metric at the end; null if it is not finite.
+    /// The metric at the end of training; null if it is not finite.
     pub metric: Pair<Option<f64>>,
     /// The indices of the skipped optimizer steps, from 0.
     pub skipped: Pair<Vec<u64>>,
-    /// The loss scale at the end.
+    /// The loss scale at the end of training; null if the loss is not scaled.
     pub scale: Pair<Option<f64>>,
-    /// The results of running the model again, which is done if the two sides skip different steps;
-    /// otherwise null.
+    /// The results of running our side again. This is done if the model and its twin skip different
+    /// steps; otherwise null.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub again: Option<Again>,
 }
 
-/// The comparison of the first losses for the first seed.
+/// The comparison of the first losses of the model and its twin, for the first seed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct First {
-    /// The largest relative difference between the losses of a batch; null if for some batch only
-    /// one of the two losses is finite.
+    /// The largest relative difference between the two losses of a batch. Null if there is a batch
+    /// for which only one of the two losses is finite.
     pub largest: Option<f64>,
-    /// The index, from 0, of the batch for which the difference divided by its bound is largest. If
-    /// there are no bounds: the batch with the largest difference.
+    /// The index, from 0, of the batch with the largest difference. If there are bounds, the batch
+    /// for which the difference divided by its bound is largest.
     pub batch: usize,
-    /// The difference for this batch, and its bound; null without bounds, as under 16-bit
-    /// precisions.
+    /// For this batch, the relative difference of the losses and its bound. Null if there are no
+    /// bounds, as under 16-bit precisions.
     pub bound: Option<(f64, f64)>,
-    /// The number of losses at the start whose bounds are at most 0.1 %; null without bounds. Later
-    /// losses may differ by more through rounding alone, so comparing them says little.
+    /// How many losses at the start have a bound of at most 0.1 %. Rounding alone may change later
+    /// losses by more, so comparing later losses says little. Null if there are no bounds.
     #[serde(default)]
     pub told: Option<usize>,
-    /// The compared losses of the model and of its twin.
+    /// The losses that were compared, of the model and of its twin.
     pub losses: Pair<Vec<f64>>,
 }
 
@@ -91,37 +92,38 @@ pub struct Row {
     pub precision: Precision,
     /// The conclusion.
     pub status: Status,
-    /// The reasons for disagreement.
+    /// The reasons why the model and its twin disagree. Empty if they do not.
     pub failures: Vec<String>,
     /// Differences that do not count as disagreement, with the reason.
     #[serde(default)]
     pub notes: Vec<String>,
-    /// The first losses.
+    /// The comparison of the first losses; null if the twin failed.
     pub first: Option<First>,
-    /// The name of the metric.
+    /// The name of the metric that is compared.
     pub metric: String,
-    /// The results of each seed.
+    /// The results for each seed.
     pub seeds: Vec<Seed>,
-    /// The statistical comparison of the metrics; null if a metric is not finite.
+    /// The statistical test of the difference between the two metrics; null if a metric is not
+    /// finite.
     pub judgement: Option<Judgement>,
-    /// The largest number of bytes that tensors occupied at one time, for the first seed. On a CPU
-    /// the twin's number is measured only in its third step.
+    /// The largest number of bytes that tensors occupied at one time, for the first seed. On a CPU,
+    /// the twin's memory is measured only in the third step.
     pub peak_memory_bytes: Option<Pair<Option<u64>>>,
-    /// Lines of code: of the model's struct and everything in its source that the struct refers to,
-    /// and of the twin.
+    /// The numbers of lines of code. For the model, these are the lines of its struct and of
+    /// everything in the same source that the struct refers to.
     pub lines: Pair<usize>,
 }
 
 /// The results of a call of `parity`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// The version of this format, [`SCHEMA`].
+    /// The version of this format: [`SCHEMA`].
     pub schema: String,
     /// The description of the machine on which the models were trained.
     pub fingerprint: Fingerprint,
-    /// The versions of Python and torch.
+    /// The versions of Python and torch that trained the twins.
     pub versions: BTreeMap<String, String>,
-    /// A row for each model and precision.
+    /// The results: one row for each model and precision.
     pub rows: Vec<Row>,
 }
 
@@ -133,7 +135,8 @@ impl Report {
 }
 
 impl First {
-    /// Compares the losses with each other, and with their bounds if there are any.
+    /// Compares the losses of the two sides with each other. If `bounds` is given, compares each
+    /// difference with its bound.
     pub(super) fn new(losses: Pair<Vec<f64>>, bounds: Option<&[f64]>) -> Self {
         let off = differences(&losses.ours, &losses.theirs);
         let largest = off.iter().copied().fold(0.0, f64::max);
@@ -163,7 +166,7 @@ impl First {
 }
 
 impl Row {
-    /// Creates a row without results.
+    /// Creates a row that has no results yet.
     pub(super) fn new(model: &str, precision: Precision, judge: Judge, lines: Pair<usize>) -> Self {
         Self {
             model: model.to_owned(),
@@ -180,9 +183,9 @@ impl Row {
         }
     }
 
-    /// Judges the first losses, the skipped steps and the metrics, and sets the row's status. Two
-    /// one-sided tests must show that the mean difference of the metrics is between −`margin` and
-    /// `margin`.
+    /// Decides from the first losses, the skipped steps and the metrics whether the two sides
+    /// agree, and sets the row's status. The metrics agree if two one-sided tests show that the
+    /// mean of their difference is between −`margin` and `margin`.
     pub(super) fn judge(&mut self, judge: Judge, margin: f64, examples: i64, losses: u64) {
         self.failures.extend(self.first.as_ref().and_then(First::failure));
         for seed in &self.seeds {
@@ -254,8 +257,9 @@ mod tests {
         row
     }
 
-    /// The metrics of three seeds agree if the interval m ± 2.92·s/√3 is within ±0.02, where m is
-    /// the mean of the three differences and s their standard deviation.
+    /// Checks when the metrics of three seeds agree. They do if the interval m ± 2.92·s/√3 is
+    /// within ±0.02, where m is the mean of the three differences and s is their standard
+    /// deviation.
     #[rstest]
     #[case::alike([0.9, 0.9, 0.9], Status::Agree, "")]
     #[case::near([0.895, 0.9, 0.905], Status::Agree, "")]
@@ -308,8 +312,8 @@ mod tests {
         assert_eq!(row.status, status, "{:?}", row.failures);
     }
 
-    /// The bounds grow from step to step. Only the first losses, whose bounds are at most 0.1 %,
-    /// are counted.
+    /// Checks that only the first losses, whose bounds are at most 0.1 %, are counted. The bounds
+    /// grow from step to step.
     #[test]
     fn losses_with_a_small_bound_are_counted() {
         let losses = Pair { ours: vec![2.0; 4], theirs: vec![2.0; 4] };
@@ -319,7 +323,7 @@ mod tests {
         assert_eq!(told(None), None);
     }
 
-    /// A twin that trains on fewer batches than the model disagrees with it.
+    /// Checks that the two sides disagree if the twin trains on fewer batches than the model.
     #[test]
     fn both_sides_need_the_same_number_of_losses() {
         let losses = Pair { ours: vec![2.0, 1.0], theirs: vec![2.0] };

@@ -1,19 +1,20 @@
-//! Compares which optimizer steps the model and its twin skip, and looks for the reason if they
-//! skip different ones.
+//! Compares which optimizer steps the model and its twin skip. If they skip different steps, looks
+//! for the reason.
 //!
-//! If the skipped steps differ, our side runs the seed again with libtorch's kernels, which round
-//! where PyTorch rounds, and records the loss scale and the largest gradient of each step. A
-//! difference is accepted if rounding explains it. There are two such explanations: with libtorch's
-//! kernels our side skips the same steps as the twin; or in the first step that only one side
-//! skips, the largest gradient is so close to overflow that rounding decides whether the step is
-//! skipped. How much rounding changes a gradient is measured with [runs](super::ours) whose initial
-//! weights are perturbed at random by up to one rounding ("moved runs").
+//! If the skipped steps differ, our side (the model in Rust) trains again with libtorch's kernels,
+//! which round where PyTorch rounds, and records the loss scale and the largest gradient of each
+//! step. The difference is accepted if rounding explains it. There are two such explanations.
+//! First: with libtorch's kernels our side skips the same steps as the twin. Second: in the first
+//! step that only one side skips, the largest gradient is so close to overflow that rounding
+//! decides whether the step is skipped. How much rounding changes a gradient is measured with
+//! "moved runs": [runs](super::ours) whose initial weights are perturbed at random by up to one
+//! rounding.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Pair, Seed, bound, ours::Traced};
 
-/// The largest finite number of f16.
+/// The largest finite f16 number.
 pub(super) const LARGEST: f64 = 65504.0;
 /// The smallest bound for the relative difference between the largest gradients of two runs: two
 /// roundings of f16.
@@ -27,10 +28,10 @@ pub struct Attempt {
     pub step: u64,
     /// The loss scale.
     pub scale: f64,
-    /// The largest magnitude in the scaled gradients of all parameters, divided by f16's largest
-    /// number, 65504; null if a gradient is not finite.
+    /// The largest magnitude in the scaled gradients of all parameters, divided by the largest f16
+    /// number (65504). Null if a gradient is not finite.
     pub largest: Option<f64>,
-    /// Whether the step was skipped.
+    /// Whether this attempt was skipped.
     pub skipped: bool,
 }
 
@@ -41,7 +42,8 @@ pub struct Again {
     pub skipped: Vec<u64>,
     /// Our loss scale at the end of the run with libtorch's kernels.
     pub scale: Option<f64>,
-    /// The first attempts of our side with this library's kernels, and those of the twin.
+    /// The first attempts of our side with this library's kernels, and the first attempts of the
+    /// twin.
     pub attempts: Pair<Vec<Attempt>>,
     /// The first attempts of our side with libtorch's kernels.
     pub libtorch: Vec<Attempt>,
@@ -50,26 +52,25 @@ pub struct Again {
     pub rounding: Rounding,
 }
 
-/// How much rounding alone changes the first steps of our side. This is measured with moved runs:
-/// they differ from our run only in their initial weights, which are perturbed at random by up to
-/// one rounding.
+/// How much rounding alone changes the first steps of our side. To measure this, moved runs are
+/// compared with our run. They differ from it only in their initial weights.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Rounding {
-    /// For each step: by which fraction rounding may change the largest gradient. It is four times
-    /// the largest relative difference between a moved run and our run up to this step, at the same
-    /// loss scale.
+    /// By which fraction rounding may change the largest gradient, for each step. This is four
+    /// times the largest relative difference between a moved run and our run up to the step, at the
+    /// same loss scale.
     pub largest: Vec<f64>,
-    /// The steps that some of these runs (our run and the moved runs) skip and others apply.
+    /// The steps that some of our runs skip and other runs apply (our run and the moved runs).
     pub either: Vec<u64>,
     /// The first step in which the losses of the model and its twin differ by more than four times
-    /// the largest difference between a moved run and our run. From this step on, the two sides
-    /// differ by more than rounding explains. Null if there is no such step.
+    /// the largest difference between a moved run and our run. From this step on, rounding alone
+    /// does not explain the difference of the two sides. Null if there is no such step.
     pub parted: Option<u64>,
 }
 
 impl Rounding {
-    /// Computes the effect of rounding from the attempts of our run, the losses of the model and
-    /// its twin, and the moved runs. Each optimizer step has `window` batches.
+    /// Computes the effect of rounding from the attempts of our run (`own`), the losses of the
+    /// model and its twin, and the moved runs. Each optimizer step has `window` batches.
     pub(super) fn of(own: &[Attempt], losses: Pair<&[f64]>, moved: &[Traced], window: u64) -> Self {
         // Converts a gradient to the loss scale of our run. A moved run that skipped an earlier
         // step has a smaller scale.
@@ -91,7 +92,7 @@ impl Rounding {
         let courses: Vec<Vec<f64>> = moved.iter().map(|run| run.losses.clone()).collect();
         let apart = bound::differences(losses.ours, losses.theirs);
         let bounds = bound::bounds(losses.ours, &courses);
-        // Moved runs end early, so later losses have no bound.
+        // Moved runs end early, so later losses have no bound and are not compared.
         let told = courses.iter().map(Vec::len).min().unwrap_or(0);
         let parted = (0..apart.len().min(told)).find(|at| apart[*at] > bounds[*at].max(LEAST));
         Self {
@@ -105,12 +106,13 @@ impl Rounding {
 /// The result of comparing the skipped steps of a seed.
 #[derive(Debug, PartialEq)]
 pub(super) enum Skips {
-    /// The two sides skip the same steps.
+    /// The model and its twin skip the same steps.
     Same,
-    /// The skipped steps differ, and rounding explains it. The text names the steps and the
-    /// explanation.
+    /// The two sides skip different steps, and rounding explains the difference. The text names the
+    /// steps and the explanation.
     Rounding(String),
-    /// The skipped steps differ, and rounding does not explain it. The text names the steps.
+    /// The two sides skip different steps, and rounding does not explain it. The text names the
+    /// steps.
     Differ(String),
 }
 
@@ -119,8 +121,8 @@ fn first(skipped: &[u64], count: u64) -> Vec<u64> {
     skipped.iter().copied().filter(|step| *step < count).collect()
 }
 
-/// Returns whether the final loss scales of two runs differ at most by the factor 2. This much is
-/// accepted, because rounding may decide whether one late step is skipped, which halves the scale.
+/// Returns whether the final loss scales of two runs differ at most by the factor 2. The factor 2
+/// is accepted, because rounding may decide whether a late step is skipped, which halves the scale.
 fn are_near(own: Option<f64>, other: Option<f64>) -> bool {
     match (own, other) {
         (None, None) => true,
@@ -130,8 +132,8 @@ fn are_near(own: Option<f64>, other: Option<f64>) -> bool {
 }
 
 impl Seed {
-    /// Returns whether the two sides skip the same steps among the first `count`, and their final
-    /// loss scales are [near](are_near).
+    /// Returns whether the two sides skip the same of the first `count` steps, and their final loss
+    /// scales differ [at most by the factor 2](are_near).
     pub(super) fn has_equal_skips(&self, count: u64) -> bool {
         let Pair { ours, theirs } = &self.skipped;
         first(ours, count) == first(theirs, count) && are_near(self.scale.ours, self.scale.theirs)
@@ -202,8 +204,8 @@ impl Again {
     }
 }
 
-/// Decides whether rounding explains the first step that only one side skips. Returns the reason,
-/// or `None` if it does not.
+/// Decides whether rounding explains the first step that only one side skips. Returns the
+/// explanation, or `None` if rounding does not explain the step.
 ///
 /// Rounding explains the step under two conditions. First, up to this step the losses of the two
 /// sides must not differ by more than rounding explains. Second, either some of our runs skip this
@@ -233,7 +235,7 @@ fn undecided(own: &[Attempt], theirs: &[Attempt], rounding: &Rounding) -> Option
     })
 }
 
-/// Returns the attempts of the two runs at the first step that only one of them skips.
+/// Returns the attempts of the two runs at the first step that only one of the two runs skips.
 fn parting<'a>(own: &'a [Attempt], other: &'a [Attempt]) -> Option<(&'a Attempt, &'a Attempt)> {
     own.iter().zip(other).find(|(own, other)| own.skipped != other.skipped)
 }
@@ -280,7 +282,7 @@ mod tests {
         }
     }
 
-    /// Returns the name of the result for the first 100 steps of a seed, and its text.
+    /// Returns the result for the first 100 steps of a seed: the name of its variant and its text.
     fn told(seed: &Seed) -> (&'static str, String) {
         match seed.skips(100) {
             Skips::Same => ("same", String::new()),
@@ -289,10 +291,10 @@ mod tests {
         }
     }
 
-    /// A difference is explained by rounding if our side skips the twin's steps with libtorch's
-    /// kernels, or if a gradient is close to f16's largest number. The columns: largest gradients
-    /// of our side, of our side with libtorch's kernels, and of the twin; the expected result, and
-    /// a part of its text.
+    /// Checks both explanations by rounding: our side with libtorch's kernels skips the twin's
+    /// steps, or a gradient is close to the largest f16 number. The columns are the largest
+    /// gradients of our side, of our side with libtorch's kernels, and of the twin; then the
+    /// expected result and a part of its text.
     #[rstest]
     #[case::same(&[None, Some(0.7)], &[], &[None, Some(0.7)], "same", "")]
     #[case::wide(
@@ -333,8 +335,8 @@ mod tests {
         assert!(text.contains(said), "{text}");
     }
 
-    /// Only the twin skips step 1, whose largest gradient on our side is 0.97 of f16's largest
-    /// number. Whether rounding explains this depends on the measured effect of rounding.
+    /// Checks that the explanation depends on the measured effect of rounding. Only the twin skips
+    /// step 1. On our side, the largest gradient of step 1 is 0.97 of the largest f16 number.
     #[rstest]
     #[case::moves_far(vec![1e-3, 0.05], vec![], None, "rounding", "which rounding moves by up to 5.0e-2")]
     #[case::moves_little(vec![0.05, 0.02], vec![], None, "differ", "")]
@@ -357,8 +359,8 @@ mod tests {
         assert!(text.contains(said), "{text}");
     }
 
-    /// The moved run skips step 1, and its gradient in step 2 is 10 % larger than ours at the same
-    /// loss scale. The bound from there on is four times 10 %.
+    /// Checks that a moved run determines the bound. It skips step 1, and its gradient in step 2 is
+    /// 10 % larger than ours at the same loss scale. From step 2 on, the bound is four times 10 %.
     #[test]
     fn moved_runs_say_what_rounding_does() {
         let own = attempts(&[Some(0.5), Some(0.5), Some(0.5), Some(0.5)]);
@@ -378,7 +380,7 @@ mod tests {
         assert_eq!(found(&[2.0, 2.001, 2.001, 2.07], 1).parted, None);
     }
 
-    /// If our side did not run again, a difference has no explanation.
+    /// Checks that a difference has no explanation if our side did not run again.
     #[test]
     fn other_skips_need_an_explanation() {
         let mut seed = seed(&[Some(1.4)], &[None], &[None]);
@@ -386,8 +388,8 @@ mod tests {
         assert!(matches!(seed.skips(100), Skips::Differ(_)));
     }
 
-    /// If the second run skips the same first steps but ends with another scale, the difference has
-    /// no explanation.
+    /// Checks that a difference has no explanation if the second run skips the same first steps as
+    /// the twin, but ends with another loss scale.
     #[test]
     fn the_second_run_must_end_near_the_twins_scale() {
         let mut seed = seed(&[Some(0.4)], &[None], &[None]);

@@ -1,4 +1,5 @@
-//! The twin's side: a Python process that receives the batches on which our side trains.
+//! The twin's side of the comparison: a Python process that receives the batches on which our side
+//! trains.
 
 use std::{
     collections::BTreeMap,
@@ -29,22 +30,23 @@ use crate::{
 
 /// The Python program that runs a twin.
 const PROGRAM: &str = include_str!("program.py");
-/// Batches are collected and sent to the twin's process together, once they have more than this
-/// many bytes.
+/// Batches are collected and then sent to the twin's process together. They are sent when they have
+/// more than this number of bytes.
 const CHUNK: usize = 1 << 26;
 
-/// A running process that trains a twin, and the temporary folder for the files that it reads.
+/// A running process that trains a twin, and the temporary folder with the files that the process
+/// reads.
 pub(super) struct Theirs {
     process: Process,
     folder: TempDir,
-    /// The versions of Python and torch.
+    /// The versions of Python and torch in this process.
     pub(super) versions: BTreeMap<String, String>,
 }
 
-/// The results of training a twin.
+/// The results of training a twin in PyTorch.
 #[derive(Default)]
 pub(super) struct Ran {
-    /// The loss of each batch.
+    /// The loss of each batch, in the order of training.
     pub(super) losses: Vec<f64>,
     /// The indices of the skipped optimizer steps, from 0.
     pub(super) skipped: Vec<u64>,
@@ -61,7 +63,8 @@ struct Trained {
     losses: Vec<Option<f64>>,
     skipped: Vec<bool>,
     scale: Option<f64>,
-    /// For each step, its loss scale and its largest gradient; empty if the loss is not scaled.
+    /// For each attempted step, the loss scale and the largest gradient. Empty if the loss is not
+    /// scaled.
     #[serde(default)]
     attempts: Vec<(f64, Option<f64>)>,
 }
@@ -73,10 +76,10 @@ struct Ended {
 }
 
 impl Theirs {
-    /// Starts the twin's process and waits until it has loaded torch.
+    /// Starts the process for the twin and waits until the process has loaded torch.
     ///
     /// # Errors
-    /// When this interpreter does not exist or has no torch.
+    /// When the interpreter `python` does not exist or has no torch.
     pub(super) fn start(python: &Path, name: &str, twin: &Twin, device: Device) -> Result<Self> {
         let failed = |error| Error::io(std::env::temp_dir(), error);
         let folder = tempfile::tempdir().map_err(failed)?;
@@ -108,7 +111,7 @@ impl Theirs {
         self.folder.path().join("weights.safetensors")
     }
 
-    /// Trains and validates the twin. It starts from the weights in the file
+    /// Trains and validates the twin. The twin starts from the weights in the file
     /// [`weights`](Self::weights), and uses the hyperparameters and the training plan of `ours`.
     ///
     /// # Errors
@@ -124,8 +127,8 @@ impl Theirs {
             "scaler": config.numerics.scaler,
         });
         self.process.ask(&json!({ "prepare": prepare }))?;
-        // Reads the same examples again, on the host and in f32, because the twin converts them
-        // itself.
+        // Reads the examples on which our side trained a second time. They stay on the host and in
+        // f32, because the twin converts them itself.
         let host = TrainerConfig { precision: Precision::F32True, device: Device::Cpu, ..config };
         let loader = host.train_loader(&case.data)?;
         let model = case.build()?;
@@ -228,18 +231,19 @@ impl Ran {
     }
 }
 
-/// The batches that are sent to the twin's process together.
+/// Batches that are sent to the twin's process in one file.
 #[derive(Default)]
 struct Chunk {
     batches: Vec<AnyBatch>,
-    /// For each optimizer step: the weights of its batches in the mean of their losses.
+    /// For each optimizer step, the weight that each of its batches has in the mean of their
+    /// losses.
     shares: Vec<Vec<f64>>,
     bytes: usize,
 }
 
 impl Chunk {
-    /// Adds the batches of one optimizer step. A batch's weight is proportional to the number of
-    /// elements over which its loss is a mean, for example its examples or its tokens.
+    /// Adds the batches of one optimizer step. The weight of a batch is proportional to the number
+    /// of elements over which its loss is a mean, for example the number of examples or tokens.
     fn add(&mut self, model: &dyn LightningModule, step: Vec<AnyBatch>) -> Result<()> {
         let counts = match step.as_slice() {
             [_] => vec![1.0],

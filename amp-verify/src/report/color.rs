@@ -4,7 +4,8 @@
 use amp_core::precision::Precision;
 use plotters::style::RGBColor;
 
-/// A color: the name of its CSS variable, and its values for light and dark color schemes.
+/// A color: the name of its CSS variable, and its values for the light and for the dark color
+/// scheme.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ChartColor {
     variable: &'static str,
@@ -24,15 +25,16 @@ pub(super) const TEXT: ChartColor = color("text", (51, 51, 51), (220, 220, 220))
 pub(super) const GRID: ChartColor = color("grid", (225, 225, 225), (58, 61, 63));
 /// Limits and zero lines.
 pub(super) const LIMIT: ChartColor = color("limit", (130, 130, 130), (150, 150, 150));
-/// Skipped steps and non-finite values.
+/// Skipped steps and values that are not finite.
 pub(super) const ALARM: ChartColor = color("alarm", (190, 20, 20), (255, 110, 110));
 /// The exponents of a format's normal values.
 pub(super) const NORMAL: ChartColor = color("normal", (86, 140, 180), (60, 120, 165));
 /// The exponents of a format's subnormal values.
 pub(super) const SUBNORMAL: ChartColor = color("subnormal", (196, 218, 234), (38, 68, 92));
 
-/// The colors of the series. They are those of Okabe and Ito, which most color-blind readers can
-/// distinguish, made darker for a white background and lighter for a dark one.
+/// The colors of the series. They are based on the colors of Okabe and Ito, which most color-blind
+/// readers can distinguish. They are darker on a white background, and lighter on a dark
+/// background.
 const SERIES: [ChartColor; 6] = [
     color("s0", (20, 20, 20), (240, 240, 240)),
     color("s1", (213, 94, 0), (255, 150, 60)),
@@ -43,7 +45,7 @@ const SERIES: [ChartColor; 6] = [
 ];
 
 impl ChartColor {
-    /// Returns the color of a precision, the same in every chart.
+    /// Returns the color of a precision. A precision has the same color in every chart.
     pub(super) fn of(precision: Precision) -> Self {
         let place = Precision::ALL.iter().position(|known| *known == precision);
         Self::series(place.unwrap_or_default())

@@ -1,5 +1,5 @@
 //! The gate's report as one HTML file. It begins with the first failure and a table of all
-//! verdicts. A section for each model follows, with what was checked, what was not checked, and all
+//! verdicts. Then a section for each model shows what was checked, what was not checked, and all
 //! comparisons.
 
 use super::{color, page::escaped};
@@ -11,7 +11,7 @@ use crate::{
 const STYLE: &str = include_str!("style.css");
 const OWN_STYLE: &str = include_str!("gate.css");
 
-/// Creates the HTML page.
+/// Formats the gate's report as an HTML page.
 pub fn gate_html(report: &Report) -> String {
     let machine = report.fingerprint.as_ref().map_or("no run ended".to_owned(), |machine| {
         format!("{} ({}), libtorch {}", machine.device, machine.capability, machine.libtorch)
@@ -46,8 +46,8 @@ fn cells(report: &Report) -> impl Iterator<Item = (&ModelReport, &Cell)> {
     report.models.iter().flat_map(|model| model.cells.iter().map(move |cell| (model, cell)))
 }
 
-/// Formats the first failure of the cell with the worst status, with the diagnosis: the layer and
-/// the remedy.
+/// Formats the first failure of the combination of model and precision with the worst status. Adds
+/// the diagnosis: the layer at fault, and what to do.
 fn first_failure(report: &Report) -> String {
     let failing = cells(report).filter(|(_, cell)| cell.status != Status::Pass);
     let Some((model, cell)) = failing.max_by_key(|(_, cell)| cell.status) else {
@@ -211,7 +211,7 @@ fn table(rows: &[Row]) -> String {
     )
 }
 
-/// Draws a bar whose length shows `share`, a measured value divided by its bound.
+/// Draws a bar. Its length shows `share`, a measured value divided by the bound of this value.
 fn bar(share: f64) -> String {
     let (width, class) = match share > 1.0 {
         true => (100.0, "bar beyond"),

@@ -1,5 +1,5 @@
-//! Reports as HTML: the comparison of precisions with charts, and the report of the gate. Each is
-//! one file that needs no network, for light and dark color schemes.
+//! Reports as HTML: the comparison of precisions with charts, and the report of the gate. Each
+//! report is one file that needs no network and supports light and dark color schemes.
 
 mod chart;
 mod color;
@@ -31,7 +31,8 @@ pub struct RunHistory {
     /// For the start, the end and each change: the number of steps attempted so far, and the loss scale
     /// from then on. Empty without a loss scale.
     pub scale: Vec<(f64, f64)>,
-    /// For each skipped step: its index among the attempted steps, and its loss scale.
+    /// For each skipped step: the index of the step among the attempted steps, and the loss scale
+    /// in this step.
     pub skips: Vec<(f64, f64)>,
 }
 
@@ -43,7 +44,7 @@ pub struct RunHistories {
 }
 
 impl RunHistories {
-    /// Returns the history of this precision's run, if it ran.
+    /// Returns the history of the run under `precision`. Returns `None` if there was no such run.
     pub fn of(&self, precision: Precision) -> Option<&RunHistory> {
         self.runs.get(&precision)
     }
@@ -90,9 +91,9 @@ impl Subscriber for RunHistories {
 }
 
 /// Returns Wilson's 95 % score interval (Wilson 1927) of a fraction that was measured with `n`
-/// examples, for example an accuracy: the range of true fractions for which chance explains the
-/// measured one. The interval stays between 0 and 1. It is not empty even if the fraction is 0 or
-/// 1.
+/// examples, for example of an accuracy. The interval contains the true fractions for which chance
+/// explains the measured fraction. It stays between 0 and 1, and is not empty even if the measured
+/// fraction is 0 or 1.
 pub fn wilson(share: f64, n: i64) -> (f64, f64) {
     let (z, n) = (1.959_963_985, n.max(1) as f64);
     let z2 = z * z;

@@ -17,15 +17,17 @@ use crate::{
 
 const STYLE: &str = include_str!("style.css");
 
-/// The data for the page.
+/// The data that the page shows.
 pub struct Content<'a> {
-    /// The runs.
+    /// The results of the runs under all precisions.
     pub comparison: &'a Comparison,
-    /// The runs' histories.
+    /// The losses and loss scales of the runs over time.
     pub histories: &'a RunHistories,
-    /// The number of validation examples. It determines the confidence interval of an accuracy.
+    /// The number of validation examples, from which the confidence interval of an accuracy is
+    /// computed.
     pub examples: i64,
-    /// The layers of one step under each precision, or the reason why they were not measured.
+    /// The measured errors of the layers in one step under each precision, or the reason why they
+    /// could not be measured.
     pub steps: &'a Result<Vec<layers::Report>>,
 }
 
@@ -44,7 +46,7 @@ pub fn html(content: &Content<'_>) -> Result<String> {
         escaped(heading(comparison).trim_end()),
         table::comparison(comparison)
     );
-    // For a model that is judged by its loss there is no chart of the metric, because the loss has
+    // If the model is judged by its loss, the page has no chart of the metric, because the loss has
     // its own charts.
     if comparison.metric != LOSS {
         body += &metric(content)?;
@@ -103,12 +105,12 @@ pub fn html(content: &Content<'_>) -> Result<String> {
     ))
 }
 
-/// A line of a chart: a precision, and the points of its line.
+/// A line of a chart: the precision, and the points of the line.
 type Line = (Precision, Vec<(f64, f64)>);
 
-/// Draws the metric under each precision with a confidence interval. With several seeds, it is the
-/// interval of the mean over the seeds. With one seed, it is Wilson's interval of an accuracy;
-/// other metrics then have no chart.
+/// Draws the metric under each precision with a confidence interval. With several seeds, this is
+/// the interval of the mean over the seeds. With one seed, it is Wilson's interval, which needs an
+/// accuracy. For any other metric of one seed, there is no chart.
 fn metric(content: &Content<'_>) -> Result<String> {
     let Content { comparison, examples, .. } = content;
     let is_share = comparison.direction.is_higher();
@@ -118,7 +120,7 @@ fn metric(content: &Content<'_>) -> Result<String> {
     let metric = escaped(&comparison.metric);
     if comparison.seeds.len() < 2 {
         if !is_share {
-            // A single value without an interval is shown only in the table.
+            // A single value without an interval needs no chart: the table shows it.
             return Ok(String::new());
         }
         let share = |run: &Run| {
@@ -176,8 +178,8 @@ fn metric(content: &Content<'_>) -> Result<String> {
     Ok(sections)
 }
 
-/// Subtracts the first line, which is 32-true's, from each of the other lines. A result is as long
-/// as the shorter of the two lines.
+/// Subtracts the first line, that of 32-true, from each other line. If the two lines have different
+/// lengths, the result has the length of the shorter line.
 fn against_first(all: &[Line]) -> Vec<Line> {
     let Some(((_, first), others)) = all.split_first() else { return Vec::new() };
     let less = |points: &[(f64, f64)]| {
@@ -187,8 +189,8 @@ fn against_first(all: &[Line]) -> Vec<Line> {
     others.iter().map(|(precision, points)| (*precision, less(points))).collect()
 }
 
-/// A section of the page: a title, a text, a legend and a chart. The legend is above the chart,
-/// where it hides no data.
+/// A section of the page: a title, a text, a legend and a chart. The legend is above the chart, so
+/// that it hides no data.
 pub(super) struct Section {
     title: String,
     text: String,
@@ -197,7 +199,7 @@ pub(super) struct Section {
 }
 
 impl Section {
-    /// Creates a section; `title` and `text` are HTML.
+    /// Creates a section without a chart. `title` and `text` are HTML.
     pub(super) fn new(title: &str, text: &str) -> Self {
         let (title, text) = (title.to_owned(), text.to_owned());
         Self { title, text, keys: Vec::new(), below: String::new() }
@@ -215,7 +217,7 @@ impl Section {
         self.keys(keys)
     }
 
-    /// Adds HTML below the chart.
+    /// Adds HTML below the chart of the section.
     pub(super) fn below(mut self, html: &str) -> Self {
         self.below.push_str(html);
         self

@@ -29,7 +29,7 @@ fn unit(dtype: amp_core::tch::Kind) -> f64 {
 }
 
 /// Measures the layers in one step under each 16-bit precision of the comparison. If there is none,
-/// measures them under 32-true. The loss scale of 16-mixed is the one at the end of its run.
+/// measures them under 32-true. For 16-mixed, uses the loss scale from the end of the run.
 ///
 /// # Errors
 /// When a step fails, or the precisions run different layers.
@@ -79,8 +79,8 @@ pub(super) fn sections(steps: &Result<Vec<Report>>) -> Result<String> {
     Ok(html)
 }
 
-/// Draws the exponents of all layers' values under 32-true. Below, lists how many of these values
-/// each format would lose.
+/// Draws the exponents of all layers' values under 32-true. Below the chart, shows what fraction of
+/// these values each format would lose.
 fn exponents(report: &Report, kind: Kind, log2_scale: Option<i32>) -> Result<String> {
     let mut all = Histogram::default();
     for flow in report.layers.iter().filter_map(|layer| layer.flow(kind)) {
@@ -111,7 +111,7 @@ fn exponents(report: &Report, kind: Kind, log2_scale: Option<i32>) -> Result<Str
     Ok(Section::new(&title, &text).keys(keys).below(&below).chart(drawn))
 }
 
-/// Draws each layer's error divided by its error under 32-true.
+/// Draws the error of each layer, divided by its error under 32-true.
 fn errors(report: &Report) -> Result<String> {
     let precision = report.precision;
     let unit = unit(precision.compute());

@@ -20,14 +20,14 @@ fn row(head: &str, cells: impl IntoIterator<Item = String>) -> String {
 fn table(heads: &[&str], rows: &str) -> String {
     let heads: String =
         heads.iter().map(|head| format!("<th scope=\"col\">{}</th>", escaped(head))).collect();
-    // If a table is too wide, it scrolls without the rest of the page.
+    // If a table is wider than the page, the table scrolls, and the rest of the page does not.
     format!(
         "<div class=\"wide\"><table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}</tbody>\n\
          </table></div>\n"
     )
 }
 
-/// Formats the table of all runs, and below it a list of notes.
+/// Formats the table of all runs, and a list of notes below the table.
 pub(super) fn comparison(comparison: &Comparison) -> String {
     let number = |value: Option<f64>, digits: usize| {
         value.map_or("–".to_owned(), |value| format!("{value:.digits$}"))
@@ -77,8 +77,8 @@ pub(super) fn comparison(comparison: &Comparison) -> String {
             format!("{:.2}", run.train_seconds),
         ]
     };
-    // For a model that is judged by its loss, leaves out the two columns of the metric, because the
-    // loss has its own column.
+    // If the model is judged by its loss, leaves out the two columns of the metric, because the
+    // loss has its own columns.
     let skipped = if comparison.metric == LOSS { 2 } else { 0 };
     let line = |run: &Run| row(run.precision.name(), cells(run).into_iter().skip(skipped));
     let rows: String = comparison.runs.iter().map(line).collect();
@@ -106,7 +106,8 @@ pub(super) fn comparison(comparison: &Comparison) -> String {
     table(&heads, &rows) + &list
 }
 
-/// Formats a share as a percentage with two significant digits; zero is `0`.
+/// Formats the fraction `count`/`all` as a percentage with two significant digits. Zero is
+/// formatted as `0`.
 pub(super) fn share(count: u64, all: u64) -> String {
     let percent = 100.0 * count as f64 / all.max(1) as f64;
     match percent {
@@ -144,13 +145,13 @@ pub(super) fn losses(
         + &worst(report, kind, log2_scale.unwrap_or(0))
 }
 
-/// Formats a power of two.
+/// Formats 2 to the power of `exponent`, with the exponent as superscript.
 pub(super) fn power(exponent: i32) -> String {
     format!("2{}", superscript(f64::from(exponent)))
 }
 
-/// Names two layers: the one with the largest fraction of values that would overflow in f16 at the
-/// loss scale, and the one with the largest fraction that would become zero.
+/// Names two layers. At the loss scale, the first has the largest fraction of values that would
+/// overflow in f16, and the second has the largest fraction of values that would become zero.
 fn worst(report: &Report, kind: Kind, log2_scale: i32) -> String {
     let flows =
         report.layers.iter().filter_map(|layer| Some((layer.path.as_str(), layer.flow(kind)?)));
@@ -181,7 +182,8 @@ fn worst(report: &Report, kind: Kind, log2_scale: i32) -> String {
     )
 }
 
-/// Formats the table of the layers' errors. The reader must click to open it.
+/// Formats the table of the layers' errors. The table is hidden until the reader clicks on its
+/// title.
 pub(super) fn layers(report: &Report) -> String {
     let rows: String = report
         .layers

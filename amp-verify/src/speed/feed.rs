@@ -20,21 +20,21 @@ pub struct Feed {
     pub engine: Engine,
     /// The size of the data set in bytes.
     pub bytes: u64,
-    /// Steps per second in each round, with the data on the host.
+    /// The speed in each round with the data in host memory, in steps per second.
     pub host: Vec<f64>,
-    /// Steps per second in each round, with the data on the device.
+    /// The speed in each round with the data in the device's memory, in steps per second.
     pub device: Vec<f64>,
 }
 
 impl Feed {
-    /// Returns by which fraction training is slower with the data on the host than with the data on
-    /// the device: the median over the rounds.
+    /// Returns by which fraction training is slower with the data in host memory than with the data
+    /// in the device's memory: the median over the rounds. Returns `None` without rounds.
     pub fn cost(&self) -> Option<f64> {
         paired_ratio(&self.host, &self.device).map(|ratio| 1.0 - ratio)
     }
 
-    /// Returns the steps per second with the data on the host, and those with the data on the
-    /// device.
+    /// Returns two rates in steps per second: with the data in host memory, and with the data in
+    /// the device's memory.
     pub fn rates(&self) -> Option<(Spread, Spread)> {
         Some((Spread::of(&self.host)?, Spread::of(&self.device)?))
     }

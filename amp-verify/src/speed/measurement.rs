@@ -10,16 +10,17 @@ pub enum Engine {
     Eager,
     /// This trainer, with whole steps as CUDA graphs.
     Graph,
-    /// Like `Graph`, with gradients that are stored in 16 bits, rounded as PyTorch rounds them.
+    /// This trainer, with CUDA graphs and with gradients that are stored in 16 bits, rounded as
+    /// PyTorch rounds them.
     #[serde(rename = "graph-16-bit")]
     Graph16Bit,
-    /// Like `Graph16Bit`, with the optimizer's state in 8 bits.
+    /// This trainer, with CUDA graphs, gradients in 16 bits, and the optimizer's state in 8 bits.
     GraphLean,
-    /// Like `Graph`, without the checks of training invariants.
+    /// This trainer, with CUDA graphs, but without the checks of the training invariants.
     GraphUnchecked,
     /// PyTorch Lightning.
     Lightning,
-    /// A plain training loop in PyTorch.
+    /// A training loop in PyTorch without Lightning.
     TorchLoop,
     /// The plain PyTorch loop with fused AdamW.
     TorchFused,
@@ -42,7 +43,8 @@ impl Engine {
         Self::TorchCompileAutotuned,
     ];
 
-    /// Returns the engine's name, as it is in tables and in the arguments of the peers' program.
+    /// Returns the name of the engine in tables and in the arguments of the Python program that
+    /// runs the peers.
     pub fn name(self) -> &'static str {
         match self {
             Self::Eager => "eager",
@@ -70,17 +72,18 @@ impl Engine {
     }
 }
 
-/// The measurements of one engine.
+/// What was measured for one engine.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Measurement {
     /// The engine.
     pub engine: Engine,
-    /// Steps per second in each round.
+    /// The speed in each round, in steps per second.
     pub rates: Vec<f64>,
     /// The largest number of bytes that tensors occupied at one time, over all rounds.
     pub peak_memory_bytes: Option<u64>,
-    /// Seconds from building the model to the end of its first step.
+    /// The time in seconds from building the model to the end of the first training step. `None` if
+    /// it is not measured.
     pub first_step_seconds: Option<f64>,
-    /// The reason why the engine was not measured.
+    /// The reason why the engine was not measured. `None` if it was.
     pub failure: Option<String>,
 }

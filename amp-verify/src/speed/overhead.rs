@@ -1,9 +1,10 @@
-//! The time that a training loop takes in addition to its tensor operations.
+//! How much time the training loop takes in addition to the tensor operations.
 
 use serde::{Deserialize, Serialize};
 
-/// The time that this trainer's loop takes in addition to its tensor operations. The function that
-/// [`Registry::loop_overheads`](crate::Registry::loop_overheads) sets measures it.
+/// How much time this trainer's loop takes in addition to the tensor operations of a step. The
+/// function that [`Registry::loop_overheads`](crate::Registry::loop_overheads) sets measures this
+/// time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Overhead {
     /// The model.
@@ -16,7 +17,7 @@ pub struct Overhead {
 }
 
 impl Overhead {
-    /// Returns the median over the blocks.
+    /// Returns the median over the measured blocks of steps.
     pub fn median(&self) -> f64 {
         self.microseconds.get(self.microseconds.len() / 2).copied().unwrap_or(f64::NAN)
     }

@@ -1,4 +1,4 @@
-//! The report of a benchmark.
+//! The report of a benchmark: what was measured, on which machine, and which targets are met.
 
 use std::collections::BTreeMap;
 
@@ -16,65 +16,68 @@ use super::{
 /// All results of a run of the benchmark.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// The version of this format. A new version means that a field has changed its meaning.
+    /// The version of this format. The version changes if a field gets another meaning.
     pub schema: String,
     /// The date in UTC, for example `2026-01-31`.
     pub date: String,
-    /// The command line.
+    /// The command line with which the benchmark was started.
     pub command: String,
-    /// The description of the device on which the models were trained, and of its software.
+    /// The description of the device on which the models were trained, and of the software on this
+    /// machine.
     pub fingerprint: Fingerprint,
     /// The host's CPU.
     pub cpu: String,
-    /// The versions of this workspace and, if there are peers, of Python and its packages.
+    /// The versions of this workspace and, if peers were measured, of Python and its packages.
     pub versions: BTreeMap<String, String>,
-    /// The number of rounds.
+    /// The number of rounds. In each round, every engine was measured once.
     pub rounds: usize,
     /// The measurements: one row for each workload, precision and engine.
     pub rows: Vec<Row>,
-    /// Floating-point operations per second of large bf16 matrix products, in each round; only on
-    /// CUDA.
+    /// The speed of large bf16 matrix products in each round, in floating-point operations per
+    /// second. Measured only on CUDA.
     pub bf16_matrix_rates: Vec<f64>,
-    /// The overhead of the training loop; only on the CPU.
+    /// How much time the training loop takes in addition to the tensor operations. Measured only on
+    /// the CPU.
     pub overheads: Vec<Overhead>,
-    /// For some workloads: the speed with the data in host memory.
+    /// The speed with the data in host memory, for the workloads that ask for this measurement.
     pub feeds: Vec<Feed>,
     /// The registry's targets, compared with the measurements.
     pub targets: Vec<Target>,
-    /// Notes for the reader.
+    /// Notes for the reader, for example which peers could not be measured.
     pub notes: Vec<String>,
 }
 
 /// The measurements of one engine on one workload under one precision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Row {
-    /// The workload.
+    /// The name of the workload.
     pub workload: String,
     /// The precision.
     pub precision: Precision,
     /// The engine.
     pub engine: Engine,
-    /// Steps per second in each round.
+    /// The speed in each round, in steps per second.
     pub rates: Vec<f64>,
-    /// The median and the quartiles of the rates.
+    /// The median and the quartiles of the values in `rates`.
     pub steps_per_second: Option<Spread>,
     /// The largest number of bytes that tensors occupied at one time.
     pub peak_memory_bytes: Option<u64>,
-    /// Seconds from building the model to the end of its first step. They include loading kernels
-    /// and, for some peers, compiling the model. Two effects limit comparisons: of this trainer's
-    /// engines only the first loads kernels, because the others run later in the same process; and
-    /// the peers compile at the same time.
+    /// The time in seconds from building the model to the end of the first training step. It
+    /// includes loading kernels and, for some peers, compiling the model. Two effects limit
+    /// comparisons. Only the first of this trainer's engines loads kernels, because the others run
+    /// later in the same process. And the peers compile at the same time, so they slow each other
+    /// down.
     pub first_step_seconds: Option<f64>,
-    /// Microseconds per step of the same model at a size so small that its tensor operations take
-    /// almost no time. What remains is the work of the host, including the launches of CUDA
-    /// kernels. Only for this trainer.
+    /// The time of a step in microseconds for the same model at a tiny size. At this size, tensor
+    /// operations take almost no time, so this is the time of the host's work, including the
+    /// launches of CUDA kernels. Measured only for this trainer.
     pub host_microseconds: Option<f64>,
-    /// The number of ids in a batch, if the examples are random ids; null for other examples.
+    /// The number of ids in a batch if the examples are random ids; null for other examples.
     pub ids: Option<i64>,
-    /// The number of floating-point operations in the matrix products of a step; null if the number
+    /// The number of floating-point operations in the matrix products of a step. Null if the number
     /// is not known for this size of the workload.
     pub matrix_operations: Option<f64>,
-    /// The reason why measurements are missing.
+    /// The reason why this row has no measurements; null if it has.
     pub failure: Option<String>,
 }
 
@@ -105,7 +108,8 @@ impl Row {
 }
 
 impl Report {
-    /// Returns the row of an engine, if it was measured.
+    /// Returns the row of this engine on this workload under this precision. Returns `None` if it
+    /// was not measured.
     pub fn row(&self, workload: &str, precision: Precision, engine: Engine) -> Option<&Row> {
         self.rows.iter().find(|row| {
             row.workload == workload
@@ -116,26 +120,27 @@ impl Report {
         })
     }
 
-    /// Returns the row of this trainer with its default options: with CUDA graphs if possible.
+    /// Returns the row of this trainer with its default options: with CUDA graphs on a CUDA device,
+    /// without them on the CPU.
     pub fn ours(&self, workload: &str, precision: Precision) -> Option<&Row> {
         let engine = if self.is_cuda() { Engine::Graph } else { Engine::Eager };
         self.row(workload, precision, engine)
     }
 
-    /// Returns whether the models were trained on a CUDA device: the fingerprint (the machine's
-    /// description) of such a device has no number of threads.
+    /// Returns whether the models were trained on a CUDA device. The fingerprint (the description
+    /// of the machine) has the number of threads only for a CPU, and 0 for a CUDA device.
     pub fn is_cuda(&self) -> bool {
         self.fingerprint.threads == 0
     }
 
-    /// Returns the speed of this trainer with its default options, divided by the speed of what
-    /// `over` names: another engine, or this trainer under 32-true.
+    /// Returns the speed of this trainer with its default options, divided by another speed. `over`
+    /// names the other speed: that of another engine, or that of this trainer under 32-true.
     pub fn speedup(&self, workload: &str, precision: Precision, over: Over) -> Option<f64> {
         self.speedup_of(self.ours(workload, precision)?, over)
     }
 
-    /// Returns the speed in a row of this trainer, divided by the speed of what `over` names:
-    /// another engine, or this trainer under 32-true.
+    /// Returns the speed in the row `ours`, divided by another speed. `over` names the other speed:
+    /// that of another engine, or that of this trainer under 32-true.
     pub fn speedup_of(&self, ours: &Row, over: Over) -> Option<f64> {
         let (workload, precision) = (ours.workload.as_str(), ours.precision);
         let other = match over {
@@ -145,21 +150,22 @@ impl Report {
         paired_ratio(&ours.rates, &other.rates)
     }
 
-    /// Returns the memory in a row of this trainer, divided by this trainer's memory under 32-true.
+    /// Returns the peak memory in the row `ours`, divided by the peak memory of this trainer under
+    /// 32-true.
     pub fn memory_of(&self, ours: &Row) -> Option<f64> {
         let baseline = self.ours(&ours.workload, Precision::F32True)?;
         Some(ours.peak_memory_bytes? as f64 / baseline.peak_memory_bytes? as f64)
     }
 
-    /// Returns the memory of this trainer with its default options under `precision`, divided by
-    /// its memory under 32-true.
+    /// Returns the peak memory of this trainer under `precision`, divided by its peak memory under
+    /// 32-true. The trainer has its default options.
     pub fn memory(&self, workload: &str, precision: Precision) -> Option<f64> {
         self.memory_of(self.ours(workload, precision)?)
     }
 
-    /// Returns the rate at which a step computes its matrix products, as a fraction of the rate
-    /// that was measured for large bf16 matrix products on the same device. The rate is computed
-    /// from the whole time of the step.
+    /// Returns at which fraction of the device's speed a step computes its matrix products. The
+    /// device's speed is the one measured for large bf16 matrix products. The speed of the step is
+    /// the number of operations divided by the whole time of the step.
     pub fn matrix_share(&self, row: &Row) -> Option<f64> {
         let operations = row.matrix_operations?;
         let reached: Vec<f64> = row.rates.iter().map(|rate| rate * operations).collect();
@@ -172,11 +178,11 @@ impl Report {
     }
 }
 
-/// What the speed of this trainer is compared with.
+/// With what the speed of this trainer is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Over {
-    /// Another engine, on the same workload under the same precision.
+    /// With another engine, on the same workload under the same precision.
     Engine(Engine),
-    /// This trainer on the same workload under 32-true.
+    /// With this trainer under 32-true, on the same workload.
     Baseline,
 }

@@ -14,7 +14,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Computes the median and quartiles; returns `None` without values.
+    /// Computes the median and the quartiles of `values`. Returns `None` if there are no values.
     pub fn of(values: &[f64]) -> Option<Self> {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
@@ -40,9 +40,9 @@ fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
     Some(sorted[low] + part * (sorted[high] - sorted[low]))
 }
 
-/// Returns the median of `numerator[i] / denominator[i]`, where i is the round. A temporary
-/// slowdown of the machine affects all measurements of a round, so it has little effect on their
-/// ratio.
+/// Returns the median over the rounds i of `numerator[i] / denominator[i]`. A temporary slowdown of
+/// the machine affects all measurements of a round, so it has little effect on the ratio of two
+/// measurements of one round.
 pub fn paired_ratio(numerator: &[f64], denominator: &[f64]) -> Option<f64> {
     let ratios: Vec<f64> = numerator.iter().zip(denominator).map(|(a, b)| a / b).collect();
     Spread::of(&ratios).map(|spread| spread.median)

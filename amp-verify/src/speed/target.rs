@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Goal {
-    /// At least this value.
+    /// The measured value must be at least this number.
     AtLeast(f64),
-    /// At most this value.
+    /// The measured value must be at most this number.
     AtMost(f64),
-    /// Less than this value.
+    /// The measured value must be less than this number.
     Below(f64),
 }
 
@@ -25,20 +25,20 @@ impl Goal {
     }
 }
 
-/// The result of comparing a measured value with its target.
+/// Whether a measured value meets its target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// The value meets the target.
+    /// The measured value meets the target.
     Met,
-    /// The value misses the target.
+    /// The measured value misses the target.
     Missed,
-    /// The value was not measured.
+    /// There is no measured value.
     NotMeasured,
 }
 
 impl Outcome {
-    /// Returns the text in tables.
+    /// Returns the word for this outcome in tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Met => "met",
@@ -48,36 +48,36 @@ impl Outcome {
     }
 }
 
-/// The unit in which a measured value and its bound are shown.
+/// The unit in which a measured value and its bound are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
-    /// A ratio, for example `20×`.
+    /// A ratio, printed as `20×`.
     Times,
-    /// A share, for example `65 %`.
+    /// A fraction, printed as `65 %`.
     Percent,
     /// A time in microseconds.
     Microseconds,
 }
 
-/// A measured value and its bound.
+/// A bound that a registry declares for a measured value, and the measured value.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Target {
-    /// A description of the measured value.
+    /// What is measured, in words.
     pub what: String,
     /// The bound.
     pub goal: Goal,
-    /// The unit in which the value and the bound are shown. A percentage is stored as a fraction: 65 %
-    /// is 0.65.
+    /// The unit in which the value and the bound are printed. A percentage is stored as a fraction:
+    /// 65 % is stored as 0.65.
     pub unit: Unit,
-    /// The measured value; null if it was not measured.
+    /// The measured value; null if nothing was measured.
     pub measured: Option<f64>,
     /// The result.
     pub outcome: Outcome,
 }
 
 impl Target {
-    /// Compares `measured` with the goal.
+    /// Creates a target and compares `measured` with the bound `goal`.
     pub fn new(what: String, goal: Goal, unit: Unit, measured: Option<f64>) -> Self {
         let outcome = match measured {
             None => Outcome::NotMeasured,

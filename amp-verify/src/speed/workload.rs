@@ -1,9 +1,10 @@
-//! The workloads that a registry declares.
+//! The workloads that a registry declares for the benchmark.
 
 use amp_core::{Hyperparameters, Result, data::AnyBatch, tch::Device};
 use serde_json::Value;
 
-/// A registered model with its data, as passed to [`Registry::workload`](crate::Registry::workload).
+/// A registered model and its data, which `cargo amp bench` trains.
+/// [`Registry::workload`](crate::Registry::workload) adds it to a registry.
 #[derive(Debug, Clone)]
 pub struct Workload {
     pub(crate) name: String,
@@ -24,30 +25,31 @@ pub struct Workload {
     pub(crate) resized: bool,
 }
 
-/// The number of batches of random examples, and their content.
+/// How many batches of random examples a workload has, and what the examples contain.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Noise {
     pub(crate) batches: i64,
     pub(crate) input: NoiseInput,
 }
 
-/// The content of random examples.
+/// What random examples contain.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum NoiseInput {
     /// Each example has `features` values from N(0, 1). Its target is one of `classes` classes.
     Features { features: i64, classes: i64 },
-    /// Each example has `length` ids below `vocabulary`. Its target has one id for each position.
+    /// Each example has `length` ids below `vocabulary`. The target of an example has one id for
+    /// each position.
     Tokens { length: i64, vocabulary: i64 },
-    /// A function makes the examples. It receives their number.
+    /// A function generates the examples. Its argument is the number of examples.
     Drawn(fn(i64) -> Result<AnyBatch>),
 }
 
 /// The kinds of devices to which an option of a workload applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Devices {
-    /// Whether it applies on CUDA.
+    /// Whether the option applies on CUDA devices.
     pub cuda: bool,
-    /// Whether it applies on the CPU.
+    /// Whether the option applies on the CPU.
     pub cpu: bool,
 }
 
@@ -67,8 +69,8 @@ impl Devices {
 }
 
 impl Workload {
-    /// Declares the workload `name`: the registered model `model` with its own data, batch size and
-    /// hyperparameters.
+    /// Declares the workload `name`: the registered model `model`, with the data, the batch size
+    /// and the hyperparameters with which it is registered.
     pub fn new(name: impl Into<String>, model: impl Into<String>) -> Self {
         Self {
             name: name.into(),
@@ -89,33 +91,35 @@ impl Workload {
         }
     }
 
-    /// Sets the batch size; the model's own by default.
+    /// Sets the number of examples per batch. The default is the number with which the model is
+    /// registered.
     #[must_use]
     pub fn batch(mut self, examples: i64) -> Self {
         self.batch = Some(examples);
         self
     }
 
-    /// Replaces the model's data by `batches` batches of random examples. Each example has
-    /// `features` random numbers, and one of `classes` classes as its target.
+    /// Replaces the model's data by `batches` batches of random examples. An example has `features`
+    /// random numbers. Its target is one of `classes` classes.
     #[must_use]
     pub fn noise(mut self, batches: i64, features: i64, classes: i64) -> Self {
         self.noise = Some(Noise { batches, input: NoiseInput::Features { features, classes } });
         self
     }
 
-    /// Replaces the model's data by `batches` batches of random sequences. Each sequence has
-    /// `length` ids below `vocabulary`, and at each position a random id as its target.
+    /// Replaces the model's data by `batches` batches of random sequences. A sequence has `length`
+    /// ids below `vocabulary`. Its target is a random id at each position.
     #[must_use]
     pub fn tokens(mut self, batches: i64, length: i64, vocabulary: i64) -> Self {
         self.noise = Some(Noise { batches, input: NoiseInput::Tokens { length, vocabulary } });
         self
     }
 
-    /// Replaces the model's data by `batches` batches of examples that the function `draw` makes.
-    /// Its argument is the number of examples. It must draw random numbers from libtorch's global
-    /// generator, which the benchmark seeds before the call. The Python program of the peers cannot
-    /// call `draw`: it must make examples for the model's name itself.
+    /// Replaces the model's data by `batches` batches of examples that the function `draw`
+    /// generates. The argument of `draw` is the number of examples. The function must take random
+    /// numbers from libtorch's global generator, which the benchmark seeds before the call. The
+    /// Python program of the peers cannot call `draw`: it must itself generate examples for the
+    /// model's name.
     ///
     /// ```
     /// use amp_core::{
@@ -136,25 +140,25 @@ impl Workload {
         self
     }
 
-    /// Sets the number of floating-point operations in the matrix products of a step. The tables
-    /// compute the matrix rate from it. By default the number is computed: 6 operations for each
-    /// weight of a matrix and each example. This is correct for models that apply each linear layer
-    /// once per example.
+    /// Sets the number of floating-point operations in the matrix products of a step, from which
+    /// the tables compute the speed of matrix products. By default, this number is computed: 6
+    /// operations for each weight of a matrix and each example. The default is correct for models
+    /// that apply each linear layer once per example.
     #[must_use]
     pub fn operations_of_a_step(mut self, operations: f64) -> Self {
         self.operations = Some(operations);
         self
     }
 
-    /// Does not measure 32-true. Use this for a workload that takes many times as long in 32-true
-    /// as in mixed precision.
+    /// Excludes 32-true from the measurements. Use this for a workload that takes many times as
+    /// long in 32-true as in mixed precision.
     #[must_use]
     pub fn in_mixed_precision_alone(mut self) -> Self {
         self.mixed_alone = true;
         self
     }
 
-    /// Measures torch.compile in two more modes on CUDA: its default mode and
+    /// On CUDA, measures torch.compile in two further modes: its default mode, and
     /// max-autotune-no-cudagraphs.
     #[must_use]
     pub fn with_compiler_modes(mut self) -> Self {
@@ -162,40 +166,41 @@ impl Workload {
         self
     }
 
-    /// Sets hyperparameters, as a JSON object, that replace those with which the model is
-    /// registered.
+    /// Sets hyperparameters, as a JSON object. They replace the hyperparameters with which the
+    /// model is registered.
     #[must_use]
     pub fn hyperparameters(mut self, hyperparameters: Value) -> Self {
         self.hyperparameters = object(hyperparameters);
         self
     }
 
-    /// Sets the hyperparameters of a tiny version of the model, with which the benchmark measures
-    /// how long the host works in a step. The tiny model is trained on batches of 8 examples with 8
-    /// random features or ids; its tensor operations must take almost no time.
+    /// Sets the hyperparameters of a tiny version of the model. The benchmark trains this version
+    /// on batches of 8 examples with 8 random features or ids, to measure how long the host works
+    /// in a step. So the tensor operations of the tiny version must take almost no time.
     #[must_use]
     pub fn tiny(mut self, hyperparameters: Value) -> Self {
         self.tiny = Some(object(hyperparameters));
         self
     }
 
-    /// Sets the smallest number of steps in a round, on CUDA and on a CPU; 64 by default.
+    /// Sets the smallest number of steps that are timed in a round, on CUDA and on a CPU. The
+    /// default is 64.
     #[must_use]
     pub fn steps_of_a_round(mut self, cuda: i64, cpu: i64) -> Self {
         self.steps = (cuda, cpu);
         self
     }
 
-    /// Sets the devices on which `bench` runs the workload if the user names no workloads; all
-    /// devices if this is not called.
+    /// Sets the devices on which `bench` measures this workload if the user names no workload. By
+    /// default, these are all devices.
     #[must_use]
     pub fn on(mut self, devices: Devices) -> Self {
         self.devices = devices;
         self
     }
 
-    /// Sets the devices on which the workload is also measured with its data in host memory; none
-    /// by default.
+    /// Sets the devices on which this workload is also measured with its data in host memory. By
+    /// default, there are none.
     #[must_use]
     pub fn fed_on(mut self, devices: Devices) -> Self {
         self.fed = devices;

@@ -1,12 +1,12 @@
 //! Decides whether a precision is as good as 32-true: a paired non-inferiority test over seeds.
 //!
-//! For each seed d = metric(32-true) − metric(precision). Both runs have the same initial weights,
-//! order of examples and dropout. If d is positive, the precision is worse than 32-true (for a
-//! metric such as a loss, the sign of d is reversed). d̄ is the mean of d over n seeds, s its
-//! standard deviation, and U, L = d̄ ± t(1 − α, n − 1)·s/√n. The precision passes if U < δ and
-//! fails if L > δ; otherwise the result is inconclusive. The test is evaluated up to two times:
-//! after the first seeds, and again after the largest number of seeds. Each evaluation uses α/2, so
-//! that the total risk is at most α.
+//! For each seed, d = metric(32-true) − metric(precision). The two runs have the same initial
+//! weights, order of examples and dropout. If d is positive, the precision is worse than 32-true.
+//! For a metric such as a loss, the sign of d is reversed. d̄ is the mean of d over n seeds, and s
+//! is its standard deviation. The confidence interval of d̄ is from L to U: d̄ ± t(1 − α, n −
+//! 1)·s/√n. The precision passes if U < δ, and fails if L > δ. Otherwise the result is
+//! inconclusive. The test is evaluated up to two times: after the first seeds, and again after the
+//! largest number of seeds. Each evaluation uses α/2, so that the total risk is at most α.
 
 mod statistics;
 
@@ -46,7 +46,7 @@ pub struct Design {
     pub equivalence: bool,
 }
 
-/// The result of the test.
+/// The result of one evaluation of the test.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Judgement {
     /// The conclusion.
@@ -57,19 +57,19 @@ pub struct Judgement {
     pub mean: f64,
     /// The standard deviation of the differences, as measured.
     pub s: f64,
-    /// The standard deviation with which the interval was computed: at least resolution/√6, see
-    /// [`Design::judge`].
+    /// The standard deviation from which the interval was computed. It is at least resolution/√6,
+    /// for the reason given at [`Design::judge`].
     pub s_used: f64,
     /// L, the lower end of the interval.
     pub lower: f64,
     /// U, the upper end of the interval.
     pub upper: f64,
-    /// The margin δ of the test.
+    /// The margin δ with which the test was evaluated.
     pub margin: f64,
-    /// α of this evaluation.
+    /// The level α of this evaluation.
     pub alpha: f64,
     /// The probability that a precision without regression passes, computed from `n` and `s_used`.
-    /// It equals the probability of detecting a regression of δ.
+    /// The probability of detecting a regression of δ is the same.
     pub power: f64,
     /// Whether the precision is better than 32-true by more than δ. This is no regression, but a
     /// sign that something has changed.
@@ -82,7 +82,8 @@ impl Design {
         if self.most > self.first { self.alpha / 2.0 } else { self.alpha }
     }
 
-    /// Judges a precision by its differences from 32-true, one for each seed.
+    /// Decides from the differences from 32-true whether a precision passes. There is one
+    /// difference for each seed.
     ///
     /// An accuracy changes in steps of size q, so a few differences may be equal by chance. Their
     /// standard deviation s would be 0, and the interval too narrow. Rounding two metrics to
@@ -121,7 +122,8 @@ impl Design {
         } else if upper < delta && (!self.equivalence || lower > -delta) {
             Verdict::Pass
         } else {
-            // Every comparison with NaN is false, so NaN leads to this case.
+            // If a difference is NaN, both comparisons above are false, so the result is
+            // inconclusive.
             Verdict::Inconclusive
         };
         let power = power(delta, s_used, n, alpha);

@@ -2,30 +2,32 @@
 
 use statrs::distribution::{ChiSquared, Continuous, ContinuousCDF, Normal, StudentsT};
 
-/// Returns the mean of `values`; NaN without values.
+/// Returns the mean of `values`. Returns NaN if there are no values.
 pub fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// Returns the standard deviation of a sample, with n − 1; NaN for fewer than two values.
+/// Returns the standard deviation of a sample of n values, with the divisor n − 1. Returns NaN if
+/// there are fewer than two values.
 pub fn standard_deviation(values: &[f64]) -> f64 {
     let mean = mean(values);
     let squares = values.iter().map(|x| (x - mean).powi(2)).sum::<f64>();
     (squares / (values.len() as f64 - 1.0)).sqrt()
 }
 
-/// Returns the quantile of Student's t with `freedom` degrees of freedom at `probability`. Without
-/// a degree of freedom the distribution does not exist; the result is then infinite, so that every
-/// interval becomes infinite.
+/// Returns the quantile of Student's t distribution with `freedom` degrees of freedom at
+/// `probability`. If `freedom` is 0, the distribution does not exist. The result is then infinite,
+/// so that every interval computed from it is infinite.
 pub fn t_quantile(probability: f64, freedom: f64) -> f64 {
     StudentsT::new(0.0, 1.0, freedom).map_or(f64::INFINITY, |t| t.inverse_cdf(probability))
 }
 
-/// Returns the power of a one-sided one-sample t test: the probability that it distinguishes a mean
-/// of `effect` from 0. The test has the level `alpha` and `n` differences with the standard
-/// deviation `s`. The power is P(T > t(1 − alpha, n − 1)), where T has a noncentral t distribution
-/// with noncentrality effect·√n/s (Owen 1965). It is the probability that a run without regression
-/// passes a margin of `effect`, and also the probability that a regression of `effect` is detected.
+/// Returns the power of a one-sided one-sample t test: the probability that the test distinguishes
+/// a mean of `effect` from 0. The test has the level `alpha`, and uses `n` differences with the
+/// standard deviation `s`. The power is P(T > t(1 − alpha, n − 1)), where T has a noncentral t
+/// distribution with the noncentrality effect·√n/s (Owen 1965). This is the probability that a
+/// precision without regression passes with a margin of `effect`. It is also the probability that a
+/// regression of `effect` is detected.
 ///
 /// # Examples
 ///
@@ -48,11 +50,11 @@ pub fn power(effect: f64, s: f64, n: usize, alpha: f64) -> f64 {
     noncentral_t_above(t_quantile(1.0 - alpha, freedom), freedom, shift)
 }
 
-/// Returns the factor k of a one-sided tolerance limit, mean + k·s. The mean and the standard
-/// deviation s come from `n` values of a normal distribution. With probability `confidence`, at
+/// Returns the factor k of a one-sided tolerance limit, mean + k·s. Here the mean and the standard
+/// deviation s are those of `n` values of a normal distribution. With probability `confidence`, at
 /// most the fraction `risk` of the distribution is above the limit. k is computed from a quantile
 /// of the noncentral t distribution: t′(confidence; n − 1, z(1 − risk)·√n)/√n (Natrella 1963; ISO
-/// 16269-6). It is infinite for fewer than two values.
+/// 16269-6). k is infinite for fewer than two values.
 pub fn tolerance_factor(risk: f64, confidence: f64, n: usize) -> f64 {
     let (freedom, root) = (n as f64 - 1.0, (n as f64).sqrt());
     let Ok(normal) = Normal::new(0.0, 1.0) else { return f64::INFINITY };
@@ -72,16 +74,17 @@ pub fn tolerance_factor(risk: f64, confidence: f64, n: usize) -> f64 {
     high
 }
 
-/// Returns P(T > `critical`) for a noncentral T with these degrees of freedom and the noncentrality
-/// `shift`.
+/// Returns P(T > `critical`), where T has a noncentral t distribution with `freedom` degrees of
+/// freedom and the noncentrality `shift`.
 fn noncentral_t_above(critical: f64, freedom: f64, shift: f64) -> f64 {
     let (Ok(normal), Ok(chi)) = (Normal::new(0.0, 1.0), ChiSquared::new(freedom)) else {
         return f64::NAN;
     };
-    // T = (Z + shift)·√ν/u, with a standard normal Z and a chi-distributed u with ν degrees of
-    // freedom. So T > c means Z > c·u/√ν − shift. The probability of this is integrated over the
-    // density of u with Simpson's rule. The density is smooth. The interval reaches 9 to each side
-    // of √ν: what is outside is too small to change an f64.
+    // T = (Z + shift)·√ν/u, where Z has a standard normal distribution, and u has a chi
+    // distribution with ν degrees of freedom. So T > c means Z > c·u/√ν − shift. The probability of
+    // Z > c·u/√ν − shift is weighted with the density of u and integrated over u by Simpson's rule.
+    // The density is smooth. The integral covers the distance 9 on each side of √ν. Beyond that,
+    // the density is too small to change an f64 number.
     let (low, high) = ((freedom.sqrt() - 9.0).max(0.0), freedom.sqrt() + 9.0);
     let intervals = 2000;
     let width = (high - low) / f64::from(intervals);
@@ -89,8 +92,8 @@ fn noncentral_t_above(critical: f64, freedom: f64, shift: f64) -> f64 {
         if u <= 0.0 { 0.0 } else { 2.0 * u * chi.pdf(u * u) }
     };
     let at = |index: i32| {
-        // At u = 0, takes the density just above 0, because with one degree of freedom it does not
-        // vanish there.
+        // At u = 0, uses the density just above 0, because with one degree of freedom the density
+        // at 0 is not zero.
         let u = (low + f64::from(index) * width).max(1e-9);
         density(u) * normal.cdf(shift - critical * u / freedom.sqrt())
     };

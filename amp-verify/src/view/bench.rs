@@ -11,8 +11,8 @@ use crate::bench::{
 };
 use crate::text::counted;
 
-/// The texts of a table. The first `names` columns are names; the other columns are numbers, which
-/// are aligned to the right.
+/// The texts of a table. The first `names` columns contain names. The remaining columns contain
+/// numbers and are aligned to the right.
 struct Cells {
     header: Vec<String>,
     rows: Vec<Vec<String>>,
@@ -37,7 +37,7 @@ impl Cells {
     }
 }
 
-/// Formats the report for a terminal.
+/// Formats the benchmark's report for a terminal.
 pub fn bench(report: &Report) -> String {
     let mut out = format!("{}\n", heading(report));
     for cells in tables(report) {
@@ -207,8 +207,8 @@ fn targets(targets: &[Target]) -> Cells {
     cells
 }
 
-/// Returns the lines below the tables: they explain columns that are not obvious, and list failures
-/// and notes.
+/// Returns the lines that follow the tables. They explain columns that are not obvious, and list
+/// failures and notes.
 fn closing(report: &Report) -> Vec<String> {
     let ours = if report.is_cuda() { Engine::Graph } else { Engine::Eager };
     let mut lines = vec![format!(

@@ -1,11 +1,11 @@
-//! Formats the report on the machine.
+//! Formats the report of `cargo amp doctor` on the machine.
 
 use amp_core::hardware::{CudaDevice, Report};
 use comfy_table::{Table, presets::NOTHING};
 
 use crate::text::counted;
 
-/// Formats one line for each property of the machine; the last line is the recommended precision.
+/// Formats the properties of the machine, one per line. The last line is the recommended precision.
 pub fn doctor(report: &Report) -> String {
     let mut table = Table::new();
     table.load_preset(NOTHING);

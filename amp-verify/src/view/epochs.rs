@@ -11,16 +11,17 @@ use amp_core::{
 
 use super::phases;
 
-/// Prints a line for each epoch, and a line for each other event, such as a skipped step or a note.
+/// Prints one line for each epoch, and one line for each event that the user must see, such as a
+/// skipped step or a note.
 ///
 /// Values of single parameters, such as `grad_norm/model.0.weight`, are not printed, because there
-/// are many; loggers receive them. That `last.safetensors` was saved is not printed either, because
-/// this may happen in every step.
+/// are too many. Loggers receive these values. The table does not say that `last.safetensors` was
+/// saved, because this may happen in every step.
 pub struct EpochTable<W> {
     out: W,
     /// Whether the reader has closed the pipe. This ends the table, but not the training.
     closed: bool,
-    /// The last printed header.
+    /// The header that was printed last.
     header: String,
     profile: Vec<Profile>,
 }
@@ -45,8 +46,9 @@ impl<W: Write> EpochTable<W> {
     }
 }
 
-/// Returns whether the value `name` gets a column. A `/` in the name means that the value belongs
-/// to a single parameter, which gets no column, or to one of several validation sets, which does.
+/// Returns whether the logged value `name` gets a column. A name without `/` gets a column. A name
+/// with `/` belongs either to a single parameter or to one of several validation sets. Only the
+/// values of validation sets get a column.
 fn is_shown(name: &str) -> bool {
     !name.contains('/') || name.starts_with("val_")
 }
@@ -107,8 +109,9 @@ impl<W: Write> Subscriber for EpochTable<W> {
                     values.iter().map(|logged| column(logged, logged.name.clone())).collect();
                 let (names, lr, seconds) = (names.join("  "), "lr", "seconds");
                 let header = format!("epoch  step  {names}  {lr:>9} {seconds:>8}");
-                // The header is printed again if the columns change. An epoch that was resumed in
-                // its middle, for example, lacks the values that are measured over a whole epoch.
+                // The header is printed again if the columns change. For example, if a run is
+                // resumed in the middle of an epoch, this epoch lacks the values that are measured
+                // over a whole epoch.
                 if header != self.header {
                     self.line(&header)?;
                     self.header = header;

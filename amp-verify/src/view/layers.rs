@@ -79,8 +79,8 @@ pub fn layers(report: &Report) -> String {
     out
 }
 
-/// Formats for each group of fused layers how far its results are from those of the same layers run
-/// one by one.
+/// Formats for each group of fused layers how far its results differ from the results of the same
+/// layers run one at a time.
 fn groups(groups: &[Group]) -> String {
     if groups.is_empty() {
         return "measured one by one, as in fit: this device fuses no layers\n".to_owned();

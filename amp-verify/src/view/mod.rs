@@ -23,8 +23,8 @@ pub use table::table;
 
 use comfy_table::{ContentArrangement, Table};
 
-/// Wraps the cells of `table` to the width of the terminal. A width of 0 means that the width is
-/// unknown; the table then keeps its own width.
+/// Wraps the texts in `table` to the width of the terminal. A width of 0 means that the width of
+/// the terminal is unknown. In this case the table is as wide as its texts.
 pub(crate) fn wrap_to_terminal(table: &mut Table) {
     table.set_content_arrangement(match table.width() {
         Some(0) => ContentArrangement::Disabled,
@@ -32,8 +32,8 @@ pub(crate) fn wrap_to_terminal(table: &mut Table) {
     });
 }
 
-/// Formats a number with three significant digits. A number of 100 or more has all its digits
-/// before the decimal point, and none after it.
+/// Formats a number with three significant digits. A number of 100 or more is shown as an integer,
+/// with all its digits.
 fn significant(value: f64) -> String {
     match value {
         v if v >= 99.95 => format!("{v:.0}"),

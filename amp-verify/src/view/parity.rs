@@ -5,7 +5,8 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets::UTF8_FULL_C
 
 use crate::parity::{Pair, Report, Row, Seed, Status};
 
-/// Formats the table, an explanation of its columns, and the reasons for disagreement.
+/// Formats the table of the models, an explanation of the columns, and the reasons why a model and
+/// its PyTorch copy disagree.
 pub fn parity(report: &Report) -> String {
     let mut table = Table::new();
     table.load_preset(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Disabled);

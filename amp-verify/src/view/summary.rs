@@ -11,7 +11,8 @@ pub fn summary(summaries: &[ModelSummary]) -> String {
         return first.to_string();
     }
     let tree = first.to_string();
-    // Leaves out the line about the memory under the first precision, because the table has it.
+    // Leaves out the line about the memory of a step, because the table below contains this memory
+    // for every precision.
     let tree: Vec<&str> =
         tree.lines().filter(|line| !line.starts_with("memory of a step")).collect();
     let mut table = Table::new();

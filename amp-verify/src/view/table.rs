@@ -11,13 +11,13 @@ use crate::{
 };
 
 /// Formats lines that describe the runs, the table of all runs, and notes. If the table is too wide
-/// for the terminal, its columns are divided into two tables.
+/// for the terminal, divides its columns between two tables.
 pub fn table(comparison: &Comparison) -> String {
     let mut out = heading(comparison);
     let columns = columns(comparison);
     let whole = render(comparison, &columns);
     let fits = |width: u16| whole.lines().all(|line| line.chars().count() <= width.into());
-    // A width of 0 means that the width is unknown.
+    // A width of 0 means that the width of the terminal is unknown.
     if whole.width().is_none_or(|width| width == 0 || fits(width)) {
         out += &format!("{whole}\n");
     } else {
@@ -43,7 +43,7 @@ pub fn table(comparison: &Comparison) -> String {
     out
 }
 
-/// Describes the runs and the machine.
+/// Describes what was trained, and on which machine.
 pub(crate) fn heading(comparison: &Comparison) -> String {
     let subject = &comparison.subject;
     let machine = &subject.run.fingerprint;
@@ -72,14 +72,14 @@ struct Column {
     cell: fn(&Run) -> String,
 }
 
-/// Returns the number of columns with the names and the results of training; the columns after them
-/// are about its cost.
+/// Returns the number of columns for names and for results of training. The columns after them are
+/// about time and memory.
 fn results(comparison: &Comparison) -> usize {
     5 + metric_columns(comparison).len()
 }
 
-/// Returns the columns of the metric and of its difference from the baseline. There are none for a
-/// model that is judged by its loss, because the loss has its own columns.
+/// Returns the columns for the metric and for the difference between the metric and the baseline's.
+/// Returns no columns for a model that is judged by its loss, because the loss has its own columns.
 fn metric_columns(comparison: &Comparison) -> Vec<Column> {
     let column = |header: &str, cell| Column { header: header.to_owned(), cell };
     let metric = comparison.metric.as_str();
@@ -152,7 +152,8 @@ fn render(comparison: &Comparison, columns: &[Column]) -> Table {
     for run in &comparison.runs {
         table.add_row(columns.iter().map(|column| (column.cell)(run)));
     }
-    // The first and the last column contain text, the others contain numbers.
+    // The precision column, and columns whose header contains `/`, contain text. All other columns
+    // contain numbers and are aligned to the right.
     for (column, of) in table.column_iter_mut().zip(columns) {
         if of.header != "precision" && !of.header.contains('/') {
             column.set_cell_alignment(CellAlignment::Right);
@@ -181,7 +182,8 @@ fn signed_loss(value: f64) -> String {
     signed(value, 4)
 }
 
-/// Formats the mean over seeds ± half of its interval; `None` for a single seed.
+/// Formats the mean over the seeds ± half of the width of its interval. Returns `None` if there is
+/// only one seed.
 fn over(
     run: &Run,
     of: impl Fn(&OverSeeds) -> Option<&Sample>,

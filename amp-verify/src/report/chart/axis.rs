@@ -1,4 +1,5 @@
-//! Axes with ticks at round numbers, and the chart area ("plane") between an x axis and a y axis.
+//! Axes whose ticks are at round numbers, and the chart area between an x axis and a y axis (the
+//! "plane").
 
 use std::ops::Range;
 
@@ -11,7 +12,7 @@ use plotters::{
 use super::{Area, FONT, failed};
 use crate::report::color::{GRID, PAPER, TEXT};
 
-/// One axis of a chart.
+/// One axis of a chart: its range, ticks, labels and title.
 pub(super) struct Axis {
     pub(super) range: Range<f64>,
     ticks: Vec<f64>,
@@ -20,10 +21,10 @@ pub(super) struct Axis {
     room: u32,
 }
 
-/// A chart with its axes drawn.
+/// The area of a chart between its axes, which are already drawn.
 pub(super) type Plane<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<Ticked, Ticked>>;
 
-/// A range of numbers together with the ticks to draw, in the form that the drawing library needs.
+/// A range of numbers together with the ticks to draw, as the drawing library requires it.
 pub(super) struct Ticked {
     range: Range<f64>,
     ticks: Vec<f64>,
@@ -62,7 +63,8 @@ impl Axis {
         Self { range, ticks, label: Box::new(label), title: title.to_owned(), room }
     }
 
-    /// Returns an axis with ticks at round numbers. The labels have as many decimals as necessary.
+    /// Returns an axis with ticks at round numbers. The labels have as many decimals as the
+    /// distance between the ticks requires.
     pub(super) fn linear(range: Range<f64>, title: &str) -> Self {
         let rough = (range.end - range.start) / 5.0;
         let power = 10.0_f64.powf(rough.log10().floor());
@@ -76,8 +78,8 @@ impl Axis {
         })
     }
 
-    /// Returns a logarithmic axis: its values are exponents of `base`. The distance between ticks
-    /// is the smallest of 1, 2, 4, … with which there are at most about `most` ticks.
+    /// Returns a logarithmic axis. `range` has exponents of `base`. The distance between ticks is
+    /// 1, 2, 4, … exponents: the smallest distance that gives at most about `most` ticks.
     pub(super) fn powers(base: u32, range: Range<f64>, most: f64, title: &str) -> Self {
         let steps = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0];
         let wide = |step: &f64| (range.end - range.start) / step <= most;
@@ -86,7 +88,7 @@ impl Axis {
         Self::new(range, ticks, title, move |tick| format!("{base}{}", superscript(tick)))
     }
 
-    /// Returns this axis without labels and title. It is for a chart above another one with the
+    /// Returns this axis without labels and title, for a chart that is above another chart with the
     /// same x axis.
     pub(super) fn unlabelled(&self) -> Self {
         let (range, ticks) = (self.range.clone(), self.ticks.clone());
@@ -102,13 +104,13 @@ impl Axis {
         })
     }
 
-    /// Draws a plane with this axis as the x axis and `y` as the y axis.
+    /// Draws the chart area with this axis as the x axis, and `y` as the y axis.
     pub(super) fn plane<'a, 'b>(&self, y: &Self, area: &'a Area<'b>) -> Result<Plane<'a, 'b>> {
         self.plane_beside(y, y.room, area)
     }
 
-    /// Draws the plane as `plane` does, but leaves `room` pixels on its left for the labels of `y`.
-    /// With the same `room`, planes above one another have the same left edge.
+    /// Draws the chart area as `plane` does, but leaves `room` pixels to its left for the labels of
+    /// `y`. Charts above one another get the same left edge if they are drawn with the same `room`.
     pub(super) fn plane_beside<'a, 'b>(
         &self,
         y: &Self,
@@ -139,7 +141,7 @@ impl Axis {
         Ok(chart)
     }
 
-    /// Returns how many pixels the labels and the title need beside the plane.
+    /// Returns how many pixels the labels and the title of this axis need beside the chart area.
     pub(super) fn room(&self) -> u32 {
         self.room
     }
@@ -152,7 +154,8 @@ fn multiples(range: &Range<f64>, step: f64) -> Vec<f64> {
     (first..=last).map(|index| index as f64 * step).collect()
 }
 
-/// Returns the range of the values, with some space below and above. It is never empty.
+/// Returns the range of the values, extended by some space at its two ends. The range is not empty
+/// even if all values are equal.
 pub(super) fn padded(values: impl Iterator<Item = f64>) -> Range<f64> {
     let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
         (low.min(value), high.max(value))

@@ -13,12 +13,12 @@ use super::{
 };
 use crate::report::color::{ChartColor, LIMIT, TEXT};
 
-/// The value of the metric under one precision, with its confidence interval.
+/// The metric under one precision, with its confidence interval.
 pub(in crate::report) struct Share {
     pub(in crate::report) precision: Precision,
     pub(in crate::report) value: f64,
     pub(in crate::report) interval: (f64, f64),
-    /// The values for the single seeds; empty for one seed.
+    /// The metric of each seed. Empty if there is only one seed.
     pub(in crate::report) each: Vec<f64>,
 }
 
@@ -26,8 +26,8 @@ fn names(precisions: impl Iterator<Item = Precision>) -> Axis {
     Axis::names(precisions.map(|precision| precision.name().to_owned()).collect())
 }
 
-/// Draws for each precision a point with its confidence interval and, beside it, the values of the
-/// single seeds.
+/// Draws for each precision a point with its confidence interval. Beside the point, draws the
+/// metric of each seed.
 pub(in crate::report) fn shares(shares: &[Share], y_label: &str) -> Result<String> {
     let ends = shares.iter().flat_map(|share| {
         [share.interval.0, share.interval.1].into_iter().chain(share.each.iter().copied())
@@ -60,7 +60,7 @@ pub(in crate::report) fn shares(shares: &[Share], y_label: &str) -> Result<Strin
     })
 }
 
-/// Draws one bar for each precision, with its value above it.
+/// Draws one bar for each precision. Writes the value above the bar.
 pub(in crate::report) fn bars(bars: &[(Precision, f64)], y_label: &str) -> Result<String> {
     let most = bars.iter().map(|(_, value)| *value).fold(0.0, f64::max);
     let x = names(bars.iter().map(|(precision, _)| *precision));

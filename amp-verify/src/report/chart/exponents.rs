@@ -1,5 +1,5 @@
-//! A chart that shows how many values have each exponent, and below it the range of exponents of
-//! each format.
+//! A chart of the fraction of values that have each exponent. Below, strips show which exponents
+//! each format can represent.
 
 use std::collections::BTreeMap;
 
@@ -12,23 +12,25 @@ use crate::{
     report::color::{ChartColor, NORMAL, SUBNORMAL},
 };
 
-/// The height of the histogram, and that of the strips that show the ranges of the formats.
+/// The height of the histogram, and the height of the strips with the formats' exponents, in SVG
+/// units.
 const PLOT: u32 = 200;
 const STRIPS: u32 = 140;
-/// Values with exponents beyond this range are drawn at its edge.
+/// The exponents that are drawn. Values with a smaller or larger exponent are drawn at the edge.
 const FURTHEST: (i32, i32) = (-80, 40);
 /// The lower end of the y axis, as an exponent of ten: smaller fractions are drawn there.
 const LOWEST: f64 = -7.0;
 
-/// What the chart shows.
+/// The data of the chart.
 pub(in crate::report) struct Shown<'a> {
     pub(in crate::report) histogram: &'a Histogram,
-    /// The exponent of the loss scale, if training scales these values.
+    /// The exponent of the loss scale, as a power of two. `None` if training does not scale these
+    /// values.
     pub(in crate::report) log2_scale: Option<i32>,
 }
 
-/// Computes for each exponent which fraction of the nonzero values has it, after multiplication by
-/// 2^`shift`.
+/// Computes for each exponent the fraction of the nonzero values that have this exponent after
+/// multiplication by 2^`shift`.
 fn shares(histogram: &Histogram, shift: i32) -> BTreeMap<i32, f64> {
     let all = histogram.nonzero().max(1) as f64;
     let mut shares = BTreeMap::new();
@@ -39,8 +41,9 @@ fn shares(histogram: &Histogram, shift: i32) -> BTreeMap<i32, f64> {
     shares
 }
 
-/// Draws the histogram as bars, and the histogram multiplied by the loss scale as a line. Below, on
-/// the same axis, strips show each format's normal and subnormal numbers.
+/// Draws the histogram of the values as bars, and the histogram of the values times the loss scale
+/// as a line. Below, on the same x axis, strips show the normal and the subnormal numbers of each
+/// format.
 pub(in crate::report) fn exponents(shown: &Shown<'_>) -> Result<String> {
     let own = shares(shown.histogram, 0);
     let scaled = shown.log2_scale.map(|shift| shares(shown.histogram, shift));
@@ -103,7 +106,7 @@ fn outline(shares: &BTreeMap<i32, f64>, floor: f64) -> Vec<(f64, f64)> {
     points
 }
 
-/// Returns the format's usual name.
+/// Returns the usual short name of the format.
 pub(in crate::report) fn short(format: Format) -> &'static str {
     match format {
         Format::F16 => "f16",

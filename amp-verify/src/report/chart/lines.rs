@@ -10,7 +10,7 @@ use super::{
 };
 use crate::report::color::{ALARM, ChartColor, LIMIT};
 
-/// Draws one line for each precision; the x axis is the number of applied optimizer steps.
+/// Draws one line for each precision. The x axis is the number of applied optimizer steps.
 pub(in crate::report) fn lines(
     lines: &[(Precision, Vec<(f64, f64)>)],
     y_label: &str,
@@ -36,8 +36,7 @@ pub(in crate::report) fn lines(
     })
 }
 
-/// Draws the loss scale as a step function on an axis of powers of two, with crosses at skipped
-/// steps.
+/// Draws the loss scale as a step function on an axis of powers of two. Crosses mark skipped steps.
 pub(in crate::report) fn scale(
     precision: Precision,
     scale: &[(f64, f64)],
@@ -47,7 +46,8 @@ pub(in crate::report) fn scale(
     let skips: Vec<(f64, f64)> = skips.iter().map(exponent).collect();
     let mut stairs: Vec<(f64, f64)> = Vec::new();
     for (x, y) in scale.iter().map(exponent) {
-        // Until it changes, the scale stays constant: a horizontal line, then a vertical one.
+        // The loss scale is constant until it changes: draws a horizontal line, then a vertical
+        // line.
         stairs.extend(stairs.last().map(|(_, before)| (x, *before)));
         stairs.push((x, y));
     }

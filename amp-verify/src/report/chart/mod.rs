@@ -17,7 +17,7 @@ use plotters::{coord::Shift, prelude::*};
 
 use super::color::{self, PAPER};
 
-/// The width of every chart in SVG units. The page scales the charts to its own width.
+/// The width of every chart in SVG units. The HTML page scales the charts to the width of its text.
 const WIDTH: u32 = 520;
 const HEIGHT: u32 = 300;
 const FONT: (&str, i32) = ("sans-serif", 14);

@@ -1,4 +1,4 @@
-//! A chart of each layer's error divided by its error under 32-true.
+//! A chart of the error of each layer, divided by the error of the same layer under 32-true.
 
 use amp_core::Result;
 use plotters::prelude::*;
@@ -13,10 +13,10 @@ use crate::{
 /// shown.
 const LETTERS: usize = 24;
 
-/// Draws a row for each layer, the first layer at the top. On a logarithmic axis, marks show the
-/// errors of the output, the input gradient and the weight gradient, each divided by the error
-/// under 32-true. Vertical lines are at 1 and at `unit`, the ratio of the unit roundoffs of the two
-/// dtypes.
+/// Draws one row for each layer, with the first layer at the top. On a logarithmic axis, marks show
+/// the errors of the output, of the input gradient and of the weight gradient, each divided by the
+/// error under 32-true. A vertical line is at 1. A second one is at `unit`, the ratio of the unit
+/// roundoffs of the two dtypes.
 pub(in crate::report) fn ratios(report: &Report, unit: f64) -> Result<String> {
     let layers = || report.layers.iter().rev();
     let flows = || layers().flat_map(|layer| Kind::ALL.iter().filter_map(|kind| layer.flow(*kind)));

@@ -54,7 +54,7 @@ fn trained(registry: &Registry, args: &EvaluateArgs) -> Result<(Case, Box<dyn Li
     let asked = args.run.model.as_deref().unwrap_or(&summary.model);
     if asked != summary.model {
         return Err(Error::config(format!(
-            "{}: holds `{}`, not `{asked}`: leave out --model, or give another checkpoint",
+            "{}: contains the model `{}`, not `{asked}`: leave out --model, or give another checkpoint",
             path.display(),
             summary.model
         )));

@@ -92,8 +92,8 @@ impl Folder {
             let may_write = self.may_write(&name) || (self.insta_writes && anchor.exists());
             if !may_write {
                 return Err(Error::NotComparable(format!(
-                    "NOT COMPARABLE: there is no golden {} yet: record it with {command}, read \
-                     its figures, and commit it with its anchor",
+                    "NOT COMPARABLE: there is no golden {} yet: record it with {command}, check \
+                     its values, and commit it with its anchor",
                     golden.display()
                 )));
             }
@@ -101,7 +101,7 @@ impl Folder {
             // there. The user must see this line in order to commit the new files.
             let _ = writeln!(
                 io::stderr(),
-                "{name} is recorded for the first time, in {}: read its figures and commit it",
+                "{name} is recorded for the first time, in {}: check its values and commit it",
                 self.path.display()
             );
             return Ok(None);

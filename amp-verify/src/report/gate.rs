@@ -55,7 +55,7 @@ fn first_failure(report: &Report) -> String {
     };
     let of = format!("{} under {}", model.model, cell.precision);
     let note = match cell.note() {
-        note if note.is_empty() => "the seeds do not decide".to_owned(),
+        note if note.is_empty() => "too few seeds to decide".to_owned(),
         note => note,
     };
     let rule = cell

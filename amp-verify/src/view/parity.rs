@@ -46,7 +46,7 @@ pub fn parity(report: &Report) -> String {
         }
         if row.status == Status::Inconclusive {
             out += &format!(
-                "{} under {}: the seeds do not decide: run more with --seeds\n",
+                "{} under {}: too few seeds to decide: run more with --seeds\n",
                 row.model, row.precision
             );
         }

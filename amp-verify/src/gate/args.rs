@@ -21,7 +21,7 @@ pub enum Tier {
 }
 
 impl Tier {
-    /// Returns the numbers of seeds of the first evaluation and of the second.
+    /// Returns two numbers of seeds: for the first evaluation, and for the second.
     pub fn seeds(self) -> (usize, usize) {
         match self {
             Self::Quick => (4, 10),
@@ -29,7 +29,7 @@ impl Tier {
         }
     }
 
-    /// Returns the precisions to judge.
+    /// Returns the precisions that the gate judges in this tier.
     pub fn precisions(self) -> &'static [Precision] {
         match self {
             Self::Quick => &[Precision::F16Mixed, Precision::Bf16Mixed],
@@ -71,12 +71,12 @@ pub struct GateArgs {
     /// Also fail a precision that is better than the baseline by more than the margin
     #[arg(long)]
     pub equivalence: bool,
-    /// δ, the accepted loss of the metric, for the model that --model names [default: the declared
-    /// or recorded margin; a model that is changed by one of the options below has none]
+    /// δ, the accepted loss of the metric, for the model that --model names
+    /// [default: the declared or recorded margin; if one of the options below changes the model, it has none]
     #[arg(long, value_name = "DELTA")]
     pub margin: Option<f64>,
-    /// Time limit: check rules until then, run the seeds one after the other, and start no seed
-    /// that would exceed the limit; give seconds, 10m, 2h or HH:MM:SS
+    /// Time limit: check rules until then, run one seed after another, and start no seed that might
+    /// exceed the limit; give seconds, 10m, 2h or HH:MM:SS
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub time_limit: Option<Duration>,
     #[command(flatten)]

@@ -1,15 +1,14 @@
-//! Limits how much the gate computes to check the rules of one model. A large model is judged on
-//! fewer examples, steps and draws (runs with emulated rounding), so that checking its rules takes
-//! minutes.
+//! Limits how much the gate computes to check the rules of one model, so that checking the rules of
+//! a large model takes minutes. A large model is judged on fewer examples, fewer steps and fewer
+//! draws. A draw is a run of the first steps with emulated rounding.
 //!
-//! The size of a model is measured by the number of multiplications by layers' weights in the
-//! forward pass of one example. This number depends only on the model and its data, so a repeated
+//! The work for a model is measured by the number of multiplications with weights in the forward
+//! pass of one example. This number depends only on the model and its data. So each call of the
 //! gate uses the same bounds.
 //!
-//! A bound is mean + k·s of the values that the draws give, and the factor k grows if there are
-//! fewer draws. How much wider a bound becomes with [`FEWEST_DRAWS`] in place of [`DRAWS`] depends
-//! on s: 1.12 times as wide with the smallest s, a tenth of the mean; 1.26 times as wide if s is
-//! half of the mean.
+//! A bound is mean + k·s of the values that the draws give. The factor k is larger if there are
+//! fewer draws. With [`FEWEST_DRAWS`] in place of [`DRAWS`], a bound is 1.12 times as wide if s is
+//! a tenth of the mean, the smallest s. It is 1.26 times as wide if s is half of the mean.
 
 use std::rc::Rc;
 
@@ -25,8 +24,8 @@ use crate::{
 /// large model.
 const DRAWS: u64 = 32;
 const FEWEST_DRAWS: u64 = 12;
-/// The largest and the smallest number of observed steps of an epoch. Each step has two draws, so
-/// that a bound follows from at least 32 draws.
+/// The largest and the smallest number of steps of an epoch that are observed. There are two draws
+/// for each step, so that a bound is computed from at least 32 draws.
 const EPOCH_STEPS: i64 = 64;
 const FEWEST_STEPS: i64 = 16;
 /// The number of additional forward passes for each step of the observed epoch: one in 32-true and
@@ -34,14 +33,14 @@ const FEWEST_STEPS: i64 = 16;
 const PASSES: f64 = 3.0;
 /// The smallest number of examples from which batch statistics can be computed.
 const FEWEST_EXAMPLES: i64 = 2;
-/// The largest number of multiplications in a forward pass. If a batch needs more, fewer of its
-/// examples are used.
+/// The largest number of multiplications in one forward pass. If a whole batch needs more, only its
+/// first examples are used.
 const OF_PASS: f64 = 17_179_869_184.0;
 /// The largest number of multiplications in all forward passes together. If the full numbers of
-/// draws and steps need more, there are fewer draws and steps.
+/// draws and steps need more, the gate uses fewer draws and steps.
 const OF_RULES: f64 = 128.0 * OF_PASS;
 
-/// The numbers of examples, draws and steps with which a model is judged.
+/// How many examples, draws and steps are used to judge a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Budget {
     /// The number of examples in the batch on which first steps, layers, fused groups and devices
@@ -54,8 +53,9 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// Computes the budget of the case's model. To count its multiplications, runs the model once
-    /// on a few examples. `steps` is the number of first steps that are compared with 32-true.
+    /// Computes the budget for the model of the case. Runs the model once on a few examples to
+    /// count its multiplications. `steps` is the number of first steps that are compared with
+    /// 32-true.
     pub(super) fn of(job: &Job, case: &Case, steps: u64) -> Result<Self> {
         let batch = case.data.batch_size;
         let few = case.data.train.head(batch.min(FEWEST_EXAMPLES))?;
@@ -77,7 +77,7 @@ impl Budget {
     fn for_work(products: f64, batch: i64, window: i64, steps: u64) -> Self {
         let fewest = FEWEST_EXAMPLES.min(batch);
         let within = |limit: f64, work: f64, fewest: i64, most: i64| -> i64 {
-            // If `work` is 0, the quotient is infinite, and the result is `most`.
+            // If `work` is 0, the quotient is infinite, so that the result is `most`.
             ((limit / work).min(most as f64) as i64).clamp(fewest, most)
         };
         let examples = within(OF_PASS, products, fewest, batch);
@@ -114,14 +114,14 @@ mod tests {
     ) {
         let found = Budget::for_work(products, batch, 1, 6);
         assert_eq!(found, Budget { examples, draws, epoch_steps });
-        // With two batches for each step, each step takes twice as long, so there are at most as
-        // many draws and steps.
+        // If a step has two batches, it needs twice the work, so there are not more draws and
+        // steps.
         let twice = Budget::for_work(products, batch, 2, 6);
         assert!(twice.draws <= draws && twice.epoch_steps <= epoch_steps);
     }
 
-    /// A bound with the smallest number of draws is wider than one with the full number by the
-    /// factors that this module's documentation states.
+    /// Checks how much wider a bound becomes with the smallest number of draws in place of the full
+    /// number. The documentation of this module states the factors.
     #[test]
     fn few_draws_widen_a_bound_little() {
         let bound = |draws: u64, share: f64| {

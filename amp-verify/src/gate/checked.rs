@@ -1,4 +1,4 @@
-//! The result of checking a rule: the measured value (its "figure") and its bound.
+//! The result of checking a rule: the measured value (its "figure") and the bound of the figure.
 
 use amp_core::memory::show_bytes;
 use serde::{Deserialize, Serialize};
@@ -6,35 +6,35 @@ use serde::{Deserialize, Serialize};
 use super::reason::{Failure, Reason};
 use crate::text::{percent, significant};
 
-/// The result of a comparison.
+/// What the comparison of a figure with its bound shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Comparison {
-    /// The figure is within its bound, or the values are equal.
+    /// The figure is within its bound, or the values that must be equal are equal.
     Held,
-    /// The figure exceeds its bound, or the values differ.
+    /// The figure exceeds its bound, or the values that must be equal differ.
     Broken,
-    /// The figure has no bound. It is shown, but not judged.
+    /// The figure has no bound. Reports show it, but it has no effect on the verdict.
     Shown,
-    /// The seeds are too few to decide whether the figure is within its bound.
+    /// There are too few seeds to decide whether the figure is within its bound.
     Open,
-    /// Nothing was compared; `what` has the reason.
+    /// Nothing was compared. `what` contains the reason.
     LeftOut,
 }
 
-/// The unit of a figure.
+/// The unit of a figure and of its bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
-    /// No unit: the values are either equal or not.
+    /// No unit: the rule only requires that values are equal.
     Equal,
-    /// A fraction, shown as a percentage.
+    /// A fraction, printed as a percentage.
     Share,
     /// A number without a unit.
     Number,
-    /// A number that must be at least its bound.
+    /// A number that must be at least as large as its bound.
     AtLeast,
-    /// A count, in standard errors.
+    /// The distance of a count from its expected value, in standard errors.
     StandardErrors,
     /// A number of bytes.
     Bytes,
@@ -51,19 +51,20 @@ pub struct Checked {
     pub over: String,
     /// The result.
     pub result: Comparison,
-    /// The measured figure; null if it is not finite, or if the rule only compares whether values
-    /// are equal.
+    /// The measured value. Null if it is not finite, or if the rule only requires that values are
+    /// equal.
     pub figure: Option<f64>,
-    /// The largest accepted figure (for the unit `at_least`: the smallest); null if there is no
-    /// figure or no bound.
+    /// The largest accepted figure. For the unit `at_least`, the smallest accepted figure. Null if
+    /// there is no figure or no bound.
     pub bound: Option<f64>,
-    /// The unit of figure and bound.
+    /// The unit of the figure and of its bound.
     pub unit: Unit,
 }
 
 impl Checked {
-    /// Compares a figure with its bound: the largest accepted figure, or, for [`Unit::AtLeast`],
-    /// the smallest. If the bound is infinite, the figure is shown but not judged.
+    /// Compares a figure with its bound. The bound is the largest accepted figure. For
+    /// [`Unit::AtLeast`], it is the smallest accepted figure. If the bound is infinite, the figure
+    /// is only shown in reports.
     pub fn at_most(
         rule: Reason,
         what: impl Into<String>,
@@ -75,7 +76,7 @@ impl Checked {
             Unit::AtLeast => figure >= bound,
             _ => figure <= bound,
         };
-        // NaN exceeds every bound.
+        // A figure that is NaN exceeds every bound.
         let result = match (bound == f64::INFINITY, is_within) {
             (true, _) if !figure.is_nan() => Comparison::Shown,
             (_, true) => Comparison::Held,
@@ -86,7 +87,8 @@ impl Checked {
         Self { rule, what, over, result, figure: finite(figure), bound: finite(bound), unit }
     }
 
-    /// Records the result of a rule that requires equal values: whether they were equal.
+    /// Creates the result of a rule that requires equal values. `is_equal` says whether the values
+    /// were equal.
     pub fn equal(
         rule: Reason,
         what: impl Into<String>,
@@ -98,7 +100,7 @@ impl Checked {
         Self { rule, what, over, result, figure: None, bound: None, unit: Unit::Equal }
     }
 
-    /// Returns whether anything was compared.
+    /// Returns whether something was compared.
     pub fn is_done(&self) -> bool {
         self.result != Comparison::LeftOut
     }
@@ -136,7 +138,7 @@ impl Checked {
             Unit::Bytes if value < 0.0 => format!("-{}", show_bytes(-value as u64)),
             Unit::Bytes => show_bytes(value as u64),
             Unit::StandardErrors => format!("{} σ", significant(value, 2)),
-            // If the figure and its bound would both be shown as 0 %, they are shown with an
+            // If the figure and its bound would both be printed as 0 %, prints them with an
             // exponent.
             Unit::Share if largest >= 1e-4 => percent(value),
             _ => significant(value, 2),
@@ -144,7 +146,7 @@ impl Checked {
     }
 
     /// Returns the figure divided by its bound. For [`Unit::AtLeast`], returns the bound divided by
-    /// the figure. So a broken rule always has a result above 1. Returns `None` without a bound, or
+    /// the figure. So a broken rule has a result above 1. Returns `None` if there is no bound, or
     /// if the quotient is not finite.
     pub fn share(&self) -> Option<f64> {
         let (figure, bound) = (self.figure?.abs(), self.bound?.abs());
@@ -155,7 +157,7 @@ impl Checked {
         Some(share).filter(|share| share.is_finite())
     }
 
-    /// Describes the comparison, its figure and its bound in one line.
+    /// Describes what was compared, the figure and the bound in one line.
     pub fn in_words(&self) -> String {
         let Self { what, over, .. } = self;
         match (self.unit, self.bound) {
@@ -168,7 +170,7 @@ impl Checked {
     }
 }
 
-/// The failures that a job found, and the results of all its comparisons.
+/// The failures that a job has found, and the results of all its comparisons.
 #[derive(Debug, Default)]
 pub(super) struct Findings {
     pub(super) failures: Vec<Failure>,
@@ -183,8 +185,8 @@ impl Findings {
         }
     }
 
-    /// Adds the result for a rule that requires equal values. `wrong` describes a difference;
-    /// `None` means that the values were equal.
+    /// Adds the result of a rule that requires equal values. If the values differ, `wrong`
+    /// describes the difference, and a failure is added. If they are equal, `wrong` is `None`.
     pub(super) fn equal(
         &mut self,
         rule: Reason,
@@ -198,7 +200,7 @@ impl Findings {
         }
     }
 
-    /// Adds a figure with its bound, and a failure if it exceeds the bound.
+    /// Adds a figure with its bound. If the figure exceeds its bound, also adds a failure.
     pub(super) fn measured(
         &mut self,
         rule: Reason,

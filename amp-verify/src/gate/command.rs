@@ -9,8 +9,8 @@ use crate::{diagnose::PolicyFile, registry::Registry};
 
 use super::{CACHE, GateArgs, Plan, Report, annotations, junit, markdown, pool, run, table};
 
-/// Writes the policy file with the modules that must stay in FP32. It contains the modules that the
-/// diagnosis found under any precision. Returns a line for the user.
+/// Writes the policy file with all modules that must stay in FP32 under any precision, as the
+/// diagnosis found them. Returns a line that tells the user what was written.
 fn write_policy(plan: &Plan, report: &Report, file: Staged) -> Result<&'static str> {
     let Some(model) = report.models.first() else { return Ok("") };
     let mut overrides = plan.overrides.clone();
@@ -59,7 +59,7 @@ pub fn command(registry: &Registry, args: &GateArgs) -> Result<(Report, String)>
         file.write(markdown(&report).as_bytes())?;
     }
     if let Some(path) = env::var_os("GITHUB_STEP_SUMMARY") {
-        // Other steps of the CI job append to the same file.
+        // The file is opened to append, because other steps of the CI job write to the same file.
         let file = OpenOptions::new().create(true).append(true).open(&path);
         file.and_then(|mut file| file.write_all(markdown(&report).as_bytes()))
             .map_err(|error| Error::io(&path, error))?;

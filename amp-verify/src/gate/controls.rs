@@ -1,5 +1,5 @@
-//! Control runs: training in which the weights never change. They give the metric of a model that
-//! does not learn.
+//! Control runs: training runs in which the weights never change. They show the metric of a model
+//! that does not learn.
 
 use std::rc::Rc;
 

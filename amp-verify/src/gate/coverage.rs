@@ -19,39 +19,39 @@ use crate::{
     verdict::{Judgement, Verdict},
 };
 
-/// The comparisons that were made for one cell (a model under a precision), and the rules that were
-/// not checked.
+/// The comparisons that were made for one cell of the report (a model under a precision), and the
+/// rules that were not checked.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Coverage {
-    /// Properties of the runs (path, modes, size, seeds), each with its name.
+    /// Properties of the runs, each with its name: the path, the modes, the size and the seeds.
     pub ran: Vec<(&'static str, String)>,
-    /// The comparisons, ordered by rule.
+    /// The comparisons that were made, ordered by rule.
     pub rows: Vec<Row>,
-    /// The rules that were not checked.
+    /// The rules that were not checked, with the reasons.
     pub missing: Vec<Missing>,
     /// The number of rules that were checked.
     pub rules: usize,
-    /// The number of all rules.
+    /// The number of rules that could have been checked, including those that were not.
     pub of_rules: usize,
 }
 
-/// One comparison, formatted as text.
+/// One comparison, formatted as texts for a row of a table.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
     /// The rule's title.
     pub rule: &'static str,
     /// The two quantities that the rule compares.
     pub compares: &'static str,
-    /// The quantity that was compared in this cell.
+    /// The quantity that was compared for this model and precision.
     pub what: String,
-    /// The run: its mode, number of steps and seeds.
+    /// A description of the run: its mode, its number of steps and its seeds.
     pub over: String,
     /// The measured figure.
     pub figure: String,
     /// The bound of the figure.
     pub bound: String,
-    /// The figure divided by its bound; `None` without a bound, or if the rule only compares
-    /// whether values are equal.
+    /// The figure divided by its bound. `None` if there is no bound, or if the rule only requires
+    /// that values are equal.
     pub share: Option<f64>,
     /// The result.
     pub result: Comparison,
@@ -60,9 +60,9 @@ pub struct Row {
 /// Something that was not checked, with the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
-    /// The rules that were not checked.
+    /// The names of the rules that were not checked.
     pub what: String,
-    /// The reason; empty if there is none.
+    /// The reason why they were not checked. Empty if no reason is known.
     pub why: String,
 }
 
@@ -107,12 +107,12 @@ impl Row {
 }
 
 impl Coverage {
-    /// Lists what was checked for a cell of the report.
+    /// Lists what was checked for a model under a precision.
     pub fn of(report: &Report, model: &ModelReport, cell: &Cell) -> Self {
         let mut coverage = Self::default();
         let all = seeds(&cell.seeds);
-        // The rules of first steps and of the training path were checked with one seed. It is taken
-        // from the job, because a cell without full runs lists no seeds.
+        // The rules about the first steps and about the training path were checked with one seed.
+        // It is read from the list of jobs, because a cell without full runs has no list of seeds.
         let of_rules = report.jobs.iter().find(|job| {
             (&job.model, job.precision) == (&model.model, cell.precision)
                 && matches!(job.task, Task::Conformance | Task::Path)
@@ -198,7 +198,8 @@ impl Coverage {
         coverage
     }
 
-    /// Returns the comparison whose figure is largest relative to its bound, with this ratio.
+    /// Returns the comparison whose figure is largest relative to its bound, together with this
+    /// ratio. Returns `None` if no comparison has a bound.
     pub fn closest(&self) -> Option<(&Row, f64)> {
         let shares = self.rows.iter().filter_map(|row| Some((row, row.share?)));
         shares.max_by(|a, b| a.1.total_cmp(&b.1))

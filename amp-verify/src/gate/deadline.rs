@@ -1,4 +1,4 @@
-//! The moment at which the gate stops checking rules because of its time limit.
+//! The time at which the gate stops checking rules, because of its time limit.
 
 use std::{
     cell::Cell,
@@ -11,8 +11,8 @@ use amp_core::{Error, Result};
 /// The reason that reports give for a rule that was not judged.
 pub(super) const OVER: &str = "the time limit was reached";
 
-/// The moment at which a job must end. All clones of a deadline share the flag that says whether it
-/// has ended the job.
+/// The time at which a job must end. All clones of a deadline share a flag. It says whether the
+/// deadline has ended the job.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Deadline {
     at: Option<Instant>,

@@ -1,5 +1,6 @@
-//! Digests of what must be the same in the run in 32-true and in the run under the precision with
-//! which it is paired: initial weights, order of examples and validation set.
+//! Digests of what must be the same in two paired runs: the run under a precision, and the run
+//! under 32-true with the same seed. These are the initial weights, the order of examples and the
+//! validation set.
 
 use std::{cell::RefCell, collections::HashSet, rc::Rc};
 
@@ -13,12 +14,13 @@ use sha2::{Digest, Sha256};
 
 use crate::scalars::all_finite;
 
-/// The number of batches that are recorded. They are enough to distinguish two shuffles. They come
-/// before a CUDA graph is captured; within a graph no batch could be read.
+/// The number of batches at the start of a run that are recorded. These batches suffice to
+/// distinguish two shuffles. Later batches could not be read, because they may be part of a CUDA
+/// graph.
 const NOTED: usize = 3;
 
-/// The largest number of examples that are compared, and the largest number of numbers in these
-/// examples. There are limits because a data set may be larger than memory.
+/// The largest number of examples that are compared, and the largest number of elements in these
+/// examples. The numbers are limited because a data set may be larger than memory.
 const MOST_EXAMPLES: i64 = 1 << 16;
 const MOST_NUMBERS: i64 = 1 << 27;
 const AT_ONCE: usize = 256;
@@ -61,11 +63,11 @@ pub(super) fn is_finite(model: &dyn LightningModule) -> Result<bool> {
     all_finite(&tensors)
 }
 
-/// Properties of the data.
+/// Properties of the data set that are compared between two paired runs.
 pub(super) struct Data {
     /// A digest of the validation set.
     pub(super) validation: String,
-    /// The share of validation examples that are also training examples.
+    /// The fraction of the validation examples that are also training examples.
     pub(super) overlap: f64,
 }
 
@@ -87,8 +89,8 @@ impl Data {
     }
 }
 
-/// Returns the digests of some examples, and the fraction of the data set that they are. The
-/// examples are evenly spaced, or the first ones if the data set is a stream.
+/// Returns digests of some examples, and the fraction of the data set that these examples are. The
+/// examples are evenly spaced. If the data set is a stream, they are the first examples.
 fn sample(set: &SharedDataset) -> Result<(Vec<String>, f64)> {
     let length = set.len();
     if length == 0 {
@@ -109,7 +111,8 @@ fn sample(set: &SharedDataset) -> Result<(Vec<String>, f64)> {
     Ok((digests, count as f64 / length as f64))
 }
 
-/// Returns a digest of each example of the batch. It covers the example's values in all tensors.
+/// Returns a digest of each example of the batch. A digest is computed from the example's values in
+/// all tensors of the batch.
 fn examples(batch: &AnyBatch) -> Result<Vec<String>> {
     let length = batch.len();
     let tensors = batch.tensors().filter(|(_, tensor)| tensor.size().first() == Some(&length));
@@ -126,7 +129,7 @@ fn examples(batch: &AnyBatch) -> Result<Vec<String>> {
         .collect())
 }
 
-/// Combines several digests into one.
+/// Combines several digests into one digest.
 pub(crate) fn digest<T: AsRef<str>>(parts: &[T]) -> String {
     let mut hash = Sha256::new();
     for part in parts {
@@ -145,7 +148,7 @@ fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     own_bytes(&tensor.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?)
 }
 
-/// Returns the values of a tensor in its own dtype.
+/// Returns the bytes of a tensor's elements in the dtype of the tensor.
 fn own_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     let flat = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?.f_reshape([-1])?;
     let flat = flat.f_view_dtype(Kind::Uint8)?;

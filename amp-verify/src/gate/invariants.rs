@@ -1,5 +1,5 @@
-//! A short run in which every step is checked against the invariants of training. It includes
-//! validations and, if the precision scales its loss, steps that overflow.
+//! A short run in which the invariants of training are checked in every step. The run includes
+//! validations. If the precision scales its loss, the run also includes steps that overflow.
 
 use amp_core::{Result, Trainer, data::Limit, random};
 
@@ -9,14 +9,15 @@ use super::{
 };
 use crate::{faults::Fault, registry::Registry};
 
-/// The number of applied steps. It is more than ten, because the invariants require that each
-/// weight changes within ten steps.
+/// The number of applied steps in the run. It is more than ten, because one invariant says that
+/// each weight changes within ten steps.
 const STEPS: u64 = 12;
 /// The number of steps between two validations.
 const BETWEEN: i64 = 6;
-/// The largest number of epochs. It ends a run in which every step is skipped.
+/// The largest number of epochs. If every step is skipped, the run ends after this number of
+/// epochs.
 const EPOCHS: i64 = 8;
-/// A loss scale with which the first steps overflow.
+/// A loss scale that is so high that the first steps overflow.
 const SCALE: f64 = 17_179_869_184.0;
 
 /// Runs the job.

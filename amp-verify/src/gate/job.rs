@@ -1,4 +1,4 @@
-//! A job of the gate and its outcome. Any of the gate's processes can run a job.
+//! A job of the gate and its outcome. Each process of the gate can run any job.
 
 use std::{fmt, time::Duration};
 
@@ -31,7 +31,7 @@ use crate::{
     registry::Registry,
 };
 
-/// The kind of a job.
+/// What a job does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Task {
@@ -39,7 +39,7 @@ pub enum Task {
     Train,
     /// Trains and validates with an optimizer that changes no weight: the control run.
     Frozen,
-    /// Runs a few steps and compares them with 32-true.
+    /// Runs a few steps and compares them with the same steps under 32-true.
     Conformance,
     /// Checks the rules of the training path.
     Path,
@@ -47,34 +47,34 @@ pub enum Task {
     Invariants,
 }
 
-/// The description of a job. Two equal jobs give equal results on the same machine.
+/// The description of a job. Two equal jobs have equal results on the same machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Job {
     /// The model's name.
     pub model: String,
     /// The precision.
     pub precision: Precision,
-    /// The seed of weights, order of examples and dropout.
+    /// The seed of the weights, the order of examples and dropout.
     pub seed: u64,
-    /// The length of a full run.
+    /// The length of a full training run.
     pub length: Length,
-    /// The changes to the registered model.
+    /// The changes to the registered model that the gate's options ask for.
     pub changes: Changes,
     /// The device's name.
     pub device: String,
     /// Whether f32 matrix products may run in TF32.
     pub tf32: bool,
-    /// Whether deterministic algorithms are requested.
+    /// Whether libtorch is asked for deterministic algorithms.
     pub deterministic: bool,
-    /// The kernels of layers and losses.
+    /// The kernels that layers and losses use.
     pub kernels: Kernels,
     /// How often the invariants of training are checked.
     pub check: Check,
     /// The task.
     pub task: Task,
-    /// The precisions of single modules, by path. They replace those that the model's code sets.
+    /// The precisions of single modules, by path. They replace those in the model's code.
     pub overrides: Overrides,
-    /// The fault that the self-test puts into this job; `None` in an ordinary gate.
+    /// The fault that the self-test puts into this job. `None` outside the self-test.
     pub fault: Option<Fault>,
 }
 
@@ -91,29 +91,29 @@ impl fmt::Display for Job {
     }
 }
 
-/// The outcome of a job.
+/// The results of a job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// The last epoch's validation metric; null when it is not a number.
+    /// The metric in the last validation; null if it is NaN.
     pub metric: Option<f64>,
-    /// The last epoch's validation loss; null when it is not finite.
+    /// The loss in the last validation; null if it is not finite.
     pub loss: Option<f64>,
-    /// The number of applied steps.
+    /// The number of applied optimizer steps.
     pub applied_steps: u64,
-    /// The number of skipped steps.
+    /// The number of skipped optimizer steps.
     pub skipped_steps: u64,
-    /// The loss scale at the end.
+    /// The loss scale at the end of the run.
     pub final_scale: Option<f64>,
     /// The largest number of bytes that tensors occupied at one time, the gate's own included.
     pub peak_memory_bytes: u64,
     /// The dtypes of matrix products, loss and weights, as observed in the first step.
     pub observed: Observed,
-    /// The number of validation examples.
+    /// The number of examples in the validation set.
     pub examples: i64,
-    /// A digest of the initial weights, the order of examples and the validation set. The run in
-    /// 32-true with the same seed must have the same digest.
+    /// A digest of the initial weights, the order of examples and the validation set. It must equal
+    /// the digest of the 32-true run with the same seed.
     pub pairing: String,
-    /// The share of validation examples that are also training examples.
+    /// The fraction of the validation examples that are also training examples.
     pub overlap: f64,
     /// The hyperparameters.
     pub hyperparameters: Hyperparameters,
@@ -123,15 +123,15 @@ pub struct Outcome {
     pub batch_size: i64,
     /// The description of the machine and its settings; null if the job did not train.
     pub fingerprint: Option<Fingerprint>,
-    /// The relative error of a matrix product in f32; only for jobs in 32-true.
+    /// The relative error of a matrix product in f32; null for other precisions than 32-true.
     pub product_error: Option<f64>,
-    /// The comparison of the first steps with 32-true; null unless the task is `conformance`.
+    /// The comparison of the first steps with 32-true; null unless the task is `Conformance`.
     pub conformance: Option<Vec<Checked>>,
-    /// The checks of the training path; null unless the task is `path`.
+    /// The checks of the training path; null unless the task is `Path`.
     pub path: Option<path::PathReport>,
-    /// The failures of the run.
+    /// The failures that the job found.
     pub failures: Vec<Failure>,
-    /// Whether the time limit ended the job before all its rules were judged.
+    /// Whether the time limit ended the job before all rules were judged.
     #[serde(default)]
     pub ended: bool,
     /// The duration of the job in seconds.
@@ -173,8 +173,8 @@ impl Outcome {
 }
 
 impl Job {
-    /// Runs the job with its model from the registry. An error of the run becomes a failure in the
-    /// outcome.
+    /// Runs the job with its model from the registry. If the run ends with an error, the outcome
+    /// contains a failure.
     pub fn execute(&self, registry: &Registry) -> Outcome {
         self.execute_within(registry, None)
     }
@@ -213,14 +213,14 @@ impl Job {
         serde_json::to_string(self).unwrap_or_else(|error| format!("{error}"))
     }
 
-    /// Runs the job and measures its memory.
+    /// Runs the job and measures the memory that it uses.
     fn measured(&self, run: impl FnOnce() -> Result<Outcome>) -> Result<Outcome> {
         let meter = MemoryMeter::start(self.device()?)?;
         let outcome = run()?;
         Ok(Outcome { peak_memory_bytes: meter.read()?.peak_allocated, ..outcome })
     }
 
-    /// Returns the job's device.
+    /// Returns the device on which the job runs.
     ///
     /// # Errors
     /// When no device has this name.
@@ -228,7 +228,7 @@ impl Job {
         hardware::parse_device(&self.device)
     }
 
-    /// Builds the case of a run under `precision`, with the job's fault in its data and seed.
+    /// Builds the case for a run under `precision`, with the job's fault in its data and seed.
     pub(super) fn case(&self, registry: &Registry, precision: Precision) -> Result<Case> {
         hardware::set_numerics(self.tf32, self.deterministic)?;
         let seed = Fault::seed(self.fault, precision, self.seed);
@@ -257,7 +257,7 @@ impl Job {
         }
     }
 
-    /// Returns the trainer's options for a run under `precision`; a fault in them is added later.
+    /// Returns the trainer's options for a run under `precision`, without the job's fault.
     pub(super) fn config(&self, case: &Case, precision: Precision) -> TrainerConfig {
         let mut config = TrainerConfig { precision, ..case.trainer.clone() };
         config.recovery.provenance = false;
@@ -357,9 +357,8 @@ impl Job {
     }
 }
 
-/// Returns the relative error of a product of f32 matrices on this device: about 1e-7 if it is
-/// computed in f32, and about 1e-4 in TF32. So it shows whether TF32 was used, whichever switch
-/// turned it on.
+/// Returns the relative error of a product of f32 matrices on this device. The error is about 1e-7
+/// in f32, and about 1e-4 in TF32. So it shows whether TF32 was used.
 ///
 /// # Errors
 /// When libtorch fails.
@@ -377,7 +376,7 @@ pub fn product_error(device: Device) -> Result<f64> {
     Ok(error.f_norm()?.f_double_value(&[])? / exact.f_norm()?.f_double_value(&[])?)
 }
 
-/// An interceptor that changes nothing.
+/// An interceptor that does not change the run.
 struct Untouched;
 
 impl Interceptor for Untouched {}

@@ -51,14 +51,15 @@ use crate::{length::Length, registry::Registry, verdict::Design};
 
 /// The version of the format of [`Report`].
 pub const SCHEMA: &str = "amp-gate/5";
-/// The folder of cached outcomes.
+/// The folder in which the outcomes of jobs are cached.
 pub const CACHE: &str = ".amp/cache";
-/// The number of failing cells to diagnose by default. Each diagnosis takes dozens of runs.
+/// How many failing combinations of model and precision are diagnosed by default. One diagnosis
+/// takes dozens of runs.
 pub const DIAGNOSED: usize = 3;
 
 impl Plan {
-    /// Judges one precision of a model by the outcomes of the first `count` seeds, which have
-    /// already run. `cut_short` says whether further seeds did not run because of the time limit.
+    /// Judges one precision of a model by the results of the first `count` seeds, which have
+    /// already run. `cut_short` says whether the time limit prevented further seeds.
     fn cell(
         &self,
         pool: &Pool,
@@ -151,9 +152,9 @@ impl Plan {
     }
 }
 
-/// Runs the plan. Without a time limit, each precision of each model is first judged with the
-/// smaller number of seeds; if the result is inconclusive, the other seeds run too. With a time
-/// limit, the seeds run one after the other until the limit.
+/// Runs the plan. Without a time limit, first judges each precision of each model with the smaller
+/// number of seeds. Runs the other seeds for each precision whose result is inconclusive. With a
+/// time limit, runs one seed after another until the limit.
 ///
 /// # Errors
 /// When the cache cannot be written.
@@ -241,10 +242,10 @@ fn left_out(plan: &Plan) -> Vec<String> {
 }
 
 /// Starts the processes that run the jobs. On a GPU the jobs run in this process, and operations on
-/// the host use all cores. On a CPU there are `processes` processes, by default as many as fit on
-/// the cores if each uses `threads` threads. The number of threads does not depend on the number of
-/// processes: sums are split among threads, so another number of threads would change the last
-/// digits of results.
+/// the host use all cores. On a CPU, `processes` processes are started. By default, there are as
+/// many as fit on the cores if each process uses `threads` threads. The number of threads does not
+/// depend on the number of processes. This matters because sums are split among threads, so another
+/// number of threads changes the last digits of results.
 ///
 /// # Errors
 /// When a process cannot be started or the cache cannot be opened.

@@ -1,4 +1,4 @@
-//! The plan of a gate: which models and precisions to judge, and which jobs this needs.
+//! The plan of a gate: which models and precisions are judged, and which jobs are needed for this.
 
 use std::{ops::Deref, path::PathBuf, sync::Arc, time::Duration};
 
@@ -18,7 +18,7 @@ use crate::{
     registry::{Model, Registry},
 };
 
-/// A model to judge, with its margin δ.
+/// A model to judge, and its margin δ.
 #[derive(Debug, Clone)]
 pub struct Subject {
     model: Arc<Model>,
@@ -30,8 +30,8 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// Creates the subject with the margin that the registry declares or, if it declares none, with
-    /// the recorded margin.
+    /// Creates the subject with the margin that the registry declares. If the registry declares
+    /// none, uses the recorded margin.
     ///
     /// # Errors
     /// When the model has no margin.
@@ -39,10 +39,11 @@ impl Subject {
         Self::with(registry, model, &Changes::default(), None)
     }
 
-    /// Creates the subject with these changes; `margin` replaces the model's own margin.
+    /// Creates the subject for a model with these changes. If `margin` is given, it replaces the
+    /// declared or recorded margin.
     ///
     /// # Errors
-    /// When there is no margin for these changes, or a change does not fit the model.
+    /// When there is no margin for these changes, or the model does not allow one of the changes.
     pub fn with(
         registry: &Registry,
         model: &Arc<Model>,
@@ -64,16 +65,16 @@ impl Deref for Subject {
     }
 }
 
-/// What a gate judges: the options after they were checked.
+/// What a gate judges: the command-line options, after they were checked.
 #[derive(Clone)]
 pub struct Plan {
-    /// The registry with the models.
+    /// The registry that contains the models.
     pub registry: Registry,
     /// The models.
     pub models: Vec<Subject>,
-    /// The changes to each model.
+    /// The changes to each model that the options ask for.
     pub changes: Changes,
-    /// The time limit for checking rules and running seeds; `None` means that everything runs.
+    /// The time limit for checking rules and running seeds. `None` means that there is no limit.
     pub time_limit: Option<Duration>,
     /// Whether only the rules are checked, without full training runs.
     pub rules_only: bool,
@@ -83,38 +84,39 @@ pub struct Plan {
     pub precisions: Vec<Precision>,
     /// The number of seeds in the first evaluation.
     pub first: usize,
-    /// The largest number of seeds.
+    /// The largest number of seeds, which is used if the first evaluation is inconclusive.
     pub most: usize,
     /// The first seed.
     pub first_seed: u64,
-    /// α, the risk of the statistical test; see [`Design::alpha`](crate::verdict::Design::alpha).
+    /// α, the risk of the statistical test. See [`Design::alpha`](crate::verdict::Design::alpha).
     pub alpha: f64,
-    /// Whether a precision that is better than 32-true by more than δ fails as well; see
+    /// Whether a precision that is better than 32-true by more than δ fails as well. See
     /// [`Design::equivalence`](crate::verdict::Design::equivalence).
     pub equivalence: bool,
     /// The device's name.
     pub device: String,
     /// Whether f32 matrix products may run in TF32.
     pub tf32: bool,
-    /// Whether deterministic algorithms are requested.
+    /// Whether libtorch is asked for deterministic algorithms.
     pub deterministic: bool,
-    /// The kernels of layers and losses.
+    /// The kernels that layers and losses use.
     pub kernels: Kernels,
     /// How often the invariants of training are checked.
     pub check: Check,
-    /// The folder with the goldens (recorded results) with which the first seed is compared; `None`
-    /// if there is no comparison.
+    /// The folder of the goldens (recorded results) with which the results of the first seed are
+    /// compared. `None` means that nothing is compared.
     pub goldens: Option<PathBuf>,
-    /// The precisions of single modules, by path. They replace those that the model's code sets.
+    /// The precisions of single modules, by the module's path. They replace the precisions that the
+    /// model's code sets.
     pub overrides: Overrides,
-    /// The largest number of failing cells to diagnose.
+    /// How many failing combinations of model and precision are diagnosed at most.
     pub diagnosed: usize,
-    /// The fault that the self-test puts into the runs; `None` in an ordinary gate.
+    /// The fault that the self-test puts into the runs. `None` outside the self-test.
     pub fault: Option<Fault>,
 }
 
 impl Plan {
-    /// Creates the plan for these options and models.
+    /// Creates the plan from the command-line options, for the models that they name.
     ///
     /// # Errors
     /// When a name is unknown, a number is out of range, or a model has no margin.
@@ -215,7 +217,7 @@ impl Plan {
 
     pub(crate) fn job(&self, model: &Model, precision: Precision, seed: u64, task: Task) -> Job {
         let fault = match (precision, self.fault) {
-            // A fault that does not change the baseline is left out of the baseline's jobs, so that
+            // If a fault does not affect 32-true, the jobs under 32-true do not have the fault. So
             // the plans of all such faults share these jobs.
             (Precision::F32True, Some(fault)) if !fault.touches_baseline() => None,
             (_, fault) => fault,

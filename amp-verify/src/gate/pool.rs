@@ -25,8 +25,8 @@ use super::{
 };
 use crate::registry::Registry;
 
-/// The number of seconds from which on the duration of a stage of a job, or of a job that runs in
-/// this process, is reported on standard error.
+/// If a stage of a job, or a job that runs in this process, takes at least this number of seconds,
+/// its duration is reported on standard error.
 pub(super) const LONG: f64 = 5.0;
 
 /// The hidden command that starts the binary as a worker.
@@ -51,7 +51,8 @@ pub struct Pool {
 #[derive(Serialize, Deserialize)]
 struct Order {
     job: Job,
-    /// The seconds after which the job stops checking rules; `None` without a time limit.
+    /// The number of seconds after which the job stops checking rules. `None` means that there is
+    /// no time limit.
     seconds: Option<f64>,
 }
 
@@ -95,8 +96,8 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Sets the number of threads of this process to that of a worker, so that a run in this
-    /// process gives the same numbers as a run in a worker.
+    /// Sets the number of threads of this process to the number that a worker has. So a run in this
+    /// process has the same results as a run in a worker.
     pub(super) fn join(&self) {
         tch::set_num_threads(i32::try_from(self.threads).unwrap_or(1));
     }
@@ -126,7 +127,7 @@ impl Pool {
         times
     }
 
-    /// Runs those of the jobs whose outcome is not known yet.
+    /// Runs those jobs whose outcomes are not known yet.
     ///
     /// # Errors
     /// When the cache cannot be written.
@@ -134,8 +135,8 @@ impl Pool {
         self.run_until(None, jobs)
     }
 
-    /// Runs the jobs as [`run`](Self::run) does, but only until `end`. After it no further job
-    /// begins, and a running job stops checking rules.
+    /// Runs the jobs as [`run`](Self::run) does, but only until the time `end`. After `end` no
+    /// further job begins, and a running job stops checking rules.
     ///
     /// # Errors
     /// When the cache cannot be written.
@@ -158,12 +159,14 @@ impl Pool {
                 None => open.push(job),
             }
         }
-        // Long jobs run first. If a long job began last, the other processes would wait for it.
+        // Runs long jobs first. If a long job began last, the other processes would have to wait
+        // for its end.
         open.sort_by_key(|job| std::cmp::Reverse(job.length));
         self.executed += open.len();
         for (job, outcome) in self.execute(&open, end) {
-            // Two outcomes are not stored, so that the next gate runs the job again: a crash,
-            // because the machine may have caused it, and an outcome that the time limit cut short.
+            // Two kinds of outcomes are not stored, so that the next gate runs the job again. One
+            // is a crash, because the machine may have caused it. The other is an outcome that is
+            // incomplete because of the time limit.
             let crashed = outcome.failures.iter().any(|failure| failure.reason == Reason::Crashed);
             if !crashed && !outcome.ended {
                 self.cache.put(&job, &outcome)?;
@@ -238,8 +241,8 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // A worker ends when its input is closed, but it may still compute a result. That result is
-        // not needed, so the worker is killed.
+        // A worker ends when its input is closed, but it may first finish its job. The result of
+        // this job is not needed, so the worker is killed.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,12 +1,12 @@
-//! The reasons why a precision fails.
+//! The reasons for which a precision fails.
 
 use amp_core::Error;
 use serde::{Deserialize, Serialize};
 
 use crate::text::one_line;
 
-/// The reason for a failure: the rule that a run broke. That the metric is too much worse is not in
-/// this list; the statistical test reports it.
+/// The reason for a failure: the rule that a run broke. If the metric of a precision is too much
+/// worse, no reason is recorded here, because the statistical test reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
@@ -14,7 +14,8 @@ pub enum Reason {
     NonFinite,
     /// No step was applied, or the loss scale collapsed.
     AllSkipped,
-    /// The trained model is not better than the control run, in which no weight changes.
+    /// The trained model is not better than the model of the control run, in which no weight
+    /// changes.
     DidNotLearn,
     /// The observed dtypes differ from the precision's.
     PrecisionDidNotRun,
@@ -24,33 +25,33 @@ pub enum Reason {
     Contaminated,
     /// Gradients, updates or schedule differ from 32-true's by more than the dtype explains.
     NotConformant,
-    /// An observed run ends with other values than an unobserved one.
+    /// An observed run ends with other values than an unobserved run.
     Watching,
     /// In training mode a step's gradient differs from 32-true's by more than the dtype explains.
     Gradient,
     /// Weights or optimizer state differ from the optimizer's rule.
     Update,
-    /// Learning rates differ from the schedule.
+    /// The learning rates differ from those that the schedule prescribes.
     Schedule,
     /// The loss scale does not follow its rule.
     Scale,
     /// A step was wrongly skipped or applied, or a skipped step changed something.
     Skip,
-    /// Batch statistics differ from 32-true's.
+    /// Batch statistics differ from those of 32-true.
     Buffers,
-    /// Validation changes something, or is not repeatable.
+    /// Validation changes a tensor, or two validations give different results.
     Validation,
-    /// A resumed run ends with other values.
+    /// A resumed run ends with other values than an uninterrupted run.
     Resume,
-    /// The fraction of elements that dropout sets to zero does not fit the factor by which it
+    /// The fraction of elements that dropout sets to zero does not fit the factor by which dropout
     /// scales the kept elements.
     Dropout,
-    /// The rounding errors of a layer have a nonzero mean, which shows that the layer truncates, or
-    /// they are larger than its dtype explains.
+    /// The rounding errors of a layer have a nonzero mean, which shows that the layer truncates. Or
+    /// the errors are larger than the layer's dtype explains.
     Rounding,
     /// The values of a layer have more or fewer significant digits than the layer's dtype.
     Width,
-    /// Fused layers give other values than the same layers one by one.
+    /// Fused layers give other results than the same layers run one at a time.
     Fusion,
     /// An epoch does not use all its batches, or its steps do not have the requested number of
     /// batches.
@@ -98,7 +99,7 @@ impl Reason {
         Self::Crashed,
     ];
 
-    /// Returns the name in reports.
+    /// Returns the name of the reason in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::NonFinite => "non_finite",
@@ -224,14 +225,15 @@ impl Reason {
     }
 }
 
-/// A failure with its reason, in one line.
+/// A failure of a run: its reason, and a description in one line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Failure {
     /// The reason.
     pub reason: Reason,
     /// A description of what was observed.
     pub text: String,
-    /// The name of the violated [invariant](amp_core::trainer::Invariant).
+    /// The name of the violated [invariant](amp_core::trainer::Invariant). Null for any other
+    /// reason.
     #[serde(default)]
     pub invariant: Option<String>,
 }

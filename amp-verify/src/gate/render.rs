@@ -86,7 +86,8 @@ fn heading(report: &Report) -> String {
     )
 }
 
-/// Returns the diagnosis of each failing cell: one line and the attribute to paste.
+/// Returns the diagnosis of each failing combination of model and precision: one line of text, and
+/// the attribute to paste.
 fn findings(report: &Report) -> Vec<(String, &str)> {
     let mut found = Vec::new();
     for (model, cell) in cells(report) {
@@ -102,7 +103,8 @@ fn cells(report: &Report) -> impl Iterator<Item = (&ModelReport, &Cell)> {
     report.models.iter().flat_map(|model| model.cells.iter().map(move |cell| (model, cell)))
 }
 
-/// Lists what was not checked. Each line names the models and precisions to which it applies.
+/// Lists what was not checked. Each line names the models and the precisions for which it was not
+/// checked.
 fn missing(report: &Report) -> Vec<String> {
     let mut found: BTreeMap<String, BTreeMap<Precision, BTreeSet<&str>>> = BTreeMap::new();
     for (model, cell) in cells(report) {
@@ -165,8 +167,8 @@ pub fn table(report: &Report) -> String {
     for column in table.column_iter_mut().skip(5).take(5) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    // A report on many cells has hundreds of comparisons. Here only those of failing cells are
-    // printed; the files have all.
+    // A report on many models and precisions has hundreds of comparisons. The terminal shows only
+    // the comparisons of failing precisions. The files contain all comparisons.
     let all = cells(report).count();
     let mut comparisons = String::new();
     for (model, cell) in cells(report) {
@@ -185,11 +187,12 @@ pub fn table(report: &Report) -> String {
     format!("{heading}\n{table}\n{found}{comparisons}{}\n", closing(report).join("\n"))
 }
 
-/// The largest number of cells for which all comparisons are printed.
+/// If more models and precisions than this were judged, only the comparisons of failing ones are
+/// printed.
 const LISTED: usize = 2;
 const COLUMNS: [&str; 6] = ["rule", "what was compared", "over", "figure", "bound", "of the bound"];
 
-/// Formats the comparisons of one cell as a table.
+/// Formats the comparisons for one model under one precision as a table.
 fn compared(report: &Report, model: &ModelReport, cell: &Cell) -> String {
     let coverage = Coverage::of(report, model, cell);
     let mut table = Table::new();
@@ -311,7 +314,7 @@ pub fn junit(report: &Report) -> Result<String, quick_junit::SerializeError> {
     xml.to_string()
 }
 
-/// Describes in one line why a cell did not pass.
+/// Describes in one line why a precision of a model did not pass.
 fn message(model: &ModelReport, cell: &Cell) -> String {
     let failure = failure(model, cell);
     match &cell.finding {
@@ -339,8 +342,8 @@ fn failure(model: &ModelReport, cell: &Cell) -> String {
 /// The largest number of annotations per kind that GitHub shows for a step.
 const SHOWN: usize = 8;
 
-/// Formats GitHub workflow commands, which annotate the run with the worst cells. If not all
-/// failing cells are shown, the last command says how many more there are.
+/// Formats GitHub workflow commands that annotate the run with the worst results. If not all
+/// failures are shown, the last command says how many more there are.
 pub fn annotations(report: &Report) -> String {
     let mut bad: Vec<(&ModelReport, &Cell)> =
         cells(report).filter(|(_, cell)| cell.status != Status::Pass).collect();

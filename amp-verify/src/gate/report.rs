@@ -18,8 +18,8 @@ use crate::{
     verdict::{Judgement, Verdict},
 };
 
-/// The status of one precision of a model, or of the whole report. The variants are in the order
-/// from best to worst. The status of the report is the worst status of its precisions.
+/// The status of one precision of a model, or of the whole report. The variants are ordered from
+/// best to worst. The status of the report is the worst status of its precisions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
@@ -35,7 +35,7 @@ pub enum Status {
 }
 
 impl Status {
-    /// Returns the process's exit code.
+    /// Returns the exit code of the process.
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Pass => 0,
@@ -45,7 +45,7 @@ impl Status {
         }
     }
 
-    /// Returns the name in reports.
+    /// Returns the name of the status in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Pass => "PASS",
@@ -59,30 +59,32 @@ impl Status {
 /// The gate's report.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// The version of this format. A new version means that a field has changed its meaning.
+    /// The version of this format. The version changes if a field gets another meaning.
     pub schema: String,
-    /// The overall status, which is the worst status of a cell.
+    /// The overall status: the worst status of any model and precision.
     pub status: Status,
     /// The tier.
     pub tier: Tier,
-    /// The description of the machine; null if no control run ended.
+    /// The description of the machine. Null if no control run ended.
     pub fingerprint: Option<Fingerprint>,
-    /// The accepted probability that a precision passes although it is worse by the margin.
+    /// The accepted probability that a precision passes although it is worse than 32-true by the
+    /// margin.
     pub alpha: f64,
-    /// The time limit for rules and seeds in seconds; null without a limit.
+    /// The time limit for checking rules and running seeds, in seconds. Null if there is no limit.
     #[serde(default)]
     pub time_limit_seconds: Option<f64>,
     /// The models.
     pub models: Vec<ModelReport>,
     /// What the nightly tier would run in addition: precisions, longer runs, seeds.
     pub left_out: Vec<String>,
-    /// The number of failing cells that were not diagnosed.
+    /// The number of failing combinations of model and precision that were not diagnosed.
     pub undiagnosed: usize,
-    /// The number of jobs that ran.
+    /// The number of jobs that were run.
     pub executed: usize,
     /// The number of jobs whose outcome was cached.
     pub cached: usize,
-    /// The times of the jobs, the longest first. A cached job has the time of its original run.
+    /// How long each job took, the longest first. For a cached job, this is the time of its
+    /// original run.
     #[serde(default)]
     pub jobs: Vec<JobTime>,
     /// Duration in seconds.
@@ -96,17 +98,17 @@ pub struct JobTime {
     pub model: String,
     /// The precision.
     pub precision: Precision,
-    /// The task of the job.
+    /// What the job does.
     pub task: Task,
     /// The seed.
     pub seed: u64,
-    /// The duration in seconds.
+    /// How long the job took, in seconds.
     pub seconds: f64,
-    /// The largest number of bytes that tensors occupied at one time; 0 if the job failed.
+    /// The largest number of bytes that tensors occupied at one time. 0 if the job failed.
     pub peak_memory_bytes: u64,
 }
 
-/// The results of one model.
+/// The results of one model under all precisions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelReport {
     /// The model's name.
@@ -115,19 +117,19 @@ pub struct ModelReport {
     pub metric: String,
     /// Whether larger or smaller values are better.
     pub direction: Direction,
-    /// The length of each run.
+    /// The length of each training run.
     pub length: Length,
-    /// The changes to the registered model.
+    /// The changes to the registered model that the options ask for.
     pub changes: Changes,
-    /// All hyperparameters of the model; empty if the control run failed.
+    /// The values of all hyperparameters of the model. Empty if the control run failed.
     pub hyperparameters: Hyperparameters,
     /// The margin δ: a precision that is worse than 32-true by δ or more is a regression.
     pub margin: f64,
     /// By how much the metric of a trained model must be better than that of the control run.
     pub learns_by: f64,
-    /// The metric of the control run, in which no weight changes; null if that run failed.
+    /// The metric of the control run, in which no weight changes. Null if the control run failed.
     pub control: Option<f64>,
-    /// The results, one for each precision.
+    /// The results under each precision.
     pub cells: Vec<Cell>,
 }
 
@@ -138,27 +140,29 @@ pub struct Cell {
     pub precision: Precision,
     /// The status.
     pub status: Status,
-    /// The statistics; null if a run failed.
+    /// The result of the statistical test. Null if a run failed.
     pub judgement: Option<Judgement>,
     /// The failures, in the order in which they were found.
     pub failures: Vec<Failure>,
-    /// The seeds that ran.
+    /// The seeds that were run.
     pub seeds: Vec<u64>,
-    /// The baseline's metric for each seed.
+    /// The metric of the 32-true run with each seed.
     pub baseline: Vec<Option<f64>>,
-    /// The precision's metric for each seed.
+    /// The metric of the precision's run with each seed.
     pub metric: Vec<Option<f64>>,
-    /// The checks of full runs before the statistics; null if one of the runs failed.
+    /// The checks that are made on full runs before the statistical test. Null if one of the runs
+    /// failed.
     pub runs: Option<Vec<Checked>>,
-    /// The comparison of the first steps with 32-true; null if that job failed.
+    /// The comparison of the first steps with 32-true. Null if this job failed.
     pub conformance: Option<Vec<Checked>>,
-    /// The checks of the training path; null if that job failed.
+    /// The checks of the training path. Null if this job failed.
     pub path: Option<PathReport>,
     /// The largest number of bytes that tensors occupied at one time in a full run, over all seeds
-    /// and including 32-true; null if no run ended.
+    /// and including 32-true. Null if no run ended.
     #[serde(default)]
     pub peak_memory_bytes: Option<u64>,
-    /// The same for the observed runs. It includes the tensors that the gate keeps to check them.
+    /// The largest number of bytes that tensors occupied at one time in an observed run. This
+    /// includes tensors that the gate keeps for its checks.
     #[serde(default)]
     pub watched_peak_memory_bytes: Option<u64>,
     /// Whether the time limit prevented further seeds.
@@ -169,7 +173,7 @@ pub struct Cell {
     pub rules_cut_short: bool,
     /// The number of skipped steps, over all seeds.
     pub skipped_steps: u64,
-    /// The diagnosis of a failure; null if nothing failed, or if no diagnosis was made.
+    /// The diagnosis of the failure. Null if nothing failed, or if no diagnosis was made.
     pub finding: Option<Finding>,
 }
 
@@ -191,8 +195,8 @@ impl Cell {
         self
     }
 
-    /// Returns the most important fact about the cell in one line; empty if there is nothing to
-    /// say.
+    /// Returns the most important fact about the result, in one line. The line is empty if there is
+    /// nothing to say.
     pub fn note(&self) -> String {
         match (&self.failures.first(), &self.judgement) {
             (Some(failure), _) => failure.text.clone(),

@@ -1,5 +1,5 @@
-//! A model that is built only once and stays on its device. Before each run it is reset to the
-//! state that a newly built model has.
+//! A model that is built only once and stays on its device. Before each run, the model is reset to
+//! the state of a newly built model.
 
 use amp_core::{
     LightningModule, Result,
@@ -11,9 +11,9 @@ use amp_core::{
 
 use crate::case::Case;
 
-/// A model together with its initial state. A reset is faster than building the model again:
-/// building draws each weight on the host and copies it to the device, a reset only copies on the
-/// device.
+/// A model together with its initial state. Resetting the model is faster than building it again.
+/// Building it generates each weight on the host and copies the weight to the device. Resetting it
+/// only copies on the device.
 pub(super) struct ResetModel {
     model: Box<dyn LightningModule>,
     seed: u64,
@@ -22,7 +22,7 @@ pub(super) struct ResetModel {
     initial: Vec<Initial>,
     /// The state that the model itself adds to a checkpoint.
     state: State,
-    /// The random generators after the build.
+    /// The state of the random generators after the model was built.
     random: RandomState,
 }
 
@@ -36,7 +36,7 @@ struct Initial {
 }
 
 impl ResetModel {
-    /// Builds the case's model.
+    /// Builds the model of the case.
     pub(super) fn new(case: &Case) -> Result<Self> {
         let device = case.trainer.device;
         let model = case.build()?;
@@ -67,7 +67,8 @@ impl ResetModel {
         parameters.map(|initial| initial.values.shallow_clone()).collect()
     }
 
-    /// Resets the model to its state after the build, and the random generators to theirs.
+    /// Resets the model and the random generators to the state that they had after the model was
+    /// built.
     pub(super) fn reset(&mut self) -> Result<&mut dyn LightningModule> {
         clear_gradients(self.model.as_ref())?;
         let tensors = named_tensors(self.model.as_ref());
@@ -121,8 +122,8 @@ mod tests {
         }
     }
 
-    /// A model with everything that a reset must restore: buffers, dropout, tied weights, a state
-    /// of its own and random noise.
+    /// A model with everything that a reset must restore: buffers, dropout, tied weights, state
+    /// that the model adds to a checkpoint, and random noise.
     #[derive(LightningModule)]
     #[forward(|x| {
         let noisy = x.f_add(&x.f_randn_like()?.f_mul_scalar(0.1)?)?;
@@ -169,8 +170,9 @@ mod tests {
         Case::new(&registry, model, Choices { seed: 7, ..Choices::default() }, Device::Cpu)
     }
 
-    /// Returns the bits of every tensor and of the generators, whether tensors have gradients and
-    /// require them, and the state that the model adds to a checkpoint.
+    /// Returns everything that a reset must restore: the bits of every tensor and of the random
+    /// generators, which tensors have gradients and which require gradients, and the state that the
+    /// model adds to a checkpoint.
     fn bits(model: &dyn LightningModule) -> Result<Vec<(String, Tensor)>> {
         let mut all: Vec<(String, Tensor)> = Vec::new();
         for (name, tensor, _) in named_tensors(model) {
@@ -210,8 +212,9 @@ mod tests {
         bits(model)
     }
 
-    /// After a run under any precision, a model that is reset has the same bits as a newly built
-    /// model, and its next run ends with the same bits as a run of a newly built model.
+    /// Checks that a model that is reset after a run under any precision has the same bits as a
+    /// newly built model. The next run of the reset model must end with the same bits as a run of a
+    /// newly built model.
     #[rstest]
     fn a_reset_model_is_a_new_build(
         #[values(Precision::F16Mixed, Precision::F64True, Precision::Bf16True)] before: Precision,

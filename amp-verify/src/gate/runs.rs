@@ -1,5 +1,5 @@
-//! Checks of full runs that come before the statistical test: that the compared runs had the same
-//! start, that memory is as expected, and that the model learned.
+//! Checks on full runs that are made before the statistical test: whether the compared runs had the
+//! same start, whether their memory is as expected, and whether the model learned.
 
 use amp_core::{memory::show_bytes, precision::Precision};
 
@@ -15,21 +15,21 @@ use crate::{text::percent, verdict::mean};
 /// 1e-4.
 const F32_PRODUCT: f64 = 1e-5;
 /// The accepted fraction of validation examples that are also training examples. It is not zero,
-/// because in real data a text or an image may occur twice.
+/// because in real data the same text or image may occur twice.
 const OVERLAP: f64 = 0.05;
-/// The largest accepted memory of a precision, as a multiple of 32-true's memory. For weights that
-/// are wider than f32 it is multiplied by their width relative to f32.
+/// The largest accepted peak memory of a precision, as a multiple of the peak memory of 32-true. If
+/// the weights are wider than f32, this multiple is multiplied by their width relative to f32.
 const MEMORY: f64 = 2.0;
-/// The additional memory that is accepted on CUDA, because libraries may allocate workspaces in the
-/// first run that calls them.
+/// How much more memory is accepted on CUDA, in bytes. A library may allocate a workspace in the
+/// first run that calls the library.
 const WORKSPACES: f64 = (1_u64 << 28) as f64;
 
-/// The full runs of a precision and of its baseline, for each seed.
+/// The full runs under a precision and under 32-true, one of each for each seed.
 pub(super) struct Runs<'a> {
     pub(super) plan: &'a Plan,
     pub(super) model: &'a Subject,
     pub(super) precision: Precision,
-    /// The control run in 32-true, in which no weight changes.
+    /// The control run under 32-true, in which no weight changes.
     pub(super) control: &'a Outcome,
     pub(super) baseline: &'a [Outcome],
     pub(super) own: &'a [Outcome],
@@ -79,7 +79,7 @@ impl Runs<'_> {
 
     /// Checks that the runs with the same seed under the precision and under 32-true had the same
     /// initial weights, order of examples, validation set and settings. Also checks that the
-    /// validation set has no training examples.
+    /// validation set contains no training examples.
     fn pairing(&self, findings: &mut Findings) {
         let differ = |different: &dyn Fn(&Outcome, &Outcome) -> bool| {
             self.baseline.iter().zip(self.own).any(|(base, own)| different(base, own))

@@ -1,4 +1,4 @@
-//! Runs the jobs of all seeds at once, or, with a time limit, one seed after the other.
+//! Runs the jobs of all seeds at once. With a time limit, runs the seeds one after another.
 
 use std::time::{Duration, Instant};
 
@@ -7,11 +7,11 @@ use amp_core::{Result, precision::Precision};
 use super::{Plan, Pool, job::Task};
 use crate::verdict::Verdict;
 
-/// How many seeds ran for each cell.
+/// How many seeds ran for each model and precision.
 pub(super) struct Seeds {
     /// The number of seeds, by model and precision.
     counts: Vec<Vec<usize>>,
-    /// Whether the time limit prevented further seeds for a cell, by model and precision.
+    /// Whether the time limit prevented further seeds, by model and precision.
     cut_short: Vec<Vec<bool>>,
 }
 
@@ -24,7 +24,7 @@ impl Seeds {
         }
     }
 
-    /// Returns the number of seeds that ran for a cell, and whether the time limit prevented
+    /// Returns how many seeds ran for a model and a precision, and whether the time limit prevented
     /// further seeds.
     pub(super) fn of(&self, model: usize, precision: usize) -> (usize, bool) {
         (self.counts[model][precision], self.cut_short[model][precision])
@@ -61,11 +61,11 @@ fn all(plan: &Plan, pool: &mut Pool) -> Result<Seeds> {
     Ok(seeds)
 }
 
-/// Runs the rules until the limit, and then one seed after the other. A seed begins only if it
-/// would end within the limit in the time of the longest seed so far.
+/// Checks the rules until the time limit, and then runs one seed after another. A seed begins only
+/// if it would end within the limit, assuming that it takes as long as the longest seed so far.
 ///
-/// Between the two evaluations the number of seeds depends only on the time, not on their results.
-/// So each of the two evaluations keeps its significance level.
+/// Between the two evaluations, the number of seeds depends only on the time, and not on the
+/// results of the seeds. So each evaluation keeps its significance level.
 fn within(plan: &Plan, pool: &mut Pool, started: Instant, limit: Duration) -> Result<Seeds> {
     // If the moment is too far in the future for an `Instant`, the rules have no limit.
     pool.run_until(started.checked_add(limit), plan.rules())?;
@@ -103,8 +103,8 @@ fn within(plan: &Plan, pool: &mut Pool, started: Instant, limit: Duration) -> Re
 }
 
 impl Plan {
-    /// Returns whether the cell needs more than `count` seeds: nothing failed, and the test with
-    /// these seeds is inconclusive.
+    /// Returns whether a model and a precision need more than `count` seeds: nothing failed, and
+    /// the statistical test with `count` seeds is inconclusive.
     fn is_open(&self, pool: &Pool, model: usize, precision: Precision, count: usize) -> bool {
         let cell = self.cell(pool, &self.models[model], precision, (count, false));
         let verdict = cell.judgement.map(|judgement| judgement.verdict);

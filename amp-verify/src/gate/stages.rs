@@ -1,4 +1,5 @@
-//! Reports the progress of a long job: when a stage of the job ends, prints how long it took.
+//! Reports the progress of a long job. When a stage of the job ends, prints how long the stage
+//! took.
 
 use std::time::Instant;
 

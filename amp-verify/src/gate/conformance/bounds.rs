@@ -1,5 +1,5 @@
-//! The bounds for the differences between the first steps of a precision and those of 32-true. They
-//! follow from runs with emulated rounding.
+//! Bounds for the differences between the first steps of a precision and those of 32-true. The
+//! bounds are computed from runs with emulated rounding.
 
 use amp_core::tch::Kind;
 
@@ -9,19 +9,19 @@ use crate::{
     verdict::{mean, standard_deviation, tolerance_factor},
 };
 
-/// The accepted probability that a measured value exceeds its bound although nothing is wrong. A
-/// cell has five such values; the gradients of all parameters together have the probability of one
+/// The accepted probability that a measured value exceeds its bound although nothing is wrong. For
+/// each model and precision there are five values. The gradients of all parameters count as one
 /// value.
 const RISK: f64 = 1e-5;
-/// The confidence that this probability is not larger. It is needed because the standard deviation
-/// is estimated from few runs.
+/// The confidence that the probability of a false alarm is not larger than [`RISK`]. A confidence
+/// is needed because the standard deviation is estimated from few runs.
 const CONFIDENCE: f64 = 0.95;
-/// The smallest standard deviation of a value, relative to its mean. Without it a bound might be
-/// too narrow, because kernels also round inside modules, where the emulation does not round.
+/// The smallest standard deviation of a value, relative to its mean. A smaller one might make a
+/// bound too narrow, because kernels also round inside modules, where the emulation does not round.
 const LEAST_SPREAD: f64 = 0.1;
-/// The smallest bounds, in roundings of the loss's dtype, for the loss and for gradients. The
-/// emulation rounds only between modules. The computation between the last module and the loss
-/// rounds a few more times, which changes the loss and the gradients that follow from it.
+/// The smallest bounds for the loss and for gradients, in roundings of the loss's dtype. The
+/// emulation rounds only between modules. But the computation between the last module and the loss
+/// also rounds a few times. This changes the loss, and with it the gradients.
 pub(in crate::gate) const OF_LOSS: f64 = 4.0;
 pub(in crate::gate) const OF_GRADIENT: f64 = 24.0;
 
@@ -36,13 +36,15 @@ pub(super) struct Least {
 }
 
 /// Computes bounds. A bound is an upper tolerance limit, mean + k·s, with the factor k of
-/// [`tolerance_factor`]: with confidence 0.95, at most the fraction [`RISK`] of runs in which
-/// nothing is wrong exceeds it. Mean and s come from the runs with emulated rounding.
+/// [`tolerance_factor`]. The mean and the standard deviation s are those of the runs with emulated
+/// rounding. With confidence 0.95, at most the fraction [`RISK`] of runs in which nothing is wrong
+/// exceeds the bound.
 ///
-/// The formula assumes a normal distribution, also for values far from the measured ones. The
-/// square of a distance is a sum of squares, so its cube root is nearly normal (Wilson and Hilferty
-/// 1931). Therefore mean and s of a distance are computed for distance^(2/3). A difference may be
-/// positive or negative, so each side gets half of the risk.
+/// The formula assumes a normal distribution, even for values that are far from the measured ones.
+/// The square of a distance is a sum of squares, so the cube root of this square is nearly normal
+/// (Wilson and Hilferty 1931). Therefore the mean and s of a distance are computed for
+/// distance^(2/3). A difference may be positive or negative, so half of the risk belongs to each
+/// sign.
 pub(super) struct Bounds<'a> {
     runs: &'a [Figures],
     least: Least,
@@ -95,9 +97,9 @@ fn limit_of_distance(values: &[f64], k: f64) -> f64 {
     k.mul_add(spread, middle).powf(1.5)
 }
 
-/// Returns the upper tolerance limit that follows from these distances. With confidence 0.95, a set
-/// of `together` new distances exceeds it at most with the probability [`RISK`]. The limit is
-/// infinite for fewer than two distances.
+/// Returns the upper tolerance limit that follows from `distances`. With confidence 0.95, the
+/// probability that one of `together` new distances exceeds the limit is at most [`RISK`]. The
+/// limit is infinite if there are fewer than two distances.
 pub(in crate::gate) fn tolerance_limit(
     distances: impl IntoIterator<Item = f64>,
     together: u64,
@@ -130,10 +132,10 @@ mod tests {
         What::Gradient(parameter.into())
     }
 
-    /// The bounds of forty runs are mean + k·s with tolerance factors k for 95 % confidence, which
-    /// were computed in Python from the noncentral t distribution. For one distance the risk is
-    /// 1e-5, and k is 5.297515. For a difference, which has two sides, the risk is 5e-6 on each
-    /// side, and k is 5.483708. Each of three gradients has a third of the risk. Distances are
+    /// Checks that the bounds from forty runs are mean + k·s, with tolerance factors k for 95 %
+    /// confidence. The factors were computed in Python from the noncentral t distribution. For one
+    /// distance the risk is 1e-5, and k is 5.297515. A difference has two sides with a risk of 5e-6
+    /// each, and k is 5.483708. Each of three gradients has a third of the risk. Distances are
     /// raised to the power 2/3, and s is at least a tenth of the mean.
     #[test]
     fn a_bound_is_a_tolerance_limit() {
@@ -173,8 +175,8 @@ mod tests {
         assert_eq!(bounds.of(&gradient("unused")), 24.0 / 256.0);
     }
 
-    /// If no run with emulated rounding has a gradient for a parameter, its bound is only a few
-    /// roundings, so that any other gradient exceeds it.
+    /// Checks that a gradient exceeds its bound if no run with emulated rounding has a gradient for
+    /// this parameter. The bound of such a parameter is only a few roundings.
     #[test]
     fn an_unknown_gradient_is_beyond_its_bound() {
         let runs = vec![BTreeMap::from([(What::Loss, 0.0)]); 3];

@@ -1,9 +1,9 @@
-//! Emulates the rounding of a precision: the model runs in a wider precision, and every value that
-//! the precision would keep in 16 bits is rounded to 16 bits. This does not use the code of the
-//! precision that is checked. Weights are first perturbed at random by less than one rounding, so
-//! that every run rounds differently. The difference between such runs and a run without rounding
-//! shows how far a correct run of the precision may be from 32-true, for this model, its weights
-//! and its data.
+//! Emulates the rounding of a precision. The model runs in a wider precision, and every value that
+//! the precision would store in 16 bits is rounded to 16 bits. The emulation does not use the code
+//! of the precision that is checked. Before a run, the weights are perturbed at random by less than
+//! one rounding, so that every run rounds differently. The differences between these runs and a run
+//! without rounding show how far a correct run of the precision may be from 32-true, for this
+//! model, its weights and its data.
 
 use std::{
     cell::{Cell, RefCell},
@@ -30,9 +30,9 @@ use crate::{
     rounding::{is_narrow, moved, rounded, rounded_stochastically, rounding_of},
 };
 
-/// The relative errors with which a run in 32-true itself is emulated. The first is that of the f32
-/// sums between two modules, with several hundred terms each; the second is that of the mean in a
-/// loss.
+/// The relative errors with which a run under 32-true is itself emulated. `SUMS` is the error of
+/// the f32 sums between two modules, which have several hundred terms each. `MEANS` is the error of
+/// the mean in a loss.
 pub(in crate::gate) const SUMS: f64 = 1.0 / 1_048_576.0;
 const MEANS: f64 = 1.0 / 8_388_608.0;
 
@@ -63,7 +63,7 @@ struct Kinds {
 }
 
 impl Emulation {
-    /// Runs one forward pass of `model` under the precision and records the dtypes between its
+    /// Runs one forward pass of `model` under `precision`, and records the dtypes between the
     /// modules. The model must be newly built from the case.
     pub(in crate::gate) fn of(
         case: &Case,
@@ -93,7 +93,8 @@ impl Emulation {
             other => (Precision::F32True, other),
         };
         let mut modules = seen.0.take();
-        // A module with buffers is a batch norm. Its gradients are summed in f32.
+        // A module that has buffers is a batch norm. The gradients of its parameters are summed in
+        // f32.
         for (name, _, role) in named_tensors(model) {
             let module = name.rsplit_once('.').and_then(|(module, _)| modules.get_mut(module));
             if let (Role::Buffer, Some(module)) = (role, module) {
@@ -106,7 +107,7 @@ impl Emulation {
         Ok(Self { wide, precision: rounds, device, modules, loss })
     }
 
-    /// Returns the dtype in which the loss is computed.
+    /// Returns the dtype in which the precision computes the loss.
     pub(in crate::gate) fn loss(&self) -> Kind {
         if is_narrow(self.loss) { self.loss } else { Kind::Float }
     }
@@ -116,14 +117,14 @@ impl Emulation {
         parameter.rsplit_once('.').and_then(|(module, _)| self.modules.get(module))
     }
 
-    /// Returns whether a parameter is rounded: its module computes in 16 bits, or no module that
-    /// ran has this parameter.
+    /// Returns whether the emulation rounds a parameter before the forward pass. It does if the
+    /// parameter's module computes in 16 bits, or if no module that ran has this parameter.
     fn rounds(&self, parameter: &str) -> bool {
         self.module_of(parameter).is_none_or(|module| is_narrow(module.computed))
     }
 
-    /// Returns the loss scale of the emulation. With it, gradients have the same size as under the
-    /// precision when they are rounded.
+    /// Returns the loss scale of the emulated run. With this scale, gradients are as large when
+    /// they are rounded as they are under the precision.
     fn scale(&self) -> f64 {
         if self.precision.scales_loss() { LOW_SCALE } else { 1.0 }
     }
@@ -141,8 +142,8 @@ impl Emulation {
 }
 
 /// Corrects the input dtypes of modules in FP32 regions under 16-bit `*-true` precisions. The
-/// values before such a module have 16 bits; they are cast to the wider dtype only when the module
-/// is called.
+/// inputs of these modules have 16 bits. They are cast to the wider dtype only when the module is
+/// called.
 fn cast_into_regions(modules: &mut BTreeMap<String, Kinds>, storage: Kind) {
     let computed: BTreeMap<String, Kind> =
         modules.iter().map(|(path, kinds)| (path.clone(), kinds.computed)).collect();
@@ -180,22 +181,23 @@ impl Probe for Seen {
 pub(in crate::gate) struct Rounding {
     emulation: Rc<Emulation>,
     draws: Rc<Draws>,
-    /// Each rounded parameter, with a copy of its values before it was rounded for this step.
+    /// The rounded parameters. Each has a copy of the values that it had before it was rounded for
+    /// the current step.
     kept: Vec<(Tensor, Tensor)>,
     /// Whether the parameters are rounded for the current step.
     has_begun: bool,
-    /// Whether values between modules are also perturbed at random before they are rounded.
+    /// Whether values between modules are perturbed at random before they are rounded.
     moves_between: bool,
 }
 
-/// Draws random numbers without changing the state of libtorch's generator.
+/// A source of random numbers that does not change the state of libtorch's generator.
 struct Draws {
     device: Device,
     seed: Cell<u64>,
 }
 
 impl Draws {
-    /// Runs `body` with libtorch's generator set to the next seed of these draws. Then restores the
+    /// Sets libtorch's generator to the next seed of this source and runs `body`. Then restores the
     /// generator's state.
     fn with<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<T> {
         let before = RandomState::read(self.device)?;
@@ -208,11 +210,12 @@ impl Draws {
 }
 
 impl Rounding {
-    /// Creates the rounding of run `number`. Each number gives other random perturbations.
+    /// Creates the rounding for the run with the number `number`. Runs with different numbers have
+    /// different random perturbations.
     pub(in crate::gate) fn new(emulation: &Rc<Emulation>, seed: u64, number: u64) -> Self {
-        // Each draw in a run increases the seed by 1. The seeds of two runs differ by more than the
-        // number of draws in a run, so that no two draws share a seed. The seed has only 32 bits,
-        // because libtorch's CPU generator uses no more.
+        // Each use of the generator in a run increases the seed by 1. The seeds of two runs differ
+        // by more than the number of uses in a run, so no seed is used twice. The seed has only 32
+        // bits, because libtorch's CPU generator uses no more.
         let seed = seed.wrapping_mul(0x9E37_79B1).wrapping_add(number << 20) & u64::from(u32::MAX);
         Self {
             emulation: Rc::clone(emulation),
@@ -223,9 +226,9 @@ impl Rounding {
         }
     }
 
-    /// Also perturbs the values between modules, before they are rounded. Weights that are stored
-    /// in 16 bits cannot be perturbed; without this option, all emulated runs of the same step
-    /// would then round in the same way.
+    /// Also perturbs the values between modules before they are rounded. Weights that are stored in
+    /// 16 bits cannot be perturbed. So without these perturbations, all emulated runs of a step
+    /// would round in the same way.
     pub(in crate::gate) fn moving_between_modules(self) -> Self {
         Self { moves_between: true, ..self }
     }
@@ -293,8 +296,8 @@ impl Rounding {
         })
     }
 
-    /// Gives the parameters the values that they had before they were rounded for this step. If the
-    /// precision stores parameters in 16 bits, they stay rounded.
+    /// Gives the parameters the values that they had before they were rounded for the current step.
+    /// If the precision stores its parameters in 16 bits, leaves them rounded.
     pub(in crate::gate) fn restore(&mut self) -> Result<()> {
         let kept = std::mem::take(&mut self.kept);
         if self.emulation.stores().0.is_none() {
@@ -306,8 +309,9 @@ impl Rounding {
         Ok(())
     }
 
-    /// Adds a random error to the gradient of a layer norm's parameter, as if it were computed from
-    /// partial sums in 16 bits. Returns other gradients unchanged.
+    /// Adds a random error to the gradient of a layer norm's parameter, as if the gradient were
+    /// computed from partial sums that were rounded to 16 bits. Returns any other gradient as it
+    /// is.
     fn with_parts(&self, name: &str, gradient: &Tensor, kind: Kind) -> Result<Tensor> {
         let sums_parts = self.emulation.module_of(name).is_some_and(|module| module.sums_parts);
         if gradient.dim() > 1 || !sums_parts {
@@ -319,7 +323,7 @@ impl Rounding {
         Ok(gradient.f_add(&drawn.f_mul(&size)?.f_mul_scalar(share)?)?)
     }
 
-    /// Rounds parameters and optimizer state after an optimizer's step to the dtypes in which the
+    /// After an optimizer step, rounds parameters and optimizer state to the dtypes in which the
     /// precision stores them.
     pub(super) fn stepped(
         &self,

@@ -1,4 +1,4 @@
-//! Measures how far the first steps of a precision are from those of 32-true.
+//! Measures how far the first steps under a precision are from the same steps under 32-true.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -14,13 +14,14 @@ use crate::{
 };
 
 /// If the norm of a parameter's gradient is less than this fraction of the whole gradient's norm,
-/// the gradient may consist of rounding errors alone, for example that of a bias before a batch
-/// norm. Its error is then divided by this fraction of the whole gradient's norm, not by its own
-/// norm.
+/// the gradient may consist of rounding errors alone. An example is the bias of a layer before a
+/// batch norm. Then the difference of the gradients is divided by this fraction of the whole
+/// gradient's norm, in place of the norm of the parameter's gradient.
 const SHARE: f64 = 1e-2;
 
-/// The values by which the first steps are compared. l, g and w belong to the precision; those with
-/// the index 32 belong to 32-true.
+/// The measures of difference between the first steps of two runs. In the formulas, l is the loss,
+/// g a gradient and w the weights in the run under the precision. l₃₂, g₃₂ and w₃₂ are the same in
+/// the run under 32-true.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum What {
     /// (l − l₃₂)/l₃₂ for the first loss l.
@@ -31,7 +32,8 @@ pub(super) enum What {
     Update,
     /// ‖w − w₀‖/‖w₃₂ − w₀‖ − 1, the relative difference of the updates' norms.
     Length,
-    /// (‖w‖ − ‖w₃₂‖)/‖w₃₂ − w₀‖. It reveals rounding towards zero and a missing weight decay.
+    /// (‖w‖ − ‖w₃₂‖)/‖w₃₂ − w₀‖. This measure reveals rounding towards zero, and a missing weight
+    /// decay.
     Norm,
 }
 
@@ -47,7 +49,7 @@ impl fmt::Display for What {
     }
 }
 
-/// The measured values of one run.
+/// The measured differences between a run and the run under 32-true.
 pub(super) type Figures = BTreeMap<What, f64>;
 
 /// Computes the norm of each tensor in f64, one tensor at a time.
@@ -78,13 +80,13 @@ fn ratio(a: f64, b: f64) -> f64 {
     if a == 0.0 { 0.0 } else { a / b }
 }
 
-/// The run in 32-true, and the norms by which the differences of other runs from it are divided.
+/// The run under 32-true, and the norms by which the differences of other runs are divided.
 pub(super) struct Exact<'a> {
     ran: &'a Ran,
     loss: f64,
-    /// The norms of the first gradients.
+    /// The norm of the first gradient of each parameter.
     gradients: Vec<f64>,
-    /// The norm of the weights.
+    /// The norm of all weights after the steps.
     weights: f64,
     /// The norm of the difference between the weights after the steps and the initial weights.
     way: f64,
@@ -101,8 +103,8 @@ impl<'a> Exact<'a> {
         })
     }
 
-    /// Returns the error in the values about weights that f32 itself causes. An optimizer's
-    /// constants, such as 1 − lr·λ, are rounded to f32. This changes all weights in the same
+    /// Returns how much f32 itself changes the measures about weights. The constants of an
+    /// optimizer, such as 1 − lr·λ, are rounded to f32. This changes all weights in the same
     /// direction in each step.
     pub(super) fn of_constants(&self) -> f64 {
         ratio(STEPS as f64 * rounding_of(Kind::Float) * self.weights, self.way)

@@ -1,5 +1,5 @@
-//! Finds the layer that causes an error. Each layer runs alone on exact inputs, so that it does not
-//! inherit the errors of earlier layers.
+//! Finds the layer that causes an error. Each layer runs separately on exact inputs, so that its
+//! result does not contain the errors of earlier layers.
 
 use std::rc::Rc;
 
@@ -12,9 +12,9 @@ use crate::{
     rounding::is_narrow,
 };
 
-/// Measures each layer alone, and returns a sentence that names the first layer whose error exceeds
-/// its bound. The report adds the sentence to the failure. It is empty if the layers cannot be
-/// measured alone.
+/// Measures each layer separately. Returns a sentence that names the first layer whose error
+/// exceeds its bound. The report adds this sentence to the failure. The sentence is empty if the
+/// layers cannot be measured separately.
 pub(super) fn locate(job: &Job, case: &Case, budget: Budget) -> Result<String> {
     if !is_narrow(job.precision.compute()) {
         return Ok(String::new());
@@ -62,8 +62,8 @@ mod tests {
         }
     }
 
-    /// The sentence names the first layer whose error exceeds its bound, also if the error is not
-    /// finite. If there is no such layer, it says so.
+    /// Checks that the sentence names the first layer whose error exceeds its bound, even if the
+    /// error is not finite. If there is no such layer, the sentence says so.
     #[test]
     fn the_first_layer_beyond_its_bound_is_named() {
         let found = in_words(&[own("a", 1.0), own("b", 3.5), own("c", f64::INFINITY)]);

@@ -1,7 +1,7 @@
-//! Compares a few steps of a precision with the same steps in 32-true, from the same weights and
-//! with the same examples. This reveals errors that hardly affect the accuracy. Dropout is off,
-//! because on a GPU it draws other random numbers in other dtypes. Batch norms use their running
-//! statistics, unless 32-true needs the batch's statistics to stay finite.
+//! Compares the first steps under a precision with the same steps under 32-true, from the same
+//! weights and with the same examples. This reveals errors that hardly affect the accuracy. Dropout
+//! is off, because on a GPU its random mask depends on the dtype. Batch norms use their running
+//! statistics. They use the statistics of the batch only if 32-true does not stay finite otherwise.
 
 mod bounds;
 pub(super) mod emulation;
@@ -32,9 +32,9 @@ use super::{
 };
 use crate::{faults::Fault, registry::Registry, text::significant};
 
-/// The number of compared optimizer steps.
+/// The number of optimizer steps that are compared.
 const STEPS: u64 = 6;
-/// The loss scale of these steps. It is so low that no step overflows and is skipped.
+/// The loss scale in these steps. It is low enough that no step overflows.
 const LOW_SCALE: f64 = 1024.0;
 
 /// Runs the job. The model is built only once and reset before each run.
@@ -56,8 +56,8 @@ pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result
     let exact = match exact_steps.run(&mut model, exact_steps.config(STEPS, LOW_SCALE)) {
         Err(error) if deadline.has_ended() => return Err(error),
         Ok(exact) if exact.finite => exact,
-        // With running statistics, a deep model may not stay finite, because nothing normalizes its
-        // activations. It then runs again with batch statistics.
+        // In a deep model, activations may overflow with running statistics, because nothing
+        // normalizes them. The model then runs again with batch statistics.
         _ => {
             exact_steps.batch_statistics = true;
             exact_steps.run(&mut model, exact_steps.config(STEPS, LOW_SCALE))?
@@ -103,15 +103,15 @@ pub(super) fn run(job: &Job, registry: &Registry, deadline: &Deadline) -> Result
 }
 
 /// Runs the steps several times with emulated rounding and without the job's fault. Returns how far
-/// each of these runs is from 32-true, and the lower limits of the bounds.
+/// each of these runs is from 32-true, and the lower limits for the bounds.
 fn unchanged(
     job: &Job,
     registry: &Registry,
     model: &mut ResetModel,
     (of_job, budget, of): (&Ran, Budget, &Steps<'_>),
 ) -> Result<(Vec<Figures>, Least)> {
-    // A fault that also affects 32-true stays in these runs, because this check looks only for
-    // differences between the precision and 32-true.
+    // If a fault also affects 32-true, these runs have the fault too, because this check looks only
+    // for differences between the precision and 32-true.
     let fault = job.fault.filter(|fault| fault.touches_baseline());
     let is_unbroken = fault == job.fault;
     let job = &Job { fault, ..job.clone() };
@@ -193,8 +193,8 @@ mod tests {
     use super::*;
     use crate::{DataSet, Registry, changes::Changes, gate::Task, length::Length, model, project};
 
-    /// A model whose activations have about the size `size` if the batch norm uses its initial
-    /// running statistics, mean 0 and variance 1.
+    /// A model whose activations have about the size `size` if its batch norm uses the initial
+    /// running statistics (mean 0, variance 1).
     #[derive(LightningModule)]
     #[forward(|x| head(&norm(&x.f_mul_scalar(self.size)?)?))]
     #[loss(mse_loss)]
@@ -242,8 +242,8 @@ mod tests {
         }
     }
 
-    /// A model whose 32-true run does not stay finite with running statistics is compared with
-    /// batch statistics; another model is compared without.
+    /// Checks that batch statistics are used only for a model whose run under 32-true does not stay
+    /// finite with running statistics.
     #[rstest]
     #[case::calm(1.0, "dropout and batch statistics")]
     #[case::diverging(1e15, "dropout, bounds")]

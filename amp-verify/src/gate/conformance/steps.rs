@@ -89,8 +89,8 @@ impl Interceptor for Still {
         StepAccess::InStep("the gate compares the steps with those of 32-true")
     }
 
-    /// Returns false. So the trainer also trains a model that optimizes manually with
-    /// `training_step`, which uses the first loss of each batch.
+    /// Returns false. So the trainer calls `training_step` even for a model that optimizes
+    /// manually, and the first loss of each batch is used.
     fn optimizes_manually(&self, _: &dyn LightningModule) -> bool {
         false
     }
@@ -143,8 +143,8 @@ impl Interceptor for Still {
     }
 }
 
-/// Returns a copy on the same device and in the same dtype. It is not converted to f64 on the host,
-/// because three such copies of a model would take too much memory.
+/// Returns a copy of a tensor, on the same device and in the same dtype. The copy is not converted
+/// to f64 on the host, because three f64 copies of a model would take too much memory.
 fn kept(tensor: &Tensor) -> Result<Tensor> {
     Ok(tensor.f_detach()?.f_detach_copy()?)
 }
@@ -155,7 +155,7 @@ fn parameters(model: &dyn LightningModule) -> Result<Vec<Tensor>> {
     own.map(|(_, tensor, _)| kept(&tensor)).collect()
 }
 
-/// The results of a run.
+/// What was recorded in a run, and the model's weights before and after the run.
 pub(super) struct Ran {
     pub(super) trace: Trace,
     pub(super) initial: Vec<Tensor>,
@@ -176,19 +176,19 @@ pub(super) struct Steps<'a> {
 impl Steps<'_> {
     pub(super) fn config(&self, steps: u64, init_scale: f64) -> TrainerConfig {
         let mut config = self.job.config(self.case, self.precision);
-        // The number of epochs leaves room for skipped steps. It also ends a run in which every
+        // The number of epochs is large enough for skipped steps. It also ends a run in which every
         // step is skipped.
         config.max_epochs = 12;
         config.max_steps = Some(steps);
         config.numerics.scaler =
             GradScalerConfig { init_scale, growth_interval: 4, ..config.numerics.scaler };
-        // This run does not validate, because other runs of the gate do.
+        // This run does not validate, because other jobs of the gate check validation.
         config.loops.val_check_interval = ValCheckInterval::Steps(i64::MAX);
         config.checks.shared_examples = true;
         config
     }
 
-    /// Resets the model and runs it.
+    /// Resets the model to its initial state and runs the steps.
     pub(super) fn run(&self, model: &mut ResetModel, config: TrainerConfig) -> Result<Ran> {
         self.run_model(model, config, None)
     }
@@ -200,7 +200,7 @@ impl Steps<'_> {
         rounding: Option<Rounding>,
     ) -> Result<Ran> {
         let mut config = self.config(STEPS, LOW_SCALE);
-        // These runs only give bounds, so the invariants of training are not checked in them.
+        // These runs only serve to compute bounds, so the invariants of training are not checked.
         config.checks.level = Check::Off;
         self.run_model(model, config, rounding)
     }
@@ -211,8 +211,9 @@ impl Steps<'_> {
         config: TrainerConfig,
         rounding: Option<Rounding>,
     ) -> Result<Ran> {
-        // If a step of 32-true itself is skipped, nothing can be compared with it, so the run ends
-        // with an error. With emulated rounding, gradients may overflow.
+        // If a step of 32-true is skipped, there is nothing to compare the precision with, so the
+        // run ends with an error. With emulated rounding, a gradient may overflow, and the step may
+        // be skipped.
         let must_apply = self.precision == Precision::F32True && rounding.is_none();
         let tracer = Tracer { trace: Rc::default(), must_apply };
         let overrides = config.numerics.overrides.clone();

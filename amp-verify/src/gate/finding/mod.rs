@@ -1,5 +1,5 @@
-//! Finds the cause of a failure. In this process, repeats the run of the first failing seed: first
-//! unchanged, and then with some modules in FP32; see [`crate::diagnose`].
+//! Finds the cause of a failure. Repeats the run of the first failing seed in this process: first
+//! as it was, and then with some modules in FP32. [`crate::diagnose`] describes the search.
 
 mod words;
 
@@ -23,63 +23,64 @@ use crate::{
     layers::{self, Kind, Options, Subject, module_paths},
 };
 
-/// The cause of a failure.
+/// Why a precision failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
-    /// Repeating the run with the same seed gives other results.
+    /// Training is not deterministic: a repeated run with the same seed gives other results.
     Nondeterministic,
-    /// 32-true differs from its golden (the recorded results of an earlier run).
+    /// The environment has changed: 32-true gives other results than its golden (the recorded
+    /// results of an earlier run).
     Environment,
-    /// A rule of training is broken; no precision region can repair this.
+    /// A rule of training is broken. No choice of precision can repair this.
     Rule,
-    /// 32-true fails as well.
+    /// 32-true fails as well, so the precision is not the cause.
     Baseline,
     /// The precision fails each time, and 32-true passes.
     Precision,
-    /// The diagnosis found no cause.
+    /// The diagnosis has found no cause.
     Unknown,
 }
 
-/// The diagnosis of a failing cell.
+/// The diagnosis of one failing combination of model and precision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Finding {
     /// The seed whose failing run was repeated.
     pub seed: u64,
     /// The cause.
     pub cause: Cause,
-    /// The failure of the seed as a number. If the metric is too much worse: the difference of the
-    /// metrics divided by the margin. If rules are broken: their number plus 1. Null if it is not
-    /// finite.
+    /// The failure of the seed as a number. If the metric is too much worse, it is the difference
+    /// of the metrics divided by the margin. If rules are broken, it is the number of broken rules
+    /// plus 1. Null if it is not finite.
     pub figure: Option<f64>,
-    /// The path of the first layer whose own error rounding does not explain; if there is none, the
-    /// layer with the largest own error. It is measured in the first forward pass. Null if layers
-    /// were not measured.
+    /// The path of the first layer whose own error is larger than rounding explains. If there is
+    /// none, the path of the layer with the largest own error. The errors are measured in the first
+    /// forward pass. Null if they were not measured.
     pub layer: Option<String>,
-    /// The layer's own error, relative to its exact output; null if it is not finite.
+    /// The own error of this layer, relative to its exact output. Null if it is not finite.
     pub layer_error: Option<f64>,
     /// Whether this error is larger than rounding explains.
     #[serde(default)]
     pub is_beyond: bool,
-    /// The paths of the modules that must stay in FP32: with them in FP32 the run passes. Empty if
-    /// FP32 does not help.
+    /// The paths of the modules that must stay in FP32. With these modules in FP32 the run passes.
+    /// Empty if FP32 does not help.
     pub modules: Vec<String>,
-    /// Whether it was tested that the run fails if any single one of these modules is not in FP32.
+    /// Whether the search has shown that the run fails if any one of these modules is not in FP32.
     pub one_minimal: bool,
     /// How many sets of modules the search tested.
     pub tests: usize,
-    /// The fields of the model's struct that contain these modules.
+    /// The fields of the model's struct that contain the modules in `modules`.
     pub fields: Vec<String>,
-    /// The lines to paste into the model's struct: the attribute `#[precision(fp32)]` with each of
-    /// these fields. Empty if FP32 does not help.
+    /// The lines to paste into the model's struct: the attribute `#[precision(fp32)]` and the name
+    /// of each field in `fields`. Empty if FP32 does not help.
     pub attribute: String,
-    /// The whole diagnosis in one line.
+    /// The whole diagnosis, in one line.
     pub text: String,
 }
 
-/// Diagnoses the failing cells, at most as many as the plan allows, and returns the number of
-/// failing cells that were not diagnosed. If `is_over` is true, the time limit has passed, and only
-/// those causes are found that need no run.
+/// Diagnoses failing cells, at most as many as the plan allows. Returns the number of failing cells
+/// that were not diagnosed. If `is_over` is true, the time limit has passed. Then only causes are
+/// found that can be found without a run.
 pub(super) fn find(plan: &Plan, pool: &Pool, reports: &mut [ModelReport], is_over: bool) -> usize {
     let mut open = if is_over { 0 } else { plan.diagnosed };
     let mut more = 0;
@@ -102,8 +103,8 @@ pub(super) fn find(plan: &Plan, pool: &Pool, reports: &mut [ModelReport], is_ove
     more
 }
 
-/// Returns the finding for a cell with broken rules of training. It needs no run: the text lists
-/// each rule with its failure.
+/// Returns the finding for a cell that broke rules of training. No run is needed for this: the text
+/// lists each broken rule with its failure.
 fn rule(plan: &Plan, cell: &Cell) -> Option<Finding> {
     let broken: Vec<String> = cell
         .failures
@@ -121,7 +122,7 @@ fn rule(plan: &Plan, cell: &Cell) -> Option<Finding> {
 }
 
 impl Finding {
-    /// Creates a finding with only the seed and its figure.
+    /// Creates a finding that has only the seed and the failure as a number.
     fn of(seed: u64, figure: Option<f64>) -> Self {
         Self {
             seed,
@@ -140,12 +141,12 @@ impl Finding {
     }
 }
 
-/// A failing cell, and what is known about its failure.
+/// A failing combination of model and precision, and what is known about its failure.
 struct Suspect<'a> {
     plan: &'a Plan,
     model: &'a gate::Subject,
     precision: Precision,
-    /// The seed to repeat.
+    /// The seed whose run is repeated.
     seed: u64,
     /// The metric of 32-true for this seed, if the metric of the precision was too much worse.
     baseline: Option<f64>,
@@ -155,17 +156,17 @@ struct Suspect<'a> {
     in_training: bool,
     /// Whether 32-true failed as well.
     baseline_fails: bool,
-    /// Whether 32-true differs from its golden; `None` without a golden.
+    /// Whether 32-true gives other results than its golden. `None` if there is no golden.
     baseline_moved: Option<bool>,
-    /// The failure as a number, as in [`Finding::figure`]; above 1 if the cell fails.
+    /// The failure as a number, as in [`Finding::figure`]. It is above 1 if the precision failed.
     known: f64,
     /// The recorded outcome of the seed, if there is one.
     recorded: Option<Outcome>,
 }
 
 impl<'a> Suspect<'a> {
-    /// Collects what is known about the failure of a cell. Returns `None` if nothing failed, or if
-    /// the precision cannot be the cause.
+    /// Collects what is known about the failure of a cell. Returns `None` if the cell did not fail,
+    /// or if the precision cannot be the cause.
     fn of(plan: &'a Plan, pool: &Pool, model: &'a gate::Subject, cell: &Cell) -> Option<Self> {
         use Reason::{
             AllSkipped, Buffers, DidNotLearn, Gradient, Moved, NonFinite, NotConformant, Rounding,
@@ -212,7 +213,8 @@ impl<'a> Suspect<'a> {
             plan,
             model,
             precision,
-            // With a time limit, a cell may fail by a rule before any seed has run.
+            // With a time limit, a rule may fail before a seed has run. Then the diagnosis uses the
+            // plan's first seed.
             seed: cell.seeds.get(at).copied().unwrap_or(plan.first_seed),
             baseline: losing.and_then(|at| baseline[at].metric),
             steps,
@@ -232,7 +234,8 @@ impl<'a> Suspect<'a> {
             false => self.search(&mut finding).err(),
         };
         finding.text = text(&finding, self.known > 1.0);
-        // An error of the diagnosis does not change the cell's status. It is only reported.
+        // If the diagnosis fails with an error, the error is reported, and the status of the cell
+        // does not change.
         if let Some(error) = failed {
             finding.cause = Cause::Unknown;
             let error = error.to_string();
@@ -283,8 +286,8 @@ impl<'a> Suspect<'a> {
             Attribution::Environment => Cause::Environment,
             Attribution::Determinism { .. } => Cause::Nondeterministic,
             Attribution::Precision | Attribution::Fusion { .. } => Cause::Precision,
-            // The repeated run passes: the cell failed only because of its golden or of
-            // --equivalence.
+            // The repeated run passes. So the cell failed only because of its golden, or because of
+            // `--equivalence`.
             Attribution::Passes if self.baseline_moved == Some(true) => Cause::Environment,
             Attribution::Passes if self.repeats(&job) => Cause::Precision,
             Attribution::Passes => Cause::Nondeterministic,
@@ -315,18 +318,18 @@ impl<'a> Suspect<'a> {
 }
 
 impl Suspect<'_> {
-    /// Runs the seed's job again, and returns whether it gives the same results as before.
+    /// Runs the job of the seed again. Returns whether the results are the same as before.
     fn repeats(&self, job: &Job) -> bool {
         let again = |recorded| figures(&job.execute(&self.plan.registry)) == figures(recorded);
         self.recorded.as_ref().is_some_and(again)
     }
 }
 
-/// A check that repeats the failing runs of the seed with other precision regions.
+/// A check that repeats the failing runs of the seed with different precision regions.
 struct Again<'a> {
     suspect: &'a Suspect<'a>,
-    /// The result of the failing run in the gate. The first call of the check returns it without a
-    /// run.
+    /// The failure of the run in the gate, as a number. The first call of the check returns it, so
+    /// that this run is not repeated.
     known: Option<f64>,
 }
 

@@ -19,7 +19,7 @@ pub(super) fn text(finding: &Finding, searched: bool) -> String {
         }
         Cause::Baseline => return "baseline: 32-true fails as well".into(),
         Cause::Unknown => return "unknown: ".into(),
-        // The text of broken rules is written where they are found.
+        // The text about broken rules is written by the code that finds them.
         Cause::Rule => return String::new(),
         Cause::Precision => format!("precision: seed {seed} fails again and passes under 32-true"),
     };

@@ -1,19 +1,20 @@
 //! Bounds for the differences of gradients and losses from 32-true: how large these differences may
-//! be through rounding alone. The bounds follow from passes with emulated rounding, by one rule for
-//! every model.
+//! be through rounding alone. The bounds are computed from passes with emulated rounding, in the
+//! same way for every model.
 //!
 //! The effect of rounding differs between steps. If the gradients of the examples nearly cancel in
 //! a step, rounding changes the step's gradient a hundred times as much as in other steps. Let g be
-//! the gradient of a pass with emulated rounding and r the gradient in 32-true. Let e be the root
-//! mean square of ‖g − r‖/‖r‖ over the passes of the step. A few passes determine e well, because
-//! it is a norm over all weights. For each pass of the epoch, divide the measured difference by e,
-//! where e is computed from the other passes of the same step. Let L be the upper tolerance limit
-//! of these quotients. Then e·L is the largest expected effect of rounding in this step.
+//! the gradient of a pass with emulated rounding, and r the gradient under 32-true. Let e be the
+//! root mean square of ‖g − r‖/‖r‖ over the passes of one step. A few passes determine e well,
+//! because it is a norm over all weights. For each pass of the epoch, the measured difference is
+//! divided by e, where e is computed from the other passes of the same step. Let L be the upper
+//! tolerance limit of these quotients. Then e·L is the largest expected effect of rounding in this
+//! step.
 //!
-//! In a few steps, rounding switches a ReLU unit on or off, and the two passes of such a step may
-//! not show it. Let P be the upper tolerance limit of the measured difference itself, over all
-//! passes of the epoch. The bound of a step is the larger of e·L and P, plus a constant for the
-//! rounding that is not emulated.
+//! In a few steps, rounding switches a ReLU unit on or off, and the few passes of this step may not
+//! show it. Let P be the upper tolerance limit of the measured differences of all passes of the
+//! epoch. The bound of a step is the larger of e·L and P, plus a constant for the rounding that is
+//! not emulated.
 
 use amp_core::{precision::Precision, tch::Kind};
 
@@ -23,12 +24,13 @@ use crate::{
     rounding::{is_narrow, rounding_of},
 };
 
-/// The smallest number of passes with emulated rounding from which a bound is computed, and the
-/// smallest number of such passes in each step.
+/// `PASSES` is the smallest number of passes with emulated rounding from which a bound is computed.
+/// `PASSES_OF_STEP` is the smallest number of such passes in each step.
 const PASSES: i64 = 32;
 const PASSES_OF_STEP: i64 = 2;
-/// The constant for 64-true. Under it, a ReLU unit switches so rarely that the passes do not show
-/// it. But when it does, the gradient changes by more than the whole effect of f32 rounding.
+/// The constant for 64-true. Under 64-true, a ReLU unit switches so rarely that the passes do not
+/// show it. But if it switches, the gradient changes by more than f32 rounding changes it
+/// otherwise.
 const OF_SWITCHES: f64 = 1e-3;
 
 /// Returns the number of passes with emulated rounding per step, for an epoch with this number of
@@ -38,8 +40,8 @@ pub(super) fn passes(steps: i64) -> u64 {
     ((PASSES + steps - 1) / steps).max(PASSES_OF_STEP).cast_unsigned()
 }
 
-/// The measured differences with their bounds. Each pair is from the step in which the difference
-/// is largest relative to its bound.
+/// The measured differences with their bounds. Each pair comes from the step in which the
+/// difference is largest relative to its bound.
 pub(super) struct Judged {
     pub(super) projection: (f64, f64),
     pub(super) parameter: (f64, f64),
@@ -71,7 +73,7 @@ impl Judged {
     }
 }
 
-/// Returns the dtype in which the loss is computed, unless the model casts its outputs.
+/// Returns the dtype in which the loss is computed if the model does not cast its outputs.
 fn loss_dtype(precision: Precision) -> Kind {
     match precision.storage() {
         kind if is_narrow(kind) => kind,
@@ -79,9 +81,10 @@ fn loss_dtype(precision: Precision) -> Kind {
     }
 }
 
-/// Computes the bound of each step, and returns the difference that is largest relative to its
-/// bound, with this bound. `figure` is the difference to judge, `size` the measure of the effect of
-/// rounding (e in the module's documentation), and `not_emulated` the constant.
+/// Computes the bound of each step. Returns the difference that is largest relative to its bound,
+/// together with this bound. `figure` returns the difference to judge. `size` returns the effect of
+/// rounding (e in the module's documentation). `not_emulated` is the constant for the rounding that
+/// is not emulated.
 fn worst(
     steps: &[Compared],
     figure: impl Fn(&Figures) -> f64,
@@ -107,7 +110,7 @@ fn worst(
     }
     let limit = tolerance_limit(ratios, steps.len() as u64);
     let of_epoch = tolerance_limit(plain, steps.len() as u64);
-    // NaN exceeds every bound.
+    // A difference that is NaN exceeds every bound.
     let share = |(found, bound): (f64, f64)| match found / bound {
         share if share.is_nan() => f64::INFINITY,
         share => share,
@@ -132,8 +135,8 @@ mod tests {
         verdict::tolerance_factor,
     };
 
-    /// Returns a step with two passes with emulated rounding. Their gradients have the distance
-    /// `error` from 32-true's; all other differences are half of it.
+    /// Returns a step with two passes with emulated rounding. The distance between the passes'
+    /// gradients and the 32-true gradient is `error`. All other differences are half of `error`.
     fn step(error: f64, found: Figures) -> Compared {
         let pass = Figures {
             projection: 0.5 * error,
@@ -152,11 +155,11 @@ mod tests {
     /// The constant for the rounding that is not emulated, under 16-mixed.
     const LEAST: f64 = 24.0 / 16_777_216.0;
 
-    /// Step 7 is sensitive: rounding changes it a hundred times as much as the 31 calm steps. Its
-    /// bound is e·L: the tolerance limit of 64 equal ratios of 0.5, times its error of 1. (The
-    /// limit is computed for the power 2/3, with s of a tenth of the mean.) The bound of a calm
-    /// step is P: the limit of the differences of all 64 passes, two of which are a hundred times
-    /// as large.
+    /// Checks the bounds of two kinds of steps. Rounding changes step 7 a hundred times as much as
+    /// the 31 other steps. The bound of step 7 is e·L: the tolerance limit of 64 equal ratios of
+    /// 0.5, times the error 1 of this step. (The limit is computed for the power 2/3, with s of a
+    /// tenth of the mean.) The bound of any other step is P: the limit of the differences of all 64
+    /// passes, two of which are a hundred times as large.
     #[rstest]
     #[case::sensitive(7, 0.5 * (1.0 + 0.1 * k()).powf(1.5))]
     #[case::calm(0, limit_of_all())]
@@ -186,8 +189,9 @@ mod tests {
         (mean + k() * (square / 63.0).sqrt()).powf(1.5)
     }
 
-    /// A difference of 0.05 in a sensitive step is within its bound. The smaller difference of 0.04
-    /// in a calm step exceeds its bound, so that this step is reported.
+    /// Checks that the step is reported whose difference is largest relative to its bound. The
+    /// difference 0.05 in the sensitive step is within its bound. The smaller difference 0.04 in
+    /// another step exceeds its bound.
     #[test]
     fn the_step_that_is_furthest_beyond_its_bound_is_judged() {
         let mut steps: Vec<Compared> = (0..32).map(|_| step(0.01, projection(0.001))).collect();
@@ -212,9 +216,9 @@ mod tests {
         assert!(checked.is_broken(), "{figure} {bound}");
     }
 
-    /// If emulated rounding changes nothing, the bound is the constant alone. It depends on the
-    /// dtypes of the loss and the logits, and is larger under 64-true because of ReLU units that
-    /// switch.
+    /// Checks that the bound is the constant alone if emulated rounding changes nothing. The
+    /// constant depends on the dtypes of the loss and of the logits. It is larger under 64-true
+    /// because of ReLU units that switch.
     #[rstest]
     #[case::f16(Precision::F16Mixed, [24.0 / 16_777_216.0, 4.0 / 2048.0])]
     #[case::bf16(Precision::Bf16Mixed, [24.0 / 16_777_216.0, 4.0 / 256.0])]

@@ -1,6 +1,6 @@
-//! Compares the kernels of a GPU, including those of fused layers, with the kernels of the CPU, by
-//! one gradient in 32-true in training mode. Dropout is off, because its random numbers differ
-//! between devices.
+//! Compares the kernels of a GPU, including those of fused layers, with the kernels of the CPU.
+//! What is compared is one gradient under 32-true in training mode. Dropout is off, because its
+//! random numbers differ between devices.
 
 use std::collections::BTreeMap;
 
@@ -30,23 +30,24 @@ use crate::{
 
 /// The number of passes with perturbed weights from which the bounds are computed.
 const DRAWS: u64 = 12;
-/// The smallest bounds for the difference in size and for the distance of the gradients. They allow
-/// for sums in another order.
+/// The smallest bounds: for the difference in size of two gradients, and for their distance. They
+/// allow for sums in another order.
 const SIZE: f64 = 1e-3;
 const DISTANCE: f64 = 1e-2;
 
-/// The difference between two gradients.
+/// How much two gradients a and b differ.
 struct GradientDifference {
-    /// |⟨a, b⟩/⟨b, b⟩ − 1|.
+    /// The difference in size, |⟨a, b⟩/⟨b, b⟩ − 1|.
     size: f64,
     /// ‖a − b‖/‖b‖.
     distance: f64,
 }
 
-/// Compares the gradient of the first examples on the GPU with that on the CPU. The two devices sum
-/// in different orders, which changes the gradient of a deep model more than that of a shallow one.
-/// Therefore the bounds are measured: they are upper tolerance limits from passes on the GPU in
-/// which the weights are perturbed at random by the relative error of a sum.
+/// Compares the gradient of the first examples on the GPU with their gradient on the CPU. The two
+/// devices sum in different orders. This changes the gradient of a deep model more than the
+/// gradient of a shallow model. Therefore the bounds are measured: they are upper tolerance limits
+/// from passes on the GPU with perturbed weights. The weights are perturbed at random by the
+/// relative error of a sum.
 pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
     let device = setup.case.trainer.device;
     if !device.is_cuda() {
@@ -79,9 +80,9 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
 /// The gradient of each parameter, by name.
 type Gradients = BTreeMap<String, Tensor>;
 
-/// Computes the gradient of a batch in 32-true, with layers fused as in `fit`. Also computes the
-/// gradient `draws` times with perturbed weights, and returns how far each is from the first
-/// gradient.
+/// Computes the gradient of a batch under 32-true, with layers fused as in `fit`. Also computes the
+/// gradient `draws` times with perturbed weights. Returns the first gradient, and the difference of
+/// each other gradient from it.
 fn gradients(
     setup: &Setup<'_>,
     device: Device,

@@ -1,5 +1,6 @@
-//! Checks dropout: the fraction of elements that it sets to zero must fit the factor by which it
-//! scales the kept elements. For a rate p the fraction is p and the factor is 1/(1 − p).
+//! Checks that two values that are measured for dropout fit each other: the fraction of elements
+//! that dropout sets to zero, and the factor by which it scales the kept elements. For a rate p the
+//! fraction is p, and the factor is 1/(1 − p).
 
 use std::cell::RefCell;
 
@@ -12,12 +13,12 @@ use amp_core::{
 /// The largest accepted difference between the fraction of zeroed elements and the rate that
 /// follows from the factor, in standard errors.
 pub(super) const CHANCE: f64 = 6.0;
-/// The relative variation up to which the factors of the kept elements count as equal. They vary
-/// because 16-bit values are rounded.
+/// The relative variation up to which the factors of the kept elements count as equal. The factors
+/// vary because 16-bit values are rounded.
 const CONSTANT: f64 = 0.01;
 
-/// A probe that recognizes dropout by its effect on a layer's input, and counts the elements that
-/// it sets to zero.
+/// A probe that recognizes a dropout layer by the effect on its input, and counts the elements that
+/// the layer sets to zero.
 #[derive(Default)]
 pub(super) struct Counter(RefCell<Counts>);
 
@@ -26,9 +27,10 @@ struct Counts {
     /// Whether counting has ended. Only one batch is counted, because counting reads every element
     /// of each output.
     done: bool,
-    /// The number of dropout layers.
+    /// The number of dropout layers that were found.
     layers: u64,
-    /// The largest difference between a layer's fraction and its rate, in standard errors.
+    /// The largest difference, in standard errors, between the fraction of zeroed elements of a
+    /// layer and the rate that follows from the layer's factor.
     worst: f64,
     /// A sentence about the layer with this difference.
     text: String,
@@ -36,7 +38,7 @@ struct Counts {
     wrong: bool,
 }
 
-/// The effect of a layer on the elements of its input.
+/// What a layer does to the elements of its input.
 struct Drops {
     /// The fraction of the nonzero elements that become zero.
     share: f64,
@@ -47,13 +49,14 @@ struct Drops {
 }
 
 impl Counter {
-    /// Stops counting, after one batch.
+    /// Ends the counting. It is called after one batch.
     pub(super) fn end(&self) {
         self.0.borrow_mut().done = true;
     }
 
-    /// Returns the number of dropout layers, the largest difference between fraction and rate in
-    /// standard errors, and, if the difference is too large, a sentence about the layer.
+    /// Returns the number of dropout layers, and the largest difference between fraction and rate
+    /// in standard errors. If this difference is too large, also returns a sentence about the
+    /// layer.
     pub(super) fn found(&self) -> (u64, f64, Option<String>) {
         let counts = self.0.borrow();
         (counts.layers, counts.worst, counts.wrong.then(|| counts.text.clone()))
@@ -68,8 +71,8 @@ impl Counter {
         };
         let rate = 1.0 - 1.0 / factor;
         let deviation = (share * (1.0 - share) / elements).sqrt();
-        // The measured factor is not exact, because values are rounded; this part of the difference
-        // is subtracted.
+        // The measured factor is not exact, because values are rounded. The difference that this
+        // may cause is subtracted.
         let away = ((share - rate).abs() - CONSTANT * rate.max(0.0)).max(0.0) / deviation;
         let mut counts = self.0.borrow_mut();
         counts.layers += 1;
@@ -89,14 +92,14 @@ impl Counter {
 
 impl Probe for Counter {
     fn ran(&self, call: &Call<'_>) {
-        // Errors are ignored: a layer for which counting fails, for example because of its shapes,
-        // is not dropout.
+        // Ignores errors. If counting fails for a layer, for example because of its shapes, the
+        // layer is not dropout.
         let _ = no_grad(|| self.count(call));
     }
 }
 
 /// Returns the effect of the layer if it looks like dropout: some elements become zero, and all
-/// others are multiplied by the same factor. Otherwise returns `None`.
+/// other elements are multiplied by the same factor. Returns `None` for any other layer.
 fn drops(input: &Tensor, output: &Tensor) -> Result<Option<Drops>> {
     let (input, output) = (input.f_to_kind(Kind::Double)?, output.f_to_kind(Kind::Double)?);
     let number = |tensor: Tensor| -> Result<f64> { Ok(tensor.f_double_value(&[])?) };
@@ -144,8 +147,8 @@ mod tests {
         (layers, wrong)
     }
 
-    /// The library's dropout is found and passes. Dropout with a wrong factor or without a factor
-    /// is reported. A ReLU is not taken for dropout.
+    /// Checks that the library's dropout is found and passes, that dropout with a wrong factor or
+    /// without a factor is reported, and that a ReLU is not taken for dropout.
     #[test]
     fn a_dropout_rate_that_contradicts_its_factor_is_reported() -> Result<()> {
         let _section = random::seeded(3)?;

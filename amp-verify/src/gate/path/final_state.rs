@@ -18,11 +18,12 @@ use serde_json::{Map, Value};
 use super::tolerance::Tolerance;
 use crate::gate::deadline::Deadline;
 
-/// The final state of a run, as it is compared with that of another run.
+/// The state at the end of a run, in the form in which it is compared with the final state of
+/// another run.
 pub(super) struct FinalState {
-    /// The model's tensors and those of its optimizers.
+    /// The tensors of the model and of its optimizers.
     pub(super) tensors: Vec<(String, Tensor)>,
-    /// Learning rates and schedules.
+    /// The learning rates, and the state of the schedules.
     values: Map<String, Value>,
     pub(super) record: RunRecord,
     pub(super) counts: Counts,
@@ -41,7 +42,7 @@ struct Recorded {
     counts: Counts,
 }
 
-/// The numbers of batches and steps of a run, and its memory.
+/// The numbers of batches and steps of a run, and the memory after each step.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Counts {
     pub(super) batches: i64,
@@ -52,14 +53,15 @@ pub(super) struct Counts {
 }
 
 impl StateRecorder {
-    /// Creates a recorder that does not measure memory. It ends the run when the deadline has
-    /// passed.
+    /// Creates a recorder that does not measure memory. The recorder ends the run when the deadline
+    /// has passed.
     pub(super) fn until(deadline: &Deadline) -> Self {
         let deadline = deadline.clone();
         Self(Rc::new(RefCell::new(Recorded { deadline, ..Recorded::default() })))
     }
 
-    /// Creates a recorder that also measures memory. It ends the run when the deadline has passed.
+    /// Creates a recorder that also measures memory. The recorder ends the run when the deadline
+    /// has passed.
     pub(super) fn new(device: Device, deadline: &Deadline) -> Result<Self> {
         let (meter, deadline) = (Some(MemoryMeter::start(device)?), deadline.clone());
         Ok(Self(Rc::new(RefCell::new(Recorded { meter, deadline, ..Recorded::default() }))))
@@ -116,8 +118,9 @@ impl FinalState {
         Ok(Self { tensors, values: state.values().clone(), record, counts })
     }
 
-    /// Returns how far runs with the same steps may differ from this run. `again` is the final
-    /// state of a repetition of this run: if it has the same bits, nothing may differ.
+    /// Returns how far other runs with the same steps may differ from this run. `again` is the
+    /// final state of a repetition of this run. If the repetition has the same bits, no bit may
+    /// differ.
     pub(super) fn repeated(&self, again: &Self) -> Result<Tolerance> {
         match self.difference(again, &Tolerance::default())? {
             None => Ok(Tolerance::default()),
@@ -125,8 +128,8 @@ impl FinalState {
         }
     }
 
-    /// Describes the first difference from `other` that is larger than `tolerance`. The default
-    /// tolerance allows no different bit.
+    /// Describes the first difference from `other` that exceeds `tolerance`. The default tolerance
+    /// accepts no difference at all. Returns `None` if there is no such difference.
     pub(super) fn difference(&self, other: &Self, tolerance: &Tolerance) -> Result<Option<String>> {
         let (own, others) = (&self.record.end, &other.record.end);
         if (own.global_step, own.skipped) != (others.global_step, others.skipped) {
@@ -199,7 +202,7 @@ pub(super) fn snapshot(tensors: Vec<(String, Tensor)>) -> Result<Vec<(String, Te
     tensors.into_iter().map(copy).collect()
 }
 
-/// Returns a copy on the same device.
+/// Returns a copy of a tensor on the same device.
 pub(super) fn copy_of(tensor: &Tensor) -> Result<Tensor> {
     Ok(no_grad(|| tensor.f_detach()?.f_detach_copy())?)
 }
@@ -210,12 +213,12 @@ pub(super) fn exact_on(device: Device, tensor: &Tensor) -> Result<Tensor> {
     Ok(no_grad(|| tensor.f_detach()?.f_to_device(device)?.f_to_kind(Kind::Double))?)
 }
 
-/// Converts a tensor to f64 on its device.
+/// Converts a tensor to f64 on the device of the tensor.
 pub(super) fn exact(tensor: &Tensor) -> Result<Tensor> {
     exact_on(tensor.device(), tensor)
 }
 
-/// Returns Σaᵢbᵢ in f64.
+/// Returns the dot product of two tensors, Σaᵢbᵢ, computed in f64.
 pub(super) fn dot(a: &Tensor, b: &Tensor) -> Result<f64> {
     Ok(no_grad(|| a.f_mul(b)?.f_sum(Kind::Double)?.f_double_value(&[]))?)
 }

@@ -1,4 +1,4 @@
-//! Compares the fused layers that `Trainer::fit` uses with the same layers run one by one.
+//! Compares the fused layers that `Trainer::fit` uses with the same layers run one at a time.
 
 use amp_core::Result;
 
@@ -12,8 +12,8 @@ use crate::{
     text::of_bound,
 };
 
-/// Compares each group of layers that is fused in a training step with the same layers run one by
-/// one.
+/// Compares the results of each group of layers that is fused in a training step with the results
+/// of the same layers run one at a time.
 pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
     let batch = setup.budget.sample(setup.case)?;
     let build = || setup.job.model(setup.case, setup.precision);
@@ -22,8 +22,8 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
         findings.left_out(Reason::Fusion, "this device fuses no layers");
         return Ok(());
     };
-    // Names the first group whose difference exceeds its bound, because later groups depend on its
-    // results.
+    // Names the first group whose difference exceeds its bound. Later groups may differ only
+    // because they depend on the results of this group.
     let named = groups.iter().find(|group| group.is_beyond).unwrap_or(worst);
     if named.is_beyond {
         let text = format!(

@@ -92,7 +92,7 @@ struct Checks<'a> {
     report: &'a mut PathReport,
     /// The number of stages that have ended.
     ended: usize,
-    /// The tolerances for those scenarios in which repeating a run gave other bits.
+    /// The tolerances for those scenarios in which a repeated run gave other bits.
     tolerances: Vec<(Scenario, Tolerance)>,
 }
 
@@ -165,7 +165,8 @@ impl<'a> Checks<'a> {
         Ok(())
     }
 
-    /// Checks that an epoch uses all its batches, in steps of the requested number of batches.
+    /// Checks that an epoch uses all its batches, and that its steps have the requested number of
+    /// batches.
     fn batches(&mut self, plain: &FinalState) -> Result<()> {
         let config = self.setup.config(Scenario::Epoch)?;
         let (batches, window) =
@@ -217,7 +218,7 @@ impl<'a> Checks<'a> {
         );
         self.same(Scenario::Overflowing, &what, &plain, &observed)?;
         self.followed(&what, &observation);
-        // With a policy, FP32 regions may cover the whole model, so that nothing overflows.
+        // A policy may put the whole model into FP32. Then nothing overflows.
         if observation.skipped == 0 && self.setup.job.overrides.is_empty() {
             self.findings.fail(Reason::Skip, "no step was skipped although the scale overflows");
         }
@@ -282,7 +283,8 @@ impl<'a> Checks<'a> {
         Ok(tolerance)
     }
 
-    /// Records that a rule that requires equal values holds, unless a failure was reported for it.
+    /// Records that a rule that requires equal values is kept, unless a failure was reported for
+    /// it.
     fn said(&mut self, rule: Reason, what: &str, over: impl Into<String>) {
         let is_held = self.findings.failures.iter().all(|failure| failure.reason != rule);
         self.findings.checked.push(Checked::equal(rule, what, over, is_held));

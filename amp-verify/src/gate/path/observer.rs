@@ -1,5 +1,5 @@
-//! Observes each step of a run and checks the rules of the training path. The results hold for the
-//! unobserved run as well, because the two runs must end with the same bits.
+//! Observes each step of a run and checks the rules of the training path. The results of the checks
+//! also apply to the unobserved run, because the two runs must end with the same bits.
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
@@ -31,11 +31,11 @@ use crate::{
 pub(super) struct Observation {
     pub(super) device: Device,
     pub(super) clip: Option<Clip>,
-    /// Another build of the model. When the run creates its optimizers, it becomes part of the
-    /// replay, which updates its weights in float64.
+    /// A second build of the model. When the run creates its optimizers, this build becomes part of
+    /// the replay, which updates its weights in float64.
     copy: Option<Box<dyn LightningModule>>,
     pub(super) replay: Option<Replay>,
-    /// The reason why there is no replay in float64; `None` if there is one.
+    /// The reason why there is no replay in float64. `None` if there is a replay.
     pub(super) no_replay: Option<String>,
     pub(super) reference: Option<Reference>,
     /// References with emulated rounding, which show how much rounding alone changes the gradients
@@ -49,7 +49,8 @@ pub(super) struct Observation {
     pub(super) skipped: u64,
     /// The number of steps so far, applied or skipped.
     attempts: u64,
-    /// The gradients of the current step: for each optimizer, its gradients by parameter.
+    /// The gradients of the current step. Each optimizer has one map, from the name of a parameter
+    /// to its gradient.
     gradients: Vec<BTreeMap<String, Tensor>>,
     /// Whether all losses of the current step are finite.
     finite_loss: bool,
@@ -61,7 +62,7 @@ pub(super) struct Observation {
     begun: bool,
 }
 
-/// A tensor of the model, with a copy (`held`) of its values before the step.
+/// A tensor of the model, and a copy (`held`) of its values from before the step.
 struct Before {
     name: String,
     role: Role,
@@ -69,7 +70,7 @@ struct Before {
     tensor: Tensor,
 }
 
-/// Observes a run. It is both an interceptor, which receives the batches, and a callback, which
+/// Observes a run in two roles. As an interceptor it receives the batches. As a callback it
 /// receives the gradients and the outcomes of steps.
 #[derive(Clone)]
 pub(super) struct Observer(pub(super) Rc<RefCell<Observation>>);
@@ -162,12 +163,13 @@ impl Observation {
             Some(Wrong::Rates(text)) => self.fail(Reason::Schedule, text),
             Some(Wrong::Update(text)) => self.fail(Reason::Update, text),
         }
-        // The replay ends at the first difference, because later ones would only follow from it.
+        // The replay ends at the first difference, because later differences would only follow from
+        // the first one.
         self.replay = None;
         Ok(())
     }
 
-    /// Checks that a skipped step left weights and buffers unchanged.
+    /// Checks that a skipped step changed neither weights nor buffers.
     fn check_unchanged(&mut self) -> Result<()> {
         let before = std::mem::take(&mut self.before);
         if all_equal(before.iter().map(|own| (&own.held, &own.tensor)))? {
@@ -249,7 +251,7 @@ impl Callback for Observer {
     }
 
     fn on_train_epoch_start(&mut self, hook: &mut Hook<'_>) -> Result<()> {
-        // Schedules may have advanced between epochs.
+        // Reads the learning rates again, because schedules may have advanced between epochs.
         self.0.borrow_mut().rates = rates(hook);
         Ok(())
     }

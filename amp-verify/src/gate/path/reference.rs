@@ -1,7 +1,7 @@
-//! Computes the gradient of each step's examples in 32-true, with the current weights of the
-//! observed run and the same dropout masks, so that only the rounding of this step differs. The
-//! layers run one at a time, and this module computes the mean over the batches of a step itself.
-//! So the comparison also checks fused kernels and the trainer's accumulation of gradients.
+//! Computes the gradient of each step's examples under 32-true, with the current weights of the
+//! observed run and the same dropout masks. So only the rounding of this one step differs. The
+//! layers run one at a time, and this module itself computes the mean over the batches of a step.
+//! So the comparison also checks fused kernels, and the trainer's accumulation of gradients.
 
 use std::{collections::BTreeMap, rc::Rc};
 
@@ -25,9 +25,8 @@ use crate::{
     scalars::{read, square, square_of_difference},
 };
 
-/// The smallest norm of a parameter's gradient, relative to the norm of the whole gradient, for
-/// which the parameter is compared on its own. A smaller gradient may consist mostly of rounding
-/// errors.
+/// A parameter is compared separately if the norm of its gradient is at least this fraction of the
+/// whole gradient's norm. A smaller gradient may consist mostly of rounding errors.
 const SHARE: f64 = 0.05;
 
 /// A model in 32-true that gets the weights of the observed run before each step.
@@ -35,18 +34,19 @@ pub(super) struct Reference {
     model: Box<dyn LightningModule>,
     policy: Policy,
     device: Device,
-    /// The sum of the weights of this step's batches so far. A batch's weight in the mean gradient
-    /// is its number of examples, for example.
+    /// The sum of the weights of this step's batches so far. The weight of a batch in the mean
+    /// gradient is, for example, its number of examples.
     weight: f64,
     /// The comparisons of the steps so far.
     pub(super) steps: Vec<Compared>,
     /// The largest relative difference of a loss in this step.
     loss: f64,
-    /// Whether the model draws random numbers in training.
+    /// Whether the model uses random numbers in training.
     pub(super) draws: bool,
     /// Counts the elements that dropout sets to zero in the first batch.
     pub(super) dropout: Rc<Counter>,
-    /// The rounding to emulate; `None` for plain 32-true.
+    /// The rounding to emulate. `None` means that the model runs under 32-true without emulated
+    /// rounding.
     rounding: Option<Rounding>,
 }
 
@@ -66,8 +66,8 @@ pub(super) struct Figures {
     pub(super) loss: f64,
 }
 
-/// For one step: how far the observed run is from the reference, and how far passes with emulated
-/// rounding on the same examples are from it.
+/// For one step, how far two kinds of passes are from the reference: the pass of the observed run,
+/// and the passes with emulated rounding on the same examples.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Compared {
     pub(super) found: Figures,
@@ -96,7 +96,7 @@ impl Reference {
         Self { rounding: Some(rounding), ..self }
     }
 
-    /// Begins a step: copies the weights of the observed run, rounds them if rounding is emulated,
+    /// Begins a step. Copies the weights of the observed run, rounds them if rounding is emulated,
     /// and clears the gradients.
     fn begin(&mut self, run: &dyn LightningModule) -> Result<()> {
         let own = named_tensors(self.model.as_ref());
@@ -122,8 +122,8 @@ impl Reference {
     }
 
     /// Runs a forward and a backward pass for a batch of the observed run. `random` is the state of
-    /// the random generator before the run's own pass, so that dropout zeroes the same elements,
-    /// and `loss` the loss of the run. Returns the loss of the reference.
+    /// the random generator before the observed run's forward pass, so that dropout zeroes the same
+    /// elements. `loss` is the loss of the observed run. Returns the loss of the reference.
     pub(super) fn add(
         &mut self,
         run: &dyn LightningModule,
@@ -164,8 +164,9 @@ impl Reference {
         Ok(own)
     }
 
-    /// Ends a step: compares the gradients of the observed run, and those of the passes with
-    /// emulated rounding, with the gradients of this reference.
+    /// Ends a step. Compares the gradients of the observed run with the gradients of this
+    /// reference. Also compares the gradients of the passes with emulated rounding with those of
+    /// this reference.
     pub(super) fn compare(
         &mut self,
         gradients: &[BTreeMap<String, Tensor>],
@@ -255,7 +256,7 @@ impl Reference {
     }
 
     /// Copies the weights and buffers of the observed run into the reference's model, and returns
-    /// it.
+    /// this model.
     pub(super) fn into_model(self, run: &dyn LightningModule) -> Result<Box<dyn LightningModule>> {
         let own = named_tensors(self.model.as_ref());
         for ((_, own, _), (_, run, _)) in own.into_iter().zip(named_tensors(run)) {
@@ -266,12 +267,13 @@ impl Reference {
     }
 }
 
-/// Computes |a − b|/|b|. Returns 0 for equal values, also for two zeros or two infinities.
+/// Computes |a − b|/|b|. If the two values are equal, returns 0, even for two zeros or two
+/// infinities.
 fn relative(a: f64, b: f64) -> f64 {
     if a == b { 0.0 } else { ((a - b) / b).abs() }
 }
 
-/// Returns the larger value; NaN counts as the largest.
+/// Returns the larger of two values. If one of them is NaN, returns NaN.
 pub(super) fn larger(a: f64, b: f64) -> f64 {
     if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
 }

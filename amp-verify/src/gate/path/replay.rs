@@ -1,8 +1,8 @@
 //! Repeats the updates of an observed run in float64, from the same gradients, to check clipping,
-//! optimizer steps and schedules. It uses elementwise operations of libtorch on the run's device.
-//! It does not use the trainer's unscaling, clipping and stepping, nor the code and kernels of the
-//! optimizers. Only an optimizer for which this module has no rule makes its step with its own
-//! code, in float64.
+//! optimizer steps and schedules. Uses elementwise operations of libtorch on the run's device. Does
+//! not use the trainer's code for unscaling, clipping and stepping, and not the code and the
+//! kernels of the optimizers. If this module has no rule for an optimizer, the optimizer's own code
+//! makes the step in float64.
 
 use std::collections::BTreeMap;
 
@@ -25,9 +25,9 @@ use crate::{
     scalars::{read, square, square_of_difference},
 };
 
-/// The accepted difference of weights, relative to the distance that they have moved, and of
-/// optimizer state, relative to its norm. It covers several f32 operations with a relative error of
-/// 2⁻²⁴ each.
+/// The accepted relative differences. The difference of weights is relative to the distance that
+/// the weights have moved. The difference of optimizer state is relative to its norm. The value
+/// covers several f32 operations with a relative error of 2⁻²⁴ each.
 const ROUNDING: f64 = 2e-5;
 
 /// The optimizers with f64 copies of the parameters.
@@ -36,8 +36,8 @@ pub(super) struct Replay {
     /// updates.
     _model: Box<dyn LightningModule>,
     scheduled: Vec<Scheduled>,
-    /// For each optimizer, the rule with which this module makes its steps; `None` if it has no
-    /// rule for the optimizer.
+    /// For each optimizer, the rule with which this module repeats its steps. `None` if this module
+    /// has no rule for the optimizer.
     rules: Vec<Option<Ruled>>,
     /// Copies of the run's parameters from before the first step, by name.
     initial: BTreeMap<String, Tensor>,
@@ -45,14 +45,14 @@ pub(super) struct Replay {
     steps: u64,
     /// The largest difference so far, divided by the accepted difference.
     pub(super) worst: f64,
-    /// The number of clipped steps.
+    /// The number of steps in which gradients were clipped.
     pub(super) clipped: u64,
 }
 
-/// The update rule of an optimizer, with the state that it needs.
+/// The update rule of an optimizer, and the state that the rule needs.
 struct Ruled {
     rule: Rule,
-    /// For each parameter, the number of its steps so far and its optimizer state.
+    /// For each parameter, the number of steps that it has made so far, and its optimizer state.
     kept: BTreeMap<String, (u64, Slots)>,
 }
 
@@ -62,21 +62,22 @@ struct Distance {
     what: String,
     /// The norm of the difference.
     off: f64,
-    /// The norm by which the difference is divided in a message.
+    /// The norm by which a message divides the difference.
     of: f64,
     /// The largest accepted norm of the difference.
     allowed: f64,
 }
 
-/// A sentence about a difference, either of the learning rates or of weights or optimizer state.
+/// A difference between the run and the repetition, as a sentence. `Rates` is a difference of
+/// learning rates. `Update` is a difference of weights or optimizer state.
 pub(super) enum Wrong {
     Rates(String),
     Update(String),
 }
 
 impl Replay {
-    /// Prepares to repeat the steps of `run`. `model` is another build of the same model and gets
-    /// the weights of `run`.
+    /// Prepares to repeat the steps of `run`. `model` is another build of the same model. It
+    /// receives the weights of `run`.
     pub(super) fn new(
         model: Box<dyn LightningModule>,
         run: &dyn LightningModule,
@@ -94,7 +95,8 @@ impl Replay {
             no_grad(|| own.shallow_clone().f_copy_(&run.f_detach()?.f_to_kind(kind)?))?;
         }
         let parameters = nn::parameters(model.as_ref());
-        // These copies have the dtype of the run, which takes at most half of the memory of f64.
+        // These copies have the dtype of the run, because f64 copies would take at least twice as
+        // much memory.
         let initial = nn::parameters(run)
             .iter()
             .map(|parameter| Ok((parameter.name.clone(), copy_of(&parameter.tensor)?)))
@@ -118,8 +120,8 @@ impl Replay {
         })
     }
 
-    /// Makes a step. `gradients` has for each optimizer its gradients by parameter, unscaled and
-    /// not yet clipped.
+    /// Makes a step in float64. `gradients` has one map for each optimizer, from the name of a
+    /// parameter to its gradient. The gradients are unscaled and not yet clipped.
     pub(super) fn step(&mut self, gradients: &[BTreeMap<String, Tensor>]) -> Result<()> {
         self.steps += 1;
         for own in gradients {
@@ -142,15 +144,16 @@ impl Replay {
         Ok(())
     }
 
-    /// Advances the schedules that advance after each epoch. Some of them depend on logged values.
+    /// Advances the schedules that advance after each epoch. A schedule may depend on the logged
+    /// values.
     pub(super) fn end_epoch(&mut self, logged: &[Logged]) -> Result<()> {
         self.scheduled
             .iter_mut()
             .try_for_each(|scheduled| scheduled.advance(Interval::Epoch, logged))
     }
 
-    /// Compares learning rates, weights and optimizer state of the run with those of the
-    /// repetition, after the same number of steps.
+    /// Compares the learning rates, weights and optimizer state of the run with those of the
+    /// repetition. The run and the repetition must have made the same number of steps.
     pub(super) fn compare(&mut self, run: &[Scheduled]) -> Result<Option<Wrong>> {
         for (own, run) in self.scheduled.iter().zip(run) {
             if own.rates() != run.rates() {
@@ -206,8 +209,8 @@ impl Replay {
         Ok(None)
     }
 
-    /// Compares the running averages of an optimizer. They show a wrong factor on the gradients,
-    /// which the steps of an adaptive optimizer hide.
+    /// Compares the running averages of an optimizer. They reveal a wrong factor on the gradients,
+    /// which has no effect on the steps of an adaptive optimizer.
     fn averages(&self, own: &State, run: &Scheduled) -> Result<Vec<Distance>> {
         let run_parameters = run.optimizer.parameters();
         let run = run.optimizer.state()?;
@@ -264,7 +267,7 @@ impl Replay {
         }
         let share = off / allowed;
         self.worst = self.worst.max(share);
-        // NaN exceeds every tolerance.
+        // A difference that is NaN exceeds every tolerance.
         (share.is_nan() || share > 1.0).then(|| {
             let clip = match self.clip {
                 Some(Clip::Norm(limit)) => format!(
@@ -327,8 +330,7 @@ fn step_with_own_code(scheduled: &mut Scheduled, own: &BTreeMap<&str, Tensor>) -
     scheduled.optimizer.step()
 }
 
-/// Clips the gradients as defined in torch's documentation, and returns whether clipping changed
-/// them.
+/// Clips the gradients as torch's documentation defines it. Returns whether clipping changed them.
 fn clipped(
     gradients: BTreeMap<&str, Tensor>,
     clip: Option<Clip>,

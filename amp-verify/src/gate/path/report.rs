@@ -16,18 +16,19 @@ pub struct PathReport {
     /// The number of batches in an epoch.
     pub batches: i64,
     /// The number of batches on which the run trained. It is smaller than `batches` if an epoch is
-    /// too long to be checked as a whole.
+    /// too long to be checked completely.
     pub followed: i64,
     /// The number of applied steps in the unobserved epoch.
     pub steps: u64,
-    /// The number of these steps that ran as a CUDA graph.
+    /// The number of steps in `steps` that ran as a CUDA graph.
     pub replayed: u64,
-    /// The reason why the model itself needs access within each step, for example a hook. This
-    /// prevents CUDA graphs and clipping within the step. Null if the model needs no such access.
+    /// The reason why the model itself needs access to the values within a step, for example a
+    /// hook. This access prevents CUDA graphs and clipping within the step. Null if the model needs
+    /// no such access.
     pub watched_by_itself: Option<String>,
     /// The trainer's notes on the run, for example why there are no graphs.
     pub notes: Vec<String>,
-    /// The results of the checks.
+    /// The result of each check.
     pub checked: Vec<Checked>,
 }
 

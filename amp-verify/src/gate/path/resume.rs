@@ -1,5 +1,5 @@
-//! Checks two things in short runs: clipping, and saving a run half way and resuming it in a new
-//! model.
+//! Checks two things in short runs: that gradients are clipped, and that a run can be saved half
+//! way and resumed in a new model.
 
 use amp_core::Result;
 
@@ -12,8 +12,8 @@ use super::{
 use crate::{faults::Fault, gate::reason::Reason};
 
 impl Checks<'_> {
-    /// Checks runs whose gradients are clipped to the norm `limit`, whatever the model's own limit
-    /// is. Then checks that such a run can be saved and resumed.
+    /// Checks runs whose gradients are clipped to the norm `limit`, in place of the model's own
+    /// limit. Then checks that such a run can be saved and resumed.
     pub(super) fn clipped(&mut self, limit: f64) -> Result<()> {
         if !(limit > 0.0 && limit.is_finite()) {
             self.findings
@@ -45,7 +45,7 @@ impl Checks<'_> {
                 false => Tolerance::default(),
             };
             let difference = match Fault::loses_state(self.setup.job.fault) {
-                // With this fault the resumed run starts its counters at zero, so only its tensors
+                // This fault makes the resumed run start its counters at zero, so only its tensors
                 // are compared.
                 true => plain.tensors_differ(state, &tolerance)?,
                 false => plain.difference(state, &tolerance)?,

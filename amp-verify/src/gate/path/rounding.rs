@@ -1,8 +1,8 @@
-//! Checks how each 16-bit layer rounds. The layer runs on rounded inputs and is compared with
-//! float64 on the same inputs. Rounding to nearest gives errors with mean zero; truncation gives
-//! errors with a nonzero mean. The expected size of the errors follows from the rounding of
-//! parameters and results. If errors are larger, the layer loses precision inside. If there is no
-//! error, the layer does not compute in 16 bits.
+//! Checks how each 16-bit layer rounds. The layer runs on rounded inputs, and its results are
+//! compared with results in float64 on the same inputs. Rounding to nearest gives errors with mean
+//! zero. Truncation gives errors with a nonzero mean. The expected size of the errors follows from
+//! the rounding of parameters and results. If the errors are larger, the layer loses precision
+//! inside. If there are no errors, the layer does not compute in 16 bits.
 
 use amp_core::{Result, tch::Kind};
 
@@ -19,11 +19,11 @@ use crate::{
 /// The accepted mean of a layer's rounding errors, divided by their root mean square. Truncation
 /// towards zero gives 0.87.
 const MEAN: f64 = 0.4;
-/// If the mean of a layer's errors is less than this many standard errors from zero, chance may
-/// explain it, and it is not judged.
+/// If the mean of a layer's errors is less than this number of standard errors from zero, chance
+/// may explain the mean. It is then not judged.
 const CHANCE: f64 = 6.0;
 
-/// Measures the layers on the first training examples, and checks them.
+/// Measures the layers on the first training examples, and checks how they round.
 pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
     let precision = setup.precision;
     if matches!(precision.compute(), Kind::Float | Kind::Double) {
@@ -54,8 +54,8 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
 /// Checks that the layers round to nearest.
 fn mean(report: &layers::Report, findings: &mut Findings) {
     let (mut worst, mut layer) = (0.0, "");
-    // Layers without weights are left out. Such a layer may multiply by a constant, as dropout
-    // does. The constant is rounded, so the errors of all products have the same sign.
+    // Layers without weights are left out. Dropout, for example, multiplies all elements by a
+    // constant. The constant is rounded, so the errors of all products have the same sign.
     let weighed = report.layers.iter().filter(|layer| layer.weight_gradient.is_some());
     let count = weighed.clone().count();
     for own in weighed {
@@ -125,7 +125,8 @@ fn exponents(report: &layers::Report, own: &[Own], findings: &mut Findings) {
 /// Checks that the layers compute in 16 bits and round only once.
 fn width(own: &[Own], findings: &mut Findings) {
     let mut wrong = None;
-    // Only the first difference is reported. Values come first, because gradients follow from them.
+    // Only the first difference is reported. Values are compared before gradients, because
+    // gradients follow from values.
     for kind in [layers::Kind::Forward, layers::Kind::InputGradient] {
         let what = if kind == layers::Kind::Forward { "values" } else { "gradients" };
         for Own { path, .. } in own.iter().filter(|own| own.wide.contains(&kind)) {

@@ -39,7 +39,8 @@ impl Options<'_> {
 }
 
 impl Rule {
-    /// Returns the rule for the optimizer with this name, or `None` for other optimizers.
+    /// Returns the update rule for the optimizer with this name. Returns `None` if this module has
+    /// no rule for the optimizer.
     pub(super) fn of(optimizer: &str) -> Option<Self> {
         match optimizer {
             "Adam" => Some(Self::Adam { decoupled: false }),
@@ -51,8 +52,8 @@ impl Rule {
         }
     }
 
-    /// Updates a parameter and its state in place. `step` is the number of this step, counted from
-    /// 1.
+    /// Updates a parameter and its optimizer state in place. `step` is the number of this step,
+    /// counted from 1.
     pub(super) fn step(
         self,
         options: &Map<String, Value>,
@@ -147,8 +148,8 @@ impl Rule {
     }
 }
 
-/// Updates the running average `name` with the value `new`, and returns it. The average starts at
-/// zero.
+/// Updates the running average `name` with the value `new`, and returns the average. The average
+/// starts at zero.
 fn mix(slots: &mut Slots, name: &'static str, decay: f64, new: &Tensor) -> Result<Tensor> {
     let new = new.f_mul_scalar(1.0 - decay)?;
     let average = match slots.get(name) {
@@ -175,8 +176,8 @@ mod tests {
         ((places * speed + phase).sin() * 0.3).view([3, 4])
     }
 
-    /// In float64 each rule gives the same weights and state as the optimizer of amp-core. Other
-    /// tests show that amp-core's optimizers give the same bits as torch's.
+    /// Checks that each rule in float64 gives the same weights and state as the optimizer of
+    /// amp-core. Other tests check that amp-core's optimizers give the same bits as torch's.
     #[rstest]
     #[case::adamw(&AdamW { weight_decay: 0.3, ..AdamW::default() })]
     #[case::adamw_betas(&AdamW { betas: (0.7, 0.95), eps: 1e-3, fused: false, ..AdamW::default() })]

@@ -44,10 +44,11 @@ pub(super) const LOW_SCALE: f64 = 1024.0;
 /// A loss scale with which steps overflow: f16 gradients above 65504/2³⁴ = 3.8e-6 become infinite.
 pub(super) const HIGH_SCALE: f64 = 17_179_869_184.0;
 
-/// The kinds of runs, each with its own options.
+/// The kinds of runs. Each kind has other trainer options.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Scenario {
-    /// An epoch with its validation, with the model's own options and a constant scale.
+    /// An epoch and its validation, with the options that the model declares and a constant loss
+    /// scale.
     Epoch,
     /// A few steps with gradients clipped to this norm.
     Clipped(f64),
@@ -56,7 +57,7 @@ pub(super) enum Scenario {
     Overflowing,
 }
 
-/// A case under one precision, and the limits within which it is checked.
+/// A case under one precision, and the limits on time and work within which it is checked.
 pub(super) struct Setup<'a> {
     pub(super) job: &'a Job,
     pub(super) case: &'a Case,
@@ -66,7 +67,7 @@ pub(super) struct Setup<'a> {
 }
 
 impl Setup<'_> {
-    /// Describes the model and the batch in the form in which layers are measured.
+    /// Returns the model and the batch in the form that the measurement of layers requires.
     pub(super) fn subject<'s>(
         &self,
         build: &'s dyn Fn() -> Result<Box<dyn LightningModule>>,
@@ -81,7 +82,7 @@ impl Setup<'_> {
         }
     }
 
-    /// Returns the number of batches in an epoch with these options.
+    /// Returns how many batches an epoch has with these trainer options.
     pub(super) fn batches(&self, config: &TrainerConfig) -> Result<i64> {
         let loader = self.case.data.train_loader(config.policy(), 0)?;
         Ok(loader.limited(config.loops.limit_train_batches).batches())
@@ -113,7 +114,8 @@ impl Setup<'_> {
                 config.optimization.gradient_clip = Some(Clip::Norm(limit));
             }
             Scenario::Overflowing => {
-                // This ends a run in which every step is skipped.
+                // If every step is skipped, `max_steps` is never reached. Then `max_epochs` ends
+                // the run.
                 config.max_epochs = 12;
                 config.max_steps = Some(SCALED_STEPS);
                 config.numerics.scaler.init_scale = HIGH_SCALE;
@@ -152,8 +154,8 @@ impl Setup<'_> {
         self.fit(self.config(scenario)?, Vec::new(), None)
     }
 
-    /// Creates references with emulated rounding, each with other random numbers. There are as many
-    /// as are needed to compute the bounds for an epoch of `windows` steps.
+    /// Creates references with emulated rounding. Each one uses other random numbers. There are as
+    /// many references as the bounds of an epoch with `windows` steps require.
     fn rounded(&self, windows: i64) -> Result<Vec<Reference>> {
         let overrides = Rc::new(self.job.overrides.clone());
         let mut model = self.case.build()?;
@@ -257,7 +259,7 @@ impl Callback for Saver {
     }
 }
 
-/// Creates a temporary folder. It is removed when the returned value is dropped.
+/// Creates a temporary folder. The folder is removed when the returned value is dropped.
 pub(super) fn folder() -> Result<tempfile::TempDir> {
     tempfile::tempdir().map_err(|error| Error::io("a temporary folder", error))
 }

@@ -1,4 +1,4 @@
-//! How far two runs of the same steps may differ on a device on which repeating a run gives other
+//! How far two runs of the same steps may differ, on a device on which a repeated run gives other
 //! bits.
 
 use std::collections::BTreeMap;
@@ -11,13 +11,13 @@ use amp_core::{
 use super::final_state::{dot, exact};
 use crate::scalars::all_equal;
 
-/// The smallest tolerance if repeating a run gives other bits, relative to a tensor's norm.
+/// The smallest tolerance if a repeated run gives other bits, relative to the norm of a tensor.
 const LEAST: f64 = 0.05;
-/// A tensor may differ by this multiple of its difference in a repeated run.
+/// A tensor may differ by this multiple of the difference that it has in a repeated run.
 const REPEATED: f64 = 4.0;
 
 /// For each tensor, the accepted difference between two runs of the same steps, relative to the
-/// tensor's norm. By default no bit may differ.
+/// norm of the tensor. By default no bit may differ.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Tolerance {
     least: f64,
@@ -25,11 +25,11 @@ pub(super) struct Tolerance {
 }
 
 impl Tolerance {
-    /// Computes the tolerance from two runs of the same steps that gave different bits. For each
-    /// tensor it is the larger of 5 % and four times the tensor's difference between these runs.
-    /// Some tensors need more than 5 %: the gradient of the bias of an attention's keys, for
-    /// example, consists of rounding errors alone, and an adaptive optimizer turns it into steps of
-    /// full size.
+    /// Computes the tolerance from two runs of the same steps that gave different bits. The
+    /// tolerance of a tensor is four times its difference between these runs, and at least 5 %.
+    /// Some tensors need more than 5 %. For example, the gradient of the bias of an attention's
+    /// keys consists of rounding errors alone, and an adaptive optimizer turns this gradient into
+    /// steps of full size.
     pub(super) fn of_repeated(
         run: &[(String, Tensor)],
         again: &[(String, Tensor)],
@@ -44,12 +44,13 @@ impl Tolerance {
         Ok(Self { least: LEAST, own })
     }
 
-    /// Returns whether no bit may differ.
+    /// Returns whether the tolerance accepts no difference at all.
     pub(super) fn is_zero(&self) -> bool {
         self.least == 0.0
     }
 
-    /// Describes the first tensor that differs by more than its tolerance.
+    /// Describes the first tensor that differs by more than its tolerance. Returns `None` if there
+    /// is none.
     pub(super) fn exceeded(
         &self,
         run: &[(String, Tensor)],
@@ -72,7 +73,7 @@ impl Tolerance {
             }
             let distance = relative(own, &other)?;
             let allowed = self.own.get(name).map_or(self.least, |own| own.max(self.least));
-            // NaN exceeds every tolerance.
+            // A distance that is NaN exceeds every tolerance.
             if distance.is_nan() || distance > allowed {
                 return Ok(Some(format!("`{name}` differs by {distance:.1e} of its norm")));
             }

@@ -1,10 +1,10 @@
 //! The stages in which the gate checks the rules of the training path. If the time limit ends the
-//! checks early, the rules of the remaining stages are listed as not judged.
+//! checks early, reports list the rules of the remaining stages as not judged.
 
 use super::run::Setup;
 use crate::gate::{checked::Findings, deadline::OVER, reason::Reason};
 
-/// A stage and the rules that it judges.
+/// A stage, and the rules that are judged in it.
 pub(super) struct Stage {
     pub(super) name: &'static str,
     rules: &'static [Reason],
@@ -53,7 +53,7 @@ pub(super) const STAGES: &[Stage] = &[
     },
 ];
 
-/// Records the rules of all stages after the first `ended` ones as not judged.
+/// Records that the rules of all stages after the first `ended` stages were not judged.
 pub(super) fn unjudged(setup: &Setup<'_>, ended: usize, findings: &mut Findings) {
     for stage in STAGES[ended..].iter().filter(|stage| (stage.runs)(setup)) {
         for rule in stage.rules {
@@ -123,7 +123,8 @@ mod tests {
         }
     }
 
-    /// For each remaining stage that applies on a CPU, every rule is listed as not judged.
+    /// Checks that every rule of the remaining stages is listed as not judged, except for stages
+    /// that do not apply on a CPU.
     #[rstest]
     #[case::all(0, Precision::F16Mixed, 17)]
     #[case::unscaled(0, Precision::Bf16Mixed, 14)]
@@ -147,8 +148,8 @@ mod tests {
         Ok(())
     }
 
-    /// If the deadline has passed, a job ends without failures, and every rule of the job is listed
-    /// as not judged.
+    /// Checks that a job whose deadline has passed ends without failures, and that each rule of the
+    /// job is listed as not judged.
     #[test]
     fn a_run_ends_with_its_time() -> Result<()> {
         let deadline = Deadline::within(Some(Duration::ZERO));

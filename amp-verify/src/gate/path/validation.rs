@@ -1,6 +1,6 @@
-//! Checks validation: two validations of the same weights must log the same bits and change no
-//! tensor, and the values must be those that the run itself logged. The validation loss must be
-//! close to 32-true's.
+//! Checks validation. Two validations of the same weights must log the same bits and change no
+//! tensor. The logged values must be those that the run itself logged. The validation loss must be
+//! close to the loss under 32-true.
 
 use amp_core::{LightningModule, Result, Trainer, log::Logged, nn::named_tensors, random};
 
@@ -19,7 +19,8 @@ use crate::{
     scalars::all_equal,
 };
 
-/// Validates the trained model twice, and once more in 32-true, and compares the results.
+/// Validates the trained model twice under the precision and once under 32-true. Compares the
+/// results.
 pub(super) fn check(
     setup: &Setup<'_>,
     findings: &mut Findings,
@@ -88,8 +89,8 @@ fn value(logged: &[Logged], name: &str) -> Option<f64> {
     logged.iter().find(|logged| logged.name == name).map(|logged| logged.value)
 }
 
-/// Returns the first logged value that differs from the value with the same name in `other`. Names
-/// that `other` does not have are skipped.
+/// Returns the first logged value that differs from the value with the same name in `other`.
+/// Ignores names that `other` does not have.
 fn difference(logged: &[Logged], other: impl Fn(&str) -> Option<f64>) -> Option<(&str, f64, f64)> {
     let both =
         logged.iter().filter_map(|own| Some((own.name.as_str(), own.value, other(&own.name)?)));
